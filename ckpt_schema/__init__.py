@@ -1,0 +1,91 @@
+"""Structural-typing schemas and lenses for Flax checkpoints.
+
+Declare the layouts you expect as typed classes, derive the lens between them, and use it: ``lens.get``, ``lens.put``, a sharded
+Orbax restore or save through it. Everything is loaded on first use; importing this package costs no more than jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckpt_schema import orbax as orbax
+    from ckpt_schema.conformance import Report as Report
+    from ckpt_schema.conformance import assert_conforms as assert_conforms
+    from ckpt_schema.conformance import check as check
+    from ckpt_schema.errors import CheckpointMismatchError as CheckpointMismatchError
+    from ckpt_schema.errors import CkptSchemaError as CkptSchemaError
+    from ckpt_schema.errors import ConformanceError as ConformanceError
+    from ckpt_schema.errors import DerivationError as DerivationError
+    from ckpt_schema.errors import Mismatch as Mismatch
+    from ckpt_schema.errors import SchemaError as SchemaError
+    from ckpt_schema.frameworks import linen as linen
+    from ckpt_schema.frameworks import nnx as nnx
+    from ckpt_schema.inference import infer as infer
+    from ckpt_schema.leaves import Key as Key
+    from ckpt_schema.leaves import fresh_key as fresh_key
+    from ckpt_schema.lens.core import Lens as Lens
+    from ckpt_schema.lens.core import derive as derive
+    from ckpt_schema.lens.derive import private as private
+    from ckpt_schema.lens.derive import rename as rename
+    from ckpt_schema.schema import Schema as Schema
+    from ckpt_schema.schema import Stream as Stream
+    from ckpt_schema.schema import field as field
+    from ckpt_schema.schema import layout as layout
+    from ckpt_schema.table import Layout as Layout
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "conformance": ("Report", "assert_conforms", "check"),
+    "errors": ("CheckpointMismatchError", "CkptSchemaError", "ConformanceError", "DerivationError", "Mismatch", "SchemaError"),
+    "inference": ("infer",),
+    "table": ("Layout",),
+    "leaves": ("Key", "fresh_key"),
+    "lens.core": ("Lens", "derive"),
+    "lens.derive": ("private", "rename"),
+    "schema": ("Schema", "Stream", "field", "layout"),
+}
+_MODULES = {"linen": "frameworks.linen", "nnx": "frameworks.nnx", "orbax": "orbax"}
+_NAMES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CheckpointMismatchError",
+    "CkptSchemaError",
+    "ConformanceError",
+    "DerivationError",
+    "Key",
+    "Layout",
+    "Lens",
+    "Mismatch",
+    "Report",
+    "Schema",
+    "SchemaError",
+    "Stream",
+    "assert_conforms",
+    "check",
+    "derive",
+    "field",
+    "fresh_key",
+    "infer",
+    "layout",
+    "linen",
+    "nnx",
+    "orbax",
+    "private",
+    "rename",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name from its module on first use."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

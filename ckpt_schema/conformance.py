@@ -1,0 +1,355 @@
+"""Conformance: which leaf of a tree is which row of a layout, and everything that is wrong with it, at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ckpt_schema import dims as dims_
+from ckpt_schema import leaves, paths
+from ckpt_schema.dims import Binder
+from ckpt_schema.errors import ConformanceError, Mismatch, format_faults
+from ckpt_schema.paths import Index, Key, KeyPath
+from ckpt_schema.schema import Schema, layout
+from ckpt_schema.table import Layout, Row, Slot, slots_of
+from ckpt_schema.trees import FlatTree, Tree, flatten
+
+__all__ = ["Match", "Matcher", "Report", "assert_conforms", "check"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """What `check` found; falsy when the tree conforms.
+
+    Attributes:
+        layout: The layout's name.
+        mismatches: Every fault, in natural order of their paths.
+        dims: The dims as they were bound, in elements.
+        notes: Where each dim was bound.
+    """
+
+    layout: str
+    mismatches: tuple[Mismatch, ...]
+    dims: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is any fault."""
+        return bool(self.mismatches)
+
+    def __len__(self) -> int:
+        """The number of faults."""
+        return len(self.mismatches)
+
+    def __iter__(self) -> Iterator[Mismatch]:
+        """The faults, in order."""
+        return iter(self.mismatches)
+
+    def __eq__(self, other: object) -> bool:
+        """Equality of the faults alone, so that ``check(...) == []`` reads as it should."""
+        if isinstance(other, Report):
+            return self.mismatches == other.mismatches
+        return list(self.mismatches) == other if isinstance(other, list) else NotImplemented
+
+    def __hash__(self) -> int:
+        """The hash of the faults."""
+        return hash(self.mismatches)
+
+    def __str__(self) -> str:
+        """The faults as an error would print them."""
+        if not self.mismatches:
+            return f"conforms to {self.layout}"
+        header = f"the tree does not conform to {self.layout}: {len(self.mismatches)} fault(s)"
+        return format_faults(header, self.mismatches, self.notes)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Match:
+    """A tree held against a layout.
+
+    Attributes:
+        flat: The tree, flattened.
+        slots: Which leaf (by position) is which slot of the layout.
+        report: The faults.
+    """
+
+    flat: FlatTree
+    slots: Mapping[Slot, int]
+    report: Report
+
+
+class _Trie:
+    """The key patterns of a layout by segment; literal keys are looked up, index symbols tried in turn."""
+
+    __slots__ = ("literals", "row", "symbols")
+
+    def __init__(self) -> None:
+        self.literals: dict[Key, _Trie] = {}
+        self.symbols: list[tuple[Index, _Trie]] = []
+        self.row: int | None = None
+
+    def child(self, segment: Key | Index) -> _Trie:
+        """The node below ``segment``, made if need be."""
+        if not isinstance(segment, Index):
+            return self.literals.setdefault(segment, _Trie())
+        for symbol, node in self.symbols:
+            if symbol == segment:
+                return node
+        self.symbols.append((segment, _Trie()))
+        return self.symbols[-1][1]
+
+
+class Matcher:
+    """Finds the slot of a key path in one layout. Built once per layout; then a few dict look-ups per leaf."""
+
+    def __init__(self, table: Layout) -> None:
+        """Reads the key patterns of ``table``."""
+        self.layout = table
+        self._root = _Trie()
+        for number, row in enumerate(table.rows):
+            node = self._root
+            for segment in row.key:
+                node = node.child(segment)
+            node.row = number
+
+    def slot(self, key: KeyPath, *, stored: bool) -> Slot | None:
+        """The slot ``key`` spells, with or without the ``value`` level of a Variable or box; None if there is none.
+
+        Args:
+            key: The key path of a leaf.
+            stored: Whether strings of digits may stand for int keys.
+        """
+        node, indices = self._root, ()
+        for position, segment in enumerate(key):
+            step = _step(node, segment)
+            if step is None and stored and isinstance(segment, str) and segment.isdecimal():
+                step = _step(node, int(segment))
+            if step is None:
+                wrapper = node.row is not None and segment == "value" and position == len(key) - 1
+                return (node.row, indices) if wrapper and node.row is not None else None
+            node, found = step
+            if found is not None:
+                indices = (*indices, found)
+        return None if node.row is None else (node.row, indices)
+
+    def match(self, tree: Tree, binder: Binder | None = None) -> Match:
+        """Holds ``tree`` against the layout; collects every fault, raises none.
+
+        Args:
+            tree: The tree.
+            binder: Dims that are known already; learns those of the tree.
+
+        Raises:
+            ConformanceError: The tree cannot be flattened at all.
+        """
+        flat = flatten(tree)
+        slots: dict[Slot, int] = {}
+        faults: list[Mismatch] = []
+        strays: list[int] = []
+        for position, key in enumerate(flat.keys):
+            slot = self.slot(key, stored=flat.stored)
+            if slot is None:
+                strays.append(position)
+            elif slots.setdefault(slot, position) != position:
+                both = f"{paths.format_path(flat.keys[slots[slot]])} and {paths.format_path(key)}"
+                faults.append(Mismatch(paths.format_path(key), "ambiguous", "one leaf for a row", both))
+        binder = Binder() if binder is None else binder
+        self._bind(flat, slots, binder)
+        faults += self._pair(list(self._missing(slots, binder)), strays, flat)
+        faults += self._leaf_faults(flat, slots, binder)
+        faults.sort(key=lambda fault: paths.natural(fault.path))
+        report = Report(self.layout.name, tuple(faults), dict(binder.sizes), tuple(binder.notes(self.layout.names())))
+        return Match(flat, slots, report)
+
+    def _bind(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
+        counts: dict[tuple[dims_.Dim, int], tuple[int, str]] = {}
+        rows = self.layout.rows
+        for (number, indices), position in slots.items():
+            row = rows[number]
+            found = leaves.signature(flat.leaves[position])
+            stored = row.dims if row.repeats else row.leaf.dims
+            if stored and found is not None and len(found[0]) == len(stored):
+                binder.see(stored, found[0], paths.format_path(flat.keys[position]))
+            for level, index in enumerate(indices):
+                at = (row.unrolled[level], level)
+                if counts.get(at, (0, ""))[0] <= index:
+                    counts[at] = (index + 1, f"the number of {paths.format_path(row.key)}")
+        for (dim, _), (count, origin) in counts.items():
+            binder.see_dim(dim, count, origin)
+        binder.settle()
+
+    def _missing(self, slots: Mapping[Slot, int], binder: Binder) -> Iterator[tuple[str, Row]]:
+        for number, row in enumerate(self.layout.rows):
+            if row.optional:
+                continue
+            if not row.unrolled:
+                if (number, ()) not in slots:
+                    yield paths.format_path(row.key), row
+                continue
+            if any(dims_.size_of(dim, binder.sizes) is None for dim in row.unrolled):
+                yield paths.format_path(row.key), row
+                continue
+            for indices in slots_of(row, binder.sizes):
+                if (number, indices) not in slots:
+                    yield paths.format_path(paths.fill(row.key, indices)), row
+
+    def _pair(self, absent: list[tuple[str, Row]], strays: list[int], flat: FlatTree) -> Iterator[Mismatch]:
+        """Missing and extra leaves, each with the likeliest other half."""
+        spelled = {paths.format_path(flat.keys[p]): p for p in strays}
+        for path, row in absent:
+            expected = f"{row.leaf.dtype}[{dims_.format_dims(row.dims)}]"
+            hint = _near(path, list(spelled)) or ("it has a default" if row.default else "")
+            yield Mismatch(path, "missing", expected, "nothing", hint)
+        wanted = [path for path, _ in absent]
+        for path, position in spelled.items():
+            key, value = flat.keys[position], flat.leaves[position]
+            if not flat.stored and self.slot(key, stored=True) is not None:
+                hint = "a save turns int keys into strings; convert them back, or pass the tree as it was loaded"
+                yield Mismatch(path, "key", "an int key", "a string of digits", hint)
+            else:
+                yield Mismatch(path, "extra", "nothing", leaves.describe(value), _near(path, wanted))
+
+    def _leaf_faults(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> Iterator[Mismatch]:
+        seen: dict[tuple[Any, ...], bool] = {}
+        rows = self.layout.rows
+        for (number, indices), position in slots.items():
+            row, value = rows[number], flat.leaves[position]
+            found = leaves.signature(value)
+            token = (row.leaf, row.repeats, found)
+            if leaves.is_scalar(value) or not seen.get(token, False):
+                fault = _leaf_fault(row, value, found, binder)
+                seen[token] = fault is None
+                if fault is not None:
+                    yield dataclasses.replace(fault, path=paths.format_path(flat.keys[position]))
+            yield from _outside(row, indices, binder, flat.keys[position])
+
+
+def _outside(row: Row, indices: tuple[int, ...], binder: Binder, key: KeyPath) -> Iterator[Mismatch]:
+    for dim, index in zip(row.unrolled, indices, strict=True):
+        size = dims_.size_of(dim, binder.sizes)
+        if size is not None and index >= size:
+            name = dims_.format_dim(dim)
+            hint = "".join(binder.notes({name}))
+            yield Mismatch(paths.format_path(key), "extra", f"{size} repeats ({name})", f"index {index}", hint)
+
+
+def _step(node: _Trie, segment: Key) -> tuple[_Trie, int | None] | None:
+    literal = node.literals.get(segment)
+    if literal is not None:
+        return literal, None
+    for symbol, below in node.symbols:
+        index = symbol.index(segment)
+        if index is not None:
+            return below, index
+    return None
+
+
+def _leaf_fault(row: Row, value: Any, found: tuple[tuple[int, ...], str] | None, binder: Binder) -> Mismatch | None:
+    """What is wrong with one found leaf, its path left open; None when nothing is."""
+    leaf = row.stored
+    if found is None:
+        return Mismatch("", "leaf", _expect(leaf, binder), leaves.describe(value), "an array, a ShapeDtypeStruct or a number")
+    if leaves.is_scalar(value):
+        if leaves.accepts(leaf, value):
+            return None
+        kind = "cast" if found[1] == "int" and not leaf.dims else "dtype"
+        return Mismatch("", kind, _expect(leaf, binder), leaves.describe(value), "the value must fit the dtype exactly")
+    shape, dtype = found
+    if dtype != leaf.dtype:
+        return _dtype_fault(leaf, value, dtype, binder)
+    if len(shape) != len(leaf.dims):
+        return Mismatch("", "shape", _expect(leaf, binder), leaves.describe(value), f"rank {len(leaf.dims)} is declared")
+    expected = tuple(
+        size if known is None else known
+        for size, known in zip(shape, (dims_.size_of(dim, binder.sizes) for dim in leaf.dims), strict=True)
+    )
+    open_fault = next((f for f in map(_open_dim, leaf.dims, shape, [binder] * len(shape)) if f), "")
+    if leaves.conforms(leaf.dtype, expected, shape, dtype) and not open_fault:
+        return None
+    origins = binder.notes(dims_.names(leaf.dims))
+    return Mismatch("", "shape", _expect(leaf, binder), leaves.describe(value), open_fault or "".join(origins))
+
+
+def _open_dim(dim: dims_.Dim, size: int, binder: Binder) -> str:
+    """Why ``size`` cannot be a product whose names are not all bound; empty when it can."""
+    known = [f if isinstance(f, int) else binder.sizes.get(f) for f in dim]
+    if None not in known:
+        return ""
+    rest = 1
+    for factor in known:
+        rest *= factor if factor is not None else 1
+    return "" if rest and size % rest == 0 else f"{size} is no multiple of {rest} in {dims_.format_dim(dim)}"
+
+
+def _dtype_fault(leaf: leaves.Leaf, value: Any, dtype: str, binder: Binder) -> Mismatch:
+    expected, found = _expect(leaf, binder), leaves.describe(value)
+    if leaf.is_key and dtype.startswith("key<"):
+        hint = "a key never changes its implementation; declare the one the state has"
+        return Mismatch("", "impl", expected, found, hint)
+    if leaf.is_key:
+        hint = "raw key data: wrap it with jax.random.wrap_key_data(data, impl=...), with the impl it was made with"
+        return Mismatch("", "dtype", expected, found, hint)
+    if dtype.startswith("key<"):
+        return Mismatch("", "dtype", expected, found, 'a typed key: declare Key["..."] or take jax.random.key_data of it')
+    return Mismatch("", "dtype", expected, found, "nothing is cast silently; cast it yourself, or declare this dtype")
+
+
+def _expect(leaf: leaves.Leaf, binder: Binder) -> str:
+    return f"{leaf.dtype}[{dims_.format_dims(leaf.dims, binder.sizes)}]"
+
+
+def _near(path: str, others: list[str]) -> str:
+    """A likely other spelling among ``others``, as a hint."""
+    if len(others) > 200:  # quadratic, and a list that long says something else is wrong
+        return ""
+    close = difflib.get_close_matches(path, others, n=1, cutoff=0.75)
+    return f"near: {close[0]}" if close else ""
+
+
+def check(source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | None = None) -> Report:
+    """Everything in which ``tree`` differs from a layout.
+
+    Args:
+        source: A schema class or a layout.
+        tree: Arrays, ``ShapeDtypeStruct``s or tracers in any container of the layout.
+        dims: Sizes that are known beforehand, in elements.
+
+    Returns:
+        A report; falsy, and equal to ``[]``, when the tree conforms.
+
+    Raises:
+        ConformanceError: jax cannot flatten the tree.
+
+    Example:
+        >>> import jax
+        >>> from jaxtyping import Array, Float32
+        >>> class Norm(Schema):
+        ...     scale: Float32[Array, " embed"]
+        >>> check(Norm, {"scale": jax.ShapeDtypeStruct((8,), "float32")}).dims
+        {'embed': 8}
+        >>> print(check(Norm, {"scales": jax.ShapeDtypeStruct((8,), "float32")}))
+        the tree does not conform to Norm: 2 fault(s)
+          scale   expected float32[embed], found nothing
+                  -> near: scales
+          scales  expected nothing, found float32[8]
+                  -> near: scale
+    """
+    return Matcher(layout(source)).match(tree, Binder(dims)).report
+
+
+def assert_conforms(source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | None = None) -> Mapping[str, int]:
+    """Raises unless ``tree`` conforms; arguments as for `check`.
+
+    Returns:
+        The dims as they were bound, in elements.
+
+    Raises:
+        ConformanceError: With every fault.
+    """
+    report = check(source, tree, dims)
+    if report:
+        header = f"the tree does not conform to {report.layout}: {len(report)} fault(s)"
+        raise ConformanceError(header, report.mismatches, report.notes)
+    return report.dims

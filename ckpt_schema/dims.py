@@ -1,0 +1,176 @@
+"""Dimension strings, the dims they denote, and the binding of names to sizes.
+
+A dim is a product of names and integers, major factor first: ``3*heads*head_dim``. Order matters, for it says how the axis
+splits. Names bind across a whole tree: one name, one size; a conflict names both origins.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = [
+    "Binder",
+    "Dim",
+    "Dims",
+    "factors",
+    "format_dim",
+    "format_dims",
+    "names",
+    "parse_dims",
+    "rename",
+    "size_of",
+    "sizes_of",
+]
+
+Dim = tuple[str | int, ...]
+"""The factors of one axis, major first; ``()`` never occurs."""
+
+Dims = tuple[Dim, ...]
+"""One dim per axis."""
+
+_FACTOR = re.compile(r"[A-Za-z_]\w*|\d+")
+
+
+def parse_dims(text: str) -> Dims:
+    """The dims that a jaxtyping dimension string denotes.
+
+    Args:
+        text: Axes separated by blanks; each a name, an integer, or a product of them with ``*``.
+
+    Raises:
+        SchemaError: An axis is variadic, anonymous, broadcastable or no product. A layout gives every axis a size.
+
+    Example:
+        >>> parse_dims("embed 3*heads*head_dim")
+        (('embed',), (3, 'heads', 'head_dim'))
+    """
+    return tuple(_parse_dim(axis, text) for axis in text.split())
+
+
+def _parse_dim(axis: str, whole: str) -> Dim:
+    parts = axis.split("*")
+    if not all(_FACTOR.fullmatch(part) for part in parts):
+        hint = "write names, integers and products such as 3*heads*head_dim; '...', '*name', '#name' and '_' have no size"
+        fault = Mismatch(repr(whole), "declaration", "an axis that is a product of names and integers", repr(axis), hint)
+        raise SchemaError(f"{whole!r} is no dimension string of a layout: 1 fault", [fault])
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+
+def format_dim(dim: Dim) -> str:
+    """The spelling of one dim: ``3*heads*head_dim``."""
+    return "*".join(str(factor) for factor in dim)
+
+
+def format_dims(dims: Dims, sizes: Mapping[str, int] | None = None) -> str:
+    """The spelling of dims, with the sizes that are known: ``embed=512 3*heads``.
+
+    Example:
+        >>> format_dims(parse_dims("embed 4"), {"embed": 512})
+        'embed=512 4'
+    """
+    return " ".join(_format_bound(dim, sizes or {}) for dim in dims)
+
+
+def _format_bound(dim: Dim, sizes: Mapping[str, int]) -> str:
+    known = size_of(dim, sizes)
+    spelled = format_dim(dim)
+    return spelled if known is None or all(isinstance(f, int) for f in dim) else f"{spelled}={known}"
+
+
+def names(dims: Dims) -> set[str]:
+    """Every name that occurs in ``dims``."""
+    return {factor for dim in dims for factor in dim if isinstance(factor, str)}
+
+
+def factors(dims: Dims) -> Dim:
+    """All factors of all axes in order: the axes of the array when every product is split."""
+    return tuple(factor for dim in dims for factor in dim)
+
+
+def rename(dims: Dims, renames: Mapping[str, str | int]) -> Dims:
+    """``dims`` with names replaced; a name may be fixed to an integer."""
+    if not renames:
+        return dims
+    return tuple(tuple(renames.get(f, f) if isinstance(f, str) else f for f in dim) for dim in dims)
+
+
+def size_of(dim: Dim, sizes: Mapping[str, int]) -> int | None:
+    """The size of one axis in elements, or None while a factor is unbound."""
+    if len(dim) == 1:  # by far the commonest dim
+        factor = dim[0]
+        return factor if isinstance(factor, int) else sizes.get(factor)
+    known = [f if isinstance(f, int) else sizes.get(f) for f in dim]
+    return None if None in known else math.prod(k for k in known if k is not None)
+
+
+def sizes_of(dims: Dims, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+    """The shape that ``dims`` take under ``sizes``, or None while a name is unbound."""
+    shape = [size_of(dim, sizes) for dim in dims]
+    return None if None in shape else tuple(s for s in shape if s is not None)
+
+
+class Binder:
+    """Binds names to sizes as shapes are seen, and remembers where each size came from.
+
+    The first sight of a name binds it. A product with one unbound factor is solved by division; products that
+    cannot be solved yet are kept and tried again by `settle`.
+
+    Attributes:
+        sizes: Names that are bound, with their sizes in elements.
+        origins: Where each of these sizes came from.
+    """
+
+    def __init__(self, given: Mapping[str, int] | None = None) -> None:
+        """Starts from sizes that the caller gave."""
+        self.sizes: dict[str, int] = dict(given or {})
+        self.origins: dict[str, str] = dict.fromkeys(self.sizes, "argument")
+        self._open: list[tuple[Dim, int, str]] = []
+
+    def see(self, dims: Dims, shape: tuple[int, ...], origin: str) -> None:
+        """Learns what it can from one leaf of the right rank; contradictions are left for the shape check to report."""
+        for dim, size in zip(dims, shape, strict=True):
+            self.see_dim(dim, size, origin)
+
+    def see_dim(self, dim: Dim, size: int, origin: str) -> None:
+        """Learns what it can from one axis of ``size`` elements."""
+        if len(dim) == 1:
+            if isinstance(dim[0], str) and dim[0] not in self.sizes:
+                self._bind(dim[0], size, origin)
+        elif not self._solve(dim, size, origin):
+            self._open.append((dim, size, origin))
+
+    def settle(self) -> None:
+        """Solves the products that were kept, until nothing more follows."""
+        progress = True
+        while progress:
+            pending, self._open = self._open, []
+            for dim, size, origin in pending:
+                if not self._solve(dim, size, origin):
+                    self._open.append((dim, size, origin))
+            progress = len(self._open) < len(pending)
+
+    def notes(self, used: Iterable[str] | None = None) -> list[str]:
+        """One line that lists the bound names (those in ``used``) and their origins; empty when there are none."""
+        wanted = [n for n in self.sizes if used is None or n in used]
+        bound = ", ".join(f"{n}={self.sizes[n]} (from {self.origins[n]})" for n in wanted)
+        return [f"dims: {bound}"] if bound else []
+
+    def _bind(self, name: str, size: int, origin: str) -> None:
+        self.sizes[name] = size
+        self.origins[name] = origin
+
+    def _solve(self, dim: Dim, size: int, origin: str) -> bool:
+        """Whether nothing is left to learn from ``dim == size``."""
+        unbound = [f for f in dim if isinstance(f, str) and f not in self.sizes]
+        if not unbound:
+            return True
+        if len(set(unbound)) > 1 or len(unbound) > 1:
+            return False
+        rest = math.prod(f if isinstance(f, int) else self.sizes[f] for f in dim if f != unbound[0])
+        if rest and size % rest == 0:
+            self._bind(unbound[0], size // rest, origin)
+        return True

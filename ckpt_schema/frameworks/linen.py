@@ -1,0 +1,84 @@
+"""The layouts Linen code makes: ``TrainState`` with its weights kept either way, and weights alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import optax
+
+from ckpt_schema.frameworks.optimizer import optimizer_leaves
+from ckpt_schema.leaves import Leaf
+from ckpt_schema.schema import Schema, body_rows, verify_table
+from ckpt_schema.table import Layout, Node, Row
+
+__all__ = ["BareParams", "BareTrainState", "Params", "TrainState"]
+
+_PARAMS = "params"
+
+
+def _weights(body: type[Schema], inner: tuple[str, ...]) -> list[Row]:
+    """The body's rows by collection; those of ``params`` have ``inner`` between the collection and their own key."""
+    rows: list[Row] = []
+    for row, collection in body_rows(body):
+        head = (*inner,) if (collection or _PARAMS) == _PARAMS else (collection or "",)
+        path = (_PARAMS, *row.path)
+        rows.append(dataclasses.replace(row, path=path, key=(*head, *row.key), kind=collection or _PARAMS, body=1))
+    return rows
+
+
+def _train_state(name: str, body: type[Schema], tx: optax.GradientTransformation, *, bare: bool) -> Layout:
+    weights = _weights(body, (_PARAMS,) if bare else (_PARAMS, _PARAMS))
+    trained = [dataclasses.replace(r, key=r.key[1:]) for r in weights if r.kind == _PARAMS]
+    found, nodes = optimizer_leaves(tx, trained)
+    rows = [Row(("step",), ("step",), Leaf((), "int32")), *weights]
+    for leaf in found:
+        head = ("opt_state", *leaf.prefix)
+        path = tuple(str(part) for part in head)
+        if leaf.mirrored is None:
+            rows.append(Row(path, head, leaf.leaf))
+        else:
+            row = leaf.mirrored
+            rows.append(Row((*path, *row.path[1:]), (*head, *row.key), leaf.leaf, row.repeats, kind=_PARAMS, body=len(path)))
+    moved = tuple(Node(("opt_state", *node.key), node.type) for node in nodes)
+    return verify_table(Layout(f"{name}[{body.__name__}]", tuple(rows), moved))
+
+
+class _TrainState:
+    """``TrainState[Body, tx]``: the layout of ``{step, params: {params: ...}, opt_state}``, the whole variables dict kept."""
+
+    def __getitem__(self, item: tuple[type[Schema], optax.GradientTransformation]) -> Layout:
+        """The layout for a body and the transformation that made its optimizer state."""
+        return _train_state("linen.TrainState", item[0], item[1], bare=False)
+
+
+class _BareTrainState:
+    """``BareTrainState[Body, tx]``: the layout of ``{step, params: ..., opt_state}``, with ``variables['params']`` kept."""
+
+    def __getitem__(self, item: tuple[type[Schema], optax.GradientTransformation]) -> Layout:
+        """The layout for a body and the transformation that made its optimizer state."""
+        return _train_state("linen.BareTrainState", item[0], item[1], bare=True)
+
+
+class _Params:
+    """``Params[Body]``: the layout of a variables dict, ``{params: ...}`` and any other collections."""
+
+    def __getitem__(self, body: type[Schema]) -> Layout:
+        """The layout for a body."""
+        rows = tuple(_weights(body, (_PARAMS,)))
+        return verify_table(Layout(f"linen.Params[{body.__name__}]", rows, homes=((_PARAMS,),)))
+
+
+class _BareParams:
+    """``BareParams[Body]``: the layout of ``variables['params']`` alone."""
+
+    def __getitem__(self, body: type[Schema]) -> Layout:
+        """The layout for a body."""
+        rows = tuple(_weights(body, ()))
+        return verify_table(Layout(f"linen.BareParams[{body.__name__}]", rows, homes=((_PARAMS,),)))
+
+
+TrainState: Final = _TrainState()
+BareTrainState: Final = _BareTrainState()
+Params: Final = _Params()
+BareParams: Final = _BareParams()

@@ -1,0 +1,109 @@
+"""The layouts NNX code makes, and Variables: their types, how a State of them is built."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Final
+
+import optax
+from flax import nnx
+
+from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.frameworks.optimizer import optimizer_leaves
+from ckpt_schema.leaves import Leaf
+from ckpt_schema.paths import KeyPath
+from ckpt_schema.schema import Schema, body_rows, verify_table
+from ckpt_schema.table import Layout, Row
+
+__all__ = ["Params", "TrainState", "build_state", "is_variable", "state_of", "variable_type", "variables"]
+
+
+def is_variable(value: Any) -> bool:
+    """Whether ``value`` is an NNX Variable."""
+    return isinstance(value, nnx.Variable)
+
+
+def variable_type(kind: Any, leaf: Leaf) -> type[nnx.Variable[Any]]:
+    """The Variable class a field names: itself, by its name in ``flax.nnx``, or the default for such a leaf.
+
+    Raises:
+        SchemaError: The name is none of ``flax.nnx``'s Variable types.
+    """
+    if kind is None:
+        return nnx.RngKey if leaf.is_key else nnx.Param
+    found = getattr(nnx, kind, None) if isinstance(kind, str) else kind
+    if isinstance(found, type) and issubclass(found, nnx.Variable):
+        return found
+    fault = Mismatch(f"type={kind!r}", "declaration", "a subclass of nnx.Variable, or the name of one", repr(kind))
+    raise SchemaError(f"{kind!r} is no Variable type: 1 fault", [fault])
+
+
+def _model(body: type[Schema], head: KeyPath) -> list[Row]:
+    rows: list[Row] = []
+    for row, _ in body_rows(body):
+        kind = variable_type(row.kind, row.leaf)
+        rows.append(dataclasses.replace(row, path=("params", *row.path), key=(*head, *row.key), kind=kind, body=1))
+    return rows
+
+
+class _TrainState:
+    """``TrainState[Body, tx]``: a module that holds ``model`` and ``optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)``."""
+
+    def __getitem__(self, item: tuple[type[Schema], optax.GradientTransformation]) -> Layout:
+        """The layout for a body and the transformation that made its optimizer state."""
+        body, tx = item
+        model = _model(body, ("model",))
+        trained = [dataclasses.replace(r, key=r.key[1:]) for r in model if issubclass(r.kind, nnx.Param)]
+        found, _ = optimizer_leaves(tx, trained)
+        rows = [*model, Row(("step",), ("optimizer", "step"), Leaf((), "uint32"), kind=nnx.optimizer.OptState)]
+        for leaf in found:
+            path = ("opt_state", *(str(part) for part in leaf.prefix))
+            head = ("optimizer", "opt_state", *leaf.prefix)
+            if leaf.mirrored is None:
+                rows.append(Row(path, head, leaf.leaf, kind=nnx.optimizer.OptArray))
+            else:
+                row, kind = leaf.mirrored, nnx.optimizer.OptVariable
+                rows.append(Row((*path, *row.path[1:]), (*head, *row.key), leaf.leaf, row.repeats, kind=kind, body=len(path)))
+        return verify_table(Layout(f"nnx.TrainState[{body.__name__}]", tuple(rows), container="nnx"))
+
+
+class _Params:
+    """``Params[Body]``: a model's own state; leaves that are no ``nnx.Param``, such as streams, may be left out."""
+
+    def __getitem__(self, body: type[Schema]) -> Layout:
+        """The layout for a body."""
+        rows = [row if issubclass(row.kind, nnx.Param) else dataclasses.replace(row, optional=True) for row in _model(body, ())]
+        return verify_table(Layout(f"nnx.Params[{body.__name__}]", tuple(rows), container="nnx", homes=(("model",),)))
+
+
+TrainState: Final = _TrainState()
+Params: Final = _Params()
+
+
+def build_state(leaves: Iterable[tuple[KeyPath, Row, Any]]) -> nnx.State[Any, Any]:
+    """An ``nnx.State`` with one new Variable per leaf, of its row's type and metadata."""
+    nested: dict[Any, Any] = {}
+    for key, row, value in leaves:
+        parent = nested
+        for segment in key[:-1]:
+            parent = parent.setdefault(segment, {})
+        parent[key[-1]] = variable_type(row.kind, row.leaf)(value, **dict(row.metadata))
+    return nnx.State(nested)
+
+
+def state_of(value: Any) -> Any:
+    """The state of a module; anything else as it is."""
+    return nnx.state(value) if isinstance(value, nnx.Module) else value
+
+
+def variables(state: Any) -> dict[KeyPath, tuple[type, tuple[tuple[str, Any], ...]]]:
+    """The Variable type and stream tag at every key path of an ``nnx.State``; empty for any other tree."""
+    found: dict[KeyPath, tuple[type, tuple[tuple[str, Any], ...]]] = {}
+    if isinstance(state, nnx.State):
+        flat: Any = nnx.to_flat_state(state)  # its own path type admits more than keys
+        for key, variable in flat:
+            if is_variable(variable):
+                tag = variable.get_metadata().get("tag")
+                found[key] = (type(variable), (("tag", tag),) if tag is not None else ())
+    return found

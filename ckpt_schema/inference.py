@@ -1,0 +1,324 @@
+"""A layout read off a tree, for those who would rather not write classes.
+
+What a tree shows is taken: key paths, shapes, dtypes, Variable types, containers, which parts of an optimizer state mirror the
+params. What it cannot show is asked for: that an axis stacks layers, and that ``layers_0``, ``layers_1`` are a list.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ckpt_schema import leaves, paths
+from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.leaves import Leaf
+from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern
+from ckpt_schema.pytrees import containers
+from ckpt_schema.schema import verify_table
+from ckpt_schema.table import Layout, Node, Repeat, Row
+from ckpt_schema.trees import FlatTree, Tree, flatten
+
+__all__ = ["infer"]
+
+
+def infer(tree: Tree, *, scan: Mapping[str, int] | None = None, lists: Sequence[str] = (), name: str = "inferred") -> Layout:
+    """The layout of a tree.
+
+    Train states of Linen (``step``, ``params``, ``opt_state``) and NNX (``model``, ``optimizer``), variables dicts, model
+    states and plain dicts are told apart by structure. Int keys ``0 .. n-1`` with equal contents, as ``nnx.List`` makes, become one
+    repeated node.
+
+    Args:
+        tree: Arrays or abstract values in any container, or an ``nnx.Module``.
+        scan: For each node under ``nn.scan``, by its path in the model: the axis its leaves are stacked on.
+        lists: Patterns of other repeated nodes in the model: ``"layers_{i}"``.
+        name: What messages call the layout.
+
+    Returns:
+        A layout whose dims are all fixed.
+
+    Raises:
+        SchemaError: With every leaf that is no array, every stack axis a leaf does not have, and every pattern or node in
+            ``scan`` and ``lists`` that the tree does not have.
+
+    Example:
+        >>> import jax
+        >>> leaf = jax.ShapeDtypeStruct((2, 3), "float32")
+        >>> print(infer({"params": {"layers_0": {"kernel": leaf}, "layers_1": {"kernel": leaf}}}, lists=["layers_{i}"]))
+        inferred: 1 rows
+          params/layers[]/kernel  params/layers_{i}/kernel  float32[2 3]  params
+    """
+    from ckpt_schema.frameworks import nnx  # flax loads on first use
+
+    tree = nnx.state_of(tree)
+    read = _read(flatten(tree), nnx.variables(tree))
+    _verify_leaves(read, name)
+    kinds = _envelope(read)
+    folds = _folds(
+        [(kinds.body(leaf.key), leaf) for leaf in read.leaves if kinds.body(leaf.key) is not None], scan or {}, lists
+    )
+    rows = _merge(list(_rows(read, kinds, folds)), name)
+    container = "nnx" if read.variables else "dict"
+    nodes = () if container == "nnx" else tuple(Node(k, t) for k, t in containers(tree) if k[0] == "opt_state")
+    return verify_table(Layout(name, rows, nodes, container, kinds.homes))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Found:
+    """A leaf as it was found."""
+
+    key: KeyPath
+    value: Any
+    kind: Any
+    metadata: tuple[tuple[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Read:
+    """All leaves, without the levels that Variables add; and whether there were Variables."""
+
+    leaves: list[_Found]
+    variables: bool
+
+
+def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> _Read:
+    wrapped = bool(variables) or (bool(flat.keys) and flat.stored and all(k[-1] == "value" and len(k) > 1 for k in flat.keys))
+    found: list[_Found] = []
+    for key, value in zip(flat.keys, flat.leaves, strict=True):
+        bare = key[:-1] if wrapped and key[:-1] in (variables or {key[:-1]: None}) else key
+        kind, metadata = variables.get(bare, (None, ()))
+        found.append(_Found(_numbered(bare) if flat.stored else bare, value, kind, metadata))
+    return _Read(found, bool(variables))
+
+
+def _numbered(key: KeyPath) -> KeyPath:
+    """Strings of digits as the ints they were before a save; a layout with int keys matches both."""
+    return tuple(int(k) if isinstance(k, str) and k.isdecimal() and str(int(k)) == k else k for k in key)
+
+
+def _verify_leaves(read: _Read, name: str) -> None:
+    faults = [
+        Mismatch(paths.format_path(f.key), "leaf", "an array, an abstract value or a number", leaves.describe(f.value))
+        for f in read.leaves
+        if leaves.signature(f.value) is None
+    ]
+    if faults:
+        raise SchemaError(f"no layout can be read off {name}: {len(faults)} fault(s)", faults)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Envelope:
+    """Where a tree keeps what.
+
+    Attributes:
+        weights: Key prefixes under which the model's own leaves stand, longest first, each with its Linen collection or None.
+        optimizer: The key prefix of the optimizer state, or None.
+        mirrors: Key prefixes, inside the optimizer state, of subtrees that mirror the params.
+        homes: See `Layout`.
+    """
+
+    weights: tuple[tuple[KeyPath, str | None], ...]
+    optimizer: KeyPath | None
+    mirrors: frozenset[KeyPath]
+    homes: tuple[KeyPath, ...]
+
+    def body(self, key: KeyPath) -> KeyPath | None:
+        """The part of a weight's key that is the model's; None for other leaves."""
+        return next((key[len(p) :] for p, _ in self.weights if key[: len(p)] == p), None)
+
+
+def _envelope(read: _Read) -> _Envelope:
+    top = {leaf.key[0] for leaf in read.leaves if leaf.key}
+    if {"step", "params"} <= top and top <= {"step", "params", "opt_state", "batch_stats"}:
+        whole = all(leaf.key[1] in ("params", "batch_stats", "cache") for leaf in read.leaves if leaf.key[0] == "params")
+        inner: KeyPath = ("params", "params") if whole else ("params",)
+        weights = ((inner, "params"), *(((c,), str(c)) for c in sorted(top - {"step", "params", "opt_state"}, key=str)))
+        return _mirrored(read, weights, ("opt_state",), inner[1:])
+    if {"model", "optimizer"} <= top:
+        return _mirrored(read, ((("model",), None),), ("optimizer", "opt_state"), ())
+    if "params" in top and not read.variables:
+        return _Envelope(tuple(((c,), str(c)) for c in sorted(top, key=str)), None, frozenset(), (("params",),))
+    return _Envelope((((), None),), None, frozenset(), (("model",),) if read.variables else (("params",), ("model",)))
+
+
+def _mirrored(read: _Read, weights: tuple[tuple[KeyPath, str | None], ...], optimizer: KeyPath, inner: KeyPath) -> _Envelope:
+    """The envelope of a train state; a subtree of the optimizer state mirrors the params when all its leaves do."""
+    bare = _Envelope(weights, optimizer, frozenset(), ())
+    params = {(*inner, *body) for leaf in read.leaves if (body := bare.body(leaf.key)) is not None}
+    total: collections.Counter[KeyPath] = collections.Counter()
+    hits: collections.Counter[KeyPath] = collections.Counter()
+    for leaf in read.leaves:
+        if leaf.key[: len(optimizer)] == optimizer:
+            for end in range(len(optimizer), len(leaf.key)):
+                total[leaf.key[:end]] += 1
+                hits[leaf.key[:end]] += leaf.key[end:] in params
+    found = {(*p, *inner) for p, n in hits.items() if n == total[p] and (n > 1 or n == len(params))}
+    return dataclasses.replace(bare, mirrors=frozenset(found))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Fold:
+    """How one body key is seen as part of repeated nodes."""
+
+    path: LogicalPath
+    key: Pattern
+    axis: int | None  # stacked on this axis
+    count: int | None  # unrolled, this often
+
+
+def _folds(
+    body: Sequence[tuple[KeyPath | None, _Found]], scan: Mapping[str, int], lists: Sequence[str]
+) -> dict[KeyPath, _Fold]:
+    """For each body key that is part of a repeated node, how."""
+    keys = {key: leaf for key, leaf in body if key is not None}
+    folds = dict(_stacked(keys, scan))
+    groups: dict[tuple[Pattern, KeyPath], list[tuple[int, KeyPath]]] = collections.defaultdict(list)
+    named = [paths.parse_pattern(text) for text in lists]
+    for key in keys:
+        at = _list_segment(key, named)
+        if at is not None and key not in folds:
+            head, index, number = at
+            groups[(*head, index), key[len(head) + 1 :]].append((number, key))
+    heads: dict[Pattern, dict[KeyPath, list[tuple[int, KeyPath]]]] = collections.defaultdict(dict)
+    for (pattern, rest), members in groups.items():
+        heads[pattern][rest] = sorted(members)
+    for pattern, rests in heads.items():
+        if _uniform(rests, keys):
+            for rest, members in rests.items():
+                fold = _Fold(_logical(pattern, rest), (*pattern, *rest), None, len(members))
+                folds |= {key: fold for _, key in members}
+    _verify_lists(named, heads, folds)
+    return folds
+
+
+def _stacked(keys: Mapping[KeyPath, _Found], scan: Mapping[str, int]) -> Iterator[tuple[KeyPath, _Fold]]:
+    faults: list[Mismatch] = []
+    for text, axis in scan.items():
+        head = tuple(text.split("/"))
+        inside = [key for key in keys if key[: len(head)] == head]
+        if not inside:
+            faults.append(
+                Mismatch(text, "rule", "a node of the model", "no leaf below it", "a path in the model, without envelope")
+            )
+        for key in inside:
+            rank = len((leaves.signature(keys[key].value) or ((),))[0])
+            if not -rank <= axis < rank:
+                where = paths.format_path(key)
+                faults.append(
+                    Mismatch(where, "shape", f"a leaf with axis {axis}", leaves.describe(keys[key].value), "it is not stacked")
+                )
+            path = (*head[:-1], f"{head[-1]}[]", *map(str, key[len(head) :]))
+            yield key, _Fold(path, key, axis % max(rank, 1), None)
+    if faults:
+        raise SchemaError(f"scan= does not fit the tree: {len(faults)} fault(s)", faults)
+
+
+def _list_segment(key: KeyPath, named: Sequence[Pattern]) -> tuple[KeyPath, Index, int] | None:
+    """The first repeated node on a key: what stands above it, its index symbol, and the index."""
+    for pattern in named:
+        head, symbol = pattern[:-1], pattern[-1]
+        if isinstance(symbol, Index) and len(key) > len(head) and key[: len(head)] == head:
+            index = symbol.index(key[len(head)])
+            if index is not None:
+                return key[: len(head)], symbol, index
+    for at, segment in enumerate(key):
+        if isinstance(segment, int) and at > 0:
+            return key[:at], Index(), segment
+    return None
+
+
+def _uniform(rests: Mapping[KeyPath, Sequence[tuple[int, KeyPath]]], keys: Mapping[KeyPath, _Found]) -> bool:
+    """Whether every member of a list has every leaf, of one shape and dtype."""
+    counts = {tuple(number for number, _ in members) for members in rests.values()}
+    whole = len(counts) == 1 and all(c == tuple(range(len(c))) for c in counts)
+    return whole and all(len({leaves.signature(keys[k].value) for _, k in members}) == 1 for members in rests.values())
+
+
+def _logical(pattern: Pattern, rest: KeyPath) -> LogicalPath:
+    """``layers_{i}`` and ``layers/{i}`` are both the logical node ``layers[]``."""
+    head, symbol = pattern[:-1], pattern[-1]
+    assert isinstance(symbol, Index)
+    stem = (symbol.prefix + symbol.suffix).strip("_-.")
+    names = [*map(str, head), stem] if stem else [*map(str, head)]
+    return (*names[:-1], f"{names[-1]}[]", *map(str, rest))
+
+
+def _verify_lists(named: Sequence[Pattern], heads: Mapping[Pattern, Any], folds: Mapping[KeyPath, _Fold]) -> None:
+    used = {fold.key[: len(pattern)] for fold in folds.values() for pattern in named}
+    faults = [
+        Mismatch(
+            paths.format_path(pattern),
+            "rule",
+            "a repeated node of the model",
+            "members that differ" if pattern in heads else "no such node",
+            "members 0 .. n-1 must have the same leaves" if pattern in heads else "a path in the model, without envelope",
+        )
+        for pattern in named
+        if pattern not in used
+    ]
+    if faults:
+        raise SchemaError(f"lists= does not fit the tree: {len(faults)} fault(s)", faults)
+
+
+def _rows(read: _Read, kinds: _Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterator[Row]:
+    for leaf in read.leaves:
+        for prefix, collection in kinds.weights:
+            if leaf.key[: len(prefix)] == prefix:
+                yield _row(leaf, ("params",), prefix, folds, leaf.kind or collection)
+                break
+        else:
+            mirror = next((leaf.key[:n] for n in range(len(leaf.key)) if leaf.key[:n] in kinds.mirrors), None)
+            optimizer = kinds.optimizer or ()
+            if mirror is not None:
+                start = tuple(str(k) for k in _strip(mirror, optimizer, kinds))
+                yield _row(leaf, ("opt_state", *start), mirror, folds, leaf.kind)
+            else:
+                inside = leaf.key[: len(optimizer)] == optimizer
+                rest = leaf.key[len(optimizer) :] if inside else leaf.key[-1:] if leaf.key[0] == "optimizer" else leaf.key
+                path = tuple(str(k) for k in (("opt_state", *rest) if inside else rest))
+                yield Row(path, leaf.key, _leaf(leaf), kind=leaf.kind, metadata=leaf.metadata)
+
+
+def _strip(mirror: KeyPath, optimizer: KeyPath, kinds: _Envelope) -> KeyPath:
+    """The logical place of a mirror: without the envelope, and without the inner ``params`` of a variables dict."""
+    inner = len(kinds.weights[0][0]) - 1 if optimizer == ("opt_state",) else 0
+    return mirror[len(optimizer) : len(mirror) - inner]
+
+
+def _row(leaf: _Found, head: LogicalPath, prefix: Sequence[Key], folds: Mapping[KeyPath, _Fold], kind: Any) -> Row:
+    body, stored = leaf.key[len(prefix) :], _leaf(leaf)
+    fold = folds.get(body)
+    if fold is None:
+        path = (*head, *map(str, body))
+        return Row(path, leaf.key, stored, kind=kind, metadata=leaf.metadata, body=len(head))
+    if fold.count is not None:
+        repeats, item = (Repeat((fold.count,), None),), stored
+    else:
+        axis = fold.axis or 0
+        item = Leaf((*stored.dims[:axis], *stored.dims[axis + 1 :]), stored.dtype)
+        repeats = (Repeat(stored.dims[axis], axis),)
+    key = (*prefix, *fold.key)
+    return Row((*head, *fold.path), key, item, repeats, kind, leaf.metadata, body=len(head))
+
+
+def _leaf(leaf: _Found) -> Leaf:
+    shape, dtype = leaves.signature(leaf.value) or ((), "")
+    if leaves.is_scalar(leaf.value):
+        dtype = str(leaves.abstract(leaf.value).dtype)
+    return Leaf(tuple((size,) for size in shape), dtype)
+
+
+def _merge(rows: Sequence[Row], name: str) -> tuple[Row, ...]:
+    """One row per logical path; the members of a list must agree."""
+    merged: dict[LogicalPath, Row] = {}
+    faults: list[Mismatch] = []
+    for row in rows:
+        first = merged.setdefault(row.path, row)
+        if first.leaf != row.leaf or first.key != row.key:
+            where = "/".join(row.path)
+            faults.append(Mismatch(where, "shape", f"{first} for all members", str(row), "declare this layout as a class"))
+    if faults:
+        raise SchemaError(f"no layout can be read off {name}: {len(faults)} fault(s)", faults)
+    return tuple(merged.values())

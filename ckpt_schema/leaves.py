@@ -1,0 +1,265 @@
+"""Leaves: what one array or key of a layout is declared to be, what a found one is, and how a default is made.
+
+A typed PRNG key is a leaf like any other whose dtype names its implementation: ``key<urbg>``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+
+from ckpt_schema import dims as dims_
+from ckpt_schema.dims import Dims
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = [
+    "Default",
+    "Fill",
+    "FreshKey",
+    "Key",
+    "Leaf",
+    "abstract",
+    "accepts",
+    "describe",
+    "fresh_key",
+    "from_annotation",
+    "is_abstract",
+    "is_scalar",
+    "key_dtype",
+    "make_default",
+    "signature",
+]
+
+_IMPLS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}  # tag in the dtype -> name jax.random.key takes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Leaf:
+    """What a leaf is declared to be.
+
+    Attributes:
+        dims: One dim per axis.
+        dtype: A dtype's name, ``float32``, or that of a typed key with its implementation's tag, ``key<urbg>``.
+    """
+
+    dims: Dims
+    dtype: str
+
+    @property
+    def is_key(self) -> bool:
+        """Whether this is a typed PRNG key."""
+        return self.dtype.startswith("key<")
+
+    def __str__(self) -> str:
+        """The leaf as messages write it: ``float32[embed 3*heads]``."""
+        return f"{self.dtype}[{dims_.format_dims(self.dims)}]"
+
+
+def key_dtype(impl: str) -> str:
+    """The dtype name of a typed key, from a tag (``urbg``) or a name (``unsafe_rbg``).
+
+    Raises:
+        SchemaError: jax ships no implementation of that name.
+
+    Example:
+        >>> key_dtype("urbg"), key_dtype("threefry2x32")
+        ('key<urbg>', 'key<fry>')
+    """
+    for tag, name in _IMPLS.items():
+        if impl in (tag, name):
+            return f"key<{tag}>"
+    fault = Mismatch(repr(impl), "impl", f"one of {', '.join(_IMPLS)}", repr(impl), "these are the tags jax prints in key<...>")
+    raise SchemaError(f"{impl!r} is no key implementation: 1 fault", [fault])
+
+
+if TYPE_CHECKING:
+    from typing import Literal as Key  # to a type checker, Key["urbg"] is a legal annotation and no forward reference
+else:
+
+    class Key:
+        """The annotation of a typed PRNG key: ``Key["urbg"]``, or with dims ``Key["urbg", "layers"]``."""
+
+        def __class_getitem__(cls, item: str | tuple[str, str]) -> Leaf:
+            """The leaf for an implementation's tag and, if given, a dimension string."""
+            impl, text = item if isinstance(item, tuple) else (item, "")
+            return Leaf(dims_.parse_dims(text), key_dtype(impl))
+
+
+def from_annotation(annotation: Any) -> Leaf | None:
+    """The leaf a jaxtyping annotation (or ``Key[...]``) declares, or None when it is neither.
+
+    Raises:
+        SchemaError: The annotation allows several dtypes, or an axis has no size.
+
+    Example:
+        >>> from jaxtyping import Array, Float32
+        >>> str(from_annotation(Float32[Array, "embed 3*heads"]))
+        'float32[embed 3*heads]'
+    """
+    if isinstance(annotation, Leaf):
+        return annotation
+    dim_str, dtypes = getattr(annotation, "dim_str", None), getattr(annotation, "dtypes", None)
+    if not isinstance(dim_str, str) or dtypes is None:
+        return None
+    return Leaf(dims_.parse_dims(dim_str), _one_dtype(annotation, dtypes))
+
+
+def _one_dtype(annotation: Any, dtypes: Any) -> str:
+    found = {"bool" if d == "bool_" else d for d in dtypes} if isinstance(dtypes, (tuple, list)) else set[str]()
+    if len(found) == 1 and "prng_key" not in found:
+        return found.pop()
+    cure = 'write ckpt_schema.Key["urbg"]' if found == {"prng_key"} else "write one dtype, such as Float32 or BFloat16"
+    what = "a key of no known implementation" if found == {"prng_key"} else f"{len(found) or 'any'} dtypes"
+    fault = Mismatch(str(annotation), "declaration", "exactly one dtype", what, cure)
+    raise SchemaError(f"{annotation} does not say which dtype the leaf has: 1 fault", [fault])
+
+
+@functools.cache
+def _dtype_name(dtype: Any) -> str:
+    return str(dtype)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether ``value`` is a plain Python number, as ``TrainState.create`` leaves in ``step``."""
+    return isinstance(value, (bool, int, float, complex)) and not isinstance(value, np.generic)
+
+
+def signature(value: Any) -> tuple[tuple[int, ...], str] | None:
+    """The shape and dtype name of a found leaf, or None when it is no array, abstract array or number.
+
+    A Python number reads as a 0-d leaf of dtype ``int``, ``float``, ``complex`` or ``bool``.
+    """
+    if is_scalar(value):
+        return (), type(value).__name__
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        return None
+    return tuple(shape), _dtype_name(dtype)
+
+
+def is_abstract(value: Any) -> bool:
+    """Whether ``value`` is an abstract leaf: a shape and a dtype without values."""
+    return isinstance(value, jax.ShapeDtypeStruct)
+
+
+def abstract(value: Any) -> jax.ShapeDtypeStruct:
+    """The abstract value of a leaf, with its sharding where it has one."""
+    if is_scalar(value):
+        value = jnp.asarray(value)
+        return jax.ShapeDtypeStruct(value.shape, value.dtype)
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=getattr(value, "sharding", None))
+
+
+def accepts(leaf: Leaf, value: Any) -> bool:
+    """Whether a Python number may stand for ``leaf``: same kind, 0-d, and in the range of the dtype.
+
+    Example:
+        >>> accepts(Leaf((), "int32"), 7), accepts(Leaf((), "uint32"), -1), accepts(Leaf((), "int32"), True)
+        (True, False, False)
+    """
+    if leaf.dims or leaf.is_key:
+        return False
+    dtype = jnp.dtype(leaf.dtype)
+    if isinstance(value, bool):
+        return dtype == jnp.bool_
+    if isinstance(value, int):
+        if not jnp.issubdtype(dtype, jnp.integer):
+            return False
+        info = jnp.iinfo(dtype)
+        return int(info.min) <= value <= int(info.max)
+    return jnp.issubdtype(dtype, jnp.floating if isinstance(value, float) else jnp.complexfloating)
+
+
+@functools.cache
+def _jaxtyping_dtype(dtype: str) -> Any:
+    """The jaxtyping dtype class for a dtype name; made on the spot for names jaxtyping has no class for."""
+    if dtype.startswith("key<"):
+        return jaxtyping.Key
+    if dtype == "bool":
+        return jaxtyping.Bool
+    return type(dtype, (jaxtyping.AbstractDtype,), {"dtypes": [jnp.dtype(dtype).type.__name__]})
+
+
+@functools.cache
+def conforms(dtype: str, expected: tuple[int, ...], shape: tuple[int, ...], found: str) -> bool:
+    """Whether jaxtyping takes an array of ``shape`` and ``found`` for one of ``expected`` and ``dtype``.
+
+    jaxtyping knows one dtype for all typed keys, so the implementation is compared by name besides.
+    """
+    if dtype != found:
+        return False
+    annotation = _jaxtyping_dtype(dtype)[Any, " ".join(map(str, expected))]
+    return isinstance(jax.ShapeDtypeStruct(shape, _dtype_of(found)), annotation)
+
+
+def _dtype_of(name: str) -> Any:
+    if not name.startswith("key<"):
+        return jnp.dtype(name)
+    return jax.eval_shape(functools.partial(jax.random.key, impl=_IMPLS[name[4:-1]]), 0).dtype
+
+
+def describe(value: Any) -> str:
+    """A found leaf as messages write it: ``float32[2 3]``, or the type of what is no leaf."""
+    found = signature(value)
+    if found is None:
+        return f"a {type(value).__name__}"
+    if is_scalar(value):
+        return f"Python {found[1]} {value!r}"
+    return f"{found[1]}[{' '.join(map(str, found[0]))}]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fill:
+    """A default that fills the leaf with one value."""
+
+    value: float | int | bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FreshKey:
+    """A default key from a seed, of the leaf's own implementation, broadcast to its shape; counts beside it start at 0."""
+
+    seed: int
+
+
+Default = Fill | FreshKey
+
+
+def fresh_key(seed: int) -> FreshKey:
+    """A default for key leaves and streams: a key made from ``seed`` with the leaf's own implementation.
+
+    The process's default implementation plays no part, and every key of a batched leaf is the same.
+
+    Example:
+        >>> fresh_key(0)
+        FreshKey(seed=0)
+    """
+    return FreshKey(seed)
+
+
+def make_default(default: Default, dtype: str, shape: tuple[int, ...], sharding: Any = None) -> jax.Array:
+    """The default value of a leaf.
+
+    Args:
+        default: How it is made.
+        dtype: The dtype name of the leaf.
+        shape: Its concrete shape.
+        sharding: Where it goes. With a sharding over several hosts the result is one global array.
+
+    Returns:
+        An array of exactly that dtype and shape.
+    """
+
+    def make() -> jax.Array:
+        if not dtype.startswith("key<"):
+            return jnp.full(shape, default.value if isinstance(default, Fill) else 0, jnp.dtype(dtype))
+        seed = default.seed if isinstance(default, FreshKey) else int(default.value)
+        return jnp.broadcast_to(jax.random.key(seed, impl=_IMPLS[dtype[4:-1]]), shape)
+
+    return make() if sharding is None else jax.jit(make, out_shardings=sharding)()

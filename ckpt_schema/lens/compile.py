@@ -1,0 +1,186 @@
+"""From two matched trees to a `Plan`: where each leaf of the result comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from ckpt_schema import dims as dims_
+from ckpt_schema import leaves, paths
+from ckpt_schema.conformance import Match
+from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.lens.derive import Join
+from ckpt_schema.lens.plan import Job, Make, Plan, gatherer, signature_of
+from ckpt_schema.table import Layout, Row, Slot, slots_of
+from ckpt_schema.trees import build
+
+__all__ = ["compile_plan"]
+
+
+@dataclasses.dataclass(slots=True)
+class _Sources:
+    """Where each slot of the result comes from, while this is being found out."""
+
+    moves: dict[Slot, int]  # position among the source's leaves
+    jobs: list[Job]
+    made: dict[Slot, int]  # position among the results of all jobs
+
+
+def compile_plan(
+    source: Layout, view: Layout, joins: Sequence[Join], tree: Match, onto: Match | None, sizes: Mapping[str, int]
+) -> Plan:
+    """The plan that takes trees like ``tree``, of layout ``source``, to layout ``view``.
+
+    Args:
+        source: The layout of what is translated.
+        view: The layout of the result.
+        joins: Which of the source's rows is which of the view's, and the edits between them.
+        tree: The tree that is translated, matched.
+        onto: The tree whose container and private leaves the result takes, matched; or None.
+        sizes: The dims as both trees bind them.
+
+    Raises:
+        ConformanceError: A leaf of the result has no source and no default, or a dim that is needed is unbound.
+    """
+    wanted = _wanted(view, joins, tree, onto, sizes)
+    found = _sources(source, view, joins, tree, onto, sizes)
+    base = len(tree.flat.leaves) + (len(onto.flat.leaves) if onto else 0)
+    edited = base + sum(len(job.likes) for job in found.jobs)
+    abstract = any(map(leaves.is_abstract, tree.flat.leaves))
+    makes: list[Make] = []
+    places: dict[Slot, int] = {}
+    faults: list[Mismatch] = []
+    for slot in wanted:
+        kept = None if onto is None else onto.slots.get(slot)
+        row = view.rows[slot[0]]
+        if slot in found.moves:
+            places[slot] = found.moves[slot]
+        elif slot in found.made:
+            places[slot] = base + found.made[slot]
+        elif kept is not None and onto and (abstract or not leaves.is_abstract(onto.flat.leaves[kept])):
+            places[slot] = len(tree.flat.leaves) + kept
+        elif row.default is not None:
+            shape = dims_.sizes_of(row.dims, sizes)
+            if shape is None:
+                faults.append(_unbound(row, sizes))
+                continue
+            places[slot] = edited + len(makes)
+            makes.append(Make(row.default, row.leaf.dtype, shape, kept, abstract))
+        else:
+            faults.append(_homeless(row, slot, kept is not None))
+    if faults:
+        raise ConformanceError(f"{view.name} cannot be filled from {source.name}: {len(faults)} fault(s)", faults)
+    treedef, order = _container(view, wanted, onto)
+    return Plan(
+        signature_of(tree.flat.treedef, tree.flat.leaves),
+        None if onto is None else signature_of(onto.flat.treedef, onto.flat.leaves),
+        treedef,
+        gatherer([places[slot] for slot in order]),
+        tuple(found.jobs),
+        tuple(makes),
+    )
+
+
+def _wanted(view: Layout, joins: Sequence[Join], tree: Match, onto: Match | None, sizes: Mapping[str, int]) -> list[Slot]:
+    """Every leaf the result has: those of ``onto``, or else all that are required, carried or defaulted."""
+    if onto is not None:
+        return list(onto.slots)
+    present = {number for number, _ in tree.slots}
+    carried = {j.view for j in joins if j.source in present}
+    slots: list[Slot] = []
+    faults: list[Mismatch] = []
+    for number, row in enumerate(view.rows):
+        if row.optional and row.default is None and number not in carried:
+            continue
+        if not row.unrolled:
+            slots.append((number, ()))
+        elif any(dims_.size_of(dim, sizes) is None for dim in row.unrolled):
+            faults.append(_unbound(row, sizes))
+        else:
+            slots += [(number, indices) for indices in slots_of(row, sizes)]
+    if faults:
+        raise ConformanceError(f"{view.name} cannot be bound: {len(faults)} fault(s)", faults)
+    return slots
+
+
+def _sources(
+    source: Layout, view: Layout, joins: Sequence[Join], tree: Match, onto: Match | None, sizes: Mapping[str, int]
+) -> _Sources:
+    found = _Sources({}, [], {})
+    results = 0
+    faults: list[Mismatch] = []
+    for join in joins:
+        before, after = source.rows[join.source], view.rows[join.view]
+        for inputs, outputs in _instances(join, before, after, sizes):
+            positions = tuple([tree.slots[i] for i in inputs if i in tree.slots])
+            if len(positions) != len(inputs):
+                continue  # an optional leaf that this tree lacks
+            if not join.chain:
+                found.moves[outputs[0]] = positions[0]
+                continue
+            unbound = sorted(join.chain.names - sizes.keys())
+            if unbound:
+                faults.append(_unbound(after, sizes))
+                break
+            needed = tuple((name, sizes[name]) for name in sorted(join.chain.names))
+            spelled = tuple(paths.format_path(tree.flat.keys[p]) for p in positions)
+            likes = tuple(None if onto is None else onto.slots.get(o) for o in outputs)
+            found.jobs.append(Job(join.chain, needed, before.stored, positions, spelled, likes))
+            for output in outputs:
+                found.made[output] = results
+                results += 1
+    if faults:
+        raise ConformanceError(f"{source.name} cannot be taken to {view.name}: {len(faults)} fault(s)", faults)
+    return found
+
+
+def _instances(join: Join, before: Row, after: Row, sizes: Mapping[str, int]) -> Iterator[tuple[list[Slot], list[Slot]]]:
+    """The slots that go into, and come out of, each application of a join's chain."""
+    if not before.unrolled and not after.unrolled:
+        yield [(join.source, ())], [(join.view, ())]
+        return
+    if join.level is None:
+        for indices in slots_of(before, sizes):
+            yield [(join.source, indices)], [(join.view, indices)]
+        return
+    fanned = before if before.repeats[join.level].axis is None else after
+    at = sum(r.axis is None for r in fanned.repeats[: join.level])
+    groups = itertools.groupby(
+        sorted(slots_of(fanned, sizes), key=lambda i: (*i[:at], *i[at + 1 :], i[at])), key=lambda i: (*i[:at], *i[at + 1 :])
+    )
+    for common, members in groups:
+        several = [(join.source if fanned is before else join.view, m) for m in members]
+        single = [(join.view if fanned is before else join.source, common)]
+        yield (several, single) if fanned is before else (single, several)
+
+
+def _container(view: Layout, wanted: Sequence[Slot], onto: Match | None) -> tuple[Any, list[Slot]]:
+    """The structure of the result, and the slot of each of its leaves."""
+    if onto is not None:
+        by_position = {position: slot for slot, position in onto.slots.items()}
+        return onto.flat.treedef, [by_position[i] for i in range(len(by_position))]
+    rows = view.rows
+    # The leaves of this tree are the numbers of the slots, so that its flattening tells their order.
+    tree = build(view, [(paths.fill(rows[s[0]].key, s[1]), rows[s[0]], i) for i, s in enumerate(wanted)])
+    order, treedef = jax.tree.flatten(tree)
+    return treedef, [wanted[i] for i in order]
+
+
+def _unbound(row: Row, sizes: Mapping[str, int]) -> Mismatch:
+    unknown = sorted(dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) - sizes.keys())
+    hint = f"neither tree tells it: lens.bind({', '.join(f'{name}=...' for name in unknown)})"
+    where = paths.format_path(row.key)
+    return Mismatch(where, "dims", f"every dim of {row.stored} bound", f"no size for {', '.join(unknown)}", hint)
+
+
+def _homeless(row: Row, slot: Slot, abstract: bool) -> Mismatch:
+    where = paths.format_path(paths.fill(row.key, slot[1]))
+    if abstract:
+        return Mismatch(
+            where, "abstract", f"a value for {row.stored}", "an abstract leaf", "pass a concrete tree, or declare a default"
+        )
+    return Mismatch(where, "missing", f"a source for {row.stored}", "neither partner, onto nor default", "declare a default")

@@ -1,0 +1,257 @@
+"""The lens: two layouts, the joins between them, and translation both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckpt_schema import paths
+from ckpt_schema.conformance import Match, Matcher
+from ckpt_schema.dims import Binder
+from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch
+from ckpt_schema.lens.compile import compile_plan
+from ckpt_schema.lens.derive import Join, Rule, join
+from ckpt_schema.lens.plan import Plan
+from ckpt_schema.schema import Schema, layout
+from ckpt_schema.table import Layout, Row
+from ckpt_schema.text import columns
+from ckpt_schema.trees import Tree
+
+__all__ = ["Lens", "derive"]
+
+_PLANS = 8  # trees of one lens come in a handful of containers; the least recently compiled plan goes first
+
+
+class _Translator:
+    """One direction of a lens: its matchers, and the plans compiled so far."""
+
+    def __init__(self, source: Layout, view: Layout, joins: tuple[Join, ...], dims: Mapping[str, int]) -> None:
+        self.source, self.view, self.joins, self.dims = source, view, joins, dims
+        self._matchers: tuple[Matcher, Matcher] | None = None
+        self._plans: list[Plan] = []
+
+    def __call__(self, tree: Tree, onto: Tree | None) -> Tree:
+        """Translates ``tree`` with a plan that fits, compiled if need be."""
+        for plan in self._plans:
+            flat = plan.accepts(tree, onto)
+            if flat is not None:
+                return plan.run(*flat)
+        plan, found, kept = self._compile(tree, onto)
+        result = plan.run(found, kept)
+        self._plans = [plan, *self._plans[: _PLANS - 1]]
+        return result
+
+    def _compile(self, tree: Tree, onto: Tree | None) -> tuple[Plan, list[Any], list[Any]]:
+        if self._matchers is None:
+            self._matchers = Matcher(self.source), Matcher(self.view)
+        read, written = self._matchers
+        binder = Binder(self.dims)
+        match = read.match(tree, binder)
+        if match.report:
+            self._refuse(match, tree, written)
+        kept = None if onto is None else written.match(onto, binder)
+        if kept is not None and kept.report:
+            header = f"onto does not conform to {self.view.name}: {len(kept.report)} fault(s)"
+            raise ConformanceError(header, kept.report.mismatches, kept.report.notes)
+        plan = compile_plan(self.source, self.view, self.joins, match, kept, binder.sizes)
+        return plan, match.flat.leaves, [] if kept is None else kept.flat.leaves
+
+    def _refuse(self, match: Match, tree: Tree, written: Matcher) -> None:
+        report = match.report
+        notes = list(report.notes)
+        if not written.match(tree).report:
+            notes.append(f"The tree conforms to {self.view.name}: it is on the other side already. Swap get and put.")
+        header = f"the tree does not conform to {self.source.name}: {len(report)} fault(s)"
+        raise ConformanceError(header, report.mismatches, notes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lens:
+    """A bidirectional translation between two layouts.
+
+    Attributes:
+        source: The left layout.
+        view: The right layout.
+        joins: Which row of the source is which row of the view, and what is edited on the way.
+        dims: Sizes bound beforehand, in elements.
+    """
+
+    source: Layout
+    view: Layout
+    joins: tuple[Join, ...]
+    dims: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
+    _forward: _Translator = dataclasses.field(init=False, repr=False)
+    _backward: _Translator = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Sets up both directions; nothing is compiled before it is used."""
+        backward = tuple(j.inverse for j in self.joins)
+        object.__setattr__(self, "_forward", _Translator(self.source, self.view, self.joins, self.dims))
+        object.__setattr__(self, "_backward", _Translator(self.view, self.source, backward, self.dims))
+
+    def get(self, s: Tree, onto: Tree | None = None) -> Tree:
+        """The view of ``s``.
+
+        Args:
+            s: A tree of the source layout, in any of its containers, of arrays, abstract values or tracers.
+            onto: A tree of the view layout. The result has its container, takes the view's private leaves from it, and gives
+                edited leaves its sharding. Abstract leaves in it give a sharding and no value.
+
+        Returns:
+            A tree of the view layout. Leaves that only move are the same objects. Without ``onto``: an ``nnx.State``, or dicts
+            with the optimizer's NamedTuples, and private leaves are made from their declared defaults.
+
+        Raises:
+            ConformanceError: With every leaf of ``s`` or ``onto`` that does not conform, every value that a cast would
+                change, and every leaf of the result that has neither source nor default.
+        """
+        return self._forward(s, onto)
+
+    def put(self, v: Tree, onto: Tree | None = None) -> Tree:
+        """The source of ``v``: `get` in the other direction, with the same rules."""
+        return self._backward(v, onto)
+
+    def bind(self, **dims: int) -> Lens:
+        """This lens for fixed sizes, in elements, of dims that its trees do not tell.
+
+        Raises:
+            DerivationError: Neither layout has a dim of that name.
+        """
+        unknown = sorted(set(dims) - self.source.names() - self.view.names())
+        if unknown:
+            known = ", ".join(sorted(self.source.names() | self.view.names()))
+            faults = [Mismatch(name, "dims", f"a dim of either layout ({known})", "an unknown name") for name in unknown]
+            raise DerivationError(f"{len(unknown)} dim(s) cannot be bound", faults)
+        return Lens(self.source, self.view, self.joins, {**self.dims, **dims})
+
+    def __invert__(self) -> Lens:
+        """The lens in the other direction: its ``get`` is this lens's `put`."""
+        return Lens(self.view, self.source, tuple(j.inverse for j in self.joins), self.dims)
+
+    def __rshift__(self, other: Lens) -> Lens:
+        """First this lens, then ``other``, without the layout between them ever being built.
+
+        Raises:
+            DerivationError: With every row in which this lens's view differs from the other's source.
+        """
+        return _compose(self, other)
+
+    def __str__(self) -> str:
+        """The table: where each leaf goes, what is edited, what is private."""
+        return "\n".join(_table(self))
+
+
+def derive(
+    source: type[Schema] | Layout,
+    view: type[Schema] | Layout,
+    edits: Sequence[Rule] = (),
+    dims: Mapping[str, int] | None = None,
+) -> Lens:
+    """The lens between two layouts, joined on their logical paths.
+
+    What differs within a joined leaf is derived from the declared types: a spelling moves it, ``scan`` against a list
+    stacks or unstacks it, other dims transpose and reshape it, another integer dtype casts it where that keeps its values.
+
+    Args:
+        source: The left layout.
+        view: The right layout.
+        edits: Rules for what the types cannot say: `rename`, `private`.
+        dims: Sizes that no tree tells, in elements; see `Lens.bind`.
+
+    Returns:
+        A lens that obeys the laws for all conforming trees, of any size.
+
+    Raises:
+        DerivationError: With every row that has no place, every pair of rows that no edit relates, every ambiguity, and every
+            rule that matches nothing.
+        SchemaError: One of the schemas is wrong in itself.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxtyping import Array, Float32
+        >>> from ckpt_schema.schema import field
+        >>> class Old(Schema):
+        ...     kernel: Float32[Array, "embed mlp"] = field(key="Dense_0/kernel")
+        >>> class New(Schema):
+        ...     kernel: Float32[Array, "mlp embed"]
+        >>> lens = derive(Old, New)
+        >>> lens.get({"Dense_0": {"kernel": jnp.zeros((2, 3))}})["kernel"].shape
+        (3, 2)
+        >>> print(lens)
+        Old -> New: 1 joined, 0 private to Old, 0 private to New
+          Dense_0/kernel  kernel  embed mlp -> mlp embed
+    """
+    lens = Lens(*join(layout(source), layout(view), edits))
+    return lens.bind(**dims) if dims else lens
+
+
+def _table(lens: Lens) -> list[str]:
+    joined_s, joined_v = {j.source for j in lens.joins}, {j.view for j in lens.joins}
+    rows = [(_key(lens.source.rows[j.source]), _key(lens.view.rows[j.view]), str(j.chain)) for j in lens.joins]
+    alone = [(_key(r), "-", _private(r)) for n, r in enumerate(lens.source.rows) if n not in joined_s]
+    alone += [("-", _key(r), _private(r)) for n, r in enumerate(lens.view.rows) if n not in joined_v]
+    own = len(lens.source.rows) - len(joined_s), len(lens.view.rows) - len(joined_v)
+    header = (
+        f"{lens.source.name} -> {lens.view.name}: {len(lens.joins)} joined, "
+        f"{own[0]} private to {lens.source.name}, {own[1]} private to {lens.view.name}"
+    )
+    return [header, *columns([*rows, *alone])]
+
+
+def _key(row: Row) -> str:
+    return paths.format_path(row.key)
+
+
+def _private(row: Row) -> str:
+    return f"private, {row.stored}, default {row.default}" if row.default is not None else f"private, {row.stored}, optional"
+
+
+def _compose(first: Lens, second: Lens) -> Lens:
+    """The join of two joins; a row the middle layout alone defaults carries that default to the far side."""
+    faults = list(_differences(first.view, second.source))
+    if faults:
+        header = f"{first.view.name} and {second.source.name} are not one layout: {len(faults)} fault(s)"
+        raise DerivationError(header, faults)
+    number = {row.key: n for n, row in enumerate(first.view.rows)}
+    middle = {number[row.key]: n for n, row in enumerate(second.source.rows)}  # of the first's view: of the second's source
+    onward = {j.source: j for j in second.joins}
+    back = {middle[j.view]: j for j in first.joins}
+    source, view = list(first.source.rows), list(second.view.rows)
+    joins: list[Join] = []
+    for j in first.joins:
+        after = onward.get(middle[j.view])
+        if after is None:
+            source[j.source] = _defaulted(source[j.source], second.source.rows[middle[j.view]])
+        else:
+            level = _level(source[j.source], view[after.view])
+            joins.append(Join(j.source, after.view, j.chain >> after.chain, level))
+    by_second = {m: n for n, m in middle.items()}
+    for j in second.joins:
+        if j.source not in back:
+            view[j.view] = _defaulted(view[j.view], first.view.rows[by_second[j.source]])
+    return Lens(
+        dataclasses.replace(first.source, rows=tuple(source)),
+        dataclasses.replace(second.view, rows=tuple(view)),
+        tuple(sorted(joins, key=lambda j: j.view)),
+        {**first.dims, **second.dims},
+    )
+
+
+def _defaulted(row: Row, middle: Row) -> Row:
+    return dataclasses.replace(row, default=middle.default, optional=row.optional or middle.optional)
+
+
+def _level(source: Row, view: Row) -> int | None:
+    pairs = enumerate(zip(source.repeats, view.repeats, strict=True))
+    return next((i for i, (a, b) in pairs if (a.axis is None) != (b.axis is None)), None)
+
+
+def _differences(first: Layout, second: Layout) -> list[Mismatch]:
+    left = {paths.format_path(row.key): str(row.stored) for row in first.rows}
+    right = {paths.format_path(row.key): str(row.stored) for row in second.rows}
+    return [
+        Mismatch(key, "unplaced", left.get(key, "nothing"), right.get(key, "nothing"), "compose lenses that share a layout")
+        for key in sorted({**left, **right}, key=paths.natural)
+        if left.get(key) != right.get(key)
+    ]

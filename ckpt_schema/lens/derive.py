@@ -1,0 +1,312 @@
+"""The join: two layouts in, a total lens out, or one error that names everything that has no place."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax.numpy as jnp
+
+from ckpt_schema import dims as dims_
+from ckpt_schema import leaves, paths
+from ckpt_schema.dims import Dims
+from ckpt_schema.errors import DerivationError, Mismatch
+from ckpt_schema.leaves import Default, Fill, Leaf
+from ckpt_schema.lens.edits import Cast, Chain, Rearrange, Unstack, typed
+from ckpt_schema.paths import LogicalPath
+from ckpt_schema.table import Layout, Row
+
+__all__ = ["Join", "Private", "Rename", "Rule", "join", "private", "rename"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rename:
+    """See `rename`."""
+
+    source: LogicalPath
+    view: LogicalPath
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"rename({'/'.join(self.source)!r}, {'/'.join(self.view)!r})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Private:
+    """See `private`."""
+
+    path: LogicalPath
+    default: Default
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"private({'/'.join(self.path)!r}, {self.default})"
+
+
+Rule = Rename | Private
+
+
+def rename(source: str, view: str) -> Rename:
+    """A rule: the node or leaf at logical path ``source`` is the view's node or leaf at ``view``.
+
+    It holds in the model and in every part of the optimizer state that mirrors it.
+
+    Example:
+        >>> print(rename("layers[]/LayerNorm_0", "layers[]/norm"))
+        rename('layers[]/LayerNorm_0', 'layers[]/norm')
+    """
+    return Rename(tuple(source.split("/")), tuple(view.split("/")))
+
+
+def private(path: str, default: Default | float) -> Private:
+    """A rule: what is at logical path ``path`` has no partner on the other side; where none is given it holds ``default``."""
+    return Private(tuple(path.split("/")), default if isinstance(default, Default) else Fill(default))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Join:
+    """Two rows that are one leaf, and the edits from the first to the second.
+
+    Attributes:
+        source: The number of the source's row.
+        view: The number of the view's row.
+        chain: What is done to the leaf on the way to the view; empty when it only moves.
+        level: The level of repetition that one side stacks and the other unrolls, or None.
+    """
+
+    source: int
+    view: int
+    chain: Chain
+    level: int | None = None
+
+    @property
+    def inverse(self) -> Join:
+        """The same join seen from the other side."""
+        return Join(self.view, self.source, ~self.chain, self.level)
+
+
+def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layout, Layout, tuple[Join, ...]]:
+    """Joins two layouts on their logical paths.
+
+    Returns:
+        Both layouts, with defaults that rules declare, and the joins in the view's order.
+
+    Raises:
+        DerivationError: With every row of both sides that has no place, every pair of rows whose types no edit relates, every
+            ambiguity, and every rule that matches nothing.
+    """
+    faults: list[Mismatch] = []
+    source, view = _declare(source, view, rules, faults)
+    renamed = _renamed(source, [r for r in rules if isinstance(r, Rename)], faults)
+    partners: dict[LogicalPath, int] = {}
+    for number, path in enumerate(renamed):
+        first = partners.setdefault(path, number)
+        if first != number:
+            both = f"{'/'.join(source.rows[first].path)} and {'/'.join(source.rows[number].path)}"
+            faults.append(
+                Mismatch("/".join(path), "ambiguous", "one source leaf for one view leaf", both, "rename one of them")
+            )
+    joins: list[Join] = []
+    for number, row in enumerate(view.rows):
+        partner = partners.pop(row.path, None)
+        if partner is not None:
+            made = _edits(source.rows[partner], row)
+            if isinstance(made, Mismatch):
+                faults.append(made)
+            else:
+                joins.append(Join(partner, number, *made))
+    faults += _unplaced(source, view, renamed, joins, {f.path for f in faults})
+    if faults:
+        header = f"no lens from {source.name} to {view.name}: {len(faults)} fault(s)"
+        raise DerivationError(header, faults)
+    return source, view, tuple(joins)
+
+
+def _declare(source: Layout, view: Layout, rules: Sequence[Rule], faults: list[Mismatch]) -> tuple[Layout, Layout]:
+    """Both layouts with the defaults that `private` rules declare."""
+    for rule in rules:
+        if isinstance(rule, Private):
+            changed = [_with_default(table, rule, faults) for table in (source, view)]
+            if changed[0] is source and changed[1] is view:
+                faults.append(_matches_nothing(rule, rule.path, source, view))
+            source, view = changed
+    return source, view
+
+
+def _with_default(table: Layout, rule: Private, faults: list[Mismatch]) -> Layout:
+    hit = [_under(row, rule.path) is not None for row in table.rows]
+    if not any(hit):
+        return table
+    for row, inside in zip(table.rows, hit, strict=True):
+        if inside and not _holds(row.leaf, rule.default):
+            hint = "fresh_key(seed) for keys, a number of the leaf's kind for arrays"
+            faults.append(Mismatch("/".join(row.path), "dtype", f"a default for {row.leaf}", str(rule.default), hint))
+    rows = tuple(dataclasses.replace(r, default=rule.default) if h else r for r, h in zip(table.rows, hit, strict=True))
+    return dataclasses.replace(table, rows=rows)
+
+
+def _holds(leaf: Leaf, default: Default) -> bool:
+    if not isinstance(default, Fill):
+        return True
+    exact = leaves.accepts(Leaf((), leaf.dtype), default.value)
+    return not leaf.is_key and (exact or jnp.issubdtype(jnp.dtype(leaf.dtype), jnp.inexact))
+
+
+def _under(row: Row, prefix: LogicalPath) -> int | None:
+    """Where in the row's path ``prefix`` starts: at the root, or at the model's root; None when in neither place."""
+    for start in (0, row.body):
+        if start is not None and row.path[start : start + len(prefix)] == prefix:
+            return start
+    return None
+
+
+def _renamed(source: Layout, rules: Sequence[Rename], faults: list[Mismatch]) -> list[LogicalPath]:
+    """The path of each source row in the view's words; each row is renamed by the first rule that matches it, once."""
+    found = [row.path for row in source.rows]
+    for rule in rules:
+        used = False
+        for number, row in enumerate(source.rows):
+            start = _under(row, rule.source)
+            if start is not None:
+                used = True
+                if found[number] == row.path:
+                    found[number] = (*row.path[:start], *rule.view, *row.path[start + len(rule.source) :])
+        if not used:
+            faults.append(_matches_nothing(rule, rule.source, source))
+    return found
+
+
+def _matches_nothing(rule: Rule, path: LogicalPath, *tables: Layout) -> Mismatch:
+    others = {"/".join(row.path[row.body or 0 :][: len(path)]) for table in tables for row in table.rows}
+    close = difflib.get_close_matches("/".join(path), sorted(others), n=1)
+    hint = f"near: {close[0]}" if close else "logical paths are chains of attribute names; print the layout to see them"
+    return Mismatch(str(rule), "rule", "a rule that matches a leaf", "no leaf at that path", hint)
+
+
+def _edits(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
+    """The chain from one row to the other and the level it converts, or why there is none."""
+    if source.leaf == view.leaf and source.repeats == view.repeats:
+        return Chain(), None
+    cast = _cast(source, view)
+    if isinstance(cast, Mismatch):
+        return cast
+    shaped = _reshape(source, view)
+    if isinstance(shaped, Mismatch):
+        return shaped
+    chain, level = shaped
+    chain = chain >> cast
+    return _type_fault(source, view, chain, level) or (chain, level)
+
+
+def _cast(source: Row, view: Row) -> Chain | Mismatch:
+    before, after = source.leaf.dtype, view.leaf.dtype
+    if before == after:
+        return Chain()
+    if (
+        not source.leaf.is_key
+        and not view.leaf.is_key
+        and all(jnp.issubdtype(jnp.dtype(d), jnp.integer) for d in (before, after))
+    ):
+        return Chain((Cast(before, after),))
+    keys = source.leaf.is_key and view.leaf.is_key
+    hint = "a key keeps its implementation: declare the same on both sides" if keys else "no edit between them has an inverse"
+    return _fault(source, view, "impl" if keys else "dtype", hint)
+
+
+def _fault(source: Row, view: Row, kind: str, hint: str) -> Mismatch:
+    return Mismatch("/".join(view.path), kind, f"{view.stored} as in the view", f"{source.stored} in the source", hint)
+
+
+def _reshape(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
+    if [r.size for r in source.repeats] != [r.size for r in view.repeats]:
+        counts = [" ".join(dims_.format_dim(r.size) for r in row.repeats) or "none" for row in (view, source)]
+        hint = f"repeats: {counts[0]} in the view, {counts[1]} in the source; count them with the same dim"
+        return _fault(source, view, "dims", hint)
+    pairs = zip(source.repeats, view.repeats, strict=True)
+    levels = [i for i, (a, b) in enumerate(pairs) if (a.axis is None) != (b.axis is None)]
+    if len(levels) > 1:
+        return _fault(source, view, "dims", "one level of stacking is converted at a time: put a layout between them")
+    if not levels:
+        return _rearranged(source, view, source.dims, view.dims, None)
+    level = levels[0]
+    if source.repeats[level].axis is None:
+        turned = _reshape(view, source)
+        return turned if isinstance(turned, Mismatch) else (~turned[0], level)
+    axis = _stack_axis(source, level)
+    rest = (*source.dims[:axis], *source.dims[axis + 1 :])
+    tail = _rearranged(source, view, rest, view.dims, level)
+    if isinstance(tail, Mismatch):
+        return tail
+    return Unstack(axis, source.repeats[level].size) >> tail[0], level
+
+
+def _stack_axis(row: Row, level: int) -> int:
+    """Where the axis of one stacked level ends up in the stored leaf."""
+    marked = tuple(dataclasses.replace(r, size=("",)) if i == level else r for i, r in enumerate(row.repeats))
+    return dataclasses.replace(row, repeats=marked).dims.index(("",))
+
+
+def _rearranged(source: Row, view: Row, before: Dims, after: Dims, level: int | None) -> tuple[Chain, int | None] | Mismatch:
+    if before == after:
+        return Chain(), level
+    atoms = dims_.factors(before)
+    if sorted(map(str, atoms)) != sorted(map(str, dims_.factors(after))):
+        lacking = " ".join(sorted(set(map(str, atoms)) ^ set(map(str, dims_.factors(after))))) or "how often each occurs"
+        return _fault(source, view, "dims", f"the dims must have the same factors; they differ in: {lacking}")
+    if len(set(atoms)) != len(atoms):
+        twice = " ".join(sorted({str(f) for f in atoms if atoms.count(f) > 1}))
+        return _fault(source, view, "ambiguous", f"{twice} occurs twice in one leaf: name the axes apart with different dims")
+    return Chain((Rearrange(before, after),)), level
+
+
+def _type_fault(source: Row, view: Row, chain: Chain, level: int | None) -> Mismatch | None:
+    """Types the chain for all sizes, both ways."""
+    for before, after, edits in ((source, view, chain), (view, source, ~chain)):
+        counts = frozenset(dims_.names((before.repeats[level].size,))) if level is not None else frozenset[str]()
+        fanned = level is not None and before.repeats[level].axis is None
+        count = before.repeats[level].size[0] if level is not None else 1
+        arity = (count if isinstance(count, int) else 2) if fanned else 1
+        found = typed(edits, before.dims, before.leaf.dtype, arity, counts)
+        wanted = typed(Chain(), after.dims, after.leaf.dtype, 1, counts)
+        if set(found) != set(wanted):
+            return _fault(source, view, "dims", f"{edits} gives {found[0]}, not {wanted[0]}")
+    return None
+
+
+def _unplaced(
+    source: Layout, view: Layout, renamed: Sequence[LogicalPath], joins: Sequence[Join], known: set[str]
+) -> Iterator[Mismatch]:
+    """Rows of both sides that are neither joined nor private with a default, each with its likeliest partner."""
+    placed = {j.source for j in joins}, {j.view for j in joins}
+    shared = set(renamed) & {row.path for row in view.rows}
+    open_rows = [
+        [
+            (path, row)
+            for n, (path, row) in enumerate(zip(names, table.rows, strict=True))
+            if n not in done and path not in shared
+        ]
+        for names, table, done in ((renamed, source, placed[0]), ([r.path for r in view.rows], view, placed[1]))
+    ]
+    for own, other, name, far in ((0, 1, source.name, view.name), (1, 0, view.name, source.name)):
+        others = ["/".join(path) for path, _ in open_rows[other]]
+        by_leaf = {"/".join(path): row for path, row in open_rows[other]}
+        for path, row in open_rows[own]:
+            if row.default is None and not row.optional and "/".join(path) not in known:
+                yield Mismatch(
+                    "/".join(row.path),
+                    "unplaced",
+                    f"a partner in {far}",
+                    f"{row.stored} in {name} alone",
+                    _partner(path, row, others, by_leaf),
+                )
+
+
+def _partner(path: LogicalPath, row: Row, others: Sequence[str], rows: Mapping[str, Row]) -> str:
+    text = "/".join(path)
+    alike = [o for o in others if rows[o].leaf == row.leaf] if len(others) < 2000 else []
+    close = difflib.get_close_matches(text, alike[:200], n=1, cutoff=0.5) or difflib.get_close_matches(
+        text, others[:200], n=1, cutoff=0.8
+    )
+    cure = "declare it private with a default"
+    return f"likeliest: {close[0]} ({paths.format_path(rows[close[0]].key)}); rename(...) it, or {cure}" if close else cure

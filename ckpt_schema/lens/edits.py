@@ -1,0 +1,394 @@
+"""Edits of leaves: each an isomorphism that knows its inverse, what it does to shapes and what it does to shardings.
+
+An edit turns a list of leaves into a list of leaves; all but the stacking ones act on each leaf by itself. ``a >> b`` composes,
+``~a`` inverts, and ``~a >> a`` is the identity, which composition sees and drops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ckpt_schema import dims as dims_
+from ckpt_schema.dims import Dim, Dims
+
+__all__ = ["Cast", "Chain", "Edit", "Entries", "Rearrange", "Stack", "Unstack"]
+
+Entries = tuple[tuple[str, ...], ...]
+"""The mesh axes that shard each axis of a leaf: a PartitionSpec of full length without shorthands."""
+
+Sizes = Mapping[str, Any]
+"""Sizes of dims by name: integers, or symbolic dimensions while an edit is typed."""
+
+
+class Edit:
+    """An invertible edit of a list of leaves."""
+
+    __slots__ = ()
+
+    @property
+    def inverse(self) -> Edit:
+        """The edit that undoes this one."""
+        raise NotImplementedError
+
+    def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
+        """The edited leaves; NumPy arrays stay NumPy arrays, everything else goes through ``jax.numpy``."""
+        raise NotImplementedError
+
+    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+        """How each result is sharded.
+
+        Args:
+            entries: How each input is sharded.
+            shape: The shape of each input.
+            sizes: Sizes of the dims.
+            ways: The size of each mesh axis.
+        """
+        raise NotImplementedError
+
+    def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
+        """The shape of each result, from that of each input."""
+        raise NotImplementedError
+
+    @property
+    def names(self) -> set[str]:
+        """The dims whose sizes it needs."""
+        return set()
+
+    def __rshift__(self, other: Edit | Chain) -> Chain:
+        """First this edit, then the other."""
+        return Chain((self,)) >> other
+
+    def __invert__(self) -> Edit:
+        """The inverse edit."""
+        return self.inverse
+
+
+def _xp(value: Any) -> Any:
+    return np if isinstance(value, np.ndarray) else jnp
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rearrange(Edit):
+    """Splits, permutes and merges axes, from the dims of one layout to those of the other.
+
+    Attributes:
+        source: The dims before.
+        view: The dims after: the same factors in another order or grouping, none of them twice.
+
+    Example:
+        >>> edit = Rearrange(dims_.parse_dims("embed 3*heads"), dims_.parse_dims("3 heads embed"))
+        >>> print(edit, "|", ~edit)
+        embed 3*heads -> 3 heads embed | 3 heads embed -> embed 3*heads
+        >>> edit.shape((4, 6), {"embed": 4, "heads": 2})
+        (3, 2, 4)
+    """
+
+    source: Dims
+    view: Dims
+
+    @property
+    def inverse(self) -> Rearrange:
+        """From the dims after to the dims before."""
+        return Rearrange(self.view, self.source)
+
+    @property
+    def names(self) -> set[str]:
+        """Every name, unless the axes are merely permuted."""
+        return dims_.names(self.source) if any(len(d) > 1 for d in (*self.source, *self.view)) else set()
+
+    @property
+    def permutation(self) -> tuple[int, ...]:
+        """For each factor of the view, its place among the source's."""
+        atoms = dims_.factors(self.source)
+        return tuple(atoms.index(factor) for factor in dims_.factors(self.view))
+
+    def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
+        """Each leaf split to its factors, permuted, and merged."""
+        return [self._one(value, sizes) for value in values]
+
+    def _one(self, value: Any, sizes: Sizes) -> Any:
+        xp = _xp(value)
+        if any(len(dim) > 1 for dim in self.source):
+            value = xp.reshape(value, tuple(_size((f,), sizes) for f in dims_.factors(self.source)))
+        value = xp.transpose(value, self.permutation)
+        if any(len(dim) > 1 for dim in self.view):
+            value = xp.reshape(value, tuple(_size(dim, sizes) for dim in self.view))
+        return value
+
+    def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
+        """The view's dims under ``sizes``; a mere permutation needs none."""
+        if not self.names:
+            return tuple(shape[i] for i in self.permutation)
+        return tuple(_size(dim, sizes) for dim in self.view)
+
+    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+        """Mesh axes follow their factors; one that fits no factor of its product goes to another axis it divides."""
+        if not self.names:
+            return tuple(entries[i] for i in self.permutation)
+        atoms: list[tuple[str, ...]] = []
+        homeless: list[str] = []
+        for dim, axes in zip(self.source, entries, strict=True):
+            split, left = _split(axes, [_size((f,), sizes) for f in dim], ways)
+            atoms += split
+            homeless += left
+        moved = iter([atoms[i] for i in self.permutation])
+        merged = tuple(tuple(axis for _ in dim for axis in next(moved)) for dim in self.view)
+        return _house(merged, self.shape(shape, sizes), homeless, ways)
+
+    def __str__(self) -> str:
+        """The dims before and after."""
+        return f"{dims_.format_dims(self.source)} -> {dims_.format_dims(self.view)}"
+
+
+def _size(dim: Dim, sizes: Sizes) -> Any:
+    size: Any = 1
+    for factor in dim:
+        size = size * (factor if isinstance(factor, int) else sizes[factor])
+    return size
+
+
+def _split(axes: Sequence[str], sizes: Sequence[int], ways: Mapping[str, int]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Mesh axes of a product dealt out to its factors, major first; and those no factor can take."""
+    dealt: list[tuple[str, ...]] = [()] * len(sizes)
+    homeless: list[str] = []
+    for axis in axes:
+        for i, size in enumerate(sizes):
+            if size % math.prod(ways[a] for a in (*dealt[i], axis)) == 0:
+                dealt[i] = (*dealt[i], axis)
+                break
+        else:
+            homeless.append(axis)
+    return dealt, homeless
+
+
+def _house(entries: Entries, shape: Sequence[int], homeless: Sequence[str], ways: Mapping[str, int]) -> Entries:
+    """Gives each homeless mesh axis to the longest shard it divides, so that no leaf is gathered where that can be avoided."""
+    placed = list(entries)
+    for axis in homeless:
+        shards = [(size // math.prod(ways[a] for a in placed[i]), i) for i, size in enumerate(shape)]
+        fits = [(length, -i) for length, i in shards if length and length % ways[axis] == 0]
+        if fits:
+            at = -max(fits)[1]
+            placed[at] = (*placed[at], axis)
+    return tuple(placed)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cast(Edit):
+    """Casts an integer leaf to another integer dtype; only values that both can hold pass.
+
+    Example:
+        >>> print(Cast("int32", "uint32"))
+        int32 -> uint32
+    """
+
+    source: str
+    view: str
+
+    @property
+    def inverse(self) -> Cast:
+        """The cast back."""
+        return Cast(self.view, self.source)
+
+    def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
+        """Each leaf cast; `fits` says beforehand whether that keeps its values."""
+        return [value.astype(self.view) for value in values]
+
+    def fits(self, low: int, high: int) -> bool:
+        """Whether values between ``low`` and ``high`` are kept."""
+        info = jnp.iinfo(self.view)
+        return int(info.min) <= low and high <= int(info.max)
+
+    def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
+        """The same shape."""
+        return shape
+
+    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+        """The same sharding."""
+        return entries
+
+    def __str__(self) -> str:
+        """The dtypes before and after."""
+        return f"{self.source} -> {self.view}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unstack(Edit):
+    """One leaf, stacked on an axis, to one leaf per repeat.
+
+    Attributes:
+        axis: The stack axis.
+        size: The number of repeats.
+
+    Example:
+        >>> print(Unstack(1, ("depth",)), "|", ~Unstack(1, ("depth",)))
+        unstack depth on axis 1 | stack depth on axis 1
+    """
+
+    axis: int
+    size: Dim
+
+    @property
+    def inverse(self) -> Stack:
+        """The edit that stacks them again."""
+        return Stack(self.axis, self.size)
+
+    @property
+    def names(self) -> set[str]:
+        """The number of repeats, where it has a name."""
+        return dims_.names((self.size,))
+
+    def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
+        """The slices of the one leaf, in order."""
+        (value,) = values
+        at = (slice(None),) * self.axis
+        return [value[(*at, i)] for i in range(_size(self.size, sizes))]
+
+    def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
+        """The shape without the stack axis."""
+        return (*shape[: self.axis], *shape[self.axis + 1 :])
+
+    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+        """The sharding without the stack axis; mesh axes that sharded it go to another axis they divide."""
+        rest = (*entries[: self.axis], *entries[self.axis + 1 :])
+        return _house(rest, self.shape(shape, sizes), entries[self.axis], ways)
+
+    def __str__(self) -> str:
+        """What is unstacked, and where."""
+        return f"unstack {dims_.format_dim(self.size)} on axis {self.axis}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stack(Edit):
+    """One leaf per repeat, to one leaf stacked on an axis."""
+
+    axis: int
+    size: Dim
+
+    @property
+    def inverse(self) -> Unstack:
+        """The edit that takes them apart again."""
+        return Unstack(self.axis, self.size)
+
+    @property
+    def names(self) -> set[str]:
+        """The number of repeats, where it has a name."""
+        return dims_.names((self.size,))
+
+    def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
+        """The one stacked leaf."""
+        return [_xp(values[0]).stack(values, axis=self.axis)]
+
+    def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
+        """The shape with the stack axis."""
+        return (*shape[: self.axis], _size(self.size, sizes), *shape[self.axis :])
+
+    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+        """The sharding with a stack axis that is not sharded."""
+        return (*entries[: self.axis], (), *entries[self.axis :])
+
+    def __str__(self) -> str:
+        """What is stacked, and where."""
+        return f"stack {dims_.format_dim(self.size)} on axis {self.axis}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chain:
+    """Edits one after the other; the empty chain moves a leaf as it is.
+
+    Example:
+        >>> chain = Unstack(0, ("depth",)) >> Cast("int32", "uint32")
+        >>> print(chain, "|", ~chain, "|", (chain >> ~chain).edits)
+        unstack depth on axis 0, int32 -> uint32 | uint32 -> int32, stack depth on axis 0 | ()
+    """
+
+    edits: tuple[Edit, ...] = ()
+
+    def __rshift__(self, other: Edit | Chain) -> Chain:
+        """First this chain, then the other; what cancels is dropped."""
+        joined = self.edits
+        for edit in other.edits if isinstance(other, Chain) else (other,):
+            joined = _join(joined, edit)
+        return Chain(joined)
+
+    def __invert__(self) -> Chain:
+        """The chain that undoes this one."""
+        return Chain(tuple(edit.inverse for edit in reversed(self.edits)))
+
+    def __bool__(self) -> bool:
+        """Whether anything is edited at all."""
+        return bool(self.edits)
+
+    def __str__(self) -> str:
+        """The edits in order."""
+        return ", ".join(str(edit) for edit in self.edits)
+
+    @property
+    def names(self) -> set[str]:
+        """The dims whose sizes the edits need."""
+        return set[str]().union(*(edit.names for edit in self.edits))
+
+    @property
+    def casts(self) -> Iterator[Cast]:
+        """Those edits that only some values survive."""
+        return (edit for edit in self.edits if isinstance(edit, Cast))
+
+    def apply(self, values: Sequence[Any], sizes: Sizes) -> list[Any]:
+        """The edited leaves."""
+        edited = list(values)
+        for edit in self.edits:
+            edited = edit.apply(edited, sizes)
+        return edited
+
+    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+        """How each result is sharded, from the sharding and shape of the inputs."""
+        for edit in self.edits:
+            entries = edit.entries(entries, shape, sizes, ways)
+            shape = edit.shape(shape, sizes)
+        return entries
+
+
+def _join(edits: tuple[Edit, ...], edit: Edit) -> tuple[Edit, ...]:
+    if edits and edits[-1] == edit.inverse:
+        return edits[:-1]
+    if edits and isinstance(edits[-1], Rearrange) and isinstance(edit, Rearrange) and edits[-1].view == edit.source:
+        return (*edits[:-1], Rearrange(edits[-1].source, edit.view))
+    return (*edits, edit)
+
+
+@functools.lru_cache(maxsize=4096)
+def typed(chain: Chain, dims: Dims, dtype: str, arity: int, counts: frozenset[str]) -> tuple[str, ...]:
+    """The symbolic types of a chain's results, as ``jax.eval_shape`` finds them for all sizes at once.
+
+    Args:
+        chain: The edits.
+        dims: The dims of each input.
+        dtype: The dtype of each input.
+        arity: How many inputs there are; 2 stands for any number of repeats.
+        counts: Names that count repeats: they become 2, for the number of leaves is no array size.
+
+    Returns:
+        One ``dtype[dims]`` per result, symbolic dims spelled by jax.
+    """
+    sizes = symbols(sorted((dims_.names(dims) | chain.names) - counts), counts)
+    shape = tuple(_size(dim, sizes) for dim in dims)
+    # A key's type plays no part in how its axes move, and jax has no symbolic key arrays to speak of.
+    leaf = jax.ShapeDtypeStruct(shape, jnp.dtype("uint32" if dtype.startswith("key<") else dtype))
+    found = jax.eval_shape(lambda *xs: chain.apply(xs, sizes), *[leaf] * arity)
+    return tuple(f"{dtype if dtype.startswith('key<') else x.dtype}{x.shape}" for x in found)
+
+
+def symbols(names: Sequence[str], counts: frozenset[str]) -> dict[str, Any]:
+    """A symbolic size for each name, and 2 for each count."""
+    sizes: dict[str, Any] = dict.fromkeys(counts, 2)
+    if names:
+        sizes |= zip(names, jax.export.symbolic_shape(",".join(names)), strict=True)
+    return sizes

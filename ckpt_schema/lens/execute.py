@@ -1,0 +1,163 @@
+"""Edits and defaults carried out on real leaves: jax arrays under ``jit``, NumPy arrays, tracers, abstract values."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ckpt_schema import leaves
+from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.leaves import Default, Leaf
+from ckpt_schema.lens.edits import Cast, Chain, Entries
+
+__all__ = ["edit", "make", "mesh_of", "verify_casts"]
+
+
+def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Leaf, likes: Sequence[Any]) -> list[Any]:
+    """The edited leaves.
+
+    Args:
+        chain: What is done.
+        values: The leaves, all of one shape and dtype.
+        sizes: The sizes of the dims that ``chain`` needs.
+        leaf: What the values are declared to be.
+        likes: For each result, the leaf it stands for in the tree it goes onto, or None. A result takes its sharding, and
+            becomes a Python number where it is one.
+
+    Returns:
+        The results: abstract where an input is, sharded as the edits map the inputs' sharding where ``likes`` doesn't say.
+    """
+    inputs = [jnp.asarray(v, leaf.dtype) if leaves.is_scalar(v) else v for v in values]
+    if any(leaves.is_abstract(v) for v in inputs):
+        results = _abstract(chain, inputs, sizes)
+    elif any(isinstance(v, Tracer) for v in inputs):
+        return chain.apply(inputs, sizes)
+    elif not any(isinstance(v, jax.Array) for v in inputs):
+        results = [np.ascontiguousarray(x) for x in chain.apply([np.asarray(v) for v in inputs], sizes)]
+    else:
+        results = _compiled_edit(chain, inputs, sizes)
+    return [_like(result, like) for result, like in zip(results, likes, strict=True)]
+
+
+def _like(result: Any, like: Any) -> Any:
+    if leaves.is_abstract(result):
+        target = getattr(like, "sharding", None)
+        return result if target is None else jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=target)
+    if leaves.is_scalar(like):
+        return type(like)(result)
+    target = getattr(like, "sharding", None)
+    if target is None or not isinstance(result, jax.Array) or result.sharding == target:
+        return result
+    return jax.device_put(result, target)
+
+
+def _abstract(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[jax.ShapeDtypeStruct]:
+    bare = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values]
+    found = jax.eval_shape(lambda *xs: chain.apply(xs, sizes), *bare)
+    sharding = _result_sharding(chain, values[0], sizes)
+    return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in found]
+
+
+def _compiled_edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
+    sharding = _result_sharding(chain, next(v for v in values if isinstance(v, jax.Array)), sizes)
+    named = sharding if isinstance(sharding, NamedSharding) else None
+    return list(_compiled(chain, tuple(sorted(sizes.items())), named)(*values))
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(chain: Chain, sizes: tuple[tuple[str, int], ...], sharding: NamedSharding | None) -> Any:
+    """One jitted function per distinct edit and sharding; jax then compiles it once per shape."""
+
+    def run(*values: Any) -> list[Any]:
+        return chain.apply(values, dict(sizes))
+
+    if sharding is None:
+        return jax.jit(run)
+    if AxisType.Explicit in sharding.mesh.axis_types:  # there, a reshape of a sharded axis is refused unless told its result
+        return jax.jit(lambda *xs: jax.sharding.auto_axes(run, out_sharding=sharding)(*xs))
+    return jax.jit(run, out_shardings=sharding)
+
+
+def _result_sharding(chain: Chain, value: Any, sizes: Mapping[str, int]) -> Any:
+    """How each result is sharded, from the sharding of an input; None where that is unknown."""
+    sharding = getattr(value, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    ways: dict[str, int] = dict(sharding.mesh.shape)
+    found = chain.entries(_entries(sharding.spec, len(value.shape)), tuple(value.shape), sizes, ways)
+    return NamedSharding(sharding.mesh, _spec(found), memory_kind=sharding.memory_kind)
+
+
+def _entries(spec: PartitionSpec, rank: int) -> Entries:
+    full = (*spec, *[None] * (rank - len(spec)))
+    return tuple(axes if isinstance(axes, tuple) else (axes,) if isinstance(axes, str) else () for axes in full)
+
+
+def _spec(entries: Entries) -> PartitionSpec:
+    return PartitionSpec(*(None if not axes else axes[0] if len(axes) == 1 else axes for axes in entries))
+
+
+def mesh_of(values: Sequence[Any]) -> Mesh | None:
+    """The mesh that the leaves are sharded over, or None."""
+    for value in values:
+        sharding = getattr(value, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            return sharding.mesh
+    return None
+
+
+def make(default: Default, dtype: str, shape: tuple[int, ...], like: Any, mesh: Mesh | None, *, abstract: bool) -> Any:
+    """A default, sharded like ``like``, or else replicated over ``mesh``: one global array, whatever the number of hosts."""
+    sharding = getattr(like, "sharding", None)
+    if sharding is None and mesh is not None:
+        sharding = NamedSharding(mesh, PartitionSpec())
+    if abstract:
+        made = jax.eval_shape(lambda: leaves.make_default(default, dtype, shape))
+        return jax.ShapeDtypeStruct(made.shape, made.dtype, sharding=sharding)
+    return leaves.make_default(default, dtype, shape, sharding)
+
+
+def verify_casts(jobs: Sequence[tuple[Chain, Sequence[Any], Sequence[str]]]) -> None:
+    """Raises unless every cast keeps every value.
+
+    Args:
+        jobs: Edits, their input leaves and these leaves' key paths.
+
+    Raises:
+        ConformanceError: With every leaf whose values do not fit, or are not known under a trace.
+    """
+    faults: list[Mismatch] = []
+    for chain, values, names in jobs:
+        for cast in chain.casts:
+            faults += [f for f in (_cast_fault(cast, v, n) for v, n in zip(values, names, strict=True)) if f is not None]
+    if faults:
+        raise ConformanceError(f"values cannot be carried over exactly: {len(faults)} fault(s)", faults)
+
+
+def _cast_fault(cast: Cast, value: Any, path: str) -> Mismatch | None:
+    if leaves.is_abstract(value) or (not leaves.is_scalar(value) and 0 in value.shape):
+        return None
+    info = jnp.iinfo(cast.view)
+    expected = f"values of {cast.view} ({info.min} to {info.max})"
+    if isinstance(value, Tracer):
+        return Mismatch(path, "cast", expected, "a tracer", f"{cast} is checked by value: translate outside of jit")
+    low, high = _range(value)
+    if cast.fits(low, high):
+        return None
+    return Mismatch(path, "cast", expected, str(low if low == high else f"{low} to {high}"), f"{cast} would wrap")
+
+
+def _range(value: Any) -> tuple[int, int]:
+    """The least and greatest element."""
+    if not isinstance(value, jax.Array):
+        array = np.asarray(value)
+        return int(array.min()), int(array.max())
+    low, high = (value, value) if value.ndim == 0 else (jnp.min(value), jnp.max(value))
+    return int(np.asarray(low.addressable_data(0))), int(np.asarray(high.addressable_data(0)))

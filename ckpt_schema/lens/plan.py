@@ -1,0 +1,175 @@
+"""Plans: what a translation does to trees of one structure, compiled once and run as list operations.
+
+A run flattens the tree against the structure the plan was made for (which verifies that structure), compares all shapes and
+dtypes, gathers the leaves that move by index, makes the few that are edited or defaulted, and unflattens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from ckpt_schema import leaves
+from ckpt_schema.leaves import Default, Leaf
+from ckpt_schema.lens import execute
+from ckpt_schema.lens.edits import Chain
+from ckpt_schema.pytrees import TreeDef
+from ckpt_schema.trees import Tree
+
+__all__ = ["Job", "Make", "Plan", "Signature", "signature_of"]
+
+_avals = operator.attrgetter("aval")
+_shapes = operator.attrgetter("shape")
+_dtypes = operator.attrgetter("dtype")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signature:
+    """The structure of a tree, and the shape and dtype of its leaves.
+
+    Attributes:
+        treedef: The structure.
+        shapes: The leaves' shapes, or for leaves that are no jax arrays one token each.
+        dtypes: The leaves' dtypes; None in the second case.
+    """
+
+    treedef: TreeDef
+    shapes: list[Any]
+    dtypes: list[Any] | None
+
+    def flatten(self, tree: Tree) -> list[Any] | None:
+        """The leaves of ``tree``, or None when it is not of this signature."""
+        try:
+            found: list[Any] = self.treedef.flatten_up_to(tree)  # verifies containers, keys and metadata on its way
+        except (ValueError, TypeError):
+            return None
+        if self.dtypes is None:
+            return found if list(map(_token, found)) == self.shapes else None
+        try:
+            avals = list(map(_avals, found))  # one look-up per leaf: both shape and dtype are the aval's
+        except AttributeError:
+            return None
+        same = list(map(_shapes, avals)) == self.shapes and list(map(_dtypes, avals)) == self.dtypes
+        return found if same else None
+
+
+def signature_of(treedef: TreeDef, found: Sequence[Any]) -> Signature:
+    """The signature of a tree from its structure and leaves."""
+    try:
+        avals = list(map(_avals, found))
+    except AttributeError:
+        return Signature(treedef, list(map(_token, found)), None)
+    return Signature(treedef, list(map(_shapes, avals)), list(map(_dtypes, avals)))
+
+
+def _token(value: Any) -> Any:
+    """What a plan depends on in a leaf that may be no jax array: abstract or not, its shape and dtype, a number itself."""
+    if leaves.is_scalar(value):
+        return type(value), value  # whether a number fits its dtype depends on the number
+    return leaves.is_abstract(value), isinstance(value, jax.Array), leaves.signature(value), type(value).__name__
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """Edits of some leaves.
+
+    Attributes:
+        chain: What is done.
+        sizes: The sizes of the dims it needs.
+        leaf: The declared leaf of each input; a Python number becomes one of it first.
+        inputs: Positions of the input leaves.
+        paths: Their key paths, for messages.
+        likes: For each result, the position in ``onto`` of the leaf it stands for, or None.
+        results: The number of results.
+    """
+
+    chain: Chain
+    sizes: tuple[tuple[str, int], ...]
+    leaf: Leaf
+    inputs: tuple[int, ...]
+    paths: tuple[str, ...]
+    likes: tuple[int | None, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Make:
+    """A default to make.
+
+    Attributes:
+        default: How it is made.
+        dtype: Its dtype name.
+        shape: Its shape.
+        like: The position in ``onto`` of the abstract leaf it stands for, or None.
+        abstract: Whether an abstract value is wanted.
+    """
+
+    default: Default
+    dtype: str
+    shape: tuple[int, ...]
+    like: int | None
+    abstract: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """A compiled translation of trees of one signature.
+
+    Attributes:
+        source: The signature of the tree that is translated.
+        onto: The signature of the tree whose container and private leaves are used, or None.
+        treedef: The structure of the result.
+        gather: Picks the result's leaves from: the tree's, then onto's, then the jobs' and the defaults.
+        jobs: The edits.
+        makes: The defaults.
+    """
+
+    source: Signature
+    onto: Signature | None
+    treedef: TreeDef
+    gather: Callable[[list[Any]], Sequence[Any]]
+    jobs: tuple[Job, ...]
+    makes: tuple[Make, ...]
+
+    def accepts(self, tree: Tree, onto: Tree | None) -> tuple[list[Any], list[Any]] | None:
+        """The leaves of both trees, or None when the plan was made for others."""
+        if (onto is None) != (self.onto is None):
+            return None
+        found = self.source.flatten(tree)
+        if found is None:
+            return None
+        kept: list[Any] | None = [] if self.onto is None else self.onto.flatten(onto)
+        return None if kept is None else (found, kept)
+
+    def run(self, found: list[Any], kept: list[Any]) -> Tree:
+        """The translated tree.
+
+        Args:
+            found: The leaves of the tree that is translated.
+            kept: The leaves of ``onto``.
+
+        Raises:
+            ConformanceError: A value cannot be cast exactly; every such leaf is named, and nothing was made.
+        """
+        pool = [*found, *kept]
+        if self.jobs:
+            execute.verify_casts([(job.chain, [found[i] for i in job.inputs], job.paths) for job in self.jobs])
+            for job in self.jobs:
+                likes = [None if at is None else kept[at] for at in job.likes]
+                pool += execute.edit(job.chain, [found[i] for i in job.inputs], dict(job.sizes), job.leaf, likes)
+        if self.makes:
+            mesh = execute.mesh_of(found)
+            for make in self.makes:
+                like = None if make.like is None else kept[make.like]
+                pool.append(execute.make(make.default, make.dtype, make.shape, like, mesh, abstract=make.abstract))
+        return self.treedef.unflatten(self.gather(pool))
+
+
+def gatherer(positions: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:
+    """A function that picks ``positions`` from a list, as fast as Python can."""
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)
+    return lambda pool: [pool[i] for i in positions]

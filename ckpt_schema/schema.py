@@ -1,0 +1,373 @@
+"""Schema classes: annotations in, rows of a `Layout` out. The only module that does reflection.
+
+A schema declares one layout of a model: attribute names are logical names, ``field(key=...)`` says how this layout spells
+them, annotations give shape and dtype. Schemas nest, inherit, and are never instantiated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax.numpy as jnp
+
+from ckpt_schema import dims as dims_
+from ckpt_schema import leaves, paths
+from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.leaves import Default, Fill, FreshKey, Leaf
+from ckpt_schema.table import Layout, Repeat, Row
+
+__all__ = ["Schema", "Stream", "body_rows", "field", "layout", "verify_table"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Field:
+    """What `field` was told; see there."""
+
+    key: str | None = None
+    default: Any = None
+    scan: str | int | None = None
+    axis: int | None = None
+    length: str | int | None = None
+    dims: Mapping[str, str | int] = dataclasses.field(default_factory=dict[str, str | int])
+    type: Any = None
+    collection: str | None = None
+    optional: bool = False
+    tag: str | None = None
+
+
+def field(
+    *,
+    key: str | None = None,
+    default: Any = None,
+    scan: str | int | None = None,
+    axis: int | None = None,
+    length: str | int | None = None,
+    dims: Mapping[str, str | int] | None = None,
+    type: Any = None,
+    collection: str | None = None,
+    optional: bool = False,
+    tag: str | None = None,
+) -> Any:
+    """Says of a schema's attribute what its annotation cannot.
+
+    Args:
+        key: How this layout spells the attribute, where that is not its name: ``"LayerNorm_0"``, ``"dropout/rngs"``, with an
+            index symbol for a list: ``"layers/{i}"`` (int keys), ``"layers_{i}"``, ``"layers/'{i}'"`` (string keys).
+        default: What the leaves below hold where the other layout has no place for them: a number, or `fresh_key`.
+        scan: The dim that counts the repeats which are stacked in each leaf below, as ``nn.scan`` does.
+        axis: The axis they are stacked on, 0 unless given. On a leaf inside a scanned schema: this leaf's own axis.
+        length: The dim that counts the items of a ``list[...]`` attribute.
+        dims: New names (or fixed sizes) for dims of the schema used here: ``{"mlp": "ff"}``.
+        type: The NNX Variable type of the leaves below, as a class or by its name in ``flax.nnx``; ``Param`` unless given.
+        collection: The Linen variable collection of the leaves below; ``params`` unless given.
+        optional: Whether a tree may lack this attribute.
+        tag: The stream name a new RNG Variable carries; the attribute's name unless given.
+
+    Returns:
+        A marker that the schema class reads; typed ``Any`` so that any annotation may stand beside it.
+    """
+    return Field(key, default, scan, axis, length, dict(dims or {}), type, collection, optional, tag)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Attribute:
+    """A declared attribute: its name, what it is made of, whether it is a list, and its field."""
+
+    name: str
+    target: Leaf | type[Schema]
+    many: bool
+    field: Field
+
+
+class Schema:
+    """The base of schema classes.
+
+    Raises:
+        SchemaError: At class creation, with every attribute that is no leaf, schema or list of one.
+
+    Example:
+        >>> from jaxtyping import Array, Float32
+        >>> class Norm(Schema):
+        ...     scale: Float32[Array, " embed"]
+        >>> class Block(Schema):
+        ...     norm: Norm = field(key="LayerNorm_0")
+        >>> print(layout(Block))
+        Block: 1 rows
+          norm/scale  LayerNorm_0/scale  float32[embed]
+    """
+
+    __attributes__: ClassVar[tuple[_Attribute, ...]] = ()
+
+    def __new__(cls) -> typing.NoReturn:
+        """Refuses: a schema is a declaration, not a container of values."""
+        raise TypeError(f"{cls.__name__} declares a layout and has no instances; use ckpt_schema.layout({cls.__name__})")
+
+    def __init_subclass__(cls) -> None:
+        """Reads the annotations of the class and of its bases, once, and reports every fault in them."""
+        super().__init_subclass__()
+        inherited = {a.name: a for base in reversed(cls.__mro__[1:]) for a in base.__dict__.get("__attributes__", ())}
+        faults: list[Mismatch] = []
+        own: dict[str, _Attribute] = {}
+        scope = _scope(inspect.currentframe())
+        for name, annotation in _annotations(cls, scope, faults):
+            try:
+                own[name] = _attribute(cls, name, annotation)
+            except SchemaError as error:
+                faults.extend(dataclasses.replace(m, path=f"{cls.__name__}.{name}") for m in error.mismatches)
+        faults.extend(_strays(cls, own))
+        if faults:
+            raise SchemaError(f"schema {cls.__qualname__} is not well formed: {len(faults)} fault(s)", faults)
+        cls.__attributes__ = tuple({**inherited, **own}.values())
+
+
+def _scope(frame: types.FrameType | None) -> dict[str, Any]:
+    """The names that the class statement itself can see, locals included: annotations may be strings that use them."""
+    caller = frame.f_back if frame is not None else None
+    return {**caller.f_globals, **caller.f_locals} if caller is not None else {}
+
+
+def _annotations(cls: type, scope: dict[str, Any], faults: list[Mismatch]) -> Iterator[tuple[str, Any]]:
+    """The class's own annotations, evaluated one by one, so that each that fails is named."""
+    for name, annotation in inspect.get_annotations(cls).items():
+        if isinstance(annotation, str):
+            try:
+                annotation = eval(annotation, scope, dict(vars(cls)))
+            except Exception as error:
+                cure = "define or import what it names before the class"
+                found = f"{annotation!r}: {type(error).__name__}: {error}"
+                faults.append(Mismatch(f"{cls.__name__}.{name}", "declaration", "an annotation that evaluates", found, cure))
+                continue
+        if typing.get_origin(annotation) is not ClassVar and annotation is not ClassVar:
+            yield name, annotation
+
+
+def _strays(cls: type, own: Mapping[str, Any]) -> Iterator[Mismatch]:
+    for name, value in vars(cls).items():
+        if isinstance(value, Field) and name not in own and name not in inspect.get_annotations(cls):
+            yield Mismatch(
+                f"{cls.__name__}.{name}", "declaration", "an annotation beside field(...)", "none", f"write {name}: ..."
+            )
+
+
+def _attribute(cls: type, name: str, annotation: Any) -> _Attribute:
+    given = vars(cls).get(name, Field())
+    if not isinstance(given, Field):
+        raise _declaration(name, "field(...) as its value", repr(given), f"write {name}: ... = field(default={given!r})")
+    inner, optional = _strip_optional(annotation)
+    many = typing.get_origin(inner) is list
+    target = _target(name, typing.get_args(inner)[0] if many else inner)
+    spec = dataclasses.replace(given, optional=given.optional or optional, tag=given.tag or name)
+    _verify_field(name, spec, many=many)
+    return _Attribute(name, target, many, spec)
+
+
+def _strip_optional(annotation: Any) -> tuple[Any, bool]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [a for a in typing.get_args(annotation) if a is not type(None)]
+        if len(members) == 1 and len(typing.get_args(annotation)) == 2:
+            return members[0], True
+    return annotation, False
+
+
+def _target(name: str, annotation: Any) -> Leaf | type[Schema]:
+    if isinstance(annotation, type) and issubclass(annotation, Schema) and annotation is not Schema:
+        return annotation
+    leaf = leaves.from_annotation(annotation)
+    if leaf is None:
+        hint = 'write Float32[Array, "embed mlp"], Key["urbg"], Stream["urbg"], a Schema class, or list[...] of one of them'
+        raise _declaration(name, "a leaf or a schema", _spell(annotation), hint)
+    return leaf
+
+
+def _spell(annotation: Any) -> str:
+    return annotation.__qualname__ if isinstance(annotation, type) else repr(annotation)
+
+
+def _verify_field(name: str, spec: Field, *, many: bool) -> None:
+    """Rejects contradictions that need no more than the field to be seen."""
+    symbols = sum(isinstance(s, paths.Index) for s in paths.parse_pattern(spec.key)) if spec.key else int(many)
+    if many and spec.length is None:
+        raise _declaration(name, "length= on a list", "none", 'write field(length="depth")')
+    if not many and spec.length is not None:
+        raise _declaration(name, "a list[...] annotation beside length=", "none", "use scan= for stacked repeats")
+    if many and spec.scan is not None:
+        raise _declaration(name, "scan= or list[...], not both", "both", "nest one schema in another for two levels")
+    if symbols != int(many):
+        raise _declaration(
+            name, f"{int(many)} index symbol(s) in key=", f"{symbols} in {spec.key!r}", 'a list is spelled key="layers/{i}"'
+        )
+    if spec.collection is not None and not spec.collection:
+        raise _declaration(name, "a collection's name", repr(spec.collection), "leave collection= out for params")
+
+
+def _declaration(path: str, expected: str, found: str, hint: str) -> SchemaError:
+    fault = Mismatch(path, "declaration", expected, found, hint)
+    return SchemaError(f"{path} is not well declared: 1 fault", [fault])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Draft:
+    """A row on its way up through nested schemas, with the stack axis its own field asks for."""
+
+    row: Row
+    axis: int | None
+    collection: str | None
+
+
+@functools.cache
+def _drafts(schema: type[Schema]) -> tuple[_Draft, ...]:
+    return tuple(draft for attribute in schema.__attributes__ for draft in _attribute_drafts(attribute))
+
+
+def _attribute_drafts(attribute: _Attribute) -> Iterator[_Draft]:
+    spec, target = attribute.field, attribute.target
+    below = [_Draft(Row((), (), target), None, None)] if isinstance(target, Leaf) else _drafts(target)
+    text = spec.key or (f"{attribute.name}/{{i}}" if attribute.many else attribute.name)
+    for draft in below:
+        yield _lift(draft, attribute, paths.parse_pattern(text))
+
+
+def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
+    """One draft seen from the schema above: its path, key, repeats, dims and inherited declarations."""
+    spec, row = attribute.field, draft.row
+    repeats = _renamed(row.repeats, spec.dims)
+    repeated = attribute.many or spec.scan is not None
+    axis = draft.axis
+    if attribute.many:
+        repeats = (Repeat(_single(attribute.name, spec.length), None), *repeats)
+    elif spec.scan is not None:
+        repeats = (Repeat(_single(attribute.name, spec.scan), (spec.axis or 0) if axis is None else axis), *repeats)
+        axis = None
+    elif spec.axis is not None and axis is None:
+        axis = spec.axis
+    lifted = dataclasses.replace(
+        row,
+        path=(attribute.name + ("[]" if repeated else ""), *row.path),
+        key=(*key, *row.key),
+        leaf=Leaf(dims_.rename(row.leaf.dims, spec.dims), row.leaf.dtype),
+        repeats=repeats,
+        kind=row.kind if row.kind is not None else spec.type,
+        metadata=row.metadata or ((("tag", spec.tag),) if row.kind in ("RngKey", "RngCount") else ()),
+        default=row.default if row.default is not None else _default(attribute.name, spec.default, row.leaf),
+        optional=row.optional or spec.optional,
+    )
+    _verify_axis(lifted)
+    return _Draft(lifted, axis, draft.collection or spec.collection)
+
+
+def _renamed(repeats: tuple[Repeat, ...], renames: Mapping[str, str | int]) -> tuple[Repeat, ...]:
+    return tuple(dataclasses.replace(r, size=dims_.rename((r.size,), renames)[0]) for r in repeats)
+
+
+def _single(name: str, size: str | int | None) -> dims_.Dim:
+    parsed = dims_.parse_dims(str(size))
+    if len(parsed) != 1 or len(parsed[0]) != 1:
+        raise _declaration(name, "one dim name or integer as the number of repeats", repr(size), 'write "depth"')
+    return parsed[0]
+
+
+def _default(name: str, value: Any, leaf: Leaf) -> Default | None:
+    """The declared default as it applies to one leaf, refused where the leaf could not hold it exactly."""
+    if value is None or isinstance(value, FreshKey):
+        return value
+    filled = value if isinstance(value, Fill) else Fill(value)
+    if leaf.is_key:
+        raise _declaration(name, "fresh_key(seed) as the default of a key", repr(value), "write default=fresh_key(0)")
+    scalar = Leaf((), leaf.dtype)
+    exact = leaves.is_scalar(filled.value) and (
+        leaves.accepts(scalar, filled.value)
+        or (isinstance(filled.value, int) and jnp.issubdtype(jnp.dtype(leaf.dtype), jnp.inexact))
+    )
+    if not exact:
+        raise _declaration(name, f"a default that {leaf.dtype} can hold", repr(value), "a number of the leaf's own kind")
+    return filled
+
+
+def _verify_axis(row: Row) -> None:
+    rank = len(row.leaf.dims) + sum(r.axis is not None for r in row.repeats[1:])
+    first = row.repeats[0].axis if row.repeats else None
+    if first is not None and not -rank - 1 <= first <= rank:
+        raise _declaration(
+            "/".join(row.path),
+            f"a stack axis between {-rank - 1} and {rank}",
+            f"axis {first} for {row.leaf}",
+            "give the leaf's own field axis=, as for rank-0 RNG leaves on axis 0",
+        )
+
+
+if TYPE_CHECKING:
+    from typing import Literal as Stream  # to a type checker, Stream["urbg"] is a legal annotation
+else:
+
+    class Stream:
+        """The annotation of an RNG stream: ``Stream["urbg"]`` is a schema of ``key`` and ``count``, as in ``nnx.RngStream``."""
+
+        def __class_getitem__(cls, impl: str) -> type[Schema]:
+            """The schema of a stream whose key has implementation ``impl``."""
+            return _stream(impl)
+
+
+@functools.cache
+def _stream(impl: str) -> type[Schema]:
+    stream = types.new_class(f"Stream[{impl}]", (Schema,))
+    stream.__attributes__ = (
+        _Attribute("key", Leaf((), leaves.key_dtype(impl)), many=False, field=Field(type="RngKey", axis=0)),
+        _Attribute("count", Leaf((), "uint32"), many=False, field=Field(type="RngCount", axis=0)),
+    )
+    return stream
+
+
+def body_rows(schema: type[Schema]) -> tuple[tuple[Row, str | None], ...]:
+    """The rows of a schema, each with its Linen collection (None: not said), keys relative to the schema's root.
+
+    Raises:
+        SchemaError: A field contradicts the leaf it is applied to.
+    """
+    return tuple((draft.row, draft.collection) for draft in _drafts(schema))
+
+
+def layout(source: type[Schema] | Layout) -> Layout:
+    """The layout of a schema on its own: nested dicts, spelled as the schema says. A `Layout` is returned as it is.
+
+    Raises:
+        SchemaError: A field contradicts its leaf, or two leaves have one key path.
+    """
+    if isinstance(source, Layout):
+        return source
+    rows = tuple(dataclasses.replace(row, body=0) for row, _ in body_rows(source))
+    return verify_table(Layout(source.__qualname__, rows))
+
+
+def verify_table(table: Layout) -> Layout:
+    """``table`` itself, after checking that no two leaves can have one key path or logical path.
+
+    Raises:
+        SchemaError: Two rows share a key path or a logical path, or one's key path stands inside another's.
+    """
+    faults = [*_clashes(table)]
+    if faults:
+        raise SchemaError(f"layout {table.name} is not well formed: {len(faults)} fault(s)", faults)
+    return table
+
+
+def _clashes(table: Layout) -> Iterator[Mismatch]:
+    by_key: dict[paths.Pattern, Row] = {}
+    by_path: dict[paths.LogicalPath, Row] = {}
+    for row in table.rows:
+        where, other = paths.format_path(row.key), by_key.setdefault(row.key, row)
+        if other is not row:
+            both = f"{'/'.join(other.path)} and {'/'.join(row.path)}"
+            yield Mismatch(where, "ambiguous", "one leaf at a key path", both, "give one of them another key=")
+        if by_path.setdefault(row.path, row) is not row:
+            yield Mismatch("/".join(row.path), "ambiguous", "one leaf at a logical path", "two", "rename one attribute")
+    for row in table.rows:
+        for end in range(len(row.key)):
+            if row.key[:end] in by_key:
+                inside = paths.format_path(row.key[:end])
+                yield Mismatch(paths.format_path(row.key), "ambiguous", "no leaf above it", f"the leaf {inside}", "check key=")

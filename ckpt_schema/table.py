@@ -1,0 +1,160 @@
+"""The layout: one immutable table, a row per logical leaf. Pure data; nothing after it knows where a layout came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from ckpt_schema import dims as dims_
+from ckpt_schema import paths
+from ckpt_schema.dims import Dim, Dims
+from ckpt_schema.leaves import Default, Leaf
+from ckpt_schema.paths import KeyPath, LogicalPath, Pattern
+from ckpt_schema.text import columns
+
+__all__ = ["Entry", "Layout", "Node", "Repeat", "Row", "Slot"]
+
+Slot = tuple[int, tuple[int, ...]]
+"""A concrete leaf of a layout: the number of its row, and one index per unrolled level."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Repeat:
+    """One level of repetition of a leaf, as by a stack of equal layers.
+
+    Attributes:
+        size: How often; a single name or integer.
+        axis: The axis of the leaf on which all repeats are stacked, or None where each has a leaf of its own.
+    """
+
+    size: Dim
+    axis: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """One logical leaf and how this layout spells it.
+
+    Attributes:
+        path: The chain of attribute names; a repeated node is written ``layers[]``.
+        key: The key path, with one index symbol per unrolled repeat.
+        leaf: The leaf of *one* repeat: its dims and dtype.
+        repeats: The levels of repetition, outermost first, one per ``[]`` of the path.
+        kind: The NNX Variable type, or the name of the Linen collection, or None.
+        metadata: What a new Variable of this row carries besides its value.
+        default: How the leaf is made where the other side has no place for it; None makes it required.
+        optional: Whether a tree may lack it.
+        body: How many segments of `path` stand before those of the model's own schema; None outside of it.
+    """
+
+    path: LogicalPath
+    key: Pattern
+    leaf: Leaf
+    repeats: tuple[Repeat, ...] = ()
+    kind: Any = None
+    metadata: tuple[tuple[str, Any], ...] = ()
+    default: Default | None = None
+    optional: bool = False
+    body: int | None = None
+
+    @property
+    def dims(self) -> Dims:
+        """The dims of the leaf as it is stored: stacked levels inserted, innermost first."""
+        stored = list(self.leaf.dims)
+        for repeat in reversed(self.repeats):
+            if repeat.axis is not None:
+                axis = repeat.axis if repeat.axis >= 0 else len(stored) + 1 + repeat.axis
+                stored.insert(axis, repeat.size)
+        return tuple(stored)
+
+    @property
+    def unrolled(self) -> tuple[Dim, ...]:
+        """The sizes of the unrolled levels, outermost first: one per index symbol of the key."""
+        return tuple(r.size for r in self.repeats if r.axis is None)
+
+    @property
+    def stored(self) -> Leaf:
+        """The leaf as it is stored."""
+        return Leaf(self.dims, self.leaf.dtype) if self.repeats else self.leaf
+
+    def __str__(self) -> str:
+        """The row on one line: key path, then leaf."""
+        return f"{paths.format_path(self.key)}  {self.stored}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Node:
+    """A container that is no dict, or holds no leaf: a tuple, list, NamedTuple or None slot of an optimizer chain.
+
+    Attributes:
+        key: Where it stands.
+        type: ``tuple``, ``list``, a NamedTuple class, or ``NoneType``.
+    """
+
+    key: KeyPath
+    type: type
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One concrete leaf of a bound layout: its slot, key path and shape."""
+
+    slot: Slot
+    key: KeyPath
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """An ordered table of rows, with the containers that a tree of it is built of.
+
+    Attributes:
+        name: How messages call it.
+        rows: One per logical leaf.
+        nodes: Containers other than dicts, parents before children.
+        container: What a tree is built as where no example is given: nested dicts, or an ``nnx.State``.
+        homes: For weights alone: the key paths under which a full train state keeps such a tree, ``()`` excluded.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    nodes: tuple[Node, ...] = ()
+    container: Literal["dict", "nnx"] = "dict"
+    homes: tuple[KeyPath, ...] = ()
+
+    def entries(self, sizes: Mapping[str, int]) -> Iterator[Entry]:
+        """The concrete leaves under ``sizes``, row by row; every dim must be bound."""
+        for number, row in enumerate(self.rows):
+            shape = dims_.sizes_of(row.dims, sizes)
+            assert shape is not None, f"unbound dims in {row}"
+            for indices in slots_of(row, sizes):
+                yield Entry((number, indices), paths.fill(row.key, indices), shape)
+
+    def names(self) -> set[str]:
+        """Every dim name of the layout, layer counts included."""
+        found: set[str] = set()
+        for row in self.rows:
+            found |= dims_.names(row.leaf.dims) | {n for r in row.repeats for n in dims_.names((r.size,))}
+        return found
+
+    def __str__(self) -> str:
+        """The table, a line per row: logical path, key path, leaf, and what is declared of it."""
+        lines = [f"{self.name}: {len(self.rows)} rows"]
+        cells = [("/".join(r.path), paths.format_path(r.key), str(r.stored), _remarks(r)) for r in self.rows]
+        return "\n".join([*lines, *columns(cells)])
+
+
+def slots_of(row: Row, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
+    """Every index tuple of a row's unrolled levels, in order; ``[()]`` for a row without any."""
+    found: list[tuple[int, ...]] = [()]
+    for dim in row.unrolled:
+        size = dims_.size_of(dim, sizes)
+        assert size is not None, f"unbound number of repeats in {row}"
+        found = [(*head, index) for head in found for index in range(size)]
+    return found
+
+
+def _remarks(row: Row) -> str:
+    kind = row.kind if isinstance(row.kind, str) or row.kind is None else row.kind.__name__
+    return ", ".join(filter(None, [kind, f"default {row.default}" if row.default else "", "optional" if row.optional else ""]))

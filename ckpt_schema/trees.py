@@ -1,0 +1,99 @@
+"""Trees in any container: flattened to key paths, and built anew.
+
+A ``TrainState``, the dict Orbax returns for it, an ``nnx.State``, its pure dict and its on-disk form are read into the same key
+paths. What the containers add, ``.value`` of a Variable or a box and the strings Orbax makes of int keys, is seen by
+structure when the paths are matched against a layout, never by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.paths import KeyPath
+from ckpt_schema.pytrees import TreeDef, key_paths
+from ckpt_schema.table import Layout, Node, Row
+
+__all__ = ["FlatTree", "build", "flatten"]
+
+Tree = Any
+"""Any pytree of leaves."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FlatTree:
+    """A flattened tree.
+
+    Attributes:
+        leaves: Its leaves, in jax's order.
+        treedef: Its structure.
+        keys: The key path of each leaf, as the container spells it.
+        stored: Whether nothing in it rules out that int keys were turned into strings, as any save does: it is made of
+            dicts with string keys, and of sequences.
+    """
+
+    leaves: list[Any]
+    treedef: TreeDef
+    keys: list[KeyPath]
+    stored: bool
+
+
+def flatten(tree: Tree) -> FlatTree:
+    """The leaves of ``tree`` with their key paths.
+
+    Raises:
+        ConformanceError: jax cannot flatten it: a dict mixes int and string keys.
+    """
+    try:
+        flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    except (ValueError, TypeError) as error:
+        hint = "a save turns int keys into strings; a dict must not have both kinds"
+        fault = Mismatch("", "key", "a tree that jax can flatten", str(error).splitlines()[0], hint)
+        raise ConformanceError("the tree cannot be read: 1 fault", [fault]) from error
+    keys, stored = key_paths(path for path, _ in flat)
+    return FlatTree([leaf for _, leaf in flat], treedef, keys, stored)
+
+
+def build(layout: Layout, leaves: Iterable[tuple[KeyPath, Row, Any]]) -> Tree:
+    """A tree of the layout's own container, from its leaves.
+
+    Args:
+        layout: Says which container, and where nodes other than dicts stand.
+        leaves: Key path, row and value of each leaf.
+
+    Returns:
+        An ``nnx.State`` of Variables, or nested dicts with the optimizer's own tuples and NamedTuples in them.
+    """
+    if layout.container == "nnx":
+        from ckpt_schema.frameworks import nnx  # flax loads on first use
+
+        return nnx.build_state(leaves)
+    root: dict[Any, Any] = {}
+    for node in layout.nodes:
+        _parent(root, node.key).setdefault(node.key[-1], {})
+    for key, _, value in leaves:
+        _parent(root, key)[key[-1]] = value
+    for node in reversed(layout.nodes):  # children before parents
+        parent = _parent(root, node.key)
+        parent[node.key[-1]] = _container(node, parent[node.key[-1]])
+    return root
+
+
+def _parent(root: dict[Any, Any], key: KeyPath) -> dict[Any, Any]:
+    for segment in key[:-1]:
+        root = root.setdefault(segment, {})
+    return root
+
+
+def _container(node: Node, children: Mapping[Any, Any]) -> Any:
+    if node.type is type(None):
+        return None
+    if hasattr(node.type, "_fields"):  # a NamedTuple class
+        return node.type(**children)
+    if node.type in (tuple, list):
+        return node.type(children[i] for i in range(len(children)))
+    return node.type(**children)
