@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 
 __all__ = [
+    "CheckpointExistsError",
     "CheckpointMismatchError",
     "CkptSchemaError",
     "ConformanceError",
@@ -101,3 +102,7 @@ class ConformanceError(CkptSchemaError):
 
 class CheckpointMismatchError(ConformanceError):
     """What is on disk is no checkpoint, or one that neither side of the lens, nor the target, describes."""
+
+
+class CheckpointExistsError(CkptSchemaError, FileExistsError):
+    """There is something where a checkpoint was to be saved; it was not touched."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Final
+from typing import Any, Final
 
+import jax
 import optax
+from flax.core import meta
 
-from ckpt_schema.frameworks.optimizer import optimizer_leaves
+from ckpt_schema.frameworks.optimizer import optimizer_leaves, schema_and_transformation
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.schema import Schema, body_rows, verify_table
-from ckpt_schema.table import Layout, Node, Row
+from ckpt_schema.schema import Schema, body_rows
+from ckpt_schema.table import Layout, Node, Row, verify_table
 
-__all__ = ["BareParams", "BareTrainState", "Params", "TrainState"]
+__all__ = ["BareParams", "BareTrainState", "Params", "TrainState", "unboxed"]
 
 _PARAMS = "params"
 
@@ -27,7 +29,8 @@ def _weights(body: type[Schema], inner: tuple[str, ...]) -> list[Row]:
     return rows
 
 
-def _train_state(name: str, body: type[Schema], tx: optax.GradientTransformation, *, bare: bool) -> Layout:
+def _train_state(name: str, item: tuple[type[Schema], optax.GradientTransformation], *, bare: bool) -> Layout:
+    body, tx = schema_and_transformation(name, item)
     weights = _weights(body, (_PARAMS,) if bare else (_PARAMS, _PARAMS))
     trained = [dataclasses.replace(r, key=r.key[1:]) for r in weights if r.kind == _PARAMS]
     found, nodes = optimizer_leaves(tx, trained)
@@ -49,7 +52,7 @@ class _TrainState:
 
     def __getitem__(self, item: tuple[type[Schema], optax.GradientTransformation]) -> Layout:
         """The layout for a body and the transformation that made its optimizer state."""
-        return _train_state("linen.TrainState", item[0], item[1], bare=False)
+        return _train_state("linen.TrainState", item, bare=False)
 
 
 class _BareTrainState:
@@ -57,7 +60,7 @@ class _BareTrainState:
 
     def __getitem__(self, item: tuple[type[Schema], optax.GradientTransformation]) -> Layout:
         """The layout for a body and the transformation that made its optimizer state."""
-        return _train_state("linen.BareTrainState", item[0], item[1], bare=True)
+        return _train_state("linen.BareTrainState", item, bare=True)
 
 
 class _Params:
@@ -82,3 +85,12 @@ TrainState: Final = _TrainState()
 BareTrainState: Final = _BareTrainState()
 Params: Final = _Params()
 BareParams: Final = _BareParams()
+
+
+def unboxed(tree: Any) -> Any:
+    """``tree`` without the boxes that ``nn.with_partitioning`` puts around leaves."""
+
+    def is_box(node: Any) -> bool:
+        return isinstance(node, meta.Partitioned)
+
+    return jax.tree.map(lambda x: x.value if is_box(x) else x, tree, is_leaf=is_box)

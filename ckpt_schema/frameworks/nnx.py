@@ -10,13 +10,13 @@ import optax
 from flax import nnx
 
 from ckpt_schema.errors import Mismatch, SchemaError
-from ckpt_schema.frameworks.optimizer import optimizer_leaves
+from ckpt_schema.frameworks.optimizer import optimizer_leaves, schema_and_transformation
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.paths import KeyPath
-from ckpt_schema.schema import Schema, body_rows, verify_table
-from ckpt_schema.table import Layout, Row
+from ckpt_schema.schema import Schema, body_rows
+from ckpt_schema.table import Layout, Row, verify_table
 
-__all__ = ["Params", "TrainState", "build_state", "is_variable", "state_of", "variable_type", "variables"]
+__all__ = ["Params", "TrainState", "build_state", "is_variable", "state_of", "updated", "variable_type", "variables"]
 
 
 def is_variable(value: Any) -> bool:
@@ -35,15 +35,23 @@ def variable_type(kind: Any, leaf: Leaf) -> type[nnx.Variable[Any]]:
     found = getattr(nnx, kind, None) if isinstance(kind, str) else kind
     if isinstance(found, type) and issubclass(found, nnx.Variable):
         return found
-    fault = Mismatch(f"type={kind!r}", "declaration", "a subclass of nnx.Variable, or the name of one", repr(kind))
+    hint = "write type=nnx.BatchStat, type='BatchStat' or your own subclass"
+    fault = Mismatch("type", "declaration", "a subclass of nnx.Variable, or the name of one in flax.nnx", repr(kind), hint)
     raise SchemaError(f"{kind!r} is no Variable type: 1 fault", [fault])
 
 
 def _model(body: type[Schema], head: KeyPath) -> list[Row]:
     rows: list[Row] = []
+    faults: list[Mismatch] = []
     for row, _ in body_rows(body):
-        kind = variable_type(row.kind, row.leaf)
+        try:
+            kind = variable_type(row.kind, row.leaf)
+        except SchemaError as error:
+            faults += (dataclasses.replace(fault, path="/".join(row.path)) for fault in error.mismatches)
+            continue
         rows.append(dataclasses.replace(row, path=("params", *row.path), key=(*head, *row.key), kind=kind, body=1))
+    if faults:
+        raise SchemaError(f"{body.__name__} has leaves of no Variable type: {len(faults)} fault(s)", faults)
     return rows
 
 
@@ -52,7 +60,7 @@ class _TrainState:
 
     def __getitem__(self, item: tuple[type[Schema], optax.GradientTransformation]) -> Layout:
         """The layout for a body and the transformation that made its optimizer state."""
-        body, tx = item
+        body, tx = schema_and_transformation("nnx.TrainState", item)
         model = _model(body, ("model",))
         trained = [dataclasses.replace(r, key=r.key[1:]) for r in model if issubclass(r.kind, nnx.Param)]
         found, _ = optimizer_leaves(tx, trained)
@@ -95,6 +103,14 @@ def build_state(leaves: Iterable[tuple[KeyPath, Row, Any]]) -> nnx.State[Any, An
 def state_of(value: Any) -> Any:
     """The state of a module; anything else as it is."""
     return nnx.state(value) if isinstance(value, nnx.Module) else value
+
+
+def updated(target: Any, state: Any) -> Any:
+    """The result of a restore as the kind of thing ``target`` is: a module with its state updated, or the state itself."""
+    if isinstance(target, nnx.Module):
+        nnx.update(target, state)
+        return target
+    return state
 
 
 def variables(state: Any) -> dict[KeyPath, tuple[type, tuple[tuple[str, Any], ...]]]:

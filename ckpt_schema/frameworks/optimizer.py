@@ -23,7 +23,7 @@ from ckpt_schema.paths import KeyPath
 from ckpt_schema.pytrees import children
 from ckpt_schema.table import Node, Row
 
-__all__ = ["OptimizerLeaf", "optimizer_leaves"]
+__all__ = ["OptimizerLeaf", "optimizer_leaves", "schema_and_transformation"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,6 +39,20 @@ class OptimizerLeaf:
     prefix: KeyPath
     mirrored: Row | None
     leaf: Leaf
+
+
+def schema_and_transformation(name: str, item: Any) -> tuple[Any, optax.GradientTransformation]:
+    """The two arguments in the brackets of a train state.
+
+    Raises:
+        SchemaError: They are not two, or the second is no optax transformation.
+    """
+    if isinstance(item, tuple) and len(item) == 2 and callable(getattr(item[1], "init", None)):
+        return item
+    hint = f"write {name}[Body, optax.adamw(3e-4)]; for weights alone, {name.split('.')[0]}.Params[Body]"
+    found = f"{len(item)} arguments" if isinstance(item, tuple) and len(item) != 2 else "no transformation"
+    fault = Mismatch("argument", "declaration", "a Schema class and an optax transformation", found, hint)
+    raise SchemaError(f"{name}[...] is not well formed: 1 fault", [fault])
 
 
 def optimizer_leaves(tx: optax.GradientTransformation, params: Sequence[Row]) -> tuple[list[OptimizerLeaf], list[Node]]:

@@ -31,7 +31,14 @@ class _Sources:
 
 
 def compile_plan(
-    source: Layout, view: Layout, joins: Sequence[Join], tree: Match, onto: Match | None, sizes: Mapping[str, int]
+    source: Layout,
+    view: Layout,
+    joins: Sequence[Join],
+    tree: Match,
+    onto: Match | None,
+    sizes: Mapping[str, int],
+    *,
+    abstract: bool,
 ) -> Plan:
     """The plan that takes trees like ``tree``, of layout ``source``, to layout ``view``.
 
@@ -42,6 +49,7 @@ def compile_plan(
         tree: The tree that is translated, matched.
         onto: The tree whose container and private leaves the result takes, matched; or None.
         sizes: The dims as both trees bind them.
+        abstract: Whether abstract leaves will do for the result.
 
     Raises:
         ConformanceError: A leaf of the result has no source and no default, or a dim that is needed is unbound.
@@ -50,7 +58,6 @@ def compile_plan(
     found = _sources(source, view, joins, tree, onto, sizes)
     base = len(tree.flat.leaves) + (len(onto.flat.leaves) if onto else 0)
     edited = base + sum(len(job.likes) for job in found.jobs)
-    abstract = any(map(leaves.is_abstract, tree.flat.leaves))
     makes: list[Make] = []
     places: dict[Slot, int] = {}
     faults: list[Mismatch] = []
@@ -119,7 +126,7 @@ def _sources(
             positions = tuple([tree.slots[i] for i in inputs if i in tree.slots])
             if len(positions) != len(inputs):
                 continue  # an optional leaf that this tree lacks
-            if not join.chain:
+            if not join.chain and not _materialized(tree, positions[0], onto, outputs[0]):
                 found.moves[outputs[0]] = positions[0]
                 continue
             unbound = sorted(join.chain.names - sizes.keys())
@@ -136,6 +143,14 @@ def _sources(
     if faults:
         raise ConformanceError(f"{source.name} cannot be taken to {view.name}: {len(faults)} fault(s)", faults)
     return found
+
+
+def _materialized(tree: Match, position: int, onto: Match | None, output: Slot) -> bool:
+    """Whether a Python number, as ``TrainState.create`` leaves in ``step``, becomes the array that ``onto`` has in its place."""
+    kept = None if onto is None else onto.slots.get(output)
+    if kept is None or onto is None or not leaves.is_scalar(tree.flat.leaves[position]):
+        return False
+    return not leaves.is_scalar(onto.flat.leaves[kept])
 
 
 def _instances(join: Join, before: Row, after: Row, sizes: Mapping[str, int]) -> Iterator[tuple[list[Slot], list[Slot]]]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckpt_schema import paths
+from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match, Matcher
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch
@@ -37,12 +37,13 @@ class _Translator:
             flat = plan.accepts(tree, onto)
             if flat is not None:
                 return plan.run(*flat)
-        plan, found, kept = self._compile(tree, onto)
+        plan, found, kept = self.compile(tree, onto)
         result = plan.run(found, kept)
         self._plans = [plan, *self._plans[: _PLANS - 1]]
         return result
 
-    def _compile(self, tree: Tree, onto: Tree | None) -> tuple[Plan, list[Any], list[Any]]:
+    def compile(self, tree: Tree, onto: Tree | None, *, abstract: bool | None = None) -> tuple[Plan, list[Any], list[Any]]:
+        """The plan for trees like these, and the leaves of both; ``abstract`` as the tree's leaves are, unless given."""
         if self._matchers is None:
             self._matchers = Matcher(self.source), Matcher(self.view)
         read, written = self._matchers
@@ -54,7 +55,9 @@ class _Translator:
         if kept is not None and kept.report:
             header = f"onto does not conform to {self.view.name}: {len(kept.report)} fault(s)"
             raise ConformanceError(header, kept.report.mismatches, kept.report.notes)
-        plan = compile_plan(self.source, self.view, self.joins, match, kept, binder.sizes)
+        if abstract is None:
+            abstract = any(map(leaves.is_abstract, match.flat.leaves))
+        plan = compile_plan(self.source, self.view, self.joins, match, kept, binder.sizes, abstract=abstract)
         return plan, match.flat.leaves, [] if kept is None else kept.flat.leaves
 
     def _refuse(self, match: Match, tree: Tree, written: Matcher) -> None:
@@ -111,6 +114,18 @@ class Lens:
     def put(self, v: Tree, onto: Tree | None = None) -> Tree:
         """The source of ``v``: `get` in the other direction, with the same rules."""
         return self._backward(v, onto)
+
+    def rehearse(self, s: Tree, onto: Tree | None = None) -> None:
+        """Raises what `get` would raise for a concrete tree like ``s``, as far as can be told without its values.
+
+        Args:
+            s: A tree of the source layout; its leaves may be abstract, and count as if they had values.
+            onto: As for `get`; its abstract leaves do *not* count as values.
+
+        Raises:
+            ConformanceError: As `get` does, casts excepted.
+        """
+        self._forward.compile(s, onto, abstract=False)
 
     def bind(self, **dims: int) -> Lens:
         """This lens for fixed sizes, in elements, of dims that its trees do not tell.

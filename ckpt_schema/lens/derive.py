@@ -96,9 +96,10 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
         DerivationError: With every row of both sides that has no place, every pair of rows whose types no edit relates, every
             ambiguity, and every rule that matches nothing.
     """
+    _verify_rules(rules)
     faults: list[Mismatch] = []
     source, view = _declare(source, view, rules, faults)
-    renamed = _renamed(source, [r for r in rules if isinstance(r, Rename)], faults)
+    renamed = _renamed(source, view, [r for r in rules if isinstance(r, Rename)], faults)
     partners: dict[LogicalPath, int] = {}
     for number, path in enumerate(renamed):
         first = partners.setdefault(path, number)
@@ -116,11 +117,32 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
                 faults.append(made)
             else:
                 joins.append(Join(partner, number, *made))
+    faults += _idle(source, view, rules, joins)
     faults += _unplaced(source, view, renamed, joins, {f.path for f in faults})
     if faults:
         header = f"no lens from {source.name} to {view.name}: {len(faults)} fault(s)"
         raise DerivationError(header, faults)
     return source, view, tuple(joins)
+
+
+def _verify_rules(rules: Sequence[Rule]) -> None:
+    several = isinstance(rules, (list, tuple))  # a lone rule is no sequence, and a string is one of the wrong things
+    wrong = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
+    if wrong:
+        faults = [Mismatch("edits", "rule", "a list of rename(...) and private(...)", repr(rule)) for rule in wrong]
+        raise DerivationError(f"edits= is not well formed: {len(faults)} fault(s)", faults)
+
+
+def _idle(source: Layout, view: Layout, rules: Sequence[Rule], joins: Sequence[Join]) -> Iterator[Mismatch]:
+    """Leaves that a rule calls private, and that have a partner which is never absent."""
+    for rule in rules:
+        if isinstance(rule, Private):
+            for one in joins:
+                pair = source.rows[one.source], view.rows[one.view]
+                if any(_under(row, rule.path) is not None for row in pair) and not any(row.optional for row in pair):
+                    keys = " and ".join(paths.format_path(row.key) for row in pair)
+                    hint = "drop the rule, or give one of the two another attribute name"
+                    yield Mismatch(str(rule), "rule", "a leaf without a partner", f"{keys}, which are one leaf", hint)
 
 
 def _declare(source: Layout, view: Layout, rules: Sequence[Rule], faults: list[Mismatch]) -> tuple[Layout, Layout]:
@@ -161,7 +183,7 @@ def _under(row: Row, prefix: LogicalPath) -> int | None:
     return None
 
 
-def _renamed(source: Layout, rules: Sequence[Rename], faults: list[Mismatch]) -> list[LogicalPath]:
+def _renamed(source: Layout, view: Layout, rules: Sequence[Rename], faults: list[Mismatch]) -> list[LogicalPath]:
     """The path of each source row in the view's words; each row is renamed by the first rule that matches it, once."""
     found = [row.path for row in source.rows]
     for rule in rules:
@@ -174,14 +196,18 @@ def _renamed(source: Layout, rules: Sequence[Rename], faults: list[Mismatch]) ->
                     found[number] = (*row.path[:start], *rule.view, *row.path[start + len(rule.source) :])
         if not used:
             faults.append(_matches_nothing(rule, rule.source, source))
+        if all(_under(row, rule.view) is None for row in view.rows):
+            faults.append(_matches_nothing(rule, rule.view, view))
     return found
 
 
 def _matches_nothing(rule: Rule, path: LogicalPath, *tables: Layout) -> Mismatch:
     others = {"/".join(row.path[row.body or 0 :][: len(path)]) for table in tables for row in table.rows}
-    close = difflib.get_close_matches("/".join(path), sorted(others), n=1)
+    text = "/".join(path)
+    close = difflib.get_close_matches(text, sorted(others), n=1)
     hint = f"near: {close[0]}" if close else "logical paths are chains of attribute names; print the layout to see them"
-    return Mismatch(str(rule), "rule", "a rule that matches a leaf", "no leaf at that path", hint)
+    names = " or ".join(dict.fromkeys(table.name for table in tables))
+    return Mismatch(str(rule), "rule", f"a leaf of {names} at {text} or below", "none", hint)
 
 
 def _edits(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
@@ -277,36 +303,56 @@ def _type_fault(source: Row, view: Row, chain: Chain, level: int | None) -> Mism
 def _unplaced(
     source: Layout, view: Layout, renamed: Sequence[LogicalPath], joins: Sequence[Join], known: set[str]
 ) -> Iterator[Mismatch]:
-    """Rows of both sides that are neither joined nor private with a default, each with its likeliest partner."""
+    """Rows of both sides that are neither joined nor private with a default, each with its likeliest partner.
+
+    Rows of the optimizer state that mirror an unplaced row of the model are named on its line: what places one places all.
+    """
     placed = {j.source for j in joins}, {j.view for j in joins}
     shared = set(renamed) & {row.path for row in view.rows}
-    open_rows = [
-        [
-            (path, row)
-            for n, (path, row) in enumerate(zip(names, table.rows, strict=True))
-            if n not in done and path not in shared
-        ]
+    named = [
+        [(p, r) for n, (p, r) in enumerate(zip(names, table.rows, strict=True)) if n not in done and p not in shared]
         for names, table, done in ((renamed, source, placed[0]), ([r.path for r in view.rows], view, placed[1]))
     ]
-    for own, other, name, far in ((0, 1, source.name, view.name), (1, 0, view.name, source.name)):
-        others = ["/".join(path) for path, _ in open_rows[other]]
-        by_leaf = {"/".join(path): row for path, row in open_rows[other]}
-        for path, row in open_rows[own]:
-            if row.default is None and not row.optional and "/".join(path) not in known:
-                yield Mismatch(
-                    "/".join(row.path),
-                    "unplaced",
-                    f"a partner in {far}",
-                    f"{row.stored} in {name} alone",
-                    _partner(path, row, others, by_leaf),
-                )
+    left, right = ([row for _, row in rows] for rows in named)
+    sides = ((named[0], right, source, view, False), (named[1], left, view, source, True))
+    for rows, others, near, far, swapped in sides:
+        lost = [r for p, r in rows if r.default is None and not r.optional and "/".join(p) not in known]
+        for row, mirrors in _with_mirrors(lost):
+            also = f" (and below {', '.join(mirrors)})" if mirrors else ""
+            hint = _partner(row, others, swapped=swapped)
+            yield Mismatch("/".join(row.path), "unplaced", f"a partner in {far.name}", f"{row.stored} in {near.name} alone{also}", hint)
 
 
-def _partner(path: LogicalPath, row: Row, others: Sequence[str], rows: Mapping[str, Row]) -> str:
-    text = "/".join(path)
-    alike = [o for o in others if rows[o].leaf == row.leaf] if len(others) < 2000 else []
-    close = difflib.get_close_matches(text, alike[:200], n=1, cutoff=0.5) or difflib.get_close_matches(
-        text, others[:200], n=1, cutoff=0.8
+def _with_mirrors(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
+    """Each row that mirrors no other of ``rows``, with the places in the optimizer state of those that mirror it."""
+    groups: dict[LogicalPath, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.path if row.body is None else ("", *row.path[row.body :]), []).append(row)
+    return [(first, ["/".join(row.path[: row.body]) for row in mirrors]) for first, *mirrors in groups.values()]
+
+
+def _partner(row: Row, others: Sequence[Row], *, swapped: bool) -> str:
+    """What places ``row``: the rename that joins it to the likeliest of ``others``, or a default."""
+    text, by_path = "/".join(row.path), {"/".join(other.path): other for other in others}
+    alike = [path for path, other in by_path.items() if other.leaf == row.leaf] if len(others) < 2000 else []
+    close = (
+        difflib.get_close_matches(text, alike[:200], n=1, cutoff=0.5)
+        or difflib.get_close_matches(text, list(by_path)[:200], n=1, cutoff=0.8)
+        or (alike if len(alike) == 1 else [])
     )
     cure = "declare it private with a default"
-    return f"likeliest: {close[0]} ({paths.format_path(rows[close[0]].key)}); rename(...) it, or {cure}" if close else cure
+    if not close:
+        return cure
+    pair = (by_path[close[0]], row) if swapped else (row, by_path[close[0]])
+    return f"likeliest: {paths.format_path(by_path[close[0]].key)}; {_joining(*pair)} joins them, or {cure}"
+
+
+def _joining(source: Row, view: Row) -> Rename:
+    """The shortest rename that makes ``source`` the partner of ``view``."""
+    start = source.body or 0
+    start = start if source.path[:start] == view.path[:start] else 0
+    before, after = list(source.path[start:]), list(view.path[start:])
+    while len(before) > 1 and len(after) > 1 and before[-1] == after[-1]:
+        before.pop()
+        after.pop()
+    return Rename(tuple(before), tuple(after))

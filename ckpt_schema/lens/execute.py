@@ -17,7 +17,7 @@ from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Default, Leaf
 from ckpt_schema.lens.edits import Cast, Chain, Entries
 
-__all__ = ["edit", "make", "mesh_of", "verify_casts"]
+__all__ = ["edit", "make", "mesh_of", "on_devices", "verify_casts"]
 
 
 def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Leaf, likes: Sequence[Any]) -> list[Any]:
@@ -38,9 +38,9 @@ def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Le
     if any(leaves.is_abstract(v) for v in inputs):
         results = _abstract(chain, inputs, sizes)
     elif any(isinstance(v, Tracer) for v in inputs):
-        return chain.apply(inputs, sizes)
+        return _apply(chain, inputs, sizes)
     elif not any(isinstance(v, jax.Array) for v in inputs):
-        results = [np.ascontiguousarray(x) for x in chain.apply([np.asarray(v) for v in inputs], sizes)]
+        results = [np.asarray(x, order="C") for x in chain.apply([np.asarray(v) for v in inputs], sizes)]
     else:
         results = _compiled_edit(chain, inputs, sizes)
     return [_like(result, like) for result, like in zip(results, likes, strict=True)]
@@ -52,7 +52,7 @@ def _like(result: Any, like: Any) -> Any:
         return result if target is None else jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=target)
     if leaves.is_scalar(like):
         return type(like)(result)
-    target = getattr(like, "sharding", None)
+    target = on_devices(getattr(like, "sharding", None))
     if target is None or not isinstance(result, jax.Array) or result.sharding == target:
         return result
     return jax.device_put(result, target)
@@ -76,13 +76,27 @@ def _compiled(chain: Chain, sizes: tuple[tuple[str, int], ...], sharding: NamedS
     """One jitted function per distinct edit and sharding; jax then compiles it once per shape."""
 
     def run(*values: Any) -> list[Any]:
-        return chain.apply(values, dict(sizes))
+        return _apply(chain, values, dict(sizes))
 
     if sharding is None:
         return jax.jit(run)
     if AxisType.Explicit in sharding.mesh.axis_types:  # there, a reshape of a sharded axis is refused unless told its result
         return jax.jit(lambda *xs: jax.sharding.auto_axes(run, out_sharding=sharding)(*xs))
     return jax.jit(run, out_shardings=sharding)
+
+
+def _apply(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
+    """The edited leaves of traced ones; floats travel as unsigned integers, so that no backend touches a bit of them.
+
+    XLA may compute on a wider float between two moves, which changes the payload of a NaN: its CPU backend does so where it
+    fuses the slices and transposes of ``float8_e5m2``.
+    """
+    dtype = values[0].dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return chain.apply(values, sizes)
+    bits = jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
+    edited = chain.apply([jax.lax.bitcast_convert_type(value, bits) for value in values], sizes)
+    return [jax.lax.bitcast_convert_type(value, dtype) for value in edited]
 
 
 def _result_sharding(chain: Chain, value: Any, sizes: Mapping[str, int]) -> Any:
@@ -104,6 +118,14 @@ def _spec(entries: Entries) -> PartitionSpec:
     return PartitionSpec(*(None if not axes else axes[0] if len(axes) == 1 else axes for axes in entries))
 
 
+def on_devices(sharding: Any) -> Any:
+    """A sharding on real devices, or None: ``jax.eval_shape`` leaves an abstract mesh, for which the mesh in context stands."""
+    if not isinstance(sharding, NamedSharding) or isinstance(sharding.mesh, Mesh):
+        return sharding
+    mesh = jax.sharding.get_mesh()
+    return NamedSharding(mesh, sharding.spec) if isinstance(mesh, Mesh) and not mesh.empty else None
+
+
 def mesh_of(values: Sequence[Any]) -> Mesh | None:
     """The mesh that the leaves are sharded over, or None."""
     for value in values:
@@ -115,7 +137,7 @@ def mesh_of(values: Sequence[Any]) -> Mesh | None:
 
 def make(default: Default, dtype: str, shape: tuple[int, ...], like: Any, mesh: Mesh | None, *, abstract: bool) -> Any:
     """A default, sharded like ``like``, or else replicated over ``mesh``: one global array, whatever the number of hosts."""
-    sharding = getattr(like, "sharding", None)
+    sharding = getattr(like, "sharding", None) if abstract else on_devices(getattr(like, "sharding", None))
     if sharding is None and mesh is not None:
         sharding = NamedSharding(mesh, PartitionSpec())
     if abstract:

@@ -35,11 +35,14 @@ class Signature:
         treedef: The structure.
         shapes: The leaves' shapes, or for leaves that are no jax arrays one token each.
         dtypes: The leaves' dtypes; None in the second case.
+        avals: The abstract values of the leaves seen last. Arrays that one jitted step returns carry the same ones call after call,
+            so that comparing identities most often does; it is a memo, and nothing depends on what it holds.
     """
 
     treedef: TreeDef
     shapes: list[Any]
     dtypes: list[Any] | None
+    avals: list[Any]
 
     def flatten(self, tree: Tree) -> list[Any] | None:
         """The leaves of ``tree``, or None when it is not of this signature."""
@@ -50,11 +53,15 @@ class Signature:
         if self.dtypes is None:
             return found if list(map(_token, found)) == self.shapes else None
         try:
+            if all(map(operator.is_, map(_avals, found), self.avals)):
+                return found
             avals = list(map(_avals, found))  # one look-up per leaf: both shape and dtype are the aval's
         except AttributeError:
             return None
-        same = list(map(_shapes, avals)) == self.shapes and list(map(_dtypes, avals)) == self.dtypes
-        return found if same else None
+        if list(map(_shapes, avals)) != self.shapes or list(map(_dtypes, avals)) != self.dtypes:
+            return None
+        self.avals[:] = avals
+        return found
 
 
 def signature_of(treedef: TreeDef, found: Sequence[Any]) -> Signature:
@@ -62,8 +69,8 @@ def signature_of(treedef: TreeDef, found: Sequence[Any]) -> Signature:
     try:
         avals = list(map(_avals, found))
     except AttributeError:
-        return Signature(treedef, list(map(_token, found)), None)
-    return Signature(treedef, list(map(_shapes, avals)), list(map(_dtypes, avals)))
+        return Signature(treedef, list(map(_token, found)), None, [])
+    return Signature(treedef, list(map(_shapes, avals)), list(map(_dtypes, avals)), avals)
 
 
 def _token(value: Any) -> Any:
@@ -148,20 +155,21 @@ class Plan:
         """The translated tree.
 
         Args:
-            found: The leaves of the tree that is translated.
+            found: The leaves of the tree that is translated; the list is used up.
             kept: The leaves of ``onto``.
 
         Raises:
             ConformanceError: A value cannot be cast exactly; every such leaf is named, and nothing was made.
         """
-        pool = [*found, *kept]
+        pool = found  # grown in place: a copy would cost as much as the gathering itself
+        pool += kept
         if self.jobs:
-            execute.verify_casts([(job.chain, [found[i] for i in job.inputs], job.paths) for job in self.jobs])
+            execute.verify_casts([(job.chain, [pool[i] for i in job.inputs], job.paths) for job in self.jobs])
             for job in self.jobs:
                 likes = [None if at is None else kept[at] for at in job.likes]
-                pool += execute.edit(job.chain, [found[i] for i in job.inputs], dict(job.sizes), job.leaf, likes)
+                pool += execute.edit(job.chain, [pool[i] for i in job.inputs], dict(job.sizes), job.leaf, likes)
         if self.makes:
-            mesh = execute.mesh_of(found)
+            mesh = execute.mesh_of(pool)
             for make in self.makes:
                 like = None if make.like is None else kept[make.like]
                 pool.append(execute.make(make.default, make.dtype, make.shape, like, mesh, abstract=make.abstract))

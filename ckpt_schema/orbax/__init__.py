@@ -1,0 +1,9 @@
+"""Restore and save through a lens, on Orbax v1. The only place that imports orbax."""
+
+from __future__ import annotations
+
+from ckpt_schema.orbax.restore import RestoreTimes as RestoreTimes
+from ckpt_schema.orbax.restore import restore as restore
+from ckpt_schema.orbax.save import save as save
+
+__all__ = ["RestoreTimes", "restore", "save"]
