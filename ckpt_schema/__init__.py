@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ckpt_schema.conformance import Report as Report
     from ckpt_schema.conformance import assert_conforms as assert_conforms
     from ckpt_schema.conformance import check as check
+    from ckpt_schema.equality import TreesDifferError as TreesDifferError
+    from ckpt_schema.equality import assert_trees_identical as assert_trees_identical
+    from ckpt_schema.equality import differences as differences
+    from ckpt_schema.errors import CheckpointExistsError as CheckpointExistsError
     from ckpt_schema.errors import CheckpointMismatchError as CheckpointMismatchError
     from ckpt_schema.errors import CkptSchemaError as CkptSchemaError
     from ckpt_schema.errors import ConformanceError as ConformanceError
@@ -39,7 +43,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "conformance": ("Report", "assert_conforms", "check"),
-    "errors": ("CheckpointMismatchError", "CkptSchemaError", "ConformanceError", "DerivationError", "Mismatch", "SchemaError"),
+    "equality": ("TreesDifferError", "assert_trees_identical", "differences"),
+    "errors": (
+        "CheckpointExistsError",
+        "CheckpointMismatchError",
+        "CkptSchemaError",
+        "ConformanceError",
+        "DerivationError",
+        "Mismatch",
+        "SchemaError",
+    ),
     "inference": ("infer",),
     "table": ("Layout",),
     "leaves": ("Key", "fresh_key"),
@@ -51,6 +64,7 @@ _MODULES = {"linen": "frameworks.linen", "nnx": "frameworks.nnx", "orbax": "orba
 _NAMES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CheckpointExistsError",
     "CheckpointMismatchError",
     "CkptSchemaError",
     "ConformanceError",
@@ -63,9 +77,12 @@ __all__ = [
     "Schema",
     "SchemaError",
     "Stream",
+    "TreesDifferError",
     "assert_conforms",
+    "assert_trees_identical",
     "check",
     "derive",
+    "differences",
     "field",
     "fresh_key",
     "infer",

@@ -11,8 +11,9 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, Mismatch, format_faults
-from ckpt_schema.paths import Index, Key, KeyPath
+from ckpt_schema.paths import KeyPath
 from ckpt_schema.schema import Schema, layout
+from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Row, Slot, slots_of
 from ckpt_schema.trees import FlatTree, Tree, flatten
 
@@ -80,59 +81,13 @@ class Match:
     report: Report
 
 
-class _Trie:
-    """The key patterns of a layout by segment; literal keys are looked up, index symbols tried in turn."""
-
-    __slots__ = ("literals", "row", "symbols")
-
-    def __init__(self) -> None:
-        self.literals: dict[Key, _Trie] = {}
-        self.symbols: list[tuple[Index, _Trie]] = []
-        self.row: int | None = None
-
-    def child(self, segment: Key | Index) -> _Trie:
-        """The node below ``segment``, made if need be."""
-        if not isinstance(segment, Index):
-            return self.literals.setdefault(segment, _Trie())
-        for symbol, node in self.symbols:
-            if symbol == segment:
-                return node
-        self.symbols.append((segment, _Trie()))
-        return self.symbols[-1][1]
-
-
 class Matcher:
-    """Finds the slot of a key path in one layout. Built once per layout; then a few dict look-ups per leaf."""
+    """Holds trees against one layout."""
 
     def __init__(self, table: Layout) -> None:
         """Reads the key patterns of ``table``."""
         self.layout = table
-        self._root = _Trie()
-        for number, row in enumerate(table.rows):
-            node = self._root
-            for segment in row.key:
-                node = node.child(segment)
-            node.row = number
-
-    def slot(self, key: KeyPath, *, stored: bool) -> Slot | None:
-        """The slot ``key`` spells, with or without the ``value`` level of a Variable or box; None if there is none.
-
-        Args:
-            key: The key path of a leaf.
-            stored: Whether strings of digits may stand for int keys.
-        """
-        node, indices = self._root, ()
-        for position, segment in enumerate(key):
-            step = _step(node, segment)
-            if step is None and stored and isinstance(segment, str) and segment.isdecimal():
-                step = _step(node, int(segment))
-            if step is None:
-                wrapper = node.row is not None and segment == "value" and position == len(key) - 1
-                return (node.row, indices) if wrapper and node.row is not None else None
-            node, found = step
-            if found is not None:
-                indices = (*indices, found)
-        return None if node.row is None else (node.row, indices)
+        self.slot = SlotFinder(table).slot
 
     def match(self, tree: Tree, binder: Binder | None = None) -> Match:
         """Holds ``tree`` against the layout; collects every fault, raises none.
@@ -151,17 +106,65 @@ class Matcher:
         for position, key in enumerate(flat.keys):
             slot = self.slot(key, stored=flat.stored)
             if slot is None:
+                slot, fault = self._respelled(key)
+                faults += fault
+            if slot is None:
                 strays.append(position)
             elif slots.setdefault(slot, position) != position:
                 both = f"{paths.format_path(flat.keys[slots[slot]])} and {paths.format_path(key)}"
                 faults.append(Mismatch(paths.format_path(key), "ambiguous", "one leaf for a row", both))
         binder = Binder() if binder is None else binder
+        known = binder.copy()
         self._bind(flat, slots, binder)
-        faults += self._pair(list(self._missing(slots, binder)), strays, flat)
-        faults += self._leaf_faults(flat, slots, binder)
+        found = self._faults(flat, slots, strays, binder)
+        if found:  # told again by what most leaves say of each dim, so that one wrong leaf is one fault
+            self._vote(flat, slots, known)
+            self._bind(flat, slots, known)
+            binder, found = known, self._faults(flat, slots, strays, known)
+        faults += found
         faults.sort(key=lambda fault: paths.natural(fault.path))
         report = Report(self.layout.name, tuple(faults), dict(binder.sizes), tuple(binder.notes(self.layout.names())))
         return Match(flat, slots, report)
+
+    def _respelled(self, key: KeyPath) -> tuple[Slot | None, list[Mismatch]]:
+        """The slot that ``key`` spells but for int keys written as strings of digits, or the other way; and that fault."""
+        strings = tuple(str(k) for k in key)
+        slot = self.slot(key, stored=True) or self.slot(strings, stored=False) or self.slot(strings, stored=True)
+        if slot is None:
+            return None, []
+        wanted = paths.fill(self.layout.rows[slot[0]].key, slot[1])
+        differing = [(w, k) for w, k in zip(wanted, key, strict=False) if w != k]
+        expected, found = (" ".join(f"{type(k).__name__} key {k!r}" for k in side) for side in zip(*differing, strict=True))
+        hint = "a save turns int keys into strings; pass the tree as it was loaded, or declare the keys it has"
+        return slot, [Mismatch(paths.format_path(key), "key", expected, found, hint)]
+
+    def _faults(self, flat: FlatTree, slots: Mapping[Slot, int], strays: list[int], binder: Binder) -> list[Mismatch]:
+        paired = self._pair(list(self._missing(slots, binder)), strays, flat, binder)
+        return [*paired, *self._leaf_faults(flat, slots, binder)]
+
+    def _vote(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
+        """Binds each name to the size that most leaves, and for repeats most rows, have of it."""
+        ballots: list[tuple[dims_.Dim, int, str]] = []
+        counts: dict[tuple[int, int], tuple[dims_.Dim, int, str]] = {}
+        for (number, indices), position in slots.items():
+            row, found = self.layout.rows[number], leaves.signature(flat.leaves[position])
+            if found is not None and len(found[0]) == len(row.dims):
+                where = paths.format_path(flat.keys[position])
+                ballots += ((dim, size, where) for dim, size in zip(row.dims, found[0], strict=True))
+            for level, index in enumerate(indices):
+                _, count, _ = counts.get((number, level), ((), 0, ""))
+                counts[number, level] = (
+                    row.unrolled[level],
+                    max(index + 1, count),
+                    f"the number of {paths.format_path(row.key)}",
+                )
+        votes: dict[dims_.Dim, dict[int, list[str]]] = {}
+        for dim, size, origin in [*ballots, *counts.values()]:
+            if len(dim) == 1:
+                votes.setdefault(dim, {}).setdefault(size, []).append(origin)
+        for dim, sizes in votes.items():
+            size, origins = max(sizes.items(), key=lambda item: len(item[1]))  # the first of equals
+            binder.see_dim(dim, size, origins[0])
 
     def _bind(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
         counts: dict[tuple[dims_.Dim, int], tuple[int, str]] = {}
@@ -195,21 +198,16 @@ class Matcher:
                 if (number, indices) not in slots:
                     yield paths.format_path(paths.fill(row.key, indices)), row
 
-    def _pair(self, absent: list[tuple[str, Row]], strays: list[int], flat: FlatTree) -> Iterator[Mismatch]:
+    def _pair(self, absent: list[tuple[str, Row]], strays: list[int], flat: FlatTree, binder: Binder) -> Iterator[Mismatch]:
         """Missing and extra leaves, each with the likeliest other half."""
         spelled = {paths.format_path(flat.keys[p]): p for p in strays}
         for path, row in absent:
-            expected = f"{row.leaf.dtype}[{dims_.format_dims(row.dims)}]"
+            expected = _expect(row.stored, binder)
             hint = _near(path, list(spelled)) or ("it has a default" if row.default else "")
             yield Mismatch(path, "missing", expected, "nothing", hint)
         wanted = [path for path, _ in absent]
         for path, position in spelled.items():
-            key, value = flat.keys[position], flat.leaves[position]
-            if not flat.stored and self.slot(key, stored=True) is not None:
-                hint = "a save turns int keys into strings; convert them back, or pass the tree as it was loaded"
-                yield Mismatch(path, "key", "an int key", "a string of digits", hint)
-            else:
-                yield Mismatch(path, "extra", "nothing", leaves.describe(value), _near(path, wanted))
+            yield Mismatch(path, "extra", "nothing", leaves.describe(flat.leaves[position]), _near(path, wanted))
 
     def _leaf_faults(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> Iterator[Mismatch]:
         seen: dict[tuple[Any, ...], bool] = {}
@@ -223,7 +221,8 @@ class Matcher:
                 seen[token] = fault is None
                 if fault is not None:
                     yield dataclasses.replace(fault, path=paths.format_path(flat.keys[position]))
-            yield from _outside(row, indices, binder, flat.keys[position])
+            if indices:
+                yield from _outside(row, indices, binder, flat.keys[position])
 
 
 def _outside(row: Row, indices: tuple[int, ...], binder: Binder, key: KeyPath) -> Iterator[Mismatch]:
@@ -233,17 +232,6 @@ def _outside(row: Row, indices: tuple[int, ...], binder: Binder, key: KeyPath) -
             name = dims_.format_dim(dim)
             hint = "".join(binder.notes({name}))
             yield Mismatch(paths.format_path(key), "extra", f"{size} repeats ({name})", f"index {index}", hint)
-
-
-def _step(node: _Trie, segment: Key) -> tuple[_Trie, int | None] | None:
-    literal = node.literals.get(segment)
-    if literal is not None:
-        return literal, None
-    for symbol, below in node.symbols:
-        index = symbol.index(segment)
-        if index is not None:
-            return below, index
-    return None
 
 
 def _leaf_fault(row: Row, value: Any, found: tuple[tuple[int, ...], str] | None, binder: Binder) -> Mismatch | None:
@@ -336,7 +324,15 @@ def check(source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | N
           scales  expected nothing, found float32[8]
                   -> near: scale
     """
-    return Matcher(layout(source)).match(tree, Binder(dims)).report
+    table = layout(source)
+    report = Matcher(table).match(tree, Binder(dims)).report
+    known = table.names()
+    unknown = tuple(
+        Mismatch(name, "dims", f"a dim of {table.name} ({', '.join(sorted(known))})", "an unknown name", _near(name, [*known]))
+        for name in dims or ()
+        if name not in known
+    )
+    return dataclasses.replace(report, mismatches=(*unknown, *report.mismatches)) if unknown else report
 
 
 def assert_conforms(source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | None = None) -> Mapping[str, int]:

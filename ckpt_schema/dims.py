@@ -19,6 +19,7 @@ __all__ = [
     "factors",
     "format_dim",
     "format_dims",
+    "is_name",
     "names",
     "parse_dims",
     "rename",
@@ -32,7 +33,12 @@ Dim = tuple[str | int, ...]
 Dims = tuple[Dim, ...]
 """One dim per axis."""
 
-_FACTOR = re.compile(r"[A-Za-z_]\w*|\d+")
+_FACTOR = re.compile(r"[A-Za-z]\w*|\d+")  # to jaxtyping, a name with a leading underscore is anonymous
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` is the name of one dim."""
+    return _FACTOR.fullmatch(text) is not None and not text.isdecimal()
 
 
 def parse_dims(text: str) -> Dims:
@@ -54,7 +60,7 @@ def parse_dims(text: str) -> Dims:
 def _parse_dim(axis: str, whole: str) -> Dim:
     parts = axis.split("*")
     if not all(_FACTOR.fullmatch(part) for part in parts):
-        hint = "write names, integers and products such as 3*heads*head_dim; '...', '*name', '#name' and '_' have no size"
+        hint = "write names, integers and products such as 3*heads*head_dim; '...', '*name', '#name' and '_name' have no size"
         fault = Mismatch(repr(whole), "declaration", "an axis that is a product of names and integers", repr(axis), hint)
         raise SchemaError(f"{whole!r} is no dimension string of a layout: 1 fault", [fault])
     return tuple(int(part) if part.isdecimal() else part for part in parts)
@@ -130,6 +136,12 @@ class Binder:
         self.origins: dict[str, str] = dict.fromkeys(self.sizes, "argument")
         self._open: list[tuple[Dim, int, str]] = []
 
+    def copy(self) -> Binder:
+        """A binder that knows what this one knows now."""
+        twin = Binder(self.sizes)
+        twin.origins, twin._open = dict(self.origins), list(self._open)
+        return twin
+
     def see(self, dims: Dims, shape: tuple[int, ...], origin: str) -> None:
         """Learns what it can from one leaf of the right rank; contradictions are left for the shape check to report."""
         for dim, size in zip(dims, shape, strict=True):
@@ -142,6 +154,10 @@ class Binder:
                 self._bind(dim[0], size, origin)
         elif not self._solve(dim, size, origin):
             self._open.append((dim, size, origin))
+
+    def credit(self, name: str) -> None:
+        """Says of every size learned so far that it came from the tree called ``name``, before another tree is seen."""
+        self.origins = {n: o if o == "argument" else f"{o} of {name}" for n, o in self.origins.items()}
 
     def settle(self) -> None:
         """Solves the products that were kept, until nothing more follows."""

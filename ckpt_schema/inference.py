@@ -16,19 +16,20 @@ from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema.pytrees import containers
-from ckpt_schema.schema import verify_table
-from ckpt_schema.table import Layout, Node, Repeat, Row
+from ckpt_schema.table import Layout, Node, Repeat, Row, verify_table
 from ckpt_schema.trees import FlatTree, Tree, flatten
 
 __all__ = ["infer"]
+
+_COLLECTIONS = ("batch_stats", "cache")  # those of Flax's own layers that a train state keeps beside the params
 
 
 def infer(tree: Tree, *, scan: Mapping[str, int] | None = None, lists: Sequence[str] = (), name: str = "inferred") -> Layout:
     """The layout of a tree.
 
-    Train states of Linen (``step``, ``params``, ``opt_state``) and NNX (``model``, ``optimizer``), variables dicts, model
-    states and plain dicts are told apart by structure. Int keys ``0 .. n-1`` with equal contents, as ``nnx.List`` makes, become one
-    repeated node.
+    Train states of Linen (``step``, ``params``, ``opt_state``) and NNX (``model``, ``optimizer``), variables dicts,
+    model states and plain dicts are told apart by structure. Int keys ``0 .. n-1`` with equal contents, as ``nnx.List`` makes,
+    become one repeated node.
 
     Args:
         tree: Arrays or abstract values in any container, or an ``nnx.Module``.
@@ -50,10 +51,14 @@ def infer(tree: Tree, *, scan: Mapping[str, int] | None = None, lists: Sequence[
         inferred: 1 rows
           params/layers[]/kernel  params/layers_{i}/kernel  float32[2 3]  params
     """
-    from ckpt_schema.frameworks import nnx  # flax loads on first use
+    from ckpt_schema.frameworks import linen, nnx  # flax loads on first use
 
     tree = nnx.state_of(tree)
-    read = _read(flatten(tree), nnx.variables(tree))
+    flat, variables = flatten(tree), nnx.variables(tree)
+    if not variables and any(key and key[-1] == "value" for key in flat.keys):
+        tree = linen.unboxed(tree)
+        flat = flatten(tree)
+    read = _read(flat, variables)
     _verify_leaves(read, name)
     kinds = _envelope(read)
     folds = _folds(
@@ -131,16 +136,20 @@ class _Envelope:
 
 def _envelope(read: _Read) -> _Envelope:
     top = {leaf.key[0] for leaf in read.leaves if leaf.key}
-    if {"step", "params"} <= top and top <= {"step", "params", "opt_state", "batch_stats"}:
-        whole = all(leaf.key[1] in ("params", "batch_stats", "cache") for leaf in read.leaves if leaf.key[0] == "params")
-        inner: KeyPath = ("params", "params") if whole else ("params",)
-        weights = ((inner, "params"), *(((c,), str(c)) for c in sorted(top - {"step", "params", "opt_state"}, key=str)))
+    if {"step", "params"} <= top and not read.variables:
+        inner: KeyPath = ("params", "params") if all(_in_collection(leaf.key) for leaf in read.leaves) else ("params",)
+        # Other fields of a TrainState, such as a key, are no collections of the model: they keep their own paths.
+        weights = ((inner, "params"), *(((c,), c) for c in _COLLECTIONS if c in top))
         return _mirrored(read, weights, ("opt_state",), inner[1:])
     if {"model", "optimizer"} <= top:
         return _mirrored(read, ((("model",), None),), ("optimizer", "opt_state"), ())
     if "params" in top and not read.variables:
         return _Envelope(tuple(((c,), str(c)) for c in sorted(top, key=str)), None, frozenset(), (("params",),))
     return _Envelope((((), None),), None, frozenset(), (("model",),) if read.variables else (("params",), ("model",)))
+
+
+def _in_collection(key: KeyPath) -> bool:
+    return key[0] != "params" or (len(key) > 1 and key[1] in ("params", *_COLLECTIONS))
 
 
 def _mirrored(read: _Read, weights: tuple[tuple[KeyPath, str | None], ...], optimizer: KeyPath, inner: KeyPath) -> _Envelope:

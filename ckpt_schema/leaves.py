@@ -220,12 +220,20 @@ class Fill:
 
     value: float | int | bool
 
+    def __str__(self) -> str:
+        """The default as it is declared: ``default=0``."""
+        return repr(self.value)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FreshKey:
     """A default key from a seed, of the leaf's own implementation, broadcast to its shape; counts beside it start at 0."""
 
     seed: int
+
+    def __str__(self) -> str:
+        """The default as it is declared: ``default=fresh_key(0)``."""
+        return f"fresh_key({self.seed})"
 
 
 Default = Fill | FreshKey

@@ -14,7 +14,19 @@ from collections.abc import Iterable, Sequence
 
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Index", "Key", "KeyPath", "LogicalPath", "Pattern", "fill", "format_path", "natural", "parse_pattern"]
+__all__ = [
+    "Index",
+    "Key",
+    "KeyPath",
+    "LogicalPath",
+    "Pattern",
+    "fill",
+    "format_path",
+    "may_coincide",
+    "natural",
+    "outline",
+    "parse_pattern",
+]
 
 Key = str | int
 KeyPath = tuple[Key, ...]
@@ -119,3 +131,34 @@ def natural(text: str) -> list[tuple[int, int | str]]:
         ['a', 'a2', 'a10']
     """
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text) if part]
+
+
+def outline(pattern: Pattern) -> tuple[str, ...]:
+    """``pattern`` with every number and index symbol replaced by ``#``: what can spell one key path has one outline.
+
+    Example:
+        >>> outline(parse_pattern("layers_{i}/0")) == outline(parse_pattern("layers_12/{i}")) == ("layers_#", "#")
+        True
+    """
+    return tuple(re.sub(r"\d+", "#", str(s.key(0)) if isinstance(s, Index) else str(s)) for s in pattern)
+
+
+def may_coincide(left: Key | Index, right: Key | Index) -> bool:
+    """Whether two segments can spell one key.
+
+    Example:
+        >>> may_coincide(Index("layers_", text=True), "layers_0"), may_coincide(Index(), "0")
+        (True, False)
+    """
+    if not isinstance(left, Index):
+        return left == right if not isinstance(right, Index) else right.index(left) is not None
+    if not isinstance(right, Index):
+        return left.index(right) is not None
+    ends = ((left.prefix, right.prefix), (left.suffix[::-1], right.suffix[::-1]))
+    return left.text == right.text and all(_digits_apart(a, b) for a, b in ends)
+
+
+def _digits_apart(left: str, right: str) -> bool:
+    short, long = sorted((left, right), key=len)
+    rest = long.removeprefix(short)
+    return long.startswith(short) and (not rest or rest.isdecimal())

@@ -20,9 +20,9 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Default, Fill, FreshKey, Leaf
-from ckpt_schema.table import Layout, Repeat, Row
+from ckpt_schema.table import Layout, Repeat, Row, verify_table
 
-__all__ = ["Schema", "Stream", "body_rows", "field", "layout", "verify_table"]
+__all__ = ["Schema", "Stream", "body_rows", "field", "layout"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,19 +111,35 @@ class Schema:
     def __init_subclass__(cls) -> None:
         """Reads the annotations of the class and of its bases, once, and reports every fault in them."""
         super().__init_subclass__()
-        inherited = {a.name: a for base in reversed(cls.__mro__[1:]) for a in base.__dict__.get("__attributes__", ())}
         faults: list[Mismatch] = []
         own: dict[str, _Attribute] = {}
         scope = _scope(inspect.currentframe())
         for name, annotation in _annotations(cls, scope, faults):
             try:
                 own[name] = _attribute(cls, name, annotation)
+                _verify_below(own[name])
             except SchemaError as error:
-                faults.extend(dataclasses.replace(m, path=f"{cls.__name__}.{name}") for m in error.mismatches)
+                faults.extend(_located(cls, name, error))
         faults.extend(_strays(cls, own))
         if faults:
             raise SchemaError(f"schema {cls.__qualname__} is not well formed: {len(faults)} fault(s)", faults)
-        cls.__attributes__ = tuple({**inherited, **own}.values())
+        cls.__attributes__ = tuple({**_inherited(cls), **own}.values())
+
+
+def _inherited(cls: type) -> dict[str, _Attribute]:
+    """The attributes of the bases, each as the first class in the method resolution order that declares it has it."""
+    found: dict[str, _Attribute] = {}
+    for base in reversed(cls.__mro__[1:]):
+        own = inspect.get_annotations(base)
+        found |= {a.name: a for a in base.__dict__.get("__attributes__", ()) if a.name in own}
+    return found
+
+
+def _located(cls: type, name: str, error: SchemaError) -> Iterator[Mismatch]:
+    """The faults of ``error`` at the attribute they belong to, or at the leaf below it that they name."""
+    for fault in error.mismatches:
+        below = fault.path.split("/")[0].removesuffix("[]") == name
+        yield dataclasses.replace(fault, path=f"{cls.__name__}.{fault.path if below else name}")
 
 
 def _scope(frame: types.FrameType | None) -> dict[str, Any]:
@@ -138,6 +154,9 @@ def _annotations(cls: type, scope: dict[str, Any], faults: list[Mismatch]) -> It
         if isinstance(annotation, str):
             try:
                 annotation = eval(annotation, scope, dict(vars(cls)))
+            except SchemaError as error:
+                faults.extend(_located(cls, name, error))
+                continue
             except Exception as error:
                 cure = "define or import what it names before the class"
                 found = f"{annotation!r}: {type(error).__name__}: {error}"
@@ -191,7 +210,8 @@ def _spell(annotation: Any) -> str:
 
 def _verify_field(name: str, spec: Field, *, many: bool) -> None:
     """Rejects contradictions that need no more than the field to be seen."""
-    symbols = sum(isinstance(s, paths.Index) for s in paths.parse_pattern(spec.key)) if spec.key else int(many)
+    pattern = () if spec.key is None else paths.parse_pattern(spec.key)
+    symbols = int(many) if spec.key is None else sum(isinstance(s, paths.Index) for s in pattern)
     if many and spec.length is None:
         raise _declaration(name, "length= on a list", "none", 'write field(length="depth")')
     if not many and spec.length is not None:
@@ -204,6 +224,32 @@ def _verify_field(name: str, spec: Field, *, many: bool) -> None:
         )
     if spec.collection is not None and not spec.collection:
         raise _declaration(name, "a collection's name", repr(spec.collection), "leave collection= out for params")
+    if repeats := spec.length if many else spec.scan:
+        _single(name, repeats)
+
+
+def _verify_below(attribute: _Attribute) -> None:
+    """Raises with everything in which a field contradicts the leaves below it."""
+    faults = [*_rename_faults(attribute)]
+    for draft in _below(attribute):
+        try:
+            _lift(draft, attribute, ())
+        except SchemaError as error:
+            faults += error.mismatches
+    if faults:
+        raise SchemaError(f"{attribute.name} is not well declared: {len(faults)} fault(s)", faults)
+
+
+def _rename_faults(attribute: _Attribute) -> Iterator[Mismatch]:
+    rows = [draft.row for draft in _below(attribute)]
+    known = set[str]().union(*(dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) for row in rows))
+    for name, new in attribute.field.dims.items():
+        if name not in known:
+            expected = f"dims= to rename a dim used below ({', '.join(sorted(known)) or 'there is none'})"
+            yield Mismatch(attribute.name, "rule", expected, repr(name), 'write dims={"old": "new"}')
+        if not isinstance(new, int) and not dims_.is_name(new):
+            hint = "declare a product where the leaf is declared"
+            yield Mismatch(attribute.name, "declaration", "one new name or an integer in dims=", repr(new), hint)
 
 
 def _declaration(path: str, expected: str, found: str, hint: str) -> SchemaError:
@@ -226,16 +272,21 @@ def _drafts(schema: type[Schema]) -> tuple[_Draft, ...]:
 
 
 def _attribute_drafts(attribute: _Attribute) -> Iterator[_Draft]:
-    spec, target = attribute.field, attribute.target
-    below = [_Draft(Row((), (), target), None, None)] if isinstance(target, Leaf) else _drafts(target)
-    text = spec.key or (f"{attribute.name}/{{i}}" if attribute.many else attribute.name)
-    for draft in below:
+    text = attribute.field.key or (f"{attribute.name}/{{i}}" if attribute.many else attribute.name)
+    for draft in _below(attribute):
         yield _lift(draft, attribute, paths.parse_pattern(text))
+
+
+def _below(attribute: _Attribute) -> tuple[_Draft, ...]:
+    """What an attribute is made of, as its own schema sees it."""
+    target = attribute.target
+    return (_Draft(Row((), (), target), None, None),) if isinstance(target, Leaf) else _drafts(target)
 
 
 def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
     """One draft seen from the schema above: its path, key, repeats, dims and inherited declarations."""
     spec, row = attribute.field, draft.row
+    name = "/".join((attribute.name, *row.path))
     repeats = _renamed(row.repeats, spec.dims)
     repeated = attribute.many or spec.scan is not None
     axis = draft.axis
@@ -254,7 +305,7 @@ def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
         repeats=repeats,
         kind=row.kind if row.kind is not None else spec.type,
         metadata=row.metadata or ((("tag", spec.tag),) if row.kind in ("RngKey", "RngCount") else ()),
-        default=row.default if row.default is not None else _default(attribute.name, spec.default, row.leaf),
+        default=row.default if row.default is not None else _default(name, spec.default, row.leaf),
         optional=row.optional or spec.optional,
     )
     _verify_axis(lifted)
@@ -315,20 +366,25 @@ else:
 
 @functools.cache
 def _stream(impl: str) -> type[Schema]:
-    stream = types.new_class(f"Stream[{impl}]", (Schema,))
-    stream.__attributes__ = (
-        _Attribute("key", Leaf((), leaves.key_dtype(impl)), many=False, field=Field(type="RngKey", axis=0)),
-        _Attribute("count", Leaf((), "uint32"), many=False, field=Field(type="RngCount", axis=0)),
-    )
-    return stream
+    names: dict[str, Any] = {
+        "__annotations__": {"key": Leaf((), leaves.key_dtype(impl)), "count": Leaf((), "uint32")},
+        "key": Field(type="RngKey", axis=0),
+        "count": Field(type="RngCount", axis=0),
+    }
+    return types.new_class(f"Stream[{impl}]", (Schema,), exec_body=lambda body: body.update(names))
 
 
 def body_rows(schema: type[Schema]) -> tuple[tuple[Row, str | None], ...]:
     """The rows of a schema, each with its Linen collection (None: not said), keys relative to the schema's root.
 
     Raises:
-        SchemaError: A field contradicts the leaf it is applied to.
+        SchemaError: It is no schema.
     """
+    if not (isinstance(schema, type) and issubclass(schema, Schema)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        hint = "declare a class ...(ckpt_schema.Schema), or read a layout off a tree with ckpt_schema.infer(tree)"
+        found = f"the class {schema.__qualname__}" if isinstance(schema, type) else f"a {type(schema).__name__}"
+        fault = Mismatch("argument", "declaration", "a Schema class", found, hint)
+        raise SchemaError("no layout can be made of what is no schema: 1 fault", [fault])
     return tuple((draft.row, draft.collection) for draft in _drafts(schema))
 
 
@@ -336,38 +392,9 @@ def layout(source: type[Schema] | Layout) -> Layout:
     """The layout of a schema on its own: nested dicts, spelled as the schema says. A `Layout` is returned as it is.
 
     Raises:
-        SchemaError: A field contradicts its leaf, or two leaves have one key path.
+        SchemaError: It is no schema, or two leaves have one key path.
     """
     if isinstance(source, Layout):
         return source
     rows = tuple(dataclasses.replace(row, body=0) for row, _ in body_rows(source))
     return verify_table(Layout(source.__qualname__, rows))
-
-
-def verify_table(table: Layout) -> Layout:
-    """``table`` itself, after checking that no two leaves can have one key path or logical path.
-
-    Raises:
-        SchemaError: Two rows share a key path or a logical path, or one's key path stands inside another's.
-    """
-    faults = [*_clashes(table)]
-    if faults:
-        raise SchemaError(f"layout {table.name} is not well formed: {len(faults)} fault(s)", faults)
-    return table
-
-
-def _clashes(table: Layout) -> Iterator[Mismatch]:
-    by_key: dict[paths.Pattern, Row] = {}
-    by_path: dict[paths.LogicalPath, Row] = {}
-    for row in table.rows:
-        where, other = paths.format_path(row.key), by_key.setdefault(row.key, row)
-        if other is not row:
-            both = f"{'/'.join(other.path)} and {'/'.join(row.path)}"
-            yield Mismatch(where, "ambiguous", "one leaf at a key path", both, "give one of them another key=")
-        if by_path.setdefault(row.path, row) is not row:
-            yield Mismatch("/".join(row.path), "ambiguous", "one leaf at a logical path", "two", "rename one attribute")
-    for row in table.rows:
-        for end in range(len(row.key)):
-            if row.key[:end] in by_key:
-                inside = paths.format_path(row.key[:end])
-                yield Mismatch(paths.format_path(row.key), "ambiguous", "no leaf above it", f"the leaf {inside}", "check key=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -9,11 +10,12 @@ from typing import Any, Literal
 from ckpt_schema import dims as dims_
 from ckpt_schema import paths
 from ckpt_schema.dims import Dim, Dims
+from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Default, Leaf
 from ckpt_schema.paths import KeyPath, LogicalPath, Pattern
 from ckpt_schema.text import columns
 
-__all__ = ["Entry", "Layout", "Node", "Repeat", "Row", "Slot"]
+__all__ = ["Entry", "Layout", "Node", "Repeat", "Row", "Slot", "verify_table"]
 
 Slot = tuple[int, tuple[int, ...]]
 """A concrete leaf of a layout: the number of its row, and one index per unrolled level."""
@@ -71,7 +73,7 @@ class Row:
     @property
     def unrolled(self) -> tuple[Dim, ...]:
         """The sizes of the unrolled levels, outermost first: one per index symbol of the key."""
-        return tuple(r.size for r in self.repeats if r.axis is None)
+        return tuple([r.size for r in self.repeats if r.axis is None]) if self.repeats else ()
 
     @property
     def stored(self) -> Leaf:
@@ -158,3 +160,48 @@ def slots_of(row: Row, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
 def _remarks(row: Row) -> str:
     kind = row.kind if isinstance(row.kind, str) or row.kind is None else row.kind.__name__
     return ", ".join(filter(None, [kind, f"default {row.default}" if row.default else "", "optional" if row.optional else ""]))
+
+
+def verify_table(table: Layout) -> Layout:
+    """``table`` itself, after checking that no two leaves can have one key path or logical path.
+
+    Raises:
+        SchemaError: Two rows share a key path or a logical path, or one's key path stands inside another's.
+    """
+    faults = [*_clashes(table)]
+    if faults:
+        raise SchemaError(f"layout {table.name} is not well formed: {len(faults)} fault(s)", faults)
+    return table
+
+
+def _clashes(table: Layout) -> Iterator[Mismatch]:
+    by_key: dict[Pattern, Row] = {}
+    by_path: dict[LogicalPath, Row] = {}
+    for row in table.rows:
+        where, other = paths.format_path(row.key), by_key.setdefault(row.key, row)
+        if other is not row:
+            both = f"{'/'.join(other.path)} and {'/'.join(row.path)}"
+            yield Mismatch(where, "ambiguous", "one leaf at a key path", both, "give one of them another key=")
+        if by_path.setdefault(row.path, row) is not row:
+            yield Mismatch("/".join(row.path), "ambiguous", "one leaf at a logical path", "two", "rename one attribute")
+    yield from _overlaps(table)
+    for row in table.rows:
+        for end in range(len(row.key)):
+            if row.key[:end] in by_key:
+                inside = paths.format_path(row.key[:end])
+                yield Mismatch(paths.format_path(row.key), "ambiguous", "no leaf above it", f"the leaf {inside}", "check key=")
+
+
+def _overlaps(table: Layout) -> Iterator[Mismatch]:
+    """Rows whose index symbols can spell another row's key path: ``layers_{i}`` beside ``layers_0``."""
+    alike: dict[tuple[str, ...], list[Row]] = collections.defaultdict(list)
+    for row in table.rows:
+        alike[paths.outline(row.key)].append(row)
+    for rows in alike.values():
+        for first in rows:
+            others = [r for r in rows if first.unrolled and r.key != first.key and not (r.unrolled and r.path < first.path)]
+            for other in others:
+                if all(map(paths.may_coincide, first.key, other.key)):
+                    both = f"{'/'.join(first.path)} ({paths.format_path(first.key)}) and {'/'.join(other.path)}"
+                    hint = "two leaves can never share one: give one of them another key="
+                    yield Mismatch(paths.format_path(other.key), "ambiguous", "one leaf at a key path", both, hint)

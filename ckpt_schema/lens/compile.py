@@ -146,7 +146,7 @@ def _sources(
 
 
 def _materialized(tree: Match, position: int, onto: Match | None, output: Slot) -> bool:
-    """Whether a Python number, as ``TrainState.create`` leaves in ``step``, becomes the array that ``onto`` has in its place."""
+    """Whether a Python number, as ``TrainState.create`` leaves in ``step``, becomes the array that ``onto`` has there."""
     kept = None if onto is None else onto.slots.get(output)
     if kept is None or onto is None or not leaves.is_scalar(tree.flat.leaves[position]):
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from ckpt_schema.conformance import Match, Matcher
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch
 from ckpt_schema.lens.compile import compile_plan
-from ckpt_schema.lens.derive import Join, Rule, join
+from ckpt_schema.lens.derive import Join, Rule, join, relate
 from ckpt_schema.lens.plan import Plan
 from ckpt_schema.schema import Schema, layout
 from ckpt_schema.table import Layout, Row
@@ -51,6 +52,8 @@ class _Translator:
         match = read.match(tree, binder)
         if match.report:
             self._refuse(match, tree, written)
+        if onto is not None:
+            binder.credit(self.source.name)
         kept = None if onto is None else written.match(onto, binder)
         if kept is not None and kept.report:
             header = f"onto does not conform to {self.view.name}: {len(kept.report)} fault(s)"
@@ -84,14 +87,14 @@ class Lens:
     view: Layout
     joins: tuple[Join, ...]
     dims: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
-    _forward: _Translator = dataclasses.field(init=False, repr=False)
-    _backward: _Translator = dataclasses.field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        """Sets up both directions; nothing is compiled before it is used."""
-        backward = tuple(j.inverse for j in self.joins)
-        object.__setattr__(self, "_forward", _Translator(self.source, self.view, self.joins, self.dims))
-        object.__setattr__(self, "_backward", _Translator(self.view, self.source, backward, self.dims))
+    @functools.cached_property
+    def _forward(self) -> _Translator:
+        return _Translator(self.source, self.view, self.joins, self.dims)
+
+    @functools.cached_property
+    def _backward(self) -> _Translator:
+        return _Translator(self.view, self.source, tuple(j.inverse for j in self.joins), self.dims)
 
     def get(self, s: Tree, onto: Tree | None = None) -> Tree:
         """The view of ``s``.
@@ -223,7 +226,10 @@ def _private(row: Row) -> str:
 
 
 def _compose(first: Lens, second: Lens) -> Lens:
-    """The join of two joins; a row the middle layout alone defaults carries that default to the far side."""
+    """The join of two joins; a row the middle layout alone defaults carries that default to the far side.
+
+    The edits are derived anew from the outer rows, which is what makes a stack on the way from list to list vanish.
+    """
     faults = list(_differences(first.view, second.source))
     if faults:
         header = f"{first.view.name} and {second.source.name} are not one layout: {len(faults)} fault(s)"
@@ -237,14 +243,19 @@ def _compose(first: Lens, second: Lens) -> Lens:
     for j in first.joins:
         after = onward.get(middle[j.view])
         if after is None:
-            source[j.source] = _defaulted(source[j.source], second.source.rows[middle[j.view]])
+            source[j.source] = _left_over(source[j.source], second.source.rows[middle[j.view]], first.source.name, faults)
+            continue
+        made = relate(source[j.source], view[after.view])
+        if isinstance(made, Mismatch):
+            faults.append(made)
         else:
-            level = _level(source[j.source], view[after.view])
-            joins.append(Join(j.source, after.view, j.chain >> after.chain, level))
+            joins.append(Join(j.source, after.view, *made))
     by_second = {m: n for n, m in middle.items()}
     for j in second.joins:
         if j.source not in back:
-            view[j.view] = _defaulted(view[j.view], first.view.rows[by_second[j.source]])
+            view[j.view] = _left_over(view[j.view], first.view.rows[by_second[j.source]], second.view.name, faults)
+    if faults:
+        raise DerivationError(f"no lens from {first.source.name} to {second.view.name}: {len(faults)} fault(s)", faults)
     return Lens(
         dataclasses.replace(first.source, rows=tuple(source)),
         dataclasses.replace(second.view, rows=tuple(view)),
@@ -253,13 +264,14 @@ def _compose(first: Lens, second: Lens) -> Lens:
     )
 
 
-def _defaulted(row: Row, middle: Row) -> Row:
-    return dataclasses.replace(row, default=middle.default, optional=row.optional or middle.optional)
-
-
-def _level(source: Row, view: Row) -> int | None:
-    pairs = enumerate(zip(source.repeats, view.repeats, strict=True))
-    return next((i for i, (a, b) in pairs if (a.axis is None) != (b.axis is None)), None)
+def _left_over(row: Row, middle: Row, name: str, faults: list[Mismatch]) -> Row:
+    """An outer row whose partner in the middle has none on the far side, with the default it has then."""
+    default = middle.default if middle.default is not None else row.default
+    if default is None and not row.optional:
+        hint = "declare a default, or make it optional"
+        found = f"{row.stored} in {name} alone, the layout between them making it optional"
+        faults.append(Mismatch("/".join(row.path), "unplaced", "a partner on the far side", found, hint))
+    return dataclasses.replace(row, default=default)
 
 
 def _differences(first: Layout, second: Layout) -> list[Mismatch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 
@@ -13,11 +13,12 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.dims import Dims
 from ckpt_schema.errors import DerivationError, Mismatch
 from ckpt_schema.leaves import Default, Fill, Leaf
-from ckpt_schema.lens.edits import Cast, Chain, Rearrange, Unstack, typed
+from ckpt_schema.lens.edits import Cast, Chain, Rearrange, Unstack
+from ckpt_schema.lens.symbolic import typed
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Row
 
-__all__ = ["Join", "Private", "Rename", "Rule", "join", "private", "rename"]
+__all__ = ["Join", "Private", "Rename", "Rule", "join", "private", "relate", "rename"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
     for number, row in enumerate(view.rows):
         partner = partners.pop(row.path, None)
         if partner is not None:
-            made = _edits(source.rows[partner], row)
+            made = relate(source.rows[partner], row)
             if isinstance(made, Mismatch):
                 faults.append(made)
             else:
@@ -129,8 +130,12 @@ def _verify_rules(rules: Sequence[Rule]) -> None:
     several = isinstance(rules, (list, tuple))  # a lone rule is no sequence, and a string is one of the wrong things
     wrong = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
     if wrong:
-        faults = [Mismatch("edits", "rule", "a list of rename(...) and private(...)", repr(rule)) for rule in wrong]
+        faults = [Mismatch("edits", "rule", "a list of rename(...) and private(...)", _spelled(rule)) for rule in wrong]
         raise DerivationError(f"edits= is not well formed: {len(faults)} fault(s)", faults)
+
+
+def _spelled(rule: object) -> str:
+    return f"{rule} by itself" if isinstance(rule, Rule) else repr(rule)
 
 
 def _idle(source: Layout, view: Layout, rules: Sequence[Rule], joins: Sequence[Join]) -> Iterator[Mismatch]:
@@ -210,7 +215,7 @@ def _matches_nothing(rule: Rule, path: LogicalPath, *tables: Layout) -> Mismatch
     return Mismatch(str(rule), "rule", f"a leaf of {names} at {text} or below", "none", hint)
 
 
-def _edits(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
+def relate(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
     """The chain from one row to the other and the level it converts, or why there is none."""
     if source.leaf == view.leaf and source.repeats == view.repeats:
         return Chain(), None
@@ -252,7 +257,7 @@ def _reshape(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
     pairs = zip(source.repeats, view.repeats, strict=True)
     levels = [i for i, (a, b) in enumerate(pairs) if (a.axis is None) != (b.axis is None)]
     if len(levels) > 1:
-        return _fault(source, view, "dims", "one level of stacking is converted at a time: put a layout between them")
+        return _fault(source, view, "dims", "one level of stacking is converted at a time: apply two lenses in turn, through a layout between them")
     if not levels:
         return _rearranged(source, view, source.dims, view.dims, None)
     level = levels[0]
@@ -320,7 +325,9 @@ def _unplaced(
         for row, mirrors in _with_mirrors(lost):
             also = f" (and below {', '.join(mirrors)})" if mirrors else ""
             hint = _partner(row, others, swapped=swapped)
-            yield Mismatch("/".join(row.path), "unplaced", f"a partner in {far.name}", f"{row.stored} in {near.name} alone{also}", hint)
+            yield Mismatch(
+                "/".join(row.path), "unplaced", f"a partner in {far.name}", f"{row.stored} in {near.name} alone{also}", hint
+            )
 
 
 def _with_mirrors(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:

@@ -7,19 +7,17 @@ An edit turns a list of leaves into a list of leaves; all but the stacking ones 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dim, Dims
 
-__all__ = ["Cast", "Chain", "Edit", "Entries", "Rearrange", "Stack", "Unstack"]
+__all__ = ["Cast", "Chain", "Edit", "Entries", "Rearrange", "Stack", "Unstack", "product"]
 
 Entries = tuple[tuple[str, ...], ...]
 """The mesh axes that shard each axis of a leaf: a PartitionSpec of full length without shorthands."""
@@ -102,7 +100,12 @@ class Rearrange(Edit):
     @property
     def names(self) -> set[str]:
         """Every name, unless the axes are merely permuted."""
-        return dims_.names(self.source) if any(len(d) > 1 for d in (*self.source, *self.view)) else set()
+        return set() if self._permutes else dims_.names(self.source)
+
+    @property
+    def _permutes(self) -> bool:
+        """Whether no axis is split or merged."""
+        return all(len(dim) == 1 for dim in (*self.source, *self.view))
 
     @property
     def permutation(self) -> tuple[int, ...]:
@@ -117,26 +120,26 @@ class Rearrange(Edit):
     def _one(self, value: Any, sizes: Sizes) -> Any:
         xp = _xp(value)
         if any(len(dim) > 1 for dim in self.source):
-            value = xp.reshape(value, tuple(_size((f,), sizes) for f in dims_.factors(self.source)))
+            value = xp.reshape(value, tuple(product((f,), sizes) for f in dims_.factors(self.source)))
         value = xp.transpose(value, self.permutation)
         if any(len(dim) > 1 for dim in self.view):
-            value = xp.reshape(value, tuple(_size(dim, sizes) for dim in self.view))
+            value = xp.reshape(value, tuple(product(dim, sizes) for dim in self.view))
         return value
 
     def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
         """The view's dims under ``sizes``; a mere permutation needs none."""
-        if not self.names:
+        if self._permutes:
             return tuple(shape[i] for i in self.permutation)
-        return tuple(_size(dim, sizes) for dim in self.view)
+        return tuple(product(dim, sizes) for dim in self.view)
 
     def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
         """Mesh axes follow their factors; one that fits no factor of its product goes to another axis it divides."""
-        if not self.names:
+        if self._permutes:
             return tuple(entries[i] for i in self.permutation)
         atoms: list[tuple[str, ...]] = []
         homeless: list[str] = []
         for dim, axes in zip(self.source, entries, strict=True):
-            split, left = _split(axes, [_size((f,), sizes) for f in dim], ways)
+            split, left = _split(axes, [product((f,), sizes) for f in dim], ways)
             atoms += split
             homeless += left
         moved = iter([atoms[i] for i in self.permutation])
@@ -148,7 +151,8 @@ class Rearrange(Edit):
         return f"{dims_.format_dims(self.source)} -> {dims_.format_dims(self.view)}"
 
 
-def _size(dim: Dim, sizes: Sizes) -> Any:
+def product(dim: Dim, sizes: Sizes) -> Any:
+    """The size of one axis, from those of its factors; symbolic where these are."""
     size: Any = 1
     for factor in dim:
         size = size * (factor if isinstance(factor, int) else sizes[factor])
@@ -200,7 +204,9 @@ class Cast(Edit):
 
     def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
         """Each leaf cast; `fits` says beforehand whether that keeps its values."""
-        return [value.astype(self.view) for value in values]
+        # NumPy knows no cast between the integers narrower than a byte; int64 holds every value that both dtypes hold.
+        wide = [value.astype(np.int64) if isinstance(value, np.ndarray) else value for value in values]
+        return [value.astype(self.view) for value in wide]
 
     def fits(self, low: int, high: int) -> bool:
         """Whether values between ``low`` and ``high`` are kept."""
@@ -250,7 +256,7 @@ class Unstack(Edit):
         """The slices of the one leaf, in order."""
         (value,) = values
         at = (slice(None),) * self.axis
-        return [value[(*at, i)] for i in range(_size(self.size, sizes))]
+        return [value[(*at, i, ...)] for i in range(product(self.size, sizes))]  # the dots keep a 0-d NumPy array an array
 
     def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
         """The shape without the stack axis."""
@@ -289,7 +295,7 @@ class Stack(Edit):
 
     def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
         """The shape with the stack axis."""
-        return (*shape[: self.axis], _size(self.size, sizes), *shape[self.axis :])
+        return (*shape[: self.axis], product(self.size, sizes), *shape[self.axis :])
 
     def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
         """The sharding with a stack axis that is not sharded."""
@@ -362,33 +368,3 @@ def _join(edits: tuple[Edit, ...], edit: Edit) -> tuple[Edit, ...]:
     if edits and isinstance(edits[-1], Rearrange) and isinstance(edit, Rearrange) and edits[-1].view == edit.source:
         return (*edits[:-1], Rearrange(edits[-1].source, edit.view))
     return (*edits, edit)
-
-
-@functools.lru_cache(maxsize=4096)
-def typed(chain: Chain, dims: Dims, dtype: str, arity: int, counts: frozenset[str]) -> tuple[str, ...]:
-    """The symbolic types of a chain's results, as ``jax.eval_shape`` finds them for all sizes at once.
-
-    Args:
-        chain: The edits.
-        dims: The dims of each input.
-        dtype: The dtype of each input.
-        arity: How many inputs there are; 2 stands for any number of repeats.
-        counts: Names that count repeats: they become 2, for the number of leaves is no array size.
-
-    Returns:
-        One ``dtype[dims]`` per result, symbolic dims spelled by jax.
-    """
-    sizes = symbols(sorted((dims_.names(dims) | chain.names) - counts), counts)
-    shape = tuple(_size(dim, sizes) for dim in dims)
-    # A key's type plays no part in how its axes move, and jax has no symbolic key arrays to speak of.
-    leaf = jax.ShapeDtypeStruct(shape, jnp.dtype("uint32" if dtype.startswith("key<") else dtype))
-    found = jax.eval_shape(lambda *xs: chain.apply(xs, sizes), *[leaf] * arity)
-    return tuple(f"{dtype if dtype.startswith('key<') else x.dtype}{x.shape}" for x in found)
-
-
-def symbols(names: Sequence[str], counts: frozenset[str]) -> dict[str, Any]:
-    """A symbolic size for each name, and 2 for each count."""
-    sizes: dict[str, Any] = dict.fromkeys(counts, 2)
-    if names:
-        sizes |= zip(names, jax.export.symbolic_shape(",".join(names)), strict=True)
-    return sizes

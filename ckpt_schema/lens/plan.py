@@ -35,8 +35,8 @@ class Signature:
         treedef: The structure.
         shapes: The leaves' shapes, or for leaves that are no jax arrays one token each.
         dtypes: The leaves' dtypes; None in the second case.
-        avals: The abstract values of the leaves seen last. Arrays that one jitted step returns carry the same ones call after call,
-            so that comparing identities most often does; it is a memo, and nothing depends on what it holds.
+        avals: The abstract values of the leaves seen last. Arrays that one jitted step returns carry the same ones call after
+            call, so that comparing identities most often does; it is a memo, and nothing depends on what it holds.
     """
 
     treedef: TreeDef

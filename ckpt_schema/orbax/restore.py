@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ckpt_schema import leaves
-from ckpt_schema.errors import CheckpointMismatchError, ConformanceError
+from ckpt_schema import leaves, paths
+from ckpt_schema.conformance import Match
+from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
 from ckpt_schema.frameworks import nnx
+from ckpt_schema.leaves import FreshKey, Leaf
 from ckpt_schema.lens.core import Lens, derive
 from ckpt_schema.lens.execute import mesh_of, on_devices
 from ckpt_schema.orbax import metadata
-from ckpt_schema.orbax.metadata import DiskTree
+from ckpt_schema.orbax.metadata import SKIP, DiskTree
 from ckpt_schema.orbax.sides import Place, locate, toward
-from ckpt_schema.trees import Tree
+from ckpt_schema.trees import Tree, flatten
 
 __all__ = ["RestoreTimes", "restore"]
 
@@ -42,70 +46,143 @@ class RestoreTimes:
 
 
 def restore(
-    path: epath.PathLike, target: Target, lens: Lens, *, times: Callable[[RestoreTimes], None] | None = None
+    path: epath.PathLike,
+    target: Target,
+    lens: Lens,
+    *,
+    item: str | None = None,
+    times: Callable[[RestoreTimes], None] | None = None,
 ) -> Target:
     """Restores the checkpoint at ``path`` into the form of ``target``.
 
     Which side of the lens is on disk is decided from one metadata read. A checkpoint of the target's own layout is loaded as it
     is; one of the other side is loaded in its own layout, straight into the shardings that the lens makes of the target's, and
-    then translated. A lens of weights alone finds them in a full train state too, and reads nothing else of it. All of it is
-    validated before a byte of array data is read.
+    then translated. A lens of weights alone finds them in a full train state too. Only what the target has a place for is read,
+    and all of it is validated before a byte of array data is.
 
     Args:
-        path: A checkpoint directory, local or remote.
+        path: A checkpoint directory, local or remote, written by Orbax's v1 or v0 API.
         target: An abstract or concrete ``nnx.State``, ``TrainState`` or dict of either side, or an ``nnx.Module``. Shardings of
-            its leaves are kept; leaves without one go to the default device. Private leaves that the disk lacks are taken from a
-            concrete target, or else from their declared defaults.
+            its leaves are kept; leaves without one are replicated over the mesh of the others, or else go to the first device.
+            Private leaves that the disk lacks are taken from a concrete target, or else from their declared defaults.
         lens: The lens.
+        item: Which pytree of the checkpoint, where it holds several.
         times: Called once with the time each part took.
 
     Returns:
-        A tree of the target's own kind. A module is updated, and returned, only when all went well.
+        A tree of the target's own kind, of jax arrays, and of Python numbers where the target has such. A module is updated,
+        and returned, only when all went well.
 
     Raises:
-        CheckpointMismatchError: There is no checkpoint, or it is of neither side, or differs from the target, with every fault.
-        ConformanceError: The target is on neither side, or a value cannot be carried over exactly.
+        CheckpointMismatchError: There is no checkpoint, or it is of neither side, or differs from the target, or holds a number
+            that the target's dtype does not, with every fault.
+        ConformanceError: The target is on neither side.
     """
     clock = [time.perf_counter()]
     state: Any = nnx.state_of(target)
-    side = toward(state, lens, "the target")
-    disk = metadata.read(path)
+    side, match = toward(state, lens, "the target")
+    disk = metadata.read(path, item)
     place = locate(disk, side)
     if place.layout is side.view:
-        side = derive(side.view, side.view).bind(**side.dims) if side.dims else derive(side.view, side.view)
-    wanted = _wanted(disk, place, state, side)
+        side = derive(side.view, side.view).bind(**side.dims)
+    expected = _expected(disk, place, state, side)
+    wanted = _wanted(place, expected, side, match)
     clock.append(time.perf_counter())
     loaded = metadata.load(disk, place.prefix, wanted)
     clock.append(time.perf_counter())
-    result = side.get(loaded, onto=state)
+    result = _translated(_verified(loaded, wanted, expected, disk), state, side, disk)
     if times is not None:
         jax.block_until_ready(result)
         clock.append(time.perf_counter())
-        times(RestoreTimes(*(after - before for before, after in zip(clock, clock[1:], strict=False))))
+        times(RestoreTimes(*(after - before for before, after in itertools.pairwise(clock))))
     return nnx.updated(target, result)
 
 
-def _wanted(disk: DiskTree, place: Place, state: Tree, side: Lens) -> Tree:
-    """The abstract tree to load: what the lens makes of the target, in the disk's containers, with a sharding on every leaf.
+def _expected(disk: DiskTree, place: Place, state: Tree, side: Lens) -> Tree:
+    """What the lens makes of the target, as an abstract tree in the disk's containers, with a sharding on every leaf.
 
     Raises:
-        CheckpointMismatchError: Shapes on disk and in the target do not fit one another.
+        CheckpointMismatchError: Shapes on disk and in the target do not fit one another, or the target has abstract leaves that
+            neither the disk nor a default fills.
     """
-    stored = disk.at(place.prefix)
     goal = jax.tree.map(leaves.abstract, state)
     try:
-        expected = side.put(goal, onto=stored)
+        expected = side.put(goal, onto=place.tree)
         side.rehearse(expected, onto=state)
     except ConformanceError as error:
         header = f"{disk.path} does not fit the target: {len(error.mismatches)} fault(s)"
         raise CheckpointMismatchError(header, error.mismatches) from error
     mesh = mesh_of(jax.tree.leaves(goal))
-    spare = SingleDeviceSharding(jax.devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf, found: _placed(leaf, found, spare), expected, stored)
+    spare = SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+    def placed(leaf: Any) -> Any:
+        leaf = leaves.abstract(leaf)  # a number on disk that no leaf of the target stands for
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_devices(leaf.sharding) or spare)
+
+    return jax.tree.map(placed, expected)
 
 
-def _placed(leaf: Any, found: Any, spare: Any) -> Any:
-    if leaves.is_scalar(found):
-        return found  # Orbax stores Python numbers as such, and only loads them as such
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_devices(leaf.sharding) or spare)
+def _wanted(place: Place, expected: Tree, side: Lens, match: Match) -> Tree:
+    """What is asked of Orbax: the expected leaves that the target has a place for."""
+    present = {number for number, _ in match.slots}
+    rows = {join.source for join in side.joins if join.view in present}
+    read = {position for (number, _), position in place.slots.items() if number in rows}
+    found, treedef = jax.tree.flatten(place.tree)
+    both = zip(found, treedef.flatten_up_to(expected), strict=True)
+    # Orbax loads a number as such, whatever its value; into an array it would cut it down to the bits of the dtype.
+    return treedef.unflatten(
+        (stored if leaves.is_scalar(stored) else leaf) if position in read else SKIP
+        for position, (stored, leaf) in enumerate(both)
+    )
 
+
+def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree:
+    """The loaded leaves, numbers as arrays, each proved to be what was expected; and stand-ins for those that were not read.
+
+    Raises:
+        CheckpointMismatchError: With every leaf that Orbax did not load, or not as it was asked to.
+    """
+    asked, flat = jax.tree.leaves(wanted), flatten(expected)
+    found = jax.tree.structure(wanted).flatten_up_to(loaded)
+    faults: list[Mismatch] = []
+    made: list[Any] = []
+    for key, order, goal, value in zip(flat.keys, asked, flat.leaves, found, strict=True):
+        if order is SKIP:
+            made.append(_stand_in(goal))
+            continue
+        leaf = Leaf(tuple((n,) for n in goal.shape), str(goal.dtype))
+        if leaves.is_scalar(value) and leaves.accepts(leaf, value):
+            value = jax.device_put(np.asarray(value, goal.dtype), goal.sharding)
+        if not isinstance(value, jax.Array) or leaves.signature(value) != leaves.signature(goal):
+            kind = "cast" if leaves.is_scalar(value) else "leaf"
+            faults.append(
+                Mismatch(paths.format_path(key), kind, str(leaf), leaves.describe(value), "the checkpoint is damaged")
+            )
+        made.append(value)
+    if faults:
+        header = f"{disk.path} cannot be restored as expected: {len(faults)} fault(s)"
+        raise CheckpointMismatchError(header, faults)
+    return flat.treedef.unflatten(made)
+
+
+def _stand_in(goal: Any) -> Any:
+    """A leaf of no bytes for one that the target has no place for: the lens drops it."""
+    if leaves.describe(goal).startswith("key<"):
+        return leaves.make_default(FreshKey(0), str(goal.dtype), goal.shape)
+    return np.broadcast_to(np.zeros((), goal.dtype), goal.shape)
+
+
+def _translated(loaded: Tree, state: Tree, side: Lens, disk: DiskTree) -> Tree:
+    """The loaded tree in the target's form.
+
+    Raises:
+        CheckpointMismatchError: A value does not fit the target's dtype.
+    """
+    try:
+        result = side.get(loaded, onto=state)
+    except ConformanceError as error:
+        header = f"{disk.path} does not fit the target: {len(error.mismatches)} fault(s)"
+        raise CheckpointMismatchError(header, error.mismatches) from error
+    if not any(map(leaves.is_scalar, jax.tree.leaves(state))):
+        return result
+    return jax.tree.map(lambda like, x: type(like)(x) if leaves.is_scalar(like) else x, state, result)

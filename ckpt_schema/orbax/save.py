@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from jax.core import Tracer
 from orbax.checkpoint import v1 as ocp
 
 from ckpt_schema import leaves, paths
@@ -13,7 +17,7 @@ from ckpt_schema.errors import CheckpointExistsError, ConformanceError, Mismatch
 from ckpt_schema.frameworks import nnx
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.orbax.sides import toward
-from ckpt_schema.trees import Tree, flatten
+from ckpt_schema.trees import FlatTree, Tree, flatten
 
 __all__ = ["save"]
 
@@ -22,8 +26,8 @@ def save(path: epath.PathLike, state: Any, lens: Lens, *, onto: Tree | None = No
     """Saves ``state`` as a checkpoint in the layout of ``lens.source``, whichever side it is on.
 
     An NNX run that writes Linen checkpoints passes a lens from Linen to NNX; ``~lens`` writes the other way. Leaves that the
-    source has no place for are private to the view by declaration, and are not saved. Everything is validated before anything is
-    written; Orbax writes to a temporary directory and renames it, so that what exists is whole.
+    source has no place for are private to the view by declaration, and are not saved. Everything is validated before anything
+    is written; Orbax writes to a temporary directory and renames it, so that what exists is whole.
 
     Args:
         path: The directory to make, local or remote. It must not exist.
@@ -33,30 +37,67 @@ def save(path: epath.PathLike, state: Any, lens: Lens, *, onto: Tree | None = No
 
     Raises:
         CheckpointExistsError: There is something at ``path``; it is not touched.
-        ConformanceError: The state is on neither side, holds abstract or deleted leaves, or a value cannot be carried over.
+        ConformanceError: The state is on neither side, holds leaves that Orbax cannot save, or a value cannot be carried over.
     """
     place = epath.Path(path)
     if place.exists():
         fault = Mismatch(str(place), "checkpoint", "nothing there yet", "a file or directory", "save elsewhere, or remove it")
         raise CheckpointExistsError(f"{place} exists and is not overwritten: 1 fault", [fault])
     tree = nnx.state_of(state)
-    side = toward(tree, lens, "the state")
-    _verify_values(tree)
-    if side.view is lens.view:
-        tree = side.put(tree, onto=onto)
-    jax.block_until_ready(tree)
-    ocp.save(place, tree)
+    side, _ = toward(tree, lens, "the state")
+    _verify(tree, _valueless)
+    source = side.put(tree, onto=onto) if side.view is lens.view else tree
+    _verify(source, _unsavable)
+    _write(place, jax.tree.map(_savable, jax.block_until_ready(source)))
 
 
-def _verify_values(tree: Tree) -> None:
-    """Refuses what has no values: Orbax would find out half-way through its write."""
-    flat = flatten(tree)
-    faults = [
-        Mismatch(paths.format_path(key), "abstract", "a value", "an abstract leaf", "initialize the state before saving it")
-        if leaves.is_abstract(leaf)
-        else Mismatch(paths.format_path(key), "abstract", "a value", "a deleted array", "it was donated; keep what jit returned")
-        for key, leaf in zip(flat.keys, flat.leaves, strict=True)
-        if leaves.is_abstract(leaf) or (isinstance(leaf, jax.Array) and leaf.is_deleted())
-    ]
+def _verify(tree: Tree, check: Any) -> None:
+    faults = sorted(check(flatten(tree)), key=lambda fault: paths.natural(fault.path))
     if faults:
         raise ConformanceError(f"the state cannot be saved: {len(faults)} fault(s)", faults)
+
+
+def _valueless(flat: FlatTree) -> Iterator[Mismatch]:
+    """Leaves without values: Orbax would find out half-way through its write."""
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        where = paths.format_path(key)
+        if leaves.is_abstract(leaf):
+            yield Mismatch(where, "abstract", "a value", "an abstract leaf", "initialize the state before saving it")
+        elif isinstance(leaf, Tracer):
+            yield Mismatch(where, "abstract", "a value", "a tracer", "save outside of jit")
+        elif isinstance(leaf, jax.Array) and leaf.is_deleted():
+            yield Mismatch(where, "abstract", "a value", "a deleted array", "it was donated; keep what jit returned")
+
+
+def _unsavable(flat: FlatTree) -> Iterator[Mismatch]:
+    """What Orbax refuses half-way, or loses: empty arrays, and leaves whose keys are the same when joined by dots."""
+    names = collections.Counter(".".join(map(str, key)) for key in flat.keys)
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        where, name = paths.format_path(key), ".".join(map(str, key))
+        if 0 in (leaves.signature(leaf) or ((),))[0]:
+            yield Mismatch(where, "shape", "at least one element", leaves.describe(leaf), "Orbax saves no empty arrays")
+        if names[name] > 1:
+            yield Mismatch(where, "ambiguous", f"one leaf called {name}", str(names[name]), "Orbax would keep one of them")
+
+
+def _savable(leaf: Any) -> Any:
+    """NumPy scalars, which Orbax refuses, and bools, which make its metadata unreadable, as arrays."""
+    return np.asarray(leaf) if isinstance(leaf, (bool, np.generic)) else leaf
+
+
+def _write(place: epath.Path, tree: Tree) -> None:
+    """Saves ``tree``; if that fails, what this save has begun to write is removed."""
+    before = _unfinished(place)
+    try:
+        ocp.save(place, tree)
+    except Exception:
+        if jax.process_index() == 0:
+            for left in _unfinished(place) - before:
+                left.rmtree(missing_ok=True)
+        raise
+
+
+def _unfinished(place: epath.Path) -> set[epath.Path]:
+    if not place.parent.is_dir():
+        return set()
+    return {p for p in place.parent.iterdir() if p.name.startswith(f"{place.name}.orbax-checkpoint-tmp")}

@@ -1,0 +1,47 @@
+"""The types of edits for all sizes at once: evaluated on symbolic dims."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from ckpt_schema import dims as dims_
+from ckpt_schema.dims import Dims
+from ckpt_schema.lens.edits import Chain, product
+
+__all__ = ["symbols", "typed"]
+
+
+@functools.lru_cache(maxsize=4096)
+def typed(chain: Chain, dims: Dims, dtype: str, arity: int, counts: frozenset[str]) -> tuple[str, ...]:
+    """The symbolic types of a chain's results, as ``jax.eval_shape`` finds them for all sizes at once.
+
+    Args:
+        chain: The edits.
+        dims: The dims of each input.
+        dtype: The dtype of each input.
+        arity: How many inputs there are; 2 stands for any number of repeats.
+        counts: Names that count repeats: they become 2, for the number of leaves is no array size.
+
+    Returns:
+        One ``dtype[dims]`` per result, symbolic dims spelled by jax.
+    """
+    sizes = symbols(sorted((dims_.names(dims) | chain.names) - counts), counts)
+    shape = tuple(product(dim, sizes) for dim in dims)
+    # A key's type plays no part in how its axes move, and jax has no symbolic key arrays to speak of.
+    leaf = jax.ShapeDtypeStruct(shape, jnp.dtype("uint32" if dtype.startswith("key<") else dtype))
+    found = jax.eval_shape(lambda *xs: chain.apply(xs, sizes), *[leaf] * arity)
+    return tuple(f"{dtype if dtype.startswith('key<') else x.dtype}{x.shape}" for x in found)
+
+
+def symbols(names: Sequence[str], counts: frozenset[str]) -> dict[str, Any]:
+    """A symbolic size for each name, and 2 for each count."""
+    sizes: dict[str, Any] = dict.fromkeys(counts, 2)
+    if names:
+        sizes |= zip(names, export.symbolic_shape(",".join(names)), strict=True)
+    return sizes

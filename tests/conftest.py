@@ -1,0 +1,31 @@
+"""What every test runs under: eight CPU devices, and a hypothesis profile that repeats itself exactly.
+
+``HYPOTHESIS_PROFILE=dev`` (quick) or ``ci`` (thorough) picks the profile; without it, ``CI=true`` picks ``ci``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+DEVICES = 8
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+
+import jax  # noqa: E402  jax reads the two variables above once, when it starts
+
+if jax.default_backend() != "cpu" or jax.device_count() != DEVICES:
+    pytest.exit(
+        f"the tests need {DEVICES} CPU devices, but jax had already started with {jax.device_count()} of kind "
+        f"{jax.default_backend()}: some plugin used it before tests/conftest.py could ask for them",
+        returncode=pytest.ExitCode.USAGE_ERROR,
+    )
+
+# Both are derandomized: a failure is the same on every machine and in every run, and no example database is left behind.
+# A deadline would time jax's compilations, not the code.
+hypothesis.settings.register_profile("dev", derandomize=True, deadline=None, database=None, max_examples=25)
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None, max_examples=200)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "dev"))
