@@ -135,7 +135,7 @@ def _leaf(key: KeyPath, left: Any, right: Any) -> Iterator[Mismatch]:
         yield Mismatch(where, kind, leaves.describe(left), leaves.describe(right))
         return
     if not _same_sharding(left, right):
-        yield Mismatch(where, "sharding", str(left.sharding), str(right.sharding))
+        yield Mismatch(where, "sharding", *(str(getattr(side, "sharding", None)) for side in (left, right)))
         return
     if not leaves.is_abstract(left):
         yield from _bits(where, left, right)

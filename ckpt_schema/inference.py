@@ -110,7 +110,7 @@ def _verify_leaves(read: _Read, name: str) -> None:
         if leaves.signature(f.value) is None
     ]
     if faults:
-        raise SchemaError(f"no layout can be read off {name}: {len(faults)} fault(s)", faults)
+        raise SchemaError(f"no layout ({name}) can be read off the tree: {len(faults)} fault(s)", faults)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -182,7 +182,8 @@ def _folds(
 ) -> dict[KeyPath, _Fold]:
     """For each body key that is part of a repeated node, how."""
     keys = {key: leaf for key, leaf in body if key is not None}
-    folds = dict(_stacked(keys, scan))
+    faults: list[Mismatch] = []
+    folds = dict(_stacked(keys, scan, faults))
     groups: dict[tuple[Pattern, KeyPath], list[tuple[int, KeyPath]]] = collections.defaultdict(list)
     named = [paths.parse_pattern(text) for text in lists]
     for key in keys:
@@ -198,30 +199,31 @@ def _folds(
             for rest, members in rests.items():
                 fold = _Fold(_logical(pattern, rest), (*pattern, *rest), None, len(members))
                 folds |= {key: fold for _, key in members}
-    _verify_lists(named, heads, folds)
+    faults += _unused_lists(named, heads, folds)
+    if faults:
+        raise SchemaError(f"scan= and lists= do not fit the tree: {len(faults)} fault(s)", faults)
     return folds
 
 
-def _stacked(keys: Mapping[KeyPath, _Found], scan: Mapping[str, int]) -> Iterator[tuple[KeyPath, _Fold]]:
-    faults: list[Mismatch] = []
+def _stacked(
+    keys: Mapping[KeyPath, _Found], scan: Mapping[str, int], faults: list[Mismatch]
+) -> Iterator[tuple[KeyPath, _Fold]]:
     for text, axis in scan.items():
         head = tuple(text.split("/"))
         inside = [key for key in keys if key[: len(head)] == head]
         if not inside:
             faults.append(
-                Mismatch(text, "rule", "a node of the model", "no leaf below it", "a path in the model, without envelope")
+                Mismatch(text, "rule", "a node of the model", "no leaf below it", "write its path in the model, without params or model in front")
             )
         for key in inside:
             rank = len((leaves.signature(keys[key].value) or ((),))[0])
             if not -rank <= axis < rank:
                 where = paths.format_path(key)
                 faults.append(
-                    Mismatch(where, "shape", f"a leaf with axis {axis}", leaves.describe(keys[key].value), "it is not stacked")
+                    Mismatch(where, "shape", f"a leaf with axis {axis}", leaves.describe(keys[key].value), "declare the layout as a class, with axis= for this leaf")
                 )
             path = (*head[:-1], f"{head[-1]}[]", *map(str, key[len(head) :]))
             yield key, _Fold(path, key, axis % max(rank, 1), None)
-    if faults:
-        raise SchemaError(f"scan= does not fit the tree: {len(faults)} fault(s)", faults)
 
 
 def _list_segment(key: KeyPath, named: Sequence[Pattern]) -> tuple[KeyPath, Index, int] | None:
@@ -254,21 +256,17 @@ def _logical(pattern: Pattern, rest: KeyPath) -> LogicalPath:
     return (*names[:-1], f"{names[-1]}[]", *map(str, rest))
 
 
-def _verify_lists(named: Sequence[Pattern], heads: Mapping[Pattern, Any], folds: Mapping[KeyPath, _Fold]) -> None:
+def _unused_lists(
+    named: Sequence[Pattern], heads: Mapping[Pattern, Any], folds: Mapping[KeyPath, _Fold]
+) -> Iterator[Mismatch]:
     used = {fold.key[: len(pattern)] for fold in folds.values() for pattern in named}
-    faults = [
-        Mismatch(
-            paths.format_path(pattern),
-            "rule",
-            "a repeated node of the model",
-            "members that differ" if pattern in heads else "no such node",
-            "members 0 .. n-1 must have the same leaves" if pattern in heads else "a path in the model, without envelope",
-        )
-        for pattern in named
-        if pattern not in used
-    ]
-    if faults:
-        raise SchemaError(f"lists= does not fit the tree: {len(faults)} fault(s)", faults)
+    for pattern in named:
+        if pattern not in used:
+            where, expected = paths.format_path(pattern), "a repeated node of the model"
+            if pattern in heads:
+                yield Mismatch(where, "rule", expected, "members that differ", "members 0 .. n-1 must have the same leaves")
+            else:
+                yield Mismatch(where, "rule", expected, "no such node", "write its path in the model, without params or model in front")
 
 
 def _rows(read: _Read, kinds: _Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterator[Row]:
@@ -329,5 +327,5 @@ def _merge(rows: Sequence[Row], name: str) -> tuple[Row, ...]:
             where = "/".join(row.path)
             faults.append(Mismatch(where, "shape", f"{first} for all members", str(row), "declare this layout as a class"))
     if faults:
-        raise SchemaError(f"no layout can be read off {name}: {len(faults)} fault(s)", faults)
+        raise SchemaError(f"no layout ({name}) can be read off the tree: {len(faults)} fault(s)", faults)
     return tuple(merged.values())

@@ -8,13 +8,13 @@ structure when the paths are matched against a layout, never by name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 
 from ckpt_schema.errors import ConformanceError, Mismatch
-from ckpt_schema.paths import KeyPath
+from ckpt_schema.paths import KeyPath, format_path
 from ckpt_schema.pytrees import TreeDef, key_paths
 from ckpt_schema.table import Layout, Node, Row
 
@@ -51,11 +51,26 @@ def flatten(tree: Tree) -> FlatTree:
     try:
         flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     except (ValueError, TypeError) as error:
-        hint = "a save turns int keys into strings; a dict must not have both kinds"
-        fault = Mismatch("", "key", "a tree that jax can flatten", str(error).splitlines()[0], hint)
-        raise ConformanceError("the tree cannot be read: 1 fault", [fault]) from error
+        faults = list(_mixed(tree, ())) or [Mismatch("", "key", "a tree that jax can flatten", str(error).splitlines()[0])]
+        raise ConformanceError(f"the tree cannot be read: {len(faults)} fault(s)", faults) from error
     keys, stored = key_paths(path for path, _ in flat)
     return FlatTree([leaf for _, leaf in flat], treedef, keys, stored)
+
+
+def _mixed(node: Any, at: KeyPath) -> Iterator[Mismatch]:
+    """The dicts below ``node`` that have both int and string keys, which jax cannot put in order."""
+    items: list[tuple[Any, Any]] = []
+    if isinstance(node, Mapping):
+        items = list(node.items())
+        kinds = {type(key): key for key, _ in items}
+        if len(kinds) > 1:
+            found = " and ".join(f"{kind.__name__} key {key!r}" for kind, key in kinds.items())
+            hint = "a dict must not have both kinds; a save turns int keys into strings"
+            yield Mismatch(format_path(at), "key", "keys of one kind", found, hint)
+    elif isinstance(node, (list, tuple)):
+        items = list(enumerate(node))
+    for key, child in items:
+        yield from _mixed(child, (*at, key))
 
 
 def build(layout: Layout, leaves: Iterable[tuple[KeyPath, Row, Any]]) -> Tree:

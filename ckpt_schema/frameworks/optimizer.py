@@ -147,7 +147,7 @@ def _mirror(node: Any, prefix: KeyPath, trace: _Trace) -> Iterator[OptimizerLeaf
     for row, leaf, param in zip(trace.rows, jax.tree.leaves(node), jax.tree.leaves(trace.params), strict=True):
         if leaf.shape != param.shape:
             hint = "its shape is not the param's; declare this state with ckpt_schema.infer from a real one"
-            where = paths.format_path((*prefix, *row.key))
+            where = paths.format_path(("opt_state", *prefix, *row.key))
             yield Mismatch(where, "shape", "the shape of the param it mirrors", leaves.describe(leaf), hint)
         else:
             yield OptimizerLeaf(prefix, row, Leaf(row.leaf.dims, str(leaf.dtype)))
@@ -158,5 +158,5 @@ def _plain(node: Any, twin: Any, prefix: KeyPath) -> OptimizerLeaf | Mismatch:
     assert found is not None
     if found != again:
         hint = "its shape depends on the params without mirroring them; declare it with ckpt_schema.infer from a real state"
-        return Mismatch(paths.format_path(prefix), "shape", "a shape the dims determine", leaves.describe(node), hint)
+        return Mismatch(paths.format_path(("opt_state", *prefix)), "shape", "a shape the dims determine", leaves.describe(node), hint)
     return OptimizerLeaf(prefix, None, Leaf(tuple((size,) for size in found[0]), found[1]))

@@ -187,7 +187,8 @@ def _container(view: Layout, wanted: Sequence[Slot], onto: Match | None) -> tupl
 
 def _unbound(row: Row, sizes: Mapping[str, int]) -> Mismatch:
     unknown = sorted(dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) - sizes.keys())
-    hint = f"neither tree tells it: lens.bind({', '.join(f'{name}=...' for name in unknown)})"
+    several = "; of the factors of one axis, one follows from the others" if len(unknown) > 1 else ""
+    hint = f"no tree tells: lens.bind({', '.join(f'{name}=...' for name in unknown)}){several}"
     where = paths.format_path(row.key)
     return Mismatch(where, "dims", f"every dim of {row.stored} bound", f"no size for {', '.join(unknown)}", hint)
 

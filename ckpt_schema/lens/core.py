@@ -65,11 +65,11 @@ class _Translator:
 
     def _refuse(self, match: Match, tree: Tree, written: Matcher) -> None:
         report = match.report
-        notes = list(report.notes)
+        header = f"the tree does not conform to {self.source.name}"
         if not written.match(tree).report:
-            notes.append(f"The tree conforms to {self.view.name}: it is on the other side already. Swap get and put.")
-        header = f"the tree does not conform to {self.source.name}: {len(report)} fault(s)"
-        raise ConformanceError(header, report.mismatches, notes)
+            turned = "it is on the other side of the lens already, swap get and put"
+            header = f"the tree conforms to {self.view.name}, not to {self.source.name}; {turned}"
+        raise ConformanceError(f"{header}: {len(report)} fault(s)", report.mismatches, report.notes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ class Lens:
         if unknown:
             known = ", ".join(sorted(self.source.names() | self.view.names()))
             faults = [Mismatch(name, "dims", f"a dim of either layout ({known})", "an unknown name") for name in unknown]
-            raise DerivationError(f"{len(unknown)} dim(s) cannot be bound", faults)
+            raise DerivationError(f"no dims to bind between {self.source.name} and {self.view.name}: {len(faults)} fault(s)", faults)
         return Lens(self.source, self.view, self.joins, {**self.dims, **dims})
 
     def __invert__(self) -> Lens:
@@ -232,7 +232,7 @@ def _compose(first: Lens, second: Lens) -> Lens:
     """
     faults = list(_differences(first.view, second.source))
     if faults:
-        header = f"{first.view.name} and {second.source.name} are not one layout: {len(faults)} fault(s)"
+        header = f"{first.view.name} and {second.source.name} are not one layout, so their lenses do not compose: {len(faults)} fault(s)"
         raise DerivationError(header, faults)
     number = {row.key: n for n, row in enumerate(first.view.rows)}
     middle = {number[row.key]: n for n, row in enumerate(second.source.rows)}  # of the first's view: of the second's source
@@ -278,7 +278,7 @@ def _differences(first: Layout, second: Layout) -> list[Mismatch]:
     left = {paths.format_path(row.key): str(row.stored) for row in first.rows}
     right = {paths.format_path(row.key): str(row.stored) for row in second.rows}
     return [
-        Mismatch(key, "unplaced", left.get(key, "nothing"), right.get(key, "nothing"), "compose lenses that share a layout")
+        Mismatch(key, "unplaced", left.get(key, "nothing"), right.get(key, "nothing"))
         for key in sorted({**left, **right}, key=paths.natural)
         if left.get(key) != right.get(key)
     ]

@@ -126,9 +126,9 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
     return source, view, tuple(joins)
 
 
-def _verify_rules(rules: Sequence[Rule]) -> None:
+def _verify_rules(rules: object) -> None:
     several = isinstance(rules, (list, tuple))  # a lone rule is no sequence, and a string is one of the wrong things
-    wrong = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
+    wrong: list[object] = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
     if wrong:
         faults = [Mismatch("edits", "rule", "a list of rename(...) and private(...)", _spelled(rule)) for rule in wrong]
         raise DerivationError(f"edits= is not well formed: {len(faults)} fault(s)", faults)
@@ -240,9 +240,12 @@ def _cast(source: Row, view: Row) -> Chain | Mismatch:
         and all(jnp.issubdtype(jnp.dtype(d), jnp.integer) for d in (before, after))
     ):
         return Chain((Cast(before, after),))
-    keys = source.leaf.is_key and view.leaf.is_key
-    hint = "a key keeps its implementation: declare the same on both sides" if keys else "no edit between them has an inverse"
-    return _fault(source, view, "impl" if keys else "dtype", hint)
+    if source.leaf.is_key and view.leaf.is_key:
+        return _fault(source, view, "impl", "a key keeps its implementation: declare the same on both sides")
+    if source.leaf.is_key or view.leaf.is_key:
+        return _fault(source, view, "dtype", 'a key is no array of its data: declare Key["..."] on both sides')
+    hint = "only integers are cast, where that keeps their values: declare one dtype on both sides, and cast the tree yourself"
+    return _fault(source, view, "dtype", hint)
 
 
 def _fault(source: Row, view: Row, kind: str, hint: str) -> Mismatch:

@@ -120,10 +120,11 @@ def _spec(entries: Entries) -> PartitionSpec:
 
 def on_devices(sharding: Any) -> Any:
     """A sharding on real devices, or None: ``jax.eval_shape`` leaves an abstract mesh, for which the mesh in context stands."""
-    if not isinstance(sharding, NamedSharding) or isinstance(sharding.mesh, Mesh):
+    own: Any = getattr(sharding, "mesh", None)
+    if not isinstance(sharding, NamedSharding) or isinstance(own, Mesh):
         return sharding
     mesh = jax.sharding.get_mesh()
-    return NamedSharding(mesh, sharding.spec) if isinstance(mesh, Mesh) and not mesh.empty else None
+    return None if mesh.empty else NamedSharding(mesh, sharding.spec)
 
 
 def mesh_of(values: Sequence[Any]) -> Mesh | None:

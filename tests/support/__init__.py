@@ -1,0 +1,1 @@
+"""What the tests share: hostile values, random trees and layouts, and the laws."""

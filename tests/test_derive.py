@@ -1,0 +1,703 @@
+"""``derive``: what the declared types alone say, what rules add, and what no lens can be made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax_models import OPTIMIZERS, NnxSchema, ScannedSchema, UnrolledSchema, linen_state, nnx_state
+from jaxtyping import Array, Float32, Int8, Int32, UInt8, UInt32
+
+import ckpt_schema as cs
+
+
+class Norm(cs.Schema):
+    scale: Float32[Array, " embed"]
+
+
+class Old(cs.Schema):
+    w: Float32[Array, "embed mlp"]
+    b: Float32[Array, " mlp"]
+
+
+class New(cs.Schema):
+    w: Float32[Array, "mlp embed"]
+    bias: Float32[Array, " mlp"]
+
+
+def leaf(*shape: int) -> jax.Array:
+    """An array of distinct numbers."""
+    return jnp.arange(int(np.prod(shape)), dtype=jnp.float32).reshape(shape)
+
+
+def one(source: str, view: str, *, dtype: Any = Float32, dims: dict[str, int] | None = None) -> cs.Lens:
+    """The lens between two schemas of one leaf, ``x``."""
+
+    class Source(cs.Schema):
+        x: dtype[Array, source]
+
+    class View(cs.Schema):
+        x: dtype[Array, view]
+
+    return cs.derive(Source, View, dims=dims)
+
+
+def faults(derive: Callable[[], Any], error: type[cs.CkptSchemaError] = cs.DerivationError) -> list[tuple[str, str]]:
+    """Path and kind of every fault of the error that ``derive`` raises."""
+    with pytest.raises(error) as caught:
+        derive()
+    return [(m.path, m.kind) for m in caught.value.mismatches]
+
+
+# --- from the types alone -----------------------------------------------------------------------------------------------------
+
+REARRANGED: dict[tuple[str, str], Callable[[Any], Any]] = {
+    ("a b", "b a"): lambda x: x.T,
+    ("a b c", "c a b"): lambda x: x.transpose(2, 0, 1),
+    ("a b*c", "a b c"): lambda x: x.reshape(2, 3, 5),
+    ("a b*c", "b a*c"): lambda x: x.reshape(2, 3, 5).transpose(1, 0, 2).reshape(3, 10),
+    ("a*b*c", "c*b*a"): lambda x: x.reshape(2, 3, 5).transpose(2, 1, 0).reshape(30),
+    ("a 3*c", "3 c a"): lambda x: x.reshape(2, 3, 5).transpose(1, 2, 0),
+    ("a b*c", "a c*b"): lambda x: x.reshape(2, 3, 5).transpose(0, 2, 1).reshape(2, 15),
+}
+SIZES = {"a": 2, "b": 3, "c": 5}
+
+
+@pytest.mark.parametrize(("source", "view"), REARRANGED)
+def test_axes_are_split_permuted_and_merged_by_the_names_of_their_dims(source: str, view: str) -> None:
+    lens = one(source, view).bind(**{n: s for n, s in SIZES.items() if n in source and n in view})
+    entry = next(cs.layout(lens.source).entries(SIZES))
+    x = leaf(*entry.shape)
+    made = lens.get({"x": x})["x"]
+    np.testing.assert_array_equal(made, REARRANGED[source, view](x))
+    np.testing.assert_array_equal(lens.put({"x": made})["x"], x)
+    np.testing.assert_array_equal(lens.get({"x": np.asarray(x)})["x"], made)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_scan_and_list_are_stacked_and_unstacked(axis: int) -> None:
+    class Block(cs.Schema):
+        w: Float32[Array, "embed mlp"]
+
+    class Wide(cs.Schema):
+        w: Float32[Array, "mlp embed"]
+
+    class Scanned(cs.Schema):
+        layers: Block = cs.field(scan="depth", axis=axis)
+
+    class Listed(cs.Schema):
+        layers: list[Wide] = cs.field(length="depth")
+
+    shape = [2, 3]
+    shape.insert(axis if axis >= 0 else 3 + axis, 4)
+    x = leaf(*shape)
+    lens = cs.derive(Scanned, Listed)
+    made = lens.get({"layers": {"w": x}})
+    assert list(made["layers"]) == [0, 1, 2, 3]
+    for i in range(4):
+        np.testing.assert_array_equal(made["layers"][i]["w"], np.take(np.asarray(x), i, axis).T)
+    cs.assert_trees_identical(lens.put(made), {"layers": {"w": x}})
+
+
+def test_a_stack_moves_from_axis_to_axis() -> None:
+    class First(cs.Schema):
+        layers: Norm = cs.field(scan="depth", axis=0)
+
+    class Last(cs.Schema):
+        layers: Norm = cs.field(scan="depth", axis=-1)
+
+    x = leaf(3, 2)
+    np.testing.assert_array_equal(cs.derive(First, Last).get({"layers": {"scale": x}})["layers"]["scale"], x.T)
+
+
+def test_one_level_of_two_is_unrolled() -> None:
+    class Inner(cs.Schema):
+        blocks: Norm = cs.field(scan="inner", axis=0)
+
+    class Outer(cs.Schema):
+        layers: Inner = cs.field(scan="outer", axis=1)
+
+    class Listed(cs.Schema):
+        layers: list[Inner] = cs.field(length="outer")
+
+    class Flat(cs.Schema):
+        blocks: list[Norm] = cs.field(length="inner")
+
+    class Unrolled(cs.Schema):
+        layers: list[Flat] = cs.field(length="outer")
+
+    x = leaf(5, 2, 3)  # inner outer embed
+    made = cs.derive(Outer, Listed).get({"layers": {"blocks": {"scale": x}}})
+    np.testing.assert_array_equal(made["layers"][1]["blocks"]["scale"], x[:, 1])
+    assert faults(lambda: cs.derive(Outer, Unrolled)) == [("layers[]/blocks[]/scale", "dims")]
+    outer, inner = cs.derive(Outer, Listed), cs.derive(Listed, Unrolled)
+    assert faults(lambda: outer >> inner) == [("layers[]/blocks[]/scale", "dims")]
+    unrolled = inner.get(outer.get({"layers": {"blocks": {"scale": x}}}))
+    np.testing.assert_array_equal(unrolled["layers"][1]["blocks"][4]["scale"], x[4, 1])
+
+
+def test_zero_sizes_pass() -> None:
+    lens = one("a b*c", "c b a", dims={"b": 3})
+    assert lens.get({"x": leaf(0, 6)})["x"].shape == (2, 3, 0)
+
+
+def test_keys_of_random_numbers_are_moved_and_stacked_whole() -> None:
+    class Block(cs.Schema):
+        key: cs.Key["urbg", "a b"]
+
+    class Turned(cs.Schema):
+        key: cs.Key["urbg", "b a"]
+
+    class Scanned(cs.Schema):
+        layers: Block = cs.field(scan="depth", axis=1)
+
+    class Listed(cs.Schema):
+        layers: list[Turned] = cs.field(length="depth")
+
+    keys = jax.random.split(jax.random.key(3, impl="unsafe_rbg"), (2, 4, 3))
+    lens = cs.derive(Scanned, Listed)
+    made = lens.get({"layers": {"key": keys}})
+    assert str(made["layers"][0]["key"].dtype) == "key<urbg>"
+    np.testing.assert_array_equal(jax.random.key_data(made["layers"][2]["key"]), jax.random.key_data(keys[:, 2].T))
+    cs.assert_trees_identical(lens.put(made), {"layers": {"key": keys}})
+
+
+def test_what_only_moves_is_the_same_object() -> None:
+    class Moved(cs.Schema):
+        w: Float32[Array, "embed mlp"] = cs.field(key="deep/down/weight")
+        b: Float32[Array, " mlp"]
+
+    tree = {"w": leaf(2, 3), "b": leaf(3)}
+    lens = cs.derive(Old, Moved)
+    made = lens.get(tree)
+    assert made["deep"]["down"]["weight"] is tree["w"]
+    assert lens.put(made)["w"] is tree["w"]
+    assert lens.get(tree, onto=made)["b"] is tree["b"]
+
+
+# --- casts ----------------------------------------------------------------------------------------------------------------------
+
+
+class Signed(cs.Schema):
+    step: Int32[Array, ""]
+
+
+class Unsigned(cs.Schema):
+    step: UInt32[Array, ""]
+
+
+STEPS = [lambda n: n, lambda n: np.asarray(n), lambda n: np.asarray(n)[()], lambda n: jnp.asarray(n)]
+
+
+@pytest.mark.parametrize("make", STEPS, ids=["Python", "NumPy array", "NumPy scalar", "jax"])
+@pytest.mark.parametrize("step", [0, 1, 2**31 - 1])
+def test_a_step_in_range_of_both_keeps_its_value(step: int, make: Callable[[Any], Any]) -> None:
+    lens = cs.derive(Signed, Unsigned)
+    source = step if make is STEPS[0] else make(np.int32(step))
+    made = lens.get({"step": source})["step"]
+    assert (str(made.dtype), made.shape, int(made)) == ("uint32", (), step)
+    back = lens.put({"step": step if make is STEPS[0] else make(np.uint32(step))})["step"]
+    assert (str(back.dtype), back.shape, int(back)) == ("int32", (), step)
+
+
+@pytest.mark.parametrize("make", STEPS, ids=["Python", "NumPy array", "NumPy scalar", "jax"])
+def test_t4_a_step_out_of_range_of_the_other_dtype_is_an_error_that_names_it(make: Callable[[Any], Any]) -> None:
+    lens = cs.derive(Signed, Unsigned)
+    for step in (-1, -(2**31)):
+        source = step if make is STEPS[0] else make(np.int32(step))
+        assert faults(lambda source=source: lens.get({"step": source}), cs.ConformanceError) == [("step", "cast")]
+    for step in (2**31, 2**32 - 1):
+        view = step if make is STEPS[0] else make(np.uint32(step))
+        assert faults(lambda view=view: lens.put({"step": view}), cs.ConformanceError) == [("step", "cast")]
+
+
+@pytest.mark.parametrize("step", [2**31, -(2**31) - 1, 2**32, -1])
+def test_a_python_int_that_its_own_side_cannot_hold_is_an_error(step: int) -> None:
+    lens = cs.derive(Signed, Unsigned)
+    if step != -1:
+        assert faults(lambda: lens.get({"step": step}), cs.ConformanceError) == [("step", "cast")]
+    if step != 2**31:
+        assert faults(lambda: lens.put({"step": step}), cs.ConformanceError) == [("step", "cast")]
+
+
+def test_every_value_of_an_array_is_looked_at_and_nothing_is_made_when_one_does_not_fit() -> None:
+    lens = one("n", "n", dtype=Int8)
+    assert not lens.joins[0].chain
+
+    class Two(cs.Schema):
+        a: Int8[Array, " n"]
+        b: Int8[Array, " n"]
+
+    class Unsigneds(cs.Schema):
+        a: UInt8[Array, " n"]
+        b: UInt8[Array, " n"]
+
+    narrow = cs.derive(Two, Unsigneds)
+    good, bad = jnp.asarray([0, 127], jnp.int8), jnp.asarray([5, -1], jnp.int8)
+    np.testing.assert_array_equal(narrow.get({"a": good, "b": good})["b"], np.asarray([0, 127], np.uint8))
+    assert faults(lambda: narrow.get({"a": bad, "b": bad}), cs.ConformanceError) == [("a", "cast"), ("b", "cast")]
+    assert narrow.get({"a": jnp.zeros(0, jnp.int8), "b": jnp.zeros(0, jnp.int8)})["a"].dtype == jnp.uint8
+
+
+def test_a_cast_under_jit_is_refused_for_its_value_is_not_known() -> None:
+    lens = cs.derive(Signed, Unsigned)
+    with pytest.raises(cs.ConformanceError, match="translate outside of jit"):
+        jax.jit(lambda step: lens.get({"step": step}))(jnp.int32(3))
+
+
+def test_under_jit_everything_else_works() -> None:
+    lens = one("a b", "b a")
+    np.testing.assert_array_equal(jax.jit(lambda x: lens.get({"x": x})["x"])(leaf(2, 3)), leaf(2, 3).T)
+
+
+@pytest.mark.parametrize(
+    ("source", "view"), [(Float32, Int8), (Int32, Float32), (Float32, UInt32), (Int8, Float32)], ids=lambda d: d.__name__
+)
+def test_t5_no_cast_that_loses_anything_is_derived(source: Any, view: Any) -> None:
+    class Source(cs.Schema):
+        x: source[Array, " n"]
+
+    class View(cs.Schema):
+        x: view[Array, " n"]
+
+    assert faults(lambda: cs.derive(Source, View)) == [("x", "dtype")]
+
+
+def test_t1_a_key_is_never_taken_for_one_of_another_implementation_nor_for_its_data() -> None:
+    class Typed(cs.Schema):
+        x: cs.Key["urbg"]
+
+    class Other(cs.Schema):
+        x: cs.Key["rbg"]
+
+    class Raw(cs.Schema):
+        x: UInt32[Array, " 4"]
+
+    assert faults(lambda: cs.derive(Typed, Other)) == [("x", "impl")]
+    assert faults(lambda: cs.derive(Typed, Raw)) == [("x", "dtype")]
+    assert faults(lambda: cs.derive(Raw, Typed)) == [("x", "dtype")]
+
+
+# --- what has no place ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_both_sides_that_has_no_place_is_named() -> None:
+    class Left(cs.Schema):
+        same: Norm
+        left: Norm
+        kept: Norm = cs.field(default=0)
+        maybe: Norm | None
+
+    class Right(cs.Schema):
+        same: Norm
+        right: Float32[Array, "n m"]
+        dropout: cs.Stream["fry"] = cs.field(default=cs.fresh_key(0))
+
+    assert faults(lambda: cs.derive(Left, Right)) == [("left/scale", "unplaced"), ("right", "unplaced")]
+    assert faults(lambda: cs.derive(Right, Left)) == [("right", "unplaced"), ("left/scale", "unplaced")]
+
+
+def test_rows_of_the_optimizer_that_mirror_an_unplaced_weight_are_named_on_its_line() -> None:
+    tx = OPTIMIZERS["chain"]
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.derive(cs.linen.TrainState[Old, tx], cs.nnx.TrainState[New, tx])
+    paths = [m.path for m in caught.value.mismatches]
+    assert paths == ["params/b", "params/bias"]
+    assert caught.value.mismatches[0].found == (
+        "float32[mlp] in linen.TrainState[Old] alone (and below opt_state/1/0/mu, opt_state/1/0/nu)"
+    )
+
+
+def test_a_likely_partner_is_named_with_the_rule_that_joins_them() -> None:
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.derive(Old, New)
+    assert [m.hint for m in caught.value.mismatches] == [
+        "likeliest: bias; rename('b', 'bias') joins them, or declare it private with a default",
+        "likeliest: b; rename('b', 'bias') joins them, or declare it private with a default",
+    ]
+    assert cs.derive(Old, New, [cs.rename("b", "bias")])
+
+
+def test_the_suggested_rule_is_the_shortest_and_is_one_that_works() -> None:
+    class Dense(cs.Schema):
+        kernel: Float32[Array, "i o"]
+        bias: Float32[Array, " o"]
+
+    class Before(cs.Schema):
+        decoder: Dense = cs.field(key="Dense_0")
+        layers: Norm = cs.field(scan="depth")
+
+    class After(cs.Schema):
+        decode: Dense
+        blocks: list[Norm] = cs.field(length="depth")
+
+    tx = OPTIMIZERS["adam"]
+    source, view = cs.linen.TrainState[Before, tx], cs.nnx.TrainState[After, tx]
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.derive(source, view)
+    hints = [m.hint.partition("; ")[2].partition(" joins")[0] for m in caught.value.mismatches]
+    assert set(hints) == {"rename('decoder', 'decode')", "rename('layers[]', 'blocks[]')"}
+    assert len(cs.derive(source, view, [eval(f"cs.{hint}") for hint in sorted(set(hints))]).joins) == len(view.rows)
+
+
+def test_dims_that_do_not_relate_are_an_error() -> None:
+    assert faults(lambda: one("a b", "a c")) == [("x", "dims")]
+    assert faults(lambda: one("a b", "a b 1")) == [("x", "dims")]
+    assert faults(lambda: one("a b", "a")) == [("x", "dims")]
+    assert faults(lambda: one("2*a", "a 3")) == [("x", "dims")]
+
+
+@pytest.mark.parametrize(("source", "view"), [("a a b", "b a a"), ("a*a", "a a"), ("4 4 b", "b 4 4"), ("a b*a", "b a a")])
+def test_a_name_that_stands_twice_in_one_leaf_is_ambiguous(source: str, view: str) -> None:
+    assert faults(lambda: one(source, view)) == [("x", "ambiguous")]
+
+
+def test_a_name_that_stands_twice_is_fine_where_nothing_is_edited() -> None:
+    assert not one("a a b", "a a b").joins[0].chain
+
+
+def test_a_stack_of_square_leaves_is_not_ambiguous() -> None:
+    class Square(cs.Schema):
+        w: Float32[Array, "embed embed"]
+
+    class Scanned(cs.Schema):
+        layers: Square = cs.field(scan="depth", axis=1)
+
+    class Listed(cs.Schema):
+        layers: list[Square] = cs.field(length="depth")
+
+    x = leaf(2, 3, 2)
+    np.testing.assert_array_equal(cs.derive(Scanned, Listed).get({"layers": {"w": x}})["layers"][1]["w"], x[:, 1])
+
+
+def test_repeats_that_are_counted_by_other_dims_are_an_error() -> None:
+    class Scanned(cs.Schema):
+        layers: Norm = cs.field(scan="depth")
+
+    class Listed(cs.Schema):
+        layers: list[Norm] = cs.field(length="layers")
+
+    class Fixed(cs.Schema):
+        layers: list[Norm] = cs.field(length=3)
+
+    assert faults(lambda: cs.derive(Scanned, Listed)) == [("layers[]/scale", "dims")]
+    assert faults(lambda: cs.derive(Scanned, Fixed)) == [("layers[]/scale", "dims")]
+    assert faults(lambda: cs.derive(Scanned, Norm)) == [("layers[]/scale", "unplaced"), ("scale", "unplaced")]
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rename_holds_in_the_model_and_in_all_that_mirrors_it() -> None:
+    tx = OPTIMIZERS["adamw schedule"]
+    lens = cs.derive(cs.linen.BareTrainState[Old, tx], cs.nnx.TrainState[New, tx], [cs.rename("b", "bias")])
+    moved = {lens.source.rows[j.source].key[-1]: lens.view.rows[j.view].key[-1] for j in lens.joins}
+    assert moved["b"] == "bias"
+    assert len(lens.joins) == len(lens.source.rows) == len(lens.view.rows)
+
+
+def test_a_rename_of_a_node_renames_all_below_it_and_a_full_path_one_leaf() -> None:
+    class Two(cs.Schema):
+        a: Old
+        c: Old
+
+    class Renamed(cs.Schema):
+        x: Old
+        c: New
+
+    lens = cs.derive(Two, Renamed, [cs.rename("a", "x"), cs.rename("c/b", "c/bias")])
+    assert [str(lens.view.rows[j.view].path) for j in lens.joins] == [str(r.path) for r in lens.view.rows]
+
+
+def test_names_can_be_swapped() -> None:
+    class Pair(cs.Schema):
+        a: Norm
+        b: Norm
+
+    lens = cs.derive(Pair, Pair, [cs.rename("a", "b"), cs.rename("b", "a")])
+    tree = {"a": {"scale": leaf(2)}, "b": {"scale": leaf(2) + 5}}
+    cs.assert_trees_identical(lens.get(tree), {"a": tree["b"], "b": tree["a"]})
+
+
+def test_two_source_leaves_for_one_view_leaf_are_an_error() -> None:
+    class Pair(cs.Schema):
+        a: Norm
+        b: Norm
+
+    class Single(cs.Schema):
+        a: Norm
+
+    found = faults(lambda: cs.derive(Pair, Single, [cs.rename("b", "a")]))
+    assert found == [("a/scale", "ambiguous")]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [cs.rename("c", "bias")],
+        [cs.rename("b", "bais")],
+        [cs.rename("b/scale", "bias/scale")],
+        [cs.private("c", 0)],
+        [cs.rename("params/b", "params/bias")],
+    ],
+    ids=str,
+)
+def test_a_rule_that_matches_nothing_is_an_error(rules: Sequence[Any]) -> None:
+    found = faults(lambda: cs.derive(Old, New, [*rules, cs.rename("b", "bias")]))
+    assert (str(rules[0]), "rule") in found
+
+
+def test_a_rule_for_private_leaves_gives_them_a_default() -> None:
+    rules = [cs.private("b", 0.5), cs.private("bias", cs.fresh_key(1))]
+    lens = cs.derive(Old, New, rules)
+    assert len(lens.joins) == 1
+    tree = {"w": leaf(2, 3), "b": leaf(3)}
+    view = lens.get(tree)
+    np.testing.assert_array_equal(view["bias"], np.zeros(3))
+    np.testing.assert_array_equal(lens.put(view)["b"], np.full(3, 0.5))
+    cs.assert_trees_identical(lens.put(view, onto=tree), tree)
+
+
+def test_a_rule_that_calls_a_joined_leaf_private_is_an_error() -> None:
+    rules = [cs.rename("b", "bias"), cs.private("w", 0)]
+    assert faults(lambda: cs.derive(Old, New, rules)) == [("private('w', 0)", "rule")]
+
+
+def test_a_default_that_the_leaf_cannot_hold_is_an_error() -> None:
+    class Keyed(cs.Schema):
+        w: Float32[Array, "embed mlp"]
+        b: Float32[Array, " mlp"]
+        key: cs.Key["fry"]
+        count: UInt32[Array, ""]
+
+    rules = [cs.private("key", 0), cs.private("count", -1)]
+    assert faults(lambda: cs.derive(Old, Keyed, rules)) == [("key", "dtype"), ("count", "dtype")]
+
+
+@pytest.mark.parametrize("rules", ["b", cs.rename("b", "bias"), ["b"], [("b", "bias")], [None]])
+def test_what_is_no_list_of_rules_is_an_error(rules: Any) -> None:
+    assert faults(lambda: cs.derive(Old, New, rules)) == [("edits", "rule")]
+
+
+# --- binding ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dim_that_no_tree_tells_is_asked_for_and_may_be_bound() -> None:
+    lens = one("heads*head_dim embed", "heads head_dim embed")
+    tree = {"x": leaf(6, 2)}
+    with pytest.raises(cs.ConformanceError, match=r"lens\.bind\(head_dim=\.\.\., heads=\.\.\.\)") as caught:
+        lens.get(tree)
+    assert [(m.path, m.kind) for m in caught.value.mismatches] == [("x", "dims")]
+    assert lens.bind(heads=2).get(tree)["x"].shape == (2, 3, 2)
+    assert lens.bind(head_dim=2).get(tree)["x"].shape == (3, 2, 2)
+    assert lens.get(tree, onto={"x": leaf(2, 3, 2)})["x"].shape == (2, 3, 2)
+    assert lens.put({"x": leaf(2, 3, 2)})["x"].shape == (6, 2)
+
+
+def test_a_bound_dim_that_does_not_divide_is_an_error() -> None:
+    lens = one("heads*head_dim embed", "heads head_dim embed").bind(heads=4)
+    with pytest.raises(cs.ConformanceError, match=r"6 is no multiple of 4 in heads\*head_dim"):
+        lens.get({"x": leaf(6, 2)})
+
+
+def test_a_dim_on_which_both_trees_disagree_names_both_origins() -> None:
+    lens = one("a b", "b a")
+    with pytest.raises(cs.ConformanceError, match="onto does not conform to") as caught:
+        lens.get({"x": leaf(2, 3)}, onto={"x": leaf(3, 5)})
+    (fault,) = caught.value.mismatches
+    assert (fault.path, fault.expected, fault.found) == ("x", "float32[b=3 a=2]", "float32[3 5]")
+    assert "a=2 (from x of " in fault.hint
+
+
+def test_an_unknown_dim_cannot_be_bound() -> None:
+    assert faults(lambda: one("a b", "b a").bind(c=2)) == [("c", "dims")]
+    assert faults(lambda: one("a b", "b a", dims={"A": 2})) == [("A", "dims")]
+
+
+# --- lenses -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_put_of_a_source_side_tree_says_so() -> None:
+    tx = OPTIMIZERS["adam"]
+    lens = cs.derive(cs.linen.TrainState[ScannedSchema, tx], cs.nnx.TrainState[NnxSchema, tx])
+    with pytest.raises(cs.ConformanceError, match="on the other side of the lens already, swap get and put"):
+        lens.put(linen_state(tx))
+    with pytest.raises(cs.ConformanceError, match="on the other side of the lens already, swap get and put"):
+        lens.get(nnx_state(tx))
+    with pytest.raises(cs.ConformanceError) as caught:
+        lens.get({"neither": leaf(2)})
+    assert "swap" not in str(caught.value)
+
+
+def test_a_wrong_onto_is_an_error_that_says_which_tree_it_is() -> None:
+    lens = cs.derive(Old, New, [cs.rename("b", "bias")])
+    tree = {"w": leaf(2, 3), "b": leaf(3)}
+    with pytest.raises(cs.ConformanceError, match="onto does not conform to New: 3 fault"):
+        lens.get(tree, onto=tree)
+
+
+def test_an_abstract_leaf_gives_no_value() -> None:
+    class Kept(cs.Schema):
+        w: Float32[Array, "embed mlp"]
+        b: Float32[Array, " mlp"]
+        stats: Float32[Array, " embed"] | None
+
+    lens = cs.derive(Old, Kept)
+    tree = {"w": leaf(2, 3), "b": leaf(3)}
+    onto = jax.eval_shape(lambda: {**tree, "stats": leaf(2)})
+    assert faults(lambda: lens.get(tree, onto=onto), cs.ConformanceError) == [("stats", "abstract")]
+    assert lens.get(tree, onto={**tree, "stats": leaf(2)})["stats"].shape == (2,)
+    assert "stats" not in lens.get(tree)
+
+
+def test_composition_and_inversion() -> None:
+    scanned, unrolled, nnx_ = cs.linen.Params[ScannedSchema], cs.linen.Params[UnrolledSchema], cs.nnx.Params[NnxSchema]
+    first, second = cs.derive(scanned, unrolled), cs.derive(unrolled, nnx_)
+    tree = linen_state(OPTIMIZERS["sgd"]).params
+    both = first >> second
+    wanted = second.get(first.get(tree))
+    cs.assert_trees_identical(both.get(tree), wanted)
+    cs.assert_trees_identical((~both).get(wanted), both.put(wanted))
+    cs.assert_trees_identical((~both).put(tree), wanted)
+    assert all(not join.chain for join in (first >> ~first).joins)
+    with pytest.raises(cs.DerivationError, match="are not one layout"):
+        _ = second >> first
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_stack_on_the_way_from_list_to_list_vanishes(axis: int) -> None:
+    class Block(cs.Schema):
+        w: Float32[Array, "a b"]
+
+    class Turned(cs.Schema):
+        w: Float32[Array, "b a"]
+
+    class Listed(cs.Schema):
+        layers: list[Block] = cs.field(length="depth")
+
+    class First(cs.Schema):
+        layers: Block = cs.field(scan="depth", axis=0)
+
+    class Other(cs.Schema):
+        layers: Turned = cs.field(scan="depth", axis=axis)
+
+    class Back(cs.Schema):
+        layers: list[Turned] = cs.field(key="layers_{i}", length="depth")
+
+    tree = {"layers": {i: {"w": leaf(2, 3) + 10 * i} for i in range(4)}}
+    steps = [cs.derive(Listed, First), cs.derive(First, Other), cs.derive(Other, Back)]
+    both = steps[0] >> steps[1] >> steps[2]
+    wanted = steps[2].get(steps[1].get(steps[0].get(tree)))
+    assert [str(join.chain) for join in both.joins] == ["a b -> b a"]
+    cs.assert_trees_identical(both.get(tree), wanted)
+    cs.assert_trees_identical(both.put(wanted), tree)
+
+
+def test_composition_is_total_too() -> None:
+    class Needs(cs.Schema):
+        w: Float32[Array, " n"]
+        stats: Float32[Array, " n"]
+
+    class May(cs.Schema):
+        w: Float32[Array, " n"]
+        stats: Float32[Array, " n"] | None
+
+    class Filled(cs.Schema):
+        w: Float32[Array, " n"]
+        stats: Float32[Array, " n"] = cs.field(default=1)
+
+    class Without(cs.Schema):
+        w: Float32[Array, " n"]
+
+    assert faults(lambda: cs.derive(Needs, May) >> cs.derive(May, Without)) == [("stats", "unplaced")]
+    assert faults(lambda: cs.derive(Without, May) >> cs.derive(May, Needs)) == [("stats", "unplaced")]
+    np.testing.assert_array_equal(
+        (cs.derive(Without, Filled) >> cs.derive(Filled, Needs)).get({"w": leaf(2)})["stats"], np.ones(2)
+    )
+    np.testing.assert_array_equal(
+        (cs.derive(Without, May) >> cs.derive(May, Filled)).get({"w": leaf(2)})["stats"], np.ones(2)
+    )
+
+
+def test_the_table_shows_what_moves_what_is_edited_and_what_is_private() -> None:
+    tx = OPTIMIZERS["sgd"]
+
+    class Streams(cs.Schema):
+        w: Float32[Array, "mlp embed"]
+        dropout: cs.Stream["urbg"] = cs.field(default=cs.fresh_key(3))
+
+    class Stats(cs.Schema):
+        w: Float32[Array, "embed mlp"]
+        mean: Float32[Array, " embed"] = cs.field(collection="batch_stats", default=0)
+
+    lens = cs.derive(cs.linen.TrainState[Stats, tx], cs.nnx.TrainState[Streams, tx])
+    assert str(lens).splitlines() == [
+        "linen.TrainState[Stats] -> nnx.TrainState[Streams]: "
+        "2 joined, 1 private to linen.TrainState[Stats], 2 private to nnx.TrainState[Streams]",
+        "  params/params/w   model/w              embed mlp -> mlp embed",
+        "  step              optimizer/step       int32 -> uint32",
+        "  batch_stats/mean  -                    private, float32[embed], default 0",
+        "  -                 model/dropout/key    private, key<urbg>[], default fresh_key(3)",
+        "  -                 model/dropout/count  private, uint32[], default fresh_key(3)",
+    ]
+
+
+def test_plans_are_compiled_once_per_structure() -> None:
+    tx = OPTIMIZERS["chain"]
+    lens = cs.derive(cs.linen.TrainState[ScannedSchema, tx], cs.nnx.TrainState[NnxSchema, tx])
+    state = linen_state(tx)
+    lens.get(state)
+    plans = list(lens._forward._plans)
+    assert len(plans) == 1
+    changed = state.replace(params=jax.tree.map(lambda x: x + 1, state.params), step=8)
+    view = lens.get(changed.replace(step=7))
+    assert lens._forward._plans == plans
+    assert float(view["model"]["norm"]["scale"].get_value()[0]) == float(state.params["params"]["norm"]["scale"][0]) + 1
+    lens.get(jax.eval_shape(lambda: state))
+    assert len(lens._forward._plans) == 2
+
+
+def test_a_cached_plan_takes_no_other_tree() -> None:
+    lens = cs.derive(Old, New, [cs.rename("b", "bias")])
+    lens.get({"w": leaf(2, 3), "b": leaf(3)})
+    assert lens.get({"w": leaf(4, 5), "b": leaf(5)})["w"].shape == (5, 4)
+    for bad in ({"w": leaf(2, 3), "b": leaf(4)}, {"w": leaf(2, 3)}, {"w": leaf(2, 3), "b": jnp.zeros(3, jnp.int32)}):
+        with pytest.raises(cs.ConformanceError):
+            lens.get(bad)
+
+
+def test_defaults_are_made_with_the_leaf_s_own_implementation() -> None:
+    class Bare(cs.Schema):
+        w: Float32[Array, " n"]
+
+    for tag, name in {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}.items():
+
+        class Streamed(Bare):
+            dropout: cs.Stream[tag] = cs.field(default=cs.fresh_key(7))
+
+        class Stacked(cs.Schema):
+            layers: Streamed = cs.field(scan="depth")
+
+        class Plain(cs.Schema):
+            layers: Bare = cs.field(scan="depth")
+
+        made = cs.derive(Plain, Stacked).get({"layers": {"w": leaf(3, 2)}})["layers"]["dropout"]
+        wanted = jnp.broadcast_to(jax.random.key(7, impl=name), (3,))
+        cs.assert_trees_identical(made, {"key": wanted, "count": jnp.zeros(3, jnp.uint32)})
+
+
+def test_private_leaves_come_from_onto_before_defaults() -> None:
+    tx = OPTIMIZERS["adam"]
+    lens = cs.derive(cs.linen.TrainState[ScannedSchema, tx], cs.nnx.TrainState[NnxSchema, tx])
+    onto = nnx_state(tx)
+    used = onto["model"]["layers"][1]["dropout"]["rngs"]["count"]
+    used.set_value(used.get_value() + jnp.uint32(41))
+    made = lens.get(linen_state(tx), onto=onto)
+    assert made["model"]["layers"][1]["dropout"]["rngs"]["count"].get_value() is used.get_value()
+    fresh = lens.get(linen_state(tx), onto=nnx.state(nnx.eval_shape(lambda: onto)))
+    assert int(fresh["model"]["layers"][1]["dropout"]["rngs"]["count"].get_value()) == 0

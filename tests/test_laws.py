@@ -1,0 +1,174 @@
+"""The laws of lenses: on the demo's layouts and a harder decoder, in every container, and on layouts drawn at random.
+
+States hold the worst bits there are. The laws on meshes are in ``test_sharding_laws.py``, those of single edits in
+``test_edits.py``, that of restoring beside the other tests of Orbax.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ckpt_schema as cs
+from support import laws
+from support.families import Family, families
+from support.models import Subject, subjects
+from support.profiles import examples
+from support.states import LINEN, NNX, Maker, as_built, bound, makers
+from support.values import Place, as_jax, as_numpy
+
+PLACES = st.sampled_from((as_numpy, as_jax))
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+class Situation:
+    """A lens, another one from its view on, and a way to make states of the three layouts.
+
+    Not a dataclass, for hypothesis would print all of its layouts.
+    """
+
+    def __init__(
+        self, lenses: tuple[cs.Lens, cs.Lens], made: tuple[Maker, ...], containers: tuple[str, ...], place: Place, seed: int
+    ) -> None:
+        """Keeps two lenses whose dims are bound, a maker, and a container for each layout, what leaves are, and their seed."""
+        self.lens, self.onward = lenses
+        self.makers, self.containers, self.place, self.seed = made, containers, place, seed
+
+    def __repr__(self) -> str:
+        """What was drawn."""
+        chosen = ", ".join(map(repr, (*self.containers, self.place.__name__)))
+        return f"{self.lens.source.name} -> {self.lens.view.name} in {chosen}, seed {self.seed}, {dict(self.lens.dims)}"
+
+    def states(self, *sides: int) -> list[Any]:
+        """One random state for each number of a layout, all without the same optional leaves."""
+        rng = np.random.default_rng(self.seed)
+        return [self._state(rng, side) for side in sides]
+
+    def _state(self, rng: np.random.Generator, side: int) -> Any:
+        layout, joins = self.makers[side].layout, (self.lens, ~self.lens, ~self.onward)[side]
+        partners = {j.source: joins.view.rows[j.view] for j in joins.joins}
+        absent = np.random.default_rng(self.seed + side)
+        dropped = {
+            at
+            for at, row in enumerate(layout.rows)
+            if row.optional and (at not in partners or partners[at].optional) and absent.random() < 0.5
+        }
+        contain = {**LINEN, **NNX, "schema": as_built}[self.containers[side]]
+        return contain(self.makers[side](rng, self.place, dropped))
+
+
+def get_put(at: Situation) -> None:
+    laws.get_put(at.lens, *at.states(0))
+
+
+def put_get(at: Situation) -> None:
+    laws.put_get(at.lens, *at.states(1))
+
+
+def put_put(at: Situation) -> None:
+    laws.put_put(at.lens, *at.states(0, 1, 1))
+
+
+def get_get(at: Situation) -> None:
+    laws.get_get(at.lens, *at.states(0, 0, 1))
+
+
+def conformance(at: Situation) -> None:
+    s, v = at.states(0, 1)
+    laws.conformance(at.lens, s, v)
+    laws.conformance(~at.lens, v, s)
+
+
+def abstraction(at: Situation) -> None:
+    s, v = at.states(0, 1)
+    laws.abstraction(at.lens, s, v)
+    laws.abstraction(~at.lens, v, s)
+
+
+def sharing(at: Situation) -> None:
+    s, v = at.states(0, 1)
+    laws.sharing(at.lens, s, v)
+    laws.sharing(~at.lens, v, s)
+
+
+def inverse(at: Situation) -> None:
+    laws.inverse(at.lens, *at.states(0, 1))
+
+
+def composition(at: Situation) -> None:
+    laws.composition(at.lens, at.onward, *at.states(0, 2))
+
+
+LAWS: tuple[Callable[[Situation], None], ...] = (
+    *(get_put, put_get, put_put, get_get),
+    *(conformance, abstraction, sharing, inverse, composition),
+)
+each_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+
+
+@st.composite
+def train_states(draw: st.DrawFn) -> Situation:
+    """States of the demo's layouts, or of a harder decoder."""
+    subject: Subject = draw(st.sampled_from(subjects()))
+    sizes = draw(st.sampled_from(subject.sizes))
+    layouts = subject.lens.source, subject.lens.view, subject.onward.view
+    containers = tuple(draw(st.sampled_from(list(kinds))) for kinds in (LINEN, NNX, NNX))
+    made = makers(sizes, *layouts, number=draw(st.booleans()))
+    lenses = bound(subject.lens, sizes), bound(subject.onward, sizes)
+    return Situation(lenses, made, containers, draw(PLACES), draw(SEEDS))
+
+
+@each_law
+@examples(1)
+@given(at=train_states())
+def test_train_state(law: Callable[[Situation], None], at: Situation) -> None:
+    law(at)
+
+
+def situation(family: Family, layouts: tuple[Any, ...], containers: tuple[str, ...], place: Place, seed: int) -> Situation:
+    first, second = (bound(cs.derive(*layouts[at : at + 2]), family.sizes) for at in (0, 1))
+    made = makers(family.sizes, first.source, first.view, second.view)
+    return Situation((first, second), made, containers, place, seed)
+
+
+@each_law
+@examples(1)
+@given(family=families(), place=PLACES, seed=SEEDS)
+def test_random_layouts(law: Callable[[Situation], None], family: Family, place: Place, seed: int) -> None:
+    law(situation(family, family.schemas, ("schema",) * 3, place, seed))
+
+
+@each_law
+@examples(0.4)
+@given(family=families(), containers=st.tuples(*(st.sampled_from(list(NNX)) for _ in range(2))), seed=SEEDS)
+def test_random_weights(law: Callable[[Situation], None], family: Family, containers: Any, seed: int) -> None:
+    first, second, third = family.schemas
+    layouts = cs.linen.Params[first], cs.nnx.Params[second], cs.nnx.Params[third]
+    law(situation(family, layouts, ("schema", *containers), as_numpy, seed))
+
+
+@functools.cache
+def optimizers() -> tuple[optax.GradientTransformation, ...]:
+    return optax.sgd(0.1, momentum=0.9), optax.chain(optax.clip(1.0), optax.adam(optax.linear_schedule(1e-3, 0.0, 10)))
+
+
+@each_law
+@examples(0.4)
+@given(
+    family=families(floats=True),
+    tx=st.integers(0, 1),
+    containers=st.tuples(*(st.sampled_from(list(kinds)) for kinds in (LINEN, NNX, NNX))),
+    seed=SEEDS,
+)
+def test_random_train_states(law: Callable[[Situation], None], family: Family, tx: int, containers: Any, seed: int) -> None:
+    chosen = optimizers()[tx]
+    first, second, third = family.schemas
+    layouts = cs.linen.BareTrainState[first, chosen], cs.nnx.TrainState[second, chosen], cs.nnx.TrainState[third, chosen]
+    law(situation(family, layouts, containers, as_numpy, seed))

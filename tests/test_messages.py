@@ -1,0 +1,429 @@
+"""Errors are part of the interface: the whole text of what a user is told, and that the same is there as data."""
+
+from __future__ import annotations
+
+import copy
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jaxtyping import Array, Float, Float32, Int32, UInt32
+
+import ckpt_schema as cs
+from ckpt_schema.errors import Mismatch, format_faults
+
+
+class Norm(cs.Schema):
+    scale: Float32[Array, " embed"]
+
+
+class LinenBlock(cs.Schema):
+    norm: Norm = cs.field(key="LayerNorm_0")
+    qkv: Float32[Array, "embed 3*heads*head_dim"]
+
+
+class Linen(cs.Schema):
+    embedding: Float32[Array, "vocab embed"]
+    layers: LinenBlock = cs.field(scan="depth", axis=1)
+
+
+class NnxBlock(cs.Schema):
+    norm: Norm
+    qkv: Float32[Array, "3 heads head_dim embed"]
+    dropout: cs.Stream["urbg"] = cs.field(default=cs.fresh_key(0))
+
+
+class Nnx(cs.Schema):
+    embedding: Float32[Array, "vocab embed"]
+    layers: list[NnxBlock] = cs.field(length="depth")
+
+
+TX = optax.sgd(0.1)
+LENS = cs.derive(cs.linen.TrainState[Linen, TX], cs.nnx.TrainState[Nnx, TX])
+
+
+def linen_state(**changes: Any) -> dict[str, Any]:
+    """A tree of the source."""
+    layers = {"LayerNorm_0": {"scale": jnp.ones((4, 2))}, "qkv": jnp.zeros((4, 2, 18))}
+    params = {"embedding": jnp.zeros((7, 4)), "layers": layers}
+    return {"step": jnp.int32(3), "params": {"params": params}, **changes}
+
+
+def told(use: Callable[[], Any], error: type[cs.CkptSchemaError]) -> str:
+    """The text of the error that ``use`` raises."""
+    with pytest.raises(error) as caught:
+        use()
+    assert type(caught.value) is error
+    text = str(caught.value)
+    for fault in caught.value.mismatches:
+        assert f"expected {fault.expected}, found {fault.found}" in text
+        assert fault.hint in text
+    return text
+
+
+def text(expected: str) -> str:
+    """An indented block as the lines it holds."""
+    return textwrap.dedent(expected).strip("\n")
+
+
+# --- declarations ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_class_that_is_not_well_formed() -> None:
+    def declare() -> None:
+        class Block(cs.Schema):
+            norm: nn.LayerNorm  # type: ignore[name-defined]  # noqa: F821
+            kernel: Float[Array, "embed mlp"]
+            layers: list[Norm]
+            mlp: Norm = cs.field(dims={"embd": "mlp"})
+            dropout: cs.Stream["urbg"] = cs.field(default=0)
+
+    assert told(declare, cs.SchemaError) == text("""
+        schema test_a_class_that_is_not_well_formed.<locals>.declare.<locals>.Block is not well formed: 5 fault(s)
+          Block.norm         expected an annotation that evaluates, found 'nn.LayerNorm': NameError: name 'nn' is not defined
+                             -> define or import what it names before the class
+          Block.kernel       expected exactly one dtype, found 10 dtypes
+                             -> write one dtype, such as Float32 or BFloat16
+          Block.layers       expected length= on a list, found none
+                             -> write field(length="depth")
+          Block.mlp          expected dims= to rename a dim used below (embed), found 'embd'
+                             -> write dims={"old": "new"}
+          Block.dropout/key  expected fresh_key(seed) as the default of a key, found 0
+                             -> write default=fresh_key(0)
+    """)
+
+
+def test_an_annotation_that_is_no_leaf_and_no_schema() -> None:
+    def declare() -> None:
+        class Model(cs.Schema):
+            weights: dict
+
+    assert told(declare, cs.SchemaError) == text("""
+        schema test_an_annotation_that_is_no_leaf_and_no_schema.<locals>.declare.<locals>.Model is not well formed: 1 fault(s)
+          Model.weights  expected a leaf or a schema, found dict
+                         -> write Float32[Array, "embed mlp"], Key["urbg"], Stream["urbg"], a Schema class, or list[...] of one of them
+    """)
+
+
+def test_two_leaves_at_one_key_path() -> None:
+    class Twins(cs.Schema):
+        first: Norm = cs.field(key="layers_0")
+        layers: list[Norm] = cs.field(key="layers_{i}", length="depth")
+
+    assert told(lambda: cs.linen.Params[Twins], cs.SchemaError) == text("""
+        layout linen.Params[Twins] is not well formed: 1 fault(s)
+          params/layers_0/scale  expected one leaf at a key path, found params/layers[]/scale (params/layers_{i}/scale) and params/first/scale
+                                 -> two leaves can never share one: give one of them another key=
+    """)
+
+
+def test_an_envelope_without_an_optimizer() -> None:
+    assert told(lambda: cs.linen.TrainState[Norm], cs.SchemaError) == text("""
+        linen.TrainState[...] is not well formed: 1 fault
+          argument  expected a Schema class and an optax transformation, found no transformation
+                    -> write linen.TrainState[Body, optax.adamw(3e-4)]; for weights alone, linen.Params[Body]
+    """)
+
+
+def test_what_is_no_schema() -> None:
+    assert told(lambda: cs.check({"scale": 1.0}, Norm), cs.SchemaError) == text("""
+        no layout can be made of what is no schema: 1 fault
+          argument  expected a Schema class, found a dict
+                    -> declare a class ...(ckpt_schema.Schema), or read a layout off a tree with ckpt_schema.infer(tree)
+    """)
+
+
+def test_an_optimizer_state_that_cannot_be_typed() -> None:
+    assert told(lambda: cs.linen.BareTrainState[Norm, optax.adafactor(1e-3)], cs.SchemaError) == text("""
+        the state of chain cannot be typed for all sizes: 2 fault(s)
+          opt_state/0/v_row/scale  expected the shape of the param it mirrors, found float32[1]
+                                   -> its shape is not the param's; declare this state with ckpt_schema.infer from a real one
+          opt_state/0/v_col/scale  expected the shape of the param it mirrors, found float32[1]
+                                   -> its shape is not the param's; declare this state with ckpt_schema.infer from a real one
+    """)
+
+
+# --- derivation -----------------------------------------------------------------------------------------------------------------
+
+
+class Renamed(cs.Schema):
+    embed: Float32[Array, "vocab embed"]
+    layers: list[NnxBlock] = cs.field(length="depth")
+    head: Float32[Array, "embed vocab"]
+
+
+def test_rows_without_a_place() -> None:
+    tx = optax.adam(1e-3)
+    assert told(lambda: cs.derive(cs.linen.TrainState[Linen, tx], cs.nnx.TrainState[Renamed, tx]), cs.DerivationError) == text("""
+        no lens from linen.TrainState[Linen] to nnx.TrainState[Renamed]: 3 fault(s)
+          params/embedding  expected a partner in nnx.TrainState[Renamed], found float32[vocab embed] in linen.TrainState[Linen] alone (and below opt_state/0/mu, opt_state/0/nu)
+                            -> likeliest: model/embed; rename('embedding', 'embed') joins them, or declare it private with a default
+          params/embed      expected a partner in linen.TrainState[Linen], found float32[vocab embed] in nnx.TrainState[Renamed] alone (and below opt_state/0/mu, opt_state/0/nu)
+                            -> likeliest: params/params/embedding; rename('embedding', 'embed') joins them, or declare it private with a default
+          params/head       expected a partner in linen.TrainState[Linen], found float32[embed vocab] in nnx.TrainState[Renamed] alone (and below opt_state/0/mu, opt_state/0/nu)
+                            -> declare it private with a default
+    """)
+
+
+class Before(cs.Schema):
+    dims: Float32[Array, "x y"]
+    twice: Float32[Array, "x x y"]
+    impl: cs.Key["urbg"]
+    dtype: Float32[Array, " x"]
+    raw: cs.Key["fry"]
+    layers: Norm = cs.field(scan="depth")
+
+
+class After(cs.Schema):
+    dims: Float32[Array, "x z"]
+    twice: Float32[Array, "y x x"]
+    impl: cs.Key["rbg"]
+    dtype: Int32[Array, " x"]
+    raw: UInt32[Array, " 2"]
+    layers: list[Norm] = cs.field(length="layers")
+
+
+def test_rows_that_no_edit_relates() -> None:
+    assert told(lambda: cs.derive(Before, After), cs.DerivationError) == text("""
+        no lens from Before to After: 6 fault(s)
+          dims            expected float32[x z] as in the view, found float32[x y] in the source
+                          -> the dims must have the same factors; they differ in: y z
+          twice           expected float32[y x x] as in the view, found float32[x x y] in the source
+                          -> x occurs twice in one leaf: name the axes apart with different dims
+          impl            expected key<rbg>[] as in the view, found key<urbg>[] in the source
+                          -> a key keeps its implementation: declare the same on both sides
+          dtype           expected int32[x] as in the view, found float32[x] in the source
+                          -> only integers are cast, where that keeps their values: declare one dtype on both sides, and cast the tree yourself
+          raw             expected uint32[2] as in the view, found key<fry>[] in the source
+                          -> a key is no array of its data: declare Key["..."] on both sides
+          layers[]/scale  expected float32[embed] as in the view, found float32[depth embed] in the source
+                          -> repeats: layers in the view, depth in the source; count them with the same dim
+    """)
+
+
+def test_rules_that_match_nothing_or_contradict() -> None:
+    rules = [cs.rename("leyers[]", "layers[]"), cs.private("dtype", 0)]
+    assert told(lambda: cs.derive(Before, Before, rules), cs.DerivationError) == text("""
+        no lens from Before to Before: 2 fault(s)
+          rename('leyers[]', 'layers[]')  expected a leaf of Before at leyers[] or below, found none
+                                          -> near: layers[]
+          private('dtype', 0)             expected a leaf without a partner, found dtype and dtype, which are one leaf
+                                          -> drop the rule, or give one of the two another attribute name
+    """)
+
+
+def test_two_source_leaves_for_one_view_leaf() -> None:
+    class Pair(cs.Schema):
+        a: Norm
+        b: Norm
+
+    class Single(cs.Schema):
+        a: Norm
+
+    assert told(lambda: cs.derive(Pair, Single, [cs.rename("b", "a")]), cs.DerivationError) == text("""
+        no lens from test_two_source_leaves_for_one_view_leaf.<locals>.Pair to test_two_source_leaves_for_one_view_leaf.<locals>.Single: 1 fault(s)
+          a/scale  expected one source leaf for one view leaf, found a/scale and b/scale
+                   -> rename one of them
+    """)
+
+
+def test_lenses_that_do_not_compose() -> None:
+    assert told(lambda: cs.derive(Norm, Norm) >> cs.derive(LinenBlock, LinenBlock), cs.DerivationError) == text("""
+        Norm and LinenBlock are not one layout, so their lenses do not compose: 3 fault(s)
+          LayerNorm_0/scale  expected nothing, found float32[embed]
+          qkv                expected nothing, found float32[embed 3*heads*head_dim]
+          scale              expected float32[embed], found nothing
+    """)
+
+
+def test_a_dim_that_is_bound_and_is_none() -> None:
+    assert told(lambda: LENS.bind(head=2), cs.DerivationError) == text("""
+        no dims to bind between linen.TrainState[Linen] and nnx.TrainState[Nnx]: 1 fault(s)
+          head  expected a dim of either layout (depth, embed, head_dim, heads, vocab), found an unknown name
+    """)
+
+
+# --- trees ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tree_with_many_faults() -> None:
+    state = copy.deepcopy(linen_state(step=jnp.uint32(3), extra=jnp.zeros(2)))
+    layers = state["params"]["params"]["layers"]
+    layers["LayerNorm_1"] = layers.pop("LayerNorm_0")
+    layers["qkv"] = jnp.zeros((4, 2, 17))
+    assert told(lambda: cs.assert_conforms(LENS.source, state, {"heads": 2, "embed": 4}), cs.ConformanceError) == text("""
+        the tree does not conform to linen.TrainState[Linen]: 5 fault(s)
+          extra                                   expected nothing, found float32[2]
+          params/params/layers/LayerNorm_0/scale  expected float32[embed=4 depth=2], found nothing
+                                                  -> near: params/params/layers/LayerNorm_1/scale
+          params/params/layers/LayerNorm_1/scale  expected nothing, found float32[4 2]
+                                                  -> near: params/params/layers/LayerNorm_0/scale
+          params/params/layers/qkv                expected float32[embed=4 depth=2 3*heads*head_dim], found float32[4 2 17]
+                                                  -> 17 is no multiple of 6 in 3*heads*head_dim
+          step                                    expected int32[], found uint32[]
+                                                  -> nothing is cast silently; cast it yourself, or declare this dtype
+        dims: heads=2 (from argument), embed=4 (from argument), vocab=7 (from params/params/embedding), depth=2 (from params/params/layers/qkv)
+    """)
+
+
+class Keys(cs.Schema):
+    typed: cs.Key["urbg"]
+    raw: UInt32[Array, " 4"]
+    other: cs.Key["urbg"]
+    layers: list[Norm] = cs.field(length="depth")
+    norms: list[Norm] = cs.field(length="depth")
+
+
+def test_keys_of_both_kinds() -> None:
+    urbg = jax.random.key(0, impl="unsafe_rbg")
+    norm = {"scale": jnp.ones(2)}
+    tree = {
+        "typed": jax.random.key_data(urbg), "raw": urbg, "other": jax.random.key(0, impl="rbg"),
+        "layers": {"0": norm, "1": norm}, "norms": {0: norm, 2: norm},
+    }  # fmt: skip
+    assert told(lambda: cs.assert_conforms(Keys, tree, {"depth": 2}), cs.ConformanceError) == text("""
+        the tree does not conform to Keys: 7 fault(s)
+          layers/'0'/scale  expected int key 0, found str key '0'
+                            -> a save turns int keys into strings; pass the tree as it was loaded, or declare the keys it has
+          layers/'1'/scale  expected int key 1, found str key '1'
+                            -> a save turns int keys into strings; pass the tree as it was loaded, or declare the keys it has
+          norms/1/scale     expected float32[embed=2], found nothing
+          norms/2/scale     expected 2 repeats (depth), found index 2
+                            -> dims: depth=2 (from argument)
+          other             expected key<urbg>[], found key<rbg>[]
+                            -> a key never changes its implementation; declare the one the state has
+          raw               expected uint32[4], found key<urbg>[]
+                            -> a typed key: declare Key["..."] or take jax.random.key_data of it
+          typed             expected key<urbg>[], found uint32[4]
+                            -> raw key data: wrap it with jax.random.wrap_key_data(data, impl=...), with the impl it was made with
+        dims: depth=2 (from argument), embed=2 (from layers/'0'/scale)
+    """)
+
+
+def test_a_dict_with_keys_of_both_kinds() -> None:
+    tree = {"layers": {0: {"scale": 1.0}, "1": {"scale": 1.0}}}
+    assert told(lambda: cs.check(Keys, tree), cs.ConformanceError) == text("""
+        the tree cannot be read: 1 fault(s)
+          layers  expected keys of one kind, found int key 0 and str key '1'
+                  -> a dict must not have both kinds; a save turns int keys into strings
+    """)
+
+
+def test_a_tree_of_the_other_side() -> None:
+    class Left(cs.Schema):
+        a: Norm
+
+    class Right(cs.Schema):
+        a: Norm = cs.field(key="b")
+
+    lens = cs.derive(Left, Right)
+    where = "test_a_tree_of_the_other_side.<locals>"
+    assert told(lambda: lens.put({"a": {"scale": jnp.ones(2)}}), cs.ConformanceError) == text(f"""
+        the tree conforms to {where}.Left, not to {where}.Right; it is on the other side of the lens already, swap get and put: 2 fault(s)
+          a/scale  expected nothing, found float32[2]
+                   -> near: b/scale
+          b/scale  expected float32[embed], found nothing
+                   -> near: a/scale
+    """)
+
+
+def test_a_dim_that_neither_tree_tells() -> None:
+    assert told(lambda: LENS.get(linen_state()), cs.ConformanceError) == text("""
+        linen.TrainState[Linen] cannot be taken to nnx.TrainState[Nnx]: 1 fault(s)
+          model/layers/{i}/qkv  expected every dim of float32[3 heads head_dim embed] bound, found no size for head_dim, heads
+                                -> no tree tells: lens.bind(head_dim=..., heads=...); of the factors of one axis, one follows from the others
+    """)
+
+
+def test_a_step_out_of_range() -> None:
+    assert told(lambda: LENS.bind(heads=2).get(linen_state(step=jnp.int32(-1))), cs.ConformanceError) == text("""
+        values cannot be carried over exactly: 1 fault(s)
+          step  expected values of uint32 (0 to 4294967295), found -1
+                -> int32 -> uint32 would wrap
+    """)
+    assert told(lambda: LENS.bind(heads=2).get(linen_state(step=2**31)), cs.ConformanceError).splitlines()[1:3] == [
+        "  step  expected int32[], found Python int 2147483648",
+        "        -> the value must fit the dtype exactly",
+    ]
+
+
+def test_an_onto_that_disagrees() -> None:
+    class Wide(cs.Schema):
+        w: Float32[Array, "a b"]
+
+    class Tall(cs.Schema):
+        w: Float32[Array, "b a"]
+
+    where = "test_an_onto_that_disagrees.<locals>"
+    lens = cs.derive(Wide, Tall)
+    assert told(lambda: lens.get({"w": jnp.ones((2, 3))}, onto={"w": jnp.ones((3, 5))}), cs.ConformanceError) == text(f"""
+        onto does not conform to {where}.Tall: 1 fault(s)
+          w  expected float32[b=3 a=2], found float32[3 5]
+             -> dims: a=2 (from w of {where}.Wide), b=3 (from w of {where}.Wide)
+        dims: a=2 (from w of {where}.Wide), b=3 (from w of {where}.Wide)
+    """)
+
+
+def test_a_leaf_that_has_no_value() -> None:
+    class More(Norm):
+        mean: Float32[Array, " embed"] | None
+
+    tree = {"scale": jnp.ones(2)}
+    onto = jax.eval_shape(lambda: {**tree, "mean": jnp.ones(2)})
+    assert told(lambda: cs.derive(Norm, More).get(tree, onto=onto), cs.ConformanceError) == text("""
+        test_a_leaf_that_has_no_value.<locals>.More cannot be filled from Norm: 1 fault(s)
+          mean  expected a value for float32[embed], found an abstract leaf
+                -> pass a concrete tree, or declare a default
+    """)
+
+
+# --- inference ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tree_no_layout_can_be_read_off() -> None:
+    assert told(lambda: cs.infer({"params": {"name": "gpt", "w": jnp.ones(2)}}), cs.SchemaError) == text("""
+        no layout (inferred) can be read off the tree: 1 fault(s)
+          params/name  expected an array, an abstract value or a number, found a str
+    """)
+
+
+def test_options_that_do_not_fit_the_tree() -> None:
+    tree = {"params": {"layers": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}}}
+    assert told(lambda: cs.infer(tree, scan={"layers": 1, "blocks": 0}, lists=["head_{i}"]), cs.SchemaError) == text("""
+        scan= and lists= do not fit the tree: 3 fault(s)
+          layers/b  expected a leaf with axis 1, found float32[3]
+                    -> declare the layout as a class, with axis= for this leaf
+          blocks    expected a node of the model, found no leaf below it
+                    -> write its path in the model, without params or model in front
+          head_{i}  expected a repeated node of the model, found no such node
+                    -> write its path in the model, without params or model in front
+    """)
+
+
+# --- the formatter ------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_fault_is_printed_however_many() -> None:
+    faults = [Mismatch(f"layers/{i}/w", "missing", "float32[2]", "nothing", "look") for i in range(100)]
+    lines = format_faults("header", faults, ["note"]).splitlines()
+    assert len(lines) == 1 + 2 * 100 + 1
+    assert lines[0] == "header"
+    assert lines[-1] == "note"
+    assert lines[-3] == "  layers/99/w  expected float32[2], found nothing"
+
+
+def test_the_root_has_a_name() -> None:
+    assert str(Mismatch("", "extra", "nothing", "float32[2]")) == "(root): expected nothing, found float32[2]"
+    assert str(Mismatch("a", "dtype", "int8", "int4", "cast it")) == "a: expected int8, found int4 (cast it)"
+    assert format_faults("h", [Mismatch("", "extra", "nothing", "float32[2]")]) == "h\n  (root)  expected nothing, found float32[2]"
+
+
+def test_every_error_of_the_library_has_one_base() -> None:
+    for error in (cs.SchemaError, cs.DerivationError, cs.ConformanceError, cs.CheckpointMismatchError):
+        assert issubclass(error, cs.CkptSchemaError)
+        assert error("header").mismatches == ()
+    assert issubclass(cs.CheckpointMismatchError, cs.ConformanceError)
