@@ -203,7 +203,8 @@ class Matcher:
         spelled = {paths.format_path(flat.keys[p]): p for p in strays}
         for path, row in absent:
             expected = _expect(row.stored, binder)
-            hint = _near(path, list(spelled)) or ("a default is for lenses that make a tree; this one lacks it" if row.default else "")
+            lenient = "a default is for lenses that make a tree; this one lacks it" if row.default else ""
+            hint = _near(path, list(spelled)) or lenient
             yield Mismatch(path, "missing", expected, "nothing", hint)
         wanted = [path for path, _ in absent]
         for path, position in spelled.items():
@@ -238,7 +239,8 @@ def _leaf_fault(row: Row, value: Any, found: tuple[tuple[int, ...], str] | None,
     """What is wrong with one found leaf, its path left open; None when nothing is."""
     leaf = row.stored
     if found is None:
-        return Mismatch("", "leaf", _expect(leaf, binder), leaves.describe(value), "a leaf is an array, a ShapeDtypeStruct or a Python number")
+        hint = "a leaf is an array, a ShapeDtypeStruct or a Python number"
+        return Mismatch("", "leaf", _expect(leaf, binder), leaves.describe(value), hint)
     if leaves.is_scalar(value):
         if leaves.accepts(leaf, value):
             return None

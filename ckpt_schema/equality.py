@@ -104,7 +104,7 @@ def _structures(left: Tree, right: Tree, at: KeyPath) -> Iterator[Mismatch]:
 
 
 def _container(node: Any) -> str:
-    return leaves.describe(node) if leaves.signature(node) is not None else f"a {type(node).__name__}"
+    return leaves.describe(node) if jax.tree_util.all_leaves([node]) else f"a {type(node).__name__}"
 
 
 def _static(node: Any) -> str:

@@ -21,6 +21,8 @@ from ckpt_schema.trees import FlatTree, Tree, flatten
 
 __all__ = ["infer"]
 
+_BARE = "write its path in the model, without params or model in front"
+_OWN_AXIS = "declare the layout as a class, with axis= for this leaf"
 _COLLECTIONS = ("batch_stats", "cache")  # those of Flax's own layers that a train state keeps beside the params
 
 
@@ -212,16 +214,12 @@ def _stacked(
         head = tuple(text.split("/"))
         inside = [key for key in keys if key[: len(head)] == head]
         if not inside:
-            faults.append(
-                Mismatch(text, "rule", "a node of the model", "no leaf below it", "write its path in the model, without params or model in front")
-            )
+            faults.append(Mismatch(text, "rule", "a node of the model", "no leaf below it", _BARE))
         for key in inside:
             rank = len((leaves.signature(keys[key].value) or ((),))[0])
             if not -rank <= axis < rank:
                 where = paths.format_path(key)
-                faults.append(
-                    Mismatch(where, "shape", f"a leaf with axis {axis}", leaves.describe(keys[key].value), "declare the layout as a class, with axis= for this leaf")
-                )
+                faults.append(Mismatch(where, "shape", f"a leaf with axis {axis}", leaves.describe(keys[key].value), _OWN_AXIS))
             path = (*head[:-1], f"{head[-1]}[]", *map(str, key[len(head) :]))
             yield key, _Fold(path, key, axis % max(rank, 1), None)
 
@@ -256,9 +254,7 @@ def _logical(pattern: Pattern, rest: KeyPath) -> LogicalPath:
     return (*names[:-1], f"{names[-1]}[]", *map(str, rest))
 
 
-def _unused_lists(
-    named: Sequence[Pattern], heads: Mapping[Pattern, Any], folds: Mapping[KeyPath, _Fold]
-) -> Iterator[Mismatch]:
+def _unused_lists(named: Sequence[Pattern], heads: Mapping[Pattern, Any], folds: Mapping[KeyPath, _Fold]) -> Iterator[Mismatch]:
     used = {fold.key[: len(pattern)] for fold in folds.values() for pattern in named}
     for pattern in named:
         if pattern not in used:
@@ -266,7 +262,7 @@ def _unused_lists(
             if pattern in heads:
                 yield Mismatch(where, "rule", expected, "members that differ", "members 0 .. n-1 must have the same leaves")
             else:
-                yield Mismatch(where, "rule", expected, "no such node", "write its path in the model, without params or model in front")
+                yield Mismatch(where, "rule", expected, "no such node", _BARE)
 
 
 def _rows(read: _Read, kinds: _Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterator[Row]:

@@ -32,7 +32,7 @@ OPTIMIZERS: dict[str, optax.GradientTransformation] = {
 }
 
 
-# --- Linen ------------------------------------------------------------------------------------------------------------------
+# --- Linen  ---
 
 
 class Block(nn.Module):
@@ -102,7 +102,7 @@ def moved(opt_state: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x) + np.asarray(3, x.dtype)), opt_state)
 
 
-# --- NNX --------------------------------------------------------------------------------------------------------------------
+# --- NNX  ---
 
 
 class NnxBlock(nnx.Module):
@@ -177,7 +177,7 @@ def nnx_state(tx: optax.GradientTransformation) -> nnx.State[Any, Any]:
     return nnx.state(nnx_module(tx))
 
 
-# --- containers -------------------------------------------------------------------------------------------------------------
+# --- containers  ---
 
 
 def on_disk(tree: Any) -> Any:
@@ -197,7 +197,7 @@ def on_disk(tree: Any) -> Any:
     return tree
 
 
-# --- schemas ----------------------------------------------------------------------------------------------------------------
+# --- schemas  ---
 
 
 class LayerNormSchema(cs.Schema):

@@ -241,7 +241,7 @@ def test_a_number_with_leading_zeros_is_no_index() -> None:
     assert found(tree, Marked) == [("layers_01/scale", "extra")]
 
 
-# --- keys and containers --------------------------------------------------------------------------------------------------------
+# --- keys and containers  ---
 
 
 class Ints(cs.Schema):
@@ -321,7 +321,7 @@ def test_a_value_level_is_no_name_wherever_it_stands() -> None:
     assert found(jax.tree.map(wrapped, jax.tree.map(wrapped, bare)), Attention) != []
 
 
-# --- keys of random numbers -------------------------------------------------------------------------------------------------------
+# --- keys of random numbers  ---
 
 
 class Typed(cs.Schema):
@@ -356,7 +356,7 @@ def test_key_arrays_have_dims() -> None:
     assert found({"keys": keys[0], "scale": sds(3)}, Batched) == [("keys", "shape")]
 
 
-# --- dtypes and numbers -------------------------------------------------------------------------------------------------------------
+# --- dtypes and numbers  ---
 
 DTYPED = {
     "float32": Float32,
@@ -407,10 +407,10 @@ def test_python_and_numpy_numbers_stand_for_scalars_that_hold_them(dtype: str, g
         assert found({"x": value}, Scalar) == [], value
         assert found({"x": value}, Vector) != [], value
     for value in bad:
-        assert [kind for _, kind in found({"x": value}, Scalar)][0] in ("dtype", "cast"), value
+        assert next(kind for _, kind in found({"x": value}, Scalar)) in ("dtype", "cast"), value
 
 
-# --- arrays, abstract values, tracers -----------------------------------------------------------------------------------------------
+# --- arrays, abstract values, tracers  ---
 
 
 def test_arrays_abstract_values_and_tracers_are_checked_alike() -> None:

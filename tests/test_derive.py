@@ -54,7 +54,7 @@ def faults(derive: Callable[[], Any], error: type[cs.CkptSchemaError] = cs.Deriv
     return [(m.path, m.kind) for m in caught.value.mismatches]
 
 
-# --- from the types alone -----------------------------------------------------------------------------------------------------
+# --- from the types alone  ---
 
 REARRANGED: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("a b", "b a"): lambda x: x.T,
@@ -180,7 +180,7 @@ def test_what_only_moves_is_the_same_object() -> None:
     assert lens.get(tree, onto=made)["b"] is tree["b"]
 
 
-# --- casts ----------------------------------------------------------------------------------------------------------------------
+# --- casts  ---
 
 
 class Signed(cs.Schema):
@@ -283,7 +283,7 @@ def test_t1_a_key_is_never_taken_for_one_of_another_implementation_nor_for_its_d
     assert faults(lambda: cs.derive(Raw, Typed)) == [("x", "dtype")]
 
 
-# --- what has no place ------------------------------------------------------------------------------------------------------------
+# --- what has no place  ---
 
 
 def test_every_row_of_both_sides_that_has_no_place_is_named() -> None:
@@ -390,7 +390,7 @@ def test_repeats_that_are_counted_by_other_dims_are_an_error() -> None:
     assert faults(lambda: cs.derive(Scanned, Norm)) == [("layers[]/scale", "unplaced"), ("scale", "unplaced")]
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------------------
+# --- rules  ---
 
 
 def test_a_rename_holds_in_the_model_and_in_all_that_mirrors_it() -> None:
@@ -484,7 +484,7 @@ def test_what_is_no_list_of_rules_is_an_error(rules: Any) -> None:
     assert faults(lambda: cs.derive(Old, New, rules)) == [("edits", "rule")]
 
 
-# --- binding ------------------------------------------------------------------------------------------------------------------------
+# --- binding  ---
 
 
 def test_a_dim_that_no_tree_tells_is_asked_for_and_may_be_bound() -> None:
@@ -519,7 +519,7 @@ def test_an_unknown_dim_cannot_be_bound() -> None:
     assert faults(lambda: one("a b", "b a", dims={"A": 2})) == [("A", "dims")]
 
 
-# --- lenses -------------------------------------------------------------------------------------------------------------------------
+# --- lenses  ---
 
 
 def test_put_of_a_source_side_tree_says_so() -> None:
@@ -619,9 +619,7 @@ def test_composition_is_total_too() -> None:
     np.testing.assert_array_equal(
         (cs.derive(Without, Filled) >> cs.derive(Filled, Needs)).get({"w": leaf(2)})["stats"], np.ones(2)
     )
-    np.testing.assert_array_equal(
-        (cs.derive(Without, May) >> cs.derive(May, Filled)).get({"w": leaf(2)})["stats"], np.ones(2)
-    )
+    np.testing.assert_array_equal((cs.derive(Without, May) >> cs.derive(May, Filled)).get({"w": leaf(2)})["stats"], np.ones(2))
 
 
 def test_the_table_shows_what_moves_what_is_edited_and_what_is_private() -> None:

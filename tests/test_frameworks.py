@@ -206,7 +206,7 @@ def _with_head_bias(variables: Any, bias: Any) -> Any:
     return {"params": {**params, "head": {**params["head"], "bias": bias}}}
 
 
-# --- weights alone ----------------------------------------------------------------------------------------------------------
+# --- weights alone  ---
 
 
 def test_weights_alone_conform_in_every_container() -> None:
@@ -232,7 +232,7 @@ def test_weights_alone_may_lack_streams_but_no_weight() -> None:
     assert [m.path for m in cs.check(cs.nnx.Params[NnxSchema], pure)] == ["layers/1/attention/value/bias"]
 
 
-# --- collections and Variable types -------------------------------------------------------------------------------------------
+# --- collections and Variable types  ---
 
 
 class Scaled(nnx.Param):
@@ -371,7 +371,7 @@ def test_a_type_that_is_no_variable_type_is_an_error_that_names_every_leaf() -> 
     assert [m.path for m in caught.value.mismatches] == ["a", "b"]
 
 
-# --- stacks in NNX ------------------------------------------------------------------------------------------------------------
+# --- stacks in NNX  ---
 
 
 class Layer(nnx.Module):
@@ -433,7 +433,7 @@ def test_a_vmapped_stack_conforms_and_is_unrolled(axis: int, schema: type[cs.Sch
     cs.assert_trees_identical(lens.put(unrolled, onto=state), state)
 
 
-# --- boxes --------------------------------------------------------------------------------------------------------------------
+# --- boxes  ---
 
 
 class Boxed(nn.Module):
@@ -462,7 +462,7 @@ def test_boxes_are_containers() -> None:
     cs.assert_trees_identical(lens.get(boxed), nn.unbox(boxed))
 
 
-# --- optimizers that no layout can be declared for ------------------------------------------------------------------------------
+# --- optimizers that no layout can be declared for  ---
 
 
 @pytest.mark.parametrize("tx", [optax.adafactor(1e-3), optax.lbfgs()], ids=["adafactor", "lbfgs"])

@@ -80,7 +80,7 @@ def fixed(layout: cs.Layout, sizes: dict[str, int]) -> cs.Layout:
 SIZES = {"vocab": 11, "embed": 8, "mlp": 16, "heads": 2, "head_dim": 4, "depth": DEPTH}
 
 
-# --- every container ------------------------------------------------------------------------------------------------------------
+# --- every container  ---
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["variables", "bare"])
@@ -157,7 +157,7 @@ def test_every_container_of_weights_has_one_layout() -> None:
     assert "params/layers[]/attention/value/kernel" in first
 
 
-# --- lenses without classes -----------------------------------------------------------------------------------------------------
+# --- lenses without classes  ---
 
 
 def _inferred_lens(*, scan: bool = True) -> cs.Lens:
@@ -205,7 +205,7 @@ def test_sizes_of_an_inferred_layout_are_fixed() -> None:
     assert [(m.path, m.kind) for m in cs.check(layout, {"params": {"w": sds(2, 4)}})] == [("params/w", "shape")]
 
 
-# --- repeated nodes ---------------------------------------------------------------------------------------------------------------
+# --- repeated nodes  ---
 
 
 def tree(count: int = 3, **more: Any) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def test_scanned_nodes_have_the_axis_taken_out_of_each_leaf() -> None:
     assert {str(r.leaf) for r in last.rows} == {"float32[2 5]", "float32[3]"}
 
 
-# --- what a tree may hold ---------------------------------------------------------------------------------------------------------
+# --- what a tree may hold  ---
 
 
 class Net(nn.Module):
@@ -345,7 +345,7 @@ def test_any_optimizer_state_is_read_and_rebuilt(tx: optax.GradientTransformatio
     cs.assert_trees_identical(lens.get(state, onto=state), state)
 
 
-# --- errors -------------------------------------------------------------------------------------------------------------------------
+# --- errors  ---
 
 
 def faults(infer: Callable[[], Any]) -> list[tuple[str, str]]:
@@ -366,7 +366,10 @@ def test_a_scan_that_does_not_fit_is_named_leaf_by_leaf() -> None:
 
 def test_a_list_that_is_none_is_named() -> None:
     ragged = tree(3, block_3={"w": sds(2, 3)})
-    assert faults(lambda: cs.infer(ragged, lists=["block_{i}", "layers_{i}"])) == [("block_{i}", "rule"), ("layers_{i}", "rule")]
+    assert faults(lambda: cs.infer(ragged, lists=["block_{i}", "layers_{i}"])) == [
+        ("block_{i}", "rule"),
+        ("layers_{i}", "rule"),
+    ]
     assert faults(lambda: cs.infer(tree(), lists=["block_{i}/{j}"]))
     assert faults(lambda: cs.infer(tree(), lists=["block"]))
 

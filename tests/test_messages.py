@@ -70,13 +70,13 @@ def text(expected: str) -> str:
     return textwrap.dedent(expected).strip("\n")
 
 
-# --- declarations ---------------------------------------------------------------------------------------------------------------
+# --- declarations  ---
 
 
 def test_a_class_that_is_not_well_formed() -> None:
     def declare() -> None:
         class Block(cs.Schema):
-            norm: nn.LayerNorm  # type: ignore[name-defined]  # noqa: F821
+            norm: nn.LayerNorm  # type: ignore[name-defined]
             kernel: Float[Array, "embed mlp"]
             layers: list[Norm]
             mlp: Norm = cs.field(dims={"embd": "mlp"})
@@ -147,7 +147,7 @@ def test_an_optimizer_state_that_cannot_be_typed() -> None:
     """)
 
 
-# --- derivation -----------------------------------------------------------------------------------------------------------------
+# --- derivation  ---
 
 
 class Renamed(cs.Schema):
@@ -247,7 +247,7 @@ def test_a_dim_that_is_bound_and_is_none() -> None:
     """)
 
 
-# --- trees ------------------------------------------------------------------------------------------------------------------------
+# --- trees  ---
 
 
 def test_a_tree_with_many_faults() -> None:
@@ -381,7 +381,7 @@ def test_a_leaf_that_has_no_value() -> None:
     """)
 
 
-# --- inference ----------------------------------------------------------------------------------------------------------------------
+# --- inference  ---
 
 
 def test_a_tree_no_layout_can_be_read_off() -> None:
@@ -404,7 +404,7 @@ def test_options_that_do_not_fit_the_tree() -> None:
     """)
 
 
-# --- the formatter ------------------------------------------------------------------------------------------------------------------
+# --- the formatter  ---
 
 
 def test_every_fault_is_printed_however_many() -> None:
@@ -419,7 +419,10 @@ def test_every_fault_is_printed_however_many() -> None:
 def test_the_root_has_a_name() -> None:
     assert str(Mismatch("", "extra", "nothing", "float32[2]")) == "(root): expected nothing, found float32[2]"
     assert str(Mismatch("a", "dtype", "int8", "int4", "cast it")) == "a: expected int8, found int4 (cast it)"
-    assert format_faults("h", [Mismatch("", "extra", "nothing", "float32[2]")]) == "h\n  (root)  expected nothing, found float32[2]"
+    assert (
+        format_faults("h", [Mismatch("", "extra", "nothing", "float32[2]")])
+        == "h\n  (root)  expected nothing, found float32[2]"
+    )
 
 
 def test_every_error_of_the_library_has_one_base() -> None:

@@ -50,7 +50,7 @@ def placed_like(tree: Any, target: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-@examples(0.2)
+@examples(0.1)
 @given(seed=SEEDS, on=PLACES, to=PLACES, data=st.data())
 def test_restore(name: str, seed: int, on: Place, to: Place, data: st.DataObject) -> None:
     lens, rng = CASES[name].lens(), np.random.default_rng(seed)

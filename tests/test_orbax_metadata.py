@@ -42,7 +42,7 @@ def refused(path: Any, item: str | None = None) -> cs.Mismatch:
     return fault
 
 
-# --- what it tells ----------------------------------------------------------------------------------------------------------
+# --- what it tells  ---
 
 
 def test_containers_are_those_that_a_load_returns(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_part_is_read_alone(tmp_path: Path) -> None:
     assert trace == [None, [{"trace": {"params": {"bias": ..., "kernel": ...}}}, None]]
 
 
-# --- which item ---------------------------------------------------------------------------------------------------------------
+# --- which item  ---
 
 
 def test_one_of_several_items_is_asked_for(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_the_items_of_the_v0_api(tmp_path: Path) -> None:
     assert refused(tmp_path / "more" / "9" / "params").hint == f"pass {tmp_path / 'more' / '9'} with item='params'"
 
 
-# --- what is no checkpoint ----------------------------------------------------------------------------------------------------
+# --- what is no checkpoint  ---
 
 
 def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def size(tree: Any) -> int:
     return sum(jnp.asarray(x).nbytes for x in jax.tree.leaves(tree))
 
 
-# --- every container, both ways ---------------------------------------------------------------------------------------------
+# --- every container, both ways  ---
 
 
 @pytest.mark.parametrize("saved", ["linen", "linen on a mesh"])
@@ -247,7 +247,7 @@ def test_leaves_without_a_sharding(disk: Disk) -> None:
     assert mixed.params["params"]["head"]["bias"].sharding == NamedSharding(mesh(2, 4), PartitionSpec())
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------------
+# --- numbers  ---
 
 
 @pytest.mark.parametrize("saved", ["linen", "linen on a mesh"])  # the first has the number 7, the second an int32[]
@@ -278,7 +278,7 @@ def test_a_number_that_the_dtype_cannot_hold_is_an_error(tmp_path: Path) -> None
         cs.orbax.restore(tmp_path / "0", abstract(linen_state()), lens())
 
 
-# --- private leaves ---------------------------------------------------------------------------------------------------------
+# --- private leaves  ---
 
 
 def test_private_leaves_come_from_a_concrete_target_or_from_defaults(disk: Disk) -> None:
@@ -298,7 +298,7 @@ def test_what_the_target_has_no_place_for_is_not_read(disk: Disk, read_bytes: Ca
     assert read_bytes() == size(nnx_state()) - size(streams)
 
 
-# --- weights alone ----------------------------------------------------------------------------------------------------------
+# --- weights alone  ---
 
 
 @pytest.mark.parametrize("saved", ["linen", "bare", "weights", "nnx", "nnx weights"])
@@ -336,7 +336,7 @@ def test_streams_that_nothing_fills_are_an_error(disk: Disk, loads: list[Any]) -
     assert not loads
 
 
-# --- one metadata read ------------------------------------------------------------------------------------------------------
+# --- one metadata read  ---
 
 
 @pytest.mark.parametrize(("saved", "target"), [("linen", nnx_state), ("linen", linen_state), ("nnx", linen_state)])
@@ -372,7 +372,7 @@ def test_times_are_told(disk: Disk) -> None:
     assert min(times.metadata, times.read, times.lens) > 0
 
 
-# --- what is refused, before a byte is read -----------------------------------------------------------------------------------
+# --- what is refused, before a byte is read  ---
 
 
 def refused(path: Path, target: Any, through: cs.Lens, loads: list[Any]) -> cs.CheckpointMismatchError:
@@ -507,7 +507,7 @@ def test_all_faults_come_at_once(tmp_path: Path, loads: list[Any]) -> None:
     ]
 
 
-# --- what Orbax's older API has written ---------------------------------------------------------------------------------------
+# --- what Orbax's older API has written  ---
 
 
 def test_checkpoints_of_the_v0_api(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def faults(declare: Callable[[], Any]) -> list[tuple[str, str, str]]:
     return [(m.path, m.kind, m.found) for m in caught.value.mismatches]
 
 
-# --- what is declared -------------------------------------------------------------------------------------------------------
+# --- what is declared  ---
 
 
 def test_attributes_become_rows_in_the_order_of_the_class() -> None:
@@ -294,7 +294,7 @@ def test_names_that_collide_with_containers_are_attributes_like_any_other() -> N
     assert [row.path[0] for row in cs.layout(Attention).rows] == ["key", "value", "items", "params"]
 
 
-# --- annotations as strings ---------------------------------------------------------------------------------------------------
+# --- annotations as strings  ---
 
 STRINGS = """
 from __future__ import annotations
@@ -350,7 +350,7 @@ def test_each_string_that_does_not_evaluate_is_named() -> None:
     assert found[2] == ("Wrong.stream", "impl", "'unknown'")
 
 
-# --- what is wrong --------------------------------------------------------------------------------------------------------------
+# --- what is wrong  ---
 
 
 def test_every_fault_of_a_class_is_told_at_once() -> None:

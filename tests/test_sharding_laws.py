@@ -2,45 +2,218 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import laws
+from jax.sharding import AxisType, Mesh, NamedSharding
+from support import laws, models
 from support.chains import Case, cases
 from support.profiles import examples
-from support.values import MESHES, mesh, shardings
+from support.states import LINEN, NNX, bound, makers
+from support.values import MESHES, Sharded, mesh, shardings
 
+import ckpt_schema as cs
 from ckpt_schema import leaves
+from ckpt_schema.demo import schemas
+from ckpt_schema.dims import parse_dims
 from ckpt_schema.lens import execute
-from ckpt_schema.lens.edits import Rearrange, Stack, Unstack
+from ckpt_schema.lens.edits import Entries, Rearrange, Stack, Unstack
 
 SEEDS = st.integers(0, 2**32 - 1)
-meshes = pytest.mark.parametrize("on", [mesh(*m) for m in MESHES], ids=[f"{shape} {kind.name}" for shape, kind in MESHES])
+ON = st.sampled_from(MESHES)
+SHARDED = cases(Rearrange, Unstack, Stack, length=2, sizes=(2, 4, 8))
+each_mesh = pytest.mark.parametrize("on", [mesh(*m) for m in MESHES], ids=[f"{shape} {kind.name}" for shape, kind in MESHES])
 
 
-def ways(value: Any) -> int:
-    """Over how many devices an array is split."""
-    split = np.divide(value.shape, value.sharding.shard_shape(value.shape))
-    return int(np.prod(split))
+# --- Single edits  ---
 
 
-@meshes
-@examples(0.4)
-@given(case=cases(Rearrange, Unstack, Stack, length=2, sizes=(2, 4, 8)), pick=SEEDS)
-def test_edits_shard_their_results_as_they_say(on: Any, case: Case, pick: int) -> None:
-    found = shardings(on, case.shape)
-    sharding = found[pick % len(found)]
-    inputs = case.inputs(lambda x: jax.device_put(x, sharding))
+@each_mesh
+@examples(0.3)
+@given(case=SHARDED, pick=SEEDS)
+def test_edits_of_sharded_leaves(on: Mesh, case: Case, pick: int) -> None:
+    inputs = case.inputs(functools.partial(jax.device_put, device=_pick(on, case.shape, pick)))
     results = execute.edit(case.chain, inputs, case.needed, case.leaf, [None] * case.results)
     abstract = [leaves.abstract(x) for x in inputs]
-    laws.identical(
-        execute.edit(case.chain, abstract, case.needed, case.leaf, [None] * case.results), [leaves.abstract(x) for x in results]
-    )
-    plain = case.inputs(jax.numpy.asarray)
-    laws.identical(laws.gathered(results), execute.edit(case.chain, plain, case.needed, case.leaf, [None] * case.results))
+    foretold = execute.edit(case.chain, abstract, case.needed, case.leaf, [None] * case.results)
+    laws.identical(foretold, [leaves.abstract(x) for x in results])
+    plain = execute.edit(case.chain, case.inputs(jnp.asarray), case.needed, case.leaf, [None] * case.results)
+    laws.identical(laws.gathered(results), plain)
     again = execute.edit(~case.chain, results, case.needed, case.leaf, inputs)
     laws.identical(again, inputs)
+
+
+def _pick(on: Mesh, shape: tuple[int, ...], pick: int) -> NamedSharding:
+    found = shardings(on, shape)
+    return found[pick % len(found)]
+
+
+@examples(8)
+@given(case=cases(Rearrange, Unstack, Stack, length=3, sizes=(1, 2, 3, 4, 8)), on=ON, pick=SEEDS)
+def test_no_mesh_axis_is_dropped_that_another_axis_could_take(case: Case, on: Any, pick: int) -> None:
+    ways = dict(mesh(*on).shape)
+    before = _entries(_pick(mesh(*on), case.shape, pick), len(case.shape))
+    shape, entries = case.shape, before
+    for edit in case.chain.edits:
+        after = edit.entries(entries, shape, case.sizes, ways)
+        shape = edit.shape(shape, case.sizes)
+        used = [axis for group in after for axis in group]
+        assert len(after) == len(shape) and len(set(used)) == len(used)
+        shards = [size // math.prod(ways[a] for a in group) for size, group in zip(shape, after, strict=True)]
+        assert all(size % math.prod(ways[a] for a in group) == 0 for size, group in zip(shape, after, strict=True))
+        for axis in {a for group in entries for a in group} - set(used):
+            assert not any(length and length % ways[axis] == 0 for length in shards), f"{edit} drops {axis}"
+        entries = after
+    assert case.chain.entries(before, case.shape, case.sizes, ways) == entries
+
+
+def _entries(sharding: NamedSharding, rank: int) -> Entries:
+    spec = (*sharding.spec, *[None] * (rank - len(sharding.spec)))
+    return tuple(() if axes is None else axes if isinstance(axes, tuple) else (axes,) for axes in spec)
+
+
+@pytest.mark.parametrize(
+    ("chain", "before", "after"),
+    [
+        ("embed heads*dim -> heads dim embed", "x|y", "y||x"),
+        ("embed heads*dim -> heads dim embed", "|x,y", "x|y|"),
+        ("embed 3*heads -> 3 heads embed", "x|y", "|y|x"),
+        ("heads dim embed -> embed heads*dim", "y||x", "x|y"),
+        ("embed mlp -> mlp embed", "x|y", "y|x"),
+        ("unstack depth", "x||y", "x|y"),
+        ("unstack depth", "|x|", "|x"),
+        ("unstack depth", "y|x|", "y|x"),
+        ("stack depth", "x|y", "x||y"),
+    ],
+)
+def test_mesh_axes_follow_their_dims(chain: str, before: str, after: str) -> None:
+    sizes, ways = {"embed": 8, "heads": 4, "dim": 8, "mlp": 16, "depth": 4}, {"x": 4, "y": 2}
+    source, _, view = chain.partition(" -> ")
+    edit = Rearrange(parse_dims(source), parse_dims(view)) if view else (Unstack if source[0] == "u" else Stack)(1, ("depth",))
+    dims = parse_dims(source if view else "embed depth mlp" if isinstance(edit, Unstack) else "embed mlp")
+    shape = tuple(math.prod(sizes.get(f, f) for f in dim) for dim in dims)  # type: ignore[call-overload,misc]
+    groups: list[Entries] = [tuple(tuple(filter(None, g.split(","))) for g in text.split("|")) for text in (before, after)]
+    assert edit.entries(groups[0], shape, sizes, ways) == groups[1]
+
+
+# --- Whole lenses  ---
+
+
+@functools.cache
+def lens(number: int) -> cs.Lens:
+    """Of weights alone: what a train state has besides is sharded no differently."""
+    source, view, sizes = (
+        (models.LinenDecoder, models.NnxDecoder, models.SIZES[0]),
+        (schemas.LinenScanned, schemas.NnxUnrolled, models.DEMO_SIZES[0]),
+    )[number]
+    return bound(cs.derive(cs.linen.Params[source], cs.nnx.Params[view]), sizes)
+
+
+class Meshes:
+    """A lens with its states: sources on one mesh, views on another."""
+
+    def __init__(self, number: int, on: tuple[Any, Any], containers: tuple[str, str], seed: int) -> None:
+        """Keeps what was drawn."""
+        self.lens, self.on, self.seed = lens(number), tuple(mesh(*m) for m in on), seed
+        self.containers = {"dict": LINEN["dict"], "orbax": LINEN["orbax"]}[containers[0]], NNX[containers[1]]
+        self.text = f"lens {number} on {on} in {containers}, seed {seed}"
+
+    def __repr__(self) -> str:
+        """What was drawn."""
+        return self.text
+
+    def states(self, *sides: int) -> list[Any]:
+        """One random state for each number of a side."""
+        rng = np.random.default_rng(self.seed)
+        made = makers(self.lens.dims, self.lens.source, self.lens.view)
+        return [self.containers[side](made[side](rng, Sharded(self.on[side], self.seed % 3))) for side in sides]
+
+
+WEIGHTS = st.builds(
+    Meshes,
+    st.integers(0, 1),
+    st.tuples(ON, ON),
+    st.tuples(st.sampled_from(["dict", "orbax"]), st.sampled_from(list(NNX))),
+    SEEDS,
+)
+
+
+def get_put(at: Meshes) -> None:
+    laws.get_put(at.lens, *at.states(0))
+
+
+def put_get(at: Meshes) -> None:
+    laws.put_get(at.lens, *at.states(1))
+
+
+def put_put(at: Meshes) -> None:
+    laws.put_put(at.lens, *at.states(0, 1, 1))
+
+
+def get_get(at: Meshes) -> None:
+    laws.get_get(at.lens, *at.states(0, 0, 1))
+
+
+def abstraction(at: Meshes) -> None:
+    s, v = at.states(0, 1)
+    laws.abstraction(at.lens, s, v)
+    laws.abstraction(~at.lens, v, s)
+
+
+def sharing(at: Meshes) -> None:
+    s, v = at.states(0, 1)
+    laws.sharing(at.lens, s, v)
+    laws.sharing(~at.lens, v, s)
+
+
+def inverse(at: Meshes) -> None:
+    laws.inverse(at.lens, *at.states(0, 1))
+
+
+def placement(at: Meshes) -> None:
+    """What is made or edited goes where ``onto`` has it, or else is a global array on the mesh of the rest."""
+    s, v = at.states(0, 1)
+    for value in jax.tree.leaves(at.lens.get(s)):
+        assert value.sharding.device_set == set(at.on[0].devices.flat)
+    moved = {id(x) for x in jax.tree.leaves(s)}
+    for value, like in zip(jax.tree.leaves(at.lens.get(s, onto=v)), jax.tree.leaves(v), strict=True):
+        assert id(value) in moved or value.sharding == like.sharding
+
+
+@pytest.mark.parametrize(
+    "law",
+    [get_put, put_get, put_put, get_get, abstraction, sharing, inverse, placement],
+    ids=lambda law: law.__name__,
+)
+@examples(0.25)
+@given(at=WEIGHTS)
+def test_sharded_weights(law: Callable[[Meshes], None], at: Meshes) -> None:
+    law(at)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+def test_sharded_train_state(kind: AxisType) -> None:
+    whole = bound(models.to_nnx(), models.SIZES[0])
+    source, view = makers(models.SIZES[0], whole.source, whole.view)
+    rng = np.random.default_rng(0)
+    s, v = source(rng, Sharded(mesh((4, 2), kind))), view(rng, Sharded(mesh((2, 4), kind)))
+    laws.get_put(whole, LINEN["TrainState"](s))
+    laws.put_get(whole, v)
+    laws.abstraction(whole, s, v)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+def test_edits_under_a_trace(kind: AxisType) -> None:
+    at = Meshes(0, (((4, 2), kind), ((4, 2), kind)), ("dict", "State"), 0)
+    (s,) = at.states(0)
+    with jax.set_mesh(at.on[0]):
+        traced = jax.jit(at.lens.get)(s)
+    laws.identical(laws.gathered(traced), laws.gathered(at.lens.get(s)))

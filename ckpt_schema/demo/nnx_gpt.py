@@ -50,7 +50,7 @@ class NnxGPT(nnx.Module):
         self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (s.length, s.embed)))
         if scanned:
             stack = nnx.vmap(lambda rngs: Block(s, rngs), in_axes=0, out_axes=_AXES)
-            self.layers = stack(rngs.fork(split=s.depth))
+            self.layers = nnx.split_rngs(splits=s.depth)(stack)(rngs)
         else:
             self.layers = nnx.List([Block(s, rngs) for _ in range(s.depth)])
         self.norm = nnx.LayerNorm(s.embed, rngs=rngs)

@@ -158,5 +158,6 @@ def _plain(node: Any, twin: Any, prefix: KeyPath) -> OptimizerLeaf | Mismatch:
     assert found is not None
     if found != again:
         hint = "its shape depends on the params without mirroring them; declare it with ckpt_schema.infer from a real state"
-        return Mismatch(paths.format_path(("opt_state", *prefix)), "shape", "a shape the dims determine", leaves.describe(node), hint)
+        where = paths.format_path(("opt_state", *prefix))
+        return Mismatch(where, "shape", "a shape the dims determine", leaves.describe(node), hint)
     return OptimizerLeaf(prefix, None, Leaf(tuple((size,) for size in found[0]), found[1]))

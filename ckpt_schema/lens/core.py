@@ -140,7 +140,8 @@ class Lens:
         if unknown:
             known = ", ".join(sorted(self.source.names() | self.view.names()))
             faults = [Mismatch(name, "dims", f"a dim of either layout ({known})", "an unknown name") for name in unknown]
-            raise DerivationError(f"no dims to bind between {self.source.name} and {self.view.name}: {len(faults)} fault(s)", faults)
+            header = f"no dims to bind between {self.source.name} and {self.view.name}: {len(faults)} fault(s)"
+            raise DerivationError(header, faults)
         return Lens(self.source, self.view, self.joins, {**self.dims, **dims})
 
     def __invert__(self) -> Lens:
@@ -232,8 +233,8 @@ def _compose(first: Lens, second: Lens) -> Lens:
     """
     faults = list(_differences(first.view, second.source))
     if faults:
-        header = f"{first.view.name} and {second.source.name} are not one layout, so their lenses do not compose: {len(faults)} fault(s)"
-        raise DerivationError(header, faults)
+        header = f"{first.view.name} and {second.source.name} are not one layout, so their lenses do not compose"
+        raise DerivationError(f"{header}: {len(faults)} fault(s)", faults)
     number = {row.key: n for n, row in enumerate(first.view.rows)}
     middle = {number[row.key]: n for n, row in enumerate(second.source.rows)}  # of the first's view: of the second's source
     onward = {j.source: j for j in second.joins}

@@ -260,7 +260,8 @@ def _reshape(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
     pairs = zip(source.repeats, view.repeats, strict=True)
     levels = [i for i, (a, b) in enumerate(pairs) if (a.axis is None) != (b.axis is None)]
     if len(levels) > 1:
-        return _fault(source, view, "dims", "one level of stacking is converted at a time: apply two lenses in turn, through a layout between them")
+        hint = "one level of stacking is converted at a time: apply two lenses in turn, through a layout between them"
+        return _fault(source, view, "dims", hint)
     if not levels:
         return _rearranged(source, view, source.dims, view.dims, None)
     level = levels[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Le
     if any(leaves.is_abstract(v) for v in inputs):
         results = _abstract(chain, inputs, sizes)
     elif any(isinstance(v, Tracer) for v in inputs):
-        return _apply(chain, inputs, sizes)
+        return _traced_edit(chain, inputs, sizes)
     elif not any(isinstance(v, jax.Array) for v in inputs):
         results = [np.asarray(x, order="C") for x in chain.apply([np.asarray(v) for v in inputs], sizes)]
     else:
@@ -80,9 +80,25 @@ def _compiled(chain: Chain, sizes: tuple[tuple[str, int], ...], sharding: NamedS
 
     if sharding is None:
         return jax.jit(run)
-    if AxisType.Explicit in sharding.mesh.axis_types:  # there, a reshape of a sharded axis is refused unless told its result
-        return jax.jit(lambda *xs: jax.sharding.auto_axes(run, out_sharding=sharding)(*xs))
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        return jax.jit(_told(run, sharding))
     return jax.jit(run, out_shardings=sharding)
+
+
+def _told(run: Callable[..., list[Any]], sharding: NamedSharding) -> Callable[..., list[Any]]:
+    """``run`` with its result's sharding given: on an explicit mesh a sharded axis is not split or merged without."""
+    told: Any = jax.sharding.auto_axes(out_sharding=sharding)(run)
+    return told
+
+
+def _traced_edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
+    def run(*xs: Any) -> list[Any]:
+        return _apply(chain, xs, sizes)
+
+    found = jax.typeof(next(v for v in values if isinstance(v, Tracer)))
+    sharding = _result_sharding(chain, found, sizes)
+    explicit = isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
+    return _told(run, sharding)(*values) if explicit else run(*values)
 
 
 def _apply(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:

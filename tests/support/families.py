@@ -19,7 +19,7 @@ from support.values import IMPLS
 SIDES = 3
 _CLASSES = {"float32": "Float32", "bfloat16": "BFloat16", "int32": "Int32", "uint32": "UInt32", "bool": "Bool", "int8": "Int8"}
 _FLOATS = ("float32", "bfloat16", "float8_e5m2")
-_OTHERS = ("int32", "bool", "int8", *IMPLS)
+_OTHERS = ("int32", "bool", "int8", "key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,7 @@ def _spelling(draw: st.DrawFn, name: str) -> dict[str, Any]:
 @st.composite
 def _leaf(draw: st.DrawFn, level: _Level, sides: _Sides, name: str, *, required: bool) -> None:
     dtype = draw(st.sampled_from(_FLOATS if level.floats else (*_FLOATS, *_OTHERS)))
+    dtype = draw(st.sampled_from(list(IMPLS))) if dtype == "key" else dtype
     atoms = tuple(n for n in NAMES if draw(st.booleans())) + ((3,) if draw(st.integers(0, 3)) == 0 else ())
     atoms = atoms[:1] if dtype in IMPLS else atoms
     optional = not required and draw(st.integers(0, 3)) == 0

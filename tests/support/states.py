@@ -114,13 +114,16 @@ class Maker:
 
 
 def makers(sizes: Mapping[str, int], *layouts: cs.Layout, number: bool = False) -> tuple[Maker, ...]:
-    """One maker per layout; integers are such that the dtype of every layout holds them, and steps numbers if so wished."""
+    """One maker per layout; integers are such that the dtype of every layout holds them.
+
+    With ``number``, the step of the first is a Python number, as ``TrainState.create`` leaves it.
+    """
     dtypes: dict[LogicalPath, set[str]] = {}
     for layout in layouts:
         for row in layout.rows:
             dtypes.setdefault(row.path, set()).add(row.leaf.dtype)
     bounds = {path: _common(kinds) for path, kinds in dtypes.items() if len(kinds) > 1}
-    return tuple(Maker(layout, sizes, bounds, number) for layout in layouts)
+    return tuple(Maker(layout, sizes, bounds, number and at == 0) for at, layout in enumerate(layouts))
 
 
 def _common(dtypes: Collection[str]) -> Bounds:
