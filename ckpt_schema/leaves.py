@@ -115,7 +115,7 @@ def _one_dtype(annotation: Any, dtypes: Any) -> str:
     if len(found) == 1 and "prng_key" not in found:
         return found.pop()
     cure = 'write ckpt_schema.Key["urbg"]' if found == {"prng_key"} else "write one dtype, such as Float32 or BFloat16"
-    what = "a key of no known implementation" if found == {"prng_key"} else f"{len(found) or 'any'} dtypes"
+    what = "a key of no known implementation" if found == {"prng_key"} else "several dtypes" if found else "any dtype"
     fault = Mismatch(str(annotation), "declaration", "exactly one dtype", what, cure)
     raise SchemaError(f"{annotation} does not say which dtype the leaf has: 1 fault", [fault])
 

@@ -86,7 +86,7 @@ def test_a_class_that_is_not_well_formed() -> None:
         schema test_a_class_that_is_not_well_formed.<locals>.declare.<locals>.Block is not well formed: 5 fault(s)
           Block.norm         expected an annotation that evaluates, found 'nn.LayerNorm': NameError: name 'nn' is not defined
                              -> define or import what it names before the class
-          Block.kernel       expected exactly one dtype, found 10 dtypes
+          Block.kernel       expected exactly one dtype, found several dtypes
                              -> write one dtype, such as Float32 or BFloat16
           Block.layers       expected length= on a list, found none
                              -> write field(length="depth")
