@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +167,7 @@ def test_a_save_that_fails_leaves_nothing(
     write, at_work = type(store).write, []
 
     async def full(*_: Any, **__: Any) -> None:
+        await asyncio.sleep(1)  # the arrays are written meanwhile: nothing is left that could write after the failure
         at_work.extend(path.name for path in tmp_path.iterdir())
         raise OSError("disk full")
 
@@ -176,3 +180,23 @@ def test_a_save_that_fails_leaves_nothing(
     monkeypatch.setattr(type(store), "write", write)
     cs.orbax.save(tmp_path / "0", linen_state, lens)
     same(cs.orbax.restore(tmp_path / "0", linen_state, lens), linen_state)
+
+
+def test_what_is_written_after_the_failure_is_removed_too(
+    tmp_path: Path, lens: cs.Lens, linen_state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late() -> None:
+        time.sleep(0.1)
+        (tmp_path / "0.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+
+    writer = threading.Thread(target=late)
+
+    def failing(*_: Any, **__: Any) -> None:
+        writer.start()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(ocp, "save", failing)
+    with pytest.raises(OSError, match="disk full"):
+        cs.orbax.save(tmp_path / "0", linen_state, lens)
+    assert not writer.is_alive()
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,8 @@ from ckpt_schema.orbax.sides import toward
 from ckpt_schema.trees import FlatTree, Tree, flatten
 
 __all__ = ["save"]
+
+_SWEEPS, _QUIET = 40, 5  # at most, and in a row without a find: two seconds, a quarter of one
 
 
 def save(path: epath.PathLike, state: Any, lens: Lens, *, onto: Tree | None = None) -> None:
@@ -92,9 +95,24 @@ def _write(place: epath.Path, tree: Tree) -> None:
         ocp.save(place, tree)
     except Exception:
         if jax.process_index() == 0:
-            for left in _unfinished(place) - before:
-                left.rmtree(missing_ok=True)
+            _sweep(place, before)
         raise
+
+
+def _sweep(place: epath.Path, before: set[epath.Path]) -> None:
+    """Removes what a failed save has left, until nothing of it comes back.
+
+    Orbax raises at the first failure, while other arrays are still being written by threads that no one can wait for.
+    """
+    quiet = 0
+    for _ in range(_SWEEPS):
+        left = _unfinished(place) - before
+        for path in left:
+            path.rmtree(missing_ok=True)
+        quiet = 0 if left else quiet + 1
+        if quiet == _QUIET:
+            return
+        time.sleep(0.05)
 
 
 def _unfinished(place: epath.Path) -> set[epath.Path]:
