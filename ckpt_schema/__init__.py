@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ckpt_schema.errors import DerivationError as DerivationError
     from ckpt_schema.errors import Mismatch as Mismatch
     from ckpt_schema.errors import SchemaError as SchemaError
+    from ckpt_schema.fields import field as field
     from ckpt_schema.frameworks import linen as linen
     from ckpt_schema.frameworks import nnx as nnx
     from ckpt_schema.inference import infer as infer
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from ckpt_schema.lens.derive import rename as rename
     from ckpt_schema.schema import Schema as Schema
     from ckpt_schema.schema import Stream as Stream
-    from ckpt_schema.schema import field as field
     from ckpt_schema.schema import layout as layout
     from ckpt_schema.table import Layout as Layout
 
@@ -58,7 +58,8 @@ _HOMES = {
     "leaves": ("Key", "fresh_key"),
     "lens.core": ("Lens", "derive"),
     "lens.derive": ("private", "rename"),
-    "schema": ("Schema", "Stream", "field", "layout"),
+    "fields": ("field",),
+    "schema": ("Schema", "Stream", "layout"),
 }
 _MODULES = {"linen": "frameworks.linen", "nnx": "frameworks.nnx", "orbax": "orbax"}
 _NAMES = {name: module for module, names in _HOMES.items() for name in names}

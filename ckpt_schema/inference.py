@@ -96,13 +96,18 @@ def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> _Read:
     for key, value in zip(flat.keys, flat.leaves, strict=True):
         bare = key[:-1] if wrapped and key[:-1] in (variables or {key[:-1]: None}) else key
         kind, metadata = variables.get(bare, (None, ()))
-        found.append(_Found(_numbered(bare) if flat.stored else bare, value, kind, metadata))
-    return _Read(found, bool(variables))
+        found.append(_Found(bare, value, kind, metadata))
+    return _Read(_numbered(found) if flat.stored else found, bool(variables))
 
 
-def _numbered(key: KeyPath) -> KeyPath:
-    """Strings of digits as the ints they were before a save; a layout with int keys matches both."""
-    return tuple(int(k) if isinstance(k, str) and k.isdecimal() and str(int(k)) == k else k for k in key)
+def _numbered(found: Sequence[_Found]) -> list[_Found]:
+    """Strings of digits as the ints they were before a save, where a node has no other keys; such a layout matches both."""
+    names = {(leaf.key[:at], key) for leaf in found for at, key in enumerate(leaf.key)}
+    words = {parent for parent, key in names if not (isinstance(key, str) and key.isdecimal() and str(int(key)) == key)}
+    return [
+        dataclasses.replace(leaf, key=tuple(k if leaf.key[:at] in words else int(k) for at, k in enumerate(leaf.key)))
+        for leaf in found
+    ]
 
 
 def _verify_leaves(read: _Read, name: str) -> None:

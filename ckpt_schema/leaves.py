@@ -29,6 +29,7 @@ __all__ = [
     "describe",
     "fresh_key",
     "from_annotation",
+    "holds",
     "is_abstract",
     "is_scalar",
     "key_dtype",
@@ -157,11 +158,13 @@ def abstract(value: Any) -> jax.ShapeDtypeStruct:
 
 
 def accepts(leaf: Leaf, value: Any) -> bool:
-    """Whether a Python number may stand for ``leaf``: same kind, 0-d, and in the range of the dtype.
+    """Whether a Python number may stand for ``leaf``: same kind, 0-d, and a value that the dtype holds exactly.
 
     Example:
         >>> accepts(Leaf((), "int32"), 7), accepts(Leaf((), "uint32"), -1), accepts(Leaf((), "int32"), True)
         (True, False, False)
+        >>> accepts(Leaf((), "float32"), 0.5), accepts(Leaf((), "float32"), 0.1)
+        (True, False)
     """
     if leaf.dims or leaf.is_key:
         return False
@@ -173,7 +176,35 @@ def accepts(leaf: Leaf, value: Any) -> bool:
             return False
         info = jnp.iinfo(dtype)
         return int(info.min) <= value <= int(info.max)
-    return jnp.issubdtype(dtype, jnp.floating if isinstance(value, float) else jnp.complexfloating)
+    if not jnp.issubdtype(dtype, jnp.floating if isinstance(value, float) else jnp.complexfloating):
+        return False
+    held = complex(_as(value, dtype))
+    return value != value or held == value
+
+
+def _as(value: complex, dtype: Any) -> Any:
+    with np.errstate(over="ignore"):
+        return np.asarray(value).astype(dtype)
+
+
+def holds(leaf: Leaf, default: Default) -> bool:
+    """Whether elements of ``leaf`` can be what a default says: exactly, but for the last digits of a decimal fraction.
+
+    Example:
+        >>> [holds(Leaf((), "float32"), Fill(value)) for value in (0.1, 1e300, 2**24, 2**24 + 1)]
+        [True, False, True, False]
+    """
+    if isinstance(default, FreshKey):
+        return True
+    if leaf.is_key or not is_scalar(default.value):
+        return False
+    if accepts(Leaf((), leaf.dtype), default.value):
+        return True
+    dtype = jnp.dtype(leaf.dtype)
+    if isinstance(default.value, bool) or not jnp.issubdtype(dtype, jnp.inexact):
+        return False
+    held = _as(default.value, dtype)
+    return complex(held) == default.value if isinstance(default.value, int) else bool(np.isfinite(held))
 
 
 @functools.cache
@@ -227,7 +258,7 @@ class Fill:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FreshKey:
-    """A default key from a seed, of the leaf's own implementation, broadcast to its shape; counts beside it start at 0."""
+    """A default key from a seed, of the leaf's own implementation, broadcast to its shape; other leaves start at 0."""
 
     seed: int
 
@@ -242,7 +273,8 @@ Default = Fill | FreshKey
 def fresh_key(seed: int) -> FreshKey:
     """A default for key leaves and streams: a key made from ``seed`` with the leaf's own implementation.
 
-    The process's default implementation plays no part, and every key of a batched leaf is the same.
+    The process's default implementation plays no part, every key of a batched leaf is the same, and other leaves that it is
+    declared for, such as the count of a stream, start at 0.
 
     Example:
         >>> fresh_key(0)

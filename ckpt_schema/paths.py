@@ -61,7 +61,7 @@ class Index:
     def index(self, key: Key) -> int | None:
         """The index that ``key`` spells, or None when it is no key of this segment; ``01`` spells none."""
         if isinstance(key, int):
-            return None if self.text else key
+            return None if self.text or isinstance(key, bool) or key < 0 else key
         if not self.text or not key.startswith(self.prefix) or not key.endswith(self.suffix):
             return None
         digits = key[len(self.prefix) : len(key) - len(self.suffix)]

@@ -14,65 +14,14 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import jax.numpy as jnp
-
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
 from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.fields import Field, wrong_types
 from ckpt_schema.leaves import Default, Fill, FreshKey, Leaf
 from ckpt_schema.table import Layout, Repeat, Row, verify_table
 
-__all__ = ["Schema", "Stream", "body_rows", "field", "layout"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Field:
-    """What `field` was told; see there."""
-
-    key: str | None = None
-    default: Any = None
-    scan: str | int | None = None
-    axis: int | None = None
-    length: str | int | None = None
-    dims: Mapping[str, str | int] = dataclasses.field(default_factory=dict[str, str | int])
-    type: Any = None
-    collection: str | None = None
-    optional: bool = False
-    tag: str | None = None
-
-
-def field(
-    *,
-    key: str | None = None,
-    default: Any = None,
-    scan: str | int | None = None,
-    axis: int | None = None,
-    length: str | int | None = None,
-    dims: Mapping[str, str | int] | None = None,
-    type: Any = None,
-    collection: str | None = None,
-    optional: bool = False,
-    tag: str | None = None,
-) -> Any:
-    """Says of a schema's attribute what its annotation cannot.
-
-    Args:
-        key: How this layout spells the attribute, where that is not its name: ``"LayerNorm_0"``, ``"dropout/rngs"``, with an
-            index symbol for a list: ``"layers/{i}"`` (int keys), ``"layers_{i}"``, ``"layers/'{i}'"`` (string keys).
-        default: What the leaves below hold where the other layout has no place for them: a number, or `fresh_key`.
-        scan: The dim that counts the repeats which are stacked in each leaf below, as ``nn.scan`` does.
-        axis: The axis they are stacked on, 0 unless given. On a leaf inside a scanned schema: this leaf's own axis.
-        length: The dim that counts the items of a ``list[...]`` attribute.
-        dims: New names (or fixed sizes) for dims of the schema used here: ``{"mlp": "ff"}``.
-        type: The NNX Variable type of the leaves below, as a class or by its name in ``flax.nnx``; ``Param`` unless given.
-        collection: The Linen variable collection of the leaves below; ``params`` unless given.
-        optional: Whether a tree may lack this attribute.
-        tag: The stream name a new RNG Variable carries; the attribute's name unless given.
-
-    Returns:
-        A marker that the schema class reads; typed ``Any`` so that any annotation may stand beside it.
-    """
-    return Field(key, default, scan, axis, length, dict(dims or {}), type, collection, optional, tag)
+__all__ = ["Schema", "Stream", "body_rows", "layout"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,6 +42,7 @@ class Schema:
 
     Example:
         >>> from jaxtyping import Array, Float32
+        >>> from ckpt_schema.fields import field
         >>> class Norm(Schema):
         ...     scale: Float32[Array, " embed"]
         >>> class Block(Schema):
@@ -121,6 +71,7 @@ class Schema:
             except SchemaError as error:
                 faults.extend(_located(cls, name, error))
         faults.extend(_strays(cls, own))
+        faults.extend(_foreign(cls))
         if faults:
             raise SchemaError(f"schema {cls.__qualname__} is not well formed: {len(faults)} fault(s)", faults)
         cls.__attributes__ = tuple({**_inherited(cls), **own}.values())
@@ -174,6 +125,15 @@ def _strays(cls: type, own: Mapping[str, Any]) -> Iterator[Mismatch]:
             )
 
 
+def _foreign(cls: type) -> Iterator[Mismatch]:
+    """Annotations of bases that are no schemas, which declare nothing."""
+    for base in cls.__mro__[1:]:
+        if "__attributes__" not in vars(base):
+            for name in inspect.get_annotations(base):
+                where, hint = f"{base.__name__}.{name}", f"derive {base.__name__} from ckpt_schema.Schema"
+                yield Mismatch(where, "declaration", "leaves declared by schemas", "a base that is no schema", hint)
+
+
 def _attribute(cls: type, name: str, annotation: Any) -> _Attribute:
     given = vars(cls).get(name, Field())
     if not isinstance(given, Field):
@@ -209,7 +169,9 @@ def _spell(annotation: Any) -> str:
 
 
 def _verify_field(name: str, spec: Field, *, many: bool) -> None:
-    """Rejects contradictions that need no more than the field to be seen."""
+    """Rejects values of other types, and contradictions that need no more than the field to be seen."""
+    for argument, expected, found in wrong_types(spec):
+        raise _declaration(name, f"{expected} as {argument}=", found, "see ckpt_schema.field")
     pattern = () if spec.key is None else paths.parse_pattern(spec.key)
     symbols = int(many) if spec.key is None else sum(isinstance(s, paths.Index) for s in pattern)
     if many and spec.length is None:
@@ -325,19 +287,14 @@ def _single(name: str, size: str | int | None) -> dims_.Dim:
 
 def _default(name: str, value: Any, leaf: Leaf) -> Default | None:
     """The declared default as it applies to one leaf, refused where the leaf could not hold it exactly."""
-    if value is None or isinstance(value, FreshKey):
-        return value
-    filled = value if isinstance(value, Fill) else Fill(value)
-    if leaf.is_key:
+    if value is None:
+        return None
+    default = value if isinstance(value, (Fill, FreshKey)) else Fill(value)
+    if leaf.is_key and not isinstance(default, FreshKey):
         raise _declaration(name, "fresh_key(seed) as the default of a key", repr(value), "write default=fresh_key(0)")
-    scalar = Leaf((), leaf.dtype)
-    exact = leaves.is_scalar(filled.value) and (
-        leaves.accepts(scalar, filled.value)
-        or (isinstance(filled.value, int) and jnp.issubdtype(jnp.dtype(leaf.dtype), jnp.inexact))
-    )
-    if not exact:
+    if not leaves.holds(leaf, default):
         raise _declaration(name, f"a default that {leaf.dtype} can hold", repr(value), "a number of the leaf's own kind")
-    return filled
+    return default
 
 
 def _verify_axis(row: Row) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 from ckpt_schema.paths import Index, Key, KeyPath, Pattern
 from ckpt_schema.table import Layout, Slot
@@ -39,15 +40,25 @@ class _Trie:
             found = self.literals[segment] = _Trie()
         return found
 
-    def step(self, segment: Key) -> tuple[_Trie, int | None] | None:
-        """The node below ``segment``, and the index it spells where it stands at a symbol."""
+    def steps(self, segment: Key) -> Iterator[tuple[_Trie, tuple[int, ...]]]:
+        """The nodes below ``segment``, each with the index it spells where it stands at a symbol."""
         literal = self.literals.get(segment)
         if literal is not None:
-            return literal, None
+            yield literal, ()
         for symbol, below in self.symbols:
             index = symbol.index(segment)
             if index is not None:
-                return below, index
+                yield below, (index,)
+
+    def find(self, key: KeyPath, *, stored: bool) -> Slot | None:
+        """The slot that ``key`` spells; a literal key may stand beside a symbol that spells it too."""
+        if not key:
+            return None if self.row is None else (self.row, ())
+        for segment in (key[0], int(key[0])) if stored and isinstance(key[0], str) and key[0].isdecimal() else (key[0],):
+            for below, index in self.steps(segment):
+                found = below.find(key[1:], stored=stored)
+                if found is not None:
+                    return found[0], (*index, *found[1])
         return None
 
 
@@ -73,21 +84,9 @@ class SlotFinder:
             key: The key path of a leaf.
             stored: Whether strings of digits may stand for int keys.
         """
-        plain = self._plain.get(key)
-        if plain is None and key and key[-1] == "value":
-            plain = self._plain.get(key[:-1])
-        return self._walk(key, stored=stored) if plain is None else plain
-
-    def _walk(self, key: KeyPath, *, stored: bool) -> Slot | None:
-        node, indices = self._patterns, ()
-        for position, segment in enumerate(key):
-            step = node.step(segment)
-            if step is None and stored and isinstance(segment, str) and segment.isdecimal():
-                step = node.step(int(segment))
-            if step is None:
-                wrapped = segment == "value" and position == len(key) - 1
-                return (node.row, indices) if wrapped and node.row is not None else None
-            node, found = step
-            if found is not None:
-                indices = (*indices, found)
-        return None if node.row is None else (node.row, indices)
+        spelled = (key, key[:-1]) if key and key[-1] == "value" else (key,)
+        for bare in spelled:
+            plain = self._plain.get(bare)
+            if plain is not None:
+                return plain
+        return next(filter(None, (self._patterns.find(bare, stored=stored) for bare in spelled)), None)

@@ -699,3 +699,87 @@ def test_private_leaves_come_from_onto_before_defaults() -> None:
     assert made["model"]["layers"][1]["dropout"]["rngs"]["count"].get_value() is used.get_value()
     fresh = lens.get(linen_state(tx), onto=nnx.state(nnx.eval_shape(lambda: onto)))
     assert int(fresh["model"]["layers"][1]["dropout"]["rngs"]["count"].get_value()) == 0
+
+
+# --- stack axes are told from other axes  ---
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (0, 2), (2, 1)])
+@pytest.mark.parametrize("depth", [3, 2])
+def test_a_stack_axis_moves_though_every_size_agrees(before: int, after: int, depth: int) -> None:
+    class Model(cs.Schema):
+        kernel: Float32[Array, "embed embed"]
+
+    class From(cs.Schema):
+        layers: Model = cs.field(scan="depth", axis=before)
+
+    class To(cs.Schema):
+        layers: Model = cs.field(scan="depth", axis=after)
+
+    layers = [leaf(3, 3) + 10 * i for i in range(depth)]
+    lens = cs.derive(From, To)
+    s, v = ({"layers": {"kernel": jnp.stack(layers, axis=axis)}} for axis in (before, after))
+    np.testing.assert_array_equal(lens.get(s)["layers"]["kernel"], v["layers"]["kernel"])
+    np.testing.assert_array_equal(lens.put(v)["layers"]["kernel"], s["layers"]["kernel"])
+
+
+def test_a_stack_axis_of_an_inferred_layout_moves_too() -> None:
+    s, v = ({"layers": {"kernel": jnp.stack([leaf(4, 3), leaf(4, 3) + 20] * 2, axis=axis)}} for axis in (0, 1))
+    lens = cs.derive(cs.infer(s, scan={"layers": 0}), cs.infer(v, scan={"layers": 1}))
+    np.testing.assert_array_equal(lens.get(s)["layers"]["kernel"], v["layers"]["kernel"])
+
+
+def test_sizes_alone_do_not_say_which_axis_is_which() -> None:
+    layouts = [cs.infer({"kernel": leaf(*shape)}) for shape in ((4, 8), (8, 4))]
+    assert faults(lambda: cs.derive(*layouts)) == [("params/kernel", "ambiguous")]
+
+
+# --- compositions do what their parts do  ---
+
+
+def test_an_absent_leaf_is_filled_in_by_the_layout_between() -> None:
+    class May(cs.Schema):
+        x: Float32[Array, ""] = cs.field(optional=True)
+        w: Float32[Array, " n"]
+
+    class First(cs.Schema):
+        x: Float32[Array, ""] = cs.field(default=1.0)
+        w: Float32[Array, " n"]
+
+    class Second(cs.Schema):
+        x: Float32[Array, ""] = cs.field(default=2.0)
+        w: Float32[Array, " n"]
+
+    class Required(cs.Schema):
+        x: Float32[Array, ""]
+        w: Float32[Array, " n"]
+
+    tree = {"w": leaf(2)}
+    for last in (Second, Required):
+        a, b = cs.derive(May, First), cs.derive(First, last)
+        cs.assert_trees_identical((a >> b).get(tree), b.get(a.get(tree)))
+        cs.assert_trees_identical((~(a >> b)).put(tree), (~a).put(tree))
+
+
+def test_a_default_of_the_layout_between_must_fit_the_far_side() -> None:
+    class Without(cs.Schema):
+        w: Float32[Array, " n"]
+
+    class Unsigned(Without):
+        m: UInt32[Array, ""] = cs.field(default=2**32 - 1)
+
+    class Signed(Without):
+        m: Int32[Array, ""]
+
+    assert faults(lambda: cs.derive(Without, Unsigned) >> cs.derive(Unsigned, Signed)) == [("m", "dtype")]
+
+
+def test_lenses_bound_to_other_sizes_do_not_compose() -> None:
+    first = one("3*h*k", "3 h k").bind(h=4)
+    second = cs.derive(first.view, first.view).bind(h=2)
+    assert faults(lambda: first >> second) == [("h", "dims")]
+
+
+def test_key_paths_that_print_alike_are_not_one_layout() -> None:
+    flat, nested = (cs.infer(tree) for tree in ({"a/b": leaf(2)}, {"a": {"b": leaf(2)}}))
+    assert len(faults(lambda: cs.derive(flat, flat) >> cs.derive(nested, nested))) == 2

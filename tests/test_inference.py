@@ -377,3 +377,10 @@ def test_a_list_that_is_none_is_named() -> None:
 def test_a_tree_that_jax_cannot_flatten_is_refused() -> None:
     with pytest.raises(cs.ConformanceError, match="must not have both kinds"):
         cs.infer({"a": {0: sds(2), "1": sds(2)}})
+
+
+def test_digits_beside_words_stay_strings() -> None:
+    tree = {"0": jnp.ones(2), "00": jnp.ones(2), "z": {"0": jnp.ones(2), "1": jnp.ones(2)}}
+    lens = cs.derive(cs.infer(tree), cs.infer(tree))
+    cs.assert_trees_identical(lens.get(tree, onto=tree), tree)
+    assert {type(key) for key in lens.get(tree)} == {str}

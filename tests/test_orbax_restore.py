@@ -17,6 +17,7 @@ from etils import epath
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
@@ -527,3 +528,45 @@ def test_the_step_of_a_v1_checkpointer(tmp_path: Path) -> None:
     with ocp.training.Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(3, linen_state())
     same(cs.orbax.restore(tmp_path / "3", linen_state(), lens()), linen_state())
+
+
+# --- targets that ask for what cannot be had  ---
+
+
+def test_a_mesh_without_devices_needs_one_in_context(disk: Disk, loads: list[Any]) -> None:
+    target = nnx.state(models.nnx_module(TX))
+    own = jax.sharding.AbstractMesh((2, 4), ("x", "y"))
+    spread = NamedSharding(own, PartitionSpec())
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), target)
+    with pytest.raises(cs.ConformanceError, match=r"found no mesh") as caught:
+        cs.orbax.restore(disk / "linen", target, lens())
+    assert len(caught.value.mismatches) == len(jax.tree.leaves(target))
+    with jax.set_mesh(mesh(4, 2)), pytest.raises(cs.ConformanceError, match=r"found \{'x': 4, 'y': 2\}"):
+        cs.orbax.restore(disk / "linen", target, lens())
+    assert not loads
+
+
+def test_dims_that_one_side_alone_has_do_not_disturb_a_load_of_the_other(tmp_path: Path) -> None:
+    class Fused(cs.Schema):
+        qkv: Float32[Array, "3*heads*size"]
+
+    class Split(cs.Schema):
+        qkv: Float32[Array, "3 heads size"] = cs.field(key="attention/qkv")
+
+    through = cs.derive(Fused, Split, dims={"heads": 2})
+    fused = {"qkv": jnp.arange(24.0)}
+    for name, tree in (("fused", fused), ("split", through.get(fused))):
+        ocp.save(tmp_path / name, tree)
+        cs.assert_trees_identical(cs.orbax.restore(tmp_path / name, fused, through), fused)
+        cs.assert_trees_identical(cs.orbax.restore(tmp_path / name, through.get(fused), through), through.get(fused))
+
+
+def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tree = {"w": jnp.arange(3.0)}
+    same = cs.derive(cs.infer(tree), cs.infer(tree))
+    for path in ("here", "a/../below/there", "~/home", Path("as a path")):
+        cs.orbax.save(path, tree, same)
+        cs.assert_trees_identical(cs.orbax.restore(path, tree, same), tree)
+    assert {p.name for p in tmp_path.iterdir()} == {"here", "below", "home", "as a path"}

@@ -200,3 +200,21 @@ def test_what_is_written_after_the_failure_is_removed_too(
         cs.orbax.save(tmp_path / "0", linen_state, lens)
     assert not writer.is_alive()
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_made_below_a_file(tmp_path: Path, lens: cs.Lens, linen_state: Any) -> None:
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(cs.CheckpointExistsError, match="below a file"):
+        cs.orbax.save(tmp_path / "file" / "0", linen_state, lens)
+    assert (tmp_path / "file").read_text() == "a file"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("dtype", ["uint4", "uint2", "float8_e4m3"])
+def test_a_dtype_that_orbax_has_no_place_for_is_named(tmp_path: Path, dtype: str) -> None:
+    tree = {"a": {"w": jnp.ones(2, dtype)}, "b": jnp.ones(2)}
+    layout = cs.infer(tree)
+    assert refused(tmp_path / "0", tree, cs.derive(layout, layout)) == [("a/w", "dtype")]
+    with pytest.raises(Exception, match="Unsupported data type"):  # when this fails, there is one less to refuse
+        ocp.save(tmp_path / "1", tree)
+    gc.collect()

@@ -481,3 +481,39 @@ def test_a_layout_is_returned_as_it_is() -> None:
     table = cs.layout(Norm)
     assert cs.layout(table) is table
     assert cs.layout(Norm) == table
+
+
+# --- what is of another type than asked for  ---
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"key": 0}, "0"),
+        ({"collection": 3}, "3"),
+        ({"tag": 3}, "3"),
+        ({"scan": 1.5}, "1.5"),
+        ({"scan": 0}, "0"),
+        ({"scan": "depth", "axis": "1"}, "'1'"),
+        ({"scan": "depth", "axis": True}, "True"),
+        ({"dims": "n"}, "'n'"),
+    ],
+    ids=str,
+)
+def test_an_argument_of_another_type_is_a_fault(given: dict[str, Any], found: str) -> None:
+    def declare() -> None:
+        class Model(cs.Schema):
+            w: Norm = cs.field(**given)
+
+    assert faults(declare) == [("Model.w", "declaration", found)]
+
+
+def test_annotations_of_a_base_that_is_no_schema_are_faults() -> None:
+    class Plain:
+        b: int
+
+    def declare() -> None:
+        class Model(Plain, cs.Schema):
+            w: Float32[Array, " n"]
+
+    assert faults(declare) == [("Plain.b", "declaration", "a base that is no schema")]

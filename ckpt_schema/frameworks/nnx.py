@@ -16,7 +16,17 @@ from ckpt_schema.paths import KeyPath
 from ckpt_schema.schema import Schema, body_rows
 from ckpt_schema.table import Layout, Row, verify_table
 
-__all__ = ["Params", "TrainState", "build_state", "is_variable", "state_of", "updated", "variable_type", "variables"]
+__all__ = [
+    "Params",
+    "TrainState",
+    "build_state",
+    "is_state",
+    "is_variable",
+    "state_of",
+    "updated",
+    "variable_type",
+    "variables",
+]
 
 
 def is_variable(value: Any) -> bool:
@@ -98,6 +108,11 @@ def build_state(leaves: Iterable[tuple[KeyPath, Row, Any]]) -> nnx.State[Any, An
             parent = parent.setdefault(segment, {})
         parent[key[-1]] = variable_type(row.kind, row.leaf)(value, **dict(row.metadata))
     return nnx.State(nested)
+
+
+def is_state(value: Any) -> bool:
+    """Whether ``value`` is an ``nnx.State`` of Variables."""
+    return bool(variables(value))
 
 
 def state_of(value: Any) -> Any:

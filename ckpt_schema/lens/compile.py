@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,9 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match
 from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.leaves import Leaf
 from ckpt_schema.lens.derive import Join
+from ckpt_schema.lens.execute import narrowed
 from ckpt_schema.lens.plan import Job, Make, Plan, gatherer, signature_of
 from ckpt_schema.table import Layout, Row, Slot, slots_of
 from ckpt_schema.trees import build
@@ -75,6 +77,10 @@ def compile_plan(
             if shape is None:
                 faults.append(_unbound(row, sizes))
                 continue
+            narrow = narrowed(paths.format_path(paths.fill(row.key, slot[1])), row.leaf.dtype)
+            if narrow is not None:
+                faults.append(narrow)
+                continue
             places[slot] = edited + len(makes)
             makes.append(Make(row.default, row.leaf.dtype, shape, kept, abstract))
         else:
@@ -83,13 +89,18 @@ def compile_plan(
         raise ConformanceError(f"{view.name} cannot be filled from {source.name}: {len(faults)} fault(s)", faults)
     treedef, order = _container(view, wanted, onto)
     return Plan(
-        signature_of(tree.flat.treedef, tree.flat.leaves),
-        None if onto is None else signature_of(onto.flat.treedef, onto.flat.leaves),
+        signature_of(tree.flat.treedef, tree.flat.leaves, _declared(source, tree)),
+        None if onto is None else signature_of(onto.flat.treedef, onto.flat.leaves, _declared(view, onto)),
         treedef,
         gatherer([places[slot] for slot in order]),
         tuple(found.jobs),
         tuple(makes),
     )
+
+
+def _declared(table: Layout, match: Match) -> Callable[[int], Leaf]:
+    """What each leaf of a matched tree, by position, is declared to be."""
+    return lambda position: next(table.rows[number].stored for (number, _), at in match.slots.items() if at == position)
 
 
 def _wanted(view: Layout, joins: Sequence[Join], tree: Match, onto: Match | None, sizes: Mapping[str, int]) -> list[Slot]:
@@ -124,8 +135,11 @@ def _sources(
         before, after = source.rows[join.source], view.rows[join.view]
         for inputs, outputs in _instances(join, before, after, sizes):
             positions = tuple([tree.slots[i] for i in inputs if i in tree.slots])
-            if len(positions) != len(inputs):
+            if not positions:
                 continue  # an optional leaf that this tree lacks
+            if len(positions) != len(inputs):
+                faults += (_absent(before, i) for i in inputs if i not in tree.slots)
+                continue
             if not join.chain and not _materialized(tree, positions[0], onto, outputs[0]):
                 found.moves[outputs[0]] = positions[0]
                 continue
@@ -191,6 +205,12 @@ def _unbound(row: Row, sizes: Mapping[str, int]) -> Mismatch:
     hint = f"no tree tells: lens.bind({', '.join(f'{name}=...' for name in unknown)}){several}"
     where = paths.format_path(row.key)
     return Mismatch(where, "dims", f"every dim of {row.stored} bound", f"no size for {', '.join(unknown)}", hint)
+
+
+def _absent(row: Row, slot: Slot) -> Mismatch:
+    where = paths.format_path(paths.fill(row.key, slot[1]))
+    hint = "optional leaves that are stacked on the other side are there for all repeats, or for none"
+    return Mismatch(where, "missing", str(row.stored), "nothing, though other repeats have it", hint)
 
 
 def _homeless(row: Row, slot: Slot, abstract: bool) -> Mismatch:

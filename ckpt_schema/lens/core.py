@@ -11,9 +11,12 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match, Matcher
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch
+from ckpt_schema.leaves import Default
 from ckpt_schema.lens.compile import compile_plan
-from ckpt_schema.lens.derive import Join, Rule, join, relate
+from ckpt_schema.lens.derive import Join, Rule, join
 from ckpt_schema.lens.plan import Plan
+from ckpt_schema.lens.relate import relate
+from ckpt_schema.paths import Pattern
 from ckpt_schema.schema import Schema, layout
 from ckpt_schema.table import Layout, Row
 from ckpt_schema.text import columns
@@ -189,7 +192,7 @@ def derive(
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxtyping import Array, Float32
-        >>> from ckpt_schema.schema import field
+        >>> from ckpt_schema.fields import field
         >>> class Old(Schema):
         ...     kernel: Float32[Array, "embed mlp"] = field(key="Dense_0/kernel")
         >>> class New(Schema):
@@ -231,7 +234,7 @@ def _compose(first: Lens, second: Lens) -> Lens:
 
     The edits are derived anew from the outer rows, which is what makes a stack on the way from list to list vanish.
     """
-    faults = list(_differences(first.view, second.source))
+    faults = [*_differences(first.view, second.source), *_contradictions(first, second)]
     if faults:
         header = f"{first.view.name} and {second.source.name} are not one layout, so their lenses do not compose"
         raise DerivationError(f"{header}: {len(faults)} fault(s)", faults)
@@ -251,6 +254,11 @@ def _compose(first: Lens, second: Lens) -> Lens:
             faults.append(made)
         else:
             joins.append(Join(j.source, after.view, *made))
+            # Where one end lacks an optional leaf, the layout between them fills it in before the other end can.
+            if source[j.source].optional:
+                view[after.view] = _defaulted(view[after.view], first.view.rows[j.view].default, faults)
+            if view[after.view].optional:
+                source[j.source] = _defaulted(source[j.source], second.source.rows[middle[j.view]].default, faults)
     by_second = {m: n for n, m in middle.items()}
     for j in second.joins:
         if j.source not in back:
@@ -265,21 +273,44 @@ def _compose(first: Lens, second: Lens) -> Lens:
     )
 
 
+def _contradictions(first: Lens, second: Lens) -> list[Mismatch]:
+    """Dims that both lenses are bound to, differently."""
+    return [
+        Mismatch(name, "dims", f"{first.dims[name]}, as in the first", f"{size} in the second", "bind both to the same")
+        for name, size in second.dims.items()
+        if first.dims.get(name, size) != size
+    ]
+
+
 def _left_over(row: Row, middle: Row, name: str, faults: list[Mismatch]) -> Row:
     """An outer row whose partner in the middle has none on the far side, with the default it has then."""
-    default = middle.default if middle.default is not None else row.default
-    if default is None and not row.optional:
+    row = _defaulted(row, middle.default, faults)
+    if row.default is None and not row.optional:
         hint = "declare a default, or make it optional"
         found = f"{row.stored} in {name} alone, the layout between them making it optional"
         faults.append(Mismatch("/".join(row.path), "unplaced", "a partner on the far side", found, hint))
+    return row
+
+
+def _defaulted(row: Row, default: Default | None, faults: list[Mismatch]) -> Row:
+    """``row`` with the default that the layout in the middle declares, if it does."""
+    if default is None:
+        return row
+    if not leaves.holds(row.leaf, default):
+        hint = "the layout between them declares it"
+        faults.append(Mismatch("/".join(row.path), "dtype", f"a default that {row.leaf.dtype} can hold", str(default), hint))
     return dataclasses.replace(row, default=default)
 
 
 def _differences(first: Layout, second: Layout) -> list[Mismatch]:
-    left = {paths.format_path(row.key): str(row.stored) for row in first.rows}
-    right = {paths.format_path(row.key): str(row.stored) for row in second.rows}
+    left, right = ({row.key: str(row.stored) for row in table.rows} for table in (first, second))
     return [
-        Mismatch(key, "unplaced", left.get(key, "nothing"), right.get(key, "nothing"))
-        for key in sorted({**left, **right}, key=paths.natural)
+        Mismatch(_spelled(key), "unplaced", left.get(key, "nothing"), right.get(key, "nothing"))
+        for key in sorted({**left, **right}, key=lambda key: paths.natural(paths.format_path(key)))
         if left.get(key) != right.get(key)
     ]
+
+
+def _spelled(key: Pattern) -> str:
+    """A key path; a segment that holds the separator is quoted here, for two layouts are told apart by it."""
+    return paths.format_path(repr(k) if isinstance(k, str) and "/" in k else k for k in key)

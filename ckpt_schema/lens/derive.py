@@ -6,19 +6,15 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
 
-import jax.numpy as jnp
-
-from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
-from ckpt_schema.dims import Dims
 from ckpt_schema.errors import DerivationError, Mismatch
-from ckpt_schema.leaves import Default, Fill, Leaf
-from ckpt_schema.lens.edits import Cast, Chain, Rearrange, Unstack
-from ckpt_schema.lens.symbolic import typed
+from ckpt_schema.leaves import Default, Fill
+from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.relate import relate
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Row
 
-__all__ = ["Join", "Private", "Rename", "Rule", "join", "private", "relate", "rename"]
+__all__ = ["Join", "Private", "Rename", "Rule", "join", "private", "rename"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -166,18 +162,11 @@ def _with_default(table: Layout, rule: Private, faults: list[Mismatch]) -> Layou
     if not any(hit):
         return table
     for row, inside in zip(table.rows, hit, strict=True):
-        if inside and not _holds(row.leaf, rule.default):
+        if inside and not leaves.holds(row.leaf, rule.default):
             hint = "fresh_key(seed) for keys, a number of the leaf's kind for arrays"
             faults.append(Mismatch("/".join(row.path), "dtype", f"a default for {row.leaf}", str(rule.default), hint))
     rows = tuple(dataclasses.replace(r, default=rule.default) if h else r for r, h in zip(table.rows, hit, strict=True))
     return dataclasses.replace(table, rows=rows)
-
-
-def _holds(leaf: Leaf, default: Default) -> bool:
-    if not isinstance(default, Fill):
-        return True
-    exact = leaves.accepts(Leaf((), leaf.dtype), default.value)
-    return not leaf.is_key and (exact or jnp.issubdtype(jnp.dtype(leaf.dtype), jnp.inexact))
 
 
 def _under(row: Row, prefix: LogicalPath) -> int | None:
@@ -213,100 +202,6 @@ def _matches_nothing(rule: Rule, path: LogicalPath, *tables: Layout) -> Mismatch
     hint = f"near: {close[0]}" if close else "logical paths are chains of attribute names; print the layout to see them"
     names = " or ".join(dict.fromkeys(table.name for table in tables))
     return Mismatch(str(rule), "rule", f"a leaf of {names} at {text} or below", "none", hint)
-
-
-def relate(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
-    """The chain from one row to the other and the level it converts, or why there is none."""
-    if source.leaf == view.leaf and source.repeats == view.repeats:
-        return Chain(), None
-    cast = _cast(source, view)
-    if isinstance(cast, Mismatch):
-        return cast
-    shaped = _reshape(source, view)
-    if isinstance(shaped, Mismatch):
-        return shaped
-    chain, level = shaped
-    chain = chain >> cast
-    return _type_fault(source, view, chain, level) or (chain, level)
-
-
-def _cast(source: Row, view: Row) -> Chain | Mismatch:
-    before, after = source.leaf.dtype, view.leaf.dtype
-    if before == after:
-        return Chain()
-    if (
-        not source.leaf.is_key
-        and not view.leaf.is_key
-        and all(jnp.issubdtype(jnp.dtype(d), jnp.integer) for d in (before, after))
-    ):
-        return Chain((Cast(before, after),))
-    if source.leaf.is_key and view.leaf.is_key:
-        return _fault(source, view, "impl", "a key keeps its implementation: declare the same on both sides")
-    if source.leaf.is_key or view.leaf.is_key:
-        return _fault(source, view, "dtype", 'a key is no array of its data: declare Key["..."] on both sides')
-    hint = "only integers are cast, where that keeps their values: declare one dtype on both sides, and cast the tree yourself"
-    return _fault(source, view, "dtype", hint)
-
-
-def _fault(source: Row, view: Row, kind: str, hint: str) -> Mismatch:
-    return Mismatch("/".join(view.path), kind, f"{view.stored} as in the view", f"{source.stored} in the source", hint)
-
-
-def _reshape(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
-    if [r.size for r in source.repeats] != [r.size for r in view.repeats]:
-        counts = [" ".join(dims_.format_dim(r.size) for r in row.repeats) or "none" for row in (view, source)]
-        hint = f"repeats: {counts[0]} in the view, {counts[1]} in the source; count them with the same dim"
-        return _fault(source, view, "dims", hint)
-    pairs = zip(source.repeats, view.repeats, strict=True)
-    levels = [i for i, (a, b) in enumerate(pairs) if (a.axis is None) != (b.axis is None)]
-    if len(levels) > 1:
-        hint = "one level of stacking is converted at a time: apply two lenses in turn, through a layout between them"
-        return _fault(source, view, "dims", hint)
-    if not levels:
-        return _rearranged(source, view, source.dims, view.dims, None)
-    level = levels[0]
-    if source.repeats[level].axis is None:
-        turned = _reshape(view, source)
-        return turned if isinstance(turned, Mismatch) else (~turned[0], level)
-    axis = _stack_axis(source, level)
-    rest = (*source.dims[:axis], *source.dims[axis + 1 :])
-    tail = _rearranged(source, view, rest, view.dims, level)
-    if isinstance(tail, Mismatch):
-        return tail
-    return Unstack(axis, source.repeats[level].size) >> tail[0], level
-
-
-def _stack_axis(row: Row, level: int) -> int:
-    """Where the axis of one stacked level ends up in the stored leaf."""
-    marked = tuple(dataclasses.replace(r, size=("",)) if i == level else r for i, r in enumerate(row.repeats))
-    return dataclasses.replace(row, repeats=marked).dims.index(("",))
-
-
-def _rearranged(source: Row, view: Row, before: Dims, after: Dims, level: int | None) -> tuple[Chain, int | None] | Mismatch:
-    if before == after:
-        return Chain(), level
-    atoms = dims_.factors(before)
-    if sorted(map(str, atoms)) != sorted(map(str, dims_.factors(after))):
-        lacking = " ".join(sorted(set(map(str, atoms)) ^ set(map(str, dims_.factors(after))))) or "how often each occurs"
-        return _fault(source, view, "dims", f"the dims must have the same factors; they differ in: {lacking}")
-    if len(set(atoms)) != len(atoms):
-        twice = " ".join(sorted({str(f) for f in atoms if atoms.count(f) > 1}))
-        return _fault(source, view, "ambiguous", f"{twice} occurs twice in one leaf: name the axes apart with different dims")
-    return Chain((Rearrange(before, after),)), level
-
-
-def _type_fault(source: Row, view: Row, chain: Chain, level: int | None) -> Mismatch | None:
-    """Types the chain for all sizes, both ways."""
-    for before, after, edits in ((source, view, chain), (view, source, ~chain)):
-        counts = frozenset(dims_.names((before.repeats[level].size,))) if level is not None else frozenset[str]()
-        fanned = level is not None and before.repeats[level].axis is None
-        count = before.repeats[level].size[0] if level is not None else 1
-        arity = (count if isinstance(count, int) else 2) if fanned else 1
-        found = typed(edits, before.dims, before.leaf.dtype, arity, counts)
-        wanted = typed(Chain(), after.dims, after.leaf.dtype, 1, counts)
-        if set(found) != set(wanted):
-            return _fault(source, view, "dims", f"{edits} gives {found[0]}, not {wanted[0]}")
-    return None
 
 
 def _unplaced(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Default, Leaf
 from ckpt_schema.lens.edits import Cast, Chain, Entries
 
-__all__ = ["edit", "make", "mesh_of", "on_devices", "verify_casts"]
+__all__ = ["edit", "make", "mesh_of", "narrowed", "on_devices", "verify_casts"]
 
 
 def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Leaf, likes: Sequence[Any]) -> list[Any]:
@@ -52,6 +53,10 @@ def _like(result: Any, like: Any) -> Any:
         return result if target is None else jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=target)
     if leaves.is_scalar(like):
         return type(like)(result)
+    if isinstance(like, np.generic):
+        return np.asarray(result)[()]
+    if isinstance(like, np.ndarray):
+        return np.asarray(result)
     target = on_devices(getattr(like, "sharding", None))
     if target is None or not isinstance(result, jax.Array) or result.sharding == target:
         return result
@@ -61,12 +66,12 @@ def _like(result: Any, like: Any) -> Any:
 def _abstract(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[jax.ShapeDtypeStruct]:
     bare = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values]
     found = jax.eval_shape(lambda *xs: chain.apply(xs, sizes), *bare)
-    sharding = _result_sharding(chain, values[0], sizes)
+    sharding = _result_sharding(chain, values, sizes)
     return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in found]
 
 
 def _compiled_edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
-    sharding = _result_sharding(chain, next(v for v in values if isinstance(v, jax.Array)), sizes)
+    sharding = _result_sharding(chain, [v for v in values if isinstance(v, jax.Array)], sizes)
     named = sharding if isinstance(sharding, NamedSharding) else None
     return list(_compiled(chain, tuple(sorted(sizes.items())), named)(*values))
 
@@ -95,8 +100,7 @@ def _traced_edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) 
     def run(*xs: Any) -> list[Any]:
         return _apply(chain, xs, sizes)
 
-    found = jax.typeof(next(v for v in values if isinstance(v, Tracer)))
-    sharding = _result_sharding(chain, found, sizes)
+    sharding = _result_sharding(chain, [jax.typeof(v) for v in values if isinstance(v, Tracer)], sizes)
     explicit = isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
     return _told(run, sharding)(*values) if explicit else run(*values)
 
@@ -111,18 +115,36 @@ def _apply(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> lis
     if not jnp.issubdtype(dtype, jnp.floating):
         return chain.apply(values, sizes)
     bits = jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
-    edited = chain.apply([jax.lax.bitcast_convert_type(value, bits) for value in values], sizes)
-    return [jax.lax.bitcast_convert_type(value, dtype) for value in edited]
+
+    @jax.custom_jvp
+    def moved(*xs: Any) -> list[Any]:
+        edited = chain.apply([jax.lax.bitcast_convert_type(x, bits) for x in xs], sizes)
+        return [jax.lax.bitcast_convert_type(x, dtype) for x in edited]
+
+    def tangents(primals: tuple[Any, ...], along: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
+        return moved(*primals), chain.apply(along, sizes)  # an integer has no derivative, but what moves floats is linear
+
+    moved.defjvp(tangents)
+    return moved(*values)
 
 
-def _result_sharding(chain: Chain, value: Any, sizes: Mapping[str, int]) -> Any:
-    """How each result is sharded, from the sharding of an input; None where that is unknown."""
+def _result_sharding(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> Any:
+    """How each result is sharded, from the inputs' shardings: the finest, so that none is gathered; None where unknown."""
+    value = max(values, key=_shards)
     sharding = getattr(value, "sharding", None)
     if not isinstance(sharding, NamedSharding):
         return sharding
     ways: dict[str, int] = dict(sharding.mesh.shape)
     found = chain.entries(_entries(sharding.spec, len(value.shape)), tuple(value.shape), sizes, ways)
     return NamedSharding(sharding.mesh, _spec(found), memory_kind=sharding.memory_kind)
+
+
+def _shards(value: Any) -> int:
+    """Into how many parts a leaf is split."""
+    sharding = getattr(value, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return 0
+    return math.prod(sharding.mesh.shape[axis] for axes in _entries(sharding.spec, len(value.shape)) for axis in axes)
 
 
 def _entries(spec: PartitionSpec, rank: int) -> Entries:
@@ -180,7 +202,18 @@ def verify_casts(jobs: Sequence[tuple[Chain, Sequence[Any], Sequence[str]]]) -> 
         raise ConformanceError(f"values cannot be carried over exactly: {len(faults)} fault(s)", faults)
 
 
+def narrowed(path: str, dtype: str) -> Mismatch | None:
+    """The fault where jax would make a leaf of another dtype: it has no 64-bit arrays unless told to."""
+    made = None if dtype.startswith("key<") else jax.dtypes.canonicalize_dtype(dtype)
+    if made is None or made == jnp.dtype(dtype):
+        return None
+    found = f"{made}, which is what jax makes of it"
+    return Mismatch(path, "dtype", f"an array of {dtype}", found, 'set jax.config.update("jax_enable_x64", True)')
+
+
 def _cast_fault(cast: Cast, value: Any, path: str) -> Mismatch | None:
+    if not isinstance(value, (np.ndarray, np.generic)) and (fault := narrowed(path, cast.view)):
+        return fault
     if leaves.is_abstract(value) or (not leaves.is_scalar(value) and 0 in value.shape):
         return None
     info = jnp.iinfo(cast.view)

@@ -35,6 +35,7 @@ class Signature:
         treedef: The structure.
         shapes: The leaves' shapes, or for leaves that are no jax arrays one token each.
         dtypes: The leaves' dtypes; None in the second case.
+        numbers: The positions of Python numbers, and what each stands for: it is not the number that a plan depends on.
         avals: The abstract values of the leaves seen last. Arrays that one jitted step returns carry the same ones call after
             call, so that comparing identities most often does; it is a memo, and nothing depends on what it holds.
     """
@@ -42,6 +43,7 @@ class Signature:
     treedef: TreeDef
     shapes: list[Any]
     dtypes: list[Any] | None
+    numbers: tuple[tuple[int, Leaf], ...]
     avals: list[Any]
 
     def flatten(self, tree: Tree) -> list[Any] | None:
@@ -51,7 +53,10 @@ class Signature:
         except (ValueError, TypeError):
             return None
         if self.dtypes is None:
-            return found if list(map(_token, found)) == self.shapes else None
+            same = list(map(_token, found)) == self.shapes
+            return found if same and all(leaves.accepts(leaf, found[at]) for at, leaf in self.numbers) else None
+        if not jax.tree_util.all_leaves(found):
+            return None  # a Variable passes for its value where only attributes are compared
         try:
             if all(map(operator.is_, map(_avals, found), self.avals)):
                 return found
@@ -64,19 +69,26 @@ class Signature:
         return found
 
 
-def signature_of(treedef: TreeDef, found: Sequence[Any]) -> Signature:
-    """The signature of a tree from its structure and leaves."""
+def signature_of(treedef: TreeDef, found: Sequence[Any], declared: Callable[[int], Leaf]) -> Signature:
+    """The signature of a tree from its structure and leaves.
+
+    Args:
+        treedef: The structure.
+        found: The leaves.
+        declared: What the leaf at a position is declared to be.
+    """
     try:
         avals = list(map(_avals, found))
     except AttributeError:
-        return Signature(treedef, list(map(_token, found)), None, [])
-    return Signature(treedef, list(map(_shapes, avals)), list(map(_dtypes, avals)), avals)
+        numbers = tuple((at, declared(at)) for at, value in enumerate(found) if leaves.is_scalar(value))
+        return Signature(treedef, list(map(_token, found)), None, numbers, [])
+    return Signature(treedef, list(map(_shapes, avals)), list(map(_dtypes, avals)), (), avals)
 
 
 def _token(value: Any) -> Any:
-    """What a plan depends on in a leaf that may be no jax array: abstract or not, its shape and dtype, a number itself."""
+    """What a plan depends on in a leaf that may be no jax array: abstract or not, its shape and dtype."""
     if leaves.is_scalar(value):
-        return type(value), value  # whether a number fits its dtype depends on the number
+        return type(value)
     return leaves.is_abstract(value), isinstance(value, jax.Array), leaves.signature(value), type(value).__name__
 
 

@@ -31,6 +31,11 @@ def typed(chain: Chain, dims: Dims, dtype: str, arity: int, counts: frozenset[st
     Returns:
         One ``dtype[dims]`` per result, symbolic dims spelled by jax.
     """
+    with jax.enable_x64():  # the type of an int64 leaf is int64, whatever jax makes of it later
+        return _evaluated(chain, dims, dtype, arity, counts)
+
+
+def _evaluated(chain: Chain, dims: Dims, dtype: str, arity: int, counts: frozenset[str]) -> tuple[str, ...]:
     sizes = symbols(sorted((dims_.names(dims) | chain.names) - counts), counts)
     shape = tuple(product(dim, sizes) for dim in dims)
     # A key's type plays no part in how its axes move, and jax has no symbolic key arrays to speak of.

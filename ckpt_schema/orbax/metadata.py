@@ -18,7 +18,7 @@ from ckpt_schema.paths import KeyPath
 from ckpt_schema.pytrees import key_paths
 from ckpt_schema.trees import Tree
 
-__all__ = ["SKIP", "DiskTree", "load", "read"]
+__all__ = ["SKIP", "DiskTree", "absolute", "load", "read"]
 
 SKIP = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
@@ -66,7 +66,7 @@ def read(path: epath.PathLike, item: str | None = None) -> DiskTree:
     Raises:
         CheckpointMismatchError: There is no checkpoint, no such item, or no metadata that Orbax can read.
     """
-    place = epath.Path(path)
+    place = absolute(path)
     name = _item(place, item)
     try:
         found = ocp.metadata(place, checkpointable_name=name).metadata
@@ -82,8 +82,14 @@ def read(path: epath.PathLike, item: str | None = None) -> DiskTree:
     return DiskTree(place, name, treedef.unflatten(typed))
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The path from the root; Orbax takes no other."""
+    place = epath.Path(path)
+    return place if "://" in str(path) else epath.Path(place.expanduser().absolute())
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0][:300]  # TensorStore puts a whole specification there
 
 
 def _refusal(place: epath.Path, found: str, hint: str, notes: list[str] | None = None) -> CheckpointMismatchError:
@@ -175,10 +181,19 @@ def load(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
 
     Returns:
         A tree like ``wanted``, with values.
+
+    Raises:
+        CheckpointMismatchError: Orbax cannot read it.
     """
     # Orbax skips what is a placeholder, as long as the containers are all there.
     skipped = jax.tree.map(lambda _: SKIP, disk.tree)
-    loaded = _at(ocp.load(disk.path, _planted(skipped, prefix, wanted), checkpointable_name=disk.item), prefix)
+    try:
+        whole = ocp.load(disk.path, _planted(skipped, prefix, wanted), checkpointable_name=disk.item)
+    except Exception as error:  # Orbax has no one class for what may be wrong with its files
+        hint = "a copy may be incomplete, or a file damaged"
+        notes = [f"Orbax says: {_first_line(error)}"]
+        raise _refusal(disk.path, "a checkpoint whose arrays cannot be read", hint, notes) from error
+    loaded = _at(whole, prefix)
     return {key: loaded[key] for key in wanted} if isinstance(wanted, dict) and loaded is not None else loaded
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match
@@ -19,10 +20,10 @@ from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismat
 from ckpt_schema.frameworks import nnx
 from ckpt_schema.leaves import FreshKey, Leaf
 from ckpt_schema.lens.core import Lens, derive
-from ckpt_schema.lens.execute import mesh_of, on_devices
+from ckpt_schema.lens.execute import mesh_of, narrowed, on_devices
 from ckpt_schema.orbax import metadata
 from ckpt_schema.orbax.metadata import SKIP, DiskTree
-from ckpt_schema.orbax.sides import Place, locate, toward
+from ckpt_schema.orbax.sides import Place, Side, ambiguous, interchangeable, locate, toward
 from ckpt_schema.trees import Tree, flatten
 
 __all__ = ["RestoreTimes", "restore"]
@@ -51,6 +52,8 @@ def restore(
     lens: Lens,
     *,
     item: str | None = None,
+    target_side: Side | None = None,
+    disk_side: Side | None = None,
     times: Callable[[RestoreTimes], None] | None = None,
 ) -> Target:
     """Restores the checkpoint at ``path`` into the form of ``target``.
@@ -67,6 +70,8 @@ def restore(
             Private leaves that the disk lacks are taken from a concrete target, or else from their declared defaults.
         lens: The lens.
         item: Which pytree of the checkpoint, where it holds several.
+        target_side: The side of the lens that the target is on, for targets that conform to both.
+        disk_side: The side that is on disk, for checkpoints that could be of either.
         times: Called once with the time each part took.
 
     Returns:
@@ -74,18 +79,16 @@ def restore(
         and returned, only when all went well.
 
     Raises:
-        CheckpointMismatchError: There is no checkpoint, or it is of neither side, or differs from the target, or holds a number
-            that the target's dtype does not, with every fault.
-        ConformanceError: The target is on neither side.
+        CheckpointMismatchError: There is no checkpoint, or it is of neither side, or could be of either, or differs from the
+            target, or holds a number that the target's dtype does not, with every fault.
+        ConformanceError: The target is on neither side, could be on either, or has shardings over a mesh without devices.
     """
     clock = [time.perf_counter()]
-    state: Any = nnx.state_of(target)
-    side, match = toward(state, lens, "the target")
+    state: Any = jax.tree.map(_goal, nnx.state_of(target))
+    _verify_meshes(state)
+    side, match = toward(state, lens, "the target", target_side, "target_side")
     disk = metadata.read(path, item)
-    place = locate(disk, side)
-    if place.layout is side.view:
-        side = derive(side.view, side.view).bind(**side.dims)
-    expected = _expected(disk, place, state, side)
+    place, side, expected = _source(disk, locate(disk, side), state, side, lens, disk_side)
     wanted = _wanted(place, expected, side, match)
     clock.append(time.perf_counter())
     loaded = metadata.load(disk, place.prefix, wanted)
@@ -96,6 +99,65 @@ def restore(
         clock.append(time.perf_counter())
         times(RestoreTimes(*(after - before for before, after in itertools.pairwise(clock))))
     return nnx.updated(target, result)
+
+
+def _goal(leaf: Any) -> Any:
+    """A leaf of the target as what it asks for: an array that was donated has no value, and NumPy arrays become jax's."""
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        return leaves.abstract(leaf)
+    return jnp.asarray(leaf) if isinstance(leaf, (np.ndarray, np.generic)) and not narrowed("", str(leaf.dtype)) else leaf
+
+
+def _verify_meshes(state: Tree) -> None:
+    """Raises where a leaf is sharded over an abstract mesh that no mesh in context stands for.
+
+    Raises:
+        ConformanceError: With every such leaf.
+    """
+    flat = flatten(state)
+    faults: list[Mismatch] = []
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        own: Any = getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if own is None or isinstance(own, Mesh) or own.empty:
+            continue
+        mesh = jax.sharding.get_mesh()
+        if not dict(own.shape).items() <= dict(mesh.shape).items():
+            where, expected = paths.format_path(key), f"a mesh with {dict(own.shape)} in context"
+            hint = "restore within jax.set_mesh(mesh), or give the target shardings over a mesh of devices"
+            faults.append(Mismatch(where, "sharding", expected, "no mesh" if mesh.empty else f"{dict(mesh.shape)}", hint))
+    if faults:
+        raise ConformanceError(f"the target's shardings name no devices: {len(faults)} fault(s)", faults)
+
+
+def _source(
+    disk: DiskTree, places: Sequence[Place], state: Tree, side: Lens, lens: Lens, disk_side: Side | None
+) -> tuple[Place, Lens, Tree]:
+    """Which of several readings of the checkpoint fits the target, the lens from there, and what the target makes of it.
+
+    Raises:
+        CheckpointMismatchError: None does, or two that differ do.
+    """
+    fits: list[tuple[Place, Lens, Tree]] = []
+    faults: list[CheckpointMismatchError] = []
+    for place in places:
+        if disk_side is not None and len(places) > 1 and (place.layout is lens.source) != (disk_side == "source"):
+            continue
+        through = _identity(side) if place.layout is side.view else side
+        try:
+            fits.append((place, through, _expected(disk, place, state, through)))
+        except CheckpointMismatchError as error:
+            faults.append(error)
+    if not fits:
+        raise faults[0]
+    if len(fits) > 1 and not interchangeable(side):
+        raise ambiguous(CheckpointMismatchError, f"{disk.path} is a checkpoint", lens, "disk_side")
+    return fits[0]
+
+
+def _identity(side: Lens) -> Lens:
+    """From the target's own layout to itself."""
+    known = side.view.names()
+    return derive(side.view, side.view, dims={name: size for name, size in side.dims.items() if name in known})
 
 
 def _expected(disk: DiskTree, place: Place, state: Tree, side: Lens) -> Tree:

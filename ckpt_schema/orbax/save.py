@@ -17,15 +17,17 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.errors import CheckpointExistsError, ConformanceError, Mismatch
 from ckpt_schema.frameworks import nnx
 from ckpt_schema.lens.core import Lens
-from ckpt_schema.orbax.sides import toward
+from ckpt_schema.orbax.metadata import absolute
+from ckpt_schema.orbax.sides import Side, toward
 from ckpt_schema.trees import FlatTree, Tree, flatten
 
 __all__ = ["save"]
 
+_UNSTORABLE = ("uint2", "uint4", "float8_e4m3")
 _SWEEPS, _QUIET = 40, 5  # at most, and in a row without a find: two seconds, a quarter of one
 
 
-def save(path: epath.PathLike, state: Any, lens: Lens, *, onto: Tree | None = None) -> None:
+def save(path: epath.PathLike, state: Any, lens: Lens, *, onto: Tree | None = None, side: Side | None = None) -> None:
     """Saves ``state`` as a checkpoint in the layout of ``lens.source``, whichever side it is on.
 
     An NNX run that writes Linen checkpoints passes a lens from Linen to NNX; ``~lens`` writes the other way. Leaves that the
@@ -37,19 +39,25 @@ def save(path: epath.PathLike, state: Any, lens: Lens, *, onto: Tree | None = No
         state: A concrete ``nnx.State``, ``nnx.Module``, ``TrainState`` or dict.
         lens: The lens.
         onto: Where the source's private leaves come from, and its containers; see `Lens.put`.
+        side: The side that the state is on, for states that conform to both.
 
     Raises:
         CheckpointExistsError: There is something at ``path``; it is not touched.
-        ConformanceError: The state is on neither side, holds leaves that Orbax cannot save, or a value cannot be carried over.
+        ConformanceError: The state is on neither side, or could be on either, or holds leaves that Orbax cannot save, or values
+            that cannot be carried over.
     """
-    place = epath.Path(path)
+    place = absolute(path)
     if place.exists():
         fault = Mismatch(str(place), "checkpoint", "nothing there yet", "a file or directory", "save elsewhere, or remove it")
         raise CheckpointExistsError(f"{place} exists and is not overwritten: 1 fault", [fault])
+    above = next((p for p in place.parents if p.exists()), place)
+    if above.exists() and not above.is_dir():
+        fault = Mismatch(str(above), "checkpoint", "a directory, or nothing", "a file", "save elsewhere, or remove it")
+        raise CheckpointExistsError(f"{place} cannot be made below a file: 1 fault", [fault])
     tree = nnx.state_of(state)
-    side, _ = toward(tree, lens, "the state")
+    turned, _ = toward(tree, lens, "the state", side, "side")
     _verify(tree, _valueless)
-    source = side.put(tree, onto=onto) if side.view is lens.view else tree
+    source = turned.put(tree, onto=onto) if turned.view is lens.view else tree
     _verify(source, _unsavable)
     _write(place, jax.tree.map(_savable, jax.block_until_ready(source)))
 
@@ -73,12 +81,14 @@ def _valueless(flat: FlatTree) -> Iterator[Mismatch]:
 
 
 def _unsavable(flat: FlatTree) -> Iterator[Mismatch]:
-    """What Orbax refuses half-way, or loses: empty arrays, and leaves whose keys are the same when joined by dots."""
+    """What Orbax refuses half-way, or loses: empty arrays, some dtypes, and leaves with one name when joined by dots."""
     names = collections.Counter(".".join(map(str, key)) for key in flat.keys)
     for key, leaf in zip(flat.keys, flat.leaves, strict=True):
         where, name = paths.format_path(key), ".".join(map(str, key))
         if 0 in (leaves.signature(leaf) or ((),))[0]:
             yield Mismatch(where, "shape", "at least one element", leaves.describe(leaf), "Orbax saves no empty arrays")
+        if (leaves.signature(leaf) or ((), ""))[1] in _UNSTORABLE:
+            yield Mismatch(where, "dtype", "a dtype that Orbax stores", leaves.describe(leaf), "TensorStore has no such dtype")
         if names[name] > 1:
             yield Mismatch(where, "ambiguous", f"one leaf called {name}", str(names[name]), "Orbax would keep one of them")
 

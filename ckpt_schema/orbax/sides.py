@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from ckpt_schema.conformance import Match, Matcher, Report
 from ckpt_schema.dims import Binder
-from ckpt_schema.errors import CheckpointMismatchError, ConformanceError
+from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
+from ckpt_schema.frameworks import nnx
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.orbax.metadata import DiskTree
 from ckpt_schema.paths import KeyPath, format_path
@@ -15,10 +17,14 @@ from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Slot
 from ckpt_schema.trees import Tree, flatten
 
-__all__ = ["Place", "locate", "toward"]
+__all__ = ["Place", "Side", "ambiguous", "interchangeable", "locate", "toward"]
 
 _ENVELOPE = ("step", "opt_state")
 """What stands beside the variables in a Linen train state that keeps its weights bare."""
+
+
+Side = Literal["source", "view"]
+"""A side of a lens, by name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,38 +44,76 @@ class Place:
     slots: Mapping[Slot, int]
 
 
-def toward(tree: Tree, lens: Lens, what: str) -> tuple[Lens, Match]:
+def toward(tree: Tree, lens: Lens, what: str, told: Side | None, argument: str) -> tuple[Lens, Match]:
     """The lens, turned so that ``tree`` is on its view side, and which leaf of the tree is what there.
 
+    Args:
+        tree: The tree.
+        lens: The lens.
+        what: What the tree is, for messages.
+        told: The side it is on, if that was said.
+        argument: The argument that says it, for messages.
+
     Raises:
-        ConformanceError: The tree conforms to neither side; the faults are those of the nearer one.
+        ConformanceError: The tree conforms to neither side, and the faults are those of the nearer one; or to both.
     """
     reports: list[Report] = []
-    for side in sorted((lens, ~lens), key=lambda side: _distance(tree, side.view)):
+    fits: list[tuple[Lens, Match]] = []
+    sides = {"view": lens, "source": ~lens}
+    distances = {name: _distance(tree, side.view) for name, side in sides.items()}
+    for name, side in sorted(sides.items(), key=lambda item: distances[item[0]]):
+        if told not in (None, name) or (fits and distances[name]):
+            continue  # a whole match of a side with other keys would only find them again
         match = Matcher(side.view).match(tree, Binder(side.dims))
         if not match.report:
-            return side, match
+            fits.append((side, match))
         reports.append(match.report)
+    if len(fits) > 1 and not interchangeable(lens):
+        fits = [fit for fit in fits if nnx.is_state(tree) == (fit[0].view.container == "nnx")]
+        if len(fits) != 1:
+            raise ambiguous(ConformanceError, f"{what} is a tree", lens, argument)
+    if fits:
+        return fits[0]
     nearest = _nearest(reports)
     sides = f"{lens.source.name} nor {lens.view.name}"
     header = f"{what} conforms to neither {sides}; nearest is {nearest.layout}: {len(nearest)} fault(s)"
     raise ConformanceError(header, nearest.mismatches, nearest.notes)
 
 
-def locate(disk: DiskTree, lens: Lens) -> Place:
+def interchangeable(lens: Lens) -> bool:
+    """Whether a tree that conforms to both sides is the same tree on both."""
+    rows = ((lens.source.rows[join.source], lens.view.rows[join.view], join.chain) for join in lens.joins)
+    return all(a.key == b.key and not chain for a, b, chain in rows)
+
+
+def ambiguous(error: type[ConformanceError], what: str, lens: Lens, argument: str) -> ConformanceError:
+    """The error for what could be on either side."""
+    sides = f"{lens.source.name} (source) or {lens.view.name} (view)"
+    found = "leaves that conform to both, and mean something else in each"
+    fault = Mismatch("", "ambiguous", f"{sides}, not both", found, f'say which: {argument}="source" or {argument}="view"')
+    return error(f"{what} of {lens.source.name} as well as of {lens.view.name}: 1 fault", [fault])
+
+
+def locate(disk: DiskTree, lens: Lens) -> list[Place]:
     """Where in the checkpoint a tree of either side of ``lens`` stands: its view (no translation is needed), or its source.
 
-    Weights alone are looked for in the whole, then where a full train state keeps them.
+    Weights alone are looked for in the whole, then where a full train state keeps them. There are several places only where the
+    same leaves conform to both sides.
 
     Raises:
         CheckpointMismatchError: Neither is anywhere; the faults are those of the nearest.
     """
     reports: list[tuple[Report, KeyPath]] = []
+    fits: list[Place] = []
     for layout, prefix, tree in sorted(_candidates(disk, lens), key=lambda found: _distance(found[2], found[0])):
+        if fits and (fits[0].prefix != prefix or fits[0].layout is layout or _distance(tree, layout)):
+            continue
         match = Matcher(layout).match(tree, Binder(lens.dims))
         if not match.report:
-            return Place(layout, prefix, tree, match.slots)
+            fits.append(Place(layout, prefix, tree, match.slots))
         reports.append((match.report, prefix))
+    if fits:
+        return fits
     nearest = _nearest([report for report, _ in reports])
     prefix = next(at for report, at in reports if report is nearest)
     where = f" under {format_path(prefix)}" if prefix else ""
