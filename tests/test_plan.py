@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float16, Float32, Int32, Int64, UInt32
 
 import ckpt_schema as cs
@@ -191,7 +191,7 @@ def test_layers_that_are_sharded_differently_are_stacked_without_gathering() -> 
     class Stacked(cs.Schema):
         layers: Float32[Array, "n m"] = cs.field(scan="depth")
 
-    mesh = jax.make_mesh((8,), ("x",))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     sharded, whole = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("x", None))
     lens = cs.derive(Listed, Stacked)
     for order in ((sharded, whole), (whole, sharded)):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -84,8 +86,8 @@ def read(path: epath.PathLike, item: str | None = None) -> DiskTree:
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """The path from the root; Orbax takes no other."""
-    place = epath.Path(path)
-    return place if "://" in str(path) else epath.Path(place.expanduser().absolute())
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else Path(text).expanduser().resolve())
 
 
 def _first_line(error: Exception) -> str:
