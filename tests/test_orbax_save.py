@@ -187,7 +187,7 @@ def test_what_is_written_after_the_failure_is_removed_too(
 ) -> None:
     def late() -> None:
         time.sleep(0.1)
-        (tmp_path / "0.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+        (tmp_path / "0.orbax-checkpoint-tmp").mkdir()
 
     writer = threading.Thread(target=late)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -118,7 +119,8 @@ def _sweep(place: epath.Path, before: set[epath.Path]) -> None:
     for _ in range(_SWEEPS):
         left = _unfinished(place) - before
         for path in left:
-            path.rmtree(missing_ok=True)
+            with contextlib.suppress(OSError):  # something was written to it meanwhile: the next round sees it
+                path.rmtree(missing_ok=True)
         quiet = 0 if left else quiet + 1
         if quiet == _QUIET:
             return
