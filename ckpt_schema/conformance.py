@@ -113,7 +113,7 @@ class Matcher:
             elif slots.setdefault(slot, position) != position:
                 both = f"{paths.format_path(flat.keys[slots[slot]])} and {paths.format_path(key)}"
                 faults.append(Mismatch(paths.format_path(key), "ambiguous", "one leaf for a row", both))
-        binder = Binder() if binder is None else binder
+        binder = Binder(self.layout.bound()) if binder is None else binder
         known = binder.copy()
         self._bind(flat, slots, binder)
         found = self._faults(flat, slots, strays, binder)
@@ -327,7 +327,7 @@ def check(source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | N
                   -> near: scale
     """
     table = layout(source)
-    report = Matcher(table).match(tree, Binder(dims)).report
+    report = Matcher(table).match(tree, Binder(table.bound(dims or {}))).report
     known = table.names()
     unknown = tuple(
         Mismatch(name, "dims", f"a dim of {table.name} ({', '.join(sorted(known))})", "an unknown name", _near(name, [*known]))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema import leaves, paths
+from ckpt_schema.dims import Dims
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern
@@ -68,7 +69,8 @@ def infer(tree: Tree, *, scan: Mapping[str, int] | None = None, lists: Sequence[
     )
     rows = _merge(list(_rows(read, kinds, folds)), name)
     container = "nnx" if read.variables else "dict"
-    nodes = () if container == "nnx" else tuple(Node(k, t) for k, t in containers(tree) if k[0] == "opt_state")
+    found = nnx.inner_containers(tree) if container == "nnx" else (c for c in containers(tree) if c[0][0] == "opt_state")
+    nodes = tuple(Node(key, kind) for key, kind in found)
     return verify_table(Layout(name, rows, nodes, container, kinds.homes))
 
 
@@ -80,6 +82,7 @@ class _Found:
     value: Any
     kind: Any
     metadata: tuple[tuple[str, Any], ...]
+    inside: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,9 +97,10 @@ def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> _Read:
     wrapped = bool(variables) or (bool(flat.keys) and flat.stored and all(k[-1] == "value" and len(k) > 1 for k in flat.keys))
     found: list[_Found] = []
     for key, value in zip(flat.keys, flat.leaves, strict=True):
-        bare = key[:-1] if wrapped and key[:-1] in (variables or {key[:-1]: None}) else key
-        kind, metadata = variables.get(bare, (None, ()))
-        found.append(_Found(bare, value, kind, metadata))
+        levels = range(len(key) - 1, -1, -1) if wrapped else ()
+        at = next((n for n in levels if key[n] == "value" and (key[:n] in variables or not variables)), len(key))
+        kind, metadata = variables.get(key[:at], (None, ()))
+        found.append(_Found((*key[:at], *key[at + 1 :]), value, kind, metadata, max(len(key) - 1 - at, 0)))
     return _Read(_numbered(found) if flat.stored else found, bool(variables))
 
 
@@ -169,9 +173,14 @@ def _mirrored(read: _Read, weights: tuple[tuple[KeyPath, str | None], ...], opti
         if leaf.key[: len(optimizer)] == optimizer:
             for end in range(len(optimizer), len(leaf.key)):
                 total[leaf.key[:end]] += 1
-                hits[leaf.key[:end]] += leaf.key[end:] in params
+                hits[leaf.key[:end]] += _param(leaf.key[end:], params) is not None
     found = {(*p, *inner) for p, n in hits.items() if n == total[p] and (n > 1 or n == len(params))}
     return dataclasses.replace(bare, mirrors=frozenset(found))
+
+
+def _param(key: KeyPath, params: Container[KeyPath]) -> KeyPath | None:
+    """The param at whose place a leaf of a mirror stands, or inside of whose place it does."""
+    return next((key[:end] for end in range(len(key), 0, -1) if key[:end] in params), None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -271,17 +280,18 @@ def _unused_lists(named: Sequence[Pattern], heads: Mapping[Pattern, Any], folds:
 
 
 def _rows(read: _Read, kinds: _Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterator[Row]:
+    shapes = {body: _leaf(leaf).dims for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None}
     for leaf in read.leaves:
         for prefix, collection in kinds.weights:
             if leaf.key[: len(prefix)] == prefix:
-                yield _row(leaf, ("params",), prefix, folds, leaf.kind or collection)
+                yield _row(leaf, ("params",), prefix, folds, leaf.kind or collection, shapes)
                 break
         else:
             mirror = next((leaf.key[:n] for n in range(len(leaf.key)) if leaf.key[:n] in kinds.mirrors), None)
             optimizer = kinds.optimizer or ()
             if mirror is not None:
                 start = tuple(str(k) for k in _strip(mirror, optimizer, kinds))
-                yield _row(leaf, ("opt_state", *start), mirror, folds, leaf.kind)
+                yield _row(leaf, ("opt_state", *start), mirror, folds, leaf.kind, shapes)
             else:
                 inside = leaf.key[: len(optimizer)] == optimizer
                 rest = leaf.key[len(optimizer) :] if inside else leaf.key[-1:] if leaf.key[0] == "optimizer" else leaf.key
@@ -295,20 +305,40 @@ def _strip(mirror: KeyPath, optimizer: KeyPath, kinds: _Envelope) -> KeyPath:
     return mirror[len(optimizer) : len(mirror) - inner]
 
 
-def _row(leaf: _Found, head: LogicalPath, prefix: Sequence[Key], folds: Mapping[KeyPath, _Fold], kind: Any) -> Row:
-    body, stored = leaf.key[len(prefix) :], _leaf(leaf)
+def _row(
+    leaf: _Found,
+    head: LogicalPath,
+    prefix: Sequence[Key],
+    folds: Mapping[KeyPath, _Fold],
+    kind: Any,
+    shapes: Mapping[KeyPath, Dims],
+) -> Row:
+    """The row of a leaf of the model, or of what mirrors it; ``shapes`` are those of the model's leaves."""
+    stored = _leaf(leaf)
+    rest = leaf.key[len(prefix) :]
+    body = _param(rest, shapes) or rest
+    tail = rest[len(body) :]
     fold = folds.get(body)
-    if fold is None:
-        path = (*head, *map(str, body))
-        return Row(path, leaf.key, stored, kind=kind, metadata=leaf.metadata, body=len(head))
-    if fold.count is not None:
+    axis = None if fold is None or fold.count is not None else _shared_axis(fold.axis or 0, stored.dims, shapes[body])
+    if fold is None or (fold.count is None and axis is None):
+        path = (*head, *map(str, (*body, *tail)))
+        return Row(path, leaf.key, stored, kind=kind, metadata=leaf.metadata, body=len(head), inside=leaf.inside)
+    if axis is None:
+        assert fold.count is not None
         repeats, item = (Repeat((fold.count,), None),), stored
     else:
-        axis = fold.axis or 0
         item = Leaf((*stored.dims[:axis], *stored.dims[axis + 1 :]), stored.dtype)
         repeats = (Repeat(stored.dims[axis], axis),)
-    key = (*prefix, *fold.key)
-    return Row((*head, *fold.path), key, item, repeats, kind, leaf.metadata, body=len(head))
+    key, path = (*prefix, *fold.key, *tail), (*head, *fold.path, *map(str, tail))
+    return Row(path, key, item, repeats, kind, leaf.metadata, body=len(head), inside=leaf.inside)
+
+
+def _shared_axis(axis: int, dims: Dims, param: Dims) -> int | None:
+    """The axis on which a leaf is stacked as its param is: the same where their shapes are, or else one of that size alone."""
+    if dims == param:
+        return axis
+    only = dims.count(param[axis]) == param.count(param[axis]) == 1
+    return dims.index(param[axis]) if only else None
 
 
 def _leaf(leaf: _Found) -> Leaf:

@@ -52,7 +52,7 @@ def children(node: Any) -> list[tuple[Key, Any]]:
 
 
 def containers(tree: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, type]]:
-    """Every container below the root that is no dict, parents first; None slots are containers of nothing.
+    """Every container below the root that is no dict, or an empty one, parents first; None slots are containers of nothing.
 
     Example:
         >>> [(key, kind.__name__) for key, kind in containers({"a": (1, None)})]
@@ -61,7 +61,7 @@ def containers(tree: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, type]
     if tree is None:
         yield prefix, type(None)
     elif not jax.tree_util.all_leaves([tree]):
-        if prefix and not isinstance(tree, dict):
+        if prefix and (type(tree) is not dict or not tree):
             yield prefix, type(tree)
         for key, child in children(tree):
             yield from containers(child, (*prefix, key))

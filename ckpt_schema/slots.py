@@ -69,6 +69,7 @@ class SlotFinder:
         """Reads the key patterns of ``table``."""
         self._rows = table.rows
         self._plain = {row.key: (number, ()) for number, row in enumerate(table.rows)}
+        self._inside = sorted({row.inside for row in table.rows})
 
     @functools.cached_property
     def _patterns(self) -> _Trie:
@@ -84,9 +85,20 @@ class SlotFinder:
             key: The key path of a leaf.
             stored: Whether strings of digits may stand for int keys.
         """
-        spelled = (key, key[:-1]) if key and key[-1] == "value" else (key,)
-        for bare in spelled:
+        for bare, inside in self._spellings(key):
             plain = self._plain.get(bare)
-            if plain is not None:
+            if plain is not None and inside in (None, self._rows[plain[0]].inside):
                 return plain
-        return next(filter(None, (self._patterns.find(bare, stored=stored) for bare in spelled)), None)
+        for bare, inside in self._spellings(key):
+            found = self._patterns.find(bare, stored=stored)
+            if found is not None and inside in (None, self._rows[found[0]].inside):
+                return found
+        return None
+
+    def _spellings(self, key: KeyPath) -> Iterator[tuple[KeyPath, int | None]]:
+        """The key path as it is, and without a level of a Variable or box, with how many segments stand inside of that."""
+        yield key, None
+        for inside in self._inside:
+            at = len(key) - 1 - inside
+            if at >= 0 and key[at] == "value":
+                yield (*key[:at], *key[at + 1 :]), inside

@@ -48,6 +48,7 @@ class Row:
         default: How the leaf is made where the other side has no place for it; None makes it required.
         optional: Whether a tree may lack it.
         body: How many segments of `path` stand before those of the model's own schema; None outside of it.
+        inside: How many segments of `key` stand inside of a Variable's or box's value, which is a container then.
     """
 
     path: LogicalPath
@@ -59,6 +60,7 @@ class Row:
     default: Default | None = None
     optional: bool = False
     body: int | None = None
+    inside: int = 0
 
     @property
     def dims(self) -> Dims:
@@ -90,12 +92,18 @@ class Node:
     """A container that is no dict, or holds no leaf: a tuple, list, NamedTuple or None slot of an optimizer chain.
 
     Attributes:
-        key: Where it stands.
+        key: Where it stands, with one index symbol per list on the way.
         type: ``tuple``, ``list``, a NamedTuple class, or ``NoneType``.
+        counts: How many members each of these lists has.
     """
 
-    key: KeyPath
+    key: Pattern
     type: type
+    counts: tuple[Dim, ...] = ()
+
+    def keys(self, sizes: Mapping[str, int]) -> Iterator[KeyPath]:
+        """Every key path it has under ``sizes``; every dim must be bound."""
+        return (paths.fill(self.key, indices) for indices in _members(self.counts, sizes))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,6 +125,7 @@ class Layout:
         nodes: Containers other than dicts, parents before children.
         container: What a tree is built as where no example is given: nested dicts, or an ``nnx.State``.
         homes: For weights alone: the key paths under which a full train state keeps such a tree, ``()`` excluded.
+        sizes: Dims whose sizes the layout holds for alone, in elements.
     """
 
     name: str
@@ -124,6 +133,7 @@ class Layout:
     nodes: tuple[Node, ...] = ()
     container: Literal["dict", "nnx"] = "dict"
     homes: tuple[KeyPath, ...] = ()
+    sizes: tuple[tuple[str, int], ...] = ()
 
     def entries(self, sizes: Mapping[str, int]) -> Iterator[Entry]:
         """The concrete leaves under ``sizes``, row by row; every dim must be bound."""
@@ -132,6 +142,22 @@ class Layout:
             assert shape is not None, f"unbound dims in {row}"
             for indices in slots_of(row, sizes):
                 yield Entry((number, indices), paths.fill(row.key, indices), shape)
+
+    def bound(self, dims: Mapping[str, int] | None = None) -> dict[str, int]:
+        """The sizes this layout holds for alone, and ``dims`` besides.
+
+        Raises:
+            SchemaError: They contradict one another.
+        """
+        own = dict(self.sizes)
+        faults = [
+            Mismatch(name, "dims", f"{own[name]}, as {self.name} is declared for", str(size))
+            for name, size in (dims or {}).items()
+            if own.get(name, size) != size
+        ]
+        if faults:
+            raise SchemaError(f"{self.name} is not declared for these sizes: {len(faults)} fault(s)", faults)
+        return {**own, **(dims or {})}
 
     def names(self) -> set[str]:
         """Every dim name of the layout, layer counts included."""
@@ -149,10 +175,14 @@ class Layout:
 
 def slots_of(row: Row, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
     """Every index tuple of a row's unrolled levels, in order; ``[()]`` for a row without any."""
+    return _members(row.unrolled, sizes)
+
+
+def _members(counts: tuple[Dim, ...], sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = [()]
-    for dim in row.unrolled:
+    for dim in counts:
         size = dims_.size_of(dim, sizes)
-        assert size is not None, f"unbound number of repeats in {row}"
+        assert size is not None, f"unbound number of repeats {dims_.format_dim(dim)}"
         found = [(*head, index) for head in found for index in range(size)]
     return found
 

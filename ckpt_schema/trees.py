@@ -73,28 +73,32 @@ def _mixed(node: Any, at: KeyPath) -> Iterator[Mismatch]:
         yield from _mixed(child, (*at, key))
 
 
-def build(layout: Layout, leaves: Iterable[tuple[KeyPath, Row, Any]]) -> Tree:
+def build(layout: Layout, leaves: Iterable[tuple[KeyPath, Row, Any]], sizes: Mapping[str, int]) -> Tree:
     """A tree of the layout's own container, from its leaves.
 
     Args:
         layout: Says which container, and where nodes other than dicts stand.
         leaves: Key path, row and value of each leaf.
+        sizes: How many members the lists have, by name.
 
     Returns:
         An ``nnx.State`` of Variables, or nested dicts with the optimizer's own tuples and NamedTuples in them.
     """
+    root: dict[Any, Any] = {}
+    nodes = [(node, key) for node in layout.nodes for key in node.keys(sizes)]
+    for _, key in nodes:
+        _parent(root, key).setdefault(key[-1], {})
+    variables: dict[KeyPath, Row | None] = {key: None for _, key in nodes}
+    for key, row, value in leaves:
+        _parent(root, key)[key[-1]] = value
+        variables[key[: len(key) - row.inside]] = row
+    for node, key in reversed(nodes):  # children before parents
+        parent = _parent(root, key)
+        parent[key[-1]] = _container(node, parent[key[-1]])
     if layout.container == "nnx":
         from ckpt_schema.frameworks import nnx  # flax loads on first use
 
-        return nnx.build_state(leaves)
-    root: dict[Any, Any] = {}
-    for node in layout.nodes:
-        _parent(root, node.key).setdefault(node.key[-1], {})
-    for key, _, value in leaves:
-        _parent(root, key)[key[-1]] = value
-    for node in reversed(layout.nodes):  # children before parents
-        parent = _parent(root, node.key)
-        parent[node.key[-1]] = _container(node, parent[node.key[-1]])
+        return nnx.build_state(root, variables)
     return root
 
 

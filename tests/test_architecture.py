@@ -15,7 +15,7 @@ PACKAGE = ROOT.name
 MAX_LINES = 400
 ORDER = """
     errors text paths dims leaves table pytrees fields schema
-    frameworks frameworks.optimizer frameworks.linen frameworks.nnx
+    frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees slots conformance equality inference
     lens lens.edits lens.symbolic lens.relate lens.derive lens.execute lens.plan lens.compile lens.core
     orbax.metadata orbax.sides orbax.restore orbax.save orbax

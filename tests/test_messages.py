@@ -21,6 +21,10 @@ class Norm(cs.Schema):
     scale: Float32[Array, " embed"]
 
 
+class Matrix(cs.Schema):
+    kernel: Float32[Array, "embed mlp"]
+
+
 class LinenBlock(cs.Schema):
     norm: Norm = cs.field(key="LayerNorm_0")
     qkv: Float32[Array, "embed 3*heads*head_dim"]
@@ -137,13 +141,25 @@ def test_what_is_no_schema() -> None:
     """)
 
 
-def test_an_optimizer_state_that_cannot_be_typed() -> None:
-    assert told(lambda: cs.linen.BareTrainState[Norm, optax.adafactor(1e-3)], cs.SchemaError) == text("""
-        the state of chain cannot be typed for all sizes: 2 fault(s)
-          opt_state/0/v_row/scale  expected the shape of the param it mirrors, found float32[1]
-                                   -> its shape is not the param's; declare this state with ckpt_schema.infer from a real one
-          opt_state/0/v_col/scale  expected the shape of the param it mirrors, found float32[1]
-                                   -> its shape is not the param's; declare this state with ckpt_schema.infer from a real one
+def test_an_optimizer_state_whose_type_depends_on_sizes() -> None:
+    assert told(lambda: cs.linen.BareTrainState[Matrix, optax.adafactor(1e-3)], cs.SchemaError) == text("""
+        the optimizer state of linen.BareTrainState cannot be typed for all sizes: 3 fault(s)
+          opt_state/0/v_row/kernel  expected one type for all sizes, found float32[1] or float32[mlp]
+                                    -> its type depends on the sizes: give them, linen.BareTrainState[Body, tx, {"embed": ..., "mlp": ...}]
+          opt_state/0/v_col/kernel  expected one type for all sizes, found float32[1] or float32[embed]
+                                    -> its type depends on the sizes: give them, linen.BareTrainState[Body, tx, {"embed": ..., "mlp": ...}]
+          opt_state/0/v/kernel      expected one type for all sizes, found float32[embed mlp] or float32[1]
+                                    -> its type depends on the sizes: give them, linen.BareTrainState[Body, tx, {"embed": ..., "mlp": ...}]
+    """)
+
+
+def test_an_optimizer_state_that_mixes_params() -> None:
+    assert told(lambda: cs.linen.BareTrainState[Matrix, optax.flatten(optax.adam(1e-3))], cs.SchemaError) == text("""
+        the optimizer state of linen.BareTrainState cannot be typed for all sizes: 2 fault(s)
+          opt_state/0/mu  expected a leaf for each param, or one shape for all sizes, found float32[15]
+                          -> it mixes params, whose order a layout may change: no lens can carry it
+          opt_state/0/nu  expected a leaf for each param, or one shape for all sizes, found float32[15]
+                          -> it mixes params, whose order a layout may change: no lens can carry it
     """)
 
 

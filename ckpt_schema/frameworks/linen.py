@@ -9,14 +9,15 @@ import jax
 import optax
 from flax.core import meta
 
-from ckpt_schema.frameworks.optimizer import optimizer_leaves, schema_and_transformation
+from ckpt_schema.frameworks.optimizer import arguments, optimizer_state
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.schema import Schema, body_rows
-from ckpt_schema.table import Layout, Node, Row, verify_table
+from ckpt_schema.table import Layout, Row, verify_table
 
 __all__ = ["BareParams", "BareTrainState", "Params", "TrainState", "unboxed"]
 
 _PARAMS = "params"
+_OPTIMIZER = ("opt_state",)
 
 
 def _weights(body: type[Schema], inner: tuple[str, ...]) -> list[Row]:
@@ -30,21 +31,14 @@ def _weights(body: type[Schema], inner: tuple[str, ...]) -> list[Row]:
 
 
 def _train_state(name: str, item: tuple[type[Schema], optax.GradientTransformation], *, bare: bool) -> Layout:
-    body, tx = schema_and_transformation(name, item)
+    body, tx, sizes = arguments(name, item)
     weights = _weights(body, (_PARAMS,) if bare else (_PARAMS, _PARAMS))
     trained = [dataclasses.replace(r, key=r.key[1:]) for r in weights if r.kind == _PARAMS]
-    found, nodes = optimizer_leaves(tx, trained)
+    state = optimizer_state(name, tx, trained, sizes)
     rows = [Row(("step",), ("step",), Leaf((), "int32")), *weights]
-    for leaf in found:
-        head = ("opt_state", *leaf.prefix)
-        path = tuple(str(part) for part in head)
-        if leaf.mirrored is None:
-            rows.append(Row(path, head, leaf.leaf))
-        else:
-            row = leaf.mirrored
-            rows.append(Row((*path, *row.path[1:]), (*head, *row.key), leaf.leaf, row.repeats, kind=_PARAMS, body=len(path)))
-    moved = tuple(Node(("opt_state", *node.key), node.type) for node in nodes)
-    return verify_table(Layout(f"{name}[{body.__name__}]", tuple(rows), moved))
+    rows += (leaf.row(_OPTIMIZER, None if leaf.param is None else _PARAMS) for leaf in state.leaves)
+    nodes = tuple(dataclasses.replace(node, key=(*_OPTIMIZER, *node.key)) for node in state.nodes)
+    return verify_table(Layout(f"{name}[{body.__name__}]", tuple(rows), nodes, sizes=tuple(sorted(sizes.items()))))
 
 
 class _TrainState:

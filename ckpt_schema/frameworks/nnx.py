@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import optax
 from flax import nnx
 
 from ckpt_schema.errors import Mismatch, SchemaError
-from ckpt_schema.frameworks.optimizer import optimizer_leaves, schema_and_transformation
+from ckpt_schema.frameworks.optimizer import arguments, optimizer_state
+from ckpt_schema.frameworks.tracing import Box
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.paths import KeyPath
+from ckpt_schema.pytrees import containers
 from ckpt_schema.schema import Schema, body_rows
 from ckpt_schema.table import Layout, Row, verify_table
 
@@ -20,6 +22,7 @@ __all__ = [
     "Params",
     "TrainState",
     "build_state",
+    "inner_containers",
     "is_state",
     "is_variable",
     "state_of",
@@ -65,25 +68,35 @@ def _model(body: type[Schema], head: KeyPath) -> list[Row]:
     return rows
 
 
+_OPTIMIZER = ("optimizer", "opt_state")
+
+
+def _variables(params: dict[Any, Any], rows: Mapping[KeyPath, Row]) -> nnx.State[Any, Any]:
+    """The state that ``nnx.Optimizer`` gives to ``tx.init``."""
+    return build_state(params, rows)
+
+
+def _value(node: Any) -> Any:
+    return node.get_value() if is_variable(node) else node
+
+
 class _TrainState:
     """``TrainState[Body, tx]``: a module that holds ``model`` and ``optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)``."""
 
     def __getitem__(self, item: tuple[type[Schema], optax.GradientTransformation]) -> Layout:
         """The layout for a body and the transformation that made its optimizer state."""
-        body, tx = schema_and_transformation("nnx.TrainState", item)
+        body, tx, sizes = arguments("nnx.TrainState", item)
         model = _model(body, ("model",))
         trained = [dataclasses.replace(r, key=r.key[1:]) for r in model if issubclass(r.kind, nnx.Param)]
-        found, _ = optimizer_leaves(tx, trained)
+        state = optimizer_state("nnx.TrainState", tx, trained, sizes, Box(_variables, _value))
         rows = [*model, Row(("step",), ("optimizer", "step"), Leaf((), "uint32"), kind=nnx.optimizer.OptState)]
-        for leaf in found:
-            path = ("opt_state", *(str(part) for part in leaf.prefix))
-            head = ("optimizer", "opt_state", *leaf.prefix)
-            if leaf.mirrored is None:
-                rows.append(Row(path, head, leaf.leaf, kind=nnx.optimizer.OptArray))
-            else:
-                row, kind = leaf.mirrored, nnx.optimizer.OptVariable
-                rows.append(Row((*path, *row.path[1:]), (*head, *row.key), leaf.leaf, row.repeats, kind=kind, body=len(path)))
-        return verify_table(Layout(f"nnx.TrainState[{body.__name__}]", tuple(rows), container="nnx"))
+        for leaf in state.leaves:
+            kind = nnx.optimizer.OptVariable if leaf.boxed else nnx.optimizer.OptArray
+            rows.append(leaf.row(_OPTIMIZER, kind))
+        # Outside of Variables, a state has no containers but dicts, and nothing where there is no leaf.
+        nodes = tuple(dataclasses.replace(n, key=(*_OPTIMIZER, *n.key)) for n in state.nodes if n in state.inner)
+        name = f"nnx.TrainState[{body.__name__}]"
+        return verify_table(Layout(name, tuple(rows), nodes, "nnx", sizes=tuple(sorted(sizes.items()))))
 
 
 class _Params:
@@ -99,15 +112,20 @@ TrainState: Final = _TrainState()
 Params: Final = _Params()
 
 
-def build_state(leaves: Iterable[tuple[KeyPath, Row, Any]]) -> nnx.State[Any, Any]:
-    """An ``nnx.State`` with one new Variable per leaf, of its row's type and metadata."""
-    nested: dict[Any, Any] = {}
-    for key, row, value in leaves:
-        parent = nested
+def build_state(values: dict[Any, Any], variables: Mapping[KeyPath, Row | None]) -> nnx.State[Any, Any]:
+    """An ``nnx.State`` with a new Variable at each of the given key paths, of its row's type and metadata.
+
+    Args:
+        values: Nested dicts of what the Variables hold; they are filled with the Variables.
+        variables: Where they stand. Without a row, what a mask left of an optimizer's Variable.
+    """
+    for key, row in variables.items():
+        parent = values
         for segment in key[:-1]:
-            parent = parent.setdefault(segment, {})
-        parent[key[-1]] = variable_type(row.kind, row.leaf)(value, **dict(row.metadata))
-    return nnx.State(nested)
+            parent = parent[segment]
+        kind = nnx.optimizer.OptVariable if row is None else variable_type(row.kind, row.leaf)
+        parent[key[-1]] = kind(parent[key[-1]], **dict(row.metadata if row else ()))
+    return nnx.State(values)
 
 
 def is_state(value: Any) -> bool:
@@ -126,6 +144,14 @@ def updated(target: Any, state: Any) -> Any:
         nnx.update(target, state)
         return target
     return state
+
+
+def inner_containers(state: Any) -> Iterator[tuple[KeyPath, type]]:
+    """Every container that is, or is inside of, the value of a Variable: what a mask leaves, lists of factors."""
+    flat: Any = nnx.to_flat_state(state)
+    for key, variable in flat:
+        if is_variable(variable):
+            yield from containers(variable.get_value(), key)
 
 
 def variables(state: Any) -> dict[KeyPath, tuple[type, tuple[tuple[str, Any], ...]]]:

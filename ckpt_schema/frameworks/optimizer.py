@@ -1,7 +1,9 @@
-"""The rows of an optimizer state, computed from the optax transformation itself.
+"""Rows of an optimizer state, computed from the real optax transformation; no list of known optimizers.
 
-``tx.init`` is traced on abstract params of the schema's own structure. A subtree of the state with the structure of the params
-*mirrors* them: its rows follow the params' rows through every translation. All other leaves are rows of their own.
+What mirrors the params follows the params' rows through every translation, also where it has other shapes (factors, a memory of
+updates), other dtypes, or holes that a mask made. All other leaves are rows of their own.
+
+Each shape is told by tracing ``tx.init`` at several sizes: an axis that is always as long as a dim of the param is that dim.
 """
 
 from __future__ import annotations
@@ -11,19 +13,19 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from ckpt_schema import dims as dims_
-from ckpt_schema import leaves, paths
+from ckpt_schema.dims import Dim, Dims
 from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.frameworks.tracing import Box, Place, Trace, trace
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.paths import KeyPath
-from ckpt_schema.pytrees import children
-from ckpt_schema.table import Node, Row
+from ckpt_schema.paths import Index, KeyPath, LogicalPath
+from ckpt_schema.table import Node, Repeat, Row
 
-__all__ = ["OptimizerLeaf", "optimizer_leaves", "schema_and_transformation"]
+__all__ = ["OptimizerLeaf", "OptimizerState", "arguments", "optimizer_state"]
+
+Sizes = Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,133 +33,315 @@ class OptimizerLeaf:
     """One leaf of an optimizer state.
 
     Attributes:
-        prefix: Its key path, or for a mirrored leaf that of the subtree that mirrors the params.
-        mirrored: The params' row it follows, or None.
-        leaf: Its dims and dtype; dims of one repeat where it is mirrored.
+        place: Where it stands.
+        param: The row of the param it belongs to, or None.
+        leaf: Its dims and dtype; dims of one repeat.
+        repeats: The levels of repetition that it shares with its param.
+        boxed: Whether it is the value of a Variable, or inside of one.
     """
 
-    prefix: KeyPath
-    mirrored: Row | None
+    place: Place
+    param: Row | None
     leaf: Leaf
+    repeats: tuple[Repeat, ...] = ()
+    boxed: bool = False
+
+    def row(self, head: KeyPath, kind: Any) -> Row:
+        """Its row in a layout that keeps the optimizer state at ``head``."""
+        start, tail = tuple(map(str, self.place.prefix)), self.place.tail
+        key = (*head, *self.place.prefix, *(self.place.param or ()), *tail)
+        if self.param is None:
+            return Row(("opt_state", *start, *map(str, tail)), key, self.leaf, kind=kind)
+        path = ("opt_state", *start, *_path(self.param, self.repeats), *map(str, tail))
+        inside = len(tail) if self.boxed else 0
+        return Row(path, key, self.leaf, self.repeats, kind, body=1 + len(start), inside=inside)
 
 
-def schema_and_transformation(name: str, item: Any) -> tuple[Any, optax.GradientTransformation]:
-    """The two arguments in the brackets of a train state.
+def _path(param: Row, repeats: Sequence[Repeat]) -> LogicalPath:
+    """The param's path in the model; a level that this leaf does not share is no repetition of it."""
+    shared = iter(r.size in [s.size for s in repeats] for r in param.repeats)
+    return tuple(
+        segment.removesuffix("[]") if segment.endswith("[]") and not next(shared) else segment
+        for segment in param.path[param.body or 0 :]
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OptimizerState:
+    """The type of an optimizer state.
+
+    Attributes:
+        leaves: Its leaves.
+        nodes: Its containers other than dicts, parents before children, keys relative to the state.
+        inner: Those of them that stand where a param does, or inside of such a place.
+    """
+
+    leaves: tuple[OptimizerLeaf, ...]
+    nodes: tuple[Node, ...]
+    inner: frozenset[Node]
+
+
+def arguments(name: str, item: Any) -> tuple[Any, optax.GradientTransformation, Sizes]:
+    """The arguments in the brackets of a train state: a schema, a transformation, and sizes if they are given.
 
     Raises:
-        SchemaError: They are not two, or the second is no optax transformation.
+        SchemaError: They are not two or three, the second is no optax transformation, or the third no sizes.
     """
-    if isinstance(item, tuple) and len(item) == 2 and callable(getattr(item[1], "init", None)):
-        return item
+    given: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)
     hint = f"write {name}[Body, optax.adamw(3e-4)]; for weights alone, {name.split('.')[0]}.Params[Body]"
-    found = f"{len(item)} arguments" if isinstance(item, tuple) and len(item) != 2 else "no transformation"
-    fault = Mismatch("argument", "declaration", "a Schema class and an optax transformation", found, hint)
-    raise SchemaError(f"{name}[...] is not well formed: 1 fault", [fault])
+    expected = "a Schema class and an optax transformation"
+    found = ""
+    if len(given) not in (2, 3):
+        found = f"{len(given)} arguments" if isinstance(item, tuple) else "no transformation"
+    elif not callable(getattr(given[1], "init", None)):
+        found = "no transformation"
+    elif len(given) == 3 and not _are_sizes(given[2]):
+        found, expected = repr(given[2]), f"{expected}, then sizes of dims by name"
+        hint = f'write {name}[Body, tx, {{"embed": 512}}]'
+    if found:
+        raise SchemaError(
+            f"{name}[...] is not well formed: 1 fault", [Mismatch("argument", "declaration", expected, found, hint)]
+        )
+    return given[0], given[1], given[2] if len(given) == 3 else {}
 
 
-def optimizer_leaves(tx: optax.GradientTransformation, params: Sequence[Row]) -> tuple[list[OptimizerLeaf], list[Node]]:
-    """The leaves and the containers of ``tx``'s state for params of these rows.
+def _are_sizes(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    return all(isinstance(n, str) and isinstance(s, int) and s > 0 for n, s in value.items())
 
-    ``tx.init`` is traced twice, with two different sets of sizes for the dims, on the CPU's abstract values only: a leaf whose
-    shape changes without mirroring the params is one that cannot be typed for all sizes.
+
+def optimizer_state(
+    name: str, tx: optax.GradientTransformation, params: Sequence[Row], given: Sizes, box: Box | None = None
+) -> OptimizerState:
+    """The type of ``tx``'s state for params of these rows.
 
     Args:
+        name: The train state, for messages.
         tx: The transformation that made the state.
         params: The rows of the params, keys relative to the tree that ``tx.init`` is given.
+        given: The sizes of the params' dims, or none: then the type must be the same for all sizes.
+        box: How the params are wrapped when they are given to ``tx.init``.
 
     Raises:
-        SchemaError: ``tx.init`` fails on such params, or makes leaves whose shapes the dims don't determine.
+        SchemaError: ``tx.init`` fails on such params, makes leaves whose shapes the dims don't determine, or a state whose type
+            depends on sizes that are not given.
     """
     if not params:
         fault = Mismatch("opt_state", "declaration", "at least one trainable leaf", "none", "the schema declares no params")
         raise SchemaError("an optimizer state needs params: 1 fault", [fault])
-    first, second = (_trace(tx, params, start) for start in (0, 1))
-    found = list(_walk(first.state, second.state, (), first))
-    faults = [item for item in found if isinstance(item, Mismatch)]
+    names = sorted(set().union(*(dims_.names(row.dims) for row in params)))
+    counts = {n: s for n, s in given.items() if n in set().union(*(dims_.names(row.unrolled) for row in params))}
+    _verify_given(name, names, counts, given)
+
+    def typed(*sizes: Sizes) -> _Typing:
+        return _Typing(params, [trace(tx, params, each, counts, box or Box()) for each in sizes])
+
+    if given:
+        near = [typed(*_around(names, given, step)) for step in (1, -1)]
+        return typed(given).agreed_near(near, name)
+    small = typed(*(dict(zip(names, _primes(3, skip), strict=False)) for skip in (0, 1)))
+    large = typed(*(dict(zip(reversed(names), _primes(1009, skip), strict=False)) for skip in (0, 1)))
+    return small.agreed(large, name, names)
+
+
+def _verify_given(name: str, names: Sequence[str], counts: Sizes, given: Sizes) -> None:
+    missing = [n for n in names if n not in given] if given else []
+    unknown = [n for n in given if n not in names and n not in counts]
+    faults = [Mismatch(n, "dims", "the size of every dim of the params", "none", f'add "{n}": ...') for n in missing]
+    faults += [Mismatch(n, "dims", f"a dim of the params ({', '.join(names)})", "an unknown name") for n in unknown]
     if faults:
-        raise SchemaError(f"the state of {_name(tx)} cannot be typed for all sizes: {len(faults)} fault(s)", faults)
-    return [i for i in found if isinstance(i, OptimizerLeaf)], [i for i in found if isinstance(i, Node)]
+        raise SchemaError(f"the sizes of {name}[...] are not well formed: {len(faults)} fault(s)", faults)
 
 
-def _name(tx: optax.GradientTransformation) -> str:
-    return getattr(tx.init, "__qualname__", "the optimizer").split(".")[0]
+def _primes(start: int, skip: int) -> Iterator[int]:
+    """Distinct primes from an odd ``start`` on, so that sizes that agree do so because their dims do."""
+    primes = (n for n in itertools.count(start, 2) if all(n % d for d in range(3, int(n**0.5) + 1, 2)))
+    return itertools.islice(primes, skip, None)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Trace:
-    """An abstract optimizer state, and the params it was made for."""
-
-    state: Any
-    params: Any
-    structure: Any
-    rows: tuple[Row, ...]  # in the order of the params' leaves
-
-
-def _trace(tx: optax.GradientTransformation, params: Sequence[Row], start: int) -> _Trace:
-    sizes = dict(zip(sorted(set().union(*(dims_.names(row.dims) for row in params))), _primes(start), strict=False))
-    numbers: dict[Any, Any] = {}
-    for number, row in enumerate(params):
-        _insert(numbers, [s if not isinstance(s, paths.Index) else str(s) for s in row.key], number)
-    tree = jax.tree.map(lambda n: _abstract(params[n], sizes), numbers)
-    order = tuple(params[n] for n in jax.tree.leaves(numbers))
-    try:
-        state = jax.eval_shape(tx.init, tree)
-    except Exception as error:
-        cure = "masks and labels must be callables of the params; for a state of another kind use ckpt_schema.infer"
-        fault = Mismatch("opt_state", "declaration", "tx.init to accept the schema's params", f"{type(error).__name__}", cure)
-        raise SchemaError(f"{_name(tx)}.init fails on the params of the schema: 1 fault", [fault], [str(error)]) from error
-    return _Trace(state, tree, jax.tree.structure(tree), order)
+def _around(names: Sequence[str], given: Sizes, step: int) -> Iterator[Sizes]:
+    """Sizes near the given ones, in the same order, and all different; ``step`` says which of equal ones comes first."""
+    order = sorted(names[::step], key=lambda n: given[n])
+    for skip in (1, len(names) + 1):
+        sizes: dict[str, int] = {}
+        for n in order:
+            sizes[n] = max(given[n] + skip, max(sizes.values(), default=0) + 1)
+        yield sizes
 
 
-def _primes(start: int) -> Iterator[int]:
-    """Distinct primes, so that sizes that agree do so because their dims do."""
-    candidates = itertools.count(3, 2)
-    primes = (n for n in candidates if all(n % d for d in range(3, int(n**0.5) + 1, 2)))
-    return itertools.islice(primes, start, None)
+@dataclasses.dataclass(frozen=True)
+class _Typing:
+    """Traces of one transformation at several sizes, read as types of leaves."""
+
+    params: Sequence[Row]
+    traces: Sequence[Trace]
+
+    def agreed(self, other: _Typing, name: str, names: Sequence[str]) -> OptimizerState:
+        """The type that holds at the sizes of both."""
+        mine, theirs = dict(self._types()), dict(other._types())
+        faults = [t for t in mine.values() if isinstance(t, Mismatch)]
+        if not faults:
+            sizes = ", ".join(f'"{n}": ...' for n in names)
+            hint = f"its type depends on the sizes: give them, {name}[Body, tx, {{{sizes}}}]"
+            places = {**mine, **theirs}
+            faults = [
+                Mismatch(str(place), "dims", "one type for all sizes", _either(mine.get(place), theirs.get(place)), hint)
+                for place in places
+                if mine.get(place) != theirs.get(place)
+            ]
+        if faults:
+            raise SchemaError(f"the optimizer state of {name} cannot be typed for all sizes: {len(faults)} fault(s)", faults)
+        return self._state([t for t in mine.values() if not isinstance(t, Mismatch)])
+
+    def agreed_near(self, near: Sequence[_Typing], name: str) -> OptimizerState:
+        """The type at one size, that of this trace; those near it tell apart the dims that are equally long at it."""
+        (truth,) = self.traces
+        others = [dict(typing._types()) for typing in near]
+        found = dict(self._types())
+        faults: list[Mismatch] = []
+        for place, kind in found.items():
+            if not isinstance(kind, OptimizerLeaf):
+                continue
+            guesses = [other.get(place) for other in others]
+            shape = dims_.sizes_of(_stored(kind), truth.sizes)
+            assert shape is not None  # at one size every axis has a length
+            if kind.param is not None:
+                dims = [_stored(g) for g in guesses if isinstance(g, OptimizerLeaf)]
+                dims = [d for d in dims if dims_.sizes_of(d, truth.sizes) == shape]
+                item, repeats = _unstacked(_settled(kind.param.dims, shape, dims, truth.sizes), kind.param)
+                found[place] = dataclasses.replace(kind, leaf=Leaf(item, kind.leaf.dtype), repeats=repeats)
+            elif any(guess != kind for guess in guesses):
+                faults.append(Mismatch(str(place), "shape", *_mixed(place, shape, kind.leaf.dtype)))
+        if faults:
+            raise SchemaError(f"the optimizer state of {name} belongs to no params: {len(faults)} fault(s)", faults)
+        return self._state([t for t in found.values() if not isinstance(t, Mismatch)])
+
+    def _state(self, found: Sequence[OptimizerLeaf | Node]) -> OptimizerState:
+        nodes = tuple(t for t in found if isinstance(t, Node))
+        inner = [
+            t for place, t in zip(self.traces[0].found, found, strict=True) if isinstance(t, Node) and place.param is not None
+        ]
+        return OptimizerState(tuple(t for t in found if isinstance(t, OptimizerLeaf)), nodes, frozenset(inner))
+
+    def _types(self) -> Iterator[tuple[Place, OptimizerLeaf | Node | Mismatch]]:
+        rows = {row.key: row for row in self.params}
+        first, *others = self.traces
+        for place, here in first.found.items():
+            several = [here, *(other.found.get(place) for other in others)]
+            if isinstance(here, type):
+                key = (*place.prefix, *(place.param or ()), *place.tail)
+                yield place, Node(key, here, self._counts(place)) if set(several) == {here} else _unlike(place, several)
+            elif any(not isinstance(s, tuple) or s[1] != here[1] for s in several):
+                yield place, _unlike(place, several)
+            else:
+                shapes = [s[0] for s in several if isinstance(s, tuple)]
+                param = rows.get(place.param) if place.param is not None else None
+                yield place, self._leaf(place, param, shapes, here[1])
+
+    def _counts(self, place: Place) -> tuple[Dim, ...]:
+        """The sizes of the lists on the way to a place."""
+        symbols = sum(isinstance(s, Index) for s in place.param or ())
+        length = len(place.param or ())
+        return next(r.unrolled[:symbols] for r in self.params if r.key[:length] == place.param) if symbols else ()
+
+    def _leaf(self, place: Place, param: Row | None, shapes: Sequence[tuple[int, ...]], dtype: str) -> OptimizerLeaf | Mismatch:
+        dims = _dims(param.dims if param else (), shapes, [t.sizes for t in self.traces])
+        boxed = place in self.traces[0].boxed
+        if dims is None:
+            return Mismatch(str(place), "shape", *_mixed(place, shapes[0], dtype))
+        if param is None:
+            return OptimizerLeaf(place, None, Leaf(dims, dtype), boxed=boxed)
+        item, repeats = _unstacked(dims, param)
+        return OptimizerLeaf(place, param, Leaf(item, dtype), repeats, boxed)
 
 
-def _insert(tree: dict[Any, Any], key: Sequence[Any], value: Any) -> None:
-    for segment in key[:-1]:
-        tree = tree.setdefault(segment, {})
-    tree[key[-1]] = value
+def _dims(param: Dims, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]) -> Dims | None:
+    """The dims of a leaf that has these shapes at these sizes; those of its param where it has the same."""
+    if len({len(shape) for shape in shapes}) > 1:
+        return None
+    if [dims_.sizes_of(param, at) for at in sizes] == list(shapes):
+        return param
+    found = [_axis(param, lengths, sizes) for lengths in zip(*shapes, strict=True)]
+    return None if None in found else tuple(dim for dim in found if dim is not None)
 
 
-def _abstract(row: Row, sizes: Mapping[str, int]) -> jax.ShapeDtypeStruct:
-    shape = dims_.sizes_of(row.dims, sizes)
-    assert shape is not None
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(row.leaf.dtype))
+def _axis(param: Dims, lengths: Sequence[int], sizes: Sequence[Sizes]) -> Dim | None:
+    """The dim of a param, or product of neighbouring ones, that is always as long as an axis; or its one length."""
+    fits = {dim for dim in param if [dims_.size_of(dim, at) for at in sizes] == list(lengths)}
+    if len(fits) == 1 and not (len(set(lengths)) == 1 and len(sizes) == 1):
+        return fits.pop()
+    if len(set(lengths)) == 1:
+        return (lengths[0],)
+    runs = (dims_.factors(param[i:j]) for i in range(len(param)) for j in range(i + 2, len(param) + 1))
+    return next((run for run in runs if [dims_.size_of(run, at) for at in sizes] == list(lengths)), None)
 
 
-def _walk(node: Any, twin: Any, prefix: KeyPath, trace: _Trace) -> Iterator[OptimizerLeaf | Node | Mismatch]:
-    """The leaves and containers below ``node``; ``twin`` is the same place of the second trace."""
-    if node is None:
-        yield Node(prefix, type(None))
-    elif jax.tree.structure(node) == trace.structure:
-        yield from _mirror(node, prefix, trace)
-    elif leaves.signature(node) is not None:
-        yield _plain(node, twin, prefix)
-    else:
-        if not isinstance(node, dict):
-            yield Node(prefix, type(node))
-        for (key, child), (_, other) in zip(children(node), children(twin), strict=True):
-            yield from _walk(child, other, (*prefix, key), trace)
+def _settled(param: Dims, shape: Sequence[int], guesses: Sequence[Dims], sizes: Sizes) -> Dims:
+    """The dims of a leaf at one size; an axis that the guesses do not tell has the names of all dims that are as long.
 
-
-def _mirror(node: Any, prefix: KeyPath, trace: _Trace) -> Iterator[OptimizerLeaf | Mismatch]:
-    for row, leaf, param in zip(trace.rows, jax.tree.leaves(node), jax.tree.leaves(trace.params), strict=True):
-        if leaf.shape != param.shape:
-            hint = "its shape is not the param's; declare this state with ckpt_schema.infer from a real one"
-            where = paths.format_path(("opt_state", *prefix, *row.key))
-            yield Mismatch(where, "shape", "the shape of the param it mirrors", leaves.describe(leaf), hint)
+    A dim called ``embed_or_mlp`` is the same in two layouts only if both keep these two in this order.
+    """
+    found: list[Dim] = []
+    for axis, length in enumerate(shape):
+        told = {guess[axis] for guess in guesses}
+        fits = [dim for dim in param if dims_.size_of(dim, sizes) == length]
+        if len(told) == 1:
+            found.append(told.pop())
+        elif len(set(fits)) > 1:
+            found.append(("_or_".join(dims_.format_dim(dim).replace("*", "_x_") for dim in fits),))
         else:
-            yield OptimizerLeaf(prefix, row, Leaf(row.leaf.dims, str(leaf.dtype)))
+            found.append(fits[0] if fits else (length,))
+    return tuple(found)
 
 
-def _plain(node: Any, twin: Any, prefix: KeyPath) -> OptimizerLeaf | Mismatch:
-    found, again = leaves.signature(node), leaves.signature(twin)
-    assert found is not None
-    if found != again:
-        hint = "its shape depends on the params without mirroring them; declare it with ckpt_schema.infer from a real state"
-        where = paths.format_path(("opt_state", *prefix))
-        return Mismatch(where, "shape", "a shape the dims determine", leaves.describe(node), hint)
-    return OptimizerLeaf(prefix, None, Leaf(tuple((size,) for size in found[0]), found[1]))
+def _unstacked(stored: Dims, param: Row) -> tuple[Dims, tuple[Repeat, ...]]:
+    """Dims as stored, split into those of one repeat and the levels of repetition the leaf shares with its param."""
+    if stored == param.dims:
+        return param.leaf.dims, param.repeats
+    rest, repeats = list(stored), list[Repeat]()
+    for repeat in param.repeats:  # outermost first: each axis is told as it stands once those before are taken out
+        if repeat.axis is None:
+            repeats.append(repeat)
+        elif rest.count(repeat.size) == 1 and param.dims.count(repeat.size) == 1:
+            repeats.append(Repeat(repeat.size, rest.index(repeat.size)))
+            rest.remove(repeat.size)
+    return tuple(rest), tuple(repeats)
+
+
+def _mixed(place: Place, shape: Sequence[int], dtype: str) -> tuple[str, str, str]:
+    found = f"{dtype}[{' '.join(map(str, shape))}]"
+    if place.param is None:
+        hint = "it mixes params, whose order a layout may change: no lens can carry it"
+        return "a leaf for each param, or one shape for all sizes", found, hint
+    hint = "declare this state with ckpt_schema.infer, from a real one"
+    return "axes that are as long as dims of the param", found, hint
+
+
+def _stored(leaf: OptimizerLeaf) -> Dims:
+    return leaf.row((), None).dims
+
+
+def _spelled(shape: Sequence[int], dtype: str) -> str:
+    return f"{dtype}[{' '.join(map(str, shape))}]"
+
+
+def _unlike(place: Place, several: Sequence[Any]) -> Mismatch:
+    found = " or ".join(dict.fromkeys(_what(s) for s in several))
+    return Mismatch(str(place), "shape", "the same structure for all sizes", found, "declare this state with ckpt_schema.infer")
+
+
+def _what(found: Any) -> str:
+    return "nothing" if found is None else f"a {found.__name__}" if isinstance(found, type) else _spelled(*found)
+
+
+def _either(first: Any, second: Any) -> str:
+    return " or ".join(_type(t) for t in (first, second))
+
+
+def _type(found: OptimizerLeaf | Node | Mismatch | None) -> str:
+    if isinstance(found, OptimizerLeaf):
+        return str(Leaf(_stored(found), found.leaf.dtype))
+    if isinstance(found, Mismatch):
+        return found.found
+    return _what(found.type if isinstance(found, Node) else None)

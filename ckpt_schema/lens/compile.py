@@ -87,7 +87,7 @@ def compile_plan(
             faults.append(_homeless(row, slot, kept is not None))
     if faults:
         raise ConformanceError(f"{view.name} cannot be filled from {source.name}: {len(faults)} fault(s)", faults)
-    treedef, order = _container(view, wanted, onto)
+    treedef, order = _container(view, wanted, onto, sizes)
     return Plan(
         signature_of(tree.flat.treedef, tree.flat.leaves, _declared(source, tree)),
         None if onto is None else signature_of(onto.flat.treedef, onto.flat.leaves, _declared(view, onto)),
@@ -187,14 +187,14 @@ def _instances(join: Join, before: Row, after: Row, sizes: Mapping[str, int]) ->
         yield (several, single) if fanned is before else (single, several)
 
 
-def _container(view: Layout, wanted: Sequence[Slot], onto: Match | None) -> tuple[Any, list[Slot]]:
+def _container(view: Layout, wanted: Sequence[Slot], onto: Match | None, sizes: Mapping[str, int]) -> tuple[Any, list[Slot]]:
     """The structure of the result, and the slot of each of its leaves."""
     if onto is not None:
         by_position = {position: slot for slot, position in onto.slots.items()}
         return onto.flat.treedef, [by_position[i] for i in range(len(by_position))]
     rows = view.rows
     # The leaves of this tree are the numbers of the slots, so that its flattening tells their order.
-    tree = build(view, [(paths.fill(rows[s[0]].key, s[1]), rows[s[0]], i) for i, s in enumerate(wanted)])
+    tree = build(view, [(paths.fill(rows[s[0]].key, s[1]), rows[s[0]], i) for i, s in enumerate(wanted)], sizes)
     order, treedef = jax.tree.flatten(tree)
     return treedef, [wanted[i] for i in order]
 

@@ -140,9 +140,13 @@ class Lens:
             DerivationError: Neither layout has a dim of that name.
         """
         unknown = sorted(set(dims) - self.source.names() - self.view.names())
-        if unknown:
-            known = ", ".join(sorted(self.source.names() | self.view.names()))
-            faults = [Mismatch(name, "dims", f"a dim of either layout ({known})", "an unknown name") for name in unknown]
+        known = ", ".join(sorted(self.source.names() | self.view.names()))
+        faults = [Mismatch(name, "dims", f"a dim of either layout ({known})", "an unknown name") for name in unknown]
+        for table in (self.source, self.view):
+            own = dict(table.sizes)
+            wrong = [(name, size) for name, size in dims.items() if own.get(name, size) != size]
+            faults += [Mismatch(n, "dims", f"{own[n]}, as {table.name} is declared for", str(size)) for n, size in wrong]
+        if faults:
             header = f"no dims to bind between {self.source.name} and {self.view.name}: {len(faults)} fault(s)"
             raise DerivationError(header, faults)
         return Lens(self.source, self.view, self.joins, {**self.dims, **dims})
@@ -205,7 +209,7 @@ def derive(
           Dense_0/kernel  kernel  embed mlp -> mlp embed
     """
     lens = Lens(*join(layout(source), layout(view), edits))
-    return lens.bind(**dims) if dims else lens
+    return lens.bind(**{**dict(lens.view.sizes), **dict(lens.source.sizes), **(dims or {})})
 
 
 def _table(lens: Lens) -> list[str]:

@@ -249,8 +249,13 @@ def _partner(row: Row, others: Sequence[Row], *, swapped: bool) -> str:
     cure = "declare it private with a default"
     if not close:
         return cure
-    pair = (by_path[close[0]], row) if swapped else (row, by_path[close[0]])
-    return f"likeliest: {paths.format_path(by_path[close[0]].key)}; {_joining(*pair)} joins them, or {cure}"
+    other = by_path[close[0]]
+    likeliest = f"likeliest: {paths.format_path(other.key)}"
+    if [r.size for r in row.repeats] != [r.size for r in other.repeats]:
+        keep = "what stacked layers share cannot be told apart: stack them on both sides or on neither"
+        return f"{likeliest}; {keep}, or {cure}"
+    pair = (other, row) if swapped else (row, other)
+    return f"{likeliest}; {_joining(*pair)} joins them, or {cure}"
 
 
 def _joining(source: Row, view: Row) -> Rename:

@@ -107,7 +107,7 @@ class Maker:
             for indices in slots_of(row, self.sizes):
                 value = hostile(rng, row.leaf.dtype, shape, self.bounds.get(row.path))
                 leaves.append((fill(row.key, indices), row, self._leaf(row, value, place)))
-        return trees.build(self.layout, leaves)
+        return trees.build(self.layout, leaves, self.sizes)
 
     def _leaf(self, row: Row, value: Any, place: Place) -> Any:
         return int(value) if self.number and row.path == ("step",) else place(value)

@@ -1,0 +1,162 @@
+"""Every optimizer of the installed optax, alone and wrapped: its declared state, there and back, on disk, a step further."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+from support import optimizers
+from support.optimizers import EXCEPTIONS, SIZED, SIZES, WRAPPERS, applicable, found, lens
+
+import ckpt_schema as cs
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # a few of optax's own are, and still have states
+    pytest.mark.filterwarnings("ignore:Specifying a key:UserWarning"),
+]
+
+NAMES = sorted(set(found()) - set(EXCEPTIONS))
+THOROUGH = hypothesis.settings.default.max_examples > 100
+
+
+def wrapped() -> list[tuple[str, str]]:
+    """Each optimizer in each wrapper, or in two of them by turns."""
+    pairs = [[(name, w) for w in WRAPPERS if w != "alone" and applicable(name, w)] for name in NAMES]
+    return [pair for at, several in enumerate(pairs) for k, pair in enumerate(several) if THOROUGH or (k - at) % 4 == 0]
+
+
+def states(name: str, wrapper: str) -> tuple[Any, Any, Any]:
+    """A real Linen state, a real NNX module, and the transformation."""
+    tx, sizes = WRAPPERS[wrapper](name), SIZED.get(name, SIZES)
+    return optimizers.linen_state(tx, sizes), optimizers.NnxTrainState(tx, sizes), tx
+
+
+EXTRA = {
+    **dict.fromkeys(("lbfgs", "scale_by_backtracking_linesearch", "scale_by_zoom_linesearch"), ("value", "grad", "value_fn")),
+    **dict.fromkeys(("momo", "momo_adam", "polyak_sgd", "reduce_on_plateau", "scale_by_polyak"), ("value",)),
+}
+
+
+STEPLESS = {
+    "differentially_private_aggregate": "takes gradients with a batch axis",
+    "dpsgd": "takes gradients with a batch axis",
+    "hutchinson_estimator_diag_hessian": "takes the loss as a function of the params",
+    "lookahead": "takes pairs of fast and slow params",
+    "measure_with_ema": "makes a state of another structure in its first step",
+    "monitor": "makes a state of another structure in its first step",
+    "scale_by_muon": "takes the dimension numbers of every param",
+    "sophia": "takes the loss as a function of the params",
+}
+
+
+def stepped(linen: Any, module: Any, tx: Any, extra: tuple[str, ...]) -> tuple[Any, Any]:
+    """Both states after one step of training, with the same gradients."""
+
+    def value_of(tree: Any) -> jax.Array:
+        return sum((jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(tree)), jnp.float32(0))
+
+    def given(tree: Any) -> dict[str, Any]:
+        every = {"value": value_of(tree), "grad": jax.grad(value_of)(tree), "value_fn": value_of}
+        return {key: value for key, value in every.items() if key in extra}
+
+    gradients = jax.grad(value_of)(linen["params"])
+    updates, opt_state = tx.update(gradients, linen["opt_state"], linen["params"], **given(linen["params"]))
+    after = {"step": linen["step"] + 1, "params": optax.apply_updates(linen["params"], updates), "opt_state": opt_state}
+    weights = nnx.state(module.model, nnx.Param)
+    module.optimizer.update(module.model, jax.grad(value_of)(weights), **given(weights))
+    return after, nnx.state(module)
+
+
+def test_every_exception_is_there() -> None:
+    assert EXCEPTIONS.keys() | SIZED.keys() | STEPLESS.keys() <= found().keys()
+    assert len(found()) > 100
+
+
+@pytest.mark.parametrize("name", EXCEPTIONS)
+def test_an_exception_is_refused_with_its_reason(name: str) -> None:
+    with pytest.raises(cs.SchemaError, match="it mixes params"):
+        lens(name)
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_state_whose_type_depends_on_sizes_asks_for_them(name: str) -> None:
+    with pytest.raises(
+        cs.SchemaError, match=r'give them, nnx.TrainState\[Body, tx, \{"embed": ..., "mlp": ..., "vocab": ...\}\]'
+    ):
+        _ = cs.nnx.TrainState[optimizers.NnxSchema, optimizers.make(name)]
+
+
+@pytest.mark.parametrize(("name", "wrapper"), [*((name, "alone") for name in NAMES), *wrapped()])
+def test_declared_states_are_the_real_ones(name: str, wrapper: str) -> None:
+    linen, module, _ = states(name, wrapper)
+    through, real = lens(name, wrapper), nnx.state(module)
+    assert cs.check(through.source, linen) == []
+    assert cs.check(through.view, real) == []
+    # Containers included: holes, lists of factors, named chains.
+    assert jax.tree.structure(through.get(linen)) == jax.tree.structure(real)
+    cs.assert_trees_identical(through.put(real), linen)
+    cs.assert_trees_identical(through.get(linen, onto=real), real)
+    cs.assert_trees_identical(through.put(through.get(linen)), linen)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(STEPLESS)))
+def test_a_step_further_is_the_same_step(name: str) -> None:
+    linen, module, tx = states(name, "alone")
+    after, trained = stepped(linen, module, tx, EXTRA.get(name, ()))
+    through = lens(name)
+    cs.assert_trees_identical(through.put(trained, onto=after), after)
+    nnx.update(module, through.get(after, onto=trained))
+    again, further = stepped(after, module, tx, EXTRA.get(name, ()))
+    cs.assert_trees_identical(through.get(again, onto=further), further)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sharded_state_goes_through_disk(name: str, tmp_path: Path) -> None:
+    linen, module, _ = states(name, "alone")
+    meshes = [jax.make_mesh(shape, ("x", "y"), axis_types=(AxisType.Auto,) * 2) for shape in ((4, 2), (2, 4))]
+
+    def spread(x: jax.Array, on: Any) -> NamedSharding:
+        free = iter(on.axis_names)
+        return NamedSharding(on, PartitionSpec(*(next(free, None) if n % 8 == 0 and n else None for n in x.shape)))
+
+    saved = jax.tree.map(lambda x: jax.device_put(x, spread(x, meshes[0])), linen)
+    real = nnx.state(module)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread(x, meshes[1])), real)
+    if any(0 in x.shape for x in jax.tree.leaves(saved)):
+        pytest.skip("Orbax saves no empty arrays")
+    ocp.save(tmp_path / "0", saved)
+    restored = cs.orbax.restore(tmp_path / "0", target, lens(name))
+    cs.assert_trees_identical(restored, jax.tree.map(lambda x, t: jax.device_put(x, t.sharding), real, target))
+
+
+@pytest.mark.parametrize("name", ["muon", "sm3", "adafactor", "masked", "lbfgs", "novograd", "named_chain"])
+def test_inferred_states_are_the_real_ones(name: str) -> None:
+    linen, module, _ = states(name, "alone")
+    real = nnx.state(module)
+    layouts = cs.infer(linen, lists=["layers_{i}"]), cs.infer(real)
+    through = cs.derive(*layouts, [cs.rename("embed/embedding", "embed")])
+    assert jax.tree.structure(through.get(linen)) == jax.tree.structure(real)
+    cs.assert_trees_identical(through.put(real), linen)
+    cs.assert_trees_identical(through.get(linen, onto=real), real)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "sm3", "novograd", "adam"])
+def test_an_inferred_stack_is_that_of_the_params(name: str) -> None:
+    kernel = jnp.arange(2.0 * 130 * 131).reshape(130, 2, 131)
+    params = {"layers": {"kernel": kernel}}
+    state = {"step": jnp.int32(0), "params": params, "opt_state": optimizers.make(name).init(params)}
+    layout = cs.infer(state, scan={"layers": 1})
+    assert cs.check(layout, state) == []
+    stacked = {row.path: row.repeats for row in layout.rows if row.body and row.path[0] == "opt_state"}
+    for path, repeats in stacked.items():
+        assert ("layers[]" in path) == bool(repeats), path
+        row = next(row for row in layout.rows if row.path == path)
+        assert all(row.dims[r.axis] == (2,) for r in repeats if r.axis is not None), row
