@@ -317,8 +317,8 @@ def test_a_likely_partner_is_named_with_the_rule_that_joins_them() -> None:
     with pytest.raises(cs.DerivationError) as caught:
         cs.derive(Old, New)
     assert [m.hint for m in caught.value.mismatches] == [
-        "likeliest: bias; rename('b', 'bias') joins them, or declare it private with a default",
-        "likeliest: b; rename('b', 'bias') joins them, or declare it private with a default",
+        "likeliest: bias; rename('b', 'bias') joins them, or give it a default: field(default=...) or private('b', 0)",
+        "likeliest: b; rename('b', 'bias') joins them, or give it a default: field(default=...) or private('bias', 0)",
     ]
     assert cs.derive(Old, New, [cs.rename("b", "bias")])
 

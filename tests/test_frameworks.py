@@ -575,3 +575,14 @@ def test_an_envelope_around_the_wrong_things_is_a_schema_error(declare: Callable
         declare()
     assert caught.value.mismatches
     assert caught.value.mismatches[0].hint
+
+
+def test_bare_params_have_no_place_for_other_collections() -> None:
+    class Normalized(cs.Schema):
+        scale: Float32[Array, " embed"]
+        mean: Float32[Array, " embed"] = cs.field(collection="batch_stats", type=nnx.BatchStat)
+
+    with pytest.raises(cs.SchemaError, match=r"write linen\.Params\[Normalized\]") as caught:
+        _ = cs.linen.BareParams[Normalized]
+    assert [m.path for m in caught.value.mismatches] == ["mean"]
+    assert len(cs.linen.Params[Normalized].rows) == 2

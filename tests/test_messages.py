@@ -177,11 +177,11 @@ def test_rows_without_a_place() -> None:
     assert told(lambda: cs.derive(cs.linen.TrainState[Linen, tx], cs.nnx.TrainState[Renamed, tx]), cs.DerivationError) == text("""
         no lens from linen.TrainState[Linen] to nnx.TrainState[Renamed]: 3 fault(s)
           params/embedding  expected a partner in nnx.TrainState[Renamed], found float32[vocab embed] in linen.TrainState[Linen] alone (and below opt_state/0/mu, opt_state/0/nu)
-                            -> likeliest: model/embed; rename('embedding', 'embed') joins them, or declare it private with a default
+                            -> likeliest: model/embed; rename('embedding', 'embed') joins them, or give it a default: field(default=...) or private('embedding', 0)
           params/embed      expected a partner in linen.TrainState[Linen], found float32[vocab embed] in nnx.TrainState[Renamed] alone (and below opt_state/0/mu, opt_state/0/nu)
-                            -> likeliest: params/params/embedding; rename('embedding', 'embed') joins them, or declare it private with a default
+                            -> likeliest: params/params/embedding; rename('embedding', 'embed') joins them, or give it a default: field(default=...) or private('embed', 0)
           params/head       expected a partner in linen.TrainState[Linen], found float32[embed vocab] in nnx.TrainState[Renamed] alone (and below opt_state/0/mu, opt_state/0/nu)
-                            -> declare it private with a default
+                            -> give it a default: field(default=...) or private('head', 0)
     """)
 
 

@@ -9,6 +9,7 @@ import jax
 import optax
 from flax.core import meta
 
+from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.frameworks.optimizer import arguments, optimizer_state
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.schema import Schema, body_rows
@@ -70,8 +71,16 @@ class _BareParams:
     """``BareParams[Body]``: the layout of ``variables['params']`` alone."""
 
     def __getitem__(self, body: type[Schema]) -> Layout:
-        """The layout for a body."""
+        """The layout for a body, all of whose leaves are params."""
         rows = tuple(_weights(body, ()))
+        hint = f"write linen.Params[{body.__name__}], the layout of the whole variables dict"
+        faults = [
+            Mismatch("/".join(row.path[1:]), "declaration", "a leaf of the collection params", f"one of {row.kind}", hint)
+            for row in rows
+            if row.kind != _PARAMS
+        ]
+        if faults:
+            raise SchemaError(f"linen.BareParams[{body.__name__}] has no place for collections: {len(faults)} fault(s)", faults)
         return verify_table(Layout(f"linen.BareParams[{body.__name__}]", rows, homes=((_PARAMS,),)))
 
 

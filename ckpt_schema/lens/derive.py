@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from ckpt_schema import leaves, paths
 from ckpt_schema.errors import DerivationError, Mismatch
-from ckpt_schema.leaves import Default, Fill
+from ckpt_schema.leaves import Default, Fill, FreshKey
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.relate import relate
 from ckpt_schema.paths import LogicalPath
@@ -246,7 +246,8 @@ def _partner(row: Row, others: Sequence[Row], *, swapped: bool) -> str:
         or difflib.get_close_matches(text, list(by_path)[:200], n=1, cutoff=0.8)
         or (alike if len(alike) == 1 else [])
     )
-    cure = "declare it private with a default"
+    rule = Private(row.path[row.body or 0 :], FreshKey(0) if row.leaf.is_key else Fill(0))
+    cure = f"give it a default: field(default=...) or {rule}"
     if not close:
         return cure
     other = by_path[close[0]]
