@@ -15,7 +15,7 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import laws
+from support import drawn, laws
 from support.families import Family, families
 from support.models import Subject, subjects
 from support.profiles import examples
@@ -60,51 +60,13 @@ class Situation:
         return contain(self.makers[side](rng, self.place, dropped))
 
 
-def get_put(at: Situation) -> None:
-    laws.get_put(at.lens, *at.states(0))
-
-
-def put_get(at: Situation) -> None:
-    laws.put_get(at.lens, *at.states(1))
-
-
-def put_put(at: Situation) -> None:
-    laws.put_put(at.lens, *at.states(0, 1, 1))
-
-
-def get_get(at: Situation) -> None:
-    laws.get_get(at.lens, *at.states(0, 0, 1))
-
-
-def conformance(at: Situation) -> None:
-    s, v = at.states(0, 1)
-    laws.conformance(at.lens, s, v)
-    laws.conformance(~at.lens, v, s)
-
-
-def abstraction(at: Situation) -> None:
-    s, v = at.states(0, 1)
-    laws.abstraction(at.lens, s, v)
-    laws.abstraction(~at.lens, v, s)
-
-
-def sharing(at: Situation) -> None:
-    s, v = at.states(0, 1)
-    laws.sharing(at.lens, s, v)
-    laws.sharing(~at.lens, v, s)
-
-
-def inverse(at: Situation) -> None:
-    laws.inverse(at.lens, *at.states(0, 1))
-
-
 def composition(at: Situation) -> None:
     laws.composition(at.lens, at.onward, *at.states(0, 2))
 
 
 LAWS: tuple[Callable[[Situation], None], ...] = (
-    *(get_put, put_get, put_put, get_get),
-    *(conformance, abstraction, sharing, inverse, composition),
+    *(drawn.get_put, drawn.put_get, drawn.put_put, drawn.get_get),
+    *(drawn.conformance, drawn.abstraction, drawn.sharing, drawn.inverse, composition),
 )
 each_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding
-from support import laws, models
+from support import drawn, laws, models
 from support.chains import Case, cases
 from support.profiles import examples
 from support.states import LINEN, NNX, bound, makers
@@ -146,38 +146,6 @@ WEIGHTS = st.builds(
 )
 
 
-def get_put(at: Meshes) -> None:
-    laws.get_put(at.lens, *at.states(0))
-
-
-def put_get(at: Meshes) -> None:
-    laws.put_get(at.lens, *at.states(1))
-
-
-def put_put(at: Meshes) -> None:
-    laws.put_put(at.lens, *at.states(0, 1, 1))
-
-
-def get_get(at: Meshes) -> None:
-    laws.get_get(at.lens, *at.states(0, 0, 1))
-
-
-def abstraction(at: Meshes) -> None:
-    s, v = at.states(0, 1)
-    laws.abstraction(at.lens, s, v)
-    laws.abstraction(~at.lens, v, s)
-
-
-def sharing(at: Meshes) -> None:
-    s, v = at.states(0, 1)
-    laws.sharing(at.lens, s, v)
-    laws.sharing(~at.lens, v, s)
-
-
-def inverse(at: Meshes) -> None:
-    laws.inverse(at.lens, *at.states(0, 1))
-
-
 def placement(at: Meshes) -> None:
     """What is made or edited goes where ``onto`` has it, or else is a global array on the mesh of the rest."""
     s, v = at.states(0, 1)
@@ -190,7 +158,7 @@ def placement(at: Meshes) -> None:
 
 @pytest.mark.parametrize(
     "law",
-    [get_put, put_get, put_put, get_get, abstraction, sharing, inverse, placement],
+    [drawn.get_put, drawn.put_get, drawn.put_put, drawn.get_get, drawn.abstraction, drawn.sharing, drawn.inverse, placement],
     ids=lambda law: law.__name__,
 )
 @examples(0.25)
