@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ckpt_schema.leaves import fresh_key as fresh_key
     from ckpt_schema.lens.core import Lens as Lens
     from ckpt_schema.lens.core import derive as derive
-    from ckpt_schema.lens.derive import private as private
-    from ckpt_schema.lens.derive import rename as rename
+    from ckpt_schema.lens.rules import private as private
+    from ckpt_schema.lens.rules import rename as rename
     from ckpt_schema.schema import Schema as Schema
     from ckpt_schema.schema import Stream as Stream
     from ckpt_schema.schema import layout as layout
@@ -57,7 +57,7 @@ _HOMES = {
     "table": ("Layout",),
     "leaves": ("Key", "fresh_key"),
     "lens.core": ("Lens", "derive"),
-    "lens.derive": ("private", "rename"),
+    "lens.rules": ("private", "rename"),
     "fields": ("field",),
     "schema": ("Schema", "Stream", "layout"),
 }

@@ -60,7 +60,7 @@ def parse_dims(text: str) -> Dims:
 def _parse_dim(axis: str, whole: str) -> Dim:
     parts = axis.split("*")
     if not all(_FACTOR.fullmatch(part) for part in parts):
-        hint = "write names, integers and products such as 3*heads*head_dim; '...', '*name', '#name' and '_name' have no size"
+        hint = "write names, integers and products such as 3*heads*head_dim; '...', '_', '*x', '#x' and '_x' have no size"
         fault = Mismatch(repr(whole), "declaration", "an axis that is a product of names and integers", repr(axis), hint)
         raise SchemaError(f"{whole!r} is no dimension string of a layout: 1 fault", [fault])
     return tuple(int(part) if part.isdecimal() else part for part in parts)

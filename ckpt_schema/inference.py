@@ -45,7 +45,7 @@ def infer(tree: Tree, *, scan: Mapping[str, int] | None = None, lists: Sequence[
 
     Raises:
         SchemaError: With every leaf that is no array, every stack axis a leaf does not have, and every pattern or node in
-            ``scan`` and ``lists`` that the tree does not have.
+            ``scan`` and ``lists`` that the tree does not have, or that is none.
 
     Example:
         >>> import jax
@@ -56,11 +56,17 @@ def infer(tree: Tree, *, scan: Mapping[str, int] | None = None, lists: Sequence[
     """
     from ckpt_schema.frameworks import linen, nnx  # flax loads on first use
 
+    _verify_arguments(scan, lists)
     tree = nnx.state_of(tree)
     flat, variables = flatten(tree), nnx.variables(tree)
     if not variables and any(key and key[-1] == "value" for key in flat.keys):
         tree = linen.unboxed(tree)
         flat = flatten(tree)
+    if () in flat.keys:
+        fault = Mismatch(
+            "the tree", "leaf", "a dict or another container", leaves.describe(flat.leaves[0]), "give the leaf a name"
+        )
+        raise SchemaError(f"no layout ({name}) can be read off a lone leaf: 1 fault", [fault])
     read = _read(flat, variables)
     _verify_leaves(read, name)
     kinds = _envelope(read)
@@ -112,6 +118,18 @@ def _numbered(found: Sequence[_Found]) -> list[_Found]:
         dataclasses.replace(leaf, key=tuple(k if leaf.key[:at] in words else int(k) for at, k in enumerate(leaf.key)))
         for leaf in found
     ]
+
+
+def _verify_arguments(scan: object, lists: object) -> None:
+    faults: list[Mismatch] = []
+    given: Mapping[Any, Any] | None = scan if isinstance(scan, Mapping) else None
+    if scan is not None and not (given is not None and all(isinstance(n, str) and type(a) is int for n, a in given.items())):
+        faults.append(Mismatch("scan", "declaration", "axes by path", repr(scan), 'write scan={"layers": 0}'))
+    several: Sequence[Any] | None = lists if isinstance(lists, Sequence) and not isinstance(lists, str) else None
+    if several is None or not all(isinstance(pattern, str) for pattern in several):
+        faults.append(Mismatch("lists", "declaration", "a list of patterns", repr(lists), 'write lists=["layers_{i}"]'))
+    if faults:
+        raise SchemaError(f"the arguments of infer are not well formed: {len(faults)} fault(s)", faults)
 
 
 def _verify_leaves(read: _Read, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -783,3 +784,83 @@ def test_lenses_bound_to_other_sizes_do_not_compose() -> None:
 def test_key_paths_that_print_alike_are_not_one_layout() -> None:
     flat, nested = (cs.infer(tree) for tree in ({"a/b": leaf(2)}, {"a": {"b": leaf(2)}}))
     assert len(faults(lambda: cs.derive(flat, flat) >> cs.derive(nested, nested))) == 2
+
+
+# --- hints  ---
+
+
+def hints(*layouts: Any) -> list[str]:
+    """What the error advises, fault by fault."""
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.derive(*layouts)
+    return [m.hint for m in caught.value.mismatches]
+
+
+def rules(advice: list[str]) -> list[Any]:
+    """Every rename that the hints spell out, once."""
+    found = dict.fromkeys(re.findall(r"rename\('[^']*', '[^']*'\)", " ".join(advice)))
+    return [eval(f"cs.{rule}") for rule in found]
+
+
+def test_numbered_names_are_paired_in_their_order_and_no_two_hints_cross() -> None:
+    def kernel(value: float) -> dict[str, Any]:
+        return {"kernel": jnp.full((3, 3), value)}
+
+    old = {"params": {f"Residual_{b}": {f"Conv_{i}": kernel(10 * b + i) for i in range(11)} for b in range(2)}}
+    new = {"params": {f"block{b + 1}": {f"conv{i + 1}": kernel(10 * b + i) for i in range(11)} for b in range(2)}}
+    layouts = cs.infer(old), cs.infer(new)
+    through = cs.derive(*layouts, rules(hints(*layouts)))
+    cs.assert_trees_identical(through.get(old), new)
+
+
+def test_what_stands_beside_a_leaf_tells_it_apart() -> None:
+    kernel, bias = jnp.ones((2, 2)), jnp.zeros(2)
+    old = cs.infer({"params": {"Dense_0": {"kernel": kernel}, "Dense_1": {"kernel": kernel, "bias": bias}}})
+    new = cs.infer({"params": {"dense1": {"kernel": kernel, "bias": bias}, "dense2": {"kernel": kernel}}})
+    found = {str(rule) for rule in rules(hints(old, new))}
+    assert found == {"rename('Dense_0', 'dense2')", "rename('Dense_1', 'dense1')"}
+
+
+def test_where_one_side_has_more_of_them_no_rule_is_spelled_out() -> None:
+    three = cs.infer({"params": {f"norm_{i}": {"scale": jnp.ones(4)} for i in range(3)}})
+    two = cs.infer({"params": {f"norm{i}": {"scale": jnp.ones(4)} for i in range(2)}})
+    advice = hints(three, two)
+    assert not rules(advice) and len(advice) == 5
+    assert advice[0].startswith(
+        "likeliest one of params/norm0/scale, params/norm1/scale: rename(..., 'norm_0/scale') says which"
+    )
+    assert advice[3].startswith("likeliest one of params/norm_0/scale, params/norm_1/scale, params/norm_2/scale: ")
+
+
+def test_a_leaf_that_is_a_param_on_one_side_alone_is_told_to_be_declared_alike() -> None:
+    class Counted(cs.Schema):
+        scale: Float32[Array, " embed"]
+        mean: Float32[Array, " embed"] = cs.field(collection="batch_stats")
+
+    class Trained(cs.Schema):
+        scale: Float32[Array, " embed"]
+        mean: Float32[Array, " embed"]
+
+    tx = OPTIMIZERS["adam"]
+    linen, nnx_ = cs.linen.TrainState[Counted, tx], cs.nnx.TrainState[Trained, tx]
+    wanted = "mean is Param here and batch_stats there: declare it alike, by collection= in Linen and type= in NNX"
+    assert hints(linen, nnx_) == hints(nnx_, linen) == [wanted]
+
+
+def test_a_stack_that_was_not_declared_is_asked_for() -> None:
+    class Stacked(cs.Schema):
+        layers: Norm = cs.field(scan="depth")
+
+    class Single(cs.Schema):
+        layers: Norm
+
+    assert [hint.partition(", or")[0] for hint in hints(Stacked, Single)] == [
+        "likeliest: layers/scale; repeats there: none, here: depth; declare scan= or list[...] on both sides",
+        "likeliest: layers/scale; repeats there: depth, here: none; declare scan= or list[...] on both sides",
+    ]
+
+
+@pytest.mark.parametrize("rule", [lambda: cs.rename(1, "a"), lambda: cs.rename("a", ""), lambda: cs.private(("a", "b"), 0)])  # type: ignore[arg-type]
+def test_a_rule_of_no_path_is_refused(rule: Callable[[], Any]) -> None:
+    with pytest.raises(cs.SchemaError, match=r"expected a logical path, such as \"layers\[\]/norm\""):
+        rule()

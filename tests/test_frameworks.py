@@ -315,6 +315,16 @@ def test_batch_statistics_are_a_collection_in_linen_and_a_variable_type_in_nnx()
     cs.assert_trees_identical(lens.put(nnx.state(model)), variables)
 
 
+def test_a_model_may_not_lack_its_statistics() -> None:
+    model = NnxNet(nnx.Rngs(0))
+    report = cs.check(cs.nnx.Params[NnxNetSchema], nnx.state(model, nnx.Param))
+    assert [(m.path, m.kind) for m in report] == [("norm/mean", "missing"), ("norm/var", "missing")]
+    lens = cs.derive(cs.linen.Params[NetSchema], cs.nnx.Params[NnxNetSchema])
+    variables, _ = _net()
+    with pytest.raises(cs.ConformanceError, match="batch_stats/BatchNorm_0/var"):
+        lens.get({"params": variables["params"]}, onto=nnx.state(model))
+
+
 def test_the_optimizer_mirrors_params_and_nothing_else() -> None:
     tx = optax.adam(1e-3)
     variables, _ = _net()

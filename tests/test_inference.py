@@ -384,3 +384,23 @@ def test_digits_beside_words_stay_strings() -> None:
     lens = cs.derive(cs.infer(tree), cs.infer(tree))
     cs.assert_trees_identical(lens.get(tree, onto=tree), tree)
     assert {type(key) for key in lens.get(tree)} == {str}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"scan": ["a"]}, r"scan +expected axes by path, found \['a'\]"),
+        ({"scan": {"a": "0"}}, "scan +expected axes by path"),
+        ({"lists": "a_{i}"}, "lists +expected a list of patterns, found 'a_{i}'"),
+        ({"scan": 0, "lists": [1]}, "2 fault"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(cs.SchemaError, match=says):
+        cs.infer({"a": jnp.ones(3)}, **arguments)
+
+
+@pytest.mark.parametrize("leaf", [3.0, jnp.ones(3)])
+def test_a_lone_leaf_has_no_layout(leaf: Any) -> None:
+    with pytest.raises(cs.SchemaError, match="expected a dict or another container"):
+        cs.infer(leaf)

@@ -99,12 +99,16 @@ class _TrainState:
         return verify_table(Layout(name, tuple(rows), nodes, "nnx", sizes=tuple(sorted(sizes.items()))))
 
 
+# What a model works without, and what no step of training depends on: these a model's own state may lack.
+_PASSING = (nnx.RngState, nnx.Cache, nnx.Intermediate)
+
+
 class _Params:
-    """``Params[Body]``: a model's own state; leaves that are no ``nnx.Param``, such as streams, may be left out."""
+    """``Params[Body]``: a model's own state; streams, caches and intermediates may be left out, statistics may not."""
 
     def __getitem__(self, body: type[Schema]) -> Layout:
         """The layout for a body."""
-        rows = [row if issubclass(row.kind, nnx.Param) else dataclasses.replace(row, optional=True) for row in _model(body, ())]
+        rows = [dataclasses.replace(r, optional=True) if issubclass(r.kind, _PASSING) else r for r in _model(body, ())]
         return verify_table(Layout(f"nnx.Params[{body.__name__}]", tuple(rows), container="nnx", homes=(("model",),)))
 
 

@@ -13,9 +13,10 @@ from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch
 from ckpt_schema.leaves import Default
 from ckpt_schema.lens.compile import compile_plan
-from ckpt_schema.lens.derive import Join, Rule, join
+from ckpt_schema.lens.derive import Join, join
 from ckpt_schema.lens.plan import Plan
 from ckpt_schema.lens.relate import relate
+from ckpt_schema.lens.rules import Rule
 from ckpt_schema.paths import Pattern
 from ckpt_schema.schema import Schema, layout
 from ckpt_schema.table import Layout, Row

@@ -216,14 +216,21 @@ WRAPPERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-NUMBERS_ONLY = {("galore", "inject_hyperparams"), ("scale_by_rprop", "with a schedule")}  # optax refuses anything else there
+def takes_a_schedule(name: str) -> bool:
+    """Whether its learning rate may be a function of the count, as its signature says."""
+    says = str(inspect.signature(found()[name]).parameters["learning_rate"].annotation)
+    return "Callable" in says or "Schedule" in says
 
 
 def applicable(name: str, wrapped: str) -> bool:
     """Whether a wrapper goes around it: schedules and injected hyperparameters need a learning rate."""
-    if wrapped in ("with a schedule", "inject_hyperparams"):
-        return required(found()[name]) == ["learning_rate"] and (name, wrapped) not in NUMBERS_ONLY
-    return True
+    if wrapped not in ("with a schedule", "inject_hyperparams"):
+        return True
+    if required(found()[name]) != ["learning_rate"]:
+        return False
+    if wrapped == "with a schedule":
+        return takes_a_schedule(name)
+    return name != "galore"  # whose `init` needs the number itself
 
 
 def main() -> None:

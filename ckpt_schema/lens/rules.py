@@ -1,0 +1,84 @@
+"""Rules: what a user adds to a derivation where types cannot say it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.leaves import Default, Fill
+from ckpt_schema.paths import LogicalPath
+from ckpt_schema.table import Row
+
+__all__ = ["Private", "Rename", "Rule", "private", "rename", "under"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rename:
+    """See `rename`."""
+
+    source: LogicalPath
+    view: LogicalPath
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"rename({'/'.join(self.source)!r}, {'/'.join(self.view)!r})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Private:
+    """See `private`."""
+
+    path: LogicalPath
+    default: Default
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"private({'/'.join(self.path)!r}, {self.default})"
+
+
+Rule = Rename | Private
+
+
+def rename(source: str, view: str) -> Rename:
+    """A rule: the node or leaf at logical path ``source`` is the view's node or leaf at ``view``.
+
+    It holds in the model and in every part of the optimizer state that mirrors it.
+
+    Raises:
+        SchemaError: One of the two is no string.
+
+    Example:
+        >>> print(rename("layers[]/LayerNorm_0", "layers[]/norm"))
+        rename('layers[]/LayerNorm_0', 'layers[]/norm')
+    """
+    _verify("rename", source=source, view=view)
+    return Rename(tuple(source.split("/")), tuple(view.split("/")))
+
+
+def private(path: str, default: Default | float) -> Private:
+    """A rule: what is at logical path ``path`` has no partner on the other side; where none is given it holds ``default``.
+
+    Raises:
+        SchemaError: ``path`` is no string.
+    """
+    _verify("private", path=path)
+    return Private(tuple(path.split("/")), default if isinstance(default, Default) else Fill(default))
+
+
+def _verify(rule: str, **given: object) -> None:
+    hint = "print the layout to see its paths"
+    faults = [
+        Mismatch(argument, "declaration", 'a logical path, such as "layers[]/norm"', repr(value), hint)
+        for argument, value in given.items()
+        if not (isinstance(value, str) and value)
+    ]
+    if faults:
+        raise SchemaError(f"{rule}(...) is not well formed: {len(faults)} fault(s)", faults)
+
+
+def under(row: Row, prefix: LogicalPath) -> int | None:
+    """Where in the row's path ``prefix`` starts: at the root, or at the model's root; None when in neither place."""
+    for start in (0, row.body):
+        if start is not None and row.path[start : start + len(prefix)] == prefix:
+            return start
+    return None
