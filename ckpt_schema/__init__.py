@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from ckpt_schema.leaves import fresh_key as fresh_key
     from ckpt_schema.lens.core import Lens as Lens
     from ckpt_schema.lens.core import derive as derive
+    from ckpt_schema.lens.rules import move as move
     from ckpt_schema.lens.rules import private as private
     from ckpt_schema.lens.rules import rename as rename
+    from ckpt_schema.lens.rules import reset as reset
     from ckpt_schema.schema import Schema as Schema
     from ckpt_schema.schema import Stream as Stream
     from ckpt_schema.schema import layout as layout
@@ -57,7 +59,7 @@ _HOMES = {
     "table": ("Layout",),
     "leaves": ("Key", "fresh_key"),
     "lens.core": ("Lens", "derive"),
-    "lens.rules": ("private", "rename"),
+    "lens.rules": ("move", "private", "rename", "reset"),
     "fields": ("field",),
     "schema": ("Schema", "Stream", "layout"),
 }
@@ -89,10 +91,12 @@ __all__ = [
     "infer",
     "layout",
     "linen",
+    "move",
     "nnx",
     "orbax",
     "private",
     "rename",
+    "reset",
 ]
 
 

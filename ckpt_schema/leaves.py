@@ -22,6 +22,7 @@ __all__ = [
     "Default",
     "Fill",
     "FreshKey",
+    "Init",
     "Key",
     "Leaf",
     "abstract",
@@ -194,7 +195,7 @@ def holds(leaf: Leaf, default: Default) -> bool:
         >>> [holds(Leaf((), "float32"), Fill(value)) for value in (0.1, 1e300, 2**24, 2**24 + 1)]
         [True, False, True, False]
     """
-    if isinstance(default, FreshKey):
+    if not isinstance(default, Fill):
         return True
     if leaf.is_key or not is_scalar(default.value):
         return False
@@ -267,7 +268,16 @@ class FreshKey:
         return f"fresh_key({self.seed})"
 
 
-Default = Fill | FreshKey
+@dataclasses.dataclass(frozen=True, slots=True)
+class Init:
+    """A default that the optax transformation of a train state makes itself, from the params beside it."""
+
+    def __str__(self) -> str:
+        """How messages and tables call it."""
+        return "tx.init(params)"
+
+
+Default = Fill | FreshKey | Init
 
 
 def fresh_key(seed: int) -> FreshKey:
@@ -283,7 +293,7 @@ def fresh_key(seed: int) -> FreshKey:
     return FreshKey(seed)
 
 
-def make_default(default: Default, dtype: str, shape: tuple[int, ...], sharding: Any = None) -> jax.Array:
+def make_default(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], sharding: Any = None) -> jax.Array:
     """The default value of a leaf.
 
     Args:
@@ -299,7 +309,7 @@ def make_default(default: Default, dtype: str, shape: tuple[int, ...], sharding:
     def make() -> jax.Array:
         if not dtype.startswith("key<"):
             return jnp.full(shape, default.value if isinstance(default, Fill) else 0, jnp.dtype(dtype))
-        seed = default.seed if isinstance(default, FreshKey) else int(default.value)
+        seed = default.seed if isinstance(default, FreshKey) else 0
         return jnp.broadcast_to(jax.random.key(seed, impl=_IMPLS[dtype[4:-1]]), shape)
 
     return make() if sharding is None else jax.jit(make, out_shardings=sharding)()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import paths
@@ -15,7 +15,7 @@ from ckpt_schema.leaves import Default, Leaf
 from ckpt_schema.paths import KeyPath, LogicalPath, Pattern
 from ckpt_schema.text import columns
 
-__all__ = ["Entry", "Layout", "Node", "Repeat", "Row", "Slot", "verify_table"]
+__all__ = ["Entry", "Initial", "Layout", "Node", "Part", "Repeat", "Row", "Slot", "is_part", "verify_table"]
 
 Slot = tuple[int, tuple[int, ...]]
 """A concrete leaf of a layout: the number of its row, and one index per unrolled level."""
@@ -107,6 +107,43 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an optimizer state: what one transformation of a chain keeps.
+
+    Attributes:
+        path: Its logical path, ``opt_state/1/0``.
+        type: The class of its state, ``ScaleByAdamState``; None where a tree does not tell.
+    """
+
+    path: LogicalPath
+    type: type | None
+
+    def __str__(self) -> str:
+        """Path and type."""
+        return f"{'/'.join(self.path)}  {self.type.__name__ if self.type is not None else '?'}"
+
+
+def is_part(kind: type) -> bool:
+    """Whether a container is the state of a transformation, and not what merely holds several."""
+    return hasattr(kind, "_fields")
+
+
+class Initial(Protocol):
+    """What makes an optimizer state for params."""
+
+    def __call__(self, params: Sequence[tuple[KeyPath, Row, Any]]) -> Any:
+        """A tree of the layout that holds the optimizer state alone.
+
+        Args:
+            params: The key path, row and value of every leaf of the model that `trains` is true for.
+        """
+
+    def trains(self, row: Row) -> bool:
+        """Whether the state is made for this row."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
     """One concrete leaf of a bound layout: its slot, key path and shape."""
 
@@ -126,6 +163,8 @@ class Layout:
         container: What a tree is built as where no example is given: nested dicts, or an ``nnx.State``.
         homes: For weights alone: the key paths under which a full train state keeps such a tree, ``()`` excluded.
         sizes: Dims whose sizes the layout holds for alone, in elements.
+        parts: The parts of the optimizer state, in order; those that keep nothing included.
+        initial: Makes an optimizer state, where the layout was made for a transformation.
     """
 
     name: str
@@ -134,6 +173,8 @@ class Layout:
     container: Literal["dict", "nnx"] = "dict"
     homes: tuple[KeyPath, ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
+    parts: tuple[Part, ...] = ()
+    initial: Initial | None = None
 
     def entries(self, sizes: Mapping[str, int]) -> Iterator[Entry]:
         """The concrete leaves under ``sizes``, row by row; every dim must be bound."""

@@ -10,7 +10,7 @@ import optax
 from flax.core import meta
 
 from ckpt_schema.errors import Mismatch, SchemaError
-from ckpt_schema.frameworks.optimizer import arguments, optimizer_state
+from ckpt_schema.frameworks.optimizer import Start, arguments, optimizer_state
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.schema import Schema, body_rows
 from ckpt_schema.table import Layout, Row, verify_table
@@ -39,7 +39,9 @@ def _train_state(name: str, item: tuple[type[Schema], optax.GradientTransformati
     rows = [Row(("step",), ("step",), Leaf((), "int32")), *weights]
     rows += (leaf.row(_OPTIMIZER, None if leaf.param is None else _PARAMS) for leaf in state.leaves)
     nodes = tuple(dataclasses.replace(node, key=(*_OPTIMIZER, *node.key)) for node in state.nodes)
-    return verify_table(Layout(f"{name}[{body.__name__}]", tuple(rows), nodes, sizes=tuple(sorted(sizes.items()))))
+    start = Start(tx, ("params",), _OPTIMIZER, lambda row: row.kind == _PARAMS)
+    counts = tuple(sorted(sizes.items()))
+    return verify_table(Layout(f"{name}[{body.__name__}]", tuple(rows), nodes, sizes=counts, parts=state.parts, initial=start))
 
 
 class _TrainState:

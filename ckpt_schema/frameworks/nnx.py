@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from ckpt_schema.errors import Mismatch, SchemaError
-from ckpt_schema.frameworks.optimizer import arguments, optimizer_state
+from ckpt_schema.frameworks.optimizer import Start, arguments, optimizer_state
 from ckpt_schema.frameworks.tracing import Box
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.paths import KeyPath
@@ -71,6 +71,10 @@ def _model(body: type[Schema], head: KeyPath) -> list[Row]:
 _OPTIMIZER = ("optimizer", "opt_state")
 
 
+def _is_param(row: Row) -> bool:
+    return issubclass(row.kind, nnx.Param)
+
+
 def _variables(params: dict[Any, Any], rows: Mapping[KeyPath, Row]) -> nnx.State[Any, Any]:
     """The state that ``nnx.Optimizer`` gives to ``tx.init``."""
     return build_state(params, rows)
@@ -87,8 +91,9 @@ class _TrainState:
         """The layout for a body and the transformation that made its optimizer state."""
         body, tx, sizes = arguments("nnx.TrainState", item)
         model = _model(body, ("model",))
-        trained = [dataclasses.replace(r, key=r.key[1:]) for r in model if issubclass(r.kind, nnx.Param)]
-        state = optimizer_state("nnx.TrainState", tx, trained, sizes, Box(_variables, _value))
+        trained = [dataclasses.replace(r, key=r.key[1:]) for r in model if _is_param(r)]
+        box = Box(_variables, _value)
+        state = optimizer_state("nnx.TrainState", tx, trained, sizes, box)
         rows = [*model, Row(("step",), ("optimizer", "step"), Leaf((), "uint32"), kind=nnx.optimizer.OptState)]
         for leaf in state.leaves:
             kind = nnx.optimizer.OptVariable if leaf.boxed else nnx.optimizer.OptArray
@@ -96,7 +101,8 @@ class _TrainState:
         # Outside of Variables, a state has no containers but dicts, and nothing where there is no leaf.
         nodes = tuple(dataclasses.replace(n, key=(*_OPTIMIZER, *n.key)) for n in state.nodes if n in state.inner)
         name = f"nnx.TrainState[{body.__name__}]"
-        return verify_table(Layout(name, tuple(rows), nodes, "nnx", sizes=tuple(sorted(sizes.items()))))
+        start, counts = Start(tx, ("model",), _OPTIMIZER, _is_param, box), tuple(sorted(sizes.items()))
+        return verify_table(Layout(name, tuple(rows), nodes, "nnx", sizes=counts, parts=state.parts, initial=start))
 
 
 # What a model works without, and what no step of training depends on: these a model's own state may lack.

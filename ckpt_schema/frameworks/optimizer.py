@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import optax
@@ -18,12 +18,12 @@ import optax
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dim, Dims
 from ckpt_schema.errors import Mismatch, SchemaError
-from ckpt_schema.frameworks.tracing import Box, Place, Trace, trace
-from ckpt_schema.leaves import Leaf
+from ckpt_schema.frameworks.tracing import Box, Place, Trace, nested, trace
+from ckpt_schema.leaves import Init, Leaf
 from ckpt_schema.paths import Index, KeyPath, LogicalPath
-from ckpt_schema.table import Node, Repeat, Row
+from ckpt_schema.table import Node, Part, Repeat, Row, is_part
 
-__all__ = ["OptimizerLeaf", "OptimizerState", "arguments", "optimizer_state"]
+__all__ = ["OptimizerLeaf", "OptimizerState", "Start", "arguments", "optimizer_state"]
 
 Sizes = Mapping[str, int]
 
@@ -52,9 +52,10 @@ class OptimizerLeaf:
         key = (*head, *self.place.prefix, *(self.place.param or ()), *tail)
         if self.param is None:
             return Row(("opt_state", *start, *map(str, tail)), key, self.leaf, kind=kind)
+        default = None if self.param.default is None else Init()  # what a new param brings with it
         path = ("opt_state", *start, *_path(self.param, self.repeats), *map(str, tail))
         inside = len(tail) if self.boxed else 0
-        return Row(path, key, self.leaf, self.repeats, kind, body=1 + len(start), inside=inside)
+        return Row(path, key, self.leaf, self.repeats, kind, default=default, body=1 + len(start), inside=inside)
 
 
 def _path(param: Row, repeats: Sequence[Repeat]) -> LogicalPath:
@@ -79,6 +80,42 @@ class OptimizerState:
     leaves: tuple[OptimizerLeaf, ...]
     nodes: tuple[Node, ...]
     inner: frozenset[Node]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What each transformation of the chain keeps, by its logical path."""
+        own = [n for n in self.nodes if n not in self.inner and is_part(n.type)]
+        return tuple(Part(("opt_state", *map(str, n.key)), n.type) for n in own)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """What makes the optimizer state of a layout; see `Initial`.
+
+    Attributes:
+        tx: The transformation.
+        head: Where the layout keeps what ``tx.init`` is given.
+        home: Where it keeps the state.
+        trained: Whether a row is a param.
+        box: How params are wrapped.
+    """
+
+    tx: optax.GradientTransformation
+    head: KeyPath
+    home: KeyPath
+    trained: Callable[[Row], bool]
+    box: Box = dataclasses.field(default_factory=Box)
+
+    def trains(self, row: Row) -> bool:
+        """Whether the state is made for this row."""
+        return row.path[0] == "params" and self.trained(row)
+
+    def __call__(self, params: Sequence[tuple[KeyPath, Row, Any]]) -> Any:
+        """A tree that holds the state alone, where the layout keeps it."""
+        start = len(self.head)
+        values = nested({key[start:]: value for key, _, value in params})
+        state = self.tx.init(self.box.close(values, {key[start:]: row for key, row, _ in params}))
+        return nested({self.home: state})
 
 
 def arguments(name: str, item: Any) -> tuple[Any, optax.GradientTransformation, Sizes]:

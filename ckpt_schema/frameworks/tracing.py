@@ -19,7 +19,7 @@ from ckpt_schema.paths import KeyPath, Pattern
 from ckpt_schema.pytrees import children
 from ckpt_schema.table import Row
 
-__all__ = ["Box", "Found", "Place", "Trace", "trace"]
+__all__ = ["Box", "Found", "Place", "Trace", "nested", "trace"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,14 +96,14 @@ def trace(
     patterns = {key[:end]: row.key[:end] for key, row in rows.items() for end in range(len(key) + 1)}
     abstract = {key: _abstract(row, sizes) for key, row in rows.items()}
     try:
-        state = jax.eval_shape(tx.init, box.close(_nested(abstract), rows))
+        state = jax.eval_shape(tx.init, box.close(nested(abstract), rows))
     except Exception as error:  # a transformation may raise anything
         cure = "masks and labels must be callables of the params, or fit them; for another kind of state use ckpt_schema.infer"
         fault = Mismatch("opt_state", "declaration", "tx.init to accept the schema's params", type(error).__name__, cure)
         raise SchemaError(
             "the transformation's init fails on the params of the schema: 1 fault", [fault], [str(error)]
         ) from error
-    return _grouped(list(_Walk(_nested(abstract), patterns, box).below(state, ())), patterns, sizes)
+    return _grouped(list(_Walk(nested(abstract), patterns, box).below(state, ())), patterns, sizes)
 
 
 def _members(row: Row, counts: Mapping[str, int]) -> Iterator[tuple[int, ...]]:
@@ -116,7 +116,8 @@ def _abstract(row: Row, sizes: Mapping[str, int]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.dtype(row.leaf.dtype))
 
 
-def _nested(found: Mapping[KeyPath, Any]) -> dict[Any, Any]:
+def nested(found: Mapping[KeyPath, Any]) -> dict[Any, Any]:
+    """Nested dicts from key paths."""
     root: dict[Any, Any] = {}
     for key, value in found.items():
         node = root

@@ -13,12 +13,13 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match
 from ckpt_schema.errors import ConformanceError, Mismatch
-from ckpt_schema.leaves import Leaf
+from ckpt_schema.leaves import Init, Leaf
 from ckpt_schema.lens.derive import Join
 from ckpt_schema.lens.execute import narrowed
-from ckpt_schema.lens.plan import Job, Make, Plan, gatherer, signature_of
+from ckpt_schema.lens.plan import Job, Make, Plan, Restart, gatherer, signature_of
+from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Row, Slot, slots_of
-from ckpt_schema.trees import build
+from ckpt_schema.trees import build, flatten
 
 __all__ = ["compile_plan"]
 
@@ -72,6 +73,8 @@ def compile_plan(
             places[slot] = base + found.made[slot]
         elif kept is not None and onto and (abstract or not leaves.is_abstract(onto.flat.leaves[kept])):
             places[slot] = len(tree.flat.leaves) + kept
+        elif isinstance(row.default, Init):
+            continue  # made from the params, once these have their places
         elif row.default is not None:
             shape = dims_.sizes_of(row.dims, sizes)
             if shape is None:
@@ -85,6 +88,11 @@ def compile_plan(
             makes.append(Make(row.default, row.leaf.dtype, shape, kept, abstract))
         else:
             faults.append(_homeless(row, slot, kept is not None))
+    again: Restart | None = None
+    fresh = [slot for slot in wanted if slot not in places and isinstance(view.rows[slot[0]].default, Init)]
+    if fresh and not faults:
+        again = _restart(view, wanted, fresh, places, onto, sizes, faults, abstract=abstract)
+        places |= {slot: edited + len(makes) + n for n, slot in enumerate(fresh)}
     if faults:
         raise ConformanceError(f"{view.name} cannot be filled from {source.name}: {len(faults)} fault(s)", faults)
     treedef, order = _container(view, wanted, onto, sizes)
@@ -95,6 +103,53 @@ def compile_plan(
         gatherer([places[slot] for slot in order]),
         tuple(found.jobs),
         tuple(makes),
+        again,
+    )
+
+
+def _restart(
+    view: Layout,
+    wanted: Sequence[Slot],
+    fresh: Sequence[Slot],
+    places: Mapping[Slot, int],
+    onto: Match | None,
+    sizes: Mapping[str, int],
+    faults: list[Mismatch],
+    *,
+    abstract: bool,
+) -> Restart | None:
+    """What makes the leaves of the optimizer state that start anew, from the params of the result."""
+    initial, rows = view.initial, view.rows
+    if initial is None:
+        faults += (_homeless(rows[slot[0]], slot, abstract=False) for slot in fresh)
+        return None
+    params = [slot for slot in wanted if initial.trains(rows[slot[0]])]
+    keys = [paths.fill(rows[number].key, indices) for number, indices in params]
+
+    def state(values: Sequence[Any]) -> Any:
+        return initial([(key, rows[slot[0]], value) for key, slot, value in zip(keys, params, values, strict=True)])
+
+    shapes = [jax.ShapeDtypeStruct(dims_.sizes_of(rows[n].dims, sizes) or (), rows[n].leaf.dtype) for n, _ in params]
+    flat, find = flatten(jax.eval_shape(state, shapes)), SlotFinder(view).slot
+    found = {find(key, stored=False): at for at, key in enumerate(flat.keys)}
+    for slot in fresh:
+        row, at = rows[slot[0]], found.get(slot)
+        made = None if at is None else flat.leaves[at]
+        if leaves.signature(made) != (dims_.sizes_of(row.dims, sizes), row.leaf.dtype):
+            where = paths.format_path(paths.fill(row.key, slot[1]))
+            faults.append(Mismatch(where, "shape", str(row.stored), f"{leaves.describe(made)} from the transformation"))
+    if faults:
+        return None
+    picked = [found[slot] for slot in fresh]
+    models = {(rows[n].path[1:], indices): at for at, (n, indices) in enumerate(params)}
+    along = [models.get((rows[n].path[rows[n].body or 0 :], indices)) for n, indices in fresh]
+    same = [at is not None and rows[params[at][0]].dims == rows[n].dims for at, (n, _) in zip(along, fresh, strict=True)]
+    return Restart(
+        lambda values: [jax.tree.leaves(state(values))[at] for at in picked],
+        tuple(places[slot] for slot in params),
+        tuple(None if onto is None else onto.slots.get(slot) for slot in fresh),
+        tuple(at if alike else None for at, alike in zip(along, same, strict=True)),
+        abstract,
     )
 
 

@@ -11,7 +11,7 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match, Matcher
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch
-from ckpt_schema.leaves import Default
+from ckpt_schema.leaves import Default, Init
 from ckpt_schema.lens.compile import compile_plan
 from ckpt_schema.lens.derive import Join, join
 from ckpt_schema.lens.plan import Plan
@@ -252,7 +252,7 @@ def _compose(first: Lens, second: Lens) -> Lens:
     for j in first.joins:
         after = onward.get(middle[j.view])
         if after is None:
-            source[j.source] = _left_over(source[j.source], second.source.rows[middle[j.view]], first.source.name, faults)
+            source[j.source] = _left_over(source[j.source], second.source.rows[middle[j.view]], first.source, faults)
             continue
         made = relate(source[j.source], view[after.view])
         if isinstance(made, Mismatch):
@@ -261,13 +261,15 @@ def _compose(first: Lens, second: Lens) -> Lens:
             joins.append(Join(j.source, after.view, *made))
             # Where one end lacks an optional leaf, the layout between them fills it in before the other end can.
             if source[j.source].optional:
-                view[after.view] = _defaulted(view[after.view], first.view.rows[j.view].default, faults)
+                view[after.view] = _defaulted(view[after.view], first.view.rows[j.view].default, second.view, faults)
             if view[after.view].optional:
-                source[j.source] = _defaulted(source[j.source], second.source.rows[middle[j.view]].default, faults)
+                source[j.source] = _defaulted(
+                    source[j.source], second.source.rows[middle[j.view]].default, first.source, faults
+                )
     by_second = {m: n for n, m in middle.items()}
     for j in second.joins:
         if j.source not in back:
-            view[j.view] = _left_over(view[j.view], first.view.rows[by_second[j.source]], second.view.name, faults)
+            view[j.view] = _left_over(view[j.view], first.view.rows[by_second[j.source]], second.view, faults)
     if faults:
         raise DerivationError(f"no lens from {first.source.name} to {second.view.name}: {len(faults)} fault(s)", faults)
     return Lens(
@@ -287,20 +289,23 @@ def _contradictions(first: Lens, second: Lens) -> list[Mismatch]:
     ]
 
 
-def _left_over(row: Row, middle: Row, name: str, faults: list[Mismatch]) -> Row:
+def _left_over(row: Row, middle: Row, table: Layout, faults: list[Mismatch]) -> Row:
     """An outer row whose partner in the middle has none on the far side, with the default it has then."""
-    row = _defaulted(row, middle.default, faults)
+    row = _defaulted(row, middle.default, table, faults)
     if row.default is None and not row.optional:
         hint = "declare a default, or make it optional"
-        found = f"{row.stored} in {name} alone, the layout between them making it optional"
+        found = f"{row.stored} in {table.name} alone, the layout between them making it optional"
         faults.append(Mismatch("/".join(row.path), "unplaced", "a partner on the far side", found, hint))
     return row
 
 
-def _defaulted(row: Row, default: Default | None, faults: list[Mismatch]) -> Row:
+def _defaulted(row: Row, default: Default | None, table: Layout, faults: list[Mismatch]) -> Row:
     """``row`` with the default that the layout in the middle declares, if it does."""
     if default is None:
         return row
+    if isinstance(default, Init) and table.initial is None:
+        hint = f"declare {table.name} with its transformation"
+        faults.append(Mismatch("/".join(row.path), "chain", "a transformation that starts it", "none", hint))
     if not leaves.holds(row.leaf, default):
         hint = "the layout between them declares it"
         faults.append(Mismatch("/".join(row.path), "dtype", f"a default that {row.leaf.dtype} can hold", str(default), hint))

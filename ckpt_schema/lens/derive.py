@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 from collections.abc import Iterator, Sequence
 
 from ckpt_schema import leaves, paths
 from ckpt_schema.errors import DerivationError, Mismatch
+from ckpt_schema.leaves import Fill, Init
+from ckpt_schema.lens.align import Alignment, Owners, Settled, align, side_by_side
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.relate import relate
-from ckpt_schema.lens.rules import Private, Rename, Rule, under
+from ckpt_schema.lens.rules import Move, Private, Rename, Reset, Rule, under
 from ckpt_schema.lens.unplaced import unplaced
 from ckpt_schema.paths import LogicalPath
-from ckpt_schema.table import Layout
+from ckpt_schema.table import Layout, Part, Row
 
 __all__ = ["Join", "join"]
 
@@ -53,7 +56,9 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
     _verify_rules(rules)
     faults: list[Mismatch] = []
     source, view = _declare(source, view, rules, faults)
-    renamed = _renamed(source, view, [r for r in rules if isinstance(r, Rename)], faults)
+    (source, left), (view, right) = (_restarted(t, _resets(rules, n), faults) for n, t in enumerate((source, view)))
+    alignment = align(source, view, lambda path: _called(path, rules), _settled(rules))
+    renamed = _renamed(source, view, rules, alignment, left, faults)
     partners: dict[LogicalPath, int] = {}
     for number, path in enumerate(renamed):
         first = partners.setdefault(path, number)
@@ -64,7 +69,7 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
             )
     joins: list[Join] = []
     for number, row in enumerate(view.rows):
-        partner = partners.pop(row.path, None)
+        partner = partners.pop(row.path, None) if number not in right else None
         if partner is not None:
             made = relate(source.rows[partner], row)
             if isinstance(made, Mismatch):
@@ -72,10 +77,10 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
             else:
                 joins.append(Join(partner, number, *made))
     faults += _idle(source, view, rules, joins)
-    faults += unplaced(source, view, renamed, {j.source: j.view for j in joins}, {f.path for f in faults})
+    faults += unplaced(source, view, renamed, {j.source: j.view for j in joins}, alignment, {f.path for f in faults})
     if faults:
-        header = f"no lens from {source.name} to {view.name}: {len(faults)} fault(s)"
-        raise DerivationError(header, faults)
+        chains = side_by_side(source, view) if any(fault.kind == "chain" for fault in faults) else []
+        raise DerivationError(f"no lens from {source.name} to {view.name}: {len(faults)} fault(s)", faults, chains)
     return source, view, tuple(joins)
 
 
@@ -83,7 +88,8 @@ def _verify_rules(rules: object) -> None:
     several = isinstance(rules, (list, tuple))  # a lone rule is no sequence, and a string is one of the wrong things
     wrong: list[object] = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
     if wrong:
-        faults = [Mismatch("edits", "rule", "a list of rename(...) and private(...)", _spelled(rule)) for rule in wrong]
+        expected = "a list of rename(...), private(...), move(...) and reset(...)"
+        faults = [Mismatch("edits", "rule", expected, _spelled(rule)) for rule in wrong]
         raise DerivationError(f"edits= is not well formed: {len(faults)} fault(s)", faults)
 
 
@@ -115,33 +121,105 @@ def _declare(source: Layout, view: Layout, rules: Sequence[Rule], faults: list[M
 
 
 def _with_default(table: Layout, rule: Private, faults: list[Mismatch]) -> Layout:
-    hit = [under(row, rule.path) is not None for row in table.rows]
-    if not any(hit):
-        return table
-    for row, inside in zip(table.rows, hit, strict=True):
-        if inside and not leaves.holds(row.leaf, rule.default):
+    """``table`` with the default on every leaf below the rule's path; what an optimizer keeps for those starts as it does."""
+    rows = list(table.rows)
+    for number, row in enumerate(rows):
+        start = under(row, rule.path)
+        if start is None or (start and row.path[0] == "opt_state" and table.initial is None):
+            continue
+        default = Init() if start and row.path[0] == "opt_state" else rule.default
+        if not leaves.holds(row.leaf, default):
             hint = "fresh_key(seed) for keys, a number of the leaf's kind for arrays"
-            faults.append(Mismatch("/".join(row.path), "dtype", f"a default for {row.leaf}", str(rule.default), hint))
-    rows = tuple(dataclasses.replace(r, default=rule.default) if h else r for r, h in zip(table.rows, hit, strict=True))
-    return dataclasses.replace(table, rows=rows)
+            faults.append(Mismatch("/".join(row.path), "dtype", f"a default for {row.leaf}", str(default), hint))
+        rows[number] = dataclasses.replace(row, default=default)
+    return table if all(map(operator.is_, rows, table.rows)) else dataclasses.replace(table, rows=tuple(rows))
 
 
-def _renamed(source: Layout, view: Layout, rules: Sequence[Rename], faults: list[Mismatch]) -> list[LogicalPath]:
-    """The path of each source row in the view's words; each row is renamed by the first rule that matches it, once."""
-    found = [row.path for row in source.rows]
+def _resets(rules: Sequence[Rule], side: int) -> list[tuple[Reset, LogicalPath]]:
+    """What rules reset on the source, or on the view."""
+    given = [(rule, (rule.source, rule.view)[side]) for rule in rules if isinstance(rule, Reset)]
+    return [(rule, path) for rule, path in given if path is not None]
+
+
+def _restarted(
+    table: Layout, resets: Sequence[tuple[Reset, LogicalPath]], faults: list[Mismatch]
+) -> tuple[Layout, frozenset[int]]:
+    """``table`` with the transformation's own start on what is reset, and the numbers of these rows, which have no partner."""
+    hit: set[int] = set()
+    for rule, path in resets:
+        below = {number for number, row in enumerate(table.rows) if row.path[: len(path)] == path}
+        if not below:
+            faults.append(_matches_nothing(rule, path, table))
+        if table.initial is None or any(table.rows[number].path[0] != "opt_state" for number in below):
+            hint = f"declare the train state with its transformation, or write {Private(path, Fill(0))}"
+            faults.append(Mismatch(str(rule), "rule", "a part of an optimizer state with a known start", table.name, hint))
+        hit |= below
+    rows = tuple(dataclasses.replace(r, default=Init()) if n in hit else r for n, r in enumerate(table.rows))
+    return dataclasses.replace(table, rows=rows) if hit else table, frozenset(hit)
+
+
+def _settled(rules: Sequence[Rule]) -> list[Settled]:
+    """The parts of the optimizer state that rules place."""
+    moves: list[Settled] = [(rule.source, rule.view) for rule in rules if isinstance(rule, Move)]
+    return moves + [(rule.source, rule.view) for rule in rules if isinstance(rule, Reset)]
+
+
+def _called(path: LogicalPath, rules: Sequence[Rule]) -> LogicalPath:
+    """What a path of the source's model is in the view's words."""
     for rule in rules:
-        used = False
-        for number, row in enumerate(source.rows):
-            start = under(row, rule.source)
-            if start is not None:
-                used = True
-                if found[number] == row.path:
-                    found[number] = (*row.path[:start], *rule.view, *row.path[start + len(rule.source) :])
-        if not used:
-            faults.append(_matches_nothing(rule, rule.source, source))
-        if all(under(row, rule.view) is None for row in view.rows):
-            faults.append(_matches_nothing(rule, rule.view, view))
+        if isinstance(rule, Rename) and path[: len(rule.source)] == rule.source:
+            return (*rule.view, *path[len(rule.source) :])
+    return path
+
+
+def _renamed(
+    source: Layout,
+    view: Layout,
+    rules: Sequence[Rule],
+    alignment: Alignment,
+    restarted: frozenset[int],
+    faults: list[Mismatch],
+) -> list[LogicalPath]:
+    """The path of each source row in the view's words; the first rule of a kind that matches it counts, once."""
+    owners = Owners(source)
+    found = [_placed(row, rules, owners.part(row) if source.parts else None, alignment) for row in source.rows]
+    for number in restarted:
+        found[number] = _nowhere(source.rows[number])
+    for rule in rules:
+        if isinstance(rule, (Rename, Move)):
+            start = under if isinstance(rule, Rename) else _begins
+            for table, path in ((source, rule.source), (view, rule.view)):
+                if all(start(row, path) is None for row in table.rows):
+                    faults.append(_matches_nothing(rule, path, table))
     return found
+
+
+def _begins(row: Row, prefix: LogicalPath) -> int | None:
+    return 0 if row.path[: len(prefix)] == prefix else None
+
+
+def _nowhere(row: Row) -> LogicalPath:
+    """A path that no row has."""
+    return ("", *row.path)
+
+
+def _placed(row: Row, rules: Sequence[Rule], part: Part | None, alignment: Alignment) -> LogicalPath:
+    head, body = row.path[: row.body or 0], row.path[row.body or 0 :]
+    for rule in rules:
+        if isinstance(rule, Rename) and (start := under(row, rule.source)) is not None:
+            if start == 0 and head:
+                return (*rule.view, *row.path[len(rule.source) :])
+            body = (*rule.view, *body[len(rule.source) :])
+            break
+    whole = (*head, *body)
+    for rule in rules:
+        if isinstance(rule, Move) and row.path[: len(rule.source)] == rule.source:
+            return (*rule.view, *whole[len(rule.source) :])
+    if part is None:
+        return whole
+    if part.path in alignment.apart[0]:
+        return _nowhere(row)
+    return (*alignment.moved.get(part.path, part.path), *whole[len(part.path) :])
 
 
 def _matches_nothing(rule: Rule, path: LogicalPath, *tables: Layout) -> Mismatch:

@@ -15,10 +15,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ckpt_schema import leaves
 from ckpt_schema.errors import ConformanceError, Mismatch
-from ckpt_schema.leaves import Default, Leaf
+from ckpt_schema.leaves import Fill, FreshKey, Leaf
 from ckpt_schema.lens.edits import Cast, Chain, Entries
 
-__all__ = ["edit", "make", "mesh_of", "narrowed", "on_devices", "verify_casts"]
+__all__ = ["edit", "make", "mesh_of", "narrowed", "on_devices", "restart", "verify_casts"]
 
 
 def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Leaf, likes: Sequence[Any]) -> list[Any]:
@@ -174,7 +174,7 @@ def mesh_of(values: Sequence[Any]) -> Mesh | None:
     return None
 
 
-def make(default: Default, dtype: str, shape: tuple[int, ...], like: Any, mesh: Mesh | None, *, abstract: bool) -> Any:
+def make(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], like: Any, mesh: Mesh | None, *, abstract: bool) -> Any:
     """A default, sharded like ``like``, or else replicated over ``mesh``: one global array, whatever the number of hosts."""
     sharding = getattr(like, "sharding", None) if abstract else on_devices(getattr(like, "sharding", None))
     if sharding is None and mesh is not None:
@@ -183,6 +183,28 @@ def make(default: Default, dtype: str, shape: tuple[int, ...], like: Any, mesh: 
         made = jax.eval_shape(lambda: leaves.make_default(default, dtype, shape))
         return jax.ShapeDtypeStruct(made.shape, made.dtype, sharding=sharding)
     return leaves.make_default(default, dtype, shape, sharding)
+
+
+def restart(
+    run: Callable[[Sequence[Any]], list[Any]],
+    params: Sequence[Any],
+    likes: Sequence[Any],
+    along: Sequence[int | None],
+    mesh: Mesh | None,
+    *,
+    abstract: bool,
+) -> list[Any]:
+    """Leaves that ``run`` makes of params, sharded like ``likes``, or else like their params, or replicated over ``mesh``."""
+    spare = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    owns = [getattr(params[at], "sharding", None) if at is not None else None for at in along]
+    told = [getattr(like, "sharding", None) for like in likes]
+    shardings = [a or b or spare for a, b in zip(told, owns, strict=True)]
+    if abstract:
+        made = jax.eval_shape(run, [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in params])
+        return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(made, shardings, strict=True)]
+    if any(isinstance(p, Tracer) for p in params):
+        return run(params)
+    return jax.jit(run, out_shardings=[on_devices(s) for s in shardings])(params)
 
 
 def verify_casts(jobs: Sequence[tuple[Chain, Sequence[Any], Sequence[str]]]) -> None:

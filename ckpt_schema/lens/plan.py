@@ -14,13 +14,13 @@ from typing import Any
 import jax
 
 from ckpt_schema import leaves
-from ckpt_schema.leaves import Default, Leaf
+from ckpt_schema.leaves import Fill, FreshKey, Leaf
 from ckpt_schema.lens import execute
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.pytrees import TreeDef
 from ckpt_schema.trees import Tree
 
-__all__ = ["Job", "Make", "Plan", "Signature", "signature_of"]
+__all__ = ["Job", "Make", "Plan", "Restart", "Signature", "gatherer", "signature_of"]
 
 _avals = operator.attrgetter("aval")
 _shapes = operator.attrgetter("shape")
@@ -126,10 +126,29 @@ class Make:
         abstract: Whether an abstract value is wanted.
     """
 
-    default: Default
+    default: Fill | FreshKey
     dtype: str
     shape: tuple[int, ...]
     like: int | None
+    abstract: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Restart:
+    """Leaves of an optimizer state as its transformation starts them.
+
+    Attributes:
+        run: Makes them from the params.
+        inputs: Where the params are in the pool.
+        likes: For each leaf, the position in ``onto`` of the leaf it stands for, or None.
+        along: For each leaf, which of the params it is as long as on every axis, and takes the sharding of; or None.
+        abstract: Whether abstract values are wanted.
+    """
+
+    run: Callable[[Sequence[Any]], list[Any]]
+    inputs: tuple[int, ...]
+    likes: tuple[int | None, ...]
+    along: tuple[int | None, ...]
     abstract: bool
 
 
@@ -144,6 +163,7 @@ class Plan:
         gather: Picks the result's leaves from: the tree's, then onto's, then the jobs' and the defaults.
         jobs: The edits.
         makes: The defaults.
+        restart: What starts anew, or None.
     """
 
     source: Signature
@@ -152,6 +172,7 @@ class Plan:
     gather: Callable[[list[Any]], Sequence[Any]]
     jobs: tuple[Job, ...]
     makes: tuple[Make, ...]
+    restart: Restart | None = None
 
     def accepts(self, tree: Tree, onto: Tree | None) -> tuple[list[Any], list[Any]] | None:
         """The leaves of both trees, or None when the plan was made for others."""
@@ -185,6 +206,11 @@ class Plan:
             for make in self.makes:
                 like = None if make.like is None else kept[make.like]
                 pool.append(execute.make(make.default, make.dtype, make.shape, like, mesh, abstract=make.abstract))
+        if self.restart is not None:
+            again = self.restart
+            likes = [None if at is None else kept[at] for at in again.likes]
+            inputs = [pool[i] for i in again.inputs]
+            pool += execute.restart(again.run, inputs, likes, again.along, execute.mesh_of(pool), abstract=again.abstract)
         return self.treedef.unflatten(self.gather(pool))
 
 

@@ -9,7 +9,7 @@ from ckpt_schema.leaves import Default, Fill
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Row
 
-__all__ = ["Private", "Rename", "Rule", "private", "rename", "under"]
+__all__ = ["Move", "Private", "Rename", "Reset", "Rule", "move", "private", "rename", "reset", "under"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +36,33 @@ class Private:
         return f"private({'/'.join(self.path)!r}, {self.default})"
 
 
-Rule = Rename | Private
+@dataclasses.dataclass(frozen=True, slots=True)
+class Move:
+    """See `move`."""
+
+    source: LogicalPath
+    view: LogicalPath
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"move({'/'.join(self.source)!r}, {'/'.join(self.view)!r})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reset:
+    """See `reset`."""
+
+    source: LogicalPath | None = None
+    view: LogicalPath | None = None
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        given = {"source": self.source, "view": self.view}
+        written = (f"{side}={'/'.join(path)!r}" for side, path in given.items() if path is not None)
+        return f"reset({', '.join(written)})"
+
+
+Rule = Rename | Private | Move | Reset
 
 
 def rename(source: str, view: str) -> Rename:
@@ -63,6 +89,41 @@ def private(path: str, default: Default | float) -> Private:
     """
     _verify("private", path=path)
     return Private(tuple(path.split("/")), default if isinstance(default, Default) else Fill(default))
+
+
+def move(source: str, view: str) -> Move:
+    """A rule: the part of the optimizer state at ``source`` is the view's part at ``view``, whatever their types.
+
+    Parts of one type that stand elsewhere because the chain has grown or shrunk are found without it, where there is no doubt.
+
+    Raises:
+        SchemaError: One of the two is no string.
+
+    Example:
+        >>> print(move("opt_state/0", "opt_state/1/0"))
+        move('opt_state/0', 'opt_state/1/0')
+    """
+    _verify("move", source=source, view=view)
+    return Move(tuple(source.split("/")), tuple(view.split("/")))
+
+
+def reset(*, source: str | None = None, view: str | None = None) -> Reset:
+    """A rule: what is at these logical paths is not carried over; where none is given it is as the transformation starts.
+
+    Args:
+        source: A part of the source's optimizer state that the view has no place for, or shall not get.
+        view: A part of the view's that the source does not have, or that shall start anew.
+
+    Raises:
+        SchemaError: Neither is given, or one is no string.
+
+    Example:
+        >>> print(reset(view="opt_state/1/2"))
+        reset(view='opt_state/1/2')
+    """
+    given = {side: path for side, path in (("source", source), ("view", view)) if path is not None}
+    _verify("reset", **(given or {"view": None}))
+    return Reset(*(None if path is None else tuple(path.split("/")) for path in (source, view)))
 
 
 def _verify(rule: str, **given: object) -> None:

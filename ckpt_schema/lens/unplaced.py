@@ -11,9 +11,10 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import paths
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Fill, FreshKey
-from ckpt_schema.lens.rules import Private, Rename
+from ckpt_schema.lens.align import Alignment, Owners
+from ckpt_schema.lens.rules import Move, Private, Rename, Reset
 from ckpt_schema.paths import LogicalPath
-from ckpt_schema.table import Layout, Row
+from ckpt_schema.table import Layout, Part, Row
 
 __all__ = ["unplaced"]
 
@@ -22,40 +23,80 @@ _COMPARED = 200  # kinds of leaves on each side; beyond that, names are compared
 
 
 def unplaced(
-    source: Layout, view: Layout, renamed: Sequence[LogicalPath], joined: Mapping[int, int], known: set[str]
+    source: Layout,
+    view: Layout,
+    renamed: Sequence[LogicalPath],
+    joined: Mapping[int, int],
+    alignment: Alignment,
+    known: set[str],
 ) -> Iterator[Mismatch]:
     """Rows of both sides that are neither joined nor private with a default, each with its likeliest partner.
 
     Rows of the optimizer state that mirror an unplaced row of the model are named on its line: what places one places all.
+    A part of the optimizer state that has no partner is named as a whole.
 
     Args:
         source: The source's layout.
         view: The view's layout.
         renamed: The path of each row of the source in the view's words.
         joined: Numbers of rows that are joined, the view's by the source's.
+        alignment: Which parts of the optimizer states are partners.
         known: Paths that have a fault already.
     """
     inverse = {there: here for here, there in joined.items()}
-    shared = set(renamed) & {row.path for row in view.rows}
-    left = [r for n, (p, r) in enumerate(zip(renamed, source.rows, strict=True)) if n not in joined and p not in shared]
-    right = [r for n, r in enumerate(view.rows) if n not in inverse and r.path not in shared]
-    called = {row.path: "/".join(path) for row, path in zip(source.rows, renamed, strict=True)}
-    lost = (
-        [r for r in left if _required(r) and called[r.path] not in known],
-        [r for r in right if _required(r) and "/".join(r.path) not in known],
-    )
+    left = [
+        r for n, (p, r) in enumerate(zip(renamed, source.rows, strict=True)) if n not in joined and "/".join(p) not in known
+    ]
+    right = [r for n, r in enumerate(view.rows) if n not in inverse and "/".join(r.path) not in known]
+    lost = [r for r in left if _required(r)], [r for r in right if _required(r)]
     if not any(lost):
         return
-    candidates = _likeliest(left, right)
-    sides = (
-        _Side(source, view, joined, candidates[0], swapped=False),
-        _Side(view, source, inverse, candidates[1], swapped=True),
-    )
-    for rows, side in zip(lost, sides, strict=True):
-        for row, mirrors in _with_mirrors(rows):
+    likely = _likeliest(left, right)
+    sides = _Side(source, view, joined, likely[0], swapped=False), _Side(view, source, inverse, likely[1], swapped=True)
+    whole = _parts(source, lost[0], alignment.apart[0]), _parts(view, lost[1], alignment.apart[1])
+    for n, (rows, side) in enumerate(zip(lost, sides, strict=True)):
+        yield from (_chain_fault(side, part, found, whole[1 - n]) for part, found in whole[n].items())
+        told = {row.path for found in whole[n].values() for row in found}
+        for row, mirrors in _with_mirrors([row for row in rows if row.path not in told]):
             also = f" (and below {', '.join(mirrors)})" if mirrors else ""
             found = f"{row.stored} in {side.near.name} alone{also}"
             yield Mismatch("/".join(row.path), "unplaced", f"a partner in {side.far.name}", found, side.hint(row))
+
+
+def _parts(table: Layout, lost: Sequence[Row], apart: frozenset[LogicalPath]) -> dict[Part, list[Row]]:
+    """The parts of the optimizer state that are lost as a whole, with their rows."""
+    owners = Owners(table)
+    found: dict[Part, list[Row]] = {}
+    for row in lost if apart else ():
+        part = owners.part(row)
+        if part is not None and part.path in apart:
+            found.setdefault(part, []).append(row)
+    return found
+
+
+def _chain_fault(side: _Side, part: Part, rows: Sequence[Row], others: Mapping[Part, Sequence[Row]]) -> Mismatch:
+    fields = _fields(part, rows)
+    what = f"a {part.type.__name__}" if part.type is not None else "a state"
+    alike = [other for other in others if other.type is part.type and part.type is not None]
+    alike = alike or [other for other, found in others.items() if _fields(other, found) == fields]
+    moves = [Move(*((other.path, part.path) if side.swapped else (part.path, other.path))) for other in alike[:_SHOWN]]
+    cures = [f"{rule} if that is its partner" for rule in moves]
+    if side.near.initial is not None:
+        cures.append(f"{_reset(side, part.path)} to {'start it anew' if side.swapped else 'leave it behind'}")
+    else:
+        cures.append(f"declare {side.near.name} with its transformation, and it can be reset")
+    found = f"{what} of {', '.join(fields)} in {side.near.name} alone"
+    return Mismatch("/".join(part.path), "chain", f"its partner in the chain of {side.far.name}", found, "; ".join(cures))
+
+
+def _fields(part: Part, rows: Sequence[Row]) -> list[str]:
+    """What a part keeps, by name."""
+    names = ("/".join(row.path[len(part.path) : row.body]) if row.body else row.path[len(part.path)] for row in rows)
+    return list(dict.fromkeys(names))
+
+
+def _reset(side: _Side, path: LogicalPath) -> Reset:
+    return Reset(view=path) if side.swapped else Reset(source=path)
 
 
 def _required(row: Row) -> bool:
@@ -88,8 +129,7 @@ class _Side:
         untrained = self._untrained(row)
         if untrained:
             return untrained
-        rule = Private(row.path[row.body or 0 :], FreshKey(0) if row.leaf.is_key else Fill(0))
-        cure = f"give it a default: field(default=...) or {rule}"
+        cure = self._default(row)
         likely = self.candidates.get(row.path, ())
         if not likely:
             return cure
@@ -102,6 +142,13 @@ class _Side:
         if [r.size for r in row.repeats] != [r.size for r in other.repeats]:
             return f"{likeliest}; {_repeated(row, other)}, or {cure}"
         return f"{likeliest}; {self._joining(row, other)} joins them, or {cure}"
+
+    def _default(self, row: Row) -> str:
+        """What lets ``row`` be private."""
+        if row.path[0] == "opt_state" and self.near.initial is not None:
+            return f"let it start anew: {_reset(self, row.path)}"
+        path = row.path if _mirror(row) else row.path[row.body or 0 :]
+        return f"give it a default: field(default=...) or {Private(path, FreshKey(0) if row.leaf.is_key else Fill(0))}"
 
     def _untrained(self, row: Row) -> str | None:
         """Why there is a part of the optimizer state for a leaf on this side alone: it is no param on the other."""

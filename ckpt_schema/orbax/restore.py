@@ -18,7 +18,7 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
 from ckpt_schema.frameworks import nnx
-from ckpt_schema.leaves import FreshKey, Leaf
+from ckpt_schema.leaves import FreshKey, Init, Leaf
 from ckpt_schema.lens.core import Lens, derive
 from ckpt_schema.lens.execute import mesh_of, narrowed, on_devices
 from ckpt_schema.orbax import metadata
@@ -90,6 +90,7 @@ def restore(
     disk = metadata.read(path, item)
     place, side, expected = _source(disk, locate(disk, side), state, side, lens, disk_side)
     wanted = _wanted(place, expected, side, match)
+    state = _restarted(state, side, match)
     clock.append(time.perf_counter())
     loaded = metadata.load(disk, place.prefix, wanted)
     clock.append(time.perf_counter())
@@ -152,6 +153,21 @@ def _source(
     if len(fits) > 1 and not interchangeable(side):
         raise ambiguous(CheckpointMismatchError, f"{disk.path} is a checkpoint", lens, "disk_side")
     return fits[0]
+
+
+def _restarted(state: Tree, side: Lens, match: Match) -> Tree:
+    """The target without the values of what its transformation starts: it starts from the params that are restored."""
+    joined = {join.view for join in side.joins}
+    rows = side.view.rows
+    fresh = {
+        position
+        for (number, _), position in match.slots.items()
+        if number not in joined and isinstance(rows[number].default, Init)
+    }
+    if not fresh:
+        return state
+    found, treedef = jax.tree.flatten(state)
+    return treedef.unflatten(leaves.abstract(leaf) if at in fresh else leaf for at, leaf in enumerate(found))
 
 
 def _identity(side: Lens) -> Lens:
