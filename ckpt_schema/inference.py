@@ -17,7 +17,7 @@ from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema.pytrees import containers
-from ckpt_schema.table import Layout, Node, Repeat, Row, verify_table
+from ckpt_schema.table import Layout, Node, Part, Repeat, Row, is_part, verify_table
 from ckpt_schema.trees import FlatTree, Tree, flatten
 
 __all__ = ["infer"]
@@ -77,7 +77,7 @@ def infer(tree: Tree, *, scan: Mapping[str, int] | None = None, lists: Sequence[
     container = "nnx" if read.variables else "dict"
     found = nnx.inner_containers(tree) if container == "nnx" else (c for c in containers(tree) if c[0][0] == "opt_state")
     nodes = tuple(Node(key, kind) for key, kind in found)
-    return verify_table(Layout(name, rows, nodes, container, kinds.homes))
+    return verify_table(Layout(name, rows, nodes, container, kinds.homes, parts=tuple(_parts(nodes, kinds))))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -175,6 +175,15 @@ def _envelope(read: _Read) -> _Envelope:
     if "params" in top and not read.variables:
         return _Envelope(tuple(((c,), str(c)) for c in sorted(top, key=str)), None, frozenset(), (("params",),))
     return _Envelope((((), None),), None, frozenset(), (("model",),) if read.variables else (("params",), ("model",)))
+
+
+def _parts(nodes: Sequence[Node], kinds: _Envelope) -> Iterator[Part]:
+    """The parts of the optimizer state whose types the tree tells."""
+    head = kinds.optimizer or ()
+    for node in nodes:
+        mirrored = any(node.key[:end] in kinds.mirrors for end in range(len(node.key) + 1))
+        if head and node.key[: len(head)] == head and is_part(node.type) and not mirrored:
+            yield Part(("opt_state", *map(str, node.key[len(head) :])), node.type)
 
 
 def _in_collection(key: KeyPath) -> bool:

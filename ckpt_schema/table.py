@@ -112,15 +112,15 @@ class Part:
 
     Attributes:
         path: Its logical path, ``opt_state/1/0``.
-        type: The class of its state, ``ScaleByAdamState``; None where a tree does not tell.
+        type: The class of its state, ``ScaleByAdamState``.
     """
 
     path: LogicalPath
-    type: type | None
+    type: type
 
     def __str__(self) -> str:
         """Path and type."""
-        return f"{'/'.join(self.path)}  {self.type.__name__ if self.type is not None else '?'}"
+        return f"{'/'.join(self.path)}  {self.type.__name__}"
 
 
 def is_part(kind: type) -> bool:
@@ -163,7 +163,7 @@ class Layout:
         container: What a tree is built as where no example is given: nested dicts, or an ``nnx.State``.
         homes: For weights alone: the key paths under which a full train state keeps such a tree, ``()`` excluded.
         sizes: Dims whose sizes the layout holds for alone, in elements.
-        parts: The parts of the optimizer state, in order; those that keep nothing included.
+        parts: The parts of the optimizer state, in order, those that keep nothing included; none where types are not told.
         initial: Makes an optimizer state, where the layout was made for a transformation.
     """
 

@@ -329,3 +329,12 @@ def test_composed_lenses_start_what_each_of_them_starts() -> None:
     s, v = state(sgd), state(adam)
     cs.assert_trees_identical((first >> second).get(s), second.get(first.get(s)))
     cs.assert_trees_identical((first >> second).put(v), first.put(second.put(v)))
+
+
+def test_parts_of_inferred_states_are_told_by_their_types_too() -> None:
+    before = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(SCHEDULE))
+    after = optax.chain(optax.clip(1.0), optax.scale_by_schedule(SCHEDULE), optax.scale_by_adam())
+    s, v = state(before), state(after)
+    through = cs.derive(cs.infer(s), cs.infer(v))
+    cs.assert_trees_identical(through.get(s)["opt_state"][1:], (s["opt_state"][1], s["opt_state"][0]))
+    laws.put_get(through, v)

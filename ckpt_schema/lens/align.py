@@ -58,15 +58,15 @@ def align(source: Layout, view: Layout, called: Callable[[LogicalPath], LogicalP
         called: What a path of the source's model is in the view's words.
         settled: Parts that rules have placed already: paths in the source and in the view, either of which may be None.
     """
-    if not settled and {(p.path, p.type) for p in source.parts} == {(p.path, p.type) for p in view.parts}:
+    types = [{(part.path, part.type) for part in table.parts} for table in (source, view)]
+    if not all(types) or (types[0] == types[1] and not settled):  # where a tree does not tell types, a part is where it stands
         return Alignment({}, (frozenset(), frozenset()))
     common = {called(path) for path in _model(source)} & set(_model(view))
     left, right = _kept(source, called, common), _kept(view, lambda path: path, common)
     for before, after in settled:
         left = {path: part for path, part in left.items() if before is None or path[: len(before)] != before}
         right = {path: part for path, part in right.items() if after is None or path[: len(after)] != after}
-    # Where a tree does not tell the type, nothing tells a part but its place.
-    pairs = {path: path for path in left.keys() & right.keys() if None in (left[path].type, right[path].type)}
+    pairs: dict[LogicalPath, LogicalPath] = {}
     for kind in (_labelled, _typed):
         partners = set(pairs.values())
         pairs |= _paired(kind, [left[p] for p in left if p not in pairs], [right[p] for p in right if p not in partners])
@@ -83,14 +83,14 @@ class _Kept:
     """A part that keeps something: leaves of its own, or what mirrors the params."""
 
     path: LogicalPath
-    type: type | None
+    type: type
     leaves: frozenset[Any]
 
 
 def _kept(table: Layout, called: Callable[[LogicalPath], LogicalPath], common: set[LogicalPath]) -> dict[LogicalPath, _Kept]:
     owners = Owners(table)
     found: dict[LogicalPath, set[Any]] = {}
-    types: dict[LogicalPath, type | None] = {}
+    types: dict[LogicalPath, type] = {}
     for row in table.rows:
         part = owners.part(row)
         if part is None:
@@ -121,8 +121,7 @@ def _paired(
     groups: tuple[dict[Any, list[_Kept]], ...] = (collections.defaultdict(list), collections.defaultdict(list))
     for parts, found in zip((left, right), groups, strict=True):
         for part in parts:
-            if part.type is not None:
-                found[kind(part)].append(part)
+            found[kind(part)].append(part)
     for key, members in groups[0].items():
         others = groups[1].get(key, [])
         if len(members) == len(others) and (kind is _labelled or len(members) == 1):

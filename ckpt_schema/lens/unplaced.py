@@ -76,8 +76,7 @@ def _parts(table: Layout, lost: Sequence[Row], apart: frozenset[LogicalPath]) ->
 
 def _chain_fault(side: _Side, part: Part, rows: Sequence[Row], others: Mapping[Part, Sequence[Row]]) -> Mismatch:
     fields = _fields(part, rows)
-    what = f"a {part.type.__name__}" if part.type is not None else "a state"
-    alike = [other for other in others if other.type is part.type and part.type is not None]
+    alike = [other for other in others if other.type is part.type]
     alike = alike or [other for other, found in others.items() if _fields(other, found) == fields]
     moves = [Move(*((other.path, part.path) if side.swapped else (part.path, other.path))) for other in alike[:_SHOWN]]
     cures = [f"{rule} if that is its partner" for rule in moves]
@@ -85,7 +84,7 @@ def _chain_fault(side: _Side, part: Part, rows: Sequence[Row], others: Mapping[P
         cures.append(f"{_reset(side, part.path)} to {'start it anew' if side.swapped else 'leave it behind'}")
     else:
         cures.append(f"declare {side.near.name} with its transformation, and it can be reset")
-    found = f"{what} of {', '.join(fields)} in {side.near.name} alone"
+    found = f"a {part.type.__name__} of {', '.join(fields)} in {side.near.name} alone"
     return Mismatch("/".join(part.path), "chain", f"its partner in the chain of {side.far.name}", found, "; ".join(cures))
 
 
