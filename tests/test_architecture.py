@@ -19,7 +19,7 @@ ORDER = """
     trees slots conformance equality inference
     lens lens.edits lens.symbolic lens.relate lens.rules lens.align lens.unplaced lens.derive
     lens.execute lens.plan lens.compile lens.core
-    orbax.metadata orbax.sides orbax.restore orbax.save orbax
+    orbax.metadata orbax.sides orbax.private orbax.restore orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     cli __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column

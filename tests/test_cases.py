@@ -287,7 +287,7 @@ def test_origin_o6_and_back_from_nnx_to_linen(gpt: Gpt) -> None:
     path = gpt.folder / "linen_saved_by_nnx"
     cs.orbax.save(path, state, through)
     plain = ocp.load(path, linen.abstract(gpt.mesh))  # a Linen run needs nothing of this library to read it
-    restored = cs.orbax.restore(path, linen.abstract(gpt.mesh), through)
+    restored = cs.orbax.restore(path, linen.abstract(gpt.mesh), through, aux=None)
     for one, other in zip(values(plain), values(restored), strict=True):
         np.testing.assert_array_equal(one, other)
     assert train(linen, plain, 2 * STEPS, gpt.mesh)[1] == train(nnx_, state, 2 * STEPS, gpt.mesh)[1]

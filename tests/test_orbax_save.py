@@ -78,7 +78,7 @@ def test_what_is_saved_is_restored(tmp_path: Path, lens: cs.Lens, linen_state: A
     spread = jax.device_put(nnx_state, NamedSharding(mesh, PartitionSpec()))
     cs.orbax.save(tmp_path / "0", spread, lens)
     same(cs.orbax.restore(tmp_path / "0", spread, lens), spread)
-    same(cs.orbax.restore(tmp_path / "0", linen_state, lens), lens.put(nnx_state, onto=linen_state))
+    same(cs.orbax.restore(tmp_path / "0", linen_state, lens, aux=None), lens.put(nnx_state, onto=linen_state))
 
 
 def test_parents_are_made(tmp_path: Path, lens: cs.Lens, linen_state: Any) -> None:
@@ -195,7 +195,7 @@ def test_what_is_written_after_the_failure_is_removed_too(
         writer.start()
         raise OSError("disk full")
 
-    monkeypatch.setattr(ocp, "save", failing)
+    monkeypatch.setattr(ocp, "save_checkpointables", failing)
     with pytest.raises(OSError, match="disk full"):
         cs.orbax.save(tmp_path / "0", linen_state, lens)
     assert not writer.is_alive()

@@ -123,15 +123,15 @@ class _Demo:
         _, on = train(nnx, state, self.text, self.mesh, first, RESUMED, self.task(f"go on in NNX, {LAYERS[scanned]}"))
         name = f"NNX -> Linen, {LAYERS[scanned]}, full state"
         lens = cs.derive(self.linen[True].layout, linen.layout)
-        back = self._restore(name, checkpoint, linen.abstract(self.mesh), lens)
+        back = self._restore(name, checkpoint, linen.abstract(self.mesh), lens, aux=None)
         _, losses = train(linen, back, self.text, self.mesh, first, RESUMED, self.task(f"resume {name}"))
         return Cell(LAYERS[scanned], "full state, back", ("NNX -> NNX", on), ("NNX -> Linen", losses))
 
-    def _restore(self, name: str, checkpoint: pathlib.Path, target: Any, lens: cs.Lens) -> Any:
+    def _restore(self, name: str, checkpoint: pathlib.Path, target: Any, lens: cs.Lens, aux: str | None = "nnx_aux") -> Any:
         def note(times: RestoreTimes) -> None:
             self.durations.append(Duration(name, times.metadata, times.read, times.lens))
 
-        return cs.orbax.restore(checkpoint, target, lens, times=note)
+        return cs.orbax.restore(checkpoint, target, lens, aux=aux, times=note)
 
 
 def _difference(framework: str, scanned: list[float], unrolled: list[float]) -> Difference:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ckpt_schema.orbax.private import load_private as load_private
 from ckpt_schema.orbax.restore import RestoreTimes as RestoreTimes
 from ckpt_schema.orbax.restore import restore as restore
 from ckpt_schema.orbax.save import save as save
 
-__all__ = ["RestoreTimes", "restore", "save"]
+__all__ = ["RestoreTimes", "load_private", "restore", "save"]

@@ -39,15 +39,23 @@ class DiskTree:
         item: The name of the pytree in it; None where it stands at the root, as older versions of Orbax wrote it.
         tree: Dicts, lists and None slots as Orbax returns them, of ``ShapeDtypeStruct``s without sharding and Python numbers.
             Typed keys have the dtype of the implementation they were saved with; a number says its type, not its value.
+        beside: The names of the other pytrees in it.
     """
 
     path: epath.Path
     item: str | None
     tree: Tree
+    beside: frozenset[str] = frozenset()
 
     def at(self, prefix: KeyPath) -> Tree | None:
         """The subtree at ``prefix``, or None when there is none."""
         return _at(self.tree, prefix)
+
+    def without(self, key: str | None) -> DiskTree:
+        """The same without what is at one key of the root."""
+        if not isinstance(self.tree, dict) or key not in self.tree:
+            return self
+        return dataclasses.replace(self, tree={name: child for name, child in self.tree.items() if name != key})
 
 
 def _at(tree: Tree, prefix: KeyPath) -> Tree | None:
@@ -58,18 +66,19 @@ def _at(tree: Tree, prefix: KeyPath) -> Tree | None:
     return tree
 
 
-def read(path: epath.PathLike, item: str | None = None) -> DiskTree:
+def read(path: epath.PathLike, item: str | None = None, *, aux: str | None = None) -> DiskTree:
     """Reads the metadata of the checkpoint at ``path``, once.
 
     Args:
         path: A checkpoint of Orbax's v1 or v0 API.
         item: Which pytree of it, where it holds several.
+        aux: One that is not meant unless it is named.
 
     Raises:
         CheckpointMismatchError: There is no checkpoint, no such item, or no metadata that Orbax can read.
     """
     place = absolute(path)
-    name = _item(place, item)
+    name, items = _item(place, item, aux)
     try:
         found = ocp.metadata(place, checkpointable_name=name).metadata
         if found is None:  # Orbax logs what went wrong and returns nothing
@@ -81,7 +90,7 @@ def read(path: epath.PathLike, item: str | None = None) -> DiskTree:
     except Exception as error:  # Orbax has no one class for what may be wrong with a directory
         hint = "a copy may be incomplete; a plain Python bool among the leaves has this effect too"
         raise _refusal(place, "a checkpoint that cannot be read", hint, [f"Orbax says: {_first_line(error)}"]) from error
-    return DiskTree(place, name, treedef.unflatten(typed))
+    return DiskTree(place, name, treedef.unflatten(typed), items - {name or ""})
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -99,8 +108,8 @@ def _refusal(place: epath.Path, found: str, hint: str, notes: list[str] | None =
     return CheckpointMismatchError(f"{place} cannot be restored: 1 fault", [fault], notes or ())
 
 
-def _item(place: epath.Path, wanted: str | None) -> str | None:
-    """The name of the pytree that is meant.
+def _item(place: epath.Path, wanted: str | None, aux: str | None) -> tuple[str | None, frozenset[str]]:
+    """The name of the pytree that is meant, and of all that there are.
 
     Raises:
         CheckpointMismatchError: There is none, or none of that name, or several that could be meant.
@@ -109,14 +118,15 @@ def _item(place: epath.Path, wanted: str | None) -> str | None:
         raise _no_checkpoint(place, [])
     children = sorted((child.name for child in place.iterdir()), key=paths.natural)
     steps = [name for name in children if (place / name / _CHECKPOINT).exists()]
-    items = [name for name in children if (place / name / _ITEM).exists()]
+    every = frozenset(name for name in children if (place / name / _ITEM).exists())
+    items = [name for name in children if name in every - {aux or ""}] or [*every]
     flat = _ITEM in children and not (place.parent / _CHECKPOINT).exists()
     if (steps and _CHECKPOINT not in children) or not (flat or items):
         raise _no_checkpoint(place, steps)
     if wanted is None and (flat or len(items) == 1 or "state" in items):  # `state` is what `save` of Orbax v1 calls it
-        return None if flat else items[0] if len(items) == 1 else "state"
-    if wanted in items:
-        return wanted
+        return None if flat else items[0] if len(items) == 1 else "state", every
+    if wanted in every:
+        return wanted, every
     found = f"{'a pytree without a name' if flat else ', '.join(items)}"
     hint = "leave item= out" if flat else f"pass item={items[0]!r}, or another of them"
     raise _refusal(place, f"a checkpoint that holds {found}", hint)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -23,6 +24,7 @@ from ckpt_schema.lens.core import Lens, derive
 from ckpt_schema.lens.execute import mesh_of, narrowed, on_devices
 from ckpt_schema.orbax import metadata
 from ckpt_schema.orbax.metadata import SKIP, DiskTree
+from ckpt_schema.orbax.private import Orders, Private, find
 from ckpt_schema.orbax.sides import Place, Side, ambiguous, interchangeable, locate, toward
 from ckpt_schema.trees import Tree, flatten
 
@@ -54,6 +56,7 @@ def restore(
     item: str | None = None,
     target_side: Side | None = None,
     disk_side: Side | None = None,
+    aux: str | None = "nnx_aux",
     times: Callable[[RestoreTimes], None] | None = None,
 ) -> Target:
     """Restores the checkpoint at ``path`` into the form of ``target``.
@@ -72,6 +75,8 @@ def restore(
         item: Which pytree of the checkpoint, where it holds several.
         target_side: The side of the lens that the target is on, for targets that conform to both.
         disk_side: The side that is on disk, for checkpoints that could be of either.
+        aux: What `save` called the private leaves that stand beside the state. They are restored if they are there, and are
+            those of the target. With None they are not looked for.
         times: Called once with the time each part took.
 
     Returns:
@@ -80,19 +85,24 @@ def restore(
 
     Raises:
         CheckpointMismatchError: There is no checkpoint, or it is of neither side, or could be of either, or differs from the
-            target, or holds a number that the target's dtype does not, with every fault.
+            target, or holds a number that the target's dtype does not, or private leaves of another model, with every fault.
         ConformanceError: The target is on neither side, could be on either, or has shardings over a mesh without devices.
     """
     clock = [time.perf_counter()]
     state: Any = jax.tree.map(_goal, nnx.state_of(target))
     _verify_meshes(state)
     side, match = toward(state, lens, "the target", target_side, "target_side")
-    disk = metadata.read(path, item)
-    place, side, expected = _source(disk, locate(disk, side), state, side, lens, disk_side)
+    disk = metadata.read(path, item, aux=aux)
+    places = locate(disk.without(aux), side)
+    private = find(disk, aux) if any(place.layout is not side.view for place in places) else None
+    place, side, expected, orders = _source(disk, places, state, match, side, lens, disk_side, private)
     wanted = _wanted(place, expected, side, match)
     state = _restarted(state, side, match)
+    if private is None or not orders:
+        _report(disk, aux)
     clock.append(time.perf_counter())
     loaded = metadata.load(disk, place.prefix, wanted)
+    state = state if private is None else _with(state, private.load(orders))
     clock.append(time.perf_counter())
     result = _translated(_verified(loaded, wanted, expected, disk), state, side, disk)
     if times is not None:
@@ -130,22 +140,51 @@ def _verify_meshes(state: Tree) -> None:
         raise ConformanceError(f"the target's shardings name no devices: {len(faults)} fault(s)", faults)
 
 
+def _with(state: Tree, values: Mapping[int, Any]) -> Tree:
+    """The target with other leaves at some positions."""
+    if not values:
+        return state
+    found, treedef = jax.tree.flatten(state)
+    return treedef.unflatten(values.get(at, leaf) for at, leaf in enumerate(found))
+
+
+def _report(disk: DiskTree, aux: str | None) -> None:
+    """Says so where there are private leaves that nobody reads."""
+    if aux is not None and (aux in disk.beside or disk.at((aux,)) is not None):
+        text = f"{disk.path} has leaves of another layout beside its state ({aux}), which are not read"
+        cure = "ckpt_schema.orbax.load_private reads them, and save(..., private=) keeps them; with aux=None nobody asks"
+        warnings.warn(f"{text}: {cure}", stacklevel=3)
+
+
+_Reading = tuple[Place, Lens, Tree, Orders]
+
+
 def _source(
-    disk: DiskTree, places: Sequence[Place], state: Tree, side: Lens, lens: Lens, disk_side: Side | None
-) -> tuple[Place, Lens, Tree]:
+    disk: DiskTree,
+    places: Sequence[Place],
+    state: Tree,
+    match: Match,
+    side: Lens,
+    lens: Lens,
+    disk_side: Side | None,
+    private: Private | None,
+) -> _Reading:
     """Which of several readings of the checkpoint fits the target, the lens from there, and what the target makes of it.
 
     Raises:
         CheckpointMismatchError: None does, or two that differ do.
     """
-    fits: list[tuple[Place, Lens, Tree]] = []
+    fits: list[_Reading] = []
     faults: list[CheckpointMismatchError] = []
     for place in places:
         if disk_side is not None and len(places) > 1 and (place.layout is lens.source) != (disk_side == "source"):
             continue
         through = _identity(side) if place.layout is side.view else side
         try:
-            fits.append((place, through, _expected(disk, place, state, through)))
+            orders = private.wanted(state, through, match) if private is not None else {}
+            held = _with(state, {at: _stand_in(goal) for at, (_, goal) in orders.items()})
+            expected, spare = _expected(disk, place, state, held, through)
+            fits.append((place, through, expected, {at: (key, _placed(goal, spare)) for at, (key, goal) in orders.items()}))
         except CheckpointMismatchError as error:
             faults.append(error)
     if not fits:
@@ -164,10 +203,8 @@ def _restarted(state: Tree, side: Lens, match: Match) -> Tree:
         for (number, _), position in match.slots.items()
         if number not in joined and isinstance(rows[number].default, Init)
     }
-    if not fresh:
-        return state
-    found, treedef = jax.tree.flatten(state)
-    return treedef.unflatten(leaves.abstract(leaf) if at in fresh else leaf for at, leaf in enumerate(found))
+    found = jax.tree.leaves(state)
+    return _with(state, {at: leaves.abstract(found[at]) for at in fresh})
 
 
 def _identity(side: Lens) -> Lens:
@@ -176,8 +213,18 @@ def _identity(side: Lens) -> Lens:
     return derive(side.view, side.view, dims={name: size for name, size in side.dims.items() if name in known})
 
 
-def _expected(disk: DiskTree, place: Place, state: Tree, side: Lens) -> Tree:
+def _expected(disk: DiskTree, place: Place, state: Tree, held: Tree, side: Lens) -> tuple[Tree, Any]:
     """What the lens makes of the target, as an abstract tree in the disk's containers, with a sharding on every leaf.
+
+    Args:
+        disk: The checkpoint.
+        place: The part of it that is read.
+        state: The target.
+        held: The target, with a value in the place of each leaf that the checkpoint has beside its state.
+        side: The lens from the checkpoint's layout to the target's.
+
+    Returns:
+        The tree, and the sharding of leaves that have none of their own.
 
     Raises:
         CheckpointMismatchError: Shapes on disk and in the target do not fit one another, or the target has abstract leaves that
@@ -186,18 +233,18 @@ def _expected(disk: DiskTree, place: Place, state: Tree, side: Lens) -> Tree:
     goal = jax.tree.map(leaves.abstract, state)
     try:
         expected = side.put(goal, onto=place.tree)
-        side.rehearse(expected, onto=state)
+        side.rehearse(expected, onto=held)
     except ConformanceError as error:
         header = f"{disk.path} does not fit the target: {len(error.mismatches)} fault(s)"
         raise CheckpointMismatchError(header, error.mismatches) from error
     mesh = mesh_of(jax.tree.leaves(goal))
     spare = SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: _placed(leaf, spare), expected), spare
 
-    def placed(leaf: Any) -> Any:
-        leaf = leaves.abstract(leaf)  # a number on disk that no leaf of the target stands for
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_devices(leaf.sharding) or spare)
 
-    return jax.tree.map(placed, expected)
+def _placed(leaf: Any, spare: Any) -> Any:
+    leaf = leaves.abstract(leaf)  # a number on disk that no leaf of the target stands for
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_devices(leaf.sharding) or spare)
 
 
 def _wanted(place: Place, expected: Tree, side: Lens, match: Match) -> Tree:

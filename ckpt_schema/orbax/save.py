@@ -19,21 +19,33 @@ from ckpt_schema.errors import CheckpointExistsError, ConformanceError, Mismatch
 from ckpt_schema.frameworks import nnx
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.orbax.metadata import absolute
+from ckpt_schema.orbax.private import private_leaves, verify_private
 from ckpt_schema.orbax.sides import Side, toward
 from ckpt_schema.trees import FlatTree, Tree, flatten
 
 __all__ = ["save"]
 
+_STATE = "state"  # what Orbax's own save calls the one pytree of a checkpoint
 _UNSTORABLE = ("uint2", "uint4", "float8_e4m3")
 _SWEEPS, _QUIET = 40, 5  # at most, and in a row without a find: two seconds, a quarter of one
 
 
-def save(path: epath.PathLike, state: Any, lens: Lens, *, onto: Tree | None = None, side: Side | None = None) -> None:
+def save(
+    path: epath.PathLike,
+    state: Any,
+    lens: Lens,
+    *,
+    onto: Tree | None = None,
+    side: Side | None = None,
+    aux: str | None = "nnx_aux",
+    private: Tree | None = None,
+) -> None:
     """Saves ``state`` as a checkpoint in the layout of ``lens.source``, whichever side it is on.
 
     An NNX run that writes Linen checkpoints passes a lens from Linen to NNX; ``~lens`` writes the other way. Leaves that the
-    source has no place for are private to the view by declaration, and are not saved. Everything is validated before anything
-    is written; Orbax writes to a temporary directory and renames it, so that what exists is whole.
+    source has no place for, which are private to the view by declaration, stand beside the state in a pytree of their own: who
+    loads the checkpoint without this library does not meet them, and `restore` gives them back. Everything is validated before
+    anything is written; Orbax writes to a temporary directory and renames it, so that what exists is whole.
 
     Args:
         path: The directory to make, local or remote. It must not exist.
@@ -41,6 +53,8 @@ def save(path: epath.PathLike, state: Any, lens: Lens, *, onto: Tree | None = No
         lens: The lens.
         onto: Where the source's private leaves come from, and its containers; see `Lens.put`.
         side: The side that the state is on, for states that conform to both.
+        aux: The name of that pytree. With None, private leaves are not saved.
+        private: The private leaves that are saved beside it, as `load_private` returns them; those of the state unless given.
 
     Raises:
         CheckpointExistsError: There is something at ``path``; it is not touched.
@@ -56,11 +70,28 @@ def save(path: epath.PathLike, state: Any, lens: Lens, *, onto: Tree | None = No
         fault = Mismatch(str(above), "checkpoint", "a directory, or nothing", "a file", "save elsewhere, or remove it")
         raise CheckpointExistsError(f"{place} cannot be made below a file: 1 fault", [fault])
     tree = nnx.state_of(state)
-    turned, _ = toward(tree, lens, "the state", side, "side")
+    turned, match = toward(tree, lens, "the state", side, "side")
     _verify(tree, _valueless)
-    source = turned.put(tree, onto=onto) if turned.view is lens.view else tree
-    _verify(source, _unsavable)
-    _write(place, jax.tree.map(_savable, jax.block_until_ready(source)))
+    source = tree
+    if private is not None:
+        verify_private(private, lens)
+    _verify_name(aux, private)
+    if turned.view is lens.view:
+        source = turned.put(tree, onto=onto)
+        private = private_leaves(match, turned) if private is None else private
+    items = {_STATE: source} | ({aux: private} if aux is not None and private else {})
+    for item in items.values():
+        _verify(item, _valueless)
+        _verify(item, _unsavable)
+    _write(place, jax.tree.map(_savable, jax.block_until_ready(items)))
+
+
+def _verify_name(aux: str | None, private: Tree | None) -> None:
+    if aux is None and private is None:
+        return
+    if not aux or aux == _STATE or "/" in aux:
+        fault = Mismatch("aux", "declaration", "a name of its own for the private leaves", repr(aux))
+        raise ConformanceError("private leaves have no place: 1 fault", [fault])
 
 
 def _verify(tree: Tree, check: Any) -> None:
@@ -99,11 +130,11 @@ def _savable(leaf: Any) -> Any:
     return np.asarray(leaf) if isinstance(leaf, (bool, np.generic)) else leaf
 
 
-def _write(place: epath.Path, tree: Tree) -> None:
-    """Saves ``tree``; if that fails, what this save has begun to write is removed."""
+def _write(place: epath.Path, items: dict[str, Tree]) -> None:
+    """Saves pytrees by name; if that fails, what this save has begun to write is removed."""
     before = _unfinished(place)
     try:
-        ocp.save(place, tree)
+        ocp.save_checkpointables(place, items)
     except Exception:
         if jax.process_index() == 0:
             _sweep(place, before)
