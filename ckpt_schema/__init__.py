@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ckpt_schema.lens.core import derive as derive
     from ckpt_schema.lens.rules import move as move
     from ckpt_schema.lens.rules import private as private
+    from ckpt_schema.lens.rules import raw_key as raw_key
     from ckpt_schema.lens.rules import rename as rename
     from ckpt_schema.lens.rules import reset as reset
     from ckpt_schema.schema import Schema as Schema
@@ -59,7 +60,7 @@ _HOMES = {
     "table": ("Layout",),
     "leaves": ("Key", "fresh_key"),
     "lens.core": ("Lens", "derive"),
-    "lens.rules": ("move", "private", "rename", "reset"),
+    "lens.rules": ("move", "private", "raw_key", "rename", "reset"),
     "fields": ("field",),
     "schema": ("Schema", "Stream", "layout"),
 }
@@ -95,6 +96,7 @@ __all__ = [
     "nnx",
     "orbax",
     "private",
+    "raw_key",
     "rename",
     "reset",
 ]

@@ -34,6 +34,8 @@ __all__ = [
     "is_abstract",
     "is_scalar",
     "key_dtype",
+    "key_impl",
+    "key_words",
     "make_default",
     "signature",
 ]
@@ -78,6 +80,27 @@ def key_dtype(impl: str) -> str:
             return f"key<{tag}>"
     fault = Mismatch(repr(impl), "impl", f"one of {', '.join(_IMPLS)}", repr(impl), "these are the tags jax prints in key<...>")
     raise SchemaError(f"{impl!r} is no key implementation: 1 fault", [fault])
+
+
+def key_impl(dtype: str) -> str:
+    """The name that jax's functions take of the implementation in a key's dtype.
+
+    Example:
+        >>> key_impl("key<urbg>")
+        'unsafe_rbg'
+    """
+    return _IMPLS[dtype[4:-1]]
+
+
+@functools.cache
+def key_words(dtype: str) -> int:
+    """How many words of raw data a key of this dtype has.
+
+    Example:
+        >>> key_words("key<fry>"), key_words("key<rbg>")
+        (2, 4)
+    """
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=key_impl(dtype)))).shape[-1]
 
 
 if TYPE_CHECKING:
@@ -233,7 +256,7 @@ def conforms(dtype: str, expected: tuple[int, ...], shape: tuple[int, ...], foun
 def _dtype_of(name: str) -> Any:
     if not name.startswith("key<"):
         return jnp.dtype(name)
-    return jax.eval_shape(functools.partial(jax.random.key, impl=_IMPLS[name[4:-1]]), 0).dtype
+    return jax.eval_shape(functools.partial(jax.random.key, impl=key_impl(name)), 0).dtype
 
 
 def describe(value: Any) -> str:
@@ -310,6 +333,6 @@ def make_default(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], s
         if not dtype.startswith("key<"):
             return jnp.full(shape, default.value if isinstance(default, Fill) else 0, jnp.dtype(dtype))
         seed = default.seed if isinstance(default, FreshKey) else 0
-        return jnp.broadcast_to(jax.random.key(seed, impl=_IMPLS[dtype[4:-1]]), shape)
+        return jnp.broadcast_to(jax.random.key(seed, impl=key_impl(dtype)), shape)
 
     return make() if sharding is None else jax.jit(make, out_shardings=sharding)()

@@ -14,6 +14,7 @@ from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch
 from ckpt_schema.leaves import Default, Init
 from ckpt_schema.lens.compile import compile_plan
 from ckpt_schema.lens.derive import Join, join
+from ckpt_schema.lens.keys import UnwrapKey, WrapKey
 from ckpt_schema.lens.plan import Plan
 from ckpt_schema.lens.relate import relate
 from ckpt_schema.lens.rules import Rule
@@ -254,7 +255,8 @@ def _compose(first: Lens, second: Lens) -> Lens:
         if after is None:
             source[j.source] = _left_over(source[j.source], second.source.rows[middle[j.view]], first.source, faults)
             continue
-        made = relate(source[j.source], view[after.view])
+        raw = any(isinstance(edit, (WrapKey, UnwrapKey)) for edit in (*j.chain.edits, *after.chain.edits))
+        made = relate(source[j.source], view[after.view], raw=raw)
         if isinstance(made, Mismatch):
             faults.append(made)
         else:

@@ -13,7 +13,7 @@ from ckpt_schema.leaves import Fill, Init
 from ckpt_schema.lens.align import Alignment, Owners, Settled, align, side_by_side
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.relate import relate
-from ckpt_schema.lens.rules import Move, Private, Rename, Reset, Rule, under
+from ckpt_schema.lens.rules import Move, Private, RawKey, Rename, Reset, Rule, under
 from ckpt_schema.lens.unplaced import unplaced
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Part, Row
@@ -68,15 +68,16 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
                 Mismatch("/".join(path), "ambiguous", "one source leaf for one view leaf", both, "rename one of them")
             )
     joins: list[Join] = []
+    raw = [rule.path for rule in rules if isinstance(rule, RawKey)]
     for number, row in enumerate(view.rows):
         partner = partners.pop(row.path, None) if number not in right else None
         if partner is not None:
-            made = relate(source.rows[partner], row)
+            made = relate(source.rows[partner], row, raw=any(under(row, path) is not None for path in raw))
             if isinstance(made, Mismatch):
                 faults.append(made)
             else:
                 joins.append(Join(partner, number, *made))
-    faults += _idle(source, view, rules, joins)
+    faults += _idle(source, view, rules, joins, {f.path for f in faults})
     faults += unplaced(source, view, renamed, {j.source: j.view for j in joins}, alignment, {f.path for f in faults})
     if faults:
         chains = side_by_side(source, view) if any(fault.kind == "chain" for fault in faults) else []
@@ -88,7 +89,7 @@ def _verify_rules(rules: object) -> None:
     several = isinstance(rules, (list, tuple))  # a lone rule is no sequence, and a string is one of the wrong things
     wrong: list[object] = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
     if wrong:
-        expected = "a list of rename(...), private(...), move(...) and reset(...)"
+        expected = "a list of rename(...), private(...), move(...), reset(...) and raw_key(...)"
         faults = [Mismatch("edits", "rule", expected, _spelled(rule)) for rule in wrong]
         raise DerivationError(f"edits= is not well formed: {len(faults)} fault(s)", faults)
 
@@ -97,12 +98,17 @@ def _spelled(rule: object) -> str:
     return f"{rule} by itself" if isinstance(rule, Rule) else repr(rule)
 
 
-def _idle(source: Layout, view: Layout, rules: Sequence[Rule], joins: Sequence[Join]) -> Iterator[Mismatch]:
-    """Leaves that a rule calls private, and that have a partner which is never absent."""
+def _idle(source: Layout, view: Layout, rules: Sequence[Rule], joins: Sequence[Join], known: set[str]) -> Iterator[Mismatch]:
+    """Leaves that a rule calls private, and that have a partner which is never absent; and raw keys that are none."""
+    pairs = [(source.rows[one.source], view.rows[one.view]) for one in joins]
     for rule in rules:
+        if isinstance(rule, RawKey):
+            found = [a.leaf.is_key != b.leaf.is_key for a, b in pairs if under(b, rule.path) is not None]
+            failed = [row for row in view.rows if under(row, rule.path) is not None and "/".join(row.path) in known]
+            if not any(found) and not failed:
+                yield Mismatch(str(rule), "rule", "a key on one side and raw data on the other", "none", "drop the rule")
         if isinstance(rule, Private):
-            for one in joins:
-                pair = source.rows[one.source], view.rows[one.view]
+            for pair in pairs:
                 if any(under(row, rule.path) is not None for row in pair) and not any(row.optional for row in pair):
                     keys = " and ".join(paths.format_path(row.key) for row in pair)
                     hint = "drop the rule, or give one of the two another attribute name"

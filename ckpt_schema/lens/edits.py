@@ -17,7 +17,7 @@ import numpy as np
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dim, Dims
 
-__all__ = ["Cast", "Chain", "Edit", "Entries", "Rearrange", "Stack", "Unstack", "product"]
+__all__ = ["Cast", "Chain", "Edit", "Entries", "Rearrange", "Sizes", "Stack", "Unstack", "house", "product"]
 
 Entries = tuple[tuple[str, ...], ...]
 """The mesh axes that shard each axis of a leaf: a PartitionSpec of full length without shorthands."""
@@ -144,7 +144,7 @@ class Rearrange(Edit):
             homeless += left
         moved = iter([atoms[i] for i in self.permutation])
         merged = tuple(tuple(axis for _ in dim for axis in next(moved)) for dim in self.view)
-        return _house(merged, self.shape(shape, sizes), homeless, ways)
+        return house(merged, self.shape(shape, sizes), homeless, ways)
 
     def __str__(self) -> str:
         """The dims before and after."""
@@ -173,7 +173,7 @@ def _split(axes: Sequence[str], sizes: Sequence[int], ways: Mapping[str, int]) -
     return dealt, homeless
 
 
-def _house(entries: Entries, shape: Sequence[int], homeless: Sequence[str], ways: Mapping[str, int]) -> Entries:
+def house(entries: Entries, shape: Sequence[int], homeless: Sequence[str], ways: Mapping[str, int]) -> Entries:
     """Gives each homeless mesh axis to the longest shard it divides, so that no leaf is gathered where that can be avoided."""
     placed = list(entries)
     for axis in homeless:
@@ -265,7 +265,7 @@ class Unstack(Edit):
     def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
         """The sharding without the stack axis; mesh axes that sharded it go to another axis they divide."""
         rest = (*entries[: self.axis], *entries[self.axis + 1 :])
-        return _house(rest, self.shape(shape, sizes), entries[self.axis], ways)
+        return house(rest, self.shape(shape, sizes), entries[self.axis], ways)
 
     def __str__(self) -> str:
         """What is unstacked, and where."""

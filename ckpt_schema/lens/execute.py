@@ -41,7 +41,8 @@ def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Le
     elif any(isinstance(v, Tracer) for v in inputs):
         return _traced_edit(chain, inputs, sizes)
     elif not any(isinstance(v, jax.Array) for v in inputs):
-        results = [np.asarray(x, order="C") for x in chain.apply([np.asarray(v) for v in inputs], sizes)]
+        made = chain.apply([np.asarray(v) for v in inputs], sizes)
+        results = [x if isinstance(x, jax.Array) else np.asarray(x, order="C") for x in made]  # NumPy has no keys
     else:
         results = _compiled_edit(chain, inputs, sizes)
     return [_like(result, like) for result, like in zip(results, likes, strict=True)]

@@ -9,17 +9,28 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from ckpt_schema import dims as dims_
+from ckpt_schema import leaves
 from ckpt_schema.dims import Dim, Dims
 from ckpt_schema.errors import Mismatch
+from ckpt_schema.leaves import Leaf
 from ckpt_schema.lens.edits import Cast, Chain, Rearrange, Unstack
+from ckpt_schema.lens.keys import WrapKey
 from ckpt_schema.lens.symbolic import typed
 from ckpt_schema.table import Row
 
 __all__ = ["relate"]
 
 
-def relate(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
-    """The chain from one row to the other and the level it converts, or why there is none."""
+def relate(source: Row, view: Row, *, raw: bool = False) -> tuple[Chain, int | None] | Mismatch:
+    """The chain from one row to the other and the level it converts, or why there is none.
+
+    Args:
+        source: The source's row.
+        view: The view's row.
+        raw: Whether one of them may be a key and the other its raw data.
+    """
+    if raw and source.leaf.is_key != view.leaf.is_key:
+        return _raw(source, view)
     if source.leaf == view.leaf and source.repeats == view.repeats:
         return Chain(), None
     cast = _cast(source, view)
@@ -31,6 +42,19 @@ def relate(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
     chain, level = shaped
     chain = chain >> cast
     return _type_fault(source, view, chain, level) or (chain, level)
+
+
+def _raw(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
+    """The chain from raw data to keys, or back; the words of each key stand on the last axis."""
+    if source.leaf.is_key:
+        turned = _raw(view, source)
+        return turned if isinstance(turned, Mismatch) else (~turned[0], turned[1])
+    words, stacks = leaves.key_words(view.leaf.dtype), [r.axis for r in source.repeats if r.axis is not None]
+    if source.leaf.dtype != "uint32" or source.dims[-1:] != ((words,),) or any(axis < 0 for axis in stacks):
+        return _fault(source, view, "dtype", f"raw data of such a key is uint32, with {words} words on the last axis")
+    keys = dataclasses.replace(source, leaf=Leaf(source.leaf.dims[:-1], view.leaf.dtype))
+    made = relate(keys, view)
+    return made if isinstance(made, Mismatch) else (WrapKey(view.leaf.dtype) >> made[0], made[1])
 
 
 def _cast(source: Row, view: Row) -> Chain | Mismatch:
@@ -46,7 +70,9 @@ def _cast(source: Row, view: Row) -> Chain | Mismatch:
     if source.leaf.is_key and view.leaf.is_key:
         return _fault(source, view, "impl", "a key keeps its implementation: declare the same on both sides")
     if source.leaf.is_key or view.leaf.is_key:
-        return _fault(source, view, "dtype", 'a key is no array of its data: declare Key["..."] on both sides')
+        return _fault(
+            source, view, "dtype", 'a key is no array of its data: declare Key["..."] on both sides, or say raw_key(...)'
+        )
     hint = "only integers are cast, where that keeps their values: declare one dtype on both sides, and cast the tree yourself"
     return _fault(source, view, "dtype", hint)
 

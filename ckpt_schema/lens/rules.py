@@ -9,7 +9,7 @@ from ckpt_schema.leaves import Default, Fill
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Row
 
-__all__ = ["Move", "Private", "Rename", "Reset", "Rule", "move", "private", "rename", "reset", "under"]
+__all__ = ["Move", "Private", "RawKey", "Rename", "Reset", "Rule", "move", "private", "raw_key", "rename", "reset", "under"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +62,18 @@ class Reset:
         return f"reset({', '.join(written)})"
 
 
-Rule = Rename | Private | Move | Reset
+@dataclasses.dataclass(frozen=True, slots=True)
+class RawKey:
+    """See `raw_key`."""
+
+    path: LogicalPath
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"raw_key({'/'.join(self.path)!r})"
+
+
+Rule = Rename | Private | Move | Reset | RawKey
 
 
 def rename(source: str, view: str) -> Rename:
@@ -124,6 +135,22 @@ def reset(*, source: str | None = None, view: str | None = None) -> Reset:
     given = {side: path for side, path in (("source", source), ("view", view)) if path is not None}
     _verify("reset", **(given or {"view": None}))
     return Reset(*(None if path is None else tuple(path.split("/")) for path in (source, view)))
+
+
+def raw_key(path: str) -> RawKey:
+    """A rule: what is at logical path ``path`` of the view is a typed key on one side, and its raw data on the other.
+
+    The raw side declares ``UInt32[Array, "2"]``, or 4 words where the implementation is rbg or unsafe_rbg.
+
+    Raises:
+        SchemaError: ``path`` is no string.
+
+    Example:
+        >>> print(raw_key("dropout/key"))
+        raw_key('dropout/key')
+    """
+    _verify("raw_key", path=path)
+    return RawKey(tuple(path.split("/")))
 
 
 def _verify(rule: str, **given: object) -> None:
