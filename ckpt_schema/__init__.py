@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ckpt_schema.lens.rules import raw_key as raw_key
     from ckpt_schema.lens.rules import rename as rename
     from ckpt_schema.lens.rules import reset as reset
+    from ckpt_schema.lens.rules import tie as tie
     from ckpt_schema.schema import Schema as Schema
     from ckpt_schema.schema import Stream as Stream
     from ckpt_schema.schema import layout as layout
@@ -60,7 +61,7 @@ _HOMES = {
     "table": ("Layout",),
     "leaves": ("Key", "fresh_key"),
     "lens.core": ("Lens", "derive"),
-    "lens.rules": ("move", "private", "raw_key", "rename", "reset"),
+    "lens.rules": ("move", "private", "raw_key", "rename", "reset", "tie"),
     "fields": ("field",),
     "schema": ("Schema", "Stream", "layout"),
 }
@@ -99,6 +100,7 @@ __all__ = [
     "raw_key",
     "rename",
     "reset",
+    "tie",
 ]
 
 

@@ -17,7 +17,7 @@ ORDER = """
     errors text paths dims leaves table pytrees fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees slots conformance equality inference
-    lens lens.edits lens.keys lens.symbolic lens.relate lens.rules lens.align lens.unplaced lens.derive
+    lens lens.edits lens.keys lens.symbolic lens.relate lens.rules lens.ties lens.align lens.unplaced lens.derive
     lens.execute lens.plan lens.compile lens.core
     orbax.metadata orbax.sides orbax.private orbax.restore orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix

@@ -16,7 +16,7 @@ from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Init, Leaf
 from ckpt_schema.lens.derive import Join
 from ckpt_schema.lens.execute import narrowed
-from ckpt_schema.lens.plan import Job, Make, Plan, Restart, gatherer, signature_of
+from ckpt_schema.lens.plan import Job, Make, Plan, Restart, Same, gatherer, signature_of
 from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Row, Slot, slots_of
 from ckpt_schema.trees import build, flatten
@@ -28,9 +28,18 @@ __all__ = ["compile_plan"]
 class _Sources:
     """Where each slot of the result comes from, while this is being found out."""
 
-    moves: dict[Slot, int]  # position among the source's leaves
+    places: dict[Slot, int]  # positions in the pool: the source's leaves, then onto's, then the results of all jobs
     jobs: list[Job]
-    made: dict[Slot, int]  # position among the results of all jobs
+    same: list[Same]
+    names: dict[Slot, str]  # how the source spells what the first to fill a slot is made of
+
+    def fill(self, slot: Slot, place: int, name: str, row: Row) -> None:
+        """Says where a slot comes from; of two places that fill one slot, the second is a copy of the first."""
+        if slot in self.places:
+            there = paths.format_path(paths.fill(row.key, slot[1]))
+            self.same.append(Same(self.places[slot], place, (self.names[slot], name, there)))
+        else:
+            self.places[slot], self.names[slot] = place, name
 
 
 def compile_plan(
@@ -58,8 +67,8 @@ def compile_plan(
         ConformanceError: A leaf of the result has no source and no default, or a dim that is needed is unbound.
     """
     wanted = _wanted(view, joins, tree, onto, sizes)
-    found = _sources(source, view, joins, tree, onto, sizes)
     base = len(tree.flat.leaves) + (len(onto.flat.leaves) if onto else 0)
+    found = _sources(source, view, joins, tree, onto, sizes, base)
     edited = base + sum(len(job.likes) for job in found.jobs)
     makes: list[Make] = []
     places: dict[Slot, int] = {}
@@ -67,10 +76,8 @@ def compile_plan(
     for slot in wanted:
         kept = None if onto is None else onto.slots.get(slot)
         row = view.rows[slot[0]]
-        if slot in found.moves:
-            places[slot] = found.moves[slot]
-        elif slot in found.made:
-            places[slot] = base + found.made[slot]
+        if slot in found.places:
+            places[slot] = found.places[slot]
         elif kept is not None and onto and (abstract or not leaves.is_abstract(onto.flat.leaves[kept])):
             places[slot] = len(tree.flat.leaves) + kept
         elif isinstance(row.default, Init):
@@ -104,6 +111,7 @@ def compile_plan(
         tuple(found.jobs),
         tuple(makes),
         again,
+        tuple(found.same),
     )
 
 
@@ -181,10 +189,16 @@ def _wanted(view: Layout, joins: Sequence[Join], tree: Match, onto: Match | None
 
 
 def _sources(
-    source: Layout, view: Layout, joins: Sequence[Join], tree: Match, onto: Match | None, sizes: Mapping[str, int]
+    source: Layout,
+    view: Layout,
+    joins: Sequence[Join],
+    tree: Match,
+    onto: Match | None,
+    sizes: Mapping[str, int],
+    base: int,
 ) -> _Sources:
-    found = _Sources({}, [], {})
-    results = 0
+    found = _Sources({}, [], [], {})
+    moved: set[int] = set()
     faults: list[Mismatch] = []
     for join in joins:
         before, after = source.rows[join.source], view.rows[join.view]
@@ -195,20 +209,22 @@ def _sources(
             if len(positions) != len(inputs):
                 faults += (_absent(before, i) for i in inputs if i not in tree.slots)
                 continue
-            if not join.chain and not _materialized(tree, positions[0], onto, outputs[0]):
-                found.moves[outputs[0]] = positions[0]
+            spelled = tuple(paths.format_path(tree.flat.keys[p]) for p in positions)
+            again = positions[0] in moved and onto is not None  # a copy takes the sharding of what it stands for
+            if not join.chain and not again and not _materialized(tree, positions[0], onto, outputs[0]):
+                found.fill(outputs[0], positions[0], spelled[0], after)
+                moved.add(positions[0])
                 continue
             unbound = sorted(join.chain.names - sizes.keys())
             if unbound:
                 faults.append(_unbound(after, sizes))
                 break
             needed = tuple((name, sizes[name]) for name in sorted(join.chain.names))
-            spelled = tuple(paths.format_path(tree.flat.keys[p]) for p in positions)
             likes = tuple(None if onto is None else onto.slots.get(o) for o in outputs)
             found.jobs.append(Job(join.chain, needed, before.stored, positions, spelled, likes))
             for output in outputs:
-                found.made[output] = results
-                results += 1
+                found.fill(output, base, spelled[0], after)
+                base += 1
     if faults:
         raise ConformanceError(f"{source.name} cannot be taken to {view.name}: {len(faults)} fault(s)", faults)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema import leaves, paths
@@ -216,7 +216,7 @@ def derive(
 
 def _table(lens: Lens) -> list[str]:
     joined_s, joined_v = {j.source for j in lens.joins}, {j.view for j in lens.joins}
-    rows = [(_key(lens.source.rows[j.source]), _key(lens.view.rows[j.view]), str(j.chain)) for j in lens.joins]
+    rows = [(_key(lens.source.rows[j.source]), _key(lens.view.rows[j.view]), done) for j, done in _edits(lens)]
     alone = [(_key(r), "-", _private(r)) for n, r in enumerate(lens.source.rows) if n not in joined_s]
     alone += [("-", _key(r), _private(r)) for n, r in enumerate(lens.view.rows) if n not in joined_v]
     own = len(lens.source.rows) - len(joined_s), len(lens.view.rows) - len(joined_v)
@@ -225,6 +225,16 @@ def _table(lens: Lens) -> list[str]:
         f"{own[0]} private to {lens.source.name}, {own[1]} private to {lens.view.name}"
     )
     return [header, *columns([*rows, *alone])]
+
+
+def _edits(lens: Lens) -> Iterator[tuple[Join, str]]:
+    """What is done on the way of each join, and whether it is a copy of what another carries."""
+    seen: tuple[set[int], set[int]] = set(), set()
+    for one in lens.joins:
+        tied = one.source in seen[0] or one.view in seen[1]
+        seen[0].add(one.source)
+        seen[1].add(one.view)
+        yield one, ", ".join(filter(None, (str(one.chain), "tied" if tied else "")))
 
 
 def _key(row: Row) -> str:
@@ -246,12 +256,13 @@ def _compose(first: Lens, second: Lens) -> Lens:
         raise DerivationError(f"{header}: {len(faults)} fault(s)", faults)
     number = {row.key: n for n, row in enumerate(first.view.rows)}
     middle = {number[row.key]: n for n, row in enumerate(second.source.rows)}  # of the first's view: of the second's source
-    onward = {j.source: j for j in second.joins}
-    back = {middle[j.view]: j for j in first.joins}
+    onward: dict[int, list[Join]] = {}
+    for j in second.joins:
+        onward.setdefault(j.source, []).append(j)
+    back = {middle[j.view] for j in first.joins}
     source, view = list(first.source.rows), list(second.view.rows)
-    joins: list[Join] = []
-    for j in first.joins:
-        after = onward.get(middle[j.view])
+    joins: dict[tuple[int, int], Join] = {}  # two ways to one place meet where a tie is undone
+    for j, after in [(before, after) for before in first.joins for after in onward.get(middle[before.view], [None])]:
         if after is None:
             source[j.source] = _left_over(source[j.source], second.source.rows[middle[j.view]], first.source, faults)
             continue
@@ -260,7 +271,7 @@ def _compose(first: Lens, second: Lens) -> Lens:
         if isinstance(made, Mismatch):
             faults.append(made)
         else:
-            joins.append(Join(j.source, after.view, *made))
+            joins.setdefault((j.source, after.view), Join(j.source, after.view, *made))
             # Where one end lacks an optional leaf, the layout between them fills it in before the other end can.
             if source[j.source].optional:
                 view[after.view] = _defaulted(view[after.view], first.view.rows[j.view].default, second.view, faults)
@@ -277,7 +288,7 @@ def _compose(first: Lens, second: Lens) -> Lens:
     return Lens(
         dataclasses.replace(first.source, rows=tuple(source)),
         dataclasses.replace(second.view, rows=tuple(view)),
-        tuple(sorted(joins, key=lambda j: j.view)),
+        tuple(sorted(joins.values(), key=lambda j: j.view)),
         {**first.dims, **second.dims},
     )
 

@@ -13,7 +13,8 @@ from ckpt_schema.leaves import Fill, Init
 from ckpt_schema.lens.align import Alignment, Owners, Settled, align, side_by_side
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.relate import relate
-from ckpt_schema.lens.rules import Move, Private, RawKey, Rename, Reset, Rule, under
+from ckpt_schema.lens.rules import Move, Private, RawKey, Rename, Reset, Rule, Tie, under
+from ckpt_schema.lens.ties import copies
 from ckpt_schema.lens.unplaced import unplaced
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Part, Row
@@ -59,37 +60,53 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
     (source, left), (view, right) = (_restarted(t, _resets(rules, n), faults) for n, t in enumerate((source, view)))
     alignment = align(source, view, lambda path: _called(path, rules), _settled(rules))
     renamed = _renamed(source, view, rules, alignment, left, faults)
+    twice = copies(source, rules), copies(view, rules)
     partners: dict[LogicalPath, int] = {}
     for number, path in enumerate(renamed):
-        first = partners.setdefault(path, number)
+        first = partners.setdefault(path, number) if number not in twice[0] else number
         if first != number:
             both = f"{'/'.join(source.rows[first].path)} and {'/'.join(source.rows[number].path)}"
             faults.append(
                 Mismatch("/".join(path), "ambiguous", "one source leaf for one view leaf", both, "rename one of them")
             )
-    joins: list[Join] = []
-    raw = [rule.path for rule in rules if isinstance(rule, RawKey)]
-    for number, row in enumerate(view.rows):
-        partner = partners.pop(row.path, None) if number not in right else None
-        if partner is not None:
-            made = relate(source.rows[partner], row, raw=any(under(row, path) is not None for path in raw))
-            if isinstance(made, Mismatch):
-                faults.append(made)
-            else:
-                joins.append(Join(partner, number, *made))
+    pairs = [
+        (partners[row.path], number)
+        for number, row in enumerate(view.rows)
+        if row.path in partners and number not in right and number not in twice[1]
+    ]
+    onward, back = dict(pairs), {there: here for here, there in pairs}
+    pairs += [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
+    pairs += [(back[of], copy) for copy, of in twice[1].items() if of in back]
+    joins = _joined(source, view, rules, pairs, faults)
     faults += _idle(source, view, rules, joins, {f.path for f in faults})
-    faults += unplaced(source, view, renamed, {j.source: j.view for j in joins}, alignment, {f.path for f in faults})
+    faults += unplaced(source, view, renamed, [(j.source, j.view) for j in joins], alignment, {f.path for f in faults})
     if faults:
         chains = side_by_side(source, view) if any(fault.kind == "chain" for fault in faults) else []
         raise DerivationError(f"no lens from {source.name} to {view.name}: {len(faults)} fault(s)", faults, chains)
     return source, view, tuple(joins)
 
 
+def _joined(
+    source: Layout, view: Layout, rules: Sequence[Rule], pairs: Sequence[tuple[int, int]], faults: list[Mismatch]
+) -> list[Join]:
+    """The joins of rows, by number, that are one leaf."""
+    raw = [rule.path for rule in rules if isinstance(rule, RawKey)]
+    joins: list[Join] = []
+    for one, other in pairs:
+        row = view.rows[other]
+        made = relate(source.rows[one], row, raw=any(under(row, path) is not None for path in raw))
+        if isinstance(made, Mismatch):
+            faults.append(made)
+        else:
+            joins.append(Join(one, other, *made))
+    return joins
+
+
 def _verify_rules(rules: object) -> None:
     several = isinstance(rules, (list, tuple))  # a lone rule is no sequence, and a string is one of the wrong things
     wrong: list[object] = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
     if wrong:
-        expected = "a list of rename(...), private(...), move(...), reset(...) and raw_key(...)"
+        expected = "a list of rename(...), private(...), move(...), reset(...), raw_key(...) and tie(...)"
         faults = [Mismatch("edits", "rule", expected, _spelled(rule)) for rule in wrong]
         raise DerivationError(f"edits= is not well formed: {len(faults)} fault(s)", faults)
 
@@ -99,7 +116,7 @@ def _spelled(rule: object) -> str:
 
 
 def _idle(source: Layout, view: Layout, rules: Sequence[Rule], joins: Sequence[Join], known: set[str]) -> Iterator[Mismatch]:
-    """Leaves that a rule calls private, and that have a partner which is never absent; and raw keys that are none."""
+    """Leaves that a rule calls private, and that have a partner which is never absent; raw keys that are none; idle ties."""
     pairs = [(source.rows[one.source], view.rows[one.view]) for one in joins]
     for rule in rules:
         if isinstance(rule, RawKey):
@@ -107,6 +124,14 @@ def _idle(source: Layout, view: Layout, rules: Sequence[Rule], joins: Sequence[J
             failed = [row for row in view.rows if under(row, rule.path) is not None and "/".join(row.path) in known]
             if not any(found) and not failed:
                 yield Mismatch(str(rule), "rule", "a key on one side and raw data on the other", "none", "drop the rule")
+        if isinstance(rule, Tie):
+            several = [table.name for table in (source, view) if copies(table, [rule])]
+            if len(several) != 1:
+                expected = (
+                    f"leaves at {'/'.join(rule.copy)} and at {'/'.join(rule.of)} of one side, which the other stores once"
+                )
+                hint = "drop the rule: both sides have both" if several else "print the layouts to see their paths"
+                yield Mismatch(str(rule), "rule", expected, " and ".join(several) or "none", hint)
         if isinstance(rule, Private):
             for pair in pairs:
                 if any(under(row, rule.path) is not None for row in pair) and not any(row.optional for row in pair):

@@ -36,7 +36,9 @@ def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Le
         The results: abstract where an input is, sharded as the edits map the inputs' sharding where ``likes`` doesn't say.
     """
     inputs = [jnp.asarray(v, leaf.dtype) if leaves.is_scalar(v) else v for v in values]
-    if any(leaves.is_abstract(v) for v in inputs):
+    if not chain:
+        results = inputs
+    elif any(leaves.is_abstract(v) for v in inputs):
         results = _abstract(chain, inputs, sizes)
     elif any(isinstance(v, Tracer) for v in inputs):
         return _traced_edit(chain, inputs, sizes)

@@ -15,12 +15,12 @@ import jax
 
 from ckpt_schema import leaves
 from ckpt_schema.leaves import Fill, FreshKey, Leaf
-from ckpt_schema.lens import execute
+from ckpt_schema.lens import execute, ties
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.pytrees import TreeDef
 from ckpt_schema.trees import Tree
 
-__all__ = ["Job", "Make", "Plan", "Restart", "Signature", "gatherer", "signature_of"]
+__all__ = ["Job", "Make", "Plan", "Restart", "Same", "Signature", "gatherer", "signature_of"]
 
 _avals = operator.attrgetter("aval")
 _shapes = operator.attrgetter("shape")
@@ -133,6 +133,21 @@ class Make:
     abstract: bool
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Same:
+    """Two leaves that must be equal: the second is a copy of the first.
+
+    Attributes:
+        first: The position in the pool of the one that the result has.
+        copy: The position of the other.
+        paths: The key paths of what both are made of, and of what they are to be, for messages.
+    """
+
+    first: int
+    copy: int
+    paths: tuple[str, str, str]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Restart:
     """Leaves of an optimizer state as its transformation starts them.
@@ -164,6 +179,7 @@ class Plan:
         jobs: The edits.
         makes: The defaults.
         restart: What starts anew, or None.
+        same: What must be equal.
     """
 
     source: Signature
@@ -173,6 +189,7 @@ class Plan:
     jobs: tuple[Job, ...]
     makes: tuple[Make, ...]
     restart: Restart | None = None
+    same: tuple[Same, ...] = ()
 
     def accepts(self, tree: Tree, onto: Tree | None) -> tuple[list[Any], list[Any]] | None:
         """The leaves of both trees, or None when the plan was made for others."""
@@ -192,7 +209,7 @@ class Plan:
             kept: The leaves of ``onto``.
 
         Raises:
-            ConformanceError: A value cannot be cast exactly; every such leaf is named, and nothing was made.
+            ConformanceError: A value cannot be cast exactly, or a copy is not equal to its original; every such leaf is named.
         """
         pool = found  # grown in place: a copy would cost as much as the gathering itself
         pool += kept
@@ -201,6 +218,8 @@ class Plan:
             for job in self.jobs:
                 likes = [None if at is None else kept[at] for at in job.likes]
                 pool += execute.edit(job.chain, [pool[i] for i in job.inputs], dict(job.sizes), job.leaf, likes)
+        if self.same:
+            ties.verify_same([(pool[same.first], pool[same.copy], same.paths) for same in self.same])
         if self.makes:
             mesh = execute.mesh_of(pool)
             for make in self.makes:

@@ -9,7 +9,22 @@ from ckpt_schema.leaves import Default, Fill
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Row
 
-__all__ = ["Move", "Private", "RawKey", "Rename", "Reset", "Rule", "move", "private", "raw_key", "rename", "reset", "under"]
+__all__ = [
+    "Move",
+    "Private",
+    "RawKey",
+    "Rename",
+    "Reset",
+    "Rule",
+    "Tie",
+    "move",
+    "private",
+    "raw_key",
+    "rename",
+    "reset",
+    "tie",
+    "under",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,7 +88,19 @@ class RawKey:
         return f"raw_key({'/'.join(self.path)!r})"
 
 
-Rule = Rename | Private | Move | Reset | RawKey
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tie:
+    """See `tie`."""
+
+    copy: LogicalPath
+    of: LogicalPath
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"tie({'/'.join(self.copy)!r}, {'/'.join(self.of)!r})"
+
+
+Rule = Rename | Private | Move | Reset | RawKey | Tie
 
 
 def rename(source: str, view: str) -> Rename:
@@ -151,6 +178,24 @@ def raw_key(path: str) -> RawKey:
     """
     _verify("raw_key", path=path)
     return RawKey(tuple(path.split("/")))
+
+
+def tie(copy: str, of: str) -> Tie:
+    """A rule: on the side that has both, the leaf or node at logical path ``copy`` is the one at ``of``, stored twice.
+
+    The other side stores it once. Where one is made of the two, that they are equal to the last bit is verified; where two are
+    made of the one, both get it. It holds in the model and in every part of the optimizer state that mirrors it. The two may
+    differ in the order or grouping of their dims.
+
+    Raises:
+        SchemaError: One of the two is no string.
+
+    Example:
+        >>> print(tie("head/kernel", "embed/embedding"))
+        tie('head/kernel', 'embed/embedding')
+    """
+    _verify("tie", copy=copy, of=of)
+    return Tie(tuple(copy.split("/")), tuple(of.split("/")))
 
 
 def _verify(rule: str, **given: object) -> None:

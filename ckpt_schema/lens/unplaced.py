@@ -26,7 +26,7 @@ def unplaced(
     source: Layout,
     view: Layout,
     renamed: Sequence[LogicalPath],
-    joined: Mapping[int, int],
+    joined: Sequence[tuple[int, int]],
     alignment: Alignment,
     known: set[str],
 ) -> Iterator[Mismatch]:
@@ -39,20 +39,20 @@ def unplaced(
         source: The source's layout.
         view: The view's layout.
         renamed: The path of each row of the source in the view's words.
-        joined: Numbers of rows that are joined, the view's by the source's.
+        joined: The numbers of rows that are joined, of the source and of the view.
         alignment: Which parts of the optimizer states are partners.
         known: Paths that have a fault already.
     """
-    inverse = {there: here for here, there in joined.items()}
+    onward, inverse = dict(joined), {there: here for here, there in joined}
     left = [
-        r for n, (p, r) in enumerate(zip(renamed, source.rows, strict=True)) if n not in joined and "/".join(p) not in known
+        r for n, (p, r) in enumerate(zip(renamed, source.rows, strict=True)) if n not in onward and "/".join(p) not in known
     ]
     right = [r for n, r in enumerate(view.rows) if n not in inverse and "/".join(r.path) not in known]
     lost = [r for r in left if _required(r)], [r for r in right if _required(r)]
     if not any(lost):
         return
     likely = _likeliest(left, right)
-    sides = _Side(source, view, joined, likely[0], swapped=False), _Side(view, source, inverse, likely[1], swapped=True)
+    sides = _Side(source, view, onward, likely[0], swapped=False), _Side(view, source, inverse, likely[1], swapped=True)
     whole = _parts(source, lost[0], alignment.apart[0]), _parts(view, lost[1], alignment.apart[1])
     for n, (rows, side) in enumerate(zip(lost, sides, strict=True)):
         yield from (_chain_fault(side, part, found, whole[1 - n]) for part, found in whole[n].items())
