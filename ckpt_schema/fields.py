@@ -22,6 +22,7 @@ class Field:
     type: Any = None
     collection: str | None = None
     optional: bool = False
+    ephemeral: bool = False
     tag: str | None = None
 
 
@@ -36,6 +37,7 @@ def field(
     type: Any = None,
     collection: str | None = None,
     optional: bool = False,
+    ephemeral: bool = False,
     tag: str | None = None,
 ) -> Any:
     """Says of a schema's attribute what its annotation cannot.
@@ -51,13 +53,15 @@ def field(
         type: The NNX Variable type of the leaves below, as a class or by its name in ``flax.nnx``; ``Param`` unless given.
         collection: The Linen variable collection of the leaves below; ``params`` unless given.
         optional: Whether a tree may lack this attribute.
+        ephemeral: Whether it is left out of checkpoints, as caches and intermediates are; a tree may lack it. A restore leaves
+            what a concrete target has of it, and makes it from its default where the target is abstract.
         tag: The stream name a new RNG Variable carries; the attribute's name unless given.
 
     Returns:
         A marker that the schema class reads; typed ``Any`` so that any annotation may stand beside it.
     """
     renames = dict(dims) if isinstance(dims, Mapping) else dims or {}
-    return Field(key, default, scan, axis, length, renames, type, collection, optional, tag)
+    return Field(key, default, scan, axis, length, renames, type, collection, optional, ephemeral, tag)
 
 
 def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:

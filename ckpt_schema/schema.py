@@ -268,7 +268,8 @@ def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
         kind=row.kind if row.kind is not None else spec.type,
         metadata=row.metadata or ((("tag", spec.tag),) if row.kind in ("RngKey", "RngCount") else ()),
         default=row.default if row.default is not None else _default(name, spec.default, row.leaf),
-        optional=row.optional or spec.optional,
+        optional=row.optional or spec.optional or spec.ephemeral,
+        ephemeral=row.ephemeral or spec.ephemeral,
     )
     _verify_axis(lifted)
     return _Draft(lifted, axis, draft.collection or spec.collection)

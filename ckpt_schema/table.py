@@ -47,6 +47,7 @@ class Row:
         metadata: What a new Variable of this row carries besides its value.
         default: How the leaf is made where the other side has no place for it; None makes it required.
         optional: Whether a tree may lack it.
+        ephemeral: Whether it is left out of checkpoints.
         body: How many segments of `path` stand before those of the model's own schema; None outside of it.
         inside: How many segments of `key` stand inside of a Variable's or box's value, which is a container then.
     """
@@ -59,6 +60,7 @@ class Row:
     metadata: tuple[tuple[str, Any], ...] = ()
     default: Default | None = None
     optional: bool = False
+    ephemeral: bool = False
     body: int | None = None
     inside: int = 0
 
@@ -230,7 +232,8 @@ def _members(counts: tuple[Dim, ...], sizes: Mapping[str, int]) -> list[tuple[in
 
 def _remarks(row: Row) -> str:
     kind = row.kind if isinstance(row.kind, str) or row.kind is None else row.kind.__name__
-    return ", ".join(filter(None, [kind, f"default {row.default}" if row.default else "", "optional" if row.optional else ""]))
+    absent = "ephemeral" if row.ephemeral else "optional" if row.optional else ""
+    return ", ".join(filter(None, [kind, f"default {row.default}" if row.default else "", absent]))
 
 
 def verify_table(table: Layout) -> Layout:

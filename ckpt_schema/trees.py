@@ -8,17 +8,17 @@ structure when the paths are matched against a layout, never by name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.paths import KeyPath, format_path
-from ckpt_schema.pytrees import TreeDef, key_paths
+from ckpt_schema.pytrees import TreeDef, children, key_paths
 from ckpt_schema.table import Layout, Node, Row
 
-__all__ = ["FlatTree", "build", "flatten"]
+__all__ = ["FlatTree", "build", "flatten", "without"]
 
 Tree = Any
 """Any pytree of leaves."""
@@ -116,3 +116,30 @@ def _container(node: Node, children: Mapping[Any, Any]) -> Any:
     if node.type in (tuple, list):
         return node.type(children[i] for i in range(len(children)))
     return node.type(**children)
+
+
+_DROPPED = object()
+
+
+def without(tree: Tree, dropped: Container[KeyPath]) -> Tree:
+    """``tree`` without the leaves at some key paths, and without the dicts and Variables that held nothing else.
+
+    Example:
+        >>> without({"a": {"b": 1}, "c": 2}, {("a", "b")})
+        {'c': 2}
+    """
+    kept = _without(tree, dropped, ())
+    return {} if kept is _DROPPED else kept
+
+
+def _without(node: Any, dropped: Container[KeyPath], at: KeyPath) -> Any:
+    if jax.tree_util.all_leaves([node]):
+        return _DROPPED if at in dropped else node
+    below = {key: _without(child, dropped, (*at, key)) for key, child in children(node)}
+    if below and all(child is _DROPPED for child in below.values()):
+        return _DROPPED
+    if isinstance(node, Mapping):
+        kind: Any = type(node)
+        return kind({key: child for key, child in below.items() if child is not _DROPPED})
+    treedef = jax.tree.structure(node, is_leaf=lambda child: child is not node)
+    return treedef.unflatten({} if child is _DROPPED else child for child in below.values())

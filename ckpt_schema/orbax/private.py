@@ -35,7 +35,7 @@ def private_leaves(match: Match, lens: Lens) -> dict[Any, Any]:
     joined = {join.view for join in lens.joins}
     root: dict[Any, Any] = {}
     for (number, indices), position in match.slots.items():
-        if number not in joined:
+        if number not in joined and not lens.view.rows[number].ephemeral:
             *above, last = paths.fill(lens.view.rows[number].key, indices)
             node = root
             for key in above:
@@ -115,7 +115,7 @@ class Private:
         faults = [Mismatch(paths.format_path(k), "extra", "no such leaf", found, _HINT) for k, found in self._strays(side)]
         orders: dict[int, tuple[KeyPath, Any]] = {}
         for slot, position in match.slots.items():
-            if slot[0] in joined:
+            if slot[0] in joined or side.view.rows[slot[0]].ephemeral:
                 continue
             row, goal = side.view.rows[slot[0]], leaves.abstract(goals[position])
             where = paths.format_path(paths.fill(row.key, slot[1]))

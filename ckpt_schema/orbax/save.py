@@ -21,7 +21,9 @@ from ckpt_schema.lens.core import Lens
 from ckpt_schema.orbax.metadata import absolute
 from ckpt_schema.orbax.private import private_leaves, verify_private
 from ckpt_schema.orbax.sides import Side, toward
-from ckpt_schema.trees import FlatTree, Tree, flatten
+from ckpt_schema.slots import SlotFinder
+from ckpt_schema.table import Layout
+from ckpt_schema.trees import FlatTree, Tree, flatten, without
 
 __all__ = ["save"]
 
@@ -79,11 +81,21 @@ def save(
     if turned.view is lens.view:
         source = turned.put(tree, onto=onto)
         private = private_leaves(match, turned) if private is None else private
+    source = _lasting(source, turned.view if source is tree else turned.source)
     items = {_STATE: source} | ({aux: private} if aux is not None and private else {})
     for item in items.values():
         _verify(item, _valueless)
         _verify(item, _unsavable)
     _write(place, jax.tree.map(_savable, jax.block_until_ready(items)))
+
+
+def _lasting(tree: Tree, table: Layout) -> Tree:
+    """The tree without its ephemeral leaves."""
+    if not any(row.ephemeral for row in table.rows):
+        return tree
+    flat, slot = flatten(tree), SlotFinder(table).slot
+    found = ((key, slot(key, stored=flat.stored)) for key in flat.keys)
+    return without(tree, {key for key, at in found if at is not None and table.rows[at[0]].ephemeral})
 
 
 def _verify_name(aux: str | None, private: Tree | None) -> None:
