@@ -73,13 +73,19 @@ def _mixed(node: Any, at: KeyPath) -> Iterator[Mismatch]:
         yield from _mixed(child, (*at, key))
 
 
-def build(layout: Layout, leaves: Iterable[tuple[KeyPath, Row, Any]], sizes: Mapping[str, int]) -> Tree:
+def build(
+    layout: Layout,
+    leaves: Iterable[tuple[KeyPath, Row, Any]],
+    sizes: Mapping[str, int],
+    labelled: Mapping[KeyPath, Mapping[str, Any]] | None = None,
+) -> Tree:
     """A tree of the layout's own container, from its leaves.
 
     Args:
         layout: Says which container, and where nodes other than dicts stand.
         leaves: Key path, row and value of each leaf.
         sizes: How many members the lists have, by name.
+        labelled: What boxes or Variables say of the axes of leaves, by their own key path.
 
     Returns:
         An ``nnx.State`` of Variables, or nested dicts with the optimizer's own tuples and NamedTuples in them.
@@ -98,8 +104,23 @@ def build(layout: Layout, leaves: Iterable[tuple[KeyPath, Row, Any]], sizes: Map
     if layout.container == "nnx":
         from ckpt_schema.frameworks import nnx  # flax loads on first use
 
-        return nnx.build_state(root, variables)
-    return root
+        return nnx.build_state(root, variables, labelled)
+    return _boxed(root, labelled) if labelled else root
+
+
+def _boxed(root: dict[Any, Any], labelled: Mapping[KeyPath, Mapping[str, Any]]) -> Tree:
+    from ckpt_schema.frameworks import linen  # flax loads on first use
+
+    def said(path: tuple[Any, ...]) -> Mapping[str, Any] | None:
+        return labelled.get(key_paths([path])[0][0])
+
+    def box(path: tuple[Any, ...], value: Any) -> Any:
+        return value if said(path) is None else linen.boxed(value, said(path) or {})
+
+    def is_boxed(path: tuple[Any, ...], value: Any) -> bool:
+        return said(path) is not None
+
+    return jax.tree_util.tree_map_with_path(box, root, is_leaf=is_boxed, is_leaf_takes_path=True)
 
 
 def _parent(root: dict[Any, Any], key: KeyPath) -> dict[Any, Any]:

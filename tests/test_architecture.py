@@ -17,8 +17,8 @@ ORDER = """
     errors text paths dims leaves table pytrees fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees slots conformance equality inference
-    lens lens.edits lens.keys lens.symbolic lens.relate lens.rules lens.ties lens.align lens.unplaced lens.derive
-    lens.execute lens.plan lens.compile lens.core
+    lens lens.axes lens.edits lens.keys lens.symbolic lens.relate lens.rules lens.ties lens.align lens.unplaced lens.derive
+    lens.labels lens.execute lens.plan lens.compile lens.core
     orbax.metadata orbax.sides orbax.private orbax.restore orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     cli __main__

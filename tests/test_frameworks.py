@@ -469,7 +469,8 @@ def test_boxes_are_containers() -> None:
         assert cs.check(layout, tree) == []
     lens = cs.derive(layout, layout)
     cs.assert_trees_identical(lens.get(nn.unbox(boxed), onto=boxed), boxed)
-    cs.assert_trees_identical(lens.get(boxed), nn.unbox(boxed))
+    cs.assert_trees_identical(lens.get(nn.unbox(boxed)), nn.unbox(boxed))
+    cs.assert_trees_identical(lens.get(boxed), boxed)
 
 
 # --- optimizers that no layout can be declared for  ---

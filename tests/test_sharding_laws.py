@@ -25,7 +25,8 @@ from ckpt_schema import leaves
 from ckpt_schema.demo import schemas
 from ckpt_schema.dims import parse_dims
 from ckpt_schema.lens import execute
-from ckpt_schema.lens.edits import Entries, Rearrange, Stack, Unstack
+from ckpt_schema.lens.axes import Entries
+from ckpt_schema.lens.edits import Rearrange, Stack, Unstack
 
 SEEDS = st.integers(0, 2**32 - 1)
 ON = st.sampled_from(MESHES)

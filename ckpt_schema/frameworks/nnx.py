@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import jax
 import optax
 from flax import nnx
 
@@ -25,6 +26,7 @@ __all__ = [
     "inner_containers",
     "is_state",
     "is_variable",
+    "labels",
     "state_of",
     "updated",
     "variable_type",
@@ -122,20 +124,40 @@ TrainState: Final = _TrainState()
 Params: Final = _Params()
 
 
-def build_state(values: dict[Any, Any], variables: Mapping[KeyPath, Row | None]) -> nnx.State[Any, Any]:
+def build_state(
+    values: dict[Any, Any], variables: Mapping[KeyPath, Row | None], labelled: Mapping[KeyPath, Mapping[str, Any]] | None = None
+) -> nnx.State[Any, Any]:
     """An ``nnx.State`` with a new Variable at each of the given key paths, of its row's type and metadata.
 
     Args:
         values: Nested dicts of what the Variables hold; they are filled with the Variables.
         variables: Where they stand. Without a row, what a mask left of an optimizer's Variable.
+        labelled: What some of them say of their axes.
     """
     for key, row in variables.items():
         parent = values
         for segment in key[:-1]:
             parent = parent[segment]
         kind = nnx.optimizer.OptVariable if row is None else variable_type(row.kind, row.leaf)
-        parent[key[-1]] = kind(parent[key[-1]], **dict(row.metadata if row else ()))
+        made = parent[key[-1]] = kind(parent[key[-1]], **dict(row.metadata if row else ()))
+        if labelled and key in labelled:
+            made.set_metadata(**labelled[key])  # said when it is made, they would move its value onto the mesh in context
     return nnx.State(values)
+
+
+_LABELS = ("out_sharding", "mesh", "sharding_rules", "linen_meta_type")  # the last three as ``Partitioned`` hands them over
+
+
+def labels(state: Any) -> dict[int, dict[str, Any]]:
+    """What the Variables of a State say of their axes, for a State whose leaves are their own positions."""
+    found: dict[int, dict[str, Any]] = {}
+    flat: Any = nnx.to_flat_state(state) if isinstance(state, nnx.State) else ()
+    for _, variable in flat:
+        said = variable.get_metadata() if is_variable(variable) else {}
+        if said.get("out_sharding") is not None:
+            own = {name: said[name] for name in _LABELS if name in said}
+            found |= dict.fromkeys(jax.tree.leaves(variable.get_value()), own)
+    return found
 
 
 def is_state(value: Any) -> bool:

@@ -16,7 +16,9 @@ from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Init, Leaf
 from ckpt_schema.lens.derive import Join
 from ckpt_schema.lens.execute import narrowed
+from ckpt_schema.lens.labels import Carried, Labelled, carried
 from ckpt_schema.lens.plan import Job, Make, Plan, Restart, Same, gatherer, signature_of
+from ckpt_schema.paths import KeyPath
 from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Row, Slot, slots_of
 from ckpt_schema.trees import build, flatten
@@ -31,6 +33,7 @@ class _Sources:
     places: dict[Slot, int]  # positions in the pool: the source's leaves, then onto's, then the results of all jobs
     jobs: list[Job]
     same: list[Same]
+    carried: list[Carried]
     names: dict[Slot, str]  # how the source spells what the first to fill a slot is made of
 
     def fill(self, slot: Slot, place: int, name: str, row: Row) -> None:
@@ -102,7 +105,8 @@ def compile_plan(
         places |= {slot: edited + len(makes) + n for n, slot in enumerate(fresh)}
     if faults:
         raise ConformanceError(f"{view.name} cannot be filled from {source.name}: {len(faults)} fault(s)", faults)
-    treedef, order = _container(view, wanted, onto, sizes)
+    labelled = carried(source, view, tree, found.carried, wanted, sizes) if onto is None else {}
+    treedef, order = _container(view, wanted, onto, sizes, labelled)
     return Plan(
         signature_of(tree.flat.treedef, tree.flat.leaves, _declared(source, tree)),
         None if onto is None else signature_of(onto.flat.treedef, onto.flat.leaves, _declared(view, onto)),
@@ -197,7 +201,7 @@ def _sources(
     sizes: Mapping[str, int],
     base: int,
 ) -> _Sources:
-    found = _Sources({}, [], [], {})
+    found = _Sources({}, [], [], [], {})
     moved: set[int] = set()
     faults: list[Mismatch] = []
     for join in joins:
@@ -210,6 +214,7 @@ def _sources(
                 faults += (_absent(before, i) for i in inputs if i not in tree.slots)
                 continue
             spelled = tuple(paths.format_path(tree.flat.keys[p]) for p in positions)
+            found.carried.append((join.chain, outputs, positions))
             again = positions[0] in moved and onto is not None  # a copy takes the sharding of what it stands for
             if not join.chain and not again and not _materialized(tree, positions[0], onto, outputs[0]):
                 found.fill(outputs[0], positions[0], spelled[0], after)
@@ -258,14 +263,17 @@ def _instances(join: Join, before: Row, after: Row, sizes: Mapping[str, int]) ->
         yield (several, single) if fanned is before else (single, several)
 
 
-def _container(view: Layout, wanted: Sequence[Slot], onto: Match | None, sizes: Mapping[str, int]) -> tuple[Any, list[Slot]]:
+def _container(
+    view: Layout, wanted: Sequence[Slot], onto: Match | None, sizes: Mapping[str, int], labelled: Mapping[KeyPath, Labelled]
+) -> tuple[Any, list[Slot]]:
     """The structure of the result, and the slot of each of its leaves."""
     if onto is not None:
         by_position = {position: slot for slot, position in onto.slots.items()}
         return onto.flat.treedef, [by_position[i] for i in range(len(by_position))]
     rows = view.rows
     # The leaves of this tree are the numbers of the slots, so that its flattening tells their order.
-    tree = build(view, [(paths.fill(rows[s[0]].key, s[1]), rows[s[0]], i) for i, s in enumerate(wanted)], sizes)
+    numbered = [(paths.fill(rows[s[0]].key, s[1]), rows[s[0]], i) for i, s in enumerate(wanted)]
+    tree = build(view, numbered, sizes, labelled)
     order, treedef = jax.tree.flatten(tree)
     return treedef, [wanted[i] for i in order]
 

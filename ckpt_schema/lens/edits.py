@@ -7,7 +7,6 @@ An edit turns a list of leaves into a list of leaves; all but the stacking ones 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,14 +15,9 @@ import numpy as np
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dim, Dims
+from ckpt_schema.lens.axes import Entries, Labels, Sizes, deal, deal_label, house, merge_labels, product
 
-__all__ = ["Cast", "Chain", "Edit", "Entries", "Rearrange", "Sizes", "Stack", "Unstack", "house", "product"]
-
-Entries = tuple[tuple[str, ...], ...]
-"""The mesh axes that shard each axis of a leaf: a PartitionSpec of full length without shorthands."""
-
-Sizes = Mapping[str, Any]
-"""Sizes of dims by name: integers, or symbolic dimensions while an edit is typed."""
+__all__ = ["Cast", "Chain", "Edit", "Rearrange", "Stack", "Unstack"]
 
 
 class Edit:
@@ -53,6 +47,10 @@ class Edit:
 
     def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
         """The shape of each result, from that of each input."""
+        raise NotImplementedError
+
+    def labels(self, labels: Labels) -> Labels:
+        """The logical names of each result's axes, from those of each input's."""
         raise NotImplementedError
 
     @property
@@ -139,50 +137,22 @@ class Rearrange(Edit):
         atoms: list[tuple[str, ...]] = []
         homeless: list[str] = []
         for dim, axes in zip(self.source, entries, strict=True):
-            split, left = _split(axes, [product((f,), sizes) for f in dim], ways)
+            split, left = deal(axes, [product((f,), sizes) for f in dim], ways)
             atoms += split
             homeless += left
         moved = iter([atoms[i] for i in self.permutation])
         merged = tuple(tuple(axis for _ in dim for axis in next(moved)) for dim in self.view)
         return house(merged, self.shape(shape, sizes), homeless, ways)
 
+    def labels(self, labels: Labels) -> Labels:
+        """Names follow their factors; that of a product is the first's."""
+        atoms = [part for dim, label in zip(self.source, labels, strict=True) for part in deal_label(label, len(dim))]
+        moved = iter([atoms[i] for i in self.permutation])
+        return tuple(merge_labels([next(moved) for _ in dim]) for dim in self.view)
+
     def __str__(self) -> str:
         """The dims before and after."""
         return f"{dims_.format_dims(self.source)} -> {dims_.format_dims(self.view)}"
-
-
-def product(dim: Dim, sizes: Sizes) -> Any:
-    """The size of one axis, from those of its factors; symbolic where these are."""
-    size: Any = 1
-    for factor in dim:
-        size = size * (factor if isinstance(factor, int) else sizes[factor])
-    return size
-
-
-def _split(axes: Sequence[str], sizes: Sequence[int], ways: Mapping[str, int]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Mesh axes of a product dealt out to its factors, major first; and those no factor can take."""
-    dealt: list[tuple[str, ...]] = [()] * len(sizes)
-    homeless: list[str] = []
-    for axis in axes:
-        for i, size in enumerate(sizes):
-            if size % math.prod(ways[a] for a in (*dealt[i], axis)) == 0:
-                dealt[i] = (*dealt[i], axis)
-                break
-        else:
-            homeless.append(axis)
-    return dealt, homeless
-
-
-def house(entries: Entries, shape: Sequence[int], homeless: Sequence[str], ways: Mapping[str, int]) -> Entries:
-    """Gives each homeless mesh axis to the longest shard it divides, so that no leaf is gathered where that can be avoided."""
-    placed = list(entries)
-    for axis in homeless:
-        shards = [(size // math.prod(ways[a] for a in placed[i]), i) for i, size in enumerate(shape)]
-        fits = [(length, -i) for length, i in shards if length and length % ways[axis] == 0]
-        if fits:
-            at = -max(fits)[1]
-            placed[at] = (*placed[at], axis)
-    return tuple(placed)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -220,6 +190,10 @@ class Cast(Edit):
     def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
         """The same sharding."""
         return entries
+
+    def labels(self, labels: Labels) -> Labels:
+        """The same names."""
+        return labels
 
     def __str__(self) -> str:
         """The dtypes before and after."""
@@ -267,6 +241,10 @@ class Unstack(Edit):
         rest = (*entries[: self.axis], *entries[self.axis + 1 :])
         return house(rest, self.shape(shape, sizes), entries[self.axis], ways)
 
+    def labels(self, labels: Labels) -> Labels:
+        """The names without that of the stack axis."""
+        return (*labels[: self.axis], *labels[self.axis + 1 :])
+
     def __str__(self) -> str:
         """What is unstacked, and where."""
         return f"unstack {dims_.format_dim(self.size)} on axis {self.axis}"
@@ -300,6 +278,10 @@ class Stack(Edit):
     def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
         """The sharding with a stack axis that is not sharded."""
         return (*entries[: self.axis], (), *entries[self.axis :])
+
+    def labels(self, labels: Labels) -> Labels:
+        """The names with none for the stack axis."""
+        return (*labels[: self.axis], None, *labels[self.axis :])
 
     def __str__(self) -> str:
         """What is stacked, and where."""
@@ -360,6 +342,12 @@ class Chain:
             entries = edit.entries(entries, shape, sizes, ways)
             shape = edit.shape(shape, sizes)
         return entries
+
+    def labels(self, labels: Labels) -> Labels:
+        """The logical names of each result's axes."""
+        for edit in self.edits:
+            labels = edit.labels(labels)
+        return labels
 
 
 def _join(edits: tuple[Edit, ...], edit: Edit) -> tuple[Edit, ...]:

@@ -16,7 +16,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ckpt_schema import leaves
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Fill, FreshKey, Leaf
-from ckpt_schema.lens.edits import Cast, Chain, Entries
+from ckpt_schema.lens.axes import Entries
+from ckpt_schema.lens.edits import Cast, Chain
 
 __all__ = ["edit", "make", "mesh_of", "narrowed", "on_devices", "restart", "verify_casts"]
 

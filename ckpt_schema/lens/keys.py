@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from ckpt_schema import leaves
-from ckpt_schema.lens.edits import Edit, Entries, Sizes, house
+from ckpt_schema.lens.axes import Entries, Labels, Sizes, house
+from ckpt_schema.lens.edits import Edit
 
 __all__ = ["UnwrapKey", "WrapKey"]
 
@@ -46,6 +47,10 @@ class WrapKey(Edit):
         """The sharding of the keys; mesh axes that split their words go to another axis they divide."""
         return house(entries[:-1], shape[:-1], entries[-1], ways)
 
+    def labels(self, labels: Labels) -> Labels:
+        """The names without that of the words."""
+        return labels[:-1]
+
     def __str__(self) -> str:
         """What becomes what."""
         return f"raw data -> {self.dtype}"
@@ -73,6 +78,10 @@ class UnwrapKey(Edit):
     def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
         """The sharding of the keys; their words are not split."""
         return (*entries, ())
+
+    def labels(self, labels: Labels) -> Labels:
+        """The names with none for the words."""
+        return (*labels, None)
 
     def __str__(self) -> str:
         """What becomes what."""

@@ -12,7 +12,8 @@ from jax import export
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dims
-from ckpt_schema.lens.edits import Chain, product
+from ckpt_schema.lens.axes import product
+from ckpt_schema.lens.edits import Chain
 
 __all__ = ["symbols", "typed"]
 

@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ckpt_schema import leaves, paths
 from ckpt_schema.errors import CheckpointExistsError, ConformanceError, Mismatch
-from ckpt_schema.frameworks import nnx
+from ckpt_schema.frameworks import linen, nnx
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.orbax.metadata import absolute
 from ckpt_schema.orbax.private import private_leaves, verify_private
@@ -53,7 +53,7 @@ def save(
         path: The directory to make, local or remote. It must not exist.
         state: A concrete ``nnx.State``, ``nnx.Module``, ``TrainState`` or dict.
         lens: The lens.
-        onto: Where the source's private leaves come from, and its containers; see `Lens.put`.
+        onto: Where the source's private leaves come from, and its containers; see `Lens.put`. Boxes are saved if it has them.
         side: The side that the state is on, for states that conform to both.
         aux: The name of that pytree. With None, private leaves are not saved.
         private: The private leaves that are saved beside it, as `load_private` returns them; those of the state unless given.
@@ -80,6 +80,7 @@ def save(
     _verify_name(aux, private)
     if turned.view is lens.view:
         source = turned.put(tree, onto=onto)
+        source = linen.unboxed(source) if onto is None else source
         private = private_leaves(match, turned) if private is None else private
     source = _lasting(source, turned.view if source is tree else turned.source)
     items = {_STATE: source} | ({aux: private} if aux is not None and private else {})

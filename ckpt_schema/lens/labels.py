@@ -1,0 +1,105 @@
+"""Logical names of axes: from Linen's boxes and NNX's Variables on one side to those on the other, edited as the leaves are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ckpt_schema import paths
+from ckpt_schema.conformance import Match
+from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.leaves import Init
+from ckpt_schema.lens.edits import Chain
+from ckpt_schema.paths import KeyPath
+from ckpt_schema.table import Layout, Row, Slot
+
+__all__ = ["Carried", "Labelled", "carried"]
+
+Labelled = Mapping[str, Any]
+"""What a box or a Variable says of its leaf's axes, as a Variable keeps it: ``out_sharding``, and what goes with it."""
+
+Carried = tuple[Chain, Sequence[Slot], Sequence[int]]
+"""Edits, what they make, and the positions of the leaves that they make it of."""
+
+_NAMES = "out_sharding"
+
+
+def carried(
+    source: Layout,
+    view: Layout,
+    tree: Match,
+    moves: Iterable[Carried],
+    wanted: Iterable[Slot],
+    sizes: Mapping[str, int],
+) -> dict[KeyPath, Labelled]:
+    """What is said of the leaves of the result, by the key path of their box or Variable; nothing where the tree says nothing.
+
+    What mirrors a param says what the param says, also where its shape is another, or a mask has hidden it: that is how
+    optimizers make it.
+
+    Raises:
+        ConformanceError: With every leaf that has more names than axes, and every stack of leaves that are named differently.
+    """
+    said = _said(tree)
+    if not said:
+        return {}
+    found: dict[KeyPath, Labelled] = {}
+    mirrors: set[KeyPath] = set()
+    faults: list[Mismatch] = []
+    slots = {position: slot for slot, position in tree.slots.items()}
+    for chain, outputs, positions in moves:
+        told = [said[p] for p in positions if p in said]
+        row = source.rows[slots[positions[0]][0]]
+        if told and row.path[0] == "opt_state":
+            mirrors |= {_key(view, slot) for slot in outputs}
+        elif told:
+            fault = _fault(paths.format_path(tree.flat.keys[positions[0]]), row, told, len(positions))
+            faults += fault
+            found |= {} if fault else {_key(view, slot): _edited(chain, told[0], len(row.dims)) for slot in outputs}
+    if faults:
+        raise ConformanceError(f"the names of axes do not fit {source.name}: {len(faults)} fault(s)", faults)
+    if mirrors:  # holes, and what starts anew, is made as they were
+        mirrors |= {key for node in view.nodes for key in node.keys(sizes)}
+        mirrors |= {_key(view, slot) for slot in wanted if isinstance(view.rows[slot[0]].default, Init)}
+    return found | _mirrored(found, mirrors)
+
+
+def _key(view: Layout, slot: Slot) -> KeyPath:
+    row = view.rows[slot[0]]
+    return paths.fill(row.key, slot[1])[: len(row.key) - row.inside]
+
+
+def _mirrored(params: Mapping[KeyPath, Labelled], mirrors: Iterable[KeyPath]) -> dict[KeyPath, Labelled]:
+    """The labels of what stands in the optimizer state where params do: below the same keys, the model's own root excepted."""
+    below = {key[1:]: labels for key, labels in params.items()}
+    return {key: below[key[at:]] for key in mirrors for at in range(1, len(key)) if key[at:] in below}
+
+
+def _said(tree: Match) -> Mapping[int, Labelled]:
+    """What the boxes or Variables of a tree say of its leaves, by position."""
+    if not any("value" in key for key in tree.flat.keys):
+        return {}
+    from ckpt_schema.frameworks import linen, nnx  # flax loads on first use
+
+    numbered = tree.flat.treedef.unflatten(range(len(tree.flat.leaves)))
+    return nnx.labels(numbered) or linen.labels(numbered)
+
+
+def _edited(chain: Chain, labels: Labelled, rank: int) -> Labelled:
+    if not chain:
+        return labels
+    names = tuple(labels[_NAMES])
+    return {**labels, _NAMES: chain.labels((*names, *[None] * (rank - len(names))))}
+
+
+def _fault(where: str, row: Row, told: Sequence[Labelled], members: int) -> list[Mismatch]:
+    """What is wrong with the names of leaves that become one."""
+    first = tuple(told[0][_NAMES])
+    if len(told) != members or any(labels != told[0] for labels in told):
+        names = " and ".join(dict.fromkeys(str(tuple(labels[_NAMES])) for labels in told))
+        hint = "all that are stacked together are named alike, or not at all"
+        return [Mismatch(where, "sharding", "one set of names", names if len(told) == members else f"{names}, or none", hint)]
+    if len(first) > len(row.dims):
+        expected = f"at most {len(row.dims)} names, for {row.stored}"
+        return [Mismatch(where, "sharding", expected, str(first), "one name for each axis")]
+    return []
