@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
+from ckpt_schema.chains import Chain
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, Mismatch, format_faults
-from ckpt_schema.paths import KeyPath
+from ckpt_schema.paths import KeyPath, Pattern
 from ckpt_schema.schema import Schema, layout
 from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Row, Slot, slots_of
@@ -89,6 +91,10 @@ class Matcher:
         self.layout = table
         self.slot = SlotFinder(table).slot
 
+    @functools.cached_property
+    def _chain(self) -> Chain:
+        return Chain(self.layout)
+
     def match(self, tree: Tree, binder: Binder | None = None) -> Match:
         """Holds ``tree`` against the layout; collects every fault, raises none.
 
@@ -123,7 +129,10 @@ class Matcher:
             binder, found = known, self._faults(flat, slots, strays, known)
         faults += found
         faults.sort(key=lambda fault: paths.natural(fault.path))
-        report = Report(self.layout.name, tuple(faults), dict(binder.sizes), tuple(binder.notes(self.layout.names())))
+        notes = binder.notes(self.layout.names())
+        if any(fault.kind == "chain" for fault in faults):
+            notes = [*notes, *self._chain.notes(flat.keys)]
+        report = Report(self.layout.name, tuple(faults), dict(binder.sizes), tuple(notes))
         return Match(flat, slots, report)
 
     def _respelled(self, key: KeyPath) -> tuple[Slot | None, list[Mismatch]]:
@@ -139,8 +148,15 @@ class Matcher:
         return slot, [Mismatch(paths.format_path(key), "key", expected, found, hint)]
 
     def _faults(self, flat: FlatTree, slots: Mapping[Slot, int], strays: list[int], binder: Binder) -> list[Mismatch]:
-        paired = self._pair(list(self._missing(slots, binder)), strays, flat, binder)
-        return [*paired, *self._leaf_faults(flat, slots, binder)]
+        absent = list(self._missing(slots, binder))
+        whole: list[Mismatch] = []
+        if absent or strays:
+            lost = [flat.keys[at] for at in strays]
+            whole = [*self._chain.faults([key for key, _ in absent], lost, [flat.keys[at] for at in slots.values()])]
+            places = {fault.path for fault in whole}
+            absent = [(key, row) for key, row in absent if not self._chain.inside(key, places)]
+            strays = [at for at in strays if not self._chain.inside(flat.keys[at], places)]
+        return [*whole, *self._pair(absent, strays, flat, binder), *self._leaf_faults(flat, slots, binder)]
 
     def _vote(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
         """Binds each name to the size that most leaves, and for repeats most rows, have of it."""
@@ -183,30 +199,31 @@ class Matcher:
             binder.see_dim(dim, count, origin)
         binder.settle()
 
-    def _missing(self, slots: Mapping[Slot, int], binder: Binder) -> Iterator[tuple[str, Row]]:
+    def _missing(self, slots: Mapping[Slot, int], binder: Binder) -> Iterator[tuple[Pattern, Row]]:
         for number, row in enumerate(self.layout.rows):
             if row.optional:
                 continue
             if not row.unrolled:
                 if (number, ()) not in slots:
-                    yield paths.format_path(row.key), row
+                    yield row.key, row
                 continue
             if any(dims_.size_of(dim, binder.sizes) is None for dim in row.unrolled):
-                yield paths.format_path(row.key), row
+                yield row.key, row
                 continue
             for indices in slots_of(row, binder.sizes):
                 if (number, indices) not in slots:
-                    yield paths.format_path(paths.fill(row.key, indices)), row
+                    yield paths.fill(row.key, indices), row
 
-    def _pair(self, absent: list[tuple[str, Row]], strays: list[int], flat: FlatTree, binder: Binder) -> Iterator[Mismatch]:
+    def _pair(self, absent: list[tuple[Pattern, Row]], strays: list[int], flat: FlatTree, binder: Binder) -> Iterator[Mismatch]:
         """Missing and extra leaves, each with the likeliest other half."""
         spelled = {paths.format_path(flat.keys[p]): p for p in strays}
-        for path, row in absent:
+        named = [(paths.format_path(key), row) for key, row in absent]
+        for path, row in named:
             expected = _expect(row.stored, binder)
             lenient = "a default is for lenses that make a tree; this one lacks it" if row.default else ""
             hint = _near(path, list(spelled)) or lenient
             yield Mismatch(path, "missing", expected, "nothing", hint)
-        wanted = [path for path, _ in absent]
+        wanted = [path for path, _ in named]
         for path, position in spelled.items():
             yield Mismatch(path, "extra", "nothing", leaves.describe(flat.leaves[position]), _near(path, wanted))
 

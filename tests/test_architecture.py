@@ -16,7 +16,7 @@ MAX_LINES = 400
 ORDER = """
     errors text paths dims leaves table pytrees fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
-    trees slots conformance equality inference
+    trees slots chains conformance equality inference
     lens lens.axes lens.edits lens.keys lens.symbolic lens.relate lens.rules lens.ties lens.align lens.unplaced lens.derive
     lens.labels lens.execute lens.plan lens.compile lens.core
     orbax.metadata orbax.sides orbax.private orbax.restore orbax.save orbax

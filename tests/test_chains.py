@@ -19,6 +19,7 @@ from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
 from support import laws
 from support.profiles import examples
+from support.states import orbax
 
 import ckpt_schema as cs
 
@@ -211,6 +212,43 @@ def test_the_error_shows_both_chains_and_the_rules_that_settle_it() -> None:
     through = cs.derive(layout(old), layout(new), rules)
     made = through.get(state(old))
     cs.assert_trees_identical(made["opt_state"], new.init(made["params"]))
+
+
+NEW = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(SCHEDULE))
+OTHER_CHAIN = """3 fault(s)
+  opt_state/0    expected nothing, found trace
+                 -> declare the transformation that made the state; a lens between both chains then aligns their parts
+  opt_state/1/0  expected ScaleByAdamState: count, mu, nu, found nothing
+                 -> declare the transformation that made the state; a lens between both chains then aligns their parts
+  opt_state/1/1  expected ScaleByScheduleState: count, found nothing
+                 -> declare the transformation that made the state; a lens between both chains then aligns their parts
+dims: mlp=3 (from params/bias), embed=2 (from params/kernel)
+  the two chains:
+    linen.BareTrainState[Body]            the tree
+    1/0  ScaleByAdamState: count, mu, nu  0  trace
+    1/1  ScaleByScheduleState: count"""
+
+
+def test_a_state_of_another_chain_is_told_as_such() -> None:
+    momentum = state(optax.sgd(0.1, momentum=0.9))
+    for tree in (momentum, orbax(momentum)):
+        with pytest.raises(cs.ConformanceError) as caught:
+            cs.assert_conforms(layout(NEW), tree)
+        assert str(caught.value).endswith(OTHER_CHAIN)
+
+
+def test_a_checkpoint_of_another_chain_too(tmp_path: Path) -> None:
+    momentum = optax.sgd(0.1, momentum=0.9)
+    cs.orbax.save(tmp_path / "0", state(momentum), cs.derive(layout(momentum), layout(momentum)))
+    with pytest.raises(cs.CheckpointMismatchError) as caught:
+        cs.orbax.restore(tmp_path / "0", state(NEW), cs.derive(layout(NEW), cs.nnx.TrainState[Body, NEW]))
+    assert str(caught.value).endswith(OTHER_CHAIN)
+
+
+def test_a_part_of_which_one_leaf_is_there_is_told_leaf_by_leaf() -> None:
+    tree = orbax(state(NEW))
+    del tree["opt_state"][1][0]["mu"]["bias"]
+    assert [(fault.path, fault.kind) for fault in cs.check(layout(NEW), tree)] == [("opt_state/1/0/mu/bias", "missing")]
 
 
 @pytest.mark.parametrize(

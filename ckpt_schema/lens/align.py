@@ -14,9 +14,8 @@ from typing import Any
 
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Part, Row
-from ckpt_schema.text import columns
 
-__all__ = ["Alignment", "Owners", "Settled", "align", "side_by_side"]
+__all__ = ["Alignment", "Owners", "Settled", "align"]
 
 Settled = tuple[LogicalPath | None, LogicalPath | None]
 
@@ -128,11 +127,3 @@ def _paired(
             for a, b in zip(members, others, strict=True):
                 if a.path == b.path or a.leaves == b.leaves:
                     yield a.path, b.path
-
-
-def side_by_side(source: Layout, view: Layout) -> list[str]:
-    """The parts of both optimizer states, as lines below a header."""
-    left, right = ([str(part) for part in table.parts] for table in (source, view))
-    length = max(len(left), len(right))
-    cells = [(source.name, view.name), *zip(*(side + [""] * (length - len(side)) for side in (left, right)), strict=True)]
-    return ["  the two chains:", *columns(cells, indent=4)]

@@ -7,10 +7,10 @@ import difflib
 import operator
 from collections.abc import Iterator, Sequence
 
-from ckpt_schema import leaves, paths
+from ckpt_schema import chains, leaves, paths
 from ckpt_schema.errors import DerivationError, Mismatch
 from ckpt_schema.leaves import Fill, Init
-from ckpt_schema.lens.align import Alignment, Owners, Settled, align, side_by_side
+from ckpt_schema.lens.align import Alignment, Owners, Settled, align
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.relate import relate
 from ckpt_schema.lens.rules import Move, Private, RawKey, Rename, Reset, Rule, Tie, under
@@ -81,8 +81,9 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
     faults += _idle(source, view, rules, joins, {f.path for f in faults})
     faults += unplaced(source, view, renamed, [(j.source, j.view) for j in joins], alignment, {f.path for f in faults})
     if faults:
-        chains = side_by_side(source, view) if any(fault.kind == "chain" for fault in faults) else []
-        raise DerivationError(f"no lens from {source.name} to {view.name}: {len(faults)} fault(s)", faults, chains)
+        parts = [*map(str, source.parts)], [*map(str, view.parts)]
+        notes = chains.side_by_side((source.name, view.name), parts) if any(f.kind == "chain" for f in faults) else []
+        raise DerivationError(f"no lens from {source.name} to {view.name}: {len(faults)} fault(s)", faults, notes)
     return source, view, tuple(joins)
 
 

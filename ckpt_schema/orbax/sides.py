@@ -148,4 +148,4 @@ def _distance(tree: Tree, layout: Layout) -> int:
 
 
 def _nearest(reports: Sequence[Report]) -> Report:
-    return min(reports, key=lambda report: (sum(f.kind in ("missing", "extra") for f in report), len(report)))
+    return min(reports, key=lambda report: (sum(f.kind in ("missing", "extra", "chain") for f in report), len(report)))
