@@ -23,6 +23,7 @@ class Field:
     collection: str | None = None
     optional: bool = False
     ephemeral: bool = False
+    value: type | None = None
     tag: str | None = None
 
 
@@ -38,6 +39,7 @@ def field(
     collection: str | None = None,
     optional: bool = False,
     ephemeral: bool = False,
+    value: type | None = None,
     tag: str | None = None,
 ) -> Any:
     """Says of a schema's attribute what its annotation cannot.
@@ -55,13 +57,16 @@ def field(
         optional: Whether a tree may lack this attribute.
         ephemeral: Whether it is left out of checkpoints, as caches and intermediates are; a tree may lack it. A restore leaves
             what a concrete target has of it, and makes it from its default where the target is abstract.
+        value: The class of the container of the leaves below, where they are the parts of one value, as of a quantized array:
+            ``dict``, ``tuple``, ``list``, a NamedTuple or a dataclass that is a pytree. NNX keeps it in one Variable. Fields
+            that are not declared are None.
         tag: The stream name a new RNG Variable carries; the attribute's name unless given.
 
     Returns:
         A marker that the schema class reads; typed ``Any`` so that any annotation may stand beside it.
     """
     renames = dict(dims) if isinstance(dims, Mapping) else dims or {}
-    return Field(key, default, scan, axis, length, renames, type, collection, optional, ephemeral, tag)
+    return Field(key, default, scan, axis, length, renames, type, collection, optional, ephemeral, value, tag)
 
 
 def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
@@ -81,6 +86,8 @@ def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
             yield argument, "the name of a dim, or a positive integer", repr(value)
     if not isinstance(spec.dims, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         yield "dims", "a dict of names", repr(spec.dims)
+    if spec.value is not None and not isinstance(spec.value, type):  # pyright: ignore[reportUnnecessaryIsInstance]
+        yield "value", "the class of a container", repr(spec.value)
     if spec.axis is not None and not _is_integer(spec.axis):
         yield "axis", "an integer", repr(spec.axis)
 

@@ -18,7 +18,7 @@ from ckpt_schema.leaves import Leaf
 from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema.pytrees import containers
 from ckpt_schema.table import Layout, Node, Part, Repeat, Row, is_part, verify_table
-from ckpt_schema.trees import FlatTree, Tree, flatten
+from ckpt_schema.trees import FlatTree, Tree, flatten, nodes_of
 
 __all__ = ["infer"]
 
@@ -75,8 +75,9 @@ def infer(tree: Tree, *, scan: Mapping[str, int] | None = None, lists: Sequence[
     )
     rows = _merge(list(_rows(read, kinds, folds)), name)
     container = "nnx" if read.variables else "dict"
-    found = nnx.inner_containers(tree) if container == "nnx" else (c for c in containers(tree) if c[0][0] == "opt_state")
-    nodes = tuple(Node(key, kind) for key, kind in found)
+    found = nnx.inner_containers(tree) if container == "nnx" else containers(tree)
+    # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
+    nodes = tuple(nodes_of((key, node) for key, node in found if key[0] == "opt_state" or not flat.stored))
     return verify_table(Layout(name, rows, nodes, container, kinds.homes, parts=tuple(_parts(nodes, kinds))))
 
 
@@ -100,7 +101,7 @@ class _Read:
 
 
 def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> _Read:
-    wrapped = bool(variables) or (bool(flat.keys) and flat.stored and all(k[-1] == "value" and len(k) > 1 for k in flat.keys))
+    wrapped = bool(variables) or (flat.stored and _on_disk(flat.keys))
     found: list[_Found] = []
     for key, value in zip(flat.keys, flat.leaves, strict=True):
         levels = range(len(key) - 1, -1, -1) if wrapped else ()
@@ -108,6 +109,11 @@ def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> _Read:
         kind, metadata = variables.get(key[:at], (None, ()))
         found.append(_Found((*key[:at], *key[at + 1 :]), value, kind, metadata, max(len(key) - 1 - at, 0)))
     return _Read(_numbered(found) if flat.stored else found, bool(variables))
+
+
+def _on_disk(keys: Sequence[KeyPath]) -> bool:
+    """Whether every leaf stands in a Variable, as a save writes them; some have values with parts."""
+    return bool(keys) and all("value" in key[1:] for key in keys) and any(key[-1] == "value" for key in keys)
 
 
 def _numbered(found: Sequence[_Found]) -> list[_Found]:

@@ -51,17 +51,17 @@ def children(node: Any) -> list[tuple[Key, Any]]:
     return [(key[0], child) for key, (_, child) in zip(keys, flat, strict=True)]
 
 
-def containers(tree: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, type]]:
+def containers(tree: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     """Every container below the root that is no dict, or an empty one, parents first; None slots are containers of nothing.
 
     Example:
-        >>> [(key, kind.__name__) for key, kind in containers({"a": (1, None)})]
-        [(('a',), 'tuple'), (('a', 1), 'NoneType')]
+        >>> list(containers({"a": (1, None)}))
+        [(('a',), (1, None)), (('a', 1), None)]
     """
     if tree is None:
-        yield prefix, type(None)
+        yield prefix, None
     elif not jax.tree_util.all_leaves([tree]):
         if prefix and (type(tree) is not dict or not tree):
-            yield prefix, type(tree)
+            yield prefix, tree
         for key, child in children(tree):
             yield from containers(child, (*prefix, key))

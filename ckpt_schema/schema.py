@@ -19,7 +19,7 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.fields import Field, wrong_types
 from ckpt_schema.leaves import Default, Fill, FreshKey, Leaf
-from ckpt_schema.table import Layout, Repeat, Row, verify_table
+from ckpt_schema.table import Layout, Repeat, Row, holders, verify_table
 
 __all__ = ["Schema", "Stream", "body_rows", "layout"]
 
@@ -143,6 +143,8 @@ def _attribute(cls: type, name: str, annotation: Any) -> _Attribute:
     target = _target(name, typing.get_args(inner)[0] if many else inner)
     spec = dataclasses.replace(given, optional=given.optional or optional, tag=given.tag or name)
     _verify_field(name, spec, many=many)
+    if spec.value is not None and isinstance(target, Leaf):
+        raise _declaration(name, "value= on a schema", f"on the leaf {target}", "a leaf is a value without parts")
     return _Attribute(name, target, many, spec)
 
 
@@ -184,6 +186,8 @@ def _verify_field(name: str, spec: Field, *, many: bool) -> None:
         raise _declaration(
             name, f"{int(many)} index symbol(s) in key=", f"{symbols} in {spec.key!r}", 'a list is spelled key="layers/{i}"'
         )
+    if spec.value is not None and many:
+        raise _declaration(name, "value= on one schema", "on a list", "give value= to the attributes of the schema in the list")
     if spec.collection is not None and not spec.collection:
         raise _declaration(name, "a collection's name", repr(spec.collection), "leave collection= out for params")
     if repeats := spec.length if many else spec.scan:
@@ -270,6 +274,7 @@ def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
         default=row.default if row.default is not None else _default(name, spec.default, row.leaf),
         optional=row.optional or spec.optional or spec.ephemeral,
         ephemeral=row.ephemeral or spec.ephemeral,
+        held=row.held if spec.value is None else ((len(row.key), spec.value), *row.held),
     )
     _verify_axis(lifted)
     return _Draft(lifted, axis, draft.collection or spec.collection)
@@ -355,4 +360,4 @@ def layout(source: type[Schema] | Layout) -> Layout:
     if isinstance(source, Layout):
         return source
     rows = tuple(dataclasses.replace(row, body=0) for row, _ in body_rows(source))
-    return verify_table(Layout(source.__qualname__, rows))
+    return verify_table(Layout(source.__qualname__, rows, holders(rows)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from ckpt_schema import dims as dims_
@@ -12,10 +12,11 @@ from ckpt_schema import paths
 from ckpt_schema.dims import Dim, Dims
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Default, Leaf
-from ckpt_schema.paths import KeyPath, LogicalPath, Pattern
+from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern
+from ckpt_schema.pytrees import TreeDef
 from ckpt_schema.text import columns
 
-__all__ = ["Entry", "Initial", "Layout", "Node", "Part", "Repeat", "Row", "Slot", "is_part", "verify_table"]
+__all__ = ["Entry", "Initial", "Layout", "Node", "Part", "Repeat", "Row", "Slot", "holders", "is_part", "verify_table"]
 
 Slot = tuple[int, tuple[int, ...]]
 """A concrete leaf of a layout: the number of its row, and one index per unrolled level."""
@@ -50,6 +51,7 @@ class Row:
         ephemeral: Whether it is left out of checkpoints.
         body: How many segments of `path` stand before those of the model's own schema; None outside of it.
         inside: How many segments of `key` stand inside of a Variable's or box's value, which is a container then.
+        held: The containers of a value with parts, outermost first: how many segments of `key` stand inside of each, its class.
     """
 
     path: LogicalPath
@@ -63,6 +65,7 @@ class Row:
     ephemeral: bool = False
     body: int | None = None
     inside: int = 0
+    held: tuple[tuple[int, type], ...] = ()
 
     @property
     def dims(self) -> Dims:
@@ -95,17 +98,31 @@ class Node:
 
     Attributes:
         key: Where it stands, with one index symbol per list on the way.
-        type: ``tuple``, ``list``, a NamedTuple class, or ``NoneType``.
+        type: ``tuple``, ``list``, ``NoneType``, a NamedTuple, or the class of another pytree.
         counts: How many members each of these lists has.
+        static: Its structure and the keys of its children, where it was found and not declared: with data that no leaf tells.
     """
 
     key: Pattern
     type: type
     counts: tuple[Dim, ...] = ()
+    static: tuple[TreeDef, tuple[Key, ...]] | None = None
 
     def keys(self, sizes: Mapping[str, int]) -> Iterator[KeyPath]:
         """Every key path it has under ``sizes``; every dim must be bound."""
         return (paths.fill(self.key, indices) for indices in _members(self.counts, sizes))
+
+
+def holders(rows: Iterable[Row]) -> tuple[Node, ...]:
+    """The containers of values with parts, parents before children."""
+    found: dict[Pattern, Node] = {}
+    for row in rows:
+        for inside, kind in row.held:
+            key = row.key[: len(row.key) - inside]
+            counts = row.unrolled[: sum(isinstance(segment, Index) for segment in key)]
+            if kind is not dict:
+                found.setdefault(key, Node(key, kind, counts))
+    return tuple(sorted(found.values(), key=lambda node: len(node.key)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

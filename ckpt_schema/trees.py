@@ -18,7 +18,7 @@ from ckpt_schema.paths import KeyPath, format_path
 from ckpt_schema.pytrees import TreeDef, children, key_paths
 from ckpt_schema.table import Layout, Node, Row
 
-__all__ = ["FlatTree", "build", "flatten", "without"]
+__all__ = ["FlatTree", "build", "flatten", "nodes_of", "without"]
 
 Tree = Any
 """Any pytree of leaves."""
@@ -94,13 +94,15 @@ def build(
     nodes = [(node, key) for node in layout.nodes for key in node.keys(sizes)]
     for _, key in nodes:
         _parent(root, key).setdefault(key[-1], {})
-    variables: dict[KeyPath, Row | None] = {key: None for _, key in nodes}
+    variables: dict[KeyPath, Row | None] = {}
     for key, row, value in leaves:
         _parent(root, key)[key[-1]] = value
         variables[key[: len(key) - row.inside]] = row
+    holes = [key for _, key in nodes if not any(key[:at] in variables for at in range(1, len(key) + 1))]
+    variables |= dict.fromkeys(holes)
     for node, key in reversed(nodes):  # children before parents
         parent = _parent(root, key)
-        parent[key[-1]] = _container(node, parent[key[-1]])
+        parent[key[-1]] = _container(node, key, parent[key[-1]])
     if layout.container == "nnx":
         from ckpt_schema.frameworks import nnx  # flax loads on first use
 
@@ -129,14 +131,41 @@ def _parent(root: dict[Any, Any], key: KeyPath) -> dict[Any, Any]:
     return root
 
 
-def _container(node: Node, children: Mapping[Any, Any]) -> Any:
+def _container(node: Node, key: KeyPath, children: Mapping[Any, Any]) -> Any:
     if node.type is type(None):
         return None
-    if hasattr(node.type, "_fields"):  # a NamedTuple class
-        return node.type(**children)
+    if node.static is not None:
+        treedef, names = node.static
+        return treedef.unflatten(children.get(name) for name in names)
     if node.type in (tuple, list):
         return node.type(children[i] for i in range(len(children)))
-    return node.type(**children)
+    fields = getattr(node.type, "_fields", None) or [f.name for f in _fields(node.type)]
+    try:
+        return node.type(**{name: children.get(name) for name in fields})
+    except TypeError as error:
+        hint = "pass onto=, a tree that has one"
+        found = str(error).splitlines()[0]
+        fault = Mismatch(format_path(key), "container", f"a {node.type.__name__} of its leaves alone", found, hint)
+        raise ConformanceError(f"{node.type.__name__} cannot be made: 1 fault", [fault]) from error
+
+
+def _fields(kind: type) -> list[dataclasses.Field[Any]]:
+    """The fields of a dataclass that are children of the pytree it is."""
+    own = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return [field for field in own if field.metadata.get("pytree_node", True)]
+
+
+def nodes_of(found: Iterable[tuple[KeyPath, Any]]) -> Iterator[Node]:
+    """The containers that a tree is built of anew; what has data besides its children, or is no sequence, with all of it."""
+    for key, node in found:
+        plain = node is None or isinstance(node, (tuple, list))
+        if isinstance(node, Mapping):
+            continue
+        if plain:
+            yield Node(key, type(node))
+        elif not hasattr(node, "unbox"):
+            treedef = jax.tree.structure(node, is_leaf=lambda child, node=node: child is not node)
+            yield Node(key, type(node), static=(treedef, tuple(name for name, _ in children(node))))
 
 
 _DROPPED = object()

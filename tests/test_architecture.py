@@ -14,7 +14,7 @@ ROOT = Path(ckpt_schema.__file__).parent
 PACKAGE = ROOT.name
 MAX_LINES = 400
 ORDER = """
-    errors text paths dims leaves table pytrees fields schema
+    errors text paths dims leaves pytrees table fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees slots chains conformance equality inference
     lens lens.axes lens.edits lens.keys lens.symbolic lens.relate lens.rules lens.ties lens.align lens.unplaced lens.derive

@@ -15,7 +15,7 @@ from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.frameworks.optimizer import Start, arguments, optimizer_state
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.schema import Schema, body_rows
-from ckpt_schema.table import Layout, Row, verify_table
+from ckpt_schema.table import Layout, Row, holders, verify_table
 
 __all__ = ["BareParams", "BareTrainState", "Params", "TrainState", "boxed", "labels", "unboxed"]
 
@@ -40,7 +40,7 @@ def _train_state(name: str, item: tuple[type[Schema], optax.GradientTransformati
     state = optimizer_state(name, tx, trained, sizes)
     rows = [Row(("step",), ("step",), Leaf((), "int32")), *weights]
     rows += (leaf.row(_OPTIMIZER, None if leaf.param is None else _PARAMS) for leaf in state.leaves)
-    nodes = tuple(dataclasses.replace(node, key=(*_OPTIMIZER, *node.key)) for node in state.nodes)
+    nodes = (*holders(weights), *(dataclasses.replace(node, key=(*_OPTIMIZER, *node.key)) for node in state.nodes))
     start = Start(tx, ("params",), _OPTIMIZER, lambda row: row.kind == _PARAMS)
     counts = tuple(sorted(sizes.items()))
     return verify_table(Layout(f"{name}[{body.__name__}]", tuple(rows), nodes, sizes=counts, parts=state.parts, initial=start))
@@ -68,7 +68,7 @@ class _Params:
     def __getitem__(self, body: type[Schema]) -> Layout:
         """The layout for a body."""
         rows = tuple(_weights(body, (_PARAMS,)))
-        return verify_table(Layout(f"linen.Params[{body.__name__}]", rows, homes=((_PARAMS,),)))
+        return verify_table(Layout(f"linen.Params[{body.__name__}]", rows, holders(rows), homes=((_PARAMS,),)))
 
 
 class _BareParams:
@@ -85,7 +85,7 @@ class _BareParams:
         ]
         if faults:
             raise SchemaError(f"linen.BareParams[{body.__name__}] has no place for collections: {len(faults)} fault(s)", faults)
-        return verify_table(Layout(f"linen.BareParams[{body.__name__}]", rows, homes=((_PARAMS,),)))
+        return verify_table(Layout(f"linen.BareParams[{body.__name__}]", rows, holders(rows), homes=((_PARAMS,),)))
 
 
 TrainState: Final = _TrainState()

@@ -17,7 +17,7 @@ from ckpt_schema.leaves import Leaf
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.pytrees import containers
 from ckpt_schema.schema import Schema, body_rows
-from ckpt_schema.table import Layout, Row, verify_table
+from ckpt_schema.table import Layout, Row, holders, verify_table
 
 __all__ = [
     "Params",
@@ -64,7 +64,9 @@ def _model(body: type[Schema], head: KeyPath) -> list[Row]:
         except SchemaError as error:
             faults += (dataclasses.replace(fault, path="/".join(row.path)) for fault in error.mismatches)
             continue
-        rows.append(dataclasses.replace(row, path=("params", *row.path), key=(*head, *row.key), kind=kind, body=1))
+        inside = row.held[0][0] if row.held else 0
+        place = {"path": ("params", *row.path), "key": (*head, *row.key)}
+        rows.append(dataclasses.replace(row, **place, kind=kind, body=1, inside=inside))
     if faults:
         raise SchemaError(f"{body.__name__} has leaves of no Variable type: {len(faults)} fault(s)", faults)
     return rows
@@ -79,7 +81,7 @@ def _is_param(row: Row) -> bool:
 
 def _variables(params: dict[Any, Any], rows: Mapping[KeyPath, Row]) -> nnx.State[Any, Any]:
     """The state that ``nnx.Optimizer`` gives to ``tx.init``."""
-    return build_state(params, rows)
+    return build_state(params, {key[: len(key) - row.inside]: row for key, row in rows.items()})
 
 
 def _value(node: Any) -> Any:
@@ -101,7 +103,7 @@ class _TrainState:
             kind = nnx.optimizer.OptVariable if leaf.boxed else nnx.optimizer.OptArray
             rows.append(leaf.row(_OPTIMIZER, kind))
         # Outside of Variables, a state has no containers but dicts, and nothing where there is no leaf.
-        nodes = tuple(dataclasses.replace(n, key=(*_OPTIMIZER, *n.key)) for n in state.nodes if n in state.inner)
+        nodes = (*holders(model), *(dataclasses.replace(n, key=(*_OPTIMIZER, *n.key)) for n in state.nodes if n in state.inner))
         name = f"nnx.TrainState[{body.__name__}]"
         start, counts = Start(tx, ("model",), _OPTIMIZER, _is_param, box), tuple(sorted(sizes.items()))
         return verify_table(Layout(name, tuple(rows), nodes, "nnx", sizes=counts, parts=state.parts, initial=start))
@@ -117,7 +119,8 @@ class _Params:
     def __getitem__(self, body: type[Schema]) -> Layout:
         """The layout for a body."""
         rows = [dataclasses.replace(r, optional=True) if issubclass(r.kind, _PASSING) else r for r in _model(body, ())]
-        return verify_table(Layout(f"nnx.Params[{body.__name__}]", tuple(rows), container="nnx", homes=(("model",),)))
+        name = f"nnx.Params[{body.__name__}]"
+        return verify_table(Layout(name, tuple(rows), holders(rows), "nnx", homes=(("model",),)))
 
 
 TrainState: Final = _TrainState()
@@ -178,7 +181,7 @@ def updated(target: Any, state: Any) -> Any:
     return state
 
 
-def inner_containers(state: Any) -> Iterator[tuple[KeyPath, type]]:
+def inner_containers(state: Any) -> Iterator[tuple[KeyPath, Any]]:
     """Every container that is, or is inside of, the value of a Variable: what a mask leaves, lists of factors."""
     flat: Any = nnx.to_flat_state(state)
     for key, variable in flat:

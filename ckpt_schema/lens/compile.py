@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
@@ -271,11 +273,23 @@ def _container(
         by_position = {position: slot for slot, position in onto.slots.items()}
         return onto.flat.treedef, [by_position[i] for i in range(len(by_position))]
     rows = view.rows
-    # The leaves of this tree are the numbers of the slots, so that its flattening tells their order.
-    numbered = [(paths.fill(rows[s[0]].key, s[1]), rows[s[0]], i) for i, s in enumerate(wanted)]
-    tree = build(view, numbered, sizes, labelled)
-    order, treedef = jax.tree.flatten(tree)
-    return treedef, [wanted[i] for i in order]
+    # The leaves of this tree have their slots, so that its flattening tells their order.
+    numbered = [(paths.fill(rows[s[0]].key, s[1]), rows[s[0]], _Placed(s, _dtype(rows[s[0]].leaf.dtype))) for s in wanted]
+    order, treedef = jax.tree.flatten(build(view, numbered, sizes, labelled))
+    return treedef, [leaf.slot for leaf in order]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Placed:
+    """A leaf of a tree that is built for its structure; some containers look at the dtype of what they hold."""
+
+    slot: Slot
+    dtype: Any
+
+
+@functools.cache
+def _dtype(name: str) -> Any:
+    return None if name.startswith("key<") else jnp.dtype(name)
 
 
 def _unbound(row: Row, sizes: Mapping[str, int]) -> Mismatch:
