@@ -25,6 +25,7 @@ __all__ = [
     "Init",
     "Key",
     "Leaf",
+    "OrNone",
     "abstract",
     "accepts",
     "describe",
@@ -63,6 +64,19 @@ class Leaf:
     def __str__(self) -> str:
         """The leaf as messages write it: ``float32[embed 3*heads]``."""
         return f"{self.dtype}[{dims_.format_dims(self.dims)}]"
+
+    def __or__(self, other: None) -> OrNone:
+        """The annotation ``Key["urbg"] | None``: such a leaf, which a tree may lack."""
+        return OrNone(self) if other is None else NotImplemented
+
+    __ror__ = __or__
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OrNone:
+    """The annotation of a leaf that a tree may lack, where the leaf itself is no type that ``typing`` takes."""
+
+    leaf: Leaf
 
 
 def key_dtype(impl: str) -> str:

@@ -149,6 +149,8 @@ def _attribute(cls: type, name: str, annotation: Any) -> _Attribute:
 
 
 def _strip_optional(annotation: Any) -> tuple[Any, bool]:
+    if isinstance(annotation, leaves.OrNone):
+        return annotation.leaf, True
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         members = [a for a in typing.get_args(annotation) if a is not type(None)]
         if len(members) == 1 and len(typing.get_args(annotation)) == 2:

@@ -597,3 +597,57 @@ def test_bare_params_have_no_place_for_other_collections() -> None:
         _ = cs.linen.BareParams[Normalized]
     assert [m.path for m in caught.value.mismatches] == ["mean"]
     assert len(cs.linen.Params[Normalized].rows) == 2
+
+
+# --- adapters, which alone are trained  ---
+
+
+class Adapted(nnx.Module):
+    """A frozen layer with an adapter."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        """Makes both."""
+        self.dense = nnx.Linear(3, 4, use_bias=False, rngs=rngs)
+        self.lora = nnx.LoRA(3, 2, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Their sum."""
+        return self.dense(x) + self.lora(x)
+
+
+class KernelSchema(cs.Schema):
+    kernel: Float32[Array, "inputs outputs"]
+
+
+class LoraSchema(cs.Schema):
+    lora_a: Float32[Array, "inputs rank"] = cs.field(type=nnx.LoRAParam)
+    lora_b: Float32[Array, "rank outputs"] = cs.field(type=nnx.LoRAParam)
+
+
+class AdaptedSchema(cs.Schema):
+    dense: KernelSchema
+    lora: LoraSchema
+
+
+def test_an_optimizer_of_adapters_mirrors_these_alone() -> None:
+    adam = optax.adam(1e-3)
+    module = nnx.Dict(model=(model := Adapted(nnx.Rngs(0))), optimizer=nnx.Optimizer(model, adam, wrt=nnx.LoRAParam))
+    real = nnx.state(module)
+    layout = cs.nnx.TrainState[AdaptedSchema, adam, nnx.LoRAParam]
+    assert cs.check(layout, real) == []
+    assert sum(row.path[0] == "opt_state" for row in layout.rows) == 5
+    assert len(cs.check(cs.nnx.TrainState[AdaptedSchema, adam], real)) == 2  # mu and nu of the kernel
+
+    def adapters(params: Any) -> Any:
+        return {"dense": {"kernel": False}, "lora": {"lora_a": True, "lora_b": True}}
+
+    masked = optax.masked(adam, adapters)
+    lens = cs.derive(cs.linen.BareTrainState[AdaptedSchema, masked], layout)
+    linen = lens.put(real)
+    assert jax.tree.structure(linen["opt_state"]) == jax.tree.structure(masked.init(linen["params"]))
+    cs.assert_trees_identical(lens.get(linen), real)
+
+
+def test_what_an_optimizer_trains_is_a_type_of_variable() -> None:
+    with pytest.raises(cs.SchemaError, match="sizes of dims by name"):
+        _ = cs.nnx.TrainState[AdaptedSchema, optax.adam(1e-3), int]

@@ -264,6 +264,12 @@ def test_optional_attributes_may_be_missing() -> None:
         layers: list[Norm] | None = cs.field(length="depth")
 
     assert [row.optional for row in cs.layout(Dense).rows] == [False, True, True, True, True]
+
+    class Keyed(cs.Schema):
+        rng: cs.Key["urbg"] | None
+        other: cs.Key["fry", "n"] | None
+
+    assert [(str(row.leaf), row.optional) for row in cs.layout(Keyed).rows] == [("key<urbg>[]", True), ("key<fry>[n]", True)]
     kernel = jax.ShapeDtypeStruct((2, 3), "float32")
     assert cs.check(Dense, {"kernel": kernel}) == []
     assert [m.kind for m in cs.check(Dense, {"kernel": kernel, "bias": jax.ShapeDtypeStruct((4,), "float32")})] == ["shape"]

@@ -75,10 +75,6 @@ def _model(body: type[Schema], head: KeyPath) -> list[Row]:
 _OPTIMIZER = ("optimizer", "opt_state")
 
 
-def _is_param(row: Row) -> bool:
-    return issubclass(row.kind, nnx.Param)
-
-
 def _variables(params: dict[Any, Any], rows: Mapping[KeyPath, Row]) -> nnx.State[Any, Any]:
     """The state that ``nnx.Optimizer`` gives to ``tx.init``."""
     return build_state(params, {key[: len(key) - row.inside]: row for key, row in rows.items()})
@@ -89,13 +85,22 @@ def _value(node: Any) -> Any:
 
 
 class _TrainState:
-    """``TrainState[Body, tx]``: a module that holds ``model`` and ``optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)``."""
+    """``TrainState[Body, tx]``: a module that holds ``model`` and ``optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)``.
+
+    ``TrainState[Body, tx, nnx.LoRAParam]`` is the same with ``wrt=nnx.LoRAParam``: other params are not trained.
+    """
 
     def __getitem__(self, item: tuple[type[Schema], optax.GradientTransformation]) -> Layout:
-        """The layout for a body and the transformation that made its optimizer state."""
-        body, tx, sizes = arguments("nnx.TrainState", item)
+        """The layout for a body, the transformation that made its optimizer state, and the type of what it trains."""
+        given: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)  # pyright: ignore[reportUnnecessaryIsInstance]
+        kinds = [kind for kind in given[2:] if isinstance(kind, type) and issubclass(kind, nnx.Variable)]
+        body, tx, sizes = arguments("nnx.TrainState", tuple(x for x in given if x not in kinds) if kinds else item)
         model = _model(body, ("model",))
-        trained = [dataclasses.replace(r, key=r.key[1:]) for r in model if _is_param(r)]
+
+        def is_trained(row: Row) -> bool:
+            return issubclass(row.kind, tuple(kinds) or nnx.Param)
+
+        trained = [dataclasses.replace(r, key=r.key[1:]) for r in model if is_trained(r)]
         box = Box(_variables, _value)
         state = optimizer_state("nnx.TrainState", tx, trained, sizes, box)
         rows = [*model, Row(("step",), ("optimizer", "step"), Leaf((), "uint32"), kind=nnx.optimizer.OptState)]
@@ -105,7 +110,7 @@ class _TrainState:
         # Outside of Variables, a state has no containers but dicts, and nothing where there is no leaf.
         nodes = (*holders(model), *(dataclasses.replace(n, key=(*_OPTIMIZER, *n.key)) for n in state.nodes if n in state.inner))
         name = f"nnx.TrainState[{body.__name__}]"
-        start, counts = Start(tx, ("model",), _OPTIMIZER, _is_param, box), tuple(sorted(sizes.items()))
+        start, counts = Start(tx, ("model",), _OPTIMIZER, is_trained, box), tuple(sorted(sizes.items()))
         return verify_table(Layout(name, tuple(rows), nodes, "nnx", sizes=counts, parts=state.parts, initial=start))
 
 
