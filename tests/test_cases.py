@@ -564,6 +564,50 @@ def test_flax_5030_int_keys_that_a_save_turned_into_strings_come_back() -> None:
         cs.assert_trees_identical(cs.derive(layout, layout).get(stored), state)
 
 
+def test_goodfire_spd_870_a_refactor_renames_squeezes_and_makes_tuples_of_dicts_in_two_optimizers_too(tmp_path: Path) -> None:
+    class OldComponent(cs.Schema):
+        left: Float32[Array, "1 inputs rank"] = cs.field(key="V")
+        right: Float32[Array, "1 rank outputs"] = cs.field(key="U")
+        gate: Float32[Array, "rank hidden"]
+
+    class NewFactors(cs.Schema):
+        left: Float32[Array, "inputs rank"] = cs.field(key="0")
+        right: Float32[Array, "rank outputs"] = cs.field(key="1")
+
+    class NewComponent(cs.Schema):
+        factors: NewFactors = cs.field(value=tuple)
+        gate: Float32[Array, "rank hidden"] = cs.field(key="ci_fn/kernel")
+
+    class Old(cs.Schema):
+        components: list[OldComponent] = cs.field(key="components_{i}", length="depth")
+
+    class New(cs.Schema):
+        components: list[NewComponent] = cs.field(length="depth")
+
+    def labels(params: Any) -> Any:  # gates have an optimizer of their own
+        return jax.tree.map(lambda x: "gates" if x.shape[-1] == 7 else "factors", params)
+
+    tx = optax.partition({"factors": optax.adamw(1e-3), "gates": optax.adam(1e-2)}, labels)
+    sizes = {"inputs": 2, "rank": 3, "outputs": 4, "hidden": 7, "depth": 16}
+    renames = [cs.rename(f"components[]/{side}", f"components[]/factors/{side}") for side in ("left", "right")]
+    lens = cs.derive(cs.linen.BareTrainState[Old, tx, sizes], cs.linen.BareTrainState[New, tx, sizes], renames)
+
+    def component(seed: int) -> dict[str, Any]:
+        shapes = {"V": (1, 2, 3), "U": (1, 3, 4), "gate": (3, 7)}
+        return {name: jax.random.normal(jax.random.key(seed), shape) for name, shape in shapes.items()}
+
+    params = {f"components_{i}": component(i) for i in range(16)}
+    moments = jax.tree.map(lambda x: x + 1 if x.ndim else x, tx.init(params))
+    old = {"step": jnp.int32(3), "params": params, "opt_state": moments}
+    assert len(jax.tree.leaves((old["params"], old["opt_state"]))) == 146  # 48 params, their two moments, two counts
+    new = lens.get(old)
+    assert new["params"]["components"][15]["factors"][0].shape == (2, 3)
+    assert jax.tree.structure(new["opt_state"]) == jax.tree.structure(tx.init(new["params"]))
+    cs.assert_trees_identical(lens.put(new, onto=old), old)
+    cs.orbax.save(tmp_path / "0", old, lens)
+    cs.assert_trees_identical(cs.orbax.restore(tmp_path / "0", new, lens), new)
+
+
 def test_transformers_42396_what_has_no_inverse_is_refused_when_the_lens_is_derived() -> None:
     class Wide(cs.Schema):
         w: Float32[Array, "n m"]

@@ -346,9 +346,18 @@ def test_the_suggested_rule_is_the_shortest_and_is_one_that_works() -> None:
     assert len(cs.derive(source, view, [eval(f"cs.{hint}") for hint in sorted(set(hints))]).joins) == len(view.rows)
 
 
+def test_axes_of_size_one_come_and_go() -> None:
+    tree = {"x": jnp.arange(6.0).reshape(1, 2, 3)}
+    lens = one("1 a b", "b 1*a 1")
+    assert lens.get(tree)["x"].shape == (3, 2, 1)
+    np.testing.assert_array_equal(lens.get(tree)["x"][:, :, 0], tree["x"][0].T)
+    cs.assert_trees_identical(lens.put(lens.get(tree)), tree)
+    assert str(lens).splitlines()[1].split(None, 2)[2] == "1 a b -> b 1*a 1"
+
+
 def test_dims_that_do_not_relate_are_an_error() -> None:
     assert faults(lambda: one("a b", "a c")) == [("x", "dims")]
-    assert faults(lambda: one("a b", "a b 1")) == [("x", "dims")]
+    assert faults(lambda: one("a b", "a b 2")) == [("x", "dims")]
     assert faults(lambda: one("a b", "a")) == [("x", "dims")]
     assert faults(lambda: one("2*a", "a 3")) == [("x", "dims")]
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx, struct
@@ -210,6 +211,28 @@ def test_what_linen_sows_is_what_nnx_sows() -> None:
     state = cs.derive(cs.linen.Params[AloneSchema], cs.nnx.Params[AloneSchema]).get(tree)
     assert isinstance(state["hidden"], nnx.Intermediate)
     cs.assert_trees_identical(state["hidden"].get_value(), sown["intermediates"]["hidden"])
+
+
+class Trained(cs.Schema):
+    w: Range = cs.field(value=Pair)
+    b: Float32[Array, " n"]
+
+
+def test_linen_s_optimizers_mirror_the_containers_of_params() -> None:
+    tx = optax.masked(optax.adam(1e-3), lambda params: jax.tree.map(lambda x: x.ndim == 0, params))
+    params = {"w": Pair(jnp.float32(0), jnp.float32(1)), "b": jnp.ones(3)}
+    state = {"step": jnp.int32(0), "params": params, "opt_state": tx.init(params)}
+    layout = cs.linen.BareTrainState[Trained, tx]
+    cs.assert_trees_identical(cs.derive(layout, layout).get(state), state)
+
+
+def test_params_with_parts_are_no_params_of_nnx_s_optimizers() -> None:
+    with pytest.raises(cs.SchemaError) as caught:
+        _ = cs.nnx.TrainState[Trained, optax.adam(1e-3)]
+    assert [(fault.path, fault.found) for fault in caught.value.mismatches] == [
+        ("w/low", "a part of a Pair"),
+        ("w/high", "a part of a Pair"),
+    ]
 
 
 def test_value_is_refused_where_it_means_nothing() -> None:

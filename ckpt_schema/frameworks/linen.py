@@ -40,7 +40,8 @@ def _train_state(name: str, item: tuple[type[Schema], optax.GradientTransformati
     state = optimizer_state(name, tx, trained, sizes)
     rows = [Row(("step",), ("step",), Leaf((), "int32")), *weights]
     rows += (leaf.row(_OPTIMIZER, None if leaf.param is None else _PARAMS) for leaf in state.leaves)
-    nodes = (*holders(weights), *(dataclasses.replace(node, key=(*_OPTIMIZER, *node.key)) for node in state.nodes))
+    below = (dataclasses.replace(node, key=(*_OPTIMIZER, *node.key)) for node in state.nodes)
+    nodes = tuple(sorted((*holders(weights), *below), key=lambda node: len(node.key)))
     start = Start(tx, ("params",), _OPTIMIZER, lambda row: row.kind == _PARAMS)
     counts = tuple(sorted(sizes.items()))
     return verify_table(Layout(f"{name}[{body.__name__}]", tuple(rows), nodes, sizes=counts, parts=state.parts, initial=start))

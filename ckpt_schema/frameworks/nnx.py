@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jax
@@ -84,6 +84,17 @@ def _value(node: Any) -> Any:
     return node.get_value() if is_variable(node) else node
 
 
+def _parted(trained: Sequence[Row]) -> SchemaError | None:
+    """The error for params with parts, which no optimizer state of NNX is typed for."""
+    hint = "train params without parts, or read the layout off a state with ckpt_schema.infer"
+    faults = [
+        Mismatch("/".join(row.path[1:]), "declaration", "a param without parts", f"a part of a {row.held[0][1].__name__}", hint)
+        for row in trained
+        if row.held
+    ]
+    return SchemaError(f"nnx.TrainState has no place for these params: {len(faults)} fault(s)", faults) if faults else None
+
+
 class _TrainState:
     """``TrainState[Body, tx]``: a module that holds ``model`` and ``optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)``.
 
@@ -102,7 +113,10 @@ class _TrainState:
 
         trained = [dataclasses.replace(r, key=r.key[1:]) for r in model if is_trained(r)]
         box = Box(_variables, _value)
-        state = optimizer_state("nnx.TrainState", tx, trained, sizes, box)
+        try:
+            state = optimizer_state("nnx.TrainState", tx, trained, sizes, box)
+        except SchemaError as error:
+            raise _parted(trained) or error from None
         rows = [*model, Row(("step",), ("optimizer", "step"), Leaf((), "uint32"), kind=nnx.optimizer.OptState)]
         for leaf in state.leaves:
             kind = nnx.optimizer.OptVariable if leaf.boxed else nnx.optimizer.OptArray

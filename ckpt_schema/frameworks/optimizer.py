@@ -21,7 +21,7 @@ from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.frameworks.tracing import Box, Place, Trace, nested, trace
 from ckpt_schema.leaves import Init, Leaf
 from ckpt_schema.paths import Index, KeyPath, LogicalPath
-from ckpt_schema.table import Node, Part, Repeat, Row, is_part
+from ckpt_schema.table import Node, Part, Repeat, Row, holders, is_part
 
 __all__ = ["OptimizerLeaf", "OptimizerState", "Start", "arguments", "optimizer_state"]
 
@@ -259,7 +259,14 @@ class _Typing:
         inner = [
             t for place, t in zip(self.traces[0].found, found, strict=True) if isinstance(t, Node) and place.param is not None
         ]
+        nodes += self._held()
         return OptimizerState(tuple(t for t in found if isinstance(t, OptimizerLeaf)), nodes, frozenset(inner))
+
+    def _held(self) -> tuple[Node, ...]:
+        """The containers of params with parts, wherever they are mirrored."""
+        rows = {row.key: row for row in self.params if row.held}
+        mirrored = [(place.prefix, rows[place.param]) for place in self.traces[0].found if place.param in rows]
+        return tuple({n for head, row in mirrored for n in holders([dataclasses.replace(row, key=(*head, *row.key))])})
 
     def _types(self) -> Iterator[tuple[Place, OptimizerLeaf | Node | Mismatch]]:
         rows = {row.key: row for row in self.params}

@@ -63,7 +63,7 @@ def deal_label(label: Any, factors: int) -> tuple[Any, ...]:
     """
     if isinstance(label, tuple) and len(label) == factors > 1:
         return label
-    return (label, *[None] * (factors - 1))
+    return (label, *[None] * (factors - 1)) if factors else ()
 
 
 def merge_labels(labels: Sequence[Any]) -> Any:

@@ -67,6 +67,11 @@ class Edit:
         return self.inverse
 
 
+def _sized(factors: Dim) -> Dim:
+    """The factors that an axis is made of, without any 1."""
+    return tuple([factor for factor in factors if factor != 1])
+
+
 def _xp(value: Any) -> Any:
     return np if isinstance(value, np.ndarray) else jnp
 
@@ -77,7 +82,7 @@ class Rearrange(Edit):
 
     Attributes:
         source: The dims before.
-        view: The dims after: the same factors in another order or grouping, none of them twice.
+        view: The dims after: the same factors in another order or grouping, none of them twice. Axes of size 1 come and go.
 
     Example:
         >>> edit = Rearrange(dims_.parse_dims("embed 3*heads"), dims_.parse_dims("3 heads embed"))
@@ -103,13 +108,13 @@ class Rearrange(Edit):
     @property
     def _permutes(self) -> bool:
         """Whether no axis is split or merged."""
-        return all(len(dim) == 1 for dim in (*self.source, *self.view))
+        return all(len(_sized(dim)) == 1 for dim in (*self.source, *self.view))
 
     @property
     def permutation(self) -> tuple[int, ...]:
         """For each factor of the view, its place among the source's."""
-        atoms = dims_.factors(self.source)
-        return tuple(atoms.index(factor) for factor in dims_.factors(self.view))
+        before, after = (_sized(dims_.factors(dims)) for dims in (self.source, self.view))
+        return tuple(before.index(factor) for factor in after)
 
     def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
         """Each leaf split to its factors, permuted, and merged."""
@@ -117,10 +122,10 @@ class Rearrange(Edit):
 
     def _one(self, value: Any, sizes: Sizes) -> Any:
         xp = _xp(value)
-        if any(len(dim) > 1 for dim in self.source):
-            value = xp.reshape(value, tuple(product((f,), sizes) for f in dims_.factors(self.source)))
+        if any(len(_sized(dim)) != 1 for dim in self.source):
+            value = xp.reshape(value, tuple(product((f,), sizes) for f in _sized(dims_.factors(self.source))))
         value = xp.transpose(value, self.permutation)
-        if any(len(dim) > 1 for dim in self.view):
+        if any(len(_sized(dim)) != 1 for dim in self.view):
             value = xp.reshape(value, tuple(product(dim, sizes) for dim in self.view))
         return value
 
@@ -137,18 +142,18 @@ class Rearrange(Edit):
         atoms: list[tuple[str, ...]] = []
         homeless: list[str] = []
         for dim, axes in zip(self.source, entries, strict=True):
-            split, left = deal(axes, [product((f,), sizes) for f in dim], ways)
+            split, left = deal(axes, [product((f,), sizes) for f in _sized(dim)], ways)
             atoms += split
             homeless += left
         moved = iter([atoms[i] for i in self.permutation])
-        merged = tuple(tuple(axis for _ in dim for axis in next(moved)) for dim in self.view)
+        merged = tuple(tuple(axis for _ in _sized(dim) for axis in next(moved)) for dim in self.view)
         return house(merged, self.shape(shape, sizes), homeless, ways)
 
     def labels(self, labels: Labels) -> Labels:
         """Names follow their factors; that of a product is the first's."""
-        atoms = [part for dim, label in zip(self.source, labels, strict=True) for part in deal_label(label, len(dim))]
+        atoms = [part for dim, label in zip(self.source, labels, strict=True) for part in deal_label(label, len(_sized(dim)))]
         moved = iter([atoms[i] for i in self.permutation])
-        return tuple(merge_labels([next(moved) for _ in dim]) for dim in self.view)
+        return tuple(merge_labels([next(moved) for _ in _sized(dim)]) for dim in self.view)
 
     def __str__(self) -> str:
         """The dims before and after."""

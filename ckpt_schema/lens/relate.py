@@ -134,9 +134,9 @@ def _rearranged(source: Row, view: Row, before: Sequence[_Axis], after: Sequence
     if marked[0] == marked[1]:
         return Chain()
     plain = tuple(a.dim for a in before), tuple(a.dim for a in after)
-    atoms = dims_.factors(plain[0])
-    if sorted(map(str, atoms)) != sorted(map(str, dims_.factors(plain[1]))):
-        lacking = " ".join(sorted(set(map(str, atoms)) ^ set(map(str, dims_.factors(plain[1]))))) or "how often each occurs"
+    atoms, others = ([f for f in dims_.factors(dims) if f != 1] for dims in plain)
+    if sorted(map(str, atoms)) != sorted(map(str, others)):
+        lacking = " ".join(sorted(set(map(str, atoms)) ^ set(map(str, others)))) or "how often each occurs"
         return _fault(source, view, "dims", f"the dims must have the same factors; they differ in: {lacking}")
     if len(set(atoms)) == len(atoms) and not _anonymous(marked):
         return Chain((Rearrange(*plain),))

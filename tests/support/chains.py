@@ -82,8 +82,9 @@ def groupings(draw: st.DrawFn, atoms: tuple[Any, ...]) -> Dims:
 
 @st.composite
 def rearranges(draw: st.DrawFn, before: Dims) -> Rearrange:
-    """A rearrangement of these dims."""
-    return Rearrange(before, draw(groupings(tuple(draw(st.permutations(factors(before)))))))
+    """A rearrangement of these dims, which may drop axes of size 1, or add one."""
+    atoms = [f for f in factors(before) if f != 1] + [1] * draw(st.integers(0, 1))
+    return Rearrange(before, draw(groupings(tuple(draw(st.permutations(atoms))))))
 
 
 @dataclasses.dataclass
@@ -106,7 +107,7 @@ def cases(
     dtypes: tuple[str, ...] = DTYPES,
 ) -> Case:
     """A chain of up to ``length`` edits of these kinds, the first of which is there in any case."""
-    pool = [name for name in NAMES if draw(st.booleans())] + [n for n in (3, 5) if draw(st.integers(0, 3)) == 0]
+    pool = [name for name in NAMES if draw(st.booleans())] + [n for n in (1, 3, 5) if draw(st.integers(0, 3)) == 0]
     bound = {name: draw(st.sampled_from(sizes)) for name in NAMES} | {REPEATS: draw(st.integers(1, 4))}
     first = draw(st.sampled_from(kinds))
     dtype = draw(st.sampled_from(INTEGERS if first is Cast else dtypes))
