@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax
@@ -36,6 +37,8 @@ from flax_models import (
     on_disk,
 )
 from jaxtyping import Array, Float32
+from orbax.checkpoint import v1 as ocp
+from support import states
 
 import ckpt_schema as cs
 
@@ -185,6 +188,40 @@ def test_modules_called_key_and_value_survive_in_every_container() -> None:
     for name, tree in nnx_containers(module).items():
         if name not in ("module", "abstract"):
             cs.assert_trees_identical(lens.put(tree), source)
+
+
+class Plain(cs.Schema):
+    kernel: Float32[Array, "inputs outputs"]
+    bias: Float32[Array, " outputs"]
+
+
+class NamedLikeTheTree(cs.Schema):
+    """Modules with the names that trees, boxes and envelopes use themselves."""
+
+    value: Plain
+    key: Plain
+    params: Plain
+    model: Plain
+    step: Plain
+    opt_state: Plain
+    optimizer: list[Plain] = cs.field(length="n")
+    count: Float32[Array, " outputs"] = cs.field(collection="value", type=nnx.BatchStat)
+
+
+def test_modules_named_like_parts_of_a_tree_survive_in_every_container(tmp_path: Path) -> None:
+    layouts = cs.linen.TrainState[NamedLikeTheTree, states.TX], cs.nnx.TrainState[NamedLikeTheTree, states.TX]
+    lens = cs.derive(*layouts)
+    sizes = {"inputs": 2, "outputs": 3, "n": 2}
+    linen, real = (maker(np.random.default_rng(3), jnp.asarray) for maker in states.makers(sizes, *layouts))
+    kinds = {name: kind for name, kind in states.LINEN.items() if "TrainState" not in name}  # which has no field `value`
+    for at, (name, kind) in enumerate([*kinds.items(), *states.NNX.items()]):
+        tree, source = kind(linen if name in kinds else real), lens if name in kinds else ~lens
+        assert cs.check(source.source, tree) == []
+        cs.assert_trees_identical(source.put(source.get(tree), onto=tree), tree)
+        ocp.save(tmp_path / str(at), tree)
+        cs.assert_trees_identical(cs.orbax.restore(tmp_path / str(at), source.get(tree), lens), source.get(tree))
+    assert set(cs.infer(real).names()) == set()
+    cs.assert_trees_identical(cs.derive(cs.infer(real), cs.infer(real)).get(real), real)
 
 
 def test_under_jit_tracers_are_checked() -> None:
