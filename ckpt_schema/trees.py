@@ -139,6 +139,8 @@ def _container(node: Node, key: KeyPath, children: Mapping[Any, Any]) -> Any:
         return treedef.unflatten(children.get(name) for name in names)
     if node.type in (tuple, list):
         return node.type(children[i] for i in range(len(children)))
+    if issubclass(node.type, Mapping):
+        return node.type(children)
     fields = getattr(node.type, "_fields", None) or [f.name for f in _fields(node.type)]
     try:
         return node.type(**{name: children.get(name) for name in fields})
