@@ -151,4 +151,4 @@ def test_t12_a_restore_that_is_refused_prints_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, str(tmp_path / "0")]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert run.stdout == "2 faults\n"
-    assert "TensorStore" not in run.stderr and "Traceback" not in run.stderr
+    assert "Traceback" not in run.stderr and len(run.stderr.splitlines()) < 5  # not the pages that Orbax prints
