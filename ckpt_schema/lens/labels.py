@@ -55,7 +55,8 @@ def carried(
         elif told:
             fault = _fault(paths.format_path(tree.flat.keys[positions[0]]), row, told, len(positions))
             faults += fault
-            found |= {} if fault else {_key(view, slot): _edited(chain, told[0], len(row.dims)) for slot in outputs}
+            for slot in () if fault else outputs:
+                found.setdefault(_key(view, slot), _edited(chain, told[0], len(row.dims)))  # of a tied pair, the first says it
     if faults:
         raise ConformanceError(f"the names of axes do not fit {source.name}: {len(faults)} fault(s)", faults)
     if mirrors:  # holes, and what starts anew, is made as they were
