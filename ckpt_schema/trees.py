@@ -140,7 +140,8 @@ def _container(node: Node, key: KeyPath, children: Mapping[Any, Any]) -> Any:
     if node.type in (tuple, list):
         return node.type(children[i] for i in range(len(children)))
     if issubclass(node.type, Mapping):
-        return node.type(children)
+        kind: Any = node.type
+        return kind(children)
     fields = getattr(node.type, "_fields", None) or [f.name for f in _fields(node.type)]
     try:
         return node.type(**{name: children.get(name) for name in fields})
@@ -160,10 +161,7 @@ def _fields(kind: type) -> list[dataclasses.Field[Any]]:
 def nodes_of(found: Iterable[tuple[KeyPath, Any]]) -> Iterator[Node]:
     """The containers that a tree is built of anew; what has data besides its children, or is no sequence, with all of it."""
     for key, node in found:
-        plain = node is None or isinstance(node, (tuple, list))
-        if isinstance(node, Mapping):
-            continue
-        if plain:
+        if node is None or isinstance(node, (tuple, list, Mapping)):
             yield Node(key, type(node))
         elif not hasattr(node, "unbox"):
             treedef = jax.tree.structure(node, is_leaf=lambda child, node=node: child is not node)
