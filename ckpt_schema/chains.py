@@ -11,7 +11,7 @@ from ckpt_schema.paths import Pattern
 from ckpt_schema.table import Layout
 from ckpt_schema.text import columns
 
-__all__ = ["Chain", "side_by_side"]
+__all__ = ["OptimizerChain", "side_by_side"]
 
 _ROOT = "opt_state"
 _HINT = "declare the transformation that made the state; a lens between both chains then aligns their parts"
@@ -25,7 +25,7 @@ def _spelled(key: Pattern) -> _Part:
     return tuple(k if isinstance(k, str) else str(k) for k in key)
 
 
-class Chain:
+class OptimizerChain:
     """The optimizer state of a layout, by parts: what stands below one position of the chain."""
 
     def __init__(self, table: Layout) -> None:
@@ -41,7 +41,7 @@ class Chain:
         """The position of the chain that a leaf stands at; None outside of the optimizer state.
 
         Example:
-            >>> chain = Chain(Layout("none", ()))
+            >>> chain = OptimizerChain(Layout("none", ()))
             >>> chain.part(("opt_state", 0, "mu")) is None
             True
         """

@@ -10,7 +10,7 @@ from typing import Any
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
-from ckpt_schema.chains import Chain
+from ckpt_schema.chains import OptimizerChain
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, Mismatch, format_faults
 from ckpt_schema.paths import KeyPath, Pattern
@@ -92,8 +92,8 @@ class Matcher:
         self.slot = SlotFinder(table).slot
 
     @functools.cached_property
-    def _chain(self) -> Chain:
-        return Chain(self.layout)
+    def _chain(self) -> OptimizerChain:
+        return OptimizerChain(self.layout)
 
     def match(self, tree: Tree, binder: Binder | None = None) -> Match:
         """Holds ``tree`` against the layout; collects every fault, raises none.
