@@ -267,6 +267,24 @@ def test_a_rule_that_fits_nothing_is_named(rule: Any, says: str) -> None:
     assert str(rule) in [m.path for m in caught.value.mismatches]
 
 
+def test_where_types_are_not_told_the_hint_is_a_move_that_works() -> None:
+    adam = optax.adam(1e-3)
+    masked = {
+        "step": jnp.int32(0),
+        "params": PARAMS,
+        "opt_state": optax.masked(adam, {"kernel": True, "bias": True}).init(PARAMS),
+    }
+    model = nnx.Dict({name: nnx.Param(value) for name, value in PARAMS.items()})
+    view = nnx.state(nnx.Dict(model=model, optimizer=nnx.Optimizer(model, adam, wrt=nnx.Param)))
+    layouts = cs.infer(masked), cs.infer(view)
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.derive(*layouts)
+    hints = {m.hint.partition("; ")[2].partition(" joins")[0] for m in caught.value.mismatches}
+    assert hints == {"", "move('opt_state/inner_state', 'opt_state')"}
+    lens = cs.derive(*layouts, [cs.move("opt_state/inner_state", "opt_state")])
+    cs.assert_trees_identical(lens.put(view, onto=masked), masked)
+
+
 def test_what_has_no_transformation_cannot_start_anew() -> None:
     tx = optax.adam(1e-3)
     inferred = cs.infer(state(tx))

@@ -161,7 +161,7 @@ class _Side:
         path = "/".join(row.path[body:])
         return f"{path} is {kinds[0]} here and {kinds[1]} there: declare it alike, by collection= in Linen and type= in NNX"
 
-    def _joining(self, row: Row, other: Row) -> Rename:
+    def _joining(self, row: Row, other: Row) -> Rename | Move:
         return _joining(other, row) if self.swapped else _joining(row, other)
 
 
@@ -180,15 +180,16 @@ def _repeated(row: Row, other: Row) -> str:
     return f"repeats there: {there or 'none'}, here: {here or 'none'}; declare scan= or list[...] on both sides"
 
 
-def _joining(source: Row, view: Row) -> Rename:
-    """The shortest rename that makes ``source`` the partner of ``view``."""
+def _joining(source: Row, view: Row) -> Rename | Move:
+    """The shortest rule that makes ``source`` the partner of ``view``."""
     start = source.body or 0
     start = start if source.path[:start] == view.path[:start] else 0
     before, after = list(source.path[start:]), list(view.path[start:])
     while len(before) > 1 and len(after) > 1 and before[-1] == after[-1]:
         before.pop()
         after.pop()
-    return Rename(tuple(before), tuple(after))
+    kind = Move if before[0] == after[0] == "opt_state" else Rename
+    return kind(tuple(before), tuple(after))
 
 
 # --- which rows are alike  ---
