@@ -78,6 +78,11 @@ STUCK = {  # what cannot take a step in optax or NNX themselves
         for wrapper in ("masked", "partition")
     },
     **{
+        (name, wrapper): "takes a batch of gradients, and this wrapper asks for updates of the gradients' own shapes"
+        for name in BATCHED
+        for wrapper in ("MultiSteps", "apply_if_finite")
+    },
+    **{
         (name, wrapper): "has lists of factors, which NNX makes States of and this wrapper does not"
         for name in ("sm3", "scale_by_sm3")
         for wrapper in ("MultiSteps", "apply_if_finite")
