@@ -2,7 +2,8 @@
 
 A *key path* is how one layout spells a leaf: ``("model", "layers", 0, "scale")``, written ``model/layers/0/scale``; a string
 key that looks like a number is written in quotes, ``'0'``. A *pattern* is a key path in which a segment may hold an index
-symbol: ``layers/{i}`` (int keys), ``layers_{i}`` (string keys), ``layers/'{i}'`` (string keys that look like numbers).
+symbol: ``layers/{i}`` (int keys), ``layers_{i}`` (string keys), ``layers/'{i}'`` (string keys that look like numbers). The
+numbers may start elsewhere, skip some, and be padded with zeros: ``{i+1}``, ``{2*i+1}``, ``{i:02}``.
 A *logical path* is the chain of attribute names, in which a repeated node is written ``layers[]``.
 """
 
@@ -32,7 +33,7 @@ Key = str | int
 KeyPath = tuple[Key, ...]
 LogicalPath = tuple[str, ...]
 
-_SYMBOL = re.compile(r"\{([A-Za-z_]\w*)\}")
+_SYMBOL = re.compile(r"\{(?:(?P<step>[1-9]\d*)\*)?[A-Za-z_]\w*(?:\+(?P<first>\d+))?(?::0(?P<width>[1-9]\d*))?\}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,33 +44,56 @@ class Index:
         prefix: What stands before the number, ``"layers_"``; empty for a bare number.
         suffix: What stands after it.
         text: Whether the key is a string; a bare number may be an int key (``nnx.List``) or a string key.
+        first: The number of the first key.
+        step: How far the numbers of two keys in turn are apart.
+        width: To how many digits numbers are padded with zeros; 0 where they are not.
     """
 
     prefix: str = ""
     suffix: str = ""
     text: bool = False
+    first: int = 0
+    step: int = 1
+    width: int = 0
 
     def key(self, index: int) -> Key:
         """The key of one index.
 
         Example:
-            >>> Index("layers_", text=True).key(3), Index().key(3)
-            ('layers_3', 3)
+            >>> Index("layers_", text=True).key(3), Index().key(3), Index("block", text=True, first=1, width=2).key(3)
+            ('layers_3', 3, 'block04')
         """
-        return f"{self.prefix}{index}{self.suffix}" if self.text else index
+        number = self.first + self.step * index
+        return f"{self.prefix}{number:0{self.width}}{self.suffix}" if self.text else number
 
     def index(self, key: Key) -> int | None:
-        """The index that ``key`` spells, or None when it is no key of this segment; ``01`` spells none."""
+        """The index that ``key`` spells, or None when it is no key of this segment; without a width, ``01`` spells none."""
         if isinstance(key, int):
-            return None if self.text or isinstance(key, bool) or key < 0 else key
+            return None if self.text or isinstance(key, bool) else self._counted(key)
         if not self.text or not key.startswith(self.prefix) or not key.endswith(self.suffix):
             return None
         digits = key[len(self.prefix) : len(key) - len(self.suffix)]
-        return int(digits) if digits.isdecimal() and (digits == "0" or digits[0] != "0") else None
+        if not (digits.isdecimal() and digits.isascii()) or f"{int(digits):0{self.width}}" != digits:
+            return None
+        return self._counted(int(digits))
+
+    def _counted(self, number: int) -> int | None:
+        index, rest = divmod(number - self.first, self.step)
+        return index if index >= 0 and not rest else None
+
+    def meets(self, other: Index, counts: tuple[int | None, int | None]) -> bool:
+        """Whether both spell one number, each in so many keys: the first that both can is the one to look at."""
+        start = max(self.first, other.first)
+        for number in range(start, start + self.step * other.step):
+            mine, theirs = self._counted(number), other._counted(number)
+            if mine is not None and theirs is not None:
+                return (counts[0] is None or mine < counts[0]) and (counts[1] is None or theirs < counts[1])
+        return False
 
     def __str__(self) -> str:
         """The segment as it is written in a pattern."""
-        body = f"{self.prefix}{{i}}{self.suffix}"
+        step, first = f"{self.step}*" if self.step != 1 else "", f"+{self.first}" if self.first else ""
+        body = f"{self.prefix}{{{step}i{first}{f':0{self.width}' if self.width else ''}}}{self.suffix}"
         return f"'{body}'" if self.text and not self.prefix and not self.suffix else body
 
 
@@ -80,14 +104,15 @@ def parse_pattern(text: str) -> Pattern:
     """The pattern that ``text`` spells.
 
     Args:
-        text: Segments joined by ``/``. ``0`` is an int key, ``'0'`` a string key, ``{i}`` an index symbol.
+        text: Segments joined by ``/``. ``0`` is an int key, ``'0'`` a string key, ``{i}`` an index symbol, ``{2*i+1:03}`` one
+            with numbers from 1 on, in steps of 2, of three digits.
 
     Raises:
-        SchemaError: A segment is empty, or holds more than one index symbol.
+        SchemaError: A segment is empty, holds more than one index symbol, or pads int keys with zeros.
 
     Example:
-        >>> parse_pattern("blocks/0/'1'/layers_{i}")
-        ('blocks', 0, '1', Index(prefix='layers_', suffix='', text=True))
+        >>> parse_pattern("blocks/0/'1'/layers_{i}")[3].key(2), parse_pattern("layers_{i+1:02}")[0].key(2)
+        ('layers_2', 'layers_03')
     """
     return tuple(_segment(part, text) for part in text.split("/"))
 
@@ -96,15 +121,19 @@ def _segment(part: str, whole: str) -> Key | Index:
     quoted = len(part) >= 2 and part[0] == part[-1] == "'"
     body = part[1:-1] if quoted else part
     symbols = list(_SYMBOL.finditer(body))
-    if not body or len(symbols) > 1 or ("{" in body) != bool(symbols):
-        fault = Mismatch(
-            whole, "declaration", "key segments with at most one index symbol", repr(part), "write layers/{i} or layers_{i}"
-        )
+    if not body or len(symbols) > 1 or body.count("{") != len(symbols):
+        hint = "write layers/{i}, layers_{i}, layers_{i+1}, layers_{2*i} or layers_{i:02}"
+        fault = Mismatch(whole, "declaration", "key segments with at most one index symbol", repr(part), hint)
         raise SchemaError(f"{whole!r} is no key pattern: 1 fault", [fault])
     if not symbols:
         return int(body) if body.isdecimal() and not quoted else body
     prefix, suffix = body[: symbols[0].start()], body[symbols[0].end() :]
-    return Index(prefix, suffix, text=quoted or bool(prefix or suffix))
+    step, first, width = symbols[0].group("step", "first", "width")
+    text_key = quoted or bool(prefix or suffix)
+    if width and not text_key:
+        fault = Mismatch(whole, "declaration", "int keys without a width", repr(part), f"string keys are written '{part}'")
+        raise SchemaError(f"{whole!r} is no key pattern: 1 fault", [fault])
+    return Index(prefix, suffix, text_key, int(first or 0), int(step or 1), int(width or 0))
 
 
 def fill(pattern: Pattern, indices: Sequence[int]) -> KeyPath:
@@ -143,19 +172,29 @@ def outline(pattern: Pattern) -> tuple[str, ...]:
     return tuple(re.sub(r"\d+", "#", str(s.key(0)) if isinstance(s, Index) else str(s)) for s in pattern)
 
 
-def may_coincide(left: Key | Index, right: Key | Index) -> bool:
+def may_coincide(left: Key | Index, right: Key | Index, counts: tuple[int | None, int | None] = (None, None)) -> bool:
     """Whether two segments can spell one key.
+
+    Args:
+        left: A segment.
+        right: Another.
+        counts: How many keys each of them spells, where that is known.
 
     Example:
         >>> may_coincide(Index("layers_", text=True), "layers_0"), may_coincide(Index(), "0")
         (True, False)
+        >>> may_coincide(Index(step=2), Index(first=1, step=2)), may_coincide(Index(), Index(first=3), (3, None))
+        (False, False)
     """
     if not isinstance(left, Index):
-        return left == right if not isinstance(right, Index) else right.index(left) is not None
+        return left == right if not isinstance(right, Index) else may_coincide(right, left, (counts[1], counts[0]))
     if not isinstance(right, Index):
-        return left.index(right) is not None
+        index = left.index(right)
+        return index is not None and (counts[0] is None or index < counts[0])
     ends = ((left.prefix, right.prefix), (left.suffix[::-1], right.suffix[::-1]))
-    return left.text == right.text and all(_digits_apart(a, b) for a, b in ends)
+    if left.text != right.text or not all(_digits_apart(a, b) for a, b in ends):
+        return False
+    return (left.prefix, left.suffix) != (right.prefix, right.suffix) or left.meets(right, counts)
 
 
 def _digits_apart(left: str, right: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
+from ckpt_schema import dims as dims_
 from ckpt_schema.paths import Index, Key, KeyPath, Pattern
 from ckpt_schema.table import Layout, Slot
 
@@ -50,16 +51,21 @@ class _Trie:
             if index is not None:
                 yield below, (index,)
 
-    def find(self, key: KeyPath, *, stored: bool) -> Slot | None:
-        """The slot that ``key`` spells; a literal key may stand beside a symbol that spells it too."""
-        if not key:
-            return None if self.row is None else (self.row, ())
-        for segment in (key[0], int(key[0])) if stored and isinstance(key[0], str) and key[0].isdecimal() else (key[0],):
+    def find(self, key: KeyPath, *, stored: bool) -> Iterator[Slot]:
+        """The slots that ``key`` may spell; a literal key may stand beside a symbol that spells it too."""
+        if not key and self.row is not None:
+            yield self.row, ()
+        for segment in _segments(key, stored=stored):
             for below, index in self.steps(segment):
-                found = below.find(key[1:], stored=stored)
-                if found is not None:
-                    return found[0], (*index, *found[1])
-        return None
+                for number, indices in below.find(key[1:], stored=stored):
+                    yield number, (*index, *indices)
+
+
+def _segments(key: KeyPath, *, stored: bool) -> tuple[Key, ...]:
+    """What the first key of a path may be, if any is left."""
+    if stored and key and isinstance(key[0], str) and key[0].isdecimal():
+        return key[0], int(key[0])
+    return key[:1]
 
 
 class SlotFinder:
@@ -90,10 +96,15 @@ class SlotFinder:
             if plain is not None and inside in (None, self._rows[plain[0]].inside):
                 return plain
         for bare, inside in self._spellings(key):
-            found = self._patterns.find(bare, stored=stored)
-            if found is not None and inside in (None, self._rows[found[0]].inside):
-                return found
+            found = [s for s in self._patterns.find(bare, stored=stored) if inside in (None, self._rows[s[0]].inside)]
+            if found:
+                return next(filter(self._within, found), found[0])
         return None
+
+    def _within(self, slot: Slot) -> bool:
+        """Whether it is one of the slots that the row has, as far as its numbers of repeats are fixed."""
+        counts = (dims_.size_of(dim, {}) for dim in self._rows[slot[0]].unrolled)
+        return all(count is None or index < count for index, count in zip(slot[1], counts, strict=True))
 
     def _spellings(self, key: KeyPath) -> Iterator[tuple[KeyPath, int | None]]:
         """The key path as it is, and without a level of a Variable or box, with how many segments stand inside of that."""

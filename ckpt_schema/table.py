@@ -283,6 +283,12 @@ def _clashes(table: Layout) -> Iterator[Mismatch]:
                 yield Mismatch(paths.format_path(row.key), "ambiguous", "no leaf above it", f"the leaf {inside}", "check key=")
 
 
+def _counts(row: Row) -> list[int | None]:
+    """How many keys each segment of a row's key spells, where that is declared."""
+    sizes = (dims_.size_of(dim, {}) for dim in row.unrolled)
+    return [next(sizes) if isinstance(segment, Index) else 1 for segment in row.key]
+
+
 def _overlaps(table: Layout) -> Iterator[Mismatch]:
     """Rows whose index symbols can spell another row's key path: ``layers_{i}`` beside ``layers_0``."""
     alike: dict[tuple[str, ...], list[Row]] = collections.defaultdict(list)
@@ -292,7 +298,7 @@ def _overlaps(table: Layout) -> Iterator[Mismatch]:
         for first in rows:
             others = [r for r in rows if first.unrolled and r.key != first.key and not (r.unrolled and r.path < first.path)]
             for other in others:
-                if all(map(paths.may_coincide, first.key, other.key)):
+                if all(map(paths.may_coincide, first.key, other.key, zip(_counts(first), _counts(other), strict=True))):
                     both = f"{'/'.join(first.path)} ({paths.format_path(first.key)}) and {'/'.join(other.path)}"
                     hint = "two leaves can never share one: give one of them another key="
                     yield Mismatch(paths.format_path(other.key), "ambiguous", "one leaf at a key path", both, hint)

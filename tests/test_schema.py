@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, BFloat16, Bool, Float, Float32, Int8, Int32, Key, Num, PRNGKeyArray, Shaped, UInt32
 
 import ckpt_schema as cs
+from ckpt_schema import paths
 from ckpt_schema.leaves import Fill, FreshKey
 
 
@@ -174,13 +175,30 @@ def test_a_scan_within_a_list_and_within_a_scan() -> None:
         ("layers/'{i}'", [("layers", "0", "scale"), ("layers", "1", "scale")]),
         ("a/{n}/b", [("a", 0, "b", "scale"), ("a", 1, "b", "scale")]),
         ("h{i}_block", [("h0_block", "scale"), ("h1_block", "scale")]),
+        ("layers/{i+1}", [("layers", 1, "scale"), ("layers", 2, "scale")]),
+        ("layers_{i:02}", [("layers_00", "scale"), ("layers_01", "scale")]),
+        ("layers/'{i+9:02}'", [("layers", "09", "scale"), ("layers", "10", "scale")]),
+        ("layers_{3*i+1}", [("layers_1", "scale"), ("layers_4", "scale")]),
     ],
 )
 def test_a_list_is_spelled_as_its_key_says(key: str | None, keys: list[tuple[Any, ...]]) -> None:
     class Stack(cs.Schema):
         layers: list[Norm] = cs.field(key=key, length=2)
 
-    assert [entry.key for entry in cs.layout(Stack).entries({"embed": 3})] == keys
+    table = cs.layout(Stack)
+    assert [entry.key for entry in table.entries({"embed": 3})] == keys
+    assert cs.check(Stack, built(keys)) == []
+    assert paths.parse_pattern(paths.format_path(table.rows[0].key)) == table.rows[0].key
+
+
+def built(keys: list[tuple[Any, ...]]) -> Any:
+    tree: dict[Any, Any] = {}
+    for key in keys:
+        node = tree
+        for segment in key[:-1]:
+            node = node.setdefault(segment, {})
+        node[key[-1]] = jax.ShapeDtypeStruct((3,), "float32")
+    return tree
 
 
 def test_a_list_of_leaves() -> None:
@@ -471,6 +489,22 @@ def test_an_index_symbol_never_spells_the_key_of_another_leaf() -> None:
         ints: list[Norm] = cs.field(key="blocks/{i}", length="depth")
         text: Norm = cs.field(key="blocks/'0'")
 
+    class Turns(cs.Schema):
+        dense: list[Norm] = cs.field(key="layers_{2*i}", length="blocks")
+        moe: list[Mlp] = cs.field(key="layers_{2*i+1}", length="blocks")
+
+    class Later(cs.Schema):
+        dense: list[Norm] = cs.field(key="layers_{i}", length=3)
+        moe: list[Norm] = cs.field(key="layers_{i+3}", length="moe")
+
+    class Early(Later):
+        moe: list[Norm] = cs.field(key="layers_{i+2}", length="moe")
+
+    assert len(cs.layout(Turns).rows) == 3
+    assert [path for path, _, _ in faults(lambda: cs.layout(Early))] == ["layers_{i+2}/scale"]
+    tree = built([(f"layers_{i}", "scale") for i in range(5)])
+    assert cs.check(Later, tree).dims == {"embed": 3, "moe": 2}
+    assert cs.check(Later, tree) == []
     assert [path for path, _, _ in faults(lambda: cs.layout(First))] == ["layers_0/scale"]
     assert [path for path, _, _ in faults(lambda: cs.layout(Tens))] == ["layers_1{i}/scale"]
     assert len(cs.layout(Apart).rows) == 7
