@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +18,7 @@ from ckpt_schema.errors import ConformanceError, Mismatch, format_faults
 from ckpt_schema.paths import KeyPath, Pattern
 from ckpt_schema.schema import Schema, layout
 from ckpt_schema.slots import SlotFinder
-from ckpt_schema.table import Layout, Row, Slot, slots_of
+from ckpt_schema.table import Layout, Row, Slot
 from ckpt_schema.trees import FlatTree, Tree, flatten
 
 __all__ = ["Match", "Matcher", "Report", "assert_conforms", "check"]
@@ -156,7 +158,21 @@ class Matcher:
             places = {fault.path for fault in whole}
             absent = [(key, row) for key, row in absent if not self._chain.inside(key, places)]
             strays = [at for at in strays if not self._chain.inside(flat.keys[at], places)]
-        return [*whole, *self._pair(absent, strays, flat, binder), *self._leaf_faults(flat, slots, binder)]
+        found = [*self._pair(absent, strays, flat, binder), *self._leaf_faults(flat, slots, binder)]
+        return [*whole, *self._counts(binder), *found]
+
+    def _counts(self, binder: Binder) -> Iterator[Mismatch]:
+        """Numbers of repeats that no sizes of their unbound names explain."""
+        told: set[dims_.Dim] = set()
+        for row in self.layout.rows:
+            for dim in row.unrolled:
+                size = None if dim in told else binder.size(dim)
+                told.add(dim)
+                fault = "" if size is None else _open_dim(dim, size, binder)
+                if fault:
+                    expected = f"a number of repeats that is {dims_.format_dim(dim)}"
+                    notes = "".join(binder.notes(dims_.names((dim,))))
+                    yield Mismatch(paths.format_path(row.key), "dims", expected, str(size), f"{fault}; {notes}")
 
     def _vote(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
         """Binds each name to the size that most leaves, and for repeats most rows, have of it."""
@@ -207,10 +223,11 @@ class Matcher:
                 if (number, ()) not in slots:
                     yield row.key, row
                 continue
-            if any(dims_.size_of(dim, binder.sizes) is None for dim in row.unrolled):
+            counts = [binder.size(dim) for dim in row.unrolled]
+            if None in counts:
                 yield row.key, row
                 continue
-            for indices in slots_of(row, binder.sizes):
+            for indices in itertools.product(*(range(count or 0) for count in counts)):
                 if (number, indices) not in slots:
                     yield paths.fill(row.key, indices), row
 
@@ -245,7 +262,7 @@ class Matcher:
 
 def _outside(row: Row, indices: tuple[int, ...], binder: Binder, key: KeyPath) -> Iterator[Mismatch]:
     for dim, index in zip(row.unrolled, indices, strict=True):
-        size = dims_.size_of(dim, binder.sizes)
+        size = binder.size(dim)
         if size is not None and index >= size:
             name = dims_.format_dim(dim)
             hint = "".join(binder.notes({name}))
@@ -281,13 +298,16 @@ def _leaf_fault(row: Row, value: Any, found: tuple[tuple[int, ...], str] | None,
 
 def _open_dim(dim: dims_.Dim, size: int, binder: Binder) -> str:
     """Why ``size`` cannot be a product whose names are not all bound; empty when it can."""
-    known = [f if isinstance(f, int) else binder.sizes.get(f) for f in dim]
-    if None not in known:
+    if dims_.size_of(dim, binder.sizes) is not None:
         return ""
-    rest = 1
-    for factor in known:
-        rest *= factor if factor is not None else 1
-    return "" if rest and size % rest == 0 else f"{size} is no multiple of {rest} in {dims_.format_dim(dim)}"
+    if len(dim) == 1 and isinstance(dim[0], dims_.Sum):
+        least = sum(dims_.size_of(term, binder.sizes) or 0 for term in dim[0].terms)
+        if size < least:
+            return f"{size} is less than {least}, which is known of {dims_.format_dim(dim)}"
+        rest = [term for term in dim[0].terms if dims_.size_of(term, binder.sizes) is None]
+        return _open_dim(rest[0], size - least, binder) if len(rest) == 1 else ""
+    rest = math.prod(dims_.size_of((factor,), binder.sizes) or 1 for factor in dim)
+    return "" if size % rest == 0 else f"{size} is no multiple of {rest} in {dims_.format_dim(dim)}"
 
 
 def _dtype_fault(leaf: leaves.Leaf, value: Any, dtype: str, binder: Binder) -> Mismatch:

@@ -1,14 +1,16 @@
 """Dimension strings, the dims they denote, and the binding of names to sizes.
 
 A dim is a product of names and integers, major factor first: ``3*heads*head_dim``. Order matters, for it says how the axis
-splits. Names bind across a whole tree: one name, one size; a conflict names both origins.
+splits. An axis that several parts share one after the other is a sum of products: ``heads*head_dim+2*kv_heads*head_dim``.
+Names bind across a whole tree: one name, one size; a conflict names both origins.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -16,6 +18,9 @@ __all__ = [
     "Binder",
     "Dim",
     "Dims",
+    "Factor",
+    "Sum",
+    "add",
     "factors",
     "format_dim",
     "format_dims",
@@ -27,7 +32,26 @@ __all__ = [
     "sizes_of",
 ]
 
-Dim = tuple[str | int, ...]
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sum:
+    """A factor that is a sum: parts of an axis, one after the other.
+
+    Attributes:
+        terms: What is added, each a product.
+    """
+
+    terms: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        """Its spelling: ``heads+2*kv_heads``."""
+        return "+".join(format_dim(term) for term in self.terms)
+
+
+Factor = str | int | Sum
+"""What an axis is a product of."""
+
+Dim = tuple[Factor, ...]
 """The factors of one axis, major first; ``()`` never occurs."""
 
 Dims = tuple[Dim, ...]
@@ -45,30 +69,40 @@ def parse_dims(text: str) -> Dims:
     """The dims that a jaxtyping dimension string denotes.
 
     Args:
-        text: Axes separated by blanks; each a name, an integer, or a product of them with ``*``.
+        text: Axes separated by blanks; each a name, an integer, a product of them with ``*``, or a sum of products with ``+``.
 
     Raises:
-        SchemaError: An axis is variadic, anonymous, broadcastable or no product. A layout gives every axis a size.
+        SchemaError: An axis is variadic, anonymous, broadcastable or no such sum. A layout gives every axis a size.
 
     Example:
         >>> parse_dims("embed 3*heads*head_dim")
         (('embed',), (3, 'heads', 'head_dim'))
+        >>> format_dims(parse_dims("q+2*kv 6+2"))
+        'q+2*kv 8'
     """
     return tuple(_parse_dim(axis, text) for axis in text.split())
 
 
 def _parse_dim(axis: str, whole: str) -> Dim:
-    parts = axis.split("*")
-    if not all(_FACTOR.fullmatch(part) for part in parts):
-        hint = "write names, integers and products such as 3*heads*head_dim; '...', '_', '*x', '#x' and '_x' have no size"
+    terms = [term.split("*") for term in axis.split("+")]
+    if not all(_FACTOR.fullmatch(part) for term in terms for part in term):
+        hint = "write names, integers, products and sums such as 3*heads*head_dim; '...', '_', '*x', '#x' and '_x' have no size"
         fault = Mismatch(repr(whole), "declaration", "an axis that is a product of names and integers", repr(axis), hint)
         raise SchemaError(f"{whole!r} is no dimension string of a layout: 1 fault", [fault])
-    return tuple(int(part) if part.isdecimal() else part for part in parts)
+    return add([tuple(int(part) if part.isdecimal() else part for part in term) for term in terms])
+
+
+def add(terms: Sequence[Dim]) -> Dim:
+    """The axis that has these parts one after the other; of integers alone, their sum."""
+    if len(terms) == 1:
+        return terms[0]
+    size = size_of((Sum(tuple(terms)),), {})
+    return (Sum(tuple(terms)) if size is None else size,)
 
 
 def format_dim(dim: Dim) -> str:
-    """The spelling of one dim: ``3*heads*head_dim``."""
-    return "*".join(str(factor) for factor in dim)
+    """The spelling of one dim: ``3*heads*head_dim``; a sum that is multiplied stands in parentheses."""
+    return "*".join(f"({factor})" if isinstance(factor, Sum) and len(dim) > 1 else str(factor) for factor in dim)
 
 
 def format_dims(dims: Dims, sizes: Mapping[str, int] | None = None) -> str:
@@ -89,7 +123,14 @@ def _format_bound(dim: Dim, sizes: Mapping[str, int]) -> str:
 
 def names(dims: Dims) -> set[str]:
     """Every name that occurs in ``dims``."""
-    return {factor for dim in dims for factor in dim if isinstance(factor, str)}
+    found: set[str] = set()
+    for dim in dims:
+        for factor in dim:
+            if isinstance(factor, str):
+                found.add(factor)
+            elif isinstance(factor, Sum):
+                found |= names(factor.terms)
+    return found
 
 
 def factors(dims: Dims) -> Dim:
@@ -98,19 +139,40 @@ def factors(dims: Dims) -> Dim:
 
 
 def rename(dims: Dims, renames: Mapping[str, str | int]) -> Dims:
-    """``dims`` with names replaced; a name may be fixed to an integer."""
+    """``dims`` with names replaced, each by an integer or by what a string spells.
+
+    Example:
+        >>> format_dims(rename(parse_dims("depth 3*heads"), {"depth": "6*blocks+rest", "heads": "kv*groups"}))
+        '6*blocks+rest 3*kv*groups'
+    """
     if not renames:
         return dims
-    return tuple(tuple(renames.get(f, f) if isinstance(f, str) else f for f in dim) for dim in dims)
+    parsed = {name: (new,) if isinstance(new, int) else parse_dims(new)[0] for name, new in renames.items()}
+    return tuple(_replaced(dim, parsed) for dim in dims)
+
+
+def _replaced(dim: Dim, renames: Mapping[str, Dim]) -> Dim:
+    found: list[Factor] = []
+    for factor in dim:
+        if isinstance(factor, Sum):
+            found += add([_replaced(term, renames) for term in factor.terms])
+        else:
+            found += renames.get(factor, (factor,)) if isinstance(factor, str) else (factor,)
+    return tuple(found)
 
 
 def size_of(dim: Dim, sizes: Mapping[str, int]) -> int | None:
     """The size of one axis in elements, or None while a factor is unbound."""
     if len(dim) == 1:  # by far the commonest dim
         factor = dim[0]
-        return factor if isinstance(factor, int) else sizes.get(factor)
-    known = [f if isinstance(f, int) else sizes.get(f) for f in dim]
+        return factor if isinstance(factor, int) else sizes.get(factor) if isinstance(factor, str) else _total(factor, sizes)
+    known = [size_of((factor,), sizes) for factor in dim]
     return None if None in known else math.prod(k for k in known if k is not None)
+
+
+def _total(factor: Sum, sizes: Mapping[str, int]) -> int | None:
+    known = [size_of(term, sizes) for term in factor.terms]
+    return None if None in known else sum(k for k in known if k is not None)
 
 
 def sizes_of(dims: Dims, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
@@ -122,8 +184,8 @@ def sizes_of(dims: Dims, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
 class Binder:
     """Binds names to sizes as shapes are seen, and remembers where each size came from.
 
-    The first sight of a name binds it. A product with one unbound factor is solved by division; products that
-    cannot be solved yet are kept and tried again by `settle`.
+    The first sight of a name binds it. A product or sum in which one name is unbound is solved by division and subtraction;
+    those that cannot be solved yet are kept and tried again by `settle`.
 
     Attributes:
         sizes: Names that are bound, with their sizes in elements.
@@ -135,11 +197,12 @@ class Binder:
         self.sizes: dict[str, int] = dict(given or {})
         self.origins: dict[str, str] = dict.fromkeys(self.sizes, "argument")
         self._open: list[tuple[Dim, int, str]] = []
+        self._seen: dict[Dim, int] = {}
 
     def copy(self) -> Binder:
         """A binder that knows what this one knows now."""
         twin = Binder(self.sizes)
-        twin.origins, twin._open = dict(self.origins), list(self._open)
+        twin.origins, twin._open, twin._seen = dict(self.origins), list(self._open), dict(self._seen)
         return twin
 
     def see(self, dims: Dims, shape: tuple[int, ...], origin: str) -> None:
@@ -149,11 +212,18 @@ class Binder:
 
     def see_dim(self, dim: Dim, size: int, origin: str) -> None:
         """Learns what it can from one axis of ``size`` elements."""
-        if len(dim) == 1:
+        if len(dim) == 1 and not isinstance(dim[0], Sum):
             if isinstance(dim[0], str) and dim[0] not in self.sizes:
                 self._bind(dim[0], size, origin)
-        elif not self._solve(dim, size, origin):
+            return
+        self._seen.setdefault(dim, size)
+        if not self._solve(dim, size, origin):
             self._open.append((dim, size, origin))
+
+    def size(self, dim: Dim) -> int | None:
+        """The size of ``dim``, or what was first seen of it while a name in it is unbound; None where nothing was."""
+        known = size_of(dim, self.sizes)
+        return self._seen.get(dim) if known is None else known
 
     def credit(self, name: str) -> None:
         """Says of every size learned so far that it came from the tree called ``name``, before another tree is seen."""
@@ -181,12 +251,20 @@ class Binder:
 
     def _solve(self, dim: Dim, size: int, origin: str) -> bool:
         """Whether nothing is left to learn from ``dim == size``."""
-        unbound = [f for f in dim if isinstance(f, str) and f not in self.sizes]
-        if not unbound:
+        unbound = [factor for factor in dim if size_of((factor,), self.sizes) is None]
+        if len(unbound) != 1:
+            return not unbound
+        rest = math.prod(size_of((f,), self.sizes) or 0 for f in dim if f is not unbound[0])
+        if not rest or size % rest:
             return True
-        if len(set(unbound)) > 1 or len(unbound) > 1:
-            return False
-        rest = math.prod(f if isinstance(f, int) else self.sizes[f] for f in dim if f != unbound[0])
-        if rest and size % rest == 0:
-            self._bind(unbound[0], size // rest, origin)
+        if isinstance(unbound[0], Sum):
+            return self._solve_sum(unbound[0], size // rest, origin)
+        self._bind(str(unbound[0]), size // rest, origin)
         return True
+
+    def _solve_sum(self, factor: Sum, size: int, origin: str) -> bool:
+        unbound = [term for term in factor.terms if size_of(term, self.sizes) is None]
+        if len(unbound) != 1:
+            return not unbound
+        rest = sum(size_of(term, self.sizes) or 0 for term in factor.terms if term is not unbound[0])
+        return size < rest or self._solve(unbound[0], size - rest, origin)

@@ -193,7 +193,7 @@ def _verify_field(name: str, spec: Field, *, many: bool) -> None:
     if spec.collection is not None and not spec.collection:
         raise _declaration(name, "a collection's name", repr(spec.collection), "leave collection= out for params")
     if repeats := spec.length if many else spec.scan:
-        _single(name, repeats)
+        _count(name, repeats)
 
 
 def _verify_below(attribute: _Attribute) -> None:
@@ -215,9 +215,9 @@ def _rename_faults(attribute: _Attribute) -> Iterator[Mismatch]:
         if name not in known:
             expected = f"dims= to rename a dim used below ({', '.join(sorted(known)) or 'there is none'})"
             yield Mismatch(attribute.name, "rule", expected, repr(name), 'write dims={"old": "new"}')
-        if not isinstance(new, int) and not dims_.is_name(new):
-            hint = "declare a product where the leaf is declared"
-            yield Mismatch(attribute.name, "declaration", "one new name or an integer in dims=", repr(new), hint)
+        if not _is_dim(new):
+            hint = 'such as "heads", 8, "kv*groups" or "6*blocks+rest"'
+            yield Mismatch(attribute.name, "declaration", "the name or size of one axis in dims=", repr(new), hint)
 
 
 def _declaration(path: str, expected: str, found: str, hint: str) -> SchemaError:
@@ -259,9 +259,9 @@ def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
     repeated = attribute.many or spec.scan is not None
     axis = draft.axis
     if attribute.many:
-        repeats = (Repeat(_single(attribute.name, spec.length), None), *repeats)
+        repeats = (Repeat(_count(attribute.name, spec.length), None), *repeats)
     elif spec.scan is not None:
-        repeats = (Repeat(_single(attribute.name, spec.scan), (spec.axis or 0) if axis is None else axis), *repeats)
+        repeats = (Repeat(_count(attribute.name, spec.scan), (spec.axis or 0) if axis is None else axis), *repeats)
         axis = None
     elif spec.axis is not None and axis is None:
         axis = spec.axis
@@ -286,11 +286,18 @@ def _renamed(repeats: tuple[Repeat, ...], renames: Mapping[str, str | int]) -> t
     return tuple(dataclasses.replace(r, size=dims_.rename((r.size,), renames)[0]) for r in repeats)
 
 
-def _single(name: str, size: str | int | None) -> dims_.Dim:
-    parsed = dims_.parse_dims(str(size))
-    if len(parsed) != 1 or len(parsed[0]) != 1:
-        raise _declaration(name, "one dim name or integer as the number of repeats", repr(size), 'write "depth"')
-    return parsed[0]
+def _is_dim(size: str | int) -> bool:
+    try:
+        return len(dims_.parse_dims(str(size))) == 1
+    except SchemaError:
+        return False
+
+
+def _count(name: str, size: str | int | None) -> dims_.Dim:
+    if size is None or not _is_dim(size):
+        hint = 'such as "depth", 6, "stages*layers" or "6*blocks+rest"'
+        raise _declaration(name, "one dim as the number of repeats", repr(size), hint)
+    return dims_.parse_dims(str(size))[0]
 
 
 def _default(name: str, value: Any, leaf: Leaf) -> Default | None:

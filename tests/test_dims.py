@@ -14,7 +14,8 @@ from ckpt_schema.errors import SchemaError
 
 NAMES = st.sampled_from(["embed", "heads", "head_dim", "mlp", "x_1", "B"])
 FACTORS = st.one_of(NAMES, st.integers(0, 999))
-DIMS = st.lists(st.lists(FACTORS, min_size=1, max_size=3).map(tuple), max_size=4).map(tuple)
+PRODUCTS = st.lists(FACTORS, min_size=1, max_size=3).map(tuple)
+DIMS = st.lists(st.lists(PRODUCTS, min_size=1, max_size=3).map(dims.add), max_size=4).map(tuple)
 
 
 @given(DIMS)
@@ -38,7 +39,9 @@ def test_order_of_factors_is_kept_and_blanks_do_not_matter() -> None:
         "_embed",
         "_*",
         "embed-1",
-        "embed+1",
+        "embed+",
+        "embed++1",
+        "2*(embed+1)",
         "2*",
         "*",
         "a**b",
@@ -90,6 +93,28 @@ def test_a_product_is_solved_for_its_one_unbound_factor_whatever_the_order(heads
     assert binder.origins["width"] == "p"
 
 
+@given(heads=st.integers(1, 64), kv=st.integers(0, 64), blocks=st.integers(1, 64), first=st.booleans())
+def test_a_sum_is_solved_for_its_one_unbound_name_whatever_the_order(heads: int, kv: int, blocks: int, first: bool) -> None:
+    binder = Binder()
+    sights = [
+        (parse_dims("2*heads+3*kv*heads 6*blocks+2"), (2 * heads + 3 * kv * heads, 6 * blocks + 2), "s"),
+        (parse_dims("heads"), (heads,), "h"),
+    ]
+    for sight in sights if first else sights[::-1]:
+        binder.see(*sight)
+    binder.settle()
+    assert binder.sizes == {"heads": heads, "kv": kv, "blocks": blocks}
+    assert binder.size(parse_dims("2*heads+3*kv*heads")[0]) == 2 * heads + 3 * kv * heads
+
+
+def test_what_was_seen_of_a_dim_counts_while_it_is_open() -> None:
+    binder = Binder({"rest": 2})
+    binder.see(parse_dims("a+b 6*c+rest"), (7, 25), "p")
+    binder.settle()
+    assert binder.sizes == {"rest": 2}
+    assert [binder.copy().size(dim) for dim in parse_dims("a+b 6*c+rest rest+2 a")] == [7, 25, 4, None]
+
+
 def test_products_settle_through_one_another() -> None:
     binder = Binder()
     binder.see(parse_dims("a*b*c"), (30,), "p")
@@ -99,7 +124,10 @@ def test_products_settle_through_one_another() -> None:
     assert binder.sizes == {"a": 2, "b": 3, "c": 5}
 
 
-@pytest.mark.parametrize(("text", "shape"), [("3*heads", (7,)), ("heads*heads", (9,)), ("0*heads", (0,)), ("a*b", (6,))])
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [("3*heads", (7,)), ("heads*heads", (9,)), ("0*heads", (0,)), ("a*b", (6,)), ("a+b", (6,)), ("a+7", (6,)), ("2*a+7", (8,))],
+)
 def test_what_does_not_follow_is_not_guessed(text: str, shape: tuple[int, ...]) -> None:
     binder = Binder()
     binder.see(parse_dims(text), shape, "p")
@@ -128,3 +156,5 @@ def test_sizes_are_products_of_known_factors(parsed: dims.Dims, sizes: dict[str,
 def test_renaming_replaces_names_inside_products_and_can_fix_them() -> None:
     assert dims.rename(parse_dims("a 3*b*a"), {"a": "x", "b": 7}) == (("x",), (3, 7, "x"))
     assert dims.rename(parse_dims("a b"), {"a": "b", "b": "a"}) == (("b",), ("a",))
+    assert dims.rename(parse_dims("a*c+b"), {"a": 2, "b": 1, "c": 3}) == ((7,),)
+    assert dims.format_dims(dims.rename(parse_dims("3*a"), {"a": "b+c"})) == "3*(b+c)"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckpt_schema.dims import Dim
+from ckpt_schema.dims import Dim, Factor, Sum
 
 __all__ = ["Entries", "Labels", "Sizes", "deal", "deal_label", "house", "merge_labels", "product"]
 
@@ -24,8 +24,14 @@ def product(dim: Dim, sizes: Sizes) -> Any:
     """The size of one axis, from those of its factors; symbolic where these are."""
     size: Any = 1
     for factor in dim:
-        size = size * (factor if isinstance(factor, int) else sizes[factor])
+        size = size * _factor(factor, sizes)
     return size
+
+
+def _factor(factor: Factor, sizes: Sizes) -> Any:
+    if isinstance(factor, Sum):
+        return sum(product(term, sizes) for term in factor.terms)
+    return factor if isinstance(factor, int) else sizes[factor]
 
 
 def deal(axes: Sequence[str], sizes: Sequence[int], ways: Mapping[str, int]) -> tuple[list[tuple[str, ...]], list[str]]:
