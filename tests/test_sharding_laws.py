@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from support import drawn, laws, models
 from support.chains import Case, cases
 from support.profiles import examples
@@ -26,7 +26,7 @@ from ckpt_schema.demo import schemas
 from ckpt_schema.dims import parse_dims
 from ckpt_schema.lens import execute
 from ckpt_schema.lens.axes import Entries
-from ckpt_schema.lens.edits import Rearrange, Stack, Unstack
+from ckpt_schema.lens.edits import Chain, Rearrange, Stack, Unstack
 
 SEEDS = st.integers(0, 2**32 - 1)
 ON = st.sampled_from(MESHES)
@@ -50,6 +50,15 @@ def test_edits_of_sharded_leaves(on: Mesh, case: Case, pick: int) -> None:
     laws.identical(laws.gathered(results), plain)
     again = execute.edit(~case.chain, results, case.needed, case.leaf, inputs)
     laws.identical(again, inputs)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "float32", "bfloat16", "float8_e5m2"])
+def test_a_signalling_nan_that_is_sliced_between_devices_keeps_its_payload(dtype: str) -> None:
+    bits = {"float8_e5m2": np.uint8(0x7D), "bfloat16": np.uint16(0x7F81)}.get(dtype, np.uint32(0x7F800001))
+    value = np.full(8 if dtype == "complex64" else 4, bits).view(dtype)
+    placed = jax.device_put(value, NamedSharding(mesh((4, 2), AxisType.Auto), PartitionSpec("x")))
+    results = execute.edit(Chain((Unstack(0, (4,)),)), [placed], {}, leaves.Leaf(((4,),), dtype), [None] * 4)
+    cs.assert_trees_identical([np.asarray(x) for x in results], [value[i, ...] for i in range(4)])
 
 
 def _pick(on: Mesh, shape: tuple[int, ...], pick: int) -> NamedSharding:

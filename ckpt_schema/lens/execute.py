@@ -113,9 +113,13 @@ def _apply(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> lis
     """The edited leaves of traced ones; floats travel as unsigned integers, so that no backend touches a bit of them.
 
     XLA may compute on a wider float between two moves, which changes the payload of a NaN: its CPU backend does so where it
-    fuses the slices and transposes of ``float8_e5m2``.
+    fuses the slices and transposes of ``float8_e5m2``. Between devices it adds what each has of a slice to the zeros of the
+    others, which changes one as well: complex numbers travel as two floats.
     """
     dtype = values[0].dtype
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        parts = [_apply(chain, [part(x) for x in values], sizes) for part in (jax.lax.real, jax.lax.imag)]
+        return [jax.lax.complex(real, imaginary) for real, imaginary in zip(*parts, strict=True)]
     if not jnp.issubdtype(dtype, jnp.floating):
         return chain.apply(values, sizes)
     bits = jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
