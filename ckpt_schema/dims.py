@@ -121,7 +121,7 @@ def _format_bound(dim: Dim, sizes: Mapping[str, int]) -> str:
     return spelled if known is None or all(isinstance(f, int) for f in dim) else f"{spelled}={known}"
 
 
-def names(dims: Dims) -> set[str]:
+def names(dims: Iterable[Dim]) -> set[str]:
     """Every name that occurs in ``dims``."""
     found: set[str] = set()
     for dim in dims:

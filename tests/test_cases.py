@@ -192,7 +192,7 @@ def test_origin_o2_weights_alone_from_a_full_checkpoint(gpt: Gpt) -> None:
 
 
 def test_origin_o3_step_and_optimizer_move_into_the_optimizer_module() -> None:
-    moved = {lens().source.rows[j.source].key: lens().view.rows[j.view].key for j in lens().joins}
+    moved = {lens().source.rows[a].key: lens().view.rows[b].key for j in lens().joins for a, b in j.pairs}
     assert moved["step",] == ("optimizer", "step")
     assert moved["opt_state", 1, 0, "count"] == ("optimizer", "opt_state", 1, 0, "count")
     for moment in ("mu", "nu"):
@@ -443,9 +443,8 @@ def test_maxtext_4343_streams_that_were_drawn_from_are_kept_at_a_resume() -> Non
 
 def test_maxtext_4369_the_stack_axis_is_each_leaf_s_own(gpt: Gpt) -> None:
     through = cs.derive(gpt.nnx[True].layout, gpt.nnx[False].layout)
-    axes = {
-        "/".join(map(str, through.source.rows[j.source].key[-2:])): str(j.chain) for j in through.joins if j.level is not None
-    }
+    keys = (("/".join(map(str, through.source.rows[j.sources[0].row].key[-2:])), j) for j in through.joins)
+    axes = {key: str(join.chain) for key, join in keys if join.levels}
     assert axes["rngs/key"] == axes["rngs/count"] == "unstack depth on axis 0"
     assert axes["wi/kernel"] == axes["wi/bias"] == "unstack depth on axis 1"
     stacked = gpt.lens(scanned=True).get(gpt.state)
@@ -533,7 +532,7 @@ def test_maxtext_4566_int_chain_keys_survive_and_derivation_is_total() -> None:
     pure = nnx.to_pure_dict(lens().get(linen_state(TX)))
     assert set(pure["optimizer"]["opt_state"]) == {1}
     assert set(pure["optimizer"]["opt_state"][1]) == {0, 2}
-    placed = {j.source for j in lens().joins}, {j.view for j in lens().joins}
+    placed = lens().joined
     assert placed[0] == set(range(len(lens().source.rows)))
     alone = [row for n, row in enumerate(lens().view.rows) if n not in placed[1]]
     assert alone

@@ -18,7 +18,9 @@ from ckpt_schema import assert_trees_identical, leaves
 from ckpt_schema.dims import names, parse_dims
 from ckpt_schema.errors import ConformanceError
 from ckpt_schema.lens import execute
-from ckpt_schema.lens.edits import Cast, Chain, Rearrange, Stack, Unstack
+from ckpt_schema.lens.arrays import Cast, Rearrange
+from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.lens.symbolic import typed
 
 EDITS = (Rearrange, Cast, Unstack, Stack)
@@ -86,12 +88,11 @@ def test_tracers_are_edited_alike(case: Case) -> None:
 @examples(4)
 @given(ANY)
 def test_shape_agrees_with_apply(case: Case) -> None:
-    shape = case.shape
-    for edit in case.chain.edits:
-        shape = edit.shape(shape, case.needed)
+    shapes = case.chain.shapes([case.shape] * case.arity, case.needed)
     found = edited(case.chain, [abstract(case)] * case.arity, case, case.results)
     assert len(found) == case.results
-    assert {x.shape for x in found} == {shape}
+    assert [x.shape for x in found] == shapes
+    assert (case.chain.takes(case.sizes), case.chain.gives(case.sizes)) == (case.arity, case.results)
 
 
 def abstract(case: Case) -> jax.ShapeDtypeStruct:
@@ -111,9 +112,8 @@ def test_abstract_values_are_edited_alike(case: Case) -> None:
 @given(ANY)
 def test_symbolic_type_holds_for_all_sizes(case: Case) -> None:
     counts = frozenset({REPEATS})
-    several = bool(case.chain) and isinstance(case.chain.edits[0], Stack)
-    found = typed(case.chain, case.dims, case.dtype, 2 if several else 1, counts)
-    (wanted,) = typed(Chain(), case.after, case.after_dtype, 1, counts)
+    found = typed(case.chain, (case.dims,) * case.chain.takes({REPEATS: 2}), case.dtype, counts)
+    (wanted,) = typed(Chain(), (case.after,), case.after_dtype, counts)
     assert set(found) == {wanted}
 
 

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float32
 from support.chains import Case, cases
 
 import ckpt_schema as cs
-from ckpt_schema.lens.edits import Rearrange, Stack, Unstack
+from ckpt_schema.lens.arrays import Rearrange
+from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.orbax.metadata import read
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -259,9 +260,11 @@ def test_a_stack_of_unlike_names_is_an_error(other: Any) -> None:
 @given(case=cases(Rearrange, Stack, Unstack, length=3))
 def test_there_is_a_name_for_every_axis(case: Case) -> None:
     before = tuple(f"name{i}" for i in range(len(case.dims)))
-    after = case.chain.labels(before)
+    labelled = case.chain.labels([before] * case.arity, case.sizes)
+    assert len(labelled) == case.results and len(set(labelled)) == 1
+    after = labelled[0]
     assert len(after) == len(case.after)
     plain = all(len(dim) == 1 != dim[0] for dim in (*case.dims, *case.after))
     if plain and all(isinstance(edit, Rearrange) for edit in case.chain.edits):
         assert sorted(after) == sorted(before)
-        assert (~case.chain).labels(after) == before
+        assert (~case.chain).labels([after], case.sizes) == [before]

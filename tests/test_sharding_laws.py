@@ -25,8 +25,10 @@ from ckpt_schema import leaves
 from ckpt_schema.demo import schemas
 from ckpt_schema.dims import parse_dims
 from ckpt_schema.lens import execute
+from ckpt_schema.lens.arrays import Rearrange
 from ckpt_schema.lens.axes import Entries
-from ckpt_schema.lens.edits import Chain, Rearrange, Stack, Unstack
+from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.stacks import Stack, Unstack
 
 SEEDS = st.integers(0, 2**32 - 1)
 ON = st.sampled_from(MESHES)
@@ -71,18 +73,19 @@ def _pick(on: Mesh, shape: tuple[int, ...], pick: int) -> NamedSharding:
 def test_no_mesh_axis_is_dropped_that_another_axis_could_take(case: Case, on: Any, pick: int) -> None:
     ways = dict(mesh(*on).shape)
     before = _entries(_pick(mesh(*on), case.shape, pick), len(case.shape))
-    shape, entries = case.shape, before
+    several, shapes = [before] * case.arity, [case.shape] * case.arity
     for edit in case.chain.edits:
-        after = edit.entries(entries, shape, case.sizes, ways)
-        shape = edit.shape(shape, case.sizes)
+        (entries,) = set(several)
+        several = edit.entries(several, shapes, case.sizes, ways)
+        shapes = edit.shapes(shapes, case.sizes)
+        (shape,), (after,) = set(shapes), set(several)
         used = [axis for group in after for axis in group]
         assert len(after) == len(shape) and len(set(used)) == len(used)
         shards = [size // math.prod(ways[a] for a in group) for size, group in zip(shape, after, strict=True)]
         assert all(size % math.prod(ways[a] for a in group) == 0 for size, group in zip(shape, after, strict=True))
         for axis in {a for group in entries for a in group} - set(used):
             assert not any(length and length % ways[axis] == 0 for length in shards), f"{edit} drops {axis}"
-        entries = after
-    assert case.chain.entries(before, case.shape, case.sizes, ways) == entries
+    assert case.chain.entries([before] * case.arity, [case.shape] * case.arity, case.sizes, ways) == several
 
 
 def _entries(sharding: NamedSharding, rank: int) -> Entries:
@@ -111,7 +114,8 @@ def test_mesh_axes_follow_their_dims(chain: str, before: str, after: str) -> Non
     dims = parse_dims(source if view else "embed depth mlp" if isinstance(edit, Unstack) else "embed mlp")
     shape = tuple(math.prod(sizes.get(f, f) for f in dim) for dim in dims)  # type: ignore[call-overload,misc]
     groups: list[Entries] = [tuple(tuple(filter(None, g.split(","))) for g in text.split("|")) for text in (before, after)]
-    assert edit.entries(groups[0], shape, sizes, ways) == groups[1]
+    count = edit.takes(sizes)
+    assert set(edit.entries([groups[0]] * count, [shape] * count, sizes, ways)) == {groups[1]}
 
 
 # --- Whole lenses  ---

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from ckpt_schema.dims import Dim, Factor, Sum
 
-__all__ = ["Entries", "Labels", "Sizes", "deal", "deal_label", "house", "merge_labels", "product"]
+__all__ = [
+    "Clash",
+    "Entries",
+    "Labels",
+    "Shape",
+    "Sizes",
+    "agreed",
+    "deal",
+    "deal_label",
+    "house",
+    "merge_labels",
+    "product",
+    "xp",
+]
 
 Entries = tuple[tuple[str, ...], ...]
 """The mesh axes that shard each axis of a leaf: a PartitionSpec of full length without shorthands."""
 
 Sizes = Mapping[str, Any]
 """Sizes of dims by name: integers, or symbolic dimensions while an edit is typed."""
+
+Shape = tuple[Any, ...]
+"""The sizes of an array's axes: integers, or symbolic dimensions while an edit is typed."""
 
 Labels = tuple[Any, ...]
 """The logical name of each axis, as Linen's boxes and NNX's Variables keep them: a string, several, or None."""
@@ -32,6 +52,11 @@ def _factor(factor: Factor, sizes: Sizes) -> Any:
     if isinstance(factor, Sum):
         return sum(product(term, sizes) for term in factor.terms)
     return factor if isinstance(factor, int) else sizes[factor]
+
+
+def xp(value: Any) -> Any:
+    """What edits an array: NumPy what is NumPy's, jax everything else."""
+    return np if isinstance(value, np.ndarray) else jnp
 
 
 def deal(axes: Sequence[str], sizes: Sequence[int], ways: Mapping[str, int]) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -83,3 +108,25 @@ def merge_labels(labels: Sequence[Any]) -> Any:
         return labels[0]
     named = [name for label in labels for name in (label if isinstance(label, tuple) else (label,)) if name is not None]
     return None if not named else named[0] if len(named) == 1 else tuple(named)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clash:
+    """Names that leaves which become one have for the same axis.
+
+    Attributes:
+        names: Each of them once.
+    """
+
+    names: tuple[Any, ...]
+
+
+def agreed(several: Sequence[Labels]) -> Labels:
+    """The names that leaves have in common; a `Clash` where they differ.
+
+    Example:
+        >>> agreed([("embed", None), ("embed", "mlp")])
+        ('embed', Clash(names=(None, 'mlp')))
+    """
+    columns = (tuple(dict.fromkeys(column)) for column in zip(*several, strict=True))
+    return tuple(column[0] if len(column) == 1 else Clash(column) for column in columns)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +15,8 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Init, Leaf
-from ckpt_schema.lens.derive import Join
 from ckpt_schema.lens.execute import narrowed
+from ckpt_schema.lens.joins import Join, instances
 from ckpt_schema.lens.labels import Carried, Labelled, carried
 from ckpt_schema.lens.plan import Job, Make, Plan, Restart, Same, gatherer, signature_of
 from ckpt_schema.paths import KeyPath
@@ -177,7 +176,7 @@ def _wanted(view: Layout, joins: Sequence[Join], tree: Match, onto: Match | None
     if onto is not None:
         return list(onto.slots)
     present = {number for number, _ in tree.slots}
-    carried = {j.view for j in joins if j.source in present}
+    carried = {place.row for j in joins if any(s.row in present for s in j.sources) for place in j.views}
     slots: list[Slot] = []
     faults: list[Mismatch] = []
     for number, row in enumerate(view.rows):
@@ -205,15 +204,19 @@ def _sources(
 ) -> _Sources:
     found = _Sources({}, [], [], [], {})
     moved: set[int] = set()
+    present = {number for number, _ in tree.slots}
     faults: list[Mismatch] = []
     for join in joins:
-        before, after = source.rows[join.source], view.rows[join.view]
-        for inputs, outputs in _instances(join, before, after, sizes):
+        before, after = source.rows[join.sources[0].row], view.rows[join.views[0].row]
+        open_ = [dim for dim in join.counts if dims_.size_of(dim, sizes) is None]
+        if open_ and present & {place.row for place in join.sources}:
+            faults.append(_unbound(after, sizes))
+        for inputs, outputs in () if open_ else instances((join.sources, join.views), join.levels, sizes):
             positions = tuple([tree.slots[i] for i in inputs if i in tree.slots])
             if not positions:
                 continue  # an optional leaf that this tree lacks
             if len(positions) != len(inputs):
-                faults += (_absent(before, i) for i in inputs if i not in tree.slots)
+                faults += (_absent(source.rows[i[0]], i) for i in inputs if i not in tree.slots)
                 continue
             spelled = tuple(paths.format_path(tree.flat.keys[p]) for p in positions)
             found.carried.append((join.chain, outputs, positions))
@@ -243,26 +246,6 @@ def _materialized(tree: Match, position: int, onto: Match | None, output: Slot) 
     if kept is None or onto is None or not leaves.is_scalar(tree.flat.leaves[position]):
         return False
     return not leaves.is_scalar(onto.flat.leaves[kept])
-
-
-def _instances(join: Join, before: Row, after: Row, sizes: Mapping[str, int]) -> Iterator[tuple[list[Slot], list[Slot]]]:
-    """The slots that go into, and come out of, each application of a join's chain."""
-    if not before.unrolled and not after.unrolled:
-        yield [(join.source, ())], [(join.view, ())]
-        return
-    if join.level is None:
-        for indices in slots_of(before, sizes):
-            yield [(join.source, indices)], [(join.view, indices)]
-        return
-    fanned = before if before.repeats[join.level].axis is None else after
-    at = sum(r.axis is None for r in fanned.repeats[: join.level])
-    groups = itertools.groupby(
-        sorted(slots_of(fanned, sizes), key=lambda i: (*i[:at], *i[at + 1 :], i[at])), key=lambda i: (*i[:at], *i[at + 1 :])
-    )
-    for common, members in groups:
-        several = [(join.source if fanned is before else join.view, m) for m in members]
-        single = [(join.view if fanned is before else join.source, common)]
-        yield (several, single) if fanned is before else (single, several)
 
 
 def _container(

@@ -11,14 +11,12 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match, Matcher
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch
-from ckpt_schema.leaves import Default, Init
 from ckpt_schema.lens.compile import compile_plan
-from ckpt_schema.lens.derive import Join, join
-from ckpt_schema.lens.keys import UnwrapKey, WrapKey
+from ckpt_schema.lens.compose import compose
+from ckpt_schema.lens.derive import join
+from ckpt_schema.lens.joins import Join, Place
 from ckpt_schema.lens.plan import Plan
-from ckpt_schema.lens.relate import relate
 from ckpt_schema.lens.rules import Rule
-from ckpt_schema.paths import Pattern
 from ckpt_schema.schema import Schema, layout
 from ckpt_schema.table import Layout, Row
 from ckpt_schema.text import columns
@@ -94,6 +92,12 @@ class Lens:
     dims: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
 
     @functools.cached_property
+    def joined(self) -> tuple[frozenset[int], frozenset[int]]:
+        """The numbers of the rows of the source, and of the view, that have a partner."""
+        pairs = [pair for one in self.joins for pair in one.pairs]
+        return frozenset(before for before, _ in pairs), frozenset(after for _, after in pairs)
+
+    @functools.cached_property
     def _forward(self) -> _Translator:
         return _Translator(self.source, self.view, self.joins, self.dims)
 
@@ -163,7 +167,7 @@ class Lens:
         Raises:
             DerivationError: With every row in which this lens's view differs from the other's source.
         """
-        return _compose(self, other)
+        return Lens(*compose(self, other), dims={**self.dims, **other.dims})
 
     def __str__(self) -> str:
         """The table: where each leaf goes, what is edited, what is private."""
@@ -215,8 +219,8 @@ def derive(
 
 
 def _table(lens: Lens) -> list[str]:
-    joined_s, joined_v = {j.source for j in lens.joins}, {j.view for j in lens.joins}
-    rows = [(_key(lens.source.rows[j.source]), _key(lens.view.rows[j.view]), done) for j, done in _edits(lens)]
+    joined_s, joined_v = lens.joined
+    rows = [(_keys(lens.source, j.sources), _keys(lens.view, j.views), done) for j, done in _edits(lens)]
     alone = [(_key(r), "-", _private(r)) for n, r in enumerate(lens.source.rows) if n not in joined_s]
     alone += [("-", _key(r), _private(r)) for n, r in enumerate(lens.view.rows) if n not in joined_v]
     own = len(lens.source.rows) - len(joined_s), len(lens.view.rows) - len(joined_v)
@@ -229,12 +233,17 @@ def _table(lens: Lens) -> list[str]:
 
 def _edits(lens: Lens) -> Iterator[tuple[Join, str]]:
     """What is done on the way of each join, and whether it is a copy of what another carries."""
-    seen: tuple[set[int], set[int]] = set(), set()
+    seen: tuple[set[Place], set[Place]] = set(), set()
     for one in lens.joins:
-        tied = one.source in seen[0] or one.view in seen[1]
-        seen[0].add(one.source)
-        seen[1].add(one.view)
+        ends = set(one.sources), set(one.views)
+        tied = any(end & known for end, known in zip(ends, seen, strict=True))
+        for end, known in zip(ends, seen, strict=True):
+            known |= end
         yield one, ", ".join(filter(None, (str(one.chain), "tied" if tied else "")))
+
+
+def _keys(table: Layout, places: Sequence[Place]) -> str:
+    return " ".join(_key(table.rows[place.row]) for place in places)
 
 
 def _key(row: Row) -> str:
@@ -243,97 +252,3 @@ def _key(row: Row) -> str:
 
 def _private(row: Row) -> str:
     return f"private, {row.stored}, default {row.default}" if row.default is not None else f"private, {row.stored}, optional"
-
-
-def _compose(first: Lens, second: Lens) -> Lens:
-    """The join of two joins; a row the middle layout alone defaults carries that default to the far side.
-
-    The edits are derived anew from the outer rows, which is what makes a stack on the way from list to list vanish.
-    """
-    faults = [*_differences(first.view, second.source), *_contradictions(first, second)]
-    if faults:
-        header = f"{first.view.name} and {second.source.name} are not one layout, so their lenses do not compose"
-        raise DerivationError(f"{header}: {len(faults)} fault(s)", faults)
-    number = {row.key: n for n, row in enumerate(first.view.rows)}
-    middle = {number[row.key]: n for n, row in enumerate(second.source.rows)}  # of the first's view: of the second's source
-    onward: dict[int, list[Join]] = {}
-    for j in second.joins:
-        onward.setdefault(j.source, []).append(j)
-    back = {middle[j.view] for j in first.joins}
-    source, view = list(first.source.rows), list(second.view.rows)
-    joins: dict[tuple[int, int], Join] = {}  # two ways to one place meet where a tie is undone
-    for j, after in [(before, after) for before in first.joins for after in onward.get(middle[before.view], [None])]:
-        if after is None:
-            source[j.source] = _left_over(source[j.source], second.source.rows[middle[j.view]], first.source, faults)
-            continue
-        raw = any(isinstance(edit, (WrapKey, UnwrapKey)) for edit in (*j.chain.edits, *after.chain.edits))
-        made = relate(source[j.source], view[after.view], raw=raw)
-        if isinstance(made, Mismatch):
-            faults.append(made)
-        else:
-            joins.setdefault((j.source, after.view), Join(j.source, after.view, *made))
-            # Where one end lacks an optional leaf, the layout between them fills it in before the other end can.
-            if source[j.source].optional:
-                view[after.view] = _defaulted(view[after.view], first.view.rows[j.view].default, second.view, faults)
-            if view[after.view].optional:
-                source[j.source] = _defaulted(
-                    source[j.source], second.source.rows[middle[j.view]].default, first.source, faults
-                )
-    by_second = {m: n for n, m in middle.items()}
-    for j in second.joins:
-        if j.source not in back:
-            view[j.view] = _left_over(view[j.view], first.view.rows[by_second[j.source]], second.view, faults)
-    if faults:
-        raise DerivationError(f"no lens from {first.source.name} to {second.view.name}: {len(faults)} fault(s)", faults)
-    return Lens(
-        dataclasses.replace(first.source, rows=tuple(source)),
-        dataclasses.replace(second.view, rows=tuple(view)),
-        tuple(sorted(joins.values(), key=lambda j: j.view)),
-        {**first.dims, **second.dims},
-    )
-
-
-def _contradictions(first: Lens, second: Lens) -> list[Mismatch]:
-    """Dims that both lenses are bound to, differently."""
-    return [
-        Mismatch(name, "dims", f"{first.dims[name]}, as in the first", f"{size} in the second", "bind both to the same")
-        for name, size in second.dims.items()
-        if first.dims.get(name, size) != size
-    ]
-
-
-def _left_over(row: Row, middle: Row, table: Layout, faults: list[Mismatch]) -> Row:
-    """An outer row whose partner in the middle has none on the far side, with the default it has then."""
-    row = _defaulted(row, middle.default, table, faults)
-    if row.default is None and not row.optional:
-        hint = "declare a default, or make it optional"
-        found = f"{row.stored} in {table.name} alone, the layout between them making it optional"
-        faults.append(Mismatch("/".join(row.path), "unplaced", "a partner on the far side", found, hint))
-    return row
-
-
-def _defaulted(row: Row, default: Default | None, table: Layout, faults: list[Mismatch]) -> Row:
-    """``row`` with the default that the layout in the middle declares, if it does."""
-    if default is None:
-        return row
-    if isinstance(default, Init) and table.initial is None:
-        hint = f"declare {table.name} with its transformation"
-        faults.append(Mismatch("/".join(row.path), "chain", "a transformation that starts it", "none", hint))
-    if not leaves.holds(row.leaf, default):
-        hint = "the layout between them declares it"
-        faults.append(Mismatch("/".join(row.path), "dtype", f"a default that {row.leaf.dtype} can hold", str(default), hint))
-    return dataclasses.replace(row, default=default)
-
-
-def _differences(first: Layout, second: Layout) -> list[Mismatch]:
-    left, right = ({row.key: str(row.stored) for row in table.rows} for table in (first, second))
-    return [
-        Mismatch(_spelled(key), "unplaced", left.get(key, "nothing"), right.get(key, "nothing"))
-        for key in sorted({**left, **right}, key=lambda key: paths.natural(paths.format_path(key)))
-        if left.get(key) != right.get(key)
-    ]
-
-
-def _spelled(key: Pattern) -> str:
-    """A key path; a segment that holds the separator is quoted here, for two layouts are told apart by it."""
-    return paths.format_path(repr(k) if isinstance(k, str) and "/" in k else k for k in key)

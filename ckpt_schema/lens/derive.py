@@ -11,37 +11,16 @@ from ckpt_schema import chains, leaves, paths
 from ckpt_schema.errors import DerivationError, Mismatch
 from ckpt_schema.leaves import Fill, Init
 from ckpt_schema.lens.align import Alignment, Owners, Settled, align
-from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.relate import relate
 from ckpt_schema.lens.rules import Move, Private, RawKey, Rename, Reset, Rule, Tie, under
 from ckpt_schema.lens.ties import copies
+from ckpt_schema.lens.told import Told
 from ckpt_schema.lens.unplaced import unplaced
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Part, Row
 
-__all__ = ["Join", "join"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Join:
-    """Two rows that are one leaf, and the edits from the first to the second.
-
-    Attributes:
-        source: The number of the source's row.
-        view: The number of the view's row.
-        chain: What is done to the leaf on the way to the view; empty when it only moves.
-        level: The level of repetition that one side stacks and the other unrolls, or None.
-    """
-
-    source: int
-    view: int
-    chain: Chain
-    level: int | None = None
-
-    @property
-    def inverse(self) -> Join:
-        """The same join seen from the other side."""
-        return Join(self.view, self.source, ~self.chain, self.level)
+__all__ = ["join"]
 
 
 def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layout, Layout, tuple[Join, ...]]:
@@ -79,7 +58,8 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
     pairs += [(back[of], copy) for copy, of in twice[1].items() if of in back]
     joins = _joined(source, view, rules, pairs, faults)
     faults += _idle(source, view, rules, joins, {f.path for f in faults})
-    faults += unplaced(source, view, renamed, [(j.source, j.view) for j in joins], alignment, {f.path for f in faults})
+    placed = [pair for one in joins for pair in one.pairs]
+    faults += unplaced(source, view, renamed, placed, alignment, {f.path for f in faults})
     if faults:
         parts = [*map(str, source.parts)], [*map(str, view.parts)]
         notes = chains.side_by_side((source.name, view.name), parts) if any(f.kind == "chain" for f in faults) else []
@@ -95,11 +75,12 @@ def _joined(
     joins: list[Join] = []
     for one, other in pairs:
         row = view.rows[other]
-        made = relate(source.rows[one], row, raw=any(under(row, path) is not None for path in raw))
+        told = Told(raw=any(under(row, path) is not None for path in raw))
+        made = relate(source.rows[one], row, told)
         if isinstance(made, Mismatch):
             faults.append(made)
         else:
-            joins.append(Join(one, other, *made))
+            joins.append(made.join(one, other, told))
     return joins
 
 
@@ -118,7 +99,7 @@ def _spelled(rule: object) -> str:
 
 def _idle(source: Layout, view: Layout, rules: Sequence[Rule], joins: Sequence[Join], known: set[str]) -> Iterator[Mismatch]:
     """Leaves that a rule calls private, and that have a partner which is never absent; raw keys that are none; idle ties."""
-    pairs = [(source.rows[one.source], view.rows[one.view]) for one in joins]
+    pairs = [(source.rows[before], view.rows[after]) for one in joins for before, after in one.pairs]
     for rule in rules:
         if isinstance(rule, RawKey):
             found = [a.leaf.is_key != b.leaf.is_key for a, b in pairs if under(b, rule.path) is not None]

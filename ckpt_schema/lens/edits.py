@@ -1,7 +1,7 @@
-"""Edits of leaves: each an isomorphism that knows its inverse, what it does to shapes and what it does to shardings.
+"""Edits of leaves: each an isomorphism that knows its inverse, and what it does to shapes, shardings and names of axes.
 
-An edit turns a list of leaves into a list of leaves; all but the stacking ones act on each leaf by itself. ``a >> b`` composes,
-``~a`` inverts, and ``~a >> a`` is the identity, which composition sees and drops.
+An edit turns a list of leaves into a list of leaves, group by group: so many leaves go in, and so many come out. ``a >> b``
+composes, ``~a`` inverts, and ``~a >> a`` is the identity, which composition sees and drops.
 """
 
 from __future__ import annotations
@@ -10,14 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
+from ckpt_schema.lens.axes import Entries, Labels, Shape, Sizes
 
-from ckpt_schema import dims as dims_
-from ckpt_schema.dims import Dim, Dims
-from ckpt_schema.lens.axes import Entries, Labels, Sizes, deal, deal_label, house, merge_labels, product
-
-__all__ = ["Cast", "Chain", "Edit", "Rearrange", "Stack", "Unstack"]
+__all__ = ["Chain", "Edit", "Leafwise", "groups"]
 
 
 class Edit:
@@ -30,33 +25,52 @@ class Edit:
         """The edit that undoes this one."""
         raise NotImplementedError
 
-    def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
+    @property
+    def names(self) -> set[str]:
+        """The dims whose sizes it needs."""
+        return set()
+
+    @property
+    def constraints(self) -> tuple[str, ...]:
+        """What must hold of these sizes, and does not for all: comparisons, as jax spells those of symbolic dims."""
+        return ()
+
+    def takes(self, sizes: Sizes) -> int:
+        """How many leaves go into one application."""
+        return 1
+
+    def gives(self, sizes: Sizes) -> int:
+        """How many leaves come out of it."""
+        return 1
+
+    def apply(self, values: Sequence[Any], sizes: Sizes) -> list[Any]:
         """The edited leaves; NumPy arrays stay NumPy arrays, everything else goes through ``jax.numpy``."""
         raise NotImplementedError
 
-    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+    def shapes(self, shapes: Sequence[Shape], sizes: Sizes) -> list[Shape]:
+        """The shape of each result, from those of the inputs."""
+        raise NotImplementedError
+
+    def entries(
+        self, entries: Sequence[Entries], shapes: Sequence[Shape], sizes: Sizes, ways: Mapping[str, int]
+    ) -> list[Entries]:
         """How each result is sharded.
 
         Args:
             entries: How each input is sharded.
-            shape: The shape of each input.
+            shapes: The shape of each input.
             sizes: Sizes of the dims.
             ways: The size of each mesh axis.
         """
         raise NotImplementedError
 
-    def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
-        """The shape of each result, from that of each input."""
+    def labels(self, labels: Sequence[Labels], sizes: Sizes) -> list[Labels]:
+        """The logical names of each result's axes, from those of the inputs."""
         raise NotImplementedError
 
-    def labels(self, labels: Labels) -> Labels:
-        """The logical names of each result's axes, from those of each input's."""
-        raise NotImplementedError
-
-    @property
-    def names(self) -> set[str]:
-        """The dims whose sizes it needs."""
-        return set()
+    def followed_by(self, other: Edit) -> Edit | None:
+        """The one edit that does what this and ``other`` do in turn, where there is one."""
+        return None
 
     def __rshift__(self, other: Edit | Chain) -> Chain:
         """First this edit, then the other."""
@@ -67,230 +81,49 @@ class Edit:
         return self.inverse
 
 
-def _sized(factors: Dim) -> Dim:
-    """The factors that an axis is made of, without any 1."""
-    return tuple([factor for factor in factors if factor != 1])
+class Leafwise(Edit):
+    """An edit of each leaf by itself."""
 
+    __slots__ = ()
 
-def _xp(value: Any) -> Any:
-    return np if isinstance(value, np.ndarray) else jnp
+    def one(self, value: Any, sizes: Sizes) -> Any:
+        """The edited leaf."""
+        raise NotImplementedError
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rearrange(Edit):
-    """Splits, permutes and merges axes, from the dims of one layout to those of the other.
-
-    Attributes:
-        source: The dims before.
-        view: The dims after: the same factors in another order or grouping, none of them twice. Axes of size 1 come and go.
-
-    Example:
-        >>> edit = Rearrange(dims_.parse_dims("embed 3*heads"), dims_.parse_dims("3 heads embed"))
-        >>> print(edit, "|", ~edit)
-        embed 3*heads -> 3 heads embed | 3 heads embed -> embed 3*heads
-        >>> edit.shape((4, 6), {"embed": 4, "heads": 2})
-        (3, 2, 4)
-    """
-
-    source: Dims
-    view: Dims
-
-    @property
-    def inverse(self) -> Rearrange:
-        """From the dims after to the dims before."""
-        return Rearrange(self.view, self.source)
-
-    @property
-    def names(self) -> set[str]:
-        """Every name, unless the axes are merely permuted."""
-        return set() if self._permutes else dims_.names(self.source)
-
-    @property
-    def _permutes(self) -> bool:
-        """Whether no axis is split or merged."""
-        return all(len(_sized(dim)) == 1 for dim in (*self.source, *self.view))
-
-    @property
-    def permutation(self) -> tuple[int, ...]:
-        """For each factor of the view, its place among the source's."""
-        before, after = (_sized(dims_.factors(dims)) for dims in (self.source, self.view))
-        return tuple(before.index(factor) for factor in after)
-
-    def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
-        """Each leaf split to its factors, permuted, and merged."""
-        return [self._one(value, sizes) for value in values]
-
-    def _one(self, value: Any, sizes: Sizes) -> Any:
-        xp = _xp(value)
-        if any(len(_sized(dim)) != 1 for dim in self.source):
-            value = xp.reshape(value, tuple(product((f,), sizes) for f in _sized(dims_.factors(self.source))))
-        value = xp.transpose(value, self.permutation)
-        if any(len(_sized(dim)) != 1 for dim in self.view):
-            value = xp.reshape(value, tuple(product(dim, sizes) for dim in self.view))
-        return value
-
-    def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
-        """The view's dims under ``sizes``; a mere permutation needs none."""
-        if self._permutes:
-            return tuple(shape[i] for i in self.permutation)
-        return tuple(product(dim, sizes) for dim in self.view)
-
-    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
-        """Mesh axes follow their factors; one that fits no factor of its product goes to another axis it divides."""
-        if self._permutes:
-            return tuple(entries[i] for i in self.permutation)
-        atoms: list[tuple[str, ...]] = []
-        homeless: list[str] = []
-        for dim, axes in zip(self.source, entries, strict=True):
-            split, left = deal(axes, [product((f,), sizes) for f in _sized(dim)], ways)
-            atoms += split
-            homeless += left
-        moved = iter([atoms[i] for i in self.permutation])
-        merged = tuple(tuple(axis for _ in _sized(dim) for axis in next(moved)) for dim in self.view)
-        return house(merged, self.shape(shape, sizes), homeless, ways)
-
-    def labels(self, labels: Labels) -> Labels:
-        """Names follow their factors; that of a product is the first's."""
-        atoms = [part for dim, label in zip(self.source, labels, strict=True) for part in deal_label(label, len(_sized(dim)))]
-        moved = iter([atoms[i] for i in self.permutation])
-        return tuple(merge_labels([next(moved) for _ in _sized(dim)]) for dim in self.view)
-
-    def __str__(self) -> str:
-        """The dims before and after."""
-        return f"{dims_.format_dims(self.source)} -> {dims_.format_dims(self.view)}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Cast(Edit):
-    """Casts an integer leaf to another integer dtype; only values that both can hold pass.
-
-    Example:
-        >>> print(Cast("int32", "uint32"))
-        int32 -> uint32
-    """
-
-    source: str
-    view: str
-
-    @property
-    def inverse(self) -> Cast:
-        """The cast back."""
-        return Cast(self.view, self.source)
-
-    def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
-        """Each leaf cast; `fits` says beforehand whether that keeps its values."""
-        # NumPy knows no cast between the integers narrower than a byte; int64 holds every value that both dtypes hold.
-        wide = [value.astype(np.int64) if isinstance(value, np.ndarray) else value for value in values]
-        return [value.astype(self.view) for value in wide]
-
-    def fits(self, low: int, high: int) -> bool:
-        """Whether values between ``low`` and ``high`` are kept."""
-        info = jnp.iinfo(self.view)
-        return int(info.min) <= low and high <= int(info.max)
-
-    def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
-        """The same shape."""
+    def shape(self, shape: Shape, sizes: Sizes) -> Shape:
+        """Its shape; the same unless said."""
         return shape
 
-    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
-        """The same sharding."""
+    def sharded(self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+        """How it is sharded; as before unless said."""
         return entries
 
-    def labels(self, labels: Labels) -> Labels:
-        """The same names."""
+    def named(self, labels: Labels) -> Labels:
+        """What its axes are called; as before unless said."""
         return labels
 
-    def __str__(self) -> str:
-        """The dtypes before and after."""
-        return f"{self.source} -> {self.view}"
+    def apply(self, values: Sequence[Any], sizes: Sizes) -> list[Any]:
+        """Each leaf edited."""
+        return [self.one(value, sizes) for value in values]
+
+    def shapes(self, shapes: Sequence[Shape], sizes: Sizes) -> list[Shape]:
+        """The shape of each."""
+        return [self.shape(shape, sizes) for shape in shapes]
+
+    def entries(
+        self, entries: Sequence[Entries], shapes: Sequence[Shape], sizes: Sizes, ways: Mapping[str, int]
+    ) -> list[Entries]:
+        """How each is sharded."""
+        return [self.sharded(e, shape, sizes, ways) for e, shape in zip(entries, shapes, strict=True)]
+
+    def labels(self, labels: Sequence[Labels], sizes: Sizes) -> list[Labels]:
+        """What the axes of each are called."""
+        return [self.named(each) for each in labels]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Unstack(Edit):
-    """One leaf, stacked on an axis, to one leaf per repeat.
-
-    Attributes:
-        axis: The stack axis.
-        size: The number of repeats.
-
-    Example:
-        >>> print(Unstack(1, ("depth",)), "|", ~Unstack(1, ("depth",)))
-        unstack depth on axis 1 | stack depth on axis 1
-    """
-
-    axis: int
-    size: Dim
-
-    @property
-    def inverse(self) -> Stack:
-        """The edit that stacks them again."""
-        return Stack(self.axis, self.size)
-
-    @property
-    def names(self) -> set[str]:
-        """The number of repeats, where it has a name."""
-        return dims_.names((self.size,))
-
-    def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
-        """The slices of the one leaf, in order."""
-        (value,) = values
-        at = (slice(None),) * self.axis
-        return [value[(*at, i, ...)] for i in range(product(self.size, sizes))]  # the dots keep a 0-d NumPy array an array
-
-    def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
-        """The shape without the stack axis."""
-        return (*shape[: self.axis], *shape[self.axis + 1 :])
-
-    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
-        """The sharding without the stack axis; mesh axes that sharded it go to another axis they divide."""
-        rest = (*entries[: self.axis], *entries[self.axis + 1 :])
-        return house(rest, self.shape(shape, sizes), entries[self.axis], ways)
-
-    def labels(self, labels: Labels) -> Labels:
-        """The names without that of the stack axis."""
-        return (*labels[: self.axis], *labels[self.axis + 1 :])
-
-    def __str__(self) -> str:
-        """What is unstacked, and where."""
-        return f"unstack {dims_.format_dim(self.size)} on axis {self.axis}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stack(Edit):
-    """One leaf per repeat, to one leaf stacked on an axis."""
-
-    axis: int
-    size: Dim
-
-    @property
-    def inverse(self) -> Unstack:
-        """The edit that takes them apart again."""
-        return Unstack(self.axis, self.size)
-
-    @property
-    def names(self) -> set[str]:
-        """The number of repeats, where it has a name."""
-        return dims_.names((self.size,))
-
-    def apply(self, values: list[Any], sizes: Sizes) -> list[Any]:
-        """The one stacked leaf."""
-        return [_xp(values[0]).stack(values, axis=self.axis)]
-
-    def shape(self, shape: tuple[int, ...], sizes: Sizes) -> tuple[int, ...]:
-        """The shape with the stack axis."""
-        return (*shape[: self.axis], product(self.size, sizes), *shape[self.axis :])
-
-    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
-        """The sharding with a stack axis that is not sharded."""
-        return (*entries[: self.axis], (), *entries[self.axis :])
-
-    def labels(self, labels: Labels) -> Labels:
-        """The names with none for the stack axis."""
-        return (*labels[: self.axis], None, *labels[self.axis :])
-
-    def __str__(self) -> str:
-        """What is stacked, and where."""
-        return f"stack {dims_.format_dim(self.size)} on axis {self.axis}"
+def groups(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """``values`` in groups of ``size``."""
+    return (values[at : at + size] for at in range(0, len(values), size))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -298,6 +131,8 @@ class Chain:
     """Edits one after the other; the empty chain moves a leaf as it is.
 
     Example:
+        >>> from ckpt_schema.lens.arrays import Cast
+        >>> from ckpt_schema.lens.stacks import Unstack
         >>> chain = Unstack(0, ("depth",)) >> Cast("int32", "uint32")
         >>> print(chain, "|", ~chain, "|", (chain >> ~chain).edits)
         unstack depth on axis 0, int32 -> uint32 | uint32 -> int32, stack depth on axis 0 | ()
@@ -330,9 +165,23 @@ class Chain:
         return set[str]().union(*(edit.names for edit in self.edits))
 
     @property
-    def casts(self) -> Iterator[Cast]:
-        """Those edits that only some values survive."""
-        return (edit for edit in self.edits if isinstance(edit, Cast))
+    def constraints(self) -> tuple[str, ...]:
+        """What must hold of these sizes."""
+        return tuple(dict.fromkeys(c for edit in self.edits for c in edit.constraints))
+
+    def takes(self, sizes: Sizes) -> int:
+        """How many leaves go into one application of the chain."""
+        needed = 1
+        for edit in reversed(self.edits):
+            needed = max(1, needed // max(1, edit.gives(sizes))) * edit.takes(sizes)
+        return needed
+
+    def gives(self, sizes: Sizes) -> int:
+        """How many leaves come out of it."""
+        count = self.takes(sizes)
+        for edit in self.edits:
+            count = count // edit.takes(sizes) * edit.gives(sizes)
+        return count
 
     def apply(self, values: Sequence[Any], sizes: Sizes) -> list[Any]:
         """The edited leaves."""
@@ -341,23 +190,33 @@ class Chain:
             edited = edit.apply(edited, sizes)
         return edited
 
-    def entries(self, entries: Entries, shape: tuple[int, ...], sizes: Sizes, ways: Mapping[str, int]) -> Entries:
-        """How each result is sharded, from the sharding and shape of the inputs."""
+    def shapes(self, shapes: Sequence[Shape], sizes: Sizes) -> list[Shape]:
+        """The shape of each result."""
+        found = list(shapes)
         for edit in self.edits:
-            entries = edit.entries(entries, shape, sizes, ways)
-            shape = edit.shape(shape, sizes)
-        return entries
+            found = edit.shapes(found, sizes)
+        return found
 
-    def labels(self, labels: Labels) -> Labels:
-        """The logical names of each result's axes."""
+    def entries(
+        self, entries: Sequence[Entries], shapes: Sequence[Shape], sizes: Sizes, ways: Mapping[str, int]
+    ) -> list[Entries]:
+        """How each result is sharded, from the sharding and shape of the inputs."""
+        found, shaped = list(entries), list(shapes)
         for edit in self.edits:
-            labels = edit.labels(labels)
-        return labels
+            found = edit.entries(found, shaped, sizes, ways)
+            shaped = edit.shapes(shaped, sizes)
+        return found
+
+    def labels(self, labels: Sequence[Labels], sizes: Sizes) -> list[Labels]:
+        """The logical names of each result's axes."""
+        found = list(labels)
+        for edit in self.edits:
+            found = edit.labels(found, sizes)
+        return found
 
 
 def _join(edits: tuple[Edit, ...], edit: Edit) -> tuple[Edit, ...]:
     if edits and edits[-1] == edit.inverse:
         return edits[:-1]
-    if edits and isinstance(edits[-1], Rearrange) and isinstance(edit, Rearrange) and edits[-1].view == edit.source:
-        return (*edits[:-1], Rearrange(edits[-1].source, edit.view))
-    return (*edits, edit)
+    one = edits[-1].followed_by(edit) if edits else None
+    return (*edits, edit) if one is None else (*edits[:-1], one)

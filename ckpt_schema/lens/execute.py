@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +15,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ckpt_schema import leaves
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Fill, FreshKey, Leaf
+from ckpt_schema.lens.arrays import Cast
 from ckpt_schema.lens.axes import Entries
-from ckpt_schema.lens.edits import Cast, Chain
+from ckpt_schema.lens.edits import Chain
 
 __all__ = ["edit", "make", "mesh_of", "narrowed", "on_devices", "restart", "verify_casts"]
 
@@ -70,33 +70,33 @@ def _like(result: Any, like: Any) -> Any:
 def _abstract(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[jax.ShapeDtypeStruct]:
     bare = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values]
     found = jax.eval_shape(lambda *xs: chain.apply(xs, sizes), *bare)
-    sharding = _result_sharding(chain, values, sizes)
-    return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in found]
+    shardings = _result_shardings(chain, values, sizes) or [None] * len(found)
+    return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(found, shardings, strict=True)]
 
 
 def _compiled_edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
-    sharding = _result_sharding(chain, [v for v in values if isinstance(v, jax.Array)], sizes)
-    named = sharding if isinstance(sharding, NamedSharding) else None
+    shardings = _result_shardings(chain, values, sizes)
+    named = tuple(s for s in shardings if isinstance(s, NamedSharding))
     return list(_compiled(chain, tuple(sorted(sizes.items())), named)(*values))
 
 
 @functools.lru_cache(maxsize=1024)
-def _compiled(chain: Chain, sizes: tuple[tuple[str, int], ...], sharding: NamedSharding | None) -> Any:
-    """One jitted function per distinct edit and sharding; jax then compiles it once per shape."""
+def _compiled(chain: Chain, sizes: tuple[tuple[str, int], ...], shardings: tuple[NamedSharding, ...]) -> Any:
+    """One jitted function per distinct edit and sharding of the results; jax then compiles it once per shape."""
 
     def run(*values: Any) -> list[Any]:
         return _apply(chain, values, dict(sizes))
 
-    if sharding is None:
+    if not shardings:
         return jax.jit(run)
-    if AxisType.Explicit in sharding.mesh.axis_types:
-        return jax.jit(_told(run, sharding))
-    return jax.jit(run, out_shardings=sharding)
+    if AxisType.Explicit in shardings[0].mesh.axis_types:
+        return jax.jit(_told(run, shardings))
+    return jax.jit(run, out_shardings=list(shardings))
 
 
-def _told(run: Callable[..., list[Any]], sharding: NamedSharding) -> Callable[..., list[Any]]:
-    """``run`` with its result's sharding given: on an explicit mesh a sharded axis is not split or merged without."""
-    told: Any = jax.sharding.auto_axes(out_sharding=sharding)(run)
+def _told(run: Callable[..., list[Any]], shardings: Sequence[NamedSharding]) -> Callable[..., list[Any]]:
+    """``run`` with its results' shardings given: on an explicit mesh a sharded axis is not split or merged without."""
+    told: Any = jax.sharding.auto_axes(out_sharding=list(shardings))(run)
     return told
 
 
@@ -104,9 +104,9 @@ def _traced_edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) 
     def run(*xs: Any) -> list[Any]:
         return _apply(chain, xs, sizes)
 
-    sharding = _result_sharding(chain, [jax.typeof(v) for v in values if isinstance(v, Tracer)], sizes)
-    explicit = isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
-    return _told(run, sharding)(*values) if explicit else run(*values)
+    shardings = _result_shardings(chain, [jax.typeof(v) if isinstance(v, Tracer) else v for v in values], sizes)
+    named = [s for s in shardings if isinstance(s, NamedSharding) and AxisType.Explicit in s.mesh.axis_types]
+    return _told(run, named)(*values) if named else run(*values)
 
 
 def _apply(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
@@ -136,26 +136,22 @@ def _apply(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> lis
     return moved(*values)
 
 
-def _result_sharding(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> Any:
-    """How each result is sharded, from the inputs' shardings: the finest, so that none is gathered; None where unknown."""
-    value = max(values, key=_shards)
-    sharding = getattr(value, "sharding", None)
-    if not isinstance(sharding, NamedSharding):
-        return sharding
-    ways: dict[str, int] = dict(sharding.mesh.shape)
-    found = chain.entries(_entries(sharding.spec, len(value.shape)), tuple(value.shape), sizes, ways)
-    return NamedSharding(sharding.mesh, _spec(found), memory_kind=sharding.memory_kind)
+def _result_shardings(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
+    """How each result is sharded, from the inputs' shardings; nothing where that is unknown."""
+    shardings = [getattr(value, "sharding", None) for value in values]
+    shapes = [tuple(value.shape) for value in values]
+    first = next((s for s in shardings if isinstance(s, NamedSharding)), None)
+    if first is None:
+        alike = shardings[0] is not None and all(s == shardings[0] for s in shardings)
+        return [shardings[0]] * len(chain.shapes(shapes, sizes)) if alike else []
+    ways: dict[str, int] = dict(first.mesh.shape)
+    specs = [s.spec if isinstance(s, NamedSharding) and s.mesh == first.mesh else () for s in shardings]
+    split = [_entries(spec, len(shape)) for spec, shape in zip(specs, shapes, strict=True)]
+    found = chain.entries(split, shapes, sizes, ways)
+    return [NamedSharding(first.mesh, _spec(each), memory_kind=first.memory_kind) for each in found]
 
 
-def _shards(value: Any) -> int:
-    """Into how many parts a leaf is split."""
-    sharding = getattr(value, "sharding", None)
-    if not isinstance(sharding, NamedSharding):
-        return 0
-    return math.prod(sharding.mesh.shape[axis] for axes in _entries(sharding.spec, len(value.shape)) for axis in axes)
-
-
-def _entries(spec: PartitionSpec, rank: int) -> Entries:
+def _entries(spec: PartitionSpec | tuple[()], rank: int) -> Entries:
     full = (*spec, *[None] * (rank - len(spec)))
     return tuple(axes if isinstance(axes, tuple) else (axes,) if isinstance(axes, str) else () for axes in full)
 
@@ -226,7 +222,7 @@ def verify_casts(jobs: Sequence[tuple[Chain, Sequence[Any], Sequence[str]]]) -> 
     """
     faults: list[Mismatch] = []
     for chain, values, names in jobs:
-        for cast in chain.casts:
+        for cast in _casts(chain):
             faults += [f for f in (_cast_fault(cast, v, n) for v, n in zip(values, names, strict=True)) if f is not None]
     if faults:
         raise ConformanceError(f"values cannot be carried over exactly: {len(faults)} fault(s)", faults)
@@ -239,6 +235,11 @@ def narrowed(path: str, dtype: str) -> Mismatch | None:
         return None
     found = f"{made}, which is what jax makes of it"
     return Mismatch(path, "dtype", f"an array of {dtype}", found, 'set jax.config.update("jax_enable_x64", True)')
+
+
+def _casts(chain: Chain) -> Iterator[Cast]:
+    """Those edits that only some values survive."""
+    return (edit for edit in chain.edits if isinstance(edit, Cast))
 
 
 def _cast_fault(cast: Cast, value: Any, path: str) -> Mismatch | None:

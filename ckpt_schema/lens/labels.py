@@ -9,6 +9,7 @@ from ckpt_schema import paths
 from ckpt_schema.conformance import Match
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Init
+from ckpt_schema.lens.axes import Clash
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.table import Layout, Row, Slot
@@ -48,15 +49,17 @@ def carried(
     faults: list[Mismatch] = []
     slots = {position: slot for slot, position in tree.slots.items()}
     for chain, outputs, positions in moves:
-        told = [said[p] for p in positions if p in said]
-        row = source.rows[slots[positions[0]][0]]
-        if told and row.path[0] == "opt_state":
+        told = [said.get(p) for p in positions]
+        rows = [source.rows[slots[p][0]] for p in positions]
+        if any(told) and rows[0].path[0] == "opt_state":
             mirrors |= {_key(view, slot) for slot in outputs}
-        elif told:
-            fault = _fault(paths.format_path(tree.flat.keys[positions[0]]), row, told, len(positions))
-            faults += fault
-            for slot in () if fault else outputs:
-                found.setdefault(_key(view, slot), _edited(chain, told[0], len(row.dims)))  # of a tied pair, the first says it
+        elif any(told):
+            edited = _edited(paths.format_path(tree.flat.keys[positions[0]]), rows, told, chain, sizes)
+            if isinstance(edited, Mismatch):
+                faults.append(edited)
+                continue
+            for slot, labels in zip(outputs, edited, strict=True):
+                found.setdefault(_key(view, slot), labels)  # of a tied pair, the first says it
     if faults:
         raise ConformanceError(f"the names of axes do not fit {source.name}: {len(faults)} fault(s)", faults)
     if mirrors:  # holes, and what starts anew, is made as they were
@@ -86,21 +89,24 @@ def _said(tree: Match) -> Mapping[int, Labelled]:
     return nnx.labels(numbered) or linen.labels(numbered)
 
 
-def _edited(chain: Chain, labels: Labelled, rank: int) -> Labelled:
+def _edited(
+    where: str, rows: Sequence[Row], told: Sequence[Labelled | None], chain: Chain, sizes: Mapping[str, int]
+) -> list[Labelled] | Mismatch:
+    """What is said of each result, or what is wrong with the names of leaves that become one."""
+    said = [labels for labels in told if labels is not None]
+    for labels, row in zip(told, rows, strict=True):
+        if labels is not None and len(labels[_NAMES]) > len(row.dims):
+            expected = f"at most {len(row.dims)} names, for {row.stored}"
+            return Mismatch(where, "sharding", expected, str(tuple(labels[_NAMES])), "one name for each axis")
     if not chain:
-        return labels
-    names = tuple(labels[_NAMES])
-    return {**labels, _NAMES: chain.labels((*names, *[None] * (rank - len(names))))}
-
-
-def _fault(where: str, row: Row, told: Sequence[Labelled], members: int) -> list[Mismatch]:
-    """What is wrong with the names of leaves that become one."""
-    first = tuple(told[0][_NAMES])
-    if len(told) != members or any(labels != told[0] for labels in told):
-        names = " and ".join(dict.fromkeys(str(tuple(labels[_NAMES])) for labels in told))
+        return [*said]
+    rest = [{key: value for key, value in labels.items() if key != _NAMES} for labels in said]
+    full = [(*labels[_NAMES], *[None] * (len(row.dims) - len(labels[_NAMES]))) for labels, row in zip(said, rows, strict=False)]
+    whole = len(said) == len(told) and all(other == rest[0] for other in rest)
+    edited = chain.labels(full, sizes) if whole else []
+    if not edited or any(isinstance(name, Clash) for names in edited for name in names):
+        names = " and ".join(dict.fromkeys(str(tuple(labels[_NAMES])) for labels in said))
         hint = "all that are stacked together are named alike, or not at all"
-        return [Mismatch(where, "sharding", "one set of names", names if len(told) == members else f"{names}, or none", hint)]
-    if len(first) > len(row.dims):
-        expected = f"at most {len(row.dims)} names, for {row.stored}"
-        return [Mismatch(where, "sharding", expected, str(first), "one name for each axis")]
-    return []
+        found = names if len(said) == len(told) else f"{names}, or none"
+        return Mismatch(where, "sharding", "one set of names", found, hint)
+    return [{**rest[0], _NAMES: names} for names in edited]

@@ -2,59 +2,100 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
+import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves
-from ckpt_schema.dims import Dim, Dims
+from ckpt_schema.dims import Dim, Dims, Factor
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.lens.edits import Cast, Chain, Rearrange, Unstack
+from ckpt_schema.lens.arrays import Cast, Rearrange
+from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.joins import Join, Place, Symbol
 from ckpt_schema.lens.keys import WrapKey
+from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.lens.symbolic import typed
-from ckpt_schema.table import Row
+from ckpt_schema.lens.told import UNTOLD, Told
+from ckpt_schema.table import Repeat, Row
 
-__all__ = ["relate"]
+__all__ = ["Relation", "relate"]
 
 
-def relate(source: Row, view: Row, *, raw: bool = False) -> tuple[Chain, int | None] | Mismatch:
-    """The chain from one row to the other and the level it converts, or why there is none.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Relation:
+    """How the leaf of one row becomes that of another.
+
+    Attributes:
+        chain: The edits.
+        levels: The size of each level of repetition, one factor each, outermost first as the source has them.
+        symbols: For the source and the view: one per index symbol of the key.
+    """
+
+    chain: Chain
+    levels: tuple[Dim, ...] = ()
+    symbols: tuple[tuple[Symbol, ...], tuple[Symbol, ...]] = ((), ())
+
+    @property
+    def inverse(self) -> Relation:
+        """The way back."""
+        return Relation(~self.chain, self.levels, (self.symbols[1], self.symbols[0]))
+
+    def join(self, source: int, view: int, told: Told) -> Join:
+        """The join of the rows of these numbers."""
+        return Join((Place(source, self.symbols[0]),), (Place(view, self.symbols[1]),), self.chain, self.levels, told)
+
+
+def relate(source: Row, view: Row, told: Told = UNTOLD) -> Relation | Mismatch:
+    """How the leaf of one row becomes that of another, or why it cannot.
 
     Args:
         source: The source's row.
         view: The view's row.
-        raw: Whether one of them may be a key and the other its raw data.
+        told: What rules say of the leaf.
     """
-    if raw and source.leaf.is_key != view.leaf.is_key:
+    if told.raw and source.leaf.is_key != view.leaf.is_key:
         return _raw(source, view)
     if source.leaf == view.leaf and source.repeats == view.repeats:
-        return Chain(), None
+        return _as_it_is(source.repeats)
     cast = _cast(source, view)
     if isinstance(cast, Mismatch):
         return cast
     shaped = _reshape(source, view)
     if isinstance(shaped, Mismatch):
         return shaped
-    chain, level = shaped
-    chain = chain >> cast
-    return _type_fault(source, view, chain, level) or (chain, level)
+    relation = dataclasses.replace(shaped, chain=shaped.chain >> cast)
+    return (_type_fault(source, view, relation) if relation.chain else None) or relation
 
 
-def _raw(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
+@functools.cache
+def _as_it_is(repeats: tuple[Repeat, ...]) -> Relation:
+    """That of two rows which differ in their spelling at most."""
+    if not repeats:
+        return Relation(Chain())
+    numbers = itertools.count()
+    symbols = [(repeat, Symbol(tuple(next(numbers) for _ in repeat.size))) for repeat in repeats]
+    unrolled = tuple(symbol for repeat, symbol in symbols if repeat.axis is None)
+    return Relation(Chain(), tuple((factor,) for repeat in repeats for factor in repeat.size), (unrolled, unrolled))
+
+
+def _raw(source: Row, view: Row) -> Relation | Mismatch:
     """The chain from raw data to keys, or back; the words of each key stand on the last axis."""
     if source.leaf.is_key:
         turned = _raw(view, source)
-        return turned if isinstance(turned, Mismatch) else (~turned[0], turned[1])
+        return turned if isinstance(turned, Mismatch) else turned.inverse
     words, stacks = leaves.key_words(view.leaf.dtype), [r.axis for r in source.repeats if r.axis is not None]
     if source.leaf.dtype != "uint32" or source.dims[-1:] != ((words,),) or any(axis < 0 for axis in stacks):
         return _fault(source, view, "dtype", f"raw data of such a key is uint32, with {words} words on the last axis")
     keys = dataclasses.replace(source, leaf=Leaf(source.leaf.dims[:-1], view.leaf.dtype))
     made = relate(keys, view)
-    return made if isinstance(made, Mismatch) else (WrapKey(view.leaf.dtype) >> made[0], made[1])
+    if isinstance(made, Mismatch):
+        return made
+    return dataclasses.replace(made, chain=WrapKey(view.leaf.dtype) >> made.chain)
 
 
 def _cast(source: Row, view: Row) -> Chain | Mismatch:
@@ -81,104 +122,159 @@ def _fault(source: Row, view: Row, kind: str, hint: str) -> Mismatch:
     return Mismatch("/".join(view.path), kind, f"{view.stored} as in the view", f"{source.stored} in the source", hint)
 
 
-def _reshape(source: Row, view: Row) -> tuple[Chain, int | None] | Mismatch:
-    if [r.size for r in source.repeats] != [r.size for r in view.repeats]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Level:
+    """A level of repetition that both rows have: a factor of a number of repeats.
+
+    Attributes:
+        factor: Its size.
+        places: In each row, which repeat it is part of.
+    """
+
+    factor: Factor
+    places: tuple[int, int]
+
+
+_Token = tuple[str, int]
+"""A factor of an axis: the number of a level, or of a factor of the leaf's own dims."""
+
+_Axes = tuple[tuple[_Token, ...], ...]
+"""The axes of a leaf as it is stored, each with its factors."""
+
+
+def _reshape(source: Row, view: Row) -> Relation | Mismatch:
+    levels = _levels(source, view)
+    if isinstance(levels, Mismatch):
+        return levels
+    own = _matched(source, view)
+    if isinstance(own, Mismatch):
+        return own
+    work = _Work(source, view, levels, own)
+    return Relation(work.chain(), tuple((level.factor,) for level in levels), (work.symbols(0), work.symbols(1)))
+
+
+def _levels(source: Row, view: Row) -> list[_Level] | Mismatch:
+    """The levels of two rows, in the source's order: by name, or where names do not tell, by position."""
+    before, after = ([(f, n) for n, r in enumerate(row.repeats) for f in r.size] for row in (source, view))
+    factors = [[factor for factor, _ in each] for each in (before, after)]
+    if factors[0] == factors[1]:
+        return [_Level(f, (n, m)) for (f, n), (_, m) in zip(before, after, strict=True)]
+    if sorted(map(str, factors[0])) != sorted(map(str, factors[1])):
         counts = [" ".join(dims_.format_dim(r.size) for r in row.repeats) or "none" for row in (view, source)]
         hint = f"repeats: {counts[0]} in the view, {counts[1]} in the source; count them with the same dim"
         return _fault(source, view, "dims", hint)
-    pairs = zip(source.repeats, view.repeats, strict=True)
-    levels = [i for i, (a, b) in enumerate(pairs) if (a.axis is None) != (b.axis is None)]
-    if len(levels) > 1:
-        hint = "one level of stacking is converted at a time: apply two lenses in turn, through a layout between them"
-        return _fault(source, view, "dims", hint)
-    if not levels:
-        made = _rearranged(source, view, _axes(source), _axes(view))
-        return made if isinstance(made, Mismatch) else (made, None)
-    level = levels[0]
-    if source.repeats[level].axis is None:
-        turned = _reshape(view, source)
-        return turned if isinstance(turned, Mismatch) else (~turned[0], level)
-    stacked = _axes(source)
-    axis = next(i for i, a in enumerate(stacked) if a.level == level)
-    tail = _rearranged(source, view, (*stacked[:axis], *stacked[axis + 1 :]), _axes(view))
-    if isinstance(tail, Mismatch):
-        return tail
-    return Unstack(axis, source.repeats[level].size) >> tail, level
+    if len(set(factors[0])) < len(factors[0]):
+        return _fault(source, view, "ambiguous", "levels of one size in another order: count them with named dims")
+    places = dict(after)
+    return [_Level(f, (n, places[f])) for f, n in before]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Axis:
-    """An axis of a stored leaf: its dim, and which level of repetition it stacks, if it does."""
-
-    dim: Dim
-    level: int | None = None
-
-    @property
-    def mark(self) -> Dim:
-        """The dim under a name of its own, where it stacks a level: two axes of one size are told apart by what they are."""
-        return self.dim if self.level is None else (f"{dims_.format_dim(self.dim)}@{self.level}",)
-
-
-def _axes(row: Row) -> tuple[_Axis, ...]:
-    """The axes of a leaf as it is stored, in the order that `Row.dims` has them."""
-    stored = [_Axis(dim) for dim in row.leaf.dims]
-    for level, repeat in reversed(list(enumerate(row.repeats))):
-        if repeat.axis is not None:
-            stored.insert(repeat.axis if repeat.axis >= 0 else len(stored) + 1 + repeat.axis, _Axis(repeat.size, level))
-    return tuple(stored)
-
-
-def _rearranged(source: Row, view: Row, before: Sequence[_Axis], after: Sequence[_Axis]) -> Chain | Mismatch:
-    """The edit that takes axes in one order and grouping to those in another."""
-    marked = tuple(a.mark for a in before), tuple(a.mark for a in after)
-    if marked[0] == marked[1]:
-        return Chain()
-    plain = tuple(a.dim for a in before), tuple(a.dim for a in after)
-    atoms, others = ([f for f in dims_.factors(dims) if f != 1] for dims in plain)
-    if sorted(map(str, atoms)) != sorted(map(str, others)):
-        lacking = " ".join(sorted(set(map(str, atoms)) ^ set(map(str, others)))) or "how often each occurs"
+def _matched(source: Row, view: Row) -> list[int] | Mismatch:
+    """For each factor of the view's own dims, which of the source's it is; those of size 1 are none."""
+    dims = source.leaf.dims, view.leaf.dims
+    before, after = ([f for f in dims_.factors(each) if f != 1] for each in dims)
+    if sorted(map(str, before)) != sorted(map(str, after)):
+        lacking = " ".join(sorted(set(map(str, before)) ^ set(map(str, after)))) or "how often each occurs"
         return _fault(source, view, "dims", f"the dims must have the same factors; they differ in: {lacking}")
-    if len(set(atoms)) == len(atoms) and not _anonymous(marked):
-        return Chain((Rearrange(*plain),))
-    # Names that occur twice, or no names at all: only where the stack axes stand may differ.
-    order = [[a.dim for a in axes if a.level is None] for axes in (before, after)]
-    if order[0] == order[1] and all(len(dim) == 1 for dims in marked for dim in dims):
-        return Chain((Rearrange(_numbered(before), _numbered(after)),))
-    if _anonymous(marked):
+    if dims[0] == dims[1]:
+        return [*range(len(before))]
+    if before != after and not any(isinstance(f, str) for f in before):
         return _fault(source, view, "ambiguous", "sizes alone do not say which axis is which: declare the axes with named dims")
-    twice = " ".join(sorted({str(f) for f in atoms if atoms.count(f) > 1}))
-    return _fault(source, view, "ambiguous", f"{twice} occurs twice in one leaf: name the axes apart with different dims")
+    if len(set(before)) < len(before):
+        twice = " ".join(sorted({str(f) for f in before if before.count(f) > 1}))
+        return _fault(source, view, "ambiguous", f"{twice} occurs twice in one leaf: name the axes apart with different dims")
+    return [before.index(factor) for factor in after]
 
 
-def _numbered(axes: Sequence[_Axis]) -> Dims:
-    """Marks under which each axis has a name of its own: those that share a dim are numbered in order."""
-    plain = [a.dim for a in axes if a.level is None]
-    seen: collections.Counter[Dim] = collections.Counter()
-    found: list[Dim] = []
-    for axis in axes:
-        if axis.level is not None or plain.count(axis.dim) == 1:
-            found.append(axis.mark)
+class _Work:
+    """The edits between two rows whose levels and factors are known to be the same."""
+
+    def __init__(self, source: Row, view: Row, levels: Sequence[_Level], own: Sequence[int]) -> None:
+        self.rows, self.levels = (source, view), levels
+        self.factors = [f for f in dims_.factors(source.leaf.dims) if f != 1]
+        self.axes = self._axes(0, range(len(own))), self._axes(1, own)
+
+    def _axes(self, side: int, own: Sequence[int]) -> _Axes:
+        """The axes in the order that `Row.dims` has them."""
+        row, numbers = self.rows[side], iter(own)
+        stored = [tuple(("leaf", next(numbers)) for f in dim if f != 1) for dim in row.leaf.dims]
+        for at, repeat in reversed(list(enumerate(row.repeats))):
+            if repeat.axis is not None:
+                axis = repeat.axis if repeat.axis >= 0 else len(stored) + 1 + repeat.axis
+                stored.insert(axis, tuple(("level", n) for n in self._inside(at, side)))
+        return tuple(stored)
+
+    def symbols(self, side: int) -> tuple[Symbol, ...]:
+        """How each index symbol of a row is made of the levels."""
+        unrolled = [at for at, repeat in enumerate(self.rows[side].repeats) if repeat.axis is None]
+        return tuple(Symbol(self._inside(at, side)) for at in unrolled)
+
+    def _inside(self, repeat: int, side: int) -> tuple[int, ...]:
+        """The levels that one repeat consists of, in its own order."""
+        found = [(n, level.factor) for n, level in enumerate(self.levels) if level.places[side] == repeat]
+        order = self.rows[side].repeats[repeat].size
+        return tuple(n for n, _ in sorted(found, key=lambda item: order.index(item[1])))
+
+    def _stacked(self, level: _Level, side: int) -> bool:
+        return self.rows[side].repeats[level.places[side]].axis is not None
+
+    def chain(self) -> Chain:
+        """The edits: stack what the view stacks, rearrange, unstack what the source stacks."""
+        status = [(self._stacked(level, 0), self._stacked(level, 1)) for level in self.levels]
+        taken = [n for n, (before, after) in enumerate(status) if before and not after]
+        made = [n for n, (before, after) in enumerate(status) if after and not before]
+        if made and not taken:
+            return ~self._unstacked(self.axes[1], self.axes[0], made)
+        axes, chain = self.axes[0], Chain()
+        for level in reversed(made):
+            chain, axes = chain >> Stack(0, (self.levels[level].factor,)), ((("level", level),), *axes)
+        return chain >> self._unstacked(axes, self.axes[1], taken)
+
+    def _unstacked(self, before: _Axes, after: _Axes, taken: Sequence[int]) -> Chain:
+        """The edits that unstack some levels, outermost first, and rearrange the rest."""
+        alone = [(("level", level),) for level in taken]
+        apart = tuple(piece for axis in before for piece in _apart(axis, [token for (token,) in alone]))
+        chain, axes = self._rearranged(before, apart), list(apart)
+        for level, axis in zip(taken, alone, strict=True):
+            at = axes.index(axis)
+            chain = chain >> Unstack(at, (self.levels[level].factor,))
+            del axes[at]
+        return chain >> self._rearranged(tuple(axes), after)
+
+    def _rearranged(self, before: _Axes, after: _Axes) -> Chain:
+        if before == after:
+            return Chain()
+        order = [token for axis in before for token in axis]
+        found = tuple(order.index(token) for axis in after for token in axis)
+        return Chain((Rearrange(self._dims(before), self._dims(after), found),))
+
+    def _dims(self, axes: _Axes) -> Dims:
+        return tuple(tuple(self._factor(token) for token in axis) or (1,) for axis in axes)
+
+    def _factor(self, token: _Token) -> Factor:
+        kind, number = token
+        return self.levels[number].factor if kind == "level" else self.factors[number]
+
+
+def _apart(axis: tuple[_Token, ...], taken: Sequence[_Token]) -> list[tuple[_Token, ...]]:
+    """An axis cut into those of its factors that are taken out of it, and what is between them."""
+    pieces: list[tuple[_Token, ...]] = []
+    for token in axis:
+        if token in taken or not pieces or pieces[-1][0] in taken:
+            pieces.append((token,))
         else:
-            seen[axis.dim] += 1
-            found.append((f"{dims_.format_dim(axis.dim)}#{seen[axis.dim]}",))
-    return tuple(found)
+            pieces[-1] = (*pieces[-1], token)
+    return pieces or [()]
 
 
-def _anonymous(marked: tuple[Dims, Dims]) -> bool:
-    """Whether several axes that are no stack axes trade places, and none of the leaf's dims has a name."""
-    order = [[f for f in dims_.factors(dims) if not (isinstance(f, str) and "@" in f)] for dims in marked]
-    return order[0] != order[1] and not any(isinstance(f, str) for f in order[0])
-
-
-def _type_fault(source: Row, view: Row, chain: Chain, level: int | None) -> Mismatch | None:
+def _type_fault(source: Row, view: Row, relation: Relation) -> Mismatch | None:
     """Types the chain for all sizes, both ways."""
-    for before, after, edits in ((source, view, chain), (view, source, ~chain)):
-        counts = frozenset(dims_.names((before.repeats[level].size,))) if level is not None else frozenset[str]()
-        fanned = level is not None and before.repeats[level].axis is None
-        count = before.repeats[level].size[0] if level is not None else 1
-        arity = (count if isinstance(count, int) else 2) if fanned else 1
-        found = typed(edits, before.dims, before.leaf.dtype, arity, counts)
-        wanted = typed(Chain(), after.dims, after.leaf.dtype, 1, counts)
+    unrolled = [{n for symbol in side for n in symbol.levels} for side in relation.symbols]
+    counts = frozenset(dims_.names(relation.levels[n] for n in unrolled[0] ^ unrolled[1]))
+    for before, after, chain in ((source, view, relation.chain), (view, source, ~relation.chain)):
+        inputs = (before.dims,) * chain.takes(dict.fromkeys(counts, 2))
+        found = typed(chain, inputs, before.leaf.dtype, counts)
+        wanted = typed(Chain(), (after.dims,), after.leaf.dtype, counts)
         if set(found) != set(wanted):
-            return _fault(source, view, "dims", f"{edits} gives {found[0]}, not {wanted[0]}")
+            return _fault(source, view, "dims", f"{chain} gives {found[0]}, not {wanted[0]}")
     return None

@@ -19,35 +19,36 @@ __all__ = ["symbols", "typed"]
 
 
 @functools.lru_cache(maxsize=4096)
-def typed(chain: Chain, dims: Dims, dtype: str, arity: int, counts: frozenset[str]) -> tuple[str, ...]:
+def typed(chain: Chain, inputs: tuple[Dims, ...], dtype: str, counts: frozenset[str]) -> tuple[str, ...]:
     """The symbolic types of a chain's results, as ``jax.eval_shape`` finds them for all sizes at once.
 
     Args:
         chain: The edits.
-        dims: The dims of each input.
-        dtype: The dtype of each input.
-        arity: How many inputs there are; 2 stands for any number of repeats.
+        inputs: The dims of each input.
+        dtype: The dtype of the inputs.
         counts: Names that count repeats: they become 2, for the number of leaves is no array size.
 
     Returns:
         One ``dtype[dims]`` per result, symbolic dims spelled by jax.
     """
     with jax.enable_x64():  # the type of an int64 leaf is int64, whatever jax makes of it later
-        return _evaluated(chain, dims, dtype, arity, counts)
+        return _evaluated(chain, inputs, dtype, counts)
 
 
-def _evaluated(chain: Chain, dims: Dims, dtype: str, arity: int, counts: frozenset[str]) -> tuple[str, ...]:
-    sizes = symbols(sorted((dims_.names(dims) | chain.names) - counts), counts)
-    shape = tuple(product(dim, sizes) for dim in dims)
+def _evaluated(chain: Chain, inputs: tuple[Dims, ...], dtype: str, counts: frozenset[str]) -> tuple[str, ...]:
+    names = dims_.names(dim for dims in inputs for dim in dims) | chain.names
+    sizes = symbols(sorted(names - counts), counts, chain.constraints)
+    shapes = [tuple(product(dim, sizes) for dim in dims) for dims in inputs]
     # A key's type plays no part in how its axes move, and jax has no symbolic key arrays to speak of.
-    leaf = jax.ShapeDtypeStruct(shape, jnp.dtype("uint32" if dtype.startswith("key<") else dtype))
-    found = jax.eval_shape(lambda *xs: chain.apply(xs, sizes), *[leaf] * arity)
+    kind = jnp.dtype("uint32" if dtype.startswith("key<") else dtype)
+    leaves = [jax.ShapeDtypeStruct(shape, kind) for shape in shapes]
+    found = jax.eval_shape(lambda *xs: chain.apply(xs, sizes), *leaves)
     return tuple(f"{dtype if dtype.startswith('key<') else x.dtype}{x.shape}" for x in found)
 
 
-def symbols(names: Sequence[str], counts: frozenset[str]) -> dict[str, Any]:
+def symbols(names: Sequence[str], counts: frozenset[str], constraints: Sequence[str] = ()) -> dict[str, Any]:
     """A symbolic size for each name, and 2 for each count."""
     sizes: dict[str, Any] = dict.fromkeys(counts, 2)
     if names:
-        sizes |= zip(names, export.symbolic_shape(",".join(names)), strict=True)
+        sizes |= zip(names, export.symbolic_shape(",".join(names), constraints=constraints), strict=True)
     return sizes

@@ -32,7 +32,7 @@ Orders = Mapping[int, tuple[KeyPath, Any]]
 
 def private_leaves(match: Match, lens: Lens) -> dict[Any, Any]:
     """The leaves of a tree of the view that the source has no place for, as nested dicts; empty when there are none."""
-    joined = {join.view for join in lens.joins}
+    joined = lens.joined[1]
     root: dict[Any, Any] = {}
     for (number, indices), position in match.slots.items():
         if number not in joined and not lens.view.rows[number].ephemeral:
@@ -50,7 +50,7 @@ def verify_private(private: Tree, lens: Lens) -> None:
     Raises:
         ConformanceError: With every leaf that the view does not have, or that the source has a place for.
     """
-    joined, slot = {join.view for join in lens.joins}, SlotFinder(lens.view).slot
+    joined, slot = lens.joined[1], SlotFinder(lens.view).slot
     flat = flatten(private)
     found = [(key, leaf, slot(key, stored=True)) for key, leaf in zip(flat.keys, flat.leaves, strict=True)]
     faults = [
@@ -109,7 +109,7 @@ class Private:
         Raises:
             CheckpointMismatchError: With every private leaf of the target that is not here, is another here, or is here alone.
         """
-        joined = {join.view for join in side.joins}
+        joined = side.joined[1]
         goals = jax.tree.leaves(state)
         here = self._slots(side)
         faults = [Mismatch(paths.format_path(k), "extra", "no such leaf", found, _HINT) for k, found in self._strays(side)]

@@ -196,7 +196,7 @@ def _source(
 
 def _restarted(state: Tree, side: Lens, match: Match) -> Tree:
     """The target without the values of what its transformation starts: it starts from the params that are restored."""
-    joined = {join.view for join in side.joins}
+    joined = side.joined[1]
     rows = side.view.rows
     fresh = {
         position
@@ -250,7 +250,7 @@ def _placed(leaf: Any, spare: Any) -> Any:
 def _wanted(place: Place, expected: Tree, side: Lens, match: Match) -> Tree:
     """What is asked of Orbax: the expected leaves that the target has a place for."""
     present = {number for number, _ in match.slots}
-    rows = {join.source for join in side.joins if join.view in present}
+    rows = {before for join in side.joins for before, after in join.pairs if after in present}
     read = {position for (number, _), position in place.slots.items() if number in rows}
     found, treedef = jax.tree.flatten(place.tree)
     both = zip(found, treedef.flatten_up_to(expected), strict=True)

@@ -82,8 +82,9 @@ def toward(tree: Tree, lens: Lens, what: str, told: Side | None, argument: str) 
 
 def interchangeable(lens: Lens) -> bool:
     """Whether a tree that conforms to both sides is the same tree on both."""
-    rows = ((lens.source.rows[join.source], lens.view.rows[join.view], join.chain) for join in lens.joins)
-    return all(a.key == b.key and not chain for a, b, chain in rows)
+    source, view = lens.source.rows, lens.view.rows
+    pairs = ((source[a], view[b], join) for join in lens.joins for a, b in join.pairs)
+    return all(a.key == b.key and join.plain and not join.chain for a, b, join in pairs)
 
 
 def ambiguous(error: type[ConformanceError], what: str, lens: Lens, argument: str) -> ConformanceError:

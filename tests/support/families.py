@@ -18,6 +18,7 @@ from support.values import IMPLS
 
 SIDES = 3
 _CLASSES = {"float32": "Float32", "bfloat16": "BFloat16", "int32": "Int32", "uint32": "UInt32", "bool": "Bool", "int8": "Int8"}
+SYMBOLS = ("/{i}", "_{i}", "/'{i}'", "/block{i}", "/{i+1}", "_{i+1:02}", "_{2*i}")
 _FLOATS = ("float32", "bfloat16", "float8_e5m2")
 _OTHERS = ("int32", "bool", "int8", "key")
 
@@ -67,12 +68,10 @@ class _Level:
     Attributes:
         depth: How many nodes it is in.
         floats: Whether every leaf is a float that all sides have, so that an optimizer can be made for any side.
-        convertible: Whether no node it is in is stacked on one side and unrolled on another.
     """
 
     depth: int
     floats: bool
-    convertible: bool = True
 
 
 @st.composite
@@ -151,15 +150,12 @@ def _node(draw: st.DrawFn, level: _Level, sides: _Sides, name: str) -> None:
 
 @st.composite
 def _repeated(draw: st.DrawFn, level: _Level, sides: _Sides, name: str) -> None:
-    """A node that is repeated; of nested ones, one level at most is kept in two ways."""
+    """A node that is repeated, stacked on some sides and unrolled on others."""
     stacked = [draw(st.booleans()) for _ in sides]
-    if not level.convertible:
-        stacked = [stacked[0]] * len(sides)
-    convertible = level.convertible and len(set(stacked)) == 1
-    below = draw(_schemas(dataclasses.replace(level, depth=level.depth + 1, convertible=convertible), name))
+    below = draw(_schemas(dataclasses.replace(level, depth=level.depth + 1), name))
     for side, schema, scan in zip(sides, below, stacked, strict=True):
         if scan:
             side.declare(name, schema, scan=name, axis=draw(st.sampled_from((0, -1))), **draw(_spelling(name)))
         else:
-            key = draw(st.sampled_from((f"{name}/{{i}}", f"{name}_{{i}}", f"{name}/'{{i}}'", f"{name}/block{{i}}")))
+            key = draw(st.sampled_from([f"{name}{symbol}" for symbol in SYMBOLS]))
             side.declare(name, list[schema], key=key, length=name)  # type: ignore[valid-type]

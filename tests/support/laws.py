@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 import ckpt_schema as cs
 from ckpt_schema import leaves
 from ckpt_schema.conformance import Matcher
+from ckpt_schema.lens.joins import instances
 
 identical = cs.assert_trees_identical
 
@@ -61,13 +62,14 @@ def _abstract(value: Any) -> Any:
 def sharing(lens: cs.Lens, s: Any, v: Any) -> None:
     """A leaf that only moves is the same object; so is a private one of ``onto``."""
     found, before, kept = _slots(lens.view, lens.get(s, onto=v)), _slots(lens.source, s), _slots(lens.view, v)
-    joined = {join.view: join for join in lens.joins}
-    for slot, value in found.items():
-        join = joined.get(slot[0])
-        if join is None:
-            assert value is kept[slot], f"private {slot} was made anew"
-        elif not join.chain and (join.source, slot[1]) in before:
-            assert value is before[join.source, slot[1]], f"{slot} was copied"
+    for slot in found.keys() - {(row, at) for row, at in found if row in lens.joined[1]}:
+        assert found[slot] is kept[slot], f"private {slot} was made anew"
+    sizes = {**cs.check(lens.source, s).dims, **cs.check(lens.view, v).dims, **lens.dims}
+    for join in lens.joins:
+        for inputs, outputs in instances((join.sources, join.views), join.levels, sizes) if not join.chain else ():
+            for one, other in zip(inputs, outputs, strict=True):
+                if one in before and other in found:
+                    assert found[other] is before[one], f"{other} was copied"
 
 
 def _slots(layout: cs.Layout, tree: Any) -> dict[Any, Any]:
