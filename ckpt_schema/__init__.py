@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ckpt_schema.errors import Mismatch as Mismatch
     from ckpt_schema.errors import SchemaError as SchemaError
     from ckpt_schema.fields import field as field
+    from ckpt_schema.fields import series as series
     from ckpt_schema.frameworks import linen as linen
     from ckpt_schema.frameworks import nnx as nnx
     from ckpt_schema.inference import infer as infer
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ckpt_schema.leaves import fresh_key as fresh_key
     from ckpt_schema.lens.core import Lens as Lens
     from ckpt_schema.lens.core import derive as derive
+    from ckpt_schema.lens.rules import fuse as fuse
     from ckpt_schema.lens.rules import move as move
     from ckpt_schema.lens.rules import private as private
     from ckpt_schema.lens.rules import raw_key as raw_key
@@ -61,8 +63,8 @@ _HOMES = {
     "table": ("Layout",),
     "leaves": ("Key", "fresh_key"),
     "lens.core": ("Lens", "derive"),
-    "lens.rules": ("move", "private", "raw_key", "rename", "reset", "tie"),
-    "fields": ("field",),
+    "lens.rules": ("fuse", "move", "private", "raw_key", "rename", "reset", "tie"),
+    "fields": ("field", "series"),
     "schema": ("Schema", "Stream", "layout"),
 }
 _MODULES = {"linen": "frameworks.linen", "nnx": "frameworks.nnx", "orbax": "orbax"}
@@ -90,6 +92,7 @@ __all__ = [
     "differences",
     "field",
     "fresh_key",
+    "fuse",
     "infer",
     "layout",
     "linen",
@@ -100,6 +103,7 @@ __all__ = [
     "raw_key",
     "rename",
     "reset",
+    "series",
     "tie",
 ]
 

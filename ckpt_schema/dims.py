@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -197,7 +197,7 @@ class Binder:
         self.sizes: dict[str, int] = dict(given or {})
         self.origins: dict[str, str] = dict.fromkeys(self.sizes, "argument")
         self._open: list[tuple[Dim, int, str]] = []
-        self._seen: dict[Dim, int] = {}
+        self._seen: dict[Dim, tuple[int, str]] = {}
 
     def copy(self) -> Binder:
         """A binder that knows what this one knows now."""
@@ -216,14 +216,20 @@ class Binder:
             if isinstance(dim[0], str) and dim[0] not in self.sizes:
                 self._bind(dim[0], size, origin)
             return
-        self._seen.setdefault(dim, size)
+        self._seen.setdefault(dim, (size, origin))
         if not self._solve(dim, size, origin):
             self._open.append((dim, size, origin))
 
     def size(self, dim: Dim) -> int | None:
         """The size of ``dim``, or what was first seen of it while a name in it is unbound; None where nothing was."""
         known = size_of(dim, self.sizes)
-        return self._seen.get(dim) if known is None else known
+        return self._seen.get(dim, (None,))[0] if known is None else known
+
+    def broken(self) -> Iterator[tuple[Dim, int, str]]:
+        """The products and sums that were seen to be of another size than their names, bound since, make them: seen where."""
+        for dim, (size, origin) in self._seen.items():
+            if size_of(dim, self.sizes) not in (None, size):
+                yield dim, size, origin
 
     def credit(self, name: str) -> None:
         """Says of every size learned so far that it came from the tree called ``name``, before another tree is seen."""

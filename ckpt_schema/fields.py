@@ -6,7 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["Field", "field", "wrong_types"]
+from ckpt_schema import dims as dims_
+from ckpt_schema import paths
+from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.table import Series
+
+__all__ = ["Field", "count", "declaration", "field", "is_dim", "series", "verify_field", "wrong_types"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,6 +75,40 @@ def field(
     return Field(key, default, scan, axis, length, renames, type, collection, optional, ephemeral, value, tag)
 
 
+def series(*members: str, name: str | None = None) -> Any:
+    """Says that repeated nodes of a schema are one list of layers, and in which order.
+
+    The layers ``layers[]`` of the other layout are those of the first member, repeat by repeat, then those of the second. Of a
+    member in several levels, ``"blocks[]/layers[]"``, the outer level counts last: all layers of the first block come first.
+
+    Args:
+        *members: Logical paths of repeated nodes, each ending in ``[]``.
+        name: The logical path of the list; that of the attribute unless given. As a rule for `derive` it must be given.
+
+    Returns:
+        What a schema class reads as the value of an attribute, without an annotation; or a rule.
+
+    Raises:
+        SchemaError: There are no members, or a path is not that of a repeated node.
+
+    Example:
+        >>> print(series("blocks[]/layers[]", "rest[]", name="layers[]"))
+        series('blocks[]/layers[]', 'rest[]', name='layers[]')
+    """
+    given: list[Any] = [*members, *([] if name is None else [name])]
+    hint = 'logical paths, such as "blocks[]/layers[]"; print the layout to see them'
+    faults = [
+        Mismatch("series", "declaration", "the path of a repeated node, ending in []", repr(path), hint)
+        for path in given
+        if not (isinstance(path, str) and path.endswith("[]"))
+    ]
+    if not members:
+        faults.append(Mismatch("series", "declaration", "the nodes that the list consists of", "none", hint))
+    if faults:
+        raise SchemaError(f"series(...) is not well formed: {len(faults)} fault(s)", faults)
+    return Series(() if name is None else tuple(name.split("/")), tuple(tuple(path.split("/")) for path in members))
+
+
 def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
     """The arguments of `field` that are of another type than declared: each with what is expected, and what was found.
 
@@ -95,3 +134,53 @@ def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def verify_field(name: str, spec: Field, *, many: bool) -> None:
+    """Rejects values of other types, and contradictions that need no more than the field to be seen."""
+    for argument, expected, found in wrong_types(spec):
+        raise declaration(name, f"{expected} as {argument}=", found, "see ckpt_schema.field")
+    pattern = () if spec.key is None else paths.parse_pattern(spec.key)
+    symbols = int(many) if spec.key is None else sum(isinstance(s, paths.Index) for s in pattern)
+    if many and spec.length is None:
+        raise declaration(name, "length= on a list", "none", 'write field(length="depth")')
+    if not many and spec.length is not None:
+        raise declaration(name, "a list[...] annotation beside length=", "none", "use scan= for stacked repeats")
+    if many and spec.scan is not None:
+        raise declaration(name, "scan= or list[...], not both", "both", "nest one schema in another for two levels")
+    if symbols != int(many):
+        raise declaration(
+            name, f"{int(many)} index symbol(s) in key=", f"{symbols} in {spec.key!r}", 'a list is spelled key="layers/{i}"'
+        )
+    if spec.value is not None and many:
+        raise declaration(name, "value= on one schema", "on a list", "give value= to the attributes of the schema in the list")
+    if spec.collection is not None and not spec.collection:
+        raise declaration(name, "a collection's name", repr(spec.collection), "leave collection= out for params")
+    if repeats := spec.length if many else spec.scan:
+        count(name, repeats)
+
+
+def is_dim(size: str | int) -> bool:
+    """Whether this is the size of one axis."""
+    try:
+        return len(dims_.parse_dims(str(size))) == 1
+    except SchemaError:
+        return False
+
+
+def count(name: str, size: str | int | None) -> dims_.Dim:
+    """The number of repeats that an attribute declares.
+
+    Raises:
+        SchemaError: It is none.
+    """
+    if size is None or not is_dim(size):
+        hint = 'such as "depth", 6, "stages*layers" or "6*blocks+rest"'
+        raise declaration(name, "one dim as the number of repeats", repr(size), hint)
+    return dims_.parse_dims(str(size))[0]
+
+
+def declaration(path: str, expected: str, found: str, hint: str) -> SchemaError:
+    """The error for an attribute that is not well declared."""
+    fault = Mismatch(path, "declaration", expected, found, hint)
+    return SchemaError(f"{path} is not well declared: 1 fault", [fault])

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
 from ckpt_schema.errors import Mismatch, SchemaError
-from ckpt_schema.fields import Field, wrong_types
+from ckpt_schema.fields import Field, count, declaration, is_dim, verify_field
 from ckpt_schema.leaves import Default, Fill, FreshKey, Leaf
-from ckpt_schema.table import Layout, Repeat, Row, holders, verify_table
+from ckpt_schema.table import Layout, Repeat, Row, Series, holders, verify_table
 
-__all__ = ["Schema", "Stream", "body_rows", "layout"]
+__all__ = ["Schema", "Stream", "body_rows", "body_series", "layout"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Schema:
     """
 
     __attributes__: ClassVar[tuple[_Attribute, ...]] = ()
+    __series__: ClassVar[tuple[Series, ...]] = ()
 
     def __new__(cls) -> typing.NoReturn:
         """Refuses: a schema is a declaration, not a container of values."""
@@ -75,6 +76,7 @@ class Schema:
         if faults:
             raise SchemaError(f"schema {cls.__qualname__} is not well formed: {len(faults)} fault(s)", faults)
         cls.__attributes__ = tuple({**_inherited(cls), **own}.values())
+        cls.__series__ = (*cls.__series__, *_series(cls))
 
 
 def _inherited(cls: type) -> dict[str, _Attribute]:
@@ -125,6 +127,26 @@ def _strays(cls: type, own: Mapping[str, Any]) -> Iterator[Mismatch]:
             )
 
 
+def _series(cls: type[Schema]) -> Iterator[Series]:
+    """The series that the class declares, each under the name of its attribute.
+
+    Raises:
+        SchemaError: With every member that is no repeated node of the class.
+    """
+    known = {row.path[:end] for row, _ in body_rows(cls) for end in range(1, len(row.path) + 1)}
+    nodes = ", ".join(sorted("/".join(path) for path in known if path[-1].endswith("[]"))) or "there is none"
+    faults: list[Mismatch] = []
+    for name, value in vars(cls).items():
+        if isinstance(value, Series):
+            for path in value.members:
+                if path not in known:
+                    where, hint = f"{cls.__name__}.{name}", "declare it before, by scan= or as a list[...]"
+                    faults.append(Mismatch(where, "rule", f"a repeated node of the class ({nodes})", "/".join(path), hint))
+            yield Series(value.path or (f"{name}[]",), value.members)
+    if faults:
+        raise SchemaError(f"schema {cls.__qualname__} is not well formed: {len(faults)} fault(s)", faults)
+
+
 def _foreign(cls: type) -> Iterator[Mismatch]:
     """Annotations of bases that are no schemas, which declare nothing."""
     for base in cls.__mro__[1:]:
@@ -137,14 +159,14 @@ def _foreign(cls: type) -> Iterator[Mismatch]:
 def _attribute(cls: type, name: str, annotation: Any) -> _Attribute:
     given = vars(cls).get(name, Field())
     if not isinstance(given, Field):
-        raise _declaration(name, "field(...) as its value", repr(given), f"write {name}: ... = field(default={given!r})")
+        raise declaration(name, "field(...) as its value", repr(given), f"write {name}: ... = field(default={given!r})")
     inner, optional = _strip_optional(annotation)
     many = typing.get_origin(inner) is list
     target = _target(name, typing.get_args(inner)[0] if many else inner)
     spec = dataclasses.replace(given, optional=given.optional or optional, tag=given.tag or name)
-    _verify_field(name, spec, many=many)
+    verify_field(name, spec, many=many)
     if spec.value is not None and isinstance(target, Leaf):
-        raise _declaration(name, "value= on a schema", f"on the leaf {target}", "a leaf is a value without parts")
+        raise declaration(name, "value= on a schema", f"on the leaf {target}", "a leaf is a value without parts")
     return _Attribute(name, target, many, spec)
 
 
@@ -164,36 +186,12 @@ def _target(name: str, annotation: Any) -> Leaf | type[Schema]:
     leaf = leaves.from_annotation(annotation)
     if leaf is None:
         hint = 'write Float32[Array, "embed mlp"], Key["urbg"], Stream["urbg"], a Schema class, or list[...] of one of them'
-        raise _declaration(name, "a leaf or a schema", _spell(annotation), hint)
+        raise declaration(name, "a leaf or a schema", _spell(annotation), hint)
     return leaf
 
 
 def _spell(annotation: Any) -> str:
     return annotation.__qualname__ if isinstance(annotation, type) else repr(annotation)
-
-
-def _verify_field(name: str, spec: Field, *, many: bool) -> None:
-    """Rejects values of other types, and contradictions that need no more than the field to be seen."""
-    for argument, expected, found in wrong_types(spec):
-        raise _declaration(name, f"{expected} as {argument}=", found, "see ckpt_schema.field")
-    pattern = () if spec.key is None else paths.parse_pattern(spec.key)
-    symbols = int(many) if spec.key is None else sum(isinstance(s, paths.Index) for s in pattern)
-    if many and spec.length is None:
-        raise _declaration(name, "length= on a list", "none", 'write field(length="depth")')
-    if not many and spec.length is not None:
-        raise _declaration(name, "a list[...] annotation beside length=", "none", "use scan= for stacked repeats")
-    if many and spec.scan is not None:
-        raise _declaration(name, "scan= or list[...], not both", "both", "nest one schema in another for two levels")
-    if symbols != int(many):
-        raise _declaration(
-            name, f"{int(many)} index symbol(s) in key=", f"{symbols} in {spec.key!r}", 'a list is spelled key="layers/{i}"'
-        )
-    if spec.value is not None and many:
-        raise _declaration(name, "value= on one schema", "on a list", "give value= to the attributes of the schema in the list")
-    if spec.collection is not None and not spec.collection:
-        raise _declaration(name, "a collection's name", repr(spec.collection), "leave collection= out for params")
-    if repeats := spec.length if many else spec.scan:
-        _count(name, repeats)
 
 
 def _verify_below(attribute: _Attribute) -> None:
@@ -215,14 +213,9 @@ def _rename_faults(attribute: _Attribute) -> Iterator[Mismatch]:
         if name not in known:
             expected = f"dims= to rename a dim used below ({', '.join(sorted(known)) or 'there is none'})"
             yield Mismatch(attribute.name, "rule", expected, repr(name), 'write dims={"old": "new"}')
-        if not _is_dim(new):
+        if not is_dim(new):
             hint = 'such as "heads", 8, "kv*groups" or "6*blocks+rest"'
             yield Mismatch(attribute.name, "declaration", "the name or size of one axis in dims=", repr(new), hint)
-
-
-def _declaration(path: str, expected: str, found: str, hint: str) -> SchemaError:
-    fault = Mismatch(path, "declaration", expected, found, hint)
-    return SchemaError(f"{path} is not well declared: 1 fault", [fault])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -259,9 +252,9 @@ def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
     repeated = attribute.many or spec.scan is not None
     axis = draft.axis
     if attribute.many:
-        repeats = (Repeat(_count(attribute.name, spec.length), None), *repeats)
+        repeats = (Repeat(count(attribute.name, spec.length), None), *repeats)
     elif spec.scan is not None:
-        repeats = (Repeat(_count(attribute.name, spec.scan), (spec.axis or 0) if axis is None else axis), *repeats)
+        repeats = (Repeat(count(attribute.name, spec.scan), (spec.axis or 0) if axis is None else axis), *repeats)
         axis = None
     elif spec.axis is not None and axis is None:
         axis = spec.axis
@@ -286,29 +279,15 @@ def _renamed(repeats: tuple[Repeat, ...], renames: Mapping[str, str | int]) -> t
     return tuple(dataclasses.replace(r, size=dims_.rename((r.size,), renames)[0]) for r in repeats)
 
 
-def _is_dim(size: str | int) -> bool:
-    try:
-        return len(dims_.parse_dims(str(size))) == 1
-    except SchemaError:
-        return False
-
-
-def _count(name: str, size: str | int | None) -> dims_.Dim:
-    if size is None or not _is_dim(size):
-        hint = 'such as "depth", 6, "stages*layers" or "6*blocks+rest"'
-        raise _declaration(name, "one dim as the number of repeats", repr(size), hint)
-    return dims_.parse_dims(str(size))[0]
-
-
 def _default(name: str, value: Any, leaf: Leaf) -> Default | None:
     """The declared default as it applies to one leaf, refused where the leaf could not hold it exactly."""
     if value is None:
         return None
     default = value if isinstance(value, (Fill, FreshKey)) else Fill(value)
     if leaf.is_key and not isinstance(default, FreshKey):
-        raise _declaration(name, "fresh_key(seed) as the default of a key", repr(value), "write default=fresh_key(0)")
+        raise declaration(name, "fresh_key(seed) as the default of a key", repr(value), "write default=fresh_key(0)")
     if not leaves.holds(leaf, default):
-        raise _declaration(name, f"a default that {leaf.dtype} can hold", repr(value), "a number of the leaf's own kind")
+        raise declaration(name, f"a default that {leaf.dtype} can hold", repr(value), "a number of the leaf's own kind")
     return default
 
 
@@ -316,7 +295,7 @@ def _verify_axis(row: Row) -> None:
     rank = len(row.leaf.dims) + sum(r.axis is not None for r in row.repeats[1:])
     first = row.repeats[0].axis if row.repeats else None
     if first is not None and not -rank - 1 <= first <= rank:
-        raise _declaration(
+        raise declaration(
             "/".join(row.path),
             f"a stack axis between {-rank - 1} and {rank}",
             f"axis {first} for {row.leaf}",
@@ -360,6 +339,18 @@ def body_rows(schema: type[Schema]) -> tuple[tuple[Row, str | None], ...]:
     return tuple((draft.row, draft.collection) for draft in _drafts(schema))
 
 
+def body_series(schema: type[Schema]) -> tuple[Series, ...]:
+    """The series that a schema and the schemas in it declare, relative to the schema's root."""
+    found = list(schema.__series__)
+    for attribute in schema.__attributes__:
+        if not isinstance(attribute.target, Leaf):
+            repeated = attribute.many or attribute.field.scan is not None
+            head = (attribute.name + ("[]" if repeated else ""),)
+            inner = body_series(attribute.target)
+            found += [Series((*head, *s.path), tuple((*head, *member) for member in s.members)) for s in inner]
+    return tuple(found)
+
+
 def layout(source: type[Schema] | Layout) -> Layout:
     """The layout of a schema on its own: nested dicts, spelled as the schema says. A `Layout` is returned as it is.
 
@@ -369,4 +360,4 @@ def layout(source: type[Schema] | Layout) -> Layout:
     if isinstance(source, Layout):
         return source
     rows = tuple(dataclasses.replace(row, body=0) for row, _ in body_rows(source))
-    return verify_table(Layout(source.__qualname__, rows, holders(rows)))
+    return verify_table(Layout(source.__qualname__, rows, holders(rows), series=body_series(source)))

@@ -16,7 +16,20 @@ from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema.pytrees import TreeDef
 from ckpt_schema.text import columns
 
-__all__ = ["Entry", "Initial", "Layout", "Node", "Part", "Repeat", "Row", "Slot", "holders", "is_part", "verify_table"]
+__all__ = [
+    "Entry",
+    "Initial",
+    "Layout",
+    "Node",
+    "Part",
+    "Repeat",
+    "Row",
+    "Series",
+    "Slot",
+    "holders",
+    "is_part",
+    "verify_table",
+]
 
 Slot = tuple[int, tuple[int, ...]]
 """A concrete leaf of a layout: the number of its row, and one index per unrolled level."""
@@ -142,6 +155,24 @@ class Part:
         return f"{'/'.join(self.path)}  {self.type.__name__}"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Series:
+    """Repeated nodes that are one list of layers, in this order.
+
+    Attributes:
+        path: The logical path of the list.
+        members: Those of the nodes, relative to the model's root as that is; all repeats of the first come first.
+    """
+
+    path: LogicalPath
+    members: tuple[LogicalPath, ...]
+
+    def __str__(self) -> str:
+        """As it is written."""
+        written = ", ".join(repr("/".join(member)) for member in self.members)
+        return f"series({written}, name={'/'.join(self.path)!r})"
+
+
 def is_part(kind: type) -> bool:
     """Whether a container is the state of a transformation, and not what merely holds several."""
     return hasattr(kind, "_fields")
@@ -184,6 +215,7 @@ class Layout:
         sizes: Dims whose sizes the layout holds for alone, in elements.
         parts: The parts of the optimizer state, in order, those that keep nothing included; none where types are not told.
         initial: Makes an optimizer state, where the layout was made for a transformation.
+        series: Which repeated nodes of the model are one list.
     """
 
     name: str
@@ -194,6 +226,7 @@ class Layout:
     sizes: tuple[tuple[str, int], ...] = ()
     parts: tuple[Part, ...] = ()
     initial: Initial | None = None
+    series: tuple[Series, ...] = ()
 
     def entries(self, sizes: Mapping[str, int]) -> Iterator[Entry]:
         """The concrete leaves under ``sizes``, row by row; every dim must be bound."""

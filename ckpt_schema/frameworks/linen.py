@@ -14,7 +14,7 @@ from flax.core import meta
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.frameworks.optimizer import Start, arguments, optimizer_state
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.schema import Schema, body_rows
+from ckpt_schema.schema import Schema, body_rows, body_series
 from ckpt_schema.table import Layout, Row, holders, verify_table
 
 __all__ = ["BareParams", "BareTrainState", "Params", "TrainState", "boxed", "labels", "unboxed"]
@@ -44,7 +44,17 @@ def _train_state(name: str, item: tuple[type[Schema], optax.GradientTransformati
     nodes = tuple(sorted((*holders(weights), *below), key=lambda node: len(node.key)))
     start = Start(tx, ("params",), _OPTIMIZER, lambda row: row.kind == _PARAMS)
     counts = tuple(sorted(sizes.items()))
-    return verify_table(Layout(f"{name}[{body.__name__}]", tuple(rows), nodes, sizes=counts, parts=state.parts, initial=start))
+    return verify_table(
+        Layout(
+            f"{name}[{body.__name__}]",
+            tuple(rows),
+            nodes,
+            sizes=counts,
+            parts=state.parts,
+            initial=start,
+            series=body_series(body),
+        )
+    )
 
 
 class _TrainState:
@@ -69,7 +79,9 @@ class _Params:
     def __getitem__(self, body: type[Schema]) -> Layout:
         """The layout for a body."""
         rows = tuple(_weights(body, (_PARAMS,)))
-        return verify_table(Layout(f"linen.Params[{body.__name__}]", rows, holders(rows), homes=((_PARAMS,),)))
+        return verify_table(
+            Layout(f"linen.Params[{body.__name__}]", rows, holders(rows), homes=((_PARAMS,),), series=body_series(body))
+        )
 
 
 class _BareParams:
@@ -86,7 +98,9 @@ class _BareParams:
         ]
         if faults:
             raise SchemaError(f"linen.BareParams[{body.__name__}] has no place for collections: {len(faults)} fault(s)", faults)
-        return verify_table(Layout(f"linen.BareParams[{body.__name__}]", rows, holders(rows), homes=((_PARAMS,),)))
+        return verify_table(
+            Layout(f"linen.BareParams[{body.__name__}]", rows, holders(rows), homes=((_PARAMS,),), series=body_series(body))
+        )
 
 
 TrainState: Final = _TrainState()

@@ -16,7 +16,7 @@ from ckpt_schema.frameworks.tracing import Box
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.pytrees import containers
-from ckpt_schema.schema import Schema, body_rows
+from ckpt_schema.schema import Schema, body_rows, body_series
 from ckpt_schema.table import Layout, Row, holders, verify_table
 
 __all__ = [
@@ -125,7 +125,9 @@ class _TrainState:
         nodes = (*holders(model), *(dataclasses.replace(n, key=(*_OPTIMIZER, *n.key)) for n in state.nodes if n in state.inner))
         name = f"nnx.TrainState[{body.__name__}]"
         start, counts = Start(tx, ("model",), _OPTIMIZER, is_trained, box), tuple(sorted(sizes.items()))
-        return verify_table(Layout(name, tuple(rows), nodes, "nnx", sizes=counts, parts=state.parts, initial=start))
+        return verify_table(
+            Layout(name, tuple(rows), nodes, "nnx", sizes=counts, parts=state.parts, initial=start, series=body_series(body))
+        )
 
 
 # What a model works without, and what no step of training depends on: these a model's own state may lack.
@@ -139,7 +141,7 @@ class _Params:
         """The layout for a body."""
         rows = [dataclasses.replace(r, optional=True) if issubclass(r.kind, _PASSING) else r for r in _model(body, ())]
         name = f"nnx.Params[{body.__name__}]"
-        return verify_table(Layout(name, tuple(rows), holders(rows), "nnx", homes=(("model",),)))
+        return verify_table(Layout(name, tuple(rows), holders(rows), "nnx", homes=(("model",),), series=body_series(body)))
 
 
 TrainState: Final = _TrainState()

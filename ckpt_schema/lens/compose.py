@@ -99,7 +99,8 @@ def _through(
     first: Joined, second: Joined, onward: Mapping[int, Sequence[Join]], middle: Mapping[int, int]
 ) -> Iterator[Join | Mismatch]:
     """The joins from end to end, and what is wrong where there is none."""
-    waiting: dict[Join, dict[Place, Place]] = {}  # of joins of parts: the outer row for each row in the middle
+    # Of joins of parts, the first lens's and the second's: the outer row for each row in the middle.
+    waiting: tuple[dict[Join, dict[Place, Place]], dict[Join, dict[Place, Place]]] = {}, {}
     for before in first.joins:
         afters = dict.fromkeys(join for place in before.views for join in onward.get(middle[place.row], ()))
         for after in afters:
@@ -112,19 +113,24 @@ def _through(
             elif inner == after.sources and before.levels == after.levels:
                 yield Join(before.sources, after.views, before.chain >> after.chain, before.levels)
             elif before.plain and not before.chain:
-                waiting.setdefault(after, {}).update(_renamed(after.sources, inner[0], before.sources[0]))
+                waiting[1].setdefault(after, {}).update(_renamed(after.sources, inner[0], before.sources[0]))
             elif after.plain and not after.chain:
-                waiting.setdefault(before, {}).update(_renamed(before.views, _back(after.sources[0], middle), after.views[0]))
+                near = _back(after.sources[0], middle)
+                waiting[0].setdefault(before, {}).update(_renamed(before.views, near, after.views[0]))
             elif not _apart(inner, after.sources):
                 yield _no_way(first.view.rows[before.views[0].row])
-    for join, outer in waiting.items():
-        ends = join.sources if join in second.joins else join.views
-        if any(place not in outer for place in ends):
-            yield _no_way((second.source if join in second.joins else first.view).rows[ends[0].row])
-        elif join in second.joins:
-            yield Join(tuple(outer[place] for place in ends), join.views, join.chain, join.levels)
-        else:
-            yield Join(join.sources, tuple(outer[place] for place in ends), join.chain, join.levels)
+    for join, outer in waiting[0].items():
+        made = _replaced(join.inverse, outer, first.view)
+        yield made if isinstance(made, Mismatch) else made.inverse
+    for join, outer in waiting[1].items():
+        yield _replaced(join, outer, second.source)
+
+
+def _replaced(join: Join, outer: Mapping[Place, Place], table: Layout) -> Join | Mismatch:
+    """The join with other rows on its source's side; not every one of them may be known."""
+    if any(place not in outer for place in join.sources):
+        return _no_way(table.rows[join.sources[0].row])
+    return Join(tuple(outer[place] for place in join.sources), join.views, join.chain, join.levels)
 
 
 def _back(place: Place, middle: Mapping[int, int]) -> Place:
@@ -142,7 +148,10 @@ def _renamed(places: Sequence[Place], near: Place, far: Place) -> Iterator[tuple
 
 def _apart(places: Sequence[Place], others: Sequence[Place]) -> bool:
     """Whether these are other parts of the same lists."""
-    starts = [{(place.row, symbol.start) for place in each for symbol in place.symbols} for each in (places, others)]
+    starts = [
+        {(place.row, symbol.start) for place in each for symbol in place.symbols if symbol.start is not None}
+        for each in (places, others)
+    ]
     return bool(starts[0] and starts[1]) and not starts[0] & starts[1]
 
 

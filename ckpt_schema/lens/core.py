@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match, Matcher
 from ckpt_schema.dims import Binder
@@ -61,6 +62,8 @@ class _Translator:
         if kept is not None and kept.report:
             header = f"onto does not conform to {self.view.name}: {len(kept.report)} fault(s)"
             raise ConformanceError(header, kept.report.mismatches, kept.report.notes)
+        if kept is not None:
+            _verify_counts(binder, self.source, self.view)
         if abstract is None:
             abstract = any(map(leaves.is_abstract, match.flat.leaves))
         plan = compile_plan(self.source, self.view, self.joins, match, kept, binder.sizes, abstract=abstract)
@@ -73,6 +76,17 @@ class _Translator:
             turned = "it is on the other side of the lens already, swap get and put"
             header = f"the tree conforms to {self.view.name}, not to {self.source.name}; {turned}"
         raise ConformanceError(f"{header}: {len(report)} fault(s)", report.mismatches, report.notes)
+
+
+def _verify_counts(binder: Binder, source: Layout, view: Layout) -> None:
+    """Raises where one tree tells the size of a product or sum, and the other that of all its names, and they differ."""
+    faults: list[Mismatch] = []
+    for dim, size, origin in binder.broken():
+        known = dims_.size_of(dim, binder.sizes)
+        hint = "".join(binder.notes(dims_.names((dim,))))
+        faults.append(Mismatch(origin, "dims", f"{dims_.format_dim(dim)}={known}", str(size), hint))
+    if faults:
+        raise ConformanceError(f"onto of {view.name} is not of the sizes of {source.name}: {len(faults)} fault(s)", faults)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from ckpt_schema import chains, leaves, paths
 from ckpt_schema.errors import DerivationError, Mismatch
@@ -13,12 +13,13 @@ from ckpt_schema.leaves import Fill, Init
 from ckpt_schema.lens.align import Alignment, Owners, Settled, align
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.relate import relate
-from ckpt_schema.lens.rules import Move, Private, RawKey, Rename, Reset, Rule, Tie, under
+from ckpt_schema.lens.rules import Fuse, Move, Private, RawKey, Rename, Reset, Rule, Tie, under
 from ckpt_schema.lens.ties import copies
 from ckpt_schema.lens.told import Told
 from ckpt_schema.lens.unplaced import unplaced
+from ckpt_schema.lens.wholes import Member, divided, groups, membership
 from ckpt_schema.paths import LogicalPath
-from ckpt_schema.table import Layout, Part, Row
+from ckpt_schema.table import Layout, Part, Row, Series
 
 __all__ = ["join"]
 
@@ -38,26 +39,29 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
     source, view = _declare(source, view, rules, faults)
     (source, left), (view, right) = (_restarted(t, _resets(rules, n), faults) for n, t in enumerate((source, view)))
     alignment = align(source, view, lambda path: _called(path, rules), _settled(rules))
-    renamed = _renamed(source, view, rules, alignment, left, faults)
+    members = tuple(_members(table, other, rules) for table, other in ((source, view), (view, source)))
+    renamed = _renamed(source, view, rules, alignment, left, members[0], faults)
     twice = copies(source, rules), copies(view, rules)
-    partners: dict[LogicalPath, int] = {}
-    for number, path in enumerate(renamed):
-        first = partners.setdefault(path, number) if number not in twice[0] else number
-        if first != number:
-            both = f"{'/'.join(source.rows[first].path)} and {'/'.join(source.rows[number].path)}"
-            faults.append(
-                Mismatch("/".join(path), "ambiguous", "one source leaf for one view leaf", both, "rename one of them")
-            )
-    pairs = [
-        (partners[row.path], number)
-        for number, row in enumerate(view.rows)
-        if row.path in partners and number not in right and number not in twice[1]
-    ]
+    expected = "one source leaf for one view leaf"
+    theirs = _by_path(source, renamed, members[0], twice[0].keys(), expected, faults)
+    expected = "one view leaf for one source leaf"
+    ours = _by_path(view, _seen(view, rules, members[1]), members[1], twice[1].keys() | right, expected, faults)
+    pairs: list[tuple[int, int]] = []
+    joins: list[Join] = []
+    for path, after in ours.items():
+        before = theirs.get(path, {})
+        if before.keys() == after.keys():
+            alike = [(before[part], after[part]) for part in after]
+            pairs += alike
+            joins += _joined(source, view, rules, alike, faults)
+        elif before:
+            joins += _divided(source, view, before, after, members, faults)
     onward, back = dict(pairs), {there: here for here, there in pairs}
-    pairs += [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
-    pairs += [(back[of], copy) for copy, of in twice[1].items() if of in back]
-    joins = _joined(source, view, rules, pairs, faults)
+    again = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
+    again += [(back[of], copy) for copy, of in twice[1].items() if of in back]
+    joins += _joined(source, view, rules, again, faults)
     faults += _idle(source, view, rules, joins, {f.path for f in faults})
+    faults += _undivided(rules, {member.group.rule for side in members for member in side.values()})
     placed = [pair for one in joins for pair in one.pairs]
     faults += unplaced(source, view, renamed, placed, alignment, {f.path for f in faults})
     if faults:
@@ -65,6 +69,76 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
         notes = chains.side_by_side((source.name, view.name), parts) if any(f.kind == "chain" for f in faults) else []
         raise DerivationError(f"no lens from {source.name} to {view.name}: {len(faults)} fault(s)", faults, notes)
     return source, view, tuple(joins)
+
+
+_Members = Mapping[int, Member]
+"""By the numbers of rows: what they are part of."""
+
+
+def _members(table: Layout, other: Layout, rules: Sequence[Rule]) -> _Members:
+    several = groups(table, other, rules)
+    found = {number: membership(row, several) for number, row in enumerate(table.rows)} if several else {}
+    return {number: member for number, member in found.items() if member is not None}
+
+
+def _seen(view: Layout, rules: Sequence[Rule], members: _Members) -> list[LogicalPath]:
+    """The path of each of the view's rows, parts under that of the whole; a rule calls it what the source does."""
+    found = [row.path for row in view.rows]
+    for number, member in members.items():
+        if isinstance(member.group.rule, Fuse):
+            path = member.path
+            found[number] = (*path[: member.start], *_called(path[member.start :], rules))
+        else:
+            found[number] = member.path
+    return found
+
+
+def _by_path(
+    table: Layout,
+    found: Sequence[LogicalPath],
+    members: _Members,
+    left_out: Container[int],
+    expected: str,
+    faults: list[Mismatch],
+) -> dict[LogicalPath, dict[int | None, int]]:
+    """The rows by path, and where they are parts of one leaf, by part."""
+    rows: dict[LogicalPath, dict[int | None, int]] = {}
+    for number, path in enumerate(found):
+        if number in left_out:
+            continue
+        parts = rows.setdefault(path, {})
+        part = members[number].number if number in members else None
+        first = parts.setdefault(part, number)
+        if first != number or (None in parts and len(parts) > 1):
+            other = first if first != number else next(n for n in parts.values() if n != number)
+            both = f"{'/'.join(table.rows[other].path)} and {'/'.join(table.rows[number].path)}"
+            faults.append(Mismatch("/".join(path), "ambiguous", expected, both, "rename one of them"))
+    return rows
+
+
+def _divided(
+    source: Layout,
+    view: Layout,
+    before: Mapping[int | None, int],
+    after: Mapping[int | None, int],
+    members: Sequence[_Members],
+    faults: list[Mismatch],
+) -> list[Join]:
+    """The joins of a row on one side with rows on the other that are parts of it."""
+    parts = [{part: number for part, number in side.items() if part is not None} for side in (before, after)]
+    if None in before:
+        found = divided((source, view), before[None], parts[1], members[1])
+    elif None in after:
+        found = divided((view, source), after[None], parts[0], members[0])
+    else:
+        row = view.rows[next(iter(after.values()))]
+        counts = f"{len(after)} parts, as in the view", f"{len(before)} in the source"
+        hint = "both sides divide it, in different ways: take it through a layout that has it whole"
+        found = Mismatch("/".join(row.path), "dims", *counts, hint)
+    if isinstance(found, Mismatch):
+        faults.append(found)
+        return []
+    return found if None in before else [one.inverse for one in found]
 
 
 def _joined(
@@ -88,13 +162,24 @@ def _verify_rules(rules: object) -> None:
     several = isinstance(rules, (list, tuple))  # a lone rule is no sequence, and a string is one of the wrong things
     wrong: list[object] = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
     if wrong:
-        expected = "a list of rename(...), private(...), move(...), reset(...), raw_key(...) and tie(...)"
+        expected = (
+            "a list of rename(...), private(...), move(...), reset(...), raw_key(...), tie(...), fuse(...) and series(...)"
+        )
         faults = [Mismatch("edits", "rule", expected, _spelled(rule)) for rule in wrong]
         raise DerivationError(f"edits= is not well formed: {len(faults)} fault(s)", faults)
 
 
 def _spelled(rule: object) -> str:
     return f"{rule} by itself" if isinstance(rule, Rule) else repr(rule)
+
+
+def _undivided(rules: Sequence[Rule], used: Container[Rule]) -> Iterator[Mismatch]:
+    """Rules that make parts one where there are none."""
+    for rule in rules:
+        if isinstance(rule, (Fuse, Series)) and rule not in used:
+            paths_ = rule.parts if isinstance(rule, Fuse) else rule.members
+            expected = f"leaves below {' and '.join('/'.join(path) for path in paths_)} of one side, which the other has as one"
+            yield Mismatch(str(rule), "rule", expected, "none", "print the layouts to see their paths")
 
 
 def _idle(source: Layout, view: Layout, rules: Sequence[Rule], joins: Sequence[Join], known: set[str]) -> Iterator[Mismatch]:
@@ -191,11 +276,18 @@ def _renamed(
     rules: Sequence[Rule],
     alignment: Alignment,
     restarted: frozenset[int],
+    members: _Members,
     faults: list[Mismatch],
 ) -> list[LogicalPath]:
     """The path of each source row in the view's words; the first rule of a kind that matches it counts, once."""
     owners = Owners(source)
-    found = [_placed(row, rules, owners.part(row) if source.parts else None, alignment) for row in source.rows]
+    found: list[LogicalPath] = []
+    for number, row in enumerate(source.rows):
+        told, member = rules, members.get(number)
+        if member is not None:
+            told = [r for r in rules if not (isinstance(r, Rename) and isinstance(member.group.rule, Fuse))]
+        part = owners.part(row) if source.parts else None
+        found.append(_placed(row if member is None else dataclasses.replace(row, path=member.path), told, part, alignment))
     for number in restarted:
         found[number] = _nowhere(source.rows[number])
     for rule in rules:

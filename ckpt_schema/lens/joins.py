@@ -22,18 +22,18 @@ class Symbol:
 
     Attributes:
         levels: The numbers of these levels, outermost first: the index counts through the last of them first.
-        start: What stands before the first: other parts of the same list.
+        start: Where the row is a part of the list: the sizes of the parts before it.
     """
 
     levels: tuple[int, ...]
-    start: tuple[Dim, ...] = ()
+    start: tuple[Dim, ...] | None = None
 
     def index(self, at: Mapping[int, int], counts: Sequence[int], sizes: Mapping[str, int]) -> int:
         """The index, from those of the levels."""
         index = 0
         for level in self.levels:
             index = index * counts[level] + at[level]
-        return index + sum(dims_.size_of(dim, sizes) or 0 for dim in self.start)
+        return index + sum(dims_.size_of(dim, sizes) or 0 for dim in self.start or ())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,13 +83,13 @@ class Join:
     def counts(self) -> set[Dim]:
         """The dims that say which leaves it is of."""
         symbols = [symbol for place in (*self.sources, *self.views) for symbol in place.symbols]
-        return {dim for symbol in symbols for dim in (*(self.levels[n] for n in symbol.levels), *symbol.start)}
+        return {dim for symbol in symbols for dim in (*(self.levels[n] for n in symbol.levels), *(symbol.start or ()))}
 
     @property
     def plain(self) -> bool:
         """Whether it joins one whole row with one."""
         places = (*self.sources, *self.views)
-        return len(places) == 2 and not any(symbol.start for place in places for symbol in place.symbols)
+        return len(places) == 2 and all(symbol.start is None for place in places for symbol in place.symbols)
 
     @property
     def inverse(self) -> Join:
@@ -140,7 +140,7 @@ def _alike(before: Sequence[Place], after: Sequence[Place]) -> bool:
     return (
         len(before) == len(after) == 1
         and before[0].symbols == after[0].symbols
-        and not any(symbol.start for symbol in before[0].symbols)
+        and all(symbol.start is None for symbol in before[0].symbols)
     )
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+from ckpt_schema import dims as dims_
+from ckpt_schema.dims import Dim
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Default, Fill
 from ckpt_schema.paths import LogicalPath
-from ckpt_schema.table import Row
+from ckpt_schema.table import Row, Series
 
 __all__ = [
+    "Fuse",
     "Move",
     "Private",
     "RawKey",
@@ -17,6 +21,7 @@ __all__ = [
     "Reset",
     "Rule",
     "Tie",
+    "fuse",
     "move",
     "private",
     "raw_key",
@@ -100,7 +105,21 @@ class Tie:
         return f"tie({'/'.join(self.copy)!r}, {'/'.join(self.of)!r})"
 
 
-Rule = Rename | Private | Move | Reset | RawKey | Tie
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fuse:
+    """See `fuse`."""
+
+    whole: LogicalPath
+    parts: tuple[LogicalPath, ...]
+    axis: Dim | None = None
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        axis = "" if self.axis is None else f", axis={dims_.format_dim(self.axis)!r}"
+        return f"fuse({'/'.join(self.whole)!r}, {['/'.join(part) for part in self.parts]}{axis})"
+
+
+Rule = Rename | Private | Move | Reset | RawKey | Tie | Fuse | Series
 
 
 def rename(source: str, view: str) -> Rename:
@@ -196,6 +215,34 @@ def tie(copy: str, of: str) -> Tie:
     """
     _verify("tie", copy=copy, of=of)
     return Tie(tuple(copy.split("/")), tuple(of.split("/")))
+
+
+def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
+    """A rule: what one side has at ``whole``, the other has in parts: each leaf there is a part of one axis.
+
+    The axis is the one that is declared as a sum of as many terms, ``"embed q+k+v"``, or with a factor that is the number of
+    parts: ``"embed 3*heads"``, ``"embed heads 3 dim"``. The parts have what is theirs of it, in this order, and the other dims,
+    in any order. It holds in the model and in every part of the optimizer state that mirrors it.
+
+    Args:
+        whole: The logical path of the leaf or node that is one, in the words of the side that has it.
+        parts: Those of its parts, in the words of theirs.
+        axis: The factor, or the whole dim, where more than one could be meant.
+
+    Raises:
+        SchemaError: A path is no string, or ``axis`` no dim.
+
+    Example:
+        >>> print(fuse("attention/qkv", ["attention/q", "attention/k", "attention/v"]))
+        fuse('attention/qkv', ['attention/q', 'attention/k', 'attention/v'])
+    """
+    several: list[str] = list(parts) if isinstance(parts, (list, tuple)) else [str(parts)]
+    _verify("fuse", whole=whole, **{f"parts[{n}]": part for n, part in enumerate(several or [None])})
+    shared = None if axis is None else dims_.parse_dims(axis)
+    if shared is not None and len(shared) != 1:
+        fault = Mismatch("axis", "declaration", "one dim", repr(axis), "the factor that the parts share")
+        raise SchemaError("fuse(...) is not well formed: 1 fault", [fault])
+    return Fuse(tuple(whole.split("/")), tuple(tuple(part.split("/")) for part in several), shared and shared[0])
 
 
 def _verify(rule: str, **given: object) -> None:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax import export
 
 from ckpt_schema import dims as dims_
-from ckpt_schema.dims import Dims
+from ckpt_schema.dims import Dim, Dims
 from ckpt_schema.lens.axes import product
 from ckpt_schema.lens.edits import Chain
 
-__all__ = ["symbols", "typed"]
+__all__ = ["same_size", "symbols", "typed"]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -52,3 +52,15 @@ def symbols(names: Sequence[str], counts: frozenset[str], constraints: Sequence[
     if names:
         sizes |= zip(names, export.symbolic_shape(",".join(names), constraints=constraints), strict=True)
     return sizes
+
+
+def same_size(one: Dim, other: Dim) -> bool:
+    """Whether two dims are equal for all sizes.
+
+    Example:
+        >>> from ckpt_schema.dims import parse_dims
+        >>> same_size(*parse_dims("6*blocks+rest rest+blocks*6")), same_size(*parse_dims("6*blocks 5*blocks"))
+        (True, False)
+    """
+    sizes = symbols(sorted(dims_.names((one, other))), frozenset())
+    return bool(product(one, sizes) == product(other, sizes))

@@ -1,0 +1,222 @@
+"""A leaf that is one row on one side and several on the other: parts of an axis, or of a list of layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from ckpt_schema import dims as dims_
+from ckpt_schema.dims import Dim, Dims, Factor, Sum
+from ckpt_schema.errors import Mismatch
+from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.joins import Join, Place, Symbol
+from ckpt_schema.lens.relate import Relation, relate
+from ckpt_schema.lens.stacks import Beside, Split
+from ckpt_schema.lens.symbolic import same_size, typed
+from ckpt_schema.table import Repeat, Row
+
+__all__ = ["Numbered", "listed", "split"]
+
+Numbered = tuple[int, Row]
+"""A row and its number."""
+
+
+def listed(whole: Numbered, parts: Sequence[Numbered], level: int, spans: Sequence[tuple[int, int]]) -> list[Join] | Mismatch:
+    """The joins of a list with the parts it consists of, one after the other.
+
+    Args:
+        whole: The row of the list.
+        parts: A row for each part.
+        level: Which of the whole's levels of repetition the list is.
+        spans: Which of each part's levels make up its share: the first, and the one after the last.
+    """
+    row, own = whole[1], whole[1].repeats[level]
+    shares = [
+        tuple(f for repeat in part.repeats[start:end] for f in repeat.size)
+        for (_, part), (start, end) in zip(parts, spans, strict=True)
+    ]
+    if not same_size(own.size, dims_.add(shares)):
+        wanted, found = dims_.format_dim(dims_.add(shares)), dims_.format_dim(own.size)
+        hint = (
+            f'its parts have {wanted} together: declare length="{wanted}" or scan="{wanted}", or dims= where the class is used'
+        )
+        return Mismatch("/".join(row.path), "dims", f"{wanted} repeats", found, hint)
+    virtual = [_with_level(row, level, Repeat(share, own.axis)) for share in shares]
+    if own.axis is not None and len(parts) > 1:
+        return _split(whole, row, parts, virtual, _Share("level", level, tuple(shares)))
+    made: list[Join] = []
+    symbol = sum(repeat.axis is None for repeat in row.repeats[:level])
+    for at, ((number, part), each) in enumerate(zip(parts, virtual, strict=True)):
+        relation = relate(each, part)
+        if isinstance(relation, Mismatch):
+            return relation
+        ours = list(relation.symbols[0])
+        if own.axis is None:
+            ours[symbol] = dataclasses.replace(ours[symbol], start=tuple(shares[:at]))
+        places = Place(whole[0], tuple(ours)), Place(number, relation.symbols[1])
+        made.append(Join(places[:1], places[1:], relation.chain, relation.levels))
+    return made
+
+
+def split(whole: Numbered, parts: Sequence[Numbered], axis: Dim | None) -> list[Join] | Mismatch:
+    """The join of a leaf with the leaves that are parts of one of its axes, one after the other.
+
+    Args:
+        whole: The row of the leaf.
+        parts: A row for each part.
+        axis: The factor of its dims that is shared, where more than one could be.
+    """
+    row = whole[1]
+    found = list(_shared(row.leaf.dims, len(parts), axis))
+    if len(found) != 1:
+        expected = f"one axis that {len(parts)} leaves share" + ("" if axis is None else f", {dims_.format_dim(axis)}")
+        several = " and ".join(dims_.format_dim(row.leaf.dims[at]) for at, _, _ in found) or "none"
+        hint = 'declare it as a sum, "embed q+k+v", or as so many times a dim, "embed 3*heads"; axis= says which'
+        return Mismatch("/".join(row.path), "dims", expected, f"{several} in {row.stored}", hint)
+    at, factor, terms = found[0]
+    apart, place = _cut(row.leaf.dims, at, factor)
+    cut = dataclasses.replace(row, leaf=dataclasses.replace(row.leaf, dims=apart))
+    virtual = [
+        dataclasses.replace(cut, leaf=dataclasses.replace(cut.leaf, dims=(*apart[:place], term, *apart[place + 1 :])))
+        for term in terms
+    ]
+    return _split(whole, cut, parts, virtual, _Share("axis", place, tuple(terms)))
+
+
+def _shared(dims: Dims, count: int, wanted: Dim | None) -> Iterator[tuple[int, int, list[Dim]]]:
+    """The factors that may be shared: which axis, which of its factors, and what each part has of it."""
+    for at, dim in enumerate(dims):
+        for number, factor in enumerate(dim):
+            terms = _terms(factor, count)
+            if terms is not None and wanted in (None, (factor,), dim):
+                yield at, number, terms
+
+
+def _terms(factor: Factor, count: int) -> list[Dim] | None:
+    """What each of ``count`` parts has of a factor, or None where it is not shared among so many."""
+    if isinstance(factor, Sum):
+        terms = list(factor.terms)
+        if len(terms) != count:  # 2*kv is two parts of kv each
+            several = ([term[1:] or (1,)] * term[0] if isinstance(term[0], int) else [term] for term in terms)
+            terms = list[Dim](part for group in several for part in group)
+        return terms if len(terms) == count else None
+    return list[Dim]([(1,)]) * count if factor == count else None
+
+
+def _cut(dims: Dims, at: int, factor: int) -> tuple[Dims, int]:
+    """Dims in which one factor of one axis is an axis by itself, and where it is then."""
+    before, own, after = dims[at][:factor], dims[at][factor : factor + 1], dims[at][factor + 1 :]
+    return (*dims[:at], *filter(None, (before, own, after)), *dims[at + 1 :]), at + bool(before)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Share:
+    """The axis that parts share.
+
+    Attributes:
+        kind: Whether it is an ``axis`` of the leaf's own, or stacks a ``level`` of repetition.
+        number: Which of them.
+        parts: What each part has of it.
+    """
+
+    kind: str
+    number: int
+    parts: tuple[Dim, ...]
+
+    def axis(self, row: Row) -> int:
+        """Where the axis stands in the leaf as it is stored."""
+        marks = [("axis", n) for n in range(len(row.leaf.dims))]
+        for at, repeat in reversed(list(enumerate(row.repeats))):
+            if repeat.axis is not None:
+                marks.insert(repeat.axis if repeat.axis >= 0 else len(marks) + 1 + repeat.axis, ("level", at))
+        return marks.index((self.kind, self.number))
+
+
+def _split(
+    whole: Numbered, cut: Row, parts: Sequence[Numbered], virtual: Sequence[Row], share: _Share
+) -> list[Join] | Mismatch:
+    """The join of a leaf with parts of it.
+
+    Args:
+        whole: The leaf.
+        cut: Its row with the shared axis by itself.
+        parts: The parts.
+        virtual: The row of each part as it is cut off.
+        share: The shared axis.
+    """
+    first = [relate(each, part) for each, (_, part) in zip(virtual, parts, strict=True)]
+    made = _stackings(cut, first)
+    if made is None:
+        hint = "repeats that some parts stack and others do not: stack them all alike"
+        return Mismatch("/".join(cut.path), "dims", "parts that are repeated alike", str(cut.stored), hint)
+    restacked = _restacked(cut, made)
+    before = relate(whole[1], restacked)
+    rest = [relate(_restacked(each, made), part) for each, (_, part) in zip(virtual, parts, strict=True)]
+    wrong = [relation for relation in (*first, before, *rest) if isinstance(relation, Mismatch)]
+    if wrong or isinstance(before, Mismatch):
+        return wrong[0]
+    edit = Split(share.axis(restacked), share.parts)
+    return _wired(whole, parts, before, edit, [relation for relation in rest if isinstance(relation, Relation)])
+
+
+def _stackings(row: Row, relations: Sequence[Relation | Mismatch]) -> set[int] | None:
+    """Which of the row's unrolled levels all parts stack; None where they do so differently."""
+    unrolled = [at for at, repeat in enumerate(row.repeats) if repeat.axis is None]
+    found: list[set[int]] = []
+    for relation in relations:
+        if isinstance(relation, Mismatch):
+            continue
+        kept = {level for symbol in relation.symbols[1] for level in symbol.levels}
+        status = [{level in kept for level in symbol.levels} for symbol in relation.symbols[0]]
+        if any(len(each) > 1 for each in status):
+            return None
+        found.append({at for at, each in zip(unrolled, status, strict=True) if each == {False}})
+    return (found[0] if all(each == found[0] for each in found) else None) if found else set()
+
+
+def _restacked(row: Row, made: set[int]) -> Row:
+    """The row with some levels stacked in front."""
+    repeats = tuple(Repeat(r.size, 0) if at in made else r for at, r in enumerate(row.repeats))
+    return dataclasses.replace(row, repeats=repeats)
+
+
+def _wired(
+    whole: Numbered, parts: Sequence[Numbered], before: Relation, cut: Split, rest: Sequence[Relation]
+) -> list[Join] | Mismatch:
+    """The join from the relation of the leaf to its cut form, and those of the parts as cut off to the parts."""
+    levels, places = list(before.levels), list[Place]()
+    for (number, _), relation in zip(parts, rest, strict=True):
+        pairs = zip(relation.symbols[0], before.symbols[1], strict=True)
+        numbers = {a: b for mine, theirs in pairs for a, b in zip(mine.levels, theirs.levels, strict=True)}
+        for level, size in enumerate(relation.levels):
+            if level not in numbers:
+                numbers[level] = len(levels)
+                levels.append(size)
+        places.append(Place(number, tuple(Symbol(tuple(numbers[n] for n in s.levels)) for s in relation.symbols[1])))
+    chain = before.chain >> cut
+    if any(relation.chain for relation in rest):
+        chain = chain >> Beside(tuple(relation.chain for relation in rest))
+    join = Join((Place(whole[0], before.symbols[0]),), tuple(places), chain, tuple(levels))
+    return _type_fault(whole[1], [part for _, part in parts], join) or [join]
+
+
+def _type_fault(whole: Row, parts: Sequence[Row], join: Join) -> Mismatch | None:
+    """Types the edits for all sizes, both ways."""
+    levels = [place.levels for place in (*join.sources, *join.views)]
+    fanned = set.union(*levels) - set.intersection(*levels)
+    counts = frozenset(dims_.names(join.levels[n] for n in fanned))
+    two = dict.fromkeys(counts, 2)
+    chains = join.chain.edits[-1].chains if isinstance(join.chain.edits[-1], Beside) else [Chain()] * len(parts)
+    told = [(part.dims,) * chain.gives(two) for part, chain in zip(parts, chains, strict=True)]
+    inputs, outputs = (whole.dims,) * join.chain.takes(two), tuple(dims for each in told for dims in each)
+    for dims, after, chain in ((inputs, outputs, join.chain), (outputs, inputs, ~join.chain)):
+        found, wanted = (typed(each, given, whole.leaf.dtype, counts) for each, given in ((chain, dims), (Chain(), after)))
+        for one, other in zip(found, wanted, strict=True):
+            if one != other:
+                hint = "see how the parts declare their dims"
+                return Mismatch("/".join(whole.path), "dims", other, f"{one} of {chain}", hint)
+    return None
+
+
+def _with_level(row: Row, level: int, repeat: Repeat) -> Row:
+    return dataclasses.replace(row, repeats=(*row.repeats[:level], repeat, *row.repeats[level + 1 :]))

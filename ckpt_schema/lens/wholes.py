@@ -1,0 +1,115 @@
+"""Which rows of a layout are parts of one leaf of the other: by a series of its schema, or by a rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from ckpt_schema.dims import Dim
+from ckpt_schema.errors import Mismatch
+from ckpt_schema.lens import parts as parts_
+from ckpt_schema.lens.joins import Join
+from ckpt_schema.lens.rules import Fuse, Rule, under
+from ckpt_schema.paths import LogicalPath
+from ckpt_schema.table import Layout, Row, Series
+
+__all__ = ["Group", "Member", "divided", "groups", "membership"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """Nodes or leaves of one layout that are a node or leaf of the other, in this order.
+
+    Attributes:
+        whole: The logical path of the node or leaf that they are together.
+        members: Their own.
+        rule: What says so.
+    """
+
+    whole: LogicalPath
+    members: tuple[LogicalPath, ...]
+    rule: Series | Fuse
+
+    @property
+    def axis(self) -> Dim | None:
+        """Which factor of the whole's dims they share, if that was said."""
+        return self.rule.axis if isinstance(self.rule, Fuse) else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """A row that is part of a leaf.
+
+    Attributes:
+        group: What it is part of.
+        number: Which part.
+        start: How many segments of its path stand before those of the group.
+        path: Its path as part of the whole.
+    """
+
+    group: Group
+    number: int
+    start: int
+    path: LogicalPath
+
+
+def groups(table: Layout, other: Layout, rules: Iterable[Rule]) -> list[Group]:
+    """The groups of ``table``: those of its schema, and those that rules name."""
+    found = [Group(series.path, series.members, series) for series in table.series]
+    for rule in rules:
+        if isinstance(rule, Series) and _all_there(table, rule.members):
+            found.append(Group(rule.path, rule.members, rule))
+        if isinstance(rule, Fuse) and _all_there(table, rule.parts) and _all_there(other, (rule.whole,)):
+            found.append(Group(rule.whole, rule.parts, rule))
+    return found
+
+
+def _all_there(table: Layout, paths: Sequence[LogicalPath]) -> bool:
+    return all(any(under(row, path) is not None for row in table.rows) for path in paths)
+
+
+def membership(row: Row, several: Iterable[Group]) -> Member | None:
+    """What a row is part of, or None."""
+    for group in several:
+        for number, path in enumerate(group.members):
+            start = under(row, path)
+            if start is not None:
+                return Member(group, number, start, (*row.path[:start], *group.whole, *row.path[start + len(path) :]))
+    return None
+
+
+def divided(
+    tables: tuple[Layout, Layout], whole: int, parts: Mapping[int, int], members: Mapping[int, Member]
+) -> list[Join] | Mismatch:
+    """The joins of a row of the first table with rows of the second that are parts of it.
+
+    Args:
+        tables: The layout of the whole, and that of the parts.
+        whole: The number of its row.
+        parts: The numbers of their rows, by part.
+        members: What each row of the second layout is part of.
+    """
+    row, member = tables[0].rows[whole], next(members[number] for number in parts.values())
+    group = member.group
+    lacking = ["/".join(path) for number, path in enumerate(group.members) if number not in parts]
+    if lacking:
+        hint = "parts of one leaf are alike: declare it in all of them, or give the parts names of their own"
+        expected = f"this leaf in {' and in '.join('/'.join(path) for path in group.members)}"
+        return Mismatch("/".join(row.path), "unplaced", expected, f"none in {' or '.join(lacking)}", hint)
+    numbered = [(number, tables[1].rows[number]) for _, number in sorted(parts.items())]
+    if isinstance(group.rule, Fuse):
+        return parts_.split((whole, row), numbered, group.axis)
+    start = next(at for at in (row.body or 0, 0) if row.path[at : at + len(group.whole)] == group.whole)
+    level = _levels(row.path[: start + len(group.whole)]) - 1
+    spans = [_span(tables[1].rows[number], members[number]) for _, number in sorted(parts.items())]
+    return parts_.listed((whole, row), numbered, level, spans)
+
+
+def _span(row: Row, member: Member) -> tuple[int, int]:
+    """Which levels of repetition of a row make up its share of a list."""
+    outer = _levels(row.path[: member.start])
+    return outer, outer + _levels(member.group.members[member.number])
+
+
+def _levels(path: LogicalPath) -> int:
+    return sum(segment.endswith("[]") for segment in path)
