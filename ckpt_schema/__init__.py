@@ -33,12 +33,15 @@ if TYPE_CHECKING:
     from ckpt_schema.leaves import fresh_key as fresh_key
     from ckpt_schema.lens.core import Lens as Lens
     from ckpt_schema.lens.core import derive as derive
+    from ckpt_schema.lens.rules import flip as flip
     from ckpt_schema.lens.rules import fuse as fuse
     from ckpt_schema.lens.rules import move as move
+    from ckpt_schema.lens.rules import pad as pad
     from ckpt_schema.lens.rules import private as private
     from ckpt_schema.lens.rules import raw_key as raw_key
     from ckpt_schema.lens.rules import rename as rename
     from ckpt_schema.lens.rules import reset as reset
+    from ckpt_schema.lens.rules import scale as scale
     from ckpt_schema.lens.rules import tie as tie
     from ckpt_schema.schema import Schema as Schema
     from ckpt_schema.schema import Stream as Stream
@@ -63,7 +66,7 @@ _HOMES = {
     "table": ("Layout",),
     "leaves": ("Key", "fresh_key"),
     "lens.core": ("Lens", "derive"),
-    "lens.rules": ("fuse", "move", "private", "raw_key", "rename", "reset", "tie"),
+    "lens.rules": ("flip", "fuse", "move", "pad", "private", "raw_key", "rename", "reset", "scale", "tie"),
     "fields": ("field", "series"),
     "schema": ("Schema", "Stream", "layout"),
 }
@@ -91,6 +94,7 @@ __all__ = [
     "derive",
     "differences",
     "field",
+    "flip",
     "fresh_key",
     "fuse",
     "infer",
@@ -99,10 +103,12 @@ __all__ = [
     "move",
     "nnx",
     "orbax",
+    "pad",
     "private",
     "raw_key",
     "rename",
     "reset",
+    "scale",
     "series",
     "tie",
 ]

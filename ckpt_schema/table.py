@@ -81,14 +81,24 @@ class Row:
     held: tuple[tuple[int, type], ...] = ()
 
     @property
-    def dims(self) -> Dims:
-        """The dims of the leaf as it is stored: stacked levels inserted, innermost first."""
-        stored = list(self.leaf.dims)
-        for repeat in reversed(self.repeats):
-            if repeat.axis is not None:
-                axis = repeat.axis if repeat.axis >= 0 else len(stored) + 1 + repeat.axis
-                stored.insert(axis, repeat.size)
+    def axes(self) -> tuple[tuple[str, int], ...]:
+        """The axes of the leaf as it is stored: each an ``axis`` of its own or that of a stacked ``level``, by number.
+
+        Stacked levels are inserted innermost first.
+        """
+        stored: list[tuple[str, int]] = [("axis", n) for n in range(len(self.leaf.dims))]
+        for number in reversed(range(len(self.repeats))):
+            axis = self.repeats[number].axis
+            if axis is not None:
+                stored.insert(axis if axis >= 0 else len(stored) + 1 + axis, ("level", number))
         return tuple(stored)
+
+    @property
+    def dims(self) -> Dims:
+        """The dims of the leaf as it is stored."""
+        if not self.repeats:
+            return self.leaf.dims
+        return tuple(self.leaf.dims[n] if kind == "axis" else self.repeats[n].size for kind, n in self.axes)
 
     @property
     def unrolled(self) -> tuple[Dim, ...]:

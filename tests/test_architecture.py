@@ -17,8 +17,8 @@ ORDER = """
     errors text paths dims leaves pytrees table fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees slots chains conformance equality inference
-    lens lens.axes lens.edits lens.arrays lens.keys lens.stacks lens.symbolic lens.told lens.joins lens.relate lens.parts
-    lens.rules lens.ties lens.align lens.unplaced lens.wholes lens.derive
+    lens lens.axes lens.bits lens.edits lens.arrays lens.partial lens.keys lens.stacks lens.symbolic
+    lens.rules lens.told lens.joins lens.relate lens.parts lens.ties lens.align lens.unplaced lens.wholes lens.idle lens.derive
     lens.labels lens.execute lens.plan lens.compile lens.compose lens.core
     orbax.metadata orbax.sides orbax.private orbax.restore orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix

@@ -1,4 +1,4 @@
-"""Edits of one array each: its axes split, permuted and merged, its integers cast."""
+"""Edits of one array each: its axes split, permuted, merged and reversed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dim, Dims
 from ckpt_schema.lens.axes import Entries, Labels, Shape, Sizes, deal, deal_label, house, merge_labels, product, xp
 from ckpt_schema.lens.edits import Edit, Leafwise
 
-__all__ = ["Cast", "Rearrange"]
+__all__ = ["Flip", "Rearrange"]
 
 
 def _sized(factors: Dim) -> Dim:
@@ -112,32 +109,25 @@ class Rearrange(Leafwise):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Cast(Leafwise):
-    """Casts an integer leaf to another integer dtype; only values that both can hold pass.
+class Flip(Leafwise):
+    """Reverses an axis.
 
     Example:
-        >>> print(Cast("int32", "uint32"))
-        int32 -> uint32
+        >>> print(Flip(1))
+        flip axis 1
     """
 
-    source: str
-    view: str
+    axis: int
 
     @property
-    def inverse(self) -> Cast:
-        """The cast back."""
-        return Cast(self.view, self.source)
+    def inverse(self) -> Flip:
+        """Itself."""
+        return self
 
     def one(self, value: Any, sizes: Sizes) -> Any:
-        """The leaf cast; `fits` says beforehand whether that keeps its values."""
-        # NumPy knows no cast between the integers narrower than a byte; int64 holds every value that both dtypes hold.
-        return (value.astype(np.int64) if isinstance(value, np.ndarray) else value).astype(self.view)
-
-    def fits(self, low: int, high: int) -> bool:
-        """Whether values between ``low`` and ``high`` are kept."""
-        info = jnp.iinfo(self.view)
-        return int(info.min) <= low and high <= int(info.max)
+        """The leaf with the axis in reverse."""
+        return xp(value).flip(value, self.axis)
 
     def __str__(self) -> str:
-        """The dtypes before and after."""
-        return f"{self.source} -> {self.view}"
+        """Which axis."""
+        return f"flip axis {self.axis}"

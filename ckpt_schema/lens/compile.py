@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -229,6 +229,7 @@ def _sources(
             if unbound:
                 faults.append(_unbound(after, sizes))
                 break
+            faults += _too_short(join, after, sizes)
             needed = tuple((name, sizes[name]) for name in sorted(join.chain.names))
             likes = tuple(None if onto is None else onto.slots.get(o) for o in outputs)
             found.jobs.append(Job(join.chain, needed, before.stored, positions, spelled, likes))
@@ -246,6 +247,15 @@ def _materialized(tree: Match, position: int, onto: Match | None, output: Slot) 
     if kept is None or onto is None or not leaves.is_scalar(tree.flat.leaves[position]):
         return False
     return not leaves.is_scalar(onto.flat.leaves[kept])
+
+
+def _too_short(join: Join, row: Row, sizes: Mapping[str, int]) -> Iterator[Mismatch]:
+    """What does not hold of the sizes, and is asked of them by the edits of a join."""
+    for greater, less in join.chain.constraints:
+        spelled = [dims_.format_dims((dim,), sizes) for dim in (greater, less)]
+        if (dims_.size_of(greater, sizes) or 0) < (dims_.size_of(less, sizes) or 0):
+            expected = f"{dims_.format_dim(greater)} of {dims_.format_dim(less)} or more"
+            yield Mismatch(paths.format_path(row.key), "dims", expected, ", ".join(spelled), "pad to a larger size")
 
 
 def _container(

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import operator
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
-from ckpt_schema import chains, leaves, paths
+from ckpt_schema import chains, leaves
 from ckpt_schema.errors import DerivationError, Mismatch
 from ckpt_schema.leaves import Fill, Init
 from ckpt_schema.lens.align import Alignment, Owners, Settled, align
+from ckpt_schema.lens.idle import idle, matches_nothing
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.relate import relate
-from ckpt_schema.lens.rules import Fuse, Move, Private, RawKey, Rename, Reset, Rule, Tie, under
+from ckpt_schema.lens.rules import Factor, Fuse, Move, Private, Rename, Reset, Rule, under
 from ckpt_schema.lens.ties import copies
-from ckpt_schema.lens.told import Told
+from ckpt_schema.lens.told import UNTOLD, told, unscaled
 from ckpt_schema.lens.unplaced import unplaced
 from ckpt_schema.lens.wholes import Member, divided, groups, membership
 from ckpt_schema.paths import LogicalPath
-from ckpt_schema.table import Layout, Part, Row, Series
+from ckpt_schema.table import Layout, Part, Row
 
 __all__ = ["join"]
 
@@ -60,8 +60,8 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
     again = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
     again += [(back[of], copy) for copy, of in twice[1].items() if of in back]
     joins += _joined(source, view, rules, again, faults)
-    faults += _idle(source, view, rules, joins, {f.path for f in faults})
-    faults += _undivided(rules, {member.group.rule for side in members for member in side.values()})
+    divided_by = {member.group.rule for side in members for member in side.values()}
+    faults += idle(source, view, rules, joins, divided_by, {f.path for f in faults})
     placed = [pair for one in joins for pair in one.pairs]
     faults += unplaced(source, view, renamed, placed, alignment, {f.path for f in faults})
     if faults:
@@ -145,16 +145,23 @@ def _joined(
     source: Layout, view: Layout, rules: Sequence[Rule], pairs: Sequence[tuple[int, int]], faults: list[Mismatch]
 ) -> list[Join]:
     """The joins of rows, by number, that are one leaf."""
-    raw = [rule.path for rule in rules if isinstance(rule, RawKey)]
     joins: list[Join] = []
     for one, other in pairs:
         row = view.rows[other]
-        told = Told(raw=any(under(row, path) is not None for path in raw))
-        made = relate(source.rows[one], row, told)
+        said = told(row, rules) if rules else UNTOLD
+        made = relate(source.rows[one], row, said)
+        factor = unscaled(row, rules)
         if isinstance(made, Mismatch):
             faults.append(made)
+        elif factor is not None:
+            where = "/".join(row.path)
+            hint = f"say {Factor(row.path, 0)} to leave it as it is, another factor, or reset(view={where!r})"
+            expected = f"what becomes of it where {factor} holds"
+            faults.append(
+                Mismatch(where, "rule", expected, "the state of an optimizer, which no factor of a param tells", hint)
+            )
         else:
-            joins.append(made.join(one, other, told))
+            joins.append(made.join(one, other, said))
     return joins
 
 
@@ -173,47 +180,13 @@ def _spelled(rule: object) -> str:
     return f"{rule} by itself" if isinstance(rule, Rule) else repr(rule)
 
 
-def _undivided(rules: Sequence[Rule], used: Container[Rule]) -> Iterator[Mismatch]:
-    """Rules that make parts one where there are none."""
-    for rule in rules:
-        if isinstance(rule, (Fuse, Series)) and rule not in used:
-            paths_ = rule.parts if isinstance(rule, Fuse) else rule.members
-            expected = f"leaves below {' and '.join('/'.join(path) for path in paths_)} of one side, which the other has as one"
-            yield Mismatch(str(rule), "rule", expected, "none", "print the layouts to see their paths")
-
-
-def _idle(source: Layout, view: Layout, rules: Sequence[Rule], joins: Sequence[Join], known: set[str]) -> Iterator[Mismatch]:
-    """Leaves that a rule calls private, and that have a partner which is never absent; raw keys that are none; idle ties."""
-    pairs = [(source.rows[before], view.rows[after]) for one in joins for before, after in one.pairs]
-    for rule in rules:
-        if isinstance(rule, RawKey):
-            found = [a.leaf.is_key != b.leaf.is_key for a, b in pairs if under(b, rule.path) is not None]
-            failed = [row for row in view.rows if under(row, rule.path) is not None and "/".join(row.path) in known]
-            if not any(found) and not failed:
-                yield Mismatch(str(rule), "rule", "a key on one side and raw data on the other", "none", "drop the rule")
-        if isinstance(rule, Tie):
-            several = [table.name for table in (source, view) if copies(table, [rule])]
-            if len(several) != 1:
-                expected = (
-                    f"leaves at {'/'.join(rule.copy)} and at {'/'.join(rule.of)} of one side, which the other stores once"
-                )
-                hint = "drop the rule: both sides have both" if several else "print the layouts to see their paths"
-                yield Mismatch(str(rule), "rule", expected, " and ".join(several) or "none", hint)
-        if isinstance(rule, Private):
-            for pair in pairs:
-                if any(under(row, rule.path) is not None for row in pair) and not any(row.optional for row in pair):
-                    keys = " and ".join(paths.format_path(row.key) for row in pair)
-                    hint = "drop the rule, or give one of the two another attribute name"
-                    yield Mismatch(str(rule), "rule", "a leaf without a partner", f"{keys}, which are one leaf", hint)
-
-
 def _declare(source: Layout, view: Layout, rules: Sequence[Rule], faults: list[Mismatch]) -> tuple[Layout, Layout]:
     """Both layouts with the defaults that `private` rules declare."""
     for rule in rules:
         if isinstance(rule, Private):
             changed = [_with_default(table, rule, faults) for table in (source, view)]
             if changed[0] is source and changed[1] is view:
-                faults.append(_matches_nothing(rule, rule.path, source, view))
+                faults.append(matches_nothing(rule, rule.path, source, view))
             source, view = changed
     return source, view
 
@@ -247,7 +220,7 @@ def _restarted(
     for rule, path in resets:
         below = {number for number, row in enumerate(table.rows) if row.path[: len(path)] == path}
         if not below:
-            faults.append(_matches_nothing(rule, path, table))
+            faults.append(matches_nothing(rule, path, table))
         if table.initial is None or any(table.rows[number].path[0] != "opt_state" for number in below):
             hint = f"declare the train state with its transformation, or write {Private(path, Fill(0))}"
             faults.append(Mismatch(str(rule), "rule", "a part of an optimizer state with a known start", table.name, hint))
@@ -295,7 +268,7 @@ def _renamed(
             start = under if isinstance(rule, Rename) else _begins
             for table, path in ((source, rule.source), (view, rule.view)):
                 if all(start(row, path) is None for row in table.rows):
-                    faults.append(_matches_nothing(rule, path, table))
+                    faults.append(matches_nothing(rule, path, table))
     return found
 
 
@@ -325,12 +298,3 @@ def _placed(row: Row, rules: Sequence[Rule], part: Part | None, alignment: Align
     if part.path in alignment.apart[0]:
         return _nowhere(row)
     return (*alignment.moved.get(part.path, part.path), *whole[len(part.path) :])
-
-
-def _matches_nothing(rule: Rule, path: LogicalPath, *tables: Layout) -> Mismatch:
-    others = {"/".join(row.path[row.body or 0 :][: len(path)]) for table in tables for row in table.rows}
-    text = "/".join(path)
-    close = difflib.get_close_matches(text, sorted(others), n=1)
-    hint = f"near: {close[0]}" if close else "logical paths are chains of attribute names; print the layout to see them"
-    names = " or ".join(dict.fromkeys(table.name for table in tables))
-    return Mismatch(str(rule), "rule", f"a leaf of {names} at {text} or below", "none", hint)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ckpt_schema.dims import Dim
 from ckpt_schema.lens.axes import Entries, Labels, Shape, Sizes
 
 __all__ = ["Chain", "Edit", "Leafwise", "groups"]
@@ -31,8 +32,8 @@ class Edit:
         return set()
 
     @property
-    def constraints(self) -> tuple[str, ...]:
-        """What must hold of these sizes, and does not for all: comparisons, as jax spells those of symbolic dims."""
+    def constraints(self) -> tuple[tuple[Dim, Dim], ...]:
+        """What must hold of these sizes, and does not for all: of two dims, the first is no smaller."""
         return ()
 
     def takes(self, sizes: Sizes) -> int:
@@ -131,7 +132,7 @@ class Chain:
     """Edits one after the other; the empty chain moves a leaf as it is.
 
     Example:
-        >>> from ckpt_schema.lens.arrays import Cast
+        >>> from ckpt_schema.lens.partial import Cast
         >>> from ckpt_schema.lens.stacks import Unstack
         >>> chain = Unstack(0, ("depth",)) >> Cast("int32", "uint32")
         >>> print(chain, "|", ~chain, "|", (chain >> ~chain).edits)
@@ -165,8 +166,8 @@ class Chain:
         return set[str]().union(*(edit.names for edit in self.edits))
 
     @property
-    def constraints(self) -> tuple[str, ...]:
-        """What must hold of these sizes."""
+    def constraints(self) -> tuple[tuple[Dim, Dim], ...]:
+        """What must hold of these sizes: of two dims, the first is no smaller."""
         return tuple(dict.fromkeys(c for edit in self.edits for c in edit.constraints))
 
     def takes(self, sizes: Sizes) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,11 +17,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ckpt_schema import leaves
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Fill, FreshKey, Leaf
-from ckpt_schema.lens.arrays import Cast
 from ckpt_schema.lens.axes import Entries
-from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.edits import Chain, Edit
+from ckpt_schema.lens.partial import Cast, Pad, Partial, Scale, Unpad
 
-__all__ = ["edit", "make", "mesh_of", "narrowed", "on_devices", "restart", "verify_casts"]
+__all__ = ["edit", "make", "mesh_of", "narrowed", "on_devices", "restart", "verify_values"]
 
 
 def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Leaf, likes: Sequence[Any]) -> list[Any]:
@@ -116,9 +118,18 @@ def _apply(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> lis
     fuses the slices and transposes of ``float8_e5m2``. Between devices it adds what each has of a slice to the zeros of the
     others, which changes one as well: complex numbers travel as two floats.
     """
+    edited = list(values)
+    for scaled, edits in itertools.groupby(chain.edits, lambda edit: isinstance(edit, Scale)):
+        part = Chain(tuple(edits))
+        edited = part.apply(edited, sizes) if scaled else _moved(part, edited, sizes)
+    return edited
+
+
+def _moved(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
+    """What edits that compute nothing make of traced leaves."""
     dtype = values[0].dtype
     if jnp.issubdtype(dtype, jnp.complexfloating):
-        parts = [_apply(chain, [part(x) for x in values], sizes) for part in (jax.lax.real, jax.lax.imag)]
+        parts = [_moved(chain, [part(x) for x in values], sizes) for part in (jax.lax.real, jax.lax.imag)]
         return [jax.lax.complex(real, imaginary) for real, imaginary in zip(*parts, strict=True)]
     if not jnp.issubdtype(dtype, jnp.floating):
         return chain.apply(values, sizes)
@@ -126,14 +137,27 @@ def _apply(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> lis
 
     @jax.custom_jvp
     def moved(*xs: Any) -> list[Any]:
-        edited = chain.apply([jax.lax.bitcast_convert_type(x, bits) for x in xs], sizes)
+        edited = _filled(chain, dtype).apply([jax.lax.bitcast_convert_type(x, bits) for x in xs], sizes)
         return [jax.lax.bitcast_convert_type(x, dtype) for x in edited]
 
     def tangents(primals: tuple[Any, ...], along: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
-        return moved(*primals), chain.apply(along, sizes)  # an integer has no derivative, but what moves floats is linear
+        # An integer has no derivative, but what moves floats is linear.
+        return moved(*primals), _filled(chain, None).apply(along, sizes)
 
     moved.defjvp(tangents)
     return moved(*values)
+
+
+def _filled(chain: Chain, dtype: Any) -> Chain:
+    """The chain for the bits of floats, or for tangents: padding is of the bits of its fill, or does not depend on anything."""
+
+    def fill(edit: Edit) -> Edit:
+        if not isinstance(edit, Pad):
+            return edit
+        bits = 0 if dtype is None else int(np.asarray(edit.fill).astype(dtype).view(f"uint{jnp.finfo(dtype).bits}"))
+        return dataclasses.replace(edit, fill=bits)
+
+    return Chain(tuple(map(fill, chain.edits)))
 
 
 def _result_shardings(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
@@ -211,19 +235,21 @@ def restart(
     return jax.jit(run, out_shardings=[on_devices(s) for s in shardings])(params)
 
 
-def verify_casts(jobs: Sequence[tuple[Chain, Sequence[Any], Sequence[str]]]) -> None:
-    """Raises unless every cast keeps every value.
+def verify_values(jobs: Sequence[tuple[Chain, Mapping[str, int], Sequence[Any], Sequence[str]]]) -> None:
+    """Raises unless every value survives its edits.
 
     Args:
-        jobs: Edits, their input leaves and these leaves' key paths.
+        jobs: Edits, the sizes they need, their input leaves and these leaves' key paths.
 
     Raises:
         ConformanceError: With every leaf whose values do not fit, or are not known under a trace.
     """
     faults: list[Mismatch] = []
-    for chain, values, names in jobs:
-        for cast in _casts(chain):
-            faults += [f for f in (_cast_fault(cast, v, n) for v, n in zip(values, names, strict=True)) if f is not None]
+    for chain, sizes, values, names in jobs:
+        if not any(isinstance(edit, Partial) for edit in chain.edits):
+            continue
+        for value, name in zip(values, names, strict=True):
+            faults += _lost(chain, sizes, value, name)
     if faults:
         raise ConformanceError(f"values cannot be carried over exactly: {len(faults)} fault(s)", faults)
 
@@ -237,30 +263,26 @@ def narrowed(path: str, dtype: str) -> Mismatch | None:
     return Mismatch(path, "dtype", f"an array of {dtype}", found, 'set jax.config.update("jax_enable_x64", True)')
 
 
-def _casts(chain: Chain) -> Iterator[Cast]:
-    """Those edits that only some values survive."""
-    return (edit for edit in chain.edits if isinstance(edit, Cast))
+def _lost(chain: Chain, sizes: Mapping[str, int], value: Any, path: str) -> Iterator[Mismatch]:
+    """What does not survive. Padding is cut off before anything else is done; the rest treats each element alike."""
+    for edit in chain.edits:
+        if isinstance(edit, Partial):
+            fault = _fault(edit, sizes, value, path)
+            if fault is not None:
+                yield fault
+                return
+            if isinstance(edit, Unpad):
+                value = jax.eval_shape(edit.one, value, sizes) if leaves.is_abstract(value) else edit.one(value, sizes)
 
 
-def _cast_fault(cast: Cast, value: Any, path: str) -> Mismatch | None:
-    if not isinstance(value, (np.ndarray, np.generic)) and (fault := narrowed(path, cast.view)):
+def _fault(edit: Partial, sizes: Mapping[str, int], value: Any, path: str) -> Mismatch | None:
+    """What one edit would change in a leaf."""
+    if isinstance(edit, Cast) and not isinstance(value, (np.ndarray, np.generic)) and (fault := narrowed(path, edit.view)):
         return fault
     if leaves.is_abstract(value) or (not leaves.is_scalar(value) and 0 in value.shape):
         return None
-    info = jnp.iinfo(cast.view)
-    expected = f"values of {cast.view} ({info.min} to {info.max})"
+    kind, expected = type(edit).__name__.lower(), edit.expected(sizes)
     if isinstance(value, Tracer):
-        return Mismatch(path, "cast", expected, "a tracer", f"{cast} is checked by value: translate outside of jit")
-    low, high = _range(value)
-    if cast.fits(low, high):
-        return None
-    return Mismatch(path, "cast", expected, str(low if low == high else f"{low} to {high}"), f"{cast} would wrap")
-
-
-def _range(value: Any) -> tuple[int, int]:
-    """The least and greatest element."""
-    if not isinstance(value, jax.Array):
-        array = np.asarray(value)
-        return int(array.min()), int(array.max())
-    low, high = (value, value) if value.ndim == 0 else (jnp.min(value), jnp.max(value))
-    return int(np.asarray(low.addressable_data(0))), int(np.asarray(high.addressable_data(0)))
+        return Mismatch(path, kind, expected, "a tracer", f"{edit} is checked by value: translate outside of jit")
+    found = edit.found(value, sizes)
+    return None if found is None else Mismatch(path, kind, expected, *found)

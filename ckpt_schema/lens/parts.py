@@ -123,14 +123,6 @@ class _Share:
     number: int
     parts: tuple[Dim, ...]
 
-    def axis(self, row: Row) -> int:
-        """Where the axis stands in the leaf as it is stored."""
-        marks = [("axis", n) for n in range(len(row.leaf.dims))]
-        for at, repeat in reversed(list(enumerate(row.repeats))):
-            if repeat.axis is not None:
-                marks.insert(repeat.axis if repeat.axis >= 0 else len(marks) + 1 + repeat.axis, ("level", at))
-        return marks.index((self.kind, self.number))
-
 
 def _split(
     whole: Numbered, cut: Row, parts: Sequence[Numbered], virtual: Sequence[Row], share: _Share
@@ -155,7 +147,7 @@ def _split(
     wrong = [relation for relation in (*first, before, *rest) if isinstance(relation, Mismatch)]
     if wrong or isinstance(before, Mismatch):
         return wrong[0]
-    edit = Split(share.axis(restacked), share.parts)
+    edit = Split(restacked.axes.index((share.kind, share.number)), share.parts)
     return _wired(whole, parts, before, edit, [relation for relation in rest if isinstance(relation, Relation)])
 
 

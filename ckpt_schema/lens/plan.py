@@ -214,7 +214,7 @@ class Plan:
         pool = found  # grown in place: a copy would cost as much as the gathering itself
         pool += kept
         if self.jobs:
-            execute.verify_casts([(job.chain, [pool[i] for i in job.inputs], job.paths) for job in self.jobs])
+            execute.verify_values([(job.chain, dict(job.sizes), [pool[i] for i in job.inputs], job.paths) for job in self.jobs])
             for job in self.jobs:
                 likes = [None if at is None else kept[at] for at in job.likes]
                 pool += execute.edit(job.chain, [pool[i] for i in job.inputs], dict(job.sizes), job.leaf, likes)

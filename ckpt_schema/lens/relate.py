@@ -14,13 +14,14 @@ from ckpt_schema import leaves
 from ckpt_schema.dims import Dim, Dims, Factor
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.lens.arrays import Cast, Rearrange
+from ckpt_schema.lens.arrays import Flip, Rearrange
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.joins import Join, Place, Symbol
 from ckpt_schema.lens.keys import WrapKey
+from ckpt_schema.lens.partial import Cast, Scale, Unpad
 from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.lens.symbolic import typed
-from ckpt_schema.lens.told import UNTOLD, Told
+from ckpt_schema.lens.told import UNTOLD, Fill, Told
 from ckpt_schema.table import Repeat, Row
 
 __all__ = ["Relation", "relate"]
@@ -60,6 +61,8 @@ def relate(source: Row, view: Row, told: Told = UNTOLD) -> Relation | Mismatch:
     """
     if told.raw and source.leaf.is_key != view.leaf.is_key:
         return _raw(source, view)
+    if told.flips or told.fills or told.exponent:
+        return _framed(source, view, told)
     if source.leaf == view.leaf and source.repeats == view.repeats:
         return _as_it_is(source.repeats)
     cast = _cast(source, view)
@@ -96,6 +99,56 @@ def _raw(source: Row, view: Row) -> Relation | Mismatch:
     if isinstance(made, Mismatch):
         return made
     return dataclasses.replace(made, chain=WrapKey(view.leaf.dtype) >> made.chain)
+
+
+def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
+    """The chain where rules say more than types: what they say is done to the leaf as one of the sides has it."""
+    first, last, inner = Chain(), Chain(), [source, view]
+    for fill in told.fills:
+        axes = [_axis(row, fill.large if n == padded else fill.small) for padded in (0, 1) for n, row in enumerate(inner)]
+        for padded, (one, other) in enumerate((axes[:2], axes[2:])):
+            if one is None or other is None:
+                continue
+            row, axis = inner[padded], (one, other)[padded]
+            fault = _unfilled(source, view, fill)
+            if fault is not None:
+                return fault
+            edit = Unpad(row.axes.index(("axis", axis)), fill.small, fill.large, fill.value)
+            first, last = (first >> edit, last) if padded == 0 else (first, edit.inverse >> last)
+            dims = row.leaf.dims
+            small = Leaf((*dims[:axis], fill.small, *dims[axis + 1 :]), row.leaf.dtype)
+            inner[padded] = dataclasses.replace(row, leaf=small)
+            break
+    for dim in sorted(told.flips, key=str):
+        for side, row in enumerate(inner):
+            axis = _axis(row, dim)
+            if axis is not None:
+                edit = Flip(row.axes.index(("axis", axis)))
+                first, last = (first >> edit, last) if side == 0 else (first, edit >> last)
+                break
+    if told.exponent and not source.leaf.is_key and jnp.issubdtype(jnp.dtype(source.leaf.dtype), jnp.floating):
+        first = first >> Scale(told.exponent)
+    made = relate(inner[0], inner[1])
+    if isinstance(made, Mismatch):
+        return made
+    relation = dataclasses.replace(made, chain=first >> made.chain >> last)
+    return (_type_fault(source, view, relation) if relation.chain else None) or relation
+
+
+def _axis(row: Row, dim: Dim) -> int | None:
+    """Which of the leaf's own axes has this dim."""
+    return row.leaf.dims.index(dim) if dim in row.leaf.dims else None
+
+
+def _unfilled(source: Row, view: Row, fill: Fill) -> Mismatch | None:
+    """Why a leaf cannot be padded so."""
+    sizes = [dims_.size_of(dim, {}) for dim in (fill.small, fill.large)]
+    if None not in sizes and (sizes[0] or 0) > (sizes[1] or 0):
+        return _fault(source, view, "dims", f"{sizes[0]} cannot be padded to {sizes[1]}, which is less")
+    is_complex = not source.leaf.is_key and jnp.issubdtype(jnp.dtype(source.leaf.dtype), jnp.complexfloating)
+    if not leaves.holds(source.leaf, leaves.Fill(fill.value)) or (is_complex and fill.value):
+        return _fault(source, view, "dtype", f"{source.leaf.dtype} is not padded with {fill.value!r}: give another fill=")
+    return None
 
 
 def _cast(source: Row, view: Row) -> Chain | Mismatch:
@@ -197,12 +250,9 @@ class _Work:
     def _axes(self, side: int, own: Sequence[int]) -> _Axes:
         """The axes in the order that `Row.dims` has them."""
         row, numbers = self.rows[side], iter(own)
-        stored = [tuple(("leaf", next(numbers)) for f in dim if f != 1) for dim in row.leaf.dims]
-        for at, repeat in reversed(list(enumerate(row.repeats))):
-            if repeat.axis is not None:
-                axis = repeat.axis if repeat.axis >= 0 else len(stored) + 1 + repeat.axis
-                stored.insert(axis, tuple(("level", n) for n in self._inside(at, side)))
-        return tuple(stored)
+        axes = [tuple(("leaf", next(numbers)) for f in dim if f != 1) for dim in row.leaf.dims]
+        stacks = [tuple(("level", n) for n in self._inside(at, side)) for at in range(len(row.repeats))]
+        return tuple((axes if kind == "axis" else stacks)[at] for kind, at in row.axes)
 
     def symbols(self, side: int) -> tuple[Symbol, ...]:
         """How each index symbol of a row is made of the levels."""

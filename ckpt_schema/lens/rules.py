@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from ckpt_schema import dims as dims_
@@ -13,20 +14,26 @@ from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Row, Series
 
 __all__ = [
+    "Factor",
     "Fuse",
     "Move",
+    "Padding",
     "Private",
     "RawKey",
     "Rename",
     "Reset",
+    "Reverse",
     "Rule",
     "Tie",
+    "flip",
     "fuse",
     "move",
+    "pad",
     "private",
     "raw_key",
     "rename",
     "reset",
+    "scale",
     "tie",
     "under",
 ]
@@ -119,7 +126,46 @@ class Fuse:
         return f"fuse({'/'.join(self.whole)!r}, {['/'.join(part) for part in self.parts]}{axis})"
 
 
-Rule = Rename | Private | Move | Reset | RawKey | Tie | Fuse | Series
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reverse:
+    """See `flip`."""
+
+    path: LogicalPath
+    dim: Dim
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"flip({'/'.join(self.path)!r}, {dims_.format_dim(self.dim)!r})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Padding:
+    """See `pad`."""
+
+    path: LogicalPath
+    small: Dim
+    large: Dim
+    fill: float | int | bool
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        small, large = map(dims_.format_dim, (self.small, self.large))
+        return f"pad({'/'.join(self.path)!r}, {small!r}, {large!r}, fill={self.fill!r})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Factor:
+    """See `scale`."""
+
+    path: LogicalPath
+    exponent: int
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"scale({'/'.join(self.path)!r}, {2**self.exponent!r})"
+
+
+Rule = Rename | Private | Move | Reset | RawKey | Tie | Fuse | Series | Reverse | Padding | Factor
 
 
 def rename(source: str, view: str) -> Rename:
@@ -243,6 +289,81 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
         fault = Mismatch("axis", "declaration", "one dim", repr(axis), "the factor that the parts share")
         raise SchemaError("fuse(...) is not well formed: 1 fault", [fault])
     return Fuse(tuple(whole.split("/")), tuple(tuple(part.split("/")) for part in several), shared and shared[0])
+
+
+def flip(path: str, dim: str) -> Reverse:
+    """A rule: the axis ``dim`` of what is at logical path ``path`` of the view runs the other way in the source.
+
+    It holds in the model and in every part of the optimizer state that mirrors it.
+
+    Raises:
+        SchemaError: ``path`` is no string, or ``dim`` no dim.
+
+    Example:
+        >>> print(flip("conv/kernel", "width"))
+        flip('conv/kernel', 'width')
+    """
+    _verify("flip", path=path)
+    return Reverse(tuple(path.split("/")), _dim("flip", dim))
+
+
+def pad(path: str, small: str, large: str, fill: float = 0) -> Padding:
+    """A rule: one side pads an axis ``small`` of what is at logical path ``path`` of the view to ``large``.
+
+    What stands in the padding is verified wherever it is cut off. It holds in every part of the optimizer state that mirrors
+    the leaf as well, with 0 in the padding, for what is never used gets no gradient; where that is not so, another rule for the
+    whole path there, ``pad("opt_state/...", ...)``, goes before.
+
+    Args:
+        path: A leaf or node.
+        small: The dim without padding: ``"vocab"``.
+        large: The dim with it: ``"padded_vocab"``.
+        fill: What the padding holds.
+
+    Raises:
+        SchemaError: ``path`` is no string, a dim is none, or ``fill`` is no number.
+
+    Example:
+        >>> print(pad("embed/embedding", "vocab", "padded"))
+        pad('embed/embedding', 'vocab', 'padded', fill=0)
+    """
+    _verify("pad", path=path)
+    if not isinstance(fill, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        fault = Mismatch("fill", "declaration", "a number", repr(fill), "what the padding holds")
+        raise SchemaError("pad(...) is not well formed: 1 fault", [fault])
+    return Padding(tuple(path.split("/")), _dim("pad", small), _dim("pad", large), fill)
+
+
+def scale(path: str, factor: float) -> Factor:
+    """A rule: what is at logical path ``path`` of the view is ``factor`` times what it is in the source.
+
+    Only a power of two is undone exactly. Values that over- or underflow are an error. It does not hold for what an optimizer
+    keeps for the leaf, which no factor alone tells: that takes a rule of its own, ``scale("opt_state/0/mu/...", ...)``, where 1
+    leaves it as it is, or a ``reset``.
+
+    Raises:
+        SchemaError: ``path`` is no string, or ``factor`` no power of two.
+
+    Example:
+        >>> print(scale("attention/query", 0.125))
+        scale('attention/query', 0.125)
+    """
+    _verify("scale", path=path)
+    number = isinstance(factor, (int, float)) and not isinstance(factor, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+    mantissa, exponent = math.frexp(factor) if number and math.isfinite(factor) else (0.0, 0)
+    if mantissa != 0.5:
+        hint = "no other factor is undone to the last bit: scale the tree yourself"
+        fault = Mismatch("factor", "declaration", "a power of two, such as 8 or 0.125", repr(factor), hint)
+        raise SchemaError("scale(...) is not well formed: 1 fault", [fault])
+    return Factor(tuple(path.split("/")), exponent - 1)
+
+
+def _dim(rule: str, text: object) -> Dim:
+    parsed = dims_.parse_dims(text) if isinstance(text, str) else ()
+    if len(parsed) != 1:
+        fault = Mismatch("dim", "declaration", "one dim, as the leaf declares it", repr(text), 'such as "vocab"')
+        raise SchemaError(f"{rule}(...) is not well formed: 1 fault", [fault])
+    return parsed[0]
 
 
 def _verify(rule: str, **given: object) -> None:

@@ -265,7 +265,7 @@ class Beside(Edit):
         return set[str]().union(*(chain.names for chain in self.chains))
 
     @property
-    def constraints(self) -> tuple[str, ...]:
+    def constraints(self) -> tuple[tuple[Dim, Dim], ...]:
         """What must hold for any of them."""
         return tuple(dict.fromkeys(c for chain in self.chains for c in chain.constraints))
 

@@ -46,9 +46,11 @@ def _evaluated(chain: Chain, inputs: tuple[Dims, ...], dtype: str, counts: froze
     return tuple(f"{dtype if dtype.startswith('key<') else x.dtype}{x.shape}" for x in found)
 
 
-def symbols(names: Sequence[str], counts: frozenset[str], constraints: Sequence[str] = ()) -> dict[str, Any]:
-    """A symbolic size for each name, and 2 for each count."""
+def symbols(names: Sequence[str], counts: frozenset[str], least: Sequence[tuple[Dim, Dim]] = ()) -> dict[str, Any]:
+    """A symbolic size for each name, and 2 for each count; of each pair of dims in ``least``, the first is no smaller."""
     sizes: dict[str, Any] = dict.fromkeys(counts, 2)
+    spelled = [" >= ".join(map(dims_.format_dim, pair)) for pair in least]
+    constraints = [text for pair, text in zip(least, spelled, strict=True) if dims_.names(pair)]
     if names:
         sizes |= zip(names, export.symbolic_shape(",".join(names), constraints=constraints), strict=True)
     return sizes
