@@ -17,7 +17,7 @@ from support.values import DTYPES, IMPLS, INTEGERS, as_jax, as_numpy, hostile
 from ckpt_schema import assert_trees_identical, leaves
 from ckpt_schema.dims import names, parse_dims
 from ckpt_schema.errors import ConformanceError
-from ckpt_schema.lens import execute
+from ckpt_schema.lens import execute, verify
 from ckpt_schema.lens.arrays import Rearrange
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Cast
@@ -161,21 +161,21 @@ def test_cast_passes_exactly_the_values_it_keeps(kinds: Any, before: str, after:
     kept = all(low <= int(x) <= high for x in value.reshape(-1))
     job = (Chain((Cast(before, after),)), {}, [kinds(value)], ["model/step"])
     if kept:
-        execute.verify_values([job])
+        verify.verify_values([job])
     else:
         with pytest.raises(ConformanceError, match=r"model/step .*expected values of u?int"):
-            execute.verify_values([job])
+            verify.verify_values([job])
 
 
 def test_empty_leaf_has_nothing_a_cast_could_change() -> None:
     job = Chain((Cast("int32", "uint32"),))
-    execute.verify_values([(job, {}, [np.zeros(0, np.int32)], ["x"]), (job, {}, [jnp.zeros((2, 0), jnp.int32)], ["y"])])
+    verify.verify_values([(job, {}, [np.zeros(0, np.int32)], ["x"]), (job, {}, [jnp.zeros((2, 0), jnp.int32)], ["y"])])
 
 
 def test_cast_under_a_trace_is_refused() -> None:
     job = Chain((Cast("int32", "uint32"),))
     with pytest.raises(ConformanceError, match="translate outside of jit"):
-        jax.jit(lambda x: execute.verify_values([(job, {}, [x], ["step"])]))(jnp.int32(3))
+        jax.jit(lambda x: verify.verify_values([(job, {}, [x], ["step"])]))(jnp.int32(3))
 
 
 @pytest.mark.parametrize("value", [7, np.int32(7), np.asarray(7, np.int32)], ids=["number", "NumPy scalar", "NumPy array"])

@@ -20,7 +20,7 @@ from support.values import as_jax, as_numpy, hostile, mesh
 import ckpt_schema as cs
 from ckpt_schema import leaves
 from ckpt_schema.dims import parse_dims
-from ckpt_schema.lens import execute
+from ckpt_schema.lens import execute, verify
 from ckpt_schema.lens.arrays import Flip
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Pad, Scale, Unpad
@@ -84,7 +84,7 @@ def test_there_and_back(edit: Any, place: Any, dtype: str, more: int, seed: int)
     leaf = leaves.Leaf(parse_dims("2 3"), dtype)
     value = place(hostile(np.random.default_rng(seed), dtype, (2, 3)))
     (made,) = execute.edit(chain, [value], sizes, leaf, [None])
-    execute.verify_values([(~chain, sizes, [made], ["x"])])
+    verify.verify_values([(~chain, sizes, [made], ["x"])])
     cs.assert_trees_identical(execute.edit(~chain, [made], sizes, leaf, [None]), [value])
     if isinstance(edit, Pad):
         rest = np.asarray(made)[2:] if edit.axis == 0 else np.asarray(made)[:, 3:]
@@ -101,7 +101,7 @@ def test_a_scaled_leaf_comes_back_or_is_refused(place: Any, dtype: str, exponent
     chain, leaf = Chain((Scale(exponent),)), leaves.Leaf(parse_dims("9"), dtype)
     value = place(hostile(np.random.default_rng(seed), dtype, (9,)))
     try:
-        execute.verify_values([(chain, {}, [value], ["x"])])
+        verify.verify_values([(chain, {}, [value], ["x"])])
     except cs.ConformanceError as error:
         assert "which comes back as" in str(error)
         return

@@ -15,10 +15,10 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Init, Leaf
-from ckpt_schema.lens.execute import narrowed
 from ckpt_schema.lens.joins import Join, instances
 from ckpt_schema.lens.labels import Carried, Labelled, carried
 from ckpt_schema.lens.plan import Job, Make, Plan, Restart, Same, gatherer, signature_of
+from ckpt_schema.lens.verify import narrowed
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Row, Slot, slots_of

@@ -36,14 +36,14 @@ class _Translator:
         self._matchers: tuple[Matcher, Matcher] | None = None
         self._plans: list[Plan] = []
 
-    def __call__(self, tree: Tree, onto: Tree | None) -> Tree:
+    def __call__(self, tree: Tree, onto: Tree | None, *, donate: bool) -> Tree:
         """Translates ``tree`` with a plan that fits, compiled if need be."""
         for plan in self._plans:
             flat = plan.accepts(tree, onto)
             if flat is not None:
-                return plan.run(*flat)
+                return plan.run(*flat, donate=donate)
         plan, found, kept = self.compile(tree, onto)
-        result = plan.run(found, kept)
+        result = plan.run(found, kept, donate=donate)
         self._plans = [plan, *self._plans[: _PLANS - 1]]
         return result
 
@@ -119,13 +119,16 @@ class Lens:
     def _backward(self) -> _Translator:
         return _Translator(self.view, self.source, tuple(j.inverse for j in self.joins), self.dims)
 
-    def get(self, s: Tree, onto: Tree | None = None) -> Tree:
+    def get(self, s: Tree, onto: Tree | None = None, *, donate: bool = False) -> Tree:
         """The view of ``s``.
 
         Args:
             s: A tree of the source layout, in any of its containers, of arrays, abstract values or tracers.
             onto: A tree of the view layout. The result has its container, takes the view's private leaves from it, and gives
                 edited leaves its sharding. Abstract leaves in it give a sharding and no value.
+            donate: Whether the caller gives ``s`` up. Its jax arrays are then deleted one by one, as soon as what is made of
+                them is there, but for those that only move, which are the result's. Besides ``s``, no more is ever held than
+                twice the bytes of its largest leaf, or of the result's. After an error in a value, ``s`` is still whole.
 
         Returns:
             A tree of the view layout. Leaves that only move are the same objects. Without ``onto``: an ``nnx.State``, or dicts
@@ -135,11 +138,11 @@ class Lens:
             ConformanceError: With every leaf of ``s`` or ``onto`` that does not conform, every value that a cast would
                 change, and every leaf of the result that has neither source nor default.
         """
-        return self._forward(s, onto)
+        return self._forward(s, onto, donate=donate)
 
-    def put(self, v: Tree, onto: Tree | None = None) -> Tree:
+    def put(self, v: Tree, onto: Tree | None = None, *, donate: bool = False) -> Tree:
         """The source of ``v``: `get` in the other direction, with the same rules."""
-        return self._backward(v, onto)
+        return self._backward(v, onto, donate=donate)
 
     def rehearse(self, s: Tree, onto: Tree | None = None) -> None:
         """Raises what `get` would raise for a concrete tree like ``s``, as far as can be told without its values.

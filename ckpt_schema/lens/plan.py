@@ -15,8 +15,10 @@ import jax
 
 from ckpt_schema import leaves
 from ckpt_schema.leaves import Fill, FreshKey, Leaf
-from ckpt_schema.lens import execute, ties
+from ckpt_schema.lens import execute, shardings, ties
+from ckpt_schema.lens.donation import Donation
 from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.verify import verify_values
 from ckpt_schema.pytrees import TreeDef
 from ckpt_schema.trees import Tree
 
@@ -201,12 +203,13 @@ class Plan:
         kept: list[Any] | None = [] if self.onto is None else self.onto.flatten(onto)
         return None if kept is None else (found, kept)
 
-    def run(self, found: list[Any], kept: list[Any]) -> Tree:
+    def run(self, found: list[Any], kept: list[Any], *, donate: bool = False) -> Tree:
         """The translated tree.
 
         Args:
             found: The leaves of the tree that is translated; the list is used up.
             kept: The leaves of ``onto``.
+            donate: Whether leaves of ``found`` are deleted when nothing needs them any more.
 
         Raises:
             ConformanceError: A value cannot be cast exactly, or a copy is not equal to its original; every such leaf is named.
@@ -214,14 +217,19 @@ class Plan:
         pool = found  # grown in place: a copy would cost as much as the gathering itself
         pool += kept
         if self.jobs:
-            execute.verify_values([(job.chain, dict(job.sizes), [pool[i] for i in job.inputs], job.paths) for job in self.jobs])
-            for job in self.jobs:
-                likes = [None if at is None else kept[at] for at in job.likes]
-                pool += execute.edit(job.chain, [pool[i] for i in job.inputs], dict(job.sizes), job.leaf, likes)
+            verify_values([(job.chain, dict(job.sizes), [pool[i] for i in job.inputs], job.paths) for job in self.jobs])
+        donation = Donation(pool[: len(pool) - len(kept)], [*kept, *self._needed(pool)]) if donate else None
+        for job in self.jobs:
+            likes = [None if at is None else kept[at] for at in job.likes]
+            inputs = [pool[i] for i in job.inputs]
+            results = execute.edit(job.chain, inputs, dict(job.sizes), job.leaf, likes)
+            pool += results
+            if donation is not None and job.chain:  # without, the result may share its buffers with the input
+                donation.used(inputs, results)
         if self.same:
             ties.verify_same([(pool[same.first], pool[same.copy], same.paths) for same in self.same])
         if self.makes:
-            mesh = execute.mesh_of(pool)
+            mesh = shardings.mesh_of(pool)
             for make in self.makes:
                 like = None if make.like is None else kept[make.like]
                 pool.append(execute.make(make.default, make.dtype, make.shape, like, mesh, abstract=make.abstract))
@@ -229,8 +237,16 @@ class Plan:
             again = self.restart
             likes = [None if at is None else kept[at] for at in again.likes]
             inputs = [pool[i] for i in again.inputs]
-            pool += execute.restart(again.run, inputs, likes, again.along, execute.mesh_of(pool), abstract=again.abstract)
+            pool += execute.restart(again.run, inputs, likes, again.along, shardings.mesh_of(pool), abstract=again.abstract)
         return self.treedef.unflatten(self.gather(pool))
+
+    def _needed(self, pool: Sequence[Any]) -> list[Any]:
+        """The leaves of both trees that a run needs, each as often as it does."""
+        made = sum(len(job.likes) for job in self.jobs) + len(self.makes) + len(self.restart.likes if self.restart else ())
+        places = [*self.gather([*range(len(pool) + made)]), *(at for same in self.same for at in (same.first, same.copy))]
+        places += [at for job in self.jobs for at in job.inputs]
+        places += self.restart.inputs if self.restart else ()
+        return [pool[at] for at in places if at < len(pool)]
 
 
 def gatherer(positions: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:

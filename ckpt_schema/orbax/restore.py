@@ -21,7 +21,8 @@ from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismat
 from ckpt_schema.frameworks import nnx
 from ckpt_schema.leaves import FreshKey, Init, Leaf
 from ckpt_schema.lens.core import Lens, derive
-from ckpt_schema.lens.execute import mesh_of, narrowed, on_devices
+from ckpt_schema.lens.shardings import mesh_of, on_devices
+from ckpt_schema.lens.verify import narrowed
 from ckpt_schema.orbax import metadata
 from ckpt_schema.orbax.metadata import SKIP, DiskTree
 from ckpt_schema.orbax.private import Orders, Private, find
@@ -304,7 +305,7 @@ def _translated(loaded: Tree, state: Tree, side: Lens, disk: DiskTree) -> Tree:
         CheckpointMismatchError: A value does not fit the target's dtype.
     """
     try:
-        result = side.get(loaded, onto=state)
+        result = side.get(loaded, onto=state, donate=True)
     except ConformanceError as error:
         header = f"{disk.path} does not fit the target: {len(error.mismatches)} fault(s)"
         raise CheckpointMismatchError(header, error.mismatches) from error

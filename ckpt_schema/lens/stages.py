@@ -1,0 +1,259 @@
+"""Edits of concrete jax arrays, in stages that are each compiled once per shape, whatever the number of layers.
+
+A program that has every layer among its results compiles the longer, the more there are. Here a stack is taken apart by one
+small program that is told which layer to slice, and put together by one that writes a layer into its place. What is between two
+stages is freed as soon as the next has used it: no more than twice the bytes of what is edited is held besides the inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+
+from ckpt_schema.lens import shardings, traced
+from ckpt_schema.lens.axes import Sizes
+from ckpt_schema.lens.edits import Chain, Edit, Leafwise
+from ckpt_schema.lens.partial import Scale
+from ckpt_schema.lens.stacks import Beside, Stack, Unstack
+
+__all__ = ["cut", "run", "told"]
+
+_Sized = tuple[tuple[str, int], ...]
+
+
+def run(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
+    """The edited leaves.
+
+    Args:
+        chain: What is done.
+        values: The leaves: jax arrays, or NumPy arrays beside such.
+        sizes: The sizes of the dims that the chain needs.
+
+    Returns:
+        The results, sharded as the edits map the inputs' shardings.
+    """
+    held = list(values)
+    for stage in cut(chain):
+        held = _RUNS.get(type(stage.edits[0]), _RUNS.get(type(stage.edits[-1]), _whole))(stage, held, sizes)
+    return held
+
+
+def cut(chain: Chain) -> Iterator[Chain]:
+    """The stages of a chain: each has one edit that depends on the number of layers, or none.
+
+    Example:
+        >>> from ckpt_schema.dims import parse_dims
+        >>> from ckpt_schema.lens.arrays import Rearrange
+        >>> turn = Rearrange(parse_dims("a b"), parse_dims("b a"))
+        >>> for stage in cut(Unstack(0, ("stages",)) >> Unstack(0, ("depth",)) >> turn):
+        ...     print(stage)
+        unstack stages on axis 0
+        unstack depth on axis 0, a b -> b a
+    """
+    stage: tuple[Edit, ...] = ()
+    for edit in chain.edits:
+        if stage and not _together(stage, edit):
+            yield Chain(stage)
+            stage = ()
+        stage = (*stage, edit)
+    if stage:
+        yield Chain(stage)
+
+
+def _together(stage: Sequence[Edit], edit: Edit) -> bool:
+    """Whether an edit is done in the same stage as those before it."""
+    if isinstance(edit, (Unstack, Beside)) or isinstance(stage[-1], (Stack, Beside)):
+        return False
+    if isinstance(edit, Stack):
+        return all(isinstance(each, Leafwise) and not isinstance(each, Scale) for each in stage)
+    return not isinstance(stage[0], Unstack) or isinstance(edit, Leafwise)
+
+
+def _whole(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]:
+    """Edits of a few leaves, all at once."""
+    needed = _needed(stage, sizes)
+
+    def made(group: list[Any]) -> list[Any]:
+        named = tuple(s for s in shardings.results(stage, group, sizes) if isinstance(s, NamedSharding))
+        found: list[Any] = _compiled(stage, needed, named)(*group)
+        return found
+
+    return [result for group in _used_up(held, stage.takes(sizes)) for result in made(group)]
+
+
+def _side_by_side(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]:
+    """Chains side by side, each in its own stages."""
+    (edit,), found = stage.edits, list[Any]()
+    assert isinstance(edit, Beside)
+    for group in _used_up(held, edit.takes(sizes)):
+        for chain in edit.chains:
+            taken = chain.takes(sizes)
+            own = [group.pop(0) for _ in range(taken)]
+            found += run(chain, own, sizes)
+    return found
+
+
+def _taken_apart(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]:
+    """Each layer of each stack, sliced and edited."""
+    unstack, rest = stage.edits[0], Chain(stage.edits[1:])
+    assert isinstance(unstack, Unstack)
+    found: list[Any] = []
+    for (value,) in _used_up(held, 1):
+        inner = shardings.results(Chain((unstack,)), [value], sizes)[:1]
+        named = tuple(s for s in shardings.results(stage, [value], sizes)[:1] if isinstance(s, NamedSharding))
+        # Of an axis that is sharded, each slice would be gathered from all devices: once, other axes take its place.
+        apart = tuple(shardings.with_axis(s, unstack.axis, value.ndim - 1) for s in inner if isinstance(s, NamedSharding))
+        whole, dtype = value, None
+        if not all(shardings.equivalent(value, s) for s in apart):
+            whole, dtype = _bitwise(Chain(), (), _bits(value.dtype), apart)(value), str(value.dtype)
+        one = _slicer(unstack.axis, rest, _needed(rest, sizes), dtype, named)
+        found += [one(whole, np.int32(at)) for at in range(unstack.gives(sizes))]
+    return found
+
+
+def _put_together(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]:
+    """Stacks, each layer edited and written into its place."""
+    rest, stack = Chain(stage.edits[:-1]), stage.edits[-1]
+    assert isinstance(stack, Stack)
+    size = stack.takes(sizes)
+    bits = _bits(held[0].dtype, narrow=True)
+    found: list[Any] = []
+    for group in _used_up(held, size):
+        named = tuple(s for s in shardings.results(stage, group, sizes) if isinstance(s, NamedSharding))
+        to = tuple(shardings.without_axis(s, stack.axis) for s in named)
+        begin, write, whole = _beginner(stack.axis, size, named), _writer(stack.axis, named), None
+        layered, dtype = _bitwise(rest, _needed(rest, sizes), bits, to), group[0].dtype
+        for at in range(size):
+            layer = group.pop(0)
+            if rest or bits or not all(shardings.equivalent(layer, s) for s in to):
+                layer = layered(layer)
+            whole = write(begin(layer) if whole is None else whole, layer, np.int32(at))
+        found.append(_bitwise(Chain(), (), str(dtype), named, donate=True)(whole) if bits else whole)
+    return found
+
+
+def _bits(dtype: Any, *, narrow: bool = False) -> str | None:
+    """The integers that floats travel as between two programs; if ``narrow``, only such as a backend takes for wider ones."""
+    if not jnp.issubdtype(dtype, jnp.floating) or (narrow and jnp.finfo(dtype).bits >= 32):
+        return None
+    return f"uint{jnp.finfo(dtype).bits}"
+
+
+_RUNS: dict[type[Edit], Callable[[Chain, list[Any], Mapping[str, int]], list[Any]]] = {
+    Beside: _side_by_side,
+    Unstack: _taken_apart,
+    Stack: _put_together,
+}
+
+
+def _used_up(held: list[Any], size: int) -> Iterator[list[Any]]:
+    """Leaves in groups of ``size``; those that were given out are not held any more."""
+    held.reverse()
+    while held:
+        yield [held.pop() for _ in range(size)]
+
+
+def _needed(chain: Chain, sizes: Mapping[str, int]) -> _Sized:
+    return tuple((name, sizes[name]) for name in sorted(chain.names))
+
+
+# --- Programs  ---
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(chain: Chain, sizes: _Sized, named: tuple[NamedSharding, ...]) -> Any:
+    """One jitted function per distinct edit and sharding of the results; jax then compiles it once per shape."""
+
+    def program(*values: Any) -> list[Any]:
+        return traced.edited(chain, values, dict(sizes))
+
+    return _jitted(program, list(named))
+
+
+@functools.lru_cache(maxsize=1024)
+def _slicer(axis: int, rest: Chain, sizes: _Sized, dtype: str | None, named: tuple[NamedSharding, ...]) -> Any:
+    """From a stack and a number, to that layer, edited; if a dtype is given, the stack may be the bits of such."""
+
+    def program(value: Any, at: Any) -> Any:
+        chain = Chain((_At(axis, at), *rest.edits))
+        if dtype is None or str(value.dtype) == dtype:
+            return traced.edited(chain, [value], dict(sizes))[0]
+        (layer,) = _At(axis, at).apply([value], {})
+        return traced.edited(rest, [jax.lax.bitcast_convert_type(layer, dtype)], dict(sizes))[0]
+
+    return _jitted(program, named[0] if named else None)
+
+
+@functools.lru_cache(maxsize=1024)
+def _bitwise(chain: Chain, sizes: _Sized, dtype: str | None, named: tuple[NamedSharding, ...], *, donate: bool = False) -> Any:
+    """From a leaf to the edited leaf, or to its bits where a dtype for them is given."""
+
+    def program(value: Any) -> Any:
+        (found,) = traced.edited(chain, [value], dict(sizes))
+        return found if dtype is None else jax.lax.bitcast_convert_type(found, dtype)
+
+    return _jitted(program, named[0] if named else None, donate_argnums=(0,) if donate else ())
+
+
+@functools.lru_cache(maxsize=1024)
+def _beginner(axis: int, size: int, named: tuple[NamedSharding, ...]) -> Any:
+    """From a layer to a stack of as many."""
+
+    def begin(value: Any) -> Any:
+        shape = (*value.shape[:axis], size, *value.shape[axis:])
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):  # there are no zeros of keys
+            return jnp.broadcast_to(jnp.expand_dims(value, axis), shape)
+        return jnp.zeros(shape, value.dtype)
+
+    return _jitted(begin, named[0] if named else None, keep_unused=True)  # the layer tells the devices
+
+
+@functools.lru_cache(maxsize=1024)
+def _writer(axis: int, named: tuple[NamedSharding, ...]) -> Any:
+    """From a stack, a layer and a number to the stack with that layer in its place.
+
+    XLA writes into the array that it is given only if that is all it does: both are of one dtype, and sharded alike.
+    """
+
+    def write(whole: Any, layer: Any, at: Any) -> Any:
+        return jax.lax.dynamic_update_index_in_dim(whole, layer, at, axis)
+
+    return _jitted(write, named[0] if named else None, donate_argnums=0)
+
+
+def _jitted(program: Callable[..., Any], to: Any, **options: Any) -> Any:
+    """A jitted function whose results are sharded so; as jax finds where nothing is said."""
+    if not to:
+        return jax.jit(program, **options)
+    mesh = (to[0] if isinstance(to, list) else to).mesh
+    if AxisType.Explicit in mesh.axis_types:
+        return jax.jit(told(program, to), **options)
+    return jax.jit(program, out_shardings=to, **options)
+
+
+def told(program: Callable[..., Any], to: Any) -> Callable[..., Any]:
+    """``program`` with its results' shardings given: on an explicit mesh a sharded axis is not split or merged without."""
+    found: Any = jax.sharding.auto_axes(out_sharding=to)(program)
+    return found
+
+
+# --- Edits inside of programs, with a number that is traced  ---
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _At(Leafwise):
+    """One layer of a stack."""
+
+    axis: int
+    at: Any
+
+    def one(self, value: Any, sizes: Sizes) -> Any:
+        """The layer."""
+        return jax.lax.dynamic_index_in_dim(value, self.at, self.axis, keepdims=False)
