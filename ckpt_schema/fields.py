@@ -89,7 +89,7 @@ def series(*members: str, name: str | None = None) -> Any:
         What a schema class reads as the value of an attribute, without an annotation; or a rule.
 
     Raises:
-        SchemaError: There are no members, or a path is not that of a repeated node.
+        SchemaError: There are no members, or one is there twice, or a path is not that of a repeated node.
 
     Example:
         >>> print(series("blocks[]/layers[]", "rest[]", name="layers[]"))
@@ -104,6 +104,8 @@ def series(*members: str, name: str | None = None) -> Any:
     ]
     if not members:
         faults.append(Mismatch("series", "declaration", "the nodes that the list consists of", "none", hint))
+    twice = sorted({path for path in members if members.count(path) > 1})
+    faults += (Mismatch("series", "declaration", "each node once", f"{p!r} twice", "a layer has one place") for p in twice)
     if faults:
         raise SchemaError(f"series(...) is not well formed: {len(faults)} fault(s)", faults)
     return Series(() if name is None else tuple(name.split("/")), tuple(tuple(path.split("/")) for path in members))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax import nnx
 from flax_models import (
     DEPTH,
@@ -392,6 +393,93 @@ def test_maxtext_3191_two_leaves_never_map_to_one() -> None:
     assert found(lambda: cs.derive(Pair, One, [cs.rename("last", "local")])) == [("local/scale", "ambiguous")]
 
 
+class Local(cs.Schema):
+    scale: Float32[Array, " embed"]
+    noise: cs.Stream["fry"] = cs.field(default=cs.fresh_key(0))
+
+
+class Six(cs.Schema):
+    """A scanned block of five local layers and a global one, each under a name of its own."""
+
+    local: list[Local] = cs.field(key="local_{i}", length=5)
+    last: list[Local] = cs.field(key="global_{i}", length=1)
+
+
+class Interleaved(cs.Schema):
+    blocks: Six = cs.field(scan="blocks", axis=1)
+    rest: list[Local] = cs.field(key="rest_{i}", length="rest")
+
+
+class InOrder(cs.Schema):
+    layers: list[Local] = cs.field(key="layers_{i}", length="6*blocks+rest")
+
+
+class SixInOrder(cs.Schema):
+    layers: list[Local] = cs.field(key="layers_{i}", length=6)
+
+
+class InBlocks(cs.Schema):
+    blocks: SixInOrder = cs.field(scan="blocks", axis=1)
+    rest: list[Local] = cs.field(key="rest_{i}", length="rest")
+    layers = cs.series("blocks[]/layers[]", "rest[]")
+
+
+def numbered_layers(count: int) -> dict[str, Any]:
+    """Layers that are told apart by each of their leaves."""
+
+    def noise(i: int) -> dict[str, Any]:
+        return {"count": jnp.uint32(i), "key": jax.random.key(i)}
+
+    return {f"layers_{i}": {"scale": jnp.full(2, i, "float32"), "noise": noise(i)} for i in range(count)}
+
+
+def test_maxtext_3191_every_layer_of_interleaved_blocks_and_a_remainder_survives() -> None:
+    through = cs.derive(InOrder, InBlocks, dims={"blocks": 4})
+    state = numbered_layers(26)
+    view = through.get(state)
+    for i in range(6):
+        stacked = view["blocks"][f"layers_{i}"]["scale"]
+        assert stacked.shape == (2, 4)
+        np.testing.assert_array_equal(stacked[0], [i, 6 + i, 12 + i, 18 + i])
+    assert [int(view[f"rest_{i}"]["scale"][0]) for i in range(2)] == [24, 25]
+    cs.assert_trees_identical(through.put(view), state)
+
+
+def test_maxtext_3191_a_layer_that_two_parts_claim_is_an_error() -> None:
+    assert found(lambda: cs.series("blocks[]/layers[]", "rest[]", "rest[]")) == [("series", "declaration")]
+    assert found(lambda: cs.fuse("qkv", ["q", "k", "k"])) == [("parts", "declaration")]
+    # Without an order, local and global layers are no layers of the other side: nothing is guessed from their names.
+    faults = found(lambda: cs.derive(InOrder, Interleaved))
+    assert {("layers[]/scale", "unplaced"), ("blocks[]/last[]/scale", "unplaced")} <= set(faults)
+
+
+def test_maxtext_4369_in_a_block_each_leaf_is_stacked_on_its_own_axis() -> None:
+    through = cs.derive(InBlocks, InOrder, dims={"blocks": 2})
+    view = numbered_layers(13)
+    blocks = through.put(view)["blocks"]
+    assert blocks["layers_0"]["scale"].shape == (2, 2)
+    assert blocks["layers_0"]["noise"]["key"].shape == (2,)
+    np.testing.assert_array_equal(blocks["layers_3"]["noise"]["count"], [3, 9])
+    edits = {str(join.chain) for join in through.joins}
+    assert {"unstack blocks on axis 0", "unstack blocks on axis 1"} <= edits
+    cs.assert_trees_identical(through.get(through.put(view)), view)
+
+
+def test_maxtext_4099_4344_4443_blocks_on_disk_go_into_an_unrolled_model_and_back(tmp_path: Path) -> None:
+    through = cs.derive(InBlocks, InOrder, dims={"blocks": 2})
+    unrolled = numbered_layers(13)
+    cs.orbax.save(tmp_path / "blocks", through.put(unrolled), through)
+    cs.assert_trees_identical(cs.orbax.restore(tmp_path / "blocks", abstract_of(unrolled), through), unrolled)
+    cs.orbax.save(tmp_path / "layers", unrolled, ~through)
+    target = abstract_of(through.put(unrolled))
+    cs.assert_trees_identical(cs.orbax.restore(tmp_path / "layers", target, through), through.put(unrolled))
+
+
+def abstract_of(tree: Any) -> Any:
+    """Its leaves without values."""
+    return jax.eval_shape(lambda x: x, tree)
+
+
 def test_maxtext_3836_4555_the_step_keeps_its_value_or_is_an_error() -> None:
     for step in (0, 7, 2**31 - 1):
         assert int(lens().get(linen_state(TX).replace(step=step))["optimizer"]["step"].get_value()) == step
@@ -515,6 +603,40 @@ def test_maxtext_4464_4504_4619_a_near_miss_is_suggested() -> None:
     assert len(cs.derive(source, view, [cs.rename("dense_layer[]", "dense_layers[]")]).joins) == 1
 
 
+def test_maxtext_4525_the_name_of_the_stack_axis_goes_and_no_other() -> None:
+    class Layered(cs.Schema):
+        layers: Dense = cs.field(scan="depth", axis=1)
+        norm: Norm
+
+    class Unrolled(cs.Schema):
+        layers: list[Dense] = cs.field(length="depth")
+        norm: Norm
+
+    through = cs.derive(cs.linen.Params[Layered], cs.nnx.Params[Unrolled])
+
+    def state(kernel: tuple[Any, ...], bias: tuple[Any, ...]) -> Any:
+        layers = {
+            "kernel": nn.LogicallyPartitioned(jnp.ones((2, 3, 4)), names=kernel),
+            "bias": nn.LogicallyPartitioned(jnp.ones((4, 3)), names=bias),
+        }
+        return {"params": {"layers": layers, "norm": {"scale": nn.LogicallyPartitioned(jnp.ones(2), names=("norm",))}}}
+
+    # Whatever the axis is called: "layers", nothing, or as another one is.
+    for name in ("layers", None, "mlp", "stage"):
+        view = through.get(state(("embed", name, "mlp"), ("mlp", name)))
+        for layer in range(3):
+            assert view["layers"][layer]["kernel"].get_metadata()["out_sharding"] == ("embed", "mlp")
+            assert view["layers"][layer]["bias"].get_metadata()["out_sharding"] == ("mlp",)
+        assert view["norm"]["scale"].get_metadata()["out_sharding"] == ("norm",)
+    for kernel, bias in ((("embed", "mlp"), ("mlp",)), (("layers", "embed", "mlp", "x"), ("a", "b", "c"))):
+        with pytest.raises(cs.ConformanceError) as caught:
+            through.get(state(kernel, bias))
+        assert [(m.path, m.kind, m.expected, m.found) for m in caught.value.mismatches] == [
+            ("params/layers/kernel/value", "sharding", "3 names, for float32[embed depth mlp]", str(kernel)),
+            ("params/layers/bias/value", "sharding", "2 names, for float32[mlp depth]", str(bias)),
+        ]
+
+
 def test_maxtext_4555_a_leaf_that_a_newer_model_grew_is_named() -> None:
     class Newer(NnxSchema):
         aqt: cs.Stream["fry"] = cs.field(key="dropout/rngs/aqt")
@@ -605,6 +727,62 @@ def test_goodfire_spd_870_a_refactor_renames_squeezes_and_makes_tuples_of_dicts_
     cs.assert_trees_identical(lens.put(new, onto=old), old)
     cs.orbax.save(tmp_path / "0", old, lens)
     cs.assert_trees_identical(cs.orbax.restore(tmp_path / "0", new, lens), new)
+
+
+def test_olmo_core_226_layers_and_experts_and_permuted_dims_all_at_once(tmp_path: Path) -> None:
+    class HfExpert(cs.Schema):
+        gate: Float32[Array, "ffn embed"] = cs.field(key="gate_proj/weight")
+        up: Float32[Array, "ffn embed"] = cs.field(key="up_proj/weight")
+        down: Float32[Array, "embed ffn"] = cs.field(key="down_proj/weight")
+
+    class HfLayer(cs.Schema):
+        q: Float32[Array, "heads*dim embed"] = cs.field(key="self_attn/q_proj/weight")
+        k: Float32[Array, "kv*dim embed"] = cs.field(key="self_attn/k_proj/weight")
+        v: Float32[Array, "kv*dim embed"] = cs.field(key="self_attn/v_proj/weight")
+        experts: list[HfExpert] = cs.field(key="mlp/experts/'{i}'", length="experts")
+
+    class Hf(cs.Schema):
+        layers: list[HfLayer] = cs.field(key="model/layers/'{i}'", length="depth")
+
+    class OlmoExperts(cs.Schema):
+        gate: Float32[Array, "embed ffn"] = cs.field(key="w1")
+        down: Float32[Array, "ffn embed"] = cs.field(key="w2")
+        up: Float32[Array, "embed ffn"] = cs.field(key="w3")
+
+    class OlmoLayer(cs.Schema):
+        qkv: Float32[Array, "embed heads*dim+2*kv*dim"] = cs.field(key="attention/w_qkv")
+        experts: OlmoExperts = cs.field(key="feed_forward_moe", scan="experts", axis=0)
+
+    class Olmo(cs.Schema):
+        layers: list[OlmoLayer] = cs.field(key="blocks/{i}", length="depth")
+
+    fused = cs.fuse("layers[]/qkv", [f"layers[]/{name}" for name in "qkv"])
+    through = cs.derive(Hf, Olmo, [fused], dims={"heads": 4, "kv": 2, "dim": 2})
+    depth, experts, embed, ffn = 3, 11, 6, 5
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> Any:
+        return rng.normal(size=shape).astype("float32")
+
+    def hf_layer() -> dict[str, Any]:
+        shapes = {"gate_proj": (ffn, embed), "up_proj": (ffn, embed), "down_proj": (embed, ffn)}
+        each = {str(j): {name: {"weight": draw(*shape)} for name, shape in shapes.items()} for j in range(experts)}
+        heads = {name: {"weight": draw(size, embed)} for name, size in (("q_proj", 8), ("k_proj", 4), ("v_proj", 4))}
+        return {"self_attn": heads, "mlp": {"experts": each}}
+
+    state = {"model": {"layers": {str(i): hf_layer() for i in range(depth)}}}
+    view = through.get(state)
+    for i in range(depth):
+        block, source = view["blocks"][i], state["model"]["layers"][str(i)]
+        by_hand = [source["self_attn"][f"{name}_proj"]["weight"].T for name in "qkv"]
+        np.testing.assert_array_equal(block["attention"]["w_qkv"], np.concatenate(by_hand, axis=1))
+        for name, own in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+            by_hand = [source["mlp"]["experts"][str(j)][own]["weight"].T for j in range(experts)]
+            np.testing.assert_array_equal(block["feed_forward_moe"][name], np.stack(by_hand))
+    cs.assert_trees_identical(through.put(view), state)
+    ocp.save(tmp_path / "hf", jax.tree.map(jnp.asarray, state))
+    restored = cs.orbax.restore(tmp_path / "hf", abstract_of(view), through)
+    cs.assert_trees_identical(jax.tree.map(np.asarray, restored), view)
 
 
 def test_transformers_42396_what_has_no_inverse_is_refused_when_the_lens_is_derived() -> None:

@@ -244,7 +244,7 @@ def test_more_names_than_axes_are_an_error() -> None:
         lens.get({"params": {"kernel": named("a", "b", "c")}})
     assert str(caught.value) == (
         "the names of axes do not fit linen.Params[Kernel]: 1 fault(s)\n"
-        "  params/kernel/value  expected at most 2 names, for float32[embed mlp], found ('a', 'b', 'c')\n"
+        "  params/kernel/value  expected 2 names, for float32[embed mlp], found ('a', 'b', 'c')\n"
         "                       -> one name for each axis"
     )
 

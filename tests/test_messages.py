@@ -351,7 +351,7 @@ def test_a_dim_that_neither_tree_tells() -> None:
     assert told(lambda: LENS.get(linen_state()), cs.ConformanceError) == text("""
         linen.TrainState[Linen] cannot be taken to nnx.TrainState[Nnx]: 1 fault(s)
           model/layers/{i}/qkv  expected every dim of float32[3 heads head_dim embed] bound, found no size for head_dim, heads
-                                -> no tree tells: lens.bind(head_dim=..., heads=...); of the factors of one axis, one follows from the others
+                                -> no tree tells: lens.bind(head_dim=..., heads=...); of the factors or terms of one axis, one follows from the others
     """)
 
 

@@ -227,7 +227,7 @@ def _sources(
                 continue
             unbound = sorted(join.chain.names - sizes.keys())
             if unbound:
-                faults.append(_unbound(after, sizes))
+                faults.append(_unbound(after, sizes, unbound))
                 break
             faults += _too_short(join, after, sizes)
             needed = tuple((name, sizes[name]) for name in sorted(join.chain.names))
@@ -285,9 +285,9 @@ def _dtype(name: str) -> Any:
     return None if name.startswith("key<") else jnp.dtype(name)
 
 
-def _unbound(row: Row, sizes: Mapping[str, int]) -> Mismatch:
-    unknown = sorted(dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) - sizes.keys())
-    several = "; of the factors of one axis, one follows from the others" if len(unknown) > 1 else ""
+def _unbound(row: Row, sizes: Mapping[str, int], needed: Sequence[str] = ()) -> Mismatch:
+    unknown = [*needed] or sorted(dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) - sizes.keys())
+    several = "; of the factors or terms of one axis, one follows from the others" if len(unknown) > 1 else ""
     hint = f"no tree tells: lens.bind({', '.join(f'{name}=...' for name in unknown)}){several}"
     where = paths.format_path(row.key)
     return Mismatch(where, "dims", f"every dim of {row.stored} bound", f"no size for {', '.join(unknown)}", hint)

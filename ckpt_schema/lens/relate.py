@@ -72,7 +72,7 @@ def relate(source: Row, view: Row, told: Told = UNTOLD) -> Relation | Mismatch:
     if isinstance(shaped, Mismatch):
         return shaped
     relation = dataclasses.replace(shaped, chain=shaped.chain >> cast)
-    return (_type_fault(source, view, relation) if relation.chain else None) or relation
+    return _type_fault(source, view, relation) or relation
 
 
 @functools.cache
@@ -132,7 +132,7 @@ def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
     if isinstance(made, Mismatch):
         return made
     relation = dataclasses.replace(made, chain=first >> made.chain >> last)
-    return (_type_fault(source, view, relation) if relation.chain else None) or relation
+    return _type_fault(source, view, relation) or relation
 
 
 def _axis(row: Row, dim: Dim) -> int | None:
@@ -326,5 +326,5 @@ def _type_fault(source: Row, view: Row, relation: Relation) -> Mismatch | None:
         found = typed(chain, inputs, before.leaf.dtype, counts)
         wanted = typed(Chain(), (after.dims,), after.leaf.dtype, counts)
         if set(found) != set(wanted):
-            return _fault(source, view, "dims", f"{chain} gives {found[0]}, not {wanted[0]}")
+            return _fault(source, view, "dims", f"{str(chain) or 'a move'} gives {found[0]}, not {wanted[0]}")
     return None

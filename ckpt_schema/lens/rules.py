@@ -276,7 +276,7 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
         axis: The factor, or the whole dim, where more than one could be meant.
 
     Raises:
-        SchemaError: A path is no string, or ``axis`` no dim.
+        SchemaError: A path is no string, a part is there twice, or ``axis`` is no dim.
 
     Example:
         >>> print(fuse("attention/qkv", ["attention/q", "attention/k", "attention/v"]))
@@ -284,6 +284,10 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
     """
     several: list[str] = list(parts) if isinstance(parts, (list, tuple)) else [str(parts)]
     _verify("fuse", whole=whole, **{f"parts[{n}]": part for n, part in enumerate(several or [None])})
+    twice = sorted({part for part in several if several.count(part) > 1})
+    if twice:
+        faults = [Mismatch("parts", "declaration", "each part once", f"{p!r} twice", "a leaf has one place") for p in twice]
+        raise SchemaError(f"fuse(...) is not well formed: {len(faults)} fault(s)", faults)
     shared = None if axis is None else dims_.parse_dims(axis)
     if shared is not None and len(shared) != 1:
         fault = Mismatch("axis", "declaration", "one dim", repr(axis), "the factor that the parts share")
