@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ckpt_schema.errors import DerivationError as DerivationError
     from ckpt_schema.errors import Mismatch as Mismatch
     from ckpt_schema.errors import SchemaError as SchemaError
+    from ckpt_schema.errors import ShardingWarning as ShardingWarning
     from ckpt_schema.fields import field as field
     from ckpt_schema.fields import series as series
     from ckpt_schema.frameworks import linen as linen
@@ -61,6 +62,7 @@ _HOMES = {
         "DerivationError",
         "Mismatch",
         "SchemaError",
+        "ShardingWarning",
     ),
     "inference": ("infer",),
     "table": ("Layout",),
@@ -86,6 +88,7 @@ __all__ = [
     "Report",
     "Schema",
     "SchemaError",
+    "ShardingWarning",
     "Stream",
     "TreesDifferError",
     "assert_conforms",

@@ -17,6 +17,7 @@ __all__ = [
     "DerivationError",
     "Mismatch",
     "SchemaError",
+    "ShardingWarning",
     "format_faults",
 ]
 
@@ -106,3 +107,7 @@ class CheckpointMismatchError(ConformanceError):
 
 class CheckpointExistsError(CkptSchemaError, FileExistsError):
     """There is something where a checkpoint was to be saved; it was not touched."""
+
+
+class ShardingWarning(UserWarning):
+    """An edit has no axis for what shards its input, so that devices hold more of its result than their share."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float32
+from orbax.checkpoint import v1 as ocp
 from support import drawn, laws, models
 from support.chains import Case, cases
 from support.profiles import examples
@@ -30,6 +34,7 @@ from ckpt_schema.lens.axes import Entries
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.stacks import Stack, Unstack
 
+pytestmark = pytest.mark.filterwarnings("ignore::ckpt_schema.ShardingWarning")
 SEEDS = st.integers(0, 2**32 - 1)
 ON = st.sampled_from(MESHES)
 SHARDED = cases(Rearrange, Unstack, Stack, length=2, sizes=(2, 4, 8))
@@ -199,3 +204,77 @@ def test_edits_under_a_trace(kind: AxisType) -> None:
     with jax.set_mesh(at.on[0]):
         traced = jax.jit(at.lens.get)(s)
     laws.identical(laws.gathered(traced), laws.gathered(at.lens.get(s)))
+
+
+# --- What cannot be kept  ---
+
+
+class Layer(cs.Schema):
+    w: Float32[Array, "a b"]
+    g: Float32[Array, " b"]
+
+
+class Stacked(cs.Schema):
+    layers: Layer = cs.field(scan="depth", axis=0)
+
+
+class Listed(cs.Schema):
+    layers: list[Layer] = cs.field(length="depth")
+
+
+def _stacked(on: Mesh, w: PartitionSpec, g: PartitionSpec) -> Any:
+    put = functools.partial(jax.device_put, device=NamedSharding(on, w))
+    return {"layers": {"w": put(jnp.ones((4, 3, 6))), "g": jax.device_put(jnp.ones((4, 6)), NamedSharding(on, g))}}
+
+
+def test_a_mesh_axis_that_no_axis_of_the_result_can_take_is_told_of() -> None:
+    on = mesh((4, 2), AxisType.Auto)
+    through = cs.derive(Stacked, Listed)
+    state = _stacked(on, PartitionSpec("x", None, "y"), PartitionSpec("x"))
+    with pytest.warns(cs.ShardingWarning) as caught:
+        view = through.get(state)
+    (warning,) = caught
+    assert str(warning.message) == (
+        "2 edited leaf(s) take more memory than their source: give their shardings by onto=\n"
+        "  layers/w  sharded over x, which no axis of float32[3 6] divides by: each device of it holds all of it\n"
+        "  layers/g  sharded over x, which no axis of float32[6] divides by: each device of it holds all of it"
+    )
+    assert view["layers"][0]["w"].sharding.spec == PartitionSpec(None, "y")
+    with pytest.warns(cs.ShardingWarning, match="layers/w  sharded over x"):
+        through.get(laws.abstract(state))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cs.assert_trees_identical(laws.gathered(through.get(state, onto=view)), laws.gathered(view))
+        through.get(_stacked(on, PartitionSpec(None, None, "y"), PartitionSpec(None, "y")))
+
+
+def test_a_restore_tells_of_it_and_no_device_reads_more_than_its_share_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on, through = mesh((4, 2), AxisType.Auto), cs.derive(Stacked, Listed)
+    listed = through.get(_stacked(on, PartitionSpec(None, None, "y"), PartitionSpec(None, "y")))
+    ocp.save(tmp_path / "list", listed)
+    target = jax.tree.map(leaves.abstract, _stacked(on, PartitionSpec("x", None, "y"), PartitionSpec("x", "y")))
+    with pytest.warns(cs.ShardingWarning, match="layers/w  sharded over x"):
+        made = cs.orbax.restore(tmp_path / "list", target, through)
+    assert made["layers"]["w"].sharding.spec == PartitionSpec("x", None, "y")
+    other = mesh((2, 4), AxisType.Auto)
+    fits = jax.tree.map(leaves.abstract, _stacked(other, PartitionSpec(None, None, "x"), PartitionSpec(None, "x")))
+    asked: list[Any] = []
+    real = ocp.load
+
+    def load(path: Any, wanted: Any, **options: Any) -> Any:
+        asked.append(wanted)
+        return real(path, wanted, **options)
+
+    monkeypatch.setattr(ocp, "load", load)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=cs.ShardingWarning)
+        restored = cs.orbax.restore(tmp_path / "list", fits, through)
+    assert 0 < _share(asked[0]) <= _share(fits), "no device reads more than it is to hold"
+    laws.identical(laws.gathered(restored), laws.gathered(through.put(listed)))
+
+
+def _share(tree: Any) -> int:
+    """The elements of a tree that one device holds."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))

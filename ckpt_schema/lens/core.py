@@ -128,7 +128,7 @@ class Lens:
                 edited leaves its sharding. Abstract leaves in it give a sharding and no value.
             donate: Whether the caller gives ``s`` up. Its jax arrays are then deleted one by one, as soon as what is made of
                 them is there, but for those that only move, which are the result's. Besides ``s``, no more is ever held than
-                twice the bytes of its largest leaf, or of the result's. After an error in a value, ``s`` is still whole.
+                twice the bytes of its largest leaf, or of the result's. Values that an edit would change are found before.
 
         Returns:
             A tree of the view layout. Leaves that only move are the same objects. Without ``onto``: an ``nnx.State``, or dicts

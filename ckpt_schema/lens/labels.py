@@ -95,12 +95,12 @@ def _edited(
     """What is said of each result, or what is wrong with the names of leaves that become one."""
     said = [labels for labels in told if labels is not None]
     for labels, row in zip(told, rows, strict=True):
-        names: tuple[Any, ...] = () if labels is None else tuple(labels[_NAMES])
+        own: tuple[Any, ...] = () if labels is None else tuple(labels[_NAMES])
         # Of fewer names the first axes have theirs; but whoever forgot that of a stack would see another axis lose its own.
         stacked = chain and any(repeat.axis is not None for repeat in row.repeats)
-        if len(names) > len(row.dims) or (stacked and 0 < len(names) < len(row.dims)):
+        if len(own) > len(row.dims) or (stacked and 0 < len(own) < len(row.dims)):
             expected = f"{len(row.dims)} names, for {row.stored}"
-            return Mismatch(where, "sharding", expected, str(names), "one name for each axis")
+            return Mismatch(where, "sharding", expected, str(own), "one name for each axis")
     if not chain:
         return [*said]
     rest = [{key: value for key, value in labels.items() if key != _NAMES} for labels in said]

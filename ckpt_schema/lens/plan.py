@@ -217,28 +217,41 @@ class Plan:
         pool = found  # grown in place: a copy would cost as much as the gathering itself
         pool += kept
         if self.jobs:
-            verify_values([(job.chain, dict(job.sizes), [pool[i] for i in job.inputs], job.paths) for job in self.jobs])
+            self._edit(pool, kept, donate=donate)
+        if self.same:
+            ties.verify_same([(pool[same.first], pool[same.copy], same.paths) for same in self.same])
+        if self.makes or self.restart is not None:
+            self._make(pool, kept)
+        return self.treedef.unflatten(self.gather(pool))
+
+    def _edit(self, pool: list[Any], kept: Sequence[Any], *, donate: bool) -> None:
+        """Appends what is edited."""
+        verify_values([(job.chain, dict(job.sizes), [pool[i] for i in job.inputs], job.paths) for job in self.jobs])
         donation = Donation(pool[: len(pool) - len(kept)], [*kept, *self._needed(pool)]) if donate else None
+        whole: list[tuple[str, list[str], Any]] = []
         for job in self.jobs:
             likes = [None if at is None else kept[at] for at in job.likes]
             inputs = [pool[i] for i in job.inputs]
             results = execute.edit(job.chain, inputs, dict(job.sizes), job.leaf, likes)
             pool += results
+            if getattr(likes[0], "sharding", None) is None and (lost := shardings.lost_axes(inputs, results[0])):
+                whole.append((job.paths[0], lost, results[0]))
             if donation is not None and job.chain:  # without, the result may share its buffers with the input
                 donation.used(inputs, results)
-        if self.same:
-            ties.verify_same([(pool[same.first], pool[same.copy], same.paths) for same in self.same])
-        if self.makes:
-            mesh = shardings.mesh_of(pool)
-            for make in self.makes:
-                like = None if make.like is None else kept[make.like]
-                pool.append(execute.make(make.default, make.dtype, make.shape, like, mesh, abstract=make.abstract))
+        if whole:
+            shardings.warn_of_whole(whole)
+
+    def _make(self, pool: list[Any], kept: Sequence[Any]) -> None:
+        """Appends defaults, and what starts anew."""
+        mesh = shardings.mesh_of(pool)
+        for make in self.makes:
+            like = None if make.like is None else kept[make.like]
+            pool.append(execute.make(make.default, make.dtype, make.shape, like, mesh, abstract=make.abstract))
         if self.restart is not None:
             again = self.restart
             likes = [None if at is None else kept[at] for at in again.likes]
             inputs = [pool[i] for i in again.inputs]
             pool += execute.restart(again.run, inputs, likes, again.along, shardings.mesh_of(pool), abstract=again.abstract)
-        return self.treedef.unflatten(self.gather(pool))
 
     def _needed(self, pool: Sequence[Any]) -> list[Any]:
         """The leaves of both trees that a run needs, each as often as it does."""

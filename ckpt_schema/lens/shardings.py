@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ckpt_schema import leaves
+from ckpt_schema.errors import ShardingWarning
 from ckpt_schema.lens.axes import Entries
 from ckpt_schema.lens.edits import Chain
 
-__all__ = ["equivalent", "lost_axes", "mesh_of", "on_devices", "results", "with_axis", "without_axis"]
+__all__ = ["equivalent", "lost_axes", "mesh_of", "on_devices", "results", "warn_of_whole", "with_axis", "without_axis"]
 
 
 def results(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
@@ -50,12 +53,27 @@ def equivalent(value: Any, sharding: NamedSharding) -> bool:
 def lost_axes(inputs: Sequence[Any], result: Any) -> list[str]:
     """The mesh axes that shard one of the inputs and not the result, so that each device holds more of it than it need."""
     after = getattr(result, "sharding", None)
-    if not isinstance(after, NamedSharding):
+    if not isinstance(after, NamedSharding) or not result.shape:  # a scalar is nobody's burden
         return []
     kept = _used(after)
     shardings = (getattr(value, "sharding", None) for value in inputs)
     before = (axis for s in shardings if isinstance(s, NamedSharding) and s.mesh == after.mesh for axis in _used(s))
     return [axis for axis in dict.fromkeys(before) if axis not in kept and after.mesh.shape[axis] > 1]
+
+
+def warn_of_whole(lost: Sequence[tuple[str, Sequence[str], Any]]) -> None:
+    """Warns of leaves that are not sharded any more as they could be.
+
+    Args:
+        lost: For each, the key path of what it is made of, the mesh axes that sharded this, and what is made of it.
+    """
+    lines = [
+        f"\n  {path}  sharded over {', '.join(axes)}, which no axis of {leaves.describe(made)} divides by: each device of "
+        f"{'it' if len(axes) == 1 else 'them'} holds all of it"
+        for path, axes, made in lost
+    ]
+    header = f"{len(lost)} edited leaf(s) take more memory than their source: give their shardings by onto="
+    warnings.warn(header + "".join(lines), ShardingWarning, stacklevel=2)
 
 
 def _used(sharding: NamedSharding) -> list[str]:
