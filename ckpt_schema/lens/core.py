@@ -205,7 +205,8 @@ def derive(
     Args:
         source: The left layout.
         view: The right layout.
-        edits: Rules for what the types cannot say: `rename`, `private`.
+        edits: Rules for what the types cannot say: `rename`, `private`, `fuse`, `series`, `flip`, `pad`, `scale`, `tie`,
+            `raw_key`, `move`, `reset`.
         dims: Sizes that no tree tells, in elements; see `Lens.bind`.
 
     Returns:
