@@ -39,7 +39,11 @@ def run(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[A
     Returns:
         The results, sharded as the edits map the inputs' shardings.
     """
-    held = list(values)
+    return _run(chain, list(values), sizes)
+
+
+def _run(chain: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]:
+    """`run`, the list of leaves used up: what nobody else holds is freed on the way."""
     for stage in cut(chain):
         held = _RUNS.get(type(stage.edits[0]), _RUNS.get(type(stage.edits[-1]), _whole))(stage, held, sizes)
     return held
@@ -94,9 +98,7 @@ def _side_by_side(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> li
     assert isinstance(edit, Beside)
     for group in _used_up(held, edit.takes(sizes)):
         for chain in edit.chains:
-            taken = chain.takes(sizes)
-            own = [group.pop(0) for _ in range(taken)]
-            found += run(chain, own, sizes)
+            found += _run(chain, [group.pop(0) for _ in range(chain.takes(sizes))], sizes)
     return found
 
 
@@ -105,14 +107,15 @@ def _taken_apart(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> lis
     unstack, rest = stage.edits[0], Chain(stage.edits[1:])
     assert isinstance(unstack, Unstack)
     found: list[Any] = []
-    for (value,) in _used_up(held, 1):
-        inner = shardings.results(Chain((unstack,)), [value], sizes)[:1]
-        named = tuple(s for s in shardings.results(stage, [value], sizes)[:1] if isinstance(s, NamedSharding))
-        # Of an axis that is sharded, each slice would be gathered from all devices: once, other axes take its place.
-        apart = tuple(shardings.with_axis(s, unstack.axis, value.ndim - 1) for s in inner if isinstance(s, NamedSharding))
-        whole, dtype = value, None
-        if not all(shardings.equivalent(value, s) for s in apart):
-            whole, dtype = _bitwise(Chain(), (), _bits(value.dtype), apart)(value), str(value.dtype)
+    for (whole,) in _used_up(held, 1):
+        inner = shardings.results(Chain((unstack,)), [whole], sizes)[:1]
+        named = tuple(s for s in shardings.results(stage, [whole], sizes)[:1] if isinstance(s, NamedSharding))
+        apart = tuple(shardings.with_axis(s, unstack.axis, whole.ndim - 1) for s in inner if isinstance(s, NamedSharding))
+        dtype = None
+        if not all(shardings.equivalent(whole, s) for s in apart):
+            # Of an axis that is sharded, each slice would be gathered from all devices: once, other axes take its place.
+            dtype = str(whole.dtype)
+            whole = _bitwise(Chain(), (), _bits(whole.dtype), apart)(whole)
         one = _slicer(unstack.axis, rest, _needed(rest, sizes), dtype, named)
         found += [one(whole, np.int32(at)) for at in range(unstack.gives(sizes))]
     return found
