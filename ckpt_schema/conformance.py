@@ -131,7 +131,7 @@ class Matcher:
             binder, found = known, self._faults(flat, slots, strays, known)
         faults += found
         faults.sort(key=lambda fault: paths.natural(fault.path))
-        notes = binder.notes(self.layout.names())
+        notes = binder.notes(self.layout.names()) if faults else []
         if any(fault.kind == "chain" for fault in faults):
             notes = [*notes, *self._chain.notes(flat.keys)]
         report = Report(self.layout.name, tuple(faults), dict(binder.sizes), tuple(notes))
@@ -201,11 +201,13 @@ class Matcher:
     def _bind(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
         counts: dict[tuple[dims_.Dim, int], tuple[int, str]] = {}
         rows = self.layout.rows
+        seen: set[tuple[dims_.Dims, tuple[int, ...]]] = set()  # most leaves tell what others have told
         for (number, indices), position in slots.items():
             row = rows[number]
             found = leaves.signature(flat.leaves[position])
             stored = row.dims if row.repeats else row.leaf.dims
-            if stored and found is not None and len(found[0]) == len(stored):
+            if stored and found is not None and len(found[0]) == len(stored) and (stored, found[0]) not in seen:
+                seen.add((stored, found[0]))
                 binder.see(stored, found[0], paths.format_path(flat.keys[position]))
             for level, index in enumerate(indices):
                 at = (row.unrolled[level], level)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32
 from support.values import hostile
 
@@ -87,6 +88,32 @@ def test_a_stack_has_every_bit_of_its_layers_whatever_their_size(dtype: str, axi
         (whole,) = stages.run(chain, [jax.device_put(layer) for layer in layers], sizes)
         cs.assert_trees_identical(np.asarray(whole), np.ascontiguousarray(chain.apply(layers, sizes)[0]))
         cs.assert_trees_identical([np.asarray(x) for x in stages.run(~chain, [whole], sizes)], layers)
+
+
+MERGE = Rearrange(parse_dims("c d a"), parse_dims("c*d a"))
+EDITS = {
+    "unstacked": Chain((Unstack(0, (8,)),)),
+    "unstacked and turned": Chain((Unstack(1, (8,)), TURN)),
+    "stacked": Chain((Stack(1, (2,)),)),
+    "merged": Chain((MERGE,)),
+    "split": ~Chain((MERGE,)),
+}
+SPECS = ((), ("x",), ("y",), (("x", "y"),), (None, "x"), (None, "y"), ("y", "x"), (None, ("x", "y")), ("y", None, "x"))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("dtype", ["float8_e5m2", "bfloat16", "float32", "complex64", "int8"])
+@pytest.mark.parametrize("name", EDITS)
+def test_no_bit_of_a_leaf_changes_however_it_is_sharded(name: str, dtype: str, kind: AxisType) -> None:
+    # What goes from one device to others in the middle of a program may do so as a wider float, or as a sum.
+    chain, sizes, rng = EDITS[name], {"a": 8, "b": 8, "c": 8, "d": 8}, np.random.default_rng(0)
+    shape = {"split": (64, 8), "stacked": (8, 8)}.get(name, (8, 8, 8))
+    leaves = [hostile(rng, dtype, shape, None) for _ in range(chain.takes(sizes))]
+    expected = [np.ascontiguousarray(x) for x in chain.apply(leaves, sizes)]
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    for spec in (each for each in SPECS if len(each) <= len(shape)):
+        placed = [jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec))) for leaf in leaves]
+        cs.assert_trees_identical([np.asarray(x) for x in stages.run(chain, placed, sizes)], expected)
 
 
 # --- Programs  ---

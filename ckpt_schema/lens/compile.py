@@ -35,15 +35,15 @@ class _Sources:
     jobs: list[Job]
     same: list[Same]
     carried: list[Carried]
-    names: dict[Slot, str]  # how the source spells what the first to fill a slot is made of
+    keys: dict[Slot, KeyPath]  # of what the first to fill a slot is made of
 
-    def fill(self, slot: Slot, place: int, name: str, row: Row) -> None:
+    def fill(self, slot: Slot, place: int, key: KeyPath, row: Row) -> None:
         """Says where a slot comes from; of two places that fill one slot, the second is a copy of the first."""
         if slot in self.places:
-            there = paths.format_path(paths.fill(row.key, slot[1]))
-            self.same.append(Same(self.places[slot], place, (self.names[slot], name, there)))
+            first, copy, there = map(paths.format_path, (self.keys[slot], key, paths.fill(row.key, slot[1])))
+            self.same.append(Same(self.places[slot], place, (first, copy, there)))
         else:
-            self.places[slot], self.names[slot] = place, name
+            self.places[slot], self.keys[slot] = place, key
 
 
 def compile_plan(
@@ -218,11 +218,10 @@ def _sources(
             if len(positions) != len(inputs):
                 faults += (_absent(source.rows[i[0]], i) for i in inputs if i not in tree.slots)
                 continue
-            spelled = tuple(paths.format_path(tree.flat.keys[p]) for p in positions)
             found.carried.append((join.chain, outputs, positions))
             again = positions[0] in moved and onto is not None  # a copy takes the sharding of what it stands for
             if not join.chain and not again and not _materialized(tree, positions[0], onto, outputs[0]):
-                found.fill(outputs[0], positions[0], spelled[0], after)
+                found.fill(outputs[0], positions[0], tree.flat.keys[positions[0]], after)
                 moved.add(positions[0])
                 continue
             unbound = sorted(join.chain.names - sizes.keys())
@@ -232,9 +231,10 @@ def _sources(
             faults += _too_short(join, after, sizes)
             needed = tuple((name, sizes[name]) for name in sorted(join.chain.names))
             likes = tuple(None if onto is None else onto.slots.get(o) for o in outputs)
+            spelled = tuple(paths.format_path(tree.flat.keys[p]) for p in positions)
             found.jobs.append(Job(join.chain, needed, before.stored, positions, spelled, likes))
             for output in outputs:
-                found.fill(output, base, spelled[0], after)
+                found.fill(output, base, tree.flat.keys[positions[0]], after)
                 base += 1
     if faults:
         raise ConformanceError(f"{source.name} cannot be taken to {view.name}: {len(faults)} fault(s)", faults)

@@ -82,6 +82,8 @@ class Join:
     @property
     def counts(self) -> set[Dim]:
         """The dims that say which leaves it is of."""
+        if not self.levels:
+            return set()
         symbols = [symbol for place in (*self.sources, *self.views) for symbol in place.symbols]
         return {dim for symbol in symbols for dim in (*(self.levels[n] for n in symbol.levels), *(symbol.start or ()))}
 
@@ -119,7 +121,7 @@ def instances(
         [(0, (0,))] [(5, (0,)), (5, (2,)), (5, (4,))]
         [(0, (1,))] [(5, (1,)), (5, (3,)), (5, (5,))]
     """
-    if not any(place.symbols for places in sides for place in places):
+    if not levels or not any(place.symbols for places in sides for place in places):
         yield [(place.row, ()) for place in sides[0]], [(place.row, ()) for place in sides[1]]
         return
     counts = [_bound(size, sizes) for size in levels]

@@ -7,14 +7,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ckpt_schema import leaves
 from ckpt_schema.errors import ShardingWarning
 from ckpt_schema.lens.axes import Entries
 from ckpt_schema.lens.edits import Chain
 
-__all__ = ["equivalent", "lost_axes", "mesh_of", "on_devices", "results", "warn_of_whole", "with_axis", "without_axis"]
+__all__ = [
+    "constrained",
+    "equivalent",
+    "lost_axes",
+    "mesh_of",
+    "on_devices",
+    "results",
+    "warn_of_whole",
+    "with_axis",
+    "without_axis",
+]
 
 
 def results(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
@@ -48,6 +59,14 @@ def equivalent(value: Any, sharding: NamedSharding) -> bool:
     """Whether a leaf is sharded so already."""
     own = getattr(value, "sharding", None)
     return isinstance(own, NamedSharding) and own.is_equivalent_to(sharding, value.ndim)
+
+
+def constrained(value: Any, sharding: NamedSharding | None) -> Any:
+    """A traced leaf with its sharding given; keys are as jax shards them."""
+    if sharding is None or jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return value
+    explicit = AxisType.Explicit in sharding.mesh.axis_types  # inside of `jax.sharding.auto_axes` the mesh is another
+    return jax.lax.with_sharding_constraint(value, sharding.spec if explicit else sharding)
 
 
 def lost_axes(inputs: Sequence[Any], result: Any) -> list[str]:

@@ -50,7 +50,7 @@ def _run(chain: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]:
 
 
 def cut(chain: Chain) -> Iterator[Chain]:
-    """The stages of a chain: each has one edit that depends on the number of layers, or none.
+    """The stages of a chain: each has one edit that depends on the number of layers, or one that computes, or neither.
 
     Example:
         >>> from ckpt_schema.dims import parse_dims
@@ -73,10 +73,10 @@ def cut(chain: Chain) -> Iterator[Chain]:
 
 def _together(stage: Sequence[Edit], edit: Edit) -> bool:
     """Whether an edit is done in the same stage as those before it."""
-    if isinstance(edit, (Unstack, Beside)) or isinstance(stage[-1], (Stack, Beside)):
+    if isinstance(edit, (Unstack, Beside, Scale)) or isinstance(stage[-1], (Stack, Beside, Scale)):
         return False
     if isinstance(edit, Stack):
-        return all(isinstance(each, Leafwise) and not isinstance(each, Scale) for each in stage)
+        return all(isinstance(each, Leafwise) for each in stage)
     return not isinstance(stage[0], Unstack) or isinstance(edit, Leafwise)
 
 
@@ -86,7 +86,7 @@ def _whole(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]
 
     def made(group: list[Any]) -> list[Any]:
         named = tuple(s for s in shardings.results(stage, group, sizes) if isinstance(s, NamedSharding))
-        found: list[Any] = _compiled(stage, needed, named)(*group)
+        found: list[Any] = _compiled(stage, needed, _known(group), named)(*group)
         return found
 
     return [result for group in _used_up(held, stage.takes(sizes)) for result in made(group)]
@@ -111,12 +111,12 @@ def _taken_apart(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> lis
         inner = shardings.results(Chain((unstack,)), [whole], sizes)[:1]
         named = tuple(s for s in shardings.results(stage, [whole], sizes)[:1] if isinstance(s, NamedSharding))
         apart = tuple(shardings.with_axis(s, unstack.axis, whole.ndim - 1) for s in inner if isinstance(s, NamedSharding))
-        dtype = None
+        bits_of = None
         if not all(shardings.equivalent(whole, s) for s in apart):
             # Of an axis that is sharded, each slice would be gathered from all devices: once, other axes take its place.
-            dtype = str(whole.dtype)
-            whole = _bitwise(Chain(), (), _bits(whole.dtype), apart)(whole)
-        one = _slicer(unstack.axis, rest, _needed(rest, sizes), dtype, named)
+            bits_of = whole.dtype if _bits(whole.dtype) else None
+            whole = _bitwise(Chain(), (), _bits(whole.dtype), _known([whole]), apart)(whole)
+        one = _slicer(unstack.axis, rest, _needed(rest, sizes), bits_of, _known([whole]), named)
         found += [one(whole, np.int32(at)) for at in range(unstack.gives(sizes))]
     return found
 
@@ -132,14 +132,20 @@ def _put_together(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> li
         named = tuple(s for s in shardings.results(stage, group, sizes) if isinstance(s, NamedSharding))
         to = tuple(shardings.without_axis(s, stack.axis) for s in named)
         begin, write, whole = _beginner(stack.axis, size, named), _writer(stack.axis, named), None
-        layered, dtype = _bitwise(rest, _needed(rest, sizes), bits, to), group[0].dtype
+        needed, dtype = _needed(rest, sizes), group[0].dtype
         for at in range(size):
             layer = group.pop(0)
             if rest or bits or not all(shardings.equivalent(layer, s) for s in to):
-                layer = layered(layer)
+                layer = _bitwise(rest, needed, bits, _known([layer]), to)(layer)
             whole = write(begin(layer) if whole is None else whole, layer, np.int32(at))
-        found.append(_bitwise(Chain(), (), str(dtype), named, donate=True)(whole) if bits else whole)
+        found.append(_bitwise(Chain(), (), str(dtype), named, named, donate=True)(whole) if bits else whole)
     return found
+
+
+def _known(values: Sequence[Any]) -> tuple[NamedSharding, ...]:
+    """How the leaves are sharded, if all of them are over one mesh."""
+    found = tuple(v.sharding for v in values if isinstance(getattr(v, "sharding", None), NamedSharding))
+    return found if len(found) == len(values) and len({each.mesh for each in found}) == 1 else ()
 
 
 def _bits(dtype: Any, *, narrow: bool = False) -> str | None:
@@ -171,35 +177,42 @@ def _needed(chain: Chain, sizes: Mapping[str, int]) -> _Sized:
 
 
 @functools.lru_cache(maxsize=1024)
-def _compiled(chain: Chain, sizes: _Sized, named: tuple[NamedSharding, ...]) -> Any:
+def _compiled(chain: Chain, sizes: _Sized, own: tuple[NamedSharding, ...], named: tuple[NamedSharding, ...]) -> Any:
     """One jitted function per distinct edit and sharding of the results; jax then compiles it once per shape."""
 
     def program(*values: Any) -> list[Any]:
-        return traced.edited(chain, values, dict(sizes))
+        return traced.edited(chain, values, dict(sizes), own, named)
 
     return _jitted(program, list(named))
 
 
 @functools.lru_cache(maxsize=1024)
-def _slicer(axis: int, rest: Chain, sizes: _Sized, dtype: str | None, named: tuple[NamedSharding, ...]) -> Any:
-    """From a stack and a number, to that layer, edited; if a dtype is given, the stack may be the bits of such."""
+def _slicer(
+    axis: int, rest: Chain, sizes: _Sized, bits_of: Any, own: tuple[NamedSharding, ...], named: tuple[NamedSharding, ...]
+) -> Any:
+    """From a stack, or from the bits of one of a dtype, and a number, to that layer, edited."""
 
     def program(value: Any, at: Any) -> Any:
         chain = Chain((_At(axis, at), *rest.edits))
-        if dtype is None or str(value.dtype) == dtype:
-            return traced.edited(chain, [value], dict(sizes))[0]
-        (layer,) = _At(axis, at).apply([value], {})
-        return traced.edited(rest, [jax.lax.bitcast_convert_type(layer, dtype)], dict(sizes))[0]
+        return traced.edited(chain, [value], dict(sizes), own, named, bits_of)[0]
 
     return _jitted(program, named[0] if named else None)
 
 
 @functools.lru_cache(maxsize=1024)
-def _bitwise(chain: Chain, sizes: _Sized, dtype: str | None, named: tuple[NamedSharding, ...], *, donate: bool = False) -> Any:
+def _bitwise(
+    chain: Chain,
+    sizes: _Sized,
+    dtype: str | None,
+    own: tuple[NamedSharding, ...],
+    named: tuple[NamedSharding, ...],
+    *,
+    donate: bool = False,
+) -> Any:
     """From a leaf to the edited leaf, or to its bits where a dtype for them is given."""
 
     def program(value: Any) -> Any:
-        (found,) = traced.edited(chain, [value], dict(sizes))
+        (found,) = traced.edited(chain, [value], dict(sizes), own, named)
         return found if dtype is None else jax.lax.bitcast_convert_type(found, dtype)
 
     return _jitted(program, named[0] if named else None, donate_argnums=(0,) if donate else ())

@@ -2,12 +2,13 @@
 
 XLA may compute on a wider float between two moves, which changes the payload of a NaN: its CPU backend does so where it fuses
 the slices and transposes of ``float8_e5m2``. Between devices it adds what each has of a slice to the zeros of the others, which
-changes one as well: complex numbers travel as two floats.
+changes one as well: complex numbers travel as two floats. So does a move between shardings: bits have theirs given before it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ckpt_schema.lens import shardings
 from ckpt_schema.lens.axes import Sizes
 from ckpt_schema.lens.edits import Chain, Edit
 from ckpt_schema.lens.partial import Pad, Scale
@@ -27,9 +29,25 @@ _Bits = tuple[Any, ...]  # the arrays that stand for a leaf while it is moved
 _Move = Callable[[Chain, Sequence[Any], Sizes], list[Any]]
 
 
-def edited(chain: Chain, values: Sequence[Any], sizes: Sizes) -> list[Any]:
-    """The edited leaves of traced ones."""
-    return _alternating(chain, values, sizes, _moved)
+def edited(
+    chain: Chain,
+    values: Sequence[Any],
+    sizes: Sizes,
+    before: Sequence[Any] = (),
+    after: Sequence[Any] = (),
+    dtype: Any = None,
+) -> list[Any]:
+    """The edited leaves of traced ones.
+
+    Args:
+        chain: What is done: moves, or what computes.
+        values: The leaves.
+        sizes: The sizes of the dims that the chain needs.
+        before: How the leaves are sharded, if that is known: or else XLA may move them between devices before they are bits.
+        after: How the results are to be.
+        dtype: Of the results, if the leaves are only their bits.
+    """
+    return _alternating(chain, values, sizes, functools.partial(_moved, before=before, after=after, dtype=dtype))
 
 
 def differentiable(chain: Chain, values: Sequence[Any], sizes: Sizes) -> list[Any]:
@@ -48,11 +66,25 @@ def _alternating(chain: Chain, values: Sequence[Any], sizes: Sizes, move: _Move)
     return results
 
 
-def _moved(chain: Chain, values: Sequence[Any], sizes: Sizes) -> list[Any]:
-    """What edits that compute nothing make of leaves."""
-    dtype = values[0].dtype
-    found = _moved_bits(chain, [_to_bits(value) for value in values], dtype, sizes)
-    return [_from_bits(bits, dtype) for bits in found]
+def _moved(
+    chain: Chain,
+    values: Sequence[Any],
+    sizes: Sizes,
+    before: Sequence[Any] = (),
+    after: Sequence[Any] = (),
+    dtype: Any = None,
+) -> list[Any]:
+    """What edits that compute nothing make of leaves, or of their bits."""
+    dtype = values[0].dtype if dtype is None else dtype
+    bits = _placed([_to_bits(value) for value in values], before)
+    return [_from_bits(each, dtype) for each in _placed(_moved_bits(chain, bits, dtype, sizes), after)]
+
+
+def _placed(values: Sequence[_Bits], given: Sequence[Any]) -> list[_Bits]:
+    """The bits of leaves, sharded as given."""
+    if not given:
+        return list(values)
+    return [tuple(shardings.constrained(x, to) for x in each) for each, to in zip(values, given, strict=True)]
 
 
 def _moved_bits(chain: Chain, values: Sequence[_Bits], dtype: Any, sizes: Sizes) -> list[_Bits]:
