@@ -12,17 +12,15 @@ import pytest
 
 DEVICES = 8
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = "cpu"  # for the processes that tests start
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
 
-import jax  # noqa: E402  jax reads the two variables above once, when it starts
+from ckpt_schema.testing import DevicesError, virtual_devices  # noqa: E402  jax reads the two variables above once, when it starts
 
-if jax.default_backend() != "cpu" or jax.device_count() != DEVICES:
-    pytest.exit(
-        f"the tests need {DEVICES} CPU devices, but jax had already started with {jax.device_count()} of kind "
-        f"{jax.default_backend()}: some plugin used it before tests/conftest.py could ask for them",
-        returncode=pytest.ExitCode.USAGE_ERROR,
-    )
+try:
+    virtual_devices(DEVICES)
+except DevicesError as error:
+    pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
 
 # Both are derandomized: a failure is the same on every machine and in every run, and no example database is left behind.
 # A deadline would time jax's compilations, not the code.

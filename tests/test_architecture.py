@@ -23,10 +23,12 @@ ORDER = """
     lens.compile lens.compose lens.core
     orbax.metadata orbax.sides orbax.private orbax.restore orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
+    testing.devices testing.values testing.meshes testing.containers testing.states
+    testing.samples testing.strategies testing.laws testing.naming testing.trials testing.lawbook testing.suite testing
     cli __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column
 PLACES = {
-    "flax": {"frameworks", "demo"},
+    "flax": {"frameworks", "demo", "testing"},
     "optax": {"frameworks", "demo"},
     "orbax": {"orbax"},
     "tensorstore": set[str](),

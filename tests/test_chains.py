@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
-from support import laws
 from support.profiles import examples
-from support.states import orbax
 
 import ckpt_schema as cs
+from ckpt_schema.testing import laws
+from ckpt_schema.testing.containers import orbax
 
 SCHEDULE = optax.linear_schedule(1e-3, 0.0, 10)
 KEEPS: dict[str, Any] = {

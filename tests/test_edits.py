@@ -12,7 +12,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.chains import NAMES, REPEATS, Case, cases
 from support.profiles import examples
-from support.values import DTYPES, IMPLS, INTEGERS, as_jax, as_numpy, hostile
 
 from ckpt_schema import assert_trees_identical, leaves
 from ckpt_schema.dims import names, parse_dims
@@ -23,6 +22,8 @@ from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Cast
 from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.lens.symbolic import typed
+from ckpt_schema.testing.meshes import as_jax, as_numpy
+from ckpt_schema.testing.values import DTYPES, IMPLS, INTEGERS, hostile
 
 EDITS = (Rearrange, Cast, Unstack, Stack)
 ANY = cases(*EDITS, length=4)

@@ -13,7 +13,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 from jaxtyping import Array, Float32, Int32
 from orbax.checkpoint import v1 as ocp
-from support.states import TX
+from support.models import TX
 
 import ckpt_schema as cs
 from ckpt_schema.orbax.metadata import read

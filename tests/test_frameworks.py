@@ -38,9 +38,11 @@ from flax_models import (
 )
 from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
-from support import states
+from support.models import TX
 
 import ckpt_schema as cs
+from ckpt_schema.testing import containers
+from ckpt_schema.testing.states import makers
 
 LINEN = {
     (True, False): ScannedSchema,
@@ -209,12 +211,12 @@ class NamedLikeTheTree(cs.Schema):
 
 
 def test_modules_named_like_parts_of_a_tree_survive_in_every_container(tmp_path: Path) -> None:
-    layouts = cs.linen.TrainState[NamedLikeTheTree, states.TX], cs.nnx.TrainState[NamedLikeTheTree, states.TX]
+    layouts = cs.linen.TrainState[NamedLikeTheTree, TX], cs.nnx.TrainState[NamedLikeTheTree, TX]
     lens = cs.derive(*layouts)
     sizes = {"inputs": 2, "outputs": 3, "n": 2}
-    linen, real = (maker(np.random.default_rng(3), jnp.asarray) for maker in states.makers(sizes, *layouts))
-    kinds = {name: kind for name, kind in states.LINEN.items() if "TrainState" not in name}  # which has no field `value`
-    for at, (name, kind) in enumerate([*kinds.items(), *states.NNX.items()]):
+    linen, real = (maker(np.random.default_rng(3), jnp.asarray) for maker in makers(sizes, *layouts))
+    kinds = {name: kind for name, kind in containers.LINEN.items() if "TrainState" not in name}  # which has no field `value`
+    for at, (name, kind) in enumerate([*kinds.items(), *containers.NNX.items()]):
         tree, source = kind(linen if name in kinds else real), lens if name in kinds else ~lens
         assert cs.check(source.source, tree) == []
         cs.assert_trees_identical(source.put(source.get(tree), onto=tree), tree)

@@ -15,14 +15,16 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import drawn, laws
+from support import drawn
 from support.families import Family, families
 from support.models import Subject, subjects
 from support.profiles import examples
-from support.states import LINEN, NNX, Maker, as_built, bound, makers
-from support.values import Place, as_jax, as_numpy
 
 import ckpt_schema as cs
+from ckpt_schema.testing import laws
+from ckpt_schema.testing.containers import LINEN, NNX, OWN
+from ckpt_schema.testing.meshes import Place, as_jax, as_numpy
+from ckpt_schema.testing.states import Maker, bound, makers
 
 PLACES = st.sampled_from((as_numpy, as_jax))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -56,7 +58,7 @@ class Situation:
         needed = {row.path for maker in self.makers for row in maker.layout.rows if not row.optional}
         coin = np.random.default_rng(self.seed + side)
         dropped = {at for at, row in enumerate(layout.rows) if row.path not in needed and coin.random() < 0.5}
-        contain = {**LINEN, **NNX, "schema": as_built}[self.containers[side]]
+        contain = {**LINEN, **NNX, "schema": OWN["own"]}[self.containers[side]]
         return contain(self.makers[side](rng, self.place, dropped))
 
 

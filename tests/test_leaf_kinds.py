@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from support import laws
-from support.values import hostile
 
 import ckpt_schema as cs
 from ckpt_schema.leaves import Leaf
+from ckpt_schema.testing import laws
+from ckpt_schema.testing.values import hostile
 
 FLOATS = sorted(name for name in dir(ml_dtypes) if name.startswith(("float8", "bfloat16", "float4")))
 PLAIN = ["float16", "float32", "complex64", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (2, 4, 8, 16, 32))]

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from support import laws
 from support.modules import Block, Composed, blocks, composed, filled, linen_state, nnx_state, schema, sizes
 from support.profiles import examples
 
 import ckpt_schema as cs
+from ckpt_schema.testing import laws
 
 
 @examples(1.5)

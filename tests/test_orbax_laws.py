@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
-from support import laws
 from support.models import SIZES, to_nnx, to_stacked
 from support.profiles import examples
-from support.states import LINEN, NNX, makers
-from support.values import MESHES, Place, Sharded, as_jax, mesh
 
 import ckpt_schema as cs
+from ckpt_schema.testing import laws
+from ckpt_schema.testing.containers import LINEN, NNX
+from ckpt_schema.testing.meshes import MESHES, Place, Sharded, as_jax, mesh
+from ckpt_schema.testing.states import makers
 
 SEEDS = st.integers(0, 2**32 - 1)
 PLACES = st.one_of(st.just(as_jax), st.builds(lambda on, seed: Sharded(mesh(*on), seed), st.sampled_from(MESHES), SEEDS))

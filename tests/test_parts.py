@@ -13,10 +13,10 @@ from flax import linen as nn
 from flax import nnx, struct
 from jaxtyping import Array, Float32, Int8, Int32
 from orbax.checkpoint import v1 as ocp
-from support import laws
 
 import ckpt_schema as cs
 from ckpt_schema.orbax.metadata import read
+from ckpt_schema.testing import laws
 
 
 @struct.dataclass

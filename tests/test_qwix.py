@@ -13,9 +13,9 @@ from flax import linen as nn
 from flax import nnx
 from jaxtyping import Array, Float32, Int8, Int32
 from orbax.checkpoint import v1 as ocp
-from support import laws
 
 import ckpt_schema as cs
+from ckpt_schema.testing import laws
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Qwix calls what Flax has since renamed
 

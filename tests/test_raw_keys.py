@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, UInt32
 from orbax.checkpoint import v1 as ocp
-from support import laws
 from support.profiles import examples
 
 import ckpt_schema as cs
+from ckpt_schema.testing import laws
 
 IMPLS = {"fry": ("threefry2x32", 2), "rbg": ("rbg", 4), "urbg": ("unsafe_rbg", 4)}
 RULES = [cs.raw_key("rng")]

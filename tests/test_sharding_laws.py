@@ -18,11 +18,9 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
-from support import drawn, laws, models
+from support import drawn, models
 from support.chains import Case, cases
 from support.profiles import examples
-from support.states import LINEN, NNX, bound, makers
-from support.values import MESHES, Sharded, mesh, shardings
 
 import ckpt_schema as cs
 from ckpt_schema import leaves
@@ -33,6 +31,10 @@ from ckpt_schema.lens.arrays import Rearrange
 from ckpt_schema.lens.axes import Entries
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.stacks import Stack, Unstack
+from ckpt_schema.testing import laws
+from ckpt_schema.testing.containers import LINEN, NNX
+from ckpt_schema.testing.meshes import MESHES, Sharded, mesh, shardings
+from ckpt_schema.testing.states import bound, makers
 
 pytestmark = pytest.mark.filterwarnings("ignore::ckpt_schema.ShardingWarning")
 SEEDS = st.integers(0, 2**32 - 1)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32
-from support.values import hostile
 
 import ckpt_schema as cs
 from ckpt_schema.dims import parse_dims
@@ -20,6 +19,7 @@ from ckpt_schema.lens import stages
 from ckpt_schema.lens.arrays import Rearrange
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.stacks import Stack, Unstack
+from ckpt_schema.testing.values import hostile
 
 TURN = Rearrange(parse_dims("a b"), parse_dims("b a"))
 NARROW = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16")

@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int8
-from support import drawn, laws
+from support import drawn
 from support.profiles import examples
-from support.states import Maker, makers
-from support.values import MESHES, Sharded, mesh
 
 import ckpt_schema as cs
 from ckpt_schema.lens.ties import verify_same
+from ckpt_schema.testing import laws
+from ckpt_schema.testing.meshes import MESHES, Sharded, mesh
+from ckpt_schema.testing.states import Maker, makers
 
 SIZES = {"vocab": 8, "embed": 16, "depth": 2}
 TX = optax.adamw(1e-3)

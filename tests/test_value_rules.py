@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Complex64, Float32, Int32
-from support import laws
 from support.profiles import examples
-from support.values import as_jax, as_numpy, hostile, mesh
 
 import ckpt_schema as cs
 from ckpt_schema import leaves
@@ -24,6 +22,9 @@ from ckpt_schema.lens import execute, verify
 from ckpt_schema.lens.arrays import Flip
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Pad, Scale, Unpad
+from ckpt_schema.testing import laws
+from ckpt_schema.testing.meshes import as_jax, as_numpy, mesh
+from ckpt_schema.testing.values import hostile
 
 TX = optax.adam(1e-3)
 

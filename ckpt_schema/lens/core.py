@@ -89,7 +89,7 @@ def _verify_counts(binder: Binder, source: Layout, view: Layout) -> None:
         raise ConformanceError(f"onto of {view.name} is not of the sizes of {source.name}: {len(faults)} fault(s)", faults)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Lens:
     """A bidirectional translation between two layouts.
 
@@ -185,6 +185,10 @@ class Lens:
             DerivationError: With every row in which this lens's view differs from the other's source.
         """
         return Lens(*compose(self, other), dims={**self.dims, **other.dims})
+
+    def __repr__(self) -> str:
+        """Its two sides, and the sizes that are bound."""
+        return f"<lens {self.source.name} -> {self.view.name}{f', {dict(self.dims)}' if self.dims else ''}>"
 
     def __str__(self) -> str:
         """The table: where each leaf goes, what is edited, what is private."""

@@ -52,6 +52,8 @@ def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Le
 def _like(result: Any, like: Any) -> Any:
     if leaves.is_abstract(result):
         target = getattr(like, "sharding", None)
+        if leaves.is_scalar(like) or isinstance(like, (np.generic, np.ndarray)):
+            return jax.ShapeDtypeStruct(result.shape, result.dtype)  # what it stands for is on no device
         return result if target is None else jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=target)
     if leaves.is_scalar(like):
         return type(like)(result)
@@ -60,9 +62,9 @@ def _like(result: Any, like: Any) -> Any:
     if isinstance(like, np.ndarray):
         return np.asarray(result)
     target = on_devices(getattr(like, "sharding", None))
-    if target is None or not isinstance(result, jax.Array) or result.sharding == target:
+    if target is None or (isinstance(result, jax.Array) and result.sharding == target):
         return result
-    return jax.device_put(result, target)
+    return stages.settled(jax.device_put(result, target))
 
 
 def _abstract(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[jax.ShapeDtypeStruct]:

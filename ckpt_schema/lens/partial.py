@@ -16,7 +16,7 @@ from ckpt_schema.lens.axes import Entries, Shape, Sizes, deal, house, product, x
 from ckpt_schema.lens.bits import difference
 from ckpt_schema.lens.edits import Leafwise
 
-__all__ = ["Cast", "Pad", "Partial", "Scale", "Unpad"]
+__all__ = ["Cast", "Pad", "Partial", "Scale", "Unpad", "subnormal"]
 
 
 class Partial(Leafwise):
@@ -120,7 +120,7 @@ class Scale(Partial):
     def found(self, value: Any, sizes: Sizes) -> tuple[str, str] | None:
         """The first value that does not come back."""
         scaled = self.one(value, sizes)
-        lost = _subnormal(value) | _subnormal(scaled)  # devices flush them to zero
+        lost = subnormal(value) | subnormal(scaled)  # devices flush them to zero
         back = xp(value).where(lost, xp(value).zeros_like(value), self.inverse.one(scaled, sizes))
         differs = difference(value, back)
         if differs is None:
@@ -132,7 +132,7 @@ class Scale(Partial):
         return f"times 2**{self.exponent}"
 
 
-def _subnormal(value: Any) -> Any:
+def subnormal(value: Any) -> Any:
     """Tells which floats are subnormal, by their bits: compared as numbers they may count as zero."""
     unsigned = np.dtype(f"u{value.dtype.itemsize}")
     sign = unsigned.type(1 << (8 * unsigned.itemsize - 1))

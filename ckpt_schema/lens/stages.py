@@ -23,7 +23,7 @@ from ckpt_schema.lens.edits import Chain, Edit, Leafwise
 from ckpt_schema.lens.partial import Scale
 from ckpt_schema.lens.stacks import Beside, Stack, Unstack
 
-__all__ = ["cut", "run", "told"]
+__all__ = ["cut", "run", "settled", "told"]
 
 _Sized = tuple[tuple[str, int], ...]
 
@@ -250,8 +250,22 @@ def _jitted(program: Callable[..., Any], to: Any, **options: Any) -> Any:
         return jax.jit(program, **options)
     mesh = (to[0] if isinstance(to, list) else to).mesh
     if AxisType.Explicit in mesh.axis_types:
-        return jax.jit(told(program, to), **options)
-    return jax.jit(program, out_shardings=to, **options)
+        made = jax.jit(told(program, to), **options)
+    else:
+        made = jax.jit(program, out_shardings=to, **options)
+    return lambda *values: settled(made(*values))
+
+
+def settled(found: Any) -> Any:
+    """What a program made; where it runs on several CPU devices, once it is there.
+
+    XLA runs no more than 32 programs per CPU device at once. The threads that would launch more wait, and if one of those
+    programs goes between the devices, it may be these threads that it needs: a deadlock.
+    """
+    some = next((x for x in jax.tree.leaves(found) if isinstance(x, jax.Array)), None)
+    if some is None or len(devices := some.sharding.device_set) == 1 or next(iter(devices)).platform != "cpu":
+        return found
+    return jax.block_until_ready(found)
 
 
 def told(program: Callable[..., Any], to: Any) -> Callable[..., Any]:

@@ -16,7 +16,8 @@ from ckpt_schema.lens.arrays import Rearrange
 from ckpt_schema.lens.edits import Chain, Edit
 from ckpt_schema.lens.partial import Cast
 from ckpt_schema.lens.stacks import Stack, Unstack
-from support.values import DTYPES, INTEGERS, Bounds, Place, hostile
+from ckpt_schema.testing.meshes import Place
+from ckpt_schema.testing.values import DTYPES, INTEGERS, Bounds, hostile
 
 NAMES = ("a", "b", "c", "d")
 REPEATS = "repeats"

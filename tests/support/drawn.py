@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import ckpt_schema as cs
-from support import laws
+from ckpt_schema.testing import laws
 
 
 class Drawn(Protocol):

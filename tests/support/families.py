@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import ckpt_schema as cs
 from ckpt_schema.dims import Dims, format_dims
 from ckpt_schema.leaves import Leaf
+from ckpt_schema.testing.values import IMPLS
 from support.chains import NAMES, groupings
-from support.values import IMPLS
 
 SIDES = 3
 _CLASSES = {"float32": "Float32", "bfloat16": "BFloat16", "int32": "Int32", "uint32": "UInt32", "bool": "Bool", "int8": "Int8"}

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from jaxtyping import Array, Float32, Int32
 
 import ckpt_schema as cs
+from ckpt_schema.testing.meshes import as_numpy
+from ckpt_schema.testing.states import bound, makers
 from support.families import SYMBOLS
-from support.states import bound, makers
-from support.values import as_numpy
 
 
 class Norm(cs.Schema):

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
-from support.values import Place, hostile
+from ckpt_schema.testing.meshes import Place
+from ckpt_schema.testing.values import hostile
 
 WIDTH = 3
 _NAMES = ("value", "key", "params", "step", "wi", "model", "Dense_0", "mu")

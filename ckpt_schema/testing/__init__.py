@@ -1,0 +1,22 @@
+"""The law suite: property tests of a lens, in two lines; strategies for states, meshes and shardings.
+
+Nothing here is imported by the rest of the package, and nothing runs in anybody's test session who does not ask for it.
+"""
+
+from __future__ import annotations
+
+from ckpt_schema.testing.devices import DevicesError, virtual_devices
+from ckpt_schema.testing.lawbook import LAWS, Law
+from ckpt_schema.testing.samples import Sample
+from ckpt_schema.testing.suite import BrokenLawError, LensLaws, check_laws
+
+__all__ = [
+    "LAWS",
+    "BrokenLawError",
+    "DevicesError",
+    "Law",
+    "LensLaws",
+    "Sample",
+    "check_laws",
+    "virtual_devices",
+]

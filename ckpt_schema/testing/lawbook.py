@@ -1,0 +1,164 @@
+"""All laws of lenses: what each says, the states it is about, and how it is tried on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ckpt_schema import leaves
+from ckpt_schema.lens.core import Lens
+from ckpt_schema.lens.partial import Partial
+from ckpt_schema.orbax import restore, save
+from ckpt_schema.testing import laws
+from ckpt_schema.testing.naming import naming
+from ckpt_schema.testing.states import edits_of
+from ckpt_schema.testing.trials import Kind, Trial
+
+__all__ = ["LAWS", "Law", "promises_jit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """A law of lenses.
+
+    Attributes:
+        name: What it is called.
+        equation: What it says; ``s`` and ``t`` are states of the source, ``v`` and ``w`` of the view.
+        states: The names of the states that it is about.
+        check: Raises where it is broken.
+        kind: What leaves it is tried on.
+        share: How many examples it is tried on, of the number for all: those on disk take a hundred times as long.
+    """
+
+    name: str
+    equation: str
+    states: str
+    check: Callable[[Trial], None]
+    kind: Kind = "any"
+    share: float = 1.0
+
+
+# --- The laws  ---
+
+
+def _get_put(at: Trial) -> None:
+    laws.get_put(at.lens, at["s"])
+
+
+def _put_get(at: Trial) -> None:
+    laws.put_get(at.lens, at["v"])
+
+
+def _put_put(at: Trial) -> None:
+    laws.put_put(at.lens, at["s"], at["v"], at["w"])
+
+
+def _get_get(at: Trial) -> None:
+    laws.get_get(at.lens, at["s"], at["t"], at["v"])
+
+
+def _conformance(at: Trial) -> None:
+    laws.conformance(at.lens, at["s"], at["v"])
+    laws.conformance(~at.lens, at["v"], at["s"])
+
+
+def _abstraction(at: Trial) -> None:
+    laws.abstraction(at.lens, at["s"], at["v"])
+    laws.abstraction(~at.lens, at["v"], at["s"])
+
+
+def _defaults(at: Trial) -> None:
+    laws.defaults(at.lens, at["s"])
+    laws.defaults(~at.lens, at["v"])
+
+
+def _naming(at: Trial) -> None:
+    naming(at.lens, at["s"])
+    naming(~at.lens, at["v"])
+
+
+def _sharing(at: Trial) -> None:
+    laws.sharing(at.lens, at["s"], at["v"])
+    laws.sharing(~at.lens, at["v"], at["s"])
+
+
+def _inverse(at: Trial) -> None:
+    laws.inverse(at.lens, at["s"], at["v"])
+
+
+def _sharding(at: Trial) -> None:
+    s, v = at["s"], at["v"]
+    for lens, one, other in ((at.lens, s, v), (~at.lens, v, s)):
+        laws.placement(lens, one, other)
+        laws.sharding(lens, one)
+
+
+def _jit(at: Trial) -> None:
+    for lens, name in ((at.lens, "s"), (~at.lens, "v")):
+        if promises_jit(lens):
+            laws.jit(lens, at[name])
+
+
+def promises_jit(lens: Lens) -> bool:
+    """Whether its ``get`` may be traced: it depends on no value."""
+    filled = [place.row for join in lens.joins for place in join.views]
+    return len({*filled}) == len(filled) and not any(isinstance(e, Partial) for j in lens.joins for e in edits_of(j.chain))
+
+
+def _restore(at: Trial) -> None:
+    for lens, saved, target in ((at.lens, at["s"], at["v"]), (~at.lens, at["v"], at["s"])):
+        with tempfile.TemporaryDirectory() as root:
+            save(Path(root) / "0", saved, lens, side="source")
+            found = restore(Path(root) / "0", abstract(target), lens, target_side="view", disk_side="source")
+        laws.identical(found, laws.placed_like(lens.get(saved, onto=abstract(target)), target))
+
+
+def _save_restore(at: Trial) -> None:
+    for lens, state, other in ((at.lens, at["v"], at["w"]), (~at.lens, at["s"], at["t"])):
+        with tempfile.TemporaryDirectory() as root:
+            save(Path(root) / "0", state, lens, side="view")
+            found = restore(Path(root) / "0", abstract(other), lens, target_side="view", disk_side="source")
+        laws.identical(found, laws.placed_like(state, other))
+
+
+def abstract(tree: Any) -> Any:
+    """The abstract values of a tree, with their shardings."""
+    return jax.tree.map(leaves.abstract, tree)
+
+
+_ALL = (
+    Law("GetPut", "put(get(s), onto=s) == s", "s", _get_put),
+    Law("PutGet", "get(put(v), onto=v) == v", "v", _put_get),
+    Law("PutPut", "put(w, onto=put(v, onto=s)) == put(w, onto=s)", "svw", _put_put),
+    Law("GetGet", "get(t, onto=get(s, onto=v)) == get(t, onto=v)", "stv", _get_get),
+    Law("Conformance", "check(View, get(s)) == [] and check(Source, put(v)) == []", "sv", _conformance),
+    Law("Abstraction", "abstract(get(s)) == get(abstract(s)), and the same for put", "sv", _abstraction),
+    Law("Naming", "get(s)[name][i] == s[name][i], i by the names of dims and layers", "sv", _naming),
+    Law("Defaults", "get(s)[private] is its declared default", "sv", _defaults),
+    Law("Sharing", "a leaf that only moves is the same object", "sv", _sharing),
+    Law("Inverse", "(~l).get == l.put and (~l).put == l.get", "sv", _inverse),
+    Law(
+        "Sharding",
+        "leaves stay on the mesh, go where onto has them, and lose no mesh axis they could keep",
+        "sv",
+        _sharding,
+        "sharded",
+        0.5,
+    ),
+    Law("Jit", "jit(get)(s) == get(s), where no value is looked at", "sv", _jit, "jit", 0.2),
+    Law("Restore", "restore(saved s, abstract(v)) == get(s, onto=abstract(v))", "sv", _restore, "disk", 0.2),
+    Law(
+        "SaveRestore",
+        "restore(saved v, abstract(w)) == v, saved in the layout of the source",
+        "stvw",
+        _save_restore,
+        "disk",
+        0.2,
+    ),
+)
+LAWS: Mapping[str, Law] = {law.name: law for law in _ALL}

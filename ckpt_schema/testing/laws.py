@@ -1,0 +1,248 @@
+"""The laws of a lens, each a function that raises where it is broken. Equality is bitwise throughout."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from ckpt_schema import leaves
+from ckpt_schema.conformance import Matcher, check
+from ckpt_schema.equality import assert_trees_identical as identical
+from ckpt_schema.equality import differences
+from ckpt_schema.errors import CkptSchemaError, Mismatch
+from ckpt_schema.leaves import Fill, FreshKey
+from ckpt_schema.lens.axes import Entries
+from ckpt_schema.lens.core import Lens
+from ckpt_schema.lens.joins import instances
+from ckpt_schema.lens.stages import settled
+from ckpt_schema.paths import fill, format_path
+from ckpt_schema.table import Layout, Slot
+from ckpt_schema.trees import Tree
+
+__all__ = [
+    "LawError",
+    "abstract",
+    "abstraction",
+    "composition",
+    "conformance",
+    "defaults",
+    "gathered",
+    "gathers_nothing",
+    "get_get",
+    "get_put",
+    "identical",
+    "inverse",
+    "jit",
+    "placed_like",
+    "placement",
+    "put_get",
+    "put_put",
+    "sharding",
+    "sharing",
+]
+
+
+class LawError(CkptSchemaError, AssertionError):
+    """What a lens makes is not what a law says."""
+
+
+def get_put(lens: Lens, s: Tree) -> None:
+    """``put(get(s), onto=s) == s``."""
+    identical(lens.put(lens.get(s), onto=s), s)
+
+
+def put_get(lens: Lens, v: Tree) -> None:
+    """``get(put(v), onto=v) == v``."""
+    identical(lens.get(lens.put(v), onto=v), v)
+
+
+def put_put(lens: Lens, s: Tree, v: Tree, w: Tree) -> None:
+    """``put(w, onto=put(v, onto=s)) == put(w, onto=s)``."""
+    identical(lens.put(w, onto=lens.put(v, onto=s)), lens.put(w, onto=s))
+
+
+def get_get(lens: Lens, s: Tree, t: Tree, v: Tree) -> None:
+    """``get(t, onto=get(s, onto=v)) == get(t, onto=v)``."""
+    put_put(~lens, v, s, t)
+
+
+def conformance(lens: Lens, s: Tree, v: Tree) -> None:
+    """``check(View, get(s)) == []``, with ``onto`` and without."""
+    dims = {name: size for name, size in lens.dims.items() if name in lens.view.names()}
+    for found in (lens.get(s), lens.get(s, onto=v)):
+        report = check(lens.view, found, dims)
+        if report:
+            raise LawError(f"what is made does not conform to {lens.view.name}: {len(report)} fault(s)", report.mismatches)
+
+
+def abstraction(lens: Lens, s: Tree, v: Tree) -> None:
+    """``abstract(get(s)) == get(abstract(s))``, shardings included, with ``onto`` and without."""
+    identical(abstract(lens.get(abstract(s))), abstract(lens.get(s)))
+    identical(abstract(lens.get(abstract(s), onto=v)), abstract(lens.get(s, onto=v)))
+    onto = jax.tree.map(lambda x: x if leaves.is_scalar(x) else _abstract(x), v)  # that a leaf is a number is no value of it
+    identical(abstract(lens.get(abstract(s), onto=onto)), abstract(lens.get(s, onto=v)))
+
+
+def abstract(tree: Tree) -> Tree:
+    """The abstract values of a tree; being on the one default device is the same as not being placed yet."""
+    return jax.tree.map(_abstract, tree)
+
+
+def _abstract(value: Any) -> Any:
+    found = value if leaves.is_abstract(value) else leaves.abstract(value)
+    return found if isinstance(found.sharding, NamedSharding) else jax.ShapeDtypeStruct(found.shape, found.dtype)
+
+
+def defaults(lens: Lens, s: Tree) -> None:
+    """``get(s)[private] == default``: what the source has no place for is made as it is declared."""
+    found = _slots(lens.view, lens.get(s))
+    faults: list[Mismatch] = []
+    for slot, value in found.items():
+        row = lens.view.rows[slot[0]]
+        if slot[0] in lens.joined[1] or not isinstance(row.default, (Fill, FreshKey)):
+            continue
+        made = leaves.make_default(row.default, row.leaf.dtype, tuple(value.shape))
+        differ = differences(made, settled(jax.device_put(value, jax.devices()[0])))
+        faults += (dataclasses.replace(fault, path=_spelled(lens.view, slot)) for fault in differ)
+    if faults:
+        raise LawError(f"private leaves are not as declared: {len(faults)} fault(s)", faults)
+
+
+def sharing(lens: Lens, s: Tree, v: Tree) -> None:
+    """A leaf that only moves is the same object; so is a private one of ``onto``."""
+    found, before, kept = _slots(lens.view, lens.get(s, onto=v)), _slots(lens.source, s), _slots(lens.view, v)
+    private = [slot for slot in found if slot in kept and slot[0] not in lens.joined[1]]
+    faults = [_copied(lens.view, slot, "that of onto") for slot in private if found[slot] is not kept[slot]]
+    sizes = {**check(lens.source, s).dims, **check(lens.view, v).dims, **lens.dims}
+    for inputs, outputs in _moved(lens, sizes):
+        for one, other in zip(inputs, outputs, strict=True):
+            if one in before and other in found and found[other] is not before[one]:
+                faults.append(_copied(lens.view, other, f"that of {_spelled(lens.source, one)}"))
+    if faults:
+        raise LawError(f"leaves that only move are copied: {len(faults)} fault(s)", faults)
+
+
+def _copied(layout: Layout, slot: Slot, of: str) -> Mismatch:
+    return Mismatch(_spelled(layout, slot), "sharing", f"{of}, the object itself", "another object")
+
+
+def _spelled(layout: Layout, slot: Slot) -> str:
+    return format_path(fill(layout.rows[slot[0]].key, slot[1]))
+
+
+def _moved(lens: Lens, sizes: Mapping[str, int]) -> Iterator[tuple[list[Slot], list[Slot]]]:
+    for join in lens.joins:
+        if not join.chain:
+            yield from instances((join.sources, join.views), join.levels, sizes)
+
+
+def _slots(layout: Layout, tree: Tree) -> dict[Slot, Any]:
+    match = Matcher(layout).match(tree)
+    return {slot: match.flat.leaves[position] for slot, position in match.slots.items()}
+
+
+def inverse(lens: Lens, s: Tree, v: Tree) -> None:
+    """``(~l).get == l.put`` and ``(~l).put == l.get``."""
+    identical((~lens).get(v, onto=s), lens.put(v, onto=s))
+    identical((~lens).put(s, onto=v), lens.get(s, onto=v))
+    identical((~lens).get(v), lens.put(v))
+
+
+def composition(first: Lens, second: Lens, s: Tree, w: Tree) -> None:
+    """``(a >> b).get == b.get . a.get``, and so for put; with ``onto``, the tree between takes its private leaves from it.
+
+    A composed lens drops detours, and so keeps shardings that are lost on them: the bits are compared, wherever they are.
+    """
+    both = first >> second
+    identical(gathered(both.get(s)), gathered(second.get(first.get(s))))
+    identical(gathered(both.get(s, onto=w)), gathered(second.get(first.get(s, onto=second.put(w)), onto=w)))
+    identical(gathered(both.put(w)), gathered(first.put(second.put(w))))
+    identical(gathered(both.put(w, onto=s)), gathered(first.put(second.put(w, onto=first.get(s)), onto=s)))
+
+
+def jit(lens: Lens, s: Tree) -> None:
+    """``jit(get)(s) == get(s)``."""
+    identical(gathered(jax.jit(lens.get)(s)), gathered(lens.get(s)))
+
+
+def gathered(tree: Tree) -> Tree:
+    """The tree with all jax arrays on one device."""
+    return jax.tree.map(lambda x: settled(jax.device_put(x, jax.devices()[0])) if isinstance(x, jax.Array) else x, tree)
+
+
+def placed_like(tree: Tree, target: Tree) -> Tree:
+    """The tree with each leaf sharded as that of the target is."""
+    return jax.tree.map(lambda x, like: settled(jax.device_put(x, like.sharding)), tree, target)
+
+
+# --- Shardings  ---
+
+
+def placement(lens: Lens, s: Tree, v: Tree) -> None:
+    """What is edited or made goes where ``onto`` has it, or else is a global array on the mesh of the rest."""
+    devices = {device for x in jax.tree.leaves(s) for device in x.sharding.device_set}
+    faults = [
+        Mismatch(path, "sharding", f"a leaf on all of {len(devices)} devices", str(x.sharding))
+        for path, x in _leaves(lens.get(s))
+        if x.sharding.device_set != devices
+    ]
+    moved = {id(x) for x in jax.tree.leaves(s)}
+    faults += [
+        Mismatch(path, "sharding", f"that of onto, {like.sharding}", str(x.sharding))
+        for (path, x), like in zip(_leaves(lens.get(s, onto=v)), jax.tree.leaves(v), strict=True)
+        if id(x) not in moved and x.sharding != like.sharding
+    ]
+    if faults:
+        raise LawError(f"leaves are not where they belong: {len(faults)} fault(s)", faults)
+
+
+def _leaves(tree: Tree) -> list[tuple[str, Any]]:
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in jax.tree.leaves_with_path(tree)]
+
+
+def sharding(lens: Lens, s: Tree) -> None:
+    """No mesh axis that shards a leaf of ``s`` is lost in ``get(s)``, if it divides any axis of what is made of it."""
+    before, after = _slots(lens.source, s), _slots(lens.view, lens.get(s))
+    faults: list[Mismatch] = []
+    for join in lens.joins:
+        for inputs, outputs in instances((join.sources, join.views), join.levels, lens.dims):
+            ours, theirs = (
+                [tree[slot] for slot in slots if slot in tree] for slots, tree in ((inputs, before), (outputs, after))
+            )
+            faults += (
+                Mismatch(_spelled(lens.view, outputs[0]), "sharding", f"a leaf sharded over {axis} too", str(made.sharding))
+                for made in theirs[:1]
+                for axis in sorted({a for x in ours for a in _axes(x)} - {*_axes(made)})
+                if _could_take(made, axis)
+            )
+    if faults:
+        raise LawError(f"shardings are lost: {len(faults)} fault(s)", faults)
+
+
+def _axes(value: Any) -> list[str]:
+    return [axis for axes in _entries(value) for axis in axes]
+
+
+def _entries(value: Any) -> Entries:
+    if not isinstance(value.sharding, NamedSharding):
+        return ()
+    return tuple(() if axes is None else axes if isinstance(axes, tuple) else (axes,) for axes in value.sharding.spec)
+
+
+def _could_take(value: Any, axis: str) -> bool:
+    ways = value.sharding.mesh.shape[axis]
+    return any(length and length % ways == 0 for length in value.sharding.shard_shape(value.shape))
+
+
+def gathers_nothing(before: Any, after: Any) -> bool:
+    """Whether ``after`` is split over as many devices as ``before``, unless none of its axes divides so."""
+    return _ways(after) == _ways(before)
+
+
+def _ways(value: Any) -> int:
+    return math.prod(value.shape) // max(math.prod(value.sharding.shard_shape(value.shape)), 1)

@@ -1,0 +1,189 @@
+"""Random trees of a layout, with values that a lens can carry."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ckpt_schema import trees
+from ckpt_schema.dims import sizes_of
+from ckpt_schema.lens.core import Lens
+from ckpt_schema.lens.edits import Chain, Edit
+from ckpt_schema.lens.joins import Join, instances
+from ckpt_schema.lens.partial import Scale, Unpad, subnormal
+from ckpt_schema.lens.stacks import Beside
+from ckpt_schema.paths import LogicalPath, fill
+from ckpt_schema.table import Layout, Row, Slot, slots_of
+from ckpt_schema.testing.meshes import Place
+from ckpt_schema.testing.values import Bounds, Values, make
+
+__all__ = ["Carried", "Maker", "bound", "carried", "edits_of", "maker", "makers"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """Makes random trees of one layout.
+
+    Attributes:
+        layout: The layout.
+        sizes: All of its dims, in elements.
+        bounds: For rows whose partners have other integer dtypes: the values that all can hold.
+        number: Whether a step is a Python number, as ``TrainState.create`` leaves it.
+        carried: What else is asked of the values.
+    """
+
+    layout: Layout
+    sizes: Mapping[str, int]
+    bounds: Mapping[int, Bounds] = dataclasses.field(default_factory=dict[int, Bounds])
+    number: bool = False
+    carried: Carried | None = None
+
+    def __call__(
+        self, rng: np.random.Generator, place: Place, absent: Collection[int] = (), values: Values = "hostile"
+    ) -> trees.Tree:
+        """A tree in the layout's own container.
+
+        Args:
+            rng: Where the values come from.
+            place: What makes a leaf of a value.
+            absent: The numbers of (optional) rows that it lacks.
+            values: What stands in the leaves.
+        """
+        rows = self.layout.rows
+        slots = [(at, indices) for at, row in enumerate(rows) if at not in absent for indices in slots_of(row, self.sizes)]
+        requests = [(rows[at].leaf.dtype, self._shape(rows[at]), self.bounds.get(at)) for at, _ in slots]
+        found = dict(zip(slots, make(rng, requests, values), strict=True))
+        if self.carried is not None:
+            self.carried.settle(found, self.sizes)
+        leaves = (
+            (fill(rows[at].key, indices), rows[at], self._leaf(rows[at], found[at, indices], place)) for at, indices in slots
+        )
+        return trees.build(self.layout, leaves, self.sizes)
+
+    def _shape(self, row: Row) -> tuple[int, ...]:
+        shape = sizes_of(row.dims, self.sizes)
+        assert shape is not None, f"unbound dims in {row}"
+        return shape
+
+    def _leaf(self, row: Row, value: Any, place: Place) -> Any:
+        return int(value) if self.number and row.path == ("step",) else place(value)
+
+
+def makers(sizes: Mapping[str, int], *layouts: Layout, number: bool = False) -> tuple[Maker, ...]:
+    """One maker per layout; integers are such that the dtype of every layout holds them.
+
+    With ``number``, the step of the first is a Python number, as ``TrainState.create`` leaves it.
+    """
+    dtypes: dict[LogicalPath, set[str]] = {}
+    for layout in layouts:
+        for row in layout.rows:
+            dtypes.setdefault(row.path, set()).add(row.leaf.dtype)
+    common = {path: _common(kinds) for path, kinds in dtypes.items() if len(kinds) > 1}
+    bounds = [{at: common[row.path] for at, row in enumerate(each.rows) if row.path in common} for each in layouts]
+    return tuple(
+        Maker(each, sizes, own, number and at == 0) for at, (each, own) in enumerate(zip(layouts, bounds, strict=True))
+    )
+
+
+def _common(dtypes: Collection[str]) -> Bounds:
+    infos = [jnp.iinfo(dtype) for dtype in dtypes]
+    return max(int(info.min) for info in infos), min(int(info.max) for info in infos)
+
+
+def maker(lens: Lens, side: int, *, number: bool = False) -> Maker:
+    """A maker of trees of the source (0) or view (1) of a lens whose dims are all bound, which the lens can carry."""
+    layouts = lens.source, lens.view
+    bounds: dict[int, Bounds] = {}
+    for join in lens.joins:
+        for pair in join.pairs:
+            dtypes = [layout.rows[at].leaf.dtype for layout, at in zip(layouts, pair, strict=True)]
+            if len({*dtypes}) > 1 and not any(dtype.startswith("key<") for dtype in dtypes):
+                low, high = _common(dtypes)
+                before = bounds.get(pair[side], (low, high))
+                bounds[pair[side]] = max(low, before[0]), min(high, before[1])
+    return Maker(layouts[side], lens.dims, bounds, number, carried(lens, side))
+
+
+def bound(lens: Lens, sizes: Mapping[str, int]) -> Lens:
+    """The lens for fixed sizes of all its dims."""
+    known = lens.source.names() | lens.view.names()
+    return lens.bind(**{name: size for name, size in sizes.items() if name in known})
+
+
+# --- What a lens asks of values  ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """What a lens asks of the values of one side, beyond their dtypes.
+
+    Attributes:
+        joins: Those with edits that only some values survive, and those of what a side stores twice; their source is this side.
+    """
+
+    joins: tuple[Join, ...]
+
+    def settle(self, values: dict[Slot, Any], sizes: Mapping[str, int]) -> None:
+        """Replaces what would not survive: each leaf becomes what comes back from the other side.
+
+        Args:
+            values: The leaves by slot; a slot without one is left alone.
+            sizes: The sizes of all dims, in elements.
+        """
+        other: dict[Slot, Any] = {}
+        for join in self.joins:
+            for inputs, outputs in instances((join.sources, join.views), join.levels, sizes):
+                if not all(slot in values for slot in inputs):
+                    continue
+                if not all(slot in other for slot in outputs):  # or else this is a copy of what was there before
+                    other |= zip(outputs, _survivors(join.chain, [values[slot] for slot in inputs], sizes), strict=True)
+                values |= zip(inputs, (~join.chain).apply([other[slot] for slot in outputs], sizes), strict=True)
+
+
+def carried(lens: Lens, side: int) -> Carried | None:
+    """What a lens asks of the values of its source (0) or view (1), if it asks anything."""
+    turned = lens.joins if side == 0 else tuple(join.inverse for join in lens.joins)
+    uses = collections.Counter(
+        (end, place.row) for join in turned for end, places in enumerate(_ends(join)) for place in places
+    )
+    found = [
+        join
+        for join in turned
+        if any(isinstance(edit, (Scale, Unpad)) for edit in edits_of(join.chain))
+        or any(uses[end, place.row] > 1 for end, places in enumerate(_ends(join)) for place in places)
+    ]
+    return Carried(tuple(found)) if found else None
+
+
+def _ends(join: Join) -> Any:
+    return join.sources, join.views
+
+
+def edits_of(chain: Chain) -> Iterator[Edit]:
+    """Every edit of a chain, those inside of others included."""
+    for edit in chain.edits:
+        yield edit
+        if isinstance(edit, Beside):
+            for inner in edit.chains:
+                yield from edits_of(inner)
+
+
+def _survivors(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
+    """The edited leaves; elements that a scaling would not give back are zero."""
+    found = list(values)
+    for edit in chain.edits:
+        if isinstance(edit, Scale):
+            found = [np.where(_lost(edit, x, sizes), np.zeros_like(x), x) for x in found]
+        found = edit.apply(found, sizes)
+    return found
+
+
+def _lost(edit: Scale, value: Any, sizes: Mapping[str, int]) -> Any:
+    scaled, bits = edit.one(value, sizes), f"u{value.dtype.itemsize}"
+    both = [np.ascontiguousarray(x).view(bits) for x in (value, edit.inverse.one(scaled, sizes))]
+    return subnormal(value) | subnormal(scaled) | (both[0] != both[1])

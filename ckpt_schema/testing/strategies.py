@@ -1,0 +1,204 @@
+"""Strategies: sizes, states, meshes and shardings for a schema or a lens, which shrink to what a person can read."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from jax.sharding import Mesh, PartitionSpec
+
+from ckpt_schema import dims as dims_
+from ckpt_schema.dims import Dim
+from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.lens.core import Lens
+from ckpt_schema.paths import format_path
+from ckpt_schema.schema import Schema, layout
+from ckpt_schema.table import Layout
+from ckpt_schema.testing.containers import containers
+from ckpt_schema.testing.meshes import MESHES, MeshSpec, mesh, shardings
+from ckpt_schema.testing.samples import Sample
+from ckpt_schema.testing.values import VALUES
+
+__all__ = ["Bound", "Space", "absences", "mesh_and_specs", "samples", "sizes", "space", "states"]
+
+Bound = int | tuple[int, int]
+"""The size of a dim, or the least and the greatest."""
+_SIZES = (1, 2, 3, 4, 8, 0)  # what divides over meshes, what does not, and nothing at all
+_SEEDS = st.integers(0, 2**32 - 1)
+
+Subject = type[Schema] | Layout | Lens
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """All sizes that dims may have.
+
+    Attributes:
+        pools: For each dim, its sizes, simplest first.
+        fixed: The sizes of those that cannot be chosen.
+        constraints: Of two dims each, the first is no smaller.
+    """
+
+    pools: Mapping[str, Sequence[int]]
+    fixed: Mapping[str, int]
+    constraints: Sequence[tuple[Dim, Dim]]
+
+    def drawn(self) -> st.SearchStrategy[dict[str, int]]:
+        """Any of them."""
+        return st.fixed_dictionaries({name: st.sampled_from(pool) for name, pool in self.pools.items()}).map(self._raised)
+
+    def picked(self, rng: np.random.Generator, *, even: bool) -> dict[str, int]:
+        """Random ones; if ``even``, such as meshes divide, wherever there are."""
+        found: dict[str, int] = {}
+        for name, pool in self.pools.items():
+            fit = [size for size in pool if size and not size % 2] if even else []
+            found[name] = int(rng.choice(fit or pool))
+        return self._raised(found)
+
+    def _raised(self, chosen: Mapping[str, int]) -> dict[str, int]:
+        """The sizes, those raised that a constraint has no smaller than others."""
+        found = {**self.fixed, **chosen}
+        for large, small in self.constraints:
+            free = dims_.names((large,)) - self.fixed.keys() - dims_.names((small,))
+            while free and (dims_.size_of(large, found) or 0) < (dims_.size_of(small, found) or 0):
+                found |= {name: found[name] + 1 for name in free}
+        return found
+
+
+def sizes(
+    of: Subject, bounds: Mapping[str, Bound] | None = None, *, multiples: Mapping[str, int] | None = None, empty: bool = True
+) -> st.SearchStrategy[dict[str, int]]:
+    """Sizes of all dims and numbers of layers, which respect every constraint of the lens.
+
+    Args:
+        of: A schema, a layout or a lens.
+        bounds: The size of a dim, or the least and the greatest, in elements; without, between 0 and 8.
+        multiples: What the size of a dim is to be a multiple of, such as that of a mesh axis.
+        empty: Whether a dim may be 0; a number of layers never is.
+
+    Raises:
+        SchemaError: A name is no dim of it, or no size is within its bounds.
+    """
+    return space(of, bounds or {}, multiples or {}, empty=empty).drawn()
+
+
+def space(of: Subject, bounds: Mapping[str, Bound], multiples: Mapping[str, int] | None = None, *, empty: bool = True) -> Space:
+    """What `sizes` draws from."""
+    tables, factors = _tables(of), multiples or {}
+    fixed = {name: size for table in tables for name, size in table.sizes} | (dict(of.dims) if isinstance(of, Lens) else {})
+    names = set[str]().union(*(table.names() for table in tables))
+    names |= {name for join in of.joins for name in join.chain.names} if isinstance(of, Lens) else set()
+    counts = {name for table in tables for name in _counts(table)}
+    least = {name: int(name in counts or not empty) for name in names}
+    pools = {n: _pool(bounds.get(n), factors.get(n, 1), least[n]) for n in sorted(names - fixed.keys())}
+    unknown = sorted({*bounds, *factors} - names)
+    faults = [Mismatch(name, "dims", f"a dim: {', '.join(sorted(names))}", "an unknown name") for name in unknown]
+    faults += [
+        Mismatch(name, "dims", f"a size within {bounds.get(name)} that is a multiple of {factors.get(name, 1)}", "none")
+        for name, pool in pools.items()
+        if not pool
+    ]
+    if faults:
+        raise SchemaError(f"no sizes to draw: {len(faults)} fault(s)", faults)
+    constraints = [pair for join in of.joins for pair in join.chain.constraints] if isinstance(of, Lens) else []
+    return Space(pools, fixed, constraints)
+
+
+def _tables(of: Subject) -> tuple[Layout, ...]:
+    return (of.source, of.view) if isinstance(of, Lens) else (layout(of),)
+
+
+def _counts(table: Layout) -> set[str]:
+    """The names that numbers of layers are made of."""
+    found = [repeat.size for row in table.rows for repeat in row.repeats] + [dim for node in table.nodes for dim in node.counts]
+    return dims_.names(found)
+
+
+def _pool(told: Bound | None, multiple: int, least: int) -> list[int]:
+    if isinstance(told, int):
+        return [told] if told % multiple == 0 else []
+    low, high = told or (least, max(8, multiple))
+    candidates = _SIZES if told is None and multiple == 1 else range(low, high + 1)
+    return [size for size in candidates if low <= size <= high and size % multiple == 0]
+
+
+def absences(of: Layout | Lens, side: int = 0) -> st.SearchStrategy[tuple[str, ...]]:
+    """The logical paths of optional leaves that a state may lack, of a layout or of one side of a lens.
+
+    What is optional on one side and needed on the other is never lacking.
+    """
+    groups = sorted(_optional(of, side))
+    several = st.sets(st.sampled_from(groups)) if groups else st.just(set[tuple[str, ...]]())
+    return several.map(lambda found: tuple(sorted(path for group in found for path in group)))
+
+
+def _optional(of: Layout | Lens, side: int) -> Iterator[tuple[str, ...]]:
+    """Optional rows; those that are parts of one leaf lack together."""
+    tables = _tables(of)
+    rows = tables[side].rows
+    if not isinstance(of, Lens):
+        yield from (("/".join(row.path),) for row in rows if row.optional)
+        return
+    ends = [((join.sources, join.views), (join.views, join.sources))[side] for join in of.joins]
+    uses = collections.Counter(place.row for own, _ in ends for place in own)
+    copies = collections.Counter(place.row for _, others in ends for place in others)
+    for own, others in ends:
+        needed = any(not rows[p.row].optional for p in own) or any(not tables[1 - side].rows[p.row].optional for p in others)
+        if not needed and all(uses[p.row] == 1 for p in own) and all(copies[p.row] == 1 for p in others):
+            yield tuple("/".join(rows[p.row].path) for p in own)
+    yield from (("/".join(row.path),) for at, row in enumerate(rows) if row.optional and at not in uses)
+
+
+@st.composite
+def samples(
+    draw: st.DrawFn, of: Subject, bounds: Mapping[str, Bound] | None = None, *, multiples: Mapping[str, int] | None = None
+) -> Sample:
+    """Random states of a schema, told by few words: `Sample.of` makes them; of a lens, `Sample.source` and `Sample.view`."""
+    tables = _tables(of)
+    absent = absences(of if isinstance(of, Lens) else tables[0])
+    names = [*containers(tables[0])] if len(tables) == 1 else []
+    return Sample(
+        draw(sizes(of, bounds, multiples=multiples)),
+        draw(_SEEDS),
+        draw(st.sampled_from(VALUES)),
+        draw(st.sampled_from(names)) if names else None,
+        draw(absent),
+    )
+
+
+def states(
+    schema: type[Schema] | Layout, bounds: Mapping[str, Bound] | None = None, *, multiples: Mapping[str, int] | None = None
+) -> st.SearchStrategy[Any]:
+    """Random states of a schema: of every size, with every dtype's worst values, in every container they are met in."""
+    return samples(schema, bounds, multiples=multiples).map(lambda sample: sample.of(schema))
+
+
+@st.composite
+def mesh_and_specs(
+    draw: st.DrawFn, schema: type[Schema] | Layout, sizes: Mapping[str, int], meshes: Sequence[MeshSpec] = MESHES
+) -> tuple[Mesh, dict[str, PartitionSpec]]:
+    """A mesh over the virtual devices, and for every leaf, by its key path, a legal `PartitionSpec`.
+
+    Args:
+        draw: Given by hypothesis.
+        schema: A schema or layout.
+        sizes: The size of every dim, in elements.
+        meshes: The shapes of the meshes, and whether their axes are explicit.
+
+    Returns:
+        They shrink to leaves that are replicated. Leaves whose axes no mesh axis divides are always so: jax has no leaves that
+        are sharded unevenly.
+    """
+    on = mesh(*draw(st.sampled_from(tuple(meshes))))
+    specs: dict[str, PartitionSpec] = {}
+    by_shape: dict[tuple[int, ...], PartitionSpec] = {}
+    for entry in layout(schema).entries(sizes):
+        if entry.shape not in by_shape:  # leaves of one shape are sharded alike, as by logical axis rules
+            ways = shardings(on, entry.shape)[::-1]
+            by_shape[entry.shape] = ways[draw(st.integers(0, len(ways) - 1))].spec
+        specs[format_path(entry.key)] = by_shape[entry.shape]
+    return on, specs

@@ -1,0 +1,248 @@
+"""The law suite: every law of a lens, tried on random states, as tests that pytest finds or as plain function calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+import unittest
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import hypothesis
+
+from ckpt_schema.errors import CkptSchemaError, Mismatch, ShardingWarning
+from ckpt_schema.lens.core import Lens
+from ckpt_schema.testing.devices import verify_devices
+from ckpt_schema.testing.lawbook import LAWS, Law, promises_jit
+from ckpt_schema.testing.meshes import MESHES, MeshSpec
+from ckpt_schema.testing.strategies import Bound
+from ckpt_schema.testing.trials import Trial, trials
+
+__all__ = ["BrokenLawError", "LensLaws", "Options", "check_law", "check_laws"]
+
+
+class BrokenLawError(CkptSchemaError, AssertionError):
+    """A lens does not obey a law."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the laws are tried.
+
+    Attributes:
+        sizes: For dims by name, in elements: the size, or the least and the greatest. Others are between 0 and 8, numbers of
+            layers between 1 and 8.
+        max_examples: How many examples each law is tried on; those on devices or on disk on fewer.
+        meshes: The shapes of the meshes that leaves are sharded over, and the type of their axes; ``()`` for no such leaves.
+        profile: The name of a hypothesis profile that the rest of the settings is taken from; the one loaded unless given.
+        reproduce: What a failure printed, to try that example alone.
+        shrinking: For how many seconds a smaller example is looked for, once there is one.
+    """
+
+    sizes: Mapping[str, Bound] = dataclasses.field(default_factory=dict[str, Bound])
+    max_examples: int = 20
+    meshes: tuple[MeshSpec, ...] = MESHES
+    profile: str | None = None
+    reproduce: tuple[str, bytes] | None = None
+    shrinking: float = 15.0
+
+
+def check_law(lens: Lens, law: Law, options: Options) -> None:
+    """Tries one law.
+
+    Raises:
+        BrokenLawError: With what differs in the smallest example found, and the code that makes it.
+        DevicesError: There are fewer devices than the meshes have.
+    """
+    if law.kind != "jit":
+        verify_devices(max((math.prod(shape) for shape, _ in options.meshes), default=1))
+    failed: dict[str, float] = {}  # what broke the law, and when
+
+    def attempt(trial: Trial) -> None:
+        said = repr(trial)
+        if failed and said not in failed and time.monotonic() - min(failed.values()) > options.shrinking:
+            return  # what is known to fail is small enough
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ShardingWarning)  # odd sizes are not the lens's fault
+                law.check(trial)
+        except Exception as error:
+            failed.setdefault(said, time.monotonic())
+            raise _broken(law, trial, error) from error
+
+    test: Any = hypothesis.given(trial=trials(lens, law.kind, options.sizes, options.meshes))(attempt)
+    test = _settings(law, options)(test)
+    if options.reproduce is not None:
+        test = hypothesis.reproduce_failure(*options.reproduce)(test)
+    try:
+        test()
+    except BrokenLawError as error:
+        error.__notes__ = _reproduced(error)
+        raise
+
+
+def _settings(law: Law, options: Options) -> hypothesis.settings:
+    parent = hypothesis.settings.default if options.profile is None else hypothesis.settings.get_profile(options.profile)
+    assert parent is not None
+    return hypothesis.settings(
+        parent,
+        max_examples=max(1, round(options.max_examples * law.share)),
+        deadline=None,  # which would time jax's compilations
+        suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+        report_multiple_bugs=False,
+        phases=[phase for phase in parent.phases if phase is not hypothesis.Phase.explain],  # which traces every line of jax
+        print_blob=True,
+    )
+
+
+def _broken(law: Law, trial: Trial, error: Exception) -> BrokenLawError:
+    header = f"{law.name} does not hold for {trial.lens.source.name} -> {trial.lens.view.name}: {law.equation}"
+    if isinstance(error, CkptSchemaError):
+        faults, said = error.mismatches, str(error).partition("\n")[0]
+    else:
+        faults, said = (), f"{type(error).__name__}: {error}"
+    return BrokenLawError(f"{header}\n{said}", faults, ["where", *(f"  {line}" for line in trial.code(*law.states))])
+
+
+def _reproduced(error: BaseException) -> list[str]:
+    """How to try the example again, in place of what hypothesis says of its own decorators."""
+    notes = "\n".join(getattr(error, "__notes__", ()))
+    found = re.search(r"@reproduce_failure\(('[^']*'), (b'[^']*')\)", notes)
+    return [f"to try it alone: reproduce = ({found[1]}, {found[2]})"] if found else []
+
+
+def check_laws(lens: Lens, laws: Iterable[str] = tuple(LAWS), **options: Any) -> None:
+    """Tries the laws on a lens, without pytest.
+
+    Args:
+        lens: The lens.
+        laws: The names of the laws, of `LAWS`.
+        **options: See `Options`.
+
+    Raises:
+        BrokenLawError: With what every broken law finds in its smallest example.
+
+    Example:
+        >>> from jaxtyping import Array, Float32
+        >>> import ckpt_schema as cs
+        >>> class Old(cs.Schema):
+        ...     kernel: Float32[Array, "inputs outputs"]
+        >>> class New(cs.Schema):
+        ...     kernel: Float32[Array, "outputs inputs"]
+        >>> check_laws(cs.derive(Old, New), ["GetPut", "Naming"])
+    """
+    broken: list[BrokenLawError] = []
+    for law in _named(laws):
+        try:
+            check_law(lens, law, Options(**options))
+        except BrokenLawError as error:
+            broken.append(error)
+    if len(broken) == 1:
+        raise broken[0]
+    if broken:
+        texts = ["\n".join([str(error), *getattr(error, "__notes__", ())]) for error in broken]
+        raise BrokenLawError(f"{len(broken)} laws do not hold", [m for e in broken for m in e.mismatches], texts)
+
+
+def _named(names: Iterable[str]) -> list[Law]:
+    chosen = [*names]
+    faults = [Mismatch(name, "law", f"one of {', '.join(LAWS)}", "no law") for name in chosen if name not in LAWS]
+    if faults:
+        raise CkptSchemaError(f"no such laws: {len(faults)} fault(s)", faults)
+    return [LAWS[name] for name in chosen]
+
+
+class LensLaws:
+    """Tests of all laws of a lens: a class that inherits from it and says ``lens = ...`` has a test for each.
+
+    Attributes:
+        lens: The lens.
+        laws: The names of the laws to try.
+        sizes: See `Options`, as for the rest.
+
+    Example:
+        class TestDecoder(LensLaws):
+            lens = lens
+    """
+
+    lens: ClassVar[Lens]
+    laws: ClassVar[Iterable[str]] = tuple(LAWS)
+    sizes: ClassVar[Mapping[str, Bound]] = {}
+    max_examples: ClassVar[int] = Options.max_examples
+    meshes: ClassVar[tuple[MeshSpec, ...]] = MESHES
+    profile: ClassVar[str | None] = None
+    reproduce: ClassVar[tuple[str, bytes] | None] = None
+
+    def check(self, name: str) -> None:
+        """Tries a law.
+
+        Raises:
+            BrokenLawError: It does not hold.
+            unittest.SkipTest: It is not among ``laws``, or the lens does not promise it.
+        """
+        (law,) = _named([name])
+        _named(self.laws)
+        if name not in self.laws:
+            raise unittest.SkipTest(f"{name} is not among the laws of {type(self).__name__}")
+        if law.kind == "jit" and not (promises_jit(self.lens) or promises_jit(~self.lens)):
+            raise unittest.SkipTest("what this lens does depends on values: it is not for jit")
+        check_law(self.lens, law, Options(self.sizes, self.max_examples, self.meshes, self.profile, self.reproduce))
+
+    def test_get_put(self) -> None:
+        """``put(get(s), onto=s) == s``."""
+        self.check("GetPut")
+
+    def test_put_get(self) -> None:
+        """``get(put(v), onto=v) == v``."""
+        self.check("PutGet")
+
+    def test_put_put(self) -> None:
+        """``put(w, onto=put(v, onto=s)) == put(w, onto=s)``."""
+        self.check("PutPut")
+
+    def test_get_get(self) -> None:
+        """``get(t, onto=get(s, onto=v)) == get(t, onto=v)``."""
+        self.check("GetGet")
+
+    def test_conformance(self) -> None:
+        """``check(View, get(s)) == []``, and the same for put."""
+        self.check("Conformance")
+
+    def test_abstraction(self) -> None:
+        """``abstract(get(s)) == get(abstract(s))``, and the same for put."""
+        self.check("Abstraction")
+
+    def test_naming(self) -> None:
+        """Every element is where its names say."""
+        self.check("Naming")
+
+    def test_defaults(self) -> None:
+        """What only one side has is made as declared."""
+        self.check("Defaults")
+
+    def test_sharing(self) -> None:
+        """A leaf that only moves is the same object."""
+        self.check("Sharing")
+
+    def test_inverse(self) -> None:
+        """``(~l).get == l.put``, and the other way round."""
+        self.check("Inverse")
+
+    def test_sharding(self) -> None:
+        """Leaves stay on the mesh, and lose no mesh axis that they could keep."""
+        self.check("Sharding")
+
+    def test_jit(self) -> None:
+        """``jit(get)(s) == get(s)``."""
+        self.check("Jit")
+
+    def test_restore(self) -> None:
+        """``restore(saved s, abstract(v)) == get(s, onto=abstract(v))``, from one mesh onto another."""
+        self.check("Restore")
+
+    def test_save_restore(self) -> None:
+        """What is saved in the other layout comes back, private leaves included."""
+        self.check("SaveRestore")

@@ -1,0 +1,111 @@
+"""Trials: a lens bound to sizes, and states of both of its layouts for a law to be tried on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from hypothesis import strategies as st
+
+from ckpt_schema.lens.core import Lens
+from ckpt_schema.table import Layout
+from ckpt_schema.testing.containers import containers
+from ckpt_schema.testing.meshes import MESHES, MeshSpec
+from ckpt_schema.testing.samples import Sample
+from ckpt_schema.testing.states import bound
+from ckpt_schema.testing.strategies import Bound, absences, space
+from ckpt_schema.testing.values import VALUES
+from ckpt_schema.trees import Tree
+
+__all__ = ["Kind", "Trial", "trials"]
+
+Kind = Literal["any", "jit", "sharded", "disk"]
+"""What a law is tried on: leaves of any kind, or jax arrays on one device, on a mesh, or on a mesh and on disk."""
+_COMPILED = 6  # how many ways leaves on devices come in: of each, all programs are compiled anew
+_SEEDS = st.integers(0, 2**16 - 1)
+
+
+class Trial:
+    """A lens and states of its layouts: ``s`` and ``t`` of the source, ``v`` and ``w`` of the view.
+
+    Not a dataclass, for hypothesis would print all of its layouts.
+    """
+
+    def __init__(self, lens: Lens, samples: tuple[Sample, Sample]) -> None:
+        """Keeps a lens, all of its dims bound, and what the first state of each side is."""
+        self.lens, self.samples = lens, samples
+
+    @functools.cached_property
+    def told(self) -> Mapping[str, Sample]:
+        """The samples by name."""
+        source, view = self.samples
+        later = (dataclasses.replace(each, seed=each.seed + 1) for each in self.samples)
+        return dict(zip("svtw", (source, view, *later), strict=True))
+
+    def __getitem__(self, name: str) -> Tree:
+        """The state of this name; those of a side have the same structure, and other values."""
+        sample = self.told[name]
+        return sample.source(self.lens) if name in "st" else sample.view(self.lens)
+
+    def __repr__(self) -> str:
+        """The samples, as code."""
+        return "\n".join(self.code("s", "v"))
+
+    def code(self, *names: str) -> list[str]:
+        """The code that makes the states of these names."""
+        return [f"{name} = {self.told[name]!r}.{'source' if name in 'st' else 'view'}(lens)" for name in names]
+
+
+@st.composite
+def trials(
+    draw: st.DrawFn, lens: Lens, kind: Kind, bounds: Mapping[str, Bound], meshes: tuple[MeshSpec, ...] = MESHES
+) -> Trial:
+    """Random trials of a lens.
+
+    Args:
+        draw: Given by hypothesis.
+        lens: The lens.
+        kind: What leaves are, and where.
+        bounds: The sizes of dims; see `ckpt_schema.testing.strategies.sizes`.
+        meshes: The meshes that leaves are sharded over.
+    """
+    anywhere = st.sampled_from(("numpy", "numpy", "jax", "sharded"))
+    where = draw(anywhere) if kind == "any" else "jax" if kind == "jit" else "sharded"
+    where = "jax" if where == "sharded" and not meshes else where
+    way, found = (
+        draw(st.integers(0, _COMPILED - 1)),
+        draw(space(lens, bounds).drawn()),
+    )  # both, for a failure to shrink to NumPy
+    if where != "numpy":
+        found = _sized(lens, tuple(bounds.items()), way)
+    number = kind == "any" and draw(st.booleans())
+    seed, values = draw(_SEEDS), draw(st.sampled_from(VALUES))
+    both: list[Sample] = []
+    for side, layout in enumerate((lens.source, lens.view)):
+        absent = draw(absences(lens, side))
+        if kind == "disk":
+            absent = tuple(sorted({*absent, *("/".join(row.path) for row in layout.rows if row.ephemeral)}))
+        kinds = [*containers(layout)]
+        leaves = where if where != "sharded" else meshes[(way + side * (1 + way // 2)) % len(meshes)]
+        container, counts = draw(st.sampled_from(kinds)), number and not side and _steps(layout)
+        spec = way if where == "sharded" else 0
+        both.append(Sample(found, seed + 2 * side, values, container, absent, leaves, spec, counts))
+    return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]))
+
+
+def _steps(layout: Layout) -> bool:
+    return layout.container == "dict" and any(row.path == ("step",) for row in layout.rows)
+
+
+@functools.lru_cache(maxsize=64)
+def _bound(lens: Lens, found: tuple[tuple[str, int], ...]) -> Lens:
+    return bound(lens, dict(found))
+
+
+@functools.lru_cache(maxsize=64)
+def _sized(lens: Lens, bounds: tuple[tuple[str, Bound], ...], way: int) -> Mapping[str, int]:
+    """One of few choices of sizes, so that few programs are compiled; every other one is of such as meshes divide."""
+    return space(lens, dict(bounds), empty=False).picked(np.random.default_rng(way), even=not way % 2)

@@ -1,0 +1,297 @@
+"""The law suite: it passes for every pair of models, finds every kind of fault, and says what is wrong with all it takes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import unittest
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float32, Int32
+from mutants import Mutant, Planted, mutants
+from pair_schemas import NAMES, pair
+from support.models import LinenDecoder, NnxDecoder
+from support.profiles import examples
+
+import ckpt_schema as cs
+from ckpt_schema.testing import LAWS, BrokenLawError, Law, LensLaws, Sample, check_laws, strategies
+from ckpt_schema.testing.containers import containers
+from ckpt_schema.testing.states import bound
+from ckpt_schema.testing.suite import Options, check_law
+
+
+class TestResNet(LensLaws):
+    lens = pair("ResNet").lens
+
+
+class TestLstm(LensLaws):
+    lens = pair("LSTM").lens
+
+
+class TestLora(LensLaws):
+    lens = pair("LoRA").lens
+
+
+class TestLoraAlone(LensLaws):
+    lens = pair("LoRA alone").lens
+
+
+class TestTiedEmbeddings(LensLaws):
+    lens = pair("tied embeddings").lens
+
+
+def test_every_pair_is_tried() -> None:
+    tried = {id(each.lens) for each in LensLaws.__subclasses__()}
+    assert {id(pair(name).lens) for name in NAMES} <= tried
+
+
+def test_every_law_is_a_test() -> None:
+    asked: list[str] = []
+
+    class Asking(LensLaws):
+        lens = weights()
+
+        def check(self, name: str) -> None:
+            asked.append(name)
+
+    for name in dir(Asking):
+        if name.startswith("test_"):
+            getattr(Asking(), name)()
+    assert sorted(asked) == sorted(LAWS)
+
+
+# --- Faults that it finds  ---
+
+
+@functools.cache
+def weights() -> cs.Lens:
+    """Of a decoder with private leaves on both sides, no cast, and keys."""
+    return cs.derive(cs.linen.Params[LinenDecoder], cs.nnx.Params[NnxDecoder])
+
+
+def planted(kind: str, where: str, way: str, lens: cs.Lens | None = None) -> cs.Lens:
+    """A mutant of the decoder, or of another lens."""
+    every: Iterator[Planted] = mutants(lens or weights())
+    return next(each.lens for each in every if (each.kind, each.where, each.way) == (kind, where, way))
+
+
+class OneSided(Mutant):
+    """Whose inverse has no fault."""
+
+    def __invert__(self) -> Any:
+        return Mutant(self.view, self.source, tuple(join.inverse for join in self.joins), self.dims)
+
+
+def one_sided() -> cs.Lens:
+    of = planted("one bit flipped", "moved", "get")
+    assert isinstance(of, Mutant)
+    return OneSided(of.source, of.view, of.joins, of.dims, of.fault, of.forward)
+
+
+FAULTS: dict[str, Callable[[], cs.Lens]] = {
+    "GetPut": lambda: planted("one bit flipped", "moved", "get"),
+    "PutGet": lambda: planted("NaN payloads lost", "edited", "put"),
+    "PutPut": lambda: planted("one bit flipped", "kept", "put"),
+    "GetGet": lambda: planted("one bit flipped", "kept", "get"),
+    "Conformance": lambda: planted("another dtype", "edited", "get"),
+    "Abstraction": lambda: planted("gathered on one device", "edited", "get"),
+    "Naming": lambda: planted("two leaves exchanged", "joins", "both", pair("LSTM").lens),
+    "Defaults": lambda: planted("one bit flipped", "made", "get"),
+    "Sharing": lambda: planted("copied", "moved", "get"),
+    "Inverse": one_sided,
+    "Sharding": lambda: planted("replicated", "edited", "get"),
+    "Jit": lambda: planted("one bit flipped", "moved", "get"),
+    "Restore": lambda: planted("sharding of onto ignored", "edited", "get"),
+    "SaveRestore": lambda: planted("rolled", "edited", "put"),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_each_law_finds_what_it_is_for(name: str) -> None:
+    law, lens = LAWS[name], FAULTS[name]()
+    with pytest.raises(BrokenLawError) as caught:
+        check_law(lens, law, Options(shrinking=1.0))
+    said = str(caught.value)
+    assert said.startswith(f"{name} does not hold for {lens.source.name} -> {lens.view.name}: {law.equation}\n")
+    for state in law.states:
+        assert f"\n  {state} = Sample({{" in said
+    assert "reproduce = ('" in "\n".join(caught.value.__notes__)
+    assert "@reproduce_failure" not in "\n".join(caught.value.__notes__)
+
+
+def test_what_is_said_is_all_that_it_takes() -> None:
+    with pytest.raises(BrokenLawError) as caught:
+        check_law(planted("NaN payloads lost", "edited", "get"), LAWS["GetPut"], Options())
+    (fault, *_), said = caught.value.mismatches, str(caught.value)
+    assert fault.kind == "bits" and fault.expected.startswith("bits 0x"), "the values are told in hex"
+    line = next(line for line in said.splitlines() if line.startswith("  s = "))
+    told: dict[str, Any] = {}
+    exec(line.strip(), {"Sample": Sample, "lens": weights(), "AxisType": jax.sharding.AxisType}, told)
+    at = bound(weights(), dict(eval(line[line.index("{") : line.index("}") + 1])))
+    mutant = planted("NaN payloads lost", "edited", "get").bind(**at.dims)
+    with pytest.raises(cs.TreesDifferError) as again:
+        cs.assert_trees_identical(mutant.put(mutant.get(told["s"]), onto=told["s"]), told["s"])
+    assert again.value.mismatches == caught.value.mismatches
+    assert [*at.dims.values()].count(1) >= len(at.dims) - 1, "it is as small as it can be"
+
+
+def test_an_example_is_tried_again_alone() -> None:
+    lens, runs = planted("one bit flipped", "moved", "get"), []
+    law = Law("GetPut", "", "s", lambda at: (runs.append(repr(at)), LAWS["GetPut"].check(at)))  # type: ignore[arg-type]
+    with pytest.raises(BrokenLawError) as caught:
+        check_law(lens, law, Options())
+    (note,) = caught.value.__notes__
+    found: dict[str, Any] = {}
+    exec(note.removeprefix("to try it alone: "), found)
+    last, runs[:] = runs[-1], []
+    with pytest.raises(BrokenLawError):
+        check_law(lens, law, Options(reproduce=found["reproduce"]))
+    assert runs == [last]
+
+
+def test_all_broken_laws_are_told_at_once() -> None:
+    with pytest.raises(BrokenLawError, match="2 laws do not hold") as caught:
+        check_laws(planted("one bit flipped", "moved", "get"), ["GetPut", "PutPut", "Sharing"], shrinking=0.0)
+    assert "GetPut does not hold" in str(caught.value)
+    with pytest.raises(cs.CkptSchemaError, match="expected one of GetPut, PutGet"):
+        check_laws(weights(), ["PutPet"])
+
+
+def test_a_class_says_which_laws_and_which_sizes() -> None:
+    seen: list[dict[str, int]] = []
+
+    class Chosen(LensLaws):
+        lens = weights()
+        laws = ("GetPut",)
+        sizes: ClassVar[Any] = {"embed": 4, "depth": (2, 3)}
+        max_examples = 5
+        profile = "dev"
+
+    with pytest.raises(unittest.SkipTest, match="Naming is not among the laws of Chosen"):
+        Chosen().test_naming()
+    law = Law("X", "", "s", lambda at: seen.append({name: at.lens.dims[name] for name in ("embed", "depth")}))
+    check_law(Chosen.lens, law, Options(Chosen.sizes, Chosen.max_examples))
+    assert 0 < len(seen) <= 5
+    assert all(each["embed"] == 4 and each["depth"] in (2, 3) for each in seen)
+
+
+# --- Strategies  ---
+
+
+class Layer(cs.Schema):
+    kernel: Float32[Array, "embed 2*half"]
+    steps: Int32[Array, " half"] = cs.field(optional=True)
+
+
+class Model(cs.Schema):
+    layers: list[Layer] = cs.field(length="4*blocks+rest")
+    noise: cs.Key["urbg"] = cs.field(default=cs.fresh_key(0))
+
+
+class Padded(cs.Schema):
+    embedding: Float32[Array, "padded embed"]
+
+
+class Plain(cs.Schema):
+    embedding: Float32[Array, "vocab embed"]
+
+
+@examples(2)
+@given(sample=strategies.samples(Model), data=st.data())
+def test_states_are_of_their_schema(sample: Sample, data: st.DataObject) -> None:
+    state = sample.of(Model)
+    assert cs.check(Model, state, {name: sample.sizes[name] for name in ("blocks", "rest")}) == []
+    assert sample.sizes["blocks"] and sample.sizes["rest"]
+    cs.assert_trees_identical(eval(repr(sample)).of(Model), state)
+    on, specs = data.draw(strategies.mesh_and_specs(Model, sample.sizes))
+    kernel = jnp.zeros((sample.sizes["embed"], 2 * sample.sizes["half"]))
+    assert jax.device_put(kernel, NamedSharding(on, specs["layers/0/kernel"])).shape == kernel.shape
+
+
+@examples(2)
+@given(sizes=strategies.sizes(cs.derive(Plain, Padded, [cs.pad("embedding", "vocab", "padded")])))
+def test_sizes_respect_constraints(sizes: dict[str, int]) -> None:
+    assert sizes["padded"] >= sizes["vocab"]
+
+
+@given(sizes=strategies.sizes(Model, {"embed": (3, 20)}, multiples={"embed": 8, "half": 4}))
+def test_sizes_are_within_bounds_and_multiples(sizes: dict[str, int]) -> None:
+    assert sizes["embed"] in (8, 16)
+    assert sizes["half"] % 4 == 0
+
+
+def test_sizes_that_there_are_none_of() -> None:
+    with pytest.raises(cs.SchemaError) as caught:
+        strategies.sizes(Model, {"embed": (3, 5), "wide": 2}, multiples={"embed": 8})
+    assert str(caught.value) == (
+        "no sizes to draw: 2 fault(s)\n"
+        "  wide   expected a dim: blocks, embed, half, rest, found an unknown name\n"
+        "  embed  expected a size within (3, 5) that is a multiple of 8, found none"
+    )
+
+
+def found(strategy: st.SearchStrategy[Any], condition: Callable[[Any], bool]) -> Any:
+    return hypothesis.find(strategy, condition, settings=hypothesis.settings(max_examples=500, database=None, derandomize=True))
+
+
+def test_every_container_and_every_optional_leaf_is_met() -> None:
+    lens = weights()
+    for side, layout in enumerate((lens.source, lens.view)):
+        for name in containers(layout):
+            assert found(strategies.samples(layout), lambda sample, name=name: sample.container == name)
+        del side
+    assert found(strategies.samples(Model), lambda sample: bool(sample.absent)).absent == ("layers[]/steps",)
+
+
+def test_states_shrink_to_what_a_person_can_read() -> None:
+    sample = found(strategies.samples(Model), lambda sample: sample.sizes["embed"] > 2)
+    assert repr(sample) == (
+        "Sample({'blocks': 1, 'embed': 3, 'half': 1, 'rest': 1}, seed=0, values='counted', container='dict')"
+    )
+    np.testing.assert_array_equal(sample.of(Model)["layers"][0]["kernel"], [[1, 2], [3, 4], [5, 6]])
+
+
+# --- Set-up  ---
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTEST_CURRENT_TEST")}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+
+
+def test_one_line_makes_the_devices() -> None:
+    done = run("from ckpt_schema.testing import virtual_devices; virtual_devices(); import jax; print(jax.device_count())")
+    assert done.stdout == "8\n", done.stderr
+
+
+def test_too_late_is_said_clearly() -> None:
+    done = run("import jax; jax.devices()\nfrom ckpt_schema.testing import virtual_devices; virtual_devices()")
+    assert "jax has started already: 1 fault\n  jax  expected 8 CPU devices, found 1 of kind cpu\n" in done.stderr
+    assert "-> call virtual_devices() first thing in conftest.py" in done.stderr
+
+
+def test_too_few_devices_are_said_clearly() -> None:
+    done = run(
+        "import ckpt_schema as cs\nfrom jaxtyping import Array, Float32\nfrom ckpt_schema.testing import check_laws\n"
+        "class A(cs.Schema):\n    w: Float32[Array, 'a b']\n"
+        "check_laws(cs.derive(A, A), ['GetPut'], meshes=())\ncheck_laws(cs.derive(A, A), ['Sharding'])"
+    )
+    assert "virtual_devices()` on top of conftest.py" in done.stderr
+
+
+def test_nothing_of_it_is_imported_by_the_package() -> None:
+    done = run("import sys, ckpt_schema as cs; cs.Lens, cs.orbax, cs.nnx; print({'hypothesis', 'pytest'} & {*sys.modules})")
+    assert done.stdout == "set()\n", done.stderr
+    done = run("import sys, ckpt_schema.testing; print('pytest' in sys.modules)")
+    assert done.stdout == "False\n", done.stderr
