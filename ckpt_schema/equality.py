@@ -169,13 +169,13 @@ def _bits(where: str, left: Any, right: Any) -> Iterator[Mismatch]:
         if ours != theirs:
             yield Mismatch(where, "bits", f"{left!r}, bits {ours}", f"{right!r}, bits {theirs}")
         return
-    for a, b in zip(_blocks(left), _blocks(right), strict=True):
+    for (a, start), (b, _) in zip(_blocks(left), _blocks(right), strict=True):
         octets = _octets(a), _octets(b)
         unlike = (octets[0] != octets[1]).any(axis=-1)
         if unlike.any():
             first = int(unlike.argmax())
             ours, theirs = (f"0x{o[first, ::-1].tobytes().hex()}" for o in octets)
-            place = " ".join(str(i) for i in np.unravel_index(first, a.shape))
+            place = " ".join(str(i + offset) for i, offset in zip(np.unravel_index(first, a.shape), start, strict=True))
             many = f"{int(unlike.sum())} of {unlike.size} elements differ, the first at [{place}]"
             yield Mismatch(where, "bits", f"bits {ours}", theirs, many)
             return
@@ -189,12 +189,15 @@ def _number(value: complex) -> str:
     return hex(value)
 
 
-def _blocks(value: Any) -> list[np.ndarray[Any, Any]]:
-    """The values of an array on the host: whole, or by the shards of this host where there are others."""
-    if not isinstance(value, jax.Array):
-        return [np.asarray(value)]
-    data = jax.random.key_data(value) if leaves.describe(value).startswith("key<") else value
-    return [np.asarray(data)] if data.is_fully_addressable else [np.asarray(s.data) for s in data.addressable_shards]
+def _blocks(value: Any) -> list[tuple[np.ndarray[Any, Any], tuple[int, ...]]]:
+    """The values of an array on the host: whole, or the shards of this host where there are others; each with its start."""
+    data = value
+    if isinstance(value, jax.Array):
+        data = jax.random.key_data(value) if leaves.describe(value).startswith("key<") else value
+    if not isinstance(data, jax.Array) or data.is_fully_addressable:
+        whole = np.asarray(data)
+        return [(whole, (0,) * whole.ndim)]
+    return [(np.asarray(s.data), tuple(part.start or 0 for part in s.index)) for s in data.addressable_shards]
 
 
 def _octets(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

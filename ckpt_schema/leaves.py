@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dims
@@ -31,6 +33,7 @@ __all__ = [
     "describe",
     "fresh_key",
     "from_annotation",
+    "gathered",
     "holds",
     "is_abstract",
     "is_scalar",
@@ -38,6 +41,7 @@ __all__ = [
     "key_impl",
     "key_words",
     "make_default",
+    "placed",
     "signature",
 ]
 
@@ -328,6 +332,34 @@ def fresh_key(seed: int) -> FreshKey:
         FreshKey(seed=0)
     """
     return FreshKey(seed)
+
+
+def placed(value: Any, sharding: Any) -> jax.Array:
+    """The value with this sharding, as ``jax.device_put`` gives it, where devices of other processes have a part in it too.
+
+    Args:
+        value: An array that every process has, or one over the devices of several.
+        sharding: Where it goes.
+    """
+    spread = isinstance(value, jax.Array) and not value.is_fully_addressable
+    if sharding.is_fully_addressable and not spread:
+        return jax.device_put(value, sharding)
+    if _dtype_name(value.dtype).startswith("key<"):  # which jax moves within one process only
+        spec = getattr(sharding, "spec", None)
+        if spec is not None:
+            sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec, *[None] * (value.ndim - len(spec)), None))
+        return jax.random.wrap_key_data(placed(jax.random.key_data(value), sharding), impl=jax.random.key_impl(value))
+    if spread and not sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    host = gathered(value)  # jax would compare it with what the others have, and take two NaNs for different
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def gathered(value: Any) -> np.ndarray[Any, Any]:
+    """An array as NumPy has it, from other processes too."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable and not value.is_fully_replicated:
+        return multihost_utils.process_allgather(value, tiled=True)
+    return np.asarray(value)
 
 
 def make_default(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], sharding: Any = None) -> jax.Array:

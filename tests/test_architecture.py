@@ -21,9 +21,9 @@ ORDER = """
     lens.rules lens.told lens.joins lens.relate lens.parts lens.ties lens.align lens.unplaced lens.wholes lens.idle lens.derive
     lens.labels lens.shardings lens.traced lens.stages lens.verify lens.donation lens.execute lens.plan
     lens.compile lens.compose lens.core
-    orbax.metadata orbax.sides orbax.private orbax.restore orbax.save orbax
+    orbax.agreement orbax.metadata orbax.sides orbax.private orbax.restore orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
-    testing.devices testing.values testing.meshes testing.containers testing.states
+    testing.devices testing.worker testing.distributed testing.values testing.meshes testing.containers testing.states
     testing.samples testing.strategies testing.laws testing.naming testing.trials testing.lawbook testing.suite testing
     cli __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column

@@ -1,14 +1,18 @@
-"""The README is a program: its Python runs as one, from top to bottom."""
+"""The README and the guides are programs: the Python of each runs as one, from top to bottom."""
 
 from __future__ import annotations
 
 import re
+import unittest
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ckpt_schema.testing import LAWS
+
 README = Path(__file__).parent.parent / "README.md"
+GUIDE = README.parent / "docs" / "testing.md"
 FENCE = re.compile(r"(?<=^```python\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -28,6 +32,27 @@ def test_what_the_readme_says_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     exec(compile(program, str(README), "exec"), names)
     assert names["training"].optimizer.step[...] == 1000
     assert "layers" in capsys.readouterr().out
+
+
+def test_what_the_guide_to_testing_says_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = FENCE.findall(GUIDE.read_text())
+    files = {block.split("\n")[0].removeprefix("# "): block for block in blocks if block.startswith("# ")}
+    assert sorted(files) == ["family.py", "jobs.py"]
+    for name, block in files.items():
+        (tmp_path / name).write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    names: dict[str, Any] = {"__name__": "guide"}
+    for block in (block for block in blocks if block != files["jobs.py"]):  # it is imported
+        exec(compile(block, str(GUIDE), "exec"), names)
+    small = names["TestSmallMixtures"]()
+    small.test_get_put()
+    small.test_sharding()
+    with pytest.raises(unittest.SkipTest):
+        small.test_naming()
+
+
+def test_the_guide_to_testing_lists_all_laws() -> None:
+    assert re.findall(r"^\| ([A-Z]\w+) \|", GUIDE.read_text(), re.MULTILINE) == [*LAWS]
 
 
 def test_an_error_in_the_readme_names_its_line() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ckpt_schema import leaves
 
 __all__ = ["difference"]
 
@@ -19,9 +24,9 @@ def difference(first: Any, second: Any) -> tuple[str, str, str] | None:
         ('1', '0.0 (0x00000000)', '-0.0 (0x80000000)')
     """
     a, b = _together(first, second)
-    if not bool(_local(_differ(a, b))):
+    if not bool(_local(_program(_differ, a.sharding)(a, b))):
         return None
-    index, *values = (_local(x) for x in _first(a, b))
+    index, *values = (_local(x) for x in _program(_first, a.sharding)(a, b))
     here, there = map(_shown, values)
     return " ".join(map(str, index)), here, there
 
@@ -29,15 +34,25 @@ def difference(first: Any, second: Any) -> tuple[str, str, str] | None:
 def _together(first: Any, copy: Any) -> tuple[jax.Array, jax.Array]:
     """Both as jax arrays on the same devices."""
     a = first if isinstance(first, jax.Array) else jnp.asarray(first)
-    return a, jax.device_put(copy, a.sharding)
+    return a, leaves.placed(copy, a.sharding)
 
 
-@jax.jit
+@functools.lru_cache(maxsize=64)
+def _program(function: Callable[..., Any], sharding: Any) -> Any:
+    """A function jitted, with results that every host has; on an explicit mesh, a sharded axis is not indexed otherwise."""
+    if not isinstance(sharding, NamedSharding):
+        return jax.jit(function)
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return jax.jit(function, out_shardings=whole)
+    automatic: Any = jax.sharding.auto_axes(function, out_sharding=whole)
+    return jax.jit(automatic)
+
+
 def _differ(a: jax.Array, b: jax.Array) -> jax.Array:
     return _unlike(a, b).any()
 
 
-@jax.jit
 def _first(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The first index at which two arrays that differ do so, and what they have there."""
     mask, index = _unlike(a, b), list[Any]()

@@ -20,7 +20,9 @@ from ckpt_schema.lens.shardings import on_devices
 __all__ = ["edit", "make", "restart"]
 
 
-def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Leaf, likes: Sequence[Any]) -> list[Any]:
+def edit(
+    chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Leaf, likes: Sequence[Any], beside: Sequence[Any] = ()
+) -> list[Any]:
     """The edited leaves.
 
     Args:
@@ -30,11 +32,13 @@ def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Le
         leaf: What the values are declared to be.
         likes: For each result, the leaf it stands for in the tree it goes onto, or None. A result takes its sharding, and
             becomes a Python number where it is one.
+        beside: The leaves of the same tree. Where several hosts have a part in them, a Python number becomes an array that is
+            on all of their mesh.
 
     Returns:
         The results: abstract where an input is, sharded as the edits map the inputs' sharding where ``likes`` doesn't say.
     """
-    inputs = [jnp.asarray(v, leaf.dtype) if leaves.is_scalar(v) else v for v in values]
+    inputs = [_array(v, leaf.dtype, beside) if leaves.is_scalar(v) else v for v in values]
     if not chain:
         results = inputs
     elif any(leaves.is_abstract(v) for v in inputs):
@@ -49,6 +53,13 @@ def edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Le
     return [_like(result, like) for result, like in zip(results, likes, strict=True)]
 
 
+def _array(value: complex, dtype: str, beside: Sequence[Any]) -> jax.Array:
+    mesh = shardings.mesh_of(beside) if jax.process_count() > 1 else None
+    if mesh is None:
+        return jnp.asarray(value, dtype)
+    return leaves.placed(np.asarray(value, jnp.dtype(dtype)), NamedSharding(mesh, PartitionSpec()))
+
+
 def _like(result: Any, like: Any) -> Any:
     if leaves.is_abstract(result):
         target = getattr(like, "sharding", None)
@@ -58,13 +69,13 @@ def _like(result: Any, like: Any) -> Any:
     if leaves.is_scalar(like):
         return type(like)(result)
     if isinstance(like, np.generic):
-        return np.asarray(result)[()]
+        return leaves.gathered(result)[()]
     if isinstance(like, np.ndarray):
-        return np.asarray(result)
+        return leaves.gathered(result)
     target = on_devices(getattr(like, "sharding", None))
     if target is None or (isinstance(result, jax.Array) and result.sharding == target):
         return result
-    return stages.settled(jax.device_put(result, target))
+    return stages.settled(leaves.placed(result, target))
 
 
 def _abstract(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[jax.ShapeDtypeStruct]:

@@ -232,7 +232,7 @@ class Plan:
         for job in self.jobs:
             likes = [None if at is None else kept[at] for at in job.likes]
             inputs = [pool[i] for i in job.inputs]
-            results = execute.edit(job.chain, inputs, dict(job.sizes), job.leaf, likes)
+            results = execute.edit(job.chain, inputs, dict(job.sizes), job.leaf, likes, pool)
             pool += results
             if getattr(likes[0], "sharding", None) is None and (lost := shardings.lost_axes(inputs, results[0])):
                 whole.append((job.paths[0], lost, results[0]))

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match
@@ -70,7 +71,7 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
         aux: What they are called there.
 
     Returns:
-        Nested dicts of jax arrays, on the first device.
+        Nested dicts of jax arrays, on the first device; on all of them where there are several processes.
 
     Raises:
         CheckpointMismatchError: There is no such checkpoint, or it keeps no private leaves.
@@ -79,7 +80,9 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
     if found is None:
         fault = Mismatch(str(path), "checkpoint", f"private leaves called {aux}", "none", "it was saved without any")
         raise CheckpointMismatchError(f"{path} keeps no private leaves: 1 fault", [fault])
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    if jax.process_count() > 1:  # Orbax saves no array of one process
+        here = NamedSharding(jax.make_mesh((jax.device_count(),), ("all",)), PartitionSpec())
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), found.tree)
     return metadata.load(found.disk, found.prefix, wanted)
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ckpt_schema import leaves, paths
@@ -24,6 +25,7 @@ from ckpt_schema.lens.core import Lens, derive
 from ckpt_schema.lens.shardings import mesh_of, on_devices
 from ckpt_schema.lens.verify import narrowed
 from ckpt_schema.orbax import metadata
+from ckpt_schema.orbax.agreement import together
 from ckpt_schema.orbax.metadata import SKIP, DiskTree
 from ckpt_schema.orbax.private import Orders, Private, find
 from ckpt_schema.orbax.sides import Place, Side, ambiguous, interchangeable, locate, toward
@@ -90,22 +92,25 @@ def restore(
         ConformanceError: The target is on neither side, could be on either, or has shardings over a mesh without devices.
     """
     clock = [time.perf_counter()]
-    state: Any = jax.tree.map(_goal, nnx.state_of(target))
-    _verify_meshes(state)
-    side, match = toward(state, lens, "the target", target_side, "target_side")
-    disk = metadata.read(path, item, aux=aux)
-    places = locate(disk.without(aux), side)
-    private = find(disk, aux) if any(place.layout is not side.view for place in places) else None
-    place, side, expected, orders = _source(disk, places, state, match, side, lens, disk_side, private)
-    wanted = _wanted(place, expected, side, match)
-    state = _restarted(state, side, match)
+    with together():
+        state = _goals(nnx.state_of(target))
+        _verify_meshes(state)
+        side, match = toward(state, lens, "the target", target_side, "target_side")
+        disk = metadata.read(path, item, aux=aux)
+        places = locate(disk.without(aux), side)
+        private = find(disk, aux) if any(place.layout is not side.view for place in places) else None
+        place, side, expected, orders = _source(disk, places, state, match, side, lens, disk_side, private)
+        wanted = _wanted(place, expected, side, match)
+        state = _restarted(state, side, match)
     if private is None or not orders:
         _report(disk, aux)
     clock.append(time.perf_counter())
-    loaded = metadata.load(disk, place.prefix, wanted)
-    state = state if private is None else _with(state, private.load(orders))
+    with together():
+        loaded = metadata.load(disk, place.prefix, wanted)
+        state = state if private is None else _with(state, private.load(orders))
+        loaded = _verified(loaded, wanted, expected, disk)
     clock.append(time.perf_counter())
-    result = _translated(_verified(loaded, wanted, expected, disk), state, side, disk)
+    result = _translated(loaded, state, side, disk)
     if times is not None:
         jax.block_until_ready(result)
         clock.append(time.perf_counter())
@@ -113,11 +118,24 @@ def restore(
     return nnx.updated(target, result)
 
 
-def _goal(leaf: Any) -> Any:
-    """A leaf of the target as what it asks for: an array that was donated has no value, and NumPy arrays become jax's."""
-    if isinstance(leaf, jax.Array) and leaf.is_deleted():
-        return leaves.abstract(leaf)
-    return jnp.asarray(leaf) if isinstance(leaf, (np.ndarray, np.generic)) and not narrowed("", str(leaf.dtype)) else leaf
+def _goals(target: Tree) -> Any:
+    """The leaves of the target as what they ask for.
+
+    An array that was donated has no value, and NumPy arrays become jax's. An array that jax has put on the first device because
+    nobody said where has no sharding of its own, and none that jit would take beside those of a mesh: it goes to that mesh.
+    """
+    mesh = mesh_of(jax.tree.leaves(target))
+    spare = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+    def goal(leaf: Any) -> Any:
+        if isinstance(leaf, (np.ndarray, np.generic)) and not narrowed("", str(leaf.dtype)):
+            leaf = jnp.asarray(leaf)
+        loose = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and spare is not None and not leaf.committed
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spare if loose else leaf.sharding)
+        return leaves.placed(leaf, spare) if loose else leaf
+
+    return jax.tree.map(goal, target)
 
 
 def _verify_meshes(state: Tree) -> None:
@@ -278,7 +296,7 @@ def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tre
             continue
         leaf = Leaf(tuple((n,) for n in goal.shape), str(goal.dtype))
         if leaves.is_scalar(value) and leaves.accepts(leaf, value):
-            value = jax.device_put(np.asarray(value, goal.dtype), goal.sharding)
+            value = leaves.placed(np.asarray(value, goal.dtype), goal.sharding)
         if not isinstance(value, jax.Array) or leaves.signature(value) != leaves.signature(goal):
             kind = "cast" if leaves.is_scalar(value) else "leaf"
             faults.append(

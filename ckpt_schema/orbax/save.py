@@ -18,6 +18,7 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.errors import CheckpointExistsError, ConformanceError, Mismatch
 from ckpt_schema.frameworks import linen, nnx
 from ckpt_schema.lens.core import Lens
+from ckpt_schema.orbax.agreement import together
 from ckpt_schema.orbax.metadata import absolute
 from ckpt_schema.orbax.private import private_leaves, verify_private
 from ckpt_schema.orbax.sides import Side, toward
@@ -63,7 +64,30 @@ def save(
         ConformanceError: The state is on neither side, or could be on either, or holds leaves that Orbax cannot save, or values
             that cannot be carried over.
     """
-    place = absolute(path)
+    place, tree = absolute(path), nnx.state_of(state)
+    with together():
+        if jax.process_index() == 0:  # of several, another may have begun to write when this one looks
+            _verify_free(place)
+        turned, match = toward(tree, lens, "the state", side, "side")
+        _verify(tree, _valueless)
+        if private is not None:
+            verify_private(private, lens)
+        _verify_name(aux, private)
+    with together():
+        source = tree
+        if turned.view is lens.view:
+            source = turned.put(tree, onto=onto)
+            source = linen.unboxed(source) if onto is None else source
+            private = private_leaves(match, turned) if private is None else private
+        source = _lasting(source, turned.view if source is tree else turned.source)
+        items = {_STATE: source} | ({aux: private} if aux is not None and private else {})
+        for item in items.values():
+            _verify(item, _valueless)
+            _verify(item, _unsavable)
+    _write(place, jax.tree.map(_savable, jax.block_until_ready(items)))
+
+
+def _verify_free(place: epath.Path) -> None:
     if place.exists():
         fault = Mismatch(str(place), "checkpoint", "nothing there yet", "a file or directory", "save elsewhere, or remove it")
         raise CheckpointExistsError(f"{place} exists and is not overwritten: 1 fault", [fault])
@@ -71,23 +95,6 @@ def save(
     if above.exists() and not above.is_dir():
         fault = Mismatch(str(above), "checkpoint", "a directory, or nothing", "a file", "save elsewhere, or remove it")
         raise CheckpointExistsError(f"{place} cannot be made below a file: 1 fault", [fault])
-    tree = nnx.state_of(state)
-    turned, match = toward(tree, lens, "the state", side, "side")
-    _verify(tree, _valueless)
-    source = tree
-    if private is not None:
-        verify_private(private, lens)
-    _verify_name(aux, private)
-    if turned.view is lens.view:
-        source = turned.put(tree, onto=onto)
-        source = linen.unboxed(source) if onto is None else source
-        private = private_leaves(match, turned) if private is None else private
-    source = _lasting(source, turned.view if source is tree else turned.source)
-    items = {_STATE: source} | ({aux: private} if aux is not None and private else {})
-    for item in items.values():
-        _verify(item, _valueless)
-        _verify(item, _unsavable)
-    _write(place, jax.tree.map(_savable, jax.block_until_ready(items)))
 
 
 def _lasting(tree: Tree, table: Layout) -> Tree:
@@ -126,7 +133,12 @@ def _valueless(flat: FlatTree) -> Iterator[Mismatch]:
 
 
 def _unsavable(flat: FlatTree) -> Iterator[Mismatch]:
-    """What Orbax refuses half-way, or loses: empty arrays, some dtypes, and leaves with one name when joined by dots."""
+    """What Orbax refuses half-way, or loses.
+
+    Empty arrays, some dtypes, leaves with one name when joined by dots; and of several processes, jax arrays that one has for
+    itself: whose would be written?
+    """
+    several = jax.process_count() > 1
     names = collections.Counter(".".join(map(str, key)) for key in flat.keys)
     for key, leaf in zip(flat.keys, flat.leaves, strict=True):
         where, name = paths.format_path(key), ".".join(map(str, key))
@@ -134,6 +146,10 @@ def _unsavable(flat: FlatTree) -> Iterator[Mismatch]:
             yield Mismatch(where, "shape", "at least one element", leaves.describe(leaf), "Orbax saves no empty arrays")
         if (leaves.signature(leaf) or ((), ""))[1] in _UNSTORABLE:
             yield Mismatch(where, "dtype", "a dtype that Orbax stores", leaves.describe(leaf), "TensorStore has no such dtype")
+        if several and isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+            hint = "jax.device_put it to NamedSharding(mesh, PartitionSpec()), or make it under jit with out_shardings"
+            found = f"{leaves.describe(leaf)} on devices of one process"
+            yield Mismatch(where, "sharding", "a global array, over devices of all processes", found, hint)
         if names[name] > 1:
             yield Mismatch(where, "ambiguous", f"one leaf called {name}", str(names[name]), "Orbax would keep one of them")
 
@@ -145,11 +161,12 @@ def _savable(leaf: Any) -> Any:
 
 def _write(place: epath.Path, items: dict[str, Tree]) -> None:
     """Saves pytrees by name; if that fails, what this save has begun to write is removed."""
-    before = _unfinished(place)
+    first = jax.process_index() == 0
+    before = _unfinished(place) if first else set[epath.Path]()
     try:
         ocp.save_checkpointables(place, items)
     except Exception:
-        if jax.process_index() == 0:
+        if first:
             _sweep(place, before)
         raise
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ckpt_schema import leaves
 from ckpt_schema.testing.devices import verify_devices
 
 __all__ = ["MESHES", "MeshSpec", "Place", "Sharded", "as_jax", "as_numpy", "mesh", "shardings"]
@@ -54,8 +55,8 @@ class Sharded:
         return found[(self.seed * 7919 + 31 * len(shape)) % len(found)]
 
     def __call__(self, value: Any) -> Any:
-        """The leaf, sharded."""
-        return jax.device_put(value, self.sharding(tuple(value.shape)))
+        """The leaf, sharded; over the devices of all processes, where the mesh has them."""
+        return leaves.placed(value, self.sharding(tuple(value.shape)))
 
 
 @functools.cache

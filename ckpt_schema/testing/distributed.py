@@ -1,0 +1,196 @@
+"""Several processes on one machine, joined by ``jax.distributed``: for tests of what several hosts do together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal, TypeVar
+
+from ckpt_schema.errors import CkptSchemaError, Mismatch
+
+__all__ = ["DistributedError", "run_distributed"]
+
+_Result = TypeVar("_Result")
+_Job = tuple[str, str | None, bytes]
+_WORKER = str(Path(__file__).with_name("worker.py"))
+_GRACE = 1.0  # seconds that others have to fail, too, once one has raised
+_LINES, _BYTES = 40, 1 << 16  # of a traceback, or of what a process has printed last
+
+
+class DistributedError(CkptSchemaError):
+    """Processes could not be started, or one failed, or did not finish in time."""
+
+
+def run_distributed(n: int, fn: Callable[..., _Result], *args: Any, devices: int = 1, timeout: float = 120.0) -> list[_Result]:
+    """Runs ``fn(*args)`` in ``n`` new processes, each with CPU devices of its own, as the hosts of a cluster run it.
+
+    jax is started in each of them before the module of ``fn`` is imported, and is not started in this one. No process outlives
+    the call, nor the caller, however that ends. When one fails, the others are ended at once. It needs a POSIX system.
+
+    Args:
+        n: How many processes.
+        fn: A function on the top level of a module; a test module will do.
+        args: Its arguments; they are pickled.
+        devices: How many virtual devices each process has.
+        timeout: The seconds after which the processes are ended, and the error says where each of them was.
+
+    Returns:
+        The results, in the order of ``jax.process_index()``. They are pickled: return NumPy arrays, not jax ones.
+
+    Raises:
+        DistributedError: ``fn`` cannot be sent to other processes; or some of them raised, died or did not finish, with each
+            that did so on its own account, and the end of its traceback or of what it printed.
+    """
+    for name, number, least in (("n", n, 1), ("devices", devices, 1), ("timeout", timeout, 0)):
+        if number < least:
+            raise _refused(name, f"{least} or more", str(number))
+    job = _sendable(fn, args)
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(_port())
+        running = [stack.enter_context(_started(number, n, port, devices, job)) for number in range(n)]
+        return _results(_listened(running, timeout), getattr(fn, "__qualname__", str(fn)), timeout)
+
+
+def _refused(where: str, expected: str, found: str, hint: str = "") -> DistributedError:
+    return DistributedError("nothing was run: 1 fault", [Mismatch(where, "declaration", expected, found, hint)])
+
+
+def _sendable(fn: Callable[..., Any], args: Sequence[Any]) -> _Job:
+    """The module of ``fn``, its file, and the pickled call."""
+    whole = fn if hasattr(fn, "__qualname__") else type(fn)  # a partial, or an object that can be called
+    module, name = whole.__module__, whole.__qualname__
+    hint = "put it on the top level of a module that can be imported: no lambda, no inner function, none of __main__"
+    if module == "__main__" or "<" in name:
+        raise _refused("fn", "a function that a new process can import", f"{module}.{name}", hint)
+    try:
+        call = pickle.dumps((fn, args))
+    except Exception as error:  # pickle has no one class for what it cannot take
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise _refused("fn", "a function and arguments that can be pickled", found, hint) from error
+    return module, getattr(sys.modules.get(module), "__file__", None), call
+
+
+@contextlib.contextmanager
+def _port() -> Generator[int, None, None]:
+    """A free port of this machine. It is held to the end, so that nobody else is given it; jax's server shares it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Process:
+    number: int
+    popen: subprocess.Popen[bytes]
+    log: IO[bytes]
+
+    def printed(self) -> str:
+        """What it has printed last; its place in the file is not moved."""
+        start = max(0, os.fstat(self.log.fileno()).st_size - _BYTES)
+        return os.pread(self.log.fileno(), _BYTES, start).decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _started(number: int, n: int, port: int, devices: int, job: _Job) -> Generator[_Process, None, None]:
+    """A process that is sent its job on a pipe, which stays open: when it closes, this process is gone, and the other ends."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)}
+    command, pipe = [sys.executable, "-P", _WORKER], subprocess.PIPE
+    with tempfile.TemporaryFile() as log:
+        popen = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=env, start_new_session=True)
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has died already, and will be reported
+                assert popen.stdin is not None
+                popen.stdin.write(pickle.dumps((number, n, port, devices, *job)))
+                popen.stdin.flush()
+            yield _Process(number, popen, log)
+        finally:
+            _killed(popen)
+            popen.communicate()
+
+
+def _killed(popen: subprocess.Popen[bytes]) -> int:
+    """The exit status of a process that has come to its end, or does so here, with all that it has started."""
+    if popen.returncode is None:
+        os.killpg(popen.pid, signal.SIGKILL)
+    return popen.wait()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _End:
+    """How a process ended, in what words, with what traceback or output, and with what pickled result."""
+
+    number: int
+    kind: Literal["returned", "raised", "died", "unfinished"]
+    words: str = ""
+    text: str = ""
+    result: bytes = b""
+
+
+def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
+    """How each process ended, until all have, or one has failed, or the time is up; in the order in which they did.
+
+    One that raised stays up: what others raise within the grace is of their own account. One that died takes the others with
+    it, so nobody is listened to any more.
+    """
+    until, found, died = time.monotonic() + timeout, list[_End](), False
+    said = {process.number: b"" for process in running}
+    with selectors.DefaultSelector() as selector:
+        for process in running:
+            assert process.popen.stdout is not None
+            selector.register(process.popen.stdout, selectors.EVENT_READ, process)
+        while selector.get_map() and not died and (ready := selector.select(max(0.0, until - time.monotonic()))):
+            now: list[_End] = []
+            for key, _ in ready:
+                said[key.data.number] += (data := os.read(key.fd, 1 << 20))
+                if not data:
+                    selector.unregister(key.fileobj)
+                    now.append(_end(key.data, said[key.data.number]))
+            died = any(end.kind == "died" for end in now)
+            found += [end for end in now if not died or end.kind != "raised"]  # connections break after the pipe
+            until = min(until, time.monotonic() + _GRACE) if any(end.kind == "raised" for end in now) else until
+        late = [key.data for key in selector.get_map().values()]
+    return found if any(end.kind != "returned" for end in found) else [*found, *_dumped(late)]
+
+
+def _end(process: _Process, said: bytes) -> _End:
+    try:
+        return _End(process.number, *pickle.loads(said))
+    except (EOFError, pickle.UnpicklingError):  # it did not get as far as to report
+        code = _killed(process.popen)
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return _End(process.number, "died", how, process.printed())
+
+
+def _dumped(late: Sequence[_Process]) -> list[_End]:
+    """Makes processes print where they are."""
+    for process in late:
+        process.popen.send_signal(signal.SIGUSR1)
+    time.sleep(0.5 if late else 0)
+    return [_End(process.number, "unfinished", "nothing yet", process.printed()) for process in late]
+
+
+def _results(ends: Sequence[_End], name: str, timeout: float) -> list[Any]:
+    late = f"after {timeout:g} s; do all processes make the same calls? where this one was is below"
+    hints = {"raised": "its traceback is below", "died": "what it printed last is below", "unfinished": late}
+    faults: list[Mismatch] = []
+    notes: dict[str, str] = {}  # of processes that failed alike, one
+    ends = sorted(ends, key=lambda end: end.number)
+    for end in [end for end in ends if end.kind != "returned"]:
+        faults.append(Mismatch(f"process {end.number}", end.kind, f"a result of {name}", end.words, hints[end.kind]))
+        notes.setdefault("\n".join(f"  {line}" for line in end.text.splitlines()[-_LINES:]), f"process {end.number}:")
+    if faults:
+        header = f"{name} did not return in every process: {len(faults)} fault(s)"
+        raise DistributedError(header, faults, [f"{who}\n{text}" for text, who in notes.items()])
+    return [pickle.loads(end.result) for end in ends]
