@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import os
+import re
 import subprocess
 import sys
 import unittest
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import hypothesis
@@ -15,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faults import mutants
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float32, Int32
-from mutants import Mutant, Planted, mutants
-from pair_schemas import NAMES, pair
-from support.models import LinenDecoder, NnxDecoder
+from mutants import shown, target
+from pair_schemas import NAMES
 from support.profiles import examples
 
 import ckpt_schema as cs
@@ -29,31 +30,50 @@ from ckpt_schema.testing import LAWS, BrokenLawError, Law, LensLaws, Sample, che
 from ckpt_schema.testing.containers import containers
 from ckpt_schema.testing.states import bound
 from ckpt_schema.testing.suite import Options, check_law
+from ckpt_schema.testing.trials import Given
+
+FAILURES = Path(__file__).parent.parent / "docs" / "failures.md"
 
 
 class TestResNet(LensLaws):
-    lens = pair("ResNet").lens
+    lens = target("ResNet").lens
+    source = target("ResNet").source
+    view = target("ResNet").view
 
 
 class TestLstm(LensLaws):
-    lens = pair("LSTM").lens
+    lens = target("LSTM").lens
+    source = target("LSTM").source
+    view = target("LSTM").view
 
 
 class TestLora(LensLaws):
-    lens = pair("LoRA").lens
+    lens = target("LoRA").lens
+    source = target("LoRA").source
+    view = target("LoRA").view
 
 
 class TestLoraAlone(LensLaws):
-    lens = pair("LoRA alone").lens
+    lens = target("LoRA alone").lens
+    source = target("LoRA alone").source
+    view = target("LoRA alone").view
 
 
 class TestTiedEmbeddings(LensLaws):
-    lens = pair("tied embeddings").lens
+    lens = target("tied embeddings").lens
+    source = target("tied embeddings").source
+    view = target("tied embeddings").view
+
+
+class TestRules(LensLaws):
+    lens = target("rules").lens
+    source = target("rules").source
+    view = target("rules").view
 
 
 def test_every_pair_is_tried() -> None:
     tried = {id(each.lens) for each in LensLaws.__subclasses__()}
-    assert {id(pair(name).lens) for name in NAMES} <= tried
+    assert {id(target(name).lens) for name in NAMES} <= tried
 
 
 def test_every_law_is_a_test() -> None:
@@ -74,60 +94,48 @@ def test_every_law_is_a_test() -> None:
 # --- Faults that it finds  ---
 
 
-@functools.cache
 def weights() -> cs.Lens:
     """Of a decoder with private leaves on both sides, no cast, and keys."""
-    return cs.derive(cs.linen.Params[LinenDecoder], cs.nnx.Params[NnxDecoder])
+    return target("decoder").lens
 
 
-def planted(kind: str, where: str, way: str, lens: cs.Lens | None = None) -> cs.Lens:
-    """A mutant of the decoder, or of another lens."""
-    every: Iterator[Planted] = mutants(lens or weights())
-    return next(each.lens for each in every if (each.kind, each.where, each.way) == (kind, where, way))
-
-
-class OneSided(Mutant):
-    """Whose inverse has no fault."""
-
-    def __invert__(self) -> Any:
-        return Mutant(self.view, self.source, tuple(join.inverse for join in self.joins), self.dims)
-
-
-def one_sided() -> cs.Lens:
-    of = planted("one bit flipped", "moved", "get")
-    assert isinstance(of, Mutant)
-    return OneSided(of.source, of.view, of.joins, of.dims, of.fault, of.forward)
-
-
-FAULTS: dict[str, Callable[[], cs.Lens]] = {
-    "GetPut": lambda: planted("one bit flipped", "moved", "get"),
-    "PutGet": lambda: planted("NaN payloads lost", "edited", "put"),
-    "PutPut": lambda: planted("one bit flipped", "kept", "put"),
-    "GetGet": lambda: planted("one bit flipped", "kept", "get"),
-    "Conformance": lambda: planted("another dtype", "edited", "get"),
-    "Abstraction": lambda: planted("gathered on one device", "edited", "get"),
-    "Naming": lambda: planted("two leaves exchanged", "joins", "both", pair("LSTM").lens),
-    "Defaults": lambda: planted("one bit flipped", "made", "get"),
-    "Sharing": lambda: planted("copied", "moved", "get"),
-    "Inverse": one_sided,
-    "Sharding": lambda: planted("replicated", "edited", "get"),
-    "Jit": lambda: planted("one bit flipped", "moved", "get"),
-    "Restore": lambda: planted("sharding of onto ignored", "edited", "get"),
-    "SaveRestore": lambda: planted("rolled", "edited", "put"),
-}
+def planted(kind: str, where: str, way: str) -> cs.Lens:
+    """A mutant of the decoder."""
+    found = (each.lens for each in mutants(weights()) if (each.kind, each.where, each.way) == (kind, where, way))
+    lens = next(found)
+    assert lens is not None
+    return lens
 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_each_law_finds_what_it_is_for(name: str) -> None:
-    law, lens = LAWS[name], FAULTS[name]()
+    (at, lens), law = shown(name), LAWS[name]
     with pytest.raises(BrokenLawError) as caught:
-        check_law(lens, law, Options(shrinking=1.0))
-    said = str(caught.value)
+        check_law(lens, law, Options(shrinking=1.0, source=at.source, view=at.view))
+    said, notes = str(caught.value), "\n".join(getattr(caught.value, "__notes__", ()))
     assert said.startswith(f"{name} does not hold for {lens.source.name} -> {lens.view.name}: {law.equation}\n")
+    drawn = law.kind != "given"
     for state in law.states:
-        assert f"\n  {state} = Sample({{" in said
-    assert "reproduce = ('" in "\n".join(caught.value.__notes__)
-    assert "@reproduce_failure" not in "\n".join(caught.value.__notes__)
+        assert f"\n  {state} = {'Sample({' if drawn else 'the `'}" in said
+    assert ("reproduce = ('" in notes) == drawn
+    assert "@reproduce_failure" not in notes
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_the_docs_show_how_each_law_fails(name: str) -> None:
+    (at, lens), law = shown(name), LAWS[name]
+    text = FAILURES.read_text().partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    assert f"\n{name} does not hold for {lens.source.name} -> {lens.view.name}: {law.equation}\n" in text
+    states: dict[str, Any] = {"s": at.source, "v": at.view}
+    lines = re.findall(r"^  ([stvw]) = (Sample\((\{.*?\}).*)$", text, re.MULTILINE)
+    for state, code, sizes in lines:
+        states[state] = eval(code, {"Sample": Sample, "lens": lens, "AxisType": jax.sharding.AxisType})
+        lens = bound(lens, eval(sizes))
+    assert [state for state, *_ in lines] == ([*law.states] if law.kind != "given" else [])
+    with pytest.raises(cs.CkptSchemaError) as caught:
+        law.check(Given(lens, states))
+    for fault in caught.value.mismatches:
+        assert f"\n  {fault.path}" in text and f"found {fault.found}" in text
 
 
 def test_what_is_said_is_all_that_it_takes() -> None:
@@ -147,7 +155,7 @@ def test_what_is_said_is_all_that_it_takes() -> None:
 
 
 def test_an_example_is_tried_again_alone() -> None:
-    lens, runs = planted("one bit flipped", "moved", "get"), []
+    lens, runs = planted("one bit flipped", "moved", "get"), list[str]()
     law = Law("GetPut", "", "s", lambda at: (runs.append(repr(at)), LAWS["GetPut"].check(at)))  # type: ignore[arg-type]
     with pytest.raises(BrokenLawError) as caught:
         check_law(lens, law, Options())

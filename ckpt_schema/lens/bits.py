@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,20 +14,55 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ckpt_schema import leaves
 
-__all__ = ["difference"]
+__all__ = ["difference", "stray"]
+
+Difference = tuple[str, str, str]
+"""An index, and what each of two arrays has there."""
 
 
-def difference(first: Any, second: Any) -> tuple[str, str, str] | None:
+def difference(first: Any, second: Any) -> Difference | None:
     """The first index at which two arrays of one shape and dtype differ, and what each has there; None where they do not.
 
     Example:
         >>> difference(np.float32([1, 0.0]), np.float32([1, -0.0]))
         ('1', '0.0 (0x00000000)', '-0.0 (0x80000000)')
     """
-    a, b = _together(first, second)
-    if not bool(_local(_program(_differ, a.sharding)(a, b))):
+    return _looked_for(_unlike, *_together(first, second))
+
+
+def stray(value: Any, fill: Any, axis: int, start: int) -> Difference | None:
+    """The first index from ``start`` on, counted from there, at which an array is not filled with ``fill``.
+
+    Nothing is sliced: an axis that is sharded need not divide there.
+
+    Example:
+        >>> stray(np.float32([1, 0.0, -0.0]), 0.0, axis=0, start=1)
+        ('1', '-0.0 (0x80000000)', '0.0 (0x00000000)')
+    """
+    a = value if isinstance(value, jax.Array) else jnp.asarray(value)
+    found = _looked_for(_Beyond(axis, start), a, np.asarray(fill, a.dtype))
+    if found is None:
         return None
-    index, *values = (_local(x) for x in _program(_first, a.sharding)(a, b))
+    index = [int(at) - start * (axis == number) for number, at in enumerate(found[0].split())]
+    return " ".join(map(str, index)), *found[1:]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Beyond:
+    """Where two arrays differ from an index of an axis on."""
+
+    axis: int
+    start: int
+
+    def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        return _unlike(a, b) & (jax.lax.broadcasted_iota("int32", a.shape, self.axis) >= self.start)
+
+
+def _looked_for(where: Callable[..., Any], a: jax.Array, b: Any) -> Difference | None:
+    """The first index at which two arrays differ where they are looked at; the second may be one value for all."""
+    if not bool(_local(_program(_differ, where, a.sharding)(a, b))):
+        return None
+    index, *values = (_local(x) for x in _program(_first, where, a.sharding)(a, b))
     here, there = map(_shown, values)
     return " ".join(map(str, index)), here, there
 
@@ -38,8 +74,9 @@ def _together(first: Any, copy: Any) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.lru_cache(maxsize=64)
-def _program(function: Callable[..., Any], sharding: Any) -> Any:
+def _program(what: Callable[..., Any], where: Callable[..., Any], sharding: Any) -> Any:
     """A function jitted, with results that every host has; on an explicit mesh, a sharded axis is not indexed otherwise."""
+    function = functools.partial(what, where)
     if not isinstance(sharding, NamedSharding):
         return jax.jit(function)
     whole = NamedSharding(sharding.mesh, PartitionSpec())
@@ -49,17 +86,17 @@ def _program(function: Callable[..., Any], sharding: Any) -> Any:
     return jax.jit(automatic)
 
 
-def _differ(a: jax.Array, b: jax.Array) -> jax.Array:
-    return _unlike(a, b).any()
+def _differ(where: Callable[..., Any], a: jax.Array, b: jax.Array) -> jax.Array:
+    return where(a, b).any()
 
 
-def _first(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _first(where: Callable[..., Any], a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The first index at which two arrays that differ do so, and what they have there."""
-    mask, index = _unlike(a, b), list[Any]()
+    mask, index = where(a, b), list[Any]()
     for _ in range(a.ndim):
         index.append(jnp.argmax(mask.any(axis=tuple(range(1, mask.ndim)))))
         mask = mask[index[-1]]
-    values = (_data(x[tuple(index)]) for x in (a, b))
+    values = (_data(x[tuple(index)] if x.ndim else x) for x in (a, b))
     return jnp.array(index, "int32"), *values
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dim
 from ckpt_schema.lens.axes import Entries, Shape, Sizes, deal, house, product, xp
-from ckpt_schema.lens.bits import difference
+from ckpt_schema.lens.bits import difference, stray
 from ckpt_schema.lens.edits import Leafwise
 
 __all__ = ["Cast", "Pad", "Partial", "Scale", "Unpad", "subnormal"]
@@ -194,11 +194,7 @@ class Unpad(Partial):
 
     def found(self, value: Any, sizes: Sizes) -> tuple[str, str] | None:
         """The first element of the padding that is no fill."""
-        at = (slice(None),) * self.axis
-        rest = value[(*at, slice(product(self.small, sizes), None))]
-        if 0 in rest.shape:
-            return None
-        differs = difference(rest, xp(rest).full(rest.shape, self.fill, rest.dtype))
+        differs = stray(value, self.fill, self.axis, product(self.small, sizes))
         hint = "values there would be lost: declare the padded size, or another fill="
         return None if differs is None else (f"{differs[1]} at [{differs[0]}] of it", hint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.core import Tracer
 
 from ckpt_schema import leaves
 from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.lens import stages
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Cast, Partial, Unpad
 
@@ -48,14 +50,20 @@ def narrowed(path: str, dtype: str) -> Mismatch | None:
 
 def _lost(chain: Chain, sizes: Mapping[str, int], value: Any, path: str) -> Iterator[Mismatch]:
     """What does not survive. Padding is cut off before anything else is done; the rest treats each element alike."""
-    for edit in chain.edits:
-        if isinstance(edit, Partial):
-            fault = _fault(edit, sizes, value, path)
-            if fault is not None:
-                yield fault
-                return
-            if isinstance(edit, Unpad):
-                value = jax.eval_shape(edit.one, value, sizes) if leaves.is_abstract(value) else edit.one(value, sizes)
+    partial = [edit for edit in chain.edits if isinstance(edit, Partial)]
+    for edit in partial:
+        fault = _fault(edit, sizes, value, path)
+        if fault is not None:
+            yield fault
+            return
+        if isinstance(edit, Unpad) and edit is not partial[-1]:
+            value = _unpadded(edit, sizes, value)
+
+
+def _unpadded(edit: Unpad, sizes: Mapping[str, int], value: Any) -> Any:
+    if leaves.is_abstract(value):
+        return jax.eval_shape(functools.partial(edit.one, sizes=sizes), value)
+    return stages.run(Chain((edit,)), [value], sizes)[0] if isinstance(value, jax.Array) else edit.one(value, sizes)
 
 
 def _fault(edit: Partial, sizes: Mapping[str, int], value: Any, path: str) -> Mismatch | None:

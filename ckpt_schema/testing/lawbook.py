@@ -82,6 +82,17 @@ def _naming(at: Trial) -> None:
     naming(~at.lens, at["v"])
 
 
+def _refusal(at: Trial) -> None:
+    for lens, name in ((at.lens, "s"), (~at.lens, "v")):
+        if laws.carries(lens, at[name]):
+            laws.get_put(lens, at[name])
+            naming(lens, at[name])
+
+
+def _declaration(at: Trial) -> None:
+    laws.declaration(at.lens, at["s"], at["v"])
+
+
 def _sharing(at: Trial) -> None:
     laws.sharing(at.lens, at["s"], at["v"])
     laws.sharing(~at.lens, at["v"], at["s"])
@@ -140,6 +151,13 @@ _ALL = (
     Law("Abstraction", "abstract(get(s)) == get(abstract(s)), and the same for put", "sv", _abstraction),
     Law("Naming", "get(s)[name][i] == s[name][i], i by the names of dims and layers", "sv", _naming),
     Law("Defaults", "get(s)[private] is its declared default", "sv", _defaults),
+    Law(
+        "Refusal",
+        "get(s) raises, or put(get(s), onto=s) == s with every element where its name says, whatever is in s",
+        "sv",
+        _refusal,
+        "free",
+    ),
     Law("Sharing", "a leaf that only moves is the same object", "sv", _sharing),
     Law("Inverse", "(~l).get == l.put and (~l).put == l.get", "sv", _inverse),
     Law(
@@ -159,6 +177,13 @@ _ALL = (
         _save_restore,
         "disk",
         0.2,
+    ),
+    Law(
+        "Declaration",
+        "check(Source, s) == [] == check(View, v), and get(s, onto=v) is of v's shapes, for s and v of the real models",
+        "sv",
+        _declaration,
+        "given",
     ),
 )
 LAWS: Mapping[str, Law] = {law.name: law for law in _ALL}

@@ -14,7 +14,7 @@ from ckpt_schema import leaves
 from ckpt_schema.conformance import Matcher, check
 from ckpt_schema.equality import assert_trees_identical as identical
 from ckpt_schema.equality import differences
-from ckpt_schema.errors import CkptSchemaError, Mismatch
+from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 from ckpt_schema.leaves import Fill, FreshKey
 from ckpt_schema.lens.axes import Entries
 from ckpt_schema.lens.core import Lens
@@ -28,8 +28,10 @@ __all__ = [
     "LawError",
     "abstract",
     "abstraction",
+    "carries",
     "composition",
     "conformance",
+    "declaration",
     "defaults",
     "gathered",
     "gathers_nothing",
@@ -78,6 +80,33 @@ def conformance(lens: Lens, s: Tree, v: Tree) -> None:
         report = check(lens.view, found, dims)
         if report:
             raise LawError(f"what is made does not conform to {lens.view.name}: {len(report)} fault(s)", report.mismatches)
+
+
+def carries(lens: Lens, s: Tree) -> bool:
+    """Whether the lens does not refuse ``s`` for its values."""
+    try:
+        lens.get(s)
+    except ConformanceError:
+        return False
+    return True
+
+
+def declaration(lens: Lens, s: Tree | None, v: Tree | None) -> None:
+    """``check(Source, s) == [] == check(View, v)``, and each is translated into what the other is like; both may be missing."""
+    for table, tree in ((lens.source, s), (lens.view, v)):
+        report = check(table, tree) if tree is not None else ()
+        if report:
+            header = f"the state that is given does not conform to {table.name}: {len(report)} fault(s)"
+            raise LawError(header, report.mismatches, report.notes)
+    if s is None or v is None:
+        return
+    one, other = (jax.tree.map(_shape, tree) for tree in (s, v))
+    identical(jax.tree.map(_shape, lens.get(one, onto=other)), other)
+    identical(jax.tree.map(_shape, lens.put(other, onto=one)), one)
+
+
+def _shape(value: Any) -> Any:
+    return value if leaves.is_scalar(value) else jax.ShapeDtypeStruct(value.shape, value.dtype)
 
 
 def abstraction(lens: Lens, s: Tree, v: Tree) -> None:

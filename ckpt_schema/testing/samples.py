@@ -37,6 +37,7 @@ class Sample:
         leaves: ``"numpy"``, ``"jax"``, or the shape and axis type of a mesh that the leaves are sharded over.
         spec: Which of the ways to shard over it.
         number: Whether a step is a Python number.
+        free: The logical path of a leaf that has any values, also such as a lens refuses.
 
     Example:
         >>> from jaxtyping import Array, Float32
@@ -55,6 +56,7 @@ class Sample:
     leaves: Literal["numpy", "jax"] | MeshSpec = "numpy"
     spec: int = 0
     number: bool = False
+    free: str | None = None
 
     def of(self, schema: type[Schema] | Layout) -> Tree:
         """The state of a schema or layout."""
@@ -98,9 +100,9 @@ def _code(value: Any) -> str:
 
 
 def _maker(lens: Lens, sample: Sample, side: int) -> Maker:
-    return _kept(lens, tuple(sorted(sample.sizes.items())), side, sample.number)
+    return _kept(lens, tuple(sorted(sample.sizes.items())), side, sample.number, sample.free)
 
 
 @functools.lru_cache(maxsize=64)
-def _kept(lens: Lens, sizes: tuple[tuple[str, int], ...], side: int, number: bool) -> Maker:
-    return maker(bound(lens, dict(sizes)), side, number=number and side == 0)
+def _kept(lens: Lens, sizes: tuple[tuple[str, int], ...], side: int, number: bool, free: str | None) -> Maker:
+    return maker(bound(lens, dict(sizes)), side, number=number and side == 0, free=free)

@@ -22,7 +22,7 @@ from ckpt_schema.table import Layout, Row, Slot, slots_of
 from ckpt_schema.testing.meshes import Place
 from ckpt_schema.testing.values import Bounds, Values, make
 
-__all__ = ["Carried", "Maker", "bound", "carried", "edits_of", "maker", "makers"]
+__all__ = ["Carried", "Maker", "bound", "carried", "edits_of", "maker", "makers", "refusable"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,35 @@ def _common(dtypes: Collection[str]) -> Bounds:
     return max(int(info.min) for info in infos), min(int(info.max) for info in infos)
 
 
-def maker(lens: Lens, side: int, *, number: bool = False) -> Maker:
-    """A maker of trees of the source (0) or view (1) of a lens whose dims are all bound, which the lens can carry."""
+def maker(lens: Lens, side: int, *, number: bool = False, free: str | None = None) -> Maker:
+    """A maker of trees of the source (0) or view (1) of a lens whose dims are all bound.
+
+    Args:
+        lens: The lens.
+        side: 0 or 1.
+        number: Whether a step is a Python number.
+        free: The logical path of a leaf with any values; what stands in all others the lens can carry.
+    """
+    layout = (lens.source, lens.view)[side]
+    kept = [at for at, row in enumerate(layout.rows) if "/".join(row.path) != free]
+    bounds = {at: found for at, found in _bounds(lens, side).items() if at in kept}
+    carries = carried(lens, side)
+    if carries is not None:
+        carries = Carried(tuple(join for join in carries.joins if all(place.row in kept for place in join.sources)))
+    return Maker(layout, lens.dims, bounds, number, carries)
+
+
+def refusable(lens: Lens, side: int) -> tuple[str, ...]:
+    """The logical paths of the leaves of one side with values that a lens may refuse: it casts, unpads, scales or ties them."""
+    rows = {*_bounds(lens, side)}
+    carries = carried(lens, side)
+    if carries is not None:
+        rows |= {place.row for join in carries.joins for place in join.sources}
+    return tuple("/".join((lens.source, lens.view)[side].rows[at].path) for at in sorted(rows))
+
+
+def _bounds(lens: Lens, side: int) -> dict[int, Bounds]:
+    """For the rows of one side that are integers of another dtype on the other: the values that both hold."""
     layouts = lens.source, lens.view
     bounds: dict[int, Bounds] = {}
     for join in lens.joins:
@@ -106,7 +133,7 @@ def maker(lens: Lens, side: int, *, number: bool = False) -> Maker:
                 low, high = _common(dtypes)
                 before = bounds.get(pair[side], (low, high))
                 bounds[pair[side]] = max(low, before[0]), min(high, before[1])
-    return Maker(layouts[side], lens.dims, bounds, number, carried(lens, side))
+    return bounds
 
 
 def bound(lens: Lens, sizes: Mapping[str, int]) -> Lens:

@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 import hypothesis
 
 from ckpt_schema.errors import CkptSchemaError, Mismatch, ShardingWarning
+from ckpt_schema.frameworks.nnx import state_of
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.testing.devices import verify_devices
 from ckpt_schema.testing.lawbook import LAWS, Law, promises_jit
 from ckpt_schema.testing.meshes import MESHES, MeshSpec
+from ckpt_schema.testing.states import refusable
 from ckpt_schema.testing.strategies import Bound
-from ckpt_schema.testing.trials import Trial, trials
+from ckpt_schema.testing.trials import Given, Trial, trials
 
 __all__ = ["BrokenLawError", "LensLaws", "Options", "check_law", "check_laws"]
 
@@ -40,6 +42,8 @@ class Options:
         profile: The name of a hypothesis profile that the rest of the settings is taken from; the one loaded unless given.
         reproduce: What a failure printed, to try that example alone.
         shrinking: For how many seconds a smaller example is looked for, once there is one.
+        source: A state of the real model of the source, or a module: concrete or abstract.
+        view: One of the view's.
     """
 
     sizes: Mapping[str, Bound] = dataclasses.field(default_factory=dict[str, Bound])
@@ -48,6 +52,8 @@ class Options:
     profile: str | None = None
     reproduce: tuple[str, bytes] | None = None
     shrinking: float = 15.0
+    source: Any = None
+    view: Any = None
 
 
 def check_law(lens: Lens, law: Law, options: Options) -> None:
@@ -57,6 +63,8 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
         BrokenLawError: With what differs in the smallest example found, and the code that makes it.
         DevicesError: There are fewer devices than the meshes have.
     """
+    if law.kind == "given":
+        return _check_given(lens, law, options)
     if law.kind != "jit":
         verify_devices(max((math.prod(shape) for shape, _ in options.meshes), default=1))
     failed: dict[str, float] = {}  # what broke the law, and when
@@ -82,6 +90,25 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
     except BrokenLawError as error:
         error.__notes__ = _reproduced(error)
         raise
+
+
+def _check_given(lens: Lens, law: Law, options: Options) -> None:
+    trial = Given(lens, {"s": state_of(options.source), "v": state_of(options.view)})
+    try:
+        law.check(trial)
+    except CkptSchemaError as error:
+        raise _broken(law, trial, error) from error
+
+
+def idle(lens: Lens, law: Law, options: Options) -> str:
+    """Why there is nothing to try a law on; empty if there is."""
+    if law.kind == "jit" and not (promises_jit(lens) or promises_jit(~lens)):
+        return "what this lens does depends on values: it is not for jit"
+    if law.kind == "free" and not any(refusable(lens, side) for side in (0, 1)):
+        return "this lens refuses no value"
+    if law.kind == "given" and options.source is None and options.view is None:
+        return "no states of the real models are given: set `source` and `view`"
+    return ""
 
 
 def _settings(law: Law, options: Options) -> hypothesis.settings:
@@ -135,9 +162,10 @@ def check_laws(lens: Lens, laws: Iterable[str] = tuple(LAWS), **options: Any) ->
         >>> check_laws(cs.derive(Old, New), ["GetPut", "Naming"])
     """
     broken: list[BrokenLawError] = []
-    for law in _named(laws):
+    told = Options(**options)
+    for law in [law for law in _named(laws) if not idle(lens, law, told)]:
         try:
-            check_law(lens, law, Options(**options))
+            check_law(lens, law, told)
         except BrokenLawError as error:
             broken.append(error)
     if len(broken) == 1:
@@ -160,6 +188,8 @@ class LensLaws:
 
     Attributes:
         lens: The lens.
+        source: A state of the real model, concrete or abstract, or an NNX module, that the declared source is to be of.
+        view: One for the view.
         laws: The names of the laws to try.
         sizes: See `Options`, as for the rest.
 
@@ -169,6 +199,8 @@ class LensLaws:
     """
 
     lens: ClassVar[Lens]
+    source: ClassVar[Any] = None
+    view: ClassVar[Any] = None
     laws: ClassVar[Iterable[str]] = tuple(LAWS)
     sizes: ClassVar[Mapping[str, Bound]] = {}
     max_examples: ClassVar[int] = Options.max_examples
@@ -181,15 +213,19 @@ class LensLaws:
 
         Raises:
             BrokenLawError: It does not hold.
-            unittest.SkipTest: It is not among ``laws``, or the lens does not promise it.
+            unittest.SkipTest: It is not among ``laws``, or there is nothing to try it on.
         """
         (law,) = _named([name])
         _named(self.laws)
         if name not in self.laws:
             raise unittest.SkipTest(f"{name} is not among the laws of {type(self).__name__}")
-        if law.kind == "jit" and not (promises_jit(self.lens) or promises_jit(~self.lens)):
-            raise unittest.SkipTest("what this lens does depends on values: it is not for jit")
-        check_law(self.lens, law, Options(self.sizes, self.max_examples, self.meshes, self.profile, self.reproduce))
+        told = Options(
+            self.sizes, self.max_examples, self.meshes, self.profile, self.reproduce, source=self.source, view=self.view
+        )
+        reason = idle(self.lens, law, told)
+        if reason:
+            raise unittest.SkipTest(reason)
+        check_law(self.lens, law, told)
 
     def test_get_put(self) -> None:
         """``put(get(s), onto=s) == s``."""
@@ -223,6 +259,10 @@ class LensLaws:
         """What only one side has is made as declared."""
         self.check("Defaults")
 
+    def test_refusal(self) -> None:
+        """``get(s)`` raises, or carries every value over."""
+        self.check("Refusal")
+
     def test_sharing(self) -> None:
         """A leaf that only moves is the same object."""
         self.check("Sharing")
@@ -246,3 +286,7 @@ class LensLaws:
     def test_save_restore(self) -> None:
         """What is saved in the other layout comes back, private leaves included."""
         self.check("SaveRestore")
+
+    def test_declaration(self) -> None:
+        """The declared layouts are those of the real states."""
+        self.check("Declaration")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from hypothesis import strategies as st
@@ -15,15 +15,16 @@ from ckpt_schema.table import Layout
 from ckpt_schema.testing.containers import containers
 from ckpt_schema.testing.meshes import MESHES, MeshSpec
 from ckpt_schema.testing.samples import Sample
-from ckpt_schema.testing.states import bound
+from ckpt_schema.testing.states import bound, refusable
 from ckpt_schema.testing.strategies import Bound, absences, space
 from ckpt_schema.testing.values import VALUES
 from ckpt_schema.trees import Tree
 
-__all__ = ["Kind", "Trial", "trials"]
+__all__ = ["Given", "Kind", "Trial", "trials"]
 
-Kind = Literal["any", "jit", "sharded", "disk"]
-"""What a law is tried on: leaves of any kind, or jax arrays on one device, on a mesh, or on a mesh and on disk."""
+Kind = Literal["any", "free", "jit", "sharded", "disk", "given"]
+"""What a law is tried on: leaves of any kind, or besides with values that the lens may refuse; jax arrays on one device, on a
+mesh, or on a mesh and on disk; or states that are given."""
 _COMPILED = 6  # how many ways leaves on devices come in: of each, all programs are compiled anew
 _SEEDS = st.integers(0, 2**16 - 1)
 
@@ -59,6 +60,22 @@ class Trial:
         return [f"{name} = {self.told[name]!r}.{'source' if name in 'st' else 'view'}(lens)" for name in names]
 
 
+class Given(Trial):
+    """A lens and states that somebody has given; None where nobody has."""
+
+    def __init__(self, lens: Lens, states: Mapping[str, Tree | None]) -> None:
+        """Keeps the lens, and the states by name."""
+        self.lens, self._states = lens, states
+
+    def __getitem__(self, name: str) -> Any:
+        """The state of this name."""
+        return self._states[name]
+
+    def code(self, *names: str) -> list[str]:
+        """Which states they are."""
+        return [f"{name} = the `{'source' if name == 's' else 'view'}` that is given" for name in names]
+
+
 @st.composite
 def trials(
     draw: st.DrawFn, lens: Lens, kind: Kind, bounds: Mapping[str, Bound], meshes: tuple[MeshSpec, ...] = MESHES
@@ -73,7 +90,7 @@ def trials(
         meshes: The meshes that leaves are sharded over.
     """
     anywhere = st.sampled_from(("numpy", "numpy", "jax", "sharded"))
-    where = draw(anywhere) if kind == "any" else "jax" if kind == "jit" else "sharded"
+    where = draw(anywhere) if kind in ("any", "free") else "jax" if kind == "jit" else "sharded"
     where = "jax" if where == "sharded" and not meshes else where
     way, found = (
         draw(st.integers(0, _COMPILED - 1)),
@@ -81,8 +98,8 @@ def trials(
     )  # both, for a failure to shrink to NumPy
     if where != "numpy":
         found = _sized(lens, tuple(bounds.items()), way)
-    number = kind == "any" and draw(st.booleans())
-    seed, values = draw(_SEEDS), draw(st.sampled_from(VALUES))
+    number = kind in ("any", "free") and draw(st.booleans())
+    seed, values = draw(_SEEDS), draw(st.sampled_from(VALUES if kind != "free" else ("hostile",)))
     both: list[Sample] = []
     for side, layout in enumerate((lens.source, lens.view)):
         absent = draw(absences(lens, side))
@@ -92,7 +109,9 @@ def trials(
         leaves = where if where != "sharded" else meshes[(way + side * (1 + way // 2)) % len(meshes)]
         container, counts = draw(st.sampled_from(kinds)), number and not side and _steps(layout)
         spec = way if where == "sharded" else 0
-        both.append(Sample(found, seed + 2 * side, values, container, absent, leaves, spec, counts))
+        refused = refusable(lens, side) if kind == "free" else ()
+        free = draw(st.sampled_from(refused)) if refused else None
+        both.append(Sample(found, seed + 2 * side, values, container, absent, leaves, spec, counts, free))
     return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]))
 
 
