@@ -135,7 +135,8 @@ def _leaf(key: KeyPath, left: Any, right: Any) -> Iterator[Mismatch]:
         yield Mismatch(where, kind, leaves.describe(left), leaves.describe(right))
         return
     if not _same_sharding(left, right):
-        yield Mismatch(where, "sharding", *(str(getattr(side, "sharding", None)) for side in (left, right)))
+        shardings = (getattr(side, "sharding", None) for side in (left, right))
+        yield Mismatch(where, "sharding", *leaves.describe_shardings(*shardings))
         return
     if not leaves.is_abstract(left):
         yield from _bits(where, left, right)

@@ -81,12 +81,14 @@ class CkptSchemaError(Exception):
 
     Attributes:
         mismatches: Every fault that was found, as data.
+        notes: What else the message says, after the faults.
     """
 
     def __init__(self, header: str, mismatches: Iterable[Mismatch] = (), notes: Iterable[str] = ()) -> None:
         """Formats ``header``, all ``mismatches`` and ``notes`` into the message."""
         self.mismatches: tuple[Mismatch, ...] = tuple(mismatches)
-        super().__init__(format_faults(header, self.mismatches, notes))
+        self.notes: tuple[str, ...] = tuple(notes)
+        super().__init__(format_faults(header, self.mismatches, self.notes))
 
 
 class SchemaError(CkptSchemaError):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dims
@@ -31,6 +31,8 @@ __all__ = [
     "abstract",
     "accepts",
     "describe",
+    "describe_shardings",
+    "dtype_of",
     "fresh_key",
     "from_annotation",
     "gathered",
@@ -268,10 +270,11 @@ def conforms(dtype: str, expected: tuple[int, ...], shape: tuple[int, ...], foun
     if dtype != found:
         return False
     annotation = _jaxtyping_dtype(dtype)[Any, " ".join(map(str, expected))]
-    return isinstance(jax.ShapeDtypeStruct(shape, _dtype_of(found)), annotation)
+    return isinstance(jax.ShapeDtypeStruct(shape, dtype_of(found)), annotation)
 
 
-def _dtype_of(name: str) -> Any:
+def dtype_of(name: str) -> Any:
+    """The dtype of this name, a key's too."""
     if not name.startswith("key<"):
         return jnp.dtype(name)
     return jax.eval_shape(functools.partial(jax.random.key, impl=key_impl(name)), 0).dtype
@@ -285,6 +288,20 @@ def describe(value: Any) -> str:
     if is_scalar(value):
         return f"Python {found[1]} {value!r}"
     return f"{found[1]}[{' '.join(map(str, found[0]))}]"
+
+
+def describe_shardings(*shardings: Any) -> tuple[str, ...]:
+    """Shardings as messages write them, ``P('x', None) over x=4 y=2``; in full where that would not tell them apart."""
+    short = tuple(map(_short, shardings))
+    return short if len({*short}) == len({*shardings}) else tuple(map(str, shardings))
+
+
+def _short(sharding: Any) -> str:
+    if not isinstance(sharding, NamedSharding) or sharding.memory_kind not in (None, "device"):
+        return "no sharding" if sharding is None else str(sharding)
+    axes = zip(sharding.mesh.axis_names, sharding.mesh.axis_sizes, sharding.mesh.axis_types, strict=True)
+    sizes = " ".join(f"{name}={size}{'' if kind == AxisType.Auto else f' ({kind.name.lower()})'}" for name, size, kind in axes)
+    return f"{sharding.spec} over {sizes}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -350,16 +367,31 @@ def placed(value: Any, sharding: Any) -> jax.Array:
             sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec, *[None] * (value.ndim - len(spec)), None))
         return jax.random.wrap_key_data(placed(jax.random.key_data(value), sharding), impl=jax.random.key_impl(value))
     if spread and not sharding.is_fully_addressable:
-        return jax.device_put(value, sharding)
+        return _from_bits(value.dtype, sharding)(jax.device_put(_bits(value), sharding))
     host = gathered(value)  # jax would compare it with what the others have, and take two NaNs for different
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index], dtype=host.dtype)
 
 
 def gathered(value: Any) -> np.ndarray[Any, Any]:
     """An array as NumPy has it, from other processes too."""
     if isinstance(value, jax.Array) and not value.is_fully_addressable and not value.is_fully_replicated:
-        return multihost_utils.process_allgather(value, tiled=True)
+        return multihost_utils.process_allgather(_bits(value), tiled=True).view(value.dtype)
     return np.asarray(value)
+
+
+def _bits(value: jax.Array) -> jax.Array:
+    """Floats as unsigned integers: between processes XLA computes on wider ones, and loses the payload of a NaN."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return value
+    return jax.lax.bitcast_convert_type(value, f"uint{jnp.finfo(value.dtype).bits}")
+
+
+@functools.lru_cache(maxsize=256)
+def _from_bits(dtype: Any, sharding: Any) -> Any:
+    """From what `_bits` made to leaves of a dtype."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return lambda bits: bits
+    return jax.jit(lambda bits: jax.lax.bitcast_convert_type(bits, dtype), out_shardings=sharding)
 
 
 def make_default(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], sharding: Any = None) -> jax.Array:
@@ -374,11 +406,19 @@ def make_default(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], s
     Returns:
         An array of exactly that dtype and shape.
     """
+    if sharding is None:
+        return _made(default, dtype, shape)
+    return _program(default, repr(default), dtype, shape, sharding)()
 
-    def make() -> jax.Array:
-        if not dtype.startswith("key<"):
-            return jnp.full(shape, default.value if isinstance(default, Fill) else 0, jnp.dtype(dtype))
-        seed = default.seed if isinstance(default, FreshKey) else 0
-        return jnp.broadcast_to(jax.random.key(seed, impl=key_impl(dtype)), shape)
 
-    return make() if sharding is None else jax.jit(make, out_shardings=sharding)()
+def _made(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...]) -> jax.Array:
+    if not dtype.startswith("key<"):
+        return jnp.full(shape, default.value if isinstance(default, Fill) else 0, jnp.dtype(dtype))
+    seed = default.seed if isinstance(default, FreshKey) else 0
+    return jnp.broadcast_to(jax.random.key(seed, impl=key_impl(dtype)), shape)
+
+
+@functools.lru_cache(maxsize=1024)
+def _program(default: Fill | FreshKey, told: str, dtype: str, shape: tuple[int, ...], sharding: Any) -> Any:
+    """What makes a default, compiled once for all layers. ``told`` is its repr, for 0.0 and -0.0 are equal and not the same."""
+    return jax.jit(functools.partial(_made, default, dtype, shape), out_shardings=sharding)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,12 @@ from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
 from ckpt_schema import leaves
+from ckpt_schema.lens.bits import difference
+from ckpt_schema.orbax.agreement import raised_by_all
+from ckpt_schema.orbax.metadata import alone
 from ckpt_schema.testing.meshes import Sharded, as_jax
 from ckpt_schema.testing.states import makers
+from ckpt_schema.testing.values import hostile
 
 SIZES = {"vocab": 16, "embed": 8, "mlp": 16, "depth": 4}
 BIG = {"vocab": 2048, "embed": 512, "mlp": 1024, "depth": 4}  # 38 MB with the optimizer's state
@@ -292,6 +298,71 @@ def refused(root: Path) -> dict[str, tuple[str, list[str], str]]:
     }
 
 
+def alone_in_one(root: Path) -> dict[str, tuple[str, list[str], str]]:
+    """What each process raises where the others have, read or are asked for something else, or one is interrupted."""
+    first = jax.process_index() == 0
+    rows = NamedSharding(mesh(jax.device_count()), PartitionSpec("x"))
+    cast, states = cs.derive(Signed, Unsigned), Sharded(mesh(4), 1)
+    ids = np.array([1, 2, 3, 4 if first else -4], "int32")
+    for seed in (5, 6):
+        cs.orbax.save(root / f"{seed}", linen_state(seed, states), LENS)
+    cs.orbax.save(root / "private", nnx_state(7, states), LENS)
+    large = leaves.placed(np.random.default_rng(0).random((64, 4096), np.float32), rows)
+    matrix = cs.derive(Single, Single)
+    cs.orbax.save(root / "damaged", {"embedding": large}, matrix, side="source")
+    multihost_utils.sync_global_devices("saved")
+    for path in (root / "damaged").glob("**/ocdbt.process_1/d/*") if first else ():
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    multihost_utils.sync_global_devices("damaged")
+    target = {"embedding": jax.ShapeDtypeStruct(large.shape, large.dtype, sharding=rows)}
+    linen = abstract(linen_state(1, states))
+    number = {**linen_state(5, states), "step": 3 if first else 4}
+    return {
+        "damaged": caught(lambda: cs.orbax.restore(root / "damaged", target, matrix, target_side="view", disk_side="source")),
+        "arrays": caught(lambda: cs.orbax.save(root / "no", {"ids": ids}, ~cast, side="view")),
+        "numbers": caught(lambda: cs.orbax.save(root / "no", number, LENS)),
+        "paths": caught(lambda: cs.orbax.restore(root / ("5" if first else "6"), linen, LENS)),
+        "private": caught(lambda: cs.orbax.load_private(root / ("private" if first else "no"))),
+        "warned": caught(lambda: warned(lambda: cs.orbax.restore(root / "private", linen, LENS), error=not first)),
+        "interrupted": caught(lambda: interrupted(first)),
+    }
+
+
+def warned(run: Callable[[], Any], *, error: bool) -> None:
+    with contextlib.suppress(UserWarning), warnings.catch_warnings():
+        warnings.simplefilter("error" if error else "ignore")
+        run()
+
+
+def interrupted(first: bool) -> None:
+    with contextlib.suppress(KeyboardInterrupt), raised_by_all():
+        if not first:
+            raise KeyboardInterrupt
+
+
+def payloads() -> list[tuple[str, str]]:
+    """The dtypes and ways in which floats do not get all of their bits to where other processes have them."""
+    over = mesh(jax.device_count())
+    rows, columns = (NamedSharding(over, PartitionSpec(*spec)) for spec in (("x",), (None, "x")))
+    lost: list[tuple[str, str]] = []
+    for dtype in ("float32", "bfloat16", "float16", "float8_e5m2", "float8_e4m3fn", "complex64"):
+        value = hostile(np.random.default_rng(0), dtype, (8, 8))
+        spread = leaves.placed(value, rows)
+        ways = {"moved": unlike([leaves.placed(spread, columns)], [value])}
+        ways["gathered"] = [] if leaves.gathered(spread).tobytes() == value.tobytes() else ["all"]
+        ways["compared"] = [] if difference(spread, leaves.placed(value, columns)) is None else ["all"]
+        lost += [(dtype, way) for way, found in ways.items() if found]
+    return lost
+
+
+def context() -> tuple[bool, bool]:
+    """What is said in the context that Orbax reads in: the caller's own, but for whom it waits for."""
+    mine = ocp.options.ArrayOptions(loading=ocp.options.ArrayOptions.Loading(enable_padding_and_truncation=True))
+    with ocp.Context(array_options=mine), alone() as found:
+        told = found.multiprocessing_options
+        return found.array_options.loading.enable_padding_and_truncation, told.active_processes == {jax.process_index()}
+
+
 # --- What goes wrong with processes  ---
 
 
@@ -327,6 +398,21 @@ def started(pids: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
     told(pids, child.pid)
     time.sleep(1000)
+
+
+def forked() -> None:
+    """Leaves a forked process behind that holds all that this one had open, and dies."""
+    if os.fork() == 0:
+        time.sleep(1000)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def large(size: int) -> bytes:
+    return bytes(size)
+
+
+def listening() -> str:
+    return sys.stdin.read()
 
 
 def leaving() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import ckpt_schema as cs
 from ckpt_schema import leaves
@@ -411,14 +412,14 @@ def _stacked_elsewhere(row: Row) -> Row | None:
 
 
 def _of_another_kind(row: Row) -> Row | None:
-    return None if row.kind is None else dataclasses.replace(row, kind="Cache" if isinstance(row.kind, type) else "cache")
+    return dataclasses.replace(row, kind=nnx.Intermediate) if isinstance(row.kind, type) else None
 
 
 MISTAKES: dict[str, Callable[[Row], Row | None]] = {
     "dims exchanged": _dims_exchanged,
     "another dtype declared": _other_dtype,
     "another stack axis": _stacked_elsewhere,
-    "another collection or Variable type": _of_another_kind,
+    "another Variable type": _of_another_kind,
     "a key misspelt": _with_key(lambda key: f"{key}_" if isinstance(key, str) else None),
     "layers numbered from one": _with_key(lambda key: _index(key, first=1)),
     "strings for int keys": _with_key(lambda key: _index(key, text=not getattr(key, "text", True))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -77,6 +78,32 @@ def test_what_is_wrong_anywhere_is_raised_everywhere(root: Path) -> None:
     assert "the first at [3 1]" in second["unequal shard"][2]
 
 
+def test_what_one_process_alone_does_is_raised_everywhere(root: Path) -> None:
+    both = run_distributed(2, jobs.alone_in_one, root, devices=2)
+    expected = {
+        "damaged": ("CheckpointMismatchError", [str(root / "damaged")]),
+        "arrays": ("ConformanceError", ["ids"]),
+        "numbers": ("ConformanceError", ["step"]),
+        "paths": ("ConformanceError", ["path"]),
+        "private": ("CheckpointMismatchError", [str(root / "no")]),
+    }
+    for each in both:
+        assert {name: each[name][:2] for name in expected} == expected
+        assert "Orbax says: " in each["damaged"][2]
+        assert "expected 3, as in process 0, found 4 in process 1" in each["numbers"][2]
+    assert not (root / "no").exists()
+    assert "KeyboardInterrupt" in both[0]["interrupted"][2] and both[1]["interrupted"][2] == ""
+    assert "UserWarning" in both[0]["warned"][2]
+
+
+def test_no_bit_of_a_float_is_lost_between_processes() -> None:
+    assert run_distributed(2, jobs.payloads, devices=2) == [[], []]
+
+
+def test_orbax_reads_in_the_context_of_the_caller() -> None:
+    assert run_distributed(2, jobs.context) == [(True, True)] * 2
+
+
 # --- `run_distributed`  ---
 
 
@@ -128,6 +155,24 @@ def test_a_process_that_dies_is_named_at_once(pids: Path, who: int) -> None:
     assert "these are my last words" in str(caught.value)
 
 
+def test_a_process_that_dies_with_a_child_that_lives_is_named_at_once() -> None:
+    start = time.monotonic()
+    with pytest.raises(DistributedError, match="killed by SIGKILL"):
+        run_distributed(1, jobs.forked, timeout=60)
+    assert time.monotonic() - start < 30
+
+
+def test_large_results_take_no_longer_than_they_need() -> None:
+    start = time.monotonic()
+    (found,) = run_distributed(1, jobs.large, 100_000_000)
+    assert len(found) == 100_000_000
+    assert time.monotonic() - start < 30
+
+
+def test_there_is_nothing_to_read_on_standard_input() -> None:
+    assert run_distributed(1, jobs.listening, timeout=60) == [""]
+
+
 def test_a_process_that_exits_is_named() -> None:
     with pytest.raises(DistributedError, match="exit code 3"):
         run_distributed(1, jobs.leaving)
@@ -164,6 +209,7 @@ def inner() -> Any:
         ((2, jobs.ranks), {"devices": 0}, "devices  expected 1 or more, found 0"),
         ((2, jobs.ranks), {"timeout": -1}, "timeout  expected 0 or more, found -1"),
         ((2, lambda: 0), {}, "fn  expected a function that a new process can import, found test_distributed.<lambda>"),
+        ((2, functools.partial(lambda x: x, 0)), {}, "fn  expected a function that a new process can import"),
         ((2, inner()), {}, "found test_distributed.inner.<locals>.<lambda>"),
         ((2, jobs.ranks, threading.Lock()), {}, "found TypeError: cannot pickle '_thread.lock' object"),
     ],

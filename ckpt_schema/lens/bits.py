@@ -63,7 +63,8 @@ def _looked_for(where: Callable[..., Any], a: jax.Array, b: Any) -> Difference |
     if not bool(_local(_program(_differ, where, a.sharding)(a, b))):
         return None
     index, *values = (_local(x) for x in _program(_first, where, a.sharding)(a, b))
-    here, there = map(_shown, values)
+    floats = jnp.issubdtype(a.dtype, jnp.floating)
+    here, there = (_shown(value.view(a.dtype) if floats else value) for value in values)
     return " ".join(map(str, index)), here, there
 
 
@@ -96,7 +97,7 @@ def _first(where: Callable[..., Any], a: jax.Array, b: jax.Array) -> tuple[jax.A
     for _ in range(a.ndim):
         index.append(jnp.argmax(mask.any(axis=tuple(range(1, mask.ndim)))))
         mask = mask[index[-1]]
-    values = (_data(x[tuple(index)] if x.ndim else x) for x in (a, b))
+    values = (x[tuple(index)] if x.ndim else x for x in (_bits(_data(a)), _bits(_data(b))))
     return jnp.array(index, "int32"), *values
 
 
@@ -106,10 +107,14 @@ def _unlike(a: jax.Array, b: jax.Array) -> jax.Array:
         return (_data(a) != _data(b)).any(axis=-1)
     if jnp.issubdtype(a.dtype, jnp.complexfloating):
         return _unlike(a.real, b.real) | _unlike(a.imag, b.imag)
-    if jnp.issubdtype(a.dtype, jnp.floating):
-        bits = jnp.dtype(f"uint{jnp.finfo(a.dtype).bits}")
-        a, b = (jax.lax.bitcast_convert_type(x, bits) for x in (a, b))
-    return a != b
+    return _bits(a) != _bits(b)
+
+
+def _bits(value: Any) -> Any:
+    """Floats as integers: as floats, the payload of a NaN may be lost on the way."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return value
+    return jax.lax.bitcast_convert_type(value, jnp.dtype(f"uint{jnp.finfo(value.dtype).bits}"))
 
 
 def _data(value: Any) -> Any:

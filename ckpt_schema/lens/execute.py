@@ -100,8 +100,7 @@ def make(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], like: Any
     if sharding is None and mesh is not None:
         sharding = NamedSharding(mesh, PartitionSpec())
     if abstract:
-        made = jax.eval_shape(lambda: leaves.make_default(default, dtype, shape))
-        return jax.ShapeDtypeStruct(made.shape, made.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(shape, leaves.dtype_of(dtype), sharding=sharding)
     return leaves.make_default(default, dtype, shape, sharding)
 
 

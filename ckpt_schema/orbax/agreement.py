@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from ckpt_schema import errors
-from ckpt_schema.errors import CkptSchemaError, Mismatch
+from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 
-__all__ = ["together"]
+__all__ = ["agree", "raised_by_all"]
 
 
 @contextlib.contextmanager
-def together() -> Generator[None, None, None]:
+def raised_by_all() -> Generator[None, None, None]:
     """Code that every process runs, and that ends without an error in all of them or in none. One process alone pays nothing.
 
     Raises:
-        CkptSchemaError: What another process raised; of the same class, if it is one of this library's.
+        CkptSchemaError: What another process raised; of the same class, if it is one of this library's. Or that one is gone.
     """
     if jax.process_count() == 1:
         yield
         return
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         _exchanged(_encoded(error))
         raise
     for number, said in enumerate(_exchanged(b"")):
@@ -36,27 +38,62 @@ def together() -> Generator[None, None, None]:
             raise _decoded(said, number)
 
 
+def agree(header: str, told: Mapping[str, object]) -> None:
+    """Raises in all processes unless each tells the same.
+
+    Args:
+        header: What an error begins with.
+        told: What this process tells, by name; only its ``str`` is compared.
+
+    Raises:
+        ConformanceError: With everything that another process tells otherwise than the first.
+    """
+    if jax.process_count() == 1:
+        return
+    own = json.dumps({name: str(value) for name, value in told.items()})
+    first, *others = map(json.loads, _exchanged(own.encode()))
+    faults = [
+        Mismatch(
+            name, "process", f"{first.get(name, 'nothing')}, as in process 0", f"{other.get(name, 'nothing')} in process {n}"
+        )
+        for n, other in enumerate(others, 1)
+        for name in {**first, **other}
+        if other.get(name) != first.get(name)
+    ]
+    if faults:
+        raise ConformanceError(f"{header}: {len(faults)} fault(s)", faults)
+
+
 def _exchanged(message: bytes) -> list[bytes]:
     """The messages of all processes. Unless there is one, it is one number that goes around."""
     count = jax.process_count()
-    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(message)))).reshape(count)
+    lengths = _gathered(np.int32(len(message))).reshape(count)
     padded = np.zeros(int(lengths.max()), np.uint8)
     if not padded.size:
         return [b""] * count
     padded[: len(message)] = np.frombuffer(message, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(count, -1)
+    rows = _gathered(padded).reshape(count, -1)
     return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
-def _encoded(error: Exception) -> bytes:
+def _gathered(value: Any) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(multihost_utils.process_allgather(value))
+    except jax.errors.JaxRuntimeError as error:
+        hint = "its own log says why"
+        fault = Mismatch("jax.distributed", "process", "an answer from every process", "none from one of them", hint)
+        raise CkptSchemaError("another process is gone: 1 fault", [fault], [f"jax says: {error}"]) from error
+
+
+def _encoded(error: BaseException) -> bytes:
     text = str(error) or type(error).__name__
     if not isinstance(error, CkptSchemaError):
-        return json.dumps(["CkptSchemaError", f"{type(error).__name__}: {text}", []]).encode()
-    faults = [[fault.path, fault.kind, fault.expected, fault.found, fault.hint] for fault in error.mismatches]
-    return json.dumps([type(error).__name__, text.partition("\n")[0], faults]).encode()
+        return json.dumps(["CkptSchemaError", f"{type(error).__name__}: {text}", [], []]).encode()
+    faults = [dataclasses.astuple(fault) for fault in error.mismatches]
+    return json.dumps([type(error).__name__, text.partition("\n")[0], faults, error.notes]).encode()
 
 
 def _decoded(message: bytes, number: int) -> CkptSchemaError:
-    name, header, faults = json.loads(message)
+    name, header, faults, notes = json.loads(message)
     kind: type[CkptSchemaError] = getattr(errors, name, CkptSchemaError)
-    return kind(header, [Mismatch(*fault) for fault in faults], [f"found by process {number}"])
+    return kind(header, [Mismatch(*fault) for fault in faults], [*notes, f"found by process {number}"])

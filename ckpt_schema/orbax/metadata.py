@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import json
@@ -20,7 +22,7 @@ from ckpt_schema.paths import KeyPath
 from ckpt_schema.pytrees import key_paths
 from ckpt_schema.trees import Tree
 
-__all__ = ["SKIP", "DiskTree", "absolute", "load", "read"]
+__all__ = ["SKIP", "DiskTree", "absolute", "alone", "load", "read"]
 
 SKIP = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
@@ -200,13 +202,27 @@ def load(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
     # Orbax skips what is a placeholder, as long as the containers are all there.
     skipped = jax.tree.map(lambda _: SKIP, disk.tree)
     try:
-        whole = ocp.load(disk.path, _planted(skipped, prefix, wanted), checkpointable_name=disk.item)
+        with alone():
+            whole = ocp.load(disk.path, _planted(skipped, prefix, wanted), checkpointable_name=disk.item)
     except Exception as error:  # Orbax has no one class for what may be wrong with its files
         hint = "a copy may be incomplete, or a file damaged"
         notes = [f"Orbax says: {_first_line(error)}"]
         raise _refusal(disk.path, "a checkpoint whose arrays cannot be read", hint, notes) from error
     loaded = _at(whole, prefix)
     return {key: loaded[key] for key in wanted} if isinstance(wanted, dict) and loaded is not None else loaded
+
+
+def alone() -> contextlib.AbstractContextManager[Any]:
+    """The caller's context, but that Orbax reads without waiting for other processes: one that fails would not come.
+
+    What is read is agreed on afterwards. Orbax has no public name for the context that is active; Python can list it.
+    """
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    active = next((value for value in contextvars.copy_context().values() if isinstance(value, ocp.Context)), None)
+    number = jax.process_index()
+    only = ocp.options.MultiprocessingOptions(primary_host=number, active_processes={number})
+    return ocp.Context(active, multiprocessing_options=only)
 
 
 def _planted(tree: Any, prefix: KeyPath, wanted: Tree) -> Tree:

@@ -19,6 +19,7 @@ from ckpt_schema.conformance import Match
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.orbax import metadata
+from ckpt_schema.orbax.agreement import raised_by_all
 from ckpt_schema.orbax.metadata import SKIP, DiskTree
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.slots import SlotFinder
@@ -76,15 +77,17 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
     Raises:
         CheckpointMismatchError: There is no such checkpoint, or it keeps no private leaves.
     """
-    found = find(metadata.read(path), aux)
-    if found is None:
-        fault = Mismatch(str(path), "checkpoint", f"private leaves called {aux}", "none", "it was saved without any")
-        raise CheckpointMismatchError(f"{path} keeps no private leaves: 1 fault", [fault])
+    with raised_by_all():
+        found = find(metadata.read(path), aux)
+        if found is None:
+            fault = Mismatch(str(path), "checkpoint", f"private leaves called {aux}", "none", "it was saved without any")
+            raise CheckpointMismatchError(f"{path} keeps no private leaves: 1 fault", [fault])
     here = SingleDeviceSharding(jax.local_devices()[0])
     if jax.process_count() > 1:  # Orbax saves no array of one process
         here = NamedSharding(jax.make_mesh((jax.device_count(),), ("all",)), PartitionSpec())
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), found.tree)
-    return metadata.load(found.disk, found.prefix, wanted)
+    with raised_by_all():
+        return metadata.load(found.disk, found.prefix, wanted)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from ckpt_schema.lens.core import Lens, derive
 from ckpt_schema.lens.shardings import mesh_of, on_devices
 from ckpt_schema.lens.verify import narrowed
 from ckpt_schema.orbax import metadata
-from ckpt_schema.orbax.agreement import together
+from ckpt_schema.orbax.agreement import agree, raised_by_all
 from ckpt_schema.orbax.metadata import SKIP, DiskTree
 from ckpt_schema.orbax.private import Orders, Private, find
 from ckpt_schema.orbax.sides import Place, Side, ambiguous, interchangeable, locate, toward
@@ -92,7 +92,7 @@ def restore(
         ConformanceError: The target is on neither side, could be on either, or has shardings over a mesh without devices.
     """
     clock = [time.perf_counter()]
-    with together():
+    with raised_by_all():
         state = _goals(nnx.state_of(target))
         _verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")
@@ -102,10 +102,11 @@ def restore(
         place, side, expected, orders = _source(disk, places, state, match, side, lens, disk_side, private)
         wanted = _wanted(place, expected, side, match)
         state = _restarted(state, side, match)
-    if private is None or not orders:
-        _report(disk, aux)
+        if private is None or not orders:
+            _report(disk, aux)
+    agree("processes do not restore the same", {"path": disk.path, "item": disk.item, "layout": place.layout.name})
     clock.append(time.perf_counter())
-    with together():
+    with raised_by_all():
         loaded = metadata.load(disk, place.prefix, wanted)
         state = state if private is None else _with(state, private.load(orders))
         loaded = _verified(loaded, wanted, expected, disk)

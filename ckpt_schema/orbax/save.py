@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.errors import CheckpointExistsError, ConformanceError, Mismatch
 from ckpt_schema.frameworks import linen, nnx
 from ckpt_schema.lens.core import Lens
-from ckpt_schema.orbax.agreement import together
+from ckpt_schema.orbax.agreement import agree, raised_by_all
 from ckpt_schema.orbax.metadata import absolute
 from ckpt_schema.orbax.private import private_leaves, verify_private
 from ckpt_schema.orbax.sides import Side, toward
@@ -65,7 +66,7 @@ def save(
             that cannot be carried over.
     """
     place, tree = absolute(path), nnx.state_of(state)
-    with together():
+    with raised_by_all():
         if jax.process_index() == 0:  # of several, another may have begun to write when this one looks
             _verify_free(place)
         turned, match = toward(tree, lens, "the state", side, "side")
@@ -73,7 +74,8 @@ def save(
         if private is not None:
             verify_private(private, lens)
         _verify_name(aux, private)
-    with together():
+    agree("processes do not save the same", {"path": place, **_of_hosts(tree)} if jax.process_count() > 1 else {})
+    with raised_by_all():
         source = tree
         if turned.view is lens.view:
             source = turned.put(tree, onto=onto)
@@ -85,6 +87,17 @@ def save(
             _verify(item, _valueless)
             _verify(item, _unsavable)
     _write(place, jax.tree.map(_savable, jax.block_until_ready(items)))
+
+
+def _of_hosts(tree: Tree) -> dict[str, str]:
+    """The leaves that each process has for itself, and what must be the same in all of them: a number, or a checksum."""
+    flat = flatten(tree)
+    pairs = [(paths.format_path(key), leaf) for key, leaf in zip(flat.keys, flat.leaves, strict=True)]
+    numbers = {where: repr(leaf) for where, leaf in pairs if leaves.is_scalar(leaf)}
+    arrays = {where: leaf for where, leaf in pairs if isinstance(leaf, (np.ndarray, np.generic))}
+    return numbers | {
+        at: f"{leaves.describe(x)} with checksum {zlib.crc32(np.asarray(x).tobytes()):08x}" for at, x in arrays.items()
+    }
 
 
 def _verify_free(place: epath.Path) -> None:

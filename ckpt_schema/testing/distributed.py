@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pickle
 import selectors
@@ -35,8 +36,9 @@ class DistributedError(CkptSchemaError):
 def run_distributed(n: int, fn: Callable[..., _Result], *args: Any, devices: int = 1, timeout: float = 120.0) -> list[_Result]:
     """Runs ``fn(*args)`` in ``n`` new processes, each with CPU devices of its own, as the hosts of a cluster run it.
 
-    jax is started in each of them before the module of ``fn`` is imported, and is not started in this one. No process outlives
-    the call, nor the caller, however that ends. When one fails, the others are ended at once. It needs a POSIX system.
+    jax is started in each of them before the module of ``fn`` is imported, and is not started in this one. No process of theirs
+    outlives the call, nor the caller, however that ends, unless it begins a session of its own. When one fails, the others are
+    ended at once. It needs a POSIX system.
 
     Args:
         n: How many processes.
@@ -68,7 +70,8 @@ def _refused(where: str, expected: str, found: str, hint: str = "") -> Distribut
 
 def _sendable(fn: Callable[..., Any], args: Sequence[Any]) -> _Job:
     """The module of ``fn``, its file, and the pickled call."""
-    whole = fn if hasattr(fn, "__qualname__") else type(fn)  # a partial, or an object that can be called
+    inner = fn.func if isinstance(fn, functools.partial) else fn
+    whole = inner if hasattr(inner, "__qualname__") else type(inner)  # an object that can be called
     module, name = whole.__module__, whole.__qualname__
     hint = "put it on the top level of a module that can be imported: no lambda, no inner function, none of __main__"
     if module == "__main__" or "<" in name:
@@ -117,7 +120,10 @@ def _started(number: int, n: int, port: int, devices: int, job: _Job) -> Generat
             yield _Process(number, popen, log)
         finally:
             _killed(popen)
-            popen.communicate()
+            for end in (popen.stdin, popen.stdout):  # what the process has started may hold the other ends
+                with contextlib.suppress(BrokenPipeError):
+                    assert end is not None
+                    end.close()
 
 
 def _killed(popen: subprocess.Popen[bytes]) -> int:
@@ -145,12 +151,12 @@ def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
     it, so nobody is listened to any more.
     """
     until, found, died = time.monotonic() + timeout, list[_End](), False
-    said = {process.number: b"" for process in running}
+    said = {process.number: bytearray() for process in running}
     with selectors.DefaultSelector() as selector:
         for process in running:
             assert process.popen.stdout is not None
             selector.register(process.popen.stdout, selectors.EVENT_READ, process)
-        while selector.get_map() and not died and (ready := selector.select(max(0.0, until - time.monotonic()))):
+        while selector.get_map() and not died and (left := until - time.monotonic()) > 0 and (ready := selector.select(left)):
             now: list[_End] = []
             for key, _ in ready:
                 said[key.data.number] += (data := os.read(key.fd, 1 << 20))
@@ -158,13 +164,13 @@ def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
                     selector.unregister(key.fileobj)
                     now.append(_end(key.data, said[key.data.number]))
             died = any(end.kind == "died" for end in now)
-            found += [end for end in now if not died or end.kind != "raised"]  # connections break after the pipe
+            found = [end for end in [*found, *now] if not died or end.kind != "raised"]  # its connections break with it
             until = min(until, time.monotonic() + _GRACE) if any(end.kind == "raised" for end in now) else until
         late = [key.data for key in selector.get_map().values()]
     return found if any(end.kind != "returned" for end in found) else [*found, *_dumped(late)]
 
 
-def _end(process: _Process, said: bytes) -> _End:
+def _end(process: _Process, said: bytearray) -> _End:
     try:
         return _End(process.number, *pickle.loads(said))
     except (EOFError, pickle.UnpicklingError):  # it did not get as far as to report
@@ -176,7 +182,7 @@ def _end(process: _Process, said: bytes) -> _End:
 def _dumped(late: Sequence[_Process]) -> list[_End]:
     """Makes processes print where they are."""
     for process in late:
-        process.popen.send_signal(signal.SIGUSR1)
+        os.kill(process.popen.pid, signal.SIGUSR1)  # `send_signal` would reap it, and then its children were left
     time.sleep(0.5 if late else 0)
     return [_End(process.number, "unfinished", "nothing yet", process.printed()) for process in late]
 
@@ -193,4 +199,13 @@ def _results(ends: Sequence[_End], name: str, timeout: float) -> list[Any]:
     if faults:
         header = f"{name} did not return in every process: {len(faults)} fault(s)"
         raise DistributedError(header, faults, [f"{who}\n{text}" for text, who in notes.items()])
-    return [pickle.loads(end.result) for end in ends]
+    return [_unpickled(end) for end in ends]
+
+
+def _unpickled(end: _End) -> Any:
+    try:
+        return pickle.loads(end.result)
+    except Exception as error:  # whatever its class raises
+        found = f"{type(error).__name__}: {error}"
+        fault = Mismatch(f"process {end.number}", "returned", "a result that can be unpickled here", found)
+        raise DistributedError("a result cannot be read: 1 fault(s)", [fault]) from error

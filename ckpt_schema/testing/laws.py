@@ -15,6 +15,7 @@ from ckpt_schema.conformance import Matcher, check
 from ckpt_schema.equality import assert_trees_identical as identical
 from ckpt_schema.equality import differences
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
+from ckpt_schema.frameworks.nnx import variables
 from ckpt_schema.leaves import Fill, FreshKey
 from ckpt_schema.lens.axes import Entries
 from ckpt_schema.lens.core import Lens
@@ -98,11 +99,23 @@ def declaration(lens: Lens, s: Tree | None, v: Tree | None) -> None:
         if report:
             header = f"the state that is given does not conform to {table.name}: {len(report)} fault(s)"
             raise LawError(header, report.mismatches, report.notes)
+    faults = [*_mistyped(~lens, s), *_mistyped(lens, v)]
+    if faults:
+        raise LawError(f"Variables are of other types than they are declared: {len(faults)} fault(s)", faults)
     if s is None or v is None:
         return
     one, other = (jax.tree.map(_shape, tree) for tree in (s, v))
     identical(jax.tree.map(_shape, lens.get(one, onto=other)), other)
     identical(jax.tree.map(_shape, lens.put(other, onto=one)), one)
+
+
+def _mistyped(lens: Lens, v: Tree | None) -> Iterator[Mismatch]:
+    """The Variables of ``v`` that are of no such type as the lens would make, there and back."""
+    found = {} if v is None else variables(v)
+    made = variables(lens.get(lens.put(jax.tree.map(_shape, v)))) if found else {}
+    for key, (kind, _) in found.items():
+        if not issubclass(kind, made[key][0]):
+            yield Mismatch(format_path(key), "type", f"nnx.{made[key][0].__name__}, or a class of it", f"nnx.{kind.__name__}")
 
 
 def _shape(value: Any) -> Any:
@@ -216,18 +229,23 @@ def placement(lens: Lens, s: Tree, v: Tree) -> None:
     """What is edited or made goes where ``onto`` has it, or else is a global array on the mesh of the rest."""
     devices = {device for x in jax.tree.leaves(s) for device in x.sharding.device_set}
     faults = [
-        Mismatch(path, "sharding", f"a leaf on all of {len(devices)} devices", str(x.sharding))
+        Mismatch(path, "sharding", f"a leaf on all of {len(devices)} devices", *leaves.describe_shardings(x.sharding))
         for path, x in _leaves(lens.get(s))
         if x.sharding.device_set != devices
     ]
     moved = {id(x) for x in jax.tree.leaves(s)}
     faults += [
-        Mismatch(path, "sharding", f"that of onto, {like.sharding}", str(x.sharding))
+        Mismatch(path, "sharding", *_unlike_onto(like.sharding, x.sharding))
         for (path, x), like in zip(_leaves(lens.get(s, onto=v)), jax.tree.leaves(v), strict=True)
         if id(x) not in moved and x.sharding != like.sharding
     ]
     if faults:
         raise LawError(f"leaves are not where they belong: {len(faults)} fault(s)", faults)
+
+
+def _unlike_onto(expected: Any, found: Any) -> tuple[str, str]:
+    first, second = leaves.describe_shardings(expected, found)
+    return f"that of onto, {first}", second
 
 
 def _leaves(tree: Tree) -> list[tuple[str, Any]]:
@@ -244,7 +262,12 @@ def sharding(lens: Lens, s: Tree) -> None:
                 [tree[slot] for slot in slots if slot in tree] for slots, tree in ((inputs, before), (outputs, after))
             )
             faults += (
-                Mismatch(_spelled(lens.view, outputs[0]), "sharding", f"a leaf sharded over {axis} too", str(made.sharding))
+                Mismatch(
+                    _spelled(lens.view, outputs[0]),
+                    "sharding",
+                    f"a leaf sharded over {axis} too",
+                    *leaves.describe_shardings(made.sharding),
+                )
                 for made in theirs[:1]
                 for axis in sorted({a for x in ours for a in _axes(x)} - {*_axes(made)})
                 if _could_take(made, axis)

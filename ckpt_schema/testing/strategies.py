@@ -28,6 +28,7 @@ __all__ = ["Bound", "Space", "absences", "mesh_and_specs", "samples", "sizes", "
 Bound = int | tuple[int, int]
 """The size of a dim, or the least and the greatest."""
 _SIZES = (1, 2, 3, 4, 8, 0)  # what divides over meshes, what does not, and nothing at all
+_MOST, _LAYERS = 8, 4  # of a size, and of a number of layers: each has leaves of its own, which take time
 _SEEDS = st.integers(0, 2**32 - 1)
 
 Subject = type[Schema] | Layout | Lens
@@ -76,7 +77,8 @@ def sizes(
 
     Args:
         of: A schema, a layout or a lens.
-        bounds: The size of a dim, or the least and the greatest, in elements; without, between 0 and 8.
+        bounds: The size of a dim, or the least and the greatest, in elements; without, between 0 and 8, numbers of layers
+            between 1 and 4.
         multiples: What the size of a dim is to be a multiple of, such as that of a mesh axis.
         empty: Whether a dim may be 0; a number of layers never is.
 
@@ -93,8 +95,8 @@ def space(of: Subject, bounds: Mapping[str, Bound], multiples: Mapping[str, int]
     names = set[str]().union(*(table.names() for table in tables))
     names |= {name for join in of.joins for name in join.chain.names} if isinstance(of, Lens) else set()
     counts = {name for table in tables for name in _counts(table)}
-    least = {name: int(name in counts or not empty) for name in names}
-    pools = {n: _pool(bounds.get(n), factors.get(n, 1), least[n]) for n in sorted(names - fixed.keys())}
+    ends = {name: (int(name in counts or not empty), _LAYERS if name in counts else _MOST) for name in names}
+    pools = {n: _pool(bounds.get(n), factors.get(n, 1), ends[n]) for n in sorted(names - fixed.keys())}
     unknown = sorted({*bounds, *factors} - names)
     faults = [Mismatch(name, "dims", f"a dim: {', '.join(sorted(names))}", "an unknown name") for name in unknown]
     faults += [
@@ -118,10 +120,10 @@ def _counts(table: Layout) -> set[str]:
     return dims_.names(found)
 
 
-def _pool(told: Bound | None, multiple: int, least: int) -> list[int]:
+def _pool(told: Bound | None, multiple: int, ends: tuple[int, int]) -> list[int]:
     if isinstance(told, int):
         return [told] if told % multiple == 0 else []
-    low, high = told or (least, max(8, multiple))
+    low, high = told or (ends[0], max(ends[1], multiple))
     candidates = _SIZES if told is None and multiple == 1 else range(low, high + 1)
     return [size for size in candidates if low <= size <= high and size % multiple == 0]
 

@@ -36,7 +36,7 @@ class Options:
 
     Attributes:
         sizes: For dims by name, in elements: the size, or the least and the greatest. Others are between 0 and 8, numbers of
-            layers between 1 and 8.
+            layers between 1 and 4.
         max_examples: How many examples each law is tried on; those on devices or on disk on fewer.
         meshes: The shapes of the meshes that leaves are sharded over, and the type of their axes; ``()`` for no such leaves.
         profile: The name of a hypothesis profile that the rest of the settings is taken from; the one loaded unless given.

@@ -12,7 +12,9 @@ import signal
 import sys
 import threading
 import traceback
-from typing import Any
+import types
+from pathlib import Path
+from typing import IO, Any
 
 __all__: list[str] = []
 
@@ -26,22 +28,26 @@ def _serve() -> None:
     faulthandler.register(signal.SIGUSR1)
     report = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed is no report
-    job = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.register_at_fork(after_in_child=lambda: report.closed or os.close(report.fileno()))  # or its end were not seen
+    pipe = os.fdopen(os.dup(0), "rb")
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)  # who reads from it, or starts a process that does, does not wait
+    job = pickle.load(pipe)
+    threading.Thread(target=_end_with_parent, args=[pipe], daemon=True).start()
     try:
         said = "returned", "", "", pickle.dumps(_called(*job))
     except BaseException as error:
         inner = error.__traceback__ and error.__traceback__.tb_next
         lines = traceback.format_exception(error.with_traceback(inner and (inner.tb_next or inner)))
-        said = "raised", f"{type(error).__name__}: {error}".splitlines()[0], "".join(lines), b""
+        said = "raised", traceback.format_exception_only(error)[-1].splitlines()[0], "".join(lines), b""
     sys.stdout.flush()
     with report:
         pickle.dump(said, report)
     threading.Event().wait()
 
 
-def _end_with_parent() -> None:
-    os.read(0, 1)  # returns when nobody holds the other end of the pipe any more
+def _end_with_parent(pipe: IO[bytes]) -> None:
+    pipe.read(1)  # returns when nobody holds the other end of the pipe any more
     os.killpg(0, signal.SIGKILL)
 
 
@@ -49,7 +55,7 @@ def _called(number: int, n: int, port: int, devices: int, module: str, file: str
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     flags = flags.strip()  # XLA takes blanks for the name of a file
     os.environ |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    os.environ["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
+    os.environ |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "no_grpc_proxy": "127.0.0.1"}
     os.environ.setdefault("PJRT_NPROC", "64")  # for the reason that `ckpt_schema.testing.devices` gives
     import jax  # which reads these variables once
 
@@ -71,6 +77,8 @@ def _import(module: str, file: str | None) -> None:
         spec = importlib.util.spec_from_file_location(module, file) if file else None
         if spec is None or spec.loader is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # or it is a module that this one imports
+        for dot in re.finditer(r"\.", module):  # pickle asks for the packages above it too
+            sys.modules.setdefault(module[: dot.start()], types.ModuleType(module[: dot.start()]))
         sys.modules[module] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[module])
 
