@@ -19,7 +19,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding
 
-from ckpt_schema import leaves, paths
+from ckpt_schema import leaves, paths, placement
 from ckpt_schema.errors import CkptSchemaError, Mismatch
 from ckpt_schema.paths import Key, KeyPath
 from ckpt_schema.pytrees import children
@@ -136,7 +136,7 @@ def _leaf(key: KeyPath, left: Any, right: Any) -> Iterator[Mismatch]:
         return
     if not _same_sharding(left, right):
         shardings = (getattr(side, "sharding", None) for side in (left, right))
-        yield Mismatch(where, "sharding", *leaves.describe_shardings(*shardings))
+        yield Mismatch(where, "sharding", *placement.describe_shardings(*shardings))
         return
     if not leaves.is_abstract(left):
         yield from _bits(where, left, right)

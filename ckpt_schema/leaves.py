@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dims
@@ -31,11 +29,9 @@ __all__ = [
     "abstract",
     "accepts",
     "describe",
-    "describe_shardings",
     "dtype_of",
     "fresh_key",
     "from_annotation",
-    "gathered",
     "holds",
     "is_abstract",
     "is_scalar",
@@ -43,7 +39,6 @@ __all__ = [
     "key_impl",
     "key_words",
     "make_default",
-    "placed",
     "signature",
 ]
 
@@ -290,20 +285,6 @@ def describe(value: Any) -> str:
     return f"{found[1]}[{' '.join(map(str, found[0]))}]"
 
 
-def describe_shardings(*shardings: Any) -> tuple[str, ...]:
-    """Shardings as messages write them, ``P('x', None) over x=4 y=2``; in full where that would not tell them apart."""
-    short = tuple(map(_short, shardings))
-    return short if len({*short}) == len({*shardings}) else tuple(map(str, shardings))
-
-
-def _short(sharding: Any) -> str:
-    if not isinstance(sharding, NamedSharding) or sharding.memory_kind not in (None, "device"):
-        return "no sharding" if sharding is None else str(sharding)
-    axes = zip(sharding.mesh.axis_names, sharding.mesh.axis_sizes, sharding.mesh.axis_types, strict=True)
-    sizes = " ".join(f"{name}={size}{'' if kind == AxisType.Auto else f' ({kind.name.lower()})'}" for name, size, kind in axes)
-    return f"{sharding.spec} over {sizes}"
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fill:
     """A default that fills the leaf with one value."""
@@ -349,49 +330,6 @@ def fresh_key(seed: int) -> FreshKey:
         FreshKey(seed=0)
     """
     return FreshKey(seed)
-
-
-def placed(value: Any, sharding: Any) -> jax.Array:
-    """The value with this sharding, as ``jax.device_put`` gives it, where devices of other processes have a part in it too.
-
-    Args:
-        value: An array that every process has, or one over the devices of several.
-        sharding: Where it goes.
-    """
-    spread = isinstance(value, jax.Array) and not value.is_fully_addressable
-    if sharding.is_fully_addressable and not spread:
-        return jax.device_put(value, sharding)
-    if _dtype_name(value.dtype).startswith("key<"):  # which jax moves within one process only
-        spec = getattr(sharding, "spec", None)
-        if spec is not None:
-            sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec, *[None] * (value.ndim - len(spec)), None))
-        return jax.random.wrap_key_data(placed(jax.random.key_data(value), sharding), impl=jax.random.key_impl(value))
-    if spread and not sharding.is_fully_addressable:
-        return _from_bits(value.dtype, sharding)(jax.device_put(_bits(value), sharding))
-    host = gathered(value)  # jax would compare it with what the others have, and take two NaNs for different
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index], dtype=host.dtype)
-
-
-def gathered(value: Any) -> np.ndarray[Any, Any]:
-    """An array as NumPy has it, from other processes too."""
-    if isinstance(value, jax.Array) and not value.is_fully_addressable and not value.is_fully_replicated:
-        return multihost_utils.process_allgather(_bits(value), tiled=True).view(value.dtype)
-    return np.asarray(value)
-
-
-def _bits(value: jax.Array) -> jax.Array:
-    """Floats as unsigned integers: between processes XLA computes on wider ones, and loses the payload of a NaN."""
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        return value
-    return jax.lax.bitcast_convert_type(value, f"uint{jnp.finfo(value.dtype).bits}")
-
-
-@functools.lru_cache(maxsize=256)
-def _from_bits(dtype: Any, sharding: Any) -> Any:
-    """From what `_bits` made to leaves of a dtype."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return lambda bits: bits
-    return jax.jit(lambda bits: jax.lax.bitcast_convert_type(bits, dtype), out_shardings=sharding)
 
 
 def make_default(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], sharding: Any = None) -> jax.Array:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float32, Int32, UInt32
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
-from ckpt_schema import leaves
+from ckpt_schema import placement
 from ckpt_schema.lens.bits import difference
 from ckpt_schema.orbax.agreement import raised_by_all
 from ckpt_schema.orbax.metadata import alone
@@ -224,7 +224,7 @@ def big(side: int, specs: Mapping[int, Sequence[Any]]) -> Any:
         spec = specs.get(value.ndim, ()) if math.prod(value.shape) > MANY else ()
         if spec:
             value = np.frombuffer(np.random.default_rng(0).bytes(value.nbytes), value.dtype).reshape(value.shape)
-        return leaves.placed(value, NamedSharding(over, PartitionSpec(*spec)))
+        return placement.placed(value, NamedSharding(over, PartitionSpec(*spec)))
 
     return makers(BIG, LENS.source, LENS.view)[side](np.random.default_rng(0), place, values="counted")
 
@@ -244,7 +244,7 @@ def big_nnx(kernel: Sequence[Any], embedding: Sequence[Any]) -> Any:
 
     def place(value: Any) -> Any:
         spec = {(BIG["mlp"], BIG["embed"]): kernel, (BIG["vocab"], BIG["embed"]): embedding}.get(tuple(value.shape), ())
-        return leaves.placed(value, NamedSharding(over, PartitionSpec(*spec)))
+        return placement.placed(value, NamedSharding(over, PartitionSpec(*spec)))
 
     return makers(BIG, LENS.source, LENS.view)[1](np.random.default_rng(0), place, values="counted")
 
@@ -272,13 +272,13 @@ def refused(root: Path) -> dict[str, tuple[str, list[str], str]]:
     """What each process raises where something is wrong in all, in one shard, or in one process."""
     over, first = mesh(jax.device_count()), jax.process_index() == 0
     rows = NamedSharding(over, PartitionSpec("x"))
-    ids = leaves.placed(np.array([1, 2, 3, -4], "int32"), rows)
+    ids = placement.placed(np.array([1, 2, 3, -4], "int32"), rows)
     cast = cs.derive(Signed, Unsigned)
     ocp.save(root / "signed", {"ids": ids})
     values = np.ones((4, 2), "float32")
     copy = values.copy()
     copy[3, 1] = -0.0
-    tied = {"embedding": leaves.placed(values, rows), "head": leaves.placed(copy, rows)}
+    tied = {"embedding": placement.placed(values, rows), "head": placement.placed(copy, rows)}
     tie = cs.derive(Tied, Single, [cs.tie("head", "embedding")])
     state = nnx_state(7, Sharded(over))
     host = {**linen_state(5, Sharded(over)), "step": jnp.int32(3)}
@@ -307,7 +307,7 @@ def alone_in_one(root: Path) -> dict[str, tuple[str, list[str], str]]:
     for seed in (5, 6):
         cs.orbax.save(root / f"{seed}", linen_state(seed, states), LENS)
     cs.orbax.save(root / "private", nnx_state(7, states), LENS)
-    large = leaves.placed(np.random.default_rng(0).random((64, 4096), np.float32), rows)
+    large = placement.placed(np.random.default_rng(0).random((64, 4096), np.float32), rows)
     matrix = cs.derive(Single, Single)
     cs.orbax.save(root / "damaged", {"embedding": large}, matrix, side="source")
     multihost_utils.sync_global_devices("saved")
@@ -347,10 +347,10 @@ def payloads() -> list[tuple[str, str]]:
     lost: list[tuple[str, str]] = []
     for dtype in ("float32", "bfloat16", "float16", "float8_e5m2", "float8_e4m3fn", "complex64"):
         value = hostile(np.random.default_rng(0), dtype, (8, 8))
-        spread = leaves.placed(value, rows)
-        ways = {"moved": unlike([leaves.placed(spread, columns)], [value])}
-        ways["gathered"] = [] if leaves.gathered(spread).tobytes() == value.tobytes() else ["all"]
-        ways["compared"] = [] if difference(spread, leaves.placed(value, columns)) is None else ["all"]
+        spread = placement.placed(value, rows)
+        ways = {"moved": unlike([placement.placed(spread, columns)], [value])}
+        ways["gathered"] = [] if placement.gathered(spread).tobytes() == value.tobytes() else ["all"]
+        ways["compared"] = [] if difference(spread, placement.placed(value, columns)) is None else ["all"]
         lost += [(dtype, way) for way, found in ways.items() if found]
     return lost
 

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from faults import Planted, mutants
 from hypothesis import settings
 from jaxtyping import Array, Float32, Int32
+from pair_models import Run, train
 from pair_schemas import NAMES, pair
 from support.models import LinenDecoder, NnxDecoder
 
@@ -25,6 +26,7 @@ import ckpt_schema as cs
 from ckpt_schema.lens.rules import Rule
 from ckpt_schema.testing import LAWS, Sample, strategies, virtual_devices
 from ckpt_schema.testing.meshes import MESHES
+from ckpt_schema.testing.outputs import Outputs
 from ckpt_schema.testing.states import bound
 from ckpt_schema.testing.suite import BrokenLawError, Options, check_law, idle
 
@@ -41,6 +43,7 @@ class Target:
         rules: Those it is derived by.
         source: A state of the real model of its source, if there is one.
         view: One of the view's.
+        outputs: What the models compute.
     """
 
     name: str
@@ -48,6 +51,12 @@ class Target:
     rules: tuple[Rule, ...] = ()
     source: Any = None
     view: Any = None
+    outputs: Outputs | None = None
+
+    @property
+    def options(self) -> Options:
+        """How the laws are tried on it: with their default settings."""
+        return Options(source=self.source, view=self.view, outputs=self.outputs, shrinking=1.0)
 
 
 class Plain(cs.Schema):
@@ -82,7 +91,12 @@ def target(name: str) -> Target:
     if name == "rules":
         return _drawn(name, cs.derive(Plain, Ruled, RULES), RULES)
     at = pair(name)
-    return Target(name, at.lens, (), at.linen.start, at.nnx.start)
+    return Target(name, at.lens, (), at.linen.start, at.nnx.start, (losses(at.linen), losses(at.nnx)))
+
+
+def losses(run: Run) -> Callable[[Any], list[float]]:
+    """What a model computes: two losses, so that the second depends on what the optimizer keeps."""
+    return lambda state: [float.fromhex(loss) for loss in train(run, state, range(2))[1]]
 
 
 def _drawn(name: str, lens: cs.Lens, rules: tuple[Rule, ...] = ()) -> Target:
@@ -130,7 +144,7 @@ def attack(planted: Planted, at: Target) -> Outcome:
 
 
 def _broken(lens: cs.Lens, at: Target) -> str | None:
-    options = Options(shrinking=0.0, source=at.source, view=at.view)
+    options = dataclasses.replace(at.options, shrinking=0.0)
     for law in sorted(LAWS.values(), key=lambda law: _COSTS.get(law.kind, 1)):
         if idle(lens, law, options):
             continue
@@ -182,6 +196,7 @@ SHOWN = {
     "Restore": ("decoder", "sharding of onto ignored", "edited", "get"),
     "SaveRestore": ("decoder", "rolled", "edited", "put"),
     "Declaration": ("rules", "a key misspelt", "layout", "source"),
+    "Function": ("LSTM", "keys of two leaves alike exchanged", "layout", "view"),
 }
 """For each law a lens and a fault in it, by kind, where and way, that the law is there to find."""
 
@@ -199,7 +214,7 @@ def failure(law: str) -> BrokenLawError:
     """What is raised for it."""
     at, lens = shown(law)
     try:
-        check_law(lens, LAWS[law], Options(source=at.source, view=at.view))
+        check_law(lens, LAWS[law], dataclasses.replace(at.options, shrinking=Options.shrinking))
     except BrokenLawError as error:
         return error
     raise AssertionError(f"{law} is not broken")

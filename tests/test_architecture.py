@@ -14,7 +14,7 @@ ROOT = Path(ckpt_schema.__file__).parent
 PACKAGE = ROOT.name
 MAX_LINES = 400
 ORDER = """
-    errors text paths dims leaves pytrees table fields schema
+    errors text paths dims leaves placement pytrees table fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees slots chains conformance equality inference
     lens lens.axes lens.bits lens.edits lens.arrays lens.partial lens.keys lens.stacks lens.symbolic
@@ -24,7 +24,8 @@ ORDER = """
     orbax.agreement orbax.metadata orbax.sides orbax.private orbax.restore orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing.devices testing.worker testing.distributed testing.values testing.meshes testing.containers testing.states
-    testing.samples testing.strategies testing.laws testing.naming testing.trials testing.lawbook testing.suite testing
+    testing.samples testing.strategies testing.laws testing.naming testing.outputs testing.trials testing.lawbook
+    testing.suite testing
     cli __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column
 PLACES = {

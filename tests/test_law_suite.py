@@ -35,40 +35,21 @@ from ckpt_schema.testing.trials import Given
 FAILURES = Path(__file__).parent.parent / "docs" / "failures.md"
 
 
-class TestResNet(LensLaws):
-    lens = target("ResNet").lens
-    source = target("ResNet").source
-    view = target("ResNet").view
+def suite(name: str) -> type[LensLaws]:
+    """What a user writes for a pair of models."""
+    at = target(name)
+    told: dict[str, Any] = {"lens": at.lens, "source": at.source, "view": at.view}
+    if at.outputs is not None:
+        told |= {"source_outputs": staticmethod(at.outputs[0]), "view_outputs": staticmethod(at.outputs[1])}
+    return type(name, (LensLaws,), told)
 
 
-class TestLstm(LensLaws):
-    lens = target("LSTM").lens
-    source = target("LSTM").source
-    view = target("LSTM").view
-
-
-class TestLora(LensLaws):
-    lens = target("LoRA").lens
-    source = target("LoRA").source
-    view = target("LoRA").view
-
-
-class TestLoraAlone(LensLaws):
-    lens = target("LoRA alone").lens
-    source = target("LoRA alone").source
-    view = target("LoRA alone").view
-
-
-class TestTiedEmbeddings(LensLaws):
-    lens = target("tied embeddings").lens
-    source = target("tied embeddings").source
-    view = target("tied embeddings").view
-
-
-class TestRules(LensLaws):
-    lens = target("rules").lens
-    source = target("rules").source
-    view = target("rules").view
+TestResNet = suite("ResNet")
+TestLstm = suite("LSTM")
+TestLora = suite("LoRA")
+TestLoraAlone = suite("LoRA alone")
+TestTiedEmbeddings = suite("tied embeddings")
+TestRules = suite("rules")
 
 
 def test_every_pair_is_tried() -> None:
@@ -111,7 +92,7 @@ def planted(kind: str, where: str, way: str) -> cs.Lens:
 def test_each_law_finds_what_it_is_for(name: str) -> None:
     (at, lens), law = shown(name), LAWS[name]
     with pytest.raises(BrokenLawError) as caught:
-        check_law(lens, law, Options(shrinking=1.0, source=at.source, view=at.view))
+        check_law(lens, law, at.options)
     said, notes = str(caught.value), "\n".join(getattr(caught.value, "__notes__", ()))
     assert said.startswith(f"{name} does not hold for {lens.source.name} -> {lens.view.name}: {law.equation}\n")
     drawn = law.kind != "given"
@@ -128,12 +109,13 @@ def test_the_docs_show_how_each_law_fails(name: str) -> None:
     assert f"\n{name} does not hold for {lens.source.name} -> {lens.view.name}: {law.equation}\n" in text
     states: dict[str, Any] = {"s": at.source, "v": at.view}
     lines = re.findall(r"^  ([stvw]) = (Sample\((\{.*?\}).*)$", text, re.MULTILINE)
+    lens = ~lens if "\n  lens = ~lens\n" in text else lens
     for state, code, sizes in lines:
         states[state] = eval(code, {"Sample": Sample, "lens": lens, "AxisType": jax.sharding.AxisType})
         lens = bound(lens, eval(sizes))
     assert [state for state, *_ in lines] == ([*law.states] if law.kind != "given" else [])
     with pytest.raises(cs.CkptSchemaError) as caught:
-        law.check(Given(lens, states))
+        law.check(Given(lens, states, at.outputs, at.options.tolerance))
     for fault in caught.value.mismatches:
         assert f"\n  {fault.path}" in text and f"found {fault.found}" in text
 

@@ -271,3 +271,14 @@ def test_parts_whose_sizes_do_not_add_up() -> None:
     with pytest.raises(cs.ConformanceError, match=r"no size for k, q, v\n.*bind\(k=..., q=..., v=...\); .* one follows"):
         lens.get(whole)
     np.testing.assert_array_equal(lens.bind(q=4, k=2).get(whole)["v"], whole["qkv"][:, 6:])
+
+
+@pytest.mark.parametrize("view", [Listed, Named])
+def test_a_stack_of_no_layers_is_told_before_anything_is_made_of_it(view: type[cs.Schema]) -> None:
+    empty = {"layers": {"w": jnp.zeros((2, 0, 3)), "count": jnp.zeros(0, "uint32")}}
+    with pytest.raises(cs.ConformanceError) as caught:
+        cs.derive(Stacked, view).get(empty)
+    assert [(fault.path, fault.found) for fault in caught.value.mismatches] == [
+        ("layers/w", "depth=0"),
+        ("layers/count", "depth=0"),
+    ]

@@ -37,13 +37,16 @@ def test_what_the_readme_says_runs(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_what_the_guide_to_testing_says_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = FENCE.findall(GUIDE.read_text())
     files = {block.split("\n")[0].removeprefix("# "): block for block in blocks if block.startswith("# ")}
-    assert sorted(files) == ["family.py", "jobs.py"]
+    assert sorted(files) == ["family.py", "jobs.py", "mixture.py"]
     for name, block in files.items():
         (tmp_path / name).write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
     names: dict[str, Any] = {"__name__": "guide"}
-    for block in (block for block in blocks if block != files["jobs.py"]):  # it is imported
+    for block in (block for block in blocks if block not in files.values()):
         exec(compile(block, str(GUIDE), "exec"), names)
+    real = names["TestRealMixture"]()
+    real.test_declaration()
+    real.test_function()
     small = names["TestSmallMixtures"]()
     small.test_get_put()
     small.test_sharding()

@@ -308,6 +308,7 @@ def _met(fate: str) -> Iterator[None]:
 
 
 def _settings(times: float) -> hypothesis.settings:
+    """No shrinking: it takes minutes, and what a failure prints is a program already."""
     return hypothesis.settings(examples(times), stateful_step_count=30, phases=[hypothesis.Phase.generate])
 
 

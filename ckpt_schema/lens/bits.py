@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ckpt_schema import leaves
+from ckpt_schema import placement
+from ckpt_schema.placement import as_bits
 
 __all__ = ["difference", "stray"]
 
@@ -71,7 +72,7 @@ def _looked_for(where: Callable[..., Any], a: jax.Array, b: Any) -> Difference |
 def _together(first: Any, copy: Any) -> tuple[jax.Array, jax.Array]:
     """Both as jax arrays on the same devices."""
     a = first if isinstance(first, jax.Array) else jnp.asarray(first)
-    return a, leaves.placed(copy, a.sharding)
+    return a, placement.placed(copy, a.sharding)
 
 
 @functools.lru_cache(maxsize=64)
@@ -97,7 +98,7 @@ def _first(where: Callable[..., Any], a: jax.Array, b: jax.Array) -> tuple[jax.A
     for _ in range(a.ndim):
         index.append(jnp.argmax(mask.any(axis=tuple(range(1, mask.ndim)))))
         mask = mask[index[-1]]
-    values = (x[tuple(index)] if x.ndim else x for x in (_bits(_data(a)), _bits(_data(b))))
+    values = (x[tuple(index)] if x.ndim else x for x in (as_bits(_data(a)), as_bits(_data(b))))
     return jnp.array(index, "int32"), *values
 
 
@@ -107,14 +108,7 @@ def _unlike(a: jax.Array, b: jax.Array) -> jax.Array:
         return (_data(a) != _data(b)).any(axis=-1)
     if jnp.issubdtype(a.dtype, jnp.complexfloating):
         return _unlike(a.real, b.real) | _unlike(a.imag, b.imag)
-    return _bits(a) != _bits(b)
-
-
-def _bits(value: Any) -> Any:
-    """Floats as integers: as floats, the payload of a NaN may be lost on the way."""
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        return value
-    return jax.lax.bitcast_convert_type(value, jnp.dtype(f"uint{jnp.finfo(value.dtype).bits}"))
+    return as_bits(a) != as_bits(b)
 
 
 def _data(value: Any) -> Any:

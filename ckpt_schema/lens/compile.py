@@ -218,6 +218,9 @@ def _sources(
             if len(positions) != len(inputs):
                 faults += (_absent(source.rows[i[0]], i) for i in inputs if i not in tree.slots)
                 continue
+            if not outputs:
+                faults.append(_no_layers(join, tree.flat.keys[positions[0]], after, sizes))
+                continue
             found.carried.append((join.chain, outputs, positions))
             again = positions[0] in moved and onto is not None  # a copy takes the sharding of what it stands for
             if not join.chain and not again and not _materialized(tree, positions[0], onto, outputs[0]):
@@ -239,6 +242,13 @@ def _sources(
     if faults:
         raise ConformanceError(f"{source.name} cannot be taken to {view.name}: {len(faults)} fault(s)", faults)
     return found
+
+
+def _no_layers(join: Join, key: KeyPath, after: Row, sizes: Mapping[str, int]) -> Mismatch:
+    """A stack of nothing, of which the other side would keep no shape."""
+    told = " ".join(f"{dims_.format_dim(dim)}=0" for dim in join.levels if dims_.size_of(dim, sizes) == 0)
+    expected = f"at least one layer, for {paths.format_path(after.key)} to be made of"
+    return Mismatch(paths.format_path(key), "dims", expected, told, "a list of no layers cannot be stacked again")
 
 
 def _materialized(tree: Match, position: int, onto: Match | None, output: Slot) -> bool:

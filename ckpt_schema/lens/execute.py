@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ckpt_schema import leaves
+from ckpt_schema import leaves, placement
 from ckpt_schema.leaves import Fill, FreshKey, Leaf
 from ckpt_schema.lens import shardings, stages, traced
 from ckpt_schema.lens.edits import Chain
@@ -57,7 +57,7 @@ def _array(value: complex, dtype: str, beside: Sequence[Any]) -> jax.Array:
     mesh = shardings.mesh_of(beside) if jax.process_count() > 1 else None
     if mesh is None:
         return jnp.asarray(value, dtype)
-    return leaves.placed(np.asarray(value, jnp.dtype(dtype)), NamedSharding(mesh, PartitionSpec()))
+    return placement.placed(np.asarray(value, jnp.dtype(dtype)), NamedSharding(mesh, PartitionSpec()))
 
 
 def _like(result: Any, like: Any) -> Any:
@@ -69,13 +69,13 @@ def _like(result: Any, like: Any) -> Any:
     if leaves.is_scalar(like):
         return type(like)(result)
     if isinstance(like, np.generic):
-        return leaves.gathered(result)[()]
+        return placement.gathered(result)[()]
     if isinstance(like, np.ndarray):
-        return leaves.gathered(result)
+        return placement.gathered(result)
     target = on_devices(getattr(like, "sharding", None))
     if target is None or (isinstance(result, jax.Array) and result.sharding == target):
         return result
-    return stages.settled(leaves.placed(result, target))
+    return stages.settled(placement.placed(result, target))
 
 
 def _abstract(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[jax.ShapeDtypeStruct]:

@@ -16,7 +16,7 @@ from etils import epath
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ckpt_schema import leaves, paths
+from ckpt_schema import leaves, paths, placement
 from ckpt_schema.conformance import Match
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
 from ckpt_schema.frameworks import nnx
@@ -134,7 +134,7 @@ def _goals(target: Tree) -> Any:
         loose = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and spare is not None and not leaf.committed
         if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spare if loose else leaf.sharding)
-        return leaves.placed(leaf, spare) if loose else leaf
+        return placement.placed(leaf, spare) if loose else leaf
 
     return jax.tree.map(goal, target)
 
@@ -297,7 +297,7 @@ def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tre
             continue
         leaf = Leaf(tuple((n,) for n in goal.shape), str(goal.dtype))
         if leaves.is_scalar(value) and leaves.accepts(leaf, value):
-            value = leaves.placed(np.asarray(value, goal.dtype), goal.sharding)
+            value = placement.placed(np.asarray(value, goal.dtype), goal.sharding)
         if not isinstance(value, jax.Array) or leaves.signature(value) != leaves.signature(goal):
             kind = "cast" if leaves.is_scalar(value) else "leaf"
             faults.append(

@@ -9,7 +9,7 @@ from ckpt_schema.testing.devices import DevicesError, virtual_devices
 from ckpt_schema.testing.distributed import DistributedError, run_distributed
 from ckpt_schema.testing.lawbook import LAWS, Law
 from ckpt_schema.testing.samples import Sample
-from ckpt_schema.testing.suite import BrokenLawError, LensLaws, check_laws
+from ckpt_schema.testing.suite import BrokenLawError, LensLaws, Options, check_laws
 
 __all__ = [
     "LAWS",
@@ -18,6 +18,7 @@ __all__ = [
     "DistributedError",
     "Law",
     "LensLaws",
+    "Options",
     "Sample",
     "check_laws",
     "run_distributed",

@@ -53,5 +53,8 @@ def verify_devices(count: int) -> None:
     """
     found = len(jax.devices())
     if found < count:
-        hint = "put `from ckpt_schema.testing import virtual_devices; virtual_devices()` on top of conftest.py"
+        hint = (
+            "put `from ckpt_schema.testing import virtual_devices; virtual_devices()` on top of conftest.py, or of the script; "
+            "or ask for no sharded leaves, meshes=()"
+        )
         raise DevicesError("too few devices: 1 fault", [Mismatch("jax", "devices", f"{count} devices", str(found), hint)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
@@ -14,12 +15,14 @@ from ckpt_schema import leaves
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.lens.partial import Partial
 from ckpt_schema.orbax import restore, save
+from ckpt_schema.paths import format_path
 from ckpt_schema.testing import laws
 from ckpt_schema.testing.naming import naming
+from ckpt_schema.testing.outputs import function
 from ckpt_schema.testing.states import edits_of
-from ckpt_schema.testing.trials import Kind, Trial
+from ckpt_schema.testing.trials import Given, Kind, Trial
 
-__all__ = ["LAWS", "Law", "promises_jit"]
+__all__ = ["LAWS", "Law", "looked_at"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,11 @@ def _declaration(at: Trial) -> None:
     laws.declaration(at.lens, at["s"], at["v"])
 
 
+def _function(at: Trial) -> None:
+    assert isinstance(at, Given) and at.outputs is not None
+    function(at.lens, at["s"], at["v"], at.outputs, at.tolerance)
+
+
 def _sharing(at: Trial) -> None:
     laws.sharing(at.lens, at["s"], at["v"])
     laws.sharing(~at.lens, at["v"], at["s"])
@@ -111,30 +119,32 @@ def _sharding(at: Trial) -> None:
 
 def _jit(at: Trial) -> None:
     for lens, name in ((at.lens, "s"), (~at.lens, "v")):
-        if promises_jit(lens):
+        if not looked_at(lens):
             laws.jit(lens, at[name])
 
 
-def promises_jit(lens: Lens) -> bool:
-    """Whether its ``get`` may be traced: it depends on no value."""
-    filled = [place.row for join in lens.joins for place in join.views]
-    return len({*filled}) == len(filled) and not any(isinstance(e, Partial) for j in lens.joins for e in edits_of(j.chain))
+def looked_at(lens: Lens) -> list[str]:
+    """What ``get`` does that depends on values, by key path: where there is none, it may be traced."""
+    places = [(place.row, join) for join in lens.joins for place in join.views]
+    tied = {row for row, count in collections.Counter(row for row, _ in places).items() if count > 1}
+    edits = [(row, str(edit)) for row, join in places for edit in edits_of(join.chain) if isinstance(edit, Partial)]
+    return [f"{format_path(lens.view.rows[row].key)}: {what}" for row, what in [*edits, *((row, "tied") for row in tied)]]
 
 
 def _restore(at: Trial) -> None:
-    for lens, saved, target in ((at.lens, at["s"], at["v"]), (~at.lens, at["v"], at["s"])):
-        with tempfile.TemporaryDirectory() as root:
-            save(Path(root) / "0", saved, lens, side="source")
-            found = restore(Path(root) / "0", abstract(target), lens, target_side="view", disk_side="source")
-        laws.identical(found, laws.placed_like(lens.get(saved, onto=abstract(target)), target))
+    saved, target = at["s"], at["v"]
+    with tempfile.TemporaryDirectory() as root:
+        save(Path(root) / "0", saved, at.lens, side="source")
+        found = restore(Path(root) / "0", abstract(target), at.lens, target_side="view", disk_side="source")
+    laws.identical(found, laws.placed_like(at.lens.get(saved, onto=abstract(target)), target))
 
 
 def _save_restore(at: Trial) -> None:
-    for lens, state, other in ((at.lens, at["v"], at["w"]), (~at.lens, at["s"], at["t"])):
-        with tempfile.TemporaryDirectory() as root:
-            save(Path(root) / "0", state, lens, side="view")
-            found = restore(Path(root) / "0", abstract(other), lens, target_side="view", disk_side="source")
-        laws.identical(found, laws.placed_like(state, other))
+    state, other = at["v"], at["w"]
+    with tempfile.TemporaryDirectory() as root:
+        save(Path(root) / "0", state, at.lens, side="view")
+        found = restore(Path(root) / "0", abstract(other), at.lens, target_side="view", disk_side="source")
+    laws.identical(found, laws.placed_like(state, other))
 
 
 def abstract(tree: Any) -> Any:
@@ -173,7 +183,7 @@ _ALL = (
     Law(
         "SaveRestore",
         "restore(saved v, abstract(w)) == v, saved in the layout of the source",
-        "stvw",
+        "vw",
         _save_restore,
         "disk",
         0.2,
@@ -185,5 +195,6 @@ _ALL = (
         _declaration,
         "given",
     ),
+    Law("Function", "g(get(s, onto=v)) == f(s), up to rounding, for what the models f and g compute", "sv", _function, "given"),
 )
 LAWS: Mapping[str, Law] = {law.name: law for law in _ALL}

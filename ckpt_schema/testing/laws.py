@@ -22,6 +22,7 @@ from ckpt_schema.lens.core import Lens
 from ckpt_schema.lens.joins import instances
 from ckpt_schema.lens.stages import settled
 from ckpt_schema.paths import fill, format_path
+from ckpt_schema.placement import describe_shardings
 from ckpt_schema.table import Layout, Slot
 from ckpt_schema.trees import Tree
 
@@ -76,9 +77,8 @@ def get_get(lens: Lens, s: Tree, t: Tree, v: Tree) -> None:
 
 def conformance(lens: Lens, s: Tree, v: Tree) -> None:
     """``check(View, get(s)) == []``, with ``onto`` and without."""
-    dims = {name: size for name, size in lens.dims.items() if name in lens.view.names()}
     for found in (lens.get(s), lens.get(s, onto=v)):
-        report = check(lens.view, found, dims)
+        report = check(lens.view, found, _known(lens, lens.view))
         if report:
             raise LawError(f"what is made does not conform to {lens.view.name}: {len(report)} fault(s)", report.mismatches)
 
@@ -95,27 +95,46 @@ def carries(lens: Lens, s: Tree) -> bool:
 def declaration(lens: Lens, s: Tree | None, v: Tree | None) -> None:
     """``check(Source, s) == [] == check(View, v)``, and each is translated into what the other is like; both may be missing."""
     for table, tree in ((lens.source, s), (lens.view, v)):
-        report = check(table, tree) if tree is not None else ()
+        if tree is None:
+            continue
+        report = check(table, tree, _known(lens, table))
         if report:
             header = f"the state that is given does not conform to {table.name}: {len(report)} fault(s)"
             raise LawError(header, report.mismatches, report.notes)
+        lens = lens.bind(**report.dims)  # no tree tells the factors of a product
     faults = [*_mistyped(~lens, s), *_mistyped(lens, v)]
     if faults:
         raise LawError(f"Variables are of other types than they are declared: {len(faults)} fault(s)", faults)
     if s is None or v is None:
         return
     one, other = (jax.tree.map(_shape, tree) for tree in (s, v))
-    identical(jax.tree.map(_shape, lens.get(one, onto=other)), other)
-    identical(jax.tree.map(_shape, lens.put(other, onto=one)), one)
+    identical(_as_given(lens.get(one, onto=other), other), other)
+    identical(_as_given(lens.put(other, onto=one), one), one)
+
+
+def _known(lens: Lens, table: Layout) -> dict[str, int]:
+    return {name: size for name, size in lens.dims.items() if name in table.names()}
+
+
+def _as_given(made: Tree, given: Tree) -> Tree:
+    """The shapes of a tree; what is given as a Python number, as ``step`` often is, has none."""
+    shapes = jax.tree.map(_shape, made)
+    if jax.tree.structure(shapes) != jax.tree.structure(given):
+        return shapes
+    return jax.tree.map(lambda x, like: like if leaves.is_scalar(like) else x, shapes, given)
 
 
 def _mistyped(lens: Lens, v: Tree | None) -> Iterator[Mismatch]:
     """The Variables of ``v`` that are of no such type as the lens would make, there and back."""
     found = {} if v is None else variables(v)
     made = variables(lens.get(lens.put(jax.tree.map(_shape, v)))) if found else {}
-    for key, (kind, _) in found.items():
-        if not issubclass(kind, made[key][0]):
-            yield Mismatch(format_path(key), "type", f"nnx.{made[key][0].__name__}, or a class of it", f"nnx.{kind.__name__}")
+    for key, (kind, tag) in found.items():
+        expected, told = made[key]
+        if not issubclass(kind, expected):
+            yield Mismatch(format_path(key), "type", f"nnx.{expected.__name__}, or a class of it", f"nnx.{kind.__name__}")
+        elif tag != told:
+            hint = "nnx.Rngs(0) tags what it is asked for as its default stream: declare tag="
+            yield Mismatch(format_path(key), "tag", str(dict(told).get("tag")), str(dict(tag).get("tag")), hint)
 
 
 def _shape(value: Any) -> Any:
@@ -229,7 +248,7 @@ def placement(lens: Lens, s: Tree, v: Tree) -> None:
     """What is edited or made goes where ``onto`` has it, or else is a global array on the mesh of the rest."""
     devices = {device for x in jax.tree.leaves(s) for device in x.sharding.device_set}
     faults = [
-        Mismatch(path, "sharding", f"a leaf on all of {len(devices)} devices", *leaves.describe_shardings(x.sharding))
+        Mismatch(path, "sharding", f"a leaf on all of {len(devices)} devices", *describe_shardings(x.sharding))
         for path, x in _leaves(lens.get(s))
         if x.sharding.device_set != devices
     ]
@@ -244,7 +263,7 @@ def placement(lens: Lens, s: Tree, v: Tree) -> None:
 
 
 def _unlike_onto(expected: Any, found: Any) -> tuple[str, str]:
-    first, second = leaves.describe_shardings(expected, found)
+    first, second = describe_shardings(expected, found)
     return f"that of onto, {first}", second
 
 
@@ -266,7 +285,7 @@ def sharding(lens: Lens, s: Tree) -> None:
                     _spelled(lens.view, outputs[0]),
                     "sharding",
                     f"a leaf sharded over {axis} too",
-                    *leaves.describe_shardings(made.sharding),
+                    *describe_shardings(made.sharding),
                 )
                 for made in theirs[:1]
                 for axis in sorted({a for x in ours for a in _axes(x)} - {*_axes(made)})

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ckpt_schema import leaves
+from ckpt_schema import placement
 from ckpt_schema.testing.devices import verify_devices
 
 __all__ = ["MESHES", "MeshSpec", "Place", "Sharded", "as_jax", "as_numpy", "mesh", "shardings"]
@@ -56,7 +56,7 @@ class Sharded:
 
     def __call__(self, value: Any) -> Any:
         """The leaf, sharded; over the devices of all processes, where the mesh has them."""
-        return leaves.placed(value, self.sharding(tuple(value.shape)))
+        return placement.placed(value, self.sharding(tuple(value.shape)))
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from ckpt_schema.testing.meshes import MESHES, MeshSpec, mesh, shardings
 from ckpt_schema.testing.samples import Sample
 from ckpt_schema.testing.values import VALUES
 
-__all__ = ["Bound", "Space", "absences", "mesh_and_specs", "samples", "sizes", "space", "states"]
+__all__ = ["Bound", "Space", "absences", "counts", "mesh_and_specs", "samples", "sizes", "space", "states"]
 
 Bound = int | tuple[int, int]
 """The size of a dim, or the least and the greatest."""
@@ -94,30 +94,33 @@ def space(of: Subject, bounds: Mapping[str, Bound], multiples: Mapping[str, int]
     fixed = {name: size for table in tables for name, size in table.sizes} | (dict(of.dims) if isinstance(of, Lens) else {})
     names = set[str]().union(*(table.names() for table in tables))
     names |= {name for join in of.joins for name in join.chain.names} if isinstance(of, Lens) else set()
-    counts = {name for table in tables for name in _counts(table)}
-    ends = {name: (int(name in counts or not empty), _LAYERS if name in counts else _MOST) for name in names}
+    layers = counts(of)
+    ends = {name: (int(name in layers or not empty), _LAYERS if name in layers else _MOST) for name in names}
     pools = {n: _pool(bounds.get(n), factors.get(n, 1), ends[n]) for n in sorted(names - fixed.keys())}
     unknown = sorted({*bounds, *factors} - names)
     faults = [Mismatch(name, "dims", f"a dim: {', '.join(sorted(names))}", "an unknown name") for name in unknown]
-    faults += [
-        Mismatch(name, "dims", f"a size within {bounds.get(name)} that is a multiple of {factors.get(name, 1)}", "none")
-        for name, pool in pools.items()
-        if not pool
-    ]
+    faults += [_none(name, bounds.get(name), factors.get(name, 1)) for name, pool in pools.items() if not pool]
     if faults:
         raise SchemaError(f"no sizes to draw: {len(faults)} fault(s)", faults)
     constraints = [pair for join in of.joins for pair in join.chain.constraints] if isinstance(of, Lens) else []
     return Space(pools, fixed, constraints)
 
 
+def _none(name: str, told: Bound | None, multiple: int) -> Mismatch:
+    if isinstance(told, tuple) and told[0] > told[1]:
+        return Mismatch(name, "dims", f"the least size, {told[0]}, and then the greatest", f"{told[1]}, which is less")
+    return Mismatch(name, "dims", f"a size within {told} that is a multiple of {multiple}", "none")
+
+
 def _tables(of: Subject) -> tuple[Layout, ...]:
     return (of.source, of.view) if isinstance(of, Lens) else (layout(of),)
 
 
-def _counts(table: Layout) -> set[str]:
+def counts(of: Subject) -> set[str]:
     """The names that numbers of layers are made of."""
-    found = [repeat.size for row in table.rows for repeat in row.repeats] + [dim for node in table.nodes for dim in node.counts]
-    return dims_.names(found)
+    tables = _tables(of)
+    found = [repeat.size for table in tables for row in table.rows for repeat in row.repeats]
+    return dims_.names([*found, *(dim for table in tables for node in table.nodes for dim in node.counts)])
 
 
 def _pool(told: Bound | None, multiple: int, ends: tuple[int, int]) -> list[int]:

@@ -8,7 +8,7 @@ import re
 import time
 import unittest
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import hypothesis
@@ -17,10 +17,11 @@ from ckpt_schema.errors import CkptSchemaError, Mismatch, ShardingWarning
 from ckpt_schema.frameworks.nnx import state_of
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.testing.devices import verify_devices
-from ckpt_schema.testing.lawbook import LAWS, Law, promises_jit
+from ckpt_schema.testing.lawbook import LAWS, Law, looked_at
 from ckpt_schema.testing.meshes import MESHES, MeshSpec
+from ckpt_schema.testing.outputs import Outputs
 from ckpt_schema.testing.states import refusable
-from ckpt_schema.testing.strategies import Bound
+from ckpt_schema.testing.strategies import Bound, space
 from ckpt_schema.testing.trials import Given, Trial, trials
 
 __all__ = ["BrokenLawError", "LensLaws", "Options", "check_law", "check_laws"]
@@ -44,6 +45,8 @@ class Options:
         shrinking: For how many seconds a smaller example is looked for, once there is one.
         source: A state of the real model of the source, or a module: concrete or abstract.
         view: One of the view's.
+        outputs: What each of the two models computes with a state, two functions.
+        tolerance: By how much outputs may differ, as a ratio to the greatest of them.
     """
 
     sizes: Mapping[str, Bound] = dataclasses.field(default_factory=dict[str, Bound])
@@ -54,6 +57,8 @@ class Options:
     shrinking: float = 15.0
     source: Any = None
     view: Any = None
+    outputs: Outputs | None = None
+    tolerance: float = 1e-3
 
 
 def check_law(lens: Lens, law: Law, options: Options) -> None:
@@ -65,6 +70,7 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
     """
     if law.kind == "given":
         return _check_given(lens, law, options)
+    space(lens, options.sizes)  # whose errors hypothesis would drown
     if law.kind != "jit":
         verify_devices(max((math.prod(shape) for shape, _ in options.meshes), default=1))
     failed: dict[str, float] = {}  # what broke the law, and when
@@ -93,7 +99,8 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
 
 
 def _check_given(lens: Lens, law: Law, options: Options) -> None:
-    trial = Given(lens, {"s": state_of(options.source), "v": state_of(options.view)})
+    states = {"s": state_of(options.source), "v": state_of(options.view)}
+    trial = Given(lens, states, options.outputs, options.tolerance)
     try:
         law.check(trial)
     except CkptSchemaError as error:
@@ -102,10 +109,12 @@ def _check_given(lens: Lens, law: Law, options: Options) -> None:
 
 def idle(lens: Lens, law: Law, options: Options) -> str:
     """Why there is nothing to try a law on; empty if there is."""
-    if law.kind == "jit" and not (promises_jit(lens) or promises_jit(~lens)):
-        return "what this lens does depends on values: it is not for jit"
+    if law.kind == "jit" and (found := looked_at(lens)) and looked_at(~lens):
+        return f"what this lens does depends on values, both ways, and is not for jit: {', '.join(found)}"
     if law.kind == "free" and not any(refusable(lens, side) for side in (0, 1)):
         return "this lens refuses no value"
+    if law.name == "Function" and (options.outputs is None or options.source is None):
+        return "nothing is said of what the models compute: set `source`, `source_outputs` and `view_outputs`"
     if law.kind == "given" and options.source is None and options.view is None:
         return "no states of the real models are given: set `source` and `view`"
     return ""
@@ -190,6 +199,9 @@ class LensLaws:
         lens: The lens.
         source: A state of the real model, concrete or abstract, or an NNX module, that the declared source is to be of.
         view: One for the view.
+        source_outputs: A method that takes a state of the source, and returns what the model computes with it.
+        view_outputs: One for the view.
+        tolerance: By how much these may differ, as a ratio to the greatest of them.
         laws: The names of the laws to try.
         sizes: See `Options`, as for the rest.
 
@@ -201,6 +213,9 @@ class LensLaws:
     lens: ClassVar[Lens]
     source: ClassVar[Any] = None
     view: ClassVar[Any] = None
+    source_outputs: ClassVar[Callable[..., Any] | None] = None
+    view_outputs: ClassVar[Callable[..., Any] | None] = None
+    tolerance: ClassVar[float] = Options.tolerance
     laws: ClassVar[Iterable[str]] = tuple(LAWS)
     sizes: ClassVar[Mapping[str, Bound]] = {}
     max_examples: ClassVar[int] = Options.max_examples
@@ -219,8 +234,17 @@ class LensLaws:
         _named(self.laws)
         if name not in self.laws:
             raise unittest.SkipTest(f"{name} is not among the laws of {type(self).__name__}")
+        both = self.source_outputs, self.view_outputs
         told = Options(
-            self.sizes, self.max_examples, self.meshes, self.profile, self.reproduce, source=self.source, view=self.view
+            self.sizes,
+            self.max_examples,
+            self.meshes,
+            self.profile,
+            self.reproduce,
+            source=self.source,
+            view=self.view,
+            outputs=None if both[0] is None or both[1] is None else (both[0], both[1]),
+            tolerance=self.tolerance,
         )
         reason = idle(self.lens, law, told)
         if reason:
@@ -290,3 +314,7 @@ class LensLaws:
     def test_declaration(self) -> None:
         """The declared layouts are those of the real states."""
         self.check("Declaration")
+
+    def test_function(self) -> None:
+        """The models compute the same."""
+        self.check("Function")

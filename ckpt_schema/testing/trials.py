@@ -14,9 +14,10 @@ from ckpt_schema.lens.core import Lens
 from ckpt_schema.table import Layout
 from ckpt_schema.testing.containers import containers
 from ckpt_schema.testing.meshes import MESHES, MeshSpec
+from ckpt_schema.testing.outputs import Outputs
 from ckpt_schema.testing.samples import Sample
 from ckpt_schema.testing.states import bound, refusable
-from ckpt_schema.testing.strategies import Bound, absences, space
+from ckpt_schema.testing.strategies import Bound, absences, counts, space
 from ckpt_schema.testing.values import VALUES
 from ckpt_schema.trees import Tree
 
@@ -35,9 +36,9 @@ class Trial:
     Not a dataclass, for hypothesis would print all of its layouts.
     """
 
-    def __init__(self, lens: Lens, samples: tuple[Sample, Sample]) -> None:
-        """Keeps a lens, all of its dims bound, and what the first state of each side is."""
-        self.lens, self.samples = lens, samples
+    def __init__(self, lens: Lens, samples: tuple[Sample, Sample], *, turned: bool = False) -> None:
+        """Keeps a lens, all of its dims bound, whether it is an inverse, and what the first state of each side is."""
+        self.lens, self.samples, self.turned = lens, samples, turned
 
     @functools.cached_property
     def told(self) -> Mapping[str, Sample]:
@@ -57,15 +58,18 @@ class Trial:
 
     def code(self, *names: str) -> list[str]:
         """The code that makes the states of these names."""
-        return [f"{name} = {self.told[name]!r}.{'source' if name in 'st' else 'view'}(lens)" for name in names]
+        states = [f"{name} = {self.told[name]!r}.{'source' if name in 'st' else 'view'}(lens)" for name in names]
+        return ["lens = ~lens", *states] if self.turned else states
 
 
 class Given(Trial):
     """A lens and states that somebody has given; None where nobody has."""
 
-    def __init__(self, lens: Lens, states: Mapping[str, Tree | None]) -> None:
-        """Keeps the lens, and the states by name."""
-        self.lens, self._states = lens, states
+    def __init__(
+        self, lens: Lens, states: Mapping[str, Tree | None], outputs: Outputs | None = None, tolerance: float = 0.0
+    ) -> None:
+        """Keeps the lens, the states by name, and what the models compute with them, up to a tolerance."""
+        self.lens, self._states, self.outputs, self.tolerance = lens, states, outputs, tolerance
 
     def __getitem__(self, name: str) -> Any:
         """The state of this name."""
@@ -89,6 +93,9 @@ def trials(
         bounds: The sizes of dims; see `ckpt_schema.testing.strategies.sizes`.
         meshes: The meshes that leaves are sharded over.
     """
+    turned = kind == "disk" and draw(st.booleans())  # a law on disk is tried one way at a time: it takes seconds
+    lens = _turned(lens) if turned else lens
+    bounds = {**_few(lens), **bounds} if kind == "disk" else bounds
     anywhere = st.sampled_from(("numpy", "numpy", "jax", "sharded"))
     where = draw(anywhere) if kind in ("any", "free") else "jax" if kind == "jit" else "sharded"
     where = "jax" if where == "sharded" and not meshes else where
@@ -112,7 +119,18 @@ def trials(
         refused = refusable(lens, side) if kind == "free" else ()
         free = draw(st.sampled_from(refused)) if refused else None
         both.append(Sample(found, seed + 2 * side, values, container, absent, leaves, spec, counts, free))
-    return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]))
+    return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), turned=turned)
+
+
+@functools.lru_cache(maxsize=64)
+def _turned(lens: Lens) -> Lens:
+    return ~lens
+
+
+@functools.lru_cache(maxsize=64)
+def _few(lens: Lens) -> Mapping[str, Bound]:
+    """Numbers of layers for states that go to disk."""
+    return {name: (1, 2) for name in counts(lens) if name not in lens.dims}
 
 
 def _steps(layout: Layout) -> bool:

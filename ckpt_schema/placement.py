@@ -1,0 +1,71 @@
+"""Where leaves are: put on devices of other processes too, gathered from them, told in messages. No bit is lost on the way."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+__all__ = ["as_bits", "describe_shardings", "gathered", "placed"]
+
+
+def placed(value: Any, sharding: Any) -> jax.Array:
+    """The value with this sharding, as ``jax.device_put`` gives it, where devices of other processes have a part in it too.
+
+    Args:
+        value: An array that every process has, or one over the devices of several.
+        sharding: Where it goes.
+    """
+    spread = isinstance(value, jax.Array) and not value.is_fully_addressable
+    if sharding.is_fully_addressable and not spread:
+        return jax.device_put(value, sharding)
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):  # which jax moves within one process only
+        spec = getattr(sharding, "spec", None)
+        if spec is not None:
+            sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec, *[None] * (value.ndim - len(spec)), None))
+        return jax.random.wrap_key_data(placed(jax.random.key_data(value), sharding), impl=jax.random.key_impl(value))
+    if spread and not sharding.is_fully_addressable:
+        return _from_bits(value.dtype, sharding)(jax.device_put(as_bits(value), sharding))
+    host = gathered(value)  # jax would compare it with what the others have, and take two NaNs for different
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index], dtype=host.dtype)
+
+
+def gathered(value: Any) -> np.ndarray[Any, Any]:
+    """An array as NumPy has it, from other processes too."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable and not value.is_fully_replicated:
+        return multihost_utils.process_allgather(as_bits(value), tiled=True).view(value.dtype)
+    return np.asarray(value)
+
+
+def as_bits(value: Any) -> Any:
+    """Floats as unsigned integers: between processes XLA computes on wider ones, and loses the payload of a NaN."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return value
+    return jax.lax.bitcast_convert_type(value, f"uint{jnp.finfo(value.dtype).bits}")
+
+
+@functools.lru_cache(maxsize=256)
+def _from_bits(dtype: Any, sharding: Any) -> Any:
+    """From what `as_bits` made to leaves of a dtype."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return lambda bits: bits
+    return jax.jit(lambda bits: jax.lax.bitcast_convert_type(bits, dtype), out_shardings=sharding)
+
+
+def describe_shardings(*shardings: Any) -> tuple[str, ...]:
+    """Shardings as messages write them, ``P('x', None) over x=4 y=2``; in full where that would not tell them apart."""
+    short = tuple(map(_short, shardings))
+    return short if len({*short}) == len({*shardings}) else tuple(map(str, shardings))
+
+
+def _short(sharding: Any) -> str:
+    if not isinstance(sharding, NamedSharding) or sharding.memory_kind not in (None, "device"):
+        return "no sharding" if sharding is None else str(sharding)
+    axes = zip(sharding.mesh.axis_names, sharding.mesh.axis_sizes, sharding.mesh.axis_types, strict=True)
+    sizes = " ".join(f"{name}={size}{'' if kind == AxisType.Auto else f' ({kind.name.lower()})'}" for name, size, kind in axes)
+    return f"{sharding.spec} over {sizes}"

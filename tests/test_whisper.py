@@ -1,0 +1,99 @@
+"""An encoder-decoder, tested as a user of the library tests it, in less than sixty lines."""
+
+from flax import nnx
+from jaxtyping import Array, Float32
+from whisper_models import linen_train_state, mel, nnx_training, tokens, tx
+
+import ckpt_schema as cs
+from ckpt_schema.testing import LensLaws
+
+
+class Norm(cs.Schema):
+    scale: Float32[Array, " embed"]
+    bias: Float32[Array, " embed"]
+
+
+class Conv(cs.Schema):
+    kernel: Float32[Array, "width inputs embed"]
+    bias: Float32[Array, " embed"]
+
+
+class Heads(cs.Schema):
+    kernel: Float32[Array, "embed heads head_dim"]
+    bias: Float32[Array, "heads head_dim"]
+
+
+class Attention(cs.Schema):
+    query: Heads
+    key: Heads
+    value: Heads
+    out: Conv = cs.field(dims={"width": "heads", "inputs": "head_dim"})
+
+
+class Mlp(cs.Schema):
+    up: Float32[Array, "embed mlp"] = cs.field(key="up/kernel")
+    up_bias: Float32[Array, " mlp"] = cs.field(key="up/bias")
+    down: Float32[Array, "mlp embed"] = cs.field(key="down/kernel")
+    down_bias: Float32[Array, " embed"] = cs.field(key="down/bias")
+
+
+class Encoder(cs.Schema):
+    attn_norm: Norm
+    attn: Attention
+    mlp_norm: Norm
+    mlp: Mlp
+
+
+class Decoder(Encoder):
+    cross_norm: Norm
+    cross: Attention
+
+
+class Linen(cs.Schema):
+    conv1: Conv = cs.field(dims={"inputs": "mels"})
+    conv2: Conv = cs.field(dims={"inputs": "embed"})
+    encoder: Encoder = cs.field(scan="encoders", axis=0)
+    ln_post: Norm
+    embed: Float32[Array, "vocab embed"] = cs.field(key="embed/embedding")
+    positions: Float32[Array, "time embed"]
+    decoder: list[Decoder] = cs.field(key="decoder_{i}", length="decoders")
+    ln_out: Norm
+
+
+class NnxAttention(Attention):
+    rngs: cs.Stream["fry"] = cs.field(default=cs.fresh_key(0), tag="default")
+
+
+class NnxMlp(Mlp):
+    dropout: cs.Stream["fry"] = cs.field(key="dropout/rngs", default=cs.fresh_key(0), tag="default")
+
+
+class NnxEncoder(Encoder):
+    attn: NnxAttention
+    mlp: NnxMlp
+
+
+class NnxDecoder(NnxEncoder):
+    cross_norm: Norm
+    cross: NnxAttention
+
+
+class Nnx(Linen):
+    encoder: list[NnxEncoder] = cs.field(length="encoders")
+    decoder: list[NnxDecoder] = cs.field(length="decoders")
+
+
+lens = cs.derive(cs.linen.TrainState[Linen, tx], cs.nnx.TrainState[Nnx, tx])
+
+
+class TestWhisper(LensLaws):
+    lens = lens
+    source, view = linen_train_state(), nnx_training()
+
+    def source_outputs(self, state):
+        return state.apply_fn(state.params, mel, tokens)
+
+    def view_outputs(self, state):
+        nnx.update(self.view, state)
+        self.view.set_attributes(deterministic=True)
+        return self.view.model(mel, tokens)
