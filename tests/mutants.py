@@ -246,7 +246,9 @@ def outcomes(name: str, every: int) -> list[Outcome]:
     if sound is not None:
         raise SystemExit(f"{name} breaks {sound} without any fault")
     real = filter(works, mutants(at.lens, at.rules))
-    return [attack(each, at) for each in itertools.islice(real, 0, None, every)]
+    found = [attack(each, at) for each in itertools.islice(real, 0, None, every)]
+    print(f"{name}: {len(found)} mutants in {sum(each.seconds for each in found):.0f} s", file=sys.stderr)
+    return found
 
 
 def report(found: Sequence[Outcome]) -> Iterator[str]:

@@ -103,7 +103,7 @@ def _check_given(lens: Lens, law: Law, options: Options) -> None:
     trial = Given(lens, states, options.outputs, options.tolerance)
     try:
         law.check(trial)
-    except CkptSchemaError as error:
+    except Exception as error:
         raise _broken(law, trial, error) from error
 
 
@@ -137,10 +137,11 @@ def _settings(law: Law, options: Options) -> hypothesis.settings:
 def _broken(law: Law, trial: Trial, error: Exception) -> BrokenLawError:
     header = f"{law.name} does not hold for {trial.lens.source.name} -> {trial.lens.view.name}: {law.equation}"
     if isinstance(error, CkptSchemaError):
-        faults, said = error.mismatches, str(error).partition("\n")[0]
+        faults, notes, said = error.mismatches, error.notes, str(error).partition("\n")[0]
     else:
-        faults, said = (), f"{type(error).__name__}: {error}"
-    return BrokenLawError(f"{header}\n{said}", faults, ["where", *(f"  {line}" for line in trial.code(*law.states))])
+        faults, notes, said = (), (), f"{type(error).__name__}: {error}"
+    where = ["where", *(f"  {line}" for line in trial.code(*law.states))]
+    return BrokenLawError(f"{header}\n{said}", faults, [*notes, *where])
 
 
 def _reproduced(error: BaseException) -> list[str]:
