@@ -1,8 +1,7 @@
 """An encoder-decoder, tested as a user of the library tests it, in less than sixty lines."""
 
-from flax import nnx
 from jaxtyping import Array, Float32
-from whisper_models import linen_train_state, mel, nnx_training, tokens, tx
+from whisper_models import linen_logits, linen_train_state, nnx_logits, nnx_training, tx
 
 import ckpt_schema as cs
 from ckpt_schema.testing import LensLaws
@@ -89,11 +88,4 @@ lens = cs.derive(cs.linen.TrainState[Linen, tx], cs.nnx.TrainState[Nnx, tx])
 class TestWhisper(LensLaws):
     lens = lens
     source, view = linen_train_state(), nnx_training()
-
-    def source_outputs(self, state):
-        return state.apply_fn(state.params, mel, tokens)
-
-    def view_outputs(self, state):
-        nnx.update(self.view, state)
-        self.view.set_attributes(deterministic=True)
-        return self.view.model(mel, tokens)
+    source_outputs, view_outputs = staticmethod(linen_logits), staticmethod(nnx_logits)

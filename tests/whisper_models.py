@@ -173,3 +173,16 @@ def linen_train_state() -> TrainState:
 def nnx_training() -> Training:
     """A module that training begins with."""
     return Training(NnxWhisper(nnx.Rngs(0)), tx)
+
+
+def linen_logits(state: TrainState) -> jax.Array:
+    """What the Linen model computes."""
+    return LinenWhisper().apply(state.params, mel, tokens)
+
+
+def nnx_logits(state: nnx.State) -> jax.Array:
+    """What the NNX model computes, without dropout."""
+    training = nnx_training()
+    nnx.update(training, state)
+    training.set_attributes(deterministic=True)
+    return training.model(mel, tokens)
