@@ -238,10 +238,11 @@ def _prepare() -> None:
     settings.load_profile("mutants")
 
 
-def outcomes(name: str, every: int) -> list[Outcome]:
-    """What becomes of every mutant of a lens, or of every so many of them."""
+def outcomes(name: str, every: int, alone: bool) -> list[Outcome]:
+    """What becomes of every mutant of a lens, or of every so many of them; with the lens alone, or real models beside it."""
     _prepare()
     at = target(name)
+    at = dataclasses.replace(at, source=None, view=None, outputs=None) if alone else at
     sound = _broken(at.lens, at)
     if sound is not None:
         raise SystemExit(f"{name} breaks {sound} without any fault")
@@ -266,13 +267,14 @@ def main() -> int:
     parser.add_argument("--lenses", nargs="*", default=[*OTHERS, *NAMES], help="which of: %(default)s")
     parser.add_argument("--failures", action="store_true", help="print what is said when each law is broken, and nothing else")
     parser.add_argument("--every", type=int, default=1, help="take every n-th mutant only")
+    parser.add_argument("--alone", action="store_true", help="try what two lines try, without states of the real models")
     told = parser.parse_args()
     if told.failures:
         _prepare()
         print("\n".join(failures()))
         return 0
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        tried = [pool.submit(outcomes, name, told.every) for name in told.lenses]
+        tried = [pool.submit(outcomes, name, told.every, told.alone) for name in told.lenses]
     found = sorted((each for one in tried for each in one.result()), key=lambda each: (each.where, each.kind))
     print("\n".join(report(found)))
     kinds, left = len({(each.kind, each.where) for each in found}), [each for each in found if each.law is None]

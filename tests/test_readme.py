@@ -49,7 +49,6 @@ def test_what_the_guide_to_testing_says_runs(tmp_path: Path, monkeypatch: pytest
     real.test_function()
     small = names["TestSmallMixtures"]()
     small.test_get_put()
-    small.test_sharding()
     with pytest.raises(unittest.SkipTest):
         small.test_naming()
 
