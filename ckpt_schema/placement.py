@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 __all__ = ["as_bits", "describe_shardings", "gathered", "placed"]
 
@@ -64,8 +64,15 @@ def describe_shardings(*shardings: Any) -> tuple[str, ...]:
 
 
 def _short(sharding: Any) -> str:
-    if not isinstance(sharding, NamedSharding) or sharding.memory_kind not in (None, "device"):
+    if not isinstance(sharding, NamedSharding) or not _in_usual_memory(sharding):
         return "no sharding" if sharding is None else str(sharding)
     axes = zip(sharding.mesh.axis_names, sharding.mesh.axis_sizes, sharding.mesh.axis_types, strict=True)
     sizes = " ".join(f"{name}={size}{'' if kind == AxisType.Auto else f' ({kind.name.lower()})'}" for name, size, kind in axes)
     return f"{sharding.spec} over {sizes}"
+
+
+def _in_usual_memory(sharding: NamedSharding) -> bool:
+    return not isinstance(sharding.mesh, Mesh) or sharding.memory_kind in (
+        None,
+        sharding.mesh.devices.flat[0].default_memory().kind,
+    )
