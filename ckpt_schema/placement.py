@@ -68,7 +68,7 @@ def _short(sharding: Any) -> str:
         return "no sharding" if sharding is None else str(sharding)
     axes = zip(sharding.mesh.axis_names, sharding.mesh.axis_sizes, sharding.mesh.axis_types, strict=True)
     sizes = " ".join(f"{name}={size}{'' if kind == AxisType.Auto else f' ({kind.name.lower()})'}" for name, size, kind in axes)
-    return f"{sharding.spec} over {sizes}"
+    return f"P({', '.join(map(repr, sharding.spec))}) over {sizes}"
 
 
 def _in_usual_memory(sharding: NamedSharding) -> bool:
