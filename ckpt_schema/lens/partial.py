@@ -194,7 +194,10 @@ class Unpad(Partial):
 
     def found(self, value: Any, sizes: Sizes) -> tuple[str, str] | None:
         """The first element of the padding that is no fill."""
-        differs = stray(value, self.fill, self.axis, product(self.small, sizes))
+        start = product(self.small, sizes)
+        if value.shape[self.axis] == start:
+            return None
+        differs = stray(value, self.fill, self.axis, start)
         hint = "values there would be lost: declare the padded size, or another fill="
         return None if differs is None else (f"{differs[1]} at [{differs[0]}] of it", hint)
 
