@@ -41,31 +41,23 @@ class _Trie:
             found = self.literals[segment] = _Trie()
         return found
 
-    def steps(self, segment: Key) -> Iterator[tuple[_Trie, tuple[int, ...]]]:
+    def find(self, key: KeyPath, *, stored: bool) -> list[Slot]:
+        """The slots that ``key`` may spell; a literal key may stand beside a symbol that spells it too."""
+        here: list[tuple[_Trie, tuple[int, ...]]] = [(self, ())]
+        for segment in key:
+            keys = (segment, int(segment)) if stored and isinstance(segment, str) and segment.isdecimal() else (segment,)
+            here = [(below, (*indices, *index)) for node, indices in here for one in keys for below, index in node._steps(one)]
+        return [(node.row, indices) for node, indices in here if node.row is not None]
+
+    def _steps(self, segment: Key) -> list[tuple[_Trie, tuple[int, ...]]]:
         """The nodes below ``segment``, each with the index it spells where it stands at a symbol."""
         literal = self.literals.get(segment)
-        if literal is not None:
-            yield literal, ()
+        found: list[tuple[_Trie, tuple[int, ...]]] = [] if literal is None else [(literal, ())]
         for symbol, below in self.symbols:
             index = symbol.index(segment)
             if index is not None:
-                yield below, (index,)
-
-    def find(self, key: KeyPath, *, stored: bool) -> Iterator[Slot]:
-        """The slots that ``key`` may spell; a literal key may stand beside a symbol that spells it too."""
-        if not key and self.row is not None:
-            yield self.row, ()
-        for segment in _segments(key, stored=stored):
-            for below, index in self.steps(segment):
-                for number, indices in below.find(key[1:], stored=stored):
-                    yield number, (*index, *indices)
-
-
-def _segments(key: KeyPath, *, stored: bool) -> tuple[Key, ...]:
-    """What the first key of a path may be, if any is left."""
-    if stored and key and isinstance(key[0], str) and key[0].isdecimal():
-        return key[0], int(key[0])
-    return key[:1]
+                found.append((below, (index,)))
+        return found
 
 
 class SlotFinder:

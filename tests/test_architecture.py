@@ -19,8 +19,8 @@ ORDER = """
     trees slots chains conformance equality inference
     lens lens.axes lens.bits lens.edits lens.arrays lens.partial lens.keys lens.stacks lens.symbolic
     lens.rules lens.told lens.joins lens.relate lens.parts lens.ties lens.align lens.unplaced lens.wholes lens.idle lens.derive
-    lens.labels lens.shardings lens.traced lens.stages lens.verify lens.donation lens.execute lens.plan
-    lens.compile lens.compose lens.core
+    lens.labels lens.shardings lens.traced lens.stages lens.verify lens.donation lens.execute lens.outline
+    lens.plan lens.compile lens.compose lens.core
     orbax.agreement orbax.metadata orbax.sides orbax.private orbax.restore orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing.devices testing.worker testing.distributed testing.values testing.meshes testing.containers testing.states

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from flax.training.train_state import TrainState
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float16, Float32, Int32, Int64, UInt32
 
@@ -53,6 +55,36 @@ def test_variables_do_not_pass_for_their_values() -> None:
     cs.assert_trees_identical(lens.get(variables), wanted)
     cs.assert_trees_identical(lens.get(tree(), onto=wanted), wanted)
     cs.assert_trees_identical(lens.get(tree(), onto=lens.get(state)), wanted)
+
+
+def test_trees_in_another_container_are_not_read_to_be_told_apart(compiled: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Block(cs.Schema):
+        kernel: Float32[Array, "embed mlp"]
+
+    class Linen(cs.Schema):
+        layers: Block = cs.field(scan="depth")
+
+    class Nnx(cs.Schema):
+        layers: list[Block] = cs.field(length="depth")
+
+    tx = optax.adamw(1e-3)
+    lens = cs.derive(cs.linen.TrainState[Linen, tx], cs.nnx.TrainState[Nnx, tx])
+    params = {"params": {"layers": {"kernel": jnp.ones((3, 2, 4))}}}
+    found = TrainState.create(apply_fn=print, params=params, tx=tx)
+    as_dict = {"step": jnp.int32(0), "params": params, "opt_state": found.opt_state}
+    as_read = {**as_dict, "opt_state": [{"count": found.opt_state[0].count, "mu": params, "nu": params}, None, None]}
+    views = [lens.get(found), nnx.to_pure_dict(lens.get(found))]
+    del compiled[:]
+
+    def read(array: jax.Array) -> str:
+        raise AssertionError("an array is read")
+
+    monkeypatch.setattr(type(params["params"]["layers"]["kernel"]), "__repr__", read)
+    for state in (as_dict, found, as_read, as_dict, found, as_read):
+        lens.get(state)
+    for view in [*views, *views]:
+        lens.put(view, onto=as_dict)
+    assert len(compiled) == 2 + 2, "of the source, two more containers, and both of the view"
 
 
 def test_a_number_is_looked_at_in_every_call_and_compiled_for_once(compiled: list[Any]) -> None:

@@ -87,6 +87,5 @@ lens = cs.derive(cs.linen.TrainState[Linen, tx], cs.nnx.TrainState[Nnx, tx])
 
 class TestWhisper(LensLaws):
     lens = lens
-    max_examples = 8  # with an optimizer it has 550 leaves
     source, view = linen_train_state(), nnx_training()
     source_outputs, view_outputs = staticmethod(linen_logits), staticmethod(nnx_logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -79,10 +80,18 @@ def _like(result: Any, like: Any) -> Any:
 
 
 def _abstract(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[jax.ShapeDtypeStruct]:
-    bare = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values]
-    found = jax.eval_shape(lambda *xs: chain.apply(xs, sizes), *bare)
+    needed = tuple((name, sizes[name]) for name in sorted(chain.names))
+    found = _evaluated(chain, needed, tuple((tuple(v.shape), v.dtype) for v in values))
     told = shardings.results(chain, values, sizes) or [None] * len(found)
     return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(found, told, strict=True)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _evaluated(
+    chain: Chain, sizes: tuple[tuple[str, int], ...], inputs: tuple[tuple[tuple[int, ...], Any], ...]
+) -> list[jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of the edited leaves: most layers and moments have those of another."""
+    return jax.eval_shape(lambda *xs: chain.apply(xs, dict(sizes)), *(jax.ShapeDtypeStruct(*each) for each in inputs))
 
 
 def _traced_edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:

@@ -18,6 +18,7 @@ from ckpt_schema.leaves import Fill, FreshKey, Leaf
 from ckpt_schema.lens import execute, shardings, ties
 from ckpt_schema.lens.donation import Donation
 from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.outline import Outline, outline
 from ckpt_schema.lens.verify import verify_values
 from ckpt_schema.pytrees import TreeDef
 from ckpt_schema.trees import Tree
@@ -35,6 +36,7 @@ class Signature:
 
     Attributes:
         treedef: The structure.
+        outline: Its containers on top.
         shapes: The leaves' shapes, or for leaves that are no jax arrays one token each.
         dtypes: The leaves' dtypes; None in the second case.
         numbers: The positions of Python numbers, and what each stands for: it is not the number that a plan depends on.
@@ -43,6 +45,7 @@ class Signature:
     """
 
     treedef: TreeDef
+    outline: Outline
     shapes: list[Any]
     dtypes: list[Any] | None
     numbers: tuple[tuple[int, Leaf], ...]
@@ -50,6 +53,8 @@ class Signature:
 
     def flatten(self, tree: Tree) -> list[Any] | None:
         """The leaves of ``tree``, or None when it is not of this signature."""
+        if not self.outline.fits(tree):
+            return None
         try:
             found: list[Any] = self.treedef.flatten_up_to(tree)  # verifies containers, keys and metadata on its way
         except (ValueError, TypeError):
@@ -83,8 +88,8 @@ def signature_of(treedef: TreeDef, found: Sequence[Any], declared: Callable[[int
         avals = list(map(_avals, found))
     except AttributeError:
         numbers = tuple((at, declared(at)) for at, value in enumerate(found) if leaves.is_scalar(value))
-        return Signature(treedef, list(map(_token, found)), None, numbers, [])
-    return Signature(treedef, list(map(_shapes, avals)), list(map(_dtypes, avals)), (), avals)
+        return Signature(treedef, outline(treedef), list(map(_token, found)), None, numbers, [])
+    return Signature(treedef, outline(treedef), list(map(_shapes, avals)), list(map(_dtypes, avals)), (), avals)
 
 
 def _token(value: Any) -> Any:

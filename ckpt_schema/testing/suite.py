@@ -16,6 +16,7 @@ import hypothesis
 from ckpt_schema.errors import CkptSchemaError, Mismatch, ShardingWarning
 from ckpt_schema.frameworks.nnx import state_of
 from ckpt_schema.lens.core import Lens
+from ckpt_schema.table import slots_of
 from ckpt_schema.testing.devices import verify_devices
 from ckpt_schema.testing.lawbook import LAWS, Law, looked_at
 from ckpt_schema.testing.meshes import MESHES, MeshSpec
@@ -25,6 +26,9 @@ from ckpt_schema.testing.strategies import Bound, space
 from ckpt_schema.testing.trials import Given, Trial, trials
 
 __all__ = ["BrokenLawError", "LensLaws", "Options", "check_law", "check_laws"]
+
+
+_EXAMPLES, _LEAVES, _LEAST = 20, 150, 5  # as many by default, up to so many leaves; and no fewer than that
 
 
 class BrokenLawError(CkptSchemaError, AssertionError):
@@ -38,7 +42,8 @@ class Options:
     Attributes:
         sizes: For dims by name, in elements: the size, or the least and the greatest. Others are between 0 and 8, numbers of
             layers between 1 and 4.
-        max_examples: How many examples each law is tried on; those on devices or on disk on fewer.
+        max_examples: How many examples each law is tried on; those on devices or on disk on fewer. Unless given 20, and fewer
+            the more leaves beyond 150 a state has, where what is repeated is there twice.
         meshes: The shapes of the meshes that leaves are sharded over, and the type of their axes; ``()`` for no such leaves.
         profile: The name of a hypothesis profile that the rest of the settings is taken from; the one loaded unless given.
         reproduce: What a failure printed, to try that example alone.
@@ -50,7 +55,7 @@ class Options:
     """
 
     sizes: Mapping[str, Bound] = dataclasses.field(default_factory=dict[str, Bound])
-    max_examples: int = 20
+    max_examples: int | None = None
     meshes: tuple[MeshSpec, ...] = MESHES
     profile: str | None = None
     reproduce: tuple[str, bytes] | None = None
@@ -88,7 +93,7 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
             raise _broken(law, trial, error) from error
 
     test: Any = hypothesis.given(trial=trials(lens, law.kind, options.sizes, options.meshes))(attempt)
-    test = _settings(law, options)(test)
+    test = _settings(lens, law, options)(test)
     if options.reproduce is not None:
         test = hypothesis.reproduce_failure(*options.reproduce)(test)
     try:
@@ -120,12 +125,23 @@ def idle(lens: Lens, law: Law, options: Options) -> str:
     return ""
 
 
-def _settings(law: Law, options: Options) -> hypothesis.settings:
+def _examples(lens: Lens, options: Options) -> int:
+    """How many examples a law is tried on: by default no more than a minute takes for all laws, whatever the lens."""
+    if options.max_examples is not None:
+        return options.max_examples
+    twice = dict.fromkeys(lens.source.names() | lens.view.names(), 2)
+    leaves = max(
+        sum(1 for row in table.rows for _ in slots_of(row, twice | dict(lens.dims))) for table in (lens.source, lens.view)
+    )
+    return max(_LEAST, min(_EXAMPLES, _EXAMPLES * _LEAVES // leaves)) if leaves else _EXAMPLES
+
+
+def _settings(lens: Lens, law: Law, options: Options) -> hypothesis.settings:
     parent = hypothesis.settings.default if options.profile is None else hypothesis.settings.get_profile(options.profile)
     assert parent is not None
     return hypothesis.settings(
         parent,
-        max_examples=max(1, round(options.max_examples * law.share)),
+        max_examples=max(1, round(_examples(lens, options) * law.share)),
         deadline=None,  # which would time jax's compilations
         suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
         report_multiple_bugs=False,
@@ -215,7 +231,7 @@ class LensLaws:
     tolerance: ClassVar[float] = Options.tolerance
     laws: ClassVar[Iterable[str]] = tuple(LAWS)
     sizes: ClassVar[Mapping[str, Bound]] = {}
-    max_examples: ClassVar[int] = Options.max_examples
+    max_examples: ClassVar[int | None] = Options.max_examples
     meshes: ClassVar[tuple[MeshSpec, ...]] = MESHES
     profile: ClassVar[str | None] = None
     reproduce: ClassVar[tuple[str, bytes] | None] = None

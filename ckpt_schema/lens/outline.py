@@ -1,0 +1,76 @@
+"""The outline of a tree: the containers on top of it, by which trees of other structures are told apart at little cost.
+
+What jax raises where a tree has not the structure that is asked for holds the ``repr`` of all that is in the wrong place: for
+a state on devices, all of its bytes are copied to the host. Trees in another container are not to come that far.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ckpt_schema.pytrees import TreeDef
+
+__all__ = ["Outline", "outline"]
+
+_DICTS = dict, collections.OrderedDict, collections.defaultdict
+_LEVELS, _MOST = 2, 64  # how many are looked at, and how many nodes of each
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outline:
+    """What is known of the containers on top of a tree.
+
+    Attributes:
+        nodes: For each, parents first: which of these is its parent, under which key, its type, and how many children it has;
+            None for one that has children of its own way. The first is the root.
+    """
+
+    nodes: tuple[tuple[int, Any, type, int | None], ...]
+
+    def fits(self, tree: Any) -> bool:
+        """Whether ``tree`` has these containers; further down it may differ."""
+        found: list[Any] = [(tree,)]
+        for parent, key, kind, length in self.nodes:
+            try:
+                node = found[parent][key]
+            except (KeyError, IndexError):
+                return False
+            if type(node) is not kind or (length is not None and len(node) != length):
+                return False
+            found.append(node)
+        return True
+
+
+def outline(treedef: TreeDef) -> Outline:
+    """The outline of all trees of a structure; without nodes where that is a leaf.
+
+    Example:
+        >>> import jax
+        >>> of_pair = outline(jax.tree.structure({"a": (1, 2)}))
+        >>> of_pair.fits({"a": (3, [4])}), of_pair.fits({"a": [3, 4]})
+        (True, False)
+    """
+    nodes: list[tuple[int, Any, type, int | None]] = []
+    level: list[tuple[int, Any, TreeDef]] = [(0, 0, treedef)]
+    for last in (False,) * (_LEVELS - 1) + (True,):
+        below: list[tuple[int, Any, TreeDef]] = []
+        for parent, key, node in level[:_MOST]:
+            if node.node_data() is not None:
+                keys = _keys(node)
+                nodes.append((parent, key, node.node_data()[0], None if keys is None else len(keys)))
+                if keys and not last:
+                    below += [(len(nodes), *child) for child in zip(keys, node.children(), strict=True)]
+        level = below
+    return Outline(tuple(nodes))
+
+
+def _keys(node: TreeDef) -> Sequence[Any] | None:
+    """What the children of a node are looked up by; None where nobody but its class knows."""
+    kind, data = node.node_data()
+    if kind in _DICTS:
+        return data[1] if kind is collections.defaultdict else data
+    named = issubclass(kind, tuple) and hasattr(kind, "_fields")
+    return range(len(node.children())) if named or kind in (list, tuple) else None
