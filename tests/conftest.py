@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 
 import hypothesis
 import pytest
@@ -17,6 +18,11 @@ DEVICES = 8
 gc.set_threshold(100_000, 50, 1000)
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # for the processes that tests start
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all processes of a run: most programs are met several times
+    _programs = tempfile.TemporaryDirectory(prefix="ckpt-schema-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
 
 from ckpt_schema.testing import DevicesError, virtual_devices  # noqa: E402  jax reads the two variables above once, when it starts

@@ -432,4 +432,5 @@ if __name__ == "__main__":  # the parent that a test kills
 
     from ckpt_schema.testing.distributed import run_distributed
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     run_distributed(2, function, Path(sys.argv[1]))
