@@ -86,7 +86,7 @@ def train_states(draw: st.DrawFn) -> Situation:
 
 
 @each_law
-@examples(1)
+@examples(0.6)
 @given(at=train_states())
 def test_train_state(law: Callable[[Situation], None], at: Situation) -> None:
     law(at)
@@ -99,7 +99,7 @@ def situation(family: Family, layouts: tuple[Any, ...], containers: tuple[str, .
 
 
 @each_law
-@examples(1)
+@examples(0.6)
 @given(family=families(), seed=SEEDS)
 def test_random_layouts(law: Callable[[Situation], None], family: Family, seed: int) -> None:
     law(situation(family, family.schemas, ("schema",) * 3, seed))

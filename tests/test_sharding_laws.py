@@ -47,7 +47,7 @@ each_mesh = pytest.mark.parametrize("on", [mesh(*m) for m in MESHES], ids=[f"{sh
 
 
 @each_mesh
-@examples(0.3)
+@examples(0.2)
 @given(case=SHARDED, pick=SEEDS)
 def test_edits_of_sharded_leaves(on: Mesh, case: Case, pick: int) -> None:
     inputs = case.inputs(functools.partial(jax.device_put, device=_pick(on, case.shape, pick)))
@@ -182,7 +182,7 @@ def placement(at: Meshes) -> None:
     [drawn.get_put, drawn.put_get, drawn.put_put, drawn.get_get, drawn.abstraction, drawn.sharing, drawn.inverse, placement],
     ids=lambda law: law.__name__,
 )
-@examples(0.25)
+@examples(0.15)
 @given(at=WEIGHTS)
 def test_sharded_weights(law: Callable[[Meshes], None], at: Meshes) -> None:
     law(at)

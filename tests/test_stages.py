@@ -81,7 +81,7 @@ each_lens = pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_stack_has_every_bit_of_its_layers_whatever_their_size(dtype: str, axis: int, turned: bool) -> None:
     # XLA unrolls small loops, and picks vectors of several lengths: a bug in one of them shows at some sizes only.
-    for rows in (1, 2, 6, 33, 100):
+    for rows in (1, 6, 33):
         sizes, rng = {"a": rows, "b": 4}, np.random.default_rng(rows)
         layers = [hostile(rng, dtype, (rows, 4), None) for _ in range(3)]
         chain = Chain(((TURN,) if turned else ()) + (Stack(axis, (3,)),))
