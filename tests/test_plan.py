@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import jax
@@ -85,6 +86,15 @@ def test_trees_in_another_container_are_not_read_to_be_told_apart(compiled: list
     for view in [*views, *views]:
         lens.put(view, onto=as_dict)
     assert len(compiled) == 2 + 2, "of the source, two more containers, and both of the view"
+
+
+def test_a_dict_with_a_default_is_not_filled() -> None:
+    lens = cs.derive(Old, New)
+    lens.get(collections.defaultdict(lambda: jnp.zeros(2), tree()))
+    other = collections.defaultdict(lambda: jnp.zeros(2), {"moved": jnp.arange(2.0), "twisted": jnp.zeros(2)})
+    with pytest.raises(cs.ConformanceError):
+        lens.get(other)
+    assert sorted(other) == ["moved", "twisted"]
 
 
 def test_a_number_is_looked_at_in_every_call_and_compiled_for_once(compiled: list[Any]) -> None:

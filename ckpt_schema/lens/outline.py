@@ -15,7 +15,7 @@ from ckpt_schema.pytrees import TreeDef
 
 __all__ = ["Outline", "outline"]
 
-_DICTS = dict, collections.OrderedDict, collections.defaultdict
+_DICTS = dict, collections.OrderedDict  # a defaultdict would be given what is looked for
 _LEVELS, _MOST = 2, 64  # how many are looked at, and how many nodes of each
 
 
@@ -71,6 +71,6 @@ def _keys(node: TreeDef) -> Sequence[Any] | None:
     """What the children of a node are looked up by; None where nobody but its class knows."""
     kind, data = node.node_data()
     if kind in _DICTS:
-        return data[1] if kind is collections.defaultdict else data
+        return data
     named = issubclass(kind, tuple) and hasattr(kind, "_fields")
     return range(len(node.children())) if named or kind in (list, tuple) else None
