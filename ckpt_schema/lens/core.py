@@ -273,4 +273,7 @@ def _key(row: Row) -> str:
 
 
 def _private(row: Row) -> str:
-    return f"private, {row.stored}, default {row.default}" if row.default is not None else f"private, {row.stored}, optional"
+    if row.default is None:
+        return f"private, {row.stored}, optional"
+    counts = isinstance(row.default, leaves.FreshKey) and not row.leaf.is_key  # beside the key of a stream
+    return f"private, {row.stored}, default {0 if counts else row.default}"
