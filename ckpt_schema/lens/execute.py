@@ -81,16 +81,17 @@ def _like(result: Any, like: Any) -> Any:
 
 def _abstract(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[jax.ShapeDtypeStruct]:
     needed = tuple((name, sizes[name]) for name in sorted(chain.names))
-    found = _evaluated(chain, needed, tuple((tuple(v.shape), v.dtype) for v in values))
+    found = _evaluated(chain, needed, tuple((tuple(v.shape), v.dtype) for v in values), jnp.result_type(float).itemsize == 8)
     told = shardings.results(chain, values, sizes) or [None] * len(found)
     return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(found, told, strict=True)]
 
 
 @functools.lru_cache(maxsize=1024)
 def _evaluated(
-    chain: Chain, sizes: tuple[tuple[str, int], ...], inputs: tuple[tuple[tuple[int, ...], Any], ...]
+    chain: Chain, sizes: tuple[tuple[str, int], ...], inputs: tuple[tuple[tuple[int, ...], Any], ...], wide: bool
 ) -> list[jax.ShapeDtypeStruct]:
     """The shapes and dtypes of the edited leaves: most layers and moments have those of another."""
+    del wide  # jax looks at it: without 64 bits it makes other dtypes
     return jax.eval_shape(lambda *xs: chain.apply(xs, dict(sizes)), *(jax.ShapeDtypeStruct(*each) for each in inputs))
 
 
