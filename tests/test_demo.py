@@ -44,7 +44,7 @@ def test_a_wrong_weight_shows_in_the_losses() -> None:
     mesh = make_mesh(2, 4)
     form = LinenForm(Sizes(embed=32, heads=2, mlp=32, depth=1, length=8), optimizer(), scanned=True)
     state: Any = form.start(form.init(), mesh)
-    nudged = state.replace(params=jax.tree.map(lambda x: jnp.nextafter(x, jnp.float32(1)), state.params))
+    nudged = state.replace(params=jax.tree.map(lambda x: x * jnp.float32(1.001), state.params))
     losses = [train(form, s, standard_library(), mesh, 0, 2, lambda: None)[1] for s in (state, state, nudged)]
     assert Cell("scanned", "", ("", losses[0]), ("", losses[1])).passed
     assert not Cell("scanned", "", ("", losses[0]), ("", losses[2])).passed
