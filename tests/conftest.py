@@ -25,7 +25,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all processes of a 
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
 
-from ckpt_schema.testing import DevicesError, virtual_devices  # noqa: E402  jax reads the two variables above once, when it starts
+from ckpt_schema.testing import DevicesError, virtual_devices  # noqa: E402  jax reads the variables above once, when it starts
 
 try:
     virtual_devices(DEVICES)

@@ -18,6 +18,7 @@ from ckpt_schema.leaves import Init, Leaf
 from ckpt_schema.lens.joins import Join, instances
 from ckpt_schema.lens.labels import Carried, Labelled, carried
 from ckpt_schema.lens.plan import Job, Make, Plan, Restart, Same, gatherer, signature_of
+from ckpt_schema.lens.stages import needed_sizes
 from ckpt_schema.lens.verify import narrowed
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.slots import SlotFinder
@@ -232,7 +233,7 @@ def _sources(
                 faults.append(_unbound(after, sizes, unbound))
                 break
             faults += _too_short(join, after, sizes)
-            needed = tuple((name, sizes[name]) for name in sorted(join.chain.names))
+            needed = needed_sizes(join.chain, sizes)
             likes = tuple(None if onto is None else onto.slots.get(o) for o in outputs)
             spelled = tuple(paths.format_path(tree.flat.keys[p]) for p in positions)
             found.jobs.append(Job(join.chain, needed, before.stored, positions, spelled, likes))

@@ -80,8 +80,12 @@ def _like(result: Any, like: Any) -> Any:
 
 
 def _abstract(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[jax.ShapeDtypeStruct]:
-    needed = tuple((name, sizes[name]) for name in sorted(chain.names))
-    found = _evaluated(chain, needed, tuple((tuple(v.shape), v.dtype) for v in values), jnp.result_type(float).itemsize == 8)
+    found = _evaluated(
+        chain,
+        stages.needed_sizes(chain, sizes),
+        tuple((tuple(v.shape), v.dtype) for v in values),
+        jnp.result_type(float).itemsize == 8,
+    )
     told = shardings.results(chain, values, sizes) or [None] * len(found)
     return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(found, told, strict=True)]
 

@@ -16,7 +16,7 @@ from ckpt_schema.pytrees import TreeDef
 __all__ = ["Outline", "outline"]
 
 _DICTS = dict, collections.OrderedDict  # a defaultdict would be given what is looked for
-_LEVELS, _MOST = 2, 64  # how many are looked at, and how many nodes of each
+_MOST = 64  # children of the root that are looked at
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,18 +53,16 @@ def outline(treedef: TreeDef) -> Outline:
         >>> of_pair.fits({"a": (3, [4])}), of_pair.fits({"a": [3, 4]})
         (True, False)
     """
-    nodes: list[tuple[int, Any, type, int | None]] = []
-    level: list[tuple[int, Any, TreeDef]] = [(0, 0, treedef)]
-    for last in (False,) * (_LEVELS - 1) + (True,):
-        below: list[tuple[int, Any, TreeDef]] = []
-        for parent, key, node in level[:_MOST]:
-            if node.node_data() is not None:
-                keys = _keys(node)
-                nodes.append((parent, key, node.node_data()[0], None if keys is None else len(keys)))
-                if keys and not last:
-                    below += [(len(nodes), *child) for child in zip(keys, node.children(), strict=True)]
-        level = below
-    return Outline(tuple(nodes))
+    keys = None if treedef.node_data() is None else _keys(treedef)
+    below = zip(keys[:_MOST], treedef.children(), strict=False) if keys else ()
+    nodes = [(0, 0, treedef), *((1, key, child) for key, child in below)]
+    return Outline(tuple((parent, key, *_container(node)) for parent, key, node in nodes if node.node_data() is not None))
+
+
+def _container(node: TreeDef) -> tuple[type, int | None]:
+    """The type of a node that is no leaf, and how many children it has."""
+    keys = _keys(node)
+    return node.node_data()[0], None if keys is None else len(keys)
 
 
 def _keys(node: TreeDef) -> Sequence[Any] | None:

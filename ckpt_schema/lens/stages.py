@@ -23,7 +23,7 @@ from ckpt_schema.lens.edits import Chain, Edit, Leafwise
 from ckpt_schema.lens.partial import Scale
 from ckpt_schema.lens.stacks import Beside, Stack, Unstack
 
-__all__ = ["cut", "run", "settled", "told"]
+__all__ = ["cut", "needed_sizes", "run", "settled", "told"]
 
 _Sized = tuple[tuple[str, int], ...]
 
@@ -82,7 +82,7 @@ def _together(stage: Sequence[Edit], edit: Edit) -> bool:
 
 def _whole(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]:
     """Edits of a few leaves, all at once."""
-    needed = _needed(stage, sizes)
+    needed = needed_sizes(stage, sizes)
 
     def made(group: list[Any]) -> list[Any]:
         named = tuple(s for s in shardings.results(stage, group, sizes) if isinstance(s, NamedSharding))
@@ -116,7 +116,7 @@ def _taken_apart(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> lis
             # Of an axis that is sharded, each slice would be gathered from all devices: once, other axes take its place.
             bits_of = whole.dtype if _bits(whole.dtype) else None
             whole = _bitwise(Chain(), (), _bits(whole.dtype), _known([whole]), apart)(whole)
-        one = _slicer(unstack.axis, rest, _needed(rest, sizes), bits_of, _known([whole]), named)
+        one = _slicer(unstack.axis, rest, needed_sizes(rest, sizes), bits_of, _known([whole]), named)
         found += [one(whole, np.int32(at)) for at in range(unstack.gives(sizes))]
     return found
 
@@ -132,7 +132,7 @@ def _put_together(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> li
         named = tuple(s for s in shardings.results(stage, group, sizes) if isinstance(s, NamedSharding))
         to = tuple(shardings.without_axis(s, stack.axis) for s in named)
         begin, write, whole = _beginner(stack.axis, size, named), _writer(stack.axis, named), None
-        needed, dtype = _needed(rest, sizes), group[0].dtype
+        needed, dtype = needed_sizes(rest, sizes), group[0].dtype
         for at in range(size):
             layer = group.pop(0)
             if rest or bits or not all(shardings.equivalent(layer, s) for s in to):
@@ -169,7 +169,8 @@ def _used_up(held: list[Any], size: int) -> Iterator[list[Any]]:
         yield [held.pop() for _ in range(size)]
 
 
-def _needed(chain: Chain, sizes: Mapping[str, int]) -> _Sized:
+def needed_sizes(chain: Chain, sizes: Mapping[str, int]) -> _Sized:
+    """The sizes of the dims that a chain needs, hashable."""
     return tuple((name, sizes[name]) for name in sorted(chain.names))
 
 
