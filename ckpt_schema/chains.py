@@ -35,7 +35,10 @@ class OptimizerChain:
         self._head = _spelled(keys[0][: keys[0].index(_ROOT) + 1]) if keys else None
         types = {part.path[1:]: part.type.__name__ for part in table.parts}
         fields = self._fields(keys)
-        self._parts = {part: f"{types[part]}: {told}" if part in types else told for part, told in fields.items()}
+        self._parts = {
+            part: f"{types[part]}: {told}" if part in types else told
+            for part, told in fields.items()
+        }
 
     def part(self, key: Pattern) -> _Part | None:
         """The position of the chain that a leaf stands at; None outside of the optimizer state.
@@ -59,7 +62,9 @@ class OptimizerChain:
                 found[part[len(self._head or ()) :]][str(key[len(part)])] = None
         return {part: ", ".join(names) for part, names in found.items()}
 
-    def faults(self, absent: Sequence[Pattern], strays: Sequence[Pattern], present: Sequence[Pattern]) -> Iterator[Mismatch]:
+    def faults(
+        self, absent: Sequence[Pattern], strays: Sequence[Pattern], present: Sequence[Pattern]
+    ) -> Iterator[Mismatch]:
         """A fault for each part that is missing as a whole, or extra as a whole.
 
         Args:
@@ -73,12 +78,17 @@ class OptimizerChain:
             for part, told in self._fields(whole).items():
                 kept = self._parts.get(part, told) if missing else told
                 where = "/".join((*(self._head or ()), *part))
-                yield Mismatch(where, "chain", *((kept, "nothing") if missing else ("nothing", kept)), _HINT)
+                yield Mismatch(
+                    where, "chain", *((kept, "nothing") if missing else ("nothing", kept)), _HINT
+                )
 
     def notes(self, keys: Sequence[Pattern]) -> list[str]:
         """Both chains side by side, as lines: this one, and that of a tree with leaves at ``keys``."""
         found = self._fields(keys)
-        sides = [[f"{'/'.join(part) or '-'}  {told}" for part, told in parts.items()] for parts in (self._parts, found)]
+        sides = [
+            [f"{'/'.join(part) or '-'}  {told}" for part, told in parts.items()]
+            for parts in (self._parts, found)
+        ]
         return side_by_side((self._name, "the tree"), (sides[0], sides[1]))
 
     def inside(self, key: Pattern, wholes: set[str]) -> bool:

@@ -29,7 +29,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="ckpt-schema",
         description="Typed schemas of Flax checkpoints, and lenses derived between them.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {ckpt_schema.__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {ckpt_schema.__version__}"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo = commands.add_parser(
         "demo",
@@ -48,7 +50,9 @@ def _demo() -> int:
     """Runs the demo on CPU devices, whatever else the machine has."""
     # jax reads both variables once, when it starts: they must be there before anything imports it
     os.environ["JAX_PLATFORMS"] = "cpu"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEMO_DEVICES}"
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEMO_DEVICES}"
+    )
     os.environ["XLA_FLAGS"] = flags.strip()
     from ckpt_schema.demo import matrix
 

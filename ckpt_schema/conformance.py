@@ -120,12 +120,16 @@ class Matcher:
                 strays.append(position)
             elif slots.setdefault(slot, position) != position:
                 both = f"{paths.format_path(flat.keys[slots[slot]])} and {paths.format_path(key)}"
-                faults.append(Mismatch(paths.format_path(key), "ambiguous", "one leaf for a row", both))
+                faults.append(
+                    Mismatch(paths.format_path(key), "ambiguous", "one leaf for a row", both)
+                )
         binder = Binder(self.layout.bound()) if binder is None else binder
         known = binder.copy()
         self._bind(flat, slots, binder)
         found = self._faults(flat, slots, strays, binder)
-        if found:  # told again by what most leaves say of each dim, so that one wrong leaf is one fault
+        if (
+            found
+        ):  # told again by what most leaves say of each dim, so that one wrong leaf is one fault
             self._vote(flat, slots, known)
             self._bind(flat, slots, known)
             binder, found = known, self._faults(flat, slots, strays, known)
@@ -140,21 +144,34 @@ class Matcher:
     def _respelled(self, key: KeyPath) -> tuple[Slot | None, list[Mismatch]]:
         """The slot that ``key`` spells but for int keys written as strings of digits, or the other way; and that fault."""
         strings = tuple(str(k) for k in key)
-        slot = self.slot(key, stored=True) or self.slot(strings, stored=False) or self.slot(strings, stored=True)
+        slot = (
+            self.slot(key, stored=True)
+            or self.slot(strings, stored=False)
+            or self.slot(strings, stored=True)
+        )
         if slot is None:
             return None, []
         wanted = paths.fill(self.layout.rows[slot[0]].key, slot[1])
         differing = [(w, k) for w, k in zip(wanted, key, strict=False) if w != k]
-        expected, found = (" ".join(f"{type(k).__name__} key {k!r}" for k in side) for side in zip(*differing, strict=True))
+        expected, found = (
+            " ".join(f"{type(k).__name__} key {k!r}" for k in side)
+            for side in zip(*differing, strict=True)
+        )
         hint = "a save turns int keys into strings; pass the tree as it was loaded, or declare the keys it has"
         return slot, [Mismatch(paths.format_path(key), "key", expected, found, hint)]
 
-    def _faults(self, flat: FlatTree, slots: Mapping[Slot, int], strays: list[int], binder: Binder) -> list[Mismatch]:
+    def _faults(
+        self, flat: FlatTree, slots: Mapping[Slot, int], strays: list[int], binder: Binder
+    ) -> list[Mismatch]:
         absent = list(self._missing(slots, binder))
         whole: list[Mismatch] = []
         if absent or strays:
             lost = [flat.keys[at] for at in strays]
-            whole = [*self._chain.faults([key for key, _ in absent], lost, [flat.keys[at] for at in slots.values()])]
+            whole = [
+                *self._chain.faults(
+                    [key for key, _ in absent], lost, [flat.keys[at] for at in slots.values()]
+                )
+            ]
             places = {fault.path for fault in whole}
             absent = [(key, row) for key, row in absent if not self._chain.inside(key, places)]
             strays = [at for at in strays if not self._chain.inside(flat.keys[at], places)]
@@ -172,7 +189,9 @@ class Matcher:
                 if fault:
                     expected = f"a number of repeats that is {dims_.format_dim(dim)}"
                     notes = "".join(binder.notes(dims_.names((dim,))))
-                    yield Mismatch(paths.format_path(row.key), "dims", expected, str(size), f"{fault}; {notes}")
+                    yield Mismatch(
+                        paths.format_path(row.key), "dims", expected, str(size), f"{fault}; {notes}"
+                    )
 
     def _vote(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
         """Binds each name to the size that most leaves, and for repeats most rows, have of it."""
@@ -182,7 +201,9 @@ class Matcher:
             row, found = self.layout.rows[number], leaves.signature(flat.leaves[position])
             if found is not None and len(found[0]) == len(row.dims):
                 where = paths.format_path(flat.keys[position])
-                ballots += ((dim, size, where) for dim, size in zip(row.dims, found[0], strict=True))
+                ballots += (
+                    (dim, size, where) for dim, size in zip(row.dims, found[0], strict=True)
+                )
             for level, index in enumerate(indices):
                 _, count, _ = counts.get((number, level), ((), 0, ""))
                 counts[number, level] = (
@@ -201,12 +222,19 @@ class Matcher:
     def _bind(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
         counts: dict[tuple[dims_.Dim, int], tuple[int, str]] = {}
         rows = self.layout.rows
-        seen: set[tuple[dims_.Dims, tuple[int, ...]]] = set()  # most leaves tell what others have told
+        seen: set[tuple[dims_.Dims, tuple[int, ...]]] = (
+            set()
+        )  # most leaves tell what others have told
         for (number, indices), position in slots.items():
             row = rows[number]
             found = leaves.signature(flat.leaves[position])
             stored = row.dims if row.repeats else row.leaf.dims
-            if stored and found is not None and len(found[0]) == len(stored) and (stored, found[0]) not in seen:
+            if (
+                stored
+                and found is not None
+                and len(found[0]) == len(stored)
+                and (stored, found[0]) not in seen
+            ):
                 seen.add((stored, found[0]))
                 binder.see(stored, found[0], paths.format_path(flat.keys[position]))
             for level, index in enumerate(indices):
@@ -233,20 +261,32 @@ class Matcher:
                 if (number, indices) not in slots:
                     yield paths.fill(row.key, indices), row
 
-    def _pair(self, absent: list[tuple[Pattern, Row]], strays: list[int], flat: FlatTree, binder: Binder) -> Iterator[Mismatch]:
+    def _pair(
+        self, absent: list[tuple[Pattern, Row]], strays: list[int], flat: FlatTree, binder: Binder
+    ) -> Iterator[Mismatch]:
         """Missing and extra leaves, each with the likeliest other half."""
         spelled = {paths.format_path(flat.keys[p]): p for p in strays}
         named = [(paths.format_path(key), row) for key, row in absent]
         for path, row in named:
             expected = _expect(row.stored, binder)
-            lenient = "a default is for lenses that make a tree; this one lacks it" if row.default else ""
+            lenient = (
+                "a default is for lenses that make a tree; this one lacks it" if row.default else ""
+            )
             hint = _near(path, list(spelled)) or lenient
             yield Mismatch(path, "missing", expected, "nothing", hint)
         wanted = [path for path, _ in named]
         for path, position in spelled.items():
-            yield Mismatch(path, "extra", "nothing", leaves.describe(flat.leaves[position]), _near(path, wanted))
+            yield Mismatch(
+                path,
+                "extra",
+                "nothing",
+                leaves.describe(flat.leaves[position]),
+                _near(path, wanted),
+            )
 
-    def _leaf_faults(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> Iterator[Mismatch]:
+    def _leaf_faults(
+        self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder
+    ) -> Iterator[Mismatch]:
         seen: dict[tuple[Any, ...], bool] = {}
         rows = self.layout.rows
         for (number, indices), position in slots.items():
@@ -262,16 +302,22 @@ class Matcher:
                 yield from _outside(row, indices, binder, flat.keys[position])
 
 
-def _outside(row: Row, indices: tuple[int, ...], binder: Binder, key: KeyPath) -> Iterator[Mismatch]:
+def _outside(
+    row: Row, indices: tuple[int, ...], binder: Binder, key: KeyPath
+) -> Iterator[Mismatch]:
     for dim, index in zip(row.unrolled, indices, strict=True):
         size = binder.size(dim)
         if size is not None and index >= size:
             name = dims_.format_dim(dim)
             hint = "".join(binder.notes({name}))
-            yield Mismatch(paths.format_path(key), "extra", f"{size} repeats ({name})", f"index {index}", hint)
+            yield Mismatch(
+                paths.format_path(key), "extra", f"{size} repeats ({name})", f"index {index}", hint
+            )
 
 
-def _leaf_fault(row: Row, value: Any, found: tuple[tuple[int, ...], str] | None, binder: Binder) -> Mismatch | None:
+def _leaf_fault(
+    row: Row, value: Any, found: tuple[tuple[int, ...], str] | None, binder: Binder
+) -> Mismatch | None:
     """What is wrong with one found leaf, its path left open; None when nothing is."""
     leaf = row.stored
     if found is None:
@@ -281,21 +327,37 @@ def _leaf_fault(row: Row, value: Any, found: tuple[tuple[int, ...], str] | None,
         if leaves.accepts(leaf, value):
             return None
         kind = "cast" if found[1] == "int" and not leaf.dims else "dtype"
-        return Mismatch("", kind, _expect(leaf, binder), leaves.describe(value), "the value must fit the dtype exactly")
+        return Mismatch(
+            "",
+            kind,
+            _expect(leaf, binder),
+            leaves.describe(value),
+            "the value must fit the dtype exactly",
+        )
     shape, dtype = found
     if dtype != leaf.dtype:
         return _dtype_fault(leaf, value, dtype, binder)
     if len(shape) != len(leaf.dims):
-        return Mismatch("", "shape", _expect(leaf, binder), leaves.describe(value), f"rank {len(leaf.dims)} is declared")
+        return Mismatch(
+            "",
+            "shape",
+            _expect(leaf, binder),
+            leaves.describe(value),
+            f"rank {len(leaf.dims)} is declared",
+        )
     expected = tuple(
         size if known is None else known
-        for size, known in zip(shape, (dims_.size_of(dim, binder.sizes) for dim in leaf.dims), strict=True)
+        for size, known in zip(
+            shape, (dims_.size_of(dim, binder.sizes) for dim in leaf.dims), strict=True
+        )
     )
     open_fault = next((f for f in map(_open_dim, leaf.dims, shape, [binder] * len(shape)) if f), "")
     if leaves.conforms(leaf.dtype, expected, shape, dtype) and not open_fault:
         return None
     origins = binder.notes(dims_.names(leaf.dims))
-    return Mismatch("", "shape", _expect(leaf, binder), leaves.describe(value), open_fault or "".join(origins))
+    return Mismatch(
+        "", "shape", _expect(leaf, binder), leaves.describe(value), open_fault or "".join(origins)
+    )
 
 
 def _open_dim(dim: dims_.Dim, size: int, binder: Binder) -> str:
@@ -321,8 +383,20 @@ def _dtype_fault(leaf: leaves.Leaf, value: Any, dtype: str, binder: Binder) -> M
         hint = "raw key data: wrap it with jax.random.wrap_key_data(data, impl=...), with the impl it was made with"
         return Mismatch("", "dtype", expected, found, hint)
     if dtype.startswith("key<"):
-        return Mismatch("", "dtype", expected, found, 'a typed key: declare Key["..."] or take jax.random.key_data of it')
-    return Mismatch("", "dtype", expected, found, "nothing is cast silently; cast it yourself, or declare this dtype")
+        return Mismatch(
+            "",
+            "dtype",
+            expected,
+            found,
+            'a typed key: declare Key["..."] or take jax.random.key_data of it',
+        )
+    return Mismatch(
+        "",
+        "dtype",
+        expected,
+        found,
+        "nothing is cast silently; cast it yourself, or declare this dtype",
+    )
 
 
 def _expect(leaf: leaves.Leaf, binder: Binder) -> str:
@@ -337,7 +411,9 @@ def _near(path: str, others: list[str]) -> str:
     return f"near: {close[0]}" if close else ""
 
 
-def check(source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | None = None) -> Report:
+def check(
+    source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | None = None
+) -> Report:
     """Everything in which ``tree`` differs from a layout.
 
     Args:
@@ -369,14 +445,26 @@ def check(source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | N
     report = Matcher(table).match(tree, Binder(table.bound(dims or {}))).report
     known = table.names()
     unknown = tuple(
-        Mismatch(name, "dims", f"a dim of {table.name} ({', '.join(sorted(known))})", "an unknown name", _near(name, [*known]))
+        Mismatch(
+            name,
+            "dims",
+            f"a dim of {table.name} ({', '.join(sorted(known))})",
+            "an unknown name",
+            _near(name, [*known]),
+        )
         for name in dims or ()
         if name not in known
     )
-    return dataclasses.replace(report, mismatches=(*unknown, *report.mismatches)) if unknown else report
+    return (
+        dataclasses.replace(report, mismatches=(*unknown, *report.mismatches))
+        if unknown
+        else report
+    )
 
 
-def assert_conforms(source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | None = None) -> Mapping[str, int]:
+def assert_conforms(
+    source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | None = None
+) -> Mapping[str, int]:
     """Raises unless ``tree`` conforms; arguments as for `check`.
 
     Returns:

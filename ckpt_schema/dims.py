@@ -57,7 +57,9 @@ Dim = tuple[Factor, ...]
 Dims = tuple[Dim, ...]
 """One dim per axis."""
 
-_FACTOR = re.compile(r"[A-Za-z]\w*|\d+")  # to jaxtyping, a name with a leading underscore is anonymous
+_FACTOR = re.compile(
+    r"[A-Za-z]\w*|\d+"
+)  # to jaxtyping, a name with a leading underscore is anonymous
 
 
 def is_name(text: str) -> bool:
@@ -87,7 +89,13 @@ def _parse_dim(axis: str, whole: str) -> Dim:
     terms = [term.split("*") for term in axis.split("+")]
     if not all(_FACTOR.fullmatch(part) for term in terms for part in term):
         hint = "write names, integers, products and sums such as 3*heads*head_dim; '...', '_', '*x', '#x' and '_x' have no size"
-        fault = Mismatch(repr(whole), "declaration", "an axis that is a product of names and integers", repr(axis), hint)
+        fault = Mismatch(
+            repr(whole),
+            "declaration",
+            "an axis that is a product of names and integers",
+            repr(axis),
+            hint,
+        )
         raise SchemaError(f"{whole!r} is no dimension string of a layout: 1 fault", [fault])
     return add([tuple(int(part) if part.isdecimal() else part for part in term) for term in terms])
 
@@ -102,7 +110,9 @@ def add(terms: Sequence[Dim]) -> Dim:
 
 def format_dim(dim: Dim) -> str:
     """The spelling of one dim: ``3*heads*head_dim``; a sum that is multiplied stands in parentheses."""
-    return "*".join(f"({factor})" if isinstance(factor, Sum) and len(dim) > 1 else str(factor) for factor in dim)
+    return "*".join(
+        f"({factor})" if isinstance(factor, Sum) and len(dim) > 1 else str(factor) for factor in dim
+    )
 
 
 def format_dims(dims: Dims, sizes: Mapping[str, int] | None = None) -> str:
@@ -118,7 +128,9 @@ def format_dims(dims: Dims, sizes: Mapping[str, int] | None = None) -> str:
 def _format_bound(dim: Dim, sizes: Mapping[str, int]) -> str:
     known = size_of(dim, sizes)
     spelled = format_dim(dim)
-    return spelled if known is None or all(isinstance(f, int) for f in dim) else f"{spelled}={known}"
+    return (
+        spelled if known is None or all(isinstance(f, int) for f in dim) else f"{spelled}={known}"
+    )
 
 
 def names(dims: Iterable[Dim]) -> set[str]:
@@ -147,7 +159,10 @@ def rename(dims: Dims, renames: Mapping[str, str | int]) -> Dims:
     """
     if not renames:
         return dims
-    parsed = {name: (new,) if isinstance(new, int) else parse_dims(new)[0] for name, new in renames.items()}
+    parsed = {
+        name: (new,) if isinstance(new, int) else parse_dims(new)[0]
+        for name, new in renames.items()
+    }
     return tuple(_replaced(dim, parsed) for dim in dims)
 
 
@@ -165,7 +180,13 @@ def size_of(dim: Dim, sizes: Mapping[str, int]) -> int | None:
     """The size of one axis in elements, or None while a factor is unbound."""
     if len(dim) == 1:  # by far the commonest dim
         factor = dim[0]
-        return factor if isinstance(factor, int) else sizes.get(factor) if isinstance(factor, str) else _total(factor, sizes)
+        return (
+            factor
+            if isinstance(factor, int)
+            else sizes.get(factor)
+            if isinstance(factor, str)
+            else _total(factor, sizes)
+        )
     known = [size_of((factor,), sizes) for factor in dim]
     return None if None in known else math.prod(k for k in known if k is not None)
 
@@ -202,7 +223,11 @@ class Binder:
     def copy(self) -> Binder:
         """A binder that knows what this one knows now."""
         twin = Binder(self.sizes)
-        twin.origins, twin._open, twin._seen = dict(self.origins), list(self._open), dict(self._seen)
+        twin.origins, twin._open, twin._seen = (
+            dict(self.origins),
+            list(self._open),
+            dict(self._seen),
+        )
         return twin
 
     def see(self, dims: Dims, shape: tuple[int, ...], origin: str) -> None:
@@ -233,7 +258,9 @@ class Binder:
 
     def credit(self, name: str) -> None:
         """Says of every size learned so far that it came from the tree called ``name``, before another tree is seen."""
-        self.origins = {n: o if o == "argument" else f"{o} of {name}" for n, o in self.origins.items()}
+        self.origins = {
+            n: o if o == "argument" else f"{o} of {name}" for n, o in self.origins.items()
+        }
 
     def settle(self) -> None:
         """Solves the products that were kept, until nothing more follows."""
@@ -272,5 +299,7 @@ class Binder:
         unbound = [term for term in factor.terms if size_of(term, self.sizes) is None]
         if len(unbound) != 1:
             return not unbound
-        rest = sum(size_of(term, self.sizes) or 0 for term in factor.terms if term is not unbound[0])
+        rest = sum(
+            size_of(term, self.sizes) or 0 for term in factor.terms if term is not unbound[0]
+        )
         return size < rest or self._solve(unbound[0], size - rest, origin)

@@ -28,7 +28,12 @@ from ckpt_schema.trees import Tree, flatten
 __all__ = ["TreesDifferError", "assert_trees_identical", "differences"]
 
 
-_KINDS = ((Tracer, "tracer"), (jax.Array, "jax array"), (np.generic, "NumPy scalar"), (np.ndarray, "NumPy array"))
+_KINDS = (
+    (Tracer, "tracer"),
+    (jax.Array, "jax array"),
+    (np.generic, "NumPy scalar"),
+    (np.ndarray, "NumPy array"),
+)
 
 
 class TreesDifferError(CkptSchemaError, AssertionError):
@@ -72,12 +77,17 @@ def differences(left: Tree, right: Tree) -> tuple[Mismatch, ...]:
     try:
         chex.assert_trees_all_equal_structs(left, right)
     except AssertionError:
-        return (*_structures(left, right, ()), *_shared_leaves(first.keys, first.leaves, second.keys, second.leaves))
+        return (
+            *_structures(left, right, ()),
+            *_shared_leaves(first.keys, first.leaves, second.keys, second.leaves),
+        )
     pairs = zip(first.keys, first.leaves, second.leaves, strict=True)
     return tuple(fault for key, a, b in pairs for fault in _leaf(key, a, b))
 
 
-def _shared_leaves(keys: list[KeyPath], found: list[Any], others: list[KeyPath], values: list[Any]) -> Iterator[Mismatch]:
+def _shared_leaves(
+    keys: list[KeyPath], found: list[Any], others: list[KeyPath], values: list[Any]
+) -> Iterator[Mismatch]:
     at = dict(zip(others, values, strict=True))
     for key, value in zip(keys, found, strict=True):
         if key in at:
@@ -89,18 +99,43 @@ def _structures(left: Tree, right: Tree, at: KeyPath) -> Iterator[Mismatch]:
     if jax.tree.structure(left) == jax.tree.structure(right):
         return
     here = paths.format_path(at)
-    if type(left) is not type(right) or jax.tree_util.all_leaves([left]) != jax.tree_util.all_leaves([right]):
+    if type(left) is not type(right) or jax.tree_util.all_leaves(
+        [left]
+    ) != jax.tree_util.all_leaves([right]):
         yield Mismatch(here, "container", _container(left), _container(right))
         return
     ours, theirs = dict(children(left)), dict(children(right))
     for key in ours.keys() - theirs.keys():
-        yield Mismatch(paths.format_path((*at, key)), "missing", _container(ours[key]), "nothing", _near(key, theirs))
+        yield Mismatch(
+            paths.format_path((*at, key)),
+            "missing",
+            _container(ours[key]),
+            "nothing",
+            _near(key, theirs),
+        )
     for key in theirs.keys() - ours.keys():
-        yield Mismatch(paths.format_path((*at, key)), "extra", "nothing", _container(theirs[key]), _near(key, ours))
-    below = [fault for key in ours if key in theirs for fault in _structures(ours[key], theirs[key], (*at, key))]
+        yield Mismatch(
+            paths.format_path((*at, key)),
+            "extra",
+            "nothing",
+            _container(theirs[key]),
+            _near(key, ours),
+        )
+    below = [
+        fault
+        for key in ours
+        if key in theirs
+        for fault in _structures(ours[key], theirs[key], (*at, key))
+    ]
     yield from below
     if not below and ours.keys() == theirs.keys():
-        yield Mismatch(here, "container", _static(left), _static(right), f"static data of the {type(left).__name__} differ")
+        yield Mismatch(
+            here,
+            "container",
+            _static(left),
+            _static(right),
+            f"static data of the {type(left).__name__} differ",
+        )
 
 
 def _container(node: Any) -> str:
@@ -128,7 +163,13 @@ def _leaf(key: KeyPath, left: Any, right: Any) -> Iterator[Mismatch]:
         return
     ours, theirs = leaves.signature(left), leaves.signature(right)
     if ours is None or isinstance(left, Tracer):
-        yield Mismatch(where, "leaf", repr(left), repr(right), "not the same object, and nothing that could be compared")
+        yield Mismatch(
+            where,
+            "leaf",
+            repr(left),
+            repr(right),
+            "not the same object, and nothing that could be compared",
+        )
         return
     if ours != theirs:
         kind = "shape" if ours[0] != (theirs or ours)[0] else "dtype"
@@ -146,7 +187,10 @@ def _kind(value: Any) -> str:
     """What sort of leaf it is: equal bits in leaves of two sorts are no equality."""
     if leaves.is_scalar(value):
         return f"a Python {type(value).__name__}"
-    return next((f"a {name}" for kind, name in _KINDS if isinstance(value, kind)), f"a {type(value).__name__}")
+    return next(
+        (f"a {name}" for kind, name in _KINDS if isinstance(value, kind)),
+        f"a {type(value).__name__}",
+    )
 
 
 def _same_sharding(left: Any, right: Any) -> bool:
@@ -176,7 +220,10 @@ def _bits(where: str, left: Any, right: Any) -> Iterator[Mismatch]:
         if unlike.any():
             first = int(unlike.argmax())
             ours, theirs = (f"0x{o[first, ::-1].tobytes().hex()}" for o in octets)
-            place = " ".join(str(i + offset) for i, offset in zip(np.unravel_index(first, a.shape), start, strict=True))
+            place = " ".join(
+                str(i + offset)
+                for i, offset in zip(np.unravel_index(first, a.shape), start, strict=True)
+            )
             many = f"{int(unlike.sum())} of {unlike.size} elements differ, the first at [{place}]"
             yield Mismatch(where, "bits", f"bits {ours}", theirs, many)
             return
@@ -198,12 +245,20 @@ def _blocks(value: Any) -> list[tuple[np.ndarray[Any, Any], tuple[int, ...]]]:
     if not isinstance(data, jax.Array) or data.is_fully_addressable:
         whole = np.asarray(data)
         return [(whole, (0,) * whole.ndim)]
-    return [(np.asarray(s.data), tuple(part.start or 0 for part in s.index)) for s in data.addressable_shards]
+    return [
+        (np.asarray(s.data), tuple(part.start or 0 for part in s.index))
+        for s in data.addressable_shards
+    ]
 
 
 def _octets(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The bytes of each element, least significant first; of an element narrower than a byte, its own bits."""
-    found = np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(array.size, array.dtype.itemsize)
+    found = (
+        np.ascontiguousarray(array)
+        .reshape(-1)
+        .view(np.uint8)
+        .reshape(array.size, array.dtype.itemsize)
+    )
     width = _width(array.dtype)
     return found & ((1 << width) - 1) if width < 8 else found
 

@@ -33,6 +33,7 @@ class Mismatch:
         expected: What the declaration asks for, in words.
         found: What is there instead, in words.
         hint: The likeliest cure; may be empty.
+        rules: The rules that are certain to mend it, ready for ``derive``; none where it is open what was meant.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Mismatch:
     expected: str
     found: str
     hint: str = ""
+    rules: tuple[object, ...] = dataclasses.field(default=(), kw_only=True)
 
     def __str__(self) -> str:
         """The fault as one line."""
@@ -69,7 +71,9 @@ def format_faults(header: str, mismatches: Iterable[Mismatch], notes: Iterable[s
     width = min(max((len(f.path or "(root)") for f in faults), default=0), 60)
     lines = [header]
     for fault in faults:
-        lines.append(f"  {fault.path or '(root)':<{width}}  expected {fault.expected}, found {fault.found}")
+        lines.append(
+            f"  {fault.path or '(root)':<{width}}  expected {fault.expected}, found {fault.found}"
+        )
         if fault.hint:
             lines.append(f"  {'':<{width}}  -> {fault.hint}")
     lines.extend(f"{note}" for note in notes)
@@ -81,12 +85,18 @@ class CkptSchemaError(Exception):
 
     Attributes:
         mismatches: Every fault that was found, as data.
+        rules: All rules that are certain to mend one of them, each once, in the order of the faults.
         notes: What else the message says, after the faults.
     """
 
-    def __init__(self, header: str, mismatches: Iterable[Mismatch] = (), notes: Iterable[str] = ()) -> None:
+    def __init__(
+        self, header: str, mismatches: Iterable[Mismatch] = (), notes: Iterable[str] = ()
+    ) -> None:
         """Formats ``header``, all ``mismatches`` and ``notes`` into the message."""
         self.mismatches: tuple[Mismatch, ...] = tuple(mismatches)
+        self.rules: tuple[object, ...] = tuple(
+            dict.fromkeys(r for f in self.mismatches for r in f.rules)
+        )
         self.notes: tuple[str, ...] = tuple(notes)
         super().__init__(format_faults(header, self.mismatches, self.notes))
 

@@ -11,7 +11,16 @@ from ckpt_schema import paths
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.table import Series
 
-__all__ = ["Field", "count", "declaration", "field", "is_dim", "series", "verify_field", "wrong_types"]
+__all__ = [
+    "Field",
+    "count",
+    "declaration",
+    "field",
+    "is_dim",
+    "series",
+    "verify_field",
+    "wrong_types",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,7 +81,9 @@ def field(
         A marker that the schema class reads; typed ``Any`` so that any annotation may stand beside it.
     """
     renames = dict(dims) if isinstance(dims, Mapping) else dims or {}
-    return Field(key, default, scan, axis, length, renames, type, collection, optional, ephemeral, value, tag)
+    return Field(
+        key, default, scan, axis, length, renames, type, collection, optional, ephemeral, value, tag
+    )
 
 
 def series(*members: str, name: str | None = None) -> Any:
@@ -98,17 +109,27 @@ def series(*members: str, name: str | None = None) -> Any:
     given: list[Any] = [*members, *([] if name is None else [name])]
     hint = 'logical paths, such as "blocks[]/layers[]"; print the layout to see them'
     faults = [
-        Mismatch("series", "declaration", "the path of a repeated node, ending in []", repr(path), hint)
+        Mismatch(
+            "series", "declaration", "the path of a repeated node, ending in []", repr(path), hint
+        )
         for path in given
         if not (isinstance(path, str) and path.endswith("[]"))
     ]
     if not members:
-        faults.append(Mismatch("series", "declaration", "the nodes that the list consists of", "none", hint))
+        faults.append(
+            Mismatch("series", "declaration", "the nodes that the list consists of", "none", hint)
+        )
     twice = sorted({path for path in members if members.count(path) > 1})
-    faults += (Mismatch("series", "declaration", "each node once", f"{p!r} twice", "a layer has one place") for p in twice)
+    faults += (
+        Mismatch("series", "declaration", "each node once", f"{p!r} twice", "a layer has one place")
+        for p in twice
+    )
     if faults:
         raise SchemaError(f"series(...) is not well formed: {len(faults)} fault(s)", faults)
-    return Series(() if name is None else tuple(name.split("/")), tuple(tuple(path.split("/")) for path in members))
+    return Series(
+        () if name is None else tuple(name.split("/")),
+        tuple(tuple(path.split("/")) for path in members),
+    )
 
 
 def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
@@ -124,7 +145,11 @@ def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
             yield argument, "a string", repr(value)
     for argument in ("scan", "length"):
         value = getattr(spec, argument)
-        if value is not None and not isinstance(value, str) and not (_is_integer(value) and value > 0):
+        if (
+            value is not None
+            and not isinstance(value, str)
+            and not (_is_integer(value) and value > 0)
+        ):
             yield argument, "the name of a dim, or a positive integer", repr(value)
     if not isinstance(spec.dims, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         yield "dims", "a dict of names", repr(spec.dims)
@@ -147,17 +172,34 @@ def verify_field(name: str, spec: Field, *, many: bool) -> None:
     if many and spec.length is None:
         raise declaration(name, "length= on a list", "none", 'write field(length="depth")')
     if not many and spec.length is not None:
-        raise declaration(name, "a list[...] annotation beside length=", "none", "use scan= for stacked repeats")
+        raise declaration(
+            name, "a list[...] annotation beside length=", "none", "use scan= for stacked repeats"
+        )
     if many and spec.scan is not None:
-        raise declaration(name, "scan= or list[...], not both", "both", "nest one schema in another for two levels")
+        raise declaration(
+            name,
+            "scan= or list[...], not both",
+            "both",
+            "nest one schema in another for two levels",
+        )
     if symbols != int(many):
         raise declaration(
-            name, f"{int(many)} index symbol(s) in key=", f"{symbols} in {spec.key!r}", 'a list is spelled key="layers/{i}"'
+            name,
+            f"{int(many)} index symbol(s) in key=",
+            f"{symbols} in {spec.key!r}",
+            'a list is spelled key="layers/{i}"',
         )
     if spec.value is not None and many:
-        raise declaration(name, "value= on one schema", "on a list", "give value= to the attributes of the schema in the list")
+        raise declaration(
+            name,
+            "value= on one schema",
+            "on a list",
+            "give value= to the attributes of the schema in the list",
+        )
     if spec.collection is not None and not spec.collection:
-        raise declaration(name, "a collection's name", repr(spec.collection), "leave collection= out for params")
+        raise declaration(
+            name, "a collection's name", repr(spec.collection), "leave collection= out for params"
+        )
     if repeats := spec.length if many else spec.scan:
         count(name, repeats)
 

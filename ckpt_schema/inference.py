@@ -24,10 +24,19 @@ __all__ = ["infer"]
 
 _BARE = "write its path in the model, without params or model in front"
 _OWN_AXIS = "declare the layout as a class, with axis= for this leaf"
-_COLLECTIONS = ("batch_stats", "cache")  # those of Flax's own layers that a train state keeps beside the params
+_COLLECTIONS = (
+    "batch_stats",
+    "cache",
+)  # those of Flax's own layers that a train state keeps beside the params
 
 
-def infer(tree: Tree, *, scan: Mapping[str, int] | None = None, lists: Sequence[str] = (), name: str = "inferred") -> Layout:
+def infer(
+    tree: Tree,
+    *,
+    scan: Mapping[str, int] | None = None,
+    lists: Sequence[str] = (),
+    name: str = "inferred",
+) -> Layout:
     """The layout of a tree.
 
     Train states of Linen (``step``, ``params``, ``opt_state``) and NNX (``model``, ``optimizer``), variables dicts,
@@ -64,21 +73,31 @@ def infer(tree: Tree, *, scan: Mapping[str, int] | None = None, lists: Sequence[
         flat = flatten(tree)
     if () in flat.keys:
         fault = Mismatch(
-            "the tree", "leaf", "a dict or another container", leaves.describe(flat.leaves[0]), "give the leaf a name"
+            "the tree",
+            "leaf",
+            "a dict or another container",
+            leaves.describe(flat.leaves[0]),
+            "give the leaf a name",
         )
         raise SchemaError(f"no layout ({name}) can be read off a lone leaf: 1 fault", [fault])
     read = _read(flat, variables)
     _verify_leaves(read, name)
     kinds = _envelope(read)
     folds = _folds(
-        [(kinds.body(leaf.key), leaf) for leaf in read.leaves if kinds.body(leaf.key) is not None], scan or {}, lists
+        [(kinds.body(leaf.key), leaf) for leaf in read.leaves if kinds.body(leaf.key) is not None],
+        scan or {},
+        lists,
     )
     rows = _merge(list(_rows(read, kinds, folds)), name)
     container = "nnx" if read.variables else "dict"
     found = nnx.inner_containers(tree) if container == "nnx" else containers(tree)
     # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
-    nodes = tuple(nodes_of((key, node) for key, node in found if key[0] == "opt_state" or not flat.stored))
-    return verify_table(Layout(name, rows, nodes, container, kinds.homes, parts=tuple(_parts(nodes, kinds))))
+    nodes = tuple(
+        nodes_of((key, node) for key, node in found if key[0] == "opt_state" or not flat.stored)
+    )
+    return verify_table(
+        Layout(name, rows, nodes, container, kinds.homes, parts=tuple(_parts(nodes, kinds)))
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,23 +124,39 @@ def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> _Read:
     found: list[_Found] = []
     for key, value in zip(flat.keys, flat.leaves, strict=True):
         levels = range(len(key) - 1, -1, -1) if wrapped else ()
-        at = next((n for n in levels if key[n] == "value" and (key[:n] in variables or not variables)), len(key))
+        at = next(
+            (n for n in levels if key[n] == "value" and (key[:n] in variables or not variables)),
+            len(key),
+        )
         kind, metadata = variables.get(key[:at], (None, ()))
-        found.append(_Found((*key[:at], *key[at + 1 :]), value, kind, metadata, max(len(key) - 1 - at, 0)))
+        found.append(
+            _Found((*key[:at], *key[at + 1 :]), value, kind, metadata, max(len(key) - 1 - at, 0))
+        )
     return _Read(_numbered(found) if flat.stored else found, bool(variables))
 
 
 def _on_disk(keys: Sequence[KeyPath]) -> bool:
     """Whether every leaf stands in a Variable, as a save writes them; some have values with parts."""
-    return bool(keys) and all("value" in key[1:] for key in keys) and any(key[-1] == "value" for key in keys)
+    return (
+        bool(keys)
+        and all("value" in key[1:] for key in keys)
+        and any(key[-1] == "value" for key in keys)
+    )
 
 
 def _numbered(found: Sequence[_Found]) -> list[_Found]:
     """Strings of digits as the ints they were before a save, where a node has no other keys; such a layout matches both."""
     names = {(leaf.key[:at], key) for leaf in found for at, key in enumerate(leaf.key)}
-    words = {parent for parent, key in names if not (isinstance(key, str) and key.isdecimal() and str(int(key)) == key)}
+    words = {
+        parent
+        for parent, key in names
+        if not (isinstance(key, str) and key.isdecimal() and str(int(key)) == key)
+    }
     return [
-        dataclasses.replace(leaf, key=tuple(k if leaf.key[:at] in words else int(k) for at, k in enumerate(leaf.key)))
+        dataclasses.replace(
+            leaf,
+            key=tuple(k if leaf.key[:at] in words else int(k) for at, k in enumerate(leaf.key)),
+        )
         for leaf in found
     ]
 
@@ -129,23 +164,46 @@ def _numbered(found: Sequence[_Found]) -> list[_Found]:
 def _verify_arguments(scan: object, lists: object) -> None:
     faults: list[Mismatch] = []
     given: Mapping[Any, Any] | None = scan if isinstance(scan, Mapping) else None
-    if scan is not None and not (given is not None and all(isinstance(n, str) and type(a) is int for n, a in given.items())):
-        faults.append(Mismatch("scan", "declaration", "axes by path", repr(scan), 'write scan={"layers": 0}'))
-    several: Sequence[Any] | None = lists if isinstance(lists, Sequence) and not isinstance(lists, str) else None
+    if scan is not None and not (
+        given is not None and all(isinstance(n, str) and type(a) is int for n, a in given.items())
+    ):
+        faults.append(
+            Mismatch("scan", "declaration", "axes by path", repr(scan), 'write scan={"layers": 0}')
+        )
+    several: Sequence[Any] | None = (
+        lists if isinstance(lists, Sequence) and not isinstance(lists, str) else None
+    )
     if several is None or not all(isinstance(pattern, str) for pattern in several):
-        faults.append(Mismatch("lists", "declaration", "a list of patterns", repr(lists), 'write lists=["layers_{i}"]'))
+        faults.append(
+            Mismatch(
+                "lists",
+                "declaration",
+                "a list of patterns",
+                repr(lists),
+                'write lists=["layers_{i}"]',
+            )
+        )
     if faults:
-        raise SchemaError(f"the arguments of infer are not well formed: {len(faults)} fault(s)", faults)
+        raise SchemaError(
+            f"the arguments of infer are not well formed: {len(faults)} fault(s)", faults
+        )
 
 
 def _verify_leaves(read: _Read, name: str) -> None:
     faults = [
-        Mismatch(paths.format_path(f.key), "leaf", "an array, an abstract value or a number", leaves.describe(f.value))
+        Mismatch(
+            paths.format_path(f.key),
+            "leaf",
+            "an array, an abstract value or a number",
+            leaves.describe(f.value),
+        )
         for f in read.leaves
         if leaves.signature(f.value) is None
     ]
     if faults:
-        raise SchemaError(f"no layout ({name}) can be read off the tree: {len(faults)} fault(s)", faults)
+        raise SchemaError(
+            f"no layout ({name}) can be read off the tree: {len(faults)} fault(s)", faults
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -172,15 +230,26 @@ class _Envelope:
 def _envelope(read: _Read) -> _Envelope:
     top = {leaf.key[0] for leaf in read.leaves if leaf.key}
     if {"step", "params"} <= top and not read.variables:
-        inner: KeyPath = ("params", "params") if all(_in_collection(leaf.key) for leaf in read.leaves) else ("params",)
+        inner: KeyPath = (
+            ("params", "params")
+            if all(_in_collection(leaf.key) for leaf in read.leaves)
+            else ("params",)
+        )
         # Other fields of a TrainState, such as a key, are no collections of the model: they keep their own paths.
         weights = ((inner, "params"), *(((c,), c) for c in _COLLECTIONS if c in top))
         return _mirrored(read, weights, ("opt_state",), inner[1:])
     if {"model", "optimizer"} <= top:
         return _mirrored(read, ((("model",), None),), ("optimizer", "opt_state"), ())
     if "params" in top and not read.variables:
-        return _Envelope(tuple(((c,), str(c)) for c in sorted(top, key=str)), None, frozenset(), (("params",),))
-    return _Envelope((((), None),), None, frozenset(), (("model",),) if read.variables else (("params",), ("model",)))
+        return _Envelope(
+            tuple(((c,), str(c)) for c in sorted(top, key=str)), None, frozenset(), (("params",),)
+        )
+    return _Envelope(
+        (((), None),),
+        None,
+        frozenset(),
+        (("model",),) if read.variables else (("params",), ("model",)),
+    )
 
 
 def _parts(nodes: Sequence[Node], kinds: _Envelope) -> Iterator[Part]:
@@ -196,7 +265,9 @@ def _in_collection(key: KeyPath) -> bool:
     return key[0] != "params" or (len(key) > 1 and key[1] in ("params", *_COLLECTIONS))
 
 
-def _mirrored(read: _Read, weights: tuple[tuple[KeyPath, str | None], ...], optimizer: KeyPath, inner: KeyPath) -> _Envelope:
+def _mirrored(
+    read: _Read, weights: tuple[tuple[KeyPath, str | None], ...], optimizer: KeyPath, inner: KeyPath
+) -> _Envelope:
     """The envelope of a train state; a subtree of the optimizer state mirrors the params when all its leaves do."""
     bare = _Envelope(weights, optimizer, frozenset(), ())
     params = {(*inner, *body) for leaf in read.leaves if (body := bare.body(leaf.key)) is not None}
@@ -266,7 +337,15 @@ def _stacked(
             rank = len((leaves.signature(keys[key].value) or ((),))[0])
             if not -rank <= axis < rank:
                 where = paths.format_path(key)
-                faults.append(Mismatch(where, "shape", f"a leaf with axis {axis}", leaves.describe(keys[key].value), _OWN_AXIS))
+                faults.append(
+                    Mismatch(
+                        where,
+                        "shape",
+                        f"a leaf with axis {axis}",
+                        leaves.describe(keys[key].value),
+                        _OWN_AXIS,
+                    )
+                )
             path = (*head[:-1], f"{head[-1]}[]", *map(str, key[len(head) :]))
             yield key, _Fold(path, key, axis % max(rank, 1), None)
 
@@ -285,11 +364,16 @@ def _list_segment(key: KeyPath, named: Sequence[Pattern]) -> tuple[KeyPath, Inde
     return None
 
 
-def _uniform(rests: Mapping[KeyPath, Sequence[tuple[int, KeyPath]]], keys: Mapping[KeyPath, _Found]) -> bool:
+def _uniform(
+    rests: Mapping[KeyPath, Sequence[tuple[int, KeyPath]]], keys: Mapping[KeyPath, _Found]
+) -> bool:
     """Whether every member of a list has every leaf, of one shape and dtype."""
     counts = {tuple(number for number, _ in members) for members in rests.values()}
     whole = len(counts) == 1 and all(c == tuple(range(len(c))) for c in counts)
-    return whole and all(len({leaves.signature(keys[k].value) for _, k in members}) == 1 for members in rests.values())
+    return whole and all(
+        len({leaves.signature(keys[k].value) for _, k in members}) == 1
+        for members in rests.values()
+    )
 
 
 def _logical(pattern: Pattern, rest: KeyPath) -> LogicalPath:
@@ -301,33 +385,51 @@ def _logical(pattern: Pattern, rest: KeyPath) -> LogicalPath:
     return (*names[:-1], f"{names[-1]}[]", *map(str, rest))
 
 
-def _unused_lists(named: Sequence[Pattern], heads: Mapping[Pattern, Any], folds: Mapping[KeyPath, _Fold]) -> Iterator[Mismatch]:
+def _unused_lists(
+    named: Sequence[Pattern], heads: Mapping[Pattern, Any], folds: Mapping[KeyPath, _Fold]
+) -> Iterator[Mismatch]:
     used = {fold.key[: len(pattern)] for fold in folds.values() for pattern in named}
     for pattern in named:
         if pattern not in used:
             where, expected = paths.format_path(pattern), "a repeated node of the model"
             if pattern in heads:
-                yield Mismatch(where, "rule", expected, "members that differ", "members 0 .. n-1 must have the same leaves")
+                yield Mismatch(
+                    where,
+                    "rule",
+                    expected,
+                    "members that differ",
+                    "members 0 .. n-1 must have the same leaves",
+                )
             else:
                 yield Mismatch(where, "rule", expected, "no such node", _BARE)
 
 
 def _rows(read: _Read, kinds: _Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterator[Row]:
-    shapes = {body: _leaf(leaf).dims for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None}
+    shapes = {
+        body: _leaf(leaf).dims for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None
+    }
     for leaf in read.leaves:
         for prefix, collection in kinds.weights:
             if leaf.key[: len(prefix)] == prefix:
                 yield _row(leaf, ("params",), prefix, folds, leaf.kind or collection, shapes)
                 break
         else:
-            mirror = next((leaf.key[:n] for n in range(len(leaf.key)) if leaf.key[:n] in kinds.mirrors), None)
+            mirror = next(
+                (leaf.key[:n] for n in range(len(leaf.key)) if leaf.key[:n] in kinds.mirrors), None
+            )
             optimizer = kinds.optimizer or ()
             if mirror is not None:
                 start = tuple(str(k) for k in _strip(mirror, optimizer, kinds))
                 yield _row(leaf, ("opt_state", *start), mirror, folds, leaf.kind, shapes)
             else:
                 inside = leaf.key[: len(optimizer)] == optimizer
-                rest = leaf.key[len(optimizer) :] if inside else leaf.key[-1:] if leaf.key[0] == "optimizer" else leaf.key
+                rest = (
+                    leaf.key[len(optimizer) :]
+                    if inside
+                    else leaf.key[-1:]
+                    if leaf.key[0] == "optimizer"
+                    else leaf.key
+                )
                 path = tuple(str(k) for k in (("opt_state", *rest) if inside else rest))
                 yield Row(path, leaf.key, _leaf(leaf), kind=leaf.kind, metadata=leaf.metadata)
 
@@ -352,10 +454,22 @@ def _row(
     body = _param(rest, shapes) or rest
     tail = rest[len(body) :]
     fold = folds.get(body)
-    axis = None if fold is None or fold.count is not None else _shared_axis(fold.axis or 0, stored.dims, shapes[body])
+    axis = (
+        None
+        if fold is None or fold.count is not None
+        else _shared_axis(fold.axis or 0, stored.dims, shapes[body])
+    )
     if fold is None or (fold.count is None and axis is None):
         path = (*head, *map(str, (*body, *tail)))
-        return Row(path, leaf.key, stored, kind=kind, metadata=leaf.metadata, body=len(head), inside=leaf.inside)
+        return Row(
+            path,
+            leaf.key,
+            stored,
+            kind=kind,
+            metadata=leaf.metadata,
+            body=len(head),
+            inside=leaf.inside,
+        )
     if axis is None:
         assert fold.count is not None
         repeats, item = (Repeat((fold.count,), None),), stored
@@ -389,7 +503,17 @@ def _merge(rows: Sequence[Row], name: str) -> tuple[Row, ...]:
         first = merged.setdefault(row.path, row)
         if first.leaf != row.leaf or first.key != row.key:
             where = "/".join(row.path)
-            faults.append(Mismatch(where, "shape", f"{first} for all members", str(row), "declare this layout as a class"))
+            faults.append(
+                Mismatch(
+                    where,
+                    "shape",
+                    f"{first} for all members",
+                    str(row),
+                    "declare this layout as a class",
+                )
+            )
     if faults:
-        raise SchemaError(f"no layout ({name}) can be read off the tree: {len(faults)} fault(s)", faults)
+        raise SchemaError(
+            f"no layout ({name}) can be read off the tree: {len(faults)} fault(s)", faults
+        )
     return tuple(merged.values())

@@ -42,7 +42,11 @@ __all__ = [
     "signature",
 ]
 
-_IMPLS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}  # tag in the dtype -> name jax.random.key takes
+_IMPLS = {
+    "fry": "threefry2x32",
+    "rbg": "rbg",
+    "urbg": "unsafe_rbg",
+}  # tag in the dtype -> name jax.random.key takes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,7 +97,13 @@ def key_dtype(impl: str) -> str:
     for tag, name in _IMPLS.items():
         if impl in (tag, name):
             return f"key<{tag}>"
-    fault = Mismatch(repr(impl), "impl", f"one of {', '.join(_IMPLS)}", repr(impl), "these are the tags jax prints in key<...>")
+    fault = Mismatch(
+        repr(impl),
+        "impl",
+        f"one of {', '.join(_IMPLS)}",
+        repr(impl),
+        "these are the tags jax prints in key<...>",
+    )
     raise SchemaError(f"{impl!r} is no key implementation: 1 fault", [fault])
 
 
@@ -115,11 +125,15 @@ def key_words(dtype: str) -> int:
         >>> key_words("key<fry>"), key_words("key<rbg>")
         (2, 4)
     """
-    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=key_impl(dtype)))).shape[-1]
+    return jax.eval_shape(
+        lambda: jax.random.key_data(jax.random.key(0, impl=key_impl(dtype)))
+    ).shape[-1]
 
 
 if TYPE_CHECKING:
-    from typing import Literal as Key  # to a type checker, Key["urbg"] is a legal annotation and no forward reference
+    from typing import (
+        Literal as Key,
+    )  # to a type checker, Key["urbg"] is a legal annotation and no forward reference
 else:
 
     class Key:
@@ -151,11 +165,25 @@ def from_annotation(annotation: Any) -> Leaf | None:
 
 
 def _one_dtype(annotation: Any, dtypes: Any) -> str:
-    found = {"bool" if d == "bool_" else d for d in dtypes} if isinstance(dtypes, (tuple, list)) else set[str]()
+    found = (
+        {"bool" if d == "bool_" else d for d in dtypes}
+        if isinstance(dtypes, (tuple, list))
+        else set[str]()
+    )
     if len(found) == 1 and "prng_key" not in found:
         return found.pop()
-    cure = 'write ckpt_schema.Key["urbg"]' if found == {"prng_key"} else "write one dtype, such as Float32 or BFloat16"
-    what = "a key of no known implementation" if found == {"prng_key"} else "several dtypes" if found else "any dtype"
+    cure = (
+        'write ckpt_schema.Key["urbg"]'
+        if found == {"prng_key"}
+        else "write one dtype, such as Float32 or BFloat16"
+    )
+    what = (
+        "a key of no known implementation"
+        if found == {"prng_key"}
+        else "several dtypes"
+        if found
+        else "any dtype"
+    )
     fault = Mismatch(str(annotation), "declaration", "exactly one dtype", what, cure)
     raise SchemaError(f"{annotation} does not say which dtype the leaf has: 1 fault", [fault])
 
@@ -243,7 +271,11 @@ def holds(leaf: Leaf, default: Default) -> bool:
     if isinstance(default.value, bool) or not jnp.issubdtype(dtype, jnp.inexact):
         return False
     held = _as(default.value, dtype)
-    return complex(held) == default.value if isinstance(default.value, int) else bool(np.isfinite(held))
+    return (
+        complex(held) == default.value
+        if isinstance(default.value, int)
+        else bool(np.isfinite(held))
+    )
 
 
 @functools.cache
@@ -332,7 +364,9 @@ def fresh_key(seed: int) -> FreshKey:
     return FreshKey(seed)
 
 
-def make_default(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], sharding: Any = None) -> jax.Array:
+def make_default(
+    default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], sharding: Any = None
+) -> jax.Array:
     """The default value of a leaf.
 
     Args:
@@ -357,6 +391,8 @@ def _made(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...]) -> jax.A
 
 
 @functools.lru_cache(maxsize=1024)
-def _program(default: Fill | FreshKey, told: str, dtype: str, shape: tuple[int, ...], sharding: Any) -> Any:
+def _program(
+    default: Fill | FreshKey, told: str, dtype: str, shape: tuple[int, ...], sharding: Any
+) -> Any:
     """What makes a default, compiled once for all layers. ``told`` is its repr, for 0.0 and -0.0 are equal and not the same."""
     return jax.jit(functools.partial(_made, default, dtype, shape), out_shardings=sharding)

@@ -33,7 +33,9 @@ Key = str | int
 KeyPath = tuple[Key, ...]
 LogicalPath = tuple[str, ...]
 
-_SYMBOL = re.compile(r"\{(?:(?P<step>[1-9]\d*)\*)?[A-Za-z_]\w*(?:\+(?P<first>\d+))?(?::0(?P<width>[1-9]\d*))?\}")
+_SYMBOL = re.compile(
+    r"\{(?:(?P<step>[1-9]\d*)\*)?[A-Za-z_]\w*(?:\+(?P<first>\d+))?(?::0(?P<width>[1-9]\d*))?\}"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,7 +75,10 @@ class Index:
         if not self.text or not key.startswith(self.prefix) or not key.endswith(self.suffix):
             return None
         digits = key[len(self.prefix) : len(key) - len(self.suffix)]
-        if not (digits.isdecimal() and digits.isascii()) or f"{int(digits):0{self.width}}" != digits:
+        if (
+            not (digits.isdecimal() and digits.isascii())
+            or f"{int(digits):0{self.width}}" != digits
+        ):
             return None
         return self._counted(int(digits))
 
@@ -87,13 +92,20 @@ class Index:
         for number in range(start, start + self.step * other.step):
             mine, theirs = self._counted(number), other._counted(number)
             if mine is not None and theirs is not None:
-                return (counts[0] is None or mine < counts[0]) and (counts[1] is None or theirs < counts[1])
+                return (counts[0] is None or mine < counts[0]) and (
+                    counts[1] is None or theirs < counts[1]
+                )
         return False
 
     def __str__(self) -> str:
         """The segment as it is written in a pattern."""
-        step, first = f"{self.step}*" if self.step != 1 else "", f"+{self.first}" if self.first else ""
-        body = f"{self.prefix}{{{step}i{first}{f':0{self.width}' if self.width else ''}}}{self.suffix}"
+        step, first = (
+            f"{self.step}*" if self.step != 1 else "",
+            f"+{self.first}" if self.first else "",
+        )
+        body = (
+            f"{self.prefix}{{{step}i{first}{f':0{self.width}' if self.width else ''}}}{self.suffix}"
+        )
         return f"'{body}'" if self.text and not self.prefix and not self.suffix else body
 
 
@@ -123,7 +135,9 @@ def _segment(part: str, whole: str) -> Key | Index:
     symbols = list(_SYMBOL.finditer(body))
     if not body or len(symbols) > 1 or body.count("{") != len(symbols):
         hint = "write layers/{i}, layers_{i}, layers_{i+1}, layers_{2*i} or layers_{i:02}"
-        fault = Mismatch(whole, "declaration", "key segments with at most one index symbol", repr(part), hint)
+        fault = Mismatch(
+            whole, "declaration", "key segments with at most one index symbol", repr(part), hint
+        )
         raise SchemaError(f"{whole!r} is no key pattern: 1 fault", [fault])
     if not symbols:
         return int(body) if body.isdecimal() and not quoted else body
@@ -131,7 +145,13 @@ def _segment(part: str, whole: str) -> Key | Index:
     step, first, width = symbols[0].group("step", "first", "width")
     text_key = quoted or bool(prefix or suffix)
     if width and not text_key:
-        fault = Mismatch(whole, "declaration", "int keys without a width", repr(part), f"string keys are written '{part}'")
+        fault = Mismatch(
+            whole,
+            "declaration",
+            "int keys without a width",
+            repr(part),
+            f"string keys are written '{part}'",
+        )
         raise SchemaError(f"{whole!r} is no key pattern: 1 fault", [fault])
     return Index(prefix, suffix, text_key, int(first or 0), int(step or 1), int(width or 0))
 
@@ -159,7 +179,11 @@ def natural(text: str) -> list[tuple[int, int | str]]:
         >>> sorted(["a10", "a2", "a"], key=natural)
         ['a', 'a2', 'a10']
     """
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text) if part]
+    return [
+        (0, int(part)) if part.isdecimal() else (1, part)
+        for part in re.split(r"(\d+)", text)
+        if part
+    ]
 
 
 def outline(pattern: Pattern) -> tuple[str, ...]:
@@ -169,10 +193,14 @@ def outline(pattern: Pattern) -> tuple[str, ...]:
         >>> outline(parse_pattern("layers_{i}/0")) == outline(parse_pattern("layers_12/{i}")) == ("layers_#", "#")
         True
     """
-    return tuple(re.sub(r"\d+", "#", str(s.key(0)) if isinstance(s, Index) else str(s)) for s in pattern)
+    return tuple(
+        re.sub(r"\d+", "#", str(s.key(0)) if isinstance(s, Index) else str(s)) for s in pattern
+    )
 
 
-def may_coincide(left: Key | Index, right: Key | Index, counts: tuple[int | None, int | None] = (None, None)) -> bool:
+def may_coincide(
+    left: Key | Index, right: Key | Index, counts: tuple[int | None, int | None] = (None, None)
+) -> bool:
     """Whether two segments can spell one key.
 
     Args:
@@ -187,7 +215,11 @@ def may_coincide(left: Key | Index, right: Key | Index, counts: tuple[int | None
         (False, False)
     """
     if not isinstance(left, Index):
-        return left == right if not isinstance(right, Index) else may_coincide(right, left, (counts[1], counts[0]))
+        return (
+            left == right
+            if not isinstance(right, Index)
+            else may_coincide(right, left, (counts[1], counts[0]))
+        )
     if not isinstance(right, Index):
         index = left.index(right)
         return index is not None and (counts[0] is None or index < counts[0])

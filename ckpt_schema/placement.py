@@ -27,17 +27,29 @@ def placed(value: Any, sharding: Any) -> jax.Array:
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):  # which jax moves within one process only
         spec = getattr(sharding, "spec", None)
         if spec is not None:
-            sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec, *[None] * (value.ndim - len(spec)), None))
-        return jax.random.wrap_key_data(placed(jax.random.key_data(value), sharding), impl=jax.random.key_impl(value))
+            sharding = NamedSharding(
+                sharding.mesh, PartitionSpec(*spec, *[None] * (value.ndim - len(spec)), None)
+            )
+        return jax.random.wrap_key_data(
+            placed(jax.random.key_data(value), sharding), impl=jax.random.key_impl(value)
+        )
     if spread and not sharding.is_fully_addressable:
         return _from_bits(value.dtype, sharding)(jax.device_put(as_bits(value), sharding))
-    host = gathered(value)  # jax would compare it with what the others have, and take two NaNs for different
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index], dtype=host.dtype)
+    host = gathered(
+        value
+    )  # jax would compare it with what the others have, and take two NaNs for different
+    return jax.make_array_from_callback(
+        host.shape, sharding, lambda index: host[index], dtype=host.dtype
+    )
 
 
 def gathered(value: Any) -> np.ndarray[Any, Any]:
     """An array as NumPy has it, from other processes too."""
-    if isinstance(value, jax.Array) and not value.is_fully_addressable and not value.is_fully_replicated:
+    if (
+        isinstance(value, jax.Array)
+        and not value.is_fully_addressable
+        and not value.is_fully_replicated
+    ):
         return multihost_utils.process_allgather(as_bits(value), tiled=True).view(value.dtype)
     return np.asarray(value)
 
@@ -66,8 +78,13 @@ def describe_shardings(*shardings: Any) -> tuple[str, ...]:
 def _short(sharding: Any) -> str:
     if not isinstance(sharding, NamedSharding) or not _in_usual_memory(sharding):
         return "no sharding" if sharding is None else str(sharding)
-    axes = zip(sharding.mesh.axis_names, sharding.mesh.axis_sizes, sharding.mesh.axis_types, strict=True)
-    sizes = " ".join(f"{name}={size}{'' if kind == AxisType.Auto else f' ({kind.name.lower()})'}" for name, size, kind in axes)
+    axes = zip(
+        sharding.mesh.axis_names, sharding.mesh.axis_sizes, sharding.mesh.axis_types, strict=True
+    )
+    sizes = " ".join(
+        f"{name}={size}{'' if kind == AxisType.Auto else f' ({kind.name.lower()})'}"
+        for name, size, kind in axes
+    )
     return f"P({', '.join(map(repr, sharding.spec))}) over {sizes}"
 
 

@@ -57,7 +57,9 @@ class Schema:
 
     def __new__(cls) -> typing.NoReturn:
         """Refuses: a schema is a declaration, not a container of values."""
-        raise TypeError(f"{cls.__name__} declares a layout and has no instances; use ckpt_schema.layout({cls.__name__})")
+        raise TypeError(
+            f"{cls.__name__} declares a layout and has no instances; use ckpt_schema.layout({cls.__name__})"
+        )
 
     def __init_subclass__(cls) -> None:
         """Reads the annotations of the class and of its bases, once, and reports every fault in them."""
@@ -74,7 +76,9 @@ class Schema:
         faults.extend(_strays(cls, own))
         faults.extend(_foreign(cls))
         if faults:
-            raise SchemaError(f"schema {cls.__qualname__} is not well formed: {len(faults)} fault(s)", faults)
+            raise SchemaError(
+                f"schema {cls.__qualname__} is not well formed: {len(faults)} fault(s)", faults
+            )
         cls.__attributes__ = tuple({**_inherited(cls), **own}.values())
         cls.__series__ = (*cls.__series__, *_series(cls))
 
@@ -101,7 +105,9 @@ def _scope(frame: types.FrameType | None) -> dict[str, Any]:
     return {**caller.f_globals, **caller.f_locals} if caller is not None else {}
 
 
-def _annotations(cls: type, scope: dict[str, Any], faults: list[Mismatch]) -> Iterator[tuple[str, Any]]:
+def _annotations(
+    cls: type, scope: dict[str, Any], faults: list[Mismatch]
+) -> Iterator[tuple[str, Any]]:
     """The class's own annotations, evaluated one by one, so that each that fails is named."""
     for name, annotation in inspect.get_annotations(cls).items():
         if isinstance(annotation, str):
@@ -113,7 +119,15 @@ def _annotations(cls: type, scope: dict[str, Any], faults: list[Mismatch]) -> It
             except Exception as error:
                 cure = "define or import what it names before the class"
                 found = f"{annotation!r}: {type(error).__name__}: {error}"
-                faults.append(Mismatch(f"{cls.__name__}.{name}", "declaration", "an annotation that evaluates", found, cure))
+                faults.append(
+                    Mismatch(
+                        f"{cls.__name__}.{name}",
+                        "declaration",
+                        "an annotation that evaluates",
+                        found,
+                        cure,
+                    )
+                )
                 continue
         if typing.get_origin(annotation) is not ClassVar and annotation is not ClassVar:
             yield name, annotation
@@ -121,9 +135,17 @@ def _annotations(cls: type, scope: dict[str, Any], faults: list[Mismatch]) -> It
 
 def _strays(cls: type, own: Mapping[str, Any]) -> Iterator[Mismatch]:
     for name, value in vars(cls).items():
-        if isinstance(value, Field) and name not in own and name not in inspect.get_annotations(cls):
+        if (
+            isinstance(value, Field)
+            and name not in own
+            and name not in inspect.get_annotations(cls)
+        ):
             yield Mismatch(
-                f"{cls.__name__}.{name}", "declaration", "an annotation beside field(...)", "none", f"write {name}: ..."
+                f"{cls.__name__}.{name}",
+                "declaration",
+                "an annotation beside field(...)",
+                "none",
+                f"write {name}: ...",
             )
 
 
@@ -134,17 +156,33 @@ def _series(cls: type[Schema]) -> Iterator[Series]:
         SchemaError: With every member that is no repeated node of the class.
     """
     known = {row.path[:end] for row, _ in body_rows(cls) for end in range(1, len(row.path) + 1)}
-    nodes = ", ".join(sorted("/".join(path) for path in known if path[-1].endswith("[]"))) or "there is none"
+    nodes = (
+        ", ".join(sorted("/".join(path) for path in known if path[-1].endswith("[]")))
+        or "there is none"
+    )
     faults: list[Mismatch] = []
     for name, value in vars(cls).items():
         if isinstance(value, Series):
             for path in value.members:
                 if path not in known:
-                    where, hint = f"{cls.__name__}.{name}", "declare it before, by scan= or as a list[...]"
-                    faults.append(Mismatch(where, "rule", f"a repeated node of the class ({nodes})", "/".join(path), hint))
+                    where, hint = (
+                        f"{cls.__name__}.{name}",
+                        "declare it before, by scan= or as a list[...]",
+                    )
+                    faults.append(
+                        Mismatch(
+                            where,
+                            "rule",
+                            f"a repeated node of the class ({nodes})",
+                            "/".join(path),
+                            hint,
+                        )
+                    )
             yield Series(value.path or (f"{name}[]",), value.members)
     if faults:
-        raise SchemaError(f"schema {cls.__qualname__} is not well formed: {len(faults)} fault(s)", faults)
+        raise SchemaError(
+            f"schema {cls.__qualname__} is not well formed: {len(faults)} fault(s)", faults
+        )
 
 
 def _foreign(cls: type) -> Iterator[Mismatch]:
@@ -152,21 +190,37 @@ def _foreign(cls: type) -> Iterator[Mismatch]:
     for base in cls.__mro__[1:]:
         if "__attributes__" not in vars(base):
             for name in inspect.get_annotations(base):
-                where, hint = f"{base.__name__}.{name}", f"derive {base.__name__} from ckpt_schema.Schema"
-                yield Mismatch(where, "declaration", "leaves declared by schemas", "a base that is no schema", hint)
+                where, hint = (
+                    f"{base.__name__}.{name}",
+                    f"derive {base.__name__} from ckpt_schema.Schema",
+                )
+                yield Mismatch(
+                    where,
+                    "declaration",
+                    "leaves declared by schemas",
+                    "a base that is no schema",
+                    hint,
+                )
 
 
 def _attribute(cls: type, name: str, annotation: Any) -> _Attribute:
     given = vars(cls).get(name, Field())
     if not isinstance(given, Field):
-        raise declaration(name, "field(...) as its value", repr(given), f"write {name}: ... = field(default={given!r})")
+        raise declaration(
+            name,
+            "field(...) as its value",
+            repr(given),
+            f"write {name}: ... = field(default={given!r})",
+        )
     inner, optional = _strip_optional(annotation)
     many = typing.get_origin(inner) is list
     target = _target(name, typing.get_args(inner)[0] if many else inner)
     spec = dataclasses.replace(given, optional=given.optional or optional, tag=given.tag or name)
     verify_field(name, spec, many=many)
     if spec.value is not None and isinstance(target, Leaf):
-        raise declaration(name, "value= on a schema", f"on the leaf {target}", "a leaf is a value without parts")
+        raise declaration(
+            name, "value= on a schema", f"on the leaf {target}", "a leaf is a value without parts"
+        )
     return _Attribute(name, target, many, spec)
 
 
@@ -208,14 +262,26 @@ def _verify_below(attribute: _Attribute) -> None:
 
 def _rename_faults(attribute: _Attribute) -> Iterator[Mismatch]:
     rows = [draft.row for draft in _below(attribute)]
-    known = set[str]().union(*(dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) for row in rows))
+    known = set[str]().union(
+        *(dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) for row in rows)
+    )
     for name, new in attribute.field.dims.items():
         if name not in known:
-            expected = f"dims= to rename a dim used below ({', '.join(sorted(known)) or 'there is none'})"
-            yield Mismatch(attribute.name, "rule", expected, repr(name), 'write dims={"old": "new"}')
+            expected = (
+                f"dims= to rename a dim used below ({', '.join(sorted(known)) or 'there is none'})"
+            )
+            yield Mismatch(
+                attribute.name, "rule", expected, repr(name), 'write dims={"old": "new"}'
+            )
         if not is_dim(new):
             hint = 'such as "heads", 8, "kv*groups" or "6*blocks+rest"'
-            yield Mismatch(attribute.name, "declaration", "the name or size of one axis in dims=", repr(new), hint)
+            yield Mismatch(
+                attribute.name,
+                "declaration",
+                "the name or size of one axis in dims=",
+                repr(new),
+                hint,
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -229,7 +295,9 @@ class _Draft:
 
 @functools.cache
 def _drafts(schema: type[Schema]) -> tuple[_Draft, ...]:
-    return tuple(draft for attribute in schema.__attributes__ for draft in _attribute_drafts(attribute))
+    return tuple(
+        draft for attribute in schema.__attributes__ for draft in _attribute_drafts(attribute)
+    )
 
 
 def _attribute_drafts(attribute: _Attribute) -> Iterator[_Draft]:
@@ -241,7 +309,9 @@ def _attribute_drafts(attribute: _Attribute) -> Iterator[_Draft]:
 def _below(attribute: _Attribute) -> tuple[_Draft, ...]:
     """What an attribute is made of, as its own schema sees it."""
     target = attribute.target
-    return (_Draft(Row((), (), target), None, None),) if isinstance(target, Leaf) else _drafts(target)
+    return (
+        (_Draft(Row((), (), target), None, None),) if isinstance(target, Leaf) else _drafts(target)
+    )
 
 
 def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
@@ -254,7 +324,10 @@ def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
     if attribute.many:
         repeats = (Repeat(count(attribute.name, spec.length), None), *repeats)
     elif spec.scan is not None:
-        repeats = (Repeat(count(attribute.name, spec.scan), (spec.axis or 0) if axis is None else axis), *repeats)
+        repeats = (
+            Repeat(count(attribute.name, spec.scan), (spec.axis or 0) if axis is None else axis),
+            *repeats,
+        )
         axis = None
     elif spec.axis is not None and axis is None:
         axis = spec.axis
@@ -265,7 +338,8 @@ def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
         leaf=Leaf(dims_.rename(row.leaf.dims, spec.dims), row.leaf.dtype),
         repeats=repeats,
         kind=row.kind if row.kind is not None else spec.type,
-        metadata=row.metadata or ((("tag", spec.tag),) if row.kind in ("RngKey", "RngCount") else ()),
+        metadata=row.metadata
+        or ((("tag", spec.tag),) if row.kind in ("RngKey", "RngCount") else ()),
         default=row.default if row.default is not None else _default(name, spec.default, row.leaf),
         optional=row.optional or spec.optional or spec.ephemeral,
         ephemeral=row.ephemeral or spec.ephemeral,
@@ -285,9 +359,19 @@ def _default(name: str, value: Any, leaf: Leaf) -> Default | None:
         return None
     default = value if isinstance(value, (Fill, FreshKey)) else Fill(value)
     if leaf.is_key and not isinstance(default, FreshKey):
-        raise declaration(name, "fresh_key(seed) as the default of a key", repr(value), "write default=fresh_key(0)")
+        raise declaration(
+            name,
+            "fresh_key(seed) as the default of a key",
+            repr(value),
+            "write default=fresh_key(0)",
+        )
     if not leaves.holds(leaf, default):
-        raise declaration(name, f"a default that {leaf.dtype} can hold", repr(value), "a number of the leaf's own kind")
+        raise declaration(
+            name,
+            f"a default that {leaf.dtype} can hold",
+            repr(value),
+            "a number of the leaf's own kind",
+        )
     return default
 
 
@@ -333,7 +417,11 @@ def body_rows(schema: type[Schema]) -> tuple[tuple[Row, str | None], ...]:
     """
     if not (isinstance(schema, type) and issubclass(schema, Schema)):  # pyright: ignore[reportUnnecessaryIsInstance]
         hint = "declare a class ...(ckpt_schema.Schema), or read a layout off a tree with ckpt_schema.infer(tree)"
-        found = f"the class {schema.__qualname__}" if isinstance(schema, type) else f"a {type(schema).__name__}"
+        found = (
+            f"the class {schema.__qualname__}"
+            if isinstance(schema, type)
+            else f"a {type(schema).__name__}"
+        )
         fault = Mismatch("argument", "declaration", "a Schema class", found, hint)
         raise SchemaError("no layout can be made of what is no schema: 1 fault", [fault])
     return tuple((draft.row, draft.collection) for draft in _drafts(schema))
@@ -347,7 +435,10 @@ def body_series(schema: type[Schema]) -> tuple[Series, ...]:
             repeated = attribute.many or attribute.field.scan is not None
             head = (attribute.name + ("[]" if repeated else ""),)
             inner = body_series(attribute.target)
-            found += [Series((*head, *s.path), tuple((*head, *member) for member in s.members)) for s in inner]
+            found += [
+                Series((*head, *s.path), tuple((*head, *member) for member in s.members))
+                for s in inner
+            ]
     return tuple(found)
 
 
@@ -360,4 +451,6 @@ def layout(source: type[Schema] | Layout) -> Layout:
     if isinstance(source, Layout):
         return source
     rows = tuple(dataclasses.replace(row, body=0) for row, _ in body_rows(source))
-    return verify_table(Layout(source.__qualname__, rows, holders(rows), series=body_series(source)))
+    return verify_table(
+        Layout(source.__qualname__, rows, holders(rows), series=body_series(source))
+    )

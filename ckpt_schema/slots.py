@@ -45,8 +45,17 @@ class _Trie:
         """The slots that ``key`` may spell; a literal key may stand beside a symbol that spells it too."""
         here: list[tuple[_Trie, tuple[int, ...]]] = [(self, ())]
         for segment in key:
-            keys = (segment, int(segment)) if stored and isinstance(segment, str) and segment.isdecimal() else (segment,)
-            here = [(below, (*indices, *index)) for node, indices in here for one in keys for below, index in node._steps(one)]
+            keys = (
+                (segment, int(segment))
+                if stored and isinstance(segment, str) and segment.isdecimal()
+                else (segment,)
+            )
+            here = [
+                (below, (*indices, *index))
+                for node, indices in here
+                for one in keys
+                for below, index in node._steps(one)
+            ]
         return [(node.row, indices) for node, indices in here if node.row is not None]
 
     def _steps(self, segment: Key) -> list[tuple[_Trie, tuple[int, ...]]]:
@@ -88,7 +97,11 @@ class SlotFinder:
             if plain is not None and inside in (None, self._rows[plain[0]].inside):
                 return plain
         for bare, inside in self._spellings(key):
-            found = [s for s in self._patterns.find(bare, stored=stored) if inside in (None, self._rows[s[0]].inside)]
+            found = [
+                s
+                for s in self._patterns.find(bare, stored=stored)
+                if inside in (None, self._rows[s[0]].inside)
+            ]
             if found:
                 return next(filter(self._within, found), found[0])
         return None
@@ -96,7 +109,9 @@ class SlotFinder:
     def _within(self, slot: Slot) -> bool:
         """Whether it is one of the slots that the row has, as far as its numbers of repeats are fixed."""
         counts = (dims_.size_of(dim, {}) for dim in self._rows[slot[0]].unrolled)
-        return all(count is None or index < count for index, count in zip(slot[1], counts, strict=True))
+        return all(
+            count is None or index < count for index, count in zip(slot[1], counts, strict=True)
+        )
 
     def _spellings(self, key: KeyPath) -> Iterator[tuple[KeyPath, int | None]]:
         """The key path as it is, and without a level of a Variable or box, with how many segments stand inside of that."""

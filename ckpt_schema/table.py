@@ -98,7 +98,9 @@ class Row:
         """The dims of the leaf as it is stored."""
         if not self.repeats:
             return self.leaf.dims
-        return tuple(self.leaf.dims[n] if kind == "axis" else self.repeats[n].size for kind, n in self.axes)
+        return tuple(
+            self.leaf.dims[n] if kind == "axis" else self.repeats[n].size for kind, n in self.axes
+        )
 
     @property
     def unrolled(self) -> tuple[Dim, ...]:
@@ -259,20 +261,27 @@ class Layout:
             if own.get(name, size) != size
         ]
         if faults:
-            raise SchemaError(f"{self.name} is not declared for these sizes: {len(faults)} fault(s)", faults)
+            raise SchemaError(
+                f"{self.name} is not declared for these sizes: {len(faults)} fault(s)", faults
+            )
         return {**own, **(dims or {})}
 
     def names(self) -> set[str]:
         """Every dim name of the layout, layer counts included."""
         found: set[str] = set()
         for row in self.rows:
-            found |= dims_.names(row.leaf.dims) | {n for r in row.repeats for n in dims_.names((r.size,))}
+            found |= dims_.names(row.leaf.dims) | {
+                n for r in row.repeats for n in dims_.names((r.size,))
+            }
         return found
 
     def __str__(self) -> str:
         """The table, a line per row: logical path, key path, leaf, and what is declared of it."""
         lines = [f"{self.name}: {len(self.rows)} rows"]
-        cells = [("/".join(r.path), paths.format_path(r.key), str(r.stored), _remarks(r)) for r in self.rows]
+        cells = [
+            ("/".join(r.path), paths.format_path(r.key), str(r.stored), _remarks(r))
+            for r in self.rows
+        ]
         return "\n".join([*lines, *columns(cells)])
 
 
@@ -315,15 +324,29 @@ def _clashes(table: Layout) -> Iterator[Mismatch]:
         where, other = paths.format_path(row.key), by_key.setdefault(row.key, row)
         if other is not row:
             both = f"{'/'.join(other.path)} and {'/'.join(row.path)}"
-            yield Mismatch(where, "ambiguous", "one leaf at a key path", both, "give one of them another key=")
+            yield Mismatch(
+                where, "ambiguous", "one leaf at a key path", both, "give one of them another key="
+            )
         if by_path.setdefault(row.path, row) is not row:
-            yield Mismatch("/".join(row.path), "ambiguous", "one leaf at a logical path", "two", "rename one attribute")
+            yield Mismatch(
+                "/".join(row.path),
+                "ambiguous",
+                "one leaf at a logical path",
+                "two",
+                "rename one attribute",
+            )
     yield from _overlaps(table)
     for row in table.rows:
         for end in range(len(row.key)):
             if row.key[:end] in by_key:
                 inside = paths.format_path(row.key[:end])
-                yield Mismatch(paths.format_path(row.key), "ambiguous", "no leaf above it", f"the leaf {inside}", "check key=")
+                yield Mismatch(
+                    paths.format_path(row.key),
+                    "ambiguous",
+                    "no leaf above it",
+                    f"the leaf {inside}",
+                    "check key=",
+                )
 
 
 def _counts(row: Row) -> list[int | None]:
@@ -339,9 +362,28 @@ def _overlaps(table: Layout) -> Iterator[Mismatch]:
         alike[paths.outline(row.key)].append(row)
     for rows in alike.values():
         for first in rows:
-            others = [r for r in rows if first.unrolled and r.key != first.key and not (r.unrolled and r.path < first.path)]
+            others = [
+                r
+                for r in rows
+                if first.unrolled
+                and r.key != first.key
+                and not (r.unrolled and r.path < first.path)
+            ]
             for other in others:
-                if all(map(paths.may_coincide, first.key, other.key, zip(_counts(first), _counts(other), strict=True))):
+                if all(
+                    map(
+                        paths.may_coincide,
+                        first.key,
+                        other.key,
+                        zip(_counts(first), _counts(other), strict=True),
+                    )
+                ):
                     both = f"{'/'.join(first.path)} ({paths.format_path(first.key)}) and {'/'.join(other.path)}"
                     hint = "two leaves can never share one: give one of them another key="
-                    yield Mismatch(paths.format_path(other.key), "ambiguous", "one leaf at a key path", both, hint)
+                    yield Mismatch(
+                        paths.format_path(other.key),
+                        "ambiguous",
+                        "one leaf at a key path",
+                        both,
+                        hint,
+                    )

@@ -51,8 +51,12 @@ def flatten(tree: Tree) -> FlatTree:
     try:
         flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     except (ValueError, TypeError) as error:
-        faults = list(_mixed(tree, ())) or [Mismatch("", "key", "a tree that jax can flatten", str(error).splitlines()[0])]
-        raise ConformanceError(f"the tree cannot be read: {len(faults)} fault(s)", faults) from error
+        faults = list(_mixed(tree, ())) or [
+            Mismatch("", "key", "a tree that jax can flatten", str(error).splitlines()[0])
+        ]
+        raise ConformanceError(
+            f"the tree cannot be read: {len(faults)} fault(s)", faults
+        ) from error
     keys, stored = key_paths(path for path, _ in flat)
     return FlatTree([leaf for _, leaf in flat], treedef, keys, stored)
 
@@ -98,7 +102,9 @@ def build(
     for key, row, value in leaves:
         _parent(root, key)[key[-1]] = value
         variables[key[: len(key) - row.inside]] = row
-    holes = [key for _, key in nodes if not any(key[:at] in variables for at in range(1, len(key) + 1))]
+    holes = [
+        key for _, key in nodes if not any(key[:at] in variables for at in range(1, len(key) + 1))
+    ]
     variables |= dict.fromkeys(holes)
     for node, key in reversed(nodes):  # children before parents
         parent = _parent(root, key)
@@ -148,7 +154,13 @@ def _container(node: Node, key: KeyPath, children: Mapping[Any, Any]) -> Any:
     except TypeError as error:
         hint = "pass onto=, a tree that has one"
         found = str(error).splitlines()[0]
-        fault = Mismatch(format_path(key), "container", f"a {node.type.__name__} of its leaves alone", found, hint)
+        fault = Mismatch(
+            format_path(key),
+            "container",
+            f"a {node.type.__name__} of its leaves alone",
+            found,
+            hint,
+        )
         raise ConformanceError(f"{node.type.__name__} cannot be made: 1 fault", [fault]) from error
 
 

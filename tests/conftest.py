@@ -18,12 +18,16 @@ DEVICES = 8
 gc.set_threshold(100_000, 50, 1000)
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # for the processes that tests start
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # one for all processes of a run: most programs are met several times
+if (
+    "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):  # one for all processes of a run: most programs are met several times
     _programs = tempfile.TemporaryDirectory(prefix="ckpt-schema-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+)
 
 from ckpt_schema.testing import DevicesError, virtual_devices  # noqa: E402  jax reads the variables above once, when it starts
 
@@ -34,6 +38,12 @@ except DevicesError as error:
 
 # Both are derandomized: a failure is the same on every machine and in every run, and no example database is left behind.
 # A deadline would time jax's compilations, not the code.
-hypothesis.settings.register_profile("dev", derandomize=True, deadline=None, database=None, max_examples=25)
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None, max_examples=200)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "dev"))
+hypothesis.settings.register_profile(
+    "dev", derandomize=True, deadline=None, database=None, max_examples=25
+)
+hypothesis.settings.register_profile(
+    "ci", derandomize=True, deadline=None, database=None, max_examples=200
+)
+hypothesis.settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "dev")
+)

@@ -119,13 +119,21 @@ def unlike(tree: Any, alone: Any) -> list[str]:
 def not_of_all(tree: Any) -> list[str]:
     """The leaves that are not over the devices of all processes."""
     devices = set(jax.devices())
-    return [jax.tree_util.keystr(p) for p, leaf in jax.tree.leaves_with_path(tree) if leaf.sharding.device_set != devices]
+    return [
+        jax.tree_util.keystr(p)
+        for p, leaf in jax.tree.leaves_with_path(tree)
+        if leaf.sharding.device_set != devices
+    ]
 
 
 def elsewhere(tree: Any, target: Any) -> list[str]:
     """The leaves that are not sharded as the target says."""
     both = zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(target), strict=True)
-    return [jax.tree_util.keystr(p) for (p, x), t in both if not x.sharding.is_equivalent_to(t.sharding, x.ndim)]
+    return [
+        jax.tree_util.keystr(p)
+        for (p, x), t in both
+        if not x.sharding.is_equivalent_to(t.sharding, x.ndim)
+    ]
 
 
 def caught(run: Callable[[], Any]) -> tuple[str, list[str], str]:
@@ -156,9 +164,17 @@ def saved_in_chunks() -> Any:
 
     def options(key: Any, value: Any) -> Any:
         axes = (0,) if value.ndim == 3 else (1,)  # that of `embed`
-        return saving.StorageOptions(chunk_byte_size=1 << 18, shard_axes=axes) if value.size > MANY else None
+        return (
+            saving.StorageOptions(chunk_byte_size=1 << 18, shard_axes=axes)
+            if value.size > MANY
+            else None
+        )
 
-    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving(scoped_storage_options_creator=options)))
+    return ocp.Context(
+        array_options=ocp.options.ArrayOptions(
+            saving=saving(scoped_storage_options_creator=options)
+        )
+    )
 
 
 def restore_nnx(root: Path, shape: Sequence[int], again: str) -> dict[str, Any]:
@@ -170,7 +186,9 @@ def restore_nnx(root: Path, shape: Sequence[int], again: str) -> dict[str, Any]:
     cs.orbax.save(root / again, found, LENS)
     loose = cs.orbax.restore(root / again, with_loose_step(abstract(target)), LENS)
     return {
-        "unlike": unlike(found, alone) + unlike(into, LENS.get(linen_state(5), onto=nnx_state(9))) + unlike(loose, alone),
+        "unlike": unlike(found, alone)
+        + unlike(into, LENS.get(linen_state(5), onto=nnx_state(9)))
+        + unlike(loose, alone),
         "elsewhere": elsewhere(found, target) + elsewhere(into, target),
         "not of all": not_of_all(found) + not_of_all(into) + not_of_all(loose),
     }
@@ -178,7 +196,9 @@ def restore_nnx(root: Path, shape: Sequence[int], again: str) -> dict[str, Any]:
 
 def with_loose_step(state: Any) -> Any:
     """The state with a step that each process has made for itself, as `nnx.Optimizer` does outside of jit."""
-    return jax.tree.map_with_path(lambda path, x: jnp.uint32(0) if "step" in jax.tree_util.keystr(path) else x, state)
+    return jax.tree.map_with_path(
+        lambda path, x: jnp.uint32(0) if "step" in jax.tree_util.keystr(path) else x, state
+    )
 
 
 def translate() -> list[str]:
@@ -200,7 +220,9 @@ def save_nnx(root: Path) -> tuple[list[str], list[str]]:
     state = nnx_state(7, Sharded(mesh(2, 2), 3))
     cs.orbax.save(root / "nnx", state, LENS)
     private = cs.orbax.load_private(root / "nnx")
-    linen = cs.orbax.restore(root / "nnx", abstract(linen_state(1, Sharded(mesh(4), 4))), LENS, aux=None)
+    linen = cs.orbax.restore(
+        root / "nnx", abstract(linen_state(1, Sharded(mesh(4), 4))), LENS, aux=None
+    )
     with jax.set_mesh(mesh(4)):
         cs.orbax.save(root / "kept", linen, LENS, private=private)
     return not_of_all(private), unlike(linen, LENS.put(nnx_state(7))) + translate()
@@ -210,7 +232,9 @@ def restore_streams(root: Path) -> list[str]:
     target = abstract(nnx_state(1, Sharded(mesh(2, 2), 5)))
     both = [cs.orbax.restore(root / name, target, LENS) for name in ("nnx", "kept")]
     cs.assert_trees_identical(*both)
-    return [place for each in both for place in (*unlike(each, nnx_state(7)), *elsewhere(each, target))]
+    return [
+        place for each in both for place in (*unlike(each, nnx_state(7)), *elsewhere(each, target))
+    ]
 
 
 # --- Bytes that are read  ---
@@ -223,10 +247,14 @@ def big(side: int, specs: Mapping[int, Sequence[Any]]) -> Any:
     def place(value: Any) -> Any:
         spec = specs.get(value.ndim, ()) if math.prod(value.shape) > MANY else ()
         if spec:
-            value = np.frombuffer(np.random.default_rng(0).bytes(value.nbytes), value.dtype).reshape(value.shape)
+            value = np.frombuffer(
+                np.random.default_rng(0).bytes(value.nbytes), value.dtype
+            ).reshape(value.shape)
         return placement.placed(value, NamedSharding(over, PartitionSpec(*spec)))
 
-    return makers(BIG, LENS.source, LENS.view)[side](np.random.default_rng(0), place, values="counted")
+    return makers(BIG, LENS.source, LENS.view)[side](
+        np.random.default_rng(0), place, values="counted"
+    )
 
 
 def read_big(root: Path) -> dict[str, tuple[int, int, int]]:
@@ -234,7 +262,11 @@ def read_big(root: Path) -> dict[str, tuple[int, int, int]]:
     along = abstract(big_nnx(kernel=("x",), embedding=("x",)))
     across = abstract(big_nnx(kernel=(None, "x"), embedding=(None, "x")))
     counted(root / "big", along)  # what is imported and compiled is read too
-    orders = {"along": ("big", along), "across": ("big", across), "along, chunks": ("chunks", along)}
+    orders = {
+        "along": ("big", along),
+        "across": ("big", across),
+        "along, chunks": ("chunks", along),
+    }
     orders["across, chunks"] = "chunks", across
     return {name: counted(root / path, target) for name, (path, target) in orders.items()}
 
@@ -243,7 +275,9 @@ def big_nnx(kernel: Sequence[Any], embedding: Sequence[Any]) -> Any:
     over = mesh(jax.device_count())
 
     def place(value: Any) -> Any:
-        spec = {(BIG["mlp"], BIG["embed"]): kernel, (BIG["vocab"], BIG["embed"]): embedding}.get(tuple(value.shape), ())
+        spec = {(BIG["mlp"], BIG["embed"]): kernel, (BIG["vocab"], BIG["embed"]): embedding}.get(
+            tuple(value.shape), ()
+        )
         return placement.placed(value, NamedSharding(over, PartitionSpec(*spec)))
 
     return makers(BIG, LENS.source, LENS.view)[1](np.random.default_rng(0), place, values="counted")
@@ -253,14 +287,19 @@ def counted(path: Path, target: Any) -> tuple[int, int, int]:
     before = bytes_read()
     found = jax.block_until_ready(cs.orbax.restore(path, target, LENS))
     stored, every = (after - start for after, start in zip(bytes_read(), before, strict=True))
-    blocks = [{str(s.index): s.data.nbytes for s in data(leaf).addressable_shards} for leaf in jax.tree.leaves(found)]
+    blocks = [
+        {str(s.index): s.data.nbytes for s in data(leaf).addressable_shards}
+        for leaf in jax.tree.leaves(found)
+    ]
     return sum(sum(each.values()) for each in blocks), stored, every
 
 
 def bytes_read() -> tuple[int, int]:
     name = "/tensorstore/kvstore/file/bytes_read"
     metrics = tensorstore.experimental_collect_matching_metrics(name)
-    stored = sum(value["value"] for each in metrics if each["name"] == name for value in each["values"])
+    stored = sum(
+        value["value"] for each in metrics if each["name"] == name for value in each["values"]
+    )
     lines = Path("/proc/self/io").read_text().splitlines()
     return stored, next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
 
@@ -289,12 +328,20 @@ def refused(root: Path) -> dict[str, tuple[str, list[str], str]]:
         "exists": caught(lambda: cs.orbax.save(root / "taken", state, LENS)),
         "cast": caught(lambda: cast.get({"ids": ids})),
         "cast, saved": caught(lambda: cs.orbax.save(root / "no", {"ids": ids}, ~cast, side="view")),
-        "cast, restored": caught(lambda: cs.orbax.restore(root / "signed", target, cast, disk_side="source")),
+        "cast, restored": caught(
+            lambda: cs.orbax.restore(root / "signed", target, cast, disk_side="source")
+        ),
         "tie": caught(lambda: tie.get(tied)),
         "on one host": caught(lambda: cs.orbax.save(root / "no", host, LENS)),
-        "without a value in one": caught(lambda: cs.orbax.save(root / "no", short, cast, side="source")),
-        "not there for one": caught(lambda: cs.orbax.restore(root / ("signed" if first else "no"), target, cast)),
-        "unequal shard": caught(lambda: cs.assert_trees_identical([tied["head"]], [tied["embedding"]])),
+        "without a value in one": caught(
+            lambda: cs.orbax.save(root / "no", short, cast, side="source")
+        ),
+        "not there for one": caught(
+            lambda: cs.orbax.restore(root / ("signed" if first else "no"), target, cast)
+        ),
+        "unequal shard": caught(
+            lambda: cs.assert_trees_identical([tied["head"]], [tied["embedding"]])
+        ),
     }
 
 
@@ -318,12 +365,18 @@ def alone_in_one(root: Path) -> dict[str, tuple[str, list[str], str]]:
     linen = abstract(linen_state(1, states))
     number = {**linen_state(5, states), "step": 3 if first else 4}
     return {
-        "damaged": caught(lambda: cs.orbax.restore(root / "damaged", target, matrix, target_side="view", disk_side="source")),
+        "damaged": caught(
+            lambda: cs.orbax.restore(
+                root / "damaged", target, matrix, target_side="view", disk_side="source"
+            )
+        ),
         "arrays": caught(lambda: cs.orbax.save(root / "no", {"ids": ids}, ~cast, side="view")),
         "numbers": caught(lambda: cs.orbax.save(root / "no", number, LENS)),
         "paths": caught(lambda: cs.orbax.restore(root / ("5" if first else "6"), linen, LENS)),
         "private": caught(lambda: cs.orbax.load_private(root / ("private" if first else "no"))),
-        "warned": caught(lambda: warned(lambda: cs.orbax.restore(root / "private", linen, LENS), error=not first)),
+        "warned": caught(
+            lambda: warned(lambda: cs.orbax.restore(root / "private", linen, LENS), error=not first)
+        ),
         "interrupted": caught(lambda: interrupted(first)),
     }
 
@@ -349,18 +402,26 @@ def payloads() -> list[tuple[str, str]]:
         value = hostile(np.random.default_rng(0), dtype, (8, 8))
         spread = placement.placed(value, rows)
         ways = {"moved": unlike([placement.placed(spread, columns)], [value])}
-        ways["gathered"] = [] if placement.gathered(spread).tobytes() == value.tobytes() else ["all"]
-        ways["compared"] = [] if difference(spread, placement.placed(value, columns)) is None else ["all"]
+        ways["gathered"] = (
+            [] if placement.gathered(spread).tobytes() == value.tobytes() else ["all"]
+        )
+        ways["compared"] = (
+            [] if difference(spread, placement.placed(value, columns)) is None else ["all"]
+        )
         lost += [(dtype, way) for way, found in ways.items() if found]
     return lost
 
 
 def context() -> tuple[bool, bool]:
     """What is said in the context that Orbax reads in: the caller's own, but for whom it waits for."""
-    mine = ocp.options.ArrayOptions(loading=ocp.options.ArrayOptions.Loading(enable_padding_and_truncation=True))
+    mine = ocp.options.ArrayOptions(
+        loading=ocp.options.ArrayOptions.Loading(enable_padding_and_truncation=True)
+    )
     with ocp.Context(array_options=mine), alone() as found:
         told = found.multiprocessing_options
-        return found.array_options.loading.enable_padding_and_truncation, told.active_processes == {jax.process_index()}
+        return found.array_options.loading.enable_padding_and_truncation, told.active_processes == {
+            jax.process_index()
+        }
 
 
 # --- What goes wrong with processes  ---
@@ -368,7 +429,13 @@ def context() -> tuple[bool, bool]:
 
 def ranks(number: int) -> tuple[int, int, int, int, list[int]]:
     every = multihost_utils.process_allgather(np.int32(jax.process_index() + number))
-    return jax.process_index(), jax.process_count(), jax.local_device_count(), os.getpid(), every.tolist()
+    return (
+        jax.process_index(),
+        jax.process_count(),
+        jax.local_device_count(),
+        os.getpid(),
+        every.tolist(),
+    )
 
 
 def raising(pids: Path, who: Sequence[int]) -> None:
@@ -432,5 +499,7 @@ if __name__ == "__main__":  # the parent that a test kills
 
     from ckpt_schema.testing.distributed import run_distributed
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell has its background jobs ignore it
     run_distributed(2, function, Path(sys.argv[1]))

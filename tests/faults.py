@@ -56,7 +56,12 @@ def aims(plan: Plan) -> list[Aim]:
     kept = taken + (len(plan.onto.shapes) if plan.onto is not None else 0)
     edited = kept + sum(len(job.likes) for job in plan.jobs)
     made = edited + len(plan.makes)
-    return [Aim("moved", 0, taken), Aim("kept", taken, kept), Aim("edited", kept, edited), Aim("made", edited, made)]
+    return [
+        Aim("moved", 0, taken),
+        Aim("kept", taken, kept),
+        Aim("edited", kept, edited),
+        Aim("made", edited, made),
+    ]
 
 
 Fault = Callable[[Any], Any]
@@ -118,7 +123,11 @@ def _arranged(change: Callable[[Any], Any]) -> Fault:
 
 
 def _subnormals_flushed(x: Any) -> Any:
-    return np.where(np.abs(x.astype(np.float64)) < float(jnp.finfo(x.dtype).smallest_normal), np.zeros_like(x), x)
+    return np.where(
+        np.abs(x.astype(np.float64)) < float(jnp.finfo(x.dtype).smallest_normal),
+        np.zeros_like(x),
+        x,
+    )
 
 
 def _swapped_axes(x: Any) -> Any:
@@ -135,7 +144,9 @@ def _dtype_changed(leaf: Any) -> Any:
 def _other_impl(leaf: Any) -> Any:
     if not _is_key(leaf):
         return leaf
-    impl = {"unsafe_rbg": "rbg", "rbg": "unsafe_rbg", "threefry2x32": "rbg"}[str(jax.random.key_impl(leaf))]
+    impl = {"unsafe_rbg": "rbg", "rbg": "unsafe_rbg", "threefry2x32": "rbg"}[
+        str(jax.random.key_impl(leaf))
+    ]
     data = _numbers(leaf)
     data = np.concatenate([data, data], -1) if data.shape[-1] == 2 else data
     return jax.device_put(jax.random.wrap_key_data(jnp.asarray(data), impl=impl), leaf.sharding)
@@ -157,7 +168,9 @@ def _replicated(leaf: Any) -> Any:
     sharding = getattr(leaf, "sharding", None)
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return leaf
-    return jax.device_put(leaf, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+    return jax.device_put(
+        leaf, jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    )
 
 
 def _stale_mesh(leaf: Any) -> Any:
@@ -169,12 +182,16 @@ def _stale_mesh(leaf: Any) -> Any:
 
 
 OPERATIONS: dict[str, Fault] = {
-    "one bit flipped": lambda leaf: _bits(leaf, lambda octet: octet ^ 1) if not leaves.is_scalar(leaf) else leaf + 1,
+    "one bit flipped": lambda leaf: (
+        _bits(leaf, lambda octet: octet ^ 1) if not leaves.is_scalar(leaf) else leaf + 1
+    ),
     "NaN payloads lost": _floats(lambda x: np.where(np.isnan(x), np.full_like(x, np.nan), x)),
     "-0 made 0": _floats(lambda x: np.where(x == 0, np.zeros_like(x), x)),
     "subnormals flushed": _floats(_subnormals_flushed),
     "infinities clipped": _floats(lambda x: np.where(np.isinf(x), jnp.finfo(x.dtype).max, x)),
-    "through a narrower float": _floats(lambda x: x.astype("float8_e4m3fn" if x.dtype.itemsize < 4 else "bfloat16")),
+    "through a narrower float": _floats(
+        lambda x: x.astype("float8_e4m3fn" if x.dtype.itemsize < 4 else "bfloat16")
+    ),
     "doubled": _floats(lambda x: x + x),
     "rolled": _arranged(lambda x: np.roll(x, 1, 0)),
     "reversed": _arranged(lambda x: x[::-1]),
@@ -204,10 +221,14 @@ class Planting:
 
         def gather(pool: Values) -> Sequence[Any]:
             results = list(plan.gather(pool))
-            if any(isinstance(x, (int, jax.core.Tracer)) for x in results) and not any(map(_is_value, results)):
+            if any(isinstance(x, (int, jax.core.Tracer)) for x in results) and not any(
+                map(_is_value, results)
+            ):
                 return results  # numbers of places, or a trace
             changed = self._change(plan, pool, list(results))
-            self.hit = self.hit or any(one is not other for one, other in zip(results, changed, strict=True))
+            self.hit = self.hit or any(
+                one is not other for one, other in zip(results, changed, strict=True)
+            )
             return changed
 
         return dataclasses.replace(plan, gather=gather)
@@ -234,7 +255,9 @@ def _value_fault(operation: Fault, aim: str) -> Planting:
         for at in _aimed(plan, aim):
             if _is_value(results[at]):
                 changed = operation(results[at])
-                if cs.differences(changed, results[at]) or (operation is _copied and aim in ("moved", "kept")):
+                if cs.differences(changed, results[at]) or (
+                    operation is _copied and aim in ("moved", "kept")
+                ):
                     return [*results[:at], changed, *results[at + 1 :]]
         return results
 
@@ -242,13 +265,17 @@ def _value_fault(operation: Fault, aim: str) -> Planting:
 
 
 def _is_value(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic)) and not isinstance(leaf, jax.core.Tracer)
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic)) and not isinstance(
+        leaf, jax.core.Tracer
+    )
 
 
 def _aimed(plan: Plan, name: str) -> list[int]:
     """The positions in the result of all leaves of a class."""
     aim = next(each for each in aims(plan) if each.name == name)
-    order = plan.gather([*range(aims(plan)[-1].stop + (len(plan.restart.likes) if plan.restart else 0))])
+    order = plan.gather(
+        [*range(aims(plan)[-1].stop + (len(plan.restart.likes) if plan.restart else 0))]
+    )
     return [at for at, source in enumerate(order) if aim.start <= source < aim.stop]
 
 
@@ -256,7 +283,10 @@ def _order_fault(exchange: Callable[[list[int]], dict[int, int]], aim: str) -> P
     """Leaves of a class that are alike change places."""
 
     def change(plan: Plan, _: Values, results: Values) -> Values:
-        found = sorted((at for at in _aimed(plan, aim) if _is_value(results[at])), key=lambda at: (_kind(results[at]), at))
+        found = sorted(
+            (at for at in _aimed(plan, aim) if _is_value(results[at])),
+            key=lambda at: (_kind(results[at]), at),
+        )
         for _, alike in itertools.groupby(found, lambda at: _kind(results[at])):
             places = exchange([*alike])
             if any(cs.differences(results[at], results[other]) for at, other in places.items()):
@@ -301,7 +331,10 @@ def _anew(plan: Plan, _: Values, results: Values) -> Values:
 
 def _no_likes(plan: Plan) -> Plan:
     """Edits that do not care how ``onto`` is sharded."""
-    return dataclasses.replace(plan, jobs=tuple(dataclasses.replace(job, likes=(None,) * len(job.likes)) for job in plan.jobs))
+    return dataclasses.replace(
+        plan,
+        jobs=tuple(dataclasses.replace(job, likes=(None,) * len(job.likes)) for job in plan.jobs),
+    )
 
 
 def _unverified(plan: Plan) -> Plan:
@@ -313,7 +346,10 @@ def _unverified(plan: Plan) -> Plan:
         kind = type(type(edit).__name__, (type(edit),), {"found": lambda *_: None, "__slots__": ()})
         return kind(*(getattr(edit, field.name) for field in dataclasses.fields(edit)))
 
-    jobs = [dataclasses.replace(job, chain=Chain(tuple(map(careless, job.chain.edits)))) for job in plan.jobs]
+    jobs = [
+        dataclasses.replace(job, chain=Chain(tuple(map(careless, job.chain.edits))))
+        for job in plan.jobs
+    ]
     return dataclasses.replace(plan, jobs=tuple(jobs), same=())
 
 
@@ -327,7 +363,11 @@ def _turned(edit: Any) -> Any:
 
 
 def _other_axis(edit: Any) -> Any:
-    return dataclasses.replace(edit, axis=edit.axis + 1) if isinstance(edit, (Stack, Unstack)) else None
+    return (
+        dataclasses.replace(edit, axis=edit.axis + 1)
+        if isinstance(edit, (Stack, Unstack))
+        else None
+    )
 
 
 def _wider(edit: Any) -> Any:
@@ -349,8 +389,16 @@ def _edited(joins: Sequence[Join], change: Callable[[Any], Any]) -> tuple[Join, 
         for number, edit in enumerate(join.chain.edits):
             found = change(edit)
             if found is not None and found != edit:
-                edits = (*join.chain.edits[:number], *(found if found == () else (found,)), *join.chain.edits[number + 1 :])
-                return (*joins[:at], dataclasses.replace(join, chain=Chain(edits)), *joins[at + 1 :])
+                edits = (
+                    *join.chain.edits[:number],
+                    *(found if found == () else (found,)),
+                    *join.chain.edits[number + 1 :],
+                )
+                return (
+                    *joins[:at],
+                    dataclasses.replace(join, chain=Chain(edits)),
+                    *joins[at + 1 :],
+                )
     return None
 
 
@@ -358,12 +406,18 @@ def _exchanged(joins: Sequence[Join], lens: Lens) -> tuple[Join, ...] | None:
     """Two joins of leaves that are declared alike, such as two moments of one optimizer, that change views."""
     by_leaf: dict[Any, int] = {}
     for at, join in enumerate(joins):
-        rows = [lens.source.rows[p.row] for p in join.sources], [lens.view.rows[p.row] for p in join.views]
+        rows = (
+            [lens.source.rows[p.row] for p in join.sources],
+            [lens.view.rows[p.row] for p in join.views],
+        )
         alike = tuple((row.leaf, row.repeats) for side in rows for row in side)
         first = by_leaf.setdefault(alike, at)
         one, other = joins[first], join
         if join.plain and one.views != other.views:
-            pair = dataclasses.replace(one, views=other.views), dataclasses.replace(other, views=one.views)
+            pair = (
+                dataclasses.replace(one, views=other.views),
+                dataclasses.replace(other, views=one.views),
+            )
             return (*joins[:first], pair[0], *joins[first + 1 : at], pair[1], *joins[at + 1 :])
     return None
 
@@ -396,18 +450,30 @@ def _dims_exchanged(row: Row) -> Row | None:
     dims = row.leaf.dims
     if len(dims) < 2 or dims[0] == dims[1]:
         return None
-    return dataclasses.replace(row, leaf=dataclasses.replace(row.leaf, dims=(dims[1], dims[0], *dims[2:])))
+    return dataclasses.replace(
+        row, leaf=dataclasses.replace(row.leaf, dims=(dims[1], dims[0], *dims[2:]))
+    )
 
 
 def _other_dtype(row: Row) -> Row | None:
-    other = {"float32": "bfloat16", "int32": "uint32", "uint32": "int32", "key<fry>": "key<rbg>", "key<urbg>": "key<rbg>"}
-    return dataclasses.replace(row, leaf=dataclasses.replace(row.leaf, dtype=other.get(row.leaf.dtype, "float32")))
+    other = {
+        "float32": "bfloat16",
+        "int32": "uint32",
+        "uint32": "int32",
+        "key<fry>": "key<rbg>",
+        "key<urbg>": "key<rbg>",
+    }
+    return dataclasses.replace(
+        row, leaf=dataclasses.replace(row.leaf, dtype=other.get(row.leaf.dtype, "float32"))
+    )
 
 
 def _stacked_elsewhere(row: Row) -> Row | None:
     if not row.repeats or row.repeats[0].axis is None or not row.leaf.dims:
         return None
-    moved = dataclasses.replace(row.repeats[0], axis=(row.repeats[0].axis + 1) % (len(row.leaf.dims) + 1))
+    moved = dataclasses.replace(
+        row.repeats[0], axis=(row.repeats[0].axis + 1) % (len(row.leaf.dims) + 1)
+    )
     return dataclasses.replace(row, repeats=(moved, *row.repeats[1:]))
 
 
@@ -442,7 +508,10 @@ def _keys_exchanged(table: Layout, *, alike: bool) -> Layout | None:
         a, b = table.rows[one], table.rows[other]
         if (of(a) == of(b)) == alike and a.unrolled == b.unrolled and a.held == b.held == ():
             rows = list(table.rows)
-            rows[one], rows[other] = dataclasses.replace(a, key=b.key), dataclasses.replace(b, key=a.key)
+            rows[one], rows[other] = (
+                dataclasses.replace(a, key=b.key),
+                dataclasses.replace(b, key=a.key),
+            )
             return dataclasses.replace(table, rows=tuple(rows))
     return None
 
@@ -456,7 +525,10 @@ def _layouts(table: Layout) -> Iterator[tuple[str, Layout]]:
     """Every layout with a mistake."""
     found = {kind: _mistaken(table, mistake) for kind, mistake in MISTAKES.items()}
     found |= {"keys of two leaves alike exchanged": _keys_exchanged(table, alike=True)}
-    found |= {"keys of two leaves exchanged": _keys_exchanged(table, alike=False), "a leaf forgotten": _forgotten(table)}
+    found |= {
+        "keys of two leaves exchanged": _keys_exchanged(table, alike=False),
+        "a leaf forgotten": _forgotten(table),
+    }
     yield from ((kind, wrong) for kind, wrong in found.items() if wrong is not None)
 
 
@@ -547,7 +619,9 @@ def mutants(lens: Lens, rules: Sequence[Rule] = ()) -> Iterator[Planted]:
         yield Planted(kind, "layout", "view", _derived(lens.source, wrong, rules, lens.dims))
 
 
-def _derived(source: Layout, view: Layout, rules: Sequence[Rule], dims: Mapping[str, int]) -> Lens | None:
+def _derived(
+    source: Layout, view: Layout, rules: Sequence[Rule], dims: Mapping[str, int]
+) -> Lens | None:
     try:
         return cs.derive(verify_table(source), verify_table(view), rules, dims)
     except cs.CkptSchemaError:
@@ -556,7 +630,13 @@ def _derived(source: Layout, view: Layout, rules: Sequence[Rule], dims: Mapping[
 
 def _in_plans(lens: Lens) -> Iterator[Planted]:
     def planted(kind: str, where: str, way: str, fault: Any, of: type[Mutant] = Mutant) -> Planted:
-        return Planted(kind, where, way, of(lens.source, lens.view, lens.joins, lens.dims, fault, way == "get"), fault)
+        return Planted(
+            kind,
+            where,
+            way,
+            of(lens.source, lens.view, lens.joins, lens.dims, fault, way == "get"),
+            fault,
+        )
 
     for way, where in itertools.product(("get", "put"), ("moved", "edited", "kept", "made")):
         for kind, operation in OPERATIONS.items():
@@ -568,4 +648,10 @@ def _in_plans(lens: Lens) -> Iterator[Planted]:
         yield planted("started anew", "kept", way, Planting(_anew))
         yield planted("sharding of onto ignored", "edited", way, _Replanned(_no_likes))
         yield planted("values not verified", "edited", way, _Replanned(_unverified))
-        yield planted("not in the inverse", "moved", way, _value_fault(OPERATIONS["one bit flipped"], "moved"), OneSided)
+        yield planted(
+            "not in the inverse",
+            "moved",
+            way,
+            _value_fault(OPERATIONS["one bit flipped"], "moved"),
+            OneSided,
+        )

@@ -28,7 +28,9 @@ OPTIMIZERS: dict[str, optax.GradientTransformation] = {
     "adamw schedule": optax.adamw(optax.linear_schedule(1e-3, 0.0, 10)),
     "adamw bfloat16 mu": optax.adamw(1e-3, mu_dtype=jnp.bfloat16),
     "chain": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)),
-    "chain schedule": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1e-3, 0.0, 10))),
+    "chain schedule": optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1e-3, 0.0, 10))
+    ),
 }
 
 
@@ -57,7 +59,9 @@ class Decoder(nn.Module):
         """Logits."""
         x = nn.Embed(VOCAB, EMBED, name="embed")(tokens)
         if self.scan:
-            layers = nn.scan(Block, variable_axes={"params": 1}, split_rngs={"params": True}, length=DEPTH)
+            layers = nn.scan(
+                Block, variable_axes={"params": 1}, split_rngs={"params": True}, length=DEPTH
+            )
             x, _ = cast("Any", layers(name="layers"))(x, None)
         else:
             for i in range(DEPTH):
@@ -75,8 +79,12 @@ def linen_variables(*, scan: bool) -> Any:
 def numbered(tree: Any) -> Any:
     """``tree`` with every abstract float leaf filled with small distinct values."""
     leaves, treedef = jax.tree.flatten(tree)
-    filled = [(np.arange(x.size).reshape(x.shape) % 17 - 8 + i % 5) / 64 for i, x in enumerate(leaves)]
-    return treedef.unflatten([jnp.asarray(value, x.dtype) for value, x in zip(filled, leaves, strict=True)])
+    filled = [
+        (np.arange(x.size).reshape(x.shape) % 17 - 8 + i % 5) / 64 for i, x in enumerate(leaves)
+    ]
+    return treedef.unflatten(
+        [jnp.asarray(value, x.dtype) for value, x in zip(filled, leaves, strict=True)]
+    )
 
 
 @functools.cache
@@ -89,7 +97,9 @@ def linen_logits(variables: Any, *, scan: bool) -> jax.Array:
     return _linen_apply(scan=scan)(variables, TOKENS)
 
 
-def linen_state(tx: optax.GradientTransformation, *, scan: bool = True, bare: bool = False) -> TrainState:
+def linen_state(
+    tx: optax.GradientTransformation, *, scan: bool = True, bare: bool = False
+) -> TrainState:
     """A Linen train state whose moments are not zero."""
     variables = linen_variables(scan=scan)
     params = variables["params"] if bare else variables
@@ -110,7 +120,9 @@ class NnxBlock(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.norm1 = nnx.LayerNorm(EMBED, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(HEADS, EMBED, decode=False, dropout_rate=0.1, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(
+            HEADS, EMBED, decode=False, dropout_rate=0.1, rngs=rngs
+        )
         self.norm2 = nnx.LayerNorm(EMBED, rngs=rngs)
         self.wi = nnx.Linear(EMBED, MLP, rngs=rngs)
         self.wo = nnx.Linear(MLP, EMBED, rngs=rngs)

@@ -80,7 +80,9 @@ class LinenGemma(nn.Module):
         """Logits."""
         x = nn.Embed(VOCAB, EMBED, name="embed")(text)
         if self.scanned:
-            blocks: Any = nn.scan(LinenBlock, variable_axes={"params": 1}, split_rngs={"params": True}, length=BLOCKS)
+            blocks: Any = nn.scan(
+                LinenBlock, variable_axes={"params": 1}, split_rngs={"params": True}, length=BLOCKS
+            )
             x, _ = blocks(name="blocks")(x, None)
             for i in range(REST):
                 x = LinenLayer(_is_local(i), name=f"rest_{i}")(x)
@@ -148,7 +150,9 @@ class NnxGemma(nnx.Module):
         """Logits."""
         x = self.embed(text)
         if hasattr(self, "blocks"):
-            x = nnx.scan(lambda block, x: block(x), in_axes=(_AXES, nnx.Carry), out_axes=nnx.Carry)(self.blocks, x)
+            x = nnx.scan(lambda block, x: block(x), in_axes=(_AXES, nnx.Carry), out_axes=nnx.Carry)(
+                self.blocks, x
+            )
         for layer in self.rest if hasattr(self, "blocks") else self.layers:
             x = layer(x)
         return self.head(self.norm(x))
@@ -258,7 +262,9 @@ class _Unmade(NnxRun):
 
     @functools.cached_property
     def _made(self) -> tuple[Any, Any]:
-        return nnx.split(nnx.eval_shape(lambda: Training(self.model(nnx.Rngs(1)), self.tx, self.wrt)))
+        return nnx.split(
+            nnx.eval_shape(lambda: Training(self.model(nnx.Rngs(1)), self.tx, self.wrt))
+        )
 
 
 @functools.cache
@@ -279,7 +285,9 @@ def start(form: str) -> Any:
 
     def made() -> TrainState:
         params = own.model.init(jax.random.key(0), tokens(0)[0])
-        return TrainState.create(apply_fn=own.model.apply, tx=TX, params=params).replace(step=jnp.int32(0))
+        return TrainState.create(apply_fn=own.model.apply, tx=TX, params=params).replace(
+            step=jnp.int32(0)
+        )
 
     return jax.eval_shape(made)
 

@@ -91,7 +91,9 @@ def target(name: str) -> Target:
     if name == "rules":
         return _drawn(name, cs.derive(Plain, Ruled, RULES), RULES)
     at = pair(name)
-    return Target(name, at.lens, (), at.linen.start, at.nnx.start, (losses(at.linen), losses(at.nnx)))
+    return Target(
+        name, at.lens, (), at.linen.start, at.nnx.start, (losses(at.linen), losses(at.nnx))
+    )
 
 
 def losses(run: Run) -> Callable[[Any], list[float]]:
@@ -108,7 +110,10 @@ def _drawn(name: str, lens: cs.Lens, rules: tuple[Rule, ...] = ()) -> Target:
 
 # --- Whether faults are found  ---
 
-_COSTS = {"given": 0, "disk": 2}  # laws that take no time are tried first, and those that take much last
+_COSTS = {
+    "given": 0,
+    "disk": 2,
+}  # laws that take no time are tried first, and those that take much last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +145,9 @@ def attack(planted: Planted, at: Target) -> Outcome:
     """Tries all laws with their default settings, up to the first that is broken."""
     start = time.perf_counter()
     law = "derive" if planted.lens is None else _broken(planted.lens, at)
-    return Outcome(at.name, planted.kind, planted.where, planted.way, law, time.perf_counter() - start)
+    return Outcome(
+        at.name, planted.kind, planted.where, planted.way, law, time.perf_counter() - start
+    )
 
 
 def _broken(lens: cs.Lens, at: Target) -> str | None:
@@ -161,7 +168,11 @@ def works(planted: Planted) -> bool:
     if lens is None or planted.fault is None:
         return True
     for number, place in enumerate(("numpy", "numpy", "jax", MESHES[0])):
-        sample = Sample(strategies.space(lens, {}, empty=False).picked(_random(number), even=True), number, leaves=place)
+        sample = Sample(
+            strategies.space(lens, {}, empty=False).picked(_random(number), even=True),
+            number,
+            leaves=place,
+        )
         at = bound(lens, sample.sizes)
         s, v = sample.source(lens), sample.view(lens)
         try:
@@ -205,7 +216,11 @@ def shown(law: str) -> tuple[Target, cs.Lens]:
     """The lens that is shown to break a law, without the fault and with it."""
     name, *fault = SHOWN[law]
     at = target(name)
-    lens = next(each.lens for each in mutants(at.lens, at.rules) if [each.kind, each.where, each.way] == fault)
+    lens = next(
+        each.lens
+        for each in mutants(at.lens, at.rules)
+        if [each.kind, each.where, each.way] == fault
+    )
     assert lens is not None
     return at, lens
 
@@ -248,7 +263,10 @@ def outcomes(name: str, every: int, alone: bool) -> list[Outcome]:
         raise SystemExit(f"{name} breaks {sound} without any fault")
     real = filter(works, mutants(at.lens, at.rules))
     found = [attack(each, at) for each in itertools.islice(real, 0, None, every)]
-    print(f"{name}: {len(found)} mutants in {sum(each.seconds for each in found):.0f} s", file=sys.stderr)
+    print(
+        f"{name}: {len(found)} mutants in {sum(each.seconds for each in found):.0f} s",
+        file=sys.stderr,
+    )
     return found
 
 
@@ -264,25 +282,46 @@ def report(found: Sequence[Outcome]) -> Iterator[str]:
 def main() -> int:
     """Prints the table, and the survivors; exits with 1 where fewer than 95 % of those that can be found were."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lenses", nargs="*", default=[*OTHERS, *NAMES], help="which of: %(default)s")
-    parser.add_argument("--failures", action="store_true", help="print what is said when each law is broken, and nothing else")
+    parser.add_argument(
+        "--lenses", nargs="*", default=[*OTHERS, *NAMES], help="which of: %(default)s"
+    )
+    parser.add_argument(
+        "--failures",
+        action="store_true",
+        help="print what is said when each law is broken, and nothing else",
+    )
     parser.add_argument("--every", type=int, default=1, help="take every n-th mutant only")
-    parser.add_argument("--alone", action="store_true", help="try what two lines try, without states of the real models")
+    parser.add_argument(
+        "--alone",
+        action="store_true",
+        help="try what two lines try, without states of the real models",
+    )
     told = parser.parse_args()
     if told.failures:
         _prepare()
         print("\n".join(failures()))
         return 0
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        os.cpu_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
         tried = [pool.submit(outcomes, name, told.every, told.alone) for name in told.lenses]
-    found = sorted((each for one in tried for each in one.result()), key=lambda each: (each.where, each.kind))
+    found = sorted(
+        (each for one in tried for each in one.result()), key=lambda each: (each.where, each.kind)
+    )
     print("\n".join(report(found)))
-    kinds, left = len({(each.kind, each.where) for each in found}), [each for each in found if each.law is None]
+    kinds, left = (
+        len({(each.kind, each.where) for each in found}),
+        [each for each in found if each.law is None],
+    )
     print(f"\n{_share(found)} of {kinds} kinds, in {sum(each.seconds for each in found):.0f} s")
-    layouts, lenses = ([each for each in found if (each.where == "layout") == at] for at in (True, False))
+    layouts, lenses = (
+        [each for each in found if (each.where == "layout") == at] for at in (True, False)
+    )
     print(f"In plans and joins {_share(lenses)}; in layouts {_share(layouts)}")
     print("\n".join(f"survivor: {each}" for each in left))
-    asked = lenses if told.alone else found  # that a layout is declared wrong shows in nothing but a real state
+    asked = (
+        lenses if told.alone else found
+    )  # that a layout is declared wrong shows in nothing but a real state
     return int(sum(each.law is None for each in asked) > 0.05 * len(asked))
 
 

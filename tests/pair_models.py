@@ -42,7 +42,9 @@ class LinenBlock(nn.Module):
         y = nn.Conv(self.features, (3, 3), use_bias=False)(nn.relu(norm()(y)))
         y = norm(scale_init=nn.initializers.constant(0.5))(y)
         if self.strides > 1:
-            x = norm(name="norm_proj")(nn.Conv(self.features, (1, 1), self.strides, use_bias=False, name="conv_proj")(x))
+            x = norm(name="norm_proj")(
+                nn.Conv(self.features, (1, 1), self.strides, use_bias=False, name="conv_proj")(x)
+            )
         return nn.relu(x + y)
 
 
@@ -67,7 +69,9 @@ class NnxBlock(nnx.Module):
         self.conv1 = nnx.Conv(inputs, features, (3, 3), strides, use_bias=False, rngs=rngs)
         self.norm1 = nnx.BatchNorm(features, momentum=0.9, rngs=rngs)
         self.conv2 = nnx.Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
-        self.norm2 = nnx.BatchNorm(features, momentum=0.9, scale_init=nnx.initializers.constant(0.5), rngs=rngs)
+        self.norm2 = nnx.BatchNorm(
+            features, momentum=0.9, scale_init=nnx.initializers.constant(0.5), rngs=rngs
+        )
 
     def shortcut(self, x: jax.Array) -> jax.Array:
         """What the block adds to."""
@@ -246,7 +250,9 @@ class Stateful(TrainState):
 class Training(nnx.Module):
     """A model and its optimizer."""
 
-    def __init__(self, model: nnx.Module, tx: optax.GradientTransformation, wrt: type[nnx.Param[Any]]) -> None:
+    def __init__(
+        self, model: nnx.Module, tx: optax.GradientTransformation, wrt: type[nnx.Param[Any]]
+    ) -> None:
         self.model = model
         self.optimizer = nnx.Optimizer(model, tx, wrt=wrt)
 
@@ -278,8 +284,12 @@ class LinenRun:
         params = variables["params"] if self.bare else variables
         given = {"apply_fn": self.model.apply, "tx": self.tx, "params": params}
         if "batch_stats" in variables:
-            return Stateful.create(**given, batch_stats=variables["batch_stats"]).replace(step=jnp.int32(0))
-        return TrainState.create(**given).replace(step=jnp.int32(0))  # a Python number would be compiled for on its own
+            return Stateful.create(**given, batch_stats=variables["batch_stats"]).replace(
+                step=jnp.int32(0)
+            )
+        return TrainState.create(**given).replace(
+            step=jnp.int32(0)
+        )  # a Python number would be compiled for on its own
 
     @functools.cached_property
     def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
@@ -335,7 +345,9 @@ class NnxRun:
 
     def _step(self, graph: Any, state: Any, batch: Batch) -> tuple[Any, jax.Array]:
         module, (inputs, targets) = nnx.merge(graph, state), batch
-        loss = nnx.value_and_grad(lambda model: _loss(model(inputs), targets), argnums=nnx.DiffState(0, self.wrt))
+        loss = nnx.value_and_grad(
+            lambda model: _loss(model(inputs), targets), argnums=nnx.DiffState(0, self.wrt)
+        )
         value, gradients = loss(module.model)
         module.optimizer.update(module.model, gradients)
         return nnx.state(module), value
@@ -352,7 +364,9 @@ def train(run: Run, state: Any, steps: range, mesh: Mesh | None = None) -> tuple
         if mesh is not None:
             batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
         state, loss = run.step(state, batch)
-        state = state if mesh is None else placed(state, mesh)  # where the compiler had left it, it would be compiled for anew
+        state = (
+            state if mesh is None else placed(state, mesh)
+        )  # where the compiler had left it, it would be compiled for anew
         losses.append(float(loss).hex())
     return state, losses
 
@@ -361,7 +375,9 @@ def images(number: int) -> Batch:
     """The batch of a step: images, and what they show."""
     key, other = jax.random.split(jax.random.key(number))
     labels = jax.random.randint(key, (EXAMPLES,), 0, CLASSES)
-    return jax.random.normal(other, (EXAMPLES, 8, 8, 3)) + labels[:, None, None, None] / CLASSES, labels
+    return jax.random.normal(other, (EXAMPLES, 8, 8, 3)) + labels[
+        :, None, None, None
+    ] / CLASSES, labels
 
 
 def tokens(number: int) -> Batch:
@@ -372,12 +388,16 @@ def tokens(number: int) -> Batch:
 
 def make_mesh(data: int, model: int) -> Mesh:
     """A mesh of all eight devices, its axes left to the compiler."""
-    return jax.make_mesh((data, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return jax.make_mesh(
+        (data, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto)
+    )
 
 
 def sharded(tree: Any, mesh: Mesh) -> Any:
     """Abstract leaves like those of ``tree``, wide axes sharded: the last over ``model``, the one before over ``data``."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(x.shape, mesh)), tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(x.shape, mesh)), tree
+    )
 
 
 def placed(tree: Any, mesh: Mesh) -> Any:
@@ -389,5 +409,7 @@ def _sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     # Not the stem's eight channels. With so few on a device, XLA lays the same operations out in another way for each order of
     # the arguments, so that a product is rounded before it is added to in one framework, and fused with the sum in the other.
     free = iter(reversed(mesh.axis_names))
-    spec = [next(free, None) if size >= WIDE and size % 8 == 0 else None for size in reversed(shape)]
+    spec = [
+        next(free, None) if size >= WIDE and size % 8 == 0 else None for size in reversed(shape)
+    ]
     return NamedSharding(mesh, PartitionSpec(*reversed(spec)))

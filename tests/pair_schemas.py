@@ -168,9 +168,13 @@ class NnxLstm(cs.Schema):
 
     embed: Embed
     lower: Cell = cs.field(key="lower/cell", dims={"inputs": "embed"})
-    lower_carry: cs.Stream["fry"] = cs.field(key="lower/rngs", default=cs.fresh_key(0), tag="default")
+    lower_carry: cs.Stream["fry"] = cs.field(
+        key="lower/rngs", default=cs.fresh_key(0), tag="default"
+    )
     upper: Cell = cs.field(key="upper/cell", dims={"inputs": "hidden"})
-    upper_carry: cs.Stream["fry"] = cs.field(key="upper/rngs", default=cs.fresh_key(1), tag="default")
+    upper_carry: cs.Stream["fry"] = cs.field(
+        key="upper/rngs", default=cs.fresh_key(1), tag="default"
+    )
     dense: Dense = cs.field(dims={"inputs": "hidden", "outputs": "vocab"})
 
 
@@ -278,7 +282,9 @@ class Pair:
 
 def _resnet() -> Pair:
     schedule = optax.cosine_decay_schedule(0.1, 50)
-    tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(schedule, momentum=0.9, nesterov=True))
+    tx = optax.chain(
+        optax.add_decayed_weights(1e-3), optax.sgd(schedule, momentum=0.9, nesterov=True)
+    )
     lens = cs.derive(cs.linen.BareTrainState[LinenResNet, tx], cs.nnx.TrainState[NnxResNet, tx])
     linen = LinenRun(pair_models.LinenResNet(), tx, True, images)
     return Pair(linen, NnxRun(pair_models.NnxResNet, tx, images), lens)
@@ -292,8 +298,12 @@ def _lstm() -> Pair:
 
 
 def _lora() -> Pair:
-    tx = optax.multi_transform({"adapters": _clipped_adamw(), "frozen": optax.set_to_zero()}, _labels)
-    lens = cs.derive(cs.linen.BareTrainState[LinenAdaptedModel, tx], cs.nnx.TrainState[NnxAdaptedModel, tx])
+    tx = optax.multi_transform(
+        {"adapters": _clipped_adamw(), "frozen": optax.set_to_zero()}, _labels
+    )
+    lens = cs.derive(
+        cs.linen.BareTrainState[LinenAdaptedModel, tx], cs.nnx.TrainState[NnxAdaptedModel, tx]
+    )
     linen = LinenRun(pair_models.LinenAdapted(), tx, True, tokens)
     return Pair(linen, NnxRun(pair_models.NnxAdapted, tx, tokens), lens)
 
@@ -302,7 +312,10 @@ def _lora_alone() -> Pair:
     """The same, as NNX code writes it: its optimizer is made for the adapters, and has no place for what is frozen."""
     linen, tx = pair("LoRA").linen, _clipped_adamw()
     view = NnxRun(pair_models.NnxAdapted, tx, tokens, wrt=nnx.LoRAParam)
-    layouts = cs.linen.BareTrainState[LinenAdaptedModel, linen.tx], cs.nnx.TrainState[NnxAdaptedModel, tx, nnx.LoRAParam]
+    layouts = (
+        cs.linen.BareTrainState[LinenAdaptedModel, linen.tx],
+        cs.nnx.TrainState[NnxAdaptedModel, tx, nnx.LoRAParam],
+    )
     return Pair(linen, view, cs.derive(*layouts))
 
 
@@ -313,7 +326,13 @@ def _tied() -> Pair:
     return Pair(linen, NnxRun(pair_models.NnxTied, tx, tokens), lens)
 
 
-_PAIRS = {"ResNet": _resnet, "LSTM": _lstm, "LoRA": _lora, "LoRA alone": _lora_alone, "tied embeddings": _tied}
+_PAIRS = {
+    "ResNet": _resnet,
+    "LSTM": _lstm,
+    "LoRA": _lora,
+    "LoRA alone": _lora_alone,
+    "tied embeddings": _tied,
+}
 NAMES = tuple(_PAIRS)
 
 

@@ -37,7 +37,10 @@ PLACES = {
     "hypothesis": {"testing"},
     "pytest": {"testing"},
 }
-MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in ROOT.rglob("*.py")}
+MODULES = {
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+    for p in ROOT.rglob("*.py")
+}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -48,7 +51,10 @@ def imports(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.module and not node.level, "relative import"
             inner = (f"{node.module}.{alias.name}" for alias in node.names)
-            yield from (name if name.removeprefix(f"{PACKAGE}.") in MODULES else node.module for name in inner)
+            yield from (
+                name if name.removeprefix(f"{PACKAGE}.") in MODULES else node.module
+                for name in inner
+            )
 
 
 def faults(module: str, source: str) -> Iterator[str]:
@@ -65,7 +71,9 @@ def test_every_module_has_one_place_in_the_order() -> None:
     assert sorted(ORDER) == sorted(MODULES)
 
 
-@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"__init__"}))  # which loads everything, on first use
+@pytest.mark.parametrize(
+    "module", sorted(MODULES.keys() - {"__init__"})
+)  # which loads everything, on first use
 def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
     assert not list(faults(module, MODULES[module].read_text()))
 
@@ -79,10 +87,19 @@ def test_a_module_is_short(module: str) -> None:
 @pytest.mark.parametrize(
     ("source", "fault"),
     [
-        ("from ckpt_schema.trees import Tree", "paths imports ckpt_schema.trees, which does not stand above it"),
-        ("from ckpt_schema import trees", "paths imports ckpt_schema.trees, which does not stand above it"),
+        (
+            "from ckpt_schema.trees import Tree",
+            "paths imports ckpt_schema.trees, which does not stand above it",
+        ),
+        (
+            "from ckpt_schema import trees",
+            "paths imports ckpt_schema.trees, which does not stand above it",
+        ),
         ("import ckpt_schema as cs", "paths imports ckpt_schema, which does not stand above it"),
-        ("def f():\n    import rich.table", "paths imports rich, whose place is ['demo', 'render']"),
+        (
+            "def f():\n    import rich.table",
+            "paths imports rich, whose place is ['demo', 'render']",
+        ),
     ],
 )
 def test_the_check_can_fail(source: str, fault: str) -> None:

@@ -85,13 +85,17 @@ class Gpt:
     def __init__(self, folder: Path) -> None:
         tx = optimizer()
         self.linen: dict[bool, Form] = {False: LinenForm(SIZES, tx, scanned=False)}
-        self.nnx: dict[bool, Form] = {scanned: NnxForm(SIZES, tx, scanned) for scanned in (True, False)}
+        self.nnx: dict[bool, Form] = {
+            scanned: NnxForm(SIZES, tx, scanned) for scanned in (True, False)
+        }
         self.mesh, self.folder = make_mesh(2, 4), folder
         form = LinenForm(SIZES, tx, scanned=True)
         self.linen[True] = form
         trained, _ = train(form, form.start(jax.jit(form.init)(), self.mesh), 0, self.mesh)
         # Saved from a mesh of another shape than the one it is restored to; training there would only compile once more.
-        self.state = jax.device_put(trained, jax.tree.map(lambda x: x.sharding, form.abstract(make_mesh(4, 2))))
+        self.state = jax.device_put(
+            trained, jax.tree.map(lambda x: x.sharding, form.abstract(make_mesh(4, 2)))
+        )
         self.linen_path = folder / "linen"
         ocp.save(self.linen_path, self.state)  # as any Linen user does, without this library
 
@@ -108,7 +112,10 @@ def train(form: Form, state: Any, first: int, mesh: Any) -> tuple[Any, list[str]
     for number in range(first, first + STEPS):
         batch = jax.random.randint(jax.random.key(number), (8, SIZES.length + 1), 0, SIZES.vocab)
         state, loss = form.step(
-            state, jax.device_put(batch, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+            state,
+            jax.device_put(
+                batch, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+            ),
         )
         losses.append(float(loss).hex())
     return state, losses
@@ -133,7 +140,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 
         monkeypatch.setattr(home, name, counted)
 
-    for home, names in ((ocp, ("metadata", "load")), (execute, ("edit", "make")), (core, ("compile_plan",))):
+    for home, names in (
+        (ocp, ("metadata", "load")),
+        (execute, ("edit", "make")),
+        (core, ("compile_plan",)),
+    ):
         for name in names:
             spy(home, name)
     yield counts
@@ -142,18 +153,25 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 def values(tree: Any) -> list[Any]:
     """The leaves of a tree as NumPy arrays, whatever they are sharded over."""
     return [
-        np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x) for x in jax.tree.leaves(tree)
+        np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for x in jax.tree.leaves(tree)
     ]
 
 
-def test_origin_o1_the_layout_on_disk_is_found_by_one_metadata_read(gpt: Gpt, calls: dict[str, int]) -> None:
-    state = cs.orbax.restore(gpt.linen_path, gpt.nnx[False].abstract(gpt.mesh), gpt.lens(scanned=False))
+def test_origin_o1_the_layout_on_disk_is_found_by_one_metadata_read(
+    gpt: Gpt, calls: dict[str, int]
+) -> None:
+    state = cs.orbax.restore(
+        gpt.linen_path, gpt.nnx[False].abstract(gpt.mesh), gpt.lens(scanned=False)
+    )
     assert (calls["metadata"], calls["load"]) == (1, 1)
     assert calls["edit"] > 0
     assert int(state["optimizer"]["step"].get_value()) == STEPS
     with pytest.raises(cs.CheckpointMismatchError):
         cs.orbax.restore(gpt.linen_path, nnx_state(TX), lens())
-    assert (calls["metadata"], calls["load"]) == (2, 1), "a mismatch is found before anything is read"
+    assert (calls["metadata"], calls["load"]) == (2, 1), (
+        "a mismatch is found before anything is read"
+    )
 
 
 def test_origin_o1_a_same_layout_load_pays_nothing_else(gpt: Gpt, calls: dict[str, int]) -> None:
@@ -172,7 +190,10 @@ def test_origin_o2_weights_alone_by_hand(gpt: Gpt) -> None:
     assert set(wanted) == {"params"}
     assert set(wanted["params"]) == {"embed", "head", "layers", "norm", "positions"}
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(wanted))
-    assert not any("value" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(wanted)[0])
+    assert not any(
+        "value" in jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_flatten_with_path(wanted)[0]
+    )
     path = gpt.folder / "variables"
     ocp.save(path, gpt.state.params)
     state = through.get(ocp.load(path, wanted), onto=abstract)
@@ -189,11 +210,15 @@ def test_origin_o2_weights_alone_from_a_full_checkpoint(gpt: Gpt) -> None:
     assert jax.tree.structure(state) == jax.tree.structure(abstract)
     for leaf, goal in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
         assert (leaf.shape, leaf.dtype, leaf.sharding) == (goal.shape, goal.dtype, goal.sharding)
-    np.testing.assert_array_equal(state["embed"]["embedding"].get_value(), gpt.state.params["params"]["embed"]["embedding"])
+    np.testing.assert_array_equal(
+        state["embed"]["embedding"].get_value(), gpt.state.params["params"]["embed"]["embedding"]
+    )
 
 
 def test_origin_o3_step_and_optimizer_move_into_the_optimizer_module() -> None:
-    moved = {lens().source.rows[a].key: lens().view.rows[b].key for j in lens().joins for a, b in j.pairs}
+    moved = {
+        lens().source.rows[a].key: lens().view.rows[b].key for j in lens().joins for a, b in j.pairs
+    }
     assert moved["step",] == ("optimizer", "step")
     assert moved["opt_state", 1, 0, "count"] == ("optimizer", "opt_state", 1, 0, "count")
     for moment in ("mu", "nu"):
@@ -204,7 +229,12 @@ def test_origin_o3_step_and_optimizer_move_into_the_optimizer_module() -> None:
 
 
 def test_origin_o3_chains_are_kept_as_numbers_and_single_transformations_unwrapped() -> None:
-    for name, keys in {"chain": [(1, 0)], "adam": [(0,)], "sgd momentum": [(0,)], "chain schedule": [(1, 0), (1, 2)]}.items():
+    for name, keys in {
+        "chain": [(1, 0)],
+        "adam": [(0,)],
+        "sgd momentum": [(0,)],
+        "chain schedule": [(1, 0), (1, 2)],
+    }.items():
         layout = cs.nnx.TrainState[NnxSchema, OPTIMIZERS[name]]
         chain = {
             tuple(k for k in row.key[2:] if isinstance(k, int))
@@ -224,8 +254,12 @@ def test_origin_o3_the_whole_state_is_the_same_through_disk_forms() -> None:
     cs.assert_trees_identical(lens().put(on_disk(wanted), onto=state), state)
 
 
-@pytest.mark.parametrize(("tag", "impl"), [("fry", "threefry2x32"), ("rbg", "rbg"), ("urbg", "unsafe_rbg")])
-def test_origin_o4_streams_that_nnx_alone_has_get_deterministic_defaults(tag: str, impl: str) -> None:
+@pytest.mark.parametrize(
+    ("tag", "impl"), [("fry", "threefry2x32"), ("rbg", "rbg"), ("urbg", "unsafe_rbg")]
+)
+def test_origin_o4_streams_that_nnx_alone_has_get_deterministic_defaults(
+    tag: str, impl: str
+) -> None:
     class Plain(cs.Schema):
         w: Norm
 
@@ -235,11 +269,19 @@ def test_origin_o4_streams_that_nnx_alone_has_get_deterministic_defaults(tag: st
         keys: cs.Key[tag, "embed 2"] = cs.field(default=cs.fresh_key(0))
 
     tree = {"params": {"w": {"scale": jnp.ones(5)}}}
-    with jax.default_prng_impl("rbg" if impl != "rbg" else "threefry2x32"):  # what the process defaults to plays no part
+    with jax.default_prng_impl(
+        "rbg" if impl != "rbg" else "threefry2x32"
+    ):  # what the process defaults to plays no part
         state = cs.derive(cs.linen.Params[Plain], cs.nnx.Params[Streamed]).get(tree)
     key = jax.random.key(0, impl=impl)
-    wanted = {"dropout": {"key": key, "count": jnp.uint32(0)}, "quantizer": jnp.zeros((5, 3)), "w": tree["params"]["w"]}
-    cs.assert_trees_identical(nnx.to_pure_dict(state), {**wanted, "keys": jnp.broadcast_to(key, (5, 2))})
+    wanted = {
+        "dropout": {"key": key, "count": jnp.uint32(0)},
+        "quantizer": jnp.zeros((5, 3)),
+        "w": tree["params"]["w"],
+    }
+    cs.assert_trees_identical(
+        nnx.to_pure_dict(state), {**wanted, "keys": jnp.broadcast_to(key, (5, 2))}
+    )
 
 
 def test_origin_o4_defaults_for_a_scanned_stack_have_its_axis(gpt: Gpt) -> None:
@@ -249,14 +291,21 @@ def test_origin_o4_defaults_for_a_scanned_stack_have_its_axis(gpt: Gpt) -> None:
     assert (rngs["count"].shape, str(rngs["count"].dtype)) == ((SIZES.depth,), "uint32")
 
 
-def test_origin_o5_only_a_target_of_the_other_side_is_translated(gpt: Gpt, calls: dict[str, int]) -> None:
+def test_origin_o5_only_a_target_of_the_other_side_is_translated(
+    gpt: Gpt, calls: dict[str, int]
+) -> None:
     through = gpt.lens(scanned=False)
     linen, nnx_ = gpt.linen[True].abstract(gpt.mesh), gpt.nnx[False].abstract(gpt.mesh)
     restored = cs.orbax.restore(gpt.linen_path, nnx_, through)
     path = gpt.folder / "saved_by_nnx"
     ocp.save(path, restored)
     edits = []
-    for where, target in ((gpt.linen_path, linen), (path, nnx_), (gpt.linen_path, nnx_), (path, linen)):
+    for where, target in (
+        (gpt.linen_path, linen),
+        (path, nnx_),
+        (gpt.linen_path, nnx_),
+        (path, linen),
+    ):
         calls.update(edit=0, make=0)
         made = cs.orbax.restore(where, target, through)
         assert jax.tree.structure(made) == jax.tree.structure(target)
@@ -266,13 +315,17 @@ def test_origin_o5_only_a_target_of_the_other_side_is_translated(gpt: Gpt, calls
 
 @pytest.mark.parametrize("weights", [False, True], ids=["full state", "weights only"])
 @pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unrolled"])
-def test_origin_o6_losses_after_a_restore_are_bit_identical(gpt: Gpt, scanned: bool, weights: bool) -> None:
+def test_origin_o6_losses_after_a_restore_are_bit_identical(
+    gpt: Gpt, scanned: bool, weights: bool
+) -> None:
     losses = {}
     for name, form in (("Linen", gpt.linen[scanned]), ("NNX", gpt.nnx[scanned])):
         source = gpt.linen[True]
         if weights:
             through = cs.derive(source.weights_layout, form.weights_layout)
-            state = form.start(cs.orbax.restore(gpt.linen_path, form.weights(gpt.mesh), through), gpt.mesh)
+            state = form.start(
+                cs.orbax.restore(gpt.linen_path, form.weights(gpt.mesh), through), gpt.mesh
+            )
         else:
             through = cs.derive(source.layout, form.layout)
             state = cs.orbax.restore(gpt.linen_path, form.abstract(gpt.mesh), through)
@@ -287,7 +340,9 @@ def test_origin_o6_and_back_from_nnx_to_linen(gpt: Gpt) -> None:
     state, _ = train(nnx_, state, STEPS, gpt.mesh)
     path = gpt.folder / "linen_saved_by_nnx"
     cs.orbax.save(path, state, through)
-    plain = ocp.load(path, linen.abstract(gpt.mesh))  # a Linen run needs nothing of this library to read it
+    plain = ocp.load(
+        path, linen.abstract(gpt.mesh)
+    )  # a Linen run needs nothing of this library to read it
     restored = cs.orbax.restore(path, linen.abstract(gpt.mesh), through, aux=None)
     for one, other in zip(values(plain), values(restored), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -298,14 +353,19 @@ def test_origin_o7_a_training_step_costs_what_it_did(gpt: Gpt, calls: dict[str, 
     form, through = gpt.nnx[False], gpt.lens(scanned=False)
     target = form.abstract(gpt.mesh)
     fresh = form.start(
-        cs.orbax.restore(gpt.linen_path, form.weights(gpt.mesh), gpt.lens(scanned=False, weights=True)), gpt.mesh
+        cs.orbax.restore(
+            gpt.linen_path, form.weights(gpt.mesh), gpt.lens(scanned=False, weights=True)
+        ),
+        gpt.mesh,
     )
     state = cs.orbax.restore(gpt.linen_path, target, through)
     batch = jnp.zeros((8, SIZES.length + 1), jnp.int32)
     jaxprs = [str(jax.make_jaxpr(form.step)(s, batch)) for s in (fresh, state, target)]
     assert jaxprs[0] == jaxprs[1] == jaxprs[2]
     assert jax.tree.structure(fresh) == jax.tree.structure(state)
-    assert [x.sharding for x in jax.tree.leaves(fresh)] == [x.sharding for x in jax.tree.leaves(state)]
+    assert [x.sharding for x in jax.tree.leaves(fresh)] == [
+        x.sharding for x in jax.tree.leaves(state)
+    ]
     before = dict(calls)
     train(form, state, 0, gpt.mesh)
     assert calls == before, "nothing of the lens runs in a step"
@@ -332,7 +392,9 @@ def test_origin_o8_there_and_back_is_where_it_was() -> None:
 
 def test_origin_o8_quantization_state_that_one_side_has_is_private_and_kept() -> None:
     class Quantized(Dense):
-        frozen: Float32[Array, " mlp"] = cs.field(key="AqtDotGeneral_0/qrhs/frozen", collection="aqt", default=0)
+        frozen: Float32[Array, " mlp"] = cs.field(
+            key="AqtDotGeneral_0/qrhs/frozen", collection="aqt", default=0
+        )
 
     class Linen(cs.Schema):
         dense: Quantized = cs.field(key="Dense_0")
@@ -347,14 +409,19 @@ def test_origin_o8_quantization_state_that_one_side_has_is_private_and_kept() ->
     }
     view = through.get(tree)
     cs.assert_trees_identical(through.put(view, onto=tree), tree)
-    assert float(through.put(view)["aqt"]["Dense_0"]["AqtDotGeneral_0"]["qrhs"]["frozen"].sum()) == 0.0
+    assert (
+        float(through.put(view)["aqt"]["Dense_0"]["AqtDotGeneral_0"]["qrhs"]["frozen"].sum()) == 0.0
+    )
 
 
 # --- MaxText, after that  ---
 
 
 def test_maxtext_2478_3188_extra_keys_are_named_and_never_crash_a_map() -> None:
-    tree = {**linen_variables(scan=True), "to_nnx__rngs": {"default": {"key": jax.random.key(0), "count": jnp.uint32(3)}}}
+    tree = {
+        **linen_variables(scan=True),
+        "to_nnx__rngs": {"default": {"key": jax.random.key(0), "count": jnp.uint32(3)}},
+    }
     report = cs.check(cs.linen.Params[ScannedSchema], tree)
     assert [(m.path, m.kind) for m in report] == [
         ("to_nnx__rngs/default/count", "extra"),
@@ -365,12 +432,16 @@ def test_maxtext_2478_3188_extra_keys_are_named_and_never_crash_a_map() -> None:
     names = found(lambda: cs.derive(inferred, plain))
     assert names == [("params/default/count", "unplaced"), ("params/default/key", "unplaced")]
     kept = cs.derive(inferred, plain, [cs.private("default", cs.fresh_key(0))])
-    assert set(kept.get({"params": {"w": jnp.ones(2)}, "to_nnx__rngs": tree["to_nnx__rngs"]})["params"]) == {"w"}
+    assert set(
+        kept.get({"params": {"w": jnp.ones(2)}, "to_nnx__rngs": tree["to_nnx__rngs"]})["params"]
+    ) == {"w"}
 
 
 def test_maxtext_2478_3188_extra_keys_of_a_checkpoint_are_named(tmp_path: Path) -> None:
     variables = linen_variables(scan=True)
-    ocp.save(tmp_path / "extra", {**variables, "to_nnx__rngs": {"default": {"count": jnp.uint32(3)}}})
+    ocp.save(
+        tmp_path / "extra", {**variables, "to_nnx__rngs": {"default": {"count": jnp.uint32(3)}}}
+    )
     target = nnx.state(nnx_module(TX).model)
     assert found(lambda: cs.orbax.restore(tmp_path / "extra", target, weights_lens())) == [
         ("to_nnx__rngs/default/count", "extra")
@@ -390,7 +461,9 @@ def test_maxtext_3191_two_leaves_never_map_to_one() -> None:
         local: Norm
 
     assert found(lambda: cs.linen.Params[Blocks]) == [("params/layers_5/scale", "ambiguous")]
-    assert found(lambda: cs.derive(Pair, One, [cs.rename("last", "local")])) == [("local/scale", "ambiguous")]
+    assert found(lambda: cs.derive(Pair, One, [cs.rename("last", "local")])) == [
+        ("local/scale", "ambiguous")
+    ]
 
 
 class Local(cs.Schema):
@@ -430,7 +503,9 @@ def numbered_layers(count: int) -> dict[str, Any]:
     def noise(i: int) -> dict[str, Any]:
         return {"count": jnp.uint32(i), "key": jax.random.key(i)}
 
-    return {f"layers_{i}": {"scale": jnp.full(2, i, "float32"), "noise": noise(i)} for i in range(count)}
+    return {
+        f"layers_{i}": {"scale": jnp.full(2, i, "float32"), "noise": noise(i)} for i in range(count)
+    }
 
 
 def test_maxtext_3191_every_layer_of_interleaved_blocks_and_a_remainder_survives() -> None:
@@ -446,7 +521,9 @@ def test_maxtext_3191_every_layer_of_interleaved_blocks_and_a_remainder_survives
 
 
 def test_maxtext_3191_a_layer_that_two_parts_claim_is_an_error() -> None:
-    assert found(lambda: cs.series("blocks[]/layers[]", "rest[]", "rest[]")) == [("series", "declaration")]
+    assert found(lambda: cs.series("blocks[]/layers[]", "rest[]", "rest[]")) == [
+        ("series", "declaration")
+    ]
     assert found(lambda: cs.fuse("qkv", ["q", "k", "k"])) == [("parts", "declaration")]
     # Without an order, local and global layers are no layers of the other side: nothing is guessed from their names.
     faults = found(lambda: cs.derive(InOrder, Interleaved))
@@ -465,14 +542,20 @@ def test_maxtext_4369_in_a_block_each_leaf_is_stacked_on_its_own_axis() -> None:
     cs.assert_trees_identical(through.get(through.put(view)), view)
 
 
-def test_maxtext_4099_4344_4443_blocks_on_disk_go_into_an_unrolled_model_and_back(tmp_path: Path) -> None:
+def test_maxtext_4099_4344_4443_blocks_on_disk_go_into_an_unrolled_model_and_back(
+    tmp_path: Path,
+) -> None:
     through = cs.derive(InBlocks, InOrder, dims={"blocks": 2})
     unrolled = numbered_layers(13)
     cs.orbax.save(tmp_path / "blocks", through.put(unrolled), through)
-    cs.assert_trees_identical(cs.orbax.restore(tmp_path / "blocks", abstract_of(unrolled), through), unrolled)
+    cs.assert_trees_identical(
+        cs.orbax.restore(tmp_path / "blocks", abstract_of(unrolled), through), unrolled
+    )
     cs.orbax.save(tmp_path / "layers", unrolled, ~through)
     target = abstract_of(through.put(unrolled))
-    cs.assert_trees_identical(cs.orbax.restore(tmp_path / "layers", target, through), through.put(unrolled))
+    cs.assert_trees_identical(
+        cs.orbax.restore(tmp_path / "layers", target, through), through.put(unrolled)
+    )
 
 
 def abstract_of(tree: Any) -> Any:
@@ -482,20 +565,30 @@ def abstract_of(tree: Any) -> Any:
 
 def test_maxtext_3836_4555_the_step_keeps_its_value_or_is_an_error() -> None:
     for step in (0, 7, 2**31 - 1):
-        assert int(lens().get(linen_state(TX).replace(step=step))["optimizer"]["step"].get_value()) == step
+        assert (
+            int(lens().get(linen_state(TX).replace(step=step))["optimizer"]["step"].get_value())
+            == step
+        )
     assert found(lambda: lens().get(linen_state(TX).replace(step=-1))) == [("step", "cast")]
     view = nnx_state(TX)
     view["optimizer"]["step"].set_value(jnp.uint32(2**31))
     assert found(lambda: lens().put(view)) == [("optimizer/step/value", "cast")]
 
 
-def test_maxtext_4099_4344_4443_a_scanned_checkpoint_goes_into_an_unrolled_model_and_back(tmp_path: Path) -> None:
-    through = cs.derive(cs.linen.TrainState[ScannedSchema, TX], cs.linen.TrainState[UnrolledSchema, TX])
+def test_maxtext_4099_4344_4443_a_scanned_checkpoint_goes_into_an_unrolled_model_and_back(
+    tmp_path: Path,
+) -> None:
+    through = cs.derive(
+        cs.linen.TrainState[ScannedSchema, TX], cs.linen.TrainState[UnrolledSchema, TX]
+    )
     scanned, unrolled = linen_state(TX, scan=True), linen_state(TX, scan=False)
     ocp.save(tmp_path / "scanned", scanned)
     made = cs.orbax.restore(tmp_path / "scanned", unrolled, through)
     np.testing.assert_allclose(
-        linen_logits(made.params, scan=False), linen_logits(scanned.params, scan=True), rtol=1e-5, atol=1e-6
+        linen_logits(made.params, scan=False),
+        linen_logits(scanned.params, scan=True),
+        rtol=1e-5,
+        atol=1e-6,
     )
     ocp.save(tmp_path / "unrolled", made)
     back = cs.orbax.restore(tmp_path / "unrolled", scanned, through)
@@ -531,7 +624,10 @@ def test_maxtext_4343_streams_that_were_drawn_from_are_kept_at_a_resume() -> Non
 
 def test_maxtext_4369_the_stack_axis_is_each_leaf_s_own(gpt: Gpt) -> None:
     through = cs.derive(gpt.nnx[True].layout, gpt.nnx[False].layout)
-    keys = (("/".join(map(str, through.source.rows[j.sources[0].row].key[-2:])), j) for j in through.joins)
+    keys = (
+        ("/".join(map(str, through.source.rows[j.sources[0].row].key[-2:])), j)
+        for j in through.joins
+    )
     axes = {key: str(join.chain) for key, join in keys if join.levels}
     assert axes["rngs/key"] == axes["rngs/count"] == "unstack depth on axis 0"
     assert axes["wi/kernel"] == axes["wi/bias"] == "unstack depth on axis 1"
@@ -560,7 +656,9 @@ def test_maxtext_4403_streams_are_told_by_variable_type_and_not_by_name() -> Non
     weights = cs.nnx.Params[Named]
     assert sorted(row.key for row in weights.rows if not row.optional) == [("count",), ("dropout",)]
     assert cs.check(weights, Weights()) == []
-    assert found(lambda: cs.assert_conforms(weights, {"count": jnp.ones(3)})) == [("dropout", "missing")]
+    assert found(lambda: cs.assert_conforms(weights, {"count": jnp.ones(3)})) == [
+        ("dropout", "missing")
+    ]
 
 
 def test_maxtext_4464_4504_4619_unrolled_layers_under_any_name() -> None:
@@ -595,8 +693,14 @@ def test_maxtext_4464_4504_4619_a_near_miss_is_suggested() -> None:
     report = cs.check(Expected, {f"dense_layer_{i}": {"scale": jnp.ones(2)} for i in range(2)})
     hints = {m.path: m.hint for m in report}
     assert hints["dense_layer_0/scale"] == "near: dense_layers_{i}/scale"
-    source = cs.infer({"params": {f"dense_layer_{i}": {"scale": jnp.ones(2)} for i in range(2)}}, lists=["dense_layer_{i}"])
-    view = cs.infer({"params": {f"dense_layers_{i}": {"scale": jnp.ones(2)} for i in range(2)}}, lists=["dense_layers_{i}"])
+    source = cs.infer(
+        {"params": {f"dense_layer_{i}": {"scale": jnp.ones(2)} for i in range(2)}},
+        lists=["dense_layer_{i}"],
+    )
+    view = cs.infer(
+        {"params": {f"dense_layers_{i}": {"scale": jnp.ones(2)} for i in range(2)}},
+        lists=["dense_layers_{i}"],
+    )
     with pytest.raises(cs.DerivationError) as caught:
         cs.derive(source, view)
     assert "rename('dense_layer[]', 'dense_layers[]')" in caught.value.mismatches[0].hint
@@ -619,20 +723,36 @@ def test_maxtext_4525_the_name_of_the_stack_axis_goes_and_no_other() -> None:
             "kernel": nn.LogicallyPartitioned(jnp.ones((2, 3, 4)), names=kernel),
             "bias": nn.LogicallyPartitioned(jnp.ones((4, 3)), names=bias),
         }
-        return {"params": {"layers": layers, "norm": {"scale": nn.LogicallyPartitioned(jnp.ones(2), names=("norm",))}}}
+        return {
+            "params": {
+                "layers": layers,
+                "norm": {"scale": nn.LogicallyPartitioned(jnp.ones(2), names=("norm",))},
+            }
+        }
 
     # Whatever the axis is called: "layers", nothing, or as another one is.
     for name in ("layers", None, "mlp", "stage"):
         view = through.get(state(("embed", name, "mlp"), ("mlp", name)))
         for layer in range(3):
-            assert view["layers"][layer]["kernel"].get_metadata()["out_sharding"] == ("embed", "mlp")
+            assert view["layers"][layer]["kernel"].get_metadata()["out_sharding"] == (
+                "embed",
+                "mlp",
+            )
             assert view["layers"][layer]["bias"].get_metadata()["out_sharding"] == ("mlp",)
         assert view["norm"]["scale"].get_metadata()["out_sharding"] == ("norm",)
-    for kernel, bias in ((("embed", "mlp"), ("mlp",)), (("layers", "embed", "mlp", "x"), ("a", "b", "c"))):
+    for kernel, bias in (
+        (("embed", "mlp"), ("mlp",)),
+        (("layers", "embed", "mlp", "x"), ("a", "b", "c")),
+    ):
         with pytest.raises(cs.ConformanceError) as caught:
             through.get(state(kernel, bias))
         assert [(m.path, m.kind, m.expected, m.found) for m in caught.value.mismatches] == [
-            ("params/layers/kernel/value", "sharding", "3 names, for float32[embed depth mlp]", str(kernel)),
+            (
+                "params/layers/kernel/value",
+                "sharding",
+                "3 names, for float32[embed depth mlp]",
+                str(kernel),
+            ),
             ("params/layers/bias/value", "sharding", "2 names, for float32[mlp depth]", str(bias)),
         ]
 
@@ -665,7 +785,9 @@ def test_maxtext_4566_int_chain_keys_survive_and_derivation_is_total() -> None:
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
-def test_orbax_1105_1337_2540_states_with_typed_keys_are_saved_and_restored(tmp_path: Path, impl: str) -> None:
+def test_orbax_1105_1337_2540_states_with_typed_keys_are_saved_and_restored(
+    tmp_path: Path, impl: str
+) -> None:
     class Streams(nnx.Module):
         def __init__(self) -> None:
             self.w = nnx.Param(jnp.arange(3.0))
@@ -674,7 +796,9 @@ def test_orbax_1105_1337_2540_states_with_typed_keys_are_saved_and_restored(tmp_
     state = nnx.state(Streams())
     layout = cs.infer(state)
     cs.orbax.save(tmp_path / "keys", state, cs.derive(layout, layout))
-    restored = cs.orbax.restore(tmp_path / "keys", jax.eval_shape(lambda s: s, state), cs.derive(layout, layout))
+    restored = cs.orbax.restore(
+        tmp_path / "keys", jax.eval_shape(lambda s: s, state), cs.derive(layout, layout)
+    )
     cs.assert_trees_identical(nnx.to_pure_dict(restored), nnx.to_pure_dict(state))
 
 
@@ -685,7 +809,9 @@ def test_flax_5030_int_keys_that_a_save_turned_into_strings_come_back() -> None:
         cs.assert_trees_identical(cs.derive(layout, layout).get(stored), state)
 
 
-def test_goodfire_spd_870_a_refactor_renames_squeezes_and_makes_tuples_of_dicts_in_two_optimizers_too(tmp_path: Path) -> None:
+def test_goodfire_spd_870_a_refactor_renames_squeezes_and_makes_tuples_of_dicts_in_two_optimizers_too(
+    tmp_path: Path,
+) -> None:
     class OldComponent(cs.Schema):
         left: Float32[Array, "1 inputs rank"] = cs.field(key="V")
         right: Float32[Array, "1 rank outputs"] = cs.field(key="U")
@@ -710,17 +836,26 @@ def test_goodfire_spd_870_a_refactor_renames_squeezes_and_makes_tuples_of_dicts_
 
     tx = optax.partition({"factors": optax.adamw(1e-3), "gates": optax.adam(1e-2)}, labels)
     sizes = {"inputs": 2, "rank": 3, "outputs": 4, "hidden": 7, "depth": 16}
-    renames = [cs.rename(f"components[]/{side}", f"components[]/factors/{side}") for side in ("left", "right")]
-    lens = cs.derive(cs.linen.BareTrainState[Old, tx, sizes], cs.linen.BareTrainState[New, tx, sizes], renames)
+    renames = [
+        cs.rename(f"components[]/{side}", f"components[]/factors/{side}")
+        for side in ("left", "right")
+    ]
+    lens = cs.derive(
+        cs.linen.BareTrainState[Old, tx, sizes], cs.linen.BareTrainState[New, tx, sizes], renames
+    )
 
     def component(seed: int) -> dict[str, Any]:
         shapes = {"V": (1, 2, 3), "U": (1, 3, 4), "gate": (3, 7)}
-        return {name: jax.random.normal(jax.random.key(seed), shape) for name, shape in shapes.items()}
+        return {
+            name: jax.random.normal(jax.random.key(seed), shape) for name, shape in shapes.items()
+        }
 
     params = {f"components_{i}": component(i) for i in range(16)}
     moments = jax.tree.map(lambda x: x + 1 if x.ndim else x, tx.init(params))
     old = {"step": jnp.int32(3), "params": params, "opt_state": moments}
-    assert len(jax.tree.leaves((old["params"], old["opt_state"]))) == 146  # 48 params, their two moments, two counts
+    assert (
+        len(jax.tree.leaves((old["params"], old["opt_state"]))) == 146
+    )  # 48 params, their two moments, two counts
     new = lens.get(old)
     assert new["params"]["components"][15]["factors"][0].shape == (2, 3)
     assert jax.tree.structure(new["opt_state"]) == jax.tree.structure(tx.init(new["params"]))
@@ -766,8 +901,14 @@ def test_olmo_core_226_layers_and_experts_and_permuted_dims_all_at_once(tmp_path
 
     def hf_layer() -> dict[str, Any]:
         shapes = {"gate_proj": (ffn, embed), "up_proj": (ffn, embed), "down_proj": (embed, ffn)}
-        each = {str(j): {name: {"weight": draw(*shape)} for name, shape in shapes.items()} for j in range(experts)}
-        heads = {name: {"weight": draw(size, embed)} for name, size in (("q_proj", 8), ("k_proj", 4), ("v_proj", 4))}
+        each = {
+            str(j): {name: {"weight": draw(*shape)} for name, shape in shapes.items()}
+            for j in range(experts)
+        }
+        heads = {
+            name: {"weight": draw(size, embed)}
+            for name, size in (("q_proj", 8), ("k_proj", 4), ("v_proj", 4))
+        }
         return {"self_attn": heads, "mlp": {"experts": each}}
 
     state = {"model": {"layers": {str(i): hf_layer() for i in range(depth)}}}
@@ -811,7 +952,9 @@ def test_transformers_46650_46651_a_tree_that_is_already_in_the_other_layout_is_
     cs.assert_trees_identical(new, {"encoder": old})
     cs.assert_trees_identical(through.put(new), old)
     for use, tree in ((through.get, new), (through.put, old)):
-        with pytest.raises(cs.ConformanceError, match="on the other side of the lens already, swap get and put"):
+        with pytest.raises(
+            cs.ConformanceError, match="on the other side of the lens already, swap get and put"
+        ):
             use(tree)
 
 
@@ -820,7 +963,9 @@ def test_transformers_48075_a_rule_for_names_that_no_checkpoint_has_is_an_error(
         norm: Norm
 
     rules = [cs.rename("LayerNorm", "norm"), cs.private("dropout", 0)]
-    assert found(lambda: cs.derive(Model, Model, rules)) == [(str(rule), "rule") for rule in reversed(rules)]
+    assert found(lambda: cs.derive(Model, Model, rules)) == [
+        (str(rule), "rule") for rule in reversed(rules)
+    ]
 
 
 def test_nothing_is_changed_when_a_translation_is_refused() -> None:
@@ -840,5 +985,7 @@ def test_a_restored_nnx_model_computes_what_the_linen_model_did(tmp_path: Path) 
     ocp.save(tmp_path / "linen", state)
     module = cs.orbax.restore(tmp_path / "linen", nnx_module(TX), lens())
     assert isinstance(module, nnx.Module)
-    np.testing.assert_allclose(nnx_logits(module.model), linen_logits(state.params, scan=True), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        nnx_logits(module.model), linen_logits(state.params, scan=True), rtol=1e-5, atol=1e-6
+    )
     assert len(module.model.layers) == DEPTH

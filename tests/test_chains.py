@@ -63,7 +63,10 @@ def state(tx: Any, start: int = 3) -> dict[str, Any]:
     made = {"step": jnp.int32(start), "params": PARAMS, "opt_state": tx.init(PARAMS)}
     flat, treedef = jax.tree.flatten(made)
     keys = jax.random.key(start)
-    moved = [keys if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x + i + start for i, x in enumerate(flat)]
+    moved = [
+        keys if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x + i + start
+        for i, x in enumerate(flat)
+    ]
     return treedef.unflatten(moved)
 
 
@@ -97,7 +100,9 @@ def grown(draw: st.DrawFn) -> tuple[Any, Any]:
     def chain() -> Any:
         parts: list[Any] = []
         for name in names:
-            parts += [NOTHING[n]() for n in draw(st.lists(st.sampled_from(sorted(NOTHING)), max_size=2))]
+            parts += [
+                NOTHING[n]() for n in draw(st.lists(st.sampled_from(sorted(NOTHING)), max_size=2))
+            ]
             parts.append(KEEPS[name]())
         while len(parts) > 1 and draw(st.booleans()):
             at = draw(st.integers(0, len(parts) - 2))
@@ -131,13 +136,19 @@ def test_a_wrapper_around_the_old_chain_moves_it_one_level_down(wrapper: str) ->
     through = cs.derive(layout(old), layout(new), rules)
     s = state(old)
     made = through.get(s)
-    cs.assert_trees_identical(kept(made["opt_state"])["ScaleByAdamState"], kept(s["opt_state"])["ScaleByAdamState"])
+    cs.assert_trees_identical(
+        kept(made["opt_state"])["ScaleByAdamState"], kept(s["opt_state"])["ScaleByAdamState"]
+    )
     cs.assert_trees_identical(through.put(made, onto=s), s)
 
 
 def _own(tx: Any) -> list[str]:
     """The fields of a wrapper's state that hold no inner state."""
-    return [name for name in tx.init(PARAMS)._fields if not name.startswith("inner") and name != "skip_state"]
+    return [
+        name
+        for name in tx.init(PARAMS)._fields
+        if not name.startswith("inner") and name != "skip_state"
+    ]
 
 
 def test_what_has_one_name_is_told_by_its_type() -> None:
@@ -164,7 +175,10 @@ def test_renames_and_stacks_go_on_inside_of_a_part_that_moves() -> None:
 
 def test_a_part_is_never_taken_for_one_of_another_type() -> None:
     adam, belief = optax.adam(1e-3), optax.adabelief(1e-3)
-    assert faults(layout(adam), layout(belief)) == [("opt_state/0", "chain"), ("opt_state/0", "chain")]
+    assert faults(layout(adam), layout(belief)) == [
+        ("opt_state/0", "chain"),
+        ("opt_state/0", "chain"),
+    ]
     s = state(adam)
     forced = cs.derive(layout(adam), layout(belief), [cs.move("opt_state/0", "opt_state/0")])
     cs.assert_trees_identical(jax.tree.leaves(forced.get(s)), jax.tree.leaves(s))
@@ -185,8 +199,13 @@ def test_which_of_several_of_one_type_is_not_guessed() -> None:
 
 def test_a_part_that_mirrors_other_params_is_not_the_same_part() -> None:
     every = optax.adam(1e-3)
-    some = optax.chain(optax.clip(1.0), optax.masked(optax.adam(1e-3), {"kernel": True, "bias": False}))
-    assert {path for path, _ in faults(layout(every), layout(some))} == {"opt_state/0", "opt_state/1/inner_state/0"}
+    some = optax.chain(
+        optax.clip(1.0), optax.masked(optax.adam(1e-3), {"kernel": True, "bias": False})
+    )
+    assert {path for path, _ in faults(layout(every), layout(some))} == {
+        "opt_state/0",
+        "opt_state/1/inner_state/0",
+    }
 
 
 def test_the_error_shows_both_chains_and_the_rules_that_settle_it() -> None:
@@ -241,14 +260,18 @@ def test_a_checkpoint_of_another_chain_too(tmp_path: Path) -> None:
     momentum = optax.sgd(0.1, momentum=0.9)
     cs.orbax.save(tmp_path / "0", state(momentum), cs.derive(layout(momentum), layout(momentum)))
     with pytest.raises(cs.CheckpointMismatchError) as caught:
-        cs.orbax.restore(tmp_path / "0", state(NEW), cs.derive(layout(NEW), cs.nnx.TrainState[Body, NEW]))
+        cs.orbax.restore(
+            tmp_path / "0", state(NEW), cs.derive(layout(NEW), cs.nnx.TrainState[Body, NEW])
+        )
     assert str(caught.value).endswith(OTHER_CHAIN)
 
 
 def test_a_part_of_which_one_leaf_is_there_is_told_leaf_by_leaf() -> None:
     tree = orbax(state(NEW))
     del tree["opt_state"][1][0]["mu"]["bias"]
-    assert [(fault.path, fault.kind) for fault in cs.check(layout(NEW), tree)] == [("opt_state/1/0/mu/bias", "missing")]
+    assert [(fault.path, fault.kind) for fault in cs.check(layout(NEW), tree)] == [
+        ("opt_state/1/0/mu/bias", "missing")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -321,7 +344,9 @@ def test_what_is_reset_on_both_sides_is_not_carried_over() -> None:
     tx = optax.adam(SCHEDULE)
     with pytest.raises(cs.DerivationError):
         cs.derive(layout(tx), layout(tx), [cs.reset(view="opt_state/1")])
-    through = cs.derive(layout(tx), layout(tx), [cs.reset(source="opt_state/1", view="opt_state/1")])
+    through = cs.derive(
+        layout(tx), layout(tx), [cs.reset(source="opt_state/1", view="opt_state/1")]
+    )
     s = state(tx)
     made = through.get(s)["opt_state"]
     assert made[1].count == 0
@@ -348,21 +373,40 @@ class _Bare(Body):
 def test_new_parts_are_sharded_like_their_params() -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     sharded, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("x",), ()))
-    params = {"kernel": jax.device_put(jnp.ones((16, 3)), sharded), "bias": jax.device_put(jnp.ones(3), whole)}
-    s = {"step": jax.device_put(jnp.int32(3), whole), "params": params, "opt_state": optax.sgd(0.1).init(params)}
-    through = cs.derive(layout(optax.sgd(0.1)), layout(optax.adam(1e-3)), [cs.reset(view="opt_state")])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), s)
+    params = {
+        "kernel": jax.device_put(jnp.ones((16, 3)), sharded),
+        "bias": jax.device_put(jnp.ones(3), whole),
+    }
+    s = {
+        "step": jax.device_put(jnp.int32(3), whole),
+        "params": params,
+        "opt_state": optax.sgd(0.1).init(params),
+    }
+    through = cs.derive(
+        layout(optax.sgd(0.1)), layout(optax.adam(1e-3)), [cs.reset(view="opt_state")]
+    )
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), s
+    )
     for made in (through.get(s), through.get(abstract)):
         adam = made["opt_state"][0]
-        assert [adam.mu["kernel"].sharding, adam.nu["bias"].sharding, adam.count.sharding] == [sharded, whole, whole]
+        assert [adam.mu["kernel"].sharding, adam.nu["bias"].sharding, adam.count.sharding] == [
+            sharded,
+            whole,
+            whole,
+        ]
 
 
 def test_a_restore_starts_new_parts_from_the_params_it_restores(tmp_path: Path) -> None:
     old, new = optax.adamw(1e-3), optax.contrib.schedule_free_adamw(1e-3)
     rules = [cs.reset(source="opt_state/0", view="opt_state")]
-    through = cs.derive(cs.linen.TrainState[ScannedSchema, old], cs.nnx.TrainState[NnxSchema, new], rules)
+    through = cs.derive(
+        cs.linen.TrainState[ScannedSchema, old], cs.nnx.TrainState[NnxSchema, new], rules
+    )
     saved = linen_state(old)
-    ocp.save(tmp_path / "0", {"step": jnp.int32(7), "params": saved.params, "opt_state": saved.opt_state})
+    ocp.save(
+        tmp_path / "0", {"step": jnp.int32(7), "params": saved.params, "opt_state": saved.opt_state}
+    )
     module = nnx_module(new)
     restored = cs.orbax.restore(tmp_path / "0", module, through)
     weights = nnx.state(restored.model, nnx.Param)
@@ -381,7 +425,9 @@ def _translated(through: cs.Lens, saved: Any) -> NnxTrainState:
 def test_composed_lenses_start_what_each_of_them_starts() -> None:
     sgd, trace, adam = optax.sgd(0.1), optax.sgd(0.1, momentum=0.9), optax.adam(1e-3)
     first = cs.derive(layout(sgd), layout(trace), [cs.reset(view="opt_state/0")])
-    second = cs.derive(layout(trace), layout(adam), [cs.reset(source="opt_state/0", view="opt_state/0")])
+    second = cs.derive(
+        layout(trace), layout(adam), [cs.reset(source="opt_state/0", view="opt_state/0")]
+    )
     s, v = state(sgd), state(adam)
     cs.assert_trees_identical((first >> second).get(s), second.get(first.get(s)))
     cs.assert_trees_identical((first >> second).put(v), first.put(second.put(v)))
@@ -392,5 +438,7 @@ def test_parts_of_inferred_states_are_told_by_their_types_too() -> None:
     after = optax.chain(optax.clip(1.0), optax.scale_by_schedule(SCHEDULE), optax.scale_by_adam())
     s, v = state(before), state(after)
     through = cs.derive(cs.infer(s), cs.infer(v))
-    cs.assert_trees_identical(through.get(s)["opt_state"][1:], (s["opt_state"][1], s["opt_state"][0]))
+    cs.assert_trees_identical(
+        through.get(s)["opt_state"][1:], (s["opt_state"][1], s["opt_state"][0])
+    )
     laws.put_get(through, v)

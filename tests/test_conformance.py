@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from flax_models import OPTIMIZERS, NnxSchema, ScannedSchema, linen_state, linen_variables, nnx_state, on_disk
+from flax_models import (
+    OPTIMIZERS,
+    NnxSchema,
+    ScannedSchema,
+    linen_state,
+    linen_variables,
+    nnx_state,
+    on_disk,
+)
 from jaxtyping import Array, BFloat16, Bool, Complex64, Float32, Int8, Int32, UInt32
 
 import ckpt_schema as cs
@@ -61,7 +69,9 @@ def model(depth: int = 3) -> dict[str, Any]:
     }
 
 
-def found(tree: Any, schema: Any = Model, dims: dict[str, int] | None = None) -> list[tuple[str, str]]:
+def found(
+    tree: Any, schema: Any = Model, dims: dict[str, int] | None = None
+) -> list[tuple[str, str]]:
     """Path and kind of every mismatch."""
     return [(m.path, m.kind) for m in cs.check(schema, tree, dims)]
 
@@ -96,10 +106,28 @@ def test_a_conforming_tree_has_an_empty_falsy_report_with_its_dims() -> None:
     [
         ("embedding", None, "missing", "float32[vocab=9 embed=6]", "nothing"),
         ("layers/1/norm/scale", None, "missing", "float32[embed=6]", "nothing"),
-        ("layers/2/qkv", sds(6, 31), "shape", "float32[embed=6 3*heads*head_dim=30]", "float32[6 31]"),
-        ("layers/0/out", sds(10, 6), "shape", "float32[heads=2 head_dim=5 embed=6]", "float32[10 6]"),
+        (
+            "layers/2/qkv",
+            sds(6, 31),
+            "shape",
+            "float32[embed=6 3*heads*head_dim=30]",
+            "float32[6 31]",
+        ),
+        (
+            "layers/0/out",
+            sds(10, 6),
+            "shape",
+            "float32[heads=2 head_dim=5 embed=6]",
+            "float32[10 6]",
+        ),
         ("table", sds(9, 5, dtype="int8"), "shape", "int8[vocab=9 4]", "int8[9 5]"),
-        ("embedding", sds(9, 6, dtype="bfloat16"), "dtype", "float32[vocab=9 embed=6]", "bfloat16[9 6]"),
+        (
+            "embedding",
+            sds(9, 6, dtype="bfloat16"),
+            "dtype",
+            "float32[vocab=9 embed=6]",
+            "bfloat16[9 6]",
+        ),
         ("table", sds(9, 4, dtype="uint8"), "dtype", "int8[vocab=9 4]", "uint8[9 4]"),
         ("extra", sds(2), "extra", "nothing", "float32[2]"),
         ("layers/1/norm/offset", sds(6), "extra", "nothing", "float32[6]"),
@@ -167,9 +195,18 @@ def test_a_list_that_is_longer_than_the_others_has_the_extra_members() -> None:
         b: list[Norm] = cs.field(length="depth")
         c: list[Norm] = cs.field(length="depth")
 
-    tree = {"a": [{"scale": sds(2)}] * 3, "b": [{"scale": sds(2)}] * 2, "c": [{"scale": sds(2)}] * 2}
+    tree = {
+        "a": [{"scale": sds(2)}] * 3,
+        "b": [{"scale": sds(2)}] * 2,
+        "c": [{"scale": sds(2)}] * 2,
+    }
     (fault,) = cs.check(Three, tree)
-    assert (fault.path, fault.kind, fault.expected, fault.found) == ("a/2/scale", "extra", "2 repeats (depth)", "index 2")
+    assert (fault.path, fault.kind, fault.expected, fault.found) == (
+        "a/2/scale",
+        "extra",
+        "2 repeats (depth)",
+        "index 2",
+    )
     assert fault.hint == "dims: depth=2 (from the number of b/{i}/scale)"
 
 
@@ -185,8 +222,12 @@ def test_a_dim_that_is_given_is_what_counts() -> None:
     assert {m.kind for m in report} == {"shape"}
     assert all("embed=7 (from argument)" in m.hint for m in report)
     assert cs.check(Model, model(), {"embed": 6, "heads": 2, "depth": 3}) == []
-    assert found(model(), dims={"depth": 2}) == [(f"layers/2/{leaf}", "extra") for leaf in ("norm/scale", "out", "qkv")]
-    assert found(model(), dims={"depth": 4}) == [(f"layers/3/{leaf}", "missing") for leaf in ("norm/scale", "out", "qkv")]
+    assert found(model(), dims={"depth": 2}) == [
+        (f"layers/2/{leaf}", "extra") for leaf in ("norm/scale", "out", "qkv")
+    ]
+    assert found(model(), dims={"depth": 4}) == [
+        (f"layers/3/{leaf}", "missing") for leaf in ("norm/scale", "out", "qkv")
+    ]
 
 
 def test_a_given_dim_the_layout_has_not_is_a_mismatch() -> None:
@@ -386,7 +427,11 @@ def test_t5_no_dtype_passes_for_another(expected: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "good", "bad"),
     [
-        ("int32", [0, -(2**31), 2**31 - 1, np.int32(3)], [2**31, -(2**31) - 1, 0.0, True, np.int64(3)]),
+        (
+            "int32",
+            [0, -(2**31), 2**31 - 1, np.int32(3)],
+            [2**31, -(2**31) - 1, 0.0, True, np.int64(3)],
+        ),
         ("uint32", [0, 2**32 - 1, np.uint32(3)], [-1, 2**32, np.int32(3)]),
         ("int8", [127], [128]),
         ("float32", [0.5, float("inf")], [1, True, 1j, np.float64(0.5)]),
@@ -394,7 +439,9 @@ def test_t5_no_dtype_passes_for_another(expected: str) -> None:
         ("complex64", [1j], [1, 0.5]),
     ],
 )
-def test_python_and_numpy_numbers_stand_for_scalars_that_hold_them(dtype: str, good: list[Any], bad: list[Any]) -> None:
+def test_python_and_numpy_numbers_stand_for_scalars_that_hold_them(
+    dtype: str, good: list[Any], bad: list[Any]
+) -> None:
     declared = DTYPED[dtype]
 
     class Scalar(cs.Schema):
@@ -418,13 +465,22 @@ def test_arrays_abstract_values_and_tracers_are_checked_alike() -> None:
         a: Float32[Array, "n m"]
         b: Float32[Array, "m n"]
 
-    good, bad = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}, {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))}
+    good, bad = (
+        {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))},
+        {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))},
+    )
     for tree, wanted in ((good, []), (bad, [("b", "shape")])):
         seen: list[Any] = []
         jax.jit(lambda t, seen=seen: seen.append(found(t, Pair)))(tree)
         jax.eval_shape(lambda t, seen=seen: seen.append(found(t, Pair)), tree)
-        jax.vmap(lambda t, seen=seen: seen.append(found(t, Pair)))(jax.tree.map(lambda x: x[None], tree))
-        seen += [found(tree, Pair), found(jax.tree.map(np.asarray, tree), Pair), found(jax.eval_shape(lambda t=tree: t), Pair)]
+        jax.vmap(lambda t, seen=seen: seen.append(found(t, Pair)))(
+            jax.tree.map(lambda x: x[None], tree)
+        )
+        seen += [
+            found(tree, Pair),
+            found(jax.tree.map(np.asarray, tree), Pair),
+            found(jax.eval_shape(lambda t=tree: t), Pair),
+        ]
         assert seen == [wanted] * 6
 
 
@@ -438,7 +494,10 @@ def test_real_states_of_both_frameworks_report_what_is_done_to_them() -> None:
     pure = nnx.to_pure_dict(nnx_state(tx))
     pure["model"]["layers"][2]["dropout"]["rngs"]["key"] = jax.random.key(0, impl="rbg")
     pure["optimizer"]["step"] = -1
-    assert found(pure, nnx_) == [("model/layers/2/dropout/rngs/key", "impl"), ("optimizer/step", "cast")]
+    assert found(pure, nnx_) == [
+        ("model/layers/2/dropout/rngs/key", "impl"),
+        ("optimizer/step", "cast"),
+    ]
     assert found(nnx_state(tx), linen) != []
     assert found(linen_state(tx), nnx_) != []
 

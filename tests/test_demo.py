@@ -18,7 +18,11 @@ from ckpt_schema.demo.report import Cell, Difference, Duration, Report, show
 from ckpt_schema.demo.text import standard_library
 from ckpt_schema.demo.training import Form, LinenForm, NnxForm, make_mesh, optimizer, train
 
-FORMS = [make(Sizes(), optimizer(), scanned) for make in (LinenForm, NnxForm) for scanned in (True, False)]
+FORMS = [
+    make(Sizes(), optimizer(), scanned)
+    for make in (LinenForm, NnxForm)
+    for scanned in (True, False)
+]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{type(form).__name__}-{form.scanned}")
@@ -30,7 +34,9 @@ def test_a_declared_layout_is_that_of_the_model(form: Form) -> None:
 
 def test_weights_are_sharded_over_both_axes_of_either_mesh() -> None:
     for shape in ((4, 2), (2, 4)):
-        specs = [leaf.sharding.spec for leaf in jax.tree.leaves(FORMS[0].weights(make_mesh(*shape)))]
+        specs = [
+            leaf.sharding.spec for leaf in jax.tree.leaves(FORMS[0].weights(make_mesh(*shape)))
+        ]
         assert {axis for spec in specs for axis in spec} >= {"data", "model"}
 
 
@@ -45,21 +51,33 @@ def test_a_wrong_weight_shows_in_the_losses() -> None:
     form = LinenForm(Sizes(embed=32, heads=2, mlp=32, depth=1, length=8), optimizer(), scanned=True)
     state: Any = form.start(form.init(), mesh)
     nudged = state.replace(params=jax.tree.map(lambda x: x * jnp.float32(1.001), state.params))
-    losses = [train(form, s, standard_library(), mesh, 0, 2, lambda: None)[1] for s in (state, state, nudged)]
+    losses = [
+        train(form, s, standard_library(), mesh, 0, 2, lambda: None)[1]
+        for s in (state, state, nudged)
+    ]
     assert Cell("scanned", "", ("", losses[0]), ("", losses[1])).passed
     assert not Cell("scanned", "", ("", losses[0]), ("", losses[2])).passed
 
 
 def report(*right: float) -> Report:
-    cell = Cell("scanned", "full state", ("Linen -> Linen", [1.0, 2.0]), ("Linen -> NNX", list(right)))
+    cell = Cell(
+        "scanned", "full state", ("Linen -> Linen", [1.0, 2.0]), ("Linen -> NNX", list(right))
+    )
     return Report(
-        (cell,), (Duration("NNX", 0.1, 0.2, 0.3),), (Difference("Linen", 1, 2.0, 2.5), Difference("NNX", None, 1.0, 1.0))
+        (cell,),
+        (Duration("NNX", 0.1, 0.2, 0.3),),
+        (Difference("Linen", 1, 2.0, 2.5), Difference("NNX", None, 1.0, 1.0)),
     )
 
 
 @pytest.mark.parametrize(
     ("right", "equal", "verdict"),
-    [((1.0, 2.0), 2, "PASS"), ((1.0, np.nextafter(2.0, 3.0)), 1, "FAIL"), ((1.5, 2.0), 0, "FAIL"), ((-0.0, 2.0), 0, "FAIL")],
+    [
+        ((1.0, 2.0), 2, "PASS"),
+        ((1.0, np.nextafter(2.0, 3.0)), 1, "FAIL"),
+        ((1.5, 2.0), 0, "FAIL"),
+        ((-0.0, 2.0), 0, "FAIL"),
+    ],
 )
 def test_one_bit_in_one_loss_fails(right: tuple[float, ...], equal: int, verdict: str) -> None:
     found = report(*map(float, right))

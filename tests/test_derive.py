@@ -36,7 +36,9 @@ def leaf(*shape: int) -> jax.Array:
     return jnp.arange(int(np.prod(shape)), dtype=jnp.float32).reshape(shape)
 
 
-def one(source: str, view: str, *, dtype: Any = Float32, dims: dict[str, int] | None = None) -> cs.Lens:
+def one(
+    source: str, view: str, *, dtype: Any = Float32, dims: dict[str, int] | None = None
+) -> cs.Lens:
     """The lens between two schemas of one leaf, ``x``."""
 
     class Source(cs.Schema):
@@ -48,7 +50,9 @@ def one(source: str, view: str, *, dtype: Any = Float32, dims: dict[str, int] | 
     return cs.derive(Source, View, dims=dims)
 
 
-def faults(derive: Callable[[], Any], error: type[cs.CkptSchemaError] = cs.DerivationError) -> list[tuple[str, str]]:
+def faults(
+    derive: Callable[[], Any], error: type[cs.CkptSchemaError] = cs.DerivationError
+) -> list[tuple[str, str]]:
     """Path and kind of every fault of the error that ``derive`` raises."""
     with pytest.raises(error) as caught:
         derive()
@@ -70,7 +74,9 @@ SIZES = {"a": 2, "b": 3, "c": 5}
 
 
 @pytest.mark.parametrize(("source", "view"), REARRANGED)
-def test_axes_are_split_permuted_and_merged_by_the_names_of_their_dims(source: str, view: str) -> None:
+def test_axes_are_split_permuted_and_merged_by_the_names_of_their_dims(
+    source: str, view: str
+) -> None:
     lens = one(source, view).bind(**{n: s for n, s in SIZES.items() if n in source and n in view})
     entry = next(cs.layout(lens.source).entries(SIZES))
     x = leaf(*entry.shape)
@@ -113,7 +119,9 @@ def test_a_stack_moves_from_axis_to_axis() -> None:
         layers: Norm = cs.field(scan="depth", axis=-1)
 
     x = leaf(3, 2)
-    np.testing.assert_array_equal(cs.derive(First, Last).get({"layers": {"scale": x}})["layers"]["scale"], x.T)
+    np.testing.assert_array_equal(
+        cs.derive(First, Last).get({"layers": {"scale": x}})["layers"]["scale"], x.T
+    )
 
 
 def test_of_two_levels_one_or_both_are_unrolled() -> None:
@@ -137,7 +145,9 @@ def test_of_two_levels_one_or_both_are_unrolled() -> None:
     np.testing.assert_array_equal(made["layers"][1]["blocks"]["scale"], x[:, 1])
     unrolled = cs.derive(Outer, Unrolled).get({"layers": {"blocks": {"scale": x}}})
     np.testing.assert_array_equal(unrolled["layers"][1]["blocks"][4]["scale"], x[4, 1])
-    cs.assert_trees_identical(cs.derive(Outer, Unrolled).put(unrolled)["layers"]["blocks"]["scale"], x)
+    cs.assert_trees_identical(
+        cs.derive(Outer, Unrolled).put(unrolled)["layers"]["blocks"]["scale"], x
+    )
     outer, inner = cs.derive(Outer, Listed), cs.derive(Listed, Unrolled)
     cs.assert_trees_identical((outer >> inner).get({"layers": {"blocks": {"scale": x}}}), unrolled)
     cs.assert_trees_identical(inner.get(outer.get({"layers": {"blocks": {"scale": x}}})), unrolled)
@@ -160,7 +170,9 @@ def test_one_level_is_stacked_where_the_other_is_unrolled() -> None:
     lens = cs.derive(Outer, Turned)
     made = lens.get({"layers": {i: {"blocks": {"scale": x}} for i, x in enumerate(xs)}})
     for i in range(5):
-        np.testing.assert_array_equal(made["layers"]["blocks"][i]["scale"], np.stack([x[:, i] for x in xs], -1))
+        np.testing.assert_array_equal(
+            made["layers"]["blocks"][i]["scale"], np.stack([x[:, i] for x in xs], -1)
+        )
     assert lens.put(made)["layers"][1]["blocks"]["scale"].tolist() == xs[1].tolist()
     assert not any(join.chain for join in (lens >> ~lens).joins)
 
@@ -187,7 +199,9 @@ def test_keys_of_random_numbers_are_moved_and_stacked_whole() -> None:
     lens = cs.derive(Scanned, Listed)
     made = lens.get({"layers": {"key": keys}})
     assert str(made["layers"][0]["key"].dtype) == "key<urbg>"
-    np.testing.assert_array_equal(jax.random.key_data(made["layers"][2]["key"]), jax.random.key_data(keys[:, 2].T))
+    np.testing.assert_array_equal(
+        jax.random.key_data(made["layers"][2]["key"]), jax.random.key_data(keys[:, 2].T)
+    )
     cs.assert_trees_identical(lens.put(made), {"layers": {"key": keys}})
 
 
@@ -215,7 +229,12 @@ class Unsigned(cs.Schema):
     step: UInt32[Array, ""]
 
 
-STEPS = [lambda n: n, lambda n: np.asarray(n), lambda n: np.asarray(n)[()], lambda n: jnp.asarray(n)]
+STEPS = [
+    lambda n: n,
+    lambda n: np.asarray(n),
+    lambda n: np.asarray(n)[()],
+    lambda n: jnp.asarray(n),
+]
 
 
 @pytest.mark.parametrize("make", STEPS, ids=["Python", "NumPy array", "NumPy scalar", "jax"])
@@ -230,14 +249,20 @@ def test_a_step_in_range_of_both_keeps_its_value(step: int, make: Callable[[Any]
 
 
 @pytest.mark.parametrize("make", STEPS, ids=["Python", "NumPy array", "NumPy scalar", "jax"])
-def test_t4_a_step_out_of_range_of_the_other_dtype_is_an_error_that_names_it(make: Callable[[Any], Any]) -> None:
+def test_t4_a_step_out_of_range_of_the_other_dtype_is_an_error_that_names_it(
+    make: Callable[[Any], Any],
+) -> None:
     lens = cs.derive(Signed, Unsigned)
     for step in (-1, -(2**31)):
         source = step if make is STEPS[0] else make(np.int32(step))
-        assert faults(lambda source=source: lens.get({"step": source}), cs.ConformanceError) == [("step", "cast")]
+        assert faults(lambda source=source: lens.get({"step": source}), cs.ConformanceError) == [
+            ("step", "cast")
+        ]
     for step in (2**31, 2**32 - 1):
         view = step if make is STEPS[0] else make(np.uint32(step))
-        assert faults(lambda view=view: lens.put({"step": view}), cs.ConformanceError) == [("step", "cast")]
+        assert faults(lambda view=view: lens.put({"step": view}), cs.ConformanceError) == [
+            ("step", "cast")
+        ]
 
 
 @pytest.mark.parametrize("step", [2**31, -(2**31) - 1, 2**32, -1])
@@ -263,9 +288,17 @@ def test_every_value_of_an_array_is_looked_at_and_nothing_is_made_when_one_does_
 
     narrow = cs.derive(Two, Unsigneds)
     good, bad = jnp.asarray([0, 127], jnp.int8), jnp.asarray([5, -1], jnp.int8)
-    np.testing.assert_array_equal(narrow.get({"a": good, "b": good})["b"], np.asarray([0, 127], np.uint8))
-    assert faults(lambda: narrow.get({"a": bad, "b": bad}), cs.ConformanceError) == [("a", "cast"), ("b", "cast")]
-    assert narrow.get({"a": jnp.zeros(0, jnp.int8), "b": jnp.zeros(0, jnp.int8)})["a"].dtype == jnp.uint8
+    np.testing.assert_array_equal(
+        narrow.get({"a": good, "b": good})["b"], np.asarray([0, 127], np.uint8)
+    )
+    assert faults(lambda: narrow.get({"a": bad, "b": bad}), cs.ConformanceError) == [
+        ("a", "cast"),
+        ("b", "cast"),
+    ]
+    assert (
+        narrow.get({"a": jnp.zeros(0, jnp.int8), "b": jnp.zeros(0, jnp.int8)})["a"].dtype
+        == jnp.uint8
+    )
 
 
 def test_a_cast_under_jit_is_refused_for_its_value_is_not_known() -> None:
@@ -276,11 +309,15 @@ def test_a_cast_under_jit_is_refused_for_its_value_is_not_known() -> None:
 
 def test_under_jit_everything_else_works() -> None:
     lens = one("a b", "b a")
-    np.testing.assert_array_equal(jax.jit(lambda x: lens.get({"x": x})["x"])(leaf(2, 3)), leaf(2, 3).T)
+    np.testing.assert_array_equal(
+        jax.jit(lambda x: lens.get({"x": x})["x"])(leaf(2, 3)), leaf(2, 3).T
+    )
 
 
 @pytest.mark.parametrize(
-    ("source", "view"), [(Float32, Int8), (Int32, Float32), (Float32, UInt32), (Int8, Float32)], ids=lambda d: d.__name__
+    ("source", "view"),
+    [(Float32, Int8), (Int32, Float32), (Float32, UInt32), (Int8, Float32)],
+    ids=lambda d: d.__name__,
 )
 def test_t5_no_cast_that_loses_anything_is_derived(source: Any, view: Any) -> None:
     class Source(cs.Schema):
@@ -322,8 +359,14 @@ def test_every_row_of_both_sides_that_has_no_place_is_named() -> None:
         right: Float32[Array, "n m"]
         dropout: cs.Stream["fry"] = cs.field(default=cs.fresh_key(0))
 
-    assert faults(lambda: cs.derive(Left, Right)) == [("left/scale", "unplaced"), ("right", "unplaced")]
-    assert faults(lambda: cs.derive(Right, Left)) == [("right", "unplaced"), ("left/scale", "unplaced")]
+    assert faults(lambda: cs.derive(Left, Right)) == [
+        ("left/scale", "unplaced"),
+        ("right", "unplaced"),
+    ]
+    assert faults(lambda: cs.derive(Right, Left)) == [
+        ("right", "unplaced"),
+        ("left/scale", "unplaced"),
+    ]
 
 
 def test_rows_of_the_optimizer_that_mirror_an_unplaced_weight_are_named_on_its_line() -> None:
@@ -366,7 +409,9 @@ def test_the_suggested_rule_is_the_shortest_and_is_one_that_works() -> None:
         cs.derive(source, view)
     hints = [m.hint.partition("; ")[2].partition(" joins")[0] for m in caught.value.mismatches]
     assert set(hints) == {"rename('decoder', 'decode')", "rename('layers[]', 'blocks[]')"}
-    assert len(cs.derive(source, view, [eval(f"cs.{hint}") for hint in sorted(set(hints))]).joins) == len(view.rows)
+    assert len(
+        cs.derive(source, view, [eval(f"cs.{hint}") for hint in sorted(set(hints))]).joins
+    ) == len(view.rows)
 
 
 def test_axes_of_size_one_come_and_go() -> None:
@@ -385,7 +430,9 @@ def test_dims_that_do_not_relate_are_an_error() -> None:
     assert faults(lambda: one("2*a", "a 3")) == [("x", "dims")]
 
 
-@pytest.mark.parametrize(("source", "view"), [("a a b", "b a a"), ("a*a", "a a"), ("4 4 b", "b 4 4"), ("a b*a", "b a a")])
+@pytest.mark.parametrize(
+    ("source", "view"), [("a a b", "b a a"), ("a*a", "a a"), ("4 4 b", "b 4 4"), ("a b*a", "b a a")]
+)
 def test_a_name_that_stands_twice_in_one_leaf_is_ambiguous(source: str, view: str) -> None:
     assert faults(lambda: one(source, view)) == [("x", "ambiguous")]
 
@@ -405,7 +452,9 @@ def test_a_stack_of_square_leaves_is_not_ambiguous() -> None:
         layers: list[Square] = cs.field(length="depth")
 
     x = leaf(2, 3, 2)
-    np.testing.assert_array_equal(cs.derive(Scanned, Listed).get({"layers": {"w": x}})["layers"][1]["w"], x[:, 1])
+    np.testing.assert_array_equal(
+        cs.derive(Scanned, Listed).get({"layers": {"w": x}})["layers"][1]["w"], x[:, 1]
+    )
 
 
 def test_repeats_that_are_counted_by_other_dims_are_an_error() -> None:
@@ -420,7 +469,10 @@ def test_repeats_that_are_counted_by_other_dims_are_an_error() -> None:
 
     assert faults(lambda: cs.derive(Scanned, Listed)) == [("layers[]/scale", "dims")]
     assert faults(lambda: cs.derive(Scanned, Fixed)) == [("layers[]/scale", "dims")]
-    assert faults(lambda: cs.derive(Scanned, Norm)) == [("layers[]/scale", "unplaced"), ("scale", "unplaced")]
+    assert faults(lambda: cs.derive(Scanned, Norm)) == [
+        ("layers[]/scale", "unplaced"),
+        ("scale", "unplaced"),
+    ]
 
 
 # --- rules  ---
@@ -428,8 +480,14 @@ def test_repeats_that_are_counted_by_other_dims_are_an_error() -> None:
 
 def test_a_rename_holds_in_the_model_and_in_all_that_mirrors_it() -> None:
     tx = OPTIMIZERS["adamw schedule"]
-    lens = cs.derive(cs.linen.BareTrainState[Old, tx], cs.nnx.TrainState[New, tx], [cs.rename("b", "bias")])
-    moved = {lens.source.rows[a].key[-1]: lens.view.rows[b].key[-1] for j in lens.joins for a, b in j.pairs}
+    lens = cs.derive(
+        cs.linen.BareTrainState[Old, tx], cs.nnx.TrainState[New, tx], [cs.rename("b", "bias")]
+    )
+    moved = {
+        lens.source.rows[a].key[-1]: lens.view.rows[b].key[-1]
+        for j in lens.joins
+        for a, b in j.pairs
+    }
     assert moved["b"] == "bias"
     assert len(lens.joins) == len(lens.source.rows) == len(lens.view.rows)
 
@@ -444,7 +502,9 @@ def test_a_rename_of_a_node_renames_all_below_it_and_a_full_path_one_leaf() -> N
         c: New
 
     lens = cs.derive(Two, Renamed, [cs.rename("a", "x"), cs.rename("c/b", "c/bias")])
-    assert [str(lens.view.rows[j.views[0].row].path) for j in lens.joins] == [str(r.path) for r in lens.view.rows]
+    assert [str(lens.view.rows[j.views[0].row].path) for j in lens.joins] == [
+        str(r.path) for r in lens.view.rows
+    ]
 
 
 def test_names_can_be_swapped() -> None:
@@ -523,7 +583,9 @@ def test_what_is_no_list_of_rules_is_an_error(rules: Any) -> None:
 def test_a_dim_that_no_tree_tells_is_asked_for_and_may_be_bound() -> None:
     lens = one("heads*head_dim embed", "heads head_dim embed")
     tree = {"x": leaf(6, 2)}
-    with pytest.raises(cs.ConformanceError, match=r"lens\.bind\(head_dim=\.\.\., heads=\.\.\.\)") as caught:
+    with pytest.raises(
+        cs.ConformanceError, match=r"lens\.bind\(head_dim=\.\.\., heads=\.\.\.\)"
+    ) as caught:
         lens.get(tree)
     assert [(m.path, m.kind) for m in caught.value.mismatches] == [("x", "dims")]
     assert lens.bind(heads=2).get(tree)["x"].shape == (2, 3, 2)
@@ -558,9 +620,13 @@ def test_an_unknown_dim_cannot_be_bound() -> None:
 def test_put_of_a_source_side_tree_says_so() -> None:
     tx = OPTIMIZERS["adam"]
     lens = cs.derive(cs.linen.TrainState[ScannedSchema, tx], cs.nnx.TrainState[NnxSchema, tx])
-    with pytest.raises(cs.ConformanceError, match="on the other side of the lens already, swap get and put"):
+    with pytest.raises(
+        cs.ConformanceError, match="on the other side of the lens already, swap get and put"
+    ):
         lens.put(linen_state(tx))
-    with pytest.raises(cs.ConformanceError, match="on the other side of the lens already, swap get and put"):
+    with pytest.raises(
+        cs.ConformanceError, match="on the other side of the lens already, swap get and put"
+    ):
         lens.get(nnx_state(tx))
     with pytest.raises(cs.ConformanceError) as caught:
         lens.get({"neither": leaf(2)})
@@ -589,7 +655,11 @@ def test_an_abstract_leaf_gives_no_value() -> None:
 
 
 def test_composition_and_inversion() -> None:
-    scanned, unrolled, nnx_ = cs.linen.Params[ScannedSchema], cs.linen.Params[UnrolledSchema], cs.nnx.Params[NnxSchema]
+    scanned, unrolled, nnx_ = (
+        cs.linen.Params[ScannedSchema],
+        cs.linen.Params[UnrolledSchema],
+        cs.nnx.Params[NnxSchema],
+    )
     first, second = cs.derive(scanned, unrolled), cs.derive(unrolled, nnx_)
     tree = linen_state(OPTIMIZERS["sgd"]).params
     both = first >> second
@@ -647,12 +717,19 @@ def test_composition_is_total_too() -> None:
     class Without(cs.Schema):
         w: Float32[Array, " n"]
 
-    assert faults(lambda: cs.derive(Needs, May) >> cs.derive(May, Without)) == [("stats", "unplaced")]
-    assert faults(lambda: cs.derive(Without, May) >> cs.derive(May, Needs)) == [("stats", "unplaced")]
+    assert faults(lambda: cs.derive(Needs, May) >> cs.derive(May, Without)) == [
+        ("stats", "unplaced")
+    ]
+    assert faults(lambda: cs.derive(Without, May) >> cs.derive(May, Needs)) == [
+        ("stats", "unplaced")
+    ]
     np.testing.assert_array_equal(
-        (cs.derive(Without, Filled) >> cs.derive(Filled, Needs)).get({"w": leaf(2)})["stats"], np.ones(2)
+        (cs.derive(Without, Filled) >> cs.derive(Filled, Needs)).get({"w": leaf(2)})["stats"],
+        np.ones(2),
     )
-    np.testing.assert_array_equal((cs.derive(Without, May) >> cs.derive(May, Filled)).get({"w": leaf(2)})["stats"], np.ones(2))
+    np.testing.assert_array_equal(
+        (cs.derive(Without, May) >> cs.derive(May, Filled)).get({"w": leaf(2)})["stats"], np.ones(2)
+    )
 
 
 def test_the_table_shows_what_moves_what_is_edited_and_what_is_private() -> None:
@@ -688,7 +765,10 @@ def test_plans_are_compiled_once_per_structure() -> None:
     changed = state.replace(params=jax.tree.map(lambda x: x + 1, state.params), step=8)
     view = lens.get(changed.replace(step=7))
     assert lens._forward._plans == plans
-    assert float(view["model"]["norm"]["scale"].get_value()[0]) == float(state.params["params"]["norm"]["scale"][0]) + 1
+    assert (
+        float(view["model"]["norm"]["scale"].get_value()[0])
+        == float(state.params["params"]["norm"]["scale"][0]) + 1
+    )
     lens.get(jax.eval_shape(lambda: state))
     assert len(lens._forward._plans) == 2
 
@@ -697,7 +777,11 @@ def test_a_cached_plan_takes_no_other_tree() -> None:
     lens = cs.derive(Old, New, [cs.rename("b", "bias")])
     lens.get({"w": leaf(2, 3), "b": leaf(3)})
     assert lens.get({"w": leaf(4, 5), "b": leaf(5)})["w"].shape == (5, 4)
-    for bad in ({"w": leaf(2, 3), "b": leaf(4)}, {"w": leaf(2, 3)}, {"w": leaf(2, 3), "b": jnp.zeros(3, jnp.int32)}):
+    for bad in (
+        {"w": leaf(2, 3), "b": leaf(4)},
+        {"w": leaf(2, 3)},
+        {"w": leaf(2, 3), "b": jnp.zeros(3, jnp.int32)},
+    ):
         with pytest.raises(cs.ConformanceError):
             lens.get(bad)
 
@@ -757,7 +841,10 @@ def test_a_stack_axis_moves_though_every_size_agrees(before: int, after: int, de
 
 
 def test_a_stack_axis_of_an_inferred_layout_moves_too() -> None:
-    s, v = ({"layers": {"kernel": jnp.stack([leaf(4, 3), leaf(4, 3) + 20] * 2, axis=axis)}} for axis in (0, 1))
+    s, v = (
+        {"layers": {"kernel": jnp.stack([leaf(4, 3), leaf(4, 3) + 20] * 2, axis=axis)}}
+        for axis in (0, 1)
+    )
     lens = cs.derive(cs.infer(s, scan={"layers": 0}), cs.infer(v, scan={"layers": 1}))
     np.testing.assert_array_equal(lens.get(s)["layers"]["kernel"], v["layers"]["kernel"])
 
@@ -804,7 +891,9 @@ def test_a_default_of_the_layout_between_must_fit_the_far_side() -> None:
     class Signed(Without):
         m: Int32[Array, ""]
 
-    assert faults(lambda: cs.derive(Without, Unsigned) >> cs.derive(Unsigned, Signed)) == [("m", "dtype")]
+    assert faults(lambda: cs.derive(Without, Unsigned) >> cs.derive(Unsigned, Signed)) == [
+        ("m", "dtype")
+    ]
 
 
 def test_lenses_bound_to_other_sizes_do_not_compose() -> None:
@@ -838,8 +927,17 @@ def test_numbered_names_are_paired_in_their_order_and_no_two_hints_cross() -> No
     def kernel(value: float) -> dict[str, Any]:
         return {"kernel": jnp.full((3, 3), value)}
 
-    old = {"params": {f"Residual_{b}": {f"Conv_{i}": kernel(10 * b + i) for i in range(11)} for b in range(2)}}
-    new = {"params": {f"block{b + 1}": {f"conv{i + 1}": kernel(10 * b + i) for i in range(11)} for b in range(2)}}
+    old = {
+        "params": {
+            f"Residual_{b}": {f"Conv_{i}": kernel(10 * b + i) for i in range(11)} for b in range(2)
+        }
+    }
+    new = {
+        "params": {
+            f"block{b + 1}": {f"conv{i + 1}": kernel(10 * b + i) for i in range(11)}
+            for b in range(2)
+        }
+    }
     layouts = cs.infer(old), cs.infer(new)
     through = cs.derive(*layouts, rules(hints(*layouts)))
     cs.assert_trees_identical(through.get(old), new)
@@ -847,8 +945,12 @@ def test_numbered_names_are_paired_in_their_order_and_no_two_hints_cross() -> No
 
 def test_what_stands_beside_a_leaf_tells_it_apart() -> None:
     kernel, bias = jnp.ones((2, 2)), jnp.zeros(2)
-    old = cs.infer({"params": {"Dense_0": {"kernel": kernel}, "Dense_1": {"kernel": kernel, "bias": bias}}})
-    new = cs.infer({"params": {"dense1": {"kernel": kernel, "bias": bias}, "dense2": {"kernel": kernel}}})
+    old = cs.infer(
+        {"params": {"Dense_0": {"kernel": kernel}, "Dense_1": {"kernel": kernel, "bias": bias}}}
+    )
+    new = cs.infer(
+        {"params": {"dense1": {"kernel": kernel, "bias": bias}, "dense2": {"kernel": kernel}}}
+    )
     found = {str(rule) for rule in rules(hints(old, new))}
     assert found == {"rename('Dense_0', 'dense2')", "rename('Dense_1', 'dense1')"}
 
@@ -861,7 +963,9 @@ def test_where_one_side_has_more_of_them_no_rule_is_spelled_out() -> None:
     assert advice[0].startswith(
         "likeliest one of params/norm0/scale, params/norm1/scale: rename(..., 'norm_0/scale') says which"
     )
-    assert advice[3].startswith("likeliest one of params/norm_0/scale, params/norm_1/scale, params/norm_2/scale: ")
+    assert advice[3].startswith(
+        "likeliest one of params/norm_0/scale, params/norm_1/scale, params/norm_2/scale: "
+    )
 
 
 def test_a_leaf_that_is_a_param_on_one_side_alone_is_told_to_be_declared_alike() -> None:
@@ -892,7 +996,12 @@ def test_a_stack_that_was_not_declared_is_asked_for() -> None:
     ]
 
 
-@pytest.mark.parametrize("rule", [lambda: cs.rename(1, "a"), lambda: cs.rename("a", ""), lambda: cs.private(("a", "b"), 0)])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "rule",
+    [lambda: cs.rename(1, "a"), lambda: cs.rename("a", ""), lambda: cs.private(("a", "b"), 0)],
+)  # type: ignore[arg-type]
 def test_a_rule_of_no_path_is_refused(rule: Callable[[], Any]) -> None:
-    with pytest.raises(cs.SchemaError, match=r"expected a logical path, such as \"layers\[\]/norm\""):
+    with pytest.raises(
+        cs.SchemaError, match=r"expected a logical path, such as \"layers\[\]/norm\""
+    ):
         rule()

@@ -83,9 +83,14 @@ def test_what_is_given_is_not_bound_anew() -> None:
 
 
 @given(heads=st.integers(1, 64), width=st.integers(1, 64), first=st.booleans())
-def test_a_product_is_solved_for_its_one_unbound_factor_whatever_the_order(heads: int, width: int, first: bool) -> None:
+def test_a_product_is_solved_for_its_one_unbound_factor_whatever_the_order(
+    heads: int, width: int, first: bool
+) -> None:
     binder = Binder()
-    product, single = (parse_dims("3*heads*width"), (3 * heads * width,), "p"), (parse_dims("heads"), (heads,), "s")
+    product, single = (
+        (parse_dims("3*heads*width"), (3 * heads * width,), "p"),
+        (parse_dims("heads"), (heads,), "s"),
+    )
     for sight in (single, product) if first else (product, single):
         binder.see(*sight)
     binder.settle()
@@ -93,11 +98,19 @@ def test_a_product_is_solved_for_its_one_unbound_factor_whatever_the_order(heads
     assert binder.origins["width"] == "p"
 
 
-@given(heads=st.integers(1, 64), kv=st.integers(0, 64), blocks=st.integers(1, 64), first=st.booleans())
-def test_a_sum_is_solved_for_its_one_unbound_name_whatever_the_order(heads: int, kv: int, blocks: int, first: bool) -> None:
+@given(
+    heads=st.integers(1, 64), kv=st.integers(0, 64), blocks=st.integers(1, 64), first=st.booleans()
+)
+def test_a_sum_is_solved_for_its_one_unbound_name_whatever_the_order(
+    heads: int, kv: int, blocks: int, first: bool
+) -> None:
     binder = Binder()
     sights = [
-        (parse_dims("2*heads+3*kv*heads 6*blocks+2"), (2 * heads + 3 * kv * heads, 6 * blocks + 2), "s"),
+        (
+            parse_dims("2*heads+3*kv*heads 6*blocks+2"),
+            (2 * heads + 3 * kv * heads, 6 * blocks + 2),
+            "s",
+        ),
         (parse_dims("heads"), (heads,), "h"),
     ]
     for sight in sights if first else sights[::-1]:
@@ -112,7 +125,12 @@ def test_what_was_seen_of_a_dim_counts_while_it_is_open() -> None:
     binder.see(parse_dims("a+b 6*c+rest"), (7, 25), "p")
     binder.settle()
     assert binder.sizes == {"rest": 2}
-    assert [binder.copy().size(dim) for dim in parse_dims("a+b 6*c+rest rest+2 a")] == [7, 25, 4, None]
+    assert [binder.copy().size(dim) for dim in parse_dims("a+b 6*c+rest rest+2 a")] == [
+        7,
+        25,
+        4,
+        None,
+    ]
 
 
 def test_products_settle_through_one_another() -> None:
@@ -126,7 +144,15 @@ def test_products_settle_through_one_another() -> None:
 
 @pytest.mark.parametrize(
     ("text", "shape"),
-    [("3*heads", (7,)), ("heads*heads", (9,)), ("0*heads", (0,)), ("a*b", (6,)), ("a+b", (6,)), ("a+7", (6,)), ("2*a+7", (8,))],
+    [
+        ("3*heads", (7,)),
+        ("heads*heads", (9,)),
+        ("0*heads", (0,)),
+        ("a*b", (6,)),
+        ("a+b", (6,)),
+        ("a+7", (6,)),
+        ("2*a+7", (8,)),
+    ],
 )
 def test_what_does_not_follow_is_not_guessed(text: str, shape: tuple[int, ...]) -> None:
     binder = Binder()
@@ -149,7 +175,10 @@ def test_sizes_are_products_of_known_factors(parsed: dims.Dims, sizes: dict[str,
     unbound = dims.names(parsed) - sizes.keys()
     assert (shape is None) == bool(unbound)
     if shape is not None:
-        text = [re.sub(r"[A-Za-z_]\w*", lambda m: str(sizes[m[0]]), dims.format_dim(dim)) for dim in parsed]
+        text = [
+            re.sub(r"[A-Za-z_]\w*", lambda m: str(sizes[m[0]]), dims.format_dim(dim))
+            for dim in parsed
+        ]
         assert shape == tuple(eval(product) for product in text)
 
 

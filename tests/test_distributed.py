@@ -33,7 +33,9 @@ def by_four(root: Path) -> Path:
 
 
 @pytest.mark.parametrize(("n", "devices", "shape"), [(2, 2, (4,)), (1, 4, (2, 2))])
-def test_what_four_save_fewer_restore_and_save_again(by_four: Path, n: int, devices: int, shape: Any) -> None:
+def test_what_four_save_fewer_restore_and_save_again(
+    by_four: Path, n: int, devices: int, shape: Any
+) -> None:
     found = run_distributed(n, jobs.restore_nnx, by_four, shape, f"again-{n}", devices=devices)
     assert found == [{"unlike": [], "elsewhere": [], "not of all": []}] * n
 
@@ -47,7 +49,9 @@ def test_each_process_reads_what_its_shards_need(by_four: Path, record_property:
             assert share > 18e6
             assert stored <= every <= 1.1 * share, f"{name}: {each}"
         share, stored, _ = each["across"]
-        assert stored > 1.9 * share, "Orbax cuts chunks as shards are: say in the docs that it does so no more"
+        assert stored > 1.9 * share, (
+            "Orbax cuts chunks as shards are: say in the docs that it does so no more"
+        )
 
 
 def test_streams_go_with_a_checkpoint_from_two_to_four(root: Path) -> None:
@@ -108,7 +112,10 @@ def test_orbax_reads_in_the_context_of_the_caller() -> None:
 
 
 def test_results_come_in_order_from_new_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_force_host_platform_device_count=8")
+    monkeypatch.setenv(
+        "XLA_FLAGS",
+        "--xla_force_host_platform_device_count=8 --xla_force_host_platform_device_count=8",
+    )
     found = run_distributed(3, jobs.ranks, 10, devices=2)
     assert [each[:3] for each in found] == [(0, 3, 2), (1, 3, 2), (2, 3, 2)]
     assert [each[4] for each in found] == [[10, 11, 12]] * 3
@@ -140,7 +147,9 @@ def test_all_that_raise_are_named(pids: Path, who: tuple[int, ...]) -> None:
     with pytest.raises(DistributedError, match="raising did not return in every process") as caught:
         run_distributed(2, jobs.raising, pids, who)
     assert time.monotonic() - start < 30
-    assert [fault.path for fault in caught.value.mismatches] == [f"process {number}" for number in who]
+    assert [fault.path for fault in caught.value.mismatches] == [
+        f"process {number}" for number in who
+    ]
     assert all(f"ValueError: no luck in {number}" in str(caught.value) for number in who)
     assert "distributed_jobs.py" in str(caught.value)
 
@@ -151,7 +160,9 @@ def test_a_process_that_dies_is_named_at_once(pids: Path, who: int) -> None:
     with pytest.raises(DistributedError) as caught:
         run_distributed(2, jobs.killed, pids, who)
     assert time.monotonic() - start < 30
-    assert [(f.path, f.kind, f.found) for f in caught.value.mismatches] == [(f"process {who}", "died", "killed by SIGKILL")]
+    assert [(f.path, f.kind, f.found) for f in caught.value.mismatches] == [
+        (f"process {who}", "died", "killed by SIGKILL")
+    ]
     assert "these are my last words" in str(caught.value)
 
 
@@ -181,7 +192,9 @@ def test_a_process_that_exits_is_named() -> None:
 def test_a_process_that_is_late_says_where_it_is(pids: Path) -> None:
     with pytest.raises(DistributedError) as caught:
         run_distributed(2, jobs.stuck, pids, timeout=6)
-    assert [(fault.path, fault.kind) for fault in caught.value.mismatches] == [("process 1", "unfinished")]
+    assert [(fault.path, fault.kind) for fault in caught.value.mismatches] == [
+        ("process 1", "unfinished")
+    ]
     assert "in stuck" in str(caught.value)
 
 
@@ -189,7 +202,9 @@ def test_a_process_that_is_late_says_where_it_is(pids: Path) -> None:
 def test_no_process_outlives_the_one_that_started_it(pids: Path, sign: signal.Signals) -> None:
     command = [sys.executable, jobs.__file__, str(pids)]
     path = os.pathsep.join(sys.path)
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL) as parent:
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
+    ) as parent:
         until = time.monotonic() + 60
         while len(list(pids.iterdir())) < 4 and time.monotonic() < until:
             time.sleep(0.05)
@@ -208,10 +223,22 @@ def inner() -> Any:
         ((0, jobs.ranks), {}, "n  expected 1 or more, found 0"),
         ((2, jobs.ranks), {"devices": 0}, "devices  expected 1 or more, found 0"),
         ((2, jobs.ranks), {"timeout": -1}, "timeout  expected 0 or more, found -1"),
-        ((2, lambda: 0), {}, "fn  expected a function that a new process can import, found test_distributed.<lambda>"),
-        ((2, functools.partial(lambda x: x, 0)), {}, "fn  expected a function that a new process can import"),
+        (
+            (2, lambda: 0),
+            {},
+            "fn  expected a function that a new process can import, found test_distributed.<lambda>",
+        ),
+        (
+            (2, functools.partial(lambda x: x, 0)),
+            {},
+            "fn  expected a function that a new process can import",
+        ),
         ((2, inner()), {}, "found test_distributed.inner.<locals>.<lambda>"),
-        ((2, jobs.ranks, threading.Lock()), {}, "found TypeError: cannot pickle '_thread.lock' object"),
+        (
+            (2, jobs.ranks, threading.Lock()),
+            {},
+            "found TypeError: cannot pickle '_thread.lock' object",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused(args: Any, options: Any, message: str) -> None:

@@ -61,7 +61,9 @@ def test_inverse_of_chains_of_numpy_arrays(case: Case) -> None:
 @examples(0.15)
 @given(st.data())
 def test_inverse_of_jax_arrays(dtype: str, data: st.DataObject) -> None:
-    case = data.draw(cases(*(kind for kind in EDITS if kind is not Cast), length=3, dtypes=(dtype,)))
+    case = data.draw(
+        cases(*(kind for kind in EDITS if kind is not Cast), length=3, dtypes=(dtype,))
+    )
     there_and_back(case, as_jax)
 
 
@@ -75,7 +77,9 @@ def test_inverse_of_casts_of_jax_arrays(case: Case) -> None:
 @given(ANY)
 def test_jax_and_numpy_arrays_are_edited_alike(case: Case) -> None:
     assume(case.dtype not in IMPLS)
-    ours, theirs = (edited(case.chain, case.inputs(place), case, case.results) for place in (as_numpy, as_jax))
+    ours, theirs = (
+        edited(case.chain, case.inputs(place), case, case.results) for place in (as_numpy, as_jax)
+    )
     assert_trees_identical([np.asarray(x) for x in theirs], ours)
 
 
@@ -94,7 +98,10 @@ def test_shape_agrees_with_apply(case: Case) -> None:
     found = edited(case.chain, [abstract(case)] * case.arity, case, case.results)
     assert len(found) == case.results
     assert [x.shape for x in found] == shapes
-    assert (case.chain.takes(case.sizes), case.chain.gives(case.sizes)) == (case.arity, case.results)
+    assert (case.chain.takes(case.sizes), case.chain.gives(case.sizes)) == (
+        case.arity,
+        case.results,
+    )
 
 
 def abstract(case: Case) -> jax.ShapeDtypeStruct:
@@ -143,7 +150,9 @@ def test_composition_is_one_after_the_other(case: Case, cut: int) -> None:
 
 
 def test_rearrangements_in_a_row_become_one() -> None:
-    chain = Rearrange(parse_dims("a b*c"), parse_dims("c a b")) >> Rearrange(parse_dims("c a b"), parse_dims("b*c a"))
+    chain = Rearrange(parse_dims("a b*c"), parse_dims("c a b")) >> Rearrange(
+        parse_dims("c a b"), parse_dims("b*c a")
+    )
     assert chain.edits == (Rearrange(parse_dims("a b*c"), parse_dims("b*c a")),)
 
 
@@ -156,7 +165,9 @@ def test_permutation_needs_no_sizes() -> None:
 @pytest.mark.parametrize("kinds", [as_numpy, as_jax, int])
 @examples(2)
 @given(st.sampled_from(INTEGERS), st.sampled_from(INTEGERS), st.integers(0, 2**32 - 1))
-def test_cast_passes_exactly_the_values_it_keeps(kinds: Any, before: str, after: str, seed: int) -> None:
+def test_cast_passes_exactly_the_values_it_keeps(
+    kinds: Any, before: str, after: str, seed: int
+) -> None:
     value = hostile(np.random.default_rng(seed), before, (3,) if kinds is not int else ())
     low, high = int(jnp.iinfo(after).min), int(jnp.iinfo(after).max)
     kept = all(low <= int(x) <= high for x in value.reshape(-1))
@@ -170,7 +181,12 @@ def test_cast_passes_exactly_the_values_it_keeps(kinds: Any, before: str, after:
 
 def test_empty_leaf_has_nothing_a_cast_could_change() -> None:
     job = Chain((Cast("int32", "uint32"),))
-    verify.verify_values([(job, {}, [np.zeros(0, np.int32)], ["x"]), (job, {}, [jnp.zeros((2, 0), jnp.int32)], ["y"])])
+    verify.verify_values(
+        [
+            (job, {}, [np.zeros(0, np.int32)], ["x"]),
+            (job, {}, [jnp.zeros((2, 0), jnp.int32)], ["y"]),
+        ]
+    )
 
 
 def test_cast_under_a_trace_is_refused() -> None:
@@ -179,7 +195,13 @@ def test_cast_under_a_trace_is_refused() -> None:
         jax.jit(lambda x: verify.verify_values([(job, {}, [x], ["step"])]))(jnp.int32(3))
 
 
-@pytest.mark.parametrize("value", [7, np.int32(7), np.asarray(7, np.int32)], ids=["number", "NumPy scalar", "NumPy array"])
+@pytest.mark.parametrize(
+    "value",
+    [7, np.int32(7), np.asarray(7, np.int32)],
+    ids=["number", "NumPy scalar", "NumPy array"],
+)
 def test_result_is_a_number_where_it_goes_onto_one(value: Any) -> None:
-    (found,) = execute.edit(Chain((Cast("int32", "uint32"),)), [value], {}, leaves.Leaf((), "int32"), [3])
+    (found,) = execute.edit(
+        Chain((Cast("int32", "uint32"),)), [value], {}, leaves.Leaf((), "int32"), [3]
+    )
     assert type(found) is int and found == 7

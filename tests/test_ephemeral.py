@@ -55,9 +55,15 @@ class Dense(cs.Schema):
 
 class Net(cs.Schema):
     dense: Dense
-    index: Int32[Array, ""] = cs.field(collection="cache", type=nnx.Cache, ephemeral=True, default=0)
-    last: Float32[Array, "batch inputs"] = cs.field(collection="cache", type="Cache", ephemeral=True)
-    dense_out: Float32[Array, "batch outputs"] = cs.field(collection="perturbations", type=nnx.Perturbation, ephemeral=True)
+    index: Int32[Array, ""] = cs.field(
+        collection="cache", type=nnx.Cache, ephemeral=True, default=0
+    )
+    last: Float32[Array, "batch inputs"] = cs.field(
+        collection="cache", type="Cache", ephemeral=True
+    )
+    dense_out: Float32[Array, "batch outputs"] = cs.field(
+        collection="perturbations", type=nnx.Perturbation, ephemeral=True
+    )
 
 
 LENS = cs.derive(cs.linen.TrainState[Net, TX], cs.nnx.TrainState[Net, TX])
@@ -90,7 +96,10 @@ class Training(nnx.Module):
 
 def keys(path: Path) -> set[str]:
     tree = read(path).tree
-    return {jax.tree_util.keystr(key, simple=True, separator="/") for key, _ in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {
+        jax.tree_util.keystr(key, simple=True, separator="/")
+        for key, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
 
 
 def test_in_memory_they_are_leaves_like_others() -> None:
@@ -104,11 +113,15 @@ def test_in_memory_they_are_leaves_like_others() -> None:
 
 def test_no_checkpoint_keeps_them_whichever_side_is_saved(tmp_path: Path) -> None:
     linen, training = linen_state(), Training()
-    for at, (state, lens) in enumerate(((linen, LENS), (training, LENS), (training, ~LENS), (linen, ~LENS))):
+    for at, (state, lens) in enumerate(
+        ((linen, LENS), (training, LENS), (training, ~LENS), (linen, ~LENS))
+    ):
         cs.orbax.save(tmp_path / str(at), state, lens)
         found = keys(tmp_path / str(at))
         assert not any("cache" in key or "last" in key or "dense_out" in key for key in found)
-        assert any(key.endswith("dense/kernel") or key.endswith("dense/kernel/value") for key in found)
+        assert any(
+            key.endswith("dense/kernel") or key.endswith("dense/kernel/value") for key in found
+        )
         assert not (tmp_path / str(at) / "nnx_aux").exists()
 
 
@@ -121,7 +134,9 @@ def test_a_restore_leaves_those_of_the_target(tmp_path: Path, lens: cs.Lens) -> 
     restored = cs.orbax.restore(tmp_path / "0", target, lens)
     assert int(restored.model.index.get_value()) == 7
     assert float(restored.model.last.get_value()[0, 0]) == 5.0
-    cs.assert_trees_identical(nnx.state(restored.model, nnx.Param), nnx.state(saved.model, nnx.Param))
+    cs.assert_trees_identical(
+        nnx.state(restored.model, nnx.Param), nnx.state(saved.model, nnx.Param)
+    )
 
 
 def test_what_neither_target_nor_default_fills_is_named(tmp_path: Path) -> None:

@@ -104,13 +104,22 @@ def without_one_leaf(tree: Any) -> Any:
 
 @pytest.mark.parametrize(("scan", "bare"), LINEN)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_linen_train_state_conforms_in_every_container(optimizer: str, scan: bool, bare: bool) -> None:
+def test_a_linen_train_state_conforms_in_every_container(
+    optimizer: str, scan: bool, bare: bool
+) -> None:
     layout = linen_layout(optimizer, scan=scan, bare=bare)
     state = linen_state(OPTIMIZERS[optimizer], scan=scan, bare=bare)
     for name, tree in linen_containers(state).items():
         report = cs.check(layout, tree)
         assert report == [], f"{name}: {report}"
-        assert report.dims == {"vocab": 11, "embed": 8, "mlp": 16, "heads": 2, "head_dim": 4, "depth": DEPTH}
+        assert report.dims == {
+            "vocab": 11,
+            "embed": 8,
+            "mlp": 16,
+            "heads": 2,
+            "head_dim": 4,
+            "depth": DEPTH,
+        }
     assert len(cs.check(layout, without_one_leaf(state))) == 1
 
 
@@ -130,17 +139,23 @@ def test_what_eval_shape_makes_of_a_factory_conforms() -> None:
     abstract = nnx.eval_shape(lambda: NnxTrainState(NnxDecoder(nnx.Rngs(0)), tx))
     assert cs.check(nnx_layout("chain schedule"), abstract) == []
     assert cs.check(nnx_layout("chain schedule"), nnx.state(abstract)) == []
-    made = jax.eval_shape(lambda v: TrainState.create(apply_fn=None, params=v, tx=tx), linen_variables(scan=True))
+    made = jax.eval_shape(
+        lambda v: TrainState.create(apply_fn=None, params=v, tx=tx), linen_variables(scan=True)
+    )
     assert cs.check(linen_layout("chain schedule", scan=True, bare=False), made) == []
 
 
 @pytest.mark.parametrize(("scan", "bare"), LINEN)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_linen_state_is_rebuilt_with_the_containers_that_optax_makes(optimizer: str, scan: bool, bare: bool) -> None:
+def test_a_linen_state_is_rebuilt_with_the_containers_that_optax_makes(
+    optimizer: str, scan: bool, bare: bool
+) -> None:
     layout = linen_layout(optimizer, scan=scan, bare=bare)
     state = linen_state(OPTIMIZERS[optimizer], scan=scan, bare=bare)
     rebuilt = cs.derive(layout, layout).get(on_disk(state))
-    cs.assert_trees_identical(rebuilt, {"step": state.step, "params": state.params, "opt_state": state.opt_state})
+    cs.assert_trees_identical(
+        rebuilt, {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    )
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -148,14 +163,18 @@ def test_an_nnx_state_is_rebuilt_with_the_variables_that_nnx_makes(optimizer: st
     layout, state = nnx_layout(optimizer), nnx_state(OPTIMIZERS[optimizer])
     rebuilt = cs.derive(layout, layout).get(on_disk(state))
     cs.assert_trees_identical(rebuilt, state)
-    for (path, made), (_, real) in zip(nnx.to_flat_state(rebuilt), nnx.to_flat_state(state), strict=True):
+    for (path, made), (_, real) in zip(
+        nnx.to_flat_state(rebuilt), nnx.to_flat_state(state), strict=True
+    ):
         assert type(made) is type(real), path
         assert made.get_metadata() == real.get_metadata(), path
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("scan", [True, False])
-def test_a_linen_model_computes_the_same_after_it_became_an_nnx_model(optimizer: str, scan: bool) -> None:
+def test_a_linen_model_computes_the_same_after_it_became_an_nnx_model(
+    optimizer: str, scan: bool
+) -> None:
     tx = OPTIMIZERS[optimizer]
     state = linen_state(tx, scan=scan)
     lens = cs.derive(linen_layout(optimizer, scan=scan, bare=False), nnx_layout(optimizer))
@@ -214,14 +233,20 @@ def test_modules_named_like_parts_of_a_tree_survive_in_every_container(tmp_path:
     layouts = cs.linen.TrainState[NamedLikeTheTree, TX], cs.nnx.TrainState[NamedLikeTheTree, TX]
     lens = cs.derive(*layouts)
     sizes = {"inputs": 2, "outputs": 3, "n": 2}
-    linen, real = (maker(np.random.default_rng(3), jnp.asarray) for maker in makers(sizes, *layouts))
-    kinds = {name: kind for name, kind in containers.LINEN.items() if "TrainState" not in name}  # which has no field `value`
+    linen, real = (
+        maker(np.random.default_rng(3), jnp.asarray) for maker in makers(sizes, *layouts)
+    )
+    kinds = {
+        name: kind for name, kind in containers.LINEN.items() if "TrainState" not in name
+    }  # which has no field `value`
     for at, (name, kind) in enumerate([*kinds.items(), *containers.NNX.items()]):
         tree, source = kind(linen if name in kinds else real), lens if name in kinds else ~lens
         assert cs.check(source.source, tree) == []
         cs.assert_trees_identical(source.put(source.get(tree), onto=tree), tree)
         ocp.save(tmp_path / str(at), tree)
-        cs.assert_trees_identical(cs.orbax.restore(tmp_path / str(at), source.get(tree), lens), source.get(tree))
+        cs.assert_trees_identical(
+            cs.orbax.restore(tmp_path / str(at), source.get(tree), lens), source.get(tree)
+        )
     assert set(cs.infer(real).names()) == set()
     cs.assert_trees_identical(cs.derive(cs.infer(real), cs.infer(real)).get(real), real)
 
@@ -236,7 +261,9 @@ def test_under_jit_tracers_are_checked() -> None:
         return optax.tree.norm(state.params) * dims["depth"]
 
     np.testing.assert_allclose(norm(state), optax.tree.norm(state.params) * DEPTH, rtol=1e-6)
-    with pytest.raises(cs.ConformanceError, match=r"head/bias +expected float32\[vocab=11\], found float32\[12\]"):
+    with pytest.raises(
+        cs.ConformanceError, match=r"head/bias +expected float32\[vocab=11\], found float32\[12\]"
+    ):
         norm(state.replace(params=_with_head_bias(state.params, jnp.zeros(12))))
 
 
@@ -255,7 +282,13 @@ def test_weights_alone_conform_in_every_container() -> None:
     assert cs.check(cs.linen.Params[ScannedSchema], variables["params"]) != []
     module = nnx_module(OPTIMIZERS["sgd"])
     state = nnx.state(module.model)
-    for tree in (module.model, state, nnx.to_pure_dict(state), on_disk(state), on_disk(nnx.to_pure_dict(state))):
+    for tree in (
+        module.model,
+        state,
+        nnx.to_pure_dict(state),
+        on_disk(state),
+        on_disk(nnx.to_pure_dict(state)),
+    ):
         assert cs.check(cs.nnx.Params[NnxSchema], tree) == []
 
 
@@ -268,7 +301,9 @@ def test_weights_alone_may_lack_streams_but_no_weight() -> None:
     assert jax.tree.structure(made) == jax.tree.structure(weights)
     pure = nnx.to_pure_dict(weights)
     del pure["layers"][1]["attention"]["value"]["bias"]
-    assert [m.path for m in cs.check(cs.nnx.Params[NnxSchema], pure)] == ["layers/1/attention/value/bias"]
+    assert [m.path for m in cs.check(cs.nnx.Params[NnxSchema], pure)] == [
+        "layers/1/attention/value/bias"
+    ]
 
 
 # --- collections and Variable types  ---
@@ -367,7 +402,9 @@ def test_a_model_may_not_lack_its_statistics() -> None:
 def test_the_optimizer_mirrors_params_and_nothing_else() -> None:
     tx = optax.adam(1e-3)
     variables, _ = _net()
-    linen = Stateful.create(apply_fn=None, params=variables["params"], batch_stats=variables["batch_stats"], tx=tx)
+    linen = Stateful.create(
+        apply_fn=None, params=variables["params"], batch_stats=variables["batch_stats"], tx=tx
+    )
     assert cs.check(cs.linen.BareTrainState[NetSchema, tx], linen) == []
     module = NnxTrainState(NnxNet(nnx.Rngs(0)), tx)
     assert cs.check(cs.nnx.TrainState[NnxNetSchema, tx], module) == []
@@ -404,7 +441,11 @@ def test_own_variable_types_are_kept_and_params_are_told_by_subclass() -> None:
     assert mirrored == ["weight", "lora"]
     rebuilt = cs.derive(layout, layout).get(on_disk(state))
     cs.assert_trees_identical(rebuilt, state)
-    assert [type(rebuilt["model"][n]) for n in ("weight", "table", "lora")] == [Scaled, Table, nnx.LoRAParam]
+    assert [type(rebuilt["model"][n]) for n in ("weight", "table", "lora")] == [
+        Scaled,
+        Table,
+        nnx.LoRAParam,
+    ]
 
 
 class Flagged(cs.Schema):
@@ -474,10 +515,13 @@ def test_a_vmapped_stack_conforms_and_is_unrolled(axis: int, schema: type[cs.Sch
     for i in range(3):
         layer = unrolled["layers"][i]
         kernel = state["layers"]["linear"]["kernel"].get_value()
-        np.testing.assert_array_equal(layer["linear"]["kernel"].get_value(), jnp.take(kernel, i, axis=axis))
+        np.testing.assert_array_equal(
+            layer["linear"]["kernel"].get_value(), jnp.take(kernel, i, axis=axis)
+        )
         key = state["layers"]["dropout"]["rngs"]["key"].get_value()[i]
         np.testing.assert_array_equal(
-            jax.random.key_data(layer["dropout"]["rngs"]["key"].get_value()), jax.random.key_data(key)
+            jax.random.key_data(layer["dropout"]["rngs"]["key"].get_value()),
+            jax.random.key_data(key),
         )
     cs.assert_trees_identical(lens.put(unrolled, onto=state), state)
 
@@ -491,7 +535,9 @@ class Boxed(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """The layer."""
-        return nn.Dense(4, kernel_init=nn.with_partitioning(nn.initializers.ones, ("embed", "mlp")))(x)
+        return nn.Dense(
+            4, kernel_init=nn.with_partitioning(nn.initializers.ones, ("embed", "mlp"))
+        )(x)
 
 
 class BoxedSchema(cs.Schema):
@@ -515,17 +561,25 @@ def test_boxes_are_containers() -> None:
 # --- optimizers that no layout can be declared for  ---
 
 
-@pytest.mark.parametrize("tx", [optax.adafactor(1e-3), optax.flatten(optax.adam(1e-3))], ids=["adafactor", "flatten"])
-def test_a_state_that_the_dims_do_not_tell_is_refused_leaf_by_leaf(tx: optax.GradientTransformation) -> None:
+@pytest.mark.parametrize(
+    "tx", [optax.adafactor(1e-3), optax.flatten(optax.adam(1e-3))], ids=["adafactor", "flatten"]
+)
+def test_a_state_that_the_dims_do_not_tell_is_refused_leaf_by_leaf(
+    tx: optax.GradientTransformation,
+) -> None:
     with pytest.raises(cs.SchemaError, match="cannot be typed for all sizes") as caught:
         _ = cs.linen.TrainState[DecoderSchema, tx]
-    assert all("give them" in m.hint or "no lens can carry it" in m.hint for m in caught.value.mismatches)
+    assert all(
+        "give them" in m.hint or "no lens can carry it" in m.hint for m in caught.value.mismatches
+    )
     assert len({m.path for m in caught.value.mismatches}) == len(caught.value.mismatches) > 1
 
 
 def test_members_of_a_list_that_a_mask_tells_apart_are_refused() -> None:
     def first_layer(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: "layers_0" in jax.tree_util.keystr(path), params)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "layers_0" in jax.tree_util.keystr(path), params
+        )
 
     with pytest.raises(cs.SchemaError, match="members of a list differently") as caught:
         _ = cs.linen.TrainState[UnrolledSchema, optax.masked(optax.adam(1e-3), first_layer)]
@@ -581,7 +635,9 @@ def test_a_layout_for_given_sizes_holds_for_no_others() -> None:
     with pytest.raises(cs.DerivationError, match=r"256, as nnx\.TrainState"):
         cs.derive(layout, layout, dims={"embed": 128})
     other = cs.nnx.TrainState[FactoredSchema, optax.adafactor(1e-3), {**SMALL, "embed": 192}]
-    with pytest.raises(cs.DerivationError, match=r"as nnx\.TrainState\[FactoredSchema\] is declared for"):
+    with pytest.raises(
+        cs.DerivationError, match=r"as nnx\.TrainState\[FactoredSchema\] is declared for"
+    ):
         cs.derive(layout, other)
 
 
@@ -590,10 +646,15 @@ def test_factors_follow_their_axes_and_are_never_taken_for_one_another() -> None
 
     def lens(**sizes: int) -> cs.Lens:
         given = {**SMALL, **sizes}
-        return cs.derive(cs.linen.BareTrainState[FactoredSchema, tx, given], cs.nnx.TrainState[TurnedSchema, tx, given])
+        return cs.derive(
+            cs.linen.BareTrainState[FactoredSchema, tx, given],
+            cs.nnx.TrainState[TurnedSchema, tx, given],
+        )
 
     assert any("embed mlp -> mlp embed" in line for line in str(lens()).splitlines())
-    with pytest.raises(cs.DerivationError, match="embed_or_mlp"):  # which of two equal axes was summed over, nothing tells
+    with pytest.raises(
+        cs.DerivationError, match="embed_or_mlp"
+    ):  # which of two equal axes was summed over, nothing tells
         lens(mlp=256)
 
 
@@ -620,7 +681,9 @@ class Nothing(cs.Schema):
         lambda: cs.nnx.TrainState[Nothing, optax.adam(1e-3)],
     ],
 )
-def test_an_envelope_around_the_wrong_things_is_a_schema_error(declare: Callable[[], cs.Layout]) -> None:
+def test_an_envelope_around_the_wrong_things_is_a_schema_error(
+    declare: Callable[[], cs.Layout],
+) -> None:
     with pytest.raises(cs.SchemaError) as caught:
         declare()
     assert caught.value.mismatches
@@ -670,12 +733,17 @@ class AdaptedSchema(cs.Schema):
 
 def test_an_optimizer_of_adapters_mirrors_these_alone() -> None:
     adam = optax.adam(1e-3)
-    module = nnx.Dict(model=(model := Adapted(nnx.Rngs(0))), optimizer=nnx.Optimizer(model, adam, wrt=nnx.LoRAParam))
+    module = nnx.Dict(
+        model=(model := Adapted(nnx.Rngs(0))),
+        optimizer=nnx.Optimizer(model, adam, wrt=nnx.LoRAParam),
+    )
     real = nnx.state(module)
     layout = cs.nnx.TrainState[AdaptedSchema, adam, nnx.LoRAParam]
     assert cs.check(layout, real) == []
     assert sum(row.path[0] == "opt_state" for row in layout.rows) == 5
-    assert len(cs.check(cs.nnx.TrainState[AdaptedSchema, adam], real)) == 2  # mu and nu of the kernel
+    assert (
+        len(cs.check(cs.nnx.TrainState[AdaptedSchema, adam], real)) == 2
+    )  # mu and nu of the kernel
 
     def adapters(params: Any) -> Any:
         return {"dense": {"kernel": False}, "lora": {"lora_a": True, "lora_b": True}}
@@ -683,7 +751,9 @@ def test_an_optimizer_of_adapters_mirrors_these_alone() -> None:
     masked = optax.masked(adam, adapters)
     lens = cs.derive(cs.linen.BareTrainState[AdaptedSchema, masked], layout)
     linen = lens.put(real)
-    assert jax.tree.structure(linen["opt_state"]) == jax.tree.structure(masked.init(linen["params"]))
+    assert jax.tree.structure(linen["opt_state"]) == jax.tree.structure(
+        masked.init(linen["params"])
+    )
     cs.assert_trees_identical(lens.get(linen), real)
 
 

@@ -50,7 +50,11 @@ def layers(form: str, tree: Any) -> list[dict[str, np.ndarray[Any, Any]]]:
     else:
         fields = tree if isinstance(tree, dict) else vars(tree)
         adam = fields["opt_state"][1][0]
-        parts = {"params": fields["params"]["params"], "mu": adam.mu["params"], "nu": adam.nu["params"]}
+        parts = {
+            "params": fields["params"]["params"],
+            "mu": adam.mu["params"],
+            "nu": adam.nu["params"],
+        }
     found = []
     for number in range(LAYERS):
         each: dict[str, np.ndarray[Any, Any]] = {}
@@ -74,13 +78,19 @@ def _layer(form: str, root: Any, number: int) -> tuple[Any, int | None]:
         return root["layers"][number], None
     if block == BLOCKS:
         return (root[f"rest_{inside}"] if form.startswith("Linen") else root["rest"][inside]), None
-    return (root["blocks"][f"layers_{inside}"] if form.startswith("Linen") else root["blocks"]["layers"][inside]), block
+    return (
+        root["blocks"][f"layers_{inside}"]
+        if form.startswith("Linen")
+        else root["blocks"]["layers"][inside]
+    ), block
 
 
 @each_pair
 def test_every_layer_is_in_its_place_both_ways(pair: tuple[str, str]) -> None:
     before = layers("Linen scanned", state("Linen scanned"))
-    assert len({each["params/q/kernel"].tobytes() for each in before}) == LAYERS, "a permutation would show"
+    assert len({each["params/q/kernel"].tobytes() for each in before}) == LAYERS, (
+        "a permutation would show"
+    )
     assert len({each["nu/wo/kernel"].tobytes() for each in before}) == LAYERS
     source, view = (state(form) for form in pair)
     there = lens(*pair).get(source)
@@ -89,7 +99,9 @@ def test_every_layer_is_in_its_place_both_ways(pair: tuple[str, str]) -> None:
         for number, (found, expected) in enumerate(zip(layers(form, tree), before, strict=True)):
             assert found.keys() == expected.keys()
             for name, value in found.items():
-                np.testing.assert_array_equal(value, expected[name], f"{form}, layer {number}, {name}", strict=True)
+                np.testing.assert_array_equal(
+                    value, expected[name], f"{form}, layer {number}, {name}", strict=True
+                )
 
 
 def test_the_order_is_written_once_in_each_schema_that_has_blocks() -> None:
@@ -99,7 +111,10 @@ def test_the_order_is_written_once_in_each_schema_that_has_blocks() -> None:
 
 # --- Disk and meshes  ---
 
-MESHES = {"(2, 4)": make_mesh(2, 4), "(8,)": jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))}
+MESHES = {
+    "(2, 4)": make_mesh(2, 4),
+    "(8,)": jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +125,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @functools.cache
     def path(form: str) -> Path:
         if form.startswith("Linen"):
-            ocp.save(folder / form, placed(state(form), mesh))  # as any Linen user does, without this library
+            ocp.save(
+                folder / form, placed(state(form), mesh)
+            )  # as any Linen user does, without this library
         else:
             cs.orbax.save(folder / form, placed(state(form), mesh), lens("Linen unrolled", form))
         return folder / form
@@ -121,7 +138,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def restored(path: Path, pair: tuple[str, str], mesh: Mesh) -> Any:
     """What is in a checkpoint of the pair's first form, as its second, sharded over a mesh."""
     target = sharded(state(pair[1]), mesh)
-    made = cs.orbax.restore(path, target, lens(*pair), aux=None if pair[1].startswith("Linen") else "nnx_aux")
+    made = cs.orbax.restore(
+        path, target, lens(*pair), aux=None if pair[1].startswith("Linen") else "nnx_aux"
+    )
     found = [x.sharding for x in jax.tree.leaves(made)]
     assert found == [x.sharding for x in jax.tree.leaves(target)]
     assert sum(not sharding.is_fully_replicated for sharding in found) > len(found) / 3
@@ -130,7 +149,9 @@ def restored(path: Path, pair: tuple[str, str], mesh: Mesh) -> Any:
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize("pair", [PAIRS[1], PAIRS[2], PAIRS[3]], ids=lambda pair: " to ".join(pair))
-def test_a_checkpoint_is_restored_on_another_mesh_to_the_last_bit(pair: tuple[str, str], mesh: Mesh, saved: Any) -> None:
+def test_a_checkpoint_is_restored_on_another_mesh_to_the_last_bit(
+    pair: tuple[str, str], mesh: Mesh, saved: Any
+) -> None:
     cs.assert_trees_identical(restored(saved(pair[0]), pair, mesh), placed(state(pair[1]), mesh))
 
 
@@ -145,11 +166,15 @@ def test_and_from_nnx_into_scanned_linen(saved: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["scanned", "unrolled"])
-def test_training_goes_on_with_the_same_losses_in_the_other_framework(kind: str, saved: Any) -> None:
+def test_training_goes_on_with_the_same_losses_in_the_other_framework(
+    kind: str, saved: Any
+) -> None:
     mesh = MESHES["(2, 4)"]
     linen, other = f"Linen {kind}", f"NNX {kind}"
     stayed = train(run(linen), placed(state(linen), mesh), AFTER, mesh)
-    moved = train(run(other), restored(saved("Linen scanned"), ("Linen scanned", other), mesh), AFTER, mesh)
+    moved = train(
+        run(other), restored(saved("Linen scanned"), ("Linen scanned", other), mesh), AFTER, mesh
+    )
     assert moved[1] == stayed[1]
     assert len(set(moved[1])) == len(AFTER)
     cs.assert_trees_identical(lens(linen, other).put(moved[0], onto=stayed[0]), stayed[0])
@@ -163,7 +188,8 @@ def without(*names: str) -> Any:
     tree = lens("Linen scanned", "Linen unrolled").get(state("Linen scanned"))
     adam = tree["opt_state"][1][0]
     lost = [
-        {key: value for key, value in root["params"].items() if key not in names} for root in (tree["params"], adam.mu, adam.nu)
+        {key: value for key, value in root["params"].items() if key not in names}
+        for root in (tree["params"], adam.mu, adam.nu)
     ]
     adam = adam._replace(mu={"params": lost[1]}, nu={"params": lost[2]})
     clip, (_, *others) = tree["opt_state"]
@@ -178,11 +204,16 @@ def test_a_lost_layer_is_named_before_anything_is_read(
     ocp.save(tmp_path / "0", without(lost))
     monkeypatch.setattr(ocp, "load", lambda *_, **__: pytest.fail("arrays were read"))
     with pytest.raises(cs.CkptSchemaError) as caught:
-        cs.orbax.restore(tmp_path / "0", sharded(state(view), MESHES["(2, 4)"]), lens("Linen unrolled", view))
+        cs.orbax.restore(
+            tmp_path / "0", sharded(state(view), MESHES["(2, 4)"]), lens("Linen unrolled", view)
+        )
     message = str(caught.value)
     for part in ("params", "mu", "nu"):
         for name in ("q/kernel", "attention_norm/scale"):
-            assert any(part in m.path and m.path.endswith(f"{lost}/{name}") for m in caught.value.mismatches), message
+            assert any(
+                part in m.path and m.path.endswith(f"{lost}/{name}")
+                for m in caught.value.mismatches
+            ), message
 
 
 def test_the_number_of_blocks_is_the_same_on_both_sides() -> None:
@@ -193,7 +224,9 @@ def test_the_number_of_blocks_is_the_same_on_both_sides() -> None:
     for i in range(INSIDE):
         params[f"rest_{REST + i}"] = params["rest_0"]
     with pytest.raises(cs.ConformanceError) as caught:
-        lens("Linen scanned", "NNX unrolled").get(tree.replace(params={"params": params}), onto=target)
+        lens("Linen scanned", "NNX unrolled").get(
+            tree.replace(params={"params": params}), onto=target
+        )
     assert any("rest" in m.path or "rest" in m.found for m in caught.value.mismatches)
 
 

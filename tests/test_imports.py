@@ -14,8 +14,12 @@ PROBE = "import json, sys; exec(sys.argv[1]); print(json.dumps(sorted({name.part
 
 def loaded(statement: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after ``statement``."""
-    run = subprocess.run([sys.executable, "-c", PROBE, statement], stdout=subprocess.PIPE, text=True, check=True)
-    return set(json.loads(run.stdout.splitlines()[-1]))  # the last line, because the statement may print too
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE, statement], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return set(
+        json.loads(run.stdout.splitlines()[-1])
+    )  # the last line, because the statement may print too
 
 
 def run_main(*argv: str) -> str:
@@ -34,12 +38,16 @@ def test_importing_the_package_loads_jax_at_most() -> None:
 
 
 def test_the_core_loads_jax_and_no_framework() -> None:
-    modules = loaded("from ckpt_schema import Schema, assert_conforms, check, derive, field, infer, layout")
+    modules = loaded(
+        "from ckpt_schema import Schema, assert_conforms, check, derive, field, infer, layout"
+    )
     assert "jax" in modules
     assert not modules & ON_FIRST_USE
 
 
-@pytest.mark.parametrize(("name", "library"), [("linen", "optax"), ("nnx", "flax"), ("orbax", "orbax")])
+@pytest.mark.parametrize(
+    ("name", "library"), [("linen", "optax"), ("nnx", "flax"), ("orbax", "orbax")]
+)
 def test_a_framework_loads_on_first_use(name: str, library: str) -> None:
     assert library in loaded(f"import ckpt_schema; ckpt_schema.{name}")
 
@@ -61,11 +69,18 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_the_module_runs_as_the_command_does() -> None:
-    run = subprocess.run([sys.executable, "-m", "ckpt_schema", "--version"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "ckpt_schema", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert run.stdout.startswith("ckpt-schema ")
 
 
 def test_a_command_is_required() -> None:
-    run = subprocess.run([sys.executable, "-m", "ckpt_schema"], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-m", "ckpt_schema"], capture_output=True, text=True, check=False
+    )
     assert run.returncode == 2
     assert "COMMAND" in run.stderr

@@ -55,7 +55,12 @@ def sds(*shape: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
 def spelled(layout: cs.Layout) -> dict[str, tuple[str, str, Any]]:
     """Key path, stored leaf and repeats of every row, by logical path."""
     return {
-        "/".join(r.path): ("/".join(map(str, r.key)), str(r.stored), [(s.size, s.axis) for s in r.repeats]) for r in layout.rows
+        "/".join(r.path): (
+            "/".join(map(str, r.key)),
+            str(r.stored),
+            [(s.size, s.axis) for s in r.repeats],
+        )
+        for r in layout.rows
     }
 
 
@@ -69,7 +74,9 @@ def fixed(layout: cs.Layout, sizes: dict[str, int]) -> cs.Layout:
     rows = [
         dataclasses.replace(
             row,
-            leaf=dataclasses.replace(row.leaf, dims=tuple(tuple(sizes.get(n, n) for n in dim) for dim in row.leaf.dims)),
+            leaf=dataclasses.replace(
+                row.leaf, dims=tuple(tuple(sizes.get(n, n) for n in dim) for dim in row.leaf.dims)
+            ),
             repeats=tuple(map(repeat, row.repeats)),
         )
         for row in layout.rows
@@ -84,7 +91,9 @@ SIZES = {"vocab": 11, "embed": 8, "mlp": 16, "heads": 2, "head_dim": 4, "depth":
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["variables", "bare"])
-@pytest.mark.parametrize("optimizer", ["sgd", "sgd momentum", "adam", "adamw bfloat16 mu", "chain schedule"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "sgd momentum", "adam", "adamw bfloat16 mu", "chain schedule"]
+)
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
 def test_what_is_inferred_is_what_would_be_declared(optimizer: str, scan: bool, bare: bool) -> None:
     tx = OPTIMIZERS[optimizer]
@@ -103,7 +112,9 @@ def test_what_is_inferred_of_nnx_is_what_is_declared(optimizer: str) -> None:
     tx = OPTIMIZERS[optimizer]
     state = nnx_state(tx)
     inferred, declared = cs.infer(state), fixed(cs.nnx.TrainState[NnxSchema, tx], SIZES)
-    assert {k[0]: k[1:] for k in spelled(inferred).values()} == {k[0]: k[1:] for k in spelled(declared).values()}
+    assert {k[0]: k[1:] for k in spelled(inferred).values()} == {
+        k[0]: k[1:] for k in spelled(declared).values()
+    }
     kinds = {row.key: (row.kind, row.metadata) for row in declared.rows}
     assert {row.key: (row.kind, row.metadata) for row in inferred.rows} == kinds
 
@@ -134,8 +145,12 @@ def _nnx_containers() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("containers", "options"), [(_linen_containers, {"scan": SCAN}), (_nnx_containers, {})])
-def test_every_container_has_one_layout(containers: Callable[[], dict[str, Any]], options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("containers", "options"), [(_linen_containers, {"scan": SCAN}), (_nnx_containers, {})]
+)
+def test_every_container_has_one_layout(
+    containers: Callable[[], dict[str, Any]], options: dict[str, Any]
+) -> None:
     trees = containers()
     layouts = {name: cs.infer(tree, **options) for name, tree in trees.items()}
     first = next(iter(layouts.values()))
@@ -147,11 +162,20 @@ def test_every_container_has_one_layout(containers: Callable[[], dict[str, Any]]
 
 def test_every_container_of_weights_has_one_layout() -> None:
     variables = linen_variables(scan=False)
-    layouts = [cs.infer(tree) for tree in (variables, flax.core.freeze(variables), jax.eval_shape(lambda: variables))]
+    layouts = [
+        cs.infer(tree)
+        for tree in (variables, flax.core.freeze(variables), jax.eval_shape(lambda: variables))
+    ]
     assert spelled(layouts[0]) == spelled(layouts[1]) == spelled(layouts[2])
     model = nnx_module(TX).model
     state = nnx.state(model)
-    trees = (model, state, nnx.to_pure_dict(state), on_disk(state), on_disk(nnx.to_pure_dict(state)))
+    trees = (
+        model,
+        state,
+        nnx.to_pure_dict(state),
+        on_disk(state),
+        on_disk(nnx.to_pure_dict(state)),
+    )
     first, *others = [spelled(cs.infer(tree)) for tree in trees]
     assert all(other == first for other in others)
     assert "params/layers[]/attention/value/kernel" in first
@@ -173,7 +197,9 @@ def test_a_lens_between_inferred_layouts_translates_a_real_model(scan: bool) -> 
     made = lens.get(state)
     assert jax.tree.structure(made) == jax.tree.structure(nnx.state(module))
     nnx.update(module, made)
-    np.testing.assert_allclose(nnx_logits(module.model), linen_logits(state.params, scan=scan), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        nnx_logits(module.model), linen_logits(state.params, scan=scan), rtol=1e-5, atol=1e-6
+    )
     cs.assert_trees_identical(lens.put(made, onto=state), state)
 
 
@@ -185,24 +211,37 @@ def test_the_inferred_lens_does_what_the_declared_one_does() -> None:
 
 
 def test_abstract_trees_are_enough_for_the_lens() -> None:
-    source = cs.infer(jax.eval_shape(lambda: linen_state(TX)), scan=SCAN) if False else cs.infer(_abstract_linen(), scan=SCAN)
+    source = (
+        cs.infer(jax.eval_shape(lambda: linen_state(TX)), scan=SCAN)
+        if False
+        else cs.infer(_abstract_linen(), scan=SCAN)
+    )
     view = cs.infer(nnx.eval_shape(lambda: NnxTrainState(NnxDecoder(nnx.Rngs(0)), TX)))
-    cs.assert_trees_identical(cs.derive(source, view, LINEN_TO_NNX).get(linen_state(TX)), _inferred_lens().get(linen_state(TX)))
+    cs.assert_trees_identical(
+        cs.derive(source, view, LINEN_TO_NNX).get(linen_state(TX)),
+        _inferred_lens().get(linen_state(TX)),
+    )
 
 
 def _abstract_linen() -> Any:
-    return jax.eval_shape(lambda v: TrainState.create(apply_fn=None, params=v, tx=TX), linen_variables(scan=True))
+    return jax.eval_shape(
+        lambda v: TrainState.create(apply_fn=None, params=v, tx=TX), linen_variables(scan=True)
+    )
 
 
 def test_an_inferred_layout_derives_to_a_declared_one_of_fixed_sizes() -> None:
     inferred = cs.infer(linen_variables(scan=False), lists=["layers_{i}"])
     declared = cs.derive(inferred, inferred)
-    cs.assert_trees_identical(declared.get(linen_variables(scan=False)), linen_variables(scan=False))
+    cs.assert_trees_identical(
+        declared.get(linen_variables(scan=False)), linen_variables(scan=False)
+    )
 
 
 def test_sizes_of_an_inferred_layout_are_fixed() -> None:
     layout = cs.infer({"params": {"w": sds(2, 3)}})
-    assert [(m.path, m.kind) for m in cs.check(layout, {"params": {"w": sds(2, 4)}})] == [("params/w", "shape")]
+    assert [(m.path, m.kind) for m in cs.check(layout, {"params": {"w": sds(2, 4)}})] == [
+        ("params/w", "shape")
+    ]
 
 
 # --- repeated nodes  ---
@@ -226,14 +265,22 @@ def test_lists_are_named_by_their_pattern() -> None:
 def test_a_list_below_another_node() -> None:
     nested = {"params": {"encoder": tree()["params"], "decoder": tree()["params"]}}
     rows = spelled(cs.infer(nested, lists=["encoder/block_{i}", "decoder/block_{n}"]))
-    assert sorted(rows) == [f"params/{side}/block[]/{leaf}" for side in ("decoder", "encoder") for leaf in ("deep/b", "w")]
+    assert sorted(rows) == [
+        f"params/{side}/block[]/{leaf}"
+        for side in ("decoder", "encoder")
+        for leaf in ("deep/b", "w")
+    ]
 
 
 def test_int_keys_of_equal_members_are_a_list_and_others_are_not() -> None:
     block, other = {"w": sds(2)}, {"w": sds(3)}
     equal = {"model": {"layers": {0: block, 1: block}}, "optimizer": {"step": sds(dtype="uint32")}}
     assert "params/layers[]/w" in spelled(cs.infer(equal))
-    for members in ({0: block, 1: other}, {0: block, 2: block}, {0: block, 1: {"w": sds(2), "b": sds(2)}}):
+    for members in (
+        {0: block, 1: other},
+        {0: block, 2: block},
+        {0: block, 1: {"w": sds(2), "b": sds(2)}},
+    ):
         layout = cs.infer({**equal, "model": {"layers": members}})
         assert not any("[]" in path for path in spelled(layout))
         assert cs.check(layout, {**equal, "model": {"layers": members}}) == []
@@ -288,7 +335,11 @@ def test_more_fields_of_a_train_state_keep_their_own_paths() -> None:
     assert rows["key"] == ("key", "key<rbg>[]", [])
     assert rows["ema/Dense_0/kernel"] == ("ema/Dense_0/kernel", "float32[3 4]", [])
     assert rows["params/BatchNorm_0/mean"] == ("batch_stats/BatchNorm_0/mean", "float32[4]", [])
-    assert rows["opt_state/0/mu/Dense_0/kernel"] == ("opt_state/0/mu/Dense_0/kernel", "float32[3 4]", [])
+    assert rows["opt_state/0/mu/Dense_0/kernel"] == (
+        "opt_state/0/mu/Dense_0/kernel",
+        "float32[3 4]",
+        [],
+    )
     assert cs.check(layout, state) == []
     cs.assert_trees_identical(cs.derive(layout, layout).get(state, onto=state), state)
 
@@ -310,7 +361,9 @@ def test_boxes_are_no_part_of_the_layout() -> None:
     class Boxed(nn.Module):
         @nn.compact
         def __call__(self, x: jax.Array) -> jax.Array:
-            return nn.Dense(4, kernel_init=nn.with_partitioning(nn.initializers.ones, ("embed", "mlp")))(x)
+            return nn.Dense(
+                4, kernel_init=nn.with_partitioning(nn.initializers.ones, ("embed", "mlp"))
+            )(x)
 
     boxed = Boxed().init(jax.random.key(0), jnp.ones((2, 3)))
     layout = cs.infer(boxed)
@@ -331,12 +384,18 @@ def test_boxes_are_no_part_of_the_layout() -> None:
         optax.inject_hyperparams(optax.adam)(1e-3),
         optax.apply_if_finite(optax.adam(1e-3), 3),
         optax.add_noise(0.1, 0.1, 0),
-        optax.partition({"a": optax.adam(1e-3), "b": optax.sgd(0.1)}, lambda p: jax.tree.map(lambda x: "ab"[x.ndim > 1], p)),
+        optax.partition(
+            {"a": optax.adam(1e-3), "b": optax.sgd(0.1)},
+            lambda p: jax.tree.map(lambda x: "ab"[x.ndim > 1], p),
+        ),
     ],
     ids=["adafactor", "lbfgs", "masked", "MultiSteps", "inject", "finite", "noise", "partition"],
 )
 def test_any_optimizer_state_is_read_and_rebuilt(tx: optax.GradientTransformation) -> None:
-    params = {"dense": {"kernel": jnp.ones((4, 6)), "bias": jnp.zeros(6)}, "norm": {"scale": jnp.ones(6)}}
+    params = {
+        "dense": {"kernel": jnp.ones((4, 6)), "bias": jnp.zeros(6)},
+        "norm": {"scale": jnp.ones(6)},
+    }
     state = TrainState.create(apply_fn=None, params=params, tx=tx)
     layout = cs.infer(state)
     assert cs.check(layout, state) == []
@@ -356,12 +415,18 @@ def faults(infer: Callable[[], Any]) -> list[tuple[str, str]]:
 
 
 def test_leaves_that_are_no_arrays_are_all_named() -> None:
-    assert faults(lambda: cs.infer({"a": "x", "b": sds(2), "c": {"d": object()}})) == [("a", "leaf"), ("c/d", "leaf")]
+    assert faults(lambda: cs.infer({"a": "x", "b": sds(2), "c": {"d": object()}})) == [
+        ("a", "leaf"),
+        ("c/d", "leaf"),
+    ]
 
 
 def test_a_scan_that_does_not_fit_is_named_leaf_by_leaf() -> None:
     stacked = {"params": {"layers": {"w": sds(2, 5, 3), "b": sds(5)}}}
-    assert faults(lambda: cs.infer(stacked, scan={"layers": 1, "blocks": 0})) == [("layers/b", "shape"), ("blocks", "rule")]
+    assert faults(lambda: cs.infer(stacked, scan={"layers": 1, "blocks": 0})) == [
+        ("layers/b", "shape"),
+        ("blocks", "rule"),
+    ]
 
 
 def test_a_list_that_is_none_is_named() -> None:

@@ -46,7 +46,9 @@ class LinenNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """The layers, one after the other."""
-        x = nn.Dense(4, kernel_init=nn.with_partitioning(nn.initializers.ones, ("in", "embed")), name="first")(x)
+        x = nn.Dense(
+            4, kernel_init=nn.with_partitioning(nn.initializers.ones, ("in", "embed")), name="first"
+        )(x)
         stack = nn.scan(
             LinenBlock,
             variable_axes={"params": 1},
@@ -71,7 +73,12 @@ class NnxNet(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         """Makes the layers."""
-        self.first = nnx.Linear(4, 4, kernel_init=nnx.with_partitioning(nnx.initializers.ones, ("in", "embed")), rngs=rngs)
+        self.first = nnx.Linear(
+            4,
+            4,
+            kernel_init=nnx.with_partitioning(nnx.initializers.ones, ("in", "embed")),
+            rngs=rngs,
+        )
         self.layers = nnx.List([NnxBlock(rngs) for _ in range(2)])
 
 
@@ -106,7 +113,11 @@ class NnxLayout(cs.Schema):
 @contextlib.contextmanager
 def mesh() -> Iterator[None]:
     """One over the names that NNX wants to shard by as soon as it makes a Variable."""
-    with jax.set_mesh(jax.make_mesh((1, 1, 1, 1), ("in", "embed", "mlp", "layers"), axis_types=(AxisType.Auto,) * 4)):
+    with jax.set_mesh(
+        jax.make_mesh(
+            (1, 1, 1, 1), ("in", "embed", "mlp", "layers"), axis_types=(AxisType.Auto,) * 4
+        )
+    ):
         yield
 
 
@@ -145,7 +156,11 @@ def test_back_in_linen_there_are_the_boxes_again() -> None:
     for box in (again["params"], again["opt_state"][1][0].mu):
         kernel = box["params"]["layers"]["dense"]["kernel"]
         assert type(kernel) is nn.LogicallyPartitioned
-        assert kernel.names == ("embed", None, "mlp")  # NNX has no stack axis, and so no name for it
+        assert kernel.names == (
+            "embed",
+            None,
+            "mlp",
+        )  # NNX has no stack axis, and so no name for it
     assert type(again["params"]["params"]["layers"]["dense"]["bias"]) is not nn.LogicallyPartitioned
     cs.assert_trees_identical(LENS.put(LENS.get(state), onto=state), state)
 
@@ -159,12 +174,22 @@ def test_what_is_not_stacked_keeps_its_box_whole() -> None:
 
 @pytest.mark.parametrize("name", ["adafactor", "muon", "lbfgs"])
 def test_what_mirrors_the_params_says_what_they_say(name: str) -> None:
-    tx = {"adafactor": optax.adafactor(1e-3), "muon": optax.contrib.muon(1e-3), "lbfgs": optax.lbfgs(1e-3)}[name]
+    tx = {
+        "adafactor": optax.adafactor(1e-3),
+        "muon": optax.contrib.muon(1e-3),
+        "lbfgs": optax.lbfgs(1e-3),
+    }[name]
     given_ = ({"embed": 4, "mlp": 4, "depth": 2},) if name == "adafactor" else ()
-    layouts = cs.linen.TrainState[(NnxLinenLayout, tx, *given_)], cs.nnx.TrainState[(NnxLayout, tx, *given_)]
+    layouts = (
+        cs.linen.TrainState[(NnxLinenLayout, tx, *given_)],
+        cs.nnx.TrainState[(NnxLayout, tx, *given_)],
+    )
     params = {"params": unrolled(linen_state(TX)["params"]["params"])}
     state = {"step": jnp.int32(0), "params": params, "opt_state": tx.init(params)}
-    lens, real = cs.derive(*layouts), nnx_state(tx, eager=False)  # NNX would shard factors as if they had the param's axes
+    lens, real = (
+        cs.derive(*layouts),
+        nnx_state(tx, eager=False),
+    )  # NNX would shard factors as if they had the param's axes
     assert said(lens.get(state)) == said(real)
     cs.assert_trees_identical(lens.put(lens.get(state)), state)
 
@@ -178,14 +203,20 @@ class NnxLinenLayout(cs.Schema):
 
 def unrolled(params: dict[str, Any]) -> dict[str, Any]:
     kernel = nn.Partitioned(jnp.ones((4, 4)), ("embed", "mlp"))
-    return {"first": params["first"], **{f"layers_{i}": {"dense": {"kernel": kernel, "bias": jnp.ones(4)}} for i in range(2)}}
+    return {
+        "first": params["first"],
+        **{f"layers_{i}": {"dense": {"kernel": kernel, "bias": jnp.ones(4)}} for i in range(2)},
+    }
 
 
 def test_a_mesh_in_context_moves_nothing() -> None:
     state = linen_state(TX)
     with jax.set_mesh(jax.make_mesh((4, 2), ("embed", "mlp"), axis_types=(AxisType.Auto,) * 2)):
         through = LENS.get(state)
-    assert through["model"]["first"]["kernel"].get_value() is state["params"]["params"]["first"]["kernel"].value
+    assert (
+        through["model"]["first"]["kernel"].get_value()
+        is state["params"]["params"]["first"]["kernel"].value
+    )
 
 
 # --- on disk  ---
@@ -195,13 +226,17 @@ def test_a_save_writes_boxes_only_onto_boxes(tmp_path: Path) -> None:
     boxed, state = linen_state(TX), nnx_state(TX)
     cs.orbax.save(tmp_path / "plain", state, LENS)
     cs.orbax.save(tmp_path / "boxed", state, LENS, onto=boxed)
-    assert not isinstance(read(tmp_path / "plain").tree["params"]["params"]["first"]["kernel"], dict)
+    assert not isinstance(
+        read(tmp_path / "plain").tree["params"]["params"]["first"]["kernel"], dict
+    )
     assert isinstance(read(tmp_path / "boxed").tree["params"]["params"]["first"]["kernel"], dict)
     for name in ("plain", "boxed"):
         for target in (state, boxed, nn.unbox(boxed)):
             restored = cs.orbax.restore(tmp_path / name, target, LENS)
             wanted = state if target is state else LENS.put(state, onto=target)
-            cs.assert_trees_identical(jax.tree.map(gathered, restored), jax.tree.map(gathered, wanted))
+            cs.assert_trees_identical(
+                jax.tree.map(gathered, restored), jax.tree.map(gathered, wanted)
+            )
 
 
 def gathered(x: Any) -> Any:
@@ -233,7 +268,11 @@ def named(*names: Any) -> nn.Partitioned[Any]:
 
 def test_names_follow_their_axes() -> None:
     lens = cs.derive(cs.linen.Params[Kernel], cs.nnx.Params[Turned])
-    for names, turned in ((("a", "b"), ("b", "a")), (("a",), (None, "a")), ((("a", "c"), None), (None, ("a", "c")))):
+    for names, turned in (
+        (("a", "b"), ("b", "a")),
+        (("a",), (None, "a")),
+        ((("a", "c"), None), (None, ("a", "c"))),
+    ):
         state = lens.get({"params": {"kernel": named(*names)}})
         assert state["kernel"].get_metadata()["out_sharding"] == turned
 
@@ -249,7 +288,9 @@ def test_more_names_than_axes_are_an_error() -> None:
     )
 
 
-@pytest.mark.parametrize("other", [named("a", "c"), jnp.ones((2, 3))], ids=["another name", "no name"])
+@pytest.mark.parametrize(
+    "other", [named("a", "c"), jnp.ones((2, 3))], ids=["another name", "no name"]
+)
 def test_a_stack_of_unlike_names_is_an_error(other: Any) -> None:
     lens = cs.derive(cs.linen.Params[Kernels], cs.nnx.Params[Stacked])
     state = {"params": {"layers": {0: {"kernel": named("a", "b")}, 1: {"kernel": other}}}}

@@ -39,7 +39,9 @@ def suite(name: str) -> type[LensLaws]:
     """What a user writes for a pair of models, which are made only where a test of them runs."""
     told: dict[str, Any] = {part: _later(name, part) for part in ("lens", "source", "view")}
     if name in NAMES:
-        told |= {f"{side}_outputs": _computed(name, at) for at, side in enumerate(("source", "view"))}
+        told |= {
+            f"{side}_outputs": _computed(name, at) for at, side in enumerate(("source", "view"))
+        }
     return type(name, (LensLaws,), told)
 
 
@@ -93,20 +95,28 @@ def weights() -> cs.Lens:
 
 def planted(kind: str, where: str, way: str) -> cs.Lens:
     """A mutant of the decoder."""
-    found = (each.lens for each in mutants(weights()) if (each.kind, each.where, each.way) == (kind, where, way))
+    found = (
+        each.lens
+        for each in mutants(weights())
+        if (each.kind, each.where, each.way) == (kind, where, way)
+    )
     lens = next(found)
     assert lens is not None
     return lens
 
 
 # Of others each example takes seconds; the next test breaks them on one.
-@pytest.mark.parametrize("name", [name for name, law in LAWS.items() if law.kind not in ("jit", "disk")])
+@pytest.mark.parametrize(
+    "name", [name for name, law in LAWS.items() if law.kind not in ("jit", "disk")]
+)
 def test_each_law_finds_what_it_is_for(name: str) -> None:
     (at, lens), law = shown(name), LAWS[name]
     with pytest.raises(BrokenLawError) as caught:
         check_law(lens, law, at.options)
     said, notes = str(caught.value), "\n".join(getattr(caught.value, "__notes__", ()))
-    assert said.startswith(f"{name} does not hold for {lens.source.name} -> {lens.view.name}: {law.equation}\n")
+    assert said.startswith(
+        f"{name} does not hold for {lens.source.name} -> {lens.view.name}: {law.equation}\n"
+    )
     drawn = law.kind != "given"
     for state in law.states:
         assert f"\n  {state} = {'Sample({' if drawn else 'the `'}" in said
@@ -118,12 +128,17 @@ def test_each_law_finds_what_it_is_for(name: str) -> None:
 def test_the_docs_show_how_each_law_fails(name: str) -> None:
     (at, lens), law = shown(name), LAWS[name]
     text = FAILURES.read_text().partition(f"\n## {name}\n")[2].partition("\n## ")[0]
-    assert f"\n{name} does not hold for {lens.source.name} -> {lens.view.name}: {law.equation}\n" in text
+    assert (
+        f"\n{name} does not hold for {lens.source.name} -> {lens.view.name}: {law.equation}\n"
+        in text
+    )
     states: dict[str, Any] = {"s": at.source, "v": at.view}
     lines = re.findall(r"^  ([stvw]) = (Sample\((\{.*?\}).*)$", text, re.MULTILINE)
     lens = ~lens if "\n  lens = ~lens\n" in text else lens
     for state, code, sizes in lines:
-        states[state] = eval(code, {"Sample": Sample, "lens": lens, "AxisType": jax.sharding.AxisType})
+        states[state] = eval(
+            code, {"Sample": Sample, "lens": lens, "AxisType": jax.sharding.AxisType}
+        )
         lens = bound(lens, eval(sizes))
     assert [state for state, *_ in lines] == ([*law.states] if law.kind != "given" else [])
     with pytest.raises(cs.CkptSchemaError) as caught:
@@ -136,10 +151,14 @@ def test_what_is_said_is_all_that_it_takes() -> None:
     with pytest.raises(BrokenLawError) as caught:
         check_law(planted("NaN payloads lost", "edited", "get"), LAWS["GetPut"], Options())
     (fault, *_), said = caught.value.mismatches, str(caught.value)
-    assert fault.kind == "bits" and fault.expected.startswith("bits 0x"), "the values are told in hex"
+    assert fault.kind == "bits" and fault.expected.startswith("bits 0x"), (
+        "the values are told in hex"
+    )
     line = next(line for line in said.splitlines() if line.startswith("  s = "))
     told: dict[str, Any] = {}
-    exec(line.strip(), {"Sample": Sample, "lens": weights(), "AxisType": jax.sharding.AxisType}, told)
+    exec(
+        line.strip(), {"Sample": Sample, "lens": weights(), "AxisType": jax.sharding.AxisType}, told
+    )
     at = bound(weights(), dict(eval(line[line.index("{") : line.index("}") + 1])))
     mutant = planted("NaN payloads lost", "edited", "get").bind(**at.dims)
     with pytest.raises(cs.TreesDifferError) as again:
@@ -164,7 +183,11 @@ def test_an_example_is_tried_again_alone() -> None:
 
 def test_all_broken_laws_are_told_at_once() -> None:
     with pytest.raises(BrokenLawError, match="2 laws do not hold") as caught:
-        check_laws(planted("one bit flipped", "moved", "get"), ["GetPut", "PutPut", "Sharing"], shrinking=0.0)
+        check_laws(
+            planted("one bit flipped", "moved", "get"),
+            ["GetPut", "PutPut", "Sharing"],
+            shrinking=0.0,
+        )
     assert "GetPut does not hold" in str(caught.value)
     with pytest.raises(cs.CkptSchemaError, match="expected one of GetPut, PutGet"):
         check_laws(weights(), ["PutPet"])
@@ -182,7 +205,12 @@ def test_a_class_says_which_laws_and_which_sizes() -> None:
 
     with pytest.raises(unittest.SkipTest, match="Naming is not among the laws of Chosen"):
         Chosen().test_naming()
-    law = Law("X", "", "s", lambda at: seen.append({name: at.lens.dims[name] for name in ("embed", "depth")}))
+    law = Law(
+        "X",
+        "",
+        "s",
+        lambda at: seen.append({name: at.lens.dims[name] for name in ("embed", "depth")}),
+    )
     check_law(Chosen.lens, law, Options(Chosen.sizes, Chosen.max_examples))
     assert 0 < len(seen) <= 5
     assert all(each["embed"] == 4 and each["depth"] in (2, 3) for each in seen)
@@ -243,8 +271,12 @@ def test_sizes_that_there_are_none_of() -> None:
     )
 
 
-def found(strategy: st.SearchStrategy[Any], condition: Callable[[Any], bool], *, smallest: bool = True) -> Any:
-    phases = [phase for phase in hypothesis.Phase if smallest or phase is not hypothesis.Phase.shrink]
+def found(
+    strategy: st.SearchStrategy[Any], condition: Callable[[Any], bool], *, smallest: bool = True
+) -> Any:
+    phases = [
+        phase for phase in hypothesis.Phase if smallest or phase is not hypothesis.Phase.shrink
+    ]
     told = hypothesis.settings(max_examples=500, database=None, derandomize=True, phases=phases)
     return hypothesis.find(strategy, condition, settings=told)
 
@@ -253,8 +285,14 @@ def test_every_container_and_every_optional_leaf_is_met() -> None:
     lens = weights()
     for layout in (lens.source, lens.view):
         for name in containers(layout):
-            assert found(strategies.samples(layout), lambda sample, name=name: sample.container == name, smallest=False)
-    assert found(strategies.samples(Model), lambda sample: bool(sample.absent)).absent == ("layers[]/steps",)
+            assert found(
+                strategies.samples(layout),
+                lambda sample, name=name: sample.container == name,
+                smallest=False,
+            )
+    assert found(strategies.samples(Model), lambda sample: bool(sample.absent)).absent == (
+        "layers[]/steps",
+    )
 
 
 def test_states_shrink_to_what_a_person_can_read() -> None:
@@ -269,18 +307,31 @@ def test_states_shrink_to_what_a_person_can_read() -> None:
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTEST_CURRENT_TEST")}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("XLA_FLAGS", "PYTEST_CURRENT_TEST")
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False
+    )
 
 
 def test_one_line_makes_the_devices() -> None:
-    done = run("from ckpt_schema.testing import virtual_devices; virtual_devices(); import jax; print(jax.device_count())")
+    done = run(
+        "from ckpt_schema.testing import virtual_devices; virtual_devices(); import jax; print(jax.device_count())"
+    )
     assert done.stdout == "8\n", done.stderr
 
 
 def test_too_late_is_said_clearly() -> None:
-    done = run("import jax; jax.devices()\nfrom ckpt_schema.testing import virtual_devices; virtual_devices()")
-    assert "jax has started already: 1 fault\n  jax  expected 8 CPU devices, found 1 of kind cpu\n" in done.stderr
+    done = run(
+        "import jax; jax.devices()\nfrom ckpt_schema.testing import virtual_devices; virtual_devices()"
+    )
+    assert (
+        "jax has started already: 1 fault\n  jax  expected 8 CPU devices, found 1 of kind cpu\n"
+        in done.stderr
+    )
     assert "-> call virtual_devices() first thing in conftest.py" in done.stderr
 
 
@@ -294,7 +345,9 @@ def test_too_few_devices_are_said_clearly() -> None:
 
 
 def test_nothing_of_it_is_imported_by_the_package() -> None:
-    done = run("import sys, ckpt_schema as cs; cs.Lens, cs.orbax, cs.nnx; print({'hypothesis', 'pytest'} & {*sys.modules})")
+    done = run(
+        "import sys, ckpt_schema as cs; cs.Lens, cs.orbax, cs.nnx; print({'hypothesis', 'pytest'} & {*sys.modules})"
+    )
     assert done.stdout == "set()\n", done.stderr
     done = run("import sys, ckpt_schema.testing; print('pytest' in sys.modules)")
     assert done.stdout == "False\n", done.stderr

@@ -37,7 +37,12 @@ class Situation:
     """
 
     def __init__(
-        self, lenses: tuple[cs.Lens, cs.Lens], made: tuple[Maker, ...], containers: tuple[str, ...], place: Place, seed: int
+        self,
+        lenses: tuple[cs.Lens, cs.Lens],
+        made: tuple[Maker, ...],
+        containers: tuple[str, ...],
+        place: Place,
+        seed: int,
     ) -> None:
         """Keeps two lenses whose dims are bound, a maker, and a container for each layout, what leaves are, and their seed."""
         self.lens, self.onward = lenses
@@ -55,9 +60,15 @@ class Situation:
 
     def _state(self, rng: np.random.Generator, side: int) -> Any:
         layout = self.makers[side].layout
-        needed = {row.path for maker in self.makers for row in maker.layout.rows if not row.optional}
+        needed = {
+            row.path for maker in self.makers for row in maker.layout.rows if not row.optional
+        }
         coin = np.random.default_rng(self.seed + side)
-        dropped = {at for at, row in enumerate(layout.rows) if row.path not in needed and coin.random() < 0.5}
+        dropped = {
+            at
+            for at, row in enumerate(layout.rows)
+            if row.path not in needed and coin.random() < 0.5
+        }
         contain = {**LINEN, **NNX, "schema": OWN["own"]}[self.containers[side]]
         return contain(self.makers[side](rng, self.place, dropped))
 
@@ -92,7 +103,9 @@ def test_train_state(law: Callable[[Situation], None], at: Situation) -> None:
     law(at)
 
 
-def situation(family: Family, layouts: tuple[Any, ...], containers: tuple[str, ...], seed: int) -> Situation:
+def situation(
+    family: Family, layouts: tuple[Any, ...], containers: tuple[str, ...], seed: int
+) -> Situation:
     first, second = (bound(cs.derive(*layouts[at : at + 2]), family.sizes) for at in (0, 1))
     made = makers(family.sizes, first.source, first.view, second.view)
     return Situation((first, second), made, containers, as_numpy, seed)
@@ -107,8 +120,14 @@ def test_random_layouts(law: Callable[[Situation], None], family: Family, seed: 
 
 @each_law
 @examples(0.4)
-@given(family=families(), containers=st.tuples(*(st.sampled_from(list(NNX)) for _ in range(2))), seed=SEEDS)
-def test_random_weights(law: Callable[[Situation], None], family: Family, containers: Any, seed: int) -> None:
+@given(
+    family=families(),
+    containers=st.tuples(*(st.sampled_from(list(NNX)) for _ in range(2))),
+    seed=SEEDS,
+)
+def test_random_weights(
+    law: Callable[[Situation], None], family: Family, containers: Any, seed: int
+) -> None:
     first, second, third = family.schemas
     layouts = cs.linen.Params[first], cs.nnx.Params[second], cs.nnx.Params[third]
     law(situation(family, layouts, ("schema", *containers), seed))
@@ -116,7 +135,9 @@ def test_random_weights(law: Callable[[Situation], None], family: Family, contai
 
 @functools.cache
 def optimizers() -> tuple[optax.GradientTransformation, ...]:
-    return optax.sgd(0.1, momentum=0.9), optax.chain(optax.clip(1.0), optax.adam(optax.linear_schedule(1e-3, 0.0, 10)))
+    return optax.sgd(0.1, momentum=0.9), optax.chain(
+        optax.clip(1.0), optax.adam(optax.linear_schedule(1e-3, 0.0, 10))
+    )
 
 
 @each_law
@@ -127,8 +148,14 @@ def optimizers() -> tuple[optax.GradientTransformation, ...]:
     containers=st.tuples(*(st.sampled_from(list(kinds)) for kinds in (LINEN, NNX, NNX))),
     seed=SEEDS,
 )
-def test_random_train_states(law: Callable[[Situation], None], family: Family, tx: int, containers: Any, seed: int) -> None:
+def test_random_train_states(
+    law: Callable[[Situation], None], family: Family, tx: int, containers: Any, seed: int
+) -> None:
     chosen = optimizers()[tx]
     first, second, third = family.schemas
-    layouts = cs.linen.BareTrainState[first, chosen], cs.nnx.TrainState[second, chosen], cs.nnx.TrainState[third, chosen]
+    layouts = (
+        cs.linen.BareTrainState[first, chosen],
+        cs.nnx.TrainState[second, chosen],
+        cs.nnx.TrainState[third, chosen],
+    )
     law(situation(family, layouts, containers, seed))

@@ -68,13 +68,17 @@ def test_ten_comes_after_nine() -> None:
     cs.assert_trees_identical(cs.derive(Named, Stacked).put(view), state)
 
 
-@pytest.mark.parametrize("key", ["block_{i+1}", "block_{i:02}", "blocks.{2*i}", "blocks/{i}", "blocks/'{i}'"])
+@pytest.mark.parametrize(
+    "key", ["block_{i+1}", "block_{i:02}", "blocks.{2*i}", "blocks/{i}", "blocks/'{i}'"]
+)
 def test_names_that_count_otherwise(key: str) -> None:
     class Other(cs.Schema):
         layers: list[Layer] = cs.field(key=key, length="depth")
 
     view = cs.derive(Named, Other).get(named(*range(11)))
-    last = {"block_{i+1}": "block_11", "block_{i:02}": "block_10", "blocks.{2*i}": "blocks.20"}.get(key)
+    last = {"block_{i+1}": "block_11", "block_{i:02}": "block_10", "blocks.{2*i}": "blocks.20"}.get(
+        key
+    )
     found = view[last] if last else view["blocks"]["10" if "'" in key else 10]
     np.testing.assert_array_equal(found["w"], layer(10)["w"])
     cs.assert_trees_identical(cs.derive(Named, Other).put(view), named(*range(11)))
@@ -116,7 +120,11 @@ def test_stages_of_a_pipeline_count_outside_of_their_layers() -> None:
     lens = cs.derive(Flat, Pipeline, dims={"stages": 3})
     state = {"layers": {i: layer(i) for i in range(12)}}
     view = lens.get(state)
-    assert numbers(view["stages"]["layers"]["count"]) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert numbers(view["stages"]["layers"]["count"]) == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+    ]
     cs.assert_trees_identical(lens.put(view), state)
 
 
@@ -180,8 +188,20 @@ def _narrower(state: dict[str, Any]) -> None:
 
 
 CHANGES: list[tuple[Change, list[tuple[str, str, str, str]]]] = [
-    (_lost, [("layers_3/count", "missing", "uint32[]", "nothing"), ("layers_3/w", "missing", "float32[a=2 b=3]", "nothing")]),
-    (_doubled, [("layers_03/count", "extra", "nothing", "uint32[]"), ("layers_03/w", "extra", "nothing", "float32[2 3]")]),
+    (
+        _lost,
+        [
+            ("layers_3/count", "missing", "uint32[]", "nothing"),
+            ("layers_3/w", "missing", "float32[a=2 b=3]", "nothing"),
+        ],
+    ),
+    (
+        _doubled,
+        [
+            ("layers_03/count", "extra", "nothing", "uint32[]"),
+            ("layers_03/w", "extra", "nothing", "float32[2 3]"),
+        ],
+    ),
     (_lacking, [("layers_1/count", "missing", "uint32[]", "nothing")]),
     (_more, [("layers_1/bias", "extra", "nothing", "float32[3]")]),
     (_longer, [("layers_1/w", "shape", "float32[a=2 b=3]", "float32[2 4]")]),
@@ -189,8 +209,12 @@ CHANGES: list[tuple[Change, list[tuple[str, str, str, str]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "faults"), CHANGES, ids=[change.__name__.strip("_") for change, _ in CHANGES])
-def test_a_layer_that_is_not_like_the_others(change: Change, faults: list[tuple[str, str, str, str]]) -> None:
+@pytest.mark.parametrize(
+    ("change", "faults"), CHANGES, ids=[change.__name__.strip("_") for change, _ in CHANGES]
+)
+def test_a_layer_that_is_not_like_the_others(
+    change: Change, faults: list[tuple[str, str, str, str]]
+) -> None:
     state = named(*range(5))
     change(state)
     for view in (Stacked, Listed):
@@ -205,12 +229,16 @@ def test_all_that_is_wrong_with_layers_is_said_at_once() -> None:
         change(state)
     with pytest.raises(cs.ConformanceError) as caught:
         cs.derive(Named, Stacked).get(state)
-    assert {(m.path, m.kind) for m in caught.value.mismatches} == {(p, k) for _, faults in CHANGES for p, k, *_ in faults}
+    assert {(m.path, m.kind) for m in caught.value.mismatches} == {
+        (p, k) for _, faults in CHANGES for p, k, *_ in faults
+    }
 
 
 def test_an_index_that_is_there_as_a_number_and_as_text() -> None:
     state = {"layers": {0: layer(0), 1: layer(1), "1": layer(1)}}
-    with pytest.raises(cs.ConformanceError, match="expected keys of one kind, found int key 1 and str key '1'"):
+    with pytest.raises(
+        cs.ConformanceError, match="expected keys of one kind, found int key 1 and str key '1'"
+    ):
         cs.derive(Listed, Stacked).get(state)
 
 
@@ -243,7 +271,10 @@ def test_a_stack_axis_that_a_leaf_does_not_have(axis: int) -> None:
 
         cs.layout(Deep)
     (fault,) = caught.value.mismatches  # the count has its own axis, and no part in this
-    assert (fault.expected, fault.found) == ("a stack axis between -3 and 2", f"axis {axis} for float32[a b]")
+    assert (fault.expected, fault.found) == (
+        "a stack axis between -3 and 2",
+        f"axis {axis} for float32[a b]",
+    )
 
 
 class Fused(cs.Schema):
@@ -263,12 +294,17 @@ class Apart(cs.Schema):
 def test_parts_whose_sizes_do_not_add_up() -> None:
     lens = cs.derive(Fused, Apart, [cs.fuse("qkv", ["q", "k", "v"])])
     whole = {"qkv": jnp.arange(16.0).reshape(2, 8)}
-    with pytest.raises(cs.ConformanceError, match=r"expected float32\[embed=2 q\+k\+v=9\], found float32\[2 8\]"):
+    with pytest.raises(
+        cs.ConformanceError, match=r"expected float32\[embed=2 q\+k\+v=9\], found float32\[2 8\]"
+    ):
         lens.bind(q=4, k=2, v=3).get(whole)
     apart = {"q": jnp.ones((2, 4)), "k": jnp.ones((2, 2)), "v": jnp.ones((2, 3))}
     with pytest.raises(cs.ConformanceError, match=r"expected q\+k\+v=9, found 8"):
         lens.get(whole, onto=apart)
-    with pytest.raises(cs.ConformanceError, match=r"no size for k, q, v\n.*bind\(k=..., q=..., v=...\); .* one follows"):
+    with pytest.raises(
+        cs.ConformanceError,
+        match=r"no size for k, q, v\n.*bind\(k=..., q=..., v=...\); .* one follows",
+    ):
         lens.get(whole)
     np.testing.assert_array_equal(lens.bind(q=4, k=2).get(whole)["v"], whole["qkv"][:, 6:])
 

@@ -142,7 +142,9 @@ def test_what_is_no_schema() -> None:
 
 
 def test_an_optimizer_state_whose_type_depends_on_sizes() -> None:
-    assert told(lambda: cs.linen.BareTrainState[Matrix, optax.adafactor(1e-3)], cs.SchemaError) == text("""
+    assert told(
+        lambda: cs.linen.BareTrainState[Matrix, optax.adafactor(1e-3)], cs.SchemaError
+    ) == text("""
         the optimizer state of linen.BareTrainState cannot be typed for all sizes: 3 fault(s)
           opt_state/0/v_row/kernel  expected one type for all sizes, found float32[1] or float32[mlp]
                                     -> its type depends on the sizes: give them, linen.BareTrainState[Body, tx, {"embed": ..., "mlp": ...}]
@@ -154,7 +156,9 @@ def test_an_optimizer_state_whose_type_depends_on_sizes() -> None:
 
 
 def test_an_optimizer_state_that_mixes_params() -> None:
-    assert told(lambda: cs.linen.BareTrainState[Matrix, optax.flatten(optax.adam(1e-3))], cs.SchemaError) == text("""
+    assert told(
+        lambda: cs.linen.BareTrainState[Matrix, optax.flatten(optax.adam(1e-3))], cs.SchemaError
+    ) == text("""
         the optimizer state of linen.BareTrainState cannot be typed for all sizes: 2 fault(s)
           opt_state/0/mu  expected a leaf for each param, or one shape for all sizes, found float32[15]
                           -> it mixes params, whose order a layout may change: no lens can carry it
@@ -174,7 +178,10 @@ class Renamed(cs.Schema):
 
 def test_rows_without_a_place() -> None:
     tx = optax.adam(1e-3)
-    assert told(lambda: cs.derive(cs.linen.TrainState[Linen, tx], cs.nnx.TrainState[Renamed, tx]), cs.DerivationError) == text("""
+    assert told(
+        lambda: cs.derive(cs.linen.TrainState[Linen, tx], cs.nnx.TrainState[Renamed, tx]),
+        cs.DerivationError,
+    ) == text("""
         no lens from linen.TrainState[Linen] to nnx.TrainState[Renamed]: 3 fault(s)
           params/embedding  expected a partner in nnx.TrainState[Renamed], found float32[vocab embed] in linen.TrainState[Linen] alone (and below opt_state/0/mu, opt_state/0/nu)
                             -> likeliest: model/embed; rename('embedding', 'embed') joins them, or give it a default: field(default=...) or private('embedding', 0)
@@ -248,7 +255,9 @@ def test_two_source_leaves_for_one_view_leaf() -> None:
 
 
 def test_lenses_that_do_not_compose() -> None:
-    assert told(lambda: cs.derive(Norm, Norm) >> cs.derive(LinenBlock, LinenBlock), cs.DerivationError) == text("""
+    assert told(
+        lambda: cs.derive(Norm, Norm) >> cs.derive(LinenBlock, LinenBlock), cs.DerivationError
+    ) == text("""
         Norm and LinenBlock are not one layout, so their lenses do not compose: 3 fault(s)
           LayerNorm_0/scale  expected nothing, found float32[embed]
           qkv                expected nothing, found float32[embed 3*heads*head_dim]
@@ -271,7 +280,10 @@ def test_a_tree_with_many_faults() -> None:
     layers = state["params"]["params"]["layers"]
     layers["LayerNorm_1"] = layers.pop("LayerNorm_0")
     layers["qkv"] = jnp.zeros((4, 2, 17))
-    assert told(lambda: cs.assert_conforms(LENS.source, state, {"heads": 2, "embed": 4}), cs.ConformanceError) == text("""
+    assert told(
+        lambda: cs.assert_conforms(LENS.source, state, {"heads": 2, "embed": 4}),
+        cs.ConformanceError,
+    ) == text("""
         the tree does not conform to linen.TrainState[Linen]: 5 fault(s)
           extra                                   expected nothing, found float32[2]
           params/params/layers/LayerNorm_0/scale  expected float32[embed=4 depth=2], found nothing
@@ -356,12 +368,16 @@ def test_a_dim_that_neither_tree_tells() -> None:
 
 
 def test_a_step_out_of_range() -> None:
-    assert told(lambda: LENS.bind(heads=2).get(linen_state(step=jnp.int32(-1))), cs.ConformanceError) == text("""
+    assert told(
+        lambda: LENS.bind(heads=2).get(linen_state(step=jnp.int32(-1))), cs.ConformanceError
+    ) == text("""
         values cannot be carried over exactly: 1 fault(s)
           step  expected values of uint32 (0 to 4294967295), found -1
                 -> int32 -> uint32 would wrap
     """)
-    assert told(lambda: LENS.bind(heads=2).get(linen_state(step=2**31)), cs.ConformanceError).splitlines()[1:3] == [
+    assert told(
+        lambda: LENS.bind(heads=2).get(linen_state(step=2**31)), cs.ConformanceError
+    ).splitlines()[1:3] == [
         "  step  expected int32[], found Python int 2147483648",
         "        -> the value must fit the dtype exactly",
     ]
@@ -376,7 +392,9 @@ def test_an_onto_that_disagrees() -> None:
 
     where = "test_an_onto_that_disagrees.<locals>"
     lens = cs.derive(Wide, Tall)
-    assert told(lambda: lens.get({"w": jnp.ones((2, 3))}, onto={"w": jnp.ones((3, 5))}), cs.ConformanceError) == text(f"""
+    assert told(
+        lambda: lens.get({"w": jnp.ones((2, 3))}, onto={"w": jnp.ones((3, 5))}), cs.ConformanceError
+    ) == text(f"""
         onto does not conform to {where}.Tall: 1 fault(s)
           w  expected float32[b=3 a=2], found float32[3 5]
              -> dims: a=2 (from w of {where}.Wide), b=3 (from w of {where}.Wide)
@@ -401,7 +419,9 @@ def test_a_leaf_that_has_no_value() -> None:
 
 
 def test_a_tree_no_layout_can_be_read_off() -> None:
-    assert told(lambda: cs.infer({"params": {"name": "gpt", "w": jnp.ones(2)}}), cs.SchemaError) == text("""
+    assert told(
+        lambda: cs.infer({"params": {"name": "gpt", "w": jnp.ones(2)}}), cs.SchemaError
+    ) == text("""
         no layout (inferred) can be read off the tree: 1 fault(s)
           params/name  expected an array, an abstract value or a number, found a str
     """)
@@ -409,7 +429,9 @@ def test_a_tree_no_layout_can_be_read_off() -> None:
 
 def test_options_that_do_not_fit_the_tree() -> None:
     tree = {"params": {"layers": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}}}
-    assert told(lambda: cs.infer(tree, scan={"layers": 1, "blocks": 0}, lists=["head_{i}"]), cs.SchemaError) == text("""
+    assert told(
+        lambda: cs.infer(tree, scan={"layers": 1, "blocks": 0}, lists=["head_{i}"]), cs.SchemaError
+    ) == text("""
         scan= and lists= do not fit the tree: 3 fault(s)
           layers/b  expected a leaf with axis 1, found float32[3]
                     -> declare the layout as a class, with axis= for this leaf
@@ -424,7 +446,9 @@ def test_options_that_do_not_fit_the_tree() -> None:
 
 
 def test_every_fault_is_printed_however_many() -> None:
-    faults = [Mismatch(f"layers/{i}/w", "missing", "float32[2]", "nothing", "look") for i in range(100)]
+    faults = [
+        Mismatch(f"layers/{i}/w", "missing", "float32[2]", "nothing", "look") for i in range(100)
+    ]
     lines = format_faults("header", faults, ["note"]).splitlines()
     assert len(lines) == 1 + 2 * 100 + 1
     assert lines[0] == "header"
@@ -433,8 +457,14 @@ def test_every_fault_is_printed_however_many() -> None:
 
 
 def test_the_root_has_a_name() -> None:
-    assert str(Mismatch("", "extra", "nothing", "float32[2]")) == "(root): expected nothing, found float32[2]"
-    assert str(Mismatch("a", "dtype", "int8", "int4", "cast it")) == "a: expected int8, found int4 (cast it)"
+    assert (
+        str(Mismatch("", "extra", "nothing", "float32[2]"))
+        == "(root): expected nothing, found float32[2]"
+    )
+    assert (
+        str(Mismatch("a", "dtype", "int8", "int4", "cast it"))
+        == "a: expected int8, found int4 (cast it)"
+    )
     assert (
         format_faults("h", [Mismatch("", "extra", "nothing", "float32[2]")])
         == "h\n  (root)  expected nothing, found float32[2]"
@@ -442,7 +472,12 @@ def test_the_root_has_a_name() -> None:
 
 
 def test_every_error_of_the_library_has_one_base() -> None:
-    for error in (cs.SchemaError, cs.DerivationError, cs.ConformanceError, cs.CheckpointMismatchError):
+    for error in (
+        cs.SchemaError,
+        cs.DerivationError,
+        cs.ConformanceError,
+        cs.CheckpointMismatchError,
+    ):
         assert issubclass(error, cs.CkptSchemaError)
         assert error("header").mismatches == ()
     assert issubclass(cs.CheckpointMismatchError, cs.ConformanceError)

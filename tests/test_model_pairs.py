@@ -55,7 +55,9 @@ def test_what_nnx_began_goes_on_in_linen_with_the_same_losses(at: Pair) -> None:
     assert_same_run(at, train(at.linen, linen, AFTER), train(at.nnx, state, AFTER))
 
 
-def test_a_run_that_is_converted_to_and_fro_at_every_step_has_the_losses_of_one_that_never_is(at: Pair) -> None:
+def test_a_run_that_is_converted_to_and_fro_at_every_step_has_the_losses_of_one_that_never_is(
+    at: Pair,
+) -> None:
     straight = converted = at.linen.start
     for number in AFTER:
         step = range(number, number + 1)
@@ -67,7 +69,9 @@ def test_a_run_that_is_converted_to_and_fro_at_every_step_has_the_losses_of_one_
 
 
 @pytest.mark.parametrize("first", ["Linen", "NNX"])
-def test_a_checkpoint_of_either_goes_on_in_both_on_another_mesh(at: Pair, first: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_either_goes_on_in_both_on_another_mesh(
+    at: Pair, first: str, tmp_path: Path
+) -> None:
     run = at.linen if first == "Linen" else at.nnx
     state, _ = train(run, run.start, BEFORE)
     cs.orbax.save(tmp_path / "0", placed(state, make_mesh(4, 2)), at.lens)
@@ -98,7 +102,10 @@ def test_running_averages_that_linen_gathered_are_those_that_nnx_evaluates_with(
     model = at.nnx.module(at.lens.get(state)).model
     model.eval()
     apply = jax.jit(functools.partial(at.linen.model.apply, train=False))
-    logits, before = (apply({"params": state.params, "batch_stats": s.batch_stats}, pictures) for s in (state, at.linen.start))
+    logits, before = (
+        apply({"params": state.params, "batch_stats": s.batch_stats}, pictures)
+        for s in (state, at.linen.start)
+    )
     np.testing.assert_array_equal(nnx.jit(lambda model, x: model(x))(model, pictures), logits)
     assert not np.array_equal(logits, before), "the averages take part"
 
@@ -108,9 +115,18 @@ def test_only_adapters_are_trained_and_only_they_have_moments(name: str) -> None
     at = pair(name)
     start = at.lens.get(at.linen.start)
     state, _ = train(at.nnx, start, BEFORE)
-    changed = {path for path, *_ in (d.path.split("/value") for d in cs.differences(start["model"], state["model"]))}
-    assert changed == {f"{layer}/lora/lora_{matrix}" for layer in ("wi", "wo") for matrix in ("a", "b")}
-    moments = {path[-3:] for path, _ in nnx.to_flat_state(state["optimizer"]) if {"mu", "nu"} & set(path)}
+    changed = {
+        path
+        for path, *_ in (
+            d.path.split("/value") for d in cs.differences(start["model"], state["model"])
+        )
+    }
+    assert changed == {
+        f"{layer}/lora/lora_{matrix}" for layer in ("wi", "wo") for matrix in ("a", "b")
+    }
+    moments = {
+        path[-3:] for path, _ in nnx.to_flat_state(state["optimizer"]) if {"mu", "nu"} & set(path)
+    }
     assert {"/".join(path) for path in moments if path[1] == "lora"} == changed
 
 

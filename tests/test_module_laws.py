@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from support.modules import Block, Composed, blocks, composed, filled, linen_state, nnx_state, schema, sizes
+from support.modules import (
+    Block,
+    Composed,
+    blocks,
+    composed,
+    filled,
+    linen_state,
+    nnx_state,
+    schema,
+    sizes,
+)
 from support.profiles import examples
 
 import ckpt_schema as cs
@@ -18,13 +28,20 @@ from ckpt_schema.testing import laws
 
 @examples(1.5)
 @given(block=blocks(), chain=composed, bare=st.booleans(), seed=st.integers(0, 2**32 - 1))
-def test_the_laws_hold_for_real_train_states(block: Block, chain: Composed, bare: bool, seed: int) -> None:
+def test_the_laws_hold_for_real_train_states(
+    block: Block, chain: Composed, bare: bool, seed: int
+) -> None:
     tx, rng = chain(), np.random.default_rng(seed)
     linen, real = linen_state(block, tx, bare=bare), nnx_state(block, tx)
     envelope: Any = cs.linen.BareTrainState if bare else cs.linen.TrainState
-    layouts = envelope[schema(block, linen=True), tx], cs.nnx.TrainState[schema(block, linen=False), tx]
+    layouts = (
+        envelope[schema(block, linen=True), tx],
+        cs.nnx.TrainState[schema(block, linen=False), tx],
+    )
     known = layouts[0].names() | layouts[1].names()
-    lens = cs.derive(*layouts, dims={name: size for name, size in sizes(block).items() if name in known})
+    lens = cs.derive(
+        *layouts, dims={name: size for name, size in sizes(block).items() if name in known}
+    )
     assert cs.check(lens.source, linen) == []
     assert cs.check(lens.view, real) == []
     s, t = (filled(linen, rng, jnp.asarray) for _ in range(2))

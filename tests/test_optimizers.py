@@ -21,7 +21,9 @@ from support.optimizers import EXCEPTIONS, SIZED, SIZES, WRAPPERS, applicable, f
 import ckpt_schema as cs
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # a few of optax's own are, and still have states
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning"
+    ),  # a few of optax's own are, and still have states
     pytest.mark.filterwarnings("ignore:Specifying a key:UserWarning"),
 ]
 
@@ -43,8 +45,15 @@ THOROUGH = hypothesis.settings.default.max_examples > 100
 
 def wrapped() -> list[tuple[str, str]]:
     """Each optimizer in each wrapper, or in two of them by turns."""
-    pairs = [[(name, w) for w in WRAPPERS if w != "alone" and applicable(name, w)] for name in NAMES]
-    return [pair for at, several in enumerate(pairs) for k, pair in enumerate(several) if THOROUGH or (k - at) % 4 == 0]
+    pairs = [
+        [(name, w) for w in WRAPPERS if w != "alone" and applicable(name, w)] for name in NAMES
+    ]
+    return [
+        pair
+        for at, several in enumerate(pairs)
+        for k, pair in enumerate(several)
+        if THOROUGH or (k - at) % 4 == 0
+    ]
 
 
 def states(name: str, wrapper: str) -> tuple[Any, Any, Any]:
@@ -54,8 +63,13 @@ def states(name: str, wrapper: str) -> tuple[Any, Any, Any]:
 
 
 EXTRA = {
-    **dict.fromkeys(("lbfgs", "scale_by_backtracking_linesearch", "scale_by_zoom_linesearch"), ("value", "grad", "value_fn")),
-    **dict.fromkeys(("momo", "momo_adam", "polyak_sgd", "reduce_on_plateau", "scale_by_polyak"), ("value",)),
+    **dict.fromkeys(
+        ("lbfgs", "scale_by_backtracking_linesearch", "scale_by_zoom_linesearch"),
+        ("value", "grad", "value_fn"),
+    ),
+    **dict.fromkeys(
+        ("momo", "momo_adam", "polyak_sgd", "reduce_on_plateau", "scale_by_polyak"), ("value",)
+    ),
     **dict.fromkeys(("hutchinson_estimator_diag_hessian", "sophia"), ("obj_fn",)),
 }
 BATCHED = ("differentially_private_aggregate", "dpsgd")  # what takes a gradient for each example
@@ -78,7 +92,10 @@ STUCK = {  # what cannot take a step in optax or NNX themselves
         for wrapper in ("masked", "partition")
     },
     **{
-        (name, wrapper): "takes a batch of gradients, and this wrapper asks for updates of the gradients' own shapes"
+        (
+            name,
+            wrapper,
+        ): "takes a batch of gradients, and this wrapper asks for updates of the gradients' own shapes"
         for name in BATCHED
         for wrapper in ("MultiSteps", "apply_if_finite")
     },
@@ -98,22 +115,39 @@ def stepped(name: str, linen: Any, module: Any, tx: Any) -> tuple[Any, Any]:
         return sum((jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(tree)), jnp.float32(0))
 
     def given(tree: Any) -> dict[str, Any]:
-        every = {"value": value_of(tree), "grad": gradients(tree), "value_fn": value_of, "obj_fn": value_of}
+        every = {
+            "value": value_of(tree),
+            "grad": gradients(tree),
+            "value_fn": value_of,
+            "obj_fn": value_of,
+        }
         return {key: value for key, value in every.items() if key in extra}
 
     def gradients(tree: Any) -> Any:
         found = jax.grad(value_of)(tree)
         return jax.tree.map(lambda x: x[None], found) if name in BATCHED else found
 
-    updates, opt_state = tx.update(gradients(linen["params"]), linen["opt_state"], linen["params"], **given(linen["params"]))
-    after = {"step": linen["step"] + 1, "params": optax.apply_updates(linen["params"], updates), "opt_state": opt_state}
+    updates, opt_state = tx.update(
+        gradients(linen["params"]), linen["opt_state"], linen["params"], **given(linen["params"])
+    )
+    after = {
+        "step": linen["step"] + 1,
+        "params": optax.apply_updates(linen["params"], updates),
+        "opt_state": opt_state,
+    }
     weights = nnx.state(module.model, nnx.Param)
     module.optimizer.update(module.model, gradients(weights), **given(weights))
     return after, nnx.state(module)
 
 
 def test_every_exception_is_there() -> None:
-    named = EXCEPTIONS.keys() | SIZED.keys() | STEPLESS.keys() | EXTRA.keys() | {name for name, _ in STUCK}
+    named = (
+        EXCEPTIONS.keys()
+        | SIZED.keys()
+        | STEPLESS.keys()
+        | EXTRA.keys()
+        | {name for name, _ in STUCK}
+    )
     assert named <= found().keys() or optax.__version__ < "0.2.8"
     assert len(found()) > 100
 
@@ -127,7 +161,8 @@ def test_an_exception_is_refused_with_its_reason(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SIZED.keys() & found().keys()))
 def test_a_state_whose_type_depends_on_sizes_asks_for_them(name: str) -> None:
     with pytest.raises(
-        cs.SchemaError, match=r'give them, nnx.TrainState\[Body, tx, \{"embed": ..., "mlp": ..., "vocab": ...\}\]'
+        cs.SchemaError,
+        match=r'give them, nnx.TrainState\[Body, tx, \{"embed": ..., "mlp": ..., "vocab": ...\}\]',
     ):
         _ = cs.nnx.TrainState[optimizers.NnxSchema, optimizers.make(name)]
 
@@ -148,7 +183,9 @@ def test_declared_states_are_the_real_ones(name: str, wrapper: str) -> None:
     cs.assert_trees_identical(through.put(through.get(linen)), linen)
 
 
-@pytest.mark.parametrize(("name", "wrapper"), [pair for pair in EVERY if pair[0] not in STEPLESS and pair not in STUCK])
+@pytest.mark.parametrize(
+    ("name", "wrapper"), [pair for pair in EVERY if pair[0] not in STEPLESS and pair not in STUCK]
+)
 def test_a_step_further_is_the_same_step(name: str, wrapper: str) -> None:
     linen, module, tx = states(name, wrapper)
     after, trained = stepped(name, linen, module, tx)
@@ -162,23 +199,34 @@ def test_a_step_further_is_the_same_step(name: str, wrapper: str) -> None:
 @pytest.mark.parametrize(("name", "wrapper"), EVERY)
 def test_a_sharded_state_goes_through_disk(name: str, wrapper: str, tmp_path: Path) -> None:
     linen, module, _ = states(name, wrapper)
-    meshes = [jax.make_mesh(shape, ("x", "y"), axis_types=(AxisType.Auto,) * 2) for shape in ((4, 2), (2, 4))]
+    meshes = [
+        jax.make_mesh(shape, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+        for shape in ((4, 2), (2, 4))
+    ]
 
     def spread(x: jax.Array, on: Any) -> NamedSharding:
         free = iter(on.axis_names)
-        return NamedSharding(on, PartitionSpec(*(next(free, None) if n % 8 == 0 and n else None for n in x.shape)))
+        return NamedSharding(
+            on, PartitionSpec(*(next(free, None) if n % 8 == 0 and n else None for n in x.shape))
+        )
 
     saved = jax.tree.map(lambda x: jax.device_put(x, spread(x, meshes[0])), linen)
     real = nnx.state(module)
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread(x, meshes[1])), real)
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread(x, meshes[1])), real
+    )
     if any(0 in x.shape for x in jax.tree.leaves(saved)):
         pytest.skip("Orbax saves no empty arrays")
     ocp.save(tmp_path / "0", saved)
     restored = cs.orbax.restore(tmp_path / "0", target, lens(name, wrapper))
-    cs.assert_trees_identical(restored, jax.tree.map(lambda x, t: jax.device_put(x, t.sharding), real, target))
+    cs.assert_trees_identical(
+        restored, jax.tree.map(lambda x, t: jax.device_put(x, t.sharding), real, target)
+    )
 
 
-@pytest.mark.parametrize("name", ["muon", "sm3", "adafactor", "masked", "lbfgs", "novograd", "named_chain"])
+@pytest.mark.parametrize(
+    "name", ["muon", "sm3", "adafactor", "masked", "lbfgs", "novograd", "named_chain"]
+)
 def test_inferred_states_are_the_real_ones(name: str) -> None:
     linen, module, _ = states(name, "alone")
     real = nnx.state(module)
@@ -193,10 +241,16 @@ def test_inferred_states_are_the_real_ones(name: str) -> None:
 def test_an_inferred_stack_is_that_of_the_params(name: str) -> None:
     kernel = jnp.arange(2.0 * 130 * 131).reshape(130, 2, 131)
     params = {"layers": {"kernel": kernel}}
-    state = {"step": jnp.int32(0), "params": params, "opt_state": optimizers.make(name).init(params)}
+    state = {
+        "step": jnp.int32(0),
+        "params": params,
+        "opt_state": optimizers.make(name).init(params),
+    }
     layout = cs.infer(state, scan={"layers": 1})
     assert cs.check(layout, state) == []
-    stacked = {row.path: row.repeats for row in layout.rows if row.body and row.path[0] == "opt_state"}
+    stacked = {
+        row.path: row.repeats for row in layout.rows if row.body and row.path[0] == "opt_state"
+    }
     for path, repeats in stacked.items():
         assert ("layers[]" in path) == bool(repeats), path
         row = next(row for row in layout.rows if row.path == path)

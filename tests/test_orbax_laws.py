@@ -24,7 +24,10 @@ from ckpt_schema.testing.meshes import MESHES, Place, Sharded, as_jax, mesh
 from ckpt_schema.testing.states import makers
 
 SEEDS = st.integers(0, 2**32 - 1)
-PLACES = st.one_of(st.just(as_jax), st.builds(lambda on, seed: Sharded(mesh(*on), seed), st.sampled_from(MESHES), SEEDS))
+PLACES = st.one_of(
+    st.just(as_jax),
+    st.builds(lambda on, seed: Sharded(mesh(*on), seed), st.sampled_from(MESHES), SEEDS),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,9 @@ def test_containers_are_those_that_a_load_returns(tmp_path: Path) -> None:
 def test_keys_have_the_implementation_they_were_saved_with(tmp_path: Path, impl: str) -> None:
     dropout = nnx.state(nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=jax.random.key(0, impl=impl))))
     keys = jax.random.split(jax.random.key(1, impl=impl), (2, 3))
-    ocp.save(tmp_path / "0", {"layer.0": dropout, "keys": keys, "data": jnp.zeros((2, 4), jnp.uint32)})
+    ocp.save(
+        tmp_path / "0", {"layer.0": dropout, "keys": keys, "data": jnp.zeros((2, 4), jnp.uint32)}
+    )
     found = metadata.read(tmp_path / "0").tree
     stream = found["layer.0"]["rngs"]
     assert stream["key"]["value"] == shape(dtype=keys.dtype)
@@ -82,7 +84,9 @@ def test_a_part_is_read_alone(tmp_path: Path) -> None:
     assert loaded["bias"] is metadata.SKIP and loaded["kernel"].sharding == on
     assert (loaded["kernel"] == state.params["params"]["kernel"]).all()
     assert list(metadata.load(disk, ("params", "params"), {"kernel": kernel})) == ["kernel"]
-    trace = metadata.load(disk, ("opt_state",), jax.tree.map(lambda _: metadata.SKIP, disk.tree["opt_state"]))
+    trace = metadata.load(
+        disk, ("opt_state",), jax.tree.map(lambda _: metadata.SKIP, disk.tree["opt_state"])
+    )
     assert trace == [None, [{"trace": {"params": {"bias": ..., "kernel": ...}}}, None]]
 
 
@@ -94,26 +98,39 @@ def test_one_of_several_items_is_asked_for(tmp_path: Path) -> None:
     ocp.save_checkpointables(tmp_path / "0", items)
     assert metadata.read(tmp_path / "0", "ema").tree == {"w": shape(3)}
     fault = refused(tmp_path / "0")
-    assert fault.found == "a checkpoint that holds ema, meta, params" and fault.hint == "pass item='ema', or another of them"
+    assert (
+        fault.found == "a checkpoint that holds ema, meta, params"
+        and fault.hint == "pass item='ema', or another of them"
+    )
     assert "ema, meta, params" in refused(tmp_path / "0", "weights").found
-    ocp.save_checkpointables(tmp_path / "1", {"state": {"w": jnp.ones(2)}, "ema": {"w": jnp.zeros(3)}})
+    ocp.save_checkpointables(
+        tmp_path / "1", {"state": {"w": jnp.ones(2)}, "ema": {"w": jnp.zeros(3)}}
+    )
     assert metadata.read(tmp_path / "1").tree == {"w": shape(2)}
 
 
 def test_the_items_of_the_v0_api(tmp_path: Path) -> None:
-    orbax_v0.PyTreeCheckpointer().save(tmp_path / "flat", {"w": jnp.ones(2), "key": jax.random.key(0, impl="rbg")})
+    orbax_v0.PyTreeCheckpointer().save(
+        tmp_path / "flat", {"w": jnp.ones(2), "key": jax.random.key(0, impl="rbg")}
+    )
     found = metadata.read(tmp_path / "flat")
     assert found.item is None
     assert found.tree == {"w": shape(2), "key": shape(dtype=jax.random.key(0, impl="rbg").dtype)}
     assert refused(tmp_path / "flat", "state").hint == "leave item= out"
     with orbax_v0.CheckpointManager(tmp_path / "run") as manager:
         manager.save(9, args=orbax_v0.args.StandardSave({"w": jnp.ones(2)}))
-        both = {"params": orbax_v0.args.StandardSave({"w": jnp.ones(3)}), "notes": orbax_v0.args.JsonSave({"a": 1})}
+        both = {
+            "params": orbax_v0.args.StandardSave({"w": jnp.ones(3)}),
+            "notes": orbax_v0.args.JsonSave({"a": 1}),
+        }
     assert metadata.read(tmp_path / "run" / "9").item == "default"
     with orbax_v0.CheckpointManager(tmp_path / "more") as manager:
         manager.save(9, args=orbax_v0.args.Composite(**both))
     assert metadata.read(tmp_path / "more" / "9").item == "params"
-    assert refused(tmp_path / "more" / "9" / "params").hint == f"pass {tmp_path / 'more' / '9'} with item='params'"
+    assert (
+        refused(tmp_path / "more" / "9" / "params").hint
+        == f"pass {tmp_path / 'more' / '9'} with item='params'"
+    )
 
 
 # --- what is no checkpoint  ---
@@ -136,7 +153,10 @@ def test_a_directory_of_checkpoints_names_the_latest(tmp_path: Path) -> None:
             checkpointer.save(step, {"w": jnp.ones(2)})
     fault = refused(tmp_path / "run")
     assert fault.found == "a directory of 4 checkpoint(s)"
-    assert fault.hint == f"pass one of them: {', '.join(str(tmp_path / 'run' / s) for s in ('10', '100', '1000'))}"
+    assert (
+        fault.hint
+        == f"pass one of them: {', '.join(str(tmp_path / 'run' / s) for s in ('10', '100', '1000'))}"
+    )
     orbax_v0.PyTreeCheckpointer().save(tmp_path / "flat" / "7", {"w": jnp.ones(2)})
     assert refused(tmp_path / "flat").hint == f"pass one of them: {tmp_path / 'flat' / '7'}"
 
@@ -144,7 +164,10 @@ def test_a_directory_of_checkpoints_names_the_latest(tmp_path: Path) -> None:
 def test_a_part_of_a_checkpoint_is_none(tmp_path: Path) -> None:
     ocp.save(tmp_path / "0", {"w": jnp.ones(2)})
     fault = refused(tmp_path / "0" / "state")
-    assert fault.found == "a part of a checkpoint" and fault.hint == f"pass {tmp_path / '0'} with item='state'"
+    assert (
+        fault.found == "a part of a checkpoint"
+        and fault.hint == f"pass {tmp_path / '0'} with item='state'"
+    )
 
 
 def cut(file: str) -> Callable[[Path], None]:
@@ -152,7 +175,9 @@ def cut(file: str) -> Callable[[Path], None]:
 
 
 def gone(name: str) -> Callable[[Path], None]:
-    return lambda path: shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
+    return lambda path: (
+        shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
+    )
 
 
 DAMAGES = {
@@ -197,7 +222,9 @@ def test_an_implementation_that_is_not_registered_is_an_error(tmp_path: Path) ->
     assert refused(tmp_path / "0").found == "a checkpoint that cannot be read"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax abandons coroutines when a load fails
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Orbax abandons coroutines when a load fails
 def test_arrays_that_are_gone_are_an_error_and_change_nothing(tmp_path: Path) -> None:
     model = nnx.Linear(40, 50, rngs=nnx.Rngs(0))
     layout = cs.infer(model)

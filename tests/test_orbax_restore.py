@@ -31,7 +31,9 @@ same = cs.assert_trees_identical
 @functools.cache
 def lens() -> cs.Lens:
     """Linen's scanned train state to the unrolled one of NNX."""
-    return cs.derive(cs.linen.TrainState[models.ScannedSchema, TX], cs.nnx.TrainState[models.NnxSchema, TX])
+    return cs.derive(
+        cs.linen.TrainState[models.ScannedSchema, TX], cs.nnx.TrainState[models.NnxSchema, TX]
+    )
 
 
 @functools.cache
@@ -60,7 +62,10 @@ def sharded(tree: Any, on: Mesh) -> Any:
 
 
 def abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), sharded(tree, mesh(2, 4)))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        sharded(tree, mesh(2, 4)),
+    )
 
 
 def bare(tree: Any) -> Any:
@@ -184,7 +189,9 @@ def test_nnx_into_every_container_of_linen(disk: Disk, saved: str) -> None:
     same(cs.orbax.restore(disk / saved, target, lens()), expected)
     as_dict = {"step": target.step, "params": target.params, "opt_state": target.opt_state}
     result = cs.orbax.restore(disk / saved, as_dict, lens())
-    same(result, {"step": expected.step, "params": expected.params, "opt_state": expected.opt_state})
+    same(
+        result, {"step": expected.step, "params": expected.params, "opt_state": expected.opt_state}
+    )
     on_disk = cs.orbax.restore(disk / saved, models.on_disk(target), lens())
     same(on_disk, models.on_disk(expected))
 
@@ -205,12 +212,17 @@ def test_t9_the_same_layout_of_nnx_keeps_streams_and_int_keys(disk: Disk, saved:
     restored = cs.orbax.restore(disk / saved, target, lens())
     same(restored, expected)
     assert list(restored["model"]["layers"]) == [0, 1, 2]  # on disk they are strings
-    same(cs.orbax.restore(disk / saved, nnx.to_pure_dict(target), lens()), nnx.to_pure_dict(expected))
+    same(
+        cs.orbax.restore(disk / saved, nnx.to_pure_dict(target), lens()), nnx.to_pure_dict(expected)
+    )
 
 
 def test_abstract_targets_say_where_leaves_go(disk: Disk) -> None:
     target = abstract(nnx_state())
-    same(cs.orbax.restore(disk / "linen on a mesh", target, lens()), placed_like(lens().get(linen_state()), target))
+    same(
+        cs.orbax.restore(disk / "linen on a mesh", target, lens()),
+        placed_like(lens().get(linen_state()), target),
+    )
     state = abstract(linen_state())
     result = cs.orbax.restore(disk / "nnx on a mesh", state, lens())
     assert isinstance(result, TrainState)
@@ -238,26 +250,36 @@ def test_an_abstract_module_is_filled(disk: Disk) -> None:
 
 def test_leaves_without_a_sharding(disk: Disk) -> None:
     plain = cs.orbax.restore(disk / "linen on a mesh", bare(nnx_state()), lens())
-    assert {leaf.sharding for leaf in jax.tree.leaves(plain)} == {SingleDeviceSharding(jax.devices()[0])}
+    assert {leaf.sharding for leaf in jax.tree.leaves(plain)} == {
+        SingleDeviceSharding(jax.devices()[0])
+    }
     target = bare(linen_state())
     kernel = target.params["params"]["head"]["kernel"]
     split = NamedSharding(mesh(2, 4), PartitionSpec("y"))
-    target.params["params"]["head"]["kernel"] = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype, sharding=split)
+    target.params["params"]["head"]["kernel"] = jax.ShapeDtypeStruct(
+        kernel.shape, kernel.dtype, sharding=split
+    )
     mixed = cs.orbax.restore(disk / "linen", target, lens())
     assert mixed.params["params"]["head"]["kernel"].sharding == split
-    assert mixed.params["params"]["head"]["bias"].sharding == NamedSharding(mesh(2, 4), PartitionSpec())
+    assert mixed.params["params"]["head"]["bias"].sharding == NamedSharding(
+        mesh(2, 4), PartitionSpec()
+    )
 
 
 # --- numbers  ---
 
 
-@pytest.mark.parametrize("saved", ["linen", "linen on a mesh"])  # the first has the number 7, the second an int32[]
+@pytest.mark.parametrize(
+    "saved", ["linen", "linen on a mesh"]
+)  # the first has the number 7, the second an int32[]
 def test_a_step_is_what_the_target_has(disk: Disk, saved: str) -> None:
     number = cs.orbax.restore(disk / saved, models.linen_state(TX), lens()).step
     assert type(number) is int and number == 7
     array = cs.orbax.restore(disk / saved, abstract(linen_state()), lens()).step
     assert array.dtype == jnp.int32 and array == 7 and array.sharding.mesh == mesh(2, 4)
-    view = cs.orbax.restore(disk / saved, abstract(nnx_state()), lens())["optimizer"]["step"].get_raw_value()
+    view = cs.orbax.restore(disk / saved, abstract(nnx_state()), lens())["optimizer"][
+        "step"
+    ].get_raw_value()
     assert view.dtype == jnp.uint32 and view == 7 and view.sharding.mesh == mesh(2, 4)
 
 
@@ -274,8 +296,12 @@ def test_t4_a_step_out_of_range_is_an_error(tmp_path: Path, step: Any) -> None:
 
 
 def test_a_number_that_the_dtype_cannot_hold_is_an_error(tmp_path: Path) -> None:
-    ocp.save(tmp_path / "0", linen_state().replace(step=2**40))  # Orbax would load it into an int32 as 0
-    with pytest.raises(cs.CheckpointMismatchError, match=r"step .*int32.*found Python int 1099511627776"):
+    ocp.save(
+        tmp_path / "0", linen_state().replace(step=2**40)
+    )  # Orbax would load it into an int32 as 0
+    with pytest.raises(
+        cs.CheckpointMismatchError, match=r"step .*int32.*found Python int 1099511627776"
+    ):
         cs.orbax.restore(tmp_path / "0", abstract(linen_state()), lens())
 
 
@@ -289,12 +315,21 @@ def test_private_leaves_come_from_a_concrete_target_or_from_defaults(disk: Disk)
     stream = made["model"]["layers"][0]["dropout"]["rngs"]
     assert stream["count"].get_raw_value() == 0
     key = stream["key"].get_raw_value()
-    assert key.dtype == jax.random.key(0).dtype and (jax.random.key_data(key) == jax.random.key_data(jax.random.key(0))).all()
+    assert (
+        key.dtype == jax.random.key(0).dtype
+        and (jax.random.key_data(key) == jax.random.key_data(jax.random.key(0))).all()
+    )
 
 
-def test_what_the_target_has_no_place_for_is_not_read(disk: Disk, read_bytes: Callable[[], int]) -> None:
+def test_what_the_target_has_no_place_for_is_not_read(
+    disk: Disk, read_bytes: Callable[[], int]
+) -> None:
     cs.orbax.restore(disk / "nnx", bare(linen_state()), lens())
-    streams = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(nnx_state()["model"]) if "rngs" in str(path)]
+    streams = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(nnx_state()["model"])
+        if "rngs" in str(path)
+    ]
     assert len(streams) == 4 * models.DEPTH
     assert read_bytes() == size(nnx_state()) - size(streams)
 
@@ -303,13 +338,22 @@ def test_what_the_target_has_no_place_for_is_not_read(disk: Disk, read_bytes: Ca
 
 
 @pytest.mark.parametrize("saved", ["linen", "bare", "weights", "nnx", "nnx weights"])
-def test_weights_alone_are_found_wherever_they_are(disk: Disk, saved: str, read_bytes: Callable[[], int]) -> None:
+def test_weights_alone_are_found_wherever_they_are(
+    disk: Disk, saved: str, read_bytes: Callable[[], int]
+) -> None:
     params, model = linen_state().params, nnx_state()["model"]
     target = nnx.state(models.nnx_decoder(), nnx.Param)
-    expected = weights().get(params, onto=target) if "nnx" not in saved else nnx.filter_state(model, nnx.Param)
+    expected = (
+        weights().get(params, onto=target)
+        if "nnx" not in saved
+        else nnx.filter_state(model, nnx.Param)
+    )
     same(cs.orbax.restore(disk / saved, target, weights()), expected)
     assert read_bytes() == size(params)  # neither moments nor streams
-    same(cs.orbax.restore(disk / saved, params, weights()), params if "nnx" not in saved else weights().put(expected))
+    same(
+        cs.orbax.restore(disk / saved, params, weights()),
+        params if "nnx" not in saved else weights().put(expected),
+    )
 
 
 @pytest.mark.parametrize("saved", ["bare", "weights", "nnx"])
@@ -325,7 +369,10 @@ def test_weights_into_a_module_leave_its_streams(disk: Disk) -> None:
     before = nnx.state(model, nnx.RngState)
     cs.orbax.restore(disk / "linen", model, weights())
     same(nnx.state(model, nnx.RngState), before)
-    same(nnx.state(model, nnx.Param), weights().get(linen_state().params, onto=nnx.state(model, nnx.Param)))
+    same(
+        nnx.state(model, nnx.Param),
+        weights().get(linen_state().params, onto=nnx.state(model, nnx.Param)),
+    )
 
 
 def test_streams_that_nothing_fills_are_an_error(disk: Disk, loads: list[Any]) -> None:
@@ -333,14 +380,18 @@ def test_streams_that_nothing_fills_are_an_error(disk: Disk, loads: list[Any]) -
     streams = [row for row in layout.rows if "rngs" in row.key]
     assert streams
     with pytest.raises(cs.CheckpointMismatchError, match="rngs/key"):
-        cs.orbax.restore(disk / "weights", abstract(nnx_state()["model"]), cs.derive(layout, layout))
+        cs.orbax.restore(
+            disk / "weights", abstract(nnx_state()["model"]), cs.derive(layout, layout)
+        )
     assert not loads
 
 
 # --- one metadata read  ---
 
 
-@pytest.mark.parametrize(("saved", "target"), [("linen", nnx_state), ("linen", linen_state), ("nnx", linen_state)])
+@pytest.mark.parametrize(
+    ("saved", "target"), [("linen", nnx_state), ("linen", linen_state), ("nnx", linen_state)]
+)
 def test_one_metadata_read_is_added_to_what_a_load_does(
     disk: Disk, saved: str, target: Callable[[], Any], loads: list[Any]
 ) -> None:
@@ -363,7 +414,9 @@ def test_the_same_layout_is_not_translated(disk: Disk) -> None:
     through = cs.derive(lens().source, lens().view)
     cs.orbax.restore(disk / "nnx", nnx_state(), through)
     cs.orbax.restore(disk / "linen", linen_state(), through)
-    assert "_forward" not in vars(through) and "_backward" not in vars(through)  # neither direction was ever set up
+    assert "_forward" not in vars(through) and "_backward" not in vars(
+        through
+    )  # neither direction was ever set up
 
 
 def test_times_are_told(disk: Disk) -> None:
@@ -376,7 +429,9 @@ def test_times_are_told(disk: Disk) -> None:
 # --- what is refused, before a byte is read  ---
 
 
-def refused(path: Path, target: Any, through: cs.Lens, loads: list[Any]) -> cs.CheckpointMismatchError:
+def refused(
+    path: Path, target: Any, through: cs.Lens, loads: list[Any]
+) -> cs.CheckpointMismatchError:
     """The error of a restore that must read nothing and change nothing."""
     before = jax.tree.leaves(nnx.state(target) if isinstance(target, nnx.Module) else target)
     with pytest.raises(cs.CheckpointMismatchError) as caught:
@@ -392,7 +447,9 @@ def faults(error: cs.CkptSchemaError) -> list[tuple[str, str]]:
     return [(fault.path, fault.kind) for fault in error.mismatches]
 
 
-def test_a_checkpoint_of_neither_side_shows_the_nearest_diff(tmp_path: Path, loads: list[Any]) -> None:
+def test_a_checkpoint_of_neither_side_shows_the_nearest_diff(
+    tmp_path: Path, loads: list[Any]
+) -> None:
     params: Any = {"params": {**linen_state().params["params"]}}
     params["params"]["heads"] = params["params"].pop("head")
     ocp.save(tmp_path / "0", linen_state().replace(params=params))
@@ -427,13 +484,17 @@ def test_t6_a_missing_leaf_is_an_error(tmp_path: Path, loads: list[Any]) -> None
     del state["model"]["layers"]["1"]["wi"]["bias"]
     ocp.save(tmp_path / "0", state)
     for target in (nnx_state(), abstract(nnx_state()), linen_state(), models.nnx_module(TX)):
-        assert faults(refused(tmp_path / "0", target, lens(), loads)) == [("model/layers/1/wi/bias", "missing")]
+        assert faults(refused(tmp_path / "0", target, lens(), loads)) == [
+            ("model/layers/1/wi/bias", "missing")
+        ]
 
 
 def test_an_extra_leaf_is_an_error(tmp_path: Path, loads: list[Any]) -> None:
     state = models.on_disk(nnx_state())
     ocp.save(tmp_path / "0", {**state, "to_nnx__rngs": {"count": jnp.uint32(3)}})
-    assert faults(refused(tmp_path / "0", linen_state(), lens(), loads)) == [("to_nnx__rngs/count", "extra")]
+    assert faults(refused(tmp_path / "0", linen_state(), lens(), loads)) == [
+        ("to_nnx__rngs/count", "extra")
+    ]
 
 
 class Noisy(nnx.Module):
@@ -464,7 +525,9 @@ def test_a_key_keeps_its_implementation(tmp_path: Path, impl: str) -> None:
 
 @pytest.mark.parametrize("saved", IMPLS)
 @pytest.mark.parametrize("wanted", IMPLS)
-def test_t1_a_key_of_another_implementation_is_an_error(tmp_path: Path, saved: str, wanted: str, loads: list[Any]) -> None:
+def test_t1_a_key_of_another_implementation_is_an_error(
+    tmp_path: Path, saved: str, wanted: str, loads: list[Any]
+) -> None:
     if saved == wanted:
         return
     ocp.save(tmp_path / "0", noisy(saved)[0])
@@ -473,18 +536,28 @@ def test_t1_a_key_of_another_implementation_is_an_error(tmp_path: Path, saved: s
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_t2_a_key_where_raw_data_is_wanted_and_back_is_an_error(tmp_path: Path, impl: str, loads: list[Any]) -> None:
+def test_t2_a_key_where_raw_data_is_wanted_and_back_is_an_error(
+    tmp_path: Path, impl: str, loads: list[Any]
+) -> None:
     keyed, through = noisy(impl)
     raw = jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, keyed)
     ocp.save(tmp_path / "keys", keyed)
     ocp.save(tmp_path / "data", raw)
     layout = cs.infer(raw)
-    assert faults(refused(tmp_path / "keys", raw, cs.derive(layout, layout), loads)) == [("dropout/rngs/key/value", "dtype")]
-    assert faults(refused(tmp_path / "data", keyed, through, loads)) == [("dropout/rngs/key/value", "dtype")]
+    assert faults(refused(tmp_path / "keys", raw, cs.derive(layout, layout), loads)) == [
+        ("dropout/rngs/key/value", "dtype")
+    ]
+    assert faults(refused(tmp_path / "data", keyed, through, loads)) == [
+        ("dropout/rngs/key/value", "dtype")
+    ]
 
 
-@pytest.mark.parametrize(("stored", "wanted"), [("float32", "int8"), ("float32", "bfloat16"), ("int32", "float32")])
-def test_t5_another_dtype_is_an_error(tmp_path: Path, stored: str, wanted: str, loads: list[Any]) -> None:
+@pytest.mark.parametrize(
+    ("stored", "wanted"), [("float32", "int8"), ("float32", "bfloat16"), ("int32", "float32")]
+)
+def test_t5_another_dtype_is_an_error(
+    tmp_path: Path, stored: str, wanted: str, loads: list[Any]
+) -> None:
     state = jax.tree.map(lambda x: x.astype(stored), nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0))))
     ocp.save(tmp_path / "0", state)
     target = jax.tree.map(lambda x: x.astype(wanted), state)
@@ -541,7 +614,10 @@ def test_a_mesh_without_devices_needs_one_in_context(disk: Disk, loads: list[Any
     with pytest.raises(cs.ConformanceError, match=r"found no mesh") as caught:
         cs.orbax.restore(disk / "linen", target, lens())
     assert len(caught.value.mismatches) == len(jax.tree.leaves(target))
-    with jax.set_mesh(mesh(4, 2)), pytest.raises(cs.ConformanceError, match=r"found \{'x': 4, 'y': 2\}"):
+    with (
+        jax.set_mesh(mesh(4, 2)),
+        pytest.raises(cs.ConformanceError, match=r"found \{'x': 4, 'y': 2\}"),
+    ):
         cs.orbax.restore(disk / "linen", target, lens())
     assert not loads
 
@@ -558,7 +634,9 @@ def test_dims_that_one_side_alone_has_do_not_disturb_a_load_of_the_other(tmp_pat
     for name, tree in (("fused", fused), ("split", through.get(fused))):
         ocp.save(tmp_path / name, tree)
         cs.assert_trees_identical(cs.orbax.restore(tmp_path / name, fused, through), fused)
-        cs.assert_trees_identical(cs.orbax.restore(tmp_path / name, through.get(fused), through), through.get(fused))
+        cs.assert_trees_identical(
+            cs.orbax.restore(tmp_path / name, through.get(fused), through), through.get(fused)
+        )
 
 
 def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,9 @@ same = cs.assert_trees_identical
 
 @pytest.fixture(scope="module")
 def lens() -> cs.Lens:
-    return cs.derive(cs.linen.TrainState[models.ScannedSchema, TX], cs.nnx.TrainState[models.NnxSchema, TX])
+    return cs.derive(
+        cs.linen.TrainState[models.ScannedSchema, TX], cs.nnx.TrainState[models.NnxSchema, TX]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +43,17 @@ def nnx_state() -> Any:
 
 
 def files(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()
+    }
 
 
 # --- what is written  ---
 
 
-def test_a_view_is_written_as_the_source(tmp_path: Path, lens: cs.Lens, linen_state: Any, nnx_state: Any) -> None:
+def test_a_view_is_written_as_the_source(
+    tmp_path: Path, lens: cs.Lens, linen_state: Any, nnx_state: Any
+) -> None:
     cs.orbax.save(tmp_path / "0", nnx_state, lens)
     loaded = ocp.load(tmp_path / "0", lens.put(nnx_state))  # by one who knows only Linen and Orbax
     same(loaded, lens.put(nnx_state))
@@ -64,7 +70,9 @@ def test_a_module_and_a_pure_dict_are_written_as_the_source(tmp_path: Path, lens
     same(ocp.load(tmp_path / "pure", expected), expected)
 
 
-def test_a_source_is_written_as_it_is(tmp_path: Path, lens: cs.Lens, linen_state: Any, nnx_state: Any) -> None:
+def test_a_source_is_written_as_it_is(
+    tmp_path: Path, lens: cs.Lens, linen_state: Any, nnx_state: Any
+) -> None:
     cs.orbax.save(tmp_path / "linen", linen_state, lens)
     same(ocp.load(tmp_path / "linen", linen_state), linen_state)
     cs.orbax.save(tmp_path / "nnx", nnx_state, ~lens)
@@ -73,12 +81,17 @@ def test_a_source_is_written_as_it_is(tmp_path: Path, lens: cs.Lens, linen_state
     same(ocp.load(tmp_path / "other", nnx_state), lens.get(linen_state))
 
 
-def test_what_is_saved_is_restored(tmp_path: Path, lens: cs.Lens, linen_state: Any, nnx_state: Any) -> None:
+def test_what_is_saved_is_restored(
+    tmp_path: Path, lens: cs.Lens, linen_state: Any, nnx_state: Any
+) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     spread = jax.device_put(nnx_state, NamedSharding(mesh, PartitionSpec()))
     cs.orbax.save(tmp_path / "0", spread, lens)
     same(cs.orbax.restore(tmp_path / "0", spread, lens), spread)
-    same(cs.orbax.restore(tmp_path / "0", linen_state, lens, aux=None), lens.put(nnx_state, onto=linen_state))
+    same(
+        cs.orbax.restore(tmp_path / "0", linen_state, lens, aux=None),
+        lens.put(nnx_state, onto=linen_state),
+    )
 
 
 def test_parents_are_made(tmp_path: Path, lens: cs.Lens, linen_state: Any) -> None:
@@ -104,7 +117,9 @@ def test_numpy_scalars_and_bools_are_written_as_arrays(tmp_path: Path) -> None:
 # --- what is refused  ---
 
 
-def test_what_exists_is_not_touched(tmp_path: Path, lens: cs.Lens, linen_state: Any, nnx_state: Any) -> None:
+def test_what_exists_is_not_touched(
+    tmp_path: Path, lens: cs.Lens, linen_state: Any, nnx_state: Any
+) -> None:
     cs.orbax.save(tmp_path / "0", linen_state, lens)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("mine")
@@ -123,22 +138,33 @@ def refused(path: Path, state: Any, lens: cs.Lens) -> list[tuple[str, str]]:
     return [(fault.path, fault.kind) for fault in caught.value.mismatches]
 
 
-def test_a_state_of_neither_side_is_refused(tmp_path: Path, lens: cs.Lens, linen_state: Any) -> None:
+def test_a_state_of_neither_side_is_refused(
+    tmp_path: Path, lens: cs.Lens, linen_state: Any
+) -> None:
     (fault,) = refused(tmp_path / "0", linen_state.replace(step=jnp.float32(3)), lens)
     assert fault == ("step", "dtype")
 
 
-def test_leaves_without_values_are_refused_all_at_once(tmp_path: Path, lens: cs.Lens, linen_state: Any) -> None:
+def test_leaves_without_values_are_refused_all_at_once(
+    tmp_path: Path, lens: cs.Lens, linen_state: Any
+) -> None:
     head = {"kernel": jnp.zeros((8, 11)), "bias": jax.ShapeDtypeStruct((11,), jnp.float32)}
     head["kernel"].delete()
     params = {"params": {**linen_state.params["params"], "head": head}}
     found = refused(tmp_path / "0", linen_state.replace(params=params), lens)
-    assert found == [("params/params/head/bias", "abstract"), ("params/params/head/kernel", "abstract")]
+    assert found == [
+        ("params/params/head/bias", "abstract"),
+        ("params/params/head/kernel", "abstract"),
+    ]
 
 
-def test_a_step_that_the_source_cannot_hold_is_refused(tmp_path: Path, lens: cs.Lens, nnx_state: Any) -> None:
+def test_a_step_that_the_source_cannot_hold_is_refused(
+    tmp_path: Path, lens: cs.Lens, nnx_state: Any
+) -> None:
     state = nnx.State({**nnx_state})
-    state["optimizer"] = nnx.State({**nnx_state["optimizer"], "step": nnx.optimizer.OptState(jnp.uint32(2**31))})
+    state["optimizer"] = nnx.State(
+        {**nnx_state["optimizer"], "step": nnx.optimizer.OptState(jnp.uint32(2**31))}
+    )
     assert refused(tmp_path / "0", state, lens) == [("optimizer/step/value", "cast")]
 
 
@@ -151,7 +177,9 @@ class Dotted(cs.Schema):
 
 @pytest.mark.parametrize("n", [0, 2])
 def test_leaves_that_orbax_would_lose_are_refused(tmp_path: Path, n: int) -> None:
-    found = refused(tmp_path / "0", {"a.b": jnp.ones(n), "a": {"b": jnp.zeros(n)}}, cs.derive(Dotted, Dotted))
+    found = refused(
+        tmp_path / "0", {"a.b": jnp.ones(n), "a": {"b": jnp.zeros(n)}}, cs.derive(Dotted, Dotted)
+    )
     assert [path for path, kind in found if kind == "ambiguous"] == ["a.b", "a/b"]
     assert [path for path, kind in found if kind == "shape"] == ([] if n else ["a.b", "a/b"])
 
@@ -159,7 +187,9 @@ def test_leaves_that_orbax_would_lose_are_refused(tmp_path: Path, n: int) -> Non
 # --- what is left behind  ---
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's writes, cut off by the failure
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of Orbax's writes, cut off by the failure
 def test_a_save_that_fails_leaves_nothing(
     tmp_path: Path, lens: cs.Lens, linen_state: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +197,9 @@ def test_a_save_that_fails_leaves_nothing(
     write, at_work = type(store).write, []
 
     async def full(*_: Any, **__: Any) -> None:
-        await asyncio.sleep(1)  # the arrays are written meanwhile: nothing is left that could write after the failure
+        await asyncio.sleep(
+            1
+        )  # the arrays are written meanwhile: nothing is left that could write after the failure
         at_work.extend(path.name for path in tmp_path.iterdir())
         raise OSError("disk full")
 
@@ -215,6 +247,8 @@ def test_a_dtype_that_orbax_has_no_place_for_is_named(tmp_path: Path, dtype: str
     tree = {"a": {"w": jnp.ones(2, dtype)}, "b": jnp.ones(2)}
     layout = cs.infer(tree)
     assert refused(tmp_path / "0", tree, cs.derive(layout, layout)) == [("a/w", "dtype")]
-    with pytest.raises(Exception, match="Unsupported data type"):  # when this fails, there is one less to refuse
+    with pytest.raises(
+        Exception, match="Unsupported data type"
+    ):  # when this fails, there is one less to refuse
         ocp.save(tmp_path / "1", tree)
     gc.collect()

@@ -96,7 +96,10 @@ def quantized(seed: int, *lead: int) -> QArray:
 
 
 def linen_state() -> dict[str, Any]:
-    stats = {"range": Pair(jnp.zeros(2), jnp.ones(2)), "sum": {"count": jnp.arange(2), "total": jnp.ones((2, 1, 3))}}
+    stats = {
+        "range": Pair(jnp.zeros(2), jnp.ones(2)),
+        "sum": {"count": jnp.arange(2), "total": jnp.ones((2, 1, 3))},
+    }
     kernel = jax.tree.map(lambda *x: jnp.stack(x), quantized(1), quantized(2))
     return {
         "params": {"layers": {"kernel": kernel}, "bias": jnp.zeros(3)},
@@ -137,7 +140,9 @@ def test_each_value_is_one_variable_and_one_struct() -> None:
     assert isinstance(LENS.put(real)["params"]["layers"]["kernel"], QArray)
 
 
-@pytest.mark.parametrize("law", [laws.get_put, laws.put_get, laws.conformance, laws.abstraction, laws.inverse])
+@pytest.mark.parametrize(
+    "law", [laws.get_put, laws.put_get, laws.conformance, laws.abstraction, laws.inverse]
+)
 def test_the_laws_hold(law: Any) -> None:
     trees = {laws.get_put: (linen_state(),), laws.put_get: (nnx.state(NnxNet()),)}
     law(LENS, *trees.get(law, (linen_state(), nnx.state(NnxNet()))))
@@ -147,7 +152,9 @@ def test_they_go_through_disk(tmp_path: Path) -> None:
     real, linen = nnx.state(NnxNet()), linen_state()
     for name, state, lens in (("linen", real, LENS), ("nnx", linen, ~LENS)):
         cs.orbax.save(tmp_path / name, state, lens)
-        cs.assert_trees_identical(nnx.state(cs.orbax.restore(tmp_path / name, NnxNet(), LENS)), real)
+        cs.assert_trees_identical(
+            nnx.state(cs.orbax.restore(tmp_path / name, NnxNet(), LENS)), real
+        )
         cs.assert_trees_identical(cs.orbax.restore(tmp_path / name, linen, LENS), linen)
     assert read(tmp_path / "linen").tree["params"]["layers"]["kernel"]["zero_point"] is None
     cs.assert_trees_identical(ocp.load(tmp_path / "linen", linen), linen)  # by Orbax alone
@@ -167,16 +174,25 @@ class Plain(cs.Schema):
 
 def test_what_no_leaf_tells_comes_from_onto_or_is_an_error() -> None:
     tree = {"params": {"kernel": WithHow(quantized(1), "by hand")}}
-    lens = cs.derive(cs.linen.Params[Plain], cs.linen.Params[Boxed], [cs.rename("kernel", "kernel/array")])
+    lens = cs.derive(
+        cs.linen.Params[Plain], cs.linen.Params[Boxed], [cs.rename("kernel", "kernel/array")]
+    )
     with pytest.raises(cs.ConformanceError) as caught:
         lens.get(lens.put(tree))
-    assert [(fault.path, fault.kind) for fault in caught.value.mismatches] == [("params/kernel", "container")]
+    assert [(fault.path, fault.kind) for fault in caught.value.mismatches] == [
+        ("params/kernel", "container")
+    ]
     assert "how" in caught.value.mismatches[0].found
     cs.assert_trees_identical(lens.get(lens.put(tree), onto=jax.eval_shape(lambda: tree)), tree)
 
 
 def test_inferred_layouts_keep_what_no_leaf_tells() -> None:
-    state = nnx.State({"w": nnx.Param(WithHow(quantized(1), "by hand")), "b": nnx.Param([jnp.ones(2), (jnp.zeros(1),)])})
+    state = nnx.State(
+        {
+            "w": nnx.Param(WithHow(quantized(1), "by hand")),
+            "b": nnx.Param([jnp.ones(2), (jnp.zeros(1),)]),
+        }
+    )
     linen = {"params": {"w": WithHow(quantized(1), "by hand"), "b": [jnp.ones(2), (jnp.zeros(1),)]}}
     lens = cs.derive(cs.infer(linen), cs.infer(state))
     cs.assert_trees_identical(lens.get(linen), state)
@@ -201,7 +217,9 @@ class Alone(nn.Module):
 
 
 class AloneSchema(cs.Schema):
-    hidden: Sown = cs.field(value=tuple, type=nnx.Intermediate, collection="intermediates", ephemeral=True)
+    hidden: Sown = cs.field(
+        value=tuple, type=nnx.Intermediate, collection="intermediates", ephemeral=True
+    )
     scale: Float32[Array, ""]
 
 
@@ -241,7 +259,9 @@ def test_value_is_refused_where_it_means_nothing() -> None:
         class _Leaf(cs.Schema):
             w: Float32[Array, ""] = cs.field(value=dict)
 
-    with pytest.raises(cs.SchemaError, match="give value= to the attributes of the schema in the list"):
+    with pytest.raises(
+        cs.SchemaError, match="give value= to the attributes of the schema in the list"
+    ):
 
         class _List(cs.Schema):
             w: list[Range] = cs.field(length="n", value=dict)

@@ -58,7 +58,9 @@ def test_variables_do_not_pass_for_their_values() -> None:
     cs.assert_trees_identical(lens.get(tree(), onto=lens.get(state)), wanted)
 
 
-def test_trees_in_another_container_are_not_read_to_be_told_apart(compiled: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trees_in_another_container_are_not_read_to_be_told_apart(
+    compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Block(cs.Schema):
         kernel: Float32[Array, "embed mlp"]
 
@@ -73,7 +75,10 @@ def test_trees_in_another_container_are_not_read_to_be_told_apart(compiled: list
     params = {"params": {"layers": {"kernel": jnp.ones((3, 2, 4))}}}
     found = TrainState.create(apply_fn=print, params=params, tx=tx)
     as_dict = {"step": jnp.int32(0), "params": params, "opt_state": found.opt_state}
-    as_read = {**as_dict, "opt_state": [{"count": found.opt_state[0].count, "mu": params, "nu": params}, None, None]}
+    as_read = {
+        **as_dict,
+        "opt_state": [{"count": found.opt_state[0].count, "mu": params, "nu": params}, None, None],
+    }
     views = [lens.get(found), nnx.to_pure_dict(lens.get(found))]
     del compiled[:]
 
@@ -91,7 +96,9 @@ def test_trees_in_another_container_are_not_read_to_be_told_apart(compiled: list
 def test_a_dict_with_a_default_is_not_filled() -> None:
     lens = cs.derive(Old, New)
     lens.get(collections.defaultdict(lambda: jnp.zeros(2), tree()))
-    other = collections.defaultdict(lambda: jnp.zeros(2), {"moved": jnp.arange(2.0), "twisted": jnp.zeros(2)})
+    other = collections.defaultdict(
+        lambda: jnp.zeros(2), {"moved": jnp.arange(2.0), "twisted": jnp.zeros(2)}
+    )
     with pytest.raises(cs.ConformanceError):
         lens.get(other)
     assert sorted(other) == ["moved", "twisted"]
@@ -126,7 +133,10 @@ def test_gradients_pass_through_edits() -> None:
     weight = {"moved": jnp.arange(2.0), "turned": jnp.arange(6.0).reshape(3, 2)}
 
     def dot(s: Any) -> jax.Array:
-        return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(lens.get(s)), jax.tree.leaves(weight), strict=True))
+        return sum(
+            jnp.vdot(a, b)
+            for a, b in zip(jax.tree.leaves(lens.get(s)), jax.tree.leaves(weight), strict=True)
+        )
 
     for gradient in (jax.grad(dot), jax.jit(jax.grad(dot)), jax.jacfwd(dot)):
         np.testing.assert_array_equal(gradient(tree())["turned"], weight["turned"].T)
@@ -147,7 +157,9 @@ def test_numpy_leaves_of_onto_stay_numpy() -> None:
 
     counted = cs.derive(Counted, Unsigned)
     for step in (np.int32(3), np.asarray(3, np.int32), jnp.int32(3), 3):
-        cs.assert_trees_identical(counted.put(counted.get({"step": step}), onto={"step": step}), {"step": step})
+        cs.assert_trees_identical(
+            counted.put(counted.get({"step": step}), onto={"step": step}), {"step": step}
+        )
 
 
 def test_what_jax_would_narrow_is_an_error() -> None:

@@ -46,7 +46,10 @@ def abstract(tree: Any) -> Any:
     """With every leaf on all devices of another mesh."""
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.asarray(x).dtype, sharding=everywhere), tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.asarray(x).dtype, sharding=everywhere),
+        tree,
+    )
 
 
 def placed(tree: Any, like: Any) -> Any:
@@ -57,33 +60,49 @@ def test_a_run_in_the_other_layout_gets_its_streams_back(saved: Path, trained: A
     target = abstract(trained)
     cs.assert_trees_identical(cs.orbax.restore(saved, target, LENS), placed(trained, target))
     module = nnx_module(TX)
-    assert nnx.state(cs.orbax.restore(saved, module, LENS))["model"]["layers"][1]["dropout"]["rngs"]["count"].get_value() == 3
+    assert (
+        nnx.state(cs.orbax.restore(saved, module, LENS))["model"]["layers"][1]["dropout"]["rngs"][
+            "count"
+        ].get_value()
+        == 3
+    )
 
 
 def test_orbax_alone_does_not_meet_them(saved: Path, trained: Any) -> None:
     target = LENS.put(abstract(trained), onto=abstract(linen_state(TX)))
-    cs.assert_trees_identical(ocp.load(saved, target), LENS.put(placed(trained, abstract(trained)), onto=target))
+    cs.assert_trees_identical(
+        ocp.load(saved, target), LENS.put(placed(trained, abstract(trained)), onto=target)
+    )
 
 
 def test_a_linen_run_is_told_and_can_keep_them(saved: Path, trained: Any, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"has leaves of another layout beside its state \(nnx_aux\), which are not read"):
+    with pytest.warns(
+        UserWarning,
+        match=r"has leaves of another layout beside its state \(nnx_aux\), which are not read",
+    ):
         linen = cs.orbax.restore(saved, linen_state(TX), LENS)
     cs.orbax.save(tmp_path / "1", linen, LENS, private=cs.orbax.load_private(saved))
     cs.assert_trees_identical(cs.orbax.restore(tmp_path / "1", trained, LENS), trained)
 
 
-def test_without_them_there_are_the_defaults_or_those_of_the_target(tmp_path: Path, trained: Any) -> None:
+def test_without_them_there_are_the_defaults_or_those_of_the_target(
+    tmp_path: Path, trained: Any
+) -> None:
     cs.orbax.save(tmp_path / "0", trained, LENS, aux=None)
     with pytest.raises(cs.CheckpointMismatchError, match="private leaves called nnx_aux"):
         cs.orbax.load_private(tmp_path / "0")
     made = cs.orbax.restore(tmp_path / "0", abstract(trained), LENS)
-    cs.assert_trees_identical(made, LENS.get(LENS.put(placed(trained, abstract(trained))), onto=abstract(trained)))
+    cs.assert_trees_identical(
+        made, LENS.get(LENS.put(placed(trained, abstract(trained))), onto=abstract(trained))
+    )
     assert made["model"]["layers"][1]["dropout"]["rngs"]["count"].get_value() == 0
     kept = cs.orbax.restore(tmp_path / "0", trained, LENS)
     cs.assert_trees_identical(kept, trained)
 
 
-def test_maxtext_3929_private_leaves_inside_of_the_state(saved: Path, trained: Any, tmp_path: Path) -> None:
+def test_maxtext_3929_private_leaves_inside_of_the_state(
+    saved: Path, trained: Any, tmp_path: Path
+) -> None:
     """As MaxText writes them: one more key beside ``params``, which made a Linen run that resumes die."""
     linen = LENS.put(trained)
     ocp.save(tmp_path / "0", {**linen, "nnx_aux": cs.orbax.load_private(saved)})
@@ -92,7 +111,9 @@ def test_maxtext_3929_private_leaves_inside_of_the_state(saved: Path, trained: A
         restored = cs.orbax.restore(tmp_path / "0", plain, LENS)
     cs.assert_trees_identical(restored, LENS.put(trained, onto=plain))
     target = abstract(trained)
-    cs.assert_trees_identical(cs.orbax.restore(tmp_path / "0", target, LENS), placed(trained, target))
+    cs.assert_trees_identical(
+        cs.orbax.restore(tmp_path / "0", target, LENS), placed(trained, target)
+    )
 
 
 def test_weights_alone_find_their_streams_in_a_full_state(saved: Path, trained: Any) -> None:
@@ -127,7 +148,9 @@ class Second(Old):
 
 
 def test_those_of_an_older_model_are_refused_with_all_that_differs(tmp_path: Path) -> None:
-    first, second = (cs.derive(cs.linen.Params[Old], cs.nnx.Params[model]) for model in (First, Second))
+    first, second = (
+        cs.derive(cs.linen.Params[Old], cs.nnx.Params[model]) for model in (First, Second)
+    )
     weights = {"params": {"kernel": jnp.ones((2, 3))}}
     cs.orbax.save(tmp_path / "0", first.get(weights), first)
     target = second.get(weights)
@@ -155,8 +178,13 @@ def test_what_is_not_private_is_not_saved_as_such(tmp_path: Path, trained: Any) 
 
 def test_another_name(tmp_path: Path, trained: Any) -> None:
     cs.orbax.save(tmp_path / "0", trained, LENS, aux="streams")
-    cs.assert_trees_identical(cs.orbax.restore(tmp_path / "0", trained, LENS, aux="streams"), trained)
-    assert {path.name for path in (tmp_path / "0").iterdir() if path.is_dir()} == {"state", "streams"}
+    cs.assert_trees_identical(
+        cs.orbax.restore(tmp_path / "0", trained, LENS, aux="streams"), trained
+    )
+    assert {path.name for path in (tmp_path / "0").iterdir() if path.is_dir()} == {
+        "state",
+        "streams",
+    }
 
 
 @pytest.mark.parametrize("name", ["state", "", "a/b"])

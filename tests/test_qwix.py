@@ -17,7 +17,9 @@ from orbax.checkpoint import v1 as ocp
 import ckpt_schema as cs
 from ckpt_schema.testing import laws
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Qwix calls what Flax has since renamed
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # Qwix calls what Flax has since renamed
 
 INPUT = jnp.linspace(-1.0, 1.0, 32).reshape(2, 16)
 
@@ -64,7 +66,9 @@ LENS = cs.derive(cs.linen.Params[Model], cs.nnx.Params[Model])
 
 
 def rules(**told: Any) -> list[Any]:
-    return [qwix.QuantizationRule(module_path=".*", weight_qtype=told.pop("qtype", jnp.int8), **told)]
+    return [
+        qwix.QuantizationRule(module_path=".*", weight_qtype=told.pop("qtype", jnp.int8), **told)
+    ]
 
 
 def linen_model(**told: Any) -> Any:
@@ -79,7 +83,10 @@ def linen_state(**told: Any) -> Any:
     return linen_model(**told).init(jax.random.key(1), INPUT)
 
 
-SCHEMES: dict[str, dict[str, Any]] = {"symmetric": {}, "with a zero point": {"weight_calibration_method": "minmax"}}
+SCHEMES: dict[str, dict[str, Any]] = {
+    "symmetric": {},
+    "with a zero point": {"weight_calibration_method": "minmax"},
+}
 schemes = pytest.mark.parametrize("told", SCHEMES.values(), ids=SCHEMES)
 
 
@@ -89,7 +96,11 @@ def test_declared_layouts_are_the_real_ones(told: dict[str, Any]) -> None:
     assert cs.check(LENS.source, linen) == []
     assert cs.check(LENS.view, real) == []
     assert jax.tree.structure(LENS.get(linen)) == jax.tree.structure(real)
-    for law, trees in {laws.get_put: (linen,), laws.put_get: (real,), laws.abstraction: (linen, real)}.items():
+    for law, trees in {
+        laws.get_put: (linen,),
+        laws.put_get: (real,),
+        laws.abstraction: (linen, real),
+    }.items():
         law(LENS, *trees)
 
 
@@ -99,7 +110,9 @@ def test_a_quantized_model_computes_the_same_in_the_other_framework(told: dict[s
     nnx.update(module, LENS.get(linen))
     expected = jax.jit(linen_model(**told).apply)(linen, INPUT)
     cs.assert_trees_identical(nnx.jit(lambda m, x: m(x))(module, INPUT), expected)
-    cs.assert_trees_identical(LENS.put(nnx.state(module), onto=jax.eval_shape(lambda: linen)), linen)
+    cs.assert_trees_identical(
+        LENS.put(nnx.state(module), onto=jax.eval_shape(lambda: linen)), linen
+    )
 
 
 @schemes
@@ -115,14 +128,18 @@ def test_a_checkpoint_of_either_restores_into_both(told: dict[str, Any], tmp_pat
         cs.assert_trees_identical(cs.orbax.restore(tmp_path / name, linen, LENS), linen)
 
 
-@pytest.mark.parametrize("qtype", [jnp.int8, jnp.int4, jnp.float8_e4m3fn, jnp.float8_e5m2], ids=lambda x: x.__name__)
+@pytest.mark.parametrize(
+    "qtype", [jnp.int8, jnp.int4, jnp.float8_e4m3fn, jnp.float8_e5m2], ids=lambda x: x.__name__
+)
 def test_inferred_layouts_of_every_type(qtype: Any, tmp_path: Path) -> None:
     linen, module = linen_state(qtype=qtype), nnx_model(qtype=qtype)
     lens = cs.derive(cs.infer(linen), cs.infer(module))
     assert jax.tree.structure(lens.get(linen)) == jax.tree.structure(nnx.state(module))
     cs.assert_trees_identical(lens.put(lens.get(linen)), linen)
     cs.orbax.save(tmp_path / "0", linen, lens)
-    cs.assert_trees_identical(nnx.state(cs.orbax.restore(tmp_path / "0", module, lens)), lens.get(linen))
+    cs.assert_trees_identical(
+        nnx.state(cs.orbax.restore(tmp_path / "0", module, lens)), lens.get(linen)
+    )
 
 
 # --- statistics of quantization-aware training: one Variable that holds a dict  ---
@@ -136,7 +153,9 @@ class Stat(cs.Schema):
 class Trained(cs.Schema):
     kernel: Float32[Array, "inputs outputs"]
     bias: Float32[Array, " outputs"] | None
-    stat: Stat = cs.field(key="dot_general0_lhs", collection="quant_stats", type=qwix.QuantStat, value=dict)
+    stat: Stat = cs.field(
+        key="dot_general0_lhs", collection="quant_stats", type=qwix.QuantStat, value=dict
+    )
 
 
 class TrainedModel(cs.Schema):

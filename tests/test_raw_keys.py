@@ -45,9 +45,15 @@ def data(tag: str, shape: tuple[int, ...], seed: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).integers(0, 2**32, (*shape, words), np.uint32))
 
 
-@given(st.sampled_from(sorted(IMPLS)), st.sampled_from([("", ()), ("a", (3,)), ("a b", (2, 3))]), st.integers(0, 99))
+@given(
+    st.sampled_from(sorted(IMPLS)),
+    st.sampled_from([("", ()), ("a", (3,)), ("a b", (2, 3))]),
+    st.integers(0, 99),
+)
 @examples(1)
-def test_the_laws_hold_for_every_implementation(tag: str, dims: tuple[str, tuple[int, ...]], seed: int) -> None:
+def test_the_laws_hold_for_every_implementation(
+    tag: str, dims: tuple[str, tuple[int, ...]], seed: int
+) -> None:
     through = cs.derive(*schemas(tag, dims[0]), RULES)
     raw = [{"rng": data(tag, dims[1], seed + i), "same": jnp.ones(2)} for i in range(3)]
     keys = [{**x, "rng": jax.random.wrap_key_data(x["rng"], impl=IMPLS[tag][0])} for x in raw]
@@ -105,7 +111,9 @@ def test_a_stack_of_raw_data_is_taken_apart_to_keys() -> None:
     raw = {"layers": {"rng": data("fry", (3,), 0)}}
     made = through.get(raw)
     for i in range(3):
-        np.testing.assert_array_equal(jax.random.key_data(made["layers"][i]["rng"]), raw["layers"]["rng"][i])
+        np.testing.assert_array_equal(
+            jax.random.key_data(made["layers"][i]["rng"]), raw["layers"]["rng"][i]
+        )
     laws.get_put(through, raw)
     laws.put_get(through, made)
     cs.assert_trees_identical((through >> cs.derive(Listed, Listed)).get(raw), made)

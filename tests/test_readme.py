@@ -34,9 +34,13 @@ def test_what_the_readme_says_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "layers" in capsys.readouterr().out
 
 
-def test_what_the_guide_to_testing_says_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_guide_to_testing_says_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocks = FENCE.findall(GUIDE.read_text())
-    files = {block.split("\n")[0].removeprefix("# "): block for block in blocks if block.startswith("# ")}
+    files = {
+        block.split("\n")[0].removeprefix("# "): block for block in blocks if block.startswith("# ")
+    }
     assert sorted(files) == ["family.py", "jobs.py", "mixture.py"]
     for name, block in files.items():
         (tmp_path / name).write_text(block)
@@ -59,5 +63,10 @@ def test_the_guide_to_testing_lists_all_laws() -> None:
 
 def test_an_error_in_the_readme_names_its_line() -> None:
     with pytest.raises(NameError) as raised:
-        exec(compile(python_of("text\n```python\nx = 1\n```\n\n```python\ny = 2\nz\n```\n"), "it", "exec"), {})
+        exec(
+            compile(
+                python_of("text\n```python\nx = 1\n```\n\n```python\ny = 2\nz\n```\n"), "it", "exec"
+            ),
+            {},
+        )
     assert raised.traceback[-1].lineno == 7  # counted from 0

@@ -14,7 +14,20 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jaxtyping import Array, BFloat16, Bool, Float, Float32, Int8, Int32, Key, Num, PRNGKeyArray, Shaped, UInt32
+from jaxtyping import (
+    Array,
+    BFloat16,
+    Bool,
+    Float,
+    Float32,
+    Int8,
+    Int32,
+    Key,
+    Num,
+    PRNGKeyArray,
+    Shaped,
+    UInt32,
+)
 
 import ckpt_schema as cs
 from ckpt_schema import paths
@@ -69,7 +82,11 @@ def test_inheritance_adds_overrides_and_keeps_its_place() -> None:
         a: BFloat16[Array, " x"] = cs.field(key="A")
         c: Norm
 
-    assert rows(Narrow) == ["a | A  bfloat16[x]", "b | b  float32[x]", "c/scale | c/scale  float32[embed]"]
+    assert rows(Narrow) == [
+        "a | A  bfloat16[x]",
+        "b | b  float32[x]",
+        "c/scale | c/scale  float32[embed]",
+    ]
     assert rows(Base) == ["a | a  float32[x]", "b | b  float32[x]"]
 
 
@@ -124,7 +141,13 @@ def test_one_schema_may_be_used_often() -> None:
 
 
 @pytest.mark.parametrize(
-    ("axis", "stored"), [(None, "depth embed mlp"), (0, "depth embed mlp"), (1, "embed depth mlp"), (-1, "embed mlp depth")]
+    ("axis", "stored"),
+    [
+        (None, "depth embed mlp"),
+        (0, "depth embed mlp"),
+        (1, "embed depth mlp"),
+        (-1, "embed mlp depth"),
+    ],
 )
 def test_scan_inserts_the_stack_axis(axis: int | None, stored: str) -> None:
     class Stack(cs.Schema):
@@ -162,8 +185,12 @@ def test_a_scan_within_a_list_and_within_a_scan() -> None:
     class Scanned(cs.Schema):
         layers: Inner = cs.field(scan="outer", axis=0)
 
-    assert rows(Listed) == ["layers[]/blocks[]/scale | layers_{i}/blocks/scale  float32[embed inner]"]
-    assert rows(Scanned) == ["layers[]/blocks[]/scale | layers/blocks/scale  float32[outer embed inner]"]
+    assert rows(Listed) == [
+        "layers[]/blocks[]/scale | layers_{i}/blocks/scale  float32[embed inner]"
+    ]
+    assert rows(Scanned) == [
+        "layers[]/blocks[]/scale | layers/blocks/scale  float32[outer embed inner]"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +233,10 @@ def test_a_list_of_leaves() -> None:
         tables: list[Int32[Array, "rows 4"]] = cs.field(length="n")
 
     assert rows(Tables) == ["tables[] | tables/{i}  int32[rows 4]"]
-    assert cs.check(Tables, {"tables": [jax.ShapeDtypeStruct((2, 4), "int32")] * 3}).dims == {"rows": 2, "n": 3}
+    assert cs.check(Tables, {"tables": [jax.ShapeDtypeStruct((2, 4), "int32")] * 3}).dims == {
+        "rows": 2,
+        "n": 3,
+    }
 
 
 def test_keys_may_be_ints_and_strings_of_digits() -> None:
@@ -214,7 +244,10 @@ def test_keys_may_be_ints_and_strings_of_digits() -> None:
         a: Norm = cs.field(key="blocks/0")
         b: Norm = cs.field(key="blocks/'1'")
 
-    assert [r.key for r in cs.layout(Odd).rows] == [("blocks", 0, "scale"), ("blocks", "1", "scale")]
+    assert [r.key for r in cs.layout(Odd).rows] == [
+        ("blocks", 0, "scale"),
+        ("blocks", "1", "scale"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -234,23 +267,37 @@ def test_keys_may_be_ints_and_strings_of_digits() -> None:
     ],
 )
 def test_a_leaf_is_what_its_annotation_says(annotation: Any, leaf: str) -> None:
-    schema = types.new_class("One", (cs.Schema,), exec_body=lambda body: body.update(__annotations__={"x": annotation}))
+    schema = types.new_class(
+        "One", (cs.Schema,), exec_body=lambda body: body.update(__annotations__={"x": annotation})
+    )
     assert str(cs.layout(schema).rows[0].leaf) == leaf
 
 
-@pytest.mark.parametrize(("tag", "name"), [("fry", "threefry2x32"), ("rbg", "rbg"), ("urbg", "unsafe_rbg")])
+@pytest.mark.parametrize(
+    ("tag", "name"), [("fry", "threefry2x32"), ("rbg", "rbg"), ("urbg", "unsafe_rbg")]
+)
 def test_streams_conform_to_those_nnx_makes(tag: str, name: str) -> None:
     class Model(nnx.Module):
         def __init__(self) -> None:
             self.rngs = nnx.Rngs(dropout=jax.random.key(3, impl=name))
 
-    schema = types.new_class("Streams", (cs.Schema,), exec_body=lambda b: b.update(__annotations__={"dropout": cs.Stream[tag]}))
-    layout = cs.nnx.Params[types.new_class("Top", (cs.Schema,), exec_body=lambda b: b.update(__annotations__={"rngs": schema}))]
+    schema = types.new_class(
+        "Streams",
+        (cs.Schema,),
+        exec_body=lambda b: b.update(__annotations__={"dropout": cs.Stream[tag]}),
+    )
+    layout = cs.nnx.Params[
+        types.new_class(
+            "Top", (cs.Schema,), exec_body=lambda b: b.update(__annotations__={"rngs": schema})
+        )
+    ]
     state = nnx.state(Model())
     assert cs.check(layout, state) == []
     cs.assert_trees_identical(cs.derive(layout, layout).get(nnx.to_pure_dict(state)), state)
     other = "rbg" if tag != "rbg" else "fry"
-    state["rngs"]["dropout"]["key"].set_value(jax.random.key(3, impl="rbg" if other == "rbg" else "threefry2x32"))
+    state["rngs"]["dropout"]["key"].set_value(
+        jax.random.key(3, impl="rbg" if other == "rbg" else "threefry2x32")
+    )
     assert [m.kind for m in cs.check(layout, state)] == ["impl"]
 
 
@@ -270,7 +317,12 @@ def test_variable_types_collections_and_defaults_hold_for_all_below_unless_said_
     assert {name: row.default for name, row in found.items()} == {
         "plain": FreshKey(5), "own": Fill(1), "key": FreshKey(5), "count": FreshKey(5),
     }  # fmt: skip
-    assert [row.key[0] for row in cs.linen.Params[Outer].rows] == ["cache", "stats", "cache", "cache"]
+    assert [row.key[0] for row in cs.linen.Params[Outer].rows] == [
+        "cache",
+        "stats",
+        "cache",
+        "cache",
+    ]
 
 
 def test_optional_attributes_may_be_missing() -> None:
@@ -287,10 +339,16 @@ def test_optional_attributes_may_be_missing() -> None:
         rng: cs.Key["urbg"] | None
         other: cs.Key["fry", "n"] | None
 
-    assert [(str(row.leaf), row.optional) for row in cs.layout(Keyed).rows] == [("key<urbg>[]", True), ("key<fry>[n]", True)]
+    assert [(str(row.leaf), row.optional) for row in cs.layout(Keyed).rows] == [
+        ("key<urbg>[]", True),
+        ("key<fry>[n]", True),
+    ]
     kernel = jax.ShapeDtypeStruct((2, 3), "float32")
     assert cs.check(Dense, {"kernel": kernel}) == []
-    assert [m.kind for m in cs.check(Dense, {"kernel": kernel, "bias": jax.ShapeDtypeStruct((4,), "float32")})] == ["shape"]
+    assert [
+        m.kind
+        for m in cs.check(Dense, {"kernel": kernel, "bias": jax.ShapeDtypeStruct((4,), "float32")})
+    ] == ["shape"]
 
 
 def test_class_variables_and_plain_values_are_left_alone() -> None:
@@ -428,7 +486,10 @@ def test_a_default_is_refused_at_the_leaf_below_that_cannot_hold_it() -> None:
             dropout: cs.Stream["fry"] = cs.field(default=1)
             norm: Norm = cs.field(default="one")
 
-    assert faults(declare) == [("Bad.dropout/key", "declaration", "1"), ("Bad.norm/scale", "declaration", "'one'")]
+    assert faults(declare) == [
+        ("Bad.dropout/key", "declaration", "1"),
+        ("Bad.norm/scale", "declaration", "'one'"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -512,7 +573,12 @@ def test_an_index_symbol_never_spells_the_key_of_another_leaf() -> None:
 
 @pytest.mark.parametrize("source", [int, {"a": 1}, None, "Norm", Norm.__mro__[2], nnx.Linear])
 def test_what_is_no_schema_is_told_so(source: Any) -> None:
-    for use in (cs.layout, lambda s: cs.check(s, {}), lambda s: cs.derive(s, Norm), lambda s: cs.derive(Norm, s)):
+    for use in (
+        cs.layout,
+        lambda s: cs.check(s, {}),
+        lambda s: cs.derive(s, Norm),
+        lambda s: cs.derive(Norm, s),
+    ):
         ((path, kind, _),) = faults(lambda use=use: use(source))
         assert (path, kind) == ("argument", "declaration")
 

@@ -40,7 +40,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::ckpt_schema.ShardingWarning")
 SEEDS = st.integers(0, 2**32 - 1)
 ON = st.sampled_from(MESHES)
 SHARDED = cases(Rearrange, Unstack, Stack, length=2, sizes=(2, 4, 8))
-each_mesh = pytest.mark.parametrize("on", [mesh(*m) for m in MESHES], ids=[f"{shape} {kind.name}" for shape, kind in MESHES])
+each_mesh = pytest.mark.parametrize(
+    "on", [mesh(*m) for m in MESHES], ids=[f"{shape} {kind.name}" for shape, kind in MESHES]
+)
 
 
 # --- Single edits  ---
@@ -55,7 +57,9 @@ def test_edits_of_sharded_leaves(on: Mesh, case: Case, pick: int) -> None:
     abstract = [leaves.abstract(x) for x in inputs]
     foretold = execute.edit(case.chain, abstract, case.needed, case.leaf, [None] * case.results)
     laws.identical(foretold, [leaves.abstract(x) for x in results])
-    plain = execute.edit(case.chain, case.inputs(jnp.asarray), case.needed, case.leaf, [None] * case.results)
+    plain = execute.edit(
+        case.chain, case.inputs(jnp.asarray), case.needed, case.leaf, [None] * case.results
+    )
     laws.identical(laws.gathered(results), plain)
     again = execute.edit(~case.chain, results, case.needed, case.leaf, inputs)
     laws.identical(again, inputs)
@@ -63,10 +67,14 @@ def test_edits_of_sharded_leaves(on: Mesh, case: Case, pick: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["complex64", "float32", "bfloat16", "float8_e5m2"])
 def test_a_signalling_nan_that_is_sliced_between_devices_keeps_its_payload(dtype: str) -> None:
-    bits = {"float8_e5m2": np.uint8(0x7D), "bfloat16": np.uint16(0x7F81)}.get(dtype, np.uint32(0x7F800001))
+    bits = {"float8_e5m2": np.uint8(0x7D), "bfloat16": np.uint16(0x7F81)}.get(
+        dtype, np.uint32(0x7F800001)
+    )
     value = np.full(8 if dtype == "complex64" else 4, bits).view(dtype)
     placed = jax.device_put(value, NamedSharding(mesh((4, 2), AxisType.Auto), PartitionSpec("x")))
-    results = execute.edit(Chain((Unstack(0, (4,)),)), [placed], {}, leaves.Leaf(((4,),), dtype), [None] * 4)
+    results = execute.edit(
+        Chain((Unstack(0, (4,)),)), [placed], {}, leaves.Leaf(((4,),), dtype), [None] * 4
+    )
     cs.assert_trees_identical([np.asarray(x) for x in results], [value[i, ...] for i in range(4)])
 
 
@@ -77,7 +85,9 @@ def _pick(on: Mesh, shape: tuple[int, ...], pick: int) -> NamedSharding:
 
 @examples(8)
 @given(case=cases(Rearrange, Unstack, Stack, length=3, sizes=(1, 2, 3, 4, 8)), on=ON, pick=SEEDS)
-def test_no_mesh_axis_is_dropped_that_another_axis_could_take(case: Case, on: Any, pick: int) -> None:
+def test_no_mesh_axis_is_dropped_that_another_axis_could_take(
+    case: Case, on: Any, pick: int
+) -> None:
     ways = dict(mesh(*on).shape)
     before = _entries(_pick(mesh(*on), case.shape, pick), len(case.shape))
     several, shapes = [before] * case.arity, [case.shape] * case.arity
@@ -88,16 +98,29 @@ def test_no_mesh_axis_is_dropped_that_another_axis_could_take(case: Case, on: An
         (shape,), (after,) = set(shapes), set(several)
         used = [axis for group in after for axis in group]
         assert len(after) == len(shape) and len(set(used)) == len(used)
-        shards = [size // math.prod(ways[a] for a in group) for size, group in zip(shape, after, strict=True)]
-        assert all(size % math.prod(ways[a] for a in group) == 0 for size, group in zip(shape, after, strict=True))
+        shards = [
+            size // math.prod(ways[a] for a in group)
+            for size, group in zip(shape, after, strict=True)
+        ]
+        assert all(
+            size % math.prod(ways[a] for a in group) == 0
+            for size, group in zip(shape, after, strict=True)
+        )
         for axis in {a for group in entries for a in group} - set(used):
-            assert not any(length and length % ways[axis] == 0 for length in shards), f"{edit} drops {axis}"
-    assert case.chain.entries([before] * case.arity, [case.shape] * case.arity, case.sizes, ways) == several
+            assert not any(length and length % ways[axis] == 0 for length in shards), (
+                f"{edit} drops {axis}"
+            )
+    assert (
+        case.chain.entries([before] * case.arity, [case.shape] * case.arity, case.sizes, ways)
+        == several
+    )
 
 
 def _entries(sharding: NamedSharding, rank: int) -> Entries:
     spec = (*sharding.spec, *[None] * (rank - len(sharding.spec)))
-    return tuple(() if axes is None else axes if isinstance(axes, tuple) else (axes,) for axes in spec)
+    return tuple(
+        () if axes is None else axes if isinstance(axes, tuple) else (axes,) for axes in spec
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,10 +140,19 @@ def _entries(sharding: NamedSharding, rank: int) -> Entries:
 def test_mesh_axes_follow_their_dims(chain: str, before: str, after: str) -> None:
     sizes, ways = {"embed": 8, "heads": 4, "dim": 8, "mlp": 16, "depth": 4}, {"x": 4, "y": 2}
     source, _, view = chain.partition(" -> ")
-    edit = Rearrange(parse_dims(source), parse_dims(view)) if view else (Unstack if source[0] == "u" else Stack)(1, ("depth",))
-    dims = parse_dims(source if view else "embed depth mlp" if isinstance(edit, Unstack) else "embed mlp")
+    edit = (
+        Rearrange(parse_dims(source), parse_dims(view))
+        if view
+        else (Unstack if source[0] == "u" else Stack)(1, ("depth",))
+    )
+    dims = parse_dims(
+        source if view else "embed depth mlp" if isinstance(edit, Unstack) else "embed mlp"
+    )
     shape = tuple(math.prod(sizes.get(f, f) for f in dim) for dim in dims)  # type: ignore[call-overload,misc]
-    groups: list[Entries] = [tuple(tuple(filter(None, g.split(","))) for g in text.split("|")) for text in (before, after)]
+    groups: list[Entries] = [
+        tuple(tuple(filter(None, g.split(","))) for g in text.split("|"))
+        for text in (before, after)
+    ]
     count = edit.takes(sizes)
     assert set(edit.entries([groups[0]] * count, [shape] * count, sizes, ways)) == {groups[1]}
 
@@ -141,10 +173,15 @@ def lens(number: int) -> cs.Lens:
 class Meshes:
     """A lens with its states: sources on one mesh, views on another."""
 
-    def __init__(self, number: int, on: tuple[Any, Any], containers: tuple[str, str], seed: int) -> None:
+    def __init__(
+        self, number: int, on: tuple[Any, Any], containers: tuple[str, str], seed: int
+    ) -> None:
         """Keeps what was drawn."""
         self.lens, self.on, self.seed = lens(number), tuple(mesh(*m) for m in on), seed
-        self.containers = {"dict": LINEN["dict"], "orbax": LINEN["orbax"]}[containers[0]], NNX[containers[1]]
+        self.containers = (
+            {"dict": LINEN["dict"], "orbax": LINEN["orbax"]}[containers[0]],
+            NNX[containers[1]],
+        )
         self.text = f"lens {number} on {on} in {containers}, seed {seed}"
 
     def __repr__(self) -> str:
@@ -155,7 +192,10 @@ class Meshes:
         """One random state for each number of a side."""
         rng = np.random.default_rng(self.seed)
         made = makers(self.lens.dims, self.lens.source, self.lens.view)
-        return [self.containers[side](made[side](rng, Sharded(self.on[side], self.seed % 3))) for side in sides]
+        return [
+            self.containers[side](made[side](rng, Sharded(self.on[side], self.seed % 3)))
+            for side in sides
+        ]
 
 
 WEIGHTS = st.builds(
@@ -173,13 +213,24 @@ def placement(at: Meshes) -> None:
     for value in jax.tree.leaves(at.lens.get(s)):
         assert value.sharding.device_set == set(at.on[0].devices.flat)
     moved = {id(x) for x in jax.tree.leaves(s)}
-    for value, like in zip(jax.tree.leaves(at.lens.get(s, onto=v)), jax.tree.leaves(v), strict=True):
+    for value, like in zip(
+        jax.tree.leaves(at.lens.get(s, onto=v)), jax.tree.leaves(v), strict=True
+    ):
         assert id(value) in moved or value.sharding == like.sharding
 
 
 @pytest.mark.parametrize(
     "law",
-    [drawn.get_put, drawn.put_get, drawn.put_put, drawn.get_get, drawn.abstraction, drawn.sharing, drawn.inverse, placement],
+    [
+        drawn.get_put,
+        drawn.put_get,
+        drawn.put_put,
+        drawn.get_get,
+        drawn.abstraction,
+        drawn.sharing,
+        drawn.inverse,
+        placement,
+    ],
     ids=lambda law: law.__name__,
 )
 @examples(0.15)
@@ -226,7 +277,12 @@ class Listed(cs.Schema):
 
 def _stacked(on: Mesh, w: PartitionSpec, g: PartitionSpec) -> Any:
     put = functools.partial(jax.device_put, device=NamedSharding(on, w))
-    return {"layers": {"w": put(jnp.ones((4, 3, 6))), "g": jax.device_put(jnp.ones((4, 6)), NamedSharding(on, g))}}
+    return {
+        "layers": {
+            "w": put(jnp.ones((4, 3, 6))),
+            "g": jax.device_put(jnp.ones((4, 6)), NamedSharding(on, g)),
+        }
+    }
 
 
 def test_a_mesh_axis_that_no_axis_of_the_result_can_take_is_told_of() -> None:
@@ -256,12 +312,16 @@ def test_a_restore_tells_of_it_and_no_device_reads_more_than_its_share_otherwise
     on, through = mesh((4, 2), AxisType.Auto), cs.derive(Stacked, Listed)
     listed = through.get(_stacked(on, PartitionSpec(None, None, "y"), PartitionSpec(None, "y")))
     ocp.save(tmp_path / "list", listed)
-    target = jax.tree.map(leaves.abstract, _stacked(on, PartitionSpec("x", None, "y"), PartitionSpec("x", "y")))
+    target = jax.tree.map(
+        leaves.abstract, _stacked(on, PartitionSpec("x", None, "y"), PartitionSpec("x", "y"))
+    )
     with pytest.warns(cs.ShardingWarning, match="layers/w  sharded over x"):
         made = cs.orbax.restore(tmp_path / "list", target, through)
     assert made["layers"]["w"].sharding.spec == PartitionSpec("x", None, "y")
     other = mesh((2, 4), AxisType.Auto)
-    fits = jax.tree.map(leaves.abstract, _stacked(other, PartitionSpec(None, None, "x"), PartitionSpec(None, "x")))
+    fits = jax.tree.map(
+        leaves.abstract, _stacked(other, PartitionSpec(None, None, "x"), PartitionSpec(None, "x"))
+    )
     asked: list[Any] = []
     real = ocp.load
 

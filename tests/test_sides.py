@@ -33,12 +33,16 @@ def tree(rows: int = 2) -> dict[str, jax.Array]:
 
 
 def ambiguous(use: Callable[[], Any], argument: str) -> None:
-    with pytest.raises(cs.ConformanceError, match=f'say which: {argument}="source" or {argument}="view"') as caught:
+    with pytest.raises(
+        cs.ConformanceError, match=f'say which: {argument}="source" or {argument}="view"'
+    ) as caught:
         use()
     assert [m.kind for m in caught.value.mismatches] == ["ambiguous"]
 
 
-def test_a_state_that_could_be_on_either_side_is_saved_when_its_side_is_told(tmp_path: Path) -> None:
+def test_a_state_that_could_be_on_either_side_is_saved_when_its_side_is_told(
+    tmp_path: Path,
+) -> None:
     ambiguous(lambda: cs.orbax.save(tmp_path / "0", tree(), LENS), "side")
     assert not list(tmp_path.iterdir())
     cs.orbax.save(tmp_path / "source", tree(), LENS, side="source")
@@ -57,7 +61,9 @@ def test_a_target_that_could_be_on_either_side_is_told(tmp_path: Path) -> None:
     ocp.save(tmp_path / "0", tree())
     target = jax.eval_shape(lambda: LENS.get(tree()))
     ambiguous(lambda: cs.orbax.restore(tmp_path / "0", target, LENS), "target_side")
-    cs.assert_trees_identical(cs.orbax.restore(tmp_path / "0", target, LENS, target_side="view"), LENS.get(tree()))
+    cs.assert_trees_identical(
+        cs.orbax.restore(tmp_path / "0", target, LENS, target_side="view"), LENS.get(tree())
+    )
     turned = cs.orbax.restore(tmp_path / "0", target, LENS, target_side="source")
     cs.assert_trees_identical(turned, LENS.put(tree()))
 
@@ -67,7 +73,9 @@ def test_shapes_tell_what_is_on_disk(tmp_path: Path) -> None:
     ocp.save(tmp_path / "linen", tree())
     ocp.save(tmp_path / "nnx", nnx.to_pure_dict(MODULE.get(tree())))
     for name in ("linen", "nnx"):
-        cs.assert_trees_identical(cs.orbax.restore(tmp_path / name, target, MODULE), MODULE.get(tree()))
+        cs.assert_trees_identical(
+            cs.orbax.restore(tmp_path / name, target, MODULE), MODULE.get(tree())
+        )
 
 
 def test_a_checkpoint_that_could_be_of_either_side_is_told(tmp_path: Path) -> None:

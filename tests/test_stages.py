@@ -64,8 +64,14 @@ class ListedTurned(cs.Schema):
 
 def listed(depth: int, a: int = 64, b: int = 64) -> dict[str, Any]:
     """Layers that are told apart by their values."""
-    layer = ({"kernel": jnp.full((a, b), i, "float32"), "bias": jnp.full(b, -i, "float32"), "count": i} for i in range(depth))
-    return {"layers": {i: {**each, "count": jnp.int32(i)} for i, each in enumerate(layer)}, "norm": jnp.ones(b)}
+    layer = (
+        {"kernel": jnp.full((a, b), i, "float32"), "bias": jnp.full(b, -i, "float32"), "count": i}
+        for i in range(depth)
+    )
+    return {
+        "layers": {i: {**each, "count": jnp.int32(i)} for i, each in enumerate(layer)},
+        "norm": jnp.ones(b),
+    }
 
 
 LENSES = {view.__name__: cs.derive(Listed, view) for view in (Stacked, ListedTurned)}
@@ -79,15 +85,21 @@ each_lens = pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
 @pytest.mark.parametrize("dtype", [*NARROW, "float32", "complex64", "int4", "bool"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_stack_has_every_bit_of_its_layers_whatever_their_size(dtype: str, axis: int, turned: bool) -> None:
+def test_a_stack_has_every_bit_of_its_layers_whatever_their_size(
+    dtype: str, axis: int, turned: bool
+) -> None:
     # XLA unrolls small loops, and picks vectors of several lengths: a bug in one of them shows at some sizes only.
     for rows in (1, 6, 33):
         sizes, rng = {"a": rows, "b": 4}, np.random.default_rng(rows)
         layers = [hostile(rng, dtype, (rows, 4), None) for _ in range(3)]
         chain = Chain(((TURN,) if turned else ()) + (Stack(axis, (3,)),))
         (whole,) = stages.run(chain, [jax.device_put(layer) for layer in layers], sizes)
-        cs.assert_trees_identical(np.asarray(whole), np.ascontiguousarray(chain.apply(layers, sizes)[0]))
-        cs.assert_trees_identical([np.asarray(x) for x in stages.run(~chain, [whole], sizes)], layers)
+        cs.assert_trees_identical(
+            np.asarray(whole), np.ascontiguousarray(chain.apply(layers, sizes)[0])
+        )
+        cs.assert_trees_identical(
+            [np.asarray(x) for x in stages.run(~chain, [whole], sizes)], layers
+        )
 
 
 MERGE = Rearrange(parse_dims("c d a"), parse_dims("c*d a"))
@@ -98,13 +110,25 @@ EDITS = {
     "merged": Chain((MERGE,)),
     "split": ~Chain((MERGE,)),
 }
-SPECS = ((), ("x",), ("y",), (("x", "y"),), (None, "x"), (None, "y"), ("y", "x"), (None, ("x", "y")), ("y", None, "x"))
+SPECS = (
+    (),
+    ("x",),
+    ("y",),
+    (("x", "y"),),
+    (None, "x"),
+    (None, "y"),
+    ("y", "x"),
+    (None, ("x", "y")),
+    ("y", None, "x"),
+)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("dtype", ["float8_e5m2", "bfloat16", "float32", "complex64", "int8"])
 @pytest.mark.parametrize("name", EDITS)
-def test_no_bit_of_a_leaf_changes_however_it_is_sharded(name: str, dtype: str, kind: AxisType) -> None:
+def test_no_bit_of_a_leaf_changes_however_it_is_sharded(
+    name: str, dtype: str, kind: AxisType
+) -> None:
     # What goes from one device to others in the middle of a program may do so as a wider float, or as a sum.
     chain, sizes, rng = EDITS[name], {"a": 8, "b": 8, "c": 8, "d": 8}, np.random.default_rng(0)
     shape = {"split": (64, 8), "stacked": (8, 8)}.get(name, (8, 8, 8))
@@ -112,8 +136,12 @@ def test_no_bit_of_a_leaf_changes_however_it_is_sharded(name: str, dtype: str, k
     expected = [np.ascontiguousarray(x) for x in chain.apply(leaves, sizes)]
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     for spec in (each for each in SPECS if len(each) <= len(shape)):
-        placed = [jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec))) for leaf in leaves]
-        cs.assert_trees_identical([np.asarray(x) for x in stages.run(chain, placed, sizes)], expected)
+        placed = [
+            jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec))) for leaf in leaves
+        ]
+        cs.assert_trees_identical(
+            [np.asarray(x) for x in stages.run(chain, placed, sizes)], expected
+        )
 
 
 # --- Programs  ---
@@ -146,7 +174,9 @@ def test_no_more_is_compiled_for_more_layers(lens: cs.Lens, compilations: list[s
         counts.append((forth, len(compilations) - forth))
         assert lens.get(state) is not None
         assert len(compilations) == sum(counts[-1]), "all of it is compiled already"
-    if lens is not STACK:  # a leaf of one shape in all of them: what was compiled for three layers does for any number
+    if (
+        lens is not STACK
+    ):  # a leaf of one shape in all of them: what was compiled for three layers does for any number
         counts = counts[:1] + [(a + counts[0][0], b + counts[0][1]) for a, b in counts[1:]]
     assert len(set(counts)) == 1
     assert counts[0][0] > 0
@@ -177,7 +207,13 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return run
 
     monkeypatch.setattr(stages, "_jitted", spied)
-    for cached in (stages._compiled, stages._slicer, stages._beginner, stages._writer, stages._bitwise):
+    for cached in (
+        stages._compiled,
+        stages._slicer,
+        stages._beginner,
+        stages._writer,
+        stages._bitwise,
+    ):
         monkeypatch.setattr(stages, cached.__name__, cached.__wrapped__)
     return found
 
@@ -231,7 +267,9 @@ def test_a_move_allocates_nothing() -> None:
         blocks: list[Layer] = cs.field(key="block_{i}", length="depth")
         scale: Float32[Array, " b"] = cs.field(key="norm/scale")
 
-    lens = cs.derive(Listed, Renamed, [cs.rename("layers[]", "blocks[]"), cs.rename("norm", "scale")])
+    lens = cs.derive(
+        Listed, Renamed, [cs.rename("layers[]", "blocks[]"), cs.rename("norm", "scale")]
+    )
     state = listed(4)
     before = {id(x) for x in jax.live_arrays()}
     view = lens.get(state, donate=True)
@@ -286,7 +324,9 @@ def test_what_the_other_layout_has_no_place_for_is_freed_at_once() -> None:
 
 
 def test_after_an_error_the_tree_is_whole() -> None:
-    source, view = (cs.infer({"w": jnp.zeros((2, 3)), "n": jnp.zeros((), kind)}) for kind in ("int32", "uint32"))
+    source, view = (
+        cs.infer({"w": jnp.zeros((2, 3)), "n": jnp.zeros((), kind)}) for kind in ("int32", "uint32")
+    )
     state = {"w": jnp.zeros((2, 3)), "n": jnp.int32(-1)}
     with pytest.raises(cs.ConformanceError):
         cs.derive(source, view).get(state, donate=True)
@@ -307,4 +347,6 @@ def test_numpy_arrays_and_tracers_are_simply_not_freed() -> None:
 def test_edits_of_the_same_leaf_are_cut_where_the_number_of_layers_changes() -> None:
     chain = Chain((TURN, Stack(0, ("n",)), Stack(0, ("m",)), Unstack(1, ("n",)), TURN))
     assert [len(stage.edits) for stage in stages.cut(chain)] == [2, 1, 2]
-    assert [*itertools.chain.from_iterable(stage.edits for stage in stages.cut(chain))] == [*chain.edits]
+    assert [*itertools.chain.from_iterable(stage.edits for stage in stages.cut(chain))] == [
+        *chain.edits
+    ]

@@ -75,7 +75,11 @@ class Way:
         route = self.route(source, view)
         if self.turn == "get":
             return versions.lens(*route).get
-        return versions.lens(*route[::-1]).put if self.turn == "put" else (~versions.lens(*route[::-1])).get
+        return (
+            versions.lens(*route[::-1]).put
+            if self.turn == "put"
+            else (~versions.lens(*route[::-1])).get
+        )
 
     def lens(self, source: str, view: str) -> cs.Lens:
         """The lens from one version to another."""
@@ -85,7 +89,9 @@ class Way:
 
 names, meshes = st.sampled_from(NAMES), st.sampled_from(MESHES)
 ways = st.builds(Way, st.none() | names, st.sampled_from(["get", "put", "inverted"]))
-asides = st.sampled_from(["nnx_aux", "nnx_aux", "nnx_aux", None])  # whether private values are saved beside, and asked for
+asides = st.sampled_from(
+    ["nnx_aux", "nnx_aux", "nnx_aux", None]
+)  # whether private values are saved beside, and asked for
 OWN, ALONE = "as it was saved", "with Orbax alone"
 
 
@@ -114,7 +120,9 @@ class Journey(RuleBasedStateMachine):
     def train(self) -> Kept:
         """A step of real training."""
         before = self.now
-        state = VERSIONS[before.version].step(placed(before.state, self.mesh), batch(before.plain.step))
+        state = VERSIONS[before.version].step(
+            placed(before.state, self.mesh), batch(before.plain.step)
+        )
         return self._go(before.version, placed(state, self.mesh), plain.trained(before.plain))
 
     @rule(mesh=meshes, older=st.none() | kept)
@@ -131,20 +139,35 @@ class Journey(RuleBasedStateMachine):
         given = _copied(here.state) if donate else here.state  # older states may share its leaves
         state = way.get(here.version, version)(given, onto=onto, donate=donate)
         state = VERSIONS[version].contained(state) if onto is None else state
-        return self._go(version, state, plain.converted(here.plain, way.route(here.version, version), _own(into)))
+        return self._go(
+            version,
+            state,
+            plain.converted(here.plain, way.route(here.version, version), _own(into)),
+        )
 
     # --- On disk  ---
 
-    @rule(target=checkpoints, layout=st.sampled_from([ALONE, *NAMES]) | kept, way=ways, module=st.booleans(), aux=asides)
+    @rule(
+        target=checkpoints,
+        layout=st.sampled_from([ALONE, *NAMES]) | kept,
+        way=ways,
+        module=st.booleans(),
+        aux=asides,
+    )
     def save(self, layout: str | Kept, way: Way, module: bool, aux: str | None) -> Saved:
         """In the layout of any version, whose private values are those of an older state of it, or as they are declared."""
         here, path = self.now, self._path()
         if layout == ALONE:
             ocp.save(path, here.state)
             return Saved(path, here, here.version, here.plain, None)
-        disk, onto = _version(layout), self._target(layout, self.mesh) if isinstance(layout, Kept) else None
+        disk, onto = (
+            _version(layout),
+            self._target(layout, self.mesh) if isinstance(layout, Kept) else None,
+        )
         far = _other(disk) if disk == here.version else here.version
-        cs.orbax.save(path, _module(here) if module else here.state, way.lens(disk, far), onto=onto, aux=aux)
+        cs.orbax.save(
+            path, _module(here) if module else here.state, way.lens(disk, far), onto=onto, aux=aux
+        )
         if disk == here.version:
             return Saved(path, here, disk, here.plain, None)
         route = way.route(here.version, disk)
@@ -163,14 +186,25 @@ class Journey(RuleBasedStateMachine):
         far = _other(far) if far == here.version else far
         lens = way.lens(here.version, far)
         if far != saved.beside.version or plain.carried(way.route(here.version, far)):
-            with pytest.raises(cs.ConformanceError, match=r"private= is not what .* has no place for"):
+            with pytest.raises(
+                cs.ConformanceError, match=r"private= is not what .* has no place for"
+            ):
                 cs.orbax.save(path, here.state, lens, private=private)
             return multiple()
         cs.orbax.save(path, here.state, lens, private=private)
         return Saved(path, here, here.version, here.plain, saved.beside)
 
-    @rule(target=checkpoints, layout=names, way=ways, module=st.booleans(), into=names | kept, meshes=st.tuples(meshes, meshes))
-    def resume_twice(self, layout: str, way: Way, module: bool, into: str | Kept, meshes: tuple[str, str]) -> Saved:
+    @rule(
+        target=checkpoints,
+        layout=names,
+        way=ways,
+        module=st.booleans(),
+        into=names | kept,
+        meshes=st.tuples(meshes, meshes),
+    )
+    def resume_twice(
+        self, layout: str, way: Way, module: bool, into: str | Kept, meshes: tuple[str, str]
+    ) -> Saved:
         """From one checkpoint: first the version that has saved it, then any."""
         saved = self.save(layout, way, module, "nnx_aux")
         for target, mesh in zip((OWN, into), meshes, strict=True):
@@ -187,7 +221,9 @@ class Journey(RuleBasedStateMachine):
         module=st.booleans(),
         aux=asides,
     )
-    def restore(self, saved: Saved, into: str | Kept, mesh: str, way: Way, module: bool, aux: str | None) -> Kept:
+    def restore(
+        self, saved: Saved, into: str | Kept, mesh: str, way: Way, module: bool, aux: str | None
+    ) -> Kept:
         """Into an abstract target, or one that keeps its own private values where the checkpoint has none."""
         if into == ALONE:
             self.mesh, target = mesh, self._target(saved.layout, mesh)
@@ -208,14 +244,21 @@ class Journey(RuleBasedStateMachine):
             return self.now
         assert (result is target) == isinstance(target, nnx.Module)
         self.mesh = mesh
-        return self._go(version, _state(result), _restored(saved, route, fate, _own(into)), self._target(version, mesh))
+        return self._go(
+            version,
+            _state(result),
+            _restored(saved, route, fate, _own(into)),
+            self._target(version, mesh),
+        )
 
     # --- What always holds  ---
 
     def _go(self, version: str, state: Any, expected: Plain, target: Any = None) -> Kept:
         """Goes on with a state; its leaves are where those of the target are."""
         if target is not None:
-            assert [x.sharding for x in jax.tree.leaves(state)] == [x.sharding for x in jax.tree.leaves(target)]
+            assert [x.sharding for x in jax.tree.leaves(state)] == [
+                x.sharding for x in jax.tree.leaves(target)
+            ]
         self.now = Kept(version, state, expected)
         return self.now
 
@@ -231,12 +274,18 @@ class Journey(RuleBasedStateMachine):
         here = sharded(self.now.state, self.mesh)
         for leaf, goal in zip(jax.tree.leaves(self.now.state), jax.tree.leaves(here), strict=True):
             # What is made where there is no mesh is no more on the first device than a number: jit takes it along.
-            assert leaf.devices() == goal.sharding.device_set or (self.mesh == "one" and not leaf.committed)
+            assert leaf.devices() == goal.sharding.device_set or (
+                self.mesh == "one" and not leaf.committed
+            )
 
     @staticmethod
     def _target(into: str | Kept, mesh: str) -> Any:
         """On a mesh, an older state, or the abstract state of a version."""
-        return placed(into.state, mesh) if isinstance(into, Kept) else sharded(VERSIONS[into].start, mesh)
+        return (
+            placed(into.state, mesh)
+            if isinstance(into, Kept)
+            else sharded(VERSIONS[into].start, mesh)
+        )
 
     def teardown(self) -> None:
         self.folder.cleanup()
@@ -301,7 +350,10 @@ def _met(fate: str) -> Iterator[None]:
         with pytest.warns(UserWarning, match="has leaves of another layout beside its state"):
             yield
     elif fate == "refused":
-        with pytest.raises(cs.CheckpointMismatchError, match=r"the private leaves in .* are not those of the target"):
+        with pytest.raises(
+            cs.CheckpointMismatchError,
+            match=r"the private leaves in .* are not those of the target",
+        ):
             yield
     else:
         yield
@@ -309,7 +361,9 @@ def _met(fate: str) -> Iterator[None]:
 
 def _settings(times: float) -> hypothesis.settings:
     """No shrinking: it takes minutes, and what a failure prints is a program already."""
-    return hypothesis.settings(examples(times), stateful_step_count=30, phases=[hypothesis.Phase.generate])
+    return hypothesis.settings(
+        examples(times), stateful_step_count=30, phases=[hypothesis.Phase.generate]
+    )
 
 
 class TestAnyOrder(Journey.TestCase):
@@ -326,19 +380,27 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=", ".join)
-def test_a_fault_in_every_lens_is_found(fault: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_every_lens_is_found(
+    fault: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     derived = versions.lens
 
     @functools.cache
     def faulty(*route: str) -> cs.Lens:
-        planted = [each.lens for each in mutants(derived(*route)) if (each.kind, each.where, each.way) == fault]
+        planted = [
+            each.lens
+            for each in mutants(derived(*route))
+            if (each.kind, each.where, each.way) == fault
+        ]
         return planted[0] if planted else derived(*route)
 
     monkeypatch.setattr(versions, "lens", faulty)
     assert_red()
 
 
-def test_streams_that_a_restore_does_not_bring_back_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_that_a_restore_does_not_bring_back_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Private, "load", lambda self, orders: {})
     assert_red("(key|draws|seen)")
 

@@ -73,8 +73,12 @@ class One(cs.Schema):
 LENSES: Mapping[str, cs.Lens] = {
     "weights": cs.derive(cs.linen.Params[Twice], cs.nnx.Params[Once], [TIE]),
     "train states": cs.derive(cs.linen.TrainState[Twice, TX], cs.nnx.TrainState[Once, TX], [TIE]),
-    "layers": cs.derive(cs.linen.Params[Both], cs.nnx.Params[One], [cs.tie("decoder[]", "encoder[]")]),
-    "view": cs.derive(cs.nnx.Params[One], cs.linen.Params[Both], [cs.tie("decoder[]", "encoder[]")]),
+    "layers": cs.derive(
+        cs.linen.Params[Both], cs.nnx.Params[One], [cs.tie("decoder[]", "encoder[]")]
+    ),
+    "view": cs.derive(
+        cs.nnx.Params[One], cs.linen.Params[Both], [cs.tie("decoder[]", "encoder[]")]
+    ),
 }
 
 
@@ -88,7 +92,9 @@ class Tied:
 
     @property
     def lens(self) -> cs.Lens:
-        return LENSES[self.name].bind(**{n: s for n, s in SIZES.items() if n in LENSES[self.name].source.names()})
+        return LENSES[self.name].bind(
+            **{n: s for n, s in SIZES.items() if n in LENSES[self.name].source.names()}
+        )
 
     def states(self, *sides: int) -> list[Any]:
         """States of either side; what is stored twice is made from the other side, which stores it once."""
@@ -118,7 +124,9 @@ class Tied:
         Tied,
         st.sampled_from(list(LENSES)),
         st.integers(0, 2**32 - 1),
-        st.sampled_from([jnp.asarray, *(Sharded(mesh(*on), seed) for on in MESHES[:2] for seed in range(3))]),
+        st.sampled_from(
+            [jnp.asarray, *(Sharded(mesh(*on), seed) for on in MESHES[:2] for seed in range(3))]
+        ),
     )
 )
 def test_the_laws_hold(law: Any, at: Tied) -> None:
@@ -152,7 +160,9 @@ def test_print_says_which_are_tied() -> None:
 def weights(*, wrong: tuple[int, int] | None = None, value: float = 0.5) -> dict[str, Any]:
     table = jnp.arange(12.0).reshape(3, 4)
     head = table.T if wrong is None else table.T.at[wrong].set(value)
-    return {"params": {"embed": {"embedding": table}, "lm_head": {"kernel": head}, "scale": jnp.ones(4)}}
+    return {
+        "params": {"embed": {"embedding": table}, "lm_head": {"kernel": head}, "scale": jnp.ones(4)}
+    }
 
 
 def test_a_pair_that_differs_shows_where_and_both_values() -> None:
@@ -168,7 +178,10 @@ def test_a_pair_that_differs_shows_where_and_both_values() -> None:
 
 @pytest.mark.parametrize("on", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
 def test_zeros_of_unlike_signs_differ(on: Any) -> None:
-    with pytest.raises(cs.ConformanceError, match=r"0.0 \(0x00000000\) at embed/embedding\[0 0\], found -0.0 \(0x80000000\)"):
+    with pytest.raises(
+        cs.ConformanceError,
+        match=r"0.0 \(0x00000000\) at embed/embedding\[0 0\], found -0.0 \(0x80000000\)",
+    ):
         LENSES["weights"].get(jax.tree.map(on, weights(wrong=(0, 0), value=-0.0)))
 
 
@@ -188,19 +201,31 @@ def test_every_pair_of_a_train_state_is_compared() -> None:
 
 
 def test_keys_are_compared_by_their_data() -> None:
-    state = {"params": {name: jax.tree.map(lambda *x: jnp.stack(x), *map(layer, seeds)) for name, seeds in BLOCKS.items()}}
+    state = {
+        "params": {
+            name: jax.tree.map(lambda *x: jnp.stack(x), *map(layer, seeds))
+            for name, seeds in BLOCKS.items()
+        }
+    }
     with pytest.raises(cs.ConformanceError) as caught:
         LENSES["layers"].get(state)
     (fault,) = caught.value.mismatches
     assert fault.path == "params/decoder/key"
-    assert "[0 2 0 2]" in fault.expected and "[0 3 0 3]" in fault.found and "encoder/1/key" in fault.found
+    assert (
+        "[0 2 0 2]" in fault.expected
+        and "[0 3 0 3]" in fault.found
+        and "encoder/1/key" in fault.found
+    )
 
 
 BLOCKS = {"encoder": (1, 2), "decoder": (1, 3)}
 
 
 def test_complex_leaves_and_bools_are_compared_too() -> None:
-    for a, b in ((jnp.array([1j, 2]), jnp.array([1j, -2])), (jnp.array([True, False]), jnp.array([True, True]))):
+    for a, b in (
+        (jnp.array([1j, 2]), jnp.array([1j, -2])),
+        (jnp.array([True, False]), jnp.array([True, True])),
+    ):
         verify_same([(a, jnp.array(a, copy=True), ("a", "b", "c"))])
         with pytest.raises(cs.ConformanceError, match=r"at c\[1\]"):
             verify_same([(a, b, ("a", "b", "c"))])
@@ -214,7 +239,9 @@ def test_under_a_trace_nothing_is_assumed() -> None:
 def test_shardings_of_both_places_are_kept() -> None:
     on = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     (state,) = Tied("weights", 5, jnp.asarray).states(0)
-    (places,) = ({"embed": {"embedding": ("x", "y")}, "lm_head": {"kernel": (None, "x")}, "scale": ()},)
+    (places,) = (
+        {"embed": {"embedding": ("x", "y")}, "lm_head": {"kernel": (None, "x")}, "scale": ()},
+    )
     spread = {
         "params": jax.tree.map(
             lambda x, spec: jax.device_put(x, NamedSharding(on, PartitionSpec(*spec))),
@@ -230,10 +257,14 @@ def test_a_checkpoint_with_both_restores_and_one_that_differs_is_refused(tmp_pat
     lens = LENSES["train states"]
     state, other = Tied("train states", 7, jnp.asarray).states(0, 1)
     cs.orbax.save(tmp_path / "0", state, lens)
-    restored = cs.orbax.restore(tmp_path / "0", jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), other), lens)
+    restored = cs.orbax.restore(
+        tmp_path / "0", jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), other), lens
+    )
     cs.assert_trees_identical(restored, lens.get(state))
     cs.orbax.save(tmp_path / "1", other, lens)
-    cs.assert_trees_identical(cs.orbax.restore(tmp_path / "1", state, lens), lens.put(other, onto=state))
+    cs.assert_trees_identical(
+        cs.orbax.restore(tmp_path / "1", state, lens), lens.put(other, onto=state)
+    )
     state["params"]["params"]["lm_head"]["kernel"] += 1
     cs.orbax.save(tmp_path / "2", state, lens)
     with pytest.raises(cs.CheckpointMismatchError, match="what params/params/embed/embedding has"):
@@ -252,9 +283,15 @@ def test_composition_goes_through_a_tie() -> None:
 @pytest.mark.parametrize(
     ("rules", "says"),
     [
-        ([cs.tie("tail", "embed/embedding")], r"leaves at tail and at embed/embedding of one side, .*, found none"),
+        (
+            [cs.tie("tail", "embed/embedding")],
+            r"leaves at tail and at embed/embedding of one side, .*, found none",
+        ),
         ([TIE, cs.rename("scale", "norm")], "a leaf of nnx.Params"),
-        ([cs.tie("head", "scale")], r"expected float32\[embed\] as in the view, found float32\[embed vocab\]"),
+        (
+            [cs.tie("head", "scale")],
+            r"expected float32\[embed\] as in the view, found float32\[embed vocab\]",
+        ),
         ([], r"head .* a partner in nnx.Params\[Once\]"),
     ],
 )

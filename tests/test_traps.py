@@ -22,7 +22,9 @@ from jaxtyping import Array, Float32, UInt32
 
 import ckpt_schema as cs
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # what Orbax's older API says of targets without shardings
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # what Orbax's older API says of targets without shardings
 
 IMPLS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
 
@@ -52,7 +54,9 @@ def test_t3_a_key_that_the_older_api_returns_as_its_data_comes_back_as_a_key(
 def test_t7_a_shape_is_the_target_s_and_never_that_of_the_disk(tmp_path: Path) -> None:
     orbax_v0.PyTreeCheckpointer().save(tmp_path / "0", {"w": jnp.arange(4.0)})
     target = {"w": jax.ShapeDtypeStruct((6,), "float32")}
-    with pytest.raises(cs.CheckpointMismatchError, match=r"w +expected float32\[6\], found float32\[4\]"):
+    with pytest.raises(
+        cs.CheckpointMismatchError, match=r"w +expected float32\[6\], found float32\[4\]"
+    ):
         cs.orbax.restore(tmp_path / "0", target, itself(target))
 
 
@@ -77,7 +81,9 @@ def noisy(tag: str) -> type[cs.Schema]:
 
 @pytest.mark.parametrize("process", IMPLS.values())
 @pytest.mark.parametrize("tag", IMPLS)
-def test_t10_a_default_key_is_of_the_leaf_s_implementation_and_not_the_process_s(tag: str, process: str) -> None:
+def test_t10_a_default_key_is_of_the_leaf_s_implementation_and_not_the_process_s(
+    tag: str, process: str
+) -> None:
     lens = cs.derive(cs.linen.Params[Bare], cs.nnx.Params[noisy(tag)])
     with jax.default_prng_impl(process):
         assert jax.random.key(0).dtype == jax.random.key(0, impl=process).dtype
@@ -151,4 +157,6 @@ def test_t12_a_restore_that_is_refused_prints_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, str(tmp_path / "0")]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert run.stdout == "2 faults\n"
-    assert "Traceback" not in run.stderr and len(run.stderr.splitlines()) < 5  # not the pages that Orbax prints
+    assert (
+        "Traceback" not in run.stderr and len(run.stderr.splitlines()) < 5
+    )  # not the pages that Orbax prints

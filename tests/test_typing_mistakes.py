@@ -20,10 +20,18 @@ from ckpt_schema.lens.stacks import Beside, Concat, Split, Stack, Unstack
 
 def schema(**leaves: Any) -> type[cs.Schema]:
     """A schema of leaves, given by their dims, or by an annotation and a field."""
-    given = {name: each if isinstance(each, tuple) else (each, cs.field()) for name, each in leaves.items()}
-    kinds = {name: Float32[Array, kind] if isinstance(kind, str) else kind for name, (kind, _) in given.items()}
+    given = {
+        name: each if isinstance(each, tuple) else (each, cs.field())
+        for name, each in leaves.items()
+    }
+    kinds = {
+        name: Float32[Array, kind] if isinstance(kind, str) else kind
+        for name, (kind, _) in given.items()
+    }
     body = {"__annotations__": kinds, **{name: value for name, (_, value) in given.items()}}
-    return types.new_class("Model", (cs.Schema,), exec_body=lambda namespace: namespace.update(body))
+    return types.new_class(
+        "Model", (cs.Schema,), exec_body=lambda namespace: namespace.update(body)
+    )
 
 
 def listed(count: str, dims: str = "a b") -> type[cs.Schema]:
@@ -187,7 +195,11 @@ MISTAKES = {
         ("an axis c", "none"),
     ),
     "integers that are scaled": Mistake(
-        (schema(n=(Int32[Array, " k"], cs.field())), schema(n=(Int32[Array, " k"], cs.field())), [cs.scale("n", 0.5)]),
+        (
+            schema(n=(Int32[Array, " k"], cs.field())),
+            schema(n=(Int32[Array, " k"], cs.field())),
+            [cs.scale("n", 0.5)],
+        ),
         (schema(n=" k"), schema(n=" k"), [cs.scale("n", 0.5)]),
         "scale('n', 0.5)",
         ("", ""),
@@ -223,7 +235,9 @@ def _swapped(dims: str) -> Plant:
 
 def _replaced(kind: type[Any], make: Callable[[Any], Any]) -> Plant:
     """The chain with another edit in the place of those of one kind."""
-    return lambda chain: Chain(tuple(make(edit) if isinstance(edit, kind) else edit for edit in chain.edits))
+    return lambda chain: Chain(
+        tuple(make(edit) if isinstance(edit, kind) else edit for edit in chain.edits)
+    )
 
 
 def _beside(make: Callable[[Chain], Chain]) -> Plant:
@@ -236,36 +250,58 @@ STACKED = scanned("depth", axis=1), listed("depth", "b a")
 STACKING = listed("depth", "b a"), scanned("depth", axis=1)
 
 PLANTS: dict[str, tuple[Any, Plant]] = {
-    "a transposition dropped": (MATRIX, lambda _: Chain((Rearrange(parse_dims("a b"), parse_dims("a b")),))),
+    "a transposition dropped": (
+        MATRIX,
+        lambda _: Chain((Rearrange(parse_dims("a b"), parse_dims("a b")),)),
+    ),
     "axes swapped once more": (MATRIX, _swapped("b a")),
     "axes of a product swapped": (HEADS, _swapped("heads embed dim")),
     "an axis merged that is to stand alone": (
         HEADS,
         lambda _: Chain((Rearrange(parse_dims("embed heads*dim"), parse_dims("heads embed*dim")),)),
     ),
-    "unstacked on the wrong axis": (STACKED, _replaced(Unstack, lambda edit: dataclasses.replace(edit, axis=0))),
+    "unstacked on the wrong axis": (
+        STACKED,
+        _replaced(Unstack, lambda edit: dataclasses.replace(edit, axis=0)),
+    ),
     "not unstacked": (STACKED, lambda chain: Chain(chain.edits[1:])),
     "not transposed after unstacking": (STACKED, lambda chain: Chain(chain.edits[:1])),
-    "stacked on the wrong axis": (STACKING, _replaced(Stack, lambda edit: dataclasses.replace(edit, axis=0))),
+    "stacked on the wrong axis": (
+        STACKING,
+        _replaced(Stack, lambda edit: dataclasses.replace(edit, axis=0)),
+    ),
     "not transposed before stacking": (STACKING, lambda chain: Chain(chain.edits[1:])),
     "the way back instead of the way there": (HEADS, lambda chain: ~chain),
     "split into parts of other sizes": (
         (FUSED, schema(**APART), QKV),
-        _replaced(Split, lambda edit: Split(edit.axis, (edit.parts[1], edit.parts[0], edit.parts[2]))),
+        _replaced(
+            Split, lambda edit: Split(edit.axis, (edit.parts[1], edit.parts[0], edit.parts[2]))
+        ),
     ),
-    "split on the wrong axis": ((FUSED, schema(**APART), QKV), _replaced(Split, lambda edit: Split(0, edit.parts))),
+    "split on the wrong axis": (
+        (FUSED, schema(**APART), QKV),
+        _replaced(Split, lambda edit: Split(0, edit.parts)),
+    ),
     "a part that is turned": (
         (FUSED, schema(**{**APART, "q": "heads dim embed"}), QKV),
-        _beside(lambda chain: chain >> Rearrange(parse_dims("heads dim embed"), parse_dims("dim heads embed"))),
+        _beside(
+            lambda chain: (
+                chain >> Rearrange(parse_dims("heads dim embed"), parse_dims("dim heads embed"))
+            )
+        ),
     ),
 }
 
 
 @pytest.mark.parametrize(("layouts", "plant"), PLANTS.values(), ids=PLANTS)
-def test_a_wrong_edit_is_found_on_symbolic_shapes(layouts: Any, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_edit_is_found_on_symbolic_shapes(
+    layouts: Any, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cs.derive(*layouts).joins
     _plant(plant, monkeypatch)
-    with pytest.raises((cs.DerivationError, TypeError, ValueError)) as caught:  # of what does no array at all, jax says so
+    with pytest.raises(
+        (cs.DerivationError, TypeError, ValueError)
+    ) as caught:  # of what does no array at all, jax says so
         cs.derive(*layouts)
     if isinstance(caught.value, cs.DerivationError):
         fault = caught.value.mismatches[0]

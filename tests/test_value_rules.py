@@ -72,7 +72,9 @@ def fault(use: Any, error: type[cs.CkptSchemaError]) -> str:
 # --- The edits  ---
 
 
-@pytest.mark.parametrize("edit", [Flip(0), Flip(1), Pad(1, ("a",), ("b",), 1), Pad(0, (2,), ("b",), 0)], ids=str)
+@pytest.mark.parametrize(
+    "edit", [Flip(0), Flip(1), Pad(1, ("a",), ("b",), 1), Pad(0, (2,), ("b",), 0)], ids=str
+)
 @pytest.mark.parametrize("place", [as_numpy, as_jax], ids=["NumPy", "jax"])
 @examples(1)
 @given(
@@ -91,14 +93,18 @@ def test_there_and_back(edit: Any, place: Any, dtype: str, more: int, seed: int)
         rest = np.asarray(made)[2:] if edit.axis == 0 else np.asarray(made)[:, 3:]
         np.testing.assert_array_equal(rest, np.full(rest.shape, edit.fill).astype(made.dtype))
     else:
-        np.testing.assert_array_equal(np.asarray(made).view("u1"), np.flip(np.asarray(value), edit.axis).copy().view("u1"))
+        np.testing.assert_array_equal(
+            np.asarray(made).view("u1"), np.flip(np.asarray(value), edit.axis).copy().view("u1")
+        )
 
 
 @pytest.mark.parametrize("place", [as_numpy, as_jax], ids=["NumPy", "jax"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @examples(1)
 @given(exponent=st.integers(-30, 30), seed=st.integers(0, 2**32 - 1))
-def test_a_scaled_leaf_comes_back_or_is_refused(place: Any, dtype: str, exponent: int, seed: int) -> None:
+def test_a_scaled_leaf_comes_back_or_is_refused(
+    place: Any, dtype: str, exponent: int, seed: int
+) -> None:
     chain, leaf = Chain((Scale(exponent),)), leaves.Leaf(parse_dims("9"), dtype)
     value = place(hostile(np.random.default_rng(seed), dtype, (9,)))
     try:
@@ -122,9 +128,16 @@ def test_what_is_flipped_and_padded_is_so_in_the_model_and_in_all_that_mirrors_i
     lens = cs.derive(cs.linen.Params[Plain], cs.nnx.Params[Padded], rules, dims=SIZES)
     state = {"params": plain()}
     made = lens.get(state)
-    np.testing.assert_array_equal(made["kernel"][...].view("u4"), state["params"]["kernel"][::-1].T.view("u4"))
-    np.testing.assert_array_equal(made["table"][...][:, :3].view("u4"), state["params"]["table"].T.view("u4"))
-    assert not made["table"][...][:, 3:].view("u4").any() and made["names"][...][3:].tolist() == [-1, -1]
+    np.testing.assert_array_equal(
+        made["kernel"][...].view("u4"), state["params"]["kernel"][::-1].T.view("u4")
+    )
+    np.testing.assert_array_equal(
+        made["table"][...][:, :3].view("u4"), state["params"]["table"].T.view("u4")
+    )
+    assert not made["table"][...][:, 3:].view("u4").any() and made["names"][...][3:].tolist() == [
+        -1,
+        -1,
+    ]
     laws.get_put(lens, state)
     laws.put_get(lens, made)
     laws.inverse(lens, state, made)
@@ -141,27 +154,46 @@ class Wide(cs.Schema):
 
 def test_the_moments_of_what_is_padded_are_padded_with_zeros() -> None:
     rule = cs.pad("table", "vocab", "padded", fill=7)
-    lens = cs.derive(cs.linen.BareTrainState[Weights, TX], cs.nnx.TrainState[Wide, TX], [rule], dims=SIZES)
+    lens = cs.derive(
+        cs.linen.BareTrainState[Weights, TX], cs.nnx.TrainState[Wide, TX], [rule], dims=SIZES
+    )
     params = {"table": jnp.ones((3, 2))}
-    state = {"params": params, "opt_state": TX.update(params, TX.init(params), params)[1], "step": jnp.int32(1)}
+    state = {
+        "params": params,
+        "opt_state": TX.update(params, TX.init(params), params)[1],
+        "step": jnp.int32(1),
+    }
     made = lens.get(state)
     assert made["model"]["table"][...][3:].tolist() == [[7, 7], [7, 7]]
     assert made["optimizer"]["opt_state"][0]["mu"]["table"][...][3:].tolist() == [[0, 0], [0, 0]]
     laws.get_put(lens, state)
     whole = [cs.pad("opt_state/0/nu/table", "vocab", "padded", fill=1), rule]
-    other = cs.derive(cs.linen.BareTrainState[Weights, TX], cs.nnx.TrainState[Wide, TX], whole, dims=SIZES).get(state)
+    other = cs.derive(
+        cs.linen.BareTrainState[Weights, TX], cs.nnx.TrainState[Wide, TX], whole, dims=SIZES
+    ).get(state)
     assert other["optimizer"]["opt_state"][0]["nu"]["table"][...][3:].tolist() == [[1, 1], [1, 1]]
 
 
 def test_stacked_layers_are_padded_and_flipped_one_by_one() -> None:
-    below = [cs.pad("layers[]/table", "vocab", "padded"), cs.pad("layers[]/names", "vocab", "padded")]
+    below = [
+        cs.pad("layers[]/table", "vocab", "padded"),
+        cs.pad("layers[]/names", "vocab", "padded"),
+    ]
     lens = cs.derive(Layers, Listed, [*below, cs.flip("layers[]/kernel", "width")], dims=SIZES)
     each = [plain(seed) for seed in range(3)]
-    stacked = {"layers": {key: jnp.stack([layer[key] for layer in each], axis=1) for key in each[0]}}
+    stacked = {
+        "layers": {key: jnp.stack([layer[key] for layer in each], axis=1) for key in each[0]}
+    }
     made = lens.get(stacked)
     for layer, found in zip(each, made["layers"].values(), strict=True):
-        np.testing.assert_array_equal(found["kernel"].view("u4"), layer["kernel"][::-1].T.view("u4"))
-        assert found["table"].shape == (4, 5) and found["names"].tolist() == [*layer["names"].tolist(), 0, 0]
+        np.testing.assert_array_equal(
+            found["kernel"].view("u4"), layer["kernel"][::-1].T.view("u4")
+        )
+        assert found["table"].shape == (4, 5) and found["names"].tolist() == [
+            *layer["names"].tolist(),
+            0,
+            0,
+        ]
     cs.assert_trees_identical(lens.put(made), stacked)
 
 
@@ -177,13 +209,20 @@ def test_padding_that_is_none_is_told_with_where_it_is() -> None:
 
 def test_a_padded_axis_is_no_shorter() -> None:
     lens = cs.derive(Weights, Wide, [cs.pad("table", "vocab", "padded")])
-    text = fault(lambda: lens.get({"table": jnp.zeros((3, 2))}, onto={"table": jnp.zeros((2, 2))}), cs.ConformanceError)
+    text = fault(
+        lambda: lens.get({"table": jnp.zeros((3, 2))}, onto={"table": jnp.zeros((2, 2))}),
+        cs.ConformanceError,
+    )
     assert "expected padded of vocab or more, found padded=2, vocab=3" in text
-    assert "lens.bind(padded=...)" in fault(lambda: lens.get({"table": jnp.zeros((3, 2))}), cs.ConformanceError)
+    assert "lens.bind(padded=...)" in fault(
+        lambda: lens.get({"table": jnp.zeros((3, 2))}), cs.ConformanceError
+    )
 
 
 def test_padding_is_sharded_as_far_as_it_divides() -> None:
-    lens = cs.derive(Weights, Wide, [cs.pad("table", "vocab", "padded")], dims={"vocab": 4, "padded": 6})
+    lens = cs.derive(
+        Weights, Wide, [cs.pad("table", "vocab", "padded")], dims={"vocab": 4, "padded": 6}
+    )
     on = mesh((4, 2), AxisType.Auto)
     table = jax.device_put(jnp.ones((4, 8)), NamedSharding(on, PartitionSpec("x", "y")))
     made = lens.get({"table": table})["table"]
@@ -206,12 +245,20 @@ def test_a_factor_holds_for_the_param_and_needs_a_word_about_its_moments() -> No
     moments = [cs.scale("opt_state/0/mu/query", 2), cs.scale("opt_state/0/nu/query", 4)]
     lens = cs.derive(*sides, [cs.scale("query", 0.5), *moments])
     params = {"query": jnp.full((2, 2), 3.0)}
-    state = {"params": params, "opt_state": TX.update(params, TX.init(params), params)[1], "step": jnp.int32(1)}
+    state = {
+        "params": params,
+        "opt_state": TX.update(params, TX.init(params), params)[1],
+        "step": jnp.int32(1),
+    }
     made = lens.get(state)
     assert made["model"]["query"][...].tolist() == [[1.5, 1.5], [1.5, 1.5]]
     moments_ = made["optimizer"]["opt_state"][0]
-    np.testing.assert_array_equal(moments_["mu"]["query"][...], state["opt_state"][0].mu["query"] * 2)
-    np.testing.assert_array_equal(moments_["nu"]["query"][...], state["opt_state"][0].nu["query"] * 4)
+    np.testing.assert_array_equal(
+        moments_["mu"]["query"][...], state["opt_state"][0].mu["query"] * 2
+    )
+    np.testing.assert_array_equal(
+        moments_["nu"]["query"][...], state["opt_state"][0].nu["query"] * 4
+    )
     laws.get_put(lens, state)
     assert not any(join.chain for join in (lens >> ~lens).joins)
 
@@ -219,12 +266,17 @@ def test_a_factor_holds_for_the_param_and_needs_a_word_about_its_moments() -> No
 def test_what_does_not_come_back_is_told_with_where_it_is() -> None:
     lens = cs.derive(Query, Query, [cs.scale("query", 2**-20)])
     text = fault(lambda: lens.get({"query": jnp.full((1, 2), 1e-37)}), cs.ConformanceError)
-    assert "query  expected values that 2**-20 times themselves tell exactly" in text and "at [0 0]" in text
+    assert (
+        "query  expected values that 2**-20 times themselves tell exactly" in text
+        and "at [0 0]" in text
+    )
 
 
 def test_values_are_not_known_under_a_trace() -> None:
     lens = cs.derive(Query, Query, [cs.scale("query", 2)])
-    assert "translate outside of jit" in fault(lambda: jax.jit(lens.get)({"query": jnp.ones((1, 2))}), cs.ConformanceError)
+    assert "translate outside of jit" in fault(
+        lambda: jax.jit(lens.get)({"query": jnp.ones((1, 2))}), cs.ConformanceError
+    )
 
 
 # --- What is refused  ---
@@ -243,13 +295,31 @@ class WideImaginary(cs.Schema):
     [
         ((Query, Query), cs.flip("query", "width"), "a leaf with an axis width, at query or below"),
         ((Query, Query), cs.flip("key", "heads"), "a leaf with an axis heads, at key or below"),
-        ((Weights, Weights), cs.pad("table", "vocab", "padded"), "a leaf with vocab on one side and padded on the other"),
-        ((Weights, Wide), cs.pad("table", "vocab", "paded"), "a leaf with vocab on one side and paded on the other"),
-        ((Imaginary, WideImaginary), cs.pad("table", "vocab", "padded", fill=1), "complex64 is not padded with 1"),
-        ((Weights, Wide), cs.pad("table", "vocab", "padded", fill=1e300), "float32 is not padded with 1e+300"),
+        (
+            (Weights, Weights),
+            cs.pad("table", "vocab", "padded"),
+            "a leaf with vocab on one side and padded on the other",
+        ),
+        (
+            (Weights, Wide),
+            cs.pad("table", "vocab", "paded"),
+            "a leaf with vocab on one side and paded on the other",
+        ),
+        (
+            (Imaginary, WideImaginary),
+            cs.pad("table", "vocab", "padded", fill=1),
+            "complex64 is not padded with 1",
+        ),
+        (
+            (Weights, Wide),
+            cs.pad("table", "vocab", "padded", fill=1e300),
+            "float32 is not padded with 1e+300",
+        ),
     ],
 )
-def test_a_rule_that_does_nothing_or_cannot_be_is_an_error(sides: Any, rule: Any, says: str) -> None:
+def test_a_rule_that_does_nothing_or_cannot_be_is_an_error(
+    sides: Any, rule: Any, says: str
+) -> None:
     assert says in fault(lambda: cs.derive(*sides, [rule]), cs.DerivationError)
 
 
@@ -279,7 +349,9 @@ def test_padding_of_a_fixed_size_to_a_smaller_one_is_refused() -> None:
     class Four(cs.Schema):
         table: Float32[Array, "4 embed"]
 
-    assert "5 cannot be padded to 4" in fault(lambda: cs.derive(Five, Four, [cs.pad("table", "5", "4")]), cs.DerivationError)
+    assert "5 cannot be padded to 4" in fault(
+        lambda: cs.derive(Five, Four, [cs.pad("table", "5", "4")]), cs.DerivationError
+    )
 
 
 def test_unpadding_is_verified_before_anything_is_cut() -> None:

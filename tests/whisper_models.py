@@ -52,7 +52,9 @@ class LinenDecoderLayer(nn.Module):
         y = nn.LayerNorm(name="attn_norm")(x)
         mask = nn.make_causal_mask(x[..., 0])
         x = x + nn.MultiHeadDotProductAttention(HEADS, name="attn")(y, mask=mask)
-        x = x + nn.MultiHeadDotProductAttention(HEADS, name="cross")(nn.LayerNorm(name="cross_norm")(x), memory)
+        x = x + nn.MultiHeadDotProductAttention(HEADS, name="cross")(
+            nn.LayerNorm(name="cross_norm")(x), memory
+        )
         return x + LinenMlp(name="mlp")(nn.LayerNorm(name="mlp_norm")(x))
 
 
@@ -65,11 +67,21 @@ class LinenWhisper(nn.Module):
         x = nn.gelu(nn.Conv(EMBED, (3,), name="conv1")(mel))
         x = nn.gelu(nn.Conv(EMBED, (3,), 2, name="conv2")(x))
         x = x + sinusoids(x.shape[1], EMBED)
-        layers: Any = nn.scan(LinenEncoderLayer, variable_axes={"params": 0}, split_rngs={"params": True}, length=ENCODERS)
+        layers: Any = nn.scan(
+            LinenEncoderLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=ENCODERS,
+        )
         x, _ = layers(name="encoder")(x, None)
         memory = nn.LayerNorm(name="ln_post")(x)
         embed = nn.Embed(VOCAB, EMBED, name="embed")
-        y = embed(tokens) + self.param("positions", nn.initializers.normal(0.01), (TIME, EMBED))[: tokens.shape[1]]
+        y = (
+            embed(tokens)
+            + self.param("positions", nn.initializers.normal(0.01), (TIME, EMBED))[
+                : tokens.shape[1]
+            ]
+        )
         for i in range(DECODERS):
             y = LinenDecoderLayer(name=f"decoder_{i}")(y, memory)
         return embed.attend(nn.LayerNorm(name="ln_out")(y))
@@ -90,7 +102,9 @@ class NnxMlp(nnx.Module):
 
 def attention(rngs: nnx.Rngs) -> nnx.MultiHeadAttention:
     """Attention with dropout."""
-    return nnx.MultiHeadAttention(HEADS, EMBED, decode=False, deterministic=False, dropout_rate=0.1, rngs=rngs)
+    return nnx.MultiHeadAttention(
+        HEADS, EMBED, decode=False, deterministic=False, dropout_rate=0.1, rngs=rngs
+    )
 
 
 class NnxEncoderLayer(nnx.Module):
@@ -160,14 +174,22 @@ class Training(nnx.Module):
         self.optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
 
-tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 10, 100)))
-mel, tokens = jax.random.normal(jax.random.key(1), (2, 16, MELS)), jnp.arange(2 * TIME).reshape(2, TIME) % VOCAB
+tx = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 10, 100)),
+)
+mel, tokens = (
+    jax.random.normal(jax.random.key(1), (2, 16, MELS)),
+    jnp.arange(2 * TIME).reshape(2, TIME) % VOCAB,
+)
 
 
 def linen_train_state() -> TrainState:
     """A state that training begins with."""
     model = LinenWhisper()
-    return TrainState.create(apply_fn=model.apply, params=model.init(jax.random.key(0), mel, tokens), tx=tx)
+    return TrainState.create(
+        apply_fn=model.apply, params=model.init(jax.random.key(0), mel, tokens), tx=tx
+    )
 
 
 def nnx_training() -> Training:

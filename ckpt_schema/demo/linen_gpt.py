@@ -36,7 +36,9 @@ class Block(nn.Module):
         qkv = nn.Dense(3 * s.heads * s.head_dim, use_bias=False, name="qkv")(nn.LayerNorm()(x))
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, s.heads, s.head_dim), 2, 0)
         mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        x = x + nn.Dense(s.embed, use_bias=False, name="out")(mixed.reshape(*x.shape[:2], s.heads * s.head_dim))
+        x = x + nn.Dense(s.embed, use_bias=False, name="out")(
+            mixed.reshape(*x.shape[:2], s.heads * s.head_dim)
+        )
         hidden = nn.Dense(s.mlp, name="wi")(nn.LayerNorm()(x))
         return x + nn.Dense(s.embed, name="wo")(jax.nn.gelu(hidden))
 

@@ -43,7 +43,10 @@ def run(console: Console | None = None) -> int:
             f"the demo needs {DEVICES} devices and jax has {len(jax.devices())}: set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={DEVICES} before jax starts, as `ckpt-schema demo` does"
         )
-    with tempfile.TemporaryDirectory(prefix="ckpt_schema_demo_") as folder, _progress(console) as task:
+    with (
+        tempfile.TemporaryDirectory(prefix="ckpt_schema_demo_") as folder,
+        _progress(console) as task,
+    ):
         report = _Demo(pathlib.Path(folder), task).report()
     show(report, console)
     return 0 if report.passed else 1
@@ -52,7 +55,12 @@ def run(console: Console | None = None) -> int:
 @contextlib.contextmanager
 def _progress(console: Console) -> Generator[Callable[[str], Callable[[], None]]]:
     """Gives a function that starts a line of progress and returns what counts its steps; plain lines without a terminal."""
-    columns = TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = (
+        TextColumn("{task.description:<44}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=not console.is_terminal) as bars:
 
         def start(name: str) -> Callable[[], None]:
@@ -85,7 +93,9 @@ class _Demo:
             for what in ("full state", "weights only"):
                 runs = [self._resume(f, scanned, what, checkpoint) for f in ("Linen", "NNX")]
                 linen, nnx = (losses for _, losses in runs)
-                cells.append(Cell(LAYERS[scanned], what, ("Linen -> Linen", linen), ("Linen -> NNX", nnx)))
+                cells.append(
+                    Cell(LAYERS[scanned], what, ("Linen -> Linen", linen), ("Linen -> NNX", nnx))
+                )
                 if what == "full state":
                     full |= {("Linen", scanned): linen, ("NNX", scanned): nnx}
                     cells.append(self._back(scanned, runs[1][0]))
@@ -99,20 +109,34 @@ class _Demo:
         """Trains the scanned Linen model on a mesh of its own shape, and saves it as any Linen user would."""
         form, mesh = self.linen[True], make_mesh(4, 2)
         state = form.start(form.init(), mesh)
-        state, _ = train(form, state, self.text, mesh, 0, TRAINED, self.task("train Linen, scanned, on mesh (4, 2)"))
+        state, _ = train(
+            form,
+            state,
+            self.text,
+            mesh,
+            0,
+            TRAINED,
+            self.task("train Linen, scanned, on mesh (4, 2)"),
+        )
         cs.orbax.save(checkpoint, state, cs.derive(form.layout, form.layout))
 
-    def _resume(self, framework: str, scanned: bool, what: str, checkpoint: pathlib.Path) -> tuple[Any, list[float]]:
+    def _resume(
+        self, framework: str, scanned: bool, what: str, checkpoint: pathlib.Path
+    ) -> tuple[Any, list[float]]:
         """Restores the Linen checkpoint into a form on the other mesh, and trains on."""
         name = f"{framework}, {LAYERS[scanned]}, {what}"
         form, source = self._form(framework, scanned), self.linen[True]
         if what == "full state":
-            state = self._restore(name, checkpoint, form.abstract(self.mesh), cs.derive(source.layout, form.layout))
+            state = self._restore(
+                name, checkpoint, form.abstract(self.mesh), cs.derive(source.layout, form.layout)
+            )
         else:
             lens = cs.derive(source.weights_layout, form.weights_layout)
             weights = self._restore(name, checkpoint, form.weights(self.mesh), lens)
             state = form.start(weights, self.mesh)
-        return train(form, state, self.text, self.mesh, TRAINED, RESUMED, self.task(f"resume {name}"))
+        return train(
+            form, state, self.text, self.mesh, TRAINED, RESUMED, self.task(f"resume {name}")
+        )
 
     def _back(self, scanned: bool, state: Any) -> Cell:
         """The NNX run goes on, and beside it a Linen run from a checkpoint that the NNX run saved in Linen's layout."""
@@ -120,14 +144,33 @@ class _Demo:
         checkpoint = self.folder / f"nnx_{LAYERS[scanned]}"
         cs.orbax.save(checkpoint, state, cs.derive(self.linen[True].layout, nnx.layout))
         first = TRAINED + RESUMED
-        _, on = train(nnx, state, self.text, self.mesh, first, RESUMED, self.task(f"go on in NNX, {LAYERS[scanned]}"))
+        _, on = train(
+            nnx,
+            state,
+            self.text,
+            self.mesh,
+            first,
+            RESUMED,
+            self.task(f"go on in NNX, {LAYERS[scanned]}"),
+        )
         name = f"NNX -> Linen, {LAYERS[scanned]}, full state"
         lens = cs.derive(self.linen[True].layout, linen.layout)
         back = self._restore(name, checkpoint, linen.abstract(self.mesh), lens, aux=None)
-        _, losses = train(linen, back, self.text, self.mesh, first, RESUMED, self.task(f"resume {name}"))
-        return Cell(LAYERS[scanned], "full state, back", ("NNX -> NNX", on), ("NNX -> Linen", losses))
+        _, losses = train(
+            linen, back, self.text, self.mesh, first, RESUMED, self.task(f"resume {name}")
+        )
+        return Cell(
+            LAYERS[scanned], "full state, back", ("NNX -> NNX", on), ("NNX -> Linen", losses)
+        )
 
-    def _restore(self, name: str, checkpoint: pathlib.Path, target: Any, lens: cs.Lens, aux: str | None = "nnx_aux") -> Any:
+    def _restore(
+        self,
+        name: str,
+        checkpoint: pathlib.Path,
+        target: Any,
+        lens: cs.Lens,
+        aux: str | None = "nnx_aux",
+    ) -> Any:
         def note(times: RestoreTimes) -> None:
             self.durations.append(Duration(name, times.metadata, times.read, times.lens))
 

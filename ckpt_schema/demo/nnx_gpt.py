@@ -24,7 +24,9 @@ class Block(nnx.Module):
         self.qkv = nnx.Linear(s.embed, 3 * s.heads * s.head_dim, use_bias=False, rngs=rngs)
         self.wi = nnx.Linear(s.embed, s.mlp, rngs=rngs)
         self.wo = nnx.Linear(s.mlp, s.embed, rngs=rngs)
-        self.dropout = nnx.Dropout(0.0, rngs=rngs)  # rate 0: the function is Linen's, and the state holds a stream
+        self.dropout = nnx.Dropout(
+            0.0, rngs=rngs
+        )  # rate 0: the function is Linen's, and the state holds a stream
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The layer's output, float32[batch, length, embed]."""
@@ -47,7 +49,9 @@ class NnxGPT(nnx.Module):
         """Draws the weights."""
         s = sizes
         self.embed = nnx.Embed(s.vocab, s.embed, rngs=rngs)
-        self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (s.length, s.embed)))
+        self.positions = nnx.Param(
+            nnx.initializers.normal(0.02)(rngs.params(), (s.length, s.embed))
+        )
         if scanned:
             stack = nnx.vmap(lambda rngs: Block(s, rngs), in_axes=0, out_axes=_AXES)
             self.layers = nnx.split_rngs(splits=s.depth)(stack)(rngs)
@@ -63,7 +67,9 @@ class NnxGPT(nnx.Module):
             for layer in self.layers:
                 x = layer(x)
         else:
-            x = nnx.scan(lambda layer, x: layer(x), in_axes=(_AXES, nnx.Carry), out_axes=nnx.Carry)(self.layers, x)
+            x = nnx.scan(lambda layer, x: layer(x), in_axes=(_AXES, nnx.Carry), out_axes=nnx.Carry)(
+                self.layers, x
+            )
         return self.head(self.norm(x))
 
 

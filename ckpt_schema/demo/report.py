@@ -79,27 +79,40 @@ def show(report: Report, console: Console) -> None:
     for difference in report.differences:
         console.print(_evidence(difference), highlight=False, soft_wrap=True)
     console.print(_times(report))
-    verdict = "PASS: every pair of runs is equal to the last bit" if report.passed else "FAIL: some losses differ"
+    verdict = (
+        "PASS: every pair of runs is equal to the last bit"
+        if report.passed
+        else "FAIL: some losses differ"
+    )
     console.print(Styled(verdict, style="bold green" if report.passed else "bold red"))
 
 
 def _matrix(report: Report) -> Table:
-    table = Table(title="Losses after a restore onto another mesh, as hex floats", title_justify="left")
+    table = Table(
+        title="Losses after a restore onto another mesh, as hex floats", title_justify="left"
+    )
     for name in ("layers", "restored", "run", "first loss", "last loss", "equal", ""):
         table.add_column(name, no_wrap=True)
     for cell in report.cells:
-        verdict = Styled("PASS" if cell.passed else "FAIL", style="green" if cell.passed else "bold red")
+        verdict = Styled(
+            "PASS" if cell.passed else "FAIL", style="green" if cell.passed else "bold red"
+        )
         for row, (name, losses) in enumerate((cell.left, cell.right)):
             equal = "" if row == 0 else f"{cell.equal}/{len(losses)}"
             head = (cell.layers, cell.what) if row == 0 else ("", "")
-            table.add_row(*map(Styled, (*head, name, losses[0].hex(), losses[-1].hex(), equal)), verdict if row else Styled(""))
+            table.add_row(
+                *map(Styled, (*head, name, losses[0].hex(), losses[-1].hex(), equal)),
+                verdict if row else Styled(""),
+            )
         table.add_section()
     return table
 
 
 def _evidence(difference: Difference) -> Styled:
     if difference.step is None:
-        return Styled(f"{difference.framework}: scanned and unrolled layers computed the same losses in every step.")
+        return Styled(
+            f"{difference.framework}: scanned and unrolled layers computed the same losses in every step."
+        )
     return Styled(
         f"{difference.framework}: scanned and unrolled layers are different programs to XLA, which adds in another order. "
         f"{difference.step} steps after the restore their losses first differ ({difference.scanned.hex()} and "

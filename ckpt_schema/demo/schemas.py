@@ -49,7 +49,9 @@ class LinenLayer(Layer):
 class NnxLayer(Layer):
     """A layer as NNX spells it; the stream of its dropout has no place in Linen."""
 
-    dropout: cs.Stream["urbg"] = cs.field(key="dropout/rngs", default=cs.fresh_key(0), tag="default")
+    dropout: cs.Stream["urbg"] = cs.field(
+        key="dropout/rngs", default=cs.fresh_key(0), tag="default"
+    )
 
 
 class Body(cs.Schema):

@@ -42,6 +42,8 @@ def standard_library(*modules: types.ModuleType) -> Text:
         >>> text.vocabulary, text.batch(0, 4, 16).shape
         (128, (4, 17))
     """
-    source = "".join(inspect.getsource(module) for module in modules or (textwrap, inspect, dataclasses))
+    source = "".join(
+        inspect.getsource(module) for module in modules or (textwrap, inspect, dataclasses)
+    )
     codes = np.frombuffer(source.encode("ascii", "replace"), np.uint8).astype(np.int32)
     return Text(codes, 128)

@@ -33,17 +33,26 @@ def optimizer() -> optax.GradientTransformation:
 
 def make_mesh(data: int, model: int) -> Mesh:
     """A mesh of ``data * model`` devices, its axes left to the compiler."""
-    return jax.make_mesh((data, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return jax.make_mesh(
+        (data, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto)
+    )
 
 
 def sharded(tree: Any, mesh: Mesh) -> Any:
     """Abstract leaves like those of ``tree``, wide axes sharded: the first over ``data``, the second over ``model``."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(x.shape, mesh)), tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(x.shape, mesh)), tree
+    )
 
 
 def _sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     names = iter(mesh.axis_names)
-    return NamedSharding(mesh, PartitionSpec(*(next(names, None) if size >= 32 and size % 8 == 0 else None for size in shape)))
+    return NamedSharding(
+        mesh,
+        PartitionSpec(
+            *(next(names, None) if size >= 32 and size % 8 == 0 else None for size in shape)
+        ),
+    )
 
 
 def _loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -228,7 +237,9 @@ def train(
     losses: list[float] = []
     where = NamedSharding(mesh, PartitionSpec("data"))
     for number in range(first, first + count):
-        state, loss = form.step(state, jax.device_put(text.batch(number, BATCH, form.sizes.length), where))
+        state, loss = form.step(
+            state, jax.device_put(text.batch(number, BATCH, form.sizes.length), where)
+        )
         losses.append(float(loss))
         tick()
     return state, losses

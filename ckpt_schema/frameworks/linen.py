@@ -29,11 +29,17 @@ def _weights(body: type[Schema], inner: tuple[str, ...]) -> list[Row]:
     for row, collection in body_rows(body):
         head = (*inner,) if (collection or _PARAMS) == _PARAMS else (collection or "",)
         path = (_PARAMS, *row.path)
-        rows.append(dataclasses.replace(row, path=path, key=(*head, *row.key), kind=collection or _PARAMS, body=1))
+        rows.append(
+            dataclasses.replace(
+                row, path=path, key=(*head, *row.key), kind=collection or _PARAMS, body=1
+            )
+        )
     return rows
 
 
-def _train_state(name: str, item: tuple[type[Schema], optax.GradientTransformation], *, bare: bool) -> Layout:
+def _train_state(
+    name: str, item: tuple[type[Schema], optax.GradientTransformation], *, bare: bool
+) -> Layout:
     body, tx, sizes = arguments(name, item)
     weights = _weights(body, (_PARAMS,) if bare else (_PARAMS, _PARAMS))
     trained = [dataclasses.replace(r, key=r.key[1:]) for r in weights if r.kind == _PARAMS]
@@ -80,7 +86,13 @@ class _Params:
         """The layout for a body."""
         rows = tuple(_weights(body, (_PARAMS,)))
         return verify_table(
-            Layout(f"linen.Params[{body.__name__}]", rows, holders(rows), homes=((_PARAMS,),), series=body_series(body))
+            Layout(
+                f"linen.Params[{body.__name__}]",
+                rows,
+                holders(rows),
+                homes=((_PARAMS,),),
+                series=body_series(body),
+            )
         )
 
 
@@ -92,14 +104,29 @@ class _BareParams:
         rows = tuple(_weights(body, ()))
         hint = f"write linen.Params[{body.__name__}], the layout of the whole variables dict"
         faults = [
-            Mismatch("/".join(row.path[1:]), "declaration", "a leaf of the collection params", f"one of {row.kind}", hint)
+            Mismatch(
+                "/".join(row.path[1:]),
+                "declaration",
+                "a leaf of the collection params",
+                f"one of {row.kind}",
+                hint,
+            )
             for row in rows
             if row.kind != _PARAMS
         ]
         if faults:
-            raise SchemaError(f"linen.BareParams[{body.__name__}] has no place for collections: {len(faults)} fault(s)", faults)
+            raise SchemaError(
+                f"linen.BareParams[{body.__name__}] has no place for collections: {len(faults)} fault(s)",
+                faults,
+            )
         return verify_table(
-            Layout(f"linen.BareParams[{body.__name__}]", rows, holders(rows), homes=((_PARAMS,),), series=body_series(body))
+            Layout(
+                f"linen.BareParams[{body.__name__}]",
+                rows,
+                holders(rows),
+                homes=((_PARAMS,),),
+                series=body_series(body),
+            )
         )
 
 
@@ -122,7 +149,9 @@ def labels(tree: Any) -> dict[int, dict[str, Any]]:
     """What the boxes of a tree say of their axes, as a Variable keeps it, for a tree whose leaves are their own positions."""
     found: dict[int, dict[str, Any]] = {}
     for box in filter(_is_box, jax.tree.leaves(tree, is_leaf=_is_box)):
-        said = copy.copy(box).to_nnx_metadata()  # which takes a logical box apart that it is asked of
+        said = copy.copy(
+            box
+        ).to_nnx_metadata()  # which takes a logical box apart that it is asked of
         kind = {} if type(box) is meta.Partitioned else {"linen_meta_type": type(box)}
         found |= dict.fromkeys(jax.tree.leaves(said.pop("value")), said | kind)
     return found

@@ -51,7 +51,13 @@ def variable_type(kind: Any, leaf: Leaf) -> type[nnx.Variable[Any]]:
     if isinstance(found, type) and issubclass(found, nnx.Variable):
         return found
     hint = "write type=nnx.BatchStat, type='BatchStat' or your own subclass"
-    fault = Mismatch("type", "declaration", "a subclass of nnx.Variable, or the name of one in flax.nnx", repr(kind), hint)
+    fault = Mismatch(
+        "type",
+        "declaration",
+        "a subclass of nnx.Variable, or the name of one in flax.nnx",
+        repr(kind),
+        hint,
+    )
     raise SchemaError(f"{kind!r} is no Variable type: 1 fault", [fault])
 
 
@@ -62,13 +68,17 @@ def _model(body: type[Schema], head: KeyPath) -> list[Row]:
         try:
             kind = variable_type(row.kind, row.leaf)
         except SchemaError as error:
-            faults += (dataclasses.replace(fault, path="/".join(row.path)) for fault in error.mismatches)
+            faults += (
+                dataclasses.replace(fault, path="/".join(row.path)) for fault in error.mismatches
+            )
             continue
         inside = row.held[0][0] if row.held else 0
         place = {"path": ("params", *row.path), "key": (*head, *row.key)}
         rows.append(dataclasses.replace(row, **place, kind=kind, body=1, inside=inside))
     if faults:
-        raise SchemaError(f"{body.__name__} has leaves of no Variable type: {len(faults)} fault(s)", faults)
+        raise SchemaError(
+            f"{body.__name__} has leaves of no Variable type: {len(faults)} fault(s)", faults
+        )
     return rows
 
 
@@ -88,11 +98,21 @@ def _parted(trained: Sequence[Row]) -> SchemaError | None:
     """The error for params with parts, which no optimizer state of NNX is typed for."""
     hint = "train params without parts, or read the layout off a state with ckpt_schema.infer"
     faults = [
-        Mismatch("/".join(row.path[1:]), "declaration", "a param without parts", f"a part of a {row.held[0][1].__name__}", hint)
+        Mismatch(
+            "/".join(row.path[1:]),
+            "declaration",
+            "a param without parts",
+            f"a part of a {row.held[0][1].__name__}",
+            hint,
+        )
         for row in trained
         if row.held
     ]
-    return SchemaError(f"nnx.TrainState has no place for these params: {len(faults)} fault(s)", faults) if faults else None
+    return (
+        SchemaError(f"nnx.TrainState has no place for these params: {len(faults)} fault(s)", faults)
+        if faults
+        else None
+    )
 
 
 class _TrainState:
@@ -104,8 +124,12 @@ class _TrainState:
     def __getitem__(self, item: tuple[type[Schema], optax.GradientTransformation]) -> Layout:
         """The layout for a body, the transformation that made its optimizer state, and the type of what it trains."""
         given: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)  # pyright: ignore[reportUnnecessaryIsInstance]
-        kinds = [kind for kind in given[2:] if isinstance(kind, type) and issubclass(kind, nnx.Variable)]
-        body, tx, sizes = arguments("nnx.TrainState", tuple(x for x in given if x not in kinds) if kinds else item)
+        kinds = [
+            kind for kind in given[2:] if isinstance(kind, type) and issubclass(kind, nnx.Variable)
+        ]
+        body, tx, sizes = arguments(
+            "nnx.TrainState", tuple(x for x in given if x not in kinds) if kinds else item
+        )
         model = _model(body, ("model",))
 
         def is_trained(row: Row) -> bool:
@@ -117,16 +141,38 @@ class _TrainState:
             state = optimizer_state("nnx.TrainState", tx, trained, sizes, box)
         except SchemaError as error:
             raise _parted(trained) or error from None
-        rows = [*model, Row(("step",), ("optimizer", "step"), Leaf((), "uint32"), kind=nnx.optimizer.OptState)]
+        rows = [
+            *model,
+            Row(("step",), ("optimizer", "step"), Leaf((), "uint32"), kind=nnx.optimizer.OptState),
+        ]
         for leaf in state.leaves:
             kind = nnx.optimizer.OptVariable if leaf.boxed else nnx.optimizer.OptArray
             rows.append(leaf.row(_OPTIMIZER, kind))
         # Outside of Variables, a state has no containers but dicts, and nothing where there is no leaf.
-        nodes = (*holders(model), *(dataclasses.replace(n, key=(*_OPTIMIZER, *n.key)) for n in state.nodes if n in state.inner))
+        nodes = (
+            *holders(model),
+            *(
+                dataclasses.replace(n, key=(*_OPTIMIZER, *n.key))
+                for n in state.nodes
+                if n in state.inner
+            ),
+        )
         name = f"nnx.TrainState[{body.__name__}]"
-        start, counts = Start(tx, ("model",), _OPTIMIZER, is_trained, box), tuple(sorted(sizes.items()))
+        start, counts = (
+            Start(tx, ("model",), _OPTIMIZER, is_trained, box),
+            tuple(sorted(sizes.items())),
+        )
         return verify_table(
-            Layout(name, tuple(rows), nodes, "nnx", sizes=counts, parts=state.parts, initial=start, series=body_series(body))
+            Layout(
+                name,
+                tuple(rows),
+                nodes,
+                "nnx",
+                sizes=counts,
+                parts=state.parts,
+                initial=start,
+                series=body_series(body),
+            )
         )
 
 
@@ -139,9 +185,21 @@ class _Params:
 
     def __getitem__(self, body: type[Schema]) -> Layout:
         """The layout for a body."""
-        rows = [dataclasses.replace(r, optional=True) if issubclass(r.kind, _PASSING) else r for r in _model(body, ())]
+        rows = [
+            dataclasses.replace(r, optional=True) if issubclass(r.kind, _PASSING) else r
+            for r in _model(body, ())
+        ]
         name = f"nnx.Params[{body.__name__}]"
-        return verify_table(Layout(name, tuple(rows), holders(rows), "nnx", homes=(("model",),), series=body_series(body)))
+        return verify_table(
+            Layout(
+                name,
+                tuple(rows),
+                holders(rows),
+                "nnx",
+                homes=(("model",),),
+                series=body_series(body),
+            )
+        )
 
 
 TrainState: Final = _TrainState()
@@ -149,7 +207,9 @@ Params: Final = _Params()
 
 
 def build_state(
-    values: dict[Any, Any], variables: Mapping[KeyPath, Row | None], labelled: Mapping[KeyPath, Mapping[str, Any]] | None = None
+    values: dict[Any, Any],
+    variables: Mapping[KeyPath, Row | None],
+    labelled: Mapping[KeyPath, Mapping[str, Any]] | None = None,
 ) -> nnx.State[Any, Any]:
     """An ``nnx.State`` with a new Variable at each of the given key paths, of its row's type and metadata.
 
@@ -165,15 +225,24 @@ def build_state(
             parent = parent[segment]
         kind = nnx.optimizer.OptVariable if row is None else variable_type(row.kind, row.leaf)
         alike = kind, row.metadata if row else ()
-        if alike not in structures:  # to make a Variable of its structure takes a fifth of what its constructor takes
+        if (
+            alike not in structures
+        ):  # to make a Variable of its structure takes a fifth of what its constructor takes
             structures[alike] = jax.tree.structure(kind(0, **dict(alike[1])))
         made = parent[key[-1]] = structures[alike].unflatten([parent[key[-1]]])
         if labelled and key in labelled:
-            made.set_metadata(**labelled[key])  # said when it is made, they would move its value onto the mesh in context
+            made.set_metadata(
+                **labelled[key]
+            )  # said when it is made, they would move its value onto the mesh in context
     return nnx.State(values)
 
 
-_LABELS = ("out_sharding", "mesh", "sharding_rules", "linen_meta_type")  # the last three as ``Partitioned`` hands them over
+_LABELS = (
+    "out_sharding",
+    "mesh",
+    "sharding_rules",
+    "linen_meta_type",
+)  # the last three as ``Partitioned`` hands them over
 
 
 def labels(state: Any) -> dict[int, dict[str, Any]]:

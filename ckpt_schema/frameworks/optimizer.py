@@ -55,7 +55,16 @@ class OptimizerLeaf:
         default = None if self.param.default is None else Init()  # what a new param brings with it
         path = ("opt_state", *start, *_path(self.param, self.repeats), *map(str, tail))
         inside = len(tail) if self.boxed else 0
-        return Row(path, key, self.leaf, self.repeats, kind, default=default, body=1 + len(start), inside=inside)
+        return Row(
+            path,
+            key,
+            self.leaf,
+            self.repeats,
+            kind,
+            default=default,
+            body=1 + len(start),
+            inside=inside,
+        )
 
 
 def _path(param: Row, repeats: Sequence[Repeat]) -> LogicalPath:
@@ -137,7 +146,8 @@ def arguments(name: str, item: Any) -> tuple[Any, optax.GradientTransformation, 
         hint = f'write {name}[Body, tx, {{"embed": 512}}]'
     if found:
         raise SchemaError(
-            f"{name}[...] is not well formed: 1 fault", [Mismatch("argument", "declaration", expected, found, hint)]
+            f"{name}[...] is not well formed: 1 fault",
+            [Mismatch("argument", "declaration", expected, found, hint)],
         )
     return given[0], given[1], given[2] if len(given) == 3 else {}
 
@@ -149,7 +159,11 @@ def _are_sizes(value: Any) -> bool:
 
 
 def optimizer_state(
-    name: str, tx: optax.GradientTransformation, params: Sequence[Row], given: Sizes, box: Box | None = None
+    name: str,
+    tx: optax.GradientTransformation,
+    params: Sequence[Row],
+    given: Sizes,
+    box: Box | None = None,
 ) -> OptimizerState:
     """The type of ``tx``'s state for params of these rows.
 
@@ -165,10 +179,20 @@ def optimizer_state(
             depends on sizes that are not given.
     """
     if not params:
-        fault = Mismatch("opt_state", "declaration", "at least one trainable leaf", "none", "the schema declares no params")
+        fault = Mismatch(
+            "opt_state",
+            "declaration",
+            "at least one trainable leaf",
+            "none",
+            "the schema declares no params",
+        )
         raise SchemaError("an optimizer state needs params: 1 fault", [fault])
     names = sorted(set().union(*(dims_.names(row.dims) for row in params)))
-    counts = {n: s for n, s in given.items() if n in set().union(*(dims_.names(row.unrolled) for row in params))}
+    counts = {
+        n: s
+        for n, s in given.items()
+        if n in set().union(*(dims_.names(row.unrolled) for row in params))
+    }
     _verify_given(name, names, counts, given)
 
     def typed(*sizes: Sizes) -> _Typing:
@@ -178,22 +202,34 @@ def optimizer_state(
         near = [typed(*_around(names, given, step)) for step in (1, -1)]
         return typed(given).agreed_near(near, name)
     small = typed(*(dict(zip(names, _primes(3, skip), strict=False)) for skip in (0, 1)))
-    large = typed(*(dict(zip(reversed(names), _primes(1009, skip), strict=False)) for skip in (0, 1)))
+    large = typed(
+        *(dict(zip(reversed(names), _primes(1009, skip), strict=False)) for skip in (0, 1))
+    )
     return small.agreed(large, name, names)
 
 
 def _verify_given(name: str, names: Sequence[str], counts: Sizes, given: Sizes) -> None:
     missing = [n for n in names if n not in given] if given else []
     unknown = [n for n in given if n not in names and n not in counts]
-    faults = [Mismatch(n, "dims", "the size of every dim of the params", "none", f'add "{n}": ...') for n in missing]
-    faults += [Mismatch(n, "dims", f"a dim of the params ({', '.join(names)})", "an unknown name") for n in unknown]
+    faults = [
+        Mismatch(n, "dims", "the size of every dim of the params", "none", f'add "{n}": ...')
+        for n in missing
+    ]
+    faults += [
+        Mismatch(n, "dims", f"a dim of the params ({', '.join(names)})", "an unknown name")
+        for n in unknown
+    ]
     if faults:
-        raise SchemaError(f"the sizes of {name}[...] are not well formed: {len(faults)} fault(s)", faults)
+        raise SchemaError(
+            f"the sizes of {name}[...] are not well formed: {len(faults)} fault(s)", faults
+        )
 
 
 def _primes(start: int, skip: int) -> Iterator[int]:
     """Distinct primes from an odd ``start`` on, so that sizes that agree do so because their dims do."""
-    primes = (n for n in itertools.count(start, 2) if all(n % d for d in range(3, int(n**0.5) + 1, 2)))
+    primes = (
+        n for n in itertools.count(start, 2) if all(n % d for d in range(3, int(n**0.5) + 1, 2))
+    )
     return itertools.islice(primes, skip, None)
 
 
@@ -223,12 +259,21 @@ class _Typing:
             hint = f"its type depends on the sizes: give them, {name}[Body, tx, {{{sizes}}}]"
             places = {**mine, **theirs}
             faults = [
-                Mismatch(str(place), "dims", "one type for all sizes", _either(mine.get(place), theirs.get(place)), hint)
+                Mismatch(
+                    str(place),
+                    "dims",
+                    "one type for all sizes",
+                    _either(mine.get(place), theirs.get(place)),
+                    hint,
+                )
                 for place in places
                 if mine.get(place) != theirs.get(place)
             ]
         if faults:
-            raise SchemaError(f"the optimizer state of {name} cannot be typed for all sizes: {len(faults)} fault(s)", faults)
+            raise SchemaError(
+                f"the optimizer state of {name} cannot be typed for all sizes: {len(faults)} fault(s)",
+                faults,
+            )
         return self._state([t for t in mine.values() if not isinstance(t, Mismatch)])
 
     def agreed_near(self, near: Sequence[_Typing], name: str) -> OptimizerState:
@@ -246,27 +291,48 @@ class _Typing:
             if kind.param is not None:
                 dims = [_stored(g) for g in guesses if isinstance(g, OptimizerLeaf)]
                 dims = [d for d in dims if dims_.sizes_of(d, truth.sizes) == shape]
-                item, repeats = _unstacked(_settled(kind.param.dims, shape, dims, truth.sizes), kind.param)
-                found[place] = dataclasses.replace(kind, leaf=Leaf(item, kind.leaf.dtype), repeats=repeats)
+                item, repeats = _unstacked(
+                    _settled(kind.param.dims, shape, dims, truth.sizes), kind.param
+                )
+                found[place] = dataclasses.replace(
+                    kind, leaf=Leaf(item, kind.leaf.dtype), repeats=repeats
+                )
             elif any(guess != kind for guess in guesses):
                 faults.append(Mismatch(str(place), "shape", *_mixed(place, shape, kind.leaf.dtype)))
         if faults:
-            raise SchemaError(f"the optimizer state of {name} belongs to no params: {len(faults)} fault(s)", faults)
+            raise SchemaError(
+                f"the optimizer state of {name} belongs to no params: {len(faults)} fault(s)",
+                faults,
+            )
         return self._state([t for t in found.values() if not isinstance(t, Mismatch)])
 
     def _state(self, found: Sequence[OptimizerLeaf | Node]) -> OptimizerState:
         nodes = tuple(t for t in found if isinstance(t, Node))
         inner = [
-            t for place, t in zip(self.traces[0].found, found, strict=True) if isinstance(t, Node) and place.param is not None
+            t
+            for place, t in zip(self.traces[0].found, found, strict=True)
+            if isinstance(t, Node) and place.param is not None
         ]
         nodes += self._held()
-        return OptimizerState(tuple(t for t in found if isinstance(t, OptimizerLeaf)), nodes, frozenset(inner))
+        return OptimizerState(
+            tuple(t for t in found if isinstance(t, OptimizerLeaf)), nodes, frozenset(inner)
+        )
 
     def _held(self) -> tuple[Node, ...]:
         """The containers of params with parts, wherever they are mirrored."""
         rows = {row.key: row for row in self.params if row.held}
-        mirrored = [(place.prefix, rows[place.param]) for place in self.traces[0].found if place.param in rows]
-        return tuple({n for head, row in mirrored for n in holders([dataclasses.replace(row, key=(*head, *row.key))])})
+        mirrored = [
+            (place.prefix, rows[place.param])
+            for place in self.traces[0].found
+            if place.param in rows
+        ]
+        return tuple(
+            {
+                n
+                for head, row in mirrored
+                for n in holders([dataclasses.replace(row, key=(*head, *row.key))])
+            }
+        )
 
     def _types(self) -> Iterator[tuple[Place, OptimizerLeaf | Node | Mismatch]]:
         rows = {row.key: row for row in self.params}
@@ -275,7 +341,12 @@ class _Typing:
             several = [here, *(other.found.get(place) for other in others)]
             if isinstance(here, type):
                 key = (*place.prefix, *(place.param or ()), *place.tail)
-                yield place, Node(key, here, self._counts(place)) if set(several) == {here} else _unlike(place, several)
+                yield (
+                    place,
+                    Node(key, here, self._counts(place))
+                    if set(several) == {here}
+                    else _unlike(place, several),
+                )
             elif any(not isinstance(s, tuple) or s[1] != here[1] for s in several):
                 yield place, _unlike(place, several)
             else:
@@ -287,9 +358,15 @@ class _Typing:
         """The sizes of the lists on the way to a place."""
         symbols = sum(isinstance(s, Index) for s in place.param or ())
         length = len(place.param or ())
-        return next(r.unrolled[:symbols] for r in self.params if r.key[:length] == place.param) if symbols else ()
+        return (
+            next(r.unrolled[:symbols] for r in self.params if r.key[:length] == place.param)
+            if symbols
+            else ()
+        )
 
-    def _leaf(self, place: Place, param: Row | None, shapes: Sequence[tuple[int, ...]], dtype: str) -> OptimizerLeaf | Mismatch:
+    def _leaf(
+        self, place: Place, param: Row | None, shapes: Sequence[tuple[int, ...]], dtype: str
+    ) -> OptimizerLeaf | Mismatch:
         dims = _dims(param.dims if param else (), shapes, [t.sizes for t in self.traces])
         boxed = place in self.traces[0].boxed
         if dims is None:
@@ -317,8 +394,12 @@ def _axis(param: Dims, lengths: Sequence[int], sizes: Sequence[Sizes]) -> Dim | 
         return fits.pop()
     if len(set(lengths)) == 1:
         return (lengths[0],)
-    runs = (dims_.factors(param[i:j]) for i in range(len(param)) for j in range(i + 2, len(param) + 1))
-    return next((run for run in runs if [dims_.size_of(run, at) for at in sizes] == list(lengths)), None)
+    runs = (
+        dims_.factors(param[i:j]) for i in range(len(param)) for j in range(i + 2, len(param) + 1)
+    )
+    return next(
+        (run for run in runs if [dims_.size_of(run, at) for at in sizes] == list(lengths)), None
+    )
 
 
 def _settled(param: Dims, shape: Sequence[int], guesses: Sequence[Dims], sizes: Sizes) -> Dims:
@@ -344,7 +425,9 @@ def _unstacked(stored: Dims, param: Row) -> tuple[Dims, tuple[Repeat, ...]]:
     if stored == param.dims:
         return param.leaf.dims, param.repeats
     rest, repeats = list(stored), list[Repeat]()
-    for repeat in param.repeats:  # outermost first: each axis is told as it stands once those before are taken out
+    for repeat in (
+        param.repeats
+    ):  # outermost first: each axis is told as it stands once those before are taken out
         if repeat.axis is None:
             repeats.append(repeat)
         elif rest.count(repeat.size) == 1 and param.dims.count(repeat.size) == 1:
@@ -372,11 +455,23 @@ def _spelled(shape: Sequence[int], dtype: str) -> str:
 
 def _unlike(place: Place, several: Sequence[Any]) -> Mismatch:
     found = " or ".join(dict.fromkeys(_what(s) for s in several))
-    return Mismatch(str(place), "shape", "the same structure for all sizes", found, "declare this state with ckpt_schema.infer")
+    return Mismatch(
+        str(place),
+        "shape",
+        "the same structure for all sizes",
+        found,
+        "declare this state with ckpt_schema.infer",
+    )
 
 
 def _what(found: Any) -> str:
-    return "nothing" if found is None else f"a {found.__name__}" if isinstance(found, type) else _spelled(*found)
+    return (
+        "nothing"
+        if found is None
+        else f"a {found.__name__}"
+        if isinstance(found, type)
+        else _spelled(*found)
+    )
 
 
 def _either(first: Any, second: Any) -> str:

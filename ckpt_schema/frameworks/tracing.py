@@ -78,7 +78,11 @@ class Box:
 
 
 def trace(
-    tx: optax.GradientTransformation, params: Sequence[Row], sizes: Mapping[str, int], counts: Mapping[str, int], box: Box
+    tx: optax.GradientTransformation,
+    params: Sequence[Row],
+    sizes: Mapping[str, int],
+    counts: Mapping[str, int],
+    box: Box,
 ) -> Trace:
     """The abstract state of ``tx`` for params of these rows.
 
@@ -93,15 +97,25 @@ def trace(
         SchemaError: ``tx.init`` fails on such params, or treats the members of a list differently.
     """
     rows = {paths.fill(row.key, at): row for row in params for at in _members(row, counts)}
-    patterns = {key[:end]: row.key[:end] for key, row in rows.items() for end in range(len(key) + 1)}
+    patterns = {
+        key[:end]: row.key[:end] for key, row in rows.items() for end in range(len(key) + 1)
+    }
     abstract = {key: _abstract(row, sizes) for key, row in rows.items()}
     try:
         state = jax.eval_shape(tx.init, box.close(nested(abstract), rows))
     except Exception as error:  # a transformation may raise anything
         cure = "masks and labels must be callables of the params, or fit them; for another kind of state use ckpt_schema.infer"
-        fault = Mismatch("opt_state", "declaration", "tx.init to accept the schema's params", type(error).__name__, cure)
+        fault = Mismatch(
+            "opt_state",
+            "declaration",
+            "tx.init to accept the schema's params",
+            type(error).__name__,
+            cure,
+        )
         raise SchemaError(
-            "the transformation's init fails on the params of the schema: 1 fault", [fault], [str(error)]
+            "the transformation's init fails on the params of the schema: 1 fault",
+            [fault],
+            [str(error)],
         ) from error
     return _grouped(list(_Walk(nested(abstract), patterns, box).below(state, ())), patterns, sizes)
 
@@ -161,7 +175,9 @@ class _Walk:
         if not isinstance(params, dict):
             return True
         same = isinstance(node, Mapping) and node.keys() == params.keys()
-        return same and all(_hidden(node[key]) or self._mirrors(node[key], params[key]) for key in params)
+        return same and all(
+            _hidden(node[key]) or self._mirrors(node[key], params[key]) for key in params
+        )
 
     def _mirror(self, node: Any, params: Any, at: KeyPath, key: KeyPath) -> Iterator[_Sight]:
         if isinstance(params, dict) and not _hidden(node):
@@ -178,7 +194,9 @@ class _Walk:
             yield _Sight(place, here, boxed)
         if not isinstance(here, tuple):
             for segment, child in children(value):
-                yield from self._inside(child, dataclasses.replace(place, tail=(*place.tail, segment)), boxed)
+                yield from self._inside(
+                    child, dataclasses.replace(place, tail=(*place.tail, segment)), boxed
+                )
 
 
 def _hidden(node: Any) -> bool:
@@ -190,7 +208,9 @@ def _what(node: Any) -> Found | None:
     return leaves.signature(node) or (None if type(node) is dict and node else type(node))
 
 
-def _grouped(sights: Sequence[_Sight], patterns: Mapping[KeyPath, Pattern], sizes: Mapping[str, int]) -> Trace:
+def _grouped(
+    sights: Sequence[_Sight], patterns: Mapping[KeyPath, Pattern], sizes: Mapping[str, int]
+) -> Trace:
     """The trace, members of lists taken together.
 
     Raises:
@@ -202,12 +222,23 @@ def _grouped(sights: Sequence[_Sight], patterns: Mapping[KeyPath, Pattern], size
         groups.setdefault(sight.place, []).append(sight.found)
     faults: list[Mismatch] = []
     for place, members in groups.items():
-        if len(set(members)) > 1 or len(members) != (1 if place.param is None else expected[place.param]):
+        if len(set(members)) > 1 or len(members) != (
+            1 if place.param is None else expected[place.param]
+        ):
             hint = "a mask or label tells them apart: declare them as attributes of their own, or use ckpt_schema.infer"
             faults.append(
-                Mismatch(str(place), "ambiguous", "the same for every member of the list", "members that differ", hint)
+                Mismatch(
+                    str(place),
+                    "ambiguous",
+                    "the same for every member of the list",
+                    "members that differ",
+                    hint,
+                )
             )
     if faults:
-        raise SchemaError(f"the transformation treats members of a list differently: {len(faults)} fault(s)", faults)
+        raise SchemaError(
+            f"the transformation treats members of a list differently: {len(faults)} fault(s)",
+            faults,
+        )
     found = {place: members[0] for place, members in groups.items()}
     return Trace(sizes, found, frozenset(sight.place for sight in sights if sight.boxed))

@@ -32,7 +32,9 @@ class Owners:
         if row.path[0] != "opt_state":
             return None
         ends = range(min(row.body or len(row.path), len(row.path) - 1), 0, -1)
-        return next((self._parts[row.path[:end]] for end in ends if row.path[:end] in self._parts), None)
+        return next(
+            (self._parts[row.path[:end]] for end in ends if row.path[:end] in self._parts), None
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,7 +50,12 @@ class Alignment:
     apart: tuple[frozenset[LogicalPath], frozenset[LogicalPath]]
 
 
-def align(source: Layout, view: Layout, called: Callable[[LogicalPath], LogicalPath], settled: Sequence[Settled]) -> Alignment:
+def align(
+    source: Layout,
+    view: Layout,
+    called: Callable[[LogicalPath], LogicalPath],
+    settled: Sequence[Settled],
+) -> Alignment:
     """Aligns the parts of two optimizer states.
 
     Args:
@@ -58,23 +65,44 @@ def align(source: Layout, view: Layout, called: Callable[[LogicalPath], LogicalP
         settled: Parts that rules have placed already: paths in the source and in the view, either of which may be None.
     """
     types = [{(part.path, part.type) for part in table.parts} for table in (source, view)]
-    if not all(types) or (types[0] == types[1] and not settled):  # where a tree does not tell types, a part is where it stands
+    if not all(types) or (
+        types[0] == types[1] and not settled
+    ):  # where a tree does not tell types, a part is where it stands
         return Alignment({}, (frozenset(), frozenset()))
     common = {called(path) for path in _model(source)} & set(_model(view))
     left, right = _kept(source, called, common), _kept(view, lambda path: path, common)
     for before, after in settled:
-        left = {path: part for path, part in left.items() if before is None or path[: len(before)] != before}
-        right = {path: part for path, part in right.items() if after is None or path[: len(after)] != after}
+        left = {
+            path: part
+            for path, part in left.items()
+            if before is None or path[: len(before)] != before
+        }
+        right = {
+            path: part
+            for path, part in right.items()
+            if after is None or path[: len(after)] != after
+        }
     pairs: dict[LogicalPath, LogicalPath] = {}
     for kind in (_labelled, _typed):
         partners = set(pairs.values())
-        pairs |= _paired(kind, [left[p] for p in left if p not in pairs], [right[p] for p in right if p not in partners])
+        pairs |= _paired(
+            kind,
+            [left[p] for p in left if p not in pairs],
+            [right[p] for p in right if p not in partners],
+        )
     moved = {path: to for path, to in pairs.items() if path != to}
-    return Alignment(moved, (frozenset(left.keys() - pairs.keys()), frozenset(right.keys() - set(pairs.values()))))
+    return Alignment(
+        moved,
+        (frozenset(left.keys() - pairs.keys()), frozenset(right.keys() - set(pairs.values()))),
+    )
 
 
 def _model(table: Layout) -> Iterator[LogicalPath]:
-    return (row.path[row.body :] for row in table.rows if row.path[0] == "params" and row.body is not None)
+    return (
+        row.path[row.body :]
+        for row in table.rows
+        if row.path[0] == "params" and row.body is not None
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,7 +114,9 @@ class _Kept:
     leaves: frozenset[Any]
 
 
-def _kept(table: Layout, called: Callable[[LogicalPath], LogicalPath], common: set[LogicalPath]) -> dict[LogicalPath, _Kept]:
+def _kept(
+    table: Layout, called: Callable[[LogicalPath], LogicalPath], common: set[LogicalPath]
+) -> dict[LogicalPath, _Kept]:
     owners = Owners(table)
     found: dict[LogicalPath, set[Any]] = {}
     types: dict[LogicalPath, type] = {}
@@ -117,7 +147,10 @@ def _paired(
     kind: Callable[[_Kept], Any], left: Sequence[_Kept], right: Sequence[_Kept]
 ) -> Iterator[tuple[LogicalPath, LogicalPath]]:
     """Parts of one kind, in their order, where both sides have as many of it and what they keep is the same."""
-    groups: tuple[dict[Any, list[_Kept]], ...] = (collections.defaultdict(list), collections.defaultdict(list))
+    groups: tuple[dict[Any, list[_Kept]], ...] = (
+        collections.defaultdict(list),
+        collections.defaultdict(list),
+    )
     for parts, found in zip((left, right), groups, strict=True):
         for part in parts:
             found[kind(part)].append(part)

@@ -8,7 +8,18 @@ from typing import Any
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dim, Dims
-from ckpt_schema.lens.axes import Entries, Labels, Shape, Sizes, deal, deal_label, house, merge_labels, product, xp
+from ckpt_schema.lens.axes import (
+    Entries,
+    Labels,
+    Shape,
+    Sizes,
+    deal,
+    deal_label,
+    house,
+    merge_labels,
+    product,
+    xp,
+)
 from ckpt_schema.lens.edits import Edit, Leafwise
 
 __all__ = ["Flip", "Rearrange"]
@@ -50,7 +61,9 @@ class Rearrange(Leafwise):
     @property
     def inverse(self) -> Rearrange:
         """From the dims after to the dims before."""
-        return Rearrange(self.view, self.source, tuple(self.order.index(i) for i in range(len(self.order))))
+        return Rearrange(
+            self.view, self.source, tuple(self.order.index(i) for i in range(len(self.order)))
+        )
 
     @property
     def names(self) -> set[str]:
@@ -65,7 +78,9 @@ class Rearrange(Leafwise):
     def one(self, value: Any, sizes: Sizes) -> Any:
         """The leaf split to its factors, permuted, and merged."""
         if any(len(_sized(dim)) != 1 for dim in self.source):
-            value = xp(value).reshape(value, tuple(product((f,), sizes) for f in _sized(dims_.factors(self.source))))
+            value = xp(value).reshape(
+                value, tuple(product((f,), sizes) for f in _sized(dims_.factors(self.source)))
+            )
         value = xp(value).transpose(value, self.order)
         if any(len(_sized(dim)) != 1 for dim in self.view):
             value = xp(value).reshape(value, tuple(product(dim, sizes) for dim in self.view))
@@ -77,7 +92,9 @@ class Rearrange(Leafwise):
             return tuple(shape[i] for i in self.order)
         return tuple(product(dim, sizes) for dim in self.view)
 
-    def sharded(self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+    def sharded(
+        self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]
+    ) -> Entries:
         """Mesh axes follow their factors; one that fits no factor of its product goes to another axis it divides."""
         if self._permutes:
             return tuple(entries[i] for i in self.order)
@@ -88,12 +105,18 @@ class Rearrange(Leafwise):
             atoms += split
             homeless += left
         moved = iter([atoms[i] for i in self.order])
-        merged = tuple(tuple(axis for _ in _sized(dim) for axis in next(moved)) for dim in self.view)
+        merged = tuple(
+            tuple(axis for _ in _sized(dim) for axis in next(moved)) for dim in self.view
+        )
         return house(merged, self.shape(shape, sizes), homeless, ways)
 
     def named(self, labels: Labels) -> Labels:
         """Names follow their factors; that of a product is the first's."""
-        atoms = [part for dim, label in zip(self.source, labels, strict=True) for part in deal_label(label, len(_sized(dim)))]
+        atoms = [
+            part
+            for dim, label in zip(self.source, labels, strict=True)
+            for part in deal_label(label, len(_sized(dim)))
+        ]
         moved = iter([atoms[i] for i in self.order])
         return tuple(merge_labels([next(moved) for _ in _sized(dim)]) for dim in self.view)
 

@@ -59,7 +59,9 @@ def xp(value: Any) -> Any:
     return np if isinstance(value, np.ndarray) else jnp
 
 
-def deal(axes: Sequence[str], sizes: Sequence[int], ways: Mapping[str, int]) -> tuple[list[tuple[str, ...]], list[str]]:
+def deal(
+    axes: Sequence[str], sizes: Sequence[int], ways: Mapping[str, int]
+) -> tuple[list[tuple[str, ...]], list[str]]:
     """Mesh axes of a product dealt out to its factors, major first; and those no factor can take."""
     dealt: list[tuple[str, ...]] = [()] * len(sizes)
     homeless: list[str] = []
@@ -73,11 +75,15 @@ def deal(axes: Sequence[str], sizes: Sequence[int], ways: Mapping[str, int]) -> 
     return dealt, homeless
 
 
-def house(entries: Entries, shape: Sequence[int], homeless: Sequence[str], ways: Mapping[str, int]) -> Entries:
+def house(
+    entries: Entries, shape: Sequence[int], homeless: Sequence[str], ways: Mapping[str, int]
+) -> Entries:
     """Gives each homeless mesh axis to the longest shard it divides, so that no leaf is gathered where that can be avoided."""
     placed = list(entries)
     for axis in homeless:
-        shards = [(size // math.prod(ways[a] for a in placed[i]), i) for i, size in enumerate(shape)]
+        shards = [
+            (size // math.prod(ways[a] for a in placed[i]), i) for i, size in enumerate(shape)
+        ]
         fits = [(length, -i) for length, i in shards if length and length % ways[axis] == 0]
         if fits:
             at = -max(fits)[1]
@@ -106,7 +112,12 @@ def merge_labels(labels: Sequence[Any]) -> Any:
     """
     if len(labels) == 1:
         return labels[0]
-    named = [name for label in labels for name in (label if isinstance(label, tuple) else (label,)) if name is not None]
+    named = [
+        name
+        for label in labels
+        for name in (label if isinstance(label, tuple) else (label,))
+        if name is not None
+    ]
     return None if not named else named[0] if len(named) == 1 else tuple(named)
 
 

@@ -92,7 +92,9 @@ def _differ(where: Callable[..., Any], a: jax.Array, b: jax.Array) -> jax.Array:
     return where(a, b).any()
 
 
-def _first(where: Callable[..., Any], a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _first(
+    where: Callable[..., Any], a: jax.Array, b: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The first index at which two arrays that differ do so, and what they have there."""
     mask, index = where(a, b), list[Any]()
     for _ in range(a.ndim):

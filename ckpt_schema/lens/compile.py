@@ -32,7 +32,9 @@ __all__ = ["compile_plan"]
 class _Sources:
     """Where each slot of the result comes from, while this is being found out."""
 
-    places: dict[Slot, int]  # positions in the pool: the source's leaves, then onto's, then the results of all jobs
+    places: dict[
+        Slot, int
+    ]  # positions in the pool: the source's leaves, then onto's, then the results of all jobs
     jobs: list[Job]
     same: list[Same]
     carried: list[Carried]
@@ -41,7 +43,9 @@ class _Sources:
     def fill(self, slot: Slot, place: int, key: KeyPath, row: Row) -> None:
         """Says where a slot comes from; of two places that fill one slot, the second is a copy of the first."""
         if slot in self.places:
-            first, copy, there = map(paths.format_path, (self.keys[slot], key, paths.fill(row.key, slot[1])))
+            first, copy, there = map(
+                paths.format_path, (self.keys[slot], key, paths.fill(row.key, slot[1]))
+            )
             self.same.append(Same(self.places[slot], place, (first, copy, there)))
         else:
             self.places[slot], self.keys[slot] = place, key
@@ -83,7 +87,11 @@ def compile_plan(
         row = view.rows[slot[0]]
         if slot in found.places:
             places[slot] = found.places[slot]
-        elif kept is not None and onto and (abstract or not leaves.is_abstract(onto.flat.leaves[kept])):
+        elif (
+            kept is not None
+            and onto
+            and (abstract or not leaves.is_abstract(onto.flat.leaves[kept]))
+        ):
             places[slot] = len(tree.flat.leaves) + kept
         elif isinstance(row.default, Init):
             continue  # made from the params, once these have their places
@@ -101,17 +109,25 @@ def compile_plan(
         else:
             faults.append(_homeless(row, slot, kept is not None))
     again: Restart | None = None
-    fresh = [slot for slot in wanted if slot not in places and isinstance(view.rows[slot[0]].default, Init)]
+    fresh = [
+        slot
+        for slot in wanted
+        if slot not in places and isinstance(view.rows[slot[0]].default, Init)
+    ]
     if fresh and not faults:
         again = _restart(view, wanted, fresh, places, onto, sizes, faults, abstract=abstract)
         places |= {slot: edited + len(makes) + n for n, slot in enumerate(fresh)}
     if faults:
-        raise ConformanceError(f"{view.name} cannot be filled from {source.name}: {len(faults)} fault(s)", faults)
+        raise ConformanceError(
+            f"{view.name} cannot be filled from {source.name}: {len(faults)} fault(s)", faults
+        )
     labelled = carried(source, view, tree, found.carried, wanted, sizes) if onto is None else {}
     treedef, order = _container(view, wanted, onto, sizes, labelled)
     return Plan(
         signature_of(tree.flat.treedef, tree.flat.leaves, _declared(source, tree)),
-        None if onto is None else signature_of(onto.flat.treedef, onto.flat.leaves, _declared(view, onto)),
+        None
+        if onto is None
+        else signature_of(onto.flat.treedef, onto.flat.leaves, _declared(view, onto)),
         treedef,
         gatherer([places[slot] for slot in order]),
         tuple(found.jobs),
@@ -141,9 +157,17 @@ def _restart(
     keys = [paths.fill(rows[number].key, indices) for number, indices in params]
 
     def state(values: Sequence[Any]) -> Any:
-        return initial([(key, rows[slot[0]], value) for key, slot, value in zip(keys, params, values, strict=True)])
+        return initial(
+            [
+                (key, rows[slot[0]], value)
+                for key, slot, value in zip(keys, params, values, strict=True)
+            ]
+        )
 
-    shapes = [jax.ShapeDtypeStruct(dims_.sizes_of(rows[n].dims, sizes) or (), rows[n].leaf.dtype) for n, _ in params]
+    shapes = [
+        jax.ShapeDtypeStruct(dims_.sizes_of(rows[n].dims, sizes) or (), rows[n].leaf.dtype)
+        for n, _ in params
+    ]
     flat, find = flatten(jax.eval_shape(state, shapes)), SlotFinder(view).slot
     found = {find(key, stored=False): at for at, key in enumerate(flat.keys)}
     for slot in fresh:
@@ -151,13 +175,23 @@ def _restart(
         made = None if at is None else flat.leaves[at]
         if leaves.signature(made) != (dims_.sizes_of(row.dims, sizes), row.leaf.dtype):
             where = paths.format_path(paths.fill(row.key, slot[1]))
-            faults.append(Mismatch(where, "shape", str(row.stored), f"{leaves.describe(made)} from the transformation"))
+            faults.append(
+                Mismatch(
+                    where,
+                    "shape",
+                    str(row.stored),
+                    f"{leaves.describe(made)} from the transformation",
+                )
+            )
     if faults:
         return None
     picked = [found[slot] for slot in fresh]
     models = {(rows[n].path[1:], indices): at for at, (n, indices) in enumerate(params)}
     along = [models.get((rows[n].path[rows[n].body or 0 :], indices)) for n, indices in fresh]
-    same = [at is not None and rows[params[at][0]].dims == rows[n].dims for at, (n, _) in zip(along, fresh, strict=True)]
+    same = [
+        at is not None and rows[params[at][0]].dims == rows[n].dims
+        for at, (n, _) in zip(along, fresh, strict=True)
+    ]
     return Restart(
         lambda values: [jax.tree.leaves(state(values))[at] for at in picked],
         tuple(places[slot] for slot in params),
@@ -169,15 +203,21 @@ def _restart(
 
 def _declared(table: Layout, match: Match) -> Callable[[int], Leaf]:
     """What each leaf of a matched tree, by position, is declared to be."""
-    return lambda position: next(table.rows[number].stored for (number, _), at in match.slots.items() if at == position)
+    return lambda position: next(
+        table.rows[number].stored for (number, _), at in match.slots.items() if at == position
+    )
 
 
-def _wanted(view: Layout, joins: Sequence[Join], tree: Match, onto: Match | None, sizes: Mapping[str, int]) -> list[Slot]:
+def _wanted(
+    view: Layout, joins: Sequence[Join], tree: Match, onto: Match | None, sizes: Mapping[str, int]
+) -> list[Slot]:
     """Every leaf the result has: those of ``onto``, or else all that are required, carried or defaulted."""
     if onto is not None:
         return list(onto.slots)
     present = {number for number, _ in tree.slots}
-    carried = {place.row for j in joins if any(s.row in present for s in j.sources) for place in j.views}
+    carried = {
+        place.row for j in joins if any(s.row in present for s in j.sources) for place in j.views
+    }
     slots: list[Slot] = []
     faults: list[Mismatch] = []
     for number, row in enumerate(view.rows):
@@ -212,7 +252,9 @@ def _sources(
         open_ = [dim for dim in join.counts if dims_.size_of(dim, sizes) is None]
         if open_ and present & {place.row for place in join.sources}:
             faults.append(_unbound(after, sizes))
-        for inputs, outputs in () if open_ else instances((join.sources, join.views), join.levels, sizes):
+        for inputs, outputs in (
+            () if open_ else instances((join.sources, join.views), join.levels, sizes)
+        ):
             positions = tuple([tree.slots[i] for i in inputs if i in tree.slots])
             if not positions:
                 continue  # an optional leaf that this tree lacks
@@ -223,8 +265,14 @@ def _sources(
                 faults.append(_no_layers(join, tree.flat.keys[positions[0]], after, sizes))
                 continue
             found.carried.append((join.chain, outputs, positions))
-            again = positions[0] in moved and onto is not None  # a copy takes the sharding of what it stands for
-            if not join.chain and not again and not _materialized(tree, positions[0], onto, outputs[0]):
+            again = (
+                positions[0] in moved and onto is not None
+            )  # a copy takes the sharding of what it stands for
+            if (
+                not join.chain
+                and not again
+                and not _materialized(tree, positions[0], onto, outputs[0])
+            ):
                 found.fill(outputs[0], positions[0], tree.flat.keys[positions[0]], after)
                 moved.add(positions[0])
                 continue
@@ -241,15 +289,25 @@ def _sources(
                 found.fill(output, base, tree.flat.keys[positions[0]], after)
                 base += 1
     if faults:
-        raise ConformanceError(f"{source.name} cannot be taken to {view.name}: {len(faults)} fault(s)", faults)
+        raise ConformanceError(
+            f"{source.name} cannot be taken to {view.name}: {len(faults)} fault(s)", faults
+        )
     return found
 
 
 def _no_layers(join: Join, key: KeyPath, after: Row, sizes: Mapping[str, int]) -> Mismatch:
     """A stack of nothing, of which the other side would keep no shape."""
-    told = " ".join(f"{dims_.format_dim(dim)}=0" for dim in join.levels if dims_.size_of(dim, sizes) == 0)
+    told = " ".join(
+        f"{dims_.format_dim(dim)}=0" for dim in join.levels if dims_.size_of(dim, sizes) == 0
+    )
     expected = f"at least one layer, for {paths.format_path(after.key)} to be made of"
-    return Mismatch(paths.format_path(key), "dims", expected, told, "a list of no layers cannot be stacked again")
+    return Mismatch(
+        paths.format_path(key),
+        "dims",
+        expected,
+        told,
+        "a list of no layers cannot be stacked again",
+    )
 
 
 def _materialized(tree: Match, position: int, onto: Match | None, output: Slot) -> bool:
@@ -266,11 +324,21 @@ def _too_short(join: Join, row: Row, sizes: Mapping[str, int]) -> Iterator[Misma
         spelled = [dims_.format_dims((dim,), sizes) for dim in (greater, less)]
         if (dims_.size_of(greater, sizes) or 0) < (dims_.size_of(less, sizes) or 0):
             expected = f"{dims_.format_dim(greater)} of {dims_.format_dim(less)} or more"
-            yield Mismatch(paths.format_path(row.key), "dims", expected, ", ".join(spelled), "pad to a larger size")
+            yield Mismatch(
+                paths.format_path(row.key),
+                "dims",
+                expected,
+                ", ".join(spelled),
+                "pad to a larger size",
+            )
 
 
 def _container(
-    view: Layout, wanted: Sequence[Slot], onto: Match | None, sizes: Mapping[str, int], labelled: Mapping[KeyPath, Labelled]
+    view: Layout,
+    wanted: Sequence[Slot],
+    onto: Match | None,
+    sizes: Mapping[str, int],
+    labelled: Mapping[KeyPath, Labelled],
 ) -> tuple[Any, list[Slot]]:
     """The structure of the result, and the slot of each of its leaves."""
     if onto is not None:
@@ -278,7 +346,10 @@ def _container(
         return onto.flat.treedef, [by_position[i] for i in range(len(by_position))]
     rows = view.rows
     # The leaves of this tree have their slots, so that its flattening tells their order.
-    numbered = [(paths.fill(rows[s[0]].key, s[1]), rows[s[0]], _Placed(s, _dtype(rows[s[0]].leaf.dtype))) for s in wanted]
+    numbered = [
+        (paths.fill(rows[s[0]].key, s[1]), rows[s[0]], _Placed(s, _dtype(rows[s[0]].leaf.dtype)))
+        for s in wanted
+    ]
     order, treedef = jax.tree.flatten(build(view, numbered, sizes, labelled))
     return treedef, [leaf.slot for leaf in order]
 
@@ -297,23 +368,45 @@ def _dtype(name: str) -> Any:
 
 
 def _unbound(row: Row, sizes: Mapping[str, int], needed: Sequence[str] = ()) -> Mismatch:
-    unknown = [*needed] or sorted(dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) - sizes.keys())
-    several = "; of the factors or terms of one axis, one follows from the others" if len(unknown) > 1 else ""
+    unknown = [*needed] or sorted(
+        dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) - sizes.keys()
+    )
+    several = (
+        "; of the factors or terms of one axis, one follows from the others"
+        if len(unknown) > 1
+        else ""
+    )
     hint = f"no tree tells: lens.bind({', '.join(f'{name}=...' for name in unknown)}){several}"
     where = paths.format_path(row.key)
-    return Mismatch(where, "dims", f"every dim of {row.stored} bound", f"no size for {', '.join(unknown)}", hint)
+    return Mismatch(
+        where, "dims", f"every dim of {row.stored} bound", f"no size for {', '.join(unknown)}", hint
+    )
 
 
 def _absent(row: Row, slot: Slot) -> Mismatch:
     where = paths.format_path(paths.fill(row.key, slot[1]))
-    hint = "optional leaves that are stacked on the other side are there for all repeats, or for none"
-    return Mismatch(where, "missing", str(row.stored), "nothing, though other repeats have it", hint)
+    hint = (
+        "optional leaves that are stacked on the other side are there for all repeats, or for none"
+    )
+    return Mismatch(
+        where, "missing", str(row.stored), "nothing, though other repeats have it", hint
+    )
 
 
 def _homeless(row: Row, slot: Slot, abstract: bool) -> Mismatch:
     where = paths.format_path(paths.fill(row.key, slot[1]))
     if abstract:
         return Mismatch(
-            where, "abstract", f"a value for {row.stored}", "an abstract leaf", "pass a concrete tree, or declare a default"
+            where,
+            "abstract",
+            f"a value for {row.stored}",
+            "an abstract leaf",
+            "pass a concrete tree, or declare a default",
         )
-    return Mismatch(where, "missing", f"a source for {row.stored}", "neither partner, onto nor default", "declare a default")
+    return Mismatch(
+        where,
+        "missing",
+        f"a source for {row.stored}",
+        "neither partner, onto nor default",
+        "declare a default",
+    )

@@ -54,7 +54,9 @@ def compose(first: Joined, second: Joined) -> tuple[Layout, Layout, tuple[Join, 
         header = f"{first.view.name} and {second.source.name} are not one layout, so their lenses do not compose"
         raise DerivationError(f"{header}: {len(faults)} fault(s)", faults)
     number = {row.key: n for n, row in enumerate(first.view.rows)}
-    middle = {number[row.key]: n for n, row in enumerate(second.source.rows)}  # of the first's view: of the second's source
+    middle = {
+        number[row.key]: n for n, row in enumerate(second.source.rows)
+    }  # of the first's view: of the second's source
     onward: dict[int, list[Join]] = {}
     for join in second.joins:
         for place in join.sources:
@@ -65,16 +67,24 @@ def compose(first: Joined, second: Joined) -> tuple[Layout, Layout, tuple[Join, 
         for place in before.views:
             if middle[place.row] not in onward:
                 for at in {p.row for p in before.sources}:
-                    source[at] = _left_over(source[at], second.source.rows[middle[place.row]], first.source, faults)
+                    source[at] = _left_over(
+                        source[at], second.source.rows[middle[place.row]], first.source, faults
+                    )
     # Where one end lacks an optional leaf, the layout between them fills it in before the other end can.
     for before in first.joins:
         for one, row in before.pairs:
             for other in {p.row for after in onward.get(middle[row], ()) for p in after.views}:
                 if first.source.rows[one].optional:
-                    view[other] = _defaulted(view[other], first.view.rows[row].default, second.view, faults)
+                    view[other] = _defaulted(
+                        view[other], first.view.rows[row].default, second.view, faults
+                    )
                 if second.view.rows[other].optional:
-                    source[one] = _defaulted(source[one], second.source.rows[middle[row]].default, first.source, faults)
-    joins: dict[tuple[tuple[Place, ...], tuple[Place, ...]], Join] = {}  # two ways to one place meet where a tie is undone
+                    source[one] = _defaulted(
+                        source[one], second.source.rows[middle[row]].default, first.source, faults
+                    )
+    joins: dict[
+        tuple[tuple[Place, ...], tuple[Place, ...]], Join
+    ] = {}  # two ways to one place meet where a tie is undone
     for made in _through(first, second, onward, middle):
         if isinstance(made, Mismatch):
             faults.append(made)
@@ -85,9 +95,14 @@ def compose(first: Joined, second: Joined) -> tuple[Layout, Layout, tuple[Join, 
         for place in join.sources:
             if place.row not in back:
                 for at in {p.row for p in join.views}:
-                    view[at] = _left_over(view[at], first.view.rows[by_second[place.row]], second.view, faults)
+                    view[at] = _left_over(
+                        view[at], first.view.rows[by_second[place.row]], second.view, faults
+                    )
     if faults:
-        raise DerivationError(f"no lens from {first.source.name} to {second.view.name}: {len(faults)} fault(s)", faults)
+        raise DerivationError(
+            f"no lens from {first.source.name} to {second.view.name}: {len(faults)} fault(s)",
+            faults,
+        )
     return (
         dataclasses.replace(first.source, rows=tuple(source)),
         dataclasses.replace(second.view, rows=tuple(view)),
@@ -102,9 +117,13 @@ def _through(
     # Of joins of parts, the first lens's and the second's: the outer row for each row in the middle.
     waiting: tuple[dict[Join, dict[Place, Place]], dict[Join, dict[Place, Place]]] = {}, {}
     for before in first.joins:
-        afters = dict.fromkeys(join for place in before.views for join in onward.get(middle[place.row], ()))
+        afters = dict.fromkeys(
+            join for place in before.views for join in onward.get(middle[place.row], ())
+        )
         for after in afters:
-            inner = tuple(dataclasses.replace(place, row=middle[place.row]) for place in before.views)
+            inner = tuple(
+                dataclasses.replace(place, row=middle[place.row]) for place in before.views
+            )
             if before.plain and after.plain:
                 one, other = before.sources[0].row, after.views[0].row
                 told = before.told.then(after.told)
@@ -113,10 +132,14 @@ def _through(
             elif inner == after.sources and before.levels == after.levels:
                 yield Join(before.sources, after.views, before.chain >> after.chain, before.levels)
             elif before.plain and not before.chain:
-                waiting[1].setdefault(after, {}).update(_renamed(after.sources, inner[0], before.sources[0]))
+                waiting[1].setdefault(after, {}).update(
+                    _renamed(after.sources, inner[0], before.sources[0])
+                )
             elif after.plain and not after.chain:
                 near = _back(after.sources[0], middle)
-                waiting[0].setdefault(before, {}).update(_renamed(before.views, near, after.views[0]))
+                waiting[0].setdefault(before, {}).update(
+                    _renamed(before.views, near, after.views[0])
+                )
             elif not _apart(inner, after.sources):
                 yield _no_way(first.view.rows[before.views[0].row])
     for join, outer in waiting[0].items():
@@ -134,7 +157,9 @@ def _replaced(join: Join, outer: Mapping[Place, Place], table: Layout) -> Join |
 
 
 def _back(place: Place, middle: Mapping[int, int]) -> Place:
-    return dataclasses.replace(place, row=next(row for row, at in middle.items() if at == place.row))
+    return dataclasses.replace(
+        place, row=next(row for row, at in middle.items() if at == place.row)
+    )
 
 
 def _renamed(places: Sequence[Place], near: Place, far: Place) -> Iterator[tuple[Place, Place]]:
@@ -149,21 +174,40 @@ def _renamed(places: Sequence[Place], near: Place, far: Place) -> Iterator[tuple
 def _apart(places: Sequence[Place], others: Sequence[Place]) -> bool:
     """Whether these are other parts of the same lists."""
     starts = [
-        {(place.row, symbol.start) for place in each for symbol in place.symbols if symbol.start is not None}
+        {
+            (place.row, symbol.start)
+            for place in each
+            for symbol in place.symbols
+            if symbol.start is not None
+        }
         for each in (places, others)
     ]
     return bool(starts[0] and starts[1]) and not starts[0] & starts[1]
 
 
 def _no_way(row: Row) -> Mismatch:
-    hint = "parts that are joined or split on both ways do not compose: apply the two lenses in turn"
-    return Mismatch("/".join(row.path), "dims", "the same parts on the way there and on the way on", str(row.stored), hint)
+    hint = (
+        "parts that are joined or split on both ways do not compose: apply the two lenses in turn"
+    )
+    return Mismatch(
+        "/".join(row.path),
+        "dims",
+        "the same parts on the way there and on the way on",
+        str(row.stored),
+        hint,
+    )
 
 
 def _contradictions(first: Joined, second: Joined) -> list[Mismatch]:
     """Dims that both lenses are bound to, differently."""
     return [
-        Mismatch(name, "dims", f"{first.dims[name]}, as in the first", f"{size} in the second", "bind both to the same")
+        Mismatch(
+            name,
+            "dims",
+            f"{first.dims[name]}, as in the first",
+            f"{size} in the second",
+            "bind both to the same",
+        )
         for name, size in second.dims.items()
         if first.dims.get(name, size) != size
     ]
@@ -175,7 +219,9 @@ def _left_over(row: Row, middle: Row, table: Layout, faults: list[Mismatch]) -> 
     if row.default is None and not row.optional:
         hint = "declare a default, or make it optional"
         found = f"{row.stored} in {table.name} alone, the layout between them making it optional"
-        faults.append(Mismatch("/".join(row.path), "unplaced", "a partner on the far side", found, hint))
+        faults.append(
+            Mismatch("/".join(row.path), "unplaced", "a partner on the far side", found, hint)
+        )
     return row
 
 
@@ -185,10 +231,20 @@ def _defaulted(row: Row, default: Default | None, table: Layout, faults: list[Mi
         return row
     if isinstance(default, Init) and table.initial is None:
         hint = f"declare {table.name} with its transformation"
-        faults.append(Mismatch("/".join(row.path), "chain", "a transformation that starts it", "none", hint))
+        faults.append(
+            Mismatch("/".join(row.path), "chain", "a transformation that starts it", "none", hint)
+        )
     if not leaves.holds(row.leaf, default):
         hint = "the layout between them declares it"
-        faults.append(Mismatch("/".join(row.path), "dtype", f"a default that {row.leaf.dtype} can hold", str(default), hint))
+        faults.append(
+            Mismatch(
+                "/".join(row.path),
+                "dtype",
+                f"a default that {row.leaf.dtype} can hold",
+                str(default),
+                hint,
+            )
+        )
     return dataclasses.replace(row, default=default)
 
 

@@ -31,7 +31,9 @@ _PLANS = 8  # trees of one lens come in a handful of containers; the least recen
 class _Translator:
     """One direction of a lens: its matchers, and the plans compiled so far."""
 
-    def __init__(self, source: Layout, view: Layout, joins: tuple[Join, ...], dims: Mapping[str, int]) -> None:
+    def __init__(
+        self, source: Layout, view: Layout, joins: tuple[Join, ...], dims: Mapping[str, int]
+    ) -> None:
         self.source, self.view, self.joins, self.dims = source, view, joins, dims
         self._matchers: tuple[Matcher, Matcher] | None = None
         self._plans: list[Plan] = []
@@ -47,7 +49,9 @@ class _Translator:
         self._plans = [plan, *self._plans[: _PLANS - 1]]
         return result
 
-    def compile(self, tree: Tree, onto: Tree | None, *, abstract: bool | None = None) -> tuple[Plan, list[Any], list[Any]]:
+    def compile(
+        self, tree: Tree, onto: Tree | None, *, abstract: bool | None = None
+    ) -> tuple[Plan, list[Any], list[Any]]:
         """The plan for trees like these, and the leaves of both; ``abstract`` as the tree's leaves are, unless given."""
         if self._matchers is None:
             self._matchers = Matcher(self.source), Matcher(self.view)
@@ -66,7 +70,9 @@ class _Translator:
             _verify_counts(binder, self.source, self.view)
         if abstract is None:
             abstract = any(map(leaves.is_abstract, match.flat.leaves))
-        plan = compile_plan(self.source, self.view, self.joins, match, kept, binder.sizes, abstract=abstract)
+        plan = compile_plan(
+            self.source, self.view, self.joins, match, kept, binder.sizes, abstract=abstract
+        )
         return plan, match.flat.leaves, [] if kept is None else kept.flat.leaves
 
     def _refuse(self, match: Match, tree: Tree, written: Matcher) -> None:
@@ -86,7 +92,10 @@ def _verify_counts(binder: Binder, source: Layout, view: Layout) -> None:
         hint = "".join(binder.notes(dims_.names((dim,))))
         faults.append(Mismatch(origin, "dims", f"{dims_.format_dim(dim)}={known}", str(size), hint))
     if faults:
-        raise ConformanceError(f"onto of {view.name} is not of the sizes of {source.name}: {len(faults)} fault(s)", faults)
+        raise ConformanceError(
+            f"onto of {view.name} is not of the sizes of {source.name}: {len(faults)} fault(s)",
+            faults,
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -162,13 +171,21 @@ class Lens:
         Raises:
             DerivationError: Neither layout has a dim of that name.
         """
-        known = self.source.names() | self.view.names() if dims else set[str]()  # of 100,000 rows they take a while to gather
+        known = (
+            self.source.names() | self.view.names() if dims else set[str]()
+        )  # of 100,000 rows they take a while to gather
         expected = f"a dim of either layout ({', '.join(sorted(known))})"
-        faults = [Mismatch(name, "dims", expected, "an unknown name") for name in sorted(dims.keys() - known)]
+        faults = [
+            Mismatch(name, "dims", expected, "an unknown name")
+            for name in sorted(dims.keys() - known)
+        ]
         for table in (self.source, self.view):
             own = dict(table.sizes)
             wrong = [(name, size) for name, size in dims.items() if own.get(name, size) != size]
-            faults += [Mismatch(n, "dims", f"{own[n]}, as {table.name} is declared for", str(size)) for n, size in wrong]
+            faults += [
+                Mismatch(n, "dims", f"{own[n]}, as {table.name} is declared for", str(size))
+                for n, size in wrong
+            ]
         if faults:
             header = f"no dims to bind between {self.source.name} and {self.view.name}: {len(faults)} fault(s)"
             raise DerivationError(header, faults)
@@ -242,9 +259,15 @@ def derive(
 
 def _table(lens: Lens) -> list[str]:
     joined_s, joined_v = lens.joined
-    rows = [(_keys(lens.source, j.sources), _keys(lens.view, j.views), done) for j, done in _edits(lens)]
-    alone = [(_key(r), "-", _private(r)) for n, r in enumerate(lens.source.rows) if n not in joined_s]
-    alone += [("-", _key(r), _private(r)) for n, r in enumerate(lens.view.rows) if n not in joined_v]
+    rows = [
+        (_keys(lens.source, j.sources), _keys(lens.view, j.views), done) for j, done in _edits(lens)
+    ]
+    alone = [
+        (_key(r), "-", _private(r)) for n, r in enumerate(lens.source.rows) if n not in joined_s
+    ]
+    alone += [
+        ("-", _key(r), _private(r)) for n, r in enumerate(lens.view.rows) if n not in joined_v
+    ]
     own = len(lens.source.rows) - len(joined_s), len(lens.view.rows) - len(joined_v)
     header = (
         f"{lens.source.name} -> {lens.view.name}: {len(lens.joins)} joined, "
@@ -275,5 +298,7 @@ def _key(row: Row) -> str:
 def _private(row: Row) -> str:
     if row.default is None:
         return f"private, {row.stored}, optional"
-    counts = isinstance(row.default, leaves.FreshKey) and not row.leaf.is_key  # beside the key of a stream
+    counts = (
+        isinstance(row.default, leaves.FreshKey) and not row.leaf.is_key
+    )  # beside the key of a stream
     return f"private, {row.stored}, default {0 if counts else row.default}"

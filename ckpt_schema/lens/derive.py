@@ -24,7 +24,9 @@ from ckpt_schema.table import Layout, Part, Row
 __all__ = ["join"]
 
 
-def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layout, Layout, tuple[Join, ...]]:
+def join(
+    source: Layout, view: Layout, rules: Sequence[Rule] = ()
+) -> tuple[Layout, Layout, tuple[Join, ...]]:
     """Joins two layouts on their logical paths.
 
     Returns:
@@ -37,15 +39,21 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
     _verify_rules(rules)
     faults: list[Mismatch] = []
     source, view = _declare(source, view, rules, faults)
-    (source, left), (view, right) = (_restarted(t, _resets(rules, n), faults) for n, t in enumerate((source, view)))
+    (source, left), (view, right) = (
+        _restarted(t, _resets(rules, n), faults) for n, t in enumerate((source, view))
+    )
     alignment = align(source, view, lambda path: _called(path, rules), _settled(rules))
-    members = tuple(_members(table, other, rules) for table, other in ((source, view), (view, source)))
+    members = tuple(
+        _members(table, other, rules) for table, other in ((source, view), (view, source))
+    )
     renamed = _renamed(source, view, rules, alignment, left, members[0], faults)
     twice = copies(source, rules), copies(view, rules)
     expected = "one source leaf for one view leaf"
     theirs = _by_path(source, renamed, members[0], twice[0].keys(), expected, faults)
     expected = "one view leaf for one source leaf"
-    ours = _by_path(view, _seen(view, rules, members[1]), members[1], twice[1].keys() | right, expected, faults)
+    ours = _by_path(
+        view, _seen(view, rules, members[1]), members[1], twice[1].keys() | right, expected, faults
+    )
     pairs: list[tuple[int, int]] = []
     joins: list[Join] = []
     for path, after in ours.items():
@@ -66,8 +74,14 @@ def join(source: Layout, view: Layout, rules: Sequence[Rule] = ()) -> tuple[Layo
     faults += unplaced(source, view, renamed, placed, alignment, {f.path for f in faults})
     if faults:
         parts = [*map(str, source.parts)], [*map(str, view.parts)]
-        notes = chains.side_by_side((source.name, view.name), parts) if any(f.kind == "chain" for f in faults) else []
-        raise DerivationError(f"no lens from {source.name} to {view.name}: {len(faults)} fault(s)", faults, notes)
+        notes = (
+            chains.side_by_side((source.name, view.name), parts)
+            if any(f.kind == "chain" for f in faults)
+            else []
+        )
+        raise DerivationError(
+            f"no lens from {source.name} to {view.name}: {len(faults)} fault(s)", faults, notes
+        )
     return source, view, tuple(joins)
 
 
@@ -77,7 +91,11 @@ _Members = Mapping[int, Member]
 
 def _members(table: Layout, other: Layout, rules: Sequence[Rule]) -> _Members:
     several = groups(table, other, rules)
-    found = {number: membership(row, several) for number, row in enumerate(table.rows)} if several else {}
+    found = (
+        {number: membership(row, several) for number, row in enumerate(table.rows)}
+        if several
+        else {}
+    )
     return {number: member for number, member in found.items() if member is not None}
 
 
@@ -112,7 +130,9 @@ def _by_path(
         if first != number or (None in parts and len(parts) > 1):
             other = first if first != number else next(n for n in parts.values() if n != number)
             both = f"{'/'.join(table.rows[other].path)} and {'/'.join(table.rows[number].path)}"
-            faults.append(Mismatch("/".join(path), "ambiguous", expected, both, "rename one of them"))
+            faults.append(
+                Mismatch("/".join(path), "ambiguous", expected, both, "rename one of them")
+            )
     return rows
 
 
@@ -125,7 +145,10 @@ def _divided(
     faults: list[Mismatch],
 ) -> list[Join]:
     """The joins of a row on one side with rows on the other that are parts of it."""
-    parts = [{part: number for part, number in side.items() if part is not None} for side in (before, after)]
+    parts = [
+        {part: number for part, number in side.items() if part is not None}
+        for side in (before, after)
+    ]
     if None in before:
         found = divided((source, view), before[None], parts[1], members[1])
     elif None in after:
@@ -142,7 +165,11 @@ def _divided(
 
 
 def _joined(
-    source: Layout, view: Layout, rules: Sequence[Rule], pairs: Sequence[tuple[int, int]], faults: list[Mismatch]
+    source: Layout,
+    view: Layout,
+    rules: Sequence[Rule],
+    pairs: Sequence[tuple[int, int]],
+    faults: list[Mismatch],
 ) -> list[Join]:
     """The joins of rows, by number, that are one leaf."""
     joins: list[Join] = []
@@ -158,7 +185,13 @@ def _joined(
             hint = f"say {Factor(row.path, 0)} to leave it as it is, another factor, or reset(view={where!r})"
             expected = f"what becomes of it where {factor} holds"
             faults.append(
-                Mismatch(where, "rule", expected, "the state of an optimizer, which no factor of a param tells", hint)
+                Mismatch(
+                    where,
+                    "rule",
+                    expected,
+                    "the state of an optimizer, which no factor of a param tells",
+                    hint,
+                )
             )
         else:
             joins.append(made.join(one, other, said))
@@ -166,11 +199,14 @@ def _joined(
 
 
 def _verify_rules(rules: object) -> None:
-    several = isinstance(rules, (list, tuple))  # a lone rule is no sequence, and a string is one of the wrong things
+    several = isinstance(
+        rules, (list, tuple)
+    )  # a lone rule is no sequence, and a string is one of the wrong things
     wrong: list[object] = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
     if wrong:
         expected = (
-            "a list of rename(...), private(...), move(...), reset(...), raw_key(...), tie(...), fuse(...) and series(...)"
+            "a list of rename(...), private(...), move(...), reset(...), raw_key(...), "
+            "tie(...), fuse(...) and series(...)"
         )
         faults = [Mismatch("edits", "rule", expected, _spelled(rule)) for rule in wrong]
         raise DerivationError(f"edits= is not well formed: {len(faults)} fault(s)", faults)
@@ -180,7 +216,9 @@ def _spelled(rule: object) -> str:
     return f"{rule} by itself" if isinstance(rule, Rule) else repr(rule)
 
 
-def _declare(source: Layout, view: Layout, rules: Sequence[Rule], faults: list[Mismatch]) -> tuple[Layout, Layout]:
+def _declare(
+    source: Layout, view: Layout, rules: Sequence[Rule], faults: list[Mismatch]
+) -> tuple[Layout, Layout]:
     """Both layouts with the defaults that `private` rules declare."""
     for rule in rules:
         if isinstance(rule, Private):
@@ -201,9 +239,17 @@ def _with_default(table: Layout, rule: Private, faults: list[Mismatch]) -> Layou
         default = Init() if start and row.path[0] == "opt_state" else rule.default
         if not leaves.holds(row.leaf, default):
             hint = "fresh_key(seed) for keys, a number of the leaf's kind for arrays"
-            faults.append(Mismatch("/".join(row.path), "dtype", f"a default for {row.leaf}", str(default), hint))
+            faults.append(
+                Mismatch(
+                    "/".join(row.path), "dtype", f"a default for {row.leaf}", str(default), hint
+                )
+            )
         rows[number] = dataclasses.replace(row, default=default)
-    return table if all(map(operator.is_, rows, table.rows)) else dataclasses.replace(table, rows=tuple(rows))
+    return (
+        table
+        if all(map(operator.is_, rows, table.rows))
+        else dataclasses.replace(table, rows=tuple(rows))
+    )
 
 
 def _resets(rules: Sequence[Rule], side: int) -> list[tuple[Reset, LogicalPath]]:
@@ -221,11 +267,23 @@ def _restarted(
         below = {number for number, row in enumerate(table.rows) if row.path[: len(path)] == path}
         if not below:
             faults.append(matches_nothing(rule, path, table))
-        if table.initial is None or any(table.rows[number].path[0] != "opt_state" for number in below):
+        if table.initial is None or any(
+            table.rows[number].path[0] != "opt_state" for number in below
+        ):
             hint = f"declare the train state with its transformation, or write {Private(path, Fill(0))}"
-            faults.append(Mismatch(str(rule), "rule", "a part of an optimizer state with a known start", table.name, hint))
+            faults.append(
+                Mismatch(
+                    str(rule),
+                    "rule",
+                    "a part of an optimizer state with a known start",
+                    table.name,
+                    hint,
+                )
+            )
         hit |= below
-    rows = tuple(dataclasses.replace(r, default=Init()) if n in hit else r for n, r in enumerate(table.rows))
+    rows = tuple(
+        dataclasses.replace(r, default=Init()) if n in hit else r for n, r in enumerate(table.rows)
+    )
     return dataclasses.replace(table, rows=rows) if hit else table, frozenset(hit)
 
 
@@ -258,9 +316,20 @@ def _renamed(
     for number, row in enumerate(source.rows):
         told, member = rules, members.get(number)
         if member is not None:
-            told = [r for r in rules if not (isinstance(r, Rename) and isinstance(member.group.rule, Fuse))]
+            told = [
+                r
+                for r in rules
+                if not (isinstance(r, Rename) and isinstance(member.group.rule, Fuse))
+            ]
         part = owners.part(row) if source.parts else None
-        found.append(_placed(row if member is None else dataclasses.replace(row, path=member.path), told, part, alignment))
+        found.append(
+            _placed(
+                row if member is None else dataclasses.replace(row, path=member.path),
+                told,
+                part,
+                alignment,
+            )
+        )
     for number in restarted:
         found[number] = _nowhere(source.rows[number])
     for rule in rules:
@@ -281,7 +350,9 @@ def _nowhere(row: Row) -> LogicalPath:
     return ("", *row.path)
 
 
-def _placed(row: Row, rules: Sequence[Rule], part: Part | None, alignment: Alignment) -> LogicalPath:
+def _placed(
+    row: Row, rules: Sequence[Rule], part: Part | None, alignment: Alignment
+) -> LogicalPath:
     head, body = row.path[: row.body or 0], row.path[row.body or 0 :]
     for rule in rules:
         if isinstance(rule, Rename) and (start := under(row, rule.source)) is not None:

@@ -26,14 +26,20 @@ class Donation:
             given: The leaves that are given up.
             needed: What will be needed yet: each leaf as often as it will be.
         """
-        self._given = {id(leaf): leaf for leaf in given if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)}
+        self._given = {
+            id(leaf): leaf
+            for leaf in given
+            if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+        }
         self.uses = Counter(map(id, needed))
         for number in self._given.keys() - self.uses.keys():
             self._given[number].delete()
 
     def used(self, inputs: Sequence[Any], results: Sequence[Any]) -> None:
         """Frees those of ``inputs`` that were needed for the last time, once ``results`` are made of them."""
-        jax.block_until_ready(results)  # or else the next results are allocated before these inputs are freed
+        jax.block_until_ready(
+            results
+        )  # or else the next results are allocated before these inputs are freed
         for leaf in inputs:
             self.uses[id(leaf)] -= 1
             if not self.uses[id(leaf)] and id(leaf) in self._given:

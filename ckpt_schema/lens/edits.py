@@ -53,7 +53,11 @@ class Edit:
         raise NotImplementedError
 
     def entries(
-        self, entries: Sequence[Entries], shapes: Sequence[Shape], sizes: Sizes, ways: Mapping[str, int]
+        self,
+        entries: Sequence[Entries],
+        shapes: Sequence[Shape],
+        sizes: Sizes,
+        ways: Mapping[str, int],
     ) -> list[Entries]:
         """How each result is sharded.
 
@@ -95,7 +99,9 @@ class Leafwise(Edit):
         """Its shape; the same unless said."""
         return shape
 
-    def sharded(self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+    def sharded(
+        self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]
+    ) -> Entries:
         """How it is sharded; as before unless said."""
         return entries
 
@@ -112,10 +118,16 @@ class Leafwise(Edit):
         return [self.shape(shape, sizes) for shape in shapes]
 
     def entries(
-        self, entries: Sequence[Entries], shapes: Sequence[Shape], sizes: Sizes, ways: Mapping[str, int]
+        self,
+        entries: Sequence[Entries],
+        shapes: Sequence[Shape],
+        sizes: Sizes,
+        ways: Mapping[str, int],
     ) -> list[Entries]:
         """How each is sharded."""
-        return [self.sharded(e, shape, sizes, ways) for e, shape in zip(entries, shapes, strict=True)]
+        return [
+            self.sharded(e, shape, sizes, ways) for e, shape in zip(entries, shapes, strict=True)
+        ]
 
     def labels(self, labels: Sequence[Labels], sizes: Sizes) -> list[Labels]:
         """What the axes of each are called."""
@@ -199,7 +211,11 @@ class Chain:
         return found
 
     def entries(
-        self, entries: Sequence[Entries], shapes: Sequence[Shape], sizes: Sizes, ways: Mapping[str, int]
+        self,
+        entries: Sequence[Entries],
+        shapes: Sequence[Shape],
+        sizes: Sizes,
+        ways: Mapping[str, int],
     ) -> list[Entries]:
         """How each result is sharded, from the sharding and shape of the inputs."""
         found, shaped = list(entries), list(shapes)

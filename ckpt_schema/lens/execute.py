@@ -22,7 +22,12 @@ __all__ = ["edit", "make", "restart"]
 
 
 def edit(
-    chain: Chain, values: Sequence[Any], sizes: Mapping[str, int], leaf: Leaf, likes: Sequence[Any], beside: Sequence[Any] = ()
+    chain: Chain,
+    values: Sequence[Any],
+    sizes: Mapping[str, int],
+    leaf: Leaf,
+    likes: Sequence[Any],
+    beside: Sequence[Any] = (),
 ) -> list[Any]:
     """The edited leaves.
 
@@ -48,7 +53,9 @@ def edit(
         return _traced_edit(chain, inputs, sizes)
     elif not any(isinstance(v, jax.Array) for v in inputs):
         made = chain.apply([np.asarray(v) for v in inputs], sizes)
-        results = [x if isinstance(x, jax.Array) else np.asarray(x, order="C") for x in made]  # NumPy has no keys
+        results = [
+            x if isinstance(x, jax.Array) else np.asarray(x, order="C") for x in made
+        ]  # NumPy has no keys
     else:
         results = stages.run(chain, inputs, sizes)
     return [_like(result, like) for result, like in zip(results, likes, strict=True)]
@@ -58,15 +65,23 @@ def _array(value: complex, dtype: str, beside: Sequence[Any]) -> jax.Array:
     mesh = shardings.mesh_of(beside) if jax.process_count() > 1 else None
     if mesh is None:
         return jnp.asarray(value, dtype)
-    return placement.placed(np.asarray(value, jnp.dtype(dtype)), NamedSharding(mesh, PartitionSpec()))
+    return placement.placed(
+        np.asarray(value, jnp.dtype(dtype)), NamedSharding(mesh, PartitionSpec())
+    )
 
 
 def _like(result: Any, like: Any) -> Any:
     if leaves.is_abstract(result):
         target = getattr(like, "sharding", None)
         if leaves.is_scalar(like) or isinstance(like, (np.generic, np.ndarray)):
-            return jax.ShapeDtypeStruct(result.shape, result.dtype)  # what it stands for is on no device
-        return result if target is None else jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=target)
+            return jax.ShapeDtypeStruct(
+                result.shape, result.dtype
+            )  # what it stands for is on no device
+        return (
+            result
+            if target is None
+            else jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=target)
+        )
     if leaves.is_scalar(like):
         return type(like)(result)
     if isinstance(like, np.generic):
@@ -79,7 +94,9 @@ def _like(result: Any, like: Any) -> Any:
     return stages.settled(placement.placed(result, target))
 
 
-def _abstract(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[jax.ShapeDtypeStruct]:
+def _abstract(
+    chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]
+) -> list[jax.ShapeDtypeStruct]:
     found = _evaluated(
         chain,
         stages.needed_sizes(chain, sizes),
@@ -87,30 +104,51 @@ def _abstract(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> 
         jnp.result_type(float).itemsize == 8,
     )
     told = shardings.results(chain, values, sizes) or [None] * len(found)
-    return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(found, told, strict=True)]
+    return [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(found, told, strict=True)
+    ]
 
 
 @functools.lru_cache(maxsize=1024)
 def _evaluated(
-    chain: Chain, sizes: tuple[tuple[str, int], ...], inputs: tuple[tuple[tuple[int, ...], Any], ...], wide: bool
+    chain: Chain,
+    sizes: tuple[tuple[str, int], ...],
+    inputs: tuple[tuple[tuple[int, ...], Any], ...],
+    wide: bool,
 ) -> list[jax.ShapeDtypeStruct]:
     """The shapes and dtypes of the edited leaves: most layers and moments have those of another."""
     del wide  # jax looks at it: without 64 bits it makes other dtypes
-    return jax.eval_shape(lambda *xs: chain.apply(xs, dict(sizes)), *(jax.ShapeDtypeStruct(*each) for each in inputs))
+    return jax.eval_shape(
+        lambda *xs: chain.apply(xs, dict(sizes)), *(jax.ShapeDtypeStruct(*each) for each in inputs)
+    )
 
 
 def _traced_edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
     def run(*xs: Any) -> list[Any]:
         return traced.differentiable(chain, xs, sizes)
 
-    found = shardings.results(chain, [jax.typeof(v) if isinstance(v, Tracer) else v for v in values], sizes)
-    named = [s for s in found if isinstance(s, NamedSharding) and AxisType.Explicit in s.mesh.axis_types]
+    found = shardings.results(
+        chain, [jax.typeof(v) if isinstance(v, Tracer) else v for v in values], sizes
+    )
+    named = [
+        s for s in found if isinstance(s, NamedSharding) and AxisType.Explicit in s.mesh.axis_types
+    ]
     return stages.told(run, named)(*values) if named else run(*values)
 
 
-def make(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], like: Any, mesh: Mesh | None, *, abstract: bool) -> Any:
+def make(
+    default: Fill | FreshKey,
+    dtype: str,
+    shape: tuple[int, ...],
+    like: Any,
+    mesh: Mesh | None,
+    *,
+    abstract: bool,
+) -> Any:
     """A default, sharded like ``like``, or else replicated over ``mesh``: one global array, whatever the number of hosts."""
-    sharding = getattr(like, "sharding", None) if abstract else on_devices(getattr(like, "sharding", None))
+    sharding = (
+        getattr(like, "sharding", None) if abstract else on_devices(getattr(like, "sharding", None))
+    )
     if sharding is None and mesh is not None:
         sharding = NamedSharding(mesh, PartitionSpec())
     if abstract:
@@ -134,7 +172,10 @@ def restart(
     shardings = [a or b or spare for a, b in zip(told, owns, strict=True)]
     if abstract:
         made = jax.eval_shape(run, [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in params])
-        return [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(made, shardings, strict=True)]
+        return [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+            for x, s in zip(made, shardings, strict=True)
+        ]
     if any(isinstance(p, Tracer) for p in params):
         return run(params)
     return jax.jit(run, out_shardings=[on_devices(s) for s in shardings])(params)

@@ -53,7 +53,9 @@ class Place:
         """The levels of the join that this row has unrolled."""
         return {level for symbol in self.symbols for level in symbol.levels}
 
-    def slots(self, common: Mapping[int, int], counts: Sequence[int], sizes: Mapping[str, int]) -> Iterator[Slot]:
+    def slots(
+        self, common: Mapping[int, int], counts: Sequence[int], sizes: Mapping[str, int]
+    ) -> Iterator[Slot]:
         """Its leaves for fixed indices of some levels, in the order of the others."""
         own = sorted(self.levels - common.keys())
         for indices in itertools.product(*(range(counts[level]) for level in own)):
@@ -85,13 +87,19 @@ class Join:
         if not self.levels:
             return set()
         symbols = [symbol for place in (*self.sources, *self.views) for symbol in place.symbols]
-        return {dim for symbol in symbols for dim in (*(self.levels[n] for n in symbol.levels), *(symbol.start or ()))}
+        return {
+            dim
+            for symbol in symbols
+            for dim in (*(self.levels[n] for n in symbol.levels), *(symbol.start or ()))
+        }
 
     @property
     def plain(self) -> bool:
         """Whether it joins one whole row with one."""
         places = (*self.sources, *self.views)
-        return len(places) == 2 and all(symbol.start is None for place in places for symbol in place.symbols)
+        return len(places) == 2 and all(
+            symbol.start is None for place in places for symbol in place.symbols
+        )
 
     @property
     def inverse(self) -> Join:
@@ -127,13 +135,18 @@ def instances(
     counts = [_bound(size, sizes) for size in levels]
     if _alike(*sides):
         (one,), (other,) = sides
-        for indices in itertools.product(*(range(math.prod(counts[k] for k in symbol.levels)) for symbol in one.symbols)):
+        for indices in itertools.product(
+            *(range(math.prod(counts[k] for k in symbol.levels)) for symbol in one.symbols)
+        ):
             yield [(one.row, indices)], [(other.row, indices)]
         return
     common = sorted(set.intersection(*(place.levels for places in sides for place in places)))
     for indices in itertools.product(*(range(counts[level]) for level in common)):
         at = dict(zip(common, indices, strict=True))
-        before, after = ([slot for place in places for slot in place.slots(at, counts, sizes)] for places in sides)
+        before, after = (
+            [slot for place in places for slot in place.slots(at, counts, sizes)]
+            for places in sides
+        )
         yield before, after
 
 

@@ -43,7 +43,9 @@ class WrapKey(Leafwise):
         """The shape without the words of each key."""
         return shape[:-1]
 
-    def sharded(self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+    def sharded(
+        self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]
+    ) -> Entries:
         """The sharding of the keys; mesh axes that split their words go to another axis they divide."""
         return house(entries[:-1], shape[:-1], entries[-1], ways)
 
@@ -75,7 +77,9 @@ class UnwrapKey(Leafwise):
         """The shape with the words of each key."""
         return (*shape, leaves.key_words(self.dtype))
 
-    def sharded(self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+    def sharded(
+        self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]
+    ) -> Entries:
         """The sharding of the keys; their words are not split."""
         return (*entries, ())
 

@@ -54,17 +54,23 @@ def carried(
         if any(told) and rows[0].path[0] == "opt_state":
             mirrors |= {_key(view, slot) for slot in outputs}
         elif any(told):
-            edited = _edited(paths.format_path(tree.flat.keys[positions[0]]), rows, told, chain, sizes)
+            edited = _edited(
+                paths.format_path(tree.flat.keys[positions[0]]), rows, told, chain, sizes
+            )
             if isinstance(edited, Mismatch):
                 faults.append(edited)
                 continue
             for slot, labels in zip(outputs, edited, strict=True):
                 found.setdefault(_key(view, slot), labels)  # of a tied pair, the first says it
     if faults:
-        raise ConformanceError(f"the names of axes do not fit {source.name}: {len(faults)} fault(s)", faults)
+        raise ConformanceError(
+            f"the names of axes do not fit {source.name}: {len(faults)} fault(s)", faults
+        )
     if mirrors:  # holes, and what starts anew, is made as they were
         mirrors |= {key for node in view.nodes for key in node.keys(sizes)}
-        mirrors |= {_key(view, slot) for slot in wanted if isinstance(view.rows[slot[0]].default, Init)}
+        mirrors |= {
+            _key(view, slot) for slot in wanted if isinstance(view.rows[slot[0]].default, Init)
+        }
     return found | _mirrored(found, mirrors)
 
 
@@ -73,10 +79,14 @@ def _key(view: Layout, slot: Slot) -> KeyPath:
     return paths.fill(row.key, slot[1])[: len(row.key) - row.inside]
 
 
-def _mirrored(params: Mapping[KeyPath, Labelled], mirrors: Iterable[KeyPath]) -> dict[KeyPath, Labelled]:
+def _mirrored(
+    params: Mapping[KeyPath, Labelled], mirrors: Iterable[KeyPath]
+) -> dict[KeyPath, Labelled]:
     """The labels of what stands in the optimizer state where params do: below the same keys, the model's own root excepted."""
     below = {key[1:]: labels for key, labels in params.items()}
-    return {key: below[key[at:]] for key in mirrors for at in range(1, len(key)) if key[at:] in below}
+    return {
+        key: below[key[at:]] for key in mirrors for at in range(1, len(key)) if key[at:] in below
+    }
 
 
 def _said(tree: Match) -> Mapping[int, Labelled]:
@@ -90,7 +100,11 @@ def _said(tree: Match) -> Mapping[int, Labelled]:
 
 
 def _edited(
-    where: str, rows: Sequence[Row], told: Sequence[Labelled | None], chain: Chain, sizes: Mapping[str, int]
+    where: str,
+    rows: Sequence[Row],
+    told: Sequence[Labelled | None],
+    chain: Chain,
+    sizes: Mapping[str, int],
 ) -> list[Labelled] | Mismatch:
     """What is said of each result, or what is wrong with the names of leaves that become one."""
     said = [labels for labels in told if labels is not None]
@@ -104,7 +118,10 @@ def _edited(
     if not chain:
         return [*said]
     rest = [{key: value for key, value in labels.items() if key != _NAMES} for labels in said]
-    full = [(*labels[_NAMES], *[None] * (len(row.dims) - len(labels[_NAMES]))) for labels, row in zip(said, rows, strict=False)]
+    full = [
+        (*labels[_NAMES], *[None] * (len(row.dims) - len(labels[_NAMES])))
+        for labels, row in zip(said, rows, strict=False)
+    ]
     whole = len(said) == len(told) and all(other == rest[0] for other in rest)
     edited = chain.labels(full, sizes) if whole else []
     if not edited or any(isinstance(name, Clash) for names in edited for name in names):

@@ -56,7 +56,13 @@ def outline(treedef: TreeDef) -> Outline:
     keys = None if treedef.node_data() is None else _keys(treedef)
     below = zip(keys[:_MOST], treedef.children(), strict=False) if keys else ()
     nodes = [(0, 0, treedef), *((1, key, child) for key, child in below)]
-    return Outline(tuple((parent, key, *_container(node)) for parent, key, node in nodes if node.node_data() is not None))
+    return Outline(
+        tuple(
+            (parent, key, *_container(node))
+            for parent, key, node in nodes
+            if node.node_data() is not None
+        )
+    )
 
 
 def _container(node: TreeDef) -> tuple[type, int | None]:

@@ -53,7 +53,9 @@ class Cast(Partial):
     def one(self, value: Any, sizes: Sizes) -> Any:
         """The leaf cast; `fits` says beforehand whether that keeps its values."""
         # NumPy knows no cast between the integers narrower than a byte; int64 holds every value that both dtypes hold.
-        return (value.astype(np.int64) if isinstance(value, np.ndarray) else value).astype(self.view)
+        return (value.astype(np.int64) if isinstance(value, np.ndarray) else value).astype(
+            self.view
+        )
 
     def fits(self, low: int, high: int) -> bool:
         """Whether values between ``low`` and ``high`` are kept."""
@@ -108,7 +110,9 @@ class Scale(Partial):
     def one(self, value: Any, sizes: Sizes) -> Any:
         """The product; what is no number stays as it is."""
         if isinstance(value, np.ndarray):
-            with np.errstate(all="ignore"):  # what over- or underflows has been refused, or is being looked for
+            with np.errstate(
+                all="ignore"
+            ):  # what over- or underflows has been refused, or is being looked for
                 scaled = np.ldexp(value.astype(np.float64), self.exponent).astype(value.dtype)
                 return np.where(np.isnan(value), value, scaled)
         return jnp.where(jnp.isnan(value), value, jnp.ldexp(value, self.exponent))
@@ -125,7 +129,10 @@ class Scale(Partial):
         differs = difference(value, back)
         if differs is None:
             return None
-        return f"{differs[1]} at [{differs[0]}], which comes back as {differs[2]}", "it over- or underflows: scale it by less"
+        return (
+            f"{differs[1]} at [{differs[0]}], which comes back as {differs[2]}",
+            "it over- or underflows: scale it by less",
+        )
 
     def __str__(self) -> str:
         """The factor."""
@@ -184,13 +191,17 @@ class Unpad(Partial):
         """The shape without the padding."""
         return (*shape[: self.axis], product(self.small, sizes), *shape[self.axis + 1 :])
 
-    def sharded(self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+    def sharded(
+        self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]
+    ) -> Entries:
         """As before; a mesh axis that does not divide the axis any more goes to another one it divides."""
         return _resized(entries, self.axis, self.shape(shape, sizes), ways)
 
     def expected(self, sizes: Sizes) -> str:
         """The fill."""
-        return f"{self.fill} in the padding of axis {self.axis}, from {product(self.small, sizes)} on"
+        return (
+            f"{self.fill} in the padding of axis {self.axis}, from {product(self.small, sizes)} on"
+        )
 
     def found(self, value: Any, sizes: Sizes) -> tuple[str, str] | None:
         """The first element of the padding that is no fill."""
@@ -234,13 +245,17 @@ class Pad(Leafwise):
         """The leaf, with the fill at the end of the axis."""
         more = product(self.large, sizes) - product(self.small, sizes)
         shape = (*value.shape[: self.axis], more, *value.shape[self.axis + 1 :])
-        return xp(value).concatenate([value, xp(value).full(shape, self.fill, value.dtype)], axis=self.axis)
+        return xp(value).concatenate(
+            [value, xp(value).full(shape, self.fill, value.dtype)], axis=self.axis
+        )
 
     def shape(self, shape: Shape, sizes: Sizes) -> Shape:
         """The shape with the padding."""
         return (*shape[: self.axis], product(self.large, sizes), *shape[self.axis + 1 :])
 
-    def sharded(self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]) -> Entries:
+    def sharded(
+        self, entries: Entries, shape: Shape, sizes: Sizes, ways: Mapping[str, int]
+    ) -> Entries:
         """As before; a mesh axis that does not divide the axis any more goes to another one it divides."""
         return _resized(entries, self.axis, self.shape(shape, sizes), ways)
 

@@ -21,7 +21,9 @@ Numbered = tuple[int, Row]
 """A row and its number."""
 
 
-def listed(whole: Numbered, parts: Sequence[Numbered], level: int, spans: Sequence[tuple[int, int]]) -> list[Join] | Mismatch:
+def listed(
+    whole: Numbered, parts: Sequence[Numbered], level: int, spans: Sequence[tuple[int, int]]
+) -> list[Join] | Mismatch:
     """The joins of a list with the parts it consists of, one after the other.
 
     Args:
@@ -38,7 +40,8 @@ def listed(whole: Numbered, parts: Sequence[Numbered], level: int, spans: Sequen
     if not same_size(own.size, dims_.add(shares)):
         wanted, found = dims_.format_dim(dims_.add(shares)), dims_.format_dim(own.size)
         hint = (
-            f'its parts have {wanted} together: declare length="{wanted}" or scan="{wanted}", or dims= where the class is used'
+            f'its parts have {wanted} together: declare length="{wanted}" or scan="{wanted}", '
+            "or dims= where the class is used"
         )
         return Mismatch("/".join(row.path), "dims", f"{wanted} repeats", found, hint)
     virtual = [_with_level(row, level, Repeat(share, own.axis)) for share in shares]
@@ -69,7 +72,9 @@ def split(whole: Numbered, parts: Sequence[Numbered], axis: Dim | None) -> list[
     row = whole[1]
     found = list(_shared(row.leaf.dims, len(parts), axis))
     if len(found) != 1:
-        expected = f"one axis that {len(parts)} leaves share" + ("" if axis is None else f", {dims_.format_dim(axis)}")
+        expected = f"one axis that {len(parts)} leaves share" + (
+            "" if axis is None else f", {dims_.format_dim(axis)}"
+        )
         several = " and ".join(dims_.format_dim(row.leaf.dims[at]) for at, _, _ in found) or "none"
         hint = 'declare it as a sum, "embed q+k+v", or as so many times a dim, "embed 3*heads"; axis= says which'
         return Mismatch("/".join(row.path), "dims", expected, f"{several} in {row.stored}", hint)
@@ -77,7 +82,10 @@ def split(whole: Numbered, parts: Sequence[Numbered], axis: Dim | None) -> list[
     apart, place = _cut(row.leaf.dims, at, factor)
     cut = dataclasses.replace(row, leaf=dataclasses.replace(row.leaf, dims=apart))
     virtual = [
-        dataclasses.replace(cut, leaf=dataclasses.replace(cut.leaf, dims=(*apart[:place], term, *apart[place + 1 :])))
+        dataclasses.replace(
+            cut,
+            leaf=dataclasses.replace(cut.leaf, dims=(*apart[:place], term, *apart[place + 1 :])),
+        )
         for term in terms
     ]
     return _split(whole, cut, parts, virtual, _Share("axis", place, tuple(terms)))
@@ -97,7 +105,10 @@ def _terms(factor: Factor, count: int) -> list[Dim] | None:
     if isinstance(factor, Sum):
         terms = list(factor.terms)
         if len(terms) != count:  # 2*kv is two parts of kv each
-            several = ([term[1:] or (1,)] * term[0] if isinstance(term[0], int) else [term] for term in terms)
+            several = (
+                [term[1:] or (1,)] * term[0] if isinstance(term[0], int) else [term]
+                for term in terms
+            )
             terms = list[Dim](part for group in several for part in group)
         return terms if len(terms) == count else None
     return list[Dim]([(1,)]) * count if factor == count else None
@@ -140,15 +151,25 @@ def _split(
     made = _stackings(cut, first)
     if made is None:
         hint = "repeats that some parts stack and others do not: stack them all alike"
-        return Mismatch("/".join(cut.path), "dims", "parts that are repeated alike", str(cut.stored), hint)
+        return Mismatch(
+            "/".join(cut.path), "dims", "parts that are repeated alike", str(cut.stored), hint
+        )
     restacked = _restacked(cut, made)
     before = relate(whole[1], restacked)
-    rest = [relate(_restacked(each, made), part) for each, (_, part) in zip(virtual, parts, strict=True)]
+    rest = [
+        relate(_restacked(each, made), part) for each, (_, part) in zip(virtual, parts, strict=True)
+    ]
     wrong = [relation for relation in (*first, before, *rest) if isinstance(relation, Mismatch)]
     if wrong or isinstance(before, Mismatch):
         return wrong[0]
     edit = Split(restacked.axes.index((share.kind, share.number)), share.parts)
-    return _wired(whole, parts, before, edit, [relation for relation in rest if isinstance(relation, Relation)])
+    return _wired(
+        whole,
+        parts,
+        before,
+        edit,
+        [relation for relation in rest if isinstance(relation, Relation)],
+    )
 
 
 def _stackings(row: Row, relations: Sequence[Relation | Mismatch]) -> set[int] | None:
@@ -173,18 +194,29 @@ def _restacked(row: Row, made: set[int]) -> Row:
 
 
 def _wired(
-    whole: Numbered, parts: Sequence[Numbered], before: Relation, cut: Split, rest: Sequence[Relation]
+    whole: Numbered,
+    parts: Sequence[Numbered],
+    before: Relation,
+    cut: Split,
+    rest: Sequence[Relation],
 ) -> list[Join] | Mismatch:
     """The join from the relation of the leaf to its cut form, and those of the parts as cut off to the parts."""
     levels, places = list(before.levels), list[Place]()
     for (number, _), relation in zip(parts, rest, strict=True):
         pairs = zip(relation.symbols[0], before.symbols[1], strict=True)
-        numbers = {a: b for mine, theirs in pairs for a, b in zip(mine.levels, theirs.levels, strict=True)}
+        numbers = {
+            a: b for mine, theirs in pairs for a, b in zip(mine.levels, theirs.levels, strict=True)
+        }
         for level, size in enumerate(relation.levels):
             if level not in numbers:
                 numbers[level] = len(levels)
                 levels.append(size)
-        places.append(Place(number, tuple(Symbol(tuple(numbers[n] for n in s.levels)) for s in relation.symbols[1])))
+        places.append(
+            Place(
+                number,
+                tuple(Symbol(tuple(numbers[n] for n in s.levels)) for s in relation.symbols[1]),
+            )
+        )
     chain = before.chain >> cut
     if any(relation.chain for relation in rest):
         chain = chain >> Beside(tuple(relation.chain for relation in rest))
@@ -198,11 +230,21 @@ def _type_fault(whole: Row, parts: Sequence[Row], join: Join) -> Mismatch | None
     fanned = set.union(*levels) - set.intersection(*levels)
     counts = frozenset(dims_.names(join.levels[n] for n in fanned))
     two = dict.fromkeys(counts, 2)
-    chains = join.chain.edits[-1].chains if isinstance(join.chain.edits[-1], Beside) else [Chain()] * len(parts)
+    chains = (
+        join.chain.edits[-1].chains
+        if isinstance(join.chain.edits[-1], Beside)
+        else [Chain()] * len(parts)
+    )
     told = [(part.dims,) * chain.gives(two) for part, chain in zip(parts, chains, strict=True)]
-    inputs, outputs = (whole.dims,) * join.chain.takes(two), tuple(dims for each in told for dims in each)
+    inputs, outputs = (
+        (whole.dims,) * join.chain.takes(two),
+        tuple(dims for each in told for dims in each),
+    )
     for dims, after, chain in ((inputs, outputs, join.chain), (outputs, inputs, ~join.chain)):
-        found, wanted = (typed(each, given, whole.leaf.dtype, counts) for each, given in ((chain, dims), (Chain(), after)))
+        found, wanted = (
+            typed(each, given, whole.leaf.dtype, counts)
+            for each, given in ((chain, dims), (Chain(), after))
+        )
         for one, other in zip(found, wanted, strict=True):
             if one != other:
                 hint = "see how the parts declare their dims"
@@ -211,4 +253,6 @@ def _type_fault(whole: Row, parts: Sequence[Row], join: Join) -> Mismatch | None
 
 
 def _with_level(row: Row, level: int, repeat: Repeat) -> Row:
-    return dataclasses.replace(row, repeats=(*row.repeats[:level], repeat, *row.repeats[level + 1 :]))
+    return dataclasses.replace(
+        row, repeats=(*row.repeats[:level], repeat, *row.repeats[level + 1 :])
+    )

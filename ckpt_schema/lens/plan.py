@@ -56,18 +56,26 @@ class Signature:
         if not self.outline.fits(tree):
             return None
         try:
-            found: list[Any] = self.treedef.flatten_up_to(tree)  # verifies containers, keys and metadata on its way
+            found: list[Any] = self.treedef.flatten_up_to(
+                tree
+            )  # verifies containers, keys and metadata on its way
         except (ValueError, TypeError):
             return None
         if self.dtypes is None:
             same = list(map(_token, found)) == self.shapes
-            return found if same and all(leaves.accepts(leaf, found[at]) for at, leaf in self.numbers) else None
+            return (
+                found
+                if same and all(leaves.accepts(leaf, found[at]) for at, leaf in self.numbers)
+                else None
+            )
         if not jax.tree_util.all_leaves(found):
             return None  # a Variable passes for its value where only attributes are compared
         try:
             if all(map(operator.is_, map(_avals, found), self.avals)):
                 return found
-            avals = list(map(_avals, found))  # one look-up per leaf: both shape and dtype are the aval's
+            avals = list(
+                map(_avals, found)
+            )  # one look-up per leaf: both shape and dtype are the aval's
         except AttributeError:
             return None
         if list(map(_shapes, avals)) != self.shapes or list(map(_dtypes, avals)) != self.dtypes:
@@ -76,7 +84,9 @@ class Signature:
         return found
 
 
-def signature_of(treedef: TreeDef, found: Sequence[Any], declared: Callable[[int], Leaf]) -> Signature:
+def signature_of(
+    treedef: TreeDef, found: Sequence[Any], declared: Callable[[int], Leaf]
+) -> Signature:
     """The signature of a tree from its structure and leaves.
 
     Args:
@@ -87,16 +97,25 @@ def signature_of(treedef: TreeDef, found: Sequence[Any], declared: Callable[[int
     try:
         avals = list(map(_avals, found))
     except AttributeError:
-        numbers = tuple((at, declared(at)) for at, value in enumerate(found) if leaves.is_scalar(value))
+        numbers = tuple(
+            (at, declared(at)) for at, value in enumerate(found) if leaves.is_scalar(value)
+        )
         return Signature(treedef, outline(treedef), list(map(_token, found)), None, numbers, [])
-    return Signature(treedef, outline(treedef), list(map(_shapes, avals)), list(map(_dtypes, avals)), (), avals)
+    return Signature(
+        treedef, outline(treedef), list(map(_shapes, avals)), list(map(_dtypes, avals)), (), avals
+    )
 
 
 def _token(value: Any) -> Any:
     """What a plan depends on in a leaf that may be no jax array: abstract or not, its shape and dtype."""
     if leaves.is_scalar(value):
         return type(value)
-    return leaves.is_abstract(value), isinstance(value, jax.Array), leaves.signature(value), type(value).__name__
+    return (
+        leaves.is_abstract(value),
+        isinstance(value, jax.Array),
+        leaves.signature(value),
+        type(value).__name__,
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -224,24 +243,39 @@ class Plan:
         if self.jobs:
             self._edit(pool, kept, donate=donate)
         if self.same:
-            ties.verify_same([(pool[same.first], pool[same.copy], same.paths) for same in self.same])
+            ties.verify_same(
+                [(pool[same.first], pool[same.copy], same.paths) for same in self.same]
+            )
         if self.makes or self.restart is not None:
             self._make(pool, kept)
         return self.treedef.unflatten(self.gather(pool))
 
     def _edit(self, pool: list[Any], kept: Sequence[Any], *, donate: bool) -> None:
         """Appends what is edited."""
-        verify_values([(job.chain, dict(job.sizes), [pool[i] for i in job.inputs], job.paths) for job in self.jobs])
-        donation = Donation(pool[: len(pool) - len(kept)], [*kept, *self._needed(pool)]) if donate else None
+        verify_values(
+            [
+                (job.chain, dict(job.sizes), [pool[i] for i in job.inputs], job.paths)
+                for job in self.jobs
+            ]
+        )
+        donation = (
+            Donation(pool[: len(pool) - len(kept)], [*kept, *self._needed(pool)])
+            if donate
+            else None
+        )
         whole: list[tuple[str, list[str], Any]] = []
         for job in self.jobs:
             likes = [None if at is None else kept[at] for at in job.likes]
             inputs = [pool[i] for i in job.inputs]
             results = execute.edit(job.chain, inputs, dict(job.sizes), job.leaf, likes, pool)
             pool += results
-            if getattr(likes[0], "sharding", None) is None and (lost := shardings.lost_axes(inputs, results[0])):
+            if getattr(likes[0], "sharding", None) is None and (
+                lost := shardings.lost_axes(inputs, results[0])
+            ):
                 whole.append((job.paths[0], lost, results[0]))
-            if donation is not None and job.chain:  # without, the result may share its buffers with the input
+            if (
+                donation is not None and job.chain
+            ):  # without, the result may share its buffers with the input
                 donation.used(inputs, results)
         if whole:
             shardings.warn_of_whole(whole)
@@ -251,17 +285,35 @@ class Plan:
         mesh = shardings.mesh_of(pool)
         for make in self.makes:
             like = None if make.like is None else kept[make.like]
-            pool.append(execute.make(make.default, make.dtype, make.shape, like, mesh, abstract=make.abstract))
+            pool.append(
+                execute.make(
+                    make.default, make.dtype, make.shape, like, mesh, abstract=make.abstract
+                )
+            )
         if self.restart is not None:
             again = self.restart
             likes = [None if at is None else kept[at] for at in again.likes]
             inputs = [pool[i] for i in again.inputs]
-            pool += execute.restart(again.run, inputs, likes, again.along, shardings.mesh_of(pool), abstract=again.abstract)
+            pool += execute.restart(
+                again.run,
+                inputs,
+                likes,
+                again.along,
+                shardings.mesh_of(pool),
+                abstract=again.abstract,
+            )
 
     def _needed(self, pool: Sequence[Any]) -> list[Any]:
         """The leaves of both trees that a run needs, each as often as it does."""
-        made = sum(len(job.likes) for job in self.jobs) + len(self.makes) + len(self.restart.likes if self.restart else ())
-        places = [*self.gather([*range(len(pool) + made)]), *(at for same in self.same for at in (same.first, same.copy))]
+        made = (
+            sum(len(job.likes) for job in self.jobs)
+            + len(self.makes)
+            + len(self.restart.likes if self.restart else ())
+        )
+        places = [
+            *self.gather([*range(len(pool) + made)]),
+            *(at for same in self.same for at in (same.first, same.copy)),
+        ]
         places += [at for job in self.jobs for at in job.inputs]
         places += self.restart.inputs if self.restart else ()
         return [pool[at] for at in places if at < len(pool)]

@@ -48,7 +48,13 @@ class Relation:
 
     def join(self, source: int, view: int, told: Told) -> Join:
         """The join of the rows of these numbers."""
-        return Join((Place(source, self.symbols[0]),), (Place(view, self.symbols[1]),), self.chain, self.levels, told)
+        return Join(
+            (Place(source, self.symbols[0]),),
+            (Place(view, self.symbols[1]),),
+            self.chain,
+            self.levels,
+            told,
+        )
 
 
 def relate(source: Row, view: Row, told: Told = UNTOLD) -> Relation | Mismatch:
@@ -83,7 +89,11 @@ def _as_it_is(repeats: tuple[Repeat, ...]) -> Relation:
     numbers = itertools.count()
     symbols = [(repeat, Symbol(tuple(next(numbers) for _ in repeat.size))) for repeat in repeats]
     unrolled = tuple(symbol for repeat, symbol in symbols if repeat.axis is None)
-    return Relation(Chain(), tuple((factor,) for repeat in repeats for factor in repeat.size), (unrolled, unrolled))
+    return Relation(
+        Chain(),
+        tuple((factor,) for repeat in repeats for factor in repeat.size),
+        (unrolled, unrolled),
+    )
 
 
 def _raw(source: Row, view: Row) -> Relation | Mismatch:
@@ -91,9 +101,21 @@ def _raw(source: Row, view: Row) -> Relation | Mismatch:
     if source.leaf.is_key:
         turned = _raw(view, source)
         return turned if isinstance(turned, Mismatch) else turned.inverse
-    words, stacks = leaves.key_words(view.leaf.dtype), [r.axis for r in source.repeats if r.axis is not None]
-    if source.leaf.dtype != "uint32" or source.dims[-1:] != ((words,),) or any(axis < 0 for axis in stacks):
-        return _fault(source, view, "dtype", f"raw data of such a key is uint32, with {words} words on the last axis")
+    words, stacks = (
+        leaves.key_words(view.leaf.dtype),
+        [r.axis for r in source.repeats if r.axis is not None],
+    )
+    if (
+        source.leaf.dtype != "uint32"
+        or source.dims[-1:] != ((words,),)
+        or any(axis < 0 for axis in stacks)
+    ):
+        return _fault(
+            source,
+            view,
+            "dtype",
+            f"raw data of such a key is uint32, with {words} words on the last axis",
+        )
     keys = dataclasses.replace(source, leaf=Leaf(source.leaf.dims[:-1], view.leaf.dtype))
     made = relate(keys, view)
     if isinstance(made, Mismatch):
@@ -105,7 +127,11 @@ def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
     """The chain where rules say more than types: what they say is done to the leaf as one of the sides has it."""
     first, last, inner = Chain(), Chain(), [source, view]
     for fill in told.fills:
-        axes = [_axis(row, fill.large if n == padded else fill.small) for padded in (0, 1) for n, row in enumerate(inner)]
+        axes = [
+            _axis(row, fill.large if n == padded else fill.small)
+            for padded in (0, 1)
+            for n, row in enumerate(inner)
+        ]
         for padded, (one, other) in enumerate((axes[:2], axes[2:])):
             if one is None or other is None:
                 continue
@@ -126,7 +152,11 @@ def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
                 edit = Flip(row.axes.index(("axis", axis)))
                 first, last = (first >> edit, last) if side == 0 else (first, edit >> last)
                 break
-    if told.exponent and not source.leaf.is_key and jnp.issubdtype(jnp.dtype(source.leaf.dtype), jnp.floating):
+    if (
+        told.exponent
+        and not source.leaf.is_key
+        and jnp.issubdtype(jnp.dtype(source.leaf.dtype), jnp.floating)
+    ):
         first = first >> Scale(told.exponent)
     made = relate(inner[0], inner[1])
     if isinstance(made, Mismatch):
@@ -144,10 +174,19 @@ def _unfilled(source: Row, view: Row, fill: Fill) -> Mismatch | None:
     """Why a leaf cannot be padded so."""
     sizes = [dims_.size_of(dim, {}) for dim in (fill.small, fill.large)]
     if None not in sizes and (sizes[0] or 0) > (sizes[1] or 0):
-        return _fault(source, view, "dims", f"{sizes[0]} cannot be padded to {sizes[1]}, which is less")
-    is_complex = not source.leaf.is_key and jnp.issubdtype(jnp.dtype(source.leaf.dtype), jnp.complexfloating)
+        return _fault(
+            source, view, "dims", f"{sizes[0]} cannot be padded to {sizes[1]}, which is less"
+        )
+    is_complex = not source.leaf.is_key and jnp.issubdtype(
+        jnp.dtype(source.leaf.dtype), jnp.complexfloating
+    )
     if not leaves.holds(source.leaf, leaves.Fill(fill.value)) or (is_complex and fill.value):
-        return _fault(source, view, "dtype", f"{source.leaf.dtype} is not padded with {fill.value!r}: give another fill=")
+        return _fault(
+            source,
+            view,
+            "dtype",
+            f"{source.leaf.dtype} is not padded with {fill.value!r}: give another fill=",
+        )
     return None
 
 
@@ -162,17 +201,28 @@ def _cast(source: Row, view: Row) -> Chain | Mismatch:
     ):
         return Chain((Cast(before, after),))
     if source.leaf.is_key and view.leaf.is_key:
-        return _fault(source, view, "impl", "a key keeps its implementation: declare the same on both sides")
+        return _fault(
+            source, view, "impl", "a key keeps its implementation: declare the same on both sides"
+        )
     if source.leaf.is_key or view.leaf.is_key:
         return _fault(
-            source, view, "dtype", 'a key is no array of its data: declare Key["..."] on both sides, or say raw_key(...)'
+            source,
+            view,
+            "dtype",
+            'a key is no array of its data: declare Key["..."] on both sides, or say raw_key(...)',
         )
     hint = "only integers are cast, where that keeps their values: declare one dtype on both sides, and cast the tree yourself"
     return _fault(source, view, "dtype", hint)
 
 
 def _fault(source: Row, view: Row, kind: str, hint: str) -> Mismatch:
-    return Mismatch("/".join(view.path), kind, f"{view.stored} as in the view", f"{source.stored} in the source", hint)
+    return Mismatch(
+        "/".join(view.path),
+        kind,
+        f"{view.stored} as in the view",
+        f"{source.stored} in the source",
+        hint,
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -203,21 +253,33 @@ def _reshape(source: Row, view: Row) -> Relation | Mismatch:
     if isinstance(own, Mismatch):
         return own
     work = _Work(source, view, levels, own)
-    return Relation(work.chain(), tuple((level.factor,) for level in levels), (work.symbols(0), work.symbols(1)))
+    return Relation(
+        work.chain(), tuple((level.factor,) for level in levels), (work.symbols(0), work.symbols(1))
+    )
 
 
 def _levels(source: Row, view: Row) -> list[_Level] | Mismatch:
     """The levels of two rows, in the source's order: by name, or where names do not tell, by position."""
-    before, after = ([(f, n) for n, r in enumerate(row.repeats) for f in r.size] for row in (source, view))
+    before, after = (
+        [(f, n) for n, r in enumerate(row.repeats) for f in r.size] for row in (source, view)
+    )
     factors = [[factor for factor, _ in each] for each in (before, after)]
     if factors[0] == factors[1]:
         return [_Level(f, (n, m)) for (f, n), (_, m) in zip(before, after, strict=True)]
     if sorted(map(str, factors[0])) != sorted(map(str, factors[1])):
-        counts = [" ".join(dims_.format_dim(r.size) for r in row.repeats) or "none" for row in (view, source)]
+        counts = [
+            " ".join(dims_.format_dim(r.size) for r in row.repeats) or "none"
+            for row in (view, source)
+        ]
         hint = f"repeats: {counts[0]} in the view, {counts[1]} in the source; count them with the same dim"
         return _fault(source, view, "dims", hint)
     if len(set(factors[0])) < len(factors[0]):
-        return _fault(source, view, "ambiguous", "levels of one size in another order: count them with named dims")
+        return _fault(
+            source,
+            view,
+            "ambiguous",
+            "levels of one size in another order: count them with named dims",
+        )
     places = dict(after)
     return [_Level(f, (n, places[f])) for f, n in before]
 
@@ -227,22 +289,39 @@ def _matched(source: Row, view: Row) -> list[int] | Mismatch:
     dims = source.leaf.dims, view.leaf.dims
     before, after = ([f for f in dims_.factors(each) if f != 1] for each in dims)
     if sorted(map(str, before)) != sorted(map(str, after)):
-        lacking = " ".join(sorted(set(map(str, before)) ^ set(map(str, after)))) or "how often each occurs"
-        return _fault(source, view, "dims", f"the dims must have the same factors; they differ in: {lacking}")
+        lacking = (
+            " ".join(sorted(set(map(str, before)) ^ set(map(str, after))))
+            or "how often each occurs"
+        )
+        return _fault(
+            source, view, "dims", f"the dims must have the same factors; they differ in: {lacking}"
+        )
     if dims[0] == dims[1]:
         return [*range(len(before))]
     if before != after and not any(isinstance(f, str) for f in before):
-        return _fault(source, view, "ambiguous", "sizes alone do not say which axis is which: declare the axes with named dims")
+        return _fault(
+            source,
+            view,
+            "ambiguous",
+            "sizes alone do not say which axis is which: declare the axes with named dims",
+        )
     if len(set(before)) < len(before):
         twice = " ".join(sorted({str(f) for f in before if before.count(f) > 1}))
-        return _fault(source, view, "ambiguous", f"{twice} occurs twice in one leaf: name the axes apart with different dims")
+        return _fault(
+            source,
+            view,
+            "ambiguous",
+            f"{twice} occurs twice in one leaf: name the axes apart with different dims",
+        )
     return [before.index(factor) for factor in after]
 
 
 class _Work:
     """The edits between two rows whose levels and factors are known to be the same."""
 
-    def __init__(self, source: Row, view: Row, levels: Sequence[_Level], own: Sequence[int]) -> None:
+    def __init__(
+        self, source: Row, view: Row, levels: Sequence[_Level], own: Sequence[int]
+    ) -> None:
         self.rows, self.levels = (source, view), levels
         self.factors = [f for f in dims_.factors(source.leaf.dims) if f != 1]
         self.axes = self._axes(0, range(len(own))), self._axes(1, own)
@@ -251,7 +330,9 @@ class _Work:
         """The axes in the order that `Row.dims` has them."""
         row, numbers = self.rows[side], iter(own)
         axes = [tuple(("leaf", next(numbers)) for f in dim if f != 1) for dim in row.leaf.dims]
-        stacks = [tuple(("level", n) for n in self._inside(at, side)) for at in range(len(row.repeats))]
+        stacks = [
+            tuple(("level", n) for n in self._inside(at, side)) for at in range(len(row.repeats))
+        ]
         return tuple((axes if kind == "axis" else stacks)[at] for kind, at in row.axes)
 
     def symbols(self, side: int) -> tuple[Symbol, ...]:
@@ -261,7 +342,9 @@ class _Work:
 
     def _inside(self, repeat: int, side: int) -> tuple[int, ...]:
         """The levels that one repeat consists of, in its own order."""
-        found = [(n, level.factor) for n, level in enumerate(self.levels) if level.places[side] == repeat]
+        found = [
+            (n, level.factor) for n, level in enumerate(self.levels) if level.places[side] == repeat
+        ]
         order = self.rows[side].repeats[repeat].size
         return tuple(n for n, _ in sorted(found, key=lambda item: order.index(item[1])))
 
@@ -277,13 +360,18 @@ class _Work:
             return ~self._unstacked(self.axes[1], self.axes[0], made)
         axes, chain = self.axes[0], Chain()
         for level in reversed(made):
-            chain, axes = chain >> Stack(0, (self.levels[level].factor,)), ((("level", level),), *axes)
+            chain, axes = (
+                chain >> Stack(0, (self.levels[level].factor,)),
+                ((("level", level),), *axes),
+            )
         return chain >> self._unstacked(axes, self.axes[1], taken)
 
     def _unstacked(self, before: _Axes, after: _Axes, taken: Sequence[int]) -> Chain:
         """The edits that unstack some levels, outermost first, and rearrange the rest."""
         alone = [(("level", level),) for level in taken]
-        apart = tuple(piece for axis in before for piece in _apart(axis, [token for (token,) in alone]))
+        apart = tuple(
+            piece for axis in before for piece in _apart(axis, [token for (token,) in alone])
+        )
         chain, axes = self._rearranged(before, apart), list(apart)
         for level, axis in zip(taken, alone, strict=True):
             at = axes.index(axis)
@@ -326,5 +414,7 @@ def _type_fault(source: Row, view: Row, relation: Relation) -> Mismatch | None:
         found = typed(chain, inputs, before.leaf.dtype, counts)
         wanted = typed(Chain(), (after.dims,), after.leaf.dtype, counts)
         if set(found) != set(wanted):
-            return _fault(source, view, "dims", f"{str(chain) or 'a move'} gives {found[0]}, not {wanted[0]}")
+            return _fault(
+                source, view, "dims", f"{str(chain) or 'a move'} gives {found[0]}, not {wanted[0]}"
+            )
     return None

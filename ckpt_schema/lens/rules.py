@@ -191,7 +191,9 @@ def private(path: str, default: Default | float) -> Private:
         SchemaError: ``path`` is no string.
     """
     _verify("private", path=path)
-    return Private(tuple(path.split("/")), default if isinstance(default, Default) else Fill(default))
+    return Private(
+        tuple(path.split("/")), default if isinstance(default, Default) else Fill(default)
+    )
 
 
 def move(source: str, view: str) -> Move:
@@ -283,16 +285,29 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
         fuse('attention/qkv', ['attention/q', 'attention/k', 'attention/v'])
     """
     several: list[str] = list(parts) if isinstance(parts, (list, tuple)) else [str(parts)]
-    _verify("fuse", whole=whole, **{f"parts[{n}]": part for n, part in enumerate(several or [None])})
+    _verify(
+        "fuse", whole=whole, **{f"parts[{n}]": part for n, part in enumerate(several or [None])}
+    )
     twice = sorted({part for part in several if several.count(part) > 1})
     if twice:
-        faults = [Mismatch("parts", "declaration", "each part once", f"{p!r} twice", "a leaf has one place") for p in twice]
+        faults = [
+            Mismatch(
+                "parts", "declaration", "each part once", f"{p!r} twice", "a leaf has one place"
+            )
+            for p in twice
+        ]
         raise SchemaError(f"fuse(...) is not well formed: {len(faults)} fault(s)", faults)
     shared = None if axis is None else dims_.parse_dims(axis)
     if shared is not None and len(shared) != 1:
-        fault = Mismatch("axis", "declaration", "one dim", repr(axis), "the factor that the parts share")
+        fault = Mismatch(
+            "axis", "declaration", "one dim", repr(axis), "the factor that the parts share"
+        )
         raise SchemaError("fuse(...) is not well formed: 1 fault", [fault])
-    return Fuse(tuple(whole.split("/")), tuple(tuple(part.split("/")) for part in several), shared and shared[0])
+    return Fuse(
+        tuple(whole.split("/")),
+        tuple(tuple(part.split("/")) for part in several),
+        shared and shared[0],
+    )
 
 
 def flip(path: str, dim: str) -> Reverse:
@@ -357,7 +372,9 @@ def scale(path: str, factor: float) -> Factor:
     mantissa, exponent = math.frexp(factor) if number and math.isfinite(factor) else (0.0, 0)
     if mantissa != 0.5:
         hint = "no other factor is undone to the last bit: scale the tree yourself"
-        fault = Mismatch("factor", "declaration", "a power of two, such as 8 or 0.125", repr(factor), hint)
+        fault = Mismatch(
+            "factor", "declaration", "a power of two, such as 8 or 0.125", repr(factor), hint
+        )
         raise SchemaError("scale(...) is not well formed: 1 fault", [fault])
     return Factor(tuple(path.split("/")), exponent - 1)
 
@@ -365,7 +382,9 @@ def scale(path: str, factor: float) -> Factor:
 def _dim(rule: str, text: object) -> Dim:
     parsed = dims_.parse_dims(text) if isinstance(text, str) else ()
     if len(parsed) != 1:
-        fault = Mismatch("dim", "declaration", "one dim, as the leaf declares it", repr(text), 'such as "vocab"')
+        fault = Mismatch(
+            "dim", "declaration", "one dim, as the leaf declares it", repr(text), 'such as "vocab"'
+        )
         raise SchemaError(f"{rule}(...) is not well formed: 1 fault", [fault])
     return parsed[0]
 
@@ -373,7 +392,9 @@ def _dim(rule: str, text: object) -> Dim:
 def _verify(rule: str, **given: object) -> None:
     hint = "print the layout to see its paths"
     faults = [
-        Mismatch(argument, "declaration", 'a logical path, such as "layers[]/norm"', repr(value), hint)
+        Mismatch(
+            argument, "declaration", 'a logical path, such as "layers[]/norm"', repr(value), hint
+        )
         for argument, value in given.items()
         if not (isinstance(value, str) and value)
     ]

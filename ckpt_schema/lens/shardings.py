@@ -37,7 +37,9 @@ def results(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> li
         alike = shardings[0] is not None and all(s == shardings[0] for s in shardings)
         return [shardings[0]] * len(chain.shapes(shapes, sizes)) if alike else []
     ways: dict[str, int] = dict(first.mesh.shape)
-    specs = [s.spec if isinstance(s, NamedSharding) and s.mesh == first.mesh else () for s in shardings]
+    specs = [
+        s.spec if isinstance(s, NamedSharding) and s.mesh == first.mesh else () for s in shardings
+    ]
     split = [_entries(spec, len(shape)) for spec, shape in zip(specs, shapes, strict=True)]
     found = chain.entries(split, shapes, sizes, ways)
     return [NamedSharding(first.mesh, _spec(each), memory_kind=first.memory_kind) for each in found]
@@ -46,7 +48,11 @@ def results(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> li
 def with_axis(sharding: NamedSharding, axis: int, rank: int) -> NamedSharding:
     """The sharding of leaves of so many axes, with another axis among them that is not sharded."""
     entries = _entries(sharding.spec, rank)
-    return NamedSharding(sharding.mesh, _spec((*entries[:axis], (), *entries[axis:])), memory_kind=sharding.memory_kind)
+    return NamedSharding(
+        sharding.mesh,
+        _spec((*entries[:axis], (), *entries[axis:])),
+        memory_kind=sharding.memory_kind,
+    )
 
 
 def without_axis(sharding: NamedSharding, axis: int) -> NamedSharding:
@@ -65,7 +71,9 @@ def constrained(value: Any, sharding: NamedSharding | None) -> Any:
     """A traced leaf with its sharding given; keys are as jax shards them."""
     if sharding is None or jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return value
-    explicit = AxisType.Explicit in sharding.mesh.axis_types  # inside of `jax.sharding.auto_axes` the mesh is another
+    explicit = (
+        AxisType.Explicit in sharding.mesh.axis_types
+    )  # inside of `jax.sharding.auto_axes` the mesh is another
     return jax.lax.with_sharding_constraint(value, sharding.spec if explicit else sharding)
 
 
@@ -76,8 +84,15 @@ def lost_axes(inputs: Sequence[Any], result: Any) -> list[str]:
         return []
     kept = _used(after)
     shardings = (getattr(value, "sharding", None) for value in inputs)
-    before = (axis for s in shardings if isinstance(s, NamedSharding) and s.mesh == after.mesh for axis in _used(s))
-    return [axis for axis in dict.fromkeys(before) if axis not in kept and after.mesh.shape[axis] > 1]
+    before = (
+        axis
+        for s in shardings
+        if isinstance(s, NamedSharding) and s.mesh == after.mesh
+        for axis in _used(s)
+    )
+    return [
+        axis for axis in dict.fromkeys(before) if axis not in kept and after.mesh.shape[axis] > 1
+    ]
 
 
 def warn_of_whole(lost: Sequence[tuple[str, Sequence[str], Any]]) -> None:
@@ -101,11 +116,16 @@ def _used(sharding: NamedSharding) -> list[str]:
 
 def _entries(spec: PartitionSpec | tuple[()], rank: int) -> Entries:
     full = (*spec, *[None] * (rank - len(spec)))
-    return tuple(axes if isinstance(axes, tuple) else (axes,) if isinstance(axes, str) else () for axes in full)
+    return tuple(
+        axes if isinstance(axes, tuple) else (axes,) if isinstance(axes, str) else ()
+        for axes in full
+    )
 
 
 def _spec(entries: Entries) -> PartitionSpec:
-    return PartitionSpec(*(None if not axes else axes[0] if len(axes) == 1 else axes for axes in entries))
+    return PartitionSpec(
+        *(None if not axes else axes[0] if len(axes) == 1 else axes for axes in entries)
+    )
 
 
 def on_devices(sharding: Any) -> Any:

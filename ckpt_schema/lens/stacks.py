@@ -53,10 +53,16 @@ class Unstack(Edit):
 
     def shapes(self, shapes: Sequence[Shape], sizes: Sizes) -> list[Shape]:
         """The shape without the stack axis."""
-        return [(*s[: self.axis], *s[self.axis + 1 :]) for s in shapes for _ in range(self.gives(sizes))]
+        return [
+            (*s[: self.axis], *s[self.axis + 1 :]) for s in shapes for _ in range(self.gives(sizes))
+        ]
 
     def entries(
-        self, entries: Sequence[Entries], shapes: Sequence[Shape], sizes: Sizes, ways: Mapping[str, int]
+        self,
+        entries: Sequence[Entries],
+        shapes: Sequence[Shape],
+        sizes: Sizes,
+        ways: Mapping[str, int],
     ) -> list[Entries]:
         """The sharding without the stack axis; mesh axes that sharded it go to another axis they divide."""
         found: list[Entries] = []
@@ -68,7 +74,11 @@ class Unstack(Edit):
 
     def labels(self, labels: Sequence[Labels], sizes: Sizes) -> list[Labels]:
         """The names without that of the stack axis."""
-        return [(*each[: self.axis], *each[self.axis + 1 :]) for each in labels for _ in range(self.gives(sizes))]
+        return [
+            (*each[: self.axis], *each[self.axis + 1 :])
+            for each in labels
+            for _ in range(self.gives(sizes))
+        ]
 
     def __str__(self) -> str:
         """What is unstacked, and where."""
@@ -98,15 +108,23 @@ class Stack(Edit):
 
     def apply(self, values: Sequence[Any], sizes: Sizes) -> list[Any]:
         """The stacked leaves."""
-        return [xp(group[0]).stack(group, axis=self.axis) for group in groups(values, self.takes(sizes))]
+        return [
+            xp(group[0]).stack(group, axis=self.axis) for group in groups(values, self.takes(sizes))
+        ]
 
     def shapes(self, shapes: Sequence[Shape], sizes: Sizes) -> list[Shape]:
         """The shape with the stack axis."""
         size = self.takes(sizes)
-        return [(*group[0][: self.axis], size, *group[0][self.axis :]) for group in groups(shapes, size)]
+        return [
+            (*group[0][: self.axis], size, *group[0][self.axis :]) for group in groups(shapes, size)
+        ]
 
     def entries(
-        self, entries: Sequence[Entries], shapes: Sequence[Shape], sizes: Sizes, ways: Mapping[str, int]
+        self,
+        entries: Sequence[Entries],
+        shapes: Sequence[Shape],
+        sizes: Sizes,
+        ways: Mapping[str, int],
     ) -> list[Entries]:
         """The sharding of the finest, with a stack axis that is not sharded."""
         finest = [_finest(group, ways) for group in groups(entries, self.takes(sizes))]
@@ -169,17 +187,27 @@ class Split(Edit):
     def shapes(self, shapes: Sequence[Shape], sizes: Sizes) -> list[Shape]:
         """The shapes of the parts."""
         spans = [product(part, sizes) for part in self.parts]
-        return [(*shape[: self.axis], span, *shape[self.axis + 1 :]) for shape in shapes for span in spans]
+        return [
+            (*shape[: self.axis], span, *shape[self.axis + 1 :])
+            for shape in shapes
+            for span in spans
+        ]
 
     def entries(
-        self, entries: Sequence[Entries], shapes: Sequence[Shape], sizes: Sizes, ways: Mapping[str, int]
+        self,
+        entries: Sequence[Entries],
+        shapes: Sequence[Shape],
+        sizes: Sizes,
+        ways: Mapping[str, int],
     ) -> list[Entries]:
         """Each part is sharded as the whole; a mesh axis that does not divide its share goes to another axis it divides."""
         found: list[Entries] = []
         for each, shape in zip(entries, shapes, strict=True):
             for inner in self.shapes([shape], sizes):
                 (kept,), homeless = deal(each[self.axis], inner[self.axis : self.axis + 1], ways)
-                found.append(house((*each[: self.axis], kept, *each[self.axis + 1 :]), inner, homeless, ways))
+                found.append(
+                    house((*each[: self.axis], kept, *each[self.axis + 1 :]), inner, homeless, ways)
+                )
         return found
 
     def labels(self, labels: Sequence[Labels], sizes: Sizes) -> list[Labels]:
@@ -214,23 +242,37 @@ class Concat(Edit):
 
     def apply(self, values: Sequence[Any], sizes: Sizes) -> list[Any]:
         """The joined leaves."""
-        return [xp(group[0]).concatenate(group, axis=self.axis) for group in groups(values, len(self.parts))]
+        return [
+            xp(group[0]).concatenate(group, axis=self.axis)
+            for group in groups(values, len(self.parts))
+        ]
 
     def shapes(self, shapes: Sequence[Shape], sizes: Sizes) -> list[Shape]:
         """The shape with all parts on the axis."""
-        spans = [sum(shape[self.axis] for shape in group) for group in groups(shapes, len(self.parts))]
+        spans = [
+            sum(shape[self.axis] for shape in group) for group in groups(shapes, len(self.parts))
+        ]
         first = shapes[:: len(self.parts)]
-        return [(*s[: self.axis], span, *s[self.axis + 1 :]) for s, span in zip(first, spans, strict=True)]
+        return [
+            (*s[: self.axis], span, *s[self.axis + 1 :])
+            for s, span in zip(first, spans, strict=True)
+        ]
 
     def entries(
-        self, entries: Sequence[Entries], shapes: Sequence[Shape], sizes: Sizes, ways: Mapping[str, int]
+        self,
+        entries: Sequence[Entries],
+        shapes: Sequence[Shape],
+        sizes: Sizes,
+        ways: Mapping[str, int],
     ) -> list[Entries]:
         """The sharding of the finest part; what does not divide the whole axis goes to another axis it divides."""
         found: list[Entries] = []
         finest = [_finest(group, ways) for group in groups(entries, len(self.parts))]
         for each, shape in zip(finest, self.shapes(shapes, sizes), strict=True):
             (kept,), homeless = deal(each[self.axis], shape[self.axis : self.axis + 1], ways)
-            found.append(house((*each[: self.axis], kept, *each[self.axis + 1 :]), shape, homeless, ways))
+            found.append(
+                house((*each[: self.axis], kept, *each[self.axis + 1 :]), shape, homeless, ways)
+            )
         return found
 
     def labels(self, labels: Sequence[Labels], sizes: Sizes) -> list[Labels]:
@@ -239,7 +281,9 @@ class Concat(Edit):
         for group in groups(labels, len(self.parts)):
             names = {each[self.axis] for each in group}
             shared = next(iter(names)) if len(names) == 1 else None
-            common = agreed([(*each[: self.axis], shared, *each[self.axis + 1 :]) for each in group])
+            common = agreed(
+                [(*each[: self.axis], shared, *each[self.axis + 1 :]) for each in group]
+            )
             found.append(common)
         return found
 
@@ -286,11 +330,17 @@ class Beside(Edit):
         return [x for chain, own in self._dealt(shapes, sizes) for x in chain.shapes(own, sizes)]
 
     def entries(
-        self, entries: Sequence[Entries], shapes: Sequence[Shape], sizes: Sizes, ways: Mapping[str, int]
+        self,
+        entries: Sequence[Entries],
+        shapes: Sequence[Shape],
+        sizes: Sizes,
+        ways: Mapping[str, int],
     ) -> list[Entries]:
         """How they are sharded."""
         both = zip(self._dealt(entries, sizes), self._dealt(shapes, sizes), strict=True)
-        return [x for (chain, own), (_, shaped) in both for x in chain.entries(own, shaped, sizes, ways)]
+        return [
+            x for (chain, own), (_, shaped) in both for x in chain.entries(own, shaped, sizes, ways)
+        ]
 
     def labels(self, labels: Sequence[Labels], sizes: Sizes) -> list[Labels]:
         """What their axes are called."""
@@ -314,4 +364,6 @@ class Beside(Edit):
 
 def _finest(group: Sequence[Entries], ways: Mapping[str, int]) -> Entries:
     """The sharding into most parts, so that none is gathered."""
-    return max(group, key=lambda entries: math.prod(ways[axis] for axes in entries for axis in axes))
+    return max(
+        group, key=lambda entries: math.prod(ways[axis] for axes in entries for axis in axes)
+    )

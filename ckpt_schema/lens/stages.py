@@ -45,7 +45,9 @@ def run(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[A
 def _run(chain: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]:
     """`run`, the list of leaves used up: what nobody else holds is freed on the way."""
     for stage in cut(chain):
-        held = _RUNS.get(type(stage.edits[0]), _RUNS.get(type(stage.edits[-1]), _whole))(stage, held, sizes)
+        held = _RUNS.get(type(stage.edits[0]), _RUNS.get(type(stage.edits[-1]), _whole))(
+            stage, held, sizes
+        )
     return held
 
 
@@ -85,7 +87,9 @@ def _whole(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]
     needed = needed_sizes(stage, sizes)
 
     def made(group: list[Any]) -> list[Any]:
-        named = tuple(s for s in shardings.results(stage, group, sizes) if isinstance(s, NamedSharding))
+        named = tuple(
+            s for s in shardings.results(stage, group, sizes) if isinstance(s, NamedSharding)
+        )
         found: list[Any] = _compiled(stage, needed, _known(group), named)(*group)
         return found
 
@@ -109,14 +113,22 @@ def _taken_apart(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> lis
     found: list[Any] = []
     for (whole,) in _used_up(held, 1):
         inner = shardings.results(Chain((unstack,)), [whole], sizes)[:1]
-        named = tuple(s for s in shardings.results(stage, [whole], sizes)[:1] if isinstance(s, NamedSharding))
-        apart = tuple(shardings.with_axis(s, unstack.axis, whole.ndim - 1) for s in inner if isinstance(s, NamedSharding))
+        named = tuple(
+            s for s in shardings.results(stage, [whole], sizes)[:1] if isinstance(s, NamedSharding)
+        )
+        apart = tuple(
+            shardings.with_axis(s, unstack.axis, whole.ndim - 1)
+            for s in inner
+            if isinstance(s, NamedSharding)
+        )
         bits_of = None
         if not all(shardings.equivalent(whole, s) for s in apart):
             # Of an axis that is sharded, each slice would be gathered from all devices: once, other axes take its place.
             bits_of = whole.dtype if _bits(whole.dtype) else None
             whole = _bitwise(Chain(), (), _bits(whole.dtype), _known([whole]), apart)(whole)
-        one = _slicer(unstack.axis, rest, needed_sizes(rest, sizes), bits_of, _known([whole]), named)
+        one = _slicer(
+            unstack.axis, rest, needed_sizes(rest, sizes), bits_of, _known([whole]), named
+        )
         found += [one(whole, np.int32(at)) for at in range(unstack.gives(sizes))]
     return found
 
@@ -129,7 +141,9 @@ def _put_together(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> li
     bits = _bits(held[0].dtype, narrow=True)
     found: list[Any] = []
     for group in _used_up(held, size):
-        named = tuple(s for s in shardings.results(stage, group, sizes) if isinstance(s, NamedSharding))
+        named = tuple(
+            s for s in shardings.results(stage, group, sizes) if isinstance(s, NamedSharding)
+        )
         to = tuple(shardings.without_axis(s, stack.axis) for s in named)
         begin, write, whole = _beginner(stack.axis, size, named), _writer(stack.axis, named), None
         needed, dtype = needed_sizes(rest, sizes), group[0].dtype
@@ -138,13 +152,17 @@ def _put_together(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> li
             if rest or bits or not all(shardings.equivalent(layer, s) for s in to):
                 layer = _bitwise(rest, needed, bits, _known([layer]), to)(layer)
             whole = write(begin(layer) if whole is None else whole, layer, np.int32(at))
-        found.append(_bitwise(Chain(), (), str(dtype), named, named, donate=True)(whole) if bits else whole)
+        found.append(
+            _bitwise(Chain(), (), str(dtype), named, named, donate=True)(whole) if bits else whole
+        )
     return found
 
 
 def _known(values: Sequence[Any]) -> tuple[NamedSharding, ...]:
     """How the leaves are sharded, if all of them are over one mesh."""
-    found = tuple(v.sharding for v in values if isinstance(getattr(v, "sharding", None), NamedSharding))
+    found = tuple(
+        v.sharding for v in values if isinstance(getattr(v, "sharding", None), NamedSharding)
+    )
     return found if len(found) == len(values) and len({each.mesh for each in found}) == 1 else ()
 
 
@@ -178,7 +196,9 @@ def needed_sizes(chain: Chain, sizes: Mapping[str, int]) -> _Sized:
 
 
 @functools.lru_cache(maxsize=1024)
-def _compiled(chain: Chain, sizes: _Sized, own: tuple[NamedSharding, ...], named: tuple[NamedSharding, ...]) -> Any:
+def _compiled(
+    chain: Chain, sizes: _Sized, own: tuple[NamedSharding, ...], named: tuple[NamedSharding, ...]
+) -> Any:
     """One jitted function per distinct edit and sharding of the results; jax then compiles it once per shape."""
 
     def program(*values: Any) -> list[Any]:
@@ -189,7 +209,12 @@ def _compiled(chain: Chain, sizes: _Sized, own: tuple[NamedSharding, ...], named
 
 @functools.lru_cache(maxsize=1024)
 def _slicer(
-    axis: int, rest: Chain, sizes: _Sized, bits_of: Any, own: tuple[NamedSharding, ...], named: tuple[NamedSharding, ...]
+    axis: int,
+    rest: Chain,
+    sizes: _Sized,
+    bits_of: Any,
+    own: tuple[NamedSharding, ...],
+    named: tuple[NamedSharding, ...],
 ) -> Any:
     """From a stack, or from the bits of one of a dtype, and a number, to that layer, edited."""
 
@@ -229,7 +254,9 @@ def _beginner(axis: int, size: int, named: tuple[NamedSharding, ...]) -> Any:
             return jnp.broadcast_to(jnp.expand_dims(value, axis), shape)
         return jnp.zeros(shape, value.dtype)
 
-    return _jitted(begin, named[0] if named else None, keep_unused=True)  # the layer tells the devices
+    return _jitted(
+        begin, named[0] if named else None, keep_unused=True
+    )  # the layer tells the devices
 
 
 @functools.lru_cache(maxsize=1024)
@@ -264,7 +291,11 @@ def settled(found: Any) -> Any:
     programs goes between the devices, it may be these threads that it needs: a deadlock.
     """
     some = next((x for x in jax.tree.leaves(found) if isinstance(x, jax.Array)), None)
-    if some is None or len(devices := some.sharding.device_set) == 1 or next(iter(devices)).platform != "cpu":
+    if (
+        some is None
+        or len(devices := some.sharding.device_set) == 1
+        or next(iter(devices)).platform != "cpu"
+    ):
         return found
     return jax.block_until_ready(found)
 

@@ -19,7 +19,9 @@ __all__ = ["same_size", "symbols", "typed"]
 
 
 @functools.lru_cache(maxsize=4096)
-def typed(chain: Chain, inputs: tuple[Dims, ...], dtype: str, counts: frozenset[str]) -> tuple[str, ...]:
+def typed(
+    chain: Chain, inputs: tuple[Dims, ...], dtype: str, counts: frozenset[str]
+) -> tuple[str, ...]:
     """The symbolic types of a chain's results, as ``jax.eval_shape`` finds them for all sizes at once.
 
     Args:
@@ -35,7 +37,9 @@ def typed(chain: Chain, inputs: tuple[Dims, ...], dtype: str, counts: frozenset[
         return _evaluated(chain, inputs, dtype, counts)
 
 
-def _evaluated(chain: Chain, inputs: tuple[Dims, ...], dtype: str, counts: frozenset[str]) -> tuple[str, ...]:
+def _evaluated(
+    chain: Chain, inputs: tuple[Dims, ...], dtype: str, counts: frozenset[str]
+) -> tuple[str, ...]:
     names = dims_.names(dim for dims in inputs for dim in dims) | chain.names
     sizes = symbols(sorted(names - counts), counts, chain.constraints)
     shapes = [tuple(product(dim, sizes) for dim in dims) for dims in inputs]
@@ -46,13 +50,17 @@ def _evaluated(chain: Chain, inputs: tuple[Dims, ...], dtype: str, counts: froze
     return tuple(f"{dtype if dtype.startswith('key<') else x.dtype}{x.shape}" for x in found)
 
 
-def symbols(names: Sequence[str], counts: frozenset[str], least: Sequence[tuple[Dim, Dim]] = ()) -> dict[str, Any]:
+def symbols(
+    names: Sequence[str], counts: frozenset[str], least: Sequence[tuple[Dim, Dim]] = ()
+) -> dict[str, Any]:
     """A symbolic size for each name, and 2 for each count; of each pair of dims in ``least``, the first is no smaller."""
     sizes: dict[str, Any] = dict.fromkeys(counts, 2)
     spelled = [" >= ".join(map(dims_.format_dim, pair)) for pair in least]
     constraints = [text for pair, text in zip(least, spelled, strict=True) if dims_.names(pair)]
     if names:
-        sizes |= zip(names, export.symbolic_shape(",".join(names), constraints=constraints), strict=True)
+        sizes |= zip(
+            names, export.symbolic_shape(",".join(names), constraints=constraints), strict=True
+        )
     return sizes
 
 

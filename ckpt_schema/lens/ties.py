@@ -55,5 +55,7 @@ def _fault(first: Any, copy: Any, names: tuple[str, str, str]) -> list[Mismatch]
         return []
     place, *values = found
     here, there = (f"{value} at {names[2]}[{place}]" for value in values)
-    hint = "tied leaves are equal to the last bit: make them so, or drop the tie and give each a place"
+    hint = (
+        "tied leaves are equal to the last bit: make them so, or drop the tie and give each a place"
+    )
     return [Mismatch(names[1], "tie", f"what {names[0]} has, {here}", there, hint)]

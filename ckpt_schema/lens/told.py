@@ -47,7 +47,9 @@ class Told:
     def then(self, other: Told) -> Told:
         """What is said of a leaf that goes on by another lens."""
         fills = tuple(dict.fromkeys((*self.fills, *other.fills)))
-        return Told(self.raw or other.raw, self.flips ^ other.flips, fills, self.exponent + other.exponent)
+        return Told(
+            self.raw or other.raw, self.flips ^ other.flips, fills, self.exponent + other.exponent
+        )
 
 
 UNTOLD = Told()
@@ -73,13 +75,17 @@ def told(row: Row, rules: Iterable[Rule]) -> Told:
             found = dataclasses.replace(found, exponent=found.exponent + rule.exponent, rules=used)
         elif not any((fill.small, fill.large) == (rule.small, rule.large) for fill in found.fills):
             value = 0 if mirror and start > 0 else rule.fill
-            found = dataclasses.replace(found, fills=(*found.fills, Fill(rule.small, rule.large, value)), rules=used)
+            found = dataclasses.replace(
+                found, fills=(*found.fills, Fill(rule.small, rule.large, value)), rules=used
+            )
     return found
 
 
 def unscaled(row: Row, rules: Iterable[Rule]) -> Factor | None:
     """The rule that scales the leaf which a row of the optimizer state mirrors, where none says what becomes of the row."""
     factors = [rule for rule in rules if isinstance(rule, Factor)]
-    if row.path[0] != "opt_state" or any(row.path[: len(rule.path)] == rule.path for rule in factors):
+    if row.path[0] != "opt_state" or any(
+        row.path[: len(rule.path)] == rule.path for rule in factors
+    ):
         return None
     return next((rule for rule in factors if under(row, rule.path) is not None), None)

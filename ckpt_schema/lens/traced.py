@@ -47,7 +47,9 @@ def edited(
         after: How the results are to be.
         dtype: Of the results, if the leaves are only their bits.
     """
-    return _alternating(chain, values, sizes, functools.partial(_moved, before=before, after=after, dtype=dtype))
+    return _alternating(
+        chain, values, sizes, functools.partial(_moved, before=before, after=after, dtype=dtype)
+    )
 
 
 def differentiable(chain: Chain, values: Sequence[Any], sizes: Sizes) -> list[Any]:
@@ -77,14 +79,19 @@ def _moved(
     """What edits that compute nothing make of leaves, or of their bits."""
     dtype = values[0].dtype if dtype is None else dtype
     bits = _placed([_to_bits(value) for value in values], before)
-    return [_from_bits(each, dtype) for each in _placed(_moved_bits(chain, bits, dtype, sizes), after)]
+    return [
+        _from_bits(each, dtype) for each in _placed(_moved_bits(chain, bits, dtype, sizes), after)
+    ]
 
 
 def _placed(values: Sequence[_Bits], given: Sequence[Any]) -> list[_Bits]:
     """The bits of leaves, sharded as given."""
     if not given:
         return list(values)
-    return [tuple(shardings.constrained(x, to) for x in each) for each, to in zip(values, given, strict=True)]
+    return [
+        tuple(shardings.constrained(x, to) for x in each)
+        for each, to in zip(values, given, strict=True)
+    ]
 
 
 def _moved_bits(chain: Chain, values: Sequence[_Bits], dtype: Any, sizes: Sizes) -> list[_Bits]:
@@ -107,7 +114,11 @@ def _from_bits(bits: _Bits, dtype: Any) -> Any:
     if jnp.issubdtype(dtype, jnp.complexfloating):
         part = jnp.finfo(dtype).dtype
         return jax.lax.complex(*(_from_bits((each,), part) for each in bits))
-    return jax.lax.bitcast_convert_type(bits[0], dtype) if jnp.issubdtype(dtype, jnp.floating) else bits[0]
+    return (
+        jax.lax.bitcast_convert_type(bits[0], dtype)
+        if jnp.issubdtype(dtype, jnp.floating)
+        else bits[0]
+    )
 
 
 def _linear(chain: Chain, values: Sequence[Any], sizes: Sizes) -> list[Any]:
@@ -134,7 +145,11 @@ def _filled(chain: Chain, dtype: Any) -> Chain:
             return Beside(tuple(_filled(each, dtype) for each in edit.chains))
         if not isinstance(edit, Pad):
             return edit
-        bits = 0 if dtype is None else int(np.asarray(edit.fill).astype(dtype).view(f"uint{jnp.finfo(dtype).bits}"))
+        bits = (
+            0
+            if dtype is None
+            else int(np.asarray(edit.fill).astype(dtype).view(f"uint{jnp.finfo(dtype).bits}"))
+        )
         return dataclasses.replace(edit, fill=bits)
 
     return Chain(tuple(map(fill, chain.edits)))

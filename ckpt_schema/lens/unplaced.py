@@ -45,25 +45,42 @@ def unplaced(
     """
     onward, inverse = dict(joined), {there: here for here, there in joined}
     left = [
-        r for n, (p, r) in enumerate(zip(renamed, source.rows, strict=True)) if n not in onward and "/".join(p) not in known
+        r
+        for n, (p, r) in enumerate(zip(renamed, source.rows, strict=True))
+        if n not in onward and "/".join(p) not in known
     ]
-    right = [r for n, r in enumerate(view.rows) if n not in inverse and "/".join(r.path) not in known]
+    right = [
+        r for n, r in enumerate(view.rows) if n not in inverse and "/".join(r.path) not in known
+    ]
     lost = [r for r in left if _required(r)], [r for r in right if _required(r)]
     if not any(lost):
         return
     likely = _likeliest(left, right)
-    sides = _Side(source, view, onward, likely[0], swapped=False), _Side(view, source, inverse, likely[1], swapped=True)
+    sides = (
+        _Side(source, view, onward, likely[0], swapped=False),
+        _Side(view, source, inverse, likely[1], swapped=True),
+    )
     whole = _parts(source, lost[0], alignment.apart[0]), _parts(view, lost[1], alignment.apart[1])
     for n, (rows, side) in enumerate(zip(lost, sides, strict=True)):
-        yield from (_chain_fault(side, part, found, whole[1 - n]) for part, found in whole[n].items())
+        yield from (
+            _chain_fault(side, part, found, whole[1 - n]) for part, found in whole[n].items()
+        )
         told = {row.path for found in whole[n].values() for row in found}
         for row, mirrors in _with_mirrors([row for row in rows if row.path not in told]):
             also = f" (and below {', '.join(mirrors)})" if mirrors else ""
             found = f"{row.stored} in {side.near.name} alone{also}"
-            yield Mismatch("/".join(row.path), "unplaced", f"a partner in {side.far.name}", found, side.hint(row))
+            yield Mismatch(
+                "/".join(row.path),
+                "unplaced",
+                f"a partner in {side.far.name}",
+                found,
+                side.hint(row),
+            )
 
 
-def _parts(table: Layout, lost: Sequence[Row], apart: frozenset[LogicalPath]) -> dict[Part, list[Row]]:
+def _parts(
+    table: Layout, lost: Sequence[Row], apart: frozenset[LogicalPath]
+) -> dict[Part, list[Row]]:
     """The parts of the optimizer state that are lost as a whole, with their rows."""
     owners = Owners(table)
     found: dict[Part, list[Row]] = {}
@@ -74,23 +91,39 @@ def _parts(table: Layout, lost: Sequence[Row], apart: frozenset[LogicalPath]) ->
     return found
 
 
-def _chain_fault(side: _Side, part: Part, rows: Sequence[Row], others: Mapping[Part, Sequence[Row]]) -> Mismatch:
+def _chain_fault(
+    side: _Side, part: Part, rows: Sequence[Row], others: Mapping[Part, Sequence[Row]]
+) -> Mismatch:
     fields = _fields(part, rows)
     alike = [other for other in others if other.type is part.type]
     alike = alike or [other for other, found in others.items() if _fields(other, found) == fields]
-    moves = [Move(*((other.path, part.path) if side.swapped else (part.path, other.path))) for other in alike[:_SHOWN]]
+    moves = [
+        Move(*((other.path, part.path) if side.swapped else (part.path, other.path)))
+        for other in alike[:_SHOWN]
+    ]
     cures = [f"{rule} if that is its partner" for rule in moves]
     if side.near.initial is not None:
-        cures.append(f"{_reset(side, part.path)} to {'start it anew' if side.swapped else 'leave it behind'}")
+        cures.append(
+            f"{_reset(side, part.path)} to {'start it anew' if side.swapped else 'leave it behind'}"
+        )
     else:
         cures.append(f"declare {side.near.name} with its transformation, and it can be reset")
     found = f"a {part.type.__name__} of {', '.join(fields)} in {side.near.name} alone"
-    return Mismatch("/".join(part.path), "chain", f"its partner in the chain of {side.far.name}", found, "; ".join(cures))
+    return Mismatch(
+        "/".join(part.path),
+        "chain",
+        f"its partner in the chain of {side.far.name}",
+        found,
+        "; ".join(cures),
+    )
 
 
 def _fields(part: Part, rows: Sequence[Row]) -> list[str]:
     """What a part keeps, by name."""
-    names = ("/".join(row.path[len(part.path) : row.body]) if row.body else row.path[len(part.path)] for row in rows)
+    names = (
+        "/".join(row.path[len(part.path) : row.body]) if row.body else row.path[len(part.path)]
+        for row in rows
+    )
     return list(dict.fromkeys(names))
 
 
@@ -106,8 +139,13 @@ def _with_mirrors(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
     """Each row that mirrors no other of ``rows``, with the places in the optimizer state of those that mirror it."""
     groups: dict[LogicalPath, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.path if row.body is None else ("", *row.path[row.body :]), []).append(row)
-    return [(first, ["/".join(row.path[: row.body]) for row in mirrors]) for first, *mirrors in groups.values()]
+        groups.setdefault(row.path if row.body is None else ("", *row.path[row.body :]), []).append(
+            row
+        )
+    return [
+        (first, ["/".join(row.path[: row.body]) for row in mirrors])
+        for first, *mirrors in groups.values()
+    ]
 
 
 # --- what would place a row  ---
@@ -133,7 +171,12 @@ class _Side:
         if not likely:
             return cure
         if len(likely) > 1:
-            shown = ", ".join([*(paths.format_path(other.key) for other in likely[:_SHOWN]), *["..."][: len(likely) - _SHOWN]])
+            shown = ", ".join(
+                [
+                    *(paths.format_path(other.key) for other in likely[:_SHOWN]),
+                    *["..."][: len(likely) - _SHOWN],
+                ]
+            )
             rule = f"rename(..., {'/'.join(row.path[row.body or 0 :])!r})"
             return f"likeliest one of {shown}: {rule} says which, or {cure}"
         (other,) = likely
@@ -152,10 +195,18 @@ class _Side:
     def _untrained(self, row: Row) -> str | None:
         """Why there is a part of the optimizer state for a leaf on this side alone: it is no param on the other."""
         body = row.body or 0
-        model = {r.path[r.body or 0 :]: n for n, r in enumerate(self.near.rows) if r.body is not None and not _mirror(r)}
+        model = {
+            r.path[r.body or 0 :]: n
+            for n, r in enumerate(self.near.rows)
+            if r.body is not None and not _mirror(r)
+        }
         number = model.get(row.path[body:]) if _mirror(row) else None
         there = self.joined.get(number) if number is not None else None
-        if number is None or there is None or not any(_mirror(r) and r.path[:body] == row.path[:body] for r in self.far.rows):
+        if (
+            number is None
+            or there is None
+            or not any(_mirror(r) and r.path[:body] == row.path[:body] for r in self.far.rows)
+        ):
             return None
         kinds = [_kind(table.rows[n]) for table, n in ((self.near, number), (self.far, there))]
         path = "/".join(row.path[body:])
@@ -175,8 +226,12 @@ def _kind(row: Row) -> str:
 
 def _repeated(row: Row, other: Row) -> str:
     if _mirror(row) or _mirror(other):
-        return "what stacked layers share cannot be told apart: stack them on both sides or on neither"
-    there, here = (" x ".join(dims_.format_dim(r.size) for r in each.repeats) for each in (other, row))
+        return (
+            "what stacked layers share cannot be told apart: stack them on both sides or on neither"
+        )
+    there, here = (
+        " x ".join(dims_.format_dim(r.size) for r in each.repeats) for each in (other, row)
+    )
     return f"repeats there: {there or 'none'}, here: {here or 'none'}; declare scan= or list[...] on both sides"
 
 
@@ -194,7 +249,9 @@ def _joining(source: Row, view: Row) -> Rename | Move:
 
 # --- which rows are alike  ---
 
-_Group = tuple[Any, str]  # what its rows must share with those of the other side, and their path without its numbers
+_Group = tuple[
+    Any, str
+]  # what its rows must share with those of the other side, and their path without its numbers
 _Candidates = dict[LogicalPath, Sequence[Row]]
 
 
@@ -213,14 +270,18 @@ def _likeliest(left: Sequence[Row], right: Sequence[Row]) -> tuple[_Candidates, 
             groups.append({})
             for row in rows:
                 if row.path not in done:
-                    groups[-1].setdefault((key(row, beside), "/".join(paths.outline(row.path))), []).append(row)
+                    groups[-1].setdefault(
+                        (key(row, beside), "/".join(paths.outline(row.path))), []
+                    ).append(row)
         return groups
 
     for key, least in ((_place, 0.5), (_form, 0.5), (_anything, 0.8)):
         groups = remaining(key)
         for a, b in _closest(list(groups[0])[:_COMPARED], list(groups[1])[:_COMPARED], least):
             _pair(groups[0][a], groups[1][b], *found)
-    first, second = (_by_form([row for rows in groups.values() for row in rows]) for groups in remaining(_form))
+    first, second = (
+        _by_form([row for rows in groups.values() for row in rows]) for groups in remaining(_form)
+    )
     for form in first.keys() & second.keys():
         if len(first[form]) == len(second[form]) == 1:
             _pair(first[form], second[form], *found)
@@ -257,7 +318,9 @@ def _anything(row: Row, _: _Siblings) -> Any:
     return None
 
 
-def _closest(left: Sequence[_Group], right: Sequence[_Group], least: float) -> Iterator[tuple[_Group, _Group]]:
+def _closest(
+    left: Sequence[_Group], right: Sequence[_Group], least: float
+) -> Iterator[tuple[_Group, _Group]]:
     """Pairs of groups, the most alike first, each group in one pair at most."""
     scored: list[tuple[float, int, int]] = []
     for i, (kind, name) in enumerate(left):
@@ -273,8 +336,12 @@ def _closest(left: Sequence[_Group], right: Sequence[_Group], least: float) -> I
             yield left[i], right[j]
 
 
-def _pair(left: Sequence[Row], right: Sequence[Row], lefts: _Candidates, rights: _Candidates) -> None:
-    left, right = (sorted(rows, key=lambda row: paths.natural("/".join(row.path))) for rows in (left, right))
+def _pair(
+    left: Sequence[Row], right: Sequence[Row], lefts: _Candidates, rights: _Candidates
+) -> None:
+    left, right = (
+        sorted(rows, key=lambda row: paths.natural("/".join(row.path))) for rows in (left, right)
+    )
     alone = len(left) == len(right)
     for rows, others, found in ((left, right, lefts), (right, left, rights)):
         found |= {row.path: [others[n]] if alone else others for n, row in enumerate(rows)}

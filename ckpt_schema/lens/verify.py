@@ -20,7 +20,9 @@ from ckpt_schema.lens.partial import Cast, Partial, Unpad
 __all__ = ["narrowed", "verify_values"]
 
 
-def verify_values(jobs: Sequence[tuple[Chain, Mapping[str, int], Sequence[Any], Sequence[str]]]) -> None:
+def verify_values(
+    jobs: Sequence[tuple[Chain, Mapping[str, int], Sequence[Any], Sequence[str]]],
+) -> None:
     """Raises unless every value survives its edits.
 
     Args:
@@ -36,7 +38,9 @@ def verify_values(jobs: Sequence[tuple[Chain, Mapping[str, int], Sequence[Any], 
         for value, name in zip(values, names, strict=True):
             faults += _lost(chain, sizes, value, name)
     if faults:
-        raise ConformanceError(f"values cannot be carried over exactly: {len(faults)} fault(s)", faults)
+        raise ConformanceError(
+            f"values cannot be carried over exactly: {len(faults)} fault(s)", faults
+        )
 
 
 def narrowed(path: str, dtype: str) -> Mismatch | None:
@@ -45,7 +49,13 @@ def narrowed(path: str, dtype: str) -> Mismatch | None:
     if made is None or made == jnp.dtype(dtype):
         return None
     found = f"{made}, which is what jax makes of it"
-    return Mismatch(path, "dtype", f"an array of {dtype}", found, 'set jax.config.update("jax_enable_x64", True)')
+    return Mismatch(
+        path,
+        "dtype",
+        f"an array of {dtype}",
+        found,
+        'set jax.config.update("jax_enable_x64", True)',
+    )
 
 
 def _lost(chain: Chain, sizes: Mapping[str, int], value: Any, path: str) -> Iterator[Mismatch]:
@@ -63,17 +73,31 @@ def _lost(chain: Chain, sizes: Mapping[str, int], value: Any, path: str) -> Iter
 def _unpadded(edit: Unpad, sizes: Mapping[str, int], value: Any) -> Any:
     if leaves.is_abstract(value):
         return jax.eval_shape(functools.partial(edit.one, sizes=sizes), value)
-    return stages.run(Chain((edit,)), [value], sizes)[0] if isinstance(value, jax.Array) else edit.one(value, sizes)
+    return (
+        stages.run(Chain((edit,)), [value], sizes)[0]
+        if isinstance(value, jax.Array)
+        else edit.one(value, sizes)
+    )
 
 
 def _fault(edit: Partial, sizes: Mapping[str, int], value: Any, path: str) -> Mismatch | None:
     """What one edit would change in a leaf."""
-    if isinstance(edit, Cast) and not isinstance(value, (np.ndarray, np.generic)) and (fault := narrowed(path, edit.view)):
+    if (
+        isinstance(edit, Cast)
+        and not isinstance(value, (np.ndarray, np.generic))
+        and (fault := narrowed(path, edit.view))
+    ):
         return fault
     if leaves.is_abstract(value) or (not leaves.is_scalar(value) and 0 in value.shape):
         return None
     kind, expected = type(edit).__name__.lower(), edit.expected(sizes)
     if isinstance(value, Tracer):
-        return Mismatch(path, kind, expected, "a tracer", f"{edit} is checked by value: translate outside of jit")
+        return Mismatch(
+            path,
+            kind,
+            expected,
+            "a tracer",
+            f"{edit} is checked by value: translate outside of jit",
+        )
     found = edit.found(value, sizes)
     return None if found is None else Mismatch(path, kind, expected, *found)

@@ -59,7 +59,11 @@ def groups(table: Layout, other: Layout, rules: Iterable[Rule]) -> list[Group]:
     for rule in rules:
         if isinstance(rule, Series) and _all_there(table, rule.members):
             found.append(Group(rule.path, rule.members, rule))
-        if isinstance(rule, Fuse) and _all_there(table, rule.parts) and _all_there(other, (rule.whole,)):
+        if (
+            isinstance(rule, Fuse)
+            and _all_there(table, rule.parts)
+            and _all_there(other, (rule.whole,))
+        ):
             found.append(Group(rule.whole, rule.parts, rule))
     return found
 
@@ -74,12 +78,20 @@ def membership(row: Row, several: Iterable[Group]) -> Member | None:
         for number, path in enumerate(group.members):
             start = under(row, path)
             if start is not None:
-                return Member(group, number, start, (*row.path[:start], *group.whole, *row.path[start + len(path) :]))
+                return Member(
+                    group,
+                    number,
+                    start,
+                    (*row.path[:start], *group.whole, *row.path[start + len(path) :]),
+                )
     return None
 
 
 def divided(
-    tables: tuple[Layout, Layout], whole: int, parts: Mapping[int, int], members: Mapping[int, Member]
+    tables: tuple[Layout, Layout],
+    whole: int,
+    parts: Mapping[int, int],
+    members: Mapping[int, Member],
 ) -> list[Join] | Mismatch:
     """The joins of a row of the first table with rows of the second that are parts of it.
 
@@ -95,11 +107,15 @@ def divided(
     if lacking:
         hint = "parts of one leaf are alike: declare it in all of them, or give the parts names of their own"
         expected = f"this leaf in {' and in '.join('/'.join(path) for path in group.members)}"
-        return Mismatch("/".join(row.path), "unplaced", expected, f"none in {' or '.join(lacking)}", hint)
+        return Mismatch(
+            "/".join(row.path), "unplaced", expected, f"none in {' or '.join(lacking)}", hint
+        )
     numbered = [(number, tables[1].rows[number]) for _, number in sorted(parts.items())]
     if isinstance(group.rule, Fuse):
         return parts_.split((whole, row), numbered, group.axis)
-    start = next(at for at in (row.body or 0, 0) if row.path[at : at + len(group.whole)] == group.whole)
+    start = next(
+        at for at in (row.body or 0, 0) if row.path[at : at + len(group.whole)] == group.whole
+    )
     level = _levels(row.path[: start + len(group.whole)]) - 1
     spans = [_span(tables[1].rows[number], members[number]) for _, number in sorted(parts.items())]
     return parts_.listed((whole, row), numbered, level, spans)

@@ -54,7 +54,10 @@ def agree(header: str, told: Mapping[str, object]) -> None:
     first, *others = map(json.loads, _exchanged(own.encode()))
     faults = [
         Mismatch(
-            name, "process", f"{first.get(name, 'nothing')}, as in process 0", f"{other.get(name, 'nothing')} in process {n}"
+            name,
+            "process",
+            f"{first.get(name, 'nothing')}, as in process 0",
+            f"{other.get(name, 'nothing')} in process {n}",
         )
         for n, other in enumerate(others, 1)
         for name in {**first, **other}
@@ -81,8 +84,16 @@ def _gathered(value: Any) -> np.ndarray[Any, Any]:
         return np.asarray(multihost_utils.process_allgather(value))
     except jax.errors.JaxRuntimeError as error:
         hint = "its own log says why"
-        fault = Mismatch("jax.distributed", "process", "an answer from every process", "none from one of them", hint)
-        raise CkptSchemaError("another process is gone: 1 fault", [fault], [f"jax says: {error}"]) from error
+        fault = Mismatch(
+            "jax.distributed",
+            "process",
+            "an answer from every process",
+            "none from one of them",
+            hint,
+        )
+        raise CkptSchemaError(
+            "another process is gone: 1 fault", [fault], [f"jax says: {error}"]
+        ) from error
 
 
 def _encoded(error: BaseException) -> bytes:
@@ -96,4 +107,6 @@ def _encoded(error: BaseException) -> bytes:
 def _decoded(message: bytes, number: int) -> CkptSchemaError:
     name, header, faults, notes = json.loads(message)
     kind: type[CkptSchemaError] = getattr(errors, name, CkptSchemaError)
-    return kind(header, [Mismatch(*fault) for fault in faults], [*notes, f"found by process {number}"])
+    return kind(
+        header, [Mismatch(*fault) for fault in faults], [*notes, f"found by process {number}"]
+    )

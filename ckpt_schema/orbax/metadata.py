@@ -29,7 +29,9 @@ SKIP = ocp.PLACEHOLDER
 
 _CHECKPOINT = "_CHECKPOINT_METADATA"  # Orbax's file in a checkpoint
 _ITEM = "_METADATA"  # and in each pytree of it
-_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory that a save is, or was, writing to
+_UNFINISHED = (
+    ".orbax-checkpoint-tmp"  # in the name of a directory that a save is, or was, writing to
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,7 +59,9 @@ class DiskTree:
         """The same without what is at one key of the root."""
         if not isinstance(self.tree, dict) or key not in self.tree:
             return self
-        return dataclasses.replace(self, tree={name: child for name, child in self.tree.items() if name != key})
+        return dataclasses.replace(
+            self, tree={name: child for name, child in self.tree.items() if name != key}
+        )
 
 
 def _at(tree: Tree, prefix: KeyPath) -> Tree | None:
@@ -87,11 +91,18 @@ def read(path: epath.PathLike, item: str | None = None, *, aux: str | None = Non
             raise ValueError("no metadata could be read; the log says why")
         flat, treedef = jax.tree_util.tree_flatten_with_path(found)
         keys, _ = key_paths(at for at, _ in flat)
-        impls = _key_impls(place / (name or "")) if any(_may_be_key(leaf) for _, leaf in flat) else {}
-        typed = [_abstract(leaf, impls.get(".".join(map(str, key)))) for key, (_, leaf) in zip(keys, flat, strict=True)]
+        impls = (
+            _key_impls(place / (name or "")) if any(_may_be_key(leaf) for _, leaf in flat) else {}
+        )
+        typed = [
+            _abstract(leaf, impls.get(".".join(map(str, key))))
+            for key, (_, leaf) in zip(keys, flat, strict=True)
+        ]
     except Exception as error:  # Orbax has no one class for what may be wrong with a directory
         hint = "a copy may be incomplete; a plain Python bool among the leaves has this effect too"
-        raise _refusal(place, "a checkpoint that cannot be read", hint, [f"Orbax says: {_first_line(error)}"]) from error
+        raise _refusal(
+            place, "a checkpoint that cannot be read", hint, [f"Orbax says: {_first_line(error)}"]
+        ) from error
     return DiskTree(place, name, treedef.unflatten(typed), items - {name or ""})
 
 
@@ -102,15 +113,21 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]  # TensorStore puts a whole specification there
+    return (str(error) or type(error).__name__).splitlines()[0][
+        :300
+    ]  # TensorStore puts a whole specification there
 
 
-def _refusal(place: epath.Path, found: str, hint: str, notes: list[str] | None = None) -> CheckpointMismatchError:
+def _refusal(
+    place: epath.Path, found: str, hint: str, notes: list[str] | None = None
+) -> CheckpointMismatchError:
     fault = Mismatch(str(place), "checkpoint", "an Orbax checkpoint", found, hint)
     return CheckpointMismatchError(f"{place} cannot be restored: 1 fault", [fault], notes or ())
 
 
-def _item(place: epath.Path, wanted: str | None, aux: str | None) -> tuple[str | None, frozenset[str]]:
+def _item(
+    place: epath.Path, wanted: str | None, aux: str | None
+) -> tuple[str | None, frozenset[str]]:
     """The name of the pytree that is meant, and of all that there are.
 
     Raises:
@@ -125,7 +142,9 @@ def _item(place: epath.Path, wanted: str | None, aux: str | None) -> tuple[str |
     flat = _ITEM in children and not (place.parent / _CHECKPOINT).exists()
     if (steps and _CHECKPOINT not in children) or not (flat or items):
         raise _no_checkpoint(place, steps)
-    if wanted is None and (flat or len(items) == 1 or "state" in items):  # `state` is what `save` of Orbax v1 calls it
+    if wanted is None and (
+        flat or len(items) == 1 or "state" in items
+    ):  # `state` is what `save` of Orbax v1 calls it
         return None if flat else items[0] if len(items) == 1 else "state", every
     if wanted in every:
         return wanted, every
@@ -141,21 +160,36 @@ def _no_checkpoint(place: epath.Path, steps: list[str]) -> CheckpointMismatchErr
     if not place.is_dir():
         return _refusal(place, "a file", "a checkpoint is a directory")
     if _UNFINISHED in place.name:
-        return _refusal(place, "what an unfinished save has left", "pass a checkpoint that was saved to its end, or save again")
+        return _refusal(
+            place,
+            "what an unfinished save has left",
+            "pass a checkpoint that was saved to its end, or save again",
+        )
     if steps:
         latest = ", ".join(str(place / name) for name in steps[-3:])
-        return _refusal(place, f"a directory of {len(steps)} checkpoint(s)", f"pass one of them: {latest}")
+        return _refusal(
+            place, f"a directory of {len(steps)} checkpoint(s)", f"pass one of them: {latest}"
+        )
     if (place.parent / _CHECKPOINT).exists():
-        hint = f"pass {place.parent}" + (f" with item={place.name!r}" if (place / _ITEM).exists() else "")
+        hint = f"pass {place.parent}" + (
+            f" with item={place.name!r}" if (place / _ITEM).exists() else ""
+        )
         return _refusal(place, "a part of a checkpoint", hint)
     if not any(place.iterdir()):
         return _refusal(place, "an empty directory", "check the path")
-    return _refusal(place, "a directory without a pytree that Orbax wrote", "check the path; a copy may be incomplete")
+    return _refusal(
+        place,
+        "a directory without a pytree that Orbax wrote",
+        "check the path; a copy may be incomplete",
+    )
 
 
 def _may_be_key(leaf: Any) -> bool:
     return (
-        leaves.signature(leaf) is not None and not leaves.is_scalar(leaf) and str(leaf.dtype) == "uint32" and bool(leaf.shape)
+        leaves.signature(leaf) is not None
+        and not leaves.is_scalar(leaf)
+        and str(leaf.dtype) == "uint32"
+        and bool(leaf.shape)
     )
 
 
@@ -203,13 +237,21 @@ def load(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
     skipped = jax.tree.map(lambda _: SKIP, disk.tree)
     try:
         with alone():
-            whole = ocp.load(disk.path, _planted(skipped, prefix, wanted), checkpointable_name=disk.item)
+            whole = ocp.load(
+                disk.path, _planted(skipped, prefix, wanted), checkpointable_name=disk.item
+            )
     except Exception as error:  # Orbax has no one class for what may be wrong with its files
         hint = "a copy may be incomplete, or a file damaged"
         notes = [f"Orbax says: {_first_line(error)}"]
-        raise _refusal(disk.path, "a checkpoint whose arrays cannot be read", hint, notes) from error
+        raise _refusal(
+            disk.path, "a checkpoint whose arrays cannot be read", hint, notes
+        ) from error
     loaded = _at(whole, prefix)
-    return {key: loaded[key] for key in wanted} if isinstance(wanted, dict) and loaded is not None else loaded
+    return (
+        {key: loaded[key] for key in wanted}
+        if isinstance(wanted, dict) and loaded is not None
+        else loaded
+    )
 
 
 def alone() -> contextlib.AbstractContextManager[Any]:
@@ -219,7 +261,10 @@ def alone() -> contextlib.AbstractContextManager[Any]:
     """
     if jax.process_count() == 1:
         return contextlib.nullcontext()
-    active = next((value for value in contextvars.copy_context().values() if isinstance(value, ocp.Context)), None)
+    active = next(
+        (value for value in contextvars.copy_context().values() if isinstance(value, ocp.Context)),
+        None,
+    )
     number = jax.process_index()
     only = ocp.options.MultiprocessingOptions(primary_host=number, active_processes={number})
     return ocp.Context(active, multiprocessing_options=only)

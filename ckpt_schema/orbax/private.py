@@ -54,14 +54,25 @@ def verify_private(private: Tree, lens: Lens) -> None:
     """
     joined, slot = lens.joined[1], SlotFinder(lens.view).slot
     flat = flatten(private)
-    found = [(key, leaf, slot(key, stored=True)) for key, leaf in zip(flat.keys, flat.leaves, strict=True)]
+    found = [
+        (key, leaf, slot(key, stored=True))
+        for key, leaf in zip(flat.keys, flat.leaves, strict=True)
+    ]
     faults = [
-        Mismatch(paths.format_path(key), "extra", f"a private leaf of {lens.view.name}", leaves.describe(leaf))
+        Mismatch(
+            paths.format_path(key),
+            "extra",
+            f"a private leaf of {lens.view.name}",
+            leaves.describe(leaf),
+        )
         for key, leaf, at in found
         if at is None or at[0] in joined
     ]
     if faults:
-        raise ConformanceError(f"private= is not what {lens.source.name} has no place for: {len(faults)} fault(s)", faults)
+        raise ConformanceError(
+            f"private= is not what {lens.source.name} has no place for: {len(faults)} fault(s)",
+            faults,
+        )
 
 
 def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any]:
@@ -80,12 +91,20 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
     with raised_by_all():
         found = find(metadata.read(path), aux)
         if found is None:
-            fault = Mismatch(str(path), "checkpoint", f"private leaves called {aux}", "none", "it was saved without any")
+            fault = Mismatch(
+                str(path),
+                "checkpoint",
+                f"private leaves called {aux}",
+                "none",
+                "it was saved without any",
+            )
             raise CheckpointMismatchError(f"{path} keeps no private leaves: 1 fault", [fault])
     here = SingleDeviceSharding(jax.local_devices()[0])
     if jax.process_count() > 1:  # Orbax saves no array of one process
         here = NamedSharding(jax.make_mesh((jax.device_count(),), ("all",)), PartitionSpec())
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), found.tree)
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), found.tree
+    )
     with raised_by_all():
         return metadata.load(found.disk, found.prefix, wanted)
 
@@ -118,7 +137,10 @@ class Private:
         joined = side.joined[1]
         goals = jax.tree.leaves(state)
         here = self._slots(side)
-        faults = [Mismatch(paths.format_path(k), "extra", "no such leaf", found, _HINT) for k, found in self._strays(side)]
+        faults = [
+            Mismatch(paths.format_path(k), "extra", "no such leaf", found, _HINT)
+            for k, found in self._strays(side)
+        ]
         orders: dict[int, tuple[KeyPath, Any]] = {}
         for slot, position in match.slots.items():
             if slot[0] in joined or side.view.rows[slot[0]].ephemeral:
@@ -126,12 +148,18 @@ class Private:
             row, goal = side.view.rows[slot[0]], leaves.abstract(goals[position])
             where = paths.format_path(paths.fill(row.key, slot[1]))
             if slot not in here:
-                faults.append(Mismatch(where, "missing", leaves.describe(goal), "no such leaf", _HINT))
+                faults.append(
+                    Mismatch(where, "missing", leaves.describe(goal), "no such leaf", _HINT)
+                )
                 continue
             key, found = here[slot]
             if leaves.signature(found) != leaves.signature(goal):
-                kind = "shape" if found.dtype == goal.dtype else "impl" if row.leaf.is_key else "dtype"
-                faults.append(Mismatch(where, kind, leaves.describe(goal), leaves.describe(found), _HINT))
+                kind = (
+                    "shape" if found.dtype == goal.dtype else "impl" if row.leaf.is_key else "dtype"
+                )
+                faults.append(
+                    Mismatch(where, kind, leaves.describe(goal), leaves.describe(found), _HINT)
+                )
             orders[position] = key, goal
         if faults:
             faults.sort(key=lambda fault: paths.natural(fault.path))
@@ -143,13 +171,21 @@ class Private:
         return {slot: (key, leaf) for key, leaf, slot in self._found(side) if slot is not None}
 
     def _strays(self, side: Lens) -> list[tuple[KeyPath, str]]:
-        return [(key, leaves.describe(leaf)) for key, leaf, slot in self._found(side) if slot is None]
+        return [
+            (key, leaves.describe(leaf)) for key, leaf, slot in self._found(side) if slot is None
+        ]
 
     def _found(self, side: Lens) -> list[tuple[KeyPath, Any, Slot | None]]:
         """Every leaf, and which of the view's it is; where the view is weights alone, only those of the weights."""
         flat, slot = flatten(self.tree), SlotFinder(side.view).slot
-        home = next((h for h in side.view.homes if any(key[: len(h)] == h for key in flat.keys)), ())
-        pairs = [(key, leaf) for key, leaf in zip(flat.keys, flat.leaves, strict=True) if key[: len(home)] == home]
+        home = next(
+            (h for h in side.view.homes if any(key[: len(h)] == h for key in flat.keys)), ()
+        )
+        pairs = [
+            (key, leaf)
+            for key, leaf in zip(flat.keys, flat.leaves, strict=True)
+            if key[: len(home)] == home
+        ]
         return [(key, leaf, slot(key[len(home) :], stored=True)) for key, leaf in pairs]
 
     def load(self, orders: Orders) -> dict[int, Any]:

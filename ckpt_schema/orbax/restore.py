@@ -98,13 +98,20 @@ def restore(
         side, match = toward(state, lens, "the target", target_side, "target_side")
         disk = metadata.read(path, item, aux=aux)
         places = locate(disk.without(aux), side)
-        private = find(disk, aux) if any(place.layout is not side.view for place in places) else None
-        place, side, expected, orders = _source(disk, places, state, match, side, lens, disk_side, private)
+        private = (
+            find(disk, aux) if any(place.layout is not side.view for place in places) else None
+        )
+        place, side, expected, orders = _source(
+            disk, places, state, match, side, lens, disk_side, private
+        )
         wanted = _wanted(place, expected, side, match)
         state = _restarted(state, side, match)
         if private is None or not orders:
             _report(disk, aux)
-    agree("processes do not restore the same", {"path": disk.path, "item": disk.item, "layout": place.layout.name})
+    agree(
+        "processes do not restore the same",
+        {"path": disk.path, "item": disk.item, "layout": place.layout.name},
+    )
     clock.append(time.perf_counter())
     with raised_by_all():
         loaded = metadata.load(disk, place.prefix, wanted)
@@ -131,9 +138,16 @@ def _goals(target: Tree) -> Any:
     def goal(leaf: Any) -> Any:
         if isinstance(leaf, (np.ndarray, np.generic)) and not narrowed("", str(leaf.dtype)):
             leaf = jnp.asarray(leaf)
-        loose = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and spare is not None and not leaf.committed
+        loose = (
+            isinstance(leaf, jax.Array)
+            and not isinstance(leaf, Tracer)
+            and spare is not None
+            and not leaf.committed
+        )
         if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spare if loose else leaf.sharding)
+            return jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=spare if loose else leaf.sharding
+            )
         return placement.placed(leaf, spare) if loose else leaf
 
     return jax.tree.map(goal, target)
@@ -155,9 +169,19 @@ def _verify_meshes(state: Tree) -> None:
         if not dict(own.shape).items() <= dict(mesh.shape).items():
             where, expected = paths.format_path(key), f"a mesh with {dict(own.shape)} in context"
             hint = "restore within jax.set_mesh(mesh), or give the target shardings over a mesh of devices"
-            faults.append(Mismatch(where, "sharding", expected, "no mesh" if mesh.empty else f"{dict(mesh.shape)}", hint))
+            faults.append(
+                Mismatch(
+                    where,
+                    "sharding",
+                    expected,
+                    "no mesh" if mesh.empty else f"{dict(mesh.shape)}",
+                    hint,
+                )
+            )
     if faults:
-        raise ConformanceError(f"the target's shardings name no devices: {len(faults)} fault(s)", faults)
+        raise ConformanceError(
+            f"the target's shardings name no devices: {len(faults)} fault(s)", faults
+        )
 
 
 def _with(state: Tree, values: Mapping[int, Any]) -> Tree:
@@ -171,7 +195,9 @@ def _with(state: Tree, values: Mapping[int, Any]) -> Tree:
 def _report(disk: DiskTree, aux: str | None) -> None:
     """Says so where there are private leaves that nobody reads."""
     if aux is not None and (aux in disk.beside or disk.at((aux,)) is not None):
-        text = f"{disk.path} has leaves of another layout beside its state ({aux}), which are not read"
+        text = (
+            f"{disk.path} has leaves of another layout beside its state ({aux}), which are not read"
+        )
         cure = "ckpt_schema.orbax.load_private reads them, and save(..., private=) keeps them; with aux=None nobody asks"
         warnings.warn(f"{text}: {cure}", stacklevel=3)
 
@@ -197,14 +223,25 @@ def _source(
     fits: list[_Reading] = []
     faults: list[CheckpointMismatchError] = []
     for place in places:
-        if disk_side is not None and len(places) > 1 and (place.layout is lens.source) != (disk_side == "source"):
+        if (
+            disk_side is not None
+            and len(places) > 1
+            and (place.layout is lens.source) != (disk_side == "source")
+        ):
             continue
         through = _identity(side) if place.layout is side.view else side
         try:
             orders = private.wanted(state, through, match) if private is not None else {}
             held = _with(state, {at: _stand_in(goal) for at, (_, goal) in orders.items()})
             expected, spare = _expected(disk, place, state, held, through)
-            fits.append((place, through, expected, {at: (key, _placed(goal, spare)) for at, (key, goal) in orders.items()}))
+            fits.append(
+                (
+                    place,
+                    through,
+                    expected,
+                    {at: (key, _placed(goal, spare)) for at, (key, goal) in orders.items()},
+                )
+            )
         except CheckpointMismatchError as error:
             faults.append(error)
     if not fits:
@@ -230,10 +267,14 @@ def _restarted(state: Tree, side: Lens, match: Match) -> Tree:
 def _identity(side: Lens) -> Lens:
     """From the target's own layout to itself."""
     known = side.view.names()
-    return derive(side.view, side.view, dims={name: size for name, size in side.dims.items() if name in known})
+    return derive(
+        side.view, side.view, dims={name: size for name, size in side.dims.items() if name in known}
+    )
 
 
-def _expected(disk: DiskTree, place: Place, state: Tree, held: Tree, side: Lens) -> tuple[Tree, Any]:
+def _expected(
+    disk: DiskTree, place: Place, state: Tree, held: Tree, side: Lens
+) -> tuple[Tree, Any]:
     """What the lens makes of the target, as an abstract tree in the disk's containers, with a sharding on every leaf.
 
     Args:
@@ -258,7 +299,11 @@ def _expected(disk: DiskTree, place: Place, state: Tree, held: Tree, side: Lens)
         header = f"{disk.path} does not fit the target: {len(error.mismatches)} fault(s)"
         raise CheckpointMismatchError(header, error.mismatches) from error
     mesh = mesh_of(jax.tree.leaves(goal))
-    spare = SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
+    spare = (
+        SingleDeviceSharding(jax.local_devices()[0])
+        if mesh is None
+        else NamedSharding(mesh, PartitionSpec())
+    )
     return jax.tree.map(lambda leaf: _placed(leaf, spare), expected), spare
 
 
@@ -301,7 +346,13 @@ def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tre
         if not isinstance(value, jax.Array) or leaves.signature(value) != leaves.signature(goal):
             kind = "cast" if leaves.is_scalar(value) else "leaf"
             faults.append(
-                Mismatch(paths.format_path(key), kind, str(leaf), leaves.describe(value), "the checkpoint is damaged")
+                Mismatch(
+                    paths.format_path(key),
+                    kind,
+                    str(leaf),
+                    leaves.describe(value),
+                    "the checkpoint is damaged",
+                )
             )
         made.append(value)
     if faults:
@@ -330,4 +381,6 @@ def _translated(loaded: Tree, state: Tree, side: Lens, disk: DiskTree) -> Tree:
         raise CheckpointMismatchError(header, error.mismatches) from error
     if not any(map(leaves.is_scalar, jax.tree.leaves(state))):
         return result
-    return jax.tree.map(lambda like, x: type(like)(x) if leaves.is_scalar(like) else x, state, result)
+    return jax.tree.map(
+        lambda like, x: type(like)(x) if leaves.is_scalar(like) else x, state, result
+    )

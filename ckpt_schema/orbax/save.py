@@ -67,14 +67,19 @@ def save(
     """
     place, tree = absolute(path), nnx.state_of(state)
     with raised_by_all():
-        if jax.process_index() == 0:  # of several, another may have begun to write when this one looks
+        if (
+            jax.process_index() == 0
+        ):  # of several, another may have begun to write when this one looks
             _verify_free(place)
         turned, match = toward(tree, lens, "the state", side, "side")
         _verify(tree, _valueless)
         if private is not None:
             verify_private(private, lens)
         _verify_name(aux, private)
-    agree("processes do not save the same", {"path": place, **_of_hosts(tree)} if jax.process_count() > 1 else {})
+    agree(
+        "processes do not save the same",
+        {"path": place, **_of_hosts(tree)} if jax.process_count() > 1 else {},
+    )
     with raised_by_all():
         source = tree
         if turned.view is lens.view:
@@ -92,21 +97,36 @@ def save(
 def _of_hosts(tree: Tree) -> dict[str, str]:
     """The leaves that each process has for itself, and what must be the same in all of them: a number, or a checksum."""
     flat = flatten(tree)
-    pairs = [(paths.format_path(key), leaf) for key, leaf in zip(flat.keys, flat.leaves, strict=True)]
+    pairs = [
+        (paths.format_path(key), leaf) for key, leaf in zip(flat.keys, flat.leaves, strict=True)
+    ]
     numbers = {where: repr(leaf) for where, leaf in pairs if leaves.is_scalar(leaf)}
     arrays = {where: leaf for where, leaf in pairs if isinstance(leaf, (np.ndarray, np.generic))}
     return numbers | {
-        at: f"{leaves.describe(x)} with checksum {zlib.crc32(np.asarray(x).tobytes()):08x}" for at, x in arrays.items()
+        at: f"{leaves.describe(x)} with checksum {zlib.crc32(np.asarray(x).tobytes()):08x}"
+        for at, x in arrays.items()
     }
 
 
 def _verify_free(place: epath.Path) -> None:
     if place.exists():
-        fault = Mismatch(str(place), "checkpoint", "nothing there yet", "a file or directory", "save elsewhere, or remove it")
+        fault = Mismatch(
+            str(place),
+            "checkpoint",
+            "nothing there yet",
+            "a file or directory",
+            "save elsewhere, or remove it",
+        )
         raise CheckpointExistsError(f"{place} exists and is not overwritten: 1 fault", [fault])
     above = next((p for p in place.parents if p.exists()), place)
     if above.exists() and not above.is_dir():
-        fault = Mismatch(str(above), "checkpoint", "a directory, or nothing", "a file", "save elsewhere, or remove it")
+        fault = Mismatch(
+            str(above),
+            "checkpoint",
+            "a directory, or nothing",
+            "a file",
+            "save elsewhere, or remove it",
+        )
         raise CheckpointExistsError(f"{place} cannot be made below a file: 1 fault", [fault])
 
 
@@ -116,14 +136,18 @@ def _lasting(tree: Tree, table: Layout) -> Tree:
         return tree
     flat, slot = flatten(tree), SlotFinder(table).slot
     found = ((key, slot(key, stored=flat.stored)) for key in flat.keys)
-    return without(tree, {key for key, at in found if at is not None and table.rows[at[0]].ephemeral})
+    return without(
+        tree, {key for key, at in found if at is not None and table.rows[at[0]].ephemeral}
+    )
 
 
 def _verify_name(aux: str | None, private: Tree | None) -> None:
     if aux is None and private is None:
         return
     if not aux or aux == _STATE or "/" in aux:
-        fault = Mismatch("aux", "declaration", "a name of its own for the private leaves", repr(aux))
+        fault = Mismatch(
+            "aux", "declaration", "a name of its own for the private leaves", repr(aux)
+        )
         raise ConformanceError("private leaves have no place: 1 fault", [fault])
 
 
@@ -138,11 +162,23 @@ def _valueless(flat: FlatTree) -> Iterator[Mismatch]:
     for key, leaf in zip(flat.keys, flat.leaves, strict=True):
         where = paths.format_path(key)
         if leaves.is_abstract(leaf):
-            yield Mismatch(where, "abstract", "a value", "an abstract leaf", "initialize the state before saving it")
+            yield Mismatch(
+                where,
+                "abstract",
+                "a value",
+                "an abstract leaf",
+                "initialize the state before saving it",
+            )
         elif isinstance(leaf, Tracer):
             yield Mismatch(where, "abstract", "a value", "a tracer", "save outside of jit")
         elif isinstance(leaf, jax.Array) and leaf.is_deleted():
-            yield Mismatch(where, "abstract", "a value", "a deleted array", "it was donated; keep what jit returned")
+            yield Mismatch(
+                where,
+                "abstract",
+                "a value",
+                "a deleted array",
+                "it was donated; keep what jit returned",
+            )
 
 
 def _unsavable(flat: FlatTree) -> Iterator[Mismatch]:
@@ -156,15 +192,35 @@ def _unsavable(flat: FlatTree) -> Iterator[Mismatch]:
     for key, leaf in zip(flat.keys, flat.leaves, strict=True):
         where, name = paths.format_path(key), ".".join(map(str, key))
         if 0 in (leaves.signature(leaf) or ((),))[0]:
-            yield Mismatch(where, "shape", "at least one element", leaves.describe(leaf), "Orbax saves no empty arrays")
+            yield Mismatch(
+                where,
+                "shape",
+                "at least one element",
+                leaves.describe(leaf),
+                "Orbax saves no empty arrays",
+            )
         if (leaves.signature(leaf) or ((), ""))[1] in _UNSTORABLE:
-            yield Mismatch(where, "dtype", "a dtype that Orbax stores", leaves.describe(leaf), "TensorStore has no such dtype")
+            yield Mismatch(
+                where,
+                "dtype",
+                "a dtype that Orbax stores",
+                leaves.describe(leaf),
+                "TensorStore has no such dtype",
+            )
         if several and isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
             hint = "jax.device_put it to NamedSharding(mesh, PartitionSpec()), or make it under jit with out_shardings"
             found = f"{leaves.describe(leaf)} on devices of one process"
-            yield Mismatch(where, "sharding", "a global array, over devices of all processes", found, hint)
+            yield Mismatch(
+                where, "sharding", "a global array, over devices of all processes", found, hint
+            )
         if names[name] > 1:
-            yield Mismatch(where, "ambiguous", f"one leaf called {name}", str(names[name]), "Orbax would keep one of them")
+            yield Mismatch(
+                where,
+                "ambiguous",
+                f"one leaf called {name}",
+                str(names[name]),
+                "Orbax would keep one of them",
+            )
 
 
 def _savable(leaf: Any) -> Any:
@@ -193,7 +249,9 @@ def _sweep(place: epath.Path, before: set[epath.Path]) -> None:
     for _ in range(_SWEEPS):
         left = _unfinished(place) - before
         for path in left:
-            with contextlib.suppress(OSError):  # something was written to it meanwhile: the next round sees it
+            with contextlib.suppress(
+                OSError
+            ):  # something was written to it meanwhile: the next round sees it
                 path.rmtree(missing_ok=True)
         quiet = 0 if left else quiet + 1
         if quiet == _QUIET:
@@ -204,4 +262,6 @@ def _sweep(place: epath.Path, before: set[epath.Path]) -> None:
 def _unfinished(place: epath.Path) -> set[epath.Path]:
     if not place.parent.is_dir():
         return set()
-    return {p for p in place.parent.iterdir() if p.name.startswith(f"{place.name}.orbax-checkpoint-tmp")}
+    return {
+        p for p in place.parent.iterdir() if p.name.startswith(f"{place.name}.orbax-checkpoint-tmp")
+    }

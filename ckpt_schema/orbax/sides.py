@@ -44,7 +44,9 @@ class Place:
     slots: Mapping[Slot, int]
 
 
-def toward(tree: Tree, lens: Lens, what: str, told: Side | None, argument: str) -> tuple[Lens, Match]:
+def toward(
+    tree: Tree, lens: Lens, what: str, told: Side | None, argument: str
+) -> tuple[Lens, Match]:
     """The lens, turned so that ``tree`` is on its view side, and which leaf of the tree is what there.
 
     Args:
@@ -76,7 +78,9 @@ def toward(tree: Tree, lens: Lens, what: str, told: Side | None, argument: str) 
         return fits[0]
     nearest = _nearest(reports)
     sides = f"{lens.source.name} nor {lens.view.name}"
-    header = f"{what} conforms to neither {sides}; nearest is {nearest.layout}: {len(nearest)} fault(s)"
+    header = (
+        f"{what} conforms to neither {sides}; nearest is {nearest.layout}: {len(nearest)} fault(s)"
+    )
     raise ConformanceError(header, nearest.mismatches, nearest.notes)
 
 
@@ -87,11 +91,19 @@ def interchangeable(lens: Lens) -> bool:
     return all(a.key == b.key and join.plain and not join.chain for a, b, join in pairs)
 
 
-def ambiguous(error: type[ConformanceError], what: str, lens: Lens, argument: str) -> ConformanceError:
+def ambiguous(
+    error: type[ConformanceError], what: str, lens: Lens, argument: str
+) -> ConformanceError:
     """The error for what could be on either side."""
     sides = f"{lens.source.name} (source) or {lens.view.name} (view)"
     found = "leaves that conform to both, and mean something else in each"
-    fault = Mismatch("", "ambiguous", f"{sides}, not both", found, f'say which: {argument}="source" or {argument}="view"')
+    fault = Mismatch(
+        "",
+        "ambiguous",
+        f"{sides}, not both",
+        found,
+        f'say which: {argument}="source" or {argument}="view"',
+    )
     return error(f"{what} of {lens.source.name} as well as of {lens.view.name}: 1 fault", [fault])
 
 
@@ -106,8 +118,12 @@ def locate(disk: DiskTree, lens: Lens) -> list[Place]:
     """
     reports: list[tuple[Report, KeyPath]] = []
     fits: list[Place] = []
-    for layout, prefix, tree in sorted(_candidates(disk, lens), key=lambda found: _distance(found[2], found[0])):
-        if fits and (fits[0].prefix != prefix or fits[0].layout is layout or _distance(tree, layout)):
+    for layout, prefix, tree in sorted(
+        _candidates(disk, lens), key=lambda found: _distance(found[2], found[0])
+    ):
+        if fits and (
+            fits[0].prefix != prefix or fits[0].layout is layout or _distance(tree, layout)
+        ):
             continue
         match = Matcher(layout).match(tree, Binder(lens.dims))
         if not match.report:
@@ -134,7 +150,11 @@ def _candidates(disk: DiskTree, lens: Lens) -> Iterator[tuple[Layout, KeyPath, T
             if inner is not None:
                 yield layout, home, inner
         if layout.homes and isinstance(disk.tree, dict) and disk.tree.keys() >= set(_ENVELOPE):
-            yield layout, (), {key: child for key, child in disk.tree.items() if key not in _ENVELOPE}
+            yield (
+                layout,
+                (),
+                {key: child for key, child in disk.tree.items() if key not in _ENVELOPE},
+            )
 
 
 def _distance(tree: Tree, layout: Layout) -> int:
@@ -145,8 +165,16 @@ def _distance(tree: Tree, layout: Layout) -> int:
     flat, slot = flatten(tree), SlotFinder(layout).slot
     found = [slot(key, stored=flat.stored) for key in flat.keys]
     rows = {at[0] for at in found if at is not None}
-    return found.count(None) + sum(number not in rows and not row.optional for number, row in enumerate(layout.rows))
+    return found.count(None) + sum(
+        number not in rows and not row.optional for number, row in enumerate(layout.rows)
+    )
 
 
 def _nearest(reports: Sequence[Report]) -> Report:
-    return min(reports, key=lambda report: (sum(f.kind in ("missing", "extra", "chain") for f in report), len(report)))
+    return min(
+        reports,
+        key=lambda report: (
+            sum(f.kind in ("missing", "extra", "chain") for f in report),
+            len(report),
+        ),
+    )

@@ -48,7 +48,9 @@ def orbax(tree: Any) -> Any:
 
 def boxed(tree: Any) -> Any:
     """The tree with every leaf that has axes in a box, as ``nn.with_partitioning`` leaves it."""
-    return jax.tree.map(lambda x: nn.Partitioned(x, names=(None,) * np.ndim(x)) if np.ndim(x) else x, tree)
+    return jax.tree.map(
+        lambda x: nn.Partitioned(x, names=(None,) * np.ndim(x)) if np.ndim(x) else x, tree
+    )
 
 
 def on_disk(tree: Any) -> Any:
@@ -62,7 +64,11 @@ def pure_on_disk(tree: Any) -> Any:
 
 
 def _stored(tree: Any, leaf: Callable[[Any], Any]) -> Any:
-    return {str(key): _stored(child, leaf) for key, child in tree.items()} if isinstance(tree, dict) else leaf(tree)
+    return (
+        {str(key): _stored(child, leaf) for key, child in tree.items()}
+        if isinstance(tree, dict)
+        else leaf(tree)
+    )
 
 
 OWN: Mapping[str, Container] = {"own": _own}
@@ -83,7 +89,9 @@ NNX: Mapping[str, Container] = {
 def containers(layout: Layout) -> Mapping[str, Container]:
     """Every container that trees of a layout are met in, by name; the first is the layout's own."""
     if layout.container == "nnx":
-        whole = any(row.inside for row in layout.rows)  # Orbax stores a Variable with parts otherwise
+        whole = any(
+            row.inside for row in layout.rows
+        )  # Orbax stores a Variable with parts otherwise
         return {name: NNX[name] for name in NNX if not (whole and name != "State")}
     if {*_STATE} <= {row.key[0] for row in layout.rows} | {node.key[0] for node in layout.nodes}:
         return LINEN

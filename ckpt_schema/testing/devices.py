@@ -41,7 +41,13 @@ def virtual_devices(count: int = 8) -> None:
         if len(found) >= count and found[0].platform == "cpu":
             return
         hint = "call virtual_devices() first thing in conftest.py: some import or plugin before it uses jax"
-        fault = Mismatch("jax", "devices", f"{count} CPU devices", f"{len(found)} of kind {found[0].platform}", hint)
+        fault = Mismatch(
+            "jax",
+            "devices",
+            f"{count} CPU devices",
+            f"{len(found)} of kind {found[0].platform}",
+            hint,
+        )
         raise DevicesError("jax has started already: 1 fault", [fault]) from None
 
 
@@ -57,4 +63,7 @@ def verify_devices(count: int) -> None:
             "put `from ckpt_schema.testing import virtual_devices; virtual_devices()` on top of conftest.py, or of the script; "
             "or ask for no sharded leaves, meshes=()"
         )
-        raise DevicesError("too few devices: 1 fault", [Mismatch("jax", "devices", f"{count} devices", str(found), hint)])
+        raise DevicesError(
+            "too few devices: 1 fault",
+            [Mismatch("jax", "devices", f"{count} devices", str(found), hint)],
+        )

@@ -33,7 +33,9 @@ class DistributedError(CkptSchemaError):
     """Processes could not be started, or one failed, or did not finish in time."""
 
 
-def run_distributed(n: int, fn: Callable[..., _Result], *args: Any, devices: int = 1, timeout: float = 120.0) -> list[_Result]:
+def run_distributed(
+    n: int, fn: Callable[..., _Result], *args: Any, devices: int = 1, timeout: float = 120.0
+) -> list[_Result]:
     """Runs ``fn(*args)`` in ``n`` new processes, each with CPU devices of its own, as the hosts of a cluster run it.
 
     jax is started in each of them before the module of ``fn`` is imported, and is not started in this one. No process of theirs
@@ -60,12 +62,16 @@ def run_distributed(n: int, fn: Callable[..., _Result], *args: Any, devices: int
     job = _sendable(fn, args)
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(_port())
-        running = [stack.enter_context(_started(number, n, port, devices, job)) for number in range(n)]
+        running = [
+            stack.enter_context(_started(number, n, port, devices, job)) for number in range(n)
+        ]
         return _results(_listened(running, timeout), getattr(fn, "__qualname__", str(fn)), timeout)
 
 
 def _refused(where: str, expected: str, found: str, hint: str = "") -> DistributedError:
-    return DistributedError("nothing was run: 1 fault", [Mismatch(where, "declaration", expected, found, hint)])
+    return DistributedError(
+        "nothing was run: 1 fault", [Mismatch(where, "declaration", expected, found, hint)]
+    )
 
 
 def _sendable(fn: Callable[..., Any], args: Sequence[Any]) -> _Job:
@@ -106,12 +112,19 @@ class _Process:
 
 
 @contextlib.contextmanager
-def _started(number: int, n: int, port: int, devices: int, job: _Job) -> Generator[_Process, None, None]:
+def _started(
+    number: int, n: int, port: int, devices: int, job: _Job
+) -> Generator[_Process, None, None]:
     """A process that is sent its job on a pipe, which stays open: when it closes, this process is gone, and the other ends."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
+    }
     command, pipe = [sys.executable, "-P", _WORKER], subprocess.PIPE
     with tempfile.TemporaryFile() as log:
-        popen = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=env, start_new_session=True)
+        popen = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=log, env=env, start_new_session=True
+        )
         try:
             with contextlib.suppress(BrokenPipeError):  # it has died already, and will be reported
                 assert popen.stdin is not None
@@ -120,7 +133,10 @@ def _started(number: int, n: int, port: int, devices: int, job: _Job) -> Generat
             yield _Process(number, popen, log)
         finally:
             _killed(popen)
-            for end in (popen.stdin, popen.stdout):  # what the process has started may hold the other ends
+            for end in (
+                popen.stdin,
+                popen.stdout,
+            ):  # what the process has started may hold the other ends
                 with contextlib.suppress(BrokenPipeError):
                     assert end is not None
                     end.close()
@@ -156,7 +172,12 @@ def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
         for process in running:
             assert process.popen.stdout is not None
             selector.register(process.popen.stdout, selectors.EVENT_READ, process)
-        while selector.get_map() and not died and (left := until - time.monotonic()) > 0 and (ready := selector.select(left)):
+        while (
+            selector.get_map()
+            and not died
+            and (left := until - time.monotonic()) > 0
+            and (ready := selector.select(left))
+        ):
             now: list[_End] = []
             for key, _ in ready:
                 said[key.data.number] += (data := os.read(key.fd, 1 << 20))
@@ -164,8 +185,14 @@ def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
                     selector.unregister(key.fileobj)
                     now.append(_end(key.data, said[key.data.number]))
             died = any(end.kind == "died" for end in now)
-            found = [end for end in [*found, *now] if not died or end.kind != "raised"]  # its connections break with it
-            until = min(until, time.monotonic() + _GRACE) if any(end.kind == "raised" for end in now) else until
+            found = [
+                end for end in [*found, *now] if not died or end.kind != "raised"
+            ]  # its connections break with it
+            until = (
+                min(until, time.monotonic() + _GRACE)
+                if any(end.kind == "raised" for end in now)
+                else until
+            )
         late = [key.data for key in selector.get_map().values()]
     return found if any(end.kind != "returned" for end in found) else [*found, *_dumped(late)]
 
@@ -182,20 +209,35 @@ def _end(process: _Process, said: bytearray) -> _End:
 def _dumped(late: Sequence[_Process]) -> list[_End]:
     """Makes processes print where they are."""
     for process in late:
-        os.kill(process.popen.pid, signal.SIGUSR1)  # `send_signal` would reap it, and then its children were left
+        os.kill(
+            process.popen.pid, signal.SIGUSR1
+        )  # `send_signal` would reap it, and then its children were left
     time.sleep(0.5 if late else 0)
-    return [_End(process.number, "unfinished", "nothing yet", process.printed()) for process in late]
+    return [
+        _End(process.number, "unfinished", "nothing yet", process.printed()) for process in late
+    ]
 
 
 def _results(ends: Sequence[_End], name: str, timeout: float) -> list[Any]:
     late = f"after {timeout:g} s; do all processes make the same calls? where this one was is below"
-    hints = {"raised": "its traceback is below", "died": "what it printed last is below", "unfinished": late}
+    hints = {
+        "raised": "its traceback is below",
+        "died": "what it printed last is below",
+        "unfinished": late,
+    }
     faults: list[Mismatch] = []
     notes: dict[str, str] = {}  # of processes that failed alike, one
     ends = sorted(ends, key=lambda end: end.number)
     for end in [end for end in ends if end.kind != "returned"]:
-        faults.append(Mismatch(f"process {end.number}", end.kind, f"a result of {name}", end.words, hints[end.kind]))
-        notes.setdefault("\n".join(f"  {line}" for line in end.text.splitlines()[-_LINES:]), f"process {end.number}:")
+        faults.append(
+            Mismatch(
+                f"process {end.number}", end.kind, f"a result of {name}", end.words, hints[end.kind]
+            )
+        )
+        notes.setdefault(
+            "\n".join(f"  {line}" for line in end.text.splitlines()[-_LINES:]),
+            f"process {end.number}:",
+        )
     if faults:
         header = f"{name} did not return in every process: {len(faults)} fault(s)"
         raise DistributedError(header, faults, [f"{who}\n{text}" for text, who in notes.items()])
@@ -207,5 +249,7 @@ def _unpickled(end: _End) -> Any:
         return pickle.loads(end.result)
     except Exception as error:  # whatever its class raises
         found = f"{type(error).__name__}: {error}"
-        fault = Mismatch(f"process {end.number}", "returned", "a result that can be unpickled here", found)
+        fault = Mismatch(
+            f"process {end.number}", "returned", "a result that can be unpickled here", found
+        )
         raise DistributedError("a result cannot be read: 1 fault(s)", [fault]) from error

@@ -126,16 +126,28 @@ def _jit(at: Trial) -> None:
 def looked_at(lens: Lens) -> list[str]:
     """What ``get`` does that depends on values, by key path: where there is none, it may be traced."""
     places = [(place.row, join) for join in lens.joins for place in join.views]
-    tied = {row for row, count in collections.Counter(row for row, _ in places).items() if count > 1}
-    edits = [(row, str(edit)) for row, join in places for edit in edits_of(join.chain) if isinstance(edit, Partial)]
-    return [f"{format_path(lens.view.rows[row].key)}: {what}" for row, what in [*edits, *((row, "tied") for row in tied)]]
+    tied = {
+        row for row, count in collections.Counter(row for row, _ in places).items() if count > 1
+    }
+    edits = [
+        (row, str(edit))
+        for row, join in places
+        for edit in edits_of(join.chain)
+        if isinstance(edit, Partial)
+    ]
+    return [
+        f"{format_path(lens.view.rows[row].key)}: {what}"
+        for row, what in [*edits, *((row, "tied") for row in tied)]
+    ]
 
 
 def _restore(at: Trial) -> None:
     saved, target = at["s"], at["v"]
     with tempfile.TemporaryDirectory() as root:
         save(Path(root) / "0", saved, at.lens, side="source")
-        found = restore(Path(root) / "0", abstract(target), at.lens, target_side="view", disk_side="source")
+        found = restore(
+            Path(root) / "0", abstract(target), at.lens, target_side="view", disk_side="source"
+        )
     laws.identical(found, laws.placed_like(at.lens.get(saved, onto=abstract(target)), target))
 
 
@@ -143,7 +155,9 @@ def _save_restore(at: Trial) -> None:
     state, other = at["v"], at["w"]
     with tempfile.TemporaryDirectory() as root:
         save(Path(root) / "0", state, at.lens, side="view")
-        found = restore(Path(root) / "0", abstract(other), at.lens, target_side="view", disk_side="source")
+        found = restore(
+            Path(root) / "0", abstract(other), at.lens, target_side="view", disk_side="source"
+        )
     laws.identical(found, laws.placed_like(state, other))
 
 
@@ -157,9 +171,21 @@ _ALL = (
     Law("PutGet", "get(put(v), onto=v) == v", "v", _put_get),
     Law("PutPut", "put(w, onto=put(v, onto=s)) == put(w, onto=s)", "svw", _put_put),
     Law("GetGet", "get(t, onto=get(s, onto=v)) == get(t, onto=v)", "stv", _get_get),
-    Law("Conformance", "check(View, get(s)) == [] and check(Source, put(v)) == []", "sv", _conformance),
-    Law("Abstraction", "abstract(get(s)) == get(abstract(s)), and the same for put", "sv", _abstraction),
-    Law("Naming", "get(s)[name][i] == s[name][i], i by the names of dims and layers", "sv", _naming),
+    Law(
+        "Conformance",
+        "check(View, get(s)) == [] and check(Source, put(v)) == []",
+        "sv",
+        _conformance,
+    ),
+    Law(
+        "Abstraction",
+        "abstract(get(s)) == get(abstract(s)), and the same for put",
+        "sv",
+        _abstraction,
+    ),
+    Law(
+        "Naming", "get(s)[name][i] == s[name][i], i by the names of dims and layers", "sv", _naming
+    ),
     Law("Defaults", "get(s)[private] is its declared default", "sv", _defaults),
     Law(
         "Refusal",
@@ -179,7 +205,14 @@ _ALL = (
         0.5,
     ),
     Law("Jit", "jit(get)(s) == get(s), where no value is looked at", "sv", _jit, "jit", 0.2),
-    Law("Restore", "restore(saved s, abstract(v)) == get(s, onto=abstract(v))", "sv", _restore, "disk", 0.2),
+    Law(
+        "Restore",
+        "restore(saved s, abstract(v)) == get(s, onto=abstract(v))",
+        "sv",
+        _restore,
+        "disk",
+        0.2,
+    ),
     Law(
         "SaveRestore",
         "restore(saved v, abstract(w)) == v, saved in the layout of the source",
@@ -195,6 +228,12 @@ _ALL = (
         _declaration,
         "given",
     ),
-    Law("Function", "g(get(s, onto=v)) == f(s), up to rounding, for what the models f and g compute", "sv", _function, "given"),
+    Law(
+        "Function",
+        "g(get(s, onto=v)) == f(s), up to rounding, for what the models f and g compute",
+        "sv",
+        _function,
+        "given",
+    ),
 )
 LAWS: Mapping[str, Law] = {law.name: law for law in _ALL}

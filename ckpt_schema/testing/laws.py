@@ -80,7 +80,10 @@ def conformance(lens: Lens, s: Tree, v: Tree) -> None:
     for found in (lens.get(s), lens.get(s, onto=v)):
         report = check(lens.view, found, _known(lens, lens.view))
         if report:
-            raise LawError(f"what is made does not conform to {lens.view.name}: {len(report)} fault(s)", report.mismatches)
+            raise LawError(
+                f"what is made does not conform to {lens.view.name}: {len(report)} fault(s)",
+                report.mismatches,
+            )
 
 
 def carries(lens: Lens, s: Tree) -> bool:
@@ -99,12 +102,16 @@ def declaration(lens: Lens, s: Tree | None, v: Tree | None) -> None:
             continue
         report = check(table, tree, _known(lens, table))
         if report:
-            header = f"the state that is given does not conform to {table.name}: {len(report)} fault(s)"
+            header = (
+                f"the state that is given does not conform to {table.name}: {len(report)} fault(s)"
+            )
             raise LawError(header, report.mismatches, report.notes)
         lens = lens.bind(**report.dims)  # no tree tells the factors of a product
     faults = [*_mistyped(~lens, s), *_mistyped(lens, v)]
     if faults:
-        raise LawError(f"Variables are of other types than they are declared: {len(faults)} fault(s)", faults)
+        raise LawError(
+            f"Variables are of other types than they are declared: {len(faults)} fault(s)", faults
+        )
     if s is None or v is None:
         return
     one, other = (jax.tree.map(_shape, tree) for tree in (s, v))
@@ -131,10 +138,17 @@ def _mistyped(lens: Lens, v: Tree | None) -> Iterator[Mismatch]:
     for key, (kind, tag) in found.items():
         expected, told = made[key]
         if not issubclass(kind, expected):
-            yield Mismatch(format_path(key), "type", f"nnx.{expected.__name__}, or a class of it", f"nnx.{kind.__name__}")
+            yield Mismatch(
+                format_path(key),
+                "type",
+                f"nnx.{expected.__name__}, or a class of it",
+                f"nnx.{kind.__name__}",
+            )
         elif tag != told:
             hint = "nnx.Rngs(0) tags what it is asked for as its default stream: declare tag="
-            yield Mismatch(format_path(key), "tag", str(dict(told).get("tag")), str(dict(tag).get("tag")), hint)
+            yield Mismatch(
+                format_path(key), "tag", str(dict(told).get("tag")), str(dict(tag).get("tag")), hint
+            )
 
 
 def _shape(value: Any) -> Any:
@@ -145,7 +159,9 @@ def abstraction(lens: Lens, s: Tree, v: Tree) -> None:
     """``abstract(get(s)) == get(abstract(s))``, shardings included, with ``onto`` and without."""
     identical(abstract(lens.get(abstract(s))), abstract(lens.get(s)))
     identical(abstract(lens.get(abstract(s), onto=v)), abstract(lens.get(s, onto=v)))
-    onto = jax.tree.map(lambda x: x if leaves.is_scalar(x) else _abstract(x), v)  # that a leaf is a number is no value of it
+    onto = jax.tree.map(
+        lambda x: x if leaves.is_scalar(x) else _abstract(x), v
+    )  # that a leaf is a number is no value of it
     identical(abstract(lens.get(abstract(s), onto=onto)), abstract(lens.get(s, onto=v)))
 
 
@@ -156,7 +172,11 @@ def abstract(tree: Tree) -> Tree:
 
 def _abstract(value: Any) -> Any:
     found = value if leaves.is_abstract(value) else leaves.abstract(value)
-    return found if isinstance(found.sharding, NamedSharding) else jax.ShapeDtypeStruct(found.shape, found.dtype)
+    return (
+        found
+        if isinstance(found.sharding, NamedSharding)
+        else jax.ShapeDtypeStruct(found.shape, found.dtype)
+    )
 
 
 def defaults(lens: Lens, s: Tree) -> None:
@@ -176,9 +196,17 @@ def defaults(lens: Lens, s: Tree) -> None:
 
 def sharing(lens: Lens, s: Tree, v: Tree) -> None:
     """A leaf that only moves is the same object; so is a private one of ``onto``."""
-    found, before, kept = _slots(lens.view, lens.get(s, onto=v)), _slots(lens.source, s), _slots(lens.view, v)
+    found, before, kept = (
+        _slots(lens.view, lens.get(s, onto=v)),
+        _slots(lens.source, s),
+        _slots(lens.view, v),
+    )
     private = [slot for slot in found if slot in kept and slot[0] not in lens.joined[1]]
-    faults = [_copied(lens.view, slot, "that of onto") for slot in private if found[slot] is not kept[slot]]
+    faults = [
+        _copied(lens.view, slot, "that of onto")
+        for slot in private
+        if found[slot] is not kept[slot]
+    ]
     sizes = {**check(lens.source, s).dims, **check(lens.view, v).dims, **lens.dims}
     for inputs, outputs in _moved(lens, sizes):
         for one, other in zip(inputs, outputs, strict=True):
@@ -221,9 +249,14 @@ def composition(first: Lens, second: Lens, s: Tree, w: Tree) -> None:
     """
     both = first >> second
     identical(gathered(both.get(s)), gathered(second.get(first.get(s))))
-    identical(gathered(both.get(s, onto=w)), gathered(second.get(first.get(s, onto=second.put(w)), onto=w)))
+    identical(
+        gathered(both.get(s, onto=w)),
+        gathered(second.get(first.get(s, onto=second.put(w)), onto=w)),
+    )
     identical(gathered(both.put(w)), gathered(first.put(second.put(w))))
-    identical(gathered(both.put(w, onto=s)), gathered(first.put(second.put(w, onto=first.get(s)), onto=s)))
+    identical(
+        gathered(both.put(w, onto=s)), gathered(first.put(second.put(w, onto=first.get(s)), onto=s))
+    )
 
 
 def jit(lens: Lens, s: Tree) -> None:
@@ -233,7 +266,10 @@ def jit(lens: Lens, s: Tree) -> None:
 
 def gathered(tree: Tree) -> Tree:
     """The tree with all jax arrays on one device."""
-    return jax.tree.map(lambda x: settled(jax.device_put(x, jax.devices()[0])) if isinstance(x, jax.Array) else x, tree)
+    return jax.tree.map(
+        lambda x: settled(jax.device_put(x, jax.devices()[0])) if isinstance(x, jax.Array) else x,
+        tree,
+    )
 
 
 def placed_like(tree: Tree, target: Tree) -> Tree:
@@ -248,7 +284,12 @@ def placement(lens: Lens, s: Tree, v: Tree) -> None:
     """What is edited or made goes where ``onto`` has it, or else is a global array on the mesh of the rest."""
     devices = {device for x in jax.tree.leaves(s) for device in x.sharding.device_set}
     faults = [
-        Mismatch(path, "sharding", f"a leaf on all of {len(devices)} devices", *describe_shardings(x.sharding))
+        Mismatch(
+            path,
+            "sharding",
+            f"a leaf on all of {len(devices)} devices",
+            *describe_shardings(x.sharding),
+        )
         for path, x in _leaves(lens.get(s))
         if x.sharding.device_set != devices
     ]
@@ -268,7 +309,10 @@ def _unlike_onto(expected: Any, found: Any) -> tuple[str, str]:
 
 
 def _leaves(tree: Tree) -> list[tuple[str, Any]]:
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in jax.tree.leaves_with_path(tree)]
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), x)
+        for path, x in jax.tree.leaves_with_path(tree)
+    ]
 
 
 def sharding(lens: Lens, s: Tree) -> None:
@@ -278,7 +322,8 @@ def sharding(lens: Lens, s: Tree) -> None:
     for join in lens.joins:
         for inputs, outputs in instances((join.sources, join.views), join.levels, lens.dims):
             ours, theirs = (
-                [tree[slot] for slot in slots if slot in tree] for slots, tree in ((inputs, before), (outputs, after))
+                [tree[slot] for slot in slots if slot in tree]
+                for slots, tree in ((inputs, before), (outputs, after))
             )
             faults += (
                 Mismatch(
@@ -302,7 +347,10 @@ def _axes(value: Any) -> list[str]:
 def _entries(value: Any) -> Entries:
     if not isinstance(value.sharding, NamedSharding):
         return ()
-    return tuple(() if axes is None else axes if isinstance(axes, tuple) else (axes,) for axes in value.sharding.spec)
+    return tuple(
+        () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+        for axes in value.sharding.spec
+    )
 
 
 def _could_take(value: Any, axis: str) -> bool:

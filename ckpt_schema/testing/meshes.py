@@ -68,7 +68,9 @@ def mesh(shape: tuple[int, ...], axis_type: AxisType = AxisType.Auto) -> Mesh:
     """
     devices = jax.devices()[: math.prod(shape)]
     verify_devices(math.prod(shape))
-    return jax.make_mesh(shape, ("x", "y", "z")[: len(shape)], axis_types=(axis_type,) * len(shape), devices=devices)
+    return jax.make_mesh(
+        shape, ("x", "y", "z")[: len(shape)], axis_types=(axis_type,) * len(shape), devices=devices
+    )
 
 
 @functools.cache
@@ -79,7 +81,18 @@ def shardings(on: Mesh, shape: tuple[int, ...]) -> tuple[NamedSharding, ...]:
     found: list[tuple[int, PartitionSpec]] = []
     for spec in itertools.product(groups, repeat=len(shape)):
         used = [axis for group in spec for axis in group]
-        fits = all(size % math.prod(on.shape[a] for a in g) == 0 for g, size in zip(spec, shape, strict=True))
+        fits = all(
+            size % math.prod(on.shape[a] for a in g) == 0
+            for g, size in zip(spec, shape, strict=True)
+        )
         if len(set(used)) == len(used) and fits:
-            found.append((-len(used), PartitionSpec(*(None if not g else g[0] if len(g) == 1 else g for g in spec))))
-    return tuple(NamedSharding(on, spec) for _, spec in sorted(found, key=lambda item: (item[0], str(item[1]))))
+            found.append(
+                (
+                    -len(used),
+                    PartitionSpec(*(None if not g else g[0] if len(g) == 1 else g for g in spec)),
+                )
+            )
+    return tuple(
+        NamedSharding(on, spec)
+        for _, spec in sorted(found, key=lambda item: (item[0], str(item[1])))
+    )

@@ -42,7 +42,9 @@ def naming(lens: Lens, s: Tree) -> None:
         )
         if ours is not None and theirs is not None and not _same(ours, theirs):
             expected = f"the elements of {format_path(one.key)}, {one.stored}, by their names"
-            faults.append(Mismatch(format_path(other.key), "naming", expected, "others, or in another order"))
+            faults.append(
+                Mismatch(format_path(other.key), "naming", expected, "others, or in another order")
+            )
     if faults:
         raise LawError(f"elements are not where their names say: {len(faults)} fault(s)", faults)
 
@@ -50,7 +52,9 @@ def naming(lens: Lens, s: Tree) -> None:
 def _crossed(lens: Lens) -> list[Mismatch]:
     """Two leaves that both layouts have, each joined with the other."""
     pairs = {
-        "/".join(lens.source.rows[join.sources[0].row].path): "/".join(lens.view.rows[join.views[0].row].path)
+        "/".join(lens.source.rows[join.sources[0].row].path): "/".join(
+            lens.view.rows[join.views[0].row].path
+        )
         for join in lens.joins
         if join.plain
     }
@@ -83,7 +87,9 @@ def _by_name(row: Row, number: int, found: Mapping[Slot, Any], sizes: Mapping[st
     counts = tuple(dims_.size_of(size, sizes) or 0 for size in row.unrolled)
     inner = values[0].shape if values else ()
     whole = np.reshape(np.stack(values), (*counts, *inner)) if values else np.zeros(counts)
-    names: list[tuple[Any, ...]] = [(0, at) for at, level in enumerate(row.repeats) if level.axis is None]
+    names: list[tuple[Any, ...]] = [
+        (0, at) for at, level in enumerate(row.repeats) if level.axis is None
+    ]
     lengths = [*counts]
     seen: collections.Counter[str] = collections.Counter()
     for kind, at in row.axes:
@@ -96,7 +102,10 @@ def _by_name(row: Row, number: int, found: Mapping[Slot, Any], sizes: Mapping[st
             names.append((1, str(factor), seen[str(factor)]))
             lengths.append(dims_.size_of((factor,), sizes) or 0)
     rest = inner[len(row.axes) :]  # the words of keys
-    order = [*sorted(range(len(names)), key=names.__getitem__), *range(len(names), len(names) + len(rest))]
+    order = [
+        *sorted(range(len(names)), key=names.__getitem__),
+        *range(len(names), len(names) + len(rest)),
+    ]
     kept = [at for at in order if at >= len(names) or names[at][:2] != (1, "1")]
     every = (*lengths, *rest)
     return np.transpose(np.reshape(whole, every), order).reshape(tuple(every[at] for at in kept))
@@ -109,5 +118,10 @@ def _host(value: Any) -> np.ndarray[Any, Any]:
 
 def _same(one: Any, other: Any) -> bool:
     if one.dtype != other.dtype:  # integers of two dtypes, or a Python number
-        return one.shape == other.shape and bool(np.all(one.astype(np.int64) == other.astype(np.int64)))
-    return one.shape == other.shape and np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()
+        return one.shape == other.shape and bool(
+            np.all(one.astype(np.int64) == other.astype(np.int64))
+        )
+    return (
+        one.shape == other.shape
+        and np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()
+    )

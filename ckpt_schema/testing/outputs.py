@@ -42,12 +42,23 @@ def function(lens: Lens, s: Tree, v: Tree | None, outputs: Outputs, tolerance: f
     found = [flatten(g(lens.get(state, onto=v))) for state in moved]
     names = [format_path(key) for key in expected[0].keys]
     if any(each.keys != expected[0].keys for each in found):
-        raise LawError("the models have other outputs", [Mismatch("", "outputs", str(names), str(found[0].keys))])
+        raise LawError(
+            "the models have other outputs",
+            [Mismatch("", "outputs", str(names), str(found[0].keys))],
+        )
     both = zip(names, *(each.leaves for each in (*expected, *found)), strict=True)
-    faults = [fault for name, *values in both for fault in _faults(name, [np.asarray(x) for x in values], tolerance)]
+    faults = [
+        fault
+        for name, *values in both
+        for fault in _faults(name, [np.asarray(x) for x in values], tolerance)
+    ]
     if faults:
-        hint = "are leaves of one shape exchanged, or dims of one size? Do both run without dropout?"
-        raise LawError(f"the models compute different things: {len(faults)} fault(s)", faults, [hint])
+        hint = (
+            "are leaves of one shape exchanged, or dims of one size? Do both run without dropout?"
+        )
+        raise LawError(
+            f"the models compute different things: {len(faults)} fault(s)", faults, [hint]
+        )
 
 
 def _faults(name: str, values: list[Any], tolerance: float) -> Iterator[Mismatch]:
@@ -58,12 +69,26 @@ def _faults(name: str, values: list[Any], tolerance: float) -> Iterator[Mismatch
     elif not all(np.isfinite(x).all() for x in values):
         yield Mismatch(name, "outputs", "finite numbers", "others")
     elif np.array_equal(first, second):
-        yield Mismatch(name, "outputs", "what depends on the state", "the same for two states", "use the state that is given")
+        yield Mismatch(
+            name,
+            "outputs",
+            "what depends on the state",
+            "the same for two states",
+            "use the state that is given",
+        )
     else:
-        off = max(float(np.max(np.abs(x - y), initial=0.0)) for x, y in zip((first, second), others, strict=True))
+        off = max(
+            float(np.max(np.abs(x - y), initial=0.0))
+            for x, y in zip((first, second), others, strict=True)
+        )
         greatest = max(float(np.max(np.abs(x), initial=0.0)) for x in (first, second))
         if off > tolerance * greatest:
-            yield Mismatch(name, "outputs", f"what the source computes, up to {greatest:.4g}", f"a difference of {off:.4g}")
+            yield Mismatch(
+                name,
+                "outputs",
+                f"what the source computes, up to {greatest:.4g}",
+                f"a difference of {off:.4g}",
+            )
 
 
 def _moved(tree: Tree, seed: int) -> Tree:

@@ -60,7 +60,9 @@ class Sample:
 
     def of(self, schema: type[Schema] | Layout) -> Tree:
         """The state of a schema or layout."""
-        return self._made(Maker(layout(schema), {**dict(layout(schema).sizes), **self.sizes}, number=self.number))
+        return self._made(
+            Maker(layout(schema), {**dict(layout(schema).sizes), **self.sizes}, number=self.number)
+        )
 
     def source(self, lens: Lens) -> Tree:
         """The state of the source of a lens."""
@@ -71,7 +73,9 @@ class Sample:
         return self._made(_maker(lens, self, 1))
 
     def _made(self, make: Maker) -> Tree:
-        absent = {at for at, row in enumerate(make.layout.rows) if "/".join(row.path) in self.absent}
+        absent = {
+            at for at, row in enumerate(make.layout.rows) if "/".join(row.path) in self.absent
+        }
         found = make(np.random.default_rng(self.seed), self.place, absent, self.values)
         kinds = containers(make.layout)
         return kinds[self.container if self.container is not None else next(iter(kinds))](found)
@@ -104,5 +108,7 @@ def _maker(lens: Lens, sample: Sample, side: int) -> Maker:
 
 
 @functools.lru_cache(maxsize=64)
-def _kept(lens: Lens, sizes: tuple[tuple[str, int], ...], side: int, number: bool, free: str | None) -> Maker:
+def _kept(
+    lens: Lens, sizes: tuple[tuple[str, int], ...], side: int, number: bool, free: str | None
+) -> Maker:
     return maker(bound(lens, dict(sizes)), side, number=number and side == 0, free=free)

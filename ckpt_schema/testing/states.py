@@ -44,7 +44,11 @@ class Maker:
     carried: Carried | None = None
 
     def __call__(
-        self, rng: np.random.Generator, place: Place, absent: Collection[int] = (), values: Values = "hostile"
+        self,
+        rng: np.random.Generator,
+        place: Place,
+        absent: Collection[int] = (),
+        values: Values = "hostile",
     ) -> trees.Tree:
         """A tree in the layout's own container.
 
@@ -55,13 +59,21 @@ class Maker:
             values: What stands in the leaves.
         """
         rows = self.layout.rows
-        slots = [(at, indices) for at, row in enumerate(rows) if at not in absent for indices in slots_of(row, self.sizes)]
-        requests = [(rows[at].leaf.dtype, self._shape(rows[at]), self.bounds.get(at)) for at, _ in slots]
+        slots = [
+            (at, indices)
+            for at, row in enumerate(rows)
+            if at not in absent
+            for indices in slots_of(row, self.sizes)
+        ]
+        requests = [
+            (rows[at].leaf.dtype, self._shape(rows[at]), self.bounds.get(at)) for at, _ in slots
+        ]
         found = dict(zip(slots, make(rng, requests, values), strict=True))
         if self.carried is not None:
             self.carried.settle(found, self.sizes)
         leaves = (
-            (fill(rows[at].key, indices), rows[at], self._leaf(rows[at], found[at, indices], place)) for at, indices in slots
+            (fill(rows[at].key, indices), rows[at], self._leaf(rows[at], found[at, indices], place))
+            for at, indices in slots
         )
         return trees.build(self.layout, leaves, self.sizes)
 
@@ -84,9 +96,13 @@ def makers(sizes: Mapping[str, int], *layouts: Layout, number: bool = False) -> 
         for row in layout.rows:
             dtypes.setdefault(row.path, set()).add(row.leaf.dtype)
     common = {path: _common(kinds) for path, kinds in dtypes.items() if len(kinds) > 1}
-    bounds = [{at: common[row.path] for at, row in enumerate(each.rows) if row.path in common} for each in layouts]
+    bounds = [
+        {at: common[row.path] for at, row in enumerate(each.rows) if row.path in common}
+        for each in layouts
+    ]
     return tuple(
-        Maker(each, sizes, own, number and at == 0) for at, (each, own) in enumerate(zip(layouts, bounds, strict=True))
+        Maker(each, sizes, own, number and at == 0)
+        for at, (each, own) in enumerate(zip(layouts, bounds, strict=True))
     )
 
 
@@ -109,7 +125,11 @@ def maker(lens: Lens, side: int, *, number: bool = False, free: str | None = Non
     bounds = {at: found for at, found in _bounds(lens, side).items() if at in kept}
     carries = carried(lens, side)
     if carries is not None:
-        carries = Carried(tuple(join for join in carries.joins if all(place.row in kept for place in join.sources)))
+        carries = Carried(
+            tuple(
+                join for join in carries.joins if all(place.row in kept for place in join.sources)
+            )
+        )
     return Maker(layout, lens.dims, bounds, number, carries)
 
 
@@ -167,22 +187,37 @@ class Carried:
             for inputs, outputs in instances((join.sources, join.views), join.levels, sizes):
                 if not all(slot in values for slot in inputs):
                     continue
-                if not all(slot in other for slot in outputs):  # or else this is a copy of what was there before
-                    other |= zip(outputs, _survivors(join.chain, [values[slot] for slot in inputs], sizes), strict=True)
-                values |= zip(inputs, (~join.chain).apply([other[slot] for slot in outputs], sizes), strict=True)
+                if not all(
+                    slot in other for slot in outputs
+                ):  # or else this is a copy of what was there before
+                    other |= zip(
+                        outputs,
+                        _survivors(join.chain, [values[slot] for slot in inputs], sizes),
+                        strict=True,
+                    )
+                values |= zip(
+                    inputs,
+                    (~join.chain).apply([other[slot] for slot in outputs], sizes),
+                    strict=True,
+                )
 
 
 def carried(lens: Lens, side: int) -> Carried | None:
     """What a lens asks of the values of its source (0) or view (1), if it asks anything."""
     turned = lens.joins if side == 0 else tuple(join.inverse for join in lens.joins)
     uses = collections.Counter(
-        (end, place.row) for join in turned for end, places in enumerate(_ends(join)) for place in places
+        (end, place.row)
+        for join in turned
+        for end, places in enumerate(_ends(join))
+        for place in places
     )
     found = [
         join
         for join in turned
         if any(isinstance(edit, (Scale, Unpad)) for edit in edits_of(join.chain))
-        or any(uses[end, place.row] > 1 for end, places in enumerate(_ends(join)) for place in places)
+        or any(
+            uses[end, place.row] > 1 for end, places in enumerate(_ends(join)) for place in places
+        )
     ]
     return Carried(tuple(found)) if found else None
 

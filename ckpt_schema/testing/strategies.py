@@ -23,12 +23,25 @@ from ckpt_schema.testing.meshes import MESHES, MeshSpec, mesh, shardings
 from ckpt_schema.testing.samples import Sample
 from ckpt_schema.testing.values import VALUES
 
-__all__ = ["Bound", "Space", "absences", "counts", "mesh_and_specs", "samples", "sizes", "space", "states"]
+__all__ = [
+    "Bound",
+    "Space",
+    "absences",
+    "counts",
+    "mesh_and_specs",
+    "samples",
+    "sizes",
+    "space",
+    "states",
+]
 
 Bound = int | tuple[int, int]
 """The size of a dim, or the least and the greatest."""
 _SIZES = (1, 2, 3, 4, 8, 0)  # what divides over meshes, what does not, and nothing at all
-_MOST, _LAYERS = 8, 4  # of a size, and of a number of layers: each has leaves of its own, which take time
+_MOST, _LAYERS = (
+    8,
+    4,
+)  # of a size, and of a number of layers: each has leaves of its own, which take time
 _SEEDS = st.integers(0, 2**32 - 1)
 
 Subject = type[Schema] | Layout | Lens
@@ -50,7 +63,9 @@ class Space:
 
     def drawn(self) -> st.SearchStrategy[dict[str, int]]:
         """Any of them."""
-        return st.fixed_dictionaries({name: st.sampled_from(pool) for name, pool in self.pools.items()}).map(self._raised)
+        return st.fixed_dictionaries(
+            {name: st.sampled_from(pool) for name, pool in self.pools.items()}
+        ).map(self._raised)
 
     def picked(self, rng: np.random.Generator, *, even: bool) -> dict[str, int]:
         """Random ones; if ``even``, such as meshes divide, wherever there are."""
@@ -71,7 +86,11 @@ class Space:
 
 
 def sizes(
-    of: Subject, bounds: Mapping[str, Bound] | None = None, *, multiples: Mapping[str, int] | None = None, empty: bool = True
+    of: Subject,
+    bounds: Mapping[str, Bound] | None = None,
+    *,
+    multiples: Mapping[str, int] | None = None,
+    empty: bool = True,
 ) -> st.SearchStrategy[dict[str, int]]:
     """Sizes of all dims and numbers of layers, which respect every constraint of the lens.
 
@@ -88,27 +107,58 @@ def sizes(
     return space(of, bounds or {}, multiples or {}, empty=empty).drawn()
 
 
-def space(of: Subject, bounds: Mapping[str, Bound], multiples: Mapping[str, int] | None = None, *, empty: bool = True) -> Space:
+def space(
+    of: Subject,
+    bounds: Mapping[str, Bound],
+    multiples: Mapping[str, int] | None = None,
+    *,
+    empty: bool = True,
+) -> Space:
     """What `sizes` draws from."""
     tables, factors = _tables(of), multiples or {}
-    fixed = {name: size for table in tables for name, size in table.sizes} | (dict(of.dims) if isinstance(of, Lens) else {})
+    fixed = {name: size for table in tables for name, size in table.sizes} | (
+        dict(of.dims) if isinstance(of, Lens) else {}
+    )
     names = set[str]().union(*(table.names() for table in tables))
-    names |= {name for join in of.joins for name in join.chain.names} if isinstance(of, Lens) else set()
+    names |= (
+        {name for join in of.joins for name in join.chain.names} if isinstance(of, Lens) else set()
+    )
     layers = counts(of)
-    ends = {name: (int(name in layers or not empty), _LAYERS if name in layers else _MOST) for name in names}
-    pools = {n: _pool(bounds.get(n), factors.get(n, 1), ends[n]) for n in sorted(names - fixed.keys())}
+    ends = {
+        name: (int(name in layers or not empty), _LAYERS if name in layers else _MOST)
+        for name in names
+    }
+    pools = {
+        n: _pool(bounds.get(n), factors.get(n, 1), ends[n]) for n in sorted(names - fixed.keys())
+    }
     unknown = sorted({*bounds, *factors} - names)
-    faults = [Mismatch(name, "dims", f"a dim: {', '.join(sorted(names))}", "an unknown name") for name in unknown]
-    faults += [_none(name, bounds.get(name), factors.get(name, 1)) for name, pool in pools.items() if not pool]
+    faults = [
+        Mismatch(name, "dims", f"a dim: {', '.join(sorted(names))}", "an unknown name")
+        for name in unknown
+    ]
+    faults += [
+        _none(name, bounds.get(name), factors.get(name, 1))
+        for name, pool in pools.items()
+        if not pool
+    ]
     if faults:
         raise SchemaError(f"no sizes to draw: {len(faults)} fault(s)", faults)
-    constraints = [pair for join in of.joins for pair in join.chain.constraints] if isinstance(of, Lens) else []
+    constraints = (
+        [pair for join in of.joins for pair in join.chain.constraints]
+        if isinstance(of, Lens)
+        else []
+    )
     return Space(pools, fixed, constraints)
 
 
 def _none(name: str, told: Bound | None, multiple: int) -> Mismatch:
     if isinstance(told, tuple) and told[0] > told[1]:
-        return Mismatch(name, "dims", f"the least size, {told[0]}, and then the greatest", f"{told[1]}, which is less")
+        return Mismatch(
+            name,
+            "dims",
+            f"the least size, {told[0]}, and then the greatest",
+            f"{told[1]}, which is less",
+        )
     return Mismatch(name, "dims", f"a size within {told} that is a multiple of {multiple}", "none")
 
 
@@ -120,7 +170,9 @@ def counts(of: Subject) -> set[str]:
     """The names that numbers of layers are made of."""
     tables = _tables(of)
     found = [repeat.size for table in tables for row in table.rows for repeat in row.repeats]
-    return dims_.names([*found, *(dim for table in tables for node in table.nodes for dim in node.counts)])
+    return dims_.names(
+        [*found, *(dim for table in tables for node in table.nodes for dim in node.counts)]
+    )
 
 
 def _pool(told: Bound | None, multiple: int, ends: tuple[int, int]) -> list[int]:
@@ -152,15 +204,27 @@ def _optional(of: Layout | Lens, side: int) -> Iterator[tuple[str, ...]]:
     uses = collections.Counter(place.row for own, _ in ends for place in own)
     copies = collections.Counter(place.row for _, others in ends for place in others)
     for own, others in ends:
-        needed = any(not rows[p.row].optional for p in own) or any(not tables[1 - side].rows[p.row].optional for p in others)
-        if not needed and all(uses[p.row] == 1 for p in own) and all(copies[p.row] == 1 for p in others):
+        needed = any(not rows[p.row].optional for p in own) or any(
+            not tables[1 - side].rows[p.row].optional for p in others
+        )
+        if (
+            not needed
+            and all(uses[p.row] == 1 for p in own)
+            and all(copies[p.row] == 1 for p in others)
+        ):
             yield tuple("/".join(rows[p.row].path) for p in own)
-    yield from (("/".join(row.path),) for at, row in enumerate(rows) if row.optional and at not in uses)
+    yield from (
+        ("/".join(row.path),) for at, row in enumerate(rows) if row.optional and at not in uses
+    )
 
 
 @st.composite
 def samples(
-    draw: st.DrawFn, of: Subject, bounds: Mapping[str, Bound] | None = None, *, multiples: Mapping[str, int] | None = None
+    draw: st.DrawFn,
+    of: Subject,
+    bounds: Mapping[str, Bound] | None = None,
+    *,
+    multiples: Mapping[str, int] | None = None,
 ) -> Sample:
     """Random states of a schema, told by few words: `Sample.of` makes them; of a lens, `Sample.source` and `Sample.view`."""
     tables = _tables(of)
@@ -176,7 +240,10 @@ def samples(
 
 
 def states(
-    schema: type[Schema] | Layout, bounds: Mapping[str, Bound] | None = None, *, multiples: Mapping[str, int] | None = None
+    schema: type[Schema] | Layout,
+    bounds: Mapping[str, Bound] | None = None,
+    *,
+    multiples: Mapping[str, int] | None = None,
 ) -> st.SearchStrategy[Any]:
     """Random states of a schema: of every size, with every dtype's worst values, in every container they are met in."""
     return samples(schema, bounds, multiples=multiples).map(lambda sample: sample.of(schema))
@@ -184,7 +251,10 @@ def states(
 
 @st.composite
 def mesh_and_specs(
-    draw: st.DrawFn, schema: type[Schema] | Layout, sizes: Mapping[str, int], meshes: Sequence[MeshSpec] = MESHES
+    draw: st.DrawFn,
+    schema: type[Schema] | Layout,
+    sizes: Mapping[str, int],
+    meshes: Sequence[MeshSpec] = MESHES,
 ) -> tuple[Mesh, dict[str, PartitionSpec]]:
     """A mesh over the virtual devices, and for every leaf, by its key path, a legal `PartitionSpec`.
 
@@ -202,7 +272,9 @@ def mesh_and_specs(
     specs: dict[str, PartitionSpec] = {}
     by_shape: dict[tuple[int, ...], PartitionSpec] = {}
     for entry in layout(schema).entries(sizes):
-        if entry.shape not in by_shape:  # leaves of one shape are sharded alike, as by logical axis rules
+        if (
+            entry.shape not in by_shape
+        ):  # leaves of one shape are sharded alike, as by logical axis rules
             ways = shardings(on, entry.shape)[::-1]
             by_shape[entry.shape] = ways[draw(st.integers(0, len(ways) - 1))].spec
         specs[format_path(entry.key)] = by_shape[entry.shape]

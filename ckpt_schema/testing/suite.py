@@ -28,7 +28,11 @@ from ckpt_schema.testing.trials import Given, Trial, trials
 __all__ = ["BrokenLawError", "LensLaws", "Options", "check_law", "check_laws"]
 
 
-_EXAMPLES, _LEAVES, _LEAST = 20, 150, 5  # as many by default, up to so many leaves; and no fewer than that
+_EXAMPLES, _LEAVES, _LEAST = (
+    20,
+    150,
+    5,
+)  # as many by default, up to so many leaves; and no fewer than that
 
 
 class BrokenLawError(CkptSchemaError, AssertionError):
@@ -82,17 +86,25 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
 
     def attempt(trial: Trial) -> None:
         said = repr(trial)
-        if failed and said not in failed and time.monotonic() - min(failed.values()) > options.shrinking:
+        if (
+            failed
+            and said not in failed
+            and time.monotonic() - min(failed.values()) > options.shrinking
+        ):
             return  # what is known to fail is small enough
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ShardingWarning)  # odd sizes are not the lens's fault
+                warnings.simplefilter(
+                    "ignore", ShardingWarning
+                )  # odd sizes are not the lens's fault
                 law.check(trial)
         except Exception as error:
             failed.setdefault(said, time.monotonic())
             raise _broken(law, trial, error) from error
 
-    test: Any = hypothesis.given(trial=trials(lens, law.kind, options.sizes, options.meshes))(attempt)
+    test: Any = hypothesis.given(trial=trials(lens, law.kind, options.sizes, options.meshes))(
+        attempt
+    )
     test = _settings(lens, law, options)(test)
     if options.reproduce is not None:
         test = hypothesis.reproduce_failure(*options.reproduce)(test)
@@ -131,21 +143,31 @@ def _examples(lens: Lens, options: Options) -> int:
         return options.max_examples
     twice = dict.fromkeys(lens.source.names() | lens.view.names(), 2)
     leaves = max(
-        sum(1 for row in table.rows for _ in slots_of(row, twice | dict(lens.dims))) for table in (lens.source, lens.view)
+        sum(1 for row in table.rows for _ in slots_of(row, twice | dict(lens.dims)))
+        for table in (lens.source, lens.view)
     )
     return max(_LEAST, min(_EXAMPLES, _EXAMPLES * _LEAVES // leaves)) if leaves else _EXAMPLES
 
 
 def _settings(lens: Lens, law: Law, options: Options) -> hypothesis.settings:
-    parent = hypothesis.settings.default if options.profile is None else hypothesis.settings.get_profile(options.profile)
+    parent = (
+        hypothesis.settings.default
+        if options.profile is None
+        else hypothesis.settings.get_profile(options.profile)
+    )
     assert parent is not None
     return hypothesis.settings(
         parent,
         max_examples=max(1, round(_examples(lens, options) * law.share)),
         deadline=None,  # which would time jax's compilations
-        suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+        suppress_health_check=[
+            hypothesis.HealthCheck.too_slow,
+            hypothesis.HealthCheck.data_too_large,
+        ],
         report_multiple_bugs=False,
-        phases=[phase for phase in parent.phases if phase is not hypothesis.Phase.explain],  # which traces every line of jax
+        phases=[
+            phase for phase in parent.phases if phase is not hypothesis.Phase.explain
+        ],  # which traces every line of jax
         print_blob=True,
     )
 
@@ -198,12 +220,18 @@ def check_laws(lens: Lens, laws: Iterable[str] = tuple(LAWS), **options: Any) ->
         raise broken[0]
     if broken:
         texts = ["\n".join([str(error), *getattr(error, "__notes__", ())]) for error in broken]
-        raise BrokenLawError(f"{len(broken)} laws do not hold", [m for e in broken for m in e.mismatches], texts)
+        raise BrokenLawError(
+            f"{len(broken)} laws do not hold", [m for e in broken for m in e.mismatches], texts
+        )
 
 
 def _named(names: Iterable[str]) -> list[Law]:
     chosen = [*names]
-    faults = [Mismatch(name, "law", f"one of {', '.join(LAWS)}", "no law") for name in chosen if name not in LAWS]
+    faults = [
+        Mismatch(name, "law", f"one of {', '.join(LAWS)}", "no law")
+        for name in chosen
+        if name not in LAWS
+    ]
     if faults:
         raise CkptSchemaError(f"no such laws: {len(faults)} fault(s)", faults)
     return [LAWS[name] for name in chosen]
@@ -255,7 +283,10 @@ class LensLaws:
     @property
     def _options(self) -> Options:
         mine, none = type(self), LensLaws
-        said = mine.source_outputs is not none.source_outputs and mine.view_outputs is not none.view_outputs
+        said = (
+            mine.source_outputs is not none.source_outputs
+            and mine.view_outputs is not none.view_outputs
+        )
         return Options(
             self.sizes,
             self.max_examples,

@@ -58,7 +58,10 @@ class Trial:
 
     def code(self, *names: str) -> list[str]:
         """The code that makes the states of these names."""
-        states = [f"{name} = {self.told[name]!r}.{'source' if name in 'st' else 'view'}(lens)" for name in names]
+        states = [
+            f"{name} = {self.told[name]!r}.{'source' if name in 'st' else 'view'}(lens)"
+            for name in names
+        ]
         return ["lens = ~lens", *states] if self.turned else states
 
 
@@ -66,7 +69,11 @@ class Given(Trial):
     """A lens and states that somebody has given; None where nobody has."""
 
     def __init__(
-        self, lens: Lens, states: Mapping[str, Tree | None], outputs: Outputs | None = None, tolerance: float = 0.0
+        self,
+        lens: Lens,
+        states: Mapping[str, Tree | None],
+        outputs: Outputs | None = None,
+        tolerance: float = 0.0,
     ) -> None:
         """Keeps the lens, the states by name, and what the models compute with them, up to a tolerance."""
         self.lens, self._states, self.outputs, self.tolerance = lens, states, outputs, tolerance
@@ -77,12 +84,18 @@ class Given(Trial):
 
     def code(self, *names: str) -> list[str]:
         """Which states they are."""
-        return [f"{name} = the `{'source' if name == 's' else 'view'}` that is given" for name in names]
+        return [
+            f"{name} = the `{'source' if name == 's' else 'view'}` that is given" for name in names
+        ]
 
 
 @st.composite
 def trials(
-    draw: st.DrawFn, lens: Lens, kind: Kind, bounds: Mapping[str, Bound], meshes: tuple[MeshSpec, ...] = MESHES
+    draw: st.DrawFn,
+    lens: Lens,
+    kind: Kind,
+    bounds: Mapping[str, Bound],
+    meshes: tuple[MeshSpec, ...] = MESHES,
 ) -> Trial:
     """Random trials of a lens.
 
@@ -93,7 +106,9 @@ def trials(
         bounds: The sizes of dims; see `ckpt_schema.testing.strategies.sizes`.
         meshes: The meshes that leaves are sharded over.
     """
-    turned = kind == "disk" and draw(st.booleans())  # a law on disk is tried one way at a time: it takes seconds
+    turned = kind == "disk" and draw(
+        st.booleans()
+    )  # a law on disk is tried one way at a time: it takes seconds
     lens = _turned(lens) if turned else lens
     bounds = {**_few(lens), **bounds} if kind == "disk" else bounds
     anywhere = st.sampled_from(("numpy", "numpy", "jax", "sharded"))
@@ -111,14 +126,20 @@ def trials(
     for side, layout in enumerate((lens.source, lens.view)):
         absent = draw(absences(lens, side))
         if kind == "disk":
-            absent = tuple(sorted({*absent, *("/".join(row.path) for row in layout.rows if row.ephemeral)}))
+            absent = tuple(
+                sorted({*absent, *("/".join(row.path) for row in layout.rows if row.ephemeral)})
+            )
         kinds = [*containers(layout)]
-        leaves = where if where != "sharded" else meshes[(way + side * (1 + way // 2)) % len(meshes)]
+        leaves = (
+            where if where != "sharded" else meshes[(way + side * (1 + way // 2)) % len(meshes)]
+        )
         container, counts = draw(st.sampled_from(kinds)), number and not side and _steps(layout)
         spec = way if where == "sharded" else 0
         refused = refusable(lens, side) if kind == "free" else ()
         free = draw(st.sampled_from(refused)) if refused else None
-        both.append(Sample(found, seed + 2 * side, values, container, absent, leaves, spec, counts, free))
+        both.append(
+            Sample(found, seed + 2 * side, values, container, absent, leaves, spec, counts, free)
+        )
     return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), turned=turned)
 
 
@@ -145,4 +166,6 @@ def _bound(lens: Lens, found: tuple[tuple[str, int], ...]) -> Lens:
 @functools.lru_cache(maxsize=64)
 def _sized(lens: Lens, bounds: tuple[tuple[str, Bound], ...], way: int) -> Mapping[str, int]:
     """One of few choices of sizes, so that few programs are compiled; every other one is of such as meshes divide."""
-    return space(lens, dict(bounds), empty=False).picked(np.random.default_rng(way), even=not way % 2)
+    return space(lens, dict(bounds), empty=False).picked(
+        np.random.default_rng(way), even=not way % 2
+    )

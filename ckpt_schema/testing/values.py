@@ -12,11 +12,31 @@ import numpy as np
 
 from ckpt_schema.leaves import key_impl, key_words
 
-__all__ = ["DTYPES", "IMPLS", "INTEGERS", "VALUES", "Bounds", "Request", "Values", "hostile", "make"]
+__all__ = [
+    "DTYPES",
+    "IMPLS",
+    "INTEGERS",
+    "VALUES",
+    "Bounds",
+    "Request",
+    "Values",
+    "hostile",
+    "make",
+]
 
 IMPLS = ("key<fry>", "key<rbg>", "key<urbg>")
 INTEGERS = ("int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32")
-DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "complex64", "bool", *INTEGERS, *IMPLS)
+DTYPES = (
+    "float32",
+    "bfloat16",
+    "float16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "complex64",
+    "bool",
+    *INTEGERS,
+    *IMPLS,
+)
 
 Bounds = tuple[int, int]
 """The least and the greatest integer wanted."""
@@ -27,7 +47,9 @@ Values = Literal["counted", "hostile"]
 VALUES: tuple[Values, ...] = get_args(Values)
 
 
-def make(rng: np.random.Generator, requests: Sequence[Request], values: Values = "hostile") -> list[Any]:
+def make(
+    rng: np.random.Generator, requests: Sequence[Request], values: Values = "hostile"
+) -> list[Any]:
     """Leaves of drawn values: NumPy arrays, and typed key arrays.
 
     Those of one dtype are drawn at once, which takes a tenth of the time that one after the other does.
@@ -47,7 +69,10 @@ def make(rng: np.random.Generator, requests: Sequence[Request], values: Values =
         shapes = [_stored(*requests[at][:2]) for at in places]
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
         for at, shape, part in zip(
-            places, shapes, np.split(draw(rng, dtype, (int(ends[-1]),), bounds), ends[:-1]), strict=True
+            places,
+            shapes,
+            np.split(draw(rng, dtype, (int(ends[-1]),), bounds), ends[:-1]),
+            strict=True,
         ):
             found[at] = _leaf(requests[at][0], part.reshape(shape))
     return found
@@ -58,10 +83,16 @@ def _stored(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _leaf(dtype: str, value: np.ndarray[Any, Any]) -> Any:
-    return jax.random.wrap_key_data(jnp.asarray(value), impl=key_impl(dtype)) if dtype in IMPLS else value
+    return (
+        jax.random.wrap_key_data(jnp.asarray(value), impl=key_impl(dtype))
+        if dtype in IMPLS
+        else value
+    )
 
 
-def _counted(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], bounds: Bounds | None = None) -> Any:
+def _counted(
+    rng: np.random.Generator, dtype: str, shape: tuple[int, ...], bounds: Bounds | None = None
+) -> Any:
     """An array that counts up, from 1 on unless its dtype is too narrow."""
     kind, count = jnp.dtype(dtype), np.arange(1, 1 + int(np.prod(shape)))
     if jnp.issubdtype(kind, jnp.integer):
@@ -74,7 +105,9 @@ def _counted(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], bound
     return count.astype(kind).reshape(shape)
 
 
-def hostile(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], bounds: Bounds | None = None) -> Any:
+def hostile(
+    rng: np.random.Generator, dtype: str, shape: tuple[int, ...], bounds: Bounds | None = None
+) -> Any:
     """An array of random bits, about half of its elements replaced by the worst ones of its dtype.
 
     Args:
@@ -88,15 +121,27 @@ def hostile(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], bounds
     kind, size = jnp.dtype(dtype), int(np.prod(shape))
     if jnp.issubdtype(kind, jnp.integer):
         low, high = bounds or (int(jnp.iinfo(kind).min), int(jnp.iinfo(kind).max))
-        drawn = rng.integers(low, high, size, np.uint64 if high >= 2**63 else np.int64, endpoint=True)
-        worst = np.array([each for each in (low, high, 0, -1, 1) if low <= each <= high], drawn.dtype)
-        return np.where(rng.random(size) < 0.5, drawn, rng.choice(worst, size)).astype(kind).reshape(shape)
+        drawn = rng.integers(
+            low, high, size, np.uint64 if high >= 2**63 else np.int64, endpoint=True
+        )
+        worst = np.array(
+            [each for each in (low, high, 0, -1, 1) if low <= each <= high], drawn.dtype
+        )
+        return (
+            np.where(rng.random(size) < 0.5, drawn, rng.choice(worst, size))
+            .astype(kind)
+            .reshape(shape)
+        )
     if kind == jnp.bool_:
         return rng.integers(0, 2, size).astype(bool).reshape(shape)
     part = jnp.finfo(kind).dtype  # complex numbers are pairs of it
     bits, worst = np.dtype(f"u{part.itemsize}"), _worst(part.name)
     drawn = np.frombuffer(rng.bytes(size * kind.itemsize), bits)
-    return np.where(rng.random(drawn.size) < 0.5, drawn, rng.choice(worst, drawn.size)).view(kind).reshape(shape)
+    return (
+        np.where(rng.random(drawn.size) < 0.5, drawn, rng.choice(worst, drawn.size))
+        .view(kind)
+        .reshape(shape)
+    )
 
 
 @functools.cache
@@ -107,7 +152,18 @@ def _worst(dtype: str) -> np.ndarray[Any, Any]:
     sign, mantissa = 1 << (info.bits - 1), (1 << info.nmant) - 1
     exponent = sign - 1 - mantissa
     quiet = exponent | (mantissa + 1) >> 1
-    plain = [0, 1, mantissa, mantissa + 1, exponent, exponent | 1, quiet, quiet | 1, sign - 1, int(_bits_of(info.max))]
+    plain = [
+        0,
+        1,
+        mantissa,
+        mantissa + 1,
+        exponent,
+        exponent | 1,
+        quiet,
+        quiet | 1,
+        sign - 1,
+        int(_bits_of(info.max)),
+    ]
     return np.array([pattern | s for pattern in plain for s in (0, sign)], bits)
 
 

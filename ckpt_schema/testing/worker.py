@@ -28,10 +28,14 @@ def _serve() -> None:
     faulthandler.register(signal.SIGUSR1)
     report = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed is no report
-    os.register_at_fork(after_in_child=lambda: report.closed or os.close(report.fileno()))  # or its end were not seen
+    os.register_at_fork(
+        after_in_child=lambda: report.closed or os.close(report.fileno())
+    )  # or its end were not seen
     pipe = os.fdopen(os.dup(0), "rb")
     with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)  # who reads from it, or starts a process that does, does not wait
+        os.dup2(
+            nothing.fileno(), 0
+        )  # who reads from it, or starts a process that does, does not wait
     job = pickle.load(pipe)
     threading.Thread(target=_end_with_parent, args=[pipe], daemon=True).start()
     try:
@@ -39,7 +43,12 @@ def _serve() -> None:
     except BaseException as error:
         inner = error.__traceback__ and error.__traceback__.tb_next
         lines = traceback.format_exception(error.with_traceback(inner and (inner.tb_next or inner)))
-        said = "raised", traceback.format_exception_only(error)[-1].splitlines()[0], "".join(lines), b""
+        said = (
+            "raised",
+            traceback.format_exception_only(error)[-1].splitlines()[0],
+            "".join(lines),
+            b"",
+        )
     sys.stdout.flush()
     with report:
         pickle.dump(said, report)
@@ -51,17 +60,28 @@ def _end_with_parent(pipe: IO[bytes]) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _called(number: int, n: int, port: int, devices: int, module: str, file: str | None, call: bytes) -> Any:
-    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+def _called(
+    number: int, n: int, port: int, devices: int, module: str, file: str | None, call: bytes
+) -> Any:
+    flags = re.sub(
+        r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")
+    )
     flags = flags.strip()  # XLA takes blanks for the name of a file
     os.environ |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     os.environ |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "no_grpc_proxy": "127.0.0.1"}
-    os.environ.setdefault("PJRT_NPROC", "64")  # for the reason that `ckpt_schema.testing.devices` gives
+    os.environ.setdefault(
+        "PJRT_NPROC", "64"
+    )  # for the reason that `ckpt_schema.testing.devices` gives
     import jax  # which reads these variables once
 
     at = f"127.0.0.1:{port}"
     jax.distributed.initialize(
-        at, n, number, coordinator_bind_address=at, initialization_timeout=60, heartbeat_timeout_seconds=30
+        at,
+        n,
+        number,
+        coordinator_bind_address=at,
+        initialization_timeout=60,
+        heartbeat_timeout_seconds=30,
     )
     jax.devices()  # all processes start jax together: one whose job does not use it would keep the others waiting
     _import(module, file)

@@ -46,13 +46,19 @@ def linen_state(leaves: int) -> dict[str, Any]:
     """A Linen train state, as Orbax returns it, of about ``leaves`` leaves: a third weights, two thirds moments."""
     blocks = max(1, leaves // 3 // LEAVES_PER_BLOCK)
     params = {f"block_{i}": _block() for i in range(blocks)}
-    return {"step": jnp.int32(3), "params": {"params": params}, "opt_state": TX.init({"params": params})}
+    return {
+        "step": jnp.int32(3),
+        "params": {"params": params},
+        "opt_state": TX.init({"params": params}),
+    }
 
 
 def _block() -> dict[str, Any]:
     return {
         "LayerNorm_0": {"scale": jnp.ones(2), "bias": jnp.zeros(2)},
-        "Attention_0": {name: {"kernel": jnp.ones((2, 2))} for name in ("query", "key", "value", "out")},
+        "Attention_0": {
+            name: {"kernel": jnp.ones((2, 2))} for name in ("query", "key", "value", "out")
+        },
         "Dense_0": {"kernel": jnp.ones((2, 4)), "bias": jnp.zeros(4)},
         "Dense_1": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)},
     }
@@ -65,12 +71,18 @@ def nnx_dict(state: dict[str, Any]) -> dict[str, Any]:
     """The same train state as a pure dict in an NNX layout."""
     weights = _renamed(state["params"]["params"])
     adam = state["opt_state"][1][0]
-    moments = {"count": adam.count, "mu": _renamed(adam.mu["params"]), "nu": _renamed(adam.nu["params"])}
+    moments = {
+        "count": adam.count,
+        "mu": _renamed(adam.mu["params"]),
+        "nu": _renamed(adam.nu["params"]),
+    }
     return {"model": weights, "optimizer": {"step": jnp.uint32(3), "opt_state": {1: {0: moments}}}}
 
 
 def _renamed(tree: dict[str, Any]) -> dict[str, Any]:
-    return {block: {NAMES[name]: leaf for name, leaf in inner.items()} for block, inner in tree.items()}
+    return {
+        block: {NAMES[name]: leaf for name, leaf in inner.items()} for block, inner in tree.items()
+    }
 
 
 def nnx_state(pure: dict[str, Any]) -> nnx.State[Any, Any]:
@@ -84,7 +96,11 @@ def nnx_state(pure: dict[str, Any]) -> nnx.State[Any, Any]:
 
 def rules(state: dict[str, Any]) -> list[Any]:
     """What neither tree can say: which block of one layout is which of the other."""
-    return [cs.rename(f"{block}/{old}", f"{block}/{new}") for block in state["params"]["params"] for old, new in NAMES.items()]
+    return [
+        cs.rename(f"{block}/{old}", f"{block}/{new}")
+        for block in state["params"]["params"]
+        for old, new in NAMES.items()
+    ]
 
 
 def declared(state: dict[str, Any]) -> tuple[cs.Layout, cs.Layout, cs.Layout]:
@@ -102,7 +118,9 @@ def _with_paths(layout: cs.Layout, paths: dict[Any, Any]) -> cs.Layout:
     return dataclasses.replace(layout, rows=rows)
 
 
-def ratio(run: Callable[[], Any], floor: Callable[[], Any], repeats: int) -> tuple[float, float, float]:
+def ratio(
+    run: Callable[[], Any], floor: Callable[[], Any], repeats: int
+) -> tuple[float, float, float]:
     """Best seconds of ``run`` and of ``floor``, taken in turns, and their ratio; ``timeit`` holds off the garbage collector.
 
     What other processes do to caches and clocks only ever adds time, so the best of several is what compares.
@@ -113,7 +131,9 @@ def ratio(run: Callable[[], Any], floor: Callable[[], Any], repeats: int) -> tup
     best = [float("inf"), float("inf")]
     for _ in range(repeats):
         gc.collect()
-        best = [min(b, timer.timeit(number) / number) for b, timer in zip(best, timers, strict=True)]
+        best = [
+            min(b, timer.timeit(number) / number) for b, timer in zip(best, timers, strict=True)
+        ]
     return best[0], best[1], best[0] / best[1]
 
 
@@ -131,7 +151,13 @@ def bench(leaves: int, repeats: int) -> list[tuple[str, float, float, float]]:
     state = to_state.get(source)
     adam = source["opt_state"][1][0]
     # The bridge wants each path in one collection only, so weights and moments go in as three modules.
-    variables = {"params": {"w": source["params"]["params"], "mu": adam.mu["params"], "nu": adam.nu["params"]}}
+    variables = {
+        "params": {
+            "w": source["params"]["params"],
+            "mu": adam.mu["params"],
+            "nu": adam.nu["params"],
+        }
+    }
 
     def first() -> Any:
         return cs.derive(linen, as_state).get(source)
@@ -150,14 +176,18 @@ def bench(leaves: int, repeats: int) -> list[tuple[str, float, float, float]]:
         ("first get, dict -> State", first, state),
         ("bridge, dict -> State", bridged, bridged()),
     ]
-    if leaves <= 1000:  # a rule is tried on every row, so thousands of them are quadratic; nobody writes thousands
+    if (
+        leaves <= 1000
+    ):  # a rule is tried on every row, so thousands of them are quadratic; nobody writes thousands
         cases.append(("infer + first get", inferred, state))
     return [(name, *ratio(run, identity(floor), repeats)) for name, run, floor in cases]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a table per size; exits 1 when a bound is missed at 10,000 leaves or more."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--leaves", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args(arguments)
@@ -168,8 +198,13 @@ def main(arguments: list[str] | None = None) -> int:
             bound = BOUNDS.get(name)
             late = bound is not None and leaves >= 10_000 and found > bound
             missed += late
-            cells = f"{leaves:>8}  {name:<26}{seconds * 1e3:>10.2f}{floor * 1e3:>10.2f}{found:>8.2f}"
-            print(cells + ("" if bound is None else f"{bound:>8.1f}") + ("  MISSED" if late else ""), flush=True)
+            cells = (
+                f"{leaves:>8}  {name:<26}{seconds * 1e3:>10.2f}{floor * 1e3:>10.2f}{found:>8.2f}"
+            )
+            print(
+                cells + ("" if bound is None else f"{bound:>8.1f}") + ("  MISSED" if late else ""),
+                flush=True,
+            )
     return 1 if missed else 0
 
 

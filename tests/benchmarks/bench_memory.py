@@ -32,7 +32,9 @@ from pathlib import Path
 from typing import Any
 
 DEVICES = 8
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+)
 
 import jax  # noqa: E402  jax reads the variable above once, when it starts
 import jax.numpy as jnp  # noqa: E402
@@ -43,7 +45,13 @@ from orbax.checkpoint import v1 as ocp  # noqa: E402
 import ckpt_schema as cs  # noqa: E402
 
 DEPTH, ROWS, KERNELS = 32, 1024, 8
-MEMORY = ("load", "restore, stacked -> list", "restore, list -> stacked", "get, stacked -> list", "put, list -> stacked")
+MEMORY = (
+    "load",
+    "restore, stacked -> list",
+    "restore, list -> stacked",
+    "get, stacked -> list",
+    "put, list -> stacked",
+)
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 SPEED = ("unstack axis 0", "stack axis 0", "unstack axis 1", "stack axis 1")
 
@@ -86,10 +94,14 @@ def lens(axis: int = 0) -> cs.Lens:
 def spread(axis: int, shape: tuple[int, ...]) -> NamedSharding:
     """A sharding of a stack over all devices."""
     count = len(jax.devices())
-    mesh = jax.make_mesh((max(1, count // 2), min(2, count)), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    mesh = jax.make_mesh(
+        (max(1, count // 2), min(2, count)), ("x", "y"), axis_types=(AxisType.Auto,) * 2
+    )
     entries = ["x", "y"]
     entries.insert(axis, None)  # type: ignore[arg-type]
-    return NamedSharding(mesh, PartitionSpec(*entries) if len(shape) == 3 else PartitionSpec("x", "y"))
+    return NamedSharding(
+        mesh, PartitionSpec(*entries) if len(shape) == 3 else PartitionSpec("x", "y")
+    )
 
 
 def abstract(gigabytes: float, axis: int = 0) -> Any:
@@ -103,7 +115,9 @@ def abstract(gigabytes: float, axis: int = 0) -> Any:
 
 def concrete(tree: Any) -> Any:
     """Its arrays, none of whose pages are shared."""
-    make = functools.cache(lambda leaf: jax.jit(lambda: jnp.ones(leaf.shape, leaf.dtype), out_shardings=leaf.sharding))
+    make = functools.cache(
+        lambda leaf: jax.jit(lambda: jnp.ones(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)
+    )
     return jax.block_until_ready(jax.tree.map(lambda leaf: make(leaf)(), tree))
 
 
@@ -125,10 +139,14 @@ def memory(row: str, gigabytes: float, folder: Path) -> float:
     stacked = abstract(gigabytes)
     listed = lens().get(stacked)
     cold = jax.tree.map(lambda x: jax.ShapeDtypeStruct((DEPTH, 2, 2), x.dtype), stacked)
-    jax.block_until_ready(lens().put(lens().get(concrete(jax.tree.map(lambda x: _small(x), cold)))))  # what loads once
+    jax.block_until_ready(
+        lens().put(lens().get(concrete(jax.tree.map(lambda x: _small(x), cold))))
+    )  # what loads once
     kind, _, way = row.partition(", ")
     if kind in ("load", "restore"):
-        saved, target = (listed, stacked) if way.startswith("list") else (stacked, listed if way else stacked)
+        saved, target = (
+            (listed, stacked) if way.startswith("list") else (stacked, listed if way else stacked)
+        )
         path = folder / ("list" if saved is listed else "stacked")
         before = used()
         made = ocp.load(path, target) if kind == "load" else cs.orbax.restore(path, target, lens())
@@ -142,7 +160,9 @@ def memory(row: str, gigabytes: float, folder: Path) -> float:
 
 
 def _small(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(spread(0, leaf.shape).mesh, PartitionSpec()))
+    return jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=NamedSharding(spread(0, leaf.shape).mesh, PartitionSpec())
+    )
 
 
 def best(run: Callable[[], Any], repeats: int = 5) -> float:
@@ -177,7 +197,9 @@ def save(gigabytes: float, folder: Path) -> None:
 
 def main() -> None:
     """Prints the rows; with ``--row``, measures one of them and prints it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--row")
     parser.add_argument("--folder", type=Path)
@@ -186,7 +208,14 @@ def main() -> None:
         _measure(options.row, options.gigabytes, options.folder)
         return
     with tempfile.TemporaryDirectory() as folder:
-        again = [sys.executable, __file__, "--gigabytes", str(options.gigabytes), "--folder", folder]
+        again = [
+            sys.executable,
+            __file__,
+            "--gigabytes",
+            str(options.gigabytes),
+            "--folder",
+            folder,
+        ]
         _print_table(options.gigabytes, again)
 
 
@@ -202,13 +231,20 @@ def _measure(row: str, gigabytes: float, folder: Path) -> None:
 def _print_table(gigabytes: float, again: list[str]) -> None:
     def measured(row: str) -> Any:
         environment = {**os.environ, **(MALLOC if row in MEMORY else {})}
-        run = subprocess.run([*again, "--row", row], check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        run = subprocess.run(
+            [*again, "--row", row], check=True, stdout=subprocess.PIPE, text=True, env=environment
+        )
         output = run.stdout
         return json.loads(output.splitlines()[-1]) if output.strip() else None
 
-    total, largest = bytes_of(abstract(gigabytes)), max(bytes_of(x) for x in jax.tree.leaves(abstract(gigabytes)))
+    total, largest = (
+        bytes_of(abstract(gigabytes)),
+        max(bytes_of(x) for x in jax.tree.leaves(abstract(gigabytes))),
+    )
     bound = (total + 2 * largest) / total
-    print(f"checkpoint of {total / 1e9:.2f} GB, largest leaf {largest / 1e9:.3f} GB, on {len(jax.devices())} devices")
+    print(
+        f"checkpoint of {total / 1e9:.2f} GB, largest leaf {largest / 1e9:.3f} GB, on {len(jax.devices())} devices"
+    )
     measured("save")
     print(f"{'peak memory':28}{'GB':>8}{'ratio':>8}{'bound':>8}")
     for row in MEMORY:
@@ -217,7 +253,10 @@ def _print_table(gigabytes: float, again: list[str]) -> None:
     print(f"{'speed':28}{'GB/s':>8}{'copy':>8}{'ratio':>8}")
     for row in SPEED:
         seconds, floor = measured(row)
-        print(f"{row:28}{total / seconds / 1e9:8.2f}{total / floor / 1e9:8.2f}{seconds / floor:8.2f}", flush=True)
+        print(
+            f"{row:28}{total / seconds / 1e9:8.2f}{total / floor / 1e9:8.2f}{seconds / floor:8.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -23,12 +23,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         run_distributed(4, jobs.save_linen, root)
-        print("| restored by | cut | MB held by each | read by TensorStore | read in all |\n|---|---|---|---|---|")
+        print(
+            "| restored by | cut | MB held by each | read by TensorStore | read in all |\n|---|---|---|---|---|"
+        )
         for n in (1, 2, 4):
             found = run_distributed(n, jobs.read_big, root)
             for cut in found[0]:
                 held, stored, every = (max(each[cut][at] for each in found) for at in range(3))
-                print(f"| {n} | {cut} | {held / 1e6:.1f} | {stored / held:.2f} | {every / held:.2f} |")
+                print(
+                    f"| {n} | {cut} | {held / 1e6:.1f} | {stored / held:.2f} | {every / held:.2f} |"
+                )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ class ScannedLayer(nn.Module):
     """Two branches, in the form that ``nn.scan`` wants, their modules named by Linen."""
 
     @nn.compact
-    def __call__(self, carry: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
+    def __call__(
+        self, carry: tuple[jax.Array, jax.Array], _: None
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
         """The features for the next layer, and the sum of all branches so far."""
         x, total = carry
         seen = self.variable("seen", "first", jnp.int32, 0)
@@ -54,7 +56,9 @@ class LinenScanned(nn.Module):
         """The sum of all branches."""
         total = nn.Embed(VOCAB, EMBED)(tokens)
         axes = {"params": 1, "seen": 0}
-        layers: Any = nn.scan(ScannedLayer, variable_axes=axes, split_rngs={"params": True}, length=DEPTH)
+        layers: Any = nn.scan(
+            ScannedLayer, variable_axes=axes, split_rngs={"params": True}, length=DEPTH
+        )
         return layers(name="layers")((x, total), None)[0][1]
 
 
@@ -107,7 +111,9 @@ class NnxListed(nnx.Module):
 
     def __call__(self, tokens: jax.Array, x: jax.Array) -> jax.Array:
         """The sum of all branches."""
-        return self.table(tokens) + sum(layer(jnp.roll(x, i, -1)) for i, layer in enumerate(self.layers))
+        return self.table(tokens) + sum(
+            layer(jnp.roll(x, i, -1)) for i, layer in enumerate(self.layers)
+        )
 
 
 class StackedLayer(nnx.Module):
@@ -133,7 +139,11 @@ class NnxStacked(nnx.Module):
     def __call__(self, tokens: jax.Array, x: jax.Array) -> jax.Array:
         """The sum of all branches."""
 
-        def add(carry: tuple[jax.Array, jax.Array], layer: StackedLayer) -> tuple[jax.Array, jax.Array]:
+        def add(
+            carry: tuple[jax.Array, jax.Array], layer: StackedLayer
+        ) -> tuple[jax.Array, jax.Array]:
             return jnp.roll(carry[0], 1, -1), carry[1] + layer(carry[0])
 
-        return nnx.scan(add, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)((x, self.embed(tokens)), self.layers)[1]
+        return nnx.scan(add, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(
+            (x, self.embed(tokens)), self.layers
+        )[1]

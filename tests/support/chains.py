@@ -54,7 +54,10 @@ class Case:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of each input."""
-        return tuple(int(np.prod([f if isinstance(f, int) else self.sizes[f] for f in dim])) for dim in self.dims)
+        return tuple(
+            int(np.prod([f if isinstance(f, int) else self.sizes[f] for f in dim]))
+            for dim in self.dims
+        )
 
     @property
     def needed(self) -> dict[str, int]:
@@ -111,8 +114,12 @@ def cases(
     dtypes: tuple[str, ...] = DTYPES,
 ) -> Case:
     """A chain of up to ``length`` edits of these kinds, the first of which is there in any case."""
-    pool = [name for name in NAMES if draw(st.booleans())] + [n for n in (1, 3, 5) if draw(st.integers(0, 3)) == 0]
-    bound = {name: draw(st.sampled_from(sizes)) for name in NAMES} | {REPEATS: draw(st.integers(1, 4))}
+    pool = [name for name in NAMES if draw(st.booleans())] + [
+        n for n in (1, 3, 5) if draw(st.integers(0, 3)) == 0
+    ]
+    bound = {name: draw(st.sampled_from(sizes)) for name in NAMES} | {
+        REPEATS: draw(st.integers(1, 4))
+    }
     first = draw(st.sampled_from(kinds))
     dtype = draw(st.sampled_from(INTEGERS if first is Cast else dtypes))
     atoms = (REPEATS, *pool) if first is Unstack else tuple(pool)
@@ -125,7 +132,18 @@ def cases(
     arity, results = ((bound[REPEATS] if many else 1) for many in (first is Stack, draft.many))
     bounds = _bounds(draft.dtypes) if len(draft.dtypes) > 1 else None
     seed = draw(st.integers(0, 2**32 - 1))
-    return Case(Chain(tuple(draft.edits)), dims, draft.dims, dtype, draft.dtype, arity, results, bound, bounds, seed)
+    return Case(
+        Chain(tuple(draft.edits)),
+        dims,
+        draft.dims,
+        dtype,
+        draft.dtype,
+        arity,
+        results,
+        bound,
+        bounds,
+        seed,
+    )
 
 
 def _bounds(dtypes: list[str]) -> Bounds:

@@ -17,7 +17,14 @@ from ckpt_schema.testing.values import IMPLS
 from support.chains import NAMES, groupings
 
 SIDES = 3
-_CLASSES = {"float32": "Float32", "bfloat16": "BFloat16", "int32": "Int32", "uint32": "UInt32", "bool": "Bool", "int8": "Int8"}
+_CLASSES = {
+    "float32": "Float32",
+    "bfloat16": "BFloat16",
+    "int32": "Int32",
+    "uint32": "UInt32",
+    "bool": "Bool",
+    "int8": "Int8",
+}
 SYMBOLS = ("/{i}", "_{i}", "/'{i}'", "/block{i}", "/{i+1}", "_{i+1:02}", "_{2*i}")
 _FLOATS = ("float32", "bfloat16", "float8_e5m2")
 _OTHERS = ("int32", "bool", "int8", "key")
@@ -37,7 +44,9 @@ class Family:
 
     def __repr__(self) -> str:
         """All tables, for hypothesis to print when a law fails."""
-        return "\n".join([*(str(cs.layout(schema)) for schema in self.schemas), str(dict(self.sizes))])
+        return "\n".join(
+            [*(str(cs.layout(schema)) for schema in self.schemas), str(dict(self.sizes))]
+        )
 
 
 @dataclasses.dataclass
@@ -55,7 +64,9 @@ class _Side:
     def close(self, name: str) -> type[cs.Schema]:
         """The class."""
         body = {"__annotations__": self.annotations, **self.fields}
-        return types.new_class(name, (cs.Schema,), exec_body=lambda namespace: namespace.update(body))
+        return types.new_class(
+            name, (cs.Schema,), exec_body=lambda namespace: namespace.update(body)
+        )
 
 
 _Sides = tuple[_Side, ...]
@@ -111,7 +122,11 @@ def _default(dtype: str) -> Any:
 @st.composite
 def _spelling(draw: st.DrawFn, name: str) -> dict[str, Any]:
     """How one side spells an attribute: as it is called, otherwise, or a level deeper."""
-    key = draw(st.sampled_from((None, f"{name.title()}_0", f"{name}/kernel", f"{name}/'0'", f"value/{name}")))
+    key = draw(
+        st.sampled_from(
+            (None, f"{name.title()}_0", f"{name}/kernel", f"{name}/'0'", f"value/{name}")
+        )
+    )
     return {} if key is None else {"key": key}
 
 
@@ -119,7 +134,9 @@ def _spelling(draw: st.DrawFn, name: str) -> dict[str, Any]:
 def _leaf(draw: st.DrawFn, level: _Level, sides: _Sides, name: str, *, required: bool) -> None:
     dtype = draw(st.sampled_from(_FLOATS if level.floats else (*_FLOATS, *_OTHERS)))
     dtype = draw(st.sampled_from(list(IMPLS))) if dtype == "key" else dtype
-    atoms = tuple(n for n in NAMES if draw(st.booleans())) + ((3,) if draw(st.integers(0, 3)) == 0 else ())
+    atoms = tuple(n for n in NAMES if draw(st.booleans())) + (
+        (3,) if draw(st.integers(0, 3)) == 0 else ()
+    )
     atoms = atoms[:1] if dtype in IMPLS else atoms
     optional = not required and draw(st.integers(0, 3)) == 0
     defaulted = optional and draw(st.booleans())
@@ -127,7 +144,9 @@ def _leaf(draw: st.DrawFn, level: _Level, sides: _Sides, name: str, *, required:
         dims = draw(groupings(tuple(draw(st.permutations(atoms)))))
         kind = draw(st.sampled_from(("int32", "uint32", "int8"))) if dtype == "int32" else dtype
         told = {"default": _default(kind)} if defaulted else {}
-        side.declare(name, _annotation(dims, kind), **draw(_spelling(name)), **told, optional=optional)
+        side.declare(
+            name, _annotation(dims, kind), **draw(_spelling(name)), **told, optional=optional
+        )
 
 
 @st.composite
@@ -135,10 +154,20 @@ def _private(draw: st.DrawFn, sides: _Sides, name: str) -> None:
     """A leaf or a stream that some sides have, and not all."""
     dtype = draw(st.sampled_from(("float32", "int32", "bool", *IMPLS)))
     stream = dtype in IMPLS and draw(st.booleans())
-    annotation = cs.Stream[dtype[4:-1]] if stream else _annotation((("a",),) if draw(st.booleans()) else (), dtype)
+    annotation = (
+        cs.Stream[dtype[4:-1]]
+        if stream
+        else _annotation((("a",),) if draw(st.booleans()) else (), dtype)
+    )
     default = cs.fresh_key(draw(st.integers(0, 2))) if dtype in IMPLS else _default(dtype)
     for at in draw(st.sampled_from([(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)])):
-        sides[at].declare(name, annotation, **draw(_spelling(name)), default=default, optional=draw(st.integers(0, 3)) == 0)
+        sides[at].declare(
+            name,
+            annotation,
+            **draw(_spelling(name)),
+            default=default,
+            optional=draw(st.integers(0, 3)) == 0,
+        )
 
 
 @st.composite
@@ -155,7 +184,13 @@ def _repeated(draw: st.DrawFn, level: _Level, sides: _Sides, name: str) -> None:
     below = draw(_schemas(dataclasses.replace(level, depth=level.depth + 1), name))
     for side, schema, scan in zip(sides, below, stacked, strict=True):
         if scan:
-            side.declare(name, schema, scan=name, axis=draw(st.sampled_from((0, -1))), **draw(_spelling(name)))
+            side.declare(
+                name,
+                schema,
+                scan=name,
+                axis=draw(st.sampled_from((0, -1))),
+                **draw(_spelling(name)),
+            )
         else:
             key = draw(st.sampled_from([f"{name}{symbol}" for symbol in SYMBOLS]))
             side.declare(name, list[schema], key=key, length=name)  # type: ignore[valid-type]

@@ -66,19 +66,27 @@ class Layers:
 
     def states(self, *sides: int) -> list[Any]:
         """One random state for each number of a side."""
-        rng, made = np.random.default_rng(self.seed), makers(self.sizes, self.lens.source, self.lens.view)
+        rng, made = (
+            np.random.default_rng(self.seed),
+            makers(self.sizes, self.lens.source, self.lens.view),
+        )
         return [made[side](rng, as_numpy) for side in sides]
 
 
 def _schema(name: str, **attributes: tuple[Any, Any]) -> type[cs.Schema]:
     """A schema class of attributes, each an annotation (None: there is none) and a value."""
     annotations = {key: kind for key, (kind, _) in attributes.items() if kind is not None}
-    body = {"__annotations__": annotations, **{key: value for key, (_, value) in attributes.items()}}
+    body = {
+        "__annotations__": annotations,
+        **{key: value for key, (_, value) in attributes.items()},
+    }
     return types.new_class(name, (cs.Schema,), exec_body=lambda namespace: namespace.update(body))
 
 
 @st.composite
-def _repeated(draw: st.DrawFn, block: type[cs.Schema], size: str | int, name: str, kinds: tuple[str, ...]) -> tuple[Any, Any]:
+def _repeated(
+    draw: st.DrawFn, block: type[cs.Schema], size: str | int, name: str, kinds: tuple[str, ...]
+) -> tuple[Any, Any]:
     """An attribute that repeats ``block``."""
     if draw(st.sampled_from(kinds)) == "stacked":
         return block, cs.field(scan=size, axis=draw(st.sampled_from((0, -1))), key=name)
@@ -93,15 +101,31 @@ def _model(draw: st.DrawFn, block: type[cs.Schema], form: str, total: str) -> ty
     """A model whose layers are ``plain``, in ``blocks`` with a remainder, or in ``stages``."""
     embedding = (Float32[Array, "vocab embed"], cs.field())
     if form == "plain":
-        return _schema("Plain", embedding=embedding, layers=draw(_repeated(block, total, "layers", BOTH)))
+        return _schema(
+            "Plain", embedding=embedding, layers=draw(_repeated(block, total, "layers", BOTH))
+        )
     if form == "stages":
         stage = _schema("Stage", layers=draw(_repeated(block, "depth", "layers", BOTH)))
         stages = draw(_repeated(stage, "stages", "stages", BOTH))
-        return _schema("Stages", embedding=embedding, stages=stages, layers=(None, cs.series("stages[]/layers[]")))
+        return _schema(
+            "Stages",
+            embedding=embedding,
+            stages=stages,
+            layers=(None, cs.series("stages[]/layers[]")),
+        )
     inner = _schema("Block", layers=draw(_repeated(block, 2, "layers", BOTH)))
-    blocks, rest = draw(_repeated(inner, "blocks", "blocks", BOTH)), draw(_repeated(block, "rest", "rest", BOTH))
-    order = ("blocks[]/layers[]", "rest[]") if total.startswith("2") else ("rest[]", "blocks[]/layers[]")
-    return _schema("Blocks", embedding=embedding, blocks=blocks, rest=rest, layers=(None, cs.series(*order)))
+    blocks, rest = (
+        draw(_repeated(inner, "blocks", "blocks", BOTH)),
+        draw(_repeated(block, "rest", "rest", BOTH)),
+    )
+    order = (
+        ("blocks[]/layers[]", "rest[]")
+        if total.startswith("2")
+        else ("rest[]", "blocks[]/layers[]")
+    )
+    return _schema(
+        "Blocks", embedding=embedding, blocks=blocks, rest=rest, layers=(None, cs.series(*order))
+    )
 
 
 @st.composite
@@ -113,12 +137,20 @@ def layers(draw: st.DrawFn, *, tx: Any = None) -> Layers:
     fused, apart = draw(st.sampled_from(((Fused, Apart), (Equal, Thirds))))
     splits = forms == ("plain", "plain") and draw(st.booleans())
     pair = (fused, apart) if splits else draw(st.sampled_from(((fused, fused), (apart, apart))))
-    models: list[Any] = [draw(_model(block, form, total)) for block, form in zip(pair, forms, strict=True)]
+    models: list[Any] = [
+        draw(_model(block, form, total)) for block, form in zip(pair, forms, strict=True)
+    ]
     rules = [cs.fuse("layers[]/qkv", ["layers[]/q", "layers[]/k", "layers[]/v"])] if splits else []
     if draw(st.booleans()):
         models.reverse()
     if tx is not None:
         models = [cs.linen.TrainState[models[0], tx], cs.nnx.TrainState[models[1], tx]]
-    sizes = {"embed": draw(st.integers(1, 3)), "vocab": 2, "heads": draw(st.integers(1, 2)), "dim": 2, "kv": 1}
+    sizes = {
+        "embed": draw(st.integers(1, 3)),
+        "vocab": 2,
+        "heads": draw(st.integers(1, 2)),
+        "dim": 2,
+        "kv": 1,
+    }
     sizes |= {name: draw(st.integers(1, 3)) for name in ("blocks", "rest", "stages", "depth")}
     return Layers(bound(cs.derive(*models, rules), sizes), sizes, draw(st.integers(0, 2**32 - 1)))

@@ -98,7 +98,9 @@ def to_nnx() -> cs.Lens:
 def to_stacked() -> cs.Lens:
     """Unrolled NNX to stacked NNX."""
     edits = [cs.private("layers[]/attention", cs.fresh_key(1)), cs.private("rngs", cs.fresh_key(2))]
-    return cs.derive(cs.nnx.TrainState[NnxDecoder, TX], cs.nnx.TrainState[StackedDecoder, TX], edits)
+    return cs.derive(
+        cs.nnx.TrainState[NnxDecoder, TX], cs.nnx.TrainState[StackedDecoder, TX], edits
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +129,16 @@ def subjects() -> tuple[Subject, ...]:
     """The decoder above, and the layouts of the demo: scanned to unrolled, and scanned to scanned."""
     tx = optimizer()
     linen = cs.linen.TrainState[schemas.LinenScanned, tx]
-    unrolled, scanned = cs.nnx.TrainState[schemas.NnxUnrolled, tx], cs.nnx.TrainState[schemas.NnxScanned, tx]
+    unrolled, scanned = (
+        cs.nnx.TrainState[schemas.NnxUnrolled, tx],
+        cs.nnx.TrainState[schemas.NnxScanned, tx],
+    )
     return (
         Subject("decoder", to_nnx(), to_stacked(), SIZES),
-        Subject("demo, unrolled", cs.derive(linen, unrolled), cs.derive(unrolled, scanned), DEMO_SIZES),
-        Subject("demo, scanned", cs.derive(linen, scanned), cs.derive(scanned, unrolled), DEMO_SIZES),
+        Subject(
+            "demo, unrolled", cs.derive(linen, unrolled), cs.derive(unrolled, scanned), DEMO_SIZES
+        ),
+        Subject(
+            "demo, scanned", cs.derive(linen, scanned), cs.derive(scanned, unrolled), DEMO_SIZES
+        ),
     )

@@ -118,17 +118,26 @@ class LinenBlock(nn.Module):
                 x = LinenBlock(layer.block, name=f"{name}_{number}")(x)[0]
             return x
         axes = dict.fromkeys(("params", "batch_stats", "stats"), layer.axis)
-        stack = nn.scan(LinenBlock, variable_axes=axes, split_rngs={"params": True}, length=layer.times)
+        stack = nn.scan(
+            LinenBlock, variable_axes=axes, split_rngs={"params": True}, length=layer.times
+        )
         return stack(layer.block, name=name)(x, None)[0]
 
 
 def linen_state(block: Block, tx: optax.GradientTransformation, *, bare: bool) -> dict[str, Any]:
     """The abstract train state of the block in Linen."""
-    variables = dict(jax.eval_shape(LinenBlock(block).init, jax.random.key(0), jnp.ones((1, WIDTH))))
+    variables = dict(
+        jax.eval_shape(LinenBlock(block).init, jax.random.key(0), jnp.ones((1, WIDTH)))
+    )
     params = variables.pop("params")
     params = params if bare else {"params": params}
     step = jax.ShapeDtypeStruct((), "int32")
-    return {"step": step, "params": params, "opt_state": jax.eval_shape(tx.init, params), **variables}
+    return {
+        "step": step,
+        "params": params,
+        "opt_state": jax.eval_shape(tx.init, params),
+        **variables,
+    }
 
 
 # --- NNX  ---
@@ -153,7 +162,9 @@ def _made(layer: Layer | Block | Repeat, rngs: nnx.Rngs) -> Any:
     if isinstance(layer, Repeat):
         if layer.listed:
             return nnx.List([NnxBlock(layer.block, rngs) for _ in range(layer.times)])
-        return nnx.split_rngs(splits=layer.times)(nnx.vmap(lambda split: NnxBlock(layer.block, split)))(rngs)
+        return nnx.split_rngs(splits=layer.times)(
+            nnx.vmap(lambda split: NnxBlock(layer.block, split))
+        )(rngs)
     makers: dict[str, Callable[[], Any]] = {
         "dense": lambda: nnx.Linear(WIDTH, WIDTH, rngs=rngs),
         "norm": lambda: nnx.LayerNorm(WIDTH, rngs=rngs),
@@ -206,10 +217,14 @@ def schema(block: Block, *, linen: bool, at: str = "n") -> type[cs.Schema]:
         if told is not None:
             annotations[name], fields[name] = told
     body = {"__annotations__": annotations, **fields}
-    return types.new_class("Drawn", (cs.Schema,), exec_body=lambda namespace: namespace.update(body))
+    return types.new_class(
+        "Drawn", (cs.Schema,), exec_body=lambda namespace: namespace.update(body)
+    )
 
 
-def _declared(name: str, layer: Layer | Block | Repeat, linen: bool, at: str) -> tuple[Any, Any] | None:
+def _declared(
+    name: str, layer: Layer | Block | Repeat, linen: bool, at: str
+) -> tuple[Any, Any] | None:
     if isinstance(layer, Block):
         return schema(layer, linen=linen, at=at), cs.field()
     if isinstance(layer, Repeat):
@@ -249,7 +264,9 @@ def sizes(block: Block, at: str = "n") -> dict[str, int]:
 
 def _kernels(params: Any) -> Any:
     """A mask that means the same for layers in a stack as for layers in a list."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "kernel" in jax.tree_util.keystr(path), params
+    )
 
 
 def _labels(params: Any) -> Any:
@@ -269,7 +286,9 @@ _WRAPPED: dict[str, Callable[[Any], Any]] = {
     "MultiSteps": lambda tx: optax.MultiSteps(tx, every_k_schedule=2),
     "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
     "masked": lambda tx: optax.masked(tx, _kernels),
-    "partition": lambda tx: optax.partition({"kernels": tx, "others": optax.sgd(0.1, momentum=0.9)}, _labels),
+    "partition": lambda tx: optax.partition(
+        {"kernels": tx, "others": optax.sgd(0.1, momentum=0.9)}, _labels
+    ),
     "named": lambda tx: optax.named_chain(("inner", tx), ("rms", optax.scale_by_rms())),
     "chained": lambda tx: optax.chain(optax.clip(1.0), tx),
 }

@@ -49,7 +49,10 @@ def params(sizes: dict[str, int]) -> dict[str, Any]:
     def leaf(seed: int, *names: str) -> jax.Array:
         return jax.random.normal(jax.random.key(seed), [sizes[name] for name in names])
 
-    layers = {f"layers_{i}": {"kernel": leaf(2 * i, "embed", "mlp"), "scale": leaf(2 * i + 1, "embed")} for i in range(DEPTH)}
+    layers = {
+        f"layers_{i}": {"kernel": leaf(2 * i, "embed", "mlp"), "scale": leaf(2 * i + 1, "embed")}
+        for i in range(DEPTH)
+    }
     return {"embed": {"embedding": leaf(9, "vocab", "embed")}, **layers}
 
 
@@ -126,13 +129,17 @@ ARGUMENTS: dict[str, Any] = {
     "sync_period": 2,
     "threshold": 1.0,
     "transforms": {"matrix": optax.adam(1e-2), "other": optax.sgd(0.1, momentum=0.9)},
-    **dict.fromkeys(("base_optimizer", "fast_optimizer", "inner", "optimizer", "tx"), optax.adam(1e-2)),
+    **dict.fromkeys(
+        ("base_optimizer", "fast_optimizer", "inner", "optimizer", "tx"), optax.adam(1e-2)
+    ),
 }
 VARIADIC: dict[str, Callable[[], Any]] = {
     "chain": lambda: optax.chain(optax.clip(1.0), optax.adamw(1e-2)),
     "named_chain": lambda: optax.named_chain(("clip", optax.clip(1.0)), ("adam", optax.adam(1e-2))),
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
-    "inject_stateful_hyperparams": lambda: optax.inject_stateful_hyperparams(optax.adam)(learning_rate=1e-2),
+    "inject_stateful_hyperparams": lambda: optax.inject_stateful_hyperparams(optax.adam)(
+        learning_rate=1e-2
+    ),
 }
 
 
@@ -142,7 +149,9 @@ def _public(module: ModuleType) -> Iterator[tuple[str, Callable[..., Any]]]:
         if name.startswith("_") or not inspect.isfunction(function):
             continue
         says = inspect.signature(function).return_annotation
-        if "GradientTransformation" in str(says) or (says is inspect.Signature.empty and _makes_one(function)):
+        if "GradientTransformation" in str(says) or (
+            says is inspect.Signature.empty and _makes_one(function)
+        ):
             yield name, function
 
 
@@ -160,15 +169,23 @@ def _makes_one(function: Callable[..., Any]) -> bool:
 @functools.cache
 def found() -> dict[str, Callable[..., Any]]:
     """Every public function of optax and optax.contrib that returns a transformation."""
-    return {name: function for module in (optax, optax.contrib) for name, function in _public(module)}
+    return {
+        name: function for module in (optax, optax.contrib) for name, function in _public(module)
+    }
 
 
 def required(function: Callable[..., Any]) -> list[str]:
     """The arguments without which it makes nothing."""
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(function).parameters
-    needed = [p.name for p in parameters.values() if p.name == "key" or (p.default is p.empty and p.kind not in kinds)]
-    return [name for name in needed if name != "seed" or "key" not in parameters]  # the older name of the same
+    needed = [
+        p.name
+        for p in parameters.values()
+        if p.name == "key" or (p.default is p.empty and p.kind not in kinds)
+    ]
+    return [
+        name for name in needed if name != "seed" or "key" not in parameters
+    ]  # the older name of the same
 
 
 def make(name: str, **given: Any) -> Any:
@@ -200,7 +217,10 @@ def lens(name: str, wrapped: str = "alone") -> cs.Lens:
     """The lens between the two layouts of the train state."""
     tx = WRAPPERS[wrapped](name)
     sizes = ({**SIZED[name], "depth": DEPTH},) if name in SIZED else ()
-    return cs.derive(cs.linen.BareTrainState[(LinenSchema, tx, *sizes)], cs.nnx.TrainState[(NnxSchema, tx, *sizes)])
+    return cs.derive(
+        cs.linen.BareTrainState[(LinenSchema, tx, *sizes)],
+        cs.nnx.TrainState[(NnxSchema, tx, *sizes)],
+    )
 
 
 WRAPPERS: dict[str, Callable[[str], Any]] = {
@@ -209,7 +229,9 @@ WRAPPERS: dict[str, Callable[[str], Any]] = {
     "with a schedule": lambda name: make(name, learning_rate=optax.linear_schedule(1e-2, 0.0, 10)),
     "MultiSteps": lambda name: optax.MultiSteps(make(name), every_k_schedule=2),
     "masked": lambda name: optax.masked(make(name), matrices),
-    "partition": lambda name: optax.partition({"matrix": make(name), "other": optax.sgd(0.1, momentum=0.9)}, labels),
+    "partition": lambda name: optax.partition(
+        {"matrix": make(name), "other": optax.sgd(0.1, momentum=0.9)}, labels
+    ),
     "apply_if_finite": lambda name: optax.apply_if_finite(make(name), 3),
     "inject_hyperparams": lambda name: optax.inject_hyperparams(found()[name])(learning_rate=1e-2),
     "named_chain": lambda name: optax.named_chain(("clip", optax.clip(1.0)), ("inner", make(name))),
@@ -244,7 +266,11 @@ def main() -> None:
         state = [row for row in layout.rows if row.path[0] == "opt_state"]
         weights = {row.path[1:]: row for row in layout.rows if row.path[0] == "params"}
         mirrors = [row for row in state if row.body is not None]
-        shaped = [row for row in mirrors if getattr(weights.get(row.path[row.body :]), "dims", None) == row.dims]
+        shaped = [
+            row
+            for row in mirrors
+            if getattr(weights.get(row.path[row.body :]), "dims", None) == row.dims
+        ]
         holes = sum(node.type is optax.MaskedNode for node in layout.nodes)
         remark = "sizes must be given" if name in SIZED else ""
         counts = f"{len(weights):>7}{len(shaped):>7}{len(state) - len(shaped):>5}{holes:>6}"

@@ -59,7 +59,11 @@ def trained(state: Plain) -> Plain:
     gradients = {"embed": (tokens[:, None] == np.arange(VOCAB)).T @ targets}
     for i in range(DEPTH):
         rolled = np.roll(x, i, -1)
-        gradients |= {f"{i}/bias": targets.sum(0), f"{i}/wi": rolled.T @ targets, f"{i}/mix": rolled[:, ::-1].T @ targets}
+        gradients |= {
+            f"{i}/bias": targets.sum(0),
+            f"{i}/wi": rolled.T @ targets,
+            f"{i}/mix": rolled[:, ::-1].T @ targets,
+        }
         for name, more in (("seen", np.int32(rolled[0, 0])), ("draws", np.uint32(1))):
             if f"{i}/{name}" in private:
                 private[f"{i}/{name}"] = private[f"{i}/{name}"] + more
@@ -84,7 +88,9 @@ def converted(state: Plain, route: Sequence[str], own: Values | None) -> Plain:
 
 def defaults(version: str) -> Values:
     """The private values that the layout of a version declares."""
-    return {f"{i}/{name}": value for i in range(DEPTH) for name, value in _DEFAULTS[version].items()}
+    return {
+        f"{i}/{name}": value for i in range(DEPTH) for name, value in _DEFAULTS[version].items()
+    }
 
 
 # --- What real trees hold  ---
@@ -93,21 +99,33 @@ def defaults(version: str) -> Values:
 def read(version: str, tree: Any) -> Plain:
     """The values of a version's tree, by plain indexing."""
     fields = ("step", "params", "opt_state", "seen")
-    pure = {name: getattr(tree, name) for name in fields} if version in LINEN else nnx.to_pure_dict(tree)
+    pure = (
+        {name: getattr(tree, name) for name in fields}
+        if version in LINEN
+        else nnx.to_pure_dict(tree)
+    )
     host = jax.tree.map(_host, pure)
     if version in LINEN:
         trace, schedule = host["opt_state"] if version == "scanned" else host["opt_state"][1]
         step, params, momenta, count = host["step"], host["params"], trace.trace, schedule.count
     else:
         optimizer, params = host["optimizer"], host["model"]
-        trace, schedule = (optimizer["opt_state"] if version == "listed" else optimizer["opt_state"][1]).values()
+        trace, schedule = (
+            optimizer["opt_state"] if version == "listed" else optimizer["opt_state"][1]
+        ).values()
         step, momenta, count = np.int32(optimizer["step"]), trace["trace"], schedule["count"]
     shared = {"step": step, "count": count}
     for part, root in (("params", params), ("trace", momenta)):
         shared[f"{part}/embed"] = root[_TABLES[version]]["embedding"]
         for i in range(DEPTH):
-            shared |= {f"{part}/{i}/{name}": value for name, value in _layer(version, root, i).items()}
-    private = {f"{i}/{name}": value for i in range(DEPTH) for name, value in _private(version, host, i).items()}
+            shared |= {
+                f"{part}/{i}/{name}": value for name, value in _layer(version, root, i).items()
+            }
+    private = {
+        f"{i}/{name}": value
+        for i in range(DEPTH)
+        for name, value in _private(version, host, i).items()
+    }
     return Plain(shared, private)
 
 
@@ -131,7 +149,11 @@ def _layer(version: str, root: Any, i: int) -> dict[str, Any]:
         return {"wi": wi["kernel"][i], "bias": wi["bias"][i], "mix": mix["kernel"][i].T}
     layer = root[f"layers_{i}"] if version == "unrolled" else root["layers"][i]
     wi = layer["wi" if version == "unrolled" else "up"]
-    return {"wi": wi["kernel"], "bias": wi["bias"], "mix": layer["mix"]["kernel"].reshape(FEATURES, EMBED)}
+    return {
+        "wi": wi["kernel"],
+        "bias": wi["bias"],
+        "mix": layer["mix"]["kernel"].reshape(FEATURES, EMBED),
+    }
 
 
 def _private(version: str, host: Any, i: int) -> dict[str, Any]:
@@ -158,4 +180,8 @@ def assert_same(found: Plain, expected: Plain) -> None:
 def _same(found: np.ndarray[Any, Any], goal: np.ndarray[Any, Any]) -> bool:
     exact = np.asarray(goal, np.float32 if goal.dtype == np.float64 else None)
     assert np.array_equal(exact, goal), "the plain model has left what float32 tells exactly"
-    return found.dtype == exact.dtype and found.shape == exact.shape and found.tobytes() == exact.tobytes()
+    return (
+        found.dtype == exact.dtype
+        and found.shape == exact.shape
+        and found.tobytes() == exact.tobytes()
+    )

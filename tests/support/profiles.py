@@ -12,5 +12,8 @@ def examples(times: float) -> Callable[[Any], Any]:
     """Settings with ``times`` the profile's number of examples, for tests that are cheaper or dearer than most."""
     return hypothesis.settings(
         max_examples=max(1, round(hypothesis.settings.default.max_examples * times)),
-        suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much],
+        suppress_health_check=[
+            hypothesis.HealthCheck.too_slow,
+            hypothesis.HealthCheck.filter_too_much,
+        ],
     )

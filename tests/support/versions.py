@@ -23,7 +23,12 @@ from support import branches
 from support.branches import HEADS, Batch, batch
 
 IMPL = "unsafe_rbg"
-SEEN, OTHER_SEEN, FRESH, OTHER_FRESH = 0, 100, 3, 4  # the declared defaults: each version has its own
+SEEN, OTHER_SEEN, FRESH, OTHER_FRESH = (
+    0,
+    100,
+    3,
+    4,
+)  # the declared defaults: each version has its own
 
 
 # --- Layouts  ---
@@ -95,7 +100,9 @@ class ListedLayerLayout(cs.Schema):
 
     up: Dense
     mix: Split
-    noise: cs.Stream["urbg"] = cs.field(key="dropout/rngs", tag="default", default=cs.fresh_key(FRESH))
+    noise: cs.Stream["urbg"] = cs.field(
+        key="dropout/rngs", tag="default", default=cs.fresh_key(FRESH)
+    )
 
 
 class ListedLayout(cs.Schema):
@@ -110,7 +117,9 @@ class StackedLayerLayout(cs.Schema):
 
     wi: Dense
     mix: Turned
-    noise: cs.Stream["urbg"] = cs.field(key="drop/rngs", tag="default", default=cs.fresh_key(OTHER_FRESH))
+    noise: cs.Stream["urbg"] = cs.field(
+        key="drop/rngs", tag="default", default=cs.fresh_key(OTHER_FRESH)
+    )
 
 
 class StackedLayout(cs.Schema):
@@ -129,7 +138,9 @@ def filled(tree: Any) -> Any:
 
     def fill(leaf: Any) -> jax.Array:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(draw.integers(0, 2**32, (*leaf.shape, 4), np.uint32), impl=IMPL)
+            return jax.random.wrap_key_data(
+                draw.integers(0, 2**32, (*leaf.shape, 4), np.uint32), impl=IMPL
+            )
         return jnp.asarray(draw.integers(1, 100, leaf.shape), leaf.dtype)
 
     return jax.tree.map(fill, tree)
@@ -171,7 +182,9 @@ class Linen:
 
         def made() -> LinenState:
             variables = self.model.init(jax.random.key(0), *batch(0)[:2])
-            return LinenState.create(apply_fn=self.model.apply, tx=self.tx, **variables).replace(step=jnp.int32(0))
+            return LinenState.create(apply_fn=self.model.apply, tx=self.tx, **variables).replace(
+                step=jnp.int32(0)
+            )
 
         return filled(jax.eval_shape(made))
 
@@ -188,7 +201,9 @@ class Linen:
         tokens, x, targets = batch
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            total, updated = state.apply_fn({"params": params, "seen": state.seen}, tokens, x, mutable=["seen"])
+            total, updated = state.apply_fn(
+                {"params": params, "seen": state.seen}, tokens, x, mutable=["seen"]
+            )
             return (total * targets).sum(), updated
 
         gradients, updated = jax.grad(loss, has_aux=True)(state.params)
@@ -211,7 +226,9 @@ class Nnx:
 
     @functools.cached_property
     def _made(self) -> tuple[Any, Any]:
-        made = lambda: Training(self.model(nnx.Rngs(jax.random.key(0, impl=IMPL))), self.tx, nnx.Param)  # noqa: E731
+        def made() -> Training:
+            return Training(self.model(nnx.Rngs(jax.random.key(0, impl=IMPL))), self.tx, nnx.Param)
+
         return nnx.split(nnx.eval_shape(made))
 
     @functools.cached_property
@@ -241,12 +258,17 @@ class Nnx:
 
 VERSIONS: dict[str, Linen | Nnx] = {
     "scanned": Linen(branches.LinenScanned(), ScannedLayout, _sgd()),
-    "unrolled": Linen(branches.LinenUnrolled(), UnrolledLayout, optax.chain(optax.clip(2.0**20), _sgd())),
+    "unrolled": Linen(
+        branches.LinenUnrolled(), UnrolledLayout, optax.chain(optax.clip(2.0**20), _sgd())
+    ),
     "listed": Nnx(branches.NnxListed, ListedLayout, _sgd()),
     "stacked": Nnx(branches.NnxStacked, StackedLayout, optax.chain(optax.clip(2.0**20), _sgd())),
 }
 NAMES = tuple(VERSIONS)
-_WORDS = {"embed": "table", "layers[]/wi": "layers[]/up"}  # what the others call so, to what "listed" calls it
+_WORDS = {
+    "embed": "table",
+    "layers[]/wi": "layers[]/up",
+}  # what the others call so, to what "listed" calls it
 
 
 @functools.cache
@@ -255,7 +277,10 @@ def lens(*route: str) -> cs.Lens:
     if len(route) > 2:
         return lens(*route[:2]) >> lens(*route[1:])
     source, view = route
-    pairs = [(name if source != "listed" else other, name if view != "listed" else other) for name, other in _WORDS.items()]
+    pairs = [
+        (name if source != "listed" else other, name if view != "listed" else other)
+        for name, other in _WORDS.items()
+    ]
     edits = [cs.rename(one, other) for one, other in pairs if one != other]
     return cs.derive(VERSIONS[source].layout, VERSIONS[view].layout, edits, dims={"heads": HEADS})
 
@@ -264,7 +289,9 @@ def lens(*route: str) -> cs.Lens:
 
 
 def _mesh(*shape: int) -> Mesh:
-    return jax.make_mesh(shape, ("data", "model")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape))
+    return jax.make_mesh(
+        shape, ("data", "model")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape)
+    )
 
 
 @functools.cache
@@ -282,13 +309,17 @@ def sharding(name: str, shape: tuple[int, ...]) -> Any:
     if on is None:
         return SingleDeviceSharding(jax.devices()[3])
     free = list(on.axis_names)
-    spec = [free.pop() if free and size % on.shape[free[-1]] == 0 else None for size in reversed(shape)]
+    spec = [
+        free.pop() if free and size % on.shape[free[-1]] == 0 else None for size in reversed(shape)
+    ]
     return NamedSharding(on, PartitionSpec(*reversed(spec)))
 
 
 def sharded(tree: Any, name: str) -> Any:
     """Abstract leaves like those of a tree, on a mesh."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(name, x.shape)), tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(name, x.shape)), tree
+    )
 
 
 def placed(tree: Any, name: str) -> Any:
