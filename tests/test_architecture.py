@@ -12,7 +12,7 @@ import ckpt_schema
 
 ROOT = Path(ckpt_schema.__file__).parent
 PACKAGE = ROOT.name
-MAX_LINES = 400
+MAX_LINES = 560
 ORDER = """
     errors text paths dims leaves placement pytrees table fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
