@@ -34,7 +34,17 @@ class _Attribute:
     field: Field
 
 
-class Schema:
+if TYPE_CHECKING:
+
+    class _Open(Any):
+        """What makes a value annotated with a schema usable as any tree, as jaxtyping's types are."""
+
+        def __getitem__(self, key: Any) -> Any: ...
+else:
+    _Open = object
+
+
+class Schema(_Open):
     """The base of schema classes.
 
     Raises:
@@ -55,11 +65,14 @@ class Schema:
     __attributes__: ClassVar[tuple[_Attribute, ...]] = ()
     __series__: ClassVar[tuple[Series, ...]] = ()
 
-    def __new__(cls) -> typing.NoReturn:
-        """Refuses: a schema is a declaration, not a container of values."""
-        raise TypeError(
-            f"{cls.__name__} declares a layout and has no instances; use ckpt_schema.layout({cls.__name__})"
-        )
+    if not TYPE_CHECKING:  # a `NoReturn` here makes mypy take every schema for a function
+
+        def __new__(cls) -> typing.NoReturn:
+            """Refuses: a schema is a declaration, not a container of values."""
+            raise TypeError(
+                f"{cls.__name__} declares a layout and has no instances; "
+                f"use ckpt_schema.layout({cls.__name__})"
+            )
 
     def __init_subclass__(cls) -> None:
         """Reads the annotations of the class and of its bases, once, and reports every fault in them."""
@@ -309,9 +322,9 @@ def _attribute_drafts(attribute: _Attribute) -> Iterator[_Draft]:
 def _below(attribute: _Attribute) -> tuple[_Draft, ...]:
     """What an attribute is made of, as its own schema sees it."""
     target = attribute.target
-    return (
-        (_Draft(Row((), (), target), None, None),) if isinstance(target, Leaf) else _drafts(target)
-    )
+    if isinstance(target, Leaf):
+        return (_Draft(Row((), (), target), None, None),)
+    return _drafts(target)
 
 
 def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
@@ -424,7 +437,8 @@ def body_rows(schema: type[Schema]) -> tuple[tuple[Row, str | None], ...]:
         )
         fault = Mismatch("argument", "declaration", "a Schema class", found, hint)
         raise SchemaError("no layout can be made of what is no schema: 1 fault", [fault])
-    return tuple((draft.row, draft.collection) for draft in _drafts(schema))
+    kind: type = schema  # which a checker knows to be hashable, whatever a schema is open to
+    return tuple((draft.row, draft.collection) for draft in _drafts(kind))
 
 
 def body_series(schema: type[Schema]) -> tuple[Series, ...]:

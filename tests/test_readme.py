@@ -8,22 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.pages import FENCE, python_of
 
 from ckpt_schema.testing import LAWS
 
 README = Path(__file__).parent.parent / "README.md"
 GUIDE = README.parent / "docs" / "testing.md"
-FENCE = re.compile(r"(?<=^```python\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
-
-
-def python_of(text: str) -> str:
-    """The Python in a Markdown text, every line at its own line number."""
-    lines = [""] * text.count("\n")
-    for fence in FENCE.finditer(text):
-        start = text.count("\n", 0, fence.start())
-        code = fence.group().splitlines()
-        lines[start : start + len(code)] = code
-    return "\n".join(lines)
 
 
 def test_what_the_readme_says_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,8 @@ def _train_state_of(more: tuple[str, ...]) -> type[TrainState]:
 def train_state(tree: dict[str, Any]) -> Any:
     """The object that Linen code trains with."""
     kind = _train_state_of(tuple(sorted(tree.keys() - {*_STATE})))
-    return kind(apply_fn=None, tx=None, **tree)  # type: ignore[arg-type]  # what it trains with is no leaf
+    # What it trains with is no leaf.
+    return kind(apply_fn=None, tx=None, **tree)  # pyright: ignore[reportArgumentType]
 
 
 def orbax(tree: Any) -> Any:
