@@ -71,17 +71,8 @@ def align(
         return Alignment({}, (frozenset(), frozenset()))
     common = {called(path) for path in _model(source)} & set(_model(view))
     left, right = _kept(source, called, common), _kept(view, lambda path: path, common)
-    for before, after in settled:
-        left = {
-            path: part
-            for path, part in left.items()
-            if before is None or path[: len(before)] != before
-        }
-        right = {
-            path: part
-            for path, part in right.items()
-            if after is None or path[: len(after)] != after
-        }
+    left = _unsettled(left, {before for before, _ in settled if before is not None})
+    right = _unsettled(right, {after for _, after in settled if after is not None})
     pairs: dict[LogicalPath, LogicalPath] = {}
     for kind in (_labelled, _typed):
         partners = set(pairs.values())
@@ -95,6 +86,17 @@ def align(
         moved,
         (frozenset(left.keys() - pairs.keys()), frozenset(right.keys() - set(pairs.values()))),
     )
+
+
+def _unsettled(
+    parts: Mapping[LogicalPath, _Kept], settled: set[LogicalPath]
+) -> dict[LogicalPath, _Kept]:
+    """The parts that do not stand at or below any of some paths."""
+    return {
+        path: part
+        for path, part in parts.items()
+        if settled.isdisjoint(path[:end] for end in range(len(path) + 1))
+    }
 
 
 def _model(table: Layout) -> Iterator[LogicalPath]:

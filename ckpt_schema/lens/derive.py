@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from ckpt_schema import chains, leaves
 from ckpt_schema.errors import DerivationError, Mismatch
 from ckpt_schema.leaves import Fill, Init
 from ckpt_schema.lens.align import Alignment, Owners, Settled, align
-from ckpt_schema.lens.idle import idle, matches_nothing
+from ckpt_schema.lens.disputes import disputes
+from ckpt_schema.lens.idle import Unmatched, idle
 from ckpt_schema.lens.joins import Join
+from ckpt_schema.lens.names import Names, nowhere
 from ckpt_schema.lens.relate import relate
-from ckpt_schema.lens.rules import Factor, Fuse, Move, Private, Rename, Reset, Rule, under
+from ckpt_schema.lens.rules import Factor, Fuse, Move, Private, Rename, Reset, Rule
+from ckpt_schema.lens.scope import Scope, is_mirror, standing
 from ckpt_schema.lens.ties import copies
-from ckpt_schema.lens.told import UNTOLD, told, unscaled
+from ckpt_schema.lens.told import ValueRule, spoken, told, unscaled
 from ckpt_schema.lens.unplaced import unplaced
-from ckpt_schema.lens.wholes import Member, divided, groups, membership
+from ckpt_schema.lens.wholes import Member, divided, groups, memberships
 from ckpt_schema.paths import LogicalPath
-from ckpt_schema.table import Layout, Part, Row
+from ckpt_schema.table import Layout
 
 __all__ = ["join"]
 
@@ -37,23 +39,27 @@ def join(
             ambiguity, and every rule that matches nothing.
     """
     _verify_rules(rules)
+    rules = list({str(rule): rule for rule in rules}.values())
     faults: list[Mismatch] = []
-    source, view = _declare(source, view, rules, faults)
+    unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
+    source, view = _declare(source, view, rules, unmatched, faults)
     (source, left), (view, right) = (
-        _restarted(t, _resets(rules, n), faults) for n, t in enumerate((source, view))
+        _restarted(t, _resets(rules, n), unmatched, faults) for n, t in enumerate((source, view))
     )
-    alignment = align(source, view, lambda path: _called(path, rules), _settled(rules))
+    alignment = align(source, view, names.called, _settled(rules))
     members = tuple(
-        _members(table, other, rules) for table, other in ((source, view), (view, source))
+        memberships(table, groups(table, other, rules))
+        for table, other in ((source, view), (view, source))
     )
-    renamed = _renamed(source, view, rules, alignment, left, members[0], faults)
+    renamed = _renamed(source, names, alignment, left, members[0])
+    faults += _nameless(source, view, rules, names, unmatched)
+    faults += disputes(source, view, rules, names, values, members[0])
     twice = copies(source, rules), copies(view, rules)
     expected = "one source leaf for one view leaf"
     theirs = _by_path(source, renamed, members[0], twice[0].keys(), expected, faults)
     expected = "one view leaf for one source leaf"
-    ours = _by_path(
-        view, _seen(view, rules, members[1]), members[1], twice[1].keys() | right, expected, faults
-    )
+    seen = _seen(view, names, members[1])
+    ours = _by_path(view, seen, members[1], twice[1].keys() | right, expected, faults)
     pairs: list[tuple[int, int]] = []
     joins: list[Join] = []
     for path, after in ours.items():
@@ -61,15 +67,15 @@ def join(
         if before.keys() == after.keys():
             alike = [(before[part], after[part]) for part in after]
             pairs += alike
-            joins += _joined(source, view, rules, alike, faults)
+            joins += _joined(source, view, values, alike, faults)
         elif before:
             joins += _divided(source, view, before, after, members, faults)
     onward, back = dict(pairs), {there: here for here, there in pairs}
     again = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
     again += [(back[of], copy) for copy, of in twice[1].items() if of in back]
-    joins += _joined(source, view, rules, again, faults)
+    joins += _joined(source, view, values, again, faults)
     divided_by = {member.group.rule for side in members for member in side.values()}
-    faults += idle(source, view, rules, joins, divided_by, {f.path for f in faults})
+    faults += idle(source, view, rules, names, joins, divided_by, {f.path for f in faults})
     placed = [pair for one in joins for pair in one.pairs]
     faults += unplaced(source, view, renamed, placed, alignment, {f.path for f in faults})
     if faults:
@@ -89,23 +95,13 @@ _Members = Mapping[int, Member]
 """By the numbers of rows: what they are part of."""
 
 
-def _members(table: Layout, other: Layout, rules: Sequence[Rule]) -> _Members:
-    several = groups(table, other, rules)
-    found = (
-        {number: membership(row, several) for number, row in enumerate(table.rows)}
-        if several
-        else {}
-    )
-    return {number: member for number, member in found.items() if member is not None}
-
-
-def _seen(view: Layout, rules: Sequence[Rule], members: _Members) -> list[LogicalPath]:
+def _seen(view: Layout, names: Names, members: _Members) -> list[LogicalPath]:
     """The path of each of the view's rows, parts under that of the whole; a rule calls it what the source does."""
     found = [row.path for row in view.rows]
     for number, member in members.items():
         if isinstance(member.group.rule, Fuse):
             path = member.path
-            found[number] = (*path[: member.start], *_called(path[member.start :], rules))
+            found[number] = (*path[: member.start], *names.called(path[member.start :]))
         else:
             found[number] = member.path
     return found
@@ -167,7 +163,7 @@ def _divided(
 def _joined(
     source: Layout,
     view: Layout,
-    rules: Sequence[Rule],
+    values: Scope[ValueRule],
     pairs: Sequence[tuple[int, int]],
     faults: list[Mismatch],
 ) -> list[Join]:
@@ -175,9 +171,9 @@ def _joined(
     joins: list[Join] = []
     for one, other in pairs:
         row = view.rows[other]
-        said = told(row, rules) if rules else UNTOLD
+        said = told(row, values)
         made = relate(source.rows[one], row, said)
-        factor = unscaled(row, rules)
+        factor = unscaled(row, values)
         if isinstance(made, Mismatch):
             faults.append(made)
         elif factor is not None:
@@ -217,39 +213,45 @@ def _spelled(rule: object) -> str:
 
 
 def _declare(
-    source: Layout, view: Layout, rules: Sequence[Rule], faults: list[Mismatch]
+    source: Layout,
+    view: Layout,
+    rules: Sequence[Rule],
+    unmatched: Unmatched,
+    faults: list[Mismatch],
 ) -> tuple[Layout, Layout]:
     """Both layouts with the defaults that `private` rules declare."""
-    for rule in rules:
-        if isinstance(rule, Private):
-            changed = [_with_default(table, rule, faults) for table in (source, view)]
-            if changed[0] is source and changed[1] is view:
-                faults.append(matches_nothing(rule, rule.path, source, view))
-            source, view = changed
+    privates = [rule for rule in rules if isinstance(rule, Private)]
+    if not privates:
+        return source, view
+    scope = Scope((rule.path, rule) for rule in privates)
+    matched: set[int] = set()
+    source, view = (_with_defaults(table, scope, matched, faults) for table in (source, view))
+    for number, rule in enumerate(privates):
+        if number not in matched:
+            faults.append(unmatched.fault(rule, rule.path, source, view))
     return source, view
 
 
-def _with_default(table: Layout, rule: Private, faults: list[Mismatch]) -> Layout:
-    """``table`` with the default on every leaf below the rule's path; what an optimizer keeps for those starts as it does."""
+def _with_defaults(
+    table: Layout, privates: Scope[Private], matched: set[int], faults: list[Mismatch]
+) -> Layout:
+    """``table`` with the defaults of rules; what an optimizer keeps for those leaves starts as it does."""
     rows = list(table.rows)
     for number, row in enumerate(rows):
-        start = under(row, rule.path)
-        if start is None or (start and row.path[0] == "opt_state" and table.initial is None):
+        hits = privates.over(row)
+        if is_mirror(row) and table.initial is None:
+            hits = [hit for hit in hits if hit.start == 0]
+        if not hits:
             continue
-        default = Init() if start and row.path[0] == "opt_state" else rule.default
+        matched.update(hit.number for hit in hits)
+        mirrored = is_mirror(row) and hits[0].start > 0
+        default = Init() if mirrored else hits[0].rule.default
         if not leaves.holds(row.leaf, default):
             hint = "fresh_key(seed) for keys, a number of the leaf's kind for arrays"
-            faults.append(
-                Mismatch(
-                    "/".join(row.path), "dtype", f"a default for {row.leaf}", str(default), hint
-                )
-            )
+            expected = f"a default for {row.leaf}"
+            faults.append(Mismatch("/".join(row.path), "dtype", expected, str(default), hint))
         rows[number] = dataclasses.replace(row, default=default)
-    return (
-        table
-        if all(map(operator.is_, rows, table.rows))
-        else dataclasses.replace(table, rows=tuple(rows))
-    )
+    return dataclasses.replace(table, rows=tuple(rows))
 
 
 def _resets(rules: Sequence[Rule], side: int) -> list[tuple[Reset, LogicalPath]]:
@@ -259,28 +261,32 @@ def _resets(rules: Sequence[Rule], side: int) -> list[tuple[Reset, LogicalPath]]
 
 
 def _restarted(
-    table: Layout, resets: Sequence[tuple[Reset, LogicalPath]], faults: list[Mismatch]
+    table: Layout,
+    resets: Sequence[tuple[Reset, LogicalPath]],
+    unmatched: Unmatched,
+    faults: list[Mismatch],
 ) -> tuple[Layout, frozenset[int]]:
     """``table`` with the transformation's own start on what is reset, and the numbers of these rows, which have no partner."""
+    if not resets:
+        return table, frozenset()
+    scope = Scope((path, rule) for rule, path in resets)
     hit: set[int] = set()
-    for rule, path in resets:
-        below = {number for number, row in enumerate(table.rows) if row.path[: len(path)] == path}
-        if not below:
-            faults.append(matches_nothing(rule, path, table))
-        if table.initial is None or any(
-            table.rows[number].path[0] != "opt_state" for number in below
-        ):
+    matched: set[int] = set()
+    unknown: set[int] = set()
+    for number, row in enumerate(table.rows):
+        rooted = {one.number for one in scope.over(row) if one.start == 0}
+        matched |= rooted
+        if rooted:
+            hit.add(number)
+        if row.path[0] != "opt_state":
+            unknown |= rooted
+    for number, (rule, path) in enumerate(resets):
+        if number not in matched:
+            faults.append(unmatched.fault(rule, path, table))
+        if table.initial is None or number in unknown:
             hint = f"declare the train state with its transformation, or write {Private(path, Fill(0))}"
-            faults.append(
-                Mismatch(
-                    str(rule),
-                    "rule",
-                    "a part of an optimizer state with a known start",
-                    table.name,
-                    hint,
-                )
-            )
-        hit |= below
+            expected = "a part of an optimizer state with a known start"
+            faults.append(Mismatch(str(rule), "rule", expected, table.name, hint))
     rows = tuple(
         dataclasses.replace(r, default=Init()) if n in hit else r for n, r in enumerate(table.rows)
     )
@@ -293,79 +299,77 @@ def _settled(rules: Sequence[Rule]) -> list[Settled]:
     return moves + [(rule.source, rule.view) for rule in rules if isinstance(rule, Reset)]
 
 
-def _called(path: LogicalPath, rules: Sequence[Rule]) -> LogicalPath:
-    """What a path of the source's model is in the view's words."""
-    for rule in rules:
-        if isinstance(rule, Rename) and path[: len(rule.source)] == rule.source:
-            return (*rule.view, *path[len(rule.source) :])
-    return path
-
-
 def _renamed(
     source: Layout,
-    view: Layout,
-    rules: Sequence[Rule],
+    names: Names,
     alignment: Alignment,
     restarted: frozenset[int],
     members: _Members,
-    faults: list[Mismatch],
 ) -> list[LogicalPath]:
-    """The path of each source row in the view's words; the first rule of a kind that matches it counts, once."""
+    """The path of each source row in the view's words."""
     owners = Owners(source)
+    unnamed = dataclasses.replace(names, renames=Scope[Rename | Move](()))
     found: list[LogicalPath] = []
     for number, row in enumerate(source.rows):
-        told, member = rules, members.get(number)
-        if member is not None:
-            told = [
-                r
-                for r in rules
-                if not (isinstance(r, Rename) and isinstance(member.group.rule, Fuse))
-            ]
+        if number in restarted:
+            found.append(nowhere(row))
+            continue
+        member = members.get(number)
         part = owners.part(row) if source.parts else None
-        found.append(
-            _placed(
-                row if member is None else dataclasses.replace(row, path=member.path),
-                told,
-                part,
-                alignment,
-            )
-        )
-    for number in restarted:
-        found[number] = _nowhere(source.rows[number])
-    for rule in rules:
-        if isinstance(rule, (Rename, Move)):
-            start = under if isinstance(rule, Rename) else _begins
-            for table, path in ((source, rule.source), (view, rule.view)):
-                if all(start(row, path) is None for row in table.rows):
-                    faults.append(matches_nothing(rule, path, table))
+        if member is None:
+            found.append(names.placed(row, part, alignment))
+            continue
+        # A rule that fuses says the view's words already.
+        said = unnamed if isinstance(member.group.rule, Fuse) else names
+        whole = dataclasses.replace(row, path=member.path)
+        found.append(said.placed(whole, part, alignment))
     return found
 
 
-def _begins(row: Row, prefix: LogicalPath) -> int | None:
-    return 0 if row.path[: len(prefix)] == prefix else None
+def _nameless(
+    source: Layout, view: Layout, rules: Sequence[Rule], names: Names, unmatched: Unmatched
+) -> Iterator[Mismatch]:
+    """Rules that rename or move what is not there, on either side."""
+    named = [rule for rule in rules if isinstance(rule, (Rename, Move))]
+    if not named:
+        return
+    sides = (source, [rule.source for rule in named]), (view, [rule.view for rule in named])
+    matched = [_matched(table, named, paths) for table, paths in sides]
+    meant = _meant(source, view, [r for n, r in enumerate(named) if n not in matched[0]], names)
+    meant |= _meant(source, view, [r for n, r in enumerate(named) if n not in matched[1]], names)
+    for number, rule in enumerate(named):
+        for (table, paths), there in zip(sides, matched, strict=True):
+            if number not in there:
+                words = f"first the words of {source.name}, then those of {view.name}"
+                hint = f"{words}: {meant[rule]}" if rule in meant else ""
+                yield unmatched.fault(rule, paths[number], table, hint=hint)
 
 
-def _nowhere(row: Row) -> LogicalPath:
-    """A path that no row has."""
-    return ("", *row.path)
+def _meant(
+    source: Layout, view: Layout, wrong: Sequence[Rename | Move], names: Names
+) -> dict[Rename | Move, Rename]:
+    """For rules in the words of the other side, as another rule renames it: the same in the right words."""
+    said: dict[Rename | Move, list[Rename]] = {}
+    for rule in wrong:
+        if isinstance(rule, Rename):
+            olds = [rule.source, *names.uncalled(rule.source)]
+            news = [rule.view, names.called(rule.view)]
+            said[rule] = [Rename(old, new) for old in olds for new in news]
+    several = [one for each in said.values() for one in each]
+    left = standing(source, [one.source for one in several])
+    right = standing(view, [one.view for one in several])
+    found: dict[Rename | Move, Rename] = {}
+    for rule, each in said.items():
+        fitting = [one for one in each if one.source in left and one.view in right]
+        if fitting:
+            found[rule] = fitting[0]
+    return found
 
 
-def _placed(
-    row: Row, rules: Sequence[Rule], part: Part | None, alignment: Alignment
-) -> LogicalPath:
-    head, body = row.path[: row.body or 0], row.path[row.body or 0 :]
-    for rule in rules:
-        if isinstance(rule, Rename) and (start := under(row, rule.source)) is not None:
-            if start == 0 and head:
-                return (*rule.view, *row.path[len(rule.source) :])
-            body = (*rule.view, *body[len(rule.source) :])
-            break
-    whole = (*head, *body)
-    for rule in rules:
-        if isinstance(rule, Move) and row.path[: len(rule.source)] == rule.source:
-            return (*rule.view, *whole[len(rule.source) :])
-    if part is None:
-        return whole
-    if part.path in alignment.apart[0]:
-        return _nowhere(row)
-    return (*alignment.moved.get(part.path, part.path), *whole[len(part.path) :])
+def _matched(
+    table: Layout, named: Sequence[Rename | Move], paths: Sequence[LogicalPath]
+) -> set[int]:
+    """The numbers of the rules whose path a row stands at or below: that of a move starts at the root."""
+    scope = Scope(zip(paths, named, strict=True))
+    hits = (hit for row in table.rows for hit in scope.over(row))
+    return {hit.number for hit in hits if hit.start == 0 or isinstance(hit.rule, Rename)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Container, Iterator, Sequence
 
@@ -9,20 +10,24 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import paths
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.lens.arrays import Flip
+from ckpt_schema.lens.edits import Edit
 from ckpt_schema.lens.joins import Join
+from ckpt_schema.lens.names import Names
 from ckpt_schema.lens.partial import Pad, Scale, Unpad
-from ckpt_schema.lens.rules import Factor, Fuse, Padding, Private, RawKey, Reverse, Rule, Tie, under
-from ckpt_schema.lens.ties import copies
+from ckpt_schema.lens.rules import Factor, Fuse, Padding, Private, RawKey, Reverse, Rule, Tie
+from ckpt_schema.lens.scope import Scope, standing
+from ckpt_schema.lens.ties import originals
 from ckpt_schema.paths import LogicalPath
-from ckpt_schema.table import Layout, Series
+from ckpt_schema.table import Layout, Row, Series
 
-__all__ = ["idle", "matches_nothing"]
+__all__ = ["Unmatched", "idle"]
 
 
 def idle(
     source: Layout,
     view: Layout,
     rules: Sequence[Rule],
+    names: Names,
     joins: Sequence[Join],
     divided: Container[object],
     known: set[str],
@@ -33,97 +38,116 @@ def idle(
         source: The source's layout.
         view: The view's layout.
         rules: The rules.
+        names: Those that rename or move.
         joins: What was joined by them.
         divided: The rules by which parts are one leaf.
-        known: Paths that have a fault already.
+        known: Paths and rules that have a fault already.
     """
-    yield from _idle(source, view, rules, joins, known)
-    yield from _unsaid(rules, joins)
-    yield from _undivided(rules, divided)
-
-
-def _idle(
-    source: Layout, view: Layout, rules: Sequence[Rule], joins: Sequence[Join], known: set[str]
-) -> Iterator[Mismatch]:
-    """Leaves that a rule calls private, and that have a partner which is never absent; raw keys that are none; idle ties."""
     pairs = [
         (source.rows[before], view.rows[after]) for one in joins for before, after in one.pairs
     ]
-    for rule in rules:
-        if isinstance(rule, RawKey):
-            found = [
-                a.leaf.is_key != b.leaf.is_key for a, b in pairs if under(b, rule.path) is not None
-            ]
-            failed = [
-                row
-                for row in view.rows
-                if under(row, rule.path) is not None and "/".join(row.path) in known
-            ]
-            if not any(found) and not failed:
-                yield Mismatch(
-                    str(rule),
-                    "rule",
-                    "a key on one side and raw data on the other",
-                    "none",
-                    "drop the rule",
-                )
-        if isinstance(rule, Tie):
-            several = [table.name for table in (source, view) if copies(table, [rule])]
-            if len(several) != 1:
-                both = f"leaves at {'/'.join(rule.copy)} and at {'/'.join(rule.of)}"
-                expected = f"{both} of one side, which the other stores once"
-                hint = (
-                    "drop the rule: both sides have both"
-                    if several
-                    else "print the layouts to see their paths"
-                )
-                yield Mismatch(str(rule), "rule", expected, " and ".join(several) or "none", hint)
-        if isinstance(rule, Private):
-            for pair in pairs:
-                if any(under(row, rule.path) is not None for row in pair) and not any(
-                    row.optional for row in pair
-                ):
-                    keys = " and ".join(paths.format_path(row.key) for row in pair)
-                    hint = "drop the rule, or give one of the two another attribute name"
-                    yield Mismatch(
-                        str(rule),
-                        "rule",
-                        "a leaf without a partner",
-                        f"{keys}, which are one leaf",
-                        hint,
-                    )
+    yield from _idle_keys(view, rules, pairs, known)
+    yield from _idle_ties(source, view, rules)
+    yield from _joined_privates(rules, pairs)
+    yield from _unsaid(view, [rule for rule in rules if str(rule) not in known], names, joins)
+    yield from _undivided(rules, divided)
 
 
-def _unsaid(rules: Sequence[Rule], joins: Sequence[Join]) -> Iterator[Mismatch]:
+_Pairs = Sequence[tuple[Row, Row]]
+
+
+def _idle_keys(
+    view: Layout, rules: Sequence[Rule], pairs: _Pairs, known: set[str]
+) -> Iterator[Mismatch]:
+    """Raw keys that are none."""
+    keys = Scope((rule.path, rule) for rule in rules if isinstance(rule, RawKey))
+    if not keys:
+        return
+    used = keys.matched(b for a, b in pairs if a.leaf.is_key != b.leaf.is_key)
+    used |= keys.matched(row for row in view.rows if "/".join(row.path) in known)
+    for number, rule in enumerate(rule for rule in rules if isinstance(rule, RawKey)):
+        if number not in used:
+            expected = "a key on one side and raw data on the other"
+            yield Mismatch(str(rule), "rule", expected, "none", "drop the rule")
+
+
+def _idle_ties(source: Layout, view: Layout, rules: Sequence[Rule]) -> Iterator[Mismatch]:
+    """Ties of leaves that both sides have, or none."""
+    ties = [rule for rule in rules if isinstance(rule, Tie)]
+    scope = Scope((rule.copy, rule) for rule in ties)
+    tied = [
+        (table.name, {hit.number for hits in originals(table, scope).values() for hit, _ in hits})
+        for table in (source, view)
+    ]
+    for number, rule in enumerate(ties):
+        several = [name for name, used in tied if number in used]
+        if len(several) != 1:
+            both = f"leaves at {'/'.join(rule.copy)} and at {'/'.join(rule.of)}"
+            expected = f"{both} of one side, which the other stores once"
+            hint = (
+                "drop the rule: both sides have both"
+                if several
+                else "print the layouts to see their paths"
+            )
+            yield Mismatch(str(rule), "rule", expected, " and ".join(several) or "none", hint)
+
+
+def _joined_privates(rules: Sequence[Rule], pairs: _Pairs) -> Iterator[Mismatch]:
+    """Leaves that a rule calls private, and that have a partner which is never absent."""
+    scope = Scope((rule.path, rule) for rule in rules if isinstance(rule, Private))
+    for pair in pairs if scope else ():
+        if any(row.optional for row in pair):
+            continue
+        said = {hit.number: hit.rule for row in pair for hit in scope.over(row)}
+        for rule in said.values():
+            keys = " and ".join(paths.format_path(row.key) for row in pair)
+            hint = "drop the rule, or give one of the two another attribute name"
+            found = f"{keys}, which are one leaf"
+            yield Mismatch(str(rule), "rule", "a leaf without a partner", found, hint)
+
+
+def _unsaid(
+    view: Layout, rules: Sequence[Rule], names: Names, joins: Sequence[Join]
+) -> Iterator[Mismatch]:
     """Rules for the values of leaves that change none."""
-    for rule in rules:
-        if isinstance(rule, (Reverse, Padding, Factor)):
-            mine = [one for one in joins if rule in one.told.rules]
-            edits = [edit for one in mine for edit in one.chain.edits]
-            if isinstance(rule, Padding):
-                done = any(
-                    isinstance(e, (Pad, Unpad)) and (e.small, e.large) == (rule.small, rule.large)
-                    for e in edits
-                )
-                small, large = map(dims_.format_dim, (rule.small, rule.large))
-                expected = f"a leaf with {small} on one side and {large} on the other"
-            elif isinstance(rule, Reverse):
-                done = any(isinstance(edit, Flip) for edit in edits)
-                expected = f"a leaf with an axis {dims_.format_dim(rule.dim)}"
-            else:
-                done = any(isinstance(edit, Scale) for edit in edits) or bool(
-                    mine and not rule.exponent
-                )
-                expected = "a leaf of floats"
-            if not done:
-                hint = "print the layouts to see their dims"
-                yield Mismatch(
-                    str(rule),
-                    "rule",
-                    f"{expected}, at {'/'.join(rule.path)} or below",
-                    "none",
-                    hint,
-                )
+    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Factor))]
+    edits: dict[int, list[Edit]] = {}
+    for one in joins if said else ():
+        for rule in one.told.rules:
+            edits.setdefault(id(rule), []).extend(one.chain.edits)
+    unused = [rule for rule in said if not _changes(rule, edits.get(id(rule)))]
+    in_new_words = {id(rule): names.called(rule.path) for rule in unused}
+    there = standing(view, in_new_words.values())
+    for rule in unused:
+        hint, path = "print the layouts to see their dims", in_new_words[id(rule)]
+        if path != rule.path and path in there:
+            meant = dataclasses.replace(rule, path=path)
+            hint = f"it is in the words of {view.name}: {meant}"
+        expected = f"{_changed(rule)}, at {'/'.join(rule.path)} or below"
+        yield Mismatch(str(rule), "rule", expected, "none", hint)
+
+
+def _changes(rule: Reverse | Padding | Factor, edits: Sequence[Edit] | None) -> bool:
+    """Whether a rule made any of the edits of the leaves that it holds for; None where it holds for none."""
+    if edits is None:
+        return False
+    if isinstance(rule, Reverse):
+        return any(isinstance(edit, Flip) for edit in edits)
+    if isinstance(rule, Factor):
+        return not rule.exponent or any(isinstance(edit, Scale) for edit in edits)
+    dims = rule.small, rule.large
+    pads = (edit for edit in edits if isinstance(edit, (Pad, Unpad)))
+    return any((edit.small, edit.large) == dims for edit in pads)
+
+
+def _changed(rule: Reverse | Padding | Factor) -> str:
+    """What a rule is for."""
+    if isinstance(rule, Reverse):
+        return f"a leaf with an axis {dims_.format_dim(rule.dim)}"
+    if isinstance(rule, Factor):
+        return "a leaf of floats"
+    small, large = map(dims_.format_dim, (rule.small, rule.large))
+    return f"a leaf with {small} on one side and {large} on the other"
 
 
 def _undivided(rules: Sequence[Rule], used: Container[object]) -> Iterator[Mismatch]:
@@ -137,17 +161,33 @@ def _undivided(rules: Sequence[Rule], used: Container[object]) -> Iterator[Misma
             )
 
 
-def matches_nothing(rule: Rule, path: LogicalPath, *tables: Layout) -> Mismatch:
-    """The fault of a rule for a path that no row of some layouts has."""
-    others = {
-        "/".join(row.path[row.body or 0 :][: len(path)]) for table in tables for row in table.rows
-    }
-    text = "/".join(path)
-    close = difflib.get_close_matches(text, sorted(others), n=1)
-    hint = (
-        f"near: {close[0]}"
-        if close
-        else "logical paths are chains of attribute names; print the layout to see them"
-    )
-    names = " or ".join(dict.fromkeys(table.name for table in tables))
-    return Mismatch(str(rule), "rule", f"a leaf of {names} at {text} or below", "none", hint)
+class Unmatched:
+    """The faults of rules for paths that no row has; what is near is looked up for the first few of them."""
+
+    def __init__(self) -> None:
+        """Nothing is looked up yet."""
+        self._left = 20  # a look-up compares a path with all of a layout
+        self._paths: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+
+    def fault(self, rule: Rule, path: LogicalPath, *tables: Layout, hint: str = "") -> Mismatch:
+        """The fault of a rule for a path that no row of some layouts has; ``hint`` where a cure is known."""
+        text = "/".join(path)
+        close = None if hint else self._close(text, len(path), tables)
+        if close:
+            hint = f"near: {close}"
+        elif not hint:
+            hint = "logical paths are chains of attribute names; print the layout to see them"
+        names = " or ".join(dict.fromkeys(table.name for table in tables))
+        return Mismatch(str(rule), "rule", f"a leaf of {names} at {text} or below", "none", hint)
+
+    def _close(self, text: str, length: int, tables: Sequence[Layout]) -> str | None:
+        """The path as long as a rule's that is the most like it."""
+        if not self._left:
+            return None
+        self._left -= 1
+        key = length, tuple(id(table) for table in tables)
+        if key not in self._paths:
+            rows = [row for table in tables for row in table.rows]
+            others = {"/".join(row.path[row.body or 0 :][:length]) for row in rows}
+            self._paths[key] = sorted(others)
+        return next(iter(difflib.get_close_matches(text, self._paths[key], n=1)), None)

@@ -1,4 +1,8 @@
-"""Rules: what a user adds to a derivation where types cannot say it."""
+"""Rules: what a user adds to a derivation where types cannot say it.
+
+Where several rules of a kind speak of one leaf, the longest path wins, whatever their order. Two rules of one path that say
+different things are an error, and so is a rule whose leaves are all decided by others.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from ckpt_schema.dims import Dim
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Default, Fill
 from ckpt_schema.paths import LogicalPath
-from ckpt_schema.table import Row, Series
+from ckpt_schema.table import Series
 
 __all__ = [
     "Factor",
@@ -35,7 +39,6 @@ __all__ = [
     "reset",
     "scale",
     "tie",
-    "under",
 ]
 
 
@@ -331,7 +334,7 @@ def pad(path: str, small: str, large: str, fill: float = 0) -> Padding:
 
     What stands in the padding is verified wherever it is cut off. It holds in every part of the optimizer state that mirrors
     the leaf as well, with 0 in the padding, for what is never used gets no gradient; where that is not so, another rule for the
-    whole path there, ``pad("opt_state/...", ...)``, goes before.
+    whole path there, ``pad("opt_state/...", ...)``, wins.
 
     Args:
         path: A leaf or node.
@@ -400,11 +403,3 @@ def _verify(rule: str, **given: object) -> None:
     ]
     if faults:
         raise SchemaError(f"{rule}(...) is not well formed: {len(faults)} fault(s)", faults)
-
-
-def under(row: Row, prefix: LogicalPath) -> int | None:
-    """Where in the row's path ``prefix`` starts: at the root, or at the model's root; None when in neither place."""
-    for start in (0, row.body):
-        if start is not None and row.path[start : start + len(prefix)] == prefix:
-            return start
-    return None

@@ -10,27 +10,34 @@ from jax.core import Tracer
 from ckpt_schema import leaves
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.lens.bits import difference
-from ckpt_schema.lens.rules import Rule, Tie, under
+from ckpt_schema.lens.rules import Rule, Tie
+from ckpt_schema.lens.scope import Hit, Scope
 from ckpt_schema.table import Layout
 
-__all__ = ["Pair", "copies", "verify_same"]
+__all__ = ["Pair", "copies", "originals", "verify_same"]
 
 Pair = tuple[Any, Any, tuple[str, str, str]]
 """A leaf, its copy, the key paths of what both are made of, and that of what they are to be."""
 
 
+def originals(table: Layout, ties: Scope[Tie]) -> dict[int, list[tuple[Hit[Tie], int]]]:
+    """For each row that rules call a copy: the rules, the one that holds first, and the number of what it is a copy of."""
+    if not ties:
+        return {}
+    numbers = {row.path: number for number, row in enumerate(table.rows)}
+    found: dict[int, list[tuple[Hit[Tie], int]]] = {}
+    for number, row in enumerate(table.rows):
+        for hit in ties.over(row):
+            of = numbers.get((*row.path[: hit.start], *hit.rule.of, *row.path[hit.end :]))
+            if of is not None:
+                found.setdefault(number, []).append((hit, of))
+    return found
+
+
 def copies(table: Layout, rules: Sequence[Rule]) -> dict[int, int]:
     """The rows that rules call copies, by number, each with the number of the row that it is a copy of."""
-    numbers = {row.path: number for number, row in enumerate(table.rows)}
-    found: dict[int, int] = {}
-    for rule in rules:
-        for number, row in enumerate(table.rows):
-            start = under(row, rule.copy) if isinstance(rule, Tie) else None
-            if isinstance(rule, Tie) and start is not None:
-                of = numbers.get((*row.path[:start], *rule.of, *row.path[start + len(rule.copy) :]))
-                if of is not None:
-                    found[number] = of
-    return found
+    ties = Scope((rule.copy, rule) for rule in rules if isinstance(rule, Tie))
+    return {number: hits[0][1] for number, hits in originals(table, ties).items()}
 
 
 def verify_same(pairs: Sequence[Pair]) -> None:

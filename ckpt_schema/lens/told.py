@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 from ckpt_schema.dims import Dim
-from ckpt_schema.lens.rules import Factor, Padding, RawKey, Reverse, Rule, under
+from ckpt_schema.lens.rules import Factor, Padding, RawKey, Reverse, Rule
+from ckpt_schema.lens.scope import Hit, Scope, is_mirror
 from ckpt_schema.table import Row
 
-__all__ = ["UNTOLD", "Fill", "Told", "told", "unscaled"]
+__all__ = ["UNTOLD", "Fill", "Told", "ValueRule", "by_family", "spoken", "told", "unscaled"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,36 +57,62 @@ UNTOLD = Told()
 """Nothing is said."""
 
 
-def told(row: Row, rules: Iterable[Rule]) -> Told:
-    """What rules say of a row of the view."""
-    found = UNTOLD
-    mirror = row.path[0] == "opt_state"
-    for rule in rules:
-        if not isinstance(rule, (RawKey, Reverse, Padding, Factor)):
-            continue
-        start = under(row, rule.path)
-        if start is None or (isinstance(rule, Factor) and mirror and start > 0):
-            continue
-        used = (*found.rules, rule)
-        if isinstance(rule, RawKey):
-            found = dataclasses.replace(found, raw=True, rules=used)
-        elif isinstance(rule, Reverse):
-            found = dataclasses.replace(found, flips=found.flips ^ {rule.dim}, rules=used)
-        elif isinstance(rule, Factor):
-            found = dataclasses.replace(found, exponent=found.exponent + rule.exponent, rules=used)
-        elif not any((fill.small, fill.large) == (rule.small, rule.large) for fill in found.fills):
-            value = 0 if mirror and start > 0 else rule.fill
-            found = dataclasses.replace(
-                found, fills=(*found.fills, Fill(rule.small, rule.large, value)), rules=used
-            )
+ValueRule = RawKey | Reverse | Padding | Factor
+"""A rule that speaks of what is in a leaf."""
+
+
+def spoken(rules: Iterable[Rule]) -> Scope[ValueRule]:
+    """Those among ``rules`` that speak of what is in leaves, by the view's paths."""
+    kinds = (RawKey, Reverse, Padding, Factor)
+    return Scope((rule.path, rule) for rule in rules if isinstance(rule, kinds))
+
+
+def by_family(row: Row, rules: Scope[ValueRule]) -> dict[Hashable, list[Hit[ValueRule]]]:
+    """What is said of a row of the view; of rules that say one kind of thing, the first one holds."""
+    mirror = is_mirror(row)
+    found: dict[Hashable, list[Hit[ValueRule]]] = {}
+    for hit in rules.over(row):
+        if not (isinstance(hit.rule, Factor) and mirror and hit.start > 0):
+            found.setdefault(_family(hit.rule), []).append(hit)
     return found
 
 
-def unscaled(row: Row, rules: Iterable[Rule]) -> Factor | None:
+def _family(rule: ValueRule) -> Hashable:
+    if isinstance(rule, Reverse):
+        return Reverse, rule.dim
+    if isinstance(rule, Padding):
+        return Padding, rule.small, rule.large
+    return type(rule)
+
+
+def told(row: Row, rules: Scope[ValueRule]) -> Told:
+    """What rules say of a row of the view."""
+    if not rules:
+        return UNTOLD
+    hits = [hits[0] for hits in by_family(row, rules).values()]
+    if not hits:
+        return UNTOLD
+    hits.sort(key=lambda hit: hit.number)
+    mirror = is_mirror(row)
+    fills: list[Fill] = []
+    for hit in hits:
+        if isinstance(hit.rule, Padding):
+            value = 0 if mirror and hit.start > 0 else hit.rule.fill
+            fills.append(Fill(hit.rule.small, hit.rule.large, value))
+    return Told(
+        any(isinstance(hit.rule, RawKey) for hit in hits),
+        frozenset(hit.rule.dim for hit in hits if isinstance(hit.rule, Reverse)),
+        tuple(fills),
+        sum(hit.rule.exponent for hit in hits if isinstance(hit.rule, Factor)),
+        tuple(hit.rule for hit in hits),
+    )
+
+
+def unscaled(row: Row, rules: Scope[ValueRule]) -> Factor | None:
     """The rule that scales the leaf which a row of the optimizer state mirrors, where none says what becomes of the row."""
-    factors = [rule for rule in rules if isinstance(rule, Factor)]
-    if row.path[0] != "opt_state" or any(
-        row.path[: len(rule.path)] == rule.path for rule in factors
-    ):
+    if not rules or not is_mirror(row):
         return None
-    return next((rule for rule in factors if under(row, rule.path) is not None), None)
+    factors = [(hit.start, hit.rule) for hit in rules.over(row) if isinstance(hit.rule, Factor)]
+    if not factors or factors[0][0] == 0:
+        return None
+    return factors[0][1]

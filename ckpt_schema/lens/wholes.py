@@ -9,11 +9,12 @@ from ckpt_schema.dims import Dim
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.lens import parts as parts_
 from ckpt_schema.lens.joins import Join
-from ckpt_schema.lens.rules import Fuse, Rule, under
+from ckpt_schema.lens.rules import Fuse, Rule
+from ckpt_schema.lens.scope import Scope, standing
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Row, Series
 
-__all__ = ["Group", "Member", "divided", "groups", "membership"]
+__all__ = ["Group", "Member", "divided", "groups", "memberships"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,35 +57,40 @@ class Member:
 def groups(table: Layout, other: Layout, rules: Iterable[Rule]) -> list[Group]:
     """The groups of ``table``: those of its schema, and those that rules name."""
     found = [Group(series.path, series.members, series) for series in table.series]
-    for rule in rules:
-        if isinstance(rule, Series) and _all_there(table, rule.members):
+    several = [rule for rule in rules if isinstance(rule, (Series, Fuse))]
+    parts = standing(table, [path for rule in several for path in _parts(rule)])
+    wholes = standing(other, [rule.whole for rule in several if isinstance(rule, Fuse)])
+    for rule in several:
+        if not parts.issuperset(_parts(rule)):
+            continue
+        if isinstance(rule, Series):
             found.append(Group(rule.path, rule.members, rule))
-        if (
-            isinstance(rule, Fuse)
-            and _all_there(table, rule.parts)
-            and _all_there(other, (rule.whole,))
-        ):
+        elif rule.whole in wholes:
             found.append(Group(rule.whole, rule.parts, rule))
     return found
 
 
-def _all_there(table: Layout, paths: Sequence[LogicalPath]) -> bool:
-    return all(any(under(row, path) is not None for row in table.rows) for path in paths)
+def _parts(rule: Series | Fuse) -> tuple[LogicalPath, ...]:
+    return rule.parts if isinstance(rule, Fuse) else rule.members
 
 
-def membership(row: Row, several: Iterable[Group]) -> Member | None:
-    """What a row is part of, or None."""
+def memberships(table: Layout, several: Sequence[Group]) -> dict[int, Member]:
+    """What the rows of ``table`` are parts of, by number: of a series before a whole, and by the longest path."""
+    members: list[tuple[LogicalPath, tuple[Group, int]]] = []
     for group in several:
-        for number, path in enumerate(group.members):
-            start = under(row, path)
-            if start is not None:
-                return Member(
-                    group,
-                    number,
-                    start,
-                    (*row.path[:start], *group.whole, *row.path[start + len(path) :]),
-                )
-    return None
+        members += [(path, (group, number)) for number, path in enumerate(group.members)]
+    scope = Scope(members)
+    found: dict[int, Member] = {}
+    for number, row in enumerate(table.rows):
+        hits = scope.over(row)
+        if not hits:
+            continue
+        lists = (hit for hit in hits if isinstance(hit.rule[0].rule, Series))
+        hit = next(lists, hits[0])
+        group, part = hit.rule
+        path = (*row.path[: hit.start], *group.whole, *row.path[hit.end :])
+        found[number] = Member(group, part, hit.start, path)
+    return found
 
 
 def divided(

@@ -1,0 +1,269 @@
+"""Rules that speak of one leaf: the longest path wins, and no rule is ever left out without a word."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from jaxtyping import Array, Float32
+
+import ckpt_schema as cs
+
+
+def f(*shape: int) -> Any:
+    """An array of distinct numbers."""
+    return np.arange(np.prod(shape), dtype="float32").reshape(shape)
+
+
+class OldBlock(cs.Schema):
+    ln: Float32[Array, " e"]
+    w: Float32[Array, "e m"]
+
+
+class Old(cs.Schema):
+    blocks: list[OldBlock] = cs.field(length="depth")
+
+
+class NewBlock(cs.Schema):
+    norm: Float32[Array, " e"]
+    w: Float32[Array, "e m"]
+
+
+class New(cs.Schema):
+    layers: list[NewBlock] = cs.field(length="depth")
+
+
+OUTER, INNER = cs.rename("blocks[]", "layers[]"), cs.rename("blocks[]/ln", "layers[]/norm")
+WEIGHT = cs.rename("blocks[]/w", "layers[]/w")
+OTHER_WEIGHT = cs.rename("blocks[]/w", "layers[]/norm")
+
+
+def joined(lens: cs.Lens) -> dict[str, str]:
+    """The logical paths of what a lens joins."""
+    pairs = [pair for join in lens.joins for pair in join.pairs]
+    source, view = lens.source.rows, lens.view.rows
+    return {"/".join(source[a].path): "/".join(view[b].path) for a, b in pairs}
+
+
+def refusal(old: Any, new: Any, rules: Sequence[Any]) -> cs.DerivationError:
+    """The error of a derivation."""
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.derive(old, new, edits=rules)
+    return caught.value
+
+
+# --- 2.3: several rules for one leaf  ---
+
+
+@pytest.mark.parametrize("rules", [[OUTER, INNER], [INNER, OUTER], [INNER, WEIGHT]])
+def test_2_3_the_longest_path_wins_whatever_the_order(rules: list[Any]) -> None:
+    lens = cs.derive(Old, New, edits=rules)
+    assert joined(lens) == {"blocks[]/ln": "layers[]/norm", "blocks[]/w": "layers[]/w"}
+    old = {"blocks": {0: {"ln": f(2), "w": f(2, 3)}}}
+    new = lens.get(old)
+    assert new["layers"][0]["norm"] is old["blocks"][0]["ln"]
+    assert lens.put(new)["blocks"][0]["w"] is old["blocks"][0]["w"]
+
+
+@pytest.mark.parametrize("rules", [*itertools.permutations([OUTER, INNER, WEIGHT])])
+def test_2_3_a_rule_whose_leaves_others_take_is_named_with_them(rules: Sequence[Any]) -> None:
+    (fault,) = refusal(Old, New, rules).mismatches
+    assert fault.path == str(OUTER)
+    assert str(INNER) in fault.found
+    assert str(WEIGHT) in fault.found
+
+
+def test_2_3_two_rules_of_one_path_contradict_one_another() -> None:
+    error = refusal(Old, New, [INNER, OUTER, OTHER_WEIGHT, WEIGHT])
+    assert any(
+        {m.path} | {m.found} == {str(WEIGHT), f"{OTHER_WEIGHT} too"} for m in error.mismatches
+    )
+
+
+def test_2_3_the_same_rule_twice_is_one_rule() -> None:
+    assert joined(cs.derive(Old, New, edits=[OUTER, INNER, OUTER, INNER]))
+
+
+def test_2_3_a_rename_in_new_words_is_told_the_words_that_are_meant() -> None:
+    error = refusal(Old, New, [OUTER, cs.rename("layers[]/ln", "layers[]/norm")])
+    assert f"first the words of Old, then those of New: {INNER}" in error.mismatches[0].hint
+    error = refusal(Old, New, [OUTER, cs.rename("blocks[]/ln", "blocks[]/norm")])
+    assert str(INNER) in error.mismatches[0].hint
+
+
+def test_2_3_a_rule_for_values_in_old_words_is_told_the_words_that_are_meant() -> None:
+    for rule, meant in [
+        (cs.scale("blocks[]/w", 2), cs.scale("layers[]/w", 2)),
+        (cs.flip("blocks[]/w", "m"), cs.flip("layers[]/w", "m")),
+        (cs.pad("blocks[]/w", "m", "n"), cs.pad("layers[]/w", "m", "n")),
+    ]:
+        (fault,) = refusal(Old, New, [OUTER, INNER, rule]).mismatches
+        assert fault.path == str(rule)
+        assert str(meant) in fault.hint
+
+
+class Deep(cs.Schema):
+    attn: Float32[Array, "e m"]
+    ln: Float32[Array, " e"]
+    v: Float32[Array, "m e"]
+
+
+class DeepNew(cs.Schema):
+    attn: Float32[Array, "e m"]
+    norm: Float32[Array, " e"]
+    v: Float32[Array, "m e"]
+
+
+class OldStack(cs.Schema):
+    blocks: list[Deep] = cs.field(length="depth")
+
+
+class NewStack(cs.Schema):
+    layers: list[DeepNew] = cs.field(length="depth")
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("appended", [True, False])
+@pytest.mark.parametrize(("old", "new"), [(Old, New), (OldStack, NewStack)])
+def test_2_3_following_the_hints_ends(old: Any, new: Any, first: bool, appended: bool) -> None:
+    """One at a time or all of a round at once, before or after the rules that are there."""
+    rules: list[Any] = []
+    for _ in range(3):
+        try:
+            lens = cs.derive(old, new, edits=rules)
+            break
+        except cs.DerivationError as error:
+            hints = re.findall(r"rename\('[^']*', '[^']*'\)", str(error))
+            pairs = [re.findall(r"'([^']*)'", hint) for hint in dict.fromkeys(hints)]
+            found = [cs.rename(*pair) for pair in pairs][: 1 if first else None]
+            rules = [*rules, *found] if appended else [*found, *rules]
+    else:
+        pytest.fail(f"no end: {rules}")
+    assert joined(lens)["blocks[]/ln"] == "layers[]/norm"
+
+
+# --- 2.3, its siblings: every other kind of rule that takes a path  ---
+
+
+class Pair(cs.Schema):
+    a: Float32[Array, " n"]
+    b: Float32[Array, " n"]
+
+
+class Own(cs.Schema):
+    shared: Float32[Array, " n"]
+    extra: Pair
+
+
+class Shared(cs.Schema):
+    shared: Float32[Array, " n"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_2_3_private_the_longest_path_wins(order: int) -> None:
+    rules = [cs.private("extra", 1.0), cs.private("extra/b", 2.0)][::order]
+    made = cs.derive(Shared, Own, edits=rules).get({"shared": f(3)})
+    assert made["extra"]["a"].tolist() == [1.0] * 3
+    assert made["extra"]["b"].tolist() == [2.0] * 3
+
+
+def test_2_3_private_shadowed_and_contradicted() -> None:
+    outer, a, b = cs.private("extra", 1.0), cs.private("extra/a", 3.0), cs.private("extra/b", 2.0)
+    (fault,) = refusal(Shared, Own, [outer, a, b]).mismatches
+    assert fault.path == str(outer)
+    assert str(a) in fault.found
+    (fault,) = refusal(Shared, Own, [outer, cs.private("extra", 5.0)]).mismatches
+    assert fault.found == f"{outer} too"
+
+
+class Two(cs.Schema):
+    extra: Pair
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_2_3_scale_the_longest_path_wins(order: int) -> None:
+    rules = [cs.scale("extra", 2), cs.scale("extra/b", 8)][::order]
+    made = cs.derive(Two, Two, edits=rules).get({"extra": {"a": f(3), "b": f(3)}})
+    assert made["extra"]["a"].tolist() == [0, 2, 4]
+    assert made["extra"]["b"].tolist() == [0, 8, 16]
+
+
+def test_2_3_scale_shadowed_and_contradicted() -> None:
+    outer, a, b = cs.scale("extra", 2), cs.scale("extra/a", 4), cs.scale("extra/b", 8)
+    assert [m.path for m in refusal(Two, Two, [outer, a, b]).mismatches] == [str(outer)]
+    (fault,) = refusal(Two, Two, [outer, cs.scale("extra", 4)]).mismatches
+    assert fault.found == f"{outer} too"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_2_3_flip_said_of_a_node_and_of_its_leaf_is_said_once(order: int) -> None:
+    rules = [cs.flip("extra", "n"), cs.flip("extra/b", "n")][::order]
+    made = cs.derive(Two, Two, edits=rules).get({"extra": {"a": f(3), "b": f(3)}})
+    assert made["extra"]["b"].tolist() == [2, 1, 0]
+
+
+class Padded(cs.Schema):
+    a: Float32[Array, " padded"]
+    b: Float32[Array, " padded"]
+
+
+class TwoPadded(cs.Schema):
+    extra: Padded
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_2_3_pad_the_longest_path_wins(order: int) -> None:
+    rules = [cs.pad("extra", "n", "padded", 1), cs.pad("extra/b", "n", "padded", 2)][::order]
+    lens = cs.derive(Two, TwoPadded, edits=rules).bind(padded=4)
+    made = lens.get({"extra": {"a": f(3), "b": f(3)}})
+    assert made["extra"]["a"].tolist() == [0, 1, 2, 1]
+    assert made["extra"]["b"].tolist() == [0, 1, 2, 2]
+    error = refusal(Two, TwoPadded, [*rules, cs.pad("extra/a", "n", "padded", 3)])
+    assert [m.path for m in error.mismatches] == [str(cs.pad("extra", "n", "padded", 1))]
+
+
+class Tied(cs.Schema):
+    x: Pair
+    y: Pair
+    z: Pair
+
+
+class Once(cs.Schema):
+    y: Pair
+    z: Pair
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_2_3_tie_the_longest_path_wins(order: int) -> None:
+    rules = [cs.tie("x", "y"), cs.tie("x/b", "z/b")][::order]
+    tree = {name: {"a": f(3) + n, "b": f(3) - n} for n, name in enumerate("yz")}
+    made = cs.derive(Once, Tied, edits=rules).get(tree)
+    assert made["x"]["a"] is tree["y"]["a"]
+    assert made["x"]["b"] is tree["z"]["b"]
+    (fault,) = refusal(Once, Tied, [cs.tie("x", "y"), cs.tie("x", "z")]).mismatches
+    assert fault.found == "tie('x', 'y') too"
+
+
+class Parts(cs.Schema):
+    q: Float32[Array, "e h"]
+    k: Float32[Array, "e h"]
+
+
+class Apart(cs.Schema):
+    attention: Parts
+
+
+class Whole(cs.Schema):
+    attn: Float32[Array, "e 2*h"]
+
+
+def test_2_3_a_rename_of_parts_that_a_fuse_takes_is_named() -> None:
+    fuse = cs.fuse("attn", ["attention/q", "attention/k"])
+    rename = cs.rename("attention", "attn")
+    (fault,) = refusal(Apart, Whole, [rename, fuse]).mismatches
+    assert fault.path == str(rename)
+    assert str(fuse) in fault.found
