@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_schema.errors import Mismatch
-from ckpt_schema.paths import Pattern
+from ckpt_schema.paths import Pattern, format_path
 from ckpt_schema.table import Layout
 from ckpt_schema.text import columns
 
-__all__ = ["OptimizerChain", "side_by_side"]
+__all__ = ["OptimizerChain", "side_by_side", "with_mirrors"]
 
 _ROOT = "opt_state"
 _HINT = "declare the transformation that made the state; a lens between both chains then aligns their parts"
@@ -95,6 +96,46 @@ class OptimizerChain:
         """Whether a leaf stands in one of the parts at these places."""
         part = self.part(key)
         return part is not None and "/".join(part) in wholes
+
+
+def with_mirrors(table: Layout, faults: Iterable[Mismatch]) -> Iterator[Mismatch]:
+    """The faults, each in a moment or the like with the path of the leaf that this mirrors."""
+    homes = dict(_homes(table))
+    for fault in faults:
+        place = next((place for place in homes if fault.path.startswith(place)), None)
+        if place is None:
+            yield fault
+        else:
+            param = homes[place] + fault.path[len(place) :]
+            yield dataclasses.replace(fault, mirrors=param)
+
+
+def _homes(table: Layout) -> Iterator[tuple[str, str]]:
+    """For each place in the optimizer's state that mirrors the model: where the model itself stands."""
+    params = {
+        row.path[row.body :]: row.key
+        for row in table.rows
+        if row.body is not None and not row.mirrors
+    }
+    for row in table.rows:
+        param = params.get(row.path[row.body or 0 :]) if row.mirrors else None
+        if param is None:
+            continue
+        place, home = _ends(row.key, param)
+        for spelled in (place, _spelled(place)):  # as it is declared, and as a save has it
+            yield _before(spelled), _before(home)
+
+
+def _ends(mirror: Pattern, param: Pattern) -> tuple[Pattern, Pattern]:
+    """What stands before the part of both keys that is the same."""
+    while param and mirror[-1] == param[-1]:
+        mirror, param = mirror[:-1], param[:-1]
+    return mirror, param
+
+
+def _before(place: Pattern) -> str:
+    """What every key path below a place begins with."""
+    return f"{format_path(place)}/" if place else ""
 
 
 def side_by_side(names: tuple[str, str], sides: tuple[Sequence[str], Sequence[str]]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
-from ckpt_schema.chains import OptimizerChain
+from ckpt_schema.chains import OptimizerChain, with_mirrors
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, Mismatch, format_faults
 from ckpt_schema.paths import KeyPath, Pattern
@@ -66,7 +66,7 @@ class Report:
         """The faults as an error would print them."""
         if not self.mismatches:
             return f"conforms to {self.layout}"
-        header = f"the tree does not conform to {self.layout}: {len(self.mismatches)} fault(s)"
+        header = f"the tree does not conform to {self.layout}"
         return format_faults(header, self.mismatches, self.notes)
 
 
@@ -134,6 +134,8 @@ class Matcher:
             self._bind(flat, slots, known)
             binder, found = known, self._faults(flat, slots, strays, known)
         faults += found
+        if faults:
+            faults = [*with_mirrors(self.layout, faults)]
         faults.sort(key=lambda fault: paths.natural(fault.path))
         notes = binder.notes(self.layout.names()) if faults else []
         if any(fault.kind == "chain" for fault in faults):
@@ -435,7 +437,7 @@ def check(
         >>> check(Norm, {"scale": jax.ShapeDtypeStruct((8,), "float32")}).dims
         {'embed': 8}
         >>> print(check(Norm, {"scales": jax.ShapeDtypeStruct((8,), "float32")}))
-        the tree does not conform to Norm: 2 fault(s)
+        the tree does not conform to Norm: 2 faults
           scale   expected float32[embed], found nothing
                   -> near: scales
           scales  expected nothing, found float32[8]
@@ -475,6 +477,6 @@ def assert_conforms(
     """
     report = check(source, tree, dims)
     if report:
-        header = f"the tree does not conform to {report.layout}: {len(report)} fault(s)"
+        header = f"the tree does not conform to {report.layout}"
         raise ConformanceError(header, report.mismatches, report.notes)
     return report.dims

@@ -96,7 +96,7 @@ def _parse_dim(axis: str, whole: str) -> Dim:
             repr(axis),
             hint,
         )
-        raise SchemaError(f"{whole!r} is no dimension string of a layout: 1 fault", [fault])
+        raise SchemaError(f"{whole!r} is no dimension string of a layout", [fault])
     return add([tuple(int(part) if part.isdecimal() else part for part in term) for term in terms])
 
 

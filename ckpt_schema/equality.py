@@ -39,6 +39,8 @@ _KINDS = (
 class TreesDifferError(CkptSchemaError, AssertionError):
     """Two trees are not identical; an ``AssertionError``, so that test runners show it as a failure."""
 
+    counts = "difference"
+
 
 def assert_trees_identical(left: Tree, right: Tree) -> None:
     """Raises unless two trees are equal to the last bit.
@@ -49,13 +51,13 @@ def assert_trees_identical(left: Tree, right: Tree) -> None:
     Example:
         >>> assert_trees_identical({"x": np.float32(0.0)}, {"x": np.float32(-0.0)})
         Traceback (most recent call last):
-        ckpt_schema.equality.TreesDifferError: the trees are not identical: 1 difference(s)
+        ckpt_schema.equality.TreesDifferError: the trees are not identical: 1 difference
           x  expected bits 0x00000000, found 0x80000000
              -> 1 of 1 elements differ, the first at []
     """
     found = differences(left, right)
     if found:
-        raise TreesDifferError(f"the trees are not identical: {len(found)} difference(s)", found)
+        raise TreesDifferError("the trees are not identical", found)
 
 
 def differences(left: Tree, right: Tree) -> tuple[Mismatch, ...]:

@@ -1,13 +1,15 @@
-"""The errors of the library, the one fault record and the one formatter of error text.
+"""The errors of the library.
 
-Every error names both sides in its header and then lists *all* faults, one per line: where, what was expected, what was
-found, what to do. The faults stay available as data in ``error.mismatches``.
+Every error names both sides in its header and then lists the faults by pattern: where, what was
+expected, what was found, what to do. All of them are data in ``error.mismatches``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
+from typing import ClassVar
+
+from ckpt_schema.faults import Mismatch, format_faults
 
 __all__ = [
     "CheckpointExistsError",
@@ -22,83 +24,39 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mismatch:
-    """One fault: a place, what was expected there, what was found, and what to do about it.
-
-    Attributes:
-        path: The key path (or logical path, or field name) the fault is at.
-        kind: A stable word for programs: ``missing``, ``extra``, ``shape``, ``dtype``, ``impl``, ``key``, ``dims``,
-            ``cast``, ``abstract``, ``ambiguous``, ``unplaced``, ``declaration``, ``checkpoint`` ...
-        expected: What the declaration asks for, in words.
-        found: What is there instead, in words.
-        hint: The likeliest cure; may be empty.
-        rules: The rules that are certain to mend it, ready for ``derive``; none where it is open what was meant.
-    """
-
-    path: str
-    kind: str
-    expected: str
-    found: str
-    hint: str = ""
-    rules: tuple[object, ...] = dataclasses.field(default=(), kw_only=True)
-
-    def __str__(self) -> str:
-        """The fault as one line."""
-        line = f"{self.path or '(root)'}: expected {self.expected}, found {self.found}"
-        return f"{line} ({self.hint})" if self.hint else line
-
-
-def format_faults(header: str, mismatches: Iterable[Mismatch], notes: Iterable[str] = ()) -> str:
-    """The text of an error: a header, one aligned line per fault, then notes.
-
-    Args:
-        header: One sentence that names both sides.
-        mismatches: The faults, all of which are printed.
-        notes: Lines printed after the faults, such as the dims that were bound.
-
-    Returns:
-        The text, without a trailing newline.
-
-    Example:
-        >>> fault = Mismatch("a/b", "dtype", "float32", "int8", "cast it")
-        >>> print(format_faults("x does not conform to Y: 1 fault", [fault]))
-        x does not conform to Y: 1 fault
-          a/b  expected float32, found int8
-               -> cast it
-    """
-    faults = list(mismatches)
-    width = min(max((len(f.path or "(root)") for f in faults), default=0), 60)
-    lines = [header]
-    for fault in faults:
-        lines.append(
-            f"  {fault.path or '(root)':<{width}}  expected {fault.expected}, found {fault.found}"
-        )
-        if fault.hint:
-            lines.append(f"  {'':<{width}}  -> {fault.hint}")
-    lines.extend(f"{note}" for note in notes)
-    return "\n".join(lines)
-
-
 class CkptSchemaError(Exception):
     """The base of every error this library raises on purpose.
 
     Attributes:
+        header: What is wrong, in one sentence that names both sides.
         mismatches: Every fault that was found, as data.
         rules: All rules that are certain to mend one of them, each once, in the order of the faults.
         notes: What else the message says, after the faults.
     """
 
+    counts: ClassVar[str] = "fault"
+    """What the message calls a fault."""
+
+    lines: ClassVar[int] = 40
+    """How long the message may be, in lines."""
+
     def __init__(
         self, header: str, mismatches: Iterable[Mismatch] = (), notes: Iterable[str] = ()
     ) -> None:
-        """Formats ``header``, all ``mismatches`` and ``notes`` into the message."""
+        """An error about ``mismatches``; its text is made when it is asked for."""
+        super().__init__(header)
+        self.header = header
         self.mismatches: tuple[Mismatch, ...] = tuple(mismatches)
         self.rules: tuple[object, ...] = tuple(
             dict.fromkeys(r for f in self.mismatches for r in f.rules)
         )
         self.notes: tuple[str, ...] = tuple(notes)
-        super().__init__(format_faults(header, self.mismatches, self.notes))
+
+    def __str__(self) -> str:
+        """Header, faults, edits to paste and notes, as `format_faults` lays them out."""
+        return format_faults(
+            self.header, self.mismatches, self.notes, counts=self.counts, lines=self.lines
+        )
 
 
 class SchemaError(CkptSchemaError):

@@ -10,6 +10,7 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import paths
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.table import Series
+from ckpt_schema.text import counted
 
 __all__ = [
     "Field",
@@ -125,7 +126,7 @@ def series(*members: str, name: str | None = None) -> Any:
         for p in twice
     )
     if faults:
-        raise SchemaError(f"series(...) is not well formed: {len(faults)} fault(s)", faults)
+        raise SchemaError("series(...) is not well formed", faults)
     return Series(
         () if name is None else tuple(name.split("/")),
         tuple(tuple(path.split("/")) for path in members),
@@ -185,7 +186,7 @@ def verify_field(name: str, spec: Field, *, many: bool) -> None:
     if symbols != int(many):
         raise declaration(
             name,
-            f"{int(many)} index symbol(s) in key=",
+            f"{counted(int(many), 'index symbol')} in key=",
             f"{symbols} in {spec.key!r}",
             'a list is spelled key="layers/{i}"',
         )
@@ -227,4 +228,4 @@ def count(name: str, size: str | int | None) -> dims_.Dim:
 def declaration(path: str, expected: str, found: str, hint: str) -> SchemaError:
     """The error for an attribute that is not well declared."""
     fault = Mismatch(path, "declaration", expected, found, hint)
-    return SchemaError(f"{path} is not well declared: 1 fault", [fault])
+    return SchemaError(f"{path} is not well declared", [fault])

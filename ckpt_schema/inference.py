@@ -79,7 +79,7 @@ def infer(
             leaves.describe(flat.leaves[0]),
             "give the leaf a name",
         )
-        raise SchemaError(f"no layout ({name}) can be read off a lone leaf: 1 fault", [fault])
+        raise SchemaError(f"no layout ({name}) can be read off a lone leaf", [fault])
     read = _read(flat, variables)
     _verify_leaves(read, name)
     kinds = _envelope(read)
@@ -184,9 +184,7 @@ def _verify_arguments(scan: object, lists: object) -> None:
             )
         )
     if faults:
-        raise SchemaError(
-            f"the arguments of infer are not well formed: {len(faults)} fault(s)", faults
-        )
+        raise SchemaError("the arguments of infer are not well formed", faults)
 
 
 def _verify_leaves(read: _Read, name: str) -> None:
@@ -201,9 +199,7 @@ def _verify_leaves(read: _Read, name: str) -> None:
         if leaves.signature(f.value) is None
     ]
     if faults:
-        raise SchemaError(
-            f"no layout ({name}) can be read off the tree: {len(faults)} fault(s)", faults
-        )
+        raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -321,7 +317,7 @@ def _folds(
                 folds |= {key: fold for _, key in members}
     faults += _unused_lists(named, heads, folds)
     if faults:
-        raise SchemaError(f"scan= and lists= do not fit the tree: {len(faults)} fault(s)", faults)
+        raise SchemaError("scan= and lists= do not fit the tree", faults)
     return folds
 
 
@@ -513,7 +509,5 @@ def _merge(rows: Sequence[Row], name: str) -> tuple[Row, ...]:
                 )
             )
     if faults:
-        raise SchemaError(
-            f"no layout ({name}) can be read off the tree: {len(faults)} fault(s)", faults
-        )
+        raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
     return tuple(merged.values())

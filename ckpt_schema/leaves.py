@@ -104,7 +104,7 @@ def key_dtype(impl: str) -> str:
         repr(impl),
         "these are the tags jax prints in key<...>",
     )
-    raise SchemaError(f"{impl!r} is no key implementation: 1 fault", [fault])
+    raise SchemaError(f"{impl!r} is no key implementation", [fault])
 
 
 def key_impl(dtype: str) -> str:
@@ -185,7 +185,7 @@ def _one_dtype(annotation: Any, dtypes: Any) -> str:
         else "any dtype"
     )
     fault = Mismatch(str(annotation), "declaration", "exactly one dtype", what, cure)
-    raise SchemaError(f"{annotation} does not say which dtype the leaf has: 1 fault", [fault])
+    raise SchemaError(f"{annotation} does not say which dtype the leaf has", [fault])
 
 
 @functools.cache

@@ -138,7 +138,7 @@ def _segment(part: str, whole: str) -> Key | Index:
         fault = Mismatch(
             whole, "declaration", "key segments with at most one index symbol", repr(part), hint
         )
-        raise SchemaError(f"{whole!r} is no key pattern: 1 fault", [fault])
+        raise SchemaError(f"{whole!r} is no key pattern", [fault])
     if not symbols:
         return int(body) if body.isdecimal() and not quoted else body
     prefix, suffix = body[: symbols[0].start()], body[symbols[0].end() :]
@@ -152,7 +152,7 @@ def _segment(part: str, whole: str) -> Key | Index:
             repr(part),
             f"string keys are written '{part}'",
         )
-        raise SchemaError(f"{whole!r} is no key pattern: 1 fault", [fault])
+        raise SchemaError(f"{whole!r} is no key pattern", [fault])
     return Index(prefix, suffix, text_key, int(first or 0), int(step or 1), int(width or 0))
 
 

@@ -89,9 +89,7 @@ class Schema(_Open):
         faults.extend(_strays(cls, own))
         faults.extend(_foreign(cls))
         if faults:
-            raise SchemaError(
-                f"schema {cls.__qualname__} is not well formed: {len(faults)} fault(s)", faults
-            )
+            raise SchemaError(f"schema {cls.__qualname__} is not well formed", faults)
         cls.__attributes__ = tuple({**_inherited(cls), **own}.values())
         cls.__series__ = (*cls.__series__, *_series(cls))
 
@@ -193,9 +191,7 @@ def _series(cls: type[Schema]) -> Iterator[Series]:
                     )
             yield Series(value.path or (f"{name}[]",), value.members)
     if faults:
-        raise SchemaError(
-            f"schema {cls.__qualname__} is not well formed: {len(faults)} fault(s)", faults
-        )
+        raise SchemaError(f"schema {cls.__qualname__} is not well formed", faults)
 
 
 def _foreign(cls: type) -> Iterator[Mismatch]:
@@ -270,7 +266,7 @@ def _verify_below(attribute: _Attribute) -> None:
         except SchemaError as error:
             faults += error.mismatches
     if faults:
-        raise SchemaError(f"{attribute.name} is not well declared: {len(faults)} fault(s)", faults)
+        raise SchemaError(f"{attribute.name} is not well declared", faults)
 
 
 def _rename_faults(attribute: _Attribute) -> Iterator[Mismatch]:
@@ -436,7 +432,7 @@ def body_rows(schema: type[Schema]) -> tuple[tuple[Row, str | None], ...]:
             else f"a {type(schema).__name__}"
         )
         fault = Mismatch("argument", "declaration", "a Schema class", found, hint)
-        raise SchemaError("no layout can be made of what is no schema: 1 fault", [fault])
+        raise SchemaError("no layout can be made of what is no schema", [fault])
     kind: type = schema  # which a checker knows to be hashable, whatever a schema is open to
     return tuple((draft.row, draft.collection) for draft in _drafts(kind))
 

@@ -112,6 +112,13 @@ class Row:
         """The leaf as it is stored."""
         return Leaf(self.dims, self.leaf.dtype) if self.repeats else self.leaf
 
+    @property
+    def mirrors(self) -> str:
+        """The logical path of the param that it mirrors in the state of an optimizer; else empty."""
+        if self.body is None or self.path[0] != "opt_state":
+            return ""
+        return "/".join(("params", *self.path[self.body :]))
+
     def __str__(self) -> str:
         """The row on one line: key path, then leaf."""
         return f"{paths.format_path(self.key)}  {self.stored}"
@@ -261,9 +268,7 @@ class Layout:
             if own.get(name, size) != size
         ]
         if faults:
-            raise SchemaError(
-                f"{self.name} is not declared for these sizes: {len(faults)} fault(s)", faults
-            )
+            raise SchemaError(f"{self.name} is not declared for these sizes", faults)
         return {**own, **(dims or {})}
 
     def names(self) -> set[str]:
@@ -313,7 +318,7 @@ def verify_table(table: Layout) -> Layout:
     """
     faults = [*_clashes(table)]
     if faults:
-        raise SchemaError(f"layout {table.name} is not well formed: {len(faults)} fault(s)", faults)
+        raise SchemaError(f"layout {table.name} is not well formed", faults)
     return table
 
 

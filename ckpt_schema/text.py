@@ -1,10 +1,25 @@
-"""Plain text tables."""
+"""Plain text: tables, and numbers of things."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["columns"]
+__all__ = ["columns", "counted"]
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number of things, in words.
+
+    Args:
+        number: How many there are.
+        one: What one of them is called.
+        several: What several are called, where that is not ``one`` with an s.
+
+    Example:
+        >>> counted(1, "leaf", "leaves"), counted(3, "fault")
+        ('1 leaf', '3 faults')
+    """
+    return f"{number} {one}" if number == 1 else f"{number} {several or one + 's'}"
 
 
 def columns(rows: Sequence[Sequence[str]], indent: int = 2) -> list[str]:

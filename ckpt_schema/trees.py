@@ -54,9 +54,7 @@ def flatten(tree: Tree) -> FlatTree:
         faults = list(_mixed(tree, ())) or [
             Mismatch("", "key", "a tree that jax can flatten", str(error).splitlines()[0])
         ]
-        raise ConformanceError(
-            f"the tree cannot be read: {len(faults)} fault(s)", faults
-        ) from error
+        raise ConformanceError("the tree cannot be read", faults) from error
     keys, stored = key_paths(path for path, _ in flat)
     return FlatTree([leaf for _, leaf in flat], treedef, keys, stored)
 
@@ -161,7 +159,7 @@ def _container(node: Node, key: KeyPath, children: Mapping[Any, Any]) -> Any:
             found,
             hint,
         )
-        raise ConformanceError(f"{node.type.__name__} cannot be made: 1 fault", [fault]) from error
+        raise ConformanceError(f"{node.type.__name__} cannot be made", [fault]) from error
 
 
 def _fields(kind: type) -> list[dataclasses.Field[Any]]:

@@ -234,7 +234,7 @@ def test_the_error_shows_both_chains_and_the_rules_that_settle_it() -> None:
 
 
 NEW = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(SCHEDULE))
-OTHER_CHAIN = """3 fault(s)
+OTHER_CHAIN = """3 faults
   opt_state/0    expected nothing, found trace
                  -> declare the transformation that made the state; a lens between both chains then aligns their parts
   opt_state/1/0  expected ScaleByAdamState: count, mu, nu, found nothing

@@ -282,7 +282,7 @@ def test_more_names_than_axes_are_an_error() -> None:
     with pytest.raises(cs.ConformanceError) as caught:
         lens.get({"params": {"kernel": named("a", "b", "c")}})
     assert str(caught.value) == (
-        "the names of axes do not fit linen.Params[Kernel]: 1 fault(s)\n"
+        "the names of axes do not fit linen.Params[Kernel]: 1 fault\n"
         "  params/kernel/value  expected 2 names, for float32[embed mlp], found ('a', 'b', 'c')\n"
         "                       -> one name for each axis"
     )

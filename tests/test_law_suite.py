@@ -265,7 +265,7 @@ def test_sizes_that_there_are_none_of() -> None:
     with pytest.raises(cs.SchemaError) as caught:
         strategies.sizes(Model, {"embed": (3, 5), "wide": 2}, multiples={"embed": 8})
     assert str(caught.value) == (
-        "no sizes to draw: 2 fault(s)\n"
+        "no sizes to draw: 2 faults\n"
         "  wide   expected a dim: blocks, embed, half, rest, found an unknown name\n"
         "  embed  expected a size within (3, 5) that is a multiple of 8, found none"
     )

@@ -152,7 +152,7 @@ def test_a_directory_of_checkpoints_names_the_latest(tmp_path: Path) -> None:
         for step in (9, 10, 100, 1000):
             checkpointer.save(step, {"w": jnp.ones(2)})
     fault = refused(tmp_path / "run")
-    assert fault.found == "a directory of 4 checkpoint(s)"
+    assert fault.found == "a directory of 4 checkpoints"
     assert (
         fault.hint
         == f"pass one of them: {', '.join(str(tmp_path / 'run' / s) for s in ('10', '100', '1000'))}"

@@ -293,7 +293,7 @@ def test_a_mesh_axis_that_no_axis_of_the_result_can_take_is_told_of() -> None:
         view = through.get(state)
     (warning,) = caught
     assert str(warning.message) == (
-        "2 edited leaf(s) take more memory than their source: give their shardings by onto=\n"
+        "2 edited leaves take more memory than their source: give their shardings by onto=\n"
         "  layers/w  sharded over x, which no axis of float32[3 6] divides by: each device of it holds all of it\n"
         "  layers/g  sharded over x, which no axis of float32[6] divides by: each device of it holds all of it"
     )

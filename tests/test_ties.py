@@ -169,7 +169,7 @@ def test_a_pair_that_differs_shows_where_and_both_values() -> None:
     with pytest.raises(cs.ConformanceError) as caught:
         LENSES["weights"].get(weights(wrong=(1, 2)))
     assert str(caught.value) == (
-        "tied leaves are not one: 1 fault(s)\n"
+        "tied leaves are not one: 1 fault\n"
         "  params/lm_head/kernel  expected what params/embed/embedding has, 9.0 (0x41100000) at embed/embedding[2 1], "
         "found 0.5 (0x3f000000) at embed/embedding[2 1]\n"
         "                         -> tied leaves are equal to the last bit: make them so, or drop the tie and give each a place"

@@ -201,7 +201,7 @@ def test_padding_that_is_none_is_told_with_where_it_is() -> None:
     lens = cs.derive(Weights, Wide, [cs.pad("table", "vocab", "padded")], dims=SIZES)
     table = jnp.zeros((5, 2)).at[4, 1].set(-0.0)
     assert fault(lambda: lens.put({"table": table}), cs.ConformanceError) == (
-        "values cannot be carried over exactly: 1 fault(s)\n"
+        "values cannot be carried over exactly: 1 fault\n"
         "  table  expected 0 in the padding of axis 0, from 3 on, found -0.0 (0x80000000) at [1 1] of it\n"
         "         -> values there would be lost: declare the padded size, or another fill="
     )

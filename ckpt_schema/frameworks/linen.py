@@ -116,7 +116,7 @@ class _BareParams:
         ]
         if faults:
             raise SchemaError(
-                f"linen.BareParams[{body.__name__}] has no place for collections: {len(faults)} fault(s)",
+                f"linen.BareParams[{body.__name__}] has no place for collections",
                 faults,
             )
         return verify_table(

@@ -58,7 +58,7 @@ def variable_type(kind: Any, leaf: Leaf) -> type[nnx.Variable[Any]]:
         repr(kind),
         hint,
     )
-    raise SchemaError(f"{kind!r} is no Variable type: 1 fault", [fault])
+    raise SchemaError(f"{kind!r} is no Variable type", [fault])
 
 
 def _model(body: type[Schema], head: KeyPath) -> list[Row]:
@@ -76,9 +76,7 @@ def _model(body: type[Schema], head: KeyPath) -> list[Row]:
         place = {"path": ("params", *row.path), "key": (*head, *row.key)}
         rows.append(dataclasses.replace(row, **place, kind=kind, body=1, inside=inside))
     if faults:
-        raise SchemaError(
-            f"{body.__name__} has leaves of no Variable type: {len(faults)} fault(s)", faults
-        )
+        raise SchemaError(f"{body.__name__} has leaves of no Variable type", faults)
     return rows
 
 
@@ -108,11 +106,7 @@ def _parted(trained: Sequence[Row]) -> SchemaError | None:
         for row in trained
         if row.held
     ]
-    return (
-        SchemaError(f"nnx.TrainState has no place for these params: {len(faults)} fault(s)", faults)
-        if faults
-        else None
-    )
+    return SchemaError("nnx.TrainState has no place for these params", faults) if faults else None
 
 
 class _TrainState:

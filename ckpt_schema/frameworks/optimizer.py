@@ -146,7 +146,7 @@ def arguments(name: str, item: Any) -> tuple[Any, optax.GradientTransformation, 
         hint = f'write {name}[Body, tx, {{"embed": 512}}]'
     if found:
         raise SchemaError(
-            f"{name}[...] is not well formed: 1 fault",
+            f"{name}[...] is not well formed",
             [Mismatch("argument", "declaration", expected, found, hint)],
         )
     return given[0], given[1], given[2] if len(given) == 3 else {}
@@ -186,7 +186,7 @@ def optimizer_state(
             "none",
             "the schema declares no params",
         )
-        raise SchemaError("an optimizer state needs params: 1 fault", [fault])
+        raise SchemaError("an optimizer state needs params", [fault])
     names = sorted(set().union(*(dims_.names(row.dims) for row in params)))
     counts = {
         n: s
@@ -220,9 +220,7 @@ def _verify_given(name: str, names: Sequence[str], counts: Sizes, given: Sizes) 
         for n in unknown
     ]
     if faults:
-        raise SchemaError(
-            f"the sizes of {name}[...] are not well formed: {len(faults)} fault(s)", faults
-        )
+        raise SchemaError(f"the sizes of {name}[...] are not well formed", faults)
 
 
 def _primes(start: int, skip: int) -> Iterator[int]:
@@ -271,7 +269,7 @@ class _Typing:
             ]
         if faults:
             raise SchemaError(
-                f"the optimizer state of {name} cannot be typed for all sizes: {len(faults)} fault(s)",
+                f"the optimizer state of {name} cannot be typed for all sizes",
                 faults,
             )
         return self._state([t for t in mine.values() if not isinstance(t, Mismatch)])
@@ -301,7 +299,7 @@ class _Typing:
                 faults.append(Mismatch(str(place), "shape", *_mixed(place, shape, kind.leaf.dtype)))
         if faults:
             raise SchemaError(
-                f"the optimizer state of {name} belongs to no params: {len(faults)} fault(s)",
+                f"the optimizer state of {name} belongs to no params",
                 faults,
             )
         return self._state([t for t in found.values() if not isinstance(t, Mismatch)])

@@ -113,7 +113,7 @@ def trace(
             cure,
         )
         raise SchemaError(
-            "the transformation's init fails on the params of the schema: 1 fault",
+            "the transformation's init fails on the params of the schema",
             [fault],
             [str(error)],
         ) from error
@@ -237,7 +237,7 @@ def _grouped(
             )
     if faults:
         raise SchemaError(
-            f"the transformation treats members of a list differently: {len(faults)} fault(s)",
+            "the transformation treats members of a list differently",
             faults,
         )
     found = {place: members[0] for place, members in groups.items()}

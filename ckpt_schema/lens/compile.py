@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
+from ckpt_schema.chains import with_mirrors
 from ckpt_schema.conformance import Match
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Init, Leaf
@@ -118,9 +119,8 @@ def compile_plan(
         again = _restart(view, wanted, fresh, places, onto, sizes, faults, abstract=abstract)
         places |= {slot: edited + len(makes) + n for n, slot in enumerate(fresh)}
     if faults:
-        raise ConformanceError(
-            f"{view.name} cannot be filled from {source.name}: {len(faults)} fault(s)", faults
-        )
+        header = f"{view.name} cannot be filled from {source.name}"
+        raise ConformanceError(header, with_mirrors(view, faults))
     labelled = carried(source, view, tree, found.carried, wanted, sizes) if onto is None else {}
     treedef, order = _container(view, wanted, onto, sizes, labelled)
     return Plan(
@@ -230,7 +230,7 @@ def _wanted(
         else:
             slots += [(number, indices) for indices in slots_of(row, sizes)]
     if faults:
-        raise ConformanceError(f"{view.name} cannot be bound: {len(faults)} fault(s)", faults)
+        raise ConformanceError(f"{view.name} cannot be bound", with_mirrors(view, faults))
     return slots
 
 
@@ -289,9 +289,8 @@ def _sources(
                 found.fill(output, base, tree.flat.keys[positions[0]], after)
                 base += 1
     if faults:
-        raise ConformanceError(
-            f"{source.name} cannot be taken to {view.name}: {len(faults)} fault(s)", faults
-        )
+        header = f"{source.name} cannot be taken to {view.name}"
+        raise ConformanceError(header, with_mirrors(view, faults))
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from ckpt_schema import leaves, paths
+from ckpt_schema.chains import with_mirrors
 from ckpt_schema.errors import DerivationError, Mismatch
 from ckpt_schema.leaves import Default, Init
 from ckpt_schema.lens.joins import Join, Place
@@ -52,7 +53,7 @@ def compose(first: Joined, second: Joined) -> tuple[Layout, Layout, tuple[Join, 
     faults = [*_differences(first.view, second.source), *_contradictions(first, second)]
     if faults:
         header = f"{first.view.name} and {second.source.name} are not one layout, so their lenses do not compose"
-        raise DerivationError(f"{header}: {len(faults)} fault(s)", faults)
+        raise DerivationError(header, faults)
     number = {row.key: n for n, row in enumerate(first.view.rows)}
     middle = {
         number[row.key]: n for n, row in enumerate(second.source.rows)
@@ -100,7 +101,7 @@ def compose(first: Joined, second: Joined) -> tuple[Layout, Layout, tuple[Join, 
                     )
     if faults:
         raise DerivationError(
-            f"no lens from {first.source.name} to {second.view.name}: {len(faults)} fault(s)",
+            f"no lens from {first.source.name} to {second.view.name}",
             faults,
         )
     return (
@@ -250,11 +251,12 @@ def _defaulted(row: Row, default: Default | None, table: Layout, faults: list[Mi
 
 def _differences(first: Layout, second: Layout) -> list[Mismatch]:
     left, right = ({row.key: str(row.stored) for row in table.rows} for table in (first, second))
-    return [
+    faults = [
         Mismatch(_spelled(key), "unplaced", left.get(key, "nothing"), right.get(key, "nothing"))
         for key in sorted({**left, **right}, key=lambda key: paths.natural(paths.format_path(key)))
         if left.get(key) != right.get(key)
     ]
+    return [*with_mirrors(first, faults)]
 
 
 def _spelled(key: Pattern) -> str:

@@ -64,7 +64,7 @@ class _Translator:
             binder.credit(self.source.name)
         kept = None if onto is None else written.match(onto, binder)
         if kept is not None and kept.report:
-            header = f"onto does not conform to {self.view.name}: {len(kept.report)} fault(s)"
+            header = f"onto does not conform to {self.view.name}"
             raise ConformanceError(header, kept.report.mismatches, kept.report.notes)
         if kept is not None:
             _verify_counts(binder, self.source, self.view)
@@ -81,7 +81,7 @@ class _Translator:
         if not written.match(tree).report:
             turned = "it is on the other side of the lens already, swap get and put"
             header = f"the tree conforms to {self.view.name}, not to {self.source.name}; {turned}"
-        raise ConformanceError(f"{header}: {len(report)} fault(s)", report.mismatches, report.notes)
+        raise ConformanceError(header, report.mismatches, report.notes)
 
 
 def _verify_counts(binder: Binder, source: Layout, view: Layout) -> None:
@@ -93,7 +93,7 @@ def _verify_counts(binder: Binder, source: Layout, view: Layout) -> None:
         faults.append(Mismatch(origin, "dims", f"{dims_.format_dim(dim)}={known}", str(size), hint))
     if faults:
         raise ConformanceError(
-            f"onto of {view.name} is not of the sizes of {source.name}: {len(faults)} fault(s)",
+            f"onto of {view.name} is not of the sizes of {source.name}",
             faults,
         )
 
@@ -187,7 +187,7 @@ class Lens:
                 for n, size in wrong
             ]
         if faults:
-            header = f"no dims to bind between {self.source.name} and {self.view.name}: {len(faults)} fault(s)"
+            header = f"no dims to bind between {self.source.name} and {self.view.name}"
             raise DerivationError(header, faults)
         return Lens(self.source, self.view, self.joins, {**self.dims, **dims})
 

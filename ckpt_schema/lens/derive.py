@@ -85,9 +85,7 @@ def join(
             if any(f.kind == "chain" for f in faults)
             else []
         )
-        raise DerivationError(
-            f"no lens from {source.name} to {view.name}: {len(faults)} fault(s)", faults, notes
-        )
+        raise DerivationError(f"no lens from {source.name} to {view.name}", faults, notes)
     return source, view, tuple(joins)
 
 
@@ -155,7 +153,8 @@ def _divided(
         hint = "both sides divide it, in different ways: take it through a layout that has it whole"
         found = Mismatch("/".join(row.path), "dims", *counts, hint)
     if isinstance(found, Mismatch):
-        faults.append(found)
+        row = view.rows[next(iter(after.values()))]
+        faults.append(dataclasses.replace(found, mirrors=row.mirrors))
         return []
     return found if None in before else [one.inverse for one in found]
 
@@ -205,7 +204,7 @@ def _verify_rules(rules: object) -> None:
             "tie(...), fuse(...) and series(...)"
         )
         faults = [Mismatch("edits", "rule", expected, _spelled(rule)) for rule in wrong]
-        raise DerivationError(f"edits= is not well formed: {len(faults)} fault(s)", faults)
+        raise DerivationError("edits= is not well formed", faults)
 
 
 def _spelled(rule: object) -> str:

@@ -63,9 +63,7 @@ def carried(
             for slot, labels in zip(outputs, edited, strict=True):
                 found.setdefault(_key(view, slot), labels)  # of a tied pair, the first says it
     if faults:
-        raise ConformanceError(
-            f"the names of axes do not fit {source.name}: {len(faults)} fault(s)", faults
-        )
+        raise ConformanceError(f"the names of axes do not fit {source.name}", faults)
     if mirrors:  # holes, and what starts anew, is made as they were
         mirrors |= {key for node in view.nodes for key in node.keys(sizes)}
         mirrors |= {

@@ -222,6 +222,7 @@ def _fault(source: Row, view: Row, kind: str, hint: str) -> Mismatch:
         f"{view.stored} as in the view",
         f"{source.stored} in the source",
         hint,
+        mirrors=view.mirrors,
     )
 
 

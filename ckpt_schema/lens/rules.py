@@ -299,13 +299,13 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
             )
             for p in twice
         ]
-        raise SchemaError(f"fuse(...) is not well formed: {len(faults)} fault(s)", faults)
+        raise SchemaError("fuse(...) is not well formed", faults)
     shared = None if axis is None else dims_.parse_dims(axis)
     if shared is not None and len(shared) != 1:
         fault = Mismatch(
             "axis", "declaration", "one dim", repr(axis), "the factor that the parts share"
         )
-        raise SchemaError("fuse(...) is not well formed: 1 fault", [fault])
+        raise SchemaError("fuse(...) is not well formed", [fault])
     return Fuse(
         tuple(whole.split("/")),
         tuple(tuple(part.split("/")) for part in several),
@@ -352,7 +352,7 @@ def pad(path: str, small: str, large: str, fill: float = 0) -> Padding:
     _verify("pad", path=path)
     if not isinstance(fill, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
         fault = Mismatch("fill", "declaration", "a number", repr(fill), "what the padding holds")
-        raise SchemaError("pad(...) is not well formed: 1 fault", [fault])
+        raise SchemaError("pad(...) is not well formed", [fault])
     return Padding(tuple(path.split("/")), _dim("pad", small), _dim("pad", large), fill)
 
 
@@ -378,7 +378,7 @@ def scale(path: str, factor: float) -> Factor:
         fault = Mismatch(
             "factor", "declaration", "a power of two, such as 8 or 0.125", repr(factor), hint
         )
-        raise SchemaError("scale(...) is not well formed: 1 fault", [fault])
+        raise SchemaError("scale(...) is not well formed", [fault])
     return Factor(tuple(path.split("/")), exponent - 1)
 
 
@@ -388,7 +388,7 @@ def _dim(rule: str, text: object) -> Dim:
         fault = Mismatch(
             "dim", "declaration", "one dim, as the leaf declares it", repr(text), 'such as "vocab"'
         )
-        raise SchemaError(f"{rule}(...) is not well formed: 1 fault", [fault])
+        raise SchemaError(f"{rule}(...) is not well formed", [fault])
     return parsed[0]
 
 
@@ -402,4 +402,4 @@ def _verify(rule: str, **given: object) -> None:
         if not (isinstance(value, str) and value)
     ]
     if faults:
-        raise SchemaError(f"{rule}(...) is not well formed: {len(faults)} fault(s)", faults)
+        raise SchemaError(f"{rule}(...) is not well formed", faults)

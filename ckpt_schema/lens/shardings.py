@@ -14,6 +14,7 @@ from ckpt_schema import leaves
 from ckpt_schema.errors import ShardingWarning
 from ckpt_schema.lens.axes import Entries
 from ckpt_schema.lens.edits import Chain
+from ckpt_schema.text import counted
 
 __all__ = [
     "constrained",
@@ -106,7 +107,8 @@ def warn_of_whole(lost: Sequence[tuple[str, Sequence[str], Any]]) -> None:
         f"{'it' if len(axes) == 1 else 'them'} holds all of it"
         for path, axes, made in lost
     ]
-    header = f"{len(lost)} edited leaf(s) take more memory than their source: give their shardings by onto="
+    several = counted(len(lost), "edited leaf takes", "edited leaves take")
+    header = f"{several} more memory than their source: give their shardings by onto="
     warnings.warn(header + "".join(lines), ShardingWarning, stacklevel=2)
 
 

@@ -67,14 +67,15 @@ def unplaced(
         )
         told = {row.path for found in whole[n].values() for row in found}
         for row, mirrors in _with_mirrors([row for row in rows if row.path not in told]):
-            also = f" (and below {', '.join(mirrors)})" if mirrors else ""
-            found = f"{row.stored} in {side.near.name} alone{also}"
+            found = f"{row.stored} in {side.near.name} alone"
             yield Mismatch(
                 "/".join(row.path),
                 "unplaced",
                 f"a partner in {side.far.name}",
                 found,
                 side.hint(row),
+                mirrors=row.mirrors,
+                also=tuple(mirrors),
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -64,7 +63,7 @@ def agree(header: str, told: Mapping[str, object]) -> None:
         if other.get(name) != first.get(name)
     ]
     if faults:
-        raise ConformanceError(f"{header}: {len(faults)} fault(s)", faults)
+        raise ConformanceError(header, faults)
 
 
 def _exchanged(message: bytes) -> list[bytes]:
@@ -91,22 +90,29 @@ def _gathered(value: Any) -> np.ndarray[Any, Any]:
             "none from one of them",
             hint,
         )
-        raise CkptSchemaError(
-            "another process is gone: 1 fault", [fault], [f"jax says: {error}"]
-        ) from error
+        raise CkptSchemaError("another process is gone", [fault], [f"jax says: {error}"]) from error
 
 
 def _encoded(error: BaseException) -> bytes:
     text = str(error) or type(error).__name__
     if not isinstance(error, CkptSchemaError):
         return json.dumps(["CkptSchemaError", f"{type(error).__name__}: {text}", [], []]).encode()
-    faults = [dataclasses.astuple(fault) for fault in error.mismatches]
-    return json.dumps([type(error).__name__, text.partition("\n")[0], faults, error.notes]).encode()
+    return json.dumps(
+        [type(error).__name__, error.header, [*map(_told, error.mismatches)], error.notes]
+    ).encode()
+
+
+def _told(fault: Mismatch) -> dict[str, Any]:
+    """A fault in words; its rules are objects of this process, and its hint says them."""
+    words = [fault.path, fault.kind, fault.expected, fault.found, fault.hint]
+    return {"words": words, "mirrors": fault.mirrors, "also": fault.also}
 
 
 def _decoded(message: bytes, number: int) -> CkptSchemaError:
     name, header, faults, notes = json.loads(message)
     kind: type[CkptSchemaError] = getattr(errors, name, CkptSchemaError)
-    return kind(
-        header, [Mismatch(*fault) for fault in faults], [*notes, f"found by process {number}"]
-    )
+    mismatches = [
+        Mismatch(*fault["words"], mirrors=fault["mirrors"], also=tuple(fault["also"]))
+        for fault in faults
+    ]
+    return kind(header, mismatches, [*notes, f"found by process {number}"])

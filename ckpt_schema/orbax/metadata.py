@@ -20,6 +20,7 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.pytrees import key_paths
+from ckpt_schema.text import counted
 from ckpt_schema.trees import Tree
 
 __all__ = ["SKIP", "DiskTree", "absolute", "alone", "load", "read"]
@@ -122,7 +123,7 @@ def _refusal(
     place: epath.Path, found: str, hint: str, notes: list[str] | None = None
 ) -> CheckpointMismatchError:
     fault = Mismatch(str(place), "checkpoint", "an Orbax checkpoint", found, hint)
-    return CheckpointMismatchError(f"{place} cannot be restored: 1 fault", [fault], notes or ())
+    return CheckpointMismatchError(f"{place} cannot be restored", [fault], notes or ())
 
 
 def _item(
@@ -168,7 +169,9 @@ def _no_checkpoint(place: epath.Path, steps: list[str]) -> CheckpointMismatchErr
     if steps:
         latest = ", ".join(str(place / name) for name in steps[-3:])
         return _refusal(
-            place, f"a directory of {len(steps)} checkpoint(s)", f"pass one of them: {latest}"
+            place,
+            f"a directory of {counted(len(steps), 'checkpoint')}",
+            f"pass one of them: {latest}",
         )
     if (place.parent / _CHECKPOINT).exists():
         hint = f"pass {place.parent}" + (

@@ -70,7 +70,7 @@ def verify_private(private: Tree, lens: Lens) -> None:
     ]
     if faults:
         raise ConformanceError(
-            f"private= is not what {lens.source.name} has no place for: {len(faults)} fault(s)",
+            f"private= is not what {lens.source.name} has no place for",
             faults,
         )
 
@@ -98,7 +98,7 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
                 "none",
                 "it was saved without any",
             )
-            raise CheckpointMismatchError(f"{path} keeps no private leaves: 1 fault", [fault])
+            raise CheckpointMismatchError(f"{path} keeps no private leaves", [fault])
     here = SingleDeviceSharding(jax.local_devices()[0])
     if jax.process_count() > 1:  # Orbax saves no array of one process
         here = NamedSharding(jax.make_mesh((jax.device_count(),), ("all",)), PartitionSpec())
@@ -163,7 +163,7 @@ class Private:
             orders[position] = key, goal
         if faults:
             faults.sort(key=lambda fault: paths.natural(fault.path))
-            header = f"the private leaves in {self.disk.path} are not those of the target: {len(faults)} fault(s)"
+            header = f"the private leaves in {self.disk.path} are not those of the target"
             raise CheckpointMismatchError(header, faults)
         return orders
 

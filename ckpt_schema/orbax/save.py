@@ -117,7 +117,7 @@ def _verify_free(place: epath.Path) -> None:
             "a file or directory",
             "save elsewhere, or remove it",
         )
-        raise CheckpointExistsError(f"{place} exists and is not overwritten: 1 fault", [fault])
+        raise CheckpointExistsError(f"{place} exists and is not overwritten", [fault])
     above = next((p for p in place.parents if p.exists()), place)
     if above.exists() and not above.is_dir():
         fault = Mismatch(
@@ -127,7 +127,7 @@ def _verify_free(place: epath.Path) -> None:
             "a file",
             "save elsewhere, or remove it",
         )
-        raise CheckpointExistsError(f"{place} cannot be made below a file: 1 fault", [fault])
+        raise CheckpointExistsError(f"{place} cannot be made below a file", [fault])
 
 
 def _lasting(tree: Tree, table: Layout) -> Tree:
@@ -148,13 +148,13 @@ def _verify_name(aux: str | None, private: Tree | None) -> None:
         fault = Mismatch(
             "aux", "declaration", "a name of its own for the private leaves", repr(aux)
         )
-        raise ConformanceError("private leaves have no place: 1 fault", [fault])
+        raise ConformanceError("private leaves have no place", [fault])
 
 
 def _verify(tree: Tree, check: Any) -> None:
     faults = sorted(check(flatten(tree)), key=lambda fault: paths.natural(fault.path))
     if faults:
-        raise ConformanceError(f"the state cannot be saved: {len(faults)} fault(s)", faults)
+        raise ConformanceError("the state cannot be saved", faults)
 
 
 def _valueless(flat: FlatTree) -> Iterator[Mismatch]:

@@ -78,9 +78,7 @@ def toward(
         return fits[0]
     nearest = _nearest(reports)
     sides = f"{lens.source.name} nor {lens.view.name}"
-    header = (
-        f"{what} conforms to neither {sides}; nearest is {nearest.layout}: {len(nearest)} fault(s)"
-    )
+    header = f"{what} conforms to neither {sides}; nearest is {nearest.layout}"
     raise ConformanceError(header, nearest.mismatches, nearest.notes)
 
 
@@ -104,7 +102,7 @@ def ambiguous(
         found,
         f'say which: {argument}="source" or {argument}="view"',
     )
-    return error(f"{what} of {lens.source.name} as well as of {lens.view.name}: 1 fault", [fault])
+    return error(f"{what} of {lens.source.name} as well as of {lens.view.name}", [fault])
 
 
 def locate(disk: DiskTree, lens: Lens) -> list[Place]:
@@ -136,7 +134,7 @@ def locate(disk: DiskTree, lens: Lens) -> list[Place]:
     where = f" under {format_path(prefix)}" if prefix else ""
     header = (
         f"{disk.path} is a checkpoint of neither {lens.view.name} nor {lens.source.name}; "
-        f"nearest is {nearest.layout}{where}: {len(nearest)} fault(s)"
+        f"nearest is {nearest.layout}{where}"
     )
     raise CheckpointMismatchError(header, nearest.mismatches, nearest.notes)
 

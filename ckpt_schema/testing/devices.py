@@ -48,7 +48,7 @@ def virtual_devices(count: int = 8) -> None:
             f"{len(found)} of kind {found[0].platform}",
             hint,
         )
-        raise DevicesError("jax has started already: 1 fault", [fault]) from None
+        raise DevicesError("jax has started already", [fault]) from None
 
 
 def verify_devices(count: int) -> None:
@@ -64,6 +64,6 @@ def verify_devices(count: int) -> None:
             "or ask for no sharded leaves, meshes=()"
         )
         raise DevicesError(
-            "too few devices: 1 fault",
+            "too few devices",
             [Mismatch("jax", "devices", f"{count} devices", str(found), hint)],
         )

@@ -70,7 +70,7 @@ def run_distributed(
 
 def _refused(where: str, expected: str, found: str, hint: str = "") -> DistributedError:
     return DistributedError(
-        "nothing was run: 1 fault", [Mismatch(where, "declaration", expected, found, hint)]
+        "nothing was run", [Mismatch(where, "declaration", expected, found, hint)]
     )
 
 
@@ -239,7 +239,7 @@ def _results(ends: Sequence[_End], name: str, timeout: float) -> list[Any]:
             f"process {end.number}:",
         )
     if faults:
-        header = f"{name} did not return in every process: {len(faults)} fault(s)"
+        header = f"{name} did not return in every process"
         raise DistributedError(header, faults, [f"{who}\n{text}" for text, who in notes.items()])
     return [_unpickled(end) for end in ends]
 
@@ -252,4 +252,4 @@ def _unpickled(end: _End) -> Any:
         fault = Mismatch(
             f"process {end.number}", "returned", "a result that can be unpickled here", found
         )
-        raise DistributedError("a result cannot be read: 1 fault(s)", [fault]) from error
+        raise DistributedError("a result cannot be read", [fault]) from error

@@ -81,7 +81,7 @@ def conformance(lens: Lens, s: Tree, v: Tree) -> None:
         report = check(lens.view, found, _known(lens, lens.view))
         if report:
             raise LawError(
-                f"what is made does not conform to {lens.view.name}: {len(report)} fault(s)",
+                f"what is made does not conform to {lens.view.name}",
                 report.mismatches,
             )
 
@@ -102,16 +102,12 @@ def declaration(lens: Lens, s: Tree | None, v: Tree | None) -> None:
             continue
         report = check(table, tree, _known(lens, table))
         if report:
-            header = (
-                f"the state that is given does not conform to {table.name}: {len(report)} fault(s)"
-            )
+            header = f"the state that is given does not conform to {table.name}"
             raise LawError(header, report.mismatches, report.notes)
         lens = lens.bind(**report.dims)  # no tree tells the factors of a product
     faults = [*_mistyped(~lens, s), *_mistyped(lens, v)]
     if faults:
-        raise LawError(
-            f"Variables are of other types than they are declared: {len(faults)} fault(s)", faults
-        )
+        raise LawError("Variables are of other types than they are declared", faults)
     if s is None or v is None:
         return
     one, other = (jax.tree.map(_shape, tree) for tree in (s, v))
@@ -191,7 +187,7 @@ def defaults(lens: Lens, s: Tree) -> None:
         differ = differences(made, settled(jax.device_put(value, jax.devices()[0])))
         faults += (dataclasses.replace(fault, path=_spelled(lens.view, slot)) for fault in differ)
     if faults:
-        raise LawError(f"private leaves are not as declared: {len(faults)} fault(s)", faults)
+        raise LawError("private leaves are not as declared", faults)
 
 
 def sharing(lens: Lens, s: Tree, v: Tree) -> None:
@@ -213,7 +209,7 @@ def sharing(lens: Lens, s: Tree, v: Tree) -> None:
             if one in before and other in found and found[other] is not before[one]:
                 faults.append(_copied(lens.view, other, f"that of {_spelled(lens.source, one)}"))
     if faults:
-        raise LawError(f"leaves that only move are copied: {len(faults)} fault(s)", faults)
+        raise LawError("leaves that only move are copied", faults)
 
 
 def _copied(layout: Layout, slot: Slot, of: str) -> Mismatch:
@@ -300,7 +296,7 @@ def placement(lens: Lens, s: Tree, v: Tree) -> None:
         if id(x) not in moved and x.sharding != like.sharding
     ]
     if faults:
-        raise LawError(f"leaves are not where they belong: {len(faults)} fault(s)", faults)
+        raise LawError("leaves are not where they belong", faults)
 
 
 def _unlike_onto(expected: Any, found: Any) -> tuple[str, str]:
@@ -337,7 +333,7 @@ def sharding(lens: Lens, s: Tree) -> None:
                 if _could_take(made, axis)
             )
     if faults:
-        raise LawError(f"shardings are lost: {len(faults)} fault(s)", faults)
+        raise LawError("shardings are lost", faults)
 
 
 def _axes(value: Any) -> list[str]:

@@ -46,7 +46,7 @@ def naming(lens: Lens, s: Tree) -> None:
                 Mismatch(format_path(other.key), "naming", expected, "others, or in another order")
             )
     if faults:
-        raise LawError(f"elements are not where their names say: {len(faults)} fault(s)", faults)
+        raise LawError("elements are not where their names say", faults)
 
 
 def _crossed(lens: Lens) -> list[Mismatch]:

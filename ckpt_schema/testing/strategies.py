@@ -142,7 +142,7 @@ def space(
         if not pool
     ]
     if faults:
-        raise SchemaError(f"no sizes to draw: {len(faults)} fault(s)", faults)
+        raise SchemaError("no sizes to draw", faults)
     constraints = (
         [pair for join in of.joins for pair in join.chain.constraints]
         if isinstance(of, Lens)
