@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32
+from support.profiles import sampled
 
 import ckpt_schema as cs
 from ckpt_schema.dims import parse_dims
@@ -81,10 +82,13 @@ each_lens = pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
 
 # --- Bits  ---
 
+STACKED = (*NARROW, "float32", "complex64", "int4", "bool")
 
-@pytest.mark.parametrize("dtype", [*NARROW, "float32", "complex64", "int4", "bool"])
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("turned", [False, True])
+
+@pytest.mark.parametrize(
+    ("dtype", "axis", "turned"),
+    sampled([*itertools.product(STACKED, (0, 1, 2), (False, True))], 5),
+)
 def test_a_stack_has_every_bit_of_its_layers_whatever_their_size(
     dtype: str, axis: int, turned: bool
 ) -> None:
@@ -123,9 +127,13 @@ SPECS = (
 )
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("dtype", ["float8_e5m2", "bfloat16", "float32", "complex64", "int8"])
-@pytest.mark.parametrize("name", EDITS)
+SHARDED = ("float8_e5m2", "bfloat16", "float32", "complex64", "int8")
+KINDS = (AxisType.Auto, AxisType.Explicit)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "kind"), sampled([*itertools.product(EDITS, SHARDED, KINDS)], 3), ids=str
+)
 def test_no_bit_of_a_leaf_changes_however_it_is_sharded(
     name: str, dtype: str, kind: AxisType
 ) -> None:

@@ -1,0 +1,116 @@
+"""Runs what takes long and writes what it prints into docs/figures.md: ``python tests/figures.py`` for all, or by name.
+
+Each name is a block of that page, between two comments. A command that fails leaves its block as it
+was, and the exit code says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "figures.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command whose output is a block of the page.
+
+    Attributes:
+        arguments: What follows ``python``.
+        last: How many of its last lines are kept; None keeps all.
+        environment: Variables it is run with.
+    """
+
+    arguments: tuple[str, ...]
+    last: int | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        """The command as a shell takes it, from the top of the project."""
+        given = [f"{name}={value}" for name, value in self.environment]
+        return " ".join([*given, "python", *self.arguments])
+
+    def run(self) -> str:
+        """What it prints on standard output.
+
+        Raises:
+            CalledProcessError: It fails.
+        """
+        done = subprocess.run(
+            [sys.executable, *self.arguments],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **dict(self.environment)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        lines = done.stdout.rstrip().split("\n")
+        return "\n".join(lines if self.last is None else lines[-self.last :])
+
+
+COMMANDS = {
+    "speed": Command(("tests/benchmarks/bench_lens.py",)),
+    "memory": Command(("tests/benchmarks/bench_memory.py",)),
+    "processes": Command(("tests/benchmarks/bench_processes.py",)),
+    "states": Command(("tests/benchmarks/bench_states.py",)),
+    "thorough": Command(
+        ("-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"),
+        last=1,
+        environment=(("HYPOTHESIS_PROFILE", "ci"),),
+    ),
+}
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The comments around a block."""
+    return f"<!-- figures: {name} -->", f"<!-- end: {name} -->"
+
+
+def replaced(page: str, name: str, body: str) -> str:
+    """The page with another body in the block of this name."""
+    start, end = marks(name)
+    before, _, rest = page.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{PAGE.name}: expected {start} ... {end}")
+    return f"{before}{start}\n{body}\n{end}{after}"
+
+
+def block(command: Command) -> str:
+    """The body of a block: the command, what it ran on, and what it printed."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
+    where = f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
+    return f"`{command}`, on {where}:\n\n```text\n{command.run()}\n```"
+
+
+def main() -> int:
+    """Runs the commands that are named, and writes each block as soon as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=", ".join(COMMANDS))
+    names = parser.parse_args().names or [*COMMANDS]
+    unknown = [name for name in names if name not in COMMANDS]
+    if unknown:
+        parser.error(f"no figures are called {', '.join(unknown)}; there are {', '.join(COMMANDS)}")
+    failed = False
+    for name in names:
+        print(f"{name}: {COMMANDS[name]}", file=sys.stderr, flush=True)
+        try:
+            body = block(COMMANDS[name])
+        except subprocess.CalledProcessError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = True
+        else:
+            PAGE.write_text(replaced(PAGE.read_text(), name, body))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
