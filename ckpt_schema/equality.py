@@ -7,14 +7,12 @@ sign of zero count. Where ``numpy.testing`` or ``chex.assert_trees_all_equal`` t
 from __future__ import annotations
 
 import difflib
-import functools
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding
@@ -22,6 +20,7 @@ from jax.sharding import AxisType, NamedSharding
 from ckpt_schema import leaves, paths, placement
 from ckpt_schema.errors import CkptSchemaError, Mismatch
 from ckpt_schema.paths import Key, KeyPath
+from ckpt_schema.placement import octets
 from ckpt_schema.pytrees import children
 from ckpt_schema.trees import Tree, flatten
 
@@ -217,17 +216,17 @@ def _bits(where: str, left: Any, right: Any) -> Iterator[Mismatch]:
             yield Mismatch(where, "bits", f"{left!r}, bits {ours}", f"{right!r}, bits {theirs}")
         return
     for (a, start), (b, _) in zip(_blocks(left), _blocks(right), strict=True):
-        octets = _octets(a), _octets(b)
-        unlike = (octets[0] != octets[1]).any(axis=-1)
+        ours, theirs = octets(a), octets(b)
+        unlike = (ours != theirs).any(axis=-1)
         if unlike.any():
             first = int(unlike.argmax())
-            ours, theirs = (f"0x{o[first, ::-1].tobytes().hex()}" for o in octets)
+            here, there = (f"0x{o[first, ::-1].tobytes().hex()}" for o in (ours, theirs))
             place = " ".join(
                 str(i + offset)
                 for i, offset in zip(np.unravel_index(first, a.shape), start, strict=True)
             )
             many = f"{int(unlike.sum())} of {unlike.size} elements differ, the first at [{place}]"
-            yield Mismatch(where, "bits", f"bits {ours}", theirs, many)
+            yield Mismatch(where, "bits", f"bits {here}", there, many)
             return
 
 
@@ -251,23 +250,3 @@ def _blocks(value: Any) -> list[tuple[np.ndarray[Any, Any], tuple[int, ...]]]:
         (np.asarray(s.data), tuple(part.start or 0 for part in s.index))
         for s in data.addressable_shards
     ]
-
-
-def _octets(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The bytes of each element, least significant first; of an element narrower than a byte, its own bits."""
-    found = (
-        np.ascontiguousarray(array)
-        .reshape(-1)
-        .view(np.uint8)
-        .reshape(array.size, array.dtype.itemsize)
-    )
-    width = _width(array.dtype)
-    return found & ((1 << width) - 1) if width < 8 else found
-
-
-@functools.cache
-def _width(dtype: Any) -> int:
-    """The bits of an element of one byte that count; 8 for wider ones, all of whose bits do."""
-    if dtype.itemsize > 1 or dtype == np.bool_:
-        return 8
-    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).bits

@@ -15,7 +15,7 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.dims import Dims
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern
+from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern, int_key
 from ckpt_schema.pytrees import containers
 from ckpt_schema.table import Layout, Node, Part, Repeat, Row, is_part, verify_table
 from ckpt_schema.trees import FlatTree, Tree, flatten, nodes_of
@@ -148,9 +148,7 @@ def _numbered(found: Sequence[_Found]) -> list[_Found]:
     """Strings of digits as the ints they were before a save, where a node has no other keys; such a layout matches both."""
     names = {(leaf.key[:at], key) for leaf in found for at, key in enumerate(leaf.key)}
     words = {
-        parent
-        for parent, key in names
-        if not (isinstance(key, str) and key.isdecimal() and str(int(key)) == key)
+        parent for parent, key in names if not (isinstance(key, str) and int_key(key) is not None)
     }
     return [
         dataclasses.replace(

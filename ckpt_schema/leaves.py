@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import struct
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -34,11 +36,14 @@ __all__ = [
     "from_annotation",
     "holds",
     "is_abstract",
+    "is_narrowed",
     "is_scalar",
     "key_dtype",
     "key_impl",
     "key_words",
     "make_default",
+    "materialized",
+    "number_bits",
     "signature",
 ]
 
@@ -47,6 +52,9 @@ _IMPLS = {
     "rbg": "rbg",
     "urbg": "unsafe_rbg",
 }  # tag in the dtype -> name jax.random.key takes
+
+
+_WIDE = frozenset({"float64", "int64", "uint64", "complex128"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -211,6 +219,50 @@ def signature(value: Any) -> tuple[tuple[int, ...], str] | None:
     return tuple(shape), _dtype_name(dtype)
 
 
+def is_narrowed(dtype: Any) -> bool:
+    """Whether jax would make an array of another dtype: it has no 64-bit arrays unless told to."""
+    if _dtype_name(dtype) not in _WIDE:
+        return False
+    return jax.dtypes.canonicalize_dtype(dtype) != dtype
+
+
+def materialized(value: Any, dtype: str) -> Any:
+    """A leaf as an array: a Python number becomes one of the dtype that it is declared to be.
+
+    Of a dtype that jax would narrow it is NumPy's, as a NumPy scalar is.
+
+    Example:
+        >>> materialized(2**40, "int64"), type(materialized(1, "int32")).__name__
+        (array(1099511627776), 'ArrayImpl')
+    """
+    if isinstance(value, np.generic):
+        return np.asarray(value)
+    if not is_scalar(value):
+        return value
+    array = np.asarray(value, jnp.dtype(dtype))
+    return array if is_narrowed(array.dtype) else jnp.asarray(array)
+
+
+def number_bits(value: Any) -> Any:
+    """What a number is compared by: two have the same exactly if they are the same bits in each dtype that holds them.
+
+    Python takes 0.0 and -0.0 for equal, and a NaN for none of them, whatever its payload.
+
+    Example:
+        >>> number_bits(0.0) == number_bits(0), number_bits(0.0) == number_bits(-0.0)
+        (True, False)
+        >>> number_bits(math.nan) == number_bits(-math.nan), number_bits(math.nan) == number_bits(math.nan)
+        (False, True)
+    """
+    if isinstance(value, np.generic):
+        return value.dtype.str, value.tobytes()
+    if isinstance(value, complex):
+        return number_bits(value.real), number_bits(value.imag)
+    if not isinstance(value, float) or (value and value == value):
+        return value
+    return struct.pack("<d", value) if value or math.copysign(1, value) < 0 else 0
+
+
 def is_abstract(value: Any) -> bool:
     """Whether ``value`` is an abstract leaf: a shape and a dtype without values."""
     return isinstance(value, jax.ShapeDtypeStruct)
@@ -321,7 +373,12 @@ def describe(value: Any) -> str:
 class Fill:
     """A default that fills the leaf with one value."""
 
-    value: float | int | bool
+    value: float | int | bool = dataclasses.field(compare=False)
+    _bits: object = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keeps what tells the number from every other."""
+        object.__setattr__(self, "_bits", number_bits(self.value))
 
     def __str__(self) -> str:
         """The default as it is declared: ``default=0``."""
@@ -380,7 +437,7 @@ def make_default(
     """
     if sharding is None:
         return _made(default, dtype, shape)
-    return _program(default, repr(default), dtype, shape, sharding)()
+    return _program(default, dtype, shape, sharding)()
 
 
 def _made(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...]) -> jax.Array:
@@ -391,8 +448,6 @@ def _made(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...]) -> jax.A
 
 
 @functools.lru_cache(maxsize=1024)
-def _program(
-    default: Fill | FreshKey, told: str, dtype: str, shape: tuple[int, ...], sharding: Any
-) -> Any:
-    """What makes a default, compiled once for all layers. ``told`` is its repr, for 0.0 and -0.0 are equal and not the same."""
+def _program(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], sharding: Any) -> Any:
+    """What makes a default, compiled once for all layers."""
     return jax.jit(functools.partial(_made, default, dtype, shape), out_shardings=sharding)

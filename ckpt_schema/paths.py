@@ -23,6 +23,7 @@ __all__ = [
     "Pattern",
     "fill",
     "format_path",
+    "int_key",
     "may_coincide",
     "natural",
     "outline",
@@ -75,12 +76,10 @@ class Index:
         if not self.text or not key.startswith(self.prefix) or not key.endswith(self.suffix):
             return None
         digits = key[len(self.prefix) : len(key) - len(self.suffix)]
-        if (
-            not (digits.isdecimal() and digits.isascii())
-            or f"{int(digits):0{self.width}}" != digits
-        ):
+        number = int_key(digits.lstrip("0") or digits[:1])
+        if number is None or f"{number:0{self.width}}" != digits:
             return None
-        return self._counted(int(digits))
+        return self._counted(number)
 
     def _counted(self, number: int) -> int | None:
         index, rest = divmod(number - self.first, self.step)
@@ -140,7 +139,8 @@ def _segment(part: str, whole: str) -> Key | Index:
         )
         raise SchemaError(f"{whole!r} is no key pattern", [fault])
     if not symbols:
-        return int(body) if body.isdecimal() and not quoted else body
+        number = None if quoted else int_key(body)
+        return body if number is None else number
     prefix, suffix = body[: symbols[0].start()], body[symbols[0].end() :]
     step, first, width = symbols[0].group("step", "first", "width")
     text_key = quoted or bool(prefix or suffix)
@@ -154,6 +154,22 @@ def _segment(part: str, whole: str) -> Key | Index:
         )
         raise SchemaError(f"{whole!r} is no key pattern", [fault])
     return Index(prefix, suffix, text_key, int(first or 0), int(step or 1), int(width or 0))
+
+
+_LONGEST = 18
+"""How many digits a number in a key may have: no list is longer, and Python reads no number of more than 4300."""
+
+
+def int_key(text: str) -> int | None:
+    """The int key that a string of digits stands for, or None: it has one spelling, in ASCII and without leading zeros.
+
+    Example:
+        >>> int_key("10"), int_key("0"), int_key("00"), int_key("1a"), int_key("")
+        (10, 0, None, None, None)
+    """
+    if not (text.isascii() and text.isdecimal()) or len(text) > _LONGEST:
+        return None
+    return None if text[0] == "0" and text != "0" else int(text)
 
 
 def fill(pattern: Pattern, indices: Sequence[int]) -> KeyPath:
@@ -180,7 +196,7 @@ def natural(text: str) -> list[tuple[int, int | str]]:
         ['a', 'a2', 'a10']
     """
     return [
-        (0, int(part)) if part.isdecimal() else (1, part)
+        (0, int(part)) if part.isdecimal() and len(part) <= _LONGEST else (1, part)
         for part in re.split(r"(\d+)", text)
         if part
     ]

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["as_bits", "describe_shardings", "gathered", "placed"]
+__all__ = ["as_bits", "describe_shardings", "gathered", "octets", "placed"]
 
 
 def placed(value: Any, sharding: Any) -> jax.Array:
@@ -59,6 +59,26 @@ def as_bits(value: Any) -> Any:
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return value
     return jax.lax.bitcast_convert_type(value, f"uint{jnp.finfo(value.dtype).bits}")
+
+
+def octets(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The bytes of each element, least significant first; of an element narrower than a byte, its own bits."""
+    found = (
+        np.ascontiguousarray(array)
+        .reshape(-1)
+        .view(np.uint8)
+        .reshape(array.size, array.dtype.itemsize)
+    )
+    width = _width(array.dtype)
+    return found & ((1 << width) - 1) if width < 8 else found
+
+
+@functools.cache
+def _width(dtype: Any) -> int:
+    """The bits of an element of one byte that count; 8 for wider ones, all of whose bits do."""
+    if dtype.itemsize > 1 or dtype == np.bool_:
+        return 8
+    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).bits
 
 
 @functools.lru_cache(maxsize=256)

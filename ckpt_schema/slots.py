@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 
 from ckpt_schema import dims as dims_
-from ckpt_schema.paths import Index, Key, KeyPath, Pattern
+from ckpt_schema.paths import Index, Key, KeyPath, Pattern, int_key
 from ckpt_schema.table import Layout, Slot
 
 __all__ = ["SlotFinder"]
@@ -45,11 +45,8 @@ class _Trie:
         """The slots that ``key`` may spell; a literal key may stand beside a symbol that spells it too."""
         here: list[tuple[_Trie, tuple[int, ...]]] = [(self, ())]
         for segment in key:
-            keys = (
-                (segment, int(segment))
-                if stored and isinstance(segment, str) and segment.isdecimal()
-                else (segment,)
-            )
+            number = int_key(segment) if stored and isinstance(segment, str) else None
+            keys = (segment,) if number is None else (segment, number)
             here = [
                 (below, (*indices, *index))
                 for node, indices in here

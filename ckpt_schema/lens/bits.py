@@ -1,4 +1,4 @@
-"""Where two arrays differ in any bit, found on the devices that they are on."""
+"""Where two arrays differ in any bit, found on the devices that they are on, or by NumPy where they are on none."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ckpt_schema import placement
-from ckpt_schema.placement import as_bits
+from ckpt_schema import leaves, placement
+from ckpt_schema.placement import as_bits, octets
 
 __all__ = ["difference", "stray"]
 
@@ -28,7 +28,10 @@ def difference(first: Any, second: Any) -> Difference | None:
         >>> difference(np.float32([1, 0.0]), np.float32([1, -0.0]))
         ('1', '0.0 (0x00000000)', '-0.0 (0x80000000)')
     """
-    return _looked_for(_unlike, *_together(first, second))
+    a, b = _together(first, second)
+    if isinstance(a, jax.Array):
+        return _looked_for(_unlike, a, b)
+    return _looked_through((octets(a) != octets(b)).any(axis=-1).reshape(a.shape), a, b)
 
 
 def stray(value: Any, fill: Any, axis: int, start: int) -> Difference | None:
@@ -40,8 +43,13 @@ def stray(value: Any, fill: Any, axis: int, start: int) -> Difference | None:
         >>> stray(np.float32([1, 0.0, -0.0]), 0.0, axis=0, start=1)
         ('1', '-0.0 (0x80000000)', '0.0 (0x00000000)')
     """
-    a = value if isinstance(value, jax.Array) else jnp.asarray(value)
-    found = _looked_for(_Beyond(axis, start), a, np.asarray(fill, a.dtype))
+    wanted = np.asarray(fill, value.dtype)
+    if isinstance(value, jax.Array):
+        found = _looked_for(_Beyond(axis, start), value, wanted)
+    else:
+        unlike = (octets(value) != octets(wanted)).any(axis=-1).reshape(value.shape)
+        unlike[(*(slice(None),) * axis, slice(0, start))] = False
+        found = _looked_through(unlike, value, np.broadcast_to(wanted, value.shape))
     if found is None:
         return None
     index = [int(at) - start * (axis == number) for number, at in enumerate(found[0].split())]
@@ -69,10 +77,29 @@ def _looked_for(where: Callable[..., Any], a: jax.Array, b: Any) -> Difference |
     return " ".join(map(str, index)), here, there
 
 
-def _together(first: Any, copy: Any) -> tuple[jax.Array, jax.Array]:
-    """Both as jax arrays on the same devices."""
-    a = first if isinstance(first, jax.Array) else jnp.asarray(first)
-    return a, placement.placed(copy, a.sharding)
+def _looked_through(
+    unlike: np.ndarray[Any, Any], a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]
+) -> Difference | None:
+    """The same of NumPy arrays, from where they differ."""
+    if not unlike.any():
+        return None
+    index = np.unravel_index(int(unlike.argmax()), a.shape)
+    here, there = (_shown(np.asarray(x[index])) for x in (a, b))
+    return " ".join(map(str, index)), here, there
+
+
+def _together(first: Any, copy: Any) -> tuple[Any, Any]:
+    """Both as jax arrays on the same devices; as NumPy arrays where none is jax's, or jax would narrow the other."""
+    if leaves.is_scalar(first) and leaves.is_scalar(copy):
+        both = np.asarray([first, copy])
+        return both[:1].reshape(()), both[1:].reshape(())
+    dtype = (copy if leaves.is_scalar(first) else first).dtype
+    pair = [np.asarray(x, dtype) if leaves.is_scalar(x) else x for x in (first, copy)]
+    sharded = next((x.sharding for x in pair if isinstance(x, jax.Array)), None)
+    if sharded is None or leaves.is_narrowed(dtype):
+        return placement.gathered(pair[0]), placement.gathered(pair[1])
+    a, b = (x if isinstance(x, jax.Array) else placement.placed(x, sharded) for x in pair)
+    return a, placement.placed(b, a.sharding)
 
 
 @functools.lru_cache(maxsize=64)

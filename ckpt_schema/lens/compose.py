@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
 from ckpt_schema.chains import with_mirrors
 from ckpt_schema.errors import DerivationError, Mismatch
 from ckpt_schema.leaves import Default, Init
 from ckpt_schema.lens.joins import Join, Place
 from ckpt_schema.lens.relate import relate
+from ckpt_schema.lens.told import Told
 from ckpt_schema.paths import Pattern
 from ckpt_schema.table import Layout, Row
 
@@ -111,6 +113,20 @@ def compose(first: Joined, second: Joined) -> tuple[Layout, Layout, tuple[Join, 
     )
 
 
+def _unlike_padding(row: Row, before: Told, after: Told) -> Mismatch | None:
+    """The fault where a row in the middle is padded with one value, and cut where it holds another."""
+    for _, made in before.ends:
+        for cut, _ in after.ends:
+            alike = (made.small, made.large) == (cut.small, cut.large)
+            if alike and made != cut and made.large in row.leaf.dims:
+                where, axis = paths.format_path(row.key), dims_.format_dim(made.large)
+                expected = f"one fill in the padding of {axis}"
+                found = f"{made.value!r} and {cut.value!r}"
+                hint = "no tree is padded with both: give both lenses the same fill="
+                return Mismatch(where, "rule", expected, found, hint)
+    return None
+
+
 def _through(
     first: Joined, second: Joined, onward: Mapping[int, Sequence[Join]], middle: Mapping[int, int]
 ) -> Iterator[Join | Mismatch]:
@@ -125,7 +141,11 @@ def _through(
             inner = tuple(
                 dataclasses.replace(place, row=middle[place.row]) for place in before.views
             )
-            if before.plain and after.plain:
+            row = first.view.rows[before.views[0].row]
+            unlike = _unlike_padding(row, before.told, after.told)
+            if unlike is not None:
+                yield unlike
+            elif before.plain and after.plain:
                 one, other = before.sources[0].row, after.views[0].row
                 told = before.told.then(after.told)
                 made = relate(first.source.rows[one], second.view.rows[other], told)

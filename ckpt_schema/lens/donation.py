@@ -1,23 +1,26 @@
-"""Freeing leaves that the caller gives up: each as soon as nothing needs it any more."""
+"""Freeing leaves that the caller gives up: each as soon as nothing needs it any more.
+
+Two arrays may share one buffer: ``device_put`` of an array to where it is, or the data of a key. What is counted are buffers,
+and where an array does not tell its own it is not freed.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 
 __all__ = ["Donation"]
 
+_Buffers = frozenset[Hashable]
+
 
 class Donation:
-    """The leaves of a tree that is given up, and what still needs them.
-
-    Attributes:
-        uses: How often each array, by its id, will be needed yet.
-    """
+    """The leaves of a tree that is given up, and what still needs their buffers."""
 
     def __init__(self, given: Sequence[Any], needed: Iterable[Any]) -> None:
         """Frees what nothing needs.
@@ -26,21 +29,45 @@ class Donation:
             given: The leaves that are given up.
             needed: What will be needed yet: each leaf as often as it will be.
         """
-        self._given = {
-            id(leaf): leaf
-            for leaf in given
-            if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
-        }
-        self.uses = Counter(map(id, needed))
-        for number in self._given.keys() - self.uses.keys():
-            self._given[number].delete()
+        self._known: dict[int, _Buffers] = {}
+        self._given = {id(leaf): leaf for leaf in given if self._buffers(leaf)}
+        self._uses: Counter[Hashable] = Counter()
+        for leaf in needed:
+            self._uses.update(self._buffers(leaf))
+        self._free(list(self._given.values()))
 
     def used(self, inputs: Sequence[Any], results: Sequence[Any]) -> None:
         """Frees those of ``inputs`` that were needed for the last time, once ``results`` are made of them."""
         jax.block_until_ready(
             results
         )  # or else the next results are allocated before these inputs are freed
+        for leaf in results:  # what jax handed on as it was is needed for good
+            self._uses.update(_buffers(leaf))
         for leaf in inputs:
-            self.uses[id(leaf)] -= 1
-            if not self.uses[id(leaf)] and id(leaf) in self._given:
+            self._uses.subtract(self._buffers(leaf))
+        self._free(inputs)
+
+    def _free(self, leaves: Iterable[Any]) -> None:
+        for leaf in leaves:
+            if id(leaf) in self._given and not any(self._uses[b] for b in self._buffers(leaf)):
                 self._given.pop(id(leaf)).delete()
+
+    def _buffers(self, leaf: Any) -> _Buffers:
+        """`_buffers` of a leaf of either tree, looked up once: all of them are held as long as this is."""
+        found = self._known.get(id(leaf))
+        if found is None:
+            found = self._known[id(leaf)] = _buffers(leaf)
+        return found
+
+
+def _buffers(leaf: Any) -> _Buffers:
+    """Where on this process's devices the data of an array is; nothing where that is not told, or it is no such array."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer) or leaf.is_deleted():
+        return frozenset()
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    shards = [shard.data for shard in leaf.addressable_shards]
+    try:
+        return frozenset((x.device, x.unsafe_buffer_pointer()) for x in shards)
+    except Exception:  # each backend without pointers has an error of its own
+        return frozenset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,21 +54,28 @@ def edit(
         return _traced_edit(chain, inputs, sizes)
     elif not any(isinstance(v, jax.Array) for v in inputs):
         made = chain.apply([np.asarray(v) for v in inputs], sizes)
-        results = [
-            x if isinstance(x, jax.Array) else np.asarray(x, order="C") for x in made
-        ]  # NumPy has no keys
+        number = all(map(leaves.is_scalar, values))
+        results = [_on_host(x, number=number) for x in made]
     else:
         results = stages.run(chain, inputs, sizes)
     return [_like(result, like) for result, like in zip(results, likes, strict=True)]
 
 
-def _array(value: complex, dtype: str, beside: Sequence[Any]) -> jax.Array:
+def _array(value: complex, dtype: str, beside: Sequence[Any]) -> Any:
     mesh = shardings.mesh_of(beside) if jax.process_count() > 1 else None
-    if mesh is None:
-        return jnp.asarray(value, dtype)
+    if mesh is None or leaves.is_narrowed(dtype):
+        return leaves.materialized(value, dtype)
     return placement.placed(
         np.asarray(value, jnp.dtype(dtype)), NamedSharding(mesh, PartitionSpec())
     )
+
+
+def _on_host(result: Any, *, number: bool) -> Any:
+    """What NumPy made; of a number, an array of jax's as every number becomes, where jax has such."""
+    if isinstance(result, jax.Array):  # NumPy has no keys
+        return result
+    array = np.asarray(result, order="C")
+    return jnp.asarray(array) if number and not leaves.is_narrowed(array.dtype) else array
 
 
 def _like(result: Any, like: Any) -> Any:
@@ -101,7 +109,7 @@ def _abstract(
         chain,
         stages.needed_sizes(chain, sizes),
         tuple((tuple(v.shape), v.dtype) for v in values),
-        jnp.result_type(float).itemsize == 8,
+        any(map(leaves.is_narrowed, (v.dtype for v in values))),
     )
     told = shardings.results(chain, values, sizes) or [None] * len(found)
     return [
@@ -117,10 +125,12 @@ def _evaluated(
     wide: bool,
 ) -> list[jax.ShapeDtypeStruct]:
     """The shapes and dtypes of the edited leaves: most layers and moments have those of another."""
-    del wide  # jax looks at it: without 64 bits it makes other dtypes
-    return jax.eval_shape(
-        lambda *xs: chain.apply(xs, dict(sizes)), *(jax.ShapeDtypeStruct(*each) for each in inputs)
-    )
+    # Of 64 bits are NumPy's leaves, where jax would make others: what NumPy makes of them is asked for.
+    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+        return jax.eval_shape(
+            lambda *xs: chain.apply(xs, dict(sizes)),
+            *(jax.ShapeDtypeStruct(*each) for each in inputs),
+        )
 
 
 def _traced_edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:

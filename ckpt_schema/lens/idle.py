@@ -16,6 +16,7 @@ from ckpt_schema.lens.names import Names
 from ckpt_schema.lens.partial import Pad, Scale, Unpad
 from ckpt_schema.lens.rules import Factor, Fuse, Padding, Private, RawKey, Reverse, Rule, Tie
 from ckpt_schema.lens.scope import Scope, standing
+from ckpt_schema.lens.stacks import edits_of
 from ckpt_schema.lens.ties import originals
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Row, Series
@@ -114,7 +115,7 @@ def _unsaid(
     edits: dict[int, list[Edit]] = {}
     for one in joins if said else ():
         for rule in one.told.rules:
-            edits.setdefault(id(rule), []).extend(one.chain.edits)
+            edits.setdefault(id(rule), []).extend(edits_of(one.chain))
     unused = [rule for rule in said if not _changes(rule, edits.get(id(rule)))]
     in_new_words = {id(rule): names.called(rule.path) for rule in unused}
     there = standing(view, in_new_words.values())

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ckpt_schema import dims as dims_
+from ckpt_schema import leaves
 from ckpt_schema.dims import Dim
 from ckpt_schema.lens.axes import Entries, Shape, Sizes, deal, house, product, xp
 from ckpt_schema.lens.bits import difference, stray
@@ -166,7 +167,12 @@ class Unpad(Partial):
     axis: int
     small: Dim
     large: Dim
-    fill: float | int | bool
+    fill: float | int | bool = dataclasses.field(compare=False)
+    _bits: object = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keeps what tells the fill from every other number."""
+        object.__setattr__(self, "_bits", leaves.number_bits(self.fill))
 
     @property
     def inverse(self) -> Pad:
@@ -224,7 +230,12 @@ class Pad(Leafwise):
     axis: int
     small: Dim
     large: Dim
-    fill: float | int | bool
+    fill: float | int | bool = dataclasses.field(compare=False)
+    _bits: object = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keeps what tells the fill from every other number."""
+        object.__setattr__(self, "_bits", leaves.number_bits(self.fill))
 
     @property
     def inverse(self) -> Unpad:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from ckpt_schema import leaves
+from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Fill, FreshKey, Leaf
 from ckpt_schema.lens import execute, shardings, ties
 from ckpt_schema.lens.donation import Donation
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.outline import Outline, outline
-from ckpt_schema.lens.verify import verify_values
+from ckpt_schema.lens.verify import too_wide, verify_values
 from ckpt_schema.pytrees import TreeDef
 from ckpt_schema.trees import Tree
 
@@ -252,12 +253,7 @@ class Plan:
 
     def _edit(self, pool: list[Any], kept: Sequence[Any], *, donate: bool) -> None:
         """Appends what is edited."""
-        verify_values(
-            [
-                (job.chain, dict(job.sizes), [pool[i] for i in job.inputs], job.paths)
-                for job in self.jobs
-            ]
-        )
+        self._verify(pool, kept)
         donation = (
             Donation(pool[: len(pool) - len(kept)], [*kept, *self._needed(pool)])
             if donate
@@ -279,6 +275,17 @@ class Plan:
                 donation.used(inputs, results)
         if whole:
             shardings.warn_of_whole(whole)
+
+    def _verify(self, pool: Sequence[Any], kept: Sequence[Any]) -> None:
+        """Raises unless every value survives its edits."""
+        wide: list[Mismatch] = []
+        jobs: list[tuple[Chain, Mapping[str, int], list[Any], tuple[str, ...]]] = []
+        for job in self.jobs:
+            inputs = [leaves.materialized(pool[i], job.leaf.dtype) for i in job.inputs]
+            likes = [None if at is None else kept[at] for at in job.likes]
+            wide += too_wide(job.chain, job.leaf.dtype, inputs, likes, job.paths)
+            jobs.append((job.chain, dict(job.sizes), inputs, job.paths))
+        verify_values(jobs, wide)
 
     def _make(self, pool: list[Any], kept: Sequence[Any]) -> None:
         """Appends defaults, and what starts anew."""

@@ -126,16 +126,10 @@ def _raw(source: Row, view: Row) -> Relation | Mismatch:
 def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
     """The chain where rules say more than types: what they say is done to the leaf as one of the sides has it."""
     first, last, inner = Chain(), Chain(), [source, view]
-    for fill in told.fills:
-        axes = [
-            _axis(row, fill.large if n == padded else fill.small)
-            for padded in (0, 1)
-            for n, row in enumerate(inner)
-        ]
-        for padded, (one, other) in enumerate((axes[:2], axes[2:])):
-            if one is None or other is None:
-                continue
-            row, axis = inner[padded], (one, other)[padded]
+    for start, end in told.ends:
+        for padded, fill in _padded(inner, start, end):
+            row = inner[padded]
+            axis = row.leaf.dims.index(fill.large)
             fault = _unfilled(source, view, fill)
             if fault is not None:
                 return fault
@@ -144,7 +138,6 @@ def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
             dims = row.leaf.dims
             small = Leaf((*dims[:axis], fill.small, *dims[axis + 1 :]), row.leaf.dtype)
             inner[padded] = dataclasses.replace(row, leaf=small)
-            break
     for dim in sorted(told.flips, key=str):
         for side, row in enumerate(inner):
             axis = _axis(row, dim)
@@ -165,6 +158,17 @@ def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
     return _type_fault(source, view, relation) or relation
 
 
+def _padded(inner: Sequence[Row], start: Fill, end: Fill) -> list[tuple[int, Fill]]:
+    """Which of both rows are cut to the size without padding, and what theirs holds: one; or both, where that differs."""
+    large = [fill.large in row.leaf.dims for row, fill in zip(inner, (start, end), strict=True)]
+    small = [start.small in row.leaf.dims for row in inner]
+    if large[0] and small[1]:
+        return [(0, start)]
+    if large[1] and small[0]:
+        return [(1, end)]
+    return [(0, start), (1, end)] if all(large) and start != end else []
+
+
 def _axis(row: Row, dim: Dim) -> int | None:
     """Which of the leaf's own axes has this dim."""
     return row.leaf.dims.index(dim) if dim in row.leaf.dims else None
@@ -180,7 +184,8 @@ def _unfilled(source: Row, view: Row, fill: Fill) -> Mismatch | None:
     is_complex = not source.leaf.is_key and jnp.issubdtype(
         jnp.dtype(source.leaf.dtype), jnp.complexfloating
     )
-    if not leaves.holds(source.leaf, leaves.Fill(fill.value)) or (is_complex and fill.value):
+    unlike_zero = leaves.number_bits(fill.value) != 0
+    if not leaves.holds(source.leaf, leaves.Fill(fill.value)) or (is_complex and unlike_zero):
         return _fault(
             source,
             view,

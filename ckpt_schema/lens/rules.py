@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dim
 from ckpt_schema.errors import Mismatch, SchemaError
-from ckpt_schema.leaves import Default, Fill
+from ckpt_schema.leaves import Default, Fill, number_bits
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Series
 
@@ -148,7 +148,12 @@ class Padding:
     path: LogicalPath
     small: Dim
     large: Dim
-    fill: float | int | bool
+    fill: float | int | bool = dataclasses.field(compare=False)
+    _bits: object = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keeps what tells the fill from every other number."""
+        object.__setattr__(self, "_bits", number_bits(self.fill))
 
     def __str__(self) -> str:
         """The rule as it is written."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema import dims as dims_
@@ -12,7 +12,7 @@ from ckpt_schema.dims import Dim
 from ckpt_schema.lens.axes import Entries, Labels, Shape, Sizes, agreed, deal, house, product, xp
 from ckpt_schema.lens.edits import Chain, Edit, groups
 
-__all__ = ["Beside", "Concat", "Split", "Stack", "Unstack"]
+__all__ = ["Beside", "Concat", "Split", "Stack", "Unstack", "edits_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -323,11 +323,11 @@ class Beside(Edit):
 
     def apply(self, values: Sequence[Any], sizes: Sizes) -> list[Any]:
         """The edited leaves, chain by chain."""
-        return [x for chain, own in self._dealt(values, sizes) for x in chain.apply(own, sizes)]
+        return [x for chain, own in self.dealt(values, sizes) for x in chain.apply(own, sizes)]
 
     def shapes(self, shapes: Sequence[Shape], sizes: Sizes) -> list[Shape]:
         """Their shapes."""
-        return [x for chain, own in self._dealt(shapes, sizes) for x in chain.shapes(own, sizes)]
+        return [x for chain, own in self.dealt(shapes, sizes) for x in chain.shapes(own, sizes)]
 
     def entries(
         self,
@@ -337,16 +337,16 @@ class Beside(Edit):
         ways: Mapping[str, int],
     ) -> list[Entries]:
         """How they are sharded."""
-        both = zip(self._dealt(entries, sizes), self._dealt(shapes, sizes), strict=True)
+        both = zip(self.dealt(entries, sizes), self.dealt(shapes, sizes), strict=True)
         return [
             x for (chain, own), (_, shaped) in both for x in chain.entries(own, shaped, sizes, ways)
         ]
 
     def labels(self, labels: Sequence[Labels], sizes: Sizes) -> list[Labels]:
         """What their axes are called."""
-        return [x for chain, own in self._dealt(labels, sizes) for x in chain.labels(own, sizes)]
+        return [x for chain, own in self.dealt(labels, sizes) for x in chain.labels(own, sizes)]
 
-    def _dealt(self, values: Sequence[Any], sizes: Sizes) -> list[tuple[Chain, Sequence[Any]]]:
+    def dealt(self, values: Sequence[Any], sizes: Sizes) -> list[tuple[Chain, Sequence[Any]]]:
         """Each chain with the leaves it is for, group by group."""
         found: list[tuple[Chain, Sequence[Any]]] = []
         for group in groups(values, self.takes(sizes)):
@@ -360,6 +360,16 @@ class Beside(Edit):
     def __str__(self) -> str:
         """The chains in order."""
         return f"[{' | '.join(str(chain) or 'as it is' for chain in self.chains)}]"
+
+
+def edits_of(chain: Chain) -> Iterator[Edit]:
+    """Every edit of a chain, those of the chains inside it too."""
+    for edit in chain.edits:
+        if isinstance(edit, Beside):
+            for inner in edit.chains:
+                yield from edits_of(inner)
+        else:
+            yield edit
 
 
 def _finest(group: Sequence[Entries], ways: Mapping[str, int]) -> Entries:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Hashable, Iterable
 
 from ckpt_schema.dims import Dim
+from ckpt_schema.leaves import number_bits
 from ckpt_schema.lens.rules import Factor, Padding, RawKey, Reverse, Rule
 from ckpt_schema.lens.scope import Hit, Scope, is_mirror
 from ckpt_schema.table import Row
@@ -19,7 +20,12 @@ class Fill:
 
     small: Dim
     large: Dim
-    value: float | int | bool
+    value: float | int | bool = dataclasses.field(compare=False)
+    _bits: object = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keeps what tells the number from every other."""
+        object.__setattr__(self, "_bits", number_bits(self.value))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,7 +35,8 @@ class Told:
     Attributes:
         raw: Whether it is a key on one side, and the raw data of one on the other.
         flips: The axes that run the other way.
-        fills: The axes that one side pads.
+        fills: The axes that one side pads. Of one axis there are two where layouts between were padded
+            otherwise: what the source's padding holds, then what the view's does.
         exponent: The view's values are two to this times the source's.
         rules: The rules that say so.
     """
@@ -43,11 +50,21 @@ class Told:
     @property
     def inverse(self) -> Told:
         """The same said of the way back."""
-        return dataclasses.replace(self, exponent=-self.exponent)
+        return dataclasses.replace(self, fills=self.fills[::-1], exponent=-self.exponent)
+
+    @property
+    def ends(self) -> tuple[tuple[Fill, Fill], ...]:
+        """Of each axis that is padded, what the source's padding holds, and what the view's does."""
+        found: dict[tuple[Dim, Dim], tuple[Fill, Fill]] = {}
+        for fill in self.fills:
+            pair = fill.small, fill.large
+            found[pair] = found.get(pair, (fill, fill))[0], fill
+        return tuple(found.values())
 
     def then(self, other: Told) -> Told:
         """What is said of a leaf that goes on by another lens."""
-        fills = tuple(dict.fromkeys((*self.fills, *other.fills)))
+        both = Told(fills=(*self.fills, *other.fills)).ends
+        fills = tuple(fill for pair in both for fill in dict.fromkeys(pair))
         return Told(
             self.raw or other.raw, self.flips ^ other.flips, fills, self.exponent + other.exponent
         )

@@ -21,7 +21,7 @@ from ckpt_schema.lens import shardings
 from ckpt_schema.lens.axes import Sizes
 from ckpt_schema.lens.edits import Chain, Edit
 from ckpt_schema.lens.partial import Pad, Scale
-from ckpt_schema.lens.stacks import Beside
+from ckpt_schema.lens.stacks import Beside, edits_of
 
 __all__ = ["differentiable", "edited"]
 
@@ -62,10 +62,33 @@ def _alternating(chain: Chain, values: Sequence[Any], sizes: Sizes, move: _Move)
     results = list(values)
     if not chain:
         return move(chain, results, sizes)
-    for scaled, edits in itertools.groupby(chain.edits, lambda edit: isinstance(edit, Scale)):
+    for kind, edits in itertools.groupby(chain.edits, _computes):
         part = Chain(tuple(edits))
-        results = part.apply(results, sizes) if scaled else move(part, results, sizes)
+        if kind is Scale:
+            results = part.apply(results, sizes)
+        elif kind is Beside:
+            for edit in part.edits:
+                results = _side_by_side(edit, results, sizes, move)
+        else:
+            results = move(part, results, sizes)
     return results
+
+
+def _computes(edit: Edit) -> type[Edit] | None:
+    """The kind of an edit that computes on floats, or holds some that do; None of one that moves them."""
+    if isinstance(edit, Scale):
+        return Scale
+    inside = isinstance(edit, Beside) and any(
+        isinstance(each, Scale) for each in edits_of(Chain((edit,)))
+    )
+    return Beside if inside else None
+
+
+def _side_by_side(edit: Edit, values: Sequence[Any], sizes: Sizes, move: _Move) -> list[Any]:
+    """What chains side by side make of leaves, each on its own."""
+    assert isinstance(edit, Beside)
+    both = edit.dealt(values, sizes)
+    return [x for chain, own in both for x in _alternating(chain, own, sizes, move)]
 
 
 def _moved(

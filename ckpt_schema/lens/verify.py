@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -16,37 +14,37 @@ from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.lens import stages
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Cast, Partial, Unpad
+from ckpt_schema.lens.stacks import Beside, edits_of
 
-__all__ = ["narrowed", "verify_values"]
+__all__ = ["narrowed", "too_wide", "verify_values"]
 
 
 def verify_values(
     jobs: Sequence[tuple[Chain, Mapping[str, int], Sequence[Any], Sequence[str]]],
+    known: Sequence[Mismatch] = (),
 ) -> None:
     """Raises unless every value survives its edits.
 
     Args:
         jobs: Edits, the sizes they need, their input leaves and these leaves' key paths.
+        known: What is wrong besides.
 
     Raises:
         ConformanceError: With every leaf whose values do not fit, or are not known under a trace.
     """
-    faults: list[Mismatch] = []
+    faults, wrong = [*known], {fault.path for fault in known}
     for chain, sizes, values, names in jobs:
-        if not any(isinstance(edit, Partial) for edit in chain.edits):
-            continue
-        for value, name in zip(values, names, strict=True):
-            faults += _lost(chain, sizes, value, name)
+        if wrong.isdisjoint(names) and any(isinstance(edit, Partial) for edit in edits_of(chain)):
+            faults += _faults(chain, sizes, values, names)
     if faults:
         raise ConformanceError("values cannot be carried over exactly", faults)
 
 
 def narrowed(path: str, dtype: str) -> Mismatch | None:
     """The fault where jax would make a leaf of another dtype: it has no 64-bit arrays unless told to."""
-    made = None if dtype.startswith("key<") else jax.dtypes.canonicalize_dtype(dtype)
-    if made is None or made == jnp.dtype(dtype):
+    if not leaves.is_narrowed(dtype):
         return None
-    found = f"{made}, which is what jax makes of it"
+    found = f"{jax.dtypes.canonicalize_dtype(dtype)}, which is what jax makes of it"
     return Mismatch(
         path,
         "dtype",
@@ -54,6 +52,67 @@ def narrowed(path: str, dtype: str) -> Mismatch | None:
         found,
         'set jax.config.update("jax_enable_x64", True)',
     )
+
+
+def too_wide(
+    chain: Chain, dtype: str, values: Sequence[Any], likes: Sequence[Any], names: Sequence[str]
+) -> Iterator[Mismatch]:
+    """The leaves of 64 bits that jax would make narrower on the way, or where they go.
+
+    Args:
+        chain: What is done.
+        dtype: What the leaves are declared to be.
+        values: The leaves that go in. NumPy edits its own, whatever their dtype.
+        likes: What the results stand for.
+        names: The key paths of the leaves.
+    """
+    if any(map(leaves.is_abstract, values)):
+        return
+    if leaves.is_narrowed(dtype):
+        jaxs = [
+            name for value, name in zip(values, names, strict=True) if isinstance(value, jax.Array)
+        ]
+        yield from filter(None, (narrowed(name, dtype) for name in jaxs))
+    casts = [edit.view for edit in edits_of(chain) if isinstance(edit, Cast)]
+    made = casts[-1] if casts else dtype
+    if any(getattr(like, "sharding", None) is not None for like in likes):
+        yield from filter(None, [narrowed(names[0], made)])
+
+
+def _faults(
+    chain: Chain, sizes: Mapping[str, int], values: Sequence[Any], names: Sequence[str]
+) -> Iterator[Mismatch]:
+    """What does not survive of all leaves that go into a chain."""
+    at = next((n for n, edit in enumerate(chain.edits) if isinstance(edit, Beside)), None)
+    for value, name in zip(values, names, strict=True):
+        yield from _lost(Chain(chain.edits[:at]), sizes, value, name)
+    if at is None:
+        return
+    # Each chain has leaves of its own there: those that the edits before make, which are made for this check alone.
+    before, beside = Chain(chain.edits[:at]), chain.edits[at]
+    assert isinstance(beside, Beside)
+    inner = _made(before, sizes, values)
+    told = list(names) if len(names) == len(inner) else [", ".join(names)] * len(inner)
+    for each, own in beside.dealt([*zip(inner, told, strict=True)], sizes):
+        faults = list(_faults(each, sizes, [value for value, _ in own], [name for _, name in own]))
+        yield from faults
+        if faults:
+            return
+    after = Chain(chain.edits[at + 1 :])
+    if any(isinstance(edit, Partial) for edit in edits_of(after)):
+        made = _made(Chain((beside,)), sizes, inner)
+        yield from _faults(after, sizes, made, [", ".join(names)] * len(made))
+
+
+def _made(chain: Chain, sizes: Mapping[str, int], values: Sequence[Any]) -> list[Any]:
+    """What a chain makes of leaves."""
+    if not chain:
+        return list(values)
+    if any(leaves.is_abstract(v) or isinstance(v, Tracer) for v in values):
+        return jax.eval_shape(lambda *xs: chain.apply(xs, sizes), *values)
+    if any(isinstance(v, jax.Array) for v in values):
+        return stages.run(chain, values, sizes)
+    return chain.apply([np.asarray(v) for v in values], sizes)
 
 
 def _lost(chain: Chain, sizes: Mapping[str, int], value: Any, path: str) -> Iterator[Mismatch]:
@@ -65,17 +124,7 @@ def _lost(chain: Chain, sizes: Mapping[str, int], value: Any, path: str) -> Iter
             yield fault
             return
         if isinstance(edit, Unpad) and edit is not partial[-1]:
-            value = _unpadded(edit, sizes, value)
-
-
-def _unpadded(edit: Unpad, sizes: Mapping[str, int], value: Any) -> Any:
-    if leaves.is_abstract(value):
-        return jax.eval_shape(functools.partial(edit.one, sizes=sizes), value)
-    return (
-        stages.run(Chain((edit,)), [value], sizes)[0]
-        if isinstance(value, jax.Array)
-        else edit.one(value, sizes)
-    )
+            (value,) = _made(Chain((edit,)), sizes, [value])
 
 
 def _fault(edit: Partial, sizes: Mapping[str, int], value: Any, path: str) -> Mismatch | None:

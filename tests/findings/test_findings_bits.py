@@ -1,0 +1,339 @@
+"""Values, bit for bit: what a lens once made another value of, each as a test of the value that is right."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import (
+    Array,
+    Complex64,
+    Complex128,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    UInt32,
+)
+
+import ckpt_schema as cs
+from ckpt_schema.dims import parse_dims
+from ckpt_schema.errors import ConformanceError
+from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.partial import Cast, Scale, Unpad
+from ckpt_schema.lens.stacks import Beside, Concat, Split
+from ckpt_schema.lens.traced import differentiable
+from ckpt_schema.lens.verify import verify_values
+
+
+def bits(value: Any) -> tuple[Any, ...]:
+    """Dtype, shape and bytes of an array."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return (str(value.dtype), value.shape, np.asarray(jax.random.key_data(value)).tobytes())
+    array = np.asarray(value)
+    return (str(array.dtype), array.shape, np.ascontiguousarray(array).tobytes())
+
+
+def plain(name: str, **leaves: Any) -> type[cs.Schema]:
+    """A schema of leaves; a pair of an annotation and a field is a leaf with its field."""
+    pairs = {key: leaf for key, leaf in leaves.items() if isinstance(leaf, tuple)}
+    kinds = {key: pairs[key][0] if key in pairs else leaf for key, leaf in leaves.items()}
+    fields = {key: leaf[1] for key, leaf in pairs.items()}
+    return type(name, (cs.Schema,), {"__annotations__": kinds, **fields})
+
+
+# --- 1.4: 64 bits that are NumPy's ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "other"),
+    [
+        (Float64, [1.0, 2.0], [1.0, 2.0 + 1e-12]),
+        (Int64, [1, 2], [1, 2 + (1 << 32)]),
+        (Float64, [0.0, math.nan], [-0.0, math.nan]),
+    ],
+)
+def test_1_4_copies_of_64_bits_are_compared_by_numpy(kind: Any, values: Any, other: Any) -> None:
+    old = plain("Old", a=kind[Array, " n"], b=kind[Array, " n"])
+    lens = cs.derive(old, plain("New", a=kind[Array, " n"]), [cs.tie("b", "a")])
+    same = {"a": np.array(values), "b": np.array(values)}
+    assert bits(lens.get(same)["a"]) == bits(same["a"])
+    with pytest.raises(ConformanceError, match="tied leaves are not one"):
+        lens.get({"a": np.array(values), "b": np.array(other)})
+
+
+def test_1_4_a_copy_may_be_numpys_where_the_other_is_jaxs() -> None:
+    old = plain("Old", a=Float64[Array, " n"], b=Float64[Array, " n"])
+    lens = cs.derive(old, plain("New", a=Float64[Array, " n"]), [cs.tie("b", "a")])
+    with jax.enable_x64(True):
+        wide = jnp.asarray([1.0, 2.0])
+    assert lens.get({"a": np.array([1.0, 2.0]), "b": wide})
+    for pair in ((wide, np.array([1.0, 2 + 1e-12])), (np.array([1.0, 2 + 1e-12]), wide)):
+        with pytest.raises(ConformanceError, match=r"b  +expected what a has.*\[1\]"):
+            lens.get(dict(zip("ab", pair, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"), [(Float64, 1e-300), (Int64, 1 << 32), (Float64, -0.0), (Complex128, 1e-300j)]
+)
+def test_1_4_padding_of_64_bits_is_looked_at(kind: Any, lost: Any) -> None:
+    padded, short = (plain("Side", a=kind[Array, size]) for size in (" padded", " vocab"))
+    rule = cs.pad("a", "vocab", "padded")
+    lens = cs.derive(short, padded, [rule], dims={"vocab": 2, "padded": 4})
+    dtype = kind.dtypes[0]
+    whole = {"a": np.array([1, 2, 0, 0], dtype)}
+    assert bits(lens.get(lens.put(whole))["a"]) == bits(whole["a"])
+    with pytest.raises(ConformanceError, match=r"at \[0\] of it"):
+        lens.put({"a": np.array([1, 2, lost, 0], dtype)})
+
+
+@pytest.mark.parametrize("exponent", [-100, 100])
+def test_1_4_scaled_values_of_64_bits_come_back(exponent: int) -> None:
+    side = plain("Side", a=Float64[Array, " n"])
+    lens = cs.derive(side, side, [cs.scale("a", 2.0**exponent)])
+    state = {"a": np.array([1e-200, 1.0, 1e200])}
+    view = lens.get(state)
+    assert bits(view["a"]) == bits(np.ldexp(state["a"], exponent))
+    assert bits(lens.put(view)["a"]) == bits(state["a"])
+    extreme = {"a": np.array([1.0, 1e-300 if exponent < 0 else 1e300])}
+    with pytest.raises(ConformanceError, match="over- or underflows"):
+        lens.get(extreme)
+
+
+# --- 1.5: Python numbers for leaves of 64 bits ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [(Float64, 0.1), (Int64, 1 << 40), (Int64, -(1 << 63)), (Complex128, 0.1j), (Float64, -0.0)],
+)
+def test_1_5_a_python_number_becomes_all_of_its_64_bits(kind: Any, number: Any) -> None:
+    side = plain("Side", step=kind[Array, ""])
+    lens = cs.derive(side, side)
+    found = lens.get({"step": number}, onto={"step": np.zeros((), kind.dtypes[0])})["step"]
+    assert bits(found) == bits(np.asarray(number, kind.dtypes[0]))
+    assert lens.get({"step": number}, onto={"step": type(number)(0)})["step"] == number
+
+
+def test_1_5_a_number_is_cast_if_it_fits_whatever_jax_would_make_of_it() -> None:
+    wide, narrow = plain("Wide", step=Int64[Array, ""]), plain("Narrow", step=Int32[Array, ""])
+    lens = cs.derive(wide, narrow)
+    assert bits(lens.get({"step": 5})["step"]) == bits(jnp.int32(5))
+    for number in ((1 << 32) + 5, np.int64((1 << 32) + 5)):
+        with pytest.raises(ConformanceError, match="would wrap"):
+            lens.get({"step": number})
+
+
+def test_1_5_a_number_that_jax_would_narrow_does_not_go_to_a_device() -> None:
+    side = plain("Side", step=Float64[Array, ""])
+    with jax.enable_x64(True):
+        wide = jnp.zeros((), "float64")
+    with pytest.raises(ConformanceError, match="jax_enable_x64"):
+        cs.derive(side, side).get({"step": 0.1}, onto={"step": wide})
+
+
+def test_1_5_a_scaled_python_number() -> None:
+    for kind in (Float64, Float32):
+        side = plain("Side", a=kind[Array, ""])
+        lens = cs.derive(side, side, [cs.scale("a", 0.5)])
+        assert float(lens.get({"a": 0.5})["a"]) == 0.25
+
+
+# --- 1.6: 64 bits that are jax's, where jax has none ---
+
+STACKED = plain("Inner", w=Float64[Array, " a"], c=Complex128[Array, " a"], i=Int64[Array, " a"])
+
+
+def test_1_6_a_jax_array_of_64_bits_is_edited_with_64_bits_or_not_at_all() -> None:
+    lists = plain("Lists", layers=(list[STACKED], cs.field(length="n")))
+    stack = plain("Stack", layers=(STACKED, cs.field(scan="n", axis=0)))
+    lens = cs.derive(stack, lists)
+    ramp = np.pi * np.arange(1, 7).reshape(2, 3)
+    host = {"layers": {"w": ramp, "c": ramp * 1j, "i": np.arange(6).reshape(2, 3) + (1 << 40)}}
+    with jax.enable_x64(True):
+        state = jax.tree.map(jnp.asarray, host)
+        inside = lens.get(state)
+    for made in (inside, lens.get(host)):
+        for at in range(2):
+            for name, value in host["layers"].items():
+                assert bits(made["layers"][at][name]) == bits(value[at])
+    with pytest.raises(ConformanceError, match="jax_enable_x64") as caught:
+        lens.get(state)
+    assert [fault.path for fault in caught.value.mismatches] == [
+        "layers/w",
+        "layers/c",
+        "layers/i",
+    ]
+    with pytest.raises(ConformanceError, match="jax_enable_x64"):
+        lens.put(inside)
+
+
+def test_1_6_what_only_moves_stays_and_abstract_leaves_keep_their_64_bits() -> None:
+    old = plain("Old", m=Float64[Array, "a b"], x=Float64[Array, ""])
+    new = plain("New", m=(Float64[Array, "b a"], cs.field(key="mm")), x=Float64[Array, ""])
+    lens = cs.derive(old, new)
+    with jax.enable_x64(True):
+        x = jnp.asarray(0.1)
+    host = {"m": np.ones((2, 3)), "x": x}
+    assert lens.get(host)["x"] is x
+    shapes = {
+        "m": jax.ShapeDtypeStruct((2, 3), "float64"),
+        "x": jax.ShapeDtypeStruct((), "float64"),
+    }
+    assert lens.get(shapes)["mm"] == jax.ShapeDtypeStruct((3, 2), "float64")
+
+
+# --- 1.7: numbers are equal when their bits are ---
+
+
+def test_1_7_minus_zero_is_not_zero_in_edits_and_rules_and_defaults() -> None:
+    nans = [
+        np.array([word], np.uint64).view(np.float64)[0].item()
+        for word in (0x7FF8 << 48, 0x7FF8000000000001)
+    ]
+    for one, other in ((0.0, -0.0), (0, -0.0), (nans[0], nans[1]), (1.0, 2.0)):
+        assert cs.pad("a", "n", "m", fill=one) != cs.pad("a", "n", "m", fill=other)
+        assert cs.private("a", one) != cs.private("a", other)
+        edits = [Unpad(0, ("n",), ("m",), fill) for fill in (one, other)]
+        assert edits[0] != edits[1] and ~edits[0] != ~edits[1]
+        assert len((edits[0] >> ~edits[1]).edits) == 2
+    again = np.array([0x7FF8000000000001], np.uint64).view(np.float64)[0].item()
+    for one, other in ((0, 0.0), (nans[1], again), (1, 1.0)):
+        assert cs.pad("a", "n", "m", fill=one) == cs.pad("a", "n", "m", fill=other)
+        assert not (Unpad(0, ("n",), ("m",), one) >> ~Unpad(0, ("n",), ("m",), other)).edits
+
+
+def test_1_7_two_lenses_of_one_process_pad_each_with_its_own_zero() -> None:
+    padded, short = (plain("Side", a=Float32[Array, size]) for size in (" padded", " vocab"))
+    for fill in (0.0, -0.0):
+        sizes = {"vocab": 2, "padded": 4}
+        lens = cs.derive(short, padded, [cs.pad("a", "vocab", "padded", fill=fill)], dims=sizes)
+        found = np.asarray(lens.get({"a": jnp.ones(2)})["a"])
+        assert np.signbit(found[2:]).tolist() == [math.copysign(1, fill) < 0] * 2
+    complex_ = [plain("Side", a=Complex64[Array, size]) for size in (" vocab", " padded")]
+    with pytest.raises(cs.CkptSchemaError, match=r"not padded with -0\.0"):
+        cs.derive(*complex_, [cs.pad("a", "vocab", "padded", fill=-0.0)])
+
+
+@pytest.mark.parametrize("other", [-0.0, 1.0])
+def test_1_7_paddings_that_differ_do_not_cancel(other: float) -> None:
+    padded, short = (plain("Side", a=Float32[Array, size]) for size in (" padded", " vocab"))
+    sizes = {"vocab": 2, "padded": 4}
+
+    def to(fill: float) -> cs.Lens:
+        return cs.derive(short, padded, [cs.pad("a", "vocab", "padded", fill=fill)], dims=sizes)
+
+    with pytest.raises(cs.CkptSchemaError, match="one fill in the padding of padded"):
+        to(0.0) >> ~to(other)
+    state = {"a": np.array([1, 2, 0, 0], "float32")}
+    both = ~to(0.0) >> to(other)
+    assert bits(both.get(state)["a"]) == bits(np.array([1, 2, other, other], "float32"))
+    assert bits(both.put(both.get(state))["a"]) == bits(state["a"])
+    with pytest.raises(ConformanceError, match="in the padding"):
+        both.put(state)
+    again = both >> ~to(other)
+    assert bits(again.get(state)["a"]) == bits(state["a"][:2])
+    assert bits((again >> to(0.0)).get(state)["a"]) == bits(state["a"])
+    assert bits((to(0.0) >> both).get({"a": state["a"][:2]})["a"]) == bits(both.get(state)["a"])
+
+
+@pytest.mark.parametrize("fill", [0.0, -0.0])
+def test_1_7_a_default_is_the_zero_that_is_declared(fill: float) -> None:
+    lens = cs.derive(
+        plain("One", b=Float32[Array, ""]),
+        plain("Two", a=(Float32[Array, ""], cs.field(default=fill)), b=Float32[Array, ""]),
+    )
+    like = {
+        "a": jax.ShapeDtypeStruct((), "float32", sharding=jnp.ones(()).sharding),
+        "b": jnp.ones(()),
+    }
+    found = lens.get({"b": jnp.ones(())}, onto=like)["a"]
+    assert np.signbit(np.asarray(found)) == np.signbit(fill)
+
+
+# --- 1.8: what shares a buffer with what is needed is not freed ---
+
+
+def test_1_8_donation_counts_buffers() -> None:
+    old = plain("Old", x=Int32[Array, "a b"], y=Int32[Array, "a b"], z=Int32[Array, "1*c"])
+    new = plain("New", x=Int32[Array, "b a"], y=Int32[Array, "a b"], z=Int32[Array, " c"])
+    lens = cs.derive(old, new)
+    x, z = jnp.arange(6).reshape(2, 3), jnp.arange(5)
+    found = lens.get({"x": x, "y": jax.device_put(x, x.sharding), "z": z}, donate=True)
+    assert np.asarray(found["y"]).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert np.asarray(found["x"]).tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert np.asarray(found["z"]).tolist() == [0, 1, 2, 3, 4]
+    alone = jnp.arange(6).reshape(2, 3)
+    lens.get({"x": alone, "y": jnp.zeros((2, 3), int), "z": jnp.arange(5)}, donate=True)
+    assert alone.is_deleted()
+
+
+def test_1_8_a_key_and_its_data_are_one_buffer() -> None:
+    old = plain("Old", x=cs.Key["fry", "a b"], y=UInt32[Array, "a b 2"])
+    new = plain("New", x=cs.Key["fry", "b a"], y=UInt32[Array, "a b 2"])
+    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), (2, 3))
+    data = np.asarray(jax.random.key_data(keys)).copy()
+    state = {"x": keys, "y": jax.random.key_data(keys)}
+    found = cs.derive(old, new).get(state, onto=None, donate=True)
+    assert np.array_equal(np.asarray(found["y"]), data)
+    assert np.array_equal(jax.random.key_data(found["x"]), data.swapaxes(0, 1))
+
+
+def test_1_8_what_onto_holds_is_needed_too() -> None:
+    old = plain("Old", x=Int32[Array, "a b"])
+    new = plain("New", x=Int32[Array, "b a"], own=(Int32[Array, "a b"], cs.field(default=0)))
+    x = jnp.arange(6).reshape(2, 3)
+    onto = {"x": jnp.zeros((3, 2), int), "own": jax.device_put(x, x.sharding)}
+    found = cs.derive(old, new).get({"x": x}, onto=onto, donate=True)
+    assert np.asarray(found["own"]).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+# --- 1.12: an int key has one spelling on disk ---
+
+
+@pytest.mark.parametrize(
+    "keys", [["\u0660", "\u0661"], ["00", "01"], ["0", "\u0661"], ["0", "1" * 5000]]
+)
+def test_1_12_a_string_of_digits_is_an_int_key_in_one_spelling(keys: Any) -> None:
+    lists = plain("Lists", layers=(list[Float32[Array, " a"]], cs.field(length="n")))
+    good = {"layers": {"0": jnp.ones(2), "1": jnp.ones(2)}}
+    assert cs.check(lists, good) == []
+    assert cs.check(lists, {"layers": dict.fromkeys(keys, jnp.ones(2))}) != []
+
+
+def test_1_12_a_pattern_has_int_keys_in_one_spelling_too() -> None:
+    side = plain("Side", a=(Float32[Array, ""], cs.field(key="00")))
+    assert cs.check(side, {"00": jnp.ones(())}) == []
+    assert cs.check(side, {"0": jnp.ones(())}) != []
+
+
+# --- 1.14: checks look inside ---
+
+
+def test_1_14_values_are_checked_inside_parts() -> None:
+    beside = Beside((Chain((Cast("int32", "uint32"),)), Chain()))
+    join = Concat(0, parse_dims("a a"))
+    fused = beside >> join
+    good, bad = np.array([1, 2], "int32"), np.array([1, -1], "int32")
+    for to in (np.asarray, jnp.asarray):
+        verify_values([(fused, {"a": 2}, [to(good), to(good)], ["p", "q"])])
+        with pytest.raises(ConformanceError, match=r"p  expected values of uint32.*found -1 to 1"):
+            verify_values([(fused, {"a": 2}, [to(bad), to(good)], ["p", "q"])])
+        split = Split(0, parse_dims("a a")) >> beside
+        verify_values([(split, {"a": 2}, [to(np.concatenate([good, bad]))], ["w"])])
+        with pytest.raises(ConformanceError, match=r"w  expected values of uint32.*found -1 to 1"):
+            verify_values([(split, {"a": 2}, [to(np.concatenate([bad, good]))], ["w"])])
+        after = Beside((Chain(), Chain())) >> join >> Cast("int32", "uint32")
+        with pytest.raises(ConformanceError, match=r"p, q  expected values of uint32"):
+            verify_values([(after, {"a": 2}, [to(good), to(bad)], ["p", "q"])])
+
+
+def test_1_14_what_computes_inside_parts_computes_on_floats() -> None:
+    chain = Chain((Beside((Chain((Scale(1),)), Chain())), Concat(0, parse_dims("a a"))))
+    values = [jnp.asarray([1.0, jnp.nan]), jnp.asarray([3.0, 4.0])]
+    found = jax.jit(lambda *xs: differentiable(chain, xs, {"a": 2}))(*values)
+    assert np.array_equal(np.asarray(found[0]), [2, np.nan, 3, 4], equal_nan=True)
