@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ckpt_schema.equality import differences as differences
     from ckpt_schema.errors import CheckpointExistsError as CheckpointExistsError
     from ckpt_schema.errors import CheckpointMismatchError as CheckpointMismatchError
+    from ckpt_schema.errors import CheckpointWriteError as CheckpointWriteError
     from ckpt_schema.errors import CkptSchemaError as CkptSchemaError
     from ckpt_schema.errors import ConformanceError as ConformanceError
     from ckpt_schema.errors import DerivationError as DerivationError
@@ -57,6 +58,7 @@ _HOMES = {
     "errors": (
         "CheckpointExistsError",
         "CheckpointMismatchError",
+        "CheckpointWriteError",
         "CkptSchemaError",
         "ConformanceError",
         "DerivationError",
@@ -89,6 +91,7 @@ _NAMES = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "CheckpointExistsError",
     "CheckpointMismatchError",
+    "CheckpointWriteError",
     "CkptSchemaError",
     "ConformanceError",
     "DerivationError",

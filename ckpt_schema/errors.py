@@ -14,6 +14,7 @@ from ckpt_schema.faults import Mismatch, format_faults
 __all__ = [
     "CheckpointExistsError",
     "CheckpointMismatchError",
+    "CheckpointWriteError",
     "CkptSchemaError",
     "ConformanceError",
     "DerivationError",
@@ -77,6 +78,10 @@ class CheckpointMismatchError(ConformanceError):
 
 class CheckpointExistsError(CkptSchemaError, FileExistsError):
     """There is something where a checkpoint was to be saved; it was not touched."""
+
+
+class CheckpointWriteError(CkptSchemaError, OSError):
+    """A checkpoint could not be written; what had been written of it is removed."""
 
 
 class ShardingWarning(UserWarning):

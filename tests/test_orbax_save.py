@@ -219,11 +219,12 @@ def test_what_is_written_after_the_failure_is_removed_too(
 ) -> None:
     def late() -> None:
         time.sleep(0.1)
-        (tmp_path / "0.orbax-checkpoint-tmp").mkdir()
+        made[0].mkdir(parents=True)
 
-    writer = threading.Thread(target=late)
+    writer, made = threading.Thread(target=late), list[Path]()
 
-    def failing(*_: Any, **__: Any) -> None:
+    def failing(path: Path, *_: Any, **__: Any) -> None:
+        made.append(path)
         writer.start()
         raise OSError("disk full")
 

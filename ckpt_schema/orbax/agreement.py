@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from ckpt_schema import errors
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 
-__all__ = ["agree", "raised_by_all"]
+__all__ = ["agree", "raised_by_all", "told_by_first"]
 
 
 @contextlib.contextmanager
@@ -64,6 +64,11 @@ def agree(header: str, told: Mapping[str, object]) -> None:
     ]
     if faults:
         raise ConformanceError(header, faults)
+
+
+def told_by_first(text: str) -> str:
+    """What process 0 tells, in every process."""
+    return text if jax.process_count() == 1 else _exchanged(text.encode())[0].decode()
 
 
 def _exchanged(message: bytes) -> list[bytes]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,21 +15,19 @@ from orbax.checkpoint import v1 as ocp
 
 from ckpt_schema import leaves, paths
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
+from ckpt_schema.orbax.places import UNFINISHED, absolute, active_context, first_line
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.pytrees import key_paths
 from ckpt_schema.text import counted
 from ckpt_schema.trees import Tree
 
-__all__ = ["SKIP", "DiskTree", "absolute", "alone", "load", "read"]
+__all__ = ["SKIP", "DiskTree", "alone", "load", "read"]
 
 SKIP = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
 
 _CHECKPOINT = "_CHECKPOINT_METADATA"  # Orbax's file in a checkpoint
 _ITEM = "_METADATA"  # and in each pytree of it
-_UNFINISHED = (
-    ".orbax-checkpoint-tmp"  # in the name of a directory that a save is, or was, writing to
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,21 +97,9 @@ def read(path: epath.PathLike, item: str | None = None, *, aux: str | None = Non
     except Exception as error:  # Orbax has no one class for what may be wrong with a directory
         hint = "a copy may be incomplete; a plain Python bool among the leaves has this effect too"
         raise _refusal(
-            place, "a checkpoint that cannot be read", hint, [f"Orbax says: {_first_line(error)}"]
+            place, "a checkpoint that cannot be read", hint, [f"Orbax says: {first_line(error)}"]
         ) from error
     return DiskTree(place, name, treedef.unflatten(typed), items - {name or ""})
-
-
-def absolute(path: epath.PathLike) -> epath.Path:
-    """The path from the root; Orbax takes no other."""
-    text = os.fspath(path)
-    return epath.Path(text if "://" in text else Path(text).expanduser().resolve())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][
-        :300
-    ]  # TensorStore puts a whole specification there
 
 
 def _refusal(
@@ -134,7 +117,7 @@ def _item(
     Raises:
         CheckpointMismatchError: There is none, or none of that name, or several that could be meant.
     """
-    if not place.is_dir() or _UNFINISHED in place.name:
+    if not place.is_dir() or UNFINISHED in place.name:
         raise _no_checkpoint(place, [])
     children = sorted((child.name for child in place.iterdir()), key=paths.natural)
     steps = [name for name in children if (place / name / _CHECKPOINT).exists()]
@@ -160,7 +143,7 @@ def _no_checkpoint(place: epath.Path, steps: list[str]) -> CheckpointMismatchErr
         return _refusal(place, "no such path", "check the path")
     if not place.is_dir():
         return _refusal(place, "a file", "a checkpoint is a directory")
-    if _UNFINISHED in place.name:
+    if UNFINISHED in place.name:
         return _refusal(
             place,
             "what an unfinished save has left",
@@ -245,7 +228,7 @@ def load(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
             )
     except Exception as error:  # Orbax has no one class for what may be wrong with its files
         hint = "a copy may be incomplete, or a file damaged"
-        notes = [f"Orbax says: {_first_line(error)}"]
+        notes = [f"Orbax says: {first_line(error)}"]
         raise _refusal(
             disk.path, "a checkpoint whose arrays cannot be read", hint, notes
         ) from error
@@ -260,14 +243,11 @@ def load(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
 def alone() -> contextlib.AbstractContextManager[Any]:
     """The caller's context, but that Orbax reads without waiting for other processes: one that fails would not come.
 
-    What is read is agreed on afterwards. Orbax has no public name for the context that is active; Python can list it.
+    What is read is agreed on afterwards.
     """
     if jax.process_count() == 1:
         return contextlib.nullcontext()
-    active = next(
-        (value for value in contextvars.copy_context().values() if isinstance(value, ocp.Context)),
-        None,
-    )
+    active = active_context()
     number = jax.process_index()
     only = ocp.options.MultiprocessingOptions(primary_host=number, active_processes={number})
     return ocp.Context(active, multiprocessing_options=only)

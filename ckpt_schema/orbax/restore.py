@@ -28,7 +28,15 @@ from ckpt_schema.orbax import metadata
 from ckpt_schema.orbax.agreement import agree, raised_by_all
 from ckpt_schema.orbax.metadata import SKIP, DiskTree
 from ckpt_schema.orbax.private import Orders, Private, find
-from ckpt_schema.orbax.sides import Place, Side, ambiguous, interchangeable, locate, toward
+from ckpt_schema.orbax.sides import (
+    Place,
+    Side,
+    ambiguous,
+    interchangeable,
+    locate,
+    toward,
+    verify_arguments,
+)
 from ckpt_schema.trees import Tree, flatten
 
 __all__ = ["RestoreTimes", "restore"]
@@ -93,6 +101,7 @@ def restore(
     """
     clock = [time.perf_counter()]
     with raised_by_all():
+        verify_arguments(lens, target_side=target_side, disk_side=disk_side)
         state = _goals(nnx.state_of(target))
         _verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")

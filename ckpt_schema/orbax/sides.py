@@ -17,7 +17,7 @@ from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Slot
 from ckpt_schema.trees import Tree, flatten
 
-__all__ = ["Place", "Side", "ambiguous", "interchangeable", "locate", "toward"]
+__all__ = ["Place", "Side", "ambiguous", "interchangeable", "locate", "toward", "verify_arguments"]
 
 _ENVELOPE = ("step", "opt_state")
 """What stands beside the variables in a Linen train state that keeps its weights bare."""
@@ -42,6 +42,25 @@ class Place:
     prefix: KeyPath
     tree: Tree
     slots: Mapping[Slot, int]
+
+
+def verify_arguments(lens: object, **sides: object) -> None:
+    """Raises unless these are a lens, and sides by name or None.
+
+    Raises:
+        ConformanceError: With every argument that is none.
+    """
+    faults: list[Mismatch] = []
+    if not isinstance(lens, Lens):
+        hint = "the path comes first, then the tree, then the lens"
+        faults.append(Mismatch("lens", "argument", "a Lens", f"a {type(lens).__name__}", hint))
+    faults += (
+        Mismatch(name, "argument", '"source" or "view"', repr(side))
+        for name, side in sides.items()
+        if side not in (None, "source", "view")
+    )
+    if faults:
+        raise ConformanceError(f"wrong arguments", faults)
 
 
 def toward(
