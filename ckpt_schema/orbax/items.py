@@ -119,7 +119,7 @@ def _lasting(tree: Tree, table: Layout) -> Tree:
 def _verify(tree: Tree, check: Any) -> None:
     faults = sorted(check(flatten(tree)), key=lambda fault: paths.natural(fault.path))
     if faults:
-        raise ConformanceError(f"the state cannot be saved", faults)
+        raise ConformanceError("the state cannot be saved", faults)
 
 
 def _valueless(flat: FlatTree) -> Iterator[Mismatch]:

@@ -60,7 +60,7 @@ def verify_arguments(lens: object, **sides: object) -> None:
         if side not in (None, "source", "view")
     )
     if faults:
-        raise ConformanceError(f"wrong arguments", faults)
+        raise ConformanceError("wrong arguments", faults)
 
 
 def toward(
