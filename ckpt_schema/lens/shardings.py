@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ckpt_schema import leaves
 from ckpt_schema.errors import ShardingWarning
-from ckpt_schema.lens.axes import Entries
+from ckpt_schema.lens.axes import Entries, house
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.text import counted
 
@@ -42,8 +42,19 @@ def results(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> li
         s.spec if isinstance(s, NamedSharding) and s.mesh == first.mesh else () for s in shardings
     ]
     split = [_entries(spec, len(shape)) for spec, shape in zip(specs, shapes, strict=True)]
-    found = chain.entries(split, shapes, sizes, ways)
+    # What no axis could take on the way, one that came later may: the axis of a stack.
+    given = dict.fromkeys(axis for entries in split for axes in entries for axis in axes)
+    found = [
+        house(each, shape, [axis for axis in given if not _takes(each, axis)], ways)
+        for each, shape in zip(
+            chain.entries(split, shapes, sizes, ways), chain.shapes(shapes, sizes), strict=True
+        )
+    ]
     return [NamedSharding(first.mesh, _spec(each), memory_kind=first.memory_kind) for each in found]
+
+
+def _takes(entries: Entries, axis: str) -> bool:
+    return any(axis in axes for axes in entries)
 
 
 def with_axis(sharding: NamedSharding, axis: int, rank: int) -> NamedSharding:

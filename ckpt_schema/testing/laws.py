@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -129,7 +130,8 @@ def _as_given(made: Tree, given: Tree) -> Tree:
 
 def _mistyped(lens: Lens, v: Tree | None) -> Iterator[Mismatch]:
     """The Variables of ``v`` that are of no such type as the lens would make, there and back."""
-    found = {} if v is None else variables(v)
+    typed = v is not None and lens.view.container == "nnx"  # a plain layout says nothing of types
+    found = variables(v) if typed else {}
     made = variables(lens.get(lens.put(jax.tree.map(_shape, v)))) if found else {}
     for key, (kind, tag) in found.items():
         expected, told = made[key]
@@ -191,7 +193,11 @@ def defaults(lens: Lens, s: Tree) -> None:
 
 
 def sharing(lens: Lens, s: Tree, v: Tree) -> None:
-    """A leaf that only moves is the same object; so is a private one of ``onto``."""
+    """A leaf that only moves is the same object; so is a private one of ``onto``.
+
+    Of leaves that are tied, any one may stand for all; and where one is stored twice, the second may be a copy, placed as
+    that of ``onto``.
+    """
     found, before, kept = (
         _slots(lens.view, lens.get(s, onto=v)),
         _slots(lens.source, s),
@@ -204,10 +210,19 @@ def sharing(lens: Lens, s: Tree, v: Tree) -> None:
         if found[slot] is not kept[slot]
     ]
     sizes = {**check(lens.source, s).dims, **check(lens.view, v).dims, **lens.dims}
-    for inputs, outputs in _moved(lens, sizes):
-        for one, other in zip(inputs, outputs, strict=True):
-            if one in before and other in found and found[other] is not before[one]:
-                faults.append(_copied(lens.view, other, f"that of {_spelled(lens.source, one)}"))
+    moved = _moved(lens, sizes)
+    uses = collections.Counter(one for ones in moved.values() for one in ones)
+    made = {id(found[other]) for other in moved if other in found}
+    for other, ones in moved.items():
+        given = [one for one in ones if one in before]
+        kept = any(
+            found[other] is before[one] or (uses[one] > 1 and id(before[one]) in made)
+            for one in given
+            if other in found
+        )
+        if given and other in found and not kept:
+            of = " or ".join(_spelled(lens.source, one) for one in given)
+            faults.append(_copied(lens.view, other, f"that of {of}"))
     if faults:
         raise LawError("leaves that only move are copied", faults)
 
@@ -220,10 +235,18 @@ def _spelled(layout: Layout, slot: Slot) -> str:
     return format_path(fill(layout.rows[slot[0]].key, slot[1]))
 
 
-def _moved(lens: Lens, sizes: Mapping[str, int]) -> Iterator[tuple[list[Slot], list[Slot]]]:
+def _moved(lens: Lens, sizes: Mapping[str, int]) -> dict[Slot, list[Slot]]:
+    """What only moves, with what it may be: of leaves that are tied, any, for they are equal."""
+    found: dict[Slot, list[Slot]] = {}
+    edited: set[Slot] = set()
     for join in lens.joins:
-        if not join.chain:
-            yield from instances((join.sources, join.views), join.levels, sizes)
+        for inputs, outputs in instances((join.sources, join.views), join.levels, sizes):
+            if join.chain:
+                edited |= {*outputs}
+                continue
+            for one, other in zip(inputs, outputs, strict=True):
+                found.setdefault(other, []).append(one)
+    return {other: ones for other, ones in found.items() if other not in edited}
 
 
 def _slots(layout: Layout, tree: Tree) -> dict[Slot, Any]:

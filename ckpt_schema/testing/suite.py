@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import hypothesis
+from hypothesis.errors import Flaky
 
 from ckpt_schema.errors import CkptSchemaError, Mismatch, ShardingWarning
 from ckpt_schema.frameworks.nnx import state_of
@@ -85,6 +86,7 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
     if law.kind != "jit":
         verify_devices(max((math.prod(shape) for shape, _ in options.meshes), default=1))
     failed: dict[str, float] = {}  # what broke the law, and when
+    first: list[tuple[Trial, Exception]] = []  # and how it did so the first time
 
     def attempt(trial: Trial) -> None:
         said = repr(trial)
@@ -102,6 +104,7 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
                 law.check(trial)
         except Exception as error:
             failed.setdefault(said, time.monotonic())
+            first.append((trial, error))
             raise _broken(law, trial, error) from error
 
     test: Any = hypothesis.given(trial=trials(lens, law.kind, options.sizes, options.meshes))(
@@ -115,6 +118,10 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
     except BrokenLawError as error:
         error.__notes__ = _reproduced(error)
         raise
+    except Flaky as error:
+        if not first:
+            raise
+        raise _broken(law, *first[0], _UNSTEADY) from error
 
 
 def _check_given(lens: Lens, law: Law, options: Options) -> None:
@@ -174,14 +181,17 @@ def _settings(lens: Lens, law: Law, options: Options) -> hypothesis.settings:
     )
 
 
-def _broken(law: Law, trial: Trial, error: Exception) -> BrokenLawError:
+_UNSTEADY = "tried again, the same example obeys it: is something kept from one call to the next?"
+
+
+def _broken(law: Law, trial: Trial, error: Exception, *more: str) -> BrokenLawError:
     header = f"{law.name} does not hold for {trial.lens.source.name} -> {trial.lens.view.name}: {law.equation}"
     if isinstance(error, CkptSchemaError):
         faults, notes, said = error.mismatches, error.notes, error.header
     else:
         faults, notes, said = (), (), f"{type(error).__name__}: {error}"
     where = ["where", *(f"  {line}" for line in trial.code(*law.states))]
-    return BrokenLawError(f"{header}\n{said}", faults, [*notes, *where])
+    return BrokenLawError(f"{header}\n{said}", faults, [*notes, *more, *where])
 
 
 def _reproduced(error: BaseException) -> list[str]:

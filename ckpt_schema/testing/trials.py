@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -126,9 +126,9 @@ def trials(
     for side, layout in enumerate((lens.source, lens.view)):
         absent = draw(absences(lens, side))
         if kind == "disk":
-            absent = tuple(
-                sorted({*absent, *("/".join(row.path) for row in layout.rows if row.ephemeral)})
-            )
+            lacking = both[0].absent if side else ()
+            passing = ("/".join(row.path) for row in layout.rows if row.ephemeral)
+            absent = tuple(sorted({*absent, *passing, *_unknown(lens, side, lacking)}))
         kinds = [*containers(layout)]
         leaves = (
             where if where != "sharded" else meshes[(way + side * (1 + way // 2)) % len(meshes)]
@@ -141,6 +141,21 @@ def trials(
             Sample(found, seed + 2 * side, values, container, absent, leaves, spec, counts, free)
         )
     return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), turned=turned)
+
+
+def _unknown(lens: Lens, side: int, lacking: Collection[str]) -> Iterator[str]:
+    """The leaves of a view that a source without some leaves says nothing of, nor a default: no target asks for these."""
+    if not side:
+        return
+    known = {
+        place.row
+        for join in lens.joins
+        if not any("/".join(lens.source.rows[one.row].path) in lacking for one in join.sources)
+        for place in join.views
+    }
+    for number, row in enumerate(lens.view.rows):
+        if row.optional and row.default is None and number not in known:
+            yield "/".join(row.path)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,0 +1,175 @@
+"""What the law suite says of lenses that are right, and of models that are not the same function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis.errors import FlakyFailure
+from jaxtyping import Array, Float32
+
+import ckpt_schema as cs
+from ckpt_schema.testing import BrokenLawError, Law, check_laws, laws
+from ckpt_schema.testing.suite import Options, check_law
+
+
+class Torch(cs.Schema):
+    kernel: Float32[Array, "outputs inputs"] = cs.field(key="weight")
+
+
+class Plain(cs.Schema):
+    kernel: Float32[Array, "inputs outputs"]
+
+
+# --- 2.8  ---
+
+
+@pytest.mark.parametrize("side", ["view", "source"])
+def test_2_8_a_module_may_be_given_for_a_plain_schema(side: str) -> None:
+    weights = {"weight": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    module = nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0))
+    lens = cs.derive(Torch, Plain)
+    given: dict[str, Any] = {"source": weights, "view": module}
+    if side == "source":
+        lens, given = ~lens, {"source": module, "view": weights}
+    check_laws(lens, ["Declaration"], **given)
+    wrong = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(BrokenLawError, match="bias"):
+        check_laws(lens, ["Declaration"], **given | {side: wrong})
+
+
+def test_2_8_types_are_asked_for_where_the_layout_declares_them() -> None:
+    lens = cs.derive(cs.linen.BareParams[Torch], cs.nnx.Params[Plain])
+    module = nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0))
+    check_laws(lens, ["Declaration"], view=module)
+    module.kernel = nnx.BatchStat(module.kernel.get_value())
+    with pytest.raises(BrokenLawError, match=r"expected nnx\.Param, or a class of it"):
+        check_laws(lens, ["Declaration"], view=module)
+
+
+# --- 2.17  ---
+
+
+class One(cs.Schema):
+    table: Float32[Array, "vocab embed"]
+
+
+class Two(One):
+    head: Float32[Array, "vocab embed"]
+
+
+class Turned(One):
+    head: Float32[Array, "embed vocab"]
+
+
+class Three(Two):
+    other: Float32[Array, "vocab embed"]
+
+
+def tied(many: type[cs.Schema], *copies: str) -> cs.Lens:
+    return cs.derive(many, One, [cs.tie(copy, "table") for copy in copies])
+
+
+TIED = {
+    "two": tied(Two, "head"),
+    "one": ~tied(Two, "head"),
+    "a copy that is turned": tied(Turned, "head"),
+    "three": tied(Three, "head", "other"),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_2_17_leaves_that_are_tied_share_one_object(name: str) -> None:
+    check_laws(TIED[name], ["Sharing"], max_examples=15, shrinking=0.0)
+
+
+def test_2_17_a_tied_leaf_that_is_copied_is_still_found() -> None:
+    class Copying(cs.Lens):
+        def get(self, s: Any, onto: Any = None, *, donate: bool = False) -> Any:
+            return jax.tree.map(np.array, super().get(s, onto))
+
+    right = TIED["two"]
+    lens = Copying(right.source, right.view, right.joins)
+    tables = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    s, v = {"table": tables[0], "head": tables[0].copy()}, {"table": tables[1]}
+    laws.sharing(right, s, v)
+    with pytest.raises(laws.LawError, match=r"table +expected that of table or head, the object"):
+        laws.sharing(lens, s, v)
+
+
+class Heads(cs.Schema):
+    out: Float32[Array, "heads head_dim embed"]
+
+
+class Merged(cs.Schema):
+    out: Float32[Array, "heads*head_dim embed"]
+
+
+class Scanned(cs.Schema):
+    layers: Heads = cs.field(scan="depth", axis=0)
+
+
+class Listed(cs.Schema):
+    layers: list[Merged] = cs.field(length="depth")
+
+
+SIZES = {"depth": 4, "heads": 2, "head_dim": 2, "embed": 2}
+
+
+def test_2_17_what_no_axis_of_a_layer_takes_goes_to_the_axis_of_the_stack() -> None:
+    lens = cs.derive(Scanned, Listed, dims=SIZES)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("y", "x"))
+    values = np.arange(32, dtype=np.float32).reshape(4, 4, 2)
+    layers = [{"out": jax.device_put(x, spec)} for x in values]
+    made = lens.put({"layers": layers})["layers"]["out"]
+    assert made.sharding.spec == jax.sharding.PartitionSpec("y", None, None, "x")
+    np.testing.assert_array_equal(made, values.reshape(4, 2, 2, 2))
+    back = lens.get({"layers": {"out": made}})["layers"]
+    assert [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(back)] == [(1, 1)] * 4
+    # Abstract leaves say beforehand how it will be.
+    likes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec), layers)
+    assert lens.put({"layers": likes})["layers"]["out"].sharding == made.sharding
+
+
+def test_2_17_no_mesh_axis_is_lost_that_a_stack_could_keep() -> None:
+    lens = cs.derive(Scanned, Listed, dims=SIZES)
+    check_laws(lens, ["Sharding"], max_examples=24, shrinking=0.0)
+
+
+class Bare(cs.Schema):
+    w: Float32[Array, " n"]
+
+
+class Extra(Bare):
+    extra: Float32[Array, " n"] = cs.field(optional=True)
+
+
+class Other(Extra):
+    more: Float32[Array, " n"] = cs.field(key="more_", optional=True)
+
+
+@pytest.mark.parametrize("view", [Extra, Other])
+def test_2_17_no_value_is_asked_for_that_nobody_has(view: type[cs.Schema]) -> None:
+    for lens in (cs.derive(Extra, view), cs.derive(view, Extra)):
+        check_laws(lens, ["Restore"], max_examples=20, shrinking=0.0)
+
+
+def test_2_17_what_is_broken_once_is_told_as_the_law_it_broke() -> None:
+    broken: list[str] = []
+
+    def check(at: Any) -> None:
+        if not broken:
+            broken.append(repr(at))
+            raise cs.ConformanceError("stale", [cs.Mismatch("a/b", "bits", "one", "another")])
+
+    law = Law("GetPut", "put(get(s), onto=s) == s", "s", check)
+    with pytest.raises(BrokenLawError) as caught:
+        check_law(cs.derive(Bare, Extra), law, Options())
+    assert str(caught.value).startswith("GetPut does not hold for Bare -> Extra: ")
+    assert "is something kept from one call to the next?" in str(caught.value)
+    assert isinstance(caught.value.__cause__, FlakyFailure)
+    assert [fault.path for fault in caught.value.mismatches] == ["a/b"]
