@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ckpt_schema.leaves import fresh_key as fresh_key
     from ckpt_schema.lens.core import Lens as Lens
     from ckpt_schema.lens.core import derive as derive
+    from ckpt_schema.lens.rules import apart as apart
     from ckpt_schema.lens.rules import flip as flip
     from ckpt_schema.lens.rules import fuse as fuse
     from ckpt_schema.lens.rules import move as move
@@ -71,6 +72,7 @@ _HOMES = {
     "leaves": ("Key", "fresh_key"),
     "lens.core": ("Lens", "derive"),
     "lens.rules": (
+        "apart",
         "flip",
         "fuse",
         "move",
@@ -105,6 +107,7 @@ __all__ = [
     "ShardingWarning",
     "Stream",
     "TreesDifferError",
+    "apart",
     "assert_conforms",
     "assert_trees_identical",
     "check",

@@ -19,7 +19,8 @@ ORDER = """
     trees slots chains conformance equality inference
     lens lens.axes lens.bits lens.edits lens.arrays lens.partial lens.keys lens.stacks lens.symbolic
     lens.rules lens.scope lens.told lens.joins lens.relate lens.parts lens.ties lens.align
-    lens.names lens.unplaced lens.wholes lens.idle lens.disputes lens.derive
+    lens.names lens.unplaced lens.wholes lens.idle
+    lens.defaults lens.disputes lens.derive
     lens.labels lens.shardings lens.traced lens.stages lens.verify lens.donation lens.execute lens.outline
     lens.plan lens.compile lens.compose lens.core
     orbax.agreement orbax.places orbax.metadata orbax.sides orbax.private orbax.restore orbax.items orbax.save orbax

@@ -243,7 +243,11 @@ def test_rules_that_match_nothing_or_contradict() -> None:
           rename('leyers[]', 'layers[]')  expected a leaf of Before at leyers[] or below, found none
                                           -> near: layers[]
           private('dtype', 0)             expected a leaf without a partner, found dtype and dtype, which are one leaf
-                                          -> drop the rule, or give one of the two another attribute name
+                                          -> drop the rule, or say apart('dtype', 0) where the two share a name alone
+        to paste, for 1 of 2:
+        edits=[
+            cs.apart('dtype', 0),
+        ]
     """)
 
 

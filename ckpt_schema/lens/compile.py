@@ -407,5 +407,5 @@ def _homeless(row: Row, slot: Slot, abstract: bool) -> Mismatch:
         "missing",
         f"a source for {row.stored}",
         "neither partner, onto nor default",
-        "declare a default",
+        "pass onto=, or give a default: field(default=...), private(path, ...), apart(path, ...)",
     )

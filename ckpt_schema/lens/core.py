@@ -297,7 +297,7 @@ def _key(row: Row) -> str:
 
 def _private(row: Row) -> str:
     if row.default is None:
-        return f"private, {row.stored}, optional"
+        return f"private, {row.stored}, {'optional' if row.optional else 'from onto'}"
     counts = (
         isinstance(row.default, leaves.FreshKey) and not row.leaf.is_key
     )  # beside the key of a stream

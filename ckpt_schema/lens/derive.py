@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 
-from ckpt_schema import chains, leaves
+from ckpt_schema import chains
 from ckpt_schema.errors import DerivationError, Mismatch
-from ckpt_schema.leaves import Fill, Init
 from ckpt_schema.lens.align import Alignment, Owners, Settled, align
+from ckpt_schema.lens.defaults import declare, part, restart
 from ckpt_schema.lens.disputes import disputes
-from ckpt_schema.lens.idle import Unmatched, idle
+from ckpt_schema.lens.idle import Contested, Unmatched, idle, partnered
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.names import Names, nowhere
 from ckpt_schema.lens.relate import relate
-from ckpt_schema.lens.rules import Factor, Fuse, Move, Private, Rename, Reset, Rule
-from ckpt_schema.lens.scope import Scope, is_mirror, standing
+from ckpt_schema.lens.rules import Factor, Fuse, Move, Rename, Reset, Rule
+from ckpt_schema.lens.scope import Scope, standing
 from ckpt_schema.lens.ties import copies
 from ckpt_schema.lens.told import ValueRule, spoken, told, unscaled
 from ckpt_schema.lens.unplaced import unplaced
@@ -42,10 +42,10 @@ def join(
     rules = list({str(rule): rule for rule in rules}.values())
     faults: list[Mismatch] = []
     unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
-    source, view = _declare(source, view, rules, unmatched, faults)
-    (source, left), (view, right) = (
-        _restarted(t, _resets(rules, n), unmatched, faults) for n, t in enumerate((source, view))
-    )
+    sides = declare((source, view), rules, unmatched, faults)
+    sides, parted = part(sides, rules, unmatched, faults)
+    (source, view), anew = restart(sides, rules, unmatched, faults)
+    left, right = (one | other for one, other in zip(parted, anew, strict=True))
     alignment = align(source, view, names.called, _settled(rules))
     members = tuple(
         memberships(table, groups(table, other, rules))
@@ -65,19 +65,23 @@ def join(
     for path, after in ours.items():
         before = theirs.get(path, {})
         if before.keys() == after.keys():
-            alike = [(before[part], after[part]) for part in after]
-            pairs += alike
-            joins += _joined(source, view, values, alike, faults)
+            pairs += [(before[part], after[part]) for part in after]
         elif before:
             joins += _divided(source, view, before, after, members, faults)
     onward, back = dict(pairs), {there: here for here, there in pairs}
-    again = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
-    again += [(back[of], copy) for copy, of in twice[1].items() if of in back]
-    joins += _joined(source, view, values, again, faults)
+    copied = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
+    copied += [(back[of], copy) for copy, of in twice[1].items() if of in back]
+    contested = partnered(source, view, rules, [*pairs, *copied])
+    joins += _joined(source, view, values, pairs, contested, faults)
+    joins += _joined(source, view, values, copied, contested, faults)
+    faults += contested.faults()
     divided_by = {member.group.rule for side in members for member in side.values()}
     faults += idle(source, view, rules, names, joins, divided_by, {f.path for f in faults})
     placed = [pair for one in joins for pair in one.pairs]
-    faults += unplaced(source, view, renamed, placed, alignment, {f.path for f in faults})
+    known = {f.path for f in faults}
+    known |= {"/".join(renamed[n]) for n in parted[0] | {n for n, _ in contested.pairs}}
+    known |= {"/".join(view.rows[n].path) for n in parted[1] | {n for _, n in contested.pairs}}
+    faults += unplaced(source, view, renamed, placed, alignment, known)
     if faults:
         parts = [*map(str, source.parts)], [*map(str, view.parts)]
         notes = (
@@ -164,9 +168,10 @@ def _joined(
     view: Layout,
     values: Scope[ValueRule],
     pairs: Sequence[tuple[int, int]],
+    contested: Contested,
     faults: list[Mismatch],
 ) -> list[Join]:
-    """The joins of rows, by number, that are one leaf."""
+    """The joins of rows, by number, that are one leaf; of those that are private by a rule, that is the fault."""
     joins: list[Join] = []
     for one, other in pairs:
         row = view.rows[other]
@@ -174,7 +179,8 @@ def _joined(
         made = relate(source.rows[one], row, said)
         factor = unscaled(row, values)
         if isinstance(made, Mismatch):
-            faults.append(made)
+            if (one, other) not in contested.pairs:
+                faults.append(made)
         elif factor is not None:
             where = "/".join(row.path)
             hint = f"say {Factor(row.path, 0)} to leave it as it is, another factor, or reset(view={where!r})"
@@ -200,7 +206,7 @@ def _verify_rules(rules: object) -> None:
     wrong: list[object] = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
     if wrong:
         expected = (
-            "a list of rename(...), private(...), move(...), reset(...), raw_key(...), "
+            "a list of rename(...), private(...), apart(...), move(...), reset(...), raw_key(...), "
             "tie(...), fuse(...) and series(...)"
         )
         faults = [Mismatch("edits", "rule", expected, _spelled(rule)) for rule in wrong]
@@ -209,87 +215,6 @@ def _verify_rules(rules: object) -> None:
 
 def _spelled(rule: object) -> str:
     return f"{rule} by itself" if isinstance(rule, Rule) else repr(rule)
-
-
-def _declare(
-    source: Layout,
-    view: Layout,
-    rules: Sequence[Rule],
-    unmatched: Unmatched,
-    faults: list[Mismatch],
-) -> tuple[Layout, Layout]:
-    """Both layouts with the defaults that `private` rules declare."""
-    privates = [rule for rule in rules if isinstance(rule, Private)]
-    if not privates:
-        return source, view
-    scope = Scope((rule.path, rule) for rule in privates)
-    matched: set[int] = set()
-    source, view = (_with_defaults(table, scope, matched, faults) for table in (source, view))
-    for number, rule in enumerate(privates):
-        if number not in matched:
-            faults.append(unmatched.fault(rule, rule.path, source, view))
-    return source, view
-
-
-def _with_defaults(
-    table: Layout, privates: Scope[Private], matched: set[int], faults: list[Mismatch]
-) -> Layout:
-    """``table`` with the defaults of rules; what an optimizer keeps for those leaves starts as it does."""
-    rows = list(table.rows)
-    for number, row in enumerate(rows):
-        hits = privates.over(row)
-        if is_mirror(row) and table.initial is None:
-            hits = [hit for hit in hits if hit.start == 0]
-        if not hits:
-            continue
-        matched.update(hit.number for hit in hits)
-        mirrored = is_mirror(row) and hits[0].start > 0
-        default = Init() if mirrored else hits[0].rule.default
-        if not leaves.holds(row.leaf, default):
-            hint = "fresh_key(seed) for keys, a number of the leaf's kind for arrays"
-            expected = f"a default for {row.leaf}"
-            faults.append(Mismatch("/".join(row.path), "dtype", expected, str(default), hint))
-        rows[number] = dataclasses.replace(row, default=default)
-    return dataclasses.replace(table, rows=tuple(rows))
-
-
-def _resets(rules: Sequence[Rule], side: int) -> list[tuple[Reset, LogicalPath]]:
-    """What rules reset on the source, or on the view."""
-    given = [(rule, (rule.source, rule.view)[side]) for rule in rules if isinstance(rule, Reset)]
-    return [(rule, path) for rule, path in given if path is not None]
-
-
-def _restarted(
-    table: Layout,
-    resets: Sequence[tuple[Reset, LogicalPath]],
-    unmatched: Unmatched,
-    faults: list[Mismatch],
-) -> tuple[Layout, frozenset[int]]:
-    """``table`` with the transformation's own start on what is reset, and the numbers of these rows, which have no partner."""
-    if not resets:
-        return table, frozenset()
-    scope = Scope((path, rule) for rule, path in resets)
-    hit: set[int] = set()
-    matched: set[int] = set()
-    unknown: set[int] = set()
-    for number, row in enumerate(table.rows):
-        rooted = {one.number for one in scope.over(row) if one.start == 0}
-        matched |= rooted
-        if rooted:
-            hit.add(number)
-        if row.path[0] != "opt_state":
-            unknown |= rooted
-    for number, (rule, path) in enumerate(resets):
-        if number not in matched:
-            faults.append(unmatched.fault(rule, path, table))
-        if table.initial is None or number in unknown:
-            hint = f"declare the train state with its transformation, or write {Private(path, Fill(0))}"
-            expected = "a part of an optimizer state with a known start"
-            faults.append(Mismatch(str(rule), "rule", expected, table.name, hint))
-    rows = tuple(
-        dataclasses.replace(r, default=Init()) if n in hit else r for n, r in enumerate(table.rows)
-    )
-    return dataclasses.replace(table, rows=rows) if hit else table, frozenset(hit)
 
 
 def _settled(rules: Sequence[Rule]) -> list[Settled]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.lens.names import Names
-from ckpt_schema.lens.rules import Fuse, Private, Reset, Rule, Tie
+from ckpt_schema.lens.rules import Apart, Fuse, Private, Reset, Rule, Tie
 from ckpt_schema.lens.scope import Hit, Scope
 from ckpt_schema.lens.ties import originals
 from ckpt_schema.lens.told import ValueRule, by_family
@@ -71,12 +71,12 @@ class _Contest:
 
     def loses(self, hit: Hit[Rule], to: Hit[Rule]) -> None:
         """Notes that a rule gives way to another for a leaf."""
-        if str(hit.rule) == str(to.rule):
-            self.decides(hit.rule)  # it says the same once more
-        elif hit.place == to.place and type(hit.rule) is type(to.rule):
-            self._contradictions[str(to.rule), str(hit.rule)] = None
-        else:
+        if hit.place != to.place or _family(hit.rule) != _family(to.rule):
             self.yields(hit.rule, to.rule)
+        elif _said(hit.rule) == _said(to.rule):
+            self.decides(hit.rule)  # it says the same once more
+        else:
+            self._contradictions[str(to.rule), str(hit.rule)] = None
 
     def yields(self, rule: Rule, to: Rule) -> None:
         """Notes that a rule gives way to one of another kind."""
@@ -89,8 +89,8 @@ class _Contest:
             hint = "they contradict one another: drop one of the two"
             yield Mismatch(other, "rule", "one rule for one path", f"{first} too", hint)
         for number, (rule, winners) in self._beaten.items():
-            if number in self._deciding or str(rule) in named:
-                continue
+            if number in self._deciding or str(rule) in named or isinstance(rule, Apart):
+                continue  # what parts two leaves does so whatever they hold then
             shown = [*list(winners)[:_NAMED], *["..."][: len(winners) - _NAMED]]
             yield Mismatch(
                 str(rule),
@@ -99,6 +99,15 @@ class _Contest:
                 f"none: all of its leaves are decided by {', '.join(shown)}",
                 "of several rules the longest path wins: drop this rule, or the longer ones",
             )
+
+
+def _family(rule: Rule) -> object:
+    return Private if isinstance(rule, Apart) else type(rule)
+
+
+def _said(rule: Rule) -> str:
+    """What a rule says of its path, as it is written: 0.0 is not -0.0."""
+    return str(rule.default) if isinstance(rule, (Private, Apart)) else str(rule)
 
 
 def _named(source: Layout, names: Names, members: Mapping[int, Member], contest: _Contest) -> None:
@@ -127,7 +136,11 @@ def _ties(source: Layout, view: Layout, rules: Sequence[Rule], contest: _Contest
 
 def _defaults(source: Layout, view: Layout, rules: Sequence[Rule], contest: _Contest) -> None:
     """A reset says how a leaf starts, whatever a rule that makes it private says."""
-    privates = Scope((rule.path, rule) for rule in rules if isinstance(rule, Private))
+    privates = Scope[Private | Apart](
+        (rule.path, rule)
+        for rule in rules
+        if isinstance(rule, (Private, Apart)) and rule.default is not None
+    )
     if not privates:
         return
     resets = [rule for rule in rules if isinstance(rule, Reset)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import paths
@@ -14,14 +14,14 @@ from ckpt_schema.lens.edits import Edit
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.names import Names
 from ckpt_schema.lens.partial import Pad, Scale, Unpad
-from ckpt_schema.lens.rules import Factor, Fuse, Padding, Private, RawKey, Reverse, Rule, Tie
+from ckpt_schema.lens.rules import Apart, Factor, Fuse, Padding, Private, RawKey, Reverse, Rule, Tie
 from ckpt_schema.lens.scope import Scope, standing
 from ckpt_schema.lens.stacks import edits_of
 from ckpt_schema.lens.ties import originals
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Row, Series
 
-__all__ = ["Unmatched", "idle"]
+__all__ = ["Contested", "Unmatched", "idle", "partnered"]
 
 
 def idle(
@@ -49,7 +49,6 @@ def idle(
     ]
     yield from _idle_keys(view, rules, pairs, known)
     yield from _idle_ties(source, view, rules)
-    yield from _joined_privates(rules, pairs)
     yield from _unsaid(view, [rule for rule in rules if str(rule) not in known], names, joins)
     yield from _undivided(rules, divided)
 
@@ -93,18 +92,49 @@ def _idle_ties(source: Layout, view: Layout, rules: Sequence[Rule]) -> Iterator[
             yield Mismatch(str(rule), "rule", expected, " and ".join(several) or "none", hint)
 
 
-def _joined_privates(rules: Sequence[Rule], pairs: _Pairs) -> Iterator[Mismatch]:
-    """Leaves that a rule calls private, and that have a partner which is never absent."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Contested:
+    """Leaves that a rule calls private, and that have a partner which is never absent.
+
+    Attributes:
+        pairs: The numbers of both rows, with the rule.
+        spelled: For each rule, the key paths of one such leaf on both sides, and how many there are.
+    """
+
+    pairs: Mapping[tuple[int, int], Private]
+    spelled: Mapping[Private, tuple[str, str, int]]
+
+    def faults(self) -> Iterator[Mismatch]:
+        """A fault for each of the rules."""
+        for rule, (left, right, count) in self.spelled.items():
+            parted = Apart(rule.path, rule.default)
+            more = f" (and {count - 1} more)" if count > 1 else ""
+            found = f"{left} and {right}, which are one leaf{more}"
+            hint = f"drop the rule, or say {parted} where the two share a name alone"
+            yield Mismatch(
+                str(rule), "rule", "a leaf without a partner", found, hint, rules=(parted,)
+            )
+
+
+def partnered(
+    source: Layout, view: Layout, rules: Sequence[Rule], pairs: Sequence[tuple[int, int]]
+) -> Contested:
+    """Those pairs of rows, by number, that a rule calls private."""
     scope = Scope((rule.path, rule) for rule in rules if isinstance(rule, Private))
+    contested: dict[tuple[int, int], Private] = {}
+    spelled: dict[Private, tuple[str, str, int]] = {}
     for pair in pairs if scope else ():
-        if any(row.optional for row in pair):
+        rows = source.rows[pair[0]], view.rows[pair[1]]
+        hits = [hit for row in rows for hit in scope.over(row)]
+        if not hits or any(row.optional for row in rows):
             continue
-        said = {hit.number: hit.rule for row in pair for hit in scope.over(row)}
-        for rule in said.values():
-            keys = " and ".join(paths.format_path(row.key) for row in pair)
-            hint = "drop the rule, or give one of the two another attribute name"
-            found = f"{keys}, which are one leaf"
-            yield Mismatch(str(rule), "rule", "a leaf without a partner", found, hint)
+        contested[pair] = hits[0].rule
+        for rule in {hit.number: hit.rule for hit in hits}.values():
+            left, right, count = spelled.get(rule, ("", "", 0))
+            if not count:
+                left, right = (paths.format_path(row.key) for row in rows)
+            spelled[rule] = left, right, count + 1
+    return Contested(contested, spelled)
 
 
 def _unsaid(

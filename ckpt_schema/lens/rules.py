@@ -18,6 +18,7 @@ from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Series
 
 __all__ = [
+    "Apart",
     "Factor",
     "Fuse",
     "Move",
@@ -29,6 +30,7 @@ __all__ = [
     "Reverse",
     "Rule",
     "Tie",
+    "apart",
     "flip",
     "fuse",
     "move",
@@ -64,6 +66,19 @@ class Private:
     def __str__(self) -> str:
         """The rule as it is written."""
         return f"private({'/'.join(self.path)!r}, {self.default})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Apart:
+    """See `apart`."""
+
+    path: LogicalPath
+    default: Default | None
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        default = "" if self.default is None else f", {self.default}"
+        return f"apart({'/'.join(self.path)!r}{default})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -173,7 +188,20 @@ class Factor:
         return f"scale({'/'.join(self.path)!r}, {2**self.exponent!r})"
 
 
-Rule = Rename | Private | Move | Reset | RawKey | Tie | Fuse | Series | Reverse | Padding | Factor
+Rule = (
+    Rename
+    | Private
+    | Apart
+    | Move
+    | Reset
+    | RawKey
+    | Tie
+    | Fuse
+    | Series
+    | Reverse
+    | Padding
+    | Factor
+)
 
 
 def rename(source: str, view: str) -> Rename:
@@ -202,6 +230,31 @@ def private(path: str, default: Default | float) -> Private:
     return Private(
         tuple(path.split("/")), default if isinstance(default, Default) else Fill(default)
     )
+
+
+def apart(path: str, default: Default | float | None = None) -> Apart:
+    """A rule: what both sides have at logical path ``path`` are two things of one name, as the head of another task is.
+
+    Each side keeps its own: ``get`` and ``put`` take it from ``onto``, else from ``default``, or from the default that its
+    field declares; without one it is an error, and a law suite needs one. A restore leaves the target's own.
+    What the optimizer keeps for it starts as
+    the transformation starts it. A dim that both sides have in such leaves alone may differ in size: the view's is called
+    ``<name>_view`` then.
+
+    Args:
+        path: A leaf or node that both sides have.
+        default: What it holds where no tree gives it.
+
+    Raises:
+        SchemaError: ``path`` is no string.
+
+    Example:
+        >>> print(apart("head"), apart("head", 0.0))
+        apart('head') apart('head', 0.0)
+    """
+    _verify("apart", path=path)
+    given = default if default is None or isinstance(default, Default) else Fill(default)
+    return Apart(tuple(path.split("/")), given)
 
 
 def move(source: str, view: str) -> Move:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
 from jaxtyping import Array, Float32
+from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
+from ckpt_schema.testing import LensLaws
 
 
 def f(*shape: int) -> Any:
@@ -267,3 +275,136 @@ def test_2_3_a_rename_of_parts_that_a_fuse_takes_is_named() -> None:
     (fault,) = refusal(Apart, Whole, [rename, fuse]).mismatches
     assert fault.path == str(rename)
     assert str(fuse) in fault.found
+
+
+class AdamLike(cs.Schema):
+    w: Float32[Array, " n"]
+
+
+def chain(*kinds: optax.GradientTransformation) -> Any:
+    """A train state whose optimizer is a chain of these."""
+    return cs.linen.TrainState[AdamLike, optax.chain(*kinds)]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_2_3_move_the_longest_path_wins(order: int) -> None:
+    all_of_it = cs.move("opt_state", "opt_state")
+    crossed = [cs.move("opt_state/0", "opt_state/1"), cs.move("opt_state/1", "opt_state/0")]
+    rules = [all_of_it, *crossed][::order]
+    three = chain(*[optax.scale_by_adam() for _ in range(3)])
+    moved = joined(cs.derive(three, three, edits=rules))
+    assert [moved[f"opt_state/{n}/mu/w"][10] for n in range(3)] == ["1", "0", "2"]
+    two = chain(*[optax.scale_by_adam() for _ in range(2)])
+    (fault,) = refusal(two, two, rules).mismatches
+    assert fault.path == str(all_of_it)
+
+
+# --- 2.5: two leaves of one name  ---
+
+
+class Dense(cs.Schema):
+    kernel: Float32[Array, "i o"]
+    bias: Float32[Array, " o"]
+
+
+class Net(cs.Schema):
+    body: Dense = cs.field(dims={"i": "inputs", "o": "hidden"})
+    head: Dense = cs.field(dims={"i": "hidden", "o": "classes"})
+
+
+class Torso(nnx.Module):
+    def __init__(self, classes: int, seed: int) -> None:
+        rngs = nnx.Rngs(seed)
+        self.body, self.head = nnx.Linear(2, 4, rngs=rngs), nnx.Linear(4, classes, rngs=rngs)
+
+
+class Training(nnx.Module):
+    def __init__(self, classes: int, seed: int) -> None:
+        self.model = Torso(classes, seed)
+        self.optimizer = nnx.Optimizer(self.model, TX, wrt=nnx.Param)
+        grads = jax.tree.map(jnp.ones_like, nnx.state(self.model, nnx.Param))
+        self.optimizer.update(self.model, grads)
+
+
+TX = optax.adamw(1e-3)
+
+
+@pytest.fixture(scope="module")
+def linen_state() -> TrainState:
+    """A state of three classes, one step from its start."""
+    params = nnx.to_pure_dict(nnx.state(Torso(3, 0)))
+    state = TrainState.create(apply_fn=len, params=params, tx=TX)
+    return state.apply_gradients(grads=jax.tree.map(jnp.ones_like, params))
+
+
+def fine_tuning(*rules: Any) -> cs.Lens:
+    """From a Linen state to an NNX one, whose head is another."""
+    layouts = cs.linen.BareTrainState[Net, TX], cs.nnx.TrainState[Net, TX]
+    return cs.derive(*layouts, edits=rules)
+
+
+def test_2_5_a_restore_leaves_the_targets_own_head(linen_state: TrainState, tmp_path: Path) -> None:
+    ocp.save(tmp_path / "0", linen_state)
+    target = Training(5, 1)
+    before = np.asarray(target.model.head.kernel[...])
+    made = cs.orbax.restore(tmp_path / "0", target, fine_tuning(cs.apart("head")))
+    state = nnx.to_pure_dict(nnx.state(made))
+    np.testing.assert_array_equal(state["model"]["head"]["kernel"], before)
+    expected = linen_state.params["body"]["kernel"]
+    np.testing.assert_array_equal(state["model"]["body"]["kernel"], expected)
+    adam, theirs = state["optimizer"]["opt_state"][0], linen_state.opt_state[0]
+    np.testing.assert_array_equal(adam["mu"]["body"]["kernel"], theirs.mu["body"]["kernel"])
+    np.testing.assert_array_equal(adam["mu"]["head"]["kernel"], np.zeros((4, 5)))
+    assert adam["count"] == 1
+
+
+def test_2_5_get_takes_it_from_onto_or_the_default_or_says_so(linen_state: TrainState) -> None:
+    target = nnx.state(Training(5, 1))
+    made = fine_tuning(cs.apart("head")).get(linen_state, onto=target)
+    assert made["model"]["head"]["kernel"][...] is target["model"]["head"]["kernel"][...]
+    moments = made["optimizer"]["opt_state"][0]["mu"]["head"]["kernel"]
+    assert moments[...] is target["optimizer"]["opt_state"][0]["mu"]["head"]["kernel"][...]
+    with pytest.raises(
+        cs.ConformanceError, match=r"pass onto=, or give a default: .*apart"
+    ) as error:
+        fine_tuning(cs.apart("head")).get(linen_state)
+    assert [m.path for m in error.value.mismatches] == ["model/head/kernel", "model/head/bias"]
+    lens = fine_tuning(cs.apart("head", 0.5)).bind(classes_view=5)
+    made = lens.get(linen_state)
+    assert made["model"]["head"]["bias"][...].tolist() == [0.5] * 5
+    assert not made["optimizer"]["opt_state"][0]["mu"]["head"]["bias"][...].any()
+
+
+def test_2_5_the_default_that_a_field_declares_holds() -> None:
+    class Defaulted(cs.Schema):
+        body: Dense = cs.field(dims={"i": "inputs", "o": "hidden"})
+        head: Dense = cs.field(dims={"i": "hidden", "o": "labels"}, default=2.0)
+
+    tree = {"body": {"kernel": f(2, 4), "bias": f(4)}, "head": {"kernel": f(4, 3), "bias": f(3)}}
+    made = cs.derive(Net, Defaulted, edits=[cs.apart("head")]).bind(labels=5).get(tree)
+    assert made["head"]["bias"].tolist() == [2.0] * 5
+    assert made["body"]["kernel"] is tree["body"]["kernel"]
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+def test_2_5_private_for_what_both_sides_have_says_apart(classes: int) -> None:
+    layouts = cs.infer(Torso(3, 0)), cs.infer(Torso(classes, 1))
+    (fault,) = refusal(*layouts, [cs.private("head", 0.0)]).mismatches
+    assert fault.path == "private('head', 0.0)"
+    assert "apart('head', 0.0)" in fault.hint
+    assert fault.rules == (cs.apart("head", 0.0),)
+    assert len(cs.derive(*layouts, edits=[cs.private("head", 0.0), *fault.rules]).joins) == 2
+
+
+def test_2_5_apart_for_what_one_side_has_says_private() -> None:
+    (fault, *_) = refusal(Shared, Own, [cs.apart("extra")]).mismatches
+    assert "private('extra', 0)" in fault.hint
+    with pytest.raises(cs.SchemaError, match="apart"):
+        cs.apart(3)  # pyright: ignore[reportArgumentType]
+
+
+class TestApart(LensLaws):
+    """The laws of a lens that parts two heads."""
+
+    lens = fine_tuning(cs.apart("head", 0.5))
+    max_examples = 5
