@@ -61,6 +61,7 @@ COMMANDS = {
     "memory": Command(("tests/benchmarks/bench_memory.py",)),
     "processes": Command(("tests/benchmarks/bench_processes.py",)),
     "states": Command(("tests/benchmarks/bench_states.py",)),
+    "oracle": Command(("tests/oracle/sweep.py",)),
     "thorough": Command(
         ("-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"),
         last=1,
