@@ -101,6 +101,9 @@ class OptimizerChain:
 def with_mirrors(table: Layout, faults: Iterable[Mismatch]) -> Iterator[Mismatch]:
     """The faults, each in a moment or the like with the path of the leaf that this mirrors."""
     homes = dict(_homes(table))
+    if not homes:
+        yield from faults
+        return
     for fault in faults:
         place = next((place for place in homes if fault.path.startswith(place)), None)
         if place is None:

@@ -7,8 +7,8 @@ import difflib
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NoReturn
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
@@ -21,12 +21,14 @@ from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Row, Slot
 from ckpt_schema.trees import FlatTree, Tree, flatten
 
+_COMPARED = 40_000  # pairs of paths that are compared for a hint
+
 __all__ = ["Match", "Matcher", "Report", "assert_conforms", "check"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """What `check` found; falsy when the tree conforms.
+    """What `check` found. It has no truth value: ask for `ok`, or for `mismatches`.
 
     Attributes:
         layout: The layout's name.
@@ -40,9 +42,21 @@ class Report:
     dims: Mapping[str, int]
     notes: tuple[str, ...] = ()
 
-    def __bool__(self) -> bool:
-        """Whether there is any fault."""
-        return bool(self.mismatches)
+    @property
+    def ok(self) -> bool:
+        """Whether the tree conforms."""
+        return not self.mismatches
+
+    def __bool__(self) -> NoReturn:
+        """No answer: ``assert check(...)`` would read as the opposite of what a list of faults says.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "a report has no truth value: report.ok says whether the tree conforms, "
+            "report.mismatches holds all that is wrong"
+        )
 
     def __len__(self) -> int:
         """The number of faults."""
@@ -126,17 +140,14 @@ class Matcher:
         binder = Binder(self.layout.bound()) if binder is None else binder
         known = binder.copy()
         self._bind(flat, slots, binder)
-        found = self._faults(flat, slots, strays, binder)
-        if (
-            found
-        ):  # told again by what most leaves say of each dim, so that one wrong leaf is one fault
+        if not self._conforms(flat, slots, strays, binder):
+            # What most leaves say of each dim is held to be right, so that one wrong leaf is one fault.
             self._vote(flat, slots, known)
             self._bind(flat, slots, known)
-            binder, found = known, self._faults(flat, slots, strays, known)
-        faults += found
+            binder = known
+            faults += self._faults(flat, slots, strays, known)
         if faults:
-            faults = [*with_mirrors(self.layout, faults)]
-        faults.sort(key=lambda fault: paths.natural(fault.path))
+            faults = sorted(with_mirrors(self.layout, faults), key=_Order())
         notes = binder.notes(self.layout.names()) if faults else []
         if any(fault.kind == "chain" for fault in faults):
             notes = [*notes, *self._chain.notes(flat.keys)]
@@ -161,6 +172,17 @@ class Matcher:
         )
         hint = "a save turns int keys into strings; pass the tree as it was loaded, or declare the keys it has"
         return slot, [Mismatch(paths.format_path(key), "key", expected, found, hint)]
+
+    def _conforms(
+        self, flat: FlatTree, slots: Mapping[Slot, int], strays: list[int], binder: Binder
+    ) -> bool:
+        """Whether there is no fault; the first one ends the search."""
+        searches = (
+            self._missing(slots, binder),
+            self._counts(binder),
+            self._leaf_faults(flat, slots, binder),
+        )
+        return not strays and not any(True for _ in itertools.chain(*searches))
 
     def _faults(
         self, flat: FlatTree, slots: Mapping[Slot, int], strays: list[int], binder: Binder
@@ -195,57 +217,52 @@ class Matcher:
                         paths.format_path(row.key), "dims", expected, str(size), f"{fault}; {notes}"
                     )
 
+    @functools.cached_property
+    def _dims(self) -> list[dims_.Dims]:
+        """The dims of each row as it is stored."""
+        return [row.dims for row in self.layout.rows]
+
     def _vote(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
         """Binds each name to the size that most leaves, and for repeats most rows, have of it."""
-        ballots: list[tuple[dims_.Dim, int, str]] = []
-        counts: dict[tuple[int, int], tuple[dims_.Dim, int, str]] = {}
-        for (number, indices), position in slots.items():
-            row, found = self.layout.rows[number], leaves.signature(flat.leaves[position])
-            if found is not None and len(found[0]) == len(row.dims):
-                where = paths.format_path(flat.keys[position])
-                ballots += (
-                    (dim, size, where) for dim, size in zip(row.dims, found[0], strict=True)
-                )
-            for level, index in enumerate(indices):
-                _, count, _ = counts.get((number, level), ((), 0, ""))
-                counts[number, level] = (
-                    row.unrolled[level],
-                    max(index + 1, count),
-                    f"the number of {paths.format_path(row.key)}",
-                )
-        votes: dict[dims_.Dim, dict[int, list[str]]] = {}
-        for dim, size, origin in [*ballots, *counts.values()]:
-            if len(dim) == 1:
-                votes.setdefault(dim, {}).setdefault(size, []).append(origin)
+        votes: dict[dims_.Dim, dict[int, list[str | int]]] = {}
+        for (number, _), position in slots.items():
+            stored, found = self._dims[number], leaves.signature(flat.leaves[position])
+            if found is not None and len(found[0]) == len(stored):
+                for dim, size in zip(stored, found[0], strict=True):
+                    votes.setdefault(dim, {}).setdefault(size, []).append(position)
+        for (number, level), count in _counted(slots).items():
+            dim = self.layout.rows[number].unrolled[level]
+            votes.setdefault(dim, {}).setdefault(count, []).append(self._number_of(number))
         for dim, sizes in votes.items():
+            if len(dim) != 1:
+                continue
             size, origins = max(sizes.items(), key=lambda item: len(item[1]))  # the first of equals
-            binder.see_dim(dim, size, origins[0])
+            first = origins[0]
+            if isinstance(first, int):
+                first = paths.format_path(flat.keys[first])
+            binder.see_dim(dim, size, first)
 
     def _bind(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
-        counts: dict[tuple[dims_.Dim, int], tuple[int, str]] = {}
-        rows = self.layout.rows
-        seen: set[tuple[dims_.Dims, tuple[int, ...]]] = (
-            set()
-        )  # most leaves tell what others have told
-        for (number, indices), position in slots.items():
-            row = rows[number]
-            found = leaves.signature(flat.leaves[position])
-            stored = row.dims if row.repeats else row.leaf.dims
-            if (
-                stored
-                and found is not None
-                and len(found[0]) == len(stored)
-                and (stored, found[0]) not in seen
-            ):
-                seen.add((stored, found[0]))
-                binder.see(stored, found[0], paths.format_path(flat.keys[position]))
-            for level, index in enumerate(indices):
-                at = (row.unrolled[level], level)
-                if counts.get(at, (0, ""))[0] <= index:
-                    counts[at] = (index + 1, f"the number of {paths.format_path(row.key)}")
-        for (dim, _), (count, origin) in counts.items():
-            binder.see_dim(dim, count, origin)
+        # Most leaves tell what others have told.
+        seen: set[tuple[dims_.Dims, tuple[int, ...]]] = set()
+        for (number, _), position in slots.items():
+            stored = self._dims[number]
+            found = leaves.signature(flat.leaves[position]) if stored else None
+            if found is None or len(found[0]) != len(stored) or (stored, found[0]) in seen:
+                continue
+            seen.add((stored, found[0]))
+            binder.see(stored, found[0], paths.format_path(flat.keys[position]))
+        most: dict[tuple[dims_.Dim, int], tuple[int, int]] = {}
+        for (number, level), count in _counted(slots).items():
+            at = (self.layout.rows[number].unrolled[level], level)
+            if most.get(at, (0, 0))[0] < count:
+                most[at] = (count, number)
+        for (dim, _), (count, number) in most.items():
+            binder.see_dim(dim, count, self._number_of(number))
         binder.settle()
+
+    def _number_of(self, row: int) -> str:
+        return f"the number of {paths.format_path(self.layout.rows[row].key)}"
 
     def _missing(self, slots: Mapping[Slot, int], binder: Binder) -> Iterator[tuple[Pattern, Row]]:
         for number, row in enumerate(self.layout.rows):
@@ -269,14 +286,16 @@ class Matcher:
         """Missing and extra leaves, each with the likeliest other half."""
         spelled = {paths.format_path(flat.keys[p]): p for p in strays}
         named = [(paths.format_path(key), row) for key, row in absent]
+        there, wanted = list(spelled), [path for path, _ in named]
+        if len(there) * len(wanted) > _COMPARED:  # so many say that something else is wrong
+            there, wanted = [], []
         for path, row in named:
             expected = _expect(row.stored, binder)
             lenient = (
                 "a default is for lenses that make a tree; this one lacks it" if row.default else ""
             )
-            hint = _near(path, list(spelled)) or lenient
+            hint = _near(path, there) or lenient
             yield Mismatch(path, "missing", expected, "nothing", hint)
-        wanted = [path for path, _ in named]
         for path, position in spelled.items():
             yield Mismatch(
                 path,
@@ -289,19 +308,58 @@ class Matcher:
     def _leaf_faults(
         self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder
     ) -> Iterator[Mismatch]:
-        seen: dict[tuple[Any, ...], bool] = {}
+        seen: dict[tuple[Any, ...], Mismatch | None] = {}  # most leaves are like another one
+        counts: dict[int, tuple[int | None, ...]] = {}
         rows = self.layout.rows
         for (number, indices), position in slots.items():
             row, value = rows[number], flat.leaves[position]
             found = leaves.signature(value)
             token = (row.leaf, row.repeats, found)
-            if leaves.is_scalar(value) or not seen.get(token, False):
+            if found is None or leaves.is_scalar(value):  # another value may be another fault
                 fault = _leaf_fault(row, value, found, binder)
-                seen[token] = fault is None
-                if fault is not None:
-                    yield dataclasses.replace(fault, path=paths.format_path(flat.keys[position]))
+            elif token in seen:
+                fault = seen[token]
+            else:
+                fault = seen[token] = _leaf_fault(row, value, found, binder)
+            if fault is not None:
+                path = paths.format_path(flat.keys[position])
+                yield Mismatch(path, fault.kind, fault.expected, fault.found, fault.hint)
             if indices:
-                yield from _outside(row, indices, binder, flat.keys[position])
+                if number not in counts:
+                    counts[number] = tuple([binder.size(dim) for dim in row.unrolled])
+                if any(map(_reached, counts[number], indices)):
+                    yield from _outside(row, indices, binder, flat.keys[position])
+
+
+def _counted(slots: Iterable[Slot]) -> dict[tuple[int, int], int]:
+    """How many repeats there are, by the number of the row and the level."""
+    most: dict[tuple[int, int], int] = {}
+    for number, indices in slots:
+        for level, index in enumerate(indices):
+            if most.get((number, level), 0) <= index:
+                most[number, level] = index + 1
+    return most
+
+
+class _Order:
+    """The natural order of paths; most segments stand in many paths."""
+
+    def __init__(self) -> None:
+        """Knows no segment yet."""
+        self._segments: dict[str, list[tuple[int, int | str]]] = {}
+
+    def __call__(self, fault: Mismatch) -> list[list[tuple[int, int | str]]]:
+        found: list[list[tuple[int, int | str]]] = []
+        for segment in fault.path.split("/"):
+            parts = self._segments.get(segment)
+            if parts is None:
+                parts = self._segments[segment] = paths.natural(segment)
+            found.append(parts)
+        return found
+
+
+def _reached(count: int | None, index: int) -> bool:
+    return count is not None and index >= count
 
 
 def _outside(
@@ -407,8 +465,6 @@ def _expect(leaf: leaves.Leaf, binder: Binder) -> str:
 
 def _near(path: str, others: list[str]) -> str:
     """A likely other spelling among ``others``, as a hint."""
-    if len(others) > 200:  # quadratic, and a list that long says something else is wrong
-        return ""
     close = difflib.get_close_matches(path, others, n=1, cutoff=0.75)
     return f"near: {close[0]}" if close else ""
 
@@ -424,7 +480,7 @@ def check(
         dims: Sizes that are known beforehand, in elements.
 
     Returns:
-        A report; falsy, and equal to ``[]``, when the tree conforms.
+        A report: ``report.ok`` says whether the tree conforms; it is equal to ``[]`` then.
 
     Raises:
         ConformanceError: jax cannot flatten the tree.
@@ -476,7 +532,7 @@ def assert_conforms(
         ConformanceError: With every fault.
     """
     report = check(source, tree, dims)
-    if report:
+    if not report.ok:
         header = f"the tree does not conform to {report.layout}"
         raise ConformanceError(header, report.mismatches, report.notes)
     return report.dims

@@ -366,13 +366,10 @@ def _overlaps(table: Layout) -> Iterator[Mismatch]:
     for row in table.rows:
         alike[paths.outline(row.key)].append(row)
     for rows in alike.values():
-        for first in rows:
+        # Rows without an index symbol spell one key each, and were compared as they are.
+        for first in [row for row in rows if row.unrolled]:
             others = [
-                r
-                for r in rows
-                if first.unrolled
-                and r.key != first.key
-                and not (r.unrolled and r.path < first.path)
+                r for r in rows if r.key != first.key and not (r.unrolled and r.path < first.path)
             ]
             for other in others:
                 if all(

@@ -58,12 +58,12 @@ class _Translator:
         read, written = self._matchers
         binder = Binder(self.dims)
         match = read.match(tree, binder)
-        if match.report:
+        if not match.report.ok:
             self._refuse(match, tree, written)
         if onto is not None:
             binder.credit(self.source.name)
         kept = None if onto is None else written.match(onto, binder)
-        if kept is not None and kept.report:
+        if kept is not None and not kept.report.ok:
             header = f"onto does not conform to {self.view.name}"
             raise ConformanceError(header, kept.report.mismatches, kept.report.notes)
         if kept is not None:
@@ -78,7 +78,7 @@ class _Translator:
     def _refuse(self, match: Match, tree: Tree, written: Matcher) -> None:
         report = match.report
         header = f"the tree does not conform to {self.source.name}"
-        if not written.match(tree).report:
+        if written.match(tree).report.ok:
             turned = "it is on the other side of the lens already, swap get and put"
             header = f"the tree conforms to {self.view.name}, not to {self.source.name}; {turned}"
         raise ConformanceError(header, report.mismatches, report.notes)

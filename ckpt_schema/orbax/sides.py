@@ -86,7 +86,7 @@ def toward(
         if told not in (None, name) or (fits and distances[name]):
             continue  # a whole match of a side with other keys would only find them again
         match = Matcher(side.view).match(tree, Binder(side.dims))
-        if not match.report:
+        if match.report.ok:
             fits.append((side, match))
         reports.append(match.report)
     if len(fits) > 1 and not interchangeable(lens):
@@ -143,7 +143,7 @@ def locate(disk: DiskTree, lens: Lens) -> list[Place]:
         ):
             continue
         match = Matcher(layout).match(tree, Binder(lens.dims))
-        if not match.report:
+        if match.report.ok:
             fits.append(Place(layout, prefix, tree, match.slots))
         reports.append((match.report, prefix))
     if fits:

@@ -80,7 +80,7 @@ def conformance(lens: Lens, s: Tree, v: Tree) -> None:
     """``check(View, get(s)) == []``, with ``onto`` and without."""
     for found in (lens.get(s), lens.get(s, onto=v)):
         report = check(lens.view, found, _known(lens, lens.view))
-        if report:
+        if not report.ok:
             raise LawError(
                 f"what is made does not conform to {lens.view.name}",
                 report.mismatches,
@@ -102,7 +102,7 @@ def declaration(lens: Lens, s: Tree | None, v: Tree | None) -> None:
         if tree is None:
             continue
         report = check(table, tree, _known(lens, table))
-        if report:
+        if not report.ok:
             header = f"the state that is given does not conform to {table.name}"
             raise LawError(header, report.mismatches, report.notes)
         lens = lens.bind(**report.dims)  # no tree tells the factors of a product
