@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ckpt_schema.frameworks import nnx as nnx
     from ckpt_schema.inference import infer as infer
     from ckpt_schema.leaves import Key as Key
+    from ckpt_schema.leaves import constant_key as constant_key
     from ckpt_schema.leaves import fresh_key as fresh_key
     from ckpt_schema.lens.core import Lens as Lens
     from ckpt_schema.lens.core import derive as derive
@@ -69,7 +70,7 @@ _HOMES = {
     ),
     "inference": ("infer",),
     "table": ("Layout",),
-    "leaves": ("Key", "fresh_key"),
+    "leaves": ("Key", "constant_key", "fresh_key"),
     "lens.core": ("Lens", "derive"),
     "lens.rules": (
         "apart",
@@ -111,6 +112,7 @@ __all__ = [
     "assert_conforms",
     "assert_trees_identical",
     "check",
+    "constant_key",
     "derive",
     "differences",
     "field",

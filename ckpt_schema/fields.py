@@ -63,7 +63,8 @@ def field(
         key: How this layout spells the attribute, where that is not its name: ``"LayerNorm_0"``, ``"dropout/rngs"``, with an
             index symbol for a list: ``"layers/{i}"`` (int keys), ``"layers_{i}"``, ``"layers/'{i}'"`` (string keys), also
             ``{i+1}``, ``{2*i+1}`` and ``{i:02}``.
-        default: What the leaves below hold where the other layout has no place for them: a number, or `fresh_key`.
+        default: What the leaves below hold where the other layout has no place for them: a number, `fresh_key`
+            or `constant_key`.
         scan: The dim that counts the repeats which are stacked in each leaf below, as ``nn.scan`` does.
         axis: The axis they are stacked on, 0 unless given. On a leaf inside a scanned schema: this leaf's own axis.
         length: The dim that counts the items of a ``list[...]`` attribute.

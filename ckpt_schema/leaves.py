@@ -21,15 +21,18 @@ from ckpt_schema.dims import Dims
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = [
+    "ConstantKey",
     "Default",
     "Fill",
     "FreshKey",
     "Init",
     "Key",
     "Leaf",
+    "Made",
     "OrNone",
     "abstract",
     "accepts",
+    "constant_key",
     "describe",
     "dtype_of",
     "fresh_key",
@@ -41,7 +44,6 @@ __all__ = [
     "key_dtype",
     "key_impl",
     "key_words",
-    "make_default",
     "materialized",
     "number_bits",
     "signature",
@@ -387,13 +389,24 @@ class Fill:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FreshKey:
-    """A default key from a seed, of the leaf's own implementation, broadcast to its shape; other leaves start at 0."""
+    """A default key of the leaf's own implementation, another one in each layer; other leaves start at 0."""
 
     seed: int
 
     def __str__(self) -> str:
         """The default as it is declared: ``default=fresh_key(0)``."""
         return f"fresh_key({self.seed})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConstantKey:
+    """A default key of the leaf's own implementation, the same everywhere; other leaves start at 0."""
+
+    seed: int
+
+    def __str__(self) -> str:
+        """The default as it is declared: ``default=constant_key(0)``."""
+        return f"constant_key({self.seed})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -405,13 +418,19 @@ class Init:
         return "tx.init(params)"
 
 
-Default = Fill | FreshKey | Init
+Made = Fill | FreshKey | ConstantKey
+"""A default that is made of nothing but what is declared."""
+
+Default = Made | Init
 
 
 def fresh_key(seed: int) -> FreshKey:
-    """A default for key leaves and streams: a key made from ``seed`` with the leaf's own implementation.
+    """A default for key leaves and streams: a key of the leaf's own implementation, another one for each stream and layer.
 
-    The process's default implementation plays no part, every key of a batched leaf is the same, and other leaves that it is
+    It is ``fold_in(key(seed), crc32(path))``, with the logical path of the leaf in its model, such as
+    ``layers[]/dropout/key``; where that is repeated, ``fold_in(..., n)`` of it, with the number of the repeat, counted
+    through all levels, outermost first. So a stack of layers has the keys that a list of them has. All keys of one leaf
+    with axes of its own are the same. The process's default implementation plays no part, and other leaves that it is
     declared for, such as the count of a stream, start at 0.
 
     Example:
@@ -421,33 +440,11 @@ def fresh_key(seed: int) -> FreshKey:
     return FreshKey(seed)
 
 
-def make_default(
-    default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], sharding: Any = None
-) -> jax.Array:
-    """The default value of a leaf.
+def constant_key(seed: int) -> ConstantKey:
+    """A default like `fresh_key`, but everywhere ``key(seed)`` itself: each stream and layer draws the same.
 
-    Args:
-        default: How it is made.
-        dtype: The dtype name of the leaf.
-        shape: Its concrete shape.
-        sharding: Where it goes. With a sharding over several hosts the result is one global array.
-
-    Returns:
-        An array of exactly that dtype and shape.
+    Example:
+        >>> constant_key(0)
+        ConstantKey(seed=0)
     """
-    if sharding is None:
-        return _made(default, dtype, shape)
-    return _program(default, dtype, shape, sharding)()
-
-
-def _made(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...]) -> jax.Array:
-    if not dtype.startswith("key<"):
-        return jnp.full(shape, default.value if isinstance(default, Fill) else 0, jnp.dtype(dtype))
-    seed = default.seed if isinstance(default, FreshKey) else 0
-    return jnp.broadcast_to(jax.random.key(seed, impl=key_impl(dtype)), shape)
-
-
-@functools.lru_cache(maxsize=1024)
-def _program(default: Fill | FreshKey, dtype: str, shape: tuple[int, ...], sharding: Any) -> Any:
-    """What makes a default, compiled once for all layers."""
-    return jax.jit(functools.partial(_made, default, dtype, shape), out_shardings=sharding)
+    return ConstantKey(seed)

@@ -18,7 +18,7 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.fields import Field, count, declaration, is_dim, verify_field
-from ckpt_schema.leaves import Default, Fill, FreshKey, Leaf
+from ckpt_schema.leaves import ConstantKey, Default, Fill, FreshKey, Leaf, Made
 from ckpt_schema.table import Layout, Repeat, Row, Series, holders, verify_table
 
 __all__ = ["Schema", "Stream", "body_rows", "body_series", "layout"]
@@ -366,8 +366,8 @@ def _default(name: str, value: Any, leaf: Leaf) -> Default | None:
     """The declared default as it applies to one leaf, refused where the leaf could not hold it exactly."""
     if value is None:
         return None
-    default = value if isinstance(value, (Fill, FreshKey)) else Fill(value)
-    if leaf.is_key and not isinstance(default, FreshKey):
+    default = value if isinstance(value, Made) else Fill(value)
+    if leaf.is_key and not isinstance(default, (FreshKey, ConstantKey)):
         raise declaration(
             name,
             "fresh_key(seed) as the default of a key",

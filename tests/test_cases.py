@@ -264,9 +264,9 @@ def test_origin_o4_streams_that_nnx_alone_has_get_deterministic_defaults(
         w: Norm
 
     class Streamed(Plain):
-        dropout: cs.Stream[tag] = cs.field(default=cs.fresh_key(0))
-        quantizer: Float32[Array, "embed 3"] = cs.field(default=cs.fresh_key(0), type=nnx.Cache)
-        keys: cs.Key[tag, "embed 2"] = cs.field(default=cs.fresh_key(0))
+        dropout: cs.Stream[tag] = cs.field(default=cs.constant_key(0))
+        quantizer: Float32[Array, "embed 3"] = cs.field(default=cs.constant_key(0), type=nnx.Cache)
+        keys: cs.Key[tag, "embed 2"] = cs.field(default=cs.constant_key(0))
 
     tree = {"params": {"w": {"scale": jnp.ones(5)}}}
     with jax.default_prng_impl(

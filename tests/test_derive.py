@@ -792,7 +792,7 @@ def test_defaults_are_made_with_the_leaf_s_own_implementation() -> None:
     for tag, name in {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}.items():
 
         class Streamed(Bare):
-            dropout: cs.Stream[tag] = cs.field(default=cs.fresh_key(7))
+            dropout: cs.Stream[tag] = cs.field(default=cs.constant_key(7))
 
         class Stacked(cs.Schema):
             layers: Streamed = cs.field(scan="depth")

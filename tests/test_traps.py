@@ -73,8 +73,8 @@ class Bare(cs.Schema):
 
 def noisy(tag: str) -> type[cs.Schema]:
     class Noisy(Bare):
-        rng: cs.Key[tag, "2"] = cs.field(default=cs.fresh_key(0))  # type: ignore[valid-type]
-        dropout: cs.Stream[tag] = cs.field(default=cs.fresh_key(0))  # type: ignore[valid-type]
+        rng: cs.Key[tag, "2"] = cs.field(default=cs.constant_key(0))  # type: ignore[valid-type]
+        dropout: cs.Stream[tag] = cs.field(default=cs.constant_key(0))  # type: ignore[valid-type]
 
     return Noisy
 

@@ -14,6 +14,7 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
 from ckpt_schema.chains import with_mirrors
 from ckpt_schema.conformance import Match
+from ckpt_schema.defaults import spot_of
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Init, Leaf
 from ckpt_schema.lens.joins import Join, instances
@@ -97,8 +98,8 @@ def compile_plan(
         elif isinstance(row.default, Init):
             continue  # made from the params, once these have their places
         elif row.default is not None:
-            shape = dims_.sizes_of(row.dims, sizes)
-            if shape is None:
+            shape, spot = dims_.sizes_of(row.dims, sizes), spot_of(row, slot[1], sizes)
+            if shape is None or spot is None:
                 faults.append(_unbound(row, sizes))
                 continue
             narrow = narrowed(paths.format_path(paths.fill(row.key, slot[1])), row.leaf.dtype)
@@ -106,7 +107,7 @@ def compile_plan(
                 faults.append(narrow)
                 continue
             places[slot] = edited + len(makes)
-            makes.append(Make(row.default, row.leaf.dtype, shape, kept, abstract))
+            makes.append(Make(row.default, row.leaf.dtype, shape, spot, kept, abstract))
         else:
             faults.append(_homeless(row, slot, kept is not None))
     again: Restart | None = None

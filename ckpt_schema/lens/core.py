@@ -299,6 +299,6 @@ def _private(row: Row) -> str:
     if row.default is None:
         return f"private, {row.stored}, {'optional' if row.optional else 'from onto'}"
     counts = (
-        isinstance(row.default, leaves.FreshKey) and not row.leaf.is_key
+        isinstance(row.default, leaves.FreshKey | leaves.ConstantKey) and not row.leaf.is_key
     )  # beside the key of a stream
     return f"private, {row.stored}, default {0 if counts else row.default}"

@@ -13,8 +13,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ckpt_schema import leaves, placement
-from ckpt_schema.leaves import Fill, FreshKey, Leaf
+from ckpt_schema import defaults, leaves, placement
+from ckpt_schema.defaults import Spot
+from ckpt_schema.leaves import Leaf, Made
 from ckpt_schema.lens import shardings, stages, traced
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.shardings import on_devices
@@ -147,9 +148,10 @@ def _traced_edit(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) 
 
 
 def make(
-    default: Fill | FreshKey,
+    default: Made,
     dtype: str,
     shape: tuple[int, ...],
+    spot: Spot,
     like: Any,
     mesh: Mesh | None,
     *,
@@ -163,7 +165,7 @@ def make(
         sharding = NamedSharding(mesh, PartitionSpec())
     if abstract:
         return jax.ShapeDtypeStruct(shape, leaves.dtype_of(dtype), sharding=sharding)
-    return leaves.make_default(default, dtype, shape, sharding)
+    return defaults.make_default(default, dtype, shape, sharding, spot)
 
 
 def restart(

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 
 from ckpt_schema import leaves
+from ckpt_schema.defaults import Spot
 from ckpt_schema.errors import Mismatch
-from ckpt_schema.leaves import Fill, FreshKey, Leaf
+from ckpt_schema.leaves import Leaf, Made
 from ckpt_schema.lens import execute, shardings, ties
 from ckpt_schema.lens.donation import Donation
 from ckpt_schema.lens.edits import Chain
@@ -149,13 +150,15 @@ class Make:
         default: How it is made.
         dtype: Its dtype name.
         shape: Its shape.
+        spot: Which leaf of its model it is.
         like: The position in ``onto`` of the abstract leaf it stands for, or None.
         abstract: Whether an abstract value is wanted.
     """
 
-    default: Fill | FreshKey
+    default: Made
     dtype: str
     shape: tuple[int, ...]
+    spot: Spot
     like: int | None
     abstract: bool
 
@@ -294,7 +297,13 @@ class Plan:
             like = None if make.like is None else kept[make.like]
             pool.append(
                 execute.make(
-                    make.default, make.dtype, make.shape, like, mesh, abstract=make.abstract
+                    make.default,
+                    make.dtype,
+                    make.shape,
+                    make.spot,
+                    like,
+                    mesh,
+                    abstract=make.abstract,
                 )
             )
         if self.restart is not None:

@@ -18,9 +18,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from ckpt_schema import leaves, paths, placement
 from ckpt_schema.conformance import Match
+from ckpt_schema.defaults import make_default
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
 from ckpt_schema.frameworks import nnx
-from ckpt_schema.leaves import FreshKey, Init, Leaf
+from ckpt_schema.leaves import ConstantKey, Init, Leaf
 from ckpt_schema.lens.core import Lens, derive
 from ckpt_schema.lens.shardings import mesh_of, on_devices
 from ckpt_schema.lens.verify import narrowed
@@ -371,7 +372,7 @@ def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tre
 def _stand_in(goal: Any) -> Any:
     """A leaf of no bytes for one that the target has no place for: the lens drops it."""
     if leaves.describe(goal).startswith("key<"):
-        return leaves.make_default(FreshKey(0), str(goal.dtype), goal.shape)
+        return make_default(ConstantKey(0), str(goal.dtype), goal.shape)
     return np.broadcast_to(np.zeros((), goal.dtype), goal.shape)
 
 

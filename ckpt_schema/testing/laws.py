@@ -11,13 +11,14 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
+from ckpt_schema import defaults as defaults_
 from ckpt_schema import leaves
 from ckpt_schema.conformance import Matcher, check
 from ckpt_schema.equality import assert_trees_identical as identical
 from ckpt_schema.equality import differences
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 from ckpt_schema.frameworks.nnx import variables
-from ckpt_schema.leaves import Fill, FreshKey
+from ckpt_schema.leaves import Made
 from ckpt_schema.lens.axes import Entries
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.lens.joins import instances
@@ -179,13 +180,16 @@ def _abstract(value: Any) -> Any:
 
 def defaults(lens: Lens, s: Tree) -> None:
     """``get(s)[private] == default``: what the source has no place for is made as it is declared."""
-    found = _slots(lens.view, lens.get(s))
+    view = lens.get(s)
+    found, sizes = _slots(lens.view, view), {**lens.dims, **check(lens.view, view).dims}
     faults: list[Mismatch] = []
     for slot, value in found.items():
         row = lens.view.rows[slot[0]]
-        if slot[0] in lens.joined[1] or not isinstance(row.default, (Fill, FreshKey)):
+        if slot[0] in lens.joined[1] or not isinstance(row.default, Made):
             continue
-        made = leaves.make_default(row.default, row.leaf.dtype, tuple(value.shape))
+        spot = defaults_.spot_of(row, slot[1], sizes)
+        assert spot is not None, f"unbound repeats in {row}"
+        made = defaults_.make_default(row.default, row.leaf.dtype, tuple(value.shape), None, spot)
         differ = differences(made, settled(jax.device_put(value, jax.devices()[0])))
         faults += (dataclasses.replace(fault, path=_spelled(lens.view, slot)) for fault in differ)
     if faults:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Any
 
 import jax
@@ -337,3 +338,92 @@ def test_1_14_what_computes_inside_parts_computes_on_floats() -> None:
     values = [jnp.asarray([1.0, jnp.nan]), jnp.asarray([3.0, 4.0])]
     found = jax.jit(lambda *xs: differentiable(chain, xs, {"a": 2}))(*values)
     assert np.array_equal(np.asarray(found[0]), [2, np.nan, 3, 4], equal_nan=True)
+
+
+# --- 1.11: default keys ---
+
+IMPLS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
+
+
+def key_at(seed: int, impl: str, path: str, number: int | None = None) -> Any:
+    """The default key of a path, and of one repeat of it."""
+    folded = jax.random.fold_in(jax.random.key(seed, impl=IMPLS[impl]), zlib.crc32(path.encode()))
+    return folded if number is None else jax.random.fold_in(folded, number)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_1_11_default_keys_differ_by_stream_and_by_layer(impl: str) -> None:
+    layer = plain(
+        "Layer",
+        dropout=(cs.Stream[impl], cs.field(default=cs.fresh_key(3))),
+        noise=(cs.Key[impl], cs.field(default=cs.fresh_key(3))),
+        own=(cs.Key[impl, "2"], cs.field(default=cs.constant_key(3))),
+        w=Float32[Array, ""],
+    )
+    bare = plain("Bare", w=Float32[Array, ""])
+    outer = plain("Outer", inner=(list[layer], cs.field(length="n")))
+    inside = plain("Inside", inner=(list[bare], cs.field(length="n")))
+    view = plain("View", layers=(outer, cs.field(scan="m", axis=0)), top=(layer, cs.field()))
+    source = plain("Source", layers=(inside, cs.field(scan="m", axis=0)), top=(bare, cs.field()))
+    weights = {"layers": {"inner": {i: {"w": jnp.ones(2)} for i in range(3)}}}
+    state = {**weights, "top": {"w": jnp.ones(())}}
+    bound = cs.linen.Params[source], cs.nnx.Params[view]
+    made = cs.derive(*bound).get({"params": state})
+    stacked = made["layers"]["inner"]
+    top = made["top"]["noise"][...], made["top"]["dropout"]["key"][...]
+    found = dict(zip((("top/noise", None), ("top/dropout/key", None)), top, strict=True))
+    for path, number in found:
+        assert bits(found[path, number]) == bits(key_at(3, impl, path))
+    for outermost in range(2):
+        for at in range(3):
+            for path in ("noise", "dropout/key"):
+                leaf = stacked[at][path] if path == "noise" else stacked[at]["dropout"]["key"]
+                number = outermost * 3 + at
+                found[path, number] = leaf[...][outermost]
+                expected = key_at(3, impl, f"layers[]/inner[]/{path}", number)
+                assert bits(found[path, number]) == bits(expected)
+            assert int(stacked[at]["dropout"]["count"][...][outermost]) == 0
+            constant = jax.random.key(3, impl=IMPLS[impl])
+            assert bits(stacked[at]["own"][...][outermost, 1]) == bits(constant)
+    assert len({bits(key) for key in found.values()}) == 14
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_1_11_a_stack_has_the_keys_of_a_list(impl: str) -> None:
+    weight = Float32[Array, ""], cs.field(axis=0)
+    key = cs.Key[impl, "2"], cs.field(default=cs.fresh_key(0))
+    layer, bare = plain("Layer", w=weight, key=key), plain("Bare", w=weight)
+    source = plain("Source", layers=(bare, cs.field(scan="n", axis=0)))
+    first, second, lists, spelled = (
+        plain("View", layers=(kind, field))
+        for kind, field in (
+            (layer, cs.field(scan="n", axis=0)),
+            (layer, cs.field(scan="n", axis=1)),
+            (list[layer], cs.field(length="n")),
+            (list[layer], cs.field(length="n", key="h_{i+1}")),
+        )
+    )
+    state = {"layers": {"w": jnp.ones(3)}}
+    over = jax.sharding.NamedSharding(jax.make_mesh((2,), ("x",)), jax.sharding.PartitionSpec())
+    stacked = cs.derive(source, second)
+    keys = stacked.get(state)["layers"]["key"]
+    assert bits(jax.jit(stacked.get)(state)["layers"]["key"]) == bits(keys)
+    ways = [
+        cs.derive(source, first).get(state)["layers"]["key"],
+        [cs.derive(source, lists).get(state)["layers"][at]["key"] for at in range(3)],
+        [cs.derive(source, spelled).get(state)[f"h_{at + 1}"]["key"] for at in range(3)],
+        stacked.get(jax.device_put(state, over))["layers"]["key"].swapaxes(0, 1),
+        keys.swapaxes(0, 1),
+    ]
+    for at in range(3):
+        expected = jnp.broadcast_to(key_at(0, impl, "layers[]/key", at), 2)
+        assert [bits(found[at]) for found in ways] == [bits(expected)] * len(ways)
+
+
+def test_1_11_a_target_keeps_its_own_streams() -> None:
+    layer = plain(
+        "Layer", w=Float32[Array, ""], key=(cs.Key["fry"], cs.field(default=cs.fresh_key(0)))
+    )
+    lens = cs.derive(plain("Bare", w=Float32[Array, ""]), layer)
+    own = jax.random.key(9, impl="threefry2x32")
+    assert lens.get({"w": jnp.ones(())}, onto={"w": jnp.ones(()), "key": own})["key"] is own

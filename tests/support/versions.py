@@ -101,7 +101,7 @@ class ListedLayerLayout(cs.Schema):
     up: Dense
     mix: Split
     noise: cs.Stream["urbg"] = cs.field(
-        key="dropout/rngs", tag="default", default=cs.fresh_key(FRESH)
+        key="dropout/rngs", tag="default", default=cs.constant_key(FRESH)
     )
 
 
@@ -118,7 +118,7 @@ class StackedLayerLayout(cs.Schema):
     wi: Dense
     mix: Turned
     noise: cs.Stream["urbg"] = cs.field(
-        key="drop/rngs", tag="default", default=cs.fresh_key(OTHER_FRESH)
+        key="drop/rngs", tag="default", default=cs.constant_key(OTHER_FRESH)
     )
 
 
