@@ -575,7 +575,7 @@ class Mutant(Lens):
         return self._like(super().__invert__(), forward=not self.forward)
 
     def _like(self, lens: Lens, *, forward: bool) -> Mutant:
-        return type(self)(lens.source, lens.view, lens.joins, lens.dims, self.fault, forward)
+        return type(self)(*_parts(lens), self.fault, forward)
 
 
 class OneSided(Mutant):
@@ -583,7 +583,11 @@ class OneSided(Mutant):
 
     def __invert__(self) -> Any:
         """A lens that is none of it."""
-        return Mutant(self.view, self.source, tuple(join.inverse for join in self.joins), self.dims)
+        return Mutant(*_parts(Lens(*_parts(self)).__invert__()))
+
+
+def _parts(lens: Lens) -> Any:
+    return lens.source, lens.view, lens.joins, lens.dims, lens.derivations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -612,7 +616,7 @@ def mutants(lens: Lens, rules: Sequence[Rule] = ()) -> Iterator[Planted]:
     changed = {kind: _edited(lens.joins, change) for kind, change in EDITS.items()}
     for kind, joins in {**changed, "two leaves exchanged": _exchanged(lens.joins, lens)}.items():
         if joins is not None:
-            yield Planted(kind, "joins", "both", Lens(lens.source, lens.view, joins, lens.dims))
+            yield Planted(kind, "joins", "both", dataclasses.replace(lens, joins=joins))
     for kind, wrong in _layouts(lens.source):
         yield Planted(kind, "layout", "source", _derived(wrong, lens.view, rules, lens.dims))
     for kind, wrong in _layouts(lens.view):
@@ -634,7 +638,7 @@ def _in_plans(lens: Lens) -> Iterator[Planted]:
             kind,
             where,
             way,
-            of(lens.source, lens.view, lens.joins, lens.dims, fault, way == "get"),
+            of(*_parts(lens), fault, way == "get"),
             fault,
         )
 

@@ -21,12 +21,14 @@ ORDER = """
     lens.rules lens.scope lens.told lens.joins lens.relate lens.parts lens.ties lens.align
     lens.names lens.unplaced lens.wholes lens.idle
     lens.defaults lens.disputes lens.derive
+    lens.derivation
     lens.labels lens.shardings lens.traced lens.stages lens.verify lens.donation lens.execute lens.outline
     lens.plan lens.compile lens.compose lens.core
     orbax.agreement orbax.places orbax.metadata orbax.sides orbax.private orbax.restore orbax.items orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing.devices testing.worker testing.distributed testing.values testing.meshes testing.containers testing.states
-    testing.samples testing.strategies testing.laws testing.naming testing.outputs testing.trials testing.lawbook
+    testing.samples testing.strategies testing.laws testing.frames testing.shares testing.origins
+    testing.naming testing.outputs testing.trials testing.lawbook
     testing.suite testing
     cli __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column

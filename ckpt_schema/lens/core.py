@@ -14,6 +14,7 @@ from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch
 from ckpt_schema.lens.compile import compile_plan
 from ckpt_schema.lens.compose import compose
+from ckpt_schema.lens.derivation import Derivation
 from ckpt_schema.lens.derive import join
 from ckpt_schema.lens.joins import Join, Place
 from ckpt_schema.lens.plan import Plan
@@ -107,12 +108,14 @@ class Lens:
         view: The right layout.
         joins: Which row of the source is which row of the view, and what is edited on the way.
         dims: Sizes bound beforehand, in elements.
+        derivations: What it was derived from; of a composed lens, in the order they are gone through.
     """
 
     source: Layout
     view: Layout
     joins: tuple[Join, ...]
     dims: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
+    derivations: tuple[Derivation, ...] = ()
 
     @functools.cached_property
     def joined(self) -> tuple[frozenset[int], frozenset[int]]:
@@ -189,11 +192,13 @@ class Lens:
         if faults:
             header = f"no dims to bind between {self.source.name} and {self.view.name}"
             raise DerivationError(header, faults)
-        return Lens(self.source, self.view, self.joins, {**self.dims, **dims})
+        return dataclasses.replace(self, dims={**self.dims, **dims})
 
     def __invert__(self) -> Lens:
         """The lens in the other direction: its ``get`` is this lens's `put`."""
-        return Lens(self.view, self.source, tuple(j.inverse for j in self.joins), self.dims)
+        joins = tuple(j.inverse for j in self.joins)
+        origins = tuple(each.inverse for each in reversed(self.derivations))
+        return Lens(self.view, self.source, joins, self.dims, origins)
 
     def __rshift__(self, other: Lens) -> Lens:
         """First this lens, then ``other``, without the layout between them ever being built.
@@ -201,7 +206,8 @@ class Lens:
         Raises:
             DerivationError: With every row in which this lens's view differs from the other's source.
         """
-        return Lens(*compose(self, other), dims={**self.dims, **other.dims})
+        dims, derivations = {**self.dims, **other.dims}, (*self.derivations, *other.derivations)
+        return Lens(*compose(self, other), dims=dims, derivations=derivations)
 
     def __repr__(self) -> str:
         """Its two sides, and the sizes that are bound."""
@@ -253,7 +259,9 @@ def derive(
         Old -> New: 1 joined, 0 private to Old, 0 private to New
           Dense_0/kernel  kernel  embed mlp -> mlp embed
     """
-    lens = Lens(*join(layout(source), layout(view), edits))
+    both = layout(source), layout(view)
+    joined = join(*both, edits)
+    lens = Lens(*joined, derivations=(Derivation(*both, tuple(edits)),))
     return lens.bind(**{**dict(lens.view.sizes), **dict(lens.source.sizes), **(dims or {})})
 
 

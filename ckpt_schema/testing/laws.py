@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = [
     "LawError",
     "abstract",
     "abstraction",
+    "backward",
     "carries",
     "composition",
     "conformance",
@@ -74,7 +76,33 @@ def put_put(lens: Lens, s: Tree, v: Tree, w: Tree) -> None:
 
 def get_get(lens: Lens, s: Tree, t: Tree, v: Tree) -> None:
     """``get(t, onto=get(s, onto=v)) == get(t, onto=v)``."""
-    put_put(~lens, v, s, t)
+    identical(lens.get(t, onto=lens.get(s, onto=v)), lens.get(t, onto=v))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class _Backward(Lens):
+    """A lens whose ``get`` is the ``put`` of another one, itself: what an inverse does is another matter."""
+
+    forth: Lens | None = None
+
+    def get(self, s: Tree, onto: Tree | None = None, *, donate: bool = False) -> Tree:
+        """The other's ``put``."""
+        assert self.forth is not None
+        return self.forth.put(s, onto, donate=donate)
+
+    def put(self, v: Tree, onto: Tree | None = None, *, donate: bool = False) -> Tree:
+        """The other's ``get``."""
+        assert self.forth is not None
+        return self.forth.get(v, onto, donate=donate)
+
+
+@functools.lru_cache(maxsize=64)
+def backward(lens: Lens) -> Lens:
+    """What a lens does on the way back, as a lens for the laws that speak of ``get``."""
+    there = ~lens
+    return _Backward(
+        there.source, there.view, there.joins, there.dims, there.derivations, forth=lens
+    )
 
 
 def conformance(lens: Lens, s: Tree, v: Tree) -> None:

@@ -1,8 +1,8 @@
-"""The law that a lens moves by names: told by the declared tables alone, element by element, not by the edits of the lens."""
+"""The law that a lens moves by names: an oracle of layouts and rules says where each element comes from, bit by bit."""
 
 from __future__ import annotations
 
-import collections
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,105 +10,84 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ckpt_schema import dims as dims_
-from ckpt_schema.conformance import Matcher
 from ckpt_schema.errors import Mismatch
-from ckpt_schema.lens.arrays import Flip
 from ckpt_schema.lens.core import Lens
-from ckpt_schema.lens.joins import Join
-from ckpt_schema.lens.partial import Pad, Scale, Unpad
+from ckpt_schema.lens.derivation import Derivation
 from ckpt_schema.paths import format_path
-from ckpt_schema.table import Layout, Row, Slot, slots_of
+from ckpt_schema.table import Row
+from ckpt_schema.testing.frames import FILLS, Sizes, bases, indices_of, key_of
 from ckpt_schema.testing.laws import LawError
-from ckpt_schema.testing.states import edits_of
+from ckpt_schema.testing.origins import Origin, origins
 from ckpt_schema.trees import Tree
 
 __all__ = ["naming"]
 
-_RULED = (Flip, Pad, Scale, Unpad)  # what only a rule says, and no name
-
 
 def naming(lens: Lens, s: Tree) -> None:
-    """``get(s)[name][i] == s[name][i]`` for every leaf and every index ``i`` by the names of dims and layers."""
-    before, after = _slots(lens.source, s), _slots(lens.view, lens.get(s))
-    faults = _crossed(lens)
-    for join in lens.joins:
-        one, other = lens.source.rows[join.sources[0].row], lens.view.rows[join.views[0].row]
-        if not _told(join, one, other):
+    """``get(s)[name][i] == s[name][i]`` for every leaf and every index ``i`` by the names of dims and layers.
+
+    What rules say of axes, parts, copies, padding and factors is said of the elements as well.
+    """
+    found, before, after = origins_of(lens), _by_key(s), _by_key(lens.get(s))
+    starts = bases(lens.source, lens.dims)
+    faults: list[Mismatch] = []
+    for number, origin in found.items():
+        row, rows = lens.view.rows[number], [lens.source.rows[at] for at in origin.rows]
+        ours = [_whole(each, before, lens.dims) for each in rows]
+        if any(each is None for each in ours):
             continue
-        ours, theirs = (
-            _by_name(one, join.sources[0].row, before, lens.dims),
-            _by_name(other, join.views[0].row, after, lens.dims),
-        )
-        if ours is not None and theirs is not None and not _same(ours, theirs):
-            expected = f"the elements of {format_path(one.key)}, {one.stored}, by their names"
+        theirs = _whole(row, after, lens.dims)
+        if theirs is None:
+            faults.append(_fault(rows, row, "nothing"))
+            continue
+        expected = _expected(origin, [starts[at] for at in origin.rows], ours)
+        if not _same(expected, theirs):
             faults.append(
-                Mismatch(format_path(other.key), "naming", expected, "others, or in another order")
+                _fault(rows, row, "others, or in another order", _first(expected, theirs))
             )
     if faults:
         raise LawError("elements are not where their names say", faults)
 
 
-def _crossed(lens: Lens) -> list[Mismatch]:
-    """Two leaves that both layouts have, each joined with the other."""
-    pairs = {
-        "/".join(lens.source.rows[join.sources[0].row].path): "/".join(
-            lens.view.rows[join.views[0].row].path
-        )
-        for join in lens.joins
-        if join.plain
+def _fault(rows: list[Row], row: Row, found: str, hint: str = "") -> Mismatch:
+    names = " and ".join(f"{format_path(each.key)}, {each.stored}" for each in rows)
+    return Mismatch(
+        format_path(row.key), "naming", f"the elements of {names}, by their names", found, hint
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def origins_of(lens: Lens) -> Mapping[int, Origin]:
+    """Where everything comes from; where paths do not tell, as in chains unlike each other, the lens does."""
+    steps = lens.derivations or (Derivation(lens.source, lens.view),)
+    pairs = [join.pairs[0] for join in lens.joins if join.plain]
+    return origins(steps, lens.dims, pairs)
+
+
+def _by_key(tree: Tree) -> dict[tuple[str, ...], Any]:
+    """The leaves of a tree by key path, all segments as strings."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf
+        for path, leaf in flat
     }
-    return [
-        Mismatch(path, "naming", f"to be {path} of {lens.view.name}", other)
-        for path, other in pairs.items()
-        if path != other and pairs.get(other) == path
-    ]
 
 
-def _told(join: Join, one: Row, other: Row) -> bool:
-    """Whether names alone tell where each element goes."""
-    if not join.plain or any(isinstance(edit, _RULED) for edit in edits_of(join.chain)):
-        return False
-    keys = [row.leaf.dtype.startswith("key<") for row in (one, other)]
-    return keys[0] == keys[1] and len(one.repeats) == len(other.repeats)
-
-
-def _slots(layout: Layout, tree: Tree) -> dict[Slot, Any]:
-    match = Matcher(layout).match(tree)
-    return {slot: match.flat.leaves[position] for slot, position in match.slots.items()}
-
-
-def _by_name(row: Row, number: int, found: Mapping[Slot, Any], sizes: Mapping[str, int]) -> Any:
-    """All repeats of a leaf as one array: the levels first, then every factor of its dims in the order of their names."""
-    slots = [(number, indices) for indices in slots_of(row, sizes)]
-    if not all(slot in found for slot in slots):
+def _whole(row: Row, found: Mapping[tuple[str, ...], Any], sizes: Sizes) -> Any:
+    """All leaves of a row as one array, unrolled levels first; None where one is missing."""
+    leaves: list[Any] = []
+    for indices in indices_of(row, sizes):
+        key = key_of(row, indices)
+        at = len(key) - row.inside
+        boxed = (*key[:at], "value", *key[at:])
+        leaf = found.get(key, found.get(boxed))
+        if leaf is None:
+            return None
+        leaves.append(_host(leaf))
+    if not leaves:
         return None
-    values = [_host(found[slot]) for slot in slots]
-    counts = tuple(dims_.size_of(size, sizes) or 0 for size in row.unrolled)
-    inner = values[0].shape if values else ()
-    whole = np.reshape(np.stack(values), (*counts, *inner)) if values else np.zeros(counts)
-    names: list[tuple[Any, ...]] = [
-        (0, at) for at, level in enumerate(row.repeats) if level.axis is None
-    ]
-    lengths = [*counts]
-    seen: collections.Counter[str] = collections.Counter()
-    for kind, at in row.axes:
-        if kind == "level":
-            names.append((0, at))
-            lengths.append(dims_.size_of(row.repeats[at].size, sizes) or 0)
-            continue
-        for factor in row.leaf.dims[at]:
-            seen[str(factor)] += 1
-            names.append((1, str(factor), seen[str(factor)]))
-            lengths.append(dims_.size_of((factor,), sizes) or 0)
-    rest = inner[len(row.axes) :]  # the words of keys
-    order = [
-        *sorted(range(len(names)), key=names.__getitem__),
-        *range(len(names), len(names) + len(rest)),
-    ]
-    kept = [at for at in order if at >= len(names) or names[at][:2] != (1, "1")]
-    every = (*lengths, *rest)
-    return np.transpose(np.reshape(whole, every), order).reshape(tuple(every[at] for at in kept))
+    counts = tuple(last + 1 for last in indices_of(row, sizes)[-1])
+    return np.reshape(np.stack(leaves), (*counts, *leaves[0].shape))
 
 
 def _host(value: Any) -> np.ndarray[Any, Any]:
@@ -116,12 +95,41 @@ def _host(value: Any) -> np.ndarray[Any, Any]:
     return np.asarray(jax.random.key_data(value) if keys else value)
 
 
+def _expected(origin: Origin, starts: list[int], values: list[Any]) -> np.ndarray[Any, Any]:
+    """What the row should hold, all of its leaves as one array, as the source's dtype has it."""
+    ids = origin.ids.ravel()
+    made = np.zeros(ids.shape, values[0].dtype)
+    for start, value in zip(starts, values, strict=True):
+        own = (ids >= start) & (ids < start + value.size)
+        made[own] = value.ravel()[ids[own] - start]
+    if origin.exponent:
+        made = _scaled(made, origin.exponent)
+    for number, fill in enumerate(origin.fills):
+        made[ids == FILLS - number] = np.asarray(fill).astype(made.dtype)
+    return made.reshape(origin.ids.shape)
+
+
+def _scaled(value: np.ndarray[Any, Any], exponent: int) -> np.ndarray[Any, Any]:
+    """Floats times a power of two; what is no number keeps its bits."""
+    with np.errstate(all="ignore"):
+        scaled = (value.astype(np.float64) * 2.0**exponent).astype(value.dtype)
+    return np.where(np.isnan(value), value, scaled)
+
+
 def _same(one: Any, other: Any) -> bool:
+    if one.shape != other.shape:
+        return False
     if one.dtype != other.dtype:  # integers of two dtypes, or a Python number
-        return one.shape == other.shape and bool(
-            np.all(one.astype(np.int64) == other.astype(np.int64))
-        )
-    return (
-        one.shape == other.shape
-        and np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()
-    )
+        return bool(np.all(one.astype(np.int64) == other.astype(np.int64)))
+    return np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()
+
+
+def _first(one: Any, other: Any) -> str:
+    """Where the first element is that should be another."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return ""
+    octets = [np.ascontiguousarray(x).reshape(-1).view(f"V{x.itemsize}") for x in (one, other)]
+    unlike = [n for n, (a, b) in enumerate(zip(*octets, strict=True)) if a.tobytes() != b.tobytes()]
+    place = " ".join(str(at) for at in np.unravel_index(unlike[0], one.shape))
+    bits = [f"0x{octet[unlike[0]].tobytes()[::-1].hex()}" for octet in octets]
+    return f"{len(unlike)} of {one.size} elements, the first at [{place}]: bits {bits[0]}, found {bits[1]}"

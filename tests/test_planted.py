@@ -1,0 +1,44 @@
+"""Planted faults: the command reads them, plants them in a copy, and tells what became of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import planted_faults
+import pytest
+from planted_faults import FAULTS, Change, Fault, attempt, faults, parsed
+
+ONE = "breaks: nothing\n  much\nmodule: a/b.py\n=== old\n    x = 1\n\n=== new\n    x = 2\n"
+
+
+def test_a_fault_is_a_file() -> None:
+    assert parsed("one", ONE) == Fault(
+        "one", "nothing much", (Change("a/b.py", "    x = 1\n", "    x = 2"),)
+    )
+    several = parsed("two", ONE + "module: c.py\n=== old\ny\n=== new\n")
+    assert several.changes[1] == Change("c.py", "y", "")
+    with pytest.raises(SystemExit, match="three is no fault"):
+        parsed("three", "breaks: it\n")
+
+
+def test_all_faults_can_be_read() -> None:
+    assert {each.name for each in faults()} == {path.stem for path in FAULTS.iterdir()}
+
+
+def test_a_fault_is_planted_once(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text("x = 1\ny = 1\n")
+    twice = Fault("twice", "it", (Change("m.py", "= 1", "= 2"),))
+    assert twice.planted(tmp_path) == "its old text stands 2 times in m.py"
+    assert Fault("none", "it", (Change("n.py", "= 1", "= 2"),)).planted(tmp_path)
+    assert not Fault("once", "it", (Change("m.py", "y = 1", "y = 2"),)).planted(tmp_path)
+    assert (tmp_path / "m.py").read_text() == "x = 1\ny = 2\n"
+
+
+def test_a_fault_is_found_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted_faults, "LIMIT", 120.0)
+    assert str(attempt(Fault("gone", "it", (Change("no.py", "a", "b"),)), [])).startswith(
+        "does not apply"
+    )
+    (flip,) = faults(["flip_dropped"])
+    found = attempt(flip, ["rules"])
+    assert (found.verdict, found.by) == ("found", "Naming of rules")
