@@ -113,6 +113,7 @@ class Frame:
         large: For axes that are padded here, the dim with padding and the number of the fill.
         flipped: The axes that run the other way here.
         listed: The levels that are the list which is shared, in one axis or several.
+        called: For axes whose factors have other names than their dims say: these names.
     """
 
     row: Row
@@ -121,6 +122,9 @@ class Frame:
     large: Mapping[int, tuple[Dim, int]] = dataclasses.field(default_factory=dict)
     flipped: frozenset[int] = frozenset()
     listed: frozenset[int] = frozenset()
+    called: Mapping[int, tuple[str, ...]] = dataclasses.field(
+        default_factory=dict[int, tuple[str, ...]]
+    )
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         """The shape of all leaves as one array, as they are stored."""
@@ -135,14 +139,19 @@ class Frame:
         seen: collections.Counter[tuple[str, str]] = collections.Counter()
         for at in self.by_level():
             kind, dim = self.axes[at]
-            for factor in dim:
+            names = self.called.get(at, tuple(map(str, dim)))
+            for factor, own in zip(dim, names, strict=True):
                 if factor == 1:
                     continue
-                name = "list" if at in self.listed else str(factor)
+                name = "list" if at in self.listed else own
                 number = seen[kind, name]
                 seen[kind, name] += 1
                 found[at].append(((kind, name, number), factor))
         return found
+
+    def own(self) -> list[int]:
+        """Which axes are the leaf's own, in their order."""
+        return [at for at, (kind, _) in enumerate(self.axes) if kind == "axis"]
 
     def by_level(self) -> list[int]:
         """The axes, levels first and the outermost of them first, wherever they are stacked."""

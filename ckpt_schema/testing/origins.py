@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -46,6 +47,7 @@ from ckpt_schema.testing.shares import Part, Share, fused, listed, merged, split
 
 __all__ = ["Origin", "origins"]
 
+T = TypeVar("T")
 _UNKNOWN = -1  # comes from no leaf that anything is known of
 
 
@@ -86,29 +88,41 @@ class _Said:
     flips: frozenset[Dim] = frozenset()
     pads: tuple[tuple[Dim, Dim, float], ...] = ()
     exponent: int = 0
+    order: tuple[int, ...] | None = None
+
+
+def _over(row: Row, rules: Iterable[tuple[LogicalPath, T]]) -> list[tuple[int, T]]:
+    """The rules that speak of a row, each with where its path begins in that of the row; the one that wins first.
+
+    The longest path wins; of what an optimizer keeps for a param, one that begins at the root.
+    """
+    mirror = bool(row.body) and row.path[0] == "opt_state"
+    found: list[tuple[tuple[bool, int], int, T]] = []
+    for path, rule in rules:
+        start = _starts(row, path)
+        if start is not None:
+            found.append(((mirror and start > 0, -start - len(path)), start, rule))
+    found.sort(key=lambda each: each[0])
+    return [(start, rule) for _, start, rule in found]
 
 
 def _said(row: Row, rules: Iterable[Rule]) -> _Said:
-    """What rules say of a row of the view. Of two paddings of one axis the first counts; a moment is padded with 0."""
-    raw, flips, exponent = False, frozenset[Dim](), 0
+    """What rules say of a row of the view; of rules that say one kind of thing one wins. A moment is padded with 0."""
+    mirror = bool(row.body) and row.path[0] == "opt_state"
+    flips, raw, exponent = set[Dim](), False, None
     pads: dict[tuple[Dim, Dim], float] = {}
-    for rule in rules:
-        if not isinstance(rule, (RawKey, Reverse, Padding, Factor)):
-            continue
-        start = _starts(row, rule.path)
-        if start is None:
-            continue
-        mirror = start > 0 and row.path[0] == "opt_state"
+    spoken = [(r.path, r) for r in rules if isinstance(r, (RawKey, Reverse, Padding, Factor))]
+    for start, rule in _over(row, spoken):
         if isinstance(rule, RawKey):
             raw = True
         elif isinstance(rule, Reverse):
-            flips ^= {rule.dim}
+            flips.add(rule.dim)
         elif isinstance(rule, Padding):
-            pads.setdefault((rule.small, rule.large), 0 if mirror else rule.fill)
-        elif not mirror:
-            exponent += rule.exponent
+            pads.setdefault((rule.small, rule.large), 0 if mirror and start > 0 else rule.fill)
+        elif not (mirror and start > 0) and exponent is None:
+            exponent = rule.exponent
     told = tuple((small, large, fill) for (small, large), fill in pads.items())
-    return _Said(raw, flips, told, exponent)
+    return _Said(raw, frozenset(flips), told, exponent or 0)
 
 
 def _framed(rows: tuple[Row, Row], said: _Said) -> tuple[Frame, Frame]:
@@ -132,7 +146,59 @@ def _framed(rows: tuple[Row, Row], said: _Said) -> tuple[Frame, Frame]:
                 flipped = frames[side].flipped | {at}
                 frames[side] = dataclasses.replace(frames[side], flipped=flipped)
                 break
-    return frames[0], frames[1]
+    return _called(frames[0], frames[1], said.order)
+
+
+def _called(one: Frame, other: Frame, order: tuple[int, ...] | None) -> tuple[Frame, Frame]:
+    """Both frames, with axes of one dim told apart: by the order that a rule says, or by what their classes call them."""
+    both = one, other
+    own = [frame.own() for frame in both]
+    if order is not None:
+        if any(len(each) != len(order) for each in own):
+            return both
+        places = [*range(len(order))], [*order]
+        named = [
+            {at: _numbered(frame, at, place) for at, place in zip(axes, side, strict=True)}
+            for frame, axes, side in zip(both, own, places, strict=True)
+        ]
+        return dataclasses.replace(one, called=named[0]), dataclasses.replace(
+            other, called=named[1]
+        )
+    atoms = [_atoms(frame) for frame in both]
+    names: list[dict[str, list[str]]] = [{}, {}]
+    for side, found in zip(names, atoms, strict=True):
+        for _, factor, name in found:
+            side.setdefault(factor, []).append(name)
+    told = {
+        factor
+        for factor, each in names[0].items()
+        if len(each) > 1 and sorted(each) == sorted(names[1].get(factor, []))
+    }
+    if not told:
+        return both
+    called: list[dict[int, tuple[str, ...]]] = [{}, {}]
+    for side, found in zip(called, atoms, strict=True):
+        for at, factor, name in found:
+            word = f"{factor} {name}" if factor in told else factor
+            side[at] = (*side.get(at, ()), word)
+    return dataclasses.replace(one, called=called[0]), dataclasses.replace(other, called=called[1])
+
+
+def _numbered(frame: Frame, at: int, place: int) -> tuple[str, ...]:
+    return tuple(f"axis {place}, {n}" for n, _ in enumerate(frame.axes[at][1]))
+
+
+def _atoms(frame: Frame) -> list[tuple[int, str, str]]:
+    """Each factor of the leaf's own axes: of which axis, what it is called, and what its class calls it."""
+    own: Sequence[Any] = getattr(frame.row.leaf, "own", ())
+    found: list[tuple[int, str, str]] = []
+    for number, at in enumerate(frame.own()):
+        dim = frame.axes[at][1]
+        parts = own[number].parts if number < len(own) else tuple(map(str, dim))
+        if len(parts) != len(dim):
+            parts = (str(own[number]),) * len(dim)
+        found += [(at, str(factor), name) for factor, name in zip(dim, parts, strict=True)]
+    return found
 
 
 def _axis(frame: Frame, dim: Dim) -> int | None:
@@ -163,26 +229,25 @@ class _Side:
 
     def _original(self, row: Row) -> int | None:
         """The row that a row is a copy of, by a rule that ties them."""
-        for rule in self.rules:
-            start = _starts(row, rule.copy) if isinstance(rule, Tie) else None
-            if isinstance(rule, Tie) and start is not None:
-                return self.paths.get(
-                    (*row.path[:start], *rule.of, *row.path[start + len(rule.copy) :])
-                )
+        ties = [(rule.copy, rule) for rule in self.rules if isinstance(rule, Tie)]
+        for start, rule in _over(row, ties):
+            of = (*row.path[:start], *rule.of, *row.path[start + len(rule.copy) :])
+            if of in self.paths:
+                return self.paths[of]
         return None
 
     def _part(self, row: Row) -> Part | None:
         several = [*self.layout.series, *(r for r in self.rules if isinstance(r, (Fuse, Series)))]
+        members: list[tuple[LogicalPath, tuple[Fuse | Series, int]]] = []
         for rule in several:
-            members = rule.parts if isinstance(rule, Fuse) else rule.members
-            if not all(_has(self.layout, member) for member in members):
-                continue
-            if isinstance(rule, Fuse) and not _has(self.other, rule.whole):
-                continue
-            for number, member in enumerate(members):
-                start = _starts(row, member)
-                if start is not None:
-                    return Part(rule, number, start)
+            parts = rule.parts if isinstance(rule, Fuse) else rule.members
+            there = all(_has(self.layout, part) for part in parts)
+            if there and (isinstance(rule, Series) or _has(self.other, rule.whole)):
+                members += [(part, (rule, number)) for number, part in enumerate(parts)]
+        found = _over(row, members)
+        lists = [hit for hit in found if isinstance(hit[1][0], Series)]
+        for start, (rule, number) in [*lists, *found]:
+            return Part(rule, number, start)
         return None
 
     def path(self, at: int) -> LogicalPath | None:
@@ -212,11 +277,21 @@ class _Side:
         rule = max(rules, key=lambda rule: len(rule.source))
         return (*rule.view, *path[len(rule.source) :])
 
+    def order(self, at: int) -> tuple[int, ...] | None:
+        """Which axis of a row of the source each of the view is, where a rename says so."""
+        row = self.layout.rows[at]
+        said = [(rule.source, rule) for rule in self.rules if isinstance(rule, Rename)]
+        hits = _over(row, said)
+        return getattr(hits[0][1], "axes", None) if hits else None
+
     def _renamed(self, row: Row, path: LogicalPath) -> LogicalPath:
-        """A path of the source after the rename that says most of it."""
-        body = row.body or 0
-        whole, model = self._called(path), (*path[:body], *self._called(path[body:]))
-        return whole if whole != path else model
+        """A path of the source after the rename that wins."""
+        said = [(rule.source, rule) for rule in self.rules if isinstance(rule, Rename)]
+        hits = _over(dataclasses.replace(row, path=path), said)
+        if not hits:
+            return path
+        start, rule = hits[0]
+        return (*path[:start], *rule.view, *path[start + len(rule.source) :])
 
     def _placed(self, path: LogicalPath, row: Row) -> LogicalPath | None:
         """A path after what is said of parts of the optimizer state, and what is found of these by their types."""
@@ -279,6 +354,7 @@ class _Step:
     def __init__(self, origin: Derivation, sizes: Sizes) -> None:
         self.origin, self.sizes = origin, sizes
         sides = _Side(origin, 0), _Side(origin, 1)
+        self.source = sides[0]
         self.sides = sides[::-1] if origin.inverted else sides
         self.bases = bases(self.sides[0].layout, sizes)
 
@@ -329,6 +405,8 @@ class _Step:
         rows = self.sides[0].layout.rows[one], self.sides[1].layout.rows[other]
         told = rows[::-1] if self.origin.inverted else rows
         said = _said(told[1], self.origin.rules)
+        order = self.source.order(other if self.origin.inverted else one)
+        said = dataclasses.replace(said, order=order)
         frames = _framed((told[0], told[1]), said)
         here, there = frames[::-1] if self.origin.inverted else frames
         ids = write(there, read(here, self._ids(one, here), self.sizes), self.sizes)
