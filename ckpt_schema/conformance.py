@@ -460,7 +460,7 @@ def _dtype_fault(leaf: leaves.Leaf, value: Any, dtype: str, binder: Binder) -> M
 
 
 def _expect(leaf: leaves.Leaf, binder: Binder) -> str:
-    return f"{leaf.dtype}[{dims_.format_dims(leaf.dims, binder.sizes)}]"
+    return leaf.spelled(binder.sizes)
 
 
 def _near(path: str, others: list[str]) -> str:

@@ -3,6 +3,9 @@
 A dim is a product of names and integers, major factor first: ``3*heads*head_dim``. Order matters, for it says how the axis
 splits. An axis that several parts share one after the other is a sum of products: ``heads*head_dim+2*kv_heads*head_dim``.
 Names bind across a whole tree: one name, one size; a conflict names both origins.
+
+Two axes of one leaf may come to have the same dim: ``inputs outputs`` where a class is used with ``dims=`` that calls both
+``embed``. What the class itself calls them, or jaxtyping's label in ``in=embed out=embed``, still tells them apart.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = [
+    "EITHER",
+    "AxisName",
     "Binder",
     "Dim",
     "Dims",
@@ -22,12 +27,16 @@ __all__ = [
     "Sum",
     "add",
     "factors",
+    "format_axes",
     "format_dim",
     "format_dims",
     "is_name",
     "names",
+    "own_names",
+    "parse_axes",
     "parse_dims",
     "rename",
+    "renamed_axis",
     "size_of",
     "sizes_of",
 ]
@@ -56,6 +65,32 @@ Dim = tuple[Factor, ...]
 
 Dims = tuple[Dim, ...]
 """One dim per axis."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AxisName:
+    """What the class that declares a leaf calls one axis of it, whatever ``dims=`` call it further up.
+
+    Attributes:
+        factors: For each factor of the axis as it is now: the factor of the class's own that it is, or is a part of.
+        label: What jaxtyping's ``label=`` calls the whole axis; empty where it has none.
+    """
+
+    factors: tuple[str, ...]
+    label: str = ""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The name of each factor: that of the whole axis where it has a label."""
+        return (self.label,) * len(self.factors) if self.label else self.factors
+
+    def __str__(self) -> str:
+        """The name of the axis: its label, or the product that the class wrote."""
+        return self.label or "*".join(dict.fromkeys(self.factors))
+
+
+EITHER = " or "
+"""What stands between the names that an axis may have of which nobody can say which one it has."""
 
 _FACTOR = re.compile(
     r"[A-Za-z]\w*|\d+"
@@ -100,6 +135,36 @@ def _parse_dim(axis: str, whole: str) -> Dim:
     return add([tuple(int(part) if part.isdecimal() else part for part in term) for term in terms])
 
 
+def parse_axes(text: str) -> tuple[Dims, tuple[AxisName, ...]]:
+    """The dims that a jaxtyping dimension string denotes, and what it calls each axis.
+
+    Raises:
+        SchemaError: As `parse_dims` does, or a label is no name.
+
+    Example:
+        >>> dims, own = parse_axes("in=embed out=2*embed")
+        >>> print(format_axes(dims, own))
+        in=embed out=2*embed
+    """
+    labels, dims = list[str](), list[Dim]()
+    for axis in text.split():
+        label, equals, size = axis.rpartition("=")
+        if equals and not is_name(label):
+            hint = 'write "in=embed out=embed": before = stands one name, which labels the axis'
+            fault = Mismatch(repr(text), "declaration", "a name as the label", repr(axis), hint)
+            raise SchemaError(f"{text!r} is no dimension string of a layout", [fault])
+        labels.append(label)
+        dims.append(_parse_dim(size, text))
+    found = tuple(dims)
+    named = zip(own_names(found), labels, strict=True)
+    return found, tuple(AxisName(axis.factors, label) for axis, label in named)
+
+
+def own_names(dims: Dims) -> tuple[AxisName, ...]:
+    """What axes are called that nothing has renamed: as their dims are."""
+    return tuple(AxisName(tuple(map(str, dim))) for dim in dims)
+
+
 def add(terms: Sequence[Dim]) -> Dim:
     """The axis that has these parts one after the other; of integers alone, their sum."""
     if len(terms) == 1:
@@ -123,6 +188,25 @@ def format_dims(dims: Dims, sizes: Mapping[str, int] | None = None) -> str:
         'embed=512 4'
     """
     return " ".join(_format_bound(dim, sizes or {}) for dim in dims)
+
+
+def format_axes(dims: Dims, own: Sequence[AxisName], sizes: Mapping[str, int] | None = None) -> str:
+    """The spelling of dims as `format_dims` has it, with what the axes are called where it is a label, or tells twins apart.
+
+    Example:
+        >>> dims, own = parse_axes("inputs outputs")
+        >>> both = [renamed_axis(dim, axis, {"inputs": "embed", "outputs": "embed"}) for dim, axis in zip(dims, own)]
+        >>> format_axes(tuple(dim for dim, _ in both), tuple(axis for _, axis in both))
+        'inputs=embed outputs=embed'
+    """
+    every = [factor for factor in factors(dims) if factor != 1]
+    twins = len(set(every)) < len(every)
+    words: list[str] = []
+    for dim, axis in zip(dims, own, strict=True):
+        renamed = axis.factors != tuple(map(str, dim))
+        head = f"{axis}=" if axis.label or (twins and renamed) else ""
+        words.append(head + _format_bound(dim, sizes or {}))
+    return " ".join(words)
 
 
 def _format_bound(dim: Dim, sizes: Mapping[str, int]) -> str:
@@ -174,6 +258,17 @@ def _replaced(dim: Dim, renames: Mapping[str, Dim]) -> Dim:
         else:
             found += renames.get(factor, (factor,)) if isinstance(factor, str) else (factor,)
     return tuple(found)
+
+
+def renamed_axis(dim: Dim, own: AxisName, renames: Mapping[str, str | int]) -> tuple[Dim, AxisName]:
+    """One axis with names in its dim replaced; it keeps what its class calls it."""
+    found: list[Factor] = []
+    called: list[str] = []
+    for factor, name in zip(dim, own.factors, strict=True):
+        new = rename(((factor,),), renames)[0]
+        found += new
+        called += [name] * len(new)
+    return tuple(found), AxisName(tuple(called), own.label)
 
 
 def size_of(dim: Dim, sizes: Mapping[str, int]) -> int | None:

@@ -463,6 +463,7 @@ def _row(
             metadata=leaf.metadata,
             body=len(head),
             inside=leaf.inside,
+            reshaped=stored.dims != shapes.get(body, stored.dims),
         )
     if axis is None:
         assert fold.count is not None
@@ -471,7 +472,17 @@ def _row(
         item = Leaf((*stored.dims[:axis], *stored.dims[axis + 1 :]), stored.dtype)
         repeats = (Repeat(stored.dims[axis], axis),)
     key, path = (*prefix, *fold.key, *tail), (*head, *fold.path, *map(str, tail))
-    return Row(path, key, item, repeats, kind, leaf.metadata, body=len(head), inside=leaf.inside)
+    return Row(
+        path,
+        key,
+        item,
+        repeats,
+        kind,
+        leaf.metadata,
+        body=len(head),
+        inside=leaf.inside,
+        reshaped=stored.dims != shapes.get(body, stored.dims),
+    )
 
 
 def _shared_axis(axis: int, dims: Dims, param: Dims) -> int | None:

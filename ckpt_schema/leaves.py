@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import struct
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,7 +18,7 @@ import jaxtyping
 import numpy as np
 
 from ckpt_schema import dims as dims_
-from ckpt_schema.dims import Dims
+from ckpt_schema.dims import AxisName, Dim, Dims
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = [
@@ -66,19 +67,52 @@ class Leaf:
     Attributes:
         dims: One dim per axis.
         dtype: A dtype's name, ``float32``, or that of a typed key with its implementation's tag, ``key<urbg>``.
+        names: What its own class calls each axis; none where the axes are called as their dims are. Leaves that differ in
+            nothing else are equal: the same trees conform to them.
     """
 
     dims: Dims
     dtype: str
+    names: tuple[AxisName, ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def is_key(self) -> bool:
         """Whether this is a typed PRNG key."""
         return self.dtype.startswith("key<")
 
+    @property
+    def own(self) -> tuple[AxisName, ...]:
+        """What its own class calls each axis."""
+        return self.names or dims_.own_names(self.dims)
+
+    def renamed(self, renames: Mapping[str, str | int]) -> Leaf:
+        """The leaf with names in its dims replaced; its axes are called what they were."""
+        if not renames.keys() & dims_.names(self.dims):
+            return self
+        axes = [
+            dims_.renamed_axis(dim, own, renames)
+            for dim, own in zip(self.dims, self.own, strict=True)
+        ]
+        return Leaf(tuple(dim for dim, _ in axes), self.dtype, tuple(own for _, own in axes))
+
+    def with_axis(self, at: int, dim: Dim) -> Leaf:
+        """The leaf with another dim on one axis, which is called what it was."""
+        own = self.own[at]
+        kept = own.factors if len(own.factors) == len(dim) else (str(own),) * len(dim)
+        dims = (*self.dims[:at], dim, *self.dims[at + 1 :])
+        names = (*self.own[:at], AxisName(kept, own.label), *self.own[at + 1 :])
+        return Leaf(dims, self.dtype, names if self.names else ())
+
+    def spelled(self, sizes: Mapping[str, int] | None = None) -> str:
+        """The leaf as messages write it, with the sizes that are known: ``float32[embed=512 3*heads]``."""
+        dims = dims_.format_dims(self.dims, sizes)
+        if self.names:
+            dims = dims_.format_axes(self.dims, self.names, sizes)
+        return f"{self.dtype}[{dims}]"
+
     def __str__(self) -> str:
         """The leaf as messages write it: ``float32[embed 3*heads]``."""
-        return f"{self.dtype}[{dims_.format_dims(self.dims)}]"
+        return self.spelled()
 
     def __or__(self, other: None) -> OrNone:
         """The annotation ``Key["urbg"] | None``: such a leaf, which a tree may lack."""
@@ -152,7 +186,13 @@ else:
         def __class_getitem__(cls, item: str | tuple[str, str]) -> Leaf:
             """The leaf for an implementation's tag and, if given, a dimension string."""
             impl, text = item if isinstance(item, tuple) else (item, "")
-            return Leaf(dims_.parse_dims(text), key_dtype(impl))
+            return _leaf(text, key_dtype(impl))
+
+
+def _leaf(text: str, dtype: str) -> Leaf:
+    """The leaf of a dimension string."""
+    dims, names = dims_.parse_axes(text)
+    return Leaf(dims, dtype, names if any(name.label for name in names) else ())
 
 
 def from_annotation(annotation: Any) -> Leaf | None:
@@ -165,13 +205,15 @@ def from_annotation(annotation: Any) -> Leaf | None:
         >>> from jaxtyping import Array, Float32
         >>> str(from_annotation(Float32[Array, "embed 3*heads"]))
         'float32[embed 3*heads]'
+        >>> str(from_annotation(Float32[Array, "in=embed out=embed"]))
+        'float32[in=embed out=embed]'
     """
     if isinstance(annotation, Leaf):
         return annotation
     dim_str, dtypes = getattr(annotation, "dim_str", None), getattr(annotation, "dtypes", None)
     if not isinstance(dim_str, str) or dtypes is None:
         return None
-    return Leaf(dims_.parse_dims(dim_str), _one_dtype(annotation, dtypes))
+    return _leaf(dim_str, _one_dtype(annotation, dtypes))
 
 
 def _one_dtype(annotation: Any, dtypes: Any) -> str:

@@ -344,7 +344,7 @@ def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
         row,
         path=(attribute.name + ("[]" if repeated else ""), *row.path),
         key=(*key, *row.key),
-        leaf=Leaf(dims_.rename(row.leaf.dims, spec.dims), row.leaf.dtype),
+        leaf=row.leaf.renamed(spec.dims),
         repeats=repeats,
         kind=row.kind if row.kind is not None else spec.type,
         metadata=row.metadata

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import paths
-from ckpt_schema.dims import Dim, Dims
+from ckpt_schema.dims import AxisName, Dim, Dims
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Default, Leaf
 from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern
@@ -64,6 +64,7 @@ class Row:
         ephemeral: Whether it is left out of checkpoints.
         body: How many segments of `path` stand before those of the model's own schema; None outside of it.
         inside: How many segments of `key` stand inside of a Variable's or box's value, which is a container then.
+        reshaped: Whether an optimizer keeps it for a param in a shape of its own, which is not the param's.
         held: The containers of a value with parts, outermost first: how many segments of `key` stand inside of each, its class.
     """
 
@@ -79,6 +80,7 @@ class Row:
     body: int | None = None
     inside: int = 0
     held: tuple[tuple[int, type], ...] = ()
+    reshaped: bool = False
 
     @property
     def axes(self) -> tuple[tuple[str, int], ...]:
@@ -110,7 +112,17 @@ class Row:
     @property
     def stored(self) -> Leaf:
         """The leaf as it is stored."""
-        return Leaf(self.dims, self.leaf.dtype) if self.repeats else self.leaf
+        if not self.repeats:
+            return self.leaf
+        return Leaf(self.dims, self.leaf.dtype, self._names() if self.leaf.names else ())
+
+    def _names(self) -> tuple[AxisName, ...]:
+        """What the axes of the leaf as it is stored are called."""
+        own = self.leaf.own
+        return tuple(
+            own[n] if kind == "axis" else AxisName(tuple(map(str, self.repeats[n].size)))
+            for kind, n in self.axes
+        )
 
     @property
     def mirrors(self) -> str:

@@ -18,7 +18,7 @@ ORDER = """
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees slots chains conformance equality inference
     lens lens.axes lens.bits lens.edits lens.arrays lens.partial lens.keys lens.stacks lens.symbolic
-    lens.rules lens.scope lens.told lens.joins lens.relate lens.parts lens.ties lens.align
+    lens.rules lens.scope lens.told lens.axis_names lens.joins lens.relate lens.parts lens.ties lens.align
     lens.names lens.unplaced lens.wholes lens.idle
     lens.defaults lens.disputes lens.derive
     lens.derivation

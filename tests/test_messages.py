@@ -224,7 +224,7 @@ def test_rows_that_no_edit_relates() -> None:
           dims            expected float32[x z] as in the view, found float32[x y] in the source
                           -> the dims must have the same factors; they differ in: y z
           twice           expected float32[y x x] as in the view, found float32[x x y] in the source
-                          -> x occurs twice in one leaf: name the axes apart with different dims
+                          -> x occurs twice in one leaf: name the axes apart with different dims or labels, or say the order of the axes: rename('twice', 'twice', axes='0 1 2'), or another order
           impl            expected key<rbg>[] as in the view, found key<urbg>[] in the source
                           -> a key keeps its implementation: declare the same on both sides
           dtype           expected int32[x] as in the view, found float32[x] in the source

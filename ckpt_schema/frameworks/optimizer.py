@@ -16,7 +16,7 @@ from typing import Any
 import optax
 
 from ckpt_schema import dims as dims_
-from ckpt_schema.dims import Dim, Dims
+from ckpt_schema.dims import EITHER, AxisName, Dim, Dims
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.frameworks.tracing import Box, Place, Trace, nested, trace
 from ckpt_schema.leaves import Init, Leaf
@@ -64,6 +64,7 @@ class OptimizerLeaf:
             default=default,
             body=1 + len(start),
             inside=inside,
+            reshaped=self.leaf.dims != self.param.leaf.dims or self.repeats != self.param.repeats,
         )
 
 
@@ -293,7 +294,7 @@ class _Typing:
                     _settled(kind.param.dims, shape, dims, truth.sizes), kind.param
                 )
                 found[place] = dataclasses.replace(
-                    kind, leaf=Leaf(item, kind.leaf.dtype), repeats=repeats
+                    kind, leaf=_called(item, kind.leaf.dtype, kind.param), repeats=repeats
                 )
             elif any(guess != kind for guess in guesses):
                 faults.append(Mismatch(str(place), "shape", *_mixed(place, shape, kind.leaf.dtype)))
@@ -372,7 +373,7 @@ class _Typing:
         if param is None:
             return OptimizerLeaf(place, None, Leaf(dims, dtype), boxed=boxed)
         item, repeats = _unstacked(dims, param)
-        return OptimizerLeaf(place, param, Leaf(item, dtype), repeats, boxed)
+        return OptimizerLeaf(place, param, _called(item, dtype, param), repeats, boxed)
 
 
 def _dims(param: Dims, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]) -> Dims | None:
@@ -432,6 +433,34 @@ def _unstacked(stored: Dims, param: Row) -> tuple[Dims, tuple[Repeat, ...]]:
             repeats.append(Repeat(repeat.size, rest.index(repeat.size)))
             rest.remove(repeat.size)
     return tuple(rest), tuple(repeats)
+
+
+def _called(dims: Dims, dtype: str, param: Row) -> Leaf:
+    """A leaf that is kept for a param, its axes called as those of the param are.
+
+    Where several axes of the param have this dim, an axis has the names of all of them, in their order: it is the same in two
+    layouts only if both keep these axes in one order, for which of them an optimizer reduces may hang on that.
+    """
+    own = param.leaf
+    if dims == own.dims:
+        return Leaf(dims, dtype, own.names)
+    if not own.names:
+        return Leaf(dims, dtype)
+    return Leaf(dims, dtype, tuple(_axis_name(dim, own) for dim in dims))
+
+
+def _axis_name(dim: Dim, own: Leaf) -> AxisName:
+    several = [name for each, name in zip(own.dims, own.names, strict=True) if each == dim]
+    if len(several) == 1:
+        return several[0]
+    if several:
+        return AxisName((EITHER.join(map(str, several)),) * len(dim))
+    ends = range(len(own.dims) + 1)
+    runs = ((start, end) for start in ends for end in ends if start < end)
+    for start, end in runs:
+        if dims_.factors(own.dims[start:end]) == dim:
+            return AxisName(tuple(part for name in own.names[start:end] for part in name.parts))
+    return AxisName(tuple(map(str, dim)))
 
 
 def _mixed(place: Place, shape: Sequence[int], dtype: str) -> tuple[str, str, str]:

@@ -127,8 +127,10 @@ class Rearrange(Leafwise):
         return Rearrange(self.source, other.view, tuple(self.order[i] for i in other.order))
 
     def __str__(self) -> str:
-        """The dims before and after."""
-        return f"{dims_.format_dims(self.source)} -> {dims_.format_dims(self.view)}"
+        """The dims before and after, and the order of the factors where their names do not say it."""
+        spelled = f"{dims_.format_dims(self.source)} -> {dims_.format_dims(self.view)}"
+        twins = len(set(_sized(dims_.factors(self.source)))) < len(self.order)
+        return f"{spelled} ({' '.join(map(str, self.order))})" if twins else spelled
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

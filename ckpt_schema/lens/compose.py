@@ -11,6 +11,7 @@ from ckpt_schema import leaves, paths
 from ckpt_schema.chains import with_mirrors
 from ckpt_schema.errors import DerivationError, Mismatch
 from ckpt_schema.leaves import Default, Init
+from ckpt_schema.lens.axis_names import composed
 from ckpt_schema.lens.joins import Join, Place
 from ckpt_schema.lens.relate import relate
 from ckpt_schema.lens.told import Told
@@ -147,8 +148,14 @@ def _through(
                 yield unlike
             elif before.plain and after.plain:
                 one, other = before.sources[0].row, after.views[0].row
-                told = before.told.then(after.told)
-                made = relate(first.source.rows[one], second.view.rows[other], told)
+                ends = first.source.rows[one], second.view.rows[other]
+                near = first.view.rows[before.views[0].row]
+                far = second.source.rows[after.sources[0].row]
+                told = composed((ends[0], near, far, ends[1]), (before.told, after.told))
+                if isinstance(told, Mismatch):
+                    yield told
+                    continue
+                made = relate(*ends, told)
                 yield made if isinstance(made, Mismatch) else made.join(one, other, told)
             elif inner == after.sources and before.levels == after.levels:
                 yield Join(before.sources, after.views, before.chain >> after.chain, before.levels)

@@ -17,11 +17,11 @@ from ckpt_schema.lens.relate import relate
 from ckpt_schema.lens.rules import Factor, Fuse, Move, Rename, Reset, Rule
 from ckpt_schema.lens.scope import Scope, standing
 from ckpt_schema.lens.ties import copies
-from ckpt_schema.lens.told import ValueRule, spoken, told, unscaled
+from ckpt_schema.lens.told import Told, ValueRule, spoken, told, unscaled
 from ckpt_schema.lens.unplaced import unplaced
 from ckpt_schema.lens.wholes import Member, divided, groups, memberships
 from ckpt_schema.paths import LogicalPath
-from ckpt_schema.table import Layout
+from ckpt_schema.table import Layout, Row
 
 __all__ = ["join"]
 
@@ -72,8 +72,8 @@ def join(
     copied = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
     copied += [(back[of], copy) for copy, of in twice[1].items() if of in back]
     contested = partnered(source, view, rules, [*pairs, *copied])
-    joins += _joined(source, view, values, pairs, contested, faults)
-    joins += _joined(source, view, values, copied, contested, faults)
+    joins += _joined(source, view, values, names, pairs, contested, faults)
+    joins += _joined(source, view, values, names, copied, contested, faults)
     faults += contested.faults()
     divided_by = {member.group.rule for side in members for member in side.values()}
     faults += idle(source, view, rules, names, joins, divided_by, {f.path for f in faults})
@@ -167,6 +167,7 @@ def _joined(
     source: Layout,
     view: Layout,
     values: Scope[ValueRule],
+    names: Names,
     pairs: Sequence[tuple[int, int]],
     contested: Contested,
     faults: list[Mismatch],
@@ -175,7 +176,7 @@ def _joined(
     joins: list[Join] = []
     for one, other in pairs:
         row = view.rows[other]
-        said = told(row, values)
+        said = _said(source.rows[one], row, values, names)
         made = relate(source.rows[one], row, said)
         factor = unscaled(row, values)
         if isinstance(made, Mismatch):
@@ -197,6 +198,15 @@ def _joined(
         else:
             joins.append(made.join(one, other, said))
     return joins
+
+
+def _said(source: Row, view: Row, values: Scope[ValueRule], names: Names) -> Told:
+    """What rules say of one leaf."""
+    said = told(view, values)
+    inner, _ = names.deciding(source) if names else (None, None)
+    if inner is None or not isinstance(inner.rule, Rename) or inner.rule.axes is None:
+        return said
+    return dataclasses.replace(said, axes=inner.rule.axes, rules=(*said.rules, inner.rule))
 
 
 def _verify_rules(rules: object) -> None:

@@ -14,7 +14,18 @@ from ckpt_schema.lens.edits import Edit
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.names import Names
 from ckpt_schema.lens.partial import Pad, Scale, Unpad
-from ckpt_schema.lens.rules import Apart, Factor, Fuse, Padding, Private, RawKey, Reverse, Rule, Tie
+from ckpt_schema.lens.rules import (
+    Apart,
+    Factor,
+    Fuse,
+    Padding,
+    Private,
+    RawKey,
+    Rename,
+    Reverse,
+    Rule,
+    Tie,
+)
 from ckpt_schema.lens.scope import Scope, standing
 from ckpt_schema.lens.stacks import edits_of
 from ckpt_schema.lens.ties import originals
@@ -50,6 +61,8 @@ def idle(
     yield from _idle_keys(view, rules, pairs, known)
     yield from _idle_ties(source, view, rules)
     yield from _unsaid(view, [rule for rule in rules if str(rule) not in known], names, joins)
+    if not known:
+        yield from _unordered(rules, joins)
     yield from _undivided(rules, divided)
 
 
@@ -179,6 +192,17 @@ def _changed(rule: Reverse | Padding | Factor) -> str:
         return "a leaf of floats"
     small, large = map(dims_.format_dim, (rule.small, rule.large))
     return f"a leaf with {small} on one side and {large} on the other"
+
+
+def _unordered(rules: Sequence[Rule], joins: Sequence[Join]) -> Iterator[Mismatch]:
+    """Rules that say the order of axes of no leaf that is one on both sides."""
+    for rule in rules:
+        if not isinstance(rule, Rename) or rule.axes is None:
+            continue
+        if not any(rule in one.told.rules for one in joins):
+            hint = "of parts of a leaf, declare the axes with named dims"
+            expected = "a leaf that is one leaf on both sides"
+            yield Mismatch(str(rule), "rule", expected, "none that it orders", hint)
 
 
 def _undivided(rules: Sequence[Rule], used: Container[object]) -> Iterator[Mismatch]:

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from ckpt_schema import dims as dims_
-from ckpt_schema.dims import Dim, Dims, Factor, Sum
+from ckpt_schema.dims import EITHER, AxisName, Dim, Dims, Factor, Sum
 from ckpt_schema.errors import Mismatch
+from ckpt_schema.leaves import Leaf
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.joins import Join, Place, Symbol
 from ckpt_schema.lens.relate import Relation, relate
@@ -79,14 +80,12 @@ def split(whole: Numbered, parts: Sequence[Numbered], axis: Dim | None) -> list[
         hint = 'declare it as a sum, "embed q+k+v", or as so many times a dim, "embed 3*heads"; axis= says which'
         return Mismatch("/".join(row.path), "dims", expected, f"{several} in {row.stored}", hint)
     at, factor, terms = found[0]
-    apart, place = _cut(row.leaf.dims, at, factor)
-    cut = dataclasses.replace(row, leaf=dataclasses.replace(row.leaf, dims=apart))
+    leaf, place = _cut(row.leaf, at, factor)
+    cut = dataclasses.replace(row, leaf=leaf)
+    names = _term_names(leaf, place, terms)
     virtual = [
-        dataclasses.replace(
-            cut,
-            leaf=dataclasses.replace(cut.leaf, dims=(*apart[:place], term, *apart[place + 1 :])),
-        )
-        for term in terms
+        dataclasses.replace(cut, leaf=_with_term(leaf, place, term, name))
+        for term, name in zip(terms, names, strict=True)
     ]
     return _split(whole, cut, parts, virtual, _Share("axis", place, tuple(terms)))
 
@@ -114,10 +113,41 @@ def _terms(factor: Factor, count: int) -> list[Dim] | None:
     return list[Dim]([(1,)]) * count if factor == count else None
 
 
-def _cut(dims: Dims, at: int, factor: int) -> tuple[Dims, int]:
-    """Dims in which one factor of one axis is an axis by itself, and where it is then."""
-    before, own, after = dims[at][:factor], dims[at][factor : factor + 1], dims[at][factor + 1 :]
-    return (*dims[:at], *filter(None, (before, own, after)), *dims[at + 1 :]), at + bool(before)
+def _cut(leaf: Leaf, at: int, factor: int) -> tuple[Leaf, int]:
+    """The leaf with one factor of one axis as an axis by itself, and where that is then."""
+    dim, own = leaf.dims[at], leaf.own[at]
+    cuts = [(0, factor), (factor, factor + 1), (factor + 1, len(dim))]
+    spans = [(start, end) for start, end in cuts if start < end]
+    dims = tuple(dim[start:end] for start, end in spans)
+    names = tuple(AxisName(own.factors[start:end], own.label) for start, end in spans)
+    whole = Leaf(
+        (*leaf.dims[:at], *dims, *leaf.dims[at + 1 :]),
+        leaf.dtype,
+        (*leaf.own[:at], *names, *leaf.own[at + 1 :]) if leaf.names else (),
+    )
+    return whole, at + (factor > 0)
+
+
+def _term_names(leaf: Leaf, place: int, terms: Sequence[Dim]) -> list[AxisName]:
+    """What each part of a shared axis is called: by the label of the axis, or as its class writes the part."""
+    own = leaf.own[place]
+    written: list[Dim] | None = None
+    if EITHER not in own.factors[0]:
+        written = _terms(dims_.parse_dims(own.factors[0])[0][0], len(terms))
+    names: list[AxisName] = []
+    for at, term in enumerate(terms):
+        text = dims_.format_dim(written[at]) if written else str(own)
+        factors = tuple(map(str, written[at])) if written else ()
+        if len(factors) != len(term):
+            factors = (text,) * len(term)
+        names.append(AxisName(factors, own.label))
+    return names
+
+
+def _with_term(leaf: Leaf, place: int, term: Dim, name: AxisName) -> Leaf:
+    dims = (*leaf.dims[:place], term, *leaf.dims[place + 1 :])
+    names = (*leaf.own[:place], name, *leaf.own[place + 1 :]) if leaf.names else ()
+    return Leaf(dims, leaf.dtype, names)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

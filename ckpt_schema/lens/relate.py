@@ -11,14 +11,16 @@ import jax.numpy as jnp
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves
-from ckpt_schema.dims import Dim, Dims, Factor
+from ckpt_schema.dims import EITHER, Dim, Dims, Factor
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.lens.arrays import Flip, Rearrange
+from ckpt_schema.lens.axis_names import axes_called, fault, matched, same_axes
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.joins import Join, Place, Symbol
 from ckpt_schema.lens.keys import WrapKey
 from ckpt_schema.lens.partial import Cast, Scale, Unpad
+from ckpt_schema.lens.rules import Reset
 from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.lens.symbolic import typed
 from ckpt_schema.lens.told import UNTOLD, Fill, Told
@@ -65,16 +67,44 @@ def relate(source: Row, view: Row, told: Told = UNTOLD) -> Relation | Mismatch:
         view: The view's row.
         told: What rules say of the leaf.
     """
+    if source.reshaped or view.reshaped:
+        return _mirrored(source, view, told)
+    return _related(source, view, told)
+
+
+def _mirrored(source: Row, view: Row, told: Told) -> Relation | Mismatch:
+    """The relation of what an optimizer keeps for a param in a shape of its own: such leaves join only their like."""
+    sizes = [sorted(map(dims_.format_dim, row.leaf.dims)) for row in (source, view)]
+    reset = Reset(source.path, view.path)
+    turned = told.axes is not None and [*told.axes] != sorted(told.axes)
+    if source.reshaped != view.reshaped or sizes[0] != sizes[1]:
+        hint = (
+            "an optimizer keeps a param in one of these shapes or in the other, with other values"
+        )
+        return fault(source, view, "shape", f"{hint}: start it anew, {reset}")
+    if turned and any(size != "1" for size in sizes[0]):
+        hint = (
+            "a rule says another order of the axes of its param, not of what is left of them here"
+        )
+        return fault(source, view, "rule", f"{hint}: start it anew, {reset}")
+    made = _related(source, view, dataclasses.replace(told, axes=None))
+    if isinstance(made, Mismatch) and str(reset) not in made.hint:
+        return dataclasses.replace(made, hint=f"{made.hint}; or start it anew, {reset}")
+    return made
+
+
+def _related(source: Row, view: Row, told: Told) -> Relation | Mismatch:
     if told.raw and source.leaf.is_key != view.leaf.is_key:
-        return _raw(source, view)
+        return _raw(source, view, told)
     if told.flips or told.fills or told.exponent:
         return _framed(source, view, told)
-    if source.leaf == view.leaf and source.repeats == view.repeats:
+    alike = source.leaf == view.leaf and source.repeats == view.repeats
+    if alike and told.axes is None and same_axes(source.leaf, view.leaf):
         return _as_it_is(source.repeats)
     cast = _cast(source, view)
     if isinstance(cast, Mismatch):
         return cast
-    shaped = _reshape(source, view)
+    shaped = _reshape(source, view, told)
     if isinstance(shaped, Mismatch):
         return shaped
     relation = dataclasses.replace(shaped, chain=shaped.chain >> cast)
@@ -96,10 +126,10 @@ def _as_it_is(repeats: tuple[Repeat, ...]) -> Relation:
     )
 
 
-def _raw(source: Row, view: Row) -> Relation | Mismatch:
+def _raw(source: Row, view: Row, told: Told) -> Relation | Mismatch:
     """The chain from raw data to keys, or back; the words of each key stand on the last axis."""
     if source.leaf.is_key:
-        turned = _raw(view, source)
+        turned = _raw(view, source, told.inverse)
         return turned if isinstance(turned, Mismatch) else turned.inverse
     words, stacks = (
         leaves.key_words(view.leaf.dtype),
@@ -110,14 +140,15 @@ def _raw(source: Row, view: Row) -> Relation | Mismatch:
         or source.dims[-1:] != ((words,),)
         or any(axis < 0 for axis in stacks)
     ):
-        return _fault(
+        return fault(
             source,
             view,
             "dtype",
             f"raw data of such a key is uint32, with {words} words on the last axis",
         )
-    keys = dataclasses.replace(source, leaf=Leaf(source.leaf.dims[:-1], view.leaf.dtype))
-    made = relate(keys, view)
+    leaf = Leaf(source.leaf.dims[:-1], view.leaf.dtype, source.leaf.names[:-1])
+    keys = dataclasses.replace(source, leaf=leaf)
+    made = _related(keys, view, Told(axes=told.axes))
     if isinstance(made, Mismatch):
         return made
     return dataclasses.replace(made, chain=WrapKey(view.leaf.dtype) >> made.chain)
@@ -129,20 +160,22 @@ def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
     for start, end in told.ends:
         for padded, fill in _padded(inner, start, end):
             row = inner[padded]
+            if row.leaf.dims.count(fill.large) > 1:
+                return fault(source, view, "ambiguous", _which(row, fill.large))
             axis = row.leaf.dims.index(fill.large)
-            fault = _unfilled(source, view, fill)
-            if fault is not None:
-                return fault
+            unfilled = _unfilled(source, view, fill)
+            if unfilled is not None:
+                return unfilled
             edit = Unpad(row.axes.index(("axis", axis)), fill.small, fill.large, fill.value)
             first, last = (first >> edit, last) if padded == 0 else (first, edit.inverse >> last)
-            dims = row.leaf.dims
-            small = Leaf((*dims[:axis], fill.small, *dims[axis + 1 :]), row.leaf.dtype)
-            inner[padded] = dataclasses.replace(row, leaf=small)
+            inner[padded] = dataclasses.replace(row, leaf=row.leaf.with_axis(axis, fill.small))
     for dim in sorted(told.flips, key=str):
         for side, row in enumerate(inner):
-            axis = _axis(row, dim)
-            if axis is not None:
-                edit = Flip(row.axes.index(("axis", axis)))
+            axes = axes_called(row.leaf, dim)
+            if len(axes) > 1 or _unsure(row, dim):
+                return fault(source, view, "ambiguous", _which(row, dim))
+            if axes:
+                edit = Flip(row.axes.index(("axis", axes[0])))
                 first, last = (first >> edit, last) if side == 0 else (first, edit >> last)
                 break
     if (
@@ -151,7 +184,7 @@ def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
         and jnp.issubdtype(jnp.dtype(source.leaf.dtype), jnp.floating)
     ):
         first = first >> Scale(told.exponent)
-    made = relate(inner[0], inner[1])
+    made = _related(inner[0], inner[1], Told(axes=told.axes))
     if isinstance(made, Mismatch):
         return made
     relation = dataclasses.replace(made, chain=first >> made.chain >> last)
@@ -169,16 +202,33 @@ def _padded(inner: Sequence[Row], start: Fill, end: Fill) -> list[tuple[int, Fil
     return [(0, start), (1, end)] if all(large) and start != end else []
 
 
-def _axis(row: Row, dim: Dim) -> int | None:
-    """Which of the leaf's own axes has this dim."""
-    return row.leaf.dims.index(dim) if dim in row.leaf.dims else None
+def _unsure(row: Row, dim: Dim) -> bool:
+    """Whether an axis of a leaf may be the one that is called so, and nobody can say."""
+    names = (name for own in row.leaf.names for name in own.parts if EITHER in name)
+    spelled = dims_.format_dim(dim)
+    return any(spelled in name.split(EITHER) for name in names)
+
+
+def _which(row: Row, dim: Dim) -> str:
+    """What to do where a rule names an axis that a leaf has twice."""
+    spelled = dims_.format_dim(dim)
+    if row.reshaped:
+        reset = Reset(view=row.path)
+        return f"nobody can say which axis of the param {spelled} is here: start it anew, {reset}"
+    names = [str(own) for own, size in zip(row.leaf.own, row.leaf.dims, strict=True) if size == dim]
+    if len(set(names)) == len(names):
+        return f"{spelled} is the size of several axes: name one of them, {' or '.join(names)}"
+    return (
+        f"{spelled} is the size of several axes, and nothing tells them apart: "
+        f'give them labels, "in={spelled} out={spelled}", and name one of these'
+    )
 
 
 def _unfilled(source: Row, view: Row, fill: Fill) -> Mismatch | None:
     """Why a leaf cannot be padded so."""
     sizes = [dims_.size_of(dim, {}) for dim in (fill.small, fill.large)]
     if None not in sizes and (sizes[0] or 0) > (sizes[1] or 0):
-        return _fault(
+        return fault(
             source, view, "dims", f"{sizes[0]} cannot be padded to {sizes[1]}, which is less"
         )
     is_complex = not source.leaf.is_key and jnp.issubdtype(
@@ -186,7 +236,7 @@ def _unfilled(source: Row, view: Row, fill: Fill) -> Mismatch | None:
     )
     unlike_zero = leaves.number_bits(fill.value) != 0
     if not leaves.holds(source.leaf, leaves.Fill(fill.value)) or (is_complex and unlike_zero):
-        return _fault(
+        return fault(
             source,
             view,
             "dtype",
@@ -206,29 +256,18 @@ def _cast(source: Row, view: Row) -> Chain | Mismatch:
     ):
         return Chain((Cast(before, after),))
     if source.leaf.is_key and view.leaf.is_key:
-        return _fault(
+        return fault(
             source, view, "impl", "a key keeps its implementation: declare the same on both sides"
         )
     if source.leaf.is_key or view.leaf.is_key:
-        return _fault(
+        return fault(
             source,
             view,
             "dtype",
             'a key is no array of its data: declare Key["..."] on both sides, or say raw_key(...)',
         )
     hint = "only integers are cast, where that keeps their values: declare one dtype on both sides, and cast the tree yourself"
-    return _fault(source, view, "dtype", hint)
-
-
-def _fault(source: Row, view: Row, kind: str, hint: str) -> Mismatch:
-    return Mismatch(
-        "/".join(view.path),
-        kind,
-        f"{view.stored} as in the view",
-        f"{source.stored} in the source",
-        hint,
-        mirrors=view.mirrors,
-    )
+    return fault(source, view, "dtype", hint)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -251,11 +290,11 @@ _Axes = tuple[tuple[_Token, ...], ...]
 """The axes of a leaf as it is stored, each with its factors."""
 
 
-def _reshape(source: Row, view: Row) -> Relation | Mismatch:
+def _reshape(source: Row, view: Row, told: Told) -> Relation | Mismatch:
     levels = _levels(source, view)
     if isinstance(levels, Mismatch):
         return levels
-    own = _matched(source, view)
+    own = matched(source, view, told)
     if isinstance(own, Mismatch):
         return own
     work = _Work(source, view, levels, own)
@@ -278,9 +317,9 @@ def _levels(source: Row, view: Row) -> list[_Level] | Mismatch:
             for row in (view, source)
         ]
         hint = f"repeats: {counts[0]} in the view, {counts[1]} in the source; count them with the same dim"
-        return _fault(source, view, "dims", hint)
+        return fault(source, view, "dims", hint)
     if len(set(factors[0])) < len(factors[0]):
-        return _fault(
+        return fault(
             source,
             view,
             "ambiguous",
@@ -288,38 +327,6 @@ def _levels(source: Row, view: Row) -> list[_Level] | Mismatch:
         )
     places = dict(after)
     return [_Level(f, (n, places[f])) for f, n in before]
-
-
-def _matched(source: Row, view: Row) -> list[int] | Mismatch:
-    """For each factor of the view's own dims, which of the source's it is; those of size 1 are none."""
-    dims = source.leaf.dims, view.leaf.dims
-    before, after = ([f for f in dims_.factors(each) if f != 1] for each in dims)
-    if sorted(map(str, before)) != sorted(map(str, after)):
-        lacking = (
-            " ".join(sorted(set(map(str, before)) ^ set(map(str, after))))
-            or "how often each occurs"
-        )
-        return _fault(
-            source, view, "dims", f"the dims must have the same factors; they differ in: {lacking}"
-        )
-    if dims[0] == dims[1]:
-        return [*range(len(before))]
-    if before != after and not any(isinstance(f, str) for f in before):
-        return _fault(
-            source,
-            view,
-            "ambiguous",
-            "sizes alone do not say which axis is which: declare the axes with named dims",
-        )
-    if len(set(before)) < len(before):
-        twice = " ".join(sorted({str(f) for f in before if before.count(f) > 1}))
-        return _fault(
-            source,
-            view,
-            "ambiguous",
-            f"{twice} occurs twice in one leaf: name the axes apart with different dims",
-        )
-    return [before.index(factor) for factor in after]
 
 
 class _Work:
@@ -420,7 +427,7 @@ def _type_fault(source: Row, view: Row, relation: Relation) -> Mismatch | None:
         found = typed(chain, inputs, before.leaf.dtype, counts)
         wanted = typed(Chain(), (after.dims,), after.leaf.dtype, counts)
         if set(found) != set(wanted):
-            return _fault(
+            return fault(
                 source, view, "dims", f"{str(chain) or 'a move'} gives {found[0]}, not {wanted[0]}"
             )
     return None

@@ -50,10 +50,12 @@ class Rename:
 
     source: LogicalPath
     view: LogicalPath
+    axes: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         """The rule as it is written."""
-        return f"rename({'/'.join(self.source)!r}, {'/'.join(self.view)!r})"
+        axes = "" if self.axes is None else f", axes={' '.join(map(str, self.axes))!r}"
+        return f"rename({'/'.join(self.source)!r}, {'/'.join(self.view)!r}{axes})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -204,20 +206,41 @@ Rule = (
 )
 
 
-def rename(source: str, view: str) -> Rename:
+def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
     """A rule: the node or leaf at logical path ``source`` is the view's node or leaf at ``view``.
 
     It holds in the model and in every part of the optimizer state that mirrors it.
 
+    Args:
+        source: Its path in the source.
+        view: Its path in the view.
+        axes: Of a leaf whose dims do not say it, as those that `infer` reads off a tree: which axis of the source each axis of
+            the view is, ``"1 0"`` for a transpose, ``"0 1"`` for the order it has. An axis that stacks layers is not counted.
+
     Raises:
-        SchemaError: One of the two is no string.
+        SchemaError: One of the two is no string, or ``axes`` is no order.
 
     Example:
         >>> print(rename("layers[]/LayerNorm_0", "layers[]/norm"))
         rename('layers[]/LayerNorm_0', 'layers[]/norm')
+        >>> print(rename("fc/weight", "Dense_0/kernel", axes="1 0"))
+        rename('fc/weight', 'Dense_0/kernel', axes='1 0')
     """
     _verify("rename", source=source, view=view)
-    return Rename(tuple(source.split("/")), tuple(view.split("/")))
+    order = None if axes is None else _axes(axes)
+    return Rename(tuple(source.split("/")), tuple(view.split("/")), order)
+
+
+def _axes(text: object) -> tuple[int, ...]:
+    """The order of axes that a rule says."""
+    words = text.split() if isinstance(text, str) else []
+    order = tuple(int(word) for word in words if word.isascii() and word.isdecimal())
+    if not order or len(order) < len(words) or sorted(order) != [*range(len(order))]:
+        expected = 'the axes of the leaf in another order, such as "1 0" or "0 2 1"'
+        hint = "for each axis of the view: which axis of the source it is, counted from 0"
+        fault = Mismatch("axes", "declaration", expected, repr(text), hint)
+        raise SchemaError("rename(...) is not well formed", [fault])
+    return order
 
 
 def private(path: str, default: Default | float) -> Private:

@@ -39,6 +39,7 @@ class Told:
             otherwise: what the source's padding holds, then what the view's does.
         exponent: The view's values are two to this times the source's.
         rules: The rules that say so.
+        axes: Which of the source's own axes each of the view's is, where a rule says it.
     """
 
     raw: bool = False
@@ -46,11 +47,17 @@ class Told:
     fills: tuple[Fill, ...] = ()
     exponent: int = 0
     rules: tuple[Rule, ...] = ()
+    axes: tuple[int, ...] | None = None
 
     @property
     def inverse(self) -> Told:
         """The same said of the way back."""
-        return dataclasses.replace(self, fills=self.fills[::-1], exponent=-self.exponent)
+        back = self.axes and tuple(self.axes.index(at) for at in range(len(self.axes)))
+        return dataclasses.replace(self, fills=self.fills[::-1], exponent=-self.exponent, axes=back)
+
+    def ordered(self, axes: tuple[int, ...] | None) -> Told:
+        """The same, with an order of the axes."""
+        return dataclasses.replace(self, axes=axes)
 
     @property
     def ends(self) -> tuple[tuple[Fill, Fill], ...]:

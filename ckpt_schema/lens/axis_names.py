@@ -1,0 +1,249 @@
+"""Which axis of one leaf is which axis of another.
+
+Axes match by the names of their dims where these differ within the leaf. Axes that have come to have one dim, `twins`, match by
+what the class of each side calls them, before ``dims=`` and beside a label. What only one side tells apart is an error: a
+square leaf that is taken for its transpose conforms to everything, and nobody sees it.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+
+from ckpt_schema import dims as dims_
+from ckpt_schema.dims import EITHER, Dim, Factor
+from ckpt_schema.errors import Mismatch
+from ckpt_schema.leaves import Leaf
+from ckpt_schema.lens.rules import Reset
+from ckpt_schema.lens.told import Told
+from ckpt_schema.paths import LogicalPath
+from ckpt_schema.table import Row
+
+__all__ = ["axes_called", "composed", "fault", "matched", "same_axes", "square"]
+
+_Atom = tuple[Factor, str]
+"""A factor of an axis, and what its class calls it."""
+
+
+def fault(source: Row, view: Row, kind: str, hint: str) -> Mismatch:
+    """The fault of two rows that are one leaf and are not related."""
+    return Mismatch(
+        "/".join(view.path),
+        kind,
+        f"{view.stored} as in the view",
+        f"{source.stored} in the source",
+        hint,
+        mirrors=view.mirrors,
+    )
+
+
+def same_axes(one: Leaf, other: Leaf) -> bool:
+    """Whether leaves of equal dims need no look at what their axes are called."""
+    if one.names == other.names:
+        return True
+    atoms = [*_atoms(one), *_atoms(other)]
+    sizes = any(isinstance(factor, int) for factor, _ in atoms)
+    return not sizes and not _twins(one) and not any(EITHER in name for _, name in atoms)
+
+
+def square(leaf: Leaf) -> bool:
+    """Whether sizes alone say what axes there are, and two of them are equal.
+
+    Example:
+        >>> from ckpt_schema.dims import parse_dims
+        >>> [square(Leaf(parse_dims(text), "float32")) for text in ("8 8", "8 4", "embed embed", "1 1")]
+        [True, False, False, False]
+    """
+    return any(isinstance(factor, int) for factor in _twins(leaf)) and not leaf.names
+
+
+def axes_called(leaf: Leaf, dim: Dim) -> list[int]:
+    """The axes with this dim, or where there are none, those that their class calls so."""
+    spelled = dims_.format_dim(dim)
+    found = [at for at, own in enumerate(leaf.dims) if own == dim]
+    return found or [at for at, own in enumerate(leaf.own) if str(own) == spelled]
+
+
+def _atoms(leaf: Leaf) -> list[_Atom]:
+    axes = zip(leaf.dims, leaf.own, strict=True)
+    pairs = (pair for dim, own in axes for pair in zip(dim, own.parts, strict=True))
+    return [(factor, name) for factor, name in pairs if factor != 1]
+
+
+def _twins(leaf: Leaf) -> set[Factor]:
+    counts = collections.Counter(factor for factor in dims_.factors(leaf.dims) if factor != 1)
+    return {factor for factor, count in counts.items() if count > 1}
+
+
+def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
+    """For each factor of the view's own dims, which of the source's it is; those of size 1 are none."""
+    atoms = _atoms(source.leaf), _atoms(view.leaf)
+    before, after = ([factor for factor, _ in side] for side in atoms)
+    if sorted(map(str, before)) != sorted(map(str, after)):
+        lacking = (
+            " ".join(sorted(set(map(str, before)) ^ set(map(str, after))))
+            or "how often each occurs"
+        )
+        hint = f"the dims must have the same factors; they differ in: {lacking}"
+        return fault(source, view, "dims", hint)
+    keys, conflict = _keyed(*atoms)
+    if told.axes is not None:
+        return _ordered(source, view, told.axes, keys)
+    if conflict is not None:
+        return _conflict(source, view, conflict)
+    if keys[0] == keys[1] and source.leaf.dims == view.leaf.dims:
+        return [*range(len(before))]
+    if before != after and not any(isinstance(factor, str) for factor in before):
+        if _named(atoms[0]) and sorted(map(str, atoms[0])) == sorted(map(str, atoms[1])):
+            keys = [*atoms[0]], [*atoms[1]]
+        else:
+            hint = (
+                "sizes alone do not say which axis is which: "
+                f"declare the axes with named dims, or {_orders(source, view)}"
+            )
+            return fault(source, view, "ambiguous", hint)
+    if len(set(keys[0])) < len(keys[0]):
+        counts = collections.Counter(keys[0])
+        twice = " ".join(sorted({str(factor) for (factor, _), n in counts.items() if n > 1}))
+        hint = (
+            f"{twice} occurs twice in one leaf: name the axes apart with different dims or labels, "
+            f"or {_orders(source, view)}"
+        )
+        return fault(source, view, "ambiguous", hint)
+    return [keys[0].index(key) for key in keys[1]]
+
+
+_Keys = tuple[list[_Atom], list[_Atom]]
+"""The factors of both sides, each with its name where that is needed to tell it from others."""
+
+
+def _keyed(one: Sequence[_Atom], other: Sequence[_Atom]) -> tuple[_Keys, Factor | None]:
+    """What the factors of both sides are matched by, and one whose names do not match, if there is any."""
+    told: set[Factor] = set()
+    conflict: Factor | None = None
+    for factor in dict.fromkeys(factor for factor, _ in one):
+        names = [[name for each, name in side if each == factor] for side in (one, other)]
+        unsure = any(EITHER in name for side in names for name in side)
+        if len(names[0]) == 1 and not unsure:
+            continue
+        if sorted(names[0]) == sorted(names[1]):
+            told.add(factor)
+        elif unsure or any(len(set(side)) > 1 for side in names):
+            conflict = factor
+    keys = tuple(
+        [(factor, name if factor in told else "") for factor, name in side] for side in (one, other)
+    )
+    return (keys[0], keys[1]), conflict
+
+
+def _named(atoms: Sequence[_Atom]) -> bool:
+    """Whether every axis has a name, and different ones."""
+    names = {name for factor, name in atoms if name != str(factor)}
+    return len(names) == len(atoms)
+
+
+def _conflict(source: Row, view: Row, factor: Factor) -> Mismatch:
+    """The fault of twins that one side alone tells apart, or each side by other names."""
+    telling = [
+        side
+        for side, row in (("the source", source), ("the view", view))
+        if len({name for each, name in _atoms(row.leaf) if each == factor}) > 1
+    ]
+    if source.reshaped or view.reshaped:
+        why = f"nobody can say which axis of the param {factor} is: start it anew"
+        return fault(source, view, "ambiguous", f"{why}, {Reset(source.path, view.path)}")
+    if len(telling) == 1:
+        why = f"{factor} occurs twice in one leaf, and only {telling[0]} tells which is which"
+    else:
+        why = f"{factor} occurs twice in one leaf, and the sides call the two by different names"
+    hint = (
+        f'{why}: call them alike in the classes, or by labels, "in={factor} out={factor}", '
+        f"or {_orders(source, view)}"
+    )
+    return fault(source, view, "ambiguous", hint)
+
+
+def _orders(source: Row, view: Row) -> str:
+    """How to say the order of the axes."""
+    there, here = ("/".join(_model(row)) for row in (source, view))
+    count = len(source.leaf.dims)
+    if count != len(view.leaf.dims):
+        return "declare both sides with the same number of axes"
+    same = " ".join(map(str, range(count)))
+    turned = "'1 0' for the transpose" if count == 2 else "another order"
+    return f"say the order of the axes: rename({there!r}, {here!r}, axes={same!r}), or {turned}"
+
+
+def _model(row: Row) -> LogicalPath:
+    return row.path[row.body or 0 :]
+
+
+def _ordered(source: Row, view: Row, axes: Sequence[int], keys: _Keys) -> list[int] | Mismatch:
+    """The order that a rule says, if it is one of these leaves, and their names do not say another."""
+    sides = source.leaf.dims, view.leaf.dims
+    said = " ".join(map(str, axes))
+    if len(sides[0]) != len(axes) or len(sides[1]) != len(axes):
+        hint = (
+            f"axes={said!r} orders {len(axes)} axes: say it of this leaf alone, "
+            "in a rename of its own"
+        )
+        return fault(source, view, "rule", hint)
+    starts = [0]
+    for dim in sides[0]:
+        starts.append(starts[-1] + len(_sized(dim)))
+    order: list[int] = []
+    for at, axis in enumerate(axes):
+        if _sized(sides[0][axis]) != _sized(sides[1][at]):
+            there, here = dims_.format_dim(sides[0][axis]), dims_.format_dim(sides[1][at])
+            hint = (
+                f"axes={said!r} makes axis {axis} of the source, {there}, "
+                f"axis {at} of the view, {here}"
+            )
+            return fault(source, view, "rule", hint)
+        order += range(starts[axis], starts[axis + 1])
+    if any(keys[0][place] != key for place, key in zip(order, keys[1], strict=True)):
+        hint = f"axes={said!r} is not the order that the names of the axes say: drop one of the two"
+        return fault(source, view, "rule", hint)
+    return order
+
+
+def _sized(dim: Dim) -> Dim:
+    return tuple(factor for factor in dim if factor != 1)
+
+
+def composed(rows: tuple[Row, Row, Row, Row], told: tuple[Told, Told]) -> Told | Mismatch:
+    """What is said of a leaf that goes through two lenses, the order of its axes included.
+
+    Args:
+        rows: That of the source, that in the middle as the first lens and as the second has it, and that of the view.
+        told: What is said of it on each way.
+    """
+    both = told[0].then(told[1])
+    for dim in both.flips:
+        ends, inner = (
+            any(axes_called(row.leaf, dim) for row in several)
+            for several in ((rows[0], rows[3]), rows[1:3])
+        )
+        if inner and not ends:
+            hint = f"only the layout between them has an axis {dims_.format_dim(dim)}"
+            return fault(rows[0], rows[3], "rule", f"{hint}: apply the two lenses in turn")
+    if told[0].axes is None and told[1].axes is None:
+        return both
+    orders = _axes_of(rows[0], rows[1], told[0]), _axes_of(rows[2], rows[3], told[1])
+    if orders[0] is None or orders[1] is None:
+        hint = "a rule says the order of its axes on one way: apply the two lenses in turn"
+        return fault(rows[0], rows[3], "rule", hint)
+    return both.ordered(tuple(orders[0][axis] for axis in orders[1]))
+
+
+def _axes_of(source: Row, view: Row, told: Told) -> tuple[int, ...] | None:
+    """Which axis of the source each of the view is, where axes are neither split nor merged."""
+    if told.axes is not None:
+        return told.axes
+    if told.raw or told.fills or len(source.leaf.dims) != len(view.leaf.dims):
+        return None
+    order = matched(source, view, told)
+    if isinstance(order, Mismatch) or any(len(_sized(dim)) != 1 for dim in source.leaf.dims):
+        return None
+    whole = all(len(_sized(dim)) == 1 for dim in view.leaf.dims)
+    return tuple(order) if whole else None
