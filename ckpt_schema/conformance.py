@@ -381,7 +381,11 @@ def _leaf_fault(
     """What is wrong with one found leaf, its path left open; None when nothing is."""
     leaf = row.stored
     if found is None:
-        hint = "a leaf is an array, a ShapeDtypeStruct or a Python number"
+        hint = (
+            "it changes in place: give its value, ref[...], or save and restore the module itself"
+            if leaves.is_mutable(value)
+            else "a leaf is an array, a ShapeDtypeStruct or a Python number"
+        )
         return Mismatch("", "leaf", _expect(leaf, binder), leaves.describe(value), hint)
     if leaves.is_scalar(value):
         if leaves.accepts(leaf, value):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+from jax.core import Tracer
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import AxisName, Dim, Dims
@@ -40,6 +41,8 @@ __all__ = [
     "from_annotation",
     "holds",
     "is_abstract",
+    "is_array_class",
+    "is_mutable",
     "is_narrowed",
     "is_scalar",
     "key_dtype",
@@ -258,9 +261,26 @@ def signature(value: Any) -> tuple[tuple[int, ...], str] | None:
     if is_scalar(value):
         return (), type(value).__name__
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is None or dtype is None:
+    if shape is None or dtype is None or is_mutable(value):
         return None
     return tuple(shape), _dtype_name(dtype)
+
+
+_REF: Any = getattr(jax, "Ref", ())
+
+
+def is_mutable(value: Any) -> bool:
+    """Whether ``value`` is a reference to an array that a program changes in place, or a Variable that is one."""
+    kind = type(value)
+    if issubclass(kind, Tracer):
+        return isinstance(value, _REF)
+    return not is_array_class(kind) and hasattr(value, "aval")
+
+
+@functools.cache
+def is_array_class(kind: type) -> bool:
+    """Whether values of a class are arrays, abstract or traced ones too."""
+    return issubclass(kind, (jax.Array, Tracer, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
 def is_narrowed(dtype: Any) -> bool:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jax
 import optax
 from flax import nnx
 
-from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema import leaves
+from ckpt_schema.errors import ConformanceError, Mismatch, SchemaError
 from ckpt_schema.frameworks.optimizer import Start, arguments, optimizer_state
 from ckpt_schema.frameworks.tracing import Box
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.paths import KeyPath
+from ckpt_schema.paths import KeyPath, format_path
 from ckpt_schema.pytrees import TreeDef, containers
 from ckpt_schema.schema import Schema, body_rows, body_series
 from ckpt_schema.table import Layout, Row, holders, verify_table
@@ -257,16 +258,108 @@ def is_state(value: Any) -> bool:
 
 
 def state_of(value: Any) -> Any:
-    """The state of a module; anything else as it is."""
-    return nnx.state(value) if isinstance(value, nnx.Module) else value
+    """The state of a module; of a tree with modules in it, the tree with their states; anything else as it is.
+
+    What its Variables hold in references is read.
+
+    Raises:
+        ConformanceError: Two modules of the tree share a Variable, which has one place in a state.
+    """
+    whole = _whole(value)
+    if whole is not None:
+        return _read(nnx.state(whole))
+    parts = dict(_modules(value, ()))
+    _verify_apart(parts)
+    return _replaced(value, lambda module, _: _read(nnx.state(module)), value) if parts else value
 
 
 def updated(target: Any, state: Any) -> Any:
-    """The result of a restore as the kind of thing ``target`` is: a module with its state updated, or the state itself."""
-    if isinstance(target, nnx.Module):
-        nnx.update(target, state)
+    """The result of a restore as the kind of thing ``target`` is: a module with its state updated, or the state itself.
+
+    Of a tree with modules in it, these are updated, and stand in the result.
+    """
+    whole = _whole(target)
+    if whole is not None:
+        _update(whole, state)
         return target
-    return state
+    return _replaced(target, _update, state) if any(_modules(target, ())) else state
+
+
+def _whole(value: Any) -> nnx.Pytree | None:
+    """A module, or a dict of nothing but modules as the one module that it stands for."""
+    if isinstance(value, nnx.Pytree):
+        return value
+    named = type(value) is dict and all(isinstance(key, str) for key in value)
+    if not named or not value or not all(isinstance(x, nnx.Pytree) for x in value.values()):
+        return None
+    return nnx.Dict(value)
+
+
+def _modules(tree: Any, at: KeyPath) -> Iterator[tuple[KeyPath, nnx.Pytree]]:
+    """The modules in dicts and sequences, with the key path of each."""
+    if isinstance(tree, nnx.Pytree):
+        yield at, tree
+    elif isinstance(tree, (dict, list, tuple)):
+        items: Any = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for key, child in items:
+            yield from _modules(child, (*at, key))
+
+
+def _replaced(tree: Any, made: Callable[[Any, Any], Any], other: Any) -> Any:
+    """``other``, a tree like ``tree``, with what is made of both in the place of each module of ``tree``."""
+    if isinstance(tree, nnx.Pytree):
+        return made(tree, other)
+    if not any(_modules(tree, ())):
+        return other
+    if isinstance(tree, dict):
+        kind: Any = type(tree)
+        return kind({key: _replaced(child, made, other[key]) for key, child in tree.items()})
+    both = [_replaced(child, made, theirs) for child, theirs in zip(tree, other, strict=True)]
+    return type(tree)(*both) if hasattr(tree, "_fields") else type(tree)(both)
+
+
+def _verify_apart(parts: Mapping[KeyPath, nnx.Pytree]) -> None:
+    """Raises where two modules share a Variable."""
+    found: dict[int, tuple[KeyPath, str]] = {}
+    faults: list[Mismatch] = []
+    for key, module in parts.items() if len(parts) > 1 else ():
+        for path, node in nnx.iter_graph(module):
+            whole: tuple[Any, ...] = (*key, *path)
+            where = format_path(whole)
+            if is_variable(node) and found.setdefault(id(node), (key, where))[0] != key:
+                hint = "put both modules into one nnx.Dict, which has each Variable once"
+                found_ = f"that of {found[id(node)][1]}"
+                faults.append(Mismatch(where, "ambiguous", "a Variable of its own", found_, hint))
+    if faults:
+        raise ConformanceError("modules of the tree share Variables", faults)
+
+
+def _read(state: Any) -> Any:
+    """A state with values where its Variables hold references, or are such themselves."""
+    if not any(map(leaves.is_mutable, jax.tree.leaves(state))):
+        return state
+
+    def plain(node: Any) -> Any:
+        if is_variable(node) and jax.tree_util.all_leaves([node]):  # of hijax: a leaf to jax
+            kind: Any = node.type
+            made = jax.tree.structure(kind(0)).unflatten([node.get_value()])
+            made.set_metadata(**{**node.get_metadata(), "hijax": False})
+            node = made
+        return jax.tree.map(lambda leaf: leaf[...] if leaves.is_mutable(leaf) else leaf, node)
+
+    return jax.tree.map(plain, state, is_leaf=is_variable)
+
+
+def _update(module: Any, state: Any) -> Any:
+    """The module, with its Variables updated; a reference that one holds is written to, and stays."""
+    before = [x for _, x in nnx.iter_graph(module) if is_variable(x)]
+    held = [(x, x.get_raw_value()) for x in before]
+    nnx.update(module, state)
+    for variable, raw in held:
+        if leaves.is_mutable(raw):
+            raw[...] = variable.get_value()
+            variable.set_raw_value(raw)
+    return module
 
 
 def inner_containers(state: Any) -> Iterator[tuple[KeyPath, Any]]:

@@ -42,6 +42,7 @@ class Signature:
         shapes: The leaves' shapes, or for leaves that are no jax arrays one token each.
         dtypes: The leaves' dtypes; None in the second case.
         numbers: The positions of Python numbers, and what each stands for: it is not the number that a plan depends on.
+        kinds: The classes of the leaves' abstract values.
         avals: The abstract values of the leaves seen last. Arrays that one jitted step returns carry the same ones call after
             call, so that comparing identities most often does; it is a memo, and nothing depends on what it holds.
     """
@@ -51,6 +52,7 @@ class Signature:
     shapes: list[Any]
     dtypes: list[Any] | None
     numbers: tuple[tuple[int, Leaf], ...]
+    kinds: frozenset[type]
     avals: list[Any]
 
     def flatten(self, tree: Tree) -> list[Any] | None:
@@ -70,7 +72,7 @@ class Signature:
                 if same and all(leaves.accepts(leaf, found[at]) for at, leaf in self.numbers)
                 else None
             )
-        if not jax.tree_util.all_leaves(found):
+        if not all(map(leaves.is_array_class, set(map(type, found)))):
             return None  # a Variable passes for its value where only attributes are compared
         try:
             if all(map(operator.is_, map(_avals, found), self.avals)):
@@ -78,6 +80,8 @@ class Signature:
             avals = list(
                 map(_avals, found)
             )  # one look-up per leaf: both shape and dtype are the aval's
+            if set(map(type, avals)) - self.kinds:
+                return None  # a reference has the shape and dtype of what it refers to
         except AttributeError:
             return None
         if list(map(_shapes, avals)) != self.shapes or list(map(_dtypes, avals)) != self.dtypes:
@@ -102,10 +106,11 @@ def signature_of(
         numbers = tuple(
             (at, declared(at)) for at, value in enumerate(found) if leaves.is_scalar(value)
         )
-        return Signature(treedef, outline(treedef), list(map(_token, found)), None, numbers, [])
-    return Signature(
-        treedef, outline(treedef), list(map(_shapes, avals)), list(map(_dtypes, avals)), (), avals
-    )
+        told = list(map(_token, found))
+        return Signature(treedef, outline(treedef), told, None, numbers, frozenset(), [])
+    shapes, dtypes = list(map(_shapes, avals)), list(map(_dtypes, avals))
+    kinds = frozenset(map(type, avals))
+    return Signature(treedef, outline(treedef), shapes, dtypes, (), kinds, avals)
 
 
 def _token(value: Any) -> Any:

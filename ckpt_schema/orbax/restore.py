@@ -80,9 +80,11 @@ def restore(
 
     Args:
         path: A checkpoint directory, local or remote, written by Orbax's v1 or v0 API.
-        target: An abstract or concrete ``nnx.State``, ``TrainState`` or dict of either side, or an ``nnx.Module``. Shardings of
-            its leaves are kept; leaves without one are replicated over the mesh of the others, or else go to the first device.
-            Private leaves that the disk lacks are taken from a concrete target, or else from their declared defaults.
+        target: An abstract or concrete ``nnx.State``, ``TrainState`` or dict of either side, or a
+            module, which is an ``nnx.Module`` or any ``nnx.Pytree``, or a dict that holds modules.
+            Shardings of its leaves are kept; leaves without one are replicated over the mesh of the
+            others, or else go to the first device. Private leaves that the disk lacks are taken
+            from a concrete target, or else from their declared defaults.
         lens: The lens.
         item: Which pytree of the checkpoint, where it holds several.
         target_side: The side of the lens that the target is on, for targets that conform to both.
@@ -92,7 +94,7 @@ def restore(
         times: Called once with the time each part took.
 
     Returns:
-        A tree of the target's own kind, of jax arrays, and of Python numbers where the target has such. A module is updated,
+        A tree of the target's own kind, of jax arrays, and of Python numbers where the target has such. Modules are updated,
         and returned, only when all went well.
 
     Raises:

@@ -53,7 +53,8 @@ def save(
 
     Args:
         path: The directory to make, local or remote. It must not exist.
-        state: A concrete ``nnx.State``, ``nnx.Module``, ``TrainState`` or dict.
+        state: A concrete ``nnx.State``, ``TrainState`` or dict, or a module, or a dict that holds
+            modules.
         lens: The lens.
         onto: Where the source's private leaves come from, and its containers; see `Lens.put`. Boxes
             are saved if it has them.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import zlib
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from jaxtyping import (
     Array,
     Complex64,
@@ -427,3 +430,145 @@ def test_1_11_a_target_keeps_its_own_streams() -> None:
     lens = cs.derive(plain("Bare", w=Float32[Array, ""]), layer)
     own = jax.random.key(9, impl="threefry2x32")
     assert lens.get({"w": jnp.ones(())}, onto={"w": jnp.ones(()), "key": own})["key"] is own
+
+
+# --- 1.9: what changes in place ---
+
+DENSE = plain("Dense", kernel=Float32[Array, "a b"])
+LISTED = cs.nnx.Params[plain("Listed", layers=(list[DENSE], cs.field(length="n")))]
+TO_LISTED = cs.derive(
+    cs.linen.Params[plain("Scanned", layers=(DENSE, cs.field(scan="n", axis=0)))], LISTED
+)
+KERNELS = np.arange(12, dtype="float32").reshape(2, 2, 3)
+SCANNED = {"params": {"layers": {"kernel": jnp.asarray(KERNELS)}}}
+
+
+class Layers(nnx.Module):
+    """Two layers, of Variables made so."""
+
+    def __init__(self, **how: bool) -> None:
+        self.layers = nnx.List(
+            [nnx.Dict(kernel=nnx.Param(jnp.zeros((2, 3)), **how)) for _ in range(2)]
+        )
+
+
+@pytest.mark.parametrize("how", [{}, {"ref": True}, {"hijax": True}])
+def test_1_9_a_module_of_references_is_saved_and_restored_as_any(how: Any, tmp_path: Path) -> None:
+    cs.orbax.save(tmp_path / "scanned", SCANNED, TO_LISTED)
+    module = Layers(**how)
+    before = [layer["kernel"] for layer in module.layers]
+    raw = [x.get_raw_value() for x in before]
+    told = [x.get_metadata() for x in before]
+    assert cs.orbax.restore(tmp_path / "scanned", module, TO_LISTED) is module
+    for at, (variable, metadata) in enumerate(zip(before, told, strict=True)):
+        assert module.layers[at]["kernel"] is variable
+        assert variable.get_metadata() == metadata
+        assert bits(variable[...]) == bits(KERNELS[at])
+        if "ref" in how:
+            assert variable.get_raw_value() is raw[at]
+            assert bits(raw[at][...]) == bits(KERNELS[at])
+    cs.orbax.save(tmp_path / "listed", module, TO_LISTED)
+    back = cs.orbax.restore(tmp_path / "listed", SCANNED, TO_LISTED)
+    assert bits(back["params"]["layers"]["kernel"]) == bits(KERNELS)
+    assert str(cs.infer(module)) == str(cs.infer(Layers()))
+
+
+@pytest.mark.parametrize("how", [{"ref": True}, {"hijax": True}])
+def test_1_9_a_state_of_references_is_refused_by_name(how: Any, tmp_path: Path) -> None:
+    state = nnx.state(Layers(**how))
+    TO_LISTED.put(nnx.state(Layers()))  # whose plan takes no references either
+    for refused in (
+        lambda: TO_LISTED.get(SCANNED, onto=state),
+        lambda: TO_LISTED.put(state),
+        lambda: cs.orbax.save(tmp_path / "x", state, TO_LISTED),
+    ):
+        with pytest.raises(cs.CkptSchemaError, match="it changes in place"):
+            refused()
+    assert not (tmp_path / "x").exists()
+
+
+def test_1_9_references_are_no_leaves() -> None:
+    one, other = plain("One", k=Float32[Array, "a b"]), plain("Other", k=Float32[Array, "b a"])
+    for lens in (cs.derive(one, other), cs.derive(one, one)):
+        lens.get({"k": jnp.ones((2, 3))})
+        for make in (jax.new_ref, lambda x: nnx.Param(x, hijax=True)):
+            with pytest.raises(ConformanceError, match="it changes in place"):
+                lens.get({"k": make(jnp.ones((2, 3)))})
+
+
+# --- 1.10: targets that hold modules ---
+
+
+class Small(nnx.Pytree):
+    """A model that is no Module."""
+
+    def __init__(self, seed: int) -> None:
+        self.body = nnx.Linear(2, 3, rngs=nnx.Rngs(seed))
+
+
+SMALL = plain(
+    "SmallSchema", body=plain("Body", kernel=Float32[Array, "a b"], bias=Float32[Array, " b"])
+)
+TX = optax.adam(1e-3)
+STATES = cs.derive(cs.linen.BareTrainState[SMALL, TX], cs.nnx.TrainState[SMALL, TX])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A train state on disk, and its params."""
+    params = {"body": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.arange(3.0)}}
+    grads = jax.tree.map(lambda x: x + 1, params)
+    path = tmp_path_factory.mktemp("states") / "0"
+    state = {"step": 7, "params": params, "opt_state": TX.update(grads, TX.init(params), params)[1]}
+    cs.orbax.save(path, state, STATES)
+    return path, params["body"]["kernel"]
+
+
+@pytest.mark.parametrize("wrap", [dict, nnx.Dict, lambda **parts: {**parts}])
+def test_1_10_a_dict_of_modules_is_updated_in_place(wrap: Any, saved: Any) -> None:
+    path, kernel = saved
+    model = Small(9)
+    optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
+    target = wrap(model=model, optimizer=optimizer)
+    restored = cs.orbax.restore(path, target, STATES)
+    assert restored["model"] is model
+    assert restored["optimizer"] is optimizer
+    assert bits(model.body.kernel[...]) == bits(kernel)
+    moments = nnx.state(optimizer)["opt_state"][0]["mu"]["body"]["kernel"][...]
+    assert bits(moments) == bits(jnp.float32(0.1) * (kernel + 1))
+    assert int(optimizer.step[...]) == 7
+
+
+def test_1_10_a_pytree_that_is_no_module_is_updated(saved: Any, tmp_path: Path) -> None:
+    path, kernel = saved
+    lens = cs.derive(cs.linen.BareParams[SMALL], cs.nnx.Params[SMALL])
+    model = Small(9)
+    assert cs.orbax.restore(path, model, lens) is model
+    assert bits(model.body.kernel[...]) == bits(kernel)
+    cs.orbax.save(tmp_path / "small", model, lens)
+    again = Small(1)
+    cs.orbax.restore(tmp_path / "small", again, lens)
+    assert bits(again.body.kernel[...]) == bits(kernel)
+
+
+def test_1_10_modules_stand_beside_arrays_and_apart(tmp_path: Path) -> None:
+    both = plain("Both", model=SMALL, step=Int32[Array, ""], other=SMALL)
+    lens = cs.derive(both, both)
+
+    def target(seed: int) -> Any:
+        return {"model": Small(seed), "step": jnp.int32(seed), "other": Small(seed + 1)}
+
+    state = target(3)
+    cs.orbax.save(tmp_path / "both", state, lens, side="source")
+    goal = target(5)
+    found = cs.orbax.restore(
+        tmp_path / "both", goal, lens, target_side="source", disk_side="source"
+    )
+    assert found["model"] is goal["model"]
+    assert found["other"] is goal["other"]
+    assert int(found["step"]) == 3
+    for name in ("model", "other"):
+        assert bits(goal[name].body.kernel[...]) == bits(state[name].body.kernel[...])
+    twice = {**goal, "other": goal["model"]}
+    with pytest.raises(cs.CkptSchemaError, match="share Variables"):
+        cs.orbax.restore(tmp_path / "both", twice, lens)
