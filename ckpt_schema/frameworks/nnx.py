@@ -25,9 +25,11 @@ __all__ = [
     "TrainState",
     "build_state",
     "inner_containers",
+    "is_param",
     "is_state",
     "is_variable",
     "labels",
+    "passing",
     "state_of",
     "updated",
     "variable_type",
@@ -173,6 +175,25 @@ class _TrainState:
 
 # What a model works without, and what no step of training depends on: these a model's own state may lack.
 _PASSING = (nnx.RngState, nnx.Cache, nnx.Intermediate)
+_KINDS = (
+    (nnx.RngState, "stream"),
+    (nnx.Cache, "cache"),
+    (nnx.Intermediate, "record"),
+    (nnx.metrics.MetricState, "record"),
+)
+
+
+def passing(kind: type) -> str | None:
+    """What a Variable type is called where a model works without it: ``stream``, ``cache`` or ``record``; else None.
+
+    A record is what a pass leaves behind: an intermediate, a metric.
+    """
+    return next((name for known, name in _KINDS if issubclass(kind, known)), None)
+
+
+def is_param(kind: type) -> bool:
+    """Whether optimizers train Variables of this type, unless they are told otherwise."""
+    return issubclass(kind, nnx.Param)
 
 
 class _Params:

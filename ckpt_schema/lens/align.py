@@ -81,6 +81,10 @@ def align(
             [left[p] for p in left if p not in pairs],
             [right[p] for p in right if p not in partners],
         )
+    partners = set(pairs.values())
+    pairs |= _wrapped(
+        [left[p] for p in left if p not in pairs], [right[p] for p in right if p not in partners]
+    )
     moved = {path: to for path, to in pairs.items() if path != to}
     return Alignment(
         moved,
@@ -113,27 +117,36 @@ class _Kept:
 
     path: LogicalPath
     type: type
-    leaves: frozenset[Any]
+    own: frozenset[Any]
+    mirrors: frozenset[Any]
+
+    @property
+    def leaves(self) -> tuple[frozenset[Any], frozenset[Any]]:
+        """All of it."""
+        return self.own, self.mirrors
 
 
 def _kept(
     table: Layout, called: Callable[[LogicalPath], LogicalPath], common: set[LogicalPath]
 ) -> dict[LogicalPath, _Kept]:
     owners = Owners(table)
-    found: dict[LogicalPath, set[Any]] = {}
+    found: dict[LogicalPath, tuple[set[Any], set[Any]]] = {}
     types: dict[LogicalPath, type] = {}
     for row in table.rows:
         part = owners.part(row)
         if part is None:
             continue
-        leaves = found.setdefault(part.path, set())
+        own, mirrors = found.setdefault(part.path, (set(), set()))
         types[part.path] = part.type
         start = len(part.path)
         if row.body is None:
-            leaves.add((row.path[start:], row.leaf))
+            own.add((row.path[start:], row.leaf))
         elif called(row.path[row.body :]) in common:
-            leaves.add((row.path[start : row.body], called(row.path[row.body :])))
-    return {path: _Kept(path, types[path], frozenset(leaves)) for path, leaves in found.items()}
+            mirrors.add((row.path[start : row.body], called(row.path[row.body :])))
+    return {
+        path: _Kept(path, types[path], frozenset(own), frozenset(mirrors))
+        for path, (own, mirrors) in found.items()
+    }
 
 
 def _labelled(part: _Kept) -> Any:
@@ -160,5 +173,31 @@ def _paired(
         others = groups[1].get(key, [])
         if len(members) == len(others) and (kind is _labelled or len(members) == 1):
             for a, b in zip(members, others, strict=True):
-                if a.path == b.path or a.leaves == b.leaves:
+                if a.path == b.path or _fit(a, b, alone=len(members) == 1):
                     yield a.path, b.path
+
+
+def _fit(one: _Kept, other: _Kept, *, alone: bool) -> bool:
+    """Whether two parts keep the same; where each is the only one of its kind, one may train more params than the other."""
+    if one.leaves == other.leaves:
+        return True
+    more, less = (one.mirrors, other.mirrors)
+    return alone and one.own == other.own and (more <= less or less <= more)
+
+
+def _wrapped(left: Sequence[_Kept], right: Sequence[_Kept]) -> Mapping[LogicalPath, LogicalPath]:
+    """Parts that stand inside of a wrapper on one side: by the one change of what their paths start with that places all."""
+    found: dict[tuple[LogicalPath, LogicalPath], dict[LogicalPath, LogicalPath]] = {}
+    for one in left:
+        for other in right:
+            if one.type is other.type and one.leaves == other.leaves:
+                before, after = list(one.path), list(other.path)
+                while before and after and before[-1] == after[-1]:
+                    before.pop()
+                    after.pop()
+                found.setdefault((tuple(before), tuple(after)), {})[one.path] = other.path
+    types = collections.Counter(part.type for part in left) & collections.Counter(
+        part.type for part in right
+    )
+    whole = [pairs for pairs in found.values() if len(pairs) == types.total()]
+    return whole[0] if len(whole) == 1 else {}

@@ -81,7 +81,7 @@ def join(
     known = {f.path for f in faults}
     known |= {"/".join(renamed[n]) for n in parted[0] | {n for n, _ in contested.pairs}}
     known |= {"/".join(view.rows[n].path) for n in parted[1] | {n for _, n in contested.pairs}}
-    faults += unplaced(source, view, renamed, placed, alignment, known)
+    faults += unplaced(source, view, renamed, placed, alignment, known, rules)
     if faults:
         parts = [*map(str, source.parts)], [*map(str, view.parts)]
         notes = (

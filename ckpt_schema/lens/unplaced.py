@@ -1,25 +1,32 @@
-"""Leaves that have no place on the other side, and what would give them one: hints that can all be followed together."""
+"""Leaves that have no place on the other side, and what would give them one.
+
+What is certain is printed as rules, which can all be followed together; what is open, as the leaves that it could be, which is
+no rule. A default is offered for what a model works without: a stream, a cache, a count. A weight is never given one, for to
+follow that would be to lose it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import paths
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Fill, FreshKey
-from ckpt_schema.lens.align import Alignment, Owners
-from ckpt_schema.lens.rules import Move, Private, Rename, Reset
+from ckpt_schema.lens.align import Alignment
+from ckpt_schema.lens.partners import Loose, partners, renames
+from ckpt_schema.lens.restarts import Lost, restarts
+from ckpt_schema.lens.rules import Private, Rename, Rule
 from ckpt_schema.paths import LogicalPath
-from ckpt_schema.table import Layout, Part, Row
+from ckpt_schema.table import Layout, Row
 
 __all__ = ["unplaced"]
 
 _SHOWN = 3  # candidates of one leaf; more do not help
-_COMPARED = 200  # kinds of leaves on each side; beyond that, names are compared no more
+_NEAR = 200  # leaves on a side; where there are more, names are compared no more
 
 
 def unplaced(
@@ -29,11 +36,12 @@ def unplaced(
     joined: Sequence[tuple[int, int]],
     alignment: Alignment,
     known: set[str],
+    rules: Sequence[Rule] = (),
 ) -> Iterator[Mismatch]:
-    """Rows of both sides that are neither joined nor private with a default, each with its likeliest partner.
+    """Rows of both sides that are neither joined nor private with a default, each with what would place it.
 
     Rows of the optimizer state that mirror an unplaced row of the model are named on its line: what places one places all.
-    A part of the optimizer state that has no partner is named as a whole.
+    Those that have a fault of their own are told by `restarts`.
 
     Args:
         source: The source's layout.
@@ -42,307 +50,234 @@ def unplaced(
         joined: The numbers of rows that are joined, of the source and of the view.
         alignment: Which parts of the optimizer states are partners.
         known: Paths that have a fault already.
+        rules: The rules that are given.
     """
     onward, inverse = dict(joined), {there: here for here, there in joined}
-    left = [
-        r
-        for n, (p, r) in enumerate(zip(renamed, source.rows, strict=True))
-        if n not in onward and "/".join(p) not in known
+    called = list(renamed), [row.path for row in view.rows]
+    left, right = (
+        [n for n, path in enumerate(paths_) if n not in placed and "/".join(path) not in known]
+        for paths_, placed in zip(called, (onward, inverse), strict=True)
+    )
+    lost = [
+        [n for n in numbers if _required(table.rows[n])]
+        for table, numbers in ((source, left), (view, right))
     ]
-    right = [
-        r for n, r in enumerate(view.rows) if n not in inverse and "/".join(r.path) not in known
-    ]
-    lost = [r for r in left if _required(r)], [r for r in right if _required(r)]
     if not any(lost):
         return
-    likely = _likeliest(left, right)
-    sides = (
-        _Side(source, view, onward, likely[0], swapped=False),
-        _Side(view, source, inverse, likely[1], swapped=True),
-    )
-    whole = _parts(source, lost[0], alignment.apart[0]), _parts(view, lost[1], alignment.apart[1])
-    for n, (rows, side) in enumerate(zip(lost, sides, strict=True)):
-        yield from (
-            _chain_fault(side, part, found, whole[1 - n]) for part, found in whole[n].items()
-        )
-        told = {row.path for found in whole[n].values() for row in found}
-        for row, mirrors in _with_mirrors([row for row in rows if row.path not in told]):
-            found = f"{row.stored} in {side.near.name} alone"
-            yield Mismatch(
-                "/".join(row.path),
-                "unplaced",
-                f"a partner in {side.far.name}",
-                found,
-                side.hint(row),
-                mirrors=row.mirrors,
-                also=tuple(mirrors),
-            )
-
-
-def _parts(
-    table: Layout, lost: Sequence[Row], apart: frozenset[LogicalPath]
-) -> dict[Part, list[Row]]:
-    """The parts of the optimizer state that are lost as a whole, with their rows."""
-    owners = Owners(table)
-    found: dict[Part, list[Row]] = {}
-    for row in lost if apart else ():
-        part = owners.part(row)
-        if part is not None and part.path in apart:
-            found.setdefault(part, []).append(row)
-    return found
-
-
-def _chain_fault(
-    side: _Side, part: Part, rows: Sequence[Row], others: Mapping[Part, Sequence[Row]]
-) -> Mismatch:
-    fields = _fields(part, rows)
-    alike = [other for other in others if other.type is part.type]
-    alike = alike or [other for other, found in others.items() if _fields(other, found) == fields]
-    moves = [
-        Move(*((other.path, part.path) if side.swapped else (part.path, other.path)))
-        for other in alike[:_SHOWN]
+    loose = _loose(source, left, called[0]), _loose(view, right, called[1])
+    placed = [
+        (source.rows[a], called[0][a][source.rows[a].body or 0 :], view.rows[b])
+        for a, b in onward.items()
+        if source.rows[a].path[0] != "opt_state"
     ]
-    cures = [f"{rule} if that is its partner" for rule in moves]
-    if side.near.initial is not None:
-        cures.append(
-            f"{_reset(side, part.path)} to {'start it anew' if side.swapped else 'leave it behind'}"
-        )
-    else:
-        cures.append(f"declare {side.near.name} with its transformation, and it can be reset")
-    found = f"a {part.type.__name__} of {', '.join(fields)} in {side.near.name} alone"
-    return Mismatch(
-        "/".join(part.path),
-        "chain",
-        f"its partner in the chain of {side.far.name}",
-        found,
-        "; ".join(cures),
+    judged = partners(*loose, placed)
+    given = {rule.source for rule in rules if isinstance(rule, Rename)}
+    found = renames(judged.certain, source.rows, view.rows, onward, given)
+    back = {there: here for here, there in judged.certain.items()}
+    theirs = {there: found[here] for there, here in back.items()}
+    sides = (
+        _Side(source, view, judged.certain, judged.open[0], found, _Left.of(loose[1], loose[0])),
+        _Side(view, source, back, judged.open[1], theirs, _Left.of(loose[0], loose[1])),
     )
-
-
-def _fields(part: Part, rows: Sequence[Row]) -> list[str]:
-    """What a part keeps, by name."""
-    names = (
-        "/".join(row.path[len(part.path) : row.body]) if row.body else row.path[len(part.path)]
-        for row in rows
+    models, states = zip(
+        *(_split(t, n) for t, n in ((source, lost[0]), (view, lost[1]))), strict=True
     )
-    return list(dict.fromkeys(names))
-
-
-def _reset(side: _Side, path: LogicalPath) -> Reset:
-    return Reset(view=path) if side.swapped else Reset(source=path)
+    yield from restarts(
+        (
+            Lost(source, view, called[0], onward, states[0], models[0], is_view=False),
+            Lost(view, source, called[1], inverse, states[1], models[1], is_view=True),
+        ),
+        alignment,
+    )
+    for side, numbers in zip(sides, models, strict=True):
+        mirrors = _mirrors(side.near, numbers)
+        for number in sorted(numbers):
+            yield side.fault(number, mirrors.get(number, ()))
 
 
 def _required(row: Row) -> bool:
     return row.default is None and not row.optional
 
 
-def _with_mirrors(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
-    """Each row that mirrors no other of ``rows``, with the places in the optimizer state of those that mirror it."""
-    groups: dict[LogicalPath, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.path if row.body is None else ("", *row.path[row.body :]), []).append(
-            row
-        )
+def _loose(table: Layout, numbers: Sequence[int], called: Sequence[LogicalPath]) -> list[Loose]:
+    """The leaves of the model among some rows."""
+    rows = ((n, table.rows[n]) for n in numbers)
     return [
-        (first, ["/".join(row.path[: row.body]) for row in mirrors])
-        for first, *mirrors in groups.values()
+        Loose(n, row, called[n][row.body or 0 :], _required(row))
+        for n, row in rows
+        if row.path[0] != "opt_state"
     ]
 
 
-# --- what would place a row  ---
+def _mirrors(table: Layout, numbers: set[int]) -> dict[int, list[str]]:
+    """Where the optimizer state mirrors some rows of the model."""
+    model = {table.rows[n].path[table.rows[n].body or 0 :]: n for n in numbers}
+    found: dict[int, list[str]] = {}
+    for row in table.rows if model else ():
+        if row.body is not None and row.path[0] == "opt_state" and _required(row):
+            number = model.get(row.path[row.body :])
+            if number is not None:
+                found.setdefault(number, []).append("/".join(row.path[: row.body]))
+    return found
+
+
+def _split(table: Layout, numbers: Sequence[int]) -> tuple[set[int], list[int]]:
+    """The rows of the model among some, and those of the optimizer state."""
+    states = [n for n in numbers if table.rows[n].path[0] == "opt_state"]
+    return set(numbers).difference(states), states
+
+
+# --- what would place a leaf of the model  ---
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Left:
+    """The leaves of a model that have no partner, as the other side looks for its own among them.
+
+    Attributes:
+        plain: By type, and by path without levels of repetition.
+        named: By path; none where there are too many on either side to compare them all.
+        raw: Those that may be the raw data of keys.
+        keys: Those that are keys.
+    """
+
+    plain: Mapping[Any, Row]
+    named: Mapping[str, Row]
+    raw: Sequence[Row]
+    keys: Sequence[Row]
+
+    @classmethod
+    def of(cls, loose: Sequence[Loose], others: Sequence[Loose]) -> _Left:
+        """Those on one side, and those that look for their own among them."""
+        rows = [one.row for one in loose]
+        few = max(len(loose), len(others)) <= _NEAR
+        named = {"/".join(row.path[row.body or 0 :]): row for row in rows} if few else {}
+        raw = [row for row in rows if row.leaf.dtype == "uint32" and row.leaf.dims[-1:] in _WORDS]
+        keys = [row for row in rows if row.leaf.is_key]
+        return cls({_plain(row): row for row in rows}, named, raw, keys)
+
+    def other_form(self, row: Row) -> Sequence[Row]:
+        """Raw data that a key may be, and keys that raw data may be."""
+        if row.leaf.is_key:
+            return self.raw
+        is_raw = row.leaf.dtype == "uint32" and row.leaf.dims[-1:] in _WORDS
+        return self.keys if is_raw else ()
+
+
+_WORDS = {((2,),), ((4,),)}
+"""The last axis of the raw data of keys."""
+
+
+def _plain(row: Row) -> Any:
+    return row.leaf, tuple(segment.removesuffix("[]") for segment in row.path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Side:
-    """The rows of one layout that have no place in another, seen from the first."""
+    """The leaves of one layout that have no place in another, seen from the first.
+
+    Attributes:
+        near: The layout.
+        far: The other.
+        certain: The partners that are beyond doubt, by number.
+        open: What other rows may be.
+        rules: The rule that joins each certain pair, by the number of this side's row.
+        left: The far side's leaves that have no partner.
+    """
 
     near: Layout
     far: Layout
-    joined: Mapping[int, int]
-    candidates: Mapping[LogicalPath, Sequence[Row]]
-    swapped: bool  # whether the near layout is the view
+    certain: Mapping[int, int]
+    open: Mapping[int, Sequence[Loose]]
+    rules: Mapping[int, Rename]
+    left: _Left
 
-    def hint(self, row: Row) -> str:
-        """What places ``row``: the rename that joins it to its likeliest partner, or a default."""
-        untrained = self._untrained(row)
-        if untrained:
-            return untrained
-        cure = self._default(row)
-        likely = self.candidates.get(row.path, ())
-        if not likely:
-            return cure
-        if len(likely) > 1:
-            shown = ", ".join(
-                [
-                    *(paths.format_path(other.key) for other in likely[:_SHOWN]),
-                    *["..."][: len(likely) - _SHOWN],
-                ]
-            )
-            rule = f"rename(..., {'/'.join(row.path[row.body or 0 :])!r})"
-            return f"likeliest one of {shown}: {rule} says which, or {cure}"
-        (other,) = likely
-        likeliest = f"likeliest: {paths.format_path(other.key)}"
-        if [r.size for r in row.repeats] != [r.size for r in other.repeats]:
-            return f"{likeliest}; {_repeated(row, other)}, or {cure}"
-        return f"{likeliest}; {self._joining(row, other)} joins them, or {cure}"
+    def fault(self, number: int, mirrors: Sequence[str]) -> Mismatch:
+        """The fault of one row, and of those that mirror it."""
+        row = self.near.rows[number]
+        hint, rules = self._cure(number, row)
+        expected = f"a partner in {self.far.name}"
+        found = f"{row.stored} in {self.near.name} alone"
+        where, also = "/".join(row.path), tuple(mirrors)
+        return Mismatch(where, "unplaced", expected, found, hint, rules=rules, also=also)
 
-    def _default(self, row: Row) -> str:
-        """What lets ``row`` be private."""
-        if row.path[0] == "opt_state" and self.near.initial is not None:
-            return f"let it start anew: {_reset(self, row.path)}"
-        path = row.path if _mirror(row) else row.path[row.body or 0 :]
-        return f"give it a default: field(default=...) or {Private(path, FreshKey(0) if row.leaf.is_key else Fill(0))}"
+    def _cure(self, number: int, row: Row) -> tuple[str, tuple[Rule, ...]]:
+        """What would place a row, and the rules that do so for certain."""
+        rule = self.rules.get(number)
+        if rule is not None:
+            only = paths.format_path(self.far.rows[self.certain[number]].key)
+            return f"only {only} can be it; {rule} joins them", (rule,)
+        candidates = [other.row for other in self.open.get(number, ())]
+        candidates = candidates or self.left.other_form(row)
+        if candidates:
+            return _choice(row, candidates), ()
+        repeated = self.left.plain.get(_plain(row))
+        if repeated is not None:
+            return _repeated(row, repeated), ()
+        return self._alone(row)
 
-    def _untrained(self, row: Row) -> str | None:
-        """Why there is a part of the optimizer state for a leaf on this side alone: it is no param on the other."""
-        body = row.body or 0
-        model = {
-            r.path[r.body or 0 :]: n
-            for n, r in enumerate(self.near.rows)
-            if r.body is not None and not _mirror(r)
-        }
-        number = model.get(row.path[body:]) if _mirror(row) else None
-        there = self.joined.get(number) if number is not None else None
-        if (
-            number is None
-            or there is None
-            or not any(_mirror(r) and r.path[:body] == row.path[:body] for r in self.far.rows)
-        ):
-            return None
-        kinds = [_kind(table.rows[n]) for table, n in ((self.near, number), (self.far, there))]
-        path = "/".join(row.path[body:])
-        return f"{path} is {kinds[0]} here and {kinds[1]} there: declare it alike, by collection= in Linen and type= in NNX"
+    def _alone(self, row: Row) -> tuple[str, tuple[Rule, ...]]:
+        """What to do about a row that nothing on the far side can be: by what it is."""
+        own = row.path[row.body or 0 :]
+        kind = _kind(row)
+        if kind == "stream":
+            rule = Private(own, FreshKey(0))
+            return f"a stream of {self.near.name} alone: {rule} makes it anew", (rule,)
+        if kind in ("cache", "record"):
+            rule = Private(own, Fill(False if row.leaf.dtype == "bool" else 0))
+            return f"a {kind} of {self.near.name} alone: {rule} starts it at 0", (rule,)
+        if kind == "count":
+            return f"a count: {Private(own, Fill(0))} starts it at 0, if nothing else is it", ()
+        return self._weight(row), ()
 
-    def _joining(self, row: Row, other: Row) -> Rename | Move:
-        return _joining(other, row) if self.swapped else _joining(row, other)
-
-
-def _mirror(row: Row) -> bool:
-    return row.body is not None and row.path[0] == "opt_state"
+    def _weight(self, row: Row) -> str:
+        told = f"no leaf of {self.far.name} without a partner has its type"
+        own = "/".join(row.path[row.body or 0 :])
+        near = difflib.get_close_matches(own, [*self.left.named], n=1)
+        if near:
+            other = self.left.named[near[0]]
+            return f"{told}; near is {paths.format_path(other.key)}, which is {other.stored}"
+        cure = f"declare it in {self.far.name} too, or leave it out of {self.near.name}"
+        return f"{told}, and a weight is not made up: {cure}"
 
 
 def _kind(row: Row) -> str:
-    return row.kind if isinstance(row.kind, str) else getattr(row.kind, "__name__", "of no kind")
+    """What a leaf is to a model: a ``weight``, or something that it works without."""
+    if row.leaf.is_key:
+        return "stream"
+    if isinstance(row.kind, type):
+        from ckpt_schema.frameworks import nnx  # flax is loaded, for the kind is of it
+
+        kind = nnx.passing(row.kind)
+    else:
+        kind = _COLLECTIONS.get(str(row.kind))
+    if kind is not None:
+        return kind
+    is_count = not row.leaf.dims and row.leaf.dtype.startswith(("int", "uint"))
+    return "count" if is_count else "weight"
+
+
+_COLLECTIONS = {"cache": "cache", "intermediates": "record", "perturbations": "record"}
+"""Linen's collections that a model works without."""
+
+
+def _choice(row: Row, candidates: Sequence[Row]) -> str:
+    """The leaves that a row could be, none of them for certain."""
+    shown = [paths.format_path(other.key) for other in candidates[:_SHOWN]]
+    more = len(candidates) - len(shown)
+    listed = ", ".join([*shown, *([f"{more} more"] if more else [])])
+    if len(candidates) == 1:
+        return f"it may be {listed}, which nothing proves: if it is, say so with a rename"
+    outlines = {paths.outline(row.path), *(paths.outline(other.path) for other in candidates)}
+    numbered = len(outlines) <= 2 and all("#" in "/".join(outline) for outline in outlines)
+    cure = "; where they count layers, declare each side's as a list" if numbered else ""
+    return f"one of {listed} may be it: say which with a rename{cure}"
 
 
 def _repeated(row: Row, other: Row) -> str:
-    if _mirror(row) or _mirror(other):
-        return (
-            "what stacked layers share cannot be told apart: stack them on both sides or on neither"
-        )
     there, here = (
         " x ".join(dims_.format_dim(r.size) for r in each.repeats) for each in (other, row)
     )
-    return f"repeats there: {there or 'none'}, here: {here or 'none'}; declare scan= or list[...] on both sides"
-
-
-def _joining(source: Row, view: Row) -> Rename | Move:
-    """The shortest rule that makes ``source`` the partner of ``view``."""
-    start = source.body or 0
-    start = start if source.path[:start] == view.path[:start] else 0
-    before, after = list(source.path[start:]), list(view.path[start:])
-    while len(before) > 1 and len(after) > 1 and before[-1] == after[-1]:
-        before.pop()
-        after.pop()
-    kind = Move if before[0] == after[0] == "opt_state" else Rename
-    return kind(tuple(before), tuple(after))
-
-
-# --- which rows are alike  ---
-
-_Group = tuple[
-    Any, str
-]  # what its rows must share with those of the other side, and their path without its numbers
-_Candidates = dict[LogicalPath, Sequence[Row]]
-
-
-def _likeliest(left: Sequence[Row], right: Sequence[Row]) -> tuple[_Candidates, _Candidates]:
-    """For rows of either side the one row, or the several, that they most likely are on the other.
-
-    Rows whose names differ in numbers alone are paired in the order of the numbers, so that no two pairs cross; where one side
-    has more of them than the other, each might be any.
-    """
-    found: tuple[_Candidates, _Candidates] = {}, {}
-    siblings = [_siblings(rows) for rows in (left, right)]
-
-    def remaining(key: Callable[[Row, _Siblings], Any]) -> list[dict[_Group, list[Row]]]:
-        groups: list[dict[_Group, list[Row]]] = []
-        for rows, beside, done in zip((left, right), siblings, found, strict=True):
-            groups.append({})
-            for row in rows:
-                if row.path not in done:
-                    groups[-1].setdefault(
-                        (key(row, beside), "/".join(paths.outline(row.path))), []
-                    ).append(row)
-        return groups
-
-    for key, least in ((_place, 0.5), (_form, 0.5), (_anything, 0.8)):
-        groups = remaining(key)
-        for a, b in _closest(list(groups[0])[:_COMPARED], list(groups[1])[:_COMPARED], least):
-            _pair(groups[0][a], groups[1][b], *found)
-    first, second = (
-        _by_form([row for rows in groups.values() for row in rows]) for groups in remaining(_form)
-    )
-    for form in first.keys() & second.keys():
-        if len(first[form]) == len(second[form]) == 1:
-            _pair(first[form], second[form], *found)
-    return found
-
-
-def _by_form(rows: Sequence[Row]) -> dict[Any, list[Row]]:
-    found: dict[Any, list[Row]] = {}
-    for row in rows:
-        found.setdefault(_form(row, {}), []).append(row)
-    return found
-
-
-_Siblings = Mapping[LogicalPath, frozenset[Any]]
-
-
-def _siblings(rows: Sequence[Row]) -> _Siblings:
-    """What stands in each node: the names and types of its leaves."""
-    found: dict[LogicalPath, set[Any]] = {}
-    for row in rows:
-        found.setdefault(row.path[:-1], set()).add((row.path[-1], row.leaf))
-    return {path: frozenset(names) for path, names in found.items()}
-
-
-def _place(row: Row, siblings: _Siblings) -> Any:
-    return row.path[: row.body or 0], row.leaf, siblings[row.path[:-1]]
-
-
-def _form(row: Row, _: _Siblings) -> Any:
-    return row.path[: row.body or 0], row.leaf
-
-
-def _anything(row: Row, _: _Siblings) -> Any:
-    return None
-
-
-def _closest(
-    left: Sequence[_Group], right: Sequence[_Group], least: float
-) -> Iterator[tuple[_Group, _Group]]:
-    """Pairs of groups, the most alike first, each group in one pair at most."""
-    scored: list[tuple[float, int, int]] = []
-    for i, (kind, name) in enumerate(left):
-        for j, (other_kind, other) in enumerate(right):
-            matcher = difflib.SequenceMatcher(None, name, other, autojunk=False)
-            if kind == other_kind and matcher.quick_ratio() >= least and matcher.ratio() >= least:
-                scored.append((-matcher.ratio(), i, j))
-    taken: tuple[set[int], set[int]] = set(), set()
-    for _, i, j in sorted(scored):
-        if i not in taken[0] and j not in taken[1]:
-            taken[0].add(i)
-            taken[1].add(j)
-            yield left[i], right[j]
-
-
-def _pair(
-    left: Sequence[Row], right: Sequence[Row], lefts: _Candidates, rights: _Candidates
-) -> None:
-    left, right = (
-        sorted(rows, key=lambda row: paths.natural("/".join(row.path))) for rows in (left, right)
-    )
-    alone = len(left) == len(right)
-    for rows, others, found in ((left, right, lefts), (right, left, rights)):
-        found |= {row.path: [others[n]] if alone else others for n, row in enumerate(rows)}
+    where = paths.format_path(other.key)
+    told = f"repeats there: {there or 'none'}, here: {here or 'none'}"
+    return f"likeliest: {where}; {told}; declare scan= or list[...] on both sides"
