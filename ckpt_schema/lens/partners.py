@@ -141,12 +141,13 @@ def _ordered(
 class _Node:
     """A node of the tree of leaves without a partner."""
 
-    __slots__ = ("below", "kind", "leaf", "name")
+    __slots__ = ("below", "depth", "kind", "leaf", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.below: dict[str, _Node] = {}
         self.leaf: Loose | None = None
+        self.depth = 0  # how many segments there are below it at most
         self.kind = -1  # a number for its structure: two nodes of one kind differ in names alone
 
     def leaves(self) -> Iterator[Loose]:
@@ -157,14 +158,6 @@ class _Node:
             if node.leaf is not None:
                 yield node.leaf
             waiting += node.below.values()
-
-    @property
-    def depth(self) -> int:
-        """How many segments there are below it at most, counted along its first children."""
-        depth, node = 0, self
-        while node.below:
-            depth, node = depth + 1, next(iter(node.below.values()))
-        return depth
 
 
 _Children = Mapping[str, _Node]
@@ -184,7 +177,9 @@ def _trees(rows: Sequence[Loose], forms: _Forms) -> dict[LogicalPath, dict[str, 
         node.leaf = row
     for node in reversed(made):  # children before parents
         own = None if node.leaf is None else forms.of(node.leaf.row)
-        node.kind = forms.number((own, *sorted(child.kind for child in node.below.values())))
+        children = node.below.values()
+        node.kind = forms.number((own, *sorted(child.kind for child in children)))
+        node.depth = max((1 + child.depth for child in children), default=0)
     return {head: root.below for head, root in roots.items()}
 
 
@@ -313,7 +308,10 @@ def renames(
     onward: Mapping[int, int],
     given: Collection[LogicalPath],
 ) -> dict[int, Rename]:
-    """The rule that joins each certain pair, by the number of the source's row: one for a whole node wherever it may be.
+    """The rules that join certain pairs, by the number of the source's row: one for a whole node wherever it may be.
+
+    They can be followed in any order, and some of them alone. So a rule that takes a leaf where it
+    does not belong, unless a rule for that leaf is followed first, is left for the next time.
 
     Args:
         certain: The pairs.
@@ -322,49 +320,78 @@ def renames(
         onward: The rows of the source that are joined, and with which of the view.
         given: Paths that rules rename already.
     """
-    below: dict[LogicalPath, list[int]] = {}
-    for number, row in enumerate(source) if certain else ():
-        path = _own(row)
-        if row.path[0] == "opt_state":
-            continue
-        for end in range(1, len(path) + 1):
-            below.setdefault(path[:end], []).append(number)
-    there = {
-        (*row.path[: row.body or 0], None, *_own(row)): number for number, row in enumerate(view)
-    }
-    taken, paired = set(onward.values()), set(certain.values())
-    known: dict[tuple[LogicalPath, LogicalPath], bool] = {}
-
-    def is_safe(before: LogicalPath, after: LogicalPath) -> bool:
-        """Whether the rule takes no leaf from where it is joined, and none to where another belongs."""
-        for number in below[before]:
-            row = source[number]
-            path, head = _own(row), row.path[: row.body or 0]
-            if any(path[:end] in given for end in range(len(before) + 1, len(path) + 1)):
-                continue  # a rule for a longer path says where it goes
-            goal = there.get((*head, None, *after, *path[len(before) :]))
-            if number in onward or goal in taken:
-                return False
-            if goal is None:
-                continue
-            if certain.get(number, goal) != goal or (goal in paired and number not in certain):
-                return False
-            if form(view[goal]) != form(row):
-                return False
-        return True
-
+    if not certain:
+        return {}
+    judge = _Renames(certain, source, view, onward, given)
     found: dict[int, Rename] = {}
     for number, other in certain.items():
         for before, after in _spellings(_own(source[number]), _own(view[other])):
-            pair = before, after
-            if pair not in known:
-                known[pair] = before not in given and is_safe(before, after)
-            if known[pair]:
+            verdict = judge.verdict(before, after)
+            if verdict == "later":
+                break
+            if verdict == "safe":
                 found[number] = Rename(before, after)
                 break
-        else:
-            found[number] = Rename(_own(source[number]), _own(view[other]))
     return found
+
+
+class _Renames:
+    """What a rename would do besides joining the pair that it is for."""
+
+    def __init__(
+        self,
+        certain: Mapping[int, int],
+        source: Sequence[Row],
+        view: Sequence[Row],
+        onward: Mapping[int, int],
+        given: Collection[LogicalPath],
+    ) -> None:
+        self._certain, self._source, self._view, self._onward = certain, source, view, onward
+        self._given = given
+        self._taken, self._paired = set(onward.values()), set(certain.values())
+        self._below: dict[LogicalPath, list[int]] = {}
+        for number, row in enumerate(source):
+            path = _own(row)
+            for end in range(1, len(path) + 1) if row.path[0] != "opt_state" else ():
+                self._below.setdefault(path[:end], []).append(number)
+        self._there = {_standing(row, _own(row)): number for number, row in enumerate(view)}
+        self._known: dict[tuple[LogicalPath, LogicalPath], str] = {}
+
+    def verdict(self, before: LogicalPath, after: LogicalPath) -> str:
+        """Whether the rule is ``safe``: it takes no leaf from where it is joined, and none to where another belongs.
+
+        ``later`` it will be where the leaves that it would take to a wrong place get rules of their
+        own now; else it is ``wrong``.
+        """
+        pair = before, after
+        if pair not in self._known:
+            found = {self._effect(number, before, after) for number in self._below[before]}
+            if before in self._given:
+                found.add("wrong")
+            self._known[pair] = next((v for v in ("wrong", "later") if v in found), "safe")
+        return self._known[pair]
+
+    def _effect(self, number: int, before: LogicalPath, after: LogicalPath) -> str:
+        """What the rule does to one leaf below its path."""
+        row = self._source[number]
+        path = _own(row)
+        if any(path[:end] in self._given for end in range(len(before) + 1, len(path) + 1)):
+            return "safe"  # a rule for a longer path says where it goes
+        if number in self._onward:
+            return "wrong"
+        goal = self._there.get(_standing(row, (*after, *path[len(before) :])))
+        if goal is None or self._certain.get(number) == goal:
+            return "safe"
+        if number in self._certain:
+            first, _ = next(_spellings(path, _own(self._view[self._certain[number]])))
+            return "later" if len(first) > len(before) else "wrong"
+        taken = goal in self._taken or goal in self._paired
+        return "wrong" if taken or form(self._view[goal]) != form(row) else "safe"
+
+
+def _standing(row: Row, path: LogicalPath) -> tuple[LogicalPath, LogicalPath]:
+    """A path in the model that a row is of."""
+    return row.path[: row.body or 0], path
 
 
 def _own(row: Row) -> LogicalPath:

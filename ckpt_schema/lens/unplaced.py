@@ -74,7 +74,7 @@ def unplaced(
     given = {rule.source for rule in rules if isinstance(rule, Rename)}
     found = renames(judged.certain, source.rows, view.rows, onward, given)
     back = {there: here for here, there in judged.certain.items()}
-    theirs = {there: found[here] for there, here in back.items()}
+    theirs = {there: found[here] for there, here in back.items() if here in found}
     sides = (
         _Side(source, view, judged.certain, judged.open[0], found, _Left.of(loose[1], loose[0])),
         _Side(view, source, back, judged.open[1], theirs, _Left.of(loose[0], loose[1])),
@@ -207,6 +207,9 @@ class _Side:
         if rule is not None:
             only = paths.format_path(self.far.rows[self.certain[number]].key)
             return f"only {only} can be it; {rule} joins them", (rule,)
+        if number in self.certain:
+            only = paths.format_path(self.far.rows[self.certain[number]].key)
+            return f"only {only} may be it; the rules for other leaves come first", ()
         candidates = [other.row for other in self.open.get(number, ())]
         candidates = candidates or self.left.other_form(row)
         if candidates:
