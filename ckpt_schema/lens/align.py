@@ -117,36 +117,27 @@ class _Kept:
 
     path: LogicalPath
     type: type
-    own: frozenset[Any]
-    mirrors: frozenset[Any]
-
-    @property
-    def leaves(self) -> tuple[frozenset[Any], frozenset[Any]]:
-        """All of it."""
-        return self.own, self.mirrors
+    leaves: frozenset[Any]
 
 
 def _kept(
     table: Layout, called: Callable[[LogicalPath], LogicalPath], common: set[LogicalPath]
 ) -> dict[LogicalPath, _Kept]:
     owners = Owners(table)
-    found: dict[LogicalPath, tuple[set[Any], set[Any]]] = {}
+    found: dict[LogicalPath, set[Any]] = {}
     types: dict[LogicalPath, type] = {}
     for row in table.rows:
         part = owners.part(row)
         if part is None:
             continue
-        own, mirrors = found.setdefault(part.path, (set(), set()))
+        leaves = found.setdefault(part.path, set())
         types[part.path] = part.type
         start = len(part.path)
         if row.body is None:
-            own.add((row.path[start:], row.leaf))
+            leaves.add((row.path[start:], row.leaf))
         elif called(row.path[row.body :]) in common:
-            mirrors.add((row.path[start : row.body], called(row.path[row.body :])))
-    return {
-        path: _Kept(path, types[path], frozenset(own), frozenset(mirrors))
-        for path, (own, mirrors) in found.items()
-    }
+            leaves.add((row.path[start : row.body], called(row.path[row.body :])))
+    return {path: _Kept(path, types[path], frozenset(leaves)) for path, leaves in found.items()}
 
 
 def _labelled(part: _Kept) -> Any:
@@ -173,16 +164,8 @@ def _paired(
         others = groups[1].get(key, [])
         if len(members) == len(others) and (kind is _labelled or len(members) == 1):
             for a, b in zip(members, others, strict=True):
-                if a.path == b.path or _fit(a, b, alone=len(members) == 1):
+                if a.path == b.path or a.leaves == b.leaves:
                     yield a.path, b.path
-
-
-def _fit(one: _Kept, other: _Kept, *, alone: bool) -> bool:
-    """Whether two parts keep the same; where each is the only one of its kind, one may train more params than the other."""
-    if one.leaves == other.leaves:
-        return True
-    more, less = (one.mirrors, other.mirrors)
-    return alone and one.own == other.own and (more <= less or less <= more)
 
 
 def _wrapped(left: Sequence[_Kept], right: Sequence[_Kept]) -> Mapping[LogicalPath, LogicalPath]:
