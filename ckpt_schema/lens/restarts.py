@@ -55,13 +55,13 @@ class Lost:
     @property
     def verb(self) -> str:
         """What a reset does, as hints say it."""
-        return "starts it anew" if self.is_view else "leaves it behind"
+        return "to start it anew" if self.is_view else "to leave it behind"
 
 
 def restarts(states: tuple[Lost, Lost], alignment: Alignment) -> Iterator[Mismatch]:
     """A fault for each part of either optimizer state that has no partner, and for each row that has none of its own."""
     apart = [_apart(state, paths_) for state, paths_ in zip(states, alignment.apart, strict=True)]
-    places = [_places(state) for state in states]
+    moves = _moves(*states)
     for n, state in enumerate(states):
         resets = _Resets(state)
         for part, rows in apart[n].items():
@@ -71,8 +71,7 @@ def restarts(states: tuple[Lost, Lost], alignment: Alignment) -> Iterator[Mismat
         rest = [number for number in state.rows if number not in told]
         rest = [n for n in rest if not _follows(state.near.rows[n], lost)]
         if rest:
-            both = places[n], places[1 - n]
-            yield from _Rows(state, states[1 - n], resets, both).faults(rest)
+            yield from _Rows(state, states[1 - n], resets, moves).faults(rest)
 
 
 def _follows(row: Row, lost: set[LogicalPath]) -> bool:
@@ -179,39 +178,54 @@ class _Resets:
         return self._state.reset(row.path)
 
 
-# --- rows of parts that have a partner  ---
-
-_Kept = frozenset[tuple[LogicalPath, object]]
-"""What stands at a position of a chain: paths, and what their leaves are."""
-
-_Places = Mapping[LogicalPath, _Kept]
+# --- chains that do not tell their parts  ---
 
 
-def _position(path: LogicalPath) -> LogicalPath:
-    """The position in the chain that a path stands at, where a tree does not tell its parts."""
-    end = 1
-    while end < len(path) and path[end].isdecimal():
-        end += 1
-    return path[:end]
+def _moves(source: Lost, view: Lost) -> list[Move]:
+    """The rules for parts that keep the same, where a chain does not tell what they are: those that can be no other."""
+    if source.near.parts and view.near.parts:
+        return []
+    sides = [
+        {state.called[number]: form(state.near.rows[number])[1:] for number in state.rows}
+        for state in (source, view)
+    ]
+    waiting = dict(sides[0])
+    found: list[Move] = []
+    while waiting:
+        path, kind = next(iter(waiting.items()))
+        cuts = _cuts(path, kind, sides[1])
+        able = [cut for cut in cuts if _below(sides[0], cut[0]) == _below(sides[1], cut[1])]
+        done = path
+        if len(able) == 1:
+            done, there = able[0]
+            back = _cuts((*there, *path[len(done) :]), kind, sides[0])
+            if sum(_below(sides[1], one) == _below(sides[0], two) for one, two in back) == 1:
+                found.append(Move(done, there))
+        waiting = {p: k for p, k in waiting.items() if p[: len(done)] != done}
+    return found
 
 
-def _places(state: Lost) -> dict[LogicalPath, _Kept]:
-    """What stands at each position of a chain that is without a partner as a whole, where parts are not told."""
-    if state.near.parts and state.far.parts:
-        return {}
-    lost = set(state.rows)
-    kept: dict[LogicalPath, set[tuple[LogicalPath, object]]] = {}
-    joined: set[LogicalPath] = set()
-    for number, row in enumerate(state.near.rows):
-        if row.path[0] != "opt_state":
+_Kinds = Mapping[LogicalPath, object]
+
+
+def _cuts(path: LogicalPath, kind: object, others: _Kinds) -> set[tuple[LogicalPath, LogicalPath]]:
+    """What would have to take the place of what on a path to make it another of its kind, in as few segments as will do."""
+    found: set[tuple[LogicalPath, LogicalPath]] = set()
+    for other, known in others.items():
+        if known != kind or other[-1] != path[-1] or other == path:
             continue
-        position = _position(row.path)
-        if number in lost:
-            below = state.called[number][len(position) :]
-            kept.setdefault(position, set()).add((below, form(row)[1:]))
-        else:
-            joined.add(position)
-    return {p: frozenset(rows) for p, rows in kept.items() if p not in joined}
+        same = 1
+        while same < min(len(path), len(other)) - 1 and path[-1 - same] == other[-1 - same]:
+            same += 1
+        found.add((path[: len(path) - same], other[: len(other) - same]))
+    return found
+
+
+def _below(kinds: _Kinds, head: LogicalPath) -> _Kinds:
+    return {path[len(head) :]: kind for path, kind in kinds.items() if path[: len(head)] == head}
+
+
+# --- rows of parts that have a partner  ---
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -226,12 +240,9 @@ class _Cure:
 class _Rows:
     """Rows of one optimizer state whose parts have partners, or are not told."""
 
-    def __init__(
-        self, state: Lost, other: Lost, resets: _Resets, places: Sequence[_Places]
-    ) -> None:
+    def __init__(self, state: Lost, other: Lost, resets: _Resets, moves: Sequence[Move]) -> None:
         self._state, self._resets = state, resets
-        self._here, self._there = places
-        self._repeated = collections.Counter(self._here.values())
+        self._moves = {(rule.view if state.is_view else rule.source): rule for rule in moves}
         self._owners = Owners(state.near), Owners(state.far)
         rows = state.near.rows
         self._models = {_model(r): n for n, r in enumerate(rows) if r.path[0] != "opt_state"}
@@ -264,33 +275,24 @@ class _Rows:
 
     def _cure(self, number: int) -> _Cure:
         state, row, called = self._state, self._state.near.rows[number], self._state.called[number]
-        moved = self._moved(row)
+        heads = (called[:end] for end in range(1, len(called)))
+        moved = next((self._moves[head] for head in heads if head in self._moves), None)
         if moved is not None:
             return _Cure("nothing else keeps the same", (moved,), "joins them")
-        if _position(row.path) in self._here:
-            return _Cure("this chain does not tell its parts: say which is which with a move")
+        if not (state.near.parts and state.far.parts):
+            told = "a chain that does not tell its parts: any of the other side's may be it"
+            return _Cure(f"{told}; say which with a move")
         if state.near.initial is None:
             return _Cure(f"declare {state.near.name} with its transformation, and it can be reset")
         reset = (self._resets.of_row(row),)
         free = self._free.get(called, ())
         if any(other.default == Init() for other in free):
-            return _Cure(f"{state.far.name} has it reset", reset, "leaves this one behind too")
+            return _Cure(f"{state.far.name} has it reset", reset, "to leave this one behind too")
         if is_mirror(row):
             return self._mirror(row, reset)
         if free:
             return _Cure("two of one name that no rule joins: say so with a rename, or reset both")
         return _Cure(f"{state.far.name} keeps no such thing", reset, state.verb)
-
-    def _moved(self, row: Row) -> Move | None:
-        """The rule for a whole position of the chain, where one on either side alone keeps the same."""
-        position = _position(row.path)
-        kept = self._here.get(position)
-        if kept is None or self._repeated[kept] > 1:
-            return None
-        others = [there for there, found in self._there.items() if found == kept]
-        if len(others) != 1:
-            return None
-        return Move(*((others[0], position) if self._state.is_view else (position, others[0])))
 
     def _mirror(self, row: Row, reset: tuple[Rule, ...]) -> _Cure:
         """Why one side keeps something for a leaf that both have, and the other does not."""
