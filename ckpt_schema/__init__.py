@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ckpt_schema.equality import TreesDifferError as TreesDifferError
     from ckpt_schema.equality import assert_trees_identical as assert_trees_identical
     from ckpt_schema.equality import differences as differences
+    from ckpt_schema.errors import AxesWarning as AxesWarning
     from ckpt_schema.errors import CheckpointExistsError as CheckpointExistsError
     from ckpt_schema.errors import CheckpointMismatchError as CheckpointMismatchError
     from ckpt_schema.errors import CheckpointWriteError as CheckpointWriteError
@@ -58,6 +59,7 @@ _HOMES = {
     "conformance": ("Report", "assert_conforms", "check"),
     "equality": ("TreesDifferError", "assert_trees_identical", "differences"),
     "errors": (
+        "AxesWarning",
         "CheckpointExistsError",
         "CheckpointMismatchError",
         "CheckpointWriteError",
@@ -92,6 +94,7 @@ _MODULES = {"linen": "frameworks.linen", "nnx": "frameworks.nnx", "orbax": "orba
 _NAMES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AxesWarning",
     "CheckpointExistsError",
     "CheckpointMismatchError",
     "CheckpointWriteError",

@@ -12,6 +12,7 @@ from typing import ClassVar
 from ckpt_schema.faults import Mismatch, format_faults
 
 __all__ = [
+    "AxesWarning",
     "CheckpointExistsError",
     "CheckpointMismatchError",
     "CheckpointWriteError",
@@ -82,6 +83,10 @@ class CheckpointExistsError(CkptSchemaError, FileExistsError):
 
 class CheckpointWriteError(CkptSchemaError, OSError):
     """A checkpoint could not be written; what had been written of it is removed."""
+
+
+class AxesWarning(UserWarning):
+    """Leaves under two names were joined axis by axis, and their sizes would allow another order of the axes."""
 
 
 class ShardingWarning(UserWarning):

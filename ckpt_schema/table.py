@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -372,32 +371,76 @@ def _counts(row: Row) -> list[int | None]:
     return [next(sizes) if isinstance(segment, Index) else 1 for segment in row.key]
 
 
+class _Keys:
+    """The keys of rows as a trie of their segments, so that a row meets those alone which it may be.
+
+    Attributes:
+        fixed: What stands below a segment without an index symbol.
+        alike: The same, by the outline of the segment: what an index symbol may spell.
+        open: What stands below segments with an index symbol, by their outline.
+        rows: The rows whose key ends here.
+    """
+
+    __slots__ = ("alike", "fixed", "open", "rows")
+
+    def __init__(self) -> None:
+        self.fixed: dict[Key, _Keys] = {}
+        self.alike: dict[str, dict[Key, _Keys]] = {}
+        self.open: dict[str, dict[Index, _Keys]] = {}
+        self.rows: list[int] = []
+
+    def add(self, number: int, key: Pattern, outline: tuple[str, ...]) -> None:
+        """Puts the row of this number where its key leads."""
+        node = self
+        for segment, shape in zip(key, outline, strict=True):
+            if isinstance(segment, Index):
+                node = node.open.setdefault(shape, {}).setdefault(segment, _Keys())
+            else:
+                below = node.fixed.get(segment)
+                if below is None:
+                    below = node.fixed[segment] = _Keys()
+                    node.alike.setdefault(shape, {})[segment] = below
+                node = below
+        node.rows.append(number)
+
+    def near(self, key: Pattern, outline: tuple[str, ...]) -> Iterator[int]:
+        """The numbers of the rows that may have a key in common with ``key``."""
+        nodes = [self]
+        for segment, shape in zip(key, outline, strict=True):
+            below: list[_Keys] = []
+            for node in nodes:
+                below += (n for i, n in node.open.get(shape, {}).items() if _meet(i, segment))
+                if not isinstance(segment, Index):
+                    below += filter(None, (node.fixed.get(segment),))
+                    continue
+                below += (n for k, n in node.alike.get(shape, {}).items() if _meet(segment, k))
+            nodes = below
+        for node in nodes:
+            yield from node.rows
+
+
+def _meet(left: Index, right: Key | Index) -> bool:
+    return left == right or paths.may_coincide(left, right)
+
+
 def _overlaps(table: Layout) -> Iterator[Mismatch]:
     """Rows whose index symbols can spell another row's key path: ``layers_{i}`` beside ``layers_0``."""
-    alike: dict[tuple[str, ...], list[Row]] = collections.defaultdict(list)
-    for row in table.rows:
-        alike[paths.outline(row.key)].append(row)
-    for rows in alike.values():
-        # Rows without an index symbol spell one key each, and were compared as they are.
-        for first in [row for row in rows if row.unrolled]:
-            others = [
-                r for r in rows if r.key != first.key and not (r.unrolled and r.path < first.path)
-            ]
-            for other in others:
-                if all(
-                    map(
-                        paths.may_coincide,
-                        first.key,
-                        other.key,
-                        zip(_counts(first), _counts(other), strict=True),
-                    )
-                ):
-                    both = f"{'/'.join(first.path)} ({paths.format_path(first.key)}) and {'/'.join(other.path)}"
-                    hint = "two leaves can never share one: give one of them another key="
-                    yield Mismatch(
-                        paths.format_path(other.key),
-                        "ambiguous",
-                        "one leaf at a key path",
-                        both,
-                        hint,
-                    )
+    # Rows without an index symbol spell one key each, and were compared as they are.
+    if not any(row.unrolled for row in table.rows):
+        return
+    outlines = [paths.outline(row.key) for row in table.rows]
+    keys = _Keys()
+    for number, row in enumerate(table.rows):
+        keys.add(number, row.key, outlines[number])
+    for number, first in enumerate(table.rows):
+        if not first.unrolled:
+            continue
+        for other in (table.rows[n] for n in sorted(keys.near(first.key, outlines[number]))):
+            if other.key == first.key or (other.unrolled and other.path < first.path):
+                continue
+            counts = zip(_counts(first), _counts(other), strict=True)
+            if all(map(paths.may_coincide, first.key, other.key, counts)):
+                both = f"{'/'.join(first.path)} ({paths.format_path(first.key)}) and {'/'.join(other.path)}"
+                hint = "two leaves can never share one: give one of them another key="
+                where = paths.format_path(other.key)
+                yield Mismatch(where, "ambiguous", "one leaf at a key path", both, hint)

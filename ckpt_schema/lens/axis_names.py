@@ -14,12 +14,12 @@ from ckpt_schema import dims as dims_
 from ckpt_schema.dims import EITHER, Dim, Factor
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.lens.rules import Reset
+from ckpt_schema.lens.rules import Rename, Reset
 from ckpt_schema.lens.told import Told
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Row
 
-__all__ = ["axes_called", "composed", "fault", "matched", "same_axes", "square"]
+__all__ = ["axes_called", "composed", "fault", "guessed", "matched", "same_axes", "square"]
 
 _Atom = tuple[Factor, str]
 """A factor of an axis, and what its class calls it."""
@@ -55,6 +55,20 @@ def square(leaf: Leaf) -> bool:
         [True, False, False, False]
     """
     return any(isinstance(factor, int) for factor in _twins(leaf)) and not leaf.names
+
+
+def guessed(source: Row, view: Row, told: Told) -> str:
+    """The rule that says the order of a square leaf's axes as it was taken, where the names of the leaf differ and none does.
+
+    Square leaves of one name are taken for the same leaf; those of two names may come from libraries that order axes in two
+    ways, as a ``weight`` of PyTorch and a ``kernel`` of Flax do.
+    """
+    if told.axes is not None or _model(source) == _model(view):
+        return ""
+    if not square(source.leaf) or not square(view.leaf):
+        return ""
+    rule = Rename(_model(source), _model(view), tuple(range(len(source.leaf.dims))))
+    return f"{rule}  {source.leaf}"
 
 
 def axes_called(leaf: Leaf, dim: Dim) -> list[int]:

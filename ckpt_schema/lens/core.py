@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import leaves, paths
 from ckpt_schema.conformance import Match, Matcher
 from ckpt_schema.dims import Binder
-from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch
+from ckpt_schema.errors import AxesWarning, ConformanceError, DerivationError, Mismatch
+from ckpt_schema.lens.axis_names import guessed
 from ckpt_schema.lens.compile import compile_plan
 from ckpt_schema.lens.compose import compose
 from ckpt_schema.lens.derivation import Derivation
@@ -244,6 +246,10 @@ def derive(
             rule that matches nothing.
         SchemaError: One of the schemas is wrong in itself.
 
+    Warns:
+        AxesWarning: With every square leaf of an inferred layout that a rule gives another name without ``axes=``: it is
+            joined as it stands, and its sizes would allow the transpose.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxtyping import Array, Float32
@@ -262,7 +268,28 @@ def derive(
     both = layout(source), layout(view)
     joined = join(*both, edits)
     lens = Lens(*joined, derivations=(Derivation(*both, tuple(edits)),))
+    _warn_of_squares(lens)
     return lens.bind(**{**dict(lens.view.sizes), **dict(lens.source.sizes), **(dims or {})})
+
+
+def _warn_of_squares(lens: Lens) -> None:
+    """Names all leaves that were joined under another name axis by axis, where only their equal sizes speak for it."""
+    found: dict[str, None] = {}
+    seen: tuple[set[int], set[int]] = set(), set()
+    for one in lens.joins:
+        here, there = one.sources[0].row, one.views[0].row
+        copied = here in seen[0] or there in seen[1]  # and has the order of its original
+        seen[0].add(here)
+        seen[1].add(there)
+        if one.plain and not copied:
+            found[guessed(lens.source.rows[here], lens.view.rows[there], one.told)] = None
+    lines = [f"\n  {line}" for line in found if line]
+    if lines:
+        header = (
+            f"square leaves of {lens.source.name} and {lens.view.name} have other names, and were joined without a transpose: "
+            "sizes do not show the order of axes. Say it, as it is here, or axes='1 0' for the transpose:"
+        )
+        warnings.warn(header + "".join(lines), AxesWarning, stacklevel=3)
 
 
 def _table(lens: Lens) -> list[str]:

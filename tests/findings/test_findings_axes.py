@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
@@ -282,3 +283,66 @@ def test_1_2_axes_that_order_nothing_are_refused() -> None:
         [cs.rename("a", "c", axes="1 0")],
     )
     assert "orders 2 axes" in said
+
+
+def test_1_2_square_leaves_under_another_name_are_named_in_one_warning() -> None:
+    """PyTorch keeps ``[out, in]``, Flax ``[in, out]``: of a square one, sizes show neither."""
+    square, wide = np.arange(9.0, dtype=np.float32).reshape(3, 3), np.zeros((3, 4), np.float32)
+    old = {"a": {"weight": square}, "b": {"weight": square}, "c": {"weight": wide}, "same": square}
+    new = {"a": {"kernel": square}, "b": {"kernel": square}, "c": {"kernel": wide}, "same": square}
+    rules = [cs.rename(f"{name}/weight", f"{name}/kernel") for name in "abc"]
+    with pytest.warns(cs.AxesWarning) as caught:
+        lens = cs.derive(cs.infer(old), cs.infer(new), rules)
+    said = [line.strip() for line in str(caught.pop().message).splitlines()[1:]]
+    assert not caught.list
+    assert said == [
+        f"rename('{name}/weight', '{name}/kernel', axes='0 1')  float32[3 3]" for name in "ab"
+    ]
+    assert np.array_equal(lens.get(old)["a"]["kernel"], square)
+    told = [
+        cs.rename("a/weight", "a/kernel", axes="1 0"),
+        cs.rename("b/weight", "b/kernel", axes="0 1"),
+    ]
+    got = cs.derive(cs.infer(old), cs.infer(new), [*told, rules[2]]).get(old)
+    assert np.array_equal(got["a"]["kernel"], square.T)
+    assert np.array_equal(got["b"]["kernel"], square)
+
+
+def test_1_2_a_moment_of_a_square_leaf_is_not_named_besides() -> None:
+    x = np.ones((2, 2), np.float32)
+
+    def state(name: str) -> Any:
+        return {"step": 0, "params": {name: x}, "opt_state": optax.adam(1e-3).init({name: x})}
+
+    with pytest.warns(cs.AxesWarning) as caught:
+        cs.derive(
+            cs.infer(state("weight")), cs.infer(state("kernel")), [cs.rename("weight", "kernel")]
+        )
+    assert len(str(caught.pop().message).splitlines()) == 2
+
+
+def test_part_5_infer_grows_with_the_leaves() -> None:
+    """Rows whose keys differ in their numbers alone were all compared with one another."""
+    leaf = np.zeros(2, np.float32)
+    flat = {f"k{i}_{i % 7}": leaf for i in range(3000)}
+    lists = {f"a{i}": [{"w": leaf}, {"w": leaf}] for i in range(1500)}
+    for tree in (flat, lists):
+        calls = _calls(lambda tree=tree: cs.infer(tree))
+        assert calls < 200 * 3000
+
+
+def _calls(run: Any) -> int:
+    """How many Python functions are called: a measure that a busy machine does not move."""
+    count = 0
+
+    def counted(_frame: Any, event: str, _arg: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return count
