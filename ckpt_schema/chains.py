@@ -51,6 +51,8 @@ class OptimizerChain:
         """
         if self._head is None or _spelled(key[: len(self._head)]) != self._head:
             return None
+        if len(key) == len(self._head):
+            return None  # a leaf where a chain should be
         below = itertools.takewhile(str.isdecimal, _spelled(key[len(self._head) : -1]))
         return (*self._head, *below)
 

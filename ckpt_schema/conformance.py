@@ -21,6 +21,8 @@ from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Row, Slot
 from ckpt_schema.trees import FlatTree, Tree, flatten
 
+_REPEATS = 100_000  # more repeats than leaves, and they are named one by one
+
 _COMPARED = 40_000  # pairs of paths that are compared for a hint
 
 __all__ = ["Match", "Matcher", "Report", "assert_conforms", "check"]
@@ -275,6 +277,9 @@ class Matcher:
             counts = [binder.size(dim) for dim in row.unrolled]
             if None in counts:
                 yield row.key, row
+                continue
+            if math.prod(count or 0 for count in counts) > _REPEATS + 10 * len(slots):
+                yield row.key, row  # a size that was said, and that is none of this tree's
                 continue
             for indices in itertools.product(*(range(count or 0) for count in counts)):
                 if (number, indices) not in slots:

@@ -14,8 +14,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.text import shown
 
 __all__ = [
     "EITHER",
@@ -39,6 +43,7 @@ __all__ = [
     "renamed_axis",
     "size_of",
     "sizes_of",
+    "verify_sizes",
 ]
 
 
@@ -92,8 +97,11 @@ class AxisName:
 EITHER = " or "
 """What stands between the names that an axis may have of which nobody can say which one it has."""
 
+LARGEST = 10**18 - 1
+"""The largest size of an axis that can be written; no array is larger."""
+
 _FACTOR = re.compile(
-    r"[A-Za-z]\w*|\d+"
+    r"[A-Za-z]\w*|\d{1,18}"
 )  # to jaxtyping, a name with a leading underscore is anonymous
 
 
@@ -215,6 +223,35 @@ def _format_bound(dim: Dim, sizes: Mapping[str, int]) -> str:
     return (
         spelled if known is None or all(isinstance(f, int) for f in dim) else f"{spelled}={known}"
     )
+
+
+def verify_sizes(given: object) -> None:
+    """Raises unless sizes are given by the names of dims.
+
+    Raises:
+        SchemaError: With every name that is none, and every size that is none.
+
+    Example:
+        >>> verify_sizes({"embed": 512})
+    """
+    if not isinstance(given, Mapping):
+        found = [("dims", "sizes by the names of dims", shown(given))]
+    else:
+        sizes: Mapping[Any, Any] = given
+        found = [
+            (shown(name), "the name of a dim", shown(name))
+            for name in sizes
+            if not isinstance(name, str)
+        ]
+        found += [
+            (str(name), "a size in elements", shown(size))
+            for name, size in sizes.items()
+            if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 0
+        ]
+    if found:
+        hint = 'write dims={"embed": 512}'
+        faults = [Mismatch(path, "dims", expected, what, hint) for path, expected, what in found]
+        raise SchemaError("dims= is not well formed", faults)
 
 
 def names(dims: Iterable[Dim]) -> set[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import paths
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.table import Series
-from ckpt_schema.text import counted
+from ckpt_schema.text import counted, shown
 
 __all__ = [
     "Field",
@@ -82,7 +82,8 @@ def field(
     Returns:
         A marker that the schema class reads; typed ``Any`` so that any annotation may stand beside it.
     """
-    renames = dict(dims) if isinstance(dims, Mapping) else dims or {}
+    given: Any = {} if dims is None else dims
+    renames = dict(given) if isinstance(given, Mapping) else given
     return Field(
         key, default, scan, axis, length, renames, type, collection, optional, ephemeral, value, tag
     )
@@ -144,7 +145,7 @@ def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
     for argument in ("key", "collection", "tag"):
         value = getattr(spec, argument)
         if value is not None and not isinstance(value, str):
-            yield argument, "a string", repr(value)
+            yield argument, "a string", shown(value)
     for argument in ("scan", "length"):
         value = getattr(spec, argument)
         if (
@@ -152,13 +153,29 @@ def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
             and not isinstance(value, str)
             and not (_is_integer(value) and value > 0)
         ):
-            yield argument, "the name of a dim, or a positive integer", repr(value)
-    if not isinstance(spec.dims, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        yield "dims", "a dict of names", repr(spec.dims)
+            yield argument, "the name of a dim, or a positive integer", shown(value)
+    if not _are_renames(spec.dims):
+        yield "dims", "a dict from names to names or positive integers", shown(spec.dims)
+    for argument in ("optional", "ephemeral"):
+        value = getattr(spec, argument)
+        if not isinstance(value, bool):
+            yield argument, "True or False", shown(value)
+    if spec.type is not None and not isinstance(spec.type, (type, str)):
+        yield "type", "a Variable type, or its name", shown(spec.type)
     if spec.value is not None and not isinstance(spec.value, type):  # pyright: ignore[reportUnnecessaryIsInstance]
-        yield "value", "the class of a container", repr(spec.value)
+        yield "value", "the class of a container", shown(spec.value)
     if spec.axis is not None and not _is_integer(spec.axis):
-        yield "axis", "an integer", repr(spec.axis)
+        yield "axis", "an integer", shown(spec.axis)
+
+
+def _are_renames(given: Any) -> bool:
+    if not isinstance(given, Mapping):
+        return False
+    items: Iterable[tuple[Any, Any]] = given.items()
+    return all(
+        isinstance(old, str) and (isinstance(new, str) or (_is_integer(new) and new > 0))
+        for old, new in items
+    )
 
 
 def _is_integer(value: Any) -> bool:
@@ -208,6 +225,8 @@ def verify_field(name: str, spec: Field, *, many: bool) -> None:
 
 def is_dim(size: str | int) -> bool:
     """Whether this is the size of one axis."""
+    if isinstance(size, int) and size > dims_.LARGEST:
+        return False
     try:
         return len(dims_.parse_dims(str(size))) == 1
     except SchemaError:
@@ -222,7 +241,7 @@ def count(name: str, size: str | int | None) -> dims_.Dim:
     """
     if size is None or not is_dim(size):
         hint = 'such as "depth", 6, "stages*layers" or "6*blocks+rest"'
-        raise declaration(name, "one dim as the number of repeats", repr(size), hint)
+        raise declaration(name, "one dim as the number of repeats", shown(size), hint)
     return dims_.parse_dims(str(size))[0]
 
 

@@ -67,6 +67,11 @@ def infer(
 
     _verify_arguments(scan, lists)
     tree = nnx.state_of(tree)
+    if tree is None:
+        fault = Mismatch(
+            "the tree", "container", "a dict or another container", "None", "pass the state itself"
+        )
+        raise SchemaError(f"no layout ({name}) can be read off nothing", [fault])
     flat, variables = flatten(tree), nnx.variables(tree)
     if not variables and any(key and key[-1] == "value" for key in flat.keys):
         tree = linen.unboxed(tree)
@@ -185,17 +190,26 @@ def _verify_arguments(scan: object, lists: object) -> None:
         raise SchemaError("the arguments of infer are not well formed", faults)
 
 
+def _has_dtype(value: Any) -> bool:
+    """Whether jax has a dtype for a value; a Python number may be too large."""
+    try:
+        return not leaves.is_scalar(value) or bool(leaves.abstract(value).dtype)
+    except OverflowError:
+        return False
+
+
 def _verify_leaves(read: _Read, name: str) -> None:
-    faults = [
-        Mismatch(
-            paths.format_path(f.key),
-            "leaf",
-            "an array, an abstract value or a number",
-            leaves.describe(f.value),
-        )
-        for f in read.leaves
-        if leaves.signature(f.value) is None
-    ]
+    faults: list[Mismatch] = []
+    for leaf in read.leaves:
+        if leaves.signature(leaf.value) is None:
+            expected, kind, hint = "an array, an abstract value or a number", "leaf", ""
+        elif not _has_dtype(leaf.value):
+            expected, kind = "a number that jax's own integers hold", "dtype"
+            hint = "pass it as a NumPy array of its dtype, or switch jax_enable_x64 on"
+        else:
+            continue
+        found = leaves.describe(leaf.value)
+        faults.append(Mismatch(paths.format_path(leaf.key), kind, expected, found, hint))
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
 

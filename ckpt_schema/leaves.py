@@ -386,7 +386,10 @@ def holds(leaf: Leaf, default: Default) -> bool:
     dtype = jnp.dtype(leaf.dtype)
     if isinstance(default.value, bool) or not jnp.issubdtype(dtype, jnp.inexact):
         return False
-    held = _as(default.value, dtype)
+    try:
+        held = _as(default.value, dtype)
+    except OverflowError:  # an int that no float holds
+        return False
     return (
         complex(held) == default.value
         if isinstance(default.value, int)

@@ -35,7 +35,7 @@ KeyPath = tuple[Key, ...]
 LogicalPath = tuple[str, ...]
 
 _SYMBOL = re.compile(
-    r"\{(?:(?P<step>[1-9]\d*)\*)?[A-Za-z_]\w*(?:\+(?P<first>\d+))?(?::0(?P<width>[1-9]\d*))?\}"
+    r"\{(?:(?P<step>[1-9]\d{0,17})\*)?[A-Za-z_]\w*(?:\+(?P<first>\d{1,18}))?(?::0(?P<width>[1-9]\d?))?\}"
 )
 
 
@@ -73,6 +73,8 @@ class Index:
         """The index that ``key`` spells, or None when it is no key of this segment; without a width, ``01`` spells none."""
         if isinstance(key, int):
             return None if self.text or isinstance(key, bool) else self._counted(key)
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return None  # a dict may have keys of any kind
         if not self.text or not key.startswith(self.prefix) or not key.endswith(self.suffix):
             return None
         digits = key[len(self.prefix) : len(key) - len(self.suffix)]

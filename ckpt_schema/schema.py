@@ -20,6 +20,7 @@ from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.fields import Field, count, declaration, is_dim, verify_field
 from ckpt_schema.leaves import ConstantKey, Default, Fill, FreshKey, Leaf, Made
 from ckpt_schema.table import Layout, Repeat, Row, Series, holders, verify_table
+from ckpt_schema.text import shown
 
 __all__ = ["Schema", "Stream", "body_rows", "body_series", "layout"]
 
@@ -214,17 +215,27 @@ def _foreign(cls: type) -> Iterator[Mismatch]:
 
 def _attribute(cls: type, name: str, annotation: Any) -> _Attribute:
     given = vars(cls).get(name, Field())
+    inner, optional = _strip_optional(annotation)
+    if given is None:
+        # `leaf: T | None = None` is how a dataclass says that there may be none.
+        if not optional:
+            hint = f"a leaf that a tree may lack is written {name}: ... | None"
+            raise declaration(name, "field(...) as its value", "None", hint)
+        given = Field()
     if not isinstance(given, Field):
         raise declaration(
             name,
             "field(...) as its value",
-            repr(given),
-            f"write {name}: ... = field(default={given!r})",
+            shown(given),
+            f"write {name}: ... = field(default={shown(given)})",
         )
-    inner, optional = _strip_optional(annotation)
     many = typing.get_origin(inner) is list
     target = _target(name, typing.get_args(inner)[0] if many else inner)
-    spec = dataclasses.replace(given, optional=given.optional or optional, tag=given.tag or name)
+    spec = dataclasses.replace(
+        given,
+        optional=optional if given.optional is False else given.optional,
+        tag=name if given.tag is None or given.tag == "" else given.tag,
+    )
     verify_field(name, spec, many=many)
     if spec.value is not None and isinstance(target, Leaf):
         raise declaration(
@@ -371,14 +382,14 @@ def _default(name: str, value: Any, leaf: Leaf) -> Default | None:
         raise declaration(
             name,
             "fresh_key(seed) as the default of a key",
-            repr(value),
+            shown(value),
             "write default=fresh_key(0)",
         )
     if not leaves.holds(leaf, default):
         raise declaration(
             name,
             f"a default that {leaf.dtype} can hold",
-            repr(value),
+            shown(value),
             "a number of the leaf's own kind",
         )
     return default

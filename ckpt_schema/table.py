@@ -272,6 +272,7 @@ class Layout:
         Raises:
             SchemaError: They contradict one another.
         """
+        dims_.verify_sizes({} if dims is None else dims)
         own = dict(self.sizes)
         faults = [
             Mismatch(name, "dims", f"{own[name]}, as {self.name} is declared for", str(size))
@@ -352,6 +353,7 @@ def _clashes(table: Layout) -> Iterator[Mismatch]:
                 "rename one attribute",
             )
     yield from _overlaps(table)
+    yield from _mixed(table)
     for row in table.rows:
         for end in range(len(row.key)):
             if row.key[:end] in by_key:
@@ -362,6 +364,28 @@ def _clashes(table: Layout) -> Iterator[Mismatch]:
                     "no leaf above it",
                     f"the leaf {inside}",
                     "check key=",
+                )
+
+
+def _mixed(table: Layout) -> Iterator[Mismatch]:
+    """Dicts that would have int keys beside string keys, which jax cannot put in order."""
+    held = {node.key for node in table.nodes}
+    kinds: dict[Pattern, dict[bool, Row]] = {}
+    for row in table.rows:
+        for end, segment in enumerate(row.key):
+            parent = row.key[:end]
+            if parent in held:
+                continue
+            is_text = segment.text if isinstance(segment, Index) else isinstance(segment, str)
+            both = kinds.setdefault(parent, {})
+            if both.setdefault(is_text, row) is row and len(both) == 2:
+                number, word = (
+                    paths.format_path(both[side].key[: end + 1]) for side in (False, True)
+                )
+                hint = "a string key that looks like a number is written in quotes, key=\"'0'\""
+                found = f"the int key {number} and the string key {word}"
+                yield Mismatch(
+                    paths.format_path(row.key), "key", "keys of one kind in a dict", found, hint
                 )
 
 

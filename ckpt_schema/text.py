@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["columns", "counted"]
+__all__ = ["columns", "counted", "shown"]
 
 
 def counted(number: int, one: str, several: str = "") -> str:
@@ -20,6 +20,24 @@ def counted(number: int, one: str, several: str = "") -> str:
         ('1 leaf', '3 faults')
     """
     return f"{number} {one}" if number == 1 else f"{number} {several or one + 's'}"
+
+
+_SHOWN = 200  # characters of a value
+
+
+def shown(value: object) -> str:
+    """A value that a caller gave, as a message writes it: its repr where that is short, and can be made.
+
+    Example:
+        >>> shown("a"), shown(10**5000)
+        ("'a'", 'an int of too many digits')
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        text = f"an {type(value).__name__} of too many digits"
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def columns(rows: Sequence[Sequence[str]], indent: int = 2) -> list[str]:

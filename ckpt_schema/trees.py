@@ -13,12 +13,14 @@ from typing import Any
 
 import jax
 
+from ckpt_schema.dims import LARGEST
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.paths import KeyPath, format_path
 from ckpt_schema.pytrees import TreeDef, children, key_paths
 from ckpt_schema.table import Layout, Node, Row
+from ckpt_schema.text import shown
 
-__all__ = ["FlatTree", "build", "flatten", "nodes_of", "without"]
+__all__ = ["FlatTree", "build", "flatten", "nodes_of", "verify_readable", "without"]
 
 Tree = Any
 """Any pytree of leaves."""
@@ -48,31 +50,85 @@ def flatten(tree: Tree) -> FlatTree:
     Raises:
         ConformanceError: jax cannot flatten it: a dict mixes int and string keys.
     """
+    verify_readable(tree)
     try:
         flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    except (ValueError, TypeError) as error:
-        faults = list(_mixed(tree, ())) or [
-            Mismatch("", "key", "a tree that jax can flatten", str(error).splitlines()[0])
-        ]
-        raise ConformanceError("the tree cannot be read", faults) from error
+    except (ValueError, TypeError, RecursionError, SystemError) as error:
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+        fault = Mismatch("", "key", "a tree that jax can flatten", found)
+        raise ConformanceError("the tree cannot be read", [fault]) from error
     keys, stored = key_paths(path for path, _ in flat)
     return FlatTree([leaf for _, leaf in flat], treedef, keys, stored)
 
 
-def _mixed(node: Any, at: KeyPath) -> Iterator[Mismatch]:
-    """The dicts below ``node`` that have both int and string keys, which jax cannot put in order."""
-    items: list[tuple[Any, Any]] = []
-    if isinstance(node, Mapping):
-        items = list(node.items())
-        kinds = {type(key): key for key, _ in items}
-        if len(kinds) > 1:
-            found = " and ".join(f"{kind.__name__} key {key!r}" for kind, key in kinds.items())
-            hint = "a dict must not have both kinds; a save turns int keys into strings"
-            yield Mismatch(format_path(at), "key", "keys of one kind", found, hint)
-    elif isinstance(node, (list, tuple)):
-        items = list(enumerate(node))
-    for key, child in items:
-        yield from _mixed(child, (*at, key))
+_DEEPEST = 300
+"""How many levels of containers are read: jax and Python themselves stop at about a thousand."""
+
+
+def verify_readable(tree: Tree) -> None:
+    """Raises where jax could not flatten the tree. It is not tried, for jax never forgets that it failed.
+
+    Raises:
+        ConformanceError: A dict has keys of several kinds, or the tree is nested too deep.
+    """
+    faults: list[Mismatch] = []
+    level: list[tuple[Any, _Place | None]] = [(tree, None)]
+    for _ in range(_DEEPEST):
+        below: list[tuple[Any, _Place | None]] = []
+        for node, place in level:
+            items: Iterable[tuple[Any, Any]] = ()
+            if isinstance(node, dict):
+                mapping: Mapping[Any, Any] = node
+                items = mapping.items()
+                faults += _mixed(mapping, place)
+            elif isinstance(node, (list, tuple)):
+                members: Iterable[Any] = node
+                items = enumerate(members)
+            below += [
+                (child, (place, key))
+                for key, child in items
+                if isinstance(child, (dict, list, tuple))
+            ]
+        level = below
+        if not level:
+            break
+    if level:
+        where = format_path(_path(level[0][1])[:3])
+        expected, hint = f"at most {_DEEPEST} levels of containers", "pass the state itself"
+        faults.append(Mismatch(f"{where}/...", "container", expected, "more", hint))
+    if faults:
+        raise ConformanceError("the tree cannot be read", faults)
+
+
+_Place = tuple[Any, Any]
+"""The place above, or None, and a key; the path is written where it is asked for."""
+
+
+def _path(place: _Place | None) -> KeyPath:
+    found: list[Any] = []
+    while place is not None:
+        place, key = place
+        found.append(key)
+    return tuple(reversed(found))
+
+
+def _mixed(node: Mapping[Any, Any], place: _Place | None) -> Iterator[Mismatch]:
+    """The fault of a dict whose keys jax cannot put in order."""
+    kinds = {type(key): key for key in node}
+    if kinds.keys() in ({str}, {int}, set[type]()):
+        where = format_path(_path(place))
+        for key in node:
+            if isinstance(key, int) and abs(key) > LARGEST:  # no list is longer
+                yield Mismatch(where, "key", f"int keys up to {LARGEST}", shown(key))
+        return
+    try:
+        sorted(node)
+    except TypeError:
+        found = " and ".join(f"{kind.__name__} key {shown(key)}" for kind, key in kinds.items())
+        hint = "a dict must not have both kinds; a save turns int keys into strings"
+        if len(kinds) == 1:
+            hint = "jax puts the keys of a dict in order: use strings, or ints"
+        yield Mismatch(format_path(_path(place)), "key", "keys of one kind", found, hint)
 
 
 def build(

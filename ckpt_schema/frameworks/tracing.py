@@ -96,6 +96,7 @@ def trace(
     Raises:
         SchemaError: ``tx.init`` fails on such params, or treats the members of a list differently.
     """
+    _verify_trained(params)
     rows = {paths.fill(row.key, at): row for row in params for at in _members(row, counts)}
     patterns = {
         key[:end]: row.key[:end] for key, row in rows.items() for end in range(len(key) + 1)
@@ -118,6 +119,22 @@ def trace(
             [str(error)],
         ) from error
     return _grouped(list(_Walk(nested(abstract), patterns, box).below(state, ())), patterns, sizes)
+
+
+def _verify_trained(params: Sequence[Row]) -> None:
+    """Raises where a key stands among the params: no transformation trains one.
+
+    Raises:
+        SchemaError: With every such key.
+    """
+    hint = 'give it a collection of its own, field(collection="rngs"), or keep it out of the model'
+    faults = [
+        Mismatch("/".join(row.path), "declaration", "params that are arrays", str(row.stored), hint)
+        for row in params
+        if row.leaf.is_key
+    ]
+    if faults:
+        raise SchemaError("the params of an optimizer state hold random keys", faults)
 
 
 def _members(row: Row, counts: Mapping[str, int]) -> Iterator[tuple[int, ...]]:

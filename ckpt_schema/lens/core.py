@@ -176,6 +176,7 @@ class Lens:
         Raises:
             DerivationError: Neither layout has a dim of that name.
         """
+        dims_.verify_sizes(dims)
         known = (
             self.source.names() | self.view.names() if dims else set[str]()
         )  # of 100,000 rows they take a while to gather
@@ -265,6 +266,7 @@ def derive(
         Old -> New: 1 joined, 0 private to Old, 0 private to New
           Dense_0/kernel  kernel  embed mlp -> mlp embed
     """
+    dims_.verify_sizes({} if dims is None else dims)
     both = layout(source), layout(view)
     joined = join(*both, edits)
     lens = Lens(*joined, derivations=(Derivation(*both, tuple(edits)),))

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Dim
@@ -16,6 +20,7 @@ from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Default, Fill, number_bits
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Series
+from ckpt_schema.text import shown
 
 __all__ = [
     "Apart",
@@ -247,12 +252,10 @@ def private(path: str, default: Default | float) -> Private:
     """A rule: what is at logical path ``path`` has no partner on the other side; where none is given it holds ``default``.
 
     Raises:
-        SchemaError: ``path`` is no string.
+        SchemaError: ``path`` is no string, or ``default`` no number and no `fresh_key`.
     """
     _verify("private", path=path)
-    return Private(
-        tuple(path.split("/")), default if isinstance(default, Default) else Fill(default)
-    )
+    return Private(tuple(path.split("/")), _default("private", default))
 
 
 def apart(path: str, default: Default | float | None = None) -> Apart:
@@ -276,7 +279,7 @@ def apart(path: str, default: Default | float | None = None) -> Apart:
         apart('head') apart('head', 0.0)
     """
     _verify("apart", path=path)
-    given = default if default is None or isinstance(default, Default) else Fill(default)
+    given = None if default is None else _default("apart", default)
     return Apart(tuple(path.split("/")), given)
 
 
@@ -381,16 +384,11 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
             for p in twice
         ]
         raise SchemaError("fuse(...) is not well formed", faults)
-    shared = None if axis is None else dims_.parse_dims(axis)
-    if shared is not None and len(shared) != 1:
-        fault = Mismatch(
-            "axis", "declaration", "one dim", repr(axis), "the factor that the parts share"
-        )
-        raise SchemaError("fuse(...) is not well formed", [fault])
+    shared = None if axis is None else _dim("fuse", axis)
     return Fuse(
         tuple(whole.split("/")),
         tuple(tuple(part.split("/")) for part in several),
-        shared and shared[0],
+        shared,
     )
 
 
@@ -432,7 +430,7 @@ def pad(path: str, small: str, large: str, fill: float = 0) -> Padding:
     """
     _verify("pad", path=path)
     if not isinstance(fill, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        fault = Mismatch("fill", "declaration", "a number", repr(fill), "what the padding holds")
+        fault = Mismatch("fill", "declaration", "a number", shown(fill), "what the padding holds")
         raise SchemaError("pad(...) is not well formed", [fault])
     return Padding(tuple(path.split("/")), _dim("pad", small), _dim("pad", large), fill)
 
@@ -453,11 +451,12 @@ def scale(path: str, factor: float) -> Factor:
     """
     _verify("scale", path=path)
     number = isinstance(factor, (int, float)) and not isinstance(factor, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
-    mantissa, exponent = math.frexp(factor) if number and math.isfinite(factor) else (0.0, 0)
+    finite = number and abs(factor) <= sys.float_info.max and factor == factor
+    mantissa, exponent = math.frexp(factor) if finite else (0.0, 0)
     if mantissa != 0.5:
         hint = "no other factor is undone to the last bit: scale the tree yourself"
         fault = Mismatch(
-            "factor", "declaration", "a power of two, such as 8 or 0.125", repr(factor), hint
+            "factor", "declaration", "a power of two, such as 8 or 0.125", shown(factor), hint
         )
         raise SchemaError("scale(...) is not well formed", [fault])
     return Factor(tuple(path.split("/")), exponent - 1)
@@ -467,17 +466,28 @@ def _dim(rule: str, text: object) -> Dim:
     parsed = dims_.parse_dims(text) if isinstance(text, str) else ()
     if len(parsed) != 1:
         fault = Mismatch(
-            "dim", "declaration", "one dim, as the leaf declares it", repr(text), 'such as "vocab"'
+            "dim", "declaration", "one dim, as the leaf declares it", shown(text), 'such as "vocab"'
         )
         raise SchemaError(f"{rule}(...) is not well formed", [fault])
     return parsed[0]
+
+
+def _default(rule: str, given: object) -> Default:
+    if isinstance(given, Default):
+        return given
+    if isinstance(given, (bool, int, float, complex, np.generic)):
+        number: Any = given
+        return Fill(number)
+    hint = "for keys and streams, fresh_key(0)"
+    fault = Mismatch("default", "declaration", "a number, or fresh_key(...)", shown(given), hint)
+    raise SchemaError(f"{rule}(...) is not well formed", [fault])
 
 
 def _verify(rule: str, **given: object) -> None:
     hint = "print the layout to see its paths"
     faults = [
         Mismatch(
-            argument, "declaration", 'a logical path, such as "layers[]/norm"', repr(value), hint
+            argument, "declaration", 'a logical path, such as "layers[]/norm"', shown(value), hint
         )
         for argument, value in given.items()
         if not (isinstance(value, str) and value)

@@ -38,7 +38,7 @@ from ckpt_schema.orbax.sides import (
     toward,
     verify_arguments,
 )
-from ckpt_schema.trees import Tree, flatten
+from ckpt_schema.trees import Tree, flatten, verify_readable
 
 __all__ = ["RestoreTimes", "restore"]
 
@@ -105,7 +105,9 @@ def restore(
     clock = [time.perf_counter()]
     with raised_by_all():
         verify_arguments(lens, target_side=target_side, disk_side=disk_side)
-        state = _goals(nnx.state_of(target))
+        state = nnx.state_of(target)
+        verify_readable(state)
+        state = _goals(state)
         _verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")
         disk = metadata.read(path, item, aux=aux)

@@ -1,15 +1,37 @@
 """The law suite: property tests of a lens, in two lines; strategies for states, meshes and shardings; several processes.
 
 Nothing here is imported by the rest of the package, and nothing runs in anybody's test session who does not ask for it.
+Everything is loaded on first use: virtual devices need no package that only the laws need.
 """
 
 from __future__ import annotations
 
-from ckpt_schema.testing.devices import DevicesError, virtual_devices
-from ckpt_schema.testing.distributed import DistributedError, run_distributed
-from ckpt_schema.testing.lawbook import LAWS, Law
-from ckpt_schema.testing.samples import Sample
-from ckpt_schema.testing.suite import BrokenLawError, LensLaws, Options, check_laws
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ckpt_schema.errors import CkptSchemaError, Mismatch
+
+if TYPE_CHECKING:
+    from ckpt_schema.testing.devices import DevicesError as DevicesError
+    from ckpt_schema.testing.devices import virtual_devices as virtual_devices
+    from ckpt_schema.testing.distributed import DistributedError as DistributedError
+    from ckpt_schema.testing.distributed import run_distributed as run_distributed
+    from ckpt_schema.testing.lawbook import LAWS as LAWS
+    from ckpt_schema.testing.lawbook import Law as Law
+    from ckpt_schema.testing.samples import Sample as Sample
+    from ckpt_schema.testing.suite import BrokenLawError as BrokenLawError
+    from ckpt_schema.testing.suite import LensLaws as LensLaws
+    from ckpt_schema.testing.suite import Options as Options
+    from ckpt_schema.testing.suite import check_laws as check_laws
+
+_HOMES = {
+    "devices": ("DevicesError", "virtual_devices"),
+    "distributed": ("DistributedError", "run_distributed"),
+    "lawbook": ("LAWS", "Law"),
+    "samples": ("Sample",),
+    "suite": ("BrokenLawError", "LensLaws", "Options", "check_laws"),
+}
+_NAMES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "LAWS",
@@ -18,9 +40,36 @@ __all__ = [
     "DistributedError",
     "Law",
     "LensLaws",
+    "MissingPackageError",
     "Options",
     "Sample",
     "check_laws",
     "run_distributed",
     "virtual_devices",
 ]
+
+
+class MissingPackageError(CkptSchemaError, ImportError):
+    """A package that the laws need is not installed."""
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name from its module on first use."""
+    if name in _NAMES:
+        return getattr(_loaded(_NAMES[name], name), name)
+    if name == "strategies":
+        return _loaded(name, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _loaded(module: str, name: str) -> Any:
+    try:
+        return importlib.import_module(f"{__name__}.{module}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("hypothesis", "pytest"):
+            raise
+        hint = "pip install 'ckpt-schema[test]'"
+        fault = Mismatch(error.name, "package", f"{error.name}, which {name} needs", "none", hint)
+        raise MissingPackageError(
+            f"ckpt_schema.testing.{name} cannot be loaded", [fault]
+        ) from error
