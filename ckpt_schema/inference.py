@@ -18,7 +18,7 @@ from ckpt_schema.leaves import Leaf
 from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern, int_key
 from ckpt_schema.pytrees import containers
 from ckpt_schema.table import Layout, Node, Part, Repeat, Row, is_part, verify_table
-from ckpt_schema.trees import FlatTree, Tree, flatten, nodes_of
+from ckpt_schema.trees import FlatTree, Tree, flatten, nodes_of, verify_readable
 
 __all__ = ["infer"]
 
@@ -66,6 +66,7 @@ def infer(
     from ckpt_schema.frameworks import linen, nnx  # flax loads on first use
 
     _verify_arguments(scan, lists)
+    verify_readable(tree)
     tree = nnx.state_of(tree)
     if tree is None:
         fault = Mismatch(

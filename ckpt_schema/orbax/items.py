@@ -21,7 +21,7 @@ from ckpt_schema.orbax.private import private_leaves, verify_private
 from ckpt_schema.orbax.sides import Side, toward, verify_arguments
 from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout
-from ckpt_schema.trees import FlatTree, Tree, flatten, without
+from ckpt_schema.trees import FlatTree, Tree, flatten, verify_readable, without
 
 __all__ = ["STATE", "items_of"]
 
@@ -71,6 +71,7 @@ def items_of(
         verify_arguments(lens, side=side)
         if aux is not None or private is not None:
             verify_name(aux, "aux", "the private leaves", (STATE,))
+        verify_readable(state)
         tree = nnx.state_of(state)
         turned, match = toward(tree, lens, "the state", side, "side")
         _verify(tree, _valueless)

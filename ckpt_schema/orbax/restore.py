@@ -105,9 +105,8 @@ def restore(
     clock = [time.perf_counter()]
     with raised_by_all():
         verify_arguments(lens, target_side=target_side, disk_side=disk_side)
-        state = nnx.state_of(target)
-        verify_readable(state)
-        state = _goals(state)
+        verify_readable(target)
+        state = _goals(nnx.state_of(target))
         _verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")
         disk = metadata.read(path, item, aux=aux)

@@ -125,6 +125,10 @@ RAW: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: cs.orbax.restore("nowhere", DEEP, LENS),
         ["a/a/a/...", "300 levels", "more"],
     ),
+    "3000 levels, saved": (
+        lambda: cs.orbax.save("nowhere", DEEP, LENS),
+        ["a/a/a/...", "300 levels", "more"],
+    ),
     # declarations
     "a key among the params": (
         lambda: cs.linen.TrainState[schema(cs.Key["fry"], name="k"), optax.adam(1e-3)],
