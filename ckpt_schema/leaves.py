@@ -51,6 +51,7 @@ __all__ = [
     "materialized",
     "number_bits",
     "signature",
+    "untold",
 ]
 
 _IMPLS = {
@@ -253,13 +254,35 @@ def is_scalar(value: Any) -> bool:
     return isinstance(value, (bool, int, float, complex)) and not isinstance(value, np.generic)
 
 
+_NUMBERS = (bool, int, float, complex)
+
+
+class _UntoldInt(int):
+    """An int on disk that was not read."""
+
+
+class _UntoldFloat(float):
+    """A float on disk that was not read."""
+
+
+def untold(kind: type) -> Any:
+    """The stand-in for a Python number on disk, of which metadata tells the type and not the value.
+
+    Example:
+        >>> signature(untold(int)), describe(untold(float)), describe(3)
+        (((), 'int'), 'a Python number (float)', 'Python int 3')
+    """
+    stand_ins: dict[type, type] = {int: _UntoldInt, float: _UntoldFloat}
+    return stand_ins.get(kind, kind)()
+
+
 def signature(value: Any) -> tuple[tuple[int, ...], str] | None:
     """The shape and dtype name of a found leaf, or None when it is no array, abstract array or number.
 
     A Python number reads as a 0-d leaf of dtype ``int``, ``float``, ``complex`` or ``bool``.
     """
     if is_scalar(value):
-        return (), type(value).__name__
+        return (), next(kind.__name__ for kind in _NUMBERS if isinstance(value, kind))
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None or is_mutable(value):
         return None
@@ -431,6 +454,8 @@ def describe(value: Any) -> str:
     found = signature(value)
     if found is None:
         return f"a {type(value).__name__}"
+    if isinstance(value, (_UntoldInt, _UntoldFloat)):
+        return f"a Python number ({found[1]})"
     if is_scalar(value):
         return f"Python {found[1]} {value!r}"
     return f"{found[1]}[{' '.join(map(str, found[0]))}]"

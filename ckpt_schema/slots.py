@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.paths import Index, Key, KeyPath, Pattern, int_key
@@ -76,6 +77,14 @@ class SlotFinder:
         self._inside = sorted({row.inside for row in table.rows})
 
     @functools.cached_property
+    def _odd(self) -> Mapping[Any, Key]:
+        """The keys that are neither strings nor numbers, such as tuples, by what a save makes of them."""
+        segments: set[Any] = {segment for row in self._rows for segment in row.key}
+        plain = (str, int, Index)
+        odd = {str(key): key for key in segments if not isinstance(key, plain)}
+        return {text: key for text, key in odd.items() if text not in segments}
+
+    @functools.cached_property
     def _patterns(self) -> _Trie:
         root = _Trie()
         for number, row in enumerate(self._rows):
@@ -87,8 +96,10 @@ class SlotFinder:
 
         Args:
             key: The key path of a leaf.
-            stored: Whether strings of digits may stand for int keys.
+            stored: Whether strings may stand for keys of other kinds, as after any save.
         """
+        if stored and self._odd:
+            key = tuple([self._odd.get(segment, segment) for segment in key])
         for bare, inside in self._spellings(key):
             plain = self._plain.get(bare)
             if plain is not None and inside in (None, self._rows[plain[0]].inside):

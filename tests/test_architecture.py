@@ -24,7 +24,8 @@ ORDER = """
     lens.derivation
     lens.labels lens.shardings lens.traced lens.stages lens.verify lens.donation lens.execute lens.outline
     lens.plan lens.compile lens.compose lens.core
-    orbax.agreement orbax.places orbax.metadata orbax.sides orbax.private orbax.restore orbax.items orbax.save orbax
+    orbax.agreement orbax.places orbax.folders orbax.metadata orbax.sides orbax.private
+    orbax.restore orbax.items orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing.devices testing.worker testing.distributed testing.values testing.meshes testing.containers testing.states
     testing.samples testing.strategies testing.laws testing.frames testing.shares testing.origins

@@ -197,7 +197,7 @@ def test_half_a_checkpoint_is_none(tmp_path: Path, damage: str) -> None:
     DAMAGES[damage](tmp_path / "0")
     assert refused(tmp_path / "0").found in (
         "a checkpoint that cannot be read",
-        "a directory without a pytree that Orbax wrote",
+        "a checkpoint without its item 'state', which it lists",
     )
 
 

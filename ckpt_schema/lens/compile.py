@@ -103,7 +103,8 @@ def compile_plan(
                 faults.append(_unbound(row, sizes))
                 continue
             narrow = narrowed(paths.format_path(paths.fill(row.key, slot[1])), row.leaf.dtype)
-            if narrow is not None:
+            like = None if kept is None or onto is None else onto.flat.leaves[kept]
+            if narrow is not None and getattr(like, "sharding", None) is not None:
                 faults.append(narrow)
                 continue
             places[slot] = edited + len(makes)

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ckpt_schema import defaults, leaves, placement
 from ckpt_schema.defaults import Spot
-from ckpt_schema.leaves import Leaf, Made
+from ckpt_schema.leaves import Fill, Leaf, Made
 from ckpt_schema.lens import shardings, stages, traced
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.shardings import on_devices
@@ -157,7 +157,10 @@ def make(
     *,
     abstract: bool,
 ) -> Any:
-    """A default, sharded like ``like``, or else replicated over ``mesh``: one global array, whatever the number of hosts."""
+    """A default, sharded like ``like``, or else replicated over ``mesh``: one global array, whatever the number of hosts.
+
+    One of 64 bits that jax would narrow is NumPy's, as a file of such leaves needs it.
+    """
     sharding = (
         getattr(like, "sharding", None) if abstract else on_devices(getattr(like, "sharding", None))
     )
@@ -165,6 +168,8 @@ def make(
         sharding = NamedSharding(mesh, PartitionSpec())
     if abstract:
         return jax.ShapeDtypeStruct(shape, leaves.dtype_of(dtype), sharding=sharding)
+    if leaves.is_narrowed(dtype):
+        return np.full(shape, default.value if isinstance(default, Fill) else 0, jnp.dtype(dtype))
     return defaults.make_default(default, dtype, shape, sharding, spot)
 
 

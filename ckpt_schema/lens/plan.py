@@ -12,16 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from ckpt_schema import leaves
 from ckpt_schema.defaults import Spot
-from ckpt_schema.errors import Mismatch
+from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Leaf, Made
 from ckpt_schema.lens import execute, shardings, ties
 from ckpt_schema.lens.donation import Donation
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.outline import Outline, outline
-from ckpt_schema.lens.verify import too_wide, verify_values
+from ckpt_schema.lens.verify import narrowed, too_wide, verify_values
 from ckpt_schema.pytrees import TreeDef
 from ckpt_schema.trees import Tree
 
@@ -298,7 +299,11 @@ class Plan:
     def _make(self, pool: list[Any], kept: Sequence[Any]) -> None:
         """Appends defaults, and what starts anew."""
         mesh = shardings.mesh_of(pool)
+        inside = any(isinstance(leaf, Tracer) for leaf in pool)
         for make in self.makes:
+            narrow = narrowed("default", make.dtype) if inside else None
+            if narrow is not None:
+                raise ConformanceError("a default has no place inside of jit", [narrow])
             like = None if make.like is None else kept[make.like]
             pool.append(
                 execute.make(

@@ -6,28 +6,26 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from ckpt_schema import leaves, paths
-from ckpt_schema.errors import CheckpointMismatchError, Mismatch
-from ckpt_schema.orbax.places import UNFINISHED, absolute, active_context, first_line
+from ckpt_schema import leaves
+from ckpt_schema.errors import CheckpointMismatchError
+from ckpt_schema.orbax.folders import aggregated, find_item, refusal
+from ckpt_schema.orbax.places import absolute, active_context, first_line
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.pytrees import key_paths
-from ckpt_schema.text import counted
 from ckpt_schema.trees import Tree
 
 __all__ = ["SKIP", "DiskTree", "alone", "load", "read"]
 
 SKIP = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
-
-_CHECKPOINT = "_CHECKPOINT_METADATA"  # Orbax's file in a checkpoint
-_ITEM = "_METADATA"  # and in each pytree of it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,11 +78,10 @@ def read(path: epath.PathLike, item: str | None = None, *, aux: str | None = Non
         CheckpointMismatchError: There is no checkpoint, no such item, or no metadata that Orbax can read.
     """
     place = absolute(path)
-    name, items = _item(place, item, aux)
+    meant = find_item(place, item, aux)
+    name = meant.name
     try:
-        found = ocp.metadata(place, checkpointable_name=name).metadata
-        if found is None:  # Orbax logs what went wrong and returns nothing
-            raise ValueError("no metadata could be read; the log says why")
+        found = _found(place, name)
         flat, treedef = jax.tree_util.tree_flatten_with_path(found)
         keys, _ = key_paths(at for at, _ in flat)
         impls = (
@@ -95,79 +92,51 @@ def read(path: epath.PathLike, item: str | None = None, *, aux: str | None = Non
             for key, (_, leaf) in zip(keys, flat, strict=True)
         ]
     except Exception as error:  # Orbax has no one class for what may be wrong with a directory
-        hint = "a copy may be incomplete; a plain Python bool among the leaves has this effect too"
-        raise _refusal(
-            place, "a checkpoint that cannot be read", hint, [f"Orbax says: {first_line(error)}"]
-        ) from error
-    return DiskTree(place, name, treedef.unflatten(typed), items - {name or ""})
+        raise _unreadable(place, name, error) from error
+    return DiskTree(place, name, treedef.unflatten(typed), meant.every - {name or ""})
 
 
-def _refusal(
-    place: epath.Path, found: str, hint: str, notes: list[str] | None = None
-) -> CheckpointMismatchError:
-    fault = Mismatch(str(place), "checkpoint", "an Orbax checkpoint", found, hint)
-    return CheckpointMismatchError(f"{place} cannot be restored", [fault], notes or ())
+@contextlib.contextmanager
+def _logged() -> Generator[list[str]]:
+    """What Orbax logs meanwhile: of metadata that it cannot read, it says why there alone."""
+    said: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("absl")
+    logger.addHandler(listener)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(listener)
 
 
-def _item(
-    place: epath.Path, wanted: str | None, aux: str | None
-) -> tuple[str | None, frozenset[str]]:
-    """The name of the pytree that is meant, and of all that there are.
+def _found(place: epath.Path, name: str | None) -> Tree:
+    """The tree of a pytree's metadata.
 
     Raises:
-        CheckpointMismatchError: There is none, or none of that name, or several that could be meant.
+        ValueError: Orbax could not read it, and logged why.
     """
-    if not place.is_dir() or UNFINISHED in place.name:
-        raise _no_checkpoint(place, [])
-    children = sorted((child.name for child in place.iterdir()), key=paths.natural)
-    steps = [name for name in children if (place / name / _CHECKPOINT).exists()]
-    every = frozenset(name for name in children if (place / name / _ITEM).exists())
-    items = [name for name in children if name in every - {aux or ""}] or [*every]
-    flat = _ITEM in children and not (place.parent / _CHECKPOINT).exists()
-    if (steps and _CHECKPOINT not in children) or not (flat or items):
-        raise _no_checkpoint(place, steps)
-    if wanted is None and (
-        flat or len(items) == 1 or "state" in items
-    ):  # `state` is what `save` of Orbax v1 calls it
-        return None if flat else items[0] if len(items) == 1 else "state", every
-    if wanted in every:
-        return wanted, every
-    found = f"{'a pytree without a name' if flat else ', '.join(items)}"
-    hint = "leave item= out" if flat else f"pass item={items[0]!r}, or another of them"
-    raise _refusal(place, f"a checkpoint that holds {found}", hint)
+    with _logged() as said:
+        found = ocp.metadata(place, checkpointable_name=name).metadata
+    if found is not None:
+        return found
+    _, _, why = "\n".join(said).partition("Error details: ")
+    raise ValueError(why.strip() or "no metadata could be read; the log says why")
 
 
-def _no_checkpoint(place: epath.Path, steps: list[str]) -> CheckpointMismatchError:
-    """The error for a path that is no checkpoint, with what it is instead."""
-    if not place.exists():
-        return _refusal(place, "no such path", "check the path")
-    if not place.is_dir():
-        return _refusal(place, "a file", "a checkpoint is a directory")
-    if UNFINISHED in place.name:
-        return _refusal(
-            place,
-            "what an unfinished save has left",
-            "pass a checkpoint that was saved to its end, or save again",
-        )
-    if steps:
-        latest = ", ".join(str(place / name) for name in steps[-3:])
-        return _refusal(
-            place,
-            f"a directory of {counted(len(steps), 'checkpoint')}",
-            f"pass one of them: {latest}",
-        )
-    if (place.parent / _CHECKPOINT).exists():
-        hint = f"pass {place.parent}" + (
-            f" with item={place.name!r}" if (place / _ITEM).exists() else ""
-        )
-        return _refusal(place, "a part of a checkpoint", hint)
-    if not any(place.iterdir()):
-        return _refusal(place, "an empty directory", "check the path")
-    return _refusal(
-        place,
-        "a directory without a pytree that Orbax wrote",
-        "check the path; a copy may be incomplete",
-    )
+def _unreadable(place: epath.Path, name: str | None, error: Exception) -> CheckpointMismatchError:
+    """The error for a pytree whose metadata Orbax cannot read."""
+    item, said = place / (name or ""), first_line(error)
+    found, hint = "a checkpoint that cannot be read", "a copy may be incomplete"
+    reader = f"orbax.checkpoint.PyTreeCheckpointer().restore({str(item)!r})"
+    with contextlib.suppress(Exception):  # then the file that tells is damaged itself
+        if aggregated(item):
+            found = "leaves in one file, as Orbax 0.4 and 0.5 wrote them"
+            hint = f"{reader} reads it; lens.get(tree, onto=target) takes what it returns"
+    if "dtype: bool" in said:
+        found = "a checkpoint with a plain Python bool among the leaves"
+        hint = "Orbax reads no metadata of such; save it as an array: np.asarray(flag)"
+    return refusal(place, found, hint, [f"Orbax says: {said}"])
 
 
 def _may_be_key(leaf: Any) -> bool:
@@ -180,7 +149,9 @@ def _may_be_key(leaf: Any) -> bool:
 
 
 def _abstract(leaf: Any, impl: str | None) -> Any:
-    if leaves.signature(leaf) is None or leaves.is_scalar(leaf):
+    if leaves.is_scalar(leaf):
+        return leaves.untold(type(leaf))
+    if leaves.signature(leaf) is None:
         return leaf
     if impl is None:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -195,7 +166,9 @@ def _key_impls(item: epath.Path) -> Mapping[str, str]:
     none, keys read as raw data, which conforms to no key.
     """
     impls: dict[str, str] = {}
-    for file in item.glob("array_metadatas/process_*"):
+    folder = item / "array_metadatas"  # `glob` would take the whole path for a pattern
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    for file in files:
         for entry in json.loads(file.read_text())["array_metadatas"]:
             array = entry["array_metadata"]
             impl = (array.get("ext_metadata") or {}).get("random_key_impl")
@@ -229,9 +202,7 @@ def load(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
     except Exception as error:  # Orbax has no one class for what may be wrong with its files
         hint = "a copy may be incomplete, or a file damaged"
         notes = [f"Orbax says: {first_line(error)}"]
-        raise _refusal(
-            disk.path, "a checkpoint whose arrays cannot be read", hint, notes
-        ) from error
+        raise refusal(disk.path, "a checkpoint whose arrays cannot be read", hint, notes) from error
     loaded = _at(whole, prefix)
     return (
         {key: loaded[key] for key in wanted}

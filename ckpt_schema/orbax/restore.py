@@ -117,7 +117,7 @@ def restore(
         place, side, expected, orders = _source(
             disk, places, state, match, side, lens, disk_side, private
         )
-        wanted = _wanted(place, expected, side, match)
+        wanted = _wanted(disk, place, expected, side, match)
         state = _restarted(state, side, match)
         if private is None or not orders:
             _report(disk, aux)
@@ -244,7 +244,8 @@ def _source(
         try:
             orders = private.wanted(state, through, match) if private is not None else {}
             held = _with(state, {at: _stand_in(goal) for at, (_, goal) in orders.items()})
-            expected, spare = _expected(disk, place, state, held, through)
+            goal = _abstracted(state, through, match)
+            expected, spare = _expected(disk, place, goal, held, through)
             fits.append(
                 (
                     place,
@@ -283,15 +284,25 @@ def _identity(side: Lens) -> Lens:
     )
 
 
-def _expected(
-    disk: DiskTree, place: Place, state: Tree, held: Tree, side: Lens
-) -> tuple[Tree, Any]:
+def _abstracted(state: Tree, side: Lens, match: Match) -> Tree:
+    """The target without its values, its numbers as what they are declared to be, whatever jax would make of them."""
+    declared = {at: side.view.rows[number].leaf.dtype for (number, _), at in match.slots.items()}
+    found, treedef = jax.tree.flatten(state)
+    return treedef.unflatten(
+        jax.ShapeDtypeStruct((), np.dtype(declared[at]))
+        if leaves.is_scalar(leaf) and at in declared
+        else leaves.abstract(leaf)
+        for at, leaf in enumerate(found)
+    )
+
+
+def _expected(disk: DiskTree, place: Place, goal: Tree, held: Tree, side: Lens) -> tuple[Tree, Any]:
     """What the lens makes of the target, as an abstract tree in the disk's containers, with a sharding on every leaf.
 
     Args:
         disk: The checkpoint.
         place: The part of it that is read.
-        state: The target.
+        goal: The target, without its values.
         held: The target, with a value in the place of each leaf that the checkpoint has beside its state.
         side: The lens from the checkpoint's layout to the target's.
 
@@ -302,7 +313,6 @@ def _expected(
         CheckpointMismatchError: Shapes on disk and in the target do not fit one another, or the target has abstract leaves that
             neither the disk nor a default fills.
     """
-    goal = jax.tree.map(leaves.abstract, state)
     try:
         expected = side.put(goal, onto=place.tree)
         side.rehearse(expected, onto=held)
@@ -323,18 +333,42 @@ def _placed(leaf: Any, spare: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_devices(leaf.sharding) or spare)
 
 
-def _wanted(place: Place, expected: Tree, side: Lens, match: Match) -> Tree:
-    """What is asked of Orbax: the expected leaves that the target has a place for."""
+def _wanted(disk: DiskTree, place: Place, expected: Tree, side: Lens, match: Match) -> Tree:
+    """What is asked of Orbax: the expected leaves that the target has a place for.
+
+    Raises:
+        CheckpointMismatchError: With every leaf of 64 bits that jax would narrow.
+    """
     present = {number for number, _ in match.slots}
     rows = {before for join in side.joins for before, after in join.pairs if after in present}
     read = {position for (number, _), position in place.slots.items() if number in rows}
-    found, treedef = jax.tree.flatten(place.tree)
-    both = zip(found, treedef.flatten_up_to(expected), strict=True)
-    # Orbax loads a number as such, whatever its value; into an array it would cut it down to the bits of the dtype.
-    return treedef.unflatten(
-        (stored if leaves.is_scalar(stored) else leaf) if position in read else SKIP
-        for position, (stored, leaf) in enumerate(both)
-    )
+    flat = flatten(place.tree)
+    goals = flat.treedef.flatten_up_to(expected)
+    wanted: list[Any] = []
+    faults: list[Mismatch] = []
+    for position, (key, stored) in enumerate(zip(flat.keys, flat.leaves, strict=True)):
+        number = None if position not in read else _number(stored)
+        wanted.append(SKIP if position not in read else goals[position])
+        if number is not None:
+            wanted[-1] = number
+        elif position in read:
+            fault = narrowed(paths.format_path((*place.prefix, *key)), str(goals[position].dtype))
+            faults += [fault] if fault is not None else []
+    if faults:
+        raise CheckpointMismatchError(f"{disk.path} has leaves that jax would narrow", faults)
+    return flat.treedef.unflatten(wanted)
+
+
+def _number(stored: Any) -> Any:
+    """What is asked of Orbax for a leaf that is read as a Python number: a number, or of 64 bits where jax has none.
+
+    Orbax loads it as such, whatever its value; into an array it would cut it down to the bits of the dtype.
+    """
+    if leaves.is_scalar(stored):
+        return next(kind() for kind in (bool, int, float, complex) if isinstance(stored, kind))
+    if stored.shape or not leaves.is_narrowed(stored.dtype):
+        return None
+    return {"i": 0, "u": 0, "f": 0.0}.get(np.dtype(stored.dtype).kind)
 
 
 def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree:
@@ -353,16 +387,23 @@ def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tre
             continue
         leaf = Leaf(tuple((n,) for n in goal.shape), str(goal.dtype))
         if leaves.is_scalar(value) and leaves.accepts(leaf, value):
-            value = placement.placed(np.asarray(value, goal.dtype), goal.sharding)
-        if not isinstance(value, jax.Array) or leaves.signature(value) != leaves.signature(goal):
+            array = np.asarray(value, goal.dtype)
+            narrow = leaves.is_narrowed(goal.dtype)  # then it stays NumPy's, and goes into a number
+            value = array if narrow else placement.placed(array, goal.sharding)
+        if not isinstance(value, (jax.Array, np.ndarray)) or leaves.signature(
+            value
+        ) != leaves.signature(goal):
             kind = "cast" if leaves.is_scalar(value) else "leaf"
+            hint = (
+                f"{goal.dtype} does not hold it" if kind == "cast" else "the checkpoint is damaged"
+            )
             faults.append(
                 Mismatch(
                     paths.format_path(key),
                     kind,
                     str(leaf),
                     leaves.describe(value),
-                    "the checkpoint is damaged",
+                    hint,
                 )
             )
         made.append(value)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
+from ckpt_schema import leaves
 from ckpt_schema.conformance import Match, Matcher, Report
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
@@ -90,7 +91,8 @@ def toward(
             fits.append((side, match))
         reports.append(match.report)
     if len(fits) > 1 and not interchangeable(lens):
-        fits = [fit for fit in fits if nnx.is_state(tree) == (fit[0].view.container == "nnx")]
+        # A State is what an NNX side alone is made of; a dict may be the pure dict of one.
+        fits = [fit for fit in fits if nnx.is_state(tree) and fit[0].view.container == "nnx"]
         if len(fits) != 1:
             raise ambiguous(ConformanceError, f"{what} is a tree", lens, argument)
     if fits:
@@ -134,18 +136,7 @@ def locate(disk: DiskTree, lens: Lens) -> list[Place]:
         CheckpointMismatchError: Neither is anywhere; the faults are those of the nearest.
     """
     reports: list[tuple[Report, KeyPath]] = []
-    fits: list[Place] = []
-    for layout, prefix, tree in sorted(
-        _candidates(disk, lens), key=lambda found: _distance(found[2], found[0])
-    ):
-        if fits and (
-            fits[0].prefix != prefix or fits[0].layout is layout or _distance(tree, layout)
-        ):
-            continue
-        match = Matcher(layout).match(tree, Binder(lens.dims))
-        if match.report.ok:
-            fits.append(Place(layout, prefix, tree, match.slots))
-        reports.append((match.report, prefix))
+    fits = _fitting(disk, lens, reports, _as_stored) or _fitting(disk, lens, [], _as_numbers)
     if fits:
         return fits
     nearest = _nearest([report for report, _ in reports])
@@ -156,6 +147,53 @@ def locate(disk: DiskTree, lens: Lens) -> list[Place]:
         f"nearest is {nearest.layout}{where}"
     )
     raise CheckpointMismatchError(header, nearest.mismatches, nearest.notes)
+
+
+def _fitting(
+    disk: DiskTree,
+    lens: Lens,
+    reports: list[tuple[Report, KeyPath]],
+    read_as: Callable[[Tree, Layout], Tree],
+) -> list[Place]:
+    """The places that conform, each tree read so; what is wrong with the others is added to ``reports``."""
+    fits: list[Place] = []
+    for layout, prefix, tree in sorted(
+        _candidates(disk, lens), key=lambda found: _distance(found[2], found[0])
+    ):
+        if fits and (
+            fits[0].prefix != prefix or fits[0].layout is layout or _distance(tree, layout)
+        ):
+            continue
+        tree = read_as(tree, layout)
+        match = Matcher(layout).match(tree, Binder(lens.dims))
+        if match.report.ok:
+            fits.append(Place(layout, prefix, tree, match.slots))
+        reports.append((match.report, prefix))
+    return fits
+
+
+def _as_stored(tree: Tree, layout: Layout) -> Tree:
+    return tree
+
+
+def _as_numbers(tree: Tree, layout: Layout) -> Tree:
+    """The tree with a number, to be read as such, for each counter whose dtype is not the declared one.
+
+    A step is a step, however many bits it was saved in. Its value is looked at when it was read.
+    """
+    flat, slot = flatten(tree), SlotFinder(layout).slot
+    found: list[Any] = []
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        at = slot(key, stored=flat.stored) if _is_counter(leaf) else None
+        row = None if at is None else layout.rows[at[0]].leaf
+        other = row is not None and not row.dims and row.dtype != str(leaf.dtype)
+        found.append(leaves.untold(int) if other else leaf)
+    return flat.treedef.unflatten(found)
+
+
+def _is_counter(leaf: Any) -> bool:
+    shape, dtype = leaves.signature(leaf) or ((0,), "")
+    return shape == () and dtype.removeprefix("u").startswith("int") and not leaves.is_scalar(leaf)
 
 
 def _candidates(disk: DiskTree, lens: Lens) -> Iterator[tuple[Layout, KeyPath, Tree]]:

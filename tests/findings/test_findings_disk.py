@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, Float32, Int32
+from flax import nnx, serialization
+from jaxtyping import Array, Float32, Float64, Int32, Int64, UInt32
 from orbax.checkpoint import v1 as ocp
 from support import races
 
@@ -265,3 +269,249 @@ def test_3_11_what_nobody_can_save_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(cs.ConformanceError, match="what JSON can say"):
         cs.orbax.save(tmp_path / "0", plain_state(), PLAIN, custom_metadata={"w": np.ones(2)})
     assert not list(tmp_path.iterdir())
+
+
+# --- 1.3: which side a tree is on  ---
+
+
+class Square(cs.Schema):
+    k: Float32[Array, "a b"]
+
+
+class Turned(cs.Schema):
+    k: Float32[Array, "b a"]
+
+
+def test_1_3_a_pure_dict_that_may_be_of_either_side_asks_for_the_side(tmp_path: Path) -> None:
+    lens = cs.derive(Square, cs.nnx.Params[Turned], edits=[cs.rename("k", "params/k")])
+    state = lens.get({"k": jnp.arange(4.0).reshape(2, 2)})
+    pure = nnx.to_pure_dict(state)
+    with pytest.raises(cs.ConformanceError, match='side="source" or side="view"'):
+        cs.orbax.save(tmp_path / "0", pure, lens)
+    cs.orbax.save(tmp_path / "0", pure, lens, side="view")
+    assert ocp.load(tmp_path / "0")["k"].tolist() == [[0, 1], [2, 3]]
+    with pytest.raises(cs.ConformanceError, match='target_side="source" or target_side="view"'):
+        cs.orbax.restore(tmp_path / "0", pure, lens, disk_side="source")
+    sides: dict[str, Any] = {"disk_side": "source", "target_side": "view"}
+    same(cs.orbax.restore(tmp_path / "0", pure, lens, **sides), pure)
+    cs.orbax.save(tmp_path / "1", state, lens)  # a State is of the NNX side: no word is needed
+    same(cs.orbax.restore(tmp_path / "1", state, lens, disk_side="source"), state)
+
+
+# --- 3.1, 3.13: what a checkpoint lists  ---
+
+
+@pytest.fixture(scope="module")
+def drawn_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("drawn") / "0"
+    cs.orbax.save(path, drawn_state(), DRAWN, also={"data": {"next_index": 6}})
+    return path
+
+
+def copied(path: Path, to: Path) -> Path:
+    shutil.copytree(path, to)
+    return to
+
+
+def refused(path: Path, **options: Any) -> cs.Mismatch:
+    """The one fault of a restore that says what is wrong with the checkpoint."""
+    with pytest.raises(cs.CheckpointMismatchError) as caught:
+        cs.orbax.restore(path, drawn_state(), DRAWN, **options)
+    (fault,) = faults(caught)
+    return fault
+
+
+@pytest.mark.parametrize("lost", ["nnx_aux", "nnx_aux/_METADATA", "nnx_aux/everything"])
+def test_3_1_an_item_that_is_listed_and_not_there_is_refused(
+    drawn_disk: Path, tmp_path: Path, lost: str
+) -> None:
+    path = copied(drawn_disk, tmp_path / "0")
+    if lost.endswith("_METADATA"):
+        (path / lost).unlink()
+    else:
+        shutil.rmtree(path / "nnx_aux")
+    if lost.endswith("everything"):
+        copied(drawn_disk / "state" / "d", path / "nnx_aux")  # a directory, and no pytree
+    fault = refused(path)
+    assert fault.found == "a checkpoint without its item 'nnx_aux', which it lists"
+    assert fault.hint.endswith("or read without it: item='state', aux=None")
+    restored = cs.orbax.restore(path, plain_state(), DRAWN, item="state", aux=None)
+    same(restored, plain_state())
+    assert refused(path, aux=None).found == fault.found
+
+
+def test_3_1_an_item_of_another_model_is_refused(drawn_disk: Path, tmp_path: Path) -> None:
+    path = copied(drawn_disk, tmp_path / "0")
+    shutil.rmtree(path / "nnx_aux")
+    copied(drawn_disk / "data", path / "nnx_aux")
+    with pytest.raises(cs.CheckpointMismatchError, match="not those of the target"):
+        cs.orbax.restore(path, drawn_state(), DRAWN)
+
+
+def test_3_1_what_is_not_asked_for_may_be_missing(drawn_disk: Path, tmp_path: Path) -> None:
+    path = copied(drawn_disk, tmp_path / "0")
+    shutil.rmtree(path / "data")
+    assert refused(path).hint == "take a copy that has data; or read without it: item='state'"
+    same(cs.orbax.restore(path, drawn_state(), DRAWN, item="state"), drawn_state())
+
+
+@pytest.mark.parametrize("name", ["state", "nnx_aux"])
+def test_3_13_an_unfinished_item_is_refused(drawn_disk: Path, tmp_path: Path, name: str) -> None:
+    path = copied(drawn_disk, tmp_path / "0")
+    (path / name).rename(path / f"{name}.orbax-checkpoint-tmp-7")
+    (path / "_CHECKPOINT_METADATA").write_text("{}")  # one that lists nothing
+    assert f"{name}.orbax-checkpoint-tmp-7" in refused(path).found
+
+
+# --- 3.6, 3.14: what a path is instead  ---
+
+
+def test_3_6_old_forms_are_named_with_what_reads_them(tmp_path: Path) -> None:
+    packed = serialization.msgpack_serialize({"step": 3, "w": np.arange(2.0, dtype=np.float32)})
+    (tmp_path / "checkpoint_3").write_bytes(packed)
+    (tmp_path / "orbax").mkdir()
+    (tmp_path / "orbax" / "checkpoint").write_bytes(packed)
+    (tmp_path / "run" / "7" / "default").mkdir(parents=True)
+    (tmp_path / "run" / "7" / "default" / "_METADATA").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    forms = {
+        "checkpoint_3": ("a msgpack file of Flax", "flax.training.checkpoints.restore_checkpoint"),
+        ".": ("a directory with 1 msgpack file of Flax", "checkpoint_3"),
+        "orbax": ("a pytree of Orbax 0.3 or older", "orbax.checkpoint.PyTreeCheckpointer()"),
+        "run": ("a directory of 1 step of an old CheckpointManager", "ocp.args.PyTreeRestore()"),
+        "model.safetensors": ("a safetensors file", "safetensors.numpy.load_file"),
+    }
+    for name, (found, reader) in forms.items():
+        fault = refused(tmp_path / name)
+        assert fault.found == found and reader in fault.hint, name
+
+
+def test_3_6_aggregated_leaves_are_named(drawn_disk: Path, tmp_path: Path) -> None:
+    path = copied(drawn_disk, tmp_path / "0")
+    file = path / "state" / "_METADATA"
+    told = json.loads(file.read_text())
+    entry = told["tree_metadata"]["('w',)"]["value_metadata"]
+    entry["skip_deserialize"], entry["value_type"] = True, "unknown"
+    file.write_text(json.dumps(told))
+    fault = refused(path)
+    assert fault.found.startswith("leaves in one file") and "PyTreeCheckpointer" in fault.hint
+
+
+def test_3_14_a_step_that_is_gone_tells_which_are_there(tmp_path: Path) -> None:
+    with ocp.training.Checkpointer(tmp_path) as checkpointer:
+        for step in (9, 10, 100):
+            checkpointer.save(step, plain_state())
+    fault = refused(tmp_path / "7")
+    assert fault.found == "no such path"
+    assert fault.hint == f"{tmp_path} holds 3 checkpoints: 9, 10, 100"
+
+
+def test_3_14_a_default_of_64_bits_is_written(tmp_path: Path) -> None:
+    class Torch(cs.Schema):
+        mean: Float32[Array, " c"] = cs.field(key="running_mean")
+        tracked: Int64[Array, ""] = cs.field(key="num_batches_tracked", default=0)
+
+    class Flax(cs.Schema):
+        mean: Float32[Array, " c"]
+
+    made = cs.derive(Torch, Flax).put({"mean": np.ones(3, np.float32)})
+    found = made["num_batches_tracked"]
+    assert isinstance(found, np.ndarray) and found.dtype == np.int64 and found == 0
+
+
+# --- 3.8, 3.10, 3.15, 3.16: numbers  ---
+
+
+class Counted(cs.Schema):
+    step: Int32[Array, ""]
+
+
+class Wide(cs.Schema):
+    step: Int64[Array, ""]
+
+
+class Doubles(cs.Schema):
+    w: Float64[Array, " n"]
+
+
+def identity(layout: type[cs.Schema]) -> cs.Lens:
+    return cs.derive(layout, layout)
+
+
+@pytest.mark.parametrize("stored", [jnp.uint32(7), np.array(7), np.array(7, np.int8), 7])
+@pytest.mark.parametrize("target", [jnp.int32(0), 0])
+def test_3_8_a_step_is_a_step_whatever_its_bits(tmp_path: Path, stored: Any, target: Any) -> None:
+    ocp.save(tmp_path / "0", {"step": stored})
+    found = cs.orbax.restore(tmp_path / "0", {"step": target}, identity(Counted))["step"]
+    assert found == 7 and type(found) is type(target)
+
+
+@pytest.mark.parametrize("stored", [jnp.uint32(2**31), np.array(2**40), 2**40, -(2**40)])
+def test_3_8_a_step_that_does_not_fit_is_an_error(tmp_path: Path, stored: Any) -> None:
+    ocp.save(tmp_path / "0", {"step": stored})
+    with pytest.raises(cs.CheckpointMismatchError, match="int32 does not hold it"):
+        cs.orbax.restore(tmp_path / "0", {"step": jnp.int32(0)}, identity(Counted))
+
+
+def test_3_8_a_side_that_declares_what_is_stored_goes_first(tmp_path: Path) -> None:
+    class Unsigned(cs.Schema):
+        step: UInt32[Array, ""]
+
+    lens = cs.derive(Counted, Unsigned)
+    cs.orbax.save(tmp_path / "0", {"step": jnp.int32(7)}, lens)
+    found = cs.orbax.restore(tmp_path / "0", {"step": jnp.uint32(0)}, lens)["step"]
+    assert found == 7 and found.dtype == jnp.uint32
+
+
+@pytest.mark.parametrize("value", [5, 2**40])
+@pytest.mark.parametrize("target", [0, np.int64(0), np.array(0)])
+def test_3_10_numbers_of_64_bits_come_back(tmp_path: Path, value: int, target: Any) -> None:
+    assert not jax.config.jax_enable_x64
+    cs.orbax.save(tmp_path / "0", {"step": value}, identity(Wide))
+    ocp.save(tmp_path / "1", {"step": np.array(value)})
+    for name in ("0", "1"):
+        found = cs.orbax.restore(tmp_path / name, {"step": target}, identity(Wide))["step"]
+        assert found == value and (isinstance(target, int) == isinstance(found, int))
+
+
+def test_3_15_what_jax_would_narrow_is_named(tmp_path: Path) -> None:
+    ocp.save(tmp_path / "0", {"w": np.ones(3) / 10})
+    with pytest.raises(cs.CheckpointMismatchError, match="which is what jax makes of it") as caught:
+        cs.orbax.restore(tmp_path / "0", {"w": np.zeros(3)}, identity(Doubles))
+    (fault,) = faults(caught)
+    assert fault.path == "w" and "jax_enable_x64" in fault.hint
+
+
+def test_3_15_a_python_bool_is_named(tmp_path: Path) -> None:
+    ocp.save(tmp_path / "0", {**plain_state(), "flag": True})
+    with pytest.raises(cs.CheckpointMismatchError, match="Unsupported dtype: bool") as caught:
+        cs.orbax.restore(tmp_path / "0", plain_state(), PLAIN)
+    assert "np.asarray" in faults(caught)[0].hint
+
+
+def test_3_16_a_number_that_was_not_read_has_no_value(tmp_path: Path) -> None:
+    ocp.save(tmp_path / "0", {**plain_state(), "epoch": 3, "loss": 0.5})
+    with pytest.raises(cs.CheckpointMismatchError) as caught:
+        cs.orbax.restore(tmp_path / "0", plain_state(), PLAIN)
+    assert [(fault.path, fault.found) for fault in faults(caught)] == [
+        ("epoch", "a Python number (int)"),
+        ("loss", "a Python number (float)"),
+    ]
+
+
+# --- 3.12: keys that are tuples  ---
+
+
+def test_3_12_statistics_under_tuple_keys_come_back(tmp_path: Path) -> None:
+    def made(seed: int) -> Any:
+        rngs = nnx.Rngs(seed)
+        return nnx.SpectralNorm(nnx.Linear(2, 4, rngs=rngs), rngs=rngs)
+
+    model, target = made(0), made(1)
+    model(jnp.ones((5, 2)), update_stats=True)
+    layout = cs.infer(nnx.state(model))
+    cs.orbax.save(tmp_path / "0", model, cs.derive(layout, layout))
+    same(
+        nnx.state(cs.orbax.restore(tmp_path / "0", target, cs.derive(layout, layout))),
+        nnx.state(model),
+    )
