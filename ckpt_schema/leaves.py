@@ -244,7 +244,7 @@ def _one_dtype(annotation: Any, dtypes: Any) -> str:
     raise SchemaError(f"{annotation} does not say which dtype the leaf has", [fault])
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)  # more than there are, structured ones aside
 def _dtype_name(dtype: Any) -> str:
     return str(dtype)
 
@@ -430,7 +430,7 @@ def _jaxtyping_dtype(dtype: str) -> Any:
     return type(dtype, (jaxtyping.AbstractDtype,), {"dtypes": [jnp.dtype(dtype).type.__name__]})
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)  # shapes of a few models
 def conforms(dtype: str, expected: tuple[int, ...], shape: tuple[int, ...], found: str) -> bool:
     """Whether jaxtyping takes an array of ``shape`` and ``found`` for one of ``expected`` and ``dtype``.
 

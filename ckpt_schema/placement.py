@@ -11,6 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ckpt_schema.programs import Program
+
 __all__ = ["as_bits", "describe_shardings", "gathered", "octets", "placed"]
 
 
@@ -86,7 +88,7 @@ def _from_bits(dtype: Any, sharding: Any) -> Any:
     """From what `as_bits` made to leaves of a dtype."""
     if not jnp.issubdtype(dtype, jnp.floating):
         return lambda bits: bits
-    return jax.jit(lambda bits: jax.lax.bitcast_convert_type(bits, dtype), out_shardings=sharding)
+    return Program(lambda bits: jax.lax.bitcast_convert_type(bits, dtype), out_shardings=sharding)
 
 
 def describe_shardings(*shardings: Any) -> tuple[str, ...]:

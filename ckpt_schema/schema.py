@@ -313,7 +313,7 @@ class _Draft:
     collection: str | None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)  # classes of the models at work; what is kept here is never freed
 def _drafts(schema: type[Schema]) -> tuple[_Draft, ...]:
     return tuple(
         draft for attribute in schema.__attributes__ for draft in _attribute_drafts(attribute)

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ckpt_schema import leaves, placement
 from ckpt_schema.placement import as_bits, octets
+from ckpt_schema.programs import Program
 
 __all__ = ["difference", "stray"]
 
@@ -107,12 +108,12 @@ def _program(what: Callable[..., Any], where: Callable[..., Any], sharding: Any)
     """A function jitted, with results that every host has; on an explicit mesh, a sharded axis is not indexed otherwise."""
     function = functools.partial(what, where)
     if not isinstance(sharding, NamedSharding):
-        return jax.jit(function)
+        return Program(function)
     whole = NamedSharding(sharding.mesh, PartitionSpec())
     if AxisType.Explicit not in sharding.mesh.axis_types:
-        return jax.jit(function, out_shardings=whole)
+        return Program(function, out_shardings=whole)
     automatic: Any = jax.sharding.auto_axes(function, out_sharding=whole)
-    return jax.jit(automatic)
+    return Program(automatic)
 
 
 def _differ(where: Callable[..., Any], a: jax.Array, b: jax.Array) -> jax.Array:

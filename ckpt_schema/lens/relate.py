@@ -111,7 +111,7 @@ def _related(source: Row, view: Row, told: Told) -> Relation | Mismatch:
     return _type_fault(source, view, relation) or relation
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)  # levels by name: a model has a handful
 def _as_it_is(repeats: tuple[Repeat, ...]) -> Relation:
     """That of two rows which differ in their spelling at most."""
     if not repeats:

@@ -22,6 +22,7 @@ from ckpt_schema.lens.axes import Sizes
 from ckpt_schema.lens.edits import Chain, Edit, Leafwise
 from ckpt_schema.lens.partial import Scale
 from ckpt_schema.lens.stacks import Beside, Stack, Unstack
+from ckpt_schema.programs import Program
 
 __all__ = ["cut", "needed_sizes", "run", "settled", "told"]
 
@@ -129,7 +130,7 @@ def _taken_apart(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> lis
         one = _slicer(
             unstack.axis, rest, needed_sizes(rest, sizes), bits_of, _known([whole]), named
         )
-        found += [one(whole, np.int32(at)) for at in range(unstack.gives(sizes))]
+        found += [one(whole, np.uint32(at)) for at in range(unstack.gives(sizes))]
     return found
 
 
@@ -151,7 +152,7 @@ def _put_together(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> li
             layer = group.pop(0)
             if rest or bits or not all(shardings.equivalent(layer, s) for s in to):
                 layer = _bitwise(rest, needed, bits, _known([layer]), to)(layer)
-            whole = write(begin(layer) if whole is None else whole, layer, np.int32(at))
+            whole = write(begin(layer) if whole is None else whole, layer, np.uint32(at))
         found.append(
             _bitwise(Chain(), (), str(dtype), named, named, donate=True)(whole) if bits else whole
         )
@@ -199,7 +200,7 @@ def needed_sizes(chain: Chain, sizes: Mapping[str, int]) -> _Sized:
 def _compiled(
     chain: Chain, sizes: _Sized, own: tuple[NamedSharding, ...], named: tuple[NamedSharding, ...]
 ) -> Any:
-    """One jitted function per distinct edit and sharding of the results; jax then compiles it once per shape."""
+    """One program per distinct edit and sharding of the results; it is compiled once per shape."""
 
     def program(*values: Any) -> list[Any]:
         return traced.edited(chain, values, dict(sizes), own, named)
@@ -267,7 +268,8 @@ def _writer(axis: int, named: tuple[NamedSharding, ...]) -> Any:
     """
 
     def write(whole: Any, layer: Any, at: Any) -> Any:
-        return jax.lax.dynamic_update_index_in_dim(whole, layer, at, axis)
+        starts = _starts(axis, at, whole.ndim)
+        return jax.lax.dynamic_update_slice(whole, jax.lax.expand_dims(layer, (axis,)), starts)
 
     return _jitted(write, named[0] if named else None, donate_argnums=0)
 
@@ -275,12 +277,12 @@ def _writer(axis: int, named: tuple[NamedSharding, ...]) -> Any:
 def _jitted(program: Callable[..., Any], to: Any, **options: Any) -> Any:
     """A jitted function whose results are sharded so; as jax finds where nothing is said."""
     if not to:
-        return jax.jit(program, **options)
+        return Program(program, **options)
     mesh = (to[0] if isinstance(to, list) else to).mesh
     if AxisType.Explicit in mesh.axis_types:
-        made = jax.jit(told(program, to), **options)
+        made = Program(told(program, to), **options)
     else:
-        made = jax.jit(program, out_shardings=to, **options)
+        made = Program(program, out_shardings=to, **options)
     return lambda *values: settled(made(*values))
 
 
@@ -309,6 +311,14 @@ def told(program: Callable[..., Any], to: Any) -> Callable[..., Any]:
 # --- Edits inside of programs, with a number that is traced  ---
 
 
+def _starts(axis: int, at: Any, ndim: int) -> list[Any]:
+    """Where one layer starts on each axis.
+
+    Numbers without a sign need no look at what a negative one would mean, for which jax keeps a program of its own.
+    """
+    return [at if n == axis else np.uint32(0) for n in range(ndim)]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _At(Leafwise):
     """One layer of a stack."""
@@ -318,4 +328,6 @@ class _At(Leafwise):
 
     def one(self, value: Any, sizes: Sizes) -> Any:
         """The layer."""
-        return jax.lax.dynamic_index_in_dim(value, self.at, self.axis, keepdims=False)
+        shape = (*value.shape[: self.axis], 1, *value.shape[self.axis + 1 :])
+        starts = _starts(self.axis, self.at, value.ndim)
+        return jax.lax.squeeze(jax.lax.dynamic_slice(value, starts, shape), (self.axis,))
