@@ -56,7 +56,13 @@ class Target:
     @property
     def options(self) -> Options:
         """How the laws are tried on it: with their default settings."""
-        return Options(source=self.source, view=self.view, outputs=self.outputs, shrinking=1.0)
+        return Options(
+            source=self.source,
+            view=self.view,
+            outputs=self.outputs,
+            gradients=False,  # two steps of training have none that is cheap; `exchanged.py` compares them
+            shrinking=1.0,
+        )
 
 
 class Plain(cs.Schema):

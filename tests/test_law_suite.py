@@ -39,6 +39,7 @@ def suite(name: str) -> type[LensLaws]:
     """What a user writes for a pair of models, which are made only where a test of them runs."""
     told: dict[str, Any] = {part: _later(name, part) for part in ("lens", "source", "view")}
     if name in NAMES:
+        told["gradients"] = False
         told |= {
             f"{side}_outputs": _computed(name, at) for at, side in enumerate(("source", "view"))
         }
@@ -142,9 +143,10 @@ def test_the_docs_show_how_each_law_fails(name: str) -> None:
         lens = bound(lens, eval(sizes))
     assert [state for state, *_ in lines] == ([*law.states] if law.kind != "given" else [])
     with pytest.raises(cs.CkptSchemaError) as caught:
-        law.check(Given(lens, states, at.outputs, at.options.tolerance))
+        law.check(Given(lens, states, at.outputs, at.options.tolerance, gradients=False))
     for fault in caught.value.mismatches:
-        assert f"\n  {fault.path}" in text and f"found {fault.found}" in text
+        found = fault.found.partition(", about ")[0]  # how far rounding goes depends on the machine
+        assert f"\n  {fault.path}" in text and f"found {found}" in text
 
 
 def test_what_is_said_is_all_that_it_takes() -> None:

@@ -99,7 +99,7 @@ def _declaration(at: Trial) -> None:
 
 def _function(at: Trial) -> None:
     assert isinstance(at, Given) and at.outputs is not None
-    function(at.lens, at["s"], at["v"], at.outputs, at.tolerance)
+    function(at.lens, at["s"], at["v"], at.outputs, at.tolerance, gradients=at.gradients)
 
 
 def _sharing(at: Trial) -> None:
@@ -231,7 +231,7 @@ _ALL = (
     ),
     Law(
         "Function",
-        "g(get(s, onto=v)) == f(s), up to rounding, for what the models f and g compute",
+        "g(get(s, onto=v)) == f(s), and so are their gradients, up to rounding, for what the models f and g compute",
         "sv",
         _function,
         "given",

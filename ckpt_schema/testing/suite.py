@@ -58,7 +58,8 @@ class Options:
         source: A state of the real model of the source, or a module: concrete or abstract.
         view: One of the view's.
         outputs: What each of the two models computes with a state, two functions.
-        tolerance: By how much outputs may differ, as a ratio to the greatest of them.
+        tolerance: By how much outputs and gradients may differ, as a multiple of what one rounding of every weight changes.
+        gradients: Whether the gradients of the outputs are compared too.
     """
 
     sizes: Mapping[str, Bound] = dataclasses.field(default_factory=dict[str, Bound])
@@ -70,7 +71,8 @@ class Options:
     source: Any = None
     view: Any = None
     outputs: Outputs | None = None
-    tolerance: float = 1e-3
+    tolerance: float = 32.0
+    gradients: bool = True
 
 
 def check_law(lens: Lens, law: Law, options: Options) -> None:
@@ -126,7 +128,7 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
 
 def _check_given(lens: Lens, law: Law, options: Options) -> None:
     states = {"s": state_of(options.source), "v": state_of(options.view)}
-    trial = Given(lens, states, options.outputs, options.tolerance)
+    trial = Given(lens, states, options.outputs, options.tolerance, gradients=options.gradients)
     try:
         law.check(trial)
     except Exception as error:
@@ -256,7 +258,9 @@ class LensLaws:
         lens: The lens.
         source: A state of the real model, concrete or abstract, or an NNX module, that the declared source is to be of.
         view: One for the view.
-        tolerance: By how much what the models compute may differ, as a ratio to the greatest of it.
+        tolerance: By how much what the models compute, and the gradients of it, may differ, as a multiple of what one
+            rounding of every weight changes.
+        gradients: Whether gradients are compared; what jax cannot trace or differentiate has none.
         laws: The names of the laws to try.
         sizes: See `Options`, as for the rest.
 
@@ -269,6 +273,7 @@ class LensLaws:
     source: ClassVar[Any] = None
     view: ClassVar[Any] = None
     tolerance: ClassVar[float] = Options.tolerance
+    gradients: ClassVar[bool] = Options.gradients
     laws: ClassVar[Iterable[str]] = tuple(LAWS)
     sizes: ClassVar[Mapping[str, Bound]] = {}
     max_examples: ClassVar[int | None] = Options.max_examples
@@ -309,6 +314,7 @@ class LensLaws:
             view=self.view,
             outputs=(self.source_outputs, self.view_outputs) if said else None,
             tolerance=self.tolerance,
+            gradients=self.gradients,
         )
 
     def source_outputs(self, state: Any) -> Any:
@@ -384,5 +390,5 @@ class LensLaws:
         self.check("Declaration")
 
     def test_function(self) -> None:
-        """The models compute the same."""
+        """The models compute the same, and have the same gradients."""
         self.check("Function")

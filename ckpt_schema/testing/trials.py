@@ -74,9 +74,12 @@ class Given(Trial):
         states: Mapping[str, Tree | None],
         outputs: Outputs | None = None,
         tolerance: float = 0.0,
+        *,
+        gradients: bool = True,
     ) -> None:
         """Keeps the lens, the states by name, and what the models compute with them, up to a tolerance."""
-        self.lens, self._states, self.outputs, self.tolerance = lens, states, outputs, tolerance
+        self.lens, self._states, self.outputs = lens, states, outputs
+        self.tolerance, self.gradients = tolerance, gradients
 
     def __getitem__(self, name: str) -> Any:
         """The state of this name."""

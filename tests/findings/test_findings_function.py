@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -173,3 +174,145 @@ def test_2_17_what_is_broken_once_is_told_as_the_law_it_broke() -> None:
     assert "is something kept from one call to the next?" in str(caught.value)
     assert isinstance(caught.value.__cause__, FlakyFailure)
     assert [fault.path for fault in caught.value.mismatches] == ["a/b"]
+
+
+# --- 2.1  ---
+
+WIDTH, WIDE, VOCAB = 6, 10, 7
+_RNG = np.random.default_rng(0)
+
+
+def weights(**shapes: tuple[int, ...]) -> dict[str, Any]:
+    """Weights at the scale that a model begins with."""
+    return {
+        name: jnp.asarray(0.02 * _RNG.standard_normal(shape), jnp.float32)
+        for name, shape in shapes.items()
+    }
+
+
+GATED = weights(
+    embed=(VOCAB, WIDTH),
+    gate=(WIDTH, WIDE),
+    up=(WIDTH, WIDE),
+    down=(WIDE, WIDTH),
+    head=(WIDTH, VOCAB),
+)
+
+
+def gated(state: Any) -> Any:
+    """A GeGLU beside a residual, between an embedding and a head."""
+    x = state["embed"][jnp.arange(VOCAB)]
+    hidden = jax.nn.gelu(x @ state["gate"]) * (x @ state["up"])
+    return (x + hidden @ state["down"]) @ state["head"]
+
+
+def exchanged(state: Any) -> Any:
+    return gated({**state, "gate": state["up"], "up": state["gate"]})
+
+
+def test_2_1_a_gate_and_what_it_gates_are_told_apart_at_their_initial_scale() -> None:
+    lens = cs.derive(cs.infer(GATED), cs.infer(GATED))
+    shown = np.abs(np.asarray(gated(GATED)) - exchanged(GATED)).max()
+    assert shown < 1e-3 * np.abs(np.asarray(gated(GATED))).max(), "outputs hide it"
+    check_laws(lens, ["Function"], source=GATED, outputs=(gated, gated))
+    with pytest.raises(BrokenLawError) as caught:
+        check_laws(lens, ["Function"], source=GATED, outputs=(gated, exchanged))
+    found = {fault.path: fault.kind for fault in caught.value.mismatches}
+    assert found["gate"] == found["up"] == "gradient"
+
+
+class Spelled(cs.Schema):
+    table: Float32[Array, "vocab embed"]
+    head: Float32[Array, "vocab embed"]
+    kernel: Float32[Array, "width embed"]
+    query: Float32[Array, "embed width"]
+    layers: list[Bare] = cs.field(length="depth")
+
+
+class Ruled(cs.Schema):
+    """The same padded, tied, reversed, scaled, transposed and stacked."""
+
+    table: Float32[Array, "padded embed"]
+    kernel: Float32[Array, "embed width"]
+    query: Float32[Array, "embed width"]
+    layers: Bare = cs.field(scan="depth")
+    private: Float32[Array, " n"] = cs.field(default=0.5)
+
+
+RULES = (
+    cs.pad("table", "vocab", "padded"),
+    cs.tie("head", "table"),
+    cs.flip("kernel", "width"),
+    cs.scale("query", 0.125),
+)
+
+
+def spelled(state: Any) -> Any:
+    x = state["table"][jnp.arange(VOCAB)]
+    x = x + jnp.tanh(x @ state["kernel"].T) @ state["query"].T
+    for layer in state["layers"]:
+        x = jnp.tanh(x * layer["w"])
+    return {"logits": x @ state["head"].T}
+
+
+def ruled(state: Any, scaled: float = 8.0) -> Any:
+    x = state["table"][jnp.arange(VOCAB)]
+    x = x + jnp.tanh(x @ state["kernel"][:, ::-1]) @ (scaled * state["query"]).T
+    for w in state["layers"]["w"]:
+        x = jnp.tanh(x * w)
+    return {"logits": x @ state["table"][:VOCAB].T}
+
+
+def states() -> tuple[Any, Any]:
+    s = weights(table=(VOCAB, WIDTH), kernel=(WIDE, WIDTH), query=(WIDTH, WIDE))
+    layers = [weights(w=(WIDTH,)) for _ in range(2)]
+    return {**s, "head": s["table"], "layers": layers}, {
+        **weights(
+            table=(VOCAB + 2, WIDTH), kernel=(WIDTH, WIDE), query=(WIDTH, WIDE), private=(WIDTH,)
+        ),
+        "layers": weights(w=(2, WIDTH)),
+    }
+
+
+def test_2_1_gradients_go_through_every_edit() -> None:
+    lens = cs.derive(Spelled, Ruled, RULES)
+    s, v = states()
+    for both in ((lens, s, v, (spelled, ruled)), (~lens, lens.get(s, onto=v), s, (ruled, spelled))):
+        check_laws(both[0], ["Function"], source=both[1], view=both[2], outputs=both[3])
+    forgotten = spelled, lambda state: ruled(state, scaled=1.0)
+    with pytest.raises(BrokenLawError, match=r"query +expected that of the source"):
+        check_laws(lens, ["Function"], source=s, view=v, outputs=forgotten)
+
+
+def test_2_1_what_is_computed_in_fewer_bits_is_compared_in_its_own_units() -> None:
+    lens = cs.derive(cs.infer(GATED), cs.infer(GATED))
+
+    def narrow(state: Any, *, turned: bool = False) -> Any:
+        state = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state)
+        return (exchanged if turned else gated)(state).astype(jnp.float32)
+
+    def other(state: Any) -> Any:  # the same in another order
+        state = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state)
+        x = state["embed"]
+        hidden = (x @ state["up"]) * jax.nn.gelu(x @ state["gate"])
+        return (x @ state["head"] + hidden @ state["down"] @ state["head"]).astype(jnp.float32)
+
+    check_laws(lens, ["Function"], source=GATED, outputs=(narrow, other))
+    with pytest.raises(BrokenLawError, match="gradient"):
+        turned = narrow, lambda state: narrow(state, turned=True)
+        check_laws(lens, ["Function"], source=GATED, outputs=turned, tolerance=8.0)
+
+
+def test_2_1_a_function_that_jax_cannot_trace_is_told_with_the_cure() -> None:
+    lens = cs.derive(cs.infer(GATED), cs.infer(GATED))
+
+    def plain(state: Any) -> Any:
+        return float(np.asarray(gated(state)).sum())
+
+    with pytest.raises(BrokenLawError) as caught:
+        check_laws(lens, ["Function"], source=GATED, outputs=(gated, plain))
+    (fault,) = caught.value.mismatches
+    assert fault.path == "view_outputs"
+    assert "nnx.merge(graphdef, state)" in fault.hint
+    assert "gradients = False" in fault.hint
+    check_laws(lens, ["Function"], source=GATED, outputs=(plain, plain), gradients=False)
