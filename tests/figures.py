@@ -62,6 +62,8 @@ COMMANDS = {
     "processes": Command(("tests/benchmarks/bench_processes.py",)),
     "states": Command(("tests/benchmarks/bench_states.py",)),
     "oracle": Command(("tests/oracle/sweep.py",)),
+    "damage": Command(("tests/fuzz/damage.py",)),
+    "races": Command(("tests/support/races.py",)),
     "thorough": Command(
         ("-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"),
         last=1,

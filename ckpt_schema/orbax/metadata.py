@@ -78,7 +78,10 @@ def read(path: epath.PathLike, item: str | None = None, *, aux: str | None = Non
         CheckpointMismatchError: There is no checkpoint, no such item, or no metadata that Orbax can read.
     """
     place = absolute(path)
-    meant = find_item(place, item, aux)
+    try:
+        meant = find_item(place, item, aux)
+    except OSError as error:  # nobody may look there, or no file system has such a name
+        raise refusal(place, first_line(error), "check the path, and who may read it") from error
     name = meant.name
     try:
         found = _found(place, name)
@@ -218,10 +221,10 @@ def alone() -> contextlib.AbstractContextManager[Any]:
     """
     if jax.process_count() == 1:
         return contextlib.nullcontext()
-    active = active_context()
-    number = jax.process_index()
-    only = ocp.options.MultiprocessingOptions(primary_host=number, active_processes={number})
-    return ocp.Context(active, multiprocessing_options=only)
+    context, number = ocp.Context(active_context()), jax.process_index()
+    context.multiprocessing.primary_host = number
+    context.multiprocessing.active_processes = {number}
+    return context
 
 
 def _planted(tree: Any, prefix: KeyPath, wanted: Tree) -> Tree:

@@ -191,10 +191,9 @@ def directories_first() -> ocp.Context:
     It would make them in a thread, for whose end others wait; where that fails, no process ends
     that has tried.
     """
-    active = active_context()
-    options = (active or ocp.Context()).async_options
-    at_once = dataclasses.replace(options, create_directories_asynchronously=False)
-    return ocp.Context(active, async_options=at_once)
+    context = ocp.Context(active_context())
+    context.asynchronous.create_directories_asynchronously = False
+    return context
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -252,7 +251,9 @@ class Site:
 
     def failed(self, error: Exception) -> CheckpointWriteError:
         """Removes what this save has written, and gives the error to raise."""
-        if jax.process_index() == 0 and self.own != self.place:
+        if self.own == self.place:
+            return _not_written(self.place, error, "remove what is there, and save again")
+        if jax.process_index() == 0:
             self._sweep()
         return _not_written(self.place, error)
 
@@ -286,10 +287,14 @@ _CURES = {
 }
 
 
-def _not_written(place: epath.Path, error: BaseException) -> CheckpointWriteError:
+_AGAIN = "nothing of it is left; mend the cause, and save again"
+
+
+def _not_written(
+    place: epath.Path, error: BaseException, again: str = _AGAIN
+) -> CheckpointWriteError:
     text = str(error)
-    cures = (cure for word, cure in _CURES.items() if word in text)
-    hint = next(cures, "nothing of it is left; mend the cause, and save again")
+    hint = next((cure for word, cure in _CURES.items() if word in text), again)
     fault = Mismatch(
         str(place), "checkpoint", "a checkpoint, written whole", first_line(error), hint
     )

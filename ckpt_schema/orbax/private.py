@@ -21,6 +21,7 @@ from ckpt_schema.lens.core import Lens
 from ckpt_schema.orbax import metadata
 from ckpt_schema.orbax.agreement import raised_by_all
 from ckpt_schema.orbax.metadata import SKIP, DiskTree
+from ckpt_schema.orbax.sides import verify_names
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Slot
@@ -89,6 +90,7 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
         CheckpointMismatchError: There is no such checkpoint, or it keeps no private leaves.
     """
     with raised_by_all():
+        verify_names(aux=aux)
         found = find(metadata.read(path), aux)
         if found is None:
             fault = Mismatch(

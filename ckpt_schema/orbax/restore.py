@@ -37,6 +37,7 @@ from ckpt_schema.orbax.sides import (
     locate,
     toward,
     verify_arguments,
+    verify_names,
 )
 from ckpt_schema.trees import Tree, flatten, verify_readable
 
@@ -105,6 +106,7 @@ def restore(
     clock = [time.perf_counter()]
     with raised_by_all():
         verify_arguments(lens, target_side=target_side, disk_side=disk_side)
+        verify_names(item=item, aux=aux)
         verify_readable(target)
         state = _goals(nnx.state_of(target))
         _verify_meshes(state)

@@ -78,6 +78,11 @@ def save(
         verify_writable(place)
         if jax.process_index() == 0:  # of several, another may have begun to write meanwhile
             verify_free(place)
+        if also is not None and not isinstance(also, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            fault = Mismatch(
+                "also", "argument", "items by name, or None", f"a {type(also).__name__}"
+            )
+            raise ConformanceError("also holds no items", [fault])
         for name in also or ():
             verify_name(name, "also", "an item beside the state", (STATE, aux or ""))
         _verify_json(custom_metadata)

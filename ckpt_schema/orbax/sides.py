@@ -18,7 +18,16 @@ from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Slot
 from ckpt_schema.trees import Tree, flatten
 
-__all__ = ["Place", "Side", "ambiguous", "interchangeable", "locate", "toward", "verify_arguments"]
+__all__ = [
+    "Place",
+    "Side",
+    "ambiguous",
+    "interchangeable",
+    "locate",
+    "toward",
+    "verify_arguments",
+    "verify_names",
+]
 
 _ENVELOPE = ("step", "opt_state")
 """What stands beside the variables in a Linen train state that keeps its weights bare."""
@@ -60,6 +69,21 @@ def verify_arguments(lens: object, **sides: object) -> None:
         for name, side in sides.items()
         if side not in (None, "source", "view")
     )
+    if faults:
+        raise ConformanceError("wrong arguments", faults)
+
+
+def verify_names(**names: object) -> None:
+    """Raises unless these are names of items, or None.
+
+    Raises:
+        ConformanceError: With every argument that is none.
+    """
+    faults = [
+        Mismatch(argument, "argument", "the name of an item, or None", repr(name))
+        for argument, name in names.items()
+        if name is not None and not isinstance(name, str)
+    ]
     if faults:
         raise ConformanceError("wrong arguments", faults)
 

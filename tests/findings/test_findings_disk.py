@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from flax import nnx, serialization
 from jaxtyping import Array, Float32, Float64, Int32, Int64, UInt32
 from orbax.checkpoint import v1 as ocp
@@ -515,3 +516,47 @@ def test_3_12_statistics_under_tuple_keys_come_back(tmp_path: Path) -> None:
         nnx.state(cs.orbax.restore(tmp_path / "0", target, cs.derive(layout, layout))),
         nnx.state(model),
     )
+
+
+# --- kin of the above: a caller's other arguments  ---
+
+
+def test_a_name_longer_than_any_file_system_has_is_named(tmp_path: Path) -> None:
+    with pytest.raises(cs.CkptSchemaError, match="at most 255 bytes"):
+        cs.orbax.save(tmp_path / ("x" * 300), plain_state(), PLAIN)
+    with pytest.raises(cs.CheckpointMismatchError, match="no such path"):
+        cs.orbax.restore(tmp_path / ("x" * 300), plain_state(), PLAIN)
+    with pytest.raises(cs.CheckpointWriteError, match="too long"):
+        cs.orbax.save(tmp_path / "0", drawn_state(), DRAWN, aux="x" * 300)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_none_are_named(drawn_disk: Path, tmp_path: Path) -> None:
+    wrong: Any = 5
+    with pytest.raises(cs.CkptSchemaError, match=r"item  .*found 5") as caught:
+        cs.orbax.restore(drawn_disk, drawn_state(), DRAWN, item=wrong, aux=wrong)
+    assert [fault.path for fault in faults(caught)] == ["item", "aux"]
+    with pytest.raises(cs.CkptSchemaError, match="name of an item"):
+        cs.orbax.load_private(drawn_disk, aux=wrong)
+    with pytest.raises(cs.CkptSchemaError, match="items by name"):
+        cs.orbax.save(tmp_path / "0", plain_state(), PLAIN, also=wrong)
+
+
+def test_a_checkpoint_that_nobody_may_read_is_named(
+    drawn_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(epath.Path(drawn_disk)), "iterdir", closed)
+    with pytest.raises(cs.CheckpointMismatchError, match="Permission denied"):
+        cs.orbax.restore(drawn_disk, drawn_state(), DRAWN)
+
+
+def test_a_save_leaves_the_context_of_the_caller_as_it_is(tmp_path: Path) -> None:
+    context = ocp.Context()
+    context.asynchronous.timeout_secs = 600
+    with context:
+        cs.orbax.save(tmp_path / "0", plain_state(), PLAIN)
+        assert context.asynchronous.create_directories_asynchronously
+    same(cs.orbax.restore(tmp_path / "0", plain_state(), PLAIN), plain_state())

@@ -158,7 +158,7 @@ def main() -> int:
     """Runs races and prints how they ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--writers", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=200)
     options = parser.parse_args()
     ends, slowest, bad = Counter[str](), 0.0, 0
     with writers(options.writers) as started, tempfile.TemporaryDirectory() as root:
@@ -169,9 +169,12 @@ def main() -> int:
             slowest, bad = max(slowest, outcome.seconds), bad + (not outcome.good)
             if not outcome.good:
                 print(outcome)
+    print("| what the writers said | races |\n|---|---|")
     for text, count in ends.most_common():
-        print(f"{count:6}  {text}")
-    print(f"{options.rounds} races, {bad} that did not end well; the slowest took {slowest:.1f} s")
+        print(f"| {text} | {count} |")
+    print(
+        f"\n{options.rounds} races, {bad} that did not end well; the slowest took {slowest:.1f} s."
+    )
     return bad > 0
 
 

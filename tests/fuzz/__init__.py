@@ -1,0 +1,1 @@
+"""Malformed trees, declarations and rules, and damaged checkpoints: nothing raw, nothing silent."""
