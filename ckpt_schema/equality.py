@@ -22,6 +22,7 @@ from ckpt_schema.errors import CkptSchemaError, Mismatch
 from ckpt_schema.paths import Key, KeyPath
 from ckpt_schema.placement import octets
 from ckpt_schema.pytrees import children
+from ckpt_schema.text import shown
 from ckpt_schema.trees import Tree, flatten
 
 __all__ = ["TreesDifferError", "assert_trees_identical", "differences"]
@@ -156,19 +157,26 @@ def _near(key: Key, others: Mapping[Key, Any]) -> str:
 
 def _leaf(key: KeyPath, left: Any, right: Any) -> Iterator[Mismatch]:
     """In what one leaf differs: its kind, else its type, else its sharding and its bits."""
-    if left is right or (isinstance(left, (str, bytes)) and left == right):
+    if left is right or (
+        isinstance(left, (str, bytes)) and type(left) is type(right) and left == right
+    ):
         return
     where = paths.format_path(key)
     if _kind(left) != _kind(right):
         yield Mismatch(where, "leaf", _kind(left), _kind(right))
         return
     ours, theirs = leaves.signature(left), leaves.signature(right)
-    if ours is None or isinstance(left, Tracer):
+    if any(map(leaves.is_deleted, (left, right))):
+        ours, theirs = ("deleted" if leaves.is_deleted(x) else "an array" for x in (left, right))
+        hint = "a deleted array has no values to compare"
+        yield Mismatch(where, "deleted", ours, theirs, hint)
+        return
+    if ours is None or isinstance(left, Tracer) or ours[1] == "object":
         yield Mismatch(
             where,
             "leaf",
-            repr(left),
-            repr(right),
+            shown(left),
+            shown(right),
             "not the same object, and nothing that could be compared",
         )
         return
@@ -213,7 +221,9 @@ def _bits(where: str, left: Any, right: Any) -> Iterator[Mismatch]:
     if leaves.is_scalar(left):
         ours, theirs = _number(left), _number(right)
         if ours != theirs:
-            yield Mismatch(where, "bits", f"{left!r}, bits {ours}", f"{right!r}, bits {theirs}")
+            yield Mismatch(
+                where, "bits", f"{shown(left)}, bits {ours}", f"{shown(right)}, bits {theirs}"
+            )
         return
     for (a, start), (b, _) in zip(_blocks(left), _blocks(right), strict=True):
         ours, theirs = octets(a), octets(b)

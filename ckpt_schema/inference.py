@@ -195,7 +195,7 @@ def _has_dtype(value: Any) -> bool:
     """Whether jax has a dtype for a value; a Python number may be too large."""
     try:
         return not leaves.is_scalar(value) or bool(leaves.abstract(value).dtype)
-    except OverflowError:
+    except (OverflowError, ValueError):  # of more than 4300 digits, Python writes none
         return False
 
 

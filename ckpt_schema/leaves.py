@@ -21,6 +21,7 @@ from jax.core import Tracer
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import AxisName, Dim, Dims
 from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.text import shown
 
 __all__ = [
     "ConstantKey",
@@ -42,6 +43,7 @@ __all__ = [
     "holds",
     "is_abstract",
     "is_array_class",
+    "is_deleted",
     "is_mutable",
     "is_narrowed",
     "is_scalar",
@@ -289,6 +291,11 @@ def signature(value: Any) -> tuple[tuple[int, ...], str] | None:
     return tuple(shape), _dtype_name(dtype)
 
 
+def is_deleted(value: Any) -> bool:
+    """Whether ``value`` is an array whose buffers were given up, as by donation."""
+    return isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_deleted()
+
+
 _REF: Any = getattr(jax, "Ref", ())
 
 
@@ -384,8 +391,9 @@ def accepts(leaf: Leaf, value: Any) -> bool:
         return int(info.min) <= value <= int(info.max)
     if not jnp.issubdtype(dtype, jnp.floating if isinstance(value, float) else jnp.complexfloating):
         return False
-    held = complex(_as(value, dtype))
-    return value != value or held == value
+    number, held = complex(value), complex(_as(value, dtype))
+    pairs = (number.real, held.real), (number.imag, held.imag)
+    return all(one != one or one == other for one, other in pairs)
 
 
 def _as(value: complex, dtype: Any) -> Any:
@@ -457,7 +465,7 @@ def describe(value: Any) -> str:
     if isinstance(value, (_UntoldInt, _UntoldFloat)):
         return f"a Python number ({found[1]})"
     if is_scalar(value):
-        return f"Python {found[1]} {value!r}"
+        return f"Python {found[1]} {shown(value)}"
     return f"{found[1]}[{' '.join(map(str, found[0]))}]"
 
 
@@ -474,7 +482,7 @@ class Fill:
 
     def __str__(self) -> str:
         """The default as it is declared: ``default=0``."""
-        return repr(self.value)
+        return shown(self.value)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ ORDER = """
     lens.names lens.partners lens.restarts lens.unplaced lens.wholes lens.idle
     lens.defaults lens.disputes lens.derive
     lens.derivation
-    lens.labels lens.shardings lens.traced lens.stages lens.verify lens.donation lens.execute lens.outline
+    lens.labels lens.shardings lens.traced lens.stages lens.verify lens.refuse lens.donation lens.execute lens.outline
     lens.plan lens.compile lens.compose lens.core
     orbax.agreement orbax.places orbax.folders orbax.metadata orbax.sides orbax.private
     orbax.restore orbax.items orbax.save orbax

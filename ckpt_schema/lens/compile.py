@@ -16,10 +16,10 @@ from ckpt_schema.chains import with_mirrors
 from ckpt_schema.conformance import Match
 from ckpt_schema.defaults import spot_of
 from ckpt_schema.errors import ConformanceError, Mismatch
-from ckpt_schema.leaves import Init, Leaf
+from ckpt_schema.leaves import Init, Leaf, Made
 from ckpt_schema.lens.joins import Join, instances
 from ckpt_schema.lens.labels import Carried, Labelled, carried
-from ckpt_schema.lens.plan import Job, Make, Plan, Restart, Same, gatherer, signature_of
+from ckpt_schema.lens.plan import Dropped, Job, Make, Plan, Restart, Same, gatherer, signature_of
 from ckpt_schema.lens.stages import needed_sizes
 from ckpt_schema.lens.verify import narrowed
 from ckpt_schema.paths import KeyPath
@@ -136,7 +136,37 @@ def compile_plan(
         tuple(makes),
         again,
         tuple(found.same),
+        () if onto is None else tuple(_dropped(source, view, tree, onto, found.keys, sizes)),
     )
+
+
+def _dropped(
+    source: Layout,
+    view: Layout,
+    tree: Match,
+    onto: Match,
+    keys: Mapping[Slot, KeyPath],
+    sizes: Mapping[str, int],
+) -> Iterator[Dropped]:
+    """Leaves that a tree has and what it goes onto lacks; ephemeral ones are for whoever has a place."""
+    lost = [slot for slot in keys if slot not in onto.slots]
+    if not lost:
+        return
+    slots = {tree.flat.keys[at]: (slot, at) for slot, at in tree.slots.items()}
+    for slot in lost:
+        row, ((number, indices), position) = view.rows[slot[0]], slots[keys[slot]]
+        own = source.rows[number]
+        if row.ephemeral or own.ephemeral:
+            continue
+        where = paths.format_path(paths.fill(row.key, slot[1]))
+        hint = f"give onto a leaf at {where}, take this one out of the tree, or say drop=True"
+        expected = f"a place for it in onto, {row.stored} at {where}"
+        fault = Mismatch(paths.format_path(keys[slot]), "dropped", expected, "none", hint)
+        shape, spot = dims_.sizes_of(own.dims, sizes), spot_of(own, indices, sizes)
+        spare = None
+        if isinstance(own.default, Made) and shape is not None and spot is not None:
+            spare = Make(own.default, own.leaf.dtype, shape, spot, None, abstract=False)
+        yield Dropped(fault, position, spare)
 
 
 def _restart(
@@ -205,9 +235,8 @@ def _restart(
 
 def _declared(table: Layout, match: Match) -> Callable[[int], Leaf]:
     """What each leaf of a matched tree, by position, is declared to be."""
-    return lambda position: next(
-        table.rows[number].stored for (number, _), at in match.slots.items() if at == position
-    )
+    numbers = {position: number for (number, _), position in match.slots.items()}
+    return lambda position: table.rows[numbers[position]].stored
 
 
 def _wanted(

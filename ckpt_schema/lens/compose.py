@@ -17,6 +17,7 @@ from ckpt_schema.lens.relate import relate
 from ckpt_schema.lens.told import Told
 from ckpt_schema.paths import Pattern
 from ckpt_schema.table import Layout, Row
+from ckpt_schema.text import shown
 
 __all__ = ["Joined", "compose"]
 
@@ -122,7 +123,7 @@ def _unlike_padding(row: Row, before: Told, after: Told) -> Mismatch | None:
             if alike and made != cut and made.large in row.leaf.dims:
                 where, axis = paths.format_path(row.key), dims_.format_dim(made.large)
                 expected = f"one fill in the padding of {axis}"
-                found = f"{made.value!r} and {cut.value!r}"
+                found = f"{shown(made.value)} and {shown(cut.value)}"
                 hint = "no tree is padded with both: give both lenses the same fill="
                 return Mismatch(where, "rule", expected, found, hint)
     return None

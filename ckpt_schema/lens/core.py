@@ -41,13 +41,15 @@ class _Translator:
         self._matchers: tuple[Matcher, Matcher] | None = None
         self._plans: list[Plan] = []
 
-    def __call__(self, tree: Tree, onto: Tree | None, *, donate: bool) -> Tree:
+    def __call__(self, tree: Tree, onto: Tree | None, *, donate: bool, drop: bool = False) -> Tree:
         """Translates ``tree`` with a plan that fits, compiled if need be."""
         for plan in self._plans:
             flat = plan.accepts(tree, onto)
             if flat is not None:
+                self.verify_kept(plan, flat[0], drop=drop)
                 return plan.run(*flat, donate=donate)
         plan, found, kept = self.compile(tree, onto)
+        self.verify_kept(plan, found, drop=drop)
         result = plan.run(found, kept, donate=donate)
         self._plans = [plan, *self._plans[: _PLANS - 1]]
         return result
@@ -77,6 +79,14 @@ class _Translator:
             self.source, self.view, self.joins, match, kept, binder.sizes, abstract=abstract
         )
         return plan, match.flat.leaves, [] if kept is None else kept.flat.leaves
+
+    def verify_kept(self, plan: Plan, found: Sequence[Any], *, drop: bool) -> None:
+        """Raises where leaves of the tree have no place in the result, unless they may be dropped."""
+        lost = () if drop else plan.dropped
+        faults = [one.fault for one in lost if one.loses(found[one.position])]
+        if faults:
+            header = f"onto lacks leaves of {self.view.name} that the tree has"
+            raise ConformanceError(header, faults)
 
     def _refuse(self, match: Match, tree: Tree, written: Matcher) -> None:
         report = match.report
@@ -133,7 +143,9 @@ class Lens:
     def _backward(self) -> _Translator:
         return _Translator(self.view, self.source, tuple(j.inverse for j in self.joins), self.dims)
 
-    def get(self, s: Tree, onto: Tree | None = None, *, donate: bool = False) -> Tree:
+    def get(
+        self, s: Tree, onto: Tree | None = None, *, donate: bool = False, drop: bool = False
+    ) -> Tree:
         """The view of ``s``.
 
         Args:
@@ -143,6 +155,8 @@ class Lens:
             donate: Whether the caller gives ``s`` up. Its jax arrays are then deleted one by one, as soon as what is made of
                 them is there, but for those that only move, which are the result's. Besides ``s``, no more is ever held than
                 twice the bytes of its largest leaf, or of the result's. Values that an edit would change are found before.
+            drop: Whether optional leaves of ``s`` that ``onto`` lacks are left out. Without it they
+                are an error, unless they are what their default says.
 
         Returns:
             A tree of the view layout. Leaves that only move are the same objects. Without ``onto``: an ``nnx.State``, or dicts
@@ -150,25 +164,30 @@ class Lens:
 
         Raises:
             ConformanceError: With every leaf of ``s`` or ``onto`` that does not conform, every value that a cast would
-                change, and every leaf of the result that has neither source nor default.
+                change, every leaf of the result that has neither source nor default, and every
+                leaf of ``s`` that ``onto`` lacks.
         """
-        return self._forward(s, onto, donate=donate)
+        return self._forward(s, onto, donate=donate, drop=drop)
 
-    def put(self, v: Tree, onto: Tree | None = None, *, donate: bool = False) -> Tree:
+    def put(
+        self, v: Tree, onto: Tree | None = None, *, donate: bool = False, drop: bool = False
+    ) -> Tree:
         """The source of ``v``: `get` in the other direction, with the same rules."""
-        return self._backward(v, onto, donate=donate)
+        return self._backward(v, onto, donate=donate, drop=drop)
 
-    def rehearse(self, s: Tree, onto: Tree | None = None) -> None:
+    def rehearse(self, s: Tree, onto: Tree | None = None, *, drop: bool = False) -> None:
         """Raises what `get` would raise for a concrete tree like ``s``, as far as can be told without its values.
 
         Args:
             s: A tree of the source layout; its leaves may be abstract, and count as if they had values.
             onto: As for `get`; its abstract leaves do *not* count as values.
+            drop: As for `get`.
 
         Raises:
             ConformanceError: As `get` does, casts excepted.
         """
-        self._forward.compile(s, onto, abstract=False)
+        plan, found, _ = self._forward.compile(s, onto, abstract=False)
+        self._forward.verify_kept(plan, found, drop=drop)
 
     def bind(self, **dims: int) -> Lens:
         """This lens for fixed sizes, in elements, of dims that its trees do not tell.

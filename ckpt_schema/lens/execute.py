@@ -58,7 +58,7 @@ def edit(
         number = all(map(leaves.is_scalar, values))
         results = [_on_host(x, number=number) for x in made]
     else:
-        results = stages.run(chain, inputs, sizes)
+        results = stages.run(chain, _on_one_mesh(inputs), sizes)
     return [_like(result, like) for result, like in zip(results, likes, strict=True)]
 
 
@@ -69,6 +69,18 @@ def _array(value: complex, dtype: str, beside: Sequence[Any]) -> Any:
     return placement.placed(
         np.asarray(value, jnp.dtype(dtype)), NamedSharding(mesh, PartitionSpec())
     )
+
+
+def _on_one_mesh(values: Sequence[Any]) -> Sequence[Any]:
+    """Leaves beside those on an explicit mesh are put on all of it, if nobody said where: no program takes both."""
+    named = [s for v in values if isinstance(s := getattr(v, "sharding", None), NamedSharding)]
+    if not named or len(named) == len(values) or AxisType.Explicit not in named[0].mesh.axis_types:
+        return values
+    whole = NamedSharding(named[0].mesh, PartitionSpec())
+    return [
+        v if isinstance(getattr(v, "sharding", None), NamedSharding) else placement.placed(v, whole)
+        for v in values
+    ]
 
 
 def _on_host(result: Any, *, number: bool) -> Any:

@@ -60,10 +60,20 @@ def idle(
     ]
     yield from _idle_keys(view, rules, pairs, known)
     yield from _idle_ties(source, view, rules)
-    yield from _unsaid(view, [rule for rule in rules if str(rule) not in known], names, joins)
+    open_ = [rule for rule in rules if str(rule) not in known]
+    yield from _unsaid(view, _of_sound_rows(view, open_, known), names, joins)
     if not known:
         yield from _unordered(rules, joins)
     yield from _undivided(rules, divided)
+
+
+def _of_sound_rows(view: Layout, rules: Sequence[Rule], known: set[str]) -> list[Rule]:
+    """Without the rules for leaves that have a fault already: it says more than that they do nothing."""
+    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Factor))]
+    scope = Scope((rule.path, rule) for rule in said)
+    faulty = scope.matched(row for row in view.rows if "/".join(row.path) in known)
+    dropped = {id(rule) for number, rule in enumerate(said) if number in faulty}
+    return [rule for rule in rules if id(rule) not in dropped]
 
 
 _Pairs = Sequence[tuple[Row, Row]]

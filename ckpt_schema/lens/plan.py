@@ -15,18 +15,30 @@ import jax
 from jax.core import Tracer
 
 from ckpt_schema import leaves
-from ckpt_schema.defaults import Spot
+from ckpt_schema.defaults import Spot, make_default
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Leaf, Made
 from ckpt_schema.lens import execute, shardings, ties
+from ckpt_schema.lens.bits import difference
 from ckpt_schema.lens.donation import Donation
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.outline import Outline, outline
-from ckpt_schema.lens.verify import narrowed, too_wide, verify_values
+from ckpt_schema.lens.refuse import refused
+from ckpt_schema.lens.verify import narrowed, verify_values
 from ckpt_schema.pytrees import TreeDef
 from ckpt_schema.trees import Tree
 
-__all__ = ["Job", "Make", "Plan", "Restart", "Same", "Signature", "gatherer", "signature_of"]
+__all__ = [
+    "Dropped",
+    "Job",
+    "Make",
+    "Plan",
+    "Restart",
+    "Same",
+    "Signature",
+    "gatherer",
+    "signature_of",
+]
 
 _avals = operator.attrgetter("aval")
 _shapes = operator.attrgetter("shape")
@@ -170,6 +182,31 @@ class Make:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Dropped:
+    """A leaf of the tree that the result has no place for.
+
+    Attributes:
+        fault: What to say of it.
+        position: Where it is in the tree.
+        spare: What the tree would have there by default, if it is declared: nothing is lost where it is that.
+    """
+
+    fault: Mismatch
+    position: int
+    spare: Make | None
+
+    def loses(self, value: Any) -> bool:
+        """Whether a leaf is another than the way back would make."""
+        spare = self.spare
+        if spare is None or isinstance(value, Tracer):
+            return True
+        if leaves.is_abstract(value):
+            return False
+        made = make_default(spare.default, spare.dtype, spare.shape, None, spare.spot)
+        return difference(leaves.materialized(value, spare.dtype), made) is not None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Same:
     """Two leaves that must be equal: the second is a copy of the first.
 
@@ -216,6 +253,7 @@ class Plan:
         makes: The defaults.
         restart: What starts anew, or None.
         same: What must be equal.
+        dropped: What the tree has and the result has no place for.
     """
 
     source: Signature
@@ -226,6 +264,7 @@ class Plan:
     makes: tuple[Make, ...]
     restart: Restart | None = None
     same: tuple[Same, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
 
     def accepts(self, tree: Tree, onto: Tree | None) -> tuple[list[Any], list[Any]] | None:
         """The leaves of both trees, or None when the plan was made for others."""
@@ -287,14 +326,14 @@ class Plan:
 
     def _verify(self, pool: Sequence[Any], kept: Sequence[Any]) -> None:
         """Raises unless every value survives its edits."""
-        wide: list[Mismatch] = []
+        known: list[Mismatch] = []
         jobs: list[tuple[Chain, Mapping[str, int], list[Any], tuple[str, ...]]] = []
         for job in self.jobs:
             inputs = [leaves.materialized(pool[i], job.leaf.dtype) for i in job.inputs]
             likes = [None if at is None else kept[at] for at in job.likes]
-            wide += too_wide(job.chain, job.leaf.dtype, inputs, likes, job.paths)
+            known += refused(job.chain, job.leaf.dtype, inputs, likes, job.paths)
             jobs.append((job.chain, dict(job.sizes), inputs, job.paths))
-        verify_values(jobs, wide)
+        verify_values(jobs, known)
 
     def _make(self, pool: list[Any], kept: Sequence[Any]) -> None:
         """Appends defaults, and what starts anew."""

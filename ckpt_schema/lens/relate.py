@@ -25,6 +25,7 @@ from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.lens.symbolic import typed
 from ckpt_schema.lens.told import UNTOLD, Fill, Told
 from ckpt_schema.table import Repeat, Row
+from ckpt_schema.text import shown
 
 __all__ = ["Relation", "relate"]
 
@@ -183,6 +184,9 @@ def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
         and not source.leaf.is_key
         and jnp.issubdtype(jnp.dtype(source.leaf.dtype), jnp.floating)
     ):
+        if jnp.finfo(source.leaf.dtype).bits < 16:
+            why = f"{source.leaf.dtype} has too few values to be scaled: scale it before it is cast"
+            return fault(source, view, "dtype", why)
         first = first >> Scale(told.exponent)
     made = _related(inner[0], inner[1], Told(axes=told.axes))
     if isinstance(made, Mismatch):
@@ -240,7 +244,7 @@ def _unfilled(source: Row, view: Row, fill: Fill) -> Mismatch | None:
             source,
             view,
             "dtype",
-            f"{source.leaf.dtype} is not padded with {fill.value!r}: give another fill=",
+            f"{source.leaf.dtype} is not padded with {shown(fill.value)}: give another fill=",
         )
     return None
 

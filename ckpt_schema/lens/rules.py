@@ -180,7 +180,7 @@ class Padding:
     def __str__(self) -> str:
         """The rule as it is written."""
         small, large = map(dims_.format_dim, (self.small, self.large))
-        return f"pad({'/'.join(self.path)!r}, {small!r}, {large!r}, fill={self.fill!r})"
+        return f"pad({'/'.join(self.path)!r}, {small!r}, {large!r}, fill={shown(self.fill)})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

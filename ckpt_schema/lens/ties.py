@@ -57,6 +57,9 @@ def _fault(first: Any, copy: Any, names: tuple[str, str, str]) -> list[Mismatch]
     if isinstance(first, Tracer) or isinstance(copy, Tracer):
         hint = "ties are verified by value: translate outside of jit"
         return [Mismatch(names[1], "tie", f"what {names[0]} has", "a tracer", hint)]
+    if leaves.is_deleted(first) or leaves.is_deleted(copy):
+        hint = "a step that they were donated to has used them up: pass what that step returned"
+        return [Mismatch(names[1], "deleted", f"what {names[0]} has", "a deleted array", hint)]
     found = difference(first, copy)
     if found is None:
         return []

@@ -16,7 +16,7 @@ from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Cast, Partial, Unpad
 from ckpt_schema.lens.stacks import Beside, edits_of
 
-__all__ = ["narrowed", "too_wide", "verify_values"]
+__all__ = ["narrowed", "verify_values"]
 
 
 def verify_values(
@@ -52,31 +52,6 @@ def narrowed(path: str, dtype: str) -> Mismatch | None:
         found,
         'set jax.config.update("jax_enable_x64", True)',
     )
-
-
-def too_wide(
-    chain: Chain, dtype: str, values: Sequence[Any], likes: Sequence[Any], names: Sequence[str]
-) -> Iterator[Mismatch]:
-    """The leaves of 64 bits that jax would make narrower on the way, or where they go.
-
-    Args:
-        chain: What is done.
-        dtype: What the leaves are declared to be.
-        values: The leaves that go in. NumPy edits its own, whatever their dtype.
-        likes: What the results stand for.
-        names: The key paths of the leaves.
-    """
-    if any(map(leaves.is_abstract, values)):
-        return
-    if leaves.is_narrowed(dtype):
-        jaxs = [
-            name for value, name in zip(values, names, strict=True) if isinstance(value, jax.Array)
-        ]
-        yield from filter(None, (narrowed(name, dtype) for name in jaxs))
-    casts = [edit.view for edit in edits_of(chain) if isinstance(edit, Cast)]
-    made = casts[-1] if casts else dtype
-    if any(getattr(like, "sharding", None) is not None for like in likes):
-        yield from filter(None, [narrowed(names[0], made)])
 
 
 def _faults(

@@ -316,8 +316,9 @@ def _expected(disk: DiskTree, place: Place, goal: Tree, held: Tree, side: Lens) 
             neither the disk nor a default fills.
     """
     try:
-        expected = side.put(goal, onto=place.tree)
-        side.rehearse(expected, onto=held)
+        # Only what both have is read.
+        expected = side.put(goal, onto=place.tree, drop=True)
+        side.rehearse(expected, onto=held, drop=True)
     except ConformanceError as error:
         header = f"{disk.path} does not fit the target"
         raise CheckpointMismatchError(header, error.mismatches) from error
@@ -429,7 +430,7 @@ def _translated(loaded: Tree, state: Tree, side: Lens, disk: DiskTree) -> Tree:
         CheckpointMismatchError: A value does not fit the target's dtype.
     """
     try:
-        result = side.get(loaded, onto=state, donate=True)
+        result = side.get(loaded, onto=state, donate=True, drop=True)
     except ConformanceError as error:
         header = f"{disk.path} does not fit the target"
         raise CheckpointMismatchError(header, error.mismatches) from error

@@ -1,4 +1,7 @@
-"""The laws of a lens, each a function that raises where it is broken. Equality is bitwise throughout."""
+"""The laws of a lens, each a function that raises where it is broken. Equality is bitwise throughout.
+
+Where states are drawn apart, one may lack an optional leaf that the other has: it is dropped.
+"""
 
 from __future__ import annotations
 
@@ -71,12 +74,14 @@ def put_get(lens: Lens, v: Tree) -> None:
 
 def put_put(lens: Lens, s: Tree, v: Tree, w: Tree) -> None:
     """``put(w, onto=put(v, onto=s)) == put(w, onto=s)``."""
-    identical(lens.put(w, onto=lens.put(v, onto=s)), lens.put(w, onto=s))
+    onto = lens.put(v, onto=s, drop=True)
+    identical(lens.put(w, onto=onto, drop=True), lens.put(w, onto=s, drop=True))
 
 
 def get_get(lens: Lens, s: Tree, t: Tree, v: Tree) -> None:
     """``get(t, onto=get(s, onto=v)) == get(t, onto=v)``."""
-    identical(lens.get(t, onto=lens.get(s, onto=v)), lens.get(t, onto=v))
+    onto = lens.get(s, onto=v, drop=True)
+    identical(lens.get(t, onto=onto, drop=True), lens.get(t, onto=v, drop=True))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -85,15 +90,19 @@ class _Backward(Lens):
 
     forth: Lens | None = None
 
-    def get(self, s: Tree, onto: Tree | None = None, *, donate: bool = False) -> Tree:
+    def get(
+        self, s: Tree, onto: Tree | None = None, *, donate: bool = False, drop: bool = False
+    ) -> Tree:
         """The other's ``put``."""
         assert self.forth is not None
-        return self.forth.put(s, onto, donate=donate)
+        return self.forth.put(s, onto, donate=donate, drop=drop)
 
-    def put(self, v: Tree, onto: Tree | None = None, *, donate: bool = False) -> Tree:
+    def put(
+        self, v: Tree, onto: Tree | None = None, *, donate: bool = False, drop: bool = False
+    ) -> Tree:
         """The other's ``get``."""
         assert self.forth is not None
-        return self.forth.get(v, onto, donate=donate)
+        return self.forth.get(v, onto, donate=donate, drop=drop)
 
 
 @functools.lru_cache(maxsize=64)
@@ -107,7 +116,7 @@ def backward(lens: Lens) -> Lens:
 
 def conformance(lens: Lens, s: Tree, v: Tree) -> None:
     """``check(View, get(s)) == []``, with ``onto`` and without."""
-    for found in (lens.get(s), lens.get(s, onto=v)):
+    for found in (lens.get(s), lens.get(s, onto=v, drop=True)):
         report = check(lens.view, found, _known(lens, lens.view))
         if not report.ok:
             raise LawError(
@@ -185,11 +194,12 @@ def _shape(value: Any) -> Any:
 def abstraction(lens: Lens, s: Tree, v: Tree) -> None:
     """``abstract(get(s)) == get(abstract(s))``, shardings included, with ``onto`` and without."""
     identical(abstract(lens.get(abstract(s))), abstract(lens.get(s)))
-    identical(abstract(lens.get(abstract(s), onto=v)), abstract(lens.get(s, onto=v)))
+    found = abstract(lens.get(s, onto=v, drop=True))
+    identical(abstract(lens.get(abstract(s), onto=v, drop=True)), found)
     onto = jax.tree.map(
         lambda x: x if leaves.is_scalar(x) else _abstract(x), v
     )  # that a leaf is a number is no value of it
-    identical(abstract(lens.get(abstract(s), onto=onto)), abstract(lens.get(s, onto=v)))
+    identical(abstract(lens.get(abstract(s), onto=onto, drop=True)), found)
 
 
 def abstract(tree: Tree) -> Tree:
@@ -231,7 +241,7 @@ def sharing(lens: Lens, s: Tree, v: Tree) -> None:
     that of ``onto``.
     """
     found, before, kept = (
-        _slots(lens.view, lens.get(s, onto=v)),
+        _slots(lens.view, lens.get(s, onto=v, drop=True)),
         _slots(lens.source, s),
         _slots(lens.view, v),
     )
@@ -288,8 +298,8 @@ def _slots(layout: Layout, tree: Tree) -> dict[Slot, Any]:
 
 def inverse(lens: Lens, s: Tree, v: Tree) -> None:
     """``(~l).get == l.put`` and ``(~l).put == l.get``."""
-    identical((~lens).get(v, onto=s), lens.put(v, onto=s))
-    identical((~lens).put(s, onto=v), lens.get(s, onto=v))
+    identical((~lens).get(v, onto=s, drop=True), lens.put(v, onto=s, drop=True))
+    identical((~lens).put(s, onto=v, drop=True), lens.get(s, onto=v, drop=True))
     identical((~lens).get(v), lens.put(v))
 
 
@@ -301,12 +311,13 @@ def composition(first: Lens, second: Lens, s: Tree, w: Tree) -> None:
     both = first >> second
     identical(gathered(both.get(s)), gathered(second.get(first.get(s))))
     identical(
-        gathered(both.get(s, onto=w)),
-        gathered(second.get(first.get(s, onto=second.put(w)), onto=w)),
+        gathered(both.get(s, onto=w, drop=True)),
+        gathered(second.get(first.get(s, onto=second.put(w), drop=True), onto=w, drop=True)),
     )
     identical(gathered(both.put(w)), gathered(first.put(second.put(w))))
     identical(
-        gathered(both.put(w, onto=s)), gathered(first.put(second.put(w, onto=first.get(s)), onto=s))
+        gathered(both.put(w, onto=s, drop=True)),
+        gathered(first.put(second.put(w, onto=first.get(s), drop=True), onto=s, drop=True)),
     )
 
 
@@ -347,7 +358,9 @@ def placement(lens: Lens, s: Tree, v: Tree) -> None:
     moved = {id(x) for x in jax.tree.leaves(s)}
     faults += [
         Mismatch(path, "sharding", *_unlike_onto(like.sharding, x.sharding))
-        for (path, x), like in zip(_leaves(lens.get(s, onto=v)), jax.tree.leaves(v), strict=True)
+        for (path, x), like in zip(
+            _leaves(lens.get(s, onto=v, drop=True)), jax.tree.leaves(v), strict=True
+        )
         if id(x) not in moved and x.sharding != like.sharding
     ]
     if faults:

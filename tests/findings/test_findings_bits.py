@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -572,3 +575,256 @@ def test_1_10_modules_stand_beside_arrays_and_apart(tmp_path: Path) -> None:
     twice = {**goal, "other": goal["model"]}
     with pytest.raises(cs.CkptSchemaError, match="share Variables"):
         cs.orbax.restore(tmp_path / "both", twice, lens)
+
+
+# --- 1.13: nothing is dropped without a word ---
+
+
+def test_1_13_an_optional_leaf_that_onto_lacks_is_an_error_unless_it_may_be_dropped() -> None:
+    head = Float32[Array, " a"], cs.field(optional=True)
+    cache = Float32[Array, ""], cs.field(optional=True, ephemeral=True)
+    spelled = head[0], cs.field(key="top", optional=True)
+    one = plain("One", w=Float32[Array, ""], head=head, cache=cache)
+    lens = cs.derive(one, plain("View", w=Float32[Array, ""], head=spelled, cache=cache))
+    whole = {"w": jnp.ones(()), "head": jnp.ones(2), "cache": jnp.ones(())}
+    bare = {"w": jnp.zeros(())}
+    for _ in range(2):  # with a plan that is known too
+        with pytest.raises(ConformanceError, match="drop=True") as caught:
+            lens.get(whole, onto=bare)
+        assert [(fault.path, fault.kind) for fault in caught.value.mismatches] == [
+            ("head", "dropped")
+        ]
+        assert lens.get(whole, onto=bare, drop=True).keys() == {"w"}
+    with pytest.raises(ConformanceError, match="drop=True"):
+        lens.rehearse(whole, onto=bare)
+    lens.rehearse(whole, onto=bare, drop=True)
+    with pytest.raises(ConformanceError, match="onto lacks leaves of One"):
+        lens.put(lens.get(whole), onto=bare)
+    assert lens.put(lens.get(whole), onto=bare, drop=True).keys() == {"w"}
+    assert lens.get(bare, onto=lens.get(whole)).keys() == {"w", "top", "cache"}
+
+
+def test_1_13_a_leaf_that_is_its_default_is_not_lost() -> None:
+    told = Float32[Array, " a"], cs.field(optional=True)
+    key = cs.Key["fry"], cs.field(optional=True, default=cs.fresh_key(1))
+    made = told[0], cs.field(optional=True, default=2)
+    keys = key[0], cs.field(optional=True)
+    one = plain("One", w=Float32[Array, " a"], own=told, key=keys)
+    lens = cs.derive(one, plain("Two", w=Float32[Array, " a"], own=made, key=key))
+    bare = {"w": jnp.ones(2)}
+    view = lens.get(bare)
+    assert view.keys() == {"w", "own", "key"}
+    assert lens.put(view, onto=bare).keys() == {"w"}
+    for name, other in (("own", jnp.float32([2, 3])), ("key", jax.random.key(1))):
+        with pytest.raises(ConformanceError, match="drop=True") as caught:
+            lens.put({**view, name: other}, onto=bare)
+        assert [fault.path for fault in caught.value.mismatches] == [name]
+
+
+def test_1_13_a_restore_reads_what_the_target_has_a_place_for(tmp_path: Path) -> None:
+    head = Float32[Array, " a"], cs.field(optional=True)
+    one = plain("One", w=Float32[Array, ""], head=head)
+    other = plain("Other", weight=(Float32[Array, ""], cs.field(key="w")), head=head)
+    lens = cs.derive(one, other, [cs.rename("w", "weight")])
+    cs.orbax.save(tmp_path / "x", {"w": jnp.ones(()), "head": jnp.ones(2)}, lens, side="source")
+    target = {"w": jnp.zeros(())}
+    found = cs.orbax.restore(tmp_path / "x", target, lens, target_side="view", disk_side="source")
+    assert found == {"w": 1}
+
+
+# --- Raw exceptions of values, and what they cost ---
+
+TURNED = cs.derive(
+    plain("Before", a=Float32[Array, "a b"], n=Int32[Array, ""]),
+    plain("After", a=Float32[Array, "b a"], n=Int32[Array, ""]),
+)
+SOUND = {"a": jnp.ones((2, 3)), "n": jnp.int32(1)}
+HUGE = 10**5000
+ODD = {
+    "str": "x",
+    "bytes": b"x",
+    "object": object(),
+    "objects": np.array([object(), object()]),
+    "dates": np.array(["2020-01-01"], "datetime64[D]"),
+    "big endian": np.ones((2, 3), ">f4"),
+    "strings": np.array(["a"]),
+    "void": np.zeros(2, "V2"),
+    "10**400": 10**400,
+    "10**5000": HUGE,
+    "-10**5000": -HUGE,
+    "complex": 1j,
+    "set": {1},
+    "class": int,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_4_a_leaf_of_any_kind_is_a_named_fault(name: str) -> None:
+    view = TURNED.get(SOUND)
+    for key in ("a", "n"):
+        tree = {**SOUND, key: ODD[name]}
+        assert [fault.path for fault in cs.check(TURNED.source, tree)] == [key]
+        for refused in (
+            lambda tree=tree: TURNED.get(tree),
+            lambda key=key: TURNED.get(SOUND, onto={**view, key: ODD[name]}),
+        ):
+            with pytest.raises(ConformanceError, match=f"{key} +expected"):
+                refused()
+        assert [fault.path for fault in cs.differences(SOUND, tree)] == [key]
+    if name not in ("complex", "big endian"):
+        try:
+            assert isinstance(cs.infer(tree), cs.Layout)
+        except cs.CkptSchemaError as error:
+            assert [fault.path for fault in error.mismatches] == ["n"]
+
+
+def test_4_what_cannot_be_compared_is_said_to_differ() -> None:
+    empty, numbers = np.zeros(0), np.array(["a", "b"])
+    for left, right in (
+        ("s", empty),
+        (empty, "s"),
+        (b"x", "x"),
+        ("s", jnp.zeros((0, 2))),
+        ("s", np.zeros(2)),
+        (np.zeros(2), numbers),
+        (np.array([object()]), np.array([object()])),
+        (HUGE, HUGE + 1),
+        ("s", jax.random.key(0)),
+    ):
+        assert [fault.path for fault in cs.differences({"x": left}, {"x": right})] == ["x"]
+    for same in ("s", HUGE, numbers):
+        assert not cs.differences({"x": same}, {"x": same})
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [(Int32, 10**400), (Float32, HUGE), (Complex64, complex(1e300, math.nan)), (Float32, 1e300)],
+    ids=["10**400", "10**5000", "half a NaN", "1e300"],
+)
+def test_4_a_number_that_no_element_holds_is_refused(kind: Any, number: Any) -> None:
+    side = plain("Side", n=kind[Array, ""])
+    with pytest.raises(ConformanceError, match=r"n +expected"):
+        cs.derive(side, side).get({"n": number})
+    for rule in (
+        lambda: cs.derive(side, plain("Bare"), [cs.private("n", number)]),
+        lambda: cs.scale("n", number),
+        lambda: plain("Told", n=(kind[Array, ""], cs.field(default=number))),
+    ):
+        with pytest.raises(cs.CkptSchemaError):
+            rule()
+    assert str(cs.private("n", HUGE)).startswith("private('n', ")
+
+
+def donated(value: Any) -> Any:
+    """An array that is no more."""
+    value.delete()
+    return value
+
+
+def test_4_a_deleted_array_is_a_named_fault_where_it_is_read() -> None:
+    keys = plain("Keys", k=cs.Key["fry", "a b"]), plain("Turned", k=cs.Key["fry", "b a"])
+    cast = plain("Signed", n=Int32[Array, ""]), plain("Unsigned", n=UInt32[Array, ""])
+    twice = plain("Twice", p=Float32[Array, " a"], q=Float32[Array, " a"])
+    tied = cs.derive(twice, plain("Once", p=Float32[Array, " a"]), [cs.tie("q", "p")])
+    random = jax.random.split(jax.random.key(0, impl="threefry2x32"), (2, 3))
+    for lens, tree, path in (
+        (TURNED, {**SOUND, "a": donated(jnp.ones((2, 3)))}, "a"),
+        (cs.derive(*keys), {"k": donated(random)}, "k"),
+        (cs.derive(*cast), {"n": donated(jnp.int32(5))}, "n"),
+        (tied, {"p": jnp.ones(2), "q": donated(jnp.ones(2))}, "q"),
+    ):
+        for donate in (False, True):
+            with pytest.raises(ConformanceError, match="deleted") as caught:
+                lens.get(tree, donate=donate)
+            assert [fault.path for fault in caught.value.mismatches] == [path]
+    left, right = {"a": donated(jnp.ones(2))}, {"a": jnp.ones(2)}
+    for pair in ((left, right), (right, left)):
+        assert [fault.kind for fault in cs.differences(*pair)] == ["deleted"]
+
+
+def test_4_layers_on_different_devices_are_a_named_fault() -> None:
+    lists = plain("Lists", layers=(list[Float32[Array, " a"]], cs.field(length="n")))
+    lens = cs.derive(
+        lists, plain("Stack", layers=(Float32[Array, " a"], cs.field(scan="n", axis=0)))
+    )
+    devices = jax.devices()
+    spec = jax.sharding.PartitionSpec("x")
+
+    def over(at: int, kind: Any = jax.sharding.AxisType.Auto) -> Any:
+        mesh = jax.make_mesh((2,), ("x",), devices=devices[at : at + 2], axis_types=(kind,))
+        return jax.sharding.NamedSharding(mesh, spec)
+
+    layer = np.arange(4, dtype="float32")
+    for first, second in ((devices[0], devices[1]), (over(0), over(2)), (devices[0], over(2))):
+        tree = {"layers": {i: jax.device_put(layer, to) for i, to in enumerate((first, second))}}
+        with pytest.raises(ConformanceError, match=r"jax\.device_put") as caught:
+            lens.get(tree)
+        assert [fault.path for fault in caught.value.mismatches] == ["layers/1"]
+    for kind in jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit:
+        placed = jax.device_put(layer, over(2, kind))
+        for loose in (layer, jnp.asarray(layer)):  # nobody said where these go
+            found = lens.get({"layers": {0: loose, 1: placed}})["layers"]
+            assert bits(found) == bits(np.stack([layer, layer]))
+            assert found.sharding.mesh == placed.sharding.mesh
+
+
+@pytest.mark.parametrize("name", ["int2", "uint2"])
+def test_4_a_join_that_ends_the_process_is_refused(name: str) -> None:
+    leaf = type(name, (jaxtyping.AbstractDtype,), {"dtypes": [name]})[Array, " a"]
+    whole = type(name, (jaxtyping.AbstractDtype,), {"dtypes": [name]})[Array, "2*a"]
+    rule = cs.fuse("w", ["p", "q"])
+    lens = cs.derive(plain("Parts", p=leaf, q=leaf), plain("Whole", w=whole), [rule])
+    host = {"p": np.array([0, 1, 1], jnp.dtype(name)), "q": np.array([1, 0, 1], jnp.dtype(name))}
+    assert bits(lens.get(host)["w"]) == bits(np.concatenate([host["p"], host["q"]]))
+    state = jax.tree.map(jnp.asarray, host)
+    for get in (lens.get, jax.jit(lens.get)):
+        with pytest.raises(ConformanceError, match="XLA ends the process"):
+            get(state)
+    parts = lens.put({"w": jnp.asarray(lens.get(host)["w"])})
+    assert bits(parts["q"]) == bits(host["q"])
+
+
+@pytest.mark.parametrize(
+    "name", ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "float8_e8m0fnu"]
+)
+def test_4_floats_of_a_byte_are_not_scaled(name: str) -> None:
+    leaf = type(name, (jaxtyping.AbstractDtype,), {"dtypes": [name]})[Array, " a"]
+    side = plain("Side", a=leaf)
+    with pytest.raises(cs.CkptSchemaError, match="too few values to be scaled") as caught:
+        cs.derive(side, side, [cs.scale("a", 2.0)])
+    assert len(caught.value.mismatches) == 1
+
+
+def test_4_a_fault_of_a_leaf_is_not_told_twice() -> None:
+    padded, short = (plain("Side", a=Int32[Array, size]) for size in (" padded", " vocab"))
+    with pytest.raises(cs.CkptSchemaError, match="is not padded with") as caught:
+        cs.derive(padded, short, [cs.pad("a", "vocab", "padded", fill=0.5)])
+    assert len(caught.value.mismatches) == 1
+
+
+def lines_run(work: Callable[[], Any]) -> int:
+    """How many lines of Python some work takes: what it costs, on any machine."""
+    count = 0
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_5_ten_times_the_python_numbers_cost_ten_times_as_much() -> None:
+    def cost(number: int) -> int:
+        side = plain("Side", **{f"a{at}": Int32[Array, ""] for at in range(number)})
+        lens, tree = cs.derive(side, side), {f"a{at}": at for at in range(number)}
+        return lines_run(lambda: lens.get(tree))
+
+    cost(2)  # what is done once
+    assert cost(400) <= 12 * cost(40)

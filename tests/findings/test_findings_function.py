@@ -89,8 +89,8 @@ def test_2_17_leaves_that_are_tied_share_one_object(name: str) -> None:
 
 def test_2_17_a_tied_leaf_that_is_copied_is_still_found() -> None:
     class Copying(cs.Lens):
-        def get(self, s: Any, onto: Any = None, *, donate: bool = False) -> Any:
-            return jax.tree.map(np.array, super().get(s, onto))
+        def get(self, s: Any, onto: Any = None, *, donate: bool = False, drop: bool = False) -> Any:
+            return jax.tree.map(np.array, super().get(s, onto, drop=drop))
 
     right = TIED["two"]
     lens = Copying(right.source, right.view, right.joins)
