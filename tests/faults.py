@@ -590,6 +590,36 @@ def _parts(lens: Lens) -> Any:
     return lens.source, lens.view, lens.joins, lens.dims, lens.derivations
 
 
+class _Lenient(_Translator):
+    """A direction of a lens that casts what has another dtype than the tree before it had."""
+
+    good: Any = None
+
+    def __call__(self, tree: Any, onto: Any, *, donate: bool) -> Any:
+        """What is made of the tree, or of the tree after a cast."""
+        try:
+            found = super().__call__(tree, onto, donate=donate)
+        except cs.ConformanceError:
+            if jax.tree.structure(tree) != jax.tree.structure(self.good):
+                raise
+            tree = jax.tree.map(_cast_like, tree, self.good)
+            return super().__call__(tree, onto, donate=donate)
+        self.good = tree
+        return found
+
+
+def _cast_like(leaf: Any, good: Any) -> Any:
+    return leaf.astype(good.dtype) if isinstance(leaf, np.ndarray) else leaf
+
+
+class Lenient(Lens):
+    """A lens whose ``get`` casts."""
+
+    @functools.cached_property
+    def _forward(self) -> _Translator:
+        return _Lenient(self.source, self.view, self.joins, self.dims)
+
+
 @dataclasses.dataclass(frozen=True)
 class Planted:
     """A mutant, and what was planted.
@@ -647,6 +677,7 @@ def _in_plans(lens: Lens) -> Iterator[Planted]:
             yield planted(kind, where, way, _value_fault(operation, where))
         for kind, exchange in ORDERS.items():
             yield planted(kind, where, way, _order_fault(exchange, where))
+    yield Planted("another dtype accepted", "moved", "get", Lenient(*_parts(lens)))
     for way in ("get", "put"):
         yield planted("a stale leaf of onto", "moved", way, Planting(_stale))
         yield planted("started anew", "kept", way, Planting(_anew))

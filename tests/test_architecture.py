@@ -29,7 +29,8 @@ ORDER = """
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing.devices testing.worker testing.distributed testing.values testing.meshes testing.containers testing.states
     testing.samples testing.strategies testing.laws testing.frames testing.shares testing.origins
-    testing.naming testing.gradients testing.outputs testing.trials testing.lawbook
+    testing.held testing.naming testing.defaults testing.malformed testing.gradients testing.outputs testing.trials
+    testing.lawbook
     testing.suite testing
     cli __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column

@@ -286,9 +286,8 @@ def derive(
           Dense_0/kernel  kernel  embed mlp -> mlp embed
     """
     dims_.verify_sizes({} if dims is None else dims)
-    both = layout(source), layout(view)
-    joined = join(*both, edits)
-    lens = Lens(*joined, derivations=(Derivation(*both, tuple(edits)),))
+    left, right, joins = join(layout(source), layout(view), edits)
+    lens = Lens(left, right, joins, derivations=(Derivation(left, right, tuple(edits)),))
     _warn_of_squares(lens)
     return lens.bind(**{**dict(lens.view.sizes), **dict(lens.source.sizes), **(dims or {})})
 

@@ -168,7 +168,8 @@ def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
             if unfilled is not None:
                 return unfilled
             edit = Unpad(row.axes.index(("axis", axis)), fill.small, fill.large, fill.value)
-            first, last = (first >> edit, last) if padded == 0 else (first, edit.inverse >> last)
+            # Padding is put on in the order of the rules, as lenses do one after the other.
+            first, last = (first >> edit, last) if padded == 0 else (first, last >> edit.inverse)
             inner[padded] = dataclasses.replace(row, leaf=row.leaf.with_axis(axis, fill.small))
     for dim in sorted(told.flips, key=str):
         for side, row in enumerate(inner):

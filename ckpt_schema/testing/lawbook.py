@@ -17,7 +17,9 @@ from ckpt_schema.lens.partial import Partial
 from ckpt_schema.orbax import restore, save
 from ckpt_schema.paths import format_path
 from ckpt_schema.testing import laws
+from ckpt_schema.testing.defaults import defaults
 from ckpt_schema.testing.laws import backward
+from ckpt_schema.testing.malformed import refusal
 from ckpt_schema.testing.naming import naming
 from ckpt_schema.testing.outputs import function
 from ckpt_schema.testing.states import edits_of
@@ -77,8 +79,8 @@ def _abstraction(at: Trial) -> None:
 
 
 def _defaults(at: Trial) -> None:
-    laws.defaults(at.lens, at["s"])
-    laws.defaults(backward(at.lens), at["v"])
+    defaults(at.lens, at["s"])
+    defaults(backward(at.lens), at["v"])
 
 
 def _naming(at: Trial) -> None:
@@ -87,6 +89,11 @@ def _naming(at: Trial) -> None:
 
 
 def _refusal(at: Trial) -> None:
+    for lens, names in ((at.lens, "sv"), (backward(at.lens), "vs")):
+        refusal(lens, at[names[0]], at[names[1]], at.rng(names[0]))
+
+
+def _values(at: Trial) -> None:
     for lens, name in ((at.lens, "s"), (backward(at.lens), "v")):
         if laws.carries(lens, at[name]):
             laws.get_put(lens, at[name])
@@ -192,9 +199,17 @@ _ALL = (
     Law("Defaults", "get(s)[private] is its declared default", "sv", _defaults),
     Law(
         "Refusal",
-        "get(s) raises, or put(get(s), onto=s) == s with every element where its name says, whatever is in s",
+        "get, put and check refuse what is not of its layout, and name the leaf",
         "sv",
         _refusal,
+        "plain",
+        0.5,
+    ),
+    Law(
+        "Values",
+        "get(s) raises, or put(get(s), onto=s) == s with every element where its name says, whatever is in s",
+        "sv",
+        _values,
         "free",
     ),
     Law("Sharing", "a leaf that only moves is the same object", "sv", _sharing),

@@ -15,14 +15,11 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
-from ckpt_schema import defaults as defaults_
 from ckpt_schema import leaves
 from ckpt_schema.conformance import Matcher, check
 from ckpt_schema.equality import assert_trees_identical as identical
-from ckpt_schema.equality import differences
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 from ckpt_schema.frameworks.nnx import variables
-from ckpt_schema.leaves import Made
 from ckpt_schema.lens.axes import Entries
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.lens.joins import instances
@@ -41,7 +38,6 @@ __all__ = [
     "composition",
     "conformance",
     "declaration",
-    "defaults",
     "gathered",
     "gathers_nothing",
     "get_get",
@@ -214,24 +210,6 @@ def _abstract(value: Any) -> Any:
         if isinstance(found.sharding, NamedSharding)
         else jax.ShapeDtypeStruct(found.shape, found.dtype)
     )
-
-
-def defaults(lens: Lens, s: Tree) -> None:
-    """``get(s)[private] == default``: what the source has no place for is made as it is declared."""
-    view = lens.get(s)
-    found, sizes = _slots(lens.view, view), {**lens.dims, **check(lens.view, view).dims}
-    faults: list[Mismatch] = []
-    for slot, value in found.items():
-        row = lens.view.rows[slot[0]]
-        if slot[0] in lens.joined[1] or not isinstance(row.default, Made):
-            continue
-        spot = defaults_.spot_of(row, slot[1], sizes)
-        assert spot is not None, f"unbound repeats in {row}"
-        made = defaults_.make_default(row.default, row.leaf.dtype, tuple(value.shape), None, spot)
-        differ = differences(made, settled(jax.device_put(value, jax.devices()[0])))
-        faults += (dataclasses.replace(fault, path=_spelled(lens.view, slot)) for fault in differ)
-    if faults:
-        raise LawError("private leaves are not as declared", faults)
 
 
 def sharing(lens: Lens, s: Tree, v: Tree) -> None:

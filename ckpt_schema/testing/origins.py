@@ -18,6 +18,7 @@ import numpy as np
 from ckpt_schema.dims import Dim
 from ckpt_schema.lens.derivation import Derivation
 from ckpt_schema.lens.rules import (
+    Apart,
     Factor,
     Fuse,
     Move,
@@ -121,7 +122,9 @@ def _said(row: Row, rules: Iterable[Rule]) -> _Said:
             pads.setdefault((rule.small, rule.large), 0 if mirror and start > 0 else rule.fill)
         elif not (mirror and start > 0) and exponent is None:
             exponent = rule.exponent
-    told = tuple((small, large, fill) for (small, large), fill in pads.items())
+    # What stands where two paddings meet depends on their order, which is that of the rules.
+    order = list(dict.fromkeys((r.small, r.large) for r in rules if isinstance(r, Padding)))
+    told = tuple((*axis, pads[axis]) for axis in order if axis in pads)
     return _Said(raw, frozenset(flips), told, exponent or 0)
 
 
@@ -253,6 +256,8 @@ class _Side:
     def path(self, at: int) -> LogicalPath | None:
         """The path of a row in the words of the view; None where nothing is known, or it has no partner."""
         row = self.layout.rows[at]
+        if any(isinstance(r, Apart) and _starts(row, r.path) is not None for r in self.rules):
+            return None
         for rule in self.rules:
             reset = (rule.source, rule.view)[self.number] if isinstance(rule, Reset) else None
             if reset is not None and row.path[: len(reset)] == reset:
@@ -338,6 +343,9 @@ def origins(
         pairs: Rows of the first layout and of the last that are known to be one leaf, where paths do not tell.
     """
     known = [(one, other) for one, other in pairs] if len(steps) == 1 else []
+    # Sizes that only layouts in between have are any: what was padded there is cut off again.
+    names = [name for step in steps for table in step.ends for name in table.names()]
+    sizes = {**dict.fromkeys(names, max(sizes.values(), default=0) + 1), **sizes}
     found = _step(steps[0], sizes, known)
     for before, after in itertools.pairwise(steps):
         found = _through(before.ends[1], after, found, sizes)

@@ -358,8 +358,12 @@ class LensLaws:
         self.check("Defaults")
 
     def test_refusal(self) -> None:
-        """``get(s)`` raises, or carries every value over."""
+        """States that are not of their layout are refused."""
         self.check("Refusal")
+
+    def test_values(self) -> None:
+        """``get(s)`` raises, or carries every value over."""
+        self.check("Values")
 
     def test_sharing(self) -> None:
         """A leaf that only moves is the same object."""

@@ -23,9 +23,9 @@ from ckpt_schema.trees import Tree
 
 __all__ = ["Given", "Kind", "Trial", "trials"]
 
-Kind = Literal["any", "free", "jit", "sharded", "disk", "given"]
-"""What a law is tried on: leaves of any kind, or besides with values that the lens may refuse; jax arrays on one device, on a
-mesh, or on a mesh and on disk; or states that are given."""
+Kind = Literal["any", "free", "plain", "jit", "sharded", "disk", "given"]
+"""What a law is tried on: leaves of any kind, or besides with values that the lens may refuse; NumPy arrays; jax arrays on one
+device, on a mesh, or on a mesh and on disk; or states that are given."""
 _COMPILED = 6  # how many ways leaves on devices come in: of each, all programs are compiled anew
 _SEEDS = st.integers(0, 2**16 - 1)
 
@@ -51,6 +51,10 @@ class Trial:
         """The state of this name; those of a side have the same structure, and other values."""
         sample = self.told[name]
         return sample.source(self.lens) if name in "st" else sample.view(self.lens)
+
+    def rng(self, name: str) -> np.random.Generator:
+        """What draws more than the state of this name tells, the same whenever it is made again."""
+        return np.random.default_rng(self.told[name].seed)
 
     def __repr__(self) -> str:
         """The samples, as code."""
@@ -85,6 +89,10 @@ class Given(Trial):
         """The state of this name."""
         return self._states[name]
 
+    def rng(self, name: str) -> np.random.Generator:
+        """The same for all."""
+        return np.random.default_rng("stvw".index(name))
+
     def code(self, *names: str) -> list[str]:
         """Which states they are."""
         return [
@@ -115,7 +123,10 @@ def trials(
     lens = _turned(lens) if turned else lens
     bounds = {**_few(lens), **bounds} if kind == "disk" else bounds
     anywhere = st.sampled_from(("numpy", "numpy", "jax", "sharded"))
-    where = draw(anywhere) if kind in ("any", "free") else "jax" if kind == "jit" else "sharded"
+    fixed: dict[Kind, Literal["numpy", "jax"]] = {"plain": "numpy", "jit": "jax"}
+    where = draw(anywhere)
+    if kind not in ("any", "free"):
+        where = fixed.get(kind, "sharded")
     where = "jax" if where == "sharded" and not meshes else where
     way, found = (
         draw(st.integers(0, _COMPILED - 1)),

@@ -1,0 +1,201 @@
+"""The law of refusal: a state that is not of its layout is an error, which names the leaf, whoever is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ckpt_schema import leaves
+from ckpt_schema.conformance import check
+from ckpt_schema.errors import CkptSchemaError, Mismatch
+from ckpt_schema.lens.core import Lens
+from ckpt_schema.paths import KeyPath, format_path
+from ckpt_schema.table import Layout
+from ckpt_schema.testing.frames import Sizes, indices_of, key_of
+from ckpt_schema.testing.laws import LawError
+from ckpt_schema.trees import Tree, flatten, without
+
+__all__ = ["refusal"]
+
+_EXTRA = "unexpected"
+_DTYPES = {"float32": "float16", "int32": "int16", "uint32": "int32", "bool": "int8"}
+_IMPLS = {"threefry2x32": "rbg", "rbg": "unsafe_rbg", "unsafe_rbg": "rbg"}
+
+Wrong = tuple[str, KeyPath, Tree]
+"""What is wrong with a tree, at which leaf, and the tree."""
+
+
+def refusal(lens: Lens, s: Tree, v: Tree, rng: np.random.Generator) -> None:
+    """``get(s)``, ``get(s, onto=v)``, ``get(t, onto=s)`` of the way back and ``check`` refuse ``s`` where it is malformed.
+
+    Args:
+        lens: The lens.
+        s: A state of its source, which is right.
+        v: One of its view.
+        rng: Says what is made wrong, and at which leaf.
+    """
+    lens.get(s)  # so that there is a plan for such trees, which must not take one that is like them
+    lens.put(v, onto=s)
+    faults: list[Mismatch] = []
+    for what, key, wrong in _malformed(lens, s, rng):
+        asked: dict[str, Callable[[], object]] = {
+            "get": lambda wrong=wrong: lens.get(wrong),
+            "get onto a view": lambda wrong=wrong: lens.get(wrong, onto=v),
+            "put onto it": lambda wrong=wrong: lens.put(v, onto=wrong),
+            "rehearse": lambda wrong=wrong: lens.rehearse(wrong),
+            "check": lambda wrong=wrong: _checked(lens, wrong),
+        }
+        for name, ask in asked.items():
+            said = _said(ask, key)
+            if said:
+                expected = f"an error of {name} that names it, for {what}"
+                faults.append(Mismatch(format_path(key), "refusal", expected, said))
+    if faults:
+        raise LawError("malformed states are not refused", faults)
+
+
+def _checked(lens: Lens, tree: Tree) -> None:
+    names = lens.source.names()
+    report = check(lens.source, tree, {n: size for n, size in lens.dims.items() if n in names})
+    if report.mismatches:
+        raise CkptSchemaError("it does not conform", report.mismatches)
+
+
+def _said(ask: Callable[[], object], key: KeyPath) -> str:
+    """What is wrong with the answer; nothing where it is an error that names the leaf."""
+    try:
+        ask()
+    except CkptSchemaError as error:
+        named = [fault.path for fault in error.mismatches]
+        return "" if any(_about(path, key) for path in named) else f"an error about {named[:3]}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:200]
+    return "no error"
+
+
+def _about(path: str, key: KeyPath) -> bool:
+    """Whether a path is that of a leaf, or of what it stands in."""
+    words = [word.strip("'") for word in path.split("/")]
+    own = [str(segment) for segment in key]
+    shorter = min(len(words), len(own))
+    return bool(path) and words[:shorter] == own[:shorter]
+
+
+# --- What is made wrong  ---
+
+
+def _malformed(lens: Lens, tree: Tree, rng: np.random.Generator) -> Iterator[Wrong]:
+    """The tree made wrong in two of all ways that there are for it."""
+    ways: list[Callable[[Lens, Tree, np.random.Generator], Wrong | None]]
+    ways = [_of_dtype, _of_impl, _of_rank, _of_size, _missing, _extra, _nested]
+    found = 0
+    for at in rng.permutation(len(ways)):
+        wrong = ways[int(at)](lens, tree, rng)
+        if wrong is not None:
+            yield wrong
+            found += 1
+        if found == 2:
+            return
+
+
+def _of_dtype(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
+    def change(leaf: Any) -> Any:
+        dtype = str(leaf.dtype)
+        return np.zeros(leaf.shape, jnp.dtype(_DTYPES.get(dtype, "float32")))
+
+    return _changed("another dtype", tree, rng, lambda leaf: not _is_key(leaf), change)
+
+
+def _of_impl(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
+    def change(leaf: Any) -> Any:
+        impl = _IMPLS[str(jax.random.key_impl(leaf))]
+        return jnp.broadcast_to(jax.random.key(0, impl=impl), leaf.shape)
+
+    return _changed("keys of another implementation", tree, rng, _is_key, change)
+
+
+def _of_rank(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
+    return _changed("one axis more", tree, rng, lambda leaf: True, lambda leaf: leaf[None])
+
+
+def _of_size(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
+    """One layer or element more on some axis than all others have: the lens is bound to sizes."""
+    axis = int(rng.integers(8))
+
+    def change(leaf: Any) -> Any:
+        more = [(0, 0)] * leaf.ndim
+        more[axis % leaf.ndim] = (0, 1)
+        return np.pad(np.asarray(leaf), more)
+
+    def fits(leaf: Any) -> bool:
+        return leaf.ndim > 0 and not _is_key(leaf)
+
+    return _changed("one element more on an axis", tree, rng, fits, change)
+
+
+def _nested(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
+    return _changed(
+        "a dict in its place", tree, rng, lambda leaf: True, lambda leaf: {_EXTRA: leaf}
+    )
+
+
+def _missing(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
+    needed = _needed(lens.source, lens.dims)
+    keys = [key for key in flatten(tree).keys if _bare(key) in needed]
+    if not keys:
+        return None
+    key = keys[int(rng.integers(len(keys)))]
+    left = without(tree, {key})
+    return ("no such leaf", needed[_bare(key)], left)
+
+
+def _extra(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
+    more = np.zeros(2, np.float32)
+    if isinstance(tree, dict):
+        return ("a leaf that is not declared", (_EXTRA,), {**tree, _EXTRA: more})
+    if isinstance(tree, nnx.State):
+        return (
+            "a leaf that is not declared",
+            (_EXTRA,),
+            nnx.State({**dict(tree.items()), _EXTRA: nnx.Param(more)}),
+        )
+    return None
+
+
+def _changed(
+    what: str,
+    tree: Tree,
+    rng: np.random.Generator,
+    fits: Callable[[Any], bool],
+    change: Callable[[Any], Any],
+) -> Wrong | None:
+    """The tree with one leaf changed."""
+    found, treedef = jax.tree.flatten(tree)
+    keys = flatten(tree).keys
+    places = [at for at, leaf in enumerate(found) if not leaves.is_scalar(leaf) and fits(leaf)]
+    if not places:
+        return None
+    at = places[int(rng.integers(len(places)))]
+    changed = treedef.unflatten([*found[:at], change(found[at]), *found[at + 1 :]])
+    return (what, keys[at], changed)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _needed(layout: Layout, sizes: Sizes) -> dict[tuple[str, ...], KeyPath]:
+    """The leaves that a tree must have, by key path as strings, unless a Variable has a container in it."""
+    rows = [r for r in layout.rows if not (r.optional or r.ephemeral or r.inside or r.repeats)]
+    return {key_of(row, ()): key_of(row, ()) for row in rows for _ in indices_of(row, sizes)}
+
+
+def _bare(key: KeyPath) -> tuple[str, ...]:
+    """A key path as strings, without the level of a Variable or box."""
+    found = tuple(map(str, key))
+    return found[:-1] if found[-1] == "value" else found
