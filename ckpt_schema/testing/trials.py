@@ -26,6 +26,7 @@ __all__ = ["Given", "Kind", "Trial", "trials"]
 Kind = Literal["any", "free", "plain", "jit", "sharded", "disk", "given"]
 """What a law is tried on: leaves of any kind, or besides with values that the lens may refuse; NumPy arrays; jax arrays on one
 device, on a mesh, or on a mesh and on disk; or states that are given."""
+_Where = Literal["numpy", "jax", "sharded"]
 _COMPILED = 6  # how many ways leaves on devices come in: of each, all programs are compiled anew
 _SEEDS = st.integers(0, 2**16 - 1)
 
@@ -122,8 +123,8 @@ def trials(
     )  # a law on disk is tried one way at a time: it takes seconds
     lens = _turned(lens) if turned else lens
     bounds = {**_few(lens), **bounds} if kind == "disk" else bounds
-    anywhere = st.sampled_from(("numpy", "numpy", "jax", "sharded"))
-    fixed: dict[Kind, Literal["numpy", "jax"]] = {"plain": "numpy", "jit": "jax"}
+    anywhere: st.SearchStrategy[_Where] = st.sampled_from(("numpy", "numpy", "jax", "sharded"))
+    fixed: dict[Kind, _Where] = {"plain": "numpy", "jit": "jax"}
     where = draw(anywhere)
     if kind not in ("any", "free"):
         where = fixed.get(kind, "sharded")
