@@ -90,7 +90,7 @@ def _naming(at: Trial) -> None:
 
 def _refusal(at: Trial) -> None:
     for lens, names in ((at.lens, "sv"), (backward(at.lens), "vs")):
-        refusal(lens, at[names[0]], at[names[1]], at.rng(names[0]))
+        refusal(lens, at[names[0]], at[names[1]])
 
 
 def _values(at: Trial) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from ckpt_schema.lens.core import Lens
 from ckpt_schema.paths import KeyPath, format_path
 from ckpt_schema.table import Layout
 from ckpt_schema.testing.frames import Sizes, indices_of, key_of
+from ckpt_schema.testing.held import host
 from ckpt_schema.testing.laws import LawError
 from ckpt_schema.trees import Tree, flatten, without
 
@@ -30,15 +32,17 @@ Wrong = tuple[str, KeyPath, Tree]
 """What is wrong with a tree, at which leaf, and the tree."""
 
 
-def refusal(lens: Lens, s: Tree, v: Tree, rng: np.random.Generator) -> None:
+def refusal(lens: Lens, s: Tree, v: Tree) -> None:
     """``get(s)``, ``get(s, onto=v)``, ``get(t, onto=s)`` of the way back and ``check`` refuse ``s`` where it is malformed.
 
     Args:
         lens: The lens.
         s: A state of its source, which is right.
         v: One of its view.
-        rng: Says what is made wrong, and at which leaf.
+
+    What is made wrong, and where, follows from the values of ``s``: a state is all that it takes to see it again.
     """
+    rng = np.random.default_rng(_checksum(s))
     lens.get(s)  # so that there is a plan for such trees, which must not take one that is like them
     lens.put(v, onto=s)
     faults: list[Mismatch] = []
@@ -57,6 +61,13 @@ def refusal(lens: Lens, s: Tree, v: Tree, rng: np.random.Generator) -> None:
                 faults.append(Mismatch(format_path(key), "refusal", expected, said))
     if faults:
         raise LawError("malformed states are not refused", faults)
+
+
+def _checksum(tree: Tree) -> int:
+    found = 0
+    for leaf in jax.tree.leaves(tree):
+        found = zlib.crc32(np.ascontiguousarray(host(leaf)).tobytes(), found)
+    return found
 
 
 def _checked(lens: Lens, tree: Tree) -> None:

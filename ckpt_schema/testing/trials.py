@@ -53,10 +53,6 @@ class Trial:
         sample = self.told[name]
         return sample.source(self.lens) if name in "st" else sample.view(self.lens)
 
-    def rng(self, name: str) -> np.random.Generator:
-        """What draws more than the state of this name tells, the same whenever it is made again."""
-        return np.random.default_rng(self.told[name].seed)
-
     def __repr__(self) -> str:
         """The samples, as code."""
         return "\n".join(self.code("s", "v"))
@@ -89,10 +85,6 @@ class Given(Trial):
     def __getitem__(self, name: str) -> Any:
         """The state of this name."""
         return self._states[name]
-
-    def rng(self, name: str) -> np.random.Generator:
-        """The same for all."""
-        return np.random.default_rng("stvw".index(name))
 
     def code(self, *names: str) -> list[str]:
         """Which states they are."""
