@@ -42,6 +42,7 @@ def join(
     rules = list({str(rule): rule for rule in rules}.values())
     faults: list[Mismatch] = []
     unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
+    source, view = _as_weights(source, view), _as_weights(view, source)
     sides = declare((source, view), rules, unmatched, faults)
     sides, parted = part(sides, rules, unmatched, faults)
     (source, view), anew = restart(sides, rules, unmatched, faults)
@@ -89,8 +90,36 @@ def join(
             if any(f.kind == "chain" for f in faults)
             else []
         )
+        notes = [*notes, *_plain_beside_state(source, view), *_plain_beside_state(view, source)]
         raise DerivationError(f"no lens from {source.name} to {view.name}", faults, notes)
     return source, view, tuple(joins)
+
+
+def _as_weights(table: Layout, other: Layout) -> Layout:
+    """``table``; where it is a plain schema and the other one is weights alone, with its leaves called weights too.
+
+    A plain schema says how a file's weights are called, and not that they are weights: beside nothing but weights there is
+    no doubt.
+    """
+    heads = {row.path[0] for row in other.rows if row.body == 1}
+    plain = all(row.body == 0 and row.path[0] not in heads for row in table.rows)
+    if not plain or len(heads) != 1 or any(row.body != 1 for row in other.rows):
+        return table
+    rows = [
+        dataclasses.replace(row, path=(*heads, *row.path), body=len(heads)) for row in table.rows
+    ]
+    return dataclasses.replace(table, rows=tuple(rows))
+
+
+def _plain_beside_state(table: Layout, other: Layout) -> list[str]:
+    """What to say of a plain schema beside a train state, which has its leaves and more."""
+    if any(row.body != 0 for row in table.rows):
+        return []
+    weights = {row.path[row.body :] for row in other.rows if row.body and row.path[0] == "params"}
+    if weights.isdisjoint(row.path for row in table.rows) or other.rows[0].body == 0:
+        return []
+    cure = "derive between it and weights alone, linen.Params[...] or nnx.Params[...]"
+    return [f"{table.name} is a plain schema, and {other.name} a train state: {cure}"]
 
 
 _Members = Mapping[int, Member]

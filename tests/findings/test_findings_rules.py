@@ -408,3 +408,57 @@ class TestApart(LensLaws):
 
     lens = fine_tuning(cs.apart("head", 0.5))
     max_examples = 5
+
+
+# --- 2.13: a plain schema beside weights  ---
+
+
+class Torch(cs.Schema):
+    w: Float32[Array, "o i"] = cs.field(key="lin.weight")
+    b: Float32[Array, " o"] = cs.field(key="lin.bias")
+
+
+class Flax(cs.Schema):
+    w: Float32[Array, "i o"] = cs.field(key="kernel")
+    b: Float32[Array, " o"] = cs.field(key="bias")
+
+
+FILE = {"lin.weight": f(3, 2), "lin.bias": f(3)}
+
+
+@pytest.mark.parametrize("kind", [cs.nnx.Params, cs.linen.BareParams])
+def test_2_13_a_plain_schema_is_joined_with_weights_of_equal_names(kind: Any) -> None:
+    lens = cs.derive(Torch, kind[Flax])
+    made = lens.get(FILE)
+    np.testing.assert_array_equal(lens.put(made)["lin.weight"], FILE["lin.weight"])
+    back = cs.derive(kind[Flax], Torch)
+    np.testing.assert_array_equal(back.get(made)["lin.weight"], FILE["lin.weight"])
+    assert joined(back) == {"params/w": "params/w", "params/b": "params/b"}
+
+
+def test_2_13_a_file_of_a_plain_schema_is_restored_into_a_module(tmp_path: Path) -> None:
+    ocp.save(tmp_path / "0", FILE)
+    linear = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    made = cs.orbax.restore(tmp_path / "0", linear, cs.derive(Torch, cs.nnx.Params[Flax]))
+    np.testing.assert_array_equal(made.kernel[...], FILE["lin.weight"].T)
+
+
+def test_2_13_rules_speak_of_it_as_of_any_weights() -> None:
+    class Layer(cs.Schema):
+        b: Float32[Array, " o"]
+
+    rules = [cs.private("w", 0.0), cs.scale("b", 2)]
+    made = cs.derive(Torch, cs.nnx.Params[Layer], edits=rules).get(FILE)
+    assert made["b"][...].tolist() == [0, 2, 4]
+
+
+def test_2_13_a_plain_schema_beside_a_train_state_is_told_so() -> None:
+    error = refusal(Torch, cs.nnx.TrainState[Flax, TX], [])
+    assert any("Torch is a plain schema" in note and "Params[...]" in note for note in error.notes)
+
+
+def test_2_13_an_envelope_of_ones_own_is_taken_at_its_word() -> None:
+    class Envelope(cs.Schema):
+        params: Flax
+
+    assert joined(cs.derive(Envelope, cs.nnx.Params[Flax]))
