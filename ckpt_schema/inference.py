@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema import leaves, paths
 from ckpt_schema.dims import Dims
+from ckpt_schema.envelopes import Envelope, Found, Read, envelope, param_of, parts_of, strays
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.paths import Index, Key, KeyPath, LogicalPath, Pattern, int_key
 from ckpt_schema.pytrees import containers
-from ckpt_schema.table import Layout, Node, Part, Repeat, Row, is_part, verify_table
+from ckpt_schema.table import Layout, Repeat, Row, verify_table
 from ckpt_schema.trees import FlatTree, Tree, flatten, nodes_of, verify_readable
 
 __all__ = ["infer"]
 
 _BARE = "write its path in the model, without params or model in front"
 _OWN_AXIS = "declare the layout as a class, with axis= for this leaf"
-_COLLECTIONS = (
-    "batch_stats",
-    "cache",
-)  # those of Flax's own layers that a train state keeps beside the params
 
 
 def infer(
@@ -39,8 +36,10 @@ def infer(
 ) -> Layout:
     """The layout of a tree.
 
-    Train states of Linen (``step``, ``params``, ``opt_state``) and NNX (``model``, ``optimizer``), variables dicts,
-    model states and plain dicts are told apart by structure. Int keys ``0 .. n-1`` with equal contents, as ``nnx.List`` makes,
+    Train states of Linen (``params``, ``opt_state``, perhaps ``step``, and a tree like the params, ``ema_params``)
+    and NNX (``model``, ``optimizer``, or under other names where Variables tell which is which), variables dicts,
+    model states and plain dicts are told apart by structure. The state of an optimizer anywhere else is an error.
+    Int keys ``0 .. n-1`` with equal contents, as ``nnx.List`` makes,
     become one repeated node.
 
     Args:
@@ -67,7 +66,7 @@ def infer(
 
     _verify_arguments(scan, lists)
     verify_readable(tree)
-    tree = nnx.state_of(tree)
+    tree = nnx.whole_state(nnx.state_of(tree))
     if tree is None:
         fault = Mismatch(
             "the tree", "container", "a dict or another container", "None", "pass the state itself"
@@ -88,46 +87,30 @@ def infer(
         raise SchemaError(f"no layout ({name}) can be read off a lone leaf", [fault])
     read = _read(flat, variables)
     _verify_leaves(read, name)
-    kinds = _envelope(read)
+    kinds = envelope(read)
+    container = "nnx" if read.variables else "dict"
+    found = list(nnx.inner_containers(tree) if container == "nnx" else containers(tree))
+    faults = [*strays(read, kinds, found)]
+    if faults:
+        raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
     folds = _folds(
         [(kinds.body(leaf.key), leaf) for leaf in read.leaves if kinds.body(leaf.key) is not None],
         scan or {},
         lists,
     )
     rows = _merge(list(_rows(read, kinds, folds)), name)
-    container = "nnx" if read.variables else "dict"
-    found = nnx.inner_containers(tree) if container == "nnx" else containers(tree)
     # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
     nodes = tuple(
         nodes_of((key, node) for key, node in found if key[0] == "opt_state" or not flat.stored)
     )
     return verify_table(
-        Layout(name, rows, nodes, container, kinds.homes, parts=tuple(_parts(nodes, kinds)))
+        Layout(name, rows, nodes, container, kinds.homes, parts=tuple(parts_of(nodes, kinds)))
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Found:
-    """A leaf as it was found."""
-
-    key: KeyPath
-    value: Any
-    kind: Any
-    metadata: tuple[tuple[str, Any], ...]
-    inside: int = 0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Read:
-    """All leaves, without the levels that Variables add; and whether there were Variables."""
-
-    leaves: list[_Found]
-    variables: bool
-
-
-def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> _Read:
+def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:
     wrapped = bool(variables) or (flat.stored and _on_disk(flat.keys))
-    found: list[_Found] = []
+    found: list[Found] = []
     for key, value in zip(flat.keys, flat.leaves, strict=True):
         levels = range(len(key) - 1, -1, -1) if wrapped else ()
         at = next(
@@ -136,9 +119,9 @@ def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> _Read:
         )
         kind, metadata = variables.get(key[:at], (None, ()))
         found.append(
-            _Found((*key[:at], *key[at + 1 :]), value, kind, metadata, max(len(key) - 1 - at, 0))
+            Found((*key[:at], *key[at + 1 :]), value, kind, metadata, max(len(key) - 1 - at, 0))
         )
-    return _Read(_numbered(found) if flat.stored else found, bool(variables))
+    return Read(_numbered(found) if flat.stored else found, bool(variables))
 
 
 def _on_disk(keys: Sequence[KeyPath]) -> bool:
@@ -150,7 +133,7 @@ def _on_disk(keys: Sequence[KeyPath]) -> bool:
     )
 
 
-def _numbered(found: Sequence[_Found]) -> list[_Found]:
+def _numbered(found: Sequence[Found]) -> list[Found]:
     """Strings of digits as the ints they were before a save, where a node has no other keys; such a layout matches both."""
     names = {(leaf.key[:at], key) for leaf in found for at, key in enumerate(leaf.key)}
     words = {
@@ -199,7 +182,7 @@ def _has_dtype(value: Any) -> bool:
         return False
 
 
-def _verify_leaves(read: _Read, name: str) -> None:
+def _verify_leaves(read: Read, name: str) -> None:
     faults: list[Mismatch] = []
     for leaf in read.leaves:
         if leaves.signature(leaf.value) is None:
@@ -216,87 +199,6 @@ def _verify_leaves(read: _Read, name: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Envelope:
-    """Where a tree keeps what.
-
-    Attributes:
-        weights: Key prefixes under which the model's own leaves stand, longest first, each with its Linen collection or None.
-        optimizer: The key prefix of the optimizer state, or None.
-        mirrors: Key prefixes, inside the optimizer state, of subtrees that mirror the params.
-        homes: See `Layout`.
-    """
-
-    weights: tuple[tuple[KeyPath, str | None], ...]
-    optimizer: KeyPath | None
-    mirrors: frozenset[KeyPath]
-    homes: tuple[KeyPath, ...]
-
-    def body(self, key: KeyPath) -> KeyPath | None:
-        """The part of a weight's key that is the model's; None for other leaves."""
-        return next((key[len(p) :] for p, _ in self.weights if key[: len(p)] == p), None)
-
-
-def _envelope(read: _Read) -> _Envelope:
-    top = {leaf.key[0] for leaf in read.leaves if leaf.key}
-    if {"step", "params"} <= top and not read.variables:
-        inner: KeyPath = (
-            ("params", "params")
-            if all(_in_collection(leaf.key) for leaf in read.leaves)
-            else ("params",)
-        )
-        # Other fields of a TrainState, such as a key, are no collections of the model: they keep their own paths.
-        weights = ((inner, "params"), *(((c,), c) for c in _COLLECTIONS if c in top))
-        return _mirrored(read, weights, ("opt_state",), inner[1:])
-    if {"model", "optimizer"} <= top:
-        return _mirrored(read, ((("model",), None),), ("optimizer", "opt_state"), ())
-    if "params" in top and not read.variables:
-        return _Envelope(
-            tuple(((c,), str(c)) for c in sorted(top, key=str)), None, frozenset(), (("params",),)
-        )
-    return _Envelope(
-        (((), None),),
-        None,
-        frozenset(),
-        (("model",),) if read.variables else (("params",), ("model",)),
-    )
-
-
-def _parts(nodes: Sequence[Node], kinds: _Envelope) -> Iterator[Part]:
-    """The parts of the optimizer state whose types the tree tells."""
-    head = kinds.optimizer or ()
-    for node in nodes:
-        mirrored = any(node.key[:end] in kinds.mirrors for end in range(len(node.key) + 1))
-        if head and node.key[: len(head)] == head and is_part(node.type) and not mirrored:
-            yield Part(("opt_state", *map(str, node.key[len(head) :])), node.type)
-
-
-def _in_collection(key: KeyPath) -> bool:
-    return key[0] != "params" or (len(key) > 1 and key[1] in ("params", *_COLLECTIONS))
-
-
-def _mirrored(
-    read: _Read, weights: tuple[tuple[KeyPath, str | None], ...], optimizer: KeyPath, inner: KeyPath
-) -> _Envelope:
-    """The envelope of a train state; a subtree of the optimizer state mirrors the params when all its leaves do."""
-    bare = _Envelope(weights, optimizer, frozenset(), ())
-    params = {(*inner, *body) for leaf in read.leaves if (body := bare.body(leaf.key)) is not None}
-    total: collections.Counter[KeyPath] = collections.Counter()
-    hits: collections.Counter[KeyPath] = collections.Counter()
-    for leaf in read.leaves:
-        if leaf.key[: len(optimizer)] == optimizer:
-            for end in range(len(optimizer), len(leaf.key)):
-                total[leaf.key[:end]] += 1
-                hits[leaf.key[:end]] += _param(leaf.key[end:], params) is not None
-    found = {(*p, *inner) for p, n in hits.items() if n == total[p] and (n > 1 or n == len(params))}
-    return dataclasses.replace(bare, mirrors=frozenset(found))
-
-
-def _param(key: KeyPath, params: Container[KeyPath]) -> KeyPath | None:
-    """The param at whose place a leaf of a mirror stands, or inside of whose place it does."""
-    return next((key[:end] for end in range(len(key), 0, -1) if key[:end] in params), None)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class _Fold:
     """How one body key is seen as part of repeated nodes."""
 
@@ -307,7 +209,7 @@ class _Fold:
 
 
 def _folds(
-    body: Sequence[tuple[KeyPath | None, _Found]], scan: Mapping[str, int], lists: Sequence[str]
+    body: Sequence[tuple[KeyPath | None, Found]], scan: Mapping[str, int], lists: Sequence[str]
 ) -> dict[KeyPath, _Fold]:
     """For each body key that is part of a repeated node, how."""
     keys = {key: leaf for key, leaf in body if key is not None}
@@ -335,7 +237,7 @@ def _folds(
 
 
 def _stacked(
-    keys: Mapping[KeyPath, _Found], scan: Mapping[str, int], faults: list[Mismatch]
+    keys: Mapping[KeyPath, Found], scan: Mapping[str, int], faults: list[Mismatch]
 ) -> Iterator[tuple[KeyPath, _Fold]]:
     for text, axis in scan.items():
         head = tuple(text.split("/"))
@@ -374,7 +276,7 @@ def _list_segment(key: KeyPath, named: Sequence[Pattern]) -> tuple[KeyPath, Inde
 
 
 def _uniform(
-    rests: Mapping[KeyPath, Sequence[tuple[int, KeyPath]]], keys: Mapping[KeyPath, _Found]
+    rests: Mapping[KeyPath, Sequence[tuple[int, KeyPath]]], keys: Mapping[KeyPath, Found]
 ) -> bool:
     """Whether every member of a list has every leaf, of one shape and dtype."""
     counts = {tuple(number for number, _ in members) for members in rests.values()}
@@ -413,14 +315,16 @@ def _unused_lists(
                 yield Mismatch(where, "rule", expected, "no such node", _BARE)
 
 
-def _rows(read: _Read, kinds: _Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterator[Row]:
+def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterator[Row]:
     shapes = {
         body: _leaf(leaf).dims for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None
     }
+    places = [(prefix, ("params",), kind) for prefix, kind in kinds.weights]
+    places += [(prefix, (str(prefix[0]),), None) for prefix in kinds.copies]
     for leaf in read.leaves:
-        for prefix, collection in kinds.weights:
+        for prefix, head, collection in places:
             if leaf.key[: len(prefix)] == prefix:
-                yield _row(leaf, ("params",), prefix, folds, leaf.kind or collection, shapes)
+                yield _row(leaf, head, prefix, folds, leaf.kind or collection, shapes)
                 break
         else:
             mirror = next(
@@ -436,21 +340,21 @@ def _rows(read: _Read, kinds: _Envelope, folds: Mapping[KeyPath, _Fold]) -> Iter
                     leaf.key[len(optimizer) :]
                     if inside
                     else leaf.key[-1:]
-                    if leaf.key[0] == "optimizer"
+                    if leaf.key[:1] == optimizer[:-1]
                     else leaf.key
                 )
                 path = tuple(str(k) for k in (("opt_state", *rest) if inside else rest))
                 yield Row(path, leaf.key, _leaf(leaf), kind=leaf.kind, metadata=leaf.metadata)
 
 
-def _strip(mirror: KeyPath, optimizer: KeyPath, kinds: _Envelope) -> KeyPath:
+def _strip(mirror: KeyPath, optimizer: KeyPath, kinds: Envelope) -> KeyPath:
     """The logical place of a mirror: without the envelope, and without the inner ``params`` of a variables dict."""
     inner = len(kinds.weights[0][0]) - 1 if optimizer == ("opt_state",) else 0
     return mirror[len(optimizer) : len(mirror) - inner]
 
 
 def _row(
-    leaf: _Found,
+    leaf: Found,
     head: LogicalPath,
     prefix: Sequence[Key],
     folds: Mapping[KeyPath, _Fold],
@@ -460,7 +364,7 @@ def _row(
     """The row of a leaf of the model, or of what mirrors it; ``shapes`` are those of the model's leaves."""
     stored = _leaf(leaf)
     rest = leaf.key[len(prefix) :]
-    body = _param(rest, shapes) or rest
+    body = param_of(rest, shapes) or rest
     tail = rest[len(body) :]
     fold = folds.get(body)
     axis = (
@@ -508,7 +412,7 @@ def _shared_axis(axis: int, dims: Dims, param: Dims) -> int | None:
     return dims.index(param[axis]) if only else None
 
 
-def _leaf(leaf: _Found) -> Leaf:
+def _leaf(leaf: Found) -> Leaf:
     shape, dtype = leaves.signature(leaf.value) or ((), "")
     if leaves.is_scalar(leaf.value):
         dtype = str(leaves.abstract(leaf.value).dtype)

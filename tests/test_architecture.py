@@ -16,7 +16,7 @@ MAX_LINES = 560
 ORDER = """
     text faults errors paths dims leaves programs placement pytrees table defaults fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
-    trees slots chains conformance equality inference
+    trees slots chains conformance equality envelopes inference
     lens lens.axes lens.bits lens.edits lens.arrays lens.partial lens.keys lens.stacks lens.symbolic
     lens.rules lens.scope lens.told lens.axis_names lens.joins lens.relate lens.parts lens.ties lens.align
     lens.names lens.partners lens.restarts lens.unplaced lens.wholes lens.idle

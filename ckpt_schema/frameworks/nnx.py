@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import jax
 import optax
@@ -34,6 +34,7 @@ __all__ = [
     "updated",
     "variable_type",
     "variables",
+    "whole_state",
 ]
 
 
@@ -292,6 +293,17 @@ def state_of(value: Any) -> Any:
     parts = dict(_modules(value, ()))
     _verify_apart(parts)
     return _replaced(value, lambda module, _: _read(nnx.state(module)), value) if parts else value
+
+
+def whole_state(tree: Any) -> Any:
+    """A dict that has states in it as one state, so that what they hold is known for Variables; anything else as it is."""
+    return nnx.State(tree) if isinstance(tree, dict) and _has_state(tree) else tree
+
+
+def _has_state(node: Any) -> bool:
+    return isinstance(node, nnx.State) or (
+        isinstance(node, dict) and any(map(_has_state, cast(dict[Any, Any], node).values()))
+    )
 
 
 def updated(target: Any, state: Any) -> Any:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
@@ -346,3 +347,136 @@ def _calls(run: Any) -> int:
     finally:
         sys.setprofile(before)
     return count
+
+
+def _state(**more: Any) -> dict[str, Any]:
+    """A train state whose moments are those of a step, so that each leaf has values of its own."""
+    tx = optax.adam(1e-2)
+    params = {"up": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
+    _, state = tx.update(jax.tree.map(lambda x: x / 9, params), tx.init(params), params)
+    return {"params": params, "opt_state": state, **more}
+
+
+def _flipped(tree: Any, rule: str = "up/kernel") -> Any:
+    read = cs.infer(tree)
+    return cs.derive(read, read, [cs.flip(rule, "2")]).get(tree)
+
+
+def test_1_15_two_train_states_side_by_side_are_not_taken_for_weights() -> None:
+    """A flip of the kernel reached the weights and not the moments that mirror them."""
+    one = _state(step=0)
+    got = _flipped(one)
+    mu = one["opt_state"][0].mu["up"]["kernel"]
+    assert np.array_equal(got["params"]["up"]["kernel"], one["params"]["up"]["kernel"][::-1])
+    assert np.array_equal(got["opt_state"][0].mu["up"]["kernel"], mu[::-1])
+    for state in (one, _state()):
+        with pytest.raises(cs.SchemaError) as caught:
+            cs.infer({"generator": state, "discriminator": state})
+        said = str(caught.value)
+        assert "generator/opt_state" in said
+        assert "taken for weights" in said
+        assert "one train state at a time" in said
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_1_15_an_optimizer_under_another_name_is_not_taken_for_weights(on_disk: bool) -> None:
+    state: Any = _state()
+    moments = state["opt_state"]
+    if on_disk:  # which keeps no classes
+        moments = {"0": dict(moments[0]._asdict())}
+    for names in (("net", "opt"), ("model", "optimizer")):
+        with pytest.raises(
+            cs.SchemaError, match=rf"{names[1]}\S*  expected weights, or the optimizer"
+        ):
+            cs.infer({names[0]: state["params"], names[1]: moments})
+
+
+@pytest.mark.parametrize("more", [{"step": 0}, {}])
+def test_1_15_an_average_of_the_weights_goes_with_them(more: dict[str, Any]) -> None:
+    state = _state(**more)
+    state["ema_params"] = jax.tree.map(lambda x: x + 50, state["params"])
+    got = _flipped(state)
+    kernels = [tree["up"]["kernel"] for tree in (state["ema_params"], got["ema_params"])]
+    assert np.array_equal(kernels[1], kernels[0][::-1])
+    alone = {name: state[name] for name in ("params", "ema_params")}
+    assert np.array_equal(_flipped(alone)["ema_params"]["up"]["kernel"], kernels[0][::-1])
+    new = {
+        "params": {"down": state["params"]["up"]},
+        "ema_params": {"down": state["params"]["up"]},
+    }
+    lens = cs.derive(cs.infer(alone), cs.infer(new), [cs.rename("up", "down")])
+    assert np.array_equal(lens.get(alone)["ema_params"]["down"]["kernel"], kernels[0])
+
+
+def test_1_15_a_module_whose_attributes_have_other_names_is_told_by_its_variables() -> None:
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+
+    class Training(nnx.Module):
+        def __init__(self, second: bool) -> None:
+            self.net = model
+            self.opt = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+            if second:
+                self.other = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+    told = str(cs.infer(Training(second=False)))
+    assert "params/kernel" in told
+    assert "opt_state/0/mu/kernel" in told
+    with pytest.raises(cs.SchemaError) as caught:
+        cs.infer(Training(second=True))
+    assert {fault.path for fault in caught.value.mismatches} == {"opt", "other"}
+
+
+def test_words_b06_a_dict_of_states_is_read_as_the_state_of_both() -> None:
+    """Its Variables were taken for dicts with a leaf ``value``."""
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)
+    tree = {"model": nnx.state(model), "optimizer": nnx.state(optimizer)}
+    read = cs.infer(tree)
+    assert "value" not in str(read)
+    assert str(read) == str(cs.infer({"model": model, "optimizer": optimizer}))
+    assert cs.check(read, tree).ok
+
+
+def test_words_b10_a_square_torch_weight_under_the_name_of_a_kernel() -> None:
+    model = nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0))
+    with pytest.warns(cs.AxesWarning, match=r"rename\('weight', 'kernel', axes='0 1'\)"):
+        cs.derive(cs.infer({"weight": SQUARE}), cs.infer(model), [cs.rename("weight", "kernel")])
+    rule = cs.rename("weight", "kernel", axes="1 0")
+    got = cs.derive(cs.infer({"weight": SQUARE}), cs.infer(model), [rule]).get({"weight": SQUARE})
+    assert np.array_equal(got["kernel"][...], SQUARE.T)
+
+
+def test_1_16_factors_do_not_join_what_is_kept_whole() -> None:
+    """A stacked bias is factored, one without layers is not: ``v_row`` and its placeholder were one leaf."""
+
+    class Layer(cs.Schema):
+        bias: Float32[Array, " embed"]
+
+    class Stacked(cs.Schema):
+        layers: Layer = cs.field(scan="depth")
+
+    class Listed(cs.Schema):
+        layers: list[Layer] = cs.field(length="depth")
+
+    tx, sizes = optax.adafactor(1e-3, min_dim_size_to_factor=2), {"embed": 4, "depth": 3}
+    sides = [cs.linen.BareTrainState[body, tx, sizes] for body in (Stacked, Listed)]
+    for source, view in (sides, sides[::-1]):
+        said = refused(source, view)
+        assert "reset(" in said
+        assert "opt_state/0/v" in said
+    assert cs.derive(sides[0], sides[0])
+
+
+def test_1_16_the_same_of_layouts_that_were_read_off_trees() -> None:
+    params = {"w": np.zeros((4, 3), np.float32)}
+
+    def state(least: int) -> Any:
+        tx = optax.adafactor(1e-3, min_dim_size_to_factor=least)
+        return cs.infer({"step": 0, "params": params, "opt_state": tx.init(params)})
+
+    factored, whole = state(1), state(128)
+    for source, view in ((factored, whole), (whole, factored)):
+        said = refused(source, view)
+        assert "opt_state/0/v_row/w" in said
+        assert "reset(" in said
+    assert cs.derive(factored, factored)
