@@ -941,8 +941,8 @@ def test_the_order_of_numbers_is_no_proof() -> None:
 
 
 def test_what_is_declared_as_a_list_on_both_sides_is_one_rename() -> None:
-    old = {"params": {f"Conv_{i}": {"kernel": jnp.full((3, 3), i)} for i in range(3)}}
-    new = {"params": {f"conv{i + 1}": {"kernel": jnp.full((3, 3), i)} for i in range(3)}}
+    old = {"params": {f"Conv_{i}": {"kernel": jnp.full((3, 2), i)} for i in range(3)}}
+    new = {"params": {f"conv{i + 1}": {"kernel": jnp.full((3, 2), i)} for i in range(3)}}
     layouts = cs.infer(old, lists=["Conv_{i}"]), cs.infer(new, lists=["conv{i+1}"])
     with pytest.raises(cs.DerivationError) as caught:
         cs.derive(*layouts)
