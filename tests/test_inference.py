@@ -205,9 +205,12 @@ def test_a_lens_between_inferred_layouts_translates_a_real_model(scan: bool) -> 
 
 def test_the_inferred_lens_does_what_the_declared_one_does() -> None:
     declared = cs.derive(cs.linen.TrainState[ScannedSchema, TX], cs.nnx.TrainState[NnxSchema, TX])
-    state = linen_state(TX)
-    cs.assert_trees_identical(_inferred_lens().get(state), declared.get(state))
-    cs.assert_trees_identical(_inferred_lens().put(nnx_state(TX)), declared.put(nnx_state(TX)))
+    state, view = linen_state(TX), nnx_state(TX)
+    # Default keys follow the logical paths, which infer spells as the tree does: `onto` has its own.
+    cs.assert_trees_identical(
+        _inferred_lens().get(state, onto=view), declared.get(state, onto=view)
+    )
+    cs.assert_trees_identical(_inferred_lens().put(view), declared.put(view))
 
 
 def test_abstract_trees_are_enough_for_the_lens() -> None:
