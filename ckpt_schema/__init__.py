@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ckpt_schema.errors import DerivationError as DerivationError
     from ckpt_schema.errors import Mismatch as Mismatch
     from ckpt_schema.errors import SchemaError as SchemaError
+    from ckpt_schema.errors import ServedWeightsWarning as ServedWeightsWarning
     from ckpt_schema.errors import ShardingWarning as ShardingWarning
     from ckpt_schema.fields import field as field
     from ckpt_schema.fields import series as series
@@ -68,6 +69,7 @@ _HOMES = {
         "DerivationError",
         "Mismatch",
         "SchemaError",
+        "ServedWeightsWarning",
         "ShardingWarning",
     ),
     "inference": ("infer",),
@@ -108,6 +110,7 @@ __all__ = [
     "Report",
     "Schema",
     "SchemaError",
+    "ServedWeightsWarning",
     "ShardingWarning",
     "Stream",
     "TreesDifferError",

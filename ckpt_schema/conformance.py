@@ -20,6 +20,7 @@ from ckpt_schema.schema import Schema, layout
 from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Row, Slot
 from ckpt_schema.trees import FlatTree, Tree, flatten
+from ckpt_schema.undeclared import undeclared
 
 _REPEATS = 100_000  # more repeats than leaves, and they are named one by one
 
@@ -290,6 +291,7 @@ class Matcher:
     ) -> Iterator[Mismatch]:
         """Missing and extra leaves, each with the likeliest other half."""
         spelled = {paths.format_path(flat.keys[p]): p for p in strays}
+        cures = undeclared(flat, strays) if strays else {}
         named = [(paths.format_path(key), row) for key, row in absent]
         there, wanted = list(spelled), [path for path, _ in named]
         if len(there) * len(wanted) > _COMPARED:  # so many say that something else is wrong
@@ -302,13 +304,9 @@ class Matcher:
             hint = _near(path, there) or lenient
             yield Mismatch(path, "missing", expected, "nothing", hint)
         for path, position in spelled.items():
-            yield Mismatch(
-                path,
-                "extra",
-                "nothing",
-                leaves.describe(flat.leaves[position]),
-                _near(path, wanted),
-            )
+            found = leaves.describe(flat.leaves[position])
+            hint = cures.get(position) or _near(path, wanted)
+            yield Mismatch(path, "extra", "nothing", found, hint)
 
     def _leaf_faults(
         self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder
@@ -459,6 +457,9 @@ def _dtype_fault(leaf: leaves.Leaf, value: Any, dtype: str, binder: Binder) -> M
             found,
             'a typed key: declare Key["..."] or take jax.random.key_data of it',
         )
+    raw = leaves.raw_cure(value, leaf.dtype)
+    if raw:
+        return Mismatch("", "dtype", expected, found, raw)
     return Mismatch(
         "",
         "dtype",

@@ -21,6 +21,7 @@ __all__ = [
     "DerivationError",
     "Mismatch",
     "SchemaError",
+    "ServedWeightsWarning",
     "ShardingWarning",
     "format_faults",
 ]
@@ -91,3 +92,7 @@ class AxesWarning(UserWarning):
 
 class ShardingWarning(UserWarning):
     """An edit has no axis for what shards its input, so that devices hold more of its result than their share."""
+
+
+class ServedWeightsWarning(UserWarning):
+    """The weights to serve are made of params and of a state that a lens drops: the params alone are others."""

@@ -187,6 +187,8 @@ def _verify_leaves(read: Read, name: str) -> None:
     for leaf in read.leaves:
         if leaves.signature(leaf.value) is None:
             expected, kind, hint = "an array, an abstract value or a number", "leaf", ""
+        elif leaves.raw_cure(leaf.value):
+            expected, kind, hint = "a leaf of numbers", "dtype", leaves.raw_cure(leaf.value)
         elif not _has_dtype(leaf.value):
             expected, kind = "a number that jax's own integers hold", "dtype"
             hint = "pass it as a NumPy array of its dtype, or switch jax_enable_x64 on"

@@ -16,12 +16,12 @@ MAX_LINES = 560
 ORDER = """
     text faults errors paths dims leaves programs placement pytrees table defaults fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
-    trees slots chains conformance equality envelopes inference
+    trees undeclared slots chains conformance equality envelopes inference
     lens lens.axes lens.bits lens.edits lens.arrays lens.partial lens.keys lens.stacks lens.symbolic
     lens.rules lens.scope lens.told lens.axis_names lens.joins lens.relate lens.parts lens.ties lens.align
     lens.names lens.partners lens.restarts lens.unplaced lens.wholes lens.idle
     lens.defaults lens.disputes lens.derive
-    lens.derivation
+    lens.derivation lens.served
     lens.labels lens.shardings lens.traced lens.stages lens.verify lens.refuse lens.donation lens.execute lens.outline
     lens.plan lens.compile lens.compose lens.core
     orbax.agreement orbax.places orbax.folders orbax.metadata orbax.sides orbax.private

@@ -24,6 +24,7 @@ __all__ = [
     "Params",
     "TrainState",
     "build_state",
+    "completed",
     "inner_containers",
     "is_param",
     "is_state",
@@ -316,6 +317,16 @@ def updated(target: Any, state: Any) -> Any:
         _update(whole, state)
         return target
     return _replaced(target, _update, state) if any(_modules(target, ())) else state
+
+
+def completed(state: Any, whole: Any) -> Any:
+    """A state with the Variables that it lacks, from the whole that it is a part of; anything else as it is."""
+    if not isinstance(state, nnx.State) or not isinstance(whole, nnx.State):
+        return state
+    made: Any = dict(nnx.to_flat_state(state))
+    parts: Any = nnx.to_flat_state(whole)
+    left = {key: variable for key, variable in parts if key not in made}
+    return nnx.from_flat_state({**made, **left}) if left else state
 
 
 def _whole(value: Any) -> nnx.Pytree | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import optax
+import optax.contrib
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import EITHER, AxisName, Dim, Dims
@@ -23,7 +24,7 @@ from ckpt_schema.leaves import Init, Leaf
 from ckpt_schema.paths import Index, KeyPath, LogicalPath
 from ckpt_schema.table import Node, Part, Repeat, Row, holders, is_part
 
-__all__ = ["OptimizerLeaf", "OptimizerState", "Start", "arguments", "optimizer_state"]
+__all__ = ["OptimizerLeaf", "OptimizerState", "Start", "arguments", "optimizer_state", "served_by"]
 
 Sizes = Mapping[str, int]
 
@@ -126,6 +127,12 @@ class Start:
         values = nested({key[start:]: value for key, _, value in params})
         state = self.tx.init(self.box.close(values, {key[start:]: row for key, row, _ in params}))
         return nested({self.home: state})
+
+
+def served_by(kind: type) -> str | None:
+    """The function that makes the weights to serve, where a state of this type says that params alone are not them."""
+    name = "schedule_free_eval_params"
+    return f"optax.contrib.{name}" if kind is optax.contrib.ScheduleFreeState else None
 
 
 def arguments(name: str, item: Any) -> tuple[Any, optax.GradientTransformation, Sizes]:

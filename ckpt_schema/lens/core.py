@@ -21,6 +21,7 @@ from ckpt_schema.lens.derive import join
 from ckpt_schema.lens.joins import Join, Place
 from ckpt_schema.lens.plan import Plan
 from ckpt_schema.lens.rules import Rule
+from ckpt_schema.lens.served import unserved, warn_of_unserved
 from ckpt_schema.schema import Schema, layout
 from ckpt_schema.table import Layout, Row
 from ckpt_schema.text import columns
@@ -167,12 +168,19 @@ class Lens:
                 change, every leaf of the result that has neither source nor default, and every
                 leaf of ``s`` that ``onto`` lacks.
         """
+        warn_of_unserved(self._dropped[0], s)
         return self._forward(s, onto, donate=donate, drop=drop)
+
+    @functools.cached_property
+    def _dropped(self) -> tuple[str | None, str | None]:
+        """What to say of states that each direction drops, and that the weights to serve are made of."""
+        return unserved(self.source, self.joined[0]), unserved(self.view, self.joined[1])
 
     def put(
         self, v: Tree, onto: Tree | None = None, *, donate: bool = False, drop: bool = False
     ) -> Tree:
         """The source of ``v``: `get` in the other direction, with the same rules."""
+        warn_of_unserved(self._dropped[1], v)
         return self._backward(v, onto, donate=donate, drop=drop)
 
     def rehearse(self, s: Tree, onto: Tree | None = None, *, drop: bool = False) -> None:

@@ -246,6 +246,7 @@ class _Rows:
         self._owners = Owners(state.near), Owners(state.far)
         rows = state.near.rows
         self._models = {_model(r): n for n, r in enumerate(rows) if r.path[0] != "opt_state"}
+        self._is_bare = all(row.path[0] != "opt_state" for row in state.far.rows)
         self._free: dict[LogicalPath, list[Row]] = {}
         taken = set(state.joined.values())
         for number, row in enumerate(state.far.rows):
@@ -279,7 +280,10 @@ class _Rows:
         moved = next((self._moves[head] for head in heads if head in self._moves), None)
         if moved is not None:
             return _Cure("nothing else keeps the same", (moved,), "joins them")
-        if not (state.near.parts and state.far.parts):
+        if self._is_bare and state.near.initial is not None:
+            whole = (state.reset(("opt_state",)),)
+            return _Cure(f"{state.far.name} keeps no optimizer state", whole, state.verb)
+        if not self._is_bare and not (state.near.parts and state.far.parts):
             told = "a chain that does not tell its parts: any of the other side's may be it"
             return _Cure(f"{told}; say which with a move")
         if state.near.initial is None:

@@ -19,10 +19,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from ckpt_schema import leaves, paths, placement
 from ckpt_schema.conformance import Match
 from ckpt_schema.defaults import make_default
-from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
+from ckpt_schema.errors import (
+    CheckpointMismatchError,
+    ConformanceError,
+    Mismatch,
+    ServedWeightsWarning,
+)
 from ckpt_schema.frameworks import nnx
 from ckpt_schema.leaves import ConstantKey, Init, Leaf
 from ckpt_schema.lens.core import Lens, derive
+from ckpt_schema.lens.served import lacks_served
 from ckpt_schema.lens.shardings import mesh_of, on_devices
 from ckpt_schema.lens.verify import narrowed
 from ckpt_schema.orbax import metadata
@@ -39,7 +45,9 @@ from ckpt_schema.orbax.sides import (
     verify_arguments,
     verify_names,
 )
-from ckpt_schema.trees import Tree, flatten, verify_readable
+from ckpt_schema.slots import SlotFinder
+from ckpt_schema.trees import Tree, flatten, verify_readable, without
+from ckpt_schema.undeclared import unread
 
 __all__ = ["RestoreTimes", "restore"]
 
@@ -95,7 +103,8 @@ def restore(
         times: Called once with the time each part took.
 
     Returns:
-        A tree of the target's own kind, of jax arrays, and of Python numbers where the target has such. Modules are updated,
+        A tree of the target's own kind, of jax arrays, and of Python numbers where the target has such.
+        Streams, caches and records of a pass that the layouts do not declare are left as they are. Modules are updated,
         and returned, only when all went well.
 
     Raises:
@@ -108,7 +117,8 @@ def restore(
         verify_arguments(lens, target_side=target_side, disk_side=disk_side)
         verify_names(item=item, aux=aux)
         verify_readable(target)
-        state = _goals(nnx.state_of(target))
+        whole = nnx.state_of(target)
+        state = _goals(_declared(whole, lens))
         _verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")
         disk = metadata.read(path, item, aux=aux)
@@ -123,6 +133,9 @@ def restore(
         state = _restarted(state, side, match)
         if private is None or not orders:
             _report(disk, aux)
+        unserved = lacks_served(flatten(disk.tree).keys, place.layout)
+        if unserved is not None:
+            warnings.warn(unserved, ServedWeightsWarning, stacklevel=2)
     agree(
         "processes do not restore the same",
         {"path": disk.path, "item": disk.item, "layout": place.layout.name},
@@ -138,7 +151,14 @@ def restore(
         jax.block_until_ready(result)
         clock.append(time.perf_counter())
         times(RestoreTimes(*(after - before for before, after in itertools.pairwise(clock))))
-    return nnx.updated(target, result)
+    return nnx.updated(target, nnx.completed(result, whole))
+
+
+def _declared(state: Tree, lens: Lens) -> Tree:
+    """The target without what neither side declares and a model works without: streams, caches, records of a pass."""
+    slots = [SlotFinder(table).slot for table in (lens.source, lens.view)]
+    left = unread(state, lambda key: any(slot(key, stored=False) is not None for slot in slots))
+    return without(state, left) if left else state
 
 
 def _goals(target: Tree) -> Any:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from ckpt_schema import leaves
-from ckpt_schema.conformance import Match, Matcher, Report
+from ckpt_schema.conformance import Match, Matcher
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
 from ckpt_schema.frameworks import nnx
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.orbax.metadata import DiskTree
-from ckpt_schema.paths import KeyPath, format_path
+from ckpt_schema.paths import KeyPath, Pattern, format_path, outline
 from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Slot
 from ckpt_schema.trees import Tree, flatten
@@ -103,7 +103,7 @@ def toward(
     Raises:
         ConformanceError: The tree conforms to neither side, and the faults are those of the nearer one; or to both.
     """
-    reports: list[Report] = []
+    tried: list[tuple[Match, Layout]] = []
     fits: list[tuple[Lens, Match]] = []
     sides = {"view": lens, "source": ~lens}
     distances = {name: _distance(tree, side.view) for name, side in sides.items()}
@@ -113,7 +113,7 @@ def toward(
         match = Matcher(side.view).match(tree, Binder(side.dims))
         if match.report.ok:
             fits.append((side, match))
-        reports.append(match.report)
+        tried.append((match, side.view))
     if len(fits) > 1 and not interchangeable(lens):
         # A State is what an NNX side alone is made of; a dict may be the pure dict of one.
         fits = [fit for fit in fits if nnx.is_state(tree) and fit[0].view.container == "nnx"]
@@ -121,7 +121,7 @@ def toward(
             raise ambiguous(ConformanceError, f"{what} is a tree", lens, argument)
     if fits:
         return fits[0]
-    nearest = _nearest(reports)
+    nearest = max(tried, key=lambda one: _likeness(*one))[0].report
     sides = f"{lens.source.name} nor {lens.view.name}"
     header = f"{what} conforms to neither {sides}; nearest is {nearest.layout}"
     raise ConformanceError(header, nearest.mismatches, nearest.notes)
@@ -159,12 +159,12 @@ def locate(disk: DiskTree, lens: Lens) -> list[Place]:
     Raises:
         CheckpointMismatchError: Neither is anywhere; the faults are those of the nearest.
     """
-    reports: list[tuple[Report, KeyPath]] = []
-    fits = _fitting(disk, lens, reports, _as_stored) or _fitting(disk, lens, [], _as_numbers)
+    tried: list[_Tried] = []
+    fits = _fitting(disk, lens, tried, _as_stored) or _fitting(disk, lens, [], _as_numbers)
     if fits:
         return fits
-    nearest = _nearest([report for report, _ in reports])
-    prefix = next(at for report, at in reports if report is nearest)
+    match, _, prefix = max(tried, key=lambda one: _likeness(*one[:2]))
+    nearest = match.report
     where = f" under {format_path(prefix)}" if prefix else ""
     header = (
         f"{disk.path} is a checkpoint of neither {lens.view.name} nor {lens.source.name}; "
@@ -173,13 +173,17 @@ def locate(disk: DiskTree, lens: Lens) -> list[Place]:
     raise CheckpointMismatchError(header, nearest.mismatches, nearest.notes)
 
 
+_Tried = tuple[Match, Layout, KeyPath]
+"""A tree of a checkpoint, held against a layout, and where it stands."""
+
+
 def _fitting(
     disk: DiskTree,
     lens: Lens,
-    reports: list[tuple[Report, KeyPath]],
+    tried: list[_Tried],
     read_as: Callable[[Tree, Layout], Tree],
 ) -> list[Place]:
-    """The places that conform, each tree read so; what is wrong with the others is added to ``reports``."""
+    """The places that conform, each tree read so; what is wrong with the others is added to ``tried``."""
     fits: list[Place] = []
     for layout, prefix, tree in sorted(
         _candidates(disk, lens), key=lambda found: _distance(found[2], found[0])
@@ -192,7 +196,7 @@ def _fitting(
         match = Matcher(layout).match(tree, Binder(lens.dims))
         if match.report.ok:
             fits.append(Place(layout, prefix, tree, match.slots))
-        reports.append((match.report, prefix))
+        tried.append((match, layout, prefix))
     return fits
 
 
@@ -249,11 +253,16 @@ def _distance(tree: Tree, layout: Layout) -> int:
     )
 
 
-def _nearest(reports: Sequence[Report]) -> Report:
-    return min(
-        reports,
-        key=lambda report: (
-            sum(f.kind in ("missing", "extra", "chain") for f in report),
-            len(report),
-        ),
-    )
+def _likeness(match: Match, layout: Layout) -> tuple[int, int, int]:
+    """How near a tree is to a layout: by the leaves that are where they should be, then by those that end alike.
+
+    What does not match says nothing: a tree that lacks one level has all of its leaves elsewhere.
+    """
+    ends = {_end(row.key) for row in layout.rows}
+    alike = sum(_end(key) in ends for key in match.flat.keys)
+    return len(match.slots), alike, -len(match.report)
+
+
+def _end(key: Pattern) -> tuple[str, ...]:
+    """The last two segments of a key path, without numbers, and without the level that a Variable adds."""
+    return outline(tuple(segment for segment in key if segment != "value")[-2:])

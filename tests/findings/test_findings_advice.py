@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
-from jaxtyping import Array, Float32, UInt32
+from jaxtyping import Array, BFloat16, Float32, UInt32
+from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
 
@@ -180,6 +185,15 @@ def test_2_11_wrappers_around_a_chain_that_has_two_of_one_kind() -> None:
     assert len(lens.joined[0]) == len(lens.source.rows)
 
 
+def test_2_11_weights_alone_have_no_optimizer_state_that_could_be_it() -> None:
+    layouts = cs.linen.BareParams[Body], cs.nnx.TrainState[Body, ADAM]
+    error = refused(lambda: cs.derive(*layouts))
+    assert [str(rule) for rule in error.rules] == ["reset(view='opt_state')"]
+    assert cs.derive(*layouts, [*error.rules, cs.private("step", 0)])
+    (rule,) = refused(lambda: cs.derive(*layouts[::-1])).rules
+    assert str(rule) == "reset(source='opt_state')"
+
+
 # --- 2.12 what really differs  ---
 
 
@@ -329,3 +343,196 @@ def test_2_14_raw_data_may_be_a_key() -> None:
 
     error = refused(lambda: cs.derive(Typed, Raw))
     assert not error.rules and all(" may be " in fault.hint for fault in error.mismatches)
+
+
+def as_saved() -> dict[str, Any]:
+    """What ``numpy.load`` makes of a bfloat16."""
+    file = io.BytesIO()
+    np.savez(file, w=np.asarray(jnp.arange(6, dtype=jnp.bfloat16).reshape(3, 2)))
+    file.seek(0)
+    return dict(np.load(file).items())
+
+
+class Half(cs.Schema):
+    w: BFloat16[Array, "o i"]
+
+
+def test_2_14_bytes_without_a_dtype_are_to_be_viewed() -> None:
+    tree = as_saved()
+    error = refused(lambda: cs.derive(Half, Half).get(tree))
+    assert "x.view(jax.numpy.bfloat16)" in str(error) and "cast it yourself" not in str(error)
+    viewed = {"w": tree["w"].view(jnp.bfloat16)}
+    assert cs.check(Half, viewed).ok
+
+    class Single(cs.Schema):
+        w: Float32[Array, "o i"]
+
+    error = refused(lambda: cs.assert_conforms(Single, tree))
+    assert "2 an element, which is no float32" in str(error)
+
+
+def test_2_14_no_layout_is_read_off_bytes_without_a_dtype() -> None:
+    error = refused(lambda: cs.infer(as_saved()))
+    assert "x.view(jax.numpy.bfloat16)" in str(error)
+
+
+# --- 2.9 the nearer side is the one of which more matches  ---
+
+
+def test_2_9_a_target_that_lacks_one_level_is_near_its_own_side(tmp_path: Path) -> None:
+    lens = cs.derive(cs.linen.TrainState[Body, ADAM], cs.nnx.TrainState[Body, ADAM])
+    params = {
+        "body": {"kernel": zeros(2, 4), "bias": zeros(4)},
+        "head": {"kernel": zeros(4, 3), "bias": zeros(3)},
+    }
+    variables = {"params": params}
+    whole = {"step": np.int32(0), "params": variables, "opt_state": ADAM.init(variables)}
+    lacking = {**whole, "params": params}
+    cs.orbax.save(tmp_path / "0", whole, lens)
+    error = refused(lambda: cs.orbax.restore(tmp_path / "0", lacking, lens))
+    assert "nearest is linen.TrainState[Body]" in str(error)
+    bare = {"step": np.int32(0), "params": params, "opt_state": ADAM.init(params)}
+    error = refused(lambda: cs.orbax.restore(tmp_path / "0", bare, lens))
+    assert "nearest is linen.TrainState[Body]" in str(error)
+
+
+def test_2_9_a_checkpoint_that_lacks_one_level_too(tmp_path: Path) -> None:
+    lens = cs.derive(cs.linen.TrainState[Body, ADAM], cs.nnx.TrainState[Body, ADAM])
+    params = {
+        "body": {"kernel": jnp.zeros((2, 4)), "bias": jnp.zeros(4)},
+        "head": {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)},
+    }
+    ocp.save(
+        tmp_path / "0", {"step": jnp.int32(0), "params": params, "opt_state": ADAM.init(params)}
+    )
+    target = lens.get(
+        {
+            "step": jnp.int32(0),
+            "params": {"params": params},
+            "opt_state": ADAM.init({"params": params}),
+        }
+    )
+    error = refused(lambda: cs.orbax.restore(tmp_path / "0", target, lens))
+    assert "nearest is linen.TrainState[Body]" in str(error)
+
+
+# --- 2.15 what a body does not declare and a model works without  ---
+
+
+class Mlp(nnx.Module):
+    def __init__(self, extra: Any = None) -> None:
+        rngs = nnx.Rngs(0)
+        self.body = nnx.Linear(2, 4, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+        if extra is not None:
+            self.extra = extra
+
+
+EXTRAS: dict[str, Callable[[], Any]] = {
+    "a stream": lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(1)),
+    "an intermediate": lambda: nnx.Intermediate((jnp.zeros(3),)),
+    "a cache": lambda: nnx.Cache(jnp.full(3, 2.0)),
+    "a metric": lambda: nnx.metrics.Average("loss"),
+}
+WEIGHTS = cs.derive(cs.linen.BareParams[Body], cs.nnx.Params[Body])
+
+
+def identical(left: Any, right: Any) -> None:
+    cs.assert_trees_identical(nnx.to_pure_dict(left), nnx.to_pure_dict(right))
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("form", [lambda model: model, nnx.state], ids=["module", "state"])
+def test_2_15_what_is_not_declared_is_left_as_the_target_has_it(
+    name: str, form: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    params = WEIGHTS.put(nnx.state(Mlp()))
+    params = jax.tree.map(lambda x: x + 1, params)
+    ocp.save(tmp_path / "0", params)
+    model = Mlp(EXTRAS[name]())
+    before = nnx.state(model)["extra"]
+    before = jax.tree.map(lambda x: x, before)
+    made = cs.orbax.restore(tmp_path / "0", form(model), WEIGHTS)
+    state = nnx.state(made) if isinstance(made, nnx.Module) else made
+    assert jax.tree.structure(state) == jax.tree.structure(nnx.state(model))
+    cs.assert_trees_identical(jax.tree.leaves(state["extra"]), jax.tree.leaves(before))
+    np.testing.assert_array_equal(state["head"]["kernel"][...], params["head"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("a stream", 'extra: cs.Stream["fry"] = cs.field(key=\'extra/rngs\', default=cs.fresh_key(0)'),
+        ("an intermediate", "nnx.state(model, nnx.Not(nnx.Intermediate))"),
+        ("a cache", "nnx.state(model, nnx.Not(nnx.Cache))"),
+        ("a metric", "nnx.state(model, nnx.Not(nnx.metrics.MetricState))"),
+    ],
+)  # fmt: skip
+def test_2_15_elsewhere_the_line_to_write_is_named(name: str, cure: str) -> None:
+    model = Mlp(EXTRAS[name]())
+    error = refused(lambda: WEIGHTS.put(nnx.state(model)))
+    assert cure in str(error)
+
+
+def test_2_15_the_line_that_is_named_declares_the_stream() -> None:
+    class Dropping(Body):
+        extra: cs.Stream["fry"] = cs.field(key="extra/rngs", default=cs.fresh_key(0), tag="default")
+
+    assert cs.check(cs.nnx.Params[Dropping], nnx.state(Mlp(EXTRAS["a stream"]()))).ok
+
+
+def test_2_15_streams_beside_the_model_are_left_alone_too(tmp_path: Path) -> None:
+    class Training(nnx.Module):
+        def __init__(self) -> None:
+            self.model = Mlp()
+            self.optimizer = nnx.Optimizer(self.model, ADAM, wrt=nnx.Param)
+            self.rngs = nnx.Rngs(1)
+
+    lens = cs.derive(cs.linen.BareTrainState[Body, ADAM], cs.nnx.TrainState[Body, ADAM])
+    ocp.save(tmp_path / "0", state_of(ADAM))
+    training = cs.orbax.restore(tmp_path / "0", Training(), lens)
+    assert isinstance(training.rngs, nnx.Rngs)
+    error = refused(lambda: lens.put(nnx.state(Training())))
+    assert "a stream beside the model" in str(error)
+
+
+def test_2_15_a_weight_that_is_not_declared_is_still_a_fault(tmp_path: Path) -> None:
+    ocp.save(tmp_path / "0", WEIGHTS.put(nnx.state(Mlp())))
+    model = Mlp(nnx.BatchStat(jnp.zeros(3)))
+    error = refused(lambda: cs.orbax.restore(tmp_path / "0", model, WEIGHTS))
+    assert "extra" in str(error)
+
+
+# --- 2.16 weights that are not the params  ---
+
+FREE = optax.contrib.schedule_free_adamw(1e-2, b1=0.9)
+SERVED = "optax.contrib.schedule_free_eval_params"
+
+
+def state_of(tx: Any) -> dict[str, Any]:
+    params = WEIGHTS.put(nnx.state(Mlp()))
+    return {"step": jnp.int32(0), "params": params, "opt_state": tx.init(params)}
+
+
+def test_2_16_dropping_the_state_of_schedule_free_is_told() -> None:
+    sgd = optax.sgd(1e-2)
+    layouts = cs.linen.BareTrainState[Body, FREE], cs.nnx.TrainState[Body, sgd]
+    lens = cs.derive(*layouts, refused(lambda: cs.derive(*layouts)).rules)
+    with pytest.warns(cs.ServedWeightsWarning, match=SERVED):
+        made = lens.get(state_of(FREE))
+    with pytest.warns(cs.ServedWeightsWarning, match=SERVED):
+        (~lens).put(state_of(FREE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lens.put(made)
+        cs.derive(layouts[0], cs.nnx.TrainState[Body, FREE]).get(state_of(FREE))
+
+
+def test_2_16_taking_the_weights_alone_from_a_checkpoint_is_told(tmp_path: Path) -> None:
+    ocp.save(tmp_path / "0", state_of(FREE))
+    with pytest.warns(cs.ServedWeightsWarning, match=SERVED):
+        cs.orbax.restore(tmp_path / "0", Mlp(), WEIGHTS)
+    ocp.save(tmp_path / "1", state_of(ADAM))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cs.orbax.restore(tmp_path / "1", Mlp(), WEIGHTS)
