@@ -31,7 +31,7 @@ def undeclared(flat: FlatTree, strays: Collection[int]) -> dict[int, str]:
         kind, tags = variables.get(key[:at], (object, ()))
         what = nnx.passing(kind) if at else None
         if what == "stream":
-            in_model = key[0] == "model" or ("model", "optimizer") != top
+            in_model = key[0] == "model" or top != ("model", "optimizer")
             found[position] = (
                 _stream(key[:at], flat.leaves[position], dict(tags)) if in_model else _BESIDE
             )
