@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from ckpt_schema import dims as dims_
-from ckpt_schema import leaves, paths
+from ckpt_schema import leaves, paths, raw_bytes
 from ckpt_schema.chains import OptimizerChain, with_mirrors
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, Mismatch, format_faults
@@ -457,7 +457,7 @@ def _dtype_fault(leaf: leaves.Leaf, value: Any, dtype: str, binder: Binder) -> M
             found,
             'a typed key: declare Key["..."] or take jax.random.key_data of it',
         )
-    raw = leaves.raw_cure(value, leaf.dtype)
+    raw = raw_bytes.cure(value, leaf.dtype)
     if raw:
         return Mismatch("", "dtype", expected, found, raw)
     return Mismatch(
