@@ -41,6 +41,11 @@ class OptimizerChain:
             for part, told in fields.items()
         }
 
+    @property
+    def parts(self) -> Sequence[_Part]:
+        """The positions of the chain that keep something; none where there is no optimizer state."""
+        return tuple(self._parts)
+
     def part(self, key: Pattern) -> _Part | None:
         """The position of the chain that a leaf stands at; None outside of the optimizer state.
 

@@ -24,6 +24,11 @@ from ckpt_schema.undeclared import undeclared
 
 _REPEATS = 100_000  # more repeats than leaves, and they are named one by one
 
+_SLASH = (
+    "one key with slashes in it is no path, and cannot be declared yet: "
+    "rename it in the tree, or nest the tree at its slashes"
+)
+
 _COMPARED = 40_000  # pairs of paths that are compared for a hint
 
 __all__ = ["Match", "Matcher", "Report", "assert_conforms", "check"]
@@ -150,7 +155,8 @@ class Matcher:
             binder = known
             faults += self._faults(flat, slots, strays, known)
         if faults:
-            faults = sorted(with_mirrors(self.layout, faults), key=_Order())
+            order = paths.NaturalOrder()
+            faults = sorted(with_mirrors(self.layout, faults), key=lambda one: order(one.path))
         notes = binder.notes(self.layout.names()) if faults else []
         if any(fault.kind == "chain" for fault in faults):
             notes = [*notes, *self._chain.notes(flat.keys)]
@@ -296,17 +302,35 @@ class Matcher:
         there, wanted = list(spelled), [path for path, _ in named]
         if len(there) * len(wanted) > _COMPARED:  # so many say that something else is wrong
             there, wanted = [], []
+        slashed = {"/".join(map(str, flat.keys[p])) for p in strays if _has_slash(flat.keys[p])}
         for path, row in named:
             expected = _expect(row.stored, binder)
             lenient = (
                 "a default is for lenses that make a tree; this one lacks it" if row.default else ""
             )
-            hint = _near(path, there) or lenient
+            hint = _SLASH if path in slashed else _near(path, there) or lenient
             yield Mismatch(path, "missing", expected, "nothing", hint)
         for path, position in spelled.items():
             found = leaves.describe(flat.leaves[position])
-            hint = cures.get(position) or _near(path, wanted)
+            hint = cures.get(position) or self._stray(flat.keys[position], path, wanted)
             yield Mismatch(path, "extra", "nothing", found, hint)
+
+    def _stray(self, key: KeyPath, path: str, wanted: list[str]) -> str:
+        """What may be done about a leaf that no row has."""
+        if _has_slash(key):
+            return _SLASH
+        near = _near(path, wanted)
+        if near or not self._chain.parts or str(key[0]) in self._fields:
+            return near
+        return (
+            f"{self.layout.name} has {', '.join(self._fields)}: pass these alone, "
+            f"for a train state with more fields cannot be declared yet"
+        )
+
+    @functools.cached_property
+    def _fields(self) -> list[str]:
+        """What stands at the root of a tree of the layout."""
+        return list(dict.fromkeys(str(row.key[0]) for row in self.layout.rows))
 
     def _leaf_faults(
         self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder
@@ -344,21 +368,8 @@ def _counted(slots: Iterable[Slot]) -> dict[tuple[int, int], int]:
     return most
 
 
-class _Order:
-    """The natural order of paths; most segments stand in many paths."""
-
-    def __init__(self) -> None:
-        """Knows no segment yet."""
-        self._segments: dict[str, list[tuple[int, int | str]]] = {}
-
-    def __call__(self, fault: Mismatch) -> list[list[tuple[int, int | str]]]:
-        found: list[list[tuple[int, int | str]]] = []
-        for segment in fault.path.split("/"):
-            parts = self._segments.get(segment)
-            if parts is None:
-                parts = self._segments[segment] = paths.natural(segment)
-            found.append(parts)
-        return found
+def _has_slash(key: KeyPath) -> bool:
+    return any(isinstance(segment, str) and "/" in segment for segment in key)
 
 
 def _reached(count: int | None, index: int) -> bool:
@@ -373,9 +384,10 @@ def _outside(
         if size is not None and index >= size:
             name = dims_.format_dim(dim)
             hint = "".join(binder.notes({name}))
-            yield Mismatch(
-                paths.format_path(key), "extra", f"{size} repeats ({name})", f"index {index}", hint
-            )
+            expected = f"{size} repeats ({name})"
+            if name == str(size):
+                expected, hint = f"{size} repeats", "their number is declared, by length="
+            yield Mismatch(paths.format_path(key), "extra", expected, f"index {index}", hint)
 
 
 def _leaf_fault(

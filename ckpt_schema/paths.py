@@ -20,6 +20,7 @@ __all__ = [
     "Key",
     "KeyPath",
     "LogicalPath",
+    "NaturalOrder",
     "Pattern",
     "fill",
     "format_path",
@@ -133,6 +134,10 @@ def parse_pattern(text: str) -> Pattern:
 def _segment(part: str, whole: str) -> Key | Index:
     quoted = len(part) >= 2 and part[0] == part[-1] == "'"
     body = part[1:-1] if quoted else part
+    if not quoted and (part.startswith("'") or part.endswith("'")):
+        hint = "a key that holds a slash cannot be declared yet: rename it in the tree first"
+        fault = Mismatch(whole, "declaration", "quotes around one segment", repr(part), hint)
+        raise SchemaError(f"{whole!r} is no key pattern", [fault])
     symbols = list(_SYMBOL.finditer(body))
     if not body or len(symbols) > 1 or body.count("{") != len(symbols):
         hint = "write layers/{i}, layers_{i}, layers_{i+1}, layers_{2*i} or layers_{i:02}"
@@ -187,7 +192,9 @@ def format_path(path: Iterable[Key | Index]) -> str:
         >>> format_path(("opt_state", 1, "0", "mu"))
         "opt_state/1/'0'/mu"
     """
-    return "/".join(f"'{k}'" if isinstance(k, str) and k.isdecimal() else str(k) for k in path)
+    return "/".join(
+        f"'{k}'" if isinstance(k, str) and (k.isdecimal() or "/" in k) else str(k) for k in path
+    )
 
 
 def natural(text: str) -> list[tuple[int, int | str]]:
@@ -202,6 +209,29 @@ def natural(text: str) -> list[tuple[int, int | str]]:
         for part in re.split(r"(\d+)", text)
         if part
     ]
+
+
+class NaturalOrder:
+    """The natural order of many paths, segment by segment; most segments stand in many of them.
+
+    Example:
+        >>> sorted(["a_10/b", "a_2/c", "a_2/b"], key=NaturalOrder())
+        ['a_2/b', 'a_2/c', 'a_10/b']
+    """
+
+    def __init__(self) -> None:
+        """Knows no segment yet."""
+        self._segments: dict[str, list[tuple[int, int | str]]] = {}
+
+    def __call__(self, path: str) -> list[list[tuple[int, int | str]]]:
+        """The sort key of a path."""
+        found: list[list[tuple[int, int | str]]] = []
+        for segment in path.split("/"):
+            parts = self._segments.get(segment)
+            if parts is None:
+                parts = self._segments[segment] = natural(segment)
+            found.append(parts)
+        return found
 
 
 def outline(pattern: Pattern) -> tuple[str, ...]:

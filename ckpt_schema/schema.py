@@ -437,6 +437,11 @@ def body_rows(schema: type[Schema]) -> tuple[tuple[Row, str | None], ...]:
     """
     if not (isinstance(schema, type) and issubclass(schema, Schema)):  # pyright: ignore[reportUnnecessaryIsInstance]
         hint = "declare a class ...(ckpt_schema.Schema), or read a layout off a tree with ckpt_schema.infer(tree)"
+        if isinstance(schema, Layout):
+            hint = (
+                "a layout is no body of an envelope yet: declare the body as a class, "
+                "or infer the whole state, params and optimizer together"
+            )
         found = (
             f"the class {schema.__qualname__}"
             if isinstance(schema, type)

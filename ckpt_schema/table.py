@@ -447,6 +447,26 @@ def _meet(left: Index, right: Key | Index) -> bool:
     return left == right or paths.may_coincide(left, right)
 
 
+def _apart(first: Row, other: Row) -> str:
+    """What keeps the keys of a repeated row and of another one apart."""
+    for left, right in zip(first.key, other.key, strict=True):
+        if left == right or not isinstance(left, Index):
+            continue
+        start = right.first if isinstance(right, Index) else None
+        if start is not None and start > left.first and (start - left.first) % left.step == 0:
+            count = (start - left.first) // left.step
+            node = "/".join(first.path[: 1 + _list_of(first.path)])
+            return (
+                f"say how many {node} there are, as a number, length={count}, and they end "
+                f"before {right} begins; or give one of them another key="
+            )
+    return "give one of them another key="
+
+
+def _list_of(path: LogicalPath) -> int:
+    return next((n for n, segment in enumerate(path) if segment.endswith("[]")), 0)
+
+
 def _overlaps(table: Layout) -> Iterator[Mismatch]:
     """Rows whose index symbols can spell another row's key path: ``layers_{i}`` beside ``layers_0``."""
     # Rows without an index symbol spell one key each, and were compared as they are.
@@ -465,6 +485,6 @@ def _overlaps(table: Layout) -> Iterator[Mismatch]:
             counts = zip(_counts(first), _counts(other), strict=True)
             if all(map(paths.may_coincide, first.key, other.key, counts)):
                 both = f"{'/'.join(first.path)} ({paths.format_path(first.key)}) and {'/'.join(other.path)}"
-                hint = "two leaves can never share one: give one of them another key="
+                hint = f"two leaves can never share one: {_apart(first, other)}"
                 where = paths.format_path(other.key)
                 yield Mismatch(where, "ambiguous", "one leaf at a key path", both, hint)

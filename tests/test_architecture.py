@@ -19,7 +19,7 @@ ORDER = """
     trees undeclared slots chains conformance equality envelopes inference
     lens lens.axes lens.bits lens.edits lens.arrays lens.partial lens.keys lens.stacks lens.symbolic
     lens.rules lens.scope lens.told lens.axis_names lens.joins lens.relate lens.parts lens.ties lens.align
-    lens.names lens.partners lens.restarts lens.unplaced lens.wholes lens.idle
+    lens.names lens.partners lens.restarts lens.unplaced lens.wholes lens.causes lens.idle
     lens.defaults lens.disputes lens.derive
     lens.derivation lens.served
     lens.labels lens.shardings lens.traced lens.stages lens.verify lens.refuse lens.donation lens.execute lens.outline

@@ -239,8 +239,8 @@ def test_rows_that_no_edit_relates() -> None:
 def test_rules_that_match_nothing_or_contradict() -> None:
     rules = [cs.rename("leyers[]", "layers[]"), cs.private("dtype", 0)]
     assert told(lambda: cs.derive(Before, Before, rules), cs.DerivationError) == text("""
-        no lens from Before to Before: 2 faults
-          rename('leyers[]', 'layers[]')  expected a leaf of Before at leyers[] or below, found none
+        no lens from Before (source) to Before (view): 2 faults
+          rename('leyers[]', 'layers[]')  expected a leaf of Before (source) at leyers[] or below, found none
                                           -> near: layers[]
           private('dtype', 0)             expected a leaf without a partner, found dtype and dtype, which are one leaf
                                           -> drop the rule, or say apart('dtype', 0) where the two share a name alone
@@ -449,6 +449,186 @@ def test_options_that_do_not_fit_the_tree() -> None:
                     -> write its path in the model, without params or model in front
           head_{i}  expected a repeated node of the model, found no such node
                     -> write its path in the model, without params or model in front
+    """)
+
+
+# --- what nobody guesses: the cause, and the way around  ---
+
+
+def test_a_plain_schema_against_weights() -> None:
+    class Lin(cs.Schema):
+        w: Float32[Array, "a b"] = cs.field(key="weight")
+
+    class Left(cs.Schema):
+        lin: Lin
+        emb: Float32[Array, "v a"]
+
+    class Right(cs.Schema):
+        lin: Lin = cs.field(key="linear")
+        emb: Float32[Array, "a v"]
+
+    where = "test_a_plain_schema_against_weights.<locals>"
+    assert told(lambda: cs.derive(Left, cs.nnx.Params[Right]), cs.DerivationError) == text(f"""
+        no lens from {where}.Left to nnx.Params[Right]: 1 fault
+          (root)  expected leaves below params, as in nnx.Params[Right], found the leaves of {where}.Left alone, a plain schema that does not say what they are
+                  -> write linen.BareParams[{where}.Left], for weights with nothing above them
+    """)
+    assert len(cs.derive(cs.linen.BareParams[Left], cs.nnx.Params[Right]).joins) == 2
+
+
+def test_keys_that_hold_a_slash() -> None:
+    class Slashed(cs.Schema):
+        w: Float32[Array, "a b"] = cs.field(key="layer_0/mlp/linear")
+
+    w = jnp.ones((2, 3))
+    cannot = "one key with slashes in it is no path, and cannot be declared yet: rename it in the tree, or nest the tree at its slashes"
+    assert told(
+        lambda: cs.assert_conforms(Slashed, {"layer_0/mlp/linear": w}), cs.ConformanceError
+    ) == text(f"""
+        the tree does not conform to test_keys_that_hold_a_slash.<locals>.Slashed: 2 faults
+          'layer_0/mlp/linear'  expected nothing, found float32[2 3]
+                                -> {cannot}
+          layer_0/mlp/linear    expected float32[a b], found nothing
+                                -> {cannot}
+    """)
+
+    def declare() -> None:
+        class Quoted(cs.Schema):
+            w: Float32[Array, "a b"] = cs.field(key="'mlp/linear'")
+
+        cs.layout(Quoted)
+
+    assert "a key that holds a slash cannot be declared yet" in told(declare, cs.SchemaError)
+    lens = lambda: cs.derive(  # noqa: E731
+        cs.infer({"mlp/~/lin": {"w": w}}),
+        cs.infer({"lin": {"w": w}}),
+        [cs.rename("mlp/~/lin", "lin")],
+    )
+    why = "the key 'mlp/~/lin' holds a slash, which no rule can name yet: rename such keys in the tree first, or nest it at the slashes"
+    assert told(lens, cs.DerivationError) == text(f"""
+        no lens from inferred (source) to inferred (view): 3 faults
+          rename('mlp/~/lin', 'lin')  expected a leaf of inferred (source) at mlp/~/lin or below, found none
+                                      -> {why}
+          params/mlp/~/lin/w          expected a partner in inferred (view), found float32[2 3] in inferred (source) alone
+                                      -> {why}
+          params/lin/w                expected a partner in inferred (source), found float32[2 3] in inferred (view) alone
+                                      -> {why}
+    """)
+
+
+def test_layers_that_are_no_list() -> None:
+    w = jnp.ones((4, 4))
+    side = {"params": {f"layer_{i}": {"w": w, "v": w} for i in range(60)}}
+    listed = cs.infer({"params": {"layers": [{"w": w, "v": w}] * 60}}, lists=["layers/{i}"])
+    assert told(lambda: cs.derive(cs.infer(side), listed), cs.DerivationError) == text("""
+        no lens from inferred (source) to inferred (view): 1 fault
+          params/layer_{0..59}  expected one list of layers, as in inferred (view), found 60 nodes side by side in inferred (source)
+                                -> infer(tree, lists=["layer_{i}"]) reads them as one; in a class, list[...] = field(key="layer_{i}", length=...)
+    """)
+
+
+class Cell(cs.Schema):
+    w: Float32[Array, " c"]
+
+
+def test_a_list_that_may_run_into_another() -> None:
+    class Net(cs.Schema):
+        a: list[Cell] = cs.field(key="Block_{i}", length="few")
+        b: list[Cell] = cs.field(key="Block_{i+2}", length="more", dims={"c": "d"})
+
+    class Known(Net):
+        a: list[Cell] = cs.field(key="Block_{i}", length=2)
+
+    assert told(lambda: cs.layout(Net), cs.SchemaError) == text("""
+        layout test_a_list_that_may_run_into_another.<locals>.Net is not well formed: 1 fault
+          Block_{i+2}/w  expected one leaf at a key path, found a[]/w (Block_{i}/w) and b[]/w
+                         -> two leaves can never share one: say how many a[] there are, as a number, length=2, and they end before Block_{i+2} begins; or give one of them another key=
+    """)
+    assert len(cs.layout(Known).rows) == 2
+
+
+def test_another_number_of_layers() -> None:
+    class Net(cs.Schema):
+        layers: list[Cell] = cs.field(key="layers_{i}", length=6)
+
+    tx = optax.adam(1e-3)
+    params = {f"layers_{i}": {"w": jnp.ones(3)} for i in range(60)}
+    state = {"step": jnp.int32(0), "params": params, "opt_state": tx.init(params)}
+    assert told(
+        lambda: cs.assert_conforms(cs.linen.BareTrainState[Net, tx], state), cs.ConformanceError
+    ) == text("""
+        the tree does not conform to linen.BareTrainState[Net]: 162 faults
+          params/layers_{6..59}/w  54 leaves: expected 6 repeats, found index {6..59}
+                                   and in opt_state/0/mu, opt_state/0/nu
+                                   -> their number is declared, by length=
+        dims: c=3 (from opt_state/0/mu/layers_0/w)
+    """)
+
+
+def test_a_leaf_that_may_be_lacking_is_written_as_in_a_dataclass() -> None:
+    class Lacking(cs.Schema):
+        w: Float32[Array, "a b"]
+        bias: Float32[Array, " b"] | None = None
+
+    assert cs.check(Lacking, {"w": jnp.ones((2, 3))}).ok
+
+    def declare() -> None:
+        class Required(cs.Schema):
+            bias: Float32[Array, " b"] = None
+
+    assert "a leaf that a tree may lack is written bias: ... | None" in told(
+        declare, cs.SchemaError
+    )
+
+
+def test_an_inferred_layout_as_a_body() -> None:
+    table: Any = cs.infer({"params": {"w": jnp.ones(2)}})
+    assert told(lambda: cs.nnx.TrainState[table, optax.sgd(0.1)], cs.SchemaError) == text("""
+        no layout can be made of what is no schema: 1 fault
+          argument  expected a Schema class, found a Layout
+                    -> a layout is no body of an envelope yet: declare the body as a class, or infer the whole state, params and optimizer together
+    """)
+
+
+def test_parts_of_which_one_lacks_the_axis() -> None:
+    class Whole(cs.Schema):
+        qkv: Float32[Array, "1+2 heads dim"]
+
+    class Parts(cs.Schema):
+        q: Float32[Array, "heads dim"]
+        kv: Float32[Array, "2 heads dim"]
+
+    class Named(cs.Schema):
+        qkv: Float32[Array, "a+b heads dim"]
+
+    class Around(cs.Schema):
+        q: Float32[Array, "a heads dim"]
+        kv: Float32[Array, "b heads dim"]
+
+    rule = [cs.fuse("qkv", ["q", "kv"])]
+    said = told(lambda: cs.derive(Whole, Parts, rule), cs.DerivationError)
+    assert (
+        "a part without the axis, beside one that has several, cannot be said yet: give each part "
+        'the axis in its tree, x[None], and declare it by names, "a+b heads" of "a heads" and "b heads"'
+    ) in said
+    got = cs.derive(Named, Around, rule, dims={"a": 1, "b": 2}).get({"qkv": jnp.ones((3, 2, 5))})
+    assert (got["q"].shape, got["kv"].shape) == ((1, 2, 5), (2, 2, 5))
+
+
+def test_a_train_state_with_more_fields() -> None:
+    w = {"w": jnp.ones(3)}
+    tree = {"step": jnp.int32(0), "params": w, "opt_state": TX.init(w), "ema": w}
+    tree["key"] = jax.random.key(0)
+    table = cs.linen.BareTrainState[Cell, optax.adam(1e-3)]
+    tree["opt_state"] = optax.adam(1e-3).init(w)
+    more = "linen.BareTrainState[Cell] has step, params, opt_state: pass these alone, for a train state with more fields cannot be declared yet"
+    assert told(lambda: cs.assert_conforms(table, tree), cs.ConformanceError) == text(f"""
+        the tree does not conform to linen.BareTrainState[Cell]: 2 faults
+          ema/w  expected nothing, found float32[3]
+                 -> {more}
+          key    expected nothing, found key<fry>[]
+                 -> {more}
+        dims: c=3 (from opt_state/0/mu/w)
     """)
 
 

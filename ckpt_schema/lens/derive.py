@@ -8,6 +8,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from ckpt_schema import chains
 from ckpt_schema.errors import DerivationError, Mismatch
 from ckpt_schema.lens.align import Alignment, Owners, Settled, align
+from ckpt_schema.lens.causes import causes
 from ckpt_schema.lens.defaults import declare, part, restart
 from ckpt_schema.lens.disputes import disputes
 from ckpt_schema.lens.idle import Contested, Unmatched, idle, partnered
@@ -39,6 +40,10 @@ def join(
             ambiguity, and every rule that matches nothing.
     """
     _verify_rules(rules)
+    names_of = source.name, view.name
+    if source.name == view.name:  # a message with two sides of one name says nothing
+        source = dataclasses.replace(source, name=f"{source.name} (source)")
+        view = dataclasses.replace(view, name=f"{view.name} (view)")
     rules = list({str(rule): rule for rule in rules}.values())
     faults: list[Mismatch] = []
     unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
@@ -84,6 +89,7 @@ def join(
     known |= {"/".join(view.rows[n].path) for n in parted[1] | {n for _, n in contested.pairs}}
     faults += unplaced(source, view, renamed, placed, alignment, known, rules)
     if faults:
+        faults = causes(source, view, placed, faults)
         parts = [*map(str, source.parts)], [*map(str, view.parts)]
         notes = (
             chains.side_by_side((source.name, view.name), parts)
@@ -92,7 +98,8 @@ def join(
         )
         notes = [*notes, *_plain_beside_state(source, view), *_plain_beside_state(view, source)]
         raise DerivationError(f"no lens from {source.name} to {view.name}", faults, notes)
-    return source, view, tuple(joins)
+    source = dataclasses.replace(source, name=names_of[0])
+    return source, dataclasses.replace(view, name=names_of[1]), tuple(joins)
 
 
 def _as_weights(table: Layout, other: Layout) -> Layout:

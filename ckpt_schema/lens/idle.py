@@ -10,6 +10,7 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import paths
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.lens.arrays import Flip
+from ckpt_schema.lens.causes import slashed
 from ckpt_schema.lens.edits import Edit
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.names import Names
@@ -237,6 +238,7 @@ class Unmatched:
     def fault(self, rule: Rule, path: LogicalPath, *tables: Layout, hint: str = "") -> Mismatch:
         """The fault of a rule for a path that no row of some layouts has; ``hint`` where a cure is known."""
         text = "/".join(path)
+        hint = hint or self._slashed(text, tables) or ""
         close = None if hint else self._close(text, len(path), tables)
         if close:
             hint = f"near: {close}"
@@ -244,6 +246,15 @@ class Unmatched:
             hint = "logical paths are chains of attribute names; print the layout to see them"
         names = " or ".join(dict.fromkeys(table.name for table in tables))
         return Mismatch(str(rule), "rule", f"a leaf of {names} at {text} or below", "none", hint)
+
+    def _slashed(self, text: str, tables: Sequence[Layout]) -> str | None:
+        """Why a path names nothing, though it reads like one that is there: that has a key with a slash."""
+        for table in tables:
+            for row in table.rows:
+                path = row.path[row.body or 0 :]
+                if "/".join(path).startswith(text) and slashed(path):
+                    return slashed(path)
+        return None
 
     def _close(self, text: str, length: int, tables: Sequence[Layout]) -> str | None:
         """The path as long as a rule's that is the most like it."""

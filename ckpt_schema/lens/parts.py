@@ -78,6 +78,11 @@ def split(whole: Numbered, parts: Sequence[Numbered], axis: Dim | None) -> list[
         )
         several = " and ".join(dims_.format_dim(row.leaf.dims[at]) for at, _, _ in found) or "none"
         hint = 'declare it as a sum, "embed q+k+v", or as so many times a dim, "embed 3*heads"; axis= says which'
+        if len({len(part.leaf.dims) for _, part in parts}) > 1:
+            hint = (
+                "a part without the axis, beside one that has several, cannot be said yet: give each part "
+                'the axis in its tree, x[None], and declare it by names, "a+b heads" of "a heads" and "b heads"'
+            )
         return Mismatch("/".join(row.path), "dims", expected, f"{several} in {row.stored}", hint)
     at, factor, terms = found[0]
     leaf, place = _cut(row.leaf, at, factor)
