@@ -455,7 +455,7 @@ def test_options_that_do_not_fit_the_tree() -> None:
 # --- what nobody guesses: the cause, and the way around  ---
 
 
-def test_a_plain_schema_against_weights() -> None:
+def test_a_plain_schema_against_weights_is_one_of_weights() -> None:
     class Lin(cs.Schema):
         w: Float32[Array, "a b"] = cs.field(key="weight")
 
@@ -467,12 +467,7 @@ def test_a_plain_schema_against_weights() -> None:
         lin: Lin = cs.field(key="linear")
         emb: Float32[Array, "a v"]
 
-    where = "test_a_plain_schema_against_weights.<locals>"
-    assert told(lambda: cs.derive(Left, cs.nnx.Params[Right]), cs.DerivationError) == text(f"""
-        no lens from {where}.Left to nnx.Params[Right]: 1 fault
-          (root)  expected leaves below params, as in nnx.Params[Right], found the leaves of {where}.Left alone, a plain schema that does not say what they are
-                  -> write linen.BareParams[{where}.Left], for weights with nothing above them
-    """)
+    assert len(cs.derive(Left, cs.nnx.Params[Right]).joins) == 2
     assert len(cs.derive(cs.linen.BareParams[Left], cs.nnx.Params[Right]).joins) == 2
 
 

@@ -26,10 +26,6 @@ def causes(
         placed: The numbers of rows that are joined.
         faults: All faults.
     """
-    if not placed:
-        bare = _bare(source, view) or _bare(view, source)
-        if bare is not None:
-            return [bare]
     joined = {one for one, _ in placed}, {other for _, other in placed}
     left, right = (
         [row for number, row in enumerate(table.rows) if number not in done]
@@ -42,29 +38,6 @@ def causes(
             found = [f for f in found if f.kind != "unplaced" or f.path not in told]
             found.insert(0, numbered.fault(near.name, far.name))
     return [_sayable(fault) for fault in found]
-
-
-# --- weights with nothing above them  ---
-
-
-def _bare(bare: Layout, other: Layout) -> Mismatch | None:
-    """The fault of a plain schema that is held against weights, or a state, that stand below ``params``."""
-    if any(row.body != 0 for row in bare.rows) or any(row.body == 0 for row in other.rows):
-        return None
-    weights = {row.path[row.body :] for row in other.rows if row.body is not None}
-    if weights.isdisjoint(row.path for row in bare.rows):
-        return None
-    said = f"linen.BareParams[{bare.name}]"
-    hint = f"write {said}, for weights with nothing above them"
-    if any(row.mirrors for row in other.rows):
-        hint += f", and take the weights alone of {other.name} too"
-    return Mismatch(
-        "",
-        "unplaced",
-        f"leaves below params, as in {other.name}",
-        f"the leaves of {bare.name} alone, a plain schema that does not say what they are",
-        hint,
-    )
 
 
 # --- layers that are no list  ---
