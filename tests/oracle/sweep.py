@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from ckpt_schema.testing import virtual_devices
 
@@ -70,14 +73,11 @@ def compared(dtype: str, name: str, place: str) -> list[str] | None:
     return [*forth, *differences(back(view), case.trees[0], "put")]
 
 
-def main() -> int:
-    """Compares all, or a sample."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1, help="take each n-th")
-    every = parser.parse_args().every
+def counted(dtype: str, every: int) -> tuple[Counter[str], list[str]]:
+    """The comparisons of one dtype by place, and what differs."""
     counts: Counter[str] = Counter()
     faults: list[str] = []
-    for number, at in enumerate(PRODUCT[::every]):
+    for at in [at for at in PRODUCT[::every] if at[0] == dtype]:
         try:
             found = compared(*at)
         except Exception as error:  # whatever is raised is a fault of the lens
@@ -85,12 +85,29 @@ def main() -> int:
         if found is not None:
             counts[at[2]] += 2
             faults += (f"{' '.join(at)}: {fault}" for fault in found)
-        if number % 200 == 199:
-            jax.clear_caches()  # a process can map only so much code
+    return counts, faults
+
+
+def main() -> int:
+    """Compares all, or a sample; each dtype in a process of its own, which XLA may end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--every", type=int, default=1, help="take each n-th")
+    parser.add_argument("--dtypes", nargs="*", default=DTYPES, help="these alone")
+    given = parser.parse_args()
+    counts: Counter[str] = Counter()
+    faults: list[str] = []
+    for dtype in given.dtypes:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            try:
+                some, wrong = pool.submit(counted, dtype, given.every).result()
+            except BrokenProcessPool:
+                some, wrong = Counter(), [f"{dtype}: the process ended"]
+        counts += some
+        faults += wrong
     print("| place | comparisons |\n|---|---|")
     for place, count in counts.items():
         print(f"| {place} | {count} |")
-    kinds = f"{len(DTYPES)} dtypes, {len(CASES)} kinds of layouts"
+    kinds = f"{len(given.dtypes)} dtypes, {len(CASES)} kinds of layouts"
     print(f"\n{counts.total()} comparisons, {kinds}: {len(faults)} differ")
     print("\n".join(faults[:50]))
     return 1 if faults else 0
