@@ -147,12 +147,12 @@ def strays(
     for leaf in read.leaves:
         if _of_optimizer(leaf.kind):
             found.setdefault(_state(leaf.key), f"Variables of an optimizer, {leaf.kind.__name__}")
-        elif "opt_state" in leaf.key[1:]:
+        elif "opt_state" in leaf.key[1:] and not read.variables:  # whose types tell, whatever names
             found.setdefault(_state(leaf.key), "an opt_state")
     for key, node in containers:
         if is_part(type(node)) and type(node).__module__.partition(".")[0] == "optax":
             found.setdefault(_state(key), f"optax's {type(node).__name__}")
-    for key in _moments([leaf.key for leaf in read.leaves]):
+    for key in _moments([leaf.key for leaf in read.leaves if not read.variables]):
         found.setdefault(_state(key), "mu and nu, which mirror other leaves")
     apart = {key: what for key, what in found.items() if not home or key[:1] != home}
     others = [leaf for leaf in read.leaves if not any(_below(leaf.key, key) for key in found)]

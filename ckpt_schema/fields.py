@@ -122,7 +122,9 @@ def series(*members: str, name: str | None = None) -> Any:
         faults.append(
             Mismatch("series", "declaration", "the nodes that the list consists of", "none", hint)
         )
-    twice = sorted({path for path in members if members.count(path) > 1})
+    # What is no string is a fault already, and may not be hashable.
+    named = [path for path in given[: len(members)] if isinstance(path, str)]
+    twice = sorted({path for path in named if named.count(path) > 1})
     faults += (
         Mismatch("series", "declaration", "each node once", f"{p!r} twice", "a layer has one place")
         for p in twice

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.text import shown
 
 __all__ = [
     "Index",
@@ -192,9 +193,13 @@ def format_path(path: Iterable[Key | Index]) -> str:
         >>> format_path(("opt_state", 1, "0", "mu"))
         "opt_state/1/'0'/mu"
     """
-    return "/".join(
-        f"'{k}'" if isinstance(k, str) and (k.isdecimal() or "/" in k) else str(k) for k in path
-    )
+    return "/".join(map(_format_key, path))
+
+
+def _format_key(key: Key | Index) -> str:
+    if isinstance(key, str):
+        return f"'{key}'" if key.isdecimal() or "/" in key else key
+    return shown(key) if isinstance(key, int) else str(key)
 
 
 def natural(text: str) -> list[tuple[int, int | str]]:

@@ -231,11 +231,11 @@ def _attribute(cls: type, name: str, annotation: Any) -> _Attribute:
         )
     many = typing.get_origin(inner) is list
     target = _target(name, typing.get_args(inner)[0] if many else inner)
-    spec = dataclasses.replace(
-        given,
-        optional=optional if given.optional is False else given.optional,
-        tag=name if given.tag is None or given.tag == "" else given.tag,
-    )
+    tag: Any = given.tag  # of any type still, an array among them
+    if tag is None or (isinstance(tag, str) and not tag):
+        tag = name
+    optional = optional if given.optional is False else given.optional
+    spec = dataclasses.replace(given, optional=optional, tag=tag)
     verify_field(name, spec, many=many)
     if spec.value is not None and isinstance(target, Leaf):
         raise declaration(

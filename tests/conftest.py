@@ -14,6 +14,8 @@ import pytest
 
 DEVICES = 8
 
+collect_ignore = ["typing"]  # for type checkers, which do not run it
+
 # jax keeps millions of objects of the programs that it compiles, none of them garbage: looking for some takes 7 % of the time.
 gc.set_threshold(100_000, 50, 1000)
 

@@ -595,15 +595,15 @@ class _Lenient(_Translator):
 
     good: Any = None
 
-    def __call__(self, tree: Any, onto: Any, *, donate: bool) -> Any:
+    def __call__(self, tree: Any, onto: Any, *, donate: bool, drop: bool = False) -> Any:
         """What is made of the tree, or of the tree after a cast."""
         try:
-            found = super().__call__(tree, onto, donate=donate)
+            found = super().__call__(tree, onto, donate=donate, drop=drop)
         except cs.ConformanceError:
             if jax.tree.structure(tree) != jax.tree.structure(self.good):
                 raise
             tree = jax.tree.map(_cast_like, tree, self.good)
-            return super().__call__(tree, onto, donate=donate)
+            return super().__call__(tree, onto, donate=donate, drop=drop)
         self.good = tree
         return found
 

@@ -253,8 +253,9 @@ def test_other_numbers_of_layers_on_both_sides(tmp_path: Path) -> None:
     assert "the number of layers_{i}" in caught.value.mismatches[0].hint
     with pytest.raises(cs.ConformanceError, match="expected 3 repeats"):
         listed.get(named(*range(3)), onto=listed.get(named(*range(4))))
-    with pytest.raises(cs.ConformanceError, match="layers_4/w"):
+    with pytest.raises(cs.ConformanceError) as caught:
         stacked.bind(depth=5).get(named(*range(3)))
+    assert "layers_4/w" in {m.path for m in caught.value.mismatches}
     ocp.save(tmp_path / "0", named(*range(3)))
     target = jax.eval_shape(lambda: stacked.get(named(*range(4))))
     with pytest.raises(cs.CheckpointMismatchError) as refused:

@@ -138,7 +138,7 @@ MISTAKES = {
         (schema(layers=(schema(w="depth a b"), cs.field())), listed("depth")),
         (scanned("depth"), listed("depth")),
         "layers/w",
-        ("a partner", "none"),
+        ("a partner", "alone"),
     ),
     "blocks without their remainder": Mistake(
         (in_blocks(6), listed("6*blocks")),

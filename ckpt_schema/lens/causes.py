@@ -87,7 +87,7 @@ class _Numbered:
 
 def _numbered(rows: Sequence[Row], others: Sequence[Row]) -> Iterator[_Numbered]:
     """Nodes that are alike but for a number in their name, where ``others`` are in a list."""
-    lists = {_below_list(row) for row in others} - {None}
+    lists = _lists(others)
     if not lists:
         return
     nodes: dict[tuple[LogicalPath, int, str], dict[int, set[LogicalPath]]] = {}
@@ -105,8 +105,20 @@ def _numbered(rows: Sequence[Row], others: Sequence[Row]) -> Iterator[_Numbered]
         tails = frozenset(found[numbers[0]])
         in_turn = numbers == tuple(range(numbers[0], numbers[0] + len(numbers)))
         alike = all(frozenset(found[number]) == tails for number in numbers)
-        if len(numbers) > 1 and in_turn and alike and not tails.isdisjoint(lists):
+        # Two norms of one block differ in a number too, and are no layers: a layer has all that
+        # an item of the other side's list has.
+        if len(numbers) > 1 and in_turn and alike and tails in lists:
             yield _Numbered(head, body, stem, numbers, tails)
+
+
+def _lists(rows: Sequence[Row]) -> set[frozenset[LogicalPath]]:
+    """What an item of each list holds that rows of the model stand in."""
+    items: dict[LogicalPath, set[LogicalPath]] = {}
+    for row in rows:
+        below = _below_list(row)
+        if below is not None:
+            items.setdefault(row.path[: len(row.path) - len(below)], set()).add(below)
+    return {frozenset(item) for item in items.values()}
 
 
 def _below_list(row: Row) -> LogicalPath | None:

@@ -47,7 +47,7 @@ def join(
     rules = list({str(rule): rule for rule in rules}.values())
     faults: list[Mismatch] = []
     unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
-    source, view = _as_weights(source, view), _as_weights(view, source)
+    source, view = _as_weights(source, view, rules), _as_weights(view, source, rules)
     sides = declare((source, view), rules, unmatched, faults)
     sides, parted = part(sides, rules, unmatched, faults)
     (source, view), anew = restart(sides, rules, unmatched, faults)
@@ -102,15 +102,18 @@ def join(
     return source, dataclasses.replace(view, name=names_of[1]), tuple(joins)
 
 
-def _as_weights(table: Layout, other: Layout) -> Layout:
+def _as_weights(table: Layout, other: Layout, rules: Sequence[Rule]) -> Layout:
     """``table``; where it is a plain schema and the other one is weights alone, with its leaves called weights too.
 
     A plain schema says how a file's weights are called, and not that they are weights: beside nothing but weights there is
-    no doubt.
+    no doubt. A rename that says where they are has settled it.
     """
     heads = {row.path[0] for row in other.rows if row.body == 1}
     plain = all(row.body == 0 and row.path[0] not in heads for row in table.rows)
     if not plain or len(heads) != 1 or any(row.body != 1 for row in other.rows):
+        return table
+    named = (rule for rule in rules if isinstance(rule, Rename))
+    if any(heads & {rule.source[0], rule.view[0]} for rule in named):
         return table
     rows = [
         dataclasses.replace(row, path=(*heads, *row.path), body=len(heads)) for row in table.rows

@@ -62,18 +62,29 @@ def idle(
     yield from _idle_keys(view, rules, pairs, known)
     yield from _idle_ties(source, view, rules)
     open_ = [rule for rule in rules if str(rule) not in known]
-    yield from _unsaid(view, _of_sound_rows(view, open_, known), names, joins)
+    sound = _of_sound_rows(source, view, open_, known)
+    yield from _unsaid(view, sound, names, joins)
     if not known:
         yield from _unordered(rules, joins)
     yield from _undivided(rules, divided)
 
 
-def _of_sound_rows(view: Layout, rules: Sequence[Rule], known: set[str]) -> list[Rule]:
-    """Without the rules for leaves that have a fault already: it says more than that they do nothing."""
+def _of_sound_rows(
+    source: Layout, view: Layout, rules: Sequence[Rule], known: set[str]
+) -> list[Rule]:
+    """Without the rules for leaves that have a fault already: it says more than that they do nothing.
+
+    But a padding of dims that no leaf has is a fault of its own, and often the reason for the other.
+    """
     said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Factor))]
     scope = Scope((rule.path, rule) for rule in said)
     faulty = scope.matched(row for row in view.rows if "/".join(row.path) in known)
-    dropped = {id(rule) for number, rule in enumerate(said) if number in faulty}
+    axes = {dim for table in (source, view) for row in table.rows for dim in row.leaf.dims}
+    dropped: set[int] = set()
+    for number, rule in enumerate(said):
+        misnamed = isinstance(rule, Padding) and not {rule.small, rule.large} <= axes
+        if number in faulty and not misnamed:
+            dropped.add(id(rule))
     return [rule for rule in rules if id(rule) not in dropped]
 
 
@@ -234,6 +245,7 @@ class Unmatched:
         """Nothing is looked up yet."""
         self._left = 20  # a look-up compares a path with all of a layout
         self._paths: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+        self._slashes: dict[int, list[LogicalPath]] = {}
 
     def fault(self, rule: Rule, path: LogicalPath, *tables: Layout, hint: str = "") -> Mismatch:
         """The fault of a rule for a path that no row of some layouts has; ``hint`` where a cure is known."""
@@ -250,9 +262,11 @@ class Unmatched:
     def _slashed(self, text: str, tables: Sequence[Layout]) -> str | None:
         """Why a path names nothing, though it reads like one that is there: that has a key with a slash."""
         for table in tables:
-            for row in table.rows:
-                path = row.path[row.body or 0 :]
-                if "/".join(path).startswith(text) and slashed(path):
+            if id(table) not in self._slashes:
+                bodies = [row.path[row.body or 0 :] for row in table.rows]
+                self._slashes[id(table)] = [path for path in bodies if slashed(path)]
+            for path in self._slashes[id(table)]:
+                if "/".join(path).startswith(text):
                     return slashed(path)
         return None
 

@@ -161,6 +161,14 @@ def _declared(state: Tree, lens: Lens) -> Tree:
     return without(state, left) if left else state
 
 
+def _as_jax(leaf: Any) -> Any:
+    """A NumPy leaf as an array of jax; as it is where jax has none like it, which the layout then says."""
+    try:
+        return jnp.asarray(leaf)
+    except (TypeError, ValueError):  # big-endian, text, objects, masked arrays
+        return leaf
+
+
 def _goals(target: Tree) -> Any:
     """The leaves of the target as what they ask for.
 
@@ -172,7 +180,7 @@ def _goals(target: Tree) -> Any:
 
     def goal(leaf: Any) -> Any:
         if isinstance(leaf, (np.ndarray, np.generic)) and not narrowed("", str(leaf.dtype)):
-            leaf = jnp.asarray(leaf)
+            leaf = _as_jax(leaf)
         loose = (
             isinstance(leaf, jax.Array)
             and not isinstance(leaf, Tracer)

@@ -285,7 +285,8 @@ def padded(dtype: str) -> Case:
     class View(cs.Schema):
         w: leaf(dtype, "b padded")
 
-    fill = True if dtype == "bool" else 1
+    # Complex numbers are padded with zeros alone.
+    fill = {"bool": True, "complex64": 0}.get(dtype, 1)
     w = array(dtype, A, B)
     rows = np.full((8, B), fill).astype(w.dtype)
     view = np.concatenate([w, rows]).T

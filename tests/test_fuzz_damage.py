@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from fuzz import damage as fuzzing
 
 CASES = 100

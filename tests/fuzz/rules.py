@@ -1,0 +1,164 @@
+"""Rules drawn at random, in lists, with those that are needed or without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float32, UInt32
+
+import ckpt_schema as cs
+from fuzz.hostile import DIMS, NUMBERS, pick
+
+
+class OldLayer(cs.Schema):
+    q: Float32[Array, "e h"]
+    k: Float32[Array, "e h"]
+    n: Float32[Array, " e"]
+
+
+class Old(cs.Schema):
+    layers: OldLayer = cs.field(scan="d", axis=0)
+    emb: Float32[Array, "v e"]
+    key: cs.Key["fry"]
+
+
+class NewLayer(cs.Schema):
+    qk: Float32[Array, "e 2*h"]
+    n: Float32[Array, " e"]
+
+
+class New(cs.Schema):
+    layers: list[NewLayer] = cs.field(length="d")
+    emb: Float32[Array, "w e"]
+    key: UInt32[Array, "2"]
+
+
+NEEDED = [
+    cs.fuse("layers[]/qk", ["layers[]/q", "layers[]/k"]),
+    cs.pad("emb", "v", "w"),
+    cs.raw_key("key"),
+]
+PATHS: tuple[Any, ...] = (
+    *("layers[]/q", "layers[]/k", "layers[]/qk", "layers[]/n", "emb", "key", "layers[]", "layers"),
+    *("layers[]/", "", "/", "opt_state/0", "nope", "layers[]/q/x", "[]", "layers[][]", "a" * 3000),
+    *("é", "*", "**/q", "layers[0]/q", "emb/emb", "'emb'"),
+)
+WRONG: tuple[Any, ...] = (None, 5, b"x", ("a",), ["emb"])
+SIZES: tuple[Any, ...] = (
+    *(None, {}, {"e": 2}, {"nope": 1}, {"e": -1}, {"e": 0}, {"e": "x"}, {"e": 1.5}, {1: 2}, 5, "e"),
+)
+Draw = Callable[[np.random.Generator], Any]
+
+
+def path(rng: np.random.Generator) -> Any:
+    """A path, or now and then what is none."""
+    return pick(rng, WRONG) if rng.integers(12) == 0 else pick(rng, PATHS)
+
+
+def dim(rng: np.random.Generator) -> Any:
+    """A dim, or what is none."""
+    return pick(rng, ("v", "w", "e", "h", "d", "2*h", "nope", None, 3, *DIMS))
+
+
+def number(rng: np.random.Generator) -> Any:
+    """A number, or what is none."""
+    return pick(rng, NUMBERS)
+
+
+RULES: tuple[Draw, ...] = (
+    lambda rng: cs.rename(path(rng), path(rng)),
+    lambda rng: cs.private(path(rng), number(rng)),
+    lambda rng: cs.private(path(rng), cs.fresh_key(pick(rng, (0, 1, 7)))),
+    lambda rng: cs.fuse(path(rng), [path(rng) for _ in range(int(rng.integers(4)))]),
+    lambda rng: cs.fuse(path(rng), [path(rng), path(rng)], axis=dim(rng)),
+    lambda rng: cs.flip(path(rng), dim(rng)),
+    lambda rng: cs.pad(path(rng), dim(rng), dim(rng), fill=number(rng)),
+    lambda rng: cs.scale(path(rng), number(rng)),
+    lambda rng: cs.tie(path(rng), path(rng)),
+    lambda rng: cs.raw_key(path(rng)),
+    lambda rng: cs.move(path(rng), path(rng)),
+    lambda rng: cs.reset(source=path(rng)),
+    lambda rng: cs.reset(view=path(rng)),
+    lambda rng: cs.series(path(rng), path(rng), name=path(rng)),
+    lambda rng: cs.apart(path(rng)),
+    lambda rng: cs.fresh_key(number(rng)),
+    lambda rng: pick(rng, (None, 5, "rename", object(), cs.field())),
+)
+
+
+# What can hold beside the needed rules, with what it does to a leaf of one layer.
+PLAUSIBLE: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
+    (cs.flip("emb", "e"), "emb", lambda x: x[:, ::-1]),
+    (cs.flip("emb", "v"), "emb", lambda x: x[::-1]),
+    (cs.flip("layers[]/n", "e"), "n", lambda x: x[..., ::-1]),
+    (cs.scale("layers[]/n", 0.25), "n", lambda x: x * np.float32(0.25)),
+    (cs.scale("emb", 2.0), "emb", lambda x: x * np.float32(2)),
+    (cs.flip("layers[]/qk", "h"), "qk", lambda x: None),
+    (cs.scale("layers[]/qk", 0.5), "qk", lambda x: x * np.float32(0.5)),
+    (cs.rename("layers[]/n", "layers[]/n"), "n", lambda x: x),
+)
+
+
+def attempt(rng: np.random.Generator) -> None:
+    """Derives by random rules, and uses what comes of it."""
+    if rng.integers(2):
+        plausible(rng)
+        return
+    rules = [pick(rng, RULES)(rng) for _ in range(int(rng.integers(1, 4)))]
+    if rng.integers(10) < 7:
+        rules = [*NEEDED, *rules]
+    rules = [rules[at] for at in rng.permutation(len(rules))]
+    source, view = pick(rng, ((Old, New), (New, Old), (Old, Old), (New, New)))
+    lens = cs.derive(source, view, rules, dims=pick(rng, SIZES))
+    str(lens)
+    str(lens >> ~lens)
+    lens.bind(**pick(rng, ({}, {"h": 3}, {"zz": 1}, {"h": -1}, {"h": None})))
+    lens.get(state(rng))
+
+
+def state(rng: np.random.Generator) -> Any:
+    """A state of the old layout."""
+    rows = rng.normal(size=(2, 3, 4)).astype("float32")
+    return {
+        "layers": {"q": rows, "k": rows + 1, "n": rows[:, :, 0]},
+        "emb": rows[1].T.copy(),
+        "key": jax.random.key(5, impl="threefry2x32"),
+    }
+
+
+def plausible(rng: np.random.Generator) -> None:
+    """Rules that may stand together, in any order; what is accepted is held against plain NumPy."""
+    chosen = [at for at in PLAUSIBLE if rng.integers(4) == 0]
+    rules = [*NEEDED, *(rule for rule, _, _ in chosen)]
+    shuffled = [rules[at] for at in rng.permutation(len(rules))]
+    lens = cs.derive(Old, New, shuffled, dims={"v": 4, "w": 6, "h": 4})
+    tree = state(rng)
+    layers = tree["layers"]
+    leaves = {
+        "emb": tree["emb"],
+        "n": layers["n"],
+        "qk": np.concatenate([layers["q"], layers["k"]], -1),
+    }
+    for rule, name, done in chosen:
+        made = done(leaves[name])
+        if made is None:
+            raise SilentError(f"{rule} was taken, of which nobody knows what it means")
+        leaves[name] = made
+    leaves["emb"] = np.concatenate([leaves["emb"], np.zeros((2, 3), "float32")])
+    view = lens.get(tree)
+    for number in range(2):
+        layer = view["layers"][number]
+        same(f"qk {number}", layer["qk"], leaves["qk"][number])
+        same(f"n {number}", layer["n"], leaves["n"][number])
+    same("emb", view["emb"], leaves["emb"])
+    same("key", view["key"], np.asarray(jax.random.key_data(tree["key"])))
+    cs.assert_trees_identical(lens.put(view, onto=tree), tree)
+
+
+def same(name: str, found: Any, expected: np.ndarray[Any, Any]) -> None:
+    """Raises where a leaf is not to the last bit what NumPy makes of it."""
+    if np.asarray(found).tobytes() != np.ascontiguousarray(expected).tobytes():
+        raise SilentError(f"{name}: {found!r} instead of {expected!r}")
