@@ -12,13 +12,14 @@ from ckpt_schema import leaves
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Cast
-from ckpt_schema.lens.stacks import Concat, edits_of
+from ckpt_schema.lens.stacks import Concat, Split, edits_of
 from ckpt_schema.lens.verify import narrowed
 
 __all__ = ["deleted", "refused"]
 
 _ABORTING = frozenset({"int2", "uint2"})
-"""XLA's CPU backend ends the process where it joins two arrays of these."""
+"""XLA's CPU backend ends the process, or writes where it must not, where it cuts or joins arrays of
+these, and where it edits one that is on several devices."""
 
 
 def refused(
@@ -39,13 +40,23 @@ def refused(
         fault for value, name in zip(values, names, strict=True) if (fault := deleted(value, name))
     ]
     faults = faults or [*_apart(values, names), *_too_wide(chain, dtype, values, likes, names)]
-    joined = dtype in _ABORTING and any(isinstance(edit, Concat) for edit in edits_of(chain))
-    if joined and any(isinstance(value, jax.Array) for value in values):
+    if dtype in _ABORTING and _ends(chain, values):
         hint = (
-            "pass NumPy arrays, or declare another dtype: XLA ends the process where it joins such"
+            "pass NumPy arrays, or declare another dtype: "
+            "XLA ends the process where it cuts, joins or reshards such"
         )
         faults.append(Mismatch(names[0], "dtype", f"no jax array of {dtype}", "one", hint))
     yield from faults
+
+
+def _ends(chain: Chain, values: Sequence[Any]) -> bool:
+    """Whether an edit of arrays of two bits would end the process."""
+    arrays = [value for value in values if isinstance(value, jax.Array)]
+    divided = any(isinstance(edit, (Concat, Split)) for edit in edits_of(chain))
+    spread = any(
+        not isinstance(value, Tracer) and len(value.sharding.device_set) > 1 for value in arrays
+    )
+    return bool(arrays) and (divided or spread)
 
 
 def deleted(value: Any, name: str) -> Mismatch | None:

@@ -30,9 +30,6 @@ from oracle.cases import CASES
 from oracle.places import PLACES
 from oracle.values import DTYPES
 
-DIVIDED = ("fused_thirds", "fused_unequal_in_a_stack", "two_levels")
-"""What cuts an array in parts."""
-
 PRODUCT = [*itertools.product(DTYPES, CASES, PLACES)]
 
 
@@ -61,16 +58,26 @@ def compared(dtype: str, name: str, place: str) -> list[str] | None:
     lens = cs.derive(*case.layouts, case.rules, dims=case.dims)
     put, traced = PLACES[place]
     source, view = (jax.tree.map(put, tree) for tree in case.trees)
-    if dtype in ("int2", "uint2") and name in DIVIDED and place not in ("NumPy", "Fortran"):
-        return None  # XLA ends the process where an array of two bits is cut
     # What is looked for by value cannot be seen under a trace, and is an error there by design.
     if traced and name in ("tied", "recast", "padded"):
         return None
     there, back = lens.get, lens.put
     if traced:
         there, back = jax.jit(there), jax.jit(back)
-    forth = differences(there(source), case.trees[1], "get")
-    return [*forth, *differences(back(view), case.trees[0], "put")]
+    faults: list[str] = []
+    for way, translate, tree, expected in (
+        ("get", there, source, case.trees[1]),
+        ("put", back, view, case.trees[0]),
+    ):
+        try:
+            found = translate(tree)
+        except cs.ConformanceError as error:
+            # XLA cannot cut, join or reshard arrays of two bits: they may be refused, by name.
+            if dtype not in ("int2", "uint2") or f"no jax array of {dtype}" not in str(error):
+                raise
+        else:
+            faults += differences(found, expected, way)
+    return faults
 
 
 def counted(dtype: str, every: int) -> tuple[Counter[str], list[str]]:
