@@ -44,13 +44,13 @@ def refusal(lens: Lens, s: Tree, v: Tree) -> None:
     """
     rng = np.random.default_rng(_checksum(s))
     lens.get(s)  # so that there is a plan for such trees, which must not take one that is like them
-    lens.put(v, onto=s)
+    lens.put(v, onto=s, drop=True)
     faults: list[Mismatch] = []
     for what, key, wrong in _malformed(lens, s, rng):
         asked: dict[str, Callable[[], object]] = {
             "get": lambda wrong=wrong: lens.get(wrong),
-            "get onto a view": lambda wrong=wrong: lens.get(wrong, onto=v),
-            "put onto it": lambda wrong=wrong: lens.put(v, onto=wrong),
+            "get onto a view": lambda wrong=wrong: lens.get(wrong, onto=v, drop=True),
+            "put onto it": lambda wrong=wrong: lens.put(v, onto=wrong, drop=True),
             "rehearse": lambda wrong=wrong: lens.rehearse(wrong),
             "check": lambda wrong=wrong: _checked(lens, wrong),
         }
