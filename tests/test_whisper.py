@@ -1,6 +1,7 @@
 """An encoder-decoder, tested as a user of the library tests it, in less than sixty lines."""
 
 from jaxtyping import Array, Float32
+from support.profiles import THOROUGH
 from whisper_models import linen_logits, linen_train_state, nnx_logits, nnx_training, tx
 
 import ckpt_schema as cs
@@ -87,5 +88,6 @@ lens = cs.derive(cs.linen.TrainState[Linen, tx], cs.nnx.TrainState[Nnx, tx])
 
 class TestWhisper(LensLaws):
     lens = lens
+    max_examples = None if THOROUGH else 3
     source, view = linen_train_state(), nnx_training()
     source_outputs, view_outputs = staticmethod(linen_logits), staticmethod(nnx_logits)
