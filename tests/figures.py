@@ -61,9 +61,13 @@ COMMANDS = {
     "memory": Command(("tests/benchmarks/bench_memory.py",)),
     "processes": Command(("tests/benchmarks/bench_processes.py",)),
     "states": Command(("tests/benchmarks/bench_states.py",)),
+    "growth": Command(("tests/benchmarks/bench_growth.py",)),
+    "forgetting": Command(("tests/benchmarks/bench_growth.py", "--memory")),
     "oracle": Command(("tests/oracle/sweep.py",)),
     "damage": Command(("tests/fuzz/damage.py",)),
     "races": Command(("tests/support/races.py",)),
+    "fuzz": Command(("tests/fuzz/sweep.py", "--cases", "5000")),
+    "planted": Command(("-W", "ignore", "tests/planted_faults.py")),
     "thorough": Command(
         ("-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"),
         last=1,
