@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from ckpt_schema import dims as dims_
-from ckpt_schema import leaves, paths, raw_bytes
+from ckpt_schema import foreign, leaves, paths
 from ckpt_schema.chains import OptimizerChain, with_mirrors
 from ckpt_schema.dims import Binder
 from ckpt_schema.errors import ConformanceError, Mismatch, format_faults
@@ -311,8 +311,10 @@ class Matcher:
             hint = _SLASH if path in slashed else _near(path, there) or lenient
             yield Mismatch(path, "missing", expected, "nothing", hint)
         for path, position in spelled.items():
-            found = leaves.describe(flat.leaves[position])
-            hint = cures.get(position) or self._stray(flat.keys[position], path, wanted)
+            leaf = flat.leaves[position]
+            found = leaves.describe(leaf)
+            cure = foreign.leaf_cure(leaf) if leaves.signature(leaf) is None else ""
+            hint = cure or cures.get(position) or self._stray(flat.keys[position], path, wanted)
             yield Mismatch(path, "extra", "nothing", found, hint)
 
     def _stray(self, key: KeyPath, path: str, wanted: list[str]) -> str:
@@ -396,11 +398,8 @@ def _leaf_fault(
     """What is wrong with one found leaf, its path left open; None when nothing is."""
     leaf = row.stored
     if found is None:
-        hint = (
-            "it changes in place: give its value, ref[...], or save and restore the module itself"
-            if leaves.is_mutable(value)
-            else "a leaf is an array, a ShapeDtypeStruct or a Python number"
-        )
+        none = "a leaf is an array, a ShapeDtypeStruct or a Python number"
+        hint = foreign.leaf_cure(value) or none
         return Mismatch("", "leaf", _expect(leaf, binder), leaves.describe(value), hint)
     if leaves.is_scalar(value):
         if leaves.accepts(leaf, value):
@@ -469,16 +468,9 @@ def _dtype_fault(leaf: leaves.Leaf, value: Any, dtype: str, binder: Binder) -> M
             found,
             'a typed key: declare Key["..."] or take jax.random.key_data of it',
         )
-    raw = raw_bytes.cure(value, leaf.dtype)
-    if raw:
-        return Mismatch("", "dtype", expected, found, raw)
-    return Mismatch(
-        "",
-        "dtype",
-        expected,
-        found,
-        "nothing is cast silently; cast it yourself, or declare this dtype",
-    )
+    cast = "nothing is cast silently; cast it yourself, or declare this dtype"
+    hint = foreign.dtype_cure(value, leaf.dtype) or cast
+    return Mismatch("", "dtype", expected, found, hint)
 
 
 def _expect(leaf: leaves.Leaf, binder: Binder) -> str:

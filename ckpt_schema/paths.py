@@ -136,12 +136,20 @@ def _segment(part: str, whole: str) -> Key | Index:
     quoted = len(part) >= 2 and part[0] == part[-1] == "'"
     body = part[1:-1] if quoted else part
     if not quoted and (part.startswith("'") or part.endswith("'")):
-        hint = "a key that holds a slash cannot be declared yet: rename it in the tree first"
+        hint = (
+            "a key that holds a slash cannot be declared yet: rename it in the tree first"
+            if "/" in whole
+            else "a key that starts or ends with a quote is written in quotes, key=\"'a''\""
+        )
         fault = Mismatch(whole, "declaration", "quotes around one segment", repr(part), hint)
         raise SchemaError(f"{whole!r} is no key pattern", [fault])
     symbols = list(_SYMBOL.finditer(body))
     if not body or len(symbols) > 1 or body.count("{") != len(symbols):
-        hint = "write layers/{i}, layers_{i}, layers_{i+1}, layers_{2*i} or layers_{i:02}"
+        hint = (
+            "write layers/{i}, layers_{i}, layers_{i+1}, layers_{2*i} or layers_{i:02}"
+            if body
+            else "a key has at least one character: drop the slash, or rename it in the tree first"
+        )
         fault = Mismatch(
             whole, "declaration", "key segments with at most one index symbol", repr(part), hint
         )
@@ -198,7 +206,8 @@ def format_path(path: Iterable[Key | Index]) -> str:
 
 def _format_key(key: Key | Index) -> str:
     if isinstance(key, str):
-        return f"'{key}'" if key.isdecimal() or "/" in key else key
+        quoted = key.isdecimal() or "/" in key or "'" in (key[:1], key[-1:])
+        return f"'{key}'" if quoted else key
     return shown(key) if isinstance(key, int) else str(key)
 
 

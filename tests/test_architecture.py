@@ -14,7 +14,7 @@ ROOT = Path(ckpt_schema.__file__).parent
 PACKAGE = ROOT.name
 MAX_LINES = 560
 ORDER = """
-    text faults errors paths dims leaves raw_bytes programs placement pytrees table defaults fields schema
+    text faults errors paths dims leaves raw_bytes foreign programs placement pytrees table defaults fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees undeclared slots chains conformance equality envelopes inference
     lens lens.axes lens.bits lens.edits lens.arrays lens.partial lens.keys lens.stacks lens.symbolic

@@ -174,6 +174,14 @@ def _unsavable(flat: FlatTree) -> Iterator[Mismatch]:
                 leaves.describe(leaf),
                 "TensorStore has no such dtype",
             )
+        if type(leaf) is complex:
+            yield Mismatch(
+                where,
+                "dtype",
+                "a leaf that Orbax stores",
+                leaves.describe(leaf),
+                'make it an array of its dtype, jax.numpy.asarray(x, "complex64")',
+            )
         if several and isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
             hint = (
                 "jax.device_put it to NamedSharding(mesh, PartitionSpec()), "

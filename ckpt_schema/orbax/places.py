@@ -74,6 +74,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
     Raises:
         ConformanceError: It is no path at all.
     """
+    hint = "pass the directory as a str or a pathlib.Path"
     try:
         text = os.fspath(path)
         return epath.Path(text if is_remote(text) else Path(text).expanduser().resolve())
@@ -82,8 +83,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
     except KeyError as error:  # etils has no backend for the scheme
         problem = f"{path!r}, of the unknown kind {error}"
     except (ValueError, OSError, RuntimeError) as error:  # a null byte, a loop of links, no home
-        problem = f"{path!r}: {first_line(error)}"
-    hint = "pass the directory as a str or a pathlib.Path"
+        problem, hint = f"{path!r}: {first_line(error)}", "choose another path"
     inside = getattr(path, "directory", None) or getattr(path, "path", None)
     if inside is not None:  # a manager or a checkpointer, which holds many
         hint = f"pass the directory of one step, such as {inside}/100"

@@ -13,7 +13,7 @@ from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismat
 from ckpt_schema.frameworks import nnx
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.orbax.metadata import DiskTree
-from ckpt_schema.paths import KeyPath, Pattern, format_path, outline
+from ckpt_schema.paths import Index, KeyPath, Pattern, format_path, outline
 from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Slot
 from ckpt_schema.trees import Tree, flatten
@@ -128,10 +128,20 @@ def toward(
 
 
 def interchangeable(lens: Lens) -> bool:
-    """Whether a tree that conforms to both sides is the same tree on both."""
+    """Whether a tree that conforms to both sides is the same tree on both, as a checkpoint keeps it."""
     source, view = lens.source.rows, lens.view.rows
     pairs = ((source[a], view[b], join) for join in lens.joins for a, b in join.pairs)
-    return all(a.key == b.key and join.plain and not join.chain for a, b, join in pairs)
+    return all(
+        _stored(a.key) == _stored(b.key) and join.plain and not join.chain for a, b, join in pairs
+    )
+
+
+def _stored(key: Pattern) -> Pattern:
+    """A key as a checkpoint has it, where int keys are strings."""
+    return tuple(
+        dataclasses.replace(part, text=True) if isinstance(part, Index) else str(part)
+        for part in key
+    )
 
 
 def ambiguous(

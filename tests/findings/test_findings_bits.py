@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
+import pickle
 import sys
 import zlib
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,7 +120,14 @@ def test_1_4_scaled_values_of_64_bits_come_back(exponent: int) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "number"),
-    [(Float64, 0.1), (Int64, 1 << 40), (Int64, -(1 << 63)), (Complex128, 0.1j), (Float64, -0.0)],
+    [
+        (Float64, 0.1),
+        (Int64, 1 << 40),
+        (Int64, -(1 << 63)),
+        (Complex128, 0.1j),
+        (Float64, -0.0),
+        (UInt32, 3_000_000_000),
+    ],
 )
 def test_1_5_a_python_number_becomes_all_of_its_64_bits(kind: Any, number: Any) -> None:
     side = plain("Side", step=kind[Array, ""])
@@ -133,6 +144,13 @@ def test_1_5_a_number_is_cast_if_it_fits_whatever_jax_would_make_of_it() -> None
     for number in ((1 << 32) + 5, np.int64((1 << 32) + 5)):
         with pytest.raises(ConformanceError, match="would wrap"):
             lens.get({"step": number})
+
+
+def test_1_5_what_jax_has_narrowed_is_said_to_be_that() -> None:
+    side = plain("Side", step=Float64[Array, ""])
+    with pytest.raises(ConformanceError, match="jax makes float32 of float64") as caught:
+        cs.derive(side, side).get({"step": jnp.float32(0)})
+    assert "jax_enable_x64" in str(caught.value)
 
 
 def test_1_5_a_number_that_jax_would_narrow_does_not_go_to_a_device() -> None:
@@ -192,6 +210,18 @@ def test_1_6_what_only_moves_stays_and_abstract_leaves_keep_their_64_bits() -> N
         "x": jax.ShapeDtypeStruct((), "float64"),
     }
     assert lens.get(shapes)["mm"] == jax.ShapeDtypeStruct((3, 2), "float64")
+
+
+def test_1_6_rules_of_values_are_refused_too() -> None:
+    old = plain("Old", a=Float64[Array, "4"], t=Float64[Array, " n"], u=Float64[Array, " n"])
+    new = plain("New", a=Float64[Array, "2"], t=Float64[Array, " n"])
+    rules = [cs.pad("a", "2", "4"), cs.tie("u", "t"), cs.scale("t", 0.5)]
+    with jax.enable_x64(True):
+        state = {"a": jnp.zeros(4), "t": jnp.ones(2), "u": jnp.ones(2)}
+        assert cs.derive(old, new, rules).get(state)["t"].tolist() == [0.5, 0.5]
+    with pytest.raises(ConformanceError, match="jax_enable_x64") as caught:
+        cs.derive(old, new, rules).get(state)
+    assert {fault.path for fault in caught.value.mismatches} == {"a", "t", "u"}
 
 
 # --- 1.7: numbers are equal when their bits are ---
@@ -288,6 +318,26 @@ def test_1_8_a_key_and_its_data_are_one_buffer() -> None:
     found = cs.derive(old, new).get(state, onto=None, donate=True)
     assert np.array_equal(np.asarray(found["y"]), data)
     assert np.array_equal(jax.random.key_data(found["x"]), data.swapaxes(0, 1))
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1), (5, 5)])
+def test_1_8_a_donated_leaf_is_turned_whatever_its_shape(shape: tuple[int, int]) -> None:
+    lens = cs.derive(plain("Old", x=Int32[Array, "a b"]), plain("New", x=Int32[Array, "b a"]))
+    ramp = np.arange(shape[0] * shape[1], dtype="int32").reshape(shape)
+    assert bits(lens.get({"x": jnp.asarray(ramp)}, donate=True)["x"]) == bits(ramp.T)
+
+
+@pytest.mark.parametrize("depth", [1, 11])
+def test_1_8_donated_stacks_come_back(depth: int) -> None:
+    layer = plain("Layer", w=Int32[Array, " a"], k=cs.Key["fry"], c=Complex64[Array, " a"])
+    stack = plain("Stack", layers=(layer, cs.field(scan="d", axis=0)))
+    lens = cs.derive(stack, plain("List", layers=(list[layer], cs.field(length="d"))))
+    ramp = jnp.arange(depth * 3).reshape(depth, 3)
+    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), depth)
+    state = {"layers": {"w": ramp, "k": keys, "c": ramp * 1j + 1}}
+    before = {name: bits(leaf) for name, leaf in state["layers"].items()}
+    back = lens.put(lens.get(state, donate=True), donate=True)["layers"]
+    assert {name: bits(leaf) for name, leaf in back.items()} == before
 
 
 def test_1_8_what_onto_holds_is_needed_too() -> None:
@@ -678,6 +728,70 @@ def test_4_a_leaf_of_any_kind_is_a_named_fault(name: str) -> None:
             assert [fault.path for fault in error.mismatches] == ["n"]
 
 
+class Config(dict[str, Any]):
+    """A dict that jax takes for a leaf."""
+
+
+def test_4_a_dict_that_jax_takes_for_a_leaf_is_told_so() -> None:
+    inner = plain("Inner", x=Int32[Array, " a"])
+    side = plain("Side", m=inner, n=Int32[Array, ""])
+    lens = cs.derive(side, side)
+    good = {"m": {"x": jnp.arange(2)}, "n": 1}
+    assert lens.get(good)
+    for wrong in ({**good, "m": Config(good["m"])}, {**good, "n": Config()}):
+        with pytest.raises(ConformanceError, match="for one leaf: make it a plain dict"):
+            lens.get(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("strings", "no array of jax holds text"),
+        ("objects", "no array of jax holds objects"),
+        ("dates", "no array of jax holds dates"),
+        ("big endian", 'x.astype("float32") has them'),
+    ],
+)
+def test_4_what_no_array_of_jax_holds_is_not_to_be_cast(name: str, cure: str) -> None:
+    (fault,) = cs.check(TURNED.source, {**SOUND, "a": ODD[name]}).mismatches
+    assert cure in fault.hint
+
+
+def test_a_result_has_the_containers_of_its_target_whatever_came_before() -> None:
+    inner = plain("Inner", x=Int32[Array, " a"], y=Int32[Array, ""])
+    side = plain("Side", m=inner)
+    lens = cs.derive(side, side)
+    leaves = {"x": jnp.arange(2), "y": jnp.int32(1)}
+    for kind in (dict, OrderedDict, functools.partial(defaultdict, int), dict):
+        target = {"m": kind(reversed(leaves.items()))}
+        found = lens.get({"m": leaves}, onto=target)
+        assert type(found["m"]) is type(target["m"])
+        if kind is OrderedDict:
+            assert list(found["m"]) == list(target["m"])
+        assert not cs.differences(lens.get(lens.put(target), onto=target), target)
+
+
+def test_a_lens_that_was_used_is_copied_and_pickled() -> None:
+    view = TURNED.get(SOUND)
+    for copied in (copy.deepcopy(TURNED), pickle.loads(pickle.dumps(cs.derive(Wide, Tall)))):
+        found = copied.get(SOUND)
+        assert bits(found["a"]) == bits(view["a"])
+
+
+class Wide(cs.Schema):
+    """A class that a pickle can name."""
+
+    a: Float32[Array, "a b"]
+    n: Int32[Array, ""]
+
+
+class Tall(cs.Schema):
+    """The same, turned."""
+
+    a: Float32[Array, "b a"]
+    n: Int32[Array, ""]
+
+
 def test_4_what_cannot_be_compared_is_said_to_differ() -> None:
     empty, numbers = np.zeros(0), np.array(["a", "b"])
     for left, right in (
@@ -780,8 +894,9 @@ def test_4_a_join_that_ends_the_process_is_refused(name: str) -> None:
     for get in (lens.get, jax.jit(lens.get)):
         with pytest.raises(ConformanceError, match="XLA ends the process"):
             get(state)
-    parts = lens.put({"w": jnp.asarray(lens.get(host)["w"])})
-    assert bits(parts["q"]) == bits(host["q"])
+    assert bits(lens.put(lens.get(host))["q"]) == bits(host["q"])
+    with pytest.raises(ConformanceError, match="XLA ends the process"):
+        lens.put({"w": jnp.asarray(lens.get(host)["w"])})
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,32 @@ def test_5_the_cost_of_rules_is_linear(run: Callable[[int], None]) -> None:
     assert large / small < 1.5 * SIZES[1] / SIZES[0]
 
 
+def mistyped(n: int) -> None:
+    wrong = jax.ShapeDtypeStruct((2,), "int8")
+    str(cs.check(declared(n), {f"w_{k}": wrong for k in range(n)}))
+
+
+def strange(n: int) -> None:
+    str(cs.check(declared(n), {f"x{k}": np.zeros(2, "float32") for k in range(n)}))
+
+
+def gaps(n: int) -> None:
+    layer = {"w": jax.ShapeDtypeStruct((2, 3), "float32")}
+    str(cs.check(Listed, {"layers": {2 * k: layer for k in range(n)}}))
+
+
+def inferred(n: int) -> None:
+    leaves = [jax.ShapeDtypeStruct((k + 1,), "float32") for k in range(11)]
+    str(cs.infer({f"k{k}_{k % 7}": {"a": leaves[k % 11]} for k in range(n)}))
+
+
+@pytest.mark.parametrize("run", [mistyped, strange, gaps, inferred])
+def test_5_the_cost_of_a_tree_is_linear_however_wrong_it_is(run: Callable[[int], None]) -> None:
+    calls(lambda: run(3))
+    small, large = (calls(lambda n=n: run(n)) for n in SIZES)
+    assert large / small < 1.5 * SIZES[1] / SIZES[0]
+
+
 class Layer(cs.Schema):
     w: Float32[Array, "a b"]
 

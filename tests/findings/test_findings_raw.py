@@ -161,6 +161,10 @@ RAW: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: cs.layout(schema(list[Plain], cs.field(key=f"a{{{DIGITS}*i}}", length="n"))),
         ["at most one index symbol", "layers_{2*i}"],
     ),
+    "key, a quote": (declared(key="'"), ["Declared.w", "quotes", "starts or ends with a quote"]),
+    "key, empty": (declared(key=""), ["Declared.w", "at least one character"]),
+    "key, an empty part": (declared(key="a//b"), ["Declared.w", "at least one character"]),
+    "key, an open brace": (declared(key="{"), ["Declared.w", "one index symbol", "layers_{i}"]),
     "a size of 5000 digits": (
         lambda: cs.layout(schema(Float32[Array, DIGITS])),
         ["a product of names and integers", "99999"],
@@ -232,3 +236,33 @@ def test_4_virtual_devices_need_no_hypothesis(monkeypatch: pytest.MonkeyPatch) -
         _ = testing.LensLaws
     assert isinstance(caught.value, ImportError)
     assert "pip install" in str(caught.value)
+
+
+def test_4_a_key_that_ends_with_a_quote_is_declared_as_it_is_told() -> None:
+    for key in ("a'", "'", "'a"):
+        table = cs.layout(schema(Float32[Array, " a"], cs.field(key=f"'{key}'")))
+        assert cs.check(table, {key: X}).ok
+        (row,) = table.rows
+        assert cs.check(table, {}).mismatches[0].path == f"'{key}'"
+        assert cs.layout(schema(Float32[Array, " a"], cs.field(key=f"'{key}'"))).rows == (row,)
+
+
+def levels_left() -> int:
+    """How deep Python still may call."""
+    try:
+        return 1 + levels_left()
+    except RecursionError:
+        return 0
+
+
+def test_4_trees_that_jax_cannot_flatten_cost_no_levels_of_calls() -> None:
+    """A flatten that fails takes a level from the process for good: none is tried."""
+    before = levels_left()
+    for _ in range(40):
+        for do in (
+            lambda: cs.check(Plain, {"step": {0: X, "a": X}}),
+            lambda: LENS.get({"step": 0, 1: 2}),
+        ):
+            with pytest.raises(cs.CkptSchemaError):
+                do()
+    assert levels_left() > before - 10
