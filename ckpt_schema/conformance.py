@@ -302,32 +302,33 @@ class Matcher:
         there, wanted = list(spelled), [path for path, _ in named]
         if len(there) * len(wanted) > _COMPARED:  # so many say that something else is wrong
             there, wanted = [], []
+        roots = {str(key[0]) for key in flat.keys if key}
         slashed = {"/".join(map(str, flat.keys[p])) for p in strays if _has_slash(flat.keys[p])}
         for path, row in named:
-            expected = _expect(row.stored, binder)
             lenient = (
                 "a default is for lenses that make a tree; this one lacks it" if row.default else ""
             )
             hint = _SLASH if path in slashed else _near(path, there) or lenient
-            yield Mismatch(path, "missing", expected, "nothing", hint)
+            yield Mismatch(path, "missing", _expect(row.stored, binder), "nothing", hint)
         for path, position in spelled.items():
             leaf = flat.leaves[position]
             found = leaves.describe(leaf)
             cure = foreign.leaf_cure(leaf) if leaves.signature(leaf) is None else ""
-            hint = cure or cures.get(position) or self._stray(flat.keys[position], path, wanted)
+            cure = cure or cures.get(position, "")
+            hint = cure or self._stray(flat.keys[position], path, wanted, roots)
             yield Mismatch(path, "extra", "nothing", found, hint)
 
-    def _stray(self, key: KeyPath, path: str, wanted: list[str]) -> str:
+    def _stray(self, key: KeyPath, path: str, wanted: list[str], roots: set[str]) -> str:
         """What may be done about a leaf that no row has."""
         if _has_slash(key):
             return _SLASH
         near = _near(path, wanted)
         if near or not self._chain.parts or str(key[0]) in self._fields:
             return near
-        return (
-            f"{self.layout.name} has {', '.join(self._fields)}: pass these alone, "
-            f"for a train state with more fields cannot be declared yet"
-        )
+        cure = ", and other fields cannot be declared yet: pass these alone"
+        if roots.isdisjoint(self._fields):
+            cure = " at its root: pass a dict with these keys"
+        return f"{self.layout.name} holds {', '.join(self._fields)}{cure}"
 
     @functools.cached_property
     def _fields(self) -> list[str]:

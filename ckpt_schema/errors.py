@@ -87,7 +87,7 @@ class CheckpointWriteError(CkptSchemaError, OSError):
 
 
 class AxesWarning(UserWarning):
-    """Leaves under two names were joined axis by axis, and their sizes would allow another order of the axes."""
+    """Leaves were joined axis by axis, and their sizes would allow another order, which nothing says or excludes."""
 
 
 class ShardingWarning(UserWarning):

@@ -448,7 +448,7 @@ def body_rows(schema: type[Schema]) -> tuple[tuple[Row, str | None], ...]:
             else f"a {type(schema).__name__}"
         )
         fault = Mismatch("argument", "declaration", "a Schema class", found, hint)
-        raise SchemaError("no layout can be made of what is no schema", [fault])
+        raise SchemaError("cannot make a layout", [fault])
     kind: type = schema  # which a checker knows to be hashable, whatever a schema is open to
     return tuple((draft.row, draft.collection) for draft in _drafts(kind))
 

@@ -25,6 +25,7 @@ __all__ = [
     "Row",
     "Series",
     "Slot",
+    "called",
     "holders",
     "is_part",
     "verify_table",
@@ -447,6 +448,18 @@ def _meet(left: Index, right: Key | Index) -> bool:
     return left == right or paths.may_coincide(left, right)
 
 
+def called(source: Layout, view: Layout) -> tuple[str, str]:
+    """What messages call two layouts: by their names, and which side each is where they share one.
+
+    Example:
+        >>> called(Layout("Old", ()), Layout("New", ())), called(Layout("X", ()), Layout("X", ()))
+        (('Old', 'New'), ('X (source)', 'X (view)'))
+    """
+    if source.name != view.name:
+        return source.name, view.name
+    return f"{source.name} (source)", f"{view.name} (view)"
+
+
 def _apart(first: Row, other: Row) -> str:
     """What keeps the keys of a repeated row and of another one apart."""
     for left, right in zip(first.key, other.key, strict=True):
@@ -457,7 +470,7 @@ def _apart(first: Row, other: Row) -> str:
             count = (start - left.first) // left.step
             node = "/".join(first.path[: 1 + _list_of(first.path)])
             return (
-                f"say how many {node} there are, as a number, length={count}, and they end "
+                f"say how many {node} there are as a number, length={count}, so that they end "
                 f"before {right} begins; or give one of them another key="
             )
     return "give one of them another key="
@@ -485,6 +498,6 @@ def _overlaps(table: Layout) -> Iterator[Mismatch]:
             counts = zip(_counts(first), _counts(other), strict=True)
             if all(map(paths.may_coincide, first.key, other.key, counts)):
                 both = f"{'/'.join(first.path)} ({paths.format_path(first.key)}) and {'/'.join(other.path)}"
-                hint = f"two leaves can never share one: {_apart(first, other)}"
+                hint = f"two leaves cannot share a key path: {_apart(first, other)}"
                 where = paths.format_path(other.key)
                 yield Mismatch(where, "ambiguous", "one leaf at a key path", both, hint)

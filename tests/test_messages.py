@@ -126,7 +126,7 @@ def test_two_leaves_at_one_key_path() -> None:
     assert told(lambda: cs.linen.Params[Twins], cs.SchemaError) == text("""
         layout linen.Params[Twins] is not well formed: 1 fault
           params/layers_0/scale  expected one leaf at a key path, found params/layers[]/scale (params/layers_{i}/scale) and params/first/scale
-                                 -> two leaves can never share one: give one of them another key=
+                                 -> two leaves cannot share a key path: give one of them another key=
     """)
 
 
@@ -140,7 +140,7 @@ def test_an_envelope_without_an_optimizer() -> None:
 
 def test_what_is_no_schema() -> None:
     assert told(lambda: cs.check({"scale": 1.0}, Norm), cs.SchemaError) == text("""
-        no layout can be made of what is no schema: 1 fault
+        cannot make a layout: 1 fault
           argument  expected a Schema class, found a dict
                     -> declare a class ...(ckpt_schema.Schema), or read a layout off a tree with ckpt_schema.infer(tree)
     """)
@@ -222,9 +222,9 @@ def test_rows_that_no_edit_relates() -> None:
     assert told(lambda: cs.derive(Before, After), cs.DerivationError) == text("""
         no lens from Before to After: 6 faults
           dims            expected float32[x z] as in the view, found float32[x y] in the source
-                          -> the dims must have the same factors; they differ in: y z
+                          -> the dims must have the same factors; they differ in: y z. Declare the same on both sides, or say apart('dims') if the two share only their name
           twice           expected float32[y x x] as in the view, found float32[x x y] in the source
-                          -> x occurs twice in one leaf: name the axes apart with different dims or labels, or say the order of the axes: rename('twice', 'twice', axes='0 1 2'), or another order
+                          -> x occurs twice in one leaf: name the axes apart with different dims or labels, or say the order of the axes: rename('twice', 'twice', axes='2 0 1'), or '2 1 0'
           impl            expected key<rbg>[] as in the view, found key<urbg>[] in the source
                           -> a key keeps its implementation: declare the same on both sides
           dtype           expected int32[x] as in the view, found float32[x] in the source
@@ -242,8 +242,8 @@ def test_rules_that_match_nothing_or_contradict() -> None:
         no lens from Before (source) to Before (view): 2 faults
           rename('leyers[]', 'layers[]')  expected a leaf of Before (source) at leyers[] or below, found none
                                           -> near: layers[]
-          private('dtype', 0)             expected a leaf without a partner, found dtype and dtype, which are one leaf
-                                          -> drop the rule, or say apart('dtype', 0) where the two share a name alone
+          private('dtype', 0)             expected a leaf without a partner, found dtype, which both sides have
+                                          -> drop the rule, or say apart('dtype', 0) if the two share only their name
         to paste, for 1 of 2:
         edits=[
             cs.apart('dtype', 0),
@@ -537,7 +537,7 @@ def test_a_list_that_may_run_into_another() -> None:
     assert told(lambda: cs.layout(Net), cs.SchemaError) == text("""
         layout test_a_list_that_may_run_into_another.<locals>.Net is not well formed: 1 fault
           Block_{i+2}/w  expected one leaf at a key path, found a[]/w (Block_{i}/w) and b[]/w
-                         -> two leaves can never share one: say how many a[] there are, as a number, length=2, and they end before Block_{i+2} begins; or give one of them another key=
+                         -> two leaves cannot share a key path: say how many a[] there are as a number, length=2, so that they end before Block_{i+2} begins; or give one of them another key=
     """)
     assert len(cs.layout(Known).rows) == 2
 
@@ -579,7 +579,7 @@ def test_a_leaf_that_may_be_lacking_is_written_as_in_a_dataclass() -> None:
 def test_an_inferred_layout_as_a_body() -> None:
     table: Any = cs.infer({"params": {"w": jnp.ones(2)}})
     assert told(lambda: cs.nnx.TrainState[table, optax.sgd(0.1)], cs.SchemaError) == text("""
-        no layout can be made of what is no schema: 1 fault
+        cannot make a layout: 1 fault
           argument  expected a Schema class, found a Layout
                     -> a layout is no body of an envelope yet: declare the body as a class, or infer the whole state, params and optimizer together
     """)
@@ -601,11 +601,19 @@ def test_parts_of_which_one_lacks_the_axis() -> None:
         kv: Float32[Array, "b heads dim"]
 
     rule = [cs.fuse("qkv", ["q", "kv"])]
-    said = told(lambda: cs.derive(Whole, Parts, rule), cs.DerivationError)
-    assert (
-        "a part without the axis, beside one that has several, cannot be said yet: give each part "
-        'the axis in its tree, x[None], and declare it by names, "a+b heads" of "a heads" and "b heads"'
-    ) in said
+    cure = 'a part without the axis, beside one that has several, cannot be said yet: give each part the axis in its tree, x[None], and declare it by names, "a+b heads" of "a heads" and "b heads"'
+    where = "test_parts_of_which_one_lacks_the_axis.<locals>"
+    assert told(lambda: cs.derive(Whole, Parts, rule), cs.DerivationError) == text(f"""
+        no lens from {where}.Whole to {where}.Parts: 1 fault
+          qkv  expected one axis that 2 leaves share, found none in float32[3 heads dim]
+               -> {cure}
+    """)
+    sizes = {"a": 1, "b": 2}
+    assert told(lambda: cs.derive(Named, Parts, rule, sizes), cs.DerivationError) == text(f"""
+        no lens from {where}.Named to {where}.Parts: 1 fault
+          q  expected float32[heads dim] as in the view, found float32[a heads dim] in the source
+             -> {cure}
+    """)
     got = cs.derive(Named, Around, rule, dims={"a": 1, "b": 2}).get({"qkv": jnp.ones((3, 2, 5))})
     assert (got["q"].shape, got["kv"].shape) == ((1, 2, 5), (2, 2, 5))
 
@@ -616,7 +624,7 @@ def test_a_train_state_with_more_fields() -> None:
     tree["key"] = jax.random.key(0)
     table = cs.linen.BareTrainState[Cell, optax.adam(1e-3)]
     tree["opt_state"] = optax.adam(1e-3).init(w)
-    more = "linen.BareTrainState[Cell] has step, params, opt_state: pass these alone, for a train state with more fields cannot be declared yet"
+    more = "linen.BareTrainState[Cell] holds step, params, opt_state, and other fields cannot be declared yet: pass these alone"
     assert told(lambda: cs.assert_conforms(table, tree), cs.ConformanceError) == text(f"""
         the tree does not conform to linen.BareTrainState[Cell]: 2 faults
           ema/w  expected nothing, found float32[3]

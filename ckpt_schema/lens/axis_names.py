@@ -8,13 +8,14 @@ square leaf that is taken for its transpose conforms to everything, and nobody s
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 from ckpt_schema import dims as dims_
-from ckpt_schema.dims import EITHER, Dim, Factor
+from ckpt_schema.dims import EITHER, Dim, Dims, Factor
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.lens.rules import Rename, Reset
+from ckpt_schema.lens.rules import Apart, Rename, Reset
 from ckpt_schema.lens.told import Told
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Row
@@ -25,7 +26,7 @@ _Atom = tuple[Factor, str]
 """A factor of an axis, and what its class calls it."""
 
 
-def fault(source: Row, view: Row, kind: str, hint: str) -> Mismatch:
+def fault(source: Row, view: Row, kind: str, hint: str, rules: Sequence[Rename] = ()) -> Mismatch:
     """The fault of two rows that are one leaf and are not related."""
     return Mismatch(
         "/".join(view.path),
@@ -34,6 +35,7 @@ def fault(source: Row, view: Row, kind: str, hint: str) -> Mismatch:
         f"{source.stored} in the source",
         hint,
         mirrors=view.mirrors,
+        rules=tuple(rules),
     )
 
 
@@ -57,13 +59,14 @@ def square(leaf: Leaf) -> bool:
     return any(isinstance(factor, int) for factor in _twins(leaf)) and not leaf.names
 
 
-def guessed(source: Row, view: Row, told: Told) -> str:
+def guessed(source: Row, view: Row, told: Told, *, turned: bool = False) -> str:
     """The rule that says the order of a square leaf's axes as it was taken, where the names of the leaf differ and none does.
 
     Square leaves of one name are taken for the same leaf; those of two names may come from libraries that order axes in two
-    ways, as a ``weight`` of PyTorch and a ``kernel`` of Flax do.
+    ways, as a ``weight`` of PyTorch and a ``kernel`` of Flax do; and so may those of one name where another leaf is
+    ``turned`` by a rule.
     """
-    if told.axes is not None or _model(source) == _model(view):
+    if told.axes is not None or (_model(source) == _model(view) and not turned):
         return ""
     if not square(source.leaf) or not square(view.leaf):
         return ""
@@ -99,6 +102,9 @@ def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
             or "how often each occurs"
         )
         hint = f"the dims must have the same factors; they differ in: {lacking}"
+        if source.body is not None and _model(source) == _model(view):
+            name = Apart(_model(source), None)
+            hint = f"{hint}. Declare the same on both sides, or say {name} if the two share only their name"
         return fault(source, view, "dims", hint)
     keys, conflict = _keyed(*atoms)
     if told.axes is not None:
@@ -115,7 +121,7 @@ def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
                 "sizes alone do not say which axis is which: "
                 f"declare the axes with named dims, or {_orders(source, view)}"
             )
-            return fault(source, view, "ambiguous", hint)
+            return fault(source, view, "ambiguous", hint, _only_order(source, view))
     if len(set(keys[0])) < len(keys[0]):
         counts = collections.Counter(keys[0])
         twice = " ".join(sorted({str(factor) for (factor, _), n in counts.items() if n > 1}))
@@ -179,13 +185,40 @@ def _conflict(source: Row, view: Row, factor: Factor) -> Mismatch:
 
 def _orders(source: Row, view: Row) -> str:
     """How to say the order of the axes."""
-    there, here = ("/".join(_model(row)) for row in (source, view))
     count = len(source.leaf.dims)
     if count != len(view.leaf.dims):
         return "declare both sides with the same number of axes"
-    same = " ".join(map(str, range(count)))
-    turned = "'1 0' for the transpose" if count == 2 else "another order"
-    return f"say the order of the axes: rename({there!r}, {here!r}, axes={same!r}), or {turned}"
+    fitting = [*itertools.islice(_fitting(source.leaf.dims, view.leaf.dims), 3)]
+    if not fitting:
+        return "declare both sides with the same axes"
+    first = Rename(_model(source), _model(view), fitting[0])
+    if len(fitting) == 1:
+        return f"say the order of the axes, of which one alone fits: {first}"
+    second = repr(" ".join(map(str, fitting[1])))
+    if count == 2:
+        second = f"{second} for the transpose"
+    elif len(fitting) > 2:
+        second = "another order"
+    return f"say the order of the axes: {first}, or {second}"
+
+
+def _only_order(source: Row, view: Row) -> list[Rename]:
+    """The rule that says the order of the axes, where their sizes leave only one."""
+    fitting = [*itertools.islice(_fitting(source.leaf.dims, view.leaf.dims), 2)]
+    return [Rename(_model(source), _model(view), fitting[0])] if len(fitting) == 1 else []
+
+
+def _fitting(source: Dims, view: Dims, chosen: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """The orders of the source's axes whose sizes are those of the view's."""
+    if len(source) != len(view):
+        return
+    if len(chosen) == len(view):
+        yield chosen
+        return
+    wanted = _sized(view[len(chosen)])
+    for axis, dim in enumerate(source):
+        if axis not in chosen and _sized(dim) == wanted:
+            yield from _fitting(source, view, (*chosen, axis))
 
 
 def _model(row: Row) -> LogicalPath:

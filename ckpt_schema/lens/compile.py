@@ -24,7 +24,7 @@ from ckpt_schema.lens.stages import needed_sizes
 from ckpt_schema.lens.verify import narrowed
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.slots import SlotFinder
-from ckpt_schema.table import Layout, Row, Slot, slots_of
+from ckpt_schema.table import Layout, Row, Slot, called, slots_of
 from ckpt_schema.trees import build, flatten
 
 __all__ = ["compile_plan"]
@@ -121,7 +121,7 @@ def compile_plan(
         again = _restart(view, wanted, fresh, places, onto, sizes, faults, abstract=abstract)
         places |= {slot: edited + len(makes) + n for n, slot in enumerate(fresh)}
     if faults:
-        header = f"{view.name} cannot be filled from {source.name}"
+        header = "{1} cannot be filled from {0}".format(*called(source, view))
         raise ConformanceError(header, with_mirrors(view, faults))
     labelled = carried(source, view, tree, found.carried, wanted, sizes) if onto is None else {}
     treedef, order = _container(view, wanted, onto, sizes, labelled)
@@ -320,7 +320,7 @@ def _sources(
                 found.fill(output, base, tree.flat.keys[positions[0]], after)
                 base += 1
     if faults:
-        header = f"{source.name} cannot be taken to {view.name}"
+        header = "{} cannot be taken to {}".format(*called(source, view))
         raise ConformanceError(header, with_mirrors(view, faults))
     return found
 

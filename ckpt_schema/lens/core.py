@@ -23,7 +23,7 @@ from ckpt_schema.lens.plan import Plan
 from ckpt_schema.lens.rules import Rule
 from ckpt_schema.lens.served import unserved, warn_of_unserved
 from ckpt_schema.schema import Schema, layout
-from ckpt_schema.table import Layout, Row
+from ckpt_schema.table import Layout, Row, called
 from ckpt_schema.text import columns
 from ckpt_schema.trees import Tree
 
@@ -67,10 +67,10 @@ class _Translator:
         if not match.report.ok:
             self._refuse(match, tree, written)
         if onto is not None:
-            binder.credit(self.source.name)
+            binder.credit(called(self.source, self.view)[0])
         kept = None if onto is None else written.match(onto, binder)
         if kept is not None and not kept.report.ok:
-            header = f"onto does not conform to {self.view.name}"
+            header = f"onto does not conform to {called(self.source, self.view)[1]}"
             raise ConformanceError(header, kept.report.mismatches, kept.report.notes)
         if kept is not None:
             _verify_counts(binder, self.source, self.view)
@@ -91,10 +91,11 @@ class _Translator:
 
     def _refuse(self, match: Match, tree: Tree, written: Matcher) -> None:
         report = match.report
-        header = f"the tree does not conform to {self.source.name}"
+        here, there = called(self.source, self.view)
+        header = f"the tree does not conform to {here}"
         if written.match(tree).report.ok:
             turned = "it is on the other side of the lens already, swap get and put"
-            header = f"the tree conforms to {self.view.name}, not to {self.source.name}; {turned}"
+            header = f"the tree conforms to {there}, not to {here}; {turned}"
         raise ConformanceError(header, report.mismatches, report.notes)
 
 
@@ -220,7 +221,7 @@ class Lens:
                 for n, size in wrong
             ]
         if faults:
-            header = f"no dims to bind between {self.source.name} and {self.view.name}"
+            header = "no dims to bind between {} and {}".format(*called(self.source, self.view))
             raise DerivationError(header, faults)
         return dataclasses.replace(self, dims={**self.dims, **dims})
 
@@ -241,7 +242,8 @@ class Lens:
 
     def __repr__(self) -> str:
         """Its two sides, and the sizes that are bound."""
-        return f"<lens {self.source.name} -> {self.view.name}{f', {dict(self.dims)}' if self.dims else ''}>"
+        here, there = called(self.source, self.view)
+        return f"<lens {here} -> {there}{f', {dict(self.dims)}' if self.dims else ''}>"
 
     def __str__(self) -> str:
         """The table: where each leaf goes, what is edited, what is private."""
@@ -301,7 +303,14 @@ def derive(
 
 
 def _warn_of_squares(lens: Lens) -> None:
-    """Names all leaves that were joined under another name axis by axis, where only their equal sizes speak for it."""
+    """Names all leaves that were joined axis by axis, where only their equal sizes speak for it.
+
+    Those of one name are taken for the same leaf, unless a rule says of another that the sides order axes in two ways.
+    """
+    turned = any(
+        one.told.axes is not None and list(one.told.axes) != sorted(one.told.axes)
+        for one in lens.joins
+    )
     found: dict[str, None] = {}
     seen: tuple[set[int], set[int]] = set(), set()
     for one in lens.joins:
@@ -310,13 +319,14 @@ def _warn_of_squares(lens: Lens) -> None:
         seen[0].add(here)
         seen[1].add(there)
         if one.plain and not copied:
-            found[guessed(lens.source.rows[here], lens.view.rows[there], one.told)] = None
+            rows = lens.source.rows[here], lens.view.rows[there]
+            found[guessed(*rows, one.told, turned=turned)] = None
     lines = [f"\n  {line}" for line in found if line]
     if lines:
         header = (
-            f"square leaves of {lens.source.name} and {lens.view.name} have other names, and were joined without a transpose: "
-            "sizes do not show the order of axes. Say it, as it is here, or axes='1 0' for the transpose:"
-        )
+            "{} and {} have square leaves, whose sizes do not show the order of their axes. They "
+            "were joined without a transpose. Say so, as here, or say axes='1 0' for the transpose:"
+        ).format(*called(lens.source, lens.view))
         warnings.warn(header + "".join(lines), AxesWarning, stacklevel=3)
 
 
@@ -332,9 +342,10 @@ def _table(lens: Lens) -> list[str]:
         ("-", _key(r), _private(r)) for n, r in enumerate(lens.view.rows) if n not in joined_v
     ]
     own = len(lens.source.rows) - len(joined_s), len(lens.view.rows) - len(joined_v)
+    here, there = called(lens.source, lens.view)
     header = (
-        f"{lens.source.name} -> {lens.view.name}: {len(lens.joins)} joined, "
-        f"{own[0]} private to {lens.source.name}, {own[1]} private to {lens.view.name}"
+        f"{here} -> {there}: {len(lens.joins)} joined, "
+        f"{own[0]} private to {here}, {own[1]} private to {there}"
     )
     return [header, *columns([*rows, *alone])]
 

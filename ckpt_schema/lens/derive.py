@@ -22,7 +22,7 @@ from ckpt_schema.lens.told import Told, ValueRule, spoken, told, unscaled
 from ckpt_schema.lens.unplaced import unplaced
 from ckpt_schema.lens.wholes import Member, divided, groups, memberships
 from ckpt_schema.paths import LogicalPath
-from ckpt_schema.table import Layout, Row
+from ckpt_schema.table import Layout, Row, called
 
 __all__ = ["join"]
 
@@ -41,9 +41,10 @@ def join(
     """
     _verify_rules(rules)
     names_of = source.name, view.name
-    if source.name == view.name:  # a message with two sides of one name says nothing
-        source = dataclasses.replace(source, name=f"{source.name} (source)")
-        view = dataclasses.replace(view, name=f"{view.name} (view)")
+    source, view = (
+        dataclasses.replace(table, name=name)
+        for table, name in zip((source, view), called(source, view), strict=True)
+    )
     rules = list({str(rule): rule for rule in rules}.values())
     faults: list[Mismatch] = []
     unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
@@ -68,12 +69,17 @@ def join(
     ours = _by_path(view, seen, members[1], twice[1].keys() | right, expected, faults)
     pairs: list[tuple[int, int]] = []
     joins: list[Join] = []
+    refused: tuple[set[int], set[int]] = set(), set()
     for path, after in ours.items():
         before = theirs.get(path, {})
         if before.keys() == after.keys():
             pairs += [(before[part], after[part]) for part in after]
         elif before:
-            joins += _divided(source, view, before, after, members, faults)
+            made = _divided(source, view, before, after, members, faults)
+            joins += made
+            if not made:  # it has its fault: its leaves are not told besides to lack a partner
+                refused[0].update(before.values())
+                refused[1].update(after.values())
     onward, back = dict(pairs), {there: here for here, there in pairs}
     copied = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
     copied += [(back[of], copy) for copy, of in twice[1].items() if of in back]
@@ -85,8 +91,11 @@ def join(
     faults += idle(source, view, rules, names, joins, divided_by, {f.path for f in faults})
     placed = [pair for one in joins for pair in one.pairs]
     known = {f.path for f in faults}
-    known |= {"/".join(renamed[n]) for n in parted[0] | {n for n, _ in contested.pairs}}
-    known |= {"/".join(view.rows[n].path) for n in parted[1] | {n for _, n in contested.pairs}}
+    told = [  # of these rows a fault is told, or they are meant to lack a partner
+        parted[side] | refused[side] | {pair[side] for pair in contested.pairs} for side in (0, 1)
+    ]
+    known |= {"/".join(renamed[n]) for n in told[0]}
+    known |= {"/".join(view.rows[n].path) for n in told[1]}
     faults += unplaced(source, view, renamed, placed, alignment, known, rules)
     if faults:
         faults = causes(source, view, placed, faults)
@@ -197,7 +206,8 @@ def _divided(
         found = Mismatch("/".join(row.path), "dims", *counts, hint)
     if isinstance(found, Mismatch):
         row = view.rows[next(iter(after.values()))]
-        faults.append(dataclasses.replace(found, mirrors=row.mirrors))
+        # A rule that names the order of the axes would speak of the whole, and not of a part.
+        faults.append(dataclasses.replace(found, mirrors=row.mirrors, rules=()))
         return []
     return found if None in before else [one.inverse for one in found]
 

@@ -144,8 +144,11 @@ class Contested:
         for rule, (left, right, count) in self.spelled.items():
             parted = Apart(rule.path, rule.default)
             more = f" (and {count - 1} more)" if count > 1 else ""
-            found = f"{left} and {right}, which are one leaf{more}"
-            hint = f"drop the rule, or say {parted} where the two share a name alone"
+            both = f"{left}, which both sides have"
+            if left != right:
+                both = f"{left} and {right}, which are one leaf"
+            found = f"{both}{more}"
+            hint = f"drop the rule, or say {parted} if the two share only their name"
             yield Mismatch(
                 str(rule), "rule", "a leaf without a partner", found, hint, rules=(parted,)
             )

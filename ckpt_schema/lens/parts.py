@@ -62,6 +62,12 @@ def listed(
     return made
 
 
+_WITHOUT_AXIS = (
+    "a part without the axis, beside one that has several, cannot be said yet: give each part "
+    'the axis in its tree, x[None], and declare it by names, "a+b heads" of "a heads" and "b heads"'
+)
+
+
 def split(whole: Numbered, parts: Sequence[Numbered], axis: Dim | None) -> list[Join] | Mismatch:
     """The join of a leaf with the leaves that are parts of one of its axes, one after the other.
 
@@ -79,10 +85,7 @@ def split(whole: Numbered, parts: Sequence[Numbered], axis: Dim | None) -> list[
         several = " and ".join(dims_.format_dim(row.leaf.dims[at]) for at, _, _ in found) or "none"
         hint = 'declare it as a sum, "embed q+k+v", or as so many times a dim, "embed 3*heads"; axis= says which'
         if len({len(part.leaf.dims) for _, part in parts}) > 1:
-            hint = (
-                "a part without the axis, beside one that has several, cannot be said yet: give each part "
-                'the axis in its tree, x[None], and declare it by names, "a+b heads" of "a heads" and "b heads"'
-            )
+            hint = _WITHOUT_AXIS
         return Mismatch("/".join(row.path), "dims", expected, f"{several} in {row.stored}", hint)
     at, factor, terms = found[0]
     leaf, place = _cut(row.leaf, at, factor)
@@ -92,7 +95,14 @@ def split(whole: Numbered, parts: Sequence[Numbered], axis: Dim | None) -> list[
         dataclasses.replace(cut, leaf=_with_term(leaf, place, term, name))
         for term, name in zip(terms, names, strict=True)
     ]
-    return _split(whole, cut, parts, virtual, _Share("axis", place, tuple(terms)))
+    made = _split(whole, cut, parts, virtual, _Share("axis", place, tuple(terms)))
+    if isinstance(made, Mismatch):
+        short = any(len(part.leaf.dims) < len(leaf.dims) for _, part in parts)
+        hint = (
+            _WITHOUT_AXIS if short and len({len(p.leaf.dims) for _, p in parts}) > 1 else made.hint
+        )
+        return dataclasses.replace(made, hint=hint)
+    return made
 
 
 def _shared(dims: Dims, count: int, wanted: Dim | None) -> Iterator[tuple[int, int, list[Dim]]]:

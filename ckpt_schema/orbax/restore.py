@@ -243,6 +243,11 @@ def _report(disk: DiskTree, aux: str | None) -> None:
         warnings.warn(f"{text}: {cure}", stacklevel=3)
 
 
+_OTHER_SIZES = (
+    "where the target's leaf is another one of that name, as the head of a new task is: derive with "
+    "apart(path), and the target keeps its own"
+)
+
 _Reading = tuple[Place, Lens, Tree, Orders]
 
 
@@ -349,7 +354,8 @@ def _expected(disk: DiskTree, place: Place, goal: Tree, held: Tree, side: Lens) 
         side.rehearse(expected, onto=held, drop=True)
     except ConformanceError as error:
         header = f"{disk.path} does not fit the target"
-        raise CheckpointMismatchError(header, error.mismatches) from error
+        sized = any(fault.kind in ("shape", "dims") for fault in error.mismatches)
+        raise CheckpointMismatchError(header, error.mismatches, [_OTHER_SIZES] * sized) from error
     mesh = mesh_of(jax.tree.leaves(goal))
     spare = (
         SingleDeviceSharding(jax.local_devices()[0])

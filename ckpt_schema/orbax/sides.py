@@ -15,7 +15,7 @@ from ckpt_schema.lens.core import Lens
 from ckpt_schema.orbax.metadata import DiskTree
 from ckpt_schema.paths import Index, KeyPath, Pattern, format_path, outline
 from ckpt_schema.slots import SlotFinder
-from ckpt_schema.table import Layout, Slot
+from ckpt_schema.table import Layout, Slot, called
 from ckpt_schema.trees import Tree, flatten
 
 __all__ = [
@@ -121,9 +121,11 @@ def toward(
             raise ambiguous(ConformanceError, f"{what} is a tree", lens, argument)
     if fits:
         return fits[0]
-    nearest = max(tried, key=lambda one: _likeness(*one))[0].report
-    sides = f"{lens.source.name} nor {lens.view.name}"
-    header = f"{what} conforms to neither {sides}; nearest is {nearest.layout}"
+    match, table = max(tried, key=lambda one: _likeness(*one))
+    nearest = match.report
+    here, there = called(lens.source, lens.view)
+    near = here if table is lens.source else there
+    header = f"{what} conforms to neither {here} nor {there}; nearest is {near}"
     raise ConformanceError(header, nearest.mismatches, nearest.notes)
 
 
@@ -173,13 +175,12 @@ def locate(disk: DiskTree, lens: Lens) -> list[Place]:
     fits = _fitting(disk, lens, tried, _as_stored) or _fitting(disk, lens, [], _as_numbers)
     if fits:
         return fits
-    match, _, prefix = max(tried, key=lambda one: _likeness(*one[:2]))
+    match, table, prefix = max(tried, key=lambda one: _likeness(*one[:2]))
     nearest = match.report
     where = f" under {format_path(prefix)}" if prefix else ""
-    header = (
-        f"{disk.path} is a checkpoint of neither {lens.view.name} nor {lens.source.name}; "
-        f"nearest is {nearest.layout}{where}"
-    )
+    here, there = called(lens.source, lens.view)
+    near = here if table is lens.source else there
+    header = f"{disk.path} is a checkpoint of neither {there} nor {here}; nearest is {near}{where}"
     raise CheckpointMismatchError(header, nearest.mismatches, nearest.notes)
 
 
