@@ -9,16 +9,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from etils import epath
 from flax import nnx, serialization
-from jaxtyping import Array, Float32, Float64, Int32, Int64, UInt32
+from jaxtyping import Array, Bool, Complex64, Float32, Float64, Int32, Int64, UInt32
 from orbax.checkpoint import v1 as ocp
 from support import races
 
@@ -62,7 +64,7 @@ def faults(error: pytest.ExceptionInfo[cs.CkptSchemaError]) -> list[cs.Mismatch]
 # --- 3.2 and its kin: where nothing may be saved  ---
 
 
-@pytest.mark.parametrize("name", ["a\\b", "*glob[ab]", "a?b", "back\\slash/in", "gl*b/in"])
+@pytest.mark.parametrize("name", ["a\\b", "*glob[ab]", "#frag?x=1", "back\\slash/in", "gl*b/in"])
 def test_3_2_a_path_that_orbax_does_not_find_again_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(cs.ConformanceError, match="could not be read again") as caught:
         cs.orbax.save(tmp_path / name, plain_state(), PLAIN)
@@ -77,7 +79,13 @@ def test_3_2_a_name_that_no_item_can_have_is_refused(tmp_path: Path, aux: Any) -
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["with space", "a'b\"c", "x%20y", "ünï", "new\nline", "é" * 120])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("with space", "a'b\"c", "x%20y", "ünï 日本", "new\nline", "é" * 120),
+        *("-dash", "~tilde", "${HOME}", "a|b", "x" * 240),
+    ],
+)
 def test_3_2_other_names_are_as_good_as_any(tmp_path: Path, name: str) -> None:
     cs.orbax.save(tmp_path / name, drawn_state(), DRAWN, aux=name[:20])
     same(cs.orbax.restore(tmp_path / name, drawn_state(), DRAWN, aux=name[:20]), drawn_state())
@@ -149,6 +157,23 @@ def test_3_3_what_others_are_writing_is_not_swept(
     with pytest.raises(cs.CheckpointWriteError, match="disk full"):
         cs.orbax.save(tmp_path / "0", plain_state(), PLAIN)
     assert theirs.exists() and [*tmp_path.iterdir()] == [theirs.parent]
+
+
+def test_3_3_one_thread_wins_and_the_other_is_told(tmp_path: Path) -> None:
+    def save(number: int) -> str:
+        try:
+            cs.orbax.save(tmp_path / "0", {"step": number, "w": jnp.full(2, number * 1.0)}, PLAIN)
+        except cs.CkptSchemaError as error:
+            return type(error).__name__
+        return str(number)
+
+    with ThreadPoolExecutor(2) as threads:
+        ends = list(threads.map(save, (1, 2)))
+    (won,) = [int(end) for end in ends if end.isdecimal()]
+    assert ends[2 - won] == "CheckpointExistsError"
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+    found = cs.orbax.restore(tmp_path / "0", {"step": 0, "w": jnp.zeros(2)}, PLAIN)
+    same(found, {"step": won, "w": jnp.full(2, won * 1.0)})
 
 
 # --- 3.4: what cannot be written  ---
@@ -398,6 +423,38 @@ def test_3_6_aggregated_leaves_are_named(drawn_disk: Path, tmp_path: Path) -> No
     assert fault.found.startswith("leaves in one file") and "PyTreeCheckpointer" in fault.hint
 
 
+def test_3_14_links_and_relative_paths_lead_where_they_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "ahead").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    monkeypatch.chdir(tmp_path)
+    for name, place in (("link/0", "real/0"), ("ahead", "nowhere"), ("near/0", "near/0")):
+        cs.orbax.save(name, plain_state(), PLAIN)
+        assert (tmp_path / place / "state").is_dir()
+        same(cs.orbax.restore(name, plain_state(), PLAIN), plain_state())
+    assert (tmp_path / "ahead").is_symlink()
+    with pytest.raises(cs.ConformanceError, match=r"oop.*\n.*choose another path"):
+        cs.orbax.save("loop", plain_state(), PLAIN)
+
+
+def test_a_restore_that_fails_leaves_the_module_as_it_was(tmp_path: Path) -> None:
+    class Kernel(cs.Schema):
+        kernel: Float32[Array, "a b"]
+
+    lens = cs.derive(cs.linen.Params[Kernel], cs.nnx.Params[Kernel])
+    cs.orbax.save(tmp_path / "0", {"params": {"kernel": jnp.ones((2, 3))}}, lens)
+    for file in (tmp_path / "0" / "state" / "d").iterdir():
+        file.write_bytes(bytes(file.stat().st_size))
+    module = nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0))
+    before = module.kernel[...]
+    with pytest.raises(cs.CheckpointMismatchError):
+        cs.orbax.restore(tmp_path / "0", module, lens)
+    assert module.kernel[...] is before
+
+
 def test_3_14_a_step_that_is_gone_tells_which_are_there(tmp_path: Path) -> None:
     with ocp.training.Checkpointer(tmp_path) as checkpointer:
         for step in (9, 10, 100):
@@ -498,6 +555,132 @@ def test_3_16_a_number_that_was_not_read_has_no_value(tmp_path: Path) -> None:
         ("epoch", "a Python number (int)"),
         ("loss", "a Python number (float)"),
     ]
+
+
+NUMBERS: dict[str, tuple[Any, Any]] = {
+    "minus_zero": (Float32, -0.0),
+    "nan": (Float32, float("nan")),
+    "inf": (Float32, float("inf")),
+    "smallest": (Float32, 2.0**-149),
+    "tenth": (Float64, 0.1),
+    "large": (Float64, 1e300),
+    "yes": (Bool, True),
+    "no": (Bool, False),
+    "unsigned": (UInt32, 3_000_000_000),
+    "greatest": (Int64, 2**63 - 1),
+    "least": (Int64, -(2**63)),
+}
+
+
+def numbered(name: str, key: str) -> Any:
+    """A schema of Python numbers, and of a leaf under this key."""
+    leaves = {number: kind[Array, ""] for number, (kind, _) in NUMBERS.items()}
+    body = {"__annotations__": {**leaves, "w": Float32[Array, " a"]}, "w": cs.field(key=key)}
+    return type(name, (cs.Schema,), body)
+
+
+def test_3_10_python_numbers_come_back_to_the_last_bit(tmp_path: Path) -> None:
+    lens = cs.derive(numbered("Old", "w"), numbered("New", "ww"))
+    values = {name: value for name, (_, value) in NUMBERS.items()}
+    cs.orbax.save(tmp_path / "0", {**values, "w": jnp.ones(2)}, lens)
+    likes = {name: type(value)(0) for name, value in values.items()}
+    found = cs.orbax.restore(tmp_path / "0", {**likes, "ww": jnp.zeros(2)}, lens)
+    same(found, {**values, "ww": jnp.ones(2)})
+    wide = {name: np.zeros((), kind.dtypes[0]) for name, (kind, _) in NUMBERS.items()}
+    arrays = cs.orbax.restore(tmp_path / "0", {**wide, "ww": jnp.zeros(2)}, lens)
+    for name, (kind, value) in NUMBERS.items():
+        assert np.asarray(arrays[name]).tobytes() == np.asarray(value, kind.dtypes[0]).tobytes()
+
+
+def test_3_15_a_python_complex_number_is_named(tmp_path: Path) -> None:
+    class Wave(cs.Schema):
+        c: Complex64[Array, ""]
+
+    with pytest.raises(cs.ConformanceError, match="found Python complex 1j") as caught:
+        cs.orbax.save(tmp_path / "0", {"c": 1j}, identity(Wave))
+    assert "asarray" in faults(caught)[0].hint and not list(tmp_path.iterdir())
+    cs.orbax.save(tmp_path / "0", {"c": jnp.asarray(1j, "complex64")}, identity(Wave))
+    assert cs.orbax.restore(tmp_path / "0", {"c": 0j}, identity(Wave)) == {"c": 1j}
+
+
+# --- keys as a checkpoint has them  ---
+
+KEYS = [
+    *("a.b", "a b", "é", "日本", "a\nb", "..", "~", "%2F", "'0'", "00", "-1", "٣"),
+    *("'a''", "value", "c/value", "x" * 300, "params", "opt_state", "step", "key", "count"),
+]
+
+
+def test_odd_keys_come_back(tmp_path: Path) -> None:
+    names = [f"leaf{at}" for at in range(len(KEYS))]
+    odd = {name: cs.field(key=key) for name, key in zip(names, KEYS, strict=True)}
+    one, other = (
+        type("Keys", (cs.Schema,), {"__annotations__": dict.fromkeys(names, kind), **fields})
+        for kind, fields in ((Float32[Array, "a b"], odd), (Float32[Array, "b a"], {}))
+    )
+    lens = cs.derive(one, other)
+    view = {name: jnp.arange(6.0).reshape(3, 2) + 10 * at for at, name in enumerate(sorted(names))}
+    source = lens.put(view)
+    cs.orbax.save(tmp_path / "0", view, lens)
+    for target in (view, source):
+        found = cs.orbax.restore(tmp_path / "0", jax.tree.map(jnp.zeros_like, target), lens)
+        same(found, target)
+
+
+def test_names_that_frameworks_use_are_names_of_modules_too(tmp_path: Path) -> None:
+    names = "params", "step", "opt_state", "model", "optimizer", "value", "key", "count"
+    leaf = type(
+        "Leaf", (cs.Schema,), {"__annotations__": dict.fromkeys(names[5:], Float32[Array, " a"])}
+    )
+    inner = type("Inner", (cs.Schema,), {"__annotations__": dict.fromkeys(names, leaf)})
+
+    class Stacked(cs.Schema):
+        layers: inner = cs.field(scan="n", axis=0)
+
+    class Listed(cs.Schema):
+        layers: list[inner] = cs.field(length="n")
+
+    tx = optax.trace(0.9)
+    lens = cs.derive(cs.linen.TrainState[Stacked, tx], cs.nnx.TrainState[Listed, tx])
+
+    def drawn(first: float) -> Any:
+        parts = [(name, part) for name in names for part in names[5:]]
+        tree: dict[str, Any] = {name: {} for name in names}
+        for at, (name, part) in enumerate(parts):
+            tree[name][part] = jnp.arange(4.0).reshape(2, 2) + first + 10 * at
+        return {"params": {"layers": tree}}
+
+    state = {"step": jnp.int32(5), "params": drawn(0.0), "opt_state": optax.TraceState(drawn(0.5))}
+    view = lens.get(state)
+    assert view["model"]["layers"][1]["opt_state"]["count"][...].tolist() == [82, 83]
+    same(lens.put(view, onto=state), state)
+    cs.orbax.save(tmp_path / "0", view, lens)
+    for target in (view, state):
+        same(cs.orbax.restore(tmp_path / "0", jax.tree.map(jnp.zeros_like, target), lens), target)
+
+
+def test_keys_that_a_checkpoint_would_make_one_are_refused(tmp_path: Path) -> None:
+    class Dotted(cs.Schema):
+        x: Float32[Array, " a"] = cs.field(key="a.b")
+        y: Float32[Array, " a"] = cs.field(key="a/b")
+
+    state = {"a.b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
+    with pytest.raises(cs.ConformanceError, match=r"expected one leaf called a\.b, found 2"):
+        cs.orbax.save(tmp_path / "0", state, identity(Dotted))
+
+
+def test_int_keys_and_the_same_as_strings_are_one_checkpoint(tmp_path: Path) -> None:
+    class Texts(cs.Schema):
+        x: list[Float32[Array, " a"]] = cs.field(length="n", key="x/'{i}'")
+
+    class Ints(cs.Schema):
+        x: list[Float32[Array, " a"]] = cs.field(length="n")
+
+    lens = cs.derive(Texts, Ints)
+    view = lens.get({"x": {str(i): jnp.full(2, float(i)) for i in range(12)}})
+    cs.orbax.save(tmp_path / "0", view, lens)
+    for target in (view, lens.put(view)):
+        same(cs.orbax.restore(tmp_path / "0", jax.tree.map(jnp.zeros_like, target), lens), target)
 
 
 # --- 3.12: keys that are tuples  ---
