@@ -105,7 +105,12 @@ def join(
             if any(f.kind == "chain" for f in faults)
             else []
         )
-        notes = [*notes, *_plain_beside_state(source, view), *_plain_beside_state(view, source)]
+        apart = [*_plain_beside_state(source, view), *_plain_beside_state(view, source)]
+        if apart and not placed:  # that no leaf has a partner follows from it
+            faults = [*apart, *(f for f in faults if f.kind not in ("unplaced", "chain"))]
+            notes = []
+        else:
+            notes = [*notes, *(f"{fault.found}: {fault.hint}" for fault in apart)]
         raise DerivationError(f"no lens from {source.name} to {view.name}", faults, notes)
     source = dataclasses.replace(source, name=names_of[0])
     return source, dataclasses.replace(view, name=names_of[1]), tuple(joins)
@@ -130,15 +135,16 @@ def _as_weights(table: Layout, other: Layout, rules: Sequence[Rule]) -> Layout:
     return dataclasses.replace(table, rows=tuple(rows))
 
 
-def _plain_beside_state(table: Layout, other: Layout) -> list[str]:
-    """What to say of a plain schema beside a train state, which has its leaves and more."""
+def _plain_beside_state(table: Layout, other: Layout) -> list[Mismatch]:
+    """The fault of a plain schema beside a train state, which has its leaves and more."""
     if any(row.body != 0 for row in table.rows):
         return []
     weights = {row.path[row.body :] for row in other.rows if row.body and row.path[0] == "params"}
     if weights.isdisjoint(row.path for row in table.rows) or other.rows[0].body == 0:
         return []
-    cure = "derive between it and weights alone, linen.Params[...] or nnx.Params[...]"
-    return [f"{table.name} is a plain schema, and {other.name} a train state: {cure}"]
+    found = f"{table.name}, a plain schema, and {other.name}, a train state"
+    cure = f"derive between {table.name} and weights alone, linen.Params[...] or nnx.Params[...]"
+    return [Mismatch("", "layout", "two layouts of one kind", found, cure)]
 
 
 _Members = Mapping[int, Member]
