@@ -26,9 +26,9 @@ class Fused(cs.Schema):
 class Apart(cs.Schema):
     """The same with a projection for each."""
 
-    q: Float32[Array, "embed q"]
-    k: Float32[Array, "embed kv"]
+    k: Float32[Array, "embed kv"]  # not in the order that the rule says
     v: Float32[Array, "kv embed"]
+    q: Float32[Array, "embed q"]
     first: Float32[Array, "heads embed"]
     second: Float32[Array, "embed heads"]
     third: Float32[Array, "heads embed"]
@@ -43,7 +43,10 @@ class Plain(cs.Schema):
     kernel: Float32[Array, "width embed"]
     query: Float32[Array, "embed heads"]
     names: Int32[Array, " vocab"]
-    noise: cs.Key["rbg"]
+    spun: Float32[Array, "heads heads heads"]
+    noise: cs.Key["rbg", " heads"]
+    seed: cs.Key["fry", " heads"]
+    twin: cs.Key["fry", " heads"]
 
 
 class Ruled(cs.Schema):
@@ -54,7 +57,9 @@ class Ruled(cs.Schema):
     kernel: Float32[Array, "embed width"]
     query: Float32[Array, "embed heads"]
     names: Int32[Array, " padded"]
-    noise: UInt32[Array, "4"]
+    turned: Float32[Array, "heads heads heads"]
+    noise: UInt32[Array, "heads 4"]
+    seed: cs.Key["fry", " heads"]
 
 
 RULES = (
@@ -63,7 +68,9 @@ RULES = (
     cs.tie("head", "table"),
     cs.flip("kernel", "width"),
     cs.scale("query", 0.125),
+    cs.rename("spun", "turned", axes="1 2 0"),
     cs.raw_key("noise"),
+    cs.tie("twin", "seed"),
     cs.fuse("attention/qkv", ["attention/q", "attention/k", "attention/v"]),
     cs.fuse("attention/gates", ["attention/first", "attention/second", "attention/third"]),
 )
@@ -77,10 +84,16 @@ class Expert(cs.Schema):
     up: BFloat16[Array, "embed mlp"]
 
 
+class NoisyExpert(Expert):
+    """The same with keys of its own, stacked on two axes."""
+
+    noise: cs.Key["fry"] = cs.field(default=cs.fresh_key(5))
+
+
 class StackedLayer(cs.Schema):
     """A layer whose experts are one array."""
 
-    experts: Expert = cs.field(scan="experts", axis=0)
+    experts: NoisyExpert = cs.field(scan="experts", axis=0)
     scale: Float32[Array, " embed"]
 
 
@@ -94,7 +107,7 @@ class ListedLayer(cs.Schema):
 class Listed(cs.Schema):
     """All layers in one list."""
 
-    layers: list[ListedLayer] = cs.field(key="layers_{i}", length="3*blocks+rest")
+    layers: list[ListedLayer] = cs.field(key="layers_{2*i+1}", length="first+3*blocks+rest")
     count: Int32[Array, ""]
     bias: Float32[Array, " embed"] | None = cs.field(default=0.5)
 
@@ -108,12 +121,69 @@ class ScannedBlock(cs.Schema):
 class Scanned(cs.Schema):
     """Most of the layers in blocks of three that are stacked, and those that remain."""
 
-    blocks: ScannedBlock = cs.field(scan="blocks", axis=1)
+    first: StackedLayer = cs.field(scan="first", axis=0)
+    blocks: ScannedBlock = cs.field(scan="blocks", axis=-1)
     rest: list[StackedLayer] = cs.field(length="rest")
-    layers = cs.series("blocks[]/layers[]", "rest[]")
+    layers = cs.series("first[]", "blocks[]/layers[]", "rest[]")
     count: UInt32[Array, ""]
     bias: Float32[Array, " embed"] | None = cs.field(default=0.5)
     mask: Float32[Array, " embed"] = cs.field(default=-0.0)
+
+
+# --- Lenses that are composed of two  ---
+
+
+class Oldest(cs.Schema):
+    """Where the first lens starts."""
+
+    kernel: Float32[Array, "width embed heads"]
+    cube: Float32[Array, "heads heads heads"]
+    table: Float32[Array, "padded embed"]
+    names: Int32[Array, " vocab"]
+    bias: Float32[Array, " embed"] = cs.field(default=0.25)
+
+
+class Middle(cs.Schema):
+    """Where both meet."""
+
+    kernel: Float32[Array, "embed heads width"]
+    cube: Float32[Array, "heads heads heads"]
+    table: Float32[Array, "vocab embed"]
+    names: Int32[Array, " vocab"]
+    bias: Float32[Array, " embed"]
+    scale: Float32[Array, " embed"] = cs.field(default=0.5)
+
+
+class Newest(cs.Schema):
+    """Where the second one ends."""
+
+    kernel: Float32[Array, "heads width embed"]
+    cube: Float32[Array, "heads heads heads"]
+    table: Float32[Array, "padded embed"]
+    names: Int32[Array, " vocab"]
+    bias: Float32[Array, " embed"]
+    scale: Float32[Array, " embed"]
+
+
+FIRST = (
+    cs.flip("kernel", "width"),
+    cs.rename("cube", "cube", axes="1 2 0"),
+    cs.pad("table", "vocab", "padded", fill=0.5),
+    cs.private("scale", 1.5),
+)
+SECOND = (cs.flip("kernel", "width"), cs.pad("table", "vocab", "padded", fill=0.25))
+
+
+class Small(cs.Schema):
+    """What is padded, and no value of it looked at."""
+
+    table: Float32[Array, "vocab embed"]
+
+
+class Large(cs.Schema):
+    """The same with padding."""
+
+    table: Float32[Array, "padded embed"]
 
 
 # --- Training states  ---
@@ -160,6 +230,14 @@ def _training() -> cs.Lens:
     return cs.derive(cs.linen.TrainState[LinenNet, TX], cs.nnx.TrainState[NnxNet, TX])
 
 
+def _composed() -> cs.Lens:
+    return ~cs.derive(Middle, Oldest, FIRST) >> cs.derive(Middle, Newest, SECOND)
+
+
+def _padded() -> cs.Lens:
+    return cs.derive(Small, Large, [cs.pad("table", "vocab", "padded", fill=0.5)])
+
+
 def _decoder() -> cs.Lens:
     return cs.derive(cs.linen.Params[LinenDecoder], cs.nnx.Params[NnxDecoder])
 
@@ -168,6 +246,8 @@ FAMILIES: Mapping[str, Callable[[], cs.Lens]] = {
     "rules": functools.cache(_rules),
     "layers": functools.cache(_layers),
     "training": functools.cache(_training),
+    "composed": functools.cache(_composed),
+    "padded": functools.cache(_padded),
     "decoder": functools.cache(_decoder),
 }
 """What makes the lens of each family, by name."""

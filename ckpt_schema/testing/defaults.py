@@ -13,15 +13,15 @@ import numpy as np
 
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import ConstantKey, Fill, FreshKey
-from ckpt_schema.lens.core import Lens
+from ckpt_schema.lens.core import Lens, derive
 from ckpt_schema.paths import format_path
 from ckpt_schema.table import Row
 from ckpt_schema.testing.frames import frame_of, size
 from ckpt_schema.testing.held import by_key, first, same, whole
-from ckpt_schema.testing.laws import LawError
+from ckpt_schema.testing.laws import LawError, gathered, identical
 from ckpt_schema.trees import Tree
 
-__all__ = ["defaults", "stated"]
+__all__ = ["defaults", "stated", "stepwise"]
 
 _IMPLS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
@@ -44,6 +44,28 @@ def defaults(lens: Lens, s: Tree) -> None:
             faults.append(Mismatch(where, "default", expected, other, first(made, value)))
     if faults:
         raise LawError("private leaves are not as declared", faults)
+
+
+def stepwise(lens: Lens, s: Tree) -> None:
+    """``(a >> b).get(s) == b.get(a.get(s))``, each derived anew: what neither end has the layout between them fills in."""
+    if len(lens.derivations) < 2:
+        return
+    found = s
+    for step in _steps(lens):
+        found = step.get(found)
+    identical(gathered(found), gathered(lens.get(s)))
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(lens: Lens) -> tuple[Lens, ...]:
+    """What a lens is composed of."""
+    found: list[Lens] = []
+    for each in lens.derivations:
+        step = derive(each.source, each.view, each.rules)
+        names = step.source.names() | step.view.names()
+        step = step.bind(**{name: size for name, size in lens.dims.items() if name in names})
+        found.append(~step if each.inverted else step)
+    return tuple(found)
 
 
 def stated(row: Row, sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:

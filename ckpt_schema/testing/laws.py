@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 
 from ckpt_schema import leaves
@@ -38,6 +40,7 @@ __all__ = [
     "composition",
     "conformance",
     "declaration",
+    "donation",
     "gathered",
     "gathers_nothing",
     "get_get",
@@ -45,6 +48,7 @@ __all__ = [
     "identical",
     "inverse",
     "jit",
+    "moved",
     "placed_like",
     "placement",
     "put_get",
@@ -230,10 +234,10 @@ def sharing(lens: Lens, s: Tree, v: Tree) -> None:
         if found[slot] is not kept[slot]
     ]
     sizes = {**check(lens.source, s).dims, **check(lens.view, v).dims, **lens.dims}
-    moved = _moved(lens, sizes)
-    uses = collections.Counter(one for ones in moved.values() for one in ones)
-    made = {id(found[other]) for other in moved if other in found}
-    for other, ones in moved.items():
+    unedited = moved(lens, sizes)
+    uses = collections.Counter(one for ones in unedited.values() for one in ones)
+    made = {id(found[other]) for other in unedited if other in found}
+    for other, ones in unedited.items():
         given = [one for one in ones if one in before]
         kept = any(
             found[other] is before[one] or (uses[one] > 1 and id(before[one]) in made)
@@ -243,8 +247,30 @@ def sharing(lens: Lens, s: Tree, v: Tree) -> None:
         if given and other in found and not kept:
             of = " or ".join(_spelled(lens.source, one) for one in given)
             faults.append(_copied(lens.view, other, f"that of {of}"))
+    faults += _moved_to_jax(lens, before, _slots(lens.view, lens.get(s)))
     if faults:
         raise LawError("leaves that only move are copied", faults)
+
+
+def _moved_to_jax(
+    lens: Lens, before: Mapping[Slot, Any], after: Mapping[Slot, Any]
+) -> Iterator[Mismatch]:
+    """What is made of NumPy arrays alone and is none; there are no keys of NumPy's."""
+    sizes = dict(lens.dims)
+    for join in lens.joins:
+        for inputs, outputs in instances((join.sources, join.views), join.levels, sizes):
+            if all(isinstance(before.get(slot), np.ndarray) for slot in inputs):
+                for slot in outputs:
+                    keys = lens.view.rows[slot[0]].leaf.dtype.startswith("key<")
+                    if slot in after and not keys and not isinstance(after[slot], np.ndarray):
+                        where, found = _spelled(lens.view, slot), type(after[slot]).__name__
+                        yield Mismatch(where, "sharing", "an array of NumPy's, as before", found)
+
+
+def donation(lens: Lens, s: Tree, twin: Tree) -> None:
+    """``get(s, donate=True) == get(s)``: nothing is freed that is needed; ``twin`` is equal to ``s``, in other buffers."""
+    expected = lens.get(s)
+    identical(lens.get(twin, donate=True), expected)
 
 
 def _copied(layout: Layout, slot: Slot, of: str) -> Mismatch:
@@ -255,7 +281,7 @@ def _spelled(layout: Layout, slot: Slot) -> str:
     return format_path(fill(layout.rows[slot[0]].key, slot[1]))
 
 
-def _moved(lens: Lens, sizes: Mapping[str, int]) -> dict[Slot, list[Slot]]:
+def moved(lens: Lens, sizes: Mapping[str, int]) -> dict[Slot, list[Slot]]:
     """What only moves, with what it may be: of leaves that are tied, any, for they are equal."""
     found: dict[Slot, list[Slot]] = {}
     edited: set[Slot] = set()
@@ -300,8 +326,24 @@ def composition(first: Lens, second: Lens, s: Tree, w: Tree) -> None:
 
 
 def jit(lens: Lens, s: Tree) -> None:
-    """``jit(get)(s) == get(s)``."""
-    identical(gathered(jax.jit(lens.get)(s)), gathered(lens.get(s)))
+    """``jit(get)(s) == get(s)``, and where ``s`` does not change, ``get(s)`` does not."""
+    still = jax.tree.map(_still, s)
+    found, moved = jax.jit(lambda tree, along: jax.jvp(lens.get, (tree,), (along,)))(s, still)
+    identical(gathered(found), gathered(lens.get(s)))
+    faults = [
+        Mismatch(path, "derivative", "0, for nothing changes", "others")
+        for path, x in _leaves(moved)
+        if x.dtype != jax.dtypes.float0 and np.asarray(x).any()
+    ]
+    if faults:
+        raise LawError("what does not change has a derivative", faults)
+
+
+def _still(value: Any) -> Any:
+    """A direction in which a leaf does not change."""
+    if jnp.issubdtype(value.dtype, jnp.inexact):
+        return jnp.zeros_like(value)
+    return np.zeros(value.shape, jax.dtypes.float0)
 
 
 def gathered(tree: Tree) -> Tree:

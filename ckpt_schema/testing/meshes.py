@@ -16,7 +16,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ckpt_schema import placement
 from ckpt_schema.testing.devices import verify_devices
 
-__all__ = ["MESHES", "MeshSpec", "Place", "Sharded", "as_jax", "as_numpy", "mesh", "shardings"]
+__all__ = [
+    "MESHES",
+    "MeshSpec",
+    "Mixed",
+    "Place",
+    "Sharded",
+    "as_jax",
+    "as_numpy",
+    "mesh",
+    "shardings",
+]
 
 MeshSpec = tuple[tuple[int, ...], AxisType]
 """The shape of a mesh over all devices, and the type of its axes."""
@@ -57,6 +67,20 @@ class Sharded:
     def __call__(self, value: Any) -> Any:
         """The leaf, sharded; over the devices of all processes, where the mesh has them."""
         return placement.placed(value, self.sharding(tuple(value.shape)))
+
+
+class Mixed:
+    """Places every other leaf as another place does, and leaves the rest to NumPy."""
+
+    def __init__(self, place: Place) -> None:
+        """Keeps the other place; the first leaf is NumPy's."""
+        self._place, self._count = place, 0
+
+    def __call__(self, value: Any) -> Any:
+        """The leaf; key arrays are never NumPy's."""
+        self._count += 1
+        keys = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        return self._place(value) if keys or self._count % 2 == 0 else as_numpy(value)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from ckpt_schema.lens.core import Lens
 from ckpt_schema.schema import Schema, layout
 from ckpt_schema.table import Layout
 from ckpt_schema.testing.containers import containers
-from ckpt_schema.testing.meshes import MeshSpec, Place, Sharded, as_jax, as_numpy, mesh
+from ckpt_schema.testing.meshes import MeshSpec, Mixed, Place, Sharded, as_jax, as_numpy, mesh
 from ckpt_schema.testing.states import Maker, bound, maker
 from ckpt_schema.testing.values import Values
 from ckpt_schema.trees import Tree
@@ -38,6 +38,8 @@ class Sample:
         spec: Which of the ways to shard over it.
         number: Whether a step is a Python number.
         free: The logical path of a leaf that has any values, also such as a lens refuses.
+        flipped: That of a leaf of whose values one bit is another than a lens carries.
+        mixed: Whether every other leaf is NumPy's, where the leaves are sharded.
 
     Example:
         >>> from jaxtyping import Array, Float32
@@ -57,6 +59,8 @@ class Sample:
     spec: int = 0
     number: bool = False
     free: str | None = None
+    flipped: str | None = None
+    mixed: bool = False
 
     def of(self, schema: type[Schema] | Layout) -> Tree:
         """The state of a schema or layout."""
@@ -85,7 +89,8 @@ class Sample:
         """What makes leaves of values."""
         if isinstance(self.leaves, str):
             return as_numpy if self.leaves == "numpy" else as_jax
-        return Sharded(mesh(*self.leaves), self.spec)
+        place = Sharded(mesh(*self.leaves), self.spec)
+        return Mixed(place) if self.mixed else place
 
     def __repr__(self) -> str:
         """The code that makes it."""
@@ -104,11 +109,18 @@ def _code(value: Any) -> str:
 
 
 def _maker(lens: Lens, sample: Sample, side: int) -> Maker:
-    return _kept(lens, tuple(sorted(sample.sizes.items())), side, sample.number, sample.free)
+    told = sample.number, sample.free, sample.flipped
+    return _kept(lens, tuple(sorted(sample.sizes.items())), side, *told)
 
 
 @functools.lru_cache(maxsize=64)
 def _kept(
-    lens: Lens, sizes: tuple[tuple[str, int], ...], side: int, number: bool, free: str | None
+    lens: Lens,
+    sizes: tuple[tuple[str, int], ...],
+    side: int,
+    number: bool,
+    free: str | None,
+    flipped: str | None,
 ) -> Maker:
-    return maker(bound(lens, dict(sizes)), side, number=number and side == 0, free=free)
+    number = number and side == 0
+    return maker(bound(lens, dict(sizes)), side, number=number, free=free, flipped=flipped)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -35,6 +36,7 @@ class Maker:
         bounds: For rows whose partners have other integer dtypes: the values that all can hold.
         number: Whether a step is a Python number, as ``TrainState.create`` leaves it.
         carried: What else is asked of the values.
+        flipped: The logical path of a leaf of whose values one bit is another than the lens carries.
     """
 
     layout: Layout
@@ -42,6 +44,7 @@ class Maker:
     bounds: Mapping[int, Bounds] = dataclasses.field(default_factory=dict[int, Bounds])
     number: bool = False
     carried: Carried | None = None
+    flipped: str | None = None
 
     def __call__(
         self,
@@ -69,13 +72,28 @@ class Maker:
             (rows[at].leaf.dtype, self._shape(rows[at]), self.bounds.get(at)) for at, _ in slots
         ]
         found = dict(zip(slots, make(rng, requests, values), strict=True))
+        if self.flipped is not None:
+            found = {slot: _with_zero(value) for slot, value in found.items()}
         if self.carried is not None:
             self.carried.settle(found, self.sizes)
+        if self.flipped is not None:
+            self._flip(found, rng)
         leaves = (
             (fill(rows[at].key, indices), rows[at], self._leaf(rows[at], found[at, indices], place))
             for at, indices in slots
         )
         return trees.build(self.layout, leaves, self.sizes)
+
+    def _flip(self, found: dict[Slot, Any], rng: np.random.Generator) -> None:
+        """Makes one bit another, where something may begin, or of the zero that all leaves have in front."""
+        slots = [
+            slot
+            for slot, value in found.items()
+            if "/".join(self.layout.rows[slot[0]].path) == self.flipped and value.size
+        ]
+        if slots:
+            slot = slots[int(rng.integers(len(slots)))]
+            found[slot] = _flipped(found[slot], rng, [*self.sizes.values()])
 
     def _shape(self, row: Row) -> tuple[int, ...]:
         shape = sizes_of(row.dims, self.sizes)
@@ -111,7 +129,41 @@ def _common(dtypes: Collection[str]) -> Bounds:
     return max(int(info.min) for info in infos), min(int(info.max) for info in infos)
 
 
-def maker(lens: Lens, side: int, *, number: bool = False, free: str | None = None) -> Maker:
+def _with_zero(value: Any) -> Any:
+    """The leaf with a zero in front, where it holds floats."""
+    if not value.size or not jnp.issubdtype(value.dtype, jnp.floating):
+        return value
+    found = value.copy()
+    found[(0,) * value.ndim] = 0
+    return found
+
+
+def _flipped(value: Any, rng: np.random.Generator, begins: Sequence[int]) -> Any:
+    """The leaf with another bit: of keys one of one word, of floats the sign as often as any other."""
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        data = _flipped(np.asarray(jax.random.key_data(value)), rng, begins)
+        return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(value))
+    found, zero = value.copy(), bool(rng.integers(2))
+    index = tuple(
+        0 if zero else int(rng.choice([at for at in (0, *begins, length - 1) if at < length]))
+        for length in value.shape
+    )
+    octets = np.ascontiguousarray(found[index]).reshape(1).view(np.uint8)
+    # The last octet has the sign; of what is narrower than an octet the lowest bit is one of its own.
+    narrow = found.dtype.name in ("bool", "int4", "uint4")
+    octets[-1 if zero else 0] ^= 1 if narrow or not zero else 0x80
+    found[index] = octets.view(found.dtype)[0]
+    return found
+
+
+def maker(
+    lens: Lens,
+    side: int,
+    *,
+    number: bool = False,
+    free: str | None = None,
+    flipped: str | None = None,
+) -> Maker:
     """A maker of trees of the source (0) or view (1) of a lens whose dims are all bound.
 
     Args:
@@ -119,6 +171,7 @@ def maker(lens: Lens, side: int, *, number: bool = False, free: str | None = Non
         side: 0 or 1.
         number: Whether a step is a Python number.
         free: The logical path of a leaf with any values; what stands in all others the lens can carry.
+        flipped: That of a leaf of whose values one bit is another.
     """
     layout = (lens.source, lens.view)[side]
     kept = [at for at, row in enumerate(layout.rows) if "/".join(row.path) != free]
@@ -130,7 +183,7 @@ def maker(lens: Lens, side: int, *, number: bool = False, free: str | None = Non
                 join for join in carries.joins if all(place.row in kept for place in join.sources)
             )
         )
-    return Maker(layout, lens.dims, bounds, number, carries)
+    return Maker(layout, lens.dims, bounds, number, carries, flipped)
 
 
 def refusable(lens: Lens, side: int) -> tuple[str, ...]:

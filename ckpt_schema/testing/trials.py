@@ -18,7 +18,7 @@ from ckpt_schema.testing.outputs import Outputs
 from ckpt_schema.testing.samples import Sample
 from ckpt_schema.testing.states import bound, refusable
 from ckpt_schema.testing.strategies import Bound, absences, counts, space
-from ckpt_schema.testing.values import VALUES
+from ckpt_schema.testing.values import VALUES, Values
 from ckpt_schema.trees import Tree
 
 __all__ = ["Given", "Kind", "Trial", "trials"]
@@ -128,7 +128,10 @@ def trials(
     if where != "numpy":
         found = _sized(lens, tuple(bounds.items()), way)
     number = kind in ("any", "free") and draw(st.booleans())
-    seed, values = draw(_SEEDS), draw(st.sampled_from(VALUES if kind != "free" else ("hostile",)))
+    near = kind == "free" and draw(st.booleans())
+    told: dict[bool, tuple[Values, ...]] = {True: ("counted",), False: ("hostile",)}
+    pool = told[near] if kind == "free" else VALUES  # a NaN is unlike itself, whatever else is
+    seed, values = draw(_SEEDS), draw(st.sampled_from(pool))
     both: list[Sample] = []
     for side, layout in enumerate((lens.source, lens.view)):
         absent = draw(absences(lens, side))
@@ -144,9 +147,11 @@ def trials(
         spec = way if where == "sharded" else 0
         refused = refusable(lens, side) if kind == "free" else ()
         free = draw(st.sampled_from(refused)) if refused else None
-        both.append(
-            Sample(found, seed + 2 * side, values, container, absent, leaves, spec, counts, free)
-        )
+        sample = Sample(found, seed + 2 * side, values, container, absent, leaves, spec, counts)
+        mixed = kind in ("any", "free") and where == "sharded" and way == _COMPILED - 1
+        near_it, any_of_it = (free, None) if near else (None, free)
+        sample = dataclasses.replace(sample, free=any_of_it, flipped=near_it, mixed=mixed)
+        both.append(sample)
     return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), turned=turned)
 
 
