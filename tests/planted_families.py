@@ -13,6 +13,9 @@ import ckpt_schema as cs
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-3)))
 
+OTHER = optax.chain(optax.adamw(optax.constant_schedule(1e-3)), optax.ema(0.9))
+"""The same without clipping, and with a part that nothing stands for."""
+
 # --- What only rules say  ---
 
 
@@ -214,6 +217,7 @@ class NnxNet(cs.Schema):
     """The same net in NNX: layers in a list."""
 
     embedding: Float32[Array, "vocab embed"] = cs.field(key="embed/embedding")
+    extra: Float32[Array, " embed"]
     layers: list[NnxDense] = cs.field(length="depth", dims={"inputs": "embed", "outputs": "mlp"})
     mean: Float32[Array, " embed"] = cs.field(key="norm/mean", type="BatchStat")
 
@@ -227,7 +231,8 @@ def _layers() -> cs.Lens:
 
 
 def _training() -> cs.Lens:
-    return cs.derive(cs.linen.TrainState[LinenNet, TX], cs.nnx.TrainState[NnxNet, TX])
+    rules = [cs.private("extra", 0.5), cs.reset(view="opt_state/1")]
+    return cs.derive(cs.linen.TrainState[LinenNet, TX], cs.nnx.TrainState[NnxNet, OTHER], rules)
 
 
 def _composed() -> cs.Lens:

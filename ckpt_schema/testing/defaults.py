@@ -33,6 +33,11 @@ def defaults(lens: Lens, s: Tree) -> None:
     for number, row in enumerate(lens.view.rows):
         if number in lens.joined[1] or not isinstance(row.default, (Fill, FreshKey, ConstantKey)):
             continue
+        if _starts_anew(lens, row):
+            where = format_path(row.key)
+            expected = "what the optimizer starts with, for it keeps this of a leaf"
+            faults.append(Mismatch(where, "default", expected, str(row.default)))
+            continue
         value = whole(row, found, lens.dims)
         if value is None:
             continue  # there are no such layers, or it may be missing
@@ -44,6 +49,14 @@ def defaults(lens: Lens, s: Tree) -> None:
             faults.append(Mismatch(where, "default", expected, other, first(made, value)))
     if faults:
         raise LawError("private leaves are not as declared", faults)
+
+
+def _starts_anew(lens: Lens, row: Row) -> bool:
+    """Whether a leaf is what an optimizer keeps of another one, and no rule speaks of it at its own place."""
+    rules = [rule for each in lens.derivations for rule in each.rules]
+    own = any(getattr(rule, "path", ("",))[0] == "opt_state" for rule in rules)
+    mirror = bool(row.body) and row.path[0] == "opt_state"
+    return mirror and lens.view.initial is not None and not own
 
 
 def stepwise(lens: Lens, s: Tree) -> None:

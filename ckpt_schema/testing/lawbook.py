@@ -75,7 +75,7 @@ def _conformance(at: Trial) -> None:
 
 
 def _abstraction(at: Trial) -> None:
-    if any(sample.mixed for sample in at.samples):
+    if at.mixed:
         return  # where NumPy arrays beside sharded ones are put, no abstract leaf tells
     laws.abstraction(at.lens, at["s"], at["v"])
     laws.abstraction(backward(at.lens), at["v"], at["s"])
@@ -91,7 +91,7 @@ def _defaults(at: Trial) -> None:
 def _naming(at: Trial) -> None:
     naming(at.lens, at["s"])
     naming(backward(at.lens), at["v"])
-    if at.samples[0].seed % 4 == 0:  # what is said of axes does not depend on values
+    if at.names_axes:
         axes(at.lens)
         axes(backward(at.lens))
 

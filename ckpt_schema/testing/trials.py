@@ -48,6 +48,16 @@ class Trial:
         later = (dataclasses.replace(each, seed=each.seed + 1) for each in self.samples)
         return dict(zip("svtw", (source, view, *later), strict=True))
 
+    @property
+    def mixed(self) -> bool:
+        """Whether NumPy arrays stand beside sharded ones."""
+        return any(sample.mixed for sample in self.samples)
+
+    @property
+    def names_axes(self) -> bool:
+        """Whether what is said of axes is tried too, which does not depend on values: every fourth time."""
+        return self.samples[0].seed % 4 == 0
+
     def __getitem__(self, name: str) -> Tree:
         """The state of this name; those of a side have the same structure, and other values."""
         sample = self.told[name]
@@ -81,6 +91,16 @@ class Given(Trial):
         """Keeps the lens, the states by name, and what the models compute with them, up to a tolerance."""
         self.lens, self._states, self.outputs = lens, states, outputs
         self.tolerance, self.gradients = tolerance, gradients
+
+    @property
+    def mixed(self) -> bool:
+        """Nobody mixes them."""
+        return False
+
+    @property
+    def names_axes(self) -> bool:
+        """What is given is of one size."""
+        return False
 
     def __getitem__(self, name: str) -> Any:
         """The state of this name."""
