@@ -278,7 +278,8 @@ def derive(
 
     Warns:
         AxesWarning: With every square leaf of an inferred layout that a rule gives another name without ``axes=``: it is
-            joined as it stands, and its sizes would allow the transpose.
+            joined as it stands, and its sizes would allow the transpose. Where a rule turns another leaf, those that keep
+            their name are among them.
 
     Example:
         >>> import jax.numpy as jnp

@@ -120,7 +120,7 @@ def _part_fault(
         rules = tuple(resets.of_part(part, rows))
         inner = "" if rules == (state.reset(part.path),) else "; what it wraps is carried over"
         hint = f"{', '.join(map(str, rules))} {state.verb}{inner}"
-    found = f"a {part.type.__name__} of {', '.join(fields)} in {state.near.name} alone"
+    found = f"{part.type.__name__} ({', '.join(fields)}) in {state.near.name} alone"
     expected = f"its partner in the chain of {state.far.name}"
     return Mismatch("/".join(part.path), "chain", expected, found, hint, rules=rules)
 

@@ -428,7 +428,7 @@ def test_1_15_a_module_whose_attributes_have_other_names_is_told_by_its_variable
     assert {fault.path for fault in caught.value.mismatches} == {"opt", "other"}
 
 
-def test_words_b06_a_dict_of_states_is_read_as_the_state_of_both() -> None:
+def test_1_15_a_dict_of_states_is_read_as_the_state_of_both() -> None:
     """Its Variables were taken for dicts with a leaf ``value``."""
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)
@@ -439,7 +439,7 @@ def test_words_b06_a_dict_of_states_is_read_as_the_state_of_both() -> None:
     assert cs.check(read, tree).ok
 
 
-def test_words_b10_a_square_torch_weight_under_the_name_of_a_kernel() -> None:
+def test_1_2_a_square_torch_weight_under_the_name_of_a_kernel() -> None:
     model = nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0))
     with pytest.warns(cs.AxesWarning, match=r"rename\('weight', 'kernel', axes='0 1'\)"):
         cs.derive(cs.infer({"weight": SQUARE}), cs.infer(model), [cs.rename("weight", "kernel")])

@@ -1,4 +1,4 @@
-"""What a user reads, and does then: the cases of the findings that no other test holds, as he meets them."""
+"""What errors and warnings say, and what comes of doing what they say."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FLAX = {"up": {"w": numbers(2, 3)}, "square": {"w": numbers(2, 2)}, "down": {"w"
 TORCH = jax.tree.map(np.transpose, FLAX)
 
 
-def test_reach_10c_the_only_order_that_sizes_leave_is_a_rule_to_paste() -> None:
+def test_1_2_the_only_order_that_sizes_leave_is_a_rule_to_paste() -> None:
     """It was said to be in order or transposed, of which one alone fits."""
     source, view = cs.infer(FLAX), cs.infer(TORCH)
     error = refused(lambda: cs.derive(source, view))
@@ -91,7 +91,7 @@ class Mlp(nn.Module):
         return nn.Dense(3)(x)
 
 
-def test_reach_28_a_square_hidden_layer_computes_the_same_in_the_other_order(
+def test_1_1_a_square_hidden_layer_computes_the_same_in_the_other_order(
     tmp_path: Path,
 ) -> None:
     """From a Linen model to one that keeps ``[out, in]``, through a file."""
@@ -151,7 +151,7 @@ class New(cs.Schema):
     head: Head = cs.field(dims={"outputs": "labels"})
 
 
-def test_words_b03_the_rule_that_is_printed_parts_the_heads() -> None:
+def test_2_5_the_rule_that_is_printed_parts_the_heads() -> None:
     for view in (New, Old):
         error = refused(lambda view=view: cs.derive(Old, view, [cs.private("head", 0.0)]))
         assert "found head/kernel, which both sides have" in str(error)
@@ -160,7 +160,7 @@ def test_words_b03_the_rule_that_is_printed_parts_the_heads() -> None:
             assert not lens.joins
 
 
-def test_reach_05_a_head_of_other_dims_asks_whether_it_is_another_head(tmp_path: Path) -> None:
+def test_2_5_a_head_of_other_dims_asks_whether_it_is_another_head(tmp_path: Path) -> None:
     error = refused(lambda: cs.derive(cs.linen.Params[Old], cs.nnx.Params[New]))
     cure = "Declare the same on both sides, or say apart('head/kernel') if the two share only their name"
     assert cure in str(error)
@@ -180,7 +180,7 @@ def test_reach_05_a_head_of_other_dims_asks_whether_it_is_another_head(tmp_path:
 # --- what a state holds besides, and where it stands  ---
 
 
-def test_reach_22_a_pair_of_model_and_optimizer_is_told_what_to_pass() -> None:
+def test_1_10_a_pair_of_model_and_optimizer_is_told_what_to_pass() -> None:
     tx = optax.adam(1e-3)
     model = nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0))
     pair = nnx.state((model, nnx.Optimizer(model, tx, wrt=nnx.Param)))
@@ -190,7 +190,7 @@ def test_reach_22_a_pair_of_model_and_optimizer_is_told_what_to_pass() -> None:
     assert cs.check(layout, {"model": pair[0], "optimizer": pair[1]}).ok
 
 
-def test_words_b02_a_tree_that_is_nested_at_its_slashes_is_read() -> None:
+def test_6_a_tree_that_is_nested_at_its_slashes_is_read() -> None:
     """As the error advises."""
     nested = cs.infer({"mlp": {"~": {"linear_0": {"w": numbers(2, 3)}}}})
     lens = cs.derive(
@@ -199,7 +199,7 @@ def test_words_b02_a_tree_that_is_nested_at_its_slashes_is_read() -> None:
     assert len(lens.joins) == 1
 
 
-def test_words_b20_no_weight_is_private_because_a_rule_says_so() -> None:
+def test_2_2_no_weight_is_private_because_a_rule_says_so() -> None:
     """``private('emb', 0)`` was printed as advice, and made a model of zeros."""
 
     class Emb(cs.Schema):
