@@ -36,15 +36,21 @@ def leaf_cure(value: Any) -> str:
         )
     if isinstance(value, Mapping):
         return "jax takes it for one leaf: make it a plain dict, or register its class as a pytree"
+    if isinstance(value, (str, bytes)):
+        return _beside("text")
     return ""
 
 
-def dtype_cure(value: Any, wanted: str) -> str:
+def _beside(told: str) -> str:
+    return f"no array of jax holds {told}: keep it beside the state, as save(also=...) does"
+
+
+def dtype_cure(value: Any, wanted: str = "") -> str:
     """What to do about an array whose dtype jax has no array for; empty where jax has.
 
     Args:
         value: A leaf.
-        wanted: The dtype that it should have.
+        wanted: The dtype that it should have, if that is known.
 
     Example:
         >>> dtype_cure(np.zeros(2, np.dtype("float32").newbyteorder()), "float32")
@@ -59,16 +65,15 @@ def dtype_cure(value: Any, wanted: str) -> str:
     if not isinstance(dtype, np.dtype):
         return ""
     if dtype.kind in _ALIEN or dtype.names:
-        told = _ALIEN.get(dtype.kind, "records")
-        return f"no array of jax holds {told}: keep it beside the state, as save(also=...) does"
-    if not dtype.isnative and dtype.newbyteorder("=").name == wanted:
-        return f'its bytes are in reverse: x.astype("{wanted}") has them in order'
+        return _beside(_ALIEN.get(dtype.kind, "records"))
+    if not dtype.isnative and wanted in ("", dtype.name):
+        return f'its bytes are in reverse: x.astype("{dtype.name}") has them in order'
     return ""
 
 
 def _narrowed(value: jax.Array, wanted: str) -> str:
     """The cure of an array that jax has made in half of its bits."""
-    if wanted.startswith("key<") or not leaves.is_narrowed(leaves.dtype_of(wanted)):
+    if not wanted or wanted.startswith("key<") or not leaves.is_narrowed(leaves.dtype_of(wanted)):
         return ""
     if jax.dtypes.canonicalize_dtype(leaves.dtype_of(wanted)) != value.dtype:
         return ""

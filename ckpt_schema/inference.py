@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ckpt_schema import leaves, paths, raw_bytes
+from ckpt_schema import foreign, leaves, paths
 from ckpt_schema.dims import Dims
 from ckpt_schema.envelopes import Envelope, Found, Read, envelope, param_of, parts_of, strays
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -186,9 +186,10 @@ def _verify_leaves(read: Read, name: str) -> None:
     faults: list[Mismatch] = []
     for leaf in read.leaves:
         if leaves.signature(leaf.value) is None:
-            expected, kind, hint = "an array, an abstract value or a number", "leaf", ""
-        elif raw_bytes.cure(leaf.value):
-            expected, kind, hint = "a leaf of numbers", "dtype", raw_bytes.cure(leaf.value)
+            expected, kind = "an array, an abstract value or a number", "leaf"
+            hint = foreign.leaf_cure(leaf.value)
+        elif foreign.dtype_cure(leaf.value):
+            expected, kind, hint = "a leaf of numbers", "dtype", foreign.dtype_cure(leaf.value)
         elif not _has_dtype(leaf.value):
             expected, kind = "a number that jax's own integers hold", "dtype"
             hint = "pass it as a NumPy array of its dtype, or switch jax_enable_x64 on"

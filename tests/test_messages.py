@@ -434,6 +434,7 @@ def test_a_tree_no_layout_can_be_read_off() -> None:
     ) == text("""
         no layout (inferred) can be read off the tree: 1 fault
           params/name  expected an array, an abstract value or a number, found a str
+                       -> no array of jax holds text: keep it beside the state, as save(also=...) does
     """)
 
 
