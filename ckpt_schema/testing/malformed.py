@@ -15,9 +15,9 @@ from ckpt_schema import leaves
 from ckpt_schema.conformance import check
 from ckpt_schema.errors import CkptSchemaError, Mismatch
 from ckpt_schema.lens.core import Lens
-from ckpt_schema.paths import KeyPath, format_path
+from ckpt_schema.paths import KeyPath, fill, format_path
 from ckpt_schema.table import Layout
-from ckpt_schema.testing.frames import Sizes, indices_of, key_of
+from ckpt_schema.testing.frames import Sizes, indices_of, key_of, size
 from ckpt_schema.testing.held import host
 from ckpt_schema.testing.laws import LawError
 from ckpt_schema.trees import Tree, flatten, without
@@ -103,7 +103,7 @@ def _about(path: str, key: KeyPath) -> bool:
 def _malformed(lens: Lens, tree: Tree, rng: np.random.Generator) -> Iterator[Wrong]:
     """The tree made wrong in two of all ways that there are for it."""
     ways: list[Callable[[Lens, Tree, np.random.Generator], Wrong | None]]
-    ways = [_of_dtype, _of_impl, _of_rank, _of_size, _missing, _extra, _nested]
+    ways = [_of_dtype, _of_impl, _of_rank, _of_size, _missing, _extra, _nested, _more]
     found = 0
     for at in rng.permutation(len(ways)):
         wrong = ways[int(at)](lens, tree, rng)
@@ -176,6 +176,31 @@ def _extra(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
             nnx.State({**dict(tree.items()), _EXTRA: nnx.Param(more)}),
         )
     return None
+
+
+def _more(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
+    """One layer more in a list than the lens is bound to."""
+    found = flatten(tree)
+    leaves_at = dict(zip(found.keys, found.leaves, strict=True))
+    rows = [row for row in lens.source.rows if [each.axis for each in row.repeats] == [None]]
+    for at in rng.permutation(len(rows)):
+        row = rows[int(at)]
+        count = size(row.repeats[0].size, lens.dims)
+        leaf = leaves_at.get(fill(row.key, (count - 1,)))
+        key = fill(row.key, (count,))
+        if leaf is not None and key not in leaves_at:
+            more = _with(tree, key, leaf)
+            return None if more is None else ("one layer more", key, more)
+    return None
+
+
+def _with(tree: Any, key: KeyPath, leaf: Any) -> Any:
+    """A copy of nested dicts with one leaf more; None where what is on the way is no dict."""
+    if not isinstance(tree, dict):
+        return None
+    found: dict[Any, Any] = dict(tree)
+    inner = leaf if len(key) == 1 else _with(found.get(key[0], {}), key[1:], leaf)
+    return None if inner is None else {**found, key[0]: inner}
 
 
 def _changed(
