@@ -101,9 +101,9 @@ def _about(path: str, key: KeyPath) -> bool:
 
 
 def _malformed(lens: Lens, tree: Tree, rng: np.random.Generator) -> Iterator[Wrong]:
-    """The tree made wrong in two of all ways that there are for it."""
+    """The tree made wrong in two of all ways that there are for it, and at times with a layer more."""
     ways: list[Callable[[Lens, Tree, np.random.Generator], Wrong | None]]
-    ways = [_of_dtype, _of_impl, _of_rank, _of_size, _missing, _extra, _nested, _more]
+    ways = [_of_dtype, _of_impl, _of_rank, _of_size, _missing, _extra, _nested]
     found = 0
     for at in rng.permutation(len(ways)):
         wrong = ways[int(at)](lens, tree, rng)
@@ -111,7 +111,10 @@ def _malformed(lens: Lens, tree: Tree, rng: np.random.Generator) -> Iterator[Wro
             yield wrong
             found += 1
         if found == 2:
-            return
+            break
+    longer = _more(lens, tree, rng) if rng.integers(4) == 0 else None
+    if longer is not None:
+        yield longer
 
 
 def _of_dtype(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:

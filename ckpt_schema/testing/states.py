@@ -143,11 +143,10 @@ def _flipped(value: Any, rng: np.random.Generator, begins: Sequence[int]) -> Any
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         data = _flipped(np.asarray(jax.random.key_data(value)), rng, begins)
         return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(value))
-    found, zero = value.copy(), bool(rng.integers(2))
-    index = tuple(
-        0 if zero else int(rng.choice([at for at in (0, *begins, length - 1) if at < length]))
-        for length in value.shape
-    )
+    found, zero = value.copy(), not rng.integers(3)
+    # Where padding begins, or a part: at the size of a dim.
+    places = [[at for at in begins if at < length] or [length - 1] for length in value.shape]
+    index = tuple(0 if zero else int(rng.choice(pool)) for pool in places)
     octets = np.ascontiguousarray(found[index]).reshape(1).view(np.uint8)
     # The last octet has the sign; of what is narrower than an octet the lowest bit is one of its own.
     narrow = found.dtype.name in ("bool", "int4", "uint4")

@@ -73,14 +73,15 @@ class Space:
         for name, pool in self.pools.items():
             fit = [size for size in pool if size and not size % 2] if even else []
             found[name] = int(rng.choice(fit or pool))
-        return self._raised(found)
+        return self._raised(found, more=2 * even)  # or else padding were mostly none
 
-    def _raised(self, chosen: Mapping[str, int]) -> dict[str, int]:
-        """The sizes, those raised that a constraint has no smaller than others."""
+    def _raised(self, chosen: Mapping[str, int], more: int = 0) -> dict[str, int]:
+        """The sizes, those raised that a constraint has no smaller than others, or greater by so many."""
         found = {**self.fixed, **chosen}
         for large, small in self.constraints:
             free = dims_.names((large,)) - self.fixed.keys() - dims_.names((small,))
-            while free and (dims_.size_of(large, found) or 0) < (dims_.size_of(small, found) or 0):
+            least = (dims_.size_of(small, found) or 0) + more
+            while free and (dims_.size_of(large, found) or 0) < least:
                 found |= {name: found[name] + 1 for name in free}
         return found
 

@@ -140,6 +140,10 @@ def trials(
     where = draw(anywhere)
     if kind not in ("any", "free"):
         where = fixed.get(kind, "sharded")
+    near = kind == "free" and draw(st.booleans())
+    where = (
+        "jax" if near and where == "numpy" else where
+    )  # what NumPy holds is drawn with any values
     where = "jax" if where == "sharded" and not meshes else where
     way, found = (
         draw(st.integers(0, _COMPILED - 1)),
@@ -148,7 +152,6 @@ def trials(
     if where != "numpy":
         found = _sized(lens, tuple(bounds.items()), way)
     number = kind in ("any", "free") and draw(st.booleans())
-    near = kind == "free" and draw(st.booleans())
     told: dict[bool, tuple[Values, ...]] = {True: ("counted",), False: ("hostile",)}
     pool = told[near] if kind == "free" else VALUES  # a NaN is unlike itself, whatever else is
     seed, values = draw(_SEEDS), draw(st.sampled_from(pool))
