@@ -15,6 +15,7 @@ from typing import Any
 
 import distributed_jobs as jobs
 import pytest
+from support.profiles import THOROUGH, sampled
 
 from ckpt_schema.testing.distributed import DistributedError, run_distributed
 
@@ -32,7 +33,7 @@ def by_four(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("n", "devices", "shape"), [(2, 2, (4,)), (1, 4, (2, 2))])
+@pytest.mark.parametrize(("n", "devices", "shape"), sampled([(2, 2, (4,)), (1, 4, (2, 2))], 2))
 def test_what_four_save_fewer_restore_and_save_again(
     by_four: Path, n: int, devices: int, shape: Any
 ) -> None:
@@ -40,6 +41,8 @@ def test_what_four_save_fewer_restore_and_save_again(
     assert found == [{"unlike": [], "elsewhere": [], "not of all": []}] * n
 
 
+# benchmarks/bench_processes.py prints the same of more processes.
+@pytest.mark.skipif(not THOROUGH, reason="38 MB and two clusters, in the thorough profile")
 def test_each_process_reads_what_its_shards_need(by_four: Path, record_property: Any) -> None:
     found = run_distributed(2, jobs.read_big, by_four)
     record_property("bytes_held_stored_read", found)

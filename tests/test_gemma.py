@@ -30,7 +30,7 @@ PAIRS = [
     ("Linen unrolled", "NNX unrolled"),
 ]
 each_pair = pytest.mark.parametrize(
-    "pair", sampled(PAIRS, 2, 1), ids=lambda pair: " to ".join(pair)
+    "pair", sampled(PAIRS, 3, 1), ids=lambda pair: " to ".join(pair)
 )
 
 

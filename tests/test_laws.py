@@ -112,7 +112,7 @@ def situation(
 
 
 @each_law
-@examples(0.6)
+@examples(0.35)
 @given(family=families(), seed=SEEDS)
 def test_random_layouts(law: Callable[[Situation], None], family: Family, seed: int) -> None:
     law(situation(family, family.schemas, ("schema",) * 3, seed))

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from support.profiles import sampled
 
 import ckpt_schema as cs
 from ckpt_schema.leaves import Leaf
@@ -90,7 +91,8 @@ def test_no_float_of_eight_bits_is_left_out() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+# Of every dtype by itself, and of every kind of layout, the oracle tells: test_oracle.py.
+@pytest.mark.parametrize("dtype", sampled(DTYPES, 3))
 def test_no_bit_changes_on_the_way(dtype: str) -> None:
     stacked, listed = schemas(dtype)
     lens = cs.derive(cs.linen.Params[stacked], cs.nnx.Params[listed])
@@ -109,7 +111,7 @@ def test_no_bit_changes_on_the_way(dtype: str) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", sampled(DTYPES, 2))
 def test_what_orbax_stores_comes_back_and_what_it_cannot_is_refused_by_name(
     dtype: str, tmp_path: Path
 ) -> None:

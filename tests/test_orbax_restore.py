@@ -19,6 +19,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
+from support.profiles import sampled
 
 import ckpt_schema as cs
 from ckpt_schema.orbax import RestoreTimes
@@ -182,7 +183,7 @@ def test_linen_into_every_container_of_nnx(disk: Disk, saved: str) -> None:
     same(pure, nnx.to_pure_dict(expected))
 
 
-@pytest.mark.parametrize("saved", ["nnx", "pure", "nnx on a mesh"])
+@pytest.mark.parametrize("saved", sampled(["nnx", "pure", "nnx on a mesh"], 2))
 def test_nnx_into_every_container_of_linen(disk: Disk, saved: str) -> None:
     target = sharded(blank(linen_state()), mesh(2, 4))
     expected = placed_like(lens().put(nnx_state(), onto=target), target)

@@ -87,7 +87,7 @@ STACKED = (*NARROW, "float32", "complex64", "int4", "bool")
 
 @pytest.mark.parametrize(
     ("dtype", "axis", "turned"),
-    sampled([*itertools.product(STACKED, (0, 1, 2), (False, True))], 5),
+    sampled([*itertools.product(STACKED, (0, 1, 2), (False, True))], 7),
 )
 def test_a_stack_has_every_bit_of_its_layers_whatever_their_size(
     dtype: str, axis: int, turned: bool
@@ -132,7 +132,7 @@ KINDS = (AxisType.Auto, AxisType.Explicit)
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "kind"), sampled([*itertools.product(EDITS, SHARDED, KINDS)], 3), ids=str
+    ("name", "dtype", "kind"), sampled([*itertools.product(EDITS, SHARDED, KINDS)], 7), ids=str
 )
 def test_no_bit_of_a_leaf_changes_however_it_is_sharded(
     name: str, dtype: str, kind: AxisType

@@ -88,6 +88,6 @@ lens = cs.derive(cs.linen.TrainState[Linen, tx], cs.nnx.TrainState[Nnx, tx])
 
 class TestWhisper(LensLaws):
     lens = lens
-    max_examples = None if THOROUGH else 3
+    max_examples = None if THOROUGH else 2
     source, view = linen_train_state(), nnx_training()
     source_outputs, view_outputs = staticmethod(linen_logits), staticmethod(nnx_logits)
