@@ -73,12 +73,14 @@ class Scope(Generic[T]):
         The longer path is the more specific one, wherever it starts: at the root, or at the model's root. For what mirrors a
         param in the optimizer state, a path from the root comes first, for it speaks of that state itself.
         """
-        if not self._size:
+        below, path, body = self._root.below, row.path, row.body
+        # Most rows are spoken of by no rule at all, and each is asked about many times.
+        if path[0] not in below and not (body and path[body] in below):
             return []
-        hits = list(self._walk(row.path, 0))
-        if row.body:
+        hits = list(self._walk(path, 0))
+        if body:
             rooted = {hit.number for hit in hits}
-            hits += [hit for hit in self._walk(row.path, row.body) if hit.number not in rooted]
+            hits += [hit for hit in self._walk(path, body) if hit.number not in rooted]
         if len(hits) > 1:
             own = is_mirror(row)
 

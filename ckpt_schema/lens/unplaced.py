@@ -26,6 +26,7 @@ from ckpt_schema.table import Layout, Row
 __all__ = ["unplaced"]
 
 _SHOWN = 3  # candidates of one leaf; more do not help
+_LOOKED = 20  # candidates whose names are looked at
 _NEAR = 200  # leaves on a side; where there are more, names are compared no more
 
 
@@ -210,10 +211,15 @@ class _Side:
         if number in self.certain:
             only = paths.format_path(self.far.rows[self.certain[number]].key)
             return f"only {only} may be it; the rules for other leaves come first", ()
-        candidates = [other.row for other in self.open.get(number, ())]
-        candidates = candidates or self.left.other_form(row)
+        open_ = self.open.get(number, ())
+        # A few are looked at: each of thousands of leaves may have thousands of others.
+        candidates = [other.row for other in open_[:_LOOKED]]
+        several = len(open_)
+        if not candidates:
+            candidates = self.left.other_form(row)
+            several = len(candidates)
         if candidates:
-            return _choice(row, candidates), ()
+            return _choice(row, candidates[:_LOOKED], several), ()
         repeated = self.left.plain.get(_plain(row))
         if repeated is not None:
             return _repeated(row, repeated), ()
@@ -264,14 +270,14 @@ _COLLECTIONS = {"cache": "cache", "intermediates": "record", "perturbations": "r
 """Linen's collections that a model works without."""
 
 
-def _choice(row: Row, candidates: Sequence[Row]) -> str:
-    """The leaves that a row could be, none of them for certain."""
+def _choice(row: Row, candidates: Sequence[Row], several: int) -> str:
+    """The leaves that a row could be, none of them for certain; of ``several`` the first ones are given."""
     shown = [paths.format_path(other.key) for other in candidates[:_SHOWN]]
-    more = len(candidates) - len(shown)
+    more = several - len(shown)
     listed = ", ".join([*shown, *([f"{more} more"] if more else [])])
-    if len(candidates) == 1:
+    if several == 1:
         return f"it may be {listed}, which nothing proves: if it is, say so with a rename"
-    outlines = {paths.outline(row.path), *(paths.outline(other.path) for other in candidates)}
+    outlines = {paths.outline(other.path) for other in (row, *candidates)}
     numbered = len(outlines) <= 2 and all("#" in "/".join(outline) for outline in outlines)
     cure = "; where they count layers, declare each side's as a list" if numbered else ""
     return f"one of {listed} may be it: say which with a rename{cure}"
