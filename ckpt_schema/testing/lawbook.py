@@ -213,7 +213,7 @@ _ALL = (
         "sv",
         _refusal,
         "plain",
-        0.5,
+        0.3,
     ),
     Law(
         "Values",
@@ -230,7 +230,7 @@ _ALL = (
         "sv",
         _sharding,
         "sharded",
-        0.5,
+        0.3,
     ),
     Law("Jit", "jit(get)(s) == get(s), where no value is looked at", "sv", _jit, "jit", 0.2),
     Law(
