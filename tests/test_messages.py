@@ -612,8 +612,8 @@ def test_parts_of_which_one_lacks_the_axis() -> None:
     sizes = {"a": 1, "b": 2}
     assert told(lambda: cs.derive(Named, Parts, rule, sizes), cs.DerivationError) == text(f"""
         no lens from {where}.Named to {where}.Parts: 1 fault
-          q  expected float32[heads dim] as in the view, found float32[a heads dim] in the source
-             -> {cure}
+          qkv  expected float32[a heads dim] in q, a part of it, found float32[heads dim]
+               -> {cure}
     """)
     got = cs.derive(Named, Around, rule, dims={"a": 1, "b": 2}).get({"qkv": jnp.ones((3, 2, 5))})
     assert (got["q"].shape, got["kv"].shape) == ((1, 2, 5), (2, 2, 5))

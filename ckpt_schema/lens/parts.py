@@ -53,7 +53,7 @@ def listed(
     for at, ((number, part), each) in enumerate(zip(parts, virtual, strict=True)):
         relation = relate(each, part)
         if isinstance(relation, Mismatch):
-            return relation
+            return _unlike(relation, row, each, part)
         ours = list(relation.symbols[0])
         if own.axis is None:
             ours[symbol] = dataclasses.replace(ours[symbol], start=tuple(shares[:at]))
@@ -204,9 +204,12 @@ def _split(
     rest = [
         relate(_restacked(each, made), part) for each, (_, part) in zip(virtual, parts, strict=True)
     ]
-    wrong = [relation for relation in (*first, before, *rest) if isinstance(relation, Mismatch)]
-    if wrong or isinstance(before, Mismatch):
-        return wrong[0]
+    for each, (_, part), *found in zip(virtual, parts, first, rest, strict=True):
+        wrong = [relation for relation in found if isinstance(relation, Mismatch)]
+        if wrong:
+            return _unlike(wrong[0], cut, each, part)
+    if isinstance(before, Mismatch):
+        return before
     edit = Split(restacked.axes.index((share.kind, share.number)), share.parts)
     return _wired(
         whole,
@@ -214,6 +217,17 @@ def _split(
         before,
         edit,
         [relation for relation in rest if isinstance(relation, Relation)],
+    )
+
+
+def _unlike(fault: Mismatch, whole: Row, cut: Row, part: Row) -> Mismatch:
+    """The fault of a part that is not what it is of the whole.
+
+    It stands at the whole, and speaks of no side: the whole may be on either.
+    """
+    expected = f"{cut.stored} in {'/'.join(part.path)}, a part of it"
+    return dataclasses.replace(
+        fault, path="/".join(whole.path), expected=expected, found=str(part.stored)
     )
 
 

@@ -30,7 +30,7 @@ FEW = Options(max_examples=4, meshes=(), shrinking=0.0)
 
 
 SIZES = {"vocab": 3, "padded": 5, "embed": 2, "heads": 2, "q": 2, "kv": 2, "width": 3}
-LAYERS = {"blocks": 2, "rest": 1, "experts": 2, "embed": 2, "mlp": 3}
+LAYERS = {"first": 2, "blocks": 2, "rest": 1, "experts": 2, "embed": 2, "mlp": 3}
 DECODER = ("depth", "embed", "head_dim", "heads", "mlp", "stats", "vocab")
 
 
