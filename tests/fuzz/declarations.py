@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
 import types
 from typing import Any
 
@@ -11,7 +14,9 @@ from flax import nnx
 from jaxtyping import Array, BFloat16, Bool, Complex64, Float32, Int32, UInt32
 
 import ckpt_schema as cs
+from fuzz.attempts import SilentError
 from fuzz.hostile import DIMS, NUMBERS, pick
+from fuzz.seen import same
 
 
 class Below(cs.Schema):
@@ -51,18 +56,44 @@ ARGUMENTS = (
 NAMES = ("w", "x", "é", "key", "value", "step", "params", "layers", "a b", "", "1", "__class__")
 
 
-def drawn(rng: np.random.Generator) -> type[cs.Schema] | None:
+NUMBER = re.compile(r"[1-9]\d{0,2}")
+NAME = re.compile(r"[a-z]\w{0,9}", re.ASCII)
+SIZE = {"a": 2, "b": 3, "q": 2, "k": 1, "v": 3}
+LARGEST = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A declaration.
+
+    Attributes:
+        schema: The class.
+        arrays: The dtype and the dims of each attribute that is an array and no more, by name.
+        whole: Whether that is all that there is.
+    """
+
+    schema: type[cs.Schema]
+    arrays: dict[str, tuple[str, str]]
+    whole: bool
+
+
+def drawn(rng: np.random.Generator) -> Drawn | None:
     """A class of one or two attributes; None where jaxtyping itself refuses an annotation."""
     body: dict[str, Any] = {}
     annotations: dict[str, Any] = {}
+    arrays: dict[str, tuple[str, str]] = {}
     for _ in range(int(rng.integers(1, 3))):
         name = pick(rng, NAMES)
         annotations[name] = pick(rng, ANNOTATIONS)
+        arrays.pop(name, None)
         if rng.integers(2):
+            kind = pick(rng, TYPES)
+            dims = pick(rng, DIMS) if rng.integers(2) else plain_dims(rng)
             try:
-                annotations[name] = pick(rng, TYPES)[Array, pick(rng, DIMS)]
+                annotations[name] = kind[Array, dims]
             except Exception:  # jaxtyping's own word on its own syntax
                 return None
+            arrays[name] = (kind.__name__.lower(), dims)
         if rng.integers(2):
             count = int(rng.integers(1, 4))
             given = {str(a): pick(rng, VALUES) for a in rng.permutation(ARGUMENTS)[:count]}
@@ -73,18 +104,28 @@ def drawn(rng: np.random.Generator) -> type[cs.Schema] | None:
     # `type` refuses some names by itself, and so would the statement.
     if any(not name.isidentifier() or name.startswith("__") for name in annotations):
         return None
-    return types.new_class("Drawn", (cs.Schema,), exec_body=lambda space: space.update(body))
+    schema = types.new_class("Drawn", (cs.Schema,), exec_body=lambda space: space.update(body))
+    return Drawn(schema, arrays, arrays.keys() == annotations.keys() and len(body) == 1)
+
+
+def plain_dims(rng: np.random.Generator) -> str:
+    """Dims that are well formed."""
+    terms = ("a", "b", "q", "3", "2*a", "a*b", "a+b", "q+2*k", "1")
+    return " ".join(pick(rng, terms) for _ in range(int(rng.integers(4))))
 
 
 def attempt(rng: np.random.Generator) -> None:
     """Declares a schema, and uses it in the ways there are."""
-    schema = drawn(rng)
-    if schema is None:
+    made = drawn(rng)
+    if made is None:
         return
+    schema = made.schema
     str(cs.layout(schema))
     lens = cs.derive(schema, schema)
     str(lens)
     str(cs.check(schema, {"w": np.zeros((2, 3), "float32")}).mismatches)
+    if made.whole:
+        held(rng, lens, made)
     use = int(rng.integers(4))
     if use == 0:
         str(cs.linen.Params[schema])
@@ -92,3 +133,44 @@ def attempt(rng: np.random.Generator) -> None:
         str(cs.nnx.Params[schema])
     elif use == 2:
         cs.derive(cs.linen.Params[schema], cs.nnx.Params[schema])
+
+
+# --- What is accepted, held against a reading of its own ---
+
+
+def held(rng: np.random.Generator, lens: cs.Lens, made: Drawn) -> None:
+    """Raises unless what is declared is taken as it is, and nothing else is taken for it."""
+    shapes = {name: shape(dims) for name, (_, dims) in made.arrays.items()}
+    if None in shapes.values():
+        return
+    names = {name for _, dims in made.arrays.values() for name in re.findall(r"[a-z]\w*", dims)}
+    sizes = {name: SIZE.get(name, 2) for name in names}
+    tree: dict[str, Any] = {}
+    for name, (dtype, _) in made.arrays.items():
+        tree[name] = rng.integers(0, 2, shapes[name]).astype(jnp.dtype(dtype))
+    if not cs.check(made.schema, tree, sizes).ok:
+        raise SilentError(f"{made.arrays} refuses what it declares")
+    same(lens.bind(**sizes).get(tree), tree)
+    name = pick(rng, [*tree])
+    leaf = tree[name]
+    for what, other in (
+        ("another dtype", {**tree, name: np.zeros(leaf.shape, "float16")}),
+        ("one axis more", {**tree, name: leaf[None]}),
+        ("nothing", {key: value for key, value in tree.items() if key != name}),
+        ("one leaf more", {**tree, "unheard_of": leaf}),
+        ("a longer axis", {**tree, name: np.repeat(leaf, 7, -1) if leaf.ndim else leaf[None]}),
+    ):
+        if cs.check(made.schema, other, sizes).ok:
+            raise SilentError(f"{made.arrays} takes {what} for {name}")
+
+
+def shape(dims: str) -> tuple[int, ...] | None:
+    """The shape that dims have for the sizes of this module; None where they are not plain enough."""
+    found: list[int] = []
+    for dim in dims.split():
+        terms = [term.split("*") for term in dim.split("+")]
+        if not all(NUMBER.fullmatch(x) or NAME.fullmatch(x) for term in terms for x in term):
+            return None
+        sized = [[int(x) if x.isdigit() else SIZE.get(x, 2) for x in term] for term in terms]
+        found.append(sum(math.prod(term) for term in sized))
+    return tuple(found) if math.prod(found) < LARGEST else None

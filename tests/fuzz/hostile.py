@@ -29,6 +29,14 @@ def deleted() -> jax.Array:
     return array
 
 
+def frozen(tree: dict[Any, Any]) -> Any:
+    """A FrozenDict; a dict as it is where flax, which copies it node by node, runs out of levels."""
+    try:
+        return FrozenDict(tree)
+    except RecursionError:
+        return tree
+
+
 # Functions, for a leaf that is shared between cases could be deleted by one of them.
 LEAVES: tuple[Callable[[], Any], ...] = (
     lambda: None,
@@ -107,7 +115,7 @@ CONTAINERS: tuple[Callable[[dict[Any, Any]], Any], ...] = (
     lambda d: collections.OrderedDict(reversed(d.items())),
     lambda d: collections.defaultdict(dict, d),
     lambda d: collections.UserDict(d),
-    lambda d: FrozenDict(d),
+    frozen,
     lambda d: list(d.values()),
     lambda d: tuple(d.values()),
     lambda d: {"value": d},

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import os
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, TimeoutError
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 if __name__ in ("__main__", "__mp_main__"):
@@ -29,11 +30,46 @@ KINDS: dict[str, Attempt] = {
 CHUNK = 100
 
 
-def outcomes(kind: str, seeds: range) -> list[Outcome]:
-    """How the cases of one kind ended."""
+def run(kind: str, seeds: Sequence[int], told: Connection) -> None:
+    """Tells how the cases of one kind end, one after the other."""
     # What XLA and Orbax log of inputs that are wrong on purpose helps nobody.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    return [ended(KINDS[kind], seed) for seed in seeds]
+    logging.disable(logging.CRITICAL)
+    for seed in seeds:
+        told.send(ended(KINDS[kind], seed))
+
+
+def outcomes(kind: str, seeds: Sequence[int], patience: float = SECONDS * 2) -> Iterator[Outcome]:
+    """How each case of one kind ended, whatever it does to the process that it runs in.
+
+    Args:
+        kind: The kind.
+        seeds: The cases.
+        patience: For how long a process may say nothing. It is more than what ends a case from
+            within, which does not reach compiled code.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    while seeds:
+        reading, writing = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=run, args=(kind, seeds, writing))
+        process.start()
+        writing.close()
+        done = 0
+        try:
+            while done < len(seeds):
+                known = reading.poll(patience)
+                end = reading.recv() if known else Outcome("hang", "the process says nothing")
+                done += 1
+                yield end
+                if not known:
+                    break
+        except EOFError:
+            done += 1
+            yield Outcome("raw", "the process ended")
+        finally:
+            process.kill()
+            process.join()
+        seeds = seeds[done:]
 
 
 def swept(kind: str, cases: int) -> tuple[Counter[str], dict[str, list[int]]]:
@@ -43,12 +79,7 @@ def swept(kind: str, cases: int) -> tuple[Counter[str], dict[str, list[int]]]:
     for start in range(0, cases, CHUNK):
         seeds = range(start, min(start + CHUNK, cases))
         # A new process each time: what a case leaves behind is no business of the next hundred.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            try:
-                ends = pool.submit(outcomes, kind, seeds).result(timeout=SECONDS * 10)
-            except (BrokenProcessPool, TimeoutError) as error:
-                ends = [Outcome("hang", f"the process ended or hung: {type(error).__name__}")]
-        for seed, end in zip(seeds, ends, strict=False):
+        for seed, end in zip(seeds, outcomes(kind, seeds), strict=True):
             counts[end.kind] += 1
             if end.fault:
                 faults.setdefault(f"{end.kind}: {end.said}", []).append(seed)
@@ -69,14 +100,17 @@ def main() -> int:
     columns = ("named", "accepted", "raw", "silent", "hang")
     print(f"| kind | cases | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     told: list[str] = []
+    total: Counter[str] = Counter()
     for kind in given.kinds:
         counts, faults = swept(kind, given.cases)
         row = " | ".join(str(counts[column]) for column in columns)
+        total += counts
         print(f"| {kind} | {counts.total()} | {row} |", flush=True)
         for said, seeds in sorted(faults.items(), key=lambda item: -len(item[1])):
             told.append(f"{kind}, {len(seeds)} times, such as --seed {seeds[0]}: {said}")
-    if told:
-        print("\n" + "\n".join(told))
+    faults = ", ".join(f"{total[column]} {column}" for column in columns[2:])
+    print(f"\n{total.total()} cases: {faults}")
+    print("\n".join(told))
     return 1 if told else 0
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from flax import nnx
 import ckpt_schema as cs
 from fuzz.attempts import SilentError
 from fuzz.hostile import LEAVES, NUMBERS, pick
-from fuzz.trees import LENS, malformed, plain, state
+from fuzz.seen import same
+from fuzz.trees import LENS, malformed, state, verify
 
 PATHS: tuple[Any, ...] = (
     *(None, 3, b"x", "", "/nowhere/at/all", "a\0b", "foo://bar/x", "x" * 300, Path("/nowhere")),
@@ -29,10 +32,17 @@ SIDES: tuple[Any, ...] = (None, "source", "view", "left", "", 5, True)
 
 @functools.cache
 def checkpoint() -> Path:
-    """A checkpoint of the source, for all cases of a process."""
-    folder = Path(tempfile.mkdtemp(prefix="ckpt-schema-fuzz-"))
-    cs.orbax.save(folder / "0", LENS.get(state(np.random.default_rng(0))), LENS)
-    return folder / "0"
+    """A checkpoint of the source, for all cases of a process, which none of them may change."""
+    folder = tempfile.TemporaryDirectory(prefix="ckpt-schema-fuzz-")
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "0"
+    cs.orbax.save(path, good(), LENS)
+    return path
+
+
+def good() -> Any:
+    """The view that is in the checkpoint."""
+    return LENS.get(state(np.random.default_rng(0)))
 
 
 def abstract(tree: Any) -> Any:
@@ -42,35 +52,76 @@ def abstract(tree: Any) -> Any:
 
 def attempt(rng: np.random.Generator) -> None:
     """Gives one wrong thing to a call."""
-    use = int(rng.integers(7))
-    good = LENS.get(state(np.random.default_rng(0)))
-    if use == 0:
-        target = malformed(rng, dict(good))
-        restored = cs.orbax.restore(checkpoint(), target, LENS)
-        if isinstance(restored, dict) and restored.keys() == good.keys():
-            leaf, other = plain(restored["emb"], "float32"), plain(good["emb"], "float32")
-            if leaf.tobytes() != other.tobytes():
-                raise SilentError(f"emb: {leaf!r} instead of {other!r}")
-    elif use == 1:
-        cs.orbax.restore(pick(rng, PATHS), good, LENS)
-    elif use == 2:
-        folder = checkpoint().parent
-        path = pick(rng, (None, 3, b"x", "", "a\0b", folder / ("x" * 300), checkpoint(), object()))
-        cs.orbax.save(path, good, LENS)
-    elif use == 3:
-        onto = malformed(rng, dict(good))
-        LENS.get(state(rng), onto=onto)
-    elif use == 4:
-        sides = {"target_side": pick(rng, SIDES), "disk_side": pick(rng, SIDES)}
-        cs.orbax.restore(checkpoint(), abstract(good), LENS, **_known(sides), aux=pick(rng, AUX))
-    elif use == 5:
-        things: list[Any] = [checkpoint(), good, LENS, nnx.Rngs(0), None, pick(rng, LEAVES)()]
-        chosen = [things[at] for at in rng.permutation(len(things))[:3]]
-        cs.orbax.restore(*chosen)
-    else:
-        LENS.bind(**{pick(rng, ("a", "b", "depth", "zz")): pick(rng, NUMBERS)}).get(state(rng))
+    pick(rng, USES)(rng)
 
 
-def _known(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those that are given."""
-    return {name: value for name, value in arguments.items() if value is not None}
+def target(rng: np.random.Generator) -> None:
+    """A malformed target, of arrays or without values."""
+    whole = good() if rng.integers(2) else abstract(good())
+    same(cs.orbax.restore(checkpoint(), malformed(rng, whole), LENS), good())
+
+
+def read_from(rng: np.random.Generator) -> None:
+    """A path where there is nothing to read."""
+    cs.orbax.restore(pick(rng, PATHS), good(), LENS)
+    raise SilentError("something was read where there is nothing")
+
+
+def written_to(rng: np.random.Generator) -> None:
+    """A path where nothing can be written; what is there stays."""
+    folder = checkpoint().parent
+    path = pick(rng, (None, 3, b"x", "", "a\0b", folder / ("x" * 300), checkpoint(), object()))
+    others = LENS.get(state(rng))
+    try:
+        cs.orbax.save(path, others, LENS)
+    except cs.CkptSchemaError:
+        same(cs.orbax.restore(checkpoint(), good(), LENS), good())
+        raise
+    raise SilentError(f"something was written to {path!r}"[:300])
+
+
+def written(rng: np.random.Generator) -> None:
+    """A malformed view is saved: what is accepted is on disk."""
+    tree = malformed(rng, good())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "0"
+        try:
+            cs.orbax.save(path, tree, LENS)
+        except cs.CkptSchemaError:
+            if list(Path(folder).iterdir()):
+                raise SilentError("a save that was refused left something") from None
+            raise
+        same(cs.orbax.restore(path, abstract(good()), LENS), tree)
+
+
+def onto(rng: np.random.Generator) -> None:
+    """A malformed tree that a view is put onto."""
+    tree = state(rng)
+    verify(tree, LENS.get(tree, onto=malformed(rng, good())))
+
+
+def sides(rng: np.random.Generator) -> None:
+    """Sides and an item of private leaves that are right or not."""
+    named = {"target_side": pick(rng, SIDES), "disk_side": pick(rng, SIDES)}
+    given = {name: side for name, side in named.items() if side is not None}
+    found = cs.orbax.restore(checkpoint(), abstract(good()), LENS, **given, aux=pick(rng, AUX))
+    same(found, good())
+
+
+def exchanged(rng: np.random.Generator) -> None:
+    """Arguments that changed places."""
+    things: list[Any] = [checkpoint(), good(), LENS, nnx.Rngs(0), None, pick(rng, LEAVES)()]
+    chosen = [things[at] for at in rng.permutation(len(things))[:3]]
+    same(cs.orbax.restore(*chosen), good())
+
+
+def bound(rng: np.random.Generator) -> None:
+    """Sizes that a lens is bound to."""
+    tree = state(rng)
+    sizes = {pick(rng, ("a", "b", "depth", "zz")): pick(rng, NUMBERS)}
+    verify(tree, LENS.bind(**sizes).get(tree))
+
+
+USES: tuple[Callable[[np.random.Generator], None], ...] = (
+    *(target, target, read_from, written_to, written, onto, sides, exchanged, bound),
+)
