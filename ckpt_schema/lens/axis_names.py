@@ -56,7 +56,10 @@ def square(leaf: Leaf) -> bool:
         >>> [square(Leaf(parse_dims(text), "float32")) for text in ("8 8", "8 4", "embed embed", "1 1")]
         [True, False, False, False]
     """
-    return any(isinstance(factor, int) for factor in _twins(leaf)) and not leaf.names
+    if leaf.names:
+        return False
+    sizes = [size for dim in leaf.dims for size in dim if isinstance(size, int) and size != 1]
+    return len(sizes) > len(set(sizes))
 
 
 def guessed(source: Row, view: Row, told: Told, *, turned: bool = False) -> str:

@@ -11,27 +11,46 @@ from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Default, Fill, Init
 from ckpt_schema.lens.idle import Unmatched
 from ckpt_schema.lens.rules import Apart, Private, Reset, Rule
-from ckpt_schema.lens.scope import Hit, Scope, is_mirror
+from ckpt_schema.lens.scope import Hit, Scope, Spoken, is_mirror
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Row
 
-__all__ = ["declare", "part", "restart"]
+__all__ = ["Alone", "declare", "lone", "part", "restart"]
 
 Sides = tuple[Layout, Layout]
 Lone = tuple[frozenset[int], frozenset[int]]
 """The numbers of rows of the source, and of the view, that have no partner."""
 
+LoneRule = Private | Apart
+"""A rule for leaves without a partner."""
+
+Alone = tuple[Spoken[LoneRule], Spoken[LoneRule]]
+"""Those that speak of each row of the source, and of the view."""
+
+
+def lone(sides: Sides, rules: Sequence[Rule]) -> Alone:
+    """The rules for leaves without a partner, by the rows that they speak of."""
+    scope = Scope((rule.path, rule) for rule in rules if isinstance(rule, LoneRule))
+    source, view = sides
+    return scope.along(source.rows), scope.along(view.rows)
+
 
 def declare(
-    sides: Sides, rules: Sequence[Rule], unmatched: Unmatched, faults: list[Mismatch]
+    sides: Sides,
+    alone: Alone,
+    rules: Sequence[Rule],
+    unmatched: Unmatched,
+    faults: list[Mismatch],
 ) -> Sides:
     """Both layouts with the defaults that rules declare."""
-    said = [rule for rule in rules if isinstance(rule, (Private, Apart))]
+    said = [rule for rule in rules if isinstance(rule, LoneRule)]
     if not said:
         return sides
-    scope = Scope((rule.path, rule) for rule in said)
     matched: set[int] = set()
-    source, view = (_with_defaults(table, scope, matched, faults) for table in sides)
+    source, view = (
+        _with_defaults(table, over, matched, faults)
+        for table, over in zip(sides, alone, strict=True)
+    )
     for number, rule in enumerate(said):
         if number not in matched and isinstance(rule, Private):
             faults.append(unmatched.fault(rule, rule.path, source, view))
@@ -39,12 +58,12 @@ def declare(
 
 
 def _with_defaults(
-    table: Layout, scope: Scope[Private | Apart], matched: set[int], faults: list[Mismatch]
+    table: Layout, over: Spoken[LoneRule], matched: set[int], faults: list[Mismatch]
 ) -> Layout:
     """``table`` with the defaults of rules; what an optimizer keeps for those leaves starts as it does."""
     rows = list(table.rows)
-    for number, row in enumerate(rows):
-        hits = scope.over(row)
+    for number, hits in over.items():
+        row = rows[number]
         if is_mirror(row) and table.initial is None:
             hits = [hit for hit in hits if hit.start == 0]
         if not hits:
@@ -59,7 +78,7 @@ def _with_defaults(
     return dataclasses.replace(table, rows=tuple(rows))
 
 
-def _default(row: Row, hits: Sequence[Hit[Private | Apart]]) -> Default | None:
+def _default(row: Row, hits: Sequence[Hit[LoneRule]]) -> Default | None:
     if is_mirror(row) and hits[0].start > 0:
         return Init()
     given = [hit.rule.default for hit in hits if hit.rule.default is not None]
@@ -67,24 +86,36 @@ def _default(row: Row, hits: Sequence[Hit[Private | Apart]]) -> Default | None:
 
 
 def part(
-    sides: Sides, rules: Sequence[Rule], unmatched: Unmatched, faults: list[Mismatch]
+    sides: Sides,
+    alone: Alone,
+    rules: Sequence[Rule],
+    unmatched: Unmatched,
+    faults: list[Mismatch],
 ) -> tuple[Sides, Lone]:
     """Both layouts, and the rows that rules part; a dim that these alone share is one of its own in the view."""
     said = [rule for rule in rules if isinstance(rule, Apart)]
     if not said:
         return sides, (frozenset(), frozenset())
-    scope = Scope((rule.path, rule) for rule in said)
-    hits = [{n: scope.over(row) for n, row in enumerate(table.rows)} for table in sides]
-    matched = [{hit.number for over in found.values() for hit in over} for found in hits]
-    for number, rule in enumerate(said):
-        there = [table for table, found in zip(sides, matched, strict=True) if number in found]
+    parted: list[frozenset[int]] = []
+    matched: list[set[LogicalPath]] = []
+    for over in alone:
+        found = {n: _parting(hits) for n, hits in over.items()}
+        parted.append(frozenset(n for n, paths in found.items() if paths))
+        matched.append({path for paths in found.values() for path in paths})
+    for rule in said:
+        there = [table for table, found in zip(sides, matched, strict=True) if rule.path in found]
         if not there:
             faults.append(unmatched.fault(rule, rule.path, *sides))
         elif len(there) == 1:
             (near,), (far,) = there, [table for table in sides if table is not there[0]]
             faults.append(_one_sided(rule, near, far))
-    source, view = (frozenset(n for n, over in found.items() if over) for found in hits)
+    source, view = parted
     return (sides[0], _with_own_dims(sides, (source, view))), (source, view)
+
+
+def _parting(hits: Sequence[Hit[LoneRule]]) -> list[LogicalPath]:
+    """The paths of the rules among some that part two leaves of one name."""
+    return [hit.rule.path for hit in hits if isinstance(hit.rule, Apart)]
 
 
 def _one_sided(rule: Apart, near: Layout, far: Layout) -> Mismatch:
@@ -167,12 +198,12 @@ def _restarted(
     hit: set[int] = set()
     matched: set[int] = set()
     unknown: set[int] = set()
-    for number, row in enumerate(table.rows):
-        rooted = {one.number for one in scope.over(row) if one.start == 0}
+    for number, hits in scope.along(table.rows).items():
+        rooted = {one.number for one in hits if one.start == 0}
         matched |= rooted
         if rooted:
             hit.add(number)
-        if row.path[0] != "opt_state":
+        if table.rows[number].path[0] != "opt_state":
             unknown |= rooted
     for number, (rule, path) in enumerate(resets):
         if number not in matched:

@@ -9,16 +9,16 @@ from ckpt_schema import chains
 from ckpt_schema.errors import DerivationError, Mismatch
 from ckpt_schema.lens.align import Alignment, Owners, Settled, align
 from ckpt_schema.lens.causes import causes
-from ckpt_schema.lens.defaults import declare, part, restart
+from ckpt_schema.lens.defaults import declare, lone, part, restart
 from ckpt_schema.lens.disputes import disputes
 from ckpt_schema.lens.idle import Contested, Unmatched, idle, partnered
 from ckpt_schema.lens.joins import Join
-from ckpt_schema.lens.names import Names, nowhere
+from ckpt_schema.lens.names import Decision, Names, nowhere, placed
 from ckpt_schema.lens.relate import relate
 from ckpt_schema.lens.rules import Factor, Fuse, Move, Rename, Reset, Rule
-from ckpt_schema.lens.scope import Scope, standing
+from ckpt_schema.lens.scope import Hit, Scope, Spoken, standing
 from ckpt_schema.lens.ties import copies
-from ckpt_schema.lens.told import Told, ValueRule, spoken, told, unscaled
+from ckpt_schema.lens.told import UNTOLD, Told, ValueRule, spoken, told, unscaled
 from ckpt_schema.lens.unplaced import unplaced
 from ckpt_schema.lens.wholes import Member, divided, groups, memberships
 from ckpt_schema.paths import LogicalPath
@@ -49,18 +49,20 @@ def join(
     faults: list[Mismatch] = []
     unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
     source, view = _as_weights(source, view, rules), _as_weights(view, source, rules)
-    sides = declare((source, view), rules, unmatched, faults)
-    sides, parted = part(sides, rules, unmatched, faults)
+    alone = lone((source, view), rules)
+    sides = declare((source, view), alone, rules, unmatched, faults)
+    sides, parted = part(sides, alone, rules, unmatched, faults)
     (source, view), anew = restart(sides, rules, unmatched, faults)
     left, right = (one | other for one, other in zip(parted, anew, strict=True))
     alignment = align(source, view, names.called, _settled(rules))
+    decisions, said = names.decisions(source.rows), values.along(view.rows)
     members = tuple(
         memberships(table, groups(table, other, rules))
         for table, other in ((source, view), (view, source))
     )
-    renamed = _renamed(source, names, alignment, left, members[0])
-    faults += _nameless(source, view, rules, names, unmatched)
-    faults += disputes(source, view, rules, names, values, members[0])
+    renamed = _renamed(source, names, decisions, alignment, left, members[0])
+    faults += _nameless(source, view, rules, names, decisions, unmatched)
+    faults += disputes(source, view, rules, decisions, said, alone, members[0])
     twice = copies(source, rules), copies(view, rules)
     expected = "one source leaf for one view leaf"
     theirs = _by_path(source, renamed, members[0], twice[0].keys(), expected, faults)
@@ -83,22 +85,22 @@ def join(
     onward, back = dict(pairs), {there: here for here, there in pairs}
     copied = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
     copied += [(back[of], copy) for copy, of in twice[1].items() if of in back]
-    contested = partnered(source, view, rules, [*pairs, *copied])
-    joins += _joined(source, view, values, names, pairs, contested, faults)
-    joins += _joined(source, view, values, names, copied, contested, faults)
+    contested = partnered(source, view, alone, [*pairs, *copied])
+    joins += _joined(source, view, said, decisions, pairs, contested, faults)
+    joins += _joined(source, view, said, decisions, copied, contested, faults)
     faults += contested.faults()
     divided_by = {member.group.rule for side in members for member in side.values()}
     faults += idle(source, view, rules, names, joins, divided_by, {f.path for f in faults})
-    placed = [pair for one in joins for pair in one.pairs]
+    joined = [pair for one in joins for pair in one.pairs]
     known = {f.path for f in faults}
     told = [  # of these rows a fault is told, or they are meant to lack a partner
         parted[side] | refused[side] | {pair[side] for pair in contested.pairs} for side in (0, 1)
     ]
     known |= {"/".join(renamed[n]) for n in told[0]}
     known |= {"/".join(view.rows[n].path) for n in told[1]}
-    faults += unplaced(source, view, renamed, placed, alignment, known, rules)
+    faults += unplaced(source, view, renamed, joined, alignment, known, rules)
     if faults:
-        faults = causes(source, view, placed, faults)
+        faults = causes(source, view, joined, faults)
         parts = [*map(str, source.parts)], [*map(str, view.parts)]
         notes = (
             chains.side_by_side((source.name, view.name), parts)
@@ -106,7 +108,7 @@ def join(
             else []
         )
         apart = [*_plain_beside_state(source, view), *_plain_beside_state(view, source)]
-        if apart and not placed:  # that no leaf has a partner follows from it
+        if apart and not joined:  # that no leaf has a partner follows from it
             faults = [*apart, *(f for f in faults if f.kind not in ("unplaced", "chain"))]
             notes = []
         else:
@@ -221,8 +223,8 @@ def _divided(
 def _joined(
     source: Layout,
     view: Layout,
-    values: Scope[ValueRule],
-    names: Names,
+    values: Spoken[ValueRule],
+    decisions: Mapping[int, Decision],
     pairs: Sequence[tuple[int, int]],
     contested: Contested,
     faults: list[Mismatch],
@@ -230,10 +232,10 @@ def _joined(
     """The joins of rows, by number, that are one leaf; of those that are private by a rule, that is the fault."""
     joins: list[Join] = []
     for one, other in pairs:
-        row = view.rows[other]
-        said = _said(source.rows[one], row, values, names)
+        row, hits = view.rows[other], values.get(other, ())
+        said = _said(row, hits, decisions.get(one))
         made = relate(source.rows[one], row, said)
-        factor = unscaled(row, values)
+        factor = unscaled(row, hits) if hits else None
         if isinstance(made, Mismatch):
             if (one, other) not in contested.pairs:
                 faults.append(made)
@@ -255,13 +257,13 @@ def _joined(
     return joins
 
 
-def _said(source: Row, view: Row, values: Scope[ValueRule], names: Names) -> Told:
+def _said(view: Row, hits: Sequence[Hit[ValueRule]], decision: Decision | None) -> Told:
     """What rules say of one leaf."""
-    said = told(view, values)
-    inner, _ = names.deciding(source) if names else (None, None)
-    if inner is None or not isinstance(inner.rule, Rename) or inner.rule.axes is None:
+    said = told(view, hits) if hits else UNTOLD
+    rule = decision.inner.rule if decision is not None and decision.inner is not None else None
+    if not isinstance(rule, Rename) or rule.axes is None:
         return said
-    return dataclasses.replace(said, axes=inner.rule.axes, rules=(*said.rules, inner.rule))
+    return dataclasses.replace(said, axes=rule.axes, rules=(*said.rules, rule))
 
 
 def _verify_rules(rules: object) -> None:
@@ -291,6 +293,7 @@ def _settled(rules: Sequence[Rule]) -> list[Settled]:
 def _renamed(
     source: Layout,
     names: Names,
+    decisions: Mapping[int, Decision],
     alignment: Alignment,
     restarted: frozenset[int],
     members: _Members,
@@ -306,32 +309,37 @@ def _renamed(
         member = members.get(number)
         part = owners.part(row) if source.parts else None
         if member is None:
-            found.append(names.placed(row, part, alignment))
+            found.append(placed(row, decisions.get(number), part, alignment))
             continue
         # A rule that fuses says the view's words already.
         said = unnamed if isinstance(member.group.rule, Fuse) else names
         whole = dataclasses.replace(row, path=member.path)
-        found.append(said.placed(whole, part, alignment))
+        found.append(placed(whole, said.decision(whole), part, alignment))
     return found
 
 
 def _nameless(
-    source: Layout, view: Layout, rules: Sequence[Rule], names: Names, unmatched: Unmatched
+    source: Layout,
+    view: Layout,
+    rules: Sequence[Rule],
+    names: Names,
+    decisions: Mapping[int, Decision],
+    unmatched: Unmatched,
 ) -> Iterator[Mismatch]:
     """Rules that rename or move what is not there, on either side."""
     named = [rule for rule in rules if isinstance(rule, (Rename, Move))]
     if not named:
         return
-    sides = (source, [rule.source for rule in named]), (view, [rule.view for rule in named])
-    matched = [_matched(table, named, paths) for table, paths in sides]
-    meant = _meant(source, view, [r for n, r in enumerate(named) if n not in matched[0]], names)
-    meant |= _meant(source, view, [r for n, r in enumerate(named) if n not in matched[1]], names)
-    for number, rule in enumerate(named):
-        for (table, paths), there in zip(sides, matched, strict=True):
-            if number not in there:
+    here = {id(hit.rule) for decision in decisions.values() for hit in decision.hits}
+    there = {id(rule) for rule in names.matched(view.rows)}
+    meant = _meant(source, view, [rule for rule in named if id(rule) not in here], names)
+    meant |= _meant(source, view, [rule for rule in named if id(rule) not in there], names)
+    for rule in named:
+        for table, path, found in ((source, rule.source, here), (view, rule.view, there)):
+            if id(rule) not in found:
                 words = f"first the words of {source.name}, then those of {view.name}"
                 hint = f"{words}: {meant[rule]}" if rule in meant else ""
-                yield unmatched.fault(rule, paths[number], table, hint=hint)
+                yield unmatched.fault(rule, path, table, hint=hint)
 
 
 def _meant(
@@ -353,12 +361,3 @@ def _meant(
         if fitting:
             found[rule] = fitting[0]
     return found
-
-
-def _matched(
-    table: Layout, named: Sequence[Rename | Move], paths: Sequence[LogicalPath]
-) -> set[int]:
-    """The numbers of the rules whose path a row stands at or below: that of a move starts at the root."""
-    scope = Scope(zip(paths, named, strict=True))
-    hits = (hit for row in table.rows for hit in scope.over(row))
-    return {hit.number for hit in hits if hit.start == 0 or isinstance(hit.rule, Rename)}

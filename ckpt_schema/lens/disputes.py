@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_schema.errors import Mismatch
-from ckpt_schema.lens.names import Names
-from ckpt_schema.lens.rules import Apart, Fuse, Private, Reset, Rule, Tie
-from ckpt_schema.lens.scope import Hit, Scope
+from ckpt_schema.lens.defaults import Alone
+from ckpt_schema.lens.names import Decision, is_inner
+from ckpt_schema.lens.rules import Apart, Fuse, Private, Rename, Reset, Rule, Tie
+from ckpt_schema.lens.scope import Hit, Scope, Spoken
 from ckpt_schema.lens.ties import originals
 from ckpt_schema.lens.told import ValueRule, by_family
 from ckpt_schema.lens.wholes import Member
@@ -22,8 +23,9 @@ def disputes(
     source: Layout,
     view: Layout,
     rules: Sequence[Rule],
-    names: Names,
-    values: Scope[ValueRule],
+    decisions: Mapping[int, Decision],
+    values: Spoken[ValueRule],
+    alone: Alone,
     members: Mapping[int, Member],
 ) -> Iterator[Mismatch]:
     """Rules of one path that contradict one another, and rules whose leaves are all decided by others.
@@ -32,19 +34,18 @@ def disputes(
         source: The source's layout.
         view: The view's layout.
         rules: The rules.
-        names: Those that rename or move.
-        values: Those that speak of values.
+        decisions: What those that rename or move say of rows of the source.
+        values: Those that speak of the values of rows of the view.
+        alone: Those that speak of rows without a partner, of the source and of the view.
         members: The rows of the source that are parts of one leaf, by number.
     """
     contest = _Contest()
-    if names:
-        _named(source, names, members, contest)
-    if values:
-        for row in view.rows:
-            for hits in by_family(row, values).values():
-                contest.settle(hits)
+    _named(source, decisions, members, contest)
+    for number, over in values.items():
+        for hits in by_family(view.rows[number], over).values():
+            contest.settle(hits)
     _ties(source, view, rules, contest)
-    _defaults(source, view, rules, contest)
+    _defaults(source, view, rules, alone, contest)
     yield from contest.faults()
 
 
@@ -110,18 +111,24 @@ def _said(rule: Rule) -> str:
     return str(rule.default) if isinstance(rule, (Private, Apart)) else str(rule)
 
 
-def _named(source: Layout, names: Names, members: Mapping[int, Member], contest: _Contest) -> None:
-    for number, row in enumerate(source.rows):
-        member = members.get(number)
+def _named(
+    source: Layout,
+    decisions: Mapping[int, Decision],
+    members: Mapping[int, Member],
+    contest: _Contest,
+) -> None:
+    for number, decision in decisions.items():
+        row, member = source.rows[number], members.get(number)
         if member is not None and isinstance(member.group.rule, Fuse):
-            for hit in names.renames.over(row):
-                contest.yields(hit.rule, member.group.rule)
+            for hit in decision.hits:
+                if isinstance(hit.rule, Rename):
+                    contest.yields(hit.rule, member.group.rule)
             continue
-        inner, outer = names.deciding(row)
-        for hit in names.over(row):
-            winner = inner if inner is not None and (names.is_inner(hit, row)) else outer
+        inner, outer = decision.inner, decision.outer
+        for hit in decision.hits:
+            winner = inner if inner is not None and is_inner(hit, row) else outer
             winner = winner or inner
-            if hit in (inner, outer):
+            if hit is inner or hit is outer:
                 contest.decides(hit.rule)
             elif winner is not None:
                 contest.loses(hit, winner)
@@ -134,22 +141,19 @@ def _ties(source: Layout, view: Layout, rules: Sequence[Rule], contest: _Contest
             contest.settle([hit for hit, _ in hits])
 
 
-def _defaults(source: Layout, view: Layout, rules: Sequence[Rule], contest: _Contest) -> None:
+def _defaults(
+    source: Layout, view: Layout, rules: Sequence[Rule], alone: Alone, contest: _Contest
+) -> None:
     """A reset says how a leaf starts, whatever a rule that makes it private says."""
-    privates = Scope[Private | Apart](
-        (rule.path, rule)
-        for rule in rules
-        if isinstance(rule, (Private, Apart)) and rule.default is not None
-    )
-    if not privates:
-        return
     resets = [rule for rule in rules if isinstance(rule, Reset)]
-    for table, side in ((source, "source"), (view, "view")):
+    sides = zip((source, view), ("source", "view"), alone, strict=True)
+    for table, side, spoken_of in sides:
         given = [(getattr(rule, side), rule) for rule in resets]
         anew = Scope((path, rule) for path, rule in given if path is not None)
-        for row in table.rows:
-            hits = privates.over(row)
-            over = [hit.rule for hit in anew.over(row) if hit.start == 0] if hits else []
+        for number, found in spoken_of.items():
+            hits = [hit for hit in found if hit.rule.default is not None]
+            resetting = anew.over(table.rows[number]) if hits and anew else ()
+            over = [hit.rule for hit in resetting if hit.start == 0]
             if over:
                 for hit in hits:
                     contest.yields(hit.rule, over[0])

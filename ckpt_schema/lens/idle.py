@@ -27,7 +27,7 @@ from ckpt_schema.lens.rules import (
     Rule,
     Tie,
 )
-from ckpt_schema.lens.scope import Scope, standing
+from ckpt_schema.lens.scope import Scope, Spoken, standing
 from ckpt_schema.lens.stacks import edits_of
 from ckpt_schema.lens.ties import originals
 from ckpt_schema.paths import LogicalPath
@@ -61,7 +61,7 @@ def idle(
     ]
     yield from _idle_keys(view, rules, pairs, known)
     yield from _idle_ties(source, view, rules)
-    open_ = [rule for rule in rules if str(rule) not in known]
+    open_ = [rule for rule in rules if str(rule) not in known] if known else rules
     sound = _of_sound_rows(source, view, open_, known)
     yield from _unsaid(view, sound, names, joins)
     if not known:
@@ -77,6 +77,8 @@ def _of_sound_rows(
     But a padding of dims that no leaf has is a fault of its own, and often the reason for the other.
     """
     said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Factor))]
+    if not said or not known:
+        return [*rules]
     scope = Scope((rule.path, rule) for rule in said)
     faulty = scope.matched(row for row in view.rows if "/".join(row.path) in known)
     axes = {dim for table in (source, view) for row in table.rows for dim in row.leaf.dims}
@@ -155,19 +157,29 @@ class Contested:
 
 
 def partnered(
-    source: Layout, view: Layout, rules: Sequence[Rule], pairs: Sequence[tuple[int, int]]
+    source: Layout,
+    view: Layout,
+    alone: tuple[Spoken[Private | Apart], Spoken[Private | Apart]],
+    pairs: Sequence[tuple[int, int]],
 ) -> Contested:
-    """Those pairs of rows, by number, that a rule calls private."""
-    scope = Scope((rule.path, rule) for rule in rules if isinstance(rule, Private))
+    """Those pairs of rows, by number, that a rule calls private.
+
+    Args:
+        source: The source's layout.
+        view: The view's layout.
+        alone: The rules for leaves without a partner that speak of each row of the two.
+        pairs: The numbers of rows that are one leaf.
+    """
     contested: dict[tuple[int, int], Private] = {}
     spelled: dict[Private, tuple[str, str, int]] = {}
-    for pair in pairs if scope else ():
+    for pair in pairs if any(alone) else ():
+        over = (*alone[0].get(pair[0], ()), *alone[1].get(pair[1], ()))
+        said = [hit.rule for hit in over if isinstance(hit.rule, Private)]
         rows = source.rows[pair[0]], view.rows[pair[1]]
-        hits = [hit for row in rows for hit in scope.over(row)]
-        if not hits or any(row.optional for row in rows):
+        if not said or any(row.optional for row in rows):
             continue
-        contested[pair] = hits[0].rule
-        for rule in {hit.number: hit.rule for hit in hits}.values():
+        contested[pair] = said[0]
+        for rule in dict.fromkeys(said):
             left, right, count = spelled.get(rule, ("", "", 0))
             if not count:
                 left, right = (paths.format_path(row.key) for row in rows)
@@ -221,10 +233,10 @@ def _changed(rule: Reverse | Padding | Factor) -> str:
 
 def _unordered(rules: Sequence[Rule], joins: Sequence[Join]) -> Iterator[Mismatch]:
     """Rules that say the order of axes of no leaf that is one on both sides."""
-    for rule in rules:
-        if not isinstance(rule, Rename) or rule.axes is None:
-            continue
-        if not any(rule in one.told.rules for one in joins):
+    ordered = [rule for rule in rules if isinstance(rule, Rename) and rule.axes is not None]
+    used = {rule for one in joins for rule in one.told.rules} if ordered else set[Rule]()
+    for rule in ordered:
+        if rule not in used:
             hint = "of parts of a leaf, declare the axes with named dims"
             expected = "a leaf that is one leaf on both sides"
             yield Mismatch(str(rule), "rule", expected, "none that it orders", hint)

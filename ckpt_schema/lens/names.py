@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_schema.lens.align import Alignment
 from ckpt_schema.lens.rules import Move, Rename, Rule
@@ -11,9 +11,27 @@ from ckpt_schema.lens.scope import Hit, Scope
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Part, Row
 
-__all__ = ["Names", "nowhere"]
+__all__ = ["Decision", "Names", "is_inner", "nowhere", "placed"]
 
 Named = Rename | Move
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decision:
+    """What rules that rename or move say of one leaf of the source.
+
+    Attributes:
+        hits: All that speak of it.
+        inner: The one for the half of its path in the model.
+        outer: The one for the half before it.
+    """
+
+    hits: Sequence[Hit[Named]] = ()
+    inner: Hit[Named] | None = None
+    outer: Hit[Named] | None = None
+
+
+_UNDECIDED = Decision()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,20 +45,23 @@ class Names:
         renames: The rules that rename.
         moves: The rules that move.
         views: The rules that rename, by the paths of the view.
+        goals: The rules that move, by the paths of the view.
     """
 
     renames: Scope[Named]
     moves: Scope[Named]
     views: Scope[Named]
+    goals: Scope[Named]
 
     @classmethod
     def of(cls, rules: Sequence[Rule]) -> Names:
         """Those among ``rules``."""
         renames = [rule for rule in rules if isinstance(rule, Rename)]
-        moves = ((rule.source, rule) for rule in rules if isinstance(rule, Move))
+        moves = [rule for rule in rules if isinstance(rule, Move)]
         by_source = Scope[Named]((rule.source, rule) for rule in renames)
         by_view = Scope[Named]((rule.view, rule) for rule in renames)
-        return cls(by_source, Scope(moves), by_view)
+        moved = Scope[Named]((rule.source, rule) for rule in moves)
+        return cls(by_source, moved, by_view, Scope((rule.view, rule) for rule in moves))
 
     def __bool__(self) -> bool:
         """Whether there is any."""
@@ -58,42 +79,76 @@ class Names:
         for rule in rules:
             yield (*rule.source, *path[len(rule.view) :])
 
-    def over(self, row: Row) -> list[Hit[Named]]:
-        """All that speak of a row of the source."""
-        return [*self.renames.over(row), *self._moving(row)]
+    def matched(self, rows: Sequence[Row]) -> Iterator[Named]:
+        """The rules that lead to a path at or above that of any of the view's rows."""
+        for hits in self.views.along(rows).values():
+            yield from (hit.rule for hit in hits)
+        for hits in self.goals.along(rows).values():
+            yield from (hit.rule for hit in _rooted(hits))
 
-    def is_inner(self, hit: Hit[Named], row: Row) -> bool:
-        """Whether a rule says what a leaf is called in the model, not where the model stands."""
-        return isinstance(hit.rule, Rename) and hit.end > (row.body or 0)
+    def decisions(self, rows: Sequence[Row]) -> dict[int, Decision]:
+        """What is said of rows of the source, by number; rows of which nothing is said are left out."""
+        renames, moves = self.renames.along(rows), self.moves.along(rows)
+        numbers = sorted(renames.keys() | moves.keys()) if moves else renames
+        found: dict[int, Decision] = {}
+        last: tuple[object, object] = None, None
+        one = _UNDECIDED
+        for number in numbers:
+            hits = renames.get(number), moves.get(number)
+            if hits[0] is not last[0] or hits[1] is not last[1]:  # of one node they are shared
+                one = _decided(rows[number], hits[0] or (), _rooted(hits[1] or ()))
+                last = hits
+            if one.hits:
+                found[number] = one
+        return found
 
-    def deciding(self, row: Row) -> tuple[Hit[Named] | None, Hit[Named] | None]:
-        """The rule for the half of a row's path in the model, and the rule for the half before it."""
-        hits = self.renames.over(row)
-        inner = next((hit for hit in hits if self.is_inner(hit, row)), None)
-        if inner is not None and inner.start == 0 and row.body:
-            return inner, None  # it says the whole path
-        outer = [hit for hit in hits if not self.is_inner(hit, row)] + self._moving(row)
-        return inner, max(outer, key=lambda hit: hit.end, default=None)
+    def decision(self, row: Row) -> Decision:
+        """What is said of one row of the source."""
+        return _decided(row, self.renames.over(row), _rooted(self.moves.over(row)))
 
-    def placed(self, row: Row, part: Part | None, alignment: Alignment) -> LogicalPath:
-        """The path of a row of the source in the view's words."""
-        inner, outer = self.deciding(row) if self else (None, None)
-        head, body = row.path[: row.body or 0], row.path[row.body or 0 :]
-        if inner is not None and inner.start == 0 and head:
-            return (*inner.rule.view, *row.path[inner.end :])
-        if inner is not None:
-            body = (*inner.rule.view, *row.path[inner.end :])
-        whole = (*head, *body)
-        if outer is not None:
-            return (*outer.rule.view, *whole[outer.end :])
-        if part is None:
-            return whole
-        if part.path in alignment.apart[0]:
-            return nowhere(row)
-        return (*alignment.moved.get(part.path, part.path), *whole[len(part.path) :])
 
-    def _moving(self, row: Row) -> list[Hit[Named]]:
-        return [hit for hit in self.moves.over(row) if hit.start == 0]
+def placed(
+    row: Row, decision: Decision | None, part: Part | None, alignment: Alignment
+) -> LogicalPath:
+    """The path of a row of the source in the view's words."""
+    whole = row.path
+    if decision is not None and decision.inner is not None:
+        inner = decision.inner
+        said = (*inner.rule.view, *row.path[inner.end :])
+        if inner.start == 0 and row.body:
+            return said
+        whole = (*row.path[: row.body or 0], *said)
+    if decision is not None and decision.outer is not None:
+        outer = decision.outer
+        return (*outer.rule.view, *whole[outer.end :])
+    if part is None:
+        return whole
+    if part.path in alignment.apart[0]:
+        return nowhere(row)
+    return (*alignment.moved.get(part.path, part.path), *whole[len(part.path) :])
+
+
+def is_inner(hit: Hit[Named], row: Row) -> bool:
+    """Whether a rule says what a leaf is called in the model, not where the model stands."""
+    return isinstance(hit.rule, Rename) and hit.end > (row.body or 0)
+
+
+def _rooted(moves: Iterable[Hit[Named]]) -> list[Hit[Named]]:
+    return [hit for hit in moves if hit.start == 0]
+
+
+def _decided(row: Row, renames: Sequence[Hit[Named]], moves: Sequence[Hit[Named]]) -> Decision:
+    """The longest path wins in each half of the row's path."""
+    hits = [*renames, *moves]
+    if not hits:
+        return _UNDECIDED
+    body = row.body or 0
+    inner = next((hit for hit in renames if hit.end > body), None)
+    if inner is not None and inner.start == 0 and body:
+        return Decision(hits, inner)  # it says the whole path
+    outer = [hit for hit in renames if hit.end <= body] if body else []
+    outer += moves
+    return Decision(hits, inner, max(outer, key=lambda hit: hit.end, default=None))
 
 
 def nowhere(row: Row) -> LogicalPath:

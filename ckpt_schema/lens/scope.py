@@ -1,26 +1,25 @@
 """Rules by the paths that they speak of: which of them speak of a row, and which one decides.
 
-All rules of a derivation go into one trie of path segments, and each row is walked down it once. So the work grows with the
-rows and with the rules, and not with their product.
+Rules of a kind go into one trie of path segments, and each row is walked down it once: what speaks
+of a row is looked up and handed on, not asked for again. So the work grows with the rows and with
+the rules, and not with their product.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Row
 
-__all__ = ["Hit", "Scope", "is_mirror", "standing"]
+__all__ = ["Hit", "Scope", "Spoken", "is_mirror", "standing"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Hit(Generic[T_co]):
+class Hit(NamedTuple, Generic[T_co]):
     """A rule that speaks of a row.
 
     Attributes:
@@ -41,12 +40,16 @@ class Hit(Generic[T_co]):
         return self.start, self.end
 
 
+Spoken: TypeAlias = Mapping[int, Sequence[Hit[T]]]
+"""The rules that speak of each row, by its number, the most specific first; other rows are left out."""
+
+
 class _Node(Generic[T]):
-    __slots__ = ("below", "rules")
+    __slots__ = ("below", "hits")
 
     def __init__(self) -> None:
         self.below: dict[str, _Node[T]] = {}
-        self.rules: list[tuple[int, T]] = []
+        self.hits: list[Hit[T]] = []  # of a row whose path starts at the root of the trie
 
 
 class Scope(Generic[T]):
@@ -60,7 +63,7 @@ class Scope(Generic[T]):
             node = self._root
             for segment in path:
                 node = node.below.setdefault(segment, _Node())
-            node.rules.append((number, rule))
+            node.hits.append(Hit(rule, number, 0, len(path)))
             self._size = number + 1
 
     def __bool__(self) -> bool:
@@ -73,14 +76,14 @@ class Scope(Generic[T]):
         The longer path is the more specific one, wherever it starts: at the root, or at the model's root. For what mirrors a
         param in the optimizer state, a path from the root comes first, for it speaks of that state itself.
         """
-        below, path, body = self._root.below, row.path, row.body
-        # Most rows are spoken of by no rule at all, and each is asked about many times.
-        if path[0] not in below and not (body and path[body] in below):
-            return []
-        hits = list(self._walk(path, 0))
-        if body:
+        return self._over(row.path, row)
+
+    def _over(self, path: LogicalPath, row: Row) -> list[Hit[T]]:
+        """The rules that speak of a row, or of a node above it."""
+        hits = self._walk(path)
+        if row.body:
             rooted = {hit.number for hit in hits}
-            hits += [hit for hit in self._walk(path, body) if hit.number not in rooted]
+            hits += [hit for hit in self._walk(path, row.body) if hit.number not in rooted]
         if len(hits) > 1:
             own = is_mirror(row)
 
@@ -93,27 +96,64 @@ class Scope(Generic[T]):
 
     def prefixes(self, path: LogicalPath) -> list[Hit[T]]:
         """The rules whose path ``path`` starts with, the longest first."""
-        return list(self._walk(path, 0))[::-1]
+        return self._walk(path)[::-1]
+
+    def along(self, rows: Iterable[Row]) -> dict[int, list[Hit[T]]]:
+        """The rules that speak of each of some rows, by the number of the row.
+
+        Leaves of one node that no rule tells apart share one list.
+        """
+        heads = self._root.below
+        found: dict[int, list[Hit[T]]] = {}
+        node: tuple[LogicalPath, int | None] | None = None
+        shared: list[Hit[T]] = []
+        leaves: tuple[Container[str], Container[str]] = (), ()
+        for number, row in enumerate(rows) if heads else ():
+            path, body = row.path, row.body
+            if path[0] not in heads and not (body and path[body] in heads):
+                continue  # as most rows, of which no rule speaks
+            if node != (path[:-1], body):  # leaves of one node stand side by side
+                node = path[:-1], body
+                shared = self._over(path[:-1], row)
+                leaves = self._below(path[:-1]), self._below(path[body:-1]) if body else ()
+            apart = path[-1] in leaves[0] or path[-1] in leaves[1]
+            hits = self._over(path, row) if apart else shared
+            if hits:
+                found[number] = hits
+        return found
+
+    def _below(self, path: LogicalPath) -> Container[str]:
+        """The names below a node that rules speak of."""
+        node = self._root
+        for segment in path:
+            below = node.below.get(segment)
+            if below is None:
+                return ()
+            node = below
+        return node.below
 
     def matched(self, rows: Iterable[Row]) -> set[int]:
         """The numbers of the rules that speak of any of these rows."""
-        return {hit.number for row in rows for hit in self.over(row)}
+        return {hit.number for hits in self.along(rows).values() for hit in hits}
 
-    def _walk(self, path: Sequence[str], start: int) -> Iterator[Hit[T]]:
-        node = self._root
-        for end in range(start, len(path)):
-            below = node.below.get(path[end])
+    def _walk(self, path: LogicalPath, start: int = 0) -> list[Hit[T]]:
+        """The rules whose path stands in ``path`` at ``start``, the shortest first."""
+        node, hits = self._root, list[Hit[T]]()
+        for segment in path[start:] if start else path:
+            below = node.below.get(segment)
             if below is None:
-                return
+                break
             node = below
-            for number, rule in node.rules:
-                yield Hit(rule, number, start, end + 1)
+            hits += node.hits
+        if start:
+            return [Hit(one.rule, one.number, start, start + one.end) for one in hits]
+        return hits
 
 
 def standing(table: Layout, paths: Iterable[LogicalPath]) -> set[LogicalPath]:
     """Those of some paths that a row of ``table`` stands at or below."""
     scope = Scope((path, path) for path in paths)
-    return {hit.rule for row in table.rows for hit in scope.over(row)} if scope else set()
+    return {hit.rule for hits in scope.along(table.rows).values() for hit in hits}
 
 
 def is_mirror(row: Row) -> bool:

@@ -26,8 +26,9 @@ def originals(table: Layout, ties: Scope[Tie]) -> dict[int, list[tuple[Hit[Tie],
         return {}
     numbers = {row.path: number for number, row in enumerate(table.rows)}
     found: dict[int, list[tuple[Hit[Tie], int]]] = {}
-    for number, row in enumerate(table.rows):
-        for hit in ties.over(row):
+    for number, hits in ties.along(table.rows).items():
+        row = table.rows[number]
+        for hit in hits:
             of = numbers.get((*row.path[: hit.start], *hit.rule.of, *row.path[hit.end :]))
             if of is not None:
                 found.setdefault(number, []).append((hit, of))

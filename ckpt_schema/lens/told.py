@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
 from ckpt_schema.dims import Dim
 from ckpt_schema.leaves import number_bits
@@ -91,11 +91,11 @@ def spoken(rules: Iterable[Rule]) -> Scope[ValueRule]:
     return Scope((rule.path, rule) for rule in rules if isinstance(rule, kinds))
 
 
-def by_family(row: Row, rules: Scope[ValueRule]) -> dict[Hashable, list[Hit[ValueRule]]]:
+def by_family(row: Row, hits: Sequence[Hit[ValueRule]]) -> dict[Hashable, list[Hit[ValueRule]]]:
     """What is said of a row of the view; of rules that say one kind of thing, the first one holds."""
     mirror = is_mirror(row)
     found: dict[Hashable, list[Hit[ValueRule]]] = {}
-    for hit in rules.over(row):
+    for hit in hits:
         if not (isinstance(hit.rule, Factor) and mirror and hit.start > 0):
             found.setdefault(_family(hit.rule), []).append(hit)
     return found
@@ -109,11 +109,9 @@ def _family(rule: ValueRule) -> Hashable:
     return type(rule)
 
 
-def told(row: Row, rules: Scope[ValueRule]) -> Told:
-    """What rules say of a row of the view."""
-    if not rules:
-        return UNTOLD
-    hits = [hits[0] for hits in by_family(row, rules).values()]
+def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
+    """What rules that speak of a row of the view say of it."""
+    hits = [hits[0] for hits in by_family(row, spoken_of).values()]
     if not hits:
         return UNTOLD
     hits.sort(key=lambda hit: hit.number)
@@ -132,11 +130,11 @@ def told(row: Row, rules: Scope[ValueRule]) -> Told:
     )
 
 
-def unscaled(row: Row, rules: Scope[ValueRule]) -> Factor | None:
+def unscaled(row: Row, hits: Sequence[Hit[ValueRule]]) -> Factor | None:
     """The rule that scales the leaf which a row of the optimizer state mirrors, where none says what becomes of the row."""
-    if not rules or not is_mirror(row):
+    if not is_mirror(row):
         return None
-    factors = [(hit.start, hit.rule) for hit in rules.over(row) if isinstance(hit.rule, Factor)]
+    factors = [(hit.start, hit.rule) for hit in hits if isinstance(hit.rule, Factor)]
     if not factors or factors[0][0] == 0:
         return None
     return factors[0][1]

@@ -81,15 +81,13 @@ def memberships(table: Layout, several: Sequence[Group]) -> dict[int, Member]:
         members += [(path, (group, number)) for number, path in enumerate(group.members)]
     scope = Scope(members)
     found: dict[int, Member] = {}
-    for number, row in enumerate(table.rows):
-        hits = scope.over(row)
-        if not hits:
-            continue
+    for at, hits in scope.along(table.rows).items():
+        row = table.rows[at]
         lists = (hit for hit in hits if isinstance(hit.rule[0].rule, Series))
         hit = next(lists, hits[0])
         group, part = hit.rule
         path = (*row.path[: hit.start], *group.whole, *row.path[hit.end :])
-        found[number] = Member(group, part, hit.start, path)
+        found[at] = Member(group, part, hit.start, path)
     return found
 
 

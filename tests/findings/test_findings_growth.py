@@ -85,7 +85,15 @@ def idle(n: int) -> None:
     cs.derive(declared(n), declared(n), edits=[cs.flip(f"w_{k}", "other") for k in range(n)])
 
 
-@pytest.mark.parametrize("run", [renamed, private, parted, scaled, tied, nameless, contested, idle])
+def ordered(n: int) -> None:
+    rules = [cs.rename(f"w_{k}", f"v_{k}", axes="0") for k in range(n)]
+    cs.derive(declared(n), declared(n, "v"), edits=rules)
+
+
+RULED = [renamed, private, parted, scaled, tied, nameless, contested, idle, ordered]
+
+
+@pytest.mark.parametrize("run", RULED)
 def test_5_the_cost_of_rules_is_linear(run: Callable[[int], None]) -> None:
     calls(lambda: run(3))
     small, large = (calls(lambda n=n: run(n)) for n in SIZES)
