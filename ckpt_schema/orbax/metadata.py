@@ -87,15 +87,20 @@ def read(path: epath.PathLike, item: str | None = None, *, aux: str | None = Non
         found = _found(place, name)
         flat, treedef = jax.tree_util.tree_flatten_with_path(found)
         keys, _ = key_paths(at for at, _ in flat)
-        impls = (
-            _key_impls(place / (name or "")) if any(_may_be_key(leaf) for _, leaf in flat) else {}
-        )
+        impls = _written(place / (name or ""))
+        named = [".".join(map(str, key)) for key in keys]
         typed = [
-            _abstract(leaf, impls.get(".".join(map(str, key))))
-            for key, (_, leaf) in zip(keys, flat, strict=True)
+            _abstract(leaf, impls.get(at) if _may_be_key(leaf) else None)
+            for at, (_, leaf) in zip(named, flat, strict=True)
         ]
     except Exception as error:  # Orbax has no one class for what may be wrong with a directory
         raise _unreadable(place, name, error) from error
+    # An array whose name is gone would be read as one that was never saved, and get a default.
+    lost = sorted(impls.keys() - set(named))
+    if lost:
+        which = f"an array {lost[0]}" if len(lost) == 1 else f"{len(lost)} arrays, as {lost[0]},"
+        hint = "a copy may be incomplete, or a file was changed by hand"
+        raise refusal(place / (name or ""), f"{which} that its metadata does not name", hint)
     return DiskTree(place, name, treedef.unflatten(typed), meant.every - {name or ""})
 
 
@@ -162,21 +167,19 @@ def _abstract(leaf: Any, impl: str | None) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape[:-1], key.dtype)
 
 
-def _key_impls(item: epath.Path) -> Mapping[str, str]:
-    """The implementation each typed key was saved with, by its dotted name.
+def _written(item: epath.Path) -> Mapping[str, str | None]:
+    """The arrays of a pytree by dotted name: the implementation of a typed key, None of any other.
 
-    No public function of Orbax tells it without reading the key, so this reads the file that Orbax keeps it in. Where there is
-    none, keys read as raw data, which conforms to no key.
+    No public function of Orbax tells it without reading the key, so this reads the file that Orbax
+    keeps it in. Where there is none, keys read as raw data, which conforms to no key.
     """
-    impls: dict[str, str] = {}
+    impls: dict[str, str | None] = {}
     folder = item / "array_metadatas"  # `glob` would take the whole path for a pattern
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for file in files:
         for entry in json.loads(file.read_text())["array_metadatas"]:
             array = entry["array_metadata"]
-            impl = (array.get("ext_metadata") or {}).get("random_key_impl")
-            if impl is not None:
-                impls[array["param_name"]] = impl
+            impls[array["param_name"]] = (array.get("ext_metadata") or {}).get("random_key_impl")
     return impls
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -379,6 +380,23 @@ def test_3_1_what_is_not_asked_for_may_be_missing(drawn_disk: Path, tmp_path: Pa
     shutil.rmtree(path / "data")
     assert refused(path).hint == "take a copy that has data; or read without it: item='state'"
     same(cs.orbax.restore(path, drawn_state(), DRAWN, item="state"), drawn_state())
+
+
+@pytest.mark.parametrize("leaf", ["('drop', 'count')", "('drop', 'key')"])
+def test_3_1_an_array_that_the_metadata_lost_is_no_default(tmp_path: Path, leaf: str) -> None:
+    """The bytes are there, and one file still tells of them."""
+    cs.orbax.save(tmp_path / "0", drawn_state(), ~DRAWN)  # the stream is within the state
+    metadata = tmp_path / "0" / "state" / "_METADATA"
+    told = json.loads(metadata.read_text())
+    del told["tree_metadata"][leaf]
+    metadata.write_text(json.dumps(told))
+    target = jax.eval_shape(drawn_state)  # without a value, so that a default would stand in
+    with pytest.raises(cs.CheckpointMismatchError) as caught:
+        cs.orbax.restore(tmp_path / "0", target, DRAWN)
+    (fault,) = faults(caught)
+    name = ".".join(ast.literal_eval(leaf))
+    assert fault.found == f"an array {name} that its metadata does not name"
+    assert "a copy may be incomplete" in fault.hint
 
 
 @pytest.mark.parametrize("name", ["state", "nnx_aux"])

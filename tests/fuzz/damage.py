@@ -168,7 +168,7 @@ def _of_file(path: Path, other: Path, where: str, draw: random.Random) -> Iterat
         yield Damage("file of another", where, _writing(where, theirs.read_bytes()), True)
     if data[:1] == b"{":
         edits = [*_edited(json.loads(data))]
-        for name, told in draw.sample(edits, min(len(edits), 12)):
+        for name, told in draw.sample(edits, min(len(edits), 40)):
             text = json.dumps(told).encode()
             yield Damage("JSON edited", f"{where} {name}", _writing(where, text))
 
