@@ -61,6 +61,8 @@ def same(found: Any, expected: Any, *, abstract: bool = False) -> None:
             if theirs[path][2] == ABSTRACT:
                 ours[path] = (*ours[path][:2], ABSTRACT)
     for path in sorted({*ours, *theirs}):
-        if ours.get(path) != theirs.get(path):
-            where = "/".join(path)[:100]
-            raise SilentError(f"{where}: {theirs.get(path)} instead of {ours.get(path)}"[:300])
+        expects, holds = ours.get(path), theirs.get(path)
+        if expects != holds:
+            told = [leaf and (leaf[0], leaf[1]) for leaf in (holds, expects)]  # no bits to be read
+            what = "other bits" if told[0] == told[1] else f"{told[0]} instead of {told[1]}"
+            raise SilentError(f"{'/'.join(path)[:100]}: {what}"[:300])

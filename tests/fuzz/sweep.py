@@ -27,7 +27,7 @@ KINDS: dict[str, Attempt] = {
     "rules": rules.attempt,
     "targets": targets.attempt,
 }
-CHUNK = 100
+CHUNK = 250
 
 
 def run(kind: str, seeds: Sequence[int], told: Connection) -> None:
@@ -78,7 +78,7 @@ def swept(kind: str, cases: int) -> tuple[Counter[str], dict[str, list[int]]]:
     faults: dict[str, list[int]] = {}
     for start in range(0, cases, CHUNK):
         seeds = range(start, min(start + CHUNK, cases))
-        # A new process each time: what a case leaves behind is no business of the next hundred.
+        # A new process each time: what a case leaves behind is no business of the next chunk.
         for seed, end in zip(seeds, outcomes(kind, seeds), strict=True):
             counts[end.kind] += 1
             if end.fault:
