@@ -58,8 +58,15 @@ def square(leaf: Leaf) -> bool:
     """
     if leaf.names:
         return False
-    sizes = [size for dim in leaf.dims for size in dim if isinstance(size, int) and size != 1]
-    return len(sizes) > len(set(sizes))
+    sizes: set[int] = set()
+    for dim in leaf.dims:
+        for factor in dim:
+            if not isinstance(factor, int) or factor == 1:
+                continue
+            if factor in sizes:
+                return True
+            sizes.add(factor)
+    return False
 
 
 def guessed(source: Row, view: Row, told: Told, *, turned: bool = False) -> str:

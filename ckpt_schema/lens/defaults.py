@@ -62,6 +62,7 @@ def _with_defaults(
 ) -> Layout:
     """``table`` with the defaults of rules; what an optimizer keeps for those leaves starts as it does."""
     rows = list(table.rows)
+    fitting: set[object] = set()  # many rules give many leaves one default
     for number, hits in over.items():
         row = rows[number]
         if is_mirror(row) and table.initial is None:
@@ -70,10 +71,15 @@ def _with_defaults(
             continue
         matched.update(hit.number for hit in hits)
         default = _default(row, hits)
-        if default is not None and not leaves.holds(row.leaf, default):
-            hint = "fresh_key(seed) for keys, a number of the leaf's kind for arrays"
-            expected = f"a default for {row.leaf}"
-            faults.append(Mismatch("/".join(row.path), "dtype", expected, str(default), hint))
+        # 1 and True are equal, and not for every dtype are both a default.
+        kind = row.leaf.dtype, default, type(default.value) if isinstance(default, Fill) else None
+        if default is not None and kind not in fitting:
+            if leaves.holds(row.leaf, default):
+                fitting.add(kind)
+            else:
+                hint = "fresh_key(seed) for keys, a number of the leaf's kind for arrays"
+                expected = f"a default for {row.leaf}"
+                faults.append(Mismatch("/".join(row.path), "dtype", expected, str(default), hint))
         rows[number] = dataclasses.replace(row, default=default)
     return dataclasses.replace(table, rows=tuple(rows))
 

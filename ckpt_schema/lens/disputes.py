@@ -117,8 +117,12 @@ def _named(
     members: Mapping[int, Member],
     contest: _Contest,
 ) -> None:
+    last: Decision | None = None
     for number, decision in decisions.items():
         row, member = source.rows[number], members.get(number)
+        if decision is last and member is None:
+            continue  # leaves of one node, of which the same is said
+        last = decision if member is None else None
         if member is not None and isinstance(member.group.rule, Fuse):
             for hit in decision.hits:
                 if isinstance(hit.rule, Rename):

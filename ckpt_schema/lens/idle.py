@@ -172,14 +172,15 @@ def partnered(
     """
     contested: dict[tuple[int, int], Private] = {}
     spelled: dict[Private, tuple[str, str, int]] = {}
-    for pair in pairs if any(alone) else ():
+    touched = (pair for pair in pairs if pair[0] in alone[0] or pair[1] in alone[1])
+    for pair in touched if any(alone) else ():
         over = (*alone[0].get(pair[0], ()), *alone[1].get(pair[1], ()))
-        said = [hit.rule for hit in over if isinstance(hit.rule, Private)]
+        said = {hit.number: hit.rule for hit in over if isinstance(hit.rule, Private)}
         rows = source.rows[pair[0]], view.rows[pair[1]]
         if not said or any(row.optional for row in rows):
             continue
-        contested[pair] = said[0]
-        for rule in dict.fromkeys(said):
+        contested[pair] = next(iter(said.values()))
+        for rule in said.values():
             left, right, count = spelled.get(rule, ("", "", 0))
             if not count:
                 left, right = (paths.format_path(row.key) for row in rows)

@@ -80,11 +80,14 @@ class Names:
             yield (*rule.source, *path[len(rule.view) :])
 
     def matched(self, rows: Sequence[Row]) -> Iterator[Named]:
-        """The rules that lead to a path at or above that of any of the view's rows."""
+        """The rules that lead to a path at or above that of any of the view's rows, some several times."""
+        last: object = None
         for hits in self.views.along(rows).values():
-            yield from (hit.rule for hit in hits)
+            if hits is not last:  # leaves of one node share them
+                yield from [hit.rule for hit in hits]
+                last = hits
         for hits in self.goals.along(rows).values():
-            yield from (hit.rule for hit in _rooted(hits))
+            yield from [hit.rule for hit in _rooted(hits)]
 
     def decisions(self, rows: Sequence[Row]) -> dict[int, Decision]:
         """What is said of rows of the source, by number; rows of which nothing is said are left out."""

@@ -180,20 +180,28 @@ def _framed(source: Row, view: Row, told: Told) -> Relation | Mismatch:
                 edit = Flip(row.axes.index(("axis", axes[0])))
                 first, last = (first >> edit, last) if side == 0 else (first, edit >> last)
                 break
-    if (
-        told.exponent
-        and not source.leaf.is_key
-        and jnp.issubdtype(jnp.dtype(source.leaf.dtype), jnp.floating)
-    ):
-        if jnp.finfo(source.leaf.dtype).bits < 16:
+    bits = _float_bits(source.leaf.dtype) if told.exponent else None
+    if bits is not None:
+        if bits < 16:
             why = f"{source.leaf.dtype} has too few values to be scaled: scale it before it is cast"
             return fault(source, view, "dtype", why)
         first = first >> Scale(told.exponent)
     made = _related(inner[0], inner[1], Told(axes=told.axes))
     if isinstance(made, Mismatch):
         return made
-    relation = dataclasses.replace(made, chain=first >> made.chain >> last)
+    relation = Relation(first >> made.chain >> last, made.levels, made.symbols)
+    if not told.flips and not told.fills:
+        return relation  # a factor changes no type
     return _type_fault(source, view, relation) or relation
+
+
+@functools.lru_cache(maxsize=64)  # there are some twenty dtypes
+def _float_bits(dtype: str) -> int | None:
+    """How many bits a float of a dtype has; None if it is none."""
+    is_key = dtype.startswith("key<")
+    if is_key or not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        return None
+    return jnp.finfo(dtype).bits
 
 
 def _padded(inner: Sequence[Row], start: Fill, end: Fill) -> list[tuple[int, Fill]]:

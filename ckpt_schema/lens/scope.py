@@ -62,7 +62,10 @@ class Scope(Generic[T]):
         for number, (path, rule) in enumerate(entries):
             node = self._root
             for segment in path:
-                node = node.below.setdefault(segment, _Node())
+                below = node.below.get(segment)
+                if below is None:
+                    below = node.below[segment] = _Node()
+                node = below
             node.hits.append(Hit(rule, number, 0, len(path)))
             self._size = number + 1
 
@@ -98,24 +101,26 @@ class Scope(Generic[T]):
         """The rules whose path ``path`` starts with, the longest first."""
         return self._walk(path)[::-1]
 
-    def along(self, rows: Iterable[Row]) -> dict[int, list[Hit[T]]]:
+    def along(self, rows: Iterable[Row]) -> Spoken[T]:
         """The rules that speak of each of some rows, by the number of the row.
 
         Leaves of one node that no rule tells apart share one list.
         """
         heads = self._root.below
         found: dict[int, list[Hit[T]]] = {}
-        node: tuple[LogicalPath, int | None] | None = None
+        node: LogicalPath | None = None
+        start: int | None = None
         shared: list[Hit[T]] = []
         leaves: tuple[Container[str], Container[str]] = (), ()
         for number, row in enumerate(rows) if heads else ():
             path, body = row.path, row.body
             if path[0] not in heads and not (body and path[body] in heads):
                 continue  # as most rows, of which no rule speaks
-            if node != (path[:-1], body):  # leaves of one node stand side by side
-                node = path[:-1], body
-                shared = self._over(path[:-1], row)
-                leaves = self._below(path[:-1]), self._below(path[body:-1]) if body else ()
+            above = path[:-1]
+            if above != node or body != start:  # leaves of one node stand side by side
+                node, start = above, body
+                shared = self._over(above, row)
+                leaves = self._below(above), self._below(above[body:]) if body else ()
             apart = path[-1] in leaves[0] or path[-1] in leaves[1]
             hits = self._over(path, row) if apart else shared
             if hits:

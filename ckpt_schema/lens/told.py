@@ -115,19 +115,22 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
     if not hits:
         return UNTOLD
     hits.sort(key=lambda hit: hit.number)
-    mirror = is_mirror(row)
+    raw, exponent = False, 0
+    flips: list[Dim] = []
     fills: list[Fill] = []
     for hit in hits:
-        if isinstance(hit.rule, Padding):
-            value = 0 if mirror and hit.start > 0 else hit.rule.fill
-            fills.append(Fill(hit.rule.small, hit.rule.large, value))
-    return Told(
-        any(isinstance(hit.rule, RawKey) for hit in hits),
-        frozenset(hit.rule.dim for hit in hits if isinstance(hit.rule, Reverse)),
-        tuple(fills),
-        sum(hit.rule.exponent for hit in hits if isinstance(hit.rule, Factor)),
-        tuple(hit.rule for hit in hits),
-    )
+        rule = hit.rule
+        if isinstance(rule, RawKey):
+            raw = True
+        elif isinstance(rule, Reverse):
+            flips.append(rule.dim)
+        elif isinstance(rule, Factor):
+            exponent = rule.exponent
+        else:
+            value = 0 if hit.start > 0 and is_mirror(row) else rule.fill
+            fills.append(Fill(rule.small, rule.large, value))
+    rules = tuple([hit.rule for hit in hits])
+    return Told(raw, frozenset(flips), tuple(fills), exponent, rules)
 
 
 def unscaled(row: Row, hits: Sequence[Hit[ValueRule]]) -> Factor | None:

@@ -72,7 +72,7 @@ def unplaced(
         if source.rows[a].path[0] != "opt_state"
     ]
     judged = partners(*loose, placed)
-    given = {rule.source for rule in rules if isinstance(rule, Rename)}
+    given = set(_given(source, rules))
     found = renames(judged.certain, source.rows, view.rows, onward, given)
     back = {there: here for here, there in judged.certain.items()}
     theirs = {there: found[here] for there, here in back.items() if here in found}
@@ -102,12 +102,24 @@ def _required(row: Row) -> bool:
 
 def _loose(table: Layout, numbers: Sequence[int], called: Sequence[LogicalPath]) -> list[Loose]:
     """The leaves of the model among some rows."""
-    rows = ((n, table.rows[n]) for n in numbers)
-    return [
-        Loose(n, row, called[n][row.body or 0 :], _required(row))
-        for n, row in rows
-        if row.path[0] != "opt_state"
-    ]
+    found: list[Loose] = []
+    for number in numbers:
+        row = table.rows[number]
+        if row.path[0] == "opt_state":
+            continue
+        # Where a rule leads out of the model, nothing is left of what it is called there.
+        path = called[number][row.body or 0 :] or row.path[row.body or 0 :]
+        found.append(Loose(number, row, path, _required(row)))
+    return found
+
+
+def _given(source: Layout, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
+    """The paths in the model that rules rename, whether these say them from the root or not."""
+    heads = {row.path[: row.body] for row in source.rows if row.body}
+    for rule in rules:
+        if isinstance(rule, Rename):
+            yield rule.source
+            yield from (rule.source[len(h) :] for h in heads if rule.source[: len(h)] == h)
 
 
 def _mirrors(table: Layout, numbers: set[int]) -> dict[int, list[str]]:

@@ -97,7 +97,33 @@ RULED = [renamed, private, parted, scaled, tied, nameless, contested, idle, orde
 def test_5_the_cost_of_rules_is_linear(run: Callable[[int], None]) -> None:
     calls(lambda: run(3))
     small, large = (calls(lambda n=n: run(n)) for n in SIZES)
-    assert large / small < 1.5 * SIZES[1] / SIZES[0]
+    assert large / small < 1.25 * SIZES[1] / SIZES[0]
+
+
+def test_5_rules_cost_little_beside_the_leaves() -> None:
+    """588 rules on 2,500 leaves: what a clock says of them is in the benchmark."""
+    names = "abcdefghij"
+    block = type(
+        "Block", (cs.Schema,), {"__annotations__": dict.fromkeys(names, Float32[Array, "n m"])}
+    )
+
+    def blocks(named: dict[str, Any]) -> cs.Layout:
+        return cs.layout(type("Blocks", (cs.Schema,), {"__annotations__": named}))
+
+    plain = blocks({f"block_{n}": block for n in range(250)})
+    news = {f"renamed_{n}" if n < 196 else f"block_{n}": block for n in range(250)}
+    extra = {f"extra_{n}": Float32[Array, " n"] for n in range(196)}
+    rules: list[Any] = []
+    for n in range(196):
+        rules += [cs.rename(f"block_{n}", f"renamed_{n}"), cs.private(f"extra_{n}", 0.0)]
+        rules.append(cs.scale(f"renamed_{n}/c", 2))
+    view = blocks(news | extra)
+    cs.derive(plain, view, edits=rules)
+    without, ruled = (
+        calls(lambda: cs.derive(plain, plain)),
+        calls(lambda: cs.derive(plain, view, edits=rules)),
+    )
+    assert ruled < 2 * without
 
 
 def mistyped(n: int) -> None:
@@ -123,7 +149,7 @@ def inferred(n: int) -> None:
 def test_5_the_cost_of_a_tree_is_linear_however_wrong_it_is(run: Callable[[int], None]) -> None:
     calls(lambda: run(3))
     small, large = (calls(lambda n=n: run(n)) for n in SIZES)
-    assert large / small < 1.5 * SIZES[1] / SIZES[0]
+    assert large / small < 1.25 * SIZES[1] / SIZES[0]
 
 
 class Layer(cs.Schema):

@@ -266,3 +266,17 @@ def test_4_trees_that_jax_cannot_flatten_cost_no_levels_of_calls() -> None:
             with pytest.raises(cs.CkptSchemaError):
                 do()
     assert levels_left() > before - 10
+
+
+class Tied(cs.Schema):
+    emb: Float32[Array, "v e"]
+    head: Float32[Array, "e v"]
+
+
+@pytest.mark.parametrize("view", ["emb2", "params"])
+def test_4_a_rename_that_leads_out_of_the_model_is_a_named_error(view: str) -> None:
+    table = cs.layout(cs.linen.Params[Tied])
+    with pytest.raises(cs.DerivationError) as raised:
+        cs.derive(table, table, [cs.rename("params/emb", view)])
+    assert "params/emb" in str(raised.value)
+    assert not raised.value.rules  # that the leaf has a rule already is no secret
