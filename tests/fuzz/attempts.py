@@ -70,18 +70,22 @@ def ended(attempt: Attempt, seed: int, seconds: float = SECONDS) -> Outcome:
         if not text or text.count("\n") > 60:
             return Outcome("raw", f"an error of {text.count(chr(10))} lines")
         return Outcome("named")
-    except HangError:
-        return Outcome("hang")
+    except HangError as error:
+        return Outcome("hang", f"at {_place(error)}")
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        frames = traceback.extract_tb(error.__traceback__)
-        ours = [frame for frame in frames if "ckpt_schema" in frame.filename]
-        place = (
-            f"{ours[-1].filename.rpartition('ckpt_schema/')[2]}:{ours[-1].lineno}" if ours else "?"
-        )
-        return Outcome("raw", f"{type(error).__name__} at {place}: {str(error)[:200]}")
+        return Outcome("raw", f"{type(error).__name__} at {_place(error)}: {str(error)[:200]}")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     return Outcome("hang" if late else "accepted")
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the package that an exception came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "ckpt_schema" in frame.filename]
+    if not ours:
+        return "?"
+    return f"{ours[-1].filename.rpartition('ckpt_schema/')[2]}:{ours[-1].lineno}"
