@@ -203,6 +203,8 @@ def _divided(
         {part: number for part, number in side.items() if part is not None}
         for side in (before, after)
     ]
+    if None in before and None in after:  # a whole beside its parts, which is told as ambiguous
+        return []
     if None in before:
         found = divided((source, view), before[None], parts[1], members[1])
     elif None in after:

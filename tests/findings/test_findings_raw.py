@@ -280,3 +280,21 @@ def test_4_a_rename_that_leads_out_of_the_model_is_a_named_error(view: str) -> N
         cs.derive(table, table, [cs.rename("params/emb", view)])
     assert "params/emb" in str(raised.value)
     assert not raised.value.rules  # that the leaf has a rule already is no secret
+
+
+class Parts(cs.Schema):
+    q: Float32[Array, "e h"]
+    k: Float32[Array, "e h"]
+    n: Float32[Array, " e"]
+
+
+class Whole(cs.Schema):
+    qk: Float32[Array, "e 2*h"]
+    n: Float32[Array, " e"]
+
+
+def test_4_a_leaf_that_is_renamed_to_the_whole_of_others_is_a_named_error() -> None:
+    rules = [cs.fuse("qk", ["q", "k"]), cs.rename("n", "qk")]
+    with pytest.raises(cs.DerivationError) as raised:
+        cs.derive(Parts, Whole, rules)
+    assert "rename one of them" in str(raised.value)

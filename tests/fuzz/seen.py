@@ -13,7 +13,7 @@ from fuzz.attempts import SilentError
 
 Path = tuple[str, ...]
 Bits = tuple[str, tuple[int, ...], bytes]
-ABSTRACT = b"abstract"
+ABSTRACT, DELETED = b"abstract", b"deleted"
 
 
 def leaves(tree: Any) -> dict[Path, Bits]:
@@ -38,6 +38,8 @@ def bits(leaf: Any) -> Bits:
     """What a leaf holds. A Python number is what jax makes of it, an abstract leaf has no bits."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return str(leaf.dtype), tuple(leaf.shape), ABSTRACT
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        return str(leaf.dtype), leaf.shape, DELETED
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return str(leaf.dtype), leaf.shape, np.asarray(jax.random.key_data(leaf)).tobytes()
     if isinstance(leaf, (int, float, complex)) and not isinstance(leaf, np.generic):
@@ -58,8 +60,8 @@ def same(found: Any, expected: Any, *, abstract: bool = False) -> None:
     ours, theirs = leaves(expected), leaves(found)
     if abstract:
         for path in ours.keys() & theirs.keys():
-            if theirs[path][2] == ABSTRACT:
-                ours[path] = (*ours[path][:2], ABSTRACT)
+            if theirs[path][2] in (ABSTRACT, DELETED):
+                ours[path] = (*ours[path][:2], theirs[path][2])
     for path in sorted({*ours, *theirs}):
         expects, holds = ours.get(path), theirs.get(path)
         if expects != holds:
