@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -148,10 +149,12 @@ def caught(run: Callable[[], Any]) -> tuple[str, list[str], str]:
 # --- Saved by some, restored by others  ---
 
 
-def save_linen(root: Path) -> bool:
-    """Saves a Linen state, and a large one twice; the second time in chunks that other axes cut, too."""
+def save_linen(root: Path, bytes_too: bool) -> bool:
+    """Saves a Linen state; where bytes are counted a large one too, twice: the second time in chunks that other axes cut."""
     cs.orbax.save(root / "linen", linen_state(5, Sharded(mesh(2, 2), 1)), LENS)
     seen = (root / "linen").exists()
+    if not bytes_too:
+        return seen
     large = big(0, {3: (None, None, "x"), 2: ("x",)})
     cs.orbax.save(root / "big", large, LENS)
     with saved_in_chunks():
@@ -422,6 +425,20 @@ def context() -> tuple[bool, bool]:
         return found.array_options.loading.enable_padding_and_truncation, told.active_processes == {
             jax.process_index()
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a process finds in all that two of them are asked."""
+
+    refused: dict[str, tuple[str, list[str], str]]
+    alone: dict[str, tuple[str, list[str], str]]
+    lost: list[tuple[str, str]]
+    context: tuple[bool, bool]
+
+
+def found_by_two(root: Path) -> Found:
+    return Found(refused(root), alone_in_one(root), payloads(), context())
 
 
 # --- What goes wrong with processes  ---

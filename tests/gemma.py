@@ -17,10 +17,11 @@ from flax import nnx
 from flax.training.train_state import TrainState
 from jaxtyping import Array, Float32
 from pair_models import LinenRun, NnxRun, Training, tokens
+from support.profiles import THOROUGH
 
 import ckpt_schema as cs
 
-BLOCKS, INSIDE, REST = 4, 6, 2
+BLOCKS, INSIDE, REST = (4 if THOROUGH else 2), 6, 2
 LAYERS = BLOCKS * INSIDE + REST
 VOCAB, EMBED, HEADS, HEAD_DIM, MLP, WINDOW = 32, 16, 2, 8, 32, 3
 

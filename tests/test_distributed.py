@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_four(root: Path) -> Path:
-    assert run_distributed(4, jobs.save_linen, root) == [True] * 4
+    assert run_distributed(4, jobs.save_linen, root, THOROUGH) == [True] * 4
     return root
 
 
@@ -62,8 +62,15 @@ def test_streams_go_with_a_checkpoint_from_two_to_four(root: Path) -> None:
     assert run_distributed(4, jobs.restore_streams, root) == [[]] * 4
 
 
-def test_what_is_wrong_anywhere_is_raised_everywhere(root: Path) -> None:
-    first, second = run_distributed(2, jobs.refused, root, devices=2)
+@pytest.fixture(scope="module")
+def by_two(root: Path) -> tuple[jobs.Found, jobs.Found]:
+    """What each of two processes finds in all that two are asked: to start them is dearer than what they do."""
+    first, second = run_distributed(2, jobs.found_by_two, root, devices=2)
+    return first, second
+
+
+def test_what_is_wrong_anywhere_is_raised_everywhere(root: Path, by_two: Any) -> None:
+    first, second = (each.refused for each in by_two)
     expected = {
         "exists": ("CheckpointExistsError", [str(root / "taken")]),
         "cast": ("ConformanceError", ["ids"]),
@@ -85,8 +92,8 @@ def test_what_is_wrong_anywhere_is_raised_everywhere(root: Path) -> None:
     assert "the first at [3 1]" in second["unequal shard"][2]
 
 
-def test_what_one_process_alone_does_is_raised_everywhere(root: Path) -> None:
-    both = run_distributed(2, jobs.alone_in_one, root, devices=2)
+def test_what_one_process_alone_does_is_raised_everywhere(root: Path, by_two: Any) -> None:
+    both = [each.alone for each in by_two]
     expected = {
         "damaged": ("CheckpointMismatchError", [str(root / "damaged")]),
         "arrays": ("ConformanceError", ["ids"]),
@@ -103,12 +110,12 @@ def test_what_one_process_alone_does_is_raised_everywhere(root: Path) -> None:
     assert "UserWarning" in both[0]["warned"][2]
 
 
-def test_no_bit_of_a_float_is_lost_between_processes() -> None:
-    assert run_distributed(2, jobs.payloads, devices=2) == [[], []]
+def test_no_bit_of_a_float_is_lost_between_processes(by_two: Any) -> None:
+    assert [each.lost for each in by_two] == [[], []]
 
 
-def test_orbax_reads_in_the_context_of_the_caller() -> None:
-    assert run_distributed(2, jobs.context) == [(True, True)] * 2
+def test_orbax_reads_in_the_context_of_the_caller(by_two: Any) -> None:
+    assert [each.context for each in by_two] == [(True, True)] * 2
 
 
 # --- `run_distributed`  ---

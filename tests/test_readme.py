@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.pages import FENCE, python_of
+from support.profiles import THOROUGH
 
 from ckpt_schema.testing import LAWS
 
@@ -39,6 +40,7 @@ def test_what_the_guide_to_testing_says_runs(
     for block in (block for block in blocks if block not in files.values()):
         exec(compile(block, str(GUIDE), "exec"), names)
     real = names["TestRealMixture"]()
+    real.max_examples = None if THOROUGH else 2
     real.test_declaration()
     real.test_function()
     small = names["TestSmallMixtures"]()

@@ -1,4 +1,7 @@
-"""An encoder-decoder, tested as a user of the library tests it, in less than sixty lines."""
+"""An encoder-decoder, tested as a user of the library tests it, on one page."""
+
+import functools
+from typing import Any
 
 from jaxtyping import Array, Float32
 from support.profiles import THOROUGH
@@ -86,8 +89,13 @@ class Nnx(Linen):
 lens = cs.derive(cs.linen.TrainState[Linen, tx], cs.nnx.TrainState[Nnx, tx])
 
 
+@functools.cache
+def states() -> tuple[Any, Any]:  # made when a test runs, not when it is imported
+    return linen_train_state(), nnx_training()
+
+
 class TestWhisper(LensLaws):
     lens = lens
     max_examples = None if THOROUGH else 2
-    source, view = linen_train_state(), nnx_training()
+    source, view = property(lambda self: states()[0]), property(lambda self: states()[1])
     source_outputs, view_outputs = staticmethod(linen_logits), staticmethod(nnx_logits)

@@ -22,7 +22,7 @@ def main() -> None:
     """Saves, restores and prints."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        run_distributed(4, jobs.save_linen, root)
+        run_distributed(4, jobs.save_linen, root, True)
         print(
             "| restored by | cut | MB held by each | read by TensorStore | read in all |\n|---|---|---|---|---|"
         )
