@@ -67,7 +67,7 @@ COMMANDS = {
     "damage": Command(("tests/fuzz/damage.py",)),
     "races": Command(("tests/support/races.py",)),
     "fuzz": Command(("tests/fuzz/sweep.py", "--cases", "5000")),
-    "planted": Command(("-W", "ignore", "tests/planted_faults.py")),
+    "planted": Command(("-W", "ignore", "tests/planted_faults.py", "--kept", ".planted.json")),
     "thorough": Command(
         ("-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"),
         last=1,

@@ -6,15 +6,20 @@ import functools
 from collections.abc import Callable, Mapping
 
 import optax
-from jaxtyping import Array, BFloat16, Float32, Int32, UInt32
+from jaxtyping import Array, BFloat16, Float32, Int4, Int32, Int64, UInt32
 from support.models import LinenDecoder, NnxDecoder
 
 import ckpt_schema as cs
 
-TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-3)))
+ADAM = optax.adamw(optax.constant_schedule(1e-3))
 
-OTHER = optax.chain(optax.adamw(optax.constant_schedule(1e-3)), optax.ema(0.9))
-"""The same without clipping, and with a part that nothing stands for."""
+TX = optax.chain(optax.clip_by_global_norm(1.0), ADAM, optax.ema(0.9), optax.apply_every(2))
+
+OTHER = optax.chain(ADAM, optax.ema(0.9), optax.ema(0.99), optax.add_noise(0.1, 0.5, 0))
+"""The same without clipping, with a second average that nothing stands for, and noise in the place
+of what gathered gradients: both count, and neither count is the other's."""
+
+FACTORS = optax.adafactor(1e-3, min_dim_size_to_factor=4)
 
 # --- What only rules say  ---
 
@@ -181,12 +186,111 @@ class Small(cs.Schema):
     """What is padded, and no value of it looked at."""
 
     table: Float32[Array, "vocab embed"]
+    codes: Int4[Array, "vocab embed"]
 
 
 class Large(cs.Schema):
     """The same with padding."""
 
     table: Float32[Array, "padded embed"]
+    codes: Int4[Array, "padded embed"]
+
+
+class Weight(cs.Schema):
+    """A dense layer of one size, as PyTorch has it."""
+
+    weight: Float32[Array, "outputs=embed inputs=embed"]
+    bias: Float32[Array, " embed"]
+
+
+class Turned(cs.Schema):
+    """The same under the same names, the other way round."""
+
+    weight: Float32[Array, "inputs=embed outputs=embed"]
+    bias: Float32[Array, " embed"]
+
+
+class Counted(cs.Schema):
+    """A norm that counts its batches, in more bits than jax has."""
+
+    mean: Float32[Array, " embed"]
+    batches: Int64[Array, ""] = cs.field(default=3)
+
+
+class Uncounted(cs.Schema):
+    """A norm that does not."""
+
+    mean: Float32[Array, " embed"]
+
+
+# --- A model that is tuned: a head of its own, two kinds of layers in a row, layers without end  ---
+
+
+class Gated(Weight):
+    """A layer that has a gate too."""
+
+    gate: Float32[Array, " embed"]
+
+
+class TurnedGated(Turned):
+    """The same, the other way round."""
+
+    gate: Float32[Array, " embed"]
+
+
+class TurnedWide(cs.Schema):
+    """A dense layer that says itself what its one size is called there."""
+
+    weight: Float32[Array, "inputs=width outputs=width"]
+    bias: Float32[Array, " width"]
+
+
+class Adapters(cs.Schema):
+    """The head that a file has."""
+
+    adapters: list[Weight] = cs.field(length="adapters", dims={"embed": "task"})
+    bias: Float32[Array, " task"]
+
+
+class StackedAdapters(cs.Schema):
+    """The head that the model has."""
+
+    adapters: Turned = cs.field(scan="adapters", axis=0, dims={"embed": "task"})
+    bias: Float32[Array, " task"]
+
+
+class Grouped(cs.Schema):
+    """Attention with more queries than keys: no axis tells the groups but by the two others."""
+
+    query: Float32[Array, "width kv*group*dim"]
+    key: Float32[Array, "width kv*dim"]
+    scale: Float32[Array, " dim"]
+
+
+class Apiece(cs.Schema):
+    """The same with an axis for each."""
+
+    query: Float32[Array, "width kv group dim"]
+    key: Float32[Array, "width kv dim"]
+    scale: Float32[Array, " dim"]
+
+
+class Filed(cs.Schema):
+    """A file: its first two layers are dense, the others have gates, and all are counted through."""
+
+    dense: list[Weight] = cs.field(key="h_{i}", length=2, dims={"embed": "width"})
+    gated: list[Gated] = cs.field(key="h_{i+2}", length="gated", dims={"embed": "width"})
+    attention: Grouped
+    head: Adapters
+
+
+class Tuned(cs.Schema):
+    """The model: layers of a kind are one stack."""
+
+    dense: TurnedWide = cs.field(scan=2, axis=1)
+    gated: TurnedGated = cs.field(scan="gated", axis=0, dims={"embed": "width"})
+    attention: Apiece
+    head: StackedAdapters
 
 
 # --- Training states  ---
@@ -197,6 +301,19 @@ class Dense(cs.Schema):
 
     kernel: Float32[Array, "inputs outputs"]
     bias: Float32[Array, " outputs"]
+
+
+class Stacked(cs.Schema):
+    """Layers that are stacked on an axis in the middle, whose moments Adafactor keeps as factors."""
+
+    layers: Dense = cs.field(scan="depth", axis=1, dims={"inputs": "embed", "outputs": "mlp"})
+
+
+class Adapted(cs.Schema):
+    """Such layers in front, and adapters for each."""
+
+    layers: Dense = cs.field(scan="depth", axis=0, dims={"inputs": "embed", "outputs": "mlp"})
+    adapters: Dense = cs.field(scan="depth", axis=1, dims={"inputs": "embed", "outputs": "mlp"})
 
 
 class LinenNet(cs.Schema):
@@ -231,8 +348,24 @@ def _layers() -> cs.Lens:
 
 
 def _training() -> cs.Lens:
-    rules = [cs.private("extra", 0.5), cs.reset(view="opt_state/1")]
+    rules = [
+        cs.private("extra", 0.5),
+        cs.reset(view="opt_state/2"),
+        cs.private("opt_state/3/count", 0),
+        cs.private("opt_state/3/grad_acc", 0.0),
+        cs.reset(view="opt_state/3/rng_key"),
+    ]
     return cs.derive(cs.linen.TrainState[LinenNet, TX], cs.nnx.TrainState[NnxNet, OTHER], rules)
+
+
+def _factored() -> cs.Lens:
+    sizes = {"embed": 4, "mlp": 6, "depth": 3}
+    anew = [cs.reset(view=f"opt_state/0/{part}/adapters") for part in ("v_row", "v_col", "v")]
+    return cs.derive(
+        cs.linen.BareTrainState[Stacked, FACTORS, sizes],
+        cs.nnx.TrainState[Adapted, FACTORS, sizes],
+        [cs.private("adapters[]", 0.25), *anew],
+    )
 
 
 def _composed() -> cs.Lens:
@@ -240,7 +373,20 @@ def _composed() -> cs.Lens:
 
 
 def _padded() -> cs.Lens:
-    return cs.derive(Small, Large, [cs.pad("table", "vocab", "padded", fill=0.5)])
+    rules = [cs.pad("table", "vocab", "padded", fill=0.5), cs.pad("codes", "vocab", "padded")]
+    return cs.derive(Small, Large, rules)
+
+
+def _turned() -> cs.Lens:
+    return cs.derive(Weight, Turned)
+
+
+def _wide() -> cs.Lens:
+    return cs.derive(Counted, Uncounted)
+
+
+def _tuned() -> cs.Lens:
+    return cs.derive(Filed, Tuned, [cs.apart("head", 0.25)])
 
 
 def _decoder() -> cs.Lens:
@@ -251,8 +397,12 @@ FAMILIES: Mapping[str, Callable[[], cs.Lens]] = {
     "rules": functools.cache(_rules),
     "layers": functools.cache(_layers),
     "training": functools.cache(_training),
+    "factored": functools.cache(_factored),
     "composed": functools.cache(_composed),
     "padded": functools.cache(_padded),
+    "turned": functools.cache(_turned),
+    "wide": functools.cache(_wide),
+    "tuned": functools.cache(_tuned),
     "decoder": functools.cache(_decoder),
 }
 """What makes the lens of each family, by name."""

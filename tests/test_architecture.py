@@ -28,8 +28,9 @@ ORDER = """
     orbax.restore orbax.items orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing.devices testing.worker testing.distributed testing.values testing.meshes testing.containers testing.states
-    testing.samples testing.strategies testing.laws testing.frames testing.shares testing.origins
-    testing.held testing.naming testing.axes testing.defaults testing.malformed testing.gradients testing.outputs testing.trials
+    testing.choices testing.samples testing.strategies testing.laws testing.frames testing.shares testing.origins
+    testing.held testing.naming testing.known testing.axes testing.defaults
+    testing.malformed testing.gradients testing.outputs testing.trials
     testing.lawbook
     testing.suite testing
     cli __main__

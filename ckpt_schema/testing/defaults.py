@@ -53,8 +53,8 @@ def defaults(lens: Lens, s: Tree) -> None:
 
 def _starts_anew(lens: Lens, row: Row) -> bool:
     """Whether a leaf is what an optimizer keeps of another one, and no rule speaks of it at its own place."""
-    rules = [rule for each in lens.derivations for rule in each.rules]
-    own = any(getattr(rule, "path", ("",))[0] == "opt_state" for rule in rules)
+    paths = [getattr(rule, "path", ()) for each in lens.derivations for rule in each.rules]
+    own = any(path[:1] == ("opt_state",) and row.path[: len(path)] == path for path in paths)
     mirror = bool(row.body) and row.path[0] == "opt_state"
     return mirror and lens.view.initial is not None and not own
 

@@ -40,6 +40,7 @@ __all__ = [
     "composition",
     "conformance",
     "declaration",
+    "donated",
     "donation",
     "gathered",
     "gathers_nothing",
@@ -55,6 +56,7 @@ __all__ = [
     "put_put",
     "sharding",
     "sharing",
+    "started",
 ]
 
 
@@ -357,6 +359,27 @@ def gathered(tree: Tree) -> Tree:
 def placed_like(tree: Tree, target: Tree) -> Tree:
     """The tree with each leaf sharded as that of the target is."""
     return jax.tree.map(lambda x, like: settled(jax.device_put(x, like.sharding)), tree, target)
+
+
+# --- Targets of a restore  ---
+
+
+def started(lens: Lens, target: Tree) -> Tree:
+    """The target without the values of what starts anew: the optimizer makes these of the params that are restored."""
+    found, treedef = jax.tree.flatten(target)
+    rows, joined = lens.view.rows, lens.joined[1]
+    for (number, _), at in Matcher(lens.view).match(target).slots.items():
+        if number not in joined and isinstance(rows[number].default, leaves.Init):
+            found[at] = leaves.abstract(found[at])
+    return treedef.unflatten(found)
+
+
+def donated(tree: Tree) -> Tree:
+    """The tree after a step that its arrays were donated to: they know their shapes and shardings, and no values."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
+    return tree
 
 
 # --- Shardings  ---

@@ -104,6 +104,7 @@ def _malformed(lens: Lens, tree: Tree, rng: np.random.Generator) -> Iterator[Wro
     """The tree made wrong in two of all ways that there are for it, and at times with a layer more."""
     ways: list[Callable[[Lens, Tree, np.random.Generator], Wrong | None]]
     ways = [_of_dtype, _of_impl, _of_rank, _of_size, _missing, _extra, _nested]
+    ways += [_stacked, _respelled]
     found = 0
     for at in rng.permutation(len(ways)):
         wrong = ways[int(at)](lens, tree, rng)
@@ -150,6 +151,53 @@ def _of_size(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
         return leaf.ndim > 0 and not _is_key(leaf)
 
     return _changed("one element more on an axis", tree, rng, fits, change)
+
+
+def _stacked(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
+    """A leaf stacked as another one of its declaration is: what is right for that one is wrong here."""
+    rows, sizes = lens.source.rows, lens.dims
+    at = {_bare(key): number for number, key in enumerate(flatten(tree).keys)}
+    found, treedef = jax.tree.flatten(tree)
+    for number in rng.permutation(len(rows)):
+        row = rows[int(number)]
+        others = [o for o in rows if o.leaf == row.leaf and o.repeats != row.repeats]
+        for other in others:
+            own, there = (
+                [at[key] for i in indices_of(each, sizes) if (key := key_of(each, i)) in at]
+                for each in (row, other)
+            )
+            if own and there and np.shape(found[own[-1]]) != np.shape(found[there[0]]):
+                changed = [*found]
+                changed[own[-1]] = found[there[0]]
+                key = flatten(tree).keys[own[-1]]
+                return ("what belongs to another stack", key, treedef.unflatten(changed))
+    return None
+
+
+def _respelled(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
+    """Strings for the int keys of one container: a save makes them of all int keys, or of none."""
+    numbered = [*_numbered(tree)]
+    if len(numbered) < 2:
+        return None
+    key = numbered[int(rng.integers(len(numbered)))]
+    return ("strings for the int keys of one container", key, _with_strings(tree, key))
+
+
+def _numbered(tree: Any, prefix: KeyPath = ()) -> Iterator[KeyPath]:
+    """The key paths of dicts with int keys."""
+    if isinstance(tree, dict):
+        node: dict[Any, Any] = tree
+        if any(isinstance(key, int) for key in node):
+            yield prefix
+        for key, child in node.items():
+            yield from _numbered(child, (*prefix, key))
+
+
+def _with_strings(tree: Any, at: KeyPath) -> Any:
+    """A copy of nested dicts with strings for all keys of the one at a key path."""
+    if not at:
+        return {str(key): child for key, child in tree.items()}
+    return {**tree, at[0]: _with_strings(tree[at[0]], at[1:])}
 
 
 def _nested(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:

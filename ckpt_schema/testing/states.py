@@ -139,18 +139,19 @@ def _with_zero(value: Any) -> Any:
 
 
 def _flipped(value: Any, rng: np.random.Generator, begins: Sequence[int]) -> Any:
-    """The leaf with another bit: of keys one of one word, of floats the sign as often as any other."""
+    """The leaf with another bit: of keys one of one word, of numbers the sign as often as the lowest."""
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         data = _flipped(np.asarray(jax.random.key_data(value)), rng, begins)
         return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(value))
-    found, zero = value.copy(), not rng.integers(3)
+    found, zero = value.copy(), not rng.integers(2)
     # Where padding begins, or a part: at the size of a dim.
     places = [[at for at in begins if at < length] or [length - 1] for length in value.shape]
     index = tuple(0 if zero else int(rng.choice(pool)) for pool in places)
     octets = np.ascontiguousarray(found[index]).reshape(1).view(np.uint8)
-    # The last octet has the sign; of what is narrower than an octet the lowest bit is one of its own.
-    narrow = found.dtype.name in ("bool", "int4", "uint4")
-    octets[-1 if zero else 0] ^= 1 if narrow or not zero else 0x80
+    # The last octet has the sign; what is narrower than an octet has its own bits lowest in it.
+    sign = {"bool": 0x01, "int4": 0x08, "uint4": 0x08}.get(found.dtype.name, 0x80)
+    signed = zero or bool(rng.integers(2))
+    octets[-1 if signed else 0] ^= sign if signed else 0x01
     found[index] = octets.view(found.dtype)[0]
     return found
 

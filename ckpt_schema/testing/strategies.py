@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.paths import format_path
 from ckpt_schema.schema import Schema, layout
-from ckpt_schema.table import Layout
+from ckpt_schema.table import Layout, Row
+from ckpt_schema.testing.choices import Choices
 from ckpt_schema.testing.containers import containers
 from ckpt_schema.testing.meshes import MESHES, MeshSpec, mesh, shardings
 from ckpt_schema.testing.samples import Sample
@@ -29,6 +31,7 @@ __all__ = [
     "absences",
     "counts",
     "mesh_and_specs",
+    "optional",
     "samples",
     "sizes",
     "space",
@@ -43,6 +46,8 @@ _MOST, _LAYERS = (
     4,
 )  # of a size, and of a number of layers: each has leaves of its own, which take time
 _SEEDS = st.integers(0, 2**32 - 1)
+_MANY, _LONG = 12, (625, 79, 17)  # numbers of layers, and sizes, that are drawn now and then
+_ROOM = (500, 100_000)  # leaves and elements that such a state may have
 
 Subject = type[Schema] | Layout | Lens
 
@@ -55,17 +60,30 @@ class Space:
         pools: For each dim, its sizes, simplest first.
         fixed: The sizes of those that cannot be chosen.
         constraints: Of two dims each, the first is no smaller.
+        free: Those that nobody has told, which may be greater than all of their pool now and then.
+        counts: Those of them that are numbers of layers.
+        rows: The rows of all states.
     """
 
     pools: Mapping[str, Sequence[int]]
     fixed: Mapping[str, int]
     constraints: Sequence[tuple[Dim, Dim]]
+    free: frozenset[str]
+    counts: Sequence[str]
+    rows: Sequence[Row]
 
     def drawn(self) -> st.SearchStrategy[dict[str, int]]:
         """Any of them."""
         return st.fixed_dictionaries(
             {name: st.sampled_from(pool) for name, pool in self.pools.items()}
         ).map(self._raised)
+
+    def chosen(self, choose: Choices) -> dict[str, int]:
+        """Those that are chosen; in three of four there is no empty leaf, which would show nothing."""
+        empty = choose.of((False, False, False, True))
+        pools = self.pools.items()
+        several = {name: [n for n in pool if n or empty] or pool for name, pool in pools}
+        return self._raised({name: choose.of(pool) for name, pool in several.items()})
 
     def picked(self, rng: np.random.Generator, *, even: bool) -> dict[str, int]:
         """Random ones; if ``even``, such as meshes divide, wherever there are."""
@@ -74,6 +92,31 @@ class Space:
             fit = [size for size in pool if size and not size % 2] if even else []
             found[name] = int(rng.choice(fit or pool))
         return self._raised(found, more=2 * even)  # or else padding were mostly none
+
+    def stretched(self, chosen: Mapping[str, int], which: int) -> dict[str, int]:
+        """The same sizes, but for many layers and one long axis, as far as states stay small enough to be tried."""
+        found = dict(chosen)
+        for name in self.counts:
+            found = self._longer(found, name, _MANY)
+        names = sorted(self.free - set(self.counts))
+        return self._longer(found, names[which % len(names)], *_LONG) if names else found
+
+    def _longer(self, chosen: dict[str, int], name: str, *sizes: int) -> dict[str, int]:
+        """The sizes with the first of some for one name, if there is room for it."""
+        for size in sizes:
+            found = self._raised({**chosen, name: size})
+            if self._has_room(found):
+                return found
+        return chosen
+
+    def _has_room(self, sizes: Mapping[str, int]) -> bool:
+        """Whether states of these sizes have no more leaves and elements than can be tried."""
+        leaves = elements = 0
+        for row in self.rows:
+            count = math.prod(dims_.sizes_of(row.unrolled, sizes) or ())
+            leaves += count
+            elements += count * math.prod(dims_.sizes_of(row.dims, sizes) or ())
+        return leaves <= _ROOM[0] and elements <= _ROOM[1]
 
     def _raised(self, chosen: Mapping[str, int], more: int = 0) -> dict[str, int]:
         """The sizes, those raised that a constraint has no smaller than others, or greater by so many."""
@@ -149,7 +192,9 @@ def space(
         if isinstance(of, Lens)
         else []
     )
-    return Space(pools, fixed, constraints)
+    free = frozenset(pools.keys() - bounds.keys() - factors.keys())
+    rows = [row for table in tables for row in table.rows]
+    return Space(pools, fixed, constraints, free, sorted(free & layers), rows)
 
 
 def _none(name: str, told: Bound | None, multiple: int) -> Mismatch:
@@ -189,9 +234,14 @@ def absences(of: Layout | Lens, side: int = 0) -> st.SearchStrategy[tuple[str, .
 
     What is optional on one side and needed on the other is never lacking.
     """
-    groups = sorted(_optional(of, side))
+    groups = optional(of, side)
     several = st.sets(st.sampled_from(groups)) if groups else st.just(set[tuple[str, ...]]())
     return several.map(lambda found: tuple(sorted(path for group in found for path in group)))
+
+
+def optional(of: Layout | Lens, side: int) -> list[tuple[str, ...]]:
+    """The logical paths of leaves that a state may lack, those together that are there or not as one."""
+    return sorted(_optional(of, side))
 
 
 def _optional(of: Layout | Lens, side: int) -> Iterator[tuple[str, ...]]:

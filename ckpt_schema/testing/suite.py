@@ -24,7 +24,7 @@ from ckpt_schema.testing.meshes import MESHES, MeshSpec
 from ckpt_schema.testing.outputs import Outputs
 from ckpt_schema.testing.states import refusable
 from ckpt_schema.testing.strategies import Bound, space
-from ckpt_schema.testing.trials import Given, Trial, trials
+from ckpt_schema.testing.trials import Given, Trial, narrowed, trials
 
 __all__ = ["BrokenLawError", "LensLaws", "Options", "check_law", "check_laws"]
 
@@ -109,9 +109,8 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
             first.append((trial, error))
             raise _broken(law, trial, error) from error
 
-    test: Any = hypothesis.given(trial=trials(lens, law.kind, options.sizes, options.meshes))(
-        attempt
-    )
+    drawn = trials(lens, law.kind, options.sizes, options.meshes, long=law.long)
+    test: Any = hypothesis.given(trial=drawn)(attempt)
     test = _settings(lens, law, options)(test)
     if options.reproduce is not None:
         test = hypothesis.reproduce_failure(*options.reproduce)(test)
@@ -139,6 +138,8 @@ def idle(lens: Lens, law: Law, options: Options) -> str:
     """Why there is nothing to try a law on; empty if there is."""
     if law.kind == "jit" and (found := looked_at(lens)) and looked_at(~lens):
         return f"what this lens does depends on values, both ways, and is not for jit: {', '.join(found)}"
+    if law.kind in ("jit", "sharded", "disk") and (wide := narrowed(lens)):
+        return f"jax has no leaves of {' and '.join(wide)}, unless jax_enable_x64 is set"
     if law.kind == "free" and not any(refusable(lens, side) for side in (0, 1)):
         return "this lens refuses no value"
     if law.name == "Function" and (options.outputs is None or options.source is None):

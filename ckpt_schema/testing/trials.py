@@ -10,25 +10,28 @@ from typing import Any, Literal
 import numpy as np
 from hypothesis import strategies as st
 
+from ckpt_schema import leaves
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.table import Layout
+from ckpt_schema.testing.choices import Choices, choices
 from ckpt_schema.testing.containers import containers
 from ckpt_schema.testing.meshes import MESHES, MeshSpec
 from ckpt_schema.testing.outputs import Outputs
 from ckpt_schema.testing.samples import Sample
 from ckpt_schema.testing.states import bound, refusable
-from ckpt_schema.testing.strategies import Bound, absences, counts, space
+from ckpt_schema.testing.strategies import Bound, counts, optional, space
 from ckpt_schema.testing.values import VALUES, Values
 from ckpt_schema.trees import Tree
 
-__all__ = ["Given", "Kind", "Trial", "trials"]
+__all__ = ["Given", "Kind", "Trial", "narrowed", "trials"]
 
 Kind = Literal["any", "free", "plain", "jit", "sharded", "disk", "given"]
 """What a law is tried on: leaves of any kind, or besides with values that the lens may refuse; NumPy arrays; jax arrays on one
 device, on a mesh, or on a mesh and on disk; or states that are given."""
 _Where = Literal["numpy", "jax", "sharded"]
 _COMPILED = 6  # how many ways leaves on devices come in: of each, all programs are compiled anew
-_SEEDS = st.integers(0, 2**16 - 1)
+_ANYWHERE: tuple[_Where, ...] = ("numpy", "numpy", "jax", "sharded")
+_EITHER = (False, True)
 
 
 class Trial:
@@ -57,6 +60,11 @@ class Trial:
     def names_axes(self) -> bool:
         """Whether what is said of axes is tried too, which does not depend on values: every fourth time."""
         return self.samples[0].seed % 4 == 0
+
+    @property
+    def concrete(self) -> bool:
+        """Whether a restore is given arrays, and not what they are like: every second time."""
+        return self.samples[1].seed % 2 == 0
 
     def __getitem__(self, name: str) -> Tree:
         """The state of this name; those of a side have the same structure, and other values."""
@@ -98,6 +106,11 @@ class Given(Trial):
         return False
 
     @property
+    def concrete(self) -> bool:
+        """Nothing that is given is restored."""
+        return False
+
+    @property
     def names_axes(self) -> bool:
         """What is given is of one size."""
         return False
@@ -113,69 +126,78 @@ class Given(Trial):
         ]
 
 
-@st.composite
 def trials(
-    draw: st.DrawFn,
     lens: Lens,
     kind: Kind,
     bounds: Mapping[str, Bound],
     meshes: tuple[MeshSpec, ...] = MESHES,
-) -> Trial:
+    *,
+    long: bool = False,
+) -> st.SearchStrategy[Trial]:
     """Random trials of a lens.
 
     Args:
-        draw: Given by hypothesis.
         lens: The lens.
         kind: What leaves are, and where.
         bounds: The sizes of dims; see `ckpt_schema.testing.strategies.sizes`.
         meshes: The meshes that leaves are sharded over.
+        long: Whether one in four has many layers, and a long axis.
     """
-    turned = kind == "disk" and draw(
-        st.booleans()
-    )  # a law on disk is tried one way at a time: it takes seconds
+    return choices().map(lambda choose: _chosen(choose, lens, kind, bounds, meshes, long))
+
+
+def _chosen(
+    choose: Choices,
+    lens: Lens,
+    kind: Kind,
+    bounds: Mapping[str, Bound],
+    meshes: tuple[MeshSpec, ...],
+    long: bool,
+) -> Trial:
+    turned = kind == "disk" and choose.of(_EITHER)  # one way at a time: it takes seconds
     lens = _turned(lens) if turned else lens
     bounds = {**_few(lens), **bounds} if kind == "disk" else bounds
-    anywhere: st.SearchStrategy[_Where] = st.sampled_from(("numpy", "numpy", "jax", "sharded"))
-    fixed: dict[Kind, _Where] = {"plain": "numpy", "jit": "jax"}
-    where = draw(anywhere)
-    if kind not in ("any", "free"):
-        where = fixed.get(kind, "sharded")
-    near = kind == "free" and draw(st.booleans())
-    where = (
-        "jax" if near and where == "numpy" else where
-    )  # what NumPy holds is drawn with any values
-    where = "jax" if where == "sharded" and not meshes else where
-    way, found = (
-        draw(st.integers(0, _COMPILED - 1)),
-        draw(space(lens, bounds).drawn()),
-    )  # both, for a failure to shrink to NumPy
+    near = choose.of(_EITHER)
+    where = _where(lens, kind, choose.of(_ANYWHERE), meshes)
+    way, found = choose.of(range(_COMPILED)), space(lens, bounds).chosen(choose)
+    if choose.of((False, False, False, True)) and long and where == "numpy":
+        found = space(lens, bounds).stretched(found, choose.number())
     if where != "numpy":
         found = _sized(lens, tuple(bounds.items()), way)
-    number = kind in ("any", "free") and draw(st.booleans())
+    number = choose.of(_EITHER) and kind in ("any", "free")
+    near = near and kind == "free"
     told: dict[bool, tuple[Values, ...]] = {True: ("counted",), False: ("hostile",)}
     pool = told[near] if kind == "free" else VALUES  # a NaN is unlike itself, whatever else is
-    seed, values = draw(_SEEDS), draw(st.sampled_from(pool))
+    seed, values = choose.number(), choose.of(pool)
     both: list[Sample] = []
     for side, layout in enumerate((lens.source, lens.view)):
-        absent = draw(absences(lens, side))
+        groups = [group for group in optional(lens, side) if choose.of((False, False, True))]
+        absent = tuple(sorted(path for group in groups for path in group))
         if kind == "disk":
             lacking = both[0].absent if side else ()
             passing = ("/".join(row.path) for row in layout.rows if row.ephemeral)
             absent = tuple(sorted({*absent, *passing, *_unknown(lens, side, lacking)}))
         kinds = [*containers(layout)]
-        leaves = (
-            where if where != "sharded" else meshes[(way + side * (1 + way // 2)) % len(meshes)]
-        )
-        container, counts = draw(st.sampled_from(kinds)), number and not side and _steps(layout)
+        on = meshes[(way + side * (1 + way // 2)) % len(meshes)] if where == "sharded" else where
+        container, counts = choose.of(kinds), number and not side and _steps(layout)
         spec = way if where == "sharded" else 0
         refused = refusable(lens, side) if kind == "free" else ()
-        free = draw(st.sampled_from(refused)) if refused else None
-        sample = Sample(found, seed + 2 * side, values, container, absent, leaves, spec, counts)
+        free = choose.of(refused) if refused else None
+        sample = Sample(found, seed + 2 * side, values, container, absent, on, spec, counts)
         mixed = kind in ("any", "free") and where == "sharded" and way == _COMPILED - 1
         near_it, any_of_it = (free, None) if near else (None, free)
         sample = dataclasses.replace(sample, free=any_of_it, flipped=near_it, mixed=mixed)
         both.append(sample)
     return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), turned=turned)
+
+
+def _where(lens: Lens, kind: Kind, drawn: _Where, meshes: tuple[MeshSpec, ...]) -> _Where:
+    """What leaves are, as far as a law and a lens leave it open."""
+    fixed: dict[Kind, _Where] = {"plain": "numpy", "jit": "jax"}
+    where = drawn if kind in ("any", "free") else fixed.get(kind, "sharded")
+    if narrowed(lens):
+        return "numpy"
+    return "jax" if where == "sharded" and not meshes else where
 
 
 def _unknown(lens: Lens, side: int, lacking: Collection[str]) -> Iterator[str]:
@@ -202,6 +224,12 @@ def _turned(lens: Lens) -> Lens:
 def _few(lens: Lens) -> Mapping[str, Bound]:
     """Numbers of layers for states that go to disk."""
     return {name: (1, 2) for name in counts(lens) if name not in lens.dims}
+
+
+def narrowed(lens: Lens) -> tuple[str, ...]:
+    """The dtypes of leaves that are NumPy's alone, for jax would narrow them."""
+    found = {row.leaf.dtype for table in (lens.source, lens.view) for row in table.rows}
+    return tuple(sorted(filter(leaves.is_narrowed, found)))
 
 
 def _steps(layout: Layout) -> bool:

@@ -97,7 +97,8 @@ def _counted(
     kind, count = jnp.dtype(dtype), np.arange(1, 1 + int(np.prod(shape)))
     if jnp.issubdtype(kind, jnp.integer):
         low, high = bounds or (int(jnp.iinfo(kind).min), int(jnp.iinfo(kind).max))
-        count = max(low, 0) + count % (high - max(low, 0) + 1)
+        most = min(high - max(low, 0) + 1, 2**62)  # NumPy takes no greater number
+        count = max(low, 0) + count % most
     elif kind == jnp.bool_:
         count = count % 3 == 0
     elif kind.itemsize < 4:
