@@ -147,9 +147,9 @@ def test_the_docs_show_how_each_law_fails(name: str) -> None:
     assert [state for state, *_ in lines] == ([*law.states] if law.kind != "given" else [])
     with pytest.raises(cs.CkptSchemaError) as caught:
         law.check(Given(lens, states, at.outputs, at.options.tolerance, gradients=False))
-    for fault in caught.value.mismatches:
-        found = fault.found.partition(", about ")[0]  # how far rounding goes depends on the machine
-        assert f"\n  {fault.path}" in text and f"found {found}" in text
+    for line in str(caught.value).splitlines()[1:]:
+        # How far rounding goes depends on the machine.
+        assert line.partition(", about ")[0] in text
 
 
 def test_what_is_said_is_all_that_it_takes() -> None:
