@@ -56,17 +56,7 @@ def square(leaf: Leaf) -> bool:
         >>> [square(Leaf(parse_dims(text), "float32")) for text in ("8 8", "8 4", "embed embed", "1 1")]
         [True, False, False, False]
     """
-    if leaf.names:
-        return False
-    sizes: set[int] = set()
-    for dim in leaf.dims:
-        for factor in dim:
-            if not isinstance(factor, int) or factor == 1:
-                continue
-            if factor in sizes:
-                return True
-            sizes.add(factor)
-    return False
+    return not leaf.names and any(isinstance(factor, int) for factor in _twins(leaf))
 
 
 def guessed(source: Row, view: Row, told: Told, *, turned: bool = False) -> str:
@@ -98,8 +88,14 @@ def _atoms(leaf: Leaf) -> list[_Atom]:
 
 
 def _twins(leaf: Leaf) -> set[Factor]:
-    counts = collections.Counter(factor for factor in dims_.factors(leaf.dims) if factor != 1)
-    return {factor for factor, count in counts.items() if count > 1}
+    """The factors that a leaf has more than once, without those of size 1."""
+    once: set[Factor] = set()
+    again: set[Factor] = set()
+    for dim in leaf.dims:  # a Counter would take most of the time, for nearly all leaves have none
+        for factor in dim:
+            if factor != 1:
+                (again if factor in once else once).add(factor)
+    return again
 
 
 def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:

@@ -61,8 +61,7 @@ def idle(
     ]
     yield from _idle_keys(view, rules, pairs, known)
     yield from _idle_ties(source, view, rules)
-    open_ = [rule for rule in rules if str(rule) not in known] if known else rules
-    sound = _of_sound_rows(source, view, open_, known)
+    sound = _of_sound_rows(source, view, rules, known) if known else rules
     yield from _unsaid(view, sound, names, joins)
     if not known:
         yield from _unordered(rules, joins)
@@ -72,13 +71,14 @@ def idle(
 def _of_sound_rows(
     source: Layout, view: Layout, rules: Sequence[Rule], known: set[str]
 ) -> list[Rule]:
-    """Without the rules for leaves that have a fault already: it says more than that they do nothing.
+    """Without the rules that have a fault already, or whose leaves have: it says more than that they do nothing.
 
     But a padding of dims that no leaf has is a fault of its own, and often the reason for the other.
     """
+    rules = [rule for rule in rules if str(rule) not in known]
     said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Factor))]
-    if not said or not known:
-        return [*rules]
+    if not said:
+        return rules
     scope = Scope((rule.path, rule) for rule in said)
     faulty = scope.matched(row for row in view.rows if "/".join(row.path) in known)
     axes = {dim for table in (source, view) for row in table.rows for dim in row.leaf.dims}
@@ -173,7 +173,7 @@ def partnered(
     contested: dict[tuple[int, int], Private] = {}
     spelled: dict[Private, tuple[str, str, int]] = {}
     touched = (pair for pair in pairs if pair[0] in alone[0] or pair[1] in alone[1])
-    for pair in touched if any(alone) else ():
+    for pair in touched:
         over = (*alone[0].get(pair[0], ()), *alone[1].get(pair[1], ()))
         said = {hit.number: hit.rule for hit in over if isinstance(hit.rule, Private)}
         rows = source.rows[pair[0]], view.rows[pair[1]]

@@ -145,12 +145,10 @@ def _decided(row: Row, renames: Sequence[Hit[Named]], moves: Sequence[Hit[Named]
     hits = [*renames, *moves]
     if not hits:
         return _UNDECIDED
-    body = row.body or 0
-    inner = next((hit for hit in renames if hit.end > body), None)
-    if inner is not None and inner.start == 0 and body:
+    inner = next((hit for hit in renames if is_inner(hit, row)), None)
+    if inner is not None and inner.start == 0 and row.body:
         return Decision(hits, inner)  # it says the whole path
-    outer = [hit for hit in renames if hit.end <= body] if body else []
-    outer += moves
+    outer = [hit for hit in hits if not is_inner(hit, row)]
     return Decision(hits, inner, max(outer, key=lambda hit: hit.end, default=None))
 
 

@@ -87,16 +87,16 @@ def read(path: epath.PathLike, item: str | None = None, *, aux: str | None = Non
         found = _found(place, name)
         flat, treedef = jax.tree_util.tree_flatten_with_path(found)
         keys, _ = key_paths(at for at, _ in flat)
-        impls = _written(place / (name or ""))
+        written = _written(place / (name or ""))
         named = [".".join(map(str, key)) for key in keys]
         typed = [
-            _abstract(leaf, impls.get(at) if _may_be_key(leaf) else None)
+            _abstract(leaf, written.get(at) if _may_be_key(leaf) else None)
             for at, (_, leaf) in zip(named, flat, strict=True)
         ]
     except Exception as error:  # Orbax has no one class for what may be wrong with a directory
         raise _unreadable(place, name, error) from error
     # An array whose name is gone would be read as one that was never saved, and get a default.
-    lost = sorted(impls.keys() - set(named))
+    lost = sorted(written.keys() - set(named))
     if lost:
         which = f"an array {lost[0]}" if len(lost) == 1 else f"{len(lost)} arrays, as {lost[0]},"
         hint = "a copy may be incomplete, or a file was changed by hand"

@@ -102,7 +102,7 @@ def _names(lens: Lens, number: int) -> tuple[str, ...]:
 def _own(row: Row) -> list[Any]:
     """The axes of a leaf of a row, without the words of keys."""
     frame = frame_of(row)
-    first = sum(repeat.axis is None for repeat in row.repeats)
+    first = len(row.unrolled)
     held = row.leaf.dtype.startswith("key<")
     return [*frame.axes[first : len(frame.axes) - held]]
 
@@ -198,7 +198,7 @@ def _runs(
 ) -> Iterator[tuple[int, list[tuple[_Axis, int]]]]:
     """For each axis of a leaf of a row that has several elements: the axes that it runs along, and in which steps."""
     ids = origin.ids
-    first = sum(repeat.axis is None for repeat in row.repeats)
+    first = len(row.unrolled)
     for at in range(first, first + len(_own(row))):
         if ids.shape[at] < 2 or not ids.size:
             continue
@@ -215,7 +215,7 @@ def _along(lens: Lens, line: Any, starts: list[int]) -> list[tuple[_Axis, int]]:
     for number in dict.fromkeys(int(each) for each in numbers):
         row = lens.source.rows[number]
         shape = frame_of(row).shape(lens.dims)
-        first = sum(repeat.axis is None for repeat in row.repeats)
+        first = len(row.unrolled)
         own = line[numbers == number] - starts[number]
         places = np.unravel_index(own, shape)
         for at, place in enumerate(places):

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from ckpt_schema import dims as dims_
 from ckpt_schema.conformance import Matcher, check
 from ckpt_schema.dims import Dim, Sum
 from ckpt_schema.errors import Mismatch
@@ -69,7 +70,7 @@ def _at(row: Row, path: LogicalPath) -> bool:
 def _sizes_of(rows: Iterable[Row]) -> set[str]:
     """The names of the sizes of leaves, and of how often they are there."""
     dims = [dim for row in rows for dim in (*row.leaf.dims, *(each.size for each in row.repeats))]
-    return {name for dim in dims for name in _names(dim)}
+    return dims_.names(dims)
 
 
 def _follow(dims: Iterable[Dim]) -> set[str]:

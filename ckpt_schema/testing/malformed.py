@@ -156,7 +156,8 @@ def _of_size(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
 def _stacked(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
     """A leaf stacked as another one of its declaration is: what is right for that one is wrong here."""
     rows, sizes = lens.source.rows, lens.dims
-    at = {_bare(key): number for number, key in enumerate(flatten(tree).keys)}
+    keys = flatten(tree).keys
+    at = {_bare(key): number for number, key in enumerate(keys)}
     found, treedef = jax.tree.flatten(tree)
     for number in rng.permutation(len(rows)):
         row = rows[int(number)]
@@ -169,7 +170,7 @@ def _stacked(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
             if own and there and np.shape(found[own[-1]]) != np.shape(found[there[0]]):
                 changed = [*found]
                 changed[own[-1]] = found[there[0]]
-                key = flatten(tree).keys[own[-1]]
+                key = keys[own[-1]]
                 return ("what belongs to another stack", key, treedef.unflatten(changed))
     return None
 

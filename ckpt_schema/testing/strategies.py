@@ -28,7 +28,6 @@ from ckpt_schema.testing.values import VALUES
 __all__ = [
     "Bound",
     "Space",
-    "absences",
     "counts",
     "mesh_and_specs",
     "optional",
@@ -229,7 +228,7 @@ def _pool(told: Bound | None, multiple: int, ends: tuple[int, int]) -> list[int]
     return [size for size in candidates if low <= size <= high and size % multiple == 0]
 
 
-def absences(of: Layout | Lens, side: int = 0) -> st.SearchStrategy[tuple[str, ...]]:
+def _absences(of: Layout | Lens, side: int = 0) -> st.SearchStrategy[tuple[str, ...]]:
     """The logical paths of optional leaves that a state may lack, of a layout or of one side of a lens.
 
     What is optional on one side and needed on the other is never lacking.
@@ -279,7 +278,7 @@ def samples(
 ) -> Sample:
     """Random states of a schema, told by few words: `Sample.of` makes them; of a lens, `Sample.source` and `Sample.view`."""
     tables = _tables(of)
-    absent = absences(of if isinstance(of, Lens) else tables[0])
+    absent = _absences(of if isinstance(of, Lens) else tables[0])
     names = [*containers(tables[0])] if len(tables) == 1 else []
     return Sample(
         draw(sizes(of, bounds, multiples=multiples)),

@@ -183,10 +183,19 @@ def _chosen(
         spec = way if where == "sharded" else 0
         refused = refusable(lens, side) if kind == "free" else ()
         free = choose.of(refused) if refused else None
-        sample = Sample(found, seed + 2 * side, values, container, absent, on, spec, counts)
-        mixed = kind in ("any", "free") and where == "sharded" and way == _COMPILED - 1
-        near_it, any_of_it = (free, None) if near else (None, free)
-        sample = dataclasses.replace(sample, free=any_of_it, flipped=near_it, mixed=mixed)
+        sample = Sample(
+            found,
+            seed + 2 * side,
+            values,
+            container,
+            absent,
+            on,
+            spec,
+            counts,
+            free=None if near else free,
+            flipped=free if near else None,
+            mixed=kind in ("any", "free") and where == "sharded" and way == _COMPILED - 1,
+        )
         both.append(sample)
     return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), turned=turned)
 
