@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 DEVICES = 8
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or "dev"
 
 collect_ignore = ["typing"]  # for type checkers, which do not run it
 
@@ -27,6 +28,8 @@ if (
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+if PROFILE == "dev":  # compiling takes most of the time; what is thorough runs as users run it
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
 )
@@ -46,4 +49,4 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "ci", derandomize=True, deadline=None, database=None, max_examples=200
 )
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "dev")
+hypothesis.settings.load_profile(PROFILE)

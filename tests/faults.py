@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.partial import Cast, Partial
 from ckpt_schema.lens.plan import Plan
-from ckpt_schema.lens.rules import Rule
+from ckpt_schema.lens.rules import Rule, Tie
 from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.paths import Index, Pattern
 from ckpt_schema.table import Layout, Row, verify_table
@@ -501,11 +501,15 @@ def _mistaken(table: Layout, mistake: Callable[[Row], Row | None]) -> Layout | N
     return None
 
 
-def _keys_exchanged(table: Layout, *, alike: bool) -> Layout | None:
-    """Two leaves, declared alike or not, each with the key of the other."""
+def _keys_exchanged(
+    table: Layout, *, alike: bool, tied: Container[frozenset[Any]] = ()
+) -> Layout | None:
+    """Two leaves, declared alike or not, each with the key of the other; tied ones are equal, so that theirs say the same."""
     of = lambda row: (row.leaf, row.repeats, row.kind, row.body is None)  # noqa: E731
     for one, other in itertools.combinations(range(len(table.rows)), 2):
         a, b = table.rows[one], table.rows[other]
+        if frozenset((a.path, b.path)) in tied:
+            continue
         if (of(a) == of(b)) == alike and a.unrolled == b.unrolled and a.held == b.held == ():
             rows = list(table.rows)
             rows[one], rows[other] = (
@@ -521,10 +525,11 @@ def _forgotten(table: Layout) -> Layout | None:
     return dataclasses.replace(table, rows=table.rows[1:]) if len(table.rows) > 1 else None
 
 
-def _layouts(table: Layout) -> Iterator[tuple[str, Layout]]:
+def _layouts(table: Layout, rules: Sequence[Rule]) -> Iterator[tuple[str, Layout]]:
     """Every layout with a mistake."""
+    tied = {frozenset((rule.copy, rule.of)) for rule in rules if isinstance(rule, Tie)}
     found = {kind: _mistaken(table, mistake) for kind, mistake in MISTAKES.items()}
-    found |= {"keys of two leaves alike exchanged": _keys_exchanged(table, alike=True)}
+    found |= {"keys of two leaves alike exchanged": _keys_exchanged(table, alike=True, tied=tied)}
     found |= {
         "keys of two leaves exchanged": _keys_exchanged(table, alike=False),
         "a leaf forgotten": _forgotten(table),
@@ -647,9 +652,9 @@ def mutants(lens: Lens, rules: Sequence[Rule] = ()) -> Iterator[Planted]:
     for kind, joins in {**changed, "two leaves exchanged": _exchanged(lens.joins, lens)}.items():
         if joins is not None:
             yield Planted(kind, "joins", "both", dataclasses.replace(lens, joins=joins))
-    for kind, wrong in _layouts(lens.source):
+    for kind, wrong in _layouts(lens.source, rules):
         yield Planted(kind, "layout", "source", _derived(wrong, lens.view, rules, lens.dims))
-    for kind, wrong in _layouts(lens.view):
+    for kind, wrong in _layouts(lens.view, rules):
         yield Planted(kind, "layout", "view", _derived(lens.source, wrong, rules, lens.dims))
 
 

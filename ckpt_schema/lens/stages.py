@@ -20,8 +20,8 @@ from jax.sharding import AxisType, NamedSharding
 from ckpt_schema.lens import shardings, traced
 from ckpt_schema.lens.axes import Sizes
 from ckpt_schema.lens.edits import Chain, Edit, Leafwise
-from ckpt_schema.lens.partial import Scale
-from ckpt_schema.lens.stacks import Beside, Stack, Unstack
+from ckpt_schema.lens.partial import Pad, Scale
+from ckpt_schema.lens.stacks import Beside, Stack, Unstack, edits_of
 from ckpt_schema.programs import Program
 
 __all__ = ["cut", "needed_sizes", "run", "settled", "told"]
@@ -91,8 +91,13 @@ def _whole(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]
         named = tuple(
             s for s in shardings.results(stage, group, sizes) if isinstance(s, NamedSharding)
         )
-        found: list[Any] = _compiled(stage, needed, _known(group), named)(*group)
-        return found
+        dtype = group[0].dtype
+        bits = _bits_of_padded(stage, dtype)
+        found: list[Any] = _compiled(stage, needed, bits, _known(group), named)(*group)
+        if bits is None:
+            return found
+        each_named = [(s,) for s in named] or [()] * len(found)
+        return [_floats(x, dtype, to) for x, to in zip(found, each_named, strict=True)]
 
     return [result for group in _used_up(held, stage.takes(sizes)) for result in made(group)]
 
@@ -127,10 +132,13 @@ def _taken_apart(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> lis
             # Of an axis that is sharded, each slice would be gathered from all devices: once, other axes take its place.
             bits_of = whole.dtype if _bits(whole.dtype) else None
             whole = _bitwise(Chain(), (), _bits(whole.dtype), _known([whole]), apart)(whole)
+        dtype = whole.dtype if bits_of is None else bits_of
+        bits = _bits_of_padded(rest, dtype)
         one = _slicer(
-            unstack.axis, rest, needed_sizes(rest, sizes), bits_of, _known([whole]), named
+            unstack.axis, rest, needed_sizes(rest, sizes), bits_of, bits, _known([whole]), named
         )
-        found += [one(whole, np.uint32(at)) for at in range(unstack.gives(sizes))]
+        layers = [one(whole, np.uint32(at)) for at in range(unstack.gives(sizes))]
+        found += layers if bits is None else [_floats(x, dtype, named) for x in layers]
     return found
 
 
@@ -153,9 +161,7 @@ def _put_together(stage: Chain, held: list[Any], sizes: Mapping[str, int]) -> li
             if rest or bits or not all(shardings.equivalent(layer, s) for s in to):
                 layer = _bitwise(rest, needed, bits, _known([layer]), to)(layer)
             whole = write(begin(layer) if whole is None else whole, layer, np.uint32(at))
-        found.append(
-            _bitwise(Chain(), (), str(dtype), named, named, donate=True)(whole) if bits else whole
-        )
+        found.append(_floats(whole, dtype, named) if bits else whole)
     return found
 
 
@@ -172,6 +178,22 @@ def _bits(dtype: Any, *, narrow: bool = False) -> str | None:
     if not jnp.issubdtype(dtype, jnp.floating) or (narrow and jnp.finfo(dtype).bits >= 32):
         return None
     return f"uint{jnp.finfo(dtype).bits}"
+
+
+def _bits_of_padded(chain: Chain, dtype: Any) -> str | None:
+    """The integers that padded leaves of a narrow float leave a program as, or None.
+
+    XLA's CPU backend, where it does not optimize, hands a padded bfloat16 on as a wider float.
+    The cast back makes a signaling NaN a quiet one. It does so for bits as well, if the same
+    program makes floats of them.
+    """
+    pads = any(isinstance(edit, Pad) for edit in edits_of(chain))
+    return _bits(dtype, narrow=True) if pads else None
+
+
+def _floats(bits: Any, dtype: Any, named: tuple[NamedSharding, ...]) -> Any:
+    """The leaf of a dtype whose bits a program made, in a program of its own; the bits are used up."""
+    return _bitwise(Chain(), (), str(dtype), named, named, donate=True)(bits)
 
 
 _RUNS: dict[type[Edit], Callable[[Chain, list[Any], Mapping[str, int]], list[Any]]] = {
@@ -198,12 +220,16 @@ def needed_sizes(chain: Chain, sizes: Mapping[str, int]) -> _Sized:
 
 @functools.lru_cache(maxsize=1024)
 def _compiled(
-    chain: Chain, sizes: _Sized, own: tuple[NamedSharding, ...], named: tuple[NamedSharding, ...]
+    chain: Chain,
+    sizes: _Sized,
+    bits: str | None,
+    own: tuple[NamedSharding, ...],
+    named: tuple[NamedSharding, ...],
 ) -> Any:
     """One program per distinct edit and sharding of the results; it is compiled once per shape."""
 
     def program(*values: Any) -> list[Any]:
-        return traced.edited(chain, values, dict(sizes), own, named)
+        return [_as(bits, x) for x in traced.edited(chain, values, dict(sizes), own, named)]
 
     return _jitted(program, list(named))
 
@@ -214,6 +240,7 @@ def _slicer(
     rest: Chain,
     sizes: _Sized,
     bits_of: Any,
+    bits: str | None,
     own: tuple[NamedSharding, ...],
     named: tuple[NamedSharding, ...],
 ) -> Any:
@@ -221,7 +248,8 @@ def _slicer(
 
     def program(value: Any, at: Any) -> Any:
         chain = Chain((_At(axis, at), *rest.edits))
-        return traced.edited(chain, [value], dict(sizes), own, named, bits_of)[0]
+        (found,) = traced.edited(chain, [value], dict(sizes), own, named, bits_of)
+        return _as(bits, found)
 
     return _jitted(program, named[0] if named else None)
 
@@ -240,9 +268,14 @@ def _bitwise(
 
     def program(value: Any) -> Any:
         (found,) = traced.edited(chain, [value], dict(sizes), own, named)
-        return found if dtype is None else jax.lax.bitcast_convert_type(found, dtype)
+        return _as(dtype, found)
 
     return _jitted(program, named[0] if named else None, donate_argnums=(0,) if donate else ())
+
+
+def _as(dtype: str | None, value: Any) -> Any:
+    """The bits of a leaf as a dtype; the leaf itself where none is given."""
+    return value if dtype is None else jax.lax.bitcast_convert_type(value, dtype)
 
 
 @functools.lru_cache(maxsize=1024)
