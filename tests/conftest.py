@@ -50,3 +50,13 @@ hypothesis.settings.register_profile(
     "ci", derandomize=True, deadline=None, database=None, max_examples=200
 )
 hypothesis.settings.load_profile(PROFILE)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Looks for garbage once more, for what pytest tells of it; then never again.
+
+    pytest and Python would look several times while they end, each time through all that jax keeps.
+    """
+    gc.collect()
+    gc.freeze()
