@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ckpt_schema.programs import Program
 
-__all__ = ["as_bits", "describe_shardings", "gathered", "octets", "placed"]
+__all__ = ["as_bits", "describe_shardings", "gathered", "near", "octets", "placed"]
 
 
 def placed(value: Any, sharding: Any) -> jax.Array:
@@ -23,6 +24,7 @@ def placed(value: Any, sharding: Any) -> jax.Array:
         value: An array that every process has, or one over the devices of several.
         sharding: Where it goes.
     """
+    value = _in_memory(value, sharding.memory_kind)
     spread = isinstance(value, jax.Array) and not value.is_fully_addressable
     if sharding.is_fully_addressable and not spread:
         return jax.device_put(value, sharding)
@@ -61,6 +63,29 @@ def as_bits(value: Any) -> Any:
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return value
     return jax.lax.bitcast_convert_type(value, f"uint{jnp.finfo(value.dtype).bits}")
+
+
+def near(value: Any) -> Any:
+    """A leaf in the memory that programs compute on: one that is in another, such as a host's, as a copy there."""
+    if not isinstance(value, jax.Array) or isinstance(value, Tracer):
+        return value
+    return _in_memory(value, _usual_memory(value.sharding))
+
+
+def _in_memory(value: Any, kind: str | None) -> Any:
+    """A leaf of jax's in another memory of the devices that it is on: jax does not move between both at once."""
+    if not isinstance(value, jax.Array) or isinstance(value, Tracer):
+        return value
+    usual = _usual_memory(value.sharding)
+    if (value.sharding.memory_kind or usual) == (kind or usual):
+        return value
+    return jax.device_put(value, value.sharding.with_memory_kind(kind or usual))
+
+
+def _usual_memory(sharding: Any) -> str:
+    here = sharding.addressable_devices or jax.local_devices()
+    kind: str = next(iter(here)).default_memory().kind
+    return kind
 
 
 def octets(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

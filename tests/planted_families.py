@@ -144,6 +144,7 @@ class Scanned(cs.Schema):
 class Oldest(cs.Schema):
     """Where the first lens starts."""
 
+    head: Float32[Array, "padded embed"]
     kernel: Float32[Array, "width embed heads"]
     cube: Float32[Array, "heads heads heads"]
     table: Float32[Array, "padded embed"]
@@ -154,6 +155,7 @@ class Oldest(cs.Schema):
 class Middle(cs.Schema):
     """Where both meet."""
 
+    head: Float32[Array, "vocab embed"]
     kernel: Float32[Array, "embed heads width"]
     cube: Float32[Array, "heads heads heads"]
     table: Float32[Array, "vocab embed"]
@@ -165,6 +167,7 @@ class Middle(cs.Schema):
 class Newest(cs.Schema):
     """Where the second one ends."""
 
+    head: Float32[Array, "vocab embed"]  # cut off by the one, scaled by the other
     kernel: Float32[Array, "heads width embed"]
     cube: Float32[Array, "heads heads heads"]
     table: Float32[Array, "padded embed"]
@@ -177,9 +180,14 @@ FIRST = (
     cs.flip("kernel", "width"),
     cs.rename("cube", "cube", axes="1 2 0"),
     cs.pad("table", "vocab", "padded", fill=0.5),
+    cs.pad("head", "vocab", "padded"),
     cs.private("scale", 1.5),
 )
-SECOND = (cs.flip("kernel", "width"), cs.pad("table", "vocab", "padded", fill=0.25))
+SECOND = (
+    cs.flip("kernel", "width"),
+    cs.pad("table", "vocab", "padded", fill=0.25),
+    cs.scale("head", 0.5),
+)
 
 
 class Small(cs.Schema):
@@ -263,7 +271,7 @@ class Grouped(cs.Schema):
     """Attention with more queries than keys: no axis tells the groups but by the two others."""
 
     query: Float32[Array, "width kv*group*dim"]
-    key: Float32[Array, "width kv*dim"]
+    repeated: Float32[Array, "width kv*dim"]  # seen before the scale that tells dim
     scale: Float32[Array, " dim"]
 
 
@@ -271,7 +279,7 @@ class Apiece(cs.Schema):
     """The same with an axis for each."""
 
     query: Float32[Array, "width kv group dim"]
-    key: Float32[Array, "width kv dim"]
+    repeated: Float32[Array, "width kv dim"]
     scale: Float32[Array, " dim"]
 
 
@@ -328,6 +336,7 @@ class NnxDense(Dense):
     """A dense layer with dropout."""
 
     rngs: cs.Stream["fry"] = cs.field(key="dropout/rngs", default=cs.fresh_key(3), tag="default")
+    noise: cs.Stream["fry"] = cs.field(key="noise/rngs", default=cs.fresh_key(4), tag="noise")
 
 
 class NnxNet(cs.Schema):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import planted_faults
@@ -42,3 +43,22 @@ def test_a_fault_is_found_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatc
     (flip,) = faults(["flip_dropped"])
     found = attempt(flip, ["rules"])
     assert (found.verdict, found.by) == ("found", "Naming of rules")
+
+
+def test_the_docs_argue_what_is_beyond_all_laws_and_nothing_else() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "mutants.md").read_text()
+    section = page.partition("## Planted by readers")[2].partition("\n## ")[0]
+    argued = [each.breaks for each in faults() if each.beyond]
+    written = [" ".join(text.split()) for text in re.findall(r"\*([^*]+)\*", section)]
+    assert len(written) == len(argued)
+    for each in argued:
+        assert sum(each.startswith(text) for text in written) == 1, each
+    assert f"{len(faults())} faults" in " ".join(section.split())
+
+
+def test_what_is_beyond_all_laws_has_a_test() -> None:
+    tests = {path.name: path.read_text() for path in Path(__file__).parent.rglob("test_*.py")}
+    for fault in faults():
+        if fault.beyond:
+            module, _, name = fault.beyond.rpartition(" ")[2].partition("::")
+            assert f"def {name}" in tests[module], fault.name

@@ -96,6 +96,7 @@ def _together(first: Any, copy: Any) -> tuple[Any, Any]:
         return both[:1].reshape(()), both[1:].reshape(())
     dtype = (copy if leaves.is_scalar(first) else first).dtype
     pair = [np.asarray(x, dtype) if leaves.is_scalar(x) else x for x in (first, copy)]
+    pair = [placement.near(x) for x in pair]
     sharded = next((x.sharding for x in pair if isinstance(x, jax.Array)), None)
     if sharded is None or leaves.is_narrowed(dtype):
         return placement.gathered(pair[0]), placement.gathered(pair[1])

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
+from ckpt_schema import placement
 from ckpt_schema.lens import shardings, traced
 from ckpt_schema.lens.axes import Sizes
 from ckpt_schema.lens.edits import Chain, Edit, Leafwise
@@ -38,9 +39,14 @@ def run(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[A
         sizes: The sizes of the dims that the chain needs.
 
     Returns:
-        The results, sharded as the edits map the inputs' shardings.
+        The results, sharded as the edits map the inputs' shardings, and in the memory that these were in.
     """
-    return _run(chain, list(values), sizes)
+    held = [placement.near(value) for value in values]
+    if all(one is other for one, other in zip(held, values, strict=True)):
+        return _run(chain, held, sizes)
+    to = shardings.results(chain, values, sizes)
+    made = _run(chain, held, sizes)
+    return [placement.placed(x, s) for x, s in zip(made, to, strict=True)] if to else made
 
 
 def _run(chain: Chain, held: list[Any], sizes: Mapping[str, int]) -> list[Any]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from ckpt_schema import leaves
+from ckpt_schema import leaves, placement
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.lens import stages
 from ckpt_schema.lens.edits import Chain
@@ -121,5 +121,5 @@ def _fault(edit: Partial, sizes: Mapping[str, int], value: Any, path: str) -> Mi
             "a tracer",
             f"{edit} is checked by value: translate outside of jit",
         )
-    found = edit.found(value, sizes)
+    found = edit.found(placement.near(value), sizes)
     return None if found is None else Mismatch(path, kind, expected, *found)

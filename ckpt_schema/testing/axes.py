@@ -88,7 +88,7 @@ def _has_names(row: Row) -> bool:
 
 
 def _names(lens: Lens, number: int) -> tuple[str, ...]:
-    """The names of the axes of a leaf: of those of one dim one, and of a leaf that is alone one less than it has axes."""
+    """The names of the axes of a leaf: of those of one dim one, and in every other lens one less for a leaf that is alone."""
     row = lens.source.rows[number]
     said = tuple(f"of {dim}" for _, dim in _own(row))
     parts = any(
@@ -96,7 +96,8 @@ def _names(lens: Lens, number: int) -> tuple[str, ...]:
         for join in lens.joins
         if any(place.row == number for place in join.sources)
     )
-    return said if parts or row.repeats or len(said) < 2 else said[:-1]
+    every = parts or row.repeats or len(said) < 2 or sum(lens.dims.values()) // 2 % 2
+    return said if every else said[:-1]
 
 
 def _own(row: Row) -> list[Any]:

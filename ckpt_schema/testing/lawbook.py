@@ -100,8 +100,8 @@ def _naming(at: Trial) -> None:
     naming(at.lens, at["s"])
     naming(backward(at.lens), at["v"])
     if at.names_axes:
-        axes(at.lens)
-        axes(backward(at.lens))
+        axes(at.wide)
+        axes(backward(at.wide))
 
 
 def _refusal(at: Trial) -> None:
@@ -240,6 +240,7 @@ _ALL = (
         "sv",
         _values,
         "free",
+        1.5,
     ),
     Law("Sharing", "a leaf that only moves is the same object", "sv", _sharing),
     Law("Inverse", "(~l).get == l.put and (~l).put == l.get", "sv", _inverse),

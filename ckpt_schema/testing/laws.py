@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from ckpt_schema import leaves
 from ckpt_schema.conformance import Matcher, check
-from ckpt_schema.equality import assert_trees_identical as identical
+from ckpt_schema.equality import assert_trees_identical
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 from ckpt_schema.frameworks.nnx import variables
 from ckpt_schema.lens.axes import Entries
@@ -27,8 +27,9 @@ from ckpt_schema.lens.core import Lens
 from ckpt_schema.lens.joins import instances
 from ckpt_schema.lens.stages import settled
 from ckpt_schema.paths import fill, format_path
-from ckpt_schema.placement import describe_shardings
-from ckpt_schema.table import Layout, Slot
+from ckpt_schema.placement import describe_shardings, placed
+from ckpt_schema.placement import gathered as gathered_bits
+from ckpt_schema.table import Layout, Slot, slots_of
 from ckpt_schema.trees import Tree
 
 __all__ = [
@@ -116,6 +117,35 @@ def backward(lens: Lens) -> Lens:
     )
 
 
+def identical(left: Tree, right: Tree) -> None:
+    """Raises unless two trees are equal to the last bit; elements narrower than a byte are compared as wider ones too.
+
+    Which bits of such an element count is what the library itself says.
+
+    Raises:
+        TreesDifferError: They are not equal.
+        LawError: They are, but for what narrow elements are as floats.
+    """
+    assert_trees_identical(left, right)
+    pairs = zip(_leaves(left), jax.tree.leaves(right), strict=True)
+    faults = [
+        Mismatch(path, "value", *map(str, both))
+        for (path, one), other in pairs
+        for both in [(_widened(one), _widened(other))]
+        if both[0] is not None and both[1] is not None and both[0].tobytes() != both[1].tobytes()
+    ]
+    if faults:
+        raise LawError("the trees are not identical", faults)
+
+
+def _widened(leaf: Any) -> np.ndarray[Any, Any] | None:
+    """A leaf of elements narrower than a byte as floats, whose sign counts; None of any other leaf."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or getattr(dtype, "itemsize", 0) != 1 or leaves.is_abstract(leaf):
+        return None
+    return gathered_bits(leaf).astype(np.float64) if jnp.issubdtype(dtype, jnp.number) else None
+
+
 def conformance(lens: Lens, s: Tree, v: Tree) -> None:
     """``check(View, get(s)) == []``, with ``onto`` and without."""
     for found in (lens.get(s), lens.get(s, onto=v, drop=True)):
@@ -125,6 +155,21 @@ def conformance(lens: Lens, s: Tree, v: Tree) -> None:
                 f"what is made does not conform to {lens.view.name}",
                 report.mismatches,
             )
+        untagged = [*_untagged(lens, found)]
+        if untagged:
+            raise LawError("Variables have not the tags that are declared", untagged)
+
+
+def _untagged(lens: Lens, made: Tree) -> Iterator[Mismatch]:
+    """The Variables of a view that have not the tag of their row."""
+    found = variables(made)
+    for row in lens.view.rows if found else ():
+        tag = dict(row.metadata).get("tag")
+        for indices in slots_of(row, lens.dims):
+            key = fill(row.key, indices)[: len(row.key) - row.inside]
+            told = dict(found[key][1]).get("tag") if key in found else tag
+            if told != tag:
+                yield Mismatch(format_path(key), "tag", str(tag), str(told))
 
 
 def carries(lens: Lens, s: Tree) -> bool:
@@ -348,17 +393,21 @@ def _still(value: Any) -> Any:
     return np.zeros(value.shape, jax.dtypes.float0)
 
 
+def _one_device() -> SingleDeviceSharding:
+    return SingleDeviceSharding(jax.devices()[0])
+
+
 def gathered(tree: Tree) -> Tree:
     """The tree with all jax arrays on one device."""
     return jax.tree.map(
-        lambda x: settled(jax.device_put(x, jax.devices()[0])) if isinstance(x, jax.Array) else x,
+        lambda x: settled(placed(x, _one_device())) if isinstance(x, jax.Array) else x,
         tree,
     )
 
 
 def placed_like(tree: Tree, target: Tree) -> Tree:
     """The tree with each leaf sharded as that of the target is."""
-    return jax.tree.map(lambda x, like: settled(jax.device_put(x, like.sharding)), tree, target)
+    return jax.tree.map(lambda x, like: settled(placed(x, like.sharding)), tree, target)
 
 
 # --- Targets of a restore  ---
@@ -442,6 +491,18 @@ def sharding(lens: Lens, s: Tree) -> None:
                 for made in theirs[:1]
                 for axis in sorted({a for x in ours for a in _axes(x)} - {*_axes(made)})
                 if _could_take(made, axis)
+            )
+            memories = {x.sharding.memory_kind for x in ours}
+            faults += (
+                Mismatch(
+                    _spelled(lens.view, outputs[0]),
+                    "sharding",
+                    f"a leaf in {memory}, as what it is made of",
+                    str(made.sharding.memory_kind),
+                )
+                for made in theirs[:1]
+                for memory in memories - {made.sharding.memory_kind}
+                if len(memories) == 1
             )
     if faults:
         raise LawError("shardings are lost", faults)

@@ -25,6 +25,7 @@ __all__ = [
     "as_jax",
     "as_numpy",
     "mesh",
+    "other_memories",
     "shardings",
 ]
 
@@ -60,9 +61,13 @@ class Sharded:
     seed: int = 0
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
-        """How leaves of this shape are sharded."""
+        """How leaves of this shape are sharded; of one way in six they are in another memory, if there is one."""
         found = shardings(self.mesh, shape)
-        return found[(self.seed * 7919 + 31 * len(shape)) % len(found)]
+        chosen = found[(self.seed * 7919 + 31 * len(shape)) % len(found)]
+        memories = other_memories()
+        if self.seed % 6 == 3 and memories:
+            return chosen.with_memory_kind(memories[0])
+        return chosen
 
     def __call__(self, value: Any) -> Any:
         """The leaf, sharded; over the devices of all processes, where the mesh has them."""
@@ -95,6 +100,14 @@ def mesh(shape: tuple[int, ...], axis_type: AxisType = AxisType.Auto) -> Mesh:
     return jax.make_mesh(
         shape, ("x", "y", "z")[: len(shape)], axis_types=(axis_type,) * len(shape), devices=devices
     )
+
+
+@functools.cache
+def other_memories() -> tuple[str, ...]:
+    """The kinds of memory that devices have besides the one that arrays are in where nothing is said."""
+    device = jax.devices()[0]
+    kinds = {memory.kind for memory in device.addressable_memories()}
+    return tuple(sorted(kinds - {device.default_memory().kind}))
 
 
 @functools.cache

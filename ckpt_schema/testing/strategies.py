@@ -92,6 +92,14 @@ class Space:
             found[name] = int(rng.choice(fit or pool))
         return self._raised(found, more=2 * even)  # or else padding were mostly none
 
+    def widened(self, chosen: Mapping[str, int]) -> dict[str, int]:
+        """The same sizes, but for two where there is one or none, if that may be: of one element nothing tells its axis."""
+        found = dict(chosen)
+        for name, pool in self.pools.items():
+            if found[name] < 2:
+                found[name] = next((size for size in pool if size > 1), found[name])
+        return self._raised(found)
+
     def stretched(self, chosen: Mapping[str, int], which: int) -> dict[str, int]:
         """The same sizes, but for many layers and one long axis, as far as states stay small enough to be tried."""
         found = dict(chosen)

@@ -40,9 +40,24 @@ class Trial:
     Not a dataclass, for hypothesis would print all of its layouts.
     """
 
-    def __init__(self, lens: Lens, samples: tuple[Sample, Sample], *, turned: bool = False) -> None:
-        """Keeps a lens, all of its dims bound, whether it is an inverse, and what the first state of each side is."""
+    def __init__(
+        self,
+        lens: Lens,
+        samples: tuple[Sample, Sample],
+        *,
+        wide: Lens | None = None,
+        turned: bool = False,
+    ) -> None:
+        """Keeps a lens, all of its dims bound, and what the first state of each side is.
+
+        Args:
+            lens: The lens.
+            samples: What the states are.
+            wide: The lens of no axis with one element, as far as may be: what is said of axes is tried on it.
+            turned: Whether the lens is an inverse.
+        """
         self.lens, self.samples, self.turned = lens, samples, turned
+        self.wide = lens if wide is None else wide
 
     @functools.cached_property
     def told(self) -> Mapping[str, Sample]:
@@ -97,7 +112,7 @@ class Given(Trial):
         gradients: bool = True,
     ) -> None:
         """Keeps the lens, the states by name, and what the models compute with them, up to a tolerance."""
-        self.lens, self._states, self.outputs = lens, states, outputs
+        self.lens, self.wide, self._states, self.outputs = lens, lens, states, outputs
         self.tolerance, self.gradients = tolerance, gradients
 
     @property
@@ -194,10 +209,11 @@ def _chosen(
             counts,
             free=None if near else free,
             flipped=free if near else None,
-            mixed=kind in ("any", "free") and where == "sharded" and way == _COMPILED - 1,
+            mixed=kind in ("any", "free") and where == "sharded" and way % 4 == 1,
         )
         both.append(sample)
-    return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), turned=turned)
+    wide = _bound(lens, tuple(space(lens, bounds).widened(found).items()))
+    return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), wide=wide, turned=turned)
 
 
 def _where(lens: Lens, kind: Kind, drawn: _Where, meshes: tuple[MeshSpec, ...]) -> _Where:

@@ -22,6 +22,7 @@ from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.keys import UnwrapKey, WrapKey
 from ckpt_schema.lens.partial import Pad, Scale, Unpad
 from ckpt_schema.testing import LAWS, Sample
+from ckpt_schema.testing.meshes import other_memories
 from ckpt_schema.testing.states import bound
 from ckpt_schema.testing.suite import Options, check_law
 from ckpt_schema.testing.trials import Trial
@@ -211,3 +212,38 @@ def test_2_7_edited_leaves_stay_in_the_memory_that_they_were_in() -> None:
     assert lens.put({"table": made})["table"].sharding.memory_kind == other[0]
     abstract = jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=where)
     assert lens.get({"table": abstract})["table"].sharding.memory_kind == other[0]
+
+
+def test_2_7_what_is_stacked_padded_or_scaled_may_be_in_any_memory() -> None:
+    class Layer(cs.Schema):
+        table: Float32[Array, "embed vocab"]
+        query: Float32[Array, " embed"]
+
+    class Listed(cs.Schema):
+        layers: list[Layer] = cs.field(length="depth")
+
+    class Wider(cs.Schema):
+        table: Float32[Array, "embed padded"]
+        query: Float32[Array, " embed"]
+
+    class Scanned(cs.Schema):
+        layers: Wider = cs.field(scan="depth", axis=0)
+
+    other = other_memories()
+    if not other:
+        pytest.skip("there is one memory")
+    rules = [cs.pad("layers[]/table", "vocab", "padded"), cs.scale("layers[]/query", 0.5)]
+    lens = cs.derive(Listed, Scanned, rules, {"padded": 6})
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    layer = {"table": np.ones((8, 4), "float32"), "query": np.ones(8, "float32")}
+    tree = {"layers": dict.fromkeys(range(3), layer)}
+    wanted = lens.get(tree)
+    for where in (
+        NamedSharding(mesh, PartitionSpec("x"), memory_kind=other[0]),
+        jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=other[0]),
+    ):
+        placed = jax.tree.map(lambda leaf, where=where: jax.device_put(leaf, where), tree)
+        made = lens.get(placed)
+        assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(made)} == {other[0]}
+        cs.assert_trees_identical(jax.tree.map(np.asarray, made), wanted)
+        cs.assert_trees_identical(lens.put(made, onto=placed), placed)

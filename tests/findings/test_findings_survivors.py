@@ -12,6 +12,7 @@ from jaxtyping import Array, Float16, Float32
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
+from ckpt_schema.trees import without
 
 
 def test_a_default_that_its_dtype_makes_infinite_is_refused() -> None:
@@ -49,3 +50,9 @@ def test_what_is_left_out_of_a_save_takes_nothing_else_along(tmp_path: Path) -> 
         ocp.load_checkpointables(tmp_path / name)["state"]["opt_state"] for name in "01"
     )
     assert jax.tree.structure(first) == jax.tree.structure(second)
+
+
+def test_what_is_left_out_takes_no_empty_container_with_it() -> None:
+    tree = {"cache": {"key": 1}, "chain": ((), {"mu": {}}), "params": {"w": 2}}
+    kept = {"chain": ((), {"mu": {}}), "params": {"w": 2}}
+    assert without(tree, {("cache", "key")}) == kept
