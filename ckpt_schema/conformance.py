@@ -449,8 +449,13 @@ def _open_dim(dim: dims_.Dim, size: int, binder: Binder) -> str:
             return f"{size} is less than {least}, which is known of {dims_.format_dim(dim)}"
         rest = [term for term in dim[0].terms if dims_.size_of(term, binder.sizes) is None]
         return _open_dim(rest[0], size - least, binder) if len(rest) == 1 else ""
-    rest = math.prod(dims_.size_of((factor,), binder.sizes) or 1 for factor in dim)
-    return "" if size % rest == 0 else f"{size} is no multiple of {rest} in {dims_.format_dim(dim)}"
+    known = math.prod(dims_.size_of((factor,), binder.sizes) or 1 for factor in dim)
+    if size % known:
+        return f"{size} is no multiple of {known} in {dims_.format_dim(dim)}"
+    sums = [factor for factor in dim if dims_.size_of((factor,), binder.sizes) is None]
+    if len(sums) == 1 and isinstance(sums[0], dims_.Sum):
+        return _open_dim((sums[0],), size // known, binder)
+    return ""
 
 
 def _dtype_fault(leaf: leaves.Leaf, value: Any, dtype: str, binder: Binder) -> Mismatch:

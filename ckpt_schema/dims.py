@@ -105,6 +105,10 @@ _FACTOR = re.compile(
 )  # to jaxtyping, a name with a leading underscore is anonymous
 
 
+_WORD = re.compile(r"[\w.]+|\S")
+_DEEPEST = 20  # parentheses in parentheses: no axis has more
+
+
 def is_name(text: str) -> bool:
     """Whether ``text`` is the name of one dim."""
     return _FACTOR.fullmatch(text) is not None and not text.isdecimal()
@@ -129,18 +133,71 @@ def parse_dims(text: str) -> Dims:
 
 
 def _parse_dim(axis: str, whole: str) -> Dim:
-    terms = [term.split("*") for term in axis.split("+")]
-    if not all(_FACTOR.fullmatch(part) for term in terms for part in term):
-        hint = "write names, integers, products and sums such as 3*heads*head_dim; '...', '_', '*x', '#x' and '_x' have no size"
+    found = _Reader(axis).axis()
+    if found is None:
+        hint = (
+            "write names, integers, products and sums such as 3*heads*head_dim or groups*(per+2)*dim; "
+            "'...', '_', '*x', '#x' and '_x' have no size"
+        )
         fault = Mismatch(
             repr(whole),
             "declaration",
-            "an axis that is a product of names and integers",
+            "an axis that is a product of names, integers and sums in parentheses",
             repr(axis),
             hint,
         )
         raise SchemaError(f"{whole!r} is no dimension string of a layout", [fault])
-    return add([tuple(int(part) if part.isdecimal() else part for part in term) for term in terms])
+    return found
+
+
+class _Reader:
+    """Reads one axis from left to right: a sum of products, whose factors may be sums in parentheses."""
+
+    def __init__(self, text: str) -> None:
+        self._words = _WORD.findall(text)
+        self._whole = "".join(self._words) == text
+
+    def axis(self) -> Dim | None:
+        """The axis; None where the text is none."""
+        found = self._sum(0) if self._whole else None
+        return None if found is None or self._words else found
+
+    def _sum(self, depth: int) -> Dim | None:
+        terms: list[Dim] = []
+        while depth <= _DEEPEST:
+            term = self._product(depth)
+            if term is None:
+                return None
+            terms.append(term)
+            if not self._takes("+"):
+                return add(terms)
+        return None
+
+    def _product(self, depth: int) -> Dim | None:
+        factors: Dim = ()
+        while True:
+            factor = self._factor(depth)
+            if factor is None:
+                return None
+            factors += factor
+            if not self._takes("*"):
+                return factors
+
+    def _factor(self, depth: int) -> Dim | None:
+        if self._takes("("):
+            found = self._sum(depth + 1)
+            return found if found is not None and self._takes(")") else None
+        word = self._words.pop(0) if self._words else ""
+        if _FACTOR.fullmatch(word) is None:
+            return None
+        return (int(word) if word.isdecimal() else word,)
+
+    def _takes(self, sign: str) -> bool:
+        """Whether the next word is this sign, which is read then."""
+        is_next = self._words[:1] == [sign]
+        if is_next:
+            self._words.pop(0)
+        return is_next
 
 
 def parse_axes(text: str) -> tuple[Dims, tuple[AxisName, ...]]:
@@ -177,8 +234,16 @@ def add(terms: Sequence[Dim]) -> Dim:
     """The axis that has these parts one after the other; of integers alone, their sum."""
     if len(terms) == 1:
         return terms[0]
-    size = size_of((Sum(tuple(terms)),), {})
-    return (Sum(tuple(terms)) if size is None else size,)
+    parts = tuple(part for term in terms for part in _parts(term))
+    size = size_of((Sum(parts),), {})
+    return (Sum(parts) if size is None else size,)
+
+
+def _parts(term: Dim) -> tuple[Dim, ...]:
+    """What a term adds to a sum: the terms of one that is a sum itself."""
+    if len(term) == 1 and isinstance(term[0], Sum):
+        return term[0].terms
+    return (term,)
 
 
 def format_dim(dim: Dim) -> str:

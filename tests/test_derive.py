@@ -86,6 +86,32 @@ def test_axes_are_split_permuted_and_merged_by_the_names_of_their_dims(
     np.testing.assert_array_equal(lens.get({"x": np.asarray(x)})["x"], made)
 
 
+SPELLED = {
+    "embed groups*(per+2)*dim": lambda x: x.transpose(3, 0, 1, 2).reshape(2, -1),
+    "groups*(per+2)*dim embed": lambda x: x.reshape(-1, 2),
+    "groups per+2 dim embed": lambda x: x,
+    "dim groups*(per+2) embed": lambda x: x.transpose(2, 0, 1, 3).reshape(5, -1, 2),
+}
+"""Spellings of heads in groups, each with keys and values beside its queries; from an axis for each."""
+
+
+@pytest.mark.parametrize("source", SPELLED)
+@pytest.mark.parametrize("view", SPELLED)
+def test_a_sum_in_parentheses_is_one_factor_of_its_axis(source: str, view: str) -> None:
+    x = np.asarray(leaf(3, 6, 5, 2))
+    lens = one(source, view).bind(groups=3, dim=5)
+    made = lens.get({"x": SPELLED[source](x)})
+    cs.assert_trees_identical(made, {"x": np.ascontiguousarray(SPELLED[view](x))})
+    back = lens.put(made)
+    cs.assert_trees_identical(back, {"x": np.ascontiguousarray(SPELLED[source](x))})
+
+
+def test_a_sum_in_parentheses_tells_what_it_cannot_be() -> None:
+    lens = one("groups*(per+2)*dim", "groups per+2 dim").bind(groups=30, dim=5)
+    with pytest.raises(cs.ConformanceError, match="1 is less than 2, which is known of per"):
+        lens.get({"x": np.zeros(150, "float32")})
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
 def test_scan_and_list_are_stacked_and_unstacked(axis: int) -> None:
     class Block(cs.Schema):
