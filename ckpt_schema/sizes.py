@@ -48,6 +48,15 @@ class Size:
     """
 
     terms: tuple[tuple[Monomial, int], ...]
+    _hash: int = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Sizes are looked up far more often than they are made."""
+        object.__setattr__(self, "_hash", hash(self.terms))
+
+    def __hash__(self) -> int:
+        """That of its terms."""
+        return self._hash
 
     @staticmethod
     def of(value: Size | int | str) -> Size:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import heapq
+import itertools
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from ckpt_schema.lens.cells import (
@@ -89,69 +91,161 @@ class _Join:
         return self.looseness, sorted((str(self.first), str(self.second)))
 
 
-def _put_together(parts: list[Geometry]) -> list[Geometry]:
+def _put_together(parts: Iterable[Geometry]) -> list[Geometry]:
     """Joins two parts at a time, the tightest first."""
-    ways = [
-        way for one in parts for other in parts if one is not other for way in _joins(one, other)
-    ]
+    index = _Index()
+    ways: list[tuple[tuple[int, list[str]], int, _Join]] = []
+    numbers = itertools.count()
+
+    def add(part: Geometry) -> None:
+        index.add(part)
+        for way in index.joins(part):
+            heapq.heappush(ways, (way.rank, next(numbers), way))
+
+    for part in parts:
+        if part not in index.parts:
+            add(part)
     while ways:
-        best = min(ways, key=lambda way: way.rank)
-        gone = (best.first, best.second)
-        parts = [part for part in parts if part not in gone]
-        ways = [way for way in ways if way.first not in gone and way.second not in gone]
-        for part in parts:
-            ways += [*_joins(part, best.made), *_joins(best.made, part)]
-        parts.append(best.made)
-    return parts
+        way = heapq.heappop(ways)[-1]
+        if way.first in index.parts and way.second in index.parts:
+            index.remove(way.first)
+            index.remove(way.second)
+            if way.made not in index.parts:
+                add(way.made)
+    return list(index.parts)
 
 
-def _joins(one: Geometry, other: Geometry) -> Iterator[_Join]:
-    """Every way in which another geometry is what follows on one, along one digit of both sides."""
-    moves = [_moves(*starts) for starts in zip(one.starts, other.starts, strict=True)]
-    if any(len(move) > 1 for move in moves) or not any(moves):
-        return
-    ours = [digit for digit in one.digits if digit not in other.digits]
-    theirs = [digit for digit in other.digits if digit not in one.digits]
-    if len(ours) > 1 or len(theirs) > 1:
-        return
-    for digit, more in _along(one, moves, ours, theirs):
-        steps = digit.size if digit in one.digits else ONE
-        if [_stride(place, steps) for place in digit.at] != moves:
-            continue
-        is_new = digit not in one.digits and digit not in other.digits
-        looseness = 1 + _room(one, 0, digit) + _room(one, 1, digit) if is_new else 0
-        if looseness > _LOOSEST:
-            continue  # or else any two blocks of one shape would be one, however far apart
-        rest = [each for each in one.digits if each != digit]
-        longer = Digit(steps + more, digit.at)
-        yield _Join(looseness, one, other, tidy(Geometry(one.starts, (*rest, longer))))
+_Digits = frozenset[Digit]
+_At = tuple[Place | None, Place | None]
+
+
+class _Index:
+    """Parts by where they begin and end, so that what follows on one is found without a look at all.
+
+    A part is read along one of its digits: the others are the *rest*. One that has no such digit is
+    one step of any.
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[Geometry, _Digits] = {}
+        self._found: dict[Hashable, dict[Geometry, None]] = {}
+
+    def add(self, part: Geometry) -> None:
+        """Takes a part up."""
+        self.parts[part] = frozenset(part.digits)
+        for key in self._keys(part):
+            self._found.setdefault(key, {})[part] = None
+
+    def remove(self, part: Geometry) -> None:
+        """Forgets a part."""
+        for key in self._keys(part):
+            self._found[key].pop(part, None)
+        del self.parts[part]
+
+    def _keys(self, part: Geometry) -> Iterator[Hashable]:
+        """All by which a part is looked for."""
+        digits = frozenset(part.digits)
+        yield "one step", digits, part.starts
+        for side in (0, 1):
+            yield "side", digits, side, part.starts[side]
+        for digit in part.digits:
+            rest, end = digits - {digit}, part.moved(digit, digit.size).starts
+            yield "begins", rest, digit.at, part.starts
+            yield "ends", rest, digit.at, end
+            yield "ends before", rest, end
+            yield "begins after", rest, part.moved(digit, -1).starts
+
+    def _with(self, *key: Hashable) -> list[Geometry]:
+        return list(self._found.get(key, ()))
+
+    def joins(self, part: Geometry) -> Iterator[_Join]:
+        """Every way in which a part and another one are one."""
+        digits = self.parts[part]
+        for digit in part.digits:
+            rest, end = digits - {digit}, part.moved(digit, digit.size).starts
+            for other in self._with("begins", rest, digit.at, end):
+                yield from self._along(digit.at, part, other)
+            for other in self._with("one step", rest, end):
+                yield from self._along(digit.at, part, other)
+            for other in self._with("ends", rest, digit.at, part.starts):
+                yield from self._along(digit.at, other, part)
+            for other in self._with("one step", rest, part.moved(digit, -1).starts):
+                yield from self._along(digit.at, other, part)
+        for other in self._with("begins after", digits, part.starts):
+            for at in self._extra(other, digits):
+                yield from self._along(at, part, other)
+        for other in self._with("ends before", digits, part.starts):
+            for at in self._extra(other, digits):
+                yield from self._along(at, other, part)
+        yield from self._side_by_side(part)
+
+    def _extra(self, part: Geometry, rest: _Digits) -> list[_At]:
+        """Where the one digit steps that a part has besides the rest."""
+        return [digit.at for digit in self.parts[part] - rest]
+
+    def _along(self, at: _At, one: Geometry, other: Geometry) -> Iterator[_Join]:
+        """One part and what follows on it, as one, if it does along such a digit."""
+        if one == other:
+            return
+        ours, theirs = _read(one, at), _read(other, at)
+        if ours is None and theirs is None:
+            return
+        rest, size = ours or (self.parts[one], ONE)
+        their_rest, more = theirs or (self.parts[other], ONE)
+        if rest == their_rest and one.moved(Digit(size, at), size).starts == other.starts:
+            longer = Digit(size + more, at)
+            made = tidy(Geometry(one.starts, (*rest, longer)))
+            yield _Join(0, one, other, made)
+
+    def _side_by_side(self, part: Geometry) -> Iterator[_Join]:
+        """A part and another of the same form, as two steps of a digit that none of both has yet."""
+        digits = self.parts[part]
+        near: dict[Geometry, None] = {}
+        for side in (0, 1):
+            for start in _near(part, side):
+                near.update(dict.fromkeys(self._with("side", digits, side, start)))
+        for other in near:
+            for one, two in ((part, other), (other, part)):
+                moves = [_moves(*starts) for starts in zip(one.starts, two.starts, strict=True)]
+                if any(len(move) > 1 for move in moves) or not any(moves):
+                    continue
+                source, view = (move[0] if move else None for move in moves)
+                step = Digit(Size.of(2), (source, view))
+                looseness = 1 + _room(one, 0, step) + _room(one, 1, step)
+                if looseness <= _LOOSEST:
+                    made = tidy(Geometry(one.starts, (*one.digits, step)))
+                    yield _Join(looseness, one, two, made)
+
+
+def _read(part: Geometry, at: _At) -> tuple[_Digits, Size] | None:
+    """The rest of a part, and how many steps it has along a digit; None where it has no such digit."""
+    for digit in part.digits:
+        if digit.at == at:
+            return frozenset(part.digits) - {digit}, digit.size
+    return None
+
+
+def _near(part: Geometry, side: int) -> Iterator[tuple[Size, ...]]:
+    """Where on a side another part may begin, so that there is no room between both."""
+    start = part.starts[side]
+    yield start
+    for axis in range(len(start)):
+        steps = {ONE}
+        for digit in part.digits:
+            place = digit.at[side]
+            if place is not None and place[0] == axis:
+                stride = _positive(place[1])
+                half = stride.over(Size.of(2))
+                steps |= {digit.size * stride} | ({half} if half is not None else set())
+        for step in steps:
+            for there in (start[axis] + step, start[axis] - step):
+                yield (*start[:axis], there, *start[axis + 1 :])
 
 
 def _moves(start: Sequence[Size], other: Sequence[Size]) -> list[Place]:
     """On which axes two starts differ, and by how much."""
     both = enumerate(zip(start, other, strict=True))
     return [(axis, there - here) for axis, (here, there) in both if here != there]
-
-
-def _stride(place: Place | None, steps: Size) -> list[Place]:
-    return [] if place is None else [(place[0], place[1] * steps)]
-
-
-def _along(
-    one: Geometry, moves: Sequence[Sequence[Place]], ours: Sequence[Digit], theirs: Sequence[Digit]
-) -> Iterator[tuple[Digit, Size]]:
-    """The digits along which one geometry may go on as another, and by how many steps more."""
-    if ours and theirs:
-        if ours[0].at == theirs[0].at:
-            yield ours[0], theirs[0].size
-    elif ours:
-        yield ours[0], ONE
-    elif theirs:
-        yield theirs[0], theirs[0].size
-    else:
-        yield from ((digit, digit.size) for digit in one.digits)
-        source, view = (move[0] if move else None for move in moves)
-        yield Digit(ONE, (source, view)), ONE  # a digit of two steps, which none of both has yet
 
 
 def _room(geometry: Geometry, side: int, along: Digit) -> int:
@@ -190,6 +284,8 @@ def _absorbed(parts: list[Geometry]) -> list[Geometry]:
 
 def _is_within(one: Geometry, other: Geometry) -> bool:
     """Whether all pairs of elements of one geometry are pairs of another."""
+    if one.digits == other.digits:
+        return one.starts == other.starts
     if _repeats(one) != _repeats(other):
         return False
     ours, theirs = _unrepeated(one), _unrepeated(other)
