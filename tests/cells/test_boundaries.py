@@ -198,6 +198,33 @@ def test_what_one_lens_fills_in_the_next_one_may_only_cut_off() -> None:
             assert printed(through(first, second)) == ["a ~ c, [0] ~ [0] n(0:1 0:1)"]
 
 
+def test_padding_that_is_private_in_the_next_lens_is_nobody_s() -> None:
+    first = [part("a", "m", N), fill(0.0, "m", N, P)]
+    second = [part("m", "c", N), default(1.0, "m", N, P, cut_off=True)]
+    assert printed(through(first, second)) == ["a ~ c, [0] ~ [0] n(0:1 0:1)"]
+    made = [part("a", "m", N), default(1.0, "m", N, P)]
+    cut = [part("m", "c", N), fill(0.0, "m", N, P, cut_off=True)]
+    assert printed(through(made, cut)) == ["a ~ c, [0] ~ [0] n(0:1 0:1)"]
+
+
+def test_a_constant_s_codec_runs_from_it_to_the_row_whichever_side_it_is_on() -> None:
+    hole = fill(3.0, "m", N, P)
+    scaled = Cell(hole.source, hole.view, hole.geometry, TWICE)
+    assert (~scaled).codec == TWICE
+    assert ~~scaled == scaled
+    row = part("a", "m", N)
+    assert (~Cell("a", "m", row.geometry, TWICE)).codec == (TWICE[0].inverse,)
+
+
+def test_blocks_that_are_apart_on_one_axis_need_not_be_decided_on_another() -> None:
+    one = cell("a", "m", ([0, 0], [0, 0]), ("q", (1, 1), (1, 1)))
+    other = cell("m", "c", ([1, 0], [0, 0]), ("kv", (1, 1), (1, 1)))
+    assert through([one], [other]) == ()
+    again = cell("m", "c", ([0, 0], [0, 0]), ("kv", (1, 1), (1, 1)))
+    with pytest.raises(UndecidedError):
+        through([one], [again])
+
+
 def tie(copy: Cell) -> Cell:
     """The cell of a copy: from the middle, it is only compared."""
     return Cell(copy.source, copy.view, copy.geometry, copy.codec, (False, True))
