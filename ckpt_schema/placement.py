@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ckpt_schema.programs import Program
 
-__all__ = ["as_bits", "describe_shardings", "gathered", "near", "octets", "placed"]
+__all__ = ["as_bits", "describe_shardings", "gathered", "in_memory", "near", "octets", "placed"]
 
 
 def placed(value: Any, sharding: Any) -> jax.Array:
@@ -24,7 +24,7 @@ def placed(value: Any, sharding: Any) -> jax.Array:
         value: An array that every process has, or one over the devices of several.
         sharding: Where it goes.
     """
-    value = _in_memory(value, sharding.memory_kind)
+    value = in_memory(value, sharding.memory_kind)
     spread = isinstance(value, jax.Array) and not value.is_fully_addressable
     if sharding.is_fully_addressable and not spread:
         return jax.device_put(value, sharding)
@@ -69,10 +69,10 @@ def near(value: Any) -> Any:
     """A leaf in the memory that programs compute on: one that is in another, such as a host's, as a copy there."""
     if not isinstance(value, jax.Array) or isinstance(value, Tracer):
         return value
-    return _in_memory(value, _usual_memory(value.sharding))
+    return in_memory(value, _usual_memory(value.sharding))
 
 
-def _in_memory(value: Any, kind: str | None) -> Any:
+def in_memory(value: Any, kind: str | None) -> Any:
     """A leaf of jax's in another memory of the devices that it is on: jax does not move between both at once."""
     if not isinstance(value, jax.Array) or isinstance(value, Tracer):
         return value

@@ -49,10 +49,6 @@ CASES = {
 }
 
 
-def placed_like(tree: Any, target: Any) -> Any:
-    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), tree, target)
-
-
 @pytest.mark.parametrize("name", CASES)
 @examples(0.1)
 @given(seed=SEEDS, on=PLACES, to=PLACES, data=st.data())
@@ -65,7 +61,7 @@ def test_restore(name: str, seed: int, on: Place, to: Place, data: st.DataObject
     with tempfile.TemporaryDirectory() as root:
         ocp.save(Path(root) / "0", written)
         restored = cs.orbax.restore(Path(root) / "0", abstract(into(target)), lens)
-    laws.identical(restored, into(placed_like(lens.get(saved, onto=abstract(target)), target)))
+    laws.identical(restored, into(laws.placed_like(lens.get(saved, onto=abstract(target)), target)))
 
 
 def abstract(tree: Any) -> Any:

@@ -427,6 +427,9 @@ def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tre
             array = np.asarray(value, goal.dtype)
             narrow = leaves.is_narrowed(goal.dtype)  # then it stays NumPy's, and goes into a number
             value = array if narrow else placement.placed(array, goal.sharding)
+        # Orbax makes keys of their data in the memory that arrays are in where nothing is said.
+        if isinstance(value, jax.Array) and getattr(goal, "sharding", None) is not None:
+            value = placement.in_memory(value, goal.sharding.memory_kind)
         if not isinstance(value, (jax.Array, np.ndarray)) or leaves.signature(
             value
         ) != leaves.signature(goal):

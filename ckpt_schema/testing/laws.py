@@ -29,7 +29,7 @@ from ckpt_schema.lens.stages import settled
 from ckpt_schema.paths import fill, format_path
 from ckpt_schema.placement import describe_shardings, placed
 from ckpt_schema.placement import gathered as gathered_bits
-from ckpt_schema.table import Layout, Slot, slots_of
+from ckpt_schema.table import Layout, Slot
 from ckpt_schema.trees import Tree
 
 __all__ = [
@@ -163,13 +163,13 @@ def conformance(lens: Lens, s: Tree, v: Tree) -> None:
 def _untagged(lens: Lens, made: Tree) -> Iterator[Mismatch]:
     """The Variables of a view that have not the tag of their row."""
     found = variables(made)
-    for row in lens.view.rows if found else ():
+    for number, indices in Matcher(lens.view).match(made).slots if found else ():
+        row = lens.view.rows[number]
+        key = fill(row.key, indices)[: len(row.key) - row.inside]
         tag = dict(row.metadata).get("tag")
-        for indices in slots_of(row, lens.dims):
-            key = fill(row.key, indices)[: len(row.key) - row.inside]
-            told = dict(found[key][1]).get("tag") if key in found else tag
-            if told != tag:
-                yield Mismatch(format_path(key), "tag", str(tag), str(told))
+        told = dict(found[key][1]).get("tag") if key in found else tag
+        if told != tag:
+            yield Mismatch(format_path(key), "tag", str(tag), str(told))
 
 
 def carries(lens: Lens, s: Tree) -> bool:
