@@ -17,9 +17,12 @@ from ckpt_schema.lens.cells import (
     Place,
     composed,
     identity,
+    tidy,
 )
+from ckpt_schema.lens.cells import through as cells_through
 from ckpt_schema.lens.codecs import Codec, Exact, Rounded
 from ckpt_schema.lens.covering import flaws
+from ckpt_schema.lens.normal import merged as merged_geometries
 from ckpt_schema.lens.normal import normal
 from ckpt_schema.sizes import ONE, Size, UndecidedError, slack
 
@@ -145,6 +148,21 @@ def test_blocks_of_other_lengths_meet_where_one_dim_tells_both() -> None:
     ]
 
 
+def test_short_digits_are_taken_step_by_step_where_nothing_else_decides() -> None:
+    """Two copies of a part, each flipped, at the ends of an axis whose middle has the length of five."""
+    hd, wide = Size.of("hd"), Size.of("wide")
+    plain = geometry(([0, 0], [0, 0]), (R + hd * 7, (0, 1), (0, 1)), (wide, (1, 1), (1, 1)))
+    ends = geometry(
+        ([0, 0], [hd * 2 - 1, wide - 1]),
+        (2, (0, hd * 5), (0, -hd)),
+        (hd, (0, 1), (0, -1)),
+        (wide, (1, 1), (1, -1)),
+    )
+    found = [path.geometry for path in cells_through(plain, ends)]
+    assert len(found) == 2
+    assert {str(each) for each in merged_geometries(tuple(found))} == {str(tidy(ends))}
+
+
 # --- What a middle cannot hold  ---
 
 
@@ -205,6 +223,27 @@ def test_padding_that_is_private_in_the_next_lens_is_nobody_s() -> None:
     made = [part("a", "m", N), default(1.0, "m", N, P)]
     cut = [part("m", "c", N), fill(0.0, "m", N, P, cut_off=True)]
     assert printed(through(made, cut)) == ["a ~ c, [0] ~ [0] n(0:1 0:1)"]
+
+
+@pytest.mark.parametrize("is_fill", [True, False])
+def test_of_constants_only_padding_is_compared(is_fill: bool) -> None:
+    made = cell(Constant(0.0, is_fill=is_fill), "m2", ([], [0]), (N, None, (0, 1)))
+    onward = [part("m1", "c", N), tie(part("m2", "c", N))]
+    found = through([part("a", "m1", N), made], onward)
+    assert len(found) == 1 + is_fill
+    back = through([~each for each in onward], [part("m1", "a", N), ~made])
+    assert len(back) == 1 + is_fill
+
+
+def test_which_of_several_copies_is_the_first_is_not_guessed() -> None:
+    copies = cell("a", "m", ([0], [0, 0]), (P + 2, None, (0, 1)), (N, (0, 1), (1, 1)))
+    rest = cell("m", "c", ([P, 0], [0, 0]), (2, (0, 1), (0, 1)), (N, (1, 1), (1, 1)))
+    with pytest.raises(UndecidedError, match="the first of several copies"):
+        through([copies], [rest])
+    (found,) = through([copies], [cell("m", "c", ([1, 0], [0]), (N, (1, 1), (0, 1)))])
+    assert found.compares == (True, False)
+    (first,) = through([copies], [cell("m", "c", ([0, 0], [0]), (N, (1, 1), (0, 1)))])
+    assert first.compares == (False, False)
 
 
 def test_a_constant_s_codec_runs_from_it_to_the_row_whichever_side_it_is_on() -> None:

@@ -139,3 +139,10 @@ def test_an_integer_dtype_holds_another_if_its_ends_fit(wide: str, other: str) -
         np.iinfo(wide).min <= int(end) <= np.iinfo(wide).max for end in ends
     )
     assert not holds(wide, "float32")
+
+
+def test_every_dtype_holds_itself_and_none_of_another_kind() -> None:
+    for dtype in ("bool", "complex64", "int4", "float32"):
+        assert holds(dtype, dtype)
+    assert not holds("complex64", "float32")
+    assert not holds("float32", "bool")
