@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -45,7 +45,7 @@ class Trial:
         lens: Lens,
         samples: tuple[Sample, Sample],
         *,
-        wide: Lens | None = None,
+        wide: Callable[[], Lens] | None = None,
         turned: bool = False,
     ) -> None:
         """Keeps a lens, all of its dims bound, and what the first state of each side is.
@@ -53,11 +53,16 @@ class Trial:
         Args:
             lens: The lens.
             samples: What the states are.
-            wide: The lens of no axis with one element, as far as may be: what is said of axes is tried on it.
+            wide: Makes `wide`; the lens itself is it unless given.
             turned: Whether the lens is an inverse.
         """
         self.lens, self.samples, self.turned = lens, samples, turned
-        self.wide = lens if wide is None else wide
+        self._wide = wide
+
+    @functools.cached_property
+    def wide(self) -> Lens:
+        """The lens of no axis with one element, as far as may be: what is said of axes is tried on it, which few trials do."""
+        return self.lens if self._wide is None else self._wide()
 
     @functools.cached_property
     def told(self) -> Mapping[str, Sample]:
@@ -112,7 +117,7 @@ class Given(Trial):
         gradients: bool = True,
     ) -> None:
         """Keeps the lens, the states by name, and what the models compute with them, up to a tolerance."""
-        self.lens, self.wide, self._states, self.outputs = lens, lens, states, outputs
+        self.lens, self._wide, self._states, self.outputs = lens, None, states, outputs
         self.tolerance, self.gradients = tolerance, gradients
 
     @property
@@ -212,7 +217,10 @@ def _chosen(
             mixed=kind in ("any", "free") and where == "sharded" and way % 4 == 1,
         )
         both.append(sample)
-    wide = _bound(lens, tuple(space(lens, bounds).widened(found).items()))
+
+    def wide() -> Lens:
+        return _bound(lens, tuple(space(lens, bounds).widened(found).items()))
+
     return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), wide=wide, turned=turned)
 
 

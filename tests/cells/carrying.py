@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,3 @@ def same(found: Arrays, wanted: Mapping[str, Spelling]) -> bool:
 
 def arrays(rows: Mapping[str, Spelling]) -> dict[Hashable, Any]:
     return {name: row.array for name, row in rows.items()}
-
-
-def sizes_of(names: Sequence[str], number: int) -> dict[str, int]:
-    return dict.fromkeys(names, number)

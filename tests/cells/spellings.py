@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from ckpt_schema.lens.cells import Cell, Constant, Digit, Geometry, Place, composed, identity
 from ckpt_schema.lens.codecs import Codec, Exact
 from ckpt_schema.lens.normal import normal
+from ckpt_schema.lens.tiles import whole
 from ckpt_schema.sizes import ONE, ZERO, Size, slack
 
 MOST_ELEMENTS = 4000
@@ -172,8 +173,8 @@ def refactored(rng: random.Random, _: Mapping[str, int], old: Spelling) -> list[
     axis = old.axes[at]
     names, count = axis[k].terms[0]
     part = rng.choice([n for n in range(1, count + 1) if count % n == 0])
-    whole = axis[k].over(Size.of(part))
-    ways: list[Axis] = [(*axis[:k], whole, Size.of(part), *axis[k + 1 :])]
+    rest = axis[k].over(Size.of(part))
+    ways: list[Axis] = [(*axis[:k], rest, Size.of(part), *axis[k + 1 :])]
     if k and isinstance(axis[k - 1], Size):
         ways.append((*axis[: k - 1], axis[k - 1] * axis[k], *axis[k + 1 :]))
     if not names and count > 1:
@@ -234,9 +235,7 @@ def flipped(rng: random.Random, _: Mapping[str, int], old: Spelling) -> list[Pie
 
 def tied(_: random.Random, __: Mapping[str, int], old: Spelling) -> list[Piece]:
     """The row, stored twice."""
-    start = zeros(len(old.axes))
-    whole = Geometry((start, start), kept(old.dims, lambda n: (n, ONE)))
-    return [Piece(old, whole), Piece(old, whole, is_copy=True)]
+    return [Piece(old, whole(old.dims)), Piece(old, whole(old.dims), is_copy=True)]
 
 
 def padded(rng: random.Random, sizes: Mapping[str, int], old: Spelling) -> list[Piece]:
@@ -375,9 +374,7 @@ def reordered(rng: random.Random, sizes: Mapping[str, int], old: Spelling) -> li
 
 
 def _coded(old: Spelling, array: Any, codec: Codec) -> list[Piece]:
-    start = zeros(len(old.axes))
-    geometry = Geometry((start, start), kept(old.dims, lambda n: (n, ONE)))
-    return [Piece(Spelling(old.axes, array), geometry, codec)]
+    return [Piece(Spelling(old.axes, array), whole(old.dims), codec)]
 
 
 def scaled(rng: random.Random, _: Mapping[str, int], old: Spelling) -> list[Piece]:
@@ -517,9 +514,3 @@ def _stepped(
 def _to_dtype(row: Spelling) -> Codec:
     dtype = str(row.array.dtype)
     return () if dtype == "float32" else (Exact("float32", dtype),)
-
-
-def histogram(rows: Rows) -> Iterator[str]:
-    """Dtypes and ranks, for a look at what is drawn."""
-    for row in rows.values():
-        yield f"{row.array.dtype} of {len(row.axes)} axes"

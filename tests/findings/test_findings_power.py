@@ -200,8 +200,7 @@ def test_2_7_edited_leaves_stay_in_the_memory_that_they_were_in() -> None:
         table: Float32[Array, "embed vocab"]
 
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    kinds = {memory.kind for memory in jax.devices()[0].addressable_memories()}
-    other = sorted(kinds - {jax.devices()[0].default_memory().kind})
+    other = other_memories()
     if not other:
         pytest.skip("there is one memory")
     where = NamedSharding(mesh, PartitionSpec("x"), memory_kind=other[0])
