@@ -167,7 +167,7 @@ RAW: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "key, an open brace": (declared(key="{"), ["Declared.w", "one index symbol", "layers_{i}"]),
     "a size of 5000 digits": (
         lambda: cs.layout(schema(Float32[Array, DIGITS])),
-        ["a product of names and integers", "99999"],
+        ["a product of names, integers and sums", "99999"],
     ),
     # arguments
     "scale by an int that no float holds": (
