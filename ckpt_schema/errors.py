@@ -56,7 +56,7 @@ class CkptSchemaError(Exception):
         self.notes: tuple[str, ...] = tuple(notes)
 
     def __str__(self) -> str:
-        """Header, faults, edits to paste and notes, as `format_faults` lays them out."""
+        """Header, faults, rules to paste and notes, as `format_faults` lays them out."""
         return format_faults(
             self.header, self.mismatches, self.notes, counts=self.counts, lines=self.lines
         )

@@ -249,7 +249,7 @@ def format_faults(
     counts: str = "fault",
     lines: int = 40,
 ) -> str:
-    """The text of an error: a header, each pattern of faults, edits to paste, and notes.
+    """The text of an error: a header, each pattern of faults, rules to paste, and notes.
 
     Args:
         header: One sentence that names both sides; how many faults there are is added to it.
@@ -314,7 +314,7 @@ def _pasted(faults: Sequence[Mismatch]) -> list[str]:
     code = [f"    {_as_code(rule)}," for rule in rules[:_PASTED]]
     if len(rules) > _PASTED:
         code.append(f"    # ... and {len(rules) - _PASTED} more in .rules")
-    return [said, "edits=[", *code, "]"]
+    return [said, "rules=[", *code, "]"]
 
 
 def _as_code(rule: object) -> str:

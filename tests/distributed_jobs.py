@@ -321,7 +321,7 @@ def refused(root: Path) -> dict[str, tuple[str, list[str], str]]:
     copy = values.copy()
     copy[3, 1] = -0.0
     tied = {"embedding": placement.placed(values, rows), "head": placement.placed(copy, rows)}
-    tie = cs.derive(Tied, Single, [cs.tie("head", "embedding")])
+    tie = cs.derive(Tied, Single, rules=[cs.tie("head", "embedding")])
     state = nnx_state(7, Sharded(over))
     host = {**linen_state(5, Sharded(over)), "step": jnp.int32(3)}
     short = {"ids": ids} if first else {"ids": jax.ShapeDtypeStruct((4,), "int32")}

@@ -323,7 +323,7 @@ def small(name: str) -> tuple[cs.Lens, Any, Any, tuple[Any, Any]]:
     linen, made, rules = _MODELS[name]
     s = jax.jit(linen.init)(jax.random.key(0))
     graph, v = nnx.split(nnx.jit(lambda: made(nnx.Rngs(0)))())
-    lens = cs.derive(cs.infer(s["params"]), cs.infer(v), rules)
+    lens = cs.derive(cs.infer(s["params"]), cs.infer(v), rules=rules)
     return (
         lens,
         s["params"],

@@ -662,7 +662,7 @@ def _derived(
     source: Layout, view: Layout, rules: Sequence[Rule], dims: Mapping[str, int]
 ) -> Lens | None:
     try:
-        return cs.derive(verify_table(source), verify_table(view), rules, dims)
+        return cs.derive(verify_table(source), verify_table(view), rules=rules, dims=dims)
     except cs.CkptSchemaError:
         return None
 

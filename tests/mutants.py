@@ -95,7 +95,7 @@ def target(name: str) -> Target:
     if name == "decoder":
         return _drawn(name, cs.derive(cs.linen.Params[LinenDecoder], cs.nnx.Params[NnxDecoder]))
     if name == "rules":
-        return _drawn(name, cs.derive(Plain, Ruled, RULES), RULES)
+        return _drawn(name, cs.derive(Plain, Ruled, rules=RULES), RULES)
     at = pair(name)
     return Target(
         name, at.lens, (), at.linen.start, at.nnx.start, (losses(at.linen), losses(at.nnx))

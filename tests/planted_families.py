@@ -349,7 +349,7 @@ class NnxNet(cs.Schema):
 
 
 def _rules() -> cs.Lens:
-    return cs.derive(Plain, Ruled, RULES)
+    return cs.derive(Plain, Ruled, rules=RULES)
 
 
 def _layers() -> cs.Lens:
@@ -364,7 +364,9 @@ def _training() -> cs.Lens:
         cs.private("opt_state/3/grad_acc", 0.0),
         cs.reset(view="opt_state/3/rng_key"),
     ]
-    return cs.derive(cs.linen.TrainState[LinenNet, TX], cs.nnx.TrainState[NnxNet, OTHER], rules)
+    return cs.derive(
+        cs.linen.TrainState[LinenNet, TX], cs.nnx.TrainState[NnxNet, OTHER], rules=rules
+    )
 
 
 def _factored() -> cs.Lens:
@@ -373,17 +375,17 @@ def _factored() -> cs.Lens:
     return cs.derive(
         cs.linen.BareTrainState[Stacked, FACTORS, sizes],
         cs.nnx.TrainState[Adapted, FACTORS, sizes],
-        [cs.private("adapters[]", 0.25), *anew],
+        rules=[cs.private("adapters[]", 0.25), *anew],
     )
 
 
 def _composed() -> cs.Lens:
-    return ~cs.derive(Middle, Oldest, FIRST) >> cs.derive(Middle, Newest, SECOND)
+    return ~cs.derive(Middle, Oldest, rules=FIRST) >> cs.derive(Middle, Newest, rules=SECOND)
 
 
 def _padded() -> cs.Lens:
     rules = [cs.pad("table", "vocab", "padded", fill=0.5), cs.pad("codes", "vocab", "padded")]
-    return cs.derive(Small, Large, rules)
+    return cs.derive(Small, Large, rules=rules)
 
 
 def _turned() -> cs.Lens:
@@ -395,7 +397,7 @@ def _wide() -> cs.Lens:
 
 
 def _tuned() -> cs.Lens:
-    return cs.derive(Filed, Tuned, [cs.apart("head", 0.25)])
+    return cs.derive(Filed, Tuned, rules=[cs.apart("head", 0.25)])
 
 
 def _decoder() -> cs.Lens:

@@ -234,7 +234,7 @@ def followed(
     rules: list[Any] = []
     for _ in range(most + 1):
         try:
-            return cs.derive(source, view, rules), rules
+            return cs.derive(source, view, rules=rules), rules
         except cs.DerivationError as error:
             more = [rule for rule in error.rules if rule not in rules]
             assert all(fault.kind in ("unplaced", "chain") for fault in error.mismatches), str(

@@ -436,7 +436,7 @@ def test_maxtext_2478_3188_extra_keys_are_named_and_never_crash_a_map() -> None:
     plain = cs.infer({"params": {"w": jnp.ones(2)}})
     names = found(lambda: cs.derive(inferred, plain))
     assert names == [("params/default/count", "unplaced"), ("params/default/key", "unplaced")]
-    kept = cs.derive(inferred, plain, [cs.private("default", cs.fresh_key(0))])
+    kept = cs.derive(inferred, plain, rules=[cs.private("default", cs.fresh_key(0))])
     assert set(
         kept.get({"params": {"w": jnp.ones(2)}, "to_nnx__rngs": tree["to_nnx__rngs"]})["params"]
     ) == {"w"}
@@ -466,7 +466,7 @@ def test_maxtext_3191_two_leaves_never_map_to_one() -> None:
         local: Norm
 
     assert found(lambda: cs.linen.Params[Blocks]) == [("params/layers_5/scale", "ambiguous")]
-    assert found(lambda: cs.derive(Pair, One, [cs.rename("last", "local")])) == [
+    assert found(lambda: cs.derive(Pair, One, rules=[cs.rename("last", "local")])) == [
         ("local/scale", "ambiguous")
     ]
 
@@ -709,7 +709,10 @@ def test_maxtext_4464_4504_4619_a_near_miss_is_suggested() -> None:
     with pytest.raises(cs.DerivationError) as caught:
         cs.derive(source, view)
     assert "rename('dense_layer[]', 'dense_layers[]')" in caught.value.mismatches[0].hint
-    assert len(cs.derive(source, view, [cs.rename("dense_layer[]", "dense_layers[]")]).joins) == 1
+    assert (
+        len(cs.derive(source, view, rules=[cs.rename("dense_layer[]", "dense_layers[]")]).joins)
+        == 1
+    )
 
 
 def test_maxtext_4525_the_name_of_the_stack_axis_goes_and_no_other() -> None:
@@ -846,7 +849,9 @@ def test_goodfire_spd_870_a_refactor_renames_squeezes_and_makes_tuples_of_dicts_
         for side in ("left", "right")
     ]
     lens = cs.derive(
-        cs.linen.BareTrainState[Old, tx, sizes], cs.linen.BareTrainState[New, tx, sizes], renames
+        cs.linen.BareTrainState[Old, tx, sizes],
+        cs.linen.BareTrainState[New, tx, sizes],
+        rules=renames,
     )
 
     def component(seed: int) -> dict[str, Any]:
@@ -897,7 +902,7 @@ def test_olmo_core_226_layers_and_experts_and_permuted_dims_all_at_once(tmp_path
         layers: list[OlmoLayer] = cs.field(key="blocks/{i}", length="depth")
 
     fused = cs.fuse("layers[]/qkv", [f"layers[]/{name}" for name in "qkv"])
-    through = cs.derive(Hf, Olmo, [fused], dims={"heads": 4, "kv": 2, "dim": 2})
+    through = cs.derive(Hf, Olmo, rules=[fused], dims={"heads": 4, "kv": 2, "dim": 2})
     depth, experts, embed, ffn = 3, 11, 6, 5
     rng = np.random.default_rng(0)
 
@@ -951,7 +956,7 @@ def test_transformers_46650_46651_a_tree_that_is_already_in_the_other_layout_is_
     class New(cs.Schema):
         encoder: Encoder
 
-    through = cs.derive(Old, New, [cs.rename("layers[]", "encoder/layers[]")])
+    through = cs.derive(Old, New, rules=[cs.rename("layers[]", "encoder/layers[]")])
     old = {"layers": {0: {"scale": jnp.ones(2)}}}
     new = through.get(old)
     cs.assert_trees_identical(new, {"encoder": old})
@@ -968,7 +973,7 @@ def test_transformers_48075_a_rule_for_names_that_no_checkpoint_has_is_an_error(
         norm: Norm
 
     rules = [cs.rename("LayerNorm", "norm"), cs.private("dropout", 0)]
-    assert found(lambda: cs.derive(Model, Model, rules)) == [
+    assert found(lambda: cs.derive(Model, Model, rules=rules)) == [
         (str(rule), "rule") for rule in reversed(rules)
     ]
 

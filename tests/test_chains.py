@@ -133,7 +133,7 @@ def test_a_wrapper_around_the_old_chain_moves_it_one_level_down(wrapper: str) ->
     new = WRAPPERS[wrapper](old)
     own = {"chain": [], "MultiSteps": ["opt_state"], "apply_if_finite": ["opt_state"]}[wrapper]
     rules = [cs.reset(view=f"opt_state/{name}") for name in _own(new)] if own else []
-    through = cs.derive(layout(old), layout(new), rules)
+    through = cs.derive(layout(old), layout(new), rules=rules)
     s = state(old)
     made = through.get(s)
     cs.assert_trees_identical(
@@ -180,7 +180,7 @@ def test_a_part_is_never_taken_for_one_of_another_type() -> None:
         ("opt_state/0", "chain"),
     ]
     s = state(adam)
-    forced = cs.derive(layout(adam), layout(belief), [cs.move("opt_state/0", "opt_state/0")])
+    forced = cs.derive(layout(adam), layout(belief), rules=[cs.move("opt_state/0", "opt_state/0")])
     cs.assert_trees_identical(jax.tree.leaves(forced.get(s)), jax.tree.leaves(s))
 
 
@@ -190,10 +190,10 @@ def test_which_of_several_of_one_type_is_not_guessed() -> None:
     s = state(one)
     for at in (0, 1):
         rules = [cs.move("opt_state/0", f"opt_state/{at}"), cs.reset(view=f"opt_state/{1 - at}")]
-        made = cs.derive(layout(one), layout(two), rules).get(s)["opt_state"]
+        made = cs.derive(layout(one), layout(two), rules=rules).get(s)["opt_state"]
         cs.assert_trees_identical(made[at], s["opt_state"][0])
         cs.assert_trees_identical(made[1 - at], two.init(PARAMS)[1 - at])
-    settled = cs.derive(layout(one), layout(two), [cs.reset(view="opt_state/1")])
+    settled = cs.derive(layout(one), layout(two), rules=[cs.reset(view="opt_state/1")])
     cs.assert_trees_identical(settled.get(s)["opt_state"][0], s["opt_state"][0])
 
 
@@ -228,7 +228,7 @@ def test_the_error_shows_both_chains_and_the_rules_that_settle_it() -> None:
         ["opt_state/1/1", "ScaleByScheduleState"],
     ]
     rules = [eval(f"cs.{hint.partition(')')[0]})") for hint in hints]
-    through = cs.derive(layout(old), layout(new), rules)
+    through = cs.derive(layout(old), layout(new), rules=rules)
     made = through.get(state(old))
     cs.assert_trees_identical(made["opt_state"], new.init(made["params"]))
 
@@ -286,7 +286,7 @@ def test_a_part_of_which_one_leaf_is_there_is_told_leaf_by_leaf() -> None:
 def test_a_rule_that_fits_nothing_is_named(rule: Any, says: str) -> None:
     tx = optax.adam(1e-3)
     with pytest.raises(cs.DerivationError, match=says) as caught:
-        cs.derive(layout(tx), layout(tx), [rule])
+        cs.derive(layout(tx), layout(tx), rules=[rule])
     assert str(rule) in [m.path for m in caught.value.mismatches]
 
 
@@ -303,7 +303,7 @@ def test_where_types_are_not_told_the_hint_is_a_move_that_works() -> None:
     with pytest.raises(cs.DerivationError) as caught:
         cs.derive(*layouts)
     assert caught.value.rules == (cs.move("opt_state/inner_state", "opt_state"),)
-    lens = cs.derive(*layouts, caught.value.rules)
+    lens = cs.derive(*layouts, rules=caught.value.rules)
     cs.assert_trees_identical(lens.put(view, onto=masked), masked)
 
 
@@ -311,7 +311,7 @@ def test_what_has_no_transformation_cannot_start_anew() -> None:
     tx = optax.adam(1e-3)
     inferred = cs.infer(state(tx))
     with pytest.raises(cs.DerivationError, match="declare the train state with its transformation"):
-        cs.derive(inferred, inferred, [cs.reset(view="opt_state/0", source="opt_state/0")])
+        cs.derive(inferred, inferred, rules=[cs.reset(view="opt_state/0", source="opt_state/0")])
 
 
 # --- how new parts start  ---
@@ -330,7 +330,7 @@ STARTS = {
 @pytest.mark.parametrize("name", STARTS)
 def test_a_new_part_starts_as_its_transformation_starts_it(name: str) -> None:
     new, old = STARTS[name], optax.sgd(0.1)
-    through = cs.derive(layout(old), layout(new), [cs.reset(view="opt_state")])
+    through = cs.derive(layout(old), layout(new), rules=[cs.reset(view="opt_state")])
     s, v = state(old), state(new, 9)
     cs.assert_trees_identical(through.get(s)["opt_state"], new.init(s["params"]))
     for law in (laws.get_put, laws.put_get):
@@ -344,9 +344,9 @@ def test_a_new_part_starts_as_its_transformation_starts_it(name: str) -> None:
 def test_what_is_reset_on_both_sides_is_not_carried_over() -> None:
     tx = optax.adam(SCHEDULE)
     with pytest.raises(cs.DerivationError):
-        cs.derive(layout(tx), layout(tx), [cs.reset(view="opt_state/1")])
+        cs.derive(layout(tx), layout(tx), rules=[cs.reset(view="opt_state/1")])
     through = cs.derive(
-        layout(tx), layout(tx), [cs.reset(source="opt_state/1", view="opt_state/1")]
+        layout(tx), layout(tx), rules=[cs.reset(source="opt_state/1", view="opt_state/1")]
     )
     s = state(tx)
     made = through.get(s)["opt_state"]
@@ -360,7 +360,7 @@ def test_a_new_param_brings_what_its_optimizer_keeps_for_it() -> None:
 
     tx = optax.chain(optax.adam(1e-3), optax.ema(0.9))
     for view, rules in ((Grown, []), (_Bare, [cs.private("scale", 1.5)])):
-        made = cs.derive(layout(tx), cs.nnx.TrainState[view, tx], rules).get(state(tx))
+        made = cs.derive(layout(tx), cs.nnx.TrainState[view, tx], rules=rules).get(state(tx))
         assert made["model"]["scale"].get_value().tolist() == [1.5] * 3
         assert made["optimizer"]["opt_state"][0][0]["mu"]["scale"].get_value().tolist() == [0.0] * 3
 
@@ -384,7 +384,7 @@ def test_new_parts_are_sharded_like_their_params() -> None:
         "opt_state": optax.sgd(0.1).init(params),
     }
     through = cs.derive(
-        layout(optax.sgd(0.1)), layout(optax.adam(1e-3)), [cs.reset(view="opt_state")]
+        layout(optax.sgd(0.1)), layout(optax.adam(1e-3)), rules=[cs.reset(view="opt_state")]
     )
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), s
@@ -402,7 +402,7 @@ def test_a_restore_starts_new_parts_from_the_params_it_restores(tmp_path: Path) 
     old, new = optax.adamw(1e-3), optax.contrib.schedule_free_adamw(1e-3)
     rules = [cs.reset(source="opt_state/0", view="opt_state")]
     through = cs.derive(
-        cs.linen.TrainState[ScannedSchema, old], cs.nnx.TrainState[NnxSchema, new], rules
+        cs.linen.TrainState[ScannedSchema, old], cs.nnx.TrainState[NnxSchema, new], rules=rules
     )
     saved = linen_state(old)
     ocp.save(
@@ -425,9 +425,9 @@ def _translated(through: cs.Lens, saved: Any) -> NnxTrainState:
 
 def test_composed_lenses_start_what_each_of_them_starts() -> None:
     sgd, trace, adam = optax.sgd(0.1), optax.sgd(0.1, momentum=0.9), optax.adam(1e-3)
-    first = cs.derive(layout(sgd), layout(trace), [cs.reset(view="opt_state/0")])
+    first = cs.derive(layout(sgd), layout(trace), rules=[cs.reset(view="opt_state/0")])
     second = cs.derive(
-        layout(trace), layout(adam), [cs.reset(source="opt_state/0", view="opt_state/0")]
+        layout(trace), layout(adam), rules=[cs.reset(source="opt_state/0", view="opt_state/0")]
     )
     s, v = state(sgd), state(adam)
     cs.assert_trees_identical((first >> second).get(s), second.get(first.get(s)))

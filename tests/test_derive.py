@@ -412,7 +412,7 @@ def test_a_likely_partner_is_named_with_the_rule_that_joins_them() -> None:
         "only bias can be it; rename('b', 'bias') joins them",
         "only b can be it; rename('b', 'bias') joins them",
     ]
-    assert cs.derive(Old, New, [cs.rename("b", "bias")])
+    assert cs.derive(Old, New, rules=[cs.rename("b", "bias")])
 
 
 def test_the_suggested_rule_is_the_shortest_and_is_one_that_works() -> None:
@@ -435,7 +435,7 @@ def test_the_suggested_rule_is_the_shortest_and_is_one_that_works() -> None:
     hints = [m.hint.partition("; ")[2].partition(" joins")[0] for m in caught.value.mismatches]
     assert set(hints) == {"rename('decoder', 'decode')", "rename('layers[]', 'blocks[]')"}
     assert len(
-        cs.derive(source, view, [eval(f"cs.{hint}") for hint in sorted(set(hints))]).joins
+        cs.derive(source, view, rules=[eval(f"cs.{hint}") for hint in sorted(set(hints))]).joins
     ) == len(view.rows)
 
 
@@ -506,7 +506,7 @@ def test_repeats_that_are_counted_by_other_dims_are_an_error() -> None:
 def test_a_rename_holds_in_the_model_and_in_all_that_mirrors_it() -> None:
     tx = OPTIMIZERS["adamw schedule"]
     lens = cs.derive(
-        cs.linen.BareTrainState[Old, tx], cs.nnx.TrainState[New, tx], [cs.rename("b", "bias")]
+        cs.linen.BareTrainState[Old, tx], cs.nnx.TrainState[New, tx], rules=[cs.rename("b", "bias")]
     )
     moved = {
         lens.source.rows[a].key[-1]: lens.view.rows[b].key[-1]
@@ -526,7 +526,7 @@ def test_a_rename_of_a_node_renames_all_below_it_and_a_full_path_one_leaf() -> N
         x: Old
         c: New
 
-    lens = cs.derive(Two, Renamed, [cs.rename("a", "x"), cs.rename("c/b", "c/bias")])
+    lens = cs.derive(Two, Renamed, rules=[cs.rename("a", "x"), cs.rename("c/b", "c/bias")])
     assert [str(lens.view.rows[j.views[0].row].path) for j in lens.joins] == [
         str(r.path) for r in lens.view.rows
     ]
@@ -537,7 +537,7 @@ def test_names_can_be_swapped() -> None:
         a: Norm
         b: Norm
 
-    lens = cs.derive(Pair, Pair, [cs.rename("a", "b"), cs.rename("b", "a")])
+    lens = cs.derive(Pair, Pair, rules=[cs.rename("a", "b"), cs.rename("b", "a")])
     tree = {"a": {"scale": leaf(2)}, "b": {"scale": leaf(2) + 5}}
     cs.assert_trees_identical(lens.get(tree), {"a": tree["b"], "b": tree["a"]})
 
@@ -550,7 +550,7 @@ def test_two_source_leaves_for_one_view_leaf_are_an_error() -> None:
     class Single(cs.Schema):
         a: Norm
 
-    found = faults(lambda: cs.derive(Pair, Single, [cs.rename("b", "a")]))
+    found = faults(lambda: cs.derive(Pair, Single, rules=[cs.rename("b", "a")]))
     assert found == [("a/scale", "ambiguous")]
 
 
@@ -566,13 +566,13 @@ def test_two_source_leaves_for_one_view_leaf_are_an_error() -> None:
     ids=str,
 )
 def test_a_rule_that_matches_nothing_is_an_error(rules: Sequence[Any]) -> None:
-    found = faults(lambda: cs.derive(Old, New, [*rules, cs.rename("b", "bias")]))
+    found = faults(lambda: cs.derive(Old, New, rules=[*rules, cs.rename("b", "bias")]))
     assert (str(rules[0]), "rule") in found
 
 
 def test_a_rule_for_private_leaves_gives_them_a_default() -> None:
     rules = [cs.private("b", 0.5), cs.private("bias", cs.fresh_key(1))]
-    lens = cs.derive(Old, New, rules)
+    lens = cs.derive(Old, New, rules=rules)
     assert len(lens.joins) == 1
     tree = {"w": leaf(2, 3), "b": leaf(3)}
     view = lens.get(tree)
@@ -583,7 +583,7 @@ def test_a_rule_for_private_leaves_gives_them_a_default() -> None:
 
 def test_a_rule_that_calls_a_joined_leaf_private_is_an_error() -> None:
     rules = [cs.rename("b", "bias"), cs.private("w", 0)]
-    assert faults(lambda: cs.derive(Old, New, rules)) == [("private('w', 0)", "rule")]
+    assert faults(lambda: cs.derive(Old, New, rules=rules)) == [("private('w', 0)", "rule")]
 
 
 def test_a_default_that_the_leaf_cannot_hold_is_an_error() -> None:
@@ -594,12 +594,15 @@ def test_a_default_that_the_leaf_cannot_hold_is_an_error() -> None:
         count: UInt32[Array, ""]
 
     rules = [cs.private("key", 0), cs.private("count", -1)]
-    assert faults(lambda: cs.derive(Old, Keyed, rules)) == [("key", "dtype"), ("count", "dtype")]
+    assert faults(lambda: cs.derive(Old, Keyed, rules=rules)) == [
+        ("key", "dtype"),
+        ("count", "dtype"),
+    ]
 
 
 @pytest.mark.parametrize("rules", ["b", cs.rename("b", "bias"), ["b"], [("b", "bias")], [None]])
 def test_what_is_no_list_of_rules_is_an_error(rules: Any) -> None:
-    assert faults(lambda: cs.derive(Old, New, rules)) == [("edits", "rule")]
+    assert faults(lambda: cs.derive(Old, New, rules=rules)) == [("rules", "rule")]
 
 
 # --- binding  ---
@@ -659,7 +662,7 @@ def test_put_of_a_source_side_tree_says_so() -> None:
 
 
 def test_a_wrong_onto_is_an_error_that_says_which_tree_it_is() -> None:
-    lens = cs.derive(Old, New, [cs.rename("b", "bias")])
+    lens = cs.derive(Old, New, rules=[cs.rename("b", "bias")])
     tree = {"w": leaf(2, 3), "b": leaf(3)}
     with pytest.raises(cs.ConformanceError, match="onto does not conform to New: 3 fault"):
         lens.get(tree, onto=tree)
@@ -799,7 +802,7 @@ def test_plans_are_compiled_once_per_structure() -> None:
 
 
 def test_a_cached_plan_takes_no_other_tree() -> None:
-    lens = cs.derive(Old, New, [cs.rename("b", "bias")])
+    lens = cs.derive(Old, New, rules=[cs.rename("b", "bias")])
     lens.get({"w": leaf(2, 3), "b": leaf(3)})
     assert lens.get({"w": leaf(4, 5), "b": leaf(5)})["w"].shape == (5, 4)
     for bad in (
@@ -973,7 +976,7 @@ def test_what_is_declared_as_a_list_on_both_sides_is_one_rename() -> None:
     with pytest.raises(cs.DerivationError) as caught:
         cs.derive(*layouts)
     assert len(caught.value.rules) == 1
-    cs.assert_trees_identical(cs.derive(*layouts, caught.value.rules).get(old), new)
+    cs.assert_trees_identical(cs.derive(*layouts, rules=caught.value.rules).get(old), new)
 
 
 def test_what_stands_beside_a_leaf_tells_it_apart() -> None:

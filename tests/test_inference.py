@@ -187,7 +187,7 @@ def test_every_container_of_weights_has_one_layout() -> None:
 def _inferred_lens(*, scan: bool = True) -> cs.Lens:
     options: dict[str, Any] = {"scan": SCAN} if scan else {"lists": ["layers_{i}"]}
     source = cs.infer(linen_state(TX, scan=scan), name="linen", **options)
-    return cs.derive(source, cs.infer(nnx_state(TX), name="nnx"), LINEN_TO_NNX)
+    return cs.derive(source, cs.infer(nnx_state(TX), name="nnx"), rules=LINEN_TO_NNX)
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
@@ -221,7 +221,7 @@ def test_abstract_trees_are_enough_for_the_lens() -> None:
     )
     view = cs.infer(nnx.eval_shape(lambda: NnxTrainState(NnxDecoder(nnx.Rngs(0)), TX)))
     cs.assert_trees_identical(
-        cs.derive(source, view, LINEN_TO_NNX).get(linen_state(TX)),
+        cs.derive(source, view, rules=LINEN_TO_NNX).get(linen_state(TX)),
         _inferred_lens().get(linen_state(TX)),
     )
 

@@ -258,7 +258,9 @@ def test_states_are_of_their_schema(sample: Sample, data: st.DataObject) -> None
 
 
 @examples(2)
-@given(sizes=strategies.sizes(cs.derive(Plain, Padded, [cs.pad("embedding", "vocab", "padded")])))
+@given(
+    sizes=strategies.sizes(cs.derive(Plain, Padded, rules=[cs.pad("embedding", "vocab", "padded")]))
+)
 def test_sizes_respect_constraints(sizes: dict[str, int]) -> None:
     assert sizes["padded"] >= sizes["vocab"]
 

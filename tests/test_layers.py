@@ -293,7 +293,7 @@ class Apart(cs.Schema):
 
 
 def test_parts_whose_sizes_do_not_add_up() -> None:
-    lens = cs.derive(Fused, Apart, [cs.fuse("qkv", ["q", "k", "v"])])
+    lens = cs.derive(Fused, Apart, rules=[cs.fuse("qkv", ["q", "k", "v"])])
     whole = {"qkv": jnp.arange(16.0).reshape(2, 8)}
     with pytest.raises(
         cs.ConformanceError, match=r"expected float32\[embed=2 q\+k\+v=9\], found float32\[2 8\]"

@@ -238,14 +238,14 @@ def test_rows_that_no_edit_relates() -> None:
 
 def test_rules_that_match_nothing_or_contradict() -> None:
     rules = [cs.rename("leyers[]", "layers[]"), cs.private("dtype", 0)]
-    assert told(lambda: cs.derive(Before, Before, rules), cs.DerivationError) == text("""
+    assert told(lambda: cs.derive(Before, Before, rules=rules), cs.DerivationError) == text("""
         no lens from Before (source) to Before (view): 2 faults
           rename('leyers[]', 'layers[]')  expected a leaf of Before (source) at leyers[] or below, found none
                                           -> near: layers[]
           private('dtype', 0)             expected a leaf without a partner, found dtype, which both sides have
                                           -> drop the rule, or say apart('dtype', 0) if the two share only their name
         to paste, for 1 of 2:
-        edits=[
+        rules=[
             cs.apart('dtype', 0),
         ]
     """)
@@ -259,7 +259,9 @@ def test_two_source_leaves_for_one_view_leaf() -> None:
     class Single(cs.Schema):
         a: Norm
 
-    assert told(lambda: cs.derive(Pair, Single, [cs.rename("b", "a")]), cs.DerivationError) == text("""
+    assert told(
+        lambda: cs.derive(Pair, Single, rules=[cs.rename("b", "a")]), cs.DerivationError
+    ) == text("""
         no lens from test_two_source_leaves_for_one_view_leaf.<locals>.Pair to test_two_source_leaves_for_one_view_leaf.<locals>.Single: 1 fault
           a/scale  expected one source leaf for one view leaf, found a/scale and b/scale
                    -> rename one of them
@@ -498,7 +500,7 @@ def test_keys_that_hold_a_slash() -> None:
     lens = lambda: cs.derive(  # noqa: E731
         cs.infer({"mlp/~/lin": {"w": w}}),
         cs.infer({"lin": {"w": w}}),
-        [cs.rename("mlp/~/lin", "lin")],
+        rules=[cs.rename("mlp/~/lin", "lin")],
     )
     why = "the key 'mlp/~/lin' holds a slash, which no rule can name yet: rename such keys in the tree first, or nest it at the slashes"
     assert told(lens, cs.DerivationError) == text(f"""
@@ -604,18 +606,22 @@ def test_parts_of_which_one_lacks_the_axis() -> None:
     rule = [cs.fuse("qkv", ["q", "kv"])]
     cure = 'a part without the axis, beside one that has several, cannot be said yet: give each part the axis in its tree, x[None], and declare it by names, "a+b heads" of "a heads" and "b heads"'
     where = "test_parts_of_which_one_lacks_the_axis.<locals>"
-    assert told(lambda: cs.derive(Whole, Parts, rule), cs.DerivationError) == text(f"""
+    assert told(lambda: cs.derive(Whole, Parts, rules=rule), cs.DerivationError) == text(f"""
         no lens from {where}.Whole to {where}.Parts: 1 fault
           qkv  expected one axis that 2 leaves share, found none in float32[3 heads dim]
                -> {cure}
     """)
     sizes = {"a": 1, "b": 2}
-    assert told(lambda: cs.derive(Named, Parts, rule, sizes), cs.DerivationError) == text(f"""
+    assert told(
+        lambda: cs.derive(Named, Parts, rules=rule, dims=sizes), cs.DerivationError
+    ) == text(f"""
         no lens from {where}.Named to {where}.Parts: 1 fault
           qkv  expected float32[a heads dim] in q, a part of it, found float32[heads dim]
                -> {cure}
     """)
-    got = cs.derive(Named, Around, rule, dims={"a": 1, "b": 2}).get({"qkv": jnp.ones((3, 2, 5))})
+    got = cs.derive(Named, Around, rules=rule, dims={"a": 1, "b": 2}).get(
+        {"qkv": jnp.ones((3, 2, 5))}
+    )
     assert (got["q"].shape, got["kv"].shape) == ((1, 2, 5), (2, 2, 5))
 
 
@@ -726,7 +732,7 @@ def test_rules_are_printed_as_code_to_paste() -> None:
           k  expected x, found z
           c  expected x, found z
         to paste, for 3 of 4:
-        edits=[
+        rules=[
             cs.rename('a', 'b'),
             cs.private('k', cs.fresh_key(0)),
         ]

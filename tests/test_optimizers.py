@@ -231,7 +231,7 @@ def test_inferred_states_are_the_real_ones(name: str) -> None:
     linen, module, _ = states(name, "alone")
     real = nnx.state(module)
     layouts = cs.infer(linen, lists=["layers_{i}"]), cs.infer(real)
-    through = cs.derive(*layouts, [cs.rename("embed/embedding", "embed")])
+    through = cs.derive(*layouts, rules=[cs.rename("embed/embedding", "embed")])
     assert jax.tree.structure(through.get(linen)) == jax.tree.structure(real)
     cs.assert_trees_identical(through.put(real), linen)
     cs.assert_trees_identical(through.get(linen, onto=real), real)

@@ -175,7 +175,7 @@ class Plain(cs.Schema):
 def test_what_no_leaf_tells_comes_from_onto_or_is_an_error() -> None:
     tree = {"params": {"kernel": WithHow(quantized(1), "by hand")}}
     lens = cs.derive(
-        cs.linen.Params[Plain], cs.linen.Params[Boxed], [cs.rename("kernel", "kernel/array")]
+        cs.linen.Params[Plain], cs.linen.Params[Boxed], rules=[cs.rename("kernel", "kernel/array")]
     )
     with pytest.raises(cs.ConformanceError) as caught:
         lens.get(lens.put(tree))

@@ -194,7 +194,7 @@ def test_a_default_that_would_overflow_or_round_is_refused(value: float) -> None
         y: Float32[Array, ""]
 
     with pytest.raises(cs.DerivationError, match=r"a default for float16\[\]"):
-        cs.derive(Bare, Nothing, [cs.private("x", value), cs.private("y", 0.1)])
+        cs.derive(Bare, Nothing, rules=[cs.private("x", value), cs.private("y", 0.1)])
 
 
 def test_an_optional_leaf_that_some_repeats_lack_is_not_dropped() -> None:

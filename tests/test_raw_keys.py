@@ -54,7 +54,7 @@ def data(tag: str, shape: tuple[int, ...], seed: int) -> jax.Array:
 def test_the_laws_hold_for_every_implementation(
     tag: str, dims: tuple[str, tuple[int, ...]], seed: int
 ) -> None:
-    through = cs.derive(*schemas(tag, dims[0]), RULES)
+    through = cs.derive(*schemas(tag, dims[0]), rules=RULES)
     raw = [{"rng": data(tag, dims[1], seed + i), "same": jnp.ones(2)} for i in range(3)]
     keys = [{**x, "rng": jax.random.wrap_key_data(x["rng"], impl=IMPLS[tag][0])} for x in raw]
     cs.assert_trees_identical(through.get(raw[0]), keys[0])
@@ -75,7 +75,7 @@ def test_without_the_rule_a_key_is_no_array() -> None:
 
 
 def test_numpy_data_becomes_keys() -> None:
-    through = cs.derive(*schemas("rbg", "a"), RULES)
+    through = cs.derive(*schemas("rbg", "a"), rules=RULES)
     raw = {"rng": np.arange(8, dtype=np.uint32).reshape(2, 4), "same": np.ones(2, np.float32)}
     made = through.get(raw)
     cs.assert_trees_identical(made["rng"], jax.random.wrap_key_data(raw["rng"], impl="rbg"))
@@ -107,7 +107,7 @@ class Listed(cs.Schema):
 
 
 def test_a_stack_of_raw_data_is_taken_apart_to_keys() -> None:
-    through = cs.derive(Stacked, Listed, [cs.raw_key("layers[]/rng")])
+    through = cs.derive(Stacked, Listed, rules=[cs.raw_key("layers[]/rng")])
     raw = {"layers": {"rng": data("fry", (3,), 0)}}
     made = through.get(raw)
     for i in range(3):
@@ -120,7 +120,7 @@ def test_a_stack_of_raw_data_is_taken_apart_to_keys() -> None:
 
 
 def test_keys_are_sharded_as_their_data_is() -> None:
-    through = cs.derive(*schemas("fry", "a"), RULES)
+    through = cs.derive(*schemas("fry", "a"), rules=RULES)
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     for spec, wanted in ((("x",), ("x",)), (("x", "y"), (("x", "y"),)), ((None, "y"), ("y",))):
         raw = jax.device_put(data("fry", (8,), 1), NamedSharding(mesh, PartitionSpec(*spec)))
@@ -148,7 +148,7 @@ def test_what_is_no_raw_data_of_such_a_key_is_refused(raw: Any, typed: Any, says
 
     for sides in ((raw, typed), (typed, raw)):
         with pytest.raises(cs.DerivationError, match=says):
-            cs.derive(*map(schema, sides), RULES)
+            cs.derive(*map(schema, sides), rules=RULES)
 
 
 def test_orbax_1105_a_checkpoint_of_raw_keys_restores_to_typed_ones(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_orbax_1105_a_checkpoint_of_raw_keys_restores_to_typed_ones(tmp_path: Pa
 
     saved = {"params": {"kernel": jnp.ones((2, 3))}, "rngs": {"rng": jax.random.PRNGKey(5)}}
     ocp.save(tmp_path / "0", saved)
-    through = cs.derive(cs.linen.Params[Old], cs.nnx.Params[New], RULES)
+    through = cs.derive(cs.linen.Params[Old], cs.nnx.Params[New], rules=RULES)
     target = jax.tree.map(lambda x: x, through.get(saved))
     restored = cs.orbax.restore(tmp_path / "0", jax.eval_shape(lambda: target), through)
     cs.assert_trees_identical(restored["rng"].get_value(), jax.random.key(5))

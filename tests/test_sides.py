@@ -99,6 +99,6 @@ def test_a_side_that_is_told_wrong_is_an_error(tmp_path: Path) -> None:
     class Other(cs.Schema):
         weight: Float32[Array, "embed mlp"]
 
-    lens = cs.derive(Old, Other, [cs.rename("kernel", "weight")])
+    lens = cs.derive(Old, Other, rules=[cs.rename("kernel", "weight")])
     with pytest.raises(cs.ConformanceError, match=r"nearest is .*Other: 2 fault"):
         cs.orbax.save(tmp_path / "0", tree(), lens, side="view")

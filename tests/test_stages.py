@@ -299,7 +299,7 @@ def test_a_move_allocates_nothing() -> None:
         scale: Float32[Array, " b"] = cs.field(key="norm/scale")
 
     lens = cs.derive(
-        Listed, Renamed, [cs.rename("layers[]", "blocks[]"), cs.rename("norm", "scale")]
+        Listed, Renamed, rules=[cs.rename("layers[]", "blocks[]"), cs.rename("norm", "scale")]
     )
     state = listed(4)
     before = {id(x) for x in jax.live_arrays()}

@@ -71,13 +71,15 @@ class One(cs.Schema):
 
 
 LENSES: Mapping[str, cs.Lens] = {
-    "weights": cs.derive(cs.linen.Params[Twice], cs.nnx.Params[Once], [TIE]),
-    "train states": cs.derive(cs.linen.TrainState[Twice, TX], cs.nnx.TrainState[Once, TX], [TIE]),
+    "weights": cs.derive(cs.linen.Params[Twice], cs.nnx.Params[Once], rules=[TIE]),
+    "train states": cs.derive(
+        cs.linen.TrainState[Twice, TX], cs.nnx.TrainState[Once, TX], rules=[TIE]
+    ),
     "layers": cs.derive(
-        cs.linen.Params[Both], cs.nnx.Params[One], [cs.tie("decoder[]", "encoder[]")]
+        cs.linen.Params[Both], cs.nnx.Params[One], rules=[cs.tie("decoder[]", "encoder[]")]
     ),
     "view": cs.derive(
-        cs.nnx.Params[One], cs.linen.Params[Both], [cs.tie("decoder[]", "encoder[]")]
+        cs.nnx.Params[One], cs.linen.Params[Both], rules=[cs.tie("decoder[]", "encoder[]")]
     ),
 }
 
@@ -297,9 +299,9 @@ def test_composition_goes_through_a_tie() -> None:
 )
 def test_a_tie_that_fits_nothing_is_named(rules: Any, says: str) -> None:
     with pytest.raises(cs.DerivationError, match=says):
-        cs.derive(cs.linen.Params[Twice], cs.nnx.Params[Once], rules)
+        cs.derive(cs.linen.Params[Twice], cs.nnx.Params[Once], rules=rules)
 
 
 def test_a_tie_of_leaves_that_both_sides_have_is_idle() -> None:
     with pytest.raises(cs.DerivationError, match="drop the rule: both sides have both"):
-        cs.derive(cs.linen.Params[Twice], cs.nnx.Params[Twice], [TIE])
+        cs.derive(cs.linen.Params[Twice], cs.nnx.Params[Twice], rules=[TIE])

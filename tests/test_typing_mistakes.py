@@ -323,6 +323,6 @@ def _plant(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_parts_are_joined_on_the_axis_that_they_share() -> None:
-    lens = cs.derive(schema(**APART), FUSED, QKV)
+    lens = cs.derive(schema(**APART), FUSED, rules=QKV)
     (join,) = lens.joins
     assert any(isinstance(edit, Concat) for edit in join.chain.edits)

@@ -125,7 +125,7 @@ def test_a_scaled_leaf_comes_back_or_is_refused(
 
 def test_what_is_flipped_and_padded_is_so_in_the_model_and_in_all_that_mirrors_it() -> None:
     rules = [*PADS, FLIP]
-    lens = cs.derive(cs.linen.Params[Plain], cs.nnx.Params[Padded], rules, dims=SIZES)
+    lens = cs.derive(cs.linen.Params[Plain], cs.nnx.Params[Padded], rules=rules, dims=SIZES)
     state = {"params": plain()}
     made = lens.get(state)
     np.testing.assert_array_equal(
@@ -155,7 +155,7 @@ class Wide(cs.Schema):
 def test_the_moments_of_what_is_padded_are_padded_with_zeros() -> None:
     rule = cs.pad("table", "vocab", "padded", fill=7)
     lens = cs.derive(
-        cs.linen.BareTrainState[Weights, TX], cs.nnx.TrainState[Wide, TX], [rule], dims=SIZES
+        cs.linen.BareTrainState[Weights, TX], cs.nnx.TrainState[Wide, TX], rules=[rule], dims=SIZES
     )
     params = {"table": jnp.ones((3, 2))}
     state = {
@@ -169,7 +169,7 @@ def test_the_moments_of_what_is_padded_are_padded_with_zeros() -> None:
     laws.get_put(lens, state)
     whole = [cs.pad("opt_state/0/nu/table", "vocab", "padded", fill=1), rule]
     other = cs.derive(
-        cs.linen.BareTrainState[Weights, TX], cs.nnx.TrainState[Wide, TX], whole, dims=SIZES
+        cs.linen.BareTrainState[Weights, TX], cs.nnx.TrainState[Wide, TX], rules=whole, dims=SIZES
     ).get(state)
     assert other["optimizer"]["opt_state"][0]["nu"]["table"][...][3:].tolist() == [[1, 1], [1, 1]]
 
@@ -179,7 +179,9 @@ def test_stacked_layers_are_padded_and_flipped_one_by_one() -> None:
         cs.pad("layers[]/table", "vocab", "padded"),
         cs.pad("layers[]/names", "vocab", "padded"),
     ]
-    lens = cs.derive(Layers, Listed, [*below, cs.flip("layers[]/kernel", "width")], dims=SIZES)
+    lens = cs.derive(
+        Layers, Listed, rules=[*below, cs.flip("layers[]/kernel", "width")], dims=SIZES
+    )
     each = [plain(seed) for seed in range(3)]
     stacked = {
         "layers": {key: jnp.stack([layer[key] for layer in each], axis=1) for key in each[0]}
@@ -198,7 +200,7 @@ def test_stacked_layers_are_padded_and_flipped_one_by_one() -> None:
 
 
 def test_padding_that_is_none_is_told_with_where_it_is() -> None:
-    lens = cs.derive(Weights, Wide, [cs.pad("table", "vocab", "padded")], dims=SIZES)
+    lens = cs.derive(Weights, Wide, rules=[cs.pad("table", "vocab", "padded")], dims=SIZES)
     table = jnp.zeros((5, 2)).at[4, 1].set(-0.0)
     assert fault(lambda: lens.put({"table": table}), cs.ConformanceError) == (
         "values cannot be carried over exactly: 1 fault\n"
@@ -208,7 +210,7 @@ def test_padding_that_is_none_is_told_with_where_it_is() -> None:
 
 
 def test_a_padded_axis_is_no_shorter() -> None:
-    lens = cs.derive(Weights, Wide, [cs.pad("table", "vocab", "padded")])
+    lens = cs.derive(Weights, Wide, rules=[cs.pad("table", "vocab", "padded")])
     text = fault(
         lambda: lens.get({"table": jnp.zeros((3, 2))}, onto={"table": jnp.zeros((2, 2))}),
         cs.ConformanceError,
@@ -221,7 +223,7 @@ def test_a_padded_axis_is_no_shorter() -> None:
 
 def test_padding_is_sharded_as_far_as_it_divides() -> None:
     lens = cs.derive(
-        Weights, Wide, [cs.pad("table", "vocab", "padded")], dims={"vocab": 4, "padded": 6}
+        Weights, Wide, rules=[cs.pad("table", "vocab", "padded")], dims={"vocab": 4, "padded": 6}
     )
     on = mesh((4, 2), AxisType.Auto)
     table = jax.device_put(jnp.ones((4, 8)), NamedSharding(on, PartitionSpec("x", "y")))
@@ -239,11 +241,11 @@ class Query(cs.Schema):
 
 def test_a_factor_holds_for_the_param_and_needs_a_word_about_its_moments() -> None:
     sides = cs.linen.BareTrainState[Query, TX], cs.nnx.TrainState[Query, TX]
-    text = fault(lambda: cs.derive(*sides, [cs.scale("query", 0.5)]), cs.DerivationError)
+    text = fault(lambda: cs.derive(*sides, rules=[cs.scale("query", 0.5)]), cs.DerivationError)
     assert "opt_state/0/mu/query" in text and "opt_state/0/nu/query" in text
     assert "what becomes of it where scale('query', 0.5) holds" in text
     moments = [cs.scale("opt_state/0/mu/query", 2), cs.scale("opt_state/0/nu/query", 4)]
-    lens = cs.derive(*sides, [cs.scale("query", 0.5), *moments])
+    lens = cs.derive(*sides, rules=[cs.scale("query", 0.5), *moments])
     params = {"query": jnp.full((2, 2), 3.0)}
     state = {
         "params": params,
@@ -264,7 +266,7 @@ def test_a_factor_holds_for_the_param_and_needs_a_word_about_its_moments() -> No
 
 
 def test_what_does_not_come_back_is_told_with_where_it_is() -> None:
-    lens = cs.derive(Query, Query, [cs.scale("query", 2**-20)])
+    lens = cs.derive(Query, Query, rules=[cs.scale("query", 2**-20)])
     text = fault(lambda: lens.get({"query": jnp.full((1, 2), 1e-37)}), cs.ConformanceError)
     assert (
         "query  expected values that 2**-20 times themselves tell exactly" in text
@@ -273,7 +275,7 @@ def test_what_does_not_come_back_is_told_with_where_it_is() -> None:
 
 
 def test_values_are_not_known_under_a_trace() -> None:
-    lens = cs.derive(Query, Query, [cs.scale("query", 2)])
+    lens = cs.derive(Query, Query, rules=[cs.scale("query", 2)])
     assert "translate outside of jit" in fault(
         lambda: jax.jit(lens.get)({"query": jnp.ones((1, 2))}), cs.ConformanceError
     )
@@ -320,7 +322,7 @@ class WideImaginary(cs.Schema):
 def test_a_rule_that_does_nothing_or_cannot_be_is_an_error(
     sides: Any, rule: Any, says: str
 ) -> None:
-    assert says in fault(lambda: cs.derive(*sides, [rule]), cs.DerivationError)
+    assert says in fault(lambda: cs.derive(*sides, rules=[rule]), cs.DerivationError)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +352,7 @@ def test_padding_of_a_fixed_size_to_a_smaller_one_is_refused() -> None:
         table: Float32[Array, "4 embed"]
 
     assert "5 cannot be padded to 4" in fault(
-        lambda: cs.derive(Five, Four, [cs.pad("table", "5", "4")]), cs.DerivationError
+        lambda: cs.derive(Five, Four, rules=[cs.pad("table", "5", "4")]), cs.DerivationError
     )
 
 

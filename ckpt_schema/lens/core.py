@@ -184,7 +184,7 @@ class Lens:
         warn_of_unserved(self._dropped[1], v)
         return self._backward(v, onto, donate=donate, drop=drop)
 
-    def rehearse(self, s: Tree, onto: Tree | None = None, *, drop: bool = False) -> None:
+    def dry_run(self, s: Tree, onto: Tree | None = None, *, drop: bool = False) -> None:
         """Raises what `get` would raise for a concrete tree like ``s``, as far as can be told without its values.
 
         Args:
@@ -253,7 +253,8 @@ class Lens:
 def derive(
     source: type[Schema] | Layout,
     view: type[Schema] | Layout,
-    edits: Sequence[Rule] = (),
+    *,
+    rules: Sequence[Rule] = (),
     dims: Mapping[str, int] | None = None,
 ) -> Lens:
     """The lens between two layouts, joined on their logical paths.
@@ -264,7 +265,7 @@ def derive(
     Args:
         source: The left layout.
         view: The right layout.
-        edits: Rules for what the types cannot say: `rename`, `private`, `fuse`, `series`, `flip`, `pad`, `scale`, `tie`,
+        rules: What the types cannot say: `rename`, `private`, `fuse`, `series`, `flip`, `pad`, `scale`, `tie`,
             `raw_key`, `move`, `reset`.
         dims: Sizes that no tree tells, in elements; see `Lens.bind`.
 
@@ -297,8 +298,8 @@ def derive(
           Dense_0/kernel  kernel  embed mlp -> mlp embed
     """
     dims_.verify_sizes({} if dims is None else dims)
-    left, right, joins = join(layout(source), layout(view), edits)
-    lens = Lens(left, right, joins, derivations=(Derivation(left, right, tuple(edits)),))
+    left, right, joins = join(layout(source), layout(view), rules)
+    lens = Lens(left, right, joins, derivations=(Derivation(left, right, tuple(rules)),))
     _warn_of_squares(lens)
     return lens.bind(**{**dict(lens.view.sizes), **dict(lens.source.sizes), **(dims or {})})
 

@@ -278,8 +278,8 @@ def _verify_rules(rules: object) -> None:
             "a list of rename(...), private(...), apart(...), move(...), reset(...), raw_key(...), "
             "tie(...), fuse(...) and series(...)"
         )
-        faults = [Mismatch("edits", "rule", expected, _spelled(rule)) for rule in wrong]
-        raise DerivationError("edits= is not well formed", faults)
+        faults = [Mismatch("rules", "rule", expected, _spelled(rule)) for rule in wrong]
+        raise DerivationError("rules= is not well formed", faults)
 
 
 def _spelled(rule: object) -> str:

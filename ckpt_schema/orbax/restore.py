@@ -351,7 +351,7 @@ def _expected(disk: DiskTree, place: Place, goal: Tree, held: Tree, side: Lens) 
     try:
         # Only what both have is read.
         expected = side.put(goal, onto=place.tree, drop=True)
-        side.rehearse(expected, onto=held, drop=True)
+        side.dry_run(expected, onto=held, drop=True)
     except ConformanceError as error:
         header = f"{disk.path} does not fit the target"
         sized = any(fault.kind in ("shape", "dims") for fault in error.mismatches)

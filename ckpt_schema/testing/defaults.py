@@ -74,7 +74,7 @@ def _steps(lens: Lens) -> tuple[Lens, ...]:
     """What a lens is composed of."""
     found: list[Lens] = []
     for each in lens.derivations:
-        step = derive(each.source, each.view, each.rules)
+        step = derive(each.source, each.view, rules=each.rules)
         names = step.source.names() | step.view.names()
         step = step.bind(**{name: size for name, size in lens.dims.items() if name in names})
         found.append(~step if each.inverted else step)

@@ -51,7 +51,7 @@ def refusal(lens: Lens, s: Tree, v: Tree) -> None:
             "get": lambda wrong=wrong: lens.get(wrong),
             "get onto a view": lambda wrong=wrong: lens.get(wrong, onto=v, drop=True),
             "put onto it": lambda wrong=wrong: lens.put(v, onto=wrong, drop=True),
-            "rehearse": lambda wrong=wrong: lens.rehearse(wrong),
+            "dry_run": lambda wrong=wrong: lens.dry_run(wrong),
             "check": lambda wrong=wrong: _checked(lens, wrong),
         }
         for name, ask in asked.items():

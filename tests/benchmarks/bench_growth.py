@@ -122,7 +122,7 @@ def rows(leaves: int) -> dict[str, Callable[[], Run]]:
         "check, good": lambda: lambda: cs.check(layout, good),
         "check, all wrong": lambda: lambda: str(cs.check(layout, wrong)),
         "derive": lambda: lambda: cs.derive(layout, layout),
-        "derive, rules": lambda: lambda: cs.derive(source, view, edits=rules),
+        "derive, rules": lambda: lambda: cs.derive(source, view, rules=rules),
         "derive, all wrong": lambda: refused(lambda: cs.derive(layout, other)),
         "get, numbers": get,
     }
@@ -189,7 +189,7 @@ def with_rules(repeats: int) -> list[str]:
     one, other = blocks(2_500), blocks(2_500)  # two layouts, as those with rules are
     runs: dict[str, Callable[[], Run]] = {
         "without": lambda: lambda: cs.derive(one, other),
-        "with": lambda: lambda: cs.derive(source, view, edits=rules),
+        "with": lambda: lambda: cs.derive(source, view, rules=rules),
     }
     times = medians(runs, max(repeats, 9))
     ratio = times["with"] / times["without"]

@@ -163,7 +163,7 @@ def bench(leaves: int, repeats: int) -> list[tuple[str, float, float, float]]:
         return cs.derive(linen, as_state).get(source)
 
     def inferred() -> Any:
-        return cs.derive(cs.infer(source), cs.infer(state), rules(source)).get(source)
+        return cs.derive(cs.infer(source), cs.infer(state), rules=rules(source)).get(source)
 
     def bridged() -> Any:
         return nnx.State(bridge.variables.linen_vars_to_nnx_attrs(variables))

@@ -82,7 +82,7 @@ def test_2_2_what_a_model_works_without_is_made_anew_by_what_it_is() -> None:
         "private('cached', 0)",
         "private('seen', 0)",
     ]
-    assert cs.derive(*layouts, error.rules)
+    assert cs.derive(*layouts, rules=error.rules)
 
 
 def test_2_2_a_count_is_offered_its_start_and_no_rule_is_made_of_it() -> None:
@@ -164,7 +164,7 @@ def test_2_11_the_own_leaves_of_a_wrapper_are_reset_by_name(
     layouts = cs.linen.BareTrainState[Body, txs[0]], cs.nnx.TrainState[Body, txs[1]]
     error = refused(lambda: cs.derive(*layouts))
     assert sorted(map(str, error.rules)) == [f"reset({side}='opt_state/{f}')" for f in fields]
-    lens = cs.derive(*layouts, error.rules)
+    lens = cs.derive(*layouts, rules=error.rules)
     moments = {row.path[-3:] for row in lens.source.rows if {"mu", "nu"} & set(row.path)}
     joined = {lens.source.rows[number].path[-3:] for number in lens.joined[0]}
     assert len(moments) == 8 and moments <= joined
@@ -181,7 +181,7 @@ def test_2_11_wrappers_around_a_chain_that_has_two_of_one_kind() -> None:
         cs.linen.BareTrainState[Body, inner],
         cs.linen.BareTrainState[Body, optax.apply_if_finite(inner, 5)],
     )
-    lens = cs.derive(*layouts, refused(lambda: cs.derive(*layouts)).rules)
+    lens = cs.derive(*layouts, rules=refused(lambda: cs.derive(*layouts)).rules)
     assert len(lens.joined[0]) == len(lens.source.rows)
 
 
@@ -189,7 +189,7 @@ def test_2_11_weights_alone_have_no_optimizer_state_that_could_be_it() -> None:
     layouts = cs.linen.BareParams[Body], cs.nnx.TrainState[Body, ADAM]
     error = refused(lambda: cs.derive(*layouts))
     assert [str(rule) for rule in error.rules] == ["reset(view='opt_state')"]
-    assert cs.derive(*layouts, [*error.rules, cs.private("step", 0)])
+    assert cs.derive(*layouts, rules=[*error.rules, cs.private("step", 0)])
     (rule,) = refused(lambda: cs.derive(*layouts[::-1])).rules
     assert str(rule) == "reset(source='opt_state')"
 
@@ -215,7 +215,7 @@ def test_2_12_what_the_other_side_does_not_train_is_left_behind() -> None:
         "reset(source='opt_state/0/nu')",
     }
     assert "wrt=" in str(error) and "declare it alike" not in str(error)
-    assert cs.derive(*layouts, error.rules)
+    assert cs.derive(*layouts, rules=error.rules)
 
 
 def part(head: str, body: str) -> Any:
@@ -239,7 +239,7 @@ def test_2_12_what_is_trained_from_now_on_starts_anew() -> None:
         f"reset(view='{moments}/nu/body')",
     }
     assert "Param here and Param there" not in str(error)
-    lens = cs.derive(*layouts, error.rules)
+    lens = cs.derive(*layouts, rules=error.rules)
     assert len(lens.joined[0]) == len(lens.source.rows)
 
 
@@ -279,7 +279,9 @@ def test_2_12_the_number_of_axes_is_said_where_it_differs() -> None:
         lambda: cs.derive(cs.linen.BareTrainState[Split, tx], cs.nnx.TrainState[Flat, tx])
     )
     assert "the number of its axes" in str(error)
-    assert cs.derive(cs.linen.BareTrainState[Split, tx], cs.nnx.TrainState[Flat, tx], error.rules)
+    assert cs.derive(
+        cs.linen.BareTrainState[Split, tx], cs.nnx.TrainState[Flat, tx], rules=error.rules
+    )
 
 
 # --- 2.14 hints that, followed, give another lens  ---
@@ -304,10 +306,10 @@ def test_2_14_a_reset_of_one_side_asks_for_the_other() -> None:
     layouts = cs.linen.BareTrainState[Body, old], cs.nnx.TrainState[Body, new]
     rate = "opt_state/hyperparams/learning_rate"
     given = [cs.reset(view=rate)]
-    error = refused(lambda: cs.derive(*layouts, given))
+    error = refused(lambda: cs.derive(*layouts, rules=given))
     assert [str(rule) for rule in error.rules] == [f"reset(source='{rate}')"]
     assert "move(" not in str(error)
-    assert cs.derive(*layouts, [*given, *error.rules])
+    assert cs.derive(*layouts, rules=[*given, *error.rules])
 
 
 def test_2_14_two_groups_that_become_one_part_are_open() -> None:
@@ -330,7 +332,7 @@ def test_2_14_moves_of_an_untold_chain() -> None:
     layouts = cs.infer(old), cs.infer(new)
     (rule,) = refused(lambda: cs.derive(*layouts)).rules
     assert str(rule) == "move('opt_state', 'opt_state/1')"
-    lens = cs.derive(*layouts, [rule])
+    lens = cs.derive(*layouts, rules=[rule])
     assert len(lens.joins) == len(lens.source.rows)
 
 
@@ -517,7 +519,7 @@ def state_of(tx: Any) -> dict[str, Any]:
 def test_2_16_dropping_the_state_of_schedule_free_is_told() -> None:
     sgd = optax.sgd(1e-2)
     layouts = cs.linen.BareTrainState[Body, FREE], cs.nnx.TrainState[Body, sgd]
-    lens = cs.derive(*layouts, refused(lambda: cs.derive(*layouts)).rules)
+    lens = cs.derive(*layouts, rules=refused(lambda: cs.derive(*layouts)).rules)
     with pytest.warns(cs.ServedWeightsWarning, match=SERVED):
         made = lens.get(state_of(FREE))
     with pytest.warns(cs.ServedWeightsWarning, match=SERVED):

@@ -41,7 +41,7 @@ def of(text: str) -> type[cs.Schema]:
 
 def refused(source: Any, view: Any, rules: Any = ()) -> str:
     with pytest.raises(cs.DerivationError) as caught:
-        cs.derive(source, view, rules)
+        cs.derive(source, view, rules=rules)
     return str(caught.value)
 
 
@@ -106,7 +106,7 @@ def test_1_1_what_one_side_alone_tells_apart_is_an_error_with_the_cure(
     assert who in said
     assert "labels" in said
     assert "rename('w', 'w', axes='0 1')" in said
-    lens = cs.derive(of(source), of(view), [cs.rename("w", "w", axes="1 0")])
+    lens = cs.derive(of(source), of(view), rules=[cs.rename("w", "w", axes="1 0")])
     x = np.arange(64, dtype=np.float32).reshape(8, 8)
     assert np.array_equal(lens.get({"w": x})["w"], x.T)
 
@@ -175,7 +175,7 @@ def test_1_1_what_an_optimizer_keeps_of_one_of_two_such_axes_is_not_guessed() ->
 
 def test_1_1_rules_that_name_an_axis_of_a_square_leaf_name_it_by_its_own_name() -> None:
     sides = [using(leaf, "embed", "embed") for leaf in (Flax, Torch)]
-    lens = cs.derive(*sides, [cs.flip("proj/kernel", "inputs")])
+    lens = cs.derive(*sides, rules=[cs.flip("proj/kernel", "inputs")])
     got = lens.get({"proj": {"kernel": SQUARE}})
     assert np.array_equal(got["proj"]["weight"], SQUARE[::-1].T)
     assert "inputs or outputs" in refused(*sides, [cs.flip("proj/kernel", "embed")])
@@ -197,7 +197,7 @@ def test_1_1_parts_of_a_square_leaf_keep_their_axes_apart() -> None:
         attention: Three = cs.field(dims={"inputs": "embed", "outputs": "embed"})
 
     names = [f"attention/{name}/kernel" for name in "qkv"]
-    lens = cs.derive(Whole, Parts, [cs.fuse("attention/qkv", names)])
+    lens = cs.derive(Whole, Parts, rules=[cs.fuse("attention/qkv", names)])
     whole = np.arange(12.0, dtype=np.float32).reshape(6, 2)
     got = lens.get({"attention": {"qkv": whole}})
     for at, name in enumerate("qkv"):
@@ -208,7 +208,7 @@ def test_1_1_a_pad_and_a_tie_beside_square_axes() -> None:
     lens = cs.derive(
         of("in=embed out=embed"),
         of("out=padded in=embed"),
-        [cs.pad("w", "embed", "padded")],
+        rules=[cs.pad("w", "embed", "padded")],
         dims={"padded": 3},
     )
     got = lens.get({"w": SQUARE})["w"]
@@ -222,7 +222,7 @@ def test_1_1_a_pad_and_a_tie_beside_square_axes() -> None:
     class Once(cs.Schema):
         a: Float32[Array, "in=embed out=embed"]
 
-    tied = cs.derive(Once, Twice, [cs.tie("b", "a")]).get({"a": SQUARE})
+    tied = cs.derive(Once, Twice, rules=[cs.tie("b", "a")]).get({"a": SQUARE})
     assert np.array_equal(tied["b"], SQUARE.T)
 
 
@@ -241,11 +241,11 @@ def test_1_1_lenses_do_not_compose_over_a_middle_that_means_other_axes() -> None
 def test_1_2_axes_say_the_order_of_leaves_whose_sizes_do_not() -> None:
     x = np.arange(6.0, dtype=np.float32).reshape(2, 3)
     rule = cs.rename("weight", "kernel", axes="1 0")
-    lens = cs.derive(cs.infer({"weight": x}), cs.infer({"kernel": x.T}), [rule])
+    lens = cs.derive(cs.infer({"weight": x}), cs.infer({"kernel": x.T}), rules=[rule])
     assert np.array_equal(lens.get({"weight": x})["kernel"], x.T)
     assert np.array_equal(lens.put({"kernel": x.T})["weight"], x)
     onward = cs.derive(
-        cs.infer({"kernel": x.T}), cs.infer({"last": x.T}), [cs.rename("kernel", "last")]
+        cs.infer({"kernel": x.T}), cs.infer({"last": x.T}), rules=[cs.rename("kernel", "last")]
     )
     assert np.array_equal((lens >> onward).get({"weight": x})["last"], x.T)
     assert eval(str(rule), {"rename": cs.rename}) == rule
@@ -264,7 +264,9 @@ def test_1_2_axes_hold_in_what_mirrors_the_leaf() -> None:
     old = state("weight", x)
     old["opt_state"][0].mu["weight"] = x + 10
     lens = cs.derive(
-        cs.infer(old), cs.infer(state("kernel", x)), [cs.rename("weight", "kernel", axes="1 0")]
+        cs.infer(old),
+        cs.infer(state("kernel", x)),
+        rules=[cs.rename("weight", "kernel", axes="1 0")],
     )
     got = lens.get(old)
     assert np.array_equal(got["params"]["kernel"], x.T)
@@ -294,7 +296,7 @@ def test_1_2_square_leaves_under_another_name_are_named_in_one_warning() -> None
     new = {"a": {"kernel": square}, "b": {"kernel": square}, "c": {"kernel": wide}, "same": square}
     rules = [cs.rename(f"{name}/weight", f"{name}/kernel") for name in "abc"]
     with pytest.warns(cs.AxesWarning) as caught:
-        lens = cs.derive(cs.infer(old), cs.infer(new), rules)
+        lens = cs.derive(cs.infer(old), cs.infer(new), rules=rules)
     said = [line.strip() for line in str(caught.pop().message).splitlines()[1:]]
     assert not caught.list
     assert said == [
@@ -306,7 +308,7 @@ def test_1_2_square_leaves_under_another_name_are_named_in_one_warning() -> None
         cs.rename("b/weight", "b/kernel", axes="0 1"),
         cs.rename("same", "same", axes="0 1"),  # as others are turned, so it may be
     ]
-    got = cs.derive(cs.infer(old), cs.infer(new), [*told, rules[2]]).get(old)
+    got = cs.derive(cs.infer(old), cs.infer(new), rules=[*told, rules[2]]).get(old)
     assert np.array_equal(got["a"]["kernel"], square.T)
     assert np.array_equal(got["b"]["kernel"], square)
 
@@ -319,7 +321,9 @@ def test_1_2_a_moment_of_a_square_leaf_is_not_named_besides() -> None:
 
     with pytest.warns(cs.AxesWarning) as caught:
         cs.derive(
-            cs.infer(state("weight")), cs.infer(state("kernel")), [cs.rename("weight", "kernel")]
+            cs.infer(state("weight")),
+            cs.infer(state("kernel")),
+            rules=[cs.rename("weight", "kernel")],
         )
     assert len(str(caught.pop().message).splitlines()) == 2
 
@@ -361,7 +365,7 @@ def _state(**more: Any) -> dict[str, Any]:
 
 def _flipped(tree: Any, rule: str = "up/kernel") -> Any:
     read = cs.infer(tree)
-    return cs.derive(read, read, [cs.flip(rule, "2")]).get(tree)
+    return cs.derive(read, read, rules=[cs.flip(rule, "2")]).get(tree)
 
 
 def test_1_15_two_train_states_side_by_side_are_not_taken_for_weights() -> None:
@@ -406,7 +410,7 @@ def test_1_15_an_average_of_the_weights_goes_with_them(more: dict[str, Any]) -> 
         "params": {"down": state["params"]["up"]},
         "ema_params": {"down": state["params"]["up"]},
     }
-    lens = cs.derive(cs.infer(alone), cs.infer(new), [cs.rename("up", "down")])
+    lens = cs.derive(cs.infer(alone), cs.infer(new), rules=[cs.rename("up", "down")])
     assert np.array_equal(lens.get(alone)["ema_params"]["down"]["kernel"], kernels[0])
 
 
@@ -442,9 +446,13 @@ def test_1_15_a_dict_of_states_is_read_as_the_state_of_both() -> None:
 def test_1_2_a_square_torch_weight_under_the_name_of_a_kernel() -> None:
     model = nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0))
     with pytest.warns(cs.AxesWarning, match=r"rename\('weight', 'kernel', axes='0 1'\)"):
-        cs.derive(cs.infer({"weight": SQUARE}), cs.infer(model), [cs.rename("weight", "kernel")])
+        cs.derive(
+            cs.infer({"weight": SQUARE}), cs.infer(model), rules=[cs.rename("weight", "kernel")]
+        )
     rule = cs.rename("weight", "kernel", axes="1 0")
-    got = cs.derive(cs.infer({"weight": SQUARE}), cs.infer(model), [rule]).get({"weight": SQUARE})
+    got = cs.derive(cs.infer({"weight": SQUARE}), cs.infer(model), rules=[rule]).get(
+        {"weight": SQUARE}
+    )
     assert np.array_equal(got["kernel"][...], SQUARE.T)
 
 

@@ -70,7 +70,7 @@ def plain(name: str, **leaves: Any) -> type[cs.Schema]:
 )
 def test_1_4_copies_of_64_bits_are_compared_by_numpy(kind: Any, values: Any, other: Any) -> None:
     old = plain("Old", a=kind[Array, " n"], b=kind[Array, " n"])
-    lens = cs.derive(old, plain("New", a=kind[Array, " n"]), [cs.tie("b", "a")])
+    lens = cs.derive(old, plain("New", a=kind[Array, " n"]), rules=[cs.tie("b", "a")])
     same = {"a": np.array(values), "b": np.array(values)}
     assert bits(lens.get(same)["a"]) == bits(same["a"])
     with pytest.raises(ConformanceError, match="tied leaves are not one"):
@@ -79,7 +79,7 @@ def test_1_4_copies_of_64_bits_are_compared_by_numpy(kind: Any, values: Any, oth
 
 def test_1_4_a_copy_may_be_numpys_where_the_other_is_jaxs() -> None:
     old = plain("Old", a=Float64[Array, " n"], b=Float64[Array, " n"])
-    lens = cs.derive(old, plain("New", a=Float64[Array, " n"]), [cs.tie("b", "a")])
+    lens = cs.derive(old, plain("New", a=Float64[Array, " n"]), rules=[cs.tie("b", "a")])
     with jax.enable_x64(True):
         wide = jnp.asarray([1.0, 2.0])
     assert lens.get({"a": np.array([1.0, 2.0]), "b": wide})
@@ -94,7 +94,7 @@ def test_1_4_a_copy_may_be_numpys_where_the_other_is_jaxs() -> None:
 def test_1_4_padding_of_64_bits_is_looked_at(kind: Any, lost: Any) -> None:
     padded, short = (plain("Side", a=kind[Array, size]) for size in (" padded", " vocab"))
     rule = cs.pad("a", "vocab", "padded")
-    lens = cs.derive(short, padded, [rule], dims={"vocab": 2, "padded": 4})
+    lens = cs.derive(short, padded, rules=[rule], dims={"vocab": 2, "padded": 4})
     dtype = kind.dtypes[0]
     whole = {"a": np.array([1, 2, 0, 0], dtype)}
     assert bits(lens.get(lens.put(whole))["a"]) == bits(whole["a"])
@@ -105,7 +105,7 @@ def test_1_4_padding_of_64_bits_is_looked_at(kind: Any, lost: Any) -> None:
 @pytest.mark.parametrize("exponent", [-100, 100])
 def test_1_4_scaled_values_of_64_bits_come_back(exponent: int) -> None:
     side = plain("Side", a=Float64[Array, " n"])
-    lens = cs.derive(side, side, [cs.scale("a", 2.0**exponent)])
+    lens = cs.derive(side, side, rules=[cs.scale("a", 2.0**exponent)])
     state = {"a": np.array([1e-200, 1.0, 1e200])}
     view = lens.get(state)
     assert bits(view["a"]) == bits(np.ldexp(state["a"], exponent))
@@ -164,7 +164,7 @@ def test_1_5_a_number_that_jax_would_narrow_does_not_go_to_a_device() -> None:
 def test_1_5_a_scaled_python_number() -> None:
     for kind in (Float64, Float32):
         side = plain("Side", a=kind[Array, ""])
-        lens = cs.derive(side, side, [cs.scale("a", 0.5)])
+        lens = cs.derive(side, side, rules=[cs.scale("a", 0.5)])
         assert float(lens.get({"a": 0.5})["a"]) == 0.25
 
 
@@ -218,9 +218,9 @@ def test_1_6_rules_of_values_are_refused_too() -> None:
     rules = [cs.pad("a", "2", "4"), cs.tie("u", "t"), cs.scale("t", 0.5)]
     with jax.enable_x64(True):
         state = {"a": jnp.zeros(4), "t": jnp.ones(2), "u": jnp.ones(2)}
-        assert cs.derive(old, new, rules).get(state)["t"].tolist() == [0.5, 0.5]
+        assert cs.derive(old, new, rules=rules).get(state)["t"].tolist() == [0.5, 0.5]
     with pytest.raises(ConformanceError, match="jax_enable_x64") as caught:
-        cs.derive(old, new, rules).get(state)
+        cs.derive(old, new, rules=rules).get(state)
     assert {fault.path for fault in caught.value.mismatches} == {"a", "t", "u"}
 
 
@@ -248,12 +248,14 @@ def test_1_7_two_lenses_of_one_process_pad_each_with_its_own_zero() -> None:
     padded, short = (plain("Side", a=Float32[Array, size]) for size in (" padded", " vocab"))
     for fill in (0.0, -0.0):
         sizes = {"vocab": 2, "padded": 4}
-        lens = cs.derive(short, padded, [cs.pad("a", "vocab", "padded", fill=fill)], dims=sizes)
+        lens = cs.derive(
+            short, padded, rules=[cs.pad("a", "vocab", "padded", fill=fill)], dims=sizes
+        )
         found = np.asarray(lens.get({"a": jnp.ones(2)})["a"])
         assert np.signbit(found[2:]).tolist() == [math.copysign(1, fill) < 0] * 2
     complex_ = [plain("Side", a=Complex64[Array, size]) for size in (" vocab", " padded")]
     with pytest.raises(cs.CkptSchemaError, match=r"not padded with -0\.0"):
-        cs.derive(*complex_, [cs.pad("a", "vocab", "padded", fill=-0.0)])
+        cs.derive(*complex_, rules=[cs.pad("a", "vocab", "padded", fill=-0.0)])
 
 
 @pytest.mark.parametrize("other", [-0.0, 1.0])
@@ -262,7 +264,9 @@ def test_1_7_paddings_that_differ_do_not_cancel(other: float) -> None:
     sizes = {"vocab": 2, "padded": 4}
 
     def to(fill: float) -> cs.Lens:
-        return cs.derive(short, padded, [cs.pad("a", "vocab", "padded", fill=fill)], dims=sizes)
+        return cs.derive(
+            short, padded, rules=[cs.pad("a", "vocab", "padded", fill=fill)], dims=sizes
+        )
 
     with pytest.raises(cs.CkptSchemaError, match="one fill in the padding of padded"):
         to(0.0) >> ~to(other)
@@ -646,8 +650,8 @@ def test_1_13_an_optional_leaf_that_onto_lacks_is_an_error_unless_it_may_be_drop
         ]
         assert lens.get(whole, onto=bare, drop=True).keys() == {"w"}
     with pytest.raises(ConformanceError, match="drop=True"):
-        lens.rehearse(whole, onto=bare)
-    lens.rehearse(whole, onto=bare, drop=True)
+        lens.dry_run(whole, onto=bare)
+    lens.dry_run(whole, onto=bare, drop=True)
     with pytest.raises(ConformanceError, match="onto lacks leaves of One"):
         lens.put(lens.get(whole), onto=bare)
     assert lens.put(lens.get(whole), onto=bare, drop=True).keys() == {"w"}
@@ -675,7 +679,7 @@ def test_1_13_a_restore_reads_what_the_target_has_a_place_for(tmp_path: Path) ->
     head = Float32[Array, " a"], cs.field(optional=True)
     one = plain("One", w=Float32[Array, ""], head=head)
     other = plain("Other", weight=(Float32[Array, ""], cs.field(key="w")), head=head)
-    lens = cs.derive(one, other, [cs.rename("w", "weight")])
+    lens = cs.derive(one, other, rules=[cs.rename("w", "weight")])
     cs.orbax.save(tmp_path / "x", {"w": jnp.ones(()), "head": jnp.ones(2)}, lens, side="source")
     target = {"w": jnp.zeros(())}
     found = cs.orbax.restore(tmp_path / "x", target, lens, target_side="view", disk_side="source")
@@ -826,7 +830,7 @@ def test_4_a_number_that_no_element_holds_is_refused(kind: Any, number: Any) -> 
     with pytest.raises(ConformanceError, match=r"n +expected"):
         cs.derive(side, side).get({"n": number})
     for rule in (
-        lambda: cs.derive(side, plain("Bare"), [cs.private("n", number)]),
+        lambda: cs.derive(side, plain("Bare"), rules=[cs.private("n", number)]),
         lambda: cs.scale("n", number),
         lambda: plain("Told", n=(kind[Array, ""], cs.field(default=number))),
     ):
@@ -845,7 +849,7 @@ def test_4_a_deleted_array_is_a_named_fault_where_it_is_read() -> None:
     keys = plain("Keys", k=cs.Key["fry", "a b"]), plain("Turned", k=cs.Key["fry", "b a"])
     cast = plain("Signed", n=Int32[Array, ""]), plain("Unsigned", n=UInt32[Array, ""])
     twice = plain("Twice", p=Float32[Array, " a"], q=Float32[Array, " a"])
-    tied = cs.derive(twice, plain("Once", p=Float32[Array, " a"]), [cs.tie("q", "p")])
+    tied = cs.derive(twice, plain("Once", p=Float32[Array, " a"]), rules=[cs.tie("q", "p")])
     random = jax.random.split(jax.random.key(0, impl="threefry2x32"), (2, 3))
     for lens, tree, path in (
         (TURNED, {**SOUND, "a": donated(jnp.ones((2, 3)))}, "a"),
@@ -893,7 +897,7 @@ def test_4_a_join_that_ends_the_process_is_refused(name: str) -> None:
     leaf = type(name, (jaxtyping.AbstractDtype,), {"dtypes": [name]})[Array, " a"]
     whole = type(name, (jaxtyping.AbstractDtype,), {"dtypes": [name]})[Array, "2*a"]
     rule = cs.fuse("w", ["p", "q"])
-    lens = cs.derive(plain("Parts", p=leaf, q=leaf), plain("Whole", w=whole), [rule])
+    lens = cs.derive(plain("Parts", p=leaf, q=leaf), plain("Whole", w=whole), rules=[rule])
     host = {"p": np.array([0, 1, 1], jnp.dtype(name)), "q": np.array([1, 0, 1], jnp.dtype(name))}
     assert bits(lens.get(host)["w"]) == bits(np.concatenate([host["p"], host["q"]]))
     state = jax.tree.map(jnp.asarray, host)
@@ -912,14 +916,14 @@ def test_4_floats_of_a_byte_are_not_scaled(name: str) -> None:
     leaf = type(name, (jaxtyping.AbstractDtype,), {"dtypes": [name]})[Array, " a"]
     side = plain("Side", a=leaf)
     with pytest.raises(cs.CkptSchemaError, match="too few values to be scaled") as caught:
-        cs.derive(side, side, [cs.scale("a", 2.0)])
+        cs.derive(side, side, rules=[cs.scale("a", 2.0)])
     assert len(caught.value.mismatches) == 1
 
 
 def test_4_a_fault_of_a_leaf_is_not_told_twice() -> None:
     padded, short = (plain("Side", a=Int32[Array, size]) for size in (" padded", " vocab"))
     with pytest.raises(cs.CkptSchemaError, match="is not padded with") as caught:
-        cs.derive(padded, short, [cs.pad("a", "vocab", "padded", fill=0.5)])
+        cs.derive(padded, short, rules=[cs.pad("a", "vocab", "padded", fill=0.5)])
     assert len(caught.value.mismatches) == 1
 
 

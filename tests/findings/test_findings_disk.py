@@ -310,7 +310,7 @@ class Turned(cs.Schema):
 
 
 def test_1_3_a_pure_dict_that_may_be_of_either_side_asks_for_the_side(tmp_path: Path) -> None:
-    lens = cs.derive(Square, cs.nnx.Params[Turned], edits=[cs.rename("k", "params/k")])
+    lens = cs.derive(Square, cs.nnx.Params[Turned], rules=[cs.rename("k", "params/k")])
     state = lens.get({"k": jnp.arange(4.0).reshape(2, 2)})
     pure = nnx.to_pure_dict(state)
     with pytest.raises(cs.ConformanceError, match='side="source" or side="view"'):

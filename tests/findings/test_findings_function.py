@@ -71,7 +71,7 @@ class Three(Two):
 
 
 def tied(many: type[cs.Schema], *copies: str) -> cs.Lens:
-    return cs.derive(many, One, [cs.tie(copy, "table") for copy in copies])
+    return cs.derive(many, One, rules=[cs.tie(copy, "table") for copy in copies])
 
 
 TIED = {
@@ -275,7 +275,7 @@ def states() -> tuple[Any, Any]:
 
 
 def test_2_1_gradients_go_through_every_edit() -> None:
-    lens = cs.derive(Spelled, Ruled, RULES)
+    lens = cs.derive(Spelled, Ruled, rules=RULES)
     s, v = states()
     for both in ((lens, s, v, (spelled, ruled)), (~lens, lens.get(s, onto=v), s, (ruled, spelled))):
         check_laws(both[0], ["Function"], source=both[1], view=both[2], outputs=both[3])

@@ -52,42 +52,42 @@ def declared(leaves: int, name: str = "w") -> cs.Layout:
 
 def renamed(n: int) -> None:
     cs.derive(
-        declared(n), declared(n, "v"), edits=[cs.rename(f"w_{k}", f"v_{k}") for k in range(n)]
+        declared(n), declared(n, "v"), rules=[cs.rename(f"w_{k}", f"v_{k}") for k in range(n)]
     )
 
 
 def private(n: int) -> None:
-    cs.derive(declared(0), declared(n), edits=[cs.private(f"w_{k}", 0.0) for k in range(n)])
+    cs.derive(declared(0), declared(n), rules=[cs.private(f"w_{k}", 0.0) for k in range(n)])
 
 
 def parted(n: int) -> None:
-    cs.derive(declared(n), declared(n), edits=[cs.apart(f"w_{k}", 0.0) for k in range(n)])
+    cs.derive(declared(n), declared(n), rules=[cs.apart(f"w_{k}", 0.0) for k in range(n)])
 
 
 def scaled(n: int) -> None:
-    cs.derive(declared(n), declared(n), edits=[cs.scale(f"w_{k}", 2) for k in range(n)])
+    cs.derive(declared(n), declared(n), rules=[cs.scale(f"w_{k}", 2) for k in range(n)])
 
 
 def tied(n: int) -> None:
     table = declared(2 * n)
-    cs.derive(declared(n), table, edits=[cs.tie(f"w_{n + k}", f"w_{k}") for k in range(n)])
+    cs.derive(declared(n), table, rules=[cs.tie(f"w_{n + k}", f"w_{k}") for k in range(n)])
 
 
 def nameless(n: int) -> None:
-    cs.derive(declared(n), declared(n), edits=[cs.rename(f"x_{k}", f"y_{k}") for k in range(n)])
+    cs.derive(declared(n), declared(n), rules=[cs.rename(f"x_{k}", f"y_{k}") for k in range(n)])
 
 
 def contested(n: int) -> None:
-    cs.derive(declared(n), declared(n), edits=[cs.private(f"w_{k}", 0.0) for k in range(n)])
+    cs.derive(declared(n), declared(n), rules=[cs.private(f"w_{k}", 0.0) for k in range(n)])
 
 
 def idle(n: int) -> None:
-    cs.derive(declared(n), declared(n), edits=[cs.flip(f"w_{k}", "other") for k in range(n)])
+    cs.derive(declared(n), declared(n), rules=[cs.flip(f"w_{k}", "other") for k in range(n)])
 
 
 def ordered(n: int) -> None:
     rules = [cs.rename(f"w_{k}", f"v_{k}", axes="0") for k in range(n)]
-    cs.derive(declared(n), declared(n, "v"), edits=rules)
+    cs.derive(declared(n), declared(n, "v"), rules=rules)
 
 
 RULED = [renamed, private, parted, scaled, tied, nameless, contested, idle, ordered]
@@ -118,10 +118,10 @@ def test_5_rules_cost_little_beside_the_leaves() -> None:
         rules += [cs.rename(f"block_{n}", f"renamed_{n}"), cs.private(f"extra_{n}", 0.0)]
         rules.append(cs.scale(f"renamed_{n}/c", 2))
     view = blocks(news | extra)
-    cs.derive(plain, view, edits=rules)
+    cs.derive(plain, view, rules=rules)
     without, ruled = (
         calls(lambda: cs.derive(plain, plain)),
-        calls(lambda: cs.derive(plain, view, edits=rules)),
+        calls(lambda: cs.derive(plain, view, rules=rules)),
     )
     assert ruled < 2 * without
 

@@ -117,9 +117,9 @@ def test_2_10_a_the_wrong_one_of_two_copies_is_found() -> None:
     class Three(Two):
         head: Float32[Array, "embed vocab"]
 
-    right = cs.derive(Two, Three, [cs.tie("head", "table")])
+    right = cs.derive(Two, Three, rules=[cs.tie("head", "table")])
     check_law(right, LAWS["Naming"], FEW)
-    wrong = cs.derive(Two, Three, [cs.tie("head", "other")])
+    wrong = cs.derive(Two, Three, rules=[cs.tie("head", "other")])
     mixed = dataclasses.replace(wrong, derivations=right.derivations)
     assert "\n  head " in found_by("Naming", mixed, {"vocab": 2, "embed": 3})
 
@@ -174,19 +174,19 @@ PADS = [cs.pad("table", "vocab", "padded"), cs.pad("table", "embed", "wide", fil
 
 
 def test_2_7_every_check_of_the_values_of_a_leaf_is_made() -> None:
-    lens = cs.derive(Narrow, Wide, PADS)
+    lens = cs.derive(Narrow, Wide, rules=PADS)
     small = {"table": np.ones((2, 3), np.float32)}
     large = lens.bind(vocab=2, embed=3, padded=4, wide=5).get(small)
     large["table"][0, 4] = 7.0  # the padding of the second axis
     with pytest.raises(cs.ConformanceError, match=r"expected 2 in the padding of axis 1"):
         lens.bind(vocab=2, embed=3).put(large)
-    both = cs.derive(Narrow, Tall, [PADS[0], cs.scale("table", 2.0**100)])
+    both = cs.derive(Narrow, Tall, rules=[PADS[0], cs.scale("table", 2.0**100)])
     with pytest.raises(cs.ConformanceError, match="over- or underflows"):
         both.bind(vocab=2).put({"table": np.array([[1e-30, 1.0], [0.0, 1.0], [0, 0]], np.float32)})
 
 
 def test_2_7_both_paddings_of_composed_lenses_are_there() -> None:
-    first, second = cs.derive(Narrow, Tall, PADS[:1]), cs.derive(Tall, Wide, PADS[1:])
+    first, second = cs.derive(Narrow, Tall, rules=PADS[:1]), cs.derive(Tall, Wide, rules=PADS[1:])
     sizes = {"vocab": 2, "padded": 3, "embed": 2, "wide": 4}
     composed = (first >> second).bind(**sizes)
     small = {"table": np.ones((2, 2), np.float32)}
@@ -232,7 +232,7 @@ def test_2_7_what_is_stacked_padded_or_scaled_may_be_in_any_memory() -> None:
     if not other:
         pytest.skip("there is one memory")
     rules = [cs.pad("layers[]/table", "vocab", "padded"), cs.scale("layers[]/query", 0.5)]
-    lens = cs.derive(Listed, Scanned, rules, {"padded": 6})
+    lens = cs.derive(Listed, Scanned, rules=rules, dims={"padded": 6})
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     layer = {"table": np.ones((8, 4), "float32"), "query": np.ones(8, "float32")}
     tree = {"layers": dict.fromkeys(range(3), layer)}

@@ -176,7 +176,9 @@ RAW: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "scale by nan": (lambda: cs.scale("w", float("nan")), ["factor", "a power of two", "nan"]),
     "private, too large": (
-        lambda: cs.derive(Plain, cs.layout(schema(Float32[Array, ""])), [cs.private("w", HUGE)]),
+        lambda: cs.derive(
+            Plain, cs.layout(schema(Float32[Array, ""])), rules=[cs.private("w", HUGE)]
+        ),
         ["private("],
     ),
     "private, an array": (
@@ -277,7 +279,7 @@ class Tied(cs.Schema):
 def test_4_a_rename_that_leads_out_of_the_model_is_a_named_error(view: str) -> None:
     table = cs.layout(cs.linen.Params[Tied])
     with pytest.raises(cs.DerivationError) as raised:
-        cs.derive(table, table, [cs.rename("params/emb", view)])
+        cs.derive(table, table, rules=[cs.rename("params/emb", view)])
     assert "params/emb" in str(raised.value)
     assert not raised.value.rules  # that the leaf has a rule already is no secret
 
@@ -296,5 +298,5 @@ class Whole(cs.Schema):
 def test_4_a_leaf_that_is_renamed_to_the_whole_of_others_is_a_named_error() -> None:
     rules = [cs.fuse("qk", ["q", "k"]), cs.rename("n", "qk")]
     with pytest.raises(cs.DerivationError) as raised:
-        cs.derive(Parts, Whole, rules)
+        cs.derive(Parts, Whole, rules=rules)
     assert "rename one of them" in str(raised.value)

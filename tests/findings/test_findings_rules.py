@@ -60,7 +60,7 @@ def joined(lens: cs.Lens) -> dict[str, str]:
 def refusal(old: Any, new: Any, rules: Sequence[Any]) -> cs.DerivationError:
     """The error of a derivation."""
     with pytest.raises(cs.DerivationError) as caught:
-        cs.derive(old, new, edits=rules)
+        cs.derive(old, new, rules=rules)
     return caught.value
 
 
@@ -69,7 +69,7 @@ def refusal(old: Any, new: Any, rules: Sequence[Any]) -> cs.DerivationError:
 
 @pytest.mark.parametrize("rules", [[OUTER, INNER], [INNER, OUTER], [INNER, WEIGHT]])
 def test_2_3_the_longest_path_wins_whatever_the_order(rules: list[Any]) -> None:
-    lens = cs.derive(Old, New, edits=rules)
+    lens = cs.derive(Old, New, rules=rules)
     assert joined(lens) == {"blocks[]/ln": "layers[]/norm", "blocks[]/w": "layers[]/w"}
     old = {"blocks": {0: {"ln": f(2), "w": f(2, 3)}}}
     new = lens.get(old)
@@ -93,7 +93,7 @@ def test_2_3_two_rules_of_one_path_contradict_one_another() -> None:
 
 
 def test_2_3_the_same_rule_twice_is_one_rule() -> None:
-    assert joined(cs.derive(Old, New, edits=[OUTER, INNER, OUTER, INNER]))
+    assert joined(cs.derive(Old, New, rules=[OUTER, INNER, OUTER, INNER]))
 
 
 def test_2_3_a_rename_in_new_words_is_told_the_words_that_are_meant() -> None:
@@ -142,7 +142,7 @@ def test_2_3_following_the_hints_ends(old: Any, new: Any, first: bool, appended:
     rules: list[Any] = []
     for _ in range(3):
         try:
-            lens = cs.derive(old, new, edits=rules)
+            lens = cs.derive(old, new, rules=rules)
             break
         except cs.DerivationError as error:
             hints = re.findall(r"rename\('[^']*', '[^']*'\)", str(error))
@@ -174,7 +174,7 @@ class Shared(cs.Schema):
 @pytest.mark.parametrize("order", [1, -1])
 def test_2_3_private_the_longest_path_wins(order: int) -> None:
     rules = [cs.private("extra", 1.0), cs.private("extra/b", 2.0)][::order]
-    made = cs.derive(Shared, Own, edits=rules).get({"shared": f(3)})
+    made = cs.derive(Shared, Own, rules=rules).get({"shared": f(3)})
     assert made["extra"]["a"].tolist() == [1.0] * 3
     assert made["extra"]["b"].tolist() == [2.0] * 3
 
@@ -195,7 +195,7 @@ class Two(cs.Schema):
 @pytest.mark.parametrize("order", [1, -1])
 def test_2_3_scale_the_longest_path_wins(order: int) -> None:
     rules = [cs.scale("extra", 2), cs.scale("extra/b", 8)][::order]
-    made = cs.derive(Two, Two, edits=rules).get({"extra": {"a": f(3), "b": f(3)}})
+    made = cs.derive(Two, Two, rules=rules).get({"extra": {"a": f(3), "b": f(3)}})
     assert made["extra"]["a"].tolist() == [0, 2, 4]
     assert made["extra"]["b"].tolist() == [0, 8, 16]
 
@@ -210,7 +210,7 @@ def test_2_3_scale_shadowed_and_contradicted() -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_2_3_flip_said_of_a_node_and_of_its_leaf_is_said_once(order: int) -> None:
     rules = [cs.flip("extra", "n"), cs.flip("extra/b", "n")][::order]
-    made = cs.derive(Two, Two, edits=rules).get({"extra": {"a": f(3), "b": f(3)}})
+    made = cs.derive(Two, Two, rules=rules).get({"extra": {"a": f(3), "b": f(3)}})
     assert made["extra"]["b"].tolist() == [2, 1, 0]
 
 
@@ -226,7 +226,7 @@ class TwoPadded(cs.Schema):
 @pytest.mark.parametrize("order", [1, -1])
 def test_2_3_pad_the_longest_path_wins(order: int) -> None:
     rules = [cs.pad("extra", "n", "padded", 1), cs.pad("extra/b", "n", "padded", 2)][::order]
-    lens = cs.derive(Two, TwoPadded, edits=rules).bind(padded=4)
+    lens = cs.derive(Two, TwoPadded, rules=rules).bind(padded=4)
     made = lens.get({"extra": {"a": f(3), "b": f(3)}})
     assert made["extra"]["a"].tolist() == [0, 1, 2, 1]
     assert made["extra"]["b"].tolist() == [0, 1, 2, 2]
@@ -249,7 +249,7 @@ class Once(cs.Schema):
 def test_2_3_tie_the_longest_path_wins(order: int) -> None:
     rules = [cs.tie("x", "y"), cs.tie("x/b", "z/b")][::order]
     tree = {name: {"a": f(3) + n, "b": f(3) - n} for n, name in enumerate("yz")}
-    made = cs.derive(Once, Tied, edits=rules).get(tree)
+    made = cs.derive(Once, Tied, rules=rules).get(tree)
     assert made["x"]["a"] is tree["y"]["a"]
     assert made["x"]["b"] is tree["z"]["b"]
     (fault,) = refusal(Once, Tied, [cs.tie("x", "y"), cs.tie("x", "z")]).mismatches
@@ -292,7 +292,7 @@ def test_2_3_move_the_longest_path_wins(order: int) -> None:
     crossed = [cs.move("opt_state/0", "opt_state/1"), cs.move("opt_state/1", "opt_state/0")]
     rules = [all_of_it, *crossed][::order]
     three = chain(*[optax.scale_by_adam() for _ in range(3)])
-    moved = joined(cs.derive(three, three, edits=rules))
+    moved = joined(cs.derive(three, three, rules=rules))
     assert [moved[f"opt_state/{n}/mu/w"][10] for n in range(3)] == ["1", "0", "2"]
     two = chain(*[optax.scale_by_adam() for _ in range(2)])
     (fault,) = refusal(two, two, rules).mismatches
@@ -340,7 +340,7 @@ def linen_state() -> TrainState:
 def fine_tuning(*rules: Any) -> cs.Lens:
     """From a Linen state to an NNX one, whose head is another."""
     layouts = cs.linen.BareTrainState[Net, TX], cs.nnx.TrainState[Net, TX]
-    return cs.derive(*layouts, edits=rules)
+    return cs.derive(*layouts, rules=rules)
 
 
 def test_2_5_a_restore_leaves_the_targets_own_head(linen_state: TrainState, tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_2_5_the_default_that_a_field_declares_holds() -> None:
         head: Dense = cs.field(dims={"i": "hidden", "o": "labels"}, default=2.0)
 
     tree = {"body": {"kernel": f(2, 4), "bias": f(4)}, "head": {"kernel": f(4, 3), "bias": f(3)}}
-    made = cs.derive(Net, Defaulted, edits=[cs.apart("head")]).bind(labels=5).get(tree)
+    made = cs.derive(Net, Defaulted, rules=[cs.apart("head")]).bind(labels=5).get(tree)
     assert made["head"]["bias"].tolist() == [2.0] * 5
     assert made["body"]["kernel"] is tree["body"]["kernel"]
 
@@ -393,7 +393,7 @@ def test_2_5_private_for_what_both_sides_have_says_apart(classes: int) -> None:
     assert fault.path == "private('head', 0.0)"
     assert "apart('head', 0.0)" in fault.hint
     assert fault.rules == (cs.apart("head", 0.0),)
-    assert len(cs.derive(*layouts, edits=[cs.private("head", 0.0), *fault.rules]).joins) == 2
+    assert len(cs.derive(*layouts, rules=[cs.private("head", 0.0), *fault.rules]).joins) == 2
 
 
 def test_2_5_apart_for_what_one_side_has_says_private() -> None:
@@ -448,7 +448,7 @@ def test_2_13_rules_speak_of_it_as_of_any_weights() -> None:
         b: Float32[Array, " o"]
 
     rules = [cs.private("w", 0.0), cs.scale("b", 2)]
-    made = cs.derive(Torch, cs.nnx.Params[Layer], edits=rules).get(FILE)
+    made = cs.derive(Torch, cs.nnx.Params[Layer], rules=rules).get(FILE)
     assert made["b"][...].tolist() == [0, 2, 4]
 
 

@@ -31,7 +31,7 @@ def test_parts_that_may_share_either_axis_are_refused() -> None:
         two: Float32[Array, "heads 2*embed"]
 
     with pytest.raises(cs.DerivationError, match="expected one axis that 2 leaves share"):
-        cs.derive(Whole, Apart, [cs.fuse("both", ["one", "two"])])
+        cs.derive(Whole, Apart, rules=[cs.fuse("both", ["one", "two"])])
 
 
 def test_what_is_left_out_of_a_save_takes_nothing_else_along(tmp_path: Path) -> None:

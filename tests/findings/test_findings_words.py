@@ -33,7 +33,7 @@ def refused(derive: Any) -> cs.CkptSchemaError:
 def pasted(error: cs.CkptSchemaError) -> list[Any]:
     """The rules of the block to paste, as the text of a program; they are those that the error holds."""
     lines = str(error).splitlines()
-    block = "\n".join(lines[lines.index("edits=[") :]).removeprefix("edits=")
+    block = "\n".join(lines[lines.index("rules=[") :]).removeprefix("rules=")
     rules = eval(block, {"cs": cs})
     assert rules == list(error.rules)
     return rules
@@ -52,13 +52,13 @@ def test_1_2_the_only_order_that_sizes_leave_is_a_rule_to_paste() -> None:
     assert "of which one alone fits: rename('up/w', 'up/w', axes='1 0')" in str(error)
     rules = pasted(error)
     with pytest.warns(cs.AxesWarning) as caught:
-        lens = cs.derive(source, view, rules)
+        lens = cs.derive(source, view, rules=rules)
     assert np.array_equal(lens.get(FLAX)["up"]["w"], TORCH["up"]["w"])
     first, *lines = str(caught.pop().message).splitlines()
     assert first.startswith("inferred (source) and inferred (view) have square leaves")
     assert lines == ["  rename('square/w', 'square/w', axes='0 1')  float32[2 2]"]
     told = [*rules, cs.rename("square/w", "square/w", axes="1 0")]
-    got = cs.derive(source, view, told).get(FLAX)
+    got = cs.derive(source, view, rules=told).get(FLAX)
     assert all(np.array_equal(got[name]["w"], TORCH[name]["w"]) for name in FLAX)
 
 
@@ -124,7 +124,7 @@ def test_1_1_a_square_hidden_layer_computes_the_same_in_the_other_order(
 
 def test_two_layouts_of_one_name_are_told_apart_wherever_they_are_named() -> None:
     lens = cs.derive(
-        cs.infer({"a": numbers(2)}), cs.infer({"b": numbers(2)}), [cs.rename("a", "b")]
+        cs.infer({"a": numbers(2)}), cs.infer({"b": numbers(2)}), rules=[cs.rename("a", "b")]
     )
     here, there = "inferred (source)", "inferred (view)"
     assert str(lens).splitlines()[0] == (
@@ -153,10 +153,10 @@ class New(cs.Schema):
 
 def test_2_5_the_rule_that_is_printed_parts_the_heads() -> None:
     for view in (New, Old):
-        error = refused(lambda view=view: cs.derive(Old, view, [cs.private("head", 0.0)]))
+        error = refused(lambda view=view: cs.derive(Old, view, rules=[cs.private("head", 0.0)]))
         assert "found head/kernel, which both sides have" in str(error)
         for rules in (pasted(error), [cs.private("head", 0.0), *error.rules]):
-            lens = cs.derive(Old, view, rules)
+            lens = cs.derive(Old, view, rules=rules)
             assert not lens.joins
 
 
@@ -165,7 +165,7 @@ def test_2_5_a_head_of_other_dims_asks_whether_it_is_another_head(tmp_path: Path
     cure = "Declare the same on both sides, or say apart('head/kernel') if the two share only their name"
     assert cure in str(error)
     rule = [cs.apart("head/kernel", 0.0)]
-    assert not cs.derive(cs.linen.Params[Old], cs.nnx.Params[New], rule).joins
+    assert not cs.derive(cs.linen.Params[Old], cs.nnx.Params[New], rules=rule).joins
 
     class Model(nnx.Module):
         def __init__(self) -> None:
@@ -194,7 +194,7 @@ def test_6_a_tree_that_is_nested_at_its_slashes_is_read() -> None:
     """As the error advises."""
     nested = cs.infer({"mlp": {"~": {"linear_0": {"w": numbers(2, 3)}}}})
     lens = cs.derive(
-        nested, cs.infer({"lin": {"w": numbers(2, 3)}}), [cs.rename("mlp/~/linear_0", "lin")]
+        nested, cs.infer({"lin": {"w": numbers(2, 3)}}), rules=[cs.rename("mlp/~/linear_0", "lin")]
     )
     assert len(lens.joins) == 1
 
@@ -206,7 +206,7 @@ def test_2_2_no_weight_is_private_because_a_rule_says_so() -> None:
         emb: Float32[Array, "v a"]
 
     rule = cs.private("emb", 0)
-    error = refused(lambda: cs.derive(Emb, cs.nnx.Params[Emb], [rule]))
+    error = refused(lambda: cs.derive(Emb, cs.nnx.Params[Emb], rules=[rule]))
     assert "expected a leaf without a partner, found emb, which both sides have" in str(error)
     tree = {"emb": numbers(3, 2)}
     got = cs.derive(Emb, cs.nnx.Params[Emb]).get(tree)

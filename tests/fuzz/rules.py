@@ -137,7 +137,7 @@ def attempt(rng: np.random.Generator) -> None:
     rules = [rules[at] for at in rng.permutation(len(rules))]
     bound = {name: size for name, size in BOUND.items() if name in _names(source, view)}
     sizes = pick(rng, SIZES) if rng.integers(4) == 0 else bound
-    lens = cs.derive(source, view, rules, dims=sizes)
+    lens = cs.derive(source, view, rules=rules, dims=sizes)
     str(lens)
     str(lens >> ~lens)
     if rng.integers(8) == 0:
@@ -196,7 +196,7 @@ def plausible(rng: np.random.Generator) -> None:
     chosen = [at for at in PLAUSIBLE if rng.integers(4) == 0]
     rules = [*NEEDED, *(rule for rule, _, _ in chosen)]
     shuffled = [rules[at] for at in rng.permutation(len(rules))]
-    lens = cs.derive(Old, New, shuffled, dims=BOUND)
+    lens = cs.derive(Old, New, rules=shuffled, dims=BOUND)
     tree = state(rng)
     view = lens.get(tree)
     same(view, other_side(tree, chosen))

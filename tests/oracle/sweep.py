@@ -55,7 +55,7 @@ def compared(dtype: str, name: str, place: str) -> list[str] | None:
     case = CASES[name](dtype)
     if case is None:
         return None
-    lens = cs.derive(*case.layouts, case.rules, dims=case.dims)
+    lens = cs.derive(*case.layouts, rules=case.rules, dims=case.dims)
     put, traced = PLACES[place]
     source, view = (jax.tree.map(put, tree) for tree in case.trees)
     # What is looked for by value cannot be seen under a trace, and is an error there by design.

@@ -99,7 +99,7 @@ def to_stacked() -> cs.Lens:
     """Unrolled NNX to stacked NNX."""
     edits = [cs.private("layers[]/attention", cs.fresh_key(1)), cs.private("rngs", cs.fresh_key(2))]
     return cs.derive(
-        cs.nnx.TrainState[NnxDecoder, TX], cs.nnx.TrainState[StackedDecoder, TX], edits
+        cs.nnx.TrainState[NnxDecoder, TX], cs.nnx.TrainState[StackedDecoder, TX], rules=edits
     )
 
 

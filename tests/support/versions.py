@@ -282,7 +282,9 @@ def lens(*route: str) -> cs.Lens:
         for name, other in _WORDS.items()
     ]
     edits = [cs.rename(one, other) for one, other in pairs if one != other]
-    return cs.derive(VERSIONS[source].layout, VERSIONS[view].layout, edits, dims={"heads": HEADS})
+    return cs.derive(
+        VERSIONS[source].layout, VERSIONS[view].layout, rules=edits, dims={"heads": HEADS}
+    )
 
 
 # --- Meshes  ---

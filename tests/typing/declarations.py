@@ -64,10 +64,10 @@ assert_type(training, cs.Layout)
 assert_type(cs.layout(Stacked), cs.Layout)
 assert_type(cs.infer({"a": jnp.zeros(3)}), cs.Layout)
 
-lens = cs.derive(linen, training, edits=[cs.rename("wi", "up")], dims={"heads": 4})
+lens = cs.derive(linen, training, rules=[cs.rename("wi", "up")], dims={"heads": 4})
 assert_type(lens, cs.Lens)
 assert_type(cs.derive(Stacked, Listed), cs.Lens)
-assert_type(cs.derive(Stacked, cs.infer({}), edits=(cs.private("head", 0.0),)), cs.Lens)
+assert_type(cs.derive(Stacked, cs.infer({}), rules=(cs.private("head", 0.0),)), cs.Lens)
 assert_type(lens.bind(heads=4), cs.Lens)
 assert_type(lens >> ~lens, cs.Lens)
 assert_type(lens.get({"step": 0}), Any)
@@ -108,7 +108,7 @@ class TestListed(LensLaws):
 
 cs.derive(Stacked)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 cs.derive({"embed": 1}, Listed)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-cs.derive(Norm, Norm, edits=["wi"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+cs.derive(Norm, Norm, rules=["wi"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 cs.rename("wi", 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 cs.check(Stacked)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 cs.layout(dict)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
