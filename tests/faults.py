@@ -19,7 +19,7 @@ from flax import nnx
 
 import ckpt_schema as cs
 from ckpt_schema import leaves
-from ckpt_schema.lens.arrays import Rearrange
+from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.core import Lens, _Translator
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.joins import Join

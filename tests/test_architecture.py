@@ -18,7 +18,7 @@ ORDER = """
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees undeclared slots chains conformance equality envelopes inference
     lens lens.digits lens.codecs lens.cells lens.covering lens.normal lens.tiles
-    lens.axes lens.bits lens.edits lens.arrays lens.partial lens.keys lens.stacks lens.symbolic
+    lens.blocks lens.axes lens.bits lens.edits lens.rearranged lens.partial lens.keys lens.stacks lens.symbolic
     lens.rules lens.scope lens.told lens.axis_names lens.joins lens.relate lens.parts lens.ties lens.align
     lens.names lens.partners lens.restarts lens.unplaced lens.wholes lens.causes lens.idle
     lens.defaults lens.disputes lens.derive

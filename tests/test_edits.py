@@ -17,7 +17,7 @@ from ckpt_schema import assert_trees_identical, leaves
 from ckpt_schema.dims import names, parse_dims
 from ckpt_schema.errors import ConformanceError
 from ckpt_schema.lens import execute, verify
-from ckpt_schema.lens.arrays import Rearrange
+from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Cast
 from ckpt_schema.lens.stacks import Stack, Unstack

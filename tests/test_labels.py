@@ -19,7 +19,7 @@ from jaxtyping import Array, Float32
 from support.chains import Case, cases
 
 import ckpt_schema as cs
-from ckpt_schema.lens.arrays import Rearrange
+from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.orbax.metadata import read
 

@@ -27,7 +27,7 @@ from ckpt_schema import leaves
 from ckpt_schema.demo import schemas
 from ckpt_schema.dims import parse_dims
 from ckpt_schema.lens import execute
-from ckpt_schema.lens.arrays import Rearrange
+from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.axes import Entries
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.stacks import Stack, Unstack

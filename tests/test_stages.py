@@ -17,7 +17,7 @@ from support.profiles import sampled
 import ckpt_schema as cs
 from ckpt_schema.dims import parse_dims
 from ckpt_schema.lens import stages
-from ckpt_schema.lens.arrays import Rearrange
+from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Pad
 from ckpt_schema.lens.stacks import Stack, Unstack

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from ckpt_schema import dims as dims_
 from ckpt_schema import paths
 from ckpt_schema.errors import Mismatch
-from ckpt_schema.lens.arrays import Flip
+from ckpt_schema.lens.rearranged import Flip
 from ckpt_schema.lens.causes import slashed
 from ckpt_schema.lens.edits import Edit
 from ckpt_schema.lens.joins import Join

@@ -63,7 +63,7 @@ def cut(chain: Chain) -> Iterator[Chain]:
 
     Example:
         >>> from ckpt_schema.dims import parse_dims
-        >>> from ckpt_schema.lens.arrays import Rearrange
+        >>> from ckpt_schema.lens.rearranged import Rearrange
         >>> turn = Rearrange(parse_dims("a b"), parse_dims("b a"))
         >>> for stage in cut(Unstack(0, ("stages",)) >> Unstack(0, ("depth",)) >> turn):
         ...     print(stage)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
 from ckpt_schema import defaults as made_defaults
-from ckpt_schema.lens.arrays import Flip
+from ckpt_schema.lens.rearranged import Flip
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.keys import UnwrapKey, WrapKey

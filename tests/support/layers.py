@@ -153,4 +153,6 @@ def layers(draw: st.DrawFn, *, tx: Any = None) -> Layers:
         "kv": 1,
     }
     sizes |= {name: draw(st.integers(1, 3)) for name in ("blocks", "rest", "stages", "depth")}
-    return Layers(bound(cs.derive(*models, rules=rules), sizes), sizes, draw(st.integers(0, 2**32 - 1)))
+    return Layers(
+        bound(cs.derive(*models, rules=rules), sizes), sizes, draw(st.integers(0, 2**32 - 1))
+    )
