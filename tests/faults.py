@@ -19,12 +19,12 @@ from flax import nnx
 
 import ckpt_schema as cs
 from ckpt_schema import leaves
-from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.core import Lens, _Translator
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.partial import Cast, Partial
 from ckpt_schema.lens.plan import Plan
+from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.rules import Rule, Tie
 from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.paths import Index, Pattern

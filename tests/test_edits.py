@@ -17,9 +17,9 @@ from ckpt_schema import assert_trees_identical, leaves
 from ckpt_schema.dims import names, parse_dims
 from ckpt_schema.errors import ConformanceError
 from ckpt_schema.lens import execute, verify
-from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Cast
+from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.lens.symbolic import typed
 from ckpt_schema.testing.meshes import as_jax, as_numpy

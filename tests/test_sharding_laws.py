@@ -27,9 +27,9 @@ from ckpt_schema import leaves
 from ckpt_schema.demo import schemas
 from ckpt_schema.dims import parse_dims
 from ckpt_schema.lens import execute
-from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.axes import Entries
 from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.testing import laws
 from ckpt_schema.testing.containers import LINEN, NNX

@@ -17,9 +17,9 @@ from support.profiles import sampled
 import ckpt_schema as cs
 from ckpt_schema.dims import parse_dims
 from ckpt_schema.lens import stages
-from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Pad
+from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.testing.values import hostile
 

@@ -13,8 +13,8 @@ from jaxtyping import Array, BFloat16, Float32, Int32
 import ckpt_schema as cs
 from ckpt_schema.dims import parse_dims
 from ckpt_schema.lens import parts, relate
-from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.stacks import Beside, Concat, Split, Stack, Unstack
 
 

@@ -19,9 +19,9 @@ import ckpt_schema as cs
 from ckpt_schema import leaves
 from ckpt_schema.dims import parse_dims
 from ckpt_schema.lens import execute, verify
-from ckpt_schema.lens.rearranged import Flip
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.partial import Pad, Scale, Unpad
+from ckpt_schema.lens.rearranged import Flip
 from ckpt_schema.testing import laws
 from ckpt_schema.testing.meshes import as_jax, as_numpy, mesh
 from ckpt_schema.testing.values import hostile

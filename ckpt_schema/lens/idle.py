@@ -9,12 +9,12 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from ckpt_schema import dims as dims_
 from ckpt_schema import paths
 from ckpt_schema.errors import Mismatch
-from ckpt_schema.lens.rearranged import Flip
 from ckpt_schema.lens.causes import slashed
 from ckpt_schema.lens.edits import Edit
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.names import Names
 from ckpt_schema.lens.partial import Pad, Scale, Unpad
+from ckpt_schema.lens.rearranged import Flip
 from ckpt_schema.lens.rules import (
     Apart,
     Factor,

@@ -14,12 +14,12 @@ from ckpt_schema import leaves
 from ckpt_schema.dims import EITHER, Dim, Dims, Factor
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.lens.rearranged import Flip, Rearrange
 from ckpt_schema.lens.axis_names import axes_called, fault, matched, same_axes
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.joins import Join, Place, Symbol
 from ckpt_schema.lens.keys import WrapKey
 from ckpt_schema.lens.partial import Cast, Scale, Unpad
+from ckpt_schema.lens.rearranged import Flip, Rearrange
 from ckpt_schema.lens.rules import Reset
 from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.lens.symbolic import typed

@@ -16,11 +16,11 @@ from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
 from ckpt_schema import defaults as made_defaults
-from ckpt_schema.lens.rearranged import Flip
 from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.keys import UnwrapKey, WrapKey
 from ckpt_schema.lens.partial import Pad, Scale, Unpad
+from ckpt_schema.lens.rearranged import Flip
 from ckpt_schema.testing import LAWS, Sample
 from ckpt_schema.testing.meshes import other_memories
 from ckpt_schema.testing.states import bound

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ckpt_schema.dims import Dim, Dims, factors
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.edits import Chain, Edit
 from ckpt_schema.lens.partial import Cast
+from ckpt_schema.lens.rearranged import Rearrange
 from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.testing.meshes import Place
 from ckpt_schema.testing.values import DTYPES, INTEGERS, Bounds, hostile
