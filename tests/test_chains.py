@@ -83,9 +83,9 @@ def kept(tree: Any) -> dict[str, Any]:
     return found
 
 
-def faults(*arguments: Any) -> list[tuple[str, str]]:
+def faults(source: Any, view: Any) -> list[tuple[str, str]]:
     with pytest.raises(cs.DerivationError) as caught:
-        cs.derive(*arguments)
+        cs.derive(source, view)
     return [(m.path, m.kind) for m in caught.value.mismatches]
 
 

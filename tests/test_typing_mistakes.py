@@ -57,6 +57,12 @@ def in_blocks(inside: int, dims: str = "a b") -> type[cs.Schema]:
     return Blocks
 
 
+def _derived(sides: tuple[Any, ...]) -> cs.Lens:
+    """The lens between two layouts, with rules if there are any."""
+    source, view, *rules = sides
+    return cs.derive(source, view, rules=rules[0] if rules else ())
+
+
 @dataclasses.dataclass(frozen=True)
 class Mistake:
     """Two layouts that do not go together, and the same without the mistake.
@@ -211,7 +217,7 @@ each_mistake = pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKE
 @each_mistake
 def test_a_mistake_in_a_declaration_is_found_without_a_tree(mistake: Mistake) -> None:
     with pytest.raises(cs.DerivationError) as caught:
-        cs.derive(*mistake.wrong)
+        _derived(mistake.wrong)
     message = str(caught.value)
     assert mistake.path in [m.path for m in caught.value.mismatches], message
     assert all(each in message for each in mistake.shown), message
@@ -219,7 +225,7 @@ def test_a_mistake_in_a_declaration_is_found_without_a_tree(mistake: Mistake) ->
 
 @each_mistake
 def test_what_was_meant_is_derived(mistake: Mistake) -> None:
-    assert cs.derive(*mistake.right).joins
+    assert _derived(mistake.right).joins
 
 
 # --- Edits  ---
@@ -297,12 +303,12 @@ PLANTS: dict[str, tuple[Any, Plant]] = {
 def test_a_wrong_edit_is_found_on_symbolic_shapes(
     layouts: Any, plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cs.derive(*layouts).joins
+    assert _derived(layouts).joins
     _plant(plant, monkeypatch)
     with pytest.raises(
         (cs.DerivationError, TypeError, ValueError)
     ) as caught:  # of what does no array at all, jax says so
-        cs.derive(*layouts)
+        _derived(layouts)
     if isinstance(caught.value, cs.DerivationError):
         fault = caught.value.mismatches[0]
         assert fault.kind == "dims"
