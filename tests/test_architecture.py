@@ -16,10 +16,10 @@ MAX_LINES = 560
 ORDER = """
     text faults errors paths sizes dims leaves raw_bytes foreign programs placement pytrees table defaults fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
-    trees undeclared slots chains conformance equality envelopes inference
+    trees undeclared slots frameworks.degrees chains conformance equality envelopes inference
     lens lens.digits lens.codecs lens.cells lens.covering lens.normal lens.tiles
     lens.blocks lens.axes lens.bits lens.edits lens.rearranged lens.partial lens.keys lens.stacks lens.symbolic
-    lens.rules lens.scope lens.told lens.axis_names lens.joins lens.relate lens.parts lens.ties lens.align
+    lens.rules lens.scope lens.told lens.moments lens.axis_names lens.joins lens.relate lens.parts lens.ties lens.align
     lens.names lens.partners lens.restarts lens.unplaced lens.wholes lens.causes lens.idle
     lens.defaults lens.disputes lens.derive
     lens.derivation lens.served

@@ -13,9 +13,10 @@ from ckpt_schema.lens.defaults import declare, lone, part, restart
 from ckpt_schema.lens.disputes import disputes
 from ckpt_schema.lens.idle import Contested, Unmatched, idle, partnered
 from ckpt_schema.lens.joins import Join
+from ckpt_schema.lens.moments import Moments
 from ckpt_schema.lens.names import Decision, Names, nowhere, placed
 from ckpt_schema.lens.relate import relate
-from ckpt_schema.lens.rules import Factor, Fuse, Move, Rename, Reset, Rule
+from ckpt_schema.lens.rules import Fuse, Move, Rename, Reset, Rule
 from ckpt_schema.lens.scope import Hit, Scope, Spoken, standing
 from ckpt_schema.lens.ties import copies
 from ckpt_schema.lens.told import UNTOLD, Told, ValueRule, spoken, told, unscaled
@@ -233,27 +234,20 @@ def _joined(
 ) -> list[Join]:
     """The joins of rows, by number, that are one leaf; of those that are private by a rule, that is the fault."""
     joins: list[Join] = []
+    moments = Moments(source, view)
     for one, other in pairs:
         row, hits = view.rows[other], values.get(other, ())
         said = _said(row, hits, decisions.get(one))
-        made = relate(source.rows[one], row, said)
         factor = unscaled(row, hits) if hits else None
+        power = 0 if factor is None else moments.power(source.rows[one], row, factor)
+        if factor is not None and not isinstance(power, Mismatch):
+            said = said.scaled(factor, power)
+        made = relate(source.rows[one], row, said)
         if isinstance(made, Mismatch):
             if (one, other) not in contested.pairs:
                 faults.append(made)
-        elif factor is not None:
-            where = "/".join(row.path)
-            hint = f"say {Factor(row.path, 0)} to leave it as it is, another factor, or reset(view={where!r})"
-            expected = f"what becomes of it where {factor} holds"
-            faults.append(
-                Mismatch(
-                    where,
-                    "rule",
-                    expected,
-                    "the state of an optimizer, which no factor of a param tells",
-                    hint,
-                )
-            )
+        elif isinstance(power, Mismatch):
+            faults.append(power)
         else:
             joins.append(made.join(one, other, said))
     return joins

@@ -438,9 +438,12 @@ def pad(path: str, small: str, large: str, fill: float = 0) -> Padding:
 def scale(path: str, factor: float) -> Factor:
     """A rule: what is at logical path ``path`` of the view is ``factor`` times what it is in the source.
 
-    Only a power of two is undone exactly. Values that over- or underflow are an error. It does not hold for what an optimizer
-    keeps for the leaf, which no factor alone tells: that takes a rule of its own, ``scale("opt_state/0/mu/...", ...)``, where 1
-    leaves it as it is, or a ``reset``.
+    Only a power of two is undone exactly. Values that over- or underflow are an error. What an
+    optimizer keeps for the leaf goes along, by the power of the factor that a trial of its
+    transformation shows: Adam's first moment is divided by it, the second by its square. Where none
+    holds, as after a clip by the norm of all gradients, or the transformation is not known, that
+    takes a rule of its own, which always wins: ``scale("opt_state/0/mu/...", ...)``, where 1 leaves
+    it as it is, or a ``reset``.
 
     Raises:
         SchemaError: ``path`` is no string, or ``factor`` no power of two.

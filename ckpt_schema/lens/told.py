@@ -59,6 +59,11 @@ class Told:
         """The same, with an order of the axes."""
         return dataclasses.replace(self, axes=axes)
 
+    def scaled(self, factor: Factor, power: int) -> Told:
+        """The same of what an optimizer keeps for a leaf that a rule scales, which goes by a power of the factor."""
+        both = (*self.rules, factor)
+        return dataclasses.replace(self, exponent=factor.exponent * power, rules=both)
+
     @property
     def ends(self) -> tuple[tuple[Fill, Fill], ...]:
         """Of each axis that is padded, what the source's padding holds, and what the view's does."""
@@ -134,7 +139,7 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
 
 
 def unscaled(row: Row, hits: Sequence[Hit[ValueRule]]) -> Factor | None:
-    """The rule that scales the leaf which a row of the optimizer state mirrors, where none says what becomes of the row."""
+    """The rule that scales the leaf which a row of the optimizer state mirrors, where none speaks of the row itself."""
     if not is_mirror(row):
         return None
     factors = [(hit.start, hit.rule) for hit in hits if isinstance(hit.rule, Factor)]

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
+from ckpt_schema.frameworks.degrees import Degree, Degrees, NoDegree
 
 SIZES = {"vocab": 7, "embed": 4, "mlp": 5}
 DEPTH = 2
@@ -255,9 +256,30 @@ def applicable(name: str, wrapped: str) -> bool:
     return name != "galore"  # whose `init` needs the number itself
 
 
+def degrees(name: str) -> str:
+    """The degrees of what an optimizer keeps for params, as `docs/design.md` has them: ``mu 1, nu 2``; ``-`` for none."""
+    layout = lens(name).source
+    found: dict[str, list[Degree | NoDegree]] = {}
+    for row in layout.rows:
+        if row.mirrors:
+            found.setdefault(row.path[(row.body or 0) - 1], []).append(Degrees(layout).of(row))
+    return ", ".join(f"{field} {_spelled(several)}" for field, several in found.items())
+
+
+def _spelled(several: list[Degree | NoDegree]) -> str:
+    """What is said of one field; the placeholders that stand beside another's factors say nothing."""
+    if not all(isinstance(each, Degree) for each in several):
+        return "-"
+    pairs = {(each.gradient, each.param) for each in several if isinstance(each, Degree)}
+    pairs = pairs - {(0, 0)} or pairs
+    return " or ".join(
+        f"{gradient} and {param}" if param else f"{gradient}" for gradient, param in sorted(pairs)
+    )
+
+
 def main() -> None:
     """Prints a line for every optimizer: how many leaves of each kind its state has, and what it needs."""
-    print(f"{'optimizer':<36}{'params':>7}{'mirror':>7}{'own':>5}{'holes':>6}  remarks")
+    print(f"{'optimizer':<36}{'params':>7}{'mirror':>7}{'own':>5}{'holes':>6}  degrees; remarks")
     for name in sorted(found()):
         if name in EXCEPTIONS:
             print(f"{name:<36}{'':25}  not carried: {EXCEPTIONS[name]}")
@@ -272,7 +294,7 @@ def main() -> None:
             if getattr(weights.get(row.path[row.body :]), "dims", None) == row.dims
         ]
         holes = sum(node.type is optax.MaskedNode for node in layout.nodes)
-        remark = "sizes must be given" if name in SIZED else ""
+        remark = "; ".join(filter(None, [degrees(name), "sizes must be given" * (name in SIZED)]))
         counts = f"{len(weights):>7}{len(shaped):>7}{len(state) - len(shaped):>5}{holes:>6}"
         print(f"{name:<36}{counts}  {remark}".rstrip())
 
