@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from jax.sharding import AxisType
 from jaxtyping import Array, Float32
 from support import optimizers
 from support.profiles import sampled
@@ -268,6 +269,56 @@ def test_nothing_is_run_where_no_param_is_scaled() -> None:
     derived(silent, rules=[])
     with pytest.raises(cs.DerivationError, match="AssertionError: it is run"):
         derived(silent)
+
+
+class Block(cs.Schema):
+    query: Float32[Array, "embed heads dim"] = cs.field(key="attn/q/kernel")
+    scale: Float32[Array, " embed"]
+
+
+class Stacked(cs.Schema):
+    blocks: Block = cs.field(scan="depth", axis=0)
+
+
+class Layer(cs.Schema):
+    q: Float32[Array, "heads*dim embed"]
+    scale: Float32[Array, " embed"]
+
+
+class Listed(cs.Schema):
+    blocks: list[Layer] = cs.field(key="block_{i}", length="depth")
+
+
+def test_moments_go_along_through_other_names_axes_and_stacks() -> None:
+    tx = optax.adam(1e-3)
+    lens = cs.derive(
+        cs.linen.BareTrainState[Stacked, tx],
+        cs.linen.BareTrainState[Listed, tx],
+        rules=[cs.rename("blocks[]/query", "blocks[]/q"), cs.scale("blocks[]/q", C)],
+    )
+    random = np.random.default_rng(0)
+    params = {
+        "blocks": {
+            "attn": {"q": {"kernel": jnp.asarray(random.normal(size=(2, 4, 3, 5)), jnp.float32)}},
+            "scale": jnp.ones((2, 4)),
+        }
+    }
+    _, state = tx.update(params, tx.init(params), params)
+    seen = lens.get({"step": jnp.int32(1), "params": params, "opt_state": state})
+    for number in range(2):
+        for moment, power in ((state[0].mu, -1), (state[0].nu, -2)):
+            kernel = moment["blocks"]["attn"]["q"]["kernel"][number]
+            field = "mu" if power == -1 else "nu"
+            found = getattr(seen["opt_state"][0], field)[f"block_{number}"]
+            expected = np.asarray(kernel).reshape(4, 15).T * np.float32(C) ** power
+            np.testing.assert_array_equal(found["q"], expected)
+            np.testing.assert_array_equal(found["scale"], moment["blocks"]["scale"][number])
+
+
+def test_a_lens_may_be_derived_where_transfers_are_guarded_and_on_a_mesh() -> None:
+    on = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(on), jax.transfer_guard("disallow"):
+        assert "times 2**6" in str(derived(optax.adam(4e-3)))
 
 
 def test_a_lens_may_be_derived_while_jax_traces() -> None:

@@ -48,7 +48,7 @@ class Degree:
 
     @property
     def power(self) -> int:
-        """The leaf is times ``c`` to this where the param is times ``c``, its gradient times 1/c."""
+        """The leaf is times ``c`` to this where the param is times ``c``, the gradient ``1/c``."""
         return self.param - self.gradient
 
 
@@ -310,7 +310,7 @@ def _searched(bench: _Bench, param: int) -> Mapping[LogicalPath, Degree | NoDegr
     """The degrees of what is kept for one param."""
     rows = {n: row for n, row in enumerate(bench.table) if _is_mirror_of(row, bench.table[param])}
     try:
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
             found = _Search(bench, param, tuple(rows)).degrees()
     except Exception as error:  # a transformation may raise anything
         return dict.fromkeys((row.path for row in rows.values()), _failed(error))
@@ -394,7 +394,8 @@ class _Search:
         waiting: set[int] = set()
         for number, leaves in floats.items():
             size = sum(x.size for x in leaves)
-            if leaves and number not in self._copies and not size == len(leaves) < param:
+            is_placeholder = size == len(leaves) < param
+            if size and not is_placeholder and number not in self._copies:
                 waiting.add(number)
         moved: set[int] = set()
         for number, state in enumerate(self._states(1.0, (0, 0), {})):
