@@ -18,7 +18,13 @@ from support import optimizers
 from support.profiles import sampled
 
 import ckpt_schema as cs
-from ckpt_schema.frameworks.degrees import Degree, Degrees, NoDegree
+from ckpt_schema.frameworks.degrees import (
+    Degree,
+    Degrees,
+    NoDegree,
+    _Bench,  # pyright: ignore[reportPrivateUsage]
+    _Step,  # pyright: ignore[reportPrivateUsage]
+)
 
 C = 0.125
 SIZES = {"embed": 4, "heads": 6}
@@ -328,3 +334,15 @@ def test_a_lens_may_be_derived_while_jax_traces() -> None:
         return x
 
     traced(jnp.ones(2))
+
+
+def test_of_a_step_only_what_a_param_needs_is_run() -> None:
+    names = {f"w{n}": Float32[Array, "embed mlp"] for n in range(40)}
+    wide = type("Wide", (cs.Schema,), {"__annotations__": names, "__module__": __name__})
+    for tx, alone in ((optax.adam(1e-3), True), (optax.contrib.prodigy(1e-3), False)):
+        degrees_ = Degrees(cs.linen.BareTrainState[wide, tx])
+        bench = degrees_._bench  # pyright: ignore[reportPrivateUsage]
+        assert isinstance(bench, _Bench)
+        moments = [n for n, row in enumerate(bench.table) if row.mirrors and row.path[-1] == "w0"]
+        leaves = [i for i, row in enumerate(bench.rows) if row in moments]
+        assert (len(_Step.of(bench, leaves).used) < 10) == alone

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend import core
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import paths
@@ -171,7 +172,7 @@ class _Bench:
         params: The slots of the params, in order.
         shapes: Their shapes.
         init: Makes a state of params.
-        step: Makes the next one, of gradients, a state and params.
+        program: What makes the next one, of gradients, a state and params, each in order.
         rows: The number of the row that each leaf of a state belongs to, or None.
     """
 
@@ -180,7 +181,7 @@ class _Bench:
     params: tuple[Slot, ...]
     shapes: tuple[jax.ShapeDtypeStruct, ...]
     init: Callable[[Sequence[Any]], _State]
-    step: Callable[[Sequence[Any], _State, Sequence[Any]], _State]
+    program: core.ClosedJaxpr
     rows: tuple[int | None, ...]
 
     def found(self, row: Row) -> Degree | NoDegree:
@@ -250,7 +251,7 @@ def _made(key: _Key) -> _Bench | NoDegree:
         params,
         shapes,
         jax.jit(lambda values: jax.tree.leaves(key.tx.init(tree(values)))),
-        jax.jit(step),
+        jax.make_jaxpr(step)(shapes, jax.tree.leaves(abstract), shapes),
         tuple(None if slot is None else slot[0] for slot in slots),
     )
 
@@ -322,6 +323,66 @@ def _failed(error: Exception) -> NoDegree:
     return NoDegree(f"a step of it cannot be tried ({type(error).__name__}: {text[:80]})")
 
 
+@functools.lru_cache(maxsize=64)
+def _first(bench: _Bench) -> _State:
+    """The state of the first values that are drawn."""
+    return bench.init(_drawn(bench, 0))
+
+
+@functools.lru_cache(maxsize=256)
+def _drawn(bench: _Bench, seed: int) -> list[Any]:
+    """The same values for the search of every param."""
+    return bench.drawn(seed)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Step:
+    """What some leaves need of a step of training, which is little of that of a large model.
+
+    Attributes:
+        kept: The leaves of the state that are carried on.
+        used: The inputs that they are made of.
+        run: Makes the ones of the others.
+    """
+
+    kept: tuple[int, ...]
+    used: tuple[int, ...]
+    run: Callable[..., Sequence[Any]]
+
+    @classmethod
+    def of(cls, bench: _Bench, leaves: Iterable[int]) -> _Step:
+        """The part of a step that makes some leaves, and all that these need in later steps."""
+        program, start = bench.program.jaxpr, len(bench.params)
+        place = {variable: at for at, variable in enumerate(program.invars)}
+        kept = set(leaves)
+        while True:
+            ends = [program.outvars[i] for i in sorted(kept)]
+            needed = {end for end in ends if not isinstance(end, core.Literal)}
+            equations: list[Any] = []
+            for equation in reversed(program.eqns):
+                if not needed.isdisjoint(equation.outvars):
+                    equations.append(equation)
+                    needed |= {x for x in equation.invars if not isinstance(x, core.Literal)}
+            used = sorted(place[x] for x in needed if x in place)
+            before = {at - start for at in used if start <= at < start + len(bench.rows)}
+            if before <= kept:
+                break
+            kept |= before
+        inputs = [program.invars[at] for at in used]
+        part = program.replace(invars=inputs, outvars=ends, eqns=equations[::-1])
+        run = core.jaxpr_as_fun(core.ClosedJaxpr(part, bench.program.consts))
+        return cls(tuple(sorted(kept)), tuple(used), jax.jit(run))
+
+    def after(self, gradients: Sequence[Any], state: _State, values: Sequence[Any]) -> _State:
+        """The next state; leaves that are not carried on stay as they are."""
+        several = [*gradients, *state, *values]
+        made = self.run(*[several[at] for at in self.used])
+        after = list(state)
+        for i, leaf in zip(self.kept, made, strict=True):
+            after[i] = leaf
+        return after
+
+
 _Powers = Mapping[int, int]
 """By the number of a row: two to which power its leaves are scaled by."""
 
@@ -333,9 +394,10 @@ class _Search:
         """Trains the states that all others are compared with."""
         self._bench, self._param = bench, param
         self._at = {n: [i for i, row in enumerate(bench.rows) if row == n] for n in rows}
-        self._params = [bench.drawn(seed) for seed in range(4)]
-        self._gradients = [bench.drawn(100 + seed) for seed in range(5)]
-        first = bench.init(self._params[0])
+        self._params = [_drawn(bench, seed) for seed in range(4)]
+        self._gradients = [_drawn(bench, 100 + seed) for seed in range(5)]
+        first = _first(bench)
+        self._step = _Step.of(bench, [i for places in self._at.values() for i in places])
         self._idle: set[int] = set()  # rows that never change
         self._copies = {n for n in rows if self._is_copy(first, n)}
         self._steps = _MOST
@@ -418,16 +480,18 @@ class _Search:
                 params as they are.
         """
         bench = self._bench
-        state = bench.init(self._params[0])
+        state, used = list(_first(bench)), set(self._step.used)
         for number, places in self._at.items():
             for i in places if powers.get(number) else ():
                 state[i] = state[i] * jnp.asarray(2.0 ** powers[number], state[i].dtype)
         yield self._host(state)
         for step in range(self._steps):
             gradients, values = self._gradients[step % 5], self._params[(step + 1) % 4]
-            gradients = [x * x.dtype.type(size) for x in gradients]
+            several = enumerate(gradients)
+            gradients = [x * x.dtype.type(size) if i in used else x for i, x in several]
             gradients = bench.scaled(gradients, self._param, trial[0])
-            state = bench.step(gradients, state, bench.scaled(values, self._param, trial[1]))
+            values = bench.scaled(values, self._param, trial[1])
+            state = self._step.after(gradients, state, values)
             yield self._host(state)
 
     def _trained(self, size: float) -> list[dict[int, list[Any]]]:
