@@ -52,6 +52,11 @@ class Degree:
         """The leaf is times ``c`` to this where the param is times ``c``, the gradient ``1/c``."""
         return self.param - self.gradient
 
+    @property
+    def told(self) -> int | str:
+        """The power, or why there is none."""
+        return self.power
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NoDegree:
@@ -62,6 +67,11 @@ class NoDegree:
     """
 
     reason: str
+
+    @property
+    def told(self) -> int | str:
+        """The power, or why there is none."""
+        return self.reason
 
 
 MIXED = NoDegree(
@@ -402,8 +412,8 @@ class _Search:
         self._copies = {n for n in rows if self._is_copy(first, n)}
         self._steps = _MOST
         self._steps = self._needed(self._host(first))
-        self._begun: dict[tuple[int, int], list[dict[int, list[Any]]]] = {}
-        self._plain = {size: self._trained(size) for size in (*_MAGNITUDES, 0.0)}
+        self._begun = [list(self._states(1.0, trial, {})) for trial in ((1, 0), (0, 1))]
+        self._plain = {size: list(self._states(size, (0, 0), {})) for size in (*_MAGNITUDES, 0.0)}
 
     def degrees(self) -> dict[int, Degree | NoDegree]:
         """The degree of each row."""
@@ -494,25 +504,15 @@ class _Search:
             state = self._step.after(gradients, state, values)
             yield self._host(state)
 
-    def _trained(self, size: float) -> list[dict[int, list[Any]]]:
-        return list(self._states(size, (0, 0), {}))
-
     def _guess(self, number: int) -> Degree | None:
         """The degree that a row would have by itself, trained from the start."""
         exponents: list[int] = []
-        for trial in ((1, 0), (0, 1)):
-            scaled = self._started(trial)
+        for scaled in self._begun:
             power = next((k for k in _POWERS if self._holds(number, 1.0, scaled, k)), None)
             if power is None:
                 return None
             exponents.append(power)
         return Degree(*exponents)
-
-    def _started(self, trial: tuple[int, int]) -> list[dict[int, list[Any]]]:
-        """States trained with scaled params from the first one on."""
-        if trial not in self._begun:
-            self._begun[trial] = list(self._states(1.0, trial, {}))
-        return self._begun[trial]
 
     def _sought(self, number: int, found: Mapping[int, Degree | None]) -> Degree | None:
         """The degree of a row that starts with a number of its own, as Adagrad's: by trying all."""

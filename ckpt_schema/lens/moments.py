@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING
+
 from ckpt_schema.errors import Mismatch
-from ckpt_schema.frameworks.degrees import Degree, Degrees, NoDegree
 from ckpt_schema.lens.rules import Factor, Reset
 from ckpt_schema.table import Layout, Row
+
+if TYPE_CHECKING:
+    from ckpt_schema.frameworks.degrees import Degrees
 
 __all__ = ["Moments"]
 
@@ -16,7 +21,6 @@ class Moments:
     def __init__(self, source: Layout, view: Layout) -> None:
         """Takes both layouts; no transformation is run before a power is asked for."""
         self._source, self._view = source, view
-        self._degrees = Degrees(source), Degrees(view)
 
     def power(self, before: Row, after: Row, factor: Factor) -> int | Mismatch:
         """The power of a param's factor that carries what an optimizer keeps for it.
@@ -30,19 +34,40 @@ class Moments:
             The power, or the fault where none is known. A layout that was found in a tree, and does
             not know its transformation, follows the other one.
         """
-        sides = (self._source, before, self._degrees[0]), (self._view, after, self._degrees[1])
-        knowing = [side for side in sides if side[0].initial is not None] or [sides[1]]
-        found = [(layout, degrees.of(row)) for layout, row, degrees in knowing]
-        powers = {each.power for _, each in found if isinstance(each, Degree)}
-        reasons = [
-            f"{each.reason} ({layout.name})" for layout, each in found if isinstance(each, NoDegree)
-        ]
+        powers: set[int] = set()
+        reasons: list[str] = []
+        for layout, found in self._known(before, after):
+            if isinstance(found, int):
+                powers.add(found)
+            else:
+                reasons.append(f"{found} ({layout.name})")
         if not reasons and len(powers) == 1:
             return powers.pop()
         reason = (
             reasons[0] if reasons else "the transformations of the two sides scale it differently"
         )
         return self._fault(before, after, factor, reason)
+
+    def _known(self, before: Row, after: Row) -> list[tuple[Layout, int | str]]:
+        """The power by each layout that knows its transformation, or why there is none."""
+        if not self._knowing:
+            unknown = "its layout was found in a tree, and does not know the transformation"
+            return [(self._view, unknown)]
+        found: list[tuple[Layout, int | str]] = []
+        for layout, degrees in self._knowing:
+            each = degrees.of(before if layout is self._source else after)
+            found.append((layout, each.told))
+        return found
+
+    @functools.cached_property
+    def _knowing(self) -> list[tuple[Layout, Degrees]]:
+        """The layouts that know their transformation."""
+        several = [side for side in (self._source, self._view) if side.initial is not None]
+        if not several:
+            return []
+        from ckpt_schema.frameworks.degrees import Degrees  # optax is loaded, for it made them
+
+        return [(layout, Degrees(layout)) for layout in several]
 
     def _fault(self, before: Row, row: Row, factor: Factor, reason: str) -> Mismatch:
         where = "/".join(row.path)
