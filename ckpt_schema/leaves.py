@@ -109,6 +109,17 @@ class Leaf:
         names = (*self.own[:at], AxisName(kept, own.label), *self.own[at + 1 :])
         return Leaf(dims, self.dtype, names if self.names else ())
 
+    def with_factors(self, at: int, first: int, last: int, dim: Dim) -> Leaf:
+        """The leaf with other factors of one axis, which are called what those were."""
+        axis, own = self.dims[at], self.own[at]
+        if (first, last) == (0, len(axis)):
+            return self.with_axis(at, dim)
+        called = "*".join(dict.fromkeys(own.factors[first:last]))
+        names = (*own.factors[:first], *[called] * len(dim), *own.factors[last:])
+        dims = (*self.dims[:at], (*axis[:first], *dim, *axis[last:]), *self.dims[at + 1 :])
+        owns = (*self.own[:at], AxisName(names, own.label), *self.own[at + 1 :])
+        return Leaf(dims, self.dtype, owns if self.names else ())
+
     def spelled(self, sizes: Mapping[str, int] | None = None) -> str:
         """The leaf as messages write it, with the sizes that are known: ``float32[embed=512 3*heads]``."""
         dims = dims_.format_dims(self.dims, sizes)

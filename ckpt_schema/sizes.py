@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 __all__ = ["ONE", "ZERO", "Monomial", "Size", "UndecidedError", "greater", "lesser", "slack"]
 
@@ -127,9 +127,25 @@ class Size:
         return None if names else count
 
     @property
+    def parts(self) -> tuple[Size, Size]:
+        """Two sizes of which it is the difference: what is added, and what is taken off.
+
+        Example:
+            >>> print(*(Size.of("padded") - Size.of("vocab")).parts)
+            padded vocab
+        """
+        added = Size(tuple(term for term in self.terms if term[1] > 0))
+        return added, added - self
+
+    @property
     def names(self) -> frozenset[str]:
         """Every dim in it."""
         return frozenset(name for names, _ in self.terms for name in names)
+
+    @property
+    def slacks(self) -> frozenset[str]:
+        """The names in it that may be 0."""
+        return frozenset(name for name in self.names if name.endswith(_SLACK))
 
     def at(self, sizes: Mapping[str, int]) -> int:
         """Its value in elements.
@@ -265,10 +281,5 @@ def _without(names: Monomial, factors: Monomial) -> Monomial | None:
 def _nonnegative(size: Size) -> bool:
     if all(count > 0 for _, count in size.terms):
         return True
-    at_least_one = {name: Size.of(name) + 1 for name in _dims(size)}
+    at_least_one = {name: Size.of(name) + 1 for name in size.names - size.slacks}
     return all(count > 0 for _, count in size.where(at_least_one).terms)
-
-
-def _dims(size: Size) -> Iterator[str]:
-    """The names in it that are no slack."""
-    return (name for name in size.names if not name.endswith(_SLACK))

@@ -27,7 +27,7 @@ from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
 from ckpt_schema import placement
-from ckpt_schema.lens.bits import difference
+from ckpt_schema.lens.arrays.differences import difference
 from ckpt_schema.orbax.agreement import raised_by_all
 from ckpt_schema.orbax.metadata import alone
 from ckpt_schema.testing.meshes import Sharded, as_jax

@@ -1,7 +1,8 @@
 """Faults: one at a time in what a lens does, or in what a layout says; each makes a lens that the law suite is to find.
 
-A fault is an operation on what a plan makes, aimed at one class of leaves in one direction; a change of an edit in a join;
-or a mistake in a row of a layout. Kinds are their products. One that finds nothing to work on in a lens is no kind of it.
+A fault is an operation on what a plan makes, aimed at one class of leaves in one direction; a change of a task in one
+direction; a change of a cell in a join; or a mistake in a row of a layout. Kinds are their products. One that finds nothing
+to work on in a lens is no kind of it.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from flax import nnx
 
 import ckpt_schema as cs
 from ckpt_schema import leaves
+from ckpt_schema.lens.blocks import Block, Task
+from ckpt_schema.lens.cells import Cell, Constant, Digit, Geometry
+from ckpt_schema.lens.codecs import Codec, Exact, inverted
 from ckpt_schema.lens.core import Lens, _Translator
-from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.joins import Join
-from ckpt_schema.lens.partial import Cast, Partial
-from ckpt_schema.lens.plan import Plan
-from ckpt_schema.lens.rearranged import Rearrange
+from ckpt_schema.lens.plan import Job, Plan
 from ckpt_schema.lens.rules import Rule, Tie
-from ckpt_schema.lens.stacks import Stack, Unstack
 from ckpt_schema.paths import Index, Pattern
 from ckpt_schema.table import Layout, Row, verify_table
 
@@ -244,7 +244,7 @@ class _Replanned:
     def __call__(self, plan: Plan) -> Plan:
         """The plan with the fault."""
         changed = self._change(plan)
-        self.hit = self.hit or (changed.jobs, changed.same) != (plan.jobs, plan.same)
+        self.hit = self.hit or changed is not plan
         return changed
 
 
@@ -331,74 +331,466 @@ def _anew(plan: Plan, _: Values, results: Values) -> Values:
 
 def _no_likes(plan: Plan) -> Plan:
     """Edits that do not care how ``onto`` is sharded."""
+    if all(like is None for job in plan.jobs for like in job.likes):
+        return plan
     return dataclasses.replace(
         plan,
         jobs=tuple(dataclasses.replace(job, likes=(None,) * len(job.likes)) for job in plan.jobs),
     )
 
 
+class _Unverified(Plan):
+    """A plan that looks at no values: casts wrap, scalings round, padding and copies are lost."""
+
+    __slots__ = ()
+
+    def _verify(self, pool: Sequence[Any], kept: Sequence[Any]) -> None:
+        del pool, kept
+
+
 def _unverified(plan: Plan) -> Plan:
-    """Casts that wrap, scalings that round, padding that is lost, ties of what differs."""
+    """The plan, its values not verified; itself where none are."""
+    if not plan.same and not any(map(_verifies, plan.jobs)):
+        return plan
+    told = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    return _Unverified(**{**told, "same": ()})
 
-    def careless(edit: Any) -> Any:
-        if not isinstance(edit, Partial):
-            return edit
-        kind = type(type(edit).__name__, (type(edit),), {"found": lambda *_: None, "__slots__": ()})
-        return kind(*(getattr(edit, field.name) for field in dataclasses.fields(edit)))
 
-    jobs = [
-        dataclasses.replace(job, chain=Chain(tuple(map(careless, job.chain.edits))))
-        for job in plan.jobs
-    ]
+def _verifies(job: Job) -> bool:
+    task = job.task
+    return bool(task.checks) or any(copy.block.codec or copy.compares for copy in task.copies)
+
+
+# --- In the tasks  ---
+
+
+Tampering = Callable[[Job], Job | None]
+"""From a job to another; None where a fault has nothing to work on."""
+
+
+def _first_job(change: Tampering) -> Callable[[Plan], Plan]:
+    """The plan, the first job that a change is for being changed."""
+
+    def changed(plan: Plan) -> Plan:
+        for at, job in enumerate(plan.jobs):
+            found = change(job)
+            if found is not None and found != job:
+                jobs = (*plan.jobs[:at], found, *plan.jobs[at + 1 :])
+                return dataclasses.replace(plan, jobs=jobs)
+        return plan
+
+    return changed
+
+
+def _task(change: Callable[[Task], Task | None]) -> Callable[[Plan], Plan]:
+    def changed(job: Job) -> Job | None:
+        task = change(job.task)
+        return None if task is None else dataclasses.replace(job, task=task)
+
+    return _first_job(changed)
+
+
+def _block(change: Callable[[Block], Block | None]) -> Callable[[Plan], Plan]:
+    """The plan, the first block that a change is for being changed in all copies by it."""
+
+    def changed(task: Task) -> Task | None:
+        for block in dict.fromkeys(copy.block for copy in task.copies if not copy.compares):
+            found = change(block)
+            if found is not None and found != block:
+                copies = tuple(
+                    dataclasses.replace(copy, block=found) if copy.block == block else copy
+                    for copy in task.copies
+                )
+                return dataclasses.replace(task, copies=copies)
+        return None
+
+    return _task(changed)
+
+
+def _without_a_copy(task: Task) -> Task | None:
+    return dataclasses.replace(task, copies=task.copies[1:]) if len(task.copies) > 1 else None
+
+
+def _turns_exchanged(task: Task) -> Task | None:
+    """Two layers of a stack, each in the place of the other."""
+    turning = [at for at, copy in enumerate(task.copies) if copy.turns and not copy.compares]
+    for one, other in itertools.combinations(turning, 2):
+        a, b = task.copies[one], task.copies[other]
+        if a.block == b.block and a.turns != b.turns:
+            copies = [*task.copies]
+            copies[one] = dataclasses.replace(a, turns=b.turns)
+            copies[other] = dataclasses.replace(b, turns=a.turns)
+            return dataclasses.replace(task, copies=tuple(copies))
+    return None
+
+
+def _inputs_exchanged(job: Job) -> Job | None:
+    """Two leaves that are read and are of one kind, each for the other."""
+    for one, other in itertools.combinations(range(len(job.inputs)), 2):
+        if job.task.inputs[one] == job.task.inputs[other]:
+            inputs = [*job.inputs]
+            inputs[one], inputs[other] = inputs[other], inputs[one]
+            return dataclasses.replace(job, inputs=tuple(inputs))
+    return None
+
+
+def _other_fillings(task: Task) -> Task:
+    fillings = (dataclasses.replace(each, bits=each.bits ^ 1) for each in task.fillings)
+    return dataclasses.replace(task, fillings=tuple(fillings))
+
+
+def _no_fillings(task: Task) -> Task:
+    """What no leaf has is zero, whatever was said."""
+    return dataclasses.replace(
+        task, fillings=tuple(each for each in task.fillings if not each.bits)
+    )
+
+
+def _uncompared(plan: Plan) -> Plan:
+    """Copies that nobody holds against what they are copies of."""
+    compared = any(copy.compares for job in plan.jobs for copy in job.task.copies)
+    if not plan.same and not compared:
+        return plan
+    jobs: list[Job] = []
+    for job in plan.jobs:
+        copies = tuple(copy for copy in job.task.copies if not copy.compares)
+        jobs.append(dataclasses.replace(job, task=dataclasses.replace(job.task, copies=copies)))
     return dataclasses.replace(plan, jobs=tuple(jobs), same=())
+
+
+def _axes_turned(block: Block) -> Block | None:
+    """A block of which two steps go where the other one should."""
+    for one, other in itertools.combinations(range(len(block.steps)), 2):
+        a, b = block.steps[one], block.steps[other]
+        if not a.is_turn and not b.is_turn and None not in (a.at[1], b.at[1]):
+            steps = [*block.steps]
+            steps[one] = dataclasses.replace(a, at=(a.at[0], b.at[1]))
+            steps[other] = dataclasses.replace(b, at=(b.at[0], a.at[1]))
+            return dataclasses.replace(block, steps=tuple(steps))
+    return None
+
+
+def _step_reversed(block: Block) -> Block | None:
+    """A block of which one step goes the other way."""
+    for number, step in enumerate(block.steps):
+        spot = step.at[1]
+        if spot is not None and not step.is_turn and step.size > 1:
+            axis, stride = spot
+            start = list(block.starts[1])
+            start[axis] += (step.size - 1) * stride
+            back = dataclasses.replace(step, at=(step.at[0], (axis, -stride)))
+            steps = (*block.steps[:number], back, *block.steps[number + 1 :])
+            return dataclasses.replace(block, starts=(block.starts[0], tuple(start)), steps=steps)
+    return None
+
+
+def _step_left_out(block: Block) -> Block | None:
+    """A block that copies nothing but the first of some elements."""
+    for number, step in enumerate(block.steps):
+        if not step.is_turn and step.size > 1:
+            steps = (*block.steps[:number], *block.steps[number + 1 :])
+            return dataclasses.replace(block, steps=steps)
+    return None
+
+
+def _step_short(block: Block) -> Block | None:
+    """A block that leaves out the last of some elements."""
+    for number, step in enumerate(block.steps):
+        if not step.is_turn and step.size > 1:
+            short = dataclasses.replace(step, size=step.size - 1)
+            steps = (*block.steps[:number], short, *block.steps[number + 1 :])
+            return dataclasses.replace(block, steps=steps)
+    return None
+
+
+def _starts_late(side: int) -> Callable[[Block], Block | None]:
+    def changed(block: Block) -> Block | None:
+        if not block.starts[side]:
+            return None
+        starts = list(block.starts)
+        starts[side] = (starts[side][0] + 1, *starts[side][1:])
+        return dataclasses.replace(block, starts=(starts[0], starts[1]))
+
+    return changed
+
+
+TASKS: dict[str, Callable[[Plan], Plan]] = {
+    "a copy left out": _task(_without_a_copy),
+    "two layers exchanged": _task(_turns_exchanged),
+    "two inputs exchanged": _first_job(_inputs_exchanged),
+    "fillings left out": _task(_no_fillings),
+    "other fillings": _task(_other_fillings),
+    "padding not verified": _task(lambda task: dataclasses.replace(task, checks=())),
+    "copies not compared": _uncompared,
+    "axes of a block turned": _block(_axes_turned),
+    "a step of a block reversed": _block(_step_reversed),
+    "a step of a block left out": _block(_step_left_out),
+    "a step of a block too short": _block(_step_short),
+    "a block read too late": _block(_starts_late(0)),
+    "a block written too late": _block(_starts_late(1)),
+    "a codec left out": _block(lambda block: dataclasses.replace(block, codec=())),
+    "a codec doubled": _block(
+        lambda block: dataclasses.replace(block, codec=_doubled(block.codec))
+    ),
+}
 
 
 # --- In the joins  ---
 
 
-def _turned(edit: Any) -> Any:
-    if not isinstance(edit, Rearrange) or len(edit.view) < 2:
-        return None
-    return Rearrange(edit.source, (edit.view[1], edit.view[0], *edit.view[2:]))
+Mistake = Callable[[Cell], tuple[Cell, ...] | None]
+"""From a cell to what stands in its place; None where a fault has nothing to work on."""
 
 
-def _other_axis(edit: Any) -> Any:
-    return (
-        dataclasses.replace(edit, axis=edit.axis + 1)
-        if isinstance(edit, (Stack, Unstack))
-        else None
+def _doubled(codec: Codec) -> Codec:
+    """The codec, its factors applied twice."""
+    return tuple(
+        dataclasses.replace(word, exponent=2 * word.exponent) if isinstance(word, Exact) else word
+        for word in codec
     )
 
 
-def _wider(edit: Any) -> Any:
-    return Cast(edit.source, "uint8") if isinstance(edit, Cast) else None
+def _coded(change: Callable[[Codec], Codec]) -> Mistake:
+    """The cell with another codec, where it has one."""
+
+    def mistake(cell: Cell) -> tuple[Cell, ...] | None:
+        return (dataclasses.replace(cell, codec=change(cell.codec)),) if cell.codec else None
+
+    return mistake
 
 
-EDITS: dict[str, Callable[[Any], Any]] = {
-    "an edit dropped": lambda edit: (),
-    "an edit undone": lambda edit: edit.inverse,
-    "axes of an edit swapped": _turned,
-    "stacked on the wrong axis": _other_axis,
-    "cast to another dtype": _wider,
+def _other_dtype_made(codec: Codec) -> Codec:
+    return tuple(
+        dataclasses.replace(word, view="uint8")
+        if isinstance(word, Exact) and word.source != word.view
+        else word
+        for word in codec
+    )
+
+
+def _shaped(change: Callable[[Geometry], Geometry | None]) -> Mistake:
+    """The cell with another geometry, where that joins two rows."""
+
+    def mistake(cell: Cell) -> tuple[Cell, ...] | None:
+        made = None if cell.is_constant else change(cell.geometry)
+        return None if made is None else (dataclasses.replace(cell, geometry=made),)
+
+    return mistake
+
+
+def _places_exchanged(geometry: Geometry) -> Geometry | None:
+    """Two digits, each where the other one should go on the view's side."""
+    for one, other in itertools.combinations(range(len(geometry.digits)), 2):
+        a, b = geometry.digits[one], geometry.digits[other]
+        if None not in (a.at[1], b.at[1]) and a.at[1] != b.at[1]:
+            digits = [*geometry.digits]
+            digits[one] = Digit(a.size, (a.at[0], b.at[1]))
+            digits[other] = Digit(b.size, (b.at[0], a.at[1]))
+            return Geometry(geometry.starts, tuple(digits))
+    return None
+
+
+def _interleaved(geometry: Geometry) -> Geometry | None:
+    """Two factors of one axis, the minor one before the major one."""
+    for one, other in itertools.permutations(range(len(geometry.digits)), 2):
+        outer, inner = geometry.digits[one], geometry.digits[other]
+        for side in (0, 1):
+            wide, narrow = outer.at[side], inner.at[side]
+            if wide is None or narrow is None or wide[0] != narrow[0]:
+                continue
+            if wide[1] == narrow[1] * inner.size:
+                digits = [*geometry.digits]
+                digits[one] = _placed(outer, side, (wide[0], narrow[1]))
+                digits[other] = _placed(inner, side, (wide[0], narrow[1] * outer.size))
+                return Geometry(geometry.starts, tuple(digits))
+    return None
+
+
+def _placed(digit: Digit, side: int, place: Any) -> Digit:
+    """The digit with another place on a side."""
+    at = list(digit.at)
+    at[side] = place
+    return Digit(digit.size, (at[0], at[1]))
+
+
+def turned_back(is_wanted: Callable[[Digit], bool]) -> Callable[[Geometry], Geometry | None]:
+    """The geometry, the first digit that is wanted going the other way on the view's side."""
+
+    def changed(geometry: Geometry) -> Geometry | None:
+        for number, digit in enumerate(geometry.digits):
+            place = digit.at[1]
+            if place is None or not is_wanted(digit):
+                continue
+            axis, stride = place
+            start = list(geometry.starts[1])
+            start[axis] = start[axis] + stride * (digit.size - 1)
+            digits = [*geometry.digits]
+            digits[number] = _placed(digit, 1, (axis, -stride))
+            return Geometry((geometry.starts[0], tuple(start)), tuple(digits))
+        return None
+
+    return changed
+
+
+def _goes_back(digit: Digit) -> bool:
+    return any(place is not None and not place[1].nonnegative for place in digit.at)
+
+
+def _way_back(geometry: Geometry) -> Geometry | None:
+    """The sides exchanged, where both have as many axes."""
+    source, view = geometry.starts
+    return ~geometry if len(source) == len(view) and ~geometry != geometry else None
+
+
+def _started_late(side: int) -> Callable[[Geometry], Geometry | None]:
+    """The geometry, starting one layer, or one element, further on."""
+
+    def changed(geometry: Geometry) -> Geometry | None:
+        starts = list(geometry.starts)
+        if not starts[side]:
+            return None
+        starts[side] = (starts[side][0] + 1, *starts[side][1:])
+        return Geometry((starts[0], starts[1]), geometry.digits)
+
+    return changed
+
+
+def _digit_left_out(geometry: Geometry) -> Geometry | None:
+    """Nothing but the first step of a digit."""
+    return Geometry(geometry.starts, geometry.digits[1:]) if geometry.digits else None
+
+
+def _one_for_all(geometry: Geometry) -> Geometry | None:
+    """One element of the source for a whole axis of the view."""
+    if not geometry.digits:
+        return None
+    return Geometry(geometry.starts, (_placed(geometry.digits[0], 0, None), *geometry.digits[1:]))
+
+
+def _constant(change: Callable[[Constant], Constant]) -> Mistake:
+    """The cell with another constant, where it has one."""
+
+    def mistake(cell: Cell) -> tuple[Cell, ...] | None:
+        ends = [
+            change(end) if isinstance(end, Constant) and end.is_fill else end
+            for end in (cell.source, cell.view)
+        ]
+        return (dataclasses.replace(cell, source=ends[0], view=ends[1]),)
+
+    return mistake
+
+
+def _other_fill(constant: Constant) -> Constant:
+    assert isinstance(constant.value, leaves.Fill)
+    return dataclasses.replace(constant, value=leaves.Fill(constant.value.value + 1))
+
+
+CELLS: dict[str, Mistake] = {
+    "a cell dropped": lambda cell: None if cell.is_constant else (),
+    "padding dropped": lambda cell: () if cell.is_constant else None,
+    "a copy dropped": lambda cell: () if any(cell.compares) else None,
+    "a codec dropped": _coded(lambda codec: ()),
+    "a codec undone": _coded(inverted),
+    "a factor doubled": _coded(_doubled),
+    "cast to another dtype": _coded(_other_dtype_made),
+    "a geometry undone": _shaped(_way_back),
+    "axes of a cell exchanged": _shaped(_places_exchanged),
+    "factors interleaved": _shaped(_interleaved),
+    "a flip removed": _shaped(turned_back(_goes_back)),
+    "a flip added": _shaped(turned_back(lambda digit: not _goes_back(digit))),
+    "read too late": _shaped(_started_late(0)),
+    "written too late": _shaped(_started_late(1)),
+    "a digit left out": _shaped(_digit_left_out),
+    "one element for all": _shaped(_one_for_all),
+    "another fill": _constant(_other_fill),
+    "a fill that is a default": _constant(lambda end: dataclasses.replace(end, is_fill=False)),
 }
 
 
-def _edited(joins: Sequence[Join], change: Callable[[Any], Any]) -> tuple[Join, ...] | None:
-    """The joins with the first edit changed that a change is for."""
+def with_mistake(joins: Sequence[Join], mistake: Mistake) -> tuple[Join, ...] | None:
+    """The joins with the first cell changed that a mistake is for; a join of no cells is none."""
     for at, join in enumerate(joins):
-        for number, edit in enumerate(join.chain.edits):
-            found = change(edit)
-            if found is not None and found != edit:
-                edits = (
-                    *join.chain.edits[:number],
-                    *(found if found == () else (found,)),
-                    *join.chain.edits[number + 1 :],
-                )
-                return (
-                    *joins[:at],
-                    dataclasses.replace(join, chain=Chain(edits)),
-                    *joins[at + 1 :],
-                )
+        for number, cell in enumerate(join.cells):
+            found = mistake(cell)
+            if found is not None and found != (cell,):
+                cells = (*join.cells[:number], *found, *join.cells[number + 1 :])
+                changed = dataclasses.replace(join, cells=cells)
+                return (*joins[:at], *([changed] if changed.pairs else []), *joins[at + 1 :])
+    return None
+
+
+def _turned_layers(joins: Sequence[Join], lens: Lens) -> tuple[Join, ...] | None:
+    """Layers that are counted from the last on the view's side."""
+    for at, join in enumerate(joins):
+        for number, cell in enumerate(join.cells):
+            if not isinstance(cell.source, int) or not isinstance(cell.view, int):
+                continue
+            counts = [
+                len(rows[end].unrolled)
+                for rows, end in ((lens.source.rows, cell.source), (lens.view.rows, cell.view))
+            ]
+
+            def along_key(digit: Digit, counts: list[int] = counts) -> bool:
+                both = zip(digit.at, counts, strict=True)
+                return any(place is not None and place[0] < count for place, count in both)
+
+            made = turned_back(along_key)(cell.geometry)
+            if made is not None:
+                changed = dataclasses.replace(cell, geometry=made)
+                cells = (*join.cells[:number], changed, *join.cells[number + 1 :])
+                return (*joins[:at], dataclasses.replace(join, cells=cells), *joins[at + 1 :])
+    return None
+
+
+def _parts_exchanged(joins: Sequence[Join], lens: Lens) -> tuple[Join, ...] | None:
+    """Two cells of one join that have the same digits, each starting where the other one should on the view's side."""
+    del lens
+    for at, join in enumerate(joins):
+        for one, other in itertools.combinations(range(len(join.cells)), 2):
+            a, b = join.cells[one], join.cells[other]
+            if a.is_constant or b.is_constant or any((*a.compares, *b.compares)):
+                continue
+            if a.geometry.digits != b.geometry.digits:
+                continue
+            cells = list(join.cells)
+            cells[one], cells[other] = _ending_as(a, b), _ending_as(b, a)
+            return (*joins[:at], dataclasses.replace(join, cells=tuple(cells)), *joins[at + 1 :])
+    return None
+
+
+def _ending_as(cell: Cell, other: Cell) -> Cell:
+    """A cell that has the other's elements of the view."""
+    starts = cell.geometry.starts[0], other.geometry.starts[1]
+    return dataclasses.replace(
+        cell, view=other.view, geometry=Geometry(starts, cell.geometry.digits)
+    )
+
+
+def _padded_in_front(joins: Sequence[Join], lens: Lens) -> tuple[Join, ...] | None:
+    """Padding of a leaf that stands before what is padded, in all joins that make it."""
+    del lens
+    made = {join: _in_front(join) for join in joins}
+    row = next((join.views for join, front in made.items() if front is not None), None)
+    if row is None:
+        return None
+    return tuple(made[join] or join if join.views == row else join for join in joins)
+
+
+def _in_front(join: Join) -> Join | None:
+    """A join of a padded leaf, the padding before what is padded."""
+    for padding in join.cells:
+        if not isinstance(padding.source, Constant) or not padding.source.is_fill:
+            continue
+        begin = padding.geometry.starts[1]
+        axis = next((number for number, start in enumerate(begin) if start), 0)
+        more = next(d.size for d in padding.geometry.digits if d.at[1] and d.at[1][0] == axis)
+        cells: list[Cell] = []
+        for cell in join.cells:
+            start = list(cell.geometry.starts[1])
+            start[axis] = start[axis] - begin[axis] if cell is padding else start[axis] + more
+            geometry = Geometry((cell.geometry.starts[0], tuple(start)), cell.geometry.digits)
+            cells.append(dataclasses.replace(cell, geometry=geometry))
+        return dataclasses.replace(join, cells=tuple(cells))
     return None
 
 
@@ -407,19 +799,34 @@ def _exchanged(joins: Sequence[Join], lens: Lens) -> tuple[Join, ...] | None:
     by_leaf: dict[Any, int] = {}
     for at, join in enumerate(joins):
         rows = (
-            [lens.source.rows[p.row] for p in join.sources],
-            [lens.view.rows[p.row] for p in join.views],
+            [lens.source.rows[number] for number in join.sources],
+            [lens.view.rows[number] for number in join.views],
         )
         alike = tuple((row.leaf, row.repeats) for side in rows for row in side)
         first = by_leaf.setdefault(alike, at)
         one, other = joins[first], join
         if join.plain and one.views != other.views:
-            pair = (
-                dataclasses.replace(one, views=other.views),
-                dataclasses.replace(other, views=one.views),
-            )
-            return (*joins[:first], pair[0], *joins[first + 1 : at], pair[1], *joins[at + 1 :])
+            found = list(joins)
+            found[first], found[at] = _into(one, other.views[0]), _into(other, one.views[0])
+            return tuple(found)
     return None
+
+
+def _into(join: Join, view: int) -> Join:
+    """A join of one leaf that ends in another row of the view."""
+    cells = (
+        cell if isinstance(cell.view, Constant) else dataclasses.replace(cell, view=view)
+        for cell in join.cells
+    )
+    return dataclasses.replace(join, cells=tuple(cells))
+
+
+JOINS: dict[str, Callable[[Sequence[Join], Lens], tuple[Join, ...] | None]] = {
+    "two leaves exchanged": _exchanged,
+    "two parts exchanged": _parts_exchanged,
+    "layers in reverse": _turned_layers,
+    "padding in front": _padded_in_front,
+}
 
 
 # --- In the layouts  ---
@@ -631,8 +1038,8 @@ class Planted:
 
     Attributes:
         kind: Which fault.
-        where: In which leaves: ``moved``, ``edited``, ``kept`` from ``onto``, ``made`` by a default; or in the ``joins``, or in
-            a ``layout``.
+        where: In which leaves: ``moved``, ``edited``, ``kept`` from ``onto``, ``made`` by a default; or in the ``tasks``,
+            in the ``joins``, or in a ``layout``.
         way: In ``get``, in ``put``, or in both; or of which side the layout is.
         lens: The faulty lens; None where `ckpt_schema.derive` refuses the mistake.
         fault: Tells whether it changed anything.
@@ -648,8 +1055,9 @@ class Planted:
 def mutants(lens: Lens, rules: Sequence[Rule] = ()) -> Iterator[Planted]:
     """Every mutant of a lens, which was derived by these rules."""
     yield from _in_plans(lens)
-    changed = {kind: _edited(lens.joins, change) for kind, change in EDITS.items()}
-    for kind, joins in {**changed, "two leaves exchanged": _exchanged(lens.joins, lens)}.items():
+    changed = {kind: with_mistake(lens.joins, mistake) for kind, mistake in CELLS.items()}
+    changed |= {kind: change(lens.joins, lens) for kind, change in JOINS.items()}
+    for kind, joins in changed.items():
         if joins is not None:
             yield Planted(kind, "joins", "both", dataclasses.replace(lens, joins=joins))
     for kind, wrong in _layouts(lens.source, rules):
@@ -688,6 +1096,8 @@ def _in_plans(lens: Lens) -> Iterator[Planted]:
         yield planted("started anew", "kept", way, Planting(_anew))
         yield planted("sharding of onto ignored", "edited", way, _Replanned(_no_likes))
         yield planted("values not verified", "edited", way, _Replanned(_unverified))
+        for kind, tampering in TASKS.items():
+            yield planted(kind, "tasks", way, _Replanned(tampering))
         yield planted(
             "not in the inverse",
             "moved",

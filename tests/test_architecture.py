@@ -17,18 +17,21 @@ ORDER = """
     text faults errors paths sizes dims leaves raw_bytes foreign programs placement pytrees table defaults fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees undeclared slots frameworks.degrees chains conformance equality envelopes inference
-    lens lens.digits lens.codecs lens.cells lens.covering lens.normal lens.tiles
-    lens.blocks lens.axes lens.bits lens.edits lens.rearranged lens.partial lens.keys lens.stacks lens.symbolic
-    lens.rules lens.scope lens.told lens.moments lens.axis_names lens.joins lens.relate lens.parts lens.ties lens.align
+    lens lens.digits lens.codecs lens.cells lens.covering lens.normal lens.tiles lens.spellings
+    lens.rules lens.scope lens.told lens.moments lens.axis_names lens.joins lens.levels
+    lens.relate lens.parts lens.ties lens.align
     lens.names lens.partners lens.restarts lens.unplaced lens.wholes lens.causes lens.idle
-    lens.defaults lens.disputes lens.derive
-    lens.derivation lens.served
-    lens.labels lens.shardings lens.traced lens.stages lens.verify lens.refuse lens.donation lens.execute lens.outline
-    lens.plan lens.compile lens.compose lens.core
+    lens.defaults lens.disputes lens.derive lens.middle lens.compose
+    lens.derivation lens.served lens.described
+    lens.blocks lens.arrays lens.arrays.axes lens.arrays.frames lens.arrays.differences lens.arrays.conversions
+    lens.arrays.moves lens.arrays.shardings lens.arrays.programs lens.arrays.execution lens.arrays.checks
+    lens.arrays.equals lens.arrays.donation lens.arrays.labels lens.made
+    lens.tasks lens.labels lens.outline lens.plan lens.compile lens.core
     orbax.agreement orbax.places orbax.folders orbax.metadata orbax.sides orbax.private
     orbax.restore orbax.items orbax.save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
-    testing.devices testing.worker testing.distributed testing.values testing.meshes testing.containers testing.states
+    testing.devices testing.worker testing.distributed testing.values testing.meshes testing.containers
+    testing.applied testing.states
     testing.choices testing.samples testing.strategies testing.laws testing.frames testing.shares testing.origins
     testing.held testing.naming testing.known testing.axes testing.defaults
     testing.malformed testing.gradients testing.outputs testing.trials

@@ -38,11 +38,13 @@ from flax_models import (
 from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
 from support.profiles import sampled
+from support.words import done
 
 import ckpt_schema as cs
 from ckpt_schema.demo.linen_gpt import Sizes
 from ckpt_schema.demo.training import Form, LinenForm, NnxForm, make_mesh, optimizer
-from ckpt_schema.lens import core, execute
+from ckpt_schema.lens import core, made
+from ckpt_schema.lens.arrays import execution
 
 TX = OPTIMIZERS["chain schedule"]
 
@@ -131,7 +133,7 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Gpt:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     """How often Orbax's metadata and arrays were read, leaves were edited or made, and plans were compiled."""
-    counts = dict.fromkeys(("metadata", "load", "edit", "make", "compile_plan"), 0)
+    counts = dict.fromkeys(("metadata", "load", "run", "default", "compile_plan"), 0)
 
     def spy(home: Any, name: str) -> None:
         real = getattr(home, name)
@@ -144,7 +146,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
 
     for home, names in (
         (ocp, ("metadata", "load")),
-        (execute, ("edit", "make")),
+        (execution, ("run",)),
+        (made, ("default",)),
         (core, ("compile_plan",)),
     ):
         for name in names:
@@ -167,7 +170,7 @@ def test_origin_o1_the_layout_on_disk_is_found_by_one_metadata_read(
         gpt.linen_path, gpt.nnx[False].abstract(gpt.mesh), gpt.lens(scanned=False)
     )
     assert (calls["metadata"], calls["load"]) == (1, 1)
-    assert calls["edit"] > 0
+    assert calls["run"] > 0
     assert int(state["optimizer"]["step"].get_value()) == STEPS
     with pytest.raises(cs.CheckpointMismatchError):
         cs.orbax.restore(gpt.linen_path, nnx_state(TX), lens())
@@ -179,7 +182,7 @@ def test_origin_o1_the_layout_on_disk_is_found_by_one_metadata_read(
 def test_origin_o1_a_same_layout_load_pays_nothing_else(gpt: Gpt, calls: dict[str, int]) -> None:
     target = gpt.linen[True].abstract(gpt.mesh)
     state = cs.orbax.restore(gpt.linen_path, target, gpt.lens(scanned=False))
-    assert (calls["metadata"], calls["load"], calls["edit"], calls["make"]) == (1, 1, 0, 0)
+    assert (calls["metadata"], calls["load"], calls["run"], calls["default"]) == (1, 1, 0, 0)
     assert jax.tree.structure(state) == jax.tree.structure(target)
     for one, other in zip(values(state), values(gpt.state), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -308,10 +311,10 @@ def test_origin_o5_only_a_target_of_the_other_side_is_translated(
         (gpt.linen_path, nnx_),
         (path, linen),
     ):
-        calls.update(edit=0, make=0)
+        calls.update(run=0, default=0)
         made = cs.orbax.restore(where, target, through)
         assert jax.tree.structure(made) == jax.tree.structure(target)
-        edits.append((calls["edit"] > 0, calls["make"] > 0))
+        edits.append((calls["run"] > 0, calls["default"] > 0))
     assert edits == [(False, False), (False, False), (True, True), (True, False)]
 
 
@@ -542,8 +545,7 @@ def test_maxtext_4369_in_a_block_each_leaf_is_stacked_on_its_own_axis() -> None:
     assert blocks["layers_0"]["scale"].shape == (2, 2)
     assert blocks["layers_0"]["noise"]["key"].shape == (2,)
     np.testing.assert_array_equal(blocks["layers_3"]["noise"]["count"], [3, 9])
-    edits = {str(join.chain) for join in through.joins}
-    assert {"unstack blocks on axis 0", "unstack blocks on axis 1"} <= edits
+    assert {"{6} embed blocks -> {blocks*6} embed", "{6} blocks -> {blocks*6}"} <= {*done(through)}
     cs.assert_trees_identical(through.get(through.put(view)), view)
 
 
@@ -629,13 +631,11 @@ def test_maxtext_4343_streams_that_were_drawn_from_are_kept_at_a_resume() -> Non
 
 def test_maxtext_4369_the_stack_axis_is_each_leaf_s_own(gpt: Gpt) -> None:
     through = cs.derive(gpt.nnx[True].layout, gpt.nnx[False].layout)
-    keys = (
-        ("/".join(map(str, through.source.rows[j.sources[0].row].key[-2:])), j)
-        for j in through.joins
-    )
-    axes = {key: str(join.chain) for key, join in keys if join.levels}
-    assert axes["rngs/key"] == axes["rngs/count"] == "unstack depth on axis 0"
-    assert axes["wi/kernel"] == axes["wi/bias"] == "unstack depth on axis 1"
+    rows = [through.source.rows[join.sources[0]] for join in through.joins]
+    keys = ["/".join(map(str, row.key[-2:])) for row in rows]
+    axes = dict(zip(keys, done(through), strict=True))
+    assert axes["rngs/key"] == axes["rngs/count"] == "depth -> {depth}"
+    assert axes["wi/kernel"] == "embed depth mlp -> {depth} embed mlp"
     stacked = gpt.lens(scanned=True).get(gpt.state)
     unrolled = through.get(stacked)
     assert unrolled["model"]["layers"][1]["dropout"]["rngs"]["key"].shape == ()

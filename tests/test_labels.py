@@ -16,11 +16,11 @@ from flax import nnx
 from hypothesis import given
 from jax.sharding import AxisType
 from jaxtyping import Array, Float32
-from support.chains import Case, cases
+from support.leaf import both_ways
+from support.tasks import INVERTIBLE, Case, cases
 
 import ckpt_schema as cs
-from ckpt_schema.lens.rearranged import Rearrange
-from ckpt_schema.lens.stacks import Stack, Unstack
+from ckpt_schema.lens.arrays.labels import labelled
 from ckpt_schema.orbax.metadata import read
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -298,14 +298,15 @@ def test_a_stack_of_unlike_names_is_an_error(other: Any) -> None:
         lens.get(state)
 
 
-@given(case=cases(Rearrange, Stack, Unstack, length=3))
+@given(case=cases(INVERTIBLE))
 def test_there_is_a_name_for_every_axis(case: Case) -> None:
-    before = tuple(f"name{i}" for i in range(len(case.dims)))
-    labelled = case.chain.labels([before] * case.arity, case.sizes)
-    assert len(labelled) == case.results and len(set(labelled)) == 1
-    after = labelled[0]
-    assert len(after) == len(case.after)
-    plain = all(len(dim) == 1 != dim[0] for dim in (*case.dims, *case.after))
-    if plain and all(isinstance(edit, Rearrange) for edit in case.chain.edits):
-        assert sorted(after) == sorted(before)
-        assert (~case.chain).labels([after], case.sizes) == [before]
+    before = [tuple(f"name{i}" for i in range(len(kind.shape))) for kind in case.task.inputs]
+    after = labelled(case.task, before)
+    assert [len(names) for names in after] == [len(kind.shape) for kind in case.task.results]
+
+
+def test_names_that_only_move_come_back() -> None:
+    sizes = {"a": 2, "b": 3, "c": 4}
+    there, back = both_ways("a b c", "c a b", sizes)
+    assert labelled(there, [("x", "y", "z")]) == [("z", "x", "y")]
+    assert labelled(back, labelled(there, [("x", "y", "z")])) == [("x", "y", "z")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import warnings
@@ -19,18 +20,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
 from support import drawn, models
-from support.chains import Case, cases
+from support.leaf import both_ways, run
 from support.profiles import examples
+from support.tasks import INVERTIBLE, Case, cases, inverse
 
 import ckpt_schema as cs
 from ckpt_schema import leaves
 from ckpt_schema.demo import schemas
-from ckpt_schema.dims import parse_dims
-from ckpt_schema.lens import execute
-from ckpt_schema.lens.axes import Entries
-from ckpt_schema.lens.edits import Chain
-from ckpt_schema.lens.rearranged import Rearrange
-from ckpt_schema.lens.stacks import Stack, Unstack
+from ckpt_schema.lens.arrays import execution
+from ckpt_schema.lens.arrays.axes import Entries
+from ckpt_schema.lens.arrays.shardings import results
 from ckpt_schema.testing import laws
 from ckpt_schema.testing.containers import LINEN, NNX
 from ckpt_schema.testing.meshes import MESHES, Sharded, mesh, shardings
@@ -39,29 +38,31 @@ from ckpt_schema.testing.states import bound, makers
 pytestmark = pytest.mark.filterwarnings("ignore::ckpt_schema.ShardingWarning")
 SEEDS = st.integers(0, 2**32 - 1)
 ON = st.sampled_from(MESHES)
-SHARDED = cases(Rearrange, Unstack, Stack, length=2, sizes=(2, 4, 8))
+SHARDED = cases(dataclasses.replace(INVERTIBLE, sizes=(2, 4, 8), pads=False, codecs=False))
 each_mesh = pytest.mark.parametrize(
     "on", [mesh(*m) for m in MESHES], ids=[f"{shape} {kind.name}" for shape, kind in MESHES]
 )
 
 
-# --- Single edits  ---
+# --- Single leaves  ---
 
 
 @each_mesh
 @examples(0.2)
 @given(case=SHARDED, pick=SEEDS)
-def test_edits_of_sharded_leaves(on: Mesh, case: Case, pick: int) -> None:
-    inputs = case.inputs(functools.partial(jax.device_put, device=_pick(on, case.shape, pick)))
-    results = execute.edit(case.chain, inputs, case.needed, case.leaf, [None] * case.results)
-    abstract = [leaves.abstract(x) for x in inputs]
-    foretold = execute.edit(case.chain, abstract, case.needed, case.leaf, [None] * case.results)
+def test_tasks_on_sharded_leaves(on: Mesh, case: Case, pick: int) -> None:
+    task = case.task
+
+    def place(value: Any) -> Any:
+        return jax.device_put(value, _pick(on, value.shape, pick))
+
+    inputs = case.values(place)
+    results = run(task, inputs)
+    foretold = run(task, [leaves.abstract(x) for x in inputs])
     laws.identical(foretold, [leaves.abstract(x) for x in results])
-    plain = execute.edit(
-        case.chain, case.inputs(jnp.asarray), case.needed, case.leaf, [None] * case.results
-    )
+    plain = run(task, case.values(jnp.asarray))
     laws.identical(laws.gathered(results), plain)
-    again = execute.edit(~case.chain, results, case.needed, case.leaf, inputs)
+    again = execution.run(inverse(task), results, inputs)
     laws.identical(again, inputs)
 
 
@@ -72,10 +73,10 @@ def test_a_signalling_nan_that_is_sliced_between_devices_keeps_its_payload(dtype
     )
     value = np.full(8 if dtype == "complex64" else 4, bits).view(dtype)
     placed = jax.device_put(value, NamedSharding(mesh((4, 2), AxisType.Auto), PartitionSpec("x")))
-    results = execute.edit(
-        Chain((Unstack(0, (4,)),)), [placed], {}, leaves.Leaf(((4,),), dtype), [None] * 4
+    task, _ = both_ways("", "", {"depth": 4}, dtype=dtype, stacked=(0, None))
+    cs.assert_trees_identical(
+        [np.asarray(x) for x in run(task, [placed])], [value[i, ...] for i in range(4)]
     )
-    cs.assert_trees_identical([np.asarray(x) for x in results], [value[i, ...] for i in range(4)])
 
 
 def _pick(on: Mesh, shape: tuple[int, ...], pick: int) -> NamedSharding:
@@ -84,36 +85,30 @@ def _pick(on: Mesh, shape: tuple[int, ...], pick: int) -> NamedSharding:
 
 
 @examples(8)
-@given(case=cases(Rearrange, Unstack, Stack, length=3, sizes=(1, 2, 3, 4, 8)), on=ON, pick=SEEDS)
+@given(case=cases(dataclasses.replace(INVERTIBLE, sizes=(1, 2, 3, 4, 8))), on=ON, pick=SEEDS)
 def test_no_mesh_axis_is_dropped_that_another_axis_could_take(
     case: Case, on: Any, pick: int
 ) -> None:
     ways = dict(mesh(*on).shape)
-    before = _entries(_pick(mesh(*on), case.shape, pick), len(case.shape))
-    several, shapes = [before] * case.arity, [case.shape] * case.arity
-    for edit in case.chain.edits:
-        (entries,) = set(several)
-        several = edit.entries(several, shapes, case.sizes, ways)
-        shapes = edit.shapes(shapes, case.sizes)
-        (shape,), (after,) = set(shapes), set(several)
-        used = [axis for group in after for axis in group]
-        assert len(after) == len(shape) and len(set(used)) == len(used)
-        shards = [
-            size // math.prod(ways[a] for a in group)
-            for size, group in zip(shape, after, strict=True)
-        ]
-        assert all(
-            size % math.prod(ways[a] for a in group) == 0
-            for size, group in zip(shape, after, strict=True)
-        )
-        for axis in {a for group in entries for a in group} - set(used):
-            assert not any(length and length % ways[axis] == 0 for length in shards), (
-                f"{edit} drops {axis}"
-            )
-    assert (
-        case.chain.entries([before] * case.arity, [case.shape] * case.arity, case.sizes, ways)
-        == several
-    )
+    given_ = [
+        jax.ShapeDtypeStruct(kind.shape, "float32", sharding=_pick(mesh(*on), kind.shape, pick))
+        for kind in case.task.inputs
+    ]
+    before = {axis for value in given_ for axis in _used(value.sharding)}
+    for kind, after in zip(case.task.results, results(case.task, given_), strict=True):
+        entries = _entries(after, len(kind.shape))
+        used = _used(after)
+        assert len(set(used)) == len(used)
+        shards: list[int] = []
+        for size, group in zip(kind.shape, entries, strict=True):
+            shards.append(size // math.prod(ways[axis] for axis in group))
+            assert size % math.prod(ways[axis] for axis in group) == 0
+        for axis in before - set(used):
+            assert not any(length and length % ways[axis] == 0 for length in shards), axis
+
+
+def _used(sharding: NamedSharding) -> list[str]:
+    return [axis for group in _entries(sharding, len(sharding.spec)) for axis in group]
 
 
 def _entries(sharding: NamedSharding, rank: int) -> Entries:
@@ -124,37 +119,36 @@ def _entries(sharding: NamedSharding, rank: int) -> Entries:
 
 
 @pytest.mark.parametrize(
-    ("chain", "before", "after"),
+    ("dims", "stacked", "before", "after"),
     [
-        ("embed heads*dim -> heads dim embed", "x|y", "y||x"),
-        ("embed heads*dim -> heads dim embed", "|x,y", "x|y|"),
-        ("embed 3*heads -> 3 heads embed", "x|y", "|y|x"),
-        ("heads dim embed -> embed heads*dim", "y||x", "x|y"),
-        ("embed mlp -> mlp embed", "x|y", "y|x"),
-        ("unstack depth", "x||y", "x|y"),
-        ("unstack depth", "|x|", "|x"),
-        ("unstack depth", "y|x|", "y|x"),
-        ("stack depth", "x|y", "x||y"),
+        ("embed heads*dim -> heads dim embed", None, "x|y", "y||x"),
+        ("embed heads*dim -> heads dim embed", None, "|x,y", "x|y|"),
+        ("embed 3*heads -> 3 heads embed", None, "x|y", "|y|x"),
+        ("heads dim embed -> embed heads*dim", None, "y||x", "x|y"),
+        ("embed mlp -> mlp embed", None, "x|y", "y|x"),
+        ("embed mlp -> embed mlp", (1, None), "x||y", "x|y"),
+        ("embed mlp -> embed mlp", (1, None), "|x|", "|x"),
+        ("embed mlp -> embed mlp", (1, None), "y|x|", "y|x"),
+        ("embed mlp -> embed mlp", (None, 1), "x|y", "x||y"),
     ],
 )
-def test_mesh_axes_follow_their_dims(chain: str, before: str, after: str) -> None:
-    sizes, ways = {"embed": 8, "heads": 4, "dim": 8, "mlp": 16, "depth": 4}, {"x": 4, "y": 2}
-    source, _, view = chain.partition(" -> ")
-    edit = (
-        Rearrange(parse_dims(source), parse_dims(view))
-        if view
-        else (Unstack if source[0] == "u" else Stack)(1, ("depth",))
-    )
-    dims = parse_dims(
-        source if view else "embed depth mlp" if isinstance(edit, Unstack) else "embed mlp"
-    )
-    shape = tuple(math.prod(sizes.get(f, f) for f in dim) for dim in dims)  # type: ignore[call-overload,misc]
+def test_mesh_axes_follow_their_dims(dims: str, stacked: Any, before: str, after: str) -> None:
+    sizes = {"embed": 8, "heads": 4, "dim": 8, "mlp": 16, "depth": 4}
+    task, _ = both_ways(*dims.split(" -> "), sizes, stacked=stacked)
+    on = mesh((4, 2), AxisType.Auto)
+    names = dict(zip("xy", on.axis_names, strict=True))
     groups: list[Entries] = [
-        tuple(tuple(filter(None, g.split(","))) for g in text.split("|"))
+        tuple(tuple(names[n] for n in g.split(",") if n) for g in text.split("|"))
         for text in (before, after)
     ]
-    count = edit.takes(sizes)
-    assert set(edit.entries([groups[0]] * count, [shape] * count, sizes, ways)) == {groups[1]}
+    spec = PartitionSpec(*(group or None for group in groups[0]))
+    values = [
+        jax.ShapeDtypeStruct(kind.shape, "float32", sharding=NamedSharding(on, spec))
+        for kind in task.inputs
+    ]
+    found = results(task, values)
+    rank = len(task.results[0].shape)
+    assert {_entries(each, rank) for each in found} == {groups[1]}
 
 
 # --- Whole lenses  ---

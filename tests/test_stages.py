@@ -12,18 +12,15 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32
+from support.leaf import both_ways, run
 from support.profiles import sampled
+from support.tasks import made
 
 import ckpt_schema as cs
-from ckpt_schema.dims import parse_dims
-from ckpt_schema.lens import stages
-from ckpt_schema.lens.edits import Chain
-from ckpt_schema.lens.partial import Pad
-from ckpt_schema.lens.rearranged import Rearrange
-from ckpt_schema.lens.stacks import Stack, Unstack
+from ckpt_schema.lens.arrays import programs
+from ckpt_schema.lens.told import Fill, Told
 from ckpt_schema.testing.values import hostile
 
-TURN = Rearrange(parse_dims("a b"), parse_dims("b a"))
 NARROW = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16")
 
 
@@ -95,25 +92,22 @@ def test_a_stack_has_every_bit_of_its_layers_whatever_their_size(
 ) -> None:
     # XLA unrolls small loops, and picks vectors of several lengths: a bug in one of them shows at some sizes only.
     for rows in (1, 6, 33):
-        sizes, rng = {"a": rows, "b": 4}, np.random.default_rng(rows)
+        sizes, rng = {"a": rows, "b": 4, "depth": 3}, np.random.default_rng(rows)
         layers = [hostile(rng, dtype, (rows, 4), None) for _ in range(3)]
-        chain = Chain(((TURN,) if turned else ()) + (Stack(axis, (3,)),))
-        (whole,) = stages.run(chain, [jax.device_put(layer) for layer in layers], sizes)
-        cs.assert_trees_identical(
-            np.asarray(whole), np.ascontiguousarray(chain.apply(layers, sizes)[0])
-        )
-        cs.assert_trees_identical(
-            [np.asarray(x) for x in stages.run(~chain, [whole], sizes)], layers
-        )
+        after = "b a" if turned else "a b"
+        there, back = both_ways("a b", after, sizes, dtype=dtype, stacked=(None, axis))
+        (whole,) = run(there, [jax.device_put(layer) for layer in layers])
+        cs.assert_trees_identical([np.asarray(whole)], made(there, layers))
+        cs.assert_trees_identical([np.asarray(x) for x in run(back, [whole])], layers)
 
 
-MERGE = Rearrange(parse_dims("c d a"), parse_dims("c*d a"))
-EDITS = {
-    "unstacked": Chain((Unstack(0, (8,)),)),
-    "unstacked and turned": Chain((Unstack(1, (8,)), TURN)),
-    "stacked": Chain((Stack(1, (2,)),)),
-    "merged": Chain((MERGE,)),
-    "split": ~Chain((MERGE,)),
+SIZES = {"a": 8, "b": 8, "c": 8, "d": 8, "depth": 8}
+MOVES: dict[str, tuple[tuple[str, str], tuple[int | None, int | None] | None]] = {
+    "unstacked": (("a b", "a b"), (0, None)),
+    "unstacked and turned": (("a b", "b a"), (1, None)),
+    "stacked": (("a b", "a b"), (None, 1)),
+    "merged": (("c d a", "c*d a"), None),
+    "split": (("c*d a", "c d a"), None),
 }
 SPECS = (
     (),
@@ -133,46 +127,39 @@ KINDS = (AxisType.Auto, AxisType.Explicit)
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "kind"), sampled([*itertools.product(EDITS, SHARDED, KINDS)], 7), ids=str
+    ("name", "dtype", "kind"), sampled([*itertools.product(MOVES, SHARDED, KINDS)], 7), ids=str
 )
 def test_no_bit_of_a_leaf_changes_however_it_is_sharded(
     name: str, dtype: str, kind: AxisType
 ) -> None:
     # What goes from one device to others in the middle of a program may do so as a wider float, or as a sum.
-    chain, sizes, rng = EDITS[name], {"a": 8, "b": 8, "c": 8, "d": 8}, np.random.default_rng(0)
-    shape = {"split": (64, 8), "stacked": (8, 8)}.get(name, (8, 8, 8))
-    leaves = [hostile(rng, dtype, shape, None) for _ in range(chain.takes(sizes))]
-    expected = [np.ascontiguousarray(x) for x in chain.apply(leaves, sizes)]
+    rng = np.random.default_rng(0)
+    dims, stacked = MOVES[name]
+    task, _ = both_ways(*dims, SIZES, dtype=dtype, stacked=stacked)
+    leaves = [hostile(rng, dtype, kind.shape, None) for kind in task.inputs]
+    expected = made(task, leaves)
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
-    for spec in (each for each in SPECS if len(each) <= len(shape)):
+    for spec in (each for each in SPECS if len(each) <= len(task.inputs[0].shape)):
         placed = [
             jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec))) for leaf in leaves
         ]
-        cs.assert_trees_identical(
-            [np.asarray(x) for x in stages.run(chain, placed, sizes)], expected
-        )
+        cs.assert_trees_identical([np.asarray(x) for x in run(task, placed)], expected)
 
 
-PAD = Pad(0, ("a",), ("p",), 1)
+PADDED = Told(fills=(Fill(("a",), ("p",), 1),))
 
 
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize(
-    ("chain", "depth"),
-    [
-        (Chain((PAD,)), ()),
-        (Chain((Unstack(0, (2,)), PAD)), (2,)),
-        (Chain((PAD, Stack(0, (2,)))), ()),
-    ],
-    ids=["a leaf", "unstacked", "stacked"],
+    "stacked", [None, (0, None), (None, 0)], ids=["a leaf", "unstacked", "stacked"]
 )
-def test_what_is_padded_keeps_every_bit(chain: Chain, depth: tuple[int, ...], dtype: str) -> None:
+def test_what_is_padded_keeps_every_bit(stacked: Any, dtype: str) -> None:
     # Where XLA does not optimize, a padded bfloat16 becomes a wider float on the way, even as bits within one program.
-    sizes, rng = {"a": 3, "b": 4, "p": 5}, np.random.default_rng(0)
-    leaves = [hostile(rng, dtype, (*depth, 3, 4), None) for _ in range(chain.takes(sizes))]
-    found = stages.run(chain, [jax.device_put(leaf) for leaf in leaves], sizes)
-    expected = [np.ascontiguousarray(x) for x in chain.apply(leaves, sizes)]
-    cs.assert_trees_identical([np.asarray(x) for x in found], expected)
+    sizes, rng = {"a": 3, "b": 4, "p": 5, "depth": 2}, np.random.default_rng(0)
+    task, _ = both_ways("a b", "p b", sizes, dtype=dtype, stacked=stacked, told=PADDED)
+    leaves = [hostile(rng, dtype, kind.shape, None) for kind in task.inputs]
+    found = run(task, [jax.device_put(leaf) for leaf in leaves])
+    cs.assert_trees_identical([np.asarray(x) for x in found], made(task, leaves))
 
 
 # --- Programs  ---
@@ -225,7 +212,7 @@ def arrays() -> int:
 def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The bytes of all jax arrays after each program that was run."""
     found: list[int] = []
-    real = stages._jitted
+    real = programs.jitted
 
     def spied(*args: Any, **options: Any) -> Any:
         program = real(*args, **options)
@@ -237,15 +224,9 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return run
 
-    monkeypatch.setattr(stages, "_jitted", spied)
-    for cached in (
-        stages._compiled,
-        stages._slicer,
-        stages._beginner,
-        stages._writer,
-        stages._bitwise,
-    ):
-        monkeypatch.setattr(stages, cached.__name__, cached.__wrapped__)
+    monkeypatch.setattr(programs, "jitted", spied)
+    for name in ("assembled", "begun", "read", "spread", "taken", "write"):
+        monkeypatch.setattr(programs, name, getattr(programs, name).__wrapped__)
     return found
 
 
@@ -370,14 +351,3 @@ def test_numpy_arrays_and_tracers_are_simply_not_freed() -> None:
     cs.assert_trees_identical(STACK.put(view, donate=True), state)
     traced = jax.jit(lambda tree: STACK.get(tree, donate=True))(listed(2))
     cs.assert_trees_identical(jax.tree.map(np.asarray, traced), view)
-
-
-# --- Stages  ---
-
-
-def test_edits_of_the_same_leaf_are_cut_where_the_number_of_layers_changes() -> None:
-    chain = Chain((TURN, Stack(0, ("n",)), Stack(0, ("m",)), Unstack(1, ("n",)), TURN))
-    assert [len(stage.edits) for stage in stages.cut(chain)] == [2, 1, 2]
-    assert [*itertools.chain.from_iterable(stage.edits for stage in stages.cut(chain))] == [
-        *chain.edits
-    ]

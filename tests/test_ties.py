@@ -20,7 +20,7 @@ from support import drawn
 from support.profiles import examples
 
 import ckpt_schema as cs
-from ckpt_schema.lens.ties import verify_same
+from ckpt_schema.lens.arrays.equals import verify_same
 from ckpt_schema.testing import laws
 from ckpt_schema.testing.meshes import MESHES, Sharded, mesh
 from ckpt_schema.testing.states import Maker, makers

@@ -1,4 +1,4 @@
-"""Mistakes in declarations, and in edits, that are found when a lens is derived: before there is a tree, and for all sizes."""
+"""Mistakes in declarations, which `derive` finds, and in cells, which covering does: without a tree, for all sizes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import pair_schemas
+import planted_families
 import pytest
 from jaxtyping import Array, BFloat16, Float32, Int32
+from support.covered import flaws_of
 
 import ckpt_schema as cs
-from ckpt_schema.dims import parse_dims
-from ckpt_schema.lens import parts, relate
-from ckpt_schema.lens.edits import Chain
-from ckpt_schema.lens.rearranged import Rearrange
-from ckpt_schema.lens.stacks import Beside, Concat, Split, Stack, Unstack
+from ckpt_schema.lens.cells import Cell, Digit, Geometry, Place
+from ckpt_schema.sizes import ONE, ZERO, Size, UndecidedError
 
 
 def schema(**leaves: Any) -> type[cs.Schema]:
@@ -228,107 +228,212 @@ def test_what_was_meant_is_derived(mistake: Mistake) -> None:
     assert _derived(mistake.right).joins
 
 
-# --- Edits  ---
+# --- Cells  ---
 
-Plant = Callable[[Chain], Chain]
-
-
-def _swapped(dims: str) -> Plant:
-    """The chain with two axes of its result exchanged: of equal size they may be, but not of one name."""
-    before = parse_dims(dims)
-    return lambda chain: chain >> Rearrange(before, (before[1], before[0], *before[2:]))
+PAIRS: dict[str, Callable[[], cs.Lens]] = {
+    **planted_families.FAMILIES,
+    **{name: lambda name=name: pair_schemas.pair(name).lens for name in pair_schemas.NAMES},
+}
 
 
-def _replaced(kind: type[Any], make: Callable[[Any], Any]) -> Plant:
-    """The chain with another edit in the place of those of one kind."""
-    return lambda chain: Chain(
-        tuple(make(edit) if isinstance(edit, kind) else edit for edit in chain.edits)
+@pytest.mark.parametrize("make", PAIRS.values(), ids=PAIRS)
+def test_what_is_derived_writes_each_element_once(make: Callable[[], cs.Lens]) -> None:
+    lens = make()
+    assert [*flaws_of(lens)] == []
+    assert [*flaws_of(~lens)] == []
+
+
+Plant = Callable[[Geometry], Geometry]
+
+
+def _axes_exchanged(side: int) -> Plant:
+    """The first two axes of a side, each for the other: of equal size they may be, but not of one name."""
+    other = {0: 1, 1: 0}
+    return _moved(side, lambda place: (other.get(place[0], place[0]), place[1]))
+
+
+def _moved(side: int, change: Callable[[Place], Place]) -> Plant:
+    """Every digit of a side at another place."""
+
+    def plant(geometry: Geometry) -> Geometry:
+        digits: list[Digit] = []
+        for digit in geometry.digits:
+            at = list(digit.at)
+            place = at[side]
+            at[side] = place and change(place)
+            digits.append(Digit(digit.size, (at[0], at[1])))
+        return Geometry(geometry.starts, tuple(digits))
+
+    return plant
+
+
+def _as_in_the_source(geometry: Geometry) -> Geometry:
+    """Every digit on the axis of the view that it is on in the source."""
+    start = geometry.starts[0]
+    digits = (Digit(digit.size, (digit.at[0], digit.at[0])) for digit in geometry.digits)
+    return Geometry((start, start), tuple(digits))
+
+
+def _later(side: int, steps: Size, axis: int = 0) -> Plant:
+    """A side that starts so many elements, or layers, later."""
+
+    def plant(geometry: Geometry) -> Geometry:
+        starts = [[*start] for start in geometry.starts]
+        starts[side][axis] = starts[side][axis] + steps
+        return Geometry((tuple(starts[0]), tuple(starts[1])), geometry.digits)
+
+    return plant
+
+
+def _sized(size: str, change: Callable[[Size], Size]) -> Plant:
+    """A digit with another number of steps."""
+
+    def plant(geometry: Geometry) -> Geometry:
+        digits = (
+            Digit(change(digit.size), digit.at) if str(digit.size) == size else digit
+            for digit in geometry.digits
+        )
+        return Geometry(geometry.starts, tuple(digits))
+
+    return plant
+
+
+def _without(size: str) -> Plant:
+    """All but one digit."""
+    return lambda geometry: Geometry(
+        geometry.starts, tuple(digit for digit in geometry.digits if str(digit.size) != size)
     )
 
 
-def _beside(make: Callable[[Chain], Chain]) -> Plant:
-    return _replaced(Beside, lambda edit: Beside((make(edit.chains[0]), *edit.chains[1:])))
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """A mistake in a cell.
+
+    Attributes:
+        layouts: Those that the lens is derived from, and rules.
+        plant: What is wrong with the geometry.
+        kinds: What is found.
+        cell: Which cell of the lens it is in.
+    """
+
+    layouts: tuple[Any, ...]
+    plant: Plant
+    kinds: frozenset[str]
+    cell: int = 0
 
 
+def _planted(layouts: tuple[Any, ...], plant: Plant, *kinds: str, cell: int = 0) -> Planted:
+    return Planted(layouts, plant, frozenset(kinds), cell)
+
+
+SAME = schema(w="a b"), schema(w="a b")
 MATRIX = schema(w="a b"), schema(w="b a")
 HEADS = schema(w="embed heads*dim"), schema(w="heads embed dim")
 STACKED = scanned("depth", axis=1), listed("depth", "b a")
 STACKING = listed("depth", "b a"), scanned("depth", axis=1)
+SPLIT = FUSED, schema(**APART), QKV
+PADDED = schema(w="a b"), schema(w="c b"), [cs.pad("w", "a", "c")]
+FLIPPED = schema(w="a b"), schema(w="a b"), [cs.flip("w", "a")]
 
-PLANTS: dict[str, tuple[Any, Plant]] = {
-    "a transposition dropped": (
-        MATRIX,
-        lambda _: Chain((Rearrange(parse_dims("a b"), parse_dims("a b")),)),
-    ),
-    "axes swapped once more": (MATRIX, _swapped("b a")),
-    "axes of a product swapped": (HEADS, _swapped("heads embed dim")),
-    "an axis merged that is to stand alone": (
+PLANTS = {
+    "a transposition dropped": _planted(MATRIX, _as_in_the_source, "outside"),
+    "axes of a product swapped": _planted(HEADS, _axes_exchanged(1), "outside"),
+    "an axis merged that is to stand alone": _planted(HEADS, _axes_exchanged(0), "outside"),
+    "factors of a product interleaved": _planted(
         HEADS,
-        lambda _: Chain((Rearrange(parse_dims("embed heads*dim"), parse_dims("heads embed*dim")),)),
+        _moved(0, lambda place: (place[0], Size.of("heads") if place[1] == ONE else place[1])),
+        "outside",
     ),
-    "unstacked on the wrong axis": (
-        STACKED,
-        _replaced(Unstack, lambda edit: dataclasses.replace(edit, axis=0)),
+    "unstacked on the wrong axis": _planted(STACKED, _axes_exchanged(0), "outside"),
+    "not transposed after unstacking": _planted(
+        STACKED, _moved(1, lambda place: (3 - place[0] if place[0] else 0, place[1])), "outside"
     ),
-    "not unstacked": (STACKED, lambda chain: Chain(chain.edits[1:])),
-    "not transposed after unstacking": (STACKED, lambda chain: Chain(chain.edits[:1])),
-    "stacked on the wrong axis": (
-        STACKING,
-        _replaced(Stack, lambda edit: dataclasses.replace(edit, axis=0)),
+    "stacked on the wrong axis": _planted(STACKING, _axes_exchanged(1), "outside"),
+    "the way back instead of the way there": _planted(MATRIX, lambda each: ~each, "outside"),
+    "one layer too far": _planted(STACKED, _later(1, ONE), "outside"),
+    "a layer too few": _planted(STACKED, _sized("depth", lambda size: size - 1), "gap"),
+    "a layer too many": _planted(
+        STACKING, _sized("depth", lambda size: size + 1), "outside", "gap"
     ),
-    "not transposed before stacking": (STACKING, lambda chain: Chain(chain.edits[1:])),
-    "the way back instead of the way there": (HEADS, lambda chain: ~chain),
-    "split into parts of other sizes": (
-        (FUSED, schema(**APART), QKV),
-        _replaced(
-            Split, lambda edit: Split(edit.axis, (edit.parts[1], edit.parts[0], edit.parts[2]))
+    "nothing but the first layer": _planted(STACKING, _without("depth"), "gap"),
+    "an axis that is not walked along": _planted(MATRIX, _without("a"), "gap"),
+    "one element for all of an axis": _planted(
+        SAME,
+        lambda each: Geometry(
+            each.starts, tuple(Digit(digit.size, (None, digit.at[1])) for digit in each.digits)
         ),
+        "gap",
     ),
-    "split on the wrong axis": (
-        (FUSED, schema(**APART), QKV),
-        _replaced(Split, lambda edit: Split(0, edit.parts)),
+    "an element too late": _planted(SAME, _later(1, ONE), "outside"),
+    "a flip that starts at its end": _planted(
+        FLIPPED, lambda each: Geometry((each.starts[0], (ZERO, ZERO)), each.digits), "outside"
     ),
-    "a part that is turned": (
-        (FUSED, schema(**{**APART, "q": "heads dim embed"}), QKV),
-        _beside(
-            lambda chain: (
-                chain >> Rearrange(parse_dims("heads dim embed"), parse_dims("dim heads embed"))
-            )
-        ),
+    "a part that is too long": _planted(
+        SPLIT, _sized("dim*heads", lambda size: size + 1), "overlap", "gap"
+    ),
+    "a part from where another one is": _planted(
+        SPLIT, _later(0, Size.of("dim") * Size.of("kv"), axis=1), "overlap", cell=1
+    ),
+    "a part too short": _planted(SPLIT, _sized("embed", lambda size: size - 1), "gap"),
+    "parts on the wrong axis": _planted(SPLIT, _axes_exchanged(0), "outside"),
+    "padding over what is padded": _planted(
+        PADDED, _later(1, ZERO - Size.of("a")), "undecided", cell=1
+    ),
+    "padding beyond its end": _planted(PADDED, _later(1, ONE), "outside", cell=1),
+    "padding that is too short": _planted(
+        PADDED, _sized("b", lambda size: size - 1), "gap", cell=1
     ),
 }
 
 
-@pytest.mark.parametrize(("layouts", "plant"), PLANTS.values(), ids=PLANTS)
-def test_a_wrong_edit_is_found_on_symbolic_shapes(
-    layouts: Any, plant: Plant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert _derived(layouts).joins
-    _plant(plant, monkeypatch)
-    with pytest.raises(
-        (cs.DerivationError, TypeError, ValueError)
-    ) as caught:  # of what does no array at all, jax says so
-        _derived(layouts)
-    if isinstance(caught.value, cs.DerivationError):
-        fault = caught.value.mismatches[0]
-        assert fault.kind == "dims"
-        assert "float32" in fault.expected
-        assert "float32" in f"{fault.found} {fault.hint}"
+@pytest.mark.parametrize("planted", PLANTS.values(), ids=PLANTS)
+def test_a_mistake_in_a_cell_is_found_for_all_sizes(planted: Planted) -> None:
+    lens = _derived(planted.layouts)
+    assert [*flaws_of(lens)] == []
+    wrong = _with_cell(
+        lens,
+        planted.cell,
+        lambda cell: dataclasses.replace(cell, geometry=planted.plant(cell.geometry)),
+    )
+    assert planted.kinds <= _found(wrong)
 
 
-def _plant(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the mistake where chains are made: between two rows, and between a whole and its parts."""
-    real = relate._Work.chain
-    monkeypatch.setattr(relate._Work, "chain", lambda self: plant(real(self)))
-    typed = parts._type_fault
+def _found(lens: cs.Lens) -> set[str]:
+    """The kinds of flaws that a lens has, up to what no sizes decide."""
+    kinds: set[str] = set()
+    try:
+        for flaw in flaws_of(lens):
+            kinds.add(flaw.kind)
+    except UndecidedError:
+        kinds.add("undecided")
+    return kinds
 
-    def with_mistake(whole: Any, rows: Any, join: Any) -> Any:
-        return typed(whole, rows, dataclasses.replace(join, chain=plant(join.chain)))
 
-    monkeypatch.setattr(parts, "_type_fault", with_mistake)
+def _with_cell(lens: cs.Lens, number: int, change: Callable[[Cell], Cell]) -> cs.Lens:
+    """The lens with another cell in the place of one."""
+    count, joins = 0, list(lens.joins)
+    for at, join in enumerate(joins):
+        if count <= number < count + len(join.cells):
+            cells = list(join.cells)
+            cells[number - count] = change(cells[number - count])
+            joins[at] = dataclasses.replace(join, cells=tuple(cells))
+        count += len(join.cells)
+    return dataclasses.replace(lens, joins=tuple(joins))
+
+
+def test_a_cell_that_is_there_twice_or_not_at_all_is_found() -> None:
+    lens = _derived(MATRIX)
+    (join,) = lens.joins
+    twice = dataclasses.replace(join, cells=join.cells * 2)
+    assert _found(dataclasses.replace(lens, joins=(twice,))) == {"overlap", "gap"}
+    padded = _derived(PADDED)
+    (join,) = padded.joins
+    bare = dataclasses.replace(join, cells=join.cells[:1])
+    assert "gap" in _found(dataclasses.replace(padded, joins=(bare,)))
 
 
 def test_parts_are_joined_on_the_axis_that_they_share() -> None:
     lens = cs.derive(schema(**APART), FUSED, rules=QKV)
     (join,) = lens.joins
-    assert any(isinstance(edit, Concat) for edit in join.chain.edits)
+    heads, kv = (Size.of(name) * Size.of("dim") for name in ("heads", "kv"))
+    assert [cell.geometry.starts[1][1] for cell in join.cells] == [ZERO, heads, heads + kv]

@@ -92,6 +92,11 @@ class Geometry:
         """How many pairs of elements it has."""
         return functools.reduce(Size.__mul__, (digit.size for digit in self.digits), ONE)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Every dim in it."""
+        return _names(self)
+
     def where(self, known: Mapping[str, Size]) -> Geometry:
         """The same with what is known put in for names."""
 
@@ -116,6 +121,14 @@ class Geometry:
         """Starts and digits."""
         source, view = ("[" + " ".join(map(str, start)) + "]" for start in self.starts)
         return " ".join([f"{source} ~ {view}", *map(str, self.digits)])
+
+
+@functools.lru_cache(1 << 14)
+def _names(geometry: Geometry) -> frozenset[str]:
+    sizes = [size for start in geometry.starts for size in start]
+    for digit in geometry.digits:
+        sizes += [digit.size, *(place[1] for place in digit.at if place)]
+    return frozenset[str]().union(*(size.names for size in sizes))
 
 
 def _stepped(start: Sequence[Size], place: Place | None, steps: Size | int) -> tuple[Size, ...]:

@@ -17,12 +17,13 @@ from ckpt_schema.conformance import Match
 from ckpt_schema.defaults import spot_of
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Init, Leaf, Made
-from ckpt_schema.lens.joins import Join, instances
+from ckpt_schema.lens.arrays.checks import narrowed
+from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.labels import Carried, Labelled, carried
 from ckpt_schema.lens.plan import Dropped, Job, Make, Plan, Restart, Same, gatherer, signature_of
-from ckpt_schema.lens.stages import needed_sizes
-from ckpt_schema.lens.verify import narrowed
+from ckpt_schema.lens.tasks import applications, as_it_is, needed
 from ckpt_schema.paths import KeyPath
+from ckpt_schema.sizes import Size
 from ckpt_schema.slots import SlotFinder
 from ckpt_schema.table import Layout, Row, Slot, called, slots_of
 from ckpt_schema.trees import build, flatten
@@ -246,9 +247,7 @@ def _wanted(
     if onto is not None:
         return list(onto.slots)
     present = {number for number, _ in tree.slots}
-    carried = {
-        place.row for j in joins if any(s.row in present for s in j.sources) for place in j.views
-    }
+    carried = {at for one in joins if not present.isdisjoint(one.sources) for at in one.views}
     slots: list[Slot] = []
     faults: list[Mismatch] = []
     for number, row in enumerate(view.rows):
@@ -277,58 +276,100 @@ def _sources(
     found = _Sources({}, [], [], [], {})
     moved: set[int] = set()
     present = {number for number, _ in tree.slots}
+    used: set[Slot] = set()
     faults: list[Mismatch] = []
+    rows = source.rows, view.rows
     for join in joins:
-        before, after = source.rows[join.sources[0].row], view.rows[join.views[0].row]
-        open_ = [dim for dim in join.counts if dims_.size_of(dim, sizes) is None]
-        if open_ and present & {place.row for place in join.sources}:
-            faults.append(_unbound(after, sizes))
-        for inputs, outputs in (
-            () if open_ else instances((join.sources, join.views), join.levels, sizes)
-        ):
-            positions = tuple([tree.slots[i] for i in inputs if i in tree.slots])
+        if present.isdisjoint(join.sources):
+            continue  # an optional leaf that this tree lacks
+        after = view.rows[join.views[0]]
+        unbound = sorted(needed(join, rows) - sizes.keys())
+        if unbound:
+            faults.append(_unbound(after, sizes, unbound))
+            continue
+        short = [*_too_short(join, after, sizes)]
+        if short:
+            faults += short
+            continue
+        for made in applications(join, rows, sizes):
+            used.update(made.inputs)
+            positions = tuple([tree.slots[i] for i in made.inputs if i in tree.slots])
             if not positions:
-                continue  # an optional leaf that this tree lacks
-            if len(positions) != len(inputs):
-                faults += (_absent(source.rows[i[0]], i) for i in inputs if i not in tree.slots)
                 continue
-            if not outputs:
-                faults.append(_no_layers(join, tree.flat.keys[positions[0]], after, sizes))
+            if len(positions) != len(made.inputs):
+                lacking = [i for i in made.inputs if i not in tree.slots]
+                faults += (_absent(source.rows[i[0]], i) for i in lacking)
                 continue
-            found.carried.append((join.chain, outputs, positions))
+            found.carried.append((None if made.moves else made.task, made.results, positions))
             again = (
                 positions[0] in moved and onto is not None
             )  # a copy takes the sharding of what it stands for
             if (
-                not join.chain
+                made.moves
                 and not again
-                and not _materialized(tree, positions[0], onto, outputs[0])
+                and not _materialized(tree, positions[0], onto, made.results[0])
             ):
-                found.fill(outputs[0], positions[0], tree.flat.keys[positions[0]], after)
+                found.fill(made.results[0], positions[0], tree.flat.keys[positions[0]], after)
                 moved.add(positions[0])
                 continue
-            unbound = sorted(join.chain.names - sizes.keys())
-            if unbound:
-                faults.append(_unbound(after, sizes, unbound))
-                break
-            faults += _too_short(join, after, sizes)
-            needed = needed_sizes(join.chain, sizes)
-            likes = tuple(None if onto is None else onto.slots.get(o) for o in outputs)
-            spelled = tuple(paths.format_path(tree.flat.keys[p]) for p in positions)
-            found.jobs.append(Job(join.chain, needed, before.stored, positions, spelled, likes))
-            for output in outputs:
-                found.fill(output, base, tree.flat.keys[positions[0]], after)
+            task, extra, open_ = made.onto(lambda slot: _has_value(onto, slot))
+            faults += (_homeless(after, made.results[one.result], abstract=False) for one in open_)
+            if not task.copies:
+                task = as_it_is(source.rows[made.inputs[0][0]], sizes)
+            likes = tuple(None if onto is None else onto.slots.get(o) for o in made.results)
+            spelled = [paths.format_path(tree.flat.keys[p]) for p in positions]
+            spelled += (paths.format_path(paths.fill(view.rows[o[0]].key, o[1])) for o in extra)
+            kept = [] if onto is None else [len(tree.flat.leaves) + onto.slots[o] for o in extra]
+            places = (*positions, *kept)
+            found.jobs.append(Job(task, places, tuple(spelled), likes))
+            for output in made.results:
+                found.fill(output, base, tree.flat.keys[positions[0]], view.rows[output[0]])
                 base += 1
+    if not faults:
+        faults += _not_read(source, view, joins, tree, used, sizes)
     if faults:
         header = "{} cannot be taken to {}".format(*called(source, view))
         raise ConformanceError(header, with_mirrors(view, faults))
     return found
 
 
-def _no_layers(join: Join, key: KeyPath, after: Row, sizes: Mapping[str, int]) -> Mismatch:
+def _has_value(onto: Match | None, slot: Slot) -> bool:
+    """Whether a tree has a leaf with values in a slot."""
+    at = None if onto is None else onto.slots.get(slot)
+    return at is not None and onto is not None and not leaves.is_abstract(onto.flat.leaves[at])
+
+
+def _not_read(
+    source: Layout,
+    view: Layout,
+    joins: Sequence[Join],
+    tree: Match,
+    used: set[Slot],
+    sizes: Mapping[str, int],
+) -> Iterator[Mismatch]:
+    """Stacks of no layers: nothing is made of them on the other side."""
+    found = tree.flat.leaves
+    empty = [
+        (slot, at)
+        for slot, at in tree.slots.items()
+        if slot not in used and 0 in getattr(found[at], "shape", ())
+    ]
+    if not empty:
+        return
+    views = {number: join.views[0] for join in joins for number in join.sources}
+    for slot, at in empty:
+        if slot[0] in views:
+            after = view.rows[views[slot[0]]]
+            yield _no_layers(source.rows[slot[0]], tree.flat.keys[at], after, sizes)
+
+
+def _no_layers(before: Row, key: KeyPath, after: Row, sizes: Mapping[str, int]) -> Mismatch:
     """A stack of nothing, of which the other side would keep no shape."""
+    counts = [factor for repeat in before.repeats for factor in repeat.size]
     told = " ".join(
-        f"{dims_.format_dim(dim)}=0" for dim in join.levels if dims_.size_of(dim, sizes) == 0
+        f"{dims_.format_dim((factor,))}=0"
+        for factor in counts
+        if dims_.size_of((factor,), sizes) == 0
     )
     expected = f"at least one layer, for {paths.format_path(after.key)} to be made of"
     return Mismatch(
@@ -349,18 +390,19 @@ def _materialized(tree: Match, position: int, onto: Match | None, output: Slot) 
 
 
 def _too_short(join: Join, row: Row, sizes: Mapping[str, int]) -> Iterator[Mismatch]:
-    """What does not hold of the sizes, and is asked of them by the edits of a join."""
-    for greater, less in join.chain.constraints:
-        spelled = [dims_.format_dims((dim,), sizes) for dim in (greater, less)]
-        if (dims_.size_of(greater, sizes) or 0) < (dims_.size_of(less, sizes) or 0):
-            expected = f"{dims_.format_dim(greater)} of {dims_.format_dim(less)} or more"
-            yield Mismatch(
-                paths.format_path(row.key),
-                "dims",
-                expected,
-                ", ".join(spelled),
-                "pad to a larger size",
-            )
+    """Axes that are to be padded to less than they have."""
+    told: set[Size] = set()
+    for cell in join.cells:
+        more = [digit.size for digit in cell.geometry.digits] if cell.is_constant else []
+        for size in more:
+            if size in told or size.at(sizes) >= 0:
+                continue
+            told.add(size)
+            large, small = size.parts
+            expected = f"{large} of {small} or more"
+            found = ", ".join(f"{each}={each.at(sizes)}" for each in (large, small))
+            where = paths.format_path(row.key)
+            yield Mismatch(where, "dims", expected, found, "pad to a larger size")
 
 
 def _container(

@@ -18,7 +18,8 @@ from ckpt_schema.lens.compile import compile_plan
 from ckpt_schema.lens.compose import compose
 from ckpt_schema.lens.derivation import Derivation
 from ckpt_schema.lens.derive import join
-from ckpt_schema.lens.joins import Join, Place
+from ckpt_schema.lens.described import described
+from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.plan import Plan
 from ckpt_schema.lens.rules import Rule
 from ckpt_schema.lens.served import unserved, warn_of_unserved
@@ -298,10 +299,12 @@ def derive(
           Dense_0/kernel  kernel  embed mlp -> mlp embed
     """
     dims_.verify_sizes({} if dims is None else dims)
-    left, right, joins = join(layout(source), layout(view), rules)
+    sides = layout(source), layout(view)
+    sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **(dims or {})}
+    left, right, joins = join(sides[0], sides[1], rules, sizes)
     lens = Lens(left, right, joins, derivations=(Derivation(left, right, tuple(rules)),))
     _warn_of_squares(lens)
-    return lens.bind(**{**dict(lens.view.sizes), **dict(lens.source.sizes), **(dims or {})})
+    return lens.bind(**sizes)
 
 
 def _warn_of_squares(lens: Lens) -> None:
@@ -316,7 +319,7 @@ def _warn_of_squares(lens: Lens) -> None:
     found: dict[str, None] = {}
     seen: tuple[set[int], set[int]] = set(), set()
     for one in lens.joins:
-        here, there = one.sources[0].row, one.views[0].row
+        here, there = one.sources[0], one.views[0]
         copied = here in seen[0] or there in seen[1]  # and has the order of its original
         seen[0].add(here)
         seen[1].add(there)
@@ -335,7 +338,7 @@ def _warn_of_squares(lens: Lens) -> None:
 def _table(lens: Lens) -> list[str]:
     joined_s, joined_v = lens.joined
     rows = [
-        (_keys(lens.source, j.sources), _keys(lens.view, j.views), done) for j, done in _edits(lens)
+        (_keys(lens.source, j.sources), _keys(lens.view, j.views), done) for j, done in _done(lens)
     ]
     alone = [
         (_key(r), "-", _private(r)) for n, r in enumerate(lens.source.rows) if n not in joined_s
@@ -352,19 +355,15 @@ def _table(lens: Lens) -> list[str]:
     return [header, *columns([*rows, *alone])]
 
 
-def _edits(lens: Lens) -> Iterator[tuple[Join, str]]:
+def _done(lens: Lens) -> Iterator[tuple[Join, str]]:
     """What is done on the way of each join, and whether it is a copy of what another carries."""
-    seen: tuple[set[Place], set[Place]] = set(), set()
     for one in lens.joins:
-        ends = set(one.sources), set(one.views)
-        tied = any(end & known for end, known in zip(ends, seen, strict=True))
-        for end, known in zip(ends, seen, strict=True):
-            known |= end
-        yield one, ", ".join(filter(None, (str(one.chain), "tied" if tied else "")))
+        words = described(one, (lens.source.rows, lens.view.rows))
+        yield one, ", ".join(filter(None, (words, "tied" if any(one.compares) else "")))
 
 
-def _keys(table: Layout, places: Sequence[Place]) -> str:
-    return " ".join(_key(table.rows[place.row]) for place in places)
+def _keys(table: Layout, rows: Sequence[int]) -> str:
+    return " ".join(_key(table.rows[number]) for number in rows)
 
 
 def _key(row: Row) -> str:

@@ -61,15 +61,15 @@ def flaws(
 def _of_row(
     row: Hashable, dims: Sequence[Size], side: int, cells: Sequence[Cell]
 ) -> Iterator[Flaw]:
-    boxes = {cell: _box(cell.geometry, side) for cell in cells}
-    for cell, box in boxes.items():
+    boxes = [(cell, _box(cell.geometry, side)) for cell in cells]
+    for cell, box in boxes:
         if not _is_inside(box, dims):
             yield Flaw(row, "outside", (cell,))
-    for (one, box), (other, its) in itertools.combinations(boxes.items(), 2):
+    for (one, box), (other, its) in itertools.combinations(boxes, 2):
         if through(box, ~its):
             yield Flaw(row, "overlap", (one, other))
     whole = functools.reduce(Size.__mul__, dims, ONE)
-    missing = whole - sum((box.volume for box in boxes.values()), ZERO)
+    missing = whole - sum((box.volume for _, box in boxes), ZERO)
     if missing:
         yield Flaw(row, "gap", tuple(cells), missing)
 
@@ -89,9 +89,10 @@ def _is_inside(box: Geometry, dims: Sequence[Size]) -> bool:
             axis, stride = digit.at[1]
             last[axis] += stride * (digit.size - 1)
     first = box.starts[1]
+    # A block of a slack may have no element; what matters is where its last one is if it has any.
+    slacks = {name for digit in box.digits for name in digit.size.slacks}
+    some = {name: Size.of(name) + 1 for name in slacks}
     both = zip(first, last, dims, strict=True)
-    # A block of a slack may have no element: then where its last one would be does not matter.
-    is_empty = not (box.volume - 1).nonnegative
     return all(
-        low.nonnegative and (is_empty or (size - 1 - high).nonnegative) for low, high, size in both
+        low.nonnegative and (size - 1 - high).where(some).nonnegative for low, high, size in both
     )

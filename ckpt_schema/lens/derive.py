@@ -9,6 +9,7 @@ from ckpt_schema import chains
 from ckpt_schema.errors import DerivationError, Mismatch
 from ckpt_schema.lens.align import Alignment, Owners, Settled, align
 from ckpt_schema.lens.causes import causes
+from ckpt_schema.lens.cells import composed
 from ckpt_schema.lens.defaults import declare, lone, part, restart
 from ckpt_schema.lens.disputes import disputes
 from ckpt_schema.lens.idle import Contested, Unmatched, idle, partnered
@@ -21,24 +22,31 @@ from ckpt_schema.lens.scope import Hit, Scope, Spoken, standing
 from ckpt_schema.lens.ties import copies
 from ckpt_schema.lens.told import UNTOLD, Told, ValueRule, spoken, told, unscaled
 from ckpt_schema.lens.unplaced import unplaced
-from ckpt_schema.lens.wholes import Member, divided, groups, memberships
+from ckpt_schema.lens.wholes import Member, both_divided, divided, groups, memberships
 from ckpt_schema.paths import LogicalPath
+from ckpt_schema.sizes import Size
 from ckpt_schema.table import Layout, Row, called
 
 __all__ = ["join"]
 
 
 def join(
-    source: Layout, view: Layout, rules: Sequence[Rule] = ()
+    source: Layout, view: Layout, rules: Sequence[Rule], sizes: Mapping[str, int]
 ) -> tuple[Layout, Layout, tuple[Join, ...]]:
     """Joins two layouts on their logical paths.
+
+    Args:
+        source: The left layout.
+        view: The right layout.
+        rules: What the types cannot say.
+        sizes: Sizes that are given beforehand, in elements: they decide what is open for all sizes.
 
     Returns:
         Both layouts, with defaults that rules declare, and the joins in the view's order.
 
     Raises:
-        DerivationError: With every row of both sides that has no place, every pair of rows whose types no edit relates, every
-            ambiguity, and every rule that matches nothing.
+        DerivationError: With every row of both sides that has no place, every pair of rows whose types
+            do not go together, every ambiguity, and every rule that matches nothing.
     """
     _verify_rules(rules)
     names_of = source.name, view.name
@@ -57,12 +65,15 @@ def join(
     left, right = (one | other for one, other in zip(parted, anew, strict=True))
     alignment = align(source, view, names.called, _settled(rules))
     decisions, said = names.decisions(source.rows), values.along(view.rows)
+    known = {name: Size.of(size) for name, size in sizes.items()}
+    moments = Moments(source, view)
     members = tuple(
         memberships(table, groups(table, other, rules))
         for table, other in ((source, view), (view, source))
     )
     renamed = _renamed(source, names, decisions, alignment, left, members[0])
     faults += _nameless(source, view, rules, names, decisions, unmatched)
+    said_of_parts = _said_of_parts(source, rules, said, members)
     faults += disputes(source, view, rules, decisions, said, alone, members[0])
     twice = copies(source, rules), copies(view, rules)
     expected = "one source leaf for one view leaf"
@@ -78,7 +89,15 @@ def join(
         if before.keys() == after.keys():
             pairs += [(before[part], after[part]) for part in after]
         elif before:
-            made = _divided(source, view, before, after, members, faults)
+            made = _divided(
+                (source, view),
+                (before, after),
+                members,
+                (said_of_parts, said),
+                known,
+                moments,
+                faults,
+            )
             joins += made
             if not made:  # it has its fault: its leaves are not told besides to lack a partner
                 refused[0].update(before.values())
@@ -87,8 +106,11 @@ def join(
     copied = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
     copied += [(back[of], copy) for copy, of in twice[1].items() if of in back]
     contested = partnered(source, view, alone, [*pairs, *copied])
-    joins += _joined(source, view, said, decisions, pairs, contested, faults)
-    joins += _joined(source, view, said, decisions, copied, contested, faults)
+    joins += _joined(source, view, said, decisions, pairs, contested, faults, known, moments)
+    joins += _joined(
+        source, view, said, decisions, copied, contested, faults, known, moments, twice
+    )
+    joins = _with_copies(source, view, joins, twice, known, faults)
     faults += contested.faults()
     divided_by = {member.group.rule for side in members for member in side.values()}
     faults += idle(source, view, rules, names, joins, divided_by, {f.path for f in faults})
@@ -191,36 +213,77 @@ def _by_path(
     return rows
 
 
+_Told = Mapping[int, Sequence[Hit[ValueRule]]]
+"""What rules say of rows, by number."""
+
+
+def _said_of_parts(
+    source: Layout, rules: Sequence[Rule], said: _Told, members: Sequence[_Members]
+) -> _Told:
+    """What rules say of the source's rows that are parts, or have parts, by the source's own paths.
+
+    A rule speaks of the view's rows. One for none of these may be for a part that the view has in
+    a whole.
+    """
+    if not any(members):
+        return {}
+    used = {id(hit.rule) for hits in said.values() for hit in hits}
+    return spoken([rule for rule in rules if id(rule) not in used]).along(source.rows)
+
+
 def _divided(
-    source: Layout,
-    view: Layout,
-    before: Mapping[int | None, int],
-    after: Mapping[int | None, int],
+    tables: tuple[Layout, Layout],
+    rows: tuple[Mapping[int | None, int], Mapping[int | None, int]],
     members: Sequence[_Members],
+    said: tuple[_Told, _Told],
+    known: Mapping[str, Size],
+    moments: Moments,
     faults: list[Mismatch],
 ) -> list[Join]:
     """The joins of a row on one side with rows on the other that are parts of it."""
+    before, after = rows
     parts = [
         {part: number for part, number in side.items() if part is not None}
         for side in (before, after)
     ]
     if None in before and None in after:  # a whole beside its parts, which is told as ambiguous
         return []
+
+    wrong: list[Mismatch] = []
+
+    def told_of(side: int, number: int) -> Told:
+        hits = said[side].get(number, ())
+        if not hits:
+            return UNTOLD
+        pair = [
+            tables[0].rows[next(iter(before.values()))],
+            tables[1].rows[next(iter(after.values()))],
+        ]
+        pair[side] = tables[side].rows[number]
+        found = _with_moments(pair[0], pair[1], hits, told(pair[side], hits), moments)
+        if isinstance(found, Mismatch):
+            wrong.append(found)
+            return UNTOLD
+        return found
+
+    def turned(side: int, number: int) -> Told:
+        return told_of(1 - side, number).inverse
+
     if None in before:
-        found = divided((source, view), before[None], parts[1], members[1])
+        found = divided(tables, before[None], parts[1], members[1], told_of, known)
     elif None in after:
-        found = divided((view, source), after[None], parts[0], members[0])
+        found = divided((tables[1], tables[0]), after[None], parts[0], members[0], turned, known)
     else:
-        row = view.rows[next(iter(after.values()))]
-        counts = f"{len(after)} parts, as in the view", f"{len(before)} in the source"
-        hint = "both sides divide it, in different ways: take it through a layout that has it whole"
-        found = Mismatch("/".join(row.path), "dims", *counts, hint)
+        found = both_divided(tables, parts, members, told_of, known)
+    faults += wrong
+    if wrong:
+        return []
     if isinstance(found, Mismatch):
-        row = view.rows[next(iter(after.values()))]
+        row = tables[1].rows[next(iter(after.values()))]
         # A rule that names the order of the axes would speak of the whole, and not of a part.
         faults.append(dataclasses.replace(found, mirrors=row.mirrors, rules=()))
         return []
-    return found if None in before else [one.inverse for one in found]
+    return [one.inverse for one in found] if None in after else found
 
 
 def _joined(
@@ -231,26 +294,72 @@ def _joined(
     pairs: Sequence[tuple[int, int]],
     contested: Contested,
     faults: list[Mismatch],
+    known: Mapping[str, Size],
+    moments: Moments,
+    copies: tuple[Container[int], Container[int]] = ((), ()),
 ) -> list[Join]:
     """The joins of rows, by number, that are one leaf; of those that are private by a rule, that is the fault."""
     joins: list[Join] = []
-    moments = Moments(source, view)
     for one, other in pairs:
         row, hits = view.rows[other], values.get(other, ())
         said = _said(row, hits, decisions.get(one))
-        factor = unscaled(row, hits) if hits else None
-        power = 0 if factor is None else moments.power(source.rows[one], row, factor)
-        if factor is not None and not isinstance(power, Mismatch):
-            said = said.scaled(factor, power)
-        made = relate(source.rows[one], row, said)
+        said = _with_moments(source.rows[one], row, hits, said, moments)
+        if isinstance(said, Mismatch):
+            faults.append(said)
+            continue
+        made = relate(source.rows[one], row, said, known)
         if isinstance(made, Mismatch):
             if (one, other) not in contested.pairs:
                 faults.append(made)
-        elif isinstance(power, Mismatch):
-            faults.append(power)
-        else:
-            joins.append(made.join(one, other, said))
+            continue
+        # A copy is written from what it is a copy of, and compared with it on the way back.
+        compares = other in copies[1], one in copies[0]
+        joins.append(Join(made.cells(one, other, compares), said, plain=True))
     return joins
+
+
+def _with_moments(
+    before: Row, after: Row, hits: Sequence[Hit[ValueRule]], said: Told, moments: Moments
+) -> Told | Mismatch:
+    """What is said of a leaf; what an optimizer keeps for one that a rule scales goes by a power of the factor."""
+    row = after if hits and unscaled(after, hits) is not None else before
+    factor = unscaled(row, hits) if hits else None
+    if factor is None:
+        return said
+    power = moments.power(before, after, factor)
+    return power if isinstance(power, Mismatch) else said.scaled(factor, power)
+
+
+def _with_copies(
+    source: Layout,
+    view: Layout,
+    joins: list[Join],
+    copies: tuple[Mapping[int, int], Mapping[int, int]],
+    known: Mapping[str, Size],
+    faults: list[Mismatch],
+) -> list[Join]:
+    """The joins; copies of what is part of a leaf, or has parts, go where it goes."""
+    found = list(joins)
+    for side, table in enumerate((source, view)):
+        for copy, of in copies[side].items():
+            for at, one in enumerate(found):
+                turned = one if side == 0 else one.inverse
+                onward = [cell for cell in turned.cells if cell.source == of]
+                if one.plain or not onward:
+                    continue
+                made = relate(table.rows[copy], table.rows[of], UNTOLD, known)
+                if isinstance(made, Mismatch):
+                    faults.append(made)
+                    continue
+                cells = composed(made.cells(copy, of), onward)
+                again = [
+                    dataclasses.replace(cell, compares=(False, True))
+                    for cell in cells
+                    if not cell.is_constant
+                ]
+                both = dataclasses.replace(turned, cells=(*turned.cells, *again))
+                found[at] = both if side == 0 else both.inverse
+    return found
 
 
 def _said(view: Row, hits: Sequence[Hit[ValueRule]], decision: Decision | None) -> Told:

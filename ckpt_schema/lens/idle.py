@@ -10,11 +10,9 @@ from ckpt_schema import dims as dims_
 from ckpt_schema import paths
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.lens.causes import slashed
-from ckpt_schema.lens.edits import Edit
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.names import Names
-from ckpt_schema.lens.partial import Pad, Scale, Unpad
-from ckpt_schema.lens.rearranged import Flip
+from ckpt_schema.lens.relate import applies
 from ckpt_schema.lens.rules import (
     Apart,
     Factor,
@@ -28,7 +26,6 @@ from ckpt_schema.lens.rules import (
     Tie,
 )
 from ckpt_schema.lens.scope import Scope, Spoken, standing
-from ckpt_schema.lens.stacks import edits_of
 from ckpt_schema.lens.ties import originals
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Layout, Row, Series
@@ -62,7 +59,7 @@ def idle(
     yield from _idle_keys(view, rules, pairs, known)
     yield from _idle_ties(source, view, rules)
     sound = _of_sound_rows(source, view, rules, known) if known else rules
-    yield from _unsaid(view, sound, names, joins)
+    yield from _unsaid((source, view), sound, names, joins)
     if not known:
         yield from _unordered(rules, joins)
     yield from _undivided(rules, divided)
@@ -189,37 +186,27 @@ def partnered(
 
 
 def _unsaid(
-    view: Layout, rules: Sequence[Rule], names: Names, joins: Sequence[Join]
+    tables: tuple[Layout, Layout], rules: Sequence[Rule], names: Names, joins: Sequence[Join]
 ) -> Iterator[Mismatch]:
     """Rules for the values of leaves that change none."""
     said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Factor))]
-    edits: dict[int, list[Edit]] = {}
+    over: dict[int, list[tuple[Row, Row]]] = {}
     for one in joins if said else ():
+        rows = [(tables[0].rows[here], tables[1].rows[there]) for here, there in one.pairs]
         for rule in one.told.rules:
-            edits.setdefault(id(rule), []).extend(edits_of(one.chain))
-    unused = [rule for rule in said if not _changes(rule, edits.get(id(rule)))]
+            over.setdefault(id(rule), []).extend(rows)
+    unused = [
+        rule for rule in said if not any(applies(rule, rows) for rows in over.get(id(rule), ()))
+    ]
     in_new_words = {id(rule): names.called(rule.path) for rule in unused}
-    there = standing(view, in_new_words.values())
+    there = standing(tables[1], in_new_words.values())
     for rule in unused:
         hint, path = "print the layouts to see their dims", in_new_words[id(rule)]
         if path != rule.path and path in there:
             meant = dataclasses.replace(rule, path=path)
-            hint = f"it is in the words of {view.name}: {meant}"
+            hint = f"it is in the words of {tables[1].name}: {meant}"
         expected = f"{_changed(rule)}, at {'/'.join(rule.path)} or below"
         yield Mismatch(str(rule), "rule", expected, "none", hint)
-
-
-def _changes(rule: Reverse | Padding | Factor, edits: Sequence[Edit] | None) -> bool:
-    """Whether a rule made any of the edits of the leaves that it holds for; None where it holds for none."""
-    if edits is None:
-        return False
-    if isinstance(rule, Reverse):
-        return any(isinstance(edit, Flip) for edit in edits)
-    if isinstance(rule, Factor):
-        return not rule.exponent or any(isinstance(edit, Scale) for edit in edits)
-    dims = rule.small, rule.large
-    pads = (edit for edit in edits if isinstance(edit, (Pad, Unpad)))
-    return any((edit.small, edit.large) == dims for edit in pads)
 
 
 def _changed(rule: Reverse | Padding | Factor) -> str:

@@ -1,165 +1,125 @@
-"""Joins: which rows are one leaf, and which leaves of repeated rows go together, whatever either side makes of each level."""
+"""Joins: rows that are one leaf, or parts of one, and the cells that say which element of one is which of the other."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator
 
-from ckpt_schema import dims as dims_
-from ckpt_schema.dims import Dim
-from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.cells import Cell, Constant, Digit, Geometry, through, tidy
 from ckpt_schema.lens.told import UNTOLD, Told
-from ckpt_schema.table import Slot
+from ckpt_schema.sizes import UndecidedError
 
-__all__ = ["Join", "Place", "Symbol", "instances"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Symbol:
-    """How the index of one unrolled level of a row is made of the levels of a join.
-
-    Attributes:
-        levels: The numbers of these levels, outermost first: the index counts through the last of them first.
-        start: Where the row is a part of the list: the sizes of the parts before it.
-    """
-
-    levels: tuple[int, ...]
-    start: tuple[Dim, ...] | None = None
-
-    def index(self, at: Mapping[int, int], counts: Sequence[int], sizes: Mapping[str, int]) -> int:
-        """The index, from those of the levels."""
-        index = 0
-        for level in self.levels:
-            index = index * counts[level] + at[level]
-        return index + sum(dims_.size_of(dim, sizes) or 0 for dim in self.start or ())
+__all__ = ["Join", "grouped"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Place:
-    """A row of a join.
-
-    Attributes:
-        row: Its number.
-        symbols: One per index symbol of its key.
-    """
-
-    row: int
-    symbols: tuple[Symbol, ...] = ()
-
-    @property
-    def levels(self) -> set[int]:
-        """The levels of the join that this row has unrolled."""
-        return {level for symbol in self.symbols for level in symbol.levels}
-
-    def slots(
-        self, common: Mapping[int, int], counts: Sequence[int], sizes: Mapping[str, int]
-    ) -> Iterator[Slot]:
-        """Its leaves for fixed indices of some levels, in the order of the others."""
-        own = sorted(self.levels - common.keys())
-        for indices in itertools.product(*(range(counts[level]) for level in own)):
-            at = {**common, **dict(zip(own, indices, strict=True))}
-            yield self.row, tuple(symbol.index(at, counts, sizes) for symbol in self.symbols)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Join:
-    """Rows that are one leaf, and the edits from those of the source to those of the view.
+    """Rows of both sides that share elements.
 
     Attributes:
-        sources: The source's row, or its rows where each has a part of the leaf.
-        views: The view's.
-        chain: What is done to the leaf on the way to the view; empty when it only moves.
-        levels: The size of each level of repetition.
-        told: What rules say of the leaf.
+        cells: Which elements, and what happens to them. Rows are told by their numbers.
+        told: What rules say of the leaf, where it is one row on both sides.
+        plain: Whether it is one whole row on both sides, but for padding.
     """
 
-    sources: tuple[Place, ...]
-    views: tuple[Place, ...]
-    chain: Chain
-    levels: tuple[Dim, ...] = ()
+    cells: tuple[Cell, ...]
     told: Told = UNTOLD
+    plain: bool = False
+
+    @functools.cached_property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Each row of the source with each of the view that it shares elements with."""
+        both = (cell for cell in self.cells if not cell.is_constant)
+        return tuple(dict.fromkeys((_row(cell.source), _row(cell.view)) for cell in both))
+
+    @functools.cached_property
+    def sources(self) -> tuple[int, ...]:
+        """The source's rows."""
+        return tuple(dict.fromkeys(source for source, _ in self.pairs))
+
+    @functools.cached_property
+    def views(self) -> tuple[int, ...]:
+        """The view's rows."""
+        return tuple(dict.fromkeys(view for _, view in self.pairs))
 
     @property
-    def counts(self) -> set[Dim]:
-        """The dims that say which leaves it is of."""
-        if not self.levels:
-            return set()
-        symbols = [symbol for place in (*self.sources, *self.views) for symbol in place.symbols]
-        return {
-            dim
-            for symbol in symbols
-            for dim in (*(self.levels[n] for n in symbol.levels), *(symbol.start or ()))
-        }
+    def compares(self) -> tuple[bool, bool]:
+        """For each side, whether all its elements there have another cell that writes them."""
+        both = [cell.compares for cell in self.cells if not cell.is_constant]
+        return all(one for one, _ in both), all(other for _, other in both)
 
-    @property
-    def plain(self) -> bool:
-        """Whether it joins one whole row with one."""
-        places = (*self.sources, *self.views)
-        return len(places) == 2 and all(
-            symbol.start is None for place in places for symbol in place.symbols
-        )
-
-    @property
+    @functools.cached_property
     def inverse(self) -> Join:
         """The same join seen from the other side."""
-        return Join(self.views, self.sources, ~self.chain, self.levels, self.told.inverse)
+        turned = (~cell for cell in self.cells)
+        cells = (dataclasses.replace(cell, geometry=tidy(cell.geometry)) for cell in turned)
+        return Join(tuple(cells), self.told.inverse, self.plain)
 
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """Each row of the source with each of the view that it is joined with."""
-        return [(source.row, view.row) for source in self.sources for view in self.views]
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """The dims whose sizes say which elements these are."""
+        found: set[str] = set()
+        for cell in self.cells:
+            found |= cell.geometry.names
+        return frozenset(found)
 
 
-def instances(
-    sides: tuple[Sequence[Place], Sequence[Place]], levels: Sequence[Dim], sizes: Mapping[str, int]
-) -> Iterator[tuple[list[Slot], list[Slot]]]:
-    """The leaves that go into, and come out of, each application of a join's edits.
+def _row(end: object) -> int:
+    assert isinstance(end, int) and not isinstance(end, Constant)
+    return end
+
+
+def grouped(cells: Iterable[Cell], symbols: Callable[[int, int], int]) -> Iterator[list[Cell]]:
+    """The cells by what they have in common: those that touch one leaf of a tree are together.
 
     Args:
-        sides: The rows of both sides.
-        levels: The size of each level of the join; every dim must be bound.
-        sizes: Sizes of the dims.
-
-    Example:
-        >>> stacked, listed = Place(0, (Symbol((1,)),)), Place(5, (Symbol((0, 1)),))
-        >>> for inputs, outputs in instances(((stacked,), (listed,)), [("blocks",), (2,)], {"blocks": 3}):
-        ...     print(inputs, outputs)
-        [(0, (0,))] [(5, (0,)), (5, (2,)), (5, (4,))]
-        [(0, (1,))] [(5, (1,)), (5, (3,)), (5, (5,))]
+        cells: The cells.
+        symbols: How many index symbols the key of a row has, by side and number.
     """
-    if not levels or not any(place.symbols for places in sides for place in places):
-        yield [(place.row, ()) for place in sides[0]], [(place.row, ()) for place in sides[1]]
-        return
-    counts = [_bound(size, sizes) for size in levels]
-    if _alike(*sides):
-        (one,), (other,) = sides
-        for indices in itertools.product(
-            *(range(math.prod(counts[k] for k in symbol.levels)) for symbol in one.symbols)
-        ):
-            yield [(one.row, indices)], [(other.row, indices)]
-        return
-    common = sorted(set.intersection(*(place.levels for places in sides for place in places)))
-    for indices in itertools.product(*(range(counts[level]) for level in common)):
-        at = dict(zip(common, indices, strict=True))
-        before, after = (
-            [slot for place in places for slot in place.slots(at, counts, sizes)]
-            for places in sides
-        )
-        yield before, after
+    of: dict[int, int] = {}  # of each cell, by place: its group
+    known: dict[tuple[int, int], list[tuple[int, Geometry]]] = {}
+    several = [*cells]
+    for place, cell in enumerate(several):
+        of[place] = place
+        for side, end in enumerate((cell.source, cell.view)):
+            if isinstance(end, Constant):
+                continue
+            row = (side, _row(end))
+            box = _leaves(cell.geometry, side, symbols(*row))
+            for other, its in known.setdefault(row, []):
+                if of[other] != of[place] and _meet(box, its):
+                    _merge(of, of[other], of[place])
+            known[row].append((place, box))
+    places: dict[int, list[int]] = {}
+    for place, group in of.items():
+        places.setdefault(group, []).append(place)
+    for group in sorted(places.values(), key=min):
+        yield [several[place] for place in group]
 
 
-def _alike(before: Sequence[Place], after: Sequence[Place]) -> bool:
-    """Whether both sides have one row, unrolled in the same way."""
-    return (
-        len(before) == len(after) == 1
-        and before[0].symbols == after[0].symbols
-        and all(symbol.start is None for symbol in before[0].symbols)
-    )
+def _merge(of: dict[int, int], one: int, other: int) -> None:
+    for place, group in of.items():
+        if group == other:
+            of[place] = one
 
 
-def _bound(dim: Dim, sizes: Mapping[str, int]) -> int:
-    size = dims_.size_of(dim, sizes)
-    assert size is not None, f"unbound number of repeats {dims_.format_dim(dim)}"
-    return size
+def _leaves(geometry: Geometry, side: int, count: int) -> Geometry:
+    """Which leaves of a row a geometry touches: its digits along the index symbols of the key."""
+    starts = geometry.starts[side][:count]
+    digits: list[Digit] = []
+    for digit in geometry.digits:
+        place = digit.at[side]
+        if place is not None and place[0] < count:
+            digits.append(Digit(digit.size, (None, place)))
+    return Geometry(((), starts), tuple(digits))
+
+
+def _meet(one: Geometry, other: Geometry) -> bool:
+    """Whether two sets of leaves have one in common, for some sizes."""
+    if one == other:
+        return True
+    try:
+        return bool(through(one, ~other))
+    except UndecidedError:
+        return True

@@ -9,8 +9,9 @@ from ckpt_schema import paths
 from ckpt_schema.conformance import Match
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Init
-from ckpt_schema.lens.axes import Clash
-from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens.arrays.axes import Clash
+from ckpt_schema.lens.arrays.labels import labelled
+from ckpt_schema.lens.blocks import Task
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.table import Layout, Row, Slot
 
@@ -19,8 +20,8 @@ __all__ = ["Carried", "Labelled", "carried"]
 Labelled = Mapping[str, Any]
 """What a box or a Variable says of its leaf's axes, as a Variable keeps it: ``out_sharding``, and what goes with it."""
 
-Carried = tuple[Chain, Sequence[Slot], Sequence[int]]
-"""Edits, what they make, and the positions of the leaves that they make it of."""
+Carried = tuple[Task | None, Sequence[Slot], Sequence[int]]
+"""What is done, if anything, what it makes, and the positions of the leaves that it is made of."""
 
 _NAMES = "out_sharding"
 
@@ -48,15 +49,13 @@ def carried(
     mirrors: set[KeyPath] = set()
     faults: list[Mismatch] = []
     slots = {position: slot for slot, position in tree.slots.items()}
-    for chain, outputs, positions in moves:
+    for task, outputs, positions in moves:
         told = [said.get(p) for p in positions]
         rows = [source.rows[slots[p][0]] for p in positions]
         if any(told) and rows[0].path[0] == "opt_state":
             mirrors |= {_key(view, slot) for slot in outputs}
         elif any(told):
-            edited = _edited(
-                paths.format_path(tree.flat.keys[positions[0]]), rows, told, chain, sizes
-            )
+            edited = _edited(paths.format_path(tree.flat.keys[positions[0]]), rows, told, task)
             if isinstance(edited, Mismatch):
                 faults.append(edited)
                 continue
@@ -101,19 +100,18 @@ def _edited(
     where: str,
     rows: Sequence[Row],
     told: Sequence[Labelled | None],
-    chain: Chain,
-    sizes: Mapping[str, int],
+    task: Task | None,
 ) -> list[Labelled] | Mismatch:
     """What is said of each result, or what is wrong with the names of leaves that become one."""
     said = [labels for labels in told if labels is not None]
     for labels, row in zip(told, rows, strict=True):
         own: tuple[Any, ...] = () if labels is None else tuple(labels[_NAMES])
         # Of fewer names the first axes have theirs; but whoever forgot that of a stack would see another axis lose its own.
-        stacked = chain and any(repeat.axis is not None for repeat in row.repeats)
+        stacked = task is not None and any(repeat.axis is not None for repeat in row.repeats)
         if len(own) > len(row.dims) or (stacked and 0 < len(own) < len(row.dims)):
             expected = f"{len(row.dims)} names, for {row.stored}"
             return Mismatch(where, "sharding", expected, str(own), "one name for each axis")
-    if not chain:
+    if task is None:
         return [*said]
     rest = [{key: value for key, value in labels.items() if key != _NAMES} for labels in said]
     full = [
@@ -121,7 +119,7 @@ def _edited(
         for labels, row in zip(said, rows, strict=False)
     ]
     whole = len(said) == len(told) and all(other == rest[0] for other in rest)
-    edited = chain.labels(full, sizes) if whole else []
+    edited = labelled(task, full) if whole else []
     if not edited or any(isinstance(name, Clash) for names in edited for name in names):
         names = " and ".join(dict.fromkeys(str(tuple(labels[_NAMES])) for labels in said))
         hint = "all that are stacked together are named alike, or not at all"

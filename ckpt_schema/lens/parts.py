@@ -2,107 +2,253 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import EITHER, AxisName, Dim, Dims, Factor, Sum
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Leaf
-from ckpt_schema.lens.edits import Chain
-from ckpt_schema.lens.joins import Join, Place, Symbol
-from ckpt_schema.lens.relate import Relation, relate
-from ckpt_schema.lens.stacks import Beside, Split
-from ckpt_schema.lens.symbolic import same_size, typed
+from ckpt_schema.lens.axis_names import fault
+from ckpt_schema.lens.cells import Cell, composed
+from ckpt_schema.lens.joins import Join
+from ckpt_schema.lens.relate import Part, Relation, Within, relate, undecided, unpadded
+from ckpt_schema.lens.spellings import of_dim
+from ckpt_schema.lens.told import UNTOLD, Told
+from ckpt_schema.sizes import ZERO, Size, UndecidedError
 from ckpt_schema.table import Repeat, Row
 
-__all__ = ["Numbered", "listed", "split"]
+__all__ = ["Divided", "Numbered", "between_parts", "listed", "split"]
 
-Numbered = tuple[int, Row]
-"""A row and its number."""
+Known = Mapping[str, Size]
+
+_BETWEEN = -1  # the number of a row that no side has
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Numbered:
+    """A row, its number, and what rules say of it on the way from the whole to its parts."""
+
+    number: int
+    row: Row
+    told: Told = UNTOLD
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Divided:
+    """A row that has several parts on the other side, in their order."""
+
+    whole: Numbered
+    parts: tuple[Numbered, ...]
 
 
 def listed(
-    whole: Numbered, parts: Sequence[Numbered], level: int, spans: Sequence[tuple[int, int]]
+    divided: Divided, level: int, spans: Sequence[tuple[int, int]], known: Known
 ) -> list[Join] | Mismatch:
     """The joins of a list with the parts it consists of, one after the other.
 
     Args:
-        whole: The row of the list.
-        parts: A row for each part.
+        divided: The row of the list, and a row for each part.
         level: Which of the whole's levels of repetition the list is.
         spans: Which of each part's levels make up its share: the first, and the one after the last.
+        known: Sizes that are given beforehand.
     """
-    row, own = whole[1], whole[1].repeats[level]
-    shares = [
-        tuple(f for repeat in part.repeats[start:end] for f in repeat.size)
-        for (_, part), (start, end) in zip(parts, spans, strict=True)
-    ]
-    if not same_size(own.size, dims_.add(shares)):
+    if divided.whole.told != UNTOLD:
+        return _edited(divided, known, lambda inner: listed(inner, level, spans, known))
+    row = divided.whole.row
+    own = row.repeats[level]
+    shares: list[Dim] = []
+    for part, (start, end) in zip(divided.parts, spans, strict=True):
+        repeats = part.row.repeats[start:end]
+        shares.append(tuple(factor for repeat in repeats for factor in repeat.size))
+    if of_dim(own.size) != sum(map(of_dim, shares), ZERO):
         wanted, found = dims_.format_dim(dims_.add(shares)), dims_.format_dim(own.size)
         hint = (
             f'its parts have {wanted} together: declare length="{wanted}" or scan="{wanted}", '
             "or dims= where the class is used"
         )
         return Mismatch("/".join(row.path), "dims", f"{wanted} repeats", found, hint)
-    virtual = [_with_level(row, level, Repeat(share, own.axis)) for share in shares]
-    if own.axis is not None and len(parts) > 1:
-        return _split(whole, row, parts, virtual, _Share("level", level, tuple(shares)))
-    made: list[Join] = []
-    symbol = sum(repeat.axis is None for repeat in row.repeats[:level])
-    for at, ((number, part), each) in enumerate(zip(parts, virtual, strict=True)):
-        relation = relate(each, part)
-        if isinstance(relation, Mismatch):
-            return _unlike(relation, row, each, part)
-        ours = list(relation.symbols[0])
-        if own.axis is None:
-            ours[symbol] = dataclasses.replace(ours[symbol], start=tuple(shares[:at]))
-        places = Place(whole[0], tuple(ours)), Place(number, relation.symbols[1])
-        made.append(Join(places[:1], places[1:], relation.chain, relation.levels))
-    return made
+    virtual: list[Part] = []
+    start = ZERO
+    for share in shares:
+        where = Within(("level", level), 0, len(share), of_dim(own.size), start)
+        virtual.append(Part(_with_level(row, level, Repeat(share, own.axis)), (where,)))
+        start += of_dim(share)
+    made = _related(divided, virtual, known)
+    if isinstance(made, Mismatch):
+        return made
+    if own.axis is None:  # each is a leaf of its own there
+        return [Join(cells, part.told) for cells, part in zip(made, divided.parts, strict=True)]
+    return [_one(divided, made)]
 
 
-_WITHOUT_AXIS = (
-    "a part without the axis, beside one that has several, cannot be said yet: give each part "
-    'the axis in its tree, x[None], and declare it by names, "a+b heads" of "a heads" and "b heads"'
-)
-
-
-def split(whole: Numbered, parts: Sequence[Numbered], axis: Dim | None) -> list[Join] | Mismatch:
+def split(divided: Divided, axis: Dim | None, known: Known) -> list[Join] | Mismatch:
     """The join of a leaf with the leaves that are parts of one of its axes, one after the other.
 
     Args:
-        whole: The row of the leaf.
-        parts: A row for each part.
+        divided: The row of the leaf, and a row for each part.
         axis: The factor of its dims that is shared, where more than one could be.
+        known: Sizes that are given beforehand.
     """
-    row = whole[1]
-    found = list(_shared(row.leaf.dims, len(parts), axis))
+    if divided.whole.told != UNTOLD:
+        return _edited(divided, known, lambda inner: split(inner, axis, known))
+    row = divided.whole.row
+    count = len(divided.parts)
+    found = [_Share(*each) for each in _shared(row.leaf.dims, count, axis)]
     if len(found) != 1:
-        expected = f"one axis that {len(parts)} leaves share" + (
+        found = [*_shared_by(row, [part.row for part in divided.parts], axis)]
+    if len(found) != 1:
+        expected = f"one axis that {count} leaves share" + (
             "" if axis is None else f", {dims_.format_dim(axis)}"
         )
-        several = " and ".join(dims_.format_dim(row.leaf.dims[at]) for at, _, _ in found) or "none"
+        several = " and ".join(dims_.format_dim(row.leaf.dims[each.at]) for each in found) or "none"
         hint = 'declare it as a sum, "embed q+k+v", or as so many times a dim, "embed 3*heads"; axis= says which'
-        if len({len(part.leaf.dims) for _, part in parts}) > 1:
-            hint = _WITHOUT_AXIS
         return Mismatch("/".join(row.path), "dims", expected, f"{several} in {row.stored}", hint)
-    at, factor, terms = found[0]
-    leaf, place = _cut(row.leaf, at, factor)
-    cut = dataclasses.replace(row, leaf=leaf)
-    names = _term_names(leaf, place, terms)
-    virtual = [
-        dataclasses.replace(cut, leaf=_with_term(leaf, place, term, name))
-        for term, name in zip(terms, names, strict=True)
-    ]
-    made = _split(whole, cut, parts, virtual, _Share("axis", place, tuple(terms)))
+    made = _related(divided, _cut(row, found[0]), known)
+    return made if isinstance(made, Mismatch) else [_one(divided, made)]
+
+
+def _one(divided: Divided, several: Iterable[Sequence[Cell]]) -> Join:
+    """The join of a leaf with all of its parts."""
+    told = [divided.whole.told, *(part.told for part in divided.parts)]
+    rules = dict.fromkeys(rule for each in told for rule in each.rules)
+    return Join(tuple(cell for cells in several for cell in cells), Told(rules=tuple(rules)))
+
+
+def _edited(
+    divided: Divided, known: Known, make: Callable[[Divided], list[Join] | Mismatch]
+) -> list[Join] | Mismatch:
+    """The joins of a whole that rules speak of: what they say is done to it as a whole, and then it has its parts."""
+    number, row, told = divided.whole.number, divided.whole.row, divided.whole.told
+    inner = unpadded(row, told)
+    relation = relate(row, inner, told, known)
+    if isinstance(relation, Mismatch):
+        return relation
+    made = make(dataclasses.replace(divided, whole=Numbered(_BETWEEN, inner)))
     if isinstance(made, Mismatch):
-        short = any(len(part.leaf.dims) < len(leaf.dims) for _, part in parts)
-        hint = (
-            _WITHOUT_AXIS if short and len({len(p.leaf.dims) for _, p in parts}) > 1 else made.hint
+        return made
+    cells = [cell for join in made for cell in join.cells]
+    try:
+        return [_one(divided, [composed(relation.cells(number, _BETWEEN), cells)])]
+    except UndecidedError as found:
+        return undecided(row, divided.parts[0].row, found)
+
+
+def between_parts(
+    first: Sequence[Numbered], second: Sequence[Numbered], axes: Sequence[Dim | None], known: Known
+) -> list[Join] | Mismatch:
+    """The join of leaves that are parts of one whole with others that are parts of it, where no side has it whole.
+
+    Args:
+        first: The parts that the source has.
+        second: Those that the view has.
+        axes: For each side, the factor that its parts share, if that was said.
+        known: Sizes that are given beforehand.
+    """
+    wholes: list[tuple[Row, _Share]] = []
+    for parts, axis in zip((first, second), axes, strict=True):
+        made = _whole(parts, axis)
+        if isinstance(made, Mismatch):
+            return made
+        wholes.append(made)
+    (one, ours), (other, theirs) = wholes
+    sums = one.leaf.dims[ours.at], other.leaf.dims[theirs.at]
+    if of_dim(sums[0]) != of_dim(sums[1]):
+        why = f"the parts have {dims_.format_dim(sums[1])} together in the view: declare the same"
+        return fault(first[0].row, second[0].row, "dims", why)
+    # Both count the shared axis alike, whatever its parts are.
+    other = dataclasses.replace(other, leaf=other.leaf.with_axis(theirs.at, sums[0]))
+    relation = relate(one, other)
+    cells = [
+        _related(Divided(Numbered(_BETWEEN, row), tuple(parts)), _cut(row, share), known)
+        for row, share, parts in ((one, ours, first), (other, theirs, second))
+    ]
+    for made in (relation, *cells):
+        if isinstance(made, Mismatch):
+            return made
+    assert isinstance(relation, Relation)
+    before, after = (
+        [cell for each in made for cell in each] for made in cells if not isinstance(made, Mismatch)
+    )
+    try:
+        onward = composed(relation.cells(_BETWEEN, _BETWEEN), after)
+        return [Join(tuple(composed([~cell for cell in before], onward)))]
+    except UndecidedError as found:
+        return undecided(first[0].row, second[0].row, found)
+
+
+def _whole(parts: Sequence[Numbered], axis: Dim | None) -> tuple[Row, _Share] | Mismatch:
+    """The row that several would be together, and how they share it."""
+    rows = [part.row for part in parts]
+    ranks = {len(row.leaf.dims) for row in rows}
+    unlike: list[int] = []
+    if len(ranks) == 1:
+        columns = zip(*(row.leaf.dims for row in rows), strict=True)
+        unlike = [at for at, column in enumerate(columns) if len(set(column)) > 1]
+    if axis is not None and len(unlike) != 1:
+        unlike = [at for at, dim in enumerate(rows[0].leaf.dims) if dim == axis]
+    if len(unlike) != 1:
+        names = " and ".join("/".join(row.path) for row in rows)
+        hint = "say which axis they share, fuse(..., axis=...)"
+        expected = "leaves that differ on one axis, which is the one that they share"
+        return Mismatch(
+            "/".join(rows[0].path), "dims", expected, f"{names}, {rows[0].stored}", hint
         )
-        return dataclasses.replace(made, hint=hint)
-    return made
+    at = unlike[0]
+    terms = [row.leaf.dims[at] for row in rows]
+    leaf = rows[0].leaf.with_axis(at, dims_.add(terms))
+    return dataclasses.replace(rows[0], leaf=leaf), _Share(at, None, terms)
+
+
+def _related(
+    divided: Divided, virtual: Sequence[Part], known: Known
+) -> list[tuple[Cell, ...]] | Mismatch:
+    """The cells of each part, from what is cut off of the whole."""
+    whole = divided.whole
+    found: list[tuple[Cell, ...]] = []
+    for cut, part in zip(virtual, divided.parts, strict=True):
+        relation = relate(cut, part.row, part.told, known)
+        if isinstance(relation, Mismatch):
+            return _unlike(relation, whole.row, cut.row, part.row)
+        found.append(relation.cells(whole.number, part.number))
+    return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Share:
+    """An axis that parts share.
+
+    Attributes:
+        at: Which axis.
+        factor: Which of its factors; None if it is all of them.
+        terms: What each part has of it.
+    """
+
+    at: int
+    factor: int | None
+    terms: list[Dim]
+
+
+def _cut(row: Row, share: _Share) -> list[Part]:
+    """What each part has of a row."""
+    dim = row.leaf.dims[share.at]
+    first, last = (0, len(dim)) if share.factor is None else (share.factor, share.factor + 1)
+    size, start = of_dim(dim[first:last]), ZERO
+    names = _term_names(row.leaf, share.at, first, share.terms)
+    found: list[Part] = []
+    for term, name in zip(share.terms, names, strict=True):
+        leaf = row.leaf.with_factors(share.at, first, last, term)
+        if row.leaf.names:
+            own = row.leaf.own[share.at]
+            factors = (*own.factors[:first], *name, *own.factors[last:])
+            axes = [*leaf.names]
+            axes[share.at] = AxisName(factors, own.label)
+            leaf = dataclasses.replace(leaf, names=tuple(axes))
+        where = Within(("axis", share.at), first, first + len(term), size, start)
+        found.append(Part(dataclasses.replace(row, leaf=leaf), (where,)))
+        start += of_dim(term)
+    return found
 
 
 def _shared(dims: Dims, count: int, wanted: Dim | None) -> Iterator[tuple[int, int, list[Dim]]]:
@@ -128,96 +274,40 @@ def _terms(factor: Factor, count: int) -> list[Dim] | None:
     return list[Dim]([(1,)]) * count if factor == count else None
 
 
-def _cut(leaf: Leaf, at: int, factor: int) -> tuple[Leaf, int]:
-    """The leaf with one factor of one axis as an axis by itself, and where that is then."""
-    dim, own = leaf.dims[at], leaf.own[at]
-    cuts = [(0, factor), (factor, factor + 1), (factor + 1, len(dim))]
-    spans = [(start, end) for start, end in cuts if start < end]
-    dims = tuple(dim[start:end] for start, end in spans)
-    names = tuple(AxisName(own.factors[start:end], own.label) for start, end in spans)
-    whole = Leaf(
-        (*leaf.dims[:at], *dims, *leaf.dims[at + 1 :]),
-        leaf.dtype,
-        (*leaf.own[:at], *names, *leaf.own[at + 1 :]) if leaf.names else (),
-    )
-    return whole, at + (factor > 0)
+def _shared_by(row: Row, parts: Sequence[Row], axis: Dim | None) -> Iterator[_Share]:
+    """The same told by the parts: each has all other factors of the leaf, and what is left is its share."""
+    for at, dim in enumerate(row.leaf.dims):
+        for number, factor in enumerate(dim):
+            if axis not in (None, (factor,), dim):
+                continue
+            others = collections.Counter(dims_.factors(row.leaf.dims))
+            others.subtract([factor])
+            terms: list[Dim] = []
+            for part in parts:
+                own = dims_.factors(part.leaf.dims)
+                left = collections.Counter(own)
+                left.subtract(others)
+                if any(count < 0 for each, count in left.items() if each != 1):
+                    break
+                terms.append(tuple(f for f in own if f != 1 and left[f] > 0) or (1,))
+            if len(terms) == len(parts) and sum(map(of_dim, terms), ZERO) == of_dim((factor,)):
+                yield _Share(at, number, terms)
 
 
-def _term_names(leaf: Leaf, place: int, terms: Sequence[Dim]) -> list[AxisName]:
-    """What each part of a shared axis is called: by the label of the axis, or as its class writes the part."""
-    own = leaf.own[place]
+def _term_names(leaf: Leaf, at: int, factor: int, terms: Sequence[Dim]) -> list[tuple[str, ...]]:
+    """What the factors of each part of a shared axis are called: by the label of the axis, or as its class writes the part."""
+    own = leaf.own[at]
+    called = own.factors[factor]
     written: list[Dim] | None = None
-    if EITHER not in own.factors[0]:
-        written = _terms(dims_.parse_dims(own.factors[0])[0][0], len(terms))
-    names: list[AxisName] = []
-    for at, term in enumerate(terms):
-        text = dims_.format_dim(written[at]) if written else str(own)
-        factors = tuple(map(str, written[at])) if written else ()
-        if len(factors) != len(term):
-            factors = (text,) * len(term)
-        names.append(AxisName(factors, own.label))
+    if EITHER not in called:
+        parsed = dims_.parse_dims(called)[0]
+        written = _terms(parsed[0], len(terms)) if len(parsed) == 1 else None
+    names: list[tuple[str, ...]] = []
+    for number, term in enumerate(terms):
+        text = dims_.format_dim(written[number]) if written else called
+        factors = tuple(map(str, written[number])) if written else ()
+        names.append(factors if len(factors) == len(term) else (text,) * len(term))
     return names
-
-
-def _with_term(leaf: Leaf, place: int, term: Dim, name: AxisName) -> Leaf:
-    dims = (*leaf.dims[:place], term, *leaf.dims[place + 1 :])
-    names = (*leaf.own[:place], name, *leaf.own[place + 1 :]) if leaf.names else ()
-    return Leaf(dims, leaf.dtype, names)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Share:
-    """The axis that parts share.
-
-    Attributes:
-        kind: Whether it is an ``axis`` of the leaf's own, or stacks a ``level`` of repetition.
-        number: Which of them.
-        parts: What each part has of it.
-    """
-
-    kind: str
-    number: int
-    parts: tuple[Dim, ...]
-
-
-def _split(
-    whole: Numbered, cut: Row, parts: Sequence[Numbered], virtual: Sequence[Row], share: _Share
-) -> list[Join] | Mismatch:
-    """The join of a leaf with parts of it.
-
-    Args:
-        whole: The leaf.
-        cut: Its row with the shared axis by itself.
-        parts: The parts.
-        virtual: The row of each part as it is cut off.
-        share: The shared axis.
-    """
-    first = [relate(each, part) for each, (_, part) in zip(virtual, parts, strict=True)]
-    made = _stackings(cut, first)
-    if made is None:
-        hint = "repeats that some parts stack and others do not: stack them all alike"
-        return Mismatch(
-            "/".join(cut.path), "dims", "parts that are repeated alike", str(cut.stored), hint
-        )
-    restacked = _restacked(cut, made)
-    before = relate(whole[1], restacked)
-    rest = [
-        relate(_restacked(each, made), part) for each, (_, part) in zip(virtual, parts, strict=True)
-    ]
-    for each, (_, part), *found in zip(virtual, parts, first, rest, strict=True):
-        wrong = [relation for relation in found if isinstance(relation, Mismatch)]
-        if wrong:
-            return _unlike(wrong[0], cut, each, part)
-    if isinstance(before, Mismatch):
-        return before
-    edit = Split(restacked.axes.index((share.kind, share.number)), share.parts)
-    return _wired(
-        whole,
-        parts,
-        before,
-        edit,
-        [relation for relation in rest if isinstance(relation, Relation)],
-    )
 
 
 def _unlike(fault: Mismatch, whole: Row, cut: Row, part: Row) -> Mismatch:
@@ -229,86 +319,6 @@ def _unlike(fault: Mismatch, whole: Row, cut: Row, part: Row) -> Mismatch:
     return dataclasses.replace(
         fault, path="/".join(whole.path), expected=expected, found=str(part.stored)
     )
-
-
-def _stackings(row: Row, relations: Sequence[Relation | Mismatch]) -> set[int] | None:
-    """Which of the row's unrolled levels all parts stack; None where they do so differently."""
-    unrolled = [at for at, repeat in enumerate(row.repeats) if repeat.axis is None]
-    found: list[set[int]] = []
-    for relation in relations:
-        if isinstance(relation, Mismatch):
-            continue
-        kept = {level for symbol in relation.symbols[1] for level in symbol.levels}
-        status = [{level in kept for level in symbol.levels} for symbol in relation.symbols[0]]
-        if any(len(each) > 1 for each in status):
-            return None
-        found.append({at for at, each in zip(unrolled, status, strict=True) if each == {False}})
-    return (found[0] if all(each == found[0] for each in found) else None) if found else set()
-
-
-def _restacked(row: Row, made: set[int]) -> Row:
-    """The row with some levels stacked in front."""
-    repeats = tuple(Repeat(r.size, 0) if at in made else r for at, r in enumerate(row.repeats))
-    return dataclasses.replace(row, repeats=repeats)
-
-
-def _wired(
-    whole: Numbered,
-    parts: Sequence[Numbered],
-    before: Relation,
-    cut: Split,
-    rest: Sequence[Relation],
-) -> list[Join] | Mismatch:
-    """The join from the relation of the leaf to its cut form, and those of the parts as cut off to the parts."""
-    levels, places = list(before.levels), list[Place]()
-    for (number, _), relation in zip(parts, rest, strict=True):
-        pairs = zip(relation.symbols[0], before.symbols[1], strict=True)
-        numbers = {
-            a: b for mine, theirs in pairs for a, b in zip(mine.levels, theirs.levels, strict=True)
-        }
-        for level, size in enumerate(relation.levels):
-            if level not in numbers:
-                numbers[level] = len(levels)
-                levels.append(size)
-        places.append(
-            Place(
-                number,
-                tuple(Symbol(tuple(numbers[n] for n in s.levels)) for s in relation.symbols[1]),
-            )
-        )
-    chain = before.chain >> cut
-    if any(relation.chain for relation in rest):
-        chain = chain >> Beside(tuple(relation.chain for relation in rest))
-    join = Join((Place(whole[0], before.symbols[0]),), tuple(places), chain, tuple(levels))
-    return _type_fault(whole[1], [part for _, part in parts], join) or [join]
-
-
-def _type_fault(whole: Row, parts: Sequence[Row], join: Join) -> Mismatch | None:
-    """Types the edits for all sizes, both ways."""
-    levels = [place.levels for place in (*join.sources, *join.views)]
-    fanned = set.union(*levels) - set.intersection(*levels)
-    counts = frozenset(dims_.names(join.levels[n] for n in fanned))
-    two = dict.fromkeys(counts, 2)
-    chains = (
-        join.chain.edits[-1].chains
-        if isinstance(join.chain.edits[-1], Beside)
-        else [Chain()] * len(parts)
-    )
-    told = [(part.dims,) * chain.gives(two) for part, chain in zip(parts, chains, strict=True)]
-    inputs, outputs = (
-        (whole.dims,) * join.chain.takes(two),
-        tuple(dims for each in told for dims in each),
-    )
-    for dims, after, chain in ((inputs, outputs, join.chain), (outputs, inputs, ~join.chain)):
-        found, wanted = (
-            typed(each, given, whole.leaf.dtype, counts)
-            for each, given in ((chain, dims), (Chain(), after))
-        )
-        for one, other in zip(found, wanted, strict=True):
-            if one != other:
-                hint = "see how the parts declare their dims"
-                return Mismatch("/".join(whole.path), "dims", other, f"{one} of {chain}", hint)
-    return None
 
 
 def _with_level(row: Row, level: int, repeat: Repeat) -> Row:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,13 +18,13 @@ from ckpt_schema import leaves
 from ckpt_schema.defaults import Spot, make_default
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.leaves import Leaf, Made
-from ckpt_schema.lens import execute, shardings, ties
-from ckpt_schema.lens.bits import difference
-from ckpt_schema.lens.donation import Donation
-from ckpt_schema.lens.edits import Chain
+from ckpt_schema.lens import made
+from ckpt_schema.lens.arrays import checks, equals, execution, shardings
+from ckpt_schema.lens.arrays.checks import narrowed
+from ckpt_schema.lens.arrays.differences import difference
+from ckpt_schema.lens.arrays.donation import Donation
+from ckpt_schema.lens.blocks import Task
 from ckpt_schema.lens.outline import Outline, outline
-from ckpt_schema.lens.refuse import refused
-from ckpt_schema.lens.verify import narrowed, verify_values
 from ckpt_schema.pytrees import TreeDef
 from ckpt_schema.trees import Tree
 
@@ -140,21 +140,16 @@ def _token(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """Edits of some leaves.
+    """Leaves that are made of others.
 
     Attributes:
-        chain: What is done.
-        sizes: The sizes of the dims it needs.
-        leaf: The declared leaf of each input; a Python number becomes one of it first.
+        task: What is done. A Python number becomes an array first.
         inputs: Positions of the input leaves.
         paths: Their key paths, for messages.
         likes: For each result, the position in ``onto`` of the leaf it stands for, or None.
-        results: The number of results.
     """
 
-    chain: Chain
-    sizes: tuple[tuple[str, int], ...]
-    leaf: Leaf
+    task: Task
     inputs: tuple[int, ...]
     paths: tuple[str, ...]
     likes: tuple[int | None, ...]
@@ -292,7 +287,7 @@ class Plan:
         if self.jobs:
             self._edit(pool, kept, donate=donate)
         if self.same:
-            ties.verify_same(
+            equals.verify_same(
                 [(pool[same.first], pool[same.copy], same.paths) for same in self.same]
             )
         if self.makes or self.restart is not None:
@@ -311,29 +306,28 @@ class Plan:
         for job in self.jobs:
             likes = [None if at is None else kept[at] for at in job.likes]
             inputs = [pool[i] for i in job.inputs]
-            results = execute.edit(job.chain, inputs, dict(job.sizes), job.leaf, likes, pool)
+            results = execution.run(job.task, inputs, likes, pool)
             pool += results
             if getattr(likes[0], "sharding", None) is None and (
                 lost := shardings.lost_axes(inputs, results[0])
             ):
                 whole.append((job.paths[0], lost, results[0]))
-            if (
-                donation is not None and job.chain
-            ):  # without, the result may share its buffers with the input
+            if donation is not None:
                 donation.used(inputs, results)
         if whole:
             shardings.warn_of_whole(whole)
 
     def _verify(self, pool: Sequence[Any], kept: Sequence[Any]) -> None:
-        """Raises unless every value survives its edits."""
-        known: list[Mismatch] = []
-        jobs: list[tuple[Chain, Mapping[str, int], list[Any], tuple[str, ...]]] = []
+        """Raises unless every value survives."""
+        given: list[checks.Given] = []
         for job in self.jobs:
-            inputs = [leaves.materialized(pool[i], job.leaf.dtype) for i in job.inputs]
             likes = [None if at is None else kept[at] for at in job.likes]
-            known += refused(job.chain, job.leaf.dtype, inputs, likes, job.paths)
-            jobs.append((job.chain, dict(job.sizes), inputs, job.paths))
-        verify_values(jobs, known)
+            inputs = [
+                leaves.materialized(pool[i], kind.dtype)
+                for i, kind in zip(job.inputs, job.task.inputs, strict=True)
+            ]
+            given.append(checks.Given(job.task, inputs, likes, job.paths))
+        checks.verify(given)
 
     def _make(self, pool: list[Any], kept: Sequence[Any]) -> None:
         """Appends defaults, and what starts anew."""
@@ -345,7 +339,7 @@ class Plan:
                 raise ConformanceError("a default has no place inside of jit", [narrow])
             like = None if make.like is None else kept[make.like]
             pool.append(
-                execute.make(
+                made.default(
                     make.default,
                     make.dtype,
                     make.shape,
@@ -359,7 +353,7 @@ class Plan:
             again = self.restart
             likes = [None if at is None else kept[at] for at in again.likes]
             inputs = [pool[i] for i in again.inputs]
-            pool += execute.restart(
+            pool += made.anew(
                 again.run,
                 inputs,
                 likes,

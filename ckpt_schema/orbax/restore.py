@@ -27,10 +27,10 @@ from ckpt_schema.errors import (
 )
 from ckpt_schema.frameworks import nnx
 from ckpt_schema.leaves import ConstantKey, Init, Leaf
+from ckpt_schema.lens.arrays.checks import narrowed
+from ckpt_schema.lens.arrays.shardings import mesh_of, on_devices
 from ckpt_schema.lens.core import Lens, derive
 from ckpt_schema.lens.served import lacks_served
-from ckpt_schema.lens.shardings import mesh_of, on_devices
-from ckpt_schema.lens.verify import narrowed
 from ckpt_schema.orbax import metadata
 from ckpt_schema.orbax.agreement import agree, raised_by_all
 from ckpt_schema.orbax.metadata import SKIP, DiskTree

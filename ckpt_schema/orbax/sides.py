@@ -12,6 +12,7 @@ from ckpt_schema.dims import Binder
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
 from ckpt_schema.frameworks import nnx
 from ckpt_schema.lens.core import Lens
+from ckpt_schema.lens.tasks import only_moves
 from ckpt_schema.orbax.metadata import DiskTree
 from ckpt_schema.paths import Index, KeyPath, Pattern, format_path, outline
 from ckpt_schema.slots import SlotFinder
@@ -131,10 +132,11 @@ def toward(
 
 def interchangeable(lens: Lens) -> bool:
     """Whether a tree that conforms to both sides is the same tree on both, as a checkpoint keeps it."""
-    source, view = lens.source.rows, lens.view.rows
-    pairs = ((source[a], view[b], join) for join in lens.joins for a, b in join.pairs)
+    rows = lens.source.rows, lens.view.rows
     return all(
-        _stored(a.key) == _stored(b.key) and join.plain and not join.chain for a, b, join in pairs
+        only_moves(join, rows) and _stored(rows[0][a].key) == _stored(rows[1][b].key)
+        for join in lens.joins
+        for a, b in join.pairs
     )
 
 

@@ -91,11 +91,7 @@ def _names(lens: Lens, number: int) -> tuple[str, ...]:
     """The names of the axes of a leaf: of those of one dim one, and in every other lens one less for a leaf that is alone."""
     row = lens.source.rows[number]
     said = tuple(f"of {dim}" for _, dim in _own(row))
-    parts = any(
-        len(join.pairs) > 1
-        for join in lens.joins
-        if any(place.row == number for place in join.sources)
-    )
+    parts = any(len(join.pairs) > 1 for join in lens.joins if number in join.sources)
     every = parts or row.repeats or len(said) < 2 or sum(lens.dims.values()) // 2 % 2
     return said if every else said[:-1]
 

@@ -13,12 +13,9 @@ import numpy as np
 
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.lens.core import Lens
-from ckpt_schema.lens.edits import Chain, Edit
-from ckpt_schema.lens.joins import instances
-from ckpt_schema.lens.partial import Pad, Scale
-from ckpt_schema.lens.stacks import Beside
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.table import Slot
+from ckpt_schema.testing.applied import applied, carry, turned
 from ckpt_schema.testing.laws import LawError
 from ckpt_schema.trees import Tree, flatten
 
@@ -173,43 +170,33 @@ def pairs(lens: Lens, ours: _Gradients, theirs: _Gradients) -> Iterator[tuple[in
         A leaf of the view (1), or of the source (0) where that stores it once, and the gradients
         of both.
     """
-    applied = [
-        (join.chain, inputs, outputs)
-        for join in lens.joins
-        for inputs, outputs in instances((join.sources, join.views), join.levels, lens.dims)
-        if all(slot in ours for slot in inputs) and all(slot in theirs for slot in outputs)
+    several = [
+        made
+        for _, made in applied(lens)
+        if all(slot in ours for slot in made.inputs)
+        and all(slot in theirs for slot in made.results)
     ]
-    taken = collections.Counter(slot for _, inputs, _ in applied for slot in inputs)
-    made = collections.Counter(slot for _, _, outputs in applied for slot in outputs)
+    taken = collections.Counter(slot for made in several for slot in made.inputs)
+    given = collections.Counter(slot for made in several for slot in made.results)
     forward: _Sums = {}
     backward: _Sums = {}
-    for chain, inputs, outputs in applied:
-        if not any(taken[slot] > 1 for slot in inputs):
-            _add(forward, outputs, _turned(chain).apply([ours[s] for s in inputs], lens.dims))
-        elif not any(made[slot] > 1 for slot in outputs):
-            back = _turned(~chain).apply([theirs[s] for s in outputs], lens.dims)
-            _add(backward, inputs, back)
+    for made in several:
+        if not any(taken[slot] > 1 for slot in made.inputs):
+            found = carry(made, ours, {}, lens.source.rows, lens.dims, turned)
+            _add(forward, found)
+    for _, made in applied(~lens):
+        known = all(slot in theirs for slot in made.inputs)
+        if not known or not all(slot in ours for slot in made.results):
+            continue
+        is_copied = any(taken[slot] > 1 for slot in made.results)
+        if is_copied and not any(given[slot] > 1 for slot in made.inputs):
+            _add(backward, carry(made, theirs, {}, lens.view.rows, lens.dims, turned))
     for slot, gradient in forward.items():
         yield 1, slot, gradient, theirs[slot]
     for slot, gradient in backward.items():
         yield 0, slot, ours[slot], gradient
 
 
-def _add(sums: _Sums, slots: Sequence[Slot], gradients: Sequence[Any]) -> None:
-    for slot, gradient in zip(slots, gradients, strict=True):
+def _add(sums: _Sums, gradients: Mapping[Slot, Any]) -> None:
+    for slot, gradient in gradients.items():
         sums[slot] = sums[slot] + gradient if slot in sums else gradient
-
-
-def _turned(chain: Chain) -> Chain:
-    """What becomes of gradients where a chain edits values."""
-    return Chain(tuple(_gradient(edit) for edit in chain.edits))
-
-
-def _gradient(edit: Edit) -> Edit:
-    if isinstance(edit, Scale):
-        return edit.inverse
-    if isinstance(edit, Pad):
-        return dataclasses.replace(edit, fill=float("nan"))
-    if isinstance(edit, Beside):
-        return Beside(tuple(_turned(chain) for chain in edit.chains))
-    return edit

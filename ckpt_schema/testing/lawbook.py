@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
@@ -14,10 +13,10 @@ import jax
 from ckpt_schema import leaves
 from ckpt_schema.errors import CkptSchemaError
 from ckpt_schema.lens.core import Lens
-from ckpt_schema.lens.partial import Partial
 from ckpt_schema.orbax import restore, save
 from ckpt_schema.paths import format_path
 from ckpt_schema.testing import laws
+from ckpt_schema.testing.applied import asks
 from ckpt_schema.testing.axes import axes
 from ckpt_schema.testing.defaults import defaults, stepwise
 from ckpt_schema.testing.known import apart, known
@@ -25,7 +24,6 @@ from ckpt_schema.testing.laws import backward
 from ckpt_schema.testing.malformed import refusal
 from ckpt_schema.testing.naming import naming
 from ckpt_schema.testing.outputs import function
-from ckpt_schema.testing.states import edits_of
 from ckpt_schema.testing.trials import Given, Kind, Trial
 
 __all__ = ["LAWS", "Law", "looked_at"]
@@ -151,20 +149,12 @@ def _jit(at: Trial) -> None:
 
 def looked_at(lens: Lens) -> list[str]:
     """What ``get`` does that depends on values, by key path: where there is none, it may be traced."""
-    places = [(place.row, join) for join in lens.joins for place in join.views]
-    tied = {
-        row for row, count in collections.Counter(row for row, _ in places).items() if count > 1
-    }
-    edits = [
-        (row, str(edit))
-        for row, join in places
-        for edit in edits_of(join.chain)
-        if isinstance(edit, Partial)
-    ]
-    return [
-        f"{format_path(lens.view.rows[row].key)}: {what}"
-        for row, what in [*edits, *((row, "tied") for row in tied)]
-    ]
+    found: list[str] = []
+    for join in lens.joins:
+        what = asks(join)
+        for row in join.views if what else ():
+            found.append(f"{format_path(lens.view.rows[row].key)}: {what}")
+    return found
 
 
 def _restore(at: Trial) -> None:

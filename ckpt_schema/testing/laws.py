@@ -22,14 +22,14 @@ from ckpt_schema.conformance import Matcher, check
 from ckpt_schema.equality import assert_trees_identical
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 from ckpt_schema.frameworks.nnx import variables
-from ckpt_schema.lens.axes import Entries
+from ckpt_schema.lens.arrays.axes import Entries
+from ckpt_schema.lens.arrays.programs import settled
 from ckpt_schema.lens.core import Lens
-from ckpt_schema.lens.joins import instances
-from ckpt_schema.lens.stages import settled
 from ckpt_schema.paths import fill, format_path
 from ckpt_schema.placement import describe_shardings, placed
 from ckpt_schema.placement import gathered as gathered_bits
 from ckpt_schema.table import Layout, Slot
+from ckpt_schema.testing.applied import applied
 from ckpt_schema.trees import Tree
 
 __all__ = [
@@ -294,24 +294,23 @@ def sharing(lens: Lens, s: Tree, v: Tree) -> None:
         if given and other in found and not kept:
             of = " or ".join(_spelled(lens.source, one) for one in given)
             faults.append(_copied(lens.view, other, f"that of {of}"))
-    faults += _moved_to_jax(lens, before, _slots(lens.view, lens.get(s)))
+    faults += _moved_to_jax(lens, sizes, before, _slots(lens.view, lens.get(s)))
     if faults:
         raise LawError("leaves that only move are copied", faults)
 
 
 def _moved_to_jax(
-    lens: Lens, before: Mapping[Slot, Any], after: Mapping[Slot, Any]
+    lens: Lens, sizes: Mapping[str, int], before: Mapping[Slot, Any], after: Mapping[Slot, Any]
 ) -> Iterator[Mismatch]:
     """What is made of NumPy arrays alone and is none; there are no keys of NumPy's."""
-    sizes = dict(lens.dims)
-    for join in lens.joins:
-        for inputs, outputs in instances((join.sources, join.views), join.levels, sizes):
-            if all(isinstance(before.get(slot), np.ndarray) for slot in inputs):
-                for slot in outputs:
-                    keys = lens.view.rows[slot[0]].leaf.dtype.startswith("key<")
-                    if slot in after and not keys and not isinstance(after[slot], np.ndarray):
-                        where, found = _spelled(lens.view, slot), type(after[slot]).__name__
-                        yield Mismatch(where, "sharing", "an array of NumPy's, as before", found)
+    for _, made in applied(lens, sizes):
+        if not all(isinstance(before.get(slot), np.ndarray) for slot in made.inputs):
+            continue
+        for slot in made.results:
+            keys = lens.view.rows[slot[0]].leaf.dtype.startswith("key<")
+            if slot in after and not keys and not isinstance(after[slot], np.ndarray):
+                where, found = _spelled(lens.view, slot), type(after[slot]).__name__
+                yield Mismatch(where, "sharing", "an array of NumPy's, as before", found)
 
 
 def donation(lens: Lens, s: Tree, twin: Tree) -> None:
@@ -332,13 +331,11 @@ def moved(lens: Lens, sizes: Mapping[str, int]) -> dict[Slot, list[Slot]]:
     """What only moves, with what it may be: of leaves that are tied, any, for they are equal."""
     found: dict[Slot, list[Slot]] = {}
     edited: set[Slot] = set()
-    for join in lens.joins:
-        for inputs, outputs in instances((join.sources, join.views), join.levels, sizes):
-            if join.chain:
-                edited |= {*outputs}
-                continue
-            for one, other in zip(inputs, outputs, strict=True):
-                found.setdefault(other, []).append(one)
+    for _, made in applied(lens, sizes):
+        if made.moves:
+            found.setdefault(made.results[0], []).append(made.inputs[0])
+        else:
+            edited |= {*made.results}
     return {other: ones for other, ones in found.items() if other not in edited}
 
 
@@ -475,35 +472,34 @@ def sharding(lens: Lens, s: Tree) -> None:
     """No mesh axis that shards a leaf of ``s`` is lost in ``get(s)``, if it divides any axis of what is made of it."""
     before, after = _slots(lens.source, s), _slots(lens.view, lens.get(s))
     faults: list[Mismatch] = []
-    for join in lens.joins:
-        for inputs, outputs in instances((join.sources, join.views), join.levels, lens.dims):
-            ours, theirs = (
-                [tree[slot] for slot in slots if slot in tree]
-                for slots, tree in ((inputs, before), (outputs, after))
+    for _, at in applied(lens, {**check(lens.source, s).dims, **lens.dims}):
+        ours, theirs = (
+            [tree[slot] for slot in slots if slot in tree]
+            for slots, tree in ((at.inputs, before), (at.results, after))
+        )
+        faults += (
+            Mismatch(
+                _spelled(lens.view, at.results[0]),
+                "sharding",
+                f"a leaf sharded over {axis} too",
+                *describe_shardings(made.sharding),
             )
-            faults += (
-                Mismatch(
-                    _spelled(lens.view, outputs[0]),
-                    "sharding",
-                    f"a leaf sharded over {axis} too",
-                    *describe_shardings(made.sharding),
-                )
-                for made in theirs[:1]
-                for axis in sorted({a for x in ours for a in _axes(x)} - {*_axes(made)})
-                if _could_take(made, axis)
+            for made in theirs[:1]
+            for axis in sorted({a for x in ours for a in _axes(x)} - {*_axes(made)})
+            if _could_take(made, axis)
+        )
+        memories = {x.sharding.memory_kind for x in ours}
+        faults += (
+            Mismatch(
+                _spelled(lens.view, at.results[0]),
+                "sharding",
+                f"a leaf in {memory}, as what it is made of",
+                str(made.sharding.memory_kind),
             )
-            memories = {x.sharding.memory_kind for x in ours}
-            faults += (
-                Mismatch(
-                    _spelled(lens.view, outputs[0]),
-                    "sharding",
-                    f"a leaf in {memory}, as what it is made of",
-                    str(made.sharding.memory_kind),
-                )
-                for made in theirs[:1]
-                for memory in memories - {made.sharding.memory_kind}
-                if len(memories) == 1
-            )
+            for made in theirs[:1]
+            for memory in memories - {made.sharding.memory_kind}
+            if len(memories) == 1
+        )
     if faults:
         raise LawError("shardings are lost", faults)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,17 +13,18 @@ import numpy as np
 
 from ckpt_schema import trees
 from ckpt_schema.dims import sizes_of
+from ckpt_schema.lens.arrays.conversions import converted, subnormal
+from ckpt_schema.lens.codecs import Exact, inverted
 from ckpt_schema.lens.core import Lens
-from ckpt_schema.lens.edits import Chain, Edit
-from ckpt_schema.lens.joins import Join, instances
-from ckpt_schema.lens.partial import Scale, Unpad, subnormal
-from ckpt_schema.lens.stacks import Beside
+from ckpt_schema.lens.joins import Join
+from ckpt_schema.lens.tasks import Application, applications
 from ckpt_schema.paths import LogicalPath, fill
 from ckpt_schema.table import Layout, Row, Slot, slots_of
+from ckpt_schema.testing.applied import carry, scaled_by
 from ckpt_schema.testing.meshes import Place
 from ckpt_schema.testing.values import Bounds, Values, make
 
-__all__ = ["Carried", "Maker", "bound", "carried", "edits_of", "maker", "makers", "refusable"]
+__all__ = ["Carried", "Maker", "bound", "carried", "maker", "makers", "refusable"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +180,8 @@ def maker(
     carries = carried(lens, side)
     if carries is not None:
         carries = Carried(
-            tuple(
-                join for join in carries.joins if all(place.row in kept for place in join.sources)
-            )
+            tuple(join for join in carries.joins if all(row in kept for row in join.sources)),
+            carries.rows,
         )
     return Maker(layout, lens.dims, bounds, number, carries, flipped)
 
@@ -191,7 +191,7 @@ def refusable(lens: Lens, side: int) -> tuple[str, ...]:
     rows = {*_bounds(lens, side)}
     carries = carried(lens, side)
     if carries is not None:
-        rows |= {place.row for join in carries.joins for place in join.sources}
+        rows |= {row for join in carries.joins for row in join.sources}
     return tuple("/".join((lens.source, lens.view)[side].rows[at].path) for at in sorted(rows))
 
 
@@ -223,10 +223,12 @@ class Carried:
     """What a lens asks of the values of one side, beyond their dtypes.
 
     Attributes:
-        joins: Those with edits that only some values survive, and those of what a side stores twice; their source is this side.
+        joins: Those that only some values survive, and those of what a side stores twice; their source is this side.
+        rows: The rows of this side, and of the other.
     """
 
     joins: tuple[Join, ...]
+    rows: tuple[Sequence[Row], Sequence[Row]]
 
     def settle(self, values: dict[Slot, Any], sizes: Mapping[str, int]) -> None:
         """Replaces what would not survive: each leaf becomes what comes back from the other side.
@@ -237,68 +239,56 @@ class Carried:
         """
         other: dict[Slot, Any] = {}
         for join in self.joins:
-            for inputs, outputs in instances((join.sources, join.views), join.levels, sizes):
-                if not all(slot in values for slot in inputs):
+            for made in applications(join, self.rows, sizes):
+                if not all(slot in values for slot in made.inputs):
                     continue
-                if not all(
-                    slot in other for slot in outputs
-                ):  # or else this is a copy of what was there before
-                    other |= zip(
-                        outputs,
-                        _survivors(join.chain, [values[slot] for slot in inputs], sizes),
-                        strict=True,
-                    )
-                values |= zip(
-                    inputs,
-                    (~join.chain).apply([other[slot] for slot in outputs], sizes),
-                    strict=True,
-                )
+                if all(slot in other for slot in made.results):
+                    continue  # this is a copy of what was there before
+                kept = {slot: _survivors(made, slot, values[slot]) for slot in made.inputs}
+                other |= carry(made, kept, {}, self.rows[0], sizes)
+            for made in applications(join.inverse, (self.rows[1], self.rows[0]), sizes):
+                if all(slot in other for slot in made.inputs) and all(
+                    slot in values for slot in made.results
+                ):
+                    values |= carry(made, other, values, self.rows[1], sizes)
 
 
 def carried(lens: Lens, side: int) -> Carried | None:
     """What a lens asks of the values of its source (0) or view (1), if it asks anything."""
+    rows = lens.source.rows, lens.view.rows
     turned = lens.joins if side == 0 else tuple(join.inverse for join in lens.joins)
     uses = collections.Counter(
-        (end, place.row)
-        for join in turned
-        for end, places in enumerate(_ends(join))
-        for place in places
+        (end, row) for join in turned for end in (0, 1) for row in _ends(join)[end]
     )
     found = [
         join
         for join in turned
-        if any(isinstance(edit, (Scale, Unpad)) for edit in edits_of(join.chain))
-        or any(
-            uses[end, place.row] > 1 for end, places in enumerate(_ends(join)) for place in places
-        )
+        if _scales_or_cuts(join)
+        or any(uses[end, row] > 1 for end in (0, 1) for row in _ends(join)[end])
     ]
-    return Carried(tuple(found)) if found else None
+    return Carried(tuple(found), rows if side == 0 else (rows[1], rows[0])) if found else None
 
 
-def _ends(join: Join) -> Any:
+def _scales_or_cuts(join: Join) -> bool:
+    return any(
+        (cell.is_constant and isinstance(cell.source, int))
+        or any(isinstance(word, Exact) and word.exponent for word in cell.codec)
+        or any(cell.compares)
+        for cell in join.cells
+    )
+
+
+def _ends(join: Join) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return join.sources, join.views
 
 
-def edits_of(chain: Chain) -> Iterator[Edit]:
-    """Every edit of a chain, those inside of others included."""
-    for edit in chain.edits:
-        yield edit
-        if isinstance(edit, Beside):
-            for inner in edit.chains:
-                yield from edits_of(inner)
-
-
-def _survivors(chain: Chain, values: Sequence[Any], sizes: Mapping[str, int]) -> list[Any]:
-    """The edited leaves; elements that a scaling would not give back are zero."""
-    found = list(values)
-    for edit in chain.edits:
-        if isinstance(edit, Scale):
-            found = [np.where(_lost(edit, x, sizes), np.zeros_like(x), x) for x in found]
-        found = edit.apply(found, sizes)
-    return found
-
-
-def _lost(edit: Scale, value: Any, sizes: Mapping[str, int]) -> Any:
-    scaled, bits = edit.one(value, sizes), f"u{value.dtype.itemsize}"
-    both = [np.ascontiguousarray(x).view(bits) for x in (value, edit.inverse.one(scaled, sizes))]
-    return subnormal(value) | subnormal(scaled) | (both[0] != both[1])
+def _survivors(made: Application, slot: Slot, value: Any) -> Any:
+    """A leaf; elements that a scaling would not give back are zero."""
+    codec = scaled_by(made.task).get(made.inputs.index(slot))
+    if codec is None:
+        return value
+    scaled, bits = converted(value, codec), f"u{value.dtype.itemsize}"
+    back = converted(scaled, inverted(codec))
+    both = [np.ascontiguousarray(x).view(bits) for x in (value, back)]
+    lost = subnormal(value) | subnormal(scaled) | (both[0] != both[1])
+    return np.where(lost, np.zeros_like(value), value)

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
 from ckpt_schema import dims as dims_
-from ckpt_schema.dims import Dim
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.lens.core import Lens
+from ckpt_schema.lens.tasks import needed
 from ckpt_schema.paths import format_path
 from ckpt_schema.schema import Schema, layout
+from ckpt_schema.sizes import Size
 from ckpt_schema.table import Layout, Row
 from ckpt_schema.testing.choices import Choices
 from ckpt_schema.testing.containers import containers
@@ -58,7 +59,7 @@ class Space:
     Attributes:
         pools: For each dim, its sizes, simplest first.
         fixed: The sizes of those that cannot be chosen.
-        constraints: Of two dims each, the first is no smaller.
+        constraints: Of two sizes each, the first is no smaller.
         free: Those that nobody has told, which may be greater than all of their pool now and then.
         counts: Those of them that are numbers of layers.
         rows: The rows of all states.
@@ -66,7 +67,7 @@ class Space:
 
     pools: Mapping[str, Sequence[int]]
     fixed: Mapping[str, int]
-    constraints: Sequence[tuple[Dim, Dim]]
+    constraints: Sequence[tuple[Size, Size]]
     free: frozenset[str]
     counts: Sequence[str]
     rows: Sequence[Row]
@@ -129,9 +130,9 @@ class Space:
         """The sizes, those raised that a constraint has no smaller than others, or greater by so many."""
         found = {**self.fixed, **chosen}
         for large, small in self.constraints:
-            free = dims_.names((large,)) - self.fixed.keys() - dims_.names((small,))
-            least = (dims_.size_of(small, found) or 0) + more
-            while free and (dims_.size_of(large, found) or 0) < least:
+            free = large.names - self.fixed.keys() - small.names
+            least = small.at(found) + more
+            while free and large.at(found) < least:
                 found |= {name: found[name] + 1 for name in free}
         return found
 
@@ -171,9 +172,9 @@ def space(
         dict(of.dims) if isinstance(of, Lens) else {}
     )
     names = set[str]().union(*(table.names() for table in tables))
-    names |= (
-        {name for join in of.joins for name in join.chain.names} if isinstance(of, Lens) else set()
-    )
+    if isinstance(of, Lens):
+        rows = of.source.rows, of.view.rows
+        names |= {name for join in of.joins for name in needed(join, rows)}
     layers = counts(of)
     ends = {
         name: (int(name in layers or not empty), _LAYERS if name in layers else _MOST)
@@ -194,14 +195,19 @@ def space(
     ]
     if faults:
         raise SchemaError("no sizes to draw", faults)
-    constraints = (
-        [pair for join in of.joins for pair in join.chain.constraints]
-        if isinstance(of, Lens)
-        else []
-    )
+    constraints = [*_least(of)] if isinstance(of, Lens) else []
     free = frozenset(pools.keys() - bounds.keys() - factors.keys())
     rows = [row for table in tables for row in table.rows]
     return Space(pools, fixed, constraints, free, sorted(free & layers), rows)
+
+
+def _least(lens: Lens) -> Iterator[tuple[Size, Size]]:
+    """Of two sizes each, the first is no smaller: what is padded, and what is in it."""
+    for join in lens.joins:
+        for cell in join.cells:
+            for digit in cell.geometry.digits if cell.is_constant else ():
+                if not digit.size.nonnegative:
+                    yield digit.size.parts
 
 
 def _none(name: str, told: Bound | None, multiple: int) -> Mismatch:
@@ -259,18 +265,18 @@ def _optional(of: Layout | Lens, side: int) -> Iterator[tuple[str, ...]]:
         yield from (("/".join(row.path),) for row in rows if row.optional)
         return
     ends = [((join.sources, join.views), (join.views, join.sources))[side] for join in of.joins]
-    uses = collections.Counter(place.row for own, _ in ends for place in own)
-    copies = collections.Counter(place.row for _, others in ends for place in others)
+    uses = collections.Counter(row for own, _ in ends for row in own)
+    copies = collections.Counter(row for _, others in ends for row in others)
     for own, others in ends:
-        needed = any(not rows[p.row].optional for p in own) or any(
-            not tables[1 - side].rows[p.row].optional for p in others
+        is_needed = any(not rows[row].optional for row in own) or any(
+            not tables[1 - side].rows[row].optional for row in others
         )
         if (
-            not needed
-            and all(uses[p.row] == 1 for p in own)
-            and all(copies[p.row] == 1 for p in others)
+            not is_needed
+            and all(uses[row] == 1 for row in own)
+            and all(copies[row] == 1 for row in others)
         ):
-            yield tuple("/".join(rows[p.row].path) for p in own)
+            yield tuple("/".join(rows[row].path) for row in own)
     yield from (
         ("/".join(row.path),) for at, row in enumerate(rows) if row.optional and at not in uses
     )

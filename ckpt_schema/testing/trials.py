@@ -238,10 +238,10 @@ def _unknown(lens: Lens, side: int, lacking: Collection[str]) -> Iterator[str]:
     if not side:
         return
     known = {
-        place.row
+        row
         for join in lens.joins
-        if not any("/".join(lens.source.rows[one.row].path) in lacking for one in join.sources)
-        for place in join.views
+        if not any("/".join(lens.source.rows[one].path) in lacking for one in join.sources)
+        for row in join.views
     }
     for number, row in enumerate(lens.view.rows):
         if row.optional and row.default is None and number not in known:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
+import faults
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +16,7 @@ from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
 from ckpt_schema import defaults as made_defaults
-from ckpt_schema.lens.edits import Chain
 from ckpt_schema.lens.joins import Join
-from ckpt_schema.lens.keys import UnwrapKey, WrapKey
-from ckpt_schema.lens.partial import Pad, Scale, Unpad
-from ckpt_schema.lens.rearranged import Flip
 from ckpt_schema.testing import LAWS, Sample
 from ckpt_schema.testing.meshes import other_memories
 from ckpt_schema.testing.states import bound
@@ -52,61 +48,51 @@ def rules() -> cs.Lens:
 # --- (a) the same both ways  ---
 
 
-def with_edits(lens: cs.Lens, change: Callable[[Any], tuple[Any, ...]]) -> cs.Lens:
-    """The lens with other edits, there and back."""
-    joins: list[Join] = []
-    for join in lens.joins:
-        edits = tuple(edit for each in join.chain.edits for edit in change(each))
-        joins.append(dataclasses.replace(join, chain=Chain(edits)))
+Change = Callable[[Sequence[Join], cs.Lens], tuple[Join, ...] | None]
+
+
+def with_fault(kind: str) -> Change:
+    """One of the faults in joins or in cells, by name."""
+    if kind in faults.JOINS:
+        return faults.JOINS[kind]
+    return lambda joins, lens: faults.with_mistake(joins, faults.CELLS[kind])
+
+
+def planted(lens: cs.Lens, change: Change) -> cs.Lens:
+    """The lens with other joins, there and back."""
+    joins = change(lens.joins, lens)
+    assert joins is not None
     return dataclasses.replace(lens, joins=tuple(joins))
 
 
-def no_flip(edit: Any) -> tuple[Any, ...]:
-    return () if isinstance(edit, Flip) else (edit,)
-
-
-def twice(edit: Any) -> tuple[Any, ...]:
-    return (Scale(2 * edit.exponent),) if isinstance(edit, Scale) else (edit,)
-
-
-def at_the_front(edit: Any) -> tuple[Any, ...]:
-    """Padding that stands before what is padded: axes are reversed around it."""
-    flips = (Flip(edit.axis),) if isinstance(edit, (Pad, Unpad)) else ()
-    return (*flips, edit, *flips)
-
-
 @pytest.mark.parametrize(
-    ("change", "leaf"), [(no_flip, "kernel"), (twice, "query"), (at_the_front, "table")]
+    ("kind", "leaf"),
+    [("a flip removed", "kernel"), ("a factor doubled", "query"), ("padding in front", "table")],
 )
-def test_2_10_a_edits_that_are_wrong_both_ways_are_found(
-    change: Callable[[Any], tuple[Any, ...]], leaf: str
-) -> None:
-    assert f"\n  {leaf} " in found_by("Naming", with_edits(rules(), change))
+def test_2_10_a_cells_that_are_wrong_both_ways_are_found(kind: str, leaf: str) -> None:
+    assert f"\n  {leaf} " in found_by("Naming", planted(rules(), with_fault(kind)))
 
 
 def test_2_10_a_parts_of_a_leaf_exchanged_both_ways_are_found() -> None:
     lens = rules()
-    joins = list(lens.joins)
-    at = next(
-        n for n, join in enumerate(joins) if "gates" in lens.source.rows[join.sources[0].row].path
-    )
-    first, second, third = joins[at].views
-    joins[at] = dataclasses.replace(joins[at], views=(third, second, first))
+    gates = [join for join in lens.joins if "gates" in lens.source.rows[join.sources[0]].path]
+    (exchanged,) = faults.JOINS["two parts exchanged"](gates, lens) or ()
+    joins = [exchanged if join in gates else join for join in lens.joins]
     said = found_by("Naming", dataclasses.replace(lens, joins=tuple(joins)))
     assert "attention/first" in said and "attention/third" in said
 
 
-def test_2_10_a_words_of_a_raw_key_reversed_both_ways_are_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    wrap, unwrap = WrapKey.one, UnwrapKey.one
-    monkeypatch.setattr(
-        WrapKey, "one", lambda self, value, sizes: wrap(self, value[..., ::-1], sizes)
-    )
-    monkeypatch.setattr(
-        UnwrapKey, "one", lambda self, value, sizes: unwrap(self, value, sizes)[..., ::-1]
-    )
-    assert "\n  noise " in found_by("Naming", rules())
+def test_2_10_a_words_of_a_raw_key_reversed_both_ways_are_found() -> None:
+    lens = rules()
+    (join,) = [join for join in lens.joins if lens.view.rows[join.views[0]].path == ("noise",)]
+    words = len(lens.view.rows[join.views[0]].dims) - 1
+    turned = faults.turned_back(lambda digit: digit.at[1] is not None and digit.at[1][0] == words)
+    (cell,) = join.cells
+    made = turned(cell.geometry)
+    assert made is not None
+    wrong = dataclasses.replace(join, cells=(dataclasses.replace(cell, geometry=made),))
+    joins = tuple(wrong if each is join else each for each in lens.joins)
+    assert "\n  noise " in found_by("Naming", dataclasses.replace(lens, joins=joins))
 
 
 def test_2_10_a_the_wrong_one_of_two_copies_is_found() -> None:
@@ -127,10 +113,7 @@ def test_2_10_a_the_wrong_one_of_two_copies_is_found() -> None:
 def test_2_10_a_layers_and_experts_of_a_series_exchanged_both_ways_are_found() -> None:
     lens = planted_families.FAMILIES["layers"]()
     check_law(lens, LAWS["Naming"], FEW)
-    joins = list(lens.joins)
-    at = next(n for n, join in enumerate(joins) if join.levels and join.chain)
-    joins[at] = dataclasses.replace(joins[at], chain=joins[at].chain >> Flip(0))
-    wrong = dataclasses.replace(lens, joins=tuple(joins))
+    wrong = planted(lens, with_fault("layers in reverse"))
     assert "elements are not where their names say" in found_by("Naming", wrong, LAYERS)
 
 

@@ -117,7 +117,11 @@ PLAUSIBLE: tuple[Plausible, ...] = (
     (cs.flip("layers[]/n", "e"), "n", lambda x: x[..., ::-1]),
     (cs.scale("layers[]/n", 0.25), "n", lambda x: x * np.float32(0.25)),
     (cs.scale("emb", 2.0), "emb", lambda x: x * np.float32(2)),
-    (cs.flip("layers[]/qk", "h"), "qk", lambda x: None),
+    (
+        cs.flip("layers[]/qk", "h"),
+        "qk",
+        lambda x: x.reshape(*x.shape[:-1], 2, 4)[..., ::-1].reshape(x.shape),
+    ),
     (cs.scale("layers[]/qk", 0.5), "qk", lambda x: x * np.float32(0.5)),
     (cs.rename("layers[]/n", "layers[]/n"), "n", lambda x: x),
 )

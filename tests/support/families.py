@@ -11,11 +11,11 @@ import jaxtyping
 from hypothesis import strategies as st
 
 import ckpt_schema as cs
-from ckpt_schema.dims import Dims, format_dims
+from ckpt_schema.dims import Dim, Dims, format_dims
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.testing.values import IMPLS
-from support.chains import NAMES, groupings
 
+NAMES = ("a", "b", "c", "d")
 SIDES = 3
 _CLASSES = {
     "float32": "Float32",
@@ -28,6 +28,18 @@ _CLASSES = {
 SYMBOLS = ("/{i}", "_{i}", "/'{i}'", "/block{i}", "/{i+1}", "_{i+1:02}", "_{2*i}")
 _FLOATS = ("float32", "bfloat16", "float8_e5m2")
 _OTHERS = ("int32", "bool", "int8", "key")
+
+
+@st.composite
+def groupings(draw: st.DrawFn, atoms: tuple[Any, ...]) -> Dims:
+    """The factors in this order, some neighbors merged into one axis."""
+    dims: list[Dim] = []
+    for atom in atoms:
+        if dims and draw(st.integers(0, 2)) == 0:
+            dims[-1] = (*dims[-1], atom)
+        else:
+            dims.append((atom,))
+    return tuple(dims)
 
 
 @dataclasses.dataclass(frozen=True)

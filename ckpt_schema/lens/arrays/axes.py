@@ -1,4 +1,4 @@
-"""What follows the axes of a leaf through its edits: sizes, the mesh axes that shard them, and their logical names."""
+"""What goes with the axes of a leaf: the mesh axes that shard them, and their logical names."""
 
 from __future__ import annotations
 
@@ -7,56 +7,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
-from ckpt_schema.dims import Dim, Factor, Sum
-
 __all__ = [
     "Clash",
     "Entries",
     "Labels",
-    "Shape",
-    "Sizes",
     "agreed",
     "deal",
     "deal_label",
     "house",
     "merge_labels",
-    "product",
-    "xp",
 ]
 
 Entries = tuple[tuple[str, ...], ...]
 """The mesh axes that shard each axis of a leaf: a PartitionSpec of full length without shorthands."""
 
-Sizes = Mapping[str, Any]
-"""Sizes of dims by name: integers, or symbolic dimensions while an edit is typed."""
-
-Shape = tuple[Any, ...]
-"""The sizes of an array's axes: integers, or symbolic dimensions while an edit is typed."""
-
 Labels = tuple[Any, ...]
 """The logical name of each axis, as Linen's boxes and NNX's Variables keep them: a string, several, or None."""
-
-
-def product(dim: Dim, sizes: Sizes) -> Any:
-    """The size of one axis, from those of its factors; symbolic where these are."""
-    size: Any = 1
-    for factor in dim:
-        size = size * _factor(factor, sizes)
-    return size
-
-
-def _factor(factor: Factor, sizes: Sizes) -> Any:
-    if isinstance(factor, Sum):
-        return sum(product(term, sizes) for term in factor.terms)
-    return factor if isinstance(factor, int) else sizes[factor]
-
-
-def xp(value: Any) -> Any:
-    """What edits an array: NumPy what is NumPy's, jax everything else."""
-    return np if isinstance(value, np.ndarray) else jnp
 
 
 def deal(

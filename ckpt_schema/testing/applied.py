@@ -1,0 +1,95 @@
+"""What a lens does to the leaves of states, leaf by leaf, by NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ckpt_schema.lens.arrays import execution
+from ckpt_schema.lens.blocks import Task
+from ckpt_schema.lens.codecs import Codec, Exact, Word
+from ckpt_schema.lens.core import Lens
+from ckpt_schema.lens.joins import Join
+from ckpt_schema.lens.tasks import Application, applications, as_it_is
+from ckpt_schema.table import Row, Slot
+
+__all__ = ["applied", "asks", "carry", "scaled_by", "turned"]
+
+
+def applied(
+    lens: Lens, sizes: Mapping[str, int] | None = None
+) -> Iterator[tuple[Join, Application]]:
+    """Each join, with the leaves that it makes of leaves; every dim has a size."""
+    rows = lens.source.rows, lens.view.rows
+    for join in lens.joins:
+        for made in applications(join, rows, lens.dims if sizes is None else sizes):
+            yield join, made
+
+
+def asks(join: Join) -> str:
+    """What a join asks of the values that it reads, beyond their dtype."""
+    for cell in join.cells:
+        if cell.is_constant and isinstance(cell.source, int):
+            return "padding is cut off"
+        if any(isinstance(word, Exact) for word in cell.codec):
+            return ", ".join(map(str, cell.codec))
+        if cell.compares[1]:
+            return "tied"
+    return ""
+
+
+def carry(
+    made: Application,
+    values: Mapping[Slot, Any],
+    onto: Mapping[Slot, Any],
+    rows: Sequence[Row],
+    sizes: Mapping[str, int],
+    change: Callable[[Task], Task] | None = None,
+) -> dict[Slot, Any]:
+    """What is made of leaves.
+
+    Args:
+        made: What is done.
+        values: The leaves that are read.
+        onto: Those that what has no partner is kept from.
+        rows: The rows of what is read.
+        sizes: The sizes of all dims, in elements.
+        change: What is done instead.
+    """
+    task, read, _ = made.onto(lambda slot: slot in onto)
+    if not task.copies:
+        task = as_it_is(rows[made.inputs[0][0]], sizes)
+    inputs = [*(values[slot] for slot in made.inputs), *(onto[slot] for slot in read)]
+    task = task if change is None else change(task)
+    results = execution.run(task, inputs, [None] * len(made.results))
+    return dict(zip(made.results, results, strict=True))
+
+
+def turned(task: Task) -> Task:
+    """What becomes of gradients: those of what is scaled are scaled back, and padding has none."""
+    copies = []
+    for copy in task.copies:
+        codec = tuple(_gradient(word) for word in copy.block.codec)
+        copies.append(dataclasses.replace(copy, block=dataclasses.replace(copy.block, codec=codec)))
+    fillings = []
+    for filling in task.fillings:
+        nan = np.asarray(float("nan")).astype(task.results[filling.result].dtype)
+        bits = int.from_bytes(nan.tobytes(), "little")
+        fillings.append(dataclasses.replace(filling, bits=bits))
+    return dataclasses.replace(task, copies=tuple(copies), fillings=tuple(fillings))
+
+
+def _gradient(word: Word) -> Word:
+    return dataclasses.replace(word, exponent=-word.exponent) if isinstance(word, Exact) else word
+
+
+def scaled_by(task: Task) -> Mapping[int, Codec]:
+    """For each input that is scaled, how."""
+    found: dict[int, Codec] = {}
+    for copy in task.copies:
+        if any(isinstance(word, Exact) and word.exponent for word in copy.block.codec):
+            found[copy.source] = copy.block.codec
+    return found

@@ -1,0 +1,333 @@
+"""Rules and layouts that combine on one leaf, in one lens: each held against what NumPy says it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from jaxtyping import Array, Float32
+from support.words import done
+
+import ckpt_schema as cs
+
+SIZES = {"embed": 3, "heads": 4, "kv": 2, "dim": 2}
+E, Q, KV = 3, 8, 4
+
+
+def schema(name: str, **leaves: Any) -> Any:
+    """A schema of these leaves, by their dims; one of another dtype is said by both."""
+    annotations: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
+    for leaf, told in leaves.items():
+        if isinstance(told, str):
+            annotations[leaf] = Float32[Array, told]
+        elif isinstance(told, tuple) and isinstance(told[0], str):
+            annotations[leaf] = getattr(jaxtyping, told[0])[Array, told[1]]
+        elif isinstance(told, tuple):
+            annotations[leaf], fields[leaf] = told
+        else:
+            annotations[leaf] = told
+    return type(name, (cs.Schema,), {"__annotations__": annotations, **fields})
+
+
+Apart = schema("Apart", q="embed heads*dim", k="embed kv*dim", v="embed kv*dim")
+FUSE = cs.fuse("qkv", ["q", "k", "v"])
+rng = np.random.default_rng(0)
+q, k, v = (rng.normal(size=(E, n)).astype("float32") for n in (Q, KV, KV))
+PARTS = {"q": q, "k": k, "v": v}
+
+
+def held(lens: cs.Lens, source: Any, view: Any) -> None:
+    """Holds both ways of a lens against what they are to give, on NumPy's arrays and on jax's."""
+    for place in (np.asarray, jnp.asarray):
+        ours, theirs = (
+            {name: _placed(value, place) for name, value in tree.items()} for tree in (source, view)
+        )
+        cs.assert_trees_identical(lens.get(ours), theirs)
+        cs.assert_trees_identical(lens.put(theirs), ours)
+    words = done(lens >> ~lens)
+    assert all("pad" in each for each in words if each), "there and back all but padding only moves"
+
+
+def _placed(value: Any, place: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _placed(each, place) for name, each in value.items()}
+    return place(value)
+
+
+def whole(*parts: Any, axis: int = 1) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(np.concatenate(parts, axis))
+
+
+# --- fuse with everything else  ---
+
+WHOLE = "embed heads*dim+2*kv*dim"
+FUSED: dict[str, tuple[Any, list[Any], Any]] = {
+    "scale of a part": (WHOLE, [cs.scale("q", 0.5)], whole(q * np.float32(0.5), k, v)),
+    "scale of the whole": (WHOLE, [cs.scale("qkv", 0.5)], whole(q, k, v) * np.float32(0.5)),
+    "scale of both": (
+        WHOLE,
+        [cs.scale("q", 0.5), cs.scale("qkv", 4)],
+        whole(q * np.float32(2), k * np.float32(4), v * np.float32(4)),
+    ),
+    "flip of a part": (WHOLE, [cs.flip("k", "embed")], whole(q, k[::-1], v)),
+    "flip of a part's own axis": (WHOLE, [cs.flip("k", "kv*dim")], whole(q, k[:, ::-1], v)),
+    "flip of the whole": (WHOLE, [cs.flip("qkv", "embed")], whole(q, k, v)[::-1].copy()),
+    "flip of the axis that is shared": (
+        WHOLE,
+        [cs.flip("qkv", "heads*dim+2*kv*dim")],
+        whole(q, k, v)[:, ::-1].copy(),
+    ),
+    "pad of the whole": (
+        "rows heads*dim+2*kv*dim",
+        [cs.pad("qkv", "embed", "rows", 7)],
+        np.pad(whole(q, k, v), ((0, 2), (0, 0)), constant_values=7),
+    ),
+    "pad of the axis that is shared": (
+        "embed all",
+        [cs.pad("qkv", "heads*dim+2*kv*dim", "all")],
+        np.pad(whole(q, k, v), ((0, 0), (0, 4))),
+    ),
+    "transpose": ("heads*dim+2*kv*dim embed", [], whole(q, k, v).T.copy()),
+    "scale, flip and transpose": (
+        "heads*dim+2*kv*dim embed",
+        [cs.scale("v", 2), cs.flip("q", "embed"), cs.flip("qkv", "embed")],
+        whole(q, k[::-1], v[::-1] * np.float32(2)).T.copy(),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FUSED)
+def test_a_fused_leaf_combines_with(what: str) -> None:
+    dims, rules, made = FUSED[what]
+    sizes = {**SIZES, "rows": 5, "all": 20}
+    used = {name: sizes[name] for name in sizes if name in dims or name in SIZES}
+    lens = cs.derive(Apart, schema("Fused", qkv=dims), rules=[FUSE, *rules], dims=used)
+    held(lens, PARTS, {"qkv": made})
+
+
+@pytest.mark.parametrize("what", FUSED)
+def test_it_does_the_same_from_the_side_that_has_it_whole(what: str) -> None:
+    dims, rules, made = FUSED[what]
+    sizes = {**SIZES, "rows": 5, "all": 20}
+    used = {name: sizes[name] for name in sizes if name in dims or name in SIZES}
+    turned = [
+        cs.scale("/".join(r.path), 2.0**-r.exponent) if hasattr(r, "exponent") else r for r in rules
+    ]
+    lens = cs.derive(schema("Fused", qkv=dims), Apart, rules=[FUSE, *turned], dims=used)
+    held(lens, {"qkv": made}, PARTS)
+
+
+def test_a_part_of_another_dtype() -> None:
+    apart = schema("Apart", a=("Int32", "embed heads"), b=("Int8", "embed kv"))
+    fused = schema("Fused", ab=("Int32", "embed heads+kv"))
+    a = np.arange(12, dtype="int32").reshape(3, 4)
+    b = np.arange(6, dtype="int8").reshape(3, 2)
+    lens = cs.derive(apart, fused, rules=[cs.fuse("ab", ["a", "b"])])
+    held(lens.bind(heads=4, kv=2), {"a": a, "b": b}, {"ab": whole(a, b.astype("int32"))})
+    with pytest.raises(cs.ConformanceError, match="values of int8"):
+        lens.bind(heads=4, kv=2).put({"ab": np.full((3, 6), 300, "int32")})
+
+
+def test_a_tied_part() -> None:
+    twice = schema(
+        "Twice", q="embed heads*dim", k="embed kv*dim", v="embed kv*dim", key="embed kv*dim"
+    )
+    lens = cs.derive(
+        twice, schema("Fused", qkv=WHOLE), rules=[FUSE, cs.tie("key", "k")], dims=SIZES
+    )
+    made = {"qkv": whole(q, k, v)}
+    cs.assert_trees_identical(lens.get({**PARTS, "key": k.copy()}), made)
+    cs.assert_trees_identical(lens.put(made), {**PARTS, "key": k})
+    with pytest.raises(cs.ConformanceError, match="copies of one leaf are equal"):
+        lens.get({**PARTS, "key": k + 1})
+
+
+# --- Stacks and lists of what is fused  ---
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_fused_in_a_stack_on_one_side_and_apart_in_a_list_on_the_other(axis: int) -> None:
+    layer = schema("Layer", q="embed heads*dim", k="embed kv*dim", v="embed kv*dim")
+    listed = schema("Listed", layers=(list[layer], cs.field(length="depth")))
+    fused = schema("FusedLayer", qkv=WHOLE)
+    stacked = schema("Stacked", layers=(fused, cs.field(scan="depth", axis=axis)))
+    rules = [
+        cs.fuse("layers[]/qkv", [f"layers[]/{name}" for name in "qkv"]),
+        cs.scale("layers[]/q", 0.5),
+    ]
+    lens = cs.derive(listed, stacked, rules=rules, dims=SIZES)
+    several = [{name: value + i for name, value in PARTS.items()} for i in range(3)]
+    made = [whole(each["q"] * np.float32(0.5), each["k"], each["v"]) for each in several]
+    held(
+        lens,
+        {"layers": dict(enumerate(several))},
+        {"layers": {"qkv": np.ascontiguousarray(np.stack(made, axis))}},
+    )
+
+
+def _series(told: Any, **rest: Any) -> Any:
+    layer = schema("Block", w=told)
+    body = {
+        "blocks": (layer, cs.field(scan="blocks", axis=1)),
+        "last": (list[layer], cs.field(length="rest")),
+        **rest,
+    }
+    made = schema("Blocks", **body)
+    return type("Series", (made,), {"layers": cs.series("blocks[]", "last[]")})
+
+
+SERIES: dict[str, tuple[str, Any, Any]] = {
+    "flip": ("a b", [cs.flip("layers[]/w", "a")], lambda w: w[::-1]),
+    "scale": ("a b", [cs.scale("layers[]/w", 4)], lambda w: w * np.float32(4)),
+    "pad": (
+        "a c",
+        [cs.pad("layers[]/w", "b", "c", 1)],
+        lambda w: np.pad(w, ((0, 0), (0, 2)), constant_values=1),
+    ),
+    "transpose": ("b a", [], lambda w: w.T),
+    "cast": (("Int8", "a b"), [], lambda w: w.astype("int8")),
+}
+
+
+@pytest.mark.parametrize("what", SERIES)
+def test_a_series_of_a_stack_and_a_list_combines_with(what: str) -> None:
+    dims, rules, change = SERIES[what]
+    kind = ("Int32", "a b") if what == "cast" else "a b"
+    layer = schema("Layer", w=dims)
+    listed = schema("Listed", layers=(list[layer], cs.field(length="blocks+rest")))
+    lens = cs.derive(_series(kind), listed, rules=rules, dims={"blocks": 2, "rest": 1})
+    if what == "pad":
+        lens = lens.bind(b=3, c=5)
+    w = np.arange(18, dtype="int32" if what == "cast" else "float32").reshape(3, 2, 3)
+    source = {
+        "blocks": {"w": np.ascontiguousarray(np.stack(w[:2], 1))},
+        "last": {0: {"w": w[2]}},
+    }
+    view = {"layers": {i: {"w": np.ascontiguousarray(change(each))} for i, each in enumerate(w)}}
+    held(lens, source, view)
+
+
+# --- What an axis may be  ---
+
+
+def test_parts_both_ways_of_a_whole_that_no_side_has() -> None:
+    two = schema("Two", q="embed heads*dim", kv="embed 2*kv*dim")
+    rules = [FUSE, cs.fuse("qkv", ["q", "kv"])]
+    lens = cs.derive(Apart, two, rules=rules, dims=SIZES)
+    held(lens, PARTS, {"q": q, "kv": whole(k, v)})
+
+
+def test_two_of_three_parts() -> None:
+    two = schema("Two", q="embed heads*dim", kv="embed 2*kv*dim")
+    lens = cs.derive(Apart, two, rules=[cs.fuse("kv", ["k", "v"])], dims=SIZES)
+    held(lens, PARTS, {"q": q, "kv": whole(k, v)})
+
+
+def test_layers_in_other_blocks_on_each_side() -> None:
+    layer = schema("Layer", w="a")
+    six = schema(
+        "Six",
+        layers=(
+            schema("Inner", each=(layer, cs.field(scan="6", axis=0))),
+            cs.field(scan="2*k", axis=0),
+        ),
+    )
+    four = schema(
+        "Four",
+        layers=(
+            schema("Inner", each=(layer, cs.field(scan="4", axis=0))),
+            cs.field(scan="3*k", axis=0),
+        ),
+    )
+    lens = cs.derive(six, four)
+    w = np.arange(24.0, dtype="float32").reshape(2, 6, 2)
+    held(
+        lens.bind(k=1),
+        {"layers": {"each": {"w": w}}},
+        {"layers": {"each": {"w": w.reshape(3, 4, 2)}}},
+    )
+
+
+def test_one_query_and_two_keys_as_heads_of_one_axis() -> None:
+    apart = schema("Apart", q="heads dim", kv="2 heads dim")
+    x = np.arange(24.0, dtype="float32").reshape(3, 4, 2)
+    lens = cs.derive(
+        apart, schema("Fused", qkv="1+2 heads dim"), rules=[cs.fuse("qkv", ["q", "kv"])]
+    )
+    held(lens, {"q": x[0], "kv": x[1:]}, {"qkv": x})
+
+
+def test_groups_of_queries_with_their_key_and_value() -> None:
+    apart = schema("Apart", q="groups per dim", k="groups dim", v="groups dim")
+    x = np.arange(2 * 5 * 2.0, dtype="float32").reshape(2, 5, 2)
+    lens = cs.derive(
+        apart,
+        schema("Fused", qkv="groups*(per+1+1)*dim"),
+        rules=[cs.fuse("qkv", ["q", "k", "v"])],
+        dims={"groups": 2, "dim": 2, "per": 3},
+    )
+    parts = {"q": x[:, :3].copy(), "k": x[:, 3].copy(), "v": x[:, 4].copy()}
+    held(lens, parts, {"qkv": x.reshape(-1)})
+
+
+def test_gate_and_up_interleaved_and_transposed() -> None:
+    apart = schema("Apart", gate="embed mlp", up="embed mlp")
+    gate, up = (rng.normal(size=(3, 4)).astype("float32") for _ in range(2))
+    lens = cs.derive(
+        apart, schema("Fused", both="mlp*2 embed"), rules=[cs.fuse("both", ["gate", "up"])]
+    )
+    made = np.ascontiguousarray(np.stack([gate, up], -1).reshape(3, 8).T)
+    held(lens, {"gate": gate, "up": up}, {"both": made})
+
+
+def test_a_pad_inside_of_a_product() -> None:
+    plain, padded = schema("Plain", w="embed heads*dim"), schema("Padded", w="heads*wide embed")
+    lens = cs.derive(plain, padded, rules=[cs.pad("w", "dim", "wide", 9)]).bind(
+        heads=4, dim=2, wide=3
+    )
+    made = np.pad(q.reshape(3, 4, 2), ((0, 0), (0, 0), (0, 1)), constant_values=9)
+    held(lens, {"w": q}, {"w": np.ascontiguousarray(made.reshape(3, 12).T)})
+    wrong = np.ascontiguousarray(made.reshape(3, 12).T)
+    wrong[2] = 8
+    with pytest.raises(cs.ConformanceError, match="9 in the padding"):
+        lens.put({"w": wrong})
+
+
+def test_a_flip_of_one_factor_of_a_product() -> None:
+    plain = schema("Plain", w="embed heads*dim")
+    lens = cs.derive(plain, schema("Other", w="heads*dim embed"), rules=[cs.flip("w", "dim")]).bind(
+        heads=4, dim=2
+    )
+    made = q.reshape(3, 4, 2)[..., ::-1].reshape(3, 8).T
+    held(lens, {"w": q}, {"w": np.ascontiguousarray(made)})
+
+
+# --- Composition  ---
+
+
+def test_parts_that_are_joined_and_split_again_compose() -> None:
+    fused = schema("Fused", qkv=WHOLE)
+    two = schema("Two", q="embed heads*dim", kv="embed 2*kv*dim")
+    first = cs.derive(Apart, fused, rules=[FUSE], dims=SIZES)
+    second = cs.derive(fused, two, rules=[cs.fuse("qkv", ["q", "kv"])], dims=SIZES)
+    held(first >> second, PARTS, {"q": q, "kv": whole(k, v)})
+    again = cs.derive(fused, Apart, rules=[FUSE], dims=SIZES)
+    held(first >> again, PARTS, PARTS)
+    assert not any(done(first >> again))
+
+
+def test_split_and_then_transposed_composes() -> None:
+    fused = schema("Fused", qkv=WHOLE)
+    turned = schema("Turned", q="heads*dim embed", k="kv dim embed", v="embed kv dim")
+    first = cs.derive(fused, Apart, rules=[FUSE], dims=SIZES)
+    second = cs.derive(Apart, turned, rules=[cs.scale("k", 2)], dims=SIZES)
+    made = {
+        "q": np.ascontiguousarray(q.T),
+        "k": np.ascontiguousarray((k * np.float32(2)).reshape(3, 2, 2).transpose(1, 2, 0)),
+        "v": v.reshape(3, 2, 2),
+    }
+    held(first >> second, {"qkv": whole(q, k, v)}, made)
