@@ -23,7 +23,7 @@ from ckpt_schema.lens.arrays.conversions import converted
 from ckpt_schema.lens.arrays.frames import frame
 from ckpt_schema.lens.arrays.programs import Bits, Known
 from ckpt_schema.lens.arrays.shardings import on_devices
-from ckpt_schema.lens.blocks import Copy, Kind, Task
+from ckpt_schema.lens.blocks import Block, Copy, Kind, Task
 
 __all__ = ["run"]
 
@@ -295,7 +295,7 @@ class _Work:
             handed = programs.begun(kind, fillings, to)(self.value(0))
             self.used(0)
             return _taken(handed, kind, to)
-        if len(copies) == 1 and not fillings and moves.is_whole(copies[0].block, shape):
+        if len(copies) == 1 and not fillings and _is_read(copies[0].block, shape):
             return self._read(copies[0], kind, to)
         if len(copies) <= _AT_ONCE and not any(copy.turns for copy in copies):
             return self._at_once(copies, fillings, kind, to)
@@ -359,6 +359,16 @@ def _is_slice(copy: Copy, kinds: tuple[Kind, Kind], value: Any, inner: Known) ->
     return len(kept) == value.ndim and shardings.equivalent(
         value, shardings.of_axes(inner[0], kept)
     )
+
+
+def _is_read(block: Block, shape: tuple[int, ...]) -> bool:
+    """Whether one program makes all of a leaf, its floats included.
+
+    Where XLA does not optimize, it takes a narrow float that is written several times for a wider
+    one, even if it is only bits until then.
+    """
+    repeats = any(step.at[0] is None and not step.is_turn for step in block.steps)
+    return moves.is_whole(block, shape) and not repeats
 
 
 def _taken(handed: Any, kind: Kind, to: Known) -> Any:
