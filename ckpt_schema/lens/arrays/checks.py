@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from ckpt_schema import leaves, placement
 from ckpt_schema.errors import ConformanceError, Mismatch
-from ckpt_schema.lens.arrays import conversions, moves, programs
+from ckpt_schema.lens.arrays import conversions, execution, moves, programs
 from ckpt_schema.lens.arrays.differences import difference, stray
 from ckpt_schema.lens.blocks import Block, Check, Copy, Step, Task
 from ckpt_schema.lens.codecs import Codec, Exact
@@ -153,27 +153,56 @@ def _faults(given: Given) -> Iterator[Mismatch]:
             for fault in _padding(given, check):
                 told.add(check.source)
                 yield fault
-    seen: set[tuple[int, Codec, Block | None]] = set()
+    alike = _alike(given.task)
+    seen: set[tuple[int, Codec, _Region | None]] = set()
     for copy in given.task.copies:
-        key = copy.source, copy.block.codec, _region(copy, given.task)
-        is_changed = copy.block.codec and not moves.is_empty(copy.block)
-        if is_changed and copy.source not in told and key not in seen:
+        if not copy.block.codec or copy.source in told or moves.is_empty(copy.block):
+            continue
+        is_alike = copy.source in alike
+        key = copy.source, copy.block.codec, None if is_alike else _region(copy)
+        if key not in seen:
             seen.add(key)
-            for fault in _changed(given, copy, key[2]):
+            for fault in _changed(given, copy, is_part=not is_alike):
                 told.add(copy.source)
                 yield fault
     if not told:
-        for copy in given.task.copies:
-            if copy.compares:
-                yield from _unlike(given, copy)
+        for result in dict.fromkeys(copy.result for copy in given.task.copies if copy.compares):
+            yield from _unlike(given, result)
 
 
-def _region(copy: Copy, task: Task) -> Block | None:
-    """What a copy reads, as a block; None where all of the leaf is read in the same way."""
-    same = [each for each in task.copies if each.source == copy.source]
-    if not task.checks and all(each.block.codec == copy.block.codec for each in same):
-        return None
-    return copy.block
+_Region = tuple[tuple[int, ...], tuple[tuple[int, int, int, int | None], ...]]
+"""What a copy reads: where it starts, and for each step the size, the axis, how far it goes, and which one is taken."""
+
+
+def _region(copy: Copy) -> _Region:
+    taken = iter(copy.turns)
+    steps: list[tuple[int, int, int, int | None]] = []
+    for step in copy.block.steps:
+        turn = next(taken) if step.is_turn else None
+        if step.at[0] is not None:
+            steps.append((step.size, *step.at[0], turn))
+    return copy.block.starts[0], tuple(steps)
+
+
+def _alike(task: Task) -> set[int]:
+    """The leaves all of whose elements are read, and with one codec."""
+    codecs: dict[int, set[Codec]] = {}
+    regions: dict[int, set[_Region]] = {}
+    for copy in task.copies:
+        codecs.setdefault(copy.source, set()).add(copy.block.codec)
+        regions.setdefault(copy.source, set()).add(_region(copy))
+    found: set[int] = set()
+    for source, several in regions.items():
+        count = sum(_count(region) for region in several)
+        whole = math.prod(programs.bits_shape(task.inputs[source]))
+        if len(codecs[source]) == 1 and count == whole:
+            found.add(source)
+    return found
+
+
+def _count(region: _Region) -> int:
+    """How many elements it has."""
+    return math.prod(size for size, _, _, turn in region[1] if turn is None)
 
 
 def _padding(given: Given, check: Check) -> Iterator[Mismatch]:
@@ -217,8 +246,8 @@ def _end_of_axis(check: Check, task: Task) -> tuple[int, int]:
     return axis, begins[axis]
 
 
-def _changed(given: Given, copy: Copy, region: Block | None) -> Iterator[Mismatch]:
-    """What a codec would change in a leaf."""
+def _changed(given: Given, copy: Copy, *, is_part: bool) -> Iterator[Mismatch]:
+    """What a codec would change in a leaf, or in the part of it that is read."""
     value, path = given.values[copy.source], given.paths[copy.source]
     codec = copy.block.codec
     word = codec[0]
@@ -238,10 +267,9 @@ def _changed(given: Given, copy: Copy, region: Block | None) -> Iterator[Mismatc
         yield Mismatch(path, kind, wanted, "a tracer", hint)
         return
     near = placement.near(value)
-    if region is not None:
-        near = _read(
-            near, dataclasses.replace(region, codec=()), given.task, copy.source, copy.turns
-        )
+    if is_part:
+        block = dataclasses.replace(copy.block, codec=())
+        near = _read(near, block, given.task, copy.source, copy.turns)
     found = conversions.lost(near, codec)
     if found is not None:
         yield Mismatch(path, kind, wanted, *found)
@@ -263,39 +291,66 @@ def _read(value: Any, block: Block, task: Task, source: int, turns: Sequence[int
         shape = shape[:-1]
     made = dataclasses.replace(kind, shape=tuple(shape))
     inner = Task((kind,), (made,), (Copy(0, 0, alone, tuple(turns)),))
-    from ckpt_schema.lens.arrays import execution
-
     return execution.run(inner, [value], [None])[0]
 
 
-def _unlike(given: Given, copy: Copy) -> Iterator[Mismatch]:
-    """Where what is compared is not what is written."""
-    value, path = given.values[copy.source], given.paths[copy.source]
-    writer = _writer(copy, given.task)
-    if writer is None or leaves.is_abstract(value):
+def _unlike(given: Given, result: int) -> Iterator[Mismatch]:
+    """Where what is compared is not what other copies write there.
+
+    What is compared may be another part of the result than any one copy writes: it is written over
+    the result, which has to stay as it is.
+    """
+    copies = [copy for copy in given.task.copies if copy.result == result]
+    writers = [copy for copy in copies if not copy.compares]
+    compared = [copy for copy in copies if copy.compares and not moves.is_empty(copy.block)]
+    if not writers or not compared:
         return
-    other = given.values[writer.source]
-    first = given.paths[writer.source]
-    if isinstance(value, Tracer) or isinstance(other, Tracer):
-        hint = "copies are verified by value: translate outside of jit"
-        yield Mismatch(path, "tie", f"what {first} has", "a tracer", hint)
+    values = [given.values[copy.source] for copy in (*writers, *compared)]
+    if any(map(leaves.is_abstract, values)):
         return
-    parts = [
-        _read(placement.near(each), one.block, given.task, one.source, one.turns)
-        for each, one in ((other, writer), (value, copy))
-    ]
-    found = difference(parts[0], parts[1])
-    if found is not None:
-        place, here, there = found
-        hint = "copies of one leaf are equal to the last bit: make them so"
-        wanted = f"what {first} has, {here} at [{place}] of it"
-        yield Mismatch(path, "tie", wanted, there, hint)
+    if any(isinstance(value, Tracer) for value in values):
+        for copy in compared:
+            first = given.paths[_writer(copy, writers).source]
+            hint = "copies are verified by value: translate outside of jit"
+            yield Mismatch(given.paths[copy.source], "tie", f"what {first} has", "a tracer", hint)
+        return
+    made = _made(given, result, writers)
+    for copy in compared:
+        found = difference(made, _written_over(made, given, copy))
+        if found is not None:
+            place, here, there = found
+            first = given.paths[_writer(copy, writers).source]
+            wanted = f"what {first} has, {here} at [{place}] of what is made of both"
+            hint = "copies of one leaf are equal to the last bit: make them so"
+            yield Mismatch(given.paths[copy.source], "tie", wanted, there, hint)
 
 
-def _writer(copy: Copy, task: Task) -> Copy | None:
-    """The copy that writes the elements which another one compares."""
-    for each in task.copies:
-        same = each.result == copy.result and not each.compares
-        if same and each.block.starts[1] == copy.block.starts[1] and each.turns == copy.turns:
+def _writer(copy: Copy, writers: Sequence[Copy]) -> Copy:
+    """The copy that writes what another one compares; the first one where several do."""
+    for each in writers:
+        if each.block.starts[1] == copy.block.starts[1] and each.turns == copy.turns:
             return each
-    return None
+    return writers[0]
+
+
+def _made(given: Given, result: int, writers: Sequence[Copy]) -> Any:
+    """One result of a task."""
+    task = given.task
+    fillings = [
+        dataclasses.replace(each, result=0) for each in task.fillings if each.result == result
+    ]
+    copies = tuple(dataclasses.replace(copy, result=0) for copy in writers)
+    alone = Task(task.inputs, (task.results[result],), copies, tuple(fillings))
+    return execution.run(alone, [placement.near(each) for each in given.values], [None])[0]
+
+
+def _written_over(made: Any, given: Given, copy: Copy) -> Any:
+    """A result with what is compared with it in its place."""
+    kind = given.task.results[copy.result]
+    shape = programs.bits_shape(kind)
+    start = (0,) * len(shape)
+    steps = tuple(Step(size, ((axis, 1), (axis, 1))) for axis, size in enumerate(shape))
+    other = dataclasses.replace(copy, source=1, result=0, compares=False)
+    copies = Copy(0, 0, Block((start, start), steps)), other
+    task = Task((kind, given.task.inputs[copy.source]), (kind,), copies)
+    return execution.run(task, [made, placement.near(given.values[copy.source])], [None])[0]
