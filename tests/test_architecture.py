@@ -17,7 +17,7 @@ ORDER = """
     text faults errors paths sizes dims leaves raw_bytes foreign programs placement pytrees table defaults fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees undeclared slots frameworks.degrees chains conformance equality envelopes inference
-    lens lens.digits lens.codecs lens.cells lens.covering lens.normal lens.tiles lens.spellings
+    lens lens.digits lens.codecs lens.cells lens.covering lens.normal lens.spellings
     lens.rules lens.scope lens.told lens.moments lens.axis_names lens.joins lens.levels
     lens.relate lens.parts lens.ties lens.align
     lens.names lens.partners lens.restarts lens.unplaced lens.wholes lens.causes lens.idle

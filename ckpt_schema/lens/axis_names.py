@@ -20,7 +20,7 @@ from ckpt_schema.lens.told import Told
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Row
 
-__all__ = ["axes_called", "composed", "fault", "guessed", "matched", "same_axes", "square"]
+__all__ = ["axes_called", "fault", "guessed", "matched", "same_axes", "square"]
 
 _Atom = tuple[Factor, str]
 """A factor of an axis, and what its class calls it."""
@@ -262,41 +262,3 @@ def _ordered(source: Row, view: Row, axes: Sequence[int], keys: _Keys) -> list[i
 
 def _sized(dim: Dim) -> Dim:
     return tuple(factor for factor in dim if factor != 1)
-
-
-def composed(rows: tuple[Row, Row, Row, Row], told: tuple[Told, Told]) -> Told | Mismatch:
-    """What is said of a leaf that goes through two lenses, the order of its axes included.
-
-    Args:
-        rows: That of the source, that in the middle as the first lens and as the second has it, and that of the view.
-        told: What is said of it on each way.
-    """
-    both = told[0].then(told[1])
-    for dim in both.flips:
-        ends, inner = (
-            any(axes_called(row.leaf, dim) for row in several)
-            for several in ((rows[0], rows[3]), rows[1:3])
-        )
-        if inner and not ends:
-            hint = f"only the layout between them has an axis {dims_.format_dim(dim)}"
-            return fault(rows[0], rows[3], "rule", f"{hint}: apply the two lenses in turn")
-    if told[0].axes is None and told[1].axes is None:
-        return both
-    orders = _axes_of(rows[0], rows[1], told[0]), _axes_of(rows[2], rows[3], told[1])
-    if orders[0] is None or orders[1] is None:
-        hint = "a rule says the order of its axes on one way: apply the two lenses in turn"
-        return fault(rows[0], rows[3], "rule", hint)
-    return both.ordered(tuple(orders[0][axis] for axis in orders[1]))
-
-
-def _axes_of(source: Row, view: Row, told: Told) -> tuple[int, ...] | None:
-    """Which axis of the source each of the view is, where axes are neither split nor merged."""
-    if told.axes is not None:
-        return told.axes
-    if told.raw or told.fills or len(source.leaf.dims) != len(view.leaf.dims):
-        return None
-    order = matched(source, view, told)
-    if isinstance(order, Mismatch) or any(len(_sized(dim)) != 1 for dim in source.leaf.dims):
-        return None
-    whole = all(len(_sized(dim)) == 1 for dim in view.leaf.dims)
-    return tuple(order) if whole else None

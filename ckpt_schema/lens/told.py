@@ -55,10 +55,6 @@ class Told:
         back = self.axes and tuple(self.axes.index(at) for at in range(len(self.axes)))
         return dataclasses.replace(self, fills=self.fills[::-1], exponent=-self.exponent, axes=back)
 
-    def ordered(self, axes: tuple[int, ...] | None) -> Told:
-        """The same, with an order of the axes."""
-        return dataclasses.replace(self, axes=axes)
-
     def scaled(self, factor: Factor, power: int) -> Told:
         """The same of what an optimizer keeps for a leaf that a rule scales, which goes by a power of the factor."""
         both = (*self.rules, factor)
@@ -72,14 +68,6 @@ class Told:
             pair = fill.small, fill.large
             found[pair] = found.get(pair, (fill, fill))[0], fill
         return tuple(found.values())
-
-    def then(self, other: Told) -> Told:
-        """What is said of a leaf that goes on by another lens."""
-        both = Told(fills=(*self.fills, *other.fills)).ends
-        fills = tuple(fill for pair in both for fill in dict.fromkeys(pair))
-        return Told(
-            self.raw or other.raw, self.flips ^ other.flips, fills, self.exponent + other.exponent
-        )
 
 
 UNTOLD = Told()

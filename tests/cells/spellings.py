@@ -19,7 +19,6 @@ import numpy as np
 from ckpt_schema.lens.cells import Cell, Constant, Digit, Geometry, Place, composed, identity
 from ckpt_schema.lens.codecs import Codec, Exact
 from ckpt_schema.lens.normal import normal
-from ckpt_schema.lens.tiles import whole
 from ckpt_schema.sizes import ONE, ZERO, Size, slack
 
 MOST_ELEMENTS = 4000
@@ -235,7 +234,10 @@ def flipped(rng: random.Random, _: Mapping[str, int], old: Spelling) -> list[Pie
 
 def tied(_: random.Random, __: Mapping[str, int], old: Spelling) -> list[Piece]:
     """The row, stored twice."""
-    return [Piece(old, whole(old.dims)), Piece(old, whole(old.dims), is_copy=True)]
+    return [
+        Piece(old, identity("L", old.dims).geometry),
+        Piece(old, identity("L", old.dims).geometry, is_copy=True),
+    ]
 
 
 def padded(rng: random.Random, sizes: Mapping[str, int], old: Spelling) -> list[Piece]:
@@ -374,7 +376,7 @@ def reordered(rng: random.Random, sizes: Mapping[str, int], old: Spelling) -> li
 
 
 def _coded(old: Spelling, array: Any, codec: Codec) -> list[Piece]:
-    return [Piece(Spelling(old.axes, array), whole(old.dims), codec)]
+    return [Piece(Spelling(old.axes, array), identity("L", old.dims).geometry, codec)]
 
 
 def scaled(rng: random.Random, _: Mapping[str, int], old: Spelling) -> list[Piece]:

@@ -13,7 +13,7 @@ import numpy as np
 from ckpt_schema.lens.arrays.frames import Frame, frame
 from ckpt_schema.lens.blocks import Block
 
-__all__ = ["copied", "filled", "filled_in", "is_empty", "is_whole", "read", "read_view", "written"]
+__all__ = ["copied", "filled", "filled_in", "is_empty", "is_whole", "read", "written"]
 
 Array = np.ndarray[Any, Any]
 Change = Callable[[Any], Any]
@@ -30,11 +30,6 @@ def copied(value: Array, result: Array, block: Block, turns: Sequence[int], chan
 def filled(result: Array, block: Block, number: Any) -> None:
     """Fills a block of a NumPy array with one value."""
     _strided(result, block, 1, ())[...] = number
-
-
-def read_view(value: Array, block: Block) -> Array:
-    """What a block reads of a NumPy array, as a view."""
-    return _strided(value, block, 0, ())
 
 
 def _strided(array: Array, block: Block, side: int, turns: Sequence[int]) -> Array:
