@@ -17,13 +17,14 @@ ORDER = """
     text faults errors paths sizes dims leaves raw_bytes foreign programs placement pytrees table defaults fields schema
     frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
     trees undeclared slots frameworks.degrees chains conformance equality envelopes inference
-    lens lens.digits lens.codecs lens.cells lens.covering lens.normal lens.spellings
+    lens lens.digits lens.formats lens.codecs lens.losses lens.cells lens.covering lens.normal lens.spellings
     lens.rules lens.scope lens.told lens.moments lens.axis_names lens.joins lens.levels
     lens.relate lens.parts lens.ties lens.align
     lens.names lens.partners lens.restarts lens.unplaced lens.wholes lens.causes lens.idle
     lens.defaults lens.disputes lens.derive lens.middle lens.compose
     lens.derivation lens.served lens.described
-    lens.blocks lens.arrays lens.arrays.axes lens.arrays.frames lens.arrays.differences lens.arrays.conversions
+    lens.blocks lens.arrays lens.arrays.axes lens.arrays.frames lens.arrays.differences
+    lens.arrays.floats lens.arrays.conversions
     lens.arrays.moves lens.arrays.shardings lens.arrays.programs lens.arrays.execution lens.arrays.checks
     lens.arrays.equals lens.arrays.donation lens.arrays.labels lens.made
     lens.tasks lens.labels lens.outline lens.plan lens.compile lens.core

@@ -12,6 +12,8 @@ import functools
 
 import jax.numpy as jnp
 
+from ckpt_schema.lens import formats
+
 __all__ = ["Codec", "Exact", "Plus", "Rounded", "Times", "Word", "holds", "inverted", "joined"]
 
 
@@ -165,13 +167,8 @@ def holds(wide: str, narrow: str) -> bool:
     """
     if wide == narrow:
         return True
-    if all(jnp.issubdtype(dtype, jnp.floating) for dtype in (wide, narrow)):
-        ours, theirs = jnp.finfo(wide), jnp.finfo(narrow)
-        return (
-            ours.nmant >= theirs.nmant
-            and float(ours.max) >= float(theirs.max)
-            and float(ours.smallest_subnormal) <= float(theirs.smallest_subnormal)
-        )
+    if wide in formats.FORMATS and narrow in formats.FORMATS:
+        return formats.holds(wide, narrow)
     if all(jnp.issubdtype(dtype, jnp.integer) for dtype in (wide, narrow)):
 
         def least(dtype: str) -> int:

@@ -241,8 +241,10 @@ def _codec(source: Row, view: Row, told: Told) -> Codec | Mismatch:
     if before == after:
         return (Exact(before, after, told.exponent),) if bits is not None else ()
     keys = source.leaf.is_key, view.leaf.is_key
-    if not any(keys) and all(jnp.issubdtype(jnp.dtype(d), jnp.integer) for d in (before, after)):
-        return (Exact(before, after),)
+    if not any(keys):
+        for kind in (jnp.integer, jnp.floating):
+            if all(jnp.issubdtype(jnp.dtype(dtype), kind) for dtype in (before, after)):
+                return (Exact(before, after, 0 if bits is None else told.exponent),)
     if all(keys):
         hint = "a key keeps its implementation: declare the same on both sides"
         return fault(source, view, "impl", hint)
@@ -252,7 +254,7 @@ def _codec(source: Row, view: Row, told: Told) -> Codec | Mismatch:
         )
         return fault(source, view, "dtype", hint)
     hint = (
-        "only integers are cast, where that keeps their values: "
+        "only integers are cast to integers, and floats to floats, where that keeps their values: "
         "declare one dtype on both sides, and cast the tree yourself"
     )
     return fault(source, view, "dtype", hint)

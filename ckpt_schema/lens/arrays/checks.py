@@ -16,7 +16,7 @@ from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.lens.arrays import conversions, execution, moves, programs
 from ckpt_schema.lens.arrays.differences import difference, stray
 from ckpt_schema.lens.blocks import Block, Check, Copy, Step, Task
-from ckpt_schema.lens.codecs import Codec, Exact
+from ckpt_schema.lens.codecs import Codec, Exact, Rounded
 
 __all__ = ["Given", "deleted", "narrowed", "verify"]
 
@@ -250,22 +250,27 @@ def _changed(given: Given, copy: Copy, *, is_part: bool) -> Iterator[Mismatch]:
     """What a codec would change in a leaf, or in the part of it that is read."""
     value, path = given.values[copy.source], given.paths[copy.source]
     codec = copy.block.codec
-    word = codec[0]
-    casts = isinstance(word, Exact) and word.source != word.view
-    if casts and not isinstance(value, (np.ndarray, np.generic)):
-        assert isinstance(word, Exact)
-        fault = narrowed(path, word.view)
-        if fault is not None:
-            yield fault
+    casts = [word.view for word in codec if isinstance(word, (Exact, Rounded))]
+    if not isinstance(value, (np.ndarray, np.generic)):
+        wide = next(filter(None, (narrowed(path, dtype) for dtype in casts)), None)
+        if wide is not None:
+            yield wide
             return
     if leaves.is_abstract(value) or (not leaves.is_scalar(value) and 0 in value.shape):
         return
-    kind = "cast" if casts else "scale"
+    first = codec[0]
+    kind = "scale"
+    if isinstance(first, (Exact, Rounded)) and first.source != first.view:
+        kind = "cast"
     wanted = conversions.expected(codec)
     if isinstance(value, Tracer):
-        hint = f"{word} is checked by value: translate outside of jit"
-        yield Mismatch(path, kind, wanted, "a tracer", hint)
+        if conversions.is_checked(codec):
+            said = ", ".join(map(str, codec))
+            hint = f"{said} is checked by value: translate outside of jit"
+            yield Mismatch(path, kind, wanted, "a tracer", hint)
         return
+    if leaves.is_scalar(value):
+        value = leaves.materialized(value, given.task.inputs[copy.source].dtype)
     near = placement.near(value)
     if is_part:
         block = dataclasses.replace(copy.block, codec=())

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ckpt_schema import leaves, placement
 from ckpt_schema.lens.arrays import moves, programs, shardings
-from ckpt_schema.lens.arrays.conversions import converted
+from ckpt_schema.lens.arrays.conversions import converted, linear
 from ckpt_schema.lens.arrays.frames import frame
 from ckpt_schema.lens.arrays.programs import Bits, Known
 from ckpt_schema.lens.arrays.shardings import on_devices
@@ -211,7 +211,7 @@ def _tangent(task: Task, number: int, along: Sequence[Any]) -> Any:
         if moves.is_empty(copy.block):
             continue
         piece = moves.read(along[copy.source], copy.block, kind.shape, copy.turns)
-        piece = converted(piece, copy.block.codec)
+        piece = linear(piece, copy.block.codec)
         made = moves.written(made, piece, copy.block, copy.turns)
     return made
 

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding
 
 from ckpt_schema.leaves import key_impl, key_words
 from ckpt_schema.lens.arrays import moves, shardings
-from ckpt_schema.lens.arrays.conversions import converted
+from ckpt_schema.lens.arrays.conversions import bits_converted
 from ckpt_schema.lens.blocks import Block, Filling, Kind
 from ckpt_schema.programs import Program
 
@@ -101,7 +101,7 @@ def part(bits: Bits, block: Block, kinds: tuple[Kind, Kind], turns: Sequence[Any
     found = tuple(moves.read(each, block, shape, turns) for each in bits)
     if not block.codec:
         return found
-    return to_bits(converted(from_bits(found, kinds[0].dtype), block.codec))
+    return bits_converted(found, kinds[0].dtype, block.codec)[0]
 
 
 def empty(kind: Kind, fillings: Sequence[Filling]) -> Bits:
