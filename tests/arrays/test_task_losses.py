@@ -48,16 +48,16 @@ def test_each_layer_is_looked_through(place: Any, padded: bool, layer: int) -> N
 def test_what_is_not_read_need_not_survive(place: Any) -> None:
     block = Block(((1,), (0,)), (Step(2, ((0, 1), (0, 1))),), CAST)
     task = Task((Kind((3,), "int32"),), (Kind((2,), "uint32"),), (Copy(0, 0, block),))
-    verified(task, [place(np.int32([-1, 2, 3]))])
+    verified(task, [place(np.array([-1, 2, 3], np.int32))])
     with pytest.raises(ConformanceError, match="x  expected values of uint32"):
-        verified(task, [place(np.int32([1, 2, -3]))])
+        verified(task, [place(np.array([1, 2, -3], np.int32))])
 
 
 @pytest.mark.parametrize("place", [np.asarray, jnp.asarray])
 def test_a_block_of_no_elements_loses_none(place: Any) -> None:
     block = Block(((3,), (0,)), (Step(0, ((0, 1), (0, 1))),), CAST)
     task = Task((Kind((3,), "int32"),), (Kind((0,), "uint32"),), (Copy(0, 0, block),))
-    verified(task, [place(np.int32([-1, 2, 3]))])
+    verified(task, [place(np.array([-1, 2, 3], np.int32))])
 
 
 # --- Copies of one leaf  ---
@@ -103,7 +103,7 @@ def test_a_copy_of_what_two_leaves_make_is_compared_with_both(place: Any) -> Non
     )
     pair = Kind((2,), "int32")
     task = Task((pair, pair, Kind((3,), "int32")), (Kind((4,), "int32"),), copies)
-    values = [np.int32([1, 2]), np.int32([3, 4])]
-    verified(task, [place(each) for each in (*values, np.int32([2, 3, 4]))])
+    values = [np.array([1, 2], np.int32), np.array([3, 4], np.int32)]
+    verified(task, [place(each) for each in (*values, np.array([2, 3, 4], np.int32))])
     with pytest.raises(ConformanceError, match="z  expected what x has, 4 "):
-        verified(task, [place(each) for each in (*values, np.int32([2, 3, 5]))])
+        verified(task, [place(each) for each in (*values, np.array([2, 3, 5], np.int32))])

@@ -157,7 +157,7 @@ class Case:
         codecs = {copy.block.codec for copy in self.task.copies if copy.source == number} - {()}
         bounds = None
         if kind.dtype in INTEGERS:
-            dtypes = {kind.dtype, *(word.view for codec in codecs for word in codec)}
+            dtypes = {kind.dtype, *(_view_of(codec) for codec in codecs)}
             infos = [jnp.iinfo(dtype) for dtype in dtypes]
             bounds = max(int(info.min) for info in infos), min(int(info.max) for info in infos)
         value = hostile(rng, kind.dtype, kind.shape, bounds)
@@ -479,6 +479,27 @@ def made(task: Task, values: Sequence[Any]) -> list[Any]:
     return results
 
 
+def agreed(task: Task, values: Sequence[Any]) -> list[Any]:
+    """The values with every copy that only compares equal to what is written; no keys."""
+    given = [_bytes(value) for value in values]
+    read: dict[tuple[int, tuple[int, ...]], Any] = {}
+    for copy in sorted(task.copies, key=lambda copy: copy.compares):
+        both = [[*_indices(copy.block, side, copy.turns)] for side in (0, 1)]
+        for there, here in zip(*both, strict=True):
+            if copy.compares:
+                given[copy.source][there] = read[copy.result, here]
+            else:
+                read[copy.result, here] = given[copy.source][there]
+    return [
+        _from_bytes(stored, kind.dtype) for stored, kind in zip(given, task.inputs, strict=True)
+    ]
+
+
+def elements(block: Block, side: int, turns: Sequence[int] = ()) -> list[tuple[int, ...]]:
+    """The index of each element of a side of a block."""
+    return [*_indices(block, side, turns)]
+
+
 def words(value: Any) -> Any:
     """A leaf as a NumPy array: of keys, their words."""
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
@@ -512,6 +533,13 @@ def _coded(element: Any, dtype: str, codec: Codec) -> Any:
         changed = np.asarray(exact).astype(jnp.dtype(word.view))
         element, dtype = np.frombuffer(changed.tobytes(), np.uint8), word.view
     return element
+
+
+def _view_of(codec: Codec) -> str:
+    """The dtype after a codec."""
+    word = codec[-1]
+    assert isinstance(word, Exact)
+    return word.view
 
 
 def _stored(kind: Kind) -> tuple[tuple[int, ...], Any]:
