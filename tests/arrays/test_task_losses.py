@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -107,3 +108,14 @@ def test_a_copy_of_what_two_leaves_make_is_compared_with_both(place: Any) -> Non
     verified(task, [place(each) for each in (*values, np.array([2, 3, 4], np.int32))])
     with pytest.raises(ConformanceError, match="z  expected what x has, 4 "):
         verified(task, [place(each) for each in (*values, np.array([2, 3, 5], np.int32))])
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "float32", "bfloat16"])
+def test_a_signalling_nan_that_differs_is_told_without_a_warning(dtype: str) -> None:
+    bits = np.uint16(0x7F81) if dtype == "bfloat16" else np.uint32(0x7F800001)
+    value = np.full(2 if dtype == "complex64" else 1, bits).view(dtype)
+    pair = Kind((1,), dtype)
+    first = Copy(0, 0, Block(((0,), (0,)), ()))
+    task = Task((pair, pair), (pair,), (first, dataclasses.replace(first, source=1, compares=True)))
+    with pytest.raises(ConformanceError, match="y  expected what x has, .*nan"):
+        verified(task, [value, np.zeros_like(value)])

@@ -152,4 +152,8 @@ def _local(value: jax.Array) -> np.ndarray[Any, Any]:
 
 def _shown(value: np.ndarray[Any, Any]) -> str:
     """A value and its bits: two floats may print alike and not be the same."""
-    return f"{value} (0x{value.tobytes()[::-1].hex()})"
+    with np.errstate(
+        invalid="ignore"
+    ):  # NumPy writes a number as a wider one, which tells of some NaNs
+        text = str(value)
+    return f"{text} (0x{value.tobytes()[::-1].hex()})"
