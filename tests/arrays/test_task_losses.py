@@ -117,5 +117,5 @@ def test_a_signalling_nan_that_differs_is_told_without_a_warning(dtype: str) -> 
     pair = Kind((1,), dtype)
     first = Copy(0, 0, Block(((0,), (0,)), ()))
     task = Task((pair, pair), (pair,), (first, dataclasses.replace(first, source=1, compares=True)))
-    with pytest.raises(ConformanceError, match="y  expected what x has, .*nan"):
+    with pytest.raises(ConformanceError, match=r"y  expected what x has, .*nan"):
         verified(task, [value, np.zeros_like(value)])

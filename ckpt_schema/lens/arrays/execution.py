@@ -8,6 +8,7 @@ twice the bytes of what is made is held besides the inputs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from ckpt_schema.lens.arrays.conversions import converted, linear
 from ckpt_schema.lens.arrays.frames import frame
 from ckpt_schema.lens.arrays.programs import Bits, Known
 from ckpt_schema.lens.arrays.shardings import on_devices
-from ckpt_schema.lens.blocks import Block, Copy, Kind, Task
+from ckpt_schema.lens.blocks import Block, Copy, Filling, Kind, Task
 
 __all__ = ["run"]
 
@@ -248,6 +249,10 @@ class _Work:
         self.to = self.to or [()] * len(task.results)
         self.spread = self._off_turns()
         self.writers: list[list[Copy]] = [[] for _ in task.results]
+        # Programs are told by what they fill in, but not by which of many layers that is.
+        self.fillings: list[list[Filling]] = [[] for _ in task.results]
+        for filling in task.fillings:
+            self.fillings[filling.result].append(dataclasses.replace(filling, result=0))
         self.uses = [0] * len(held)
         for copy in task.copies:
             if not copy.compares and not moves.is_empty(copy.block):
@@ -287,8 +292,7 @@ class _Work:
     def result(self, number: int) -> Any:
         """One result."""
         kind, to = self.task.results[number], self.to[number]
-        copies = self.writers[number]
-        fillings = tuple(each for each in self.task.fillings if each.result == number)
+        copies, fillings = self.writers[number], tuple(self.fillings[number])
         shape = programs.bits_shape(kind)
         if not copies:
             # Nothing is read, but the devices are told by something.
