@@ -1,4 +1,4 @@
-"""As many programs for a hundred layers as for three, whatever is done to each besides; and what the peak of memory is."""
+"""As many programs for many layers as for three, whatever is done to each besides."""
 
 from __future__ import annotations
 
