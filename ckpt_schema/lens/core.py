@@ -261,7 +261,8 @@ def derive(
     """The lens between two layouts, joined on their logical paths.
 
     What differs within a joined leaf is derived from the declared types: a spelling moves it, ``scan`` against a list
-    stacks or unstacks it, other dims transpose and reshape it, another integer dtype casts it where that keeps its values.
+    stacks or unstacks it, other dims transpose and reshape it, another dtype of
+    integers or of floats casts it where that keeps its values.
 
     Args:
         source: The left layout.
