@@ -356,11 +356,14 @@ def _not_read(
     ]
     if not empty:
         return
-    views = {number: join.views[0] for join in joins for number in join.sources}
-    for slot, at in empty:
-        if slot[0] in views:
-            after = view.rows[views[slot[0]]]
-            yield _no_layers(source.rows[slot[0]], tree.flat.keys[at], after, sizes)
+    by_row: dict[int, list[int]] = {}
+    for (number, _), at in empty:
+        by_row.setdefault(number, []).append(at)
+    for join in joins:
+        after = view.rows[join.views[0]]
+        for number in join.sources:
+            for at in by_row.pop(number, ()):
+                yield _no_layers(source.rows[number], tree.flat.keys[at], after, sizes)
 
 
 def _no_layers(before: Row, key: KeyPath, after: Row, sizes: Mapping[str, int]) -> Mismatch:

@@ -341,12 +341,15 @@ def _with_copies(
     """The joins; copies of what is part of a leaf, or has parts, go where it goes."""
     found = list(joins)
     for side, table in enumerate((source, view)):
+        by_row: dict[int, list[int]] = {}
+        for at, one in enumerate(found):
+            for row in () if one.plain else (one.views if side else one.sources):
+                by_row.setdefault(row, []).append(at)
         for copy, of in copies[side].items():
-            for at, one in enumerate(found):
+            for at in by_row.get(of, ()):
+                one = found[at]
                 turned = one if side == 0 else one.inverse
                 onward = [cell for cell in turned.cells if cell.source == of]
-                if one.plain or not onward:
-                    continue
                 made = relate(table.rows[copy], table.rows[of], UNTOLD, known)
                 if isinstance(made, Mismatch):
                     faults.append(made)

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ckpt_schema.lens.arrays import execution
+from ckpt_schema.lens.arrays.conversions import is_checked
 from ckpt_schema.lens.blocks import Task
 from ckpt_schema.lens.codecs import Codec, Exact, Word
 from ckpt_schema.lens.core import Lens
@@ -16,7 +18,7 @@ from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.tasks import Application, applications, as_it_is
 from ckpt_schema.table import Row, Slot
 
-__all__ = ["applied", "asks", "carry", "scaled_by", "turned"]
+__all__ = ["applied", "asks", "carry", "changes_floats", "scaled_by", "turned"]
 
 
 def applied(
@@ -34,7 +36,7 @@ def asks(join: Join) -> str:
     for cell in join.cells:
         if cell.is_constant and isinstance(cell.source, int):
             return "padding is cut off"
-        if any(isinstance(word, Exact) for word in cell.codec):
+        if is_checked(cell.codec):
             return ", ".join(map(str, cell.codec))
         if cell.compares[1]:
             return "tied"
@@ -86,10 +88,20 @@ def _gradient(word: Word) -> Word:
     return dataclasses.replace(word, exponent=-word.exponent) if isinstance(word, Exact) else word
 
 
+def changes_floats(codec: Codec) -> bool:
+    """Whether a codec is for floats: not all of them come back."""
+    return any(isinstance(word, Exact) and not is_integer(word.source) for word in codec)
+
+
+def is_integer(dtype: str) -> bool:
+    """Whether a dtype is one of integers."""
+    return jnp.issubdtype(jnp.dtype(dtype), jnp.integer)
+
+
 def scaled_by(task: Task) -> Mapping[int, Codec]:
-    """For each input that is scaled, how."""
+    """For each input whose floats are scaled or cast, how."""
     found: dict[int, Codec] = {}
     for copy in task.copies:
-        if any(isinstance(word, Exact) and word.exponent for word in copy.block.codec):
+        if changes_floats(copy.block.codec):
             found[copy.source] = copy.block.codec
     return found

@@ -52,9 +52,14 @@ def host(value: Any) -> np.ndarray[Any, Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether both have the same bits, or the same numbers where one is of another integer dtype."""
+    """Whether both have the same bits, or the same numbers where one is of another dtype."""
     if one.shape != other.shape:
         return False
+    if one.dtype != other.dtype and jnp.issubdtype(one.dtype, jnp.floating):
+        with np.errstate(invalid="ignore"):  # signaling NaNs
+            numbers = [each.astype(np.float64) for each in (one, other)]
+        alike = np.array_equal(*numbers, equal_nan=True)
+        return alike and np.array_equal(*map(np.signbit, numbers))
     if one.dtype != other.dtype:  # integers of two dtypes, or a Python number
         return bool(np.all(one.astype(np.int64) == other.astype(np.int64)))
     return np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()

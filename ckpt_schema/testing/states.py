@@ -20,7 +20,7 @@ from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.tasks import Application, applications
 from ckpt_schema.paths import LogicalPath, fill
 from ckpt_schema.table import Layout, Row, Slot, slots_of
-from ckpt_schema.testing.applied import carry, scaled_by
+from ckpt_schema.testing.applied import carry, changes_floats, scaled_by
 from ckpt_schema.testing.meshes import Place
 from ckpt_schema.testing.values import Bounds, Values, make
 
@@ -202,11 +202,15 @@ def _bounds(lens: Lens, side: int) -> dict[int, Bounds]:
     for join in lens.joins:
         for pair in join.pairs:
             dtypes = [layout.rows[at].leaf.dtype for layout, at in zip(layouts, pair, strict=True)]
-            if len({*dtypes}) > 1 and not any(dtype.startswith("key<") for dtype in dtypes):
+            if len({*dtypes}) > 1 and all(_is_integer(dtype) for dtype in dtypes):
                 low, high = _common(dtypes)
                 before = bounds.get(pair[side], (low, high))
                 bounds[pair[side]] = max(low, before[0]), min(high, before[1])
     return bounds
+
+
+def _is_integer(dtype: str) -> bool:
+    return not dtype.startswith("key<") and jnp.issubdtype(jnp.dtype(dtype), jnp.integer)
 
 
 def bound(lens: Lens, sizes: Mapping[str, int]) -> Lens:
@@ -272,7 +276,7 @@ def carried(lens: Lens, side: int) -> Carried | None:
 def _scales_or_cuts(join: Join) -> bool:
     return any(
         (cell.is_constant and isinstance(cell.source, int))
-        or any(isinstance(word, Exact) and word.exponent for word in cell.codec)
+        or changes_floats(cell.codec)
         or any(cell.compares)
         for cell in join.cells
     )
@@ -290,5 +294,7 @@ def _survivors(made: Application, slot: Slot, value: Any) -> Any:
     scaled, bits = converted(value, codec), f"u{value.dtype.itemsize}"
     back = converted(scaled, inverted(codec))
     both = [np.ascontiguousarray(x).view(bits) for x in (value, back)]
-    lost = subnormal(value) | subnormal(scaled) | (both[0] != both[1])
+    lost = both[0] != both[1]
+    if any(isinstance(word, Exact) and word.exponent for word in codec):
+        lost |= subnormal(value) | subnormal(scaled)  # devices flush them to zero
     return np.where(lost, np.zeros_like(value), value)
