@@ -179,6 +179,7 @@ def key_impl(dtype: str) -> str:
 
 
 @functools.cache
+@functools.cache
 def key_words(dtype: str) -> int:
     """How many words of raw data a key of this dtype has.
 

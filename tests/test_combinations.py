@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -331,3 +332,11 @@ def test_split_and_then_transposed_composes() -> None:
         "v": v.reshape(3, 2, 2),
     }
     held(first >> second, {"qkv": whole(q, k, v)}, made)
+
+
+def test_a_leaf_of_which_a_part_is_not_written_is_an_error() -> None:
+    lens = cs.derive(Apart, schema("Fused", qkv=WHOLE), rules=[FUSE], dims=SIZES)
+    (join,) = lens.joins
+    less = dataclasses.replace(join, cells=join.cells[:2])
+    with pytest.raises(cs.ConformanceError, match="every element of float32"):
+        dataclasses.replace(lens, joins=(less,)).get(PARTS)

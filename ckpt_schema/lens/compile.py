@@ -21,7 +21,7 @@ from ckpt_schema.lens.arrays.checks import narrowed
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.labels import Carried, Labelled, carried
 from ckpt_schema.lens.plan import Dropped, Job, Make, Plan, Restart, Same, gatherer, signature_of
-from ckpt_schema.lens.tasks import applications, as_it_is, needed
+from ckpt_schema.lens.tasks import applications, as_it_is, gaps, needed
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.sizes import Size
 from ckpt_schema.slots import SlotFinder
@@ -316,6 +316,8 @@ def _sources(
             faults += (_homeless(after, made.results[one.result], abstract=False) for one in open_)
             if not task.copies:
                 task = as_it_is(source.rows[made.inputs[0][0]], sizes)
+            if not open_:
+                faults += (_gap(view.rows[made.results[n][0]], join, sizes) for n in gaps(task))
             likes = tuple(None if onto is None else onto.slots.get(o) for o in made.results)
             spelled = [paths.format_path(tree.flat.keys[p]) for p in positions]
             spelled += (paths.format_path(paths.fill(view.rows[o[0]].key, o[1])) for o in extra)
@@ -390,6 +392,16 @@ def _materialized(tree: Match, position: int, onto: Match | None, output: Slot) 
     if kept is None or onto is None or not leaves.is_scalar(tree.flat.leaves[position]):
         return False
     return not leaves.is_scalar(onto.flat.leaves[kept])
+
+
+def _gap(row: Row, join: Join, sizes: Mapping[str, int]) -> Mismatch:
+    """A leaf of which not every element is written once, where a dim is 0."""
+    told = ", ".join(f"{name}=0" for name in sorted(join.names) if sizes[name] == 0)
+    hint = (
+        "where a dim is 0, this lens does not know which element is which: derive it for these dims"
+    )
+    where = paths.format_path(row.key)
+    return Mismatch(where, "dims", f"every element of {row.stored} once", told or "gaps", hint)
 
 
 def _too_short(join: Join, row: Row, sizes: Mapping[str, int]) -> Iterator[Mismatch]:

@@ -17,7 +17,16 @@ from ckpt_schema.lens.codecs import Codec
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.table import Row, Slot
 
-__all__ = ["Application", "Kept", "applications", "as_it_is", "bits_of", "needed", "only_moves"]
+__all__ = [
+    "Application",
+    "Kept",
+    "applications",
+    "as_it_is",
+    "bits_of",
+    "gaps",
+    "needed",
+    "only_moves",
+]
 
 Sizes = Mapping[str, int]
 Rows = tuple[Sequence[Row], Sequence[Row]]
@@ -373,6 +382,29 @@ class _Found:
         shape = dims_.sizes_of(row.dims, self.sizes)
         assert shape is not None, f"unbound dims in {row}"
         return Kind(shape, row.leaf.dtype)
+
+
+def gaps(task: Task) -> list[int]:
+    """The results of which not every element is written once, by number.
+
+    Cells are derived for sizes of at least 1. Where a dim is 0, what was said to lie behind another
+    element may lie before it.
+    """
+    left = [math.prod(kind.shape) * _words_of(kind.dtype) for kind in task.results]
+    for copy in task.copies:
+        if not copy.compares:
+            left[copy.result] -= _count(copy.block)
+    for filling in task.fillings:
+        left[filling.result] -= _count(filling.block)
+    return [number for number, elements in enumerate(left) if elements]
+
+
+def _count(block: Block) -> int:
+    return math.prod(step.size for step in block.steps if not step.is_turn)
+
+
+def _words_of(dtype: str) -> int:
+    return leaves.key_words(dtype) if dtype.startswith("key<") else 1
 
 
 def as_it_is(row: Row, sizes: Sizes) -> Task:
