@@ -21,7 +21,7 @@ from ckpt_schema.lens.arrays.checks import narrowed
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.labels import Carried, Labelled, carried
 from ckpt_schema.lens.plan import Dropped, Job, Make, Plan, Restart, Same, gatherer, signature_of
-from ckpt_schema.lens.tasks import applications, as_it_is, gaps, needed
+from ckpt_schema.lens.tasks import Application, applications, as_it_is, gaps, needed
 from ckpt_schema.paths import KeyPath
 from ckpt_schema.sizes import Size
 from ckpt_schema.slots import SlotFinder
@@ -273,66 +273,102 @@ def _sources(
     sizes: Mapping[str, int],
     base: int,
 ) -> _Sources:
-    found = _Sources({}, [], [], [], {})
-    moved: set[int] = set()
+    """Where each slot of the result comes from, as far as joins tell."""
+    work = _Work(source, view, tree, onto, sizes, base)
     present = {number for number, _ in tree.slots}
-    used: set[Slot] = set()
-    faults: list[Mismatch] = []
-    rows = source.rows, view.rows
     for join in joins:
-        if present.isdisjoint(join.sources):
-            continue  # an optional leaf that this tree lacks
-        after = view.rows[join.views[0]]
-        unbound = sorted(needed(join, rows) - sizes.keys())
-        if unbound:
-            faults.append(_unbound(after, sizes, unbound))
-            continue
-        short = [*_too_short(join, after, sizes)]
-        if short:
-            faults += short
-            continue
-        for made in applications(join, rows, sizes):
-            used.update(made.inputs)
-            positions = tuple([tree.slots[i] for i in made.inputs if i in tree.slots])
-            if not positions:
-                continue
-            if len(positions) != len(made.inputs):
-                lacking = [i for i in made.inputs if i not in tree.slots]
-                faults += (_absent(source.rows[i[0]], i) for i in lacking)
-                continue
-            found.carried.append((None if made.moves else made.task, made.results, positions))
-            again = (
-                positions[0] in moved and onto is not None
-            )  # a copy takes the sharding of what it stands for
-            if (
-                made.moves
-                and not again
-                and not _materialized(tree, positions[0], onto, made.results[0])
-            ):
-                found.fill(made.results[0], positions[0], tree.flat.keys[positions[0]], after)
-                moved.add(positions[0])
-                continue
-            task, extra, open_ = made.onto(lambda slot: _has_value(onto, slot))
-            faults += (_homeless(after, made.results[one.result], abstract=False) for one in open_)
-            if not task.copies:
-                task = as_it_is(source.rows[made.inputs[0][0]], sizes)
-            if not open_:
-                faults += (_gap(view.rows[made.results[n][0]], join, sizes) for n in gaps(task))
-            likes = tuple(None if onto is None else onto.slots.get(o) for o in made.results)
-            spelled = [paths.format_path(tree.flat.keys[p]) for p in positions]
-            spelled += (paths.format_path(paths.fill(view.rows[o[0]].key, o[1])) for o in extra)
-            kept = [] if onto is None else [len(tree.flat.leaves) + onto.slots[o] for o in extra]
-            places = (*positions, *kept)
-            found.jobs.append(Job(task, places, tuple(spelled), likes))
-            for output in made.results:
-                found.fill(output, base, tree.flat.keys[positions[0]], view.rows[output[0]])
-                base += 1
-    if not faults:
-        faults += _not_read(source, view, joins, tree, used, sizes)
-    if faults:
+        if not present.isdisjoint(join.sources):  # or else an optional leaf that this tree lacks
+            work.add(join)
+    if not work.faults:
+        work.faults += _not_read(source, view, joins, tree, work.used, sizes)
+    if work.faults:
         header = "{} cannot be taken to {}".format(*called(source, view))
-        raise ConformanceError(header, with_mirrors(view, faults))
-    return found
+        raise ConformanceError(header, with_mirrors(view, work.faults))
+    return work.found
+
+
+class _Work:
+    """The sources of slots, while they are gathered join by join.
+
+    Attributes:
+        found: What is known of them.
+        faults: What is wrong.
+        used: The slots of the tree that anything is made of.
+    """
+
+    def __init__(
+        self,
+        source: Layout,
+        view: Layout,
+        tree: Match,
+        onto: Match | None,
+        sizes: Mapping[str, int],
+        base: int,
+    ) -> None:
+        self.rows = source.rows, view.rows
+        self.tree, self.onto, self.sizes = tree, onto, sizes
+        self.found = _Sources({}, [], [], [], {})
+        self.faults: list[Mismatch] = []
+        self.used: set[Slot] = set()
+        self._base = base
+        self._moved: set[int] = set()
+
+    def add(self, join: Join) -> None:
+        """Adds what a join makes of the tree."""
+        row = self.rows[1][join.views[0]]
+        unbound = sorted(needed(join, self.rows) - self.sizes.keys())
+        wrong = [_unbound(row, self.sizes, unbound)] if unbound else []
+        wrong = wrong or [*_too_short(join, row, self.sizes)]
+        if wrong:
+            self.faults += wrong
+            return
+        for made in applications(join, self.rows, self.sizes):
+            self.used.update(made.inputs)
+            lacking = [slot for slot in made.inputs if slot not in self.tree.slots]
+            if not lacking:
+                self._add(join, made)
+            elif len(lacking) < len(made.inputs):
+                self.faults += (_absent(self.rows[0][slot[0]], slot) for slot in lacking)
+
+    def _add(self, join: Join, made: Application) -> None:
+        """Adds leaves that are made together, all of whose inputs are there."""
+        positions = tuple(self.tree.slots[slot] for slot in made.inputs)
+        key = self.tree.flat.keys[positions[0]]
+        self.found.carried.append((None if made.moves else made.task, made.results, positions))
+        # A copy takes the sharding of what it stands for: it is placed, and not handed on.
+        again = positions[0] in self._moved and self.onto is not None
+        result = made.results[0]
+        if (
+            made.moves
+            and not again
+            and not _materialized(self.tree, positions[0], self.onto, result)
+        ):
+            self.found.fill(result, positions[0], key, self.rows[1][result[0]])
+            self._moved.add(positions[0])
+            return
+        self.found.jobs.append(self._job(join, made, positions))
+        for slot in made.results:
+            self.found.fill(slot, self._base, key, self.rows[1][slot[0]])
+            self._base += 1
+
+    def _job(self, join: Join, made: Application, positions: tuple[int, ...]) -> Job:
+        """The job that makes them; what has no partner is kept from what the result goes onto."""
+        task, extra, open_ = made.onto(lambda slot: _has_value(self.onto, slot))
+        if made.moves:
+            task = as_it_is(self.rows[0][made.inputs[0][0]], self.sizes)
+        for one in open_:
+            slot = made.results[one.result]
+            self.faults.append(_homeless(self.rows[1][slot[0]], slot, abstract=False))
+        for number in [] if open_ else gaps(task):
+            self.faults.append(_gap(self.rows[1][made.results[number][0]], join, self.sizes))
+        keys = [self.tree.flat.keys[at] for at in positions]
+        places, likes = list(positions), list[int | None]()
+        if self.onto is not None:
+            likes += (self.onto.slots.get(slot) for slot in made.results)
+            places += (len(self.tree.flat.leaves) + self.onto.slots[slot] for slot in extra)
+            keys += (paths.fill(self.rows[1][slot[0]].key, slot[1]) for slot in extra)
+        spelled = tuple(paths.format_path(key) for key in keys)
+        return Job(task, tuple(places), spelled, tuple(likes) or (None,) * len(made.results))
 
 
 def _has_value(onto: Match | None, slot: Slot) -> bool:

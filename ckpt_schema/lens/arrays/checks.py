@@ -208,7 +208,7 @@ def _count(region: _Region) -> int:
 def _padding(given: Given, check: Check) -> Iterator[Mismatch]:
     """The first element of a padding that is no fill."""
     value, path = given.values[check.source], given.paths[check.source]
-    axis, start = _end_of_axis(check, given.task)
+    axis, start = _end_of_axis(check)
     where = f"axis {axis}, from {start} on"
     expected = f"{check.fill} in the padding of {where}"
     if leaves.is_abstract(value) or 0 in value.shape:
@@ -237,12 +237,10 @@ def _stray(value: Any, check: Check, axis: int, start: int, task: Task) -> Any:
     return stray(_read(value, check.block, task, check.source), check.fill, 0, 0)
 
 
-def _end_of_axis(check: Check, task: Task) -> tuple[int, int]:
+def _end_of_axis(check: Check) -> tuple[int, int]:
     """The axis that is padded, and from where on."""
-    shape = task.inputs[check.source].shape
     begins = check.block.starts[0]
     axis = next((at for at, begin in enumerate(begins) if begin), 0)
-    del shape
     return axis, begins[axis]
 
 

@@ -234,8 +234,8 @@ def lost(value: Any, codec: Codec) -> tuple[str, str] | None:
     is looked for on the devices that the array is on.
 
     Example:
-        >>> lost(np.float32([1.0, 1 + 2**-8]), (Exact("float32", "bfloat16"),))[0]
-        '1.00390625 (0x3f808000) at [1], which comes back as 1.0 (0x3f800000)'
+        >>> lost(np.float32([1, 257]), (Exact("float32", "bfloat16"),))[0]
+        '257.0 (0x43808000) at [1], which comes back as 256.0 (0x43800000)'
     """
     for number, word in enumerate(codec):
         found = _lost(value, word)
