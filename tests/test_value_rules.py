@@ -13,18 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Complex64, Float32, Int32
+from support.leaf import both_ways
 from support.profiles import examples
 from support.words import done
 
 import ckpt_schema as cs
-from ckpt_schema import leaves
-from ckpt_schema.dims import parse_dims
 from ckpt_schema.lens.arrays import checks, execution
-from ckpt_schema.lens.blocks import Task
-from ckpt_schema.lens.relate import Relation, relate
-from ckpt_schema.lens.tasks import applications
 from ckpt_schema.lens.told import Fill, Told
-from ckpt_schema.table import Row
 from ckpt_schema.testing import laws
 from ckpt_schema.testing.meshes import as_jax, as_numpy, mesh
 from ckpt_schema.testing.values import hostile
@@ -83,23 +78,6 @@ SAID = {
 }
 
 
-def rows(before: str, after: str, dtype: str) -> tuple[Row, Row]:
-    one, other = (
-        Row(("x",), ("x",), leaves.Leaf(parse_dims(text), dtype)) for text in (before, after)
-    )
-    return one, other
-
-
-def both_ways(sides: tuple[Row, Row], told: Told, sizes: dict[str, int]) -> tuple[Task, Task]:
-    """What is done to the leaf on the way there, and on the way back."""
-    made = relate(*sides, told)
-    assert isinstance(made, Relation)
-    join, tables = made.join(0, 0, told), ((sides[0],), (sides[1],))
-    (there,) = applications(join, tables, sizes)
-    (back,) = applications(join.inverse, tables[::-1], sizes)
-    return there.task, back.task
-
-
 @pytest.mark.parametrize("said", SAID)
 @pytest.mark.parametrize("place", [as_numpy, as_jax], ids=["NumPy", "jax"])
 @examples(1)
@@ -110,7 +88,7 @@ def both_ways(sides: tuple[Row, Row], told: Told, sizes: dict[str, int]) -> tupl
 )
 def test_there_and_back(said: str, place: Any, dtype: str, more: int, seed: int) -> None:
     before, after, told = SAID[said]
-    there, back = both_ways(rows(before, after, dtype), told, {"a": 3, "b": 3 + more})
+    there, back = both_ways(before, after, {"a": 3, "b": 3 + more}, dtype=dtype, told=told)
     value = place(hostile(np.random.default_rng(seed), dtype, (2, 3)))
     (made,) = execution.run(there, [value], [None])
     checks.verify([checks.Given(back, [made], [None], ["x"])])
@@ -133,7 +111,7 @@ def test_there_and_back(said: str, place: Any, dtype: str, more: int, seed: int)
 def test_a_scaled_leaf_comes_back_or_is_refused(
     place: Any, dtype: str, exponent: int, seed: int
 ) -> None:
-    there, back = both_ways(rows("9", "9", dtype), Told(exponent=exponent or 1), {})
+    there, back = both_ways("9", "9", {}, dtype=dtype, told=Told(exponent=exponent or 1))
     value = place(hostile(np.random.default_rng(seed), dtype, (9,)))
     try:
         checks.verify([checks.Given(there, [value], [None], ["x"])])

@@ -20,7 +20,7 @@ from ckpt_schema.lens.told import Told
 from ckpt_schema.paths import LogicalPath
 from ckpt_schema.table import Row
 
-__all__ = ["axes_called", "fault", "guessed", "matched", "same_axes", "square"]
+__all__ = ["axes_called", "fault", "guessed", "matched", "same_axes", "sized", "square"]
 
 _Atom = tuple[Factor, str]
 """A factor of an axis, and what its class calls it."""
@@ -221,9 +221,9 @@ def _fitting(source: Dims, view: Dims, chosen: tuple[int, ...] = ()) -> Iterator
     if len(chosen) == len(view):
         yield chosen
         return
-    wanted = _sized(view[len(chosen)])
+    wanted = sized(view[len(chosen)])
     for axis, dim in enumerate(source):
-        if axis not in chosen and _sized(dim) == wanted:
+        if axis not in chosen and sized(dim) == wanted:
             yield from _fitting(source, view, (*chosen, axis))
 
 
@@ -243,10 +243,10 @@ def _ordered(source: Row, view: Row, axes: Sequence[int], keys: _Keys) -> list[i
         return fault(source, view, "rule", hint)
     starts = [0]
     for dim in sides[0]:
-        starts.append(starts[-1] + len(_sized(dim)))
+        starts.append(starts[-1] + len(sized(dim)))
     order: list[int] = []
     for at, axis in enumerate(axes):
-        if _sized(sides[0][axis]) != _sized(sides[1][at]):
+        if sized(sides[0][axis]) != sized(sides[1][at]):
             there, here = dims_.format_dim(sides[0][axis]), dims_.format_dim(sides[1][at])
             hint = (
                 f"axes={said!r} makes axis {axis} of the source, {there}, "
@@ -260,5 +260,6 @@ def _ordered(source: Row, view: Row, axes: Sequence[int], keys: _Keys) -> list[i
     return order
 
 
-def _sized(dim: Dim) -> Dim:
+def sized(dim: Dim) -> Dim:
+    """The factors of an axis, without those of size 1."""
     return tuple(factor for factor in dim if factor != 1)

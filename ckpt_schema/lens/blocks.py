@@ -12,10 +12,13 @@ than jax shows, the last, and the dtype uint32.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
+from ckpt_schema.leaves import key_words
 from ckpt_schema.lens.codecs import Codec
 
-__all__ = ["Block", "Check", "Copy", "Filling", "Kind", "Spot", "Step", "Task"]
+__all__ = ["Block", "Check", "Copy", "Filling", "Kind", "Spot", "Step", "Task", "all_of"]
 
 Spot = tuple[int, int]
 """An axis of a leaf, and how many elements a step goes there; it may go back on the view's side."""
@@ -51,6 +54,23 @@ class Block:
     starts: tuple[tuple[int, ...], tuple[int, ...]]
     steps: tuple[Step, ...]
     codec: Codec = ()
+
+    @property
+    def count(self) -> int:
+        """How many elements one copy has."""
+        return math.prod(step.size for step in self.steps if not step.is_turn)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no element, or no copy."""
+        return any(step.size == 0 for step in self.steps)
+
+
+def all_of(shape: Sequence[int]) -> Block:
+    """All of an array as it is."""
+    start = (0,) * len(shape)
+    steps = tuple(Step(size, ((axis, 1), (axis, 1))) for axis, size in enumerate(shape))
+    return Block((start, start), steps)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,6 +137,12 @@ class Kind:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The shape of what blocks count: of keys, the words."""
+        words = (key_words(self.dtype),) if self.dtype.startswith("key<") else ()
+        return (*self.shape, *words)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
@@ -135,3 +161,12 @@ class Task:
     copies: tuple[Copy, ...]
     fillings: tuple[Filling, ...] = ()
     checks: tuple[Check, ...] = ()
+
+    @property
+    def writers(self) -> list[list[Copy]]:
+        """The copies that write each result."""
+        found: list[list[Copy]] = [[] for _ in self.results]
+        for copy in self.copies:
+            if not copy.compares:
+                found[copy.result].append(copy)
+        return found

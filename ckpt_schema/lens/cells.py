@@ -109,6 +109,21 @@ class Geometry:
             digits.append(Digit(digit.size.where(known), (place(digit.at[0]), place(digit.at[1]))))
         return Geometry((source, view), tuple(digits))
 
+    def box(self, side: int, axes: int | None = None) -> Geometry:
+        """The elements that it has on one side, from a constant on, whatever they are on the other.
+
+        Args:
+            side: 0 for the source, 1 for the view.
+            axes: How many axes of that side are looked at; all unless given.
+        """
+        starts = self.starts[side][:axes]
+        digits: list[Digit] = []
+        for digit in self.digits:
+            place = digit.at[side]
+            if place is not None and place[0] < len(starts):
+                digits.append(Digit(digit.size, (None, place)))
+        return tidy(Geometry(((), starts), tuple(digits)))
+
     def moved(self, digit: Digit, steps: Size | int) -> Geometry:
         """The same, which starts so many steps of a digit later on both sides."""
         source, view = (
@@ -177,6 +192,14 @@ class Cell:
     def is_constant(self) -> bool:
         """Whether one side is a constant."""
         return isinstance(self.source, Constant) or isinstance(self.view, Constant)
+
+    @property
+    def alone(self) -> tuple[int, Hashable, Constant]:
+        """Of a cell whose other side is a constant: the side of the row, the row, and the constant."""
+        if isinstance(self.view, Constant):
+            return 0, self.source, self.view
+        assert isinstance(self.source, Constant)
+        return 1, self.view, self.source
 
     def __invert__(self) -> Cell:
         """The same from the view to the source."""

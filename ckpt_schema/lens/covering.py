@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from ckpt_schema.lens.cells import Cell, Digit, Geometry, through, tidy
+from ckpt_schema.lens.cells import Cell, Geometry, through
 from ckpt_schema.sizes import ONE, ZERO, Size
 
 __all__ = ["Flaw", "flaws"]
@@ -61,7 +61,7 @@ def flaws(
 def _of_row(
     row: Hashable, dims: Sequence[Size], side: int, cells: Sequence[Cell]
 ) -> Iterator[Flaw]:
-    boxes = [(cell, _box(cell.geometry, side)) for cell in cells]
+    boxes = [(cell, cell.geometry.box(side)) for cell in cells]
     for cell, box in boxes:
         if not _is_inside(box, dims):
             yield Flaw(row, "outside", (cell,))
@@ -72,14 +72,6 @@ def _of_row(
     missing = whole - sum((box.volume for _, box in boxes), ZERO)
     if missing:
         yield Flaw(row, "gap", tuple(cells), missing)
-
-
-def _box(geometry: Geometry, side: int) -> Geometry:
-    """The elements that a geometry has on a side, whatever they are on the other."""
-    digits = tuple(
-        Digit(digit.size, (None, digit.at[side])) for digit in geometry.digits if digit.at[side]
-    )
-    return tidy(Geometry(((), geometry.starts[side]), digits))
 
 
 def _is_inside(box: Geometry, dims: Sequence[Size]) -> bool:

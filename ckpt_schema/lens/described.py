@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import Sum
-from ckpt_schema.lens.cells import Cell, Constant, Digit, Place
+from ckpt_schema.lens.cells import Cell, Digit, Place
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.spellings import of_dim
 from ckpt_schema.sizes import ONE, Size
@@ -40,9 +40,8 @@ def described(join: Join, rows: Rows) -> str:
 
 
 def _constant(cell: Cell, rows: Rows) -> str:
-    side = 0 if isinstance(cell.view, Constant) else 1
-    number, constant = (cell.source, cell.view) if side == 0 else (cell.view, cell.source)
-    assert isinstance(number, int) and isinstance(constant, Constant)
+    side, number, constant = cell.alone
+    assert isinstance(number, int)
     row = rows[side][number]
     symbols = len(row.unrolled)
     axes = [

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 
-from ckpt_schema.lens.cells import Cell, Constant, Digit, Geometry, through, tidy
+from ckpt_schema.lens.cells import Cell, Constant, Geometry, through, tidy
 from ckpt_schema.lens.told import UNTOLD, Told
 from ckpt_schema.sizes import UndecidedError
 
@@ -86,7 +86,7 @@ def grouped(cells: Iterable[Cell], symbols: Callable[[int, int], int]) -> Iterat
             if isinstance(end, Constant):
                 continue
             row = (side, _row(end))
-            box = _leaves(cell.geometry, side, symbols(*row))
+            box = cell.geometry.box(side, symbols(*row))  # which leaves it touches
             for other, its in known.setdefault(row, []):
                 if of[other] != of[place] and _meet(box, its):
                     _merge(of, of[other], of[place])
@@ -102,17 +102,6 @@ def _merge(of: dict[int, int], one: int, other: int) -> None:
     for place, group in of.items():
         if group == other:
             of[place] = one
-
-
-def _leaves(geometry: Geometry, side: int, count: int) -> Geometry:
-    """Which leaves of a row a geometry touches: its digits along the index symbols of the key."""
-    starts = geometry.starts[side][:count]
-    digits: list[Digit] = []
-    for digit in geometry.digits:
-        place = digit.at[side]
-        if place is not None and place[0] < count:
-            digits.append(Digit(digit.size, (None, place)))
-    return Geometry(((), starts), tuple(digits))
 
 
 def _meet(one: Geometry, other: Geometry) -> bool:

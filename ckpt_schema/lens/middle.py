@@ -14,10 +14,7 @@ from ckpt_schema.lens.cells import (
     Cell,
     Constant,
     ContradictionError,
-    Digit,
-    Geometry,
     composed,
-    tidy,
 )
 from ckpt_schema.lens.joins import Join, grouped
 from ckpt_schema.lens.normal import normal
@@ -224,13 +221,13 @@ def _written(cells: Sequence[Cell], ended: Sequence[Cell], side: int) -> list[Ce
         row = (end.source, end.view)[side]
         if end.compares[side] or row not in rows:
             continue
-        own = _elements(end, side)
+        own = end.geometry.box(side)
         heirs = (
             at
             for at, cell in enumerate(found)
             if (cell.source, cell.view)[side] == row
             and cell.compares[side]
-            and _elements(cell, side) == own
+            and cell.geometry.box(side) == own
         )
         heir = next(heirs, None)
         if heir is None:
@@ -244,14 +241,5 @@ def _written(cells: Sequence[Cell], ended: Sequence[Cell], side: int) -> list[Ce
 
 def _alone(end: Cell, side: int) -> Cell:
     """A cell that leads to a default, with the elements of its own side alone."""
-    own = _elements(end, side)
+    own = end.geometry.box(side)
     return dataclasses.replace(end, geometry=own if side else ~own)
-
-
-def _elements(cell: Cell, side: int) -> Geometry:
-    """The elements that a cell has on one side, from a constant on."""
-    digits: list[Digit] = []
-    for digit in cell.geometry.digits:
-        if digit.at[side] is not None:
-            digits.append(Digit(digit.size, (None, digit.at[side])))
-    return tidy(Geometry(((), cell.geometry.starts[side]), tuple(digits)))

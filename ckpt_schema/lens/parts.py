@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckpt_schema import dims as dims_
 from ckpt_schema.dims import EITHER, AxisName, Dim, Dims, Factor, Sum
@@ -13,15 +13,13 @@ from ckpt_schema.leaves import Leaf
 from ckpt_schema.lens.axis_names import fault
 from ckpt_schema.lens.cells import Cell, composed
 from ckpt_schema.lens.joins import Join
-from ckpt_schema.lens.relate import Part, Relation, Within, relate, undecided, unpadded
+from ckpt_schema.lens.relate import Known, Part, Relation, Within, relate, undecided, unpadded
 from ckpt_schema.lens.spellings import of_dim
 from ckpt_schema.lens.told import UNTOLD, Told
-from ckpt_schema.sizes import ZERO, Size, UndecidedError
+from ckpt_schema.sizes import ZERO, UndecidedError
 from ckpt_schema.table import Repeat, Row
 
 __all__ = ["Divided", "Numbered", "between_parts", "listed", "split"]
-
-Known = Mapping[str, Size]
 
 _BETWEEN = -1  # the number of a row that no side has
 
@@ -95,7 +93,7 @@ def split(divided: Divided, axis: Dim | None, known: Known) -> list[Join] | Mism
         return _edited(divided, known, lambda inner: split(inner, axis, known))
     row = divided.whole.row
     count = len(divided.parts)
-    found = [_Share(*each) for each in _shared(row.leaf.dims, count, axis)]
+    found = [*_shared(row.leaf.dims, count, axis)]
     if len(found) != 1:
         found = [*_shared_by(row, [part.row for part in divided.parts], axis)]
     if len(found) != 1:
@@ -251,13 +249,13 @@ def _cut(row: Row, share: _Share) -> list[Part]:
     return found
 
 
-def _shared(dims: Dims, count: int, wanted: Dim | None) -> Iterator[tuple[int, int, list[Dim]]]:
-    """The factors that may be shared: which axis, which of its factors, and what each part has of it."""
+def _shared(dims: Dims, count: int, wanted: Dim | None) -> Iterator[_Share]:
+    """The factors that may be shared among so many parts."""
     for at, dim in enumerate(dims):
         for number, factor in enumerate(dim):
             terms = _terms(factor, count)
             if terms is not None and wanted in (None, (factor,), dim):
-                yield at, number, terms
+                yield _Share(at, number, terms)
 
 
 def _terms(factor: Factor, count: int) -> list[Dim] | None:
@@ -310,14 +308,14 @@ def _term_names(leaf: Leaf, at: int, factor: int, terms: Sequence[Dim]) -> list[
     return names
 
 
-def _unlike(fault: Mismatch, whole: Row, cut: Row, part: Row) -> Mismatch:
+def _unlike(found: Mismatch, whole: Row, cut: Row, part: Row) -> Mismatch:
     """The fault of a part that is not what it is of the whole.
 
     It stands at the whole, and speaks of no side: the whole may be on either.
     """
     expected = f"{cut.stored} in {'/'.join(part.path)}, a part of it"
     return dataclasses.replace(
-        fault, path="/".join(whole.path), expected=expected, found=str(part.stored)
+        found, path="/".join(whole.path), expected=expected, found=str(part.stored)
     )
 
 

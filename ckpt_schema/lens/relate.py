@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves
-from ckpt_schema.dims import EITHER, Dim, Dims, Factor
+from ckpt_schema.dims import EITHER, Dim, Dims
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.leaves import Leaf
 from ckpt_schema.lens import spellings
-from ckpt_schema.lens.axis_names import axes_called, fault, matched, same_axes
+from ckpt_schema.lens.axis_names import axes_called, fault, matched, same_axes, sized
 from ckpt_schema.lens.cells import Cell, Constant, Geometry, through
 from ckpt_schema.lens.codecs import Codec, Exact
 from ckpt_schema.lens.joins import Join
@@ -27,7 +27,7 @@ from ckpt_schema.sizes import ZERO, Size, UndecidedError
 from ckpt_schema.table import Repeat, Row
 from ckpt_schema.text import shown
 
-__all__ = ["Part", "Relation", "Within", "applies", "relate", "undecided", "unpadded"]
+__all__ = ["Known", "Part", "Relation", "Within", "applies", "relate", "undecided", "unpadded"]
 
 Known = Mapping[str, Size]
 """Sizes that are given beforehand."""
@@ -203,10 +203,15 @@ def _identity(
     theirs: tuple[Within, ...],
 ) -> Relation:
     row = Row((), (), Leaf(dims, "float32"), repeats)
-    factors = [("leaf", n) for n, _ in enumerate(f for f in dims_.factors(dims) if f != 1)]
+    factors = _own(row)
     levels = _numbered(row)
     spelled = [_spelled(Part(row, each), factors, levels, words)[0] for each in (ours, theirs)]
     return Relation((spellings.between(*spelled, frozenset()),))
+
+
+def _own(row: Row) -> list[Token]:
+    """A token for each factor of a leaf's own axes."""
+    return [("leaf", number) for number, _ in enumerate(sized(dims_.factors(row.leaf.dims)))]
 
 
 def _numbered(row: Row) -> list[list[Token]]:
@@ -359,7 +364,7 @@ def _fills(side: int, part: Part) -> Iterator[tuple[int, Geometry, Fill]]:
         return
     # A view is padded in the order of the rules, and a source is cut in it: put on in the other.
     last_first = padded[::-1] if side else padded
-    factors = [("leaf", n) for n, _ in enumerate(_factors(part.row))]
+    factors = _own(part.row)
     spelled, spans = _spelled(part, factors, _numbered(part.row), 0)
     regions = spellings.beside(spelled, tuple(spans[within] for within in last_first))
     for within, region in zip(last_first, regions, strict=True):
@@ -386,7 +391,7 @@ def _geometries(
     own = matched(parts[0].row, parts[1].row, Told(axes=told.axes))
     if isinstance(own, Mismatch):
         return own
-    factors: list[Token] = [("leaf", number) for number in range(len(own))]
+    factors = _own(parts[0].row)
     both = factors, [factors[number] for number in own]
     flipped = _flipped(parts, both, told)
     if isinstance(flipped, Mismatch):
@@ -414,11 +419,6 @@ def _without_words(part: Part) -> Part:
     return dataclasses.replace(part, row=dataclasses.replace(part.row, leaf=inner))
 
 
-def _factors(row: Row) -> list[Factor]:
-    """The factors of a leaf's own axes, without those of size 1."""
-    return [factor for factor in dims_.factors(row.leaf.dims) if factor != 1]
-
-
 def _flipped(
     parts: Sequence[Part], factors: Sequence[Sequence[Token]], told: Told
 ) -> frozenset[Token] | Mismatch:
@@ -432,9 +432,9 @@ def _flipped(
                 return fault(*rows, "ambiguous", _which(row, dim))
             if spots:
                 at, first, last = spots[0]
-                before = sum(len(_sized(axis)) for axis in row.leaf.dims[:at])
-                before += len(_sized(row.leaf.dims[at][:first]))
-                count = len(_sized(row.leaf.dims[at][first:last]))
+                before = sum(len(sized(axis)) for axis in row.leaf.dims[:at])
+                before += len(sized(row.leaf.dims[at][:first]))
+                count = len(sized(row.leaf.dims[at][first:last]))
                 found ^= {*tokens[before : before + count]}
                 break
     return frozenset(found)
@@ -444,10 +444,6 @@ def _called(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
     """The axes of a leaf that are called so, or else the factors of an axis that are."""
     whole = [(at, 0, len(row.leaf.dims[at])) for at in axes_called(row.leaf, dim)]
     return whole or _spots(row, dim)
-
-
-def _sized(dim: Dim) -> Dim:
-    return tuple(factor for factor in dim if factor != 1)
 
 
 def _unsure(row: Row, dim: Dim) -> bool:

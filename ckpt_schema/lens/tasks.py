@@ -11,9 +11,8 @@ import numpy as np
 
 from ckpt_schema import dims as dims_
 from ckpt_schema import leaves
-from ckpt_schema.lens.blocks import Block, Check, Copy, Filling, Kind, Spot, Step, Task
+from ckpt_schema.lens.blocks import Block, Check, Copy, Filling, Kind, Spot, Step, Task, all_of
 from ckpt_schema.lens.cells import Cell, Constant, Geometry
-from ckpt_schema.lens.codecs import Codec
 from ckpt_schema.lens.joins import Join
 from ckpt_schema.table import Row, Slot
 
@@ -121,11 +120,6 @@ class _End:
     number: int
     row: Row
     symbols: int
-
-    @property
-    def words(self) -> int:
-        """How many axes the words of a key take: one, or none."""
-        return int(self.row.leaf.is_key)
 
 
 def _ends(cell: Cell, rows: Rows) -> tuple[_End, _End]:
@@ -284,7 +278,7 @@ class _Found:
     def _copies(self, cell: Cell) -> Iterator[_Copied]:
         source, view = _ends(cell, self.rows)
         symbols = source.symbols, view.symbols
-        blocks = _blocks(cell.geometry, symbols, self.sizes, cell.codec)
+        blocks = _blocks(cell, symbols, self.sizes)
         repeats = _repeats(cell.geometry, symbols)
         along = _along_keys(cell.geometry, symbols)
         turning = [place for place, number in enumerate(along) if _turns(cell, number, symbols)]
@@ -298,45 +292,39 @@ class _Found:
                 yield _Copied((source.number, one), (view.number, other), block, turns, compares)
 
     def _constants(self, cell: Cell) -> Iterator[_Alone]:
-        side = 0 if isinstance(cell.view, Constant) else 1
-        number, constant = (cell.source, cell.view) if side == 0 else (cell.view, cell.source)
-        assert isinstance(number, int) and isinstance(constant, Constant)
+        side, number, constant = cell.alone
+        assert isinstance(number, int)
         symbols = [0, 0]
         symbols[side] = len(self.rows[side][number].unrolled)
         both = symbols[0], symbols[1]
-        (block,) = _blocks(cell.geometry, both, self.sizes, cell.codec)
-        if not math.prod(step.size for step in block.steps):
+        (block,) = _blocks(cell, both, self.sizes)
+        if block.is_empty:
             return
         for instance in _instances(cell.geometry, both, self.sizes):
             yield _Alone(side, (number, instance[side]), block, constant)
 
     def applications(self) -> Iterator[Application]:
         """What is made together; what is only compared with all of a leaf is made by itself."""
-        apart = [copied for copied in self.copies if copied.compares and self._is_whole(copied)]
-        self.copies = [copied for copied in self.copies if copied not in apart]
-        yield from self._together()
+        together: list[_Copied] = []
+        apart: list[_Copied] = []
+        for copied in self.copies:
+            (apart if copied.compares and self._is_whole(copied) else together).append(copied)
+        yield from self._together(together)
         for copied in apart:
             yield self._application([dataclasses.replace(copied, compares=False)], [])
 
     def _is_whole(self, copied: _Copied) -> bool:
         """Whether all of a leaf of the view is one block."""
-        words = self._words(1, copied.view)
-        shape = self._kind(1, copied.view).shape
-        sizes = (step.size for step in copied.block.steps if not step.is_turn)
-        return math.prod(sizes) == math.prod(shape) * words
+        return copied.block.count == math.prod(self._kind(1, copied.view).stored)
 
-    def _words(self, side: int, slot: Slot) -> int:
-        leaf = self.rows[side][slot[0]].leaf
-        return leaves.key_words(leaf.dtype) if leaf.is_key else 1
-
-    def _together(self) -> Iterator[Application]:
+    def _together(self, together: Sequence[_Copied]) -> Iterator[Application]:
         groups = _Groups()
-        for copied in self.copies:
+        for copied in together:
             groups.join((0, copied.source), (1, copied.view))
         for alone in self.alone:
             groups.join((alone.side, alone.slot), (alone.side, alone.slot))
         copies: dict[int, list[_Copied]] = {}
-        for copied in self.copies:
+        for copied in together:
             copies.setdefault(groups.of((0, copied.source)), []).append(copied)
         rest: dict[int, list[_Alone]] = {}
         for alone in self.alone:
@@ -390,31 +378,19 @@ def gaps(task: Task) -> list[int]:
     Cells are derived for sizes of at least 1. Where a dim is 0, what was said to lie behind another
     element may lie before it.
     """
-    left = [math.prod(kind.shape) * _words_of(kind.dtype) for kind in task.results]
+    left = [math.prod(kind.stored) for kind in task.results]
     for copy in task.copies:
         if not copy.compares:
-            left[copy.result] -= _count(copy.block)
+            left[copy.result] -= copy.block.count
     for filling in task.fillings:
-        left[filling.result] -= _count(filling.block)
+        left[filling.result] -= filling.block.count
     return [number for number, elements in enumerate(left) if elements]
-
-
-def _count(block: Block) -> int:
-    return math.prod(step.size for step in block.steps if not step.is_turn)
-
-
-def _words_of(dtype: str) -> int:
-    return leaves.key_words(dtype) if dtype.startswith("key<") else 1
 
 
 def as_it_is(row: Row, sizes: Sizes) -> Task:
     """What makes a leaf of one that only moves, where it becomes another object all the same."""
     kind = Kind(dims_.sizes_of(row.dims, sizes) or (), row.leaf.dtype)
-    words = (leaves.key_words(kind.dtype),) if row.leaf.is_key else ()
-    axes = enumerate((*kind.shape, *words))
-    steps = tuple(Step(size, ((axis, 1), (axis, 1))) for axis, size in axes)
-    start = (0,) * len(steps)
-    return Task((kind,), (kind,), (Copy(0, 0, Block((start, start), steps)),))
+    return Task((kind,), (kind,), (Copy(0, 0, all_of(kind.stored)),))
 
 
 def _default(value: object) -> leaves.Default | None:
@@ -430,14 +406,12 @@ def _is_move(task: Task) -> bool:
     block = copy.block
     if block.codec or any(step.is_turn or step.at[0] != step.at[1] for step in block.steps):
         return False
-    words = leaves.key_words(task.inputs[0].dtype) if task.inputs[0].dtype.startswith("key<") else 1
-    return math.prod(step.size for step in block.steps) == math.prod(task.inputs[0].shape) * words
+    return block.count == math.prod(task.inputs[0].stored)
 
 
-def _blocks(
-    geometry: Geometry, symbols: tuple[int, int], sizes: Sizes, codec: Codec
-) -> list[Block]:
+def _blocks(cell: Cell, symbols: tuple[int, int], sizes: Sizes) -> list[Block]:
     """A cell's block; several where what is read stands there several times, one for each."""
+    geometry = cell.geometry
     begin = [
         tuple(size.at(sizes) for size in start[count:])
         for start, count in zip(geometry.starts, symbols, strict=True)
@@ -458,7 +432,7 @@ def _blocks(
         if along_key:
             if spots != [None, None]:
                 steps.append(Step(size, (spots[0], spots[1]), is_turn=True))
-        elif spots[0] is not None and spots[1] is None and begin[1:] != [()]:
+        elif spots[0] is not None and spots[1] is None and not cell.is_constant:
             repeats.append((size, spots[0]))
         else:
             steps.append(Step(size, (spots[0], spots[1])))
@@ -467,7 +441,7 @@ def _blocks(
         start = list(begin[0])
         for step, (_, (axis, stride)) in zip(taken, repeats, strict=True):
             start[axis] += step * stride
-        found.append(Block((tuple(start), begin[1]), tuple(steps), codec))
+        found.append(Block((tuple(start), begin[1]), tuple(steps), cell.codec))
     return found
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from ckpt_schema.lens.arrays import execution
 from ckpt_schema.lens.arrays.conversions import is_checked
@@ -15,10 +14,10 @@ from ckpt_schema.lens.blocks import Task
 from ckpt_schema.lens.codecs import Codec, Exact, Word
 from ckpt_schema.lens.core import Lens
 from ckpt_schema.lens.joins import Join
-from ckpt_schema.lens.tasks import Application, applications, as_it_is
+from ckpt_schema.lens.tasks import Application, applications, as_it_is, bits_of
 from ckpt_schema.table import Row, Slot
 
-__all__ = ["applied", "asks", "carry", "changes_floats", "scaled_by", "turned"]
+__all__ = ["applied", "asks", "carry", "changes_floats", "is_integer", "scaled_by", "turned"]
 
 
 def applied(
@@ -62,7 +61,7 @@ def carry(
         change: What is done instead.
     """
     task, read, _ = made.onto(lambda slot: slot in onto)
-    if not task.copies:
+    if made.moves:
         task = as_it_is(rows[made.inputs[0][0]], sizes)
     inputs = [*(values[slot] for slot in made.inputs), *(onto[slot] for slot in read)]
     task = task if change is None else change(task)
@@ -78,8 +77,7 @@ def turned(task: Task) -> Task:
         copies.append(dataclasses.replace(copy, block=dataclasses.replace(copy.block, codec=codec)))
     fillings = []
     for filling in task.fillings:
-        nan = np.asarray(float("nan")).astype(task.results[filling.result].dtype)
-        bits = int.from_bytes(nan.tobytes(), "little")
+        bits = bits_of(float("nan"), task.results[filling.result].dtype)
         fillings.append(dataclasses.replace(filling, bits=bits))
     return dataclasses.replace(task, copies=tuple(copies), fillings=tuple(fillings))
 
@@ -95,7 +93,7 @@ def changes_floats(codec: Codec) -> bool:
 
 def is_integer(dtype: str) -> bool:
     """Whether a dtype is one of integers."""
-    return jnp.issubdtype(jnp.dtype(dtype), jnp.integer)
+    return not dtype.startswith("key<") and jnp.issubdtype(jnp.dtype(dtype), jnp.integer)
 
 
 def scaled_by(task: Task) -> Mapping[int, Codec]:

@@ -20,7 +20,7 @@ from ckpt_schema.lens.joins import Join
 from ckpt_schema.lens.tasks import Application, applications
 from ckpt_schema.paths import LogicalPath, fill
 from ckpt_schema.table import Layout, Row, Slot, slots_of
-from ckpt_schema.testing.applied import carry, changes_floats, scaled_by
+from ckpt_schema.testing.applied import carry, changes_floats, is_integer, scaled_by
 from ckpt_schema.testing.meshes import Place
 from ckpt_schema.testing.values import Bounds, Values, make
 
@@ -202,15 +202,11 @@ def _bounds(lens: Lens, side: int) -> dict[int, Bounds]:
     for join in lens.joins:
         for pair in join.pairs:
             dtypes = [layout.rows[at].leaf.dtype for layout, at in zip(layouts, pair, strict=True)]
-            if len({*dtypes}) > 1 and all(_is_integer(dtype) for dtype in dtypes):
+            if len({*dtypes}) > 1 and all(is_integer(dtype) for dtype in dtypes):
                 low, high = _common(dtypes)
                 before = bounds.get(pair[side], (low, high))
                 bounds[pair[side]] = max(low, before[0]), min(high, before[1])
     return bounds
-
-
-def _is_integer(dtype: str) -> bool:
-    return not dtype.startswith("key<") and jnp.issubdtype(jnp.dtype(dtype), jnp.integer)
 
 
 def bound(lens: Lens, sizes: Mapping[str, int]) -> Lens:

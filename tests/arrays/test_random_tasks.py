@@ -21,7 +21,15 @@ from ckpt_schema.lens.arrays import checks, execution
 from ckpt_schema.lens.blocks import Block, Copy, Kind, Step, Task
 from ckpt_schema.lens.codecs import Exact
 from ckpt_schema.testing import laws
-from ckpt_schema.testing.meshes import Mixed, Sharded, as_jax, as_numpy, mesh, other_memories
+from ckpt_schema.testing.meshes import (
+    Mixed,
+    Sharded,
+    as_jax,
+    as_numpy,
+    mesh,
+    other_memories,
+    shardings,
+)
 from ckpt_schema.testing.values import DTYPES, IMPLS, INTEGERS, hostile
 
 PLAIN = tuple(dtype for dtype in DTYPES if dtype not in IMPLS)  # NumPy has no keys
@@ -116,6 +124,20 @@ def test_tracers_on_a_mesh(kind: AxisType, case: Case, seed: int) -> None:
     assert_trees_identical(as_host(found), case.expected(values))
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+@examples(0.4)
+@given(case=cases(), seed=SEEDS)
+def test_arrays_on_a_mesh(kind: AxisType, case: Case, seed: int) -> None:
+    on = mesh((4, 2), kind)
+
+    def place(value: Any) -> Any:
+        found = shardings(on, value.shape)
+        return jax.device_put(value, found[seed % len(found)])
+
+    found = run(case.task, case.values(place))
+    assert_trees_identical(as_host(laws.gathered(found)), case.expected(case.values()))
+
+
 @pytest.mark.parametrize("memory", other_memories())
 @examples(0.5)
 @given(case=cases(Wanted(sizes=(1, 2, 4))), seed=SEEDS)
@@ -156,6 +178,7 @@ def there_and_back(case: Case, place: Any) -> None:
     back = inverse(task)
     assume(task.inputs and task.results and _writes_all(back))
     before = case.values(place)
+    verified(task, before)
     after = run(task, before)
     again = run(back, after)
     assert_trees_identical(as_host(again), as_host(before))

@@ -13,9 +13,9 @@ from jax.core import Tracer
 
 from ckpt_schema import leaves, placement
 from ckpt_schema.errors import ConformanceError, Mismatch
-from ckpt_schema.lens.arrays import conversions, execution, moves, programs
+from ckpt_schema.lens.arrays import conversions, execution
 from ckpt_schema.lens.arrays.differences import difference, stray
-from ckpt_schema.lens.blocks import Block, Check, Copy, Step, Task
+from ckpt_schema.lens.blocks import Block, Check, Copy, Step, Task, all_of
 from ckpt_schema.lens.codecs import Codec, Exact, Rounded
 
 __all__ = ["Given", "deleted", "narrowed", "verify"]
@@ -153,10 +153,11 @@ def _faults(given: Given) -> Iterator[Mismatch]:
             for fault in _padding(given, check):
                 told.add(check.source)
                 yield fault
-    alike = _alike(given.task)
+    changed = [copy for copy in given.task.copies if copy.block.codec]
+    alike = _alike(given.task) if changed else set[int]()
     seen: set[tuple[int, Codec, _Region | None]] = set()
-    for copy in given.task.copies:
-        if not copy.block.codec or copy.source in told or moves.is_empty(copy.block):
+    for copy in changed:
+        if copy.source in told or copy.block.is_empty:
             continue
         is_alike = copy.source in alike
         key = copy.source, copy.block.codec, None if is_alike else _region(copy)
@@ -194,7 +195,7 @@ def _alike(task: Task) -> set[int]:
     found: set[int] = set()
     for source, several in regions.items():
         count = sum(_count(region) for region in several)
-        whole = math.prod(programs.bits_shape(task.inputs[source]))
+        whole = math.prod(task.inputs[source].stored)
         if len(codecs[source]) == 1 and count == whole:
             found.add(source)
     return found
@@ -225,7 +226,7 @@ def _padding(given: Given, check: Check) -> Iterator[Mismatch]:
 
 
 def _stray(value: Any, check: Check, axis: int, start: int, task: Task) -> Any:
-    shape = programs.bits_shape(task.inputs[check.source])
+    shape = task.inputs[check.source].stored
     sizes = [1] * len(shape)
     for step in check.block.steps:
         if step.at[0] is not None:
@@ -305,7 +306,7 @@ def _unlike(given: Given, result: int) -> Iterator[Mismatch]:
     """
     copies = [copy for copy in given.task.copies if copy.result == result]
     writers = [copy for copy in copies if not copy.compares]
-    compared = [copy for copy in copies if copy.compares and not moves.is_empty(copy.block)]
+    compared = [copy for copy in copies if copy.compares and not copy.block.is_empty]
     if not writers or not compared:
         return
     values = [given.values[copy.source] for copy in (*writers, *compared)]
@@ -350,10 +351,7 @@ def _made(given: Given, result: int, writers: Sequence[Copy]) -> Any:
 def _written_over(made: Any, given: Given, copy: Copy) -> Any:
     """A result with what is compared with it in its place."""
     kind = given.task.results[copy.result]
-    shape = programs.bits_shape(kind)
-    start = (0,) * len(shape)
-    steps = tuple(Step(size, ((axis, 1), (axis, 1))) for axis, size in enumerate(shape))
     other = dataclasses.replace(copy, source=1, result=0, compares=False)
-    copies = Copy(0, 0, Block((start, start), steps)), other
+    copies = Copy(0, 0, all_of(kind.stored)), other
     task = Task((kind, given.task.inputs[copy.source]), (kind,), copies)
     return execution.run(task, [made, placement.near(given.values[copy.source])], [None])[0]

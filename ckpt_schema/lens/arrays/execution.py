@@ -9,6 +9,8 @@ twice the bytes of what is made is held besides the inputs.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,9 +24,10 @@ from ckpt_schema import leaves, placement
 from ckpt_schema.lens.arrays import moves, programs, shardings
 from ckpt_schema.lens.arrays.conversions import converted, linear
 from ckpt_schema.lens.arrays.frames import frame
-from ckpt_schema.lens.arrays.programs import Bits, Known
+from ckpt_schema.lens.arrays.programs import Known
 from ckpt_schema.lens.arrays.shardings import on_devices
 from ckpt_schema.lens.blocks import Block, Copy, Filling, Kind, Task
+from ckpt_schema.lens.codecs import Codec
 
 __all__ = ["run"]
 
@@ -127,41 +130,54 @@ def _abstract(task: Task, values: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
 
 def _by_numpy(task: Task, values: Sequence[Any]) -> list[Any]:
     given = [np.asarray(value) for value in values]
-    return [_made_by_numpy(task, number, given) for number in range(len(task.results))]
+    fillings = _fillings(task)
+    return [
+        _made_by_numpy(kind, copies, filled, given)
+        for kind, copies, filled in zip(task.results, task.writers, fillings, strict=True)
+    ]
 
 
-def _made_by_numpy(task: Task, number: int, given: Sequence[Any]) -> Any:
-    kind = task.results[number]
+def _fillings(task: Task) -> list[list[Filling]]:
+    """What is filled in of each result.
+
+    Programs are told by what they fill in, but not by which of many layers that is.
+    """
+    found: list[list[Filling]] = [[] for _ in task.results]
+    for filling in task.fillings:
+        found[filling.result].append(dataclasses.replace(filling, result=0))
+    return found
+
+
+def _made_by_numpy(
+    kind: Kind, copies: Sequence[Copy], fillings: Sequence[Filling], given: Sequence[Any]
+) -> Any:
     dtype = (
         programs.of_bits(kind.dtype)[0] if kind.dtype.startswith("key<") else jnp.dtype(kind.dtype)
     )
-    made: Any = np.zeros(programs.bits_shape(kind), dtype)
-    for filling in task.fillings:
-        if filling.result == number:
-            moves.filled(made, filling.block, programs.whole_number(filling.bits, dtype))
-    for copy in task.copies:
-        if copy.result == number and not copy.compares:
-            codec = copy.block.codec
-
-            def change(part: Any, codec: Any = codec) -> Any:
-                return (
-                    converted(np.ascontiguousarray(part), codec).reshape(part.shape)
-                    if codec
-                    else part
-                )
-
-            moves.copied(given[copy.source], made, copy.block, copy.turns, change)
+    made: Any = np.zeros(kind.stored, dtype)
+    for filling in fillings:
+        moves.filled(made, filling.block, programs.number_of(filling.bits, dtype))
+    for copy in copies:
+        change = functools.partial(_changed, codec=copy.block.codec)
+        moves.copied(given[copy.source], made, copy.block, copy.turns, change)
     if kind.dtype.startswith("key<"):
         return jax.random.wrap_key_data(jnp.asarray(made), impl=leaves.key_impl(kind.dtype))
     return made
+
+
+def _changed(part: Any, codec: Codec) -> Any:
+    """What a block reads of a NumPy array, each element changed."""
+    return converted(np.ascontiguousarray(part), codec).reshape(part.shape) if codec else part
 
 
 # --- Inside of a trace  ---
 
 
 def _traced(task: Task, values: Sequence[Any]) -> list[Any]:
+    each = [*zip(task.results, task.writers, _fillings(task), strict=True)]
+
     def made(*given: Any) -> list[Any]:
-        return [_differentiable(task, number, given) for number in range(len(task.results))]
+        return [_differentiable(task, *one, given) for one in each]
 
     known = [jax.typeof(value) if isinstance(value, Tracer) else value for value in values]
     found = shardings.results(task, known)
@@ -171,54 +187,44 @@ def _traced(task: Task, values: Sequence[Any]) -> list[Any]:
     return programs.told(made, named)(*values) if named else made(*values)
 
 
-def _differentiable(task: Task, number: int, given: Sequence[Any]) -> Any:
+def _differentiable(
+    task: Task, kind: Kind, copies: Sequence[Copy], fillings: Sequence[Filling], given: Any
+) -> Any:
     """One result, with derivatives: an integer has none, but what moves floats is linear."""
-    kind = task.results[number]
+    told = [(copy.source, copy.block, copy.turns) for copy in copies]
 
     def made(*values: Any) -> Any:
         bits = [programs.to_bits(value) for value in values]
-        return programs.from_bits(_put_together(task, number, bits), kind.dtype)
+        found = programs.put_together(told, task.inputs, fillings, kind, bits)
+        return programs.from_bits(found, kind.dtype)
 
-    if not all(
-        jnp.issubdtype(jnp.dtype(value.dtype), jnp.inexact) for value in given if _is_plain(value)
-    ):
+    numbers = [value for value in given if not _is_key(value)]
+    is_inexact = all(jnp.issubdtype(value.dtype, jnp.inexact) for value in numbers)
+    if not is_inexact or kind.dtype.startswith("key<"):
         return made(*given)
-    if kind.dtype.startswith("key<"):
-        return made(*given)
-    linear = jax.custom_jvp(made)
+    moved = jax.custom_jvp(made)
 
     def tangents(primals: tuple[Any, ...], along: tuple[Any, ...]) -> tuple[Any, Any]:
-        return linear(*primals), _tangent(task, number, along)
+        return moved(*primals), _tangent(kind, copies, along)
 
-    linear.defjvp(tangents)
-    return linear(*given)
-
-
-def _is_plain(value: Any) -> bool:
-    return not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    moved.defjvp(tangents)
+    return moved(*given)
 
 
-def _put_together(task: Task, number: int, bits: Sequence[Bits]) -> Bits:
-    fillings = tuple(each for each in task.fillings if each.result == number)
-    copies = [(c.source, c.block, c.turns) for c in _writers(task, number)]
-    return programs.put_together(copies, task.inputs, fillings, task.results[number], bits)
+def _is_key(value: Any) -> bool:
+    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def _tangent(task: Task, number: int, along: Sequence[Any]) -> Any:
+def _tangent(kind: Kind, copies: Sequence[Copy], along: Sequence[Any]) -> Any:
     """What becomes of a derivative: it moves as the values do, and padding does not depend on anything."""
-    kind = task.results[number]
     made = jnp.zeros(kind.shape, jnp.dtype(kind.dtype))
-    for copy in _writers(task, number):
-        if moves.is_empty(copy.block):
+    for copy in copies:
+        if copy.block.is_empty:
             continue
         piece = moves.read(along[copy.source], copy.block, kind.shape, copy.turns)
         piece = linear(piece, copy.block.codec)
         made = moves.written(made, piece, copy.block, copy.turns)
     return made
-
-
-def _writers(task: Task, number: int) -> list[Copy]:
-    return [copy for copy in task.copies if copy.result == number and not copy.compares]
 
 
 # --- jax arrays  ---
@@ -248,15 +254,13 @@ class _Work:
         self.to: list[Known] = [(s,) if isinstance(s, NamedSharding) else () for s in to]
         self.to = self.to or [()] * len(task.results)
         self.spread = self._off_turns()
-        self.writers: list[list[Copy]] = [[] for _ in task.results]
-        # Programs are told by what they fill in, but not by which of many layers that is.
-        self.fillings: list[list[Filling]] = [[] for _ in task.results]
-        for filling in task.fillings:
-            self.fillings[filling.result].append(dataclasses.replace(filling, result=0))
+        self.writers = [
+            [copy for copy in copies if not copy.block.is_empty] for copies in task.writers
+        ]
+        self.fillings = _fillings(task)
         self.uses = [0] * len(held)
-        for copy in task.copies:
-            if not copy.compares and not moves.is_empty(copy.block):
-                self.writers[copy.result].append(copy)
+        for copies in self.writers:
+            for copy in copies:
                 self.uses[copy.source] += 1
         self.uses[0] += sum(not copies for copies in self.writers)
 
@@ -293,7 +297,7 @@ class _Work:
         """One result."""
         kind, to = self.task.results[number], self.to[number]
         copies, fillings = self.writers[number], tuple(self.fillings[number])
-        shape = programs.bits_shape(kind)
+        shape = kind.stored
         if not copies:
             # Nothing is read, but the devices are told by something.
             handed = programs.begun(kind, fillings, to)(self.value(0))
@@ -327,7 +331,7 @@ class _Work:
         first = self.value(copies[0].source)
         whole = programs.begun(kind, fillings, to)(first)
         del first
-        shape = programs.bits_shape(kind)
+        shape = kind.stored
         for copy in copies:
             value = self.value(copy.source)
             inner = tuple(shardings.of_slice(each, copy.block, shape) for each in to)
@@ -372,7 +376,7 @@ def _is_read(block: Block, shape: tuple[int, ...]) -> bool:
     one, even if it is only bits until then.
     """
     repeats = any(step.at[0] is None and not step.is_turn for step in block.steps)
-    return moves.is_whole(block, shape) and not repeats
+    return block.count == math.prod(shape) and not repeats
 
 
 def _taken(handed: Any, kind: Kind, to: Known) -> Any:

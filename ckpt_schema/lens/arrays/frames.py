@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from ckpt_schema.lens.blocks import Block
 
-__all__ = ["Cut", "Frame", "frame", "spots"]
+__all__ = ["Cut", "Frame", "frame", "spots", "steps_along"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,15 +80,20 @@ class _Along:
     is_back: bool
 
 
-def spots(block: Block, side: int, axis: int) -> list[_Along]:
-    """The steps of a side along an axis, the widest first; those of one step are none."""
+def steps_along(block: Block, side: int, axis: int) -> list[_Along]:
+    """The steps of a side along an axis, the widest first."""
     found: list[_Along] = []
     for number, step in enumerate(block.steps):
         spot = step.at[side]
-        if spot is not None and spot[0] == axis and step.size != 1:
+        if spot is not None and spot[0] == axis:
             stride = spot[1]
             found.append(_Along(number, step.size, abs(stride), step.is_turn, stride < 0))
     return sorted(found, key=lambda along: -along.stride)
+
+
+def spots(block: Block, side: int, axis: int) -> list[_Along]:
+    """The steps of a side along an axis that go anywhere: not those of one step."""
+    return [along for along in steps_along(block, side, axis) if along.size != 1]
 
 
 @functools.lru_cache(1 << 12)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ckpt_schema.lens.arrays.axes import Clash, Labels, deal_label, merge_labels
+from ckpt_schema.lens.arrays.axes import Clash, Labels, agreed, deal_label, merge_labels
+from ckpt_schema.lens.arrays.frames import steps_along
 from ckpt_schema.lens.blocks import Block, Copy, Task
 
 __all__ = ["labelled"]
@@ -21,24 +22,20 @@ def labelled(task: Task, labels: Sequence[Labels]) -> list[Labels]:
     Returns:
         The same for each result; a `Clash` where what is copied to it is called differently.
     """
-    return [_result(task, number, labels) for number in range(len(task.results))]
+    both = zip(task.results, task.writers, strict=True)
+    return [_result(len(kind.shape), copies, labels) for kind, copies in both]
 
 
-def _result(task: Task, number: int, labels: Sequence[Labels]) -> Labels:
-    rank = len(task.results[number].shape)
-    copies = [copy for copy in task.copies if copy.result == number and not copy.compares]
-    called = {_named(copy, labels[copy.source], rank): copy for copy in copies}
+def _result(rank: int, copies: Sequence[Copy], labels: Sequence[Labels]) -> Labels:
+    called = dict.fromkeys(_named(copy, labels[copy.source], rank) for copy in copies)
     if not called:
         return (None,) * rank
     shared = {*_shared([copy.block for copy in copies], rank)}
-    names: list[Any] = []
-    for axis, column in enumerate(zip(*called, strict=True)):
-        several = tuple(dict.fromkeys(column))
-        if len(several) == 1:
-            names.append(several[0])
-        else:  # what parts of an axis are called is no name of the axis
-            names.append(None if axis in shared else Clash(several))
-    return tuple(names)
+    # What parts of an axis are called is no name of the axis.
+    return tuple(
+        None if axis in shared and isinstance(name, Clash) else name
+        for axis, name in enumerate(agreed([*called]))
+    )
 
 
 def _shared(blocks: Sequence[Block], rank: int) -> Iterator[int]:
@@ -53,21 +50,11 @@ def _named(copy: Copy, labels: Labels, rank: int) -> Labels:
     block = copy.block
     names: dict[int, Any] = {}
     for axis, label in enumerate(labels):
-        along = _along(block, 0, axis)
-        for number, own in zip(along, deal_label(label, len(along)), strict=True):
-            names[number] = own
+        along = steps_along(block, 0, axis)
+        for each, own in zip(along, deal_label(label, len(along)), strict=True):
+            names[each.number] = own
     found: list[Any] = []
     for axis in range(rank):
-        own = [None if block.steps[n].is_turn else names.get(n) for n in _along(block, 1, axis)]
-        found.append(merge_labels(own))
+        along = steps_along(block, 1, axis)
+        found.append(merge_labels([None if e.is_turn else names.get(e.number) for e in along]))
     return tuple(found)
-
-
-def _along(block: Block, side: int, axis: int) -> list[int]:
-    """The steps of a side along an axis, the widest first."""
-    found: list[tuple[int, int]] = []
-    for number, step in enumerate(block.steps):
-        spot = step.at[side]
-        if spot is not None and spot[0] == axis:
-            found.append((abs(spot[1]), number))
-    return [number for _, number in sorted(found, key=lambda each: -each[0])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from ckpt_schema.lens.arrays.frames import Frame, frame
 from ckpt_schema.lens.blocks import Block
 
-__all__ = ["copied", "filled", "filled_in", "is_empty", "is_whole", "read", "written"]
+__all__ = ["copied", "filled", "filled_in", "read", "written"]
 
 Array = np.ndarray[Any, Any]
 Change = Callable[[Any], Any]
@@ -81,16 +80,6 @@ def _verify_inside(array: Array, begin: Sequence[int], block: Block, side: int) 
 # --- Inside of programs  ---
 
 
-def is_empty(block: Block) -> bool:
-    """Whether a block has no element."""
-    return any(step.size == 0 for step in block.steps)
-
-
-def is_whole(block: Block, shape: tuple[int, ...]) -> bool:
-    """Whether a block writes all of an array."""
-    return math.prod(step.size for step in block.steps if not step.is_turn) == math.prod(shape)
-
-
 def read(value: Any, block: Block, shape: tuple[int, ...], turns: Sequence[Any]) -> Any:
     """What a block reads, in the shape of the slice that it writes.
 
@@ -109,7 +98,7 @@ def read(value: Any, block: Block, shape: tuple[int, ...], turns: Sequence[Any])
         part = part.reshape([block.steps[number].size for number in order])
     wanted = _inner(block, 1) if target is None else target.steps
     part = jnp.transpose(part, [order.index(number) for number in wanted if number in order])
-    back = [at for at, number in enumerate(wanted) if (block.steps[number].at[1] or (0, 0))[1] < 0]
+    back = _back(block, wanted)
     shaped = [block.steps[number].size for number in wanted]
     if len(order) < len(wanted):  # what stands there several times
         kept = [size if n in order else 1 for n, size in zip(wanted, shaped, strict=True)]
@@ -123,11 +112,7 @@ def written(whole: Any, part: Any, block: Block, turns: Sequence[Any]) -> Any:
     """An array with what was read in its place."""
     target = frame(block, 1, whole.shape)
     if target is None:
-        back = [
-            at
-            for at, number in enumerate(_inner(block, 1))
-            if (block.steps[number].at[1] or (0, 0))[1] < 0
-        ]
+        back = _back(block, _inner(block, 1))
         # What was read is in the order of elements; the indices go back.
         part = jnp.flip(part, back) if back else part
         return whole.at[_indices(block, 1, turns)].set(part)
@@ -139,9 +124,19 @@ def written(whole: Any, part: Any, block: Block, turns: Sequence[Any]) -> Any:
     return jax.lax.dynamic_update_slice(framed, part, starts).reshape(whole.shape)
 
 
+def _back(block: Block, numbers: Sequence[int]) -> list[int]:
+    """Which of some steps go back in what is written, by their place among these."""
+    found: list[int] = []
+    for at, number in enumerate(numbers):
+        spot = block.steps[number].at[1]
+        if spot is not None and spot[1] < 0:
+            found.append(at)
+    return found
+
+
 def filled_in(whole: Any, block: Block, number: Any) -> Any:
     """An array with one value in the place of a block."""
-    if is_empty(block):
+    if block.is_empty:
         return whole
     target = frame(block, 1, whole.shape)
     shape = [block.steps[n].size for n in _inner(block, 1)] if target is None else target.sizes

@@ -10,6 +10,7 @@ the bits. So what is put together of several blocks leaves its program as bits, 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
-from ckpt_schema.leaves import key_impl, key_words
+from ckpt_schema.leaves import key_impl
 from ckpt_schema.lens.arrays import moves, shardings
 from ckpt_schema.lens.arrays.conversions import bits_converted
 from ckpt_schema.lens.blocks import Block, Filling, Kind
@@ -29,9 +30,9 @@ __all__ = [
     "Known",
     "assembled",
     "begun",
-    "bits_shape",
     "from_bits",
     "is_handed_as_bits",
+    "number_of",
     "of_bits",
     "put_together",
     "read",
@@ -40,7 +41,6 @@ __all__ = [
     "taken",
     "to_bits",
     "told",
-    "whole_number",
     "write",
 ]
 
@@ -90,14 +90,9 @@ def of_bits(dtype: str) -> list[Any]:
     return [kind]
 
 
-def bits_shape(kind: Kind) -> tuple[int, ...]:
-    """The shape of these arrays."""
-    return (*kind.shape, key_words(kind.dtype)) if kind.dtype.startswith("key<") else kind.shape
-
-
 def part(bits: Bits, block: Block, kinds: tuple[Kind, Kind], turns: Sequence[Any]) -> Bits:
     """What a block reads, in the shape of the slice that it writes, with each element changed."""
-    shape = bits_shape(kinds[1])
+    shape = kinds[1].stored
     found = tuple(moves.read(each, block, shape, turns) for each in bits)
     if not block.codec:
         return found
@@ -106,7 +101,7 @@ def part(bits: Bits, block: Block, kinds: tuple[Kind, Kind], turns: Sequence[Any
 
 def empty(kind: Kind, fillings: Sequence[Filling]) -> Bits:
     """A leaf of zeros, with what is filled in."""
-    shape = bits_shape(kind)
+    shape = kind.stored
     found = [jnp.zeros(shape, dtype) for dtype in of_bits(kind.dtype)]
     for filling in fillings:
         for at, dtype in enumerate(of_bits(kind.dtype)):
@@ -121,11 +116,6 @@ def number_of(bits: int, dtype: Any, part: int = 0) -> Any:
     size = dtype.itemsize
     raw = bits.to_bytes(max(size * (part + 1), (bits.bit_length() + 7) // 8), "little")
     return np.frombuffer(raw[size * part : size * (part + 1)], dtype)[0]
-
-
-def whole_number(bits: int, dtype: Any) -> Any:
-    """A value of a dtype, from its bits."""
-    return np.frombuffer(bits.to_bytes(dtype.itemsize, "little"), dtype)[0]
 
 
 # --- Programs  ---
@@ -165,7 +155,7 @@ def read(block: Block, kinds: tuple[Kind, Kind], own: Known, to: Known, *, hande
         found = _placed(part(_placed(to_bits(value), own), block, kinds, turns), to)
         if handed:
             return _handed(found, kinds[1].dtype)
-        shaped = tuple(each.reshape(bits_shape(kinds[1])) for each in found)
+        shaped = tuple(each.reshape(kinds[1].stored) for each in found)
         return from_bits(shaped, kinds[1].dtype)
 
     return jitted(program, to[0] if to else None)
@@ -208,14 +198,14 @@ def put_together(
     given: Sequence[Bits],
 ) -> Bits:
     """The bits of a leaf, of blocks of others: see `assembled`."""
-    if len(copies) == 1 and not fillings and not moves.is_empty(copies[0][1]):
+    if len(copies) == 1 and not fillings and not copies[0][1].is_empty:
         source, block, turns = copies[0]
         found = part(given[source], block, (kinds[source], kind), turns)
-        if moves.is_whole(block, bits_shape(kind)):
-            return tuple(each.reshape(bits_shape(kind)) for each in found)
+        if block.count == math.prod(kind.stored):
+            return tuple(each.reshape(kind.stored) for each in found)
     made = empty(kind, fillings)
     for source, block, turns in copies:
-        if moves.is_empty(block):
+        if block.is_empty:
             continue
         pieces = part(given[source], block, (kinds[source], kind), turns)
         both = zip(made, pieces, strict=True)
@@ -269,12 +259,11 @@ def spread(own: Known, to: Known, dtype: str) -> Any:
     return jitted(program, to[0])
 
 
-def jitted(program: Callable[..., Any], to: Any, **options: Any) -> Any:
-    """A jitted function whose results are sharded so; as jax finds where nothing is said."""
-    if not to:
+def jitted(program: Callable[..., Any], to: NamedSharding | None, **options: Any) -> Any:
+    """A jitted function whose result is sharded so; as jax finds where nothing is said."""
+    if to is None:
         return Program(program, **options)
-    mesh = (to[0] if isinstance(to, (list, tuple)) else to).mesh
-    if AxisType.Explicit in mesh.axis_types:
+    if AxisType.Explicit in to.mesh.axis_types:
         made = Program(told(program, to), **options)
     else:
         made = Program(program, out_shardings=to, **options)

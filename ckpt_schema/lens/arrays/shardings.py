@@ -16,7 +16,7 @@ from ckpt_schema import leaves
 from ckpt_schema.errors import ShardingWarning
 from ckpt_schema.lens.arrays.axes import Entries, deal, house
 from ckpt_schema.lens.arrays.frames import frame, spots
-from ckpt_schema.lens.blocks import Block, Task
+from ckpt_schema.lens.blocks import Block, Copy, Task
 from ckpt_schema.text import counted
 
 __all__ = [
@@ -50,24 +50,24 @@ def results(task: Task, values: Sequence[Any]) -> list[Any]:
     # What no axis could take on the way, one that came later may: the axis of a stack.
     given = dict.fromkeys(axis for entries in split for axes in entries for axis in axes)
     found: list[NamedSharding] = []
-    for number, kind in enumerate(task.results):
-        entries = _result(task, number, split, ways)
+    for kind, copies in zip(task.results, task.writers, strict=True):
+        entries = _result(kind.shape, copies, split, ways)
         lost = [axis for axis in given if not _takes(entries, axis)]
         spec = _spec(house(entries, kind.shape, lost, ways))
         found.append(NamedSharding(first.mesh, spec, memory_kind=first.memory_kind))
     return found
 
 
-def _result(task: Task, number: int, split: Sequence[Entries], ways: Mapping[str, int]) -> Entries:
+def _result(
+    shape: tuple[int, ...],
+    copies: Sequence[Copy],
+    split: Sequence[Entries],
+    ways: Mapping[str, int],
+) -> Entries:
     """How one result is sharded: as the finest of what is copied to it."""
-    shape = task.results[number].shape
-    ways_known = tuple(ways.items())
-    copies = {
-        (copy.block, split[copy.source]): None
-        for copy in task.copies
-        if copy.result == number and not copy.compares
-    }
-    found = [_followed(block, entries, shape, ways_known) for block, entries in copies]
+    known = tuple(ways.items())
+    unlike = dict.fromkeys((copy.block, split[copy.source]) for copy in copies)
+    found = [_followed(block, entries, shape, known) for block, entries in unlike]
     if not found:
         return ((),) * len(shape)
     return max(
