@@ -10,13 +10,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckpt_schema import linen as linen
+    from ckpt_schema import nnx as nnx
     from ckpt_schema import orbax as orbax
-    from ckpt_schema.conformance import Report as Report
-    from ckpt_schema.conformance import assert_conforms as assert_conforms
-    from ckpt_schema.conformance import check as check
-    from ckpt_schema.equality import TreesDifferError as TreesDifferError
-    from ckpt_schema.equality import assert_trees_identical as assert_trees_identical
-    from ckpt_schema.equality import differences as differences
+    from ckpt_schema._layouts.fields import field as field
+    from ckpt_schema._layouts.fields import series as series
+    from ckpt_schema._layouts.leaves import Key as Key
+    from ckpt_schema._layouts.leaves import constant_key as constant_key
+    from ckpt_schema._layouts.leaves import fresh_key as fresh_key
+    from ckpt_schema._layouts.schema import Schema as Schema
+    from ckpt_schema._layouts.schema import Stream as Stream
+    from ckpt_schema._layouts.schema import layout as layout
+    from ckpt_schema._layouts.table import Layout as Layout
+    from ckpt_schema._lens.lens import Lens as Lens
+    from ckpt_schema._lens.lens import derive as derive
+    from ckpt_schema._lens.rules import apart as apart
+    from ckpt_schema._lens.rules import flip as flip
+    from ckpt_schema._lens.rules import fuse as fuse
+    from ckpt_schema._lens.rules import move as move
+    from ckpt_schema._lens.rules import pad as pad
+    from ckpt_schema._lens.rules import private as private
+    from ckpt_schema._lens.rules import raw_key as raw_key
+    from ckpt_schema._lens.rules import rename as rename
+    from ckpt_schema._lens.rules import reset as reset
+    from ckpt_schema._lens.rules import scale as scale
+    from ckpt_schema._lens.rules import tie as tie
+    from ckpt_schema._trees.conformance import Report as Report
+    from ckpt_schema._trees.conformance import assert_conforms as assert_conforms
+    from ckpt_schema._trees.conformance import check as check
+    from ckpt_schema._trees.equality import TreesDifferError as TreesDifferError
+    from ckpt_schema._trees.equality import assert_trees_identical as assert_trees_identical
+    from ckpt_schema._trees.equality import differences as differences
+    from ckpt_schema._trees.inference import infer as infer
     from ckpt_schema.errors import AxesWarning as AxesWarning
     from ckpt_schema.errors import CheckpointExistsError as CheckpointExistsError
     from ckpt_schema.errors import CheckpointMismatchError as CheckpointMismatchError
@@ -28,37 +53,12 @@ if TYPE_CHECKING:
     from ckpt_schema.errors import SchemaError as SchemaError
     from ckpt_schema.errors import ServedWeightsWarning as ServedWeightsWarning
     from ckpt_schema.errors import ShardingWarning as ShardingWarning
-    from ckpt_schema.fields import field as field
-    from ckpt_schema.fields import series as series
-    from ckpt_schema.frameworks import linen as linen
-    from ckpt_schema.frameworks import nnx as nnx
-    from ckpt_schema.inference import infer as infer
-    from ckpt_schema.leaves import Key as Key
-    from ckpt_schema.leaves import constant_key as constant_key
-    from ckpt_schema.leaves import fresh_key as fresh_key
-    from ckpt_schema.lens.core import Lens as Lens
-    from ckpt_schema.lens.core import derive as derive
-    from ckpt_schema.lens.rules import apart as apart
-    from ckpt_schema.lens.rules import flip as flip
-    from ckpt_schema.lens.rules import fuse as fuse
-    from ckpt_schema.lens.rules import move as move
-    from ckpt_schema.lens.rules import pad as pad
-    from ckpt_schema.lens.rules import private as private
-    from ckpt_schema.lens.rules import raw_key as raw_key
-    from ckpt_schema.lens.rules import rename as rename
-    from ckpt_schema.lens.rules import reset as reset
-    from ckpt_schema.lens.rules import scale as scale
-    from ckpt_schema.lens.rules import tie as tie
-    from ckpt_schema.schema import Schema as Schema
-    from ckpt_schema.schema import Stream as Stream
-    from ckpt_schema.schema import layout as layout
-    from ckpt_schema.table import Layout as Layout
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "conformance": ("Report", "assert_conforms", "check"),
-    "equality": ("TreesDifferError", "assert_trees_identical", "differences"),
+    "_trees.conformance": ("Report", "assert_conforms", "check"),
+    "_trees.equality": ("TreesDifferError", "assert_trees_identical", "differences"),
     "errors": (
         "AxesWarning",
         "CheckpointExistsError",
@@ -72,11 +72,11 @@ _HOMES = {
         "ServedWeightsWarning",
         "ShardingWarning",
     ),
-    "inference": ("infer",),
-    "table": ("Layout",),
-    "leaves": ("Key", "constant_key", "fresh_key"),
-    "lens.core": ("Lens", "derive"),
-    "lens.rules": (
+    "_trees.inference": ("infer",),
+    "_layouts.table": ("Layout",),
+    "_layouts.leaves": ("Key", "constant_key", "fresh_key"),
+    "_lens.lens": ("Lens", "derive"),
+    "_lens.rules": (
         "apart",
         "flip",
         "fuse",
@@ -89,10 +89,10 @@ _HOMES = {
         "scale",
         "tie",
     ),
-    "fields": ("field", "series"),
-    "schema": ("Schema", "Stream", "layout"),
+    "_layouts.fields": ("field", "series"),
+    "_layouts.schema": ("Schema", "Stream", "layout"),
 }
-_MODULES = {"linen": "frameworks.linen", "nnx": "frameworks.nnx", "orbax": "orbax"}
+_MODULES = ("linen", "nnx", "orbax")
 _NAMES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -145,7 +145,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Loads a public name from its module on first use."""
     if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        return importlib.import_module(f"{__name__}.{name}")
     if name in _NAMES:
         return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

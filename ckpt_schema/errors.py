@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from ckpt_schema.faults import Mismatch, format_faults
+from ckpt_schema._messages.faults import Mismatch, format_faults
 
 __all__ = [
     "AxesWarning",

@@ -26,13 +26,13 @@ from jaxtyping import Array, Float32, Int32, UInt32
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
-from ckpt_schema import placement
-from ckpt_schema.lens.arrays.differences import difference
-from ckpt_schema.orbax.agreement import raised_by_all
-from ckpt_schema.orbax.metadata import alone
-from ckpt_schema.testing.meshes import Sharded, as_jax
-from ckpt_schema.testing.states import makers
-from ckpt_schema.testing.values import hostile
+from ckpt_schema._lens.arrays.differences import difference
+from ckpt_schema._trees import placement
+from ckpt_schema.orbax._agreement import raised_by_all
+from ckpt_schema.orbax._metadata import alone
+from ckpt_schema.testing._meshes import Sharded, as_jax
+from ckpt_schema.testing._states import makers
+from ckpt_schema.testing._values import hostile
 
 SIZES = {"vocab": 16, "embed": 8, "mlp": 16, "depth": 4}
 BIG = {"vocab": 2048, "embed": 512, "mlp": 1024, "depth": 4}  # 38 MB with the optimizer's state
@@ -514,7 +514,7 @@ def told(pids: Path, *more: int) -> None:
 if __name__ == "__main__":  # the parent that a test kills
     from distributed_jobs import started as function
 
-    from ckpt_schema.testing.distributed import run_distributed
+    from ckpt_schema.testing._distributed import run_distributed
 
     signal.signal(
         signal.SIGINT, signal.default_int_handler

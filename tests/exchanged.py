@@ -24,12 +24,12 @@ from exchange_models import SMALL, small
 from flax import nnx
 
 import ckpt_schema as cs
-from ckpt_schema.paths import format_path
-from ckpt_schema.testing.gradients import Measured, Model
-from ckpt_schema.testing.laws import LawError
-from ckpt_schema.testing.outputs import Comparison
-from ckpt_schema.testing.suite import Options
-from ckpt_schema.trees import flatten
+from ckpt_schema._layouts.paths import format_path
+from ckpt_schema._trees.containers import flatten
+from ckpt_schema.testing._gradients import Measured, Model
+from ckpt_schema.testing._laws import LawError
+from ckpt_schema.testing._outputs import Comparison
+from ckpt_schema.testing._suite import Options
 
 PAGE = Path(__file__).parent.parent / "docs" / "mutants.md"
 Leaves = Mapping[str, Any]

@@ -19,16 +19,16 @@ import numpy as np
 from flax import nnx
 
 import ckpt_schema as cs
-from ckpt_schema import leaves
-from ckpt_schema.lens.blocks import Block, Task
-from ckpt_schema.lens.cells import Cell, Constant, Digit, Geometry
-from ckpt_schema.lens.codecs import Codec, Exact, inverted
-from ckpt_schema.lens.core import Lens, _Translator
-from ckpt_schema.lens.joins import Join
-from ckpt_schema.lens.plan import Job, Plan
-from ckpt_schema.lens.rules import Rule, Tie
-from ckpt_schema.paths import Index, Pattern
-from ckpt_schema.table import Layout, Row, verify_table
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.paths import Index, Pattern
+from ckpt_schema._layouts.table import Layout, Row, verify_table
+from ckpt_schema._lens.arrays.blocks import Block, Task
+from ckpt_schema._lens.cells import Cell, Constant, Digit, Geometry
+from ckpt_schema._lens.codecs import Codec, Exact, inverted
+from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.lens import Lens, _Translator
+from ckpt_schema._lens.plan.plan import Job, Plan
+from ckpt_schema._lens.rules import Rule, Tie
 
 # --- What is planted  ---
 

@@ -23,12 +23,12 @@ from pair_schemas import NAMES, pair
 from support.models import LinenDecoder, NnxDecoder
 
 import ckpt_schema as cs
-from ckpt_schema.lens.rules import Rule
+from ckpt_schema._lens.rules import Rule
 from ckpt_schema.testing import LAWS, Sample, strategies, virtual_devices
-from ckpt_schema.testing.meshes import MESHES
-from ckpt_schema.testing.outputs import Outputs
-from ckpt_schema.testing.states import bound
-from ckpt_schema.testing.suite import BrokenLawError, Options, check_law, idle
+from ckpt_schema.testing._meshes import MESHES
+from ckpt_schema.testing._outputs import Outputs
+from ckpt_schema.testing._states import bound
+from ckpt_schema.testing._suite import BrokenLawError, Options, check_law, idle
 
 # --- What is attacked  ---
 

@@ -7,7 +7,7 @@ it was found, survived, or does not apply.
 A fault is a file ``tests/planted/NAME.fault``: a line that says what it breaks, then its changes::
 
     breaks: the sign of a scaled query is lost
-    module: ckpt_schema/lens/partial.py
+    module: ckpt_schema/_lens/partial.py
     === old
                 scaled = np.ldexp(value.astype(np.float64), self.exponent)
     === new
@@ -208,7 +208,7 @@ def child(names: Sequence[str], first: Sequence[str] = ()) -> int:
     import hypothesis
     from planted_families import FAMILIES
 
-    from ckpt_schema.testing.suite import Options, check_law, idle
+    from ckpt_schema.testing._suite import Options, check_law, idle
 
     hypothesis.settings.register_profile("planted", derandomize=True, database=None)
     hypothesis.settings.load_profile("planted")

@@ -14,44 +14,57 @@ ROOT = Path(ckpt_schema.__file__).parent
 PACKAGE = ROOT.name
 MAX_LINES = 560
 ORDER = """
-    text faults errors paths sizes dims leaves raw_bytes foreign programs placement pytrees table defaults fields schema
-    frameworks frameworks.tracing frameworks.optimizer frameworks.linen frameworks.nnx
-    trees undeclared slots frameworks.degrees chains conformance equality envelopes inference
-    lens lens.digits lens.formats lens.codecs lens.losses lens.cells lens.covering lens.normal lens.spellings
-    lens.rules lens.scope lens.told lens.moments lens.axis_names lens.joins lens.levels
-    lens.relate lens.parts lens.ties lens.align
-    lens.names lens.partners lens.restarts lens.unplaced lens.wholes lens.causes lens.idle
-    lens.defaults lens.disputes lens.derive lens.middle lens.compose
-    lens.derivation lens.served lens.described
-    lens.blocks lens.arrays lens.arrays.axes lens.arrays.frames lens.arrays.differences
-    lens.arrays.floats lens.arrays.conversions
-    lens.arrays.moves lens.arrays.shardings lens.arrays.programs lens.arrays.execution lens.arrays.checks
-    lens.arrays.equals lens.arrays.donation lens.arrays.labels lens.made
-    lens.tasks lens.labels lens.outline lens.plan lens.compile lens.core
-    orbax.agreement orbax.places orbax.folders orbax.metadata orbax.sides orbax.private
-    orbax.restore orbax.items orbax.save orbax
+    _messages _messages.text _messages.faults errors
+    _layouts _layouts.paths _layouts.sizes _layouts.dims _layouts.leaves _layouts.pytrees _layouts.table _layouts.fields
+    _layouts.schema
+    _frameworks _frameworks.boxes _frameworks.tracing _frameworks.optimizer linen _frameworks.variables nnx
+    _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _trees.defaults
+    _trees.containers _trees.undeclared _trees.slots _frameworks.degrees _trees.chains _trees.conformance
+    _trees.equality _trees.envelopes _trees.inference
+    _lens _lens.digits _lens.formats _lens.codecs _lens.losses _lens.cells _lens.covering _lens.normal _lens.spellings
+    _lens.rules _lens.ancestry
+    _lens.derive _lens.derive.scope _lens.derive.leaf_rules _lens.derive.moments _lens.derive.axis_names
+    _lens.derive.joins _lens.derive.levels _lens.derive.relations _lens.derive.parts _lens.derive.ties
+    _lens.derive.alignment _lens.derive.names _lens.derive.partners _lens.derive.restarts _lens.derive.unplaced
+    _lens.derive.wholes _lens.derive.causes _lens.derive.idle_rules _lens.derive.exemptions _lens.derive.disputes
+    _lens.derive.derivation _lens.derive.middle _lens.derive.composition _lens.derive.served_weights
+    _lens.description
+    _lens.arrays _lens.arrays.blocks _lens.arrays.axes _lens.arrays.frames _lens.arrays.differences
+    _lens.arrays.floats _lens.arrays.conversions _lens.arrays.moves _lens.arrays.shardings _lens.arrays.programs
+    _lens.arrays.execution _lens.arrays.checks _lens.arrays.equals _lens.arrays.donation _lens.arrays.step_labels
+    _lens.plan _lens.plan.made _lens.plan.tasks _lens.plan.labels _lens.plan.outline _lens.plan.plan
+    _lens.plan.compilation _lens.lens
+    orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._private
+    orbax._restore orbax._items orbax._save orbax
     __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
-    testing.devices testing.worker testing.distributed testing.values testing.meshes testing.containers
-    testing.applied testing.states
-    testing.choices testing.samples testing.strategies testing.laws testing.frames testing.shares testing.origins
-    testing.held testing.naming testing.known testing.axes testing.defaults
-    testing.malformed testing.gradients testing.outputs testing.trials
-    testing.lawbook
-    testing.suite testing
+    testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds
+    testing._applied testing._states testing._choices testing._samples testing.strategies testing._laws
+    testing._named_arrays testing._shares testing._origins
+    testing._held testing._naming testing._known testing._axis_law testing._default_law
+    testing._malformed testing._gradients testing._outputs testing._trials testing._lawbook testing._suite testing
     cli __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column
 PLACES = {
-    "flax": {"frameworks", "demo", "testing"},
-    "optax": {"frameworks", "demo"},
+    "flax": {"_frameworks", "linen", "nnx", "demo", "testing"},
+    "optax": {"_frameworks", "linen", "nnx", "demo"},
     "orbax": {"orbax"},
     "tensorstore": set[str](),
-    "rich": {"render", "demo"},
+    "rich": {"demo"},
     "hypothesis": {"testing"},
     "pytest": {"testing"},
 }
 MODULES = {
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
     for p in ROOT.rglob("*.py")
+}
+
+
+# What users import. The demo is an example to read, so its modules are named like a user's own.
+PUBLIC = {
+    *("__init__", "__main__", "cli", "errors", "linen", "nnx", "orbax"),
+    *("testing", "testing.strategies"),
+    *("demo", "demo.text", "demo.linen_gpt", "demo.nnx_gpt", "demo.schemas", "demo.training"),
+    *("demo.report", "demo.matrix"),
 }
 
 
@@ -83,6 +96,11 @@ def test_every_module_has_one_place_in_the_order() -> None:
     assert sorted(ORDER) == sorted(MODULES)
 
 
+def test_only_public_modules_lack_an_underscore() -> None:
+    hidden = {name for name in MODULES if any(part[0] == "_" for part in name.split("."))}
+    assert MODULES.keys() - hidden - {"__init__", "__main__"} == PUBLIC - {"__init__", "__main__"}
+
+
 @pytest.mark.parametrize(
     "module", sorted(MODULES.keys() - {"__init__"})
 )  # which loads everything, on first use
@@ -100,17 +118,17 @@ def test_a_module_is_short(module: str) -> None:
     ("source", "fault"),
     [
         (
-            "from ckpt_schema.trees import Tree",
-            "paths imports ckpt_schema.trees, which does not stand above it",
+            "from ckpt_schema._trees.containers import Tree",
+            "paths imports ckpt_schema._trees.containers, which does not stand above it",
         ),
         (
             "from ckpt_schema import trees",
-            "paths imports ckpt_schema.trees, which does not stand above it",
+            "paths imports ckpt_schema._trees.containers, which does not stand above it",
         ),
         ("import ckpt_schema as cs", "paths imports ckpt_schema, which does not stand above it"),
         (
             "def f():\n    import rich.table",
-            "paths imports rich, whose place is ['demo', 'render']",
+            "paths imports rich, whose place is ['demo']",
         ),
     ],
 )

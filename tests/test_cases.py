@@ -41,10 +41,11 @@ from support.profiles import sampled
 from support.words import done
 
 import ckpt_schema as cs
+from ckpt_schema._lens import lens as lens_module
+from ckpt_schema._lens.arrays import execution
+from ckpt_schema._lens.plan import made
 from ckpt_schema.demo.linen_gpt import Sizes
 from ckpt_schema.demo.training import Form, LinenForm, NnxForm, make_mesh, optimizer
-from ckpt_schema.lens import core, made
-from ckpt_schema.lens.arrays import execution
 
 TX = OPTIMIZERS["chain schedule"]
 
@@ -148,7 +149,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
         (ocp, ("metadata", "load")),
         (execution, ("run",)),
         (made, ("default",)),
-        (core, ("compile_plan",)),
+        (lens_module, ("compile_plan",)),
     ):
         for name in names:
             spy(home, name)

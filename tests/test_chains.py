@@ -20,8 +20,8 @@ from orbax.checkpoint import v1 as ocp
 from support.profiles import examples
 
 import ckpt_schema as cs
-from ckpt_schema.testing import laws
-from ckpt_schema.testing.containers import orbax
+from ckpt_schema.testing import _laws as laws
+from ckpt_schema.testing._container_kinds import orbax
 
 SCHEDULE = optax.linear_schedule(1e-3, 0.0, 10)
 KEEPS: dict[str, Any] = {

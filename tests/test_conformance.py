@@ -23,7 +23,7 @@ from flax_models import (
 from jaxtyping import Array, BFloat16, Bool, Complex64, Float32, Int8, Int32, UInt32
 
 import ckpt_schema as cs
-from ckpt_schema.leaves import describe
+from ckpt_schema._layouts.leaves import describe
 
 
 def sds(*shape: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:

@@ -18,13 +18,7 @@ from support import optimizers
 from support.profiles import sampled
 
 import ckpt_schema as cs
-from ckpt_schema.frameworks.degrees import (
-    Degree,
-    Degrees,
-    NoDegree,
-    _Bench,  # pyright: ignore[reportPrivateUsage]
-    _Step,  # pyright: ignore[reportPrivateUsage]
-)
+from ckpt_schema._frameworks.degrees import Degree, Degrees, NoDegree, _Bench, _Step
 
 C = 0.125
 SIZES = {"embed": 4, "heads": 6}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_schema import dims
-from ckpt_schema.dims import Binder, parse_dims
+from ckpt_schema._layouts import dims
+from ckpt_schema._layouts.dims import Binder, parse_dims
 from ckpt_schema.errors import SchemaError
 
 NAMES = st.sampled_from(["embed", "heads", "head_dim", "mlp", "x_1", "B"])

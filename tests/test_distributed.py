@@ -17,7 +17,7 @@ import distributed_jobs as jobs
 import pytest
 from support.profiles import THOROUGH, sampled
 
-from ckpt_schema.testing.distributed import DistributedError, run_distributed
+from ckpt_schema.testing._distributed import DistributedError, run_distributed
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the tests read /proc")
 

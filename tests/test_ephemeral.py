@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from support.models import TX
 
 import ckpt_schema as cs
-from ckpt_schema.orbax.metadata import read
+from ckpt_schema.orbax._metadata import read
 
 
 class LinenNet(nn.Module):

@@ -18,8 +18,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support.profiles import examples
 
 import ckpt_schema as cs
-from ckpt_schema.testing.meshes import as_jax, as_numpy, mesh
-from ckpt_schema.testing.values import DTYPES, IMPLS, hostile
+from ckpt_schema.testing._meshes import as_jax, as_numpy, mesh
+from ckpt_schema.testing._values import DTYPES, IMPLS, hostile
 
 
 class Point(NamedTuple):

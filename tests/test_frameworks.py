@@ -41,8 +41,8 @@ from orbax.checkpoint import v1 as ocp
 from support.models import TX
 
 import ckpt_schema as cs
-from ckpt_schema.testing import containers
-from ckpt_schema.testing.states import makers
+from ckpt_schema.testing import _container_kinds as containers
+from ckpt_schema.testing._states import makers
 
 LINEN = {
     (True, False): ScannedSchema,

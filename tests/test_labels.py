@@ -20,8 +20,8 @@ from support.leaf import both_ways
 from support.tasks import INVERTIBLE, Case, cases
 
 import ckpt_schema as cs
-from ckpt_schema.lens.arrays.labels import labelled
-from ckpt_schema.orbax.metadata import read
+from ckpt_schema._lens.arrays.step_labels import labelled
+from ckpt_schema.orbax._metadata import read
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 INPUT = jnp.ones((1, 4))

@@ -28,10 +28,10 @@ from support.profiles import THOROUGH, examples
 
 import ckpt_schema as cs
 from ckpt_schema.testing import LAWS, BrokenLawError, Law, LensLaws, Sample, check_laws, strategies
-from ckpt_schema.testing.containers import containers
-from ckpt_schema.testing.states import bound
-from ckpt_schema.testing.suite import Options, check_law
-from ckpt_schema.testing.trials import Given
+from ckpt_schema.testing._container_kinds import containers
+from ckpt_schema.testing._states import bound
+from ckpt_schema.testing._suite import Options, check_law
+from ckpt_schema.testing._trials import Given
 
 # The default is for a user's one family; here are six, tried on as many where the profile is thorough.
 FEW = None if THOROUGH else 2

@@ -21,10 +21,10 @@ from support.models import Subject, subjects
 from support.profiles import examples
 
 import ckpt_schema as cs
-from ckpt_schema.testing import laws
-from ckpt_schema.testing.containers import LINEN, NNX, OWN
-from ckpt_schema.testing.meshes import Place, as_jax, as_numpy
-from ckpt_schema.testing.states import Maker, bound, makers
+from ckpt_schema.testing import _laws as laws
+from ckpt_schema.testing._container_kinds import LINEN, NNX, OWN
+from ckpt_schema.testing._meshes import Place, as_jax, as_numpy
+from ckpt_schema.testing._states import Maker, bound, makers
 
 PLACES = st.sampled_from((as_numpy, as_jax))
 SEEDS = st.integers(0, 2**32 - 1)

@@ -14,9 +14,9 @@ from flax import nnx
 from support.profiles import sampled
 
 import ckpt_schema as cs
-from ckpt_schema.leaves import Leaf
-from ckpt_schema.testing import laws
-from ckpt_schema.testing.values import hostile
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema.testing import _laws as laws
+from ckpt_schema.testing._values import hostile
 
 FLOATS = sorted(
     name for name in dir(ml_dtypes) if name.startswith(("float8", "bfloat16", "float4"))

@@ -23,7 +23,7 @@ from support.modules import (
 from support.profiles import examples
 
 import ckpt_schema as cs
-from ckpt_schema.testing import laws
+from ckpt_schema.testing import _laws as laws
 
 
 @examples(1.5)

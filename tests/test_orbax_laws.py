@@ -18,10 +18,10 @@ from support.models import SIZES, to_nnx, to_stacked
 from support.profiles import examples
 
 import ckpt_schema as cs
-from ckpt_schema.testing import laws
-from ckpt_schema.testing.containers import LINEN, NNX
-from ckpt_schema.testing.meshes import MESHES, Place, Sharded, as_jax, mesh
-from ckpt_schema.testing.states import makers
+from ckpt_schema.testing import _laws as laws
+from ckpt_schema.testing._container_kinds import LINEN, NNX
+from ckpt_schema.testing._meshes import MESHES, Place, Sharded, as_jax, mesh
+from ckpt_schema.testing._states import makers
 
 SEEDS = st.integers(0, 2**32 - 1)
 PLACES = st.one_of(

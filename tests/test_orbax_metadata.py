@@ -20,7 +20,7 @@ from flax.training.train_state import TrainState
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
-from ckpt_schema.orbax import metadata
+from ckpt_schema.orbax import _metadata as metadata
 
 
 def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:

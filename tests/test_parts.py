@@ -15,8 +15,8 @@ from jaxtyping import Array, Float32, Int8, Int32
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
-from ckpt_schema.orbax.metadata import read
-from ckpt_schema.testing import laws
+from ckpt_schema.orbax._metadata import read
+from ckpt_schema.testing import _laws as laws
 
 
 @struct.dataclass

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckpt_schema as cs
-from ckpt_schema import paths
-from ckpt_schema.paths import Index
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.paths import Index
 
 
 @given(st.integers(0, 5), st.integers(1, 4), st.integers(0, 3), st.integers(0, 200), st.booleans())

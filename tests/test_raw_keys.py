@@ -20,7 +20,7 @@ from support.profiles import examples
 from support.words import done
 
 import ckpt_schema as cs
-from ckpt_schema.testing import laws
+from ckpt_schema.testing import _laws as laws
 
 IMPLS = {"fry": ("threefry2x32", 2), "rbg": ("rbg", 4), "urbg": ("unsafe_rbg", 4)}
 RULES = [cs.raw_key("rng")]

@@ -30,8 +30,8 @@ from jaxtyping import (
 )
 
 import ckpt_schema as cs
-from ckpt_schema import paths
-from ckpt_schema.leaves import Fill, FreshKey
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.leaves import Fill, FreshKey
 
 
 class Norm(cs.Schema):

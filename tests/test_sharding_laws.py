@@ -25,15 +25,15 @@ from support.profiles import examples
 from support.tasks import INVERTIBLE, Case, cases, inverse
 
 import ckpt_schema as cs
-from ckpt_schema import leaves
+from ckpt_schema._layouts import leaves
+from ckpt_schema._lens.arrays import execution
+from ckpt_schema._lens.arrays.axes import Entries
+from ckpt_schema._lens.arrays.shardings import results
 from ckpt_schema.demo import schemas
-from ckpt_schema.lens.arrays import execution
-from ckpt_schema.lens.arrays.axes import Entries
-from ckpt_schema.lens.arrays.shardings import results
-from ckpt_schema.testing import laws
-from ckpt_schema.testing.containers import LINEN, NNX
-from ckpt_schema.testing.meshes import MESHES, Sharded, mesh, shardings
-from ckpt_schema.testing.states import bound, makers
+from ckpt_schema.testing import _laws as laws
+from ckpt_schema.testing._container_kinds import LINEN, NNX
+from ckpt_schema.testing._meshes import MESHES, Sharded, mesh, shardings
+from ckpt_schema.testing._states import bound, makers
 
 pytestmark = pytest.mark.filterwarnings("ignore::ckpt_schema.ShardingWarning")
 SEEDS = st.integers(0, 2**32 - 1)

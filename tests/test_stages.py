@@ -17,9 +17,9 @@ from support.profiles import sampled
 from support.tasks import made
 
 import ckpt_schema as cs
-from ckpt_schema.lens.arrays import programs
-from ckpt_schema.lens.told import Fill, Told
-from ckpt_schema.testing.values import hostile
+from ckpt_schema._lens.arrays import programs
+from ckpt_schema._lens.derive.leaf_rules import Fill, Told
+from ckpt_schema.testing._values import hostile
 
 NARROW = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16")
 

@@ -34,7 +34,7 @@ from support.profiles import examples
 from support.versions import MESHES, NAMES, VERSIONS, Nnx, placed, sharded
 
 import ckpt_schema as cs
-from ckpt_schema.orbax.private import Private
+from ckpt_schema.orbax._private import Private
 
 STEPS = 12  # of training at most: after them, float32 has no more bits for the momenta
 

@@ -20,10 +20,10 @@ from support import drawn
 from support.profiles import examples
 
 import ckpt_schema as cs
-from ckpt_schema.lens.arrays.equals import verify_same
-from ckpt_schema.testing import laws
-from ckpt_schema.testing.meshes import MESHES, Sharded, mesh
-from ckpt_schema.testing.states import Maker, makers
+from ckpt_schema._lens.arrays.equals import verify_same
+from ckpt_schema.testing import _laws as laws
+from ckpt_schema.testing._meshes import MESHES, Sharded, mesh
+from ckpt_schema.testing._states import Maker, makers
 
 SIZES = {"vocab": 8, "embed": 16, "depth": 2}
 TX = optax.adamw(1e-3)

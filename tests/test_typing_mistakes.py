@@ -14,8 +14,8 @@ from jaxtyping import Array, Float32, Int32
 from support.covered import flaws_of
 
 import ckpt_schema as cs
-from ckpt_schema.lens.cells import Cell, Digit, Geometry, Place
-from ckpt_schema.sizes import ONE, ZERO, Size, UndecidedError
+from ckpt_schema._layouts.sizes import ONE, ZERO, Size, UndecidedError
+from ckpt_schema._lens.cells import Cell, Digit, Geometry, Place
 
 
 def schema(**leaves: Any) -> type[cs.Schema]:

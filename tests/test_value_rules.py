@@ -18,11 +18,11 @@ from support.profiles import examples
 from support.words import done
 
 import ckpt_schema as cs
-from ckpt_schema.lens.arrays import checks, execution
-from ckpt_schema.lens.told import Fill, Told
-from ckpt_schema.testing import laws
-from ckpt_schema.testing.meshes import as_jax, as_numpy, mesh
-from ckpt_schema.testing.values import hostile
+from ckpt_schema._lens.arrays import checks, execution
+from ckpt_schema._lens.derive.leaf_rules import Fill, Told
+from ckpt_schema.testing import _laws as laws
+from ckpt_schema.testing._meshes import as_jax, as_numpy, mesh
+from ckpt_schema.testing._values import hostile
 
 TX = optax.adam(1e-3)
 

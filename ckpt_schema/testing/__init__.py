@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 from ckpt_schema.errors import CkptSchemaError, Mismatch
 
 if TYPE_CHECKING:
-    from ckpt_schema.testing.devices import DevicesError as DevicesError
-    from ckpt_schema.testing.devices import virtual_devices as virtual_devices
-    from ckpt_schema.testing.distributed import DistributedError as DistributedError
-    from ckpt_schema.testing.distributed import run_distributed as run_distributed
-    from ckpt_schema.testing.lawbook import LAWS as LAWS
-    from ckpt_schema.testing.lawbook import Law as Law
-    from ckpt_schema.testing.samples import Sample as Sample
-    from ckpt_schema.testing.suite import BrokenLawError as BrokenLawError
-    from ckpt_schema.testing.suite import LensLaws as LensLaws
-    from ckpt_schema.testing.suite import Options as Options
-    from ckpt_schema.testing.suite import check_laws as check_laws
+    from ckpt_schema.testing._devices import DevicesError as DevicesError
+    from ckpt_schema.testing._devices import virtual_devices as virtual_devices
+    from ckpt_schema.testing._distributed import DistributedError as DistributedError
+    from ckpt_schema.testing._distributed import run_distributed as run_distributed
+    from ckpt_schema.testing._lawbook import LAWS as LAWS
+    from ckpt_schema.testing._lawbook import Law as Law
+    from ckpt_schema.testing._samples import Sample as Sample
+    from ckpt_schema.testing._suite import BrokenLawError as BrokenLawError
+    from ckpt_schema.testing._suite import LensLaws as LensLaws
+    from ckpt_schema.testing._suite import Options as Options
+    from ckpt_schema.testing._suite import check_laws as check_laws
 
 _HOMES = {
-    "devices": ("DevicesError", "virtual_devices"),
-    "distributed": ("DistributedError", "run_distributed"),
-    "lawbook": ("LAWS", "Law"),
-    "samples": ("Sample",),
-    "suite": ("BrokenLawError", "LensLaws", "Options", "check_laws"),
+    "_devices": ("DevicesError", "virtual_devices"),
+    "_distributed": ("DistributedError", "run_distributed"),
+    "_lawbook": ("LAWS", "Law"),
+    "_samples": ("Sample",),
+    "_suite": ("BrokenLawError", "LensLaws", "Options", "check_laws"),
 }
 _NAMES = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -12,19 +12,19 @@ import numpy as np
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
-from ckpt_schema import dims as dims_
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.paths import format_path
+from ckpt_schema._layouts.schema import Schema, layout
+from ckpt_schema._layouts.sizes import Size
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.plan.tasks import needed
 from ckpt_schema.errors import Mismatch, SchemaError
-from ckpt_schema.lens.core import Lens
-from ckpt_schema.lens.tasks import needed
-from ckpt_schema.paths import format_path
-from ckpt_schema.schema import Schema, layout
-from ckpt_schema.sizes import Size
-from ckpt_schema.table import Layout, Row
-from ckpt_schema.testing.choices import Choices
-from ckpt_schema.testing.containers import containers
-from ckpt_schema.testing.meshes import MESHES, MeshSpec, mesh, shardings
-from ckpt_schema.testing.samples import Sample
-from ckpt_schema.testing.values import VALUES
+from ckpt_schema.testing._choices import Choices
+from ckpt_schema.testing._container_kinds import containers
+from ckpt_schema.testing._meshes import MESHES, MeshSpec, mesh, shardings
+from ckpt_schema.testing._samples import Sample
+from ckpt_schema.testing._values import VALUES
 
 __all__ = [
     "Bound",

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ckpt_schema.lens.arrays.conversions import converted
-from ckpt_schema.lens.codecs import Codec, Exact, Plus, Rounded, Times
-from ckpt_schema.testing.values import hostile
+from ckpt_schema._lens.arrays.conversions import converted
+from ckpt_schema._lens.codecs import Codec, Exact, Plus, Rounded, Times
+from ckpt_schema.testing._values import hostile
 
 CODECS: tuple[tuple[str, Codec], ...] = (
     ("bfloat16", (Exact("bfloat16", "float32"),)),

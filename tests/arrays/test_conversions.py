@@ -26,7 +26,7 @@ from conversion_oracle import (
 )
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ckpt_schema.lens.arrays.conversions import (
+from ckpt_schema._lens.arrays.conversions import (
     converted,
     expected,
     is_checked,
@@ -34,10 +34,10 @@ from ckpt_schema.lens.arrays.conversions import (
     lost,
     subnormal,
 )
-from ckpt_schema.lens.codecs import Codec, Exact, Plus, Rounded, Times, holds, inverted
-from ckpt_schema.lens.formats import FORMATS
-from ckpt_schema.lens.losses import loss
-from ckpt_schema.testing.meshes import mesh
+from ckpt_schema._lens.codecs import Codec, Exact, Plus, Rounded, Times, holds, inverted
+from ckpt_schema._lens.formats import FORMATS
+from ckpt_schema._lens.losses import loss
+from ckpt_schema.testing._meshes import mesh
 
 INTEGERS = tuple(f"{sign}int{bits}" for bits in (2, 4, 8, 16, 32, 64) for sign in ("", "u"))
 ONE_NAN = {"float8_e4m3fn": 0x7F, "float8_e8m0fnu": 0xFF}  # and 0x80 where -0 would be

@@ -13,8 +13,8 @@ from support.leaf import both_ways, run
 from support.tasks import made, words
 
 from ckpt_schema import assert_trees_identical
-from ckpt_schema.lens.told import UNTOLD, Fill, Told
-from ckpt_schema.testing.values import hostile
+from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Fill, Told
+from ckpt_schema.testing._values import hostile
 
 PADDED = Told(fills=(Fill(("a",), ("p",), 1),))
 LAYERS: dict[str, tuple[str, str, tuple[int | None, int | None], Told]] = {

@@ -15,13 +15,15 @@ from jax.sharding import AxisType
 from support.profiles import examples
 from support.tasks import INVERTIBLE, Case, Wanted, agreed, cases, elements, inverse, words
 
-from ckpt_schema import assert_trees_identical, leaves, placement
+from ckpt_schema import assert_trees_identical
+from ckpt_schema._layouts import leaves
+from ckpt_schema._lens.arrays import checks, execution
+from ckpt_schema._lens.arrays.blocks import Block, Copy, Kind, Step, Task
+from ckpt_schema._lens.codecs import Exact
+from ckpt_schema._trees import placement
 from ckpt_schema.errors import ConformanceError
-from ckpt_schema.lens.arrays import checks, execution
-from ckpt_schema.lens.blocks import Block, Copy, Kind, Step, Task
-from ckpt_schema.lens.codecs import Exact
-from ckpt_schema.testing import laws
-from ckpt_schema.testing.meshes import (
+from ckpt_schema.testing import _laws as laws
+from ckpt_schema.testing._meshes import (
     Mixed,
     Sharded,
     as_jax,
@@ -30,7 +32,7 @@ from ckpt_schema.testing.meshes import (
     other_memories,
     shardings,
 )
-from ckpt_schema.testing.values import DTYPES, IMPLS, INTEGERS, hostile
+from ckpt_schema.testing._values import DTYPES, IMPLS, INTEGERS, hostile
 
 PLAIN = tuple(dtype for dtype in DTYPES if dtype not in IMPLS)  # NumPy has no keys
 HOST = Wanted(dtypes=PLAIN)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ckpt_schema._lens.arrays import checks
+from ckpt_schema._lens.arrays.blocks import Block, Check, Copy, Filling, Kind, Step, Task
+from ckpt_schema._lens.codecs import Exact
 from ckpt_schema.errors import ConformanceError
-from ckpt_schema.lens.arrays import checks
-from ckpt_schema.lens.blocks import Block, Check, Copy, Filling, Kind, Step, Task
-from ckpt_schema.lens.codecs import Exact
 
 CAST = (Exact("int32", "uint32"),)
 

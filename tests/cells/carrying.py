@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from spellings import Spelling
 
-from ckpt_schema.lens.cells import Cell, Constant
-from ckpt_schema.lens.codecs import Codec, Exact, Plus, Rounded, Times
+from ckpt_schema._lens.cells import Cell, Constant
+from ckpt_schema._lens.codecs import Codec, Exact, Plus, Rounded, Times
 
 Arrays = Mapping[Hashable, np.ndarray[Any, Any]]
 

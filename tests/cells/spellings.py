@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_schema.lens.cells import Cell, Constant, Digit, Geometry, Place, composed, identity
-from ckpt_schema.lens.codecs import Codec, Exact
-from ckpt_schema.lens.normal import normal
-from ckpt_schema.sizes import ONE, ZERO, Size, slack
+from ckpt_schema._layouts.sizes import ONE, ZERO, Size, slack
+from ckpt_schema._lens.cells import Cell, Constant, Digit, Geometry, Place, composed, identity
+from ckpt_schema._lens.codecs import Codec, Exact
+from ckpt_schema._lens.normal import normal
 
 MOST_ELEMENTS = 4000
 MOST_ROWS = 6

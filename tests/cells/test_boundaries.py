@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ckpt_schema.lens.cells import (
+from ckpt_schema._layouts.sizes import ONE, Size, UndecidedError, slack
+from ckpt_schema._lens.cells import (
     Cell,
     Constant,
     ContradictionError,
@@ -19,12 +20,11 @@ from ckpt_schema.lens.cells import (
     identity,
     tidy,
 )
-from ckpt_schema.lens.cells import through as cells_through
-from ckpt_schema.lens.codecs import Codec, Exact, Rounded
-from ckpt_schema.lens.covering import flaws
-from ckpt_schema.lens.normal import merged as merged_geometries
-from ckpt_schema.lens.normal import normal
-from ckpt_schema.sizes import ONE, Size, UndecidedError, slack
+from ckpt_schema._lens.cells import through as cells_through
+from ckpt_schema._lens.codecs import Codec, Exact, Rounded
+from ckpt_schema._lens.covering import flaws
+from ckpt_schema._lens.normal import merged as merged_geometries
+from ckpt_schema._lens.normal import normal
 
 Number = Size | int | str
 At = tuple[int, Number] | None

@@ -15,9 +15,9 @@ from carrying import arrays, carried, same, writers
 from spellings import Rows, layout, logical
 from support.profiles import THOROUGH, sampled
 
-from ckpt_schema.lens.cells import Cell, composed, identity
-from ckpt_schema.lens.normal import normal
-from ckpt_schema.sizes import UndecidedError
+from ckpt_schema._layouts.sizes import UndecidedError
+from ckpt_schema._lens.cells import Cell, composed, identity
+from ckpt_schema._lens.normal import normal
 
 TRIPLES = 3000 if THOROUGH else 60
 STEPS = 6

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.profiles import examples
 
-from ckpt_schema.lens.codecs import (
+from ckpt_schema._lens.codecs import (
     Codec,
     Exact,
     Plus,

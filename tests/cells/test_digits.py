@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 from support.profiles import THOROUGH
 
-from ckpt_schema.lens.digits import Common, Run, Shared, coarse_first, meet
-from ckpt_schema.sizes import ONE, ZERO, Size, UndecidedError
+from ckpt_schema._layouts.sizes import ONE, ZERO, Size, UndecidedError
+from ckpt_schema._lens.digits import Common, Run, Shared, coarse_first, meet
 
 SIZES = [{"k": k, "d": d} for k, d in ((1, 1), (1, 2), (2, 1), (3, 2), (2, 5), (4, 3))]
 PAIRS = 24_000 if THOROUGH else 1200

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.export import symbolic_shape
 from support.profiles import examples
 
-from ckpt_schema.sizes import ONE, ZERO, Size, UndecidedError, greater, lesser, slack
+from ckpt_schema._layouts.sizes import ONE, ZERO, Size, UndecidedError, greater, lesser, slack
 
 NAMES = ("a", "b", "c~")
 LEAST = {"a": 1, "b": 1, "c~": 0}

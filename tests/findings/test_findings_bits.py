@@ -32,11 +32,11 @@ from jaxtyping import (
 )
 
 import ckpt_schema as cs
-from ckpt_schema import leaves
+from ckpt_schema._layouts import leaves
+from ckpt_schema._lens.arrays import execution
+from ckpt_schema._lens.cells import Constant
+from ckpt_schema._lens.plan.tasks import applications
 from ckpt_schema.errors import ConformanceError
-from ckpt_schema.lens.arrays import execution
-from ckpt_schema.lens.cells import Constant
-from ckpt_schema.lens.tasks import applications
 
 
 def bits(value: Any) -> tuple[Any, ...]:

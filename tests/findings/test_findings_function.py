@@ -13,8 +13,9 @@ from hypothesis.errors import FlakyFailure
 from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
-from ckpt_schema.testing import BrokenLawError, Law, check_laws, laws
-from ckpt_schema.testing.suite import Options, check_law
+from ckpt_schema.testing import BrokenLawError, Law, check_laws
+from ckpt_schema.testing import _laws as laws
+from ckpt_schema.testing._suite import Options, check_law
 
 
 class Torch(cs.Schema):

@@ -15,7 +15,7 @@ import pytest
 from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
-from ckpt_schema import programs
+from ckpt_schema._trees import jitted
 
 SIZES = 150, 600  # more than are compared with one another where a hint is looked for
 
@@ -167,8 +167,8 @@ class Stacked(cs.Schema):
 def test_5_programs_that_are_not_used_any_more_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of any number of shapes through one lens, no more programs live than are kept."""
     kept = 3
-    few = functools.lru_cache(maxsize=kept)(programs._jitted.__wrapped__)
-    monkeypatch.setattr(programs, "_jitted", few)
+    few = functools.lru_cache(maxsize=kept)(jitted._jitted.__wrapped__)
+    monkeypatch.setattr(jitted, "_jitted", few)
     lens = cs.derive(Listed, Stacked)
     client = jax.devices()[0].client
 

@@ -15,13 +15,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
-from ckpt_schema import defaults as made_defaults
-from ckpt_schema.lens.joins import Join
+from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._trees import defaults as made_defaults
 from ckpt_schema.testing import LAWS, Sample
-from ckpt_schema.testing.meshes import other_memories
-from ckpt_schema.testing.states import bound
-from ckpt_schema.testing.suite import Options, check_law
-from ckpt_schema.testing.trials import Trial
+from ckpt_schema.testing._meshes import other_memories
+from ckpt_schema.testing._states import bound
+from ckpt_schema.testing._suite import Options, check_law
+from ckpt_schema.testing._trials import Trial
 
 FEW = Options(max_examples=4, meshes=(), shrinking=0.0)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float16, Float32
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
-from ckpt_schema.trees import without
+from ckpt_schema._trees.containers import without
 
 
 def test_a_default_that_its_dtype_makes_infinite_is_refused() -> None:

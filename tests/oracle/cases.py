@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import ckpt_schema as cs
-from ckpt_schema.dims import parse_dims
-from ckpt_schema.leaves import Leaf
+from ckpt_schema._layouts.dims import parse_dims
+from ckpt_schema._layouts.leaves import Leaf
 from oracle.values import array, small
 
 Tree = dict[Any, Any]

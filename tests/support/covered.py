@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import ckpt_schema as cs
-from ckpt_schema import leaves
-from ckpt_schema.lens.cells import Cell
-from ckpt_schema.lens.covering import Flaw, flaws
-from ckpt_schema.lens.spellings import of_dim
-from ckpt_schema.sizes import Size, slack
-from ckpt_schema.table import Row
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.sizes import Size, slack
+from ckpt_schema._layouts.table import Row
+from ckpt_schema._lens.cells import Cell
+from ckpt_schema._lens.covering import Flaw, flaws
+from ckpt_schema._lens.spellings import of_dim
 
 
 def flaws_of(lens: cs.Lens) -> Iterator[Flaw]:

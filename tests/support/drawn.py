@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import ckpt_schema as cs
-from ckpt_schema.testing import laws
+from ckpt_schema.testing import _laws as laws
 
 
 class Drawn(Protocol):

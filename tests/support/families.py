@@ -11,9 +11,9 @@ import jaxtyping
 from hypothesis import strategies as st
 
 import ckpt_schema as cs
-from ckpt_schema.dims import Dim, Dims, format_dims
-from ckpt_schema.leaves import Leaf
-from ckpt_schema.testing.values import IMPLS
+from ckpt_schema._layouts.dims import Dim, Dims, format_dims
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema.testing._values import IMPLS
 
 NAMES = ("a", "b", "c", "d")
 SIDES = 3

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jaxtyping import Array, Float32, Int32
 
 import ckpt_schema as cs
-from ckpt_schema.testing.meshes import as_numpy
-from ckpt_schema.testing.states import bound, makers
+from ckpt_schema.testing._meshes import as_numpy
+from ckpt_schema.testing._states import bound, makers
 from support.families import SYMBOLS
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckpt_schema.dims import parse_dims
-from ckpt_schema.leaves import Leaf
-from ckpt_schema.lens.arrays import execution
-from ckpt_schema.lens.blocks import Task
-from ckpt_schema.lens.relate import Relation, relate
-from ckpt_schema.lens.tasks import applications
-from ckpt_schema.lens.told import UNTOLD, Told
-from ckpt_schema.table import Repeat, Row
+from ckpt_schema._layouts.dims import parse_dims
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.table import Repeat, Row
+from ckpt_schema._lens.arrays import execution
+from ckpt_schema._lens.arrays.blocks import Task
+from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told
+from ckpt_schema._lens.derive.relations import Relation, relate
+from ckpt_schema._lens.plan.tasks import applications
 
 
 def both_ways(

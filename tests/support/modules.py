@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
-from ckpt_schema.testing.meshes import Place
-from ckpt_schema.testing.values import hostile
+from ckpt_schema.testing._meshes import Place
+from ckpt_schema.testing._values import hostile
 
 WIDTH = 3
 _NAMES = ("value", "key", "params", "step", "wi", "model", "Dense_0", "mu")

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
-from ckpt_schema.frameworks.degrees import Degree, Degrees, NoDegree
+from ckpt_schema._frameworks.degrees import Degree, Degrees, NoDegree
 
 SIZES = {"vocab": 7, "embed": 4, "mlp": 5}
 DEPTH = 2

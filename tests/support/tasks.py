@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from ckpt_schema import leaves
-from ckpt_schema.lens.blocks import Block, Check, Copy, Filling, Kind, Spot, Step, Task
-from ckpt_schema.lens.codecs import Codec, Exact, inverted
-from ckpt_schema.testing.values import DTYPES, IMPLS, INTEGERS, hostile
+from ckpt_schema._layouts import leaves
+from ckpt_schema._lens.arrays.blocks import Block, Check, Copy, Filling, Kind, Spot, Step, Task
+from ckpt_schema._lens.codecs import Codec, Exact, inverted
+from ckpt_schema.testing._values import DTYPES, IMPLS, INTEGERS, hostile
 
 FLOATS = ("float32", "bfloat16", "float16")
 JOINT = "joint"

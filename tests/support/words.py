@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ckpt_schema as cs
-from ckpt_schema.lens.described import described
+from ckpt_schema._lens.description import described
 
 
 def done(lens: cs.Lens) -> list[str]:

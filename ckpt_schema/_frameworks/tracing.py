@@ -1,0 +1,261 @@
+"""What an optax transformation keeps for params of given sizes: its abstract state, each part told by its param."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.paths import KeyPath, Pattern
+from ckpt_schema._layouts.pytrees import children
+from ckpt_schema._layouts.table import Row
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = ["Box", "Found", "Place", "Trace", "nested", "trace"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where something stands in an optimizer state.
+
+    Attributes:
+        prefix: Its key path, or that of the subtree which mirrors the params.
+        param: The key pattern of the param, or node of params, whose place in the mirror it has; None outside of mirrors.
+        tail: Its key path inside of what has that place, such as the number of a factor in SM3.
+    """
+
+    prefix: KeyPath
+    param: Pattern | None = None
+    tail: KeyPath = ()
+
+    def __str__(self) -> str:
+        """The key path."""
+        return paths.format_path(("opt_state", *self.prefix, *(self.param or ()), *self.tail))
+
+
+Found = tuple[tuple[int, ...], str] | type
+"""What stands at a place: the shape and dtype of a leaf, or the class of a container that is no dict."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trace:
+    """An abstract state.
+
+    Attributes:
+        sizes: The sizes of the params' dims it was made for.
+        found: What stands at each place, parents before children.
+        boxed: The places that are the value of a Variable, or inside of one.
+    """
+
+    sizes: Mapping[str, int]
+    found: Mapping[Place, Found]
+    boxed: frozenset[Place]
+
+
+def _as_it_is(node: Any, *_: Any) -> Any:
+    return node
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Box:
+    """How a framework wraps leaves.
+
+    Attributes:
+        close: Makes the tree that ``tx.init`` is given from nested dicts of abstract params, and the row of each.
+        open: The value of a Variable; anything else as it is.
+    """
+
+    close: Callable[[dict[Any, Any], Mapping[KeyPath, Row]], Any] = _as_it_is
+    open: Callable[[Any], Any] = _as_it_is
+
+
+def trace(
+    tx: optax.GradientTransformation,
+    params: Sequence[Row],
+    sizes: Mapping[str, int],
+    counts: Mapping[str, int],
+    box: Box,
+) -> Trace:
+    """The abstract state of ``tx`` for params of these rows.
+
+    Args:
+        tx: The transformation.
+        params: The rows of the params, keys relative to the tree that ``tx.init`` is given.
+        sizes: A size for every dim of the params.
+        counts: How many members lists have, where that is known; the others get two.
+        box: How the params are wrapped.
+
+    Raises:
+        SchemaError: ``tx.init`` fails on such params, or treats the members of a list differently.
+    """
+    _verify_trained(params)
+    rows = {paths.fill(row.key, at): row for row in params for at in _members(row, counts)}
+    patterns = {
+        key[:end]: row.key[:end] for key, row in rows.items() for end in range(len(key) + 1)
+    }
+    abstract = {key: _abstract(row, sizes) for key, row in rows.items()}
+    try:
+        state = jax.eval_shape(tx.init, box.close(nested(abstract), rows))
+    except Exception as error:  # a transformation may raise anything
+        cure = "masks and labels must be callables of the params, or fit them; for another kind of state use ckpt_schema.infer"
+        fault = Mismatch(
+            "opt_state",
+            "declaration",
+            "tx.init to accept the schema's params",
+            type(error).__name__,
+            cure,
+        )
+        raise SchemaError(
+            "the transformation's init fails on the params of the schema",
+            [fault],
+            [str(error)],
+        ) from error
+    return _grouped(list(_Walk(nested(abstract), patterns, box).below(state, ())), patterns, sizes)
+
+
+def _verify_trained(params: Sequence[Row]) -> None:
+    """Raises where a key stands among the params: no transformation trains one.
+
+    Raises:
+        SchemaError: With every such key.
+    """
+    hint = 'give it a collection of its own, field(collection="rngs"), or keep it out of the model'
+    faults = [
+        Mismatch("/".join(row.path), "declaration", "params that are arrays", str(row.stored), hint)
+        for row in params
+        if row.leaf.is_key
+    ]
+    if faults:
+        raise SchemaError("the params of an optimizer state hold random keys", faults)
+
+
+def _members(row: Row, counts: Mapping[str, int]) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*(range(dims_.size_of(dim, counts) or 2) for dim in row.unrolled))
+
+
+def _abstract(row: Row, sizes: Mapping[str, int]) -> jax.ShapeDtypeStruct:
+    shape = dims_.sizes_of(row.dims, sizes)
+    assert shape is not None
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(row.leaf.dtype))
+
+
+def nested(found: Mapping[KeyPath, Any]) -> dict[Any, Any]:
+    """Nested dicts from key paths."""
+    root: dict[Any, Any] = {}
+    for key, value in found.items():
+        node = root
+        for segment in key[:-1]:
+            node = node.setdefault(segment, {})
+        node[key[-1]] = value
+    return root
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Sight:
+    """What stands at a place, for one member of each list on the way."""
+
+    place: Place
+    found: Found
+    boxed: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Walk:
+    """A walk of an optimizer state, beside the params it was made for."""
+
+    params: dict[Any, Any]
+    patterns: Mapping[KeyPath, Pattern]  # of every param, and of every node above one
+    box: Box
+
+    def below(self, node: Any, at: KeyPath) -> Iterator[_Sight]:
+        """Everything at and below ``node``, which is inside of no mirror."""
+        if self._mirrors(node, self.params):
+            yield from self._mirror(node, self.params, at, ())
+            return
+        here = _what(node)
+        if here is not None:
+            yield _Sight(Place(at), here, False)
+        if not isinstance(here, tuple):
+            for key, child in children(node):
+                yield from self.below(child, (*at, key))
+
+    def _mirrors(self, node: Any, params: Any) -> bool:
+        """Whether ``node`` has the structure of ``params``, parts that a mask hides aside."""
+        if not isinstance(params, dict):
+            return True
+        same = isinstance(node, Mapping) and node.keys() == params.keys()
+        return same and all(
+            _hidden(node[key]) or self._mirrors(node[key], params[key]) for key in params
+        )
+
+    def _mirror(self, node: Any, params: Any, at: KeyPath, key: KeyPath) -> Iterator[_Sight]:
+        if isinstance(params, dict) and not _hidden(node):
+            for segment in params:
+                yield from self._mirror(node[segment], params[segment], at, (*key, segment))
+            return
+        value = self.box.open(node)
+        yield from self._inside(value, Place(at, self.patterns[key]), value is not node)
+
+    def _inside(self, value: Any, place: Place, boxed: bool) -> Iterator[_Sight]:
+        """Everything that stands where one param does."""
+        here = _what(value)
+        if here is not None:
+            yield _Sight(place, here, boxed)
+        if not isinstance(here, tuple):
+            for segment, child in children(value):
+                yield from self._inside(
+                    child, dataclasses.replace(place, tail=(*place.tail, segment)), boxed
+                )
+
+
+def _hidden(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _what(node: Any) -> Found | None:
+    """What ``node`` is; None for a dict, unless it is empty."""
+    return leaves.signature(node) or (None if type(node) is dict and node else type(node))
+
+
+def _grouped(
+    sights: Sequence[_Sight], patterns: Mapping[KeyPath, Pattern], sizes: Mapping[str, int]
+) -> Trace:
+    """The trace, members of lists taken together.
+
+    Raises:
+        SchemaError: Some members have what others have not.
+    """
+    expected = collections.Counter(patterns.values())
+    groups: dict[Place, list[Found]] = {}
+    for sight in sights:
+        groups.setdefault(sight.place, []).append(sight.found)
+    faults: list[Mismatch] = []
+    for place, members in groups.items():
+        if len(set(members)) > 1 or len(members) != (
+            1 if place.param is None else expected[place.param]
+        ):
+            hint = "a mask or label tells them apart: declare them as attributes of their own, or use ckpt_schema.infer"
+            faults.append(
+                Mismatch(
+                    str(place),
+                    "ambiguous",
+                    "the same for every member of the list",
+                    "members that differ",
+                    hint,
+                )
+            )
+    if faults:
+        raise SchemaError(
+            "the transformation treats members of a list differently",
+            faults,
+        )
+    found = {place: members[0] for place, members in groups.items()}
+    return Trace(sizes, found, frozenset(sight.place for sight in sights if sight.boxed))

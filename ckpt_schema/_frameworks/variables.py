@@ -1,0 +1,285 @@
+"""NNX's Variables: their types, states of them, and modules read and written.
+
+A module is read as a state, and written back as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import jax
+from flax import nnx
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.paths import KeyPath, format_path
+from ckpt_schema._layouts.pytrees import TreeDef, containers
+from ckpt_schema._layouts.table import Row
+from ckpt_schema.errors import ConformanceError, Mismatch, SchemaError
+
+__all__ = [
+    "build_state",
+    "completed",
+    "inner_containers",
+    "is_param",
+    "is_state",
+    "is_variable",
+    "passing",
+    "state_of",
+    "updated",
+    "variable_labels",
+    "variable_type",
+    "variables_of",
+    "whole_state",
+]
+
+
+def is_variable(value: Any) -> bool:
+    """Whether ``value`` is an NNX Variable."""
+    return isinstance(value, nnx.Variable)
+
+
+def variable_type(kind: Any, leaf: Leaf) -> type[nnx.Variable[Any]]:
+    """The Variable class a field names: itself, by its name in ``flax.nnx``, or the default for such a leaf.
+
+    Raises:
+        SchemaError: The name is none of ``flax.nnx``'s Variable types.
+    """
+    if kind is None:
+        return nnx.RngKey if leaf.is_key else nnx.Param
+    found = getattr(nnx, kind, None) if isinstance(kind, str) else kind
+    if isinstance(found, type) and issubclass(found, nnx.Variable):
+        return found
+    hint = "write type=nnx.BatchStat, type='BatchStat' or your own subclass"
+    fault = Mismatch(
+        "type",
+        "declaration",
+        "a subclass of nnx.Variable, or the name of one in flax.nnx",
+        repr(kind),
+        hint,
+    )
+    raise SchemaError(f"{kind!r} is no Variable type", [fault])
+
+
+_KINDS = (
+    (nnx.RngState, "stream"),
+    (nnx.Cache, "cache"),
+    (nnx.Intermediate, "record"),
+    (nnx.metrics.MetricState, "record"),
+)
+
+
+def passing(kind: type) -> str | None:
+    """What a Variable type is called where a model works without it: ``stream``, ``cache`` or ``record``; else None.
+
+    A record is what a pass leaves behind: an intermediate, a metric.
+    """
+    return next((name for known, name in _KINDS if issubclass(kind, known)), None)
+
+
+def is_param(kind: type) -> bool:
+    """Whether optimizers train Variables of this type, unless they are told otherwise."""
+    return issubclass(kind, nnx.Param)
+
+
+def build_state(
+    values: dict[Any, Any],
+    variables: Mapping[KeyPath, Row | None],
+    labelled: Mapping[KeyPath, Mapping[str, Any]] | None = None,
+) -> nnx.State[Any, Any]:
+    """An ``nnx.State`` with a new Variable at each of the given key paths, of its row's type and metadata.
+
+    Args:
+        values: Nested dicts of what the Variables hold; they are filled with the Variables.
+        variables: Where they stand. Without a row, what a mask left of an optimizer's Variable.
+        labelled: What some of them say of their axes.
+    """
+    structures: dict[Any, TreeDef] = {}
+    for key, row in variables.items():
+        parent = values
+        for segment in key[:-1]:
+            parent = parent[segment]
+        kind = nnx.optimizer.OptVariable if row is None else variable_type(row.kind, row.leaf)
+        alike = kind, row.metadata if row else ()
+        if (
+            alike not in structures
+        ):  # to make a Variable of its structure takes a fifth of what its constructor takes
+            structures[alike] = jax.tree.structure(kind(0, **dict(alike[1])))
+        made = parent[key[-1]] = structures[alike].unflatten([parent[key[-1]]])
+        if labelled and key in labelled:
+            made.set_metadata(
+                **labelled[key]
+            )  # said when it is made, they would move its value onto the mesh in context
+    return nnx.State(values)
+
+
+_LABELS = (
+    "out_sharding",
+    "mesh",
+    "sharding_rules",
+    "linen_meta_type",
+)  # the last three as ``Partitioned`` hands them over
+
+
+def variable_labels(state: Any) -> dict[int, dict[str, Any]]:
+    """What the Variables of a State say of their axes, for a State whose leaves are their own positions."""
+    found: dict[int, dict[str, Any]] = {}
+    flat: Any = nnx.to_flat_state(state) if isinstance(state, nnx.State) else ()
+    for _, variable in flat:
+        said = variable.get_metadata() if is_variable(variable) else {}
+        if said.get("out_sharding") is not None:
+            own = {name: said[name] for name in _LABELS if name in said}
+            found |= dict.fromkeys(jax.tree.leaves(variable.get_value()), own)
+    return found
+
+
+def is_state(value: Any) -> bool:
+    """Whether ``value`` is an ``nnx.State`` of Variables."""
+    return bool(variables_of(value))
+
+
+def state_of(value: Any) -> Any:
+    """The state of a module; of a tree with modules in it, the tree with their states; anything else as it is.
+
+    What its Variables hold in references is read.
+
+    Raises:
+        ConformanceError: Two modules of the tree share a Variable, which has one place in a state.
+    """
+    whole = _whole(value)
+    if whole is not None:
+        return _read(nnx.state(whole))
+    parts = dict(_modules(value, ()))
+    _verify_apart(parts)
+    return _replaced(value, lambda module, _: _read(nnx.state(module)), value) if parts else value
+
+
+def whole_state(tree: Any) -> Any:
+    """A dict that has states in it as one state, so that what they hold is known for Variables; anything else as it is."""
+    return nnx.State(tree) if isinstance(tree, dict) and _has_state(tree) else tree
+
+
+def _has_state(node: Any) -> bool:
+    return isinstance(node, nnx.State) or (
+        isinstance(node, dict) and any(map(_has_state, cast(dict[Any, Any], node).values()))
+    )
+
+
+def updated(target: Any, state: Any) -> Any:
+    """The result of a restore as the kind of thing ``target`` is: a module with its state updated, or the state itself.
+
+    Of a tree with modules in it, these are updated, and stand in the result.
+    """
+    whole = _whole(target)
+    if whole is not None:
+        _update(whole, state)
+        return target
+    return _replaced(target, _update, state) if any(_modules(target, ())) else state
+
+
+def completed(state: Any, whole: Any) -> Any:
+    """A state with the Variables that it lacks, from the whole that it is a part of; anything else as it is."""
+    if not isinstance(state, nnx.State) or not isinstance(whole, nnx.State):
+        return state
+    made: Any = dict(nnx.to_flat_state(state))
+    parts: Any = nnx.to_flat_state(whole)
+    left = {key: variable for key, variable in parts if key not in made}
+    return nnx.from_flat_state({**made, **left}) if left else state
+
+
+def _whole(value: Any) -> nnx.Pytree | None:
+    """A module, or a dict of nothing but modules as the one module that it stands for."""
+    if isinstance(value, nnx.Pytree):
+        return value
+    named = type(value) is dict and all(isinstance(key, str) for key in value)
+    if not named or not value or not all(isinstance(x, nnx.Pytree) for x in value.values()):
+        return None
+    return nnx.Dict(value)
+
+
+def _modules(tree: Any, at: KeyPath) -> Iterator[tuple[KeyPath, nnx.Pytree]]:
+    """The modules in dicts and sequences, with the key path of each."""
+    if isinstance(tree, nnx.Pytree):
+        yield at, tree
+    elif isinstance(tree, (dict, list, tuple)):
+        items: Any = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for key, child in items:
+            yield from _modules(child, (*at, key))
+
+
+def _replaced(tree: Any, made: Callable[[Any, Any], Any], other: Any) -> Any:
+    """``other``, a tree like ``tree``, with what is made of both in the place of each module of ``tree``."""
+    if isinstance(tree, nnx.Pytree):
+        return made(tree, other)
+    if not any(_modules(tree, ())):
+        return other
+    if isinstance(tree, dict):
+        kind: Any = type(tree)
+        return kind({key: _replaced(child, made, other[key]) for key, child in tree.items()})
+    both = [_replaced(child, made, theirs) for child, theirs in zip(tree, other, strict=True)]
+    return type(tree)(*both) if hasattr(tree, "_fields") else type(tree)(both)
+
+
+def _verify_apart(parts: Mapping[KeyPath, nnx.Pytree]) -> None:
+    """Raises where two modules share a Variable."""
+    found: dict[int, tuple[KeyPath, str]] = {}
+    faults: list[Mismatch] = []
+    for key, module in parts.items() if len(parts) > 1 else ():
+        for path, node in nnx.iter_graph(module):
+            whole: tuple[Any, ...] = (*key, *path)
+            where = format_path(whole)
+            if is_variable(node) and found.setdefault(id(node), (key, where))[0] != key:
+                hint = "put both modules into one nnx.Dict, which has each Variable once"
+                found_ = f"that of {found[id(node)][1]}"
+                faults.append(Mismatch(where, "ambiguous", "a Variable of its own", found_, hint))
+    if faults:
+        raise ConformanceError("modules of the tree share Variables", faults)
+
+
+def _read(state: Any) -> Any:
+    """A state with values where its Variables hold references, or are such themselves."""
+    if not any(map(leaves.is_mutable, jax.tree.leaves(state))):
+        return state
+
+    def plain(node: Any) -> Any:
+        if is_variable(node) and jax.tree_util.all_leaves([node]):  # of hijax: a leaf to jax
+            kind: Any = node.type
+            made = jax.tree.structure(kind(0)).unflatten([node.get_value()])
+            made.set_metadata(**{**node.get_metadata(), "hijax": False})
+            node = made
+        return jax.tree.map(lambda leaf: leaf[...] if leaves.is_mutable(leaf) else leaf, node)
+
+    return jax.tree.map(plain, state, is_leaf=is_variable)
+
+
+def _update(module: Any, state: Any) -> Any:
+    """The module, with its Variables updated; a reference that one holds is written to, and stays."""
+    before = [x for _, x in nnx.iter_graph(module) if is_variable(x)]
+    held = [(x, x.get_raw_value()) for x in before]
+    nnx.update(module, state)
+    for variable, raw in held:
+        if leaves.is_mutable(raw):
+            raw[...] = variable.get_value()
+            variable.set_raw_value(raw)
+    return module
+
+
+def inner_containers(state: Any) -> Iterator[tuple[KeyPath, Any]]:
+    """Every container that is, or is inside of, the value of a Variable: what a mask leaves, lists of factors."""
+    flat: Any = nnx.to_flat_state(state)
+    for key, variable in flat:
+        if is_variable(variable):
+            yield from containers(variable.get_value(), key)
+
+
+def variables_of(state: Any) -> dict[KeyPath, tuple[type, tuple[tuple[str, Any], ...]]]:
+    """The Variable type and stream tag at every key path of an ``nnx.State``; empty for any other tree."""
+    found: dict[KeyPath, tuple[type, tuple[tuple[str, Any], ...]]] = {}
+    if isinstance(state, nnx.State):
+        flat: Any = nnx.to_flat_state(state)  # its own path type admits more than keys
+        for key, variable in flat:
+            if is_variable(variable):
+                tag = variable.get_metadata().get("tag")
+                found[key] = (type(variable), (("tag", tag),) if tag is not None else ())
+    return found

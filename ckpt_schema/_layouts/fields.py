@@ -1,0 +1,253 @@
+"""What a schema says of an attribute beside its annotation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.table import Series
+from ckpt_schema._messages.text import counted, shown
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = [
+    "Field",
+    "count",
+    "declaration",
+    "field",
+    "is_dim",
+    "series",
+    "verify_field",
+    "wrong_types",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Field:
+    """What `field` was told; see there."""
+
+    key: str | None = None
+    default: Any = None
+    scan: str | int | None = None
+    axis: int | None = None
+    length: str | int | None = None
+    dims: Mapping[str, str | int] = dataclasses.field(default_factory=dict[str, str | int])
+    type: Any = None
+    collection: str | None = None
+    optional: bool = False
+    ephemeral: bool = False
+    value: type | None = None
+    tag: str | None = None
+
+
+def field(
+    *,
+    key: str | None = None,
+    default: Any = None,
+    scan: str | int | None = None,
+    axis: int | None = None,
+    length: str | int | None = None,
+    dims: Mapping[str, str | int] | None = None,
+    type: Any = None,
+    collection: str | None = None,
+    optional: bool = False,
+    ephemeral: bool = False,
+    value: type | None = None,
+    tag: str | None = None,
+) -> Any:
+    """Says of a schema's attribute what its annotation cannot.
+
+    Args:
+        key: How this layout spells the attribute, where that is not its name: ``"LayerNorm_0"``, ``"dropout/rngs"``, with an
+            index symbol for a list: ``"layers/{i}"`` (int keys), ``"layers_{i}"``, ``"layers/'{i}'"`` (string keys), also
+            ``{i+1}``, ``{2*i+1}`` and ``{i:02}``.
+        default: What the leaves below hold where the other layout has no place for them: a number, `fresh_key`
+            or `constant_key`.
+        scan: The dim that counts the repeats which are stacked in each leaf below, as ``nn.scan`` does.
+        axis: The axis they are stacked on, 0 unless given. On a leaf inside a scanned schema: this leaf's own axis.
+        length: The dim that counts the items of a ``list[...]`` attribute.
+        dims: New names (or fixed sizes) for dims of the schema used here: ``{"mlp": "ff"}``.
+        type: The NNX Variable type of the leaves below, as a class or by its name in ``flax.nnx``; ``Param`` unless given.
+        collection: The Linen variable collection of the leaves below; ``params`` unless given.
+        optional: Whether a tree may lack this attribute.
+        ephemeral: Whether it is left out of checkpoints, as caches and intermediates are; a tree may lack it. A restore leaves
+            what a concrete target has of it, and makes it from its default where the target is abstract.
+        value: The class of the container of the leaves below, where they are the parts of one value, as of a quantized array:
+            ``dict``, ``tuple``, ``list``, a NamedTuple or a dataclass that is a pytree. NNX keeps it in one Variable. Fields
+            that are not declared are None.
+        tag: The stream name a new RNG Variable carries; the attribute's name unless given.
+
+    Returns:
+        A marker that the schema class reads; typed ``Any`` so that any annotation may stand beside it.
+    """
+    given: Any = {} if dims is None else dims
+    renames = dict(given) if isinstance(given, Mapping) else given
+    return Field(
+        key, default, scan, axis, length, renames, type, collection, optional, ephemeral, value, tag
+    )
+
+
+def series(*members: str, name: str | None = None) -> Any:
+    """Says that repeated nodes of a schema are one list of layers, and in which order.
+
+    The layers ``layers[]`` of the other layout are those of the first member, repeat by repeat, then those of the second. Of a
+    member in several levels, ``"blocks[]/layers[]"``, the outer level counts last: all layers of the first block come first.
+
+    Args:
+        *members: Logical paths of repeated nodes, each ending in ``[]``.
+        name: The logical path of the list; that of the attribute unless given. As a rule for `derive` it must be given.
+
+    Returns:
+        What a schema class reads as the value of an attribute, without an annotation; or a rule.
+
+    Raises:
+        SchemaError: There are no members, or one is there twice, or a path is not that of a repeated node.
+
+    Example:
+        >>> print(series("blocks[]/layers[]", "rest[]", name="layers[]"))
+        series('blocks[]/layers[]', 'rest[]', name='layers[]')
+    """
+    given: list[Any] = [*members, *([] if name is None else [name])]
+    hint = 'logical paths, such as "blocks[]/layers[]"; print the layout to see them'
+    faults = [
+        Mismatch(
+            "series", "declaration", "the path of a repeated node, ending in []", repr(path), hint
+        )
+        for path in given
+        if not (isinstance(path, str) and path.endswith("[]"))
+    ]
+    if not members:
+        faults.append(
+            Mismatch("series", "declaration", "the nodes that the list consists of", "none", hint)
+        )
+    # What is no string is a fault already, and may not be hashable.
+    named = [path for path in given[: len(members)] if isinstance(path, str)]
+    twice = sorted({path for path in named if named.count(path) > 1})
+    faults += (
+        Mismatch("series", "declaration", "each node once", f"{p!r} twice", "a layer has one place")
+        for p in twice
+    )
+    if faults:
+        raise SchemaError("series(...) is not well formed", faults)
+    return Series(
+        () if name is None else tuple(name.split("/")),
+        tuple(tuple(path.split("/")) for path in members),
+    )
+
+
+def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
+    """The arguments of `field` that are of another type than declared: each with what is expected, and what was found.
+
+    Example:
+        >>> list(wrong_types(field(key=0, axis=True)))
+        [('key', 'a string', '0'), ('axis', 'an integer', 'True')]
+    """
+    for argument in ("key", "collection", "tag"):
+        value = getattr(spec, argument)
+        if value is not None and not isinstance(value, str):
+            yield argument, "a string", shown(value)
+    for argument in ("scan", "length"):
+        value = getattr(spec, argument)
+        if (
+            value is not None
+            and not isinstance(value, str)
+            and not (_is_integer(value) and value > 0)
+        ):
+            yield argument, "the name of a dim, or a positive integer", shown(value)
+    if not _are_renames(spec.dims):
+        yield "dims", "a dict from names to names or positive integers", shown(spec.dims)
+    for argument in ("optional", "ephemeral"):
+        value = getattr(spec, argument)
+        if not isinstance(value, bool):
+            yield argument, "True or False", shown(value)
+    if spec.type is not None and not isinstance(spec.type, (type, str)):
+        yield "type", "a Variable type, or its name", shown(spec.type)
+    if spec.value is not None and not isinstance(spec.value, type):  # pyright: ignore[reportUnnecessaryIsInstance]
+        yield "value", "the class of a container", shown(spec.value)
+    if spec.axis is not None and not _is_integer(spec.axis):
+        yield "axis", "an integer", shown(spec.axis)
+
+
+def _are_renames(given: Any) -> bool:
+    if not isinstance(given, Mapping):
+        return False
+    items: Iterable[tuple[Any, Any]] = given.items()
+    return all(
+        isinstance(old, str) and (isinstance(new, str) or (_is_integer(new) and new > 0))
+        for old, new in items
+    )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def verify_field(name: str, spec: Field, *, many: bool) -> None:
+    """Rejects values of other types, and contradictions that need no more than the field to be seen."""
+    for argument, expected, found in wrong_types(spec):
+        raise declaration(name, f"{expected} as {argument}=", found, "see ckpt_schema.field")
+    pattern = () if spec.key is None else paths.parse_pattern(spec.key)
+    symbols = int(many) if spec.key is None else sum(isinstance(s, paths.Index) for s in pattern)
+    if many and spec.length is None:
+        raise declaration(name, "length= on a list", "none", 'write field(length="depth")')
+    if not many and spec.length is not None:
+        raise declaration(
+            name, "a list[...] annotation beside length=", "none", "use scan= for stacked repeats"
+        )
+    if many and spec.scan is not None:
+        raise declaration(
+            name,
+            "scan= or list[...], not both",
+            "both",
+            "nest one schema in another for two levels",
+        )
+    if symbols != int(many):
+        raise declaration(
+            name,
+            f"{counted(int(many), 'index symbol')} in key=",
+            f"{symbols} in {spec.key!r}",
+            'a list is spelled key="layers/{i}"',
+        )
+    if spec.value is not None and many:
+        raise declaration(
+            name,
+            "value= on one schema",
+            "on a list",
+            "give value= to the attributes of the schema in the list",
+        )
+    if spec.collection is not None and not spec.collection:
+        raise declaration(
+            name, "a collection's name", repr(spec.collection), "leave collection= out for params"
+        )
+    if repeats := spec.length if many else spec.scan:
+        count(name, repeats)
+
+
+def is_dim(size: str | int) -> bool:
+    """Whether this is the size of one axis."""
+    if isinstance(size, int) and size > dims_.LARGEST:
+        return False
+    try:
+        return len(dims_.parse_dims(str(size))) == 1
+    except SchemaError:
+        return False
+
+
+def count(name: str, size: str | int | None) -> dims_.Dim:
+    """The number of repeats that an attribute declares.
+
+    Raises:
+        SchemaError: It is none.
+    """
+    if size is None or not is_dim(size):
+        hint = 'such as "depth", 6, "stages*layers" or "6*blocks+rest"'
+        raise declaration(name, "one dim as the number of repeats", shown(size), hint)
+    return dims_.parse_dims(str(size))[0]
+
+
+def declaration(path: str, expected: str, found: str, hint: str) -> SchemaError:
+    """The error for an attribute that is not well declared."""
+    fault = Mismatch(path, "declaration", expected, found, hint)
+    return SchemaError(f"{path} is not well declared", [fault])

@@ -1,0 +1,560 @@
+"""Leaves: what one array or key of a layout is declared to be, what a found one is, and how a default is made.
+
+A typed PRNG key is a leaf like any other whose dtype names its implementation: ``key<urbg>``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import struct
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+from jax.core import Tracer
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.dims import AxisName, Dim, Dims
+from ckpt_schema._messages.text import shown
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = [
+    "ConstantKey",
+    "Default",
+    "Fill",
+    "FreshKey",
+    "Init",
+    "Key",
+    "Leaf",
+    "Made",
+    "OrNone",
+    "abstract",
+    "accepts",
+    "constant_key",
+    "describe",
+    "dtype_of",
+    "fresh_key",
+    "from_annotation",
+    "holds",
+    "is_abstract",
+    "is_array_class",
+    "is_deleted",
+    "is_mutable",
+    "is_narrowed",
+    "is_scalar",
+    "key_dtype",
+    "key_impl",
+    "key_words",
+    "materialized",
+    "number_bits",
+    "signature",
+    "untold",
+]
+
+_IMPLS = {
+    "fry": "threefry2x32",
+    "rbg": "rbg",
+    "urbg": "unsafe_rbg",
+}  # tag in the dtype -> name jax.random.key takes
+
+
+_WIDE = frozenset({"float64", "int64", "uint64", "complex128"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Leaf:
+    """What a leaf is declared to be.
+
+    Attributes:
+        dims: One dim per axis.
+        dtype: A dtype's name, ``float32``, or that of a typed key with its implementation's tag, ``key<urbg>``.
+        names: What its own class calls each axis; none where the axes are called as their dims are. Leaves that differ in
+            nothing else are equal: the same trees conform to them.
+    """
+
+    dims: Dims
+    dtype: str
+    names: tuple[AxisName, ...] = dataclasses.field(default=(), compare=False)
+
+    @property
+    def is_key(self) -> bool:
+        """Whether this is a typed PRNG key."""
+        return self.dtype.startswith("key<")
+
+    @property
+    def own(self) -> tuple[AxisName, ...]:
+        """What its own class calls each axis."""
+        return self.names or dims_.own_names(self.dims)
+
+    def renamed(self, renames: Mapping[str, str | int]) -> Leaf:
+        """The leaf with names in its dims replaced; its axes are called what they were."""
+        if not renames.keys() & dims_.names(self.dims):
+            return self
+        axes = [
+            dims_.renamed_axis(dim, own, renames)
+            for dim, own in zip(self.dims, self.own, strict=True)
+        ]
+        return Leaf(tuple(dim for dim, _ in axes), self.dtype, tuple(own for _, own in axes))
+
+    def with_axis(self, at: int, dim: Dim) -> Leaf:
+        """The leaf with another dim on one axis, which is called what it was."""
+        own = self.own[at]
+        kept = own.factors if len(own.factors) == len(dim) else (str(own),) * len(dim)
+        dims = (*self.dims[:at], dim, *self.dims[at + 1 :])
+        names = (*self.own[:at], AxisName(kept, own.label), *self.own[at + 1 :])
+        return Leaf(dims, self.dtype, names if self.names else ())
+
+    def with_factors(self, at: int, first: int, last: int, dim: Dim) -> Leaf:
+        """The leaf with other factors of one axis, which are called what those were."""
+        axis, own = self.dims[at], self.own[at]
+        if (first, last) == (0, len(axis)):
+            return self.with_axis(at, dim)
+        called = "*".join(dict.fromkeys(own.factors[first:last]))
+        names = (*own.factors[:first], *[called] * len(dim), *own.factors[last:])
+        dims = (*self.dims[:at], (*axis[:first], *dim, *axis[last:]), *self.dims[at + 1 :])
+        owns = (*self.own[:at], AxisName(names, own.label), *self.own[at + 1 :])
+        return Leaf(dims, self.dtype, owns if self.names else ())
+
+    def spelled(self, sizes: Mapping[str, int] | None = None) -> str:
+        """The leaf as messages write it, with the sizes that are known: ``float32[embed=512 3*heads]``."""
+        dims = dims_.format_dims(self.dims, sizes)
+        if self.names:
+            dims = dims_.format_axes(self.dims, self.names, sizes)
+        return f"{self.dtype}[{dims}]"
+
+    def __str__(self) -> str:
+        """The leaf as messages write it: ``float32[embed 3*heads]``."""
+        return self.spelled()
+
+    def __or__(self, other: None) -> OrNone:
+        """The annotation ``Key["urbg"] | None``: such a leaf, which a tree may lack."""
+        return OrNone(self) if other is None else NotImplemented
+
+    __ror__ = __or__
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OrNone:
+    """The annotation of a leaf that a tree may lack, where the leaf itself is no type that ``typing`` takes."""
+
+    leaf: Leaf
+
+
+def key_dtype(impl: str) -> str:
+    """The dtype name of a typed key, from a tag (``urbg``) or a name (``unsafe_rbg``).
+
+    Raises:
+        SchemaError: jax ships no implementation of that name.
+
+    Example:
+        >>> key_dtype("urbg"), key_dtype("threefry2x32")
+        ('key<urbg>', 'key<fry>')
+    """
+    for tag, name in _IMPLS.items():
+        if impl in (tag, name):
+            return f"key<{tag}>"
+    fault = Mismatch(
+        repr(impl),
+        "impl",
+        f"one of {', '.join(_IMPLS)}",
+        repr(impl),
+        "these are the tags jax prints in key<...>",
+    )
+    raise SchemaError(f"{impl!r} is no key implementation", [fault])
+
+
+def key_impl(dtype: str) -> str:
+    """The name that jax's functions take of the implementation in a key's dtype.
+
+    Example:
+        >>> key_impl("key<urbg>")
+        'unsafe_rbg'
+    """
+    return _IMPLS[dtype[4:-1]]
+
+
+@functools.cache
+@functools.cache
+def key_words(dtype: str) -> int:
+    """How many words of raw data a key of this dtype has.
+
+    Example:
+        >>> key_words("key<fry>"), key_words("key<rbg>")
+        (2, 4)
+    """
+    return jax.eval_shape(
+        lambda: jax.random.key_data(jax.random.key(0, impl=key_impl(dtype)))
+    ).shape[-1]
+
+
+if TYPE_CHECKING:
+    from typing import (
+        Literal as Key,
+    )  # to a type checker, Key["urbg"] is a legal annotation and no forward reference
+else:
+
+    class Key:
+        """The annotation of a typed PRNG key: ``Key["urbg"]``, or with dims ``Key["urbg", "layers"]``."""
+
+        def __class_getitem__(cls, item: str | tuple[str, str]) -> Leaf:
+            """The leaf for an implementation's tag and, if given, a dimension string."""
+            impl, text = item if isinstance(item, tuple) else (item, "")
+            return _leaf(text, key_dtype(impl))
+
+
+def _leaf(text: str, dtype: str) -> Leaf:
+    """The leaf of a dimension string."""
+    dims, names = dims_.parse_axes(text)
+    return Leaf(dims, dtype, names if any(name.label for name in names) else ())
+
+
+def from_annotation(annotation: Any) -> Leaf | None:
+    """The leaf a jaxtyping annotation (or ``Key[...]``) declares, or None when it is neither.
+
+    Raises:
+        SchemaError: The annotation allows several dtypes, or an axis has no size.
+
+    Example:
+        >>> from jaxtyping import Array, Float32
+        >>> str(from_annotation(Float32[Array, "embed 3*heads"]))
+        'float32[embed 3*heads]'
+        >>> str(from_annotation(Float32[Array, "in=embed out=embed"]))
+        'float32[in=embed out=embed]'
+    """
+    if isinstance(annotation, Leaf):
+        return annotation
+    dim_str, dtypes = getattr(annotation, "dim_str", None), getattr(annotation, "dtypes", None)
+    if not isinstance(dim_str, str) or dtypes is None:
+        return None
+    return _leaf(dim_str, _one_dtype(annotation, dtypes))
+
+
+def _one_dtype(annotation: Any, dtypes: Any) -> str:
+    found = (
+        {"bool" if d == "bool_" else d for d in dtypes}
+        if isinstance(dtypes, (tuple, list))
+        else set[str]()
+    )
+    if len(found) == 1 and "prng_key" not in found:
+        return found.pop()
+    cure = (
+        'write ckpt_schema.Key["urbg"]'
+        if found == {"prng_key"}
+        else "write one dtype, such as Float32 or BFloat16"
+    )
+    what = (
+        "a key of no known implementation"
+        if found == {"prng_key"}
+        else "several dtypes"
+        if found
+        else "any dtype"
+    )
+    fault = Mismatch(str(annotation), "declaration", "exactly one dtype", what, cure)
+    raise SchemaError(f"{annotation} does not say which dtype the leaf has", [fault])
+
+
+@functools.lru_cache(maxsize=256)  # more than there are, structured ones aside
+def _dtype_name(dtype: Any) -> str:
+    return str(dtype)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether ``value`` is a plain Python number, as ``TrainState.create`` leaves in ``step``."""
+    return isinstance(value, (bool, int, float, complex)) and not isinstance(value, np.generic)
+
+
+_NUMBERS = (bool, int, float, complex)
+
+
+class _UntoldInt(int):
+    """An int on disk that was not read."""
+
+
+class _UntoldFloat(float):
+    """A float on disk that was not read."""
+
+
+def untold(kind: type) -> Any:
+    """The stand-in for a Python number on disk, of which metadata tells the type and not the value.
+
+    Example:
+        >>> signature(untold(int)), describe(untold(float)), describe(3)
+        (((), 'int'), 'a Python number (float)', 'Python int 3')
+    """
+    stand_ins: dict[type, type] = {int: _UntoldInt, float: _UntoldFloat}
+    return stand_ins.get(kind, kind)()
+
+
+def signature(value: Any) -> tuple[tuple[int, ...], str] | None:
+    """The shape and dtype name of a found leaf, or None when it is no array, abstract array or number.
+
+    A Python number reads as a 0-d leaf of dtype ``int``, ``float``, ``complex`` or ``bool``.
+    """
+    if is_scalar(value):
+        return (), next(kind.__name__ for kind in _NUMBERS if isinstance(value, kind))
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None or is_mutable(value):
+        return None
+    return tuple(shape), _dtype_name(dtype)
+
+
+def is_deleted(value: Any) -> bool:
+    """Whether ``value`` is an array whose buffers were given up, as by donation."""
+    return isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_deleted()
+
+
+_REF: Any = getattr(jax, "Ref", ())
+
+
+def is_mutable(value: Any) -> bool:
+    """Whether ``value`` is a reference to an array that a program changes in place, or a Variable that is one."""
+    kind = type(value)
+    if issubclass(kind, Tracer):
+        return isinstance(value, _REF)
+    return not is_array_class(kind) and hasattr(value, "aval")
+
+
+@functools.cache
+def is_array_class(kind: type) -> bool:
+    """Whether values of a class are arrays, abstract or traced ones too."""
+    return issubclass(kind, (jax.Array, Tracer, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+
+
+def is_narrowed(dtype: Any) -> bool:
+    """Whether jax would make an array of another dtype: it has no 64-bit arrays unless told to."""
+    if _dtype_name(dtype) not in _WIDE:
+        return False
+    return jax.dtypes.canonicalize_dtype(dtype) != dtype
+
+
+def materialized(value: Any, dtype: str) -> Any:
+    """A leaf as an array: a Python number becomes one of the dtype that it is declared to be.
+
+    Of a dtype that jax would narrow it is NumPy's, as a NumPy scalar is.
+
+    Example:
+        >>> materialized(2**40, "int64"), type(materialized(1, "int32")).__name__
+        (array(1099511627776), 'ArrayImpl')
+    """
+    if isinstance(value, np.generic):
+        return np.asarray(value)
+    if not is_scalar(value):
+        return value
+    array = np.asarray(value, jnp.dtype(dtype))
+    return array if is_narrowed(array.dtype) else jnp.asarray(array)
+
+
+def number_bits(value: Any) -> Any:
+    """What a number is compared by: two have the same exactly if they are the same bits in each dtype that holds them.
+
+    Python takes 0.0 and -0.0 for equal, and a NaN for none of them, whatever its payload.
+
+    Example:
+        >>> number_bits(0.0) == number_bits(0), number_bits(0.0) == number_bits(-0.0)
+        (True, False)
+        >>> number_bits(math.nan) == number_bits(-math.nan), number_bits(math.nan) == number_bits(math.nan)
+        (False, True)
+    """
+    if isinstance(value, np.generic):
+        return value.dtype.str, value.tobytes()
+    if isinstance(value, complex):
+        return number_bits(value.real), number_bits(value.imag)
+    if not isinstance(value, float) or (value and value == value):
+        return value
+    return struct.pack("<d", value) if value or math.copysign(1, value) < 0 else 0
+
+
+def is_abstract(value: Any) -> bool:
+    """Whether ``value`` is an abstract leaf: a shape and a dtype without values."""
+    return isinstance(value, jax.ShapeDtypeStruct)
+
+
+def abstract(value: Any) -> jax.ShapeDtypeStruct:
+    """The abstract value of a leaf, with its sharding where it has one."""
+    if is_scalar(value):
+        value = jnp.asarray(value)
+        return jax.ShapeDtypeStruct(value.shape, value.dtype)
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=getattr(value, "sharding", None))
+
+
+def accepts(leaf: Leaf, value: Any) -> bool:
+    """Whether a Python number may stand for ``leaf``: same kind, 0-d, and a value that the dtype holds exactly.
+
+    Example:
+        >>> accepts(Leaf((), "int32"), 7), accepts(Leaf((), "uint32"), -1), accepts(Leaf((), "int32"), True)
+        (True, False, False)
+        >>> accepts(Leaf((), "float32"), 0.5), accepts(Leaf((), "float32"), 0.1)
+        (True, False)
+    """
+    if leaf.dims or leaf.is_key:
+        return False
+    dtype = jnp.dtype(leaf.dtype)
+    if isinstance(value, bool):
+        return dtype == jnp.bool_
+    if isinstance(value, int):
+        if not jnp.issubdtype(dtype, jnp.integer):
+            return False
+        info = jnp.iinfo(dtype)
+        return int(info.min) <= value <= int(info.max)
+    if not jnp.issubdtype(dtype, jnp.floating if isinstance(value, float) else jnp.complexfloating):
+        return False
+    number, held = complex(value), complex(_as(value, dtype))
+    pairs = (number.real, held.real), (number.imag, held.imag)
+    return all(one != one or one == other for one, other in pairs)
+
+
+def _as(value: complex, dtype: Any) -> Any:
+    with np.errstate(over="ignore"):
+        return np.asarray(value).astype(dtype)
+
+
+def holds(leaf: Leaf, default: Default) -> bool:
+    """Whether elements of ``leaf`` can be what a default says: exactly, but for the last digits of a decimal fraction.
+
+    Example:
+        >>> [holds(Leaf((), "float32"), Fill(value)) for value in (0.1, 1e300, 2**24, 2**24 + 1)]
+        [True, False, True, False]
+    """
+    if not isinstance(default, Fill):
+        return True
+    if leaf.is_key or not is_scalar(default.value):
+        return False
+    if accepts(Leaf((), leaf.dtype), default.value):
+        return True
+    dtype = jnp.dtype(leaf.dtype)
+    if isinstance(default.value, bool) or not jnp.issubdtype(dtype, jnp.inexact):
+        return False
+    try:
+        held = _as(default.value, dtype)
+    except OverflowError:  # an int that no float holds
+        return False
+    return (
+        complex(held) == default.value
+        if isinstance(default.value, int)
+        else bool(np.isfinite(held))
+    )
+
+
+@functools.cache
+def _jaxtyping_dtype(dtype: str) -> Any:
+    """The jaxtyping dtype class for a dtype name; made on the spot for names jaxtyping has no class for."""
+    if dtype.startswith("key<"):
+        return jaxtyping.Key
+    if dtype == "bool":
+        return jaxtyping.Bool
+    return type(dtype, (jaxtyping.AbstractDtype,), {"dtypes": [jnp.dtype(dtype).type.__name__]})
+
+
+@functools.lru_cache(maxsize=4096)  # shapes of a few models
+def conforms(dtype: str, expected: tuple[int, ...], shape: tuple[int, ...], found: str) -> bool:
+    """Whether jaxtyping takes an array of ``shape`` and ``found`` for one of ``expected`` and ``dtype``.
+
+    jaxtyping knows one dtype for all typed keys, so the implementation is compared by name besides.
+    """
+    if dtype != found:
+        return False
+    annotation = _jaxtyping_dtype(dtype)[Any, " ".join(map(str, expected))]
+    return isinstance(jax.ShapeDtypeStruct(shape, dtype_of(found)), annotation)
+
+
+def dtype_of(name: str) -> Any:
+    """The dtype of this name, a key's too."""
+    if not name.startswith("key<"):
+        return jnp.dtype(name)
+    return jax.eval_shape(functools.partial(jax.random.key, impl=key_impl(name)), 0).dtype
+
+
+def describe(value: Any) -> str:
+    """A found leaf as messages write it: ``float32[2 3]``, or the type of what is no leaf."""
+    found = signature(value)
+    if found is None:
+        return f"a {type(value).__name__}"
+    if isinstance(value, (_UntoldInt, _UntoldFloat)):
+        return f"a Python number ({found[1]})"
+    if is_scalar(value):
+        return f"Python {found[1]} {shown(value)}"
+    return f"{found[1]}[{' '.join(map(str, found[0]))}]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fill:
+    """A default that fills the leaf with one value."""
+
+    value: float | int | bool = dataclasses.field(compare=False)
+    _bits: object = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keeps what tells the number from every other."""
+        object.__setattr__(self, "_bits", number_bits(self.value))
+
+    def __str__(self) -> str:
+        """The default as it is declared: ``default=0``."""
+        return shown(self.value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FreshKey:
+    """A default key of the leaf's own implementation, another one in each layer; other leaves start at 0."""
+
+    seed: int
+
+    def __str__(self) -> str:
+        """The default as it is declared: ``default=fresh_key(0)``."""
+        return f"fresh_key({self.seed})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConstantKey:
+    """A default key of the leaf's own implementation, the same everywhere; other leaves start at 0."""
+
+    seed: int
+
+    def __str__(self) -> str:
+        """The default as it is declared: ``default=constant_key(0)``."""
+        return f"constant_key({self.seed})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Init:
+    """A default that the optax transformation of a train state makes itself, from the params beside it."""
+
+    def __str__(self) -> str:
+        """How messages and tables call it."""
+        return "tx.init(params)"
+
+
+Made = Fill | FreshKey | ConstantKey
+"""A default that is made of nothing but what is declared."""
+
+Default = Made | Init
+
+
+def fresh_key(seed: int) -> FreshKey:
+    """A default for key leaves and streams: a key of the leaf's own implementation, another one for each stream and layer.
+
+    It is ``fold_in(key(seed), crc32(path))``, with the logical path of the leaf in its model, such as
+    ``layers[]/dropout/key``; where that is repeated, ``fold_in(..., n)`` of it, with the number of the repeat, counted
+    through all levels, outermost first. So a stack of layers has the keys that a list of them has. All keys of one leaf
+    with axes of its own are the same. The process's default implementation plays no part, and other leaves that it is
+    declared for, such as the count of a stream, start at 0.
+
+    Example:
+        >>> fresh_key(0)
+        FreshKey(seed=0)
+    """
+    return FreshKey(seed)
+
+
+def constant_key(seed: int) -> ConstantKey:
+    """A default like `fresh_key`, but everywhere ``key(seed)`` itself: each stream and layer draws the same.
+
+    Example:
+        >>> constant_key(0)
+        ConstantKey(seed=0)
+    """
+    return ConstantKey(seed)

@@ -1,0 +1,67 @@
+"""jax's own key entries, read as the key paths of this library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+from ckpt_schema._layouts.paths import Key, KeyPath
+
+__all__ = ["TreeDef", "children", "containers", "key_paths"]
+
+TreeDef = Any
+"""A ``jax.tree_util.PyTreeDef``, which type checkers do not know as a type."""
+
+
+def key_paths(entries: Iterable[tuple[Any, ...]]) -> tuple[list[KeyPath], bool]:
+    """The key paths of jax's paths, and whether all of their dict keys are strings and none is an attribute.
+
+    The second says that the tree may have been saved: a save leaves nothing but dicts with string keys, and sequences.
+    """
+    stored = True
+    keys: list[KeyPath] = []
+    for path in entries:
+        key: list[Key] = []
+        for entry in path:
+            if type(entry) is DictKey:
+                stored = stored and type(entry.key) is str
+                key.append(entry.key)
+            elif type(entry) is GetAttrKey:
+                stored = False
+                key.append(entry.name)
+            else:
+                key.append(_position(entry))
+        keys.append(tuple(key))
+    return keys, stored
+
+
+def _position(entry: Any) -> Key:
+    if isinstance(entry, SequenceKey):
+        return entry.idx
+    return entry.key if isinstance(entry, FlattenedIndexKey) else str(entry)
+
+
+def children(node: Any) -> list[tuple[Key, Any]]:
+    """The keys and children of one container, one level down; None slots are children too."""
+    flat = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)[0]
+    keys, _ = key_paths(path for path, _ in flat)
+    return [(key[0], child) for key, (_, child) in zip(keys, flat, strict=True)]
+
+
+def containers(tree: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every container below the root that is no dict, or an empty one, parents first; None slots are containers of nothing.
+
+    Example:
+        >>> list(containers({"a": (1, None)}))
+        [(('a',), (1, None)), (('a', 1), None)]
+    """
+    if tree is None:
+        yield prefix, None
+    elif not jax.tree_util.all_leaves([tree]):
+        if prefix and (type(tree) is not dict or not tree):
+            yield prefix, tree
+        for key, child in children(tree):
+            yield from containers(child, (*prefix, key))

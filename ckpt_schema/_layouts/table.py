@@ -1,0 +1,503 @@
+"""The layout: one immutable table, a row per logical leaf. Pure data; nothing after it knows where a layout came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.dims import AxisName, Dim, Dims
+from ckpt_schema._layouts.leaves import Default, Leaf
+from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern
+from ckpt_schema._layouts.pytrees import TreeDef
+from ckpt_schema._messages.text import columns
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = [
+    "Entry",
+    "Initial",
+    "Layout",
+    "Node",
+    "Part",
+    "Repeat",
+    "Row",
+    "Series",
+    "Slot",
+    "called",
+    "holders",
+    "is_part",
+    "verify_table",
+]
+
+Slot = tuple[int, tuple[int, ...]]
+"""A concrete leaf of a layout: the number of its row, and one index per unrolled level."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Repeat:
+    """One level of repetition of a leaf, as by a stack of equal layers.
+
+    Attributes:
+        size: How often; a single name or integer.
+        axis: The axis of the leaf on which all repeats are stacked, or None where each has a leaf of its own.
+    """
+
+    size: Dim
+    axis: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """One logical leaf and how this layout spells it.
+
+    Attributes:
+        path: The chain of attribute names; a repeated node is written ``layers[]``.
+        key: The key path, with one index symbol per unrolled repeat.
+        leaf: The leaf of *one* repeat: its dims and dtype.
+        repeats: The levels of repetition, outermost first, one per ``[]`` of the path.
+        kind: The NNX Variable type, or the name of the Linen collection, or None.
+        metadata: What a new Variable of this row carries besides its value.
+        default: How the leaf is made where the other side has no place for it; None makes it required.
+        optional: Whether a tree may lack it.
+        ephemeral: Whether it is left out of checkpoints.
+        body: How many segments of `path` stand before those of the model's own schema; None outside of it.
+        inside: How many segments of `key` stand inside of a Variable's or box's value, which is a container then.
+        reshaped: Whether an optimizer keeps it for a param in a shape of its own, which is not the param's.
+        held: The containers of a value with parts, outermost first: how many segments of `key` stand inside of each, its class.
+    """
+
+    path: LogicalPath
+    key: Pattern
+    leaf: Leaf
+    repeats: tuple[Repeat, ...] = ()
+    kind: Any = None
+    metadata: tuple[tuple[str, Any], ...] = ()
+    default: Default | None = None
+    optional: bool = False
+    ephemeral: bool = False
+    body: int | None = None
+    inside: int = 0
+    held: tuple[tuple[int, type], ...] = ()
+    reshaped: bool = False
+
+    @property
+    def axes(self) -> tuple[tuple[str, int], ...]:
+        """The axes of the leaf as it is stored: each an ``axis`` of its own or that of a stacked ``level``, by number.
+
+        Stacked levels are inserted innermost first.
+        """
+        stored: list[tuple[str, int]] = [("axis", n) for n in range(len(self.leaf.dims))]
+        for number in reversed(range(len(self.repeats))):
+            axis = self.repeats[number].axis
+            if axis is not None:
+                stored.insert(axis if axis >= 0 else len(stored) + 1 + axis, ("level", number))
+        return tuple(stored)
+
+    @property
+    def dims(self) -> Dims:
+        """The dims of the leaf as it is stored."""
+        if not self.repeats:
+            return self.leaf.dims
+        return tuple(
+            self.leaf.dims[n] if kind == "axis" else self.repeats[n].size for kind, n in self.axes
+        )
+
+    @property
+    def unrolled(self) -> tuple[Dim, ...]:
+        """The sizes of the unrolled levels, outermost first: one per index symbol of the key."""
+        return tuple([r.size for r in self.repeats if r.axis is None]) if self.repeats else ()
+
+    @property
+    def stored(self) -> Leaf:
+        """The leaf as it is stored."""
+        if not self.repeats:
+            return self.leaf
+        return Leaf(self.dims, self.leaf.dtype, self._names() if self.leaf.names else ())
+
+    def _names(self) -> tuple[AxisName, ...]:
+        """What the axes of the leaf as it is stored are called."""
+        own = self.leaf.own
+        return tuple(
+            own[n] if kind == "axis" else AxisName(tuple(map(str, self.repeats[n].size)))
+            for kind, n in self.axes
+        )
+
+    @property
+    def mirrors(self) -> str:
+        """The logical path of the param that it mirrors in the state of an optimizer; else empty."""
+        if self.body is None or self.path[0] != "opt_state":
+            return ""
+        return "/".join(("params", *self.path[self.body :]))
+
+    def __str__(self) -> str:
+        """The row on one line: key path, then leaf."""
+        return f"{paths.format_path(self.key)}  {self.stored}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Node:
+    """A container that is no dict, or holds no leaf: a tuple, list, NamedTuple or None slot of an optimizer chain.
+
+    Attributes:
+        key: Where it stands, with one index symbol per list on the way.
+        type: ``tuple``, ``list``, ``NoneType``, a NamedTuple, or the class of another pytree.
+        counts: How many members each of these lists has.
+        static: Its structure and the keys of its children, where it was found and not declared: with data that no leaf tells.
+    """
+
+    key: Pattern
+    type: type
+    counts: tuple[Dim, ...] = ()
+    static: tuple[TreeDef, tuple[Key, ...]] | None = None
+
+    def keys(self, sizes: Mapping[str, int]) -> Iterator[KeyPath]:
+        """Every key path it has under ``sizes``; every dim must be bound."""
+        return (paths.fill(self.key, indices) for indices in _members(self.counts, sizes))
+
+
+def holders(rows: Iterable[Row]) -> tuple[Node, ...]:
+    """The containers of values with parts, parents before children."""
+    found: dict[Pattern, Node] = {}
+    for row in rows:
+        for inside, kind in row.held:
+            key = row.key[: len(row.key) - inside]
+            counts = row.unrolled[: sum(isinstance(segment, Index) for segment in key)]
+            if kind is not dict:
+                found.setdefault(key, Node(key, kind, counts))
+    return tuple(sorted(found.values(), key=lambda node: len(node.key)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an optimizer state: what one transformation of a chain keeps.
+
+    Attributes:
+        path: Its logical path, ``opt_state/1/0``.
+        type: The class of its state, ``ScaleByAdamState``.
+    """
+
+    path: LogicalPath
+    type: type
+
+    def __str__(self) -> str:
+        """Path and type."""
+        return f"{'/'.join(self.path)}  {self.type.__name__}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Series:
+    """Repeated nodes that are one list of layers, in this order.
+
+    Attributes:
+        path: The logical path of the list.
+        members: Those of the nodes, relative to the model's root as that is; all repeats of the first come first.
+    """
+
+    path: LogicalPath
+    members: tuple[LogicalPath, ...]
+
+    def __str__(self) -> str:
+        """As it is written."""
+        written = ", ".join(repr("/".join(member)) for member in self.members)
+        return f"series({written}, name={'/'.join(self.path)!r})"
+
+
+def is_part(kind: type) -> bool:
+    """Whether a container is the state of a transformation, and not what merely holds several."""
+    return hasattr(kind, "_fields")
+
+
+class Initial(Protocol):
+    """What makes an optimizer state for params."""
+
+    def __call__(self, params: Sequence[tuple[KeyPath, Row, Any]]) -> Any:
+        """A tree of the layout that holds the optimizer state alone.
+
+        Args:
+            params: The key path, row and value of every leaf of the model that `trains` is true for.
+        """
+
+    def trains(self, row: Row) -> bool:
+        """Whether the state is made for this row."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One concrete leaf of a bound layout: its slot, key path and shape."""
+
+    slot: Slot
+    key: KeyPath
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """An ordered table of rows, with the containers that a tree of it is built of.
+
+    Attributes:
+        name: How messages call it.
+        rows: One per logical leaf.
+        nodes: Containers other than dicts, parents before children.
+        container: What a tree is built as where no example is given: nested dicts, or an ``nnx.State``.
+        homes: For weights alone: the key paths under which a full train state keeps such a tree, ``()`` excluded.
+        sizes: Dims whose sizes the layout holds for alone, in elements.
+        parts: The parts of the optimizer state, in order, those that keep nothing included; none where types are not told.
+        initial: Makes an optimizer state, where the layout was made for a transformation.
+        series: Which repeated nodes of the model are one list.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    nodes: tuple[Node, ...] = ()
+    container: Literal["dict", "nnx"] = "dict"
+    homes: tuple[KeyPath, ...] = ()
+    sizes: tuple[tuple[str, int], ...] = ()
+    parts: tuple[Part, ...] = ()
+    initial: Initial | None = None
+    series: tuple[Series, ...] = ()
+
+    def entries(self, sizes: Mapping[str, int]) -> Iterator[Entry]:
+        """The concrete leaves under ``sizes``, row by row; every dim must be bound."""
+        for number, row in enumerate(self.rows):
+            shape = dims_.sizes_of(row.dims, sizes)
+            assert shape is not None, f"unbound dims in {row}"
+            for indices in slots_of(row, sizes):
+                yield Entry((number, indices), paths.fill(row.key, indices), shape)
+
+    def bound(self, dims: Mapping[str, int] | None = None) -> dict[str, int]:
+        """The sizes this layout holds for alone, and ``dims`` besides.
+
+        Raises:
+            SchemaError: They contradict one another.
+        """
+        dims_.verify_sizes({} if dims is None else dims)
+        own = dict(self.sizes)
+        faults = [
+            Mismatch(name, "dims", f"{own[name]}, as {self.name} is declared for", str(size))
+            for name, size in (dims or {}).items()
+            if own.get(name, size) != size
+        ]
+        if faults:
+            raise SchemaError(f"{self.name} is not declared for these sizes", faults)
+        return {**own, **(dims or {})}
+
+    def names(self) -> set[str]:
+        """Every dim name of the layout, layer counts included."""
+        found: set[str] = set()
+        for row in self.rows:
+            found |= dims_.names(row.leaf.dims) | {
+                n for r in row.repeats for n in dims_.names((r.size,))
+            }
+        return found
+
+    def __str__(self) -> str:
+        """The table, a line per row: logical path, key path, leaf, and what is declared of it."""
+        lines = [f"{self.name}: {len(self.rows)} rows"]
+        cells = [
+            ("/".join(r.path), paths.format_path(r.key), str(r.stored), _remarks(r))
+            for r in self.rows
+        ]
+        return "\n".join([*lines, *columns(cells)])
+
+
+def slots_of(row: Row, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
+    """Every index tuple of a row's unrolled levels, in order; ``[()]`` for a row without any."""
+    return _members(row.unrolled, sizes)
+
+
+def _members(counts: tuple[Dim, ...], sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = [()]
+    for dim in counts:
+        size = dims_.size_of(dim, sizes)
+        assert size is not None, f"unbound number of repeats {dims_.format_dim(dim)}"
+        found = [(*head, index) for head in found for index in range(size)]
+    return found
+
+
+def _remarks(row: Row) -> str:
+    kind = row.kind if isinstance(row.kind, str) or row.kind is None else row.kind.__name__
+    absent = "ephemeral" if row.ephemeral else "optional" if row.optional else ""
+    return ", ".join(filter(None, [kind, f"default {row.default}" if row.default else "", absent]))
+
+
+def verify_table(table: Layout) -> Layout:
+    """``table`` itself, after checking that no two leaves can have one key path or logical path.
+
+    Raises:
+        SchemaError: Two rows share a key path or a logical path, or one's key path stands inside another's.
+    """
+    faults = [*_clashes(table)]
+    if faults:
+        raise SchemaError(f"layout {table.name} is not well formed", faults)
+    return table
+
+
+def _clashes(table: Layout) -> Iterator[Mismatch]:
+    by_key: dict[Pattern, Row] = {}
+    by_path: dict[LogicalPath, Row] = {}
+    for row in table.rows:
+        where, other = paths.format_path(row.key), by_key.setdefault(row.key, row)
+        if other is not row:
+            both = f"{'/'.join(other.path)} and {'/'.join(row.path)}"
+            yield Mismatch(
+                where, "ambiguous", "one leaf at a key path", both, "give one of them another key="
+            )
+        if by_path.setdefault(row.path, row) is not row:
+            yield Mismatch(
+                "/".join(row.path),
+                "ambiguous",
+                "one leaf at a logical path",
+                "two",
+                "rename one attribute",
+            )
+    yield from _overlaps(table)
+    yield from _mixed(table)
+    for row in table.rows:
+        for end in range(len(row.key)):
+            if row.key[:end] in by_key:
+                inside = paths.format_path(row.key[:end])
+                yield Mismatch(
+                    paths.format_path(row.key),
+                    "ambiguous",
+                    "no leaf above it",
+                    f"the leaf {inside}",
+                    "check key=",
+                )
+
+
+def _mixed(table: Layout) -> Iterator[Mismatch]:
+    """Dicts that would have int keys beside string keys, which jax cannot put in order."""
+    held = {node.key for node in table.nodes}
+    kinds: dict[Pattern, dict[bool, Row]] = {}
+    for row in table.rows:
+        for end, segment in enumerate(row.key):
+            parent = row.key[:end]
+            if parent in held:
+                continue
+            is_text = segment.text if isinstance(segment, Index) else isinstance(segment, str)
+            both = kinds.setdefault(parent, {})
+            if both.setdefault(is_text, row) is row and len(both) == 2:
+                number, word = (
+                    paths.format_path(both[side].key[: end + 1]) for side in (False, True)
+                )
+                hint = "a string key that looks like a number is written in quotes, key=\"'0'\""
+                found = f"the int key {number} and the string key {word}"
+                yield Mismatch(
+                    paths.format_path(row.key), "key", "keys of one kind in a dict", found, hint
+                )
+
+
+def _counts(row: Row) -> list[int | None]:
+    """How many keys each segment of a row's key spells, where that is declared."""
+    sizes = (dims_.size_of(dim, {}) for dim in row.unrolled)
+    return [next(sizes) if isinstance(segment, Index) else 1 for segment in row.key]
+
+
+class _Keys:
+    """The keys of rows as a trie of their segments, so that a row meets those alone which it may be.
+
+    Attributes:
+        fixed: What stands below a segment without an index symbol.
+        alike: The same, by the outline of the segment: what an index symbol may spell.
+        open: What stands below segments with an index symbol, by their outline.
+        rows: The rows whose key ends here.
+    """
+
+    __slots__ = ("alike", "fixed", "open", "rows")
+
+    def __init__(self) -> None:
+        self.fixed: dict[Key, _Keys] = {}
+        self.alike: dict[str, dict[Key, _Keys]] = {}
+        self.open: dict[str, dict[Index, _Keys]] = {}
+        self.rows: list[int] = []
+
+    def add(self, number: int, key: Pattern, outline: tuple[str, ...]) -> None:
+        """Puts the row of this number where its key leads."""
+        node = self
+        for segment, shape in zip(key, outline, strict=True):
+            if isinstance(segment, Index):
+                node = node.open.setdefault(shape, {}).setdefault(segment, _Keys())
+            else:
+                below = node.fixed.get(segment)
+                if below is None:
+                    below = node.fixed[segment] = _Keys()
+                    node.alike.setdefault(shape, {})[segment] = below
+                node = below
+        node.rows.append(number)
+
+    def near(self, key: Pattern, outline: tuple[str, ...]) -> Iterator[int]:
+        """The numbers of the rows that may have a key in common with ``key``."""
+        nodes = [self]
+        for segment, shape in zip(key, outline, strict=True):
+            below: list[_Keys] = []
+            for node in nodes:
+                below += (n for i, n in node.open.get(shape, {}).items() if _meet(i, segment))
+                if not isinstance(segment, Index):
+                    below += filter(None, (node.fixed.get(segment),))
+                    continue
+                below += (n for k, n in node.alike.get(shape, {}).items() if _meet(segment, k))
+            nodes = below
+        for node in nodes:
+            yield from node.rows
+
+
+def _meet(left: Index, right: Key | Index) -> bool:
+    return left == right or paths.may_coincide(left, right)
+
+
+def called(source: Layout, view: Layout) -> tuple[str, str]:
+    """What messages call two layouts: by their names, and which side each is where they share one.
+
+    Example:
+        >>> called(Layout("Old", ()), Layout("New", ())), called(Layout("X", ()), Layout("X", ()))
+        (('Old', 'New'), ('X (source)', 'X (view)'))
+    """
+    if source.name != view.name:
+        return source.name, view.name
+    return f"{source.name} (source)", f"{view.name} (view)"
+
+
+def _apart(first: Row, other: Row) -> str:
+    """What keeps the keys of a repeated row and of another one apart."""
+    for left, right in zip(first.key, other.key, strict=True):
+        if left == right or not isinstance(left, Index):
+            continue
+        start = right.first if isinstance(right, Index) else None
+        if start is not None and start > left.first and (start - left.first) % left.step == 0:
+            count = (start - left.first) // left.step
+            node = "/".join(first.path[: 1 + _list_of(first.path)])
+            return (
+                f"say how many {node} there are as a number, length={count}, so that they end "
+                f"before {right} begins; or give one of them another key="
+            )
+    return "give one of them another key="
+
+
+def _list_of(path: LogicalPath) -> int:
+    return next((n for n, segment in enumerate(path) if segment.endswith("[]")), 0)
+
+
+def _overlaps(table: Layout) -> Iterator[Mismatch]:
+    """Rows whose index symbols can spell another row's key path: ``layers_{i}`` beside ``layers_0``."""
+    # Rows without an index symbol spell one key each, and were compared as they are.
+    if not any(row.unrolled for row in table.rows):
+        return
+    outlines = [paths.outline(row.key) for row in table.rows]
+    keys = _Keys()
+    for number, row in enumerate(table.rows):
+        keys.add(number, row.key, outlines[number])
+    for number, first in enumerate(table.rows):
+        if not first.unrolled:
+            continue
+        for other in (table.rows[n] for n in sorted(keys.near(first.key, outlines[number]))):
+            if other.key == first.key or (other.unrolled and other.path < first.path):
+                continue
+            counts = zip(_counts(first), _counts(other), strict=True)
+            if all(map(paths.may_coincide, first.key, other.key, counts)):
+                both = f"{'/'.join(first.path)} ({paths.format_path(first.key)}) and {'/'.join(other.path)}"
+                hint = f"two leaves cannot share a key path: {_apart(first, other)}"
+                where = paths.format_path(other.key)
+                yield Mismatch(where, "ambiguous", "one leaf at a key path", both, hint)

@@ -1,0 +1,172 @@
+"""Blocks: cells of concrete leaves, in numbers. What is read of one array, and where it is written in another.
+
+A *leaf* here is one array of a tree; the index symbols of its key have their numbers. The digits of
+a cell that step along the axes of both leaves are *steps* of a block. One that steps along an axis
+on one side and from leaf to leaf on the other is a *turn*: each leaf has its own, and all share one
+block. So a hundred layers that are stacked are a hundred copies by one block.
+
+Floats are told by their bits here, and a typed key is an array of its words: it has one more axis
+than jax shows, the last, and the dtype uint32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from ckpt_schema._layouts.leaves import key_words
+from ckpt_schema._lens.codecs import Codec
+
+__all__ = ["Block", "Check", "Copy", "Filling", "Kind", "Spot", "Step", "Task", "all_of"]
+
+Spot = tuple[int, int]
+"""An axis of a leaf, and how many elements a step goes there; it may go back on the view's side."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """A digit of a block.
+
+    Attributes:
+        size: How many steps it has.
+        at: Where a step goes in what is read, and in what is written. None on the first side: every
+            step writes the same elements again. Of a turn one of both is None: the other side is
+            another leaf at each step.
+        is_turn: Whether a copy takes one step of it, and not all.
+    """
+
+    size: int
+    at: tuple[Spot | None, Spot | None]
+    is_turn: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Block:
+    """Elements of one leaf that are elements of another.
+
+    Attributes:
+        starts: The first element in what is read, and in what is written, at step 0 of each turn.
+        steps: How both go on from there. No two steps of a side reach one element.
+        codec: What happens to each element.
+    """
+
+    starts: tuple[tuple[int, ...], tuple[int, ...]]
+    steps: tuple[Step, ...]
+    codec: Codec = ()
+
+    @property
+    def count(self) -> int:
+        """How many elements one copy has."""
+        return math.prod(step.size for step in self.steps if not step.is_turn)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no element, or no copy."""
+        return any(step.size == 0 for step in self.steps)
+
+
+def all_of(shape: Sequence[int]) -> Block:
+    """All of an array as it is."""
+    start = (0,) * len(shape)
+    steps = tuple(Step(size, ((axis, 1), (axis, 1))) for axis, size in enumerate(shape))
+    return Block((start, start), steps)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Copy:
+    """One block, read and written.
+
+    Attributes:
+        source: The number of the leaf that is read, among the inputs of the task.
+        result: The number of the leaf that is written, among its results.
+        block: Which elements.
+        turns: For each turn of the block, in their order, which step of it is taken.
+        compares: Whether what is there already, by another copy, has to be equal to the last bit;
+            nothing is written.
+    """
+
+    source: int
+    result: int
+    block: Block
+    turns: tuple[int, ...] = ()
+    compares: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Filling:
+    """Elements of a result that no input has.
+
+    Attributes:
+        result: The number of the leaf that is written, among the results of the task.
+        block: Which elements: nothing is read, all steps are of the view's side.
+        bits: What each of them holds: the bits of a value of the leaf's dtype, as an unsigned number.
+    """
+
+    result: int
+    block: Block
+    bits: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Check:
+    """Elements of an input that no result has: they hold what the way back fills in.
+
+    Attributes:
+        source: The number of the leaf, among the inputs of the task.
+        block: Which elements: nothing is written, all steps are of the source's side.
+        bits: What each of them has to hold.
+        fill: The same as a user said it, for messages.
+    """
+
+    source: int
+    block: Block
+    bits: int
+    fill: float | int | bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kind:
+    """What a leaf is.
+
+    Attributes:
+        shape: Its shape as jax shows it: without the words of a key.
+        dtype: The name of its dtype: ``float32``, ``key<fry>``.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The shape of what blocks count: of keys, the words."""
+        words = (key_words(self.dtype),) if self.dtype.startswith("key<") else ()
+        return (*self.shape, *words)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """Leaves that are made of others, all together: nothing else reads or writes any of them.
+
+    Attributes:
+        inputs: What is read.
+        results: What is made. Every element of each is written once, by a copy or a filling.
+        copies: The blocks, in the order of the results that they write.
+        fillings: What no input has.
+        checks: What has to hold of the inputs besides.
+    """
+
+    inputs: tuple[Kind, ...]
+    results: tuple[Kind, ...]
+    copies: tuple[Copy, ...]
+    fillings: tuple[Filling, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def writers(self) -> list[list[Copy]]:
+        """The copies that write each result."""
+        found: list[list[Copy]] = [[] for _ in self.results]
+        for copy in self.copies:
+            if not copy.compares:
+                found[copy.result].append(copy)
+        return found

@@ -1,0 +1,48 @@
+"""Tied leaves: that they are equal to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.core import Tracer
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._lens.arrays.differences import difference
+from ckpt_schema.errors import ConformanceError, Mismatch
+
+__all__ = ["Pair", "verify_same"]
+
+Pair = tuple[Any, Any, tuple[str, str, str]]
+"""A leaf, its copy, the key paths of what both are made of, and that of what they are to be."""
+
+
+def verify_same(pairs: Sequence[Pair]) -> None:
+    """Raises unless each copy is equal to its original, to the last bit. Abstract leaves have no bits.
+
+    Raises:
+        ConformanceError: With the first element in which each pair differs, or that a pair is traced.
+    """
+    faults = [fault for first, copy, names in pairs for fault in _fault(first, copy, names)]
+    if faults:
+        raise ConformanceError("tied leaves are not one", faults)
+
+
+def _fault(first: Any, copy: Any, names: tuple[str, str, str]) -> list[Mismatch]:
+    if first is copy or leaves.is_abstract(first) or leaves.is_abstract(copy):
+        return []
+    if isinstance(first, Tracer) or isinstance(copy, Tracer):
+        hint = "ties are verified by value: translate outside of jit"
+        return [Mismatch(names[1], "tie", f"what {names[0]} has", "a tracer", hint)]
+    if leaves.is_deleted(first) or leaves.is_deleted(copy):
+        hint = "a step that they were donated to has used them up: pass what that step returned"
+        return [Mismatch(names[1], "deleted", f"what {names[0]} has", "a deleted array", hint)]
+    found = difference(first, copy)
+    if found is None:
+        return []
+    place, *values = found
+    here, there = (f"{value} at {names[2]}[{place}]" for value in values)
+    hint = (
+        "tied leaves are equal to the last bit: make them so, or drop the tie and give each a place"
+    )
+    return [Mismatch(names[1], "tie", f"what {names[0]} has, {here}", there, hint)]

@@ -1,0 +1,401 @@
+"""Tasks carried out on real leaves: jax arrays by programs, NumPy arrays, tracers, abstract values.
+
+A program that has every layer among its results compiles the longer, the more there are. Here a
+stack is taken apart by one small program that is told which layer to read, and put together by one
+that writes a layer into its place. What is read is freed as soon as it is written: no more than
+twice the bytes of what is made is held besides the inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._lens.arrays import moves, programs, shardings
+from ckpt_schema._lens.arrays.blocks import Block, Copy, Filling, Kind, Task
+from ckpt_schema._lens.arrays.conversions import converted, linear
+from ckpt_schema._lens.arrays.frames import frame
+from ckpt_schema._lens.arrays.programs import Known
+from ckpt_schema._lens.arrays.shardings import on_devices
+from ckpt_schema._lens.codecs import Codec
+from ckpt_schema._trees import placement
+
+__all__ = ["run"]
+
+_AT_ONCE = 8  # so many blocks without turns are put together by one program
+
+
+def run(
+    task: Task, values: Sequence[Any], likes: Sequence[Any], beside: Sequence[Any] = ()
+) -> list[Any]:
+    """What a task makes.
+
+    Args:
+        task: What is done.
+        values: The inputs.
+        likes: For each result, the leaf it stands for in the tree it goes onto, or None. A result takes its sharding, and
+            becomes a Python number where it is one.
+        beside: The leaves of the same tree. Where several hosts have a part in them, a Python number becomes an array that is
+            on all of their mesh.
+
+    Returns:
+        The results: abstract where an input is, sharded as the blocks map the inputs' shardings where ``likes`` doesn't say.
+    """
+    inputs: list[Any] = []
+    for value, kind in zip(values, task.inputs, strict=True):
+        inputs.append(_array(value, kind.dtype, beside) if leaves.is_scalar(value) else value)
+    if any(leaves.is_abstract(value) for value in inputs):
+        results = _abstract(task, inputs)
+    elif any(isinstance(value, Tracer) for value in inputs):
+        return _traced(task, inputs)
+    elif not any(isinstance(value, jax.Array) for value in inputs):
+        number = all(map(leaves.is_scalar, values))
+        results = [_on_host(made, number=number) for made in _by_numpy(task, inputs)]
+    else:
+        results = _by_programs(task, _on_one_mesh(inputs))
+    return [_like(result, like) for result, like in zip(results, likes, strict=True)]
+
+
+def _array(value: complex, dtype: str, beside: Sequence[Any]) -> Any:
+    mesh = shardings.mesh_of(beside) if jax.process_count() > 1 else None
+    if mesh is None or leaves.is_narrowed(dtype):
+        return leaves.materialized(value, dtype)
+    array = np.asarray(value, jnp.dtype(dtype))
+    return placement.placed(array, NamedSharding(mesh, PartitionSpec()))
+
+
+def _on_one_mesh(values: Sequence[Any]) -> list[Any]:
+    """Leaves beside those on an explicit mesh are put on all of it, if nobody said where: no program takes both."""
+    named = [s for v in values if isinstance(s := getattr(v, "sharding", None), NamedSharding)]
+    if not named or len(named) == len(values) or AxisType.Explicit not in named[0].mesh.axis_types:
+        return list(values)
+    whole = NamedSharding(named[0].mesh, PartitionSpec())
+    return [
+        v if isinstance(getattr(v, "sharding", None), NamedSharding) else placement.placed(v, whole)
+        for v in values
+    ]
+
+
+def _on_host(result: Any, *, number: bool) -> Any:
+    """What NumPy made; of a number, an array of jax's as every number becomes, where jax has such."""
+    if isinstance(result, jax.Array):  # NumPy has no keys
+        return result
+    return jnp.asarray(result) if number and not leaves.is_narrowed(result.dtype) else result
+
+
+def _like(result: Any, like: Any) -> Any:
+    if leaves.is_abstract(result):
+        target = getattr(like, "sharding", None)
+        if leaves.is_scalar(like) or isinstance(like, (np.generic, np.ndarray)):
+            return jax.ShapeDtypeStruct(
+                result.shape, result.dtype
+            )  # what it stands for is on no device
+        return (
+            result
+            if target is None
+            else jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=target)
+        )
+    if leaves.is_scalar(like):
+        return type(like)(result)
+    if isinstance(like, np.generic):
+        return placement.gathered(result)[()]
+    if isinstance(like, np.ndarray):
+        return placement.gathered(result)
+    target = on_devices(getattr(like, "sharding", None))
+    if target is None or (isinstance(result, jax.Array) and result.sharding == target):
+        return result
+    return programs.settled(placement.placed(result, target))
+
+
+def _abstract(task: Task, values: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    told = shardings.results(task, values) or [None] * len(task.results)
+    found: list[jax.ShapeDtypeStruct] = []
+    for kind, sharding in zip(task.results, told, strict=True):
+        dtype = leaves.dtype_of(kind.dtype)
+        found.append(jax.ShapeDtypeStruct(kind.shape, dtype, sharding=sharding))
+    return found
+
+
+# --- NumPy  ---
+
+
+def _by_numpy(task: Task, values: Sequence[Any]) -> list[Any]:
+    given = [np.asarray(value) for value in values]
+    fillings = _fillings(task)
+    return [
+        _made_by_numpy(kind, copies, filled, given)
+        for kind, copies, filled in zip(task.results, task.writers, fillings, strict=True)
+    ]
+
+
+def _fillings(task: Task) -> list[list[Filling]]:
+    """What is filled in of each result.
+
+    Programs are told by what they fill in, but not by which of many layers that is.
+    """
+    found: list[list[Filling]] = [[] for _ in task.results]
+    for filling in task.fillings:
+        found[filling.result].append(dataclasses.replace(filling, result=0))
+    return found
+
+
+def _made_by_numpy(
+    kind: Kind, copies: Sequence[Copy], fillings: Sequence[Filling], given: Sequence[Any]
+) -> Any:
+    dtype = (
+        programs.of_bits(kind.dtype)[0] if kind.dtype.startswith("key<") else jnp.dtype(kind.dtype)
+    )
+    made: Any = np.zeros(kind.stored, dtype)
+    for filling in fillings:
+        moves.filled(made, filling.block, programs.number_of(filling.bits, dtype))
+    for copy in copies:
+        change = functools.partial(_changed, codec=copy.block.codec)
+        moves.copied(given[copy.source], made, copy.block, copy.turns, change)
+    if kind.dtype.startswith("key<"):
+        return jax.random.wrap_key_data(jnp.asarray(made), impl=leaves.key_impl(kind.dtype))
+    return made
+
+
+def _changed(part: Any, codec: Codec) -> Any:
+    """What a block reads of a NumPy array, each element changed."""
+    return converted(np.ascontiguousarray(part), codec).reshape(part.shape) if codec else part
+
+
+# --- Inside of a trace  ---
+
+
+def _traced(task: Task, values: Sequence[Any]) -> list[Any]:
+    each = [*zip(task.results, task.writers, _fillings(task), strict=True)]
+
+    def made(*given: Any) -> list[Any]:
+        return [_differentiable(task, *one, given) for one in each]
+
+    known = [jax.typeof(value) if isinstance(value, Tracer) else value for value in values]
+    found = shardings.results(task, known)
+    named = [
+        s for s in found if isinstance(s, NamedSharding) and AxisType.Explicit in s.mesh.axis_types
+    ]
+    return programs.told(made, named)(*values) if named else made(*values)
+
+
+def _differentiable(
+    task: Task, kind: Kind, copies: Sequence[Copy], fillings: Sequence[Filling], given: Any
+) -> Any:
+    """One result, with derivatives: an integer has none, but what moves floats is linear."""
+    told = [(copy.source, copy.block, copy.turns) for copy in copies]
+
+    def made(*values: Any) -> Any:
+        bits = [programs.to_bits(value) for value in values]
+        found = programs.put_together(told, task.inputs, fillings, kind, bits)
+        return programs.from_bits(found, kind.dtype)
+
+    numbers = [value for value in given if not _is_key(value)]
+    is_inexact = all(jnp.issubdtype(value.dtype, jnp.inexact) for value in numbers)
+    if not is_inexact or kind.dtype.startswith("key<"):
+        return made(*given)
+    moved = jax.custom_jvp(made)
+
+    def tangents(primals: tuple[Any, ...], along: tuple[Any, ...]) -> tuple[Any, Any]:
+        return moved(*primals), _tangent(kind, copies, along)
+
+    moved.defjvp(tangents)
+    return moved(*given)
+
+
+def _is_key(value: Any) -> bool:
+    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def _tangent(kind: Kind, copies: Sequence[Copy], along: Sequence[Any]) -> Any:
+    """What becomes of a derivative: it moves as the values do, and padding does not depend on anything."""
+    made = jnp.zeros(kind.shape, jnp.dtype(kind.dtype))
+    for copy in copies:
+        if copy.block.is_empty:
+            continue
+        piece = moves.read(along[copy.source], copy.block, kind.shape, copy.turns)
+        piece = linear(piece, copy.block.codec)
+        made = moves.written(made, piece, copy.block, copy.turns)
+    return made
+
+
+# --- jax arrays  ---
+
+
+def _by_programs(task: Task, values: Sequence[Any]) -> list[Any]:
+    """The results, in the memory that the inputs were in."""
+    held = [placement.near(value) for value in values]
+    if all(one is other for one, other in zip(held, values, strict=True)):
+        return _made(task, held)
+    to = shardings.results(task, values)
+    made = _made(task, held)
+    return [placement.placed(x, s) for x, s in zip(made, to, strict=True)] if to else made
+
+
+def _made(task: Task, held: list[Any]) -> list[Any]:
+    work = _Work(task, held)
+    return [work.result(number) for number in range(len(task.results))]
+
+
+class _Work:
+    """A task on arrays; each is let go when the last result that needs it is made."""
+
+    def __init__(self, task: Task, held: list[Any]) -> None:
+        self.task, self.held = task, held
+        to = shardings.results(task, held)
+        self.to: list[Known] = [(s,) if isinstance(s, NamedSharding) else () for s in to]
+        self.to = self.to or [()] * len(task.results)
+        self.spread = self._off_turns()
+        self.writers = [
+            [copy for copy in copies if not copy.block.is_empty] for copies in task.writers
+        ]
+        self.fillings = _fillings(task)
+        self.uses = [0] * len(held)
+        for copies in self.writers:
+            for copy in copies:
+                self.uses[copy.source] += 1
+        self.uses[0] += sum(not copies for copies in self.writers)
+
+    def _off_turns(self) -> Mapping[int, NamedSharding]:
+        """Inputs that are sharded on an axis which turns run along: how else they are to be.
+
+        Each slice would be gathered from all devices: once, other axes take its place.
+        """
+        axes: dict[int, set[int]] = {}
+        for copy in self.task.copies:
+            for axis in _turned(copy):
+                axes.setdefault(copy.source, set()).add(axis)
+        found = {at: shardings.off_axes(self.held[at], several) for at, several in axes.items()}
+        return {at: sharding for at, sharding in found.items() if sharding is not None}
+
+    def value(self, at: int) -> Any:
+        """An input, sharded as it is read best."""
+        if at in self.spread:
+            to = self.spread[at]
+            kind = self.task.inputs[at]
+            known = _known([self.held[at]])
+            handed = programs.spread(known, (to,), kind.dtype)(self.held[at])
+            self.held[at] = _taken(handed, kind, (to,))
+            self.spread = {n: s for n, s in self.spread.items() if n != at}
+        return self.held[at]
+
+    def used(self, at: int) -> None:
+        """Lets an input go that was needed for the last time."""
+        self.uses[at] -= 1
+        if not self.uses[at]:
+            self.held[at] = None
+
+    def result(self, number: int) -> Any:
+        """One result."""
+        kind, to = self.task.results[number], self.to[number]
+        copies, fillings = self.writers[number], tuple(self.fillings[number])
+        shape = kind.stored
+        if not copies:
+            # Nothing is read, but the devices are told by something.
+            handed = programs.begun(kind, fillings, to)(self.value(0))
+            self.used(0)
+            return _taken(handed, kind, to)
+        if len(copies) == 1 and not fillings and _is_read(copies[0].block, shape):
+            return self._read(copies[0], kind, to)
+        if len(copies) <= _AT_ONCE and not any(copy.turns for copy in copies):
+            return self._at_once(copies, fillings, kind, to)
+        return self._one_by_one(copies, fillings, kind, to)
+
+    def _read(self, copy: Copy, kind: Kind, to: Known) -> Any:
+        value = self.value(copy.source)
+        kinds = self.task.inputs[copy.source], kind
+        made = programs.read(copy.block, kinds, _known([value]), to, handed=False)
+        found = made(value, *map(np.uint32, copy.turns))
+        self.used(copy.source)
+        return found
+
+    def _at_once(self, copies: list[Copy], fillings: Any, kind: Kind, to: Known) -> Any:
+        needed = list(dict.fromkeys(copy.source for copy in copies))
+        values = [self.value(at) for at in needed]
+        told = tuple((needed.index(copy.source), copy.block, copy.turns) for copy in copies)
+        kinds = tuple(self.task.inputs[at] for at in needed)
+        handed = programs.assembled(told, kinds, fillings, kind, _known(values), to)(*values)
+        for copy in copies:
+            self.used(copy.source)
+        return _taken(handed, kind, to)
+
+    def _one_by_one(self, copies: list[Copy], fillings: Any, kind: Kind, to: Known) -> Any:
+        first = self.value(copies[0].source)
+        whole = programs.begun(kind, fillings, to)(first)
+        del first
+        shape = kind.stored
+        for copy in copies:
+            value = self.value(copy.source)
+            inner = tuple(shardings.of_slice(each, copy.block, shape) for each in to)
+            kinds = self.task.inputs[copy.source], kind
+            turns = [*map(np.uint32, copy.turns)]
+            piece = value
+            if not _is_slice(copy, kinds, value, inner):
+                own = _known([value])
+                piece = programs.read(copy.block, kinds, own, inner, handed=True)(value, *turns)
+            del value
+            self.used(copy.source)
+            whole = programs.write(copy.block, to)(whole, piece, *turns)
+            del piece
+        return _taken(whole, kind, to)
+
+
+def _is_slice(copy: Copy, kinds: tuple[Kind, Kind], value: Any, inner: Known) -> bool:
+    """Whether a leaf is written as it is: nothing is cut, turned or changed, and it is sharded as it is to be."""
+    block = copy.block
+    if kinds[0].dtype != kinds[1].dtype or block.codec:
+        return False
+    if programs.is_handed_as_bits(kinds[1].dtype):
+        return False
+    read = frame(block, 0, kinds[0].shape)
+    written = frame(block, 1, kinds[1].shape)
+    if read is None or written is None or not read.is_whole or read.steps != written.steps:
+        return False
+    if any((block.steps[number].at[1] or (0, 0))[1] < 0 for number in written.steps):
+        return False
+    if not inner:
+        return True
+    kept = [at for at, cut in enumerate(written.cuts) if not cut.turns]
+    return len(kept) == value.ndim and shardings.equivalent(
+        value, shardings.of_axes(inner[0], kept)
+    )
+
+
+def _is_read(block: Block, shape: tuple[int, ...]) -> bool:
+    """Whether one program makes all of a leaf, its floats included.
+
+    Where XLA does not optimize, it takes a narrow float that is written several times for a wider
+    one, even if it is only bits until then.
+    """
+    repeats = any(step.at[0] is None and not step.is_turn for step in block.steps)
+    return block.count == math.prod(shape) and not repeats
+
+
+def _taken(handed: Any, kind: Kind, to: Known) -> Any:
+    """The leaf that stands for what a program has handed on."""
+    if not programs.is_handed_as_bits(kind.dtype):
+        return handed
+    return programs.taken(kind.dtype, to)(handed)
+
+
+def _turned(copy: Copy) -> list[int]:
+    """The axes of what is read that turns run along."""
+    steps = copy.block.steps
+    return [step.at[0][0] for step in steps if step.is_turn and step.at[0] is not None]
+
+
+def _known(values: Sequence[Any]) -> Known:
+    """How the leaves are sharded, if all of them are over one mesh."""
+    found = tuple(
+        v.sharding for v in values if isinstance(getattr(v, "sharding", None), NamedSharding)
+    )
+    return found if len(found) == len(values) and len({each.mesh for each in found}) == 1 else ()

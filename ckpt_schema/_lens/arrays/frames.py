@@ -1,0 +1,169 @@
+"""Frames: how an array is reshaped so that one side of a block is a slice of it.
+
+Reshaping a row-major array moves nothing. Where the steps of an axis follow one another without a
+gap, they are a *run*: a slice of the axis as it is. Where they leave gaps, the axis is cut into one
+axis for each of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+from ckpt_schema._lens.arrays.blocks import Block
+
+__all__ = ["Cut", "Frame", "frame", "spots", "steps_along"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cut:
+    """What is taken of one axis of a reshaped array.
+
+    Attributes:
+        axis: The axis, as the array has it before it is reshaped.
+        length: How long the axis is that it has become.
+        start: Where it starts, at step 0 of each turn.
+        size: How many elements are taken.
+        steps: The numbers of the block's steps that these are, major first.
+        turns: The turns that move the start: the number of each, and by how much.
+    """
+
+    axis: int
+    length: int
+    start: int
+    size: int
+    steps: tuple[int, ...] = ()
+    turns: tuple[tuple[int, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frame:
+    """One side of a block, as slices of the reshaped array.
+
+    Attributes:
+        cuts: One for each axis of the reshaped array.
+    """
+
+    cuts: tuple[Cut, ...]
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape of the reshaped array."""
+        return tuple(cut.length for cut in self.cuts)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of the slice."""
+        return tuple(cut.size for cut in self.cuts)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The numbers of the steps in their order in the slice."""
+        return tuple(step for cut in self.cuts for step in cut.steps)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the array."""
+        return self.dims == self.sizes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Along:
+    """A step along an axis: its number, how many it is, and how far each goes; forward."""
+
+    number: int
+    size: int
+    stride: int
+    is_turn: bool
+    is_back: bool
+
+
+def steps_along(block: Block, side: int, axis: int) -> list[_Along]:
+    """The steps of a side along an axis, the widest first."""
+    found: list[_Along] = []
+    for number, step in enumerate(block.steps):
+        spot = step.at[side]
+        if spot is not None and spot[0] == axis:
+            stride = spot[1]
+            found.append(_Along(number, step.size, abs(stride), step.is_turn, stride < 0))
+    return sorted(found, key=lambda along: -along.stride)
+
+
+def spots(block: Block, side: int, axis: int) -> list[_Along]:
+    """The steps of a side along an axis that go anywhere: not those of one step."""
+    return [along for along in steps_along(block, side, axis) if along.size != 1]
+
+
+@functools.lru_cache(1 << 12)
+def frame(block: Block, side: int, shape: tuple[int, ...]) -> Frame | None:
+    """The frame of one side of a block; None where an axis has none: its steps interlock.
+
+    Args:
+        block: The block.
+        side: 0 for what is read, 1 for what is written.
+        shape: The shape of the array there.
+
+    Example:
+        >>> from ckpt_schema._lens.arrays.blocks import Step
+        >>> odd = Block(((1,), (0,)), (Step(3, ((0, 2), (0, 1))),))
+        >>> read, written = frame(odd, 0, (6,)), frame(odd, 1, (3,))
+        >>> read.dims, read.sizes, written.is_whole
+        ((3, 2), (3, 1), True)
+    """
+    cuts: list[Cut] = []
+    for axis, (length, start) in enumerate(zip(shape, block.starts[side], strict=True)):
+        found = _cuts(axis, length, start, spots(block, side, axis))
+        if found is None:
+            return None
+        cuts += found
+    return Frame(tuple(cuts))
+
+
+def _cuts(axis: int, length: int, start: int, along: Sequence[_Along]) -> list[Cut] | None:
+    """The slices of one axis."""
+    inner = [each for each in along if not each.is_turn]
+    turns = [each for each in along if each.is_turn]
+    low = start - sum((each.size - 1) * each.stride for each in inner if each.is_back)
+    if _is_run(inner):
+        moved = tuple(
+            (each.number, -each.stride if each.is_back else each.stride) for each in turns
+        )
+        size = math.prod(each.size for each in inner)
+        return [Cut(axis, length, low, size, tuple(each.number for each in inner), moved)]
+    low -= sum((each.size - 1) * each.stride for each in turns if each.is_back)
+    return _apart(axis, length, low, along)
+
+
+def _is_run(inner: Sequence[_Along]) -> bool:
+    """Whether steps follow one another without a gap."""
+    stride = 1
+    for each in reversed(inner):
+        if each.stride != stride:
+            return False
+        stride *= each.size
+    return True
+
+
+def _apart(axis: int, length: int, low: int, along: Sequence[_Along]) -> list[Cut] | None:
+    """A cut for each step, where each divides the one before and all of them the axis."""
+    cuts: list[Cut] = []
+    radix, rest = length, low
+    for each in along:
+        if radix % each.stride:
+            return None
+        count = radix // each.stride
+        begin, rest = divmod(rest, each.stride)
+        if begin + each.size > count:
+            return None
+        if each.is_turn:
+            turn = (each.number, -1 if each.is_back else 1)
+            first = begin + each.size - 1 if each.is_back else begin
+            cuts.append(Cut(axis, count, first, 1, (), (turn,)))
+        else:
+            cuts.append(Cut(axis, count, begin, each.size, (each.number,)))
+        radix = each.stride
+    if radix > 1:
+        cuts.append(Cut(axis, radix, rest, 1))
+    return cuts

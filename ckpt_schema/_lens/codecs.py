@@ -1,0 +1,181 @@
+"""What happens to each element on its way: words that compose.
+
+A codec is a sequence of words, the first of which is done first. Steps that are exact merge: what
+they make together is checked once, in the wider dtype. A step that loses something never merges,
+not even with its own inverse, for both together are not the identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+
+from ckpt_schema._lens import formats
+
+__all__ = ["Codec", "Exact", "Plus", "Rounded", "Times", "Word", "holds", "inverted", "joined"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exact:
+    """Times a power of two, in another dtype: what does not come back from there is refused.
+
+    Attributes:
+        source: The dtype before.
+        view: The dtype after.
+        exponent: Of two.
+    """
+
+    source: str
+    view: str
+    exponent: int = 0
+
+    @property
+    def inverse(self) -> Exact:
+        """The way back."""
+        return Exact(self.view, self.source, -self.exponent)
+
+    def __str__(self) -> str:
+        """The factor and the dtypes."""
+        steps = [f"times 2**{self.exponent}"] if self.exponent else []
+        steps += [f"{self.source} -> {self.view}"] if self.source != self.view else []
+        return ", ".join(steps)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rounded:
+    """In another dtype: to the nearest value that it has, in whichever direction it has fewer.
+
+    Attributes:
+        source: The dtype before.
+        view: The dtype after.
+    """
+
+    source: str
+    view: str
+
+    @property
+    def inverse(self) -> Rounded:
+        """The way back."""
+        return Rounded(self.view, self.source)
+
+    def __str__(self) -> str:
+        """The dtypes."""
+        return f"{self.source} -> {self.view}, rounded"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Times:
+    """Times a factor that is no power of two; the way back divides by it.
+
+    Attributes:
+        factor: The factor as it is declared: a number, or an expression of dims.
+        divides: Whether the element is divided by it.
+    """
+
+    factor: float | str
+    divides: bool = False
+
+    @property
+    def inverse(self) -> Times:
+        """The way back."""
+        return Times(self.factor, not self.divides)
+
+    def __str__(self) -> str:
+        """The factor."""
+        return f"divided by {self.factor}" if self.divides else f"times {self.factor}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plus:
+    """Plus a number; the way back takes it off.
+
+    Attributes:
+        amount: The number.
+    """
+
+    amount: float
+
+    @property
+    def inverse(self) -> Plus:
+        """The way back."""
+        return Plus(-self.amount)
+
+    def __str__(self) -> str:
+        """The number."""
+        return f"plus {self.amount}"
+
+
+Word = Exact | Rounded | Times | Plus
+Codec = tuple[Word, ...]
+
+
+def joined(first: Codec, second: Codec) -> Codec:
+    """The codec that does one and then the other.
+
+    Example:
+        >>> up, down = Exact("bfloat16", "float32", 3), Exact("float32", "bfloat16")
+        >>> [str(word) for word in joined((up,), (down,))]
+        ['times 2**3']
+        >>> round_trip = joined((Rounded("float32", "bfloat16"),), (Rounded("bfloat16", "float32"),))
+        >>> [str(word) for word in round_trip]
+        ['float32 -> bfloat16, rounded', 'bfloat16 -> float32, rounded']
+    """
+    words = list(first)
+    for word in second:
+        merged = _merged(words[-1], word) if words else None
+        if merged is None:
+            words.append(word)
+        else:
+            words[-1:] = merged
+    return tuple(words)
+
+
+def inverted(codec: Codec) -> Codec:
+    """The codec of the way back."""
+    return tuple(word.inverse for word in reversed(codec))
+
+
+def _merged(one: Word, other: Word) -> Codec | None:
+    """Two words as one, or as none at all; None where they do not merge."""
+    if isinstance(one, Exact) and isinstance(other, Exact):
+        merged = Exact(one.source, other.view, one.exponent + other.exponent)
+        is_identity = merged.source == merged.view and not merged.exponent
+        return () if is_identity else (merged,)
+    if not isinstance(one, (Exact, Rounded)) or not isinstance(other, (Exact, Rounded)):
+        return None
+    if any(isinstance(word, Exact) and word.exponent for word in (one, other)):
+        return None
+    # A middle that holds both ends loses nothing, whether it would round or refuse.
+    if not holds(one.view, one.source) or not holds(one.view, other.view):
+        return None
+    if one.source == other.view:
+        return ()
+    if isinstance(one, Rounded) and isinstance(other, Rounded):
+        return (Rounded(one.source, other.view),)
+    return None  # one way back rounds, the other refuses
+
+
+@functools.cache
+def holds(wide: str, narrow: str) -> bool:
+    """Whether a dtype has every value of another one.
+
+    Example:
+        >>> holds("float32", "bfloat16"), holds("float16", "bfloat16"), holds("int32", "uint16")
+        (True, False, True)
+    """
+    if wide == narrow:
+        return True
+    if wide in formats.FORMATS and narrow in formats.FORMATS:
+        return formats.holds(wide, narrow)
+    if all(jnp.issubdtype(dtype, jnp.integer) for dtype in (wide, narrow)):
+
+        def least(dtype: str) -> int:
+            return int(jnp.iinfo(dtype).min)
+
+        def most(dtype: str) -> int:
+            return int(jnp.iinfo(dtype).max)
+
+        return least(wide) <= least(narrow) and most(wide) >= most(narrow)
+    return False

@@ -1,0 +1,265 @@
+"""Which axis of one leaf is which axis of another.
+
+Axes match by the names of their dims where these differ within the leaf. Axes that have come to have one dim, `twins`, match by
+what the class of each side calls them, before ``dims=`` and beside a label. What only one side tells apart is an error: a
+square leaf that is taken for its transpose conforms to everything, and nobody sees it.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterator, Sequence
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.dims import EITHER, Dim, Dims, Factor
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Row
+from ckpt_schema._lens.derive.leaf_rules import Told
+from ckpt_schema._lens.rules import Apart, Rename, Reset
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["axes_called", "fault", "guessed", "matched", "same_axes", "sized", "square"]
+
+_Atom = tuple[Factor, str]
+"""A factor of an axis, and what its class calls it."""
+
+
+def fault(source: Row, view: Row, kind: str, hint: str, rules: Sequence[Rename] = ()) -> Mismatch:
+    """The fault of two rows that are one leaf and are not related."""
+    return Mismatch(
+        "/".join(view.path),
+        kind,
+        f"{view.stored} as in the view",
+        f"{source.stored} in the source",
+        hint,
+        mirrors=view.mirrors,
+        rules=tuple(rules),
+    )
+
+
+def same_axes(one: Leaf, other: Leaf) -> bool:
+    """Whether leaves of equal dims need no look at what their axes are called."""
+    if one.names == other.names:
+        return True
+    atoms = [*_atoms(one), *_atoms(other)]
+    sizes = any(isinstance(factor, int) for factor, _ in atoms)
+    return not sizes and not _twins(one) and not any(EITHER in name for _, name in atoms)
+
+
+def square(leaf: Leaf) -> bool:
+    """Whether sizes alone say what axes there are, and two of them are equal.
+
+    Example:
+        >>> from ckpt_schema._layouts.dims import parse_dims
+        >>> [square(Leaf(parse_dims(text), "float32")) for text in ("8 8", "8 4", "embed embed", "1 1")]
+        [True, False, False, False]
+    """
+    return not leaf.names and any(isinstance(factor, int) for factor in _twins(leaf))
+
+
+def guessed(source: Row, view: Row, told: Told, *, turned: bool = False) -> str:
+    """The rule that says the order of a square leaf's axes as it was taken, where the names of the leaf differ and none does.
+
+    Square leaves of one name are taken for the same leaf; those of two names may come from libraries that order axes in two
+    ways, as a ``weight`` of PyTorch and a ``kernel`` of Flax do; and so may those of one name where another leaf is
+    ``turned`` by a rule.
+    """
+    if told.axes is not None or (_model(source) == _model(view) and not turned):
+        return ""
+    if not square(source.leaf) or not square(view.leaf):
+        return ""
+    rule = Rename(_model(source), _model(view), tuple(range(len(source.leaf.dims))))
+    return f"{rule}  {source.leaf}"
+
+
+def axes_called(leaf: Leaf, dim: Dim) -> list[int]:
+    """The axes with this dim, or where there are none, those that their class calls so."""
+    spelled = dims_.format_dim(dim)
+    found = [at for at, own in enumerate(leaf.dims) if own == dim]
+    return found or [at for at, own in enumerate(leaf.own) if str(own) == spelled]
+
+
+def _atoms(leaf: Leaf) -> list[_Atom]:
+    axes = zip(leaf.dims, leaf.own, strict=True)
+    pairs = (pair for dim, own in axes for pair in zip(dim, own.parts, strict=True))
+    return [(factor, name) for factor, name in pairs if factor != 1]
+
+
+def _twins(leaf: Leaf) -> set[Factor]:
+    """The factors that a leaf has more than once, without those of size 1."""
+    once: set[Factor] = set()
+    again: set[Factor] = set()
+    for dim in leaf.dims:  # a Counter would take most of the time, for nearly all leaves have none
+        for factor in dim:
+            if factor != 1:
+                (again if factor in once else once).add(factor)
+    return again
+
+
+def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
+    """For each factor of the view's own dims, which of the source's it is; those of size 1 are none."""
+    atoms = _atoms(source.leaf), _atoms(view.leaf)
+    before, after = ([factor for factor, _ in side] for side in atoms)
+    if sorted(map(str, before)) != sorted(map(str, after)):
+        lacking = (
+            " ".join(sorted(set(map(str, before)) ^ set(map(str, after))))
+            or "how often each occurs"
+        )
+        hint = f"the dims must have the same factors; they differ in: {lacking}"
+        if source.body is not None and _model(source) == _model(view):
+            name = Apart(_model(source), None)
+            hint = f"{hint}. Declare the same on both sides, or say {name} if the two share only their name"
+        return fault(source, view, "dims", hint)
+    keys, conflict = _keyed(*atoms)
+    if told.axes is not None:
+        return _ordered(source, view, told.axes, keys)
+    if conflict is not None:
+        return _conflict(source, view, conflict)
+    if keys[0] == keys[1] and source.leaf.dims == view.leaf.dims:
+        return [*range(len(before))]
+    if before != after and not any(isinstance(factor, str) for factor in before):
+        if _named(atoms[0]) and sorted(map(str, atoms[0])) == sorted(map(str, atoms[1])):
+            keys = [*atoms[0]], [*atoms[1]]
+        else:
+            hint = (
+                "sizes alone do not say which axis is which: "
+                f"declare the axes with named dims, or {_orders(source, view)}"
+            )
+            return fault(source, view, "ambiguous", hint, _only_order(source, view))
+    if len(set(keys[0])) < len(keys[0]):
+        counts = collections.Counter(keys[0])
+        twice = " ".join(sorted({str(factor) for (factor, _), n in counts.items() if n > 1}))
+        hint = (
+            f"{twice} occurs twice in one leaf: name the axes apart with different dims or labels, "
+            f"or {_orders(source, view)}"
+        )
+        return fault(source, view, "ambiguous", hint)
+    return [keys[0].index(key) for key in keys[1]]
+
+
+_Keys = tuple[list[_Atom], list[_Atom]]
+"""The factors of both sides, each with its name where that is needed to tell it from others."""
+
+
+def _keyed(one: Sequence[_Atom], other: Sequence[_Atom]) -> tuple[_Keys, Factor | None]:
+    """What the factors of both sides are matched by, and one whose names do not match, if there is any."""
+    told: set[Factor] = set()
+    conflict: Factor | None = None
+    for factor in dict.fromkeys(factor for factor, _ in one):
+        names = [[name for each, name in side if each == factor] for side in (one, other)]
+        unsure = any(EITHER in name for side in names for name in side)
+        if len(names[0]) == 1 and not unsure:
+            continue
+        if sorted(names[0]) == sorted(names[1]):
+            told.add(factor)
+        elif unsure or any(len(set(side)) > 1 for side in names):
+            conflict = factor
+    keys = tuple(
+        [(factor, name if factor in told else "") for factor, name in side] for side in (one, other)
+    )
+    return (keys[0], keys[1]), conflict
+
+
+def _named(atoms: Sequence[_Atom]) -> bool:
+    """Whether every axis has a name, and different ones."""
+    names = {name for factor, name in atoms if name != str(factor)}
+    return len(names) == len(atoms)
+
+
+def _conflict(source: Row, view: Row, factor: Factor) -> Mismatch:
+    """The fault of twins that one side alone tells apart, or each side by other names."""
+    telling = [
+        side
+        for side, row in (("the source", source), ("the view", view))
+        if len({name for each, name in _atoms(row.leaf) if each == factor}) > 1
+    ]
+    if source.reshaped or view.reshaped:
+        why = f"nobody can say which axis of the param {factor} is: start it anew"
+        return fault(source, view, "ambiguous", f"{why}, {Reset(source.path, view.path)}")
+    if len(telling) == 1:
+        why = f"{factor} occurs twice in one leaf, and only {telling[0]} tells which is which"
+    else:
+        why = f"{factor} occurs twice in one leaf, and the sides call the two by different names"
+    hint = (
+        f'{why}: call them alike in the classes, or by labels, "in={factor} out={factor}", '
+        f"or {_orders(source, view)}"
+    )
+    return fault(source, view, "ambiguous", hint)
+
+
+def _orders(source: Row, view: Row) -> str:
+    """How to say the order of the axes."""
+    count = len(source.leaf.dims)
+    if count != len(view.leaf.dims):
+        return "declare both sides with the same number of axes"
+    fitting = [*itertools.islice(_fitting(source.leaf.dims, view.leaf.dims), 3)]
+    if not fitting:
+        return "declare both sides with the same axes"
+    first = Rename(_model(source), _model(view), fitting[0])
+    if len(fitting) == 1:
+        return f"say the order of the axes, of which one alone fits: {first}"
+    second = repr(" ".join(map(str, fitting[1])))
+    if count == 2:
+        second = f"{second} for the transpose"
+    elif len(fitting) > 2:
+        second = "another order"
+    return f"say the order of the axes: {first}, or {second}"
+
+
+def _only_order(source: Row, view: Row) -> list[Rename]:
+    """The rule that says the order of the axes, where their sizes leave only one."""
+    fitting = [*itertools.islice(_fitting(source.leaf.dims, view.leaf.dims), 2)]
+    return [Rename(_model(source), _model(view), fitting[0])] if len(fitting) == 1 else []
+
+
+def _fitting(source: Dims, view: Dims, chosen: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """The orders of the source's axes whose sizes are those of the view's."""
+    if len(source) != len(view):
+        return
+    if len(chosen) == len(view):
+        yield chosen
+        return
+    wanted = sized(view[len(chosen)])
+    for axis, dim in enumerate(source):
+        if axis not in chosen and sized(dim) == wanted:
+            yield from _fitting(source, view, (*chosen, axis))
+
+
+def _model(row: Row) -> LogicalPath:
+    return row.path[row.body or 0 :]
+
+
+def _ordered(source: Row, view: Row, axes: Sequence[int], keys: _Keys) -> list[int] | Mismatch:
+    """The order that a rule says, if it is one of these leaves, and their names do not say another."""
+    sides = source.leaf.dims, view.leaf.dims
+    said = " ".join(map(str, axes))
+    if len(sides[0]) != len(axes) or len(sides[1]) != len(axes):
+        hint = (
+            f"axes={said!r} orders {len(axes)} axes: say it of this leaf alone, "
+            "in a rename of its own"
+        )
+        return fault(source, view, "rule", hint)
+    starts = [0]
+    for dim in sides[0]:
+        starts.append(starts[-1] + len(sized(dim)))
+    order: list[int] = []
+    for at, axis in enumerate(axes):
+        if sized(sides[0][axis]) != sized(sides[1][at]):
+            there, here = dims_.format_dim(sides[0][axis]), dims_.format_dim(sides[1][at])
+            hint = (
+                f"axes={said!r} makes axis {axis} of the source, {there}, "
+                f"axis {at} of the view, {here}"
+            )
+            return fault(source, view, "rule", hint)
+        order += range(starts[axis], starts[axis + 1])
+    if any(keys[0][place] != key for place, key in zip(order, keys[1], strict=True)):
+        hint = f"axes={said!r} is not the order that the names of the axes say: drop one of the two"
+        return fault(source, view, "rule", hint)
+    return order
+
+
+def sized(dim: Dim) -> Dim:
+    """The factors of an axis, without those of size 1."""
+    return tuple(factor for factor in dim if factor != 1)

@@ -1,0 +1,159 @@
+"""One cause behind many faults of a derivation: it is told, and its consequences are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Container, Iterator, Sequence
+
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["causes", "slashed"]
+
+_NUMBERED = re.compile(r"(.*?)(0|[1-9]\d{0,5})")
+
+
+def causes(
+    source: Layout, view: Layout, placed: Sequence[tuple[int, int]], faults: Sequence[Mismatch]
+) -> list[Mismatch]:
+    """The faults, where many of them have one cause that cause instead.
+
+    Args:
+        source: The source's layout.
+        view: The view's layout.
+        placed: The numbers of rows that are joined.
+        faults: All faults.
+    """
+    joined = {one for one, _ in placed}, {other for _, other in placed}
+    left, right = (
+        [row for number, row in enumerate(table.rows) if number not in done]
+        for table, done in zip((source, view), joined, strict=True)
+    )
+    found = [*faults]
+    for near, rows, far, others in ((source, left, view, right), (view, right, source, left)):
+        for numbered in _numbered(rows, others):
+            told = numbered.consequences(others)
+            found = [f for f in found if f.kind != "unplaced" or f.path not in told]
+            found.insert(0, numbered.fault(near.name, far.name))
+    return [_sayable(fault) for fault in found]
+
+
+# --- layers that are no list  ---
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Numbered:
+    """Nodes side by side whose names differ in a number, where the other side has a list.
+
+    Attributes:
+        head: Their path but for the last segment.
+        body: How many segments of it stand before those of the model.
+        stem: Their name but for the number.
+        numbers: Their numbers, in order.
+        tails: The paths below each.
+    """
+
+    head: LogicalPath
+    body: int
+    stem: str
+    numbers: tuple[int, ...]
+    tails: frozenset[LogicalPath]
+
+    def consequences(self, others: Sequence[Row]) -> Container[str]:
+        """The paths of the leaves that have no place for want of the list, on both sides."""
+        nodes = [(*self.head, f"{self.stem}{number}") for number in self.numbers]
+        own = {"/".join((*node, *tail)) for node in nodes for tail in self.tails}
+        return own | {"/".join(row.path) for row in others if _below_list(row) in self.tails}
+
+    def fault(self, near: str, far: str) -> Mismatch:
+        """The one fault."""
+        first, last = self.numbers[0], self.numbers[-1]
+        symbol = f"{self.stem}{{i+{first}}}" if first else f"{self.stem}{{i}}"
+        pattern = "/".join((*self.head[self.body :], symbol))
+        hint = (
+            f'infer(tree, lists=["{pattern}"]) reads them as one; '
+            f'in a class, list[...] = field(key="{symbol}", length=...)'
+        )
+        return Mismatch(
+            "/".join((*self.head, f"{self.stem}{{{first}..{last}}}")),
+            "lists",
+            f"one list of layers, as in {far}",
+            f"{len(self.numbers)} nodes side by side in {near}",
+            hint,
+        )
+
+
+def _numbered(rows: Sequence[Row], others: Sequence[Row]) -> Iterator[_Numbered]:
+    """Nodes that are alike but for a number in their name, where ``others`` are in a list."""
+    lists = _lists(others)
+    if not lists:
+        return
+    nodes: dict[tuple[LogicalPath, int, str], dict[int, set[LogicalPath]]] = {}
+    for row in rows:
+        if row.body is None or row.mirrors:
+            continue
+        for at in range(row.body, len(row.path)):
+            match = _NUMBERED.fullmatch(row.path[at])
+            if match is not None:
+                key = (row.path[:at], row.body, match[1])
+                below = nodes.setdefault(key, {}).setdefault(int(match[2]), set())
+                below.add(row.path[at + 1 :])
+    for (head, body, stem), found in nodes.items():
+        numbers = tuple(sorted(found))
+        tails = frozenset(found[numbers[0]])
+        in_turn = numbers == tuple(range(numbers[0], numbers[0] + len(numbers)))
+        alike = all(frozenset(found[number]) == tails for number in numbers)
+        # Two norms of one block differ in a number too, and are no layers: a layer has all that
+        # an item of the other side's list has.
+        if len(numbers) > 1 and in_turn and alike and tails in lists:
+            yield _Numbered(head, body, stem, numbers, tails)
+
+
+def _lists(rows: Sequence[Row]) -> set[frozenset[LogicalPath]]:
+    """What an item of each list holds that rows of the model stand in."""
+    items: dict[LogicalPath, set[LogicalPath]] = {}
+    for row in rows:
+        below = _below_list(row)
+        if below is not None:
+            items.setdefault(row.path[: len(row.path) - len(below)], set()).add(below)
+    return {frozenset(item) for item in items.values()}
+
+
+def _below_list(row: Row) -> LogicalPath | None:
+    """The path below the first list that a row of the model stands in."""
+    if row.mirrors:
+        return None
+    ends = (at for at, segment in enumerate(row.path) if segment.endswith("[]"))
+    at = next(ends, None)
+    return None if at is None else row.path[at + 1 :]
+
+
+# --- keys that hold a slash  ---
+
+
+def slashed(path: LogicalPath) -> str | None:
+    """Why a rule cannot name a path: the key in it that holds a slash."""
+    key = next((segment for segment in path if "/" in segment), None)
+    if key is None:
+        return None
+    return (
+        f"the key {key!r} holds a slash, which no rule can name yet: "
+        "rename such keys in the tree first, or nest it at the slashes"
+    )
+
+
+def _sayable(fault: Mismatch) -> Mismatch:
+    """The fault, without rules that cannot be written."""
+    paths = [path for rule in fault.rules for path in _paths(rule)]
+    why = next(filter(None, map(slashed, paths)), None)
+    return fault if why is None else dataclasses.replace(fault, rules=(), hint=why)
+
+
+def _paths(rule: object) -> Iterator[LogicalPath]:
+    if dataclasses.is_dataclass(rule):
+        for field in dataclasses.fields(rule):
+            value = getattr(rule, field.name)
+            if isinstance(value, tuple) and all(isinstance(segment, str) for segment in value):
+                yield value

@@ -1,0 +1,471 @@
+"""The join: two layouts in, a total lens out, or one error that names everything that has no place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Iterator, Mapping, Sequence
+
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.sizes import Size
+from ckpt_schema._layouts.table import Layout, Row, called
+from ckpt_schema._lens.cells import composed
+from ckpt_schema._lens.derive.alignment import Alignment, Owners, Settled, align
+from ckpt_schema._lens.derive.causes import causes
+from ckpt_schema._lens.derive.disputes import disputes
+from ckpt_schema._lens.derive.exemptions import declare, lone, part, restart
+from ckpt_schema._lens.derive.idle_rules import Contested, Unmatched, idle, partnered
+from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told, ValueRule, spoken, told, unscaled
+from ckpt_schema._lens.derive.moments import Moments
+from ckpt_schema._lens.derive.names import Decision, Names, nowhere, placed
+from ckpt_schema._lens.derive.relations import relate
+from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, standing
+from ckpt_schema._lens.derive.ties import copies
+from ckpt_schema._lens.derive.unplaced import unplaced
+from ckpt_schema._lens.derive.wholes import Member, both_divided, divided, groups, memberships
+from ckpt_schema._lens.rules import Fuse, Move, Rename, Reset, Rule
+from ckpt_schema._trees import chains
+from ckpt_schema.errors import DerivationError, Mismatch
+
+__all__ = ["join"]
+
+
+def join(
+    source: Layout, view: Layout, rules: Sequence[Rule], sizes: Mapping[str, int]
+) -> tuple[Layout, Layout, tuple[Join, ...]]:
+    """Joins two layouts on their logical paths.
+
+    Args:
+        source: The left layout.
+        view: The right layout.
+        rules: What the types cannot say.
+        sizes: Sizes that are given beforehand, in elements: they decide what is open for all sizes.
+
+    Returns:
+        Both layouts, with defaults that rules declare, and the joins in the view's order.
+
+    Raises:
+        DerivationError: With every row of both sides that has no place, every pair of rows whose types
+            do not go together, every ambiguity, and every rule that matches nothing.
+    """
+    _verify_rules(rules)
+    names_of = source.name, view.name
+    source, view = (
+        dataclasses.replace(table, name=name)
+        for table, name in zip((source, view), called(source, view), strict=True)
+    )
+    rules = list({str(rule): rule for rule in rules}.values())
+    faults: list[Mismatch] = []
+    unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
+    source, view = _as_weights(source, view, rules), _as_weights(view, source, rules)
+    alone = lone((source, view), rules)
+    sides = declare((source, view), alone, rules, unmatched, faults)
+    sides, parted = part(sides, alone, rules, unmatched, faults)
+    (source, view), anew = restart(sides, rules, unmatched, faults)
+    left, right = (one | other for one, other in zip(parted, anew, strict=True))
+    alignment = align(source, view, names.called, _settled(rules))
+    decisions, said = names.decisions(source.rows), values.along(view.rows)
+    known = {name: Size.of(size) for name, size in sizes.items()}
+    moments = Moments(source, view)
+    members = tuple(
+        memberships(table, groups(table, other, rules))
+        for table, other in ((source, view), (view, source))
+    )
+    renamed = _renamed(source, names, decisions, alignment, left, members[0])
+    faults += _nameless(source, view, rules, names, decisions, unmatched)
+    said_of_parts = _said_of_parts(source, rules, said, members)
+    faults += disputes(source, view, rules, decisions, said, alone, members[0])
+    twice = copies(source, rules), copies(view, rules)
+    expected = "one source leaf for one view leaf"
+    theirs = _by_path(source, renamed, members[0], twice[0].keys(), expected, faults)
+    expected = "one view leaf for one source leaf"
+    seen = _seen(view, names, members[1])
+    ours = _by_path(view, seen, members[1], twice[1].keys() | right, expected, faults)
+    pairs: list[tuple[int, int]] = []
+    joins: list[Join] = []
+    refused: tuple[set[int], set[int]] = set(), set()
+    for path, after in ours.items():
+        before = theirs.get(path, {})
+        if before.keys() == after.keys():
+            pairs += [(before[part], after[part]) for part in after]
+        elif before:
+            made = _divided(
+                (source, view),
+                (before, after),
+                members,
+                (said_of_parts, said),
+                known,
+                moments,
+                faults,
+            )
+            joins += made
+            if not made:  # it has its fault: its leaves are not told besides to lack a partner
+                refused[0].update(before.values())
+                refused[1].update(after.values())
+    onward, back = dict(pairs), {there: here for here, there in pairs}
+    copied = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
+    copied += [(back[of], copy) for copy, of in twice[1].items() if of in back]
+    contested = partnered(source, view, alone, [*pairs, *copied])
+    joins += _joined(source, view, said, decisions, pairs, contested, faults, known, moments)
+    joins += _joined(
+        source, view, said, decisions, copied, contested, faults, known, moments, twice
+    )
+    joins = _with_copies(source, view, joins, twice, known, faults)
+    faults += contested.faults()
+    divided_by = {member.group.rule for side in members for member in side.values()}
+    faults += idle(source, view, rules, names, joins, divided_by, {f.path for f in faults})
+    joined = [pair for one in joins for pair in one.pairs]
+    known = {f.path for f in faults}
+    told = [  # of these rows a fault is told, or they are meant to lack a partner
+        parted[side] | refused[side] | {pair[side] for pair in contested.pairs} for side in (0, 1)
+    ]
+    known |= {"/".join(renamed[n]) for n in told[0]}
+    known |= {"/".join(view.rows[n].path) for n in told[1]}
+    faults += unplaced(source, view, renamed, joined, alignment, known, rules)
+    if faults:
+        faults = causes(source, view, joined, faults)
+        parts = [*map(str, source.parts)], [*map(str, view.parts)]
+        notes = (
+            chains.side_by_side((source.name, view.name), parts)
+            if any(f.kind == "chain" for f in faults)
+            else []
+        )
+        apart = [*_plain_beside_state(source, view), *_plain_beside_state(view, source)]
+        if apart and not joined:  # that no leaf has a partner follows from it
+            faults = [*apart, *(f for f in faults if f.kind not in ("unplaced", "chain"))]
+            notes = []
+        else:
+            notes = [*notes, *(f"{fault.found}: {fault.hint}" for fault in apart)]
+        raise DerivationError(f"no lens from {source.name} to {view.name}", faults, notes)
+    source = dataclasses.replace(source, name=names_of[0])
+    return source, dataclasses.replace(view, name=names_of[1]), tuple(joins)
+
+
+def _as_weights(table: Layout, other: Layout, rules: Sequence[Rule]) -> Layout:
+    """``table``; where it is a plain schema and the other one is weights alone, with its leaves called weights too.
+
+    A plain schema says how a file's weights are called, and not that they are weights: beside nothing but weights there is
+    no doubt. A rename that says where they are has settled it.
+    """
+    heads = {row.path[0] for row in other.rows if row.body == 1}
+    plain = all(row.body == 0 and row.path[0] not in heads for row in table.rows)
+    if not plain or len(heads) != 1 or any(row.body != 1 for row in other.rows):
+        return table
+    named = (rule for rule in rules if isinstance(rule, Rename))
+    if any(heads & {rule.source[0], rule.view[0]} for rule in named):
+        return table
+    rows = [
+        dataclasses.replace(row, path=(*heads, *row.path), body=len(heads)) for row in table.rows
+    ]
+    return dataclasses.replace(table, rows=tuple(rows))
+
+
+def _plain_beside_state(table: Layout, other: Layout) -> list[Mismatch]:
+    """The fault of a plain schema beside a train state, which has its leaves and more."""
+    if any(row.body != 0 for row in table.rows):
+        return []
+    weights = {row.path[row.body :] for row in other.rows if row.body and row.path[0] == "params"}
+    if weights.isdisjoint(row.path for row in table.rows) or other.rows[0].body == 0:
+        return []
+    found = f"{table.name}, a plain schema, and {other.name}, a train state"
+    cure = f"derive between {table.name} and weights alone, linen.Params[...] or nnx.Params[...]"
+    return [Mismatch("", "layout", "two layouts of one kind", found, cure)]
+
+
+_Members = Mapping[int, Member]
+"""By the numbers of rows: what they are part of."""
+
+
+def _seen(view: Layout, names: Names, members: _Members) -> list[LogicalPath]:
+    """The path of each of the view's rows, parts under that of the whole; a rule calls it what the source does."""
+    found = [row.path for row in view.rows]
+    for number, member in members.items():
+        if isinstance(member.group.rule, Fuse):
+            path = member.path
+            found[number] = (*path[: member.start], *names.called(path[member.start :]))
+        else:
+            found[number] = member.path
+    return found
+
+
+def _by_path(
+    table: Layout,
+    found: Sequence[LogicalPath],
+    members: _Members,
+    left_out: Container[int],
+    expected: str,
+    faults: list[Mismatch],
+) -> dict[LogicalPath, dict[int | None, int]]:
+    """The rows by path, and where they are parts of one leaf, by part."""
+    rows: dict[LogicalPath, dict[int | None, int]] = {}
+    for number, path in enumerate(found):
+        if number in left_out:
+            continue
+        parts = rows.setdefault(path, {})
+        part = members[number].number if number in members else None
+        first = parts.setdefault(part, number)
+        if first != number or (None in parts and len(parts) > 1):
+            other = first if first != number else next(n for n in parts.values() if n != number)
+            both = f"{'/'.join(table.rows[other].path)} and {'/'.join(table.rows[number].path)}"
+            faults.append(
+                Mismatch("/".join(path), "ambiguous", expected, both, "rename one of them")
+            )
+    return rows
+
+
+_Told = Mapping[int, Sequence[Hit[ValueRule]]]
+"""What rules say of rows, by number."""
+
+
+def _said_of_parts(
+    source: Layout, rules: Sequence[Rule], said: _Told, members: Sequence[_Members]
+) -> _Told:
+    """What rules say of the source's rows that are parts, or have parts, by the source's own paths.
+
+    A rule speaks of the view's rows. One for none of these may be for a part that the view has in
+    a whole.
+    """
+    if not any(members):
+        return {}
+    used = {id(hit.rule) for hits in said.values() for hit in hits}
+    return spoken([rule for rule in rules if id(rule) not in used]).along(source.rows)
+
+
+def _divided(
+    tables: tuple[Layout, Layout],
+    rows: tuple[Mapping[int | None, int], Mapping[int | None, int]],
+    members: Sequence[_Members],
+    said: tuple[_Told, _Told],
+    known: Mapping[str, Size],
+    moments: Moments,
+    faults: list[Mismatch],
+) -> list[Join]:
+    """The joins of a row on one side with rows on the other that are parts of it."""
+    before, after = rows
+    parts = [
+        {part: number for part, number in side.items() if part is not None}
+        for side in (before, after)
+    ]
+    if None in before and None in after:  # a whole beside its parts, which is told as ambiguous
+        return []
+
+    wrong: list[Mismatch] = []
+
+    def told_of(side: int, number: int) -> Told:
+        hits = said[side].get(number, ())
+        if not hits:
+            return UNTOLD
+        pair = [
+            tables[0].rows[next(iter(before.values()))],
+            tables[1].rows[next(iter(after.values()))],
+        ]
+        pair[side] = tables[side].rows[number]
+        found = _with_moments(pair[0], pair[1], hits, told(pair[side], hits), moments)
+        if isinstance(found, Mismatch):
+            wrong.append(found)
+            return UNTOLD
+        return found
+
+    def turned(side: int, number: int) -> Told:
+        return told_of(1 - side, number).inverse
+
+    if None in before:
+        found = divided(tables, before[None], parts[1], members[1], told_of, known)
+    elif None in after:
+        found = divided((tables[1], tables[0]), after[None], parts[0], members[0], turned, known)
+    else:
+        found = both_divided(tables, parts, members, told_of, known)
+    faults += wrong
+    if wrong:
+        return []
+    if isinstance(found, Mismatch):
+        row = tables[1].rows[next(iter(after.values()))]
+        # A rule that names the order of the axes would speak of the whole, and not of a part.
+        faults.append(dataclasses.replace(found, mirrors=row.mirrors, rules=()))
+        return []
+    return [one.inverse for one in found] if None in after else found
+
+
+def _joined(
+    source: Layout,
+    view: Layout,
+    values: Spoken[ValueRule],
+    decisions: Mapping[int, Decision],
+    pairs: Sequence[tuple[int, int]],
+    contested: Contested,
+    faults: list[Mismatch],
+    known: Mapping[str, Size],
+    moments: Moments,
+    copies: tuple[Container[int], Container[int]] = ((), ()),
+) -> list[Join]:
+    """The joins of rows, by number, that are one leaf; of those that are private by a rule, that is the fault."""
+    joins: list[Join] = []
+    for one, other in pairs:
+        row, hits = view.rows[other], values.get(other, ())
+        said = _said(row, hits, decisions.get(one))
+        said = _with_moments(source.rows[one], row, hits, said, moments)
+        if isinstance(said, Mismatch):
+            faults.append(said)
+            continue
+        made = relate(source.rows[one], row, said, known)
+        if isinstance(made, Mismatch):
+            if (one, other) not in contested.pairs:
+                faults.append(made)
+            continue
+        # A copy is written from what it is a copy of, and compared with it on the way back.
+        compares = other in copies[1], one in copies[0]
+        joins.append(Join(made.cells(one, other, compares), said, plain=True))
+    return joins
+
+
+def _with_moments(
+    before: Row, after: Row, hits: Sequence[Hit[ValueRule]], said: Told, moments: Moments
+) -> Told | Mismatch:
+    """What is said of a leaf; what an optimizer keeps for one that a rule scales goes by a power of the factor."""
+    row = after if hits and unscaled(after, hits) is not None else before
+    factor = unscaled(row, hits) if hits else None
+    if factor is None:
+        return said
+    power = moments.power(before, after, factor)
+    return power if isinstance(power, Mismatch) else said.scaled(factor, power)
+
+
+def _with_copies(
+    source: Layout,
+    view: Layout,
+    joins: list[Join],
+    copies: tuple[Mapping[int, int], Mapping[int, int]],
+    known: Mapping[str, Size],
+    faults: list[Mismatch],
+) -> list[Join]:
+    """The joins; copies of what is part of a leaf, or has parts, go where it goes."""
+    found = list(joins)
+    for side, table in enumerate((source, view)):
+        by_row: dict[int, list[int]] = {}
+        for at, one in enumerate(found):
+            for row in () if one.plain else (one.views if side else one.sources):
+                by_row.setdefault(row, []).append(at)
+        for copy, of in copies[side].items():
+            for at in by_row.get(of, ()):
+                one = found[at]
+                turned = one if side == 0 else one.inverse
+                onward = [cell for cell in turned.cells if cell.source == of]
+                made = relate(table.rows[copy], table.rows[of], UNTOLD, known)
+                if isinstance(made, Mismatch):
+                    faults.append(made)
+                    continue
+                cells = composed(made.cells(copy, of), onward)
+                again = [
+                    dataclasses.replace(cell, compares=(False, True))
+                    for cell in cells
+                    if not cell.is_constant
+                ]
+                both = dataclasses.replace(turned, cells=(*turned.cells, *again))
+                found[at] = both if side == 0 else both.inverse
+    return found
+
+
+def _said(view: Row, hits: Sequence[Hit[ValueRule]], decision: Decision | None) -> Told:
+    """What rules say of one leaf."""
+    said = told(view, hits) if hits else UNTOLD
+    rule = decision.inner.rule if decision is not None and decision.inner is not None else None
+    if not isinstance(rule, Rename) or rule.axes is None:
+        return said
+    return dataclasses.replace(said, axes=rule.axes, rules=(*said.rules, rule))
+
+
+def _verify_rules(rules: object) -> None:
+    several = isinstance(
+        rules, (list, tuple)
+    )  # a lone rule is no sequence, and a string is one of the wrong things
+    wrong: list[object] = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
+    if wrong:
+        expected = (
+            "a list of rename(...), private(...), apart(...), move(...), reset(...), raw_key(...), "
+            "tie(...), fuse(...) and series(...)"
+        )
+        faults = [Mismatch("rules", "rule", expected, _spelled(rule)) for rule in wrong]
+        raise DerivationError("rules= is not well formed", faults)
+
+
+def _spelled(rule: object) -> str:
+    return f"{rule} by itself" if isinstance(rule, Rule) else repr(rule)
+
+
+def _settled(rules: Sequence[Rule]) -> list[Settled]:
+    """The parts of the optimizer state that rules place."""
+    moves: list[Settled] = [(rule.source, rule.view) for rule in rules if isinstance(rule, Move)]
+    return moves + [(rule.source, rule.view) for rule in rules if isinstance(rule, Reset)]
+
+
+def _renamed(
+    source: Layout,
+    names: Names,
+    decisions: Mapping[int, Decision],
+    alignment: Alignment,
+    restarted: frozenset[int],
+    members: _Members,
+) -> list[LogicalPath]:
+    """The path of each source row in the view's words."""
+    owners = Owners(source)
+    unnamed = dataclasses.replace(names, renames=Scope[Rename | Move](()))
+    found: list[LogicalPath] = []
+    for number, row in enumerate(source.rows):
+        if number in restarted:
+            found.append(nowhere(row))
+            continue
+        member = members.get(number)
+        part = owners.part(row) if source.parts else None
+        if member is None:
+            found.append(placed(row, decisions.get(number), part, alignment))
+            continue
+        # A rule that fuses says the view's words already.
+        said = unnamed if isinstance(member.group.rule, Fuse) else names
+        whole = dataclasses.replace(row, path=member.path)
+        found.append(placed(whole, said.decision(whole), part, alignment))
+    return found
+
+
+def _nameless(
+    source: Layout,
+    view: Layout,
+    rules: Sequence[Rule],
+    names: Names,
+    decisions: Mapping[int, Decision],
+    unmatched: Unmatched,
+) -> Iterator[Mismatch]:
+    """Rules that rename or move what is not there, on either side."""
+    named = [rule for rule in rules if isinstance(rule, (Rename, Move))]
+    if not named:
+        return
+    here = {id(hit.rule) for decision in decisions.values() for hit in decision.hits}
+    there = {id(rule) for rule in names.matched(view.rows)}
+    meant = _meant(source, view, [rule for rule in named if id(rule) not in here], names)
+    meant |= _meant(source, view, [rule for rule in named if id(rule) not in there], names)
+    for rule in named:
+        for table, path, found in ((source, rule.source, here), (view, rule.view, there)):
+            if id(rule) not in found:
+                words = f"first the words of {source.name}, then those of {view.name}"
+                hint = f"{words}: {meant[rule]}" if rule in meant else ""
+                yield unmatched.fault(rule, path, table, hint=hint)
+
+
+def _meant(
+    source: Layout, view: Layout, wrong: Sequence[Rename | Move], names: Names
+) -> dict[Rename | Move, Rename]:
+    """For rules in the words of the other side, as another rule renames it: the same in the right words."""
+    said: dict[Rename | Move, list[Rename]] = {}
+    for rule in wrong:
+        if isinstance(rule, Rename):
+            olds = [rule.source, *names.uncalled(rule.source)]
+            news = [rule.view, names.called(rule.view)]
+            said[rule] = [Rename(old, new) for old in olds for new in news]
+    several = [one for each in said.values() for one in each]
+    left = standing(source, [one.source for one in several])
+    right = standing(view, [one.view for one in several])
+    found: dict[Rename | Move, Rename] = {}
+    for rule, each in said.items():
+        fitting = [one for one in each if one.source in left and one.view in right]
+        if fitting:
+            found[rule] = fitting[0]
+    return found

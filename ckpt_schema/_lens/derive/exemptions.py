@@ -1,0 +1,224 @@
+"""What rules say of leaves without a partner: their defaults, those that start anew, and those that are parted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.leaves import Default, Fill, Init
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.derive.idle_rules import Unmatched
+from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, is_mirror
+from ckpt_schema._lens.rules import Apart, Private, Reset, Rule
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["Alone", "declare", "lone", "part", "restart"]
+
+Sides = tuple[Layout, Layout]
+Lone = tuple[frozenset[int], frozenset[int]]
+"""The numbers of rows of the source, and of the view, that have no partner."""
+
+LoneRule = Private | Apart
+"""A rule for leaves without a partner."""
+
+Alone = tuple[Spoken[LoneRule], Spoken[LoneRule]]
+"""Those that speak of each row of the source, and of the view."""
+
+
+def lone(sides: Sides, rules: Sequence[Rule]) -> Alone:
+    """The rules for leaves without a partner, by the rows that they speak of."""
+    scope = Scope((rule.path, rule) for rule in rules if isinstance(rule, LoneRule))
+    source, view = sides
+    return scope.along(source.rows), scope.along(view.rows)
+
+
+def declare(
+    sides: Sides,
+    alone: Alone,
+    rules: Sequence[Rule],
+    unmatched: Unmatched,
+    faults: list[Mismatch],
+) -> Sides:
+    """Both layouts with the defaults that rules declare."""
+    said = [rule for rule in rules if isinstance(rule, LoneRule)]
+    if not said:
+        return sides
+    matched: set[int] = set()
+    source, view = (
+        _with_defaults(table, over, matched, faults)
+        for table, over in zip(sides, alone, strict=True)
+    )
+    for number, rule in enumerate(said):
+        if number not in matched and isinstance(rule, Private):
+            faults.append(unmatched.fault(rule, rule.path, source, view))
+    return source, view
+
+
+def _with_defaults(
+    table: Layout, over: Spoken[LoneRule], matched: set[int], faults: list[Mismatch]
+) -> Layout:
+    """``table`` with the defaults of rules; what an optimizer keeps for those leaves starts as it does."""
+    rows = list(table.rows)
+    fitting: set[object] = set()  # many rules give many leaves one default
+    for number, hits in over.items():
+        row = rows[number]
+        if is_mirror(row) and table.initial is None:
+            hits = [hit for hit in hits if hit.start == 0]
+        if not hits:
+            continue
+        matched.update(hit.number for hit in hits)
+        default = _default(row, hits)
+        # 1 and True are equal, and not for every dtype are both a default.
+        kind = row.leaf.dtype, default, type(default.value) if isinstance(default, Fill) else None
+        if default is not None and kind not in fitting:
+            if leaves.holds(row.leaf, default):
+                fitting.add(kind)
+            else:
+                hint = "fresh_key(seed) for keys, a number of the leaf's kind for arrays"
+                expected = f"a default for {row.leaf}"
+                faults.append(Mismatch("/".join(row.path), "dtype", expected, str(default), hint))
+        rows[number] = dataclasses.replace(row, default=default)
+    return dataclasses.replace(table, rows=tuple(rows))
+
+
+def _default(row: Row, hits: Sequence[Hit[LoneRule]]) -> Default | None:
+    if is_mirror(row) and hits[0].start > 0:
+        return Init()
+    given = [hit.rule.default for hit in hits if hit.rule.default is not None]
+    return given[0] if given else row.default
+
+
+def part(
+    sides: Sides,
+    alone: Alone,
+    rules: Sequence[Rule],
+    unmatched: Unmatched,
+    faults: list[Mismatch],
+) -> tuple[Sides, Lone]:
+    """Both layouts, and the rows that rules part; a dim that these alone share is one of its own in the view."""
+    said = [rule for rule in rules if isinstance(rule, Apart)]
+    if not said:
+        return sides, (frozenset(), frozenset())
+    parted: list[frozenset[int]] = []
+    matched: list[set[LogicalPath]] = []
+    for over in alone:
+        found = {n: _parting(hits) for n, hits in over.items()}
+        parted.append(frozenset(n for n, paths in found.items() if paths))
+        matched.append({path for paths in found.values() for path in paths})
+    for rule in said:
+        there = [table for table, found in zip(sides, matched, strict=True) if rule.path in found]
+        if not there:
+            faults.append(unmatched.fault(rule, rule.path, *sides))
+        elif len(there) == 1:
+            (near,), (far,) = there, [table for table in sides if table is not there[0]]
+            faults.append(_one_sided(rule, near, far))
+    source, view = parted
+    return (sides[0], _with_own_dims(sides, (source, view))), (source, view)
+
+
+def _parting(hits: Sequence[Hit[LoneRule]]) -> list[LogicalPath]:
+    """The paths of the rules among some that part two leaves of one name."""
+    return [hit.rule.path for hit in hits if isinstance(hit.rule, Apart)]
+
+
+def _one_sided(rule: Apart, near: Layout, far: Layout) -> Mismatch:
+    hint = f"what one side has alone is private: {Private(rule.path, rule.default or Fill(0))}"
+    expected = f"leaves of {far.name} too at {'/'.join(rule.path)} or below"
+    return Mismatch(str(rule), "rule", expected, f"leaves of {near.name} alone", hint)
+
+
+def _with_own_dims(sides: Sides, lone: Lone) -> Layout:
+    """The view; dims that both sides have, and at least one in parted leaves alone, get names of their own there."""
+    source, view = sides
+    shared = _names(source, lone[0], parted=False) | _names(view, lone[1], parted=False)
+    mine = (_names(view, lone[1], parted=True) & _names(source, lone[0], parted=True)) - shared
+    if not mine:
+        return view
+    taken = source.names() | view.names()
+    renames: dict[str, str | int] = {}
+    for name in sorted(mine):
+        new = f"{name}_view"
+        while new in taken:
+            new += "_"
+        renames[name] = new
+    rows = [
+        _with_dims(row, renames) if number in lone[1] else row
+        for number, row in enumerate(view.rows)
+    ]
+    sizes = tuple((str(renames.get(name, name)), size) for name, size in view.sizes)
+    return dataclasses.replace(view, rows=tuple(rows), sizes=sizes)
+
+
+def _names(table: Layout, lone: frozenset[int], *, parted: bool) -> set[str]:
+    """The dim names of the rows that are parted, or of all the rest."""
+    found: set[str] = set()
+    for number, row in enumerate(table.rows):
+        if (number in lone) == parted:
+            found |= dims_.names((*row.leaf.dims, *(repeat.size for repeat in row.repeats)))
+    if not parted:
+        found |= dims_.names(count for node in table.nodes for count in node.counts)
+    return found
+
+
+def _with_dims(row: Row, renames: Mapping[str, str | int]) -> Row:
+    leaf = dataclasses.replace(row.leaf, dims=dims_.rename(row.leaf.dims, renames))
+    repeats = tuple(
+        dataclasses.replace(repeat, size=dims_.rename((repeat.size,), renames)[0])
+        for repeat in row.repeats
+    )
+    return dataclasses.replace(row, leaf=leaf, repeats=repeats)
+
+
+def restart(
+    sides: Sides, rules: Sequence[Rule], unmatched: Unmatched, faults: list[Mismatch]
+) -> tuple[Sides, Lone]:
+    """Both layouts with the transformation's own start on what is reset, and the rows that are."""
+    (source, left), (view, right) = (
+        _restarted(table, list(_resets(rules, n)), unmatched, faults)
+        for n, table in enumerate(sides)
+    )
+    return (source, view), (left, right)
+
+
+def _resets(rules: Sequence[Rule], side: int) -> Iterator[tuple[Reset, LogicalPath]]:
+    """What rules reset on the source, or on the view."""
+    for rule in rules:
+        path = (rule.source, rule.view)[side] if isinstance(rule, Reset) else None
+        if isinstance(rule, Reset) and path is not None:
+            yield rule, path
+
+
+def _restarted(
+    table: Layout,
+    resets: Sequence[tuple[Reset, LogicalPath]],
+    unmatched: Unmatched,
+    faults: list[Mismatch],
+) -> tuple[Layout, frozenset[int]]:
+    """``table`` with the transformation's own start on what is reset, and the numbers of these rows, which have no partner."""
+    if not resets:
+        return table, frozenset()
+    scope = Scope((path, rule) for rule, path in resets)
+    hit: set[int] = set()
+    matched: set[int] = set()
+    unknown: set[int] = set()
+    for number, hits in scope.along(table.rows).items():
+        rooted = {one.number for one in hits if one.start == 0}
+        matched |= rooted
+        if rooted:
+            hit.add(number)
+        if table.rows[number].path[0] != "opt_state":
+            unknown |= rooted
+    for number, (rule, path) in enumerate(resets):
+        if number not in matched:
+            faults.append(unmatched.fault(rule, path, table))
+        if table.initial is None or number in unknown:
+            hint = f"declare the train state with its transformation, or write {Private(path, Fill(0))}"
+            expected = "a part of an optimizer state with a known start"
+            faults.append(Mismatch(str(rule), "rule", expected, table.name, hint))
+    rows = tuple(
+        dataclasses.replace(r, default=Init()) if n in hit else r for n, r in enumerate(table.rows)
+    )
+    return dataclasses.replace(table, rows=rows) if hit else table, frozenset(hit)

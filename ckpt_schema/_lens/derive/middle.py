@@ -1,0 +1,240 @@
+"""Cells through the layout between two lenses: which elements meet there, for all sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.dims import Dim, Sum
+from ckpt_schema._layouts.sizes import Size, UndecidedError, slack
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.cells import Cell, Constant, ContradictionError, composed
+from ckpt_schema._lens.derive.joins import Join, grouped
+from ckpt_schema._lens.derive.relations import undecided
+from ckpt_schema._lens.normal import normal
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["Joined", "through_the_middle"]
+
+
+class Joined(Protocol):
+    """Two layouts, their joins, and sizes that are bound beforehand."""
+
+    @property
+    def source(self) -> Layout:
+        """The left layout."""
+        ...
+
+    @property
+    def view(self) -> Layout:
+        """The right layout."""
+        ...
+
+    @property
+    def joins(self) -> tuple[Join, ...]:
+        """Which rows share elements."""
+        ...
+
+    @property
+    def dims(self) -> Mapping[str, int]:
+        """Sizes, in elements."""
+        ...
+
+
+def through_the_middle(
+    first: Joined, second: Joined, middle: Mapping[int, int], faults: list[Mismatch]
+) -> list[Join]:
+    """The joins from end to end.
+
+    Args:
+        first: The lens into the layout between.
+        second: The lens out of it.
+        middle: For each row there, by its number in the first lens, that in the second.
+        faults: What does not compose is added here.
+    """
+    met = _Met(first, second, middle, faults)
+    cells, (left, right) = met.cells()
+    if faults:
+        return []
+    cells = _written(cells, left, 0)
+    cells = _written(cells, right, 1)
+    symbols = [[len(row.unrolled) for row in table.rows] for table in (first.source, second.view)]
+    joins: list[Join] = []
+    for group in grouped(cells, lambda side, at: symbols[side][at]):
+        merged = tuple(group) if len(group) == 1 else normal(group)
+        both = [cell for cell in merged if not cell.is_constant]
+        if both:
+            joins.append(Join(merged, plain=len(both) == 1))
+    return joins
+
+
+class _Met:
+    """The cells of two lenses, held against each other."""
+
+    def __init__(
+        self, first: Joined, second: Joined, middle: Mapping[int, int], faults: list[Mismatch]
+    ) -> None:
+        self.first, self.second, self.middle, self.faults = first, second, middle, faults
+        self.slack, self.back = _slack(first, second)
+        given = {**first.dims, **second.dims}
+        self.sizes = {name: Size.of(size) for name, size in given.items()}
+
+    def cells(self) -> tuple[list[Cell], tuple[list[Cell], list[Cell]]]:
+        """The cells from end to end; and for each outer side, those that lead nowhere: to what the middle is by default."""
+        found: list[Cell] = []
+        onward: dict[int, list[Cell]] = {}
+        for join in self.second.joins:
+            for cell in join.cells:
+                if isinstance(cell.source, int):
+                    onward.setdefault(cell.source, []).append(cell)
+                else:
+                    found.append(cell)
+        left: list[Cell] = []
+        reached: set[int] = set()
+        for join in self.first.joins:
+            for cell in join.cells:
+                if not isinstance(cell.view, int):
+                    found.append(cell)
+                    continue
+                at = self.middle[cell.view]
+                reached.add(at)
+                if at not in onward and not cell.is_constant:
+                    default = Constant(self.second.source.rows[at].default)
+                    left.append(dataclasses.replace(cell, view=default))
+                for other in onward.get(at, ()):
+                    found += self._composed(dataclasses.replace(cell, view=at), other, cell.view)
+        right: list[Cell] = []
+        named = {at: number for number, at in self.middle.items()}
+        for at, several in onward.items():
+            if at not in reached:
+                default = Constant(self.first.view.rows[named[at]].default)
+                real = (cell for cell in several if not cell.is_constant)
+                right += (dataclasses.replace(cell, source=default) for cell in real)
+        return found, (left, right)
+
+    def _composed(self, one: Cell, other: Cell, row: int) -> list[Cell]:
+        """Two cells as one, for all sizes if that can be; or else for those that are given."""
+        try:
+            found = composed([one.where(self.slack)], [other.where(self.slack)])
+            return [cell.where(self.back) for cell in found]
+        except ContradictionError as wrong:
+            self.faults.append(_unlike_padding(self.first.view.rows[row], wrong))
+            return []
+        except UndecidedError as wrong:
+            fault = self._undecided(one, other, wrong)
+        if self.sizes:
+            try:
+                return composed([one.where(self.sizes)], [other.where(self.sizes)])
+            except UndecidedError as wrong:
+                fault = self._undecided(one, other, wrong)
+        self.faults.append(fault)
+        return []
+
+    def _undecided(self, one: Cell, other: Cell, wrong: UndecidedError) -> Mismatch:
+        points = tuple(point.where(self.back) for point in wrong.points)
+        spelled = " and ".join(map(str, points))
+        why = UndecidedError(f"which of {spelled} comes first depends on the sizes", *points)
+        tables = self.first.source, self.second.view
+        ends = zip((one.source, other.view), tables, strict=True)
+        rows = [table.rows[end if isinstance(end, int) else 0] for end, table in ends]
+        return undecided(rows[0], rows[1], why)
+
+
+def _unlike_padding(row: Row, wrong: ContradictionError) -> Mismatch:
+    """The fault where a row in the middle is padded with one value, and cut where it holds another."""
+    ends = wrong.first.source, wrong.second.view
+    fills = " and ".join(str(end.value) for end in ends if isinstance(end, Constant))
+    hint = "no tree is padded with both: give both lenses the same fill="
+    where = paths.format_path(row.key)
+    starts = wrong.first.geometry.starts[1][len(row.unrolled) :]
+    axes = [dims_.format_dim(dim) for dim, start in zip(row.dims, starts, strict=False) if start]
+    expected = f"one fill in the padding of {axes[0] if axes else 'it'}"
+    return Mismatch(where, "rule", expected, fills, hint)
+
+
+# --- What is known of sizes beyond that a dim is at least 1  ---
+
+
+def _slack(first: Joined, second: Joined) -> tuple[dict[str, Size], dict[str, Size]]:
+    """What is put in for names that are at least another size, or may be 0; and the way back."""
+    there: dict[str, Size] = {}
+    back: dict[str, Size] = {}
+    for joined in (first, second):
+        for table in (joined.source, joined.view):
+            for name in _rests(table):
+                there[name] = slack(name)
+                back[str(slack(name))] = Size.of(name)
+        for join in joined.joins:
+            for cell in join.cells:
+                if cell.is_constant:
+                    for digit in cell.geometry.digits:
+                        _read_bound(digit.size, there, back)
+    return there, back
+
+
+def _rests(table: Layout) -> set[str]:
+    """The names that count what is left of a list: there may be none."""
+    found: set[str] = set()
+    for dim in {repeat.size for row in table.rows for repeat in row.repeats}:
+        for factor in dim:
+            if isinstance(factor, Sum):
+                found |= {str(term[0]) for term in factor.terms if _is_name(term)}
+    return found
+
+
+def _is_name(dim: Dim) -> bool:
+    return len(dim) == 1 and isinstance(dim[0], str)
+
+
+def _read_bound(more: Size, there: dict[str, Size], back: dict[str, Size]) -> None:
+    """Reads, off how much longer a padded axis is, that it is no shorter: its name becomes the other size and a slack."""
+    if more.nonnegative:
+        return
+    for names, count in more.terms:
+        least = Size.of(names[0]) - more if count == 1 and len(names) == 1 else None
+        if least is not None and names[0] not in there and names[0] not in least.names:
+            there[names[0]] = least.where(there) + slack(names[0])
+            back[str(slack(names[0]))] = more
+            return
+
+
+# --- What has lost its writer  ---
+
+
+def _written(cells: Sequence[Cell], ended: Sequence[Cell], side: int) -> list[Cell]:
+    """The cells, and what writes the elements of one outer side whose writer leads nowhere now.
+
+    What only compared such elements writes them. What nothing reaches is as the middle has it by
+    default, where other elements of the row have a partner; a row without any is private as a whole.
+    """
+    found = list(cells)
+    rows = {(cell.source, cell.view)[side] for cell in found if not cell.is_constant}
+    for end in ended:
+        row = (end.source, end.view)[side]
+        if end.compares[side] or row not in rows:
+            continue
+        own = end.geometry.box(side)
+        heirs = (
+            at
+            for at, cell in enumerate(found)
+            if (cell.source, cell.view)[side] == row
+            and cell.compares[side]
+            and cell.geometry.box(side) == own
+        )
+        heir = next(heirs, None)
+        if heir is None:
+            found.append(_alone(end, side))
+            continue
+        flags = list(found[heir].compares)
+        flags[side] = False
+        found[heir] = dataclasses.replace(found[heir], compares=(flags[0], flags[1]))
+    return found
+
+
+def _alone(end: Cell, side: int) -> Cell:
+    """A cell that leads to a default, with the elements of its own side alone."""
+    own = end.geometry.box(side)
+    return dataclasses.replace(end, geometry=own if side else ~own)

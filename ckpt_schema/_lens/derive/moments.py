@@ -1,0 +1,87 @@
+"""What becomes of the moments of a param that a rule scales: their degrees tell, or a rule."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.rules import Factor, Reset
+from ckpt_schema.errors import Mismatch
+
+if TYPE_CHECKING:
+    from ckpt_schema._frameworks.degrees import Degrees
+
+__all__ = ["Moments"]
+
+
+class Moments:
+    """How the optimizer states of two layouts go along with params that are scaled."""
+
+    def __init__(self, source: Layout, view: Layout) -> None:
+        """Takes both layouts; no transformation is run before a power is asked for."""
+        self._source, self._view = source, view
+
+    def power(self, before: Row, after: Row, factor: Factor) -> int | Mismatch:
+        """The power of a param's factor that carries what an optimizer keeps for it.
+
+        Args:
+            before: Its row in the source.
+            after: Its row in the view.
+            factor: The rule that scales the param.
+
+        Returns:
+            The power, or the fault where none is known. A layout that was found in a tree, and does
+            not know its transformation, follows the other one.
+        """
+        powers: set[int] = set()
+        reasons: list[str] = []
+        for layout, found in self._known(before, after):
+            if isinstance(found, int):
+                powers.add(found)
+            else:
+                reasons.append(f"{found} ({layout.name})")
+        if not reasons and len(powers) == 1:
+            return powers.pop()
+        reason = (
+            reasons[0] if reasons else "the transformations of the two sides scale it differently"
+        )
+        return self._fault(before, after, factor, reason)
+
+    def _known(self, before: Row, after: Row) -> list[tuple[Layout, int | str]]:
+        """The power by each layout that knows its transformation, or why there is none."""
+        if not self._knowing:
+            unknown = "its layout was found in a tree, and does not know the transformation"
+            return [(self._view, unknown)]
+        found: list[tuple[Layout, int | str]] = []
+        for layout, degrees in self._knowing:
+            each = degrees.of(before if layout is self._source else after)
+            found.append((layout, each.told))
+        return found
+
+    @functools.cached_property
+    def _knowing(self) -> list[tuple[Layout, Degrees]]:
+        """The layouts that know their transformation."""
+        several = [side for side in (self._source, self._view) if side.initial is not None]
+        if not several:
+            return []
+        from ckpt_schema._frameworks.degrees import Degrees
+
+        return [(layout, Degrees(layout)) for layout in several]
+
+    def _fault(self, before: Row, row: Row, factor: Factor, reason: str) -> Mismatch:
+        where = "/".join(row.path)
+        same, anew = Factor(row.path, 0), Reset(before.path, row.path)
+        known = self._source.initial is not None and self._view.initial is not None
+        hint = f"say {same} to leave it as it is, or another factor"
+        if known:
+            hint = f"say {anew} to start it anew, {same} to leave it as it is, or another factor"
+        return Mismatch(
+            where,
+            "rule",
+            f"what becomes of it where {factor} holds",
+            f"no power of the factor that carries it: {reason}",
+            hint,
+            mirrors=row.mirrors,
+            rules=(anew if known else same,),
+        )

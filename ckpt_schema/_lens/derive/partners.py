@@ -1,0 +1,410 @@
+"""Which leaves without a partner are one, where that is beyond doubt; and what each might be where it is not.
+
+What counts is structure: the types of leaves, and which of them stand together in a node. Names
+count as they do where leaves are joined: below one node, and below two that are one beyond doubt,
+what is called the same is the same. That two names resemble each other says nothing, and neither
+does the order of numbers: ``Dense_0`` may well be ``fc2``. So a pair is certain only where each is
+the only one that the other can be, and nothing that is known already speaks against it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import difflib
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Row
+from ckpt_schema._lens.rules import Rename
+
+__all__ = ["Loose", "Partners", "form", "partners", "renames"]
+
+_COMPARED = 200  # leaves on a side; where there are more, candidates stand in their natural order
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loose:
+    """A leaf of the model that has no partner.
+
+    Attributes:
+        number: The number of its row.
+        row: Its row.
+        path: Its path in the model, in the view's words.
+        required: Whether it must have a partner: it has no default, and no tree may lack it.
+    """
+
+    number: int
+    row: Row
+    path: LogicalPath
+    required: bool
+
+
+Placed = tuple[Row, LogicalPath, Row]
+"""A row of the source, its path in the model in the view's words, and the view's row that it is joined with."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Partners:
+    """What `partners` found.
+
+    Attributes:
+        certain: The number of the view's row, by that of the source's.
+        open: For rows of the source, and of the view, that are in no such pair: all that they can be, the likeliest first.
+    """
+
+    certain: Mapping[int, int]
+    open: tuple[Mapping[int, Sequence[Loose]], Mapping[int, Sequence[Loose]]]
+
+
+def form(row: Row) -> Any:
+    """What two rows share if any edit relates them, whatever the order and grouping of their dims."""
+    factors = dims_.factors(row.leaf.dims)
+    named = sorted(str(factor) for factor in factors if not isinstance(factor, int))
+    size = math.prod(factor for factor in factors if isinstance(factor, int))
+    repeats = tuple(repeat.size for repeat in row.repeats)
+    return row.path[: row.body or 0], row.leaf.dtype, tuple(named), size, repeats
+
+
+def partners(left: Sequence[Loose], right: Sequence[Loose], placed: Iterable[Placed]) -> Partners:
+    """Judges all pairs of leaves without a partner, for both sides at once.
+
+    Args:
+        left: Those of the source.
+        right: Those of the view.
+        placed: The rows that are joined, and the path of the source's in the view's words.
+    """
+    forms = _Forms()
+    sides = [forms.groups(rows) for rows in (left, right)]
+    common = sides[0].keys() & sides[1].keys()
+    pairs = _paired(left, right, forms)
+    pairs = [*_undisputed(pairs, sides, forms, placed)]
+    certain = {one.number: other.number for one, other in pairs}
+    done = certain.keys(), set(certain.values())
+    compared = max(len(left), len(right)) <= _COMPARED
+    open_: tuple[dict[int, Sequence[Loose]], dict[int, Sequence[Loose]]] = {}, {}
+    for kind in common:
+        rest = [
+            [row for row in side[kind] if row.number not in known]
+            for side, known in zip(sides, done, strict=True)
+        ]
+        for rows, others, found in ((rest[0], rest[1], open_[0]), (rest[1], rest[0], open_[1])):
+            if others:
+                found |= {row.number: _ordered(row, others, rows, compared) for row in rows}
+    return Partners(certain, open_)
+
+
+class _Forms:
+    """A number for each form, so that forms are compared at no cost."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Any, int] = {}
+
+    def number(self, value: Any) -> int:
+        """The number of a form, or of the structure of a node."""
+        return self._numbers.setdefault(value, len(self._numbers))
+
+    def of(self, row: Row) -> int:
+        """The number of a row's form."""
+        return self.number(form(row))
+
+    def groups(self, rows: Sequence[Loose]) -> dict[int, list[Loose]]:
+        """Rows by their form."""
+        found: dict[int, list[Loose]] = {}
+        for row in rows:
+            found.setdefault(self.of(row.row), []).append(row)
+        return found
+
+
+def _ordered(
+    row: Loose, others: Sequence[Loose], beside: Sequence[Loose], compared: bool
+) -> Sequence[Loose]:
+    """What a row can be, the likeliest first: as good a guess as any, and never more than that."""
+    if not compared or len(others) * len(beside) > _COMPARED:
+        return others
+    own = "/".join(row.path)
+
+    def unlike(other: Loose) -> tuple[bool, float]:
+        ratio = difflib.SequenceMatcher(None, own, "/".join(other.path)).ratio()
+        return other.row.leaf != row.row.leaf, -ratio
+
+    return sorted(others, key=unlike)
+
+
+# --- pairs by structure  ---
+
+
+class _Node:
+    """A node of the tree of leaves without a partner."""
+
+    __slots__ = ("below", "depth", "kind", "leaf", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.below: dict[str, _Node] = {}
+        self.leaf: Loose | None = None
+        self.depth = 0  # how many segments there are below it at most
+        self.kind = -1  # a number for its structure: two nodes of one kind differ in names alone
+
+    def leaves(self) -> Iterator[Loose]:
+        """Every leaf at it and below."""
+        waiting: list[_Node] = [self]
+        while waiting:
+            node = waiting.pop()
+            if node.leaf is not None:
+                yield node.leaf
+            waiting += node.below.values()
+
+
+_Children = Mapping[str, _Node]
+
+
+def _trees(rows: Sequence[Loose], forms: _Forms) -> dict[LogicalPath, dict[str, _Node]]:
+    """The leaves as trees, one for each place where a model can stand."""
+    roots: dict[LogicalPath, _Node] = {}
+    made: list[_Node] = []
+    for row in rows:
+        node = roots.setdefault(row.row.path[: row.row.body or 0], _Node(""))
+        for segment in row.path:
+            if segment not in node.below:
+                node.below[segment] = _Node(segment)
+                made.append(node.below[segment])
+            node = node.below[segment]
+        node.leaf = row
+    for node in reversed(made):  # children before parents
+        own = None if node.leaf is None else forms.of(node.leaf.row)
+        children = node.below.values()
+        node.kind = forms.number((own, *sorted(child.kind for child in children)))
+        node.depth = max((1 + child.depth for child in children), default=0)
+    return {head: root.below for head, root in roots.items()}
+
+
+def _paired(
+    left: Sequence[Loose], right: Sequence[Loose], forms: _Forms
+) -> Iterator[tuple[Loose, Loose]]:
+    """Pairs of leaves that structure tells: from the root down, then those that are the only ones of their form."""
+    trees = [_trees(rows, forms) for rows in (left, right)]
+    heads = trees[0].keys() & trees[1].keys()
+    waiting: list[tuple[_Children, _Children]] = [(trees[0][h], trees[1][h]) for h in heads]
+    found: tuple[set[int], set[int]] = set(), set()
+    while waiting:
+        for one, other in _counterparts(*waiting.pop(), waiting, forms):
+            found[0].add(one.number)
+            found[1].add(other.number)
+            yield one, other
+    rest = [
+        forms.groups([row for row in rows if row.number not in known])
+        for rows, known in zip((left, right), found, strict=True)
+    ]
+    for kind in rest[0].keys() & rest[1].keys():
+        if len(rest[0][kind]) == len(rest[1][kind]) == 1:
+            yield rest[0][kind][0], rest[1][kind][0]
+
+
+def _counterparts(
+    left: _Children, right: _Children, waiting: list[tuple[_Children, _Children]], forms: _Forms
+) -> Iterator[tuple[Loose, Loose]]:
+    """Which children of two nodes that are one are one; nodes are put to those that are waiting, leaves are yielded."""
+    rest = dict(left), dict(right)
+    pairs = [(left[name], right[name]) for name in left if name in right]
+    pairs = [(a, b) for a, b in pairs if a.kind == b.kind or (a.below and b.below)]
+    for one, _ in pairs:
+        del rest[0][one.name], rest[1][one.name]
+    kinds = [collections.Counter(node.kind for node in side.values()) for side in rest]
+    by_kind = {node.kind: node for node in rest[1].values()}
+    for node in list(rest[0].values()):
+        if kinds[0][node.kind] == kinds[1][node.kind] == 1:
+            other = by_kind[node.kind]
+            pairs.append((node, other))
+            del rest[0][node.name], rest[1][other.name]
+    for one, other in pairs:
+        if one.leaf is not None and other.leaf is not None:
+            yield one.leaf, other.leaf
+        if one.below and other.below:
+            waiting.append((one.below, other.below))
+    level = _level(*rest, forms)
+    if level is not None:
+        waiting.append(level)
+
+
+def _level(left: _Children, right: _Children, forms: _Forms) -> tuple[_Children, _Children] | None:
+    """The children to go on with where all that is left on one side stands one level deeper on the other."""
+    for one, other, turned in ((left, right, False), (right, left, True)):
+        deeper = next(iter(other.values()), None)
+        if not one or deeper is None or len(other) > 1 or not deeper.below:
+            continue
+        if deeper.depth <= max(node.depth for node in one.values()):
+            continue
+        held = [
+            collections.Counter(forms.of(leaf.row) for node in nodes for leaf in node.leaves())
+            for nodes in (one.values(), [deeper])
+        ]
+        if held[0] == held[1]:
+            return (deeper.below, one) if turned else (one, deeper.below)
+    return None
+
+
+# --- what speaks against a pair  ---
+
+
+def _undisputed(
+    pairs: Iterable[tuple[Loose, Loose]],
+    sides: Sequence[Mapping[int, Sequence[Loose]]],
+    forms: _Forms,
+    placed: Iterable[Placed],
+) -> Iterator[tuple[Loose, Loose]]:
+    """The pairs that nothing speaks against.
+
+    A name speaks against a pair where another leaf of the form has it. A node does where it would be torn: what is known of its
+    other leaves is that they are in another node there. Numbers do where leaves of that outline are joined already, for then
+    all of them may have another number there.
+    """
+    pairs, placed = list(pairs), list(placed)
+    numbered = {paths.outline(path) for _, path, _ in placed if any(map(_has_number, path))}
+    names = [
+        {kind: collections.Counter(row.path[-1] for row in rows) for kind, rows in side.items()}
+        for side in sides
+    ]
+    known = {(_node(before), _node(after)) for before, _, after in placed}
+    met: tuple[dict[_Place, set[_Place]], dict[_Place, set[_Place]]] = {}, {}
+    for before, after in (*known, *((_node(a.row), _node(b.row)) for a, b in pairs)):
+        met[0].setdefault(before, set()).add(after)
+        met[1].setdefault(after, set()).add(before)
+    for one, other in pairs:
+        kind, before, after = forms.of(one.row), one.path, other.path
+        nodes = _node(one.row), _node(other.row)
+        named = names[1][kind][before[-1]] or names[0][kind][after[-1]]
+        is_named = before[-1] != after[-1] and named
+        is_torn = nodes not in known and (len(met[0][nodes[0]]) > 1 or len(met[1][nodes[1]]) > 1)
+        is_shifted = before != after and paths.outline(before) == paths.outline(after) in numbered
+        if one.required and other.required and not (is_named or is_torn or is_shifted):
+            yield one, other
+
+
+_Place = tuple[LogicalPath, LogicalPath]
+
+
+def _node(row: Row) -> _Place:
+    """The node that a row stands in: where its model is, and where in it."""
+    body = row.body or 0
+    return row.path[:body], row.path[body:-1]
+
+
+def _has_number(segment: str) -> bool:
+    return any(character.isdecimal() for character in segment)
+
+
+# --- the rules that say so  ---
+
+
+def renames(
+    certain: Mapping[int, int],
+    source: Sequence[Row],
+    view: Sequence[Row],
+    onward: Mapping[int, int],
+    given: Collection[LogicalPath],
+) -> dict[int, Rename]:
+    """The rules that join certain pairs, by the number of the source's row: one for a whole node wherever it may be.
+
+    They can be followed in any order, and some of them alone. So a rule that takes a leaf where it
+    does not belong, unless a rule for that leaf is followed first, is left for the next time.
+
+    Args:
+        certain: The pairs.
+        source: The rows of the source.
+        view: Those of the view.
+        onward: The rows of the source that are joined, and with which of the view.
+        given: Paths that rules rename already.
+    """
+    if not certain:
+        return {}
+    judge = _Renames(certain, source, view, onward, given)
+    found: dict[int, Rename] = {}
+    for number, other in certain.items():
+        for before, after in _spellings(_own(source[number]), _own(view[other])):
+            verdict = judge.verdict(before, after)
+            if verdict == "later":
+                break
+            if verdict == "safe":
+                found[number] = Rename(before, after)
+                break
+    return found
+
+
+class _Renames:
+    """What a rename would do besides joining the pair that it is for."""
+
+    def __init__(
+        self,
+        certain: Mapping[int, int],
+        source: Sequence[Row],
+        view: Sequence[Row],
+        onward: Mapping[int, int],
+        given: Collection[LogicalPath],
+    ) -> None:
+        self._certain, self._source, self._view, self._onward = certain, source, view, onward
+        self._given = given
+        self._taken, self._paired = set(onward.values()), set(certain.values())
+        self._below: dict[LogicalPath, list[int]] = {}
+        for number, row in enumerate(source):
+            path = _own(row)
+            for end in range(1, len(path) + 1) if row.path[0] != "opt_state" else ():
+                self._below.setdefault(path[:end], []).append(number)
+        self._there = {_standing(row, _own(row)): number for number, row in enumerate(view)}
+        self._known: dict[tuple[LogicalPath, LogicalPath], str] = {}
+
+    def verdict(self, before: LogicalPath, after: LogicalPath) -> str:
+        """Whether the rule is ``safe``: it takes no leaf from where it is joined, and none to where another belongs.
+
+        ``later`` it will be where the leaves that it would take to a wrong place get rules of their
+        own now; else it is ``wrong``.
+        """
+        pair = before, after
+        if pair not in self._known:
+            found = {self._effect(number, before, after) for number in self._below[before]}
+            if before in self._given:
+                found.add("wrong")
+            self._known[pair] = next((v for v in ("wrong", "later") if v in found), "safe")
+        return self._known[pair]
+
+    def _effect(self, number: int, before: LogicalPath, after: LogicalPath) -> str:
+        """What the rule does to one leaf below its path."""
+        row = self._source[number]
+        path = _own(row)
+        if any(path[:end] in self._given for end in range(len(before) + 1, len(path) + 1)):
+            return "safe"  # a rule for a longer path says where it goes
+        if number in self._onward:
+            return "wrong"
+        goal = self._there.get(_standing(row, (*after, *path[len(before) :])))
+        if goal is None or self._certain.get(number) == goal:
+            return "safe"
+        if number in self._certain:
+            first, _ = next(_spellings(path, _own(self._view[self._certain[number]])))
+            return "later" if len(first) > len(before) else "wrong"
+        taken = goal in self._taken or goal in self._paired
+        return "wrong" if taken or form(self._view[goal]) != form(row) else "safe"
+
+
+def _standing(row: Row, path: LogicalPath) -> tuple[LogicalPath, LogicalPath]:
+    """A path in the model that a row is of."""
+    return row.path[: row.body or 0], path
+
+
+def _own(row: Row) -> LogicalPath:
+    """The path of a row in its model."""
+    return row.path[row.body or 0 :]
+
+
+def _spellings(
+    before: LogicalPath, after: LogicalPath
+) -> Iterator[tuple[LogicalPath, LogicalPath]]:
+    """All rules that make one path of another, the shortest first."""
+    same = 0
+    while same < min(len(before), len(after)) - 1 and before[-1 - same] == after[-1 - same]:
+        same += 1
+    for cut in range(same, -1, -1):
+        yield before[: len(before) - cut], after[: len(after) - cut]

@@ -1,0 +1,543 @@
+"""Two rows that are one leaf: which element of the one is which of the other, or why nobody can say."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax.numpy as jnp
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.dims import EITHER, Dim, Dims
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.sizes import ZERO, Size, UndecidedError
+from ckpt_schema._layouts.table import Repeat, Row
+from ckpt_schema._lens import spellings
+from ckpt_schema._lens.cells import Cell, Constant, Geometry, through
+from ckpt_schema._lens.codecs import Codec, Exact
+from ckpt_schema._lens.derive.axis_names import axes_called, fault, matched, same_axes, sized
+from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Fill, Told
+from ckpt_schema._lens.derive.levels import levels_of
+from ckpt_schema._lens.rules import Factor as Scaling
+from ckpt_schema._lens.rules import Padding, Reset, Reverse
+from ckpt_schema._lens.spellings import Span, Spelling, Token, of_dim
+from ckpt_schema._messages.text import shown
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["Known", "Part", "Relation", "Within", "applies", "relate", "undecided", "unpadded"]
+
+Known = Mapping[str, Size]
+"""Sizes that are given beforehand."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Relation:
+    """Which elements of one row are which of another.
+
+    Attributes:
+        geometries: Blocks of both, that share no element.
+        codec: What happens to each element.
+        fills: What a side has besides, as padding: which side, its elements, and what they hold.
+    """
+
+    geometries: tuple[Geometry, ...]
+    codec: Codec = ()
+    fills: tuple[tuple[int, Geometry, Fill], ...] = ()
+
+    def cells(
+        self, source: int, view: int, compares: tuple[bool, bool] = (False, False)
+    ) -> tuple[Cell, ...]:
+        """The cells of the rows of these numbers."""
+        found = [Cell(source, view, each, self.codec, compares) for each in self.geometries]
+        for side, region, fill in self.fills:
+            constant = Constant(leaves.Fill(fill.value), is_fill=True)
+            padding = Cell(constant, (source, view)[side], region)
+            found.append(padding if side else ~padding)
+        return tuple(found)
+
+    def join(self, source: int, view: int, told: Told = UNTOLD) -> Join:
+        """The join of the rows of these numbers, which are one leaf."""
+        return Join(self.cells(source, view), told, plain=True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Within:
+    """Factors of an axis that stand among more elements than they count.
+
+    Attributes:
+        at: The axis: an ``axis`` of the leaf's own, or a ``level`` of repetition, by number.
+        first: The first of these factors there.
+        last: The one after the last.
+        size: How many elements the row has for them.
+        start: Where they start among these.
+        fill: What the others hold, where they are padding.
+    """
+
+    at: tuple[str, int]
+    first: int
+    last: int
+    size: Size
+    start: Size = ZERO
+    fill: Fill | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """Part of a row.
+
+    Attributes:
+        row: The row, with the dims that the part has.
+        within: Where these stand in the row.
+    """
+
+    row: Row
+    within: tuple[Within, ...] = ()
+
+    def cut(self, at: int, first: int, last: int, fill: Fill) -> Part:
+        """The part that is left where factors of an axis are padded: these become those without padding."""
+        dims = self.row.leaf.dims
+        axis = dims[at]
+        leaf = self.row.leaf.with_factors(at, first, last, fill.small)
+        row = dataclasses.replace(self.row, leaf=leaf)
+        own = Within(
+            ("axis", at), first, first + len(fill.small), of_dim(axis[first:last]), ZERO, fill
+        )
+        shift = len(fill.small) - (last - first)
+        kept = [_shifted(each, ("axis", at), first, shift) for each in self.within]
+        return Part(row, (*kept, own))
+
+
+def _shifted(within: Within, at: tuple[str, int], first: int, shift: int) -> Within:
+    """What stands on an axis where another factor is several now, or several are one."""
+    if within.at != at or within.last <= first:
+        return within
+    start = within.first + (shift if within.first > first else 0)
+    return dataclasses.replace(within, first=start, last=within.last + shift)
+
+
+def undecided(source: Row, view: Row, found: UndecidedError) -> Mismatch:
+    """The fault of two rows of which sizes alone say which elements they share."""
+    points = " and ".join(str(point) for point in found.points)
+    names = sorted({name for point in found.points for name in point.names})
+    given = ", ".join(f'"{name}": ...' for name in names)
+    hint = f"{found.why}; the sizes decide it, where {points} is cut: give dims={{{given}}}"
+    return fault(source, view, "dims", hint)
+
+
+def relate(
+    source: Row | Part, view: Row | Part, told: Told = UNTOLD, known: Known | None = None
+) -> Relation | Mismatch:
+    """Which elements of one row are which of another, or why nobody can say.
+
+    Args:
+        source: The source's row.
+        view: The view's row.
+        told: What rules say of the leaf.
+        known: Sizes that are given beforehand, for what no sizes decide.
+    """
+    one, other = (each if isinstance(each, Part) else Part(each) for each in (source, view))
+    if one.row.reshaped or other.row.reshaped:
+        return _mirrored(one, other, told, known or {})
+    return _related(one, other, told, known or {})
+
+
+def _mirrored(source: Part, view: Part, told: Told, known: Known) -> Relation | Mismatch:
+    """The relation of what an optimizer keeps for a param in a shape of its own: such leaves join only their like."""
+    rows = source.row, view.row
+    sizes = [sorted(map(dims_.format_dim, row.leaf.dims)) for row in rows]
+    reset = Reset(rows[0].path, rows[1].path)
+    turned = told.axes is not None and [*told.axes] != sorted(told.axes)
+    if rows[0].reshaped != rows[1].reshaped or sizes[0] != sizes[1]:
+        why = "an optimizer keeps a param in one of these shapes or in the other, with other values"
+        return fault(*rows, "shape", f"{why}: start it anew, {reset}")
+    if turned and any(size != "1" for size in sizes[0]):
+        why = "a rule says another order of the axes of its param, not of what is left of them here"
+        return fault(*rows, "rule", f"{why}: start it anew, {reset}")
+    made = _related(source, view, dataclasses.replace(told, axes=None), known)
+    if isinstance(made, Mismatch) and str(reset) not in made.hint:
+        return dataclasses.replace(made, hint=f"{made.hint}; or start it anew, {reset}")
+    return made
+
+
+def _related(source: Part, view: Part, told: Told, known: Known) -> Relation | Mismatch:
+    rows = source.row, view.row
+    is_raw = told.raw and rows[0].leaf.is_key != rows[1].leaf.is_key
+    said = told.flips or told.fills or told.exponent or told.axes is not None or is_raw
+    alike = rows[0].leaf == rows[1].leaf and rows[0].repeats == rows[1].repeats
+    if not said and alike and same_axes(rows[0].leaf, rows[1].leaf):
+        return _as_it_is(source, view)
+    if is_raw:
+        wrong = _raw_fault(*rows)
+        if wrong is not None:
+            return wrong
+    codec = () if is_raw else _codec(*rows, told)
+    if isinstance(codec, Mismatch):
+        return codec
+    kept = _unpadded(source, view, told)
+    if isinstance(kept, Mismatch):
+        return kept
+    geometries = _geometries(*kept, told, known, is_raw)
+    if isinstance(geometries, Mismatch):
+        return geometries
+    fills = [fill for side, part in enumerate(kept) for fill in _fills(side, part)]
+    return Relation(geometries, codec, tuple(fills))
+
+
+def _as_it_is(source: Part, view: Part) -> Relation:
+    """That of two rows which differ in their spelling at most."""
+    dims = source.row.leaf.dims
+    is_key = source.row.leaf.is_key
+    words = leaves.key_words(source.row.leaf.dtype) if is_key else 0
+    return _identity(dims, source.row.repeats, words, source.within, view.within)
+
+
+@functools.lru_cache(1 << 14)
+def _identity(
+    dims: Dims,
+    repeats: tuple[Repeat, ...],
+    words: int,
+    ours: tuple[Within, ...],
+    theirs: tuple[Within, ...],
+) -> Relation:
+    row = Row((), (), Leaf(dims, "float32"), repeats)
+    factors = _own(row)
+    levels = _numbered(row)
+    spelled = [_spelled(Part(row, each), factors, levels, words)[0] for each in (ours, theirs)]
+    return Relation((spellings.between(*spelled, frozenset()),))
+
+
+def _own(row: Row) -> list[Token]:
+    """A token for each factor of a leaf's own axes."""
+    return [("leaf", number) for number, _ in enumerate(sized(dims_.factors(row.leaf.dims)))]
+
+
+def _numbered(row: Row) -> list[list[Token]]:
+    """A token for each factor of each level of a row."""
+    return [
+        [("level", number, at) for at, _ in enumerate(repeat.size)]
+        for number, repeat in enumerate(row.repeats)
+    ]
+
+
+# --- Keys and dtypes  ---
+
+
+def _raw_fault(source: Row, view: Row) -> Mismatch | None:
+    """Why one of two rows does not hold the raw data of the keys of the other."""
+    raw, keys = (view, source) if source.leaf.is_key else (source, view)
+    words = leaves.key_words(keys.leaf.dtype)
+    stacks = [repeat.axis for repeat in raw.repeats if repeat.axis is not None]
+    is_last = raw.dims[-1:] == ((words,),) and not any(axis < 0 for axis in stacks)
+    if raw.leaf.dtype == "uint32" and is_last:
+        return None
+    why = f"raw data of such a key is uint32, with {words} words on the last axis"
+    return fault(source, view, "dtype", why)
+
+
+def _codec(source: Row, view: Row, told: Told) -> Codec | Mismatch:
+    before, after = source.leaf.dtype, view.leaf.dtype
+    bits = _float_bits(before) if told.exponent else None
+    if bits is not None and bits < 16:
+        why = f"{before} has too few values to be scaled: scale it before it is cast"
+        return fault(source, view, "dtype", why)
+    if before == after:
+        return (Exact(before, after, told.exponent),) if bits is not None else ()
+    keys = source.leaf.is_key, view.leaf.is_key
+    if not any(keys):
+        for kind in (jnp.integer, jnp.floating):
+            if all(jnp.issubdtype(jnp.dtype(dtype), kind) for dtype in (before, after)):
+                return (Exact(before, after, 0 if bits is None else told.exponent),)
+    if all(keys):
+        hint = "a key keeps its implementation: declare the same on both sides"
+        return fault(source, view, "impl", hint)
+    if any(keys):
+        hint = (
+            'a key is no array of its data: declare Key["..."] on both sides, or say raw_key(...)'
+        )
+        return fault(source, view, "dtype", hint)
+    hint = (
+        "only integers are cast to integers, and floats to floats, where that keeps their values: "
+        "declare one dtype on both sides, and cast the tree yourself"
+    )
+    return fault(source, view, "dtype", hint)
+
+
+@functools.lru_cache(maxsize=64)  # there are some twenty dtypes
+def _float_bits(dtype: str) -> int | None:
+    """How many bits a float of a dtype has; None if it is none."""
+    is_key = dtype.startswith("key<")
+    if is_key or not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        return None
+    return jnp.finfo(dtype).bits
+
+
+# --- Padding  ---
+
+
+def _unpadded(source: Part, view: Part, told: Told) -> tuple[Part, Part] | Mismatch:
+    """Both rows without what rules say is padding."""
+    inner = [source, view]
+    for start, end in told.ends:
+        for side, fill in _padded(inner, start, end):
+            row = inner[side].row
+            spots = _spots(row, fill.large)
+            if len(spots) > 1:
+                return fault(source.row, view.row, "ambiguous", _which(row, fill.large))
+            unfilled = _unfilled(source.row, view.row, fill)
+            if unfilled is not None:
+                return unfilled
+            inner[side] = inner[side].cut(*spots[0], fill)
+    return inner[0], inner[1]
+
+
+def unpadded(row: Row, told: Told) -> Row:
+    """A row without what rules say is padding."""
+    part = Part(row)
+    for start, _ in told.ends:
+        spots = _spots(part.row, start.large)
+        if len(spots) == 1:
+            part = part.cut(*spots[0], start)
+    return part.row
+
+
+def applies(rule: Reverse | Padding | Scaling, rows: tuple[Row, Row]) -> bool:
+    """Whether a rule says anything of a leaf that has these rows, one of which may be a part of the other."""
+    if isinstance(rule, Reverse):
+        return any(_called(row, rule.dim) for row in rows)
+    if isinstance(rule, Scaling):
+        return not rule.exponent or _float_bits(rows[0].leaf.dtype) is not None
+    return any(_spots(row, rule.large) for row in rows) and any(
+        _spots(row, rule.small) or not _spots(row, rule.large) for row in rows
+    )
+
+
+def _spots(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
+    """Where a row has a dim: which axis, and which of its factors; whole axes before those that it is a factor of."""
+    dims = row.leaf.dims
+    whole = [(at, 0, len(axis)) for at, axis in enumerate(dims) if axis == dim]
+    if whole or len(dim) > 1:
+        return whole
+    return [
+        (at, number, number + 1)
+        for at, axis in enumerate(dims)
+        for number, factor in enumerate(axis)
+        if (factor,) == dim
+    ]
+
+
+def _padded(inner: Sequence[Part], start: Fill, end: Fill) -> list[tuple[int, Fill]]:
+    """Which of both rows are cut to the size without padding, and what theirs holds: one; or both, where that differs."""
+    large = [
+        bool(_spots(part.row, fill.large)) for part, fill in zip(inner, (start, end), strict=True)
+    ]
+    small = [bool(_spots(part.row, start.small)) for part in inner]
+    if large[0] and small[1]:
+        return [(0, start)]
+    if large[1] and small[0]:
+        return [(1, end)]
+    return [(0, start), (1, end)] if all(large) and start != end else []
+
+
+def _unfilled(source: Row, view: Row, fill: Fill) -> Mismatch | None:
+    """Why a leaf cannot be padded so."""
+    sizes = [dims_.size_of(dim, {}) for dim in (fill.small, fill.large)]
+    if None not in sizes and (sizes[0] or 0) > (sizes[1] or 0):
+        why = f"{sizes[0]} cannot be padded to {sizes[1]}, which is less"
+        return fault(source, view, "dims", why)
+    is_complex = not source.leaf.is_key and jnp.issubdtype(
+        jnp.dtype(source.leaf.dtype), jnp.complexfloating
+    )
+    unlike_zero = leaves.number_bits(fill.value) != 0
+    if not leaves.holds(source.leaf, leaves.Fill(fill.value)) or (is_complex and unlike_zero):
+        why = f"{source.leaf.dtype} is not padded with {shown(fill.value)}: give another fill="
+        return fault(source, view, "dtype", why)
+    return None
+
+
+def _fills(side: int, part: Part) -> Iterator[tuple[int, Geometry, Fill]]:
+    """What a row has in its padding. Where the padding of two axes meets, it is of what was put on last."""
+    padded = [within for within in part.within if within.fill is not None]
+    if not padded:
+        return
+    # A view is padded in the order of the rules, and a source is cut in it: put on in the other.
+    last_first = padded[::-1] if side else padded
+    factors = _own(part.row)
+    spelled, spans = _spelled(part, factors, _numbered(part.row), 0)
+    regions = spellings.beside(spelled, tuple(spans[within] for within in last_first))
+    for within, region in zip(last_first, regions, strict=True):
+        assert within.fill is not None
+        yield side, region, within.fill
+
+
+# --- Geometry  ---
+
+
+def _geometries(
+    source: Part, view: Part, told: Told, known: Known, is_raw: bool
+) -> tuple[Geometry, ...] | Mismatch:
+    """Which elements of two rows are one, both without padding."""
+    parts = [source, view]
+    rows = source.row, view.row
+    if is_raw:
+        parts = [part if part.row.leaf.is_key else _without_words(part) for part in parts]
+    keys = [part.row.leaf.dtype for part in parts if part.row.leaf.is_key]
+    words = leaves.key_words(keys[0]) if keys else 0
+    levels = levels_of(parts[0].row, parts[1].row)
+    if isinstance(levels, Mismatch):
+        return levels
+    own = matched(parts[0].row, parts[1].row, Told(axes=told.axes))
+    if isinstance(own, Mismatch):
+        return own
+    factors = _own(parts[0].row)
+    both = factors, [factors[number] for number in own]
+    flipped = _flipped(parts, both, told)
+    if isinstance(flipped, Mismatch):
+        return flipped
+    spelled: list[Spelling] = []
+    for part, each, its in zip(parts, both, levels.tokens, strict=True):
+        spelled.append(_spelled(part, each, its, words)[0])
+    if not levels.blocks[0]:
+        return (spellings.between(spelled[0], spelled[1], flipped),)
+    try:
+        return _by_blocks(spelled, levels.blocks, flipped, {})
+    except UndecidedError as found:
+        if not known:
+            return undecided(*rows, found)
+    try:
+        return _by_blocks(spelled, levels.blocks, flipped, known)
+    except UndecidedError as found:
+        return undecided(*rows, found)
+
+
+def _without_words(part: Part) -> Part:
+    """A row of raw data as one of keys: each is what stands on the last axis."""
+    leaf = part.row.leaf
+    inner = Leaf(leaf.dims[:-1], leaf.dtype, leaf.names[:-1])
+    return dataclasses.replace(part, row=dataclasses.replace(part.row, leaf=inner))
+
+
+def _flipped(
+    parts: Sequence[Part], factors: Sequence[Sequence[Token]], told: Told
+) -> frozenset[Token] | Mismatch:
+    """The factors that one side counts from their end."""
+    found: set[Token] = set()
+    rows = parts[0].row, parts[1].row
+    for dim in sorted(told.flips, key=str):
+        for row, tokens in zip(rows, factors, strict=True):
+            spots = _called(row, dim)
+            if len(spots) > 1 or _unsure(row, dim):
+                return fault(*rows, "ambiguous", _which(row, dim))
+            if spots:
+                at, first, last = spots[0]
+                before = sum(len(sized(axis)) for axis in row.leaf.dims[:at])
+                before += len(sized(row.leaf.dims[at][:first]))
+                count = len(sized(row.leaf.dims[at][first:last]))
+                found ^= {*tokens[before : before + count]}
+                break
+    return frozenset(found)
+
+
+def _called(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
+    """The axes of a leaf that are called so, or else the factors of an axis that are."""
+    whole = [(at, 0, len(row.leaf.dims[at])) for at in axes_called(row.leaf, dim)]
+    return whole or _spots(row, dim)
+
+
+def _unsure(row: Row, dim: Dim) -> bool:
+    """Whether an axis of a leaf may be the one that is called so, and nobody can say."""
+    names = (name for own in row.leaf.names for name in own.parts if EITHER in name)
+    spelled = dims_.format_dim(dim)
+    return any(spelled in name.split(EITHER) for name in names)
+
+
+def _which(row: Row, dim: Dim) -> str:
+    """What to do where a rule names an axis that a leaf has twice."""
+    spelled = dims_.format_dim(dim)
+    if row.reshaped:
+        reset = Reset(view=row.path)
+        return f"nobody can say which axis of the param {spelled} is here: start it anew, {reset}"
+    names = [str(own) for own, size in zip(row.leaf.own, row.leaf.dims, strict=True) if size == dim]
+    if len(names) > 1 and len(set(names)) == len(names):
+        return f"{spelled} is the size of several axes: name one of them, {' or '.join(names)}"
+    return (
+        f"{spelled} is the size of several axes, and nothing tells them apart: "
+        f'give them labels, "in={spelled} out={spelled}", and name one of these'
+    )
+
+
+def _spelled(
+    part: Part, factors: Sequence[Token], levels: Sequence[Sequence[Token]], words: int
+) -> tuple[Spelling, dict[Within, tuple[int, int]]]:
+    """How a row keeps its factors, and which span what is within more elements is.
+
+    Args:
+        part: The row.
+        factors: What each factor of the leaf's own axes is, those of size 1 left out.
+        levels: For each level of repetition, what each of its factors is.
+        words: How many words the last axis has, of keys.
+    """
+    row, own = part.row, iter(factors)
+    axes: list[_Axis] = []
+    for number, dim in enumerate(row.leaf.dims):
+        told = [(None if factor == 1 else next(own), of_dim((factor,))) for factor in dim]
+        axes.append(_axis(("axis", number), told, part.within))
+    stacks: list[_Axis] = []
+    for number, (repeat, its) in enumerate(zip(row.repeats, levels, strict=True)):
+        told = [(token, of_dim((f,))) for token, f in zip(its, repeat.size, strict=True)]
+        stacks.append(_axis(("level", number), told, part.within))
+    unrolled = [stacks[n] for n, repeat in enumerate(row.repeats) if repeat.axis is None]
+    stored = [(axes if kind == "axis" else stacks)[number] for kind, number in row.axes]
+    found = [*unrolled, *stored]
+    if words:
+        size = Size.of(words)
+        found.append([(Span((("words", size),), size), None)])
+    spelling = tuple(tuple(span for span, _ in axis) for axis in found)
+    spots: dict[Within, tuple[int, int]] = {}
+    for number, axis in enumerate(found):
+        spots |= {within: (number, at) for at, (_, within) in enumerate(axis) if within}
+    return spelling, spots
+
+
+_Axis = list[tuple[Span, Within | None]]
+
+
+def _axis(
+    at: tuple[str, int], factors: Sequence[tuple[Token | None, Size]], within: Sequence[Within]
+) -> _Axis:
+    """The spans of an axis: of what stands within more elements one, of every other factor one."""
+    found: _Axis = []
+    begins = {each.first: each for each in within if each.at == at}
+    number = 0
+    while number < len(factors) or number in begins:
+        own = begins.pop(number, None)
+        end = number + 1 if own is None else own.last
+        inner = tuple((token, size) for token, size in factors[number:end] if token is not None)
+        if own is not None:
+            found.append((Span(inner, own.size, own.start), own))
+        elif inner:
+            found.append((Span(inner, inner[0][1]), None))
+        number = end
+    return found
+
+
+def _by_blocks(
+    spelled: Sequence[Spelling],
+    blocks: tuple[list[Token], list[Token]],
+    flipped: frozenset[Token],
+    known: Known,
+) -> tuple[Geometry, ...]:
+    """The geometries of two rows with other blocks: both are held against an array that counts through all of them.
+
+    Raises:
+        UndecidedError: The blocks of one side are cut by those of the other, and sizes alone say where.
+    """
+    common = [token for token in spellings.tokens(spelled[0]) if token not in blocks[0]]
+    wholes: list[Geometry] = []
+    for spelling, block in zip(spelled, blocks, strict=True):
+        logical = [block, *([token] for token in common)]
+        wholes.append(spellings.whole(spelling, logical, flipped if not wholes else frozenset()))
+    first, second = (each.where(known) for each in wholes)
+    return tuple(path.geometry for path in through(first, ~second))

@@ -1,0 +1,344 @@
+"""What an optimizer keeps on one side alone: whether it starts anew, is left behind, or may be something on the other side.
+
+Where nothing on the other side can be it, a ``reset`` says so and is certain: of a wrapper its own leaves alone, by name, for
+what it wraps has a partner. Where something can, it is open, for a reset would make zeros of what is there.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.leaves import Init
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Layout, Part, Row
+from ckpt_schema._lens.derive.alignment import Alignment, Owners
+from ckpt_schema._lens.derive.partners import form
+from ckpt_schema._lens.derive.scope import is_mirror
+from ckpt_schema._lens.rules import Move, Rename, Reset, Rule
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["Lost", "restarts"]
+
+_SHOWN = 3  # candidates of one part; more do not help
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lost:
+    """What one side's optimizer state keeps without a partner.
+
+    Attributes:
+        near: The layout.
+        far: The other.
+        called: The path of each of its rows in the view's words.
+        joined: The numbers of rows that are joined, and with which of the far side.
+        rows: The numbers of those that must have a partner and have none.
+        models: The numbers of such rows of the model.
+        is_view: Whether the near layout is the view.
+    """
+
+    near: Layout
+    far: Layout
+    called: Sequence[LogicalPath]
+    joined: Mapping[int, int]
+    rows: Sequence[int]
+    models: set[int]
+    is_view: bool
+
+    def reset(self, path: LogicalPath) -> Reset:
+        """The rule that starts it anew, or leaves it behind."""
+        return Reset(view=path) if self.is_view else Reset(source=path)
+
+    @property
+    def verb(self) -> str:
+        """What a reset does, as hints say it."""
+        return "to start it anew" if self.is_view else "to leave it behind"
+
+
+def restarts(states: tuple[Lost, Lost], alignment: Alignment) -> Iterator[Mismatch]:
+    """A fault for each part of either optimizer state that has no partner, and for each row that has none of its own."""
+    apart = [_apart(state, paths_) for state, paths_ in zip(states, alignment.apart, strict=True)]
+    moves = _moves(*states)
+    for n, state in enumerate(states):
+        resets = _Resets(state)
+        for part, rows in apart[n].items():
+            yield _part_fault(state, part, rows, apart[1 - n], resets)
+        told = {number for rows in apart[n].values() for number in rows}
+        lost = {_model(state.near.rows[number]) for number in state.models}
+        rest = [number for number in state.rows if number not in told]
+        rest = [n for n in rest if not _follows(state.near.rows[n], lost)]
+        if rest:
+            yield from _Rows(state, states[1 - n], resets, moves).faults(rest)
+
+
+def _follows(row: Row, lost: set[LogicalPath]) -> bool:
+    """Whether a row mirrors one of the model that has no partner: what places that one places this too."""
+    return is_mirror(row) and _model(row) in lost
+
+
+def _model(row: Row) -> LogicalPath:
+    return row.path[row.body or 0 :]
+
+
+# --- parts  ---
+
+
+def _apart(state: Lost, found: frozenset[LogicalPath]) -> dict[Part, list[int]]:
+    """The parts that have no partner, with the numbers of their rows."""
+    owners = Owners(state.near)
+    parts: dict[Part, list[int]] = {}
+    for number in state.rows if found else ():
+        part = owners.part(state.near.rows[number])
+        if part is not None and part.path in found:
+            parts.setdefault(part, []).append(number)
+    return parts
+
+
+def _part_fault(
+    state: Lost,
+    part: Part,
+    rows: Sequence[int],
+    others: Mapping[Part, Sequence[int]],
+    resets: _Resets,
+) -> Mismatch:
+    fields = _fields(part, state.near, rows)
+    alike = [other for other in others if other.type is part.type]
+    alike = alike or [
+        other for other, found in others.items() if _fields(other, resets.far, found) == fields
+    ]
+    rules: tuple[Rule, ...] = ()
+    if alike:
+        shown = ", ".join("/".join(other.path) for other in alike[:_SHOWN])
+        which = "it" if len(alike) == 1 else "one of them"
+        hint = f"{shown} may be its partner: if {which} is, say so with a move; else reset both"
+    elif state.near.initial is None:
+        hint = f"declare {state.near.name} with its transformation, and it can be reset"
+    else:
+        rules = tuple(resets.of_part(part, rows))
+        inner = "" if rules == (state.reset(part.path),) else "; what it wraps is carried over"
+        hint = f"{', '.join(map(str, rules))} {state.verb}{inner}"
+    found = f"{part.type.__name__} ({', '.join(fields)}) in {state.near.name} alone"
+    expected = f"its partner in the chain of {state.far.name}"
+    return Mismatch("/".join(part.path), "chain", expected, found, hint, rules=rules)
+
+
+def _fields(part: Part, table: Layout, numbers: Sequence[int]) -> list[str]:
+    """What a part keeps, by name."""
+    start = len(part.path)
+    rows = (table.rows[number] for number in numbers)
+    names = ("/".join(row.path[start : row.body]) if row.body else row.path[start] for row in rows)
+    return list(dict.fromkeys(names))
+
+
+class _Resets:
+    """The rules that reset rows without a partner: as few as there can be, and none that resets another row."""
+
+    def __init__(self, state: Lost) -> None:
+        self._state = state
+        self.far = state.far
+        self._owners = Owners(state.near)
+        self._total: collections.Counter[LogicalPath] = collections.Counter()
+        self._lost: collections.Counter[LogicalPath] = collections.Counter()
+        for number, row in enumerate(state.near.rows):
+            if row.path[0] != "opt_state":
+                continue
+            free = number not in state.joined
+            for end in range(1, len(row.path) + 1):
+                self._total[row.path[:end]] += 1
+                self._lost[row.path[:end]] += free
+
+    def of_part(self, part: Part, numbers: Sequence[int]) -> Iterator[Reset]:
+        """Those of a part: of the whole where it holds no other, else of each of its own fields."""
+        own = {
+            row.path
+            for row in self._state.near.rows
+            if row.path[: len(part.path)] == part.path and self._owners.part(row) is part
+        }
+        if self._total[part.path] == len(own):
+            yield self._state.reset(part.path)
+            return
+        held = collections.Counter(path[: len(part.path) + 1] for path in own)
+        found: dict[LogicalPath, None] = {}
+        for number in numbers:
+            path = self._state.near.rows[number].path
+            field = path[: len(part.path) + 1]
+            found[field if held[field] == self._total[field] else path] = None
+        yield from map(self._state.reset, found)
+
+    def of_row(self, row: Row) -> Reset:
+        """That of one row: of the whole field, or node of the model, where all in it have no partner."""
+        part = self._owners.part(row)
+        first = len(part.path) + 1 if part is not None else (row.body or len(row.path))
+        for end in range(first, len(row.path)):
+            if self._lost[row.path[:end]] == self._total[row.path[:end]]:
+                return self._state.reset(row.path[:end])
+        return self._state.reset(row.path)
+
+
+# --- chains that do not tell their parts  ---
+
+
+def _moves(source: Lost, view: Lost) -> list[Move]:
+    """The rules for parts that keep the same, where a chain does not tell what they are: those that can be no other."""
+    if source.near.parts and view.near.parts:
+        return []
+    sides = [
+        {state.called[number]: form(state.near.rows[number])[1:] for number in state.rows}
+        for state in (source, view)
+    ]
+    waiting = dict(sides[0])
+    found: list[Move] = []
+    while waiting:
+        path, kind = next(iter(waiting.items()))
+        cuts = _cuts(path, kind, sides[1])
+        able = [cut for cut in cuts if _below(sides[0], cut[0]) == _below(sides[1], cut[1])]
+        done = path
+        if len(able) == 1:
+            done, there = able[0]
+            back = _cuts((*there, *path[len(done) :]), kind, sides[0])
+            if sum(_below(sides[1], one) == _below(sides[0], two) for one, two in back) == 1:
+                found.append(Move(done, there))
+        waiting = {p: k for p, k in waiting.items() if p[: len(done)] != done}
+    return found
+
+
+_Kinds = Mapping[LogicalPath, object]
+
+
+def _cuts(path: LogicalPath, kind: object, others: _Kinds) -> set[tuple[LogicalPath, LogicalPath]]:
+    """What would have to take the place of what on a path to make it another of its kind, in as few segments as will do."""
+    found: set[tuple[LogicalPath, LogicalPath]] = set()
+    for other, known in others.items():
+        if known != kind or other[-1] != path[-1] or other == path:
+            continue
+        same = 1
+        while same < min(len(path), len(other)) - 1 and path[-1 - same] == other[-1 - same]:
+            same += 1
+        found.add((path[: len(path) - same], other[: len(other) - same]))
+    return found
+
+
+def _below(kinds: _Kinds, head: LogicalPath) -> _Kinds:
+    return {path[len(head) :]: kind for path, kind in kinds.items() if path[: len(head)] == head}
+
+
+# --- rows of parts that have a partner  ---
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Cure:
+    """What to do about a row: why it has no partner, the rules that mend it for certain, and what these do."""
+
+    told: str
+    rules: tuple[Rule, ...] = ()
+    does: str = ""
+
+
+class _Rows:
+    """Rows of one optimizer state whose parts have partners, or are not told."""
+
+    def __init__(self, state: Lost, other: Lost, resets: _Resets, moves: Sequence[Move]) -> None:
+        self._state, self._resets = state, resets
+        self._moves = {(rule.view if state.is_view else rule.source): rule for rule in moves}
+        self._owners = Owners(state.near), Owners(state.far)
+        rows = state.near.rows
+        self._models = {_model(r): n for n, r in enumerate(rows) if r.path[0] != "opt_state"}
+        self._is_bare = all(row.path[0] != "opt_state" for row in state.far.rows)
+        self._free: dict[LogicalPath, list[Row]] = {}
+        taken = set(state.joined.values())
+        for number, row in enumerate(state.far.rows):
+            if row.path[0] == "opt_state" and number not in taken:
+                self._free.setdefault(other.called[number], []).append(row)
+                if is_mirror(row):
+                    self._free.setdefault(("", *_model(row)), []).append(row)
+
+    def faults(self, numbers: Sequence[int]) -> Iterator[Mismatch]:
+        """A fault for each, and one for all that mirror one leaf of the model."""
+        rows = self._state.near.rows
+        groups: dict[LogicalPath, list[int]] = {}
+        for number in numbers:
+            row = rows[number]
+            name = ("", *_model(row)) if is_mirror(row) else row.path
+            groups.setdefault(name, []).append(number)
+        for group in groups.values():
+            row = rows[group[0]]
+            cures = [self._cure(number) for number in group]
+            rules = tuple(dict.fromkeys(rule for cure in cures for rule in cure.rules))
+            also = tuple("/".join(rows[n].path[: rows[n].body]) for n in group[1:])
+            done = f": {', '.join(map(str, rules))} {cures[0].does}" if rules else ""
+            found = f"{row.stored} in {self._state.near.name} alone"
+            expected, hint = f"a partner in {self._state.far.name}", f"{cures[0].told}{done}"
+            where = "/".join(row.path)
+            yield Mismatch(where, "unplaced", expected, found, hint, rules=rules, also=also)
+
+    def _cure(self, number: int) -> _Cure:
+        state, row, called = self._state, self._state.near.rows[number], self._state.called[number]
+        heads = (called[:end] for end in range(1, len(called)))
+        moved = next((self._moves[head] for head in heads if head in self._moves), None)
+        if moved is not None:
+            return _Cure("nothing else keeps the same", (moved,), "joins them")
+        if self._is_bare and state.near.initial is not None:
+            whole = (state.reset(("opt_state",)),)
+            return _Cure(f"{state.far.name} keeps no optimizer state", whole, state.verb)
+        if not self._is_bare and not (state.near.parts and state.far.parts):
+            told = "a chain that does not tell its parts: any of the other side's may be it"
+            return _Cure(f"{told}; say which with a move")
+        if state.near.initial is None:
+            return _Cure(f"declare {state.near.name} with its transformation, and it can be reset")
+        reset = (self._resets.of_row(row),)
+        free = self._free.get(called, ())
+        if any(other.default == Init() for other in free):
+            return _Cure(f"{state.far.name} has it reset", reset, "to leave this one behind too")
+        if is_mirror(row):
+            return self._mirror(row, reset)
+        if free:
+            return _Cure("two of one name that no rule joins: say so with a rename, or reset both")
+        return _Cure(f"{state.far.name} keeps no such thing", reset, state.verb)
+
+    def _mirror(self, row: Row, reset: tuple[Rule, ...]) -> _Cure:
+        """Why one side keeps something for a leaf that both have, and the other does not."""
+        state, name = self._state, "/".join(_model(row))
+        here = self._models.get(_model(row))
+        there = None if here is None else state.joined.get(here)
+        if here is None or there is None:
+            return _Cure(f"{name} itself is private", reset, state.verb)
+        near, far = state.near.rows[here], state.far.rows[there]
+        if _is_param(near) and not _is_param(far):
+            kinds = f"{name} is {_kind(near)} here and {_kind(far)} there"
+            return _Cure(f"{kinds}: declare it alike, by collection= in Linen and type= in NNX")
+        same = [r for r in self._free.get(("", *_model(far)), ()) if self._is_field(row, r)]
+        if len(same) == 1 and form(same[0])[1:] == form(row)[1:]:
+            pair = (same[0], row) if state.is_view else (row, same[0])
+            told = f"{state.far.name} keeps it in {'/'.join(same[0].path[: same[0].body])}"
+            return _Cure(told, (Rename(pair[0].path, pair[1].path),), "joins them")
+        if same:
+            listed = ", ".join(paths.format_path(other.key) for other in same[:_SHOWN])
+            return _Cure(f"one of {listed} may be it: say which with a rename")
+        axes = ""
+        if len(near.stored.dims) != len(far.stored.dims):
+            both = [dims_.format_dims(r.stored.dims) for r in (near, far)]
+            axes = f", the number of its axes: [{both[0]}] here, [{both[1]}] there"
+        why = f"wrt=, a mask, labels{axes}"
+        return _Cure(f"{state.far.name} does not train {name} this way ({why})", reset, state.verb)
+
+    def _is_field(self, row: Row, other: Row) -> bool:
+        """Whether two rows are one field of parts of one type."""
+        mine, theirs = self._owners[0].part(row), self._owners[1].part(other)
+        if mine is None or theirs is None or mine.type is not theirs.type:
+            return False
+        return row.path[len(mine.path) : row.body] == other.path[len(theirs.path) : other.body]
+
+
+def _is_param(row: Row) -> bool:
+    if not isinstance(row.kind, type):
+        return row.kind in (None, "params")
+    from ckpt_schema._frameworks import variables
+
+    return variables.is_param(row.kind)
+
+
+def _kind(row: Row) -> str:
+    return row.kind if isinstance(row.kind, str) else getattr(row.kind, "__name__", "of no kind")

@@ -1,0 +1,166 @@
+"""Rules by the paths that they speak of: which of them speak of a row, and which one decides.
+
+Rules of a kind go into one trie of path segments, and each row is walked down it once: what speaks
+of a row is looked up and handed on, not asked for again. So the work grows with the rows and with
+the rules, and not with their product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
+
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Layout, Row
+
+__all__ = ["Hit", "Scope", "Spoken", "is_mirror", "standing"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Hit(NamedTuple, Generic[T_co]):
+    """A rule that speaks of a row.
+
+    Attributes:
+        rule: The rule.
+        number: Its place among all rules.
+        start: Where its path starts in that of the row: at the root, or at the model's root.
+        end: Where it ends there.
+    """
+
+    rule: T_co
+    number: int
+    start: int
+    end: int
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where its path stands in the row's: rules of one place have one path."""
+        return self.start, self.end
+
+
+Spoken: TypeAlias = Mapping[int, Sequence[Hit[T]]]
+"""The rules that speak of each row, by its number, the most specific first; other rows are left out."""
+
+
+class _Node(Generic[T]):
+    __slots__ = ("below", "hits")
+
+    def __init__(self) -> None:
+        self.below: dict[str, _Node[T]] = {}
+        self.hits: list[Hit[T]] = []  # of a row whose path starts at the root of the trie
+
+
+class Scope(Generic[T]):
+    """Rules by path."""
+
+    def __init__(self, entries: Iterable[tuple[LogicalPath, T]]) -> None:
+        """Reads rules, each with the path that it speaks of."""
+        self._root: _Node[T] = _Node()
+        self._size = 0
+        for number, (path, rule) in enumerate(entries):
+            node = self._root
+            for segment in path:
+                below = node.below.get(segment)
+                if below is None:
+                    below = node.below[segment] = _Node()
+                node = below
+            node.hits.append(Hit(rule, number, 0, len(path)))
+            self._size = number + 1
+
+    def __bool__(self) -> bool:
+        """Whether there is any rule."""
+        return self._size > 0
+
+    def over(self, row: Row) -> list[Hit[T]]:
+        """The rules that speak of a row, the most specific first.
+
+        The longer path is the more specific one, wherever it starts: at the root, or at the model's root. For what mirrors a
+        param in the optimizer state, a path from the root comes first, for it speaks of that state itself.
+        """
+        return self._over(row.path, row)
+
+    def _over(self, path: LogicalPath, row: Row) -> list[Hit[T]]:
+        """The rules that speak of a row, or of a node above it."""
+        hits = self._walk(path)
+        if row.body:
+            rooted = {hit.number for hit in hits}
+            hits += [hit for hit in self._walk(path, row.body) if hit.number not in rooted]
+        if len(hits) > 1:
+            own = is_mirror(row)
+
+            def rank(hit: Hit[T]) -> tuple[int, int]:
+                at_root = int(hit.start == 0)
+                return (-at_root, -hit.end) if own else (-hit.end, -at_root)
+
+            hits.sort(key=rank)
+        return hits
+
+    def prefixes(self, path: LogicalPath) -> list[Hit[T]]:
+        """The rules whose path ``path`` starts with, the longest first."""
+        return self._walk(path)[::-1]
+
+    def along(self, rows: Iterable[Row]) -> Spoken[T]:
+        """The rules that speak of each of some rows, by the number of the row.
+
+        Leaves of one node that no rule tells apart share one list.
+        """
+        heads = self._root.below
+        found: dict[int, list[Hit[T]]] = {}
+        node: LogicalPath | None = None
+        start: int | None = None
+        shared: list[Hit[T]] = []
+        leaves: tuple[Container[str], Container[str]] = (), ()
+        for number, row in enumerate(rows) if heads else ():
+            path, body = row.path, row.body
+            if path[0] not in heads and not (body and path[body] in heads):
+                continue  # as most rows, of which no rule speaks
+            above = path[:-1]
+            if above != node or body != start:  # leaves of one node stand side by side
+                node, start = above, body
+                shared = self._over(above, row)
+                leaves = self._below(above), self._below(above[body:]) if body else ()
+            apart = path[-1] in leaves[0] or path[-1] in leaves[1]
+            hits = self._over(path, row) if apart else shared
+            if hits:
+                found[number] = hits
+        return found
+
+    def _below(self, path: LogicalPath) -> Container[str]:
+        """The names below a node that rules speak of."""
+        node = self._root
+        for segment in path:
+            below = node.below.get(segment)
+            if below is None:
+                return ()
+            node = below
+        return node.below
+
+    def matched(self, rows: Iterable[Row]) -> set[int]:
+        """The numbers of the rules that speak of any of these rows."""
+        return {hit.number for hits in self.along(rows).values() for hit in hits}
+
+    def _walk(self, path: LogicalPath, start: int = 0) -> list[Hit[T]]:
+        """The rules whose path stands in ``path`` at ``start``, the shortest first."""
+        node, hits = self._root, list[Hit[T]]()
+        for segment in path[start:] if start else path:
+            below = node.below.get(segment)
+            if below is None:
+                break
+            node = below
+            hits += node.hits
+        if start:
+            return [Hit(one.rule, one.number, start, start + one.end) for one in hits]
+        return hits
+
+
+def standing(table: Layout, paths: Iterable[LogicalPath]) -> set[LogicalPath]:
+    """Those of some paths that a row of ``table`` stands at or below."""
+    scope = Scope((path, path) for path in paths)
+    return {hit.rule for hits in scope.along(table.rows).values() for hit in hits}
+
+
+def is_mirror(row: Row) -> bool:
+    """Whether a row is what an optimizer keeps for a param."""
+    return bool(row.body) and row.path[0] == "opt_state"

@@ -1,0 +1,61 @@
+"""Weights that are not the params: what an optimizer keeps has to be worked into them before they are served.
+
+``optax.contrib.schedule_free`` trains on a point between two averages. Who takes the params of such a run and
+drops the state of the optimizer has neither.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+
+import jax
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.table import Layout
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema.errors import ServedWeightsWarning
+
+__all__ = ["lacks_served", "unserved", "warn_of_unserved"]
+
+_FIELDS = {"weight_sum", "max_lr", "z"}
+"""What `optax.contrib.ScheduleFreeState` alone keeps, as a checkpoint spells it."""
+
+
+def unserved(near: Layout, joined: Collection[int]) -> str | None:
+    """What to say where a lens drops a state of ``near`` that the weights to serve are made of."""
+    for part in near.parts:
+        below = [n for n, r in enumerate(near.rows) if r.path[: len(part.path)] == part.path]
+        if part.type.__name__ != "ScheduleFreeState" or all(number in joined for number in below):
+            continue
+        from ckpt_schema._frameworks import optimizer
+
+        cure = optimizer.served_by(part.type)
+        if cure is not None and _carries_weights(near, joined):
+            return f"{near.name} keeps {'/'.join(part.path)}, a {part.type.__name__}: {_told(cure)}"
+    return None
+
+
+def _carries_weights(table: Layout, joined: Collection[int]) -> bool:
+    return any(table.rows[number].path[0] != "opt_state" for number in joined)
+
+
+def _told(cure: str) -> str:
+    made = f"the weights to serve are {cure}(opt_state, params)"
+    return f"{made}, and the state is not carried over. Make them first, or these are others."
+
+
+def warn_of_unserved(told: str | None, tree: Tree) -> None:
+    """Warns where there is something to say, and a tree has values."""
+    if told is not None and not any(map(leaves.is_abstract, jax.tree.leaves(tree))):
+        warnings.warn(told, ServedWeightsWarning, stacklevel=3)
+
+
+def lacks_served(keys: Collection[KeyPath], layout: Layout) -> str | None:
+    """What to say where a checkpoint has a state that the weights to serve are made of, and a layout has no place for it."""
+    segments = {segment for key in keys for segment in key}
+    known = {segment for row in layout.rows for segment in row.key}
+    if not segments >= _FIELDS or known >= _FIELDS:
+        return None
+    return f"the checkpoint keeps a ScheduleFreeState: {_told('optax.contrib.schedule_free_eval_params')}"

@@ -1,0 +1,304 @@
+"""Leaves that have no place on the other side, and what would give them one.
+
+What is certain is printed as rules, which can all be followed together; what is open, as the leaves that it could be, which is
+no rule. A default is offered for what a model works without: a stream, a cache, a count. A weight is never given one, for to
+follow that would be to lose it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.leaves import Fill, FreshKey
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.derive.alignment import Alignment
+from ckpt_schema._lens.derive.partners import Loose, partners, renames
+from ckpt_schema._lens.derive.restarts import Lost, restarts
+from ckpt_schema._lens.rules import Private, Rename, Rule
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["unplaced"]
+
+_SHOWN = 3  # candidates of one leaf; more do not help
+_LOOKED = 20  # candidates whose names are looked at
+_NEAR = 200  # leaves on a side; where there are more, names are compared no more
+
+
+def unplaced(
+    source: Layout,
+    view: Layout,
+    renamed: Sequence[LogicalPath],
+    joined: Sequence[tuple[int, int]],
+    alignment: Alignment,
+    known: set[str],
+    rules: Sequence[Rule] = (),
+) -> Iterator[Mismatch]:
+    """Rows of both sides that are neither joined nor private with a default, each with what would place it.
+
+    Rows of the optimizer state that mirror an unplaced row of the model are named on its line: what places one places all.
+    Those that have a fault of their own are told by `restarts`.
+
+    Args:
+        source: The source's layout.
+        view: The view's layout.
+        renamed: The path of each row of the source in the view's words.
+        joined: The numbers of rows that are joined, of the source and of the view.
+        alignment: Which parts of the optimizer states are partners.
+        known: Paths that have a fault already.
+        rules: The rules that are given.
+    """
+    onward, inverse = dict(joined), {there: here for here, there in joined}
+    called = list(renamed), [row.path for row in view.rows]
+    left, right = (
+        [n for n, path in enumerate(paths_) if n not in placed and "/".join(path) not in known]
+        for paths_, placed in zip(called, (onward, inverse), strict=True)
+    )
+    lost = [
+        [n for n in numbers if _required(table.rows[n])]
+        for table, numbers in ((source, left), (view, right))
+    ]
+    if not any(lost):
+        return
+    loose = _loose(source, left, called[0]), _loose(view, right, called[1])
+    placed = [
+        (source.rows[a], called[0][a][source.rows[a].body or 0 :], view.rows[b])
+        for a, b in onward.items()
+        if source.rows[a].path[0] != "opt_state"
+    ]
+    judged = partners(*loose, placed)
+    given = set(_given(source, rules))
+    found = renames(judged.certain, source.rows, view.rows, onward, given)
+    back = {there: here for here, there in judged.certain.items()}
+    theirs = {there: found[here] for there, here in back.items() if here in found}
+    sides = (
+        _Side(source, view, judged.certain, judged.open[0], found, _Left.of(loose[1], loose[0])),
+        _Side(view, source, back, judged.open[1], theirs, _Left.of(loose[0], loose[1])),
+    )
+    models, states = zip(
+        *(_split(t, n) for t, n in ((source, lost[0]), (view, lost[1]))), strict=True
+    )
+    yield from restarts(
+        (
+            Lost(source, view, called[0], onward, states[0], models[0], is_view=False),
+            Lost(view, source, called[1], inverse, states[1], models[1], is_view=True),
+        ),
+        alignment,
+    )
+    for side, numbers in zip(sides, models, strict=True):
+        mirrors = _mirrors(side.near, numbers)
+        for number in sorted(numbers):
+            yield side.fault(number, mirrors.get(number, ()))
+
+
+def _required(row: Row) -> bool:
+    return row.default is None and not row.optional
+
+
+def _loose(table: Layout, numbers: Sequence[int], called: Sequence[LogicalPath]) -> list[Loose]:
+    """The leaves of the model among some rows."""
+    found: list[Loose] = []
+    for number in numbers:
+        row = table.rows[number]
+        if row.path[0] == "opt_state":
+            continue
+        # Where a rule leads out of the model, nothing is left of what it is called there.
+        path = called[number][row.body or 0 :] or row.path[row.body or 0 :]
+        found.append(Loose(number, row, path, _required(row)))
+    return found
+
+
+def _given(source: Layout, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
+    """The paths in the model that rules rename, whether these say them from the root or not."""
+    heads = {row.path[: row.body] for row in source.rows if row.body}
+    for rule in rules:
+        if isinstance(rule, Rename):
+            yield rule.source
+            yield from (rule.source[len(h) :] for h in heads if rule.source[: len(h)] == h)
+
+
+def _mirrors(table: Layout, numbers: set[int]) -> dict[int, list[str]]:
+    """Where the optimizer state mirrors some rows of the model."""
+    model = {table.rows[n].path[table.rows[n].body or 0 :]: n for n in numbers}
+    found: dict[int, list[str]] = {}
+    for row in table.rows if model else ():
+        if row.body is not None and row.path[0] == "opt_state" and _required(row):
+            number = model.get(row.path[row.body :])
+            if number is not None:
+                found.setdefault(number, []).append("/".join(row.path[: row.body]))
+    return found
+
+
+def _split(table: Layout, numbers: Sequence[int]) -> tuple[set[int], list[int]]:
+    """The rows of the model among some, and those of the optimizer state."""
+    states = [n for n in numbers if table.rows[n].path[0] == "opt_state"]
+    return set(numbers).difference(states), states
+
+
+# --- what would place a leaf of the model  ---
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Left:
+    """The leaves of a model that have no partner, as the other side looks for its own among them.
+
+    Attributes:
+        plain: By type, and by path without levels of repetition.
+        named: By path; none where there are too many on either side to compare them all.
+        raw: Those that may be the raw data of keys.
+        keys: Those that are keys.
+    """
+
+    plain: Mapping[Any, Row]
+    named: Mapping[str, Row]
+    raw: Sequence[Row]
+    keys: Sequence[Row]
+
+    @classmethod
+    def of(cls, loose: Sequence[Loose], others: Sequence[Loose]) -> _Left:
+        """Those on one side, and those that look for their own among them."""
+        rows = [one.row for one in loose]
+        few = max(len(loose), len(others)) <= _NEAR
+        named = {"/".join(row.path[row.body or 0 :]): row for row in rows} if few else {}
+        raw = [row for row in rows if row.leaf.dtype == "uint32" and row.leaf.dims[-1:] in _WORDS]
+        keys = [row for row in rows if row.leaf.is_key]
+        return cls({_plain(row): row for row in rows}, named, raw, keys)
+
+    def other_form(self, row: Row) -> Sequence[Row]:
+        """Raw data that a key may be, and keys that raw data may be."""
+        if row.leaf.is_key:
+            return self.raw
+        is_raw = row.leaf.dtype == "uint32" and row.leaf.dims[-1:] in _WORDS
+        return self.keys if is_raw else ()
+
+
+_WORDS = {((2,),), ((4,),)}
+"""The last axis of the raw data of keys."""
+
+
+def _plain(row: Row) -> Any:
+    return row.leaf, tuple(segment.removesuffix("[]") for segment in row.path)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Side:
+    """The leaves of one layout that have no place in another, seen from the first.
+
+    Attributes:
+        near: The layout.
+        far: The other.
+        certain: The partners that are beyond doubt, by number.
+        open: What other rows may be.
+        rules: The rule that joins each certain pair, by the number of this side's row.
+        left: The far side's leaves that have no partner.
+    """
+
+    near: Layout
+    far: Layout
+    certain: Mapping[int, int]
+    open: Mapping[int, Sequence[Loose]]
+    rules: Mapping[int, Rename]
+    left: _Left
+
+    def fault(self, number: int, mirrors: Sequence[str]) -> Mismatch:
+        """The fault of one row, and of those that mirror it."""
+        row = self.near.rows[number]
+        hint, rules = self._cure(number, row)
+        expected = f"a partner in {self.far.name}"
+        found = f"{row.stored} in {self.near.name} alone"
+        where, also = "/".join(row.path), tuple(mirrors)
+        return Mismatch(where, "unplaced", expected, found, hint, rules=rules, also=also)
+
+    def _cure(self, number: int, row: Row) -> tuple[str, tuple[Rule, ...]]:
+        """What would place a row, and the rules that do so for certain."""
+        rule = self.rules.get(number)
+        if rule is not None:
+            only = paths.format_path(self.far.rows[self.certain[number]].key)
+            return f"only {only} can be it; {rule} joins them", (rule,)
+        if number in self.certain:
+            only = paths.format_path(self.far.rows[self.certain[number]].key)
+            return f"only {only} may be it; the rules for other leaves come first", ()
+        open_ = self.open.get(number, ())
+        # A few are looked at: each of thousands of leaves may have thousands of others.
+        candidates = [other.row for other in open_[:_LOOKED]]
+        several = len(open_)
+        if not candidates:
+            candidates = self.left.other_form(row)
+            several = len(candidates)
+        if candidates:
+            return _choice(row, candidates[:_LOOKED], several), ()
+        repeated = self.left.plain.get(_plain(row))
+        if repeated is not None:
+            return _repeated(row, repeated), ()
+        return self._alone(row)
+
+    def _alone(self, row: Row) -> tuple[str, tuple[Rule, ...]]:
+        """What to do about a row that nothing on the far side can be: by what it is."""
+        own = row.path[row.body or 0 :]
+        kind = _kind(row)
+        if kind == "stream":
+            rule = Private(own, FreshKey(0))
+            return f"a stream of {self.near.name} alone: {rule} makes it anew", (rule,)
+        if kind in ("cache", "record"):
+            rule = Private(own, Fill(False if row.leaf.dtype == "bool" else 0))
+            return f"a {kind} of {self.near.name} alone: {rule} starts it at 0", (rule,)
+        if kind == "count":
+            return f"a count: {Private(own, Fill(0))} starts it at 0, if nothing else is it", ()
+        return self._weight(row), ()
+
+    def _weight(self, row: Row) -> str:
+        told = f"no leaf of {self.far.name} without a partner has its type"
+        own = "/".join(row.path[row.body or 0 :])
+        near = difflib.get_close_matches(own, [*self.left.named], n=1)
+        if near:
+            other = self.left.named[near[0]]
+            return f"{told}; near is {paths.format_path(other.key)}, which is {other.stored}"
+        cure = f"declare it in {self.far.name} too, or take it out of {self.near.name} and of its trees"
+        return f"{told}, and a weight is not made up: {cure}"
+
+
+def _kind(row: Row) -> str:
+    """What a leaf is to a model: a ``weight``, or something that it works without."""
+    if row.leaf.is_key:
+        return "stream"
+    if isinstance(row.kind, type):
+        from ckpt_schema._frameworks import variables
+
+        kind = variables.passing(row.kind)
+    else:
+        kind = _COLLECTIONS.get(str(row.kind))
+    if kind is not None:
+        return kind
+    is_count = not row.leaf.dims and row.leaf.dtype.startswith(("int", "uint"))
+    return "count" if is_count else "weight"
+
+
+_COLLECTIONS = {"cache": "cache", "intermediates": "record", "perturbations": "record"}
+"""Linen's collections that a model works without."""
+
+
+def _choice(row: Row, candidates: Sequence[Row], several: int) -> str:
+    """The leaves that a row could be, none of them for certain; of ``several`` the first ones are given."""
+    shown = [paths.format_path(other.key) for other in candidates[:_SHOWN]]
+    more = several - len(shown)
+    listed = ", ".join([*shown, *([f"{more} more"] if more else [])])
+    if several == 1:
+        return f"it may be {listed}, which nothing proves: if it is, say so with a rename"
+    outlines = {paths.outline(other.path) for other in (row, *candidates)}
+    numbered = len(outlines) <= 2 and all("#" in "/".join(outline) for outline in outlines)
+    cure = "; where they count layers, declare each side's as a list" if numbered else ""
+    return f"one of {listed} may be it: say which with a rename{cure}"
+
+
+def _repeated(row: Row, other: Row) -> str:
+    there, here = (
+        " x ".join(dims_.format_dim(r.size) for r in each.repeats) for each in (other, row)
+    )
+    where = paths.format_path(other.key)
+    told = f"repeats there: {there or 'none'}, here: {here or 'none'}"
+    return f"likeliest: {where}; {told}; declare scan= or list[...] on both sides"

@@ -1,0 +1,380 @@
+"""The lens: two layouts, the joins between them, and translation both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.dims import Binder
+from ckpt_schema._layouts.schema import Schema, layout
+from ckpt_schema._layouts.table import Layout, Row, called
+from ckpt_schema._lens.ancestry import Derivation
+from ckpt_schema._lens.derive.axis_names import guessed
+from ckpt_schema._lens.derive.composition import compose
+from ckpt_schema._lens.derive.derivation import join
+from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.derive.served_weights import unserved, warn_of_unserved
+from ckpt_schema._lens.description import described
+from ckpt_schema._lens.plan.compilation import compile_plan
+from ckpt_schema._lens.plan.plan import Plan
+from ckpt_schema._lens.rules import Rule
+from ckpt_schema._messages.text import columns
+from ckpt_schema._trees.conformance import Match, Matcher
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema.errors import AxesWarning, ConformanceError, DerivationError, Mismatch
+
+__all__ = ["Lens", "derive"]
+
+_PLANS = 8  # trees of one lens come in a handful of containers; the least recently compiled plan goes first
+
+
+class _Translator:
+    """One direction of a lens: its matchers, and the plans compiled so far."""
+
+    def __init__(
+        self, source: Layout, view: Layout, joins: tuple[Join, ...], dims: Mapping[str, int]
+    ) -> None:
+        self.source, self.view, self.joins, self.dims = source, view, joins, dims
+        self._matchers: tuple[Matcher, Matcher] | None = None
+        self._plans: list[Plan] = []
+
+    def __call__(self, tree: Tree, onto: Tree | None, *, donate: bool, drop: bool = False) -> Tree:
+        """Translates ``tree`` with a plan that fits, compiled if need be."""
+        for plan in self._plans:
+            flat = plan.accepts(tree, onto)
+            if flat is not None:
+                self.verify_kept(plan, flat[0], drop=drop)
+                return plan.run(*flat, donate=donate)
+        plan, found, kept = self.compile(tree, onto)
+        self.verify_kept(plan, found, drop=drop)
+        result = plan.run(found, kept, donate=donate)
+        self._plans = [plan, *self._plans[: _PLANS - 1]]
+        return result
+
+    def compile(
+        self, tree: Tree, onto: Tree | None, *, abstract: bool | None = None
+    ) -> tuple[Plan, list[Any], list[Any]]:
+        """The plan for trees like these, and the leaves of both; ``abstract`` as the tree's leaves are, unless given."""
+        if self._matchers is None:
+            self._matchers = Matcher(self.source), Matcher(self.view)
+        read, written = self._matchers
+        binder = Binder(self.dims)
+        match = read.match(tree, binder)
+        if not match.report.ok:
+            self._refuse(match, tree, written)
+        if onto is not None:
+            binder.credit(called(self.source, self.view)[0])
+        kept = None if onto is None else written.match(onto, binder)
+        if kept is not None and not kept.report.ok:
+            header = f"onto does not conform to {called(self.source, self.view)[1]}"
+            raise ConformanceError(header, kept.report.mismatches, kept.report.notes)
+        if kept is not None:
+            _verify_counts(binder, self.source, self.view)
+        if abstract is None:
+            abstract = any(map(leaves.is_abstract, match.flat.leaves))
+        plan = compile_plan(
+            self.source, self.view, self.joins, match, kept, binder.sizes, abstract=abstract
+        )
+        return plan, match.flat.leaves, [] if kept is None else kept.flat.leaves
+
+    def verify_kept(self, plan: Plan, found: Sequence[Any], *, drop: bool) -> None:
+        """Raises where leaves of the tree have no place in the result, unless they may be dropped."""
+        lost = () if drop else plan.dropped
+        faults = [one.fault for one in lost if one.loses(found[one.position])]
+        if faults:
+            header = f"onto lacks leaves of {self.view.name} that the tree has"
+            raise ConformanceError(header, faults)
+
+    def _refuse(self, match: Match, tree: Tree, written: Matcher) -> None:
+        report = match.report
+        here, there = called(self.source, self.view)
+        header = f"the tree does not conform to {here}"
+        if written.match(tree).report.ok:
+            turned = "it is on the other side of the lens already, swap get and put"
+            header = f"the tree conforms to {there}, not to {here}; {turned}"
+        raise ConformanceError(header, report.mismatches, report.notes)
+
+
+def _verify_counts(binder: Binder, source: Layout, view: Layout) -> None:
+    """Raises where one tree tells the size of a product or sum, and the other that of all its names, and they differ."""
+    faults: list[Mismatch] = []
+    for dim, size, origin in binder.broken():
+        known = dims_.size_of(dim, binder.sizes)
+        hint = "".join(binder.notes(dims_.names((dim,))))
+        faults.append(Mismatch(origin, "dims", f"{dims_.format_dim(dim)}={known}", str(size), hint))
+    if faults:
+        raise ConformanceError(
+            f"onto of {view.name} is not of the sizes of {source.name}",
+            faults,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Lens:
+    """A bidirectional translation between two layouts.
+
+    Attributes:
+        source: The left layout.
+        view: The right layout.
+        joins: Which row of the source is which row of the view, and what is edited on the way.
+        dims: Sizes bound beforehand, in elements.
+        derivations: What it was derived from; of a composed lens, in the order they are gone through.
+    """
+
+    source: Layout
+    view: Layout
+    joins: tuple[Join, ...]
+    dims: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
+    derivations: tuple[Derivation, ...] = ()
+
+    @functools.cached_property
+    def joined(self) -> tuple[frozenset[int], frozenset[int]]:
+        """The numbers of the rows of the source, and of the view, that have a partner."""
+        pairs = [pair for one in self.joins for pair in one.pairs]
+        return frozenset(before for before, _ in pairs), frozenset(after for _, after in pairs)
+
+    @functools.cached_property
+    def _forward(self) -> _Translator:
+        return _Translator(self.source, self.view, self.joins, self.dims)
+
+    @functools.cached_property
+    def _backward(self) -> _Translator:
+        return _Translator(self.view, self.source, tuple(j.inverse for j in self.joins), self.dims)
+
+    def get(
+        self, s: Tree, onto: Tree | None = None, *, donate: bool = False, drop: bool = False
+    ) -> Tree:
+        """The view of ``s``.
+
+        Args:
+            s: A tree of the source layout, in any of its containers, of arrays, abstract values or tracers.
+            onto: A tree of the view layout. The result has its container, takes the view's private leaves from it, and gives
+                edited leaves its sharding. Abstract leaves in it give a sharding and no value.
+            donate: Whether the caller gives ``s`` up. Its jax arrays are then deleted one by one, as soon as what is made of
+                them is there, but for those that only move, which are the result's. Besides ``s``, no more is ever held than
+                twice the bytes of its largest leaf, or of the result's. Values that an edit would change are found before.
+            drop: Whether optional leaves of ``s`` that ``onto`` lacks are left out. Without it they
+                are an error, unless they are what their default says.
+
+        Returns:
+            A tree of the view layout. Leaves that only move are the same objects. Without ``onto``: an ``nnx.State``, or dicts
+            with the optimizer's NamedTuples, and private leaves are made from their declared defaults.
+
+        Raises:
+            ConformanceError: With every leaf of ``s`` or ``onto`` that does not conform, every value that a cast would
+                change, every leaf of the result that has neither source nor default, and every
+                leaf of ``s`` that ``onto`` lacks.
+        """
+        warn_of_unserved(self._dropped[0], s)
+        return self._forward(s, onto, donate=donate, drop=drop)
+
+    @functools.cached_property
+    def _dropped(self) -> tuple[str | None, str | None]:
+        """What to say of states that each direction drops, and that the weights to serve are made of."""
+        return unserved(self.source, self.joined[0]), unserved(self.view, self.joined[1])
+
+    def put(
+        self, v: Tree, onto: Tree | None = None, *, donate: bool = False, drop: bool = False
+    ) -> Tree:
+        """The source of ``v``: `get` in the other direction, with the same rules."""
+        warn_of_unserved(self._dropped[1], v)
+        return self._backward(v, onto, donate=donate, drop=drop)
+
+    def dry_run(self, s: Tree, onto: Tree | None = None, *, drop: bool = False) -> None:
+        """Raises what `get` would raise for a concrete tree like ``s``, as far as can be told without its values.
+
+        Args:
+            s: A tree of the source layout; its leaves may be abstract, and count as if they had values.
+            onto: As for `get`; its abstract leaves do *not* count as values.
+            drop: As for `get`.
+
+        Raises:
+            ConformanceError: As `get` does, casts excepted.
+        """
+        plan, found, _ = self._forward.compile(s, onto, abstract=False)
+        self._forward.verify_kept(plan, found, drop=drop)
+
+    def bind(self, **dims: int) -> Lens:
+        """This lens for fixed sizes, in elements, of dims that its trees do not tell.
+
+        Raises:
+            DerivationError: Neither layout has a dim of that name.
+        """
+        dims_.verify_sizes(dims)
+        known = (
+            self.source.names() | self.view.names() if dims else set[str]()
+        )  # of 100,000 rows they take a while to gather
+        expected = f"a dim of either layout ({', '.join(sorted(known))})"
+        faults = [
+            Mismatch(name, "dims", expected, "an unknown name")
+            for name in sorted(dims.keys() - known)
+        ]
+        for table in (self.source, self.view):
+            own = dict(table.sizes)
+            wrong = [(name, size) for name, size in dims.items() if own.get(name, size) != size]
+            faults += [
+                Mismatch(n, "dims", f"{own[n]}, as {table.name} is declared for", str(size))
+                for n, size in wrong
+            ]
+        if faults:
+            header = "no dims to bind between {} and {}".format(*called(self.source, self.view))
+            raise DerivationError(header, faults)
+        return dataclasses.replace(self, dims={**self.dims, **dims})
+
+    def __invert__(self) -> Lens:
+        """The lens in the other direction: its ``get`` is this lens's `put`."""
+        joins = tuple(j.inverse for j in self.joins)
+        origins = tuple(each.inverse for each in reversed(self.derivations))
+        return Lens(self.view, self.source, joins, self.dims, origins)
+
+    def __rshift__(self, other: Lens) -> Lens:
+        """First this lens, then ``other``, without the layout between them ever being built.
+
+        Raises:
+            DerivationError: With every row in which this lens's view differs from the other's source.
+        """
+        dims, derivations = {**self.dims, **other.dims}, (*self.derivations, *other.derivations)
+        return Lens(*compose(self, other), dims=dims, derivations=derivations)
+
+    def __repr__(self) -> str:
+        """Its two sides, and the sizes that are bound."""
+        here, there = called(self.source, self.view)
+        return f"<lens {here} -> {there}{f', {dict(self.dims)}' if self.dims else ''}>"
+
+    def __str__(self) -> str:
+        """The table: where each leaf goes, what is edited, what is private."""
+        return "\n".join(_table(self))
+
+
+def derive(
+    source: type[Schema] | Layout,
+    view: type[Schema] | Layout,
+    *,
+    rules: Sequence[Rule] = (),
+    dims: Mapping[str, int] | None = None,
+) -> Lens:
+    """The lens between two layouts, joined on their logical paths.
+
+    What differs within a joined leaf is derived from the declared types: a spelling moves it, ``scan`` against a list
+    stacks or unstacks it, other dims transpose and reshape it, another dtype of
+    integers or of floats casts it where that keeps its values.
+
+    Args:
+        source: The left layout.
+        view: The right layout.
+        rules: What the types cannot say: `rename`, `private`, `fuse`, `series`, `flip`, `pad`, `scale`, `tie`,
+            `raw_key`, `move`, `reset`.
+        dims: Sizes that no tree tells, in elements; see `Lens.bind`.
+
+    Returns:
+        A lens that obeys the laws for all conforming trees, of any size.
+
+    Raises:
+        DerivationError: With every row that has no place, every pair of rows that no edit relates, every ambiguity, and every
+            rule that matches nothing.
+        SchemaError: One of the schemas is wrong in itself.
+
+    Warns:
+        AxesWarning: With every square leaf of an inferred layout that a rule gives another name without ``axes=``: it is
+            joined as it stands, and its sizes would allow the transpose. Where a rule turns another leaf, those that keep
+            their name are among them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxtyping import Array, Float32
+        >>> from ckpt_schema._layouts.fields import field
+        >>> class Old(Schema):
+        ...     kernel: Float32[Array, "embed mlp"] = field(key="Dense_0/kernel")
+        >>> class New(Schema):
+        ...     kernel: Float32[Array, "mlp embed"]
+        >>> lens = derive(Old, New)
+        >>> lens.get({"Dense_0": {"kernel": jnp.zeros((2, 3))}})["kernel"].shape
+        (3, 2)
+        >>> print(lens)
+        Old -> New: 1 joined, 0 private to Old, 0 private to New
+          Dense_0/kernel  kernel  embed mlp -> mlp embed
+    """
+    dims_.verify_sizes({} if dims is None else dims)
+    sides = layout(source), layout(view)
+    sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **(dims or {})}
+    left, right, joins = join(sides[0], sides[1], rules, sizes)
+    lens = Lens(left, right, joins, derivations=(Derivation(left, right, tuple(rules)),))
+    _warn_of_squares(lens)
+    return lens.bind(**sizes)
+
+
+def _warn_of_squares(lens: Lens) -> None:
+    """Names all leaves that were joined axis by axis, where only their equal sizes speak for it.
+
+    Those of one name are taken for the same leaf, unless a rule says of another that the sides order axes in two ways.
+    """
+    turned = any(
+        one.told.axes is not None and list(one.told.axes) != sorted(one.told.axes)
+        for one in lens.joins
+    )
+    found: dict[str, None] = {}
+    seen: tuple[set[int], set[int]] = set(), set()
+    for one in lens.joins:
+        here, there = one.sources[0], one.views[0]
+        copied = here in seen[0] or there in seen[1]  # and has the order of its original
+        seen[0].add(here)
+        seen[1].add(there)
+        if one.plain and not copied:
+            rows = lens.source.rows[here], lens.view.rows[there]
+            found[guessed(*rows, one.told, turned=turned)] = None
+    lines = [f"\n  {line}" for line in found if line]
+    if lines:
+        header = (
+            "{} and {} have square leaves, whose sizes do not show the order of their axes. They "
+            "were joined without a transpose. Say so, as here, or say axes='1 0' for the transpose:"
+        ).format(*called(lens.source, lens.view))
+        warnings.warn(header + "".join(lines), AxesWarning, stacklevel=3)
+
+
+def _table(lens: Lens) -> list[str]:
+    joined_s, joined_v = lens.joined
+    rows = [
+        (_keys(lens.source, j.sources), _keys(lens.view, j.views), done) for j, done in _done(lens)
+    ]
+    alone = [
+        (_key(r), "-", _private(r)) for n, r in enumerate(lens.source.rows) if n not in joined_s
+    ]
+    alone += [
+        ("-", _key(r), _private(r)) for n, r in enumerate(lens.view.rows) if n not in joined_v
+    ]
+    own = len(lens.source.rows) - len(joined_s), len(lens.view.rows) - len(joined_v)
+    here, there = called(lens.source, lens.view)
+    header = (
+        f"{here} -> {there}: {len(lens.joins)} joined, "
+        f"{own[0]} private to {here}, {own[1]} private to {there}"
+    )
+    return [header, *columns([*rows, *alone])]
+
+
+def _done(lens: Lens) -> Iterator[tuple[Join, str]]:
+    """What is done on the way of each join, and whether it is a copy of what another carries."""
+    for one in lens.joins:
+        words = described(one, (lens.source.rows, lens.view.rows))
+        yield one, ", ".join(filter(None, (words, "tied" if any(one.compares) else "")))
+
+
+def _keys(table: Layout, rows: Sequence[int]) -> str:
+    return " ".join(_key(table.rows[number]) for number in rows)
+
+
+def _key(row: Row) -> str:
+    return paths.format_path(row.key)
+
+
+def _private(row: Row) -> str:
+    if row.default is None:
+        return f"private, {row.stored}, {'optional' if row.optional else 'from onto'}"
+    counts = (
+        isinstance(row.default, leaves.FreshKey | leaves.ConstantKey) and not row.leaf.is_key
+    )  # beside the key of a stream
+    return f"private, {row.stored}, default {0 if counts else row.default}"

@@ -1,0 +1,303 @@
+"""The fewest cells that say the same: what a middle has cut is put together again.
+
+This is for print, and for leaves that only move: of these one cell is all. No value depends on it.
+Merging whichever pair comes first does not always end in one form, so the tightest comes first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import heapq
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+from ckpt_schema._layouts.sizes import ONE, ZERO, Size, UndecidedError
+from ckpt_schema._lens.cells import Cell, Digit, Geometry, Place, taken_apart, through, tidy
+
+__all__ = ["merged", "normal"]
+
+_LOOSEST = 2  # at most one side of two blocks that become one has room between them
+
+
+def normal(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """The same cells in one spelling, and as few as can be.
+
+    Args:
+        cells: Cells between the same rows, with the same codec, are put together.
+    """
+    groups: dict[Hashable, list[Cell]] = {}
+    for cell in cells:
+        alike = (cell.source, cell.view, cell.codec, cell.compares)
+        groups.setdefault(alike, []).append(cell)
+    found: list[Cell] = []
+    # What is only compared comes last: it may lie in what is written.
+    for group in sorted(groups.values(), key=lambda group: all(group[0].compares)):
+        first = group[0]
+        for geometry in merged(tuple(cell.geometry for cell in group), first.is_constant):
+            cell = dataclasses.replace(first, geometry=geometry)
+            if not all(first.compares) or not any(_says(other, cell) for other in found):
+                found.append(cell)
+    return tuple(sorted(found, key=str))
+
+
+def _says(cell: Cell, other: Cell) -> bool:
+    """Whether all that one cell says of elements is said by another that writes them."""
+    ends = (cell.source, cell.view, cell.codec) == (other.source, other.view, other.codec)
+    return ends and not cell.is_constant and _is_within(other.geometry, cell.geometry)
+
+
+@functools.lru_cache(1 << 14)
+def merged(geometries: tuple[Geometry, ...], is_constant: bool = False) -> tuple[Geometry, ...]:
+    """Geometries of the same two rows, as few as can be.
+
+    Args:
+        geometries: Which elements are which.
+        is_constant: Whether one side is a constant. What lies in another then stays.
+    """
+    whole = list(dict.fromkeys(map(tidy, geometries)))
+    if len(whole) == 1:
+        return tuple(whole)
+    # However a block of a known size was cut, its single steps are the same.
+    parts = list(dict.fromkeys(tidy(part) for each in whole for part in taken_apart(each)))
+    if not is_constant:
+        parts = _absorbed(parts)
+    parts = _put_together(parts)
+    if not is_constant:
+        parts = _absorbed(parts)
+    return tuple(sorted(parts, key=str))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Join:
+    """Two geometries that continue one another, and the one that they make."""
+
+    looseness: int
+    first: Geometry
+    second: Geometry
+    made: Geometry
+
+    @property
+    def rank(self) -> tuple[int, list[str]]:
+        """The tightest has the least; the spelling decides where two are equally tight."""
+        return self.looseness, sorted((str(self.first), str(self.second)))
+
+
+def _put_together(parts: Iterable[Geometry]) -> list[Geometry]:
+    """Joins two parts at a time, the tightest first."""
+    index = _Index()
+    ways: list[tuple[tuple[int, list[str]], int, _Join]] = []
+    numbers = itertools.count()
+
+    def add(part: Geometry) -> None:
+        index.add(part)
+        for way in index.joins(part):
+            heapq.heappush(ways, (way.rank, next(numbers), way))
+
+    for part in parts:
+        if part not in index.parts:
+            add(part)
+    while ways:
+        way = heapq.heappop(ways)[-1]
+        if way.first in index.parts and way.second in index.parts:
+            index.remove(way.first)
+            index.remove(way.second)
+            if way.made not in index.parts:
+                add(way.made)
+    return list(index.parts)
+
+
+_Digits = frozenset[Digit]
+_At = tuple[Place | None, Place | None]
+
+
+class _Index:
+    """Parts by where they begin and end, so that what follows on one is found without a look at all.
+
+    A part is read along one of its digits: the others are the *rest*. One that has no such digit is
+    one step of any.
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[Geometry, _Digits] = {}
+        self._found: dict[Hashable, dict[Geometry, None]] = {}
+
+    def add(self, part: Geometry) -> None:
+        """Takes a part up."""
+        self.parts[part] = frozenset(part.digits)
+        for key in self._keys(part):
+            self._found.setdefault(key, {})[part] = None
+
+    def remove(self, part: Geometry) -> None:
+        """Forgets a part."""
+        for key in self._keys(part):
+            self._found[key].pop(part, None)
+        del self.parts[part]
+
+    def _keys(self, part: Geometry) -> Iterator[Hashable]:
+        """All by which a part is looked for."""
+        digits = frozenset(part.digits)
+        yield "one step", digits, part.starts
+        for side in (0, 1):
+            yield "side", digits, side, part.starts[side]
+        for digit in part.digits:
+            rest, end = digits - {digit}, part.moved(digit, digit.size).starts
+            yield "begins", rest, digit.at, part.starts
+            yield "ends", rest, digit.at, end
+            yield "ends before", rest, end
+            yield "begins after", rest, part.moved(digit, -1).starts
+
+    def _with(self, *key: Hashable) -> list[Geometry]:
+        return list(self._found.get(key, ()))
+
+    def joins(self, part: Geometry) -> Iterator[_Join]:
+        """Every way in which a part and another one are one."""
+        digits = self.parts[part]
+        for digit in part.digits:
+            rest, end = digits - {digit}, part.moved(digit, digit.size).starts
+            for other in self._with("begins", rest, digit.at, end):
+                yield from self._along(digit.at, part, other)
+            for other in self._with("one step", rest, end):
+                yield from self._along(digit.at, part, other)
+            for other in self._with("ends", rest, digit.at, part.starts):
+                yield from self._along(digit.at, other, part)
+            for other in self._with("one step", rest, part.moved(digit, -1).starts):
+                yield from self._along(digit.at, other, part)
+        for other in self._with("begins after", digits, part.starts):
+            for at in self._extra(other, digits):
+                yield from self._along(at, part, other)
+        for other in self._with("ends before", digits, part.starts):
+            for at in self._extra(other, digits):
+                yield from self._along(at, other, part)
+        yield from self._side_by_side(part)
+
+    def _extra(self, part: Geometry, rest: _Digits) -> list[_At]:
+        """Where the one digit steps that a part has besides the rest."""
+        return [digit.at for digit in self.parts[part] - rest]
+
+    def _along(self, at: _At, one: Geometry, other: Geometry) -> Iterator[_Join]:
+        """One part and what follows on it, as one, if it does along such a digit."""
+        if one == other:
+            return
+        ours, theirs = _read(one, at), _read(other, at)
+        if ours is None and theirs is None:
+            return
+        rest, size = ours or (self.parts[one], ONE)
+        their_rest, more = theirs or (self.parts[other], ONE)
+        if rest == their_rest and one.moved(Digit(size, at), size).starts == other.starts:
+            longer = Digit(size + more, at)
+            made = tidy(Geometry(one.starts, (*rest, longer)))
+            yield _Join(0, one, other, made)
+
+    def _side_by_side(self, part: Geometry) -> Iterator[_Join]:
+        """A part and another of the same form, as two steps of a digit that none of both has yet."""
+        digits = self.parts[part]
+        near: dict[Geometry, None] = {}
+        for side in (0, 1):
+            for start in _near(part, side):
+                near.update(dict.fromkeys(self._with("side", digits, side, start)))
+        for other in near:
+            for one, two in ((part, other), (other, part)):
+                moves = [_moves(*starts) for starts in zip(one.starts, two.starts, strict=True)]
+                if any(len(move) > 1 for move in moves) or not any(moves):
+                    continue
+                source, view = (move[0] if move else None for move in moves)
+                step = Digit(Size.of(2), (source, view))
+                looseness = 1 + _room(one, 0, step) + _room(one, 1, step)
+                if looseness <= _LOOSEST:
+                    made = tidy(Geometry(one.starts, (*one.digits, step)))
+                    yield _Join(looseness, one, two, made)
+
+
+def _read(part: Geometry, at: _At) -> tuple[_Digits, Size] | None:
+    """The rest of a part, and how many steps it has along a digit; None where it has no such digit."""
+    for digit in part.digits:
+        if digit.at == at:
+            return frozenset(part.digits) - {digit}, digit.size
+    return None
+
+
+def _near(part: Geometry, side: int) -> Iterator[tuple[Size, ...]]:
+    """Where on a side another part may begin, so that there is no room between both."""
+    start = part.starts[side]
+    yield start
+    for axis in range(len(start)):
+        steps = {ONE}
+        for digit in part.digits:
+            place = digit.at[side]
+            if place is not None and place[0] == axis:
+                stride = _positive(place[1])
+                half = stride.over(Size.of(2))
+                steps |= {digit.size * stride} | ({half} if half is not None else set())
+        for step in steps:
+            for there in (start[axis] + step, start[axis] - step):
+                yield (*start[:axis], there, *start[axis + 1 :])
+
+
+def _moves(start: Sequence[Size], other: Sequence[Size]) -> list[Place]:
+    """On which axes two starts differ, and by how much."""
+    both = enumerate(zip(start, other, strict=True))
+    return [(axis, there - here) for axis, (here, there) in both if here != there]
+
+
+def _room(geometry: Geometry, side: int, along: Digit) -> int:
+    """1 if there is room on a side between a block and the same block a step further along a digit; or else 0."""
+    place = along.at[side]
+    if place is None:
+        return 0
+    axis, stride = place[0], _positive(place[1])
+    own: list[tuple[Size, Size]] = []
+    for digit in geometry.digits:
+        at = digit.at[side]
+        if at is not None and at[0] == axis:
+            own.append((digit.size, _positive(at[1])))
+    if any(other == stride * 2 for _, other in own):
+        return 0  # it fills the gap that an outer digit leaves
+    inner = [size * other for size, other in own if other != stride and stride.over(other)]
+    is_tight = stride in inner if inner else stride == ONE
+    return 0 if is_tight else 1
+
+
+def _positive(stride: Size) -> Size:
+    return stride if stride.nonnegative else -stride
+
+
+# --- What lies in another ---
+
+
+def _absorbed(parts: list[Geometry]) -> list[Geometry]:
+    """Without what lies in another: a middle that ties leaves several that say the same."""
+    kept = list(parts)
+    for part in parts:
+        if any(part is not other and _is_within(part, other) for other in kept):
+            kept.remove(part)
+    return kept
+
+
+def _is_within(one: Geometry, other: Geometry) -> bool:
+    """Whether all pairs of elements of one geometry are pairs of another."""
+    if one.digits == other.digits:
+        return one.starts == other.starts
+    if _repeats(one) != _repeats(other):
+        return False
+    ours, theirs = _unrepeated(one), _unrepeated(other)
+    try:
+        both = [path.geometry for path in through(~ours, theirs)]
+    except UndecidedError:
+        return False
+    volume = sum((found.volume for found in both), ZERO)
+    return volume == ours.volume and all(_is_identity(found) for found in both)
+
+
+def _repeats(geometry: Geometry) -> set[Digit]:
+    return {digit for digit in geometry.digits if None in digit.at}
+
+
+def _unrepeated(geometry: Geometry) -> Geometry:
+    digits = tuple(digit for digit in geometry.digits if None not in digit.at)
+    return Geometry(geometry.starts, digits)
+
+
+def _is_identity(geometry: Geometry) -> bool:
+    source, view = geometry.starts
+    return source == view and all(digit.at[0] == digit.at[1] for digit in geometry.digits)

@@ -1,0 +1,544 @@
+"""From two matched trees to a `Plan`: where each leaf of the result comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.leaves import Init, Leaf, Made
+from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.sizes import Size
+from ckpt_schema._layouts.table import Layout, Row, Slot, called, slots_of
+from ckpt_schema._lens.arrays.checks import narrowed
+from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.plan.labels import Carried, Labelled, carried
+from ckpt_schema._lens.plan.plan import (
+    Dropped,
+    Job,
+    Make,
+    Plan,
+    Restart,
+    Same,
+    gatherer,
+    signature_of,
+)
+from ckpt_schema._lens.plan.tasks import Application, applications, as_it_is, gaps, needed
+from ckpt_schema._trees.chains import with_mirrors
+from ckpt_schema._trees.conformance import Match
+from ckpt_schema._trees.containers import build, flatten
+from ckpt_schema._trees.defaults import spot_of
+from ckpt_schema._trees.slots import SlotFinder
+from ckpt_schema.errors import ConformanceError, Mismatch
+
+__all__ = ["compile_plan"]
+
+
+@dataclasses.dataclass(slots=True)
+class _Sources:
+    """Where each slot of the result comes from, while this is being found out."""
+
+    places: dict[
+        Slot, int
+    ]  # positions in the pool: the source's leaves, then onto's, then the results of all jobs
+    jobs: list[Job]
+    same: list[Same]
+    carried: list[Carried]
+    keys: dict[Slot, KeyPath]  # of what the first to fill a slot is made of
+
+    def fill(self, slot: Slot, place: int, key: KeyPath, row: Row) -> None:
+        """Says where a slot comes from; of two places that fill one slot, the second is a copy of the first."""
+        if slot in self.places:
+            first, copy, there = map(
+                paths.format_path, (self.keys[slot], key, paths.fill(row.key, slot[1]))
+            )
+            self.same.append(Same(self.places[slot], place, (first, copy, there)))
+        else:
+            self.places[slot], self.keys[slot] = place, key
+
+
+def compile_plan(
+    source: Layout,
+    view: Layout,
+    joins: Sequence[Join],
+    tree: Match,
+    onto: Match | None,
+    sizes: Mapping[str, int],
+    *,
+    abstract: bool,
+) -> Plan:
+    """The plan that takes trees like ``tree``, of layout ``source``, to layout ``view``.
+
+    Args:
+        source: The layout of what is translated.
+        view: The layout of the result.
+        joins: Which of the source's rows is which of the view's, and the edits between them.
+        tree: The tree that is translated, matched.
+        onto: The tree whose container and private leaves the result takes, matched; or None.
+        sizes: The dims as both trees bind them.
+        abstract: Whether abstract leaves will do for the result.
+
+    Raises:
+        ConformanceError: A leaf of the result has no source and no default, or a dim that is needed is unbound.
+    """
+    wanted = _wanted(view, joins, tree, onto, sizes)
+    base = len(tree.flat.leaves) + (len(onto.flat.leaves) if onto else 0)
+    found = _sources(source, view, joins, tree, onto, sizes, base)
+    edited = base + sum(len(job.likes) for job in found.jobs)
+    makes: list[Make] = []
+    places: dict[Slot, int] = {}
+    faults: list[Mismatch] = []
+    for slot in wanted:
+        kept = None if onto is None else onto.slots.get(slot)
+        row = view.rows[slot[0]]
+        if slot in found.places:
+            places[slot] = found.places[slot]
+        elif (
+            kept is not None
+            and onto
+            and (abstract or not leaves.is_abstract(onto.flat.leaves[kept]))
+        ):
+            places[slot] = len(tree.flat.leaves) + kept
+        elif isinstance(row.default, Init):
+            continue  # made from the params, once these have their places
+        elif row.default is not None:
+            shape, spot = dims_.sizes_of(row.dims, sizes), spot_of(row, slot[1], sizes)
+            if shape is None or spot is None:
+                faults.append(_unbound(row, sizes))
+                continue
+            narrow = narrowed(paths.format_path(paths.fill(row.key, slot[1])), row.leaf.dtype)
+            like = None if kept is None or onto is None else onto.flat.leaves[kept]
+            if narrow is not None and getattr(like, "sharding", None) is not None:
+                faults.append(narrow)
+                continue
+            places[slot] = edited + len(makes)
+            makes.append(Make(row.default, row.leaf.dtype, shape, spot, kept, abstract))
+        else:
+            faults.append(_homeless(row, slot, kept is not None))
+    again: Restart | None = None
+    fresh = [
+        slot
+        for slot in wanted
+        if slot not in places and isinstance(view.rows[slot[0]].default, Init)
+    ]
+    if fresh and not faults:
+        again = _restart(view, wanted, fresh, places, onto, sizes, faults, abstract=abstract)
+        places |= {slot: edited + len(makes) + n for n, slot in enumerate(fresh)}
+    if faults:
+        header = "{1} cannot be filled from {0}".format(*called(source, view))
+        raise ConformanceError(header, with_mirrors(view, faults))
+    labelled = carried(source, view, tree, found.carried, wanted, sizes) if onto is None else {}
+    treedef, order = _container(view, wanted, onto, sizes, labelled)
+    return Plan(
+        signature_of(tree.flat.treedef, tree.flat.leaves, _declared(source, tree)),
+        None
+        if onto is None
+        else signature_of(onto.flat.treedef, onto.flat.leaves, _declared(view, onto)),
+        treedef,
+        gatherer([places[slot] for slot in order]),
+        tuple(found.jobs),
+        tuple(makes),
+        again,
+        tuple(found.same),
+        () if onto is None else tuple(_dropped(source, view, tree, onto, found.keys, sizes)),
+    )
+
+
+def _dropped(
+    source: Layout,
+    view: Layout,
+    tree: Match,
+    onto: Match,
+    keys: Mapping[Slot, KeyPath],
+    sizes: Mapping[str, int],
+) -> Iterator[Dropped]:
+    """Leaves that a tree has and what it goes onto lacks; ephemeral ones are for whoever has a place."""
+    lost = [slot for slot in keys if slot not in onto.slots]
+    if not lost:
+        return
+    slots = {tree.flat.keys[at]: (slot, at) for slot, at in tree.slots.items()}
+    for slot in lost:
+        row, ((number, indices), position) = view.rows[slot[0]], slots[keys[slot]]
+        own = source.rows[number]
+        if row.ephemeral or own.ephemeral:
+            continue
+        where = paths.format_path(paths.fill(row.key, slot[1]))
+        hint = f"give onto a leaf at {where}, take this one out of the tree, or say drop=True"
+        expected = f"a place for it in onto, {row.stored} at {where}"
+        fault = Mismatch(paths.format_path(keys[slot]), "dropped", expected, "none", hint)
+        shape, spot = dims_.sizes_of(own.dims, sizes), spot_of(own, indices, sizes)
+        spare = None
+        if isinstance(own.default, Made) and shape is not None and spot is not None:
+            spare = Make(own.default, own.leaf.dtype, shape, spot, None, abstract=False)
+        yield Dropped(fault, position, spare)
+
+
+def _restart(
+    view: Layout,
+    wanted: Sequence[Slot],
+    fresh: Sequence[Slot],
+    places: Mapping[Slot, int],
+    onto: Match | None,
+    sizes: Mapping[str, int],
+    faults: list[Mismatch],
+    *,
+    abstract: bool,
+) -> Restart | None:
+    """What makes the leaves of the optimizer state that start anew, from the params of the result."""
+    initial, rows = view.initial, view.rows
+    if initial is None:
+        faults += (_homeless(rows[slot[0]], slot, abstract=False) for slot in fresh)
+        return None
+    params = [slot for slot in wanted if initial.trains(rows[slot[0]])]
+    keys = [paths.fill(rows[number].key, indices) for number, indices in params]
+
+    def state(values: Sequence[Any]) -> Any:
+        return initial(
+            [
+                (key, rows[slot[0]], value)
+                for key, slot, value in zip(keys, params, values, strict=True)
+            ]
+        )
+
+    shapes = [
+        jax.ShapeDtypeStruct(dims_.sizes_of(rows[n].dims, sizes) or (), rows[n].leaf.dtype)
+        for n, _ in params
+    ]
+    flat, find = flatten(jax.eval_shape(state, shapes)), SlotFinder(view).slot
+    found = {find(key, stored=False): at for at, key in enumerate(flat.keys)}
+    for slot in fresh:
+        row, at = rows[slot[0]], found.get(slot)
+        made = None if at is None else flat.leaves[at]
+        if leaves.signature(made) != (dims_.sizes_of(row.dims, sizes), row.leaf.dtype):
+            where = paths.format_path(paths.fill(row.key, slot[1]))
+            faults.append(
+                Mismatch(
+                    where,
+                    "shape",
+                    str(row.stored),
+                    f"{leaves.describe(made)} from the transformation",
+                )
+            )
+    if faults:
+        return None
+    picked = [found[slot] for slot in fresh]
+    models = {(rows[n].path[1:], indices): at for at, (n, indices) in enumerate(params)}
+    along = [models.get((rows[n].path[rows[n].body or 0 :], indices)) for n, indices in fresh]
+    same = [
+        at is not None and rows[params[at][0]].dims == rows[n].dims
+        for at, (n, _) in zip(along, fresh, strict=True)
+    ]
+    return Restart(
+        lambda values: [jax.tree.leaves(state(values))[at] for at in picked],
+        tuple(places[slot] for slot in params),
+        tuple(None if onto is None else onto.slots.get(slot) for slot in fresh),
+        tuple(at if alike else None for at, alike in zip(along, same, strict=True)),
+        abstract,
+    )
+
+
+def _declared(table: Layout, match: Match) -> Callable[[int], Leaf]:
+    """What each leaf of a matched tree, by position, is declared to be."""
+    numbers = {position: number for (number, _), position in match.slots.items()}
+    return lambda position: table.rows[numbers[position]].stored
+
+
+def _wanted(
+    view: Layout, joins: Sequence[Join], tree: Match, onto: Match | None, sizes: Mapping[str, int]
+) -> list[Slot]:
+    """Every leaf the result has: those of ``onto``, or else all that are required, carried or defaulted."""
+    if onto is not None:
+        return list(onto.slots)
+    present = {number for number, _ in tree.slots}
+    carried = {at for one in joins if not present.isdisjoint(one.sources) for at in one.views}
+    slots: list[Slot] = []
+    faults: list[Mismatch] = []
+    for number, row in enumerate(view.rows):
+        if row.optional and row.default is None and number not in carried:
+            continue
+        if not row.unrolled:
+            slots.append((number, ()))
+        elif any(dims_.size_of(dim, sizes) is None for dim in row.unrolled):
+            faults.append(_unbound(row, sizes))
+        else:
+            slots += [(number, indices) for indices in slots_of(row, sizes)]
+    if faults:
+        raise ConformanceError(f"{view.name} cannot be bound", with_mirrors(view, faults))
+    return slots
+
+
+def _sources(
+    source: Layout,
+    view: Layout,
+    joins: Sequence[Join],
+    tree: Match,
+    onto: Match | None,
+    sizes: Mapping[str, int],
+    base: int,
+) -> _Sources:
+    """Where each slot of the result comes from, as far as joins tell."""
+    work = _Work(source, view, tree, onto, sizes, base)
+    present = {number for number, _ in tree.slots}
+    for join in joins:
+        if not present.isdisjoint(join.sources):  # or else an optional leaf that this tree lacks
+            work.add(join)
+    if not work.faults:
+        work.faults += _not_read(source, view, joins, tree, work.used, sizes)
+    if work.faults:
+        header = "{} cannot be taken to {}".format(*called(source, view))
+        raise ConformanceError(header, with_mirrors(view, work.faults))
+    return work.found
+
+
+class _Work:
+    """The sources of slots, while they are gathered join by join.
+
+    Attributes:
+        found: What is known of them.
+        faults: What is wrong.
+        used: The slots of the tree that anything is made of.
+    """
+
+    def __init__(
+        self,
+        source: Layout,
+        view: Layout,
+        tree: Match,
+        onto: Match | None,
+        sizes: Mapping[str, int],
+        base: int,
+    ) -> None:
+        self.rows = source.rows, view.rows
+        self.tree, self.onto, self.sizes = tree, onto, sizes
+        self.found = _Sources({}, [], [], [], {})
+        self.faults: list[Mismatch] = []
+        self.used: set[Slot] = set()
+        self._base = base
+        self._moved: set[int] = set()
+
+    def add(self, join: Join) -> None:
+        """Adds what a join makes of the tree."""
+        row = self.rows[1][join.views[0]]
+        unbound = sorted(needed(join, self.rows) - self.sizes.keys())
+        wrong = [_unbound(row, self.sizes, unbound)] if unbound else []
+        wrong = wrong or [*_too_short(join, row, self.sizes)]
+        if wrong:
+            self.faults += wrong
+            return
+        for made in applications(join, self.rows, self.sizes):
+            self.used.update(made.inputs)
+            lacking = [slot for slot in made.inputs if slot not in self.tree.slots]
+            if not lacking:
+                self._add(join, made)
+            elif len(lacking) < len(made.inputs):
+                self.faults += (_absent(self.rows[0][slot[0]], slot) for slot in lacking)
+
+    def _add(self, join: Join, made: Application) -> None:
+        """Adds leaves that are made together, all of whose inputs are there."""
+        positions = tuple(self.tree.slots[slot] for slot in made.inputs)
+        key = self.tree.flat.keys[positions[0]]
+        self.found.carried.append((None if made.moves else made.task, made.results, positions))
+        # A copy takes the sharding of what it stands for: it is placed, and not handed on.
+        again = positions[0] in self._moved and self.onto is not None
+        result = made.results[0]
+        if (
+            made.moves
+            and not again
+            and not _materialized(self.tree, positions[0], self.onto, result)
+        ):
+            self.found.fill(result, positions[0], key, self.rows[1][result[0]])
+            self._moved.add(positions[0])
+            return
+        self.found.jobs.append(self._job(join, made, positions))
+        for slot in made.results:
+            self.found.fill(slot, self._base, key, self.rows[1][slot[0]])
+            self._base += 1
+
+    def _job(self, join: Join, made: Application, positions: tuple[int, ...]) -> Job:
+        """The job that makes them; what has no partner is kept from what the result goes onto."""
+        task, extra, open_ = made.onto(lambda slot: _has_value(self.onto, slot))
+        if made.moves:
+            task = as_it_is(self.rows[0][made.inputs[0][0]], self.sizes)
+        for one in open_:
+            slot = made.results[one.result]
+            self.faults.append(_homeless(self.rows[1][slot[0]], slot, abstract=False))
+        for number in [] if open_ else gaps(task):
+            self.faults.append(_gap(self.rows[1][made.results[number][0]], join, self.sizes))
+        keys = [self.tree.flat.keys[at] for at in positions]
+        places, likes = list(positions), list[int | None]()
+        if self.onto is not None:
+            likes += (self.onto.slots.get(slot) for slot in made.results)
+            places += (len(self.tree.flat.leaves) + self.onto.slots[slot] for slot in extra)
+            keys += (paths.fill(self.rows[1][slot[0]].key, slot[1]) for slot in extra)
+        spelled = tuple(paths.format_path(key) for key in keys)
+        return Job(task, tuple(places), spelled, tuple(likes) or (None,) * len(made.results))
+
+
+def _has_value(onto: Match | None, slot: Slot) -> bool:
+    """Whether a tree has a leaf with values in a slot."""
+    at = None if onto is None else onto.slots.get(slot)
+    return at is not None and onto is not None and not leaves.is_abstract(onto.flat.leaves[at])
+
+
+def _not_read(
+    source: Layout,
+    view: Layout,
+    joins: Sequence[Join],
+    tree: Match,
+    used: set[Slot],
+    sizes: Mapping[str, int],
+) -> Iterator[Mismatch]:
+    """Stacks of no layers: nothing is made of them on the other side."""
+    found = tree.flat.leaves
+    empty = [
+        (slot, at)
+        for slot, at in tree.slots.items()
+        if slot not in used and 0 in getattr(found[at], "shape", ())
+    ]
+    if not empty:
+        return
+    by_row: dict[int, list[int]] = {}
+    for (number, _), at in empty:
+        by_row.setdefault(number, []).append(at)
+    for join in joins:
+        after = view.rows[join.views[0]]
+        for number in join.sources:
+            for at in by_row.pop(number, ()):
+                yield _no_layers(source.rows[number], tree.flat.keys[at], after, sizes)
+
+
+def _no_layers(before: Row, key: KeyPath, after: Row, sizes: Mapping[str, int]) -> Mismatch:
+    """A stack of nothing, of which the other side would keep no shape."""
+    counts = [factor for repeat in before.repeats for factor in repeat.size]
+    told = " ".join(
+        f"{dims_.format_dim((factor,))}=0"
+        for factor in counts
+        if dims_.size_of((factor,), sizes) == 0
+    )
+    expected = f"at least one layer, for {paths.format_path(after.key)} to be made of"
+    return Mismatch(
+        paths.format_path(key),
+        "dims",
+        expected,
+        told,
+        "a list of no layers cannot be stacked again",
+    )
+
+
+def _materialized(tree: Match, position: int, onto: Match | None, output: Slot) -> bool:
+    """Whether a Python number, as ``TrainState.create`` leaves in ``step``, becomes the array that ``onto`` has there."""
+    kept = None if onto is None else onto.slots.get(output)
+    if kept is None or onto is None or not leaves.is_scalar(tree.flat.leaves[position]):
+        return False
+    return not leaves.is_scalar(onto.flat.leaves[kept])
+
+
+def _gap(row: Row, join: Join, sizes: Mapping[str, int]) -> Mismatch:
+    """A leaf of which not every element is written once, where a dim is 0."""
+    told = ", ".join(f"{name}=0" for name in sorted(join.names) if sizes[name] == 0)
+    hint = (
+        "where a dim is 0, this lens does not know which element is which: derive it for these dims"
+    )
+    where = paths.format_path(row.key)
+    return Mismatch(where, "dims", f"every element of {row.stored} once", told or "gaps", hint)
+
+
+def _too_short(join: Join, row: Row, sizes: Mapping[str, int]) -> Iterator[Mismatch]:
+    """Axes that are to be padded to less than they have."""
+    told: set[Size] = set()
+    for cell in join.cells:
+        more = [digit.size for digit in cell.geometry.digits] if cell.is_constant else []
+        for size in more:
+            if size in told or size.at(sizes) >= 0:
+                continue
+            told.add(size)
+            large, small = size.parts
+            expected = f"{large} of {small} or more"
+            found = ", ".join(f"{each}={each.at(sizes)}" for each in (large, small))
+            where = paths.format_path(row.key)
+            yield Mismatch(where, "dims", expected, found, "pad to a larger size")
+
+
+def _container(
+    view: Layout,
+    wanted: Sequence[Slot],
+    onto: Match | None,
+    sizes: Mapping[str, int],
+    labelled: Mapping[KeyPath, Labelled],
+) -> tuple[Any, list[Slot]]:
+    """The structure of the result, and the slot of each of its leaves."""
+    if onto is not None:
+        by_position = {position: slot for slot, position in onto.slots.items()}
+        return onto.flat.treedef, [by_position[i] for i in range(len(by_position))]
+    rows = view.rows
+    # The leaves of this tree have their slots, so that its flattening tells their order.
+    numbered = [
+        (paths.fill(rows[s[0]].key, s[1]), rows[s[0]], _Placed(s, _dtype(rows[s[0]].leaf.dtype)))
+        for s in wanted
+    ]
+    order, treedef = jax.tree.flatten(build(view, numbered, sizes, labelled))
+    return treedef, [leaf.slot for leaf in order]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Placed:
+    """A leaf of a tree that is built for its structure; some containers look at the dtype of what they hold."""
+
+    slot: Slot
+    dtype: Any
+
+
+@functools.cache
+def _dtype(name: str) -> Any:
+    return None if name.startswith("key<") else jnp.dtype(name)
+
+
+def _unbound(row: Row, sizes: Mapping[str, int], needed: Sequence[str] = ()) -> Mismatch:
+    unknown = [*needed] or sorted(
+        dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) - sizes.keys()
+    )
+    several = (
+        "; of the factors or terms of one axis, one follows from the others"
+        if len(unknown) > 1
+        else ""
+    )
+    hint = f"no tree tells: lens.bind({', '.join(f'{name}=...' for name in unknown)}){several}"
+    where = paths.format_path(row.key)
+    return Mismatch(
+        where, "dims", f"every dim of {row.stored} bound", f"no size for {', '.join(unknown)}", hint
+    )
+
+
+def _absent(row: Row, slot: Slot) -> Mismatch:
+    where = paths.format_path(paths.fill(row.key, slot[1]))
+    hint = (
+        "optional leaves that are stacked on the other side are there for all repeats, or for none"
+    )
+    return Mismatch(
+        where, "missing", str(row.stored), "nothing, though other repeats have it", hint
+    )
+
+
+def _homeless(row: Row, slot: Slot, abstract: bool) -> Mismatch:
+    where = paths.format_path(paths.fill(row.key, slot[1]))
+    if abstract:
+        return Mismatch(
+            where,
+            "abstract",
+            f"a value for {row.stored}",
+            "an abstract leaf",
+            "pass a concrete tree, or declare a default",
+        )
+    return Mismatch(
+        where,
+        "missing",
+        f"a source for {row.stored}",
+        "neither partner, onto nor default",
+        "pass onto=, or give a default: field(default=...), private(path, ...), apart(path, ...)",
+    )

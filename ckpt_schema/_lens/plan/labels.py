@@ -1,0 +1,128 @@
+"""Logical names of axes: from Linen's boxes and NNX's Variables on one side to those on the other, edited as the leaves are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.leaves import Init
+from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.table import Layout, Row, Slot
+from ckpt_schema._lens.arrays.axes import Clash
+from ckpt_schema._lens.arrays.blocks import Task
+from ckpt_schema._lens.arrays.step_labels import labelled
+from ckpt_schema._trees.conformance import Match
+from ckpt_schema.errors import ConformanceError, Mismatch
+
+__all__ = ["Carried", "Labelled", "carried"]
+
+Labelled = Mapping[str, Any]
+"""What a box or a Variable says of its leaf's axes, as a Variable keeps it: ``out_sharding``, and what goes with it."""
+
+Carried = tuple[Task | None, Sequence[Slot], Sequence[int]]
+"""What is done, if anything, what it makes, and the positions of the leaves that it is made of."""
+
+_NAMES = "out_sharding"
+
+
+def carried(
+    source: Layout,
+    view: Layout,
+    tree: Match,
+    moves: Iterable[Carried],
+    wanted: Iterable[Slot],
+    sizes: Mapping[str, int],
+) -> dict[KeyPath, Labelled]:
+    """What is said of the leaves of the result, by the key path of their box or Variable; nothing where the tree says nothing.
+
+    What mirrors a param says what the param says, also where its shape is another, or a mask has hidden it: that is how
+    optimizers make it.
+
+    Raises:
+        ConformanceError: With every leaf that has more names than axes, and every stack of leaves that are named differently.
+    """
+    said = _said(tree)
+    if not said:
+        return {}
+    found: dict[KeyPath, Labelled] = {}
+    mirrors: set[KeyPath] = set()
+    faults: list[Mismatch] = []
+    slots = {position: slot for slot, position in tree.slots.items()}
+    for task, outputs, positions in moves:
+        told = [said.get(p) for p in positions]
+        rows = [source.rows[slots[p][0]] for p in positions]
+        if any(told) and rows[0].path[0] == "opt_state":
+            mirrors |= {_key(view, slot) for slot in outputs}
+        elif any(told):
+            edited = _edited(paths.format_path(tree.flat.keys[positions[0]]), rows, told, task)
+            if isinstance(edited, Mismatch):
+                faults.append(edited)
+                continue
+            for slot, labels in zip(outputs, edited, strict=True):
+                found.setdefault(_key(view, slot), labels)  # of a tied pair, the first says it
+    if faults:
+        raise ConformanceError(f"the names of axes do not fit {source.name}", faults)
+    if mirrors:  # holes, and what starts anew, is made as they were
+        mirrors |= {key for node in view.nodes for key in node.keys(sizes)}
+        mirrors |= {
+            _key(view, slot) for slot in wanted if isinstance(view.rows[slot[0]].default, Init)
+        }
+    return found | _mirrored(found, mirrors)
+
+
+def _key(view: Layout, slot: Slot) -> KeyPath:
+    row = view.rows[slot[0]]
+    return paths.fill(row.key, slot[1])[: len(row.key) - row.inside]
+
+
+def _mirrored(
+    params: Mapping[KeyPath, Labelled], mirrors: Iterable[KeyPath]
+) -> dict[KeyPath, Labelled]:
+    """The labels of what stands in the optimizer state where params do: below the same keys, the model's own root excepted."""
+    below = {key[1:]: labels for key, labels in params.items()}
+    return {
+        key: below[key[at:]] for key in mirrors for at in range(1, len(key)) if key[at:] in below
+    }
+
+
+def _said(tree: Match) -> Mapping[int, Labelled]:
+    """What the boxes or Variables of a tree say of its leaves, by position."""
+    if not any("value" in key for key in tree.flat.keys):
+        return {}
+    from ckpt_schema._frameworks import boxes, variables
+
+    numbered = tree.flat.treedef.unflatten(range(len(tree.flat.leaves)))
+    return variables.variable_labels(numbered) or boxes.box_labels(numbered)
+
+
+def _edited(
+    where: str,
+    rows: Sequence[Row],
+    told: Sequence[Labelled | None],
+    task: Task | None,
+) -> list[Labelled] | Mismatch:
+    """What is said of each result, or what is wrong with the names of leaves that become one."""
+    said = [labels for labels in told if labels is not None]
+    for labels, row in zip(told, rows, strict=True):
+        own: tuple[Any, ...] = () if labels is None else tuple(labels[_NAMES])
+        # Of fewer names the first axes have theirs; but whoever forgot that of a stack would see another axis lose its own.
+        stacked = task is not None and any(repeat.axis is not None for repeat in row.repeats)
+        if len(own) > len(row.dims) or (stacked and 0 < len(own) < len(row.dims)):
+            expected = f"{len(row.dims)} names, for {row.stored}"
+            return Mismatch(where, "sharding", expected, str(own), "one name for each axis")
+    if task is None:
+        return [*said]
+    rest = [{key: value for key, value in labels.items() if key != _NAMES} for labels in said]
+    full = [
+        (*labels[_NAMES], *[None] * (len(row.dims) - len(labels[_NAMES])))
+        for labels, row in zip(said, rows, strict=False)
+    ]
+    whole = len(said) == len(told) and all(other == rest[0] for other in rest)
+    edited = labelled(task, full) if whole else []
+    if not edited or any(isinstance(name, Clash) for names in edited for name in names):
+        names = " and ".join(dict.fromkeys(str(tuple(labels[_NAMES])) for labels in said))
+        hint = "all that are stacked together are named alike, or not at all"
+        found = names if len(said) == len(told) else f"{names}, or none"
+        return Mismatch(where, "sharding", "one set of names", found, hint)
+    return [{**rest[0], _NAMES: names} for names in edited]

@@ -1,0 +1,71 @@
+"""Leaves that are made of no leaf: defaults, and what an optimizer starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.leaves import Fill, Made
+from ckpt_schema._lens.arrays.shardings import on_devices
+from ckpt_schema._trees import defaults
+from ckpt_schema._trees.defaults import Spot
+
+__all__ = ["anew", "default"]
+
+
+def default(
+    how: Made,
+    dtype: str,
+    shape: tuple[int, ...],
+    spot: Spot,
+    like: Any,
+    mesh: Mesh | None,
+    *,
+    abstract: bool,
+) -> Any:
+    """A default, sharded like ``like``, or else replicated over ``mesh``: one global array, whatever the number of hosts.
+
+    One of 64 bits that jax would narrow is NumPy's, as a file of such leaves needs it.
+    """
+    sharding = (
+        getattr(like, "sharding", None) if abstract else on_devices(getattr(like, "sharding", None))
+    )
+    if sharding is None and mesh is not None:
+        sharding = NamedSharding(mesh, PartitionSpec())
+    if abstract:
+        return jax.ShapeDtypeStruct(shape, leaves.dtype_of(dtype), sharding=sharding)
+    if leaves.is_narrowed(dtype):
+        return np.full(shape, how.value if isinstance(how, Fill) else 0, jnp.dtype(dtype))
+    return defaults.make_default(how, dtype, shape, sharding, spot)
+
+
+def anew(
+    run: Callable[[Sequence[Any]], list[Any]],
+    params: Sequence[Any],
+    likes: Sequence[Any],
+    along: Sequence[int | None],
+    mesh: Mesh | None,
+    *,
+    abstract: bool,
+) -> list[Any]:
+    """Leaves that ``run`` makes of params, sharded like ``likes``, or else like their params, or replicated over ``mesh``."""
+    spare = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    owns = [getattr(params[at], "sharding", None) if at is not None else None for at in along]
+    told = [getattr(like, "sharding", None) for like in likes]
+    shardings = [a or b or spare for a, b in zip(told, owns, strict=True)]
+    if abstract:
+        made = jax.eval_shape(run, [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in params])
+        return [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+            for x, s in zip(made, shardings, strict=True)
+        ]
+    if any(isinstance(p, Tracer) for p in params):
+        return run(params)
+    return jax.jit(run, out_shardings=[on_devices(s) for s in shardings])(params)

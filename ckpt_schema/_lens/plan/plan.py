@@ -1,0 +1,385 @@
+"""Plans: what a translation does to trees of one structure, compiled once and run as list operations.
+
+A run flattens the tree against the structure the plan was made for (which verifies that structure), compares all shapes and
+dtypes, gathers the leaves that move by index, makes the few that are edited or defaulted, and unflattens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.leaves import Leaf, Made
+from ckpt_schema._layouts.pytrees import TreeDef
+from ckpt_schema._lens.arrays import checks, equals, execution, shardings
+from ckpt_schema._lens.arrays.blocks import Task
+from ckpt_schema._lens.arrays.checks import narrowed
+from ckpt_schema._lens.arrays.differences import difference
+from ckpt_schema._lens.arrays.donation import Donation
+from ckpt_schema._lens.plan import made
+from ckpt_schema._lens.plan.outline import Outline, outline
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema._trees.defaults import Spot, make_default
+from ckpt_schema.errors import ConformanceError, Mismatch
+
+__all__ = [
+    "Dropped",
+    "Job",
+    "Make",
+    "Plan",
+    "Restart",
+    "Same",
+    "Signature",
+    "gatherer",
+    "signature_of",
+]
+
+_avals = operator.attrgetter("aval")
+_shapes = operator.attrgetter("shape")
+_dtypes = operator.attrgetter("dtype")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signature:
+    """The structure of a tree, and the shape and dtype of its leaves.
+
+    Attributes:
+        treedef: The structure.
+        outline: Its containers on top.
+        shapes: The leaves' shapes, or for leaves that are no jax arrays one token each.
+        dtypes: The leaves' dtypes; None in the second case.
+        numbers: The positions of Python numbers, and what each stands for: it is not the number that a plan depends on.
+        kinds: The classes of the leaves' abstract values.
+        avals: The abstract values of the leaves seen last. Arrays that one jitted step returns carry the same ones call after
+            call, so that comparing identities most often does; it is a memo, and nothing depends on what it holds.
+    """
+
+    treedef: TreeDef
+    outline: Outline
+    shapes: list[Any]
+    dtypes: list[Any] | None
+    numbers: tuple[tuple[int, Leaf], ...]
+    kinds: frozenset[type]
+    avals: list[Any]
+
+    def flatten(self, tree: Tree) -> list[Any] | None:
+        """The leaves of ``tree``, or None when it is not of this signature."""
+        if not self.outline.fits(tree):
+            return None
+        try:
+            found: list[Any] = self.treedef.flatten_up_to(
+                tree
+            )  # verifies containers, keys and metadata on its way
+        except (ValueError, TypeError):
+            return None
+        if self.dtypes is None:
+            same = list(map(_token, found)) == self.shapes
+            return (
+                found
+                if same and all(leaves.accepts(leaf, found[at]) for at, leaf in self.numbers)
+                else None
+            )
+        if not all(map(leaves.is_array_class, set(map(type, found)))):
+            return None  # a Variable passes for its value where only attributes are compared
+        try:
+            if all(map(operator.is_, map(_avals, found), self.avals)):
+                return found
+            avals = list(
+                map(_avals, found)
+            )  # one look-up per leaf: both shape and dtype are the aval's
+            if set(map(type, avals)) - self.kinds:
+                return None  # a reference has the shape and dtype of what it refers to
+        except AttributeError:
+            return None
+        if list(map(_shapes, avals)) != self.shapes or list(map(_dtypes, avals)) != self.dtypes:
+            return None
+        self.avals[:] = avals
+        return found
+
+
+def signature_of(
+    treedef: TreeDef, found: Sequence[Any], declared: Callable[[int], Leaf]
+) -> Signature:
+    """The signature of a tree from its structure and leaves.
+
+    Args:
+        treedef: The structure.
+        found: The leaves.
+        declared: What the leaf at a position is declared to be.
+    """
+    try:
+        avals = list(map(_avals, found))
+    except AttributeError:
+        numbers = tuple(
+            (at, declared(at)) for at, value in enumerate(found) if leaves.is_scalar(value)
+        )
+        told = list(map(_token, found))
+        return Signature(treedef, outline(treedef), told, None, numbers, frozenset(), [])
+    shapes, dtypes = list(map(_shapes, avals)), list(map(_dtypes, avals))
+    kinds = frozenset(map(type, avals))
+    return Signature(treedef, outline(treedef), shapes, dtypes, (), kinds, avals)
+
+
+def _token(value: Any) -> Any:
+    """What a plan depends on in a leaf that may be no jax array: abstract or not, its shape and dtype."""
+    if leaves.is_scalar(value):
+        return type(value)
+    return (
+        leaves.is_abstract(value),
+        isinstance(value, jax.Array),
+        leaves.signature(value),
+        type(value).__name__,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """Leaves that are made of others.
+
+    Attributes:
+        task: What is done. A Python number becomes an array first.
+        inputs: Positions of the input leaves.
+        paths: Their key paths, for messages.
+        likes: For each result, the position in ``onto`` of the leaf it stands for, or None.
+    """
+
+    task: Task
+    inputs: tuple[int, ...]
+    paths: tuple[str, ...]
+    likes: tuple[int | None, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Make:
+    """A default to make.
+
+    Attributes:
+        default: How it is made.
+        dtype: Its dtype name.
+        shape: Its shape.
+        spot: Which leaf of its model it is.
+        like: The position in ``onto`` of the abstract leaf it stands for, or None.
+        abstract: Whether an abstract value is wanted.
+    """
+
+    default: Made
+    dtype: str
+    shape: tuple[int, ...]
+    spot: Spot
+    like: int | None
+    abstract: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dropped:
+    """A leaf of the tree that the result has no place for.
+
+    Attributes:
+        fault: What to say of it.
+        position: Where it is in the tree.
+        spare: What the tree would have there by default, if it is declared: nothing is lost where it is that.
+    """
+
+    fault: Mismatch
+    position: int
+    spare: Make | None
+
+    def loses(self, value: Any) -> bool:
+        """Whether a leaf is another than the way back would make."""
+        spare = self.spare
+        if spare is None or isinstance(value, Tracer):
+            return True
+        if leaves.is_abstract(value):
+            return False
+        made = make_default(spare.default, spare.dtype, spare.shape, None, spare.spot)
+        return difference(leaves.materialized(value, spare.dtype), made) is not None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Same:
+    """Two leaves that must be equal: the second is a copy of the first.
+
+    Attributes:
+        first: The position in the pool of the one that the result has.
+        copy: The position of the other.
+        paths: The key paths of what both are made of, and of what they are to be, for messages.
+    """
+
+    first: int
+    copy: int
+    paths: tuple[str, str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Restart:
+    """Leaves of an optimizer state as its transformation starts them.
+
+    Attributes:
+        run: Makes them from the params.
+        inputs: Where the params are in the pool.
+        likes: For each leaf, the position in ``onto`` of the leaf it stands for, or None.
+        along: For each leaf, which of the params it is as long as on every axis, and takes the sharding of; or None.
+        abstract: Whether abstract values are wanted.
+    """
+
+    run: Callable[[Sequence[Any]], list[Any]]
+    inputs: tuple[int, ...]
+    likes: tuple[int | None, ...]
+    along: tuple[int | None, ...]
+    abstract: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """A compiled translation of trees of one signature.
+
+    Attributes:
+        source: The signature of the tree that is translated.
+        onto: The signature of the tree whose container and private leaves are used, or None.
+        treedef: The structure of the result.
+        gather: Picks the result's leaves from: the tree's, then onto's, then the jobs' and the defaults.
+        jobs: The edits.
+        makes: The defaults.
+        restart: What starts anew, or None.
+        same: What must be equal.
+        dropped: What the tree has and the result has no place for.
+    """
+
+    source: Signature
+    onto: Signature | None
+    treedef: TreeDef
+    gather: Callable[[list[Any]], Sequence[Any]]
+    jobs: tuple[Job, ...]
+    makes: tuple[Make, ...]
+    restart: Restart | None = None
+    same: tuple[Same, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+
+    def accepts(self, tree: Tree, onto: Tree | None) -> tuple[list[Any], list[Any]] | None:
+        """The leaves of both trees, or None when the plan was made for others."""
+        if (onto is None) != (self.onto is None):
+            return None
+        found = self.source.flatten(tree)
+        if found is None:
+            return None
+        kept: list[Any] | None = [] if self.onto is None else self.onto.flatten(onto)
+        return None if kept is None else (found, kept)
+
+    def run(self, found: list[Any], kept: list[Any], *, donate: bool = False) -> Tree:
+        """The translated tree.
+
+        Args:
+            found: The leaves of the tree that is translated; the list is used up.
+            kept: The leaves of ``onto``.
+            donate: Whether leaves of ``found`` are deleted when nothing needs them any more.
+
+        Raises:
+            ConformanceError: A value cannot be cast exactly, or a copy is not equal to its original; every such leaf is named.
+        """
+        pool = found  # grown in place: a copy would cost as much as the gathering itself
+        pool += kept
+        if self.jobs:
+            self._edit(pool, kept, donate=donate)
+        if self.same:
+            equals.verify_same(
+                [(pool[same.first], pool[same.copy], same.paths) for same in self.same]
+            )
+        if self.makes or self.restart is not None:
+            self._make(pool, kept)
+        return self.treedef.unflatten(self.gather(pool))
+
+    def _edit(self, pool: list[Any], kept: Sequence[Any], *, donate: bool) -> None:
+        """Appends what is edited."""
+        self._verify(pool, kept)
+        donation = (
+            Donation(pool[: len(pool) - len(kept)], [*kept, *self._needed(pool)])
+            if donate
+            else None
+        )
+        whole: list[tuple[str, list[str], Any]] = []
+        for job in self.jobs:
+            likes = [None if at is None else kept[at] for at in job.likes]
+            inputs = [pool[i] for i in job.inputs]
+            results = execution.run(job.task, inputs, likes, pool)
+            pool += results
+            if getattr(likes[0], "sharding", None) is None and (
+                lost := shardings.lost_axes(inputs, results[0])
+            ):
+                whole.append((job.paths[0], lost, results[0]))
+            if donation is not None:
+                donation.used(inputs, results)
+        if whole:
+            shardings.warn_of_whole(whole)
+
+    def _verify(self, pool: Sequence[Any], kept: Sequence[Any]) -> None:
+        """Raises unless every value survives."""
+        given: list[checks.Given] = []
+        for job in self.jobs:
+            likes = [None if at is None else kept[at] for at in job.likes]
+            inputs = [
+                leaves.materialized(pool[i], kind.dtype)
+                for i, kind in zip(job.inputs, job.task.inputs, strict=True)
+            ]
+            given.append(checks.Given(job.task, inputs, likes, job.paths))
+        checks.verify(given)
+
+    def _make(self, pool: list[Any], kept: Sequence[Any]) -> None:
+        """Appends defaults, and what starts anew."""
+        mesh = shardings.mesh_of(pool)
+        inside = any(isinstance(leaf, Tracer) for leaf in pool)
+        for make in self.makes:
+            narrow = narrowed("default", make.dtype) if inside else None
+            if narrow is not None:
+                raise ConformanceError("a default has no place inside of jit", [narrow])
+            like = None if make.like is None else kept[make.like]
+            pool.append(
+                made.default(
+                    make.default,
+                    make.dtype,
+                    make.shape,
+                    make.spot,
+                    like,
+                    mesh,
+                    abstract=make.abstract,
+                )
+            )
+        if self.restart is not None:
+            again = self.restart
+            likes = [None if at is None else kept[at] for at in again.likes]
+            inputs = [pool[i] for i in again.inputs]
+            pool += made.anew(
+                again.run,
+                inputs,
+                likes,
+                again.along,
+                shardings.mesh_of(pool),
+                abstract=again.abstract,
+            )
+
+    def _needed(self, pool: Sequence[Any]) -> list[Any]:
+        """The leaves of both trees that a run needs, each as often as it does."""
+        made = (
+            sum(len(job.likes) for job in self.jobs)
+            + len(self.makes)
+            + len(self.restart.likes if self.restart else ())
+        )
+        places = [
+            *self.gather([*range(len(pool) + made)]),
+            *(at for same in self.same for at in (same.first, same.copy)),
+        ]
+        places += [at for job in self.jobs for at in job.inputs]
+        places += self.restart.inputs if self.restart else ()
+        return [pool[at] for at in places if at < len(pool)]
+
+
+def gatherer(positions: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:
+    """A function that picks ``positions`` from a list, as fast as Python can."""
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)
+    return lambda pool: [pool[i] for i in positions]

@@ -1,0 +1,499 @@
+"""Rules: what a user adds to a derivation where types cannot say it.
+
+Where several rules of a kind speak of one leaf, the longest path wins, whatever their order. Two rules of one path that say
+different things are an error, and so is a rule whose leaves are all decided by others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.leaves import Default, Fill, number_bits
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Series
+from ckpt_schema._messages.text import shown
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = [
+    "Apart",
+    "Factor",
+    "Fuse",
+    "Move",
+    "Padding",
+    "Private",
+    "RawKey",
+    "Rename",
+    "Reset",
+    "Reverse",
+    "Rule",
+    "Tie",
+    "apart",
+    "flip",
+    "fuse",
+    "move",
+    "pad",
+    "private",
+    "raw_key",
+    "rename",
+    "reset",
+    "scale",
+    "tie",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rename:
+    """See `rename`."""
+
+    source: LogicalPath
+    view: LogicalPath
+    axes: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        axes = "" if self.axes is None else f", axes={' '.join(map(str, self.axes))!r}"
+        return f"rename({'/'.join(self.source)!r}, {'/'.join(self.view)!r}{axes})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Private:
+    """See `private`."""
+
+    path: LogicalPath
+    default: Default
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"private({'/'.join(self.path)!r}, {self.default})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Apart:
+    """See `apart`."""
+
+    path: LogicalPath
+    default: Default | None
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        default = "" if self.default is None else f", {self.default}"
+        return f"apart({'/'.join(self.path)!r}{default})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Move:
+    """See `move`."""
+
+    source: LogicalPath
+    view: LogicalPath
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"move({'/'.join(self.source)!r}, {'/'.join(self.view)!r})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reset:
+    """See `reset`."""
+
+    source: LogicalPath | None = None
+    view: LogicalPath | None = None
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        given = {"source": self.source, "view": self.view}
+        written = (f"{side}={'/'.join(path)!r}" for side, path in given.items() if path is not None)
+        return f"reset({', '.join(written)})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RawKey:
+    """See `raw_key`."""
+
+    path: LogicalPath
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"raw_key({'/'.join(self.path)!r})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tie:
+    """See `tie`."""
+
+    copy: LogicalPath
+    of: LogicalPath
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"tie({'/'.join(self.copy)!r}, {'/'.join(self.of)!r})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fuse:
+    """See `fuse`."""
+
+    whole: LogicalPath
+    parts: tuple[LogicalPath, ...]
+    axis: Dim | None = None
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        axis = "" if self.axis is None else f", axis={dims_.format_dim(self.axis)!r}"
+        return f"fuse({'/'.join(self.whole)!r}, {['/'.join(part) for part in self.parts]}{axis})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reverse:
+    """See `flip`."""
+
+    path: LogicalPath
+    dim: Dim
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"flip({'/'.join(self.path)!r}, {dims_.format_dim(self.dim)!r})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Padding:
+    """See `pad`."""
+
+    path: LogicalPath
+    small: Dim
+    large: Dim
+    fill: float | int | bool = dataclasses.field(compare=False)
+    _bits: object = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keeps what tells the fill from every other number."""
+        object.__setattr__(self, "_bits", number_bits(self.fill))
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        small, large = map(dims_.format_dim, (self.small, self.large))
+        return f"pad({'/'.join(self.path)!r}, {small!r}, {large!r}, fill={shown(self.fill)})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Factor:
+    """See `scale`."""
+
+    path: LogicalPath
+    exponent: int
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"scale({'/'.join(self.path)!r}, {2**self.exponent!r})"
+
+
+Rule = (
+    Rename
+    | Private
+    | Apart
+    | Move
+    | Reset
+    | RawKey
+    | Tie
+    | Fuse
+    | Series
+    | Reverse
+    | Padding
+    | Factor
+)
+
+
+def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
+    """A rule: the node or leaf at logical path ``source`` is the view's node or leaf at ``view``.
+
+    It holds in the model and in every part of the optimizer state that mirrors it.
+
+    Args:
+        source: Its path in the source.
+        view: Its path in the view.
+        axes: Of a leaf whose dims do not say it, as those that `infer` reads off a tree: which axis of the source each axis of
+            the view is, ``"1 0"`` for a transpose, ``"0 1"`` for the order it has. An axis that stacks layers is not counted.
+
+    Raises:
+        SchemaError: One of the two is no string, or ``axes`` is no order.
+
+    Example:
+        >>> print(rename("layers[]/LayerNorm_0", "layers[]/norm"))
+        rename('layers[]/LayerNorm_0', 'layers[]/norm')
+        >>> print(rename("fc/weight", "Dense_0/kernel", axes="1 0"))
+        rename('fc/weight', 'Dense_0/kernel', axes='1 0')
+    """
+    _verify("rename", source=source, view=view)
+    order = None if axes is None else _axes(axes)
+    return Rename(tuple(source.split("/")), tuple(view.split("/")), order)
+
+
+def _axes(text: object) -> tuple[int, ...]:
+    """The order of axes that a rule says."""
+    words = text.split() if isinstance(text, str) else []
+    order = tuple(int(word) for word in words if word.isascii() and word.isdecimal())
+    if not order or len(order) < len(words) or sorted(order) != [*range(len(order))]:
+        expected = 'the axes of the leaf in another order, such as "1 0" or "0 2 1"'
+        hint = "for each axis of the view: which axis of the source it is, counted from 0"
+        fault = Mismatch("axes", "declaration", expected, repr(text), hint)
+        raise SchemaError("rename(...) is not well formed", [fault])
+    return order
+
+
+def private(path: str, default: Default | float) -> Private:
+    """A rule: what is at logical path ``path`` has no partner on the other side; where none is given it holds ``default``.
+
+    Raises:
+        SchemaError: ``path`` is no string, or ``default`` no number and no `fresh_key`.
+    """
+    _verify("private", path=path)
+    return Private(tuple(path.split("/")), _default("private", default))
+
+
+def apart(path: str, default: Default | float | None = None) -> Apart:
+    """A rule: what both sides have at logical path ``path`` are two things of one name, as the head of another task is.
+
+    Each side keeps its own: ``get`` and ``put`` take it from ``onto``, else from ``default``, or from the default that its
+    field declares; without one it is an error, and a law suite needs one. A restore leaves the target's own.
+    What the optimizer keeps for it starts as
+    the transformation starts it. A dim that both sides have in such leaves alone may differ in size: the view's is called
+    ``<name>_view`` then.
+
+    Args:
+        path: A leaf or node that both sides have.
+        default: What it holds where no tree gives it.
+
+    Raises:
+        SchemaError: ``path`` is no string.
+
+    Example:
+        >>> print(apart("head"), apart("head", 0.0))
+        apart('head') apart('head', 0.0)
+    """
+    _verify("apart", path=path)
+    given = None if default is None else _default("apart", default)
+    return Apart(tuple(path.split("/")), given)
+
+
+def move(source: str, view: str) -> Move:
+    """A rule: the part of the optimizer state at ``source`` is the view's part at ``view``, whatever their types.
+
+    Parts of one type that stand elsewhere because the chain has grown or shrunk are found without it, where there is no doubt.
+
+    Raises:
+        SchemaError: One of the two is no string.
+
+    Example:
+        >>> print(move("opt_state/0", "opt_state/1/0"))
+        move('opt_state/0', 'opt_state/1/0')
+    """
+    _verify("move", source=source, view=view)
+    return Move(tuple(source.split("/")), tuple(view.split("/")))
+
+
+def reset(*, source: str | None = None, view: str | None = None) -> Reset:
+    """A rule: what is at these logical paths is not carried over; where none is given it is as the transformation starts.
+
+    Args:
+        source: A part of the source's optimizer state that the view has no place for, or shall not get.
+        view: A part of the view's that the source does not have, or that shall start anew.
+
+    Raises:
+        SchemaError: Neither is given, or one is no string.
+
+    Example:
+        >>> print(reset(view="opt_state/1/2"))
+        reset(view='opt_state/1/2')
+    """
+    given = {side: path for side, path in (("source", source), ("view", view)) if path is not None}
+    _verify("reset", **(given or {"view": None}))
+    return Reset(*(None if path is None else tuple(path.split("/")) for path in (source, view)))
+
+
+def raw_key(path: str) -> RawKey:
+    """A rule: what is at logical path ``path`` of the view is a typed key on one side, and its raw data on the other.
+
+    The raw side declares ``UInt32[Array, "2"]``, or 4 words where the implementation is rbg or unsafe_rbg.
+
+    Raises:
+        SchemaError: ``path`` is no string.
+
+    Example:
+        >>> print(raw_key("dropout/key"))
+        raw_key('dropout/key')
+    """
+    _verify("raw_key", path=path)
+    return RawKey(tuple(path.split("/")))
+
+
+def tie(copy: str, of: str) -> Tie:
+    """A rule: on the side that has both, the leaf or node at logical path ``copy`` is the one at ``of``, stored twice.
+
+    The other side stores it once. Where one is made of the two, that they are equal to the last bit is verified; where two are
+    made of the one, both get it. It holds in the model and in every part of the optimizer state that mirrors it. The two may
+    differ in the order or grouping of their dims.
+
+    Raises:
+        SchemaError: One of the two is no string.
+
+    Example:
+        >>> print(tie("head/kernel", "embed/embedding"))
+        tie('head/kernel', 'embed/embedding')
+    """
+    _verify("tie", copy=copy, of=of)
+    return Tie(tuple(copy.split("/")), tuple(of.split("/")))
+
+
+def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
+    """A rule: what one side has at ``whole``, the other has in parts: each leaf there is a part of one axis.
+
+    The axis is the one that is declared as a sum of as many terms, ``"embed q+k+v"``, or with a factor that is the number of
+    parts: ``"embed 3*heads"``, ``"embed heads 3 dim"``. The parts have what is theirs of it, in this order, and the other dims,
+    in any order. It holds in the model and in every part of the optimizer state that mirrors it.
+
+    Args:
+        whole: The logical path of the leaf or node that is one, in the words of the side that has it.
+        parts: Those of its parts, in the words of theirs.
+        axis: The factor, or the whole dim, where more than one could be meant.
+
+    Raises:
+        SchemaError: A path is no string, a part is there twice, or ``axis`` is no dim.
+
+    Example:
+        >>> print(fuse("attention/qkv", ["attention/q", "attention/k", "attention/v"]))
+        fuse('attention/qkv', ['attention/q', 'attention/k', 'attention/v'])
+    """
+    several: list[str] = list(parts) if isinstance(parts, (list, tuple)) else [str(parts)]
+    _verify(
+        "fuse", whole=whole, **{f"parts[{n}]": part for n, part in enumerate(several or [None])}
+    )
+    twice = sorted({part for part in several if several.count(part) > 1})
+    if twice:
+        faults = [
+            Mismatch(
+                "parts", "declaration", "each part once", f"{p!r} twice", "a leaf has one place"
+            )
+            for p in twice
+        ]
+        raise SchemaError("fuse(...) is not well formed", faults)
+    shared = None if axis is None else _dim("fuse", axis)
+    return Fuse(
+        tuple(whole.split("/")),
+        tuple(tuple(part.split("/")) for part in several),
+        shared,
+    )
+
+
+def flip(path: str, dim: str) -> Reverse:
+    """A rule: the axis ``dim`` of what is at logical path ``path`` of the view runs the other way in the source.
+
+    It holds in the model and in every part of the optimizer state that mirrors it.
+
+    Raises:
+        SchemaError: ``path`` is no string, or ``dim`` no dim.
+
+    Example:
+        >>> print(flip("conv/kernel", "width"))
+        flip('conv/kernel', 'width')
+    """
+    _verify("flip", path=path)
+    return Reverse(tuple(path.split("/")), _dim("flip", dim))
+
+
+def pad(path: str, small: str, large: str, fill: float = 0) -> Padding:
+    """A rule: one side pads an axis ``small`` of what is at logical path ``path`` of the view to ``large``.
+
+    What stands in the padding is verified wherever it is cut off. It holds in every part of the optimizer state that mirrors
+    the leaf as well, with 0 in the padding, for what is never used gets no gradient; where that is not so, another rule for the
+    whole path there, ``pad("opt_state/...", ...)``, wins.
+
+    Args:
+        path: A leaf or node.
+        small: The dim without padding: ``"vocab"``.
+        large: The dim with it: ``"padded_vocab"``.
+        fill: What the padding holds.
+
+    Raises:
+        SchemaError: ``path`` is no string, a dim is none, or ``fill`` is no number.
+
+    Example:
+        >>> print(pad("embed/embedding", "vocab", "padded"))
+        pad('embed/embedding', 'vocab', 'padded', fill=0)
+    """
+    _verify("pad", path=path)
+    if not isinstance(fill, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        fault = Mismatch("fill", "declaration", "a number", shown(fill), "what the padding holds")
+        raise SchemaError("pad(...) is not well formed", [fault])
+    return Padding(tuple(path.split("/")), _dim("pad", small), _dim("pad", large), fill)
+
+
+def scale(path: str, factor: float) -> Factor:
+    """A rule: what is at logical path ``path`` of the view is ``factor`` times what it is in the source.
+
+    Only a power of two is undone exactly. Values that over- or underflow are an error. What an
+    optimizer keeps for the leaf goes along, by the power of the factor that a trial of its
+    transformation shows: Adam's first moment is divided by it, the second by its square. Where none
+    holds, as after a clip by the norm of all gradients, or the transformation is not known, that
+    takes a rule of its own, which always wins: ``scale("opt_state/0/mu/...", ...)``, where 1 leaves
+    it as it is, or a ``reset``.
+
+    Raises:
+        SchemaError: ``path`` is no string, or ``factor`` no power of two.
+
+    Example:
+        >>> print(scale("attention/query", 0.125))
+        scale('attention/query', 0.125)
+    """
+    _verify("scale", path=path)
+    number = isinstance(factor, (int, float)) and not isinstance(factor, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+    finite = number and abs(factor) <= sys.float_info.max and factor == factor
+    mantissa, exponent = math.frexp(factor) if finite else (0.0, 0)
+    if mantissa != 0.5:
+        hint = "no other factor is undone to the last bit: scale the tree yourself"
+        fault = Mismatch(
+            "factor", "declaration", "a power of two, such as 8 or 0.125", shown(factor), hint
+        )
+        raise SchemaError("scale(...) is not well formed", [fault])
+    return Factor(tuple(path.split("/")), exponent - 1)
+
+
+def _dim(rule: str, text: object) -> Dim:
+    parsed = dims_.parse_dims(text) if isinstance(text, str) else ()
+    if len(parsed) != 1:
+        fault = Mismatch(
+            "dim", "declaration", "one dim, as the leaf declares it", shown(text), 'such as "vocab"'
+        )
+        raise SchemaError(f"{rule}(...) is not well formed", [fault])
+    return parsed[0]
+
+
+def _default(rule: str, given: object) -> Default:
+    if isinstance(given, Default):
+        return given
+    if isinstance(given, (bool, int, float, complex, np.generic)):
+        number: Any = given
+        return Fill(number)
+    hint = "for keys and streams, fresh_key(0)"
+    fault = Mismatch("default", "declaration", "a number, or fresh_key(...)", shown(given), hint)
+    raise SchemaError(f"{rule}(...) is not well formed", [fault])
+
+
+def _verify(rule: str, **given: object) -> None:
+    hint = "print the layout to see its paths"
+    faults = [
+        Mismatch(
+            argument, "declaration", 'a logical path, such as "layers[]/norm"', shown(value), hint
+        )
+        for argument, value in given.items()
+        if not (isinstance(value, str) and value)
+    ]
+    if faults:
+        raise SchemaError(f"{rule}(...) is not well formed", faults)

@@ -1,0 +1,1 @@
+"""What the library says: faults, and the one text of many."""

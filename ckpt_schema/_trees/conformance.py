@@ -1,0 +1,559 @@
+"""Conformance: which leaf of a tree is which row of a layout, and everything that is wrong with it, at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NoReturn
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.dims import Binder
+from ckpt_schema._layouts.paths import KeyPath, Pattern
+from ckpt_schema._layouts.schema import Schema, layout
+from ckpt_schema._layouts.table import Layout, Row, Slot
+from ckpt_schema._trees import foreign
+from ckpt_schema._trees.chains import OptimizerChain, with_mirrors
+from ckpt_schema._trees.containers import FlatTree, Tree, flatten
+from ckpt_schema._trees.slots import SlotFinder
+from ckpt_schema._trees.undeclared import undeclared
+from ckpt_schema.errors import ConformanceError, Mismatch, format_faults
+
+_REPEATS = 100_000  # more repeats than leaves, and they are named one by one
+
+_SLASH = (
+    "one key with slashes in it is no path, and cannot be declared yet: "
+    "rename it in the tree, or nest the tree at its slashes"
+)
+
+_COMPARED = 40_000  # pairs of paths that are compared for a hint
+
+__all__ = ["Match", "Matcher", "Report", "assert_conforms", "check"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """What `check` found. It has no truth value: ask for `ok`, or for `mismatches`.
+
+    Attributes:
+        layout: The layout's name.
+        mismatches: Every fault, in natural order of their paths.
+        dims: The dims as they were bound, in elements.
+        notes: Where each dim was bound.
+    """
+
+    layout: str
+    mismatches: tuple[Mismatch, ...]
+    dims: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the tree conforms."""
+        return not self.mismatches
+
+    def __bool__(self) -> NoReturn:
+        """No answer: ``assert check(...)`` would read as the opposite of what a list of faults says.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "a report has no truth value: report.ok says whether the tree conforms, "
+            "report.mismatches holds all that is wrong"
+        )
+
+    def __len__(self) -> int:
+        """The number of faults."""
+        return len(self.mismatches)
+
+    def __iter__(self) -> Iterator[Mismatch]:
+        """The faults, in order."""
+        return iter(self.mismatches)
+
+    def __eq__(self, other: object) -> bool:
+        """Equality of the faults alone, so that ``check(...) == []`` reads as it should."""
+        if isinstance(other, Report):
+            return self.mismatches == other.mismatches
+        return list(self.mismatches) == other if isinstance(other, list) else NotImplemented
+
+    def __hash__(self) -> int:
+        """The hash of the faults."""
+        return hash(self.mismatches)
+
+    def __str__(self) -> str:
+        """The faults as an error would print them."""
+        if not self.mismatches:
+            return f"conforms to {self.layout}"
+        header = f"the tree does not conform to {self.layout}"
+        return format_faults(header, self.mismatches, self.notes)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Match:
+    """A tree held against a layout.
+
+    Attributes:
+        flat: The tree, flattened.
+        slots: Which leaf (by position) is which slot of the layout.
+        report: The faults.
+    """
+
+    flat: FlatTree
+    slots: Mapping[Slot, int]
+    report: Report
+
+
+class Matcher:
+    """Holds trees against one layout."""
+
+    def __init__(self, table: Layout) -> None:
+        """Reads the key patterns of ``table``."""
+        self.layout = table
+        self.slot = SlotFinder(table).slot
+
+    @functools.cached_property
+    def _chain(self) -> OptimizerChain:
+        return OptimizerChain(self.layout)
+
+    def match(self, tree: Tree, binder: Binder | None = None) -> Match:
+        """Holds ``tree`` against the layout; collects every fault, raises none.
+
+        Args:
+            tree: The tree.
+            binder: Dims that are known already; learns those of the tree.
+
+        Raises:
+            ConformanceError: The tree cannot be flattened at all.
+        """
+        flat = flatten(tree)
+        slots: dict[Slot, int] = {}
+        faults: list[Mismatch] = []
+        strays: list[int] = []
+        for position, key in enumerate(flat.keys):
+            slot = self.slot(key, stored=flat.stored)
+            if slot is None:
+                slot, fault = self._respelled(key)
+                faults += fault
+            if slot is None:
+                strays.append(position)
+            elif slots.setdefault(slot, position) != position:
+                both = f"{paths.format_path(flat.keys[slots[slot]])} and {paths.format_path(key)}"
+                faults.append(
+                    Mismatch(paths.format_path(key), "ambiguous", "one leaf for a row", both)
+                )
+        binder = Binder(self.layout.bound()) if binder is None else binder
+        known = binder.copy()
+        self._bind(flat, slots, binder)
+        if not self._conforms(flat, slots, strays, binder):
+            # What most leaves say of each dim is held to be right, so that one wrong leaf is one fault.
+            self._vote(flat, slots, known)
+            self._bind(flat, slots, known)
+            binder = known
+            faults += self._faults(flat, slots, strays, known)
+        if faults:
+            order = paths.NaturalOrder()
+            faults = sorted(with_mirrors(self.layout, faults), key=lambda one: order(one.path))
+        notes = binder.notes(self.layout.names()) if faults else []
+        if any(fault.kind == "chain" for fault in faults):
+            notes = [*notes, *self._chain.notes(flat.keys)]
+        report = Report(self.layout.name, tuple(faults), dict(binder.sizes), tuple(notes))
+        return Match(flat, slots, report)
+
+    def _respelled(self, key: KeyPath) -> tuple[Slot | None, list[Mismatch]]:
+        """The slot that ``key`` spells but for int keys written as strings of digits, or the other way; and that fault."""
+        strings = tuple(str(k) for k in key)
+        slot = (
+            self.slot(key, stored=True)
+            or self.slot(strings, stored=False)
+            or self.slot(strings, stored=True)
+        )
+        if slot is None:
+            return None, []
+        wanted = paths.fill(self.layout.rows[slot[0]].key, slot[1])
+        differing = [(w, k) for w, k in zip(wanted, key, strict=False) if w != k]
+        expected, found = (
+            " ".join(f"{type(k).__name__} key {k!r}" for k in side)
+            for side in zip(*differing, strict=True)
+        )
+        hint = "a save turns int keys into strings; pass the tree as it was loaded, or declare the keys it has"
+        return slot, [Mismatch(paths.format_path(key), "key", expected, found, hint)]
+
+    def _conforms(
+        self, flat: FlatTree, slots: Mapping[Slot, int], strays: list[int], binder: Binder
+    ) -> bool:
+        """Whether there is no fault; the first one ends the search."""
+        searches = (
+            self._missing(slots, binder),
+            self._counts(binder),
+            self._leaf_faults(flat, slots, binder),
+        )
+        return not strays and not any(True for _ in itertools.chain(*searches))
+
+    def _faults(
+        self, flat: FlatTree, slots: Mapping[Slot, int], strays: list[int], binder: Binder
+    ) -> list[Mismatch]:
+        absent = list(self._missing(slots, binder))
+        whole: list[Mismatch] = []
+        if absent or strays:
+            lost = [flat.keys[at] for at in strays]
+            whole = [
+                *self._chain.faults(
+                    [key for key, _ in absent], lost, [flat.keys[at] for at in slots.values()]
+                )
+            ]
+            places = {fault.path for fault in whole}
+            absent = [(key, row) for key, row in absent if not self._chain.inside(key, places)]
+            strays = [at for at in strays if not self._chain.inside(flat.keys[at], places)]
+        found = [*self._pair(absent, strays, flat, binder), *self._leaf_faults(flat, slots, binder)]
+        return [*whole, *self._counts(binder), *found]
+
+    def _counts(self, binder: Binder) -> Iterator[Mismatch]:
+        """Numbers of repeats that no sizes of their unbound names explain."""
+        told: set[dims_.Dim] = set()
+        for row in self.layout.rows:
+            for dim in row.unrolled:
+                size = None if dim in told else binder.size(dim)
+                told.add(dim)
+                fault = "" if size is None else _open_dim(dim, size, binder)
+                if fault:
+                    expected = f"a number of repeats that is {dims_.format_dim(dim)}"
+                    notes = "".join(binder.notes(dims_.names((dim,))))
+                    yield Mismatch(
+                        paths.format_path(row.key), "dims", expected, str(size), f"{fault}; {notes}"
+                    )
+
+    @functools.cached_property
+    def _dims(self) -> list[dims_.Dims]:
+        """The dims of each row as it is stored."""
+        return [row.dims for row in self.layout.rows]
+
+    def _vote(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
+        """Binds each name to the size that most leaves, and for repeats most rows, have of it."""
+        votes: dict[dims_.Dim, dict[int, list[str | int]]] = {}
+        for (number, _), position in slots.items():
+            stored, found = self._dims[number], leaves.signature(flat.leaves[position])
+            if found is not None and len(found[0]) == len(stored):
+                for dim, size in zip(stored, found[0], strict=True):
+                    votes.setdefault(dim, {}).setdefault(size, []).append(position)
+        for (number, level), count in _counted(slots).items():
+            dim = self.layout.rows[number].unrolled[level]
+            votes.setdefault(dim, {}).setdefault(count, []).append(self._number_of(number))
+        for dim, sizes in votes.items():
+            if len(dim) != 1:
+                continue
+            size, origins = max(sizes.items(), key=lambda item: len(item[1]))  # the first of equals
+            first = origins[0]
+            if isinstance(first, int):
+                first = paths.format_path(flat.keys[first])
+            binder.see_dim(dim, size, first)
+
+    def _bind(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
+        # Most leaves tell what others have told.
+        seen: set[tuple[dims_.Dims, tuple[int, ...]]] = set()
+        for (number, _), position in slots.items():
+            stored = self._dims[number]
+            found = leaves.signature(flat.leaves[position]) if stored else None
+            if found is None or len(found[0]) != len(stored) or (stored, found[0]) in seen:
+                continue
+            seen.add((stored, found[0]))
+            binder.see(stored, found[0], paths.format_path(flat.keys[position]))
+        most: dict[tuple[dims_.Dim, int], tuple[int, int]] = {}
+        for (number, level), count in _counted(slots).items():
+            at = (self.layout.rows[number].unrolled[level], level)
+            if most.get(at, (0, 0))[0] < count:
+                most[at] = (count, number)
+        for (dim, _), (count, number) in most.items():
+            binder.see_dim(dim, count, self._number_of(number))
+        binder.settle()
+
+    def _number_of(self, row: int) -> str:
+        return f"the number of {paths.format_path(self.layout.rows[row].key)}"
+
+    def _missing(self, slots: Mapping[Slot, int], binder: Binder) -> Iterator[tuple[Pattern, Row]]:
+        for number, row in enumerate(self.layout.rows):
+            if row.optional:
+                continue
+            if not row.unrolled:
+                if (number, ()) not in slots:
+                    yield row.key, row
+                continue
+            counts = [binder.size(dim) for dim in row.unrolled]
+            if None in counts:
+                yield row.key, row
+                continue
+            if math.prod(count or 0 for count in counts) > _REPEATS + 10 * len(slots):
+                yield row.key, row  # a size that was said, and that is none of this tree's
+                continue
+            for indices in itertools.product(*(range(count or 0) for count in counts)):
+                if (number, indices) not in slots:
+                    yield paths.fill(row.key, indices), row
+
+    def _pair(
+        self, absent: list[tuple[Pattern, Row]], strays: list[int], flat: FlatTree, binder: Binder
+    ) -> Iterator[Mismatch]:
+        """Missing and extra leaves, each with the likeliest other half."""
+        spelled = {paths.format_path(flat.keys[p]): p for p in strays}
+        cures = undeclared(flat, strays) if strays else {}
+        named = [(paths.format_path(key), row) for key, row in absent]
+        there, wanted = list(spelled), [path for path, _ in named]
+        if len(there) * len(wanted) > _COMPARED:  # so many say that something else is wrong
+            there, wanted = [], []
+        roots = {str(key[0]) for key in flat.keys if key}
+        slashed = {"/".join(map(str, flat.keys[p])) for p in strays if _has_slash(flat.keys[p])}
+        for path, row in named:
+            lenient = (
+                "a default is for lenses that make a tree; this one lacks it" if row.default else ""
+            )
+            hint = _SLASH if path in slashed else _near(path, there) or lenient
+            yield Mismatch(path, "missing", _expect(row.stored, binder), "nothing", hint)
+        for path, position in spelled.items():
+            leaf = flat.leaves[position]
+            found = leaves.describe(leaf)
+            cure = foreign.leaf_cure(leaf) if leaves.signature(leaf) is None else ""
+            cure = cure or cures.get(position, "")
+            hint = cure or self._stray(flat.keys[position], path, wanted, roots)
+            yield Mismatch(path, "extra", "nothing", found, hint)
+
+    def _stray(self, key: KeyPath, path: str, wanted: list[str], roots: set[str]) -> str:
+        """What may be done about a leaf that no row has."""
+        if _has_slash(key):
+            return _SLASH
+        near = _near(path, wanted)
+        if near or not self._chain.parts or str(key[0]) in self._fields:
+            return near
+        cure = ", and other fields cannot be declared yet: pass these alone"
+        if roots.isdisjoint(self._fields):
+            cure = " at its root: pass a dict with these keys"
+        return f"{self.layout.name} holds {', '.join(self._fields)}{cure}"
+
+    @functools.cached_property
+    def _fields(self) -> list[str]:
+        """What stands at the root of a tree of the layout."""
+        return list(dict.fromkeys(str(row.key[0]) for row in self.layout.rows))
+
+    def _leaf_faults(
+        self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder
+    ) -> Iterator[Mismatch]:
+        seen: dict[tuple[Any, ...], Mismatch | None] = {}  # most leaves are like another one
+        counts: dict[int, tuple[int | None, ...]] = {}
+        rows = self.layout.rows
+        for (number, indices), position in slots.items():
+            row, value = rows[number], flat.leaves[position]
+            found = leaves.signature(value)
+            token = (row.leaf, row.repeats, found)
+            if found is None or leaves.is_scalar(value):  # another value may be another fault
+                fault = _leaf_fault(row, value, found, binder)
+            elif token in seen:
+                fault = seen[token]
+            else:
+                fault = seen[token] = _leaf_fault(row, value, found, binder)
+            if fault is not None:
+                path = paths.format_path(flat.keys[position])
+                yield Mismatch(path, fault.kind, fault.expected, fault.found, fault.hint)
+            if indices:
+                if number not in counts:
+                    counts[number] = tuple([binder.size(dim) for dim in row.unrolled])
+                if any(map(_reached, counts[number], indices)):
+                    yield from _outside(row, indices, binder, flat.keys[position])
+
+
+def _counted(slots: Iterable[Slot]) -> dict[tuple[int, int], int]:
+    """How many repeats there are, by the number of the row and the level."""
+    most: dict[tuple[int, int], int] = {}
+    for number, indices in slots:
+        for level, index in enumerate(indices):
+            if most.get((number, level), 0) <= index:
+                most[number, level] = index + 1
+    return most
+
+
+def _has_slash(key: KeyPath) -> bool:
+    return any(isinstance(segment, str) and "/" in segment for segment in key)
+
+
+def _reached(count: int | None, index: int) -> bool:
+    return count is not None and index >= count
+
+
+def _outside(
+    row: Row, indices: tuple[int, ...], binder: Binder, key: KeyPath
+) -> Iterator[Mismatch]:
+    for dim, index in zip(row.unrolled, indices, strict=True):
+        size = binder.size(dim)
+        if size is not None and index >= size:
+            name = dims_.format_dim(dim)
+            hint = "".join(binder.notes({name}))
+            expected = f"{size} repeats ({name})"
+            if name == str(size):
+                expected, hint = f"{size} repeats", "their number is declared, by length="
+            yield Mismatch(paths.format_path(key), "extra", expected, f"index {index}", hint)
+
+
+def _leaf_fault(
+    row: Row, value: Any, found: tuple[tuple[int, ...], str] | None, binder: Binder
+) -> Mismatch | None:
+    """What is wrong with one found leaf, its path left open; None when nothing is."""
+    leaf = row.stored
+    if found is None:
+        none = "a leaf is an array, a ShapeDtypeStruct or a Python number"
+        hint = foreign.leaf_cure(value) or none
+        return Mismatch("", "leaf", _expect(leaf, binder), leaves.describe(value), hint)
+    if leaves.is_scalar(value):
+        if leaves.accepts(leaf, value):
+            return None
+        kind = "cast" if found[1] == "int" and not leaf.dims else "dtype"
+        return Mismatch(
+            "",
+            kind,
+            _expect(leaf, binder),
+            leaves.describe(value),
+            "the value must fit the dtype exactly",
+        )
+    shape, dtype = found
+    if dtype != leaf.dtype:
+        return _dtype_fault(leaf, value, dtype, binder)
+    if len(shape) != len(leaf.dims):
+        return Mismatch(
+            "",
+            "shape",
+            _expect(leaf, binder),
+            leaves.describe(value),
+            f"rank {len(leaf.dims)} is declared",
+        )
+    expected = tuple(
+        size if known is None else known
+        for size, known in zip(
+            shape, (dims_.size_of(dim, binder.sizes) for dim in leaf.dims), strict=True
+        )
+    )
+    open_fault = next((f for f in map(_open_dim, leaf.dims, shape, [binder] * len(shape)) if f), "")
+    if leaves.conforms(leaf.dtype, expected, shape, dtype) and not open_fault:
+        return None
+    origins = binder.notes(dims_.names(leaf.dims))
+    return Mismatch(
+        "", "shape", _expect(leaf, binder), leaves.describe(value), open_fault or "".join(origins)
+    )
+
+
+def _open_dim(dim: dims_.Dim, size: int, binder: Binder) -> str:
+    """Why ``size`` cannot be a product whose names are not all bound; empty when it can."""
+    if dims_.size_of(dim, binder.sizes) is not None:
+        return ""
+    if len(dim) == 1 and isinstance(dim[0], dims_.Sum):
+        least = sum(dims_.size_of(term, binder.sizes) or 0 for term in dim[0].terms)
+        if size < least:
+            return f"{size} is less than {least}, which is known of {dims_.format_dim(dim)}"
+        rest = [term for term in dim[0].terms if dims_.size_of(term, binder.sizes) is None]
+        return _open_dim(rest[0], size - least, binder) if len(rest) == 1 else ""
+    known = math.prod(dims_.size_of((factor,), binder.sizes) or 1 for factor in dim)
+    if size % known:
+        return f"{size} is no multiple of {known} in {dims_.format_dim(dim)}"
+    sums = [factor for factor in dim if dims_.size_of((factor,), binder.sizes) is None]
+    if len(sums) == 1 and isinstance(sums[0], dims_.Sum):
+        return _open_dim((sums[0],), size // known, binder)
+    return ""
+
+
+def _dtype_fault(leaf: leaves.Leaf, value: Any, dtype: str, binder: Binder) -> Mismatch:
+    expected, found = _expect(leaf, binder), leaves.describe(value)
+    if leaf.is_key and dtype.startswith("key<"):
+        hint = "a key never changes its implementation; declare the one the state has"
+        return Mismatch("", "impl", expected, found, hint)
+    if leaf.is_key:
+        hint = "raw key data: wrap it with jax.random.wrap_key_data(data, impl=...), with the impl it was made with"
+        return Mismatch("", "dtype", expected, found, hint)
+    if dtype.startswith("key<"):
+        return Mismatch(
+            "",
+            "dtype",
+            expected,
+            found,
+            'a typed key: declare Key["..."] or take jax.random.key_data of it',
+        )
+    cast = "nothing is cast silently; cast it yourself, or declare this dtype"
+    hint = foreign.dtype_cure(value, leaf.dtype) or cast
+    return Mismatch("", "dtype", expected, found, hint)
+
+
+def _expect(leaf: leaves.Leaf, binder: Binder) -> str:
+    return leaf.spelled(binder.sizes)
+
+
+def _near(path: str, others: list[str]) -> str:
+    """A likely other spelling among ``others``, as a hint."""
+    close = difflib.get_close_matches(path, others, n=1, cutoff=0.75)
+    return f"near: {close[0]}" if close else ""
+
+
+def check(
+    source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | None = None
+) -> Report:
+    """Everything in which ``tree`` differs from a layout.
+
+    Args:
+        source: A schema class or a layout.
+        tree: Arrays, ``ShapeDtypeStruct``s or tracers in any container of the layout.
+        dims: Sizes that are known beforehand, in elements.
+
+    Returns:
+        A report: ``report.ok`` says whether the tree conforms; it is equal to ``[]`` then.
+
+    Raises:
+        ConformanceError: jax cannot flatten the tree.
+
+    Example:
+        >>> import jax
+        >>> from jaxtyping import Array, Float32
+        >>> class Norm(Schema):
+        ...     scale: Float32[Array, " embed"]
+        >>> check(Norm, {"scale": jax.ShapeDtypeStruct((8,), "float32")}).dims
+        {'embed': 8}
+        >>> print(check(Norm, {"scales": jax.ShapeDtypeStruct((8,), "float32")}))
+        the tree does not conform to Norm: 2 faults
+          scale   expected float32[embed], found nothing
+                  -> near: scales
+          scales  expected nothing, found float32[8]
+                  -> near: scale
+    """
+    table = layout(source)
+    report = Matcher(table).match(tree, Binder(table.bound(dims or {}))).report
+    known = table.names()
+    unknown = tuple(
+        Mismatch(
+            name,
+            "dims",
+            f"a dim of {table.name} ({', '.join(sorted(known))})",
+            "an unknown name",
+            _near(name, [*known]),
+        )
+        for name in dims or ()
+        if name not in known
+    )
+    return (
+        dataclasses.replace(report, mismatches=(*unknown, *report.mismatches))
+        if unknown
+        else report
+    )
+
+
+def assert_conforms(
+    source: type[Schema] | Layout, tree: Tree, dims: Mapping[str, int] | None = None
+) -> Mapping[str, int]:
+    """Raises unless ``tree`` conforms; arguments as for `check`.
+
+    Returns:
+        The dims as they were bound, in elements.
+
+    Raises:
+        ConformanceError: With every fault.
+    """
+    report = check(source, tree, dims)
+    if not report.ok:
+        header = f"the tree does not conform to {report.layout}"
+        raise ConformanceError(header, report.mismatches, report.notes)
+    return report.dims

@@ -1,0 +1,261 @@
+"""Trees in any container: flattened to key paths, and built anew.
+
+A ``TrainState``, the dict Orbax returns for it, an ``nnx.State``, its pure dict and its on-disk form are read into the same key
+paths. What the containers add, ``.value`` of a Variable or a box and the strings Orbax makes of int keys, is seen by
+structure when the paths are matched against a layout, never by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from ckpt_schema._layouts.dims import LARGEST
+from ckpt_schema._layouts.paths import KeyPath, format_path
+from ckpt_schema._layouts.pytrees import TreeDef, children, key_paths
+from ckpt_schema._layouts.table import Layout, Node, Row
+from ckpt_schema._messages.text import shown
+from ckpt_schema.errors import ConformanceError, Mismatch
+
+__all__ = ["FlatTree", "build", "flatten", "nodes_of", "verify_readable", "without"]
+
+Tree = Any
+"""Any pytree of leaves."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FlatTree:
+    """A flattened tree.
+
+    Attributes:
+        leaves: Its leaves, in jax's order.
+        treedef: Its structure.
+        keys: The key path of each leaf, as the container spells it.
+        stored: Whether nothing in it rules out that int keys were turned into strings, as any save does: it is made of
+            dicts with string keys, and of sequences.
+    """
+
+    leaves: list[Any]
+    treedef: TreeDef
+    keys: list[KeyPath]
+    stored: bool
+
+
+def flatten(tree: Tree) -> FlatTree:
+    """The leaves of ``tree`` with their key paths.
+
+    Raises:
+        ConformanceError: jax cannot flatten it: a dict mixes int and string keys.
+    """
+    verify_readable(tree)
+    try:
+        flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    except (ValueError, TypeError, RecursionError, SystemError) as error:
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+        fault = Mismatch("", "key", "a tree that jax can flatten", found)
+        raise ConformanceError("the tree cannot be read", [fault]) from error
+    keys, stored = key_paths(path for path, _ in flat)
+    return FlatTree([leaf for _, leaf in flat], treedef, keys, stored)
+
+
+_DEEPEST = 300
+"""How many levels of containers are read: jax and Python themselves stop at about a thousand."""
+
+
+def verify_readable(tree: Tree) -> None:
+    """Raises where jax could not flatten the tree. It is not tried, for jax never forgets that it failed.
+
+    Raises:
+        ConformanceError: A dict has keys of several kinds, or the tree is nested too deep.
+    """
+    faults: list[Mismatch] = []
+    level: list[tuple[Any, _Place | None]] = [(tree, None)]
+    for _ in range(_DEEPEST):
+        below: list[tuple[Any, _Place | None]] = []
+        for node, place in level:
+            items: Iterable[tuple[Any, Any]] = ()
+            if isinstance(node, dict):
+                mapping: Mapping[Any, Any] = node
+                items = mapping.items()
+                faults += _mixed(mapping, place)
+            elif isinstance(node, (list, tuple)):
+                members: Iterable[Any] = node
+                items = enumerate(members)
+            below += [
+                (child, (place, key))
+                for key, child in items
+                if isinstance(child, (dict, list, tuple))
+            ]
+        level = below
+        if not level:
+            break
+    if level:
+        where = format_path(_path(level[0][1])[:3])
+        expected, hint = f"at most {_DEEPEST} levels of containers", "pass the state itself"
+        faults.append(Mismatch(f"{where}/...", "container", expected, "more", hint))
+    if faults:
+        raise ConformanceError("the tree cannot be read", faults)
+
+
+_Place = tuple[Any, Any]
+"""The place above, or None, and a key; the path is written where it is asked for."""
+
+
+def _path(place: _Place | None) -> KeyPath:
+    found: list[Any] = []
+    while place is not None:
+        place, key = place
+        found.append(key)
+    return tuple(reversed(found))
+
+
+def _mixed(node: Mapping[Any, Any], place: _Place | None) -> Iterator[Mismatch]:
+    """The fault of a dict whose keys jax cannot put in order."""
+    kinds = {type(key): key for key in node}
+    if kinds.keys() in ({str}, {int}, set[type]()):
+        where = format_path(_path(place))
+        for key in node:
+            if isinstance(key, int) and abs(key) > LARGEST:  # no list is longer
+                yield Mismatch(where, "key", f"int keys up to {LARGEST}", shown(key))
+        return
+    try:
+        sorted(node)
+    except TypeError:
+        found = " and ".join(f"{kind.__name__} key {shown(key)}" for kind, key in kinds.items())
+        hint = "a dict must not have both kinds; a save turns int keys into strings"
+        if len(kinds) == 1:
+            hint = "jax puts the keys of a dict in order: use strings, or ints"
+        yield Mismatch(format_path(_path(place)), "key", "keys of one kind", found, hint)
+
+
+def build(
+    layout: Layout,
+    leaves: Iterable[tuple[KeyPath, Row, Any]],
+    sizes: Mapping[str, int],
+    labelled: Mapping[KeyPath, Mapping[str, Any]] | None = None,
+) -> Tree:
+    """A tree of the layout's own container, from its leaves.
+
+    Args:
+        layout: Says which container, and where nodes other than dicts stand.
+        leaves: Key path, row and value of each leaf.
+        sizes: How many members the lists have, by name.
+        labelled: What boxes or Variables say of the axes of leaves, by their own key path.
+
+    Returns:
+        An ``nnx.State`` of Variables, or nested dicts with the optimizer's own tuples and NamedTuples in them.
+    """
+    root: dict[Any, Any] = {}
+    nodes = [(node, key) for node in layout.nodes for key in node.keys(sizes)]
+    for _, key in nodes:
+        _parent(root, key).setdefault(key[-1], {})
+    variables: dict[KeyPath, Row | None] = {}
+    for key, row, value in leaves:
+        _parent(root, key)[key[-1]] = value
+        variables[key[: len(key) - row.inside]] = row
+    holes = [
+        key for _, key in nodes if not any(key[:at] in variables for at in range(1, len(key) + 1))
+    ]
+    variables |= dict.fromkeys(holes)
+    for node, key in reversed(nodes):  # children before parents
+        parent = _parent(root, key)
+        parent[key[-1]] = _container(node, key, parent[key[-1]])
+    if layout.container == "nnx":
+        from ckpt_schema._frameworks.variables import build_state
+
+        return build_state(root, variables, labelled)
+    return _boxed(root, labelled) if labelled else root
+
+
+def _boxed(root: dict[Any, Any], labelled: Mapping[KeyPath, Mapping[str, Any]]) -> Tree:
+    from ckpt_schema._frameworks import boxes
+
+    def said(path: tuple[Any, ...]) -> Mapping[str, Any] | None:
+        return labelled.get(key_paths([path])[0][0])
+
+    def box(path: tuple[Any, ...], value: Any) -> Any:
+        return value if said(path) is None else boxes.boxed(value, said(path) or {})
+
+    def is_boxed(path: tuple[Any, ...], value: Any) -> bool:
+        return said(path) is not None
+
+    return jax.tree_util.tree_map_with_path(box, root, is_leaf=is_boxed, is_leaf_takes_path=True)
+
+
+def _parent(root: dict[Any, Any], key: KeyPath) -> dict[Any, Any]:
+    for segment in key[:-1]:
+        root = root.setdefault(segment, {})
+    return root
+
+
+def _container(node: Node, key: KeyPath, children: Mapping[Any, Any]) -> Any:
+    if node.type is type(None):
+        return None
+    if node.static is not None:
+        treedef, names = node.static
+        return treedef.unflatten(children.get(name) for name in names)
+    if node.type in (tuple, list):
+        return node.type(children[i] for i in range(len(children)))
+    if issubclass(node.type, Mapping):
+        kind: Any = node.type
+        return kind(children)
+    fields = getattr(node.type, "_fields", None) or [f.name for f in _fields(node.type)]
+    try:
+        return node.type(**{name: children.get(name) for name in fields})
+    except TypeError as error:
+        hint = "pass onto=, a tree that has one"
+        found = str(error).splitlines()[0]
+        fault = Mismatch(
+            format_path(key),
+            "container",
+            f"a {node.type.__name__} of its leaves alone",
+            found,
+            hint,
+        )
+        raise ConformanceError(f"{node.type.__name__} cannot be made", [fault]) from error
+
+
+def _fields(kind: type) -> list[dataclasses.Field[Any]]:
+    """The fields of a dataclass that are children of the pytree it is."""
+    own = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return [field for field in own if field.metadata.get("pytree_node", True)]
+
+
+def nodes_of(found: Iterable[tuple[KeyPath, Any]]) -> Iterator[Node]:
+    """The containers that a tree is built of anew; what has data besides its children, or is no sequence, with all of it."""
+    for key, node in found:
+        if node is None or isinstance(node, (tuple, list, Mapping)):
+            yield Node(key, type(node))
+        elif not hasattr(node, "unbox"):
+            treedef = jax.tree.structure(node, is_leaf=lambda child, node=node: child is not node)
+            yield Node(key, type(node), static=(treedef, tuple(name for name, _ in children(node))))
+
+
+_DROPPED = object()
+
+
+def without(tree: Tree, dropped: Container[KeyPath]) -> Tree:
+    """``tree`` without the leaves at some key paths, and without the dicts and Variables that held nothing else.
+
+    Example:
+        >>> without({"a": {"b": 1}, "c": 2}, {("a", "b")})
+        {'c': 2}
+    """
+    kept = _without(tree, dropped, ())
+    return {} if kept is _DROPPED else kept
+
+
+def _without(node: Any, dropped: Container[KeyPath], at: KeyPath) -> Any:
+    if jax.tree_util.all_leaves([node]):
+        return _DROPPED if at in dropped else node
+    below = {key: _without(child, dropped, (*at, key)) for key, child in children(node)}
+    if below and all(child is _DROPPED for child in below.values()):
+        return _DROPPED
+    if isinstance(node, Mapping):
+        kind: Any = type(node)
+        return kind({key: child for key, child in below.items() if child is not _DROPPED})
+    treedef = jax.tree.structure(node, is_leaf=lambda child: child is not node)
+    return treedef.unflatten({} if child is _DROPPED else child for child in below.values())

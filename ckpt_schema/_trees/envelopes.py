@@ -1,0 +1,238 @@
+"""Where a tree keeps the weights of a model, and where the state of their optimizer.
+
+Envelopes are known by what is in them: the keys of a train state, Variable types, leaves that stand where the weights do. The
+state of an optimizer anywhere else is an error: taken for weights, it would not follow the weights that it mirrors.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any
+
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.table import Node, Part, is_part
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["Envelope", "Found", "Read", "envelope", "param_of", "parts_of", "strays"]
+
+_COLLECTIONS = (
+    "batch_stats",
+    "cache",
+)  # those of Flax's own layers that a train state keeps beside the params
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """A leaf as it was found."""
+
+    key: KeyPath
+    value: Any
+    kind: Any
+    metadata: tuple[tuple[str, Any], ...]
+    inside: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Read:
+    """All leaves, without the levels that Variables add; and whether there were Variables."""
+
+    leaves: list[Found]
+    variables: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Envelope:
+    """Where a tree keeps what.
+
+    Attributes:
+        weights: Key prefixes under which the model's own leaves stand, longest first, each with its Linen collection or None.
+        optimizer: The key prefix of the optimizer state, or None.
+        mirrors: Key prefixes, inside the optimizer state, of subtrees that mirror the params.
+        homes: See `Layout`.
+        copies: Key prefixes of other trees like the weights, such as their moving average.
+    """
+
+    weights: tuple[tuple[KeyPath, str | None], ...]
+    optimizer: KeyPath | None
+    mirrors: frozenset[KeyPath]
+    homes: tuple[KeyPath, ...]
+    copies: tuple[KeyPath, ...] = ()
+
+    def body(self, key: KeyPath) -> KeyPath | None:
+        """The part of a weight's key that is the model's; None for other leaves."""
+        return next((key[len(p) :] for p, _ in self.weights if key[: len(p)] == p), None)
+
+
+def envelope(read: Read) -> Envelope:
+    """Where a tree keeps what."""
+    top = {leaf.key[0] for leaf in read.leaves if leaf.key}
+    if "params" in top and not read.variables and top & {"step", "opt_state"}:
+        inner: KeyPath = (
+            ("params", "params")
+            if all(_in_collection(leaf.key) for leaf in read.leaves)
+            else ("params",)
+        )
+        # Other fields of a TrainState, such as a key, are no collections of the model: they keep their own paths.
+        weights = ((inner, "params"), *(((c,), c) for c in _COLLECTIONS if c in top))
+        found = _mirrored(read, weights, ("opt_state",), inner[1:])
+        return dataclasses.replace(found, copies=tuple(_copies(read, inner)))
+    kept = {leaf.key[1] for leaf in read.leaves if leaf.key[0] == "optimizer" and len(leaf.key) > 1}
+    if {"model", "optimizer"} <= top and kept <= {"step", "opt_state"}:
+        return _mirrored(read, ((("model",), None),), ("optimizer", "opt_state"), ())
+    pair = _model_and_optimizer(read)
+    if pair is not None:
+        return _mirrored(read, (((pair[0],), None),), (pair[1], "opt_state"), ())
+    if "params" in top and not read.variables:
+        copies = tuple(_copies(read, ("params",)))
+        own = sorted(top - {copy[0] for copy in copies}, key=str)
+        weights = tuple(((c,), str(c)) for c in own)
+        return Envelope(weights, None, frozenset(), (("params",),), copies)
+    return Envelope(
+        (((), None),),
+        None,
+        frozenset(),
+        (("model",),) if read.variables else (("params",), ("model",)),
+    )
+
+
+def _model_and_optimizer(read: Read) -> tuple[Any, Any] | None:
+    """The names of a model and of its ``nnx.Optimizer``, where a module holds these two, told by their Variable types."""
+    kept: dict[Any, set[bool]] = {}
+    for leaf in read.leaves:
+        kept.setdefault(leaf.key[0], set()).add(_of_optimizer(leaf.kind))
+    states = [name for name, kinds in kept.items() if kinds == {True}]
+    models = [name for name, kinds in kept.items() if kinds == {False}]
+    if len(kept) != 2 or len(states) != 1 or len(models) != 1:
+        return None
+    below = {leaf.key[1] for leaf in read.leaves if leaf.key[0] == states[0] and len(leaf.key) > 1}
+    return (models[0], states[0]) if "opt_state" in below else None
+
+
+def _of_optimizer(kind: Any) -> bool:
+    """Whether a Variable type is that of an optimizer's state."""
+    return isinstance(kind, type) and any(base.__name__ == "OptState" for base in kind.__mro__)
+
+
+def _copies(read: Read, weights: KeyPath) -> Iterator[KeyPath]:
+    """Key prefixes of trees that have the leaves of the weights, and of the same shapes."""
+    known = ("params", "opt_state", "step", *_COLLECTIONS)
+    shapes: dict[Any, dict[KeyPath, Any]] = {}
+    for leaf in read.leaves:
+        signature = leaves.signature(leaf.value)
+        shapes.setdefault(leaf.key[0], {})[leaf.key[1:]] = signature and signature[0]
+    inner = weights[1:]
+    own = {
+        key[len(inner) :]: shape
+        for key, shape in shapes["params"].items()
+        if key[: len(inner)] == inner
+    }
+    for name, found in shapes.items():
+        if name in known:
+            continue
+        if found == own:
+            yield (name,)
+        elif found == {(*inner, *key): shape for key, shape in own.items()}:
+            yield (name, *inner)
+
+
+def strays(
+    read: Read, kinds: Envelope, containers: Iterable[tuple[KeyPath, Any]]
+) -> Iterator[Mismatch]:
+    """The states of optimizers that stand where none is known to, beside weights that they would be taken for."""
+    home = (kinds.optimizer or ())[:1]
+    found: dict[KeyPath, str] = {}
+    for leaf in read.leaves:
+        if _of_optimizer(leaf.kind):
+            found.setdefault(_state(leaf.key), f"Variables of an optimizer, {leaf.kind.__name__}")
+        elif "opt_state" in leaf.key[1:] and not read.variables:  # whose types tell, whatever names
+            found.setdefault(_state(leaf.key), "an opt_state")
+    for key, node in containers:
+        if is_part(type(node)) and type(node).__module__.partition(".")[0] == "optax":
+            found.setdefault(_state(key), f"optax's {type(node).__name__}")
+    for key in _moments([leaf.key for leaf in read.leaves if not read.variables]):
+        found.setdefault(_state(key), "mu and nu, which mirror other leaves")
+    apart = {key: what for key, what in found.items() if not home or key[:1] != home}
+    others = [leaf for leaf in read.leaves if not any(_below(leaf.key, key) for key in found)]
+    for key, what in apart.items():
+        if others and not any(key != above and _below(key, above) for above in apart):
+            yield _stray(key, what)
+
+
+def _below(key: KeyPath, node: KeyPath) -> bool:
+    return key[: len(node)] == node
+
+
+def _state(key: KeyPath) -> KeyPath:
+    """The state that a key of an optimizer's is in: what is above its chain, which has numbers."""
+    if "opt_state" in key:
+        return key[: key.index("opt_state") + 1]
+    return next((key[:at] for at, segment in enumerate(key) if isinstance(segment, int)), key[:-1])
+
+
+def _moments(keys: Sequence[KeyPath]) -> Iterator[KeyPath]:
+    """Nodes whose ``mu`` and ``nu`` hold the same leaves, which stand elsewhere in the tree as well: Adam's, on disk."""
+    below: dict[KeyPath, dict[str, set[KeyPath]]] = {}
+    for key in keys:
+        for at, segment in enumerate(key):
+            if segment in ("mu", "nu"):
+                below.setdefault(key[:at], {}).setdefault(segment, set()).add(key[at + 1 :])
+    everything = set(keys) if below else set[KeyPath]()
+    for node, sides in below.items():
+        if len(sides) < 2 or sides["mu"] != sides["nu"]:
+            continue
+        first, *_ = sides["mu"]
+        ends = (
+            key[: len(key) - len(first)] for key in keys if key[len(key) - len(first) :] == first
+        )
+        for head in ends:
+            if not _below(head, node) and all((*head, *rest) in everything for rest in sides["mu"]):
+                yield (*node, "mu")
+                break
+
+
+def _stray(key: KeyPath, what: str) -> Mismatch:
+    hint = (
+        "give infer one train state at a time, {step, params, opt_state} or {model, optimizer}, as "
+        "by infer(tree[...]), or declare the layout as a class"
+    )
+    expected = "weights, or the optimizer of a train state that infer knows"
+    found = f"{what}: it would be taken for weights, and not follow those that it mirrors"
+    return Mismatch(paths.format_path(key) or "the tree", "container", expected, found, hint)
+
+
+def parts_of(nodes: Sequence[Node], kinds: Envelope) -> Iterator[Part]:
+    """The parts of the optimizer state whose types the tree tells."""
+    head = kinds.optimizer or ()
+    for node in nodes:
+        mirrored = any(node.key[:end] in kinds.mirrors for end in range(len(node.key) + 1))
+        if head and node.key[: len(head)] == head and is_part(node.type) and not mirrored:
+            yield Part(("opt_state", *map(str, node.key[len(head) :])), node.type)
+
+
+def _in_collection(key: KeyPath) -> bool:
+    return key[0] != "params" or (len(key) > 1 and key[1] in ("params", *_COLLECTIONS))
+
+
+def _mirrored(
+    read: Read, weights: tuple[tuple[KeyPath, str | None], ...], optimizer: KeyPath, inner: KeyPath
+) -> Envelope:
+    """The envelope of a train state; a subtree of the optimizer state mirrors the params when all its leaves do."""
+    bare = Envelope(weights, optimizer, frozenset(), ())
+    params = {(*inner, *body) for leaf in read.leaves if (body := bare.body(leaf.key)) is not None}
+    total: collections.Counter[KeyPath] = collections.Counter()
+    hits: collections.Counter[KeyPath] = collections.Counter()
+    for leaf in read.leaves:
+        if leaf.key[: len(optimizer)] == optimizer:
+            for end in range(len(optimizer), len(leaf.key)):
+                total[leaf.key[:end]] += 1
+                hits[leaf.key[:end]] += param_of(leaf.key[end:], params) is not None
+    found = {(*p, *inner) for p, n in hits.items() if n == total[p] and (n > 1 or n == len(params))}
+    return dataclasses.replace(bare, mirrors=frozenset(found))
+
+
+def param_of(key: KeyPath, params: Container[KeyPath]) -> KeyPath | None:
+    """The param at whose place a leaf of a mirror stands, or inside of whose place it does."""
+    return next((key[:end] for end in range(len(key), 0, -1) if key[:end] in params), None)

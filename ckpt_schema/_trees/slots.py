@@ -1,0 +1,130 @@
+"""Which slot of a layout a key path spells."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.paths import Index, Key, KeyPath, Pattern, int_key
+from ckpt_schema._layouts.table import Layout, Slot
+
+__all__ = ["SlotFinder"]
+
+
+class _Trie:
+    """The key patterns of a layout by segment; literal keys are looked up, index symbols tried in turn."""
+
+    __slots__ = ("literals", "row", "symbols")
+
+    def __init__(self) -> None:
+        self.literals: dict[Key, _Trie] = {}
+        self.symbols: list[tuple[Index, _Trie]] = []
+        self.row: int | None = None
+
+    def insert(self, pattern: Pattern, row: int) -> None:
+        """Adds a row at its pattern."""
+        node = self
+        for segment in pattern:
+            node = node._child(segment)
+        node.row = row
+
+    def _child(self, segment: Key | Index) -> _Trie:
+        if isinstance(segment, Index):
+            for symbol, node in self.symbols:
+                if symbol == segment:
+                    return node
+            self.symbols.append((segment, _Trie()))
+            return self.symbols[-1][1]
+        found = self.literals.get(segment)
+        if found is None:
+            found = self.literals[segment] = _Trie()
+        return found
+
+    def find(self, key: KeyPath, *, stored: bool) -> list[Slot]:
+        """The slots that ``key`` may spell; a literal key may stand beside a symbol that spells it too."""
+        here: list[tuple[_Trie, tuple[int, ...]]] = [(self, ())]
+        for segment in key:
+            number = int_key(segment) if stored and isinstance(segment, str) else None
+            keys = (segment,) if number is None else (segment, number)
+            here = [
+                (below, (*indices, *index))
+                for node, indices in here
+                for one in keys
+                for below, index in node._steps(one)
+            ]
+        return [(node.row, indices) for node, indices in here if node.row is not None]
+
+    def _steps(self, segment: Key) -> list[tuple[_Trie, tuple[int, ...]]]:
+        """The nodes below ``segment``, each with the index it spells where it stands at a symbol."""
+        literal = self.literals.get(segment)
+        found: list[tuple[_Trie, tuple[int, ...]]] = [] if literal is None else [(literal, ())]
+        for symbol, below in self.symbols:
+            index = symbol.index(segment)
+            if index is not None:
+                found.append((below, (index,)))
+        return found
+
+
+class SlotFinder:
+    """Finds the slot of a key path in one layout: one dict look-up for most, a walk of the patterns for repeated nodes."""
+
+    def __init__(self, table: Layout) -> None:
+        """Reads the key patterns of ``table``."""
+        self._rows = table.rows
+        self._plain = {row.key: (number, ()) for number, row in enumerate(table.rows)}
+        self._inside = sorted({row.inside for row in table.rows})
+
+    @functools.cached_property
+    def _odd(self) -> Mapping[Any, Key]:
+        """The keys that are neither strings nor numbers, such as tuples, by what a save makes of them."""
+        segments: set[Any] = {segment for row in self._rows for segment in row.key}
+        plain = (str, int, Index)
+        odd = {str(key): key for key in segments if not isinstance(key, plain)}
+        return {text: key for text, key in odd.items() if text not in segments}
+
+    @functools.cached_property
+    def _patterns(self) -> _Trie:
+        root = _Trie()
+        for number, row in enumerate(self._rows):
+            root.insert(row.key, number)
+        return root
+
+    def slot(self, key: KeyPath, *, stored: bool) -> Slot | None:
+        """The slot ``key`` spells, with or without the ``value`` level of a Variable or box; None if there is none.
+
+        Args:
+            key: The key path of a leaf.
+            stored: Whether strings may stand for keys of other kinds, as after any save.
+        """
+        if stored and self._odd:
+            key = tuple([self._odd.get(segment, segment) for segment in key])
+        for bare, inside in self._spellings(key):
+            plain = self._plain.get(bare)
+            if plain is not None and inside in (None, self._rows[plain[0]].inside):
+                return plain
+        for bare, inside in self._spellings(key):
+            found = [
+                s
+                for s in self._patterns.find(bare, stored=stored)
+                if inside in (None, self._rows[s[0]].inside)
+            ]
+            if found:
+                return next(filter(self._within, found), found[0])
+        return None
+
+    def _within(self, slot: Slot) -> bool:
+        """Whether it is one of the slots that the row has, as far as its numbers of repeats are fixed."""
+        counts = (dims_.size_of(dim, {}) for dim in self._rows[slot[0]].unrolled)
+        return all(
+            count is None or index < count for index, count in zip(slot[1], counts, strict=True)
+        )
+
+    def _spellings(self, key: KeyPath) -> Iterator[tuple[KeyPath, int | None]]:
+        """The key path as it is, and without a level of a Variable or box, with how many segments stand inside of that."""
+        yield key, None
+        for inside in self._inside:
+            at = len(key) - 1 - inside
+            if at >= 0 and key[at] == "value":
+                yield (*key[:at], *key[at + 1 :]), inside

@@ -1,0 +1,88 @@
+"""Variables that no body declares and a model works without: streams, caches, records of a pass; what to do about each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from typing import Any
+
+from jax.core import Tracer
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.paths import KeyPath, format_path
+from ckpt_schema._trees.containers import FlatTree, flatten
+
+__all__ = ["undeclared", "unread"]
+
+
+def undeclared(flat: FlatTree, strays: Collection[int]) -> dict[int, str]:
+    """The cure for leaves that no row of a layout has, by position, where they are of Variables that a model works without."""
+    if "flax.nnx" not in sys.modules:  # then none of the tree is of it
+        return {}
+    from ckpt_schema._frameworks.variables import passing, variables_of
+
+    tree = flat.treedef.unflatten(flat.leaves)
+    found: dict[int, str] = {}
+    variables = variables_of(tree)
+    top = tuple(name for name in ("model", "optimizer") if any(k[0] == name for k in variables))
+    for position in strays if variables else ():
+        key = flat.keys[position]
+        at = next((end for end in range(len(key), 0, -1) if key[:end] in variables), 0)
+        kind, tags = variables.get(key[:at], (object, ()))
+        what = passing(kind) if at else None
+        if what == "stream":
+            in_model = key[0] == "model" or top != ("model", "optimizer")
+            found[position] = (
+                _stream(key[:at], flat.leaves[position], dict(tags)) if in_model else _BESIDE
+            )
+        elif what is not None:
+            left = f"nnx.state(model, nnx.Not(nnx.{_public(kind)}))"
+            found[position] = f"a {what} that the layout does not declare: leave it out, {left}"
+    return found
+
+
+_BESIDE = "a stream beside the model, which no body declares: restore leaves it as it is; leave it out elsewhere"
+
+
+def _stream(key: KeyPath, leaf: Any, tags: dict[str, Any]) -> str:
+    """The line that declares a stream, told at its key; at its count, where that line is."""
+    inside = key[1:] if key[0] == "model" else key
+    where = format_path(inside[:-1]) or format_path(inside)
+    found = leaves.signature(leaf)
+    if found is None or not found[1].startswith("key<"):
+        return f"a stream that the layout does not declare: Stream[...] with key={where!r} has both"
+    name = str(inside[0]).replace("-", "_")
+    tag = f", tag={tags['tag']!r}" if "tag" in tags else ""
+    line = f'{name}: cs.Stream["{found[1][4:-1]}"] = '
+    line += f"cs.field(key={where!r}, default=cs.fresh_key(0){tag})"
+    return f"a stream that the layout does not declare: {line}"
+
+
+def _public(kind: Any) -> str:
+    """The name of a Variable type in ``flax.nnx``."""
+    return f"metrics.{kind.__name__}" if kind.__name__ == "MetricState" else kind.__name__
+
+
+def unread(state: Any, known: Callable[[KeyPath], bool]) -> set[KeyPath]:
+    """Key paths of leaves with values, of Variables that a model works without, that no layout of some knows.
+
+    Args:
+        state: A state of a model, or of a training.
+        known: Says whether a key path is known.
+    """
+    if "flax.nnx" not in sys.modules:
+        return set()
+    from ckpt_schema._frameworks.variables import passing, variables_of
+
+    left = {key for key, (kind, _) in variables_of(state).items() if passing(kind)}
+    if not left:
+        return set()
+    flat = flatten(state)
+    return {
+        key
+        for key, leaf in zip(flat.keys, flat.leaves, strict=True)
+        if any(key[:end] in left for end in range(1, len(key) + 1))
+        and not known(key)
+        and not leaves.is_abstract(leaf)
+        and not isinstance(leaf, Tracer)
+    }

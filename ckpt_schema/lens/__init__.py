@@ -1,1 +1,0 @@
-"""Lenses between two layouts: small edits of leaves, their derivation from types, and their compiled execution."""

@@ -1,0 +1,243 @@
+"""What a directory or file is: a checkpoint, and which item of it is meant; or what else, and what reads that."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from etils import epath
+
+from ckpt_schema._layouts import paths
+from ckpt_schema._messages.text import counted
+from ckpt_schema.errors import CheckpointMismatchError, Mismatch
+from ckpt_schema.orbax._places import UNFINISHED, misread
+
+__all__ = ["Item", "aggregated", "find_item", "refusal"]
+
+_CHECKPOINT = "_CHECKPOINT_METADATA"  # Orbax's file in a checkpoint
+_ITEM = "_METADATA"  # and in each pytree of it
+_OLD_ITEM = "checkpoint"  # what releases until 0.3.5 wrote instead, in msgpack
+_PYTREES = ("PyTree", "StandardCheckpoint")  # in the names of the handlers of pytrees
+_EMPTY = ("None", "Dict", "List", "Tuple", "NamedTuple")  # value types without an array
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """A pytree in a checkpoint.
+
+    Attributes:
+        name: Its name; None where it stands at the root, as older versions of Orbax wrote it.
+        every: The names of all pytrees in the checkpoint.
+    """
+
+    name: str | None
+    every: frozenset[str]
+
+
+def refusal(
+    place: epath.Path, found: str, hint: str, notes: Iterable[str] = ()
+) -> CheckpointMismatchError:
+    """The error for a path that cannot be restored."""
+    fault = Mismatch(str(place), "checkpoint", "an Orbax checkpoint", found, hint)
+    return CheckpointMismatchError(f"{place} cannot be restored", [fault], notes)
+
+
+def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
+    """Which pytree of a checkpoint is meant, and which there are.
+
+    Args:
+        place: The path of the checkpoint.
+        wanted: The name, if it was said.
+        aux: One that is not meant unless it is named, and that is read beside it.
+
+    Raises:
+        CheckpointMismatchError: There is none, or none of that name, or several that could be
+            meant; or the checkpoint lists some that are not there, or not finished.
+    """
+    if misread(place):
+        hint = "move it: no part of the path may hold a backslash, *, ? or ["
+        raise refusal(place, "a path that Orbax takes for a pattern", hint)
+    if UNFINISHED in place.name or not place.is_dir():
+        raise _other(place, [])
+    children = sorted((child.name for child in place.iterdir()), key=paths.natural)
+    steps = [name for name in children if (place / name / _CHECKPOINT).exists()]
+    every = [name for name in children if (place / name / _ITEM).exists()]
+    finished = frozenset(name for name in every if UNFINISHED not in name)
+    flat = _ITEM in children and not (place.parent / _CHECKPOINT).exists()
+    if (steps and _CHECKPOINT not in children) or not (flat or every or _CHECKPOINT in children):
+        raise _other(place, steps)
+    listed = _listed(place) if _CHECKPOINT in children else {}
+    _verify_whole(place, children, listed, wanted, aux, finished)
+    items = [name for name in every if name in finished - {aux or ""}] or [*finished]
+    if wanted in finished:
+        return Item(wanted, finished)
+    if not (flat or items):
+        raise _other(place, steps)
+    if wanted is None and flat:
+        return Item(None, finished)
+    if wanted is None and (len(items) == 1 or "state" in items):  # what `save` of Orbax v1 calls it
+        return Item(items[0] if len(items) == 1 else "state", finished)
+    found = f"{'a pytree without a name' if flat else ', '.join(items)}"
+    hint = "leave item= out" if flat else f"pass item={items[0]!r}, or another of them"
+    raise refusal(place, f"a checkpoint that holds {found}", hint)
+
+
+def _listed(place: epath.Path) -> Mapping[str, str]:
+    """The items that a checkpoint says it has, each with the name of what wrote it."""
+    try:
+        told: Any = json.loads((place / _CHECKPOINT).read_text())
+        handlers: Any = told.get("item_handlers") if isinstance(told, dict) else None
+        if not isinstance(told, dict):
+            raise ValueError("not a dict")
+    except (ValueError, OSError) as error:
+        notes = [f"{_CHECKPOINT}: {error}"]
+        hint = f"{_CHECKPOINT} is damaged; take another copy"
+        raise refusal(place, "a checkpoint that cannot be read", hint, notes) from error
+    if not isinstance(handlers, dict):
+        return {}  # of one pytree without a name
+    named = cast(dict[str, Any], handlers)
+    return {name: str(handler) for name, handler in named.items()}
+
+
+def _verify_whole(
+    place: epath.Path,
+    children: list[str],
+    listed: Mapping[str, str],
+    wanted: str | None,
+    aux: str | None,
+    finished: frozenset[str],
+) -> None:
+    """Raises where something is missing or unfinished that could be what is read."""
+    unfinished = {name.partition(UNFINISHED)[0]: name for name in children if UNFINISHED in name}
+    lost = {
+        name: "a checkpoint without its item {!r}, which it lists"
+        for name, handler in listed.items()
+        if not _is_there(place / name, handler)
+    }
+    lost |= {
+        base: f"a checkpoint whose item {{!r}} is unfinished: {name}"
+        for base, name in unfinished.items()
+        if base not in finished
+    }
+    for name, found in lost.items():
+        if wanted is None or name in (wanted, aux):
+            hint = f"take a copy that has {name}"
+            rest = sorted(finished - {aux or "", name}, key=lambda other: (other != "state", other))
+            if name != wanted and rest:
+                without = ", aux=None" if name == aux else ""
+                hint = f"{hint}; or read without it: item={wanted or rest[0]!r}{without}"
+            raise refusal(place, found.format(name), hint)
+
+
+def _is_there(item: epath.Path, handler: str) -> bool:
+    if any(word in handler for word in _PYTREES):
+        return (item / _ITEM).exists() or (item / _OLD_ITEM).exists()
+    return item.is_dir() and any(item.iterdir())
+
+
+def aggregated(item: epath.Path) -> bool:
+    """Whether some leaves are in one file with others, as Orbax 0.4 and 0.5 wrote them when asked."""
+    told: Any = json.loads((item / _ITEM).read_text())
+    values = [entry["value_metadata"] for entry in told["tree_metadata"].values()]
+    return any(v.get("skip_deserialize") and v.get("value_type") not in _EMPTY for v in values)
+
+
+# --- what is no checkpoint  ---
+
+
+def _other(place: epath.Path, steps: list[str]) -> CheckpointMismatchError:
+    """The error for a path that is no checkpoint, with what it is instead."""
+    if UNFINISHED in place.name:
+        hint = "pass a checkpoint that was saved to its end, or save again"
+        return refusal(place, "what an unfinished save has left", hint)
+    if not place.exists():
+        return refusal(place, "no such path", _near(place))
+    if not place.is_dir():
+        return refusal(place, *_file(place))
+    if steps:
+        latest = ", ".join(str(place / name) for name in steps[-3:])
+        found = f"a directory of {counted(len(steps), 'checkpoint')}"
+        return refusal(place, found, f"pass one of them: {latest}")
+    if (place.parent / _CHECKPOINT).exists():
+        named = f" with item={place.name!r}" if (place / _ITEM).exists() else ""
+        return refusal(place, "a part of a checkpoint", f"pass {place.parent}{named}")
+    return refusal(place, *_folder(place))
+
+
+def _near(place: epath.Path) -> str:
+    """What there is beside a path where nothing is."""
+    above = place.parent
+    if not above.is_dir():
+        return "check the path"
+    steps = [child.name for child in above.iterdir() if (child / _CHECKPOINT).exists()]
+    if not steps:
+        return "check the path"
+    steps.sort(key=paths.natural)
+    told = ", ".join(steps[-10:])
+    return f"{above} holds {counted(len(steps), 'checkpoint')}: {'..., ' * (len(steps) > 10)}{told}"
+
+
+_BY_LENS = "lens.get(tree, onto=target) takes what it returns"
+
+
+def _file(place: epath.Path) -> tuple[str, str]:
+    """What a file is, and what reads it."""
+    with place.open("rb") as file:
+        head = file.read(9)
+    if _is_msgpack(head):
+        reader = f"flax.training.checkpoints.restore_checkpoint({str(place)!r}, None)"
+        return "a msgpack file of Flax", f"{reader} reads it; {_BY_LENS}"
+    if len(head) == 9 and head[8:] == b"{" and not any(head[4:8]):
+        return "a safetensors file", "safetensors.numpy.load_file reads it"
+    return "a file", "a checkpoint is a directory"
+
+
+def _is_msgpack(head: bytes) -> bool:
+    """Whether bytes begin a map in msgpack, as Flax writes a state."""
+    return bool(head) and (0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF))
+
+
+def _starts(file: epath.Path) -> bytes:
+    if not file.is_file():
+        return b""
+    with file.open("rb") as opened:
+        return opened.read(1)
+
+
+def _folder(place: epath.Path) -> tuple[str, str]:
+    """What a directory is that holds no checkpoint of today's, and what reads it."""
+    children = sorted(place.iterdir(), key=lambda child: paths.natural(child.name))
+    if not children:
+        return "an empty directory", "check the path"
+    holders = [place, *(child for child in children if child.is_dir())]
+    old = [holder for holder in holders if _is_msgpack(_starts(holder / _OLD_ITEM))]
+    packed = [child for child in children if _is_msgpack(_starts(child))]
+    if old and (old[0] == place or not packed):
+        reader = f"orbax.checkpoint.PyTreeCheckpointer().restore({str(old[0])!r})"
+        return "a pytree of Orbax 0.3 or older", f"{reader} reads it; {_BY_LENS}"
+    if packed:
+        found = f"a directory with {counted(len(packed), 'msgpack file')} of Flax"
+        reader = f"flax.training.checkpoints.restore_checkpoint({str(packed[-1])!r}, None)"
+        return found, f"{reader} reads the last; {_BY_LENS}"
+    steps = [child for child in children if child.is_dir() and _holds_items(child)]
+    if steps:
+        reader = "orbax.checkpoint.CheckpointManager(directory).restore(step, args=...)"
+        found = f"a directory of {counted(len(steps), 'step')} of an old CheckpointManager"
+        return found, f"{reader} reads it, with ocp.args.PyTreeRestore(); {_BY_LENS}"
+    if any((holder / "manifest.ocdbt").exists() for holder in holders):
+        return f"arrays without the {_ITEM} that tells their tree", "a copy may be incomplete"
+    return (
+        "a directory without a pytree that Orbax wrote",
+        "check the path; a copy may be incomplete",
+    )
+
+
+def _holds_items(step: epath.Path) -> bool:
+    """Whether a directory is a step of a manager of releases that wrote no `_CHECKPOINT_METADATA`."""
+    return any(
+        (item / _ITEM).exists() or _is_msgpack(_starts(item / _OLD_ITEM))
+        for item in step.iterdir()
+        if item.is_dir()
+    )

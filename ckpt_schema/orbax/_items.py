@@ -1,0 +1,206 @@
+"""What a save writes of a state: a tree of the source, and what has no place there beside it."""
+
+from __future__ import annotations
+
+import collections
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from ckpt_schema._frameworks import boxes, variables
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._trees.containers import FlatTree, Tree, flatten, verify_readable, without
+from ckpt_schema._trees.slots import SlotFinder
+from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.orbax._agreement import agree, raised_by_all
+from ckpt_schema.orbax._places import verify_name
+from ckpt_schema.orbax._private import private_leaves, verify_private
+from ckpt_schema.orbax._sides import Side, toward, verify_arguments
+
+__all__ = ["STATE", "items_of"]
+
+STATE = "state"
+"""What Orbax's own save calls the one pytree of a checkpoint."""
+
+_UNSTORABLE = ("uint2", "uint4", "float8_e4m3")
+
+
+def items_of(
+    state: Any,
+    lens: Lens,
+    *,
+    onto: Tree | None = None,
+    side: Side | None = None,
+    aux: str | None = "nnx_aux",
+    private: Tree | None = None,
+) -> dict[str, Tree]:
+    """What `save` would write of ``state``: items by name, for any call of Orbax that takes some.
+
+    So the state goes into one checkpoint with whatever else belongs there, and by whatever writes
+    it: a manager, an asynchronous save. `restore` reads such a checkpoint as it reads those of
+    `save`.
+
+    Args:
+        state: A concrete ``nnx.State``, ``nnx.Module``, ``TrainState`` or dict.
+        lens: The lens.
+        onto: Where the source's private leaves come from, and its containers; see `Lens.put`. Boxes
+            are saved if it has them.
+        side: The side that the state is on, for states that conform to both.
+        aux: The name of the item that holds the private leaves. With None, there is none.
+        private: The private leaves that it holds, as `load_private` returns them; those of the
+            state unless given.
+
+    Returns:
+        The tree of ``lens.source`` under ``"state"``, and the private leaves under ``aux``, if
+        there are any.
+
+    Raises:
+        ConformanceError: The state is on neither side, or could be on either, or holds leaves that
+            Orbax cannot save, or values that cannot be carried over; or an argument is none.
+
+    Example:
+        ``checkpointer.save_checkpointables(step, {**items_of(run, lens), "data": iterator})``
+    """
+    with raised_by_all():
+        verify_arguments(lens, side=side)
+        if aux is not None or private is not None:
+            verify_name(aux, "aux", "the private leaves", (STATE,))
+        verify_readable(state)
+        tree = variables.state_of(state)
+        turned, match = toward(tree, lens, "the state", side, "side")
+        _verify(tree, _valueless)
+        if private is not None:
+            verify_private(private, lens)
+    agree("processes do not save the same", _of_hosts(tree) if jax.process_count() > 1 else {})
+    with raised_by_all():
+        source = tree
+        if turned.view is lens.view:
+            source = turned.put(tree, onto=onto)
+            source = boxes.unboxed(source) if onto is None else source
+            private = private_leaves(match, turned) if private is None else private
+        source = _lasting(source, turned.view if source is tree else turned.source)
+        items = {STATE: source} | ({aux: private} if aux is not None and private else {})
+        for item in items.values():
+            _verify(item, _valueless)
+            _verify(item, _unsavable)
+    return jax.tree.map(_savable, jax.block_until_ready(items))
+
+
+def _of_hosts(tree: Tree) -> dict[str, str]:
+    """The leaves that each process has for itself, with what all must agree on: value, checksum."""
+    flat = flatten(tree)
+    pairs = [
+        (paths.format_path(key), leaf) for key, leaf in zip(flat.keys, flat.leaves, strict=True)
+    ]
+    numbers = {where: repr(leaf) for where, leaf in pairs if leaves.is_scalar(leaf)}
+    arrays = {where: leaf for where, leaf in pairs if isinstance(leaf, (np.ndarray, np.generic))}
+    return numbers | {
+        at: f"{leaves.describe(x)} with checksum {zlib.crc32(np.asarray(x).tobytes()):08x}"
+        for at, x in arrays.items()
+    }
+
+
+def _lasting(tree: Tree, table: Layout) -> Tree:
+    """The tree without its ephemeral leaves."""
+    if not any(row.ephemeral for row in table.rows):
+        return tree
+    flat, slot = flatten(tree), SlotFinder(table).slot
+    found = ((key, slot(key, stored=flat.stored)) for key in flat.keys)
+    return without(
+        tree, {key for key, at in found if at is not None and table.rows[at[0]].ephemeral}
+    )
+
+
+def _verify(tree: Tree, check: Any) -> None:
+    faults = sorted(check(flatten(tree)), key=lambda fault: paths.natural(fault.path))
+    if faults:
+        raise ConformanceError("the state cannot be saved", faults)
+
+
+def _valueless(flat: FlatTree) -> Iterator[Mismatch]:
+    """Leaves without values: Orbax would find out half-way through its write."""
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        where = paths.format_path(key)
+        if leaves.is_abstract(leaf):
+            yield Mismatch(
+                where,
+                "abstract",
+                "a value",
+                "an abstract leaf",
+                "initialize the state before saving it",
+            )
+        elif isinstance(leaf, Tracer):
+            yield Mismatch(where, "abstract", "a value", "a tracer", "save outside of jit")
+        elif isinstance(leaf, jax.Array) and leaf.is_deleted():
+            yield Mismatch(
+                where,
+                "abstract",
+                "a value",
+                "a deleted array",
+                "it was donated; keep what jit returned",
+            )
+
+
+def _unsavable(flat: FlatTree) -> Iterator[Mismatch]:
+    """What Orbax refuses half-way, or loses.
+
+    Empty arrays, some dtypes, leaves with one name when joined by dots; and of several processes,
+    jax arrays that one has for
+    itself: whose would be written?
+    """
+    several = jax.process_count() > 1
+    names = collections.Counter(".".join(map(str, key)) for key in flat.keys)
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        where, name = paths.format_path(key), ".".join(map(str, key))
+        if 0 in (leaves.signature(leaf) or ((),))[0]:
+            yield Mismatch(
+                where,
+                "shape",
+                "at least one element",
+                leaves.describe(leaf),
+                "Orbax saves no empty arrays",
+            )
+        if (leaves.signature(leaf) or ((), ""))[1] in _UNSTORABLE:
+            yield Mismatch(
+                where,
+                "dtype",
+                "a dtype that Orbax stores",
+                leaves.describe(leaf),
+                "TensorStore has no such dtype",
+            )
+        if type(leaf) is complex:
+            yield Mismatch(
+                where,
+                "dtype",
+                "a leaf that Orbax stores",
+                leaves.describe(leaf),
+                'make it an array of its dtype, jax.numpy.asarray(x, "complex64")',
+            )
+        if several and isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+            hint = (
+                "jax.device_put it to NamedSharding(mesh, PartitionSpec()), "
+                "or make it under jit with out_shardings"
+            )
+            found = f"{leaves.describe(leaf)} on devices of one process"
+            yield Mismatch(
+                where, "sharding", "a global array, over devices of all processes", found, hint
+            )
+        if names[name] > 1:
+            yield Mismatch(
+                where,
+                "ambiguous",
+                f"one leaf called {name}",
+                str(names[name]),
+                "Orbax would keep one of them",
+            )
+
+
+def _savable(leaf: Any) -> Any:
+    """As arrays: NumPy scalars, which Orbax refuses, and bools, which make metadata unreadable."""
+    return np.asarray(leaf) if isinstance(leaf, (bool, np.generic)) else leaf

@@ -1,0 +1,236 @@
+"""What a checkpoint holds, as an abstract tree: one metadata read, no array data. And the reading of a part of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.pytrees import key_paths
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema.errors import CheckpointMismatchError
+from ckpt_schema.orbax._folders import aggregated, find_item, refusal
+from ckpt_schema.orbax._places import absolute, active_context, first_line
+
+__all__ = ["SKIP", "DiskTree", "alone", "load", "read"]
+
+SKIP = ocp.PLACEHOLDER
+"""Stands for a leaf that is not to be read."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DiskTree:
+    """A checkpoint's state without its values.
+
+    Attributes:
+        path: Where it lies.
+        item: The name of the pytree in it; None where it stands at the root, as older versions of Orbax wrote it.
+        tree: Dicts, lists and None slots as Orbax returns them, of ``ShapeDtypeStruct``s without sharding and Python numbers.
+            Typed keys have the dtype of the implementation they were saved with; a number says its type, not its value.
+        beside: The names of the other pytrees in it.
+    """
+
+    path: epath.Path
+    item: str | None
+    tree: Tree
+    beside: frozenset[str] = frozenset()
+
+    def at(self, prefix: KeyPath) -> Tree | None:
+        """The subtree at ``prefix``, or None when there is none."""
+        return _at(self.tree, prefix)
+
+    def without(self, key: str | None) -> DiskTree:
+        """The same without what is at one key of the root."""
+        if not isinstance(self.tree, dict) or key not in self.tree:
+            return self
+        return dataclasses.replace(
+            self, tree={name: child for name, child in self.tree.items() if name != key}
+        )
+
+
+def _at(tree: Tree, prefix: KeyPath) -> Tree | None:
+    for key in prefix:
+        if not isinstance(tree, dict) or key not in tree:
+            return None
+        tree = tree[key]
+    return tree
+
+
+def read(path: epath.PathLike, item: str | None = None, *, aux: str | None = None) -> DiskTree:
+    """Reads the metadata of the checkpoint at ``path``, once.
+
+    Args:
+        path: A checkpoint of Orbax's v1 or v0 API.
+        item: Which pytree of it, where it holds several.
+        aux: One that is not meant unless it is named.
+
+    Raises:
+        CheckpointMismatchError: There is no checkpoint, no such item, or no metadata that Orbax can read.
+    """
+    place = absolute(path)
+    try:
+        meant = find_item(place, item, aux)
+    except OSError as error:  # nobody may look there, or no file system has such a name
+        raise refusal(place, first_line(error), "check the path, and who may read it") from error
+    name = meant.name
+    try:
+        found = _found(place, name)
+        flat, treedef = jax.tree_util.tree_flatten_with_path(found)
+        keys, _ = key_paths(at for at, _ in flat)
+        written = _written(place / (name or ""))
+        named = [".".join(map(str, key)) for key in keys]
+        typed = [
+            _abstract(leaf, written.get(at) if _may_be_key(leaf) else None)
+            for at, (_, leaf) in zip(named, flat, strict=True)
+        ]
+    except Exception as error:  # Orbax has no one class for what may be wrong with a directory
+        raise _unreadable(place, name, error) from error
+    # An array whose name is gone would be read as one that was never saved, and get a default.
+    lost = sorted(written.keys() - set(named))
+    if lost:
+        which = f"an array {lost[0]}" if len(lost) == 1 else f"{len(lost)} arrays, as {lost[0]},"
+        hint = "a copy may be incomplete, or a file was changed by hand"
+        raise refusal(place / (name or ""), f"{which} that its metadata does not name", hint)
+    return DiskTree(place, name, treedef.unflatten(typed), meant.every - {name or ""})
+
+
+@contextlib.contextmanager
+def _logged() -> Generator[list[str]]:
+    """What Orbax logs meanwhile: of metadata that it cannot read, it says why there alone."""
+    said: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("absl")
+    logger.addHandler(listener)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(listener)
+
+
+def _found(place: epath.Path, name: str | None) -> Tree:
+    """The tree of a pytree's metadata.
+
+    Raises:
+        ValueError: Orbax could not read it, and logged why.
+    """
+    with _logged() as said:
+        found = ocp.metadata(place, checkpointable_name=name).metadata
+    if found is not None:
+        return found
+    _, _, why = "\n".join(said).partition("Error details: ")
+    raise ValueError(why.strip() or "no metadata could be read; the log says why")
+
+
+def _unreadable(place: epath.Path, name: str | None, error: Exception) -> CheckpointMismatchError:
+    """The error for a pytree whose metadata Orbax cannot read."""
+    item, said = place / (name or ""), first_line(error)
+    found, hint = "a checkpoint that cannot be read", "a copy may be incomplete"
+    reader = f"orbax.checkpoint.PyTreeCheckpointer().restore({str(item)!r})"
+    with contextlib.suppress(Exception):  # then the file that tells is damaged itself
+        if aggregated(item):
+            found = "leaves in one file, as Orbax 0.4 and 0.5 wrote them"
+            hint = f"{reader} reads it; lens.get(tree, onto=target) takes what it returns"
+    if "dtype: bool" in said:
+        found = "a checkpoint with a plain Python bool among the leaves"
+        hint = "Orbax reads no metadata of such; save it as an array: np.asarray(flag)"
+    return refusal(place, found, hint, [f"Orbax says: {said}"])
+
+
+def _may_be_key(leaf: Any) -> bool:
+    return (
+        leaves.signature(leaf) is not None
+        and not leaves.is_scalar(leaf)
+        and str(leaf.dtype) == "uint32"
+        and bool(leaf.shape)
+    )
+
+
+def _abstract(leaf: Any, impl: str | None) -> Any:
+    if leaves.is_scalar(leaf):
+        return leaves.untold(type(leaf))
+    if leaves.signature(leaf) is None:
+        return leaf
+    if impl is None:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    key = jax.eval_shape(functools.partial(jax.random.key, impl=impl), 0)
+    return jax.ShapeDtypeStruct(leaf.shape[:-1], key.dtype)
+
+
+def _written(item: epath.Path) -> Mapping[str, str | None]:
+    """The arrays of a pytree by dotted name: the implementation of a typed key, None of any other.
+
+    No public function of Orbax tells it without reading the key, so this reads the file that Orbax
+    keeps it in. Where there is none, keys read as raw data, which conforms to no key.
+    """
+    impls: dict[str, str | None] = {}
+    folder = item / "array_metadatas"  # `glob` would take the whole path for a pattern
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    for file in files:
+        for entry in json.loads(file.read_text())["array_metadatas"]:
+            array = entry["array_metadata"]
+            impls[array["param_name"]] = (array.get("ext_metadata") or {}).get("random_key_impl")
+    return impls
+
+
+def load(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
+    """Reads a part of the subtree at ``prefix``, and nothing else, into the shardings of ``wanted``.
+
+    Args:
+        disk: The checkpoint.
+        prefix: Where in it the subtree stands.
+        wanted: Abstract leaves with shardings, Python numbers, or `SKIP`, in the containers of the disk; if it is a dict, some
+            keys may be left out.
+
+    Returns:
+        A tree like ``wanted``, with values.
+
+    Raises:
+        CheckpointMismatchError: Orbax cannot read it.
+    """
+    # Orbax skips what is a placeholder, as long as the containers are all there.
+    skipped = jax.tree.map(lambda _: SKIP, disk.tree)
+    try:
+        with alone():
+            whole = ocp.load(
+                disk.path, _planted(skipped, prefix, wanted), checkpointable_name=disk.item
+            )
+    except Exception as error:  # Orbax has no one class for what may be wrong with its files
+        hint = "a copy may be incomplete, or a file damaged"
+        notes = [f"Orbax says: {first_line(error)}"]
+        raise refusal(disk.path, "a checkpoint whose arrays cannot be read", hint, notes) from error
+    loaded = _at(whole, prefix)
+    return (
+        {key: loaded[key] for key in wanted}
+        if isinstance(wanted, dict) and loaded is not None
+        else loaded
+    )
+
+
+def alone() -> contextlib.AbstractContextManager[Any]:
+    """The caller's context, but that Orbax reads without waiting for other processes: one that fails would not come.
+
+    What is read is agreed on afterwards.
+    """
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    context, number = ocp.Context(active_context()), jax.process_index()
+    context.multiprocessing.primary_host = number
+    context.multiprocessing.active_processes = {number}
+    return context
+
+
+def _planted(tree: Any, prefix: KeyPath, wanted: Tree) -> Tree:
+    if prefix:
+        return {**tree, prefix[0]: _planted(tree[prefix[0]], prefix[1:], wanted)}
+    return {**tree, **wanted} if isinstance(wanted, dict) else wanted

@@ -1,0 +1,216 @@
+"""Private leaves on disk: what the layout of a checkpoint has no place for stands beside it, in a pytree of its own.
+
+Whoever loads the checkpoint with Orbax alone does not meet them: they are another item of the same directory. Some trainers
+keep them inside of the state instead, under one key; such checkpoints are read too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.table import Slot
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._trees.conformance import Match
+from ckpt_schema._trees.containers import Tree, flatten
+from ckpt_schema._trees.slots import SlotFinder
+from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
+from ckpt_schema.orbax import _metadata as metadata
+from ckpt_schema.orbax._agreement import raised_by_all
+from ckpt_schema.orbax._metadata import SKIP, DiskTree
+from ckpt_schema.orbax._sides import verify_names
+
+__all__ = ["Orders", "Private", "find", "load_private", "private_leaves", "verify_private"]
+
+Orders = Mapping[int, tuple[KeyPath, Any]]
+"""For leaves of a target, by position: the key path of the private leaf on disk, and as what it is to be read."""
+
+
+def private_leaves(match: Match, lens: Lens) -> dict[Any, Any]:
+    """The leaves of a tree of the view that the source has no place for, as nested dicts; empty when there are none."""
+    joined = lens.joined[1]
+    root: dict[Any, Any] = {}
+    for (number, indices), position in match.slots.items():
+        if number not in joined and not lens.view.rows[number].ephemeral:
+            *above, last = paths.fill(lens.view.rows[number].key, indices)
+            node = root
+            for key in above:
+                node = node.setdefault(key, {})
+            node[last] = match.flat.leaves[position]
+    return root
+
+
+def verify_private(private: Tree, lens: Lens) -> None:
+    """Raises unless these are private leaves of the lens's view.
+
+    Raises:
+        ConformanceError: With every leaf that the view does not have, or that the source has a place for.
+    """
+    joined, slot = lens.joined[1], SlotFinder(lens.view).slot
+    flat = flatten(private)
+    found = [
+        (key, leaf, slot(key, stored=True))
+        for key, leaf in zip(flat.keys, flat.leaves, strict=True)
+    ]
+    faults = [
+        Mismatch(
+            paths.format_path(key),
+            "extra",
+            f"a private leaf of {lens.view.name}",
+            leaves.describe(leaf),
+        )
+        for key, leaf, at in found
+        if at is None or at[0] in joined
+    ]
+    if faults:
+        raise ConformanceError(
+            f"private= is not what {lens.source.name} has no place for",
+            faults,
+        )
+
+
+def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any]:
+    """The private leaves that a checkpoint keeps beside its state, for `save` to keep them in the next one.
+
+    Args:
+        path: A checkpoint directory.
+        aux: What they are called there.
+
+    Returns:
+        Nested dicts of jax arrays, on the first device; on all of them where there are several processes.
+
+    Raises:
+        CheckpointMismatchError: There is no such checkpoint, or it keeps no private leaves.
+    """
+    with raised_by_all():
+        verify_names(aux=aux)
+        found = find(metadata.read(path), aux)
+        if found is None:
+            fault = Mismatch(
+                str(path),
+                "checkpoint",
+                f"private leaves called {aux}",
+                "none",
+                "it was saved without any",
+            )
+            raise CheckpointMismatchError(f"{path} keeps no private leaves", [fault])
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    if jax.process_count() > 1:  # Orbax saves no array of one process
+        here = NamedSharding(jax.make_mesh((jax.device_count(),), ("all",)), PartitionSpec())
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), found.tree
+    )
+    with raised_by_all():
+        return metadata.load(found.disk, found.prefix, wanted)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Private:
+    """Private leaves in a checkpoint.
+
+    Attributes:
+        disk: The pytree that holds them.
+        prefix: Where in it they stand.
+        tree: They, without values.
+    """
+
+    disk: DiskTree
+    prefix: KeyPath
+    tree: Tree
+
+    def wanted(self, state: Tree, side: Lens, match: Match) -> Orders:
+        """Which leaf of the target is which of these.
+
+        Args:
+            state: The target.
+            side: The lens from the checkpoint's layout to the target's.
+            match: The target, matched with the lens's view.
+
+        Raises:
+            CheckpointMismatchError: With every private leaf of the target that is not here, is another here, or is here alone.
+        """
+        joined = side.joined[1]
+        goals = jax.tree.leaves(state)
+        here = self._slots(side)
+        faults = [
+            Mismatch(paths.format_path(k), "extra", "no such leaf", found, _HINT)
+            for k, found in self._strays(side)
+        ]
+        orders: dict[int, tuple[KeyPath, Any]] = {}
+        for slot, position in match.slots.items():
+            if slot[0] in joined or side.view.rows[slot[0]].ephemeral:
+                continue
+            row, goal = side.view.rows[slot[0]], leaves.abstract(goals[position])
+            where = paths.format_path(paths.fill(row.key, slot[1]))
+            if slot not in here:
+                faults.append(
+                    Mismatch(where, "missing", leaves.describe(goal), "no such leaf", _HINT)
+                )
+                continue
+            key, found = here[slot]
+            if leaves.signature(found) != leaves.signature(goal):
+                kind = (
+                    "shape" if found.dtype == goal.dtype else "impl" if row.leaf.is_key else "dtype"
+                )
+                faults.append(
+                    Mismatch(where, kind, leaves.describe(goal), leaves.describe(found), _HINT)
+                )
+            orders[position] = key, goal
+        if faults:
+            faults.sort(key=lambda fault: paths.natural(fault.path))
+            header = f"the private leaves in {self.disk.path} are not those of the target"
+            raise CheckpointMismatchError(header, faults)
+        return orders
+
+    def _slots(self, side: Lens) -> dict[Slot, tuple[KeyPath, Any]]:
+        return {slot: (key, leaf) for key, leaf, slot in self._found(side) if slot is not None}
+
+    def _strays(self, side: Lens) -> list[tuple[KeyPath, str]]:
+        return [
+            (key, leaves.describe(leaf)) for key, leaf, slot in self._found(side) if slot is None
+        ]
+
+    def _found(self, side: Lens) -> list[tuple[KeyPath, Any, Slot | None]]:
+        """Every leaf, and which of the view's it is; where the view is weights alone, only those of the weights."""
+        flat, slot = flatten(self.tree), SlotFinder(side.view).slot
+        home = next(
+            (h for h in side.view.homes if any(key[: len(h)] == h for key in flat.keys)), ()
+        )
+        pairs = [
+            (key, leaf)
+            for key, leaf in zip(flat.keys, flat.leaves, strict=True)
+            if key[: len(home)] == home
+        ]
+        return [(key, leaf, slot(key[len(home) :], stored=True)) for key, leaf in pairs]
+
+    def load(self, orders: Orders) -> dict[int, Any]:
+        """The values, by position in the target."""
+        by_key = dict(orders.values())
+        flat = flatten(self.tree)
+        order = flat.treedef.unflatten([by_key.get(key, SKIP) for key in flat.keys])
+        loaded = flat.treedef.flatten_up_to(metadata.load(self.disk, self.prefix, order))
+        values = dict(zip(flat.keys, loaded, strict=True))
+        return {position: values[key] for position, (key, _) in orders.items()}
+
+
+_HINT = "the model has changed since; restore with aux=None, and they are made anew"
+
+
+def find(disk: DiskTree, aux: str | None) -> Private | None:
+    """The private leaves beside the state, or inside of it; None where there are none, or ``aux`` is None."""
+    if aux is None:
+        return None
+    inside = disk.at((aux,))
+    if inside is not None:
+        return Private(disk, (aux,), inside)
+    if aux in disk.beside:
+        other = metadata.read(disk.path, aux)
+        return Private(other, (), other.tree)
+    return None

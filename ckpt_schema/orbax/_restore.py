@@ -1,0 +1,479 @@
+"""Restore a checkpoint of either side of a lens into a target of either side, sharded as the target says."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from ckpt_schema._frameworks import variables
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.leaves import ConstantKey, Init, Leaf
+from ckpt_schema._lens.arrays.checks import narrowed
+from ckpt_schema._lens.arrays.shardings import mesh_of, on_devices
+from ckpt_schema._lens.derive.served_weights import lacks_served
+from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._trees import placement
+from ckpt_schema._trees.conformance import Match
+from ckpt_schema._trees.containers import Tree, flatten, verify_readable, without
+from ckpt_schema._trees.defaults import make_default
+from ckpt_schema._trees.slots import SlotFinder
+from ckpt_schema._trees.undeclared import unread
+from ckpt_schema.errors import (
+    CheckpointMismatchError,
+    ConformanceError,
+    Mismatch,
+    ServedWeightsWarning,
+)
+from ckpt_schema.orbax import _metadata as metadata
+from ckpt_schema.orbax._agreement import agree, raised_by_all
+from ckpt_schema.orbax._metadata import SKIP, DiskTree
+from ckpt_schema.orbax._private import Orders, Private, find
+from ckpt_schema.orbax._sides import (
+    Place,
+    Side,
+    ambiguous,
+    interchangeable,
+    locate,
+    toward,
+    verify_arguments,
+    verify_names,
+)
+
+__all__ = ["RestoreTimes", "restore"]
+
+Target = TypeVar("Target")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RestoreTimes:
+    """Where the time of a restore went, in seconds.
+
+    Attributes:
+        metadata: Reading the metadata, finding the side on disk, and validating everything.
+        read: Orbax reading the arrays.
+        lens: Translating them; next to nothing where the target's own layout is on disk.
+    """
+
+    metadata: float
+    read: float
+    lens: float
+
+
+def restore(
+    path: epath.PathLike,
+    target: Target,
+    lens: Lens,
+    *,
+    item: str | None = None,
+    target_side: Side | None = None,
+    disk_side: Side | None = None,
+    aux: str | None = "nnx_aux",
+    times: Callable[[RestoreTimes], None] | None = None,
+) -> Target:
+    """Restores the checkpoint at ``path`` into the form of ``target``.
+
+    Which side of the lens is on disk is decided from one metadata read. A checkpoint of the target's own layout is loaded as it
+    is; one of the other side is loaded in its own layout, straight into the shardings that the lens makes of the target's, and
+    then translated. A lens of weights alone finds them in a full train state too. Only what the target has a place for is read,
+    and all of it is validated before a byte of array data is.
+
+    Args:
+        path: A checkpoint directory, local or remote, written by Orbax's v1 or v0 API.
+        target: An abstract or concrete ``nnx.State``, ``TrainState`` or dict of either side, or a
+            module, which is an ``nnx.Module`` or any ``nnx.Pytree``, or a dict that holds modules.
+            Shardings of its leaves are kept; leaves without one are replicated over the mesh of the
+            others, or else go to the first device. Private leaves that the disk lacks are taken
+            from a concrete target, or else from their declared defaults.
+        lens: The lens.
+        item: Which pytree of the checkpoint, where it holds several.
+        target_side: The side of the lens that the target is on, for targets that conform to both.
+        disk_side: The side that is on disk, for checkpoints that could be of either.
+        aux: What `save` called the private leaves that stand beside the state. They are restored if they are there, and are
+            those of the target. With None they are not looked for.
+        times: Called once with the time each part took.
+
+    Returns:
+        A tree of the target's own kind, of jax arrays, and of Python numbers where the target has such.
+        Streams, caches and records of a pass that the layouts do not declare are left as they are. Modules are updated,
+        and returned, only when all went well.
+
+    Raises:
+        CheckpointMismatchError: There is no checkpoint, or it is of neither side, or could be of either, or differs from the
+            target, or holds a number that the target's dtype does not, or private leaves of another model, with every fault.
+        ConformanceError: The target is on neither side, could be on either, or has shardings over a mesh without devices.
+    """
+    clock = [time.perf_counter()]
+    with raised_by_all():
+        verify_arguments(lens, target_side=target_side, disk_side=disk_side)
+        verify_names(item=item, aux=aux)
+        verify_readable(target)
+        whole = variables.state_of(target)
+        state = _goals(_declared(whole, lens))
+        _verify_meshes(state)
+        side, match = toward(state, lens, "the target", target_side, "target_side")
+        disk = metadata.read(path, item, aux=aux)
+        places = locate(disk.without(aux), side)
+        private = (
+            find(disk, aux) if any(place.layout is not side.view for place in places) else None
+        )
+        place, side, expected, orders = _source(
+            disk, places, state, match, side, lens, disk_side, private
+        )
+        wanted = _wanted(disk, place, expected, side, match)
+        state = _restarted(state, side, match)
+        if private is None or not orders:
+            _report(disk, aux)
+        unserved = lacks_served(flatten(disk.tree).keys, place.layout)
+        if unserved is not None:
+            warnings.warn(unserved, ServedWeightsWarning, stacklevel=2)
+    agree(
+        "processes do not restore the same",
+        {"path": disk.path, "item": disk.item, "layout": place.layout.name},
+    )
+    clock.append(time.perf_counter())
+    with raised_by_all():
+        loaded = metadata.load(disk, place.prefix, wanted)
+        state = state if private is None else _with(state, private.load(orders))
+        loaded = _verified(loaded, wanted, expected, disk)
+    clock.append(time.perf_counter())
+    result = _translated(loaded, state, side, disk)
+    if times is not None:
+        jax.block_until_ready(result)
+        clock.append(time.perf_counter())
+        times(RestoreTimes(*(after - before for before, after in itertools.pairwise(clock))))
+    return variables.updated(target, variables.completed(result, whole))
+
+
+def _declared(state: Tree, lens: Lens) -> Tree:
+    """The target without what neither side declares and a model works without: streams, caches, records of a pass."""
+    slots = [SlotFinder(table).slot for table in (lens.source, lens.view)]
+    left = unread(state, lambda key: any(slot(key, stored=False) is not None for slot in slots))
+    return without(state, left) if left else state
+
+
+def _as_jax(leaf: Any) -> Any:
+    """A NumPy leaf as an array of jax; as it is where jax has none like it, which the layout then says."""
+    try:
+        return jnp.asarray(leaf)
+    except (TypeError, ValueError):  # big-endian, text, objects, masked arrays
+        return leaf
+
+
+def _goals(target: Tree) -> Any:
+    """The leaves of the target as what they ask for.
+
+    An array that was donated has no value, and NumPy arrays become jax's. An array that jax has put on the first device because
+    nobody said where has no sharding of its own, and none that jit would take beside those of a mesh: it goes to that mesh.
+    """
+    mesh = mesh_of(jax.tree.leaves(target))
+    spare = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+    def goal(leaf: Any) -> Any:
+        if isinstance(leaf, (np.ndarray, np.generic)) and not narrowed("", str(leaf.dtype)):
+            leaf = _as_jax(leaf)
+        loose = (
+            isinstance(leaf, jax.Array)
+            and not isinstance(leaf, Tracer)
+            and spare is not None
+            and not leaf.committed
+        )
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+            return jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=spare if loose else leaf.sharding
+            )
+        return placement.placed(leaf, spare) if loose else leaf
+
+    return jax.tree.map(goal, target)
+
+
+def _verify_meshes(state: Tree) -> None:
+    """Raises where a leaf is sharded over an abstract mesh that no mesh in context stands for.
+
+    Raises:
+        ConformanceError: With every such leaf.
+    """
+    flat = flatten(state)
+    faults: list[Mismatch] = []
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        own: Any = getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if own is None or isinstance(own, Mesh) or own.empty:
+            continue
+        mesh = jax.sharding.get_mesh()
+        if not dict(own.shape).items() <= dict(mesh.shape).items():
+            where, expected = paths.format_path(key), f"a mesh with {dict(own.shape)} in context"
+            hint = "restore within jax.set_mesh(mesh), or give the target shardings over a mesh of devices"
+            faults.append(
+                Mismatch(
+                    where,
+                    "sharding",
+                    expected,
+                    "no mesh" if mesh.empty else f"{dict(mesh.shape)}",
+                    hint,
+                )
+            )
+    if faults:
+        raise ConformanceError("the target's shardings name no devices", faults)
+
+
+def _with(state: Tree, values: Mapping[int, Any]) -> Tree:
+    """The target with other leaves at some positions."""
+    if not values:
+        return state
+    found, treedef = jax.tree.flatten(state)
+    return treedef.unflatten(values.get(at, leaf) for at, leaf in enumerate(found))
+
+
+def _report(disk: DiskTree, aux: str | None) -> None:
+    """Says so where there are private leaves that nobody reads."""
+    if aux is not None and (aux in disk.beside or disk.at((aux,)) is not None):
+        text = (
+            f"{disk.path} has leaves of another layout beside its state ({aux}), which are not read"
+        )
+        cure = "ckpt_schema.orbax.load_private reads them, and save(..., private=) keeps them; with aux=None nobody asks"
+        warnings.warn(f"{text}: {cure}", stacklevel=3)
+
+
+_OTHER_SIZES = (
+    "where the target's leaf is another one of that name, as the head of a new task is: derive with "
+    "apart(path), and the target keeps its own"
+)
+
+_Reading = tuple[Place, Lens, Tree, Orders]
+
+
+def _source(
+    disk: DiskTree,
+    places: Sequence[Place],
+    state: Tree,
+    match: Match,
+    side: Lens,
+    lens: Lens,
+    disk_side: Side | None,
+    private: Private | None,
+) -> _Reading:
+    """Which of several readings of the checkpoint fits the target, the lens from there, and what the target makes of it.
+
+    Raises:
+        CheckpointMismatchError: None does, or two that differ do.
+    """
+    fits: list[_Reading] = []
+    faults: list[CheckpointMismatchError] = []
+    for place in places:
+        if (
+            disk_side is not None
+            and len(places) > 1
+            and (place.layout is lens.source) != (disk_side == "source")
+        ):
+            continue
+        through = _identity(side) if place.layout is side.view else side
+        try:
+            orders = private.wanted(state, through, match) if private is not None else {}
+            held = _with(state, {at: _stand_in(goal) for at, (_, goal) in orders.items()})
+            goal = _abstracted(state, through, match)
+            expected, spare = _expected(disk, place, goal, held, through)
+            fits.append(
+                (
+                    place,
+                    through,
+                    expected,
+                    {at: (key, _placed(goal, spare)) for at, (key, goal) in orders.items()},
+                )
+            )
+        except CheckpointMismatchError as error:
+            faults.append(error)
+    if not fits:
+        raise faults[0]
+    if len(fits) > 1 and not interchangeable(side):
+        raise ambiguous(CheckpointMismatchError, f"{disk.path} is a checkpoint", lens, "disk_side")
+    return fits[0]
+
+
+def _restarted(state: Tree, side: Lens, match: Match) -> Tree:
+    """The target without the values of what its transformation starts: it starts from the params that are restored."""
+    joined = side.joined[1]
+    rows = side.view.rows
+    fresh = {
+        position
+        for (number, _), position in match.slots.items()
+        if number not in joined and isinstance(rows[number].default, Init)
+    }
+    found = jax.tree.leaves(state)
+    return _with(state, {at: leaves.abstract(found[at]) for at in fresh})
+
+
+def _identity(side: Lens) -> Lens:
+    """From the target's own layout to itself."""
+    known = side.view.names()
+    return derive(
+        side.view, side.view, dims={name: size for name, size in side.dims.items() if name in known}
+    )
+
+
+def _abstracted(state: Tree, side: Lens, match: Match) -> Tree:
+    """The target without its values, its numbers as what they are declared to be, whatever jax would make of them."""
+    declared = {at: side.view.rows[number].leaf.dtype for (number, _), at in match.slots.items()}
+    found, treedef = jax.tree.flatten(state)
+    return treedef.unflatten(
+        jax.ShapeDtypeStruct((), np.dtype(declared[at]))
+        if leaves.is_scalar(leaf) and at in declared
+        else leaves.abstract(leaf)
+        for at, leaf in enumerate(found)
+    )
+
+
+def _expected(disk: DiskTree, place: Place, goal: Tree, held: Tree, side: Lens) -> tuple[Tree, Any]:
+    """What the lens makes of the target, as an abstract tree in the disk's containers, with a sharding on every leaf.
+
+    Args:
+        disk: The checkpoint.
+        place: The part of it that is read.
+        goal: The target, without its values.
+        held: The target, with a value in the place of each leaf that the checkpoint has beside its state.
+        side: The lens from the checkpoint's layout to the target's.
+
+    Returns:
+        The tree, and the sharding of leaves that have none of their own.
+
+    Raises:
+        CheckpointMismatchError: Shapes on disk and in the target do not fit one another, or the target has abstract leaves that
+            neither the disk nor a default fills.
+    """
+    try:
+        # Only what both have is read.
+        expected = side.put(goal, onto=place.tree, drop=True)
+        side.dry_run(expected, onto=held, drop=True)
+    except ConformanceError as error:
+        header = f"{disk.path} does not fit the target"
+        sized = any(fault.kind in ("shape", "dims") for fault in error.mismatches)
+        raise CheckpointMismatchError(header, error.mismatches, [_OTHER_SIZES] * sized) from error
+    mesh = mesh_of(jax.tree.leaves(goal))
+    spare = (
+        SingleDeviceSharding(jax.local_devices()[0])
+        if mesh is None
+        else NamedSharding(mesh, PartitionSpec())
+    )
+    return jax.tree.map(lambda leaf: _placed(leaf, spare), expected), spare
+
+
+def _placed(leaf: Any, spare: Any) -> Any:
+    leaf = leaves.abstract(leaf)  # a number on disk that no leaf of the target stands for
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_devices(leaf.sharding) or spare)
+
+
+def _wanted(disk: DiskTree, place: Place, expected: Tree, side: Lens, match: Match) -> Tree:
+    """What is asked of Orbax: the expected leaves that the target has a place for.
+
+    Raises:
+        CheckpointMismatchError: With every leaf of 64 bits that jax would narrow.
+    """
+    present = {number for number, _ in match.slots}
+    rows = {before for join in side.joins for before, after in join.pairs if after in present}
+    read = {position for (number, _), position in place.slots.items() if number in rows}
+    flat = flatten(place.tree)
+    goals = flat.treedef.flatten_up_to(expected)
+    wanted: list[Any] = []
+    faults: list[Mismatch] = []
+    for position, (key, stored) in enumerate(zip(flat.keys, flat.leaves, strict=True)):
+        number = None if position not in read else _number(stored)
+        wanted.append(SKIP if position not in read else goals[position])
+        if number is not None:
+            wanted[-1] = number
+        elif position in read:
+            fault = narrowed(paths.format_path((*place.prefix, *key)), str(goals[position].dtype))
+            faults += [fault] if fault is not None else []
+    if faults:
+        raise CheckpointMismatchError(f"{disk.path} has leaves that jax would narrow", faults)
+    return flat.treedef.unflatten(wanted)
+
+
+def _number(stored: Any) -> Any:
+    """What is asked of Orbax for a leaf that is read as a Python number: a number, or of 64 bits where jax has none.
+
+    Orbax loads it as such, whatever its value; into an array it would cut it down to the bits of the dtype.
+    """
+    if leaves.is_scalar(stored):
+        return next(kind() for kind in (bool, int, float, complex) if isinstance(stored, kind))
+    if stored.shape or not leaves.is_narrowed(stored.dtype):
+        return None
+    return {"i": 0, "u": 0, "f": 0.0}.get(np.dtype(stored.dtype).kind)
+
+
+def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree:
+    """The loaded leaves, numbers as arrays, each proved to be what was expected; and stand-ins for those that were not read.
+
+    Raises:
+        CheckpointMismatchError: With every leaf that Orbax did not load, or not as it was asked to.
+    """
+    asked, flat = jax.tree.leaves(wanted), flatten(expected)
+    found = jax.tree.structure(wanted).flatten_up_to(loaded)
+    faults: list[Mismatch] = []
+    made: list[Any] = []
+    for key, order, goal, value in zip(flat.keys, asked, flat.leaves, found, strict=True):
+        if order is SKIP:
+            made.append(_stand_in(goal))
+            continue
+        leaf = Leaf(tuple((n,) for n in goal.shape), str(goal.dtype))
+        if leaves.is_scalar(value) and leaves.accepts(leaf, value):
+            array = np.asarray(value, goal.dtype)
+            narrow = leaves.is_narrowed(goal.dtype)  # then it stays NumPy's, and goes into a number
+            value = array if narrow else placement.placed(array, goal.sharding)
+        # Orbax makes keys of their data in the memory that arrays are in where nothing is said.
+        if isinstance(value, jax.Array) and getattr(goal, "sharding", None) is not None:
+            value = placement.in_memory(value, goal.sharding.memory_kind)
+        if not isinstance(value, (jax.Array, np.ndarray)) or leaves.signature(
+            value
+        ) != leaves.signature(goal):
+            kind = "cast" if leaves.is_scalar(value) else "leaf"
+            hint = (
+                f"{goal.dtype} does not hold it" if kind == "cast" else "the checkpoint is damaged"
+            )
+            faults.append(
+                Mismatch(
+                    paths.format_path(key),
+                    kind,
+                    str(leaf),
+                    leaves.describe(value),
+                    hint,
+                )
+            )
+        made.append(value)
+    if faults:
+        header = f"{disk.path} cannot be restored as expected"
+        raise CheckpointMismatchError(header, faults)
+    return flat.treedef.unflatten(made)
+
+
+def _stand_in(goal: Any) -> Any:
+    """A leaf of no bytes for one that the target has no place for: the lens drops it."""
+    if leaves.describe(goal).startswith("key<"):
+        return make_default(ConstantKey(0), str(goal.dtype), goal.shape)
+    return np.broadcast_to(np.zeros((), goal.dtype), goal.shape)
+
+
+def _translated(loaded: Tree, state: Tree, side: Lens, disk: DiskTree) -> Tree:
+    """The loaded tree in the target's form.
+
+    Raises:
+        CheckpointMismatchError: A value does not fit the target's dtype.
+    """
+    try:
+        result = side.get(loaded, onto=state, donate=True, drop=True)
+    except ConformanceError as error:
+        header = f"{disk.path} does not fit the target"
+        raise CheckpointMismatchError(header, error.mismatches) from error
+    if not any(map(leaves.is_scalar, jax.tree.leaves(state))):
+        return result
+    return jax.tree.map(
+        lambda like, x: type(like)(x) if leaves.is_scalar(like) else x, state, result
+    )

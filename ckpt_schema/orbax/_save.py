@@ -1,0 +1,109 @@
+"""Save a state of either side of a lens in the layout of its source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.orbax._agreement import agree, raised_by_all
+from ckpt_schema.orbax._items import STATE, items_of
+from ckpt_schema.orbax._places import (
+    Site,
+    absolute,
+    directories_first,
+    verify_free,
+    verify_name,
+    verify_writable,
+)
+from ckpt_schema.orbax._sides import Side
+
+__all__ = ["save"]
+
+
+def save(
+    path: epath.PathLike,
+    state: Any,
+    lens: Lens,
+    *,
+    onto: Tree | None = None,
+    side: Side | None = None,
+    aux: str | None = "nnx_aux",
+    private: Tree | None = None,
+    also: Mapping[str, Any] | None = None,
+    custom_metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Saves ``state`` as a checkpoint in the layout of ``lens.source``, whichever side it is on.
+
+    An NNX run that writes Linen checkpoints passes a lens from Linen to NNX; ``~lens`` writes the
+    other way. Leaves that the source has no place for, which are private to the view by
+    declaration, stand beside the state in a pytree of their own: who loads the checkpoint without
+    this library does not meet them, and `restore` gives them back. Everything is validated before
+    anything is written; Orbax writes to a directory that this save has for itself, and one rename
+    puts it in its place, so that what exists is whole, and of several writers one wins. In a store,
+    where nothing is renamed in one step, Orbax writes to the path itself: there, let one writer
+    have one path.
+
+    Args:
+        path: The directory to make, local or remote. It must not exist.
+        state: A concrete ``nnx.State``, ``TrainState`` or dict, or a module, or a dict that holds
+            modules.
+        lens: The lens.
+        onto: Where the source's private leaves come from, and its containers; see `Lens.put`. Boxes
+            are saved if it has them.
+        side: The side that the state is on, for states that conform to both.
+        aux: The name of that pytree. With None, private leaves are not saved.
+        private: The private leaves that are saved beside it, as `load_private` returns them; those
+            of the state unless given.
+        also: More items of the same checkpoint, by name: a data iterator, a config, whatever Orbax
+            saves. Orbax's ``load_checkpointables`` reads them.
+        custom_metadata: What is kept with the checkpoint as JSON, for Orbax's ``metadata`` to read.
+
+    Raises:
+        CheckpointExistsError: There is something at ``path``, or another writer was first; it is
+            not touched.
+        CheckpointWriteError: It could not be written; nothing of it is left.
+        ConformanceError: The state is on neither side, or could be on either, or holds leaves that
+            Orbax cannot save, or values that cannot be carried over; or an argument is none.
+    """
+    with raised_by_all():
+        place = absolute(path)
+        verify_writable(place)
+        if jax.process_index() == 0:  # of several, another may have begun to write meanwhile
+            verify_free(place)
+        if also is not None and not isinstance(also, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            fault = Mismatch(
+                "also", "argument", "items by name, or None", f"a {type(also).__name__}"
+            )
+            raise ConformanceError("also holds no items", [fault])
+        for name in also or ():
+            verify_name(name, "also", "an item beside the state", (STATE, aux or ""))
+        _verify_json(custom_metadata)
+    agree("processes do not save the same", {"path": place})
+    items = items_of(state, lens, onto=onto, side=side, aux=aux, private=private)
+    site = Site.beside(place)
+    try:
+        told = None if custom_metadata is None else dict(custom_metadata)
+        with directories_first():
+            ocp.save_checkpointables(site.draft, {**items, **(also or {})}, custom_metadata=told)
+    except Exception as error:  # Orbax has no one class for what may go wrong
+        raise site.failed(error) from error
+    site.finish()
+
+
+def _verify_json(told: Any) -> None:
+    if told is None:
+        return
+    try:
+        json.dumps(dict(told))
+    except (TypeError, ValueError) as error:
+        hint = "keep arrays and objects in an item of their own: also={...}"
+        fault = Mismatch("custom_metadata", "argument", "what JSON can say", str(error), hint)
+        raise ConformanceError("custom_metadata is no JSON", [fault]) from error

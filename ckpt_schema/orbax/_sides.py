@@ -1,0 +1,281 @@
+"""Which side of a lens a tree is on, and where in a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+from ckpt_schema._frameworks import variables
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.dims import Binder
+from ckpt_schema._layouts.paths import Index, KeyPath, Pattern, format_path, outline
+from ckpt_schema._layouts.table import Layout, Slot, called
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.plan.tasks import only_moves
+from ckpt_schema._trees.conformance import Match, Matcher
+from ckpt_schema._trees.containers import Tree, flatten
+from ckpt_schema._trees.slots import SlotFinder
+from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
+from ckpt_schema.orbax._metadata import DiskTree
+
+__all__ = [
+    "Place",
+    "Side",
+    "ambiguous",
+    "interchangeable",
+    "locate",
+    "toward",
+    "verify_arguments",
+    "verify_names",
+]
+
+_ENVELOPE = ("step", "opt_state")
+"""What stands beside the variables in a Linen train state that keeps its weights bare."""
+
+
+Side = Literal["source", "view"]
+"""A side of a lens, by name."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """What part of a checkpoint conforms to which layout.
+
+    Attributes:
+        layout: The layout.
+        prefix: The key path of the conforming subtree; empty for the whole.
+        tree: The conforming part of the subtree there.
+        slots: Which leaf of it (by position) is which slot of the layout.
+    """
+
+    layout: Layout
+    prefix: KeyPath
+    tree: Tree
+    slots: Mapping[Slot, int]
+
+
+def verify_arguments(lens: object, **sides: object) -> None:
+    """Raises unless these are a lens, and sides by name or None.
+
+    Raises:
+        ConformanceError: With every argument that is none.
+    """
+    faults: list[Mismatch] = []
+    if not isinstance(lens, Lens):
+        hint = "the path comes first, then the tree, then the lens"
+        faults.append(Mismatch("lens", "argument", "a Lens", f"a {type(lens).__name__}", hint))
+    faults += (
+        Mismatch(name, "argument", '"source" or "view"', repr(side))
+        for name, side in sides.items()
+        if side not in (None, "source", "view")
+    )
+    if faults:
+        raise ConformanceError("wrong arguments", faults)
+
+
+def verify_names(**names: object) -> None:
+    """Raises unless these are names of items, or None.
+
+    Raises:
+        ConformanceError: With every argument that is none.
+    """
+    faults = [
+        Mismatch(argument, "argument", "the name of an item, or None", repr(name))
+        for argument, name in names.items()
+        if name is not None and not isinstance(name, str)
+    ]
+    if faults:
+        raise ConformanceError("wrong arguments", faults)
+
+
+def toward(
+    tree: Tree, lens: Lens, what: str, told: Side | None, argument: str
+) -> tuple[Lens, Match]:
+    """The lens, turned so that ``tree`` is on its view side, and which leaf of the tree is what there.
+
+    Args:
+        tree: The tree.
+        lens: The lens.
+        what: What the tree is, for messages.
+        told: The side it is on, if that was said.
+        argument: The argument that says it, for messages.
+
+    Raises:
+        ConformanceError: The tree conforms to neither side, and the faults are those of the nearer one; or to both.
+    """
+    tried: list[tuple[Match, Layout]] = []
+    fits: list[tuple[Lens, Match]] = []
+    sides = {"view": lens, "source": ~lens}
+    distances = {name: _distance(tree, side.view) for name, side in sides.items()}
+    for name, side in sorted(sides.items(), key=lambda item: distances[item[0]]):
+        if told not in (None, name) or (fits and distances[name]):
+            continue  # a whole match of a side with other keys would only find them again
+        match = Matcher(side.view).match(tree, Binder(side.dims))
+        if match.report.ok:
+            fits.append((side, match))
+        tried.append((match, side.view))
+    if len(fits) > 1 and not interchangeable(lens):
+        # A State is what an NNX side alone is made of; a dict may be the pure dict of one.
+        fits = [fit for fit in fits if variables.is_state(tree) and fit[0].view.container == "nnx"]
+        if len(fits) != 1:
+            raise ambiguous(ConformanceError, f"{what} is a tree", lens, argument)
+    if fits:
+        return fits[0]
+    match, table = max(tried, key=lambda one: _likeness(*one))
+    nearest = match.report
+    here, there = called(lens.source, lens.view)
+    near = here if table is lens.source else there
+    header = f"{what} conforms to neither {here} nor {there}; nearest is {near}"
+    raise ConformanceError(header, nearest.mismatches, nearest.notes)
+
+
+def interchangeable(lens: Lens) -> bool:
+    """Whether a tree that conforms to both sides is the same tree on both, as a checkpoint keeps it."""
+    rows = lens.source.rows, lens.view.rows
+    return all(
+        only_moves(join, rows) and _stored(rows[0][a].key) == _stored(rows[1][b].key)
+        for join in lens.joins
+        for a, b in join.pairs
+    )
+
+
+def _stored(key: Pattern) -> Pattern:
+    """A key as a checkpoint has it, where int keys are strings."""
+    return tuple(
+        dataclasses.replace(part, text=True) if isinstance(part, Index) else str(part)
+        for part in key
+    )
+
+
+def ambiguous(
+    error: type[ConformanceError], what: str, lens: Lens, argument: str
+) -> ConformanceError:
+    """The error for what could be on either side."""
+    sides = f"{lens.source.name} (source) or {lens.view.name} (view)"
+    found = "leaves that conform to both, and mean something else in each"
+    fault = Mismatch(
+        "",
+        "ambiguous",
+        f"{sides}, not both",
+        found,
+        f'say which: {argument}="source" or {argument}="view"',
+    )
+    return error(f"{what} of {lens.source.name} as well as of {lens.view.name}", [fault])
+
+
+def locate(disk: DiskTree, lens: Lens) -> list[Place]:
+    """Where in the checkpoint a tree of either side of ``lens`` stands: its view (no translation is needed), or its source.
+
+    Weights alone are looked for in the whole, then where a full train state keeps them. There are several places only where the
+    same leaves conform to both sides.
+
+    Raises:
+        CheckpointMismatchError: Neither is anywhere; the faults are those of the nearest.
+    """
+    tried: list[_Tried] = []
+    fits = _fitting(disk, lens, tried, _as_stored) or _fitting(disk, lens, [], _as_numbers)
+    if fits:
+        return fits
+    match, table, prefix = max(tried, key=lambda one: _likeness(*one[:2]))
+    nearest = match.report
+    where = f" under {format_path(prefix)}" if prefix else ""
+    here, there = called(lens.source, lens.view)
+    near = here if table is lens.source else there
+    header = f"{disk.path} is a checkpoint of neither {there} nor {here}; nearest is {near}{where}"
+    raise CheckpointMismatchError(header, nearest.mismatches, nearest.notes)
+
+
+_Tried = tuple[Match, Layout, KeyPath]
+"""A tree of a checkpoint, held against a layout, and where it stands."""
+
+
+def _fitting(
+    disk: DiskTree,
+    lens: Lens,
+    tried: list[_Tried],
+    read_as: Callable[[Tree, Layout], Tree],
+) -> list[Place]:
+    """The places that conform, each tree read so; what is wrong with the others is added to ``tried``."""
+    fits: list[Place] = []
+    for layout, prefix, tree in sorted(
+        _candidates(disk, lens), key=lambda found: _distance(found[2], found[0])
+    ):
+        if fits and (
+            fits[0].prefix != prefix or fits[0].layout is layout or _distance(tree, layout)
+        ):
+            continue
+        tree = read_as(tree, layout)
+        match = Matcher(layout).match(tree, Binder(lens.dims))
+        if match.report.ok:
+            fits.append(Place(layout, prefix, tree, match.slots))
+        tried.append((match, layout, prefix))
+    return fits
+
+
+def _as_stored(tree: Tree, layout: Layout) -> Tree:
+    return tree
+
+
+def _as_numbers(tree: Tree, layout: Layout) -> Tree:
+    """The tree with a number, to be read as such, for each counter whose dtype is not the declared one.
+
+    A step is a step, however many bits it was saved in. Its value is looked at when it was read.
+    """
+    flat, slot = flatten(tree), SlotFinder(layout).slot
+    found: list[Any] = []
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        at = slot(key, stored=flat.stored) if _is_counter(leaf) else None
+        row = None if at is None else layout.rows[at[0]].leaf
+        other = row is not None and not row.dims and row.dtype != str(leaf.dtype)
+        found.append(leaves.untold(int) if other else leaf)
+    return flat.treedef.unflatten(found)
+
+
+def _is_counter(leaf: Any) -> bool:
+    shape, dtype = leaves.signature(leaf) or ((0,), "")
+    return shape == () and dtype.removeprefix("u").startswith("int") and not leaves.is_scalar(leaf)
+
+
+def _candidates(disk: DiskTree, lens: Lens) -> Iterator[tuple[Layout, KeyPath, Tree]]:
+    sides = (lens.view, lens.source)
+    yield from ((layout, (), disk.tree) for layout in sides)
+    for layout in sides:
+        for home in layout.homes:
+            inner = disk.at(home)
+            if inner is not None:
+                yield layout, home, inner
+        if layout.homes and isinstance(disk.tree, dict) and disk.tree.keys() >= set(_ENVELOPE):
+            yield (
+                layout,
+                (),
+                {key: child for key, child in disk.tree.items() if key not in _ENVELOPE},
+            )
+
+
+def _distance(tree: Tree, layout: Layout) -> int:
+    """How many leaves and rows are without the other: what has the least is tried first.
+
+    A whole `Matcher.match` of the wrong side costs far more, because it also looks for the likeliest cause of every fault.
+    """
+    flat, slot = flatten(tree), SlotFinder(layout).slot
+    found = [slot(key, stored=flat.stored) for key in flat.keys]
+    rows = {at[0] for at in found if at is not None}
+    return found.count(None) + sum(
+        number not in rows and not row.optional for number, row in enumerate(layout.rows)
+    )
+
+
+def _likeness(match: Match, layout: Layout) -> tuple[int, int, int]:
+    """How near a tree is to a layout: by the leaves that are where they should be, then by those that end alike.
+
+    What does not match says nothing: a tree that lacks one level has all of its leaves elsewhere.
+    """
+    ends = {_end(row.key) for row in layout.rows}
+    alike = sum(_end(key) in ends for key in match.flat.keys)
+    return len(match.slots), alike, -len(match.report)
+
+
+def _end(key: Pattern) -> tuple[str, ...]:
+    """The last two segments of a key path, without numbers, and without the level that a Variable adds."""
+    return outline(tuple(segment for segment in key if segment != "value")[-2:])

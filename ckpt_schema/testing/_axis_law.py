@@ -1,0 +1,265 @@
+"""The law that names and mesh axes stay on their axes: what a box, a Variable or a sharding says of an axis goes where it goes.
+
+It is tried on abstract leaves, with which nothing is computed. The oracle of origins tells which axis of a result runs along
+which axis of the source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+from flax.core import meta
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.paths import KeyPath, fill, format_path
+from ckpt_schema._layouts.table import Layout, Row, slots_of
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._trees import containers
+from ckpt_schema._trees.conformance import Matcher
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema.errors import Mismatch
+from ckpt_schema.testing._laws import LawError, moved
+from ckpt_schema.testing._meshes import mesh, shardings
+from ckpt_schema.testing._named_arrays import bases, frame_of, indices_of, key_of, size
+from ckpt_schema.testing._naming import origins_of
+from ckpt_schema.testing._origins import Origin
+
+__all__ = ["axes"]
+
+_MESH = (2, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """An axis of the leaves of a row: of which row, which axis of a leaf (None for an unrolled level), its size."""
+
+    row: int
+    at: int | None
+    size: int
+
+
+@functools.lru_cache(maxsize=256)
+def axes(lens: Lens) -> None:
+    """What is said of an axis of ``s`` is said of the axis of ``get(s)`` that it becomes, for a lens whose dims are bound.
+
+    Of an axis that is split the first factor has the name, and the others have none; axes that are one share their names.
+
+    Raises:
+        LawError: With every axis of which something else is said.
+    """
+    kind = (meta.Partitioned, nn.LogicallyPartitioned)[sum(lens.dims.values()) % 2]
+    after = _boxes(lens.get(_named_tree(lens, kind)))
+    starts = bases(lens.source, lens.dims)
+    faults = [*_misplaced(lens)]
+    for number, origin in origins_of(lens).items():
+        row = lens.view.rows[number]
+        rows = [lens.source.rows[at] for at in origin.rows]
+        if row.path[0] == "opt_state" or not all(_has_names(each) for each in rows):
+            continue
+        if any(size(dim, lens.dims) == 1 for each in (row, *rows) for _, dim in _own(each)):
+            continue  # of an axis of one element nothing tells what it runs along
+        for indices in indices_of(row, lens.dims)[:1]:
+            key = key_of(row, indices)
+            found = after.get(key[: len(key) - row.inside])
+            where = format_path(row.key)
+            if found is None:
+                faults.append(Mismatch(where, "names", "names of its axes", "none"))
+                continue
+            if lens.source.container != "nnx" and found[0] is not kind:
+                faults.append(Mismatch(where, "box", kind.__name__, found[0].__name__))
+            for at, along in _runs(lens, row, origin, starts):
+                faults += _unlike(lens, where, at, along, found, alone=len(rows) == 1)
+    if faults:
+        raise LawError("names or mesh axes are not on the axes that they were on", faults)
+
+
+# --- What is said  ---
+
+
+def _has_names(row: Row) -> bool:
+    return row.path[0] not in ("opt_state", "step") and bool(row.dims)
+
+
+def _names(lens: Lens, number: int) -> tuple[str, ...]:
+    """The names of the axes of a leaf: of those of one dim one, and in every other lens one less for a leaf that is alone."""
+    row = lens.source.rows[number]
+    said = tuple(f"of {dim}" for _, dim in _own(row))
+    parts = any(len(join.pairs) > 1 for join in lens.joins if number in join.sources)
+    every = parts or row.repeats or len(said) < 2 or sum(lens.dims.values()) // 2 % 2
+    return said if every else said[:-1]
+
+
+def _own(row: Row) -> list[Any]:
+    """The axes of a leaf of a row, without the words of keys."""
+    frame = frame_of(row)
+    first = len(row.unrolled)
+    held = row.leaf.dtype.startswith("key<")
+    return [*frame.axes[first : len(frame.axes) - held]]
+
+
+def _spec(lens: Lens, row: Row) -> tuple[tuple[str, ...], ...]:
+    """Which mesh axes shard each axis of a leaf: one axis, over both if these divide it."""
+    sizes = [size(dim, lens.dims) for _, dim in _own(row)]
+    first = sum(lens.dims.values()) % max(1, len(sizes))
+    for at in [*range(first, len(sizes)), *range(first)]:
+        if sizes[at] and not sizes[at] % 2:
+            told = ("x", "y") if not sizes[at] % 4 else ("x",)
+            return tuple(told if n == at else () for n in range(len(sizes)))
+    return ((),) * len(sizes)
+
+
+def _named_tree(lens: Lens, kind: type) -> Tree:
+    """An abstract state of the source, its axes named and sharded."""
+    layout, many = lens.source, len(jax.devices()) >= 4
+    made: list[tuple[KeyPath, Row, Any]] = []
+    labelled: dict[KeyPath, Any] = {}
+    for at, row in enumerate(layout.rows):
+        for indices in slots_of(row, lens.dims):
+            key = fill(row.key, indices)
+            shape = tuple(size(dim, lens.dims) for _, dim in _own(row))
+            spec = PartitionSpec(*(axes or None for axes in _spec(lens, row)))
+            sharding = NamedSharding(mesh(_MESH), spec) if many and _has_names(row) else None
+            dtype = leaves.dtype_of(row.leaf.dtype)
+            made.append((key, row, jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)))
+            if _has_names(row):
+                names = _names(lens, at)
+                box = {} if layout.container == "nnx" else {"linen_meta_type": kind}
+                labelled[key[: len(key) - row.inside]] = {"out_sharding": names, **box}
+    return containers.build(layout, made, lens.dims, labelled)
+
+
+def _boxes(tree: Tree) -> dict[tuple[str, ...], tuple[Any, tuple[Any, ...], Any]]:
+    """For each box or Variable that names axes, by its key path as strings: its class, the names and the leaf."""
+
+    def is_box(node: Any) -> bool:
+        return isinstance(node, (meta.Partitioned, nnx.Variable))
+
+    found: dict[tuple[str, ...], tuple[Any, tuple[Any, ...], Any]] = {}
+    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)[0]:
+        key = tuple(jax.tree_util.keystr((each,), simple=True) for each in path)
+        if isinstance(node, nnx.Variable):
+            said = node.get_metadata()
+            told = said.get("out_sharding")
+            if told is not None:
+                leaf = jax.tree.leaves(node.get_value())[0]
+                found[key] = (said.get("linen_meta_type") or meta.Partitioned, tuple(told), leaf)
+        elif is_box(node):
+            found[key] = (type(node), tuple(node.names), node.value)
+    return found
+
+
+# --- Where leaves go that stand for others  ---
+
+
+def _misplaced(lens: Lens) -> Iterator[Mismatch]:
+    """What is edited or made and does not go where ``onto`` has it, where each leaf of ``onto`` is sharded otherwise."""
+    if len(jax.devices()) < _MESH[0] * _MESH[1]:
+        return
+    source, view = (_sharded_tree(table, lens) for table in (lens.source, lens.view))
+    result = lens.get(source, onto=view)
+    slots = Matcher(lens.view).match(result).slots
+    found, told = (jax.tree.leaves(tree) for tree in (result, view))
+    kept = {slots[slot] for slot in moved(lens, lens.dims) if slot in slots}
+    for at, (one, other) in enumerate(zip(found, told, strict=True)):
+        if at not in kept and one.sharding != other.sharding:
+            slot = next(slot for slot, place in slots.items() if place == at)
+            where = format_path(fill(lens.view.rows[slot[0]].key, slot[1]))
+            yield Mismatch(where, "sharding", f"that of onto, {other.sharding}", str(one.sharding))
+
+
+def _sharded_tree(layout: Layout, lens: Lens) -> Tree:
+    """An abstract state, each leaf sharded in another way than the one before it."""
+    made: list[tuple[KeyPath, Row, Any]] = []
+    for row in layout.rows:
+        shape = tuple(size(dim, lens.dims) for _, dim in _own(row))
+        ways, dtype = shardings(mesh(_MESH), shape), leaves.dtype_of(row.leaf.dtype)
+        for indices in slots_of(row, lens.dims):
+            way = ways[len(made) % len(ways)]
+            leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=way)
+            made.append((fill(row.key, indices), row, leaf))
+    return containers.build(layout, made, lens.dims)
+
+
+# --- Which axis runs along which  ---
+
+
+def _runs(
+    lens: Lens, row: Row, origin: Origin, starts: list[int]
+) -> Iterator[tuple[int, list[tuple[_Axis, int]]]]:
+    """For each axis of a leaf of a row that has several elements: the axes that it runs along, and in which steps."""
+    ids = origin.ids
+    first = len(row.unrolled)
+    for at in range(first, first + len(_own(row))):
+        if ids.shape[at] < 2 or not ids.size:
+            continue
+        line = np.moveaxis(ids, at, 0).reshape(ids.shape[at], -1)[:, 0]
+        if (line < 0).any():
+            continue  # of padding nothing is said
+        yield at - first, _along(lens, line, starts)
+
+
+def _along(lens: Lens, line: Any, starts: list[int]) -> list[tuple[_Axis, int]]:
+    """The axes of the source that a line of elements runs along."""
+    found: dict[_Axis, int] = {}
+    numbers = np.searchsorted(np.asarray(starts), line, side="right") - 1
+    for number in dict.fromkeys(int(each) for each in numbers):
+        row = lens.source.rows[number]
+        shape = frame_of(row).shape(lens.dims)
+        first = len(row.unrolled)
+        own = line[numbers == number] - starts[number]
+        places = np.unravel_index(own, shape)
+        for at, place in enumerate(places):
+            if len(set(place.tolist())) > 1 or len(own) == 1:
+                steps = abs(int(place[1] - place[0])) if len(own) > 1 else 1
+                axis = at - first if at >= first else None
+                found[_Axis(number, axis, shape[at])] = steps
+    return [*found.items()]
+
+
+def _unlike(
+    lens: Lens,
+    where: str,
+    at: int,
+    along: list[tuple[_Axis, int]],
+    found: Any,
+    *,
+    alone: bool,
+) -> Iterator[Mismatch]:
+    """What is wrong with what is said of an axis."""
+    _, names, leaf = found
+    name = names[at] if at < len(names) else None
+    of = [_name(lens, axis) for axis, _ in along]
+    flat = [each for each in (name if isinstance(name, tuple) else (name,)) if each is not None]
+    others = [each for each in flat if each not in of]
+    if others:
+        yield Mismatch(where, "names", f"{of} on axis {at}", str(name))
+    if len(along) != 1:
+        several = len({axis.row for axis, _ in along}) == len(along) and len({*of}) > 1
+        if several and flat:
+            yield Mismatch(where, "names", f"no name on axis {at}, for parts differ", str(name))
+        return
+    (axis, steps), length = along[0], leaf.shape[at]
+    if axis.at is None or axis.at >= len(_own(lens.source.rows[axis.row])):
+        return  # layers that are not stacked, and the words of keys
+    if alone and steps * length == axis.size and name != of[0]:
+        yield Mismatch(where, "names", f"{of[0]} on axis {at}", str(name))
+    spec = _spec(lens, lens.source.rows[axis.row])[axis.at]
+    sharded = getattr(leaf, "sharding", None)
+    if alone and length == axis.size and isinstance(sharded, NamedSharding):
+        entry = sharded.spec[at] if at < len(sharded.spec) else None
+        told = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+        if told[: len(spec)] != spec:
+            yield Mismatch(where, "sharding", f"{spec} on axis {at}", str(sharded.spec))
+
+
+def _name(lens: Lens, axis: _Axis) -> str | None:
+    names = _names(lens, axis.row)
+    return names[axis.at] if axis.at is not None and axis.at < len(names) else None

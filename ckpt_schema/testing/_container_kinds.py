@@ -1,0 +1,99 @@
+"""The containers that trees of a layout are met in, beside the layout's own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+from flax.training.train_state import TrainState
+
+from ckpt_schema._layouts.table import Layout
+
+__all__ = ["LINEN", "NNX", "OWN", "Container", "containers", "orbax", "train_state"]
+
+Container = Callable[[Any], Any]
+_STATE = ("step", "params", "opt_state")
+
+
+def _own(tree: Any) -> Any:
+    return tree
+
+
+@functools.cache
+def _train_state_of(more: tuple[str, ...]) -> type[TrainState]:
+    """The class that code with these collections declares."""
+    body = {"__annotations__": dict.fromkeys(more, Any), **dict.fromkeys(more)}
+    return type("TrainState", (TrainState,), {**body, "__module__": __name__})
+
+
+def train_state(tree: dict[str, Any]) -> Any:
+    """The object that Linen code trains with."""
+    kind = _train_state_of(tuple(sorted(tree.keys() - {*_STATE})))
+    # What it trains with is no leaf.
+    return kind(apply_fn=None, tx=None, **tree)  # pyright: ignore[reportArgumentType]
+
+
+def orbax(tree: Any) -> Any:
+    """What Orbax returns for a tree of dicts, tuples and NamedTuples: dicts, lists, and None for what is empty."""
+    if hasattr(tree, "_fields"):
+        return {name: orbax(getattr(tree, name)) for name in tree._fields} or None
+    if isinstance(tree, (tuple, list)):
+        return [orbax(child) for child in tree]
+    return {key: orbax(child) for key, child in tree.items()} if isinstance(tree, dict) else tree
+
+
+def boxed(tree: Any) -> Any:
+    """The tree with every leaf that has axes in a box, as ``nn.with_partitioning`` leaves it."""
+    return jax.tree.map(
+        lambda x: nn.Partitioned(x, names=(None,) * np.ndim(x)) if np.ndim(x) else x, tree
+    )
+
+
+def on_disk(tree: Any) -> Any:
+    """An ``nnx.State`` as Orbax stores it: a ``value`` level under every leaf, int keys turned into strings."""
+    return _stored(nnx.to_pure_dict(tree), lambda leaf: {"value": leaf})
+
+
+def pure_on_disk(tree: Any) -> Any:
+    """A pure dict as Orbax stores it: int keys turned into strings."""
+    return _stored(nnx.to_pure_dict(tree), lambda leaf: leaf)
+
+
+def _stored(tree: Any, leaf: Callable[[Any], Any]) -> Any:
+    return (
+        {str(key): _stored(child, leaf) for key, child in tree.items()}
+        if isinstance(tree, dict)
+        else leaf(tree)
+    )
+
+
+OWN: Mapping[str, Container] = {"own": _own}
+LINEN: Mapping[str, Container] = {
+    "dict": _own,
+    "TrainState": train_state,
+    "boxed TrainState": lambda tree: train_state(boxed(tree)),
+    "orbax": orbax,
+}
+NNX: Mapping[str, Container] = {
+    "State": _own,
+    "pure dict": nnx.to_pure_dict,
+    "on disk": on_disk,
+    "pure on disk": pure_on_disk,
+}
+
+
+def containers(layout: Layout) -> Mapping[str, Container]:
+    """Every container that trees of a layout are met in, by name; the first is the layout's own."""
+    if layout.container == "nnx":
+        whole = any(
+            row.inside for row in layout.rows
+        )  # Orbax stores a Variable with parts otherwise
+        return {name: NNX[name] for name in NNX if not (whole and name != "State")}
+    if {*_STATE} <= {row.key[0] for row in layout.rows} | {node.key[0] for node in layout.nodes}:
+        return LINEN
+    return {name: LINEN[name] for name in ("dict", *(("orbax",) if layout.nodes else ()))}

@@ -1,0 +1,124 @@
+"""The law of defaults: what they are is written down here once more, and not asked of the code that makes them."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ckpt_schema._layouts.leaves import ConstantKey, Fill, FreshKey
+from ckpt_schema._layouts.paths import format_path
+from ckpt_schema._layouts.table import Row
+from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema.errors import Mismatch
+from ckpt_schema.testing._held import by_key, first, same, whole
+from ckpt_schema.testing._laws import LawError, gathered, identical
+from ckpt_schema.testing._named_arrays import frame_of, size
+
+__all__ = ["defaults", "stated", "stepwise"]
+
+_IMPLS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+
+
+def defaults(lens: Lens, s: Tree) -> None:
+    """``get(s)[private] == default``: what the source has no place for is made as it is declared."""
+    found = by_key(lens.get(s))
+    faults: list[Mismatch] = []
+    for number, row in enumerate(lens.view.rows):
+        if number in lens.joined[1] or not isinstance(row.default, (Fill, FreshKey, ConstantKey)):
+            continue
+        if _starts_anew(lens, row):
+            where = format_path(row.key)
+            expected = "what the optimizer starts with, for it keeps this of a leaf"
+            faults.append(Mismatch(where, "default", expected, str(row.default)))
+            continue
+        value = whole(row, found, lens.dims)
+        if value is None:
+            continue  # there are no such layers, or it may be missing
+        made = stated(row, lens.dims)
+        if value.dtype != made.dtype or not same(made, value):
+            expected = f"{row.default}, {made.dtype}{list(made.shape)}"
+            other = f"{value.dtype}{list(value.shape)}"
+            where = format_path(row.key)
+            faults.append(Mismatch(where, "default", expected, other, first(made, value)))
+    if faults:
+        raise LawError("private leaves are not as declared", faults)
+
+
+def _starts_anew(lens: Lens, row: Row) -> bool:
+    """Whether a leaf is what an optimizer keeps of another one, and no rule speaks of it at its own place."""
+    paths = [getattr(rule, "path", ()) for each in lens.derivations for rule in each.rules]
+    own = any(path[:1] == ("opt_state",) and row.path[: len(path)] == path for path in paths)
+    mirror = bool(row.body) and row.path[0] == "opt_state"
+    return mirror and lens.view.initial is not None and not own
+
+
+def stepwise(lens: Lens, s: Tree) -> None:
+    """``(a >> b).get(s) == b.get(a.get(s))``, each derived anew: what neither end has the layout between them fills in."""
+    if len(lens.derivations) < 2:
+        return
+    found = s
+    for step in _steps(lens):
+        found = step.get(found)
+    identical(gathered(found), gathered(lens.get(s)))
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(lens: Lens) -> tuple[Lens, ...]:
+    """What a lens is composed of."""
+    found: list[Lens] = []
+    for each in lens.derivations:
+        step = derive(each.source, each.view, rules=each.rules)
+        names = step.source.names() | step.view.names()
+        step = step.bind(**{name: size for name, size in lens.dims.items() if name in names})
+        found.append(~step if each.inverted else step)
+    return tuple(found)
+
+
+def stated(row: Row, sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:
+    """All leaves of a row that holds its default, unrolled levels first; keys as their data.
+
+    A number fills the leaf. Of a key, what is no key is 0. A fresh key is ``fold_in(key(seed), crc32(path))``, with the path of
+    the row in its model, and where that is repeated ``fold_in(..., n)`` of this, n the number of the repeat through all levels.
+    """
+    frame = frame_of(row)
+    shape = frame.shape(sizes)
+    default = row.default
+    if row.leaf.dtype not in _IMPLS:
+        number = default.value if isinstance(default, Fill) else 0
+        return np.full(shape, np.asarray(number).astype(jnp.dtype(row.leaf.dtype)))
+    impl = _IMPLS[row.leaf.dtype]
+    seed = 0 if isinstance(default, Fill) else getattr(default, "seed", 0)
+    path = "/".join(row.path[row.body or 0 :]) if isinstance(default, FreshKey) else None
+    repeated = bool(row.repeats) and path is not None
+    numbers = _numbers(row, sizes) if repeated else np.zeros((1,) * (len(shape) - 1), np.int64)
+    top = int(numbers.max()) + 1 if numbers.size else 1
+    table = np.stack([_key(impl, seed, path, n if repeated else None) for n in range(top)])
+    return np.broadcast_to(table[numbers], shape)
+
+
+def _numbers(row: Row, sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:
+    """The number of the repeat that each element of a row's leaves is of, the words of keys aside."""
+    frame = frame_of(row)
+    places = np.indices(frame.shape(sizes)[:-1], sparse=True)
+    number: Any = np.zeros((), np.int64)
+    for level, repeat in enumerate(row.repeats):
+        number = number * size(repeat.size, sizes) + places[frame.levels.index(level)]
+    return np.broadcast_to(number, frame.shape(sizes)[:-1])
+
+
+@functools.lru_cache(maxsize=4096)
+def _key(impl: str, seed: int, path: str | None, number: int | None) -> np.ndarray[Any, Any]:
+    """The data of one default key."""
+    key = jax.random.key(seed, impl=impl)
+    if path is not None:
+        key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    if number is not None:
+        key = jax.random.fold_in(key, number)
+    return np.asarray(jax.random.key_data(key))

@@ -1,0 +1,277 @@
+"""All laws of lenses: what each says, the states it is about, and how it is tried on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.paths import format_path
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema.errors import CkptSchemaError
+from ckpt_schema.orbax import restore, save
+from ckpt_schema.testing import _laws as laws
+from ckpt_schema.testing._applied import asks
+from ckpt_schema.testing._axis_law import axes
+from ckpt_schema.testing._default_law import defaults, stepwise
+from ckpt_schema.testing._known import apart, known
+from ckpt_schema.testing._laws import backward
+from ckpt_schema.testing._malformed import refusal
+from ckpt_schema.testing._naming import naming
+from ckpt_schema.testing._outputs import function
+from ckpt_schema.testing._trials import Given, Kind, Trial
+
+__all__ = ["LAWS", "Law", "looked_at"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """A law of lenses.
+
+    Attributes:
+        name: What it is called.
+        equation: What it says; ``s`` and ``t`` are states of the source, ``v`` and ``w`` of the view.
+        states: The names of the states that it is about.
+        check: Raises where it is broken.
+        kind: What leaves it is tried on.
+        share: How many examples it is tried on, of the number for all: those on disk take a hundred times as long.
+        long: Whether some states have many layers, or a long axis: for a law that sees every element, wherever it goes.
+    """
+
+    name: str
+    equation: str
+    states: str
+    check: Callable[[Trial], None]
+    kind: Kind = "any"
+    share: float = 1.0
+    long: bool = False
+
+
+# --- The laws  ---
+
+
+def _get_put(at: Trial) -> None:
+    laws.get_put(at.lens, at["s"])
+
+
+def _put_get(at: Trial) -> None:
+    laws.put_get(at.lens, at["v"])
+
+
+def _put_put(at: Trial) -> None:
+    laws.put_put(at.lens, at["s"], at["v"], at["w"])
+
+
+def _get_get(at: Trial) -> None:
+    laws.get_get(at.lens, at["s"], at["t"], at["v"])
+
+
+def _conformance(at: Trial) -> None:
+    laws.conformance(at.lens, at["s"], at["v"])
+    laws.conformance(backward(at.lens), at["v"], at["s"])
+    if at.names_axes:
+        known(at.lens.source, at["s"], at.lens.dims)
+        known(at.lens.view, at["v"], at.lens.dims)
+        apart(at.lens)
+
+
+def _abstraction(at: Trial) -> None:
+    if at.mixed:
+        return  # where NumPy arrays beside sharded ones are put, no abstract leaf tells
+    laws.abstraction(at.lens, at["s"], at["v"])
+    laws.abstraction(backward(at.lens), at["v"], at["s"])
+
+
+def _defaults(at: Trial) -> None:
+    defaults(at.lens, at["s"])
+    defaults(backward(at.lens), at["v"])
+    stepwise(at.lens, at["s"])
+    stepwise(backward(at.lens), at["v"])
+
+
+def _naming(at: Trial) -> None:
+    naming(at.lens, at["s"])
+    naming(backward(at.lens), at["v"])
+    if at.names_axes:
+        axes(at.wide)
+        axes(backward(at.wide))
+
+
+def _refusal(at: Trial) -> None:
+    for lens, names in ((at.lens, "sv"), (backward(at.lens), "vs")):
+        refusal(lens, at[names[0]], at[names[1]])
+
+
+def _values(at: Trial) -> None:
+    for lens, name in ((at.lens, "s"), (backward(at.lens), "v")):
+        if laws.carries(lens, at[name]):
+            laws.get_put(lens, at[name])
+            naming(lens, at[name])
+
+
+def _declaration(at: Trial) -> None:
+    laws.declaration(at.lens, at["s"], at["v"])
+
+
+def _function(at: Trial) -> None:
+    assert isinstance(at, Given) and at.outputs is not None
+    function(at.lens, at["s"], at["v"], at.outputs, at.tolerance, gradients=at.gradients)
+
+
+def _sharing(at: Trial) -> None:
+    laws.sharing(at.lens, at["s"], at["v"])
+    laws.sharing(backward(at.lens), at["v"], at["s"])
+
+
+def _inverse(at: Trial) -> None:
+    laws.inverse(at.lens, at["s"], at["v"])
+
+
+def _sharding(at: Trial) -> None:
+    s, v = at["s"], at["v"]
+    for lens, one, other in ((at.lens, s, v), (backward(at.lens), v, s)):
+        laws.placement(lens, one, other)
+        laws.sharding(lens, one)
+    for lens, name in ((at.lens, "s"), (backward(at.lens), "v")):
+        laws.donation(lens, at[name], at[name])
+
+
+def _jit(at: Trial) -> None:
+    for lens, name in ((at.lens, "s"), (backward(at.lens), "v")):
+        if not looked_at(lens):
+            laws.jit(lens, at[name])
+
+
+def looked_at(lens: Lens) -> list[str]:
+    """What ``get`` does that depends on values, by key path: where there is none, it may be traced."""
+    found: list[str] = []
+    for join in lens.joins:
+        what = asks(join)
+        for row in join.views if what else ():
+            found.append(f"{format_path(lens.view.rows[row].key)}: {what}")
+    return found
+
+
+def _restore(at: Trial) -> None:
+    saved, target = at["s"], at["v"]
+    goal = target if at.concrete else abstract(target)
+    with tempfile.TemporaryDirectory() as root:
+        save(Path(root) / "0", saved, at.lens, side="source")
+        found = _restored(Path(root) / "0", goal, at)
+    onto = laws.started(at.lens, goal)
+    laws.identical(found, laws.placed_like(at.lens.get(saved, onto=onto, drop=True), target))
+
+
+def _save_restore(at: Trial) -> None:
+    state, other = at["v"], at["w"]
+    with tempfile.TemporaryDirectory() as root:
+        save(Path(root) / "0", state, at.lens, side="view")
+        goal = laws.donated(at["w"]) if at.concrete else abstract(other)
+        found = restore(Path(root) / "0", goal, at.lens, target_side="view", disk_side="source")
+    laws.identical(found, laws.placed_like(state, other))
+
+
+def _restored(path: Path, goal: Any, at: Trial) -> Any:
+    """What is restored without a word of sides, unless it is refused for want of it."""
+    try:
+        return restore(path, goal, at.lens)
+    except CkptSchemaError as error:
+        if {fault.kind for fault in error.mismatches} != {"ambiguous"}:
+            raise
+    return restore(path, goal, at.lens, target_side="view", disk_side="source")
+
+
+def abstract(tree: Any) -> Any:
+    """The abstract values of a tree, with their shardings."""
+    return jax.tree.map(leaves.abstract, tree)
+
+
+_ALL = (
+    Law("GetPut", "put(get(s), onto=s) == s", "s", _get_put),
+    Law("PutGet", "get(put(v), onto=v) == v", "v", _put_get),
+    Law("PutPut", "put(w, onto=put(v, onto=s)) == put(w, onto=s)", "svw", _put_put),
+    Law("GetGet", "get(t, onto=get(s, onto=v)) == get(t, onto=v)", "stv", _get_get),
+    Law(
+        "Conformance",
+        "check(View, get(s)) == [] and check(Source, put(v)) == []",
+        "sv",
+        _conformance,
+    ),
+    Law(
+        "Abstraction",
+        "abstract(get(s)) == get(abstract(s)), and the same for put",
+        "sv",
+        _abstraction,
+    ),
+    Law(
+        "Naming",
+        "get(s)[name][i] == s[name][i], i by the names of dims and layers",
+        "sv",
+        _naming,
+        long=True,
+    ),
+    Law("Defaults", "get(s)[private] is its declared default", "sv", _defaults),
+    Law(
+        "Refusal",
+        "get, put and check refuse what is not of its layout, and name the leaf",
+        "sv",
+        _refusal,
+        "plain",
+        0.3,
+    ),
+    Law(
+        "Values",
+        "get(s) raises, or put(get(s), onto=s) == s with every element where its name says, whatever is in s",
+        "sv",
+        _values,
+        "free",
+        1.5,
+    ),
+    Law("Sharing", "a leaf that only moves is the same object", "sv", _sharing),
+    Law("Inverse", "(~l).get == l.put and (~l).put == l.get", "sv", _inverse),
+    Law(
+        "Sharding",
+        "leaves stay on the mesh, go where onto has them, and lose no mesh axis they could keep",
+        "sv",
+        _sharding,
+        "sharded",
+        0.3,
+    ),
+    Law("Jit", "jit(get)(s) == get(s), where no value is looked at", "sv", _jit, "jit", 0.2),
+    Law(
+        "Restore",
+        "restore(saved s, abstract(v)) == get(s, onto=abstract(v))",
+        "sv",
+        _restore,
+        "disk",
+        0.2,
+    ),
+    Law(
+        "SaveRestore",
+        "restore(saved v, abstract(w)) == v, saved in the layout of the source",
+        "vw",
+        _save_restore,
+        "disk",
+        0.2,
+    ),
+    Law(
+        "Declaration",
+        "check(Source, s) == [] == check(View, v), and get(s, onto=v) is of v's shapes, for s and v of the real models",
+        "sv",
+        _declaration,
+        "given",
+    ),
+    Law(
+        "Function",
+        "g(get(s, onto=v)) == f(s), and so are their gradients, up to rounding, for what the models f and g compute",
+        "sv",
+        _function,
+        "given",
+    ),
+)
+LAWS: Mapping[str, Law] = {law.name: law for law in _ALL}

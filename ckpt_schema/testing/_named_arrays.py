@@ -1,0 +1,219 @@
+"""Rows as arrays whose axes have names: all leaves of a row numbered, and the numbers moved about by the names of axes alone.
+
+Written anew, in plain NumPy, for an oracle that shares no code with what it is an oracle of.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ckpt_schema._layouts.dims import Dim, Sum
+from ckpt_schema._layouts.paths import Index
+from ckpt_schema._layouts.table import Layout, Row
+
+__all__ = [
+    "FILLS",
+    "Axis",
+    "Frame",
+    "Ids",
+    "Named",
+    "Sizes",
+    "Token",
+    "bases",
+    "factor_size",
+    "frame_of",
+    "indices_of",
+    "key_of",
+    "read",
+    "size",
+    "words",
+    "write",
+]
+
+Ids = np.ndarray[Any, Any]
+Sizes = Mapping[str, int]
+Axis = tuple[str, Dim]
+"""An axis of all leaves of a row as one array: ``level``, ``axis`` or ``words``, and its dim."""
+Token = tuple[str, str, int]
+"""A factor of an axis by its name: of which kind, what it is called, and how many of that name stand before it."""
+FILLS = -2  # this number and less: what padding holds, the first fill, the second, and so on
+_WORDS = {"key<fry>": 2, "key<rbg>": 4, "key<urbg>": 4}
+
+
+# --- Sizes and leaves, worked out anew  ---
+
+
+def size(dim: Dim, sizes: Sizes) -> int:
+    """How many elements an axis has."""
+    return math.prod(factor_size(factor, sizes) for factor in dim)
+
+
+def factor_size(factor: Any, sizes: Sizes) -> int:
+    """How many elements a factor of an axis has."""
+    if isinstance(factor, Sum):
+        return sum(size(term, sizes) for term in factor.terms)
+    return factor if isinstance(factor, int) else sizes[factor]
+
+
+def words(row: Row) -> int:
+    """How many words of data each key of a row has; 0 where it holds no keys."""
+    return _WORDS.get(row.leaf.dtype, 0)
+
+
+def indices_of(row: Row, sizes: Sizes) -> list[tuple[int, ...]]:
+    """The indices of all leaves of a row, the outermost level counted through last."""
+    counts = [size(repeat.size, sizes) for repeat in row.repeats if repeat.axis is None]
+    return [tuple(index) for index in np.ndindex(*counts)]
+
+
+def key_of(row: Row, indices: Sequence[int]) -> tuple[str, ...]:
+    """The key path of a leaf, all segments as strings."""
+    found: list[str] = []
+    left = list(indices)
+    for segment in row.key:
+        if not isinstance(segment, Index):
+            found.append(str(segment))
+            continue
+        number = str(segment.first + segment.step * left.pop(0))
+        found.append(segment.prefix + number.rjust(segment.width, "0") + segment.suffix)
+    return tuple(found)
+
+
+def _axes(row: Row, *, raw: bool) -> list[Axis]:
+    """The axes of all leaves of a row as one array: unrolled levels, then those that each leaf is stored with."""
+    stored: list[Axis] = [("axis", dim) for dim in row.leaf.dims]
+    if raw and stored:
+        stored[-1] = ("words", stored[-1][1])
+    for repeat in reversed(row.repeats):
+        if repeat.axis is not None:
+            place = repeat.axis if repeat.axis >= 0 else len(stored) + 1 + repeat.axis
+            stored.insert(place, ("level", repeat.size))
+    unrolled: list[Axis] = [("level", each.size) for each in row.repeats if each.axis is None]
+    held: list[Axis] = [("words", (words(row),))] if words(row) else []
+    return [*unrolled, *stored, *held]
+
+
+# --- Rows as arrays whose axes have names  ---
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frame:
+    """How a row is looked at: its axes, with what rules make of them.
+
+    Attributes:
+        row: The row.
+        axes: Its axes, those that are padded with the dim that they have without padding.
+        levels: For each axis that is a level, which of the row's levels it is.
+        large: For axes that are padded here, the dim with padding and the number of the fill.
+        flipped: The axes that run the other way here.
+        listed: The levels that are the list which is shared, in one axis or several.
+        called: For axes whose factors have other names than their dims say: these names.
+    """
+
+    row: Row
+    axes: tuple[Axis, ...]
+    levels: tuple[int | None, ...]
+    large: Mapping[int, tuple[Dim, int]] = dataclasses.field(default_factory=dict)
+    flipped: frozenset[int] = frozenset()
+    listed: frozenset[int] = frozenset()
+    called: Mapping[int, tuple[str, ...]] = dataclasses.field(
+        default_factory=dict[int, tuple[str, ...]]
+    )
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """The shape of all leaves as one array, as they are stored."""
+        dims = (
+            self.large[at][0] if at in self.large else dim for at, (_, dim) in enumerate(self.axes)
+        )
+        return tuple(size(dim, sizes) for dim in dims)
+
+    def tokens(self) -> list[list[tuple[Token, Any]]]:
+        """For each axis its factors by name, each with the factor itself; those of size 1 are none."""
+        found: list[list[tuple[Token, Any]]] = [[] for _ in self.axes]
+        seen: collections.Counter[tuple[str, str]] = collections.Counter()
+        for at in self.by_level():
+            kind, dim = self.axes[at]
+            names = self.called.get(at, tuple(map(str, dim)))
+            for factor, own in zip(dim, names, strict=True):
+                if factor == 1:
+                    continue
+                name = "list" if at in self.listed else own
+                number = seen[kind, name]
+                seen[kind, name] += 1
+                found[at].append(((kind, name, number), factor))
+        return found
+
+    def own(self) -> list[int]:
+        """Which axes are the leaf's own, in their order."""
+        return [at for at, (kind, _) in enumerate(self.axes) if kind == "axis"]
+
+    def by_level(self) -> list[int]:
+        """The axes, levels first and the outermost of them first, wherever they are stacked."""
+        return sorted(range(len(self.axes)), key=lambda at: (self._level(at), at))
+
+    def _level(self, at: int) -> float:
+        level = self.levels[at]
+        return math.inf if level is None else level
+
+
+def frame_of(row: Row, *, raw: bool = False) -> Frame:
+    """How a row is looked at without any rules; with ``raw`` its last axis has the words of keys."""
+    axes = _axes(row, raw=raw)
+    unrolled = [n for n, repeat in enumerate(row.repeats) if repeat.axis is None]
+    stacked: list[int | None] = [None] * len(row.leaf.dims)
+    for n in reversed(range(len(row.repeats))):
+        axis = row.repeats[n].axis
+        if axis is not None:
+            stacked.insert(axis if axis >= 0 else len(stacked) + 1 + axis, n)
+    held = [None] if words(row) else []
+    return Frame(row, tuple(axes), (*unrolled, *stacked, *held))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Named:
+    """Numbers of elements, with a name for each axis of them."""
+
+    tokens: tuple[Token, ...]
+    ids: Ids
+
+
+def read(frame: Frame, ids: Ids, sizes: Sizes) -> Named:
+    """All leaves of a row by name: without padding, in the direction that axes have without rules."""
+    for at in frame.large:
+        kept = size(frame.axes[at][1], sizes)
+        ids = np.take(ids, range(kept), axis=at)
+    for at in frame.flipped:
+        ids = np.flip(ids, axis=at)
+    both = [pair for axis in frame.tokens() for pair in axis]
+    shape = tuple(factor_size(factor, sizes) for _, factor in both)
+    return Named(tuple(token for token, _ in both), ids.reshape(shape))
+
+
+def write(frame: Frame, named: Named, sizes: Sizes) -> Ids | None:
+    """The leaves of a row made of what has the same names; None where the names are others."""
+    tokens = [token for axis in frame.tokens() for token, _ in axis]
+    if sorted(tokens) != sorted(named.tokens):
+        return None
+    ids = np.transpose(named.ids, [named.tokens.index(token) for token in tokens])
+    ids = ids.reshape(tuple(size(dim, sizes) for _, dim in frame.axes))
+    for at in frame.flipped:
+        ids = np.flip(ids, axis=at)
+    for at, (dim, fill) in frame.large.items():
+        more = [(0, 0)] * ids.ndim
+        more[at] = (0, size(dim, sizes) - ids.shape[at])
+        ids = np.pad(ids, more, constant_values=FILLS - fill)
+    return ids
+
+
+def bases(layout: Layout, sizes: Sizes) -> list[int]:
+    """The number of the first element of each row, and at the end of all there are."""
+    found = [0]
+    for row in layout.rows:
+        found.append(found[-1] + math.prod(frame_of(row).shape(sizes)))
+    return found

@@ -1,0 +1,82 @@
+"""The law that a lens moves by names: an oracle of layouts and rules says where each element comes from, bit by bit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ckpt_schema._layouts.paths import format_path
+from ckpt_schema._layouts.table import Row
+from ckpt_schema._lens.ancestry import Derivation
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema.errors import Mismatch
+from ckpt_schema.testing._held import by_key, first, same, whole
+from ckpt_schema.testing._laws import LawError
+from ckpt_schema.testing._named_arrays import FILLS, bases
+from ckpt_schema.testing._origins import Origin, origins
+
+__all__ = ["naming"]
+
+
+def naming(lens: Lens, s: Tree) -> None:
+    """``get(s)[name][i] == s[name][i]`` for every leaf and every index ``i`` by the names of dims and layers.
+
+    What rules say of axes, parts, copies, padding and factors is said of the elements as well.
+    """
+    found, before, after = origins_of(lens), by_key(s), by_key(lens.get(s))
+    starts = bases(lens.source, lens.dims)
+    faults: list[Mismatch] = []
+    for number, origin in found.items():
+        row, rows = lens.view.rows[number], [lens.source.rows[at] for at in origin.rows]
+        ours = [whole(each, before, lens.dims) for each in rows]
+        if any(each is None for each in ours):
+            continue
+        theirs = whole(row, after, lens.dims)
+        if theirs is None:
+            faults.append(_fault(rows, row, "nothing"))
+            continue
+        expected = _expected(origin, [starts[at] for at in origin.rows], ours)
+        if not same(expected, theirs):
+            faults.append(_fault(rows, row, "others, or in another order", first(expected, theirs)))
+    if faults:
+        raise LawError("elements are not where their names say", faults)
+
+
+def _fault(rows: list[Row], row: Row, found: str, hint: str = "") -> Mismatch:
+    names = " and ".join(f"{format_path(each.key)}, {each.stored}" for each in rows)
+    return Mismatch(
+        format_path(row.key), "naming", f"the elements of {names}, by their names", found, hint
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def origins_of(lens: Lens) -> Mapping[int, Origin]:
+    """Where everything comes from; where paths do not tell, as in chains unlike each other, the lens does."""
+    steps = lens.derivations or (Derivation(lens.source, lens.view),)
+    pairs = [join.pairs[0] for join in lens.joins if join.plain]
+    return origins(steps, lens.dims, pairs)
+
+
+def _expected(origin: Origin, starts: list[int], values: list[Any]) -> np.ndarray[Any, Any]:
+    """What the row should hold, all of its leaves as one array, as the source's dtype has it."""
+    ids = origin.ids.ravel()
+    made = np.zeros(ids.shape, values[0].dtype)
+    for start, value in zip(starts, values, strict=True):
+        own = (ids >= start) & (ids < start + value.size)
+        made[own] = value.ravel()[ids[own] - start]
+    if origin.exponent:
+        made = _scaled(made, origin.exponent)
+    for number, fill in enumerate(origin.fills):
+        made[ids == FILLS - number] = np.asarray(fill).astype(made.dtype)
+    return made.reshape(origin.ids.shape)
+
+
+def _scaled(value: np.ndarray[Any, Any], exponent: int) -> np.ndarray[Any, Any]:
+    """Floats times a power of two; what is no number keeps its bits."""
+    with np.errstate(all="ignore"):
+        scaled = (value.astype(np.float64) * 2.0**exponent).astype(value.dtype)
+    return np.where(np.isnan(value), value, scaled)

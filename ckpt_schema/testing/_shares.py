@@ -1,0 +1,156 @@
+"""Parts of one leaf: which share of an axis, or of a list of layers, each of several rows has, for the oracle of origins."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ckpt_schema._layouts.dims import Dim, Sum
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Row, Series
+from ckpt_schema._lens.rules import Fuse
+from ckpt_schema.testing._named_arrays import (
+    Frame,
+    Ids,
+    Named,
+    Sizes,
+    Token,
+    factor_size,
+    frame_of,
+    size,
+)
+
+__all__ = ["Part", "Share", "fused", "levels", "listed", "merged", "split"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What a row is a part of: of what, which part, and where the path of the model starts in its own."""
+
+    rule: Series | Fuse
+    number: int
+    start: int
+
+
+Share = tuple[Frame, Token, int, int, list[tuple[Token, int]]]
+"""A part: how it is looked at, the factor of the whole that it has a share of, from where to where, and that in the part."""
+
+
+def split(
+    ids: Ids, tokens: tuple[Token, ...], at: int, inner: Sequence[tuple[Token, int]]
+) -> Named:
+    """An axis of shares as the factors that the part has."""
+    shape = (*ids.shape[:at], *(length for _, length in inner), *ids.shape[at + 1 :])
+    return Named(
+        (*tokens[:at], *(token for token, _ in inner), *tokens[at + 1 :]), ids.reshape(shape)
+    )
+
+
+def merged(
+    named: Named, tokens: tuple[Token, ...], token: Token, inner: Sequence[tuple[Token, int]]
+) -> Ids | None:
+    """A part by the names of the whole: the factors of its share as one axis."""
+    wanted = [each for one in tokens for each in ([t for t, _ in inner] if one == token else [one])]
+    if sorted(wanted) != sorted(named.tokens):
+        return None
+    ids = np.transpose(named.ids, [named.tokens.index(each) for each in wanted])
+    at = tokens.index(token)
+    length = math.prod(length for _, length in inner)
+    return ids.reshape((*ids.shape[:at], length, *ids.shape[at + len(inner) :]))
+
+
+def fused(
+    whole: Row, rule: Fuse, parts: Sequence[tuple[int, Row]], sizes: Sizes
+) -> tuple[Frame, dict[int, Share]] | None:
+    """The axis that parts of a leaf share: a sum of as many terms, or so many times a dim."""
+    frame = frame_of(whole)
+    found: list[tuple[Token, list[Dim]]] = []
+    for (kind, dim), axis in zip(frame.axes, frame.tokens(), strict=True):
+        for token, factor in axis if kind == "axis" else ():
+            terms = _terms(factor, len(parts))
+            if terms is not None and rule.axis in (None, (factor,), dim):
+                found.append((token, terms))
+    if len(found) != 1:
+        return None
+    token, terms = found[0]
+    names = {each[:2] for axis in frame.tokens() for each, _ in axis}
+    shares: dict[int, Share] = {}
+    start = 0
+    for (number, row), term in zip(parts, terms, strict=True):
+        factors = [factor for factor in term if factor != 1]
+        if len({*map(str, factors)}) < len(factors) or any(
+            ("axis", str(f)) in names for f in factors
+        ):
+            return None  # names do not tell them apart
+        inner: list[tuple[Token, int]] = [
+            (("axis", str(f), 0), factor_size(f, sizes)) for f in factors
+        ]
+        length = size(term, sizes)
+        shares[number] = (frame_of(row), token, start, start + length, inner)
+        start += length
+    return frame, shares
+
+
+def _terms(factor: Any, count: int) -> list[Dim] | None:
+    """What each of so many parts has of a factor; None where it is not shared among so many."""
+    if isinstance(factor, int):
+        return list[Dim]([(1,)]) * count if factor == count else None
+    if not isinstance(factor, Sum):
+        return None
+    if len(factor.terms) == count:
+        return list(factor.terms)
+    apart: list[Dim] = []
+    for term in factor.terms:
+        times = term[0] if isinstance(term[0], int) else 1
+        apart += [term[1:] or (1,)] * times if times != 1 else [term]
+    return apart if len(apart) == count else None
+
+
+def listed(
+    whole: Row, rule: Series, parts: Sequence[tuple[int, Row, Part]], sizes: Sizes
+) -> tuple[Frame, dict[int, Share]] | None:
+    """The list that parts are, one after the other: all of the first come first, outer levels counted last."""
+    places = [
+        at for at in (whole.body or 0, 0) if whole.path[at : at + len(rule.path)] == rule.path
+    ]
+    if not places:
+        return None
+    level = levels(whole.path[: places[0] + len(rule.path)]) - 1
+    frame = _with_list(frame_of(whole), range(level, level + 1))
+    axes = [
+        (kind, (Sum((dim,)),)) if at in frame.listed else (kind, dim)  # one factor, whatever it is
+        for at, (kind, dim) in enumerate(frame.axes)
+    ]
+    frame = dataclasses.replace(frame, axes=tuple(axes))
+    token: Token = ("level", "list", 0)
+    shares: dict[int, Share] = {}
+    start = 0
+    for number, row, part in parts:
+        first = levels(row.path[: part.start])
+        span = range(first, first + levels(rule.members[part.number]))
+        own = _with_list(frame_of(row), span)
+        inner = [
+            (each, factor_size(factor, sizes))
+            for at in own.by_level()
+            if at in own.listed
+            for each, factor in own.tokens()[at]
+        ]
+        length = math.prod(each for _, each in inner)
+        shares[number] = (own, token, start, start + length, inner)
+        start += length
+    return frame, shares
+
+
+def _with_list(frame: Frame, span: range) -> Frame:
+    """The frame, these levels being the list that is shared."""
+    found = frozenset(at for at, level in enumerate(frame.levels) if level in span)
+    return dataclasses.replace(frame, listed=found)
+
+
+def levels(path: LogicalPath) -> int:
+    """How many levels of repetition a path has."""
+    return sum(segment.endswith("[]") for segment in path)

@@ -1,0 +1,403 @@
+"""The law suite: every law of a lens, tried on random states, as tests that pytest finds or as plain function calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+import unittest
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import hypothesis
+from hypothesis.errors import Flaky
+
+from ckpt_schema._frameworks.variables import state_of
+from ckpt_schema._layouts.table import slots_of
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema.errors import CkptSchemaError, Mismatch, ShardingWarning
+from ckpt_schema.testing._devices import verify_devices
+from ckpt_schema.testing._lawbook import LAWS, Law, looked_at
+from ckpt_schema.testing._meshes import MESHES, MeshSpec
+from ckpt_schema.testing._outputs import Outputs
+from ckpt_schema.testing._states import refusable
+from ckpt_schema.testing._trials import Given, Trial, narrowed, trials
+from ckpt_schema.testing.strategies import Bound, space
+
+__all__ = ["BrokenLawError", "LensLaws", "Options", "check_law", "check_laws"]
+
+
+_EXAMPLES, _LEAVES, _LEAST = (
+    20,
+    150,
+    5,
+)  # as many by default, up to so many leaves; and no fewer than that
+
+
+class BrokenLawError(CkptSchemaError, AssertionError):
+    """A lens does not obey a law."""
+
+    lines = 400  # the notes of several laws are the states to try them with
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the laws are tried.
+
+    Attributes:
+        sizes: For dims by name, in elements: the size, or the least and the greatest. Others are between 0 and 8, numbers of
+            layers between 1 and 4.
+        max_examples: How many examples each law is tried on; those on devices or on disk on fewer. Unless given 20, and fewer
+            the more leaves beyond 150 a state has, where what is repeated is there twice.
+        meshes: The shapes of the meshes that leaves are sharded over, and the type of their axes; ``()`` for no such leaves.
+        profile: The name of a hypothesis profile that the rest of the settings is taken from; the one loaded unless given.
+        reproduce: What a failure printed, to try that example alone.
+        shrinking: For how many seconds a smaller example is looked for, once there is one.
+        source: A state of the real model of the source, or a module: concrete or abstract.
+        view: One of the view's.
+        outputs: What each of the two models computes with a state, two functions.
+        tolerance: By how much outputs and gradients may differ, as a multiple of what one rounding of every weight changes.
+        gradients: Whether the gradients of the outputs are compared too.
+    """
+
+    sizes: Mapping[str, Bound] = dataclasses.field(default_factory=dict[str, Bound])
+    max_examples: int | None = None
+    meshes: tuple[MeshSpec, ...] = MESHES
+    profile: str | None = None
+    reproduce: tuple[str, bytes] | None = None
+    shrinking: float = 15.0
+    source: Any = None
+    view: Any = None
+    outputs: Outputs | None = None
+    tolerance: float = 32.0
+    gradients: bool = True
+
+
+def check_law(lens: Lens, law: Law, options: Options) -> None:
+    """Tries one law.
+
+    Raises:
+        BrokenLawError: With what differs in the smallest example found, and the code that makes it.
+        DevicesError: There are fewer devices than the meshes have.
+    """
+    if law.kind == "given":
+        return _check_given(lens, law, options)
+    space(lens, options.sizes)  # whose errors hypothesis would drown
+    if law.kind != "jit":
+        verify_devices(max((math.prod(shape) for shape, _ in options.meshes), default=1))
+    failed: dict[str, float] = {}  # what broke the law, and when
+    first: list[tuple[Trial, Exception]] = []  # and how it did so the first time
+
+    def attempt(trial: Trial) -> None:
+        said = repr(trial)
+        if (
+            failed
+            and said not in failed
+            and time.monotonic() - min(failed.values()) > options.shrinking
+        ):
+            return  # what is known to fail is small enough
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", ShardingWarning
+                )  # odd sizes are not the lens's fault
+                law.check(trial)
+        except Exception as error:
+            failed.setdefault(said, time.monotonic())
+            first.append((trial, error))
+            raise _broken(law, trial, error) from error
+
+    # What a profile without chance draws depends on this name: without it, the same for all laws.
+    attempt.__name__ = "_".join(
+        re.findall(r"\w+", f"{law.name} {lens.source.name} {lens.view.name}")
+    )
+    drawn = trials(lens, law.kind, options.sizes, options.meshes, long=law.long)
+    test: Any = hypothesis.given(trial=drawn)(attempt)
+    test = _settings(lens, law, options)(test)
+    if options.reproduce is not None:
+        test = hypothesis.reproduce_failure(*options.reproduce)(test)
+    try:
+        test()
+    except BrokenLawError as error:
+        error.__notes__ = _reproduced(error)
+        raise
+    except Flaky as error:
+        if not first:
+            raise
+        raise _broken(law, *first[0], _UNSTEADY) from error
+
+
+def _check_given(lens: Lens, law: Law, options: Options) -> None:
+    states = {"s": state_of(options.source), "v": state_of(options.view)}
+    trial = Given(lens, states, options.outputs, options.tolerance, gradients=options.gradients)
+    try:
+        law.check(trial)
+    except Exception as error:
+        raise _broken(law, trial, error) from error
+
+
+def idle(lens: Lens, law: Law, options: Options) -> str:
+    """Why there is nothing to try a law on; empty if there is."""
+    if law.kind == "jit" and (found := looked_at(lens)) and looked_at(~lens):
+        return f"what this lens does depends on values, both ways, and is not for jit: {', '.join(found)}"
+    if law.kind in ("jit", "sharded", "disk") and (wide := narrowed(lens)):
+        return f"jax has no leaves of {' and '.join(wide)}, unless jax_enable_x64 is set"
+    if law.kind == "free" and not any(refusable(lens, side) for side in (0, 1)):
+        return "this lens refuses no value"
+    if law.name == "Function" and (options.outputs is None or options.source is None):
+        return "nothing is said of what the models compute: set `source`, `source_outputs` and `view_outputs`"
+    if law.kind == "given" and options.source is None and options.view is None:
+        return "no states of the real models are given: set `source` and `view`"
+    return ""
+
+
+def _examples(lens: Lens, options: Options) -> int:
+    """How many examples a law is tried on: by default no more than a minute takes for all laws, whatever the lens."""
+    if options.max_examples is not None:
+        return options.max_examples
+    twice = dict.fromkeys(lens.source.names() | lens.view.names(), 2)
+    leaves = max(
+        sum(1 for row in table.rows for _ in slots_of(row, twice | dict(lens.dims)))
+        for table in (lens.source, lens.view)
+    )
+    return max(_LEAST, min(_EXAMPLES, _EXAMPLES * _LEAVES // leaves)) if leaves else _EXAMPLES
+
+
+def _settings(lens: Lens, law: Law, options: Options) -> hypothesis.settings:
+    parent = (
+        hypothesis.settings.default
+        if options.profile is None
+        else hypothesis.settings.get_profile(options.profile)
+    )
+    assert parent is not None
+    return hypothesis.settings(
+        parent,
+        max_examples=max(1, round(_examples(lens, options) * law.share)),
+        deadline=None,  # which would time jax's compilations
+        suppress_health_check=[
+            hypothesis.HealthCheck.too_slow,
+            hypothesis.HealthCheck.data_too_large,
+        ],
+        report_multiple_bugs=False,
+        phases=[
+            phase for phase in parent.phases if phase is not hypothesis.Phase.explain
+        ],  # which traces every line of jax
+        print_blob=True,
+    )
+
+
+_UNSTEADY = "tried again, the same example obeys it: is something kept from one call to the next?"
+
+
+def _broken(law: Law, trial: Trial, error: Exception, *more: str) -> BrokenLawError:
+    header = f"{law.name} does not hold for {trial.lens.source.name} -> {trial.lens.view.name}: {law.equation}"
+    if isinstance(error, CkptSchemaError):
+        faults, notes, said = error.mismatches, error.notes, error.header
+    else:
+        faults, notes, said = (), (), f"{type(error).__name__}: {error}"
+    where = ["where", *(f"  {line}" for line in trial.code(*law.states))]
+    return BrokenLawError(f"{header}\n{said}", faults, [*notes, *more, *where])
+
+
+def _reproduced(error: BaseException) -> list[str]:
+    """How to try the example again, in place of what hypothesis says of its own decorators."""
+    notes = "\n".join(getattr(error, "__notes__", ()))
+    found = re.search(r"@reproduce_failure\(('[^']*'), (b'[^']*')\)", notes)
+    return [f"to try it alone: reproduce = ({found[1]}, {found[2]})"] if found else []
+
+
+def check_laws(lens: Lens, laws: Iterable[str] = tuple(LAWS), **options: Any) -> None:
+    """Tries the laws on a lens, without pytest.
+
+    Args:
+        lens: The lens.
+        laws: The names of the laws, of `LAWS`.
+        **options: See `Options`.
+
+    Raises:
+        BrokenLawError: With what every broken law finds in its smallest example.
+
+    Example:
+        >>> from jaxtyping import Array, Float32
+        >>> import ckpt_schema as cs
+        >>> class Old(cs.Schema):
+        ...     kernel: Float32[Array, "inputs outputs"]
+        >>> class New(cs.Schema):
+        ...     kernel: Float32[Array, "outputs inputs"]
+        >>> check_laws(cs.derive(Old, New), ["GetPut", "Naming"])
+    """
+    broken: list[BrokenLawError] = []
+    told = Options(**options)
+    for law in [law for law in _named(laws) if not idle(lens, law, told)]:
+        try:
+            check_law(lens, law, told)
+        except BrokenLawError as error:
+            broken.append(error)
+    if len(broken) == 1:
+        raise broken[0]
+    if broken:
+        texts = ["\n".join([str(error), *getattr(error, "__notes__", ())]) for error in broken]
+        raise BrokenLawError(
+            f"{len(broken)} laws do not hold", [m for e in broken for m in e.mismatches], texts
+        )
+
+
+def _named(names: Iterable[str]) -> list[Law]:
+    chosen = [*names]
+    faults = [
+        Mismatch(name, "law", f"one of {', '.join(LAWS)}", "no law")
+        for name in chosen
+        if name not in LAWS
+    ]
+    if faults:
+        raise CkptSchemaError("no such laws", faults)
+    return [LAWS[name] for name in chosen]
+
+
+class LensLaws:
+    """Tests of all laws of a lens: a class that inherits from it and says ``lens = ...`` has a test for each.
+
+    Attributes:
+        lens: The lens.
+        source: A state of the real model, concrete or abstract, or an NNX module, that the declared source is to be of.
+        view: One for the view.
+        tolerance: By how much what the models compute, and the gradients of it, may differ, as a multiple of what one
+            rounding of every weight changes.
+        gradients: Whether gradients are compared; what jax cannot trace or differentiate has none.
+        laws: The names of the laws to try.
+        sizes: See `Options`, as for the rest.
+
+    Example:
+        class TestDecoder(LensLaws):
+            lens = lens
+    """
+
+    lens: ClassVar[Lens]
+    source: ClassVar[Any] = None
+    view: ClassVar[Any] = None
+    tolerance: ClassVar[float] = Options.tolerance
+    gradients: ClassVar[bool] = Options.gradients
+    laws: ClassVar[Iterable[str]] = tuple(LAWS)
+    sizes: ClassVar[Mapping[str, Bound]] = {}
+    max_examples: ClassVar[int | None] = Options.max_examples
+    meshes: ClassVar[tuple[MeshSpec, ...]] = MESHES
+    profile: ClassVar[str | None] = None
+    reproduce: ClassVar[tuple[str, bytes] | None] = None
+
+    def check(self, name: str) -> None:
+        """Tries a law.
+
+        Raises:
+            BrokenLawError: It does not hold.
+            unittest.SkipTest: It is not among ``laws``, or there is nothing to try it on.
+        """
+        (law,) = _named([name])
+        _named(self.laws)
+        if name not in self.laws:
+            raise unittest.SkipTest(f"{name} is not among the laws of {type(self).__name__}")
+        reason = idle(self.lens, law, self._options)
+        if reason:
+            raise unittest.SkipTest(reason)
+        check_law(self.lens, law, self._options)
+
+    @property
+    def _options(self) -> Options:
+        mine, none = type(self), LensLaws
+        said = (
+            mine.source_outputs is not none.source_outputs
+            and mine.view_outputs is not none.view_outputs
+        )
+        return Options(
+            self.sizes,
+            self.max_examples,
+            self.meshes,
+            self.profile,
+            self.reproduce,
+            source=self.source,
+            view=self.view,
+            outputs=(self.source_outputs, self.view_outputs) if said else None,
+            tolerance=self.tolerance,
+            gradients=self.gradients,
+        )
+
+    def source_outputs(self, state: Any) -> Any:
+        """What the model of the source computes with a state: arrays or numbers in any container. A subclass may say so."""
+        raise NotImplementedError
+
+    def view_outputs(self, state: Any) -> Any:
+        """What the model of the view computes with a state."""
+        raise NotImplementedError
+
+    def test_get_put(self) -> None:
+        """``put(get(s), onto=s) == s``."""
+        self.check("GetPut")
+
+    def test_put_get(self) -> None:
+        """``get(put(v), onto=v) == v``."""
+        self.check("PutGet")
+
+    def test_put_put(self) -> None:
+        """``put(w, onto=put(v, onto=s)) == put(w, onto=s)``."""
+        self.check("PutPut")
+
+    def test_get_get(self) -> None:
+        """``get(t, onto=get(s, onto=v)) == get(t, onto=v)``."""
+        self.check("GetGet")
+
+    def test_conformance(self) -> None:
+        """``check(View, get(s)) == []``, and the same for put."""
+        self.check("Conformance")
+
+    def test_abstraction(self) -> None:
+        """``abstract(get(s)) == get(abstract(s))``, and the same for put."""
+        self.check("Abstraction")
+
+    def test_naming(self) -> None:
+        """Every element is where its names say."""
+        self.check("Naming")
+
+    def test_defaults(self) -> None:
+        """What only one side has is made as declared."""
+        self.check("Defaults")
+
+    def test_refusal(self) -> None:
+        """States that are not of their layout are refused."""
+        self.check("Refusal")
+
+    def test_values(self) -> None:
+        """``get(s)`` raises, or carries every value over."""
+        self.check("Values")
+
+    def test_sharing(self) -> None:
+        """A leaf that only moves is the same object."""
+        self.check("Sharing")
+
+    def test_inverse(self) -> None:
+        """``(~l).get == l.put``, and the other way round."""
+        self.check("Inverse")
+
+    def test_sharding(self) -> None:
+        """Leaves stay on the mesh, and lose no mesh axis that they could keep."""
+        self.check("Sharding")
+
+    def test_jit(self) -> None:
+        """``jit(get)(s) == get(s)``."""
+        self.check("Jit")
+
+    def test_restore(self) -> None:
+        """``restore(saved s, abstract(v)) == get(s, onto=abstract(v))``, from one mesh onto another."""
+        self.check("Restore")
+
+    def test_save_restore(self) -> None:
+        """What is saved in the other layout comes back, private leaves included."""
+        self.check("SaveRestore")
+
+    def test_declaration(self) -> None:
+        """The declared layouts are those of the real states."""
+        self.check("Declaration")
+
+    def test_function(self) -> None:
+        """The models compute the same, and have the same gradients."""
+        self.check("Function")

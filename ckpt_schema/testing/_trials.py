@@ -1,0 +1,282 @@
+"""Trials: a lens bound to sizes, and states of both of its layouts for a law to be tried on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from hypothesis import strategies as st
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema.testing._choices import Choices, choices
+from ckpt_schema.testing._container_kinds import containers
+from ckpt_schema.testing._meshes import MESHES, MeshSpec
+from ckpt_schema.testing._outputs import Outputs
+from ckpt_schema.testing._samples import Sample
+from ckpt_schema.testing._states import bound, refusable
+from ckpt_schema.testing._values import VALUES, Values
+from ckpt_schema.testing.strategies import Bound, counts, optional, space
+
+__all__ = ["Given", "Kind", "Trial", "narrowed", "trials"]
+
+Kind = Literal["any", "free", "plain", "jit", "sharded", "disk", "given"]
+"""What a law is tried on: leaves of any kind, or besides with values that the lens may refuse; NumPy arrays; jax arrays on one
+device, on a mesh, or on a mesh and on disk; or states that are given."""
+_Where = Literal["numpy", "jax", "sharded"]
+_COMPILED = 6  # how many ways leaves on devices come in: of each, all programs are compiled anew
+_ANYWHERE: tuple[_Where, ...] = ("numpy", "numpy", "jax", "sharded")
+_EITHER = (False, True)
+
+
+class Trial:
+    """A lens and states of its layouts: ``s`` and ``t`` of the source, ``v`` and ``w`` of the view.
+
+    Not a dataclass, for hypothesis would print all of its layouts.
+    """
+
+    def __init__(
+        self,
+        lens: Lens,
+        samples: tuple[Sample, Sample],
+        *,
+        wide: Callable[[], Lens] | None = None,
+        turned: bool = False,
+    ) -> None:
+        """Keeps a lens, all of its dims bound, and what the first state of each side is.
+
+        Args:
+            lens: The lens.
+            samples: What the states are.
+            wide: Makes `wide`; the lens itself is it unless given.
+            turned: Whether the lens is an inverse.
+        """
+        self.lens, self.samples, self.turned = lens, samples, turned
+        self._wide = wide
+
+    @functools.cached_property
+    def wide(self) -> Lens:
+        """The lens of no axis with one element, as far as may be: what is said of axes is tried on it, which few trials do."""
+        return self.lens if self._wide is None else self._wide()
+
+    @functools.cached_property
+    def told(self) -> Mapping[str, Sample]:
+        """The samples by name."""
+        source, view = self.samples
+        later = (dataclasses.replace(each, seed=each.seed + 1) for each in self.samples)
+        return dict(zip("svtw", (source, view, *later), strict=True))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether NumPy arrays stand beside sharded ones."""
+        return any(sample.mixed for sample in self.samples)
+
+    @property
+    def names_axes(self) -> bool:
+        """Whether what is said of axes is tried too, which does not depend on values: every fourth time."""
+        return self.samples[0].seed % 4 == 0
+
+    @property
+    def concrete(self) -> bool:
+        """Whether a restore is given arrays, and not what they are like: every second time."""
+        return self.samples[1].seed % 2 == 0
+
+    def __getitem__(self, name: str) -> Tree:
+        """The state of this name; those of a side have the same structure, and other values."""
+        sample = self.told[name]
+        return sample.source(self.lens) if name in "st" else sample.view(self.lens)
+
+    def __repr__(self) -> str:
+        """The samples, as code."""
+        return "\n".join(self.code("s", "v"))
+
+    def code(self, *names: str) -> list[str]:
+        """The code that makes the states of these names."""
+        states = [
+            f"{name} = {self.told[name]!r}.{'source' if name in 'st' else 'view'}(lens)"
+            for name in names
+        ]
+        return ["lens = ~lens", *states] if self.turned else states
+
+
+class Given(Trial):
+    """A lens and states that somebody has given; None where nobody has."""
+
+    def __init__(
+        self,
+        lens: Lens,
+        states: Mapping[str, Tree | None],
+        outputs: Outputs | None = None,
+        tolerance: float = 0.0,
+        *,
+        gradients: bool = True,
+    ) -> None:
+        """Keeps the lens, the states by name, and what the models compute with them, up to a tolerance."""
+        self.lens, self._wide, self._states, self.outputs = lens, None, states, outputs
+        self.tolerance, self.gradients = tolerance, gradients
+
+    @property
+    def mixed(self) -> bool:
+        """Nobody mixes them."""
+        return False
+
+    @property
+    def concrete(self) -> bool:
+        """Nothing that is given is restored."""
+        return False
+
+    @property
+    def names_axes(self) -> bool:
+        """What is given is of one size."""
+        return False
+
+    def __getitem__(self, name: str) -> Any:
+        """The state of this name."""
+        return self._states[name]
+
+    def code(self, *names: str) -> list[str]:
+        """Which states they are."""
+        return [
+            f"{name} = the `{'source' if name == 's' else 'view'}` that is given" for name in names
+        ]
+
+
+def trials(
+    lens: Lens,
+    kind: Kind,
+    bounds: Mapping[str, Bound],
+    meshes: tuple[MeshSpec, ...] = MESHES,
+    *,
+    long: bool = False,
+) -> st.SearchStrategy[Trial]:
+    """Random trials of a lens.
+
+    Args:
+        lens: The lens.
+        kind: What leaves are, and where.
+        bounds: The sizes of dims; see `ckpt_schema.testing.strategies.sizes`.
+        meshes: The meshes that leaves are sharded over.
+        long: Whether one in four has many layers, and a long axis.
+    """
+    return choices().map(lambda choose: _chosen(choose, lens, kind, bounds, meshes, long))
+
+
+def _chosen(
+    choose: Choices,
+    lens: Lens,
+    kind: Kind,
+    bounds: Mapping[str, Bound],
+    meshes: tuple[MeshSpec, ...],
+    long: bool,
+) -> Trial:
+    turned = kind == "disk" and choose.of(_EITHER)  # one way at a time: it takes seconds
+    lens = _turned(lens) if turned else lens
+    bounds = {**_few(lens), **bounds} if kind == "disk" else bounds
+    near = choose.of(_EITHER)
+    where = _where(lens, kind, choose.of(_ANYWHERE), meshes)
+    way, found = choose.of(range(_COMPILED)), space(lens, bounds).chosen(choose)
+    if choose.of((False, False, False, True)) and long and where == "numpy":
+        found = space(lens, bounds).stretched(found, choose.number())
+    if where != "numpy":
+        found = _sized(lens, tuple(bounds.items()), way)
+    number = choose.of(_EITHER) and kind in ("any", "free")
+    near = near and kind == "free"
+    told: dict[bool, tuple[Values, ...]] = {True: ("counted",), False: ("hostile",)}
+    pool = told[near] if kind == "free" else VALUES  # a NaN is unlike itself, whatever else is
+    seed, values = choose.number(), choose.of(pool)
+    both: list[Sample] = []
+    for side, layout in enumerate((lens.source, lens.view)):
+        groups = [group for group in optional(lens, side) if choose.of((False, False, True))]
+        absent = tuple(sorted(path for group in groups for path in group))
+        if kind == "disk":
+            lacking = both[0].absent if side else ()
+            passing = ("/".join(row.path) for row in layout.rows if row.ephemeral)
+            absent = tuple(sorted({*absent, *passing, *_unknown(lens, side, lacking)}))
+        kinds = [*containers(layout)]
+        on = meshes[(way + side * (1 + way // 2)) % len(meshes)] if where == "sharded" else where
+        container, counts = choose.of(kinds), number and not side and _steps(layout)
+        spec = way if where == "sharded" else 0
+        refused = refusable(lens, side) if kind == "free" else ()
+        free = choose.of(refused) if refused else None
+        sample = Sample(
+            found,
+            seed + 2 * side,
+            values,
+            container,
+            absent,
+            on,
+            spec,
+            counts,
+            free=None if near else free,
+            flipped=free if near else None,
+            mixed=kind in ("any", "free") and where == "sharded" and way % 4 == 1,
+        )
+        both.append(sample)
+
+    def wide() -> Lens:
+        return _bound(lens, tuple(space(lens, bounds).widened(found).items()))
+
+    return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), wide=wide, turned=turned)
+
+
+def _where(lens: Lens, kind: Kind, drawn: _Where, meshes: tuple[MeshSpec, ...]) -> _Where:
+    """What leaves are, as far as a law and a lens leave it open."""
+    fixed: dict[Kind, _Where] = {"plain": "numpy", "jit": "jax"}
+    where = drawn if kind in ("any", "free") else fixed.get(kind, "sharded")
+    if narrowed(lens):
+        return "numpy"
+    return "jax" if where == "sharded" and not meshes else where
+
+
+def _unknown(lens: Lens, side: int, lacking: Collection[str]) -> Iterator[str]:
+    """The leaves of a view that a source without some leaves says nothing of, nor a default: no target asks for these."""
+    if not side:
+        return
+    known = {
+        row
+        for join in lens.joins
+        if not any("/".join(lens.source.rows[one].path) in lacking for one in join.sources)
+        for row in join.views
+    }
+    for number, row in enumerate(lens.view.rows):
+        if row.optional and row.default is None and number not in known:
+            yield "/".join(row.path)
+
+
+@functools.lru_cache(maxsize=64)
+def _turned(lens: Lens) -> Lens:
+    return ~lens
+
+
+@functools.lru_cache(maxsize=64)
+def _few(lens: Lens) -> Mapping[str, Bound]:
+    """Numbers of layers for states that go to disk."""
+    return {name: (1, 2) for name in counts(lens) if name not in lens.dims}
+
+
+def narrowed(lens: Lens) -> tuple[str, ...]:
+    """The dtypes of leaves that are NumPy's alone, for jax would narrow them."""
+    found = {row.leaf.dtype for table in (lens.source, lens.view) for row in table.rows}
+    return tuple(sorted(filter(leaves.is_narrowed, found)))
+
+
+def _steps(layout: Layout) -> bool:
+    return layout.container == "dict" and any(row.path == ("step",) for row in layout.rows)
+
+
+@functools.lru_cache(maxsize=64)
+def _bound(lens: Lens, found: tuple[tuple[str, int], ...]) -> Lens:
+    return bound(lens, dict(found))
+
+
+@functools.lru_cache(maxsize=64)
+def _sized(lens: Lens, bounds: tuple[tuple[str, Bound], ...], way: int) -> Mapping[str, int]:
+    """One of few choices of sizes, so that few programs are compiled; every other one is of such as meshes divide."""
+    return space(lens, dict(bounds), empty=False).picked(
+        np.random.default_rng(way), even=not way % 2
+    )
