@@ -119,18 +119,21 @@ def test_a_module_is_short(module: str) -> None:
     [
         (
             "from ckpt_schema._trees.containers import Tree",
-            "paths imports ckpt_schema._trees.containers, which does not stand above it",
+            "_layouts.paths imports ckpt_schema._trees.containers, which does not stand above it",
         ),
         (
-            "from ckpt_schema import trees",
-            "paths imports ckpt_schema._trees.containers, which does not stand above it",
+            "from ckpt_schema._trees import containers",
+            "_layouts.paths imports ckpt_schema._trees.containers, which does not stand above it",
         ),
-        ("import ckpt_schema as cs", "paths imports ckpt_schema, which does not stand above it"),
+        (
+            "import ckpt_schema as cs",
+            "_layouts.paths imports ckpt_schema, which does not stand above it",
+        ),
         (
             "def f():\n    import rich.table",
-            "paths imports rich, whose place is ['demo']",
+            "_layouts.paths imports rich, whose place is ['demo']",
         ),
     ],
 )
 def test_the_check_can_fail(source: str, fault: str) -> None:
-    assert list(faults("paths", source)) == [fault]
+    assert list(faults("_layouts.paths", source)) == [fault]

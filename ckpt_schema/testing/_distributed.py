@@ -24,7 +24,7 @@ __all__ = ["DistributedError", "run_distributed"]
 
 _Result = TypeVar("_Result")
 _Job = tuple[str, str | None, bytes]
-_WORKER = str(Path(__file__).with_name("worker.py"))
+_WORKER = str(Path(__file__).with_name("_worker.py"))
 _GRACE = 1.0  # seconds that others have to fail, too, once one has raised
 _LINES, _BYTES = 40, 1 << 16  # of a traceback, or of what a process has printed last
 
