@@ -77,7 +77,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
     hint = "pass the directory as a str or a pathlib.Path"
     try:
         text = os.fspath(path)
-        return epath.Path(text if is_remote(text) else Path(text).expanduser().resolve())
+        return epath.Path(text if is_remote(text) else _resolved(Path(text)))
     except TypeError:  # of bytes, too
         problem = f"a {type(path).__name__}"
     except KeyError as error:  # etils has no backend for the scheme
@@ -89,6 +89,18 @@ def absolute(path: epath.PathLike) -> epath.Path:
         hint = f"pass the directory of one step, such as {inside}/100"
     fault = Mismatch("path", "argument", "the path of a checkpoint", problem, hint)
     raise ConformanceError("there is no such path", [fault])
+
+
+def _resolved(path: Path) -> Path:
+    """The path without links.
+
+    Raises:
+        OSError: A link leads back to itself. From Python 3.13 on, `Path.resolve` stops there without a word.
+    """
+    whole = path.expanduser().resolve()
+    if any(part.is_symlink() for part in (whole, *whole.parents)):
+        raise OSError("a symbolic link leads back to itself")
+    return whole
 
 
 def first_line(error: BaseException) -> str:
