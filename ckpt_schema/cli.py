@@ -56,4 +56,4 @@ def _demo() -> int:
     os.environ["XLA_FLAGS"] = flags.strip()
     from ckpt_schema.demo import matrix
 
-    return matrix.run()
+    return matrix.run_demo()

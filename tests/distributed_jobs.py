@@ -26,7 +26,7 @@ from jaxtyping import Array, Float32, Int32, UInt32
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
-from ckpt_schema._lens.arrays.differences import difference
+from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema._trees import placement
 from ckpt_schema.orbax._agreement import raised_by_all
 from ckpt_schema.orbax._metadata import alone

@@ -29,14 +29,14 @@ ORDER = """
     _lens.derive.wholes _lens.derive.causes _lens.derive.idle_rules _lens.derive.exemptions _lens.derive.disputes
     _lens.derive.derivation _lens.derive.middle _lens.derive.composition _lens.derive.served_weights
     _lens.description
-    _lens.arrays _lens.arrays.blocks _lens.arrays.axes _lens.arrays.frames _lens.arrays.differences
+    _lens.arrays _lens.arrays.blocks _lens.arrays.axes _lens.arrays.frames _lens.arrays.comparison
     _lens.arrays.floats _lens.arrays.conversions _lens.arrays.moves _lens.arrays.shardings _lens.arrays.programs
     _lens.arrays.execution _lens.arrays.checks _lens.arrays.equals _lens.arrays.donation _lens.arrays.step_labels
     _lens.plan _lens.plan.made _lens.plan.tasks _lens.plan.labels _lens.plan.outline _lens.plan.plan
     _lens.plan.compilation _lens.lens
-    orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._private
+    orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._private_leaves
     orbax._restore orbax._items orbax._save orbax
-    __init__ demo demo.text demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
+    __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds
     testing._applied testing._states testing._choices testing._samples testing.strategies testing._laws
     testing._named_arrays testing._shares testing._origins
@@ -63,7 +63,7 @@ MODULES = {
 PUBLIC = {
     *("__init__", "__main__", "cli", "errors", "linen", "nnx", "orbax"),
     *("testing", "testing.strategies"),
-    *("demo", "demo.text", "demo.linen_gpt", "demo.nnx_gpt", "demo.schemas", "demo.training"),
+    *("demo", "demo.corpus", "demo.linen_gpt", "demo.nnx_gpt", "demo.schemas", "demo.training"),
     *("demo.report", "demo.matrix"),
 }
 

@@ -44,8 +44,8 @@ import ckpt_schema as cs
 from ckpt_schema._lens import lens as lens_module
 from ckpt_schema._lens.arrays import execution
 from ckpt_schema._lens.plan import made
-from ckpt_schema.demo.linen_gpt import Sizes
-from ckpt_schema.demo.training import Form, LinenForm, NnxForm, make_mesh, optimizer
+from ckpt_schema.demo.linen_gpt import ModelSizes
+from ckpt_schema.demo.training import Form, LinenForm, NnxForm, make_mesh, make_optimizer
 
 TX = OPTIMIZERS["chain schedule"]
 
@@ -80,7 +80,7 @@ def found(use: Callable[[], Any]) -> list[tuple[str, str]]:
 
 # --- the origin: checkpoints of a small GPT  ---
 
-SIZES = Sizes(vocab=64, embed=32, heads=2, head_dim=16, mlp=64, depth=2, length=16)
+SIZES = ModelSizes(vocab=64, embed=32, heads=2, head_dim=16, mlp=64, depth=2, length=16)
 STEPS = 3
 
 
@@ -88,7 +88,7 @@ class Gpt:
     """The demo's GPT in its four forms, and what is trained and saved once for all tests."""
 
     def __init__(self, folder: Path) -> None:
-        tx = optimizer()
+        tx = make_optimizer()
         self.linen: dict[bool, Form] = {False: LinenForm(SIZES, tx, scanned=False)}
         self.nnx: dict[bool, Form] = {
             scanned: NnxForm(SIZES, tx, scanned) for scanned in (True, False)

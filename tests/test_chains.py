@@ -21,7 +21,7 @@ from support.profiles import examples
 
 import ckpt_schema as cs
 from ckpt_schema.testing import _laws as laws
-from ckpt_schema.testing._container_kinds import orbax
+from ckpt_schema.testing._container_kinds import orbax_tree
 
 SCHEDULE = optax.linear_schedule(1e-3, 0.0, 10)
 KEEPS: dict[str, Any] = {
@@ -250,7 +250,7 @@ dims: mlp=3 (from params/bias), embed=2 (from params/kernel)
 
 def test_a_state_of_another_chain_is_told_as_such() -> None:
     momentum = state(optax.sgd(0.1, momentum=0.9))
-    for tree in (momentum, orbax(momentum)):
+    for tree in (momentum, orbax_tree(momentum)):
         with pytest.raises(cs.ConformanceError) as caught:
             cs.assert_conforms(layout(NEW), tree)
         assert str(caught.value).endswith(OTHER_CHAIN)
@@ -267,7 +267,7 @@ def test_a_checkpoint_of_another_chain_too(tmp_path: Path) -> None:
 
 
 def test_a_part_of_which_one_leaf_is_there_is_told_leaf_by_leaf() -> None:
-    tree = orbax(state(NEW))
+    tree = orbax_tree(state(NEW))
     del tree["opt_state"][1][0]["mu"]["bias"]
     assert [(fault.path, fault.kind) for fault in cs.check(layout(NEW), tree)] == [
         ("opt_state/1/0/mu/bias", "missing")
@@ -337,7 +337,7 @@ def test_a_new_part_starts_as_its_transformation_starts_it(name: str) -> None:
         law(through, s if law is laws.get_put else v)
     laws.put_put(through, s, v, state(new, 30))
     laws.get_get(through, s, state(old, 30), v)
-    laws.conformance(through, s, v)
+    laws.conforms(through, s, v)
     laws.abstraction(through, s, v)
 
 

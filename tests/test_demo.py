@@ -13,13 +13,13 @@ from rich.console import Console
 
 import ckpt_schema as cs
 from ckpt_schema.demo import matrix
-from ckpt_schema.demo.linen_gpt import Sizes
-from ckpt_schema.demo.report import Cell, Difference, Duration, Report, show
-from ckpt_schema.demo.text import standard_library
-from ckpt_schema.demo.training import Form, LinenForm, NnxForm, make_mesh, optimizer, train
+from ckpt_schema.demo.corpus import standard_library
+from ckpt_schema.demo.linen_gpt import ModelSizes
+from ckpt_schema.demo.report import DemoReport, Difference, Duration, Outcome, show
+from ckpt_schema.demo.training import Form, LinenForm, NnxForm, make_mesh, make_optimizer, train
 
 FORMS = [
-    make(Sizes(), optimizer(), scanned)
+    make(ModelSizes(), make_optimizer(), scanned)
     for make in (LinenForm, NnxForm)
     for scanned in (True, False)
 ]
@@ -48,22 +48,24 @@ def test_batches_are_the_same_in_every_run() -> None:
 
 def test_a_wrong_weight_shows_in_the_losses() -> None:
     mesh = make_mesh(2, 4)
-    form = LinenForm(Sizes(embed=32, heads=2, mlp=32, depth=1, length=8), optimizer(), scanned=True)
+    form = LinenForm(
+        ModelSizes(embed=32, heads=2, mlp=32, depth=1, length=8), make_optimizer(), scanned=True
+    )
     state: Any = form.start(form.init(), mesh)
     nudged = state.replace(params=jax.tree.map(lambda x: x * jnp.float32(1.001), state.params))
     losses = [
         train(form, s, standard_library(), mesh, 0, 2, lambda: None)[1]
         for s in (state, state, nudged)
     ]
-    assert Cell("scanned", "", ("", losses[0]), ("", losses[1])).passed
-    assert not Cell("scanned", "", ("", losses[0]), ("", losses[2])).passed
+    assert Outcome("scanned", "", ("", losses[0]), ("", losses[1])).passed
+    assert not Outcome("scanned", "", ("", losses[0]), ("", losses[2])).passed
 
 
-def report(*right: float) -> Report:
-    cell = Cell(
+def report(*right: float) -> DemoReport:
+    cell = Outcome(
         "scanned", "full state", ("Linen -> Linen", [1.0, 2.0]), ("Linen -> NNX", list(right))
     )
-    return Report(
+    return DemoReport(
         (cell,),
         (Duration("NNX", 0.1, 0.2, 0.3),),
         (Difference("Linen", 1, 2.0, 2.5), Difference("NNX", None, 1.0, 1.0)),
@@ -93,10 +95,10 @@ def test_one_bit_in_one_loss_fails(right: tuple[float, ...], equal: int, verdict
 def test_the_exit_status_is_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     for right, status in ((2.0, 0), (3.0, 1)):
         monkeypatch.setattr(matrix._Demo, "report", lambda self, right=right: report(1.0, right))
-        assert matrix.run(Console(file=io.StringIO(), width=140)) == status
+        assert matrix.run_demo(Console(file=io.StringIO(), width=140)) == status
 
 
 def test_too_few_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "devices", lambda: [None])
     with pytest.raises(RuntimeError, match="xla_force_host_platform_device_count=8"):
-        matrix.run()
+        matrix.run_demo()

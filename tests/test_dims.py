@@ -197,7 +197,7 @@ def test_credit_names_the_tree_that_sizes_came_from() -> None:
 @given(DIMS, st.dictionaries(NAMES, st.integers(0, 9)))
 def test_sizes_are_products_of_known_factors(parsed: dims.Dims, sizes: dict[str, int]) -> None:
     shape = dims.sizes_of(parsed, sizes)
-    unbound = dims.names(parsed) - sizes.keys()
+    unbound = dims.dim_names(parsed) - sizes.keys()
     assert (shape is None) == bool(unbound)
     if shape is not None:
         text = [
@@ -208,7 +208,7 @@ def test_sizes_are_products_of_known_factors(parsed: dims.Dims, sizes: dict[str,
 
 
 def test_renaming_replaces_names_inside_products_and_can_fix_them() -> None:
-    assert dims.rename(parse_dims("a 3*b*a"), {"a": "x", "b": 7}) == (("x",), (3, 7, "x"))
-    assert dims.rename(parse_dims("a b"), {"a": "b", "b": "a"}) == (("b",), ("a",))
-    assert dims.rename(parse_dims("a*c+b"), {"a": 2, "b": 1, "c": 3}) == ((7,),)
-    assert dims.format_dims(dims.rename(parse_dims("3*a"), {"a": "b+c"})) == "3*(b+c)"
+    assert dims.renamed_dims(parse_dims("a 3*b*a"), {"a": "x", "b": 7}) == (("x",), (3, 7, "x"))
+    assert dims.renamed_dims(parse_dims("a b"), {"a": "b", "b": "a"}) == (("b",), ("a",))
+    assert dims.renamed_dims(parse_dims("a*c+b"), {"a": 2, "b": 1, "c": 3}) == ((7,),)
+    assert dims.format_dims(dims.renamed_dims(parse_dims("3*a"), {"a": "b+c"})) == "3*(b+c)"

@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from support.models import TX
 
 import ckpt_schema as cs
-from ckpt_schema.orbax._metadata import read
+from ckpt_schema.orbax._metadata import read_metadata
 
 
 class LinenNet(nn.Module):
@@ -95,7 +95,7 @@ class Training(nnx.Module):
 
 
 def keys(path: Path) -> set[str]:
-    tree = read(path).tree
+    tree = read_metadata(path).tree
     return {
         jax.tree_util.keystr(key, simple=True, separator="/")
         for key, _ in jax.tree_util.tree_flatten_with_path(tree)[0]

@@ -21,7 +21,7 @@ from support.tasks import INVERTIBLE, Case, cases
 
 import ckpt_schema as cs
 from ckpt_schema._lens.arrays.step_labels import labelled
-from ckpt_schema.orbax._metadata import read
+from ckpt_schema.orbax._metadata import read_metadata
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
 INPUT = jnp.ones((1, 4))
@@ -227,9 +227,11 @@ def test_a_save_writes_boxes_only_onto_boxes(tmp_path: Path) -> None:
     cs.orbax.save(tmp_path / "plain", state, LENS)
     cs.orbax.save(tmp_path / "boxed", state, LENS, onto=boxed)
     assert not isinstance(
-        read(tmp_path / "plain").tree["params"]["params"]["first"]["kernel"], dict
+        read_metadata(tmp_path / "plain").tree["params"]["params"]["first"]["kernel"], dict
     )
-    assert isinstance(read(tmp_path / "boxed").tree["params"]["params"]["first"]["kernel"], dict)
+    assert isinstance(
+        read_metadata(tmp_path / "boxed").tree["params"]["params"]["first"]["kernel"], dict
+    )
     for name in ("plain", "boxed"):
         for target in (state, boxed, nn.unbox(boxed)):
             restored = cs.orbax.restore(tmp_path / name, target, LENS)

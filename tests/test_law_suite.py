@@ -28,10 +28,10 @@ from support.profiles import THOROUGH, examples
 
 import ckpt_schema as cs
 from ckpt_schema.testing import LAWS, BrokenLawError, Law, LensLaws, Sample, check_laws, strategies
-from ckpt_schema.testing._container_kinds import containers
+from ckpt_schema.testing._container_kinds import container_kinds
 from ckpt_schema.testing._states import bound
 from ckpt_schema.testing._suite import Options, check_law
-from ckpt_schema.testing._trials import Given
+from ckpt_schema.testing._trials import GivenTrial
 
 # The default is for a user's one family; here are six, tried on as many where the profile is thorough.
 FEW = None if THOROUGH else 2
@@ -149,7 +149,7 @@ def test_the_docs_show_how_each_law_fails(name: str) -> None:
         lens = bound(lens, eval(sizes))
     assert [state for state, *_ in lines] == ([*law.states] if law.kind != "given" else [])
     with pytest.raises(cs.CkptSchemaError) as caught:
-        law.check(Given(lens, states, at.outputs, at.options.tolerance, gradients=False))
+        law.check(GivenTrial(lens, states, at.outputs, at.options.tolerance, gradients=False))
     for line in str(caught.value).splitlines()[1:]:
         # How far rounding goes depends on the machine.
         assert line.partition(", about ")[0] in text
@@ -294,7 +294,7 @@ def found(
 def test_every_container_and_every_optional_leaf_is_met() -> None:
     lens = weights()
     for layout in (lens.source, lens.view):
-        for name in containers(layout):
+        for name in container_kinds(layout):
             assert found(
                 strategies.samples(layout),
                 lambda sample, name=name: sample.container == name,

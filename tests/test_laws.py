@@ -23,7 +23,7 @@ from support.profiles import examples
 import ckpt_schema as cs
 from ckpt_schema.testing import _laws as laws
 from ckpt_schema.testing._container_kinds import LINEN, NNX, OWN
-from ckpt_schema.testing._meshes import Place, as_jax, as_numpy
+from ckpt_schema.testing._meshes import Placer, as_jax, as_numpy
 from ckpt_schema.testing._states import Maker, bound, makers
 
 PLACES = st.sampled_from((as_numpy, as_jax))
@@ -41,7 +41,7 @@ class Situation:
         lenses: tuple[cs.Lens, cs.Lens],
         made: tuple[Maker, ...],
         containers: tuple[str, ...],
-        place: Place,
+        place: Placer,
         seed: int,
     ) -> None:
         """Keeps two lenses whose dims are bound, a maker, and a container for each layout, what leaves are, and their seed."""
@@ -74,7 +74,7 @@ class Situation:
 
 
 def composition(at: Situation) -> None:
-    laws.composition(at.lens, at.onward, *at.states(0, 2))
+    laws.composes(at.lens, at.onward, *at.states(0, 2))
 
 
 LAWS: tuple[Callable[[Situation], None], ...] = (

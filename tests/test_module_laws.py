@@ -46,18 +46,18 @@ def test_the_laws_hold_for_real_train_states(
     assert cs.check(lens.view, real) == []
     s, t = (filled(linen, rng, jnp.asarray) for _ in range(2))
     v, w = (filled(real, rng, jnp.asarray) for _ in range(2))
-    laws.identical(laws.abstract(lens.get(linen)), laws.abstract(real))
-    laws.identical(laws.abstract(lens.put(real)), laws.abstract(linen))
+    laws.identical(laws.abstract_like(lens.get(linen)), laws.abstract_like(real))
+    laws.identical(laws.abstract_like(lens.put(real)), laws.abstract_like(linen))
     laws.get_put(lens, s)
     laws.put_get(lens, v)
     laws.put_put(lens, s, v, w)
     laws.get_get(lens, s, t, v)
-    laws.conformance(lens, s, v)
-    laws.conformance(~lens, v, s)
+    laws.conforms(lens, s, v)
+    laws.conforms(~lens, v, s)
     laws.abstraction(lens, s, v)
     laws.sharing(lens, s, v)
     laws.inverse(lens, s, v)
-    laws.composition(lens, ~lens, s, s)
+    laws.composes(lens, ~lens, s, s)
 
 
 @examples(0.5)

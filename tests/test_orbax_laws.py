@@ -20,7 +20,7 @@ from support.profiles import examples
 import ckpt_schema as cs
 from ckpt_schema.testing import _laws as laws
 from ckpt_schema.testing._container_kinds import LINEN, NNX
-from ckpt_schema.testing._meshes import MESHES, Place, Sharded, as_jax, mesh
+from ckpt_schema.testing._meshes import MESHES, Placer, Sharded, as_jax, mesh
 from ckpt_schema.testing._states import makers
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -52,7 +52,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @examples(0.1)
 @given(seed=SEEDS, on=PLACES, to=PLACES, data=st.data())
-def test_restore(name: str, seed: int, on: Place, to: Place, data: st.DataObject) -> None:
+def test_restore(name: str, seed: int, on: Placer, to: Placer, data: st.DataObject) -> None:
     lens, rng = CASES[name].lens(), np.random.default_rng(seed)
     source, view = makers(SIZES[0], lens.source, lens.view)
     saved, target = source(rng, on), view(rng, to)

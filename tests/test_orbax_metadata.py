@@ -36,7 +36,7 @@ def linen_state() -> TrainState:
 def refused(path: Any, item: str | None = None) -> cs.Mismatch:
     """The one fault of reading what is no checkpoint."""
     with pytest.raises(cs.CheckpointMismatchError) as caught:
-        metadata.read(path, item)
+        metadata.read_metadata(path, item)
     (fault,) = caught.value.mismatches
     assert fault.path == str(path) and fault.expected == "an Orbax checkpoint" and fault.hint
     return fault
@@ -48,7 +48,7 @@ def refused(path: Any, item: str | None = None) -> cs.Mismatch:
 def test_containers_are_those_that_a_load_returns(tmp_path: Path) -> None:
     ocp.save(tmp_path / "0", linen_state())
     dense = {"bias": shape(3), "kernel": shape(2, 3)}
-    found = metadata.read(tmp_path / "0")
+    found = metadata.read_metadata(tmp_path / "0")
     assert found.tree == {
         "step": 0,
         "params": {"params": dense},
@@ -66,7 +66,7 @@ def test_keys_have_the_implementation_they_were_saved_with(tmp_path: Path, impl:
     ocp.save(
         tmp_path / "0", {"layer.0": dropout, "keys": keys, "data": jnp.zeros((2, 4), jnp.uint32)}
     )
-    found = metadata.read(tmp_path / "0").tree
+    found = metadata.read_metadata(tmp_path / "0").tree
     stream = found["layer.0"]["rngs"]
     assert stream["key"]["value"] == shape(dtype=keys.dtype)
     assert stream["count"]["value"] == shape(dtype=jnp.uint32)
@@ -77,7 +77,7 @@ def test_keys_have_the_implementation_they_were_saved_with(tmp_path: Path, impl:
 def test_a_part_is_read_alone(tmp_path: Path) -> None:
     state = linen_state()
     ocp.save(tmp_path / "0", state)
-    disk = metadata.read(tmp_path / "0")
+    disk = metadata.read_metadata(tmp_path / "0")
     on = jax.sharding.SingleDeviceSharding(jax.devices()[3])
     kernel = jax.ShapeDtypeStruct((2, 3), jnp.float32, sharding=on)
     loaded = metadata.load(disk, ("params", "params"), {"kernel": kernel, "bias": metadata.SKIP})
@@ -96,7 +96,7 @@ def test_a_part_is_read_alone(tmp_path: Path) -> None:
 def test_one_of_several_items_is_asked_for(tmp_path: Path) -> None:
     items = {"params": {"w": jnp.ones(2)}, "ema": {"w": jnp.zeros(3)}, "meta": {"run": 7}}
     ocp.save_checkpointables(tmp_path / "0", items)
-    assert metadata.read(tmp_path / "0", "ema").tree == {"w": shape(3)}
+    assert metadata.read_metadata(tmp_path / "0", "ema").tree == {"w": shape(3)}
     fault = refused(tmp_path / "0")
     assert (
         fault.found == "a checkpoint that holds ema, meta, params"
@@ -106,14 +106,14 @@ def test_one_of_several_items_is_asked_for(tmp_path: Path) -> None:
     ocp.save_checkpointables(
         tmp_path / "1", {"state": {"w": jnp.ones(2)}, "ema": {"w": jnp.zeros(3)}}
     )
-    assert metadata.read(tmp_path / "1").tree == {"w": shape(2)}
+    assert metadata.read_metadata(tmp_path / "1").tree == {"w": shape(2)}
 
 
 def test_the_items_of_the_v0_api(tmp_path: Path) -> None:
     orbax_v0.PyTreeCheckpointer().save(
         tmp_path / "flat", {"w": jnp.ones(2), "key": jax.random.key(0, impl="rbg")}
     )
-    found = metadata.read(tmp_path / "flat")
+    found = metadata.read_metadata(tmp_path / "flat")
     assert found.item is None
     assert found.tree == {"w": shape(2), "key": shape(dtype=jax.random.key(0, impl="rbg").dtype)}
     assert refused(tmp_path / "flat", "state").hint == "leave item= out"
@@ -123,10 +123,10 @@ def test_the_items_of_the_v0_api(tmp_path: Path) -> None:
             "params": orbax_v0.args.StandardSave({"w": jnp.ones(3)}),
             "notes": orbax_v0.args.JsonSave({"a": 1}),
         }
-    assert metadata.read(tmp_path / "run" / "9").item == "default"
+    assert metadata.read_metadata(tmp_path / "run" / "9").item == "default"
     with orbax_v0.CheckpointManager(tmp_path / "more") as manager:
         manager.save(9, args=orbax_v0.args.Composite(**both))
-    assert metadata.read(tmp_path / "more" / "9").item == "params"
+    assert metadata.read_metadata(tmp_path / "more" / "9").item == "params"
     assert (
         refused(tmp_path / "more" / "9" / "params").hint
         == f"pass {tmp_path / 'more' / '9'} with item='params'"
@@ -210,7 +210,10 @@ def test_what_an_unfinished_save_leaves_is_none(tmp_path: Path) -> None:
 def test_keys_that_lost_their_implementation_are_raw_data(tmp_path: Path) -> None:
     ocp.save(tmp_path / "0", {"w": jnp.ones(2), "key": jax.random.key(0)})
     shutil.rmtree(tmp_path / "0" / "state" / "array_metadatas")
-    assert metadata.read(tmp_path / "0").tree == {"w": shape(2), "key": shape(2, dtype=jnp.uint32)}
+    assert metadata.read_metadata(tmp_path / "0").tree == {
+        "w": shape(2),
+        "key": shape(2, dtype=jnp.uint32),
+    }
 
 
 def test_an_implementation_that_is_not_registered_is_an_error(tmp_path: Path) -> None:

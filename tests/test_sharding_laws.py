@@ -32,7 +32,7 @@ from ckpt_schema._lens.arrays.shardings import results
 from ckpt_schema.demo import schemas
 from ckpt_schema.testing import _laws as laws
 from ckpt_schema.testing._container_kinds import LINEN, NNX
-from ckpt_schema.testing._meshes import MESHES, Sharded, mesh, shardings
+from ckpt_schema.testing._meshes import MESHES, Sharded, all_shardings, mesh
 from ckpt_schema.testing._states import bound, makers
 
 pytestmark = pytest.mark.filterwarnings("ignore::ckpt_schema.ShardingWarning")
@@ -61,7 +61,7 @@ def test_tasks_on_sharded_leaves(on: Mesh, case: Case, pick: int) -> None:
     foretold = run(task, [leaves.abstract(x) for x in inputs])
     laws.identical(foretold, [leaves.abstract(x) for x in results])
     plain = run(task, case.values(jnp.asarray))
-    laws.identical(laws.gathered(results), plain)
+    laws.identical(laws.gathered_leaves(results), plain)
     again = execution.run(inverse(task), results, inputs)
     laws.identical(again, inputs)
 
@@ -80,7 +80,7 @@ def test_a_signalling_nan_that_is_sliced_between_devices_keeps_its_payload(dtype
 
 
 def _pick(on: Mesh, shape: tuple[int, ...], pick: int) -> NamedSharding:
-    found = shardings(on, shape)
+    found = all_shardings(on, shape)
     return found[pick % len(found)]
 
 
@@ -250,7 +250,7 @@ def test_edits_under_a_trace(kind: AxisType) -> None:
     (s,) = at.states(0)
     with jax.set_mesh(at.on[0]):
         traced = jax.jit(at.lens.get)(s)
-    laws.identical(laws.gathered(traced), laws.gathered(at.lens.get(s)))
+    laws.identical(laws.gathered_leaves(traced), laws.gathered_leaves(at.lens.get(s)))
 
 
 # --- What cannot be kept  ---
@@ -293,10 +293,12 @@ def test_a_mesh_axis_that_no_axis_of_the_result_can_take_is_told_of() -> None:
     )
     assert view["layers"][0]["w"].sharding.spec == PartitionSpec(None, "y")
     with pytest.warns(cs.ShardingWarning, match="layers/w  sharded over x"):
-        through.get(laws.abstract(state))
+        through.get(laws.abstract_like(state))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cs.assert_trees_identical(laws.gathered(through.get(state, onto=view)), laws.gathered(view))
+        cs.assert_trees_identical(
+            laws.gathered_leaves(through.get(state, onto=view)), laws.gathered_leaves(view)
+        )
         through.get(_stacked(on, PartitionSpec(None, None, "y"), PartitionSpec(None, "y")))
 
 
@@ -328,7 +330,7 @@ def test_a_restore_tells_of_it_and_no_device_reads_more_than_its_share_otherwise
         warnings.filterwarnings("error", category=cs.ShardingWarning)
         restored = cs.orbax.restore(tmp_path / "list", fits, through)
     assert 0 < _share(asked[0]) <= _share(fits), "no device reads more than it is to hold"
-    laws.identical(laws.gathered(restored), laws.gathered(through.put(listed)))
+    laws.identical(laws.gathered_leaves(restored), laws.gathered_leaves(through.put(listed)))
 
 
 def _share(tree: Any) -> int:

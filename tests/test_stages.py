@@ -18,7 +18,7 @@ from support.tasks import made
 
 import ckpt_schema as cs
 from ckpt_schema._lens.arrays import programs
-from ckpt_schema._lens.derive.leaf_rules import Fill, Told
+from ckpt_schema._lens.derive.leaf_rules import PaddedAxis, Told
 from ckpt_schema.testing._values import hostile
 
 NARROW = ("float8_e5m2", "float8_e4m3fn", "bfloat16", "float16")
@@ -146,7 +146,7 @@ def test_no_bit_of_a_leaf_changes_however_it_is_sharded(
         cs.assert_trees_identical([np.asarray(x) for x in run(task, placed)], expected)
 
 
-PADDED = Told(fills=(Fill(("a",), ("p",), 1),))
+PADDED = Told(fills=(PaddedAxis(("a",), ("p",), 1),))
 
 
 @pytest.mark.parametrize("dtype", NARROW)

@@ -34,7 +34,7 @@ from support.profiles import examples
 from support.versions import MESHES, NAMES, VERSIONS, Nnx, placed, sharded
 
 import ckpt_schema as cs
-from ckpt_schema.orbax._private import Private
+from ckpt_schema.orbax._private_leaves import PrivateLeaves
 
 STEPS = 12  # of training at most: after them, float32 has no more bits for the momenta
 
@@ -401,7 +401,7 @@ def test_a_fault_in_every_lens_is_found(
 def test_streams_that_a_restore_does_not_bring_back_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Private, "load", lambda self, orders: {})
+    monkeypatch.setattr(PrivateLeaves, "load", lambda self, orders: {})
     assert_red("(key|draws|seen)")
 
 

@@ -19,7 +19,7 @@ from support.words import done
 
 import ckpt_schema as cs
 from ckpt_schema._lens.arrays import checks, execution
-from ckpt_schema._lens.derive.leaf_rules import Fill, Told
+from ckpt_schema._lens.derive.leaf_rules import PaddedAxis, Told
 from ckpt_schema.testing import _laws as laws
 from ckpt_schema.testing._meshes import as_jax, as_numpy, mesh
 from ckpt_schema.testing._values import hostile
@@ -73,8 +73,8 @@ def fault(use: Any, error: type[cs.CkptSchemaError]) -> str:
 SAID = {
     "flip the first": ("2 3", "2 3", Told(flips=frozenset({(2,)}))),
     "flip the last": ("2 3", "2 3", Told(flips=frozenset({(3,)}))),
-    "pad the last": ("2 a", "2 b", Told(fills=(Fill(("a",), ("b",), 1),))),
-    "pad the first": ("2 3", "b 3", Told(fills=(Fill((2,), ("b",), 0),))),
+    "pad the last": ("2 a", "2 b", Told(fills=(PaddedAxis(("a",), ("b",), 1),))),
+    "pad the first": ("2 3", "b 3", Told(fills=(PaddedAxis((2,), ("b",), 0),))),
 }
 
 
@@ -91,7 +91,7 @@ def test_there_and_back(said: str, place: Any, dtype: str, more: int, seed: int)
     there, back = both_ways(before, after, {"a": 3, "b": 3 + more}, dtype=dtype, told=told)
     value = place(hostile(np.random.default_rng(seed), dtype, (2, 3)))
     (made,) = execution.run(there, [value], [None])
-    checks.verify([checks.Given(back, [made], [None], ["x"])])
+    checks.verify([checks.LeafTask(back, [made], [None], ["x"])])
     cs.assert_trees_identical(execution.run(back, [made], [None]), [value])
     if told.fills:
         rest = np.asarray(made)[2:] if said == "pad the first" else np.asarray(made)[:, 3:]
@@ -114,7 +114,7 @@ def test_a_scaled_leaf_comes_back_or_is_refused(
     there, back = both_ways("9", "9", {}, dtype=dtype, told=Told(exponent=exponent or 1))
     value = place(hostile(np.random.default_rng(seed), dtype, (9,)))
     try:
-        checks.verify([checks.Given(there, [value], [None], ["x"])])
+        checks.verify([checks.LeafTask(there, [value], [None], ["x"])])
     except cs.ConformanceError as error:
         assert "which comes back as" in str(error)
         return

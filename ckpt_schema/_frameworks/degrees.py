@@ -226,8 +226,8 @@ def _bench(key: _Key) -> _Bench | NoDegree:
 
 def _made(key: _Key) -> _Bench | NoDegree:
     rows = key.rows
-    names = set[str]().union(*(dims_.names(row.dims) for row in rows))
-    counts = set[str]().union(*(dims_.names(row.unrolled) for row in rows)) - names
+    names = set[str]().union(*(dims_.dim_names(row.dims) for row in rows))
+    counts = set[str]().union(*(dims_.dim_names(row.unrolled) for row in rows)) - names
     sizes = _sizes(key, names, dict.fromkeys(counts, 2))
     if sizes is None:
         return NoDegree("no step of it can be tried at such large sizes")

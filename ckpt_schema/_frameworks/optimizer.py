@@ -16,7 +16,7 @@ from typing import Any
 import optax
 import optax.contrib
 
-from ckpt_schema._frameworks.tracing import Box, Place, Trace, nested, trace
+from ckpt_schema._frameworks.tracing import Box, StatePlace, Trace, nested, trace
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import EITHER, AxisName, Dim, Dims
 from ckpt_schema._layouts.leaves import Init, Leaf
@@ -41,7 +41,7 @@ class OptimizerLeaf:
         boxed: Whether it is the value of a Variable, or inside of one.
     """
 
-    place: Place
+    place: StatePlace
     param: Row | None
     leaf: Leaf
     repeats: tuple[Repeat, ...] = ()
@@ -195,11 +195,11 @@ def optimizer_state(
             "the schema declares no params",
         )
         raise SchemaError("an optimizer state needs params", [fault])
-    names = sorted(set().union(*(dims_.names(row.dims) for row in params)))
+    names = sorted(set().union(*(dims_.dim_names(row.dims) for row in params)))
     counts = {
         n: s
         for n, s in given.items()
-        if n in set().union(*(dims_.names(row.unrolled) for row in params))
+        if n in set().union(*(dims_.dim_names(row.unrolled) for row in params))
     }
     _verify_given(name, names, counts, given)
 
@@ -340,7 +340,7 @@ class _Typing:
             }
         )
 
-    def _types(self) -> Iterator[tuple[Place, OptimizerLeaf | Node | Mismatch]]:
+    def _types(self) -> Iterator[tuple[StatePlace, OptimizerLeaf | Node | Mismatch]]:
         rows = {row.key: row for row in self.params}
         first, *others = self.traces
         for place, here in first.found.items():
@@ -360,7 +360,7 @@ class _Typing:
                 param = rows.get(place.param) if place.param is not None else None
                 yield place, self._leaf(place, param, shapes, here[1])
 
-    def _counts(self, place: Place) -> tuple[Dim, ...]:
+    def _counts(self, place: StatePlace) -> tuple[Dim, ...]:
         """The sizes of the lists on the way to a place."""
         symbols = sum(isinstance(s, Index) for s in place.param or ())
         length = len(place.param or ())
@@ -371,7 +371,7 @@ class _Typing:
         )
 
     def _leaf(
-        self, place: Place, param: Row | None, shapes: Sequence[tuple[int, ...]], dtype: str
+        self, place: StatePlace, param: Row | None, shapes: Sequence[tuple[int, ...]], dtype: str
     ) -> OptimizerLeaf | Mismatch:
         dims = _dims(param.dims if param else (), shapes, [t.sizes for t in self.traces])
         boxed = place in self.traces[0].boxed
@@ -470,7 +470,7 @@ def _axis_name(dim: Dim, own: Leaf) -> AxisName:
     return AxisName(tuple(map(str, dim)))
 
 
-def _mixed(place: Place, shape: Sequence[int], dtype: str) -> tuple[str, str, str]:
+def _mixed(place: StatePlace, shape: Sequence[int], dtype: str) -> tuple[str, str, str]:
     found = f"{dtype}[{' '.join(map(str, shape))}]"
     if place.param is None:
         hint = "it mixes params, whose order a layout may change: no lens can carry it"
@@ -487,7 +487,7 @@ def _spelled(shape: Sequence[int], dtype: str) -> str:
     return f"{dtype}[{' '.join(map(str, shape))}]"
 
 
-def _unlike(place: Place, several: Sequence[Any]) -> Mismatch:
+def _unlike(place: StatePlace, several: Sequence[Any]) -> Mismatch:
     found = " or ".join(dict.fromkeys(_what(s) for s in several))
     return Mismatch(
         str(place),

@@ -19,11 +19,11 @@ from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._layouts.table import Row
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Box", "Found", "Place", "Trace", "nested", "trace"]
+__all__ = ["Box", "StateLeaf", "StatePlace", "Trace", "nested", "trace"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class StatePlace:
     """Where something stands in an optimizer state.
 
     Attributes:
@@ -41,7 +41,7 @@ class Place:
         return paths.format_path(("opt_state", *self.prefix, *(self.param or ()), *self.tail))
 
 
-Found = tuple[tuple[int, ...], str] | type
+StateLeaf = tuple[tuple[int, ...], str] | type
 """What stands at a place: the shape and dtype of a leaf, or the class of a container that is no dict."""
 
 
@@ -56,8 +56,8 @@ class Trace:
     """
 
     sizes: Mapping[str, int]
-    found: Mapping[Place, Found]
-    boxed: frozenset[Place]
+    found: Mapping[StatePlace, StateLeaf]
+    boxed: frozenset[StatePlace]
 
 
 def _as_it_is(node: Any, *_: Any) -> Any:
@@ -162,8 +162,8 @@ def nested(found: Mapping[KeyPath, Any]) -> dict[Any, Any]:
 class _Sight:
     """What stands at a place, for one member of each list on the way."""
 
-    place: Place
-    found: Found
+    place: StatePlace
+    found: StateLeaf
     boxed: bool
 
 
@@ -182,7 +182,7 @@ class _Walk:
             return
         here = _what(node)
         if here is not None:
-            yield _Sight(Place(at), here, False)
+            yield _Sight(StatePlace(at), here, False)
         if not isinstance(here, tuple):
             for key, child in children(node):
                 yield from self.below(child, (*at, key))
@@ -202,9 +202,9 @@ class _Walk:
                 yield from self._mirror(node[segment], params[segment], at, (*key, segment))
             return
         value = self.box.open(node)
-        yield from self._inside(value, Place(at, self.patterns[key]), value is not node)
+        yield from self._inside(value, StatePlace(at, self.patterns[key]), value is not node)
 
-    def _inside(self, value: Any, place: Place, boxed: bool) -> Iterator[_Sight]:
+    def _inside(self, value: Any, place: StatePlace, boxed: bool) -> Iterator[_Sight]:
         """Everything that stands where one param does."""
         here = _what(value)
         if here is not None:
@@ -220,7 +220,7 @@ def _hidden(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _what(node: Any) -> Found | None:
+def _what(node: Any) -> StateLeaf | None:
     """What ``node`` is; None for a dict, unless it is empty."""
     return leaves.signature(node) or (None if type(node) is dict and node else type(node))
 
@@ -234,7 +234,7 @@ def _grouped(
         SchemaError: Some members have what others have not.
     """
     expected = collections.Counter(patterns.values())
-    groups: dict[Place, list[Found]] = {}
+    groups: dict[StatePlace, list[StateLeaf]] = {}
     for sight in sights:
         groups.setdefault(sight.place, []).append(sight.found)
     faults: list[Mismatch] = []

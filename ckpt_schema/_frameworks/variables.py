@@ -14,7 +14,7 @@ from flax import nnx
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import KeyPath, format_path
-from ckpt_schema._layouts.pytrees import TreeDef, containers
+from ckpt_schema._layouts.pytrees import TreeDef, inner_nodes
 from ckpt_schema._layouts.table import Row
 from ckpt_schema.errors import ConformanceError, Mismatch, SchemaError
 
@@ -270,7 +270,7 @@ def inner_containers(state: Any) -> Iterator[tuple[KeyPath, Any]]:
     flat: Any = nnx.to_flat_state(state)
     for key, variable in flat:
         if is_variable(variable):
-            yield from containers(variable.get_value(), key)
+            yield from inner_nodes(variable.get_value(), key)
 
 
 def variables_of(state: Any) -> dict[KeyPath, tuple[type, tuple[tuple[str, Any], ...]]]:

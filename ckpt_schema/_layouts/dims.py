@@ -26,21 +26,21 @@ __all__ = [
     "AxisName",
     "Binder",
     "Dim",
+    "DimFactor",
     "Dims",
-    "Factor",
     "Sum",
     "add",
+    "dim_names",
     "factors",
     "format_axes",
     "format_dim",
     "format_dims",
     "is_name",
-    "names",
     "own_names",
     "parse_axes",
     "parse_dims",
-    "rename",
     "renamed_axis",
+    "renamed_dims",
     "size_of",
     "sizes_of",
     "verify_sizes",
@@ -62,10 +62,10 @@ class Sum:
         return "+".join(format_dim(term) for term in self.terms)
 
 
-Factor = str | int | Sum
+DimFactor = str | int | Sum
 """What an axis is a product of."""
 
-Dim = tuple[Factor, ...]
+Dim = tuple[DimFactor, ...]
 """The factors of one axis, major first; ``()`` never occurs."""
 
 Dims = tuple[Dim, ...]
@@ -319,7 +319,7 @@ def verify_sizes(given: object) -> None:
         raise SchemaError("dims= is not well formed", faults)
 
 
-def names(dims: Iterable[Dim]) -> set[str]:
+def dim_names(dims: Iterable[Dim]) -> set[str]:
     """Every name that occurs in ``dims``."""
     found: set[str] = set()
     for dim in dims:
@@ -327,7 +327,7 @@ def names(dims: Iterable[Dim]) -> set[str]:
             if isinstance(factor, str):
                 found.add(factor)
             elif isinstance(factor, Sum):
-                found |= names(factor.terms)
+                found |= dim_names(factor.terms)
     return found
 
 
@@ -336,11 +336,11 @@ def factors(dims: Dims) -> Dim:
     return tuple(factor for dim in dims for factor in dim)
 
 
-def rename(dims: Dims, renames: Mapping[str, str | int]) -> Dims:
+def renamed_dims(dims: Dims, renames: Mapping[str, str | int]) -> Dims:
     """``dims`` with names replaced, each by an integer or by what a string spells.
 
     Example:
-        >>> format_dims(rename(parse_dims("depth 3*heads"), {"depth": "6*blocks+rest", "heads": "kv*groups"}))
+        >>> format_dims(renamed_dims(parse_dims("depth 3*heads"), {"depth": "6*blocks+rest", "heads": "kv*groups"}))
         '6*blocks+rest 3*kv*groups'
     """
     if not renames:
@@ -353,7 +353,7 @@ def rename(dims: Dims, renames: Mapping[str, str | int]) -> Dims:
 
 
 def _replaced(dim: Dim, renames: Mapping[str, Dim]) -> Dim:
-    found: list[Factor] = []
+    found: list[DimFactor] = []
     for factor in dim:
         if isinstance(factor, Sum):
             found += add([_replaced(term, renames) for term in factor.terms])
@@ -364,10 +364,10 @@ def _replaced(dim: Dim, renames: Mapping[str, Dim]) -> Dim:
 
 def renamed_axis(dim: Dim, own: AxisName, renames: Mapping[str, str | int]) -> tuple[Dim, AxisName]:
     """One axis with names in its dim replaced; it keeps what its class calls it."""
-    found: list[Factor] = []
+    found: list[DimFactor] = []
     called: list[str] = []
     for factor, name in zip(dim, own.factors, strict=True):
-        new = rename(((factor,),), renames)[0]
+        new = renamed_dims(((factor,),), renames)[0]
         found += new
         called += [name] * len(new)
     return tuple(found), AxisName(tuple(called), own.label)

@@ -28,7 +28,7 @@ __all__ = [
     "int_key",
     "may_coincide",
     "natural",
-    "outline",
+    "outlined",
     "parse_pattern",
 ]
 
@@ -248,11 +248,11 @@ class NaturalOrder:
         return found
 
 
-def outline(pattern: Pattern) -> tuple[str, ...]:
+def outlined(pattern: Pattern) -> tuple[str, ...]:
     """``pattern`` with every number and index symbol replaced by ``#``: what can spell one key path has one outline.
 
     Example:
-        >>> outline(parse_pattern("layers_{i}/0")) == outline(parse_pattern("layers_12/{i}")) == ("layers_#", "#")
+        >>> outlined(parse_pattern("layers_{i}/0")) == outline(parse_pattern("layers_12/{i}")) == ("layers_#", "#")
         True
     """
     return tuple(

@@ -10,7 +10,7 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from ckpt_schema._layouts.paths import Key, KeyPath
 
-__all__ = ["TreeDef", "children", "containers", "key_paths"]
+__all__ = ["TreeDef", "children", "inner_nodes", "key_paths"]
 
 TreeDef = Any
 """A ``jax.tree_util.PyTreeDef``, which type checkers do not know as a type."""
@@ -51,11 +51,11 @@ def children(node: Any) -> list[tuple[Key, Any]]:
     return [(key[0], child) for key, (_, child) in zip(keys, flat, strict=True)]
 
 
-def containers(tree: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+def inner_nodes(tree: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     """Every container below the root that is no dict, or an empty one, parents first; None slots are containers of nothing.
 
     Example:
-        >>> list(containers({"a": (1, None)}))
+        >>> list(inner_nodes({"a": (1, None)}))
         [(('a',), (1, None)), (('a', 1), None)]
     """
     if tree is None:
@@ -64,4 +64,4 @@ def containers(tree: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]
         if prefix and (type(tree) is not dict or not tree):
             yield prefix, tree
         for key, child in children(tree):
-            yield from containers(child, (*prefix, key))
+            yield from inner_nodes(child, (*prefix, key))

@@ -283,7 +283,7 @@ def _verify_below(attribute: _Attribute) -> None:
 def _rename_faults(attribute: _Attribute) -> Iterator[Mismatch]:
     rows = [draft.row for draft in _below(attribute)]
     known = set[str]().union(
-        *(dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) for row in rows)
+        *(dims_.dim_names((*row.leaf.dims, *(r.size for r in row.repeats))) for row in rows)
     )
     for name, new in attribute.field.dims.items():
         if name not in known:
@@ -370,7 +370,9 @@ def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
 
 
 def _renamed(repeats: tuple[Repeat, ...], renames: Mapping[str, str | int]) -> tuple[Repeat, ...]:
-    return tuple(dataclasses.replace(r, size=dims_.rename((r.size,), renames)[0]) for r in repeats)
+    return tuple(
+        dataclasses.replace(r, size=dims_.renamed_dims((r.size,), renames)[0]) for r in repeats
+    )
 
 
 def _default(name: str, value: Any, leaf: Leaf) -> Default | None:

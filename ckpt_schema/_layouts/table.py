@@ -288,8 +288,8 @@ class Layout:
         """Every dim name of the layout, layer counts included."""
         found: set[str] = set()
         for row in self.rows:
-            found |= dims_.names(row.leaf.dims) | {
-                n for r in row.repeats for n in dims_.names((r.size,))
+            found |= dims_.dim_names(row.leaf.dims) | {
+                n for r in row.repeats for n in dims_.dim_names((r.size,))
             }
         return found
 
@@ -485,7 +485,7 @@ def _overlaps(table: Layout) -> Iterator[Mismatch]:
     # Rows without an index symbol spell one key each, and were compared as they are.
     if not any(row.unrolled for row in table.rows):
         return
-    outlines = [paths.outline(row.key) for row in table.rows]
+    outlines = [paths.outlined(row.key) for row in table.rows]
     keys = _Keys()
     for number, row in enumerate(table.rows):
         keys.add(number, row.key, outlines[number])

@@ -12,7 +12,7 @@ from typing import Literal
 
 __all__ = ["FORMATS", "Format", "format_of", "holds"]
 
-Kind = Literal["ieee", "fn", "fnuz", "finite", "scale"]
+FormatKind = Literal["ieee", "fn", "fnuz", "finite", "scale"]
 """Which values that are no numbers a format has.
 
 - ``ieee``: infinities, and NaNs with a sign and a payload.
@@ -38,7 +38,7 @@ class Format:
     exponent: int
     mantissa: int
     bias: int
-    kind: Kind = "ieee"
+    kind: FormatKind = "ieee"
 
     @property
     def bits(self) -> int:
@@ -137,7 +137,7 @@ def holds(wide: str, narrow: str) -> bool:
     return numbers and theirs.kind in _HELD[ours.kind]
 
 
-_HELD: dict[Kind, tuple[Kind, ...]] = {
+_HELD: dict[FormatKind, tuple[FormatKind, ...]] = {
     "ieee": ("ieee", "fn", "fnuz", "finite", "scale"),
     "fn": ("fn", "fnuz", "finite", "scale"),
     "fnuz": ("fnuz", "scale"),

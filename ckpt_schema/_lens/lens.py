@@ -105,7 +105,7 @@ def _verify_counts(binder: Binder, source: Layout, view: Layout) -> None:
     faults: list[Mismatch] = []
     for dim, size, origin in binder.broken():
         known = dims_.size_of(dim, binder.sizes)
-        hint = "".join(binder.notes(dims_.names((dim,))))
+        hint = "".join(binder.notes(dims_.dim_names((dim,))))
         faults.append(Mismatch(origin, "dims", f"{dims_.format_dim(dim)}={known}", str(size), hint))
     if faults:
         raise ConformanceError(

@@ -12,11 +12,21 @@ import dataclasses
 import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-from ckpt_schema._layouts.dims import Dim, Factor, Sum
+from ckpt_schema._layouts.dims import Dim, DimFactor, Sum
 from ckpt_schema._layouts.sizes import ONE, ZERO, Size
 from ckpt_schema._lens.cells import Digit, Geometry, Place, tidy
 
-__all__ = ["Span", "Spelling", "Token", "beside", "between", "of_dim", "places", "tokens", "whole"]
+__all__ = [
+    "Span",
+    "Spelling",
+    "Token",
+    "beside",
+    "between",
+    "of_dim",
+    "stored_places",
+    "tokens",
+    "whole",
+]
 
 Token = Hashable
 """A factor that two rows have in common, whatever they call it."""
@@ -60,7 +70,7 @@ def _of_dim(dim: Dim) -> Size:
     return size
 
 
-def _of_factor(factor: Factor) -> Size:
+def _of_factor(factor: DimFactor) -> Size:
     if isinstance(factor, Sum):
         return sum(map(_of_dim, factor.terms), ZERO)
     return Size.of(factor)
@@ -75,7 +85,7 @@ class _Kept:
 
 
 @functools.lru_cache(1 << 12)
-def places(spelling: Spelling) -> tuple[Mapping[Token, _Kept], tuple[Size, ...]]:
+def stored_places(spelling: Spelling) -> tuple[Mapping[Token, _Kept], tuple[Size, ...]]:
     """Where a row keeps each factor, and where all of them start."""
     found: dict[Token, _Kept] = {}
     starts: list[Size] = []
@@ -108,7 +118,7 @@ def between(source: Spelling, view: Spelling, flipped: frozenset[Token]) -> Geom
         >>> print(between(one, other, frozenset("d")))
         [0] ~ [dim-1 0] dim(0:1 0:-1) heads(0:dim 1:1)
     """
-    (ours, begin), (theirs, end) = places(source), places(view)
+    (ours, begin), (theirs, end) = stored_places(source), stored_places(view)
     starts, digits = list(end), list[Digit]()
     for token, kept in ours.items():
         axis, stride = theirs[token].place
@@ -123,7 +133,7 @@ def whole(
     spelling: Spelling, logical: Sequence[Sequence[Token]], flipped: frozenset[Token]
 ) -> Geometry:
     """From a row to a logical array that has these factors on its axes, major first; some are counted from their end."""
-    sizes = {token: kept.size for token, kept in places(spelling)[0].items()}
+    sizes = {token: kept.size for token, kept in stored_places(spelling)[0].items()}
     axes: list[tuple[Span, ...]] = []
     for axis in logical:
         axes.append(tuple(Span(((token, sizes[token]),), sizes[token]) for token in axis))

@@ -222,7 +222,7 @@ class Matcher:
                 fault = "" if size is None else _open_dim(dim, size, binder)
                 if fault:
                     expected = f"a number of repeats that is {dims_.format_dim(dim)}"
-                    notes = "".join(binder.notes(dims_.names((dim,))))
+                    notes = "".join(binder.notes(dims_.dim_names((dim,))))
                     yield Mismatch(
                         paths.format_path(row.key), "dims", expected, str(size), f"{fault}; {notes}"
                     )
@@ -434,7 +434,7 @@ def _leaf_fault(
     open_fault = next((f for f in map(_open_dim, leaf.dims, shape, [binder] * len(shape)) if f), "")
     if leaves.conforms(leaf.dtype, expected, shape, dtype) and not open_fault:
         return None
-    origins = binder.notes(dims_.names(leaf.dims))
+    origins = binder.notes(dims_.dim_names(leaf.dims))
     return Mismatch(
         "", "shape", _expect(leaf, binder), leaves.describe(value), open_fault or "".join(origins)
     )

@@ -16,11 +16,11 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.leaves import Fill, FreshKey, Made, key_impl
 from ckpt_schema._layouts.table import Row
 
-__all__ = ["Spot", "make_default", "spot_of"]
+__all__ = ["Receiver", "make_default", "spot_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Spot:
+class Receiver:
     """Which leaf of a model a default is made for.
 
     Attributes:
@@ -32,17 +32,17 @@ class Spot:
     numbers: np.ndarray[Any, Any] | None = None
 
 
-_ANYWHERE = Spot()
+_ANYWHERE = Receiver()
 
 
-def spot_of(row: Row, indices: Sequence[int], sizes: Mapping[str, int]) -> Spot | None:
+def spot_of(row: Row, indices: Sequence[int], sizes: Mapping[str, int]) -> Receiver | None:
     """Where a slot of a row stands, or None while a number of repeats is not known.
 
     Repeats are counted through all levels, outermost first: a stack and a list of the same layers have the same numbers.
     """
     path = "/".join(row.path[row.body or 0 :])
     if not row.repeats:
-        return Spot(path)
+        return Receiver(path)
     counts = dims_.sizes_of(tuple(repeat.size for repeat in row.repeats), sizes)
     if counts is None:
         return None
@@ -53,7 +53,7 @@ def spot_of(row: Row, indices: Sequence[int], sizes: Mapping[str, int]) -> Spot 
             next(unrolled) if level not in axes else _along(axes[level], count, numbers.ndim)
         )
         numbers = numbers * np.uint32(count) + np.asarray(here, np.uint32)
-    return Spot(path, numbers)
+    return Receiver(path, numbers)
 
 
 def _along(axis: int, count: int, rank: int) -> np.ndarray[Any, Any]:
@@ -66,7 +66,7 @@ def make_default(
     dtype: str,
     shape: tuple[int, ...],
     sharding: Any = None,
-    spot: Spot = _ANYWHERE,
+    spot: Receiver = _ANYWHERE,
 ) -> jax.Array:
     """The default value of a leaf.
 
@@ -90,7 +90,7 @@ def _number(default: Made, dtype: str) -> np.ndarray[Any, Any]:
     return np.asarray(default.value if isinstance(default, Fill) else 0, jnp.dtype(dtype))
 
 
-def _words(default: Made, dtype: str, spot: Spot) -> np.ndarray[Any, Any]:
+def _words(default: Made, dtype: str, spot: Receiver) -> np.ndarray[Any, Any]:
     """The raw data of the keys, on every host the same, whatever is traced around it."""
     seed = 0 if isinstance(default, Fill) else default.seed
     with jax.ensure_compile_time_eval():

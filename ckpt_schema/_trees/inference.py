@@ -15,7 +15,7 @@ from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Dims
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, int_key
-from ckpt_schema._layouts.pytrees import containers
+from ckpt_schema._layouts.pytrees import inner_nodes
 from ckpt_schema._layouts.table import Layout, Repeat, Row, verify_table
 from ckpt_schema._trees import foreign
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten, nodes_of, verify_readable
@@ -96,7 +96,7 @@ def infer(
     _verify_leaves(read, name)
     kinds = envelope(read)
     container = "nnx" if read.variables else "dict"
-    found = list(inner_containers(tree) if container == "nnx" else containers(tree))
+    found = list(inner_containers(tree) if container == "nnx" else inner_nodes(tree))
     faults = [*strays(read, kinds, found)]
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)

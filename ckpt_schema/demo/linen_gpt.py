@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-__all__ = ["LinenGPT", "Sizes"]
+__all__ = ["LinenGPT", "ModelSizes"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Sizes:
+class ModelSizes:
     """The sizes of the model, in elements."""
 
     vocab: int = 128
@@ -27,7 +27,7 @@ class Sizes:
 class Block(nn.Module):
     """One layer: attention and MLP, each after a norm and beside a residual."""
 
-    sizes: Sizes
+    sizes: ModelSizes
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ class Block(nn.Module):
 class LinenGPT(nn.Module):
     """A decoder-only transformer over characters."""
 
-    sizes: Sizes
+    sizes: ModelSizes
     scanned: bool = True
 
     @nn.compact

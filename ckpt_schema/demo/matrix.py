@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import ckpt_schema as cs
-from ckpt_schema.demo.linen_gpt import Sizes
-from ckpt_schema.demo.report import Cell, Difference, Duration, Report, show
-from ckpt_schema.demo.text import standard_library
-from ckpt_schema.demo.training import Form, LinenForm, NnxForm, make_mesh, optimizer, train
+from ckpt_schema.demo.corpus import standard_library
+from ckpt_schema.demo.linen_gpt import ModelSizes
+from ckpt_schema.demo.report import DemoReport, Difference, Duration, Outcome, show
+from ckpt_schema.demo.training import Form, LinenForm, NnxForm, make_mesh, make_optimizer, train
 from ckpt_schema.orbax import RestoreTimes
 
-__all__ = ["run"]
+__all__ = ["run_demo"]
 
 DEVICES = 8
 TRAINED = 40  # steps in Linen before anything is saved
@@ -28,7 +28,7 @@ RESUMED = 20  # steps after each restore
 LAYERS = {True: "scanned", False: "unrolled"}
 
 
-def run(console: Console | None = None) -> int:
+def run_demo(console: Console | None = None) -> int:
     """Runs the demo and prints what it found.
 
     Returns:
@@ -78,29 +78,29 @@ class _Demo:
     def __init__(self, folder: pathlib.Path, task: Callable[[str], Callable[[], None]]) -> None:
         self.folder, self.task = folder, task
         self.text, self.mesh = standard_library(), make_mesh(2, 4)
-        sizes, tx = Sizes(), optimizer()
+        sizes, tx = ModelSizes(), make_optimizer()
         self.linen = {scanned: LinenForm(sizes, tx, scanned) for scanned in LAYERS}
         self.nnx = {scanned: NnxForm(sizes, tx, scanned) for scanned in LAYERS}
         self.durations: list[Duration] = []
 
-    def report(self) -> Report:
+    def report(self) -> DemoReport:
         """Trains, saves, resumes and compares."""
         checkpoint = self.folder / "linen"
         self._train(checkpoint)
-        cells: list[Cell] = []
+        cells: list[Outcome] = []
         full: dict[tuple[str, bool], list[float]] = {}
         for scanned in LAYERS:
             for what in ("full state", "weights only"):
                 runs = [self._resume(f, scanned, what, checkpoint) for f in ("Linen", "NNX")]
                 linen, nnx = (losses for _, losses in runs)
                 cells.append(
-                    Cell(LAYERS[scanned], what, ("Linen -> Linen", linen), ("Linen -> NNX", nnx))
+                    Outcome(LAYERS[scanned], what, ("Linen -> Linen", linen), ("Linen -> NNX", nnx))
                 )
                 if what == "full state":
                     full |= {("Linen", scanned): linen, ("NNX", scanned): nnx}
                     cells.append(self._back(scanned, runs[1][0]))
         differences = tuple(_difference(f, full[f, True], full[f, False]) for f in ("Linen", "NNX"))
-        return Report(tuple(cells), tuple(self.durations), differences)
+        return DemoReport(tuple(cells), tuple(self.durations), differences)
 
     def _form(self, framework: str, scanned: bool) -> Form:
         return self.linen[scanned] if framework == "Linen" else self.nnx[scanned]
@@ -138,7 +138,7 @@ class _Demo:
             form, state, self.text, self.mesh, TRAINED, RESUMED, self.task(f"resume {name}")
         )
 
-    def _back(self, scanned: bool, state: Any) -> Cell:
+    def _back(self, scanned: bool, state: Any) -> Outcome:
         """The NNX run goes on, and beside it a Linen run from a checkpoint that the NNX run saved in Linen's layout."""
         nnx, linen = self.nnx[scanned], self.linen[scanned]
         checkpoint = self.folder / f"nnx_{LAYERS[scanned]}"
@@ -159,7 +159,7 @@ class _Demo:
         _, losses = train(
             linen, back, self.text, self.mesh, first, RESUMED, self.task(f"resume {name}")
         )
-        return Cell(
+        return Outcome(
             LAYERS[scanned], "full state, back", ("NNX -> NNX", on), ("NNX -> Linen", losses)
         )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from ckpt_schema.demo.linen_gpt import Sizes
+from ckpt_schema.demo.linen_gpt import ModelSizes
 
 __all__ = ["NnxGPT", "NnxTrainState"]
 
@@ -15,7 +15,7 @@ __all__ = ["NnxGPT", "NnxTrainState"]
 class Block(nnx.Module):
     """One layer: attention and MLP, each after a norm and beside a residual."""
 
-    def __init__(self, sizes: Sizes, rngs: nnx.Rngs) -> None:
+    def __init__(self, sizes: ModelSizes, rngs: nnx.Rngs) -> None:
         """Draws the weights."""
         s = self.sizes = sizes
         self.norm1 = nnx.LayerNorm(s.embed, rngs=rngs)
@@ -45,7 +45,7 @@ _AXES = nnx.StateAxes({nnx.Param: 1, ...: 0})
 class NnxGPT(nnx.Module):
     """A decoder-only transformer over characters, its layers stacked (scanned) or in a list (unrolled)."""
 
-    def __init__(self, sizes: Sizes, rngs: nnx.Rngs, *, scanned: bool = False) -> None:
+    def __init__(self, sizes: ModelSizes, rngs: nnx.Rngs, *, scanned: bool = False) -> None:
         """Draws the weights."""
         s = sizes
         self.embed = nnx.Embed(s.vocab, s.embed, rngs=rngs)

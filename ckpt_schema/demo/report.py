@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as Styled
 
-__all__ = ["Cell", "Difference", "Duration", "Report", "show"]
+__all__ = ["DemoReport", "Difference", "Duration", "Outcome", "show"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Cell:
+class Outcome:
     """Two runs that must have the same losses.
 
     Attributes:
@@ -60,10 +60,10 @@ class Difference:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Report:
+class DemoReport:
     """All of it."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[Outcome, ...]
     durations: tuple[Duration, ...]
     differences: tuple[Difference, ...]
 
@@ -73,7 +73,7 @@ class Report:
         return all(cell.passed for cell in self.cells)
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: DemoReport, console: Console) -> None:
     """Prints the matrix, the evidence and the times."""
     console.print(_matrix(report))
     for difference in report.differences:
@@ -87,7 +87,7 @@ def show(report: Report, console: Console) -> None:
     console.print(Styled(verdict, style="bold green" if report.passed else "bold red"))
 
 
-def _matrix(report: Report) -> Table:
+def _matrix(report: DemoReport) -> Table:
     table = Table(
         title="Losses after a restore onto another mesh, as hex floats", title_justify="left"
     )
@@ -120,7 +120,7 @@ def _evidence(difference: Difference) -> Styled:
     )
 
 
-def _times(report: Report) -> Table:
+def _times(report: DemoReport) -> Table:
     table = Table(title="Seconds per restore", title_justify="left")
     for name in ("restore", "metadata", "read", "lens"):
         table.add_column(name, justify="left" if name == "restore" else "right")

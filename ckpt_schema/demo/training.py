@@ -15,17 +15,26 @@ from flax.training.train_state import TrainState
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import ckpt_schema as cs
-from ckpt_schema.demo.linen_gpt import LinenGPT, Sizes
+from ckpt_schema.demo.corpus import Text
+from ckpt_schema.demo.linen_gpt import LinenGPT, ModelSizes
 from ckpt_schema.demo.nnx_gpt import NnxGPT, NnxTrainState
 from ckpt_schema.demo.schemas import LinenScanned, LinenUnrolled, NnxScanned, NnxUnrolled
-from ckpt_schema.demo.text import Text
 
-__all__ = ["BATCH", "Form", "LinenForm", "NnxForm", "make_mesh", "optimizer", "sharded", "train"]
+__all__ = [
+    "BATCH",
+    "Form",
+    "LinenForm",
+    "NnxForm",
+    "make_mesh",
+    "make_optimizer",
+    "sharded",
+    "train",
+]
 
 BATCH = 8  # sequences per step
 
 
-def optimizer() -> optax.GradientTransformation:
+def make_optimizer() -> optax.GradientTransformation:
     """AdamW on a schedule, behind clipping: a chain in a chain."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, warmup_steps=10, decay_steps=200)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
@@ -63,7 +72,7 @@ class Form(Protocol):
     """A way to write the model: a framework, and layers scanned or unrolled."""
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> ModelSizes:
         """The sizes of the model."""
         ...
 
@@ -98,7 +107,7 @@ class Form(Protocol):
 class LinenForm:
     """The model in Linen, its weights kept as the whole variables dict."""
 
-    sizes: Sizes
+    sizes: ModelSizes
     tx: optax.GradientTransformation
     scanned: bool
 
@@ -158,7 +167,7 @@ class LinenForm:
 class NnxForm:
     """The model in NNX, in a module that holds it beside its optimizer."""
 
-    sizes: Sizes
+    sizes: ModelSizes
     tx: optax.GradientTransformation
     scanned: bool
 

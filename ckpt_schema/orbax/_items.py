@@ -20,7 +20,7 @@ from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._places import verify_name
-from ckpt_schema.orbax._private import private_leaves, verify_private
+from ckpt_schema.orbax._private_leaves import private_leaves, verify_private
 from ckpt_schema.orbax._sides import Side, toward, verify_arguments
 
 __all__ = ["STATE", "items_of"]

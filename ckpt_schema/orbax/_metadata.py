@@ -22,7 +22,7 @@ from ckpt_schema.errors import CheckpointMismatchError
 from ckpt_schema.orbax._folders import aggregated, find_item, refusal
 from ckpt_schema.orbax._places import absolute, active_context, first_line
 
-__all__ = ["SKIP", "DiskTree", "alone", "load", "read"]
+__all__ = ["SKIP", "DiskTree", "alone", "load", "read_metadata"]
 
 SKIP = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
@@ -66,7 +66,9 @@ def _at(tree: Tree, prefix: KeyPath) -> Tree | None:
     return tree
 
 
-def read(path: epath.PathLike, item: str | None = None, *, aux: str | None = None) -> DiskTree:
+def read_metadata(
+    path: epath.PathLike, item: str | None = None, *, aux: str | None = None
+) -> DiskTree:
     """Reads the metadata of the checkpoint at ``path``, once.
 
     Args:

@@ -98,7 +98,7 @@ def _resolved(path: Path) -> Path:
         OSError: A link leads back to itself. From Python 3.13 on, `Path.resolve` stops there without a word.
     """
     whole = path.expanduser().resolve()
-    if any(part.is_symlink() for part in (whole, *whole.parents)):
+    if any(os.path.islink(part) for part in (whole, *whole.parents)):  # noqa: PTH114  raises never
         raise OSError("a symbolic link leads back to itself")
     return whole
 

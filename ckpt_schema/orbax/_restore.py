@@ -38,9 +38,9 @@ from ckpt_schema.errors import (
 from ckpt_schema.orbax import _metadata as metadata
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
-from ckpt_schema.orbax._private import Orders, Private, find
+from ckpt_schema.orbax._private_leaves import Orders, PrivateLeaves, find
 from ckpt_schema.orbax._sides import (
-    Place,
+    Fit,
     Side,
     ambiguous,
     interchangeable,
@@ -122,7 +122,7 @@ def restore(
         state = _goals(_declared(whole, lens))
         _verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")
-        disk = metadata.read(path, item, aux=aux)
+        disk = metadata.read_metadata(path, item, aux=aux)
         places = locate(disk.without(aux), side)
         private = (
             find(disk, aux) if any(place.layout is not side.view for place in places) else None
@@ -249,18 +249,18 @@ _OTHER_SIZES = (
     "apart(path), and the target keeps its own"
 )
 
-_Reading = tuple[Place, Lens, Tree, Orders]
+_Reading = tuple[Fit, Lens, Tree, Orders]
 
 
 def _source(
     disk: DiskTree,
-    places: Sequence[Place],
+    places: Sequence[Fit],
     state: Tree,
     match: Match,
     side: Lens,
     lens: Lens,
     disk_side: Side | None,
-    private: Private | None,
+    private: PrivateLeaves | None,
 ) -> _Reading:
     """Which of several readings of the checkpoint fits the target, the lens from there, and what the target makes of it.
 
@@ -332,7 +332,7 @@ def _abstracted(state: Tree, side: Lens, match: Match) -> Tree:
     )
 
 
-def _expected(disk: DiskTree, place: Place, goal: Tree, held: Tree, side: Lens) -> tuple[Tree, Any]:
+def _expected(disk: DiskTree, place: Fit, goal: Tree, held: Tree, side: Lens) -> tuple[Tree, Any]:
     """What the lens makes of the target, as an abstract tree in the disk's containers, with a sharding on every leaf.
 
     Args:
@@ -371,7 +371,7 @@ def _placed(leaf: Any, spare: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_devices(leaf.sharding) or spare)
 
 
-def _wanted(disk: DiskTree, place: Place, expected: Tree, side: Lens, match: Match) -> Tree:
+def _wanted(disk: DiskTree, place: Fit, expected: Tree, side: Lens, match: Match) -> Tree:
     """What is asked of Orbax: the expected leaves that the target has a place for.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ckpt_schema._frameworks import variables
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.dims import Binder
-from ckpt_schema._layouts.paths import Index, KeyPath, Pattern, format_path, outline
+from ckpt_schema._layouts.paths import Index, KeyPath, Pattern, format_path, outlined
 from ckpt_schema._layouts.table import Layout, Slot, called
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import only_moves
@@ -20,7 +20,7 @@ from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismat
 from ckpt_schema.orbax._metadata import DiskTree
 
 __all__ = [
-    "Place",
+    "Fit",
     "Side",
     "ambiguous",
     "interchangeable",
@@ -39,7 +39,7 @@ Side = Literal["source", "view"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class Fit:
     """What part of a checkpoint conforms to which layout.
 
     Attributes:
@@ -164,7 +164,7 @@ def ambiguous(
     return error(f"{what} of {lens.source.name} as well as of {lens.view.name}", [fault])
 
 
-def locate(disk: DiskTree, lens: Lens) -> list[Place]:
+def locate(disk: DiskTree, lens: Lens) -> list[Fit]:
     """Where in the checkpoint a tree of either side of ``lens`` stands: its view (no translation is needed), or its source.
 
     Weights alone are looked for in the whole, then where a full train state keeps them. There are several places only where the
@@ -195,9 +195,9 @@ def _fitting(
     lens: Lens,
     tried: list[_Tried],
     read_as: Callable[[Tree, Layout], Tree],
-) -> list[Place]:
+) -> list[Fit]:
     """The places that conform, each tree read so; what is wrong with the others is added to ``tried``."""
-    fits: list[Place] = []
+    fits: list[Fit] = []
     for layout, prefix, tree in sorted(
         _candidates(disk, lens), key=lambda found: _distance(found[2], found[0])
     ):
@@ -208,7 +208,7 @@ def _fitting(
         tree = read_as(tree, layout)
         match = Matcher(layout).match(tree, Binder(lens.dims))
         if match.report.ok:
-            fits.append(Place(layout, prefix, tree, match.slots))
+            fits.append(Fit(layout, prefix, tree, match.slots))
         tried.append((match, layout, prefix))
     return fits
 
@@ -278,4 +278,4 @@ def _likeness(match: Match, layout: Layout) -> tuple[int, int, int]:
 
 def _end(key: Pattern) -> tuple[str, ...]:
     """The last two segments of a key path, without numbers, and without the level that a Variable adds."""
-    return outline(tuple(segment for segment in key if segment != "value")[-2:])
+    return outlined(tuple(segment for segment in key if segment != "value")[-2:])

@@ -27,12 +27,12 @@ from ckpt_schema._trees.conformance import Matcher
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.testing._laws import LawError, moved
-from ckpt_schema.testing._meshes import mesh, shardings
+from ckpt_schema.testing._meshes import all_shardings, mesh
 from ckpt_schema.testing._named_arrays import bases, frame_of, indices_of, key_of, size
 from ckpt_schema.testing._naming import origins_of
 from ckpt_schema.testing._origins import Origin
 
-__all__ = ["axes"]
+__all__ = ["axes_kept"]
 
 _MESH = (2, 2)
 
@@ -47,7 +47,7 @@ class _Axis:
 
 
 @functools.lru_cache(maxsize=256)
-def axes(lens: Lens) -> None:
+def axes_kept(lens: Lens) -> None:
     """What is said of an axis of ``s`` is said of the axis of ``get(s)`` that it becomes, for a lens whose dims are bound.
 
     Of an axis that is split the first factor has the name, and the others have none; axes that are one share their names.
@@ -180,7 +180,7 @@ def _sharded_tree(layout: Layout, lens: Lens) -> Tree:
     made: list[tuple[KeyPath, Row, Any]] = []
     for row in layout.rows:
         shape = tuple(size(dim, lens.dims) for _, dim in _own(row))
-        ways, dtype = shardings(mesh(_MESH), shape), leaves.dtype_of(row.leaf.dtype)
+        ways, dtype = all_shardings(mesh(_MESH), shape), leaves.dtype_of(row.leaf.dtype)
         for indices in slots_of(row, lens.dims):
             way = ways[len(made) % len(ways)]
             leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=way)

@@ -14,7 +14,7 @@ from flax.training.train_state import TrainState
 
 from ckpt_schema._layouts.table import Layout
 
-__all__ = ["LINEN", "NNX", "OWN", "Container", "containers", "orbax", "train_state"]
+__all__ = ["LINEN", "NNX", "OWN", "Container", "container_kinds", "orbax_tree", "train_state"]
 
 Container = Callable[[Any], Any]
 _STATE = ("step", "params", "opt_state")
@@ -38,13 +38,15 @@ def train_state(tree: dict[str, Any]) -> Any:
     return kind(apply_fn=None, tx=None, **tree)  # pyright: ignore[reportArgumentType]
 
 
-def orbax(tree: Any) -> Any:
+def orbax_tree(tree: Any) -> Any:
     """What Orbax returns for a tree of dicts, tuples and NamedTuples: dicts, lists, and None for what is empty."""
     if hasattr(tree, "_fields"):
-        return {name: orbax(getattr(tree, name)) for name in tree._fields} or None
+        return {name: orbax_tree(getattr(tree, name)) for name in tree._fields} or None
     if isinstance(tree, (tuple, list)):
-        return [orbax(child) for child in tree]
-    return {key: orbax(child) for key, child in tree.items()} if isinstance(tree, dict) else tree
+        return [orbax_tree(child) for child in tree]
+    return (
+        {key: orbax_tree(child) for key, child in tree.items()} if isinstance(tree, dict) else tree
+    )
 
 
 def boxed(tree: Any) -> Any:
@@ -77,7 +79,7 @@ LINEN: Mapping[str, Container] = {
     "dict": _own,
     "TrainState": train_state,
     "boxed TrainState": lambda tree: train_state(boxed(tree)),
-    "orbax": orbax,
+    "orbax": orbax_tree,
 }
 NNX: Mapping[str, Container] = {
     "State": _own,
@@ -87,7 +89,7 @@ NNX: Mapping[str, Container] = {
 }
 
 
-def containers(layout: Layout) -> Mapping[str, Container]:
+def container_kinds(layout: Layout) -> Mapping[str, Container]:
     """Every container that trees of a layout are met in, by name; the first is the layout's own."""
     if layout.container == "nnx":
         whole = any(

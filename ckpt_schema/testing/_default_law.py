@@ -17,16 +17,16 @@ from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.lens import Lens, derive
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import Mismatch
-from ckpt_schema.testing._held import by_key, first, same, whole
-from ckpt_schema.testing._laws import LawError, gathered, identical
+from ckpt_schema.testing._held import by_key, first, same, whole_array
+from ckpt_schema.testing._laws import LawError, gathered_leaves, identical
 from ckpt_schema.testing._named_arrays import frame_of, size
 
-__all__ = ["defaults", "stated", "stepwise"]
+__all__ = ["defaults_made", "stated", "stepwise"]
 
 _IMPLS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
 
-def defaults(lens: Lens, s: Tree) -> None:
+def defaults_made(lens: Lens, s: Tree) -> None:
     """``get(s)[private] == default``: what the source has no place for is made as it is declared."""
     found = by_key(lens.get(s))
     faults: list[Mismatch] = []
@@ -38,7 +38,7 @@ def defaults(lens: Lens, s: Tree) -> None:
             expected = "what the optimizer starts with, for it keeps this of a leaf"
             faults.append(Mismatch(where, "default", expected, str(row.default)))
             continue
-        value = whole(row, found, lens.dims)
+        value = whole_array(row, found, lens.dims)
         if value is None:
             continue  # there are no such layers, or it may be missing
         made = stated(row, lens.dims)
@@ -66,7 +66,7 @@ def stepwise(lens: Lens, s: Tree) -> None:
     found = s
     for step in _steps(lens):
         found = step.get(found)
-    identical(gathered(found), gathered(lens.get(s)))
+    identical(gathered_leaves(found), gathered_leaves(lens.get(s)))
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,9 +13,9 @@ from ckpt_schema._layouts.table import Row
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.testing._named_arrays import Sizes, indices_of, key_of
 
-__all__ = ["Found", "by_key", "first", "host", "same", "whole"]
+__all__ = ["HeldLeaves", "by_key", "first", "host", "same", "whole_array"]
 
-Found = Mapping[tuple[str, ...], Any]
+HeldLeaves = Mapping[tuple[str, ...], Any]
 """The leaves of a tree by key path, all segments as strings."""
 
 
@@ -28,7 +28,7 @@ def by_key(tree: Tree) -> dict[tuple[str, ...], Any]:
     }
 
 
-def whole(row: Row, found: Found, sizes: Sizes) -> Any:
+def whole_array(row: Row, found: HeldLeaves, sizes: Sizes) -> Any:
     """All leaves of a row as one array, unrolled levels first; None where one is missing."""
     leaves: list[Any] = []
     for indices in indices_of(row, sizes):

@@ -17,7 +17,7 @@ from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.testing._laws import LawError
 
-__all__ = ["apart", "known"]
+__all__ = ["known", "set_apart"]
 
 
 def known(table: Layout, tree: Tree, sizes: Mapping[str, int]) -> None:
@@ -41,7 +41,7 @@ def known(table: Layout, tree: Tree, sizes: Mapping[str, int]) -> None:
         raise LawError(f"{table.name} does not find the sizes that a tree tells", faults)
 
 
-def apart(lens: Lens) -> None:
+def set_apart(lens: Lens) -> None:
     """What a rule parts has sizes of its own on each side: the two heads may differ in them.
 
     Sizes that leaves have which are not parted are one on both sides, as ever.
@@ -70,7 +70,7 @@ def _at(row: Row, path: LogicalPath) -> bool:
 def _sizes_of(rows: Iterable[Row]) -> set[str]:
     """The names of the sizes of leaves, and of how often they are there."""
     dims = [dim for row in rows for dim in (*row.leaf.dims, *(each.size for each in row.repeats))]
-    return dims_.names(dims)
+    return dims_.dim_names(dims)
 
 
 def _follow(dims: Iterable[Dim]) -> set[str]:

@@ -17,14 +17,14 @@ from ckpt_schema.errors import CkptSchemaError
 from ckpt_schema.orbax import restore, save
 from ckpt_schema.testing import _laws as laws
 from ckpt_schema.testing._applied import asks
-from ckpt_schema.testing._axis_law import axes
-from ckpt_schema.testing._default_law import defaults, stepwise
-from ckpt_schema.testing._known import apart, known
+from ckpt_schema.testing._axis_law import axes_kept
+from ckpt_schema.testing._default_law import defaults_made, stepwise
+from ckpt_schema.testing._known import known, set_apart
 from ckpt_schema.testing._laws import backward
-from ckpt_schema.testing._malformed import refusal
+from ckpt_schema.testing._malformed import refusal_law
 from ckpt_schema.testing._naming import naming
 from ckpt_schema.testing._outputs import function
-from ckpt_schema.testing._trials import Given, Kind, Trial
+from ckpt_schema.testing._trials import GivenTrial, Trial, TrialKind
 
 __all__ = ["LAWS", "Law", "looked_at"]
 
@@ -47,7 +47,7 @@ class Law:
     equation: str
     states: str
     check: Callable[[Trial], None]
-    kind: Kind = "any"
+    kind: TrialKind = "any"
     share: float = 1.0
     long: bool = False
 
@@ -72,12 +72,12 @@ def _get_get(at: Trial) -> None:
 
 
 def _conformance(at: Trial) -> None:
-    laws.conformance(at.lens, at["s"], at["v"])
-    laws.conformance(backward(at.lens), at["v"], at["s"])
+    laws.conforms(at.lens, at["s"], at["v"])
+    laws.conforms(backward(at.lens), at["v"], at["s"])
     if at.names_axes:
         known(at.lens.source, at["s"], at.lens.dims)
         known(at.lens.view, at["v"], at.lens.dims)
-        apart(at.lens)
+        set_apart(at.lens)
 
 
 def _abstraction(at: Trial) -> None:
@@ -88,8 +88,8 @@ def _abstraction(at: Trial) -> None:
 
 
 def _defaults(at: Trial) -> None:
-    defaults(at.lens, at["s"])
-    defaults(backward(at.lens), at["v"])
+    defaults_made(at.lens, at["s"])
+    defaults_made(backward(at.lens), at["v"])
     stepwise(at.lens, at["s"])
     stepwise(backward(at.lens), at["v"])
 
@@ -98,13 +98,13 @@ def _naming(at: Trial) -> None:
     naming(at.lens, at["s"])
     naming(backward(at.lens), at["v"])
     if at.names_axes:
-        axes(at.wide)
-        axes(backward(at.wide))
+        axes_kept(at.wide)
+        axes_kept(backward(at.wide))
 
 
 def _refusal(at: Trial) -> None:
     for lens, names in ((at.lens, "sv"), (backward(at.lens), "vs")):
-        refusal(lens, at[names[0]], at[names[1]])
+        refusal_law(lens, at[names[0]], at[names[1]])
 
 
 def _values(at: Trial) -> None:
@@ -115,11 +115,11 @@ def _values(at: Trial) -> None:
 
 
 def _declaration(at: Trial) -> None:
-    laws.declaration(at.lens, at["s"], at["v"])
+    laws.declared_layouts(at.lens, at["s"], at["v"])
 
 
 def _function(at: Trial) -> None:
-    assert isinstance(at, Given) and at.outputs is not None
+    assert isinstance(at, GivenTrial) and at.outputs is not None
     function(at.lens, at["s"], at["v"], at.outputs, at.tolerance, gradients=at.gradients)
 
 
@@ -135,10 +135,10 @@ def _inverse(at: Trial) -> None:
 def _sharding(at: Trial) -> None:
     s, v = at["s"], at["v"]
     for lens, one, other in ((at.lens, s, v), (backward(at.lens), v, s)):
-        laws.placement(lens, one, other)
+        laws.sharding_kept(lens, one, other)
         laws.sharding(lens, one)
     for lens, name in ((at.lens, "s"), (backward(at.lens), "v")):
-        laws.donation(lens, at[name], at[name])
+        laws.donates(lens, at[name], at[name])
 
 
 def _jit(at: Trial) -> None:

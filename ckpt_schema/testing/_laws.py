@@ -34,16 +34,16 @@ from ckpt_schema.testing._applied import applied
 
 __all__ = [
     "LawError",
-    "abstract",
+    "abstract_like",
     "abstraction",
     "backward",
     "carries",
-    "composition",
-    "conformance",
-    "declaration",
+    "composes",
+    "conforms",
+    "declared_layouts",
     "donated",
-    "donation",
-    "gathered",
+    "donates",
+    "gathered_leaves",
     "gathers_nothing",
     "get_get",
     "get_put",
@@ -52,10 +52,10 @@ __all__ = [
     "jit",
     "moved",
     "placed_like",
-    "placement",
     "put_get",
     "put_put",
     "sharding",
+    "sharding_kept",
     "sharing",
     "started",
 ]
@@ -146,7 +146,7 @@ def _widened(leaf: Any) -> np.ndarray[Any, Any] | None:
     return gathered_bits(leaf).astype(np.float64) if jnp.issubdtype(dtype, jnp.number) else None
 
 
-def conformance(lens: Lens, s: Tree, v: Tree) -> None:
+def conforms(lens: Lens, s: Tree, v: Tree) -> None:
     """``check(View, get(s)) == []``, with ``onto`` and without."""
     for found in (lens.get(s), lens.get(s, onto=v, drop=True)):
         report = check(lens.view, found, _known(lens, lens.view))
@@ -181,7 +181,7 @@ def carries(lens: Lens, s: Tree) -> bool:
     return True
 
 
-def declaration(lens: Lens, s: Tree | None, v: Tree | None) -> None:
+def declared_layouts(lens: Lens, s: Tree | None, v: Tree | None) -> None:
     """``check(Source, s) == [] == check(View, v)``, and each is translated into what the other is like; both may be missing."""
     for table, tree in ((lens.source, s), (lens.view, v)):
         if tree is None:
@@ -240,16 +240,16 @@ def _shape(value: Any) -> Any:
 
 def abstraction(lens: Lens, s: Tree, v: Tree) -> None:
     """``abstract(get(s)) == get(abstract(s))``, shardings included, with ``onto`` and without."""
-    identical(abstract(lens.get(abstract(s))), abstract(lens.get(s)))
-    found = abstract(lens.get(s, onto=v, drop=True))
-    identical(abstract(lens.get(abstract(s), onto=v, drop=True)), found)
+    identical(abstract_like(lens.get(abstract_like(s))), abstract_like(lens.get(s)))
+    found = abstract_like(lens.get(s, onto=v, drop=True))
+    identical(abstract_like(lens.get(abstract_like(s), onto=v, drop=True)), found)
     onto = jax.tree.map(
         lambda x: x if leaves.is_scalar(x) else _abstract(x), v
     )  # that a leaf is a number is no value of it
-    identical(abstract(lens.get(abstract(s), onto=onto, drop=True)), found)
+    identical(abstract_like(lens.get(abstract_like(s), onto=onto, drop=True)), found)
 
 
-def abstract(tree: Tree) -> Tree:
+def abstract_like(tree: Tree) -> Tree:
     """The abstract values of a tree; being on the one default device is the same as not being placed yet."""
     return jax.tree.map(_abstract, tree)
 
@@ -313,7 +313,7 @@ def _moved_to_jax(
                 yield Mismatch(where, "sharing", "an array of NumPy's, as before", found)
 
 
-def donation(lens: Lens, s: Tree, twin: Tree) -> None:
+def donates(lens: Lens, s: Tree, twin: Tree) -> None:
     """``get(s, donate=True) == get(s)``: nothing is freed that is needed; ``twin`` is equal to ``s``, in other buffers."""
     expected = lens.get(s)
     identical(lens.get(twin, donate=True), expected)
@@ -351,21 +351,21 @@ def inverse(lens: Lens, s: Tree, v: Tree) -> None:
     identical((~lens).get(v), lens.put(v))
 
 
-def composition(first: Lens, second: Lens, s: Tree, w: Tree) -> None:
+def composes(first: Lens, second: Lens, s: Tree, w: Tree) -> None:
     """``(a >> b).get == b.get . a.get``, and so for put; with ``onto``, the tree between takes its private leaves from it.
 
     A composed lens drops detours, and so keeps shardings that are lost on them: the bits are compared, wherever they are.
     """
     both = first >> second
-    identical(gathered(both.get(s)), gathered(second.get(first.get(s))))
+    identical(gathered_leaves(both.get(s)), gathered_leaves(second.get(first.get(s))))
     identical(
-        gathered(both.get(s, onto=w, drop=True)),
-        gathered(second.get(first.get(s, onto=second.put(w), drop=True), onto=w, drop=True)),
+        gathered_leaves(both.get(s, onto=w, drop=True)),
+        gathered_leaves(second.get(first.get(s, onto=second.put(w), drop=True), onto=w, drop=True)),
     )
-    identical(gathered(both.put(w)), gathered(first.put(second.put(w))))
+    identical(gathered_leaves(both.put(w)), gathered_leaves(first.put(second.put(w))))
     identical(
-        gathered(both.put(w, onto=s, drop=True)),
-        gathered(first.put(second.put(w, onto=first.get(s), drop=True), onto=s, drop=True)),
+        gathered_leaves(both.put(w, onto=s, drop=True)),
+        gathered_leaves(first.put(second.put(w, onto=first.get(s), drop=True), onto=s, drop=True)),
     )
 
 
@@ -373,7 +373,7 @@ def jit(lens: Lens, s: Tree) -> None:
     """``jit(get)(s) == get(s)``, and where ``s`` does not change, ``get(s)`` does not."""
     still = jax.tree.map(_still, s)
     found, moved = jax.jit(lambda tree, along: jax.jvp(lens.get, (tree,), (along,)))(s, still)
-    identical(gathered(found), gathered(lens.get(s)))
+    identical(gathered_leaves(found), gathered_leaves(lens.get(s)))
     faults = [
         Mismatch(path, "derivative", "0, for nothing changes", "others")
         for path, x in _leaves(moved)
@@ -394,7 +394,7 @@ def _one_device() -> SingleDeviceSharding:
     return SingleDeviceSharding(jax.devices()[0])
 
 
-def gathered(tree: Tree) -> Tree:
+def gathered_leaves(tree: Tree) -> Tree:
     """The tree with all jax arrays on one device."""
     return jax.tree.map(
         lambda x: settled(placed(x, _one_device())) if isinstance(x, jax.Array) else x,
@@ -431,7 +431,7 @@ def donated(tree: Tree) -> Tree:
 # --- Shardings  ---
 
 
-def placement(lens: Lens, s: Tree, v: Tree) -> None:
+def sharding_kept(lens: Lens, s: Tree, v: Tree) -> None:
     """What is edited or made goes where ``onto`` has it, or else is a global array on the mesh of the rest."""
     devices = {device for x in jax.tree.leaves(s) for device in x.sharding.device_set}
     faults = [

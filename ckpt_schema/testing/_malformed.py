@@ -22,7 +22,7 @@ from ckpt_schema.testing._held import host
 from ckpt_schema.testing._laws import LawError
 from ckpt_schema.testing._named_arrays import Sizes, indices_of, key_of, size
 
-__all__ = ["refusal"]
+__all__ = ["refusal_law"]
 
 _EXTRA = "unexpected"
 _DTYPES = {"float32": "float16", "int32": "int16", "uint32": "int32", "bool": "int8"}
@@ -32,7 +32,7 @@ Wrong = tuple[str, KeyPath, Tree]
 """What is wrong with a tree, at which leaf, and the tree."""
 
 
-def refusal(lens: Lens, s: Tree, v: Tree) -> None:
+def refusal_law(lens: Lens, s: Tree, v: Tree) -> None:
     """``get(s)``, ``get(s, onto=v)``, ``get(t, onto=s)`` of the way back and ``check`` refuse ``s`` where it is malformed.
 
     Args:

@@ -20,13 +20,13 @@ __all__ = [
     "MESHES",
     "MeshSpec",
     "Mixed",
-    "Place",
+    "Placer",
     "Sharded",
+    "all_shardings",
     "as_jax",
     "as_numpy",
     "mesh",
     "other_memories",
-    "shardings",
 ]
 
 MeshSpec = tuple[tuple[int, ...], AxisType]
@@ -34,7 +34,7 @@ MeshSpec = tuple[tuple[int, ...], AxisType]
 MESHES: tuple[MeshSpec, ...] = tuple(
     (shape, kind) for kind in (AxisType.Auto, AxisType.Explicit) for shape in ((4, 2), (2, 4), (8,))
 )
-Place = Callable[[Any], Any]
+Placer = Callable[[Any], Any]
 """What makes a leaf of a NumPy array, or of a key array."""
 
 
@@ -62,7 +62,7 @@ class Sharded:
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
         """How leaves of this shape are sharded; of one way in six they are in another memory, if there is one."""
-        found = shardings(self.mesh, shape)
+        found = all_shardings(self.mesh, shape)
         chosen = found[(self.seed * 7919 + 31 * len(shape)) % len(found)]
         memories = other_memories()
         if self.seed % 6 == 3 and memories:
@@ -77,7 +77,7 @@ class Sharded:
 class Mixed:
     """Places every other leaf as another place does, and leaves the rest to NumPy."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Placer) -> None:
         """Keeps the other place; the first leaf is NumPy's."""
         self._place, self._count = place, 0
 
@@ -111,7 +111,7 @@ def other_memories() -> tuple[str, ...]:
 
 
 @functools.cache
-def shardings(on: Mesh, shape: tuple[int, ...]) -> tuple[NamedSharding, ...]:
+def all_shardings(on: Mesh, shape: tuple[int, ...]) -> tuple[NamedSharding, ...]:
     """Every way to shard an array of ``shape``, most mesh axes first; jax has no leaves that are sharded unevenly."""
     names = tuple(on.axis_names)
     groups = [g for n in range(len(names) + 1) for g in itertools.permutations(names, n)]

@@ -20,27 +20,27 @@ from ckpt_schema._layouts.table import Layout, Row
 __all__ = [
     "FILLS",
     "Axis",
-    "Frame",
+    "AxisToken",
     "Ids",
     "Named",
+    "NamedRow",
     "Sizes",
-    "Token",
     "bases",
     "factor_size",
     "frame_of",
     "indices_of",
     "key_of",
-    "read",
+    "read_numbers",
     "size",
     "words",
-    "write",
+    "write_numbers",
 ]
 
 Ids = np.ndarray[Any, Any]
 Sizes = Mapping[str, int]
 Axis = tuple[str, Dim]
 """An axis of all leaves of a row as one array: ``level``, ``axis`` or ``words``, and its dim."""
-Token = tuple[str, str, int]
+AxisToken = tuple[str, str, int]
 """A factor of an axis by its name: of which kind, what it is called, and how many of that name stand before it."""
 FILLS = -2  # this number and less: what padding holds, the first fill, the second, and so on
 _WORDS = {"key<fry>": 2, "key<rbg>": 4, "key<urbg>": 4}
@@ -103,7 +103,7 @@ def _axes(row: Row, *, raw: bool) -> list[Axis]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Frame:
+class NamedRow:
     """How a row is looked at: its axes, with what rules make of them.
 
     Attributes:
@@ -133,9 +133,9 @@ class Frame:
         )
         return tuple(size(dim, sizes) for dim in dims)
 
-    def tokens(self) -> list[list[tuple[Token, Any]]]:
+    def tokens(self) -> list[list[tuple[AxisToken, Any]]]:
         """For each axis its factors by name, each with the factor itself; those of size 1 are none."""
-        found: list[list[tuple[Token, Any]]] = [[] for _ in self.axes]
+        found: list[list[tuple[AxisToken, Any]]] = [[] for _ in self.axes]
         seen: collections.Counter[tuple[str, str]] = collections.Counter()
         for at in self.by_level():
             kind, dim = self.axes[at]
@@ -162,7 +162,7 @@ class Frame:
         return math.inf if level is None else level
 
 
-def frame_of(row: Row, *, raw: bool = False) -> Frame:
+def frame_of(row: Row, *, raw: bool = False) -> NamedRow:
     """How a row is looked at without any rules; with ``raw`` its last axis has the words of keys."""
     axes = _axes(row, raw=raw)
     unrolled = [n for n, repeat in enumerate(row.repeats) if repeat.axis is None]
@@ -172,18 +172,18 @@ def frame_of(row: Row, *, raw: bool = False) -> Frame:
         if axis is not None:
             stacked.insert(axis if axis >= 0 else len(stacked) + 1 + axis, n)
     held = [None] if words(row) else []
-    return Frame(row, tuple(axes), (*unrolled, *stacked, *held))
+    return NamedRow(row, tuple(axes), (*unrolled, *stacked, *held))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Named:
     """Numbers of elements, with a name for each axis of them."""
 
-    tokens: tuple[Token, ...]
+    tokens: tuple[AxisToken, ...]
     ids: Ids
 
 
-def read(frame: Frame, ids: Ids, sizes: Sizes) -> Named:
+def read_numbers(frame: NamedRow, ids: Ids, sizes: Sizes) -> Named:
     """All leaves of a row by name: without padding, in the direction that axes have without rules."""
     for at in frame.large:
         kept = size(frame.axes[at][1], sizes)
@@ -195,7 +195,7 @@ def read(frame: Frame, ids: Ids, sizes: Sizes) -> Named:
     return Named(tuple(token for token, _ in both), ids.reshape(shape))
 
 
-def write(frame: Frame, named: Named, sizes: Sizes) -> Ids | None:
+def write_numbers(frame: NamedRow, named: Named, sizes: Sizes) -> Ids | None:
     """The leaves of a row made of what has the same names; None where the names are others."""
     tokens = [token for axis in frame.tokens() for token, _ in axis]
     if sorted(tokens) != sorted(named.tokens):

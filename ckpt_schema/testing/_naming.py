@@ -14,7 +14,7 @@ from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import Mismatch
-from ckpt_schema.testing._held import by_key, first, same, whole
+from ckpt_schema.testing._held import by_key, first, same, whole_array
 from ckpt_schema.testing._laws import LawError
 from ckpt_schema.testing._named_arrays import FILLS, bases
 from ckpt_schema.testing._origins import Origin, origins
@@ -32,10 +32,10 @@ def naming(lens: Lens, s: Tree) -> None:
     faults: list[Mismatch] = []
     for number, origin in found.items():
         row, rows = lens.view.rows[number], [lens.source.rows[at] for at in origin.rows]
-        ours = [whole(each, before, lens.dims) for each in rows]
+        ours = [whole_array(each, before, lens.dims) for each in rows]
         if any(each is None for each in ours):
             continue
-        theirs = whole(row, after, lens.dims)
+        theirs = whole_array(row, after, lens.dims)
         if theirs is None:
             faults.append(_fault(rows, row, "nothing"))
             continue

@@ -34,17 +34,17 @@ from ckpt_schema._lens.rules import (
 )
 from ckpt_schema.testing._named_arrays import (
     FILLS,
-    Frame,
     Ids,
     Named,
+    NamedRow,
     Sizes,
     bases,
     frame_of,
-    read,
+    read_numbers,
     words,
-    write,
+    write_numbers,
 )
-from ckpt_schema.testing._shares import Part, Share, fused, listed, merged, split
+from ckpt_schema.testing._shares import PartOf, Share, fused, layers_of, merged_shares, split_axis
 
 __all__ = ["Origin", "origins"]
 
@@ -128,7 +128,7 @@ def _said(row: Row, rules: Iterable[Rule]) -> _Said:
     return _Said(raw, frozenset(flips), told, exponent or 0)
 
 
-def _framed(rows: tuple[Row, Row], said: _Said) -> tuple[Frame, Frame]:
+def _framed(rows: tuple[Row, Row], said: _Said) -> tuple[NamedRow, NamedRow]:
     """Both rows of a pair, the source's first, with what rules say of their axes."""
     raw = said.raw and bool(words(rows[0])) != bool(words(rows[1]))
     frames = [frame_of(row, raw=raw and not words(row)) for row in rows]
@@ -152,7 +152,9 @@ def _framed(rows: tuple[Row, Row], said: _Said) -> tuple[Frame, Frame]:
     return _called(frames[0], frames[1], said.order)
 
 
-def _called(one: Frame, other: Frame, order: tuple[int, ...] | None) -> tuple[Frame, Frame]:
+def _called(
+    one: NamedRow, other: NamedRow, order: tuple[int, ...] | None
+) -> tuple[NamedRow, NamedRow]:
     """Both frames, with axes of one dim told apart: by the order that a rule says, or by what their classes call them."""
     both = one, other
     own = [frame.own() for frame in both]
@@ -187,11 +189,11 @@ def _called(one: Frame, other: Frame, order: tuple[int, ...] | None) -> tuple[Fr
     return dataclasses.replace(one, called=called[0]), dataclasses.replace(other, called=called[1])
 
 
-def _numbered(frame: Frame, at: int, place: int) -> tuple[str, ...]:
+def _numbered(frame: NamedRow, at: int, place: int) -> tuple[str, ...]:
     return tuple(f"axis {place}, {n}" for n, _ in enumerate(frame.axes[at][1]))
 
 
-def _atoms(frame: Frame) -> list[tuple[int, str, str]]:
+def _atoms(frame: NamedRow) -> list[tuple[int, str, str]]:
     """Each factor of the leaf's own axes: of which axis, what it is called, and what its class calls it."""
     own: Sequence[Any] = getattr(frame.row.leaf, "own", ())
     found: list[tuple[int, str, str]] = []
@@ -204,7 +206,7 @@ def _atoms(frame: Frame) -> list[tuple[int, str, str]]:
     return found
 
 
-def _axis(frame: Frame, dim: Dim) -> int | None:
+def _axis(frame: NamedRow, dim: Dim) -> int | None:
     """Which axis of its own a leaf has with this dim."""
     found = (at for at, axis in enumerate(frame.axes) if axis == ("axis", dim))
     return next(found, None)
@@ -239,7 +241,7 @@ class _Side:
                 return self.paths[of]
         return None
 
-    def _part(self, row: Row) -> Part | None:
+    def _part(self, row: Row) -> PartOf | None:
         several = [*self.layout.series, *(r for r in self.rules if isinstance(r, (Fuse, Series)))]
         members: list[tuple[LogicalPath, tuple[Fuse | Series, int]]] = []
         for rule in several:
@@ -250,7 +252,7 @@ class _Side:
         found = _over(row, members)
         lists = [hit for hit in found if isinstance(hit[1][0], Series)]
         for start, (rule, number) in [*lists, *found]:
-            return Part(rule, number, start)
+            return PartOf(rule, number, start)
         return None
 
     def path(self, at: int) -> LogicalPath | None:
@@ -404,7 +406,7 @@ class _Step:
             if of in made and len(made[of].rows) == 1:
                 self._add(made, copy, self._pair(made[of].rows[0], copy))
 
-    def _ids(self, row: int, frame: Frame) -> Ids:
+    def _ids(self, row: int, frame: NamedRow) -> Ids:
         shape = frame.shape(self.sizes)
         return self.bases[row] + np.arange(math.prod(shape)).reshape(shape)
 
@@ -417,7 +419,7 @@ class _Step:
         said = dataclasses.replace(said, order=order)
         frames = _framed((told[0], told[1]), said)
         here, there = frames[::-1] if self.origin.inverted else frames
-        ids = write(there, read(here, self._ids(one, here), self.sizes), self.sizes)
+        ids = write_numbers(there, read_numbers(here, self._ids(one, here), self.sizes), self.sizes)
         if ids is None:
             return None
         exponent = said.exponent if "float" in rows[0].leaf.dtype else 0
@@ -432,11 +434,11 @@ class _Step:
         if shares is None:
             return
         frame, cut = shares
-        named = read(frame, self._ids(whole, frame), self.sizes)
+        named = read_numbers(frame, self._ids(whole, frame), self.sizes)
         for row, (part, token, start, stop, inner) in cut.items():
             at = named.tokens.index(token)
             own = np.take(named.ids, range(start, stop), axis=at)
-            ids = write(part, split(own, named.tokens, at, inner), self.sizes)
+            ids = write_numbers(part, split_axis(own, named.tokens, at, inner), self.sizes)
             if ids is not None:
                 made[row] = Origin(ids, (whole,))
 
@@ -449,17 +451,19 @@ class _Step:
         tokens = tuple(token for axis in frame.tokens() for token, _ in axis)
         pieces: list[Ids] = []
         for row, (part, token, _, _, inner) in cut.items():
-            named = merged(read(part, self._ids(row, part), self.sizes), tokens, token, inner)
+            named = merged_shares(
+                read_numbers(part, self._ids(row, part), self.sizes), tokens, token, inner
+            )
             if named is None:
                 return None
             pieces.append(named)
         at = tokens.index(next(iter(cut.values()))[1])
-        ids = write(frame, Named(tokens, np.concatenate(pieces, axis=at)), self.sizes)
+        ids = write_numbers(frame, Named(tokens, np.concatenate(pieces, axis=at)), self.sizes)
         return None if ids is None else Origin(ids, tuple(cut))
 
     def _shares(
         self, whole: Row, side: _Side, parts: Mapping[int | None, int]
-    ) -> tuple[Frame, dict[int, Share]] | None:
+    ) -> tuple[NamedRow, dict[int, Share]] | None:
         """How a row is looked at as a whole, and each of its parts: its share of which axis, and the factors of that."""
         numbers = [parts[number] for number in sorted(n for n in parts if n is not None)]
         rule = side.parts[numbers[0]].rule
@@ -476,7 +480,7 @@ class _Step:
         if isinstance(rule, Fuse):
             return fused(whole, rule, [(n, side.layout.rows[n]) for n in numbers], self.sizes)
         members = [(n, side.layout.rows[n], side.parts[n]) for n in numbers]
-        return listed(whole, rule, members, self.sizes)
+        return layers_of(whole, rule, members, self.sizes)
 
 
 def _through(

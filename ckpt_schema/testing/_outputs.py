@@ -24,7 +24,7 @@ from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.testing._gradients import Measured, Model, is_float, numbers, pairs
 from ckpt_schema.testing._laws import LawError
-from ckpt_schema.testing._states import bound, carried
+from ckpt_schema.testing._states import bound, demands
 
 __all__ = ["Compared", "Comparison", "Outputs", "function"]
 
@@ -165,7 +165,7 @@ class Comparison:
 
     def _carried(self, s: Tree) -> Tree:
         """The state with what the lens asks of values: fills in padding, copies that are equal."""
-        asked = carried(self._lens, 0)
+        asked = demands(self._lens, 0)
         if asked is None:
             return s
         match = Matcher(self._lens.source).match(s)

@@ -14,14 +14,14 @@ from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.containers import Tree
-from ckpt_schema.testing._container_kinds import containers
-from ckpt_schema.testing._meshes import MeshSpec, Mixed, Place, Sharded, as_jax, as_numpy, mesh
+from ckpt_schema.testing._container_kinds import container_kinds
+from ckpt_schema.testing._meshes import MeshSpec, Mixed, Placer, Sharded, as_jax, as_numpy, mesh
 from ckpt_schema.testing._states import Maker, bound, maker
 from ckpt_schema.testing._values import Values
 
-__all__ = ["Sample", "Side"]
+__all__ = ["Sample", "SideName"]
 
-Side = Literal["source", "view"]
+SideName = Literal["source", "view"]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -82,11 +82,11 @@ class Sample:
             at for at, row in enumerate(make.layout.rows) if "/".join(row.path) in self.absent
         }
         found = make(np.random.default_rng(self.seed), self.place, absent, self.values)
-        kinds = containers(make.layout)
+        kinds = container_kinds(make.layout)
         return kinds[self.container if self.container is not None else next(iter(kinds))](found)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Placer:
         """What makes leaves of values."""
         if isinstance(self.leaves, str):
             return as_numpy if self.leaves == "numpy" else as_jax

@@ -14,21 +14,21 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Row, Series
 from ckpt_schema._lens.rules import Fuse
 from ckpt_schema.testing._named_arrays import (
-    Frame,
+    AxisToken,
     Ids,
     Named,
+    NamedRow,
     Sizes,
-    Token,
     factor_size,
     frame_of,
     size,
 )
 
-__all__ = ["Part", "Share", "fused", "levels", "listed", "merged", "split"]
+__all__ = ["PartOf", "Share", "fused", "layers_of", "levels_by_name", "merged_shares", "split_axis"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class PartOf:
     """What a row is a part of: of what, which part, and where the path of the model starts in its own."""
 
     rule: Series | Fuse
@@ -36,12 +36,12 @@ class Part:
     start: int
 
 
-Share = tuple[Frame, Token, int, int, list[tuple[Token, int]]]
+Share = tuple[NamedRow, AxisToken, int, int, list[tuple[AxisToken, int]]]
 """A part: how it is looked at, the factor of the whole that it has a share of, from where to where, and that in the part."""
 
 
-def split(
-    ids: Ids, tokens: tuple[Token, ...], at: int, inner: Sequence[tuple[Token, int]]
+def split_axis(
+    ids: Ids, tokens: tuple[AxisToken, ...], at: int, inner: Sequence[tuple[AxisToken, int]]
 ) -> Named:
     """An axis of shares as the factors that the part has."""
     shape = (*ids.shape[:at], *(length for _, length in inner), *ids.shape[at + 1 :])
@@ -50,8 +50,11 @@ def split(
     )
 
 
-def merged(
-    named: Named, tokens: tuple[Token, ...], token: Token, inner: Sequence[tuple[Token, int]]
+def merged_shares(
+    named: Named,
+    tokens: tuple[AxisToken, ...],
+    token: AxisToken,
+    inner: Sequence[tuple[AxisToken, int]],
 ) -> Ids | None:
     """A part by the names of the whole: the factors of its share as one axis."""
     wanted = [each for one in tokens for each in ([t for t, _ in inner] if one == token else [one])]
@@ -65,10 +68,10 @@ def merged(
 
 def fused(
     whole: Row, rule: Fuse, parts: Sequence[tuple[int, Row]], sizes: Sizes
-) -> tuple[Frame, dict[int, Share]] | None:
+) -> tuple[NamedRow, dict[int, Share]] | None:
     """The axis that parts of a leaf share: a sum of as many terms, or so many times a dim."""
     frame = frame_of(whole)
-    found: list[tuple[Token, list[Dim]]] = []
+    found: list[tuple[AxisToken, list[Dim]]] = []
     for (kind, dim), axis in zip(frame.axes, frame.tokens(), strict=True):
         for token, factor in axis if kind == "axis" else ():
             terms = _terms(factor, len(parts))
@@ -86,7 +89,7 @@ def fused(
             ("axis", str(f)) in names for f in factors
         ):
             return None  # names do not tell them apart
-        inner: list[tuple[Token, int]] = [
+        inner: list[tuple[AxisToken, int]] = [
             (("axis", str(f), 0), factor_size(f, sizes)) for f in factors
         ]
         length = size(term, sizes)
@@ -110,28 +113,28 @@ def _terms(factor: Any, count: int) -> list[Dim] | None:
     return apart if len(apart) == count else None
 
 
-def listed(
-    whole: Row, rule: Series, parts: Sequence[tuple[int, Row, Part]], sizes: Sizes
-) -> tuple[Frame, dict[int, Share]] | None:
+def layers_of(
+    whole: Row, rule: Series, parts: Sequence[tuple[int, Row, PartOf]], sizes: Sizes
+) -> tuple[NamedRow, dict[int, Share]] | None:
     """The list that parts are, one after the other: all of the first come first, outer levels counted last."""
     places = [
         at for at in (whole.body or 0, 0) if whole.path[at : at + len(rule.path)] == rule.path
     ]
     if not places:
         return None
-    level = levels(whole.path[: places[0] + len(rule.path)]) - 1
+    level = levels_by_name(whole.path[: places[0] + len(rule.path)]) - 1
     frame = _with_list(frame_of(whole), range(level, level + 1))
     axes = [
         (kind, (Sum((dim,)),)) if at in frame.listed else (kind, dim)  # one factor, whatever it is
         for at, (kind, dim) in enumerate(frame.axes)
     ]
     frame = dataclasses.replace(frame, axes=tuple(axes))
-    token: Token = ("level", "list", 0)
+    token: AxisToken = ("level", "list", 0)
     shares: dict[int, Share] = {}
     start = 0
     for number, row, part in parts:
-        first = levels(row.path[: part.start])
-        span = range(first, first + levels(rule.members[part.number]))
+        first = levels_by_name(row.path[: part.start])
+        span = range(first, first + levels_by_name(rule.members[part.number]))
         own = _with_list(frame_of(row), span)
         inner = [
             (each, factor_size(factor, sizes))
@@ -145,12 +148,12 @@ def listed(
     return frame, shares
 
 
-def _with_list(frame: Frame, span: range) -> Frame:
+def _with_list(frame: NamedRow, span: range) -> NamedRow:
     """The frame, these levels being the list that is shared."""
     found = frozenset(at for at, level in enumerate(frame.levels) if level in span)
     return dataclasses.replace(frame, listed=found)
 
 
-def levels(path: LogicalPath) -> int:
+def levels_by_name(path: LogicalPath) -> int:
     """How many levels of repetition a path has."""
     return sum(segment.endswith("[]") for segment in path)

@@ -21,10 +21,10 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import Application, applications
 from ckpt_schema._trees import containers
 from ckpt_schema.testing._applied import carry, changes_floats, is_integer, scaled_by
-from ckpt_schema.testing._meshes import Place
+from ckpt_schema.testing._meshes import Placer
 from ckpt_schema.testing._values import Bounds, Values, make
 
-__all__ = ["Carried", "Maker", "bound", "carried", "maker", "makers", "refusable"]
+__all__ = ["Demand", "Maker", "bound", "demands", "maker", "makers", "refusable"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Maker:
     sizes: Mapping[str, int]
     bounds: Mapping[int, Bounds] = dataclasses.field(default_factory=dict[int, Bounds])
     number: bool = False
-    carried: Carried | None = None
+    carried: Demand | None = None
     flipped: str | None = None
 
     def __call__(
         self,
         rng: np.random.Generator,
-        place: Place,
+        place: Placer,
         absent: Collection[int] = (),
         values: Values = "hostile",
     ) -> containers.Tree:
@@ -101,7 +101,7 @@ class Maker:
         assert shape is not None, f"unbound dims in {row}"
         return shape
 
-    def _leaf(self, row: Row, value: Any, place: Place) -> Any:
+    def _leaf(self, row: Row, value: Any, place: Placer) -> Any:
         return int(value) if self.number and row.path == ("step",) else place(value)
 
 
@@ -177,9 +177,9 @@ def maker(
     layout = (lens.source, lens.view)[side]
     kept = [at for at, row in enumerate(layout.rows) if "/".join(row.path) != free]
     bounds = {at: found for at, found in _bounds(lens, side).items() if at in kept}
-    carries = carried(lens, side)
+    carries = demands(lens, side)
     if carries is not None:
-        carries = Carried(
+        carries = Demand(
             tuple(join for join in carries.joins if all(row in kept for row in join.sources)),
             carries.rows,
         )
@@ -189,7 +189,7 @@ def maker(
 def refusable(lens: Lens, side: int) -> tuple[str, ...]:
     """The logical paths of the leaves of one side with values that a lens may refuse: it casts, unpads, scales or ties them."""
     rows = {*_bounds(lens, side)}
-    carries = carried(lens, side)
+    carries = demands(lens, side)
     if carries is not None:
         rows |= {row for join in carries.joins for row in join.sources}
     return tuple("/".join((lens.source, lens.view)[side].rows[at].path) for at in sorted(rows))
@@ -219,7 +219,7 @@ def bound(lens: Lens, sizes: Mapping[str, int]) -> Lens:
 
 
 @dataclasses.dataclass(frozen=True)
-class Carried:
+class Demand:
     """What a lens asks of the values of one side, beyond their dtypes.
 
     Attributes:
@@ -253,7 +253,7 @@ class Carried:
                     values |= carry(made, other, values, self.rows[1], sizes)
 
 
-def carried(lens: Lens, side: int) -> Carried | None:
+def demands(lens: Lens, side: int) -> Demand | None:
     """What a lens asks of the values of its source (0) or view (1), if it asks anything."""
     rows = lens.source.rows, lens.view.rows
     turned = lens.joins if side == 0 else tuple(join.inverse for join in lens.joins)
@@ -266,7 +266,7 @@ def carried(lens: Lens, side: int) -> Carried | None:
         if _scales_or_cuts(join)
         or any(uses[end, row] > 1 for end in (0, 1) for row in _ends(join)[end])
     ]
-    return Carried(tuple(found), rows if side == 0 else (rows[1], rows[0])) if found else None
+    return Demand(tuple(found), rows if side == 0 else (rows[1], rows[0])) if found else None
 
 
 def _scales_or_cuts(join: Join) -> bool:

@@ -23,7 +23,7 @@ from ckpt_schema.testing._lawbook import LAWS, Law, looked_at
 from ckpt_schema.testing._meshes import MESHES, MeshSpec
 from ckpt_schema.testing._outputs import Outputs
 from ckpt_schema.testing._states import refusable
-from ckpt_schema.testing._trials import Given, Trial, narrowed, trials
+from ckpt_schema.testing._trials import GivenTrial, Trial, narrowed_trial, trials
 from ckpt_schema.testing.strategies import Bound, space
 
 __all__ = ["BrokenLawError", "LensLaws", "Options", "check_law", "check_laws"]
@@ -131,7 +131,9 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
 
 def _check_given(lens: Lens, law: Law, options: Options) -> None:
     states = {"s": state_of(options.source), "v": state_of(options.view)}
-    trial = Given(lens, states, options.outputs, options.tolerance, gradients=options.gradients)
+    trial = GivenTrial(
+        lens, states, options.outputs, options.tolerance, gradients=options.gradients
+    )
     try:
         law.check(trial)
     except Exception as error:
@@ -142,7 +144,7 @@ def idle(lens: Lens, law: Law, options: Options) -> str:
     """Why there is nothing to try a law on; empty if there is."""
     if law.kind == "jit" and (found := looked_at(lens)) and looked_at(~lens):
         return f"what this lens does depends on values, both ways, and is not for jit: {', '.join(found)}"
-    if law.kind in ("jit", "sharded", "disk") and (wide := narrowed(lens)):
+    if law.kind in ("jit", "sharded", "disk") and (wide := narrowed_trial(lens)):
         return f"jax has no leaves of {' and '.join(wide)}, unless jax_enable_x64 is set"
     if law.kind == "free" and not any(refusable(lens, side) for side in (0, 1)):
         return "this lens refuses no value"

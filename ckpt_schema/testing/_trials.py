@@ -15,7 +15,7 @@ from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.testing._choices import Choices, choices
-from ckpt_schema.testing._container_kinds import containers
+from ckpt_schema.testing._container_kinds import container_kinds
 from ckpt_schema.testing._meshes import MESHES, MeshSpec
 from ckpt_schema.testing._outputs import Outputs
 from ckpt_schema.testing._samples import Sample
@@ -23,9 +23,9 @@ from ckpt_schema.testing._states import bound, refusable
 from ckpt_schema.testing._values import VALUES, Values
 from ckpt_schema.testing.strategies import Bound, counts, optional, space
 
-__all__ = ["Given", "Kind", "Trial", "narrowed", "trials"]
+__all__ = ["GivenTrial", "Trial", "TrialKind", "narrowed_trial", "trials"]
 
-Kind = Literal["any", "free", "plain", "jit", "sharded", "disk", "given"]
+TrialKind = Literal["any", "free", "plain", "jit", "sharded", "disk", "given"]
 """What a law is tried on: leaves of any kind, or besides with values that the lens may refuse; NumPy arrays; jax arrays on one
 device, on a mesh, or on a mesh and on disk; or states that are given."""
 _Where = Literal["numpy", "jax", "sharded"]
@@ -104,7 +104,7 @@ class Trial:
         return ["lens = ~lens", *states] if self.turned else states
 
 
-class Given(Trial):
+class GivenTrial(Trial):
     """A lens and states that somebody has given; None where nobody has."""
 
     def __init__(
@@ -148,7 +148,7 @@ class Given(Trial):
 
 def trials(
     lens: Lens,
-    kind: Kind,
+    kind: TrialKind,
     bounds: Mapping[str, Bound],
     meshes: tuple[MeshSpec, ...] = MESHES,
     *,
@@ -169,7 +169,7 @@ def trials(
 def _chosen(
     choose: Choices,
     lens: Lens,
-    kind: Kind,
+    kind: TrialKind,
     bounds: Mapping[str, Bound],
     meshes: tuple[MeshSpec, ...],
     long: bool,
@@ -197,7 +197,7 @@ def _chosen(
             lacking = both[0].absent if side else ()
             passing = ("/".join(row.path) for row in layout.rows if row.ephemeral)
             absent = tuple(sorted({*absent, *passing, *_unknown(lens, side, lacking)}))
-        kinds = [*containers(layout)]
+        kinds = [*container_kinds(layout)]
         on = meshes[(way + side * (1 + way // 2)) % len(meshes)] if where == "sharded" else where
         container, counts = choose.of(kinds), number and not side and _steps(layout)
         spec = way if where == "sharded" else 0
@@ -224,11 +224,11 @@ def _chosen(
     return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), wide=wide, turned=turned)
 
 
-def _where(lens: Lens, kind: Kind, drawn: _Where, meshes: tuple[MeshSpec, ...]) -> _Where:
+def _where(lens: Lens, kind: TrialKind, drawn: _Where, meshes: tuple[MeshSpec, ...]) -> _Where:
     """What leaves are, as far as a law and a lens leave it open."""
-    fixed: dict[Kind, _Where] = {"plain": "numpy", "jit": "jax"}
+    fixed: dict[TrialKind, _Where] = {"plain": "numpy", "jit": "jax"}
     where = drawn if kind in ("any", "free") else fixed.get(kind, "sharded")
-    if narrowed(lens):
+    if narrowed_trial(lens):
         return "numpy"
     return "jax" if where == "sharded" and not meshes else where
 
@@ -259,7 +259,7 @@ def _few(lens: Lens) -> Mapping[str, Bound]:
     return {name: (1, 2) for name in counts(lens) if name not in lens.dims}
 
 
-def narrowed(lens: Lens) -> tuple[str, ...]:
+def narrowed_trial(lens: Lens) -> tuple[str, ...]:
     """The dtypes of leaves that are NumPy's alone, for jax would narrow them."""
     found = {row.leaf.dtype for table in (lens.source, lens.view) for row in table.rows}
     return tuple(sorted(filter(leaves.is_narrowed, found)))

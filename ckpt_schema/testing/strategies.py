@@ -21,8 +21,8 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import needed
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.testing._choices import Choices
-from ckpt_schema.testing._container_kinds import containers
-from ckpt_schema.testing._meshes import MESHES, MeshSpec, mesh, shardings
+from ckpt_schema.testing._container_kinds import container_kinds
+from ckpt_schema.testing._meshes import MESHES, MeshSpec, all_shardings, mesh
 from ckpt_schema.testing._samples import Sample
 from ckpt_schema.testing._values import VALUES
 
@@ -229,7 +229,7 @@ def counts(of: Subject) -> set[str]:
     """The names that numbers of layers are made of."""
     tables = _tables(of)
     found = [repeat.size for table in tables for row in table.rows for repeat in row.repeats]
-    return dims_.names(
+    return dims_.dim_names(
         [*found, *(dim for table in tables for node in table.nodes for dim in node.counts)]
     )
 
@@ -293,7 +293,7 @@ def samples(
     """Random states of a schema, told by few words: `Sample.of` makes them; of a lens, `Sample.source` and `Sample.view`."""
     tables = _tables(of)
     absent = _absences(of if isinstance(of, Lens) else tables[0])
-    names = [*containers(tables[0])] if len(tables) == 1 else []
+    names = [*container_kinds(tables[0])] if len(tables) == 1 else []
     return Sample(
         draw(sizes(of, bounds, multiples=multiples)),
         draw(_SEEDS),
@@ -339,7 +339,7 @@ def mesh_and_specs(
         if (
             entry.shape not in by_shape
         ):  # leaves of one shape are sharded alike, as by logical axis rules
-            ways = shardings(on, entry.shape)[::-1]
+            ways = all_shardings(on, entry.shape)[::-1]
             by_shape[entry.shape] = ways[draw(st.integers(0, len(ways) - 1))].spec
         specs[format_path(entry.key)] = by_shape[entry.shape]
     return on, specs

@@ -26,11 +26,11 @@ from ckpt_schema.testing import _laws as laws
 from ckpt_schema.testing._meshes import (
     Mixed,
     Sharded,
+    all_shardings,
     as_jax,
     as_numpy,
     mesh,
     other_memories,
-    shardings,
 )
 from ckpt_schema.testing._values import DTYPES, IMPLS, INTEGERS, hostile
 
@@ -133,11 +133,11 @@ def test_arrays_on_a_mesh(kind: AxisType, case: Case, seed: int) -> None:
     on = mesh((4, 2), kind)
 
     def place(value: Any) -> Any:
-        found = shardings(on, value.shape)
+        found = all_shardings(on, value.shape)
         return jax.device_put(value, found[seed % len(found)])
 
     found = run(case.task, case.values(place))
-    assert_trees_identical(as_host(laws.gathered(found)), case.expected(case.values()))
+    assert_trees_identical(as_host(laws.gathered_leaves(found)), case.expected(case.values()))
 
 
 @pytest.mark.parametrize("memory", other_memories())
@@ -207,7 +207,7 @@ def _zeros(kind: Kind) -> Any:
 
 def verified(task: Task, values: list[Any]) -> None:
     paths = [f"leaf{number}" for number in range(len(values))]
-    checks.verify([checks.Given(task, values, [None] * len(task.results), paths)])
+    checks.verify([checks.LeafTask(task, values, [None] * len(task.results), paths)])
 
 
 PLACES = pytest.mark.parametrize(("place", "most"), [(as_numpy, 1000), (as_jax, 8)])

@@ -19,7 +19,7 @@ CAST = (Exact("int32", "uint32"),)
 
 def verified(task: Task, values: list[Any]) -> None:
     checks.verify(
-        [checks.Given(task, values, [None] * len(task.results), ["x", "y", "z"][: len(values)])]
+        [checks.LeafTask(task, values, [None] * len(task.results), ["x", "y", "z"][: len(values)])]
     )
 
 

@@ -36,8 +36,8 @@ def get_get(at: Drawn) -> None:
 
 def conformance(at: Drawn) -> None:
     s, v = at.states(0, 1)
-    laws.conformance(at.lens, s, v)
-    laws.conformance(~at.lens, v, s)
+    laws.conforms(at.lens, s, v)
+    laws.conforms(~at.lens, v, s)
 
 
 def abstraction(at: Drawn) -> None:

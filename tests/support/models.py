@@ -15,7 +15,7 @@ from jaxtyping import Array, BFloat16, Float32
 
 import ckpt_schema as cs
 from ckpt_schema.demo import schemas
-from ckpt_schema.demo.training import optimizer
+from ckpt_schema.demo.training import make_optimizer
 
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(1e-3, 10)))
 SIZES = (
@@ -127,7 +127,7 @@ class Subject:
 @functools.cache
 def subjects() -> tuple[Subject, ...]:
     """The decoder above, and the layouts of the demo: scanned to unrolled, and scanned to scanned."""
-    tx = optimizer()
+    tx = make_optimizer()
     linen = cs.linen.TrainState[schemas.LinenScanned, tx]
     unrolled, scanned = (
         cs.nnx.TrainState[schemas.NnxUnrolled, tx],

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jaxtyping import Array, Float32
 
 import ckpt_schema as cs
-from ckpt_schema.testing._meshes import Place
+from ckpt_schema.testing._meshes import Placer
 from ckpt_schema.testing._values import hostile
 
 WIDTH = 3
@@ -321,7 +321,7 @@ composed = st.builds(
 )
 
 
-def filled(abstract: Any, rng: np.random.Generator, place: Place) -> Any:
+def filled(abstract: Any, rng: np.random.Generator, place: Placer) -> Any:
     """A tree of the same structure whose leaves hold the worst bits there are; integers fit every dtype on the way."""
 
     def leaf(like: jax.ShapeDtypeStruct) -> Any:

@@ -14,12 +14,12 @@ from jax.core import Tracer
 from ckpt_schema._layouts import leaves
 from ckpt_schema._lens.arrays import conversions, execution
 from ckpt_schema._lens.arrays.blocks import Block, Check, Copy, Step, Task, all_of
-from ckpt_schema._lens.arrays.differences import difference, stray
+from ckpt_schema._lens.arrays.comparison import difference, stray
 from ckpt_schema._lens.codecs import Codec, Exact, Rounded
 from ckpt_schema._trees import placement
 from ckpt_schema.errors import ConformanceError, Mismatch
 
-__all__ = ["Given", "deleted", "narrowed", "verify"]
+__all__ = ["LeafTask", "deleted", "narrowed", "verify"]
 
 _ABORTING = frozenset({"int2", "uint2"})
 """XLA's CPU backend ends the process, or writes where it must not, where it cuts or joins arrays of
@@ -27,7 +27,7 @@ these, and where it edits one that is on several devices."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Given:
+class LeafTask:
     """A task, and the leaves that it is for.
 
     Attributes:
@@ -43,7 +43,7 @@ class Given:
     paths: Sequence[str]
 
 
-def verify(given: Sequence[Given]) -> None:
+def verify(given: Sequence[LeafTask]) -> None:
     """Raises unless every leaf can be taken as it is, and every value survives.
 
     Raises:
@@ -70,7 +70,7 @@ def narrowed(path: str, dtype: str) -> Mismatch | None:
 # --- Leaves that jax cannot take  ---
 
 
-def _refused(given: Given) -> Iterator[Mismatch]:
+def _refused(given: LeafTask) -> Iterator[Mismatch]:
     values, names = given.values, given.paths
     if any(map(leaves.is_abstract, values)):
         return
@@ -88,7 +88,7 @@ def _refused(given: Given) -> Iterator[Mismatch]:
     yield from faults
 
 
-def _ends(given: Given) -> bool:
+def _ends(given: LeafTask) -> bool:
     """Whether moves of arrays of two bits would end the process."""
     arrays = [value for value in given.values if isinstance(value, jax.Array)]
     divided = any(not copy.turns and _divides(copy, given.task) for copy in given.task.copies)
@@ -134,7 +134,7 @@ def _ids(devices: set[Any]) -> str:
     return f"{next(iter(devices)).platform} {', '.join(map(str, numbers))}"
 
 
-def _too_wide(given: Given) -> Iterator[Mismatch]:
+def _too_wide(given: LeafTask) -> Iterator[Mismatch]:
     """Leaves of 64 bits that jax would make narrower on the way, or where they go; NumPy moves its own."""
     for value, name, kind in zip(given.values, given.paths, given.task.inputs, strict=True):
         if isinstance(value, jax.Array) and leaves.is_narrowed(kind.dtype):
@@ -147,7 +147,7 @@ def _too_wide(given: Given) -> Iterator[Mismatch]:
 # --- Values that would be lost  ---
 
 
-def _faults(given: Given) -> Iterator[Mismatch]:
+def _faults(given: LeafTask) -> Iterator[Mismatch]:
     told: set[int] = set()
     for check in given.task.checks:
         if check.source not in told:
@@ -207,7 +207,7 @@ def _count(region: _Region) -> int:
     return math.prod(size for size, _, _, turn in region[1] if turn is None)
 
 
-def _padding(given: Given, check: Check) -> Iterator[Mismatch]:
+def _padding(given: LeafTask, check: Check) -> Iterator[Mismatch]:
     """The first element of a padding that is no fill."""
     value, path = given.values[check.source], given.paths[check.source]
     axis, start = _end_of_axis(check)
@@ -246,7 +246,7 @@ def _end_of_axis(check: Check) -> tuple[int, int]:
     return axis, begins[axis]
 
 
-def _changed(given: Given, copy: Copy, *, is_part: bool) -> Iterator[Mismatch]:
+def _changed(given: LeafTask, copy: Copy, *, is_part: bool) -> Iterator[Mismatch]:
     """What a codec would change in a leaf, or in the part of it that is read."""
     value, path = given.values[copy.source], given.paths[copy.source]
     codec = copy.block.codec
@@ -299,7 +299,7 @@ def _read(value: Any, block: Block, task: Task, source: int, turns: Sequence[int
     return execution.run(inner, [value], [None])[0]
 
 
-def _unlike(given: Given, result: int) -> Iterator[Mismatch]:
+def _unlike(given: LeafTask, result: int) -> Iterator[Mismatch]:
     """Where what is compared is not what other copies write there.
 
     What is compared may be another part of the result than any one copy writes: it is written over
@@ -338,7 +338,7 @@ def _writer(copy: Copy, writers: Sequence[Copy]) -> Copy:
     return writers[0]
 
 
-def _made(given: Given, result: int, writers: Sequence[Copy]) -> Any:
+def _made(given: LeafTask, result: int, writers: Sequence[Copy]) -> Any:
     """One result of a task."""
     task = given.task
     fillings = [
@@ -349,7 +349,7 @@ def _made(given: Given, result: int, writers: Sequence[Copy]) -> Any:
     return execution.run(alone, [placement.near(each) for each in given.values], [None])[0]
 
 
-def _written_over(made: Any, given: Given, copy: Copy) -> Any:
+def _written_over(made: Any, given: LeafTask, copy: Copy) -> Any:
     """A result with what is compared with it in its place."""
     kind = given.task.results[copy.result]
     other = dataclasses.replace(copy, source=1, result=0, compares=False)

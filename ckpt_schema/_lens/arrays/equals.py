@@ -8,7 +8,7 @@ from typing import Any
 from jax.core import Tracer
 
 from ckpt_schema._layouts import leaves
-from ckpt_schema._lens.arrays.differences import difference
+from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema.errors import ConformanceError, Mismatch
 
 __all__ = ["Pair", "verify_same"]

@@ -25,7 +25,7 @@ from ckpt_schema._lens.arrays import moves, programs, shardings
 from ckpt_schema._lens.arrays.blocks import Block, Copy, Filling, Kind, Task
 from ckpt_schema._lens.arrays.conversions import converted, linear
 from ckpt_schema._lens.arrays.frames import frame
-from ckpt_schema._lens.arrays.programs import Known
+from ckpt_schema._lens.arrays.programs import KnownShardings
 from ckpt_schema._lens.arrays.shardings import on_devices
 from ckpt_schema._lens.codecs import Codec
 from ckpt_schema._trees import placement
@@ -185,7 +185,7 @@ def _traced(task: Task, values: Sequence[Any]) -> list[Any]:
     named = [
         s for s in found if isinstance(s, NamedSharding) and AxisType.Explicit in s.mesh.axis_types
     ]
-    return programs.told(made, named)(*values) if named else made(*values)
+    return programs.known_shardings(made, named)(*values) if named else made(*values)
 
 
 def _differentiable(
@@ -252,7 +252,7 @@ class _Work:
     def __init__(self, task: Task, held: list[Any]) -> None:
         self.task, self.held = task, held
         to = shardings.results(task, held)
-        self.to: list[Known] = [(s,) if isinstance(s, NamedSharding) else () for s in to]
+        self.to: list[KnownShardings] = [(s,) if isinstance(s, NamedSharding) else () for s in to]
         self.to = self.to or [()] * len(task.results)
         self.spread = self._off_turns()
         self.writers = [
@@ -310,7 +310,7 @@ class _Work:
             return self._at_once(copies, fillings, kind, to)
         return self._one_by_one(copies, fillings, kind, to)
 
-    def _read(self, copy: Copy, kind: Kind, to: Known) -> Any:
+    def _read(self, copy: Copy, kind: Kind, to: KnownShardings) -> Any:
         value = self.value(copy.source)
         kinds = self.task.inputs[copy.source], kind
         made = programs.read(copy.block, kinds, _known([value]), to, handed=False)
@@ -318,7 +318,7 @@ class _Work:
         self.used(copy.source)
         return found
 
-    def _at_once(self, copies: list[Copy], fillings: Any, kind: Kind, to: Known) -> Any:
+    def _at_once(self, copies: list[Copy], fillings: Any, kind: Kind, to: KnownShardings) -> Any:
         needed = list(dict.fromkeys(copy.source for copy in copies))
         values = [self.value(at) for at in needed]
         told = tuple((needed.index(copy.source), copy.block, copy.turns) for copy in copies)
@@ -328,7 +328,7 @@ class _Work:
             self.used(copy.source)
         return _taken(handed, kind, to)
 
-    def _one_by_one(self, copies: list[Copy], fillings: Any, kind: Kind, to: Known) -> Any:
+    def _one_by_one(self, copies: list[Copy], fillings: Any, kind: Kind, to: KnownShardings) -> Any:
         first = self.value(copies[0].source)
         whole = programs.begun(kind, fillings, to)(first)
         del first
@@ -349,7 +349,7 @@ class _Work:
         return _taken(whole, kind, to)
 
 
-def _is_slice(copy: Copy, kinds: tuple[Kind, Kind], value: Any, inner: Known) -> bool:
+def _is_slice(copy: Copy, kinds: tuple[Kind, Kind], value: Any, inner: KnownShardings) -> bool:
     """Whether a leaf is written as it is: nothing is cut, turned or changed, and it is sharded as it is to be."""
     block = copy.block
     if kinds[0].dtype != kinds[1].dtype or block.codec:
@@ -380,7 +380,7 @@ def _is_read(block: Block, shape: tuple[int, ...]) -> bool:
     return block.count == math.prod(shape) and not repeats
 
 
-def _taken(handed: Any, kind: Kind, to: Known) -> Any:
+def _taken(handed: Any, kind: Kind, to: KnownShardings) -> Any:
     """The leaf that stands for what a program has handed on."""
     if not programs.is_handed_as_bits(kind.dtype):
         return handed
@@ -393,7 +393,7 @@ def _turned(copy: Copy) -> list[int]:
     return [step.at[0][0] for step in steps if step.is_turn and step.at[0] is not None]
 
 
-def _known(values: Sequence[Any]) -> Known:
+def _known(values: Sequence[Any]) -> KnownShardings:
     """How the leaves are sharded, if all of them are over one mesh."""
     found = tuple(
         v.sharding for v in values if isinstance(getattr(v, "sharding", None), NamedSharding)

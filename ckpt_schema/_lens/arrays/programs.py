@@ -27,11 +27,12 @@ from ckpt_schema._trees.jitted import Program
 
 __all__ = [
     "Bits",
-    "Known",
+    "KnownShardings",
     "assembled",
     "begun",
     "from_bits",
     "is_handed_as_bits",
+    "known_shardings",
     "number_of",
     "of_bits",
     "put_together",
@@ -40,14 +41,13 @@ __all__ = [
     "spread",
     "taken",
     "to_bits",
-    "told",
     "write",
 ]
 
 Bits = tuple[Any, ...]
 """The arrays that stand for a leaf while it is moved: mostly one; of complex numbers, two."""
 
-Known = tuple[NamedSharding, ...]
+KnownShardings = tuple[NamedSharding, ...]
 """How leaves are sharded: one for each, or none where that is not known."""
 
 
@@ -121,7 +121,7 @@ def number_of(bits: int, dtype: Any, part: int = 0) -> Any:
 # --- Programs  ---
 
 
-def _placed(bits: Bits, to: Known) -> Bits:
+def _placed(bits: Bits, to: KnownShardings) -> Bits:
     """The bits of a leaf, sharded as given."""
     return tuple(shardings.constrained(each, to[0]) for each in bits) if to else bits
 
@@ -140,7 +140,9 @@ def is_handed_as_bits(dtype: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def read(block: Block, kinds: tuple[Kind, Kind], own: Known, to: Known, *, handed: bool) -> Any:
+def read(
+    block: Block, kinds: tuple[Kind, Kind], own: KnownShardings, to: KnownShardings, *, handed: bool
+) -> Any:
     """From a leaf and the steps of turns to what a block reads of it.
 
     Args:
@@ -167,8 +169,8 @@ def assembled(
     kinds: tuple[Kind, ...],
     fillings: tuple[Filling, ...],
     kind: Kind,
-    own: Known,
-    to: Known,
+    own: KnownShardings,
+    to: KnownShardings,
 ) -> Any:
     """From some leaves to one that is put together of blocks of them, as it goes to the next program.
 
@@ -214,18 +216,20 @@ def put_together(
 
 
 @functools.lru_cache(maxsize=1024)
-def begun(kind: Kind, fillings: tuple[Filling, ...], to: Known) -> Any:
+def begun(kind: Kind, fillings: tuple[Filling, ...], to: KnownShardings) -> Any:
     """From a leaf, which tells the devices, to another with nothing but what is filled in, as it goes to the next program."""
 
     def program(like: Any) -> Any:
-        del like
-        return _handed(empty(kind, fillings), kind.dtype)
+        # The barrier costs nothing, and keeps the leaf among the arguments. jit's own `keep_unused` does too, but newer
+        # versions of jax never let go of a program with it.
+        found, _ = jax.lax.optimization_barrier((empty(kind, fillings), to_bits(like)))
+        return _handed(found, kind.dtype)
 
-    return jitted(program, to[0] if to else None, keep_unused=True)
+    return jitted(program, to[0] if to else None)
 
 
 @functools.lru_cache(maxsize=1024)
-def write(block: Block, to: Known) -> Any:
+def write(block: Block, to: KnownShardings) -> Any:
     """From a leaf, what a block reads, and the steps of turns, to the leaf with this in its place.
 
     XLA writes into the array that it is given only if that is all it does: both are of one dtype, and sharded alike.
@@ -238,7 +242,7 @@ def write(block: Block, to: Known) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def taken(dtype: str, to: Known) -> Any:
+def taken(dtype: str, to: KnownShardings) -> Any:
     """From what a program has handed on to the leaf that it stands for; it is used up."""
 
     def program(handed: Any) -> Any:
@@ -250,7 +254,7 @@ def taken(dtype: str, to: Known) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def spread(own: Known, to: Known, dtype: str) -> Any:
+def spread(own: KnownShardings, to: KnownShardings, dtype: str) -> Any:
     """From a leaf to the same in another sharding, as it goes to the next program."""
 
     def program(value: Any) -> Any:
@@ -264,7 +268,7 @@ def jitted(program: Callable[..., Any], to: NamedSharding | None, **options: Any
     if to is None:
         return Program(program, **options)
     if AxisType.Explicit in to.mesh.axis_types:
-        made = Program(told(program, to), **options)
+        made = Program(known_shardings(program, to), **options)
     else:
         made = Program(program, out_shardings=to, **options)
     return lambda *values: settled(made(*values))
@@ -286,7 +290,7 @@ def settled(found: Any) -> Any:
     return jax.block_until_ready(found)
 
 
-def told(program: Callable[..., Any], to: Any) -> Callable[..., Any]:
+def known_shardings(program: Callable[..., Any], to: Any) -> Callable[..., Any]:
     """``program`` with its results' shardings given: on an explicit mesh a sharded axis is not split or merged without."""
     found: Any = jax.sharding.auto_axes(out_sharding=to)(program)
     return found

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts.dims import EITHER, Dim, Dims, Factor
+from ckpt_schema._layouts.dims import EITHER, Dim, DimFactor, Dims
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Row
@@ -22,7 +22,7 @@ from ckpt_schema.errors import Mismatch
 
 __all__ = ["axes_called", "fault", "guessed", "matched", "same_axes", "sized", "square"]
 
-_Atom = tuple[Factor, str]
+_Atom = tuple[DimFactor, str]
 """A factor of an axis, and what its class calls it."""
 
 
@@ -87,10 +87,10 @@ def _atoms(leaf: Leaf) -> list[_Atom]:
     return [(factor, name) for factor, name in pairs if factor != 1]
 
 
-def _twins(leaf: Leaf) -> set[Factor]:
+def _twins(leaf: Leaf) -> set[DimFactor]:
     """The factors that a leaf has more than once, without those of size 1."""
-    once: set[Factor] = set()
-    again: set[Factor] = set()
+    once: set[DimFactor] = set()
+    again: set[DimFactor] = set()
     for dim in leaf.dims:  # a Counter would take most of the time, for nearly all leaves have none
         for factor in dim:
             if factor != 1:
@@ -143,10 +143,10 @@ _Keys = tuple[list[_Atom], list[_Atom]]
 """The factors of both sides, each with its name where that is needed to tell it from others."""
 
 
-def _keyed(one: Sequence[_Atom], other: Sequence[_Atom]) -> tuple[_Keys, Factor | None]:
+def _keyed(one: Sequence[_Atom], other: Sequence[_Atom]) -> tuple[_Keys, DimFactor | None]:
     """What the factors of both sides are matched by, and one whose names do not match, if there is any."""
-    told: set[Factor] = set()
-    conflict: Factor | None = None
+    told: set[DimFactor] = set()
+    conflict: DimFactor | None = None
     for factor in dict.fromkeys(factor for factor, _ in one):
         names = [[name for each, name in side if each == factor] for side in (one, other)]
         unsure = any(EITHER in name for side in names for name in side)
@@ -168,7 +168,7 @@ def _named(atoms: Sequence[_Atom]) -> bool:
     return len(names) == len(atoms)
 
 
-def _conflict(source: Row, view: Row, factor: Factor) -> Mismatch:
+def _conflict(source: Row, view: Row, factor: DimFactor) -> Mismatch:
     """The fault of twins that one side alone tells apart, or each side by other names."""
     telling = [
         side

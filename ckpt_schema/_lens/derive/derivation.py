@@ -17,7 +17,7 @@ from ckpt_schema._lens.derive.idle_rules import Contested, Unmatched, idle, part
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told, ValueRule, spoken, told, unscaled
 from ckpt_schema._lens.derive.moments import Moments
-from ckpt_schema._lens.derive.names import Decision, Names, nowhere, placed
+from ckpt_schema._lens.derive.names import Decision, Names, moved_paths, nowhere
 from ckpt_schema._lens.derive.relations import relate
 from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, standing
 from ckpt_schema._lens.derive.ties import copies
@@ -417,12 +417,12 @@ def _renamed(
         member = members.get(number)
         part = owners.part(row) if source.parts else None
         if member is None:
-            found.append(placed(row, decisions.get(number), part, alignment))
+            found.append(moved_paths(row, decisions.get(number), part, alignment))
             continue
         # A rule that fuses says the view's words already.
         said = unnamed if isinstance(member.group.rule, Fuse) else names
         whole = dataclasses.replace(row, path=member.path)
-        found.append(placed(whole, said.decision(whole), part, alignment))
+        found.append(moved_paths(whole, said.decision(whole), part, alignment))
     return found
 
 

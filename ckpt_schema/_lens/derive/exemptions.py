@@ -157,16 +157,16 @@ def _names(table: Layout, lone: frozenset[int], *, parted: bool) -> set[str]:
     found: set[str] = set()
     for number, row in enumerate(table.rows):
         if (number in lone) == parted:
-            found |= dims_.names((*row.leaf.dims, *(repeat.size for repeat in row.repeats)))
+            found |= dims_.dim_names((*row.leaf.dims, *(repeat.size for repeat in row.repeats)))
     if not parted:
-        found |= dims_.names(count for node in table.nodes for count in node.counts)
+        found |= dims_.dim_names(count for node in table.nodes for count in node.counts)
     return found
 
 
 def _with_dims(row: Row, renames: Mapping[str, str | int]) -> Row:
-    leaf = dataclasses.replace(row.leaf, dims=dims_.rename(row.leaf.dims, renames))
+    leaf = dataclasses.replace(row.leaf, dims=dims_.renamed_dims(row.leaf.dims, renames))
     repeats = tuple(
-        dataclasses.replace(repeat, size=dims_.rename((repeat.size,), renames)[0])
+        dataclasses.replace(repeat, size=dims_.renamed_dims((repeat.size,), renames)[0])
         for repeat in row.repeats
     )
     return dataclasses.replace(row, leaf=leaf, repeats=repeats)

@@ -11,11 +11,11 @@ from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.derive.scope import Hit, Scope, is_mirror
 from ckpt_schema._lens.rules import Factor, Padding, RawKey, Reverse, Rule
 
-__all__ = ["UNTOLD", "Fill", "Told", "ValueRule", "by_family", "spoken", "told", "unscaled"]
+__all__ = ["UNTOLD", "PaddedAxis", "Told", "ValueRule", "by_family", "spoken", "told", "unscaled"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Fill:
+class PaddedAxis:
     """An axis that one side pads: its dim without padding, its dim with it, and what the padding holds."""
 
     small: Dim
@@ -44,7 +44,7 @@ class Told:
 
     raw: bool = False
     flips: frozenset[Dim] = frozenset()
-    fills: tuple[Fill, ...] = ()
+    fills: tuple[PaddedAxis, ...] = ()
     exponent: int = 0
     rules: tuple[Rule, ...] = ()
     axes: tuple[int, ...] | None = None
@@ -61,9 +61,9 @@ class Told:
         return dataclasses.replace(self, exponent=factor.exponent * power, rules=both)
 
     @property
-    def ends(self) -> tuple[tuple[Fill, Fill], ...]:
+    def ends(self) -> tuple[tuple[PaddedAxis, PaddedAxis], ...]:
         """Of each axis that is padded, what the source's padding holds, and what the view's does."""
-        found: dict[tuple[Dim, Dim], tuple[Fill, Fill]] = {}
+        found: dict[tuple[Dim, Dim], tuple[PaddedAxis, PaddedAxis]] = {}
         for fill in self.fills:
             pair = fill.small, fill.large
             found[pair] = found.get(pair, (fill, fill))[0], fill
@@ -110,7 +110,7 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
     hits.sort(key=lambda hit: hit.number)
     raw, exponent = False, 0
     flips: list[Dim] = []
-    fills: list[Fill] = []
+    fills: list[PaddedAxis] = []
     for hit in hits:
         rule = hit.rule
         if isinstance(rule, RawKey):
@@ -121,7 +121,7 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
             exponent = rule.exponent
         else:
             value = 0 if hit.start > 0 and is_mirror(row) else rule.fill
-            fills.append(Fill(rule.small, rule.large, value))
+            fills.append(PaddedAxis(rule.small, rule.large, value))
     rules = tuple([hit.rule for hit in hits])
     return Told(raw, frozenset(flips), tuple(fills), exponent, rules)
 

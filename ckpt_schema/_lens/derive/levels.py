@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts.dims import Factor
+from ckpt_schema._layouts.dims import DimFactor
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.derive.axis_names import fault
 from ckpt_schema._lens.spellings import Token, of_dim
@@ -48,7 +48,7 @@ def levels_of(source: Row, view: Row) -> Levels | Mismatch:
 
 
 def _by_level(
-    row: Row, factors: Sequence[tuple[int, Factor]], tokens: Sequence[Token]
+    row: Row, factors: Sequence[tuple[int, DimFactor]], tokens: Sequence[Token]
 ) -> list[list[Token]]:
     found: list[list[Token]] = [[] for _ in row.repeats]
     for (number, _), token in zip(factors, tokens, strict=True):
@@ -59,8 +59,8 @@ def _by_level(
 def _in_blocks(
     source: Row,
     view: Row,
-    sides: Sequence[Sequence[tuple[int, Factor]]],
-    factors: Sequence[Sequence[Factor]],
+    sides: Sequence[Sequence[tuple[int, DimFactor]]],
+    factors: Sequence[Sequence[DimFactor]],
 ) -> Levels | Mismatch:
     """The same where layers stand in other blocks on each side, as many in all."""
     one, other = factors

@@ -11,7 +11,7 @@ from ckpt_schema._lens.derive.alignment import Alignment
 from ckpt_schema._lens.derive.scope import Hit, Scope
 from ckpt_schema._lens.rules import Move, Rename, Rule
 
-__all__ = ["Decision", "Names", "is_inner", "nowhere", "placed"]
+__all__ = ["Decision", "Names", "is_inner", "moved_paths", "nowhere"]
 
 Named = Rename | Move
 
@@ -110,7 +110,7 @@ class Names:
         return _decided(row, self.renames.over(row), _rooted(self.moves.over(row)))
 
 
-def placed(
+def moved_paths(
     row: Row, decision: Decision | None, part: Part | None, alignment: Alignment
 ) -> LogicalPath:
     """The path of a row of the source in the view's words."""

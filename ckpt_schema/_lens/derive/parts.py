@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts.dims import EITHER, AxisName, Dim, Dims, Factor, Sum
+from ckpt_schema._layouts.dims import EITHER, AxisName, Dim, DimFactor, Dims, Sum
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.sizes import ZERO, UndecidedError
 from ckpt_schema._layouts.table import Repeat, Row
@@ -16,9 +16,9 @@ from ckpt_schema._lens.derive.axis_names import fault
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told
 from ckpt_schema._lens.derive.relations import (
-    Known,
-    Part,
+    GivenSizes,
     Relation,
+    RowPart,
     Within,
     relate,
     undecided,
@@ -50,7 +50,7 @@ class Divided:
 
 
 def listed(
-    divided: Divided, level: int, spans: Sequence[tuple[int, int]], known: Known
+    divided: Divided, level: int, spans: Sequence[tuple[int, int]], known: GivenSizes
 ) -> list[Join] | Mismatch:
     """The joins of a list with the parts it consists of, one after the other.
 
@@ -75,11 +75,11 @@ def listed(
             "or dims= where the class is used"
         )
         return Mismatch("/".join(row.path), "dims", f"{wanted} repeats", found, hint)
-    virtual: list[Part] = []
+    virtual: list[RowPart] = []
     start = ZERO
     for share in shares:
         where = Within(("level", level), 0, len(share), of_dim(own.size), start)
-        virtual.append(Part(_with_level(row, level, Repeat(share, own.axis)), (where,)))
+        virtual.append(RowPart(_with_level(row, level, Repeat(share, own.axis)), (where,)))
         start += of_dim(share)
     made = _related(divided, virtual, known)
     if isinstance(made, Mismatch):
@@ -89,7 +89,7 @@ def listed(
     return [_one(divided, made)]
 
 
-def split(divided: Divided, axis: Dim | None, known: Known) -> list[Join] | Mismatch:
+def split(divided: Divided, axis: Dim | None, known: GivenSizes) -> list[Join] | Mismatch:
     """The join of a leaf with the leaves that are parts of one of its axes, one after the other.
 
     Args:
@@ -123,7 +123,7 @@ def _one(divided: Divided, several: Iterable[Sequence[Cell]]) -> Join:
 
 
 def _edited(
-    divided: Divided, known: Known, make: Callable[[Divided], list[Join] | Mismatch]
+    divided: Divided, known: GivenSizes, make: Callable[[Divided], list[Join] | Mismatch]
 ) -> list[Join] | Mismatch:
     """The joins of a whole that rules speak of: what they say is done to it as a whole, and then it has its parts."""
     number, row, told = divided.whole.number, divided.whole.row, divided.whole.told
@@ -142,7 +142,10 @@ def _edited(
 
 
 def between_parts(
-    first: Sequence[Numbered], second: Sequence[Numbered], axes: Sequence[Dim | None], known: Known
+    first: Sequence[Numbered],
+    second: Sequence[Numbered],
+    axes: Sequence[Dim | None],
+    known: GivenSizes,
 ) -> list[Join] | Mismatch:
     """The join of leaves that are parts of one whole with others that are parts of it, where no side has it whole.
 
@@ -208,7 +211,7 @@ def _whole(parts: Sequence[Numbered], axis: Dim | None) -> tuple[Row, _Share] | 
 
 
 def _related(
-    divided: Divided, virtual: Sequence[Part], known: Known
+    divided: Divided, virtual: Sequence[RowPart], known: GivenSizes
 ) -> list[tuple[Cell, ...]] | Mismatch:
     """The cells of each part, from what is cut off of the whole."""
     whole = divided.whole
@@ -236,13 +239,13 @@ class _Share:
     terms: list[Dim]
 
 
-def _cut(row: Row, share: _Share) -> list[Part]:
+def _cut(row: Row, share: _Share) -> list[RowPart]:
     """What each part has of a row."""
     dim = row.leaf.dims[share.at]
     first, last = (0, len(dim)) if share.factor is None else (share.factor, share.factor + 1)
     size, start = of_dim(dim[first:last]), ZERO
     names = _term_names(row.leaf, share.at, first, share.terms)
-    found: list[Part] = []
+    found: list[RowPart] = []
     for term, name in zip(share.terms, names, strict=True):
         leaf = row.leaf.with_factors(share.at, first, last, term)
         if row.leaf.names:
@@ -252,7 +255,7 @@ def _cut(row: Row, share: _Share) -> list[Part]:
             axes[share.at] = AxisName(factors, own.label)
             leaf = dataclasses.replace(leaf, names=tuple(axes))
         where = Within(("axis", share.at), first, first + len(term), size, start)
-        found.append(Part(dataclasses.replace(row, leaf=leaf), (where,)))
+        found.append(RowPart(dataclasses.replace(row, leaf=leaf), (where,)))
         start += of_dim(term)
     return found
 
@@ -266,7 +269,7 @@ def _shared(dims: Dims, count: int, wanted: Dim | None) -> Iterator[_Share]:
                 yield _Share(at, number, terms)
 
 
-def _terms(factor: Factor, count: int) -> list[Dim] | None:
+def _terms(factor: DimFactor, count: int) -> list[Dim] | None:
     """What each of ``count`` parts has of a factor, or None where it is not shared among so many."""
     if isinstance(factor, Sum):
         terms = list(factor.terms)

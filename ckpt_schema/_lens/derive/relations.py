@@ -19,7 +19,7 @@ from ckpt_schema._lens.cells import Cell, Constant, Geometry, through
 from ckpt_schema._lens.codecs import Codec, Exact
 from ckpt_schema._lens.derive.axis_names import axes_called, fault, matched, same_axes, sized
 from ckpt_schema._lens.derive.joins import Join
-from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Fill, Told
+from ckpt_schema._lens.derive.leaf_rules import UNTOLD, PaddedAxis, Told
 from ckpt_schema._lens.derive.levels import levels_of
 from ckpt_schema._lens.rules import Factor as Scaling
 from ckpt_schema._lens.rules import Padding, Reset, Reverse
@@ -27,9 +27,18 @@ from ckpt_schema._lens.spellings import Span, Spelling, Token, of_dim
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Known", "Part", "Relation", "Within", "applies", "relate", "undecided", "unpadded"]
+__all__ = [
+    "GivenSizes",
+    "Relation",
+    "RowPart",
+    "Within",
+    "applies",
+    "relate",
+    "undecided",
+    "unpadded",
+]
 
-Known = Mapping[str, Size]
+GivenSizes = Mapping[str, Size]
 """Sizes that are given beforehand."""
 
 
@@ -45,7 +54,7 @@ class Relation:
 
     geometries: tuple[Geometry, ...]
     codec: Codec = ()
-    fills: tuple[tuple[int, Geometry, Fill], ...] = ()
+    fills: tuple[tuple[int, Geometry, PaddedAxis], ...] = ()
 
     def cells(
         self, source: int, view: int, compares: tuple[bool, bool] = (False, False)
@@ -81,11 +90,11 @@ class Within:
     last: int
     size: Size
     start: Size = ZERO
-    fill: Fill | None = None
+    fill: PaddedAxis | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Part:
+class RowPart:
     """Part of a row.
 
     Attributes:
@@ -96,7 +105,7 @@ class Part:
     row: Row
     within: tuple[Within, ...] = ()
 
-    def cut(self, at: int, first: int, last: int, fill: Fill) -> Part:
+    def cut(self, at: int, first: int, last: int, fill: PaddedAxis) -> RowPart:
         """The part that is left where factors of an axis are padded: these become those without padding."""
         dims = self.row.leaf.dims
         axis = dims[at]
@@ -107,7 +116,7 @@ class Part:
         )
         shift = len(fill.small) - (last - first)
         kept = [_shifted(each, ("axis", at), first, shift) for each in self.within]
-        return Part(row, (*kept, own))
+        return RowPart(row, (*kept, own))
 
 
 def _shifted(within: Within, at: tuple[str, int], first: int, shift: int) -> Within:
@@ -128,7 +137,7 @@ def undecided(source: Row, view: Row, found: UndecidedError) -> Mismatch:
 
 
 def relate(
-    source: Row | Part, view: Row | Part, told: Told = UNTOLD, known: Known | None = None
+    source: Row | RowPart, view: Row | RowPart, told: Told = UNTOLD, known: GivenSizes | None = None
 ) -> Relation | Mismatch:
     """Which elements of one row are which of another, or why nobody can say.
 
@@ -138,13 +147,13 @@ def relate(
         told: What rules say of the leaf.
         known: Sizes that are given beforehand, for what no sizes decide.
     """
-    one, other = (each if isinstance(each, Part) else Part(each) for each in (source, view))
+    one, other = (each if isinstance(each, RowPart) else RowPart(each) for each in (source, view))
     if one.row.reshaped or other.row.reshaped:
         return _mirrored(one, other, told, known or {})
     return _related(one, other, told, known or {})
 
 
-def _mirrored(source: Part, view: Part, told: Told, known: Known) -> Relation | Mismatch:
+def _mirrored(source: RowPart, view: RowPart, told: Told, known: GivenSizes) -> Relation | Mismatch:
     """The relation of what an optimizer keeps for a param in a shape of its own: such leaves join only their like."""
     rows = source.row, view.row
     sizes = [sorted(map(dims_.format_dim, row.leaf.dims)) for row in rows]
@@ -162,7 +171,7 @@ def _mirrored(source: Part, view: Part, told: Told, known: Known) -> Relation | 
     return made
 
 
-def _related(source: Part, view: Part, told: Told, known: Known) -> Relation | Mismatch:
+def _related(source: RowPart, view: RowPart, told: Told, known: GivenSizes) -> Relation | Mismatch:
     rows = source.row, view.row
     is_raw = told.raw and rows[0].leaf.is_key != rows[1].leaf.is_key
     said = told.flips or told.fills or told.exponent or told.axes is not None or is_raw
@@ -186,7 +195,7 @@ def _related(source: Part, view: Part, told: Told, known: Known) -> Relation | M
     return Relation(geometries, codec, tuple(fills))
 
 
-def _as_it_is(source: Part, view: Part) -> Relation:
+def _as_it_is(source: RowPart, view: RowPart) -> Relation:
     """That of two rows which differ in their spelling at most."""
     dims = source.row.leaf.dims
     is_key = source.row.leaf.is_key
@@ -205,7 +214,7 @@ def _identity(
     row = Row((), (), Leaf(dims, "float32"), repeats)
     factors = _own(row)
     levels = _numbered(row)
-    spelled = [_spelled(Part(row, each), factors, levels, words)[0] for each in (ours, theirs)]
+    spelled = [_spelled(RowPart(row, each), factors, levels, words)[0] for each in (ours, theirs)]
     return Relation((spellings.between(*spelled, frozenset()),))
 
 
@@ -277,7 +286,7 @@ def _float_bits(dtype: str) -> int | None:
 # --- Padding  ---
 
 
-def _unpadded(source: Part, view: Part, told: Told) -> tuple[Part, Part] | Mismatch:
+def _unpadded(source: RowPart, view: RowPart, told: Told) -> tuple[RowPart, RowPart] | Mismatch:
     """Both rows without what rules say is padding."""
     inner = [source, view]
     for start, end in told.ends:
@@ -295,7 +304,7 @@ def _unpadded(source: Part, view: Part, told: Told) -> tuple[Part, Part] | Misma
 
 def unpadded(row: Row, told: Told) -> Row:
     """A row without what rules say is padding."""
-    part = Part(row)
+    part = RowPart(row)
     for start, _ in told.ends:
         spots = _spots(part.row, start.large)
         if len(spots) == 1:
@@ -328,7 +337,9 @@ def _spots(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
     ]
 
 
-def _padded(inner: Sequence[Part], start: Fill, end: Fill) -> list[tuple[int, Fill]]:
+def _padded(
+    inner: Sequence[RowPart], start: PaddedAxis, end: PaddedAxis
+) -> list[tuple[int, PaddedAxis]]:
     """Which of both rows are cut to the size without padding, and what theirs holds: one; or both, where that differs."""
     large = [
         bool(_spots(part.row, fill.large)) for part, fill in zip(inner, (start, end), strict=True)
@@ -341,7 +352,7 @@ def _padded(inner: Sequence[Part], start: Fill, end: Fill) -> list[tuple[int, Fi
     return [(0, start), (1, end)] if all(large) and start != end else []
 
 
-def _unfilled(source: Row, view: Row, fill: Fill) -> Mismatch | None:
+def _unfilled(source: Row, view: Row, fill: PaddedAxis) -> Mismatch | None:
     """Why a leaf cannot be padded so."""
     sizes = [dims_.size_of(dim, {}) for dim in (fill.small, fill.large)]
     if None not in sizes and (sizes[0] or 0) > (sizes[1] or 0):
@@ -357,7 +368,7 @@ def _unfilled(source: Row, view: Row, fill: Fill) -> Mismatch | None:
     return None
 
 
-def _fills(side: int, part: Part) -> Iterator[tuple[int, Geometry, Fill]]:
+def _fills(side: int, part: RowPart) -> Iterator[tuple[int, Geometry, PaddedAxis]]:
     """What a row has in its padding. Where the padding of two axes meets, it is of what was put on last."""
     padded = [within for within in part.within if within.fill is not None]
     if not padded:
@@ -376,7 +387,7 @@ def _fills(side: int, part: Part) -> Iterator[tuple[int, Geometry, Fill]]:
 
 
 def _geometries(
-    source: Part, view: Part, told: Told, known: Known, is_raw: bool
+    source: RowPart, view: RowPart, told: Told, known: GivenSizes, is_raw: bool
 ) -> tuple[Geometry, ...] | Mismatch:
     """Which elements of two rows are one, both without padding."""
     parts = [source, view]
@@ -412,7 +423,7 @@ def _geometries(
         return undecided(*rows, found)
 
 
-def _without_words(part: Part) -> Part:
+def _without_words(part: RowPart) -> RowPart:
     """A row of raw data as one of keys: each is what stands on the last axis."""
     leaf = part.row.leaf
     inner = Leaf(leaf.dims[:-1], leaf.dtype, leaf.names[:-1])
@@ -420,7 +431,7 @@ def _without_words(part: Part) -> Part:
 
 
 def _flipped(
-    parts: Sequence[Part], factors: Sequence[Sequence[Token]], told: Told
+    parts: Sequence[RowPart], factors: Sequence[Sequence[Token]], told: Told
 ) -> frozenset[Token] | Mismatch:
     """The factors that one side counts from their end."""
     found: set[Token] = set()
@@ -469,7 +480,7 @@ def _which(row: Row, dim: Dim) -> str:
 
 
 def _spelled(
-    part: Part, factors: Sequence[Token], levels: Sequence[Sequence[Token]], words: int
+    part: RowPart, factors: Sequence[Token], levels: Sequence[Sequence[Token]], words: int
 ) -> tuple[Spelling, dict[Within, tuple[int, int]]]:
     """How a row keeps its factors, and which span what is within more elements is.
 
@@ -527,7 +538,7 @@ def _by_blocks(
     spelled: Sequence[Spelling],
     blocks: tuple[list[Token], list[Token]],
     flipped: frozenset[Token],
-    known: Known,
+    known: GivenSizes,
 ) -> tuple[Geometry, ...]:
     """The geometries of two rows with other blocks: both are held against an array that counts through all of them.
 

@@ -501,7 +501,7 @@ def _dtype(name: str) -> Any:
 
 def _unbound(row: Row, sizes: Mapping[str, int], needed: Sequence[str] = ()) -> Mismatch:
     unknown = [*needed] or sorted(
-        dims_.names((*row.leaf.dims, *(r.size for r in row.repeats))) - sizes.keys()
+        dims_.dim_names((*row.leaf.dims, *(r.size for r in row.repeats))) - sizes.keys()
     )
     several = (
         "; of the factors or terms of one axis, one follows from the others"

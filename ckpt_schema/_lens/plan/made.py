@@ -15,7 +15,7 @@ from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.leaves import Fill, Made
 from ckpt_schema._lens.arrays.shardings import on_devices
 from ckpt_schema._trees import defaults
-from ckpt_schema._trees.defaults import Spot
+from ckpt_schema._trees.defaults import Receiver
 
 __all__ = ["anew", "default"]
 
@@ -24,7 +24,7 @@ def default(
     how: Made,
     dtype: str,
     shape: tuple[int, ...],
-    spot: Spot,
+    spot: Receiver,
     like: Any,
     mesh: Mesh | None,
     *,

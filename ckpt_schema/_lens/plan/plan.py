@@ -20,12 +20,12 @@ from ckpt_schema._layouts.pytrees import TreeDef
 from ckpt_schema._lens.arrays import checks, equals, execution, shardings
 from ckpt_schema._lens.arrays.blocks import Task
 from ckpt_schema._lens.arrays.checks import narrowed
-from ckpt_schema._lens.arrays.differences import difference
+from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema._lens.arrays.donation import Donation
 from ckpt_schema._lens.plan import made
 from ckpt_schema._lens.plan.outline import Outline, outline
 from ckpt_schema._trees.containers import Tree
-from ckpt_schema._trees.defaults import Spot, make_default
+from ckpt_schema._trees.defaults import Receiver, make_default
 from ckpt_schema.errors import ConformanceError, Mismatch
 
 __all__ = [
@@ -171,7 +171,7 @@ class Make:
     default: Made
     dtype: str
     shape: tuple[int, ...]
-    spot: Spot
+    spot: Receiver
     like: int | None
     abstract: bool
 
@@ -319,14 +319,14 @@ class Plan:
 
     def _verify(self, pool: Sequence[Any], kept: Sequence[Any]) -> None:
         """Raises unless every value survives."""
-        given: list[checks.Given] = []
+        given: list[checks.LeafTask] = []
         for job in self.jobs:
             likes = [None if at is None else kept[at] for at in job.likes]
             inputs = [
                 leaves.materialized(pool[i], kind.dtype)
                 for i, kind in zip(job.inputs, job.task.inputs, strict=True)
             ]
-            given.append(checks.Given(job.task, inputs, likes, job.paths))
+            given.append(checks.LeafTask(job.task, inputs, likes, job.paths))
         checks.verify(given)
 
     def _make(self, pool: list[Any], kept: Sequence[Any]) -> None:

@@ -27,7 +27,7 @@ from ckpt_schema.orbax._agreement import raised_by_all
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
 from ckpt_schema.orbax._sides import verify_names
 
-__all__ = ["Orders", "Private", "find", "load_private", "private_leaves", "verify_private"]
+__all__ = ["Orders", "PrivateLeaves", "find", "load_private", "private_leaves", "verify_private"]
 
 Orders = Mapping[int, tuple[KeyPath, Any]]
 """For leaves of a target, by position: the key path of the private leaf on disk, and as what it is to be read."""
@@ -91,7 +91,7 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
     """
     with raised_by_all():
         verify_names(aux=aux)
-        found = find(metadata.read(path), aux)
+        found = find(metadata.read_metadata(path), aux)
         if found is None:
             fault = Mismatch(
                 str(path),
@@ -112,7 +112,7 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Private:
+class PrivateLeaves:
     """Private leaves in a checkpoint.
 
     Attributes:
@@ -203,14 +203,14 @@ class Private:
 _HINT = "the model has changed since; restore with aux=None, and they are made anew"
 
 
-def find(disk: DiskTree, aux: str | None) -> Private | None:
+def find(disk: DiskTree, aux: str | None) -> PrivateLeaves | None:
     """The private leaves beside the state, or inside of it; None where there are none, or ``aux`` is None."""
     if aux is None:
         return None
     inside = disk.at((aux,))
     if inside is not None:
-        return Private(disk, (aux,), inside)
+        return PrivateLeaves(disk, (aux,), inside)
     if aux in disk.beside:
-        other = metadata.read(disk.path, aux)
-        return Private(other, (), other.tree)
+        other = metadata.read_metadata(disk.path, aux)
+        return PrivateLeaves(other, (), other.tree)
     return None
