@@ -252,7 +252,7 @@ def outlined(pattern: Pattern) -> tuple[str, ...]:
     """``pattern`` with every number and index symbol replaced by ``#``: what can spell one key path has one outline.
 
     Example:
-        >>> outlined(parse_pattern("layers_{i}/0")) == outline(parse_pattern("layers_12/{i}")) == ("layers_#", "#")
+        >>> outlined(parse_pattern("layers_{i}/0")) == outlined(parse_pattern("layers_12/{i}")) == ("layers_#", "#")
         True
     """
     return tuple(
