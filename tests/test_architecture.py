@@ -14,7 +14,7 @@ ROOT = Path(ckpt_schema.__file__).parent
 PACKAGE = ROOT.name
 MAX_LINES = 560
 ORDER = """
-    _messages _messages.text _messages.faults errors
+    _compat _messages _messages.text _messages.faults errors
     _layouts _layouts.paths _layouts.sizes _layouts.dims _layouts.leaves _layouts.pytrees _layouts.table _layouts.fields
     _layouts.schema
     _frameworks _frameworks.boxes _frameworks.tracing _frameworks.optimizer linen _frameworks.variables nnx
@@ -90,6 +90,27 @@ def faults(module: str, source: str) -> Iterator[str]:
             yield f"{module} imports {name}, which does not stand above it"
         if library in PLACES and module.partition(".")[0] not in PLACES[library]:
             yield f"{module} imports {library}, whose place is {sorted(PLACES[library])}"
+
+
+UNSTABLE = ("jax.core", "jax.experimental", "jax.extend", "jax.interpreters")
+
+
+def unstable(source: str) -> list[str]:
+    """What a module imports of other packages' private or unstable parts."""
+    found = imports(ast.parse(source))
+    return [
+        name for name in found if name.startswith(UNSTABLE) or "._" in name.split("ckpt_schema")[0]
+    ]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"_compat"}))
+def test_unstable_names_of_other_packages_stand_in_one_module(module: str) -> None:
+    assert unstable(MODULES[module].read_text()) == []
+
+
+def test_the_check_of_unstable_names_can_fail() -> None:
+    assert unstable("from jax.experimental import io_callback") == ["jax.experimental"]
+    assert unstable("from orbax.checkpoint._src import x") == ["orbax.checkpoint._src"]
 
 
 def test_every_module_has_one_place_in_the_order() -> None:

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend import core
 
+from ckpt_schema._compat import ClosedJaxpr, Literal, jaxpr_as_fun
 from ckpt_schema._frameworks.optimizer import Start
 from ckpt_schema._frameworks.tracing import nested
 from ckpt_schema._layouts import dims as dims_
@@ -191,7 +191,7 @@ class _Bench:
     params: tuple[Slot, ...]
     shapes: tuple[jax.ShapeDtypeStruct, ...]
     init: Callable[[Sequence[Any]], _State]
-    program: core.ClosedJaxpr
+    program: ClosedJaxpr
     rows: tuple[int | None, ...]
 
     def found(self, row: Row) -> Degree | NoDegree:
@@ -367,12 +367,12 @@ class _Step:
         kept = set(leaves)
         while True:
             ends = [program.outvars[i] for i in sorted(kept)]
-            needed = {end for end in ends if not isinstance(end, core.Literal)}
+            needed = {end for end in ends if not isinstance(end, Literal)}
             equations: list[Any] = []
             for equation in reversed(program.eqns):
                 if not needed.isdisjoint(equation.outvars):
                     equations.append(equation)
-                    needed |= {x for x in equation.invars if not isinstance(x, core.Literal)}
+                    needed |= {x for x in equation.invars if not isinstance(x, Literal)}
             used = sorted(place[x] for x in needed if x in place)
             before = {at - start for at in used if start <= at < start + len(bench.rows)}
             if before <= kept:
@@ -380,7 +380,7 @@ class _Step:
             kept |= before
         inputs = [program.invars[at] for at in used]
         part = program.replace(invars=inputs, outvars=ends, eqns=equations[::-1])
-        run = core.jaxpr_as_fun(core.ClosedJaxpr(part, bench.program.consts))
+        run = jaxpr_as_fun(ClosedJaxpr(part, bench.program.consts))
         return cls(tuple(sorted(kept)), tuple(used), jax.jit(run))
 
     def after(self, gradients: Sequence[Any], state: _State, values: Sequence[Any]) -> _State:

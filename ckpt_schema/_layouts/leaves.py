@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
-from jax.core import Tracer
 
+from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import AxisName, Dim, Dims
 from ckpt_schema._messages.text import shown

@@ -14,9 +14,9 @@ from typing import Any
 import chex
 import jax
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding
 
+from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.paths import Key, KeyPath
 from ckpt_schema._layouts.pytrees import children

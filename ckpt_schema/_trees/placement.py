@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ckpt_schema._compat import Tracer, process_allgather
 from ckpt_schema._trees.jitted import Program
 
 __all__ = ["as_bits", "describe_shardings", "gathered", "in_memory", "near", "octets", "placed"]
@@ -54,7 +53,7 @@ def gathered(value: Any) -> np.ndarray[Any, Any]:
         and not value.is_fully_addressable
         and not value.is_fully_replicated
     ):
-        return multihost_utils.process_allgather(as_bits(value), tiled=True).view(value.dtype)
+        return process_allgather(as_bits(value), tiled=True).view(value.dtype)
     return np.asarray(value)
 
 

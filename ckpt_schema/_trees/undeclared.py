@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any
 
-from jax.core import Tracer
-
+from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._trees.containers import FlatTree, flatten

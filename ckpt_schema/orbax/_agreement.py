@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from ckpt_schema import errors
+from ckpt_schema._compat import process_allgather
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 
 __all__ = ["agree", "raised_by_all", "told_by_first"]
@@ -85,7 +85,7 @@ def _exchanged(message: bytes) -> list[bytes]:
 
 def _gathered(value: Any) -> np.ndarray[Any, Any]:
     try:
-        return np.asarray(multihost_utils.process_allgather(value))
+        return np.asarray(process_allgather(value))
     except jax.errors.JaxRuntimeError as error:
         hint = "its own log says why"
         fault = Mismatch(

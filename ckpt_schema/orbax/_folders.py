@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from etils import epath
 
+from ckpt_schema._compat import CHECKPOINT_FILE, OLD_PYTREE_FILE, PYTREE_FILE
 from ckpt_schema._layouts import paths
 from ckpt_schema._messages.text import counted
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
@@ -16,9 +17,6 @@ from ckpt_schema.orbax._places import UNFINISHED, misread
 
 __all__ = ["Item", "aggregated", "find_item", "refusal"]
 
-_CHECKPOINT = "_CHECKPOINT_METADATA"  # Orbax's file in a checkpoint
-_ITEM = "_METADATA"  # and in each pytree of it
-_OLD_ITEM = "checkpoint"  # what releases until 0.3.5 wrote instead, in msgpack
 _PYTREES = ("PyTree", "StandardCheckpoint")  # in the names of the handlers of pytrees
 _EMPTY = ("None", "Dict", "List", "Tuple", "NamedTuple")  # value types without an array
 
@@ -62,13 +60,15 @@ def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
     if UNFINISHED in place.name or not place.is_dir():
         raise _other(place, [])
     children = sorted((child.name for child in place.iterdir()), key=paths.natural)
-    steps = [name for name in children if (place / name / _CHECKPOINT).exists()]
-    every = [name for name in children if (place / name / _ITEM).exists()]
+    steps = [name for name in children if (place / name / CHECKPOINT_FILE).exists()]
+    every = [name for name in children if (place / name / PYTREE_FILE).exists()]
     finished = frozenset(name for name in every if UNFINISHED not in name)
-    flat = _ITEM in children and not (place.parent / _CHECKPOINT).exists()
-    if (steps and _CHECKPOINT not in children) or not (flat or every or _CHECKPOINT in children):
+    flat = PYTREE_FILE in children and not (place.parent / CHECKPOINT_FILE).exists()
+    if (steps and CHECKPOINT_FILE not in children) or not (
+        flat or every or CHECKPOINT_FILE in children
+    ):
         raise _other(place, steps)
-    listed = _listed(place) if _CHECKPOINT in children else {}
+    listed = _listed(place) if CHECKPOINT_FILE in children else {}
     _verify_whole(place, children, listed, wanted, aux, finished)
     items = [name for name in every if name in finished - {aux or ""}] or [*finished]
     if wanted in finished:
@@ -87,13 +87,13 @@ def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
 def _listed(place: epath.Path) -> Mapping[str, str]:
     """The items that a checkpoint says it has, each with the name of what wrote it."""
     try:
-        told: Any = json.loads((place / _CHECKPOINT).read_text())
+        told: Any = json.loads((place / CHECKPOINT_FILE).read_text())
         handlers: Any = told.get("item_handlers") if isinstance(told, dict) else None
         if not isinstance(told, dict):
             raise ValueError("not a dict")
     except (ValueError, OSError) as error:
-        notes = [f"{_CHECKPOINT}: {error}"]
-        hint = f"{_CHECKPOINT} is damaged; take another copy"
+        notes = [f"{CHECKPOINT_FILE}: {error}"]
+        hint = f"{CHECKPOINT_FILE} is damaged; take another copy"
         raise refusal(place, "a checkpoint that cannot be read", hint, notes) from error
     if not isinstance(handlers, dict):
         return {}  # of one pytree without a name
@@ -133,13 +133,13 @@ def _verify_whole(
 
 def _is_there(item: epath.Path, handler: str) -> bool:
     if any(word in handler for word in _PYTREES):
-        return (item / _ITEM).exists() or (item / _OLD_ITEM).exists()
+        return (item / PYTREE_FILE).exists() or (item / OLD_PYTREE_FILE).exists()
     return item.is_dir() and any(item.iterdir())
 
 
 def aggregated(item: epath.Path) -> bool:
     """Whether some leaves are in one file with others, as Orbax 0.4 and 0.5 wrote them when asked."""
-    told: Any = json.loads((item / _ITEM).read_text())
+    told: Any = json.loads((item / PYTREE_FILE).read_text())
     values = [entry["value_metadata"] for entry in told["tree_metadata"].values()]
     return any(v.get("skip_deserialize") and v.get("value_type") not in _EMPTY for v in values)
 
@@ -160,8 +160,8 @@ def _other(place: epath.Path, steps: list[str]) -> CheckpointMismatchError:
         latest = ", ".join(str(place / name) for name in steps[-3:])
         found = f"a directory of {counted(len(steps), 'checkpoint')}"
         return refusal(place, found, f"pass one of them: {latest}")
-    if (place.parent / _CHECKPOINT).exists():
-        named = f" with item={place.name!r}" if (place / _ITEM).exists() else ""
+    if (place.parent / CHECKPOINT_FILE).exists():
+        named = f" with item={place.name!r}" if (place / PYTREE_FILE).exists() else ""
         return refusal(place, "a part of a checkpoint", f"pass {place.parent}{named}")
     return refusal(place, *_folder(place))
 
@@ -171,7 +171,7 @@ def _near(place: epath.Path) -> str:
     above = place.parent
     if not above.is_dir():
         return "check the path"
-    steps = [child.name for child in above.iterdir() if (child / _CHECKPOINT).exists()]
+    steps = [child.name for child in above.iterdir() if (child / CHECKPOINT_FILE).exists()]
     if not steps:
         return "check the path"
     steps.sort(key=paths.natural)
@@ -212,7 +212,7 @@ def _folder(place: epath.Path) -> tuple[str, str]:
     if not children:
         return "an empty directory", "check the path"
     holders = [place, *(child for child in children if child.is_dir())]
-    old = [holder for holder in holders if _is_msgpack(_starts(holder / _OLD_ITEM))]
+    old = [holder for holder in holders if _is_msgpack(_starts(holder / OLD_PYTREE_FILE))]
     packed = [child for child in children if _is_msgpack(_starts(child))]
     if old and (old[0] == place or not packed):
         reader = f"orbax.checkpoint.PyTreeCheckpointer().restore({str(old[0])!r})"
@@ -227,7 +227,7 @@ def _folder(place: epath.Path) -> tuple[str, str]:
         found = f"a directory of {counted(len(steps), 'step')} of an old CheckpointManager"
         return found, f"{reader} reads it, with ocp.args.PyTreeRestore(); {_BY_LENS}"
     if any((holder / "manifest.ocdbt").exists() for holder in holders):
-        return f"arrays without the {_ITEM} that tells their tree", "a copy may be incomplete"
+        return f"arrays without the {PYTREE_FILE} that tells their tree", "a copy may be incomplete"
     return (
         "a directory without a pytree that Orbax wrote",
         "check the path; a copy may be incomplete",
@@ -237,7 +237,7 @@ def _folder(place: epath.Path) -> tuple[str, str]:
 def _holds_items(step: epath.Path) -> bool:
     """Whether a directory is a step of a manager of releases that wrote no `_CHECKPOINT_METADATA`."""
     return any(
-        (item / _ITEM).exists() or _is_msgpack(_starts(item / _OLD_ITEM))
+        (item / PYTREE_FILE).exists() or _is_msgpack(_starts(item / OLD_PYTREE_FILE))
         for item in step.iterdir()
         if item.is_dir()
     )

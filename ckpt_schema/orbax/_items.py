@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
+from ckpt_schema._compat import Tracer
 from ckpt_schema._frameworks import boxes, variables
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.table import Layout

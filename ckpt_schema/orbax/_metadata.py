@@ -14,6 +14,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from ckpt_schema._compat import ARRAY_METADATA_FILES
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.pytrees import key_paths
@@ -176,7 +177,7 @@ def _written(item: epath.Path) -> Mapping[str, str | None]:
     keeps it in. Where there is none, keys read as raw data, which conforms to no key.
     """
     impls: dict[str, str | None] = {}
-    folder = item / "array_metadatas"  # `glob` would take the whole path for a pattern
+    folder = item / ARRAY_METADATA_FILES  # `glob` would take the whole path for a pattern
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for file in files:
         for entry in json.loads(file.read_text())["array_metadatas"]:

@@ -22,6 +22,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from ckpt_schema._compat import CHECKPOINT_FILE, COMMIT_FILE, PYTREE_FILE
 from ckpt_schema.errors import (
     CheckpointExistsError,
     CheckpointWriteError,
@@ -54,9 +55,9 @@ _UNREAD = {"\\": "TensorStore takes it for a separator"} | dict.fromkeys(
 )  # what a path may hold, and Orbax does not find again
 _RESERVED = (
     "metrics",
-    "_CHECKPOINT_METADATA",
-    "_METADATA",
-    "commit_success.txt",
+    CHECKPOINT_FILE,
+    PYTREE_FILE,
+    COMMIT_FILE,
     "orbax.checkpoint",
 )
 _SWEEPS, _QUIET = 40, 5  # at most, and in a row without a find: two seconds, a quarter of one

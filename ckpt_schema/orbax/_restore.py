@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from ckpt_schema._compat import Tracer
 from ckpt_schema._frameworks import variables
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.leaves import ConstantKey, Init, Leaf

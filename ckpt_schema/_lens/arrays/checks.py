@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
+from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
 from ckpt_schema._lens.arrays import conversions, execution
 from ckpt_schema._lens.arrays.blocks import Block, Check, Copy, Step, Task, all_of

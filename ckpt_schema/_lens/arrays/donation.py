@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
+
+from ckpt_schema._compat import Tracer
 
 __all__ = ["Donation"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jax.core import Tracer
-
+from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
 from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema.errors import ConformanceError, Mismatch

@@ -1,0 +1,87 @@
+"""What `ckpt_schema._compat` takes from other packages is there, and does what the package relies on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from ckpt_schema import _compat
+
+ITEM = "state"
+"""What `save` of Orbax v1 calls its one pytree."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compat") / "0"
+    ocp.save(path, {"sub": {"key": jax.random.key(0, impl="rbg"), "w": jnp.ones(2)}})
+    return path
+
+
+def test_each_name_has_a_test() -> None:
+    assert sorted(TESTED) == sorted(_compat.__all__)
+
+
+def test_a_tracer_is_what_a_traced_function_sees() -> None:
+    seen: list[bool] = []
+    jax.jit(lambda x: seen.append(isinstance(x, _compat.Tracer)) or x)(jnp.ones(2))
+    assert seen == [True]
+    assert not isinstance(jnp.ones(2), _compat.Tracer)
+
+
+def test_one_process_gathers_what_it_has() -> None:
+    found = _compat.process_allgather(np.arange(3))
+    assert np.asarray(found).reshape(-1).tolist() == [0, 1, 2]
+
+
+def test_part_of_a_program_is_run_by_itself() -> None:
+    program = jax.make_jaxpr(lambda x, y: (x + 1.0, y * 2.0))(1.0, 3.0)
+    first = program.jaxpr.eqns[0]
+    assert isinstance(first.invars[1], _compat.Literal)
+    assert not isinstance(first.invars[0], _compat.Literal)
+    part = program.jaxpr.replace(
+        invars=program.jaxpr.invars[:1],
+        outvars=program.jaxpr.outvars[:1],
+        eqns=[first],
+    )
+    closed = _compat.ClosedJaxpr(part, program.consts)
+    assert _compat.jaxpr_as_fun(closed)(1.0) == [2.0]
+
+
+def test_orbax_writes_its_files_under_these_names(checkpoint: Path) -> None:
+    assert (checkpoint / _compat.CHECKPOINT_FILE).is_file()
+    told = json.loads((checkpoint / ITEM / _compat.PYTREE_FILE).read_text())
+    assert set(told["tree_metadata"]) == {"('sub', 'key')", "('sub', 'w')"}
+    assert _compat.OLD_PYTREE_FILE not in {file.name for file in (checkpoint / ITEM).iterdir()}
+    [file] = (checkpoint / ITEM / _compat.ARRAY_METADATA_FILES).iterdir()
+    named = {
+        entry["array_metadata"]["param_name"]: entry["array_metadata"]["ext_metadata"]
+        for entry in json.loads(file.read_text())["array_metadatas"]
+    }
+    assert named["sub.key"]["random_key_impl"] == "rbg"
+
+
+def test_orbax_knows_a_remote_checkpoint_by_this_file() -> None:
+    from orbax.checkpoint._src.path import atomicity
+
+    assert atomicity.COMMIT_SUCCESS_FILE == _compat.COMMIT_FILE
+
+
+TESTED = {
+    "Tracer": test_a_tracer_is_what_a_traced_function_sees,
+    "process_allgather": test_one_process_gathers_what_it_has,
+    **dict.fromkeys(
+        ("ClosedJaxpr", "Literal", "jaxpr_as_fun"), test_part_of_a_program_is_run_by_itself
+    ),
+    **dict.fromkeys(
+        ("CHECKPOINT_FILE", "PYTREE_FILE", "OLD_PYTREE_FILE", "ARRAY_METADATA_FILES"),
+        test_orbax_writes_its_files_under_these_names,
+    ),
+    "COMMIT_FILE": test_orbax_knows_a_remote_checkpoint_by_this_file,
+}
