@@ -15,8 +15,8 @@ PACKAGE = ROOT.name
 MAX_LINES = 560
 ORDER = """
     _compat _messages _messages.text _messages.faults errors
-    _layouts _layouts.paths _layouts.sizes _layouts.dims _layouts.leaves _layouts.pytrees _layouts.table _layouts.fields
-    _layouts.schema
+    _layouts _layouts.paths _layouts.overlaps _layouts.sizes _layouts.dims _layouts.leaves _layouts.pytrees _layouts.table
+    _layouts.fields _layouts.schema
     _frameworks _frameworks.boxes _frameworks.tracing _frameworks.optimizer linen _frameworks.variables nnx
     _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _trees.defaults
     _trees.containers _trees.undeclared _trees.slots _frameworks.degrees _trees.chains _trees.conformance

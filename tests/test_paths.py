@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckpt_schema as cs
-from ckpt_schema._layouts import paths
+from ckpt_schema._layouts import overlaps, paths
 from ckpt_schema._layouts.paths import Index
 
 
@@ -39,7 +39,7 @@ def test_symbols_coincide_where_they_spell_one_key(left: Drawn, right: Drawn) ->
     spelled = [
         {s.key(i) for i in range(count or 40)} for s, (_, _, count) in ((one, left), (other, right))
     ]
-    assert paths.may_coincide(one, other, (left[2], right[2])) == bool(spelled[0] & spelled[1])
+    assert overlaps.may_coincide(one, other, (left[2], right[2])) == bool(spelled[0] & spelled[1])
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,11 @@ def test_symbols_coincide_where_they_spell_one_key(left: Drawn, right: Drawn) ->
         "layers_{0*i}",
         "layers_{i-1}",
         "layers_{i:2}",
-        "layers_{i}_{j}",
+        "layers_{i}{j}",
+        "layers_{i}0_{j}",
+        "'a",
+        "a'",
+        "'a'b",
         "layers/{i:02}",
         "{",
     ],
@@ -65,3 +69,46 @@ def test_a_pattern_that_spells_no_key_is_an_error(key: str) -> None:
 )
 def test_a_pattern_is_written_as_it_is_read(key: str) -> None:
     assert paths.format_path(paths.parse_pattern(key)) == key
+
+
+KEYS = st.one_of(
+    st.integers(-(10**18), 10**18),
+    st.text(max_size=6),
+    st.text("/'\"{}[]*.i0-", max_size=6),
+    st.from_regex(r"-?[0-9]{1,3}", fullmatch=True),
+)
+
+
+@given(st.lists(KEYS, min_size=1, max_size=4))
+def test_6_any_key_is_written_and_read_as_itself(keys: list[str | int]) -> None:
+    """Of all of Unicode; a number and a string of its digits are two keys."""
+    path = tuple(keys)
+    written = paths.format_path(path)
+    assert paths.parse_pattern(written) == path
+    assert [type(key) for key in paths.parse_pattern(written)] == [type(key) for key in path]
+    logical = tuple(map(paths.named, path))
+    assert paths.parse_path("/".join(logical)) == logical
+    assert [paths.unquoted(segment) for segment in logical] == [str(key) for key in path]
+
+
+SEPARATORS = st.text("./_'{", min_size=1, max_size=2)
+NUMBERED = st.builds(Index, first=st.integers(0, 3), step=st.integers(1, 3), width=st.just(0))
+
+
+@given(st.lists(KEYS | NUMBERED, min_size=1, max_size=5), SEPARATORS, st.data())
+def test_6_several_symbols_in_one_key(
+    segments: list[str | int | Index], separator: str, data: st.DataObject
+) -> None:
+    """What is joined reads back, and spells the keys that its segments spell."""
+    pattern = tuple(segments)
+    one = paths.joined(pattern, separator)
+    assert paths.parse_pattern(paths.format_path((one,))) == (one,)
+    count = paths.symbols(pattern)
+    indices = data.draw(st.tuples(*[st.integers(0, 30)] * count))
+    key = separator.join(str(part) for part in paths.fill(pattern, indices))
+    assert paths.fill((one,), indices) == (key,)
+    if isinstance(one, Index):
+        assert one.indices(key) == indices
+        assert overlaps.coincide((one,), (key,), ([31] * count, []))
+        assert not overlaps.coincide((one,), (key,), ([0] * count, []))
+        assert overlaps.outlined((one,)) == overlaps.outlined((key,))

@@ -20,7 +20,7 @@ from ckpt_schema._frameworks.tracing import Box, StatePlace, Trace, nested, trac
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import EITHER, AxisName, Dim, Dims
 from ckpt_schema._layouts.leaves import Init, Leaf
-from ckpt_schema._layouts.paths import Index, KeyPath, LogicalPath
+from ckpt_schema._layouts.paths import KeyPath, LogicalPath, named, symbols
 from ckpt_schema._layouts.table import Node, Part, Repeat, Row, holders, is_part
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -49,12 +49,12 @@ class OptimizerLeaf:
 
     def row(self, head: KeyPath, kind: Any) -> Row:
         """Its row in a layout that keeps the optimizer state at ``head``."""
-        start, tail = tuple(map(str, self.place.prefix)), self.place.tail
+        start, tail = tuple(map(named, self.place.prefix)), self.place.tail
         key = (*head, *self.place.prefix, *(self.place.param or ()), *tail)
         if self.param is None:
-            return Row(("opt_state", *start, *map(str, tail)), key, self.leaf, kind=kind)
+            return Row(("opt_state", *start, *map(named, tail)), key, self.leaf, kind=kind)
         default = None if self.param.default is None else Init()  # what a new param brings with it
-        path = ("opt_state", *start, *_path(self.param, self.repeats), *map(str, tail))
+        path = ("opt_state", *start, *_path(self.param, self.repeats), *map(named, tail))
         inside = len(tail) if self.boxed else 0
         return Row(
             path,
@@ -96,7 +96,7 @@ class OptimizerState:
     def parts(self) -> tuple[Part, ...]:
         """What each transformation of the chain keeps, by its logical path."""
         own = [n for n in self.nodes if n not in self.inner and is_part(n.type)]
-        return tuple(Part(("opt_state", *map(str, n.key)), n.type) for n in own)
+        return tuple(Part(("opt_state", *map(named, n.key)), n.type) for n in own)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -362,11 +362,11 @@ class _Typing:
 
     def _counts(self, place: StatePlace) -> tuple[Dim, ...]:
         """The sizes of the lists on the way to a place."""
-        symbols = sum(isinstance(s, Index) for s in place.param or ())
+        count = symbols(place.param or ())
         length = len(place.param or ())
         return (
-            next(r.unrolled[:symbols] for r in self.params if r.key[:length] == place.param)
-            if symbols
+            next(r.unrolled[:count] for r in self.params if r.key[:length] == place.param)
+            if count
             else ()
         )
 

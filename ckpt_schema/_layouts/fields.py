@@ -132,8 +132,8 @@ def series(*members: str, name: str | None = None) -> Any:
     if faults:
         raise SchemaError("series(...) is not well formed", faults)
     return Series(
-        () if name is None else tuple(name.split("/")),
-        tuple(tuple(path.split("/")) for path in members),
+        () if name is None else paths.parse_path(name),
+        tuple(paths.parse_path(path) for path in members),
     )
 
 
@@ -189,7 +189,7 @@ def verify_field(name: str, spec: Field, *, many: bool) -> None:
     for argument, expected, found in wrong_types(spec):
         raise declaration(name, f"{expected} as {argument}=", found, "see ckpt_schema.field")
     pattern = () if spec.key is None else paths.parse_pattern(spec.key)
-    symbols = int(many) if spec.key is None else sum(isinstance(s, paths.Index) for s in pattern)
+    symbols = int(many) if spec.key is None else paths.symbols(pattern)
     if many and spec.length is None:
         raise declaration(name, "length= on a list", "none", 'write field(length="depth")')
     if not many and spec.length is not None:

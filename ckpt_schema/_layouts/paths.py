@@ -1,17 +1,21 @@
 """Key paths, key patterns and logical paths.
 
-A *key path* is how one layout spells a leaf: ``("model", "layers", 0, "scale")``, written ``model/layers/0/scale``; a string
-key that looks like a number is written in quotes, ``'0'``. A *pattern* is a key path in which a segment may hold an index
-symbol: ``layers/{i}`` (int keys), ``layers_{i}`` (string keys), ``layers/'{i}'`` (string keys that look like numbers). The
+A *key path* is how one layout spells a leaf: ``("model", "layers", 0, "scale")``, written ``model/layers/0/scale``. A string
+key that looks like a number, is empty, or holds a slash, a quote, a brace, a bracket or a star is written in quotes, ``'0'``
+or ``'mlp/~/linear_0'``; a quote inside is written twice, and so is a brace.
+A *pattern* is a key path in which a segment may hold index
+symbols: ``layers/{i}`` (int keys), ``layers_{i}`` (string keys), ``layers/'{i}'`` (string keys that look like numbers),
+``layers.{i}.experts.{j}`` (one key with two of them). The
 numbers may start elsewhere, skip some, and be padded with zeros: ``{i+1}``, ``{2*i+1}``, ``{i:02}``.
-A *logical path* is the chain of attribute names, in which a repeated node is written ``layers[]``.
+A *logical path* is the chain of attribute names, in which a repeated node is written ``layers[]``. Its segments are kept
+as they are written, in quotes where that is needed: what is joined by slashes can be read back.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -26,10 +30,14 @@ __all__ = [
     "fill",
     "format_path",
     "int_key",
-    "may_coincide",
+    "joined",
+    "named",
     "natural",
-    "outlined",
+    "parse_path",
     "parse_pattern",
+    "parts_of_key",
+    "symbols",
+    "unquoted",
 ]
 
 Key = str | int
@@ -43,15 +51,16 @@ _SYMBOL = re.compile(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Index:
-    """A segment that stands for one key per index of a repeated node.
+    """A segment that stands for one key per index of a repeated node, or per tuple of indices of several.
 
     Attributes:
         prefix: What stands before the number, ``"layers_"``; empty for a bare number.
-        suffix: What stands after it.
+        suffix: What stands after it; empty where another symbol follows.
         text: Whether the key is a string; a bare number may be an int key (``nnx.List``) or a string key.
         first: The number of the first key.
         step: How far the numbers of two keys in turn are apart.
         width: To how many digits numbers are padded with zeros; 0 where they are not.
+        then: The next symbol of the same key, whose prefix begins with no digit.
     """
 
     prefix: str = ""
@@ -60,30 +69,52 @@ class Index:
     first: int = 0
     step: int = 1
     width: int = 0
+    then: Index | None = None
 
-    def key(self, index: int) -> Key:
-        """The key of one index.
+    @property
+    def count(self) -> int:
+        """How many symbols there are."""
+        return 1 if self.then is None else 1 + self.then.count
+
+    def key(self, *indices: int) -> Key:
+        """The key of one index for each symbol.
 
         Example:
             >>> Index("layers_", text=True).key(3), Index().key(3), Index("block", text=True, first=1, width=2).key(3)
             ('layers_3', 3, 'block04')
         """
-        number = self.first + self.step * index
-        return f"{self.prefix}{number:0{self.width}}{self.suffix}" if self.text else number
+        number = self.first + self.step * indices[0]
+        if not self.text:
+            return number
+        rest = "" if self.then is None else self.then.key(*indices[1:])
+        return f"{self.prefix}{number:0{self.width}}{self.suffix}{rest}"
 
     def index(self, key: Key) -> int | None:
-        """The index that ``key`` spells, or None when it is no key of this segment; without a width, ``01`` spells none."""
+        """The index that ``key`` spells where there is one symbol, or None."""
+        found = self.indices(key)
+        return found[0] if found is not None and len(found) == 1 else None
+
+    def indices(self, key: Key) -> tuple[int, ...] | None:
+        """The indices that ``key`` spells, or None when it is no key of this segment; without a width, ``01`` spells none."""
         if isinstance(key, int):
-            return None if self.text or isinstance(key, bool) else self._counted(key)
+            whole = None if self.text or isinstance(key, bool) else self._counted(key)
+            return None if whole is None else (whole,)
         if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             return None  # a dict may have keys of any kind
         if not self.text or not key.startswith(self.prefix) or not key.endswith(self.suffix):
             return None
-        digits = key[len(self.prefix) : len(key) - len(self.suffix)]
+        rest: tuple[int, ...] | None = ()
+        end = len(key) - len(self.suffix)
+        if self.then is not None:
+            digits = _DIGITS.match(key, len(self.prefix))
+            end = len(self.prefix) if digits is None else digits.end()
+            rest = self.then.indices(key[end:])
+        digits = key[len(self.prefix) : end]
         number = int_key(digits.lstrip("0") or digits[:1])
-        if number is None or f"{number:0{self.width}}" != digits:
+        if rest is None or number is None or f"{number:0{self.width}}" != digits:
             return None
-        return self._counted(number)
+        index = self._counted(number)
+        return None if index is None else (index, *rest)
 
     def _counted(self, number: int) -> int | None:
         index, rest = divmod(number - self.first, self.step)
@@ -102,96 +133,247 @@ class Index:
 
     def __str__(self) -> str:
         """The segment as it is written in a pattern."""
-        step, first = (
-            f"{self.step}*" if self.step != 1 else "",
-            f"+{self.first}" if self.first else "",
+        parts: list[str | Index] = [*parts_of_key(self)]
+        bare = len(parts) == 1
+        texts = [part for part in parts if isinstance(part, str)]
+        names = iter("ijklmn" if self.count <= len("ijklmn") else (f"i{n}" for n in range(99)))
+        body = "".join(
+            _escaped(part) if isinstance(part, str) else part._symbol(next(names)) for part in parts
         )
-        body = (
-            f"{self.prefix}{{{step}i{first}{f':0{self.width}' if self.width else ''}}}{self.suffix}"
-        )
-        return f"'{body}'" if self.text and not self.prefix and not self.suffix else body
+        return f"'{body}'" if self.text and (bare or any(map(_is_special, texts))) else body
+
+    def _symbol(self, name: str) -> str:
+        """The symbol alone, as it is written."""
+        step = f"{self.step}*" if self.step != 1 else ""
+        first = f"+{self.first}" if self.first else ""
+        width = f":0{self.width}" if self.width else ""
+        return f"{{{step}{name}{first}{width}}}"
 
 
 Pattern = tuple[Key | Index, ...]
+
+_DIGITS = re.compile("[0-9]+")
+_NUMBER = re.compile("-?(?:0|[1-9][0-9]*)")
+_SPECIAL = frozenset("/'\"{}[]*")
+"""What a key in a path is put in quotes for."""
+
+
+def _is_special(text: str) -> bool:
+    return not _SPECIAL.isdisjoint(text)
+
+
+def _escaped(text: str) -> str:
+    """A part of a key as it stands between quotes."""
+    if not _is_special(text):
+        return text
+    return text.replace("'", "''").replace("{", "{{").replace("}", "}}")
+
+
+def parts_of_key(segment: Index) -> Iterator[str | Index]:
+    """What a segment consists of: texts, and symbols that stand for a number alone."""
+    symbol: Index | None = segment
+    while symbol is not None:
+        if symbol.prefix:
+            yield symbol.prefix
+        yield dataclasses.replace(symbol, prefix="", suffix="", then=None)
+        if symbol.suffix:
+            yield symbol.suffix
+        symbol = symbol.then
+
+
+def symbols(pattern: Pattern) -> int:
+    """How many index symbols a pattern has.
+
+    Example:
+        >>> symbols(parse_pattern("layers.{i}.experts.{j}/w"))
+        2
+    """
+    return sum([segment.count for segment in pattern if isinstance(segment, Index)])
+
+
+# --- reading what is written  ---
+
+
+def _cut(text: str, whole: str) -> list[tuple[str, bool, str]]:
+    """The segments of a path: each without its quotes, whether it had any, and what follows the closing one."""
+    found: list[tuple[str, bool, str]] = []
+    at = 0
+    while True:
+        if text[at : at + 1] == "'":
+            end = _closing(text, at, whole)
+            slash = text.find("/", end)
+            slash = len(text) if slash < 0 else slash
+            body, tail = text[at + 1 : end - 1].replace("''", "'"), text[end:slash]
+            if tail not in ("", "[]"):
+                hint = (
+                    f"a quote inside of quotes is written twice: {_spelled(body + chr(39) + tail)}"
+                )
+                expected = "a slash after the closing quote"
+                raise _no_path(whole, expected, repr(text[at:slash]), hint)
+        else:
+            slash = text.find("/", at)
+            slash = len(text) if slash < 0 else slash
+            body, tail = text[at:slash], ""
+            if body.endswith("'"):
+                hint = f"a key with a quote in it is written {_spelled(body)}"
+                raise _no_path(whole, "quotes around a whole key", repr(body), hint)
+        found.append((body, text[at : at + 1] == "'", tail))
+        if slash == len(text):
+            return found
+        at = slash + 1
+
+
+def _closing(text: str, start: int, whole: str) -> int:
+    """The place after the quote that closes the one at ``start``."""
+    at = start + 1
+    while (at := text.find("'", at)) >= 0:
+        if text[at + 1 : at + 2] != "'":
+            return at + 1
+        at += 2
+    rest = text[start:]
+    hint = f"close it, {rest}'; a quote that is part of a key is written twice"
+    raise _no_path(whole, "a closing quote", repr(rest), hint)
+
+
+def _no_path(whole: str, expected: str, found: str, hint: str) -> SchemaError:
+    fault = Mismatch(whole, "declaration", expected, found, hint)
+    return SchemaError(f"{whole!r} is no path", [fault])
 
 
 def parse_pattern(text: str) -> Pattern:
     """The pattern that ``text`` spells.
 
     Args:
-        text: Segments joined by ``/``. ``0`` is an int key, ``'0'`` a string key, ``{i}`` an index symbol, ``{2*i+1:03}`` one
-            with numbers from 1 on, in steps of 2, of three digits.
+        text: Segments joined by ``/``. ``0`` is an int key, ``'0'`` a string key, ``'a/b'`` one key with a slash in it, ``{i}``
+            an index symbol, ``{2*i+1:03}`` one with numbers from 1 on, in steps of 2, of three digits. ``{{`` is a brace.
 
     Raises:
-        SchemaError: A segment is empty, holds more than one index symbol, or pads int keys with zeros.
+        SchemaError: A segment is empty, a quote is not closed, two index symbols touch, or int keys are padded with zeros.
 
     Example:
         >>> parse_pattern("blocks/0/'1'/layers_{i}")[3].key(2), parse_pattern("layers_{i+1:02}")[0].key(2)
         ('layers_2', 'layers_03')
+        >>> parse_pattern("'transformer/layer_0/attn'/w")
+        ('transformer/layer_0/attn', 'w')
     """
-    return tuple(_segment(part, text) for part in text.split("/"))
+    return tuple([_segment(part, text) for part in _cut(text, text)])
 
 
-def _segment(part: str, whole: str) -> Key | Index:
-    quoted = len(part) >= 2 and part[0] == part[-1] == "'"
-    body = part[1:-1] if quoted else part
-    if not quoted and (part.startswith("'") or part.endswith("'")):
-        hint = (
-            "a key that holds a slash cannot be declared yet: rename it in the tree first"
-            if "/" in whole
-            else "a key that starts or ends with a quote is written in quotes, key=\"'a''\""
-        )
-        fault = Mismatch(whole, "declaration", "quotes around one segment", repr(part), hint)
-        raise SchemaError(f"{whole!r} is no key pattern", [fault])
-    symbols = list(_SYMBOL.finditer(body))
-    if not body or len(symbols) > 1 or body.count("{") != len(symbols):
-        hint = (
-            "write layers/{i}, layers_{i}, layers_{i+1}, layers_{2*i} or layers_{i:02}"
-            if body
-            else "a key has at least one character: drop the slash, or rename it in the tree first"
-        )
-        fault = Mismatch(
-            whole, "declaration", "key segments with at most one index symbol", repr(part), hint
-        )
-        raise SchemaError(f"{whole!r} is no key pattern", [fault])
-    if not symbols:
-        number = None if quoted else int_key(body)
-        return body if number is None else number
-    prefix, suffix = body[: symbols[0].start()], body[symbols[0].end() :]
-    step, first, width = symbols[0].group("step", "first", "width")
-    text_key = quoted or bool(prefix or suffix)
-    if width and not text_key:
-        fault = Mismatch(
-            whole,
-            "declaration",
-            "int keys without a width",
-            repr(part),
-            f"string keys are written '{part}'",
-        )
-        raise SchemaError(f"{whole!r} is no key pattern", [fault])
-    return Index(prefix, suffix, text_key, int(first or 0), int(step or 1), int(width or 0))
+def _segment(part: tuple[str, bool, str], whole: str) -> Key | Index:
+    body, quoted, tail = part
+    if tail:
+        hint = "brackets belong to rules; a key that ends with them has them inside the quotes"
+        raise _no_path(whole, "a key", repr(_spelled(body) + tail), hint)
+    if not body and not quoted:
+        hint = "drop the slash; the empty key is written ''"
+        raise _no_path(whole, "a key between two slashes", "nothing", hint)
+    if not quoted and _NUMBER.fullmatch(body) and body != "-0" and len(body) <= _WRITABLE:
+        return int(body)
+    parts = _parts(body, whole)
+    if not any(isinstance(one, Index) for one in parts):
+        return "".join([one for one in parts if isinstance(one, str)])
+    if len(parts) == 1 and not quoted:
+        (symbol,) = parts
+        assert isinstance(symbol, Index)
+        if symbol.width:
+            hint = f"string keys are written '{body}'"
+            raise _no_path(whole, "int keys without a width", repr(body), hint)
+        return symbol
+    found = _linked(parts)
+    if found is None:
+        hint = "put something between them, layers_{i}_{j}"
+        raise _no_path(whole, "no digit after an index symbol before another", repr(body), hint)
+    return found
 
+
+def _parts(body: str, whole: str) -> list[str | Index]:
+    """The texts and index symbols that a key is made of."""
+    parts: list[str | Index] = []
+    at = 0
+    for brace in re.finditer(r"\{\{|\}\}|\{[^{}]*\}?|\}", body):
+        parts.append(body[at : brace.start()])
+        at = brace.end()
+        if brace[0] in ("{{", "}}"):
+            parts.append(brace[0][0])
+            continue
+        match = _SYMBOL.fullmatch(brace[0])
+        if match is None:
+            hint = (
+                "write layers/{i}, layers_{i}, layers_{i+1}, layers_{2*i} or layers_{i:02}; "
+                "a brace that is part of the key is written twice, {{"
+            )
+            raise _no_path(whole, "index symbols in braces", repr(body), hint)
+        step, first, width = match.group("step", "first", "width")
+        parts.append(Index(first=int(first or 0), step=int(step or 1), width=int(width or 0)))
+    return [part for part in (*parts, body[at:]) if part != ""]
+
+
+def _linked(parts: Sequence[str | Index]) -> Index | None:
+    """One segment of several texts and symbols; None where the numbers of two symbols could not be told apart."""
+    found: Index | None = None
+    text = ""
+    for part in reversed(parts):
+        if isinstance(part, str):
+            text = part + text
+            continue
+        if found is None:
+            found = dataclasses.replace(part, suffix=text, text=True)
+        elif not text or "0" <= text[0] <= "9":
+            return None
+        else:
+            then = dataclasses.replace(found, prefix=text)
+            found = dataclasses.replace(part, text=True, then=then)
+        text = ""
+    return found and dataclasses.replace(found, prefix=text)
+
+
+def joined(pattern: Pattern, separator: str) -> Key | Index:
+    """The one key that a layout has for a path whose segments it joins.
+
+    Example:
+        >>> str(joined(parse_pattern("layers/{i}/experts/{j}/up.weight"), "."))
+        'layers.{i}.experts.{j}.up.weight'
+    """
+    parts: list[str | Index] = []
+    for segment in pattern:
+        parts.append(separator if parts else "")
+        if isinstance(segment, Index):
+            parts += parts_of_key(segment)
+        else:
+            parts.append(str(segment))
+    found = _linked([part for part in parts if part])
+    return "".join([part for part in parts if isinstance(part, str)]) if found is None else found
+
+
+_WRITABLE = 4300
+"""How many digits Python reads at most."""
 
 _LONGEST = 18
 """How many digits a number in a key may have: no list is longer, and Python reads no number of more than 4300."""
 
 
 def int_key(text: str) -> int | None:
-    """The int key that a string of digits stands for, or None: it has one spelling, in ASCII and without leading zeros.
+    """The int key that a string stands for, or None: it has one spelling, in ASCII and without leading zeros.
 
     Example:
         >>> int_key("10"), int_key("0"), int_key("00"), int_key("1a"), int_key("")
         (10, 0, None, None, None)
     """
-    if not (text.isascii() and text.isdecimal()) or len(text) > _LONGEST:
+    if len(text) > _LONGEST or text == "-0" or not _NUMBER.fullmatch(text):
         return None
-    return None if text[0] == "0" and text != "0" else int(text)
+    return int(text)
 
 
 def fill(pattern: Pattern, indices: Sequence[int]) -> KeyPath:
     """The key path of one index tuple: each index symbol in ``pattern`` replaced, from the left."""
     remaining = iter(indices)
-    return tuple([s.key(next(remaining)) if isinstance(s, Index) else s for s in pattern])
+    return tuple([_filled(s, remaining) if isinstance(s, Index) else s for s in pattern])
+
+
+def _filled(segment: Index, remaining: Iterator[int]) -> Key:
+    if segment.then is None:
+        return segment.key(next(remaining))
+    return segment.key(*[next(remaining) for _ in range(segment.count)])
 
 
 def format_path(path: Iterable[Key | Index]) -> str:
@@ -206,9 +388,60 @@ def format_path(path: Iterable[Key | Index]) -> str:
 
 def _format_key(key: Key | Index) -> str:
     if isinstance(key, str):
-        quoted = key.isdecimal() or "/" in key or "'" in (key[:1], key[-1:])
-        return f"'{key}'" if quoted else key
+        return f"'{key}'" if key.isdecimal() or _NUMBER.fullmatch(key) else _spelled(key)
     return shown(key) if isinstance(key, int) else str(key)
+
+
+def _spelled(key: str) -> str:
+    """A string key, in quotes where it holds what paths are written with."""
+    return key if key and not _is_special(key) else f"'{_escaped(key)}'"
+
+
+def named(key: Key) -> str:
+    """The segment of a logical path for a key: in quotes where it needs them; a number is the string of its digits.
+
+    Example:
+        >>> named(0), named("0"), named("Dense_0"), named("mlp/~/linear_0")
+        ('0', '0', 'Dense_0', "'mlp/~/linear_0'")
+    """
+    return _spelled(key if isinstance(key, str) else str(key))
+
+
+def parse_path(text: str) -> LogicalPath:
+    """The logical path that ``text`` spells, each segment written in the one way.
+
+    Raises:
+        SchemaError: A quote is not closed.
+
+    Example:
+        >>> parse_path("layers[]/'norm'/'mlp/~/linear_0'")
+        ('layers[]', 'norm', "'mlp/~/linear_0'")
+    """
+    if "'" not in text:
+        return tuple(text.split("/"))
+    return tuple(
+        [
+            named(_unescaped(body)) + tail if quoted or "'" in body else body
+            for body, quoted, tail in _cut(text, text)
+        ]
+    )
+
+
+def _unescaped(body: str) -> str:
+    return body.replace("{{", "{").replace("}}", "}")
+
+
+def unquoted(segment: str) -> str:
+    """The key that a segment of a logical path is written for, with the ``[]`` of a repeated node.
+
+    Example:
+        >>> unquoted("'mlp/~/linear_0'"), unquoted("layers[]")
+        ('mlp/~/linear_0', 'layers[]')
+    """
+    if not segment.startswith("'"):
+        return segment
+    body, tail = segment.removesuffix("[]"), "[]" if segment.endswith("[]") else ""
+    return _unescaped(body[1:-1].replace("''", "'")) + tail
 
 
 def natural(text: str) -> list[tuple[int, int | str]]:
@@ -246,52 +479,3 @@ class NaturalOrder:
                 parts = self._segments[segment] = natural(segment)
             found.append(parts)
         return found
-
-
-def outlined(pattern: Pattern) -> tuple[str, ...]:
-    """``pattern`` with every number and index symbol replaced by ``#``: what can spell one key path has one outline.
-
-    Example:
-        >>> outlined(parse_pattern("layers_{i}/0")) == outlined(parse_pattern("layers_12/{i}")) == ("layers_#", "#")
-        True
-    """
-    return tuple(
-        re.sub(r"\d+", "#", str(s.key(0)) if isinstance(s, Index) else str(s)) for s in pattern
-    )
-
-
-def may_coincide(
-    left: Key | Index, right: Key | Index, counts: tuple[int | None, int | None] = (None, None)
-) -> bool:
-    """Whether two segments can spell one key.
-
-    Args:
-        left: A segment.
-        right: Another.
-        counts: How many keys each of them spells, where that is known.
-
-    Example:
-        >>> may_coincide(Index("layers_", text=True), "layers_0"), may_coincide(Index(), "0")
-        (True, False)
-        >>> may_coincide(Index(step=2), Index(first=1, step=2)), may_coincide(Index(), Index(first=3), (3, None))
-        (False, False)
-    """
-    if not isinstance(left, Index):
-        return (
-            left == right
-            if not isinstance(right, Index)
-            else may_coincide(right, left, (counts[1], counts[0]))
-        )
-    if not isinstance(right, Index):
-        index = left.index(right)
-        return index is not None and (counts[0] is None or index < counts[0])
-    ends = ((left.prefix, right.prefix), (left.suffix[::-1], right.suffix[::-1]))
-    if left.text != right.text or not all(_digits_apart(a, b) for a, b in ends):
-        return False
-    return (left.prefix, left.suffix) != (right.prefix, right.suffix) or left.meets(right, counts)
-
-
-def _digits_apart(left: str, right: str) -> bool:
-    short, long = sorted((left, right), key=len)
-    rest = long.removeprefix(short)
-    return long.startswith(short) and (not rest or rest.isdecimal())

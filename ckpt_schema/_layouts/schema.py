@@ -11,7 +11,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckpt_schema._layouts import dims as dims_
@@ -35,6 +35,22 @@ class _Attribute:
     field: Field
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Joined:
+    """What joins the segments of a key path to one key, and how many of the last ones it does not join."""
+
+    separator: str
+    nested: int
+
+    def __call__(self, draft: _Draft) -> _Draft:
+        key = draft.row.key
+        end = len(key) - self.nested
+        if end < 2:
+            return draft
+        key = (paths.joined(key[:end], self.separator), *key[end:])
+        return dataclasses.replace(draft, row=dataclasses.replace(draft.row, key=key))
+
+
 if TYPE_CHECKING:
 
     class _Open(Any):
@@ -47,6 +63,13 @@ else:
 
 class Schema(_Open):
     """The base of schema classes.
+
+    Keyword arguments of the class statement, ``class Weights(cs.Schema, joined="."):``
+
+    - **joined**: what joins the segments of a key path to one key on disk, for this schema and all in it: ``"."`` for the
+      flat keys of Hugging Face's files, ``"layers.{i}.mlp.weight"``.
+    - **nested**: how many of the last segments stay keys of their own: with ``joined="/", nested=1``, the
+      ``{"mlp/~/linear_0": {"w": ...}}`` of Haiku.
 
     Raises:
         SchemaError: At class creation, with every attribute that is no leaf, schema or list of one.
@@ -61,8 +84,14 @@ class Schema(_Open):
         >>> print(layout(Block))
         Block: 1 rows
           norm/scale  LayerNorm_0/scale  float32[embed]
+        >>> class Flat(Schema, joined="."):
+        ...     blocks: list[Block] = field(key="model/blocks/{i}", length="depth")
+        >>> print(layout(Flat))
+        Flat: 1 rows
+          blocks[]/norm/scale  model.blocks.{i}.LayerNorm_0.scale  float32[embed]
     """
 
+    __joined__: ClassVar[_Joined | None] = None
     __attributes__: ClassVar[tuple[_Attribute, ...]] = ()
     __series__: ClassVar[tuple[Series, ...]] = ()
 
@@ -75,10 +104,13 @@ class Schema(_Open):
                 f"use ckpt_schema.layout({cls.__name__})"
             )
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, *, joined: str | None = None, nested: int = 0) -> None:
         """Reads the annotations of the class and of its bases, once, and reports every fault in them."""
         super().__init_subclass__()
         faults: list[Mismatch] = []
+        if joined is not None or nested:
+            faults += _joined_faults(cls, joined, nested)
+            cls.__joined__ = _Joined(str(joined), nested)
         own: dict[str, _Attribute] = {}
         scope = _scope(inspect.currentframe())
         for name, annotation in _annotations(cls, scope, faults):
@@ -89,10 +121,36 @@ class Schema(_Open):
                 faults.extend(_located(cls, name, error))
         faults.extend(_strays(cls, own))
         faults.extend(_foreign(cls))
+        if cls.__joined__ is not None and not faults:
+            faults.extend(_parted_values(cls, own.values(), cls.__joined__))
         if faults:
             raise SchemaError(f"schema {cls.__qualname__} is not well formed", faults)
         cls.__attributes__ = tuple({**_inherited(cls), **own}.values())
         cls.__series__ = (*cls.__series__, *_series(cls))
+
+
+def _joined_faults(cls: type, joined: Any, nested: Any) -> Iterator[Mismatch]:
+    """What is wrong with the keyword arguments of a class statement."""
+    if not isinstance(joined, str) or not joined or any(map(str.isdigit, joined)):
+        hint = 'such as joined="." or joined="/", for keys like "layers.0.weight"'
+        expected = "a text without digits as joined="
+        yield Mismatch(cls.__name__, "declaration", expected, shown(joined), hint)
+    if not isinstance(nested, int) or isinstance(nested, bool) or nested < 0:
+        hint = "how many of the last segments of a key path stay keys of their own"
+        expected = "a number of segments as nested="
+        yield Mismatch(cls.__name__, "declaration", expected, shown(nested), hint)
+
+
+def _parted_values(cls: type, attributes: Iterable[_Attribute], how: _Joined) -> Iterator[Mismatch]:
+    """Values with parts whose parts would not stand in a container of their own."""
+    for attribute in attributes:
+        for draft in _attribute_drafts(attribute):
+            row = draft.row
+            if any(inside > how.nested for inside, _ in row.held):
+                hint = f"keep the parts of the value apart: nested={max(n for n, _ in row.held)}"
+                found = paths.format_path(row.key)
+                where = f"{cls.__name__}.{'/'.join(row.path)}"
+                yield Mismatch(where, "declaration", "a value in one key", found, hint)
 
 
 def _inherited(cls: type) -> dict[str, _Attribute]:
@@ -315,9 +373,8 @@ class _Draft:
 
 @functools.lru_cache(maxsize=256)  # classes of the models at work; what is kept here is never freed
 def _drafts(schema: type[Schema]) -> tuple[_Draft, ...]:
-    return tuple(
-        draft for attribute in schema.__attributes__ for draft in _attribute_drafts(attribute)
-    )
+    drafts = [draft for one in schema.__attributes__ for draft in _attribute_drafts(one)]
+    return tuple(drafts if schema.__joined__ is None else map(schema.__joined__, drafts))
 
 
 def _attribute_drafts(attribute: _Attribute) -> Iterator[_Draft]:

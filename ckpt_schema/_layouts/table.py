@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts import paths
+from ckpt_schema._layouts import overlaps, paths
 from ckpt_schema._layouts.dims import AxisName, Dim, Dims
 from ckpt_schema._layouts.leaves import Default, Leaf
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern
@@ -163,7 +163,7 @@ def holders(rows: Iterable[Row]) -> tuple[Node, ...]:
     for row in rows:
         for inside, kind in row.held:
             key = row.key[: len(row.key) - inside]
-            counts = row.unrolled[: sum(isinstance(segment, Index) for segment in key)]
+            counts = row.unrolled[: paths.symbols(key)]
             if kind is not dict:
                 found.setdefault(key, Node(key, kind, counts))
     return tuple(sorted(found.values(), key=lambda node: len(node.key)))
@@ -391,9 +391,8 @@ def _mixed(table: Layout) -> Iterator[Mismatch]:
 
 
 def _counts(row: Row) -> list[int | None]:
-    """How many keys each segment of a row's key spells, where that is declared."""
-    sizes = (dims_.size_of(dim, {}) for dim in row.unrolled)
-    return [next(sizes) if isinstance(segment, Index) else 1 for segment in row.key]
+    """How many keys each index symbol of a row's key spells, where that is declared."""
+    return [dims_.size_of(dim, {}) for dim in row.unrolled]
 
 
 class _Keys:
@@ -444,8 +443,11 @@ class _Keys:
             yield from node.rows
 
 
+_UNKNOWN = [None] * 99  # how many keys the symbols of one segment spell
+
+
 def _meet(left: Index, right: Key | Index) -> bool:
-    return left == right or paths.may_coincide(left, right)
+    return left == right or overlaps.coincide((left,), (right,), (_UNKNOWN, _UNKNOWN))
 
 
 def called(source: Layout, view: Layout) -> tuple[str, str]:
@@ -485,7 +487,7 @@ def _overlaps(table: Layout) -> Iterator[Mismatch]:
     # Rows without an index symbol spell one key each, and were compared as they are.
     if not any(row.unrolled for row in table.rows):
         return
-    outlines = [paths.outlined(row.key) for row in table.rows]
+    outlines = [overlaps.outlined(row.key) for row in table.rows]
     keys = _Keys()
     for number, row in enumerate(table.rows):
         keys.add(number, row.key, outlines[number])
@@ -495,8 +497,7 @@ def _overlaps(table: Layout) -> Iterator[Mismatch]:
         for other in (table.rows[n] for n in sorted(keys.near(first.key, outlines[number]))):
             if other.key == first.key or (other.unrolled and other.path < first.path):
                 continue
-            counts = zip(_counts(first), _counts(other), strict=True)
-            if all(map(paths.may_coincide, first.key, other.key, counts)):
+            if overlaps.coincide(first.key, other.key, (_counts(first), _counts(other))):
                 both = f"{'/'.join(first.path)} ({paths.format_path(first.key)}) and {'/'.join(other.path)}"
                 hint = f"two leaves cannot share a key path: {_apart(first, other)}"
                 where = paths.format_path(other.key)

@@ -17,7 +17,7 @@ import numpy as np
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.leaves import Default, Fill, number_bits
-from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.paths import LogicalPath, parse_path
 from ckpt_schema._layouts.table import Series
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -233,7 +233,7 @@ def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
     """
     _verify("rename", source=source, view=view)
     order = None if axes is None else _axes(axes)
-    return Rename(tuple(source.split("/")), tuple(view.split("/")), order)
+    return Rename(parse_path(source), parse_path(view), order)
 
 
 def _axes(text: object) -> tuple[int, ...]:
@@ -255,7 +255,7 @@ def private(path: str, default: Default | float) -> Private:
         SchemaError: ``path`` is no string, or ``default`` no number and no `fresh_key`.
     """
     _verify("private", path=path)
-    return Private(tuple(path.split("/")), _default("private", default))
+    return Private(parse_path(path), _default("private", default))
 
 
 def apart(path: str, default: Default | float | None = None) -> Apart:
@@ -280,7 +280,7 @@ def apart(path: str, default: Default | float | None = None) -> Apart:
     """
     _verify("apart", path=path)
     given = None if default is None else _default("apart", default)
-    return Apart(tuple(path.split("/")), given)
+    return Apart(parse_path(path), given)
 
 
 def move(source: str, view: str) -> Move:
@@ -296,7 +296,7 @@ def move(source: str, view: str) -> Move:
         move('opt_state/0', 'opt_state/1/0')
     """
     _verify("move", source=source, view=view)
-    return Move(tuple(source.split("/")), tuple(view.split("/")))
+    return Move(parse_path(source), parse_path(view))
 
 
 def reset(*, source: str | None = None, view: str | None = None) -> Reset:
@@ -315,7 +315,7 @@ def reset(*, source: str | None = None, view: str | None = None) -> Reset:
     """
     given = {side: path for side, path in (("source", source), ("view", view)) if path is not None}
     _verify("reset", **(given or {"view": None}))
-    return Reset(*(None if path is None else tuple(path.split("/")) for path in (source, view)))
+    return Reset(*(None if path is None else parse_path(path) for path in (source, view)))
 
 
 def raw_key(path: str) -> RawKey:
@@ -331,7 +331,7 @@ def raw_key(path: str) -> RawKey:
         raw_key('dropout/key')
     """
     _verify("raw_key", path=path)
-    return RawKey(tuple(path.split("/")))
+    return RawKey(parse_path(path))
 
 
 def tie(copy: str, of: str) -> Tie:
@@ -349,7 +349,7 @@ def tie(copy: str, of: str) -> Tie:
         tie('head/kernel', 'embed/embedding')
     """
     _verify("tie", copy=copy, of=of)
-    return Tie(tuple(copy.split("/")), tuple(of.split("/")))
+    return Tie(parse_path(copy), parse_path(of))
 
 
 def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
@@ -386,8 +386,8 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
         raise SchemaError("fuse(...) is not well formed", faults)
     shared = None if axis is None else _dim("fuse", axis)
     return Fuse(
-        tuple(whole.split("/")),
-        tuple(tuple(part.split("/")) for part in several),
+        parse_path(whole),
+        tuple(parse_path(part) for part in several),
         shared,
     )
 
@@ -405,7 +405,7 @@ def flip(path: str, dim: str) -> Reverse:
         flip('conv/kernel', 'width')
     """
     _verify("flip", path=path)
-    return Reverse(tuple(path.split("/")), _dim("flip", dim))
+    return Reverse(parse_path(path), _dim("flip", dim))
 
 
 def pad(path: str, small: str, large: str, fill: float = 0) -> Padding:
@@ -432,7 +432,7 @@ def pad(path: str, small: str, large: str, fill: float = 0) -> Padding:
     if not isinstance(fill, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
         fault = Mismatch("fill", "declaration", "a number", shown(fill), "what the padding holds")
         raise SchemaError("pad(...) is not well formed", [fault])
-    return Padding(tuple(path.split("/")), _dim("pad", small), _dim("pad", large), fill)
+    return Padding(parse_path(path), _dim("pad", small), _dim("pad", large), fill)
 
 
 def scale(path: str, factor: float) -> Factor:
@@ -462,7 +462,7 @@ def scale(path: str, factor: float) -> Factor:
             "factor", "declaration", "a power of two, such as 8 or 0.125", shown(factor), hint
         )
         raise SchemaError("scale(...) is not well formed", [fault])
-    return Factor(tuple(path.split("/")), exponent - 1)
+    return Factor(parse_path(path), exponent - 1)
 
 
 def _dim(rule: str, text: object) -> Dim:

@@ -20,15 +20,10 @@ from ckpt_schema._trees import foreign
 from ckpt_schema._trees.chains import OptimizerChain, with_mirrors
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten
 from ckpt_schema._trees.slots import SlotFinder
-from ckpt_schema._trees.undeclared import undeclared
+from ckpt_schema._trees.undeclared import one_key, undeclared
 from ckpt_schema.errors import ConformanceError, Mismatch, format_faults
 
 _REPEATS = 100_000  # more repeats than leaves, and they are named one by one
-
-_SLASH = (
-    "one key with slashes in it is no path, and cannot be declared yet: "
-    "rename it in the tree, or nest the tree at its slashes"
-)
 
 _COMPARED = 40_000  # pairs of paths that are compared for a hint
 
@@ -304,25 +299,23 @@ class Matcher:
         if len(there) * len(wanted) > _COMPARED:  # so many say that something else is wrong
             there, wanted = [], []
         roots = {str(key[0]) for key in flat.keys if key}
-        slashed = {"/".join(map(str, flat.keys[p])) for p in strays if _has_slash(flat.keys[p])}
+        as_one = one_key(flat.keys[position] for position in strays)
         for path, row in named:
             lenient = (
                 "a default is for lenses that make a tree; this one lacks it" if row.default else ""
             )
-            hint = _SLASH if path in slashed else _near(path, there) or lenient
+            hint = as_one.get(path) or _near(path, there) or lenient
             yield Mismatch(path, "missing", _expect(row.stored, binder), "nothing", hint)
         for path, position in spelled.items():
             leaf = flat.leaves[position]
             found = leaves.describe(leaf)
             cure = foreign.leaf_cure(leaf) if leaves.signature(leaf) is None else ""
             cure = cure or cures.get(position, "")
-            hint = cure or self._stray(flat.keys[position], path, wanted, roots)
+            hint = cure or as_one.get(path) or self._stray(flat.keys[position], path, wanted, roots)
             yield Mismatch(path, "extra", "nothing", found, hint)
 
     def _stray(self, key: KeyPath, path: str, wanted: list[str], roots: set[str]) -> str:
         """What may be done about a leaf that no row has."""
-        if _has_slash(key):
-            return _SLASH
         near = _near(path, wanted)
         if near or not self._chain.parts or str(key[0]) in self._fields:
             return near
@@ -370,10 +363,6 @@ def _counted(slots: Iterable[Slot]) -> dict[tuple[int, int], int]:
             if most.get((number, level), 0) <= index:
                 most[number, level] = index + 1
     return most
-
-
-def _has_slash(key: KeyPath) -> bool:
-    return any(isinstance(segment, str) and "/" in segment for segment in key)
 
 
 def _reached(count: int | None, index: int) -> bool:

@@ -209,7 +209,7 @@ def parts_of(nodes: Sequence[Node], kinds: Envelope) -> Iterator[Part]:
     for node in nodes:
         mirrored = any(node.key[:end] in kinds.mirrors for end in range(len(node.key) + 1))
         if head and node.key[: len(head)] == head and is_part(node.type) and not mirrored:
-            yield Part(("opt_state", *map(str, node.key[len(head) :])), node.type)
+            yield Part(("opt_state", *map(paths.named, node.key[len(head) :])), node.type)
 
 
 def _in_collection(key: KeyPath) -> bool:

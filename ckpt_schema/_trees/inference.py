@@ -14,7 +14,7 @@ from typing import Any
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Dims
 from ckpt_schema._layouts.leaves import Leaf
-from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, int_key
+from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, int_key, named
 from ckpt_schema._layouts.pytrees import inner_nodes
 from ckpt_schema._layouts.table import Layout, Repeat, Row, verify_table
 from ckpt_schema._trees import foreign
@@ -250,8 +250,8 @@ def _stacked(
     keys: Mapping[KeyPath, Found], scan: Mapping[str, int], faults: list[Mismatch]
 ) -> Iterator[tuple[KeyPath, _Fold]]:
     for text, axis in scan.items():
-        head = tuple(text.split("/"))
-        inside = [key for key in keys if key[: len(head)] == head]
+        head = paths.parse_path(text)
+        inside = [key for key in keys if tuple(map(named, key[: len(head)])) == head]
         if not inside:
             faults.append(Mismatch(text, "rule", "a node of the model", "no leaf below it", _BARE))
         for key in inside:
@@ -267,7 +267,7 @@ def _stacked(
                         _OWN_AXIS,
                     )
                 )
-            path = (*head[:-1], f"{head[-1]}[]", *map(str, key[len(head) :]))
+            path = (*head[:-1], f"{head[-1]}[]", *map(named, key[len(head) :]))
             yield key, _Fold(path, key, axis % max(rank, 1), None)
 
 
@@ -301,9 +301,9 @@ def _logical(pattern: Pattern, rest: KeyPath) -> LogicalPath:
     """``layers_{i}`` and ``layers/{i}`` are both the logical node ``layers[]``."""
     head, symbol = pattern[:-1], pattern[-1]
     assert isinstance(symbol, Index)
-    stem = (symbol.prefix + symbol.suffix).strip("_-.")
-    names = [*map(str, head), stem] if stem else [*map(str, head)]
-    return (*names[:-1], f"{names[-1]}[]", *map(str, rest))
+    stem = named((symbol.prefix + symbol.suffix).strip("_-."))
+    names = [*map(named, head), stem] if stem != named("") else [*map(named, head)]
+    return (*names[:-1], f"{names[-1]}[]", *map(named, rest))
 
 
 def _unused_lists(
@@ -330,7 +330,7 @@ def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterat
         body: _leaf(leaf).dims for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None
     }
     places = [(prefix, ("params",), kind) for prefix, kind in kinds.weights]
-    places += [(prefix, (str(prefix[0]),), None) for prefix in kinds.copies]
+    places += [(prefix, (named(prefix[0]),), None) for prefix in kinds.copies]
     for leaf in read.leaves:
         for prefix, head, collection in places:
             if leaf.key[: len(prefix)] == prefix:
@@ -342,7 +342,7 @@ def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterat
             )
             optimizer = kinds.optimizer or ()
             if mirror is not None:
-                start = tuple(str(k) for k in _strip(mirror, optimizer, kinds))
+                start = tuple(map(named, _strip(mirror, optimizer, kinds)))
                 yield _row(leaf, ("opt_state", *start), mirror, folds, leaf.kind, shapes)
             else:
                 inside = leaf.key[: len(optimizer)] == optimizer
@@ -353,7 +353,7 @@ def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterat
                     if leaf.key[:1] == optimizer[:-1]
                     else leaf.key
                 )
-                path = tuple(str(k) for k in (("opt_state", *rest) if inside else rest))
+                path = tuple(map(named, ("opt_state", *rest) if inside else rest))
                 yield Row(path, leaf.key, _leaf(leaf), kind=leaf.kind, metadata=leaf.metadata)
 
 
@@ -383,7 +383,7 @@ def _row(
         else _shared_axis(fold.axis or 0, stored.dims, shapes[body])
     )
     if fold is None or (fold.count is None and axis is None):
-        path = (*head, *map(str, (*body, *tail)))
+        path = (*head, *map(named, (*body, *tail)))
         return Row(
             path,
             leaf.key,
@@ -400,7 +400,7 @@ def _row(
     else:
         item = Leaf((*stored.dims[:axis], *stored.dims[axis + 1 :]), stored.dtype)
         repeats = (Repeat(stored.dims[axis], axis),)
-    key, path = (*prefix, *fold.key, *tail), (*head, *fold.path, *map(str, tail))
+    key, path = (*prefix, *fold.key, *tail), (*head, *fold.path, *map(named, tail))
     return Row(
         path,
         key,

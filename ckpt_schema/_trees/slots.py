@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.overlaps import outlined
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, Pattern, int_key
 from ckpt_schema._layouts.table import Layout, Slot
 
@@ -14,13 +16,13 @@ __all__ = ["SlotFinder"]
 
 
 class _Trie:
-    """The key patterns of a layout by segment; literal keys are looked up, index symbols tried in turn."""
+    """The key patterns of a layout by segment; literal keys are looked up, and index symbols by the outline of their keys."""
 
     __slots__ = ("literals", "row", "symbols")
 
     def __init__(self) -> None:
         self.literals: dict[Key, _Trie] = {}
-        self.symbols: list[tuple[Index, _Trie]] = []
+        self.symbols: dict[str, list[tuple[Index, _Trie]]] = {}
         self.row: int | None = None
 
     def insert(self, pattern: Pattern, row: int) -> None:
@@ -32,11 +34,12 @@ class _Trie:
 
     def _child(self, segment: Key | Index) -> _Trie:
         if isinstance(segment, Index):
-            for symbol, node in self.symbols:
+            alike = self.symbols.setdefault(outlined((segment,))[0], [])
+            for symbol, node in alike:
                 if symbol == segment:
                     return node
-            self.symbols.append((segment, _Trie()))
-            return self.symbols[-1][1]
+            alike.append((segment, _Trie()))
+            return alike[-1][1]
         found = self.literals.get(segment)
         if found is None:
             found = self.literals[segment] = _Trie()
@@ -57,13 +60,14 @@ class _Trie:
         return [(node.row, indices) for node, indices in here if node.row is not None]
 
     def _steps(self, segment: Key) -> list[tuple[_Trie, tuple[int, ...]]]:
-        """The nodes below ``segment``, each with the index it spells where it stands at a symbol."""
+        """The nodes below ``segment``, each with the indices that it spells where it stands at symbols."""
         literal = self.literals.get(segment)
         found: list[tuple[_Trie, tuple[int, ...]]] = [] if literal is None else [(literal, ())]
-        for symbol, below in self.symbols:
-            index = symbol.index(segment)
-            if index is not None:
-                found.append((below, (index,)))
+        if self.symbols:
+            for symbol, below in self.symbols.get(re.sub(r"\d+", "#", str(segment)), ()):
+                indices = symbol.indices(segment)
+                if indices is not None:
+                    found.append((below, indices))
         return found
 
 

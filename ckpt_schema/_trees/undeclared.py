@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from ckpt_schema._compat import Tracer
@@ -85,3 +85,19 @@ def unread(state: Any, known: Callable[[KeyPath], bool]) -> set[KeyPath]:
         and not leaves.is_abstract(leaf)
         and not isinstance(leaf, Tracer)
     }
+
+
+def one_key(strays: Iterable[KeyPath]) -> dict[str, str]:
+    """What to do about leaves whose key path is declared, and one key in the tree, by either spelling."""
+    found: dict[str, str] = {}
+    for key in strays:
+        texts = [str(segment) for segment in key]
+        where = format_path(key)
+        if any("/" in text for text in texts):
+            hint = f"the tree has it as one key: key={where!r}, or class ...(cs.Schema, joined='/')"
+            found["/".join(texts)] = found[where] = hint
+        elif texts and "." in texts[0]:
+            hint = "the tree has it as one key: class ...(cs.Schema, joined='.')"
+            apart = [int(t) if t.isdecimal() else t for t in ".".join(texts).split(".")]
+            found[format_path(apart)] = hint
+    return found

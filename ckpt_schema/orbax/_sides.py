@@ -9,7 +9,8 @@ from typing import Any, Literal
 from ckpt_schema._frameworks import variables
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.dims import Binder
-from ckpt_schema._layouts.paths import Index, KeyPath, Pattern, format_path, outlined
+from ckpt_schema._layouts.overlaps import outlined
+from ckpt_schema._layouts.paths import Index, KeyPath, Pattern, format_path
 from ckpt_schema._layouts.table import Layout, Slot, called
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import only_moves

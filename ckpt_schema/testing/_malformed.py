@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ckpt_schema._layouts import leaves
-from ckpt_schema._layouts.paths import KeyPath, fill, format_path
+from ckpt_schema._layouts.paths import KeyPath, fill, format_path, parse_path, unquoted
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.conformance import check
@@ -91,7 +91,7 @@ def _said(ask: Callable[[], object], key: KeyPath) -> str:
 
 def _about(path: str, key: KeyPath) -> bool:
     """Whether a path is that of a leaf, or of what it stands in."""
-    words = [word.strip("'") for word in path.split("/")]
+    words = [unquoted(word) for word in parse_path(path)]
     own = [str(segment) for segment in key]
     shorter = min(len(words), len(own))
     return bool(path) and words[:shorter] == own[:shorter]

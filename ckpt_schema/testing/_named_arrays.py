@@ -80,8 +80,12 @@ def key_of(row: Row, indices: Sequence[int]) -> tuple[str, ...]:
         if not isinstance(segment, Index):
             found.append(str(segment))
             continue
-        number = str(segment.first + segment.step * left.pop(0))
-        found.append(segment.prefix + number.rjust(segment.width, "0") + segment.suffix)
+        spelled, symbol = "", segment
+        while symbol is not None:
+            number = str(symbol.first + symbol.step * left.pop(0))
+            spelled += symbol.prefix + number.rjust(symbol.width, "0") + symbol.suffix
+            symbol = symbol.then
+        found.append(spelled)
     return tuple(found)
 
 

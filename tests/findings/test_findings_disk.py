@@ -624,8 +624,8 @@ def test_3_15_a_python_complex_number_is_named(tmp_path: Path) -> None:
 # --- keys as a checkpoint has them  ---
 
 KEYS = [
-    *("a.b", "a b", "é", "日本", "a\nb", "..", "~", "%2F", "'0'", "00", "-1", "٣"),
-    *("'a''", "value", "c/value", "x" * 300, "params", "opt_state", "step", "key", "count"),
+    *("a.b", "a b", "é", "日本", "a\nb", "..", "~", "%2F", "'0'", "00", "'-1'", "٣"),
+    *("'a'''", "value", "c/value", "x" * 300, "params", "opt_state", "step", "key", "count"),
 ]
 
 

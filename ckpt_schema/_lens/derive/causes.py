@@ -10,7 +10,7 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["causes", "slashed"]
+__all__ = ["causes"]
 
 _NUMBERED = re.compile(r"(.*?)(0|[1-9]\d{0,5})")
 
@@ -37,7 +37,7 @@ def causes(
             told = numbered.consequences(others)
             found = [f for f in found if f.kind != "unplaced" or f.path not in told]
             found.insert(0, numbered.fault(near.name, far.name))
-    return [_sayable(fault) for fault in found]
+    return found
 
 
 # --- layers that are no list  ---
@@ -128,32 +128,3 @@ def _below_list(row: Row) -> LogicalPath | None:
     ends = (at for at, segment in enumerate(row.path) if segment.endswith("[]"))
     at = next(ends, None)
     return None if at is None else row.path[at + 1 :]
-
-
-# --- keys that hold a slash  ---
-
-
-def slashed(path: LogicalPath) -> str | None:
-    """Why a rule cannot name a path: the key in it that holds a slash."""
-    key = next((segment for segment in path if "/" in segment), None)
-    if key is None:
-        return None
-    return (
-        f"the key {key!r} holds a slash, which no rule can name yet: "
-        "rename such keys in the tree first, or nest it at the slashes"
-    )
-
-
-def _sayable(fault: Mismatch) -> Mismatch:
-    """The fault, without rules that cannot be written."""
-    paths = [path for rule in fault.rules for path in _paths(rule)]
-    why = next(filter(None, map(slashed, paths)), None)
-    return fault if why is None else dataclasses.replace(fault, rules=(), hint=why)
-
-
-def _paths(rule: object) -> Iterator[LogicalPath]:
-    if dataclasses.is_dataclass(rule):
-        for field in dataclasses.fields(rule):
-            value = getattr(rule, field.name)
-            if isinstance(value, tuple) and all(isinstance(segment, str) for segment in value):
-                yield value

@@ -6,7 +6,6 @@ import dataclasses
 
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.leaves import Default, Init
-from ckpt_schema._layouts.paths import Pattern
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.middle import Joined, through_the_middle
@@ -125,13 +124,10 @@ def _defaulted(row: Row, default: Default | None, table: Layout, faults: list[Mi
 def _differences(first: Layout, second: Layout) -> list[Mismatch]:
     left, right = ({row.key: str(row.stored) for row in table.rows} for table in (first, second))
     faults = [
-        Mismatch(_spelled(key), "unplaced", left.get(key, "nothing"), right.get(key, "nothing"))
+        Mismatch(
+            paths.format_path(key), "unplaced", left.get(key, "nothing"), right.get(key, "nothing")
+        )
         for key in sorted({**left, **right}, key=lambda key: paths.natural(paths.format_path(key)))
         if left.get(key) != right.get(key)
     ]
     return [*with_mirrors(first, faults)]
-
-
-def _spelled(key: Pattern) -> str:
-    """A key path; a segment that holds the separator is quoted here, for two layouts are told apart by it."""
-    return paths.format_path(repr(k) if isinstance(k, str) and "/" in k else k for k in key)

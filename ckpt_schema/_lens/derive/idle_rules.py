@@ -10,7 +10,6 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row, Series
-from ckpt_schema._lens.derive.causes import slashed
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.names import Names
 from ckpt_schema._lens.derive.relations import applies
@@ -263,14 +262,16 @@ class Unmatched:
         return Mismatch(str(rule), "rule", f"a leaf of {names} at {text} or below", "none", hint)
 
     def _slashed(self, text: str, tables: Sequence[Layout]) -> str | None:
-        """Why a path names nothing, though it reads like one that is there: that has a key with a slash."""
+        """Why a path names nothing, though it reads like one that is there: that has a key in quotes."""
         for table in tables:
             if id(table) not in self._slashes:
                 bodies = [row.path[row.body or 0 :] for row in table.rows]
-                self._slashes[id(table)] = [path for path in bodies if slashed(path)]
+                quoted = (path for path in bodies if any("'" in one for one in path))
+                self._slashes[id(table)] = list(quoted)
             for path in self._slashes[id(table)]:
-                if "/".join(path).startswith(text):
-                    return slashed(path)
+                if "/".join(map(paths.unquoted, path)).startswith(text):
+                    key = next(segment for segment in path if "'" in segment)
+                    return f"one key that holds a slash is written in quotes: {key}"
         return None
 
     def _close(self, text: str, length: int, tables: Sequence[Layout]) -> str | None:

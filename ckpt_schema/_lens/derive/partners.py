@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts import paths
+from ckpt_schema._layouts import overlaps
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.rules import Rename
@@ -264,7 +264,7 @@ def _undisputed(
     all of them may have another number there.
     """
     pairs, placed = list(pairs), list(placed)
-    numbered = {paths.outlined(path) for _, path, _ in placed if any(map(_has_number, path))}
+    numbered = {overlaps.outlined(path) for _, path, _ in placed if any(map(_has_number, path))}
     names = [
         {kind: collections.Counter(row.path[-1] for row in rows) for kind, rows in side.items()}
         for side in sides
@@ -280,7 +280,9 @@ def _undisputed(
         named = names[1][kind][before[-1]] or names[0][kind][after[-1]]
         is_named = before[-1] != after[-1] and named
         is_torn = nodes not in known and (len(met[0][nodes[0]]) > 1 or len(met[1][nodes[1]]) > 1)
-        is_shifted = before != after and paths.outlined(before) == paths.outlined(after) in numbered
+        is_shifted = (
+            before != after and overlaps.outlined(before) == overlaps.outlined(after) in numbered
+        )
         if one.required and other.required and not (is_named or is_torn or is_shifted):
             yield one, other
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts import paths
+from ckpt_schema._layouts import overlaps, paths
 from ckpt_schema._layouts.leaves import Fill, FreshKey
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
@@ -289,7 +289,7 @@ def _choice(row: Row, candidates: Sequence[Row], several: int) -> str:
     listed = ", ".join([*shown, *([f"{more} more"] if more else [])])
     if several == 1:
         return f"it may be {listed}, which nothing proves: if it is, say so with a rename"
-    outlines = {paths.outlined(other.path) for other in (row, *candidates)}
+    outlines = {overlaps.outlined(other.path) for other in (row, *candidates)}
     numbered = len(outlines) <= 2 and all("#" in "/".join(outline) for outline in outlines)
     cure = "; where they count layers, declare each side's as a list" if numbered else ""
     return f"one of {listed} may be it: say which with a rename{cure}"

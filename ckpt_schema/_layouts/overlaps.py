@@ -1,0 +1,122 @@
+"""Whether two key patterns can spell one key path: such rows would be two leaves in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from ckpt_schema._layouts.paths import Index, Key, Pattern, parts_of_key
+
+__all__ = ["coincide", "may_coincide", "outlined"]
+
+
+def outlined(pattern: Pattern) -> tuple[str, ...]:
+    """``pattern`` with every number and index symbol replaced by ``#``: what can spell one key path has one outline.
+
+    Example:
+        >>> from ckpt_schema._layouts.paths import parse_pattern
+        >>> outlined(parse_pattern("layers_{i}/0")) == outlined(parse_pattern("layers_12/{i}")) == ("layers_#", "#")
+        True
+    """
+    return tuple(
+        re.sub(r"\d+", "#", str(s.key(*[0] * s.count)) if isinstance(s, Index) else str(s))
+        for s in pattern
+    )
+
+
+def may_coincide(
+    left: Key | Index, right: Key | Index, counts: tuple[int | None, int | None] = (None, None)
+) -> bool:
+    """Whether two segments can spell one key.
+
+    Args:
+        left: A segment.
+        right: Another.
+        counts: How many keys each of them spells, where that is known.
+
+    Example:
+        >>> may_coincide(Index("layers_", text=True), "layers_0"), may_coincide(Index(), "0")
+        (True, False)
+        >>> may_coincide(Index(step=2), Index(first=1, step=2)), may_coincide(Index(), Index(first=3), (3, None))
+        (False, False)
+    """
+    if not isinstance(left, Index):
+        return (
+            left == right
+            if not isinstance(right, Index)
+            else may_coincide(right, left, (counts[1], counts[0]))
+        )
+    if not isinstance(right, Index):
+        index = left.index(right)
+        return index is not None and (counts[0] is None or index < counts[0])
+    ends = ((left.prefix, right.prefix), (left.suffix[::-1], right.suffix[::-1]))
+    if left.text != right.text or not all(_digits_apart(a, b) for a, b in ends):
+        return False
+    return (left.prefix, left.suffix) != (right.prefix, right.suffix) or left.meets(right, counts)
+
+
+def coincide(
+    left: Pattern,
+    right: Pattern,
+    counts: tuple[Sequence[int | None], Sequence[int | None]],
+) -> bool:
+    """Whether two patterns of one length can spell one key path.
+
+    Args:
+        left: A pattern.
+        right: Another.
+        counts: How many keys each index symbol of either spells, where that is known.
+
+    Example:
+        >>> from ckpt_schema._layouts.paths import parse_pattern
+        >>> some = [parse_pattern(t) for t in ("a.{i}.b.0", "a.0.b.{i}", "a.{i}.b.{j+1}")]
+        >>> coincide(some[0], some[1], ([None], [None])), coincide(some[0], some[2], ([None], [2, 2]))
+        (True, False)
+    """
+    remaining = iter(counts[0]), iter(counts[1])
+    for one, other in zip(left, right, strict=True):
+        parts = [[one], [other]]
+        if isinstance(one, Index) or isinstance(other, Index):
+            if _is_text(one) != _is_text(other):
+                return False
+            parts = [_chunks(one), _chunks(other)]
+            if len(parts[0]) != len(parts[1]):
+                return False
+        sizes = [
+            [next(remaining[n]) if isinstance(p, Index) else 1 for p in parts[n]] for n in (0, 1)
+        ]
+        if not all(map(may_coincide, parts[0], parts[1], zip(*sizes, strict=True))):
+            return False
+    return True
+
+
+def _is_text(segment: Key | Index) -> bool:
+    return segment.text if isinstance(segment, Index) else isinstance(segment, str)
+
+
+def _chunks(segment: Key | Index) -> list[Key | Index]:
+    """A key cut after each of its numbers: of each number, whether it is that of another key is asked alone."""
+    if not _is_text(segment):
+        return [segment]
+    found: list[Key | Index] = [""]
+    for part in parts_of_key(segment) if isinstance(segment, Index) else (str(segment),):
+        last = found[-1]
+        if isinstance(part, Index):
+            found[-1] = dataclasses.replace(part, prefix=str(last), text=True)
+            continue
+        after, *rest = re.findall(r"\D+\d*|^\d+", part) or [""]
+        if isinstance(last, Index) and after.isdecimal():
+            found[-1] = dataclasses.replace(last, suffix=after)
+        elif isinstance(last, Index):
+            rest = [after, *rest]
+        else:
+            found[-1] = after
+        found += rest
+    return found
+
+
+def _digits_apart(left: str, right: str) -> bool:
+    short, long = sorted((left, right), key=len)
+    rest = long.removeprefix(short)
+    return long.startswith(short) and (not rest or rest.isdecimal())
