@@ -25,6 +25,12 @@ def test_what_the_readme_says_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "layers" in capsys.readouterr().out
 
 
+def test_what_the_page_on_keys_says_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = README.parent / "docs" / "keys.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "keys"})
+    assert "model.layers.{i}.mlp.experts.{j}.up_proj.weight" in capsys.readouterr().out
+
+
 def test_what_the_guide_to_testing_says_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -397,7 +397,7 @@ def _spelled(key: str) -> str:
     return key if key and not _is_special(key) else f"'{_escaped(key)}'"
 
 
-def named(key: Key) -> str:
+def named(key: Key | Index) -> str:
     """The segment of a logical path for a key: in quotes where it needs them; a number is the string of its digits.
 
     Example:
