@@ -101,7 +101,7 @@ def test_6_several_symbols_in_one_key(
 ) -> None:
     """What is joined reads back, and spells the keys that its segments spell."""
     pattern = tuple(segments)
-    one = paths.joined(pattern, separator)
+    one = paths.joined_key(pattern, separator)
     assert paths.parse_pattern(paths.format_path((one,))) == (one,)
     count = paths.symbols(pattern)
     indices = data.draw(st.tuples(*[st.integers(0, 30)] * count))

@@ -30,7 +30,7 @@ __all__ = [
     "fill",
     "format_path",
     "int_key",
-    "joined",
+    "joined_key",
     "named",
     "natural",
     "parse_path",
@@ -327,11 +327,11 @@ def _linked(parts: Sequence[str | Index]) -> Index | None:
     return found and dataclasses.replace(found, prefix=text)
 
 
-def joined(pattern: Pattern, separator: str) -> Key | Index:
+def joined_key(pattern: Pattern, separator: str) -> Key | Index:
     """The one key that a layout has for a path whose segments it joins.
 
     Example:
-        >>> str(joined(parse_pattern("layers/{i}/experts/{j}/up.weight"), "."))
+        >>> str(joined_key(parse_pattern("layers/{i}/experts/{j}/up.weight"), "."))
         'layers.{i}.experts.{j}.up.weight'
     """
     parts: list[str | Index] = []

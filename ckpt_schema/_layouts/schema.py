@@ -47,7 +47,7 @@ class _Joined:
         end = len(key) - self.nested
         if end < 2:
             return draft
-        key = (paths.joined(key[:end], self.separator), *key[end:])
+        key = (paths.joined_key(key[:end], self.separator), *key[end:])
         return dataclasses.replace(draft, row=dataclasses.replace(draft.row, key=key))
 
 
