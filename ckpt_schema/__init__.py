@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ckpt_schema import linen as linen
     from ckpt_schema import nnx as nnx
     from ckpt_schema import orbax as orbax
+    from ckpt_schema._frameworks.states import optimizer as optimizer
+    from ckpt_schema._layouts.drafts import OptState as OptState
     from ckpt_schema._layouts.fields import field as field
     from ckpt_schema._layouts.fields import series as series
     from ckpt_schema._layouts.leaves import Key as Key
@@ -89,6 +91,8 @@ _HOMES = {
         "scale",
         "tie",
     ),
+    "_frameworks.states": ("optimizer",),
+    "_layouts.drafts": ("OptState",),
     "_layouts.fields": ("field", "series"),
     "_layouts.schema": ("Schema", "Stream", "layout"),
 }
@@ -107,6 +111,7 @@ __all__ = [
     "Layout",
     "Lens",
     "Mismatch",
+    "OptState",
     "Report",
     "Schema",
     "SchemaError",
@@ -130,6 +135,7 @@ __all__ = [
     "linen",
     "move",
     "nnx",
+    "optimizer",
     "orbax",
     "pad",
     "private",

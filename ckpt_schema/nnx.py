@@ -3,158 +3,118 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-import optax
 from flax import nnx
+from jaxtyping import Array, UInt32
 
-from ckpt_schema._frameworks.optimizer import Start, arguments, optimizer_state
-from ckpt_schema._frameworks.tracing import Box
-from ckpt_schema._frameworks.variables import build_state, is_variable, variable_type
-from ckpt_schema._layouts.leaves import Leaf
-from ckpt_schema._layouts.paths import KeyPath
-from ckpt_schema._layouts.schema import Schema, body_rows, body_series
-from ckpt_schema._layouts.table import Layout, Row, holders, verify_table
-from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema._frameworks.states import arguments, optimizer
+from ckpt_schema._frameworks.variables import Variables, is_filter
+from ckpt_schema._layouts.fields import field
+from ckpt_schema._layouts.kinds import Dicts
+from ckpt_schema._layouts.schema import OptState, Schema, schema_name
+from ckpt_schema._layouts.table import Row
 
-__all__ = ["Params", "TrainState"]
-
-
-def _model(body: type[Schema], head: KeyPath) -> list[Row]:
-    rows: list[Row] = []
-    faults: list[Mismatch] = []
-    for row, _ in body_rows(body):
-        try:
-            kind = variable_type(row.kind, row.leaf)
-        except SchemaError as error:
-            faults += (
-                dataclasses.replace(fault, path="/".join(row.path)) for fault in error.mismatches
-            )
-            continue
-        inside = row.held[0][0] if row.held else 0
-        place = {"path": ("params", *row.path), "key": (*head, *row.key)}
-        rows.append(dataclasses.replace(row, **place, kind=kind, body=1, inside=inside))
-    if faults:
-        raise SchemaError(f"{body.__name__} has leaves of no Variable type", faults)
-    return rows
+__all__ = ["ModelAndOptimizer", "Params", "State", "TrainState"]
 
 
-_OPTIMIZER = ("optimizer", "opt_state")
+class State(Schema):
+    """The base of schemas of an ``nnx.State``, or of the module that it is the state of.
+
+    Models in it have Variables; an attribute that is a lone leaf is a plain ``Variable``, unless
+    ``type=`` says what else.
+
+    Example:
+        >>> import ckpt_schema as cs, optax
+        >>> from jaxtyping import Array, Float32, UInt32
+        >>> class Net(cs.Schema):
+        ...     kernel: Float32[Array, "a b"]
+        >>> class Run(cs.nnx.State):
+        ...     net: Net
+        ...     step: UInt32[Array, ""] = cs.field(key="opt/step", type=nnx.optimizer.OptState)
+        ...     trace: cs.OptState = cs.optimizer(optax.sgd(0.1, 0.9), of="net", key="opt/opt_state")
+        ...     epoch: UInt32[Array, ""]
+        >>> print(cs.layout(Run))
+        Run: 4 rows
+          net/kernel            net/kernel                    float32[a b]  Param
+          step                  opt/step                      uint32[]      OptState
+          trace/0/trace/kernel  opt/opt_state/0/trace/kernel  float32[a b]  OptVariable
+          epoch                 epoch                         uint32[]      Variable
+    """
+
+    __kinds__: ClassVar[Dicts] = Variables()
 
 
-def _variables(params: dict[Any, Any], rows: Mapping[KeyPath, Row]) -> nnx.State[Any, Any]:
-    """The state that ``nnx.Optimizer`` gives to ``tx.init``."""
-    return build_state(params, {key[: len(key) - row.inside]: row for key, row in rows.items()})
-
-
-def _value(node: Any) -> Any:
-    return node.get_value() if is_variable(node) else node
-
-
-def _parted(trained: Sequence[Row]) -> SchemaError | None:
-    """The error for params with parts, which no optimizer state of NNX is typed for."""
-    hint = "train params without parts, or read the layout off a state with ckpt_schema.infer"
-    faults = [
-        Mismatch(
-            "/".join(row.path[1:]),
-            "declaration",
-            "a param without parts",
-            f"a part of a {row.held[0][1].__name__}",
-            hint,
-        )
-        for row in trained
-        if row.held
-    ]
-    return SchemaError("nnx.TrainState has no place for these params", faults) if faults else None
+def _given(name: str, item: Any) -> tuple[Any, Any, Any, Any]:
+    """What stands in the brackets of a train state: the body, the transformation, sizes, and what is trained."""
+    given: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)
+    filters = [each for each in given[2:] if is_filter(each) and not isinstance(each, str)]
+    rest = tuple(each for each in given if not any(each is one for one in filters))
+    return *arguments(name, rest if isinstance(item, tuple) else item), *(filters or [None])[:1]
 
 
 class _TrainState:
     """``TrainState[Body, tx]``: a module that holds ``model`` and ``optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)``.
 
-    ``TrainState[Body, tx, nnx.LoRAParam]`` is the same with ``wrt=nnx.LoRAParam``: other params are not trained.
+    ``TrainState[Body, tx, nnx.LoRAParam]`` is the same with ``wrt=nnx.LoRAParam``: other params are not trained. Any filter of
+    ``flax.nnx`` may stand there.
     """
 
-    def __getitem__(self, item: tuple[type[Schema], optax.GradientTransformation]) -> Layout:
-        """The layout for a body, the transformation that made its optimizer state, and the type of what it trains."""
-        given: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)  # pyright: ignore[reportUnnecessaryIsInstance]
-        kinds = [
-            kind for kind in given[2:] if isinstance(kind, type) and issubclass(kind, nnx.Variable)
-        ]
-        body, tx, sizes = arguments(
-            "nnx.TrainState", tuple(x for x in given if x not in kinds) if kinds else item
-        )
-        model = _model(body, ("model",))
+    def __getitem__(self, item: Any) -> type[Schema]:
+        """The schema for a body, the transformation that made its optimizer state, and what it trains."""
+        body, tx, sizes, wrt = _given("nnx.TrainState", item)
 
-        def is_trained(row: Row) -> bool:
-            return issubclass(row.kind, tuple(kinds) or nnx.Param)
-
-        trained = [dataclasses.replace(r, key=r.key[1:]) for r in model if is_trained(r)]
-        box = Box(_variables, _value)
-        try:
-            state = optimizer_state("nnx.TrainState", tx, trained, sizes, box)
-        except SchemaError as error:
-            raise _parted(trained) or error from None
-        rows = [
-            *model,
-            Row(("step",), ("optimizer", "step"), Leaf((), "uint32"), kind=nnx.optimizer.OptState),
-        ]
-        for leaf in state.leaves:
-            kind = nnx.optimizer.OptVariable if leaf.boxed else nnx.optimizer.OptArray
-            rows.append(leaf.row(_OPTIMIZER, kind))
-        # Outside of Variables, a state has no containers but dicts, and nothing where there is no leaf.
-        nodes = (
-            *holders(model),
-            *(
-                dataclasses.replace(n, key=(*_OPTIMIZER, *n.key))
-                for n in state.nodes
-                if n in state.inner
-            ),
-        )
-        name = f"nnx.TrainState[{body.__name__}]"
-        start, counts = (
-            Start(tx, ("model",), _OPTIMIZER, is_trained, box),
-            tuple(sorted(sizes.items())),
-        )
-        return verify_table(
-            Layout(
-                name,
-                tuple(rows),
-                nodes,
-                "nnx",
-                sizes=counts,
-                parts=state.parts,
-                initial=start,
-                series=body_series(body),
+        class Training(State, name=f"nnx.TrainState[{schema_name(body)}]"):
+            params: body = field(key="model")  # pyright: ignore[reportInvalidTypeForm]
+            step: UInt32[Array, ""] = field(key="optimizer/step", type=nnx.optimizer.OptState)
+            opt_state: OptState = optimizer(
+                tx, of="params", key="optimizer/opt_state", wrt=wrt, sizes=sizes
             )
-        )
+
+        return Training
+
+
+class _ModelAndOptimizer:
+    """``ModelAndOptimizer[Body, tx]``: an ``nnx.ModelAndOptimizer``, which is ``{model, step, opt_state}``."""
+
+    def __getitem__(self, item: Any) -> type[Schema]:
+        """The schema for a body, the transformation that made its optimizer state, and what it trains."""
+        body, tx, sizes, wrt = _given("nnx.ModelAndOptimizer", item)
+
+        class Training(State, name=f"nnx.ModelAndOptimizer[{schema_name(body)}]"):
+            params: body = field(key="model")  # pyright: ignore[reportInvalidTypeForm]
+            step: UInt32[Array, ""] = field(type=nnx.optimizer.OptState)
+            opt_state: OptState = optimizer(tx, of="params", wrt=wrt, sizes=sizes)
+
+        return Training
 
 
 # What a model works without, and what no step of training depends on: these a model's own state may lack.
 _PASSING = (nnx.RngState, nnx.Cache, nnx.Intermediate)
 
 
+class _Weights(Variables):
+    """A model alone, which may lack what it works without."""
+
+    def model(self, row: Row, collection: str | None) -> Row:
+        """A leaf of the model."""
+        made = super().model(row, collection)
+        return dataclasses.replace(made, optional=made.optional or issubclass(made.kind, _PASSING))
+
+
 class _Params:
     """``Params[Body]``: a model's own state; streams, caches and intermediates may be left out, statistics may not."""
 
-    def __getitem__(self, body: type[Schema]) -> Layout:
-        """The layout for a body."""
-        rows = [
-            dataclasses.replace(r, optional=True) if issubclass(r.kind, _PASSING) else r
-            for r in _model(body, ())
-        ]
-        name = f"nnx.Params[{body.__name__}]"
-        return verify_table(
-            Layout(
-                name,
-                tuple(rows),
-                holders(rows),
-                "nnx",
-                homes=(("model",),),
-                series=body_series(body),
-            )
-        )
+    def __getitem__(self, body: Any) -> type[Schema]:
+        """The schema for a body."""
+
+        class Model(State, name=f"nnx.Params[{schema_name(body)}]"):
+            __kinds__: ClassVar[Dicts] = _Weights()
+            params: body = field(key="")  # pyright: ignore[reportInvalidTypeForm]
+
+        return Model
 
 
 TrainState: Final = _TrainState()
+ModelAndOptimizer: Final = _ModelAndOptimizer()
 Params: Final = _Params()

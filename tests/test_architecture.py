@@ -16,8 +16,10 @@ MAX_LINES = 560
 ORDER = """
     _compat _messages _messages.text _messages.faults errors
     _layouts _layouts.paths _layouts.overlaps _layouts.sizes _layouts.dims _layouts.leaves _layouts.pytrees _layouts.table
-    _layouts.fields _layouts.schema
-    _frameworks _frameworks.boxes _frameworks.tracing _frameworks.optimizer linen _frameworks.variables nnx
+    _layouts.kinds _layouts.fields _layouts.drafts
+    _layouts.schema
+    _frameworks _frameworks.boxes _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
+    linen nnx
     _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _trees.defaults
     _trees.containers _trees.undeclared _trees.slots _frameworks.degrees _trees.chains _trees.conformance
     _trees.equality _trees.envelopes _trees.inference

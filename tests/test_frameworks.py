@@ -676,7 +676,6 @@ class Nothing(cs.Schema):
         lambda: cs.linen.BareTrainState[EmbedSchema, 3],
         lambda: cs.nnx.TrainState[EmbedSchema, optax.sgd(0.1), 3],
         lambda: cs.nnx.Params[int],
-        lambda: cs.linen.Params[cs.layout(EmbedSchema)],
         lambda: cs.linen.TrainState[Nothing, optax.adam(1e-3)],
         lambda: cs.nnx.TrainState[Nothing, optax.adam(1e-3)],
     ],

@@ -64,8 +64,9 @@ def spelled(layout: cs.Layout) -> dict[str, tuple[str, str, Any]]:
     }
 
 
-def fixed(layout: cs.Layout, sizes: dict[str, int]) -> cs.Layout:
+def fixed(declared: type[cs.Schema], sizes: dict[str, int]) -> cs.Layout:
     """A declared layout with its dims replaced by their sizes."""
+    layout = cs.layout(declared)
 
     def repeat(r: Any) -> Any:
         axis = r.axis

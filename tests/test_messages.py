@@ -574,12 +574,12 @@ def test_a_leaf_that_may_be_lacking_is_written_as_in_a_dataclass() -> None:
     )
 
 
-def test_an_inferred_layout_as_a_body() -> None:
+def test_an_inferred_layout_as_the_body_of_another_framework() -> None:
     table: Any = cs.infer({"params": {"w": jnp.ones(2)}})
     assert told(lambda: cs.nnx.TrainState[table, optax.sgd(0.1)], cs.SchemaError) == text("""
-        cannot make a layout: 1 fault
-          argument  expected a Schema class, found a Layout
-                    -> a layout is no body of an envelope yet: declare the body as a class, or infer the whole state, params and optimizer together
+        inferred has no place in this train state: 1 fault
+          params  expected a model of Variables, found a model in dicts
+                  -> infer the model of the same framework, or declare it as a class
     """)
 
 

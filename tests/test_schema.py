@@ -455,7 +455,7 @@ def test_every_fault_of_a_class_is_told_at_once() -> None:
             indexed: Norm = cs.field(key="layers/{i}")
             twice: list[Norm] = cs.field(key="a/{i}/{j}", length="depth")
             product: Norm = cs.field(scan="2 depth")
-            empty: Norm = cs.field(key="")
+            empty: Float32[Array, " n"] = cs.field(key="")
             slash: Norm = cs.field(key="a//b")
             brace: Norm = cs.field(key="a{b")
             collection: Norm = cs.field(collection="")

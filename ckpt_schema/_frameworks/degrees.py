@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from ckpt_schema._compat import ClosedJaxpr, Literal, jaxpr_as_fun
-from ckpt_schema._frameworks.optimizer import Start
+from ckpt_schema._frameworks.optimizer_rows import Start, Starts
 from ckpt_schema._frameworks.tracing import nested
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
@@ -108,25 +108,27 @@ class Degrees:
 
     def of(self, row: Row) -> Degree | NoDegree:
         """The degree of a row of the layout that mirrors a param."""
-        bench = self._bench
-        if isinstance(bench, NoDegree):
-            return bench
-        return bench.found(row)
+        for start, bench in self._benches:
+            if row.mirrors in start.trained:
+                return bench if isinstance(bench, NoDegree) else bench.found(row)
+        return UNKNOWN
 
     def all(self) -> dict[LogicalPath, Degree | NoDegree]:
         """The degree of each row of the layout that mirrors a param, by its logical path."""
         return {row.path: self.of(row) for row in self._layout.rows if row.mirrors}
 
     @functools.cached_property
-    def _bench(self) -> _Bench | NoDegree:
-        start = self._layout.initial
-        if not isinstance(start, Start):
-            return UNKNOWN
+    def _benches(self) -> tuple[tuple[Start, _Bench | NoDegree], ...]:
+        starts = self._layout.initial
+        each = starts.each if isinstance(starts, Starts) else ()
+        return tuple((start, self._bench(start)) for start in each)
+
+    def _bench(self, start: Start) -> _Bench | NoDegree:
         # Metadata and defaults are of no interest to a transformation, and may have no hash.
         rows = tuple(
             dataclasses.replace(row, metadata=(), default=None)
             for row in self._layout.rows
-            if row.mirrors or start.trains(row)
+            if row.mirrors in start.trained or "/".join(row.path) in start.trained
         )
         trained = tuple(not row.mirrors for row in rows)
         sizes = self._layout.sizes
@@ -138,11 +140,7 @@ def _is_mirror_of(row: Row, param: Row) -> bool:
 
     It may keep several things there, or one for all layers of a stack.
     """
-    if not row.mirrors:
-        return False
-    body, own = row.path[row.body or 0 :], param.path[param.body or 0 :]
-    plain = [segment.removesuffix("[]") for segment in own]
-    return [segment.removesuffix("[]") for segment in body[: len(own)]] == plain
+    return row.mirrors == "/".join(param.path)
 
 
 @dataclasses.dataclass(frozen=True)

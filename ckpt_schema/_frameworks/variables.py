@@ -5,13 +5,16 @@ A module is read as a state, and written back as one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
 from flax import nnx
 
+from ckpt_schema._frameworks.tracing import Box
 from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._layouts.pytrees import TreeDef, inner_nodes
@@ -19,9 +22,11 @@ from ckpt_schema._layouts.table import Row
 from ckpt_schema.errors import ConformanceError, Mismatch, SchemaError
 
 __all__ = [
+    "Variables",
     "build_state",
     "completed",
     "inner_containers",
+    "is_filter",
     "is_param",
     "is_state",
     "is_variable",
@@ -60,6 +65,77 @@ def variable_type(kind: Any, leaf: Leaf) -> type[nnx.Variable[Any]]:
         hint,
     )
     raise SchemaError(f"{kind!r} is no Variable type", [fault])
+
+
+def is_filter(value: Any) -> bool:
+    """Whether ``flax.nnx`` takes a value for a filter."""
+    try:
+        nnx.filterlib.to_predicate(value)
+    except (TypeError, ValueError):  # its own message fails on what it cannot format
+        return False
+    if isinstance(value, type):
+        return issubclass(value, nnx.Variable)
+    return not isinstance(value, Mapping)
+
+
+class Variables(Dicts):
+    """States of Variables: what a leaf is, its Variable type says."""
+
+    container = "nnx"
+    homes = (("model",),)
+
+    def model(self, row: Row, collection: str | None) -> Row:
+        """A leaf of a model; ``Param``, or for keys ``RngKey``, is what a field that names no type means."""
+        kind = variable_type(row.kind, row.leaf)
+        return dataclasses.replace(row, kind=kind, inside=row.held[0][0] if row.held else 0)
+
+    def leaf(self, row: Row) -> Row:
+        """A leaf beside models and optimizers; ``Variable`` is what a field that names no type means."""
+        plain = row.kind is None and not row.leaf.is_key
+        return self.model(dataclasses.replace(row, kind=nnx.Variable) if plain else row, None)
+
+    def trained(self, wrt: Any) -> Callable[[Row, KeyPath], bool]:
+        """Whether an optimizer trains a leaf of a model: by a filter of ``flax.nnx``, ``Param`` unless given."""
+        if not is_filter(wrt):
+            hint = 'write wrt=nnx.LoRAParam, or wrt=nnx.All(nnx.Param, nnx.PathContains("head"))'
+            fault = Mismatch("wrt", "declaration", "a filter of flax.nnx", repr(wrt), hint)
+            raise SchemaError("an optimizer is not well declared", [fault])
+        is_trained = nnx.filterlib.to_predicate(nnx.Param if wrt is None else wrt)
+        return lambda row, key: bool(is_trained(key, row.kind(0, **dict(row.metadata))))
+
+    def kept(self, *, mirror: bool, boxed: bool) -> Any:
+        """The Variable type of a leaf of an optimizer state."""
+        return nnx.optimizer.OptVariable if boxed else nnx.optimizer.OptArray
+
+    def parted(self, owner: str, trained: Sequence[Row]) -> SchemaError | None:
+        """The error for params with parts, which no optimizer state of NNX is typed for."""
+        hint = "train params without parts, or read the layout off a state with ckpt_schema.infer"
+        faults = [
+            Mismatch(
+                "/".join(row.path[1:]),
+                "declaration",
+                "a param without parts",
+                f"a part of a {row.held[0][1].__name__}",
+                hint,
+            )
+            for row in trained
+            if row.held
+        ]
+        header = f"{owner.split('[')[0]} has no place for these params"
+        return SchemaError(header, faults) if faults else None
+
+    @property
+    def box(self) -> Box:
+        """How ``nnx.Optimizer`` gives params to a transformation."""
+        return Box(_state_of_params, _value)
+
+
+def _state_of_params(params: dict[Any, Any], rows: Mapping[KeyPath, Row]) -> nnx.State[Any, Any]:
+    return build_state(params, {key[: len(key) - row.inside]: row for key, row in rows.items()})
+
+
+def _value(node: Any) -> Any:
+    return node.get_value() if is_variable(node) else node
 
 
 _KINDS = (

@@ -8,12 +8,17 @@ from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
-from ckpt_schema._layouts.table import Series
+from ckpt_schema._layouts.kinds import Dicts
+from ckpt_schema._layouts.paths import Pattern
+from ckpt_schema._layouts.table import Initial, Node, Part, Row, Series
 from ckpt_schema._messages.text import counted, shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = [
+    "Body",
     "Field",
+    "OptimizerTable",
+    "StateField",
     "count",
     "declaration",
     "field",
@@ -28,7 +33,7 @@ __all__ = [
 class Field:
     """What `field` was told; see there."""
 
-    key: str | None = None
+    key: str | Mapping[Any, str] | None = None
     default: Any = None
     scan: str | int | None = None
     axis: int | None = None
@@ -42,9 +47,57 @@ class Field:
     tag: str | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Body:
+    """A model in a schema, as an optimizer of it sees it.
+
+    Attributes:
+        name: The attribute.
+        key: Where it stands.
+        rows: Its rows, as the schema sees them.
+        kinds: What its leaves are.
+    """
+
+    name: str
+    key: Pattern
+    rows: tuple[Row, ...]
+    kinds: Dicts
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OptimizerTable:
+    """What an optimizer keeps, as its state sees itself: paths and keys are relative to it, but for what it mirrors."""
+
+    rows: tuple[Row, ...]
+    nodes: tuple[Node, ...]
+    parts: tuple[Part, ...]
+    initial: Initial
+    sizes: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StateField(Field):
+    """What an attribute was told whose rows are made for another one; see ``ckpt_schema.optimizer``."""
+
+    of: Any = ""
+
+    def state(self, owner: str, key: Pattern, body: Body) -> OptimizerTable:
+        """What stands there.
+
+        Args:
+            owner: The schema, for messages.
+            key: Where it stands.
+            body: The attribute that ``of`` names.
+
+        Raises:
+            SchemaError: There is no such state for the body.
+        """
+        raise NotImplementedError
+
+
 def field(
     *,
-    key: str | None = None,
+    key: str | Mapping[Any, str] | None = None,
     default: Any = None,
     scan: str | int | None = None,
     axis: int | None = None,
@@ -62,7 +115,8 @@ def field(
     Args:
         key: How this layout spells the attribute, where that is not its name: ``"LayerNorm_0"``, ``"dropout/rngs"``, with an
             index symbol for a list: ``"layers/{i}"`` (int keys), ``"layers_{i}"``, ``"layers/'{i}'"`` (string keys), also
-            ``{i+1}``, ``{2*i+1}`` and ``{i:02}``.
+            ``{i+1}``, ``{2*i+1}`` and ``{i:02}``. Empty for a schema whose leaves stand beside this attribute's own, not below
+            it. Of a model with Linen collections, the key of each: ``{"params": "params", ...: "{collection}"}``.
         default: What the leaves below hold where the other layout has no place for them: a number, `fresh_key`
             or `constant_key`.
         scan: The dim that counts the repeats which are stacked in each leaf below, as ``nn.scan`` does.
@@ -146,6 +200,11 @@ def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
     """
     for argument in ("key", "collection", "tag"):
         value = getattr(spec, argument)
+        if argument == "key" and isinstance(value, Mapping):
+            several: list[Any] = list(value.values())
+            if not all(isinstance(each, str) for each in several):
+                yield argument, "a string for each collection", shown(dict(value))
+            continue
         if value is not None and not isinstance(value, str):
             yield argument, "a string", shown(value)
     for argument in ("scan", "length"):
@@ -188,8 +247,10 @@ def verify_field(name: str, spec: Field, *, many: bool) -> None:
     """Rejects values of other types, and contradictions that need no more than the field to be seen."""
     for argument, expected, found in wrong_types(spec):
         raise declaration(name, f"{expected} as {argument}=", found, "see ckpt_schema.field")
-    pattern = () if spec.key is None else paths.parse_pattern(spec.key)
-    symbols = int(many) if spec.key is None else paths.symbols(pattern)
+    pattern = paths.parse_pattern(spec.key) if isinstance(spec.key, str) and spec.key else ()
+    symbols = paths.symbols(pattern)
+    if spec.key is None or isinstance(spec.key, Mapping):
+        symbols = int(many)
     if many and spec.length is None:
         raise declaration(name, "length= on a list", "none", 'write field(length="depth")')
     if not many and spec.length is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
 import types
 import typing
@@ -16,52 +17,77 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
-from ckpt_schema._layouts.fields import Field, count, declaration, is_dim, verify_field
-from ckpt_schema._layouts.leaves import ConstantKey, Default, Fill, FreshKey, Leaf, Made
-from ckpt_schema._layouts.table import Layout, Repeat, Row, Series, holders, verify_table
+from ckpt_schema._layouts.drafts import (
+    Attribute,
+    JoinedKeys,
+    Open,
+    OptState,
+    below,
+    drafts_of,
+    lift,
+    models_of,
+    read_off,
+    table_of,
+)
+from ckpt_schema._layouts.fields import Field, StateField, declaration, is_dim, verify_field
+from ckpt_schema._layouts.kinds import Dicts
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.table import Layout, Row, Series, holders, verify_table
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Schema", "Stream", "body_rows", "body_series", "layout"]
+__all__ = [
+    "OptState",
+    "Schema",
+    "SchemaType",
+    "Stream",
+    "body_rows",
+    "body_series",
+    "layout",
+    "schema_name",
+]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Attribute:
-    """A declared attribute: its name, what it is made of, whether it is a list, and its field."""
+class SchemaType(type):
+    """What makes a schema class a layout, and a type: its trees are its instances.
 
-    name: str
-    target: Leaf | type[Schema]
-    many: bool
-    field: Field
+    ``isinstance(tree, Schema)`` holds where ``check`` finds nothing, so that jaxtyping and a checker
+    of types take a schema as an annotation. Its rows, nodes and so on are those of its layout.
+    """
 
+    def __instancecheck__(cls, tree: Any) -> bool:
+        """Whether a tree conforms to the layout."""
+        return not _report(cls, tree)
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Joined:
-    """What joins the segments of a key path to one key, and how many of the last ones it does not join."""
+    def __instancecheck_str__(cls, tree: Any) -> str:
+        """Why a tree does not conform, for those who tell it to users."""
+        return _report(cls, tree)
 
-    separator: str
-    nested: int
+    def __getattr__(cls, name: str) -> Any:
+        """What the layout of the class is called by this name."""
+        if name.startswith("_") or name not in _OF_LAYOUT or not cls.__dict__.get("__attributes__"):
+            raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
+        return getattr(_layout(cls), name)
 
-    def __call__(self, draft: _Draft) -> _Draft:
-        key = draft.row.key
-        end = len(key) - self.nested
-        if end < 2:
-            return draft
-        key = (paths.joined_key(key[:end], self.separator), *key[end:])
-        return dataclasses.replace(draft, row=dataclasses.replace(draft.row, key=key))
-
-
-if TYPE_CHECKING:
-
-    class _Open(Any):
-        """What makes a value annotated with a schema usable as any tree, as jaxtyping's types are."""
-
-        def __getitem__(self, key: Any) -> Any: ...
-else:
-    _Open = object
+    def __str__(cls) -> str:
+        """The table of the layout; the class's own name where it declares nothing."""
+        return str(_layout(cls)) if cls.__dict__.get("__attributes__") else repr(cls)
 
 
-class Schema(_Open):
+_OF_LAYOUT = frozenset({f.name for f in dataclasses.fields(Layout)} | {"bound", "entries", "names"})
+
+
+def _report(schema: Any, tree: Any) -> str:
+    """What is wrong with a tree; empty where nothing is."""
+    if not schema.__attributes__:
+        return f"{schema.__name__} declares nothing"
+    # What holds trees against layouts stands below what layouts are; only a type is both.
+    conformance = importlib.import_module("ckpt_schema._trees.conformance")
+    found = conformance.check(schema, tree)
+    return "" if found.ok else str(found)
+
+
+class Schema(Open, metaclass=SchemaType):
     """The base of schema classes.
 
     Keyword arguments of the class statement, ``class Weights(cs.Schema, joined="."):``
@@ -91,9 +117,10 @@ class Schema(_Open):
           blocks[]/norm/scale  model.blocks.{i}.LayerNorm_0.scale  float32[embed]
     """
 
-    __joined__: ClassVar[_Joined | None] = None
-    __attributes__: ClassVar[tuple[_Attribute, ...]] = ()
+    __joined__: ClassVar[JoinedKeys | None] = None
+    __attributes__: ClassVar[tuple[Attribute, ...]] = ()
     __series__: ClassVar[tuple[Series, ...]] = ()
+    __kinds__: ClassVar[Dicts] = Dicts()
 
     if not TYPE_CHECKING:  # a `NoReturn` here makes mypy take every schema for a function
 
@@ -104,14 +131,24 @@ class Schema(_Open):
                 f"use ckpt_schema.layout({cls.__name__})"
             )
 
-    def __init_subclass__(cls, *, joined: str | None = None, nested: int = 0) -> None:
-        """Reads the annotations of the class and of its bases, once, and reports every fault in them."""
+    def __init_subclass__(
+        cls, *, joined: str | None = None, nested: int = 0, name: str | None = None
+    ) -> None:
+        """Reads the annotations of the class and of its bases, once, and reports every fault in them.
+
+        Args:
+            joined: See above.
+            nested: See above.
+            name: What messages call the class, where that is not its own name.
+        """
         super().__init_subclass__()
+        if name is not None:
+            cls.__name__ = cls.__qualname__ = name
         faults: list[Mismatch] = []
         if joined is not None or nested:
             faults += _joined_faults(cls, joined, nested)
-            cls.__joined__ = _Joined(str(joined), nested)
-        own: dict[str, _Attribute] = {}
+            cls.__joined__ = JoinedKeys(str(joined), nested)
+        own: dict[str, Attribute] = {}
         scope = _scope(inspect.currentframe())
         for name, annotation in _annotations(cls, scope, faults):
             try:
@@ -127,6 +164,8 @@ class Schema(_Open):
             raise SchemaError(f"schema {cls.__qualname__} is not well formed", faults)
         cls.__attributes__ = tuple({**_inherited(cls), **own}.values())
         cls.__series__ = (*cls.__series__, *_series(cls))
+        if models_of(cls):
+            layout(cls)  # what is wrong with a train state is told where it is declared
 
 
 def _joined_faults(cls: type, joined: Any, nested: Any) -> Iterator[Mismatch]:
@@ -141,10 +180,12 @@ def _joined_faults(cls: type, joined: Any, nested: Any) -> Iterator[Mismatch]:
         yield Mismatch(cls.__name__, "declaration", expected, shown(nested), hint)
 
 
-def _parted_values(cls: type, attributes: Iterable[_Attribute], how: _Joined) -> Iterator[Mismatch]:
+def _parted_values(
+    cls: type, attributes: Iterable[Attribute], how: JoinedKeys
+) -> Iterator[Mismatch]:
     """Values with parts whose parts would not stand in a container of their own."""
     for attribute in attributes:
-        for draft in _attribute_drafts(attribute):
+        for draft in drafts_of(attribute):
             row = draft.row
             if any(inside > how.nested for inside, _ in row.held):
                 hint = f"keep the parts of the value apart: nested={max(n for n, _ in row.held)}"
@@ -153,9 +194,9 @@ def _parted_values(cls: type, attributes: Iterable[_Attribute], how: _Joined) ->
                 yield Mismatch(where, "declaration", "a value in one key", found, hint)
 
 
-def _inherited(cls: type) -> dict[str, _Attribute]:
+def _inherited(cls: type) -> dict[str, Attribute]:
     """The attributes of the bases, each as the first class in the method resolution order that declares it has it."""
-    found: dict[str, _Attribute] = {}
+    found: dict[str, Attribute] = {}
     for base in reversed(cls.__mro__[1:]):
         own = inspect.get_annotations(base)
         found |= {a.name: a for a in base.__dict__.get("__attributes__", ()) if a.name in own}
@@ -271,7 +312,7 @@ def _foreign(cls: type) -> Iterator[Mismatch]:
                 )
 
 
-def _attribute(cls: type, name: str, annotation: Any) -> _Attribute:
+def _attribute(cls: type, name: str, annotation: Any) -> Attribute:
     given = vars(cls).get(name, Field())
     inner, optional = _strip_optional(annotation)
     if given is None:
@@ -294,12 +335,19 @@ def _attribute(cls: type, name: str, annotation: Any) -> _Attribute:
         tag = name
     optional = optional if given.optional is False else given.optional
     spec = dataclasses.replace(given, optional=optional, tag=tag)
+    if isinstance(spec, StateField) != (target is OptState):
+        wanted = "OptState beside optimizer(...)"
+        raise declaration(
+            name, wanted, _spell(annotation), f"write {name}: cs.OptState = cs.optimizer(tx)"
+        )
+    if spec.key == "" and (many or isinstance(target, Leaf)):
+        paths.parse_pattern("")  # which says that a leaf stands somewhere
     verify_field(name, spec, many=many)
     if spec.value is not None and isinstance(target, Leaf):
         raise declaration(
             name, "value= on a schema", f"on the leaf {target}", "a leaf is a value without parts"
         )
-    return _Attribute(name, target, many, spec)
+    return Attribute(name, target, many, spec)
 
 
 def _strip_optional(annotation: Any) -> tuple[Any, bool]:
@@ -312,7 +360,9 @@ def _strip_optional(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-def _target(name: str, annotation: Any) -> Leaf | type[Schema]:
+def _target(name: str, annotation: Any) -> Leaf | type[Schema] | type[OptState] | Layout:
+    if annotation is OptState or isinstance(annotation, Layout):
+        return annotation
     if isinstance(annotation, type) and issubclass(annotation, Schema) and annotation is not Schema:
         return annotation
     leaf = leaves.from_annotation(annotation)
@@ -326,20 +376,20 @@ def _spell(annotation: Any) -> str:
     return annotation.__qualname__ if isinstance(annotation, type) else repr(annotation)
 
 
-def _verify_below(attribute: _Attribute) -> None:
+def _verify_below(attribute: Attribute) -> None:
     """Raises with everything in which a field contradicts the leaves below it."""
     faults = [*_rename_faults(attribute)]
-    for draft in _below(attribute):
+    for draft in below(attribute):
         try:
-            _lift(draft, attribute, ())
+            lift(draft, attribute, ())
         except SchemaError as error:
             faults += error.mismatches
     if faults:
         raise SchemaError(f"{attribute.name} is not well declared", faults)
 
 
-def _rename_faults(attribute: _Attribute) -> Iterator[Mismatch]:
-    rows = [draft.row for draft in _below(attribute)]
+def _rename_faults(attribute: Attribute) -> Iterator[Mismatch]:
+    rows = [draft.row for draft in below(attribute)]
     known = set[str]().union(
         *(dims_.dim_names((*row.leaf.dims, *(r.size for r in row.repeats))) for row in rows)
     )
@@ -360,110 +410,6 @@ def _rename_faults(attribute: _Attribute) -> Iterator[Mismatch]:
                 repr(new),
                 hint,
             )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Draft:
-    """A row on its way up through nested schemas, with the stack axis its own field asks for."""
-
-    row: Row
-    axis: int | None
-    collection: str | None
-
-
-@functools.lru_cache(maxsize=256)  # classes of the models at work; what is kept here is never freed
-def _drafts(schema: type[Schema]) -> tuple[_Draft, ...]:
-    drafts = [draft for one in schema.__attributes__ for draft in _attribute_drafts(one)]
-    return tuple(drafts if schema.__joined__ is None else map(schema.__joined__, drafts))
-
-
-def _attribute_drafts(attribute: _Attribute) -> Iterator[_Draft]:
-    text = attribute.field.key or (f"{attribute.name}/{{i}}" if attribute.many else attribute.name)
-    for draft in _below(attribute):
-        yield _lift(draft, attribute, paths.parse_pattern(text))
-
-
-def _below(attribute: _Attribute) -> tuple[_Draft, ...]:
-    """What an attribute is made of, as its own schema sees it."""
-    target = attribute.target
-    if isinstance(target, Leaf):
-        return (_Draft(Row((), (), target), None, None),)
-    return _drafts(target)
-
-
-def _lift(draft: _Draft, attribute: _Attribute, key: paths.Pattern) -> _Draft:
-    """One draft seen from the schema above: its path, key, repeats, dims and inherited declarations."""
-    spec, row = attribute.field, draft.row
-    name = "/".join((attribute.name, *row.path))
-    repeats = _renamed(row.repeats, spec.dims)
-    repeated = attribute.many or spec.scan is not None
-    axis = draft.axis
-    if attribute.many:
-        repeats = (Repeat(count(attribute.name, spec.length), None), *repeats)
-    elif spec.scan is not None:
-        repeats = (
-            Repeat(count(attribute.name, spec.scan), (spec.axis or 0) if axis is None else axis),
-            *repeats,
-        )
-        axis = None
-    elif spec.axis is not None and axis is None:
-        axis = spec.axis
-    lifted = dataclasses.replace(
-        row,
-        path=(attribute.name + ("[]" if repeated else ""), *row.path),
-        key=(*key, *row.key),
-        leaf=row.leaf.renamed(spec.dims),
-        repeats=repeats,
-        kind=row.kind if row.kind is not None else spec.type,
-        metadata=row.metadata
-        or ((("tag", spec.tag),) if row.kind in ("RngKey", "RngCount") else ()),
-        default=row.default if row.default is not None else _default(name, spec.default, row.leaf),
-        optional=row.optional or spec.optional or spec.ephemeral,
-        ephemeral=row.ephemeral or spec.ephemeral,
-        held=row.held if spec.value is None else ((len(row.key), spec.value), *row.held),
-    )
-    _verify_axis(lifted)
-    return _Draft(lifted, axis, draft.collection or spec.collection)
-
-
-def _renamed(repeats: tuple[Repeat, ...], renames: Mapping[str, str | int]) -> tuple[Repeat, ...]:
-    return tuple(
-        dataclasses.replace(r, size=dims_.renamed_dims((r.size,), renames)[0]) for r in repeats
-    )
-
-
-def _default(name: str, value: Any, leaf: Leaf) -> Default | None:
-    """The declared default as it applies to one leaf, refused where the leaf could not hold it exactly."""
-    if value is None:
-        return None
-    default = value if isinstance(value, Made) else Fill(value)
-    if leaf.is_key and not isinstance(default, (FreshKey, ConstantKey)):
-        raise declaration(
-            name,
-            "fresh_key(seed) as the default of a key",
-            shown(value),
-            "write default=fresh_key(0)",
-        )
-    if not leaves.holds(leaf, default):
-        raise declaration(
-            name,
-            f"a default that {leaf.dtype} can hold",
-            shown(value),
-            "a number of the leaf's own kind",
-        )
-    return default
-
-
-def _verify_axis(row: Row) -> None:
-    rank = len(row.leaf.dims) + sum(r.axis is not None for r in row.repeats[1:])
-    first = row.repeats[0].axis if row.repeats else None
-    if first is not None and not -rank - 1 <= first <= rank:
-        raise declaration(
-            "/".join(row.path),
-            f"a stack axis between {-rank - 1} and {rank}",
-            f"axis {first} for {row.leaf}",
-            "give the leaf's own field axis=, as for rank-0 RNG leaves on axis 0",
-        )
 
 
 if TYPE_CHECKING:
@@ -488,19 +434,22 @@ def _stream(impl: str) -> type[Schema]:
     return types.new_class(f"Stream[{impl}]", (Schema,), exec_body=lambda body: body.update(names))
 
 
-def body_rows(schema: type[Schema]) -> tuple[tuple[Row, str | None], ...]:
+def body_rows(schema: type[Schema] | Layout) -> tuple[tuple[Row, str | None], ...]:
     """The rows of a schema, each with its Linen collection (None: not said), keys relative to the schema's root.
 
     Raises:
         SchemaError: It is no schema.
     """
-    if not (isinstance(schema, type) and issubclass(schema, Schema)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(schema, Layout):
+        return tuple((draft.row, draft.collection) for draft in read_off(schema))
+    _verify_schema(schema)
+    kind: type = schema  # which a checker knows to be hashable, whatever a schema is open to
+    return tuple((draft.row, draft.collection) for draft in table_of(kind).drafts)
+
+
+def _verify_schema(schema: object) -> None:
+    if not (isinstance(schema, type) and issubclass(schema, Schema)):
         hint = "declare a class ...(ckpt_schema.Schema), or read a layout off a tree with ckpt_schema.infer(tree)"
-        if isinstance(schema, Layout):
-            hint = (
-                "a layout is no body of an envelope yet: declare the body as a class, "
-                "or infer the whole state, params and optimizer together"
-            )
         found = (
             f"the class {schema.__qualname__}"
             if isinstance(schema, type)
@@ -508,23 +457,35 @@ def body_rows(schema: type[Schema]) -> tuple[tuple[Row, str | None], ...]:
         )
         fault = Mismatch("argument", "declaration", "a Schema class", found, hint)
         raise SchemaError("cannot make a layout", [fault])
-    kind: type = schema  # which a checker knows to be hashable, whatever a schema is open to
-    return tuple((draft.row, draft.collection) for draft in _drafts(kind))
 
 
 def body_series(schema: type[Schema]) -> tuple[Series, ...]:
     """The series that a schema and the schemas in it declare, relative to the schema's root."""
-    found = list(schema.__series__)
+    found, models = list(schema.__series__), models_of(schema)
     for attribute in schema.__attributes__:
-        if not isinstance(attribute.target, Leaf):
+        target = attribute.target
+        if not isinstance(target, Leaf) and target is not OptState:
             repeated = attribute.many or attribute.field.scan is not None
             head = (attribute.name + ("[]" if repeated else ""),)
-            inner = body_series(attribute.target)
+            inner = target.series if isinstance(target, Layout) else body_series(target)
+            if attribute.name in models:  # whose series are told from the model's own root
+                found += (one for one in inner if one not in found)
+                continue
             found += [
                 Series((*head, *s.path), tuple((*head, *member) for member in s.members))
                 for s in inner
             ]
     return tuple(found)
+
+
+def schema_name(body: Any) -> str:
+    """What messages call a schema or a layout.
+
+    Raises:
+        SchemaError: It is neither.
+    """
+    body_rows(body)
+    return body.name if isinstance(body, Layout) else body.__name__
 
 
 def layout(source: type[Schema] | Layout) -> Layout:
@@ -535,7 +496,30 @@ def layout(source: type[Schema] | Layout) -> Layout:
     """
     if isinstance(source, Layout):
         return source
-    rows = tuple(dataclasses.replace(row, body=0) for row, _ in body_rows(source))
+    _verify_schema(source)
+    return _layout(source)
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(source: Any) -> Layout:
+    found = [row for row, _ in body_rows(source)]
+    table, kinds, models = table_of(source), source.__kinds__, models_of(source)
+    if not models and not table.states:
+        found = [dataclasses.replace(row, body=0) for row in found]
+    rows = tuple(found)
+    nodes = sorted((*holders(rows), *table.nodes), key=lambda node: len(node.key))
+    alone = bool(models) and all(row.body is not None for row in rows) and not table.states
     return verify_table(
-        Layout(source.__qualname__, rows, holders(rows), series=body_series(source))
+        Layout(
+            source.__qualname__,
+            rows,
+            tuple(nodes),
+            kinds.container,
+            homes=kinds.homes if alone else (),
+            sizes=table.sizes,
+            parts=table.parts,
+            initial=table.initial,
+            series=body_series(source),
+            states=table.states,
+        )
     )

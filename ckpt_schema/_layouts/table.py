@@ -66,6 +66,8 @@ class Row:
         inside: How many segments of `key` stand inside of a Variable's or box's value, which is a container then.
         reshaped: Whether an optimizer keeps it for a param in a shape of its own, which is not the param's.
         held: The containers of a value with parts, outermost first: how many segments of `key` stand inside of each, its class.
+        optimizer: How many segments of `path` lead to the optimizer state that it stands in; 0 outside of one.
+        mirrors: The logical path of the param that an optimizer keeps it for; else empty.
     """
 
     path: LogicalPath
@@ -81,6 +83,8 @@ class Row:
     inside: int = 0
     held: tuple[tuple[int, type], ...] = ()
     reshaped: bool = False
+    optimizer: int = 0
+    mirrors: str = ""
 
     @property
     def axes(self) -> tuple[tuple[str, int], ...]:
@@ -123,13 +127,6 @@ class Row:
             own[n] if kind == "axis" else AxisName(tuple(map(str, self.repeats[n].size)))
             for kind, n in self.axes
         )
-
-    @property
-    def mirrors(self) -> str:
-        """The logical path of the param that it mirrors in the state of an optimizer; else empty."""
-        if self.body is None or self.path[0] != "opt_state":
-            return ""
-        return "/".join(("params", *self.path[self.body :]))
 
     def __str__(self) -> str:
         """The row on one line: key path, then leaf."""
@@ -210,17 +207,25 @@ def is_part(kind: type) -> bool:
 
 
 class Initial(Protocol):
-    """What makes an optimizer state for params."""
+    """What makes the optimizer states of a layout for its params."""
 
     def __call__(self, params: Sequence[tuple[KeyPath, Row, Any]]) -> Any:
-        """A tree of the layout that holds the optimizer state alone.
+        """A tree of the layout that holds the optimizer states alone.
 
         Args:
             params: The key path, row and value of every leaf of the model that `trains` is true for.
         """
 
     def trains(self, row: Row) -> bool:
-        """Whether the state is made for this row."""
+        """Whether a state is made for this row."""
+        ...
+
+    def beside(self, other: Any) -> Initial:
+        """These, and those of another part of the layout."""
+        ...
+
+    def below(self, name: str, key: KeyPath) -> Initial:
+        """The same for a layout that has this one as an attribute, spelled so."""
         ...
 
 
@@ -245,8 +250,9 @@ class Layout:
         homes: For weights alone: the key paths under which a full train state keeps such a tree, ``()`` excluded.
         sizes: Dims whose sizes the layout holds for alone, in elements.
         parts: The parts of the optimizer state, in order, those that keep nothing included; none where types are not told.
-        initial: Makes an optimizer state, where the layout was made for a transformation.
+        initial: Makes the optimizer states, where the layout was made for transformations.
         series: Which repeated nodes of the model are one list.
+        states: Where each optimizer state stands: its logical path and its key path.
     """
 
     name: str
@@ -258,6 +264,7 @@ class Layout:
     parts: tuple[Part, ...] = ()
     initial: Initial | None = None
     series: tuple[Series, ...] = ()
+    states: tuple[tuple[LogicalPath, Pattern], ...] = ()
 
     def entries(self, sizes: Mapping[str, int]) -> Iterator[Entry]:
         """The concrete leaves under ``sizes``, row by row; every dim must be bound."""

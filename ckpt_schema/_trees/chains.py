@@ -14,7 +14,6 @@ from ckpt_schema.errors import Mismatch
 
 __all__ = ["OptimizerChain", "side_by_side", "with_mirrors"]
 
-_ROOT = "opt_state"
 _HINT = "declare the transformation that made the state; a lens between both chains then aligns their parts"
 
 
@@ -31,11 +30,14 @@ class OptimizerChain:
 
     def __init__(self, table: Layout) -> None:
         """Reads the rows of ``table``."""
-        keys = [row.key for row in table.rows if row.path[0] == _ROOT and _ROOT in row.key]
         self._name = table.name
-        self._head = _spelled(keys[0][: keys[0].index(_ROOT) + 1]) if keys else None
-        types = {part.path[1:]: part.type.__name__ for part in table.parts}
-        fields = self._fields(keys)
+        self._heads = tuple(_spelled(key) for _, key in table.states)
+        types: dict[_Part, str] = {}
+        for path, key in table.states:
+            for part in table.parts:
+                if part.path[: len(path)] == path:
+                    types[(*_spelled(key), *part.path[len(path) :])] = part.type.__name__
+        fields = self._fields(row.key for row in table.rows if row.optimizer)
         self._parts = {
             part: f"{types[part]}: {told}" if part in types else told
             for part, told in fields.items()
@@ -46,6 +48,10 @@ class OptimizerChain:
         """The positions of the chain that keep something; none where there is no optimizer state."""
         return tuple(self._parts)
 
+    def _head(self, key: _Part) -> _Part | None:
+        """Where the state stands that a key path is in."""
+        return next((head for head in self._heads if key[: len(head)] == head), None)
+
     def part(self, key: Pattern) -> _Part | None:
         """The position of the chain that a leaf stands at; None outside of the optimizer state.
 
@@ -54,12 +60,11 @@ class OptimizerChain:
             >>> chain.part(("opt_state", 0, "mu")) is None
             True
         """
-        if self._head is None or _spelled(key[: len(self._head)]) != self._head:
-            return None
-        if len(key) == len(self._head):
-            return None  # a leaf where a chain should be
-        below = itertools.takewhile(str.isdecimal, _spelled(key[len(self._head) : -1]))
-        return (*self._head, *below)
+        spelled = _spelled(key)
+        head = self._head(spelled)
+        if head is None or len(key) == len(head):
+            return None  # outside, or a leaf where a chain should be
+        return (*head, *itertools.takewhile(str.isdecimal, spelled[len(head) : -1]))
 
     def _fields(self, keys: Iterable[Pattern]) -> dict[_Part, str]:
         """What each part keeps, by name."""
@@ -67,7 +72,7 @@ class OptimizerChain:
         for key in keys:
             part = self.part(key)
             if part is not None:
-                found[part[len(self._head or ()) :]][str(key[len(part)])] = None
+                found[part][str(key[len(part)])] = None
         return {part: ", ".join(names) for part, names in found.items()}
 
     def faults(
@@ -85,19 +90,22 @@ class OptimizerChain:
             whole = [key for key in keys if self.part(key) not in {None, *there}]
             for part, told in self._fields(whole).items():
                 kept = self._parts.get(part, told) if missing else told
-                where = "/".join((*(self._head or ()), *part))
-                yield Mismatch(
-                    where, "chain", *((kept, "nothing") if missing else ("nothing", kept)), _HINT
-                )
+                both = (kept, "nothing") if missing else ("nothing", kept)
+                yield Mismatch("/".join(part), "chain", *both, _HINT)
 
     def notes(self, keys: Sequence[Pattern]) -> list[str]:
         """Both chains side by side, as lines: this one, and that of a tree with leaves at ``keys``."""
         found = self._fields(keys)
         sides = [
-            [f"{'/'.join(part) or '-'}  {told}" for part, told in parts.items()]
+            [f"{self._position(part)}  {told}" for part, told in parts.items()]
             for parts in (self._parts, found)
         ]
         return side_by_side((self._name, "the tree"), (sides[0], sides[1]))
+
+    def _position(self, part: _Part) -> str:
+        """Where in its chain a part stands; with that chain's own place, where there are several."""
+        head = self._head(part) or ()
+        return "/".join(part[len(head) :] if len(self._heads) == 1 else part) or "-"
 
     def inside(self, key: Pattern, wholes: set[str]) -> bool:
         """Whether a leaf stands in one of the parts at these places."""
@@ -122,13 +130,9 @@ def with_mirrors(table: Layout, faults: Iterable[Mismatch]) -> Iterator[Mismatch
 
 def _homes(table: Layout) -> Iterator[tuple[str, str]]:
     """For each place in the optimizer's state that mirrors the model: where the model itself stands."""
-    params = {
-        row.path[row.body :]: row.key
-        for row in table.rows
-        if row.body is not None and not row.mirrors
-    }
+    params = {"/".join(row.path): row.key for row in table.rows if not row.optimizer}
     for row in table.rows:
-        param = params.get(row.path[row.body or 0 :]) if row.mirrors else None
+        param = params.get(row.mirrors) if row.mirrors else None
         if param is None:
             continue
         place, home = _ends(row.key, param)

@@ -111,7 +111,15 @@ def infer(
         nodes_of((key, node) for key, node in found if key[0] == "opt_state" or not flat.stored)
     )
     return verify_table(
-        Layout(name, rows, nodes, container, kinds.homes, parts=tuple(parts_of(nodes, kinds)))
+        Layout(
+            name,
+            rows,
+            nodes,
+            container,
+            kinds.homes,
+            parts=tuple(parts_of(nodes, kinds)),
+            states=() if kinds.optimizer is None else ((("opt_state",), kinds.optimizer),),
+        )
     )
 
 
@@ -343,7 +351,9 @@ def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterat
             optimizer = kinds.optimizer or ()
             if mirror is not None:
                 start = tuple(map(named, _strip(mirror, optimizer, kinds)))
-                yield _row(leaf, ("opt_state", *start), mirror, folds, leaf.kind, shapes)
+                row = _row(leaf, ("opt_state", *start), mirror, folds, leaf.kind, shapes)
+                param = "/".join(("params", *row.path[1 + len(start) :]))
+                yield dataclasses.replace(row, optimizer=1, mirrors=param)
             else:
                 inside = leaf.key[: len(optimizer)] == optimizer
                 rest = (
@@ -354,7 +364,14 @@ def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterat
                     else leaf.key
                 )
                 path = tuple(map(named, ("opt_state", *rest) if inside else rest))
-                yield Row(path, leaf.key, _leaf(leaf), kind=leaf.kind, metadata=leaf.metadata)
+                yield Row(
+                    path,
+                    leaf.key,
+                    _leaf(leaf),
+                    kind=leaf.kind,
+                    metadata=leaf.metadata,
+                    optimizer=int(inside),
+                )
 
 
 def _strip(mirror: KeyPath, optimizer: KeyPath, kinds: Envelope) -> KeyPath:

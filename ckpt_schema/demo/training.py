@@ -114,12 +114,14 @@ class LinenForm:
     @property
     def layout(self) -> cs.Layout:
         """The declared layout of the train state."""
-        return cs.linen.TrainState[LinenScanned if self.scanned else LinenUnrolled, self.tx]
+        return cs.layout(
+            cs.linen.TrainState[LinenScanned if self.scanned else LinenUnrolled, self.tx]
+        )
 
     @property
     def weights_layout(self) -> cs.Layout:
         """The declared layout of the variables dict."""
-        return cs.linen.Params[LinenScanned if self.scanned else LinenUnrolled]
+        return cs.layout(cs.linen.Params[LinenScanned if self.scanned else LinenUnrolled])
 
     @functools.cached_property
     def _model(self) -> LinenGPT:
@@ -174,12 +176,12 @@ class NnxForm:
     @property
     def layout(self) -> cs.Layout:
         """The declared layout of the train state."""
-        return cs.nnx.TrainState[NnxScanned if self.scanned else NnxUnrolled, self.tx]
+        return cs.layout(cs.nnx.TrainState[NnxScanned if self.scanned else NnxUnrolled, self.tx])
 
     @property
     def weights_layout(self) -> cs.Layout:
         """The declared layout of the model's state."""
-        return cs.nnx.Params[NnxScanned if self.scanned else NnxUnrolled]
+        return cs.layout(cs.nnx.Params[NnxScanned if self.scanned else NnxUnrolled])
 
     def _module(self) -> NnxTrainState:
         rngs = nnx.Rngs(jax.random.key(0, impl="unsafe_rbg"))

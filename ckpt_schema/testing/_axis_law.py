@@ -62,7 +62,7 @@ def axes_kept(lens: Lens) -> None:
     for number, origin in origins_of(lens).items():
         row = lens.view.rows[number]
         rows = [lens.source.rows[at] for at in origin.rows]
-        if row.path[0] == "opt_state" or not all(_has_names(each) for each in rows):
+        if row.optimizer or not all(_has_names(each) for each in rows):
             continue
         if any(size(dim, lens.dims) == 1 for each in (row, *rows) for _, dim in _own(each)):
             continue  # of an axis of one element nothing tells what it runs along

@@ -55,7 +55,7 @@ def _starts_anew(lens: Lens, row: Row) -> bool:
     """Whether a leaf is what an optimizer keeps of another one, and no rule speaks of it at its own place."""
     paths = [getattr(rule, "path", ()) for each in lens.derivations for rule in each.rules]
     own = any(path[:1] == ("opt_state",) and row.path[: len(path)] == path for path in paths)
-    mirror = bool(row.body) and row.path[0] == "opt_state"
+    mirror = bool(row.mirrors)
     return mirror and lens.view.initial is not None and not own
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ckpt_schema._layouts.dims import Dim
-from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.paths import LogicalPath, parse_path
 from ckpt_schema._layouts.table import Layout, Row, Series
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.rules import (
@@ -78,7 +78,8 @@ def _starts(row: Row, prefix: LogicalPath) -> int | None:
     for start in (0, row.body):
         if start is not None and row.path[start : start + len(prefix)] == prefix:
             return start
-    return None
+    # What mirrors a param goes along with it, wherever the path of that one begins.
+    return row.body if parse_path(row.mirrors)[: len(prefix)] == prefix else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _over(row: Row, rules: Iterable[tuple[LogicalPath, T]]) -> list[tuple[int, T
 
     The longest path wins; of what an optimizer keeps for a param, one that begins at the root.
     """
-    mirror = bool(row.body) and row.path[0] == "opt_state"
+    mirror = bool(row.mirrors)
     found: list[tuple[tuple[bool, int], int, T]] = []
     for path, rule in rules:
         start = _starts(row, path)
@@ -109,7 +110,7 @@ def _over(row: Row, rules: Iterable[tuple[LogicalPath, T]]) -> list[tuple[int, T
 
 def _said(row: Row, rules: Iterable[Rule]) -> _Said:
     """What rules say of a row of the view; of rules that say one kind of thing one wins. A moment is padded with 0."""
-    mirror = bool(row.body) and row.path[0] == "opt_state"
+    mirror = bool(row.mirrors)
     flips, raw, exponent = set[Dim](), False, None
     pads: dict[tuple[Dim, Dim], float] = {}
     spoken = [(r.path, r) for r in rules if isinstance(r, (RawKey, Reverse, Padding, Factor))]

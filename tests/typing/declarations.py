@@ -59,8 +59,8 @@ class Listed(cs.Schema):
 tx = optax.adamw(1e-3)
 linen = cs.linen.TrainState[Stacked, tx]
 training = cs.nnx.TrainState[Listed, tx]
-assert_type(linen, cs.Layout)
-assert_type(training, cs.Layout)
+assert_type(linen, type[cs.Schema])
+assert_type(training, type[cs.Schema])
 assert_type(cs.layout(Stacked), cs.Layout)
 assert_type(cs.infer({"a": jnp.zeros(3)}), cs.Layout)
 

@@ -29,7 +29,7 @@ class Owners:
 
     def part(self, row: Row) -> Part | None:
         """The innermost part that the row stands in."""
-        if row.path[0] != "opt_state":
+        if not row.optimizer:
             return None
         ends = range(min(row.body or len(row.path), len(row.path) - 1), 0, -1)
         return next(
@@ -105,9 +105,7 @@ def _unsettled(
 
 def _model(table: Layout) -> Iterator[LogicalPath]:
     return (
-        row.path[row.body :]
-        for row in table.rows
-        if row.path[0] == "params" and row.body is not None
+        row.path[row.body :] for row in table.rows if row.body is not None and not row.optimizer
     )
 
 

@@ -164,7 +164,7 @@ def _plain_beside_state(table: Layout, other: Layout) -> list[Mismatch]:
     """The fault of a plain schema beside a train state, which has its leaves and more."""
     if any(row.body != 0 for row in table.rows):
         return []
-    weights = {row.path[row.body :] for row in other.rows if row.body and row.path[0] == "params"}
+    weights = {row.path[row.body :] for row in other.rows if row.body and not row.optimizer}
     if weights.isdisjoint(row.path for row in table.rows) or other.rows[0].body == 0:
         return []
     found = f"{table.name}, a plain schema, and {other.name}, a train state"

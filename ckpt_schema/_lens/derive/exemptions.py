@@ -30,7 +30,8 @@ Alone = tuple[Spoken[LoneRule], Spoken[LoneRule]]
 
 def lone(sides: Sides, rules: Sequence[Rule]) -> Alone:
     """The rules for leaves without a partner, by the rows that they speak of."""
-    scope = Scope((rule.path, rule) for rule in rules if isinstance(rule, LoneRule))
+    entries = ((rule.path, rule) for rule in rules if isinstance(rule, LoneRule))
+    scope = Scope(entries, follows=True)
     source, view = sides
     return scope.along(source.rows), scope.along(view.rows)
 
@@ -209,7 +210,7 @@ def _restarted(
         matched |= rooted
         if rooted:
             hit.add(number)
-        if table.rows[number].path[0] != "opt_state":
+        if not table.rows[number].optimizer:
             unknown |= rooted
     for number, (rule, path) in enumerate(resets):
         if number not in matched:

@@ -81,7 +81,8 @@ ValueRule = RawKey | Reverse | Padding | Factor
 def spoken(rules: Iterable[Rule]) -> Scope[ValueRule]:
     """Those among ``rules`` that speak of what is in leaves, by the view's paths."""
     kinds = (RawKey, Reverse, Padding, Factor)
-    return Scope((rule.path, rule) for rule in rules if isinstance(rule, kinds))
+    entries = ((rule.path, rule) for rule in rules if isinstance(rule, kinds))
+    return Scope(entries, follows=True)
 
 
 def by_family(row: Row, hits: Sequence[Hit[ValueRule]]) -> dict[Hashable, list[Hit[ValueRule]]]:

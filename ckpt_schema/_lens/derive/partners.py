@@ -354,7 +354,7 @@ class _Renames:
         self._below: dict[LogicalPath, list[int]] = {}
         for number, row in enumerate(source):
             path = _own(row)
-            for end in range(1, len(path) + 1) if row.path[0] != "opt_state" else ():
+            for end in range(1, len(path) + 1) if not row.optimizer else ():
                 self._below.setdefault(path[:end], []).append(number)
         self._there = {_standing(row, _own(row)): number for number, row in enumerate(view)}
         self._known: dict[tuple[LogicalPath, LogicalPath], str] = {}

@@ -67,16 +67,16 @@ def restarts(states: tuple[Lost, Lost], alignment: Alignment) -> Iterator[Mismat
         for part, rows in apart[n].items():
             yield _part_fault(state, part, rows, apart[1 - n], resets)
         told = {number for rows in apart[n].values() for number in rows}
-        lost = {_model(state.near.rows[number]) for number in state.models}
+        lost = {"/".join(state.near.rows[number].path) for number in state.models}
         rest = [number for number in state.rows if number not in told]
         rest = [n for n in rest if not _follows(state.near.rows[n], lost)]
         if rest:
             yield from _Rows(state, states[1 - n], resets, moves).faults(rest)
 
 
-def _follows(row: Row, lost: set[LogicalPath]) -> bool:
+def _follows(row: Row, lost: set[str]) -> bool:
     """Whether a row mirrors one of the model that has no partner: what places that one places this too."""
-    return is_mirror(row) and _model(row) in lost
+    return row.mirrors in lost
 
 
 def _model(row: Row) -> LogicalPath:
@@ -143,7 +143,7 @@ class _Resets:
         self._total: collections.Counter[LogicalPath] = collections.Counter()
         self._lost: collections.Counter[LogicalPath] = collections.Counter()
         for number, row in enumerate(state.near.rows):
-            if row.path[0] != "opt_state":
+            if not row.optimizer:
                 continue
             free = number not in state.joined
             for end in range(1, len(row.path) + 1):
@@ -245,12 +245,12 @@ class _Rows:
         self._moves = {(rule.view if state.is_view else rule.source): rule for rule in moves}
         self._owners = Owners(state.near), Owners(state.far)
         rows = state.near.rows
-        self._models = {_model(r): n for n, r in enumerate(rows) if r.path[0] != "opt_state"}
-        self._is_bare = all(row.path[0] != "opt_state" for row in state.far.rows)
+        self._models = {"/".join(r.path): n for n, r in enumerate(rows) if not r.optimizer}
+        self._is_bare = not any(row.optimizer for row in state.far.rows)
         self._free: dict[LogicalPath, list[Row]] = {}
         taken = set(state.joined.values())
         for number, row in enumerate(state.far.rows):
-            if row.path[0] == "opt_state" and number not in taken:
+            if row.optimizer and number not in taken:
                 self._free.setdefault(other.called[number], []).append(row)
                 if is_mirror(row):
                     self._free.setdefault(("", *_model(row)), []).append(row)
@@ -281,7 +281,7 @@ class _Rows:
         if moved is not None:
             return _Cure("nothing else keeps the same", (moved,), "joins them")
         if self._is_bare and state.near.initial is not None:
-            whole = (state.reset(("opt_state",)),)
+            whole = tuple(state.reset(path) for path, _ in state.near.states)
             return _Cure(f"{state.far.name} keeps no optimizer state", whole, state.verb)
         if not self._is_bare and not (state.near.parts and state.far.parts):
             told = "a chain that does not tell its parts: any of the other side's may be it"
@@ -301,7 +301,7 @@ class _Rows:
     def _mirror(self, row: Row, reset: tuple[Rule, ...]) -> _Cure:
         """Why one side keeps something for a leaf that both have, and the other does not."""
         state, name = self._state, "/".join(_model(row))
-        here = self._models.get(_model(row))
+        here = self._models.get(row.mirrors)
         there = None if here is None else state.joined.get(here)
         if here is None or there is None:
             return _Cure(f"{name} itself is private", reset, state.verb)

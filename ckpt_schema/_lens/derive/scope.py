@@ -7,9 +7,10 @@ the rules, and not with their product.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
+from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 
@@ -55,8 +56,12 @@ class _Node(Generic[T]):
 class Scope(Generic[T]):
     """Rules by path."""
 
-    def __init__(self, entries: Iterable[tuple[LogicalPath, T]]) -> None:
-        """Reads rules, each with the path that it speaks of."""
+    def __init__(self, entries: Iterable[tuple[LogicalPath, T]], *, follows: bool = False) -> None:
+        """Reads rules, each with the path that it speaks of.
+
+        With ``follows`` a path of a param from the root speaks of what mirrors it too.
+        """
+        self._follows = follows
         self._root: _Node[T] = _Node()
         self._size = 0
         for number, (path, rule) in enumerate(entries):
@@ -85,8 +90,11 @@ class Scope(Generic[T]):
         """The rules that speak of a row, or of a node above it."""
         hits = self._walk(path)
         if row.body:
-            rooted = {hit.number for hit in hits}
-            hits += [hit for hit in self._walk(path, row.body) if hit.number not in rooted]
+            more = self._walk(path, row.body)
+            if self._follows and row.mirrors:
+                more = [*self._mirrored(path, row), *more]
+            known = {hit.number for hit in hits}
+            hits += [hit for hit in more if hit.number not in known]
         if len(hits) > 1:
             own = is_mirror(row)
 
@@ -96,6 +104,12 @@ class Scope(Generic[T]):
 
             hits.sort(key=rank)
         return hits
+
+    def _mirrored(self, path: LogicalPath, row: Row) -> Iterator[Hit[T]]:
+        """The rules that speak of the param that a row mirrors, from the root: here they speak of the same node."""
+        head, body = _param_head(row), row.body or 0
+        for hit in self._walk((*head, *path[body:])):
+            yield Hit(hit.rule, hit.number, body, body + max(0, hit.end - len(head)))
 
     def prefixes(self, path: LogicalPath) -> list[Hit[T]]:
         """The rules whose path ``path`` starts with, the longest first."""
@@ -111,17 +125,21 @@ class Scope(Generic[T]):
         node: LogicalPath | None = None
         start: int | None = None
         shared: list[Hit[T]] = []
-        leaves: tuple[Container[str], Container[str]] = (), ()
+        leaves: list[Container[str]] = []
         for number, row in enumerate(rows) if heads else ():
             path, body = row.path, row.body
-            if path[0] not in heads and not (body and path[body] in heads):
+            spoken = path[0] in heads or (body and path[body] in heads)
+            if not spoken and not (self._follows and row.mirrors.split("/", 1)[0] in heads):
                 continue  # as most rows, of which no rule speaks
             above = path[:-1]
             if above != node or body != start:  # leaves of one node stand side by side
                 node, start = above, body
                 shared = self._over(above, row)
-                leaves = self._below(above), self._below(above[body:]) if body else ()
-            apart = path[-1] in leaves[0] or path[-1] in leaves[1]
+                leaves = [self._below(above)]
+                leaves += [self._below(above[body:])] if body else []
+                if self._follows and row.mirrors:
+                    leaves.append(self._below((*_param_head(row), *above[body or 0 :])))
+            apart = any(path[-1] in names for names in leaves)
             hits = self._over(path, row) if apart else shared
             if hits:
                 found[number] = hits
@@ -161,6 +179,15 @@ def standing(table: Layout, paths: Iterable[LogicalPath]) -> set[LogicalPath]:
     return {hit.rule for hits in scope.along(table.rows).values() for hit in hits}
 
 
+def _param_head(row: Row) -> LogicalPath:
+    """Where the model stands whose leaf a row mirrors."""
+    param = paths.parse_path(row.mirrors)
+    own = [segment.removesuffix("[]") for segment in row.path[row.body or 0 :]]
+    plain = [segment.removesuffix("[]") for segment in param]
+    ends = range(1, len(param))
+    return tuple(param[: next((n for n in ends if plain[n:] == own[: len(param) - n]), 0)])
+
+
 def is_mirror(row: Row) -> bool:
     """Whether a row is what an optimizer keeps for a param."""
-    return bool(row.body) and row.path[0] == "opt_state"
+    return bool(row.mirrors)

@@ -29,16 +29,16 @@ def unserved(near: Layout, joined: Collection[int]) -> str | None:
         below = [n for n, r in enumerate(near.rows) if r.path[: len(part.path)] == part.path]
         if part.type.__name__ != "ScheduleFreeState" or all(number in joined for number in below):
             continue
-        from ckpt_schema._frameworks import optimizer
+        from ckpt_schema._frameworks import optimizer_rows
 
-        cure = optimizer.served_by(part.type)
+        cure = optimizer_rows.served_by(part.type)
         if cure is not None and _carries_weights(near, joined):
             return f"{near.name} keeps {'/'.join(part.path)}, a {part.type.__name__}: {_told(cure)}"
     return None
 
 
 def _carries_weights(table: Layout, joined: Collection[int]) -> bool:
-    return any(table.rows[number].path[0] != "opt_state" for number in joined)
+    return not all(table.rows[number].optimizer for number in joined)
 
 
 def _told(cure: str) -> str:

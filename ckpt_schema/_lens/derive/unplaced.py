@@ -69,7 +69,7 @@ def unplaced(
     placed = [
         (source.rows[a], called[0][a][source.rows[a].body or 0 :], view.rows[b])
         for a, b in onward.items()
-        if source.rows[a].path[0] != "opt_state"
+        if not source.rows[a].optimizer
     ]
     judged = partners(*loose, placed)
     given = set(_given(source, rules))
@@ -105,7 +105,7 @@ def _loose(table: Layout, numbers: Sequence[int], called: Sequence[LogicalPath])
     found: list[Loose] = []
     for number in numbers:
         row = table.rows[number]
-        if row.path[0] == "opt_state":
+        if row.optimizer:
             continue
         # Where a rule leads out of the model, nothing is left of what it is called there.
         path = called[number][row.body or 0 :] or row.path[row.body or 0 :]
@@ -124,11 +124,11 @@ def _given(source: Layout, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
 
 def _mirrors(table: Layout, numbers: set[int]) -> dict[int, list[str]]:
     """Where the optimizer state mirrors some rows of the model."""
-    model = {table.rows[n].path[table.rows[n].body or 0 :]: n for n in numbers}
+    model = {"/".join(table.rows[n].path): n for n in numbers}
     found: dict[int, list[str]] = {}
     for row in table.rows if model else ():
-        if row.body is not None and row.path[0] == "opt_state" and _required(row):
-            number = model.get(row.path[row.body :])
+        if row.mirrors and _required(row):
+            number = model.get(row.mirrors)
             if number is not None:
                 found.setdefault(number, []).append("/".join(row.path[: row.body]))
     return found
@@ -136,7 +136,7 @@ def _mirrors(table: Layout, numbers: set[int]) -> dict[int, list[str]]:
 
 def _split(table: Layout, numbers: Sequence[int]) -> tuple[set[int], list[int]]:
     """The rows of the model among some, and those of the optimizer state."""
-    states = [n for n in numbers if table.rows[n].path[0] == "opt_state"]
+    states = [n for n in numbers if table.rows[n].optimizer]
     return set(numbers).difference(states), states
 
 

@@ -228,8 +228,8 @@ def _restart(
     if faults:
         return None
     picked = [found[slot] for slot in fresh]
-    models = {(rows[n].path[1:], indices): at for at, (n, indices) in enumerate(params)}
-    along = [models.get((rows[n].path[rows[n].body or 0 :], indices)) for n, indices in fresh]
+    models = {("/".join(rows[n].path), at_): at for at, (n, at_) in enumerate(params)}
+    along = [models.get((rows[n].mirrors, indices)) for n, indices in fresh]
     same = [
         at is not None and rows[params[at][0]].dims == rows[n].dims
         for at, (n, _) in zip(along, fresh, strict=True)

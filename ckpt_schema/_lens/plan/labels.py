@@ -52,7 +52,7 @@ def carried(
     for task, outputs, positions in moves:
         told = [said.get(p) for p in positions]
         rows = [source.rows[slots[p][0]] for p in positions]
-        if any(told) and rows[0].path[0] == "opt_state":
+        if any(told) and rows[0].optimizer:
             mirrors |= {_key(view, slot) for slot in outputs}
         elif any(told):
             edited = _edited(paths.format_path(tree.flat.keys[positions[0]]), rows, told, task)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optax
@@ -24,7 +24,14 @@ from ckpt_schema._layouts.paths import KeyPath, LogicalPath, named, symbols
 from ckpt_schema._layouts.table import Node, Part, Repeat, Row, holders, is_part
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["OptimizerLeaf", "OptimizerState", "Start", "arguments", "optimizer_state", "served_by"]
+__all__ = [
+    "OptimizerLeaf",
+    "OptimizerState",
+    "Start",
+    "Starts",
+    "optimizer_state",
+    "served_by",
+]
 
 Sizes = Mapping[str, int]
 
@@ -47,14 +54,14 @@ class OptimizerLeaf:
     repeats: tuple[Repeat, ...] = ()
     boxed: bool = False
 
-    def row(self, head: KeyPath, kind: Any) -> Row:
-        """Its row in a layout that keeps the optimizer state at ``head``."""
+    def row(self, kind: Any) -> Row:
+        """Its row, as the state itself sees it."""
         start, tail = tuple(map(named, self.place.prefix)), self.place.tail
-        key = (*head, *self.place.prefix, *(self.place.param or ()), *tail)
+        key = (*self.place.prefix, *(self.place.param or ()), *tail)
         if self.param is None:
-            return Row(("opt_state", *start, *map(named, tail)), key, self.leaf, kind=kind)
+            return Row((*start, *map(named, tail)), key, self.leaf, kind=kind)
         default = None if self.param.default is None else Init()  # what a new param brings with it
-        path = ("opt_state", *start, *_path(self.param, self.repeats), *map(named, tail))
+        path = (*start, *_path(self.param, self.repeats), *map(named, tail))
         inside = len(tail) if self.boxed else 0
         return Row(
             path,
@@ -63,8 +70,9 @@ class OptimizerLeaf:
             self.repeats,
             kind,
             default=default,
-            body=1 + len(start),
+            body=len(start),
             inside=inside,
+            mirrors="/".join(self.param.path),
             reshaped=self.leaf.dims != self.param.leaf.dims or self.repeats != self.param.repeats,
         )
 
@@ -94,39 +102,67 @@ class OptimizerState:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What each transformation of the chain keeps, by its logical path."""
+        """What each transformation of the chain keeps, by its logical path in the state."""
         own = [n for n in self.nodes if n not in self.inner and is_part(n.type)]
-        return tuple(Part(("opt_state", *map(named, n.key)), n.type) for n in own)
+        return tuple(Part(tuple(map(named, n.key)), n.type) for n in own)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Start:
-    """What makes the optimizer state of a layout; see `Initial`.
+    """What makes one optimizer state of a layout.
 
     Attributes:
         tx: The transformation.
         head: Where the layout keeps what ``tx.init`` is given.
         home: Where it keeps the state.
-        trained: Whether a row is a param.
+        trained: The logical paths of the params.
         box: How params are wrapped.
     """
 
     tx: optax.GradientTransformation
     head: KeyPath
     home: KeyPath
-    trained: Callable[[Row], bool]
+    trained: frozenset[str]
     box: Box = dataclasses.field(default_factory=Box)
 
+    def state(self, params: Sequence[tuple[KeyPath, Row, Any]]) -> Any:
+        """The state for params of a layout, of which those of other optimizers are left out."""
+        start, own = len(self.head), [p for p in params if "/".join(p[1].path) in self.trained]
+        values = nested({key[start:]: value for key, _, value in own})
+        return self.tx.init(self.box.close(values, {key[start:]: row for key, row, _ in own}))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Starts:
+    """What makes the optimizer states of a layout; see `Initial`."""
+
+    each: tuple[Start, ...]
+
     def trains(self, row: Row) -> bool:
-        """Whether the state is made for this row."""
-        return row.path[0] == "params" and self.trained(row)
+        """Whether a state is made for this row."""
+        return any("/".join(row.path) in start.trained for start in self.each)
 
     def __call__(self, params: Sequence[tuple[KeyPath, Row, Any]]) -> Any:
-        """A tree that holds the state alone, where the layout keeps it."""
-        start = len(self.head)
-        values = nested({key[start:]: value for key, _, value in params})
-        state = self.tx.init(self.box.close(values, {key[start:]: row for key, row, _ in params}))
-        return nested({self.home: state})
+        """A tree that holds the states alone, where the layout keeps them."""
+        return nested({start.home: start.state(params) for start in self.each})
+
+    def beside(self, other: Starts) -> Starts:
+        """These, and those of another part of the layout."""
+        return Starts((*self.each, *other.each))
+
+    def below(self, name: str, key: KeyPath) -> Starts:
+        """The same for a layout that has this one as an attribute, spelled so."""
+        return Starts(
+            tuple(
+                dataclasses.replace(
+                    start,
+                    head=(*key, *start.head),
+                    home=(*key, *start.home),
+                    trained=frozenset(f"{name}/{path}" for path in start.trained),
+                )
+                for start in self.each
+            )
+        )
 
 
 def served_by(kind: type) -> str | None:
@@ -135,43 +171,13 @@ def served_by(kind: type) -> str | None:
     return f"optax.contrib.{name}" if kind is optax.contrib.ScheduleFreeState else None
 
 
-def arguments(name: str, item: Any) -> tuple[Any, optax.GradientTransformation, Sizes]:
-    """The arguments in the brackets of a train state: a schema, a transformation, and sizes if they are given.
-
-    Raises:
-        SchemaError: They are not two or three, the second is no optax transformation, or the third no sizes.
-    """
-    given: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)
-    hint = f"write {name}[Body, optax.adamw(3e-4)]; for weights alone, {name.split('.')[0]}.Params[Body]"
-    expected = "a Schema class and an optax transformation"
-    found = ""
-    if len(given) not in (2, 3):
-        found = f"{len(given)} arguments" if isinstance(item, tuple) else "no transformation"
-    elif not callable(getattr(given[1], "init", None)):
-        found = "no transformation"
-    elif len(given) == 3 and not _are_sizes(given[2]):
-        found, expected = repr(given[2]), f"{expected}, then sizes of dims by name"
-        hint = f'write {name}[Body, tx, {{"embed": 512}}]'
-    if found:
-        raise SchemaError(
-            f"{name}[...] is not well formed",
-            [Mismatch("argument", "declaration", expected, found, hint)],
-        )
-    return given[0], given[1], given[2] if len(given) == 3 else {}
-
-
-def _are_sizes(value: Any) -> bool:
-    if not isinstance(value, Mapping):
-        return False
-    return all(isinstance(n, str) and isinstance(s, int) and s > 0 for n, s in value.items())
-
-
 def optimizer_state(
     name: str,
     tx: optax.GradientTransformation,
     params: Sequence[Row],
     given: Sizes,
     box: Box | None = None,
+    spelled: str = "",
 ) -> OptimizerState:
     """The type of ``tx``'s state for params of these rows.
 
@@ -181,6 +187,7 @@ def optimizer_state(
         params: The rows of the params, keys relative to the tree that ``tx.init`` is given.
         given: The sizes of the params' dims, or none: then the type must be the same for all sizes.
         box: How the params are wrapped when they are given to ``tx.init``.
+        spelled: How its declaration is written with sizes, these as ``{SIZES}``.
 
     Raises:
         SchemaError: ``tx.init`` fails on such params, makes leaves whose shapes the dims don't determine, or a state whose type
@@ -213,7 +220,8 @@ def optimizer_state(
     large = typed(
         *(dict(zip(reversed(names), _primes(1009, skip), strict=False)) for skip in (0, 1))
     )
-    return small.agreed(large, name, names)
+    sizes = ", ".join(f'"{n}": ...' for n in names)
+    return small.agreed(large, name, spelled.replace("{SIZES}", f"{{{sizes}}}"))
 
 
 def _verify_given(name: str, names: Sequence[str], counts: Sizes, given: Sizes) -> None:
@@ -256,13 +264,12 @@ class _Typing:
     params: Sequence[Row]
     traces: Sequence[Trace]
 
-    def agreed(self, other: _Typing, name: str, names: Sequence[str]) -> OptimizerState:
-        """The type that holds at the sizes of both."""
+    def agreed(self, other: _Typing, name: str, spelled: str) -> OptimizerState:
+        """The type that holds at the sizes of both; ``spelled`` is how to declare it for one."""
         mine, theirs = dict(self._types()), dict(other._types())
         faults = [t for t in mine.values() if isinstance(t, Mismatch)]
         if not faults:
-            sizes = ", ".join(f'"{n}": ...' for n in names)
-            hint = f"its type depends on the sizes: give them, {name}[Body, tx, {{{sizes}}}]"
+            hint = f"its type depends on the sizes: give them, {spelled}"
             places = {**mine, **theirs}
             faults = [
                 Mismatch(
@@ -480,7 +487,7 @@ def _mixed(place: StatePlace, shape: Sequence[int], dtype: str) -> tuple[str, st
 
 
 def _stored(leaf: OptimizerLeaf) -> Dims:
-    return leaf.row((), None).dims
+    return leaf.row(None).dims
 
 
 def _spelled(shape: Sequence[int], dtype: str) -> str:

@@ -1,0 +1,390 @@
+"""What the attributes of a schema declare, lifted through nested schemas: rows, optimizer states, and what makes these."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.fields import Body, Field, StateField, count, declaration
+from ckpt_schema._layouts.kinds import Dicts
+from ckpt_schema._layouts.leaves import ConstantKey, Default, Fill, FreshKey, Leaf, Made, holds
+from ckpt_schema._layouts.paths import Index, KeyPath, LogicalPath, Pattern
+from ckpt_schema._layouts.table import Initial, Layout, Node, Part, Repeat, Row
+from ckpt_schema._messages.text import shown
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = [
+    "Attribute",
+    "Declared",
+    "Draft",
+    "JoinedKeys",
+    "OptState",
+    "below",
+    "drafts_of",
+    "lift",
+    "models_of",
+    "read_off",
+    "table_of",
+]
+
+
+if TYPE_CHECKING:
+
+    class Open(Any):
+        """What makes a value annotated with a schema usable as any tree, as jaxtyping's types are."""
+
+        def __getitem__(self, key: Any) -> Any: ...
+else:
+    Open = object
+
+
+class OptState(Open):
+    """The annotation of an attribute that is ``ckpt_schema.optimizer(...)``: what optax keeps, whatever that is."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JoinedKeys:
+    """What joins the segments of a key path to one key, and how many of the last ones it does not join."""
+
+    separator: str
+    nested: int
+
+    def __call__(self, draft: Draft) -> Draft:
+        """The draft, its key joined."""
+        key = draft.row.key
+        end = len(key) - self.nested
+        if end < 2:
+            return draft
+        key = (paths.joined_key(key[:end], self.separator), *key[end:])
+        return dataclasses.replace(draft, row=dataclasses.replace(draft.row, key=key))
+
+
+class Declared(Protocol):
+    """A schema class, as far as its attributes are concerned."""
+
+    __attributes__: tuple[Attribute, ...]
+    __kinds__: Dicts
+    __joined__: JoinedKeys | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Attribute:
+    """A declared attribute: its name, what it is made of, whether it is a list, and its field."""
+
+    name: str
+    target: Leaf | Declared | type[OptState] | Layout
+    many: bool
+    field: Field
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draft:
+    """A row on its way up through nested schemas, with the stack axis its own field asks for."""
+
+    row: Row
+    axis: int | None
+    collection: str | None
+
+    def seen_by(self, kinds: Dicts) -> Draft:
+        """The same, with the kind of a leaf that is of no model and no optimizer."""
+        if self.row.body is not None or self.row.optimizer:
+            return self
+        return dataclasses.replace(self, row=kinds.leaf(self.row))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """All that a schema declares, as it sees it itself."""
+
+    drafts: tuple[Draft, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    parts: tuple[Part, ...] = ()
+    states: tuple[tuple[LogicalPath, Pattern], ...] = ()
+    initial: Initial | None = None
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def beside(self, other: Table) -> Table:
+        """Both as one."""
+        initial = self.initial or other.initial
+        if self.states and other.states:  # of which each has to be known, or none is
+            known = self.initial is not None and other.initial is not None
+            initial = self.initial.beside(other.initial) if known and self.initial else None
+        return Table(
+            self.drafts + other.drafts,
+            self.nodes + other.nodes,
+            self.parts + other.parts,
+            self.states + other.states,
+            initial,
+            self.sizes + other.sizes,
+        )
+
+
+@functools.lru_cache(maxsize=256)  # classes of the models at work; what is kept here is never freed
+def table_of(schema: Declared) -> Table:
+    """What a schema declares."""
+    found: dict[str, Table] = {}
+    models, kinds = models_of(schema), schema.__kinds__
+    states = {a.name: a for a in schema.__attributes__ if isinstance(a.field, StateField)}
+    for attribute in schema.__attributes__:
+        if attribute.name in states:
+            continue
+        table = _attribute_table(attribute)
+        if attribute.name in models:
+            table = dataclasses.replace(table, drafts=_as_model(attribute, table.drafts, kinds))
+        else:
+            drafts = tuple(draft.seen_by(kinds) for draft in table.drafts)
+            table = dataclasses.replace(table, drafts=drafts)
+        found[attribute.name] = table
+    for name, attribute in states.items():
+        found[name] = _state_table(schema, attribute, found)
+    whole = Table()
+    for attribute in schema.__attributes__:
+        whole = whole.beside(found[attribute.name])
+    if schema.__joined__ is None:
+        return whole
+    return dataclasses.replace(whole, drafts=tuple(map(schema.__joined__, whole.drafts)))
+
+
+def models_of(schema: Declared) -> set[str]:
+    """The attributes that are models: what optimizers are of, what has the same schema, and what says so by its key."""
+    targets = _trained(schema)
+    return {
+        a.name
+        for a in schema.__attributes__
+        if not isinstance(a.target, Leaf)
+        and not isinstance(a.field, StateField)
+        and (
+            any(a.target is one for one in targets)
+            or a.field.key == ""
+            or isinstance(a.field.key, Mapping)
+        )
+    }
+
+
+def _trained(schema: Declared) -> list[Any]:
+    """What the optimizers in a schema, and in the schemas in it, are of."""
+    found: list[Any] = []
+    for attribute in schema.__attributes__:
+        if isinstance(attribute.field, StateField):
+            found += (a.target for a in schema.__attributes__ if a.name == attribute.field.of)
+        elif not isinstance(attribute.target, (Leaf, Layout)):
+            found += _trained(cast(Declared, attribute.target))
+    return found
+
+
+def _as_model(attribute: Attribute, drafts: tuple[Draft, ...], kinds: Dicts) -> tuple[Draft, ...]:
+    """The drafts of a model, known for such from here on."""
+    found: list[Draft] = []
+    faults: list[Mismatch] = []
+    if isinstance(attribute.target, Layout) and attribute.target.container != kinds.container:
+        both = {"dict": "a model in dicts", "nnx": "a model of Variables"}
+        expected, told = both[kinds.container], both[attribute.target.container]
+        hint = "infer the model of the same framework, or declare it as a class"
+        fault = Mismatch(attribute.name, "declaration", expected, told, hint)
+        raise SchemaError(f"{attribute.target.name} has no place in this train state", [fault])
+    for draft in drafts:
+        where = "/".join(draft.row.path[1:])
+        try:
+            row = kinds.model(draft.row, draft.collection)
+        except SchemaError as error:
+            faults += (dataclasses.replace(fault, path=where) for fault in error.mismatches)
+            continue
+        apart = kinds.container == "dict" and draft.collection not in (None, "params")
+        if apart and not isinstance(attribute.field.key, Mapping):
+            hint = 'say where, key={"params": "params", ...: "{collection}"}'
+            expected = "a model of params alone, or the key of each collection"
+            told = f"a leaf of {draft.collection}"
+            faults.append(Mismatch(where, "declaration", expected, told, hint))
+        found.append(Draft(dataclasses.replace(row, body=1), draft.axis, None))
+    if faults:
+        called = getattr(attribute.target, "__name__", attribute.name)
+        what = "Variable type" if kinds.container == "nnx" else "place"
+        raise SchemaError(f"{called} has leaves of no {what}", faults)
+    return tuple(found)
+
+
+def drafts_of(attribute: Attribute) -> tuple[Draft, ...]:
+    """The rows of an attribute, as its own schema's class has them."""
+    return tuple(
+        lift(draft, attribute, _key(attribute, draft.collection)) for draft in below(attribute)
+    )
+
+
+def _attribute_table(attribute: Attribute) -> Table:
+    drafts = drafts_of(attribute)
+    if isinstance(attribute.target, (Leaf, Layout)) or attribute.target is OptState:
+        return Table(drafts)
+    inner, key = table_of(attribute.target), _key(attribute, None)
+    repeated = attribute.many or attribute.field.scan is not None
+    name = attribute.name + ("[]" if repeated else "")
+    counts = (count(name, attribute.field.length),) if attribute.many else ()
+    initial = None if repeated or inner.initial is None else inner.initial.below(name, _plain(key))
+    renames = attribute.field.dims
+    return Table(
+        drafts,
+        tuple(
+            dataclasses.replace(n, key=(*key, *n.key), counts=(*counts, *n.counts))
+            for n in inner.nodes
+        ),
+        tuple(Part((name, *part.path), part.type) for part in inner.parts),
+        tuple(((name, *path), (*key, *at)) for path, at in inner.states),
+        initial,
+        tuple((str(renames.get(dim, dim)), size) for dim, size in inner.sizes),
+    )
+
+
+def _plain(key: Pattern) -> KeyPath:
+    """A key without index symbols."""
+    return tuple(segment for segment in key if not isinstance(segment, Index))
+
+
+def _key(attribute: Attribute, collection: str | None) -> Pattern:
+    """How the layout spells an attribute: for a model whose collections stand apart, the leaves of one."""
+    text = attribute.field.key
+    if isinstance(text, Mapping):
+        name = collection or "params"
+        text = text.get(name, text.get(..., "")).replace("{collection}", name)
+    elif text is None:
+        text = f"{attribute.name}/{{i}}" if attribute.many else attribute.name
+    return paths.parse_pattern(text) if text else ()
+
+
+def _state_table(schema: Declared, attribute: Attribute, others: Mapping[str, Table]) -> Table:
+    """An optimizer state, made for the model that it is of."""
+    spec = attribute.field
+    assert isinstance(spec, StateField)
+    model = next((a for a in schema.__attributes__ if a.name == spec.of), None)
+    if model is None or model.name not in models_of(schema) or model.many or model.field.scan:
+        names = [a.name for a in schema.__attributes__ if not isinstance(a.target, Leaf)]
+        others_ = ", ".join(n for n in names if n != attribute.name) or "there is none"
+        expected = f"the name of an attribute that is one model ({others_})"
+        raise declaration(
+            attribute.name, expected, f"of={spec.of!r}", 'write of="params", params: Body beside it'
+        )
+    key = _key(attribute, None)
+    rows = tuple(draft.row for draft in others[model.name].drafts)
+    state = spec.state(
+        str(getattr(schema, "__name__", "")),
+        key,
+        Body(model.name, _key(model, None), rows, schema.__kinds__),
+    )
+    drafts: list[Draft] = []
+    for row in state.rows:
+        # Its place in the model, and what it mirrors, are told from the schema's own root.
+        bare = dataclasses.replace(row, body=None, mirrors="")
+        lifted = lift(Draft(bare, None, None), attribute, key).row
+        body = None if row.body is None else 1 + row.body
+        made = dataclasses.replace(lifted, body=body, optimizer=1, mirrors=row.mirrors)
+        drafts.append(Draft(made, None, None))
+    return Table(
+        tuple(drafts),
+        tuple(dataclasses.replace(n, key=(*key, *n.key)) for n in state.nodes),
+        tuple(Part((attribute.name, *part.path), part.type) for part in state.parts),
+        (((attribute.name,), key),),
+        state.initial,
+        tuple(sorted(state.sizes.items())),
+    )
+
+
+def below(attribute: Attribute) -> tuple[Draft, ...]:
+    """What an attribute is made of, as its own schema sees it."""
+    target = attribute.target
+    if isinstance(target, Leaf):
+        return (Draft(Row((), (), target), None, None),)
+    if isinstance(target, Layout):
+        return tuple(read_off(target))
+    return () if target is OptState else table_of(target).drafts
+
+
+def read_off(table: Layout) -> Iterator[Draft]:
+    """The model that a layout describes, without what stands around it."""
+    for row in table.rows:
+        if row.body is None or row.optimizer:
+            continue
+        own = isinstance(row.kind, str) and row.key[:1] == (row.kind,)
+        key = row.key[1:] if own else row.key
+        collection = row.kind if isinstance(row.kind, str) else None
+        path = row.path[row.body :]
+        yield Draft(dataclasses.replace(row, path=path, key=key, body=None), None, collection)
+
+
+def lift(draft: Draft, attribute: Attribute, key: paths.Pattern) -> Draft:
+    """One draft seen from the schema above: its path, key, repeats, dims and inherited declarations."""
+    spec, row = attribute.field, draft.row
+    name = "/".join((attribute.name, *row.path))
+    repeats = _renamed(row.repeats, spec.dims)
+    repeated = attribute.many or spec.scan is not None
+    axis = draft.axis
+    if attribute.many:
+        repeats = (Repeat(count(attribute.name, spec.length), None), *repeats)
+    elif spec.scan is not None:
+        repeats = (
+            Repeat(count(attribute.name, spec.scan), (spec.axis or 0) if axis is None else axis),
+            *repeats,
+        )
+        axis = None
+    elif spec.axis is not None and axis is None:
+        axis = spec.axis
+    lifted = dataclasses.replace(
+        row,
+        path=(attribute.name + ("[]" if repeated else ""), *row.path),
+        key=(*key, *row.key),
+        leaf=row.leaf.renamed(spec.dims),
+        repeats=repeats,
+        kind=row.kind if row.kind is not None else spec.type,
+        metadata=row.metadata
+        or ((("tag", spec.tag),) if row.kind in ("RngKey", "RngCount") else ()),
+        default=row.default if row.default is not None else _default(name, spec.default, row.leaf),
+        optional=row.optional or spec.optional or spec.ephemeral,
+        ephemeral=row.ephemeral or spec.ephemeral,
+        held=row.held if spec.value is None else ((len(row.key), spec.value), *row.held),
+        body=None if row.body is None else 1 + row.body,
+        optimizer=row.optimizer and 1 + row.optimizer,
+        mirrors=row.mirrors and f"{attribute.name}{'[]' if repeated else ''}/{row.mirrors}",
+    )
+    _verify_axis(lifted)
+    return Draft(lifted, axis, draft.collection or spec.collection)
+
+
+def _renamed(repeats: tuple[Repeat, ...], renames: Mapping[str, str | int]) -> tuple[Repeat, ...]:
+    return tuple(
+        dataclasses.replace(r, size=dims_.renamed_dims((r.size,), renames)[0]) for r in repeats
+    )
+
+
+def _default(name: str, value: Any, leaf: Leaf) -> Default | None:
+    """The declared default as it applies to one leaf, refused where the leaf could not hold it exactly."""
+    if value is None:
+        return None
+    default = value if isinstance(value, Made) else Fill(value)
+    if leaf.is_key and not isinstance(default, (FreshKey, ConstantKey)):
+        raise declaration(
+            name,
+            "fresh_key(seed) as the default of a key",
+            shown(value),
+            "write default=fresh_key(0)",
+        )
+    if not holds(leaf, default):
+        raise declaration(
+            name,
+            f"a default that {leaf.dtype} can hold",
+            shown(value),
+            "a number of the leaf's own kind",
+        )
+    return default
+
+
+def _verify_axis(row: Row) -> None:
+    rank = len(row.leaf.dims) + sum(r.axis is not None for r in row.repeats[1:])
+    first = row.repeats[0].axis if row.repeats else None
+    if first is not None and not -rank - 1 <= first <= rank:
+        raise declaration(
+            "/".join(row.path),
+            f"a stack axis between {-rank - 1} and {rank}",
+            f"axis {first} for {row.leaf}",
+            "give the leaf's own field axis=, as for rank-0 RNG leaves on axis 0",
+        )

@@ -1,0 +1,392 @@
+"""Train states that people have: any fields and names, several models and optimizers, and what a rule reaches in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training import dynamic_scale
+from flax.training.train_state import TrainState
+from jaxtyping import Array, Float32, Int32, UInt32
+from orbax.checkpoint import v1 as ocp
+
+import ckpt_schema as cs
+
+ADAM = optax.adam(1e-2)
+
+
+class Dense(cs.Schema):
+    kernel: Float32[Array, "i o"]
+    bias: Float32[Array, " o"]
+
+
+class Body(cs.Schema):
+    body: Dense = cs.field(dims={"i": "inputs", "o": "hidden"})
+    head: Dense = cs.field(dims={"i": "hidden", "o": "classes"})
+
+
+class Model(nnx.Module):
+    """Two layers, under the names of `Body`."""
+
+    def __init__(self, seed: int = 0) -> None:
+        rngs = nnx.Rngs(seed)
+        self.body = nnx.Linear(2, 4, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+
+class Training(nnx.Module):
+    """A model and what trains it, under names that are given."""
+
+    def __init__(self, names: str = "model optimizer", wrt: Any = nnx.Param, **more: Any) -> None:
+        model, optimizer = names.split()
+        trained = Model(1)
+        setattr(self, model, trained)
+        setattr(self, optimizer, nnx.Optimizer(trained, ADAM, wrt=wrt))
+        for name, value in more.items():
+            setattr(self, name, value)
+
+
+def params_of(seed: float = 0.0) -> dict[str, Any]:
+    """Values of which no two are equal."""
+    sizes = {"body": (2, 4), "head": (4, 3)}
+    found: dict[str, Any] = {}
+    for n, (name, (i, o)) in enumerate(sizes.items()):
+        kernel = jnp.arange(i * o, dtype="float32").reshape(i, o) + seed + 100 * n
+        found[name] = {"kernel": kernel, "bias": jnp.arange(o, dtype="float32") + seed + 50}
+    return found
+
+
+def trained(seed: float = 0.0, **more: Any) -> dict[str, Any]:
+    """A bare train state after two steps, as a dict."""
+    state = TrainState.create(apply_fn=None, params=params_of(seed), tx=ADAM)  # pyright: ignore[reportArgumentType]
+    for n in range(2):
+        state = state.apply_gradients(grads=jax.tree.map(lambda p, n=n: (p + n) / 7, state.params))
+    return {"step": jnp.int32(2), "params": state.params, "opt_state": state.opt_state, **more}
+
+
+def head_kernel(tree: Any) -> np.ndarray:
+    """That of a dict, a state or a module."""
+    tree = nnx.state(tree) if isinstance(tree, nnx.Module) else tree
+    return np.asarray(tree["head"]["kernel"][...])
+
+
+def refused(do: Callable[[], Any]) -> cs.CkptSchemaError:
+    """The error that something raises."""
+    with pytest.raises(cs.CkptSchemaError) as caught:
+        do()
+    return caught.value
+
+
+# --- reach 04, 04b: fields beside params  ---
+
+
+class Scale(cs.Schema):
+    scale: Float32[Array, ""]
+    fin_steps: Int32[Array, ""]
+
+
+class RunState(cs.Schema):
+    step: Int32[Array, ""] = cs.field(default=0)
+    params: Body
+    opt_state: cs.OptState = cs.optimizer(ADAM, of="params")
+    ema_params: Body = cs.field(default=0.0)
+    dynamic_scale: Scale = cs.field(optional=True, default=0)
+    dropout_rng: UInt32[Array, "2"] = cs.field(default=0)
+
+
+def run_state() -> dict[str, Any]:
+    ema = jax.tree.map(lambda p: p * 0.5, params_of())
+    return trained(
+        ema_params=ema,
+        dynamic_scale=dynamic_scale.DynamicScale(),
+        dropout_rng=jax.random.PRNGKey(7),
+    )
+
+
+def test_reach_04_a_train_state_with_more_fields_is_declared_and_restored(tmp_path: Path) -> None:
+    state = run_state()
+    assert cs.check(RunState, state).ok
+    ocp.save(tmp_path / "c", state)
+    lens = cs.derive(RunState, cs.nnx.TrainState[Body, ADAM])
+    found = cs.orbax.restore(tmp_path / "c", Training(), lens)
+    np.testing.assert_array_equal(head_kernel(found.model), head_kernel(state["params"]))  # pyright: ignore
+    mu = nnx.state(found)["optimizer"]["opt_state"][0]["mu"]
+    np.testing.assert_array_equal(head_kernel(mu), head_kernel(state["opt_state"][0].mu))
+
+
+def test_reach_04_a_field_that_may_be_absent_may_be(tmp_path: Path) -> None:
+    state = run_state()
+    del state["dynamic_scale"]
+    assert cs.check(RunState, state).ok
+    lens = cs.derive(RunState, RunState)
+    cs.orbax.save(tmp_path / "c", state, lens)
+    back = cs.orbax.restore(tmp_path / "c", jax.tree.map(jnp.zeros_like, state), lens)
+    cs.assert_trees_identical(back, state)
+
+
+def test_reach_04_averages_are_served_as_the_weights(tmp_path: Path) -> None:
+    class Served(cs.Schema):
+        params: Body = cs.field(key="ema_params")
+
+    state = run_state()
+    served = cs.derive(Served, cs.nnx.Params[Body])
+    model = nnx.state(Model())
+    found = served.get({"ema_params": state["ema_params"]}, onto=model)
+    np.testing.assert_array_equal(head_kernel(found), head_kernel(state["ema_params"]))
+
+
+def test_reach_04_the_averages_follow_what_a_rule_says_of_the_model() -> None:
+    state = run_state()
+    lens = cs.derive(RunState, RunState, rules=[cs.flip("head/kernel", "classes")])
+    found = lens.get(state)
+    for name in ("params", "ema_params"):
+        np.testing.assert_array_equal(head_kernel(found[name]), head_kernel(state[name])[:, ::-1])
+    mu = state["opt_state"][0].mu
+    np.testing.assert_array_equal(head_kernel(found["opt_state"][0].mu), head_kernel(mu)[:, ::-1])
+
+
+# --- reach 15, 19, 21: other names, no step, ModelAndOptimizer  ---
+
+
+class Named(cs.nnx.State):
+    params: Body = cs.field(key="net")
+    step: UInt32[Array, ""] = cs.field(key="opt/step", type=nnx.optimizer.OptState)
+    opt_state: cs.OptState = cs.optimizer(ADAM, of="params", key="opt/opt_state")
+
+
+def test_reach_15_a_training_object_has_its_own_attribute_names(tmp_path: Path) -> None:
+    state = trained()
+    ocp.save(tmp_path / "c", state)
+    lens = cs.derive(cs.linen.BareTrainState[Body, ADAM], Named)
+    found: Any = cs.orbax.restore(tmp_path / "c", Training("net opt"), lens)
+    np.testing.assert_array_equal(head_kernel(found.net), head_kernel(state["params"]))
+    assert int(found.opt.step[...]) == 2
+
+
+def test_reach_19_no_step_and_an_optimizer_state_of_another_name(tmp_path: Path) -> None:
+    class Slim(cs.Schema):
+        params: Body
+        opt_state: cs.OptState = cs.optimizer(ADAM, key="optimizer_state")
+
+    state = trained()
+    slim = {"params": state["params"], "optimizer_state": state["opt_state"]}
+    ocp.save(tmp_path / "c", slim)
+    view = cs.nnx.TrainState[Body, ADAM]
+    lens = cs.derive(Slim, view, rules=[cs.private("step", 0)])
+    found: Any = cs.orbax.restore(tmp_path / "c", Training(), lens)
+    np.testing.assert_array_equal(head_kernel(found.model), head_kernel(state["params"]))
+
+
+def test_reach_21_a_model_and_optimizer_in_one_object(tmp_path: Path) -> None:
+    state = trained()
+    ocp.save(tmp_path / "c", state)
+    both = cs.nnx.ModelAndOptimizer[Body, ADAM]
+    one = nnx.ModelAndOptimizer(Model(3), ADAM, wrt=nnx.Param)
+    assert cs.check(both, nnx.state(one)).ok
+    lens = cs.derive(cs.linen.BareTrainState[Body, ADAM], both)
+    found = cs.orbax.restore(tmp_path / "c", one, lens)
+    np.testing.assert_array_equal(head_kernel(found.model), head_kernel(state["params"]))
+    onward = cs.derive(both, cs.nnx.TrainState[Body, ADAM])
+    cs.assert_trees_identical(onward.get(nnx.state(found))["model"], nnx.state(found)["model"])
+
+
+# --- jobs 08, 09: a filter as wrt, more in the training object  ---
+
+
+def test_jobs_08_what_is_trained_is_any_filter(tmp_path: Path) -> None:
+    wrt = nnx.All(nnx.Param, nnx.PathContains("head"))
+    state = trained()
+    ocp.save(tmp_path / "c", state)
+    view = cs.nnx.TrainState[Body, ADAM, wrt]
+    rules = [cs.reset(source=f"opt_state/0/{name}/body") for name in ("mu", "nu")]
+    lens = cs.derive(cs.linen.BareTrainState[Body, ADAM], view, rules=rules)
+    found: Any = cs.orbax.restore(tmp_path / "c", Training(wrt=wrt), lens)
+    np.testing.assert_array_equal(head_kernel(found.model), head_kernel(state["params"]))
+    mu = nnx.state(found)["optimizer"]["opt_state"][0]["mu"]
+    np.testing.assert_array_equal(head_kernel(mu), head_kernel(state["opt_state"][0].mu))
+    assert "body" not in mu
+
+
+def test_jobs_08_a_filter_that_tells_layers_apart_is_an_error() -> None:
+    class Deep(cs.Schema):
+        layers: list[Dense] = cs.field(length="depth", dims={"i": "e", "o": "e"})
+
+    wrt = nnx.All(nnx.Param, nnx.PathContains(0))
+    error = refused(lambda: cs.nnx.TrainState[Deep, ADAM, wrt])
+    assert "all members of a list, or none" in str(error)
+
+
+class Average(cs.Schema):
+    count: Int32[Array, ""]
+    total: Float32[Array, ""]
+
+
+class Metrics(cs.Schema):
+    accuracy: Average
+    loss: Average
+
+
+class More(cs.nnx.State):
+    params: Body = cs.field(key="model")
+    step: UInt32[Array, ""] = cs.field(key="optimizer/step", type=nnx.optimizer.OptState)
+    opt_state: cs.OptState = cs.optimizer(ADAM, of="params", key="optimizer/opt_state")
+    metrics: Metrics = cs.field(type=nnx.metrics.MetricState, default=0)
+    ema: Body = cs.field(default=0.0)
+    dropout: cs.Stream["fry"] = cs.field(key="rngs/dropout", default=cs.fresh_key(0))
+    epoch: Int32[Array, ""] = cs.field(default=0)
+
+
+def test_jobs_09_metrics_averages_streams_and_an_epoch_beside_them(tmp_path: Path) -> None:
+    target = Training(
+        metrics=nnx.MultiMetric(accuracy=nnx.metrics.Accuracy(), loss=nnx.metrics.Average("loss")),
+        ema=Model(5),
+        rngs=nnx.Rngs(dropout=3),
+        epoch=nnx.Variable(jnp.int32(4)),
+    )
+    assert cs.check(More, nnx.state(target)).ok
+    state = trained()
+    ocp.save(tmp_path / "c", state)
+    lens = cs.derive(cs.linen.BareTrainState[Body, ADAM], More)
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(target.ema)))  # pyright: ignore
+    found: Any = cs.orbax.restore(tmp_path / "c", target, lens)
+    np.testing.assert_array_equal(head_kernel(found.model), head_kernel(state["params"]))
+    cs.assert_trees_identical(
+        jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(found.ema))), before
+    )
+    assert int(found.epoch[...]) == 4
+    cs.orbax.save(tmp_path / "d", found, lens)
+    again: Any = cs.orbax.restore(tmp_path / "d", found, lens)
+    assert int(again.epoch[...]) == 4
+
+
+# --- jobs 05: two models with two optimizers  ---
+
+
+class Train(cs.Schema):
+    step: Int32[Array, ""]
+    params: Body
+    opt_state: cs.OptState = cs.optimizer(ADAM, of="params")
+
+
+class Gan(cs.Schema):
+    generator: Train
+    discriminator: Train = cs.field(dims={"classes": "scores"})
+
+
+def test_jobs_05_a_rule_reaches_what_mirrors_the_weight_in_its_own_state() -> None:
+    gan = {"generator": trained(), "discriminator": trained(1000.0)}
+    assert cs.check(Gan, gan).ok
+    rule = cs.flip("generator/params/head/kernel", "classes")
+    found = cs.derive(Gan, Gan, rules=[rule]).get(gan)
+    for kept in (lambda one: one["params"], lambda one: one["opt_state"][0].nu):
+        one, other = kept(found["generator"]), kept(gan["generator"])
+        np.testing.assert_array_equal(head_kernel(one), head_kernel(other)[:, ::-1])
+    cs.assert_trees_identical(found["discriminator"], gan["discriminator"])
+
+
+def test_jobs_05_both_states_start_anew_each_from_its_own_model() -> None:
+    class Weights(cs.Schema):
+        params: Body
+
+    class Slim(cs.Schema):
+        generator: Weights
+        discriminator: Weights = cs.field(dims={"classes": "scores"})
+
+    slim = {"generator": {"params": params_of()}, "discriminator": {"params": params_of(9.0)}}
+    rules = [
+        *(cs.private(f"{name}/step", 0) for name in ("generator", "discriminator")),
+        *(cs.reset(view=f"{name}/opt_state") for name in ("generator", "discriminator")),
+    ]
+    found = cs.derive(Slim, Gan, rules=rules).get(slim)
+    for name, one in slim.items():
+        cs.assert_trees_identical(found[name]["params"], one["params"])
+        cs.assert_trees_identical(found[name]["opt_state"], ADAM.init(one["params"]))
+
+
+# --- words b08: an inferred layout as the body  ---
+
+
+def test_words_b08_a_layout_is_a_body() -> None:
+    state = nnx.state(Training())
+    view = cs.nnx.TrainState[cs.infer(Model()), ADAM]
+    assert cs.check(view, state).ok
+    source = cs.linen.BareTrainState[cs.infer(params_of()), ADAM]
+    lens = cs.derive(source, view)
+    bare = trained()
+    np.testing.assert_array_equal(head_kernel(lens.get(bare)["model"]), head_kernel(bare["params"]))
+
+
+# --- what is wrong with a declaration  ---
+
+
+def test_of_names_an_attribute_that_is_one_model() -> None:
+    def nothing() -> None:
+        class Wrong(cs.Schema):
+            weights: Body
+            state: cs.OptState = cs.optimizer(ADAM)
+
+        del Wrong
+
+    def leaf() -> None:
+        class Wrong(cs.Schema):
+            params: Float32[Array, " n"]
+            body: Body
+            state: cs.OptState = cs.optimizer(ADAM)
+
+        del Wrong
+
+    assert "one model (weights), found of='params'" in str(refused(nothing))
+    assert "one model (body)" in str(refused(leaf))
+
+
+def test_an_optimizer_that_trains_nothing_of_its_model_is_an_error() -> None:
+    def declare() -> None:
+        class Wrong(cs.Schema):
+            params: Body
+            state: cs.OptState = cs.optimizer(ADAM, wrt="lora")
+
+        del Wrong
+
+    assert "at least one trainable leaf, found none" in str(refused(declare))
+
+
+def test_an_optimizer_has_its_annotation_and_the_annotation_its_optimizer() -> None:
+    def unmarked() -> None:
+        class Wrong(cs.Schema):
+            params: Body
+            state: Body = cs.optimizer(ADAM)
+
+        del Wrong
+
+    def bare() -> None:
+        class Wrong(cs.Schema):
+            params: Body
+            state: cs.OptState
+
+        del Wrong
+
+    for declare in (unmarked, bare):
+        assert "state: cs.OptState = cs.optimizer(tx)" in str(refused(declare))
+
+
+class Normed(cs.Schema):
+    dense: Dense
+    mean: Float32[Array, " o"] = cs.field(collection="batch_stats")
+
+
+def test_collections_of_a_model_stand_somewhere() -> None:
+    def declare() -> None:
+        class Wrong(cs.Schema):
+            params: Normed
+            state: cs.OptState = cs.optimizer(ADAM)
+
+        del Wrong
+
+    assert 'key={"params": "params", ...: "{collection}"}' in str(refused(declare))
