@@ -106,14 +106,11 @@ def differences(found: Tree, expected: Tree) -> Iterator[str]:
 # --- One draw  ---
 
 
-_DIM = re.compile(r"[A-Za-z]\w*")
-
-
 def bound(lens: cs.Lens, case: Case) -> cs.Lens:
     """With all sizes that its layouts have."""
-    rows = [row for table in (lens.source, lens.view) for row in table.rows]
-    text = " ".join(f"{row.leaf} {row.repeats}" for row in rows)
-    return lens.bind(**{n: s for n, s in case.sizes.items() if n in {*_DIM.findall(text)}})
+    names = lens.source.names() | lens.view.names()
+    names.update(*(join.names for join in lens.joins))
+    return lens.bind(**{name: size for name, size in case.sizes.items() if name in names})
 
 
 def names_of(keeping: Keeping) -> set[str]:

@@ -340,3 +340,96 @@ def test_a_leaf_of_which_a_part_is_not_written_is_an_error() -> None:
     less = dataclasses.replace(join, cells=join.cells[:2])
     with pytest.raises(cs.ConformanceError, match="every element of float32"):
         dataclasses.replace(lens, joins=(less,)).get(PARTS)
+
+
+# --- Copies, padding on both sides, and spellings  ---
+
+
+@pytest.mark.parametrize("what", ["scale", "flip", "pad"])
+def test_what_is_said_of_a_leaf_is_said_of_its_copies(what: str) -> None:
+    rule = {
+        "scale": cs.scale("w", 2),
+        "flip": cs.flip("w", "embed"),
+        "pad": cs.pad("w", "embed", "rows", 3),
+    }[what]
+    dims = "rows kv*dim" if what == "pad" else "embed kv*dim"
+    plain = schema("Plain", w="embed kv*dim")
+    twice = schema("Twice", w=dims, copy=dims)
+    made = {
+        "scale": k * np.float32(2),
+        "flip": k[::-1].copy(),
+        "pad": np.pad(k, ((0, 2), (0, 0)), constant_values=3),
+    }[what]
+    sizes = {"kv": 2, "dim": 2, **({"embed": 3, "rows": 5} if what == "pad" else {})}
+    lens = cs.derive(plain, twice, rules=[rule, cs.tie("copy", "w")]).bind(**sizes)
+    held(lens, {"w": k}, {"w": made, "copy": made.copy()})
+
+
+def test_a_copy_of_a_padded_leaf_that_has_parts() -> None:
+    fused = schema("Fused", qkv="rows heads*dim+2*kv*dim", copy="heads*dim+2*kv*dim rows")
+    rules = [FUSE, cs.pad("qkv", "embed", "rows", 7), cs.tie("copy", "qkv")]
+    made = np.pad(whole(q, k, v), ((0, 2), (0, 0)), constant_values=7)
+    lens = cs.derive(Apart, fused, rules=rules).bind(**SIZES, rows=5)
+    cs.assert_trees_identical(lens.get(PARTS), {"qkv": made, "copy": made.T.copy()})
+    cs.assert_trees_identical(lens.put({"qkv": made, "copy": made.T.copy()}), PARTS)
+
+
+def test_both_sides_pad_an_axis_each_to_its_own_size() -> None:
+    ours, theirs = schema("Ours", w="five kv*dim"), schema("Theirs", w="kv*dim four")
+    rules = [cs.pad("w", "embed", "five", 1), cs.pad("w", "embed", "four"), cs.flip("w", "embed")]
+    lens = cs.derive(ours, theirs, rules=rules).bind(embed=3, five=5, four=4, kv=2, dim=2)
+    before = np.pad(k, ((0, 2), (0, 0)), constant_values=1)
+    after = np.ascontiguousarray(np.pad(k[::-1], ((0, 1), (0, 0))).T)
+    held(lens, {"w": before}, {"w": after})
+
+
+def test_both_sides_pad_alike_what_runs_the_other_way() -> None:
+    padded = schema("Padded", w="five kv*dim")
+    rules = [cs.pad("w", "embed", "five", 1), cs.flip("w", "embed")]
+    lens = cs.derive(padded, padded, rules=rules).bind(embed=3, kv=2, dim=2)
+    before, after = (np.pad(x, ((0, 2), (0, 0)), constant_values=1) for x in (k, k[::-1]))
+    held(lens, {"w": before}, {"w": after})
+
+
+def test_a_sum_has_one_spelling() -> None:
+    ours, theirs = schema("Ours", w="groups*(per+1+1)"), schema("Theirs", w="groups per+2")
+    w = np.arange(8, dtype="float32")
+    lens = cs.derive(ours, theirs, dims={"groups": 2, "per": 2})
+    held(lens, {"w": w}, {"w": w.reshape(2, 4)})
+
+
+def test_blocks_that_have_the_numbers_of_the_other_side_the_other_way_round() -> None:
+    layer = schema("Layer", w="a")
+
+    def blocks(outer: str, inner: str) -> Any:
+        each = schema("Inner", each=(list[layer], cs.field(length=inner)))
+        return schema("Outer", layers=(list[each], cs.field(length=outer)))
+
+    def tree(outer: int, inner: int) -> Any:
+        w = np.arange(24, dtype="float32").reshape(outer, inner, 2)
+        return {
+            "layers": {
+                i: {"each": {j: {"w": each.copy()} for j, each in enumerate(block)}}
+                for i, block in enumerate(w)
+            }
+        }
+
+    lens = cs.derive(blocks("2*k", "3"), blocks("3*k", "2"))
+    held(lens.bind(k=2), tree(4, 3), tree(6, 2))
+
+
+def test_a_whole_and_its_parts_with_copies_on_both_sides() -> None:
+    ours = schema("Ours", kv="embed 2*kv*dim", copy="2 kv dim embed")
+    theirs = schema("Theirs", k="embed kv*dim", v="kv*dim embed", again="embed kv*dim")
+    rules = [cs.fuse("kv", ["k", "v"]), cs.tie("copy", "kv"), cs.tie("again", "v")]
+    lens = cs.derive(ours, theirs, rules=rules, dims={"kv": 2, "dim": 2})
+    made = whole(k, v)
+    source = {"kv": made, "copy": np.ascontiguousarray(made.T).reshape(2, 2, 2, 3)}
+    view = {"k": k, "v": v.T.copy(), "again": v.copy()}
+    for place in (np.asarray, jnp.asarray):
+        cs.assert_trees_identical(lens.get(_placed(source, place)), _placed(view, place))
+        cs.assert_trees_identical(lens.put(_placed(view, place)), _placed(source, place))
+    with pytest.raises(cs.ConformanceError, match="are equal to the last bit"):
+        lens.put({**view, "again": v + 1})
+    with pytest.raises(cs.ConformanceError, match="are equal to the last bit"):
+        lens.get({**source, "copy": source["copy"] + 1})

@@ -231,12 +231,30 @@ def own_names(dims: Dims) -> tuple[AxisName, ...]:
 
 
 def add(terms: Sequence[Dim]) -> Dim:
-    """The axis that has these parts one after the other; of integers alone, their sum."""
+    """The axis that has these parts one after the other; of integers alone, their sum.
+
+    Example:
+        >>> print(format_dims(parse_dims("q+k+k groups*(per+1+1)*dim 1+2")))
+        q+2*k groups*(per+2)*dim 3
+    """
     if len(terms) == 1:
         return terms[0]
-    parts = tuple(part for term in terms for part in _parts(term))
+    parts = _gathered(part for term in terms for part in _parts(term))
+    if len(parts) == 1:
+        return parts[0]
     size = size_of((Sum(parts),), {})
     return (Sum(parts) if size is None else size,)
+
+
+def _gathered(terms: Iterable[Dim]) -> tuple[Dim, ...]:
+    """The same terms, those alike that follow each other as one: a sum has one spelling."""
+    found: list[tuple[int, Dim]] = []
+    for term in terms:
+        count, rest = (term[0], term[1:]) if isinstance(term[0], int) else (1, term)
+        if found and found[-1][1] == rest:
+            count += found.pop()[0]
+        found.append((count, rest))
+    return tuple(rest if count == 1 and rest else (count, *rest) for count, rest in found)
 
 
 def _parts(term: Dim) -> tuple[Dim, ...]:

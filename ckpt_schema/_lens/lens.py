@@ -206,9 +206,10 @@ class Lens:
             DerivationError: Neither layout has a dim of that name.
         """
         dims_.verify_sizes(dims)
-        known = (
-            self.source.names() | self.view.names() if dims else set[str]()
-        )  # of 100,000 rows they take a while to gather
+        known: set[str] = set()
+        if dims:  # of 100,000 rows they take a while to gather
+            known = self.source.names() | self.view.names()
+            known.update(*(join.names for join in self.joins))  # what both sides pad
         expected = f"a dim of either layout ({', '.join(sorted(known))})"
         faults = [
             Mismatch(name, "dims", expected, "an unknown name")

@@ -538,7 +538,6 @@ def _pair_places(found: Pairing, ours: Place, theirs: Place) -> None:
             return
     if ours.path != theirs.path:
         kinds.add("rename")
-        found.rules.append(cs.rename(ours.path.rstrip("/"), theirs.path.rstrip("/")))
     _pair_members(found, ours.members[0], theirs.members[0], (ours.path, theirs.path), kinds)
 
 
@@ -646,6 +645,9 @@ def _pair_two(
         if ours.name != theirs.name:
             found.rules.append(cs.rename(f"{names[0]}{copy}", f"{names[1]}{copy}"))
             kinds.add("rename")
+        elif paths[0] != paths[1]:
+            nodes = cs.rename(paths[0].rstrip("/"), paths[1].rstrip("/"))
+            found.rules += [nodes] if nodes not in found.rules else []
         found.rules += _between(f"{names[1]}{copy}", ours, theirs, kinds)
     for kept, path, is_copied in (
         (ours, names[0], theirs.copy is None),

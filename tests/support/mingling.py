@@ -88,7 +88,7 @@ def drawn(seed: str, *, lengths: Sequence[int] = (1, 2, 3)) -> Case:
         units = _units(rng, "u", rng.choice((1, 1, 2)), has_state)
         places.append(_Layers(form, units, rng.random() < 0.5))
     sizes = {name: rng.choice(lengths) for name in NAMES}
-    sizes |= {"depth": rng.randint(1, 3), "blocks": rng.randint(1, 2), "rest": rng.randint(0, 2)}
+    sizes |= {"depth": rng.randint(1, 3), "blocks": rng.randint(1, 2), "rest": rng.randint(1, 2)}
     lacking = {
         unit.name: rng.randrange(3) for place in places for unit in place.units if unit.private
     }

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
-from ckpt_schema._layouts.sizes import Size
+from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Row, called
-from ckpt_schema._lens.cells import composed
+from ckpt_schema._lens.cells import Cell
 from ckpt_schema._lens.derive.alignment import Alignment, Owners, Settled, align
+from ckpt_schema._lens.derive.bounds import composed
 from ckpt_schema._lens.derive.causes import causes
 from ckpt_schema._lens.derive.disputes import disputes
 from ckpt_schema._lens.derive.exemptions import declare, lone, part, restart
@@ -18,7 +19,7 @@ from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told, ValueRule, spoken, told, unscaled
 from ckpt_schema._lens.derive.moments import Moments
 from ckpt_schema._lens.derive.names import Decision, Names, moved_paths, nowhere
-from ckpt_schema._lens.derive.relations import relate
+from ckpt_schema._lens.derive.relations import relate, undecided
 from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, standing
 from ckpt_schema._lens.derive.ties import copies
 from ckpt_schema._lens.derive.unplaced import unplaced
@@ -107,6 +108,8 @@ def join(
     copied += [(back[of], copy) for copy, of in twice[1].items() if of in back]
     contested = partnered(source, view, alone, [*pairs, *copied])
     joins += _joined(source, view, said, decisions, pairs, contested, faults, known, moments)
+    for copy, of in twice[1].items():  # what is said of a leaf is said of its copies
+        said = {**said, copy: (*said.get(copy, ()), *said.get(of, ()))}
     joins += _joined(
         source, view, said, decisions, copied, contested, faults, known, moments, twice
     )
@@ -354,12 +357,16 @@ def _with_copies(
                 if isinstance(made, Mismatch):
                     faults.append(made)
                     continue
-                cells = composed(made.cells(copy, of), onward)
-                again = [
-                    dataclasses.replace(cell, compares=(False, True))
-                    for cell in cells
-                    if not cell.is_constant
-                ]
+                try:
+                    cells = composed(made.cells(copy, of), onward, known)
+                except UndecidedError as wrong:
+                    faults.append(undecided(table.rows[copy], table.rows[of], wrong))
+                    continue
+                again: list[Cell] = []
+                for cell in cells:
+                    if not cell.is_constant:  # or else it is padding, which the copy has too
+                        cell = dataclasses.replace(cell, compares=(cell.compares[0], True))
+                    again.append(cell)
                 both = dataclasses.replace(turned, cells=(*turned.cells, *again))
                 found[at] = both if side == 0 else both.inverse
     return found

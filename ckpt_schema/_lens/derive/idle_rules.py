@@ -189,14 +189,17 @@ def _unsaid(
 ) -> Iterator[Mismatch]:
     """Rules for the values of leaves that change none."""
     said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Factor))]
-    over: dict[int, list[tuple[Row, Row]]] = {}
+    used: set[int] = set()
     for one in joins if said else ():
         rows = [(tables[0].rows[here], tables[1].rows[there]) for here, there in one.pairs]
+        cut = [fill.small for fill in one.told.fills]  # neither side need have it so
         for rule in one.told.rules:
-            over.setdefault(id(rule), []).extend(rows)
-    unused = [
-        rule for rule in said if not any(applies(rule, rows) for rows in over.get(id(rule), ()))
-    ]
+            if isinstance(rule, (Reverse, Padding, Factor)) and (
+                any(applies(rule, pair) for pair in rows)
+                or (isinstance(rule, Reverse) and rule.dim in cut)
+            ):
+                used.add(id(rule))
+    unused = [rule for rule in said if id(rule) not in used]
     in_new_words = {id(rule): names.called(rule.path) for rule in unused}
     there = standing(tables[1], in_new_words.values())
     for rule in unused:

@@ -29,7 +29,10 @@ class Levels:
 
 
 def levels_of(source: Row, view: Row) -> Levels | Mismatch:
-    """The levels of two rows: by name, or where names do not tell, by position."""
+    """The levels of two rows: by name, or where names do not tell, by position.
+
+    A number is no name: 3 blocks of 2 layers are 2 blocks of 3, and not each block a layer.
+    """
     sides = [
         [(n, f) for n, repeat in enumerate(row.repeats) for f in repeat.size]
         for row in (source, view)
@@ -37,7 +40,9 @@ def levels_of(source: Row, view: Row) -> Levels | Mismatch:
     factors = [[factor for _, factor in side] for side in sides]
     if factors[0] == factors[1]:
         named = [[("level", number) for number in range(len(factors[0]))]] * 2
-    elif sorted(map(str, factors[0])) != sorted(map(str, factors[1])):
+    elif sorted(map(str, factors[0])) != sorted(map(str, factors[1])) or any(
+        isinstance(one, int) and one != other for one, other in zip(*factors, strict=True)
+    ):
         return _in_blocks(source, view, sides, factors)
     elif len(set(factors[0])) < len(factors[0]):
         why = "levels of one size in another order: count them with named dims"

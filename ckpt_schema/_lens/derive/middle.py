@@ -8,10 +8,10 @@ from typing import Protocol
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
-from ckpt_schema._layouts.dims import Dim, Sum
-from ckpt_schema._layouts.sizes import Size, UndecidedError, slack
+from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.cells import Cell, Constant, ContradictionError, composed
+from ckpt_schema._lens.derive.bounds import Bounds
 from ckpt_schema._lens.derive.joins import Join, grouped
 from ckpt_schema._lens.derive.relations import undecided
 from ckpt_schema._lens.normal import normal
@@ -78,7 +78,10 @@ class _Met:
         self, first: Joined, second: Joined, middle: Mapping[int, int], faults: list[Mismatch]
     ) -> None:
         self.first, self.second, self.middle, self.faults = first, second, middle, faults
-        self.slack, self.back = _slack(first, second)
+        tables = first.source, first.view, second.source, second.view
+        rows = [row for table in tables for row in table.rows]
+        joins = [*first.joins, *second.joins]
+        self.bounds = Bounds.of(rows, [cell for join in joins for cell in join.cells])
         given = {**first.dims, **second.dims}
         self.sizes = {name: Size.of(size) for name, size in given.items()}
 
@@ -118,8 +121,7 @@ class _Met:
     def _composed(self, one: Cell, other: Cell, row: int) -> list[Cell]:
         """Two cells as one, for all sizes if that can be; or else for those that are given."""
         try:
-            found = composed([one.where(self.slack)], [other.where(self.slack)])
-            return [cell.where(self.back) for cell in found]
+            return self.bounds.composed([one], [other])
         except ContradictionError as wrong:
             self.faults.append(_unlike_padding(self.first.view.rows[row], wrong))
             return []
@@ -134,7 +136,7 @@ class _Met:
         return []
 
     def _undecided(self, one: Cell, other: Cell, wrong: UndecidedError) -> Mismatch:
-        points = tuple(point.where(self.back) for point in wrong.points)
+        points = tuple(point.where(self.bounds.back) for point in wrong.points)
         spelled = " and ".join(map(str, points))
         why = UndecidedError(f"which of {spelled} comes first depends on the sizes", *points)
         tables = self.first.source, self.second.view
@@ -153,52 +155,6 @@ def _unlike_padding(row: Row, wrong: ContradictionError) -> Mismatch:
     axes = [dims_.format_dim(dim) for dim, start in zip(row.dims, starts, strict=False) if start]
     expected = f"one fill in the padding of {axes[0] if axes else 'it'}"
     return Mismatch(where, "rule", expected, fills, hint)
-
-
-# --- What is known of sizes beyond that a dim is at least 1  ---
-
-
-def _slack(first: Joined, second: Joined) -> tuple[dict[str, Size], dict[str, Size]]:
-    """What is put in for names that are at least another size, or may be 0; and the way back."""
-    there: dict[str, Size] = {}
-    back: dict[str, Size] = {}
-    for joined in (first, second):
-        for table in (joined.source, joined.view):
-            for name in _rests(table):
-                there[name] = slack(name)
-                back[str(slack(name))] = Size.of(name)
-        for join in joined.joins:
-            for cell in join.cells:
-                if cell.is_constant:
-                    for digit in cell.geometry.digits:
-                        _read_bound(digit.size, there, back)
-    return there, back
-
-
-def _rests(table: Layout) -> set[str]:
-    """The names that count what is left of a list: there may be none."""
-    found: set[str] = set()
-    for dim in {repeat.size for row in table.rows for repeat in row.repeats}:
-        for factor in dim:
-            if isinstance(factor, Sum):
-                found |= {str(term[0]) for term in factor.terms if _is_name(term)}
-    return found
-
-
-def _is_name(dim: Dim) -> bool:
-    return len(dim) == 1 and isinstance(dim[0], str)
-
-
-def _read_bound(more: Size, there: dict[str, Size], back: dict[str, Size]) -> None:
-    """Reads, off how much longer a padded axis is, that it is no shorter: its name becomes the other size and a slack."""
-    if more.nonnegative:
-        return
-    for names, count in more.terms:
-        least = Size.of(names[0]) - more if count == 1 and len(names) == 1 else None
-        if least is not None and names[0] not in there and names[0] not in least.names:
-            there[names[0]] = least.where(there) + slack(names[0])
-            back[str(slack(names[0]))] = more
-            return
 
 
 # --- What has lost its writer  ---

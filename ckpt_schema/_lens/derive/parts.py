@@ -11,8 +11,9 @@ from ckpt_schema._layouts.dims import EITHER, AxisName, Dim, DimFactor, Dims, Su
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.sizes import ZERO, UndecidedError
 from ckpt_schema._layouts.table import Repeat, Row
-from ckpt_schema._lens.cells import Cell, composed
+from ckpt_schema._lens.cells import Cell
 from ckpt_schema._lens.derive.axis_names import fault
+from ckpt_schema._lens.derive.bounds import composed
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told
 from ckpt_schema._lens.derive.relations import (
@@ -136,7 +137,7 @@ def _edited(
         return made
     cells = [cell for join in made for cell in join.cells]
     try:
-        return [_one(divided, [composed(relation.cells(number, _BETWEEN), cells)])]
+        return [_one(divided, [composed(relation.cells(number, _BETWEEN), cells, known)])]
     except UndecidedError as found:
         return undecided(row, divided.parts[0].row, found)
 
@@ -181,8 +182,8 @@ def between_parts(
         [cell for each in made for cell in each] for made in cells if not isinstance(made, Mismatch)
     )
     try:
-        onward = composed(relation.cells(_BETWEEN, _BETWEEN), after)
-        return [Join(tuple(composed([~cell for cell in before], onward)))]
+        onward = composed(relation.cells(_BETWEEN, _BETWEEN), after, known)
+        return [Join(tuple(composed([~cell for cell in before], onward, known)))]
     except UndecidedError as found:
         return undecided(first[0].row, second[0].row, found)
 

@@ -290,7 +290,7 @@ def _unpadded(source: RowPart, view: RowPart, told: Told) -> tuple[RowPart, RowP
     """Both rows without what rules say is padding."""
     inner = [source, view]
     for start, end in told.ends:
-        for side, fill in _padded(inner, start, end):
+        for side, fill in _padded(inner, start, end, told):
             row = inner[side].row
             spots = _spots(row, fill.large)
             if len(spots) > 1:
@@ -318,9 +318,7 @@ def applies(rule: Reverse | Padding | Scaling, rows: tuple[Row, Row]) -> bool:
         return any(_called(row, rule.dim) for row in rows)
     if isinstance(rule, Scaling):
         return not rule.exponent or _float_bits(rows[0].leaf.dtype) is not None
-    return any(_spots(row, rule.large) for row in rows) and any(
-        _spots(row, rule.small) or not _spots(row, rule.large) for row in rows
-    )
+    return any(_spots(row, rule.large) for row in rows)
 
 
 def _spots(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
@@ -338,18 +336,23 @@ def _spots(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
 
 
 def _padded(
-    inner: Sequence[RowPart], start: PaddedAxis, end: PaddedAxis
+    inner: Sequence[RowPart], start: PaddedAxis, end: PaddedAxis, told: Told
 ) -> list[tuple[int, PaddedAxis]]:
-    """Which of both rows are cut to the size without padding, and what theirs holds: one; or both, where that differs."""
+    """Which of both rows are cut to the size without padding, and what theirs holds.
+
+    One is, where the other has that size, or is cut to it by another rule; and both, where a rule
+    speaks of padding that both have.
+    """
     large = [
         bool(_spots(part.row, fill.large)) for part, fill in zip(inner, (start, end), strict=True)
     ]
-    small = [bool(_spots(part.row, start.small)) for part in inner]
+    if all(large):
+        return [(0, start), (1, end)]
+    several = {start.small, *(fill.large for fill in told.fills if fill.small == start.small)}
+    small = [any(_spots(part.row, dim) for dim in several) for part in inner]
     if large[0] and small[1]:
         return [(0, start)]
-    if large[1] and small[0]:
-        return [(1, end)]
-    return [(0, start), (1, end)] if all(large) and start != end else []
+    return [(1, end)] if large[1] and small[0] else []
 
 
 def _unfilled(source: Row, view: Row, fill: PaddedAxis) -> Mismatch | None:

@@ -319,9 +319,17 @@ class _Found:
         apart: list[_Copied] = []
         for copied in self.copies:
             (apart if copied.compares and self._is_whole(copied) else together).append(copied)
+        read = {copied.source for copied in together}
+        lone: dict[Slot, list[_Alone]] = {}  # the padding of what is only compared
+        for alone in self.alone:
+            if alone.side == 0 and alone.slot not in read:
+                lone.setdefault(alone.slot, []).append(alone)
+        compared = lone.keys() & {copied.source for copied in apart}
+        self.alone = [each for each in self.alone if each.side or each.slot not in compared]
         yield from self._together(together)
         for copied in apart:
-            yield self._application([dataclasses.replace(copied, compares=False)], [])
+            padding = lone.pop(copied.source, [])
+            yield self._application([dataclasses.replace(copied, compares=False)], padding)
 
     def _is_whole(self, copied: _Copied) -> bool:
         """Whether all of a leaf of the view is one block."""
