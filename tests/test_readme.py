@@ -31,6 +31,11 @@ def test_what_the_page_on_keys_says_runs(capsys: pytest.CaptureFixture[str]) -> 
     assert "model.layers.{i}.mlp.experts.{j}.up_proj.weight" in capsys.readouterr().out
 
 
+def test_what_the_page_on_leaves_of_which_one_side_has_more_says_runs() -> None:
+    page = README.parent / "docs" / "parts.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "parts"})
+
+
 def test_what_the_guide_to_testing_says_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

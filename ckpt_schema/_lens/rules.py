@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.dims import Dim, DimFactor
 from ckpt_schema._layouts.leaves import Default, Fill, number_bits
 from ckpt_schema._layouts.paths import LogicalPath, parse_path
 from ckpt_schema._layouts.table import Series
@@ -31,6 +31,7 @@ __all__ = [
     "Private",
     "RawKey",
     "Rename",
+    "Repeated",
     "Reset",
     "Reverse",
     "Rule",
@@ -43,6 +44,7 @@ __all__ = [
     "private",
     "raw_key",
     "rename",
+    "repeat",
     "reset",
     "scale",
     "tie",
@@ -184,6 +186,20 @@ class Padding:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Repeated:
+    """See `repeat`."""
+
+    path: LogicalPath
+    times: DimFactor
+    axis: Dim | None = None
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        axis = "" if self.axis is None else f", axis={dims_.format_dim(self.axis)!r}"
+        return f"repeat({'/'.join(self.path)!r}, {str(self.times)!r}{axis})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Factor:
     """See `scale`."""
 
@@ -207,6 +223,7 @@ Rule = (
     | Series
     | Reverse
     | Padding
+    | Repeated
     | Factor
 )
 
@@ -433,6 +450,43 @@ def pad(path: str, small: str, large: str, fill: float = 0) -> Padding:
         fault = Mismatch("fill", "declaration", "a number", shown(fill), "what the padding holds")
         raise SchemaError("pad(...) is not well formed", [fault])
     return Padding(parse_path(path), _dim("pad", small), _dim("pad", large), fill)
+
+
+def repeat(path: str, times: str | int, *, axis: str | None = None) -> Repeated:
+    """A rule: one side keeps what is at logical path ``path`` of the view several times, the other once.
+
+    That side declares ``times`` as a factor of an axis, where the other has the rest: ``"kv*rep"``
+    beside ``"kv"`` has each head ``rep`` times in a row, as ``jnp.repeat`` makes them, ``"rep*kv"``
+    has all of them ``rep`` times over, as ``jnp.tile`` does, and ``"kv rep"`` has an axis of copies.
+    Where one is made of several, that these are equal to the last bit is verified.
+
+    What an optimizer keeps for the leaf does not follow, and is an error: each copy has a gradient
+    of its own, and what stands once has their sum. Say ``reset(source=..., view=...)`` to start it
+    anew; or, where all copies are known to have the same, as where their gradients are summed, a
+    rule for the whole path there, ``repeat("opt_state/0/mu/...", times)``.
+
+    Args:
+        path: A leaf or node.
+        times: The factor that repeats, by its name or number.
+        axis: The whole axis that it is a factor of, where the leaf has the factor more than once.
+
+    Raises:
+        SchemaError: ``path`` is no string, ``times`` no factor of a dim, or ``axis`` no dim.
+
+    Example:
+        >>> print(repeat("layers[]/attention/key/kernel", "rep"))
+        repeat('layers[]/attention/key/kernel', 'rep')
+    """
+    _verify("repeat", path=path)
+    is_number = isinstance(times, int) and not isinstance(times, bool)
+    factors = _dim("repeat", str(times) if is_number else times)
+    if len(factors) != 1 or factors[0] in (0, 1):
+        hint = "the axis may have others beside it: axis= says which axis"
+        expected = "one factor of a dim, such as 'rep' or 4"
+        fault = Mismatch("times", "declaration", expected, shown(times), hint)
+        raise SchemaError("repeat(...) is not well formed", [fault])
+    shared = None if axis is None else _dim("repeat", axis)
+    return Repeated(tuple(path.split("/")), factors[0], shared)
 
 
 def scale(path: str, factor: float) -> Factor:

@@ -106,6 +106,8 @@ def stored_places(spelling: Spelling) -> tuple[Mapping[Token, _Kept], tuple[Size
 def between(source: Spelling, view: Spelling, flipped: frozenset[Token]) -> Geometry:
     """The elements of one row that are those of another with the same factors.
 
+    A factor that one of both lacks repeats there what the other has once.
+
     Args:
         source: How the one keeps them.
         view: How the other does.
@@ -120,7 +122,12 @@ def between(source: Spelling, view: Spelling, flipped: frozenset[Token]) -> Geom
     """
     (ours, begin), (theirs, end) = stored_places(source), stored_places(view)
     starts, digits = list(end), list[Digit]()
+    for token in theirs.keys() - ours.keys():
+        digits.append(Digit(theirs[token].size, (None, theirs[token].place)))
     for token, kept in ours.items():
+        if token not in theirs:
+            digits.append(Digit(kept.size, (kept.place, None)))
+            continue
         axis, stride = theirs[token].place
         if token in flipped:
             starts[axis] += (kept.size - 1) * stride

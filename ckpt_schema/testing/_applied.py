@@ -39,6 +39,8 @@ def asks(join: Join) -> str:
             return ", ".join(map(str, cell.codec))
         if cell.compares[1]:
             return "tied"
+        if not cell.is_constant and any(digit.at[1] is None for digit in cell.geometry.digits):
+            return "copies are compared"
     return ""
 
 

@@ -27,6 +27,7 @@ from ckpt_schema._lens.rules import (
     Padding,
     RawKey,
     Rename,
+    Repeated,
     Reset,
     Reverse,
     Rule,
@@ -84,13 +85,14 @@ def _starts(row: Row, prefix: LogicalPath) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Said:
-    """What rules say of a leaf: whether it is raw data on one side, what is flipped, padded and scaled."""
+    """What rules say of a leaf: whether it is raw data on one side, what is flipped, padded, scaled and repeated."""
 
     raw: bool = False
     flips: frozenset[Dim] = frozenset()
     pads: tuple[tuple[Dim, Dim, float], ...] = ()
     exponent: int = 0
     order: tuple[int, ...] | None = None
+    repeats: bool = False
 
 
 def _over(row: Row, rules: Iterable[tuple[LogicalPath, T]]) -> list[tuple[int, T]]:
@@ -113,7 +115,9 @@ def _said(row: Row, rules: Iterable[Rule]) -> _Said:
     mirror = bool(row.mirrors)
     flips, raw, exponent = set[Dim](), False, None
     pads: dict[tuple[Dim, Dim], float] = {}
-    spoken = [(r.path, r) for r in rules if isinstance(r, (RawKey, Reverse, Padding, Factor))]
+    kinds = (RawKey, Reverse, Padding, Repeated, Factor)
+    spoken = [(r.path, r) for r in rules if isinstance(r, kinds)]
+    repeats = False
     for start, rule in _over(row, spoken):
         if isinstance(rule, RawKey):
             raw = True
@@ -121,12 +125,14 @@ def _said(row: Row, rules: Iterable[Rule]) -> _Said:
             flips.add(rule.dim)
         elif isinstance(rule, Padding):
             pads.setdefault((rule.small, rule.large), 0 if mirror and start > 0 else rule.fill)
+        elif isinstance(rule, Repeated):
+            repeats = True
         elif not (mirror and start > 0) and exponent is None:
             exponent = rule.exponent
     # What stands where two paddings meet depends on their order, which is that of the rules.
     order = list(dict.fromkeys((r.small, r.large) for r in rules if isinstance(r, Padding)))
     told = tuple((*axis, pads[axis]) for axis in order if axis in pads)
-    return _Said(raw, frozenset(flips), told, exponent or 0)
+    return _Said(raw, frozenset(flips), told, exponent or 0, repeats=repeats)
 
 
 def _framed(rows: tuple[Row, Row], said: _Said) -> tuple[NamedRow, NamedRow]:
@@ -416,6 +422,8 @@ class _Step:
         rows = self.sides[0].layout.rows[one], self.sides[1].layout.rows[other]
         told = rows[::-1] if self.origin.inverted else rows
         said = _said(told[1], self.origin.rules)
+        if said.repeats:  # of which each element comes from several
+            return None
         order = self.source.order(other if self.origin.inverted else one)
         said = dataclasses.replace(said, order=order)
         frames = _framed((told[0], told[1]), said)

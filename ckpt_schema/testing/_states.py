@@ -264,6 +264,7 @@ def demands(lens: Lens, side: int) -> Demand | None:
         join
         for join in turned
         if _scales_or_cuts(join)
+        or _has_copies(join)
         or any(uses[end, row] > 1 for end in (0, 1) for row in _ends(join)[end])
     ]
     return Demand(tuple(found), rows if side == 0 else (rows[1], rows[0])) if found else None
@@ -276,6 +277,12 @@ def _scales_or_cuts(join: Join) -> bool:
         or any(cell.compares)
         for cell in join.cells
     )
+
+
+def _has_copies(join: Join) -> bool:
+    """Whether a leaf of the source keeps several times what the view has once."""
+    both = (cell.geometry.digits for cell in join.cells if not cell.is_constant)
+    return any(digit.at[1] is None for digits in both for digit in digits)
 
 
 def _ends(join: Join) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._layouts.schema import Schema, layout
-from ckpt_schema._layouts.sizes import Size
+from ckpt_schema._layouts.sizes import ONE, Size
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import needed
@@ -202,12 +202,18 @@ def space(
 
 
 def _least(lens: Lens) -> Iterator[tuple[Size, Size]]:
-    """Of two sizes each, the first is no smaller: what is padded, and what is in it."""
-    for join in lens.joins:
-        for cell in join.cells:
-            for digit in cell.geometry.digits if cell.is_constant else ():
-                if not digit.size.nonnegative:
-                    yield digit.size.parts
+    """Of two sizes each, the first is no smaller: what is padded, and what is in it; copies, and one."""
+    digits = (
+        (cell.is_constant, digit)
+        for join in lens.joins
+        for cell in join.cells
+        for digit in cell.geometry.digits
+    )
+    for is_constant, digit in digits:
+        if not is_constant and None in digit.at:
+            yield digit.size, ONE
+        elif is_constant and not digit.size.nonnegative:
+            yield digit.size.parts
 
 
 def _none(name: str, told: Bound | None, multiple: int) -> Mismatch:

@@ -13,7 +13,7 @@ import numpy as np
 from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
 from ckpt_schema._lens.arrays import conversions, execution
-from ckpt_schema._lens.arrays.blocks import Block, Check, Copy, Step, Task, all_of
+from ckpt_schema._lens.arrays.blocks import Block, Check, Copy, Kind, Step, Task, all_of
 from ckpt_schema._lens.arrays.comparison import difference, stray
 from ckpt_schema._lens.codecs import Codec, Exact, Rounded
 from ckpt_schema._trees import placement
@@ -324,10 +324,11 @@ def _unlike(given: LeafTask, result: int) -> Iterator[Mismatch]:
         found = difference(made, _written_over(made, given, copy))
         if found is not None:
             place, here, there = found
-            first = given.paths[_writer(copy, writers).source]
-            wanted = f"what {first} has, {here} at [{place}] of what is made of both"
+            said = [f"{here} in {given.paths[_writer(copy, writers).source]}"]
+            said += filter(None, (_at(given, each, place, here) for each in writers))
+            own = _at(given, copy, place, there) or there
             hint = "copies of one leaf are equal to the last bit: make them so"
-            yield Mismatch(given.paths[copy.source], "tie", wanted, there, hint)
+            yield Mismatch(given.paths[copy.source], "tie", said[-1], own, hint)
 
 
 def _writer(copy: Copy, writers: Sequence[Copy]) -> Copy:
@@ -336,6 +337,31 @@ def _writer(copy: Copy, writers: Sequence[Copy]) -> Copy:
         if each.block.starts[1] == copy.block.starts[1] and each.turns == copy.turns:
             return each
     return writers[0]
+
+
+def _at(given: LeafTask, copy: Copy, place: str, value: str) -> str | None:
+    """A value with where it stands in what a copy reads; None if the copy has no such element, or reads keys."""
+    kind = given.task.inputs[copy.source]
+    if kind.shape != kind.stored:
+        return None
+    counted, made = (Kind(each.shape, "int64") for each in (kind, given.task.results[copy.result]))
+    # Each element by its number, from 1 on: what is not written keeps 0.
+    numbers = np.arange(1, math.prod(kind.shape) + 1).reshape(kind.shape)
+    plain = dataclasses.replace(copy.block, codec=())
+    task = Task(
+        (made, counted),
+        (made,),
+        (
+            Copy(0, 0, all_of(made.stored)),
+            dataclasses.replace(copy, source=1, result=0, block=plain, compares=False),
+        ),
+    )
+    written = execution.run(task, [np.zeros(made.shape, "int64"), numbers], [None])[0]
+    number = int(written[tuple(map(int, place.split()))])
+    if not number:
+        return None
+    spot = " ".join(map(str, np.unravel_index(number - 1, kind.shape)))
+    return f"{value} at [{spot}] of {given.paths[copy.source]}"
 
 
 def _made(given: LeafTask, result: int, writers: Sequence[Copy]) -> Any:

@@ -17,7 +17,7 @@ from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.derive.leaf_rules import Told
-from ckpt_schema._lens.rules import Apart, Rename, Reset
+from ckpt_schema._lens.rules import Apart, Rename, Repeated, Reset
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["axes_called", "fault", "guessed", "matched", "same_axes", "sized", "square"]
@@ -111,6 +111,11 @@ def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
         if source.body is not None and _model(source) == _model(view):
             name = Apart(_model(source), None)
             hint = f"{hint}. Declare the same on both sides, or say {name} if the two share only their name"
+            more = (collections.Counter(before) - collections.Counter(after)) or (
+                collections.Counter(after) - collections.Counter(before)
+            )
+            if abs(len(before) - len(after)) == 1 and more.total() == 1:
+                hint = f"{hint}, or {Repeated(_model(view), next(iter(more)))} if they are copies"
         return fault(source, view, "dims", hint)
     keys, conflict = _keyed(*atoms)
     if told.axes is not None:

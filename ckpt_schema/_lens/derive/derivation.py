@@ -20,6 +20,7 @@ from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told, ValueRule, spoken,
 from ckpt_schema._lens.derive.moments import Moments
 from ckpt_schema._lens.derive.names import Decision, Names, moved_paths, nowhere
 from ckpt_schema._lens.derive.relations import relate, undecided
+from ckpt_schema._lens.derive.repeats import unlike_moments
 from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, standing
 from ckpt_schema._lens.derive.ties import copies
 from ckpt_schema._lens.derive.unplaced import unplaced
@@ -325,6 +326,9 @@ def _with_moments(
     before: Row, after: Row, hits: Sequence[Hit[ValueRule]], said: Told, moments: Moments
 ) -> Told | Mismatch:
     """What is said of a leaf; what an optimizer keeps for one that a rule scales goes by a power of the factor."""
+    wrong = unlike_moments(before, after, hits)
+    if wrong is not None:
+        return wrong
     row = after if hits and unscaled(after, hits) is not None else before
     factor = unscaled(row, hits) if hits else None
     if factor is None:

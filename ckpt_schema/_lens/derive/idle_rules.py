@@ -23,6 +23,7 @@ from ckpt_schema._lens.rules import (
     Private,
     RawKey,
     Rename,
+    Repeated,
     Reverse,
     Rule,
     Tie,
@@ -72,7 +73,7 @@ def _of_sound_rows(
     But a padding of dims that no leaf has is a fault of its own, and often the reason for the other.
     """
     rules = [rule for rule in rules if str(rule) not in known]
-    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Factor))]
+    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Repeated, Factor))]
     if not said:
         return rules
     scope = Scope((rule.path, rule) for rule in said)
@@ -188,13 +189,13 @@ def _unsaid(
     tables: tuple[Layout, Layout], rules: Sequence[Rule], names: Names, joins: Sequence[Join]
 ) -> Iterator[Mismatch]:
     """Rules for the values of leaves that change none."""
-    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Factor))]
+    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Repeated, Factor))]
     used: set[int] = set()
     for one in joins if said else ():
         rows = [(tables[0].rows[here], tables[1].rows[there]) for here, there in one.pairs]
         cut = [fill.small for fill in one.told.fills]  # neither side need have it so
         for rule in one.told.rules:
-            if isinstance(rule, (Reverse, Padding, Factor)) and (
+            if isinstance(rule, (Reverse, Padding, Repeated, Factor)) and (
                 any(applies(rule, pair) for pair in rows)
                 or (isinstance(rule, Reverse) and rule.dim in cut)
             ):
@@ -211,12 +212,14 @@ def _unsaid(
         yield Mismatch(str(rule), "rule", expected, "none", hint)
 
 
-def _changed(rule: Reverse | Padding | Factor) -> str:
+def _changed(rule: Reverse | Padding | Repeated | Factor) -> str:
     """What a rule is for."""
     if isinstance(rule, Reverse):
         return f"a leaf with an axis {dims_.format_dim(rule.dim)}"
     if isinstance(rule, Factor):
         return "a leaf of floats"
+    if isinstance(rule, Repeated):
+        return f"a leaf with a factor {rule.times} on one side alone"
     small, large = map(dims_.format_dim, (rule.small, rule.large))
     return f"a leaf with {small} on one side and {large} on the other"
 

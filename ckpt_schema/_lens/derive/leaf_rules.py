@@ -9,7 +9,7 @@ from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.leaves import number_bits
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.derive.scope import Hit, Scope, is_mirror
-from ckpt_schema._lens.rules import Factor, Padding, RawKey, Reverse, Rule
+from ckpt_schema._lens.rules import Factor, Padding, RawKey, Repeated, Reverse, Rule
 
 __all__ = ["UNTOLD", "PaddedAxis", "Told", "ValueRule", "by_family", "spoken", "told", "unscaled"]
 
@@ -38,6 +38,7 @@ class Told:
         fills: The axes that one side pads. Of one axis there are two where layouts between were padded
             otherwise: what the source's padding holds, then what the view's does.
         exponent: The view's values are two to this times the source's.
+        repeats: The rules that say which factors of one side repeat.
         rules: The rules that say so.
         axes: Which of the source's own axes each of the view's is, where a rule says it.
     """
@@ -46,6 +47,7 @@ class Told:
     flips: frozenset[Dim] = frozenset()
     fills: tuple[PaddedAxis, ...] = ()
     exponent: int = 0
+    repeats: tuple[Repeated, ...] = ()
     rules: tuple[Rule, ...] = ()
     axes: tuple[int, ...] | None = None
 
@@ -74,13 +76,13 @@ UNTOLD = Told()
 """Nothing is said."""
 
 
-ValueRule = RawKey | Reverse | Padding | Factor
+ValueRule = RawKey | Reverse | Padding | Repeated | Factor
 """A rule that speaks of what is in a leaf."""
 
 
 def spoken(rules: Iterable[Rule]) -> Scope[ValueRule]:
     """Those among ``rules`` that speak of what is in leaves, by the view's paths."""
-    kinds = (RawKey, Reverse, Padding, Factor)
+    kinds = (RawKey, Reverse, Padding, Repeated, Factor)
     entries = ((rule.path, rule) for rule in rules if isinstance(rule, kinds))
     return Scope(entries, follows=True)
 
@@ -100,6 +102,8 @@ def _family(rule: ValueRule) -> Hashable:
         return Reverse, rule.dim
     if isinstance(rule, Padding):
         return Padding, rule.small, rule.large
+    if isinstance(rule, Repeated):
+        return Repeated, rule.times
     return type(rule)
 
 
@@ -112,6 +116,7 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
     raw, exponent = False, 0
     flips: list[Dim] = []
     fills: list[PaddedAxis] = []
+    repeats: list[Repeated] = []
     for hit in hits:
         rule = hit.rule
         if isinstance(rule, RawKey):
@@ -120,11 +125,13 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
             flips.append(rule.dim)
         elif isinstance(rule, Factor):
             exponent = rule.exponent
+        elif isinstance(rule, Repeated):
+            repeats.append(rule)
         else:
             value = 0 if hit.start > 0 and is_mirror(row) else rule.fill
             fills.append(PaddedAxis(rule.small, rule.large, value))
     rules = tuple([hit.rule for hit in hits])
-    return Told(raw, frozenset(flips), tuple(fills), exponent, rules)
+    return Told(raw, frozenset(flips), tuple(fills), exponent, tuple(repeats), rules)
 
 
 def unscaled(row: Row, hits: Sequence[Hit[ValueRule]]) -> Factor | None:

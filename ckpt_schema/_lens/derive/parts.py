@@ -19,12 +19,11 @@ from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told
 from ckpt_schema._lens.derive.relations import (
     GivenSizes,
     Relation,
-    RowPart,
-    Within,
     relate,
+    stripped,
     undecided,
-    unpadded,
 )
+from ckpt_schema._lens.derive.row_parts import RowPart, Within
 from ckpt_schema._lens.spellings import of_dim
 from ckpt_schema.errors import Mismatch
 
@@ -128,7 +127,7 @@ def _edited(
 ) -> list[Join] | Mismatch:
     """The joins of a whole that rules speak of: what they say is done to it as a whole, and then it has its parts."""
     number, row, told = divided.whole.number, divided.whole.row, divided.whole.told
-    inner = unpadded(row, told)
+    inner = stripped(row, told)
     relation = relate(row, inner, told, known)
     if isinstance(relation, Mismatch):
         return relation

@@ -12,7 +12,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.dims import EITHER, Dim, Dims
 from ckpt_schema._layouts.leaves import Leaf
-from ckpt_schema._layouts.sizes import ZERO, Size, UndecidedError
+from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Repeat, Row
 from ckpt_schema._lens import spellings
 from ckpt_schema._lens.cells import Cell, Constant, Geometry, through
@@ -21,8 +21,10 @@ from ckpt_schema._lens.derive.axis_names import axes_called, fault, matched, sam
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, PaddedAxis, Told
 from ckpt_schema._lens.derive.levels import levels_of
+from ckpt_schema._lens.derive.repeats import Once, count_of, once, repeated_by
+from ckpt_schema._lens.derive.row_parts import RowPart, Within, spots_of
 from ckpt_schema._lens.rules import Factor as Scaling
-from ckpt_schema._lens.rules import Padding, Reset, Reverse
+from ckpt_schema._lens.rules import Padding, Repeated, Reset, Reverse
 from ckpt_schema._lens.spellings import Span, Spelling, Token, of_dim
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch
@@ -30,12 +32,10 @@ from ckpt_schema.errors import Mismatch
 __all__ = [
     "GivenSizes",
     "Relation",
-    "RowPart",
-    "Within",
     "applies",
     "relate",
+    "stripped",
     "undecided",
-    "unpadded",
 ]
 
 GivenSizes = Mapping[str, Size]
@@ -70,61 +70,6 @@ class Relation:
     def join(self, source: int, view: int, told: Told = UNTOLD) -> Join:
         """The join of the rows of these numbers, which are one leaf."""
         return Join(self.cells(source, view), told, plain=True)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Within:
-    """Factors of an axis that stand among more elements than they count.
-
-    Attributes:
-        at: The axis: an ``axis`` of the leaf's own, or a ``level`` of repetition, by number.
-        first: The first of these factors there.
-        last: The one after the last.
-        size: How many elements the row has for them.
-        start: Where they start among these.
-        fill: What the others hold, where they are padding.
-    """
-
-    at: tuple[str, int]
-    first: int
-    last: int
-    size: Size
-    start: Size = ZERO
-    fill: PaddedAxis | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RowPart:
-    """Part of a row.
-
-    Attributes:
-        row: The row, with the dims that the part has.
-        within: Where these stand in the row.
-    """
-
-    row: Row
-    within: tuple[Within, ...] = ()
-
-    def cut(self, at: int, first: int, last: int, fill: PaddedAxis) -> RowPart:
-        """The part that is left where factors of an axis are padded: these become those without padding."""
-        dims = self.row.leaf.dims
-        axis = dims[at]
-        leaf = self.row.leaf.with_factors(at, first, last, fill.small)
-        row = dataclasses.replace(self.row, leaf=leaf)
-        own = Within(
-            ("axis", at), first, first + len(fill.small), of_dim(axis[first:last]), ZERO, fill
-        )
-        shift = len(fill.small) - (last - first)
-        kept = [_shifted(each, ("axis", at), first, shift) for each in self.within]
-        return RowPart(row, (*kept, own))
-
-
-def _shifted(within: Within, at: tuple[str, int], first: int, shift: int) -> Within:
-    """What stands on an axis where another factor is several now, or several are one."""
-    if within.at != at or within.last <= first:
-        return within
-    start = within.first + (shift if within.first > first else 0)
-    return dataclasses.replace(within, first=start, last=within.last + shift)
 
 
 def undecided(source: Row, view: Row, found: UndecidedError) -> Mismatch:
@@ -174,7 +119,9 @@ def _mirrored(source: RowPart, view: RowPart, told: Told, known: GivenSizes) -> 
 def _related(source: RowPart, view: RowPart, told: Told, known: GivenSizes) -> Relation | Mismatch:
     rows = source.row, view.row
     is_raw = told.raw and rows[0].leaf.is_key != rows[1].leaf.is_key
-    said = told.flips or told.fills or told.exponent or told.axes is not None or is_raw
+    said = (
+        told.flips or told.fills or told.repeats or told.exponent or told.axes is not None or is_raw
+    )
     alike = rows[0].leaf == rows[1].leaf and rows[0].repeats == rows[1].repeats
     if not said and alike and same_axes(rows[0].leaf, rows[1].leaf):
         return _as_it_is(source, view)
@@ -292,7 +239,7 @@ def _unpadded(source: RowPart, view: RowPart, told: Told) -> tuple[RowPart, RowP
     for start, end in told.ends:
         for side, fill in _padded(inner, start, end, told):
             row = inner[side].row
-            spots = _spots(row, fill.large)
+            spots = spots_of(row, fill.large)
             if len(spots) > 1:
                 return fault(source.row, view.row, "ambiguous", _which(row, fill.large))
             unfilled = _unfilled(source.row, view.row, fill)
@@ -302,37 +249,30 @@ def _unpadded(source: RowPart, view: RowPart, told: Told) -> tuple[RowPart, RowP
     return inner[0], inner[1]
 
 
-def unpadded(row: Row, told: Told) -> Row:
-    """A row without what rules say is padding."""
+def stripped(row: Row, told: Told) -> Row:
+    """A row without what rules say is padding, and with one of what they say is repeated."""
     part = RowPart(row)
     for start, _ in told.ends:
-        spots = _spots(part.row, start.large)
+        spots = spots_of(part.row, start.large)
         if len(spots) == 1:
             part = part.cut(*spots[0], start)
-    return part.row
+    row = part.row
+    for rule in told.repeats:
+        spots = repeated_by(row, rule)
+        if len(spots) == 1:
+            row = Once(row, frozenset(spots)).row
+    return row
 
 
-def applies(rule: Reverse | Padding | Scaling, rows: tuple[Row, Row]) -> bool:
+def applies(rule: Reverse | Padding | Repeated | Scaling, rows: tuple[Row, Row]) -> bool:
     """Whether a rule says anything of a leaf that has these rows, one of which may be a part of the other."""
     if isinstance(rule, Reverse):
         return any(_called(row, rule.dim) for row in rows)
+    if isinstance(rule, Repeated):
+        return count_of(rows[0], rule) != count_of(rows[1], rule)
     if isinstance(rule, Scaling):
         return not rule.exponent or _float_bits(rows[0].leaf.dtype) is not None
-    return any(_spots(row, rule.large) for row in rows)
-
-
-def _spots(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
-    """Where a row has a dim: which axis, and which of its factors; whole axes before those that it is a factor of."""
-    dims = row.leaf.dims
-    whole = [(at, 0, len(axis)) for at, axis in enumerate(dims) if axis == dim]
-    if whole or len(dim) > 1:
-        return whole
-    return [
-        (at, number, number + 1)
-        for at, axis in enumerate(dims)
-        for number, factor in enumerate(axis)
-        if (factor,) == dim
-    ]
+    return any(spots_of(row, rule.large) for row in rows)
 
 
 def _padded(
@@ -344,12 +284,12 @@ def _padded(
     speaks of padding that both have.
     """
     large = [
-        bool(_spots(part.row, fill.large)) for part, fill in zip(inner, (start, end), strict=True)
+        bool(spots_of(part.row, fill.large)) for part, fill in zip(inner, (start, end), strict=True)
     ]
     if all(large):
         return [(0, start), (1, end)]
     several = {start.small, *(fill.large for fill in told.fills if fill.small == start.small)}
-    small = [any(_spots(part.row, dim) for dim in several) for part in inner]
+    small = [any(spots_of(part.row, dim) for dim in several) for part in inner]
     if large[0] and small[1]:
         return [(0, start)]
     return [(1, end)] if large[1] and small[0] else []
@@ -402,11 +342,14 @@ def _geometries(
     levels = levels_of(parts[0].row, parts[1].row)
     if isinstance(levels, Mismatch):
         return levels
-    own = matched(parts[0].row, parts[1].row, Told(axes=told.axes))
+    single = once(parts[0].row, parts[1].row, told.repeats)
+    if isinstance(single, Mismatch):
+        return single
+    own = matched(single[0].row, single[1].row, Told(axes=told.axes))
     if isinstance(own, Mismatch):
         return own
-    factors = _own(parts[0].row)
-    both = factors, [factors[number] for number in own]
+    factors = _own(single[0].row)
+    both = single[0].tokens(factors), single[1].tokens([factors[number] for number in own])
     flipped = _flipped(parts, both, told)
     if isinstance(flipped, Mismatch):
         return flipped
@@ -457,7 +400,7 @@ def _flipped(
 def _called(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
     """The axes of a leaf that are called so, or else the factors of an axis that are."""
     whole = [(at, 0, len(row.leaf.dims[at])) for at in axes_called(row.leaf, dim)]
-    return whole or _spots(row, dim)
+    return whole or spots_of(row, dim)
 
 
 def _unsure(row: Row, dim: Dim) -> bool:
@@ -548,7 +491,8 @@ def _by_blocks(
     Raises:
         UndecidedError: The blocks of one side are cut by those of the other, and sizes alone say where.
     """
-    common = [token for token in spellings.tokens(spelled[0]) if token not in blocks[0]]
+    theirs = {*spellings.tokens(spelled[1])}
+    common = [token for token in spellings.tokens(spelled[0]) if token in theirs]
     wholes: list[Geometry] = []
     for spelling, block in zip(spelled, blocks, strict=True):
         logical = [block, *([token] for token in common)]

@@ -414,21 +414,17 @@ def _not_read(
 
 
 def _no_layers(before: Row, key: KeyPath, after: Row, sizes: Mapping[str, int]) -> Mismatch:
-    """A stack of nothing, of which the other side would keep no shape."""
+    """A stack of nothing, or no copy, of which the other side would keep no shape."""
     counts = [factor for repeat in before.repeats for factor in repeat.size]
-    told = " ".join(
-        f"{dims_.format_dim((factor,))}=0"
-        for factor in counts
-        if dims_.size_of((factor,), sizes) == 0
-    )
-    expected = f"at least one layer, for {paths.format_path(after.key)} to be made of"
-    return Mismatch(
-        paths.format_path(key),
-        "dims",
-        expected,
-        told,
-        "a list of no layers cannot be stacked again",
-    )
+    own = [factor for dim in before.leaf.dims for factor in dim]
+    what = "layer", "a list of no layers cannot be stacked again"
+    none = [factor for factor in counts if dims_.size_of((factor,), sizes) == 0]
+    if not none:
+        what = "copy", "of no copies nothing is left to be read"
+        none = [factor for factor in own if dims_.size_of((factor,), sizes) == 0]
+    told = " ".join(f"{dims_.format_dim((factor,))}=0" for factor in none)
+    expected = f"at least one {what[0]}, for {paths.format_path(after.key)} to be made of"
+    return Mismatch(paths.format_path(key), "dims", expected, told, what[1])
 
 
 def _materialized(tree: Match, position: int, onto: Match | None, output: Slot) -> bool:

@@ -317,8 +317,12 @@ class _Found:
         """What is made together; what is only compared with all of a leaf is made by itself."""
         together: list[_Copied] = []
         apart: list[_Copied] = []
+        written = {(each.source, each.view) for each in self.copies if not each.compares}
         for copied in self.copies:
-            (apart if copied.compares and self._is_whole(copied) else together).append(copied)
+            # A leaf that holds its own copies is looked at as one.
+            is_own = (copied.source, copied.view) in written
+            by_itself = copied.compares and not is_own and self._is_whole(copied)
+            (apart if by_itself else together).append(copied)
         read = {copied.source for copied in together}
         lone: dict[Slot, list[_Alone]] = {}  # the padding of what is only compared
         for alone in self.alone:
