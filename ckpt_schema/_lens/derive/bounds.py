@@ -11,11 +11,11 @@ from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens import cells as cells_
 from ckpt_schema._lens.cells import Cell
 
-__all__ = ["Bounds", "composed"]
+__all__ = ["SizeBounds", "composed_if_known"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Bounds:
+class SizeBounds:
     """What is put in for names that are at least another size, or may be 0; and the way back.
 
     Attributes:
@@ -27,7 +27,7 @@ class Bounds:
     back: Mapping[str, Size]
 
     @classmethod
-    def of(cls, rows: Iterable[Row], cells: Iterable[Cell]) -> Bounds:
+    def of(cls, rows: Iterable[Row], cells: Iterable[Cell]) -> SizeBounds:
         """What rows say of the rests of lists, and cells of padding."""
         there: dict[str, Size] = {}
         back: dict[str, Size] = {}
@@ -50,7 +50,7 @@ class Bounds:
         return [cell.where(self.back) for cell in cells_.composed(*both)]
 
 
-def composed(
+def composed_if_known(
     first: Iterable[Cell], second: Iterable[Cell], known: Mapping[str, Size]
 ) -> list[Cell]:
     """The cells from end to end, for all sizes if that can be; or else for those that are known.
@@ -60,7 +60,7 @@ def composed(
         ContradictionError: What the first fills in is not what the second cuts off.
     """
     one, other = [*first], [*second]
-    bounds = Bounds.of((), [*one, *other])
+    bounds = SizeBounds.of((), [*one, *other])
     try:
         return bounds.composed(one, other)
     except UndecidedError:

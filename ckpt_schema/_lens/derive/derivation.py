@@ -10,7 +10,7 @@ from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.cells import Cell
 from ckpt_schema._lens.derive.alignment import Alignment, Owners, Settled, align
-from ckpt_schema._lens.derive.bounds import composed
+from ckpt_schema._lens.derive.bounds import composed_if_known
 from ckpt_schema._lens.derive.causes import causes
 from ckpt_schema._lens.derive.disputes import disputes
 from ckpt_schema._lens.derive.exemptions import declare, lone, part, restart
@@ -362,7 +362,7 @@ def _with_copies(
                     faults.append(made)
                     continue
                 try:
-                    cells = composed(made.cells(copy, of), onward, known)
+                    cells = composed_if_known(made.cells(copy, of), onward, known)
                 except UndecidedError as wrong:
                     faults.append(undecided(table.rows[copy], table.rows[of], wrong))
                     continue

@@ -11,7 +11,7 @@ from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.cells import Cell, Constant, ContradictionError, composed
-from ckpt_schema._lens.derive.bounds import Bounds
+from ckpt_schema._lens.derive.bounds import SizeBounds
 from ckpt_schema._lens.derive.joins import Join, grouped
 from ckpt_schema._lens.derive.relations import undecided
 from ckpt_schema._lens.normal import normal
@@ -81,7 +81,7 @@ class _Met:
         tables = first.source, first.view, second.source, second.view
         rows = [row for table in tables for row in table.rows]
         joins = [*first.joins, *second.joins]
-        self.bounds = Bounds.of(rows, [cell for join in joins for cell in join.cells])
+        self.bounds = SizeBounds.of(rows, [cell for join in joins for cell in join.cells])
         given = {**first.dims, **second.dims}
         self.sizes = {name: Size.of(size) for name, size in given.items()}
 

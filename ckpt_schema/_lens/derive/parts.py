@@ -13,7 +13,7 @@ from ckpt_schema._layouts.sizes import ZERO, UndecidedError
 from ckpt_schema._layouts.table import Repeat, Row
 from ckpt_schema._lens.cells import Cell
 from ckpt_schema._lens.derive.axis_names import fault
-from ckpt_schema._lens.derive.bounds import composed
+from ckpt_schema._lens.derive.bounds import composed_if_known
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told
 from ckpt_schema._lens.derive.relations import (
@@ -136,7 +136,7 @@ def _edited(
         return made
     cells = [cell for join in made for cell in join.cells]
     try:
-        return [_one(divided, [composed(relation.cells(number, _BETWEEN), cells, known)])]
+        return [_one(divided, [composed_if_known(relation.cells(number, _BETWEEN), cells, known)])]
     except UndecidedError as found:
         return undecided(row, divided.parts[0].row, found)
 
@@ -181,8 +181,8 @@ def between_parts(
         [cell for each in made for cell in each] for made in cells if not isinstance(made, Mismatch)
     )
     try:
-        onward = composed(relation.cells(_BETWEEN, _BETWEEN), after, known)
-        return [Join(tuple(composed([~cell for cell in before], onward, known)))]
+        onward = composed_if_known(relation.cells(_BETWEEN, _BETWEEN), after, known)
+        return [Join(tuple(composed_if_known([~cell for cell in before], onward, known)))]
     except UndecidedError as found:
         return undecided(first[0].row, second[0].row, found)
 
