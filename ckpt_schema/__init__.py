@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.rules import reset as reset
     from ckpt_schema._lens.rules import scale as scale
     from ckpt_schema._lens.rules import tie as tie
+    from ckpt_schema._trees.abstract_states import abstract as abstract
     from ckpt_schema._trees.conformance import Report as Report
     from ckpt_schema._trees.conformance import assert_conforms as assert_conforms
     from ckpt_schema._trees.conformance import check as check
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "_trees.abstract_states": ("abstract",),
     "_trees.conformance": ("Report", "assert_conforms", "check"),
     "_trees.equality": ("TreesDifferError", "assert_trees_identical", "differences"),
     "errors": (
@@ -121,6 +123,7 @@ __all__ = [
     "ShardingWarning",
     "Stream",
     "TreesDifferError",
+    "abstract",
     "apart",
     "assert_conforms",
     "assert_trees_identical",

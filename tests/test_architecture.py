@@ -21,7 +21,7 @@ ORDER = """
     _frameworks _frameworks.boxes _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
     linen nnx
     _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _trees.defaults
-    _trees.containers _trees.undeclared _trees.slots _frameworks.degrees _trees.chains _trees.conformance
+    _trees.containers _trees.abstract_states _trees.undeclared _trees.slots _frameworks.degrees _trees.chains _trees.conformance
     _trees.equality _trees.envelopes _trees.inference
     _lens _lens.digits _lens.formats _lens.codecs _lens.losses _lens.cells _lens.covering _lens.normal _lens.spellings
     _lens.rules _lens.ancestry

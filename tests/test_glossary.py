@@ -14,6 +14,7 @@ GLOSSARY = ROOT.parent / "docs" / "glossary.md"
 ENTRY = re.compile(r"^\| (?P<word>[^|]+?) \| (?P<meaning>[^|]+?) \| (?P<where>[^|]+?) \|$", re.M)
 # Names that stand in two modules all the same, and why.
 TWICE = {
+    "abstract": "the abstract value, of a leaf and of a whole layout",
     "Key": "a segment of a key path, and the annotation of a PRNG key, as jax calls both",
     "Params": "the layout of weights alone: Linen's and NNX's",
     "TrainState": "the layout of a whole state: Linen's and NNX's",

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 from flax.training import dynamic_scale
 from flax.training.train_state import TrainState
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float32, Int32, UInt32
 from orbax.checkpoint import v1 as ocp
 
@@ -390,3 +391,94 @@ def test_collections_of_a_model_stand_somewhere() -> None:
         del Wrong
 
     assert 'key={"params": "params", ...: "{collection}"}' in str(refused(declare))
+
+
+# --- the abstract state of a layout  ---
+
+SIZES = {"inputs": 2, "hidden": 4, "classes": 6}
+AXES: dict[str, Any] = {"hidden": "tensor", "inputs": "fsdp", "classes": None}
+
+
+def mesh_of_two() -> Any:
+    return jax.make_mesh((2, 2), ("fsdp", "tensor"))
+
+
+class Labelled(nnx.Module):
+    """A model that says of its axes what they are."""
+
+    def __init__(self) -> None:
+        rngs, names = nnx.Rngs(0), {"body": ("inputs", "hidden"), "head": ("hidden", "classes")}
+        for name, (i, o) in names.items():
+            kernel = nnx.with_partitioning(nnx.initializers.zeros, (i, o))
+            bias = nnx.with_partitioning(nnx.initializers.zeros, (o,))
+            made = nnx.Linear(SIZES[i], SIZES[o], kernel_init=kernel, bias_init=bias, rngs=rngs)
+            setattr(self, name, made)
+
+
+def specs_of(tree: Any) -> dict[str, Any]:
+    """The partition spec of each leaf that Flax or an abstract state names, by its path."""
+    flat = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    found: dict[str, Any] = {}
+    for path, leaf in flat[0]:
+        spec = leaf if isinstance(leaf, PartitionSpec) else leaf.sharding.spec
+        found[jax.tree_util.keystr(path)] = tuple(spec)
+    return found
+
+
+def test_an_abstract_state_is_sharded_as_flax_says(tmp_path: Path) -> None:
+    mesh = mesh_of_two()
+    rules = tuple(AXES.items())
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
+        model = nnx.eval_shape(Labelled)
+        module = nnx.Dict(model=model, optimizer=nnx.Optimizer(model, ADAM, wrt=nnx.Param))
+        theirs = specs_of(nnx.get_partition_spec(nnx.state(module)))
+    ours = cs.abstract(cs.nnx.TrainState[Body, ADAM], SIZES, mesh, AXES)
+    assert specs_of(ours) == theirs
+    assert cs.check(cs.nnx.TrainState[Body, ADAM], ours).ok
+    state = cs.abstract(cs.linen.BareTrainState[Body, ADAM], SIZES)
+    real = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), state)
+    ocp.save(tmp_path / "c", real)
+    lens = cs.derive(cs.linen.BareTrainState[Body, ADAM], cs.nnx.TrainState[Body, ADAM])
+    found = cs.orbax.restore(tmp_path / "c", ours, lens)
+    assert specs_of(found) == specs_of(ours)
+
+
+def test_an_abstract_state_is_sharded_as_linen_says() -> None:
+    def dense(name: str, i: str, o: str) -> Any:
+        kernel = linen.with_logical_partitioning(linen.initializers.zeros, (i, o))
+        bias = linen.with_logical_partitioning(linen.initializers.zeros, (o,))
+        return linen.Dense(SIZES[o], kernel_init=kernel, bias_init=bias, name=name)
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            return dense("head", "hidden", "classes")(dense("body", "inputs", "hidden")(x))
+
+    variables = jax.eval_shape(Net().init, jax.random.key(0), jnp.ones((1, 2)))
+    theirs = linen.logical_to_mesh(linen.get_partition_spec(variables), tuple(AXES.items()))
+    ours = cs.abstract(cs.linen.Params[Body], SIZES, mesh_of_two(), AXES)
+    assert specs_of(ours) == specs_of(theirs)
+
+
+def test_an_abstract_state_names_all_that_does_not_fit() -> None:
+    wrong = refused(
+        lambda: cs.abstract(
+            Body, {"inputs": 2, "hidden": 4}, mesh_of_two(), {"embed": "fsdp", "hidden": "data"}
+        )
+    )
+    assert [fault.path for fault in wrong.mismatches] == ["classes", "embed", "hidden"]
+    odd = refused(lambda: cs.abstract(Body, {**SIZES, "hidden": 3}, mesh_of_two(), AXES))
+    assert "hidden in 2 equal shares, over tensor" in str(odd)
+
+
+def test_of_a_square_leaf_the_first_axis_has_the_mesh_axis() -> None:
+    class Square(cs.Schema):
+        w: Float32[Array, "in=embed out=embed"]
+        q: Float32[Array, "embed heads*head_dim"]
+
+    sizes = {"embed": 4, "heads": 2, "head_dim": 3}
+    found = cs.abstract(Square, sizes, mesh_of_two(), {"embed": "fsdp", "heads": "tensor"})
+    assert found["w"].sharding.spec == PartitionSpec("fsdp", None)
+    assert found["q"].sharding.spec == PartitionSpec("fsdp", "tensor")
