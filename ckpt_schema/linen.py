@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from jaxtyping import Array, Int32
 
-from ckpt_schema._frameworks.states import arguments, optimizer
+from ckpt_schema._frameworks.states import arguments, optimizer, remembered
 from ckpt_schema._layouts.fields import field
 from ckpt_schema._layouts.schema import OptState, Schema, body_rows, schema_name
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -17,6 +17,7 @@ __all__ = ["BareParams", "BareTrainState", "Params", "TrainState"]
 class _TrainState:
     """``TrainState[Body, tx]``: the layout of ``{step, params: {params: ...}, opt_state}``, the whole variables dict kept."""
 
+    @remembered
     def __getitem__(self, item: Any) -> type[Schema]:
         """The schema for a body, the transformation that made its optimizer state, and sizes if its type depends on them."""
         body, tx, sizes = arguments("linen.TrainState", item)
@@ -32,6 +33,7 @@ class _TrainState:
 class _BareTrainState:
     """``BareTrainState[Body, tx]``: the layout of ``{step, params: ..., opt_state}``, with ``variables['params']`` kept."""
 
+    @remembered
     def __getitem__(self, item: Any) -> type[Schema]:
         """The schema for a body, the transformation that made its optimizer state, and sizes if its type depends on them."""
         body, tx, sizes = arguments("linen.BareTrainState", item)
@@ -47,6 +49,7 @@ class _BareTrainState:
 class _Params:
     """``Params[Body]``: the layout of a variables dict, ``{params: ...}`` and any other collections."""
 
+    @remembered
     def __getitem__(self, body: Any) -> type[Schema]:
         """The schema for a body."""
 
@@ -59,6 +62,7 @@ class _Params:
 class _BareParams:
     """``BareParams[Body]``: the layout of ``variables['params']`` alone."""
 
+    @remembered
     def __getitem__(self, body: Any) -> type[Schema]:
         """The schema for a body, all of whose leaves are params."""
         name = f"linen.BareParams[{schema_name(body)}]"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 from flax import nnx
 from jaxtyping import Array, UInt32
 
-from ckpt_schema._frameworks.states import arguments, optimizer
+from ckpt_schema._frameworks.states import arguments, optimizer, remembered
 from ckpt_schema._frameworks.variables import Variables, is_filter
 from ckpt_schema._layouts.fields import field
 from ckpt_schema._layouts.kinds import Dicts
@@ -60,6 +60,7 @@ class _TrainState:
     ``flax.nnx`` may stand there.
     """
 
+    @remembered
     def __getitem__(self, item: Any) -> type[Schema]:
         """The schema for a body, the transformation that made its optimizer state, and what it trains."""
         body, tx, sizes, wrt = _given("nnx.TrainState", item)
@@ -77,6 +78,7 @@ class _TrainState:
 class _ModelAndOptimizer:
     """``ModelAndOptimizer[Body, tx]``: an ``nnx.ModelAndOptimizer``, which is ``{model, step, opt_state}``."""
 
+    @remembered
     def __getitem__(self, item: Any) -> type[Schema]:
         """The schema for a body, the transformation that made its optimizer state, and what it trains."""
         body, tx, sizes, wrt = _given("nnx.ModelAndOptimizer", item)
@@ -105,6 +107,7 @@ class _Weights(Variables):
 class _Params:
     """``Params[Body]``: a model's own state; streams, caches and intermediates may be left out, statistics may not."""
 
+    @remembered
     def __getitem__(self, body: Any) -> type[Schema]:
         """The schema for a body."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import optax
 
@@ -17,7 +18,25 @@ from ckpt_schema._layouts.table import Node, Row
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["arguments", "optimizer"]
+__all__ = ["arguments", "optimizer", "remembered"]
+
+
+_Made = TypeVar("_Made")
+
+
+def remembered(make: Callable[[Any, Any], _Made]) -> Callable[[Any, Any], _Made]:
+    """What makes a class of what stands in its brackets: of the same, the same one again."""
+    known = functools.lru_cache(maxsize=64)(make)
+
+    @functools.wraps(make)
+    def made(self: Any, item: Any) -> _Made:
+        try:
+            hash(item)
+        except TypeError:  # as of sizes, which are a dict
+            return make(self, item)
+        return known(self, item)
+
+    return made
 
 
 def arguments(name: str, item: Any) -> tuple[Any, optax.GradientTransformation, Mapping[str, int]]:

@@ -70,8 +70,8 @@ class SchemaType(type):
         return getattr(_layout(cls), name)
 
     def __str__(cls) -> str:
-        """The table of the layout; the class's own name where it declares nothing."""
-        return str(_layout(cls)) if cls.__dict__.get("__attributes__") else repr(cls)
+        """The name of the class, as messages of type checkers show it; ``print(layout(...))`` shows the table."""
+        return cls.__name__
 
 
 _OF_LAYOUT = frozenset({f.name for f in dataclasses.fields(Layout)} | {"bound", "entries", "names"})

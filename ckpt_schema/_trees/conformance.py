@@ -317,7 +317,7 @@ class Matcher:
     def _stray(self, key: KeyPath, path: str, wanted: list[str], roots: set[str]) -> str:
         """What may be done about a leaf that no row has."""
         near = _near(path, wanted)
-        if near or not self._chain.parts or str(key[0]) in self._fields:
+        if near or not self._chain.parts or str((*key, "")[0]) in self._fields:
             return near
         cure = ", and other fields cannot be declared yet: pass these alone"
         if roots.isdisjoint(self._fields):

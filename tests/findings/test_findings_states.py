@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from beartype import beartype
 from flax import linen, nnx
 from flax.training import dynamic_scale
 from flax.training.train_state import TrainState
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float32, Int32, UInt32
+from jaxtyping import Array, Float32, Int32, TypeCheckError, UInt32, jaxtyped
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
@@ -482,3 +483,50 @@ def test_of_a_square_leaf_the_first_axis_has_the_mesh_axis() -> None:
     found = cs.abstract(Square, sizes, mesh_of_two(), {"embed": "fsdp", "heads": "tensor"})
     assert found["w"].sharding.spec == PartitionSpec("fsdp", None)
     assert found["q"].sharding.spec == PartitionSpec("fsdp", "tensor")
+
+
+# --- a schema is a type  ---
+
+
+def test_a_tree_is_an_instance_where_check_finds_nothing() -> None:
+    state = run_state()
+    wrong = {**state, "step": jnp.float32(0)}
+    for schema in (RunState, cs.linen.BareTrainState[Body, ADAM], Gan, cs.linen.BareParams[Body]):
+        for tree in (state, wrong, trained(), state["params"], {}, None, 3, [state]):
+            try:
+                conforms = cs.check(schema, tree).ok
+            except cs.CkptSchemaError:
+                conforms = False
+            assert isinstance(tree, schema) == conforms
+    assert isinstance(nnx.state(Training()), cs.nnx.TrainState[Body, ADAM])
+    assert isinstance(Training(), cs.nnx.TrainState[Body, ADAM])
+    assert not isinstance(state, cs.Schema)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_train_step_is_checked_eagerly_and_when_it_is_traced(jitted: bool) -> None:
+    @jaxtyped(typechecker=beartype)
+    def step(state: RunState, other: Body) -> RunState:
+        params = jax.tree.map(lambda a, b: a + jnp.sum(b), state["params"], other)
+        return {**state, "params": params}  # pyright: ignore[reportReturnType]
+
+    run = jax.jit(step) if jitted else step
+    state = run_state()
+    other = jax.tree.map(lambda x: jnp.ones((*x.shape[:-1], 9)), params_of())  # sizes of its own
+    other["head"]["kernel"] = jnp.ones((9, 3))
+    other["head"]["bias"] = jnp.ones(3)
+    other["body"]["bias"] = jnp.ones(9)
+    run(state, other)
+    with pytest.raises(TypeCheckError) as caught:
+        run({**state, "step": jnp.float32(0)}, other)
+    said: list[str] = []
+    error: BaseException | None = caught.value
+    while error is not None:
+        said.append(str(error))
+        error = error.__cause__
+    assert any("the tree does not conform to RunState: 1 fault" in text for text in said)
+    assert any("step  expected int32[], found float32[]" in text for text in said)
+
+
+def test_of_equal_train_states_one_class_is_made() -> None:
+    assert cs.nnx.TrainState[Body, ADAM] is cs.nnx.TrainState[Body, ADAM]

@@ -136,9 +136,9 @@ def used(rng: np.random.Generator, *, well_formed: bool) -> None:
         held(rng, lens, made)
     use = int(rng.integers(4))
     if use == 0:
-        str(cs.linen.Params[schema])
+        str(cs.layout(cs.linen.Params[schema]))
     elif use == 1:
-        str(cs.nnx.Params[schema])
+        str(cs.layout(cs.nnx.Params[schema]))
     elif use == 2:
         cs.derive(cs.linen.Params[schema], cs.nnx.Params[schema])
 

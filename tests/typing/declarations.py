@@ -73,6 +73,36 @@ assert_type(lens >> ~lens, cs.Lens)
 assert_type(lens.get({"step": 0}), Any)
 assert_type(lens.put({"step": 0}, onto={"step": 1}), Any)
 
+
+class Run(cs.Schema):
+    step: Int32[Array, ""] = cs.field(default=0)
+    params: Stacked = cs.field(key="params/params")
+    ema_params: Stacked = cs.field(optional=True)
+    opt_state: cs.OptState = cs.optimizer(tx, of="params")
+    dropout_rng: cs.Key["fry"] = cs.field(default=cs.fresh_key(0))
+
+
+class Training(cs.nnx.State):
+    params: Listed = cs.field(key="net")
+    opt_state: cs.OptState = cs.optimizer(tx, key="opt/opt_state", wrt=nnx.Param)
+
+
+def train_step(state: Run, x: Float[Array, "batch embed"]) -> Run:
+    """A step of training, its state annotated with its schema."""
+    params, optimizer = state["params"], state.opt_state
+    updates, optimizer = tx.update(params, optimizer, params)
+    params = optax.apply_updates(params, updates)
+    trained: Run = state.replace(params=params, opt_state=optimizer)
+    return trained
+
+
+def is_run(tree: object) -> bool:
+    return isinstance(tree, Run)
+
+
+assert_type(cs.layout(Run), cs.Layout)
+assert_type(cs.derive(Run, Training), cs.Lens)
+assert_type(cs.abstract(Run, {"embed": 4}, None, {"embed": "fsdp"}), Any)
 report = cs.check(Stacked, {"embed": jnp.zeros((2, 3))})
 assert_type(report, cs.Report)
 assert_type(report.mismatches, tuple[cs.Mismatch, ...])
