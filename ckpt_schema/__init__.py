@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from ckpt_schema.errors import SchemaError as SchemaError
     from ckpt_schema.errors import ServedWeightsWarning as ServedWeightsWarning
     from ckpt_schema.errors import ShardingWarning as ShardingWarning
+    from ckpt_schema.orbax._adaptation import adapt as adapt
 
 __version__ = "0.1.0"
 
@@ -78,6 +79,7 @@ _HOMES = {
         "ShardingWarning",
     ),
     "_trees.inference": ("infer",),
+    "orbax._adaptation": ("adapt",),
     "_layouts.table": ("Layout",),
     "_layouts.leaves": ("Key", "constant_key", "fresh_key"),
     "_lens.lens": ("Lens", "derive"),
@@ -124,6 +126,7 @@ __all__ = [
     "Stream",
     "TreesDifferError",
     "abstract",
+    "adapt",
     "apart",
     "assert_conforms",
     "assert_trees_identical",

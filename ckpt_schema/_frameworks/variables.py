@@ -23,6 +23,7 @@ from ckpt_schema.errors import ConformanceError, Mismatch, SchemaError
 
 __all__ = [
     "Variables",
+    "abstract_of",
     "build_state",
     "completed",
     "inner_containers",
@@ -38,6 +39,11 @@ __all__ = [
     "variables_of",
     "whole_state",
 ]
+
+
+def abstract_of(factory: Callable[[], Any]) -> Any:
+    """What a function without arguments makes, with abstract leaves; nothing is computed."""
+    return nnx.eval_shape(factory)
 
 
 def is_variable(value: Any) -> bool:

@@ -65,6 +65,10 @@ class Envelope:
         """The part of a weight's key that is the model's; None for other leaves."""
         return next((key[len(p) :] for p, _ in self.weights if key[: len(p)] == p), None)
 
+    def collection(self, key: KeyPath) -> str | None:
+        """The Linen collection that a weight is in; None where that is not told."""
+        return next((kind for p, kind in self.weights if key[: len(p)] == p), None)
+
 
 def envelope(read: Read) -> Envelope:
     """Where a tree keeps what."""

@@ -31,7 +31,7 @@ _OWN_AXIS = "declare the layout as a class, with axis= for this leaf"
 def infer(
     tree: Tree,
     *,
-    scan: Mapping[str, int] | None = None,
+    scan: Mapping[str, int | Mapping[Any, int] | None] | None = None,
     lists: Sequence[str] = (),
     name: str = "inferred",
 ) -> Layout:
@@ -45,7 +45,10 @@ def infer(
 
     Args:
         tree: Arrays or abstract values in any container, or an ``nnx.Module``.
-        scan: For each node under ``nn.scan``, by its path in the model: the axis its leaves are stacked on.
+        scan: For each node under ``nn.scan`` or ``nnx.scan``, by its path in the model: the axis its
+            leaves are stacked on; or the axis by collection or Variable type,
+            ``{"layers": {nnx.Param: 1, nnx.RngState: 0}}``, as `nnx.StateAxes` has it. A path inside of
+            a stacked node gives leaves there another axis; None says that they are not stacked.
         lists: Patterns of other repeated nodes in the model: ``"layers_{i}"``.
         name: What messages call the layout.
 
@@ -102,8 +105,9 @@ def infer(
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
     folds = _folds(
         [(kinds.body(leaf.key), leaf) for leaf in read.leaves if kinds.body(leaf.key) is not None],
-        scan or {},
+        {node: _by_kind(axis) for node, axis in (scan or {}).items()},
         lists,
+        kinds,
     )
     rows = _merge(list(_rows(read, kinds, folds)), name)
     # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
@@ -167,7 +171,7 @@ def _verify_arguments(scan: object, lists: object) -> None:
     faults: list[Mismatch] = []
     given: Mapping[Any, Any] | None = scan if isinstance(scan, Mapping) else None
     if scan is not None and not (
-        given is not None and all(isinstance(n, str) and type(a) is int for n, a in given.items())
+        given is not None and all(isinstance(n, str) and _is_axis(a) for n, a in given.items())
     ):
         faults.append(
             Mismatch("scan", "declaration", "axes by path", repr(scan), 'write scan={"layers": 0}')
@@ -187,6 +191,30 @@ def _verify_arguments(scan: object, lists: object) -> None:
         )
     if faults:
         raise SchemaError("the arguments of infer are not well formed", faults)
+
+
+def _is_axis(given: object) -> bool:
+    """Whether this is an axis or None, or axes by collection or Variable type."""
+    if not isinstance(given, Mapping):
+        return given is None or type(given) is int
+    axes: Mapping[Any, Any] = given
+    return bool(axes) and all(
+        isinstance(kind, (str, type)) and type(axis) is int for kind, axis in axes.items()
+    )
+
+
+_Axes = Mapping[Any, int | None]
+"""The axis that leaves are stacked on, by collection or Variable type; ``object`` stands for any."""
+
+
+def _by_kind(given: int | Mapping[Any, int] | None) -> _Axes:
+    return given if isinstance(given, Mapping) else {object: given}
+
+
+def _axis_of(kind: Any, axes: _Axes) -> int | None:
+    """The axis for a leaf of a collection or Variable type: that of the nearest type that is named."""
+    own: list[Any] = [*kind.__mro__] if isinstance(kind, type) else [kind, object]
+    return next((axes[one] for one in own if one in axes), None)
 
 
 def _has_dtype(value: Any) -> bool:
@@ -227,12 +255,15 @@ class _Fold:
 
 
 def _folds(
-    body: Sequence[tuple[KeyPath | None, Found]], scan: Mapping[str, int], lists: Sequence[str]
+    body: Sequence[tuple[KeyPath | None, Found]],
+    scan: Mapping[str, _Axes],
+    lists: Sequence[str],
+    kinds: Envelope,
 ) -> dict[KeyPath, _Fold]:
     """For each body key that is part of a repeated node, how."""
     keys = {key: leaf for key, leaf in body if key is not None}
     faults: list[Mismatch] = []
-    folds = dict(_stacked(keys, scan, faults))
+    folds = dict(_stacked(keys, scan, kinds, faults))
     groups: dict[tuple[Pattern, KeyPath], list[tuple[int, KeyPath]]] = collections.defaultdict(list)
     named = [paths.parse_pattern(text) for text in lists]
     for key in keys:
@@ -255,28 +286,36 @@ def _folds(
 
 
 def _stacked(
-    keys: Mapping[KeyPath, Found], scan: Mapping[str, int], faults: list[Mismatch]
+    keys: Mapping[KeyPath, Found],
+    scan: Mapping[str, _Axes],
+    kinds: Envelope,
+    faults: list[Mismatch],
 ) -> Iterator[tuple[KeyPath, _Fold]]:
-    for text, axis in scan.items():
-        head = paths.parse_path(text)
-        inside = [key for key in keys if tuple(map(named, key[: len(head)])) == head]
-        if not inside:
-            faults.append(Mismatch(text, "rule", "a node of the model", "no leaf below it", _BARE))
-        for key in inside:
-            rank = len((leaves.signature(keys[key].value) or ((),))[0])
-            if not -rank <= axis < rank:
-                where = paths.format_path(key)
-                faults.append(
-                    Mismatch(
-                        where,
-                        "shape",
-                        f"a leaf with axis {axis}",
-                        leaves.describe(keys[key].value),
-                        _OWN_AXIS,
-                    )
-                )
-            path = (*head[:-1], f"{head[-1]}[]", *map(named, key[len(head) :]))
-            yield key, _Fold(path, key, axis % max(rank, 1), None)
+    """How the leaves below stacked nodes are folded.
+
+    A path inside of a stacked node says that leaves below it are stacked on another axis.
+    """
+    heads = {paths.parse_path(text): axes for text, axes in scan.items()}
+    used: set[LogicalPath] = set()
+    for key, leaf in keys.items():
+        spelled = tuple(map(named, key))
+        above = [spelled[:end] for end in range(1, len(key) + 1) if spelled[:end] in heads]
+        used.update(above)
+        kind = leaf.kind or kinds.collection(leaf.key)
+        axis = _axis_of(kind, heads[above[-1]]) if above else None
+        if axis is None:
+            continue
+        rank = len((leaves.signature(leaf.value) or ((),))[0])
+        if not -rank <= axis < rank:
+            where = paths.format_path(key)
+            expected, found = f"a leaf with axis {axis}", leaves.describe(leaf.value)
+            faults.append(Mismatch(where, "shape", expected, found, _OWN_AXIS))
+        head = above[0]
+        path = (*head[:-1], f"{head[-1]}[]", *spelled[len(head) :])
+        yield key, _Fold(path, key, axis % max(rank, 1), None)
+    for head in heads.keys() - used:
+        where = "/".join(head)
+        faults.append(Mismatch(where, "rule", "a node of the model", "no leaf below it", _BARE))
 
 
 def _list_segment(key: KeyPath, named: Sequence[Pattern]) -> tuple[KeyPath, Index, int] | None:

@@ -7,6 +7,7 @@ keep them inside of the state instead, under one key; such checkpoints are read 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Slot
 from ckpt_schema._lens.lens import Lens
+from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.conformance import Match
 from ckpt_schema._trees.containers import Tree, flatten
 from ckpt_schema._trees.slots import SlotFinder
@@ -119,11 +121,13 @@ class PrivateLeaves:
         disk: The pytree that holds them.
         prefix: Where in it they stand.
         tree: They, without values.
+        total: Whether these have to be all the private leaves of the target, and no others.
     """
 
     disk: DiskTree
     prefix: KeyPath
     tree: Tree
+    total: bool = True
 
     def wanted(self, state: Tree, side: Lens, match: Match) -> Orders:
         """Which leaf of the target is which of these.
@@ -139,10 +143,17 @@ class PrivateLeaves:
         joined = side.joined[1]
         goals = jax.tree.leaves(state)
         here = self._slots(side)
+        strays = self._strays(side)
         faults = [
             Mismatch(paths.format_path(k), "extra", "no such leaf", found, _HINT)
-            for k, found in self._strays(side)
+            for k, found in (strays if self.total else ())
         ]
+        if strays and not self.total:
+            _LOGGER.info(
+                "%s not read, as the target has no place for them: %s",
+                counted(len(strays), "private leaf", "private leaves"),
+                ", ".join(paths.format_path(key) for key, _ in strays[:_NAMED]),
+            )
         orders: dict[int, tuple[KeyPath, Any]] = {}
         for slot, position in match.slots.items():
             if slot[0] in joined or side.view.rows[slot[0]].ephemeral:
@@ -150,9 +161,10 @@ class PrivateLeaves:
             row, goal = side.view.rows[slot[0]], leaves.abstract(goals[position])
             where = paths.format_path(paths.fill(row.key, slot[1]))
             if slot not in here:
-                faults.append(
-                    Mismatch(where, "missing", leaves.describe(goal), "no such leaf", _HINT)
-                )
+                if self.total:
+                    faults.append(
+                        Mismatch(where, "missing", leaves.describe(goal), "no such leaf", _HINT)
+                    )
                 continue
             key, found = here[slot]
             if leaves.signature(found) != leaves.signature(goal):
@@ -200,17 +212,19 @@ class PrivateLeaves:
         return {position: values[key] for position, (key, _) in orders.items()}
 
 
+_LOGGER = logging.getLogger("ckpt_schema")
+_NAMED = 5
 _HINT = "the model has changed since; restore with aux=None, and they are made anew"
 
 
-def find(disk: DiskTree, aux: str | None) -> PrivateLeaves | None:
+def find(disk: DiskTree, aux: str | None, *, total: bool = True) -> PrivateLeaves | None:
     """The private leaves beside the state, or inside of it; None where there are none, or ``aux`` is None."""
     if aux is None:
         return None
     inside = disk.at((aux,))
     if inside is not None:
-        return PrivateLeaves(disk, (aux,), inside)
+        return PrivateLeaves(disk, (aux,), inside, total)
     if aux in disk.beside:
         other = metadata.read_metadata(disk.path, aux)
-        return PrivateLeaves(other, (), other.tree)
+        return PrivateLeaves(other, (), other.tree, total)
     return None

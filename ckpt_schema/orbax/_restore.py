@@ -19,10 +19,12 @@ from ckpt_schema._compat import Tracer
 from ckpt_schema._frameworks import variables
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.leaves import ConstantKey, Init, Leaf
+from ckpt_schema._lens.adaptation import Scan, stated
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.arrays.shardings import mesh_of, on_devices
 from ckpt_schema._lens.derive.served_weights import lacks_served
 from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.rules import Rule
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.conformance import Match
 from ckpt_schema._trees.containers import Tree, flatten, verify_readable, without
@@ -36,6 +38,7 @@ from ckpt_schema.errors import (
     ServedWeightsWarning,
 )
 from ckpt_schema.orbax import _metadata as metadata
+from ckpt_schema.orbax._adaptation import adapted, spare_words
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
 from ckpt_schema.orbax._private_leaves import Orders, PrivateLeaves, find
@@ -72,9 +75,12 @@ class RestoreTimes:
 
 def restore(
     path: epath.PathLike,
-    target: Target,
-    lens: Lens,
+    target: Target | Callable[[], Target],
+    lens: Lens | None = None,
     *,
+    rules: Sequence[Rule] = (),
+    scan: Scan | None = None,
+    lists: Sequence[str] | None = None,
     item: str | None = None,
     target_side: Side | None = None,
     disk_side: Side | None = None,
@@ -88,14 +94,22 @@ def restore(
     then translated. A lens of weights alone finds them in a full train state too. Only what the target has a place for is read,
     and all of it is validated before a byte of array data is.
 
+    Without a lens, the checkpoint is adapted to the target: `ckpt_schema.adapt` makes the lens, and
+    is an error where anything can be read in two ways. What it did is logged in one line by the
+    logger ``ckpt_schema``.
+
     Args:
         path: A checkpoint directory, local or remote, written by Orbax's v1 or v0 API.
         target: An abstract or concrete ``nnx.State``, ``TrainState`` or dict of either side, or a
             module, which is an ``nnx.Module`` or any ``nnx.Pytree``, or a dict that holds modules.
             Shardings of its leaves are kept; leaves without one are replicated over the mesh of the
             others, or else go to the first device. Private leaves that the disk lacks are taken
-            from a concrete target, or else from their declared defaults.
-        lens: The lens.
+            from a concrete target, or else from their declared defaults. A function is called for
+            the shapes of what it makes, and the result is a state like that.
+        lens: The lens; unless given, the one that `ckpt_schema.adapt` makes.
+        rules: What names and shapes do not tell, where no lens is given; see `ckpt_schema.adapt`.
+        scan: The axis of stacked nodes, where no lens is given.
+        lists: Patterns of lists of layers, where no lens is given.
         item: Which pytree of the checkpoint, where it holds several.
         target_side: The side of the lens that the target is on, for targets that conform to both.
         disk_side: The side that is on disk, for checkpoints that could be of either.
@@ -115,24 +129,34 @@ def restore(
     """
     clock = [time.perf_counter()]
     with raised_by_all():
-        verify_arguments(lens, target_side=target_side, disk_side=disk_side)
         verify_names(item=item, aux=aux)
+        target = stated(target)
         verify_readable(target)
         whole = variables.state_of(target)
+        is_adapted = lens is None
+        if lens is None:
+            found = metadata.read_metadata(path, item, aux=aux)
+            lens = adapted(found.without(aux), whole, rules=rules, scan=scan, lists=lists)
+            target_side, disk_side = "view", "source"
+        elif rules or scan is not None or lists is not None:
+            raise spare_words()
+        verify_arguments(lens, target_side=target_side, disk_side=disk_side)
         state = _goals(_declared(whole, lens))
         _verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")
         disk = metadata.read_metadata(path, item, aux=aux)
         places = locate(disk.without(aux), side)
         private = (
-            find(disk, aux) if any(place.layout is not side.view for place in places) else None
+            find(disk, aux, total=not is_adapted)
+            if any(place.layout is not side.view for place in places)
+            else None
         )
         place, side, expected, orders = _source(
             disk, places, state, match, side, lens, disk_side, private
         )
         wanted = _wanted(disk, place, expected, side, match)
         state = _restarted(state, side, match)
-        if private is None or not orders:
+        if not is_adapted and (private is None or not orders):
             _report(disk, aux)
         unserved = lacks_served(flatten(disk.tree).keys, place.layout)
         if unserved is not None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from ckpt_schema._frameworks.variables import state_of
+from ckpt_schema._lens.adaptation import Scan
 from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.rules import Rule
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.orbax._adaptation import adapt, spare_words
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._items import STATE, items_of
 from ckpt_schema.orbax._places import (
@@ -31,8 +35,12 @@ __all__ = ["save"]
 def save(
     path: epath.PathLike,
     state: Any,
-    lens: Lens,
+    lens: Lens | None = None,
     *,
+    layout: Any = None,
+    rules: Sequence[Rule] = (),
+    scan: Scan | None = None,
+    lists: Sequence[str] | None = None,
     onto: Tree | None = None,
     side: Side | None = None,
     aux: str | None = "nnx_aux",
@@ -55,7 +63,12 @@ def save(
         path: The directory to make, local or remote. It must not exist.
         state: A concrete ``nnx.State``, ``TrainState`` or dict, or a module, or a dict that holds
             modules.
-        lens: The lens.
+        lens: The lens. Without one and without a `layout`, the state is saved as it is.
+        layout: What to save like, where no lens is given: the path of a checkpoint, a tree, a schema
+            or a layout. `ckpt_schema.adapt` makes the lens from it to the state.
+        rules: What names and shapes do not tell, where no lens is given; see `ckpt_schema.adapt`.
+        scan: The axis of stacked nodes, where no lens is given.
+        lists: Patterns of lists of layers, where no lens is given.
         onto: Where the source's private leaves come from, and its containers; see `Lens.put`. Boxes
             are saved if it has them.
         side: The side that the state is on, for states that conform to both.
@@ -74,6 +87,13 @@ def save(
             Orbax cannot save, or values that cannot be carried over; or an argument is none.
     """
     with raised_by_all():
+        if lens is None:
+            whole = state_of(state)
+            given = whole if layout is None else layout
+            lens = adapt(given, whole, rules=rules, scan=scan, lists=lists)
+            side = "view"
+        elif layout is not None or rules or scan is not None or lists is not None:
+            raise spare_words()
         place = absolute(path)
         verify_writable(place)
         if jax.process_index() == 0:  # of several, another may have begun to write meanwhile

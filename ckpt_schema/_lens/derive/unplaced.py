@@ -241,7 +241,7 @@ class _Side:
         """What to do about a row that nothing on the far side can be: by what it is."""
         own = row.path[row.body or 0 :]
         kind = _kind(row)
-        if kind == "stream":
+        if kind == "stream" or (kind == "count" and self._counts_a_stream(row)):
             rule = Private(own, FreshKey(0))
             return f"a stream of {self.near.name} alone: {rule} makes it anew", (rule,)
         if kind in ("cache", "record"):
@@ -250,6 +250,16 @@ class _Side:
         if kind == "count":
             return f"a count: {Private(own, Fill(0))} starts it at 0, if nothing else is it", ()
         return self._weight(row), ()
+
+    def _counts_a_stream(self, row: Row) -> bool:
+        """Whether a count stands beside a key, as in each stream of NNX; a checkpoint has lost its Variable type."""
+        beside = {other.path[-1] for other in self.near.rows if other.path[:-1] == row.path[:-1]}
+        key = (*row.path[:-1], "key")
+        return (
+            row.path[-1] == "count"
+            and beside == {"key", "count"}
+            and any(other.leaf.is_key for other in self.near.rows if other.path == key)
+        )
 
     def _weight(self, row: Row) -> str:
         told = f"no leaf of {self.far.name} without a partner has its type"

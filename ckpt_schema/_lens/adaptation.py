@@ -1,0 +1,430 @@
+"""The lens between two trees that nobody has declared: both layouts are read off, and derived between.
+
+Leaves join by equal paths. What a tree cannot show is which siblings are a list of layers, and on which axis layers are
+stacked. Here both trees together show it: what is a list on one side, and has one more axis on the other, was stacked. It is
+taken only where one reading exists; where two do, the error has the line that settles it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import re
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ckpt_schema._layouts.paths import LogicalPath, parse_path
+from ckpt_schema._layouts.schema import Schema, layout
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.rules import Private, Rule
+from ckpt_schema._messages.text import counted
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema._trees.inference import infer
+from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
+
+__all__ = ["Axes", "Scan", "adapt_trees", "stated"]
+
+Axes = int | Mapping[Any, int] | None
+"""The axis that layers are stacked on, or one by Linen collection or Variable type; None where leaves are not stacked."""
+
+Scan = Mapping[str, Axes | tuple[Axes, Axes]]
+"""The axis for each stacked node; two where both sides are stacked, the source's first."""
+
+_NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
+
+
+def adapt_trees(
+    source: Tree | type[Schema] | Layout,
+    view: Tree | type[Schema] | Layout,
+    *,
+    rules: Sequence[Rule] = (),
+    scan: Scan | None = None,
+    lists: Sequence[str] | None = None,
+    names: tuple[str, str] = ("source", "view"),
+) -> Lens:
+    """The lens between two trees; see `ckpt_schema.adapt`, which takes checkpoints besides.
+
+    Args:
+        source: A tree, or the layout of one.
+        view: Another.
+        rules: As in `derive`; they name leaves by the logical paths of the layouts that were read off.
+        scan: As in `infer`, for either side; a pair where both are stacked.
+        lists: As in `infer`, for either side.
+        names: What messages call the two layouts.
+
+    Raises:
+        DerivationError: With everything that more than one reading fits, or that has no partner.
+        SchemaError: A tree holds what is no leaf, or `scan` and `lists` fit neither tree.
+    """
+    sides = (_Side.of(source, names[0]), _Side.of(view, names[1]))
+    sides = _with_lists(sides, lists)
+    sides = _with_stacks(sides, scan or {})
+    left, right = (side.layout for side in sides)
+    return _derived(left, right, list(rules))
+
+
+def stated(tree: Any) -> Any:
+    """The tree that a factory makes, abstract; anything else as it is."""
+    if not isinstance(tree, (types.FunctionType, types.MethodType, functools.partial)):
+        return tree
+    from ckpt_schema._frameworks.variables import abstract_of
+
+    return abstract_of(tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """One side: its tree, how it is read, and its layout when it is read so."""
+
+    tree: Any
+    name: str
+    layout: Layout
+    scan: Mapping[str, Axes] = dataclasses.field(default_factory=dict[str, Axes])
+    lists: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, given: Any, name: str) -> _Side:
+        """A side as it is without a word."""
+        if isinstance(given, Layout) or (isinstance(given, type) and issubclass(given, Schema)):
+            return cls(None, name, layout(given))
+        tree = stated(given)
+        return cls(tree, name, infer(tree, name=name))
+
+    def read(self, *, scan: Mapping[str, Axes] | None = None, lists: Sequence[str] = ()) -> _Side:
+        """The same, read with these nodes folded besides."""
+        if self.tree is None or not (scan or lists):
+            return self
+        both = {**self.scan, **(scan or {})}, (*self.lists, *lists)
+        made = infer(self.tree, scan=both[0], lists=both[1], name=self.name)
+        return dataclasses.replace(self, layout=made, scan=both[0], lists=both[1])
+
+    @functools.cached_property
+    def weights(self) -> dict[LogicalPath, Row]:
+        """The leaves of the model, by their path in it without marks of repetition."""
+        found: dict[LogicalPath, Row] = {}
+        for row in self.layout.rows if self.tree is not None else ():
+            if row.body is not None and not row.mirrors:
+                found.setdefault(_plain(row.path[row.body :]), row)
+        return found
+
+    @functools.cached_property
+    def nodes(self) -> frozenset[LogicalPath]:
+        """Every node of the model, without marks of repetition."""
+        return frozenset(path[:end] for path in self.weights for end in range(1, len(path) + 1))
+
+
+def _plain(path: LogicalPath) -> LogicalPath:
+    return tuple(segment.removesuffix("[]") for segment in path)
+
+
+_Sides = tuple[_Side, _Side]
+
+
+# --- Lists  ---
+
+
+def _with_lists(sides: _Sides, given: Sequence[str] | None) -> _Sides:
+    """Both sides with their lists: those that are given, or those that one side alone spells as siblings with numbers."""
+    left, right = sides
+    if given is not None:
+        own = [[p for p in given if _has_list(side, p)] for side in sides]
+        unknown = [p for p in given if p not in own[0] and p not in own[1]]
+        if unknown:
+            _refuse_lists(unknown, sides)
+        return left.read(lists=own[0]), right.read(lists=own[1])
+    return left.read(lists=[*_lists(left, right)]), right.read(lists=[*_lists(right, left)])
+
+
+def _has_list(side: _Side, pattern: str) -> bool:
+    try:
+        side.read(lists=[pattern])
+    except SchemaError:
+        return False
+    return True
+
+
+def _refuse_lists(unknown: Sequence[str], sides: _Sides) -> None:
+    here, there = (side.name for side in sides)
+    hint = "write the path of the node in the model, without params or model in front"
+    faults = [
+        Mismatch(pattern, "rule", f"repeated nodes of {here} or {there}", "no such nodes", hint)
+        for pattern in unknown
+    ]
+    raise DerivationError(f"lists= does not fit {here} or {there}", faults)
+
+
+def _lists(own: _Side, other: _Side) -> Iterator[str]:
+    """Patterns of siblings with numbers, equal in all else, which are one node of the other side."""
+    groups: dict[tuple[LogicalPath, str], dict[int, dict[LogicalPath, Any]]] = {}
+    for path, row in own.weights.items():
+        marked = row.path[row.body or 0 :]
+        for at, segment in enumerate(path):
+            match = _NUMBERED.fullmatch(segment)
+            if match and not any(one.endswith("[]") for one in marked[: at + 1]):
+                members = groups.setdefault((path[:at], match["stem"]), {})
+                members.setdefault(int(match["number"]), {})[path[at + 1 :]] = row.leaf, row.kind
+    for (head, stem), members in groups.items():
+        name = stem.strip("_-.")
+        whole = sorted(members) == list(range(len(members)))
+        alike = all(member == members[min(members)] for member in members.values())
+        known = (*head, name) in other.nodes and (*head, f"{stem}0") not in other.nodes
+        if whole and alike and known:
+            yield "/".join((*head, f"{stem}{{i}}"))
+
+
+# --- Stacks  ---
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """A leaf that is stacked on one side or both, as both sides have it."""
+
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    kinds: tuple[Any, Any]
+    count: int | None = None  # of the list that one side has
+
+
+_Reading = tuple[int | None, int | None]
+"""The axis on each side that all leaves of a node are stacked on; None where a side has a list."""
+
+
+def _with_stacks(sides: _Sides, given: Scan) -> _Sides:
+    """Both sides with their stacks: those that are given, and those of which one reading exists."""
+    scans: tuple[dict[str, Axes], dict[str, Axes]] = ({}, {})
+    for node, axes in given.items():
+        for at, axis in _of_sides(sides, node, axes):
+            scans[at][node] = axis
+    faults: list[Mismatch] = []
+    for node, members in _stacked_nodes(sides):
+        text = "/".join(node)
+        if text in given:
+            continue
+        for at in (0, 1):
+            found = _axes(node, members, at, faults)
+            if found is not None:
+                scans[at][text] = found
+                scans[at].update(dict.fromkeys(_unstacked(sides, node, at, found)))
+    if faults:
+        here, there = (side.name for side in sides)
+        unique = {fault.path: fault for fault in faults}
+        raise DerivationError(
+            f"{here} and {there} can be read in more than one way", [*unique.values()]
+        )
+    left, right = sides
+    return left.read(scan=scans[0]), right.read(scan=scans[1])
+
+
+def _unstacked(sides: _Sides, node: LogicalPath, at: int, axes: Axes) -> Iterator[str]:
+    """Leaves of one side alone, below a stacked node, that have no such axis: streams, as a rule."""
+    for path, row in sides[at].weights.items():
+        if path[: len(node)] != node or path in sides[1 - at].weights:
+            continue
+        rank = len(row.leaf.dims)
+        if isinstance(axes, int) and not -rank <= axes < rank:
+            yield "/".join(path)
+
+
+def _of_sides(
+    sides: _Sides, node: str, axes: Axes | tuple[Axes, Axes]
+) -> Iterator[tuple[int, Axes]]:
+    """For which sides an axis was given: those that have the node, and not as a list."""
+    if isinstance(axes, tuple):
+        yield from enumerate(axes)
+        return
+    path = parse_path(node)
+    has = [at for at in (0, 1) if path in sides[at].nodes]
+    plain = [at for at in has if not _is_list(sides[at], path)]
+    if not has:
+        here, there = (side.name for side in sides)
+        hint = "write its path in the model, without params or model in front"
+        fault = Mismatch(node, "rule", f"a node of {here} or {there}", "no such node", hint)
+        raise DerivationError(f"scan= does not fit {here} or {there}", [fault])
+    for at in plain:
+        yield at, axes
+
+
+def _is_list(side: _Side, node: LogicalPath) -> bool:
+    for path, row in side.weights.items():
+        if path[: len(node)] == node:
+            return row.path[(row.body or 0) + len(node) - 1].endswith("[]")
+    return False
+
+
+def _stacked_nodes(sides: _Sides) -> Iterator[tuple[LogicalPath, list[_Leaf]]]:
+    """The nodes that both sides have and one side stacks, or both, each with the leaves below it."""
+    left, right = sides
+    both = [path for path in left.weights if path in right.weights]
+    listed: dict[LogicalPath, list[_Leaf]] = collections.defaultdict(list)
+    plain: dict[LogicalPath, _Leaf] = {}
+    for path in both:
+        rows = left.weights[path], right.weights[path]
+        shapes = _shape(rows[0]), _shape(rows[1])
+        levels = [_levels(row) for row in rows]
+        if shapes[0] is None or shapes[1] is None:
+            continue
+        leaf = _Leaf((shapes[0], shapes[1]), (rows[0].kind, rows[1].kind))
+        if len(levels[0]) + len(levels[1]) == 1:
+            [(at, count)] = levels[0] or levels[1]
+            listed[path[: at + 1]].append(dataclasses.replace(leaf, count=count))
+        elif not levels[0] and not levels[1]:
+            plain[path] = leaf
+    yield from listed.items()
+    yield from _moved((), plain)
+
+
+def _levels(row: Row) -> list[tuple[int, int]]:
+    """The levels of a row in lists: where each stands in the model's path, and its count."""
+    own = row.path[row.body or 0 :]
+    marks = [at for at, segment in enumerate(own) if segment.endswith("[]")]
+    return [
+        (at, int(repeat.size[0]))
+        for at, repeat in zip(marks, row.repeats, strict=True)
+        if isinstance(repeat.size[0], int)
+    ]
+
+
+def _shape(row: Row) -> tuple[int, ...] | None:
+    """The shape of one repeat, where it is told in numbers."""
+    sizes = [dim[0] for dim in row.leaf.dims if len(dim) == 1 and isinstance(dim[0], int)]
+    return tuple(sizes) if len(sizes) == len(row.leaf.dims) else None
+
+
+def _moved(
+    node: LogicalPath, below: Mapping[LogicalPath, _Leaf]
+) -> Iterator[tuple[LogicalPath, list[_Leaf]]]:
+    """Nodes of which all leaves can have a stack axis moved, some certainly.
+
+    A square leaf among them looks as if it stayed. It is stacked where its siblings are.
+    """
+    differing = [leaf for leaf in below.values() if leaf.shapes[0] != leaf.shapes[1]]
+    if len(differing) < 2:  # one leaf alone is transposed, if its sizes say so
+        return
+    members = list(below.values())
+    if node and _readings(members):
+        yield node, members
+        return
+    children: dict[str, dict[LogicalPath, _Leaf]] = collections.defaultdict(dict)
+    for path, leaf in below.items():
+        children[path[len(node)]][path] = leaf
+    for name, inner in children.items():
+        if any(len(path) > len(node) + 1 for path in inner):
+            yield from _moved((*node, name), inner)
+
+
+_Order = tuple[int, ...]
+"""Which axis of the one side each axis of the other is; of a list against a stack, the stacked axis alone."""
+
+
+def _readings(members: Sequence[_Leaf]) -> dict[tuple[_Order, ...], _Reading]:
+    """The ways to read leaves as stacked on one axis a side, by what each makes of every leaf.
+
+    An axis that is counted from the end is another reading where ranks differ. To move axis 0 to 1
+    and to move axis 1 to 0 is one reading.
+    """
+    most = max(len(shape) for leaf in members for shape in leaf.shapes)
+    axes = [*range(most), *range(-1, -most - 1, -1)]
+    lists = [
+        [None] if all(len(leaf.shapes[at]) < len(leaf.shapes[1 - at]) for leaf in members) else axes
+        for at in (0, 1)
+    ]
+    found: dict[tuple[_Order, ...], _Reading] = {}
+    for before in lists[0]:
+        for after in lists[1]:
+            if before is not None and after is not None and (before < 0) != (after < 0):
+                continue
+            each = tuple(_read_so(leaf, (before, after)) for leaf in members)
+            whole = tuple(one for one in each if one is not None)
+            if len(whole) == len(each):
+                found.setdefault(whole, (before, after))
+    return found
+
+
+def _read_so(leaf: _Leaf, reading: _Reading) -> _Order | None:
+    """What a reading makes of the axes of one leaf; None where the leaf does not allow it."""
+    items: list[tuple[int, ...]] = []
+    counts: list[int | None] = []
+    axes: list[int] = []
+    for shape, axis in zip(leaf.shapes, reading, strict=True):
+        if axis is None:
+            items.append(shape)
+            counts.append(leaf.count)
+            continue
+        if not -len(shape) <= axis < len(shape):
+            return None
+        at = axis % len(shape)
+        items.append(shape[:at] + shape[at + 1 :])
+        counts.append(shape[at])
+        axes.append(at)
+    if items[0] != items[1] or counts[0] != counts[1]:
+        return None
+    if len(axes) == 1:
+        return (axes[0],)
+    order = [at for at in range(len(leaf.shapes[0])) if at != axes[0]]
+    return (*order[: axes[1]], axes[0], *order[axes[1] :])
+
+
+def _axes(
+    node: LogicalPath, members: Sequence[_Leaf], at: int, faults: list[Mismatch]
+) -> Axes | None:
+    """The axis that a node is stacked on, on one side: one for all leaves, or else one for each kind."""
+    readings = _readings(members)
+    if not readings and len({leaf.kinds[at] for leaf in members}) > 1:
+        return _axes_by_kind(node, members, at, faults)
+    if len(readings) > 1:
+        faults.append(_ambiguous(node, members, readings.values()))
+        return None
+    return next((reading[at] for reading in readings.values()), None)
+
+
+def _axes_by_kind(
+    node: LogicalPath, members: Sequence[_Leaf], at: int, faults: list[Mismatch]
+) -> Axes | None:
+    groups: dict[Any, list[_Leaf]] = collections.defaultdict(list)
+    for leaf in members:
+        groups[leaf.kinds[at]].append(leaf)
+    found: dict[Any, int] = {}
+    for kind, inner in groups.items():
+        readings = _readings(inner)
+        if len(readings) > 1:
+            faults.append(_ambiguous(node, inner, readings.values()))
+        axis = next((reading[at] for reading in readings.values()), None)
+        if axis is not None:
+            found[kind] = axis
+    return found or None
+
+
+def _ambiguous(
+    node: LogicalPath, members: Sequence[_Leaf], readings: Iterable[_Reading]
+) -> Mismatch:
+    """The fault for a node that is stacked on one of several axes, and the lines that settle it."""
+    text = "/".join(node)
+    written: list[str] = []
+    for before, after in readings:
+        one = f"({before}, {after})" if None not in (before, after) else f"{before or after or 0}"
+        written.append(f"scan={{{text!r}: {one}}}")
+    expected = f"one axis that the layers of {text} are stacked on"
+    found = f"several that fit {counted(len(members), 'leaf', 'leaves')} each"
+    hint = f"the sizes do not tell; add one of {' or '.join(written)}"
+    return Mismatch(text, "ambiguous", expected, found, hint)
+
+
+# --- Leaves of one side  ---
+
+
+def _derived(left: Layout, right: Layout, rules: list[Rule]) -> Lens:
+    """The lens; streams, caches and records that one side alone has are private to it."""
+    try:
+        return derive(left, right, rules=rules)
+    except DerivationError as error:
+        # What derive calls certain of such leaves is a rule for each. A rename is never taken unasked.
+        own = [rule for rule in error.rules if isinstance(rule, Private)]
+        if not own:
+            raise
+        first = error
+    try:
+        return derive(left, right, rules=[*rules, *own])
+    except DerivationError as error:
+        raise error from first

@@ -1,0 +1,141 @@
+"""A checkpoint adapted to a target: the lens between them, when nobody has declared either."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+from ckpt_schema._lens.adaptation import Scan, adapt_trees
+from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.plan.tasks import only_moves
+from ckpt_schema._lens.rules import Rule
+from ckpt_schema._messages.text import counted
+from ckpt_schema._trees.inference import infer
+from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.orbax._metadata import DiskTree, read_metadata
+from ckpt_schema.orbax._sides import interchangeable
+
+__all__ = ["adapt", "adapted", "spare_words"]
+
+_LOGGER = logging.getLogger("ckpt_schema")
+
+
+def adapt(
+    source: Any,
+    view: Any,
+    *,
+    rules: Sequence[Rule] = (),
+    scan: Scan | None = None,
+    lists: Sequence[str] | None = None,
+) -> Lens:
+    """The lens between two trees whose layouts nobody has declared.
+
+    Both layouts are read off, as by `infer`, and the lens is derived between them, as by `derive`.
+    Leaves join by equal paths in the model, whatever Linen or NNX puts around them. A list of
+    layers on one side and a stack on the other are told by both together. Streams, caches and
+    records that one side alone has are private to it. Nothing is guessed: where two readings fit,
+    the error has the line that settles it.
+
+    Args:
+        source: The path of a checkpoint, of which the metadata alone is read; or a tree of arrays or
+            abstract values, a module, a function that makes either, a schema or a layout.
+        view: The same, of the other side.
+        rules: What names and shapes do not tell, as in `derive`. Print the lens, or the error, for
+            the paths.
+        scan: The axis that the layers of a node are stacked on, by the path of the node in the model:
+            ``{"layers": 1}``; by collection or Variable type, ``{"layers": {nnx.Param: 1}}``; a pair
+            where both sides are stacked, ``{"layers": (0, 1)}``.
+        lists: Patterns of siblings that are a list of layers, ``["layers_{i}"]``; unless given, those
+            that are one node of the other side.
+
+    Returns:
+        A lens from the source to the view, to print, keep and test.
+
+    Raises:
+        CheckpointMismatchError: There is no checkpoint at the path.
+        DerivationError: With everything that has two readings, or no partner.
+        SchemaError: A tree holds what is no leaf.
+
+    Example:
+        >>> import jax
+        >>> leaf, stack = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((4, 8), (3, 4, 8)))
+        >>> old = {"params": {"layers": {"kernel": stack}}}
+        >>> new = {"params": {f"layers_{i}": {"kernel": leaf} for i in range(3)}}
+        >>> print(adapt(old, new))
+        source -> view: 1 joined, 0 private to source, 0 private to view
+          params/layers/kernel  params/layers_{i}/kernel  3 4 8 -> {3} 4 8
+    """
+    trees = [_read(each) for each in (source, view)]
+    names = _name(source, "source"), _name(view, "view")
+    return adapt_trees(*trees, rules=rules, scan=scan, lists=lists, names=names)
+
+
+def adapted(
+    disk: DiskTree,
+    target: Any,
+    *,
+    rules: Sequence[Rule],
+    scan: Scan | None,
+    lists: Sequence[str] | None,
+) -> Lens:
+    """The lens from what is on disk to a target, and one line in the log of what it does."""
+    names = disk.path.name or "the checkpoint", _name(target, "the target")
+    tree = _weights_alone(disk.tree, target)
+    lens = adapt_trees(tree, target, rules=rules, scan=scan, lists=lists, names=names)
+    if _is_identity(lens):
+        lens = derive(lens.view, lens.view)
+    _LOGGER.info("%s", _summary(lens))
+    return lens
+
+
+def spare_words() -> ConformanceError:
+    """The error for words about a lens that is to be made, beside one that is given."""
+    hint = "give them to derive or adapt, which make the lens"
+    fault = Mismatch("rules, scan, lists, layout", "argument", "none beside a lens", "some", hint)
+    return ConformanceError("wrong arguments", [fault])
+
+
+def _read(given: Any) -> Any:
+    if isinstance(given, (str, PurePath)) or hasattr(given, "__fspath__"):
+        return read_metadata(given).without("nnx_aux").tree
+    return given
+
+
+def _name(given: Any, otherwise: str) -> str:
+    """What messages call a side: the name of a directory, or of a class of the user's."""
+    if isinstance(given, (str, PurePath)) or hasattr(given, "__fspath__"):
+        return PurePath(given).name or otherwise
+    kind: type = type(given)
+    return otherwise if kind.__module__ == "builtins" else kind.__name__
+
+
+def _weights_alone(tree: Any, target: Any) -> Any:
+    """The weights of a train state on disk, where the target has no place for an optimizer."""
+    whole, wanted = infer(tree), infer(target)
+    if any(row.mirrors for row in wanted.rows) or not any(row.mirrors for row in whole.rows):
+        return tree
+    tops = {row.key[0] for row in whole.rows if row.body is not None and not row.mirrors}
+    [top, *more] = tops
+    return tree if more or not isinstance(tree, dict) else tree[top]
+
+
+def _is_identity(lens: Lens) -> bool:
+    """Whether what is on disk is the target's own layout."""
+    joined = [len(rows) for rows in lens.joined]
+    return joined == [len(lens.source.rows), len(lens.view.rows)] and interchangeable(lens)
+
+
+def _summary(lens: Lens) -> str:
+    """What a lens does, in one line."""
+    joined = [len(rows) for rows in lens.joined]
+    rows = lens.source.rows, lens.view.rows
+    edited = sum(not only_moves(one, rows) for one in lens.joins)
+    left = len(lens.source.rows) - joined[0]
+    made = len(lens.view.rows) - joined[1]
+    return (
+        f"adapted {lens.source.name} to {lens.view.name}: "
+        f"{counted(len(lens.joins) - edited, 'leaf moved', 'leaves moved')}, "
+        f"{edited} edited, {made} made, {left} left"
+    )
