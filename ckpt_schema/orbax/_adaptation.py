@@ -17,7 +17,7 @@ from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._metadata import DiskTree, read_metadata
 from ckpt_schema.orbax._sides import interchangeable
 
-__all__ = ["adapt", "adapted", "spare_words"]
+__all__ = ["adapt", "adapted", "name_of", "spare_words"]
 
 _LOGGER = logging.getLogger("ckpt_schema")
 
@@ -68,20 +68,21 @@ def adapt(
           params/layers/kernel  params/layers_{i}/kernel  3 4 8 -> {3} 4 8
     """
     trees = [_read(each) for each in (source, view)]
-    names = _name(source, "source"), _name(view, "view")
+    names = name_of(source, "source"), name_of(view, "view")
     return adapt_trees(*trees, rules=rules, scan=scan, lists=lists, names=names)
 
 
 def adapted(
     disk: DiskTree,
     target: Any,
+    name: str,
     *,
     rules: Sequence[Rule],
     scan: Scan | None,
     lists: Sequence[str] | None,
 ) -> Lens:
     """The lens from what is on disk to a target, and one line in the log of what it does."""
-    names = disk.path.name or "the checkpoint", _name(target, "the target")
+    names = disk.path.name or "the checkpoint", name
     tree = _weights_alone(disk.tree, target)
     lens = adapt_trees(tree, target, rules=rules, scan=scan, lists=lists, names=names)
     if _is_identity(lens):
@@ -103,7 +104,7 @@ def _read(given: Any) -> Any:
     return given
 
 
-def _name(given: Any, otherwise: str) -> str:
+def name_of(given: Any, otherwise: str) -> str:
     """What messages call a side: the name of a directory, or of a class of the user's."""
     if isinstance(given, (str, PurePath)) or hasattr(given, "__fspath__"):
         return PurePath(given).name or otherwise

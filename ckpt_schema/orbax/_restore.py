@@ -38,7 +38,7 @@ from ckpt_schema.errors import (
     ServedWeightsWarning,
 )
 from ckpt_schema.orbax import _metadata as metadata
-from ckpt_schema.orbax._adaptation import adapted, spare_words
+from ckpt_schema.orbax._adaptation import adapted, name_of, spare_words
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
 from ckpt_schema.orbax._private_leaves import Orders, PrivateLeaves, find
@@ -136,7 +136,8 @@ def restore(
         is_adapted = lens is None
         if lens is None:
             found = metadata.read_metadata(path, item, aux=aux)
-            lens = adapted(found.without(aux), whole, rules=rules, scan=scan, lists=lists)
+            name = name_of(target, "the target")
+            lens = adapted(found.without(aux), whole, name, rules=rules, scan=scan, lists=lists)
             target_side, disk_side = "view", "source"
         elif rules or scan is not None or lists is not None:
             raise spare_words()
