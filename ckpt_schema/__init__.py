@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from ckpt_schema.errors import SchemaError as SchemaError
     from ckpt_schema.errors import ServedWeightsWarning as ServedWeightsWarning
     from ckpt_schema.errors import ShardingWarning as ShardingWarning
-    from ckpt_schema.orbax._adaptation import adapt as adapt
+    from ckpt_schema.orbax._adapt import adapt as adapt
 
 __version__ = "0.1.0"
 
@@ -79,7 +79,7 @@ _HOMES = {
         "ShardingWarning",
     ),
     "_trees.inference": ("infer",),
-    "orbax._adaptation": ("adapt",),
+    "orbax._adapt": ("adapt",),
     "_layouts.table": ("Layout",),
     "_layouts.leaves": ("Key", "constant_key", "fresh_key"),
     "_lens.lens": ("Lens", "derive"),

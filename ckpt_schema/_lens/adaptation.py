@@ -25,7 +25,7 @@ from ckpt_schema._trees.containers import Tree
 from ckpt_schema._trees.inference import infer
 from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
 
-__all__ = ["Axes", "Scan", "adapt_trees", "stated"]
+__all__ = ["Axes", "Scan", "adapt_trees", "made_abstract"]
 
 Axes = int | Mapping[Any, int] | None
 """The axis that layers are stacked on, or one by Linen collection or Variable type; None where leaves are not stacked."""
@@ -66,7 +66,7 @@ def adapt_trees(
     return _derived(left, right, list(rules))
 
 
-def stated(tree: Any) -> Any:
+def made_abstract(tree: Any) -> Any:
     """The tree that a factory makes, abstract; anything else as it is."""
     if not isinstance(tree, (types.FunctionType, types.MethodType, functools.partial)):
         return tree
@@ -90,7 +90,7 @@ class _Side:
         """A side as it is without a word."""
         if isinstance(given, Layout) or (isinstance(given, type) and issubclass(given, Schema)):
             return cls(None, name, layout(given))
-        tree = stated(given)
+        tree = made_abstract(given)
         return cls(tree, name, infer(tree, name=name))
 
     def read(self, *, scan: Mapping[str, Axes] | None = None, lists: Sequence[str] = ()) -> _Side:

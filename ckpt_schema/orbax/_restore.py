@@ -19,7 +19,7 @@ from ckpt_schema._compat import Tracer
 from ckpt_schema._frameworks import variables
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.leaves import ConstantKey, Init, Leaf
-from ckpt_schema._lens.adaptation import Scan, stated
+from ckpt_schema._lens.adaptation import Scan, made_abstract
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.arrays.shardings import mesh_of, on_devices
 from ckpt_schema._lens.derive.served_weights import lacks_served
@@ -38,7 +38,7 @@ from ckpt_schema.errors import (
     ServedWeightsWarning,
 )
 from ckpt_schema.orbax import _metadata as metadata
-from ckpt_schema.orbax._adaptation import adapted, name_of, spare_words
+from ckpt_schema.orbax._adapt import adapted, name_of, spare_words
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
 from ckpt_schema.orbax._private_leaves import Orders, PrivateLeaves, find
@@ -130,7 +130,7 @@ def restore(
     clock = [time.perf_counter()]
     with raised_by_all():
         verify_names(item=item, aux=aux)
-        target = stated(target)
+        target = made_abstract(target)
         verify_readable(target)
         whole = variables.state_of(target)
         is_adapted = lens is None

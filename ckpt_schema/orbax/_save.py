@@ -16,7 +16,7 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import ConformanceError, Mismatch
-from ckpt_schema.orbax._adaptation import adapt, spare_words
+from ckpt_schema.orbax._adapt import adapt, spare_words
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._items import STATE, items_of
 from ckpt_schema.orbax._places import (
