@@ -27,6 +27,7 @@ __all__ = [
     "LogicalPath",
     "NaturalOrder",
     "Pattern",
+    "VariableKind",
     "fill",
     "format_path",
     "int_key",
@@ -36,6 +37,7 @@ __all__ = [
     "parse_path",
     "parse_pattern",
     "parts_of_key",
+    "rule_path",
     "symbols",
     "unquoted",
 ]
@@ -154,7 +156,7 @@ Pattern = tuple[Key | Index, ...]
 
 _DIGITS = re.compile("[0-9]+")
 _NUMBER = re.compile("-?(?:0|[1-9][0-9]*)")
-_SPECIAL = frozenset("/'\"{}[]*")
+_SPECIAL = frozenset("/'\"{}[]*<>")
 """What a key in a path is put in quotes for."""
 
 
@@ -425,6 +427,41 @@ def parse_path(text: str) -> LogicalPath:
             for body, quoted, tail in _cut(text, text)
         ]
     )
+
+
+class VariableKind(str):
+    """The one segment of a path that stands for all leaves of a Variable type of NNX, ``<RngState>``.
+
+    Attributes:
+        kind: The type, or its name in ``flax.nnx``.
+    """
+
+    __slots__ = ("kind",)
+    kind: type | str
+
+    def __new__(cls, kind: type | str) -> VariableKind:
+        """The segment for a type."""
+        name = kind
+        if isinstance(kind, type):
+            own = kind.__module__.partition(".")[0] == "flax"
+            name = kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}"
+        found = super().__new__(cls, f"<{name}>")
+        found.kind = kind
+        return found
+
+
+def rule_path(where: str | type) -> LogicalPath:
+    """The path that a rule speaks of: a logical path, in which there may be stars, or a Variable type.
+
+    Example:
+        >>> rule_path("**/LayerNorm_*"), rule_path("<RngState>")
+        (('**', 'LayerNorm_*'), ('<RngState>',))
+    """
+    if isinstance(where, type):
+        return (VariableKind(where),)
+    if where.startswith("<") and where.endswith(">") and where[1:-1].isidentifier():
+        return (VariableKind(where[1:-1]),)
+    return parse_path(where)
 
 
 def _unescaped(body: str) -> str:

@@ -303,8 +303,8 @@ def derive(
     dims_.verify_sizes({} if dims is None else dims)
     sides = layout(source), layout(view)
     sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **(dims or {})}
-    left, right, joins = join(sides[0], sides[1], rules, sizes)
-    lens = Lens(left, right, joins, derivations=(Derivation(left, right, tuple(rules)),))
+    left, right, joins, each = join(sides[0], sides[1], rules, sizes)
+    lens = Lens(left, right, joins, derivations=(Derivation(left, right, each),))
     _warn_of_squares(lens)
     return lens.bind(**sizes)
 

@@ -2,6 +2,9 @@
 
 Where several rules of a kind speak of one leaf, the longest path wins, whatever their order. Two rules of one path that say
 different things are an error, and so is a rule whose leaves are all decided by others.
+
+A path may be a glob: ``*`` is one segment or a part of one, ``**`` any number of segments. It may be a Variable type of NNX,
+for all leaves of that type. Of these, the rule with more literal segments wins, and a draw is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Dim, DimFactor
 from ckpt_schema._layouts.leaves import Default, Fill, number_bits
-from ckpt_schema._layouts.paths import LogicalPath, parse_path
+from ckpt_schema._layouts.paths import LogicalPath, VariableKind, rule_path
 from ckpt_schema._layouts.table import Series
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -36,6 +39,7 @@ __all__ = [
     "Reverse",
     "Rule",
     "Tie",
+    "VariableKind",
     "apart",
     "flip",
     "fuse",
@@ -250,7 +254,7 @@ def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
     """
     _verify("rename", source=source, view=view)
     order = None if axes is None else _axes(axes)
-    return Rename(parse_path(source), parse_path(view), order)
+    return Rename(rule_path(source), rule_path(view), order)
 
 
 def _axes(text: object) -> tuple[int, ...]:
@@ -265,17 +269,17 @@ def _axes(text: object) -> tuple[int, ...]:
     return order
 
 
-def private(path: str, default: Default | float) -> Private:
+def private(path: str | type, default: Default | float) -> Private:
     """A rule: what is at logical path ``path`` has no partner on the other side; where none is given it holds ``default``.
 
     Raises:
         SchemaError: ``path`` is no string, or ``default`` no number and no `fresh_key`.
     """
     _verify("private", path=path)
-    return Private(parse_path(path), _default("private", default))
+    return Private(rule_path(path), _default("private", default))
 
 
-def apart(path: str, default: Default | float | None = None) -> Apart:
+def apart(path: str | type, default: Default | float | None = None) -> Apart:
     """A rule: what both sides have at logical path ``path`` are two things of one name, as the head of another task is.
 
     Each side keeps its own: ``get`` and ``put`` take it from ``onto``, else from ``default``, or from the default that its
@@ -297,7 +301,7 @@ def apart(path: str, default: Default | float | None = None) -> Apart:
     """
     _verify("apart", path=path)
     given = None if default is None else _default("apart", default)
-    return Apart(parse_path(path), given)
+    return Apart(rule_path(path), given)
 
 
 def move(source: str, view: str) -> Move:
@@ -313,10 +317,10 @@ def move(source: str, view: str) -> Move:
         move('opt_state/0', 'opt_state/1/0')
     """
     _verify("move", source=source, view=view)
-    return Move(parse_path(source), parse_path(view))
+    return Move(rule_path(source), rule_path(view))
 
 
-def reset(*, source: str | None = None, view: str | None = None) -> Reset:
+def reset(*, source: str | type | None = None, view: str | type | None = None) -> Reset:
     """A rule: what is at these logical paths is not carried over; where none is given it is as the transformation starts.
 
     Args:
@@ -332,10 +336,10 @@ def reset(*, source: str | None = None, view: str | None = None) -> Reset:
     """
     given = {side: path for side, path in (("source", source), ("view", view)) if path is not None}
     _verify("reset", **(given or {"view": None}))
-    return Reset(*(None if path is None else parse_path(path) for path in (source, view)))
+    return Reset(*(None if path is None else rule_path(path) for path in (source, view)))
 
 
-def raw_key(path: str) -> RawKey:
+def raw_key(path: str | type) -> RawKey:
     """A rule: what is at logical path ``path`` of the view is a typed key on one side, and its raw data on the other.
 
     The raw side declares ``UInt32[Array, "2"]``, or 4 words where the implementation is rbg or unsafe_rbg.
@@ -348,7 +352,7 @@ def raw_key(path: str) -> RawKey:
         raw_key('dropout/key')
     """
     _verify("raw_key", path=path)
-    return RawKey(parse_path(path))
+    return RawKey(rule_path(path))
 
 
 def tie(copy: str, of: str) -> Tie:
@@ -366,7 +370,7 @@ def tie(copy: str, of: str) -> Tie:
         tie('head/kernel', 'embed/embedding')
     """
     _verify("tie", copy=copy, of=of)
-    return Tie(parse_path(copy), parse_path(of))
+    return Tie(rule_path(copy), rule_path(of))
 
 
 def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
@@ -403,13 +407,13 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
         raise SchemaError("fuse(...) is not well formed", faults)
     shared = None if axis is None else _dim("fuse", axis)
     return Fuse(
-        parse_path(whole),
-        tuple(parse_path(part) for part in several),
+        rule_path(whole),
+        tuple(rule_path(part) for part in several),
         shared,
     )
 
 
-def flip(path: str, dim: str) -> Reverse:
+def flip(path: str | type, dim: str) -> Reverse:
     """A rule: the axis ``dim`` of what is at logical path ``path`` of the view runs the other way in the source.
 
     It holds in the model and in every part of the optimizer state that mirrors it.
@@ -422,10 +426,10 @@ def flip(path: str, dim: str) -> Reverse:
         flip('conv/kernel', 'width')
     """
     _verify("flip", path=path)
-    return Reverse(parse_path(path), _dim("flip", dim))
+    return Reverse(rule_path(path), _dim("flip", dim))
 
 
-def pad(path: str, small: str, large: str, fill: float = 0) -> Padding:
+def pad(path: str | type, small: str, large: str, fill: float = 0) -> Padding:
     """A rule: one side pads an axis ``small`` of what is at logical path ``path`` of the view to ``large``.
 
     What stands in the padding is verified wherever it is cut off. It holds in every part of the optimizer state that mirrors
@@ -449,10 +453,10 @@ def pad(path: str, small: str, large: str, fill: float = 0) -> Padding:
     if not isinstance(fill, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
         fault = Mismatch("fill", "declaration", "a number", shown(fill), "what the padding holds")
         raise SchemaError("pad(...) is not well formed", [fault])
-    return Padding(parse_path(path), _dim("pad", small), _dim("pad", large), fill)
+    return Padding(rule_path(path), _dim("pad", small), _dim("pad", large), fill)
 
 
-def repeat(path: str, times: str | int, *, axis: str | None = None) -> Repeated:
+def repeat(path: str | type, times: str | int, *, axis: str | None = None) -> Repeated:
     """A rule: one side keeps what is at logical path ``path`` of the view several times, the other once.
 
     That side declares ``times`` as a factor of an axis, where the other has the rest: ``"kv*rep"``
@@ -486,10 +490,10 @@ def repeat(path: str, times: str | int, *, axis: str | None = None) -> Repeated:
         fault = Mismatch("times", "declaration", expected, shown(times), hint)
         raise SchemaError("repeat(...) is not well formed", [fault])
     shared = None if axis is None else _dim("repeat", axis)
-    return Repeated(tuple(path.split("/")), factors[0], shared)
+    return Repeated(rule_path(path), factors[0], shared)
 
 
-def scale(path: str, factor: float) -> Factor:
+def scale(path: str | type, factor: float) -> Factor:
     """A rule: what is at logical path ``path`` of the view is ``factor`` times what it is in the source.
 
     Only a power of two is undone exactly. Values that over- or underflow are an error. What an
@@ -516,7 +520,7 @@ def scale(path: str, factor: float) -> Factor:
             "factor", "declaration", "a power of two, such as 8 or 0.125", shown(factor), hint
         )
         raise SchemaError("scale(...) is not well formed", [fault])
-    return Factor(parse_path(path), exponent - 1)
+    return Factor(rule_path(path), exponent - 1)
 
 
 def _dim(rule: str, text: object) -> Dim:
@@ -547,7 +551,7 @@ def _verify(rule: str, **given: object) -> None:
             argument, "declaration", 'a logical path, such as "layers[]/norm"', shown(value), hint
         )
         for argument, value in given.items()
-        if not (isinstance(value, str) and value)
+        if not (isinstance(value, (str, type)) and value)
     ]
     if faults:
         raise SchemaError(f"{rule}(...) is not well formed", faults)

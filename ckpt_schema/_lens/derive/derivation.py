@@ -14,6 +14,7 @@ from ckpt_schema._lens.derive.bounds import composed_if_known
 from ckpt_schema._lens.derive.causes import causes
 from ckpt_schema._lens.derive.disputes import disputes
 from ckpt_schema._lens.derive.exemptions import declare, lone, part, restart
+from ckpt_schema._lens.derive.globs import as_written, spread
 from ckpt_schema._lens.derive.idle_rules import Contested, Unmatched, idle, partnered
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told, ValueRule, spoken, told, unscaled
@@ -34,7 +35,7 @@ __all__ = ["join"]
 
 def join(
     source: Layout, view: Layout, rules: Sequence[Rule], sizes: Mapping[str, int]
-) -> tuple[Layout, Layout, tuple[Join, ...]]:
+) -> tuple[Layout, Layout, tuple[Join, ...], tuple[Rule, ...]]:
     """Joins two layouts on their logical paths.
 
     Args:
@@ -44,7 +45,8 @@ def join(
         sizes: Sizes that are given beforehand, in elements: they decide what is open for all sizes.
 
     Returns:
-        Both layouts, with defaults that rules declare, and the joins in the view's order.
+        Both layouts, with defaults that rules declare, the joins in the view's order, and the
+        rules, each for one node.
 
     Raises:
         DerivationError: With every row of both sides that has no place, every pair of rows whose types
@@ -56,8 +58,8 @@ def join(
         dataclasses.replace(table, name=name)
         for table, name in zip((source, view), called(source, view), strict=True)
     )
-    rules = list({str(rule): rule for rule in rules}.values())
-    faults: list[Mismatch] = []
+    several, written, faults = spread(source, view, rules)
+    rules = list({str(rule): rule for rule in several}.values())
     unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
     source, view = _as_weights(source, view, rules), _as_weights(view, source, rules)
     alone = lone((source, view), rules)
@@ -126,6 +128,8 @@ def join(
     known |= {"/".join(renamed[n]) for n in told[0]}
     known |= {"/".join(view.rows[n].path) for n in told[1]}
     faults += unplaced(source, view, renamed, joined, alignment, known, rules)
+    if written:
+        faults = list(as_written(faults, written))
     if faults:
         faults = causes(source, view, joined, faults)
         parts = [*map(str, source.parts)], [*map(str, view.parts)]
@@ -142,7 +146,8 @@ def join(
             notes = [*notes, *(f"{fault.found}: {fault.hint}" for fault in apart)]
         raise DerivationError(f"no lens from {source.name} to {view.name}", faults, notes)
     source = dataclasses.replace(source, name=names_of[0])
-    return source, dataclasses.replace(view, name=names_of[1]), tuple(joins)
+    view = dataclasses.replace(view, name=names_of[1])
+    return source, view, tuple(joins), tuple(rules)
 
 
 def _as_weights(table: Layout, other: Layout, rules: Sequence[Rule]) -> Layout:

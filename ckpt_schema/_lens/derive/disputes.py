@@ -72,7 +72,7 @@ class _Contest:
 
     def loses(self, hit: Hit[Rule], to: Hit[Rule]) -> None:
         """Notes that a rule gives way to another for a leaf."""
-        if hit.place != to.place or _family(hit.rule) != _family(to.rule):
+        if not hit.draws(to) or _family(hit.rule) != _family(to.rule):
             self.yields(hit.rule, to.rule)
         elif _said(hit.rule) == _said(to.rule):
             self.decides(hit.rule)  # it says the same once more

@@ -13,7 +13,7 @@ from ckpt_schema._layouts.table import Layout, Row, Series
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.names import Names
 from ckpt_schema._lens.derive.relations import applies
-from ckpt_schema._lens.derive.scope import Scope, Spoken, standing
+from ckpt_schema._lens.derive.scope import GlobPath, Scope, Spoken, standing
 from ckpt_schema._lens.derive.ties import originals
 from ckpt_schema._lens.rules import (
     Apart,
@@ -146,7 +146,8 @@ class Contested:
             both = f"{left}, which both sides have"
             if left != right:
                 both = f"{left} and {right}, which are one leaf"
-            found = f"{both}{more}"
+            is_glob = isinstance(rule.path, GlobPath)
+            found = f"none: {both}{more}" if is_glob else f"{both}{more}"
             hint = f"drop the rule, or say {parted} if the two share only their name"
             yield Mismatch(
                 str(rule), "rule", "a leaf without a partner", found, hint, rules=(parted,)
@@ -176,7 +177,9 @@ def partnered(
         rows = source.rows[pair[0]], view.rows[pair[1]]
         if not said or any(row.optional for row in rows):
             continue
-        contested[pair] = next(iter(said.values()))
+        for rule in said.values():
+            if not isinstance(rule.path, GlobPath):  # that is meant for those without a partner
+                contested[pair] = rule
         for rule in said.values():
             left, right, count = spelled.get(rule, ("", "", 0))
             if not count:

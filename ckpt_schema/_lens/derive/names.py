@@ -149,7 +149,7 @@ def _decided(row: Row, renames: Sequence[Hit[Named]], moves: Sequence[Hit[Named]
     if inner is not None and inner.start == 0 and row.body:
         return Decision(hits, inner)  # it says the whole path
     outer = [hit for hit in hits if not is_inner(hit, row)]
-    return Decision(hits, inner, max(outer, key=lambda hit: hit.end, default=None))
+    return Decision(hits, inner, max(outer, key=lambda hit: (hit.rank, hit.end), default=None))
 
 
 def nowhere(row: Row) -> LogicalPath:

@@ -14,10 +14,27 @@ from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 
-__all__ = ["Hit", "Scope", "Spoken", "is_mirror", "standing"]
+__all__ = ["GlobPath", "Hit", "Scope", "Spoken", "is_mirror", "standing"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+
+class GlobPath(tuple[str, ...]):
+    """The path of a node that a rule for many leaves means.
+
+    Attributes:
+        weight: What decides between rules for one leaf, the greater one first: how many segments of the rule's own path are
+            literal. A rename says what one node is called, and nothing of those above: there the deeper node comes first.
+    """
+
+    weight: tuple[int, int]
+
+    def __new__(cls, path: LogicalPath, literal: int, *, by_depth: bool) -> GlobPath:
+        """The path, with its weight."""
+        found = super().__new__(cls, path)
+        found.weight = len(path) if by_depth else literal, literal
+        return found
 
 
 class Hit(NamedTuple, Generic[T_co]):
@@ -28,17 +45,26 @@ class Hit(NamedTuple, Generic[T_co]):
         number: Its place among all rules.
         start: Where its path starts in that of the row: at the root, or at the model's root.
         end: Where it ends there.
+        weight: How much of its path the rule names, see `GlobPath`; otherwise its length, twice.
     """
 
     rule: T_co
     number: int
     start: int
     end: int
+    weight: tuple[int, int]
 
     @property
-    def place(self) -> tuple[int, int]:
-        """Where its path stands in the row's: rules of one place have one path."""
-        return self.start, self.end
+    def rank(self) -> tuple[int, int]:
+        """How much it names of the row's path; the greater one wins."""
+        return self.start + self.weight[0], self.weight[1]
+
+    def draws(self, other: Hit[object]) -> bool:
+        """Whether neither is more specific: they name one node, or as much of it, where one is a glob."""
+        if self.start != other.start or self.weight != other.weight:
+            return False
+        is_glob = any(hit.weight[1] < hit.end - hit.start for hit in (self, other))
+        return is_glob or self.end == other.end
 
 
 Spoken: TypeAlias = Mapping[int, Sequence[Hit[T]]]
@@ -71,7 +97,8 @@ class Scope(Generic[T]):
                 if below is None:
                     below = node.below[segment] = _Node()
                 node = below
-            node.hits.append(Hit(rule, number, 0, len(path)))
+            weight = path.weight if isinstance(path, GlobPath) else (len(path), len(path))
+            node.hits.append(Hit(rule, number, 0, len(path), weight))
             self._size = number + 1
 
     def __bool__(self) -> bool:
@@ -98,11 +125,11 @@ class Scope(Generic[T]):
         if len(hits) > 1:
             own = is_mirror(row)
 
-            def rank(hit: Hit[T]) -> tuple[int, int]:
+            def rank(hit: Hit[T]) -> tuple[object, ...]:
                 at_root = int(hit.start == 0)
-                return (-at_root, -hit.end) if own else (-hit.end, -at_root)
+                return (at_root, hit.rank, hit.end) if own else (hit.rank, at_root, hit.end)
 
-            hits.sort(key=rank)
+            hits.sort(key=rank, reverse=True)
         return hits
 
     def _mirrored(self, path: LogicalPath, row: Row) -> Iterator[Hit[T]]:
@@ -169,7 +196,7 @@ class Scope(Generic[T]):
             node = below
             hits += node.hits
         if start:
-            return [Hit(one.rule, one.number, start, start + one.end) for one in hits]
+            return [one._replace(start=start, end=start + one.end) for one in hits]
         return hits
 
 
