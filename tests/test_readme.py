@@ -28,7 +28,9 @@ def test_what_the_readme_says_runs(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_what_the_page_on_keys_says_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = README.parent / "docs" / "keys.md"
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "keys"})
-    assert "model.layers.{i}.mlp.experts.{j}.up_proj.weight" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "model.layers.{i}.mlp.experts.{j}.up_proj.weight" in printed
+    assert "encoder/{i}/norm_1/scale" in printed
 
 
 def test_what_the_page_on_leaves_of_which_one_side_has_more_says_runs() -> None:

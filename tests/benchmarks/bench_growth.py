@@ -11,6 +11,7 @@ Rows:
     check, all wrong: the same tree with every leaf of another dtype, and the text of its report.
     derive: two declared layouts, without rules.
     derive, rules: the same with a rule for each hundred leaves, of three kinds.
+    derive, globs: the same two layouts, with a glob of ``**`` or of ``*`` in the place of each rule.
     derive, all wrong: no leaf of one side has a name of the other; with the text of the error.
     get, numbers: the first ``get`` of a tree of Python numbers.
     rules: 588 of them on 2,500 leaves, against the same without; bound 2.
@@ -20,6 +21,7 @@ Rows:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import statistics
@@ -88,6 +90,18 @@ def ruled(leaves: int, count: int) -> tuple[cs.Layout, cs.Layout, list[Any]]:
     return cs.layout(schema(old)), cs.layout(schema(new)), rules
 
 
+def globbed(rules: Sequence[Any]) -> list[Any]:
+    """The same rules as globs that mean the same nodes."""
+    found: list[Any] = []
+    for rule in rules:
+        if isinstance(rule, type(cs.rename("a", "b"))):
+            found.append(cs.rename(*(f"**/{path[0]}" for path in (rule.source, rule.view))))
+        else:
+            path = (*rule.path[:-1], f"*{rule.path[-1]}")
+            found.append(dataclasses.replace(rule, path=path))
+    return found
+
+
 def refused(run: Run) -> Run:
     """What ends in an error, with its text."""
 
@@ -123,6 +137,7 @@ def rows(leaves: int) -> dict[str, Callable[[], Run]]:
         "check, all wrong": lambda: lambda: str(cs.check(layout, wrong)),
         "derive": lambda: lambda: cs.derive(layout, layout),
         "derive, rules": lambda: lambda: cs.derive(source, view, rules=rules),
+        "derive, globs": lambda: lambda: cs.derive(source, view, rules=globbed(rules)),
         "derive, all wrong": lambda: refused(lambda: cs.derive(layout, other)),
         "get, numbers": get,
     }

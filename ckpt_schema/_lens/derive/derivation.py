@@ -14,7 +14,7 @@ from ckpt_schema._lens.derive.bounds import composed_if_known
 from ckpt_schema._lens.derive.causes import causes
 from ckpt_schema._lens.derive.disputes import disputes
 from ckpt_schema._lens.derive.exemptions import declare, lone, part, restart
-from ckpt_schema._lens.derive.globs import as_written, spread
+from ckpt_schema._lens.derive.globs import as_written, by_node
 from ckpt_schema._lens.derive.idle_rules import Contested, Unmatched, idle, partnered
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told, ValueRule, spoken, told, unscaled
@@ -58,7 +58,7 @@ def join(
         dataclasses.replace(table, name=name)
         for table, name in zip((source, view), called(source, view), strict=True)
     )
-    several, written, faults = spread(source, view, rules)
+    several, written, faults = by_node(source, view, rules)
     rules = list({str(rule): rule for rule in several}.values())
     unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
     source, view = _as_weights(source, view, rules), _as_weights(view, source, rules)

@@ -30,7 +30,7 @@ from ckpt_schema._lens.rules import (
 )
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["as_written", "spread"]
+__all__ = ["as_written", "by_node"]
 
 _DEEP = "**"
 
@@ -126,7 +126,7 @@ def _globs(rule: Rule) -> Iterator[_Glob]:
         yield found
 
 
-def spread(
+def by_node(
     source: Layout, view: Layout, rules: Sequence[Rule]
 ) -> tuple[list[Rule], dict[str, list[str]], list[Mismatch]]:
     """Rules, those for many leaves replaced by one for each of their nodes.
