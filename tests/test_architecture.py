@@ -25,8 +25,9 @@ ORDER = """
     _trees.equality _trees.envelopes _trees.inference
     _lens _lens.digits _lens.formats _lens.codecs _lens.losses _lens.cells _lens.covering _lens.normal _lens.spellings
     _lens.rules _lens.ancestry
-    _lens.derive _lens.derive.scope _lens.derive.globs _lens.derive.leaf_rules _lens.derive.moments
-    _lens.derive.axis_names _lens.derive.bounds _lens.derive.joins _lens.derive.levels _lens.derive.row_parts _lens.derive.repeats
+    _lens.derive _lens.derive.scope _lens.derive.globs _lens.derive.leaf_rules
+    _lens.derive.moments _lens.derive.axis_names _lens.derive.bounds _lens.derive.joins
+    _lens.derive.levels _lens.derive.row_parts _lens.derive.repeats
     _lens.derive.relations _lens.derive.parts _lens.derive.ties
     _lens.derive.alignment _lens.derive.names _lens.derive.partners _lens.derive.restarts _lens.derive.unplaced
     _lens.derive.wholes _lens.derive.causes _lens.derive.idle_rules _lens.derive.exemptions _lens.derive.disputes
