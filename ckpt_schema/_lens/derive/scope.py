@@ -136,7 +136,9 @@ class Scope(Generic[T]):
         """The rules that speak of the param that a row mirrors, from the root: here they speak of the same node."""
         head, body = _param_head(row), row.body or 0
         for hit in self._walk((*head, *path[body:])):
-            yield Hit(hit.rule, hit.number, body, body + max(0, hit.end - len(head)))
+            depth, literal = (max(0, one - len(head)) for one in hit.weight)
+            end = body + max(0, hit.end - len(head))
+            yield hit._replace(start=body, end=end, weight=(depth, literal))
 
     def prefixes(self, path: LogicalPath) -> list[Hit[T]]:
         """The rules whose path ``path`` starts with, the longest first."""
