@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from orbax.checkpoint import v1 as ocp
 from support.pages import FENCE, python_of
 from support.profiles import THOROUGH
 
+import ckpt_schema as cs
 from ckpt_schema.testing import LAWS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -21,8 +23,43 @@ def test_what_the_readme_says_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     program = python_of(README.read_text()).replace("/tmp/my-run", str(tmp_path))
     names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(program, str(README), "exec"), names)
+    training, state = names["training"], names["state"]
+    assert training.optimizer.step[...] == 1000
+    stacked = state.params["params"]["layers"]
+    assert (training.model.layers[2].norm.scale[...] == stacked["LayerNorm_0"]["scale"][2]).all()
+    assert "1000 -> Training" in capsys.readouterr().out
+    saved = ocp.load(tmp_path / "1001", checkpointable_name="state")
+    assert (saved["params"]["params"]["layers"]["wi"]["kernel"] == stacked["wi"]["kernel"]).all()
+
+
+def test_what_the_error_of_the_readme_says_settles_it(tmp_path: Path) -> None:
+    program = python_of(README.read_text()).replace("/tmp/my-run", str(tmp_path))
+    head, _, _ = program.partition("rules = [")
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(head, str(README), "exec"), names)
+    with pytest.raises(cs.DerivationError) as raised:
+        cs.orbax.restore(tmp_path / "1000", names["training"])
+    assert list(raised.value.rules) == [cs.rename("layers[]/LayerNorm_0", "layers[]/norm")]
+    assert "cs.rename('layers[]/LayerNorm_0', 'layers[]/norm')" in str(raised.value)
+
+
+def test_what_the_page_on_declaring_says_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = README.parent / "docs" / "declaring.md"
+    program = python_of(page.read_text()).replace("/tmp/my-run", str(tmp_path))
+    names: dict[str, Any] = {"__name__": "declaring"}
+    exec(compile(program, str(page), "exec"), names)
     assert names["training"].optimizer.step[...] == 1000
     assert "layers" in capsys.readouterr().out
+
+
+def test_each_page_that_the_readme_names_is_there() -> None:
+    named = set(re.findall(r"\]\((docs/\w+(?:\.md)?)\)", README.read_text()))
+    pages = {f"docs/{page.name}" for page in README.parent.glob("docs/*")}
+    assert named <= pages
+    # What is read beside another page, and not from the front door.
+    assert pages - named <= {"docs/failures.md", "docs/mutants.md"}
 
 
 def test_what_the_page_on_keys_says_runs(capsys: pytest.CaptureFixture[str]) -> None:
