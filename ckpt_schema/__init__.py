@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from ckpt_schema._layouts.schema import Stream as Stream
     from ckpt_schema._layouts.schema import layout as layout
     from ckpt_schema._layouts.table import Layout as Layout
+    from ckpt_schema._lens.axis_rules import flip as flip
+    from ckpt_schema._lens.axis_rules import pad as pad
+    from ckpt_schema._lens.axis_rules import repeat as repeat
     from ckpt_schema._lens.lens import Lens as Lens
     from ckpt_schema._lens.lens import derive as derive
     from ckpt_schema._lens.rules import apart as apart
-    from ckpt_schema._lens.rules import flip as flip
     from ckpt_schema._lens.rules import fuse as fuse
     from ckpt_schema._lens.rules import move as move
-    from ckpt_schema._lens.rules import pad as pad
     from ckpt_schema._lens.rules import private as private
     from ckpt_schema._lens.rules import raw_key as raw_key
     from ckpt_schema._lens.rules import rename as rename
-    from ckpt_schema._lens.rules import repeat as repeat
     from ckpt_schema._lens.rules import reset as reset
     from ckpt_schema._lens.rules import scale as scale
     from ckpt_schema._lens.rules import tie as tie
@@ -83,16 +83,14 @@ _HOMES = {
     "_layouts.table": ("Layout",),
     "_layouts.leaves": ("Key", "constant_key", "fresh_key"),
     "_lens.lens": ("Lens", "derive"),
+    "_lens.axis_rules": ("flip", "pad", "repeat"),
     "_lens.rules": (
         "apart",
-        "flip",
         "fuse",
         "move",
-        "pad",
         "private",
         "raw_key",
         "rename",
-        "repeat",
         "reset",
         "scale",
         "tie",

@@ -21,13 +21,14 @@ ORDER = """
     _frameworks _frameworks.boxes _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
     linen nnx
     _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _trees.defaults
-    _trees.containers _trees.abstract_states _trees.undeclared _trees.slots _frameworks.degrees _trees.chains _trees.conformance
-    _trees.equality _trees.envelopes _trees.inference
+    _trees.containers _trees.abstract_states _trees.undeclared _trees.slots
+    _frameworks.degrees _frameworks.starting_values _trees.chains _trees.conformance _trees.equality
+    _trees.envelopes _trees.inference
     _lens _lens.digits _lens.formats _lens.codecs _lens.losses _lens.cells _lens.covering _lens.normal _lens.spellings
-    _lens.rules _lens.ancestry
-    _lens.derive _lens.derive.scope _lens.derive.globs _lens.derive.leaf_rules
+    _lens.wellformed _lens.axis_rules _lens.rules _lens.ancestry
+    _lens.derive _lens.derive.scope _lens.derive.globs _lens.derive.leaf_rules _lens.derive.row_parts
     _lens.derive.moments _lens.derive.axis_names _lens.derive.bounds _lens.derive.joins
-    _lens.derive.levels _lens.derive.row_parts _lens.derive.repeats
+    _lens.derive.levels _lens.derive.repeats
     _lens.derive.relations _lens.derive.parts _lens.derive.ties
     _lens.derive.alignment _lens.derive.names _lens.derive.partners _lens.derive.restarts _lens.derive.unplaced
     _lens.derive.wholes _lens.derive.causes _lens.derive.idle_rules _lens.derive.exemptions _lens.derive.disputes

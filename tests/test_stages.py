@@ -146,7 +146,7 @@ def test_no_bit_of_a_leaf_changes_however_it_is_sharded(
         cs.assert_trees_identical([np.asarray(x) for x in run(task, placed)], expected)
 
 
-PADDED = Told(fills=(PaddedAxis(("a",), ("p",), 1),))
+PADDED = Told(fills=(PaddedAxis.of(("a",), ("p",), 1),))
 
 
 @pytest.mark.parametrize("dtype", NARROW)

@@ -73,8 +73,8 @@ def fault(use: Any, error: type[cs.CkptSchemaError]) -> str:
 SAID = {
     "flip the first": ("2 3", "2 3", Told(flips=frozenset({(2,)}))),
     "flip the last": ("2 3", "2 3", Told(flips=frozenset({(3,)}))),
-    "pad the last": ("2 a", "2 b", Told(fills=(PaddedAxis(("a",), ("b",), 1),))),
-    "pad the first": ("2 3", "b 3", Told(fills=(PaddedAxis((2,), ("b",), 0),))),
+    "pad the last": ("2 a", "2 b", Told(fills=(PaddedAxis.of(("a",), ("b",), 1),))),
+    "pad the first": ("2 3", "b 3", Told(fills=(PaddedAxis.of((2,), ("b",), 0),))),
 }
 
 
@@ -95,7 +95,7 @@ def test_there_and_back(said: str, place: Any, dtype: str, more: int, seed: int)
     cs.assert_trees_identical(execution.run(back, [made], [None]), [value])
     if told.fills:
         rest = np.asarray(made)[2:] if said == "pad the first" else np.asarray(made)[:, 3:]
-        wanted = np.full(rest.shape, told.fills[0].value).astype(made.dtype)
+        wanted = np.full(rest.shape, told.fills[0].rest.value.value).astype(made.dtype)
         np.testing.assert_array_equal(rest, wanted)
     else:
         axis = 0 if said == "flip the first" else 1

@@ -108,7 +108,7 @@ class Degrees:
 
     def of(self, row: Row) -> Degree | NoDegree:
         """The degree of a row of the layout that mirrors a param."""
-        for start, bench in self._benches:
+        for start, bench in self.benches:
             if row.mirrors in start.trained:
                 return bench if isinstance(bench, NoDegree) else bench.found(row)
         return UNKNOWN
@@ -118,7 +118,8 @@ class Degrees:
         return {row.path: self.of(row) for row in self._layout.rows if row.mirrors}
 
     @functools.cached_property
-    def _benches(self) -> tuple[tuple[Start, _Bench | NoDegree], ...]:
+    def benches(self) -> tuple[tuple[Start, _Bench | NoDegree], ...]:
+        """Each optimizer, tried on params of small sizes."""
         starts = self._layout.initial
         each = starts.each if isinstance(starts, Starts) else ()
         return tuple((start, self._bench(start)) for start in each)

@@ -49,8 +49,15 @@ def _constant(cell: Cell, rows: Rows) -> str:
         for axis, start in enumerate(cell.geometry.starts[side])
         if start and axis >= symbols
     ]
+    layers = [start for start in cell.geometry.starts[side][:symbols] if start]
     where = (
-        f"axis {axes[0]} from {cell.geometry.starts[side][axes[0] + symbols]} on" if axes else "all"
+        f"layers from {layers[0]} on"
+        if layers
+        else (
+            f"axis {axes[0]} from {cell.geometry.starts[side][axes[0] + symbols]} on"
+            if axes
+            else "all"
+        )
     )
     value = shown(getattr(constant.value, "value", constant.value))
     if not constant.is_fill:

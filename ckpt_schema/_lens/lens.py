@@ -139,6 +139,18 @@ class Lens:
         return frozenset(before for before, _ in pairs), frozenset(after for _, after in pairs)
 
     @functools.cached_property
+    def private(self) -> tuple[frozenset[int], frozenset[int]]:
+        """The numbers of the rows of which the other side has not everything, or nothing."""
+        alone = [set(range(len(self.source.rows))), set(range(len(self.view.rows)))]
+        for rows, joined in zip(alone, self.joined, strict=True):
+            rows -= joined
+        for cell in (cell for one in self.joins for cell in one.cells if cell.is_constant):
+            side, row, constant = cell.alone
+            if not constant.is_fill and isinstance(row, int):
+                alone[side].add(row)
+        return frozenset(alone[0]), frozenset(alone[1])
+
+    @functools.cached_property
     def _forward(self) -> _Translator:
         return _Translator(self.source, self.view, self.joins, self.dims)
 

@@ -13,15 +13,14 @@ import dataclasses
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts.dims import Dim, DimFactor
-from ckpt_schema._layouts.leaves import Default, Fill, number_bits
+from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.leaves import Default
 from ckpt_schema._layouts.paths import LogicalPath, VariableKind, rule_path
 from ckpt_schema._layouts.table import Series
+from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
+from ckpt_schema._lens.wellformed import default_of, one_dim, verify_paths
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -30,25 +29,19 @@ __all__ = [
     "Factor",
     "Fuse",
     "Move",
-    "Padding",
     "Private",
     "RawKey",
     "Rename",
-    "Repeated",
     "Reset",
-    "Reverse",
     "Rule",
     "Tie",
     "VariableKind",
     "apart",
-    "flip",
     "fuse",
     "move",
-    "pad",
     "private",
     "raw_key",
     "rename",
-    "repeat",
     "reset",
     "scale",
     "tie",
@@ -158,52 +151,6 @@ class Fuse:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Reverse:
-    """See `flip`."""
-
-    path: LogicalPath
-    dim: Dim
-
-    def __str__(self) -> str:
-        """The rule as it is written."""
-        return f"flip({'/'.join(self.path)!r}, {dims_.format_dim(self.dim)!r})"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Padding:
-    """See `pad`."""
-
-    path: LogicalPath
-    small: Dim
-    large: Dim
-    fill: float | int | bool = dataclasses.field(compare=False)
-    _bits: object = dataclasses.field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Keeps what tells the fill from every other number."""
-        object.__setattr__(self, "_bits", number_bits(self.fill))
-
-    def __str__(self) -> str:
-        """The rule as it is written."""
-        small, large = map(dims_.format_dim, (self.small, self.large))
-        return f"pad({'/'.join(self.path)!r}, {small!r}, {large!r}, fill={shown(self.fill)})"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Repeated:
-    """See `repeat`."""
-
-    path: LogicalPath
-    times: DimFactor
-    axis: Dim | None = None
-
-    def __str__(self) -> str:
-        """The rule as it is written."""
-        axis = "" if self.axis is None else f", axis={dims_.format_dim(self.axis)!r}"
-        return f"repeat({'/'.join(self.path)!r}, {str(self.times)!r}{axis})"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Factor:
     """See `scale`."""
 
@@ -227,6 +174,7 @@ Rule = (
     | Series
     | Reverse
     | Padding
+    | Grown
     | Repeated
     | Factor
 )
@@ -252,7 +200,7 @@ def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
         >>> print(rename("fc/weight", "Dense_0/kernel", axes="1 0"))
         rename('fc/weight', 'Dense_0/kernel', axes='1 0')
     """
-    _verify("rename", source=source, view=view)
+    verify_paths("rename", source=source, view=view)
     order = None if axes is None else _axes(axes)
     return Rename(rule_path(source), rule_path(view), order)
 
@@ -269,14 +217,44 @@ def _axes(text: object) -> tuple[int, ...]:
     return order
 
 
-def private(path: str | type, default: Default | float) -> Private:
+def private(
+    path: str | type,
+    default: Default | float,
+    *,
+    small: str | None = None,
+    large: str | None = None,
+) -> Private | Grown:
     """A rule: what is at logical path ``path`` has no partner on the other side; where none is given it holds ``default``.
 
+    With ``small`` and ``large`` that is so of a part: one side has an axis, or layers, of size
+    ``small``, the other of size ``large``, and what that has beyond the first ``small`` is its own,
+    as the rows of new words in a vocabulary are, or layers that a model has grown by. ``onto`` gives
+    it, else it holds ``default``, and what the other side makes of it is nothing. (What is the same
+    in every tree is padding, see `pad`.) What an optimizer keeps for it comes from ``onto`` too, else
+    it is what the transformation starts with; where that depends on the params it takes a rule
+    of its own, ``private("opt_state/...", ...)``.
+
+    Args:
+        path: A leaf or node; its path in the view, where it is a part.
+        default: What it holds where no tree gives it.
+        small: The dim of the side that has less: ``"vocab"``.
+        large: The dim of the side that has more: ``"grown"``.
+
     Raises:
-        SchemaError: ``path`` is no string, or ``default`` no number and no `fresh_key`.
+        SchemaError: ``path`` is no string, ``default`` no number and no `fresh_key`, one of ``small``
+            and ``large`` is given alone, or is no dim.
+
+    Example:
+        >>> print(private("head", 0.0))
+        private('head', 0.0)
+        >>> print(private("embed/embedding", 0.0, small="vocab", large="grown"))
+        private('embed/embedding', 0.0, small='vocab', large='grown')
     """
-    _verify("private", path=path)
-    return Private(rule_path(path), _default("private", default))
+    verify_paths("private", path=path)
+    where, held = rule_path(path), default_of("private", default)
+    if small is None and large is None:
+        return Private(where, held)
+    return Grown(where, held, one_dim("private", small), one_dim("private", large))
 
 
 def apart(path: str | type, default: Default | float | None = None) -> Apart:
@@ -299,8 +277,8 @@ def apart(path: str | type, default: Default | float | None = None) -> Apart:
         >>> print(apart("head"), apart("head", 0.0))
         apart('head') apart('head', 0.0)
     """
-    _verify("apart", path=path)
-    given = None if default is None else _default("apart", default)
+    verify_paths("apart", path=path)
+    given = None if default is None else default_of("apart", default)
     return Apart(rule_path(path), given)
 
 
@@ -316,7 +294,7 @@ def move(source: str, view: str) -> Move:
         >>> print(move("opt_state/0", "opt_state/1/0"))
         move('opt_state/0', 'opt_state/1/0')
     """
-    _verify("move", source=source, view=view)
+    verify_paths("move", source=source, view=view)
     return Move(rule_path(source), rule_path(view))
 
 
@@ -335,7 +313,7 @@ def reset(*, source: str | type | None = None, view: str | type | None = None) -
         reset(view='opt_state/1/2')
     """
     given = {side: path for side, path in (("source", source), ("view", view)) if path is not None}
-    _verify("reset", **(given or {"view": None}))
+    verify_paths("reset", **(given or {"view": None}))
     return Reset(*(None if path is None else rule_path(path) for path in (source, view)))
 
 
@@ -351,7 +329,7 @@ def raw_key(path: str | type) -> RawKey:
         >>> print(raw_key("dropout/key"))
         raw_key('dropout/key')
     """
-    _verify("raw_key", path=path)
+    verify_paths("raw_key", path=path)
     return RawKey(rule_path(path))
 
 
@@ -369,7 +347,7 @@ def tie(copy: str, of: str) -> Tie:
         >>> print(tie("head/kernel", "embed/embedding"))
         tie('head/kernel', 'embed/embedding')
     """
-    _verify("tie", copy=copy, of=of)
+    verify_paths("tie", copy=copy, of=of)
     return Tie(rule_path(copy), rule_path(of))
 
 
@@ -393,7 +371,7 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
         fuse('attention/qkv', ['attention/q', 'attention/k', 'attention/v'])
     """
     several: list[str] = list(parts) if isinstance(parts, (list, tuple)) else [str(parts)]
-    _verify(
+    verify_paths(
         "fuse", whole=whole, **{f"parts[{n}]": part for n, part in enumerate(several or [None])}
     )
     twice = sorted({part for part in several if several.count(part) > 1})
@@ -405,92 +383,12 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
             for p in twice
         ]
         raise SchemaError("fuse(...) is not well formed", faults)
-    shared = None if axis is None else _dim("fuse", axis)
+    shared = None if axis is None else one_dim("fuse", axis)
     return Fuse(
         rule_path(whole),
         tuple(rule_path(part) for part in several),
         shared,
     )
-
-
-def flip(path: str | type, dim: str) -> Reverse:
-    """A rule: the axis ``dim`` of what is at logical path ``path`` of the view runs the other way in the source.
-
-    It holds in the model and in every part of the optimizer state that mirrors it.
-
-    Raises:
-        SchemaError: ``path`` is no string, or ``dim`` no dim.
-
-    Example:
-        >>> print(flip("conv/kernel", "width"))
-        flip('conv/kernel', 'width')
-    """
-    _verify("flip", path=path)
-    return Reverse(rule_path(path), _dim("flip", dim))
-
-
-def pad(path: str | type, small: str, large: str, fill: float = 0) -> Padding:
-    """A rule: one side pads an axis ``small`` of what is at logical path ``path`` of the view to ``large``.
-
-    What stands in the padding is verified wherever it is cut off. It holds in every part of the optimizer state that mirrors
-    the leaf as well, with 0 in the padding, for what is never used gets no gradient; where that is not so, another rule for the
-    whole path there, ``pad("opt_state/...", ...)``, wins.
-
-    Args:
-        path: A leaf or node.
-        small: The dim without padding: ``"vocab"``.
-        large: The dim with it: ``"padded_vocab"``.
-        fill: What the padding holds.
-
-    Raises:
-        SchemaError: ``path`` is no string, a dim is none, or ``fill`` is no number.
-
-    Example:
-        >>> print(pad("embed/embedding", "vocab", "padded"))
-        pad('embed/embedding', 'vocab', 'padded', fill=0)
-    """
-    _verify("pad", path=path)
-    if not isinstance(fill, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        fault = Mismatch("fill", "declaration", "a number", shown(fill), "what the padding holds")
-        raise SchemaError("pad(...) is not well formed", [fault])
-    return Padding(rule_path(path), _dim("pad", small), _dim("pad", large), fill)
-
-
-def repeat(path: str | type, times: str | int, *, axis: str | None = None) -> Repeated:
-    """A rule: one side keeps what is at logical path ``path`` of the view several times, the other once.
-
-    That side declares ``times`` as a factor of an axis, where the other has the rest: ``"kv*rep"``
-    beside ``"kv"`` has each head ``rep`` times in a row, as ``jnp.repeat`` makes them, ``"rep*kv"``
-    has all of them ``rep`` times over, as ``jnp.tile`` does, and ``"kv rep"`` has an axis of copies.
-    Where one is made of several, that these are equal to the last bit is verified.
-
-    What an optimizer keeps for the leaf does not follow, and is an error: each copy has a gradient
-    of its own, and what stands once has their sum. Say ``reset(source=..., view=...)`` to start it
-    anew; or, where all copies are known to have the same, as where their gradients are summed, a
-    rule for the whole path there, ``repeat("opt_state/0/mu/...", times)``.
-
-    Args:
-        path: A leaf or node.
-        times: The factor that repeats, by its name or number.
-        axis: The whole axis that it is a factor of, where the leaf has the factor more than once.
-
-    Raises:
-        SchemaError: ``path`` is no string, ``times`` no factor of a dim, or ``axis`` no dim.
-
-    Example:
-        >>> print(repeat("layers[]/attention/key/kernel", "rep"))
-        repeat('layers[]/attention/key/kernel', 'rep')
-    """
-    _verify("repeat", path=path)
-    is_number = isinstance(times, int) and not isinstance(times, bool)
-    factors = _dim("repeat", str(times) if is_number else times)
-    if len(factors) != 1 or factors[0] in (0, 1):
-        hint = "the axis may have others beside it: axis= says which axis"
-        expected = "one factor of a dim, such as 'rep' or 4"
-        fault = Mismatch("times", "declaration", expected, shown(times), hint)
-        raise SchemaError("repeat(...) is not well formed", [fault])
-    shared = None if axis is None else _dim("repeat", axis)
-    return Repeated(rule_path(path), factors[0], shared)
 
 
 def scale(path: str | type, factor: float) -> Factor:
@@ -510,7 +408,7 @@ def scale(path: str | type, factor: float) -> Factor:
         >>> print(scale("attention/query", 0.125))
         scale('attention/query', 0.125)
     """
-    _verify("scale", path=path)
+    verify_paths("scale", path=path)
     number = isinstance(factor, (int, float)) and not isinstance(factor, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
     finite = number and abs(factor) <= sys.float_info.max and factor == factor
     mantissa, exponent = math.frexp(factor) if finite else (0.0, 0)
@@ -521,37 +419,3 @@ def scale(path: str | type, factor: float) -> Factor:
         )
         raise SchemaError("scale(...) is not well formed", [fault])
     return Factor(rule_path(path), exponent - 1)
-
-
-def _dim(rule: str, text: object) -> Dim:
-    parsed = dims_.parse_dims(text) if isinstance(text, str) else ()
-    if len(parsed) != 1:
-        fault = Mismatch(
-            "dim", "declaration", "one dim, as the leaf declares it", shown(text), 'such as "vocab"'
-        )
-        raise SchemaError(f"{rule}(...) is not well formed", [fault])
-    return parsed[0]
-
-
-def _default(rule: str, given: object) -> Default:
-    if isinstance(given, Default):
-        return given
-    if isinstance(given, (bool, int, float, complex, np.generic)):
-        number: Any = given
-        return Fill(number)
-    hint = "for keys and streams, fresh_key(0)"
-    fault = Mismatch("default", "declaration", "a number, or fresh_key(...)", shown(given), hint)
-    raise SchemaError(f"{rule}(...) is not well formed", [fault])
-
-
-def _verify(rule: str, **given: object) -> None:
-    hint = "print the layout to see its paths"
-    faults = [
-        Mismatch(
-            argument, "declaration", 'a logical path, such as "layers[]/norm"', shown(value), hint
-        )
-        for argument, value in given.items()
-        if not (isinstance(value, (str, type)) and value)
-    ]
-    if faults:
-        raise SchemaError(f"{rule}(...) is not well formed", faults)

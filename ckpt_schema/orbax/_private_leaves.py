@@ -37,10 +37,10 @@ Orders = Mapping[int, tuple[KeyPath, Any]]
 
 def private_leaves(match: Match, lens: Lens) -> dict[Any, Any]:
     """The leaves of a tree of the view that the source has no place for, as nested dicts; empty when there are none."""
-    joined = lens.joined[1]
+    private = lens.private[1]
     root: dict[Any, Any] = {}
     for (number, indices), position in match.slots.items():
-        if number not in joined and not lens.view.rows[number].ephemeral:
+        if number in private and not lens.view.rows[number].ephemeral:
             *above, last = paths.fill(lens.view.rows[number].key, indices)
             node = root
             for key in above:
@@ -55,7 +55,7 @@ def verify_private(private: Tree, lens: Lens) -> None:
     Raises:
         ConformanceError: With every leaf that the view does not have, or that the source has a place for.
     """
-    joined, slot = lens.joined[1], SlotFinder(lens.view).slot
+    private_rows, slot = lens.private[1], SlotFinder(lens.view).slot
     flat = flatten(private)
     found = [
         (key, leaf, slot(key, stored=True))
@@ -69,7 +69,7 @@ def verify_private(private: Tree, lens: Lens) -> None:
             leaves.describe(leaf),
         )
         for key, leaf, at in found
-        if at is None or at[0] in joined
+        if at is None or at[0] not in private_rows
     ]
     if faults:
         raise ConformanceError(
@@ -140,7 +140,7 @@ class PrivateLeaves:
         Raises:
             CheckpointMismatchError: With every private leaf of the target that is not here, is another here, or is here alone.
         """
-        joined = side.joined[1]
+        private = side.private[1]
         goals = jax.tree.leaves(state)
         here = self._slots(side)
         strays = self._strays(side)
@@ -156,7 +156,7 @@ class PrivateLeaves:
             )
         orders: dict[int, tuple[KeyPath, Any]] = {}
         for slot, position in match.slots.items():
-            if slot[0] in joined or side.view.rows[slot[0]].ephemeral:
+            if slot[0] not in private or side.view.rows[slot[0]].ephemeral:
                 continue
             row, goal = side.view.rows[slot[0]], leaves.abstract(goals[position])
             where = paths.format_path(paths.fill(row.key, slot[1]))

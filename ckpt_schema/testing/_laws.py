@@ -304,7 +304,8 @@ def _moved_to_jax(
 ) -> Iterator[Mismatch]:
     """What is made of NumPy arrays alone and is none; there are no keys of NumPy's."""
     for _, made in applied(lens, sizes):
-        if not all(isinstance(before.get(slot), np.ndarray) for slot in made.inputs):
+        arrays = [isinstance(before.get(slot), np.ndarray) for slot in made.inputs]
+        if not arrays or not all(arrays):
             continue
         for slot in made.results:
             keys = lens.view.rows[slot[0]].leaf.dtype.startswith("key<")

@@ -19,17 +19,15 @@ from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.paths import LogicalPath, parse_path
 from ckpt_schema._layouts.table import Layout, Row, Series
 from ckpt_schema._lens.ancestry import Derivation
+from ckpt_schema._lens.axis_rules import Padding, Repeated, Reverse
 from ckpt_schema._lens.rules import (
     Apart,
     Factor,
     Fuse,
     Move,
-    Padding,
     RawKey,
     Rename,
-    Repeated,
     Reset,
-    Reverse,
     Rule,
     Tie,
 )

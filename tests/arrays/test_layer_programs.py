@@ -16,7 +16,7 @@ from ckpt_schema import assert_trees_identical
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, PaddedAxis, Told
 from ckpt_schema.testing._values import hostile
 
-PADDED = Told(fills=(PaddedAxis(("a",), ("p",), 1),))
+PADDED = Told(fills=(PaddedAxis.of(("a",), ("p",), 1),))
 LAYERS: dict[str, tuple[str, str, tuple[int | None, int | None], Told]] = {
     "stacked": ("a b", "a b", (None, 1), UNTOLD),
     "stacked and turned": ("a b", "b a", (None, 0), UNTOLD),

@@ -16,8 +16,9 @@ from ckpt_schema._layouts.dims import EITHER, Dim, DimFactor, Dims
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Row
+from ckpt_schema._lens.axis_rules import Repeated
 from ckpt_schema._lens.derive.leaf_rules import Told
-from ckpt_schema._lens.rules import Apart, Rename, Repeated, Reset
+from ckpt_schema._lens.rules import Apart, Rename, Reset
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["axes_called", "fault", "guessed", "matched", "same_axes", "sized", "square"]

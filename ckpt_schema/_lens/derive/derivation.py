@@ -334,6 +334,10 @@ def _with_moments(
     wrong = unlike_moments(before, after, hits)
     if wrong is not None:
         return wrong
+    started = moments.started(before, after, said)
+    if isinstance(started, Mismatch):
+        return started
+    said = started
     row = after if hits and unscaled(after, hits) is not None else before
     factor = unscaled(row, hits) if hits else None
     if factor is None:

@@ -11,7 +11,15 @@ from ckpt_schema._lens.derive.names import Decision, is_inner
 from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken
 from ckpt_schema._lens.derive.ties import originals
 from ckpt_schema._lens.derive.wholes import Member
-from ckpt_schema._lens.rules import Apart, Fuse, Private, Rename, Reset, Rule, Tie
+from ckpt_schema._lens.rules import (
+    Apart,
+    Fuse,
+    Private,
+    Rename,
+    Reset,
+    Rule,
+    Tie,
+)
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["disputes"]

@@ -10,6 +10,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row, Series
+from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.names import Names
 from ckpt_schema._lens.derive.relations import applies
@@ -19,12 +20,9 @@ from ckpt_schema._lens.rules import (
     Apart,
     Factor,
     Fuse,
-    Padding,
     Private,
     RawKey,
     Rename,
-    Repeated,
-    Reverse,
     Rule,
     Tie,
 )
@@ -73,15 +71,16 @@ def _of_sound_rows(
     But a padding of dims that no leaf has is a fault of its own, and often the reason for the other.
     """
     rules = [rule for rule in rules if str(rule) not in known]
-    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Repeated, Factor))]
+    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Grown, Repeated, Factor))]
     if not said:
         return rules
     scope = Scope((rule.path, rule) for rule in said)
     faulty = scope.matched(row for row in view.rows if "/".join(row.path) in known)
-    axes = {dim for table in (source, view) for row in table.rows for dim in row.leaf.dims}
+    rows = [row for table in (source, view) for row in table.rows]
+    axes = {dim for row in rows for dim in (*row.leaf.dims, *(each.size for each in row.repeats))}
     dropped: set[int] = set()
     for number, rule in enumerate(said):
-        misnamed = isinstance(rule, Padding) and not {rule.small, rule.large} <= axes
+        misnamed = isinstance(rule, (Padding, Grown)) and not {rule.small, rule.large} <= axes
         if number in faulty and not misnamed:
             dropped.add(id(rule))
     return [rule for rule in rules if id(rule) not in dropped]
@@ -192,13 +191,13 @@ def _unsaid(
     tables: tuple[Layout, Layout], rules: Sequence[Rule], names: Names, joins: Sequence[Join]
 ) -> Iterator[Mismatch]:
     """Rules for the values of leaves that change none."""
-    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Repeated, Factor))]
+    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Grown, Repeated, Factor))]
     used: set[int] = set()
     for one in joins if said else ():
         rows = [(tables[0].rows[here], tables[1].rows[there]) for here, there in one.pairs]
         cut = [fill.small for fill in one.told.fills]  # neither side need have it so
         for rule in one.told.rules:
-            if isinstance(rule, (Reverse, Padding, Repeated, Factor)) and (
+            if isinstance(rule, (Reverse, Padding, Grown, Repeated, Factor)) and (
                 any(applies(rule, pair) for pair in rows)
                 or (isinstance(rule, Reverse) and rule.dim in cut)
             ):
@@ -215,7 +214,7 @@ def _unsaid(
         yield Mismatch(str(rule), "rule", expected, "none", hint)
 
 
-def _changed(rule: Reverse | Padding | Repeated | Factor) -> str:
+def _changed(rule: Reverse | Padding | Grown | Repeated | Factor) -> str:
     """What a rule is for."""
     if isinstance(rule, Reverse):
         return f"a leaf with an axis {dims_.format_dim(rule.dim)}"

@@ -6,26 +6,31 @@ import dataclasses
 from collections.abc import Hashable, Iterable, Sequence
 
 from ckpt_schema._layouts.dims import Dim
-from ckpt_schema._layouts.leaves import number_bits
+from ckpt_schema._layouts.leaves import Fill, Init
 from ckpt_schema._layouts.table import Row
+from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
+from ckpt_schema._lens.cells import Constant
 from ckpt_schema._lens.derive.scope import Hit, Scope, is_mirror
-from ckpt_schema._lens.rules import Factor, Padding, RawKey, Repeated, Reverse, Rule
+from ckpt_schema._lens.rules import Factor, RawKey, Rule
 
 __all__ = ["UNTOLD", "PaddedAxis", "Told", "ValueRule", "by_family", "spoken", "told", "unscaled"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PaddedAxis:
-    """An axis that one side pads: its dim without padding, its dim with it, and what the padding holds."""
+    """An axis, or layers, of which one side has more: the dim that both have, that of this side, and what is in the rest.
+
+    That is padding, or what has no partner on the other side.
+    """
 
     small: Dim
     large: Dim
-    value: float | int | bool = dataclasses.field(compare=False)
-    _bits: object = dataclasses.field(init=False, repr=False)
+    rest: Constant
 
-    def __post_init__(self) -> None:
-        """Keeps what tells the number from every other."""
-        object.__setattr__(self, "_bits", number_bits(self.value))
+    @classmethod
+    def of(cls, small: Dim, large: Dim, fill: float) -> PaddedAxis:
+        """One whose rest is padding."""
+        return cls(small, large, Constant(Fill(fill), is_fill=True))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,13 +81,13 @@ UNTOLD = Told()
 """Nothing is said."""
 
 
-ValueRule = RawKey | Reverse | Padding | Repeated | Factor
+ValueRule = RawKey | Reverse | Padding | Grown | Repeated | Factor
 """A rule that speaks of what is in a leaf."""
 
 
 def spoken(rules: Iterable[Rule]) -> Scope[ValueRule]:
     """Those among ``rules`` that speak of what is in leaves, by the view's paths."""
-    kinds = (RawKey, Reverse, Padding, Repeated, Factor)
+    kinds = (RawKey, Reverse, Padding, Grown, Repeated, Factor)
     entries = ((rule.path, rule) for rule in rules if isinstance(rule, kinds))
     return Scope(entries, follows=True)
 
@@ -100,7 +105,7 @@ def by_family(row: Row, hits: Sequence[Hit[ValueRule]]) -> dict[Hashable, list[H
 def _family(rule: ValueRule) -> Hashable:
     if isinstance(rule, Reverse):
         return Reverse, rule.dim
-    if isinstance(rule, Padding):
+    if isinstance(rule, (Padding, Grown)):
         return Padding, rule.small, rule.large
     if isinstance(rule, Repeated):
         return Repeated, rule.times
@@ -128,10 +133,16 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
         elif isinstance(rule, Repeated):
             repeats.append(rule)
         else:
-            value = 0 if hit.start > 0 and is_mirror(row) else rule.fill
-            fills.append(PaddedAxis(rule.small, rule.large, value))
+            fills.append(_more(rule, follows=hit.start > 0 and is_mirror(row)))
     rules = tuple([hit.rule for hit in hits])
     return Told(raw, frozenset(flips), tuple(fills), exponent, tuple(repeats), rules)
+
+
+def _more(rule: Padding | Grown, *, follows: bool) -> PaddedAxis:
+    """What a rule says of an axis; of what an optimizer keeps, which follows the param, it starts as that starts it."""
+    if isinstance(rule, Padding):
+        return PaddedAxis.of(rule.small, rule.large, 0 if follows else rule.fill)
+    return PaddedAxis(rule.small, rule.large, Constant(Init() if follows else rule.default))
 
 
 def unscaled(row: Row, hits: Sequence[Hit[ValueRule]]) -> Factor | None:

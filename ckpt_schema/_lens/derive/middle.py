@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from ckpt_schema._layouts import dims as dims_
@@ -63,12 +63,30 @@ def through_the_middle(
     cells = _written(cells, right, 1)
     symbols = [[len(row.unrolled) for row in table.rows] for table in (first.source, second.view)]
     joins: list[Join] = []
+    alone: list[Cell] = []
     for group in grouped(cells, lambda side, at: symbols[side][at]):
         merged = tuple(group) if len(group) == 1 else normal(group)
         both = [cell for cell in merged if not cell.is_constant]
         if both:
             joins.append(Join(merged, plain=len(both) == 1))
-    return joins
+        else:
+            alone += merged
+    return _with_alone(joins, alone)
+
+
+def _with_alone(joins: Sequence[Join], alone: Iterable[Cell]) -> list[Join]:
+    """The joins, and with each what its rows have besides, in leaves that the other side lacks.
+
+    A row of which nothing has a partner is private as a whole.
+    """
+    found = list(joins)
+    for cell in alone:
+        side, row, _ = cell.alone
+        of = (n for n, one in enumerate(found) if row in (one.views if side else one.sources))
+        at = next(of, None)
+        if at is not None:
+            found[at] = dataclasses.replace(found[at], cells=(*found[at].cells, cell))
+    return found
 
 
 class _Met:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
+from ckpt_schema._frameworks.starting_values import starting_value
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.leaves import Fill, Init
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.axis_rules import Grown
+from ckpt_schema._lens.cells import Constant
+from ckpt_schema._lens.derive.leaf_rules import PaddedAxis, Told
+from ckpt_schema._lens.derive.row_parts import places_of
 from ckpt_schema._lens.rules import Factor, Reset
 from ckpt_schema.errors import Mismatch
 
@@ -13,6 +21,18 @@ if TYPE_CHECKING:
     from ckpt_schema._frameworks.degrees import Degrees
 
 __all__ = ["Moments"]
+
+
+def _unknown_start(row: Row, fill: PaddedAxis) -> Mismatch:
+    rule = Grown(row.path, Fill(0), fill.small, fill.large)
+    return Mismatch(
+        "/".join(row.path),
+        "rule",
+        f"what it starts with beyond {dims_.format_dim(fill.small)}",
+        "no one number: it depends on the params, or the transformation is not known",
+        f"say it: {rule}",
+        mirrors=row.mirrors,
+    )
 
 
 class Moments:
@@ -58,6 +78,25 @@ class Moments:
             each = degrees.of(before if layout is self._source else after)
             found.append((layout, each.told))
         return found
+
+    def started(self, before: Row, after: Row, said: Told) -> Told | Mismatch:
+        """What is said of what an optimizer keeps for a param of which one side has more: the rest as it starts.
+
+        Where the transformation starts all of it with one number, whatever the params are, that is
+        the default; else there is none.
+        """
+        fills: list[PaddedAxis] = []
+        for fill in said.fills:
+            if not isinstance(fill.rest.value, Init):
+                fills.append(fill)
+                continue
+            is_view = bool(places_of(after, fill.large))
+            layout, row = (self._view, after) if is_view else (self._source, before)
+            value = starting_value(layout, row) if layout.initial is not None else None
+            if value is None:
+                return _unknown_start(row, fill)
+            fills.append(dataclasses.replace(fill, rest=Constant(Fill(value))))
+        return dataclasses.replace(said, fills=tuple(fills)) if fills else said
 
     @functools.cached_property
     def _knowing(self) -> list[tuple[Layout, Degrees]]:

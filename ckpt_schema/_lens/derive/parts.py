@@ -127,7 +127,7 @@ def _edited(
 ) -> list[Join] | Mismatch:
     """The joins of a whole that rules speak of: what they say is done to it as a whole, and then it has its parts."""
     number, row, told = divided.whole.number, divided.whole.row, divided.whole.told
-    inner = stripped(row, told)
+    inner = stripped(row, told, [part.row for part in divided.parts])
     relation = relate(row, inner, told, known)
     if isinstance(relation, Mismatch):
         return relation
@@ -217,11 +217,34 @@ def _related(
     whole = divided.whole
     found: list[tuple[Cell, ...]] = []
     for cut, part in zip(virtual, divided.parts, strict=True):
-        relation = relate(cut, part.row, part.told, known)
-        if isinstance(relation, Mismatch):
-            return _unlike(relation, whole.row, cut.row, part.row)
-        found.append(relation.cells(whole.number, part.number))
+        made = _of_part(whole, cut, part, known)
+        if isinstance(made, Mismatch):
+            return _unlike(made, whole.row, cut.row, part.row)
+        found.append(made)
     return found
+
+
+def _of_part(
+    whole: Numbered, cut: RowPart, part: Numbered, known: GivenSizes
+) -> tuple[Cell, ...] | Mismatch:
+    """The cells of one part; where it has more or less than its share, by way of the share itself."""
+    if not part.told.fills:
+        relation = relate(cut, part.row, part.told, known)
+        return (
+            relation
+            if isinstance(relation, Mismatch)
+            else relation.cells(whole.number, part.number)
+        )
+    share, rest = relate(cut, cut.row, UNTOLD, known), relate(cut.row, part.row, part.told, known)
+    for each in (rest, share):
+        if isinstance(each, Mismatch):
+            return each
+    assert isinstance(share, Relation) and isinstance(rest, Relation)
+    try:
+        onward = rest.cells(_BETWEEN, part.number)
+        return tuple(composed_if_known(share.cells(whole.number, _BETWEEN), onward, known))
+    except UndecidedError as found:
+        return undecided(whole.row, part.row, found)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,23 +10,23 @@ import jax.numpy as jnp
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
-from ckpt_schema._layouts.dims import EITHER, Dim, Dims
+from ckpt_schema._layouts.dims import EITHER, Dim, Dims, Sum
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Repeat, Row
 from ckpt_schema._lens import spellings
-from ckpt_schema._lens.cells import Cell, Constant, Geometry, through
+from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
+from ckpt_schema._lens.cells import Cell, Geometry, through
 from ckpt_schema._lens.codecs import Codec, Exact
 from ckpt_schema._lens.derive.axis_names import axes_called, fault, matched, same_axes, sized
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, PaddedAxis, Told
 from ckpt_schema._lens.derive.levels import levels_of
 from ckpt_schema._lens.derive.repeats import Once, count_of, once, repeated_by
-from ckpt_schema._lens.derive.row_parts import RowPart, Within, spots_of
+from ckpt_schema._lens.derive.row_parts import RowPart, Within, mentions, places_of, spots_of
 from ckpt_schema._lens.rules import Factor as Scaling
-from ckpt_schema._lens.rules import Padding, Repeated, Reset, Reverse
+from ckpt_schema._lens.rules import Reset
 from ckpt_schema._lens.spellings import Span, Spelling, Token, of_dim
-from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch
 
 __all__ = [
@@ -62,8 +62,7 @@ class Relation:
         """The cells of the rows of these numbers."""
         found = [Cell(source, view, each, self.codec, compares) for each in self.geometries]
         for side, region, fill in self.fills:
-            constant = Constant(leaves.Fill(fill.value), is_fill=True)
-            padding = Cell(constant, (source, view)[side], region)
+            padding = Cell(fill.rest, (source, view)[side], region)
             found.append(padding if side else ~padding)
         return tuple(found)
 
@@ -239,7 +238,7 @@ def _unpadded(source: RowPart, view: RowPart, told: Told) -> tuple[RowPart, RowP
     for start, end in told.ends:
         for side, fill in _padded(inner, start, end, told):
             row = inner[side].row
-            spots = spots_of(row, fill.large)
+            spots = places_of(row, fill.large)
             if len(spots) > 1:
                 return fault(source.row, view.row, "ambiguous", _which(row, fill.large))
             unfilled = _unfilled(source.row, view.row, fill)
@@ -249,13 +248,17 @@ def _unpadded(source: RowPart, view: RowPart, told: Told) -> tuple[RowPart, RowP
     return inner[0], inner[1]
 
 
-def stripped(row: Row, told: Told) -> Row:
-    """A row without what rules say is padding, and with one of what they say is repeated."""
+def stripped(row: Row, told: Told, parts: Sequence[Row]) -> Row:
+    """A row as its parts have it: without what it has more of by rules, or with what these have more of."""
     part = RowPart(row)
     for start, _ in told.ends:
-        spots = spots_of(part.row, start.large)
+        spots = places_of(part.row, start.large)
+        fill = start
+        if not spots and not any(places_of(each, start.small) for each in parts):
+            spots = places_of(part.row, start.small)
+            fill = PaddedAxis(start.large, start.small, start.rest)
         if len(spots) == 1:
-            part = part.cut(*spots[0], start)
+            part = part.cut(*spots[0], fill)
     row = part.row
     for rule in told.repeats:
         spots = repeated_by(row, rule)
@@ -264,7 +267,7 @@ def stripped(row: Row, told: Told) -> Row:
     return row
 
 
-def applies(rule: Reverse | Padding | Repeated | Scaling, rows: tuple[Row, Row]) -> bool:
+def applies(rule: Reverse | Padding | Grown | Repeated | Scaling, rows: tuple[Row, Row]) -> bool:
     """Whether a rule says anything of a leaf that has these rows, one of which may be a part of the other."""
     if isinstance(rule, Reverse):
         return any(_called(row, rule.dim) for row in rows)
@@ -272,7 +275,9 @@ def applies(rule: Reverse | Padding | Repeated | Scaling, rows: tuple[Row, Row])
         return count_of(rows[0], rule) != count_of(rows[1], rule)
     if isinstance(rule, Scaling):
         return not rule.exponent or _float_bits(rows[0].leaf.dtype) is not None
-    return any(spots_of(row, rule.large) for row in rows)
+    # Of a list in several parts each has a term of its length.
+    several = [rule.large, *(term for f in rule.large if isinstance(f, Sum) for term in f.terms)]
+    return any(mentions(row, dim) for row in rows for dim in several)
 
 
 def _padded(
@@ -284,12 +289,13 @@ def _padded(
     speaks of padding that both have.
     """
     large = [
-        bool(spots_of(part.row, fill.large)) for part, fill in zip(inner, (start, end), strict=True)
+        bool(places_of(part.row, fill.large))
+        for part, fill in zip(inner, (start, end), strict=True)
     ]
     if all(large):
         return [(0, start), (1, end)]
     several = {start.small, *(fill.large for fill in told.fills if fill.small == start.small)}
-    small = [any(spots_of(part.row, dim) for dim in several) for part in inner]
+    small = [any(places_of(part.row, dim) for dim in several) for part in inner]
     if large[0] and small[1]:
         return [(0, start)]
     return [(1, end)] if large[1] and small[0] else []
@@ -301,12 +307,18 @@ def _unfilled(source: Row, view: Row, fill: PaddedAxis) -> Mismatch | None:
     if None not in sizes and (sizes[0] or 0) > (sizes[1] or 0):
         why = f"{sizes[0]} cannot be padded to {sizes[1]}, which is less"
         return fault(source, view, "dims", why)
+    default = fill.rest.value
+    if isinstance(default, leaves.Init):  # the transformation's own start fits
+        return None
+    assert isinstance(default, leaves.Default)
     is_complex = not source.leaf.is_key and jnp.issubdtype(
         jnp.dtype(source.leaf.dtype), jnp.complexfloating
     )
-    unlike_zero = leaves.number_bits(fill.value) != 0
-    if not leaves.holds(source.leaf, leaves.Fill(fill.value)) or (is_complex and unlike_zero):
-        why = f"{source.leaf.dtype} is not padded with {shown(fill.value)}: give another fill="
+    unlike_zero = fill.rest.is_fill and default != leaves.Fill(0)
+    if not leaves.holds(source.leaf, default) or (is_complex and unlike_zero):
+        why = f"{source.leaf.dtype} is not padded with {default}: give another fill="
+        if not fill.rest.is_fill:
+            why = f"{source.leaf.dtype} does not start with {default}: give it a rule of its own"
         return fault(source, view, "dtype", why)
     return None
 
@@ -318,8 +330,11 @@ def _fills(side: int, part: RowPart) -> Iterator[tuple[int, Geometry, PaddedAxis
         return
     # A view is padded in the order of the rules, and a source is cut in it: put on in the other.
     last_first = padded[::-1] if side else padded
+    # A layer that the other side does not have is as its rule says, whatever else is padded in it.
+    last_first.sort(key=lambda within: within.at[0] != "level")
     factors = _own(part.row)
-    spelled, spans = _spelled(part, factors, _numbered(part.row), 0)
+    words = leaves.key_words(part.row.leaf.dtype) if part.row.leaf.is_key else 0
+    spelled, spans = _spelled(part, factors, _numbered(part.row), words)
     regions = spellings.beside(spelled, tuple(spans[within] for within in last_first))
     for within, region in zip(last_first, regions, strict=True):
         assert within.fill is not None

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Sum
 from ckpt_schema._layouts.table import Row
+from ckpt_schema._lens.axis_rules import Repeated
 from ckpt_schema._lens.derive.axis_names import fault
 from ckpt_schema._lens.derive.scope import Hit, is_mirror
-from ckpt_schema._lens.rules import Repeated, Reset
+from ckpt_schema._lens.rules import Reset
 from ckpt_schema._lens.spellings import Token
 from ckpt_schema.errors import Mismatch
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.dims import Dim, Sum
 from ckpt_schema._layouts.sizes import ZERO, Size
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.derive.leaf_rules import PaddedAxis
 from ckpt_schema._lens.spellings import of_dim
 
-__all__ = ["RowPart", "Within", "spots_of"]
+__all__ = ["RowPart", "Within", "mentions", "places_of", "spots_of"]
+
+
+Where = tuple[str, int]
+"""An ``axis`` of a leaf's own, or a ``level`` of repetition, by number."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Within:
         fill: What the others hold, where they are padding.
     """
 
-    at: tuple[str, int]
+    at: Where
     first: int
     last: int
     size: Size
@@ -46,21 +50,27 @@ class RowPart:
     row: Row
     within: tuple[Within, ...] = ()
 
-    def cut(self, at: int, first: int, last: int, fill: PaddedAxis) -> RowPart:
-        """The part that is left where factors of an axis are padded: these become those without padding."""
-        dims = self.row.leaf.dims
-        axis = dims[at]
-        leaf = self.row.leaf.with_factors(at, first, last, fill.small)
-        row = dataclasses.replace(self.row, leaf=leaf)
-        own = Within(
-            ("axis", at), first, first + len(fill.small), of_dim(axis[first:last]), ZERO, fill
-        )
+    def cut(self, at: Where, first: int, last: int, fill: PaddedAxis) -> RowPart:
+        """The part that is left where factors have more than both sides: these become those that both have."""
+        kind, number = at
+        if kind == "axis":
+            dim = self.row.leaf.dims[number]
+            leaf = self.row.leaf.with_factors(number, first, last, fill.small)
+            row = dataclasses.replace(self.row, leaf=leaf)
+        else:
+            level = self.row.repeats[number]
+            dim = level.size
+            size = (*dim[:first], *fill.small, *dim[last:])
+            levels = [*self.row.repeats]
+            levels[number] = dataclasses.replace(level, size=size)
+            row = dataclasses.replace(self.row, repeats=tuple(levels))
+        own = Within(at, first, first + len(fill.small), of_dim(dim[first:last]), ZERO, fill)
         shift = len(fill.small) - (last - first)
-        kept = [_shifted(each, ("axis", at), first, shift) for each in self.within]
+        kept = [_shifted(each, at, first, shift) for each in self.within]
         return RowPart(row, (*kept, own))
 
 
-def _shifted(within: Within, at: tuple[str, int], first: int, shift: int) -> Within:
+def _shifted(within: Within, at: Where, first: int, shift: int) -> Within:
     """What stands on an axis where another factor is several now, or several are one."""
     if within.at != at or within.last <= first:
         return within
@@ -80,3 +90,28 @@ def spots_of(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
         for number, factor in enumerate(axis)
         if (factor,) == dim
     ]
+
+
+def places_of(row: Row, dim: Dim) -> list[tuple[Where, int, int]]:
+    """The same of axes and of levels of repetition."""
+    own: list[tuple[Where, Dim]] = [(("axis", at), axis) for at, axis in enumerate(row.leaf.dims)]
+    own += [(("level", at), repeat.size) for at, repeat in enumerate(row.repeats)]
+    whole = [(at, 0, len(each)) for at, each in own if each == dim]
+    if whole or len(dim) > 1:
+        return whole
+    found: list[tuple[Where, int, int]] = []
+    for at, each in own:
+        found += [(at, n, n + 1) for n, factor in enumerate(each) if (factor,) == dim]
+    return found
+
+
+def mentions(row: Row, dim: Dim) -> bool:
+    """Whether a row has a dim as an axis, a level, a factor of one, or in a sum."""
+    waiting = [*row.leaf.dims, *(repeat.size for repeat in row.repeats)]
+    while waiting:
+        each = waiting.pop()
+        if each == dim or any((factor,) == dim for factor in each):
+            return True
+        for factor in each:
+            waiting += factor.terms if isinstance(factor, Sum) else ()
+    return False

@@ -51,6 +51,10 @@ class _Sources:
     same: list[Same]
     carried: list[Carried]
     keys: dict[Slot, KeyPath]  # of what the first to fill a slot is made of
+    alone: dict[
+        Slot, leaves.Default | None
+    ]  # what leaves hold that have no partner, others of their row having one
+    filled: dict[Slot, leaves.Default]  # what those hold that are padding
 
     def fill(self, slot: Slot, place: int, key: KeyPath, row: Row) -> None:
         """Says where a slot comes from; of two places that fill one slot, the second is a copy of the first."""
@@ -97,17 +101,19 @@ def compile_plan(
     for slot in wanted:
         kept = None if onto is None else onto.slots.get(slot)
         row = view.rows[slot[0]]
+        default = found.filled.get(slot) or found.alone.get(slot, row.default)
         if slot in found.places:
             places[slot] = found.places[slot]
         elif (
-            kept is not None
+            slot not in found.filled
+            and kept is not None
             and onto
             and (abstract or not leaves.is_abstract(onto.flat.leaves[kept]))
         ):
             places[slot] = len(tree.flat.leaves) + kept
-        elif isinstance(row.default, Init):
+        elif isinstance(default, Init):
             continue  # made from the params, once these have their places
-        elif row.default is not None:
+        elif default is not None:
             shape, spot = dims_.sizes_of(row.dims, sizes), spot_of(row, slot[1], sizes)
             if shape is None or spot is None:
                 faults.append(_unbound(row, sizes))
@@ -118,7 +124,7 @@ def compile_plan(
                 faults.append(narrow)
                 continue
             places[slot] = edited + len(makes)
-            makes.append(Make(row.default, row.leaf.dtype, shape, spot, kept, abstract))
+            makes.append(Make(default, row.leaf.dtype, shape, spot, kept, abstract))
         else:
             faults.append(_homeless(row, slot, kept is not None))
     again: Restart | None = None
@@ -316,7 +322,7 @@ class _Work:
     ) -> None:
         self.rows = source.rows, view.rows
         self.tree, self.onto, self.sizes = tree, onto, sizes
-        self.found = _Sources({}, [], [], [], {})
+        self.found = _Sources({}, [], [], [], {}, {}, {})
         self.faults: list[Mismatch] = []
         self.used: set[Slot] = set()
         self._base = base
@@ -333,11 +339,23 @@ class _Work:
             return
         for made in applications(join, self.rows, self.sizes):
             self.used.update(made.inputs)
+            if not made.inputs:
+                self._add_alone(made)
+                continue
+            if not made.results and not made.task.checks:  # private: nothing is asked of it
+                continue
             lacking = [slot for slot in made.inputs if slot not in self.tree.slots]
             if not lacking:
                 self._add(join, made)
             elif len(lacking) < len(made.inputs):
                 self.faults += (_absent(self.rows[0][slot[0]], slot) for slot in lacking)
+
+    def _add_alone(self, made: Application) -> None:
+        """Adds leaves that are made of nothing: layers that the other side does not have."""
+        for kept in made.kept:
+            self.found.alone[made.results[kept.result]] = kept.default
+        for filling, value in zip(made.task.fillings, made.values, strict=True):
+            self.found.filled[made.results[filling.result]] = value
 
     def _add(self, join: Join, made: Application) -> None:
         """Adds leaves that are made together, all of whose inputs are there."""
@@ -346,9 +364,10 @@ class _Work:
         self.found.carried.append((None if made.moves else made.task, made.results, positions))
         # A copy takes the sharding of what it stands for: it is placed, and not handed on.
         again = positions[0] in self._moved and self.onto is not None
-        result = made.results[0]
+        result = made.results[0] if made.results else None
         if (
-            made.moves
+            result is not None
+            and made.moves
             and not again
             and not _materialized(self.tree, positions[0], self.onto, result)
         ):

@@ -306,10 +306,13 @@ class Plan:
         for job in self.jobs:
             likes = [None if at is None else kept[at] for at in job.likes]
             inputs = [pool[i] for i in job.inputs]
-            results = execution.run(job.task, inputs, likes, pool)
+            # Of what the other side has no place for, only the values are looked at.
+            results = execution.run(job.task, inputs, likes, pool) if job.task.results else []
             pool += results
-            if getattr(likes[0], "sharding", None) is None and (
-                lost := shardings.lost_axes(inputs, results[0])
+            if (
+                results
+                and getattr(likes[0], "sharding", None) is None
+                and (lost := shardings.lost_axes(inputs, results[0]))
             ):
                 whole.append((job.paths[0], lost, results[0]))
             if donation is not None:

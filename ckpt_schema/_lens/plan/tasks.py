@@ -66,6 +66,7 @@ class Application:
         task: What is done, but for what is kept.
         kept: What has no partner.
         moves: Whether the one leaf that is made is the one that is read.
+        values: What each filling of the task fills in.
     """
 
     inputs: tuple[Slot, ...]
@@ -73,6 +74,7 @@ class Application:
     task: Task
     kept: tuple[Kept, ...] = ()
     moves: bool = False
+    values: tuple[leaves.Fill, ...] = ()
 
     def onto(self, there: Callable[[Slot], bool]) -> tuple[Task, list[Slot], list[Kept]]:
         """The task that keeps what has no partner.
@@ -368,6 +370,7 @@ class _Found:
             numbers = slots[0][each.source], slots[1][each.view]
             made.append(Copy(*numbers, each.block, each.turns, each.compares))
         fillings: list[Filling] = []
+        values: list[leaves.Fill] = []
         checks: list[Check] = []
         kept: list[Kept] = []
         for each in alone:
@@ -380,12 +383,14 @@ class _Found:
             bits = bits_of(value.value, self.rows[each.side][each.slot[0]].leaf.dtype)
             if each.side == 1:
                 fillings.append(Filling(number, each.block, bits))
+                values.append(value)
             else:
                 checks.append(Check(number, each.block, bits, value.value))
         kinds = [tuple(self._kind(side, slot) for slot in each) for side, each in enumerate(slots)]
         task = Task(kinds[0], kinds[1], tuple(made), tuple(fillings), tuple(checks))
         inputs, results = (tuple(each) for each in slots)
-        return Application(inputs, results, task, tuple(kept), not kept and _is_move(task))
+        is_move = not kept and _is_move(task)
+        return Application(inputs, results, task, tuple(kept), is_move, tuple(values))
 
     def _kind(self, side: int, slot: Slot) -> Kind:
         row = self.rows[side][slot[0]]

@@ -1,0 +1,40 @@
+"""What a transformation starts with, where that is one number whatever the params are: found by running it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ckpt_schema._frameworks.degrees import Degrees, NoDegree
+from ckpt_schema._layouts.table import Layout, Row
+
+__all__ = ["starting_value"]
+
+
+def starting_value(layout: Layout, row: Row) -> float | int | bool | None:
+    """The number that every element of a row starts with; None where there is none.
+
+    Args:
+        layout: The layout, which knows its transformation.
+        row: A row of it that mirrors a param.
+
+    Example:
+        >>> import ckpt_schema as cs, optax
+        >>> from jaxtyping import Array, Float32
+        >>> class Body(cs.Schema):
+        ...     w: Float32[Array, "a b"]
+        >>> state = cs.linen.TrainState[Body, optax.adagrad(1e-3, initial_accumulator_value=0.5)]
+        >>> [starting_value(state, row) for row in state.rows if row.mirrors]
+        [0.5]
+    """
+    for start, bench in Degrees(layout).benches:
+        if row.mirrors not in start.trained or isinstance(bench, NoDegree):
+            continue
+        found: list[np.ndarray[tuple[int], np.dtype[np.generic]]] = []
+        for seed in (0, 1):
+            for number, value in zip(bench.rows, bench.init(bench.drawn(seed)), strict=True):
+                if number is not None and bench.table[number].path == row.path:
+                    found.append(np.ravel(np.asarray(value)))
+        values = np.concatenate(found) if found else np.zeros(0)
+        if values.size and len({each.tobytes() for each in values}) == 1:
+            return values[0].item()
+    return None
