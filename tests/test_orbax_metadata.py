@@ -80,11 +80,13 @@ def test_a_part_is_read_alone(tmp_path: Path) -> None:
     disk = metadata.read_metadata(tmp_path / "0")
     on = jax.sharding.SingleDeviceSharding(jax.devices()[3])
     kernel = jax.ShapeDtypeStruct((2, 3), jnp.float32, sharding=on)
-    loaded = metadata.load(disk, ("params", "params"), {"kernel": kernel, "bias": metadata.SKIP})
+    loaded = metadata.read_arrays(
+        disk, ("params", "params"), {"kernel": kernel, "bias": metadata.SKIP}
+    )
     assert loaded["bias"] is metadata.SKIP and loaded["kernel"].sharding == on
     assert (loaded["kernel"] == state.params["params"]["kernel"]).all()
-    assert list(metadata.load(disk, ("params", "params"), {"kernel": kernel})) == ["kernel"]
-    trace = metadata.load(
+    assert list(metadata.read_arrays(disk, ("params", "params"), {"kernel": kernel})) == ["kernel"]
+    trace = metadata.read_arrays(
         disk, ("opt_state",), jax.tree.map(lambda _: metadata.SKIP, disk.tree["opt_state"])
     )
     assert trace == [None, [{"trace": {"params": {"bias": ..., "kernel": ...}}}, None]]

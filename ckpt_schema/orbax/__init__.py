@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ckpt_schema.orbax._items import items_of as items_of
+from ckpt_schema.orbax._load import load as load
 from ckpt_schema.orbax._private_leaves import load_private as load_private
 from ckpt_schema.orbax._restore import RestoreTimes as RestoreTimes
 from ckpt_schema.orbax._restore import restore as restore
 from ckpt_schema.orbax._save import save as save
 
-__all__ = ["RestoreTimes", "items_of", "load_private", "restore", "save"]
+__all__ = ["RestoreTimes", "items_of", "load", "load_private", "restore", "save"]

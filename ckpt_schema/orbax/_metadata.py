@@ -23,7 +23,7 @@ from ckpt_schema.errors import CheckpointMismatchError
 from ckpt_schema.orbax._folders import aggregated, find_item, refusal
 from ckpt_schema.orbax._places import absolute, active_context, first_line
 
-__all__ = ["SKIP", "DiskTree", "alone", "load", "read_metadata"]
+__all__ = ["SKIP", "DiskTree", "alone", "read_arrays", "read_metadata"]
 
 SKIP = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
@@ -186,7 +186,7 @@ def _written(item: epath.Path) -> Mapping[str, str | None]:
     return impls
 
 
-def load(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
+def read_arrays(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
     """Reads a part of the subtree at ``prefix``, and nothing else, into the shardings of ``wanted``.
 
     Args:

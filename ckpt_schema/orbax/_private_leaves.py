@@ -110,7 +110,7 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), found.tree
     )
     with raised_by_all():
-        return metadata.load(found.disk, found.prefix, wanted)
+        return metadata.read_arrays(found.disk, found.prefix, wanted)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class PrivateLeaves:
         by_key = dict(orders.values())
         flat = flatten(self.tree)
         order = flat.treedef.unflatten([by_key.get(key, SKIP) for key in flat.keys])
-        loaded = flat.treedef.flatten_up_to(metadata.load(self.disk, self.prefix, order))
+        loaded = flat.treedef.flatten_up_to(metadata.read_arrays(self.disk, self.prefix, order))
         values = dict(zip(flat.keys, loaded, strict=True))
         return {position: values[key] for position, (key, _) in orders.items()}
 

@@ -168,7 +168,7 @@ def restore(
     )
     clock.append(time.perf_counter())
     with raised_by_all():
-        loaded = metadata.load(disk, place.prefix, wanted)
+        loaded = metadata.read_arrays(disk, place.prefix, wanted)
         state = state if private is None else _with(state, private.load(orders))
         loaded = _verified(loaded, wanted, expected, disk)
     clock.append(time.perf_counter())

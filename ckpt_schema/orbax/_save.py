@@ -91,7 +91,7 @@ def save(
             whole = state_of(state)
             given = whole if layout is None else layout
             lens = adapt(given, whole, rules=rules, scan=scan, lists=lists)
-            side = "view"
+            side = "source" if layout is None else "view"
         elif layout is not None or rules or scan is not None or lists is not None:
             raise spare_words()
         place = absolute(path)
