@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.rules import apart as apart
     from ckpt_schema._lens.rules import fuse as fuse
     from ckpt_schema._lens.rules import move as move
+    from ckpt_schema._lens.rules import own as own
     from ckpt_schema._lens.rules import private as private
     from ckpt_schema._lens.rules import raw_key as raw_key
     from ckpt_schema._lens.rules import rename as rename
@@ -88,6 +89,7 @@ _HOMES = {
         "apart",
         "fuse",
         "move",
+        "own",
         "private",
         "raw_key",
         "rename",
@@ -143,6 +145,7 @@ __all__ = [
     "nnx",
     "optimizer",
     "orbax",
+    "own",
     "pad",
     "private",
     "raw_key",

@@ -264,7 +264,7 @@ def test_two_source_leaves_for_one_view_leaf() -> None:
     ) == text("""
         no lens from test_two_source_leaves_for_one_view_leaf.<locals>.Pair to test_two_source_leaves_for_one_view_leaf.<locals>.Single: 1 fault
           a/scale  expected one source leaf for one view leaf, found a/scale and b/scale
-                   -> rename one of them
+                   -> rename one of them, or say that the one which no rule renames is private
     """)
 
 

@@ -461,7 +461,7 @@ def rule_path(where: str | type) -> LogicalPath:
         return (VariableKind(where),)
     if where.startswith("<") and where.endswith(">") and where[1:-1].isidentifier():
         return (VariableKind(where[1:-1]),)
-    return parse_path(where)
+    return parse_path(where) if where else ()
 
 
 def _unescaped(body: str) -> str:

@@ -39,6 +39,7 @@ __all__ = [
     "apart",
     "fuse",
     "move",
+    "own",
     "private",
     "raw_key",
     "rename",
@@ -62,16 +63,29 @@ class Rename:
         return f"rename({'/'.join(self.source)!r}, {'/'.join(self.view)!r}{axes})"
 
 
+class Own:
+    """The class of `own`."""
+
+    def __str__(self) -> str:
+        """The word as it is written."""
+        return "own"
+
+
+own = Own()
+"""A default of `private`: what ``onto`` has, or the target of a restore."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Private:
-    """See `private`."""
+    """See `private`; without a default a leaf keeps its own."""
 
     path: LogicalPath
-    default: Default
+    default: Default | None
 
     def __str__(self) -> str:
         """The rule as it is written."""
-        return f"private({'/'.join(self.path)!r}, {self.default})"
+        default = own if self.default is None else self.default
+        return f"private({'/'.join(self.path)!r}, {default})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -187,7 +201,8 @@ def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
 
     Args:
         source: Its path in the source.
-        view: Its path in the view.
+        view: Its path in the view, ``""`` for one level less. A leaf of the source that has that
+            name of its own has no partner then, and is to be `private`.
         axes: Of a leaf whose dims do not say it, as those that `infer` reads off a tree: which axis of the source each axis of
             the view is, ``"1 0"`` for a transpose, ``"0 1"`` for the order it has. An axis that stacks layers is not counted.
 
@@ -200,7 +215,7 @@ def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
         >>> print(rename("fc/weight", "Dense_0/kernel", axes="1 0"))
         rename('fc/weight', 'Dense_0/kernel', axes='1 0')
     """
-    verify_paths("rename", source=source, view=view)
+    verify_paths("rename", source=source, view="one level less" if view == "" else view)
     order = None if axes is None else _axes(axes)
     return Rename(rule_path(source), rule_path(view), order)
 
@@ -219,7 +234,7 @@ def _axes(text: object) -> tuple[int, ...]:
 
 def private(
     path: str | type,
-    default: Default | float,
+    default: Default | float | Own,
     *,
     small: str | None = None,
     large: str | None = None,
@@ -236,7 +251,8 @@ def private(
 
     Args:
         path: A leaf or node; its path in the view, where it is a part.
-        default: What it holds where no tree gives it.
+        default: What it holds where no tree gives it: a number, `fresh_key`, or `own` for a whole
+            leaf, without a default: then ``get`` and ``put`` without ``onto`` are an error.
         small: The dim of the side that has less: ``"vocab"``.
         large: The dim of the side that has more: ``"grown"``.
 
@@ -245,14 +261,17 @@ def private(
             and ``large`` is given alone, or is no dim.
 
     Example:
-        >>> print(private("head", 0.0))
-        private('head', 0.0)
+        >>> print(private("head", 0.0), private("**/lora_*", own))
+        private('head', 0.0) private('**/lora_*', own)
         >>> print(private("embed/embedding", 0.0, small="vocab", large="grown"))
         private('embed/embedding', 0.0, small='vocab', large='grown')
     """
     verify_paths("private", path=path)
-    where, held = rule_path(path), default_of("private", default)
-    if small is None and large is None:
+    where, whole = rule_path(path), small is None and large is None
+    if whole and isinstance(default, Own):
+        return Private(where, None)
+    held = default_of("private", default)
+    if whole:
         return Private(where, held)
     return Grown(where, held, one_dim("private", small), one_dim("private", large))
 

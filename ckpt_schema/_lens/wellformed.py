@@ -60,6 +60,6 @@ def default_of(rule: str, given: object) -> Default:
     if isinstance(given, (bool, int, float, complex, np.generic)):
         number: Any = given
         return Fill(number)
-    hint = "for keys and streams, fresh_key(0)"
+    hint = "for keys and streams, fresh_key(0); own, for a whole leaf, to keep what the target has"
     fault = Mismatch("default", "declaration", "a number, or fresh_key(...)", shown(given), hint)
     raise SchemaError(f"{rule}(...) is not well formed", [fault])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Int32
+from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
 
@@ -276,3 +278,116 @@ class TestLaws(cs.testing.LensLaws):
     """Of a lens with globs."""
 
     lens = cs.derive(Small, Large, rules=[cs.private("**/lora_*", 0.0), cs.flip("**/w", "b")])
+
+
+# --- what keeps its own value  ---
+
+
+def test_6_own_is_what_the_target_has() -> None:
+    lens = cs.derive(Small, Large, rules=[cs.private("**/lora_*", cs.own)], dims={"r": 2})
+    with pytest.raises(cs.ConformanceError) as caught:
+        lens.get(small())
+    assert len(caught.value.mismatches) == 6
+    whole = cs.derive(Small, Large, rules=[cs.private("**/lora_*", 3.0)], dims={"r": 2})
+    onto = whole.get(small())
+    assert equal(lens.get(small(), onto=onto), onto)
+    assert equal(lens.put(onto), small())
+    assert str(cs.private("head", cs.own)) == "private('head', own)"
+
+
+def test_6_own_and_a_number_for_one_leaf_contradict_one_another() -> None:
+    rules = [cs.private("**/lora_*", cs.own), cs.private("**/lora_*", 0.0)]
+    error = refused(lambda: cs.derive(Small, Large, rules=rules))
+    ((path, found),) = faults(error)
+    assert {path, found} == {"private('**/lora_*', 0.0)", "private('**/lora_*', own) too"}
+    assert not refused(lambda: cs.derive(Small, Small, rules=[cs.private("head", cs.own)])).rules[
+        1:
+    ]
+
+
+def test_6_own_on_restore(tmp_path: Path) -> None:
+    ocp.save(tmp_path / "run", small())
+    lens = cs.derive(Small, Large, rules=[cs.private("**/lora_*", cs.own)])
+    target = cs.derive(Small, Large, rules=[cs.private("**/lora_*", 3.0)], dims={"r": 2}).get(
+        small()
+    )
+    zeros = jax.tree.map(jnp.zeros_like, target)
+    got = cs.orbax.restore(tmp_path / "run", zeros, lens)
+    assert float(got["head"]["lora_a"][0, 0]) == 0
+    assert np.array_equal(got["head"]["w"], target["head"]["w"])
+
+
+# --- names that the other side has too, and levels that it has not  ---
+
+
+class Served(cs.Schema):
+    params: Block
+
+
+class Averaged(cs.Schema):
+    params: Block
+    ema_params: Block
+    step: Int32[Array, ""]
+
+
+class TestEmaLaws(cs.testing.LensLaws):
+    """levanter#853: the averaged weights are served as the params."""
+
+    lens = cs.derive(
+        Averaged,
+        Served,
+        rules=[
+            cs.rename("ema_params", "params"),
+            cs.private("params", 0.0),
+            cs.private("step", 0),
+        ],
+    )
+
+
+def test_6_ema_weights_are_served_as_the_params() -> None:
+    block = {"w": numbers(2, 3), "bias": numbers(3)}
+    average = jax.tree.map(lambda x: x + 50, block)
+    state = {"step": jnp.int32(3), "params": block, "ema_params": average}
+    rules = [cs.rename("ema_params", "params"), cs.private("step", 0)]
+    target = {"params": block}
+    error = refused(lambda: cs.derive(cs.infer(state), cs.infer(target), rules=rules))
+    assert sorted(path for path, _ in faults(error)) == ["params/bias", "params/w"]
+    rules.append(cs.private("params", cs.own))
+    lens = cs.derive(cs.infer(state), cs.infer(target), rules=rules)
+    assert equal(lens.get(state), {"params": average})
+    assert equal(lens.put({"params": block}, onto=state), {**state, "ema_params": block})
+    with pytest.raises(cs.ConformanceError):
+        lens.put({"params": block})
+
+
+def test_6_two_leaves_for_one_name_are_still_ambiguous() -> None:
+    tree = {"a": numbers(2), "b": numbers(2), "c": numbers(2)}
+    rules = [cs.rename("a", "d"), cs.rename("b", "d"), cs.private("c", 0.0)]
+    error = refused(lambda: cs.derive(cs.infer(tree), cs.infer({"d": numbers(2)}), rules=rules))
+    assert error.mismatches[0].kind == "ambiguous"
+
+
+class Lookahead(cs.Schema):
+    fast: Wide
+    slow: Wide
+
+
+class TestLevelLaws(cs.testing.LensLaws):
+    """Lookahead keeps two copies of the params; the slow ones are the params of a plain run."""
+
+    lens = cs.derive(Lookahead, Wide, rules=[cs.rename("slow", ""), cs.private("fast", 1.0)])
+
+
+def test_6_a_level_is_renamed_away() -> None:
+    tx = optax.lookahead(optax.sgd(1e-2), 5, 0.5)
+    params = optax.LookaheadParams.init_synced({"w": numbers(2, 3)})
+    assert tx.init(params)
+    state = {"params": params._asdict()}
+    rules = [cs.rename("slow", ""), cs.private("fast", cs.own)]
+    plain = {"params": {"w": numbers(2, 3)}}
+    lens = cs.derive(cs.infer(state), cs.infer(plain), rules=rules)
+    assert equal(lens.get(state), plain)
+    other = {"params": {"w": numbers(2, 3, start=7)}}
+    assert equal(lens.put(other, onto=state)["params"]["slow"], other["params"])
+    with pytest.raises(cs.SchemaError, match="a logical path"):
+        cs.rename("", "slow")

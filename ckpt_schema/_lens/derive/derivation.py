@@ -13,7 +13,7 @@ from ckpt_schema._lens.derive.alignment import Alignment, Owners, Settled, align
 from ckpt_schema._lens.derive.bounds import composed_if_known
 from ckpt_schema._lens.derive.causes import causes
 from ckpt_schema._lens.derive.disputes import disputes
-from ckpt_schema._lens.derive.exemptions import declare, lone, part, restart
+from ckpt_schema._lens.derive.exemptions import declare, lone, owned, part, restart
 from ckpt_schema._lens.derive.globs import as_written, by_node
 from ckpt_schema._lens.derive.idle_rules import Contested, Unmatched, idle, partnered
 from ckpt_schema._lens.derive.joins import Join
@@ -26,7 +26,7 @@ from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, standing
 from ckpt_schema._lens.derive.ties import copies
 from ckpt_schema._lens.derive.unplaced import unplaced
 from ckpt_schema._lens.derive.wholes import Member, both_divided, divided, groups, memberships
-from ckpt_schema._lens.rules import Fuse, Move, Rename, Reset, Rule
+from ckpt_schema._lens.rules import Apart, Fuse, Move, Private, Rename, Reset, Rule
 from ckpt_schema._trees import chains
 from ckpt_schema.errors import DerivationError, Mismatch
 
@@ -64,6 +64,7 @@ def join(
     source, view = _as_weights(source, view, rules), _as_weights(view, source, rules)
     alone = lone((source, view), rules)
     sides = declare((source, view), alone, rules, unmatched, faults)
+    kept = owned(sides, alone)
     sides, parted = part(sides, alone, rules, unmatched, faults)
     (source, view), anew = restart(sides, rules, unmatched, faults)
     left, right = (one | other for one, other in zip(parted, anew, strict=True))
@@ -76,15 +77,19 @@ def join(
         for table, other in ((source, view), (view, source))
     )
     renamed = _renamed(source, names, decisions, alignment, left, members[0])
+    losers = _losers(source, renamed, decisions, alone[0])
     faults += _nameless(source, view, rules, names, decisions, unmatched)
     said_of_parts = _said_of_parts(source, rules, said, members)
     faults += disputes(source, view, rules, decisions, said, alone, members[0])
     twice = copies(source, rules), copies(view, rules)
     expected = "one source leaf for one view leaf"
-    theirs = _by_path(source, renamed, members[0], twice[0].keys(), expected, faults)
+    either = "rename one of them, or say that the one which no rule renames is private"
+    theirs = _by_path(source, renamed, members[0], twice[0].keys(), (expected, either), faults)
     expected = "one view leaf for one source leaf"
     seen = _seen(view, names, members[1])
-    ours = _by_path(view, seen, members[1], twice[1].keys() | right, expected, faults)
+    ours = _by_path(
+        view, seen, members[1], twice[1].keys() | right, (expected, "rename one of them"), faults
+    )
     pairs: list[tuple[int, int]] = []
     joins: list[Join] = []
     refused: tuple[set[int], set[int]] = set(), set()
@@ -109,7 +114,7 @@ def join(
     onward, back = dict(pairs), {there: here for here, there in pairs}
     copied = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
     copied += [(back[of], copy) for copy, of in twice[1].items() if of in back]
-    contested = partnered(source, view, alone, [*pairs, *copied])
+    contested = partnered(source, view, alone, [*pairs, *copied], losers)
     joins += _joined(source, view, said, decisions, pairs, contested, faults, known, moments)
     for copy, of in twice[1].items():  # what is said of a leaf is said of its copies
         said = {**said, copy: (*said.get(copy, ()), *said.get(of, ()))}
@@ -123,7 +128,8 @@ def join(
     joined = [pair for one in joins for pair in one.pairs]
     known = {f.path for f in faults}
     told = [  # of these rows a fault is told, or they are meant to lack a partner
-        parted[side] | refused[side] | {pair[side] for pair in contested.pairs} for side in (0, 1)
+        parted[side] | kept[side] | refused[side] | {pair[side] for pair in contested.pairs}
+        for side in (0, 1)
     ]
     known |= {"/".join(renamed[n]) for n in told[0]}
     known |= {"/".join(view.rows[n].path) for n in told[1]}
@@ -202,7 +208,7 @@ def _by_path(
     found: Sequence[LogicalPath],
     members: _Members,
     left_out: Container[int],
-    expected: str,
+    said: tuple[str, str],
     faults: list[Mismatch],
 ) -> dict[LogicalPath, dict[int | None, int]]:
     """The rows by path, and where they are parts of one leaf, by part."""
@@ -216,9 +222,8 @@ def _by_path(
         if first != number or (None in parts and len(parts) > 1):
             other = first if first != number else next(n for n in parts.values() if n != number)
             both = f"{'/'.join(table.rows[other].path)} and {'/'.join(table.rows[number].path)}"
-            faults.append(
-                Mismatch("/".join(path), "ambiguous", expected, both, "rename one of them")
-            )
+            expected, hint = said
+            faults.append(Mismatch("/".join(path), "ambiguous", expected, both, hint))
     return rows
 
 
@@ -446,6 +451,23 @@ def _renamed(
     return found
 
 
+def _losers(
+    source: Layout,
+    renamed: list[LogicalPath],
+    decisions: Mapping[int, Decision],
+    alone: Spoken[Private | Apart],
+) -> frozenset[LogicalPath]:
+    """The paths of private rows whose name a rule gives to others, as EMA weights are served as the params."""
+    given = {renamed[n] for n in decisions if renamed[n] != source.rows[n].path}
+    found: set[LogicalPath] = set()
+    for number, row in enumerate(source.rows) if given else ():
+        is_private = any(isinstance(hit.rule, Private) for hit in alone.get(number, ()))
+        if row.path in given and number not in decisions and is_private:
+            found.add(row.path)
+            renamed[number] = nowhere(row)
+    return frozenset(found)
+
+
 def _nameless(
     source: Layout,
     view: Layout,
@@ -464,7 +486,7 @@ def _nameless(
     meant |= _meant(source, view, [rule for rule in named if id(rule) not in there], names)
     for rule in named:
         for table, path, found in ((source, rule.source, here), (view, rule.view, there)):
-            if id(rule) not in found:
+            if path and id(rule) not in found:
                 words = f"first the words of {source.name}, then those of {view.name}"
                 hint = f"{words}: {meant[rule]}" if rule in meant else ""
                 yield unmatched.fault(rule, path, table, hint=hint)

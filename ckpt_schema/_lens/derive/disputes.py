@@ -163,7 +163,11 @@ def _defaults(
         given = [(getattr(rule, side), rule) for rule in resets]
         anew = Scope((path, rule) for path, rule in given if path is not None)
         for number, found in spoken_of.items():
-            hits = [hit for hit in found if hit.rule.default is not None]
+            hits = [
+                hit
+                for hit in found
+                if isinstance(hit.rule, Private) or hit.rule.default is not None
+            ]
             resetting = anew.over(table.rows[number]) if hits and anew else ()
             over = [hit.rule for hit in resetting if hit.start == 0]
             if over:

@@ -15,7 +15,7 @@ from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, is_mirror
 from ckpt_schema._lens.rules import Apart, Private, Reset, Rule
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Alone", "declare", "lone", "part", "restart"]
+__all__ = ["Alone", "declare", "lone", "owned", "part", "restart"]
 
 Sides = tuple[Layout, Layout]
 Lone = tuple[frozenset[int], frozenset[int]]
@@ -88,8 +88,23 @@ def _with_defaults(
 def _default(row: Row, hits: Sequence[Hit[LoneRule]]) -> Default | None:
     if is_mirror(row) and hits[0].start > 0:
         return Init()
-    given = [hit.rule.default for hit in hits if hit.rule.default is not None]
-    return given[0] if given else row.default
+    for hit in hits:
+        if isinstance(hit.rule, Private) or hit.rule.default is not None:
+            return hit.rule.default
+    return row.default
+
+
+def owned(sides: Sides, alone: Alone) -> Lone:
+    """The rows that keep their own value, by a rule that gives no other."""
+    source, view = (
+        frozenset(
+            number
+            for number, hits in over.items()
+            if table.rows[number].default is None and isinstance(hits[0].rule, Private)
+        )
+        for table, over in zip(sides, alone, strict=True)
+    )
+    return source, view
 
 
 def part(

@@ -158,6 +158,7 @@ def partnered(
     view: Layout,
     alone: tuple[Spoken[Private | Apart], Spoken[Private | Apart]],
     pairs: Sequence[tuple[int, int]],
+    losers: Container[LogicalPath],
 ) -> Contested:
     """Those pairs of rows, by number, that a rule calls private.
 
@@ -166,14 +167,16 @@ def partnered(
         view: The view's layout.
         alone: The rules for leaves without a partner that speak of each row of the two.
         pairs: The numbers of rows that are one leaf.
+        losers: The paths of the source's rows whose name in the view others have: of these a rule may speak.
     """
     contested: dict[tuple[int, int], Private] = {}
     spelled: dict[Private, tuple[str, str, int]] = {}
     touched = (pair for pair in pairs if pair[0] in alone[0] or pair[1] in alone[1])
     for pair in touched:
-        over = (*alone[0].get(pair[0], ()), *alone[1].get(pair[1], ()))
-        said = {hit.number: hit.rule for hit in over if isinstance(hit.rule, Private)}
         rows = source.rows[pair[0]], view.rows[pair[1]]
+        there = () if rows[1].path in losers else alone[1].get(pair[1], ())
+        over = (*alone[0].get(pair[0], ()), *there)
+        said = {hit.number: hit.rule for hit in over if isinstance(hit.rule, Private)}
         if not said or any(row.optional for row in rows):
             continue
         for rule in said.values():
