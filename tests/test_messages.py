@@ -625,7 +625,7 @@ def test_a_train_state_with_more_fields() -> None:
     tree["key"] = jax.random.key(0)
     table = cs.linen.BareTrainState[Cell, optax.adam(1e-3)]
     tree["opt_state"] = optax.adam(1e-3).init(w)
-    more = "linen.BareTrainState[Cell] holds step, params, opt_state, and other fields cannot be declared yet: pass these alone"
+    more = "linen.BareTrainState[Cell] holds step, params, opt_state: declare what is beside it in a schema of your own, or pass these alone"
     assert told(lambda: cs.assert_conforms(table, tree), cs.ConformanceError) == text(f"""
         the tree does not conform to linen.BareTrainState[Cell]: 2 faults
           ema/w  expected nothing, found float32[3]

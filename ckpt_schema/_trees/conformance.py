@@ -319,7 +319,7 @@ class Matcher:
         near = _near(path, wanted)
         if near or not self._chain.parts or str((*key, "")[0]) in self._fields:
             return near
-        cure = ", and other fields cannot be declared yet: pass these alone"
+        cure = ": declare what is beside it in a schema of your own, or pass these alone"
         if roots.isdisjoint(self._fields):
             cure = " at its root: pass a dict with these keys"
         return f"{self.layout.name} holds {', '.join(self._fields)}{cure}"

@@ -15,7 +15,7 @@ from ckpt_schema._messages.text import counted
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 from ckpt_schema.orbax._places import UNFINISHED, misread
 
-__all__ = ["Item", "aggregated", "find_item", "refusal"]
+__all__ = ["Item", "SeveralItemsError", "aggregated", "find_item", "pytrees_of", "refusal"]
 
 _PYTREES = ("PyTree", "StandardCheckpoint")  # in the names of the handlers of pytrees
 _EMPTY = ("None", "Dict", "List", "Tuple", "NamedTuple")  # value types without an array
@@ -32,6 +32,10 @@ class Item:
 
     name: str | None
     every: frozenset[str]
+
+
+class SeveralItemsError(CheckpointMismatchError):
+    """A checkpoint holds several pytrees, and it was not said which is meant."""
 
 
 def refusal(
@@ -81,7 +85,18 @@ def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
         return Item(items[0] if len(items) == 1 else "state", finished)
     found = f"{'a pytree without a name' if flat else ', '.join(items)}"
     hint = "leave item= out" if flat else f"pass item={items[0]!r}, or another of them"
-    raise refusal(place, f"a checkpoint that holds {found}", hint)
+    error = refusal(place, f"a checkpoint that holds {found}", hint)
+    if wanted is None:
+        raise SeveralItemsError(error.header, error.mismatches)
+    raise error
+
+
+def pytrees_of(place: epath.Path) -> frozenset[str]:
+    """The names of the pytrees of a checkpoint that are finished."""
+    if not place.is_dir():
+        return frozenset()
+    names = (child.name for child in place.iterdir() if (child / PYTREE_FILE).exists())
+    return frozenset(name for name in names if UNFINISHED not in name)
 
 
 def _listed(place: epath.Path) -> Mapping[str, str]:

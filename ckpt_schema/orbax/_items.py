@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._places import verify_name
 from ckpt_schema.orbax._private_leaves import private_leaves, verify_private
 from ckpt_schema.orbax._sides import Side, toward, verify_arguments
+from ckpt_schema.orbax._whereabouts import spread_over, verify_standing
 
 __all__ = ["STATE", "items_of"]
 
@@ -37,6 +38,9 @@ def items_of(
     *,
     onto: Tree | None = None,
     side: Side | None = None,
+    item: str = STATE,
+    at: str | None = None,
+    items: Mapping[str, str] | None = None,
     aux: str | None = "nnx_aux",
     private: Tree | None = None,
 ) -> dict[str, Tree]:
@@ -52,12 +56,15 @@ def items_of(
         onto: Where the source's private leaves come from, and its containers; see `Lens.put`. Boxes
             are saved if it has them.
         side: The side that the state is on, for states that conform to both.
+        item: The name of the item that holds the tree.
+        at: The key path in it where the tree stands.
+        items: For a state that is spread over several items, which one holds what is at a key; see `restore`.
         aux: The name of the item that holds the private leaves. With None, there is none.
         private: The private leaves that it holds, as `load_private` returns them; those of the
             state unless given.
 
     Returns:
-        The tree of ``lens.source`` under ``"state"``, and the private leaves under ``aux``, if
+        The tree of ``lens.source`` under ``item``, and the private leaves under ``aux``, if
         there are any.
 
     Raises:
@@ -69,8 +76,12 @@ def items_of(
     """
     with raised_by_all():
         verify_arguments(lens, side=side)
+        verify_standing(at, items)
+        for name in (item, *(items or {}).values()):
+            verify_name(name, "item", "the state")
         if aux is not None or private is not None:
-            verify_name(aux, "aux", "the private leaves", (STATE,))
+            taken = (item, *(items or {}).values())
+            verify_name(aux, "aux", "the private leaves", taken)
         verify_readable(state)
         tree = variables.state_of(state)
         turned, match = toward(tree, lens, "the state", side, "side")
@@ -85,11 +96,12 @@ def items_of(
             source = boxes.unboxed(source) if onto is None else source
             private = private_leaves(match, turned) if private is None else private
         source = _lasting(source, turned.view if source is tree else turned.source)
-        items = {STATE: source} | ({aux: private} if aux is not None and private else {})
-        for item in items.values():
-            _verify(item, _valueless)
-            _verify(item, _unsavable)
-    return jax.tree.map(_savable, jax.block_until_ready(items))
+        trees = spread_over(source, item, at, items or {})
+        trees |= {aux: private} if aux is not None and private else {}
+        for tree in trees.values():
+            _verify(tree, _valueless)
+            _verify(tree, _unsavable)
+    return jax.tree.map(_savable, jax.block_until_ready(trees))
 
 
 def _of_hosts(tree: Tree) -> dict[str, str]:

@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Generator, Mapping
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 from etils import epath
@@ -16,14 +16,14 @@ from orbax.checkpoint import v1 as ocp
 
 from ckpt_schema._compat import ARRAY_METADATA_FILES
 from ckpt_schema._layouts import leaves
-from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._layouts.pytrees import key_paths
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import CheckpointMismatchError
 from ckpt_schema.orbax._folders import aggregated, find_item, refusal
 from ckpt_schema.orbax._places import absolute, active_context, first_line
 
-__all__ = ["SKIP", "DiskTree", "alone", "read_arrays", "read_metadata"]
+__all__ = ["SKIP", "DiskTree", "alone", "planted", "read_arrays", "read_metadata"]
 
 SKIP = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
@@ -39,12 +39,43 @@ class DiskTree:
         tree: Dicts, lists and None slots as Orbax returns them, of ``ShapeDtypeStruct``s without sharding and Python numbers.
             Typed keys have the dtype of the implementation they were saved with; a number says its type, not its value.
         beside: The names of the other pytrees in it.
+        root: The key path in the pytree at which the tree stands.
+        whole: The tree of the whole pytree, where the state is a part of it.
+        parts: Where a state is spread over several pytrees: each, and at which key path.
     """
 
     path: epath.Path
     item: str | None
     tree: Tree
     beside: frozenset[str] = frozenset()
+    root: KeyPath = ()
+    whole: Tree = None
+    parts: tuple[tuple[KeyPath, DiskTree], ...] = ()
+
+    @classmethod
+    def of_parts(
+        cls, parts: Sequence[tuple[KeyPath, DiskTree]], beside: frozenset[str]
+    ) -> DiskTree:
+        """Several pytrees as one, each at its key path."""
+        tree: Tree = {}
+        for at, part in parts:
+            tree = planted(tree, at, part.tree)
+        return cls(parts[0][1].path, None, tree, beside, parts=tuple(parts))
+
+    @property
+    def where(self) -> str:
+        """The checkpoint as messages name it: with the item, unless that is the usual one, and the place in it."""
+        told = [f"item {self.item}"] if self.item not in (None, "state") else []
+        told += [f"at {format_path(self.root)}"] if self.root else []
+        return f"{self.path} ({', '.join(told)})" if told else str(self.path)
+
+    def below(self, prefix: KeyPath) -> DiskTree | None:
+        """The part at ``prefix``, or None when there is none."""
+        tree = self.at(prefix)
+        if tree is None:
+            return None
+        whole = self.tree if self.whole is None else self.whole
+        return dataclasses.replace(self, tree=tree, root=(*self.root, *prefix), whole=whole)
 
     def at(self, prefix: KeyPath) -> Tree | None:
         """The subtree at ``prefix``, or None when there is none."""
@@ -61,9 +92,12 @@ class DiskTree:
 
 def _at(tree: Tree, prefix: KeyPath) -> Tree | None:
     for key in prefix:
-        if not isinstance(tree, dict) or key not in tree:
+        if isinstance(tree, (list, tuple)) and str(key).isdecimal() and int(key) < len(tree):
+            tree = tree[int(key)]
+        elif isinstance(tree, dict) and (key in tree or str(key) in tree):
+            tree = tree[key if key in tree else str(key)]
+        else:
             return None
-        tree = tree[key]
     return tree
 
 
@@ -202,22 +236,36 @@ def read_arrays(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
         CheckpointMismatchError: Orbax cannot read it.
     """
     # Orbax skips what is a placeholder, as long as the containers are all there.
-    skipped = jax.tree.map(lambda _: SKIP, disk.tree)
-    try:
-        with alone():
-            whole = ocp.load(
-                disk.path, _planted(skipped, prefix, wanted), checkpointable_name=disk.item
-            )
-    except Exception as error:  # Orbax has no one class for what may be wrong with its files
-        hint = "a copy may be incomplete, or a file damaged"
-        notes = [f"Orbax says: {first_line(error)}"]
-        raise refusal(disk.path, "a checkpoint whose arrays cannot be read", hint, notes) from error
-    loaded = _at(whole, prefix)
+    skipped = jax.tree.map(lambda _: SKIP, disk.tree if disk.whole is None else disk.whole)
+    place = (*disk.root, *prefix)
+    order, whole = planted(skipped, place, wanted), skipped
+    for at, part in disk.parts or [((), disk)]:
+        own = _at(order, at)
+        if disk.parts and isinstance(own, dict):
+            own = {key: own[key] for key in part.tree}
+        if not disk.parts or any(leaf is not SKIP for leaf in jax.tree.leaves(own)):
+            whole = planted(whole, at, _read(part, own))
+    loaded = _at(whole, place)
     return (
         {key: loaded[key] for key in wanted}
         if isinstance(wanted, dict) and loaded is not None
         else loaded
     )
+
+
+def _read(disk: DiskTree, order: Tree) -> Tree:
+    """What is ordered of one pytree.
+
+    Raises:
+        CheckpointMismatchError: Orbax cannot read it.
+    """
+    try:
+        with alone():
+            return ocp.load(disk.path, order, checkpointable_name=disk.item)
+    except Exception as error:  # Orbax has no one class for what may be wrong with its files
+        hint = "a copy may be incomplete, or a file damaged"
+        notes = [f"Orbax says: {first_line(error)}"]
+        raise refusal(disk.path, "a checkpoint whose arrays cannot be read", hint, notes) from error
 
 
 def alone() -> contextlib.AbstractContextManager[Any]:
@@ -233,7 +281,15 @@ def alone() -> contextlib.AbstractContextManager[Any]:
     return context
 
 
-def _planted(tree: Any, prefix: KeyPath, wanted: Tree) -> Tree:
-    if prefix:
-        return {**tree, prefix[0]: _planted(tree[prefix[0]], prefix[1:], wanted)}
-    return {**tree, **wanted} if isinstance(wanted, dict) else wanted
+def planted(tree: Any, prefix: KeyPath, wanted: Tree) -> Tree:
+    """A tree with another one in it at a key path."""
+    if not prefix:
+        return {**tree, **wanted} if isinstance(wanted, dict) and tree is not None else wanted
+    key: Any = prefix[0]
+    if isinstance(tree, (list, tuple)):
+        made = list(cast(Sequence[Any], tree))
+        made[int(key)] = planted(made[int(key)], prefix[1:], wanted)
+        return made
+    given = dict(cast(Mapping[Any, Any], tree)) if isinstance(tree, dict) else {}
+    key = str(key) if key not in given and str(key) in given else key
+    return {**given, key: planted(given.get(key), prefix[1:], wanted)}

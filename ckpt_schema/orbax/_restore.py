@@ -47,11 +47,11 @@ from ckpt_schema.orbax._sides import (
     Side,
     ambiguous,
     interchangeable,
-    locate,
     toward,
     verify_arguments,
     verify_names,
 )
+from ckpt_schema.orbax._whereabouts import meant, stand, verify_standing
 
 __all__ = ["RestoreTimes", "restore"]
 
@@ -82,6 +82,8 @@ def restore(
     scan: Scan | None = None,
     lists: Sequence[str] | None = None,
     item: str | None = None,
+    at: str | None = None,
+    items: Mapping[str, str] | None = None,
     target_side: Side | None = None,
     disk_side: Side | None = None,
     aux: str | None = "nnx_aux",
@@ -110,7 +112,10 @@ def restore(
         rules: What names and shapes do not tell, where no lens is given; see `ckpt_schema.adapt`.
         scan: The axis of stacked nodes, where no lens is given.
         lists: Patterns of lists of layers, where no lens is given.
-        item: Which pytree of the checkpoint, where it holds several.
+        item: Which pytree of the checkpoint, where it holds several. The one that fits is found where none is named.
+        at: The key path in it where the state stands, as in ``{"model": state, "config": ...}``; what is beside it is not read.
+        items: For a state that is spread over several pytrees, which one holds what is at a key:
+            ``{"params": "model_params", "opt_state": "optimizer_state"}``. All other keys are those of ``item``.
         target_side: The side of the lens that the target is on, for targets that conform to both.
         disk_side: The side that is on disk, for checkpoints that could be of either.
         aux: What `save` called the private leaves that stand beside the state. They are restored if they are there, and are
@@ -131,13 +136,14 @@ def restore(
     with raised_by_all():
         verify_names(item=item, aux=aux)
         target = made_abstract(target)
+        verify_standing(at, items)
         verify_readable(target)
         whole = variables.state_of(target)
-        is_adapted = lens is None
+        is_adapted, read = lens is None, None
         if lens is None:
-            found = metadata.read_metadata(path, item, aux=aux)
+            read = meant(path, item=item, at=at, items=items, aux=aux)
             name = name_of(target, "the target")
-            lens = adapted(found.without(aux), whole, name, rules=rules, scan=scan, lists=lists)
+            lens = adapted(read.without(aux), whole, name, rules=rules, scan=scan, lists=lists)
             target_side, disk_side = "view", "source"
         elif rules or scan is not None or lists is not None:
             raise spare_words()
@@ -145,8 +151,7 @@ def restore(
         state = _goals(_declared(whole, lens))
         _verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")
-        disk = metadata.read_metadata(path, item, aux=aux)
-        places = locate(disk.without(aux), side)
+        disk, places = stand(path, side, read, item=item, at=at, items=items, aux=aux)
         private = (
             find(disk, aux, total=not is_adapted)
             if any(place.layout is not side.view for place in places)

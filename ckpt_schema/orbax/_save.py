@@ -43,6 +43,9 @@ def save(
     lists: Sequence[str] | None = None,
     onto: Tree | None = None,
     side: Side | None = None,
+    item: str = STATE,
+    at: str | None = None,
+    items: Mapping[str, str] | None = None,
     aux: str | None = "nnx_aux",
     private: Tree | None = None,
     also: Mapping[str, Any] | None = None,
@@ -72,6 +75,10 @@ def save(
         onto: Where the source's private leaves come from, and its containers; see `Lens.put`. Boxes
             are saved if it has them.
         side: The side that the state is on, for states that conform to both.
+        item: The name of the pytree that holds the state.
+        at: The key path in it where the state stands.
+        items: For a state that is spread over several pytrees, which one holds what is at a key; see
+            `restore`. All other keys are in ``item``.
         aux: The name of that pytree. With None, private leaves are not saved.
         private: The private leaves that are saved beside it, as `load_private` returns them; those
             of the state unless given.
@@ -104,15 +111,17 @@ def save(
             )
             raise ConformanceError("also holds no items", [fault])
         for name in also or ():
-            verify_name(name, "also", "an item beside the state", (STATE, aux or ""))
+            taken = (item, aux or "", *(items.values() if isinstance(items, Mapping) else ()))
+            verify_name(name, "also", "an item beside the state", taken)
         _verify_json(custom_metadata)
     agree("processes do not save the same", {"path": place})
-    items = items_of(state, lens, onto=onto, side=side, aux=aux, private=private)
+    given: dict[str, Any] = {"onto": onto, "side": side, "aux": aux, "private": private}
+    trees = items_of(state, lens, item=item, at=at, items=items, **given)
     site = Site.beside(place)
     try:
         told = None if custom_metadata is None else dict(custom_metadata)
         with directories_first():
-            ocp.save_checkpointables(site.draft, {**items, **(also or {})}, custom_metadata=told)
+            ocp.save_checkpointables(site.draft, {**trees, **(also or {})}, custom_metadata=told)
     except Exception as error:  # Orbax has no one class for what may go wrong
         raise site.failed(error) from error
     site.finish()

@@ -26,6 +26,7 @@ __all__ = [
     "ambiguous",
     "interchangeable",
     "locate",
+    "may_stand",
     "toward",
     "verify_arguments",
     "verify_names",
@@ -183,8 +184,13 @@ def locate(disk: DiskTree, lens: Lens) -> list[Fit]:
     where = f" under {format_path(prefix)}" if prefix else ""
     here, there = called(lens.source, lens.view)
     near = here if table is lens.source else there
-    header = f"{disk.path} is a checkpoint of neither {there} nor {here}; nearest is {near}{where}"
+    header = f"{disk.where} is a checkpoint of neither {there} nor {here}; nearest is {near}{where}"
     raise CheckpointMismatchError(header, nearest.mismatches, nearest.notes)
+
+
+def may_stand(disk: DiskTree, lens: Lens) -> bool:
+    """Whether a tree has the keys of either side, and no others: what conforms nearly always."""
+    return any(_distance(tree, table) == 0 for table, _, tree in _candidates(disk, lens))
 
 
 _Tried = tuple[Match, Layout, KeyPath]

@@ -1,0 +1,275 @@
+"""Where on disk a state stands: in which item, at which key of it, or in several items at once."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.pytrees import children
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._trees.containers import flatten
+from ckpt_schema._trees.slots import SlotFinder
+from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
+from ckpt_schema.orbax._folders import SeveralItemsError, pytrees_of
+from ckpt_schema.orbax._metadata import DiskTree, planted, read_metadata
+from ckpt_schema.orbax._places import absolute
+from ckpt_schema.orbax._sides import Fit, locate, may_stand
+
+__all__ = ["Standing", "meant", "spread_over", "stand", "verify_standing"]
+
+Standing = tuple[DiskTree, list[Fit]]
+"""A checkpoint, or the part of it that is meant, and what in it conforms to which side."""
+
+_DEEPEST = 2  # levels that are looked through for what was meant
+_MOST = 64  # nodes on them
+
+
+def stand(
+    path: epath.PathLike,
+    lens: Lens,
+    read: DiskTree | None = None,
+    *,
+    item: str | None,
+    at: str | None,
+    items: Mapping[str, str] | None,
+    aux: str | None,
+) -> Standing:
+    """Where the checkpoint at ``path`` holds a tree of either side of ``lens``.
+
+    Args:
+        path: The checkpoint.
+        lens: The lens.
+        read: What is meant, where it is known already.
+        item: The pytree that is meant. Where none is named, and what is usually meant does not fit, the one that does.
+        at: The key path in it where the state stands; what is beside it is not read.
+        items: The pytree that holds what is at each key, where a state is spread over several.
+        aux: The pytree of private leaves.
+
+    Raises:
+        CheckpointMismatchError: There is none, or several; what would have fitted is named.
+    """
+    if items is not None:
+        read = read or meant(path, item=item, at=at, items=items, aux=aux)
+    if read is not None:
+        return read, locate(read.without(aux), lens)
+    first, rest, unnamed = _first(path, item, aux)
+    fits: list[Standing] = []
+    tried: list[tuple[DiskTree, CheckpointMismatchError]] = []
+    for disk in itertools.chain(first, (read_metadata(path, name, aux=aux) for name in rest)):
+        try:
+            fits.append(_looked(disk, lens, at, aux))
+        except CheckpointMismatchError as error:
+            tried.append((disk, error))
+        if fits and disk in first:  # what is usually meant fits: no other item is looked at
+            break
+    if len(fits) == 1:
+        return fits[0]
+    raise _several(fits) if fits else _nowhere(tried, unnamed, lens, aux)
+
+
+def meant(
+    path: epath.PathLike,
+    *,
+    item: str | None,
+    at: str | None,
+    items: Mapping[str, str] | None,
+    aux: str | None,
+) -> DiskTree:
+    """The part of a checkpoint that the arguments say, or that is usually meant.
+
+    Raises:
+        CheckpointMismatchError: There is none.
+    """
+    whole = read_metadata(path, item, aux=aux) if items is None else _joined(path, items, item, aux)
+    return _below(whole, at)
+
+
+def _first(
+    path: epath.PathLike, item: str | None, aux: str | None
+) -> tuple[list[DiskTree], list[str], CheckpointMismatchError | None]:
+    """The pytree that is meant, if any is; the names of others that may be; and why none is.
+
+    Raises:
+        CheckpointMismatchError: There is none, and none else.
+    """
+    try:
+        disk = read_metadata(path, item, aux=aux)
+    except SeveralItemsError as error:
+        rest = pytrees_of(absolute(path)) - {aux or ""}
+        return [], sorted(rest, key=paths.natural), error
+    others = disk.beside - {aux or ""} if item is None else ()
+    return [disk], sorted(others, key=paths.natural), None
+
+
+def _looked(disk: DiskTree, lens: Lens, at: str | None, aux: str | None) -> Standing:
+    part = _below(disk, at)
+    return part, locate(part.without(aux), lens)
+
+
+def key_of(at: str) -> KeyPath:
+    """The keys that a path names."""
+    return tuple(key for key in paths.parse_pattern(at) if not isinstance(key, paths.Index))
+
+
+def _below(disk: DiskTree, at: str | None) -> DiskTree:
+    """The part of a checkpoint at a key path.
+
+    Raises:
+        CheckpointMismatchError: There is no such part.
+    """
+    if at is None:
+        return disk
+    part = disk.below(key_of(at))
+    if part is None:
+        there = ", ".join(map(str, disk.tree)) if isinstance(disk.tree, dict) else "no keys"
+        fault = Mismatch("at", "checkpoint", f"a tree at {at}", there, "name one of these keys")
+        raise CheckpointMismatchError(f"{disk.where} has nothing at {at}", [fault])
+    beside = [str(key) for key in disk.tree if str(key) != str(key_of(at)[0])]
+    if beside:
+        text = "%s: what stands beside %s is not read: %s"
+        logging.getLogger("ckpt_schema").info(text, disk.where, at, ", ".join(sorted(beside)))
+    return part
+
+
+def _joined(
+    path: epath.PathLike, items: Mapping[str, str], rest: str | None, aux: str | None
+) -> DiskTree:
+    """One tree of several items.
+
+    Raises:
+        CheckpointMismatchError: With every item that is not there.
+    """
+    place = absolute(path)
+    there = pytrees_of(place)
+    faults = [
+        Mismatch(name, "checkpoint", f"an item for {key}", f"items {', '.join(sorted(there))}")
+        for key, name in items.items()
+        if name not in there
+    ]
+    if faults:
+        raise CheckpointMismatchError(f"{place} lacks items", faults)
+    parts = [(key_of(key), read_metadata(path, name, aux=aux)) for key, name in items.items()]
+    left = rest or "state"
+    if left in there - set(items.values()):
+        parts.insert(0, ((), read_metadata(path, left, aux=aux)))
+    return DiskTree.of_parts(parts, there - set(items.values()) - {left})
+
+
+def _several(fits: list[Standing]) -> CheckpointMismatchError:
+    names = [disk.item or "" for disk, _ in fits]
+    found = f"what fits in each of {', '.join(names)}"
+    hint = f"say which: item={names[0]!r}, or another of them"
+    fault = Mismatch("item", "ambiguous", "one item that fits", found, hint)
+    return CheckpointMismatchError(f"{fits[0][0].path} holds several such states", [fault])
+
+
+def _nowhere(
+    tried: list[tuple[DiskTree, CheckpointMismatchError]],
+    unnamed: CheckpointMismatchError | None,
+    lens: Lens,
+    aux: str | None,
+) -> CheckpointMismatchError:
+    """The error of the first that was tried, with the key path and the item that would have fitted."""
+    faults: list[Mismatch] = []
+    for disk, _ in tried:
+        for key in _nodes(disk):
+            part = disk.below(key)
+            if part is not None and may_stand(part.without(aux), lens):
+                where = paths.format_path((*disk.root, *key))
+                named = "" if disk is tried[0][0] else f"item={disk.item!r}, "
+                hint = f"pass {named}at={where!r}"
+                found = f"one in {disk.where}, at {where}"
+                faults.append(Mismatch("at", "checkpoint", "a state where it is read", found, hint))
+    items = _spread([disk for disk, _ in tried], lens)
+    if items is not None:
+        found, hint = f"one in {', '.join(items.values())}", f"pass items={items!r}"
+        faults.append(Mismatch("items", "checkpoint", "a state in one item", found, hint))
+    error = tried[0][1] if unnamed is None else unnamed
+    if faults:  # what is wrong with what was read says nothing more
+        return CheckpointMismatchError(error.header, faults)
+    notes: list[str] = []
+    if len(tried) > 1:
+        names = ", ".join(disk.item or "" for disk, _ in tried[unnamed is None :])
+        notes.append(f"no other item fits: {names}" if unnamed is None else f"none fits: {names}")
+    return CheckpointMismatchError(error.header, error.mismatches, [*error.notes, *notes])
+
+
+def _spread(disks: list[DiskTree], lens: Lens) -> dict[str, str] | None:
+    """The items that hold what is at the keys of a state of either side, where several together are one."""
+    for table in (lens.view, lens.source):
+        slot = SlotFinder(table).slot
+        found: dict[str, DiskTree] = {}
+        roots = dict.fromkeys(row.key[0] for row in table.rows)
+        for key in [key for key in roots if not isinstance(key, paths.Index)]:
+            for disk in disks:
+                flat = flatten(disk.tree)
+                known = (slot((key, *each), stored=flat.stored) is not None for each in flat.keys)
+                if disk.item is not None and flat.keys and all(known):
+                    found.setdefault(paths.format_path((key,)), disk)
+        rest = [disk for disk in disks if disk.item == "state" and disk not in found.values()]
+        parts = [((), disk) for disk in rest] + [(key_of(key), disk) for key, disk in found.items()]
+        if len(parts) > 1 and found and may_stand(DiskTree.of_parts(parts, frozenset()), lens):
+            return {key: str(disk.item) for key, disk in found.items()}
+    return None
+
+
+def _nodes(disk: DiskTree) -> Iterator[KeyPath]:
+    """Some key paths of containers below the root, those above first."""
+    waiting: list[tuple[KeyPath, Any]] = [((), disk.tree)]
+    for _ in range(_MOST):
+        if not waiting:
+            return
+        key, node = waiting.pop(0)
+        if key:
+            yield key
+        if len(key) < _DEEPEST and isinstance(node, (dict, list)):
+            pairs: Any = node.items() if isinstance(node, dict) else enumerate(node)
+            waiting += [((*key, name), x) for name, x in pairs if isinstance(x, (dict, list))]
+
+
+def spread_over(tree: Any, item: str, at: str | None, items: Mapping[str, str]) -> dict[str, Any]:
+    """A state as the items that it is saved in, each with what is at its key; all else in ``item``.
+
+    Raises:
+        ConformanceError: With every key that the state does not have.
+    """
+    if at is not None:
+        tree = planted({}, key_of(at), tree)
+    if not items:
+        return {item: tree}
+    rest: dict[Any, Any] = dict(children(tree))
+    named = {str(key): key for key in rest}
+    faults = [
+        Mismatch(key, "argument", f"a key of the state ({', '.join(named)})", "none", "")
+        for key in items
+        if key not in named
+    ]
+    if faults:
+        raise ConformanceError("the state has no such parts", faults)
+    found = {name: rest.pop(named[key]) for key, name in items.items()}
+    return {**({item: rest} if rest else {}), **found}
+
+
+def verify_standing(at: object, items: object) -> None:
+    """Raises unless these say where on disk a state stands, or are None.
+
+    Raises:
+        ConformanceError: With every argument that does not.
+    """
+    faults: list[Mismatch] = []
+    if at is not None and not (isinstance(at, str) and at):
+        faults.append(Mismatch("at", "argument", "a key path, or None", repr(at), 'at="model"'))
+    named: Any = items
+    pairs = list(named.items()) if isinstance(items, Mapping) else []
+    wrong = any(not (isinstance(key, str) and key and isinstance(name, str)) for key, name in pairs)
+    if items is not None and (not pairs or wrong):
+        hint = 'such as items={"params": "model_params", "opt_state": "optimizer_state"}'
+        faults.append(Mismatch("items", "argument", "names of items by key", repr(items), hint))
+    if faults:
+        raise ConformanceError("wrong arguments", faults)
