@@ -95,7 +95,7 @@ def join(
     refused: tuple[set[int], set[int]] = set(), set()
     for path, after in ours.items():
         before = theirs.get(path, {})
-        if before.keys() == after.keys():
+        if before.keys() == after.keys() and _alike(before, after, members):
             pairs += [(before[part], after[part]) for part in after]
         elif before:
             made = _divided(
@@ -189,6 +189,17 @@ def _plain_beside_state(table: Layout, other: Layout) -> list[Mismatch]:
 
 _Members = Mapping[int, Member]
 """By the numbers of rows: what they are part of."""
+
+
+def _alike(
+    before: Mapping[int | None, int], after: Mapping[int | None, int], members: Sequence[_Members]
+) -> bool:
+    """Whether rows of both sides are parts of one leaf in the same way: of a list, or of an axis."""
+    one, other = (
+        {type(side[number].group.rule) for number in rows.values() if number in side}
+        for rows, side in zip((before, after), members, strict=True)
+    )
+    return one == other
 
 
 def _seen(view: Layout, names: Names, members: _Members) -> list[LogicalPath]:

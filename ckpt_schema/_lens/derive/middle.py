@@ -64,13 +64,20 @@ def through_the_middle(
     symbols = [[len(row.unrolled) for row in table.rows] for table in (first.source, second.view)]
     joins: list[Join] = []
     alone: list[Cell] = []
+    plain: dict[tuple[object, object], list[Cell]] = {}
     for group in grouped(cells, lambda side, at: symbols[side][at]):
         merged = tuple(group) if len(group) == 1 else normal(group)
         both = [cell for cell in merged if not cell.is_constant]
-        if both:
+        if len(merged) == len(both) == 1:
+            plain.setdefault((both[0].source, both[0].view), []).append(both[0])
+        elif both:
             joins.append(Join(merged, plain=len(both) == 1))
         else:
             alone += merged
+    for cells in plain.values():
+        # Layers of a list that no leaf holds together may still go the same way, blocks and a rest.
+        several = cells if len(cells) == 1 else normal(cells)
+        joins += (Join((cell,), plain=True) for cell in several)
     return _with_alone(joins, alone)
 
 

@@ -27,7 +27,7 @@ from ckpt_schema._lens.derive.row_parts import RowPart, Within
 from ckpt_schema._lens.spellings import of_dim
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Divided", "Numbered", "between_parts", "listed", "split"]
+__all__ = ["Divided", "Numbered", "between_parts", "listed", "listed_and_split", "split"]
 
 _BETWEEN = -1  # the number of a row that no side has
 
@@ -185,6 +185,46 @@ def between_parts(
         return [Join(tuple(composed_if_known([~cell for cell in before], onward, known)))]
     except UndecidedError as found:
         return undecided(first[0].row, second[0].row, found)
+
+
+def listed_and_split(
+    layers: Sequence[Numbered],
+    spans: Sequence[tuple[int, int]],
+    parts: Sequence[Numbered],
+    axis: Dim | None,
+    known: GivenSizes,
+) -> list[Join] | Mismatch:
+    """The join of leaves that are parts of one, each in one list, with such leaves whole in a list of several parts.
+
+    Args:
+        layers: The parts of the list, one after the other, each of the whole leaf.
+        spans: Which levels of each make up its share.
+        parts: The parts of the leaf.
+        axis: The factor that these share, if that was said.
+        known: Sizes that are given beforehand.
+    """
+    row, (start, end) = layers[0].row, spans[0]
+    shares: list[Dim] = []
+    for each, (first, last) in zip(layers, spans, strict=True):
+        levels = each.row.repeats[first:last]
+        shares.append(tuple(factor for level in levels for factor in level.size))
+    whole = Repeat(dims_.add(shares), None)
+    repeats = (*row.repeats[:start], whole, *row.repeats[end:])
+    between = Numbered(_BETWEEN, dataclasses.replace(row, repeats=repeats))
+    onward = listed(Divided(between, tuple(layers)), start, spans, known)
+    back = split(Divided(between, tuple(parts)), axis, known)
+    for made in (onward, back):
+        if isinstance(made, Mismatch):
+            return made
+    assert not isinstance(onward, Mismatch) and not isinstance(back, Mismatch)
+    before = [~cell for join in back for cell in join.cells]
+    after = [cell for join in onward for cell in join.cells]
+    rules = [rule for join in (*back, *onward) for rule in join.told.rules]
+    try:
+        cells = composed_if_known(before, after, known)
+    except UndecidedError as found:
+        return undecided(parts[0].row, row, found)
+    return [Join(tuple(cells), Told(rules=tuple(dict.fromkeys(rules))))]
 
 
 def _whole(parts: Sequence[Numbered], axis: Dim | None) -> tuple[Row, _Share] | Mismatch:

@@ -63,7 +63,7 @@ def groups(table: Layout, other: Layout, rules: Iterable[Rule]) -> list[Group]:
     several = [rule for rule in rules if isinstance(rule, (Series, Fuse))]
     parts = standing(table, [path for rule in several for path in _parts(rule)])
     fused = [rule for rule in several if isinstance(rule, Fuse)]
-    wholes = standing(other, [rule.whole for rule in fused])
+    wholes = standing(_lined_up(other, several), [rule.whole for rule in fused])
     named = collections.Counter(rule.whole for rule in fused)
     virtual = {whole for whole, count in named.items() if count > 1}  # neither side need have it
     for rule in several:
@@ -74,6 +74,17 @@ def groups(table: Layout, other: Layout, rules: Iterable[Rule]) -> list[Group]:
         elif rule.whole in wholes or rule.whole in virtual:
             found.append(Group(rule.whole, rule.parts, rule))
     return found
+
+
+def _lined_up(table: Layout, rules: Iterable[Series | Fuse]) -> Layout:
+    """A layout with each row of a series under the path of the one list."""
+    series = [*table.series, *(rule for rule in rules if isinstance(rule, Series))]
+    if not series:
+        return table
+    rows = [*table.rows]
+    for number, member in memberships(table, [Group(s.path, s.members, s) for s in series]).items():
+        rows[number] = dataclasses.replace(rows[number], path=member.path)
+    return dataclasses.replace(table, rows=tuple(rows))
 
 
 def _parts(rule: Series | Fuse) -> tuple[LogicalPath, ...]:
@@ -152,7 +163,7 @@ def both_divided(
         known: Sizes that are given beforehand.
     """
     several: list[list[parts_.Numbered]] = []
-    axes: list[Dim | None] = []
+    shared: list[Group] = []
     for side, table in enumerate(tables):
         numbers = [number for _, number in sorted(parts[side].items())]
         member = members[side][numbers[0]]
@@ -160,18 +171,29 @@ def both_divided(
         lacking = _lacking(row, member.group, parts[side])
         if lacking is not None:
             return lacking
-        if not isinstance(member.group.rule, Fuse):
-            counts = f"{len(parts[1])} parts, as in the view", f"{len(parts[0])} in the source"
-            hint = "both sides divide the list, in different ways: take it through a layout that has it whole"
-            return Mismatch("/".join(row.path), "dims", *counts, hint)
         several.append([])
         for number in numbers:
             said = told(side, number)
             several[side].append(
                 parts_.Numbered(number, table.rows[number], said if side else said.inverse)
             )
-        axes.append(member.group.axis)
-    return parts_.between_parts(several[0], several[1], axes, known)
+        shared.append(member.group)
+    lists = [isinstance(group.rule, Series) for group in shared]
+    if all(lists):
+        counts = f"{len(parts[1])} parts, as in the view", f"{len(parts[0])} in the source"
+        hint = "both sides divide the list, in different ways: take it through a layout that has it whole"
+        return Mismatch("/".join(several[0][0].row.path), "dims", *counts, hint)
+    if not any(lists):
+        axes = shared[0].axis, shared[1].axis
+        return parts_.between_parts(several[0], several[1], axes, known)
+    side = lists.index(True)
+    spans = [_span(each.row, members[side][each.number]) for each in several[side]]
+    found = parts_.listed_and_split(
+        several[side], spans, several[1 - side], shared[1 - side].axis, known
+    )
+    return (
+        [one.inverse for one in found] if side == 0 and not isinstance(found, Mismatch) else found
+    )
 
 
 def _lacking(row: Row, group: Group, parts: Mapping[int, int]) -> Mismatch | None:
