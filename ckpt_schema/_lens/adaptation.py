@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,11 @@ Axes = int | Mapping[Any, int] | None
 
 Scan = Mapping[str, Axes | tuple[Axes, Axes]]
 """The axis for each stacked node; two where both sides are stacked, the source's first."""
+
+_SHOWN = 4
+"""How many lines a message offers where several settle it."""
+
+_KIND = "nnx.{}"
 
 _NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
 
@@ -198,15 +204,18 @@ def _with_stacks(sides: _Sides, given: Scan) -> _Sides:
         for at, axis in _of_sides(sides, node, axes):
             scans[at][node] = axis
     faults: list[Mismatch] = []
+    moved: list[LogicalPath] = []
+    spoken = [parse_path(node) for node in given]
     for node, members in _stacked_nodes(sides):
         text = "/".join(node)
         if text in given:
             continue
-        for at in (0, 1):
-            found = _axes(node, members, at, faults)
+        moved.append(node)
+        for at, found in enumerate(_settled(node, members, faults)):
             if found is not None:
                 scans[at][text] = found
                 scans[at].update(dict.fromkeys(_unstacked(sides, node, at, found)))
+    faults += _doubtful(sides, moved, spoken)
     if faults:
         here, there = (side.name for side in sides)
         unique = {fault.path: fault for fault in faults}
@@ -255,24 +264,39 @@ def _is_list(side: _Side, node: LogicalPath) -> bool:
 
 def _stacked_nodes(sides: _Sides) -> Iterator[tuple[LogicalPath, list[_Leaf]]]:
     """The nodes that both sides have and one side stacks, or both, each with the leaves below it."""
-    left, right = sides
-    both = [path for path in left.weights if path in right.weights]
     listed: dict[LogicalPath, list[_Leaf]] = collections.defaultdict(list)
-    plain: dict[LogicalPath, _Leaf] = {}
-    for path in both:
-        rows = left.weights[path], right.weights[path]
-        shapes = _shape(rows[0]), _shape(rows[1])
-        levels = [_levels(row) for row in rows]
-        if shapes[0] is None or shapes[1] is None:
-            continue
-        leaf = _Leaf((shapes[0], shapes[1]), (rows[0].kind, rows[1].kind))
+    for path, leaf, levels in _shared_leaves(sides):
         if len(levels[0]) + len(levels[1]) == 1:
             [(at, count)] = levels[0] or levels[1]
             listed[path[: at + 1]].append(dataclasses.replace(leaf, count=count))
-        elif not levels[0] and not levels[1]:
-            plain[path] = leaf
     yield from listed.items()
-    yield from _moved((), plain)
+    yield from _moved((), dict(_plain_leaves(sides)))
+
+
+_Levels = Sequence[tuple[int, int]]
+
+
+def _shared_leaves(
+    sides: _Sides,
+) -> Iterator[tuple[LogicalPath, _Leaf, tuple[_Levels, _Levels]]]:
+    """The leaves that both sides have, each with its levels in lists on both."""
+    left, right = (side.weights for side in sides)
+    for path, row in left.items():
+        if path not in right:
+            continue
+        rows = row, right[path]
+        shapes = _shape(rows[0]), _shape(rows[1])
+        if shapes[0] is None or shapes[1] is None:
+            continue
+        leaf = _Leaf((shapes[0], shapes[1]), (rows[0].kind, rows[1].kind))
+        yield path, leaf, (_levels(rows[0]), _levels(rows[1]))
+
+
+def _plain_leaves(sides: _Sides) -> Iterator[tuple[LogicalPath, _Leaf]]:
+    """Those that neither side has in lists."""
+    for path, leaf, levels in _shared_leaves(sides):
+        if not levels[0] and not levels[1]:
+            yield path, leaf
 
 
 def _levels(row: Row) -> list[tuple[int, int]]:
@@ -337,9 +361,16 @@ def _readings(members: Sequence[_Leaf]) -> dict[tuple[_Order, ...], _Reading]:
                 continue
             each = tuple(_read_so(leaf, (before, after)) for leaf in members)
             whole = tuple(one for one in each if one is not None)
-            if len(whole) == len(each):
+            if len(whole) == len(each) and len({_layers(m, (before, after)) for m in members}) == 1:
                 found.setdefault(whole, (before, after))
     return found
+
+
+def _layers(leaf: _Leaf, reading: _Reading) -> int | None:
+    """How many layers a leaf has by a reading that it allows: all leaves of a node have the same."""
+    at = 0 if reading[0] is not None else 1
+    axis = reading[at]
+    return None if axis is None else leaf.shapes[at][axis]
 
 
 def _read_so(leaf: _Leaf, reading: _Reading) -> _Order | None:
@@ -366,49 +397,115 @@ def _read_so(leaf: _Leaf, reading: _Reading) -> _Order | None:
     return (*order[: axes[1]], axes[0], *order[axes[1] :])
 
 
-def _axes(
-    node: LogicalPath, members: Sequence[_Leaf], at: int, faults: list[Mismatch]
-) -> Axes | None:
-    """The axis that a node is stacked on, on one side: one for all leaves, or else one for each kind."""
-    readings = _readings(members)
-    if not readings and len({leaf.kinds[at] for leaf in members}) > 1:
-        return _axes_by_kind(node, members, at, faults)
-    if len(readings) > 1:
-        faults.append(_ambiguous(node, members, readings.values()))
-        return None
-    return next((reading[at] for reading in readings.values()), None)
+def _settled(
+    node: LogicalPath, members: Sequence[_Leaf], faults: list[Mismatch]
+) -> tuple[Axes, Axes]:
+    """The axis that a node is stacked on, on each side: for each kind of leaf, one for all kinds if they agree.
 
-
-def _axes_by_kind(
-    node: LogicalPath, members: Sequence[_Leaf], at: int, faults: list[Mismatch]
-) -> Axes | None:
-    groups: dict[Any, list[_Leaf]] = collections.defaultdict(list)
+    Each kind must have one reading of its own: kernels on axis 1 may stand beside streams on axis 0,
+    and a reading by which both are on axis 0 would not be the only one.
+    """
+    groups: dict[tuple[Any, Any], list[_Leaf]] = collections.defaultdict(list)
     for leaf in members:
-        groups[leaf.kinds[at]].append(leaf)
-    found: dict[Any, int] = {}
-    for kind, inner in groups.items():
-        readings = _readings(inner)
-        if len(readings) > 1:
-            faults.append(_ambiguous(node, inner, readings.values()))
-        axis = next((reading[at] for reading in readings.values()), None)
-        if axis is not None:
-            found[kind] = axis
-    return found or None
+        groups[leaf.kinds].append(leaf)
+    each = {kinds: [*_readings(inner).values()] for kinds, inner in groups.items()}
+    each = {kinds: readings for kinds, readings in each.items() if readings}
+    ways = [dict(zip(each, way, strict=True)) for way in itertools.product(*each.values())]
+    found = [(_by_side(way, 0), _by_side(way, 1)) for way in ways if way]
+    if len(found) > 1:
+        faults.append(_ambiguous(node, len(members), found))
+        return None, None
+    return next(iter(found), (None, None))
 
 
-def _ambiguous(
-    node: LogicalPath, members: Sequence[_Leaf], readings: Iterable[_Reading]
-) -> Mismatch:
+def _by_side(way: Mapping[tuple[Any, Any], _Reading], at: int) -> Axes:
+    """One axis for all kinds, or one for each."""
+    own = {kinds[at]: axis for kinds, reading in way.items() if (axis := reading[at]) is not None}
+    if len(set(own.values())) > 1:
+        return own
+    return next(iter(own.values()), None)
+
+
+def _ambiguous(node: LogicalPath, count: int, readings: Iterable[tuple[Axes, Axes]]) -> Mismatch:
     """The fault for a node that is stacked on one of several axes, and the lines that settle it."""
     text = "/".join(node)
     written: list[str] = []
     for before, after in readings:
-        one = f"({before}, {after})" if None not in (before, after) else f"{before or after or 0}"
+        both = _written(before), _written(after)
+        one = f"({both[0]}, {both[1]})"
+        if before is None or after is None:
+            one = both[before is None]
         written.append(f"scan={{{text!r}: {one}}}")
     expected = f"one axis that the layers of {text} are stacked on"
-    found = f"several that fit {counted(len(members), 'leaf', 'leaves')} each"
-    hint = f"the sizes do not tell; add one of {' or '.join(written)}"
+    found = f"several that fit {counted(count, 'leaf', 'leaves')} each"
+    more = f" or another of {len(written)}" if len(written) > _SHOWN else ""
+    hint = f"the sizes do not tell; add one of {' or '.join(written[:_SHOWN])}{more}"
     return Mismatch(text, "ambiguous", expected, found, hint)
+
+
+def _written(axes: Axes) -> str:
+    """Axes as they are pasted."""
+    if not isinstance(axes, Mapping):
+        return repr(axes)
+    cells = [
+        f"{_KIND.format(kind.__name__) if isinstance(kind, type) else repr(kind)}: {axis}"
+        for kind, axis in axes.items()
+    ]
+    return f"{{{', '.join(cells)}}}"
+
+
+# --- Leaves that look as if they stayed  ---
+
+
+def _doubtful(
+    sides: _Sides, moved: Iterable[LogicalPath], given: Iterable[LogicalPath]
+) -> Iterator[Mismatch]:
+    """Leaves of equal shapes on both sides, which the move of an axis that others show would not change.
+
+    They are doubtful where they have as many layers as those that move, or stand below a node of the same name.
+    """
+    stacks = [*moved]
+    spoken = [*stacks, *given]
+    leaves = dict(_plain_leaves(sides))
+    shown = {path: leaf for path, leaf in leaves.items() if leaf.shapes[0] != leaf.shapes[1]}
+    signs: set[tuple[str, _Reading]] = set()
+    counts: set[tuple[int | None, _Reading]] = set()
+    for path, leaf in shown.items():
+        if any(path[: len(node)] == node for node in given):
+            continue
+        inside = [node for node in stacks if path[: len(node)] == node]
+        for reading in _readings([leaf]).values():
+            signs.update((name, reading) for name in path[:-1])
+            if inside:
+                counts.add((_layers(leaf, reading), reading))
+    ways: dict[LogicalPath, dict[_Order, _Reading]] = collections.defaultdict(dict)
+    known = sorted({reading for _, reading in signs | counts}, key=str)
+    for path, leaf in leaves.items():
+        if path in shown or any(path[: len(node)] == node for node in spoken):
+            continue
+        for reading in known:
+            order = _read_so(leaf, reading)
+            if order is None or not _changes(order, leaf.shapes[0]):
+                continue
+            named = any((name, reading) in signs for name in path[:-1])
+            if named or (_layers(leaf, reading), reading) in counts:
+                ways[path[:-1] or path].setdefault(order, reading)
+    for node, orders in ways.items():
+        text = "/".join(node)
+        lines = [f"scan={{{text!r}: {axes}}}" for axes in (*orders.values(), None)]
+        yield Mismatch(
+            text,
+            "ambiguous",
+            "leaves that show whether their layers are stacked on another axis, as others are",
+            "equal sizes, which do not show it",
+            f"the sizes do not tell; add one of {' or '.join(lines)}",
+        )
+
+
+def _changes(order: _Order, shape: tuple[int, ...]) -> bool:
+    """Whether another order of the axes is another order of the elements."""
+    wide = [axis for axis in order if shape[axis] > 1]
+    return wide != sorted(wide)
 
 
 # --- Leaves of one side  ---

@@ -1,0 +1,77 @@
+"""What `adapt` makes of pairs of trees, against NumPy, and what it refuses: never wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import adapted
+import numpy as np
+import pytest
+
+import ckpt_schema as cs
+
+
+def test_random_pairs_are_right_or_refused() -> None:
+    counts = adapted.histogram(0, 60)
+    assert counts["wrong"] == 0
+    assert counts["right"] > 20
+
+
+def stack(*shape: int) -> np.ndarray[Any, Any]:
+    return np.arange(np.prod(shape), dtype="float32").reshape(shape)
+
+
+def test_a_square_stack_is_doubtful_where_one_of_its_name_moves() -> None:
+    """The decoder's layers move from axis 1 to axis 0; the encoder has as many layers as it is wide."""
+    kernel, bias, square = stack(4, 3, 5), stack(5, 3), stack(4, 4, 5)
+    source = {
+        "params": {
+            "decoder": {"layers": {"kernel": kernel, "bias": bias}},
+            "encoder": {"layers": {"kernel": square}},
+        }
+    }
+    view = {
+        "params": {
+            "decoder": {"layers": {"kernel": kernel.swapaxes(0, 1), "bias": bias.T}},
+            "encoder": {"layers": {"kernel": square.swapaxes(0, 1)}},
+        }
+    }
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.adapt(source, view)
+    assert "scan={'encoder/layers': (0, 1)} or scan={'encoder/layers': None}" in str(caught.value)
+    moved = cs.adapt(source, view, scan={"encoder/layers": (0, 1)})
+    cs.assert_trees_identical(moved.get(source), view)
+    stayed = cs.adapt(source, view, scan={"encoder/layers": None})
+    assert np.array_equal(stayed.get(source)["params"]["encoder"]["layers"]["kernel"], square)
+
+
+def test_leaves_of_two_collections_may_be_stacked_on_two_axes() -> None:
+    """One axis fits all, and is not the only way: the line that settles it names the axis of each."""
+    layers = [{"w": stack(4, 5) + n, "m": stack(3) + n} for n in range(3)]
+    one = {
+        "params": {"layers": {"w": np.stack([each["w"] for each in layers])}},
+        "batch_stats": {"layers": {"m": np.stack([each["m"] for each in layers], axis=1)}},
+    }
+    many = {
+        "params": {f"layers_{n}": {"w": each["w"]} for n, each in enumerate(layers)},
+        "batch_stats": {f"layers_{n}": {"m": each["m"]} for n, each in enumerate(layers)},
+    }
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.adapt(one, many)
+    line = "scan={'layers': {'batch_stats': 1, 'params': 0}}"
+    assert line in str(caught.value).replace("\n", " ")
+    lens = cs.adapt(one, many, scan={"layers": {"params": 0, "batch_stats": 1}})
+    cs.assert_trees_identical(lens.get(one), many)
+
+
+def test_all_leaves_of_a_stack_have_as_many_layers() -> None:
+    """Two kernels that are transposed are no stack, though each alone could be one."""
+    one = {"params": {"node": {"a": {"w": stack(4, 6)}, "b": {"w": stack(5, 6)}}}}
+    two = {"params": {"node": {"a": {"w": stack(4, 6).T}, "b": {"w": stack(5, 6).T}}}}
+    lens = cs.adapt(one, two)
+    cs.assert_trees_identical(lens.get(one), two)
+    with pytest.raises(cs.DerivationError):
+        cs.adapt(
+            {"params": {"node": {"a": {"w": stack(4, 6)}, "b": {"w": stack(5, 7)}}}},
+            {"params": {"node": {"a": {"w": stack(6, 4)}, "b": {"w": stack(7, 5)}}}},
+        )
