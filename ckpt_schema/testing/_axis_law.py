@@ -85,7 +85,7 @@ def axes_kept(lens: Lens) -> None:
 
 
 def _has_names(row: Row) -> bool:
-    return row.path[0] not in ("opt_state", "step") and bool(row.dims)
+    return not row.optimizer and bool(row.dims)
 
 
 def _names(lens: Lens, number: int) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def defaults_made(lens: Lens, s: Tree) -> None:
 def _starts_anew(lens: Lens, row: Row) -> bool:
     """Whether a leaf is what an optimizer keeps of another one, and no rule speaks of it at its own place."""
     paths = [getattr(rule, "path", ()) for each in lens.derivations for rule in each.rules]
-    own = any(path[:1] == ("opt_state",) and row.path[: len(path)] == path for path in paths)
+    own = any(path and row.path[: len(path)] == path for path in paths)
     mirror = bool(row.mirrors)
     return mirror and lens.view.initial is not None and not own
 

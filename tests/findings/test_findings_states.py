@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -530,3 +531,66 @@ def test_a_train_step_is_checked_eagerly_and_when_it_is_traced(jitted: bool) -> 
 
 def test_of_equal_train_states_one_class_is_made() -> None:
     assert cs.nnx.TrainState[Body, ADAM] is cs.nnx.TrainState[Body, ADAM]
+
+
+def test_a_ready_made_train_state_is_extended_as_a_class_is() -> None:
+    class Mine(cs.linen.BareTrainState[Body, ADAM]):  # pyright: ignore[reportGeneralTypeIssues]
+        ema: Body = cs.field(optional=True)
+        rng: cs.Key["fry"] = cs.field(default=cs.fresh_key(0))
+
+    state = trained(rng=jax.random.key(0))
+    assert isinstance(state, Mine)
+    assert isinstance({**state, "ema": params_of()}, Mine)
+    assert not isinstance({**state, "ema": 3}, Mine)
+
+
+def test_two_models_in_boxes_keep_what_is_said_of_each() -> None:
+    def boxed(state: dict[str, Any], name: str) -> dict[str, Any]:
+        def box(path: Any, leaf: Any) -> Any:
+            whole = jax.tree_util.keystr(path)
+            return (
+                linen.Partitioned(leaf, (name, None))
+                if "head" in whole and leaf.ndim == 2
+                else leaf
+            )  # pyright: ignore
+
+        return jax.tree_util.tree_map_with_path(box, state)
+
+    gan = {"generator": boxed(trained(), "one"), "discriminator": boxed(trained(9.0), "other")}
+    found = cs.derive(Gan, Gan, rules=[cs.flip("head/kernel", "classes")]).get(gan)
+    for model, name in (("generator", "one"), ("discriminator", "other")):
+        assert found[model]["params"]["head"]["kernel"].names == (name, None)
+        assert found[model]["opt_state"][0].nu["head"]["kernel"].names == (name, None)
+
+
+# --- words of train states stand where train states are made  ---
+
+LEFT = {
+    "_layouts.drafts": "params is Linen's collection of a field that names none",
+    "_layouts.kinds": "the same",
+    "_lens.derive.restarts": "the same",
+    "_trees.envelopes": "what is inferred is told by these names",
+    "_trees.inference": "the same",
+    "orbax._sides": "what may stand beside bare weights on disk",
+    "testing._container_kinds": "the fields of Flax's TrainState",
+}
+"""Modules that still spell them, and why; the list may shrink and never grow."""
+
+
+def spelled(source: str) -> set[str]:
+    """The words of train states among the constants of a module."""
+    words = {"opt_state", "params", "mu", "nu"}
+    found = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    return {word for word in found if isinstance(word, str) and word in words}
+
+
+def test_the_words_of_train_states_stand_where_train_states_are_made() -> None:
+    root = Path(cs.__file__).parent
+    made = ("_frameworks", "linen", "nnx", "demo")
+    found: set[str] = set()
+    for path in root.rglob("*.py"):
+        module = ".".join(path.relative_to(root).with_suffix("").parts)
+        if not module.startswith(made) and spelled(path.read_text()):
+            found.add(module)
+    assert found == LEFT.keys()
+    assert spelled("x = ['mu', 'xmu']") == {"mu"}

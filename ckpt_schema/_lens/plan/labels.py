@@ -7,7 +7,7 @@ from typing import Any
 
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.leaves import Init
-from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.paths import KeyPath, Pattern
 from ckpt_schema._layouts.table import Layout, Row, Slot
 from ckpt_schema._lens.arrays.axes import Clash
 from ckpt_schema._lens.arrays.blocks import Task
@@ -68,7 +68,7 @@ def carried(
         mirrors |= {
             _key(view, slot) for slot in wanted if isinstance(view.rows[slot[0]].default, Init)
         }
-    return found | _mirrored(found, mirrors)
+    return found | _mirrored(view, found, mirrors)
 
 
 def _key(view: Layout, slot: Slot) -> KeyPath:
@@ -77,13 +77,36 @@ def _key(view: Layout, slot: Slot) -> KeyPath:
 
 
 def _mirrored(
-    params: Mapping[KeyPath, Labelled], mirrors: Iterable[KeyPath]
+    view: Layout, params: Mapping[KeyPath, Labelled], mirrors: Iterable[KeyPath]
 ) -> dict[KeyPath, Labelled]:
-    """The labels of what stands in the optimizer state where params do: below the same keys, the model's own root excepted."""
+    """The labels of what stands in an optimizer state where params do: below the same keys.
+
+    Where a state mirrors nothing that is there, as of a model that is masked as a whole, all but the model's own root tells.
+    """
+    rows = {"/".join(row.path): row for row in view.rows if not row.optimizer} if mirrors else {}
+    pairs = ((row, rows.get(row.mirrors)) for row in view.rows if row.mirrors and rows)
+    homes = {_roots(row, param) for row, param in pairs if param is not None}
     below = {key[1:]: labels for key, labels in params.items()}
-    return {
-        key: below[key[at:]] for key in mirrors for at in range(1, len(key)) if key[at:] in below
-    }
+    found: dict[KeyPath, Labelled] = {}
+    for key in mirrors:
+        ends: Iterable[Any] = (
+            (*home, *key[len(at) :]) for at, home in homes if key[: len(at)] == at
+        )
+        labels = next((params[end] for end in ends if end in params), None)
+        rest = (below[key[at:]] for at in range(1, len(key)) if key[at:] in below)
+        labels = next(rest, None) if labels is None else labels
+        if labels is not None:
+            found[key] = labels
+    return found
+
+
+def _roots(mirror: Row, param: Row) -> tuple[Pattern, Pattern]:
+    """Where a state, and where the model stands that it mirrors: what is before the part of both keys that is the same."""
+    left, right = mirror.key[: len(mirror.key) - mirror.inside], param.key
+    right = right[: len(right) - param.inside]
+    while left and right and left[-1] == right[-1]:
+        left, right = left[:-1], right[:-1]
+    return left, right
 
 
 def _said(tree: Match) -> Mapping[int, Labelled]:
