@@ -32,7 +32,7 @@ ORDER = """
     _lens.derive.relations _lens.derive.parts _lens.derive.ties
     _lens.derive.alignment _lens.derive.names _lens.derive.partners _lens.derive.restarts _lens.derive.unplaced
     _lens.derive.wholes _lens.derive.causes _lens.derive.idle_rules _lens.derive.exemptions _lens.derive.disputes
-    _lens.derive.derivation _lens.derive.middle _lens.derive.composition _lens.derive.served_weights
+    _lens.derive.derivation _lens.derive.lists _lens.derive.middle _lens.derive.composition _lens.derive.served_weights
     _lens.description
     _lens.arrays _lens.arrays.blocks _lens.arrays.axes _lens.arrays.frames _lens.arrays.comparison
     _lens.arrays.floats _lens.arrays.conversions _lens.arrays.moves _lens.arrays.shardings _lens.arrays.programs

@@ -433,3 +433,107 @@ def test_a_whole_and_its_parts_with_copies_on_both_sides() -> None:
         lens.put({**view, "again": v + 1})
     with pytest.raises(cs.ConformanceError, match="are equal to the last bit"):
         lens.get({**source, "copy": source["copy"] + 1})
+
+
+# --- Lists that one side has in several nodes  ---
+
+LAYER = schema("Layer", q="embed heads*dim", k="embed kv*dim", v="embed kv*dim")
+FUSED_LAYER = schema("FusedLayer", qkv=WHOLE)
+SEVERAL = [{name: value + i for name, value in PARTS.items()} for i in range(3)]
+WHOLES = [whole(each["q"], each["k"], each["v"]) for each in SEVERAL]
+
+
+def _in_nodes(layer: Any, *nodes: tuple[str, str]) -> Any:
+    """A schema whose layers stand in several nodes, the first stacked on axis 1, the others in lists."""
+    (first, count), *others = nodes
+    made: dict[str, Any] = {first: (layer, cs.field(scan=count, axis=1))}
+    made |= {name: (list[layer], cs.field(length=size)) for name, size in others}
+    body = schema("Nodes", **made)
+    return type(
+        "Series", (body,), {"layers": cs.series(f"{first}[]", *(f"{n}[]" for n, _ in others))}
+    )
+
+
+def _stack(several: Any) -> Any:
+    names = several[0]
+    return {name: np.ascontiguousarray(np.stack([s[name] for s in several], 1)) for name in names}
+
+
+@pytest.mark.parametrize("divided", ["apart", "fused"])
+def test_a_list_in_several_nodes_is_fused(divided: str) -> None:
+    rules = [
+        cs.fuse("layers[]/qkv", [f"layers[]/{name}" for name in "qkv"]),
+        cs.flip("layers[]/q", "embed"),
+    ]
+    ours, theirs = (LAYER, FUSED_LAYER) if divided == "apart" else (FUSED_LAYER, LAYER)
+    listed = schema("Listed", layers=(list[theirs], cs.field(length="blocks+rest")))
+    nodes = _in_nodes(ours, ("blocks", "blocks"), ("last", "rest"))
+    lens = cs.derive(nodes, listed, rules=rules, dims={**SIZES, "blocks": 2})
+    turned = [{"qkv": whole(each["q"][::-1], each["k"], each["v"])} for each in SEVERAL]
+    one, other = (SEVERAL, turned) if divided == "apart" else (turned, SEVERAL)
+    source = {"blocks": _stack(one[:2]), "last": {0: one[2]}}
+    held(lens, source, {"layers": dict(enumerate(other))})
+
+
+def test_a_list_in_several_nodes_has_another_name_and_so_do_its_leaves() -> None:
+    ours = _in_nodes(schema("Block", w="embed kv*dim"), ("blocks", "blocks"), ("last", "rest"))
+    layer = schema("Layer", x="kv*dim embed", copy="embed kv*dim")
+    theirs = schema("Listed", h=(list[layer], cs.field(length="blocks+rest")))
+    rules = [cs.rename("layers[]/w", "h[]/x"), cs.scale("h[]/x", 2), cs.tie("h[]/copy", "h[]/x")]
+    lens = cs.derive(ours, theirs, rules=rules, dims={"kv": 2, "dim": 2, "blocks": 2})
+    keys = [each["k"] for each in SEVERAL]
+    source = {"blocks": _stack([{"w": key} for key in keys[:2]]), "last": {0: {"w": keys[2]}}}
+    twice = [key * np.float32(2) for key in keys]
+    view = {"h": {i: {"x": key.T.copy(), "copy": key.copy()} for i, key in enumerate(twice)}}
+    cs.assert_trees_identical(lens.get(source), view)
+    cs.assert_trees_identical(lens.put(view), source)
+
+
+def test_both_sides_divide_a_list_in_different_ways() -> None:
+    ours = _in_nodes(LAYER, ("blocks", "2"), ("last", "1"))
+    theirs = _in_nodes(FUSED_LAYER, ("first", "1"), ("others", "2"))
+    rules = [cs.fuse("layers[]/qkv", [f"layers[]/{name}" for name in "qkv"])]
+    lens = cs.derive(ours, theirs, rules=rules, dims=SIZES)
+    source = {"blocks": _stack(SEVERAL[:2]), "last": {0: SEVERAL[2]}}
+    made = [{"qkv": each} for each in WHOLES]
+    held(lens, source, {"first": _stack(made[:1]), "others": dict(enumerate(made[1:]))})
+
+
+def test_the_nodes_of_a_list_differ_in_what_each_does_to_its_leaves() -> None:
+    block, rest = schema("Block", w="rows kv*dim"), schema("Rest", w="kv*dim embed")
+    body = schema(
+        "Nodes",
+        blocks=(block, cs.field(scan="blocks", axis=1)),
+        last=(list[rest], cs.field(length="rest")),
+    )
+    ours = type("Series", (body,), {"layers": cs.series("blocks[]", "last[]")})
+    layer = schema("Layer", w="embed kv*dim")
+    theirs = schema("Listed", layers=(list[layer], cs.field(length="blocks+rest")))
+    rules = [
+        cs.pad("blocks[]/w", "embed", "rows", 5),
+        cs.scale("last[]/w", 4),
+        cs.flip("layers[]/w", "embed"),
+    ]
+    lens = cs.derive(ours, theirs, rules=rules).bind(kv=2, dim=2, rows=5, blocks=2)
+    keys = [each["k"] for each in SEVERAL]
+    padded = [np.pad(key[::-1], ((0, 2), (0, 0)), constant_values=5) for key in keys]
+    source = {
+        "blocks": _stack([{"w": each} for each in padded[:2]]),
+        "last": {0: {"w": np.ascontiguousarray((keys[2][::-1] / np.float32(4)).T)}},
+    }
+    held(lens, source, {"layers": {i: {"w": key.copy()} for i, key in enumerate(keys)}})
+
+
+def test_parts_that_are_cut_elsewhere_than_the_whole_is_written() -> None:
+    theirs = schema("Theirs", qk="heads*dim+kv*dim embed", v="embed kv*dim")
+    lens = cs.derive(
+        schema("Fused", qkv=WHOLE), theirs, rules=[cs.fuse("qkv", ["qk", "v"])], dims=SIZES
+    )
+    held(lens, {"qkv": whole(q, k, v)}, {"qk": whole(q, k).T.copy(), "v": v})
+    ours = schema("Ours", q="dim embed heads", kv="2*kv dim embed")
+    theirs = schema("Theirs", qk="embed heads+kv dim", v="dim kv embed")
+    rules = [cs.fuse("qkv", ["q", "kv"]), cs.fuse("qkv", ["qk", "v"])]
+    lens = cs.derive(ours, theirs, rules=rules, dims={"heads": 4, "kv": 2})
+    x, y, z = q.reshape(3, 4, 2), k.reshape(3, 2, 2), v.reshape(3, 2, 2)
+    source = {"q": x.transpose(2, 0, 1).copy(), "kv": whole(y, z).transpose(1, 2, 0).copy()}
+    held(lens, source, {"qk": whole(x, y), "v": z.transpose(2, 1, 0).copy()})

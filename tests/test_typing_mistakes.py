@@ -150,13 +150,13 @@ MISTAKES = {
         (in_blocks(6), listed("6*blocks")),
         (in_blocks(6), listed(BLOCKED)),
         "layers[]/w",
-        ("blocks*6+rest repeats", "6*blocks"),
+        ("blocks*6+rest in the source", "6*blocks in the view"),
     ),
     "blocks of another size": Mistake(
         (in_blocks(5), listed(BLOCKED)),
         (in_blocks(6), listed(BLOCKED)),
         "layers[]/w",
-        ("blocks*5+rest repeats", "6*blocks+rest"),
+        ("6*blocks+rest in the view", "blocks*5+rest in the source"),
     ),
     "a remainder of other layers than the blocks'": Mistake(
         (in_blocks(6, dims="a c"), listed(BLOCKED)),

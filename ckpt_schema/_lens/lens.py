@@ -16,8 +16,8 @@ from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.derive.axis_names import guessed
 from ckpt_schema._lens.derive.composition import compose
-from ckpt_schema._lens.derive.derivation import join
 from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.derive.lists import join
 from ckpt_schema._lens.derive.served_weights import unserved, warn_of_unserved
 from ckpt_schema._lens.description import described
 from ckpt_schema._lens.plan.compilation import compile_plan

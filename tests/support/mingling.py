@@ -192,12 +192,16 @@ def _place(rng: random.Random, layers: _Layers, sizes: dict[str, int]) -> Place:
         return Place((member,), member.path, layers.by_rule)
     first, last = _leaves(rng, layers.units, sizes, members=2)
     rest = Member((_level(rng, "rest", "rest", last),), "rest", last)
-    if layers.form == "series":
-        block = Member((_level(rng, "blocks", "blocks", first),), "blocks", first)
-    else:
+    if layers.form == "pairs":
         levels = _levels(rng, ("blocks", "blocks"), ("each", "2"), first)
         block = Member(levels, "2*blocks", first)
-    members = (block, rest) if layers.form == "pairs" or rng.random() < 0.7 else (rest, block)
+        members = block, rest
+    elif rng.random() < 0.7:
+        block = Member((_level(rng, "blocks", "blocks", first),), "blocks", first)
+        members = block, rest
+    else:  # the other way round, in nodes of other names: a rule does not tell which side has it
+        block = Member((_level(rng, "main", "blocks", first),), "blocks", first)
+        members = Member((_level(rng, "head", "rest", last),), "rest", last), block
     return Place(members, "layers[]/", layers.by_rule)
 
 
@@ -257,6 +261,9 @@ def _otherwise(rng: random.Random, kept: Kept) -> Kept:
 
 def _unit_leaves(rng: random.Random, unit: Unit, sizes: dict[str, int]) -> list[Kept]:
     cuts = [0, *(n for n in range(1, unit.count) if rng.random() < 0.5), unit.count]
+    if len(unit.terms[0]) > 1 if unit.terms else False:
+        # Parts both ways need what each has for itself on one axis: two cuts of such are not drawn.
+        cuts = rng.choice(([0, 1, 2, 3], [0, 1, 3], [0, 3]))
     names = "qkv"
     found: list[Kept] = []
     for first, last in itertools.pairwise(cuts):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
-from ckpt_schema._layouts.sizes import Size, UndecidedError
+from ckpt_schema._layouts.sizes import ONE, Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.cells import Cell
 from ckpt_schema._lens.derive.alignment import Alignment, Owners, Settled, align
@@ -27,22 +27,28 @@ from ckpt_schema._lens.derive.ties import copies
 from ckpt_schema._lens.derive.unplaced import unplaced
 from ckpt_schema._lens.derive.wholes import Member, both_divided, divided, groups, memberships
 from ckpt_schema._lens.rules import Apart, Fuse, Move, Private, Rename, Reset, Rule
+from ckpt_schema._lens.spellings import of_dim
 from ckpt_schema._trees import chains
 from ckpt_schema.errors import DerivationError, Mismatch
 
-__all__ = ["join"]
+__all__ = ["join_rows", "verify_rules", "with_moments"]
 
 
-def join(
-    source: Layout, view: Layout, rules: Sequence[Rule], sizes: Mapping[str, int]
+def join_rows(
+    source: Layout,
+    view: Layout,
+    rules: Sequence[Rule],
+    sizes: Mapping[str, int],
+    moments: Moments | None = None,
 ) -> tuple[Layout, Layout, tuple[Join, ...], tuple[Rule, ...]]:
-    """Joins two layouts on their logical paths.
+    """Joins two layouts on their logical paths; a list that a series divides has no place here.
 
     Args:
         source: The left layout.
         view: The right layout.
         rules: What the types cannot say.
         sizes: Sizes that are given beforehand, in elements: they decide what is open for all sizes.
+        moments: What knows the powers of what optimizers keep; those of the two layouts, unless given.
 
     Returns:
         Both layouts, with defaults that rules declare, the joins in the view's order, and the
@@ -52,7 +58,7 @@ def join(
         DerivationError: With every row of both sides that has no place, every pair of rows whose types
             do not go together, every ambiguity, and every rule that matches nothing.
     """
-    _verify_rules(rules)
+    verify_rules(rules)
     names_of = source.name, view.name
     source, view = (
         dataclasses.replace(table, name=name)
@@ -71,7 +77,7 @@ def join(
     alignment = align(source, view, names.called, _settled(rules))
     decisions, said = names.decisions(source.rows), values.along(view.rows)
     known = {name: Size.of(size) for name, size in sizes.items()}
-    moments = Moments(source, view)
+    moments = moments or Moments(source, view)
     members = tuple(
         memberships(table, groups(table, other, rules))
         for table, other in ((source, view), (view, source))
@@ -95,7 +101,7 @@ def join(
     refused: tuple[set[int], set[int]] = set(), set()
     for path, after in ours.items():
         before = theirs.get(path, {})
-        if before.keys() == after.keys() and _alike(before, after, members):
+        if before.keys() == after.keys() and _alike((source, view), (before, after)):
             pairs += [(before[part], after[part]) for part in after]
         elif before:
             made = _divided(
@@ -191,26 +197,12 @@ _Members = Mapping[int, Member]
 """By the numbers of rows: what they are part of."""
 
 
-def _alike(
-    before: Mapping[int | None, int], after: Mapping[int | None, int], members: Sequence[_Members]
-) -> bool:
-    """Whether rows of both sides are parts of one leaf in the same way: of a list, or of an axis."""
-    one, other = (
-        {type(side[number].group.rule) for number in rows.values() if number in side}
-        for rows, side in zip((before, after), members, strict=True)
-    )
-    return one == other
-
-
 def _seen(view: Layout, names: Names, members: _Members) -> list[LogicalPath]:
     """The path of each of the view's rows, parts under that of the whole; a rule calls it what the source does."""
     found = [row.path for row in view.rows]
     for number, member in members.items():
-        if isinstance(member.group.rule, Fuse):
-            path = member.path
-            found[number] = (*path[: member.start], *names.called(path[member.start :]))
-        else:
-            found[number] = member.path
+        path = member.path
+        found[number] = (*path[: member.start], *names.called(path[member.start :]))
     return found
 
 
@@ -236,6 +228,28 @@ def _by_path(
             expected, hint = said
             faults.append(Mismatch("/".join(path), "ambiguous", expected, both, hint))
     return rows
+
+
+def _alike(
+    tables: tuple[Layout, Layout],
+    rows: tuple[Mapping[int | None, int], Mapping[int | None, int]],
+) -> bool:
+    """Whether rows are one leaf each; if parts of one, whether both sides have the same parts."""
+    if None in rows[0]:
+        return True
+    sizes = [
+        [_elements(table.rows[each[part]]) for part in sorted(each, key=str)]
+        for table, each in zip(tables, rows, strict=True)
+    ]
+    return sizes[0] == sizes[1]
+
+
+def _elements(row: Row) -> Size:
+    """How many elements one repeat of a leaf has."""
+    found = ONE
+    for dim in row.leaf.dims:
+        found *= of_dim(dim)
+    return found
 
 
 _Told = Mapping[int, Sequence[Hit[ValueRule]]]
@@ -285,7 +299,7 @@ def _divided(
             tables[1].rows[next(iter(after.values()))],
         ]
         pair[side] = tables[side].rows[number]
-        found = _with_moments(pair[0], pair[1], hits, told(pair[side], hits), moments)
+        found = with_moments(pair[0], pair[1], hits, told(pair[side], hits), moments)
         if isinstance(found, Mismatch):
             wrong.append(found)
             return UNTOLD
@@ -328,7 +342,7 @@ def _joined(
     for one, other in pairs:
         row, hits = view.rows[other], values.get(other, ())
         said = _said(row, hits, decisions.get(one))
-        said = _with_moments(source.rows[one], row, hits, said, moments)
+        said = with_moments(source.rows[one], row, hits, said, moments)
         if isinstance(said, Mismatch):
             faults.append(said)
             continue
@@ -343,7 +357,7 @@ def _joined(
     return joins
 
 
-def _with_moments(
+def with_moments(
     before: Row, after: Row, hits: Sequence[Hit[ValueRule]], said: Told, moments: Moments
 ) -> Told | Mismatch:
     """What is said of a leaf; what an optimizer keeps for one that a rule scales goes by a power of the factor."""
@@ -410,7 +424,7 @@ def _said(view: Row, hits: Sequence[Hit[ValueRule]], decision: Decision | None) 
     return dataclasses.replace(said, axes=rule.axes, rules=(*said.rules, rule))
 
 
-def _verify_rules(rules: object) -> None:
+def verify_rules(rules: object) -> None:
     several = isinstance(
         rules, (list, tuple)
     )  # a lone rule is no sequence, and a string is one of the wrong things

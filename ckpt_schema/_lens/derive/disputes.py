@@ -11,15 +11,7 @@ from ckpt_schema._lens.derive.names import Decision, is_inner
 from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken
 from ckpt_schema._lens.derive.ties import originals
 from ckpt_schema._lens.derive.wholes import Member
-from ckpt_schema._lens.rules import (
-    Apart,
-    Fuse,
-    Private,
-    Rename,
-    Reset,
-    Rule,
-    Tie,
-)
+from ckpt_schema._lens.rules import Apart, Private, Rename, Reset, Rule, Tie
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["disputes"]
@@ -131,7 +123,7 @@ def _named(
         if decision is last and member is None:
             continue  # leaves of one node, of which the same is said
         last = decision if member is None else None
-        if member is not None and isinstance(member.group.rule, Fuse):
+        if member is not None:
             for hit in decision.hits:
                 if isinstance(hit.rule, Rename):
                     contest.yields(hit.rule, member.group.rule)

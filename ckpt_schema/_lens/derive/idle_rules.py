@@ -12,8 +12,9 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row, Series
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
 from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.derive.leaf_rules import PaddedAxis, Told
 from ckpt_schema._lens.derive.names import Names
-from ckpt_schema._lens.derive.relations import applies
+from ckpt_schema._lens.derive.relations import applies, stripped
 from ckpt_schema._lens.derive.scope import GlobPath, Scope, Spoken, standing
 from ckpt_schema._lens.derive.ties import originals
 from ckpt_schema._lens.rules import (
@@ -198,11 +199,12 @@ def _unsaid(
     used: set[int] = set()
     for one in joins if said else ():
         rows = [(tables[0].rows[here], tables[1].rows[there]) for here, there in one.pairs]
-        cut = [fill.small for fill in one.told.fills]  # neither side need have it so
+        pads = [rule for rule in one.told.rules if isinstance(rule, Padding)]
+        fills = tuple(PaddedAxis.of(rule.small, rule.large, rule.fill) for rule in pads)
+        cut = [tuple(stripped(row, Told(fills=fills)) for row in pair) for pair in rows]
         for rule in one.told.rules:
-            if isinstance(rule, (Reverse, Padding, Grown, Repeated, Factor)) and (
-                any(applies(rule, pair) for pair in rows)
-                or (isinstance(rule, Reverse) and rule.dim in cut)
+            if isinstance(rule, (Reverse, Padding, Grown, Repeated, Factor)) and any(
+                applies(rule, (before, after)) for before, after in (*rows, *cut)
             ):
                 used.add(id(rule))
     unused = [rule for rule in said if id(rule) not in used]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from ckpt_schema._layouts.sizes import UndecidedError
 from ckpt_schema._lens.cells import Cell, Constant, Geometry, through, tidy
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told
+from ckpt_schema._lens.normal import normal
 
-__all__ = ["Join", "grouped"]
+__all__ = ["Join", "joins_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,44 @@ def _row(end: object) -> int:
     return end
 
 
-def grouped(cells: Iterable[Cell], symbols: Callable[[int, int], int]) -> Iterator[list[Cell]]:
+def joins_of(cells: Iterable[Cell], symbols: Callable[[int, int], int]) -> Iterator[Join]:
+    """The joins of cells, of those that touch one leaf each.
+
+    Leaves of a row that no other leaf shares, such as new layers, stand with another leaf of that
+    row. A row of which no leaf is shared has no join.
+
+    Args:
+        cells: The cells.
+        symbols: How many index symbols the key of a row has, by side and number.
+    """
+    groups = [*_grouped(cells, symbols)]
+    homes: dict[tuple[int, object], list[Cell]] = {}
+    for group in groups:
+        for cell in group:
+            if not cell.is_constant:
+                homes.setdefault((0, cell.source), group)
+                homes.setdefault((1, cell.view), group)
+    alone = [group for group in groups if all(cell.is_constant for cell in group)]
+    for cell in (cell for group in alone for cell in group):
+        side, number, _ = cell.alone
+        if (side, number) in homes:
+            homes[side, number].append(cell)
+    plain: dict[tuple[object, object], list[Cell]] = {}
+    for group in groups:
+        if any(group is other for other in alone):
+            continue
+        merged = tuple(group) if len(group) == 1 else normal(group)
+        if len(merged) == 1:
+            plain.setdefault((merged[0].source, merged[0].view), []).append(merged[0])
+        else:
+            yield Join(merged, plain=sum(not cell.is_constant for cell in merged) == 1)
+    for several in plain.values():
+        # Layers of a list that no leaf holds together may still go the same way, blocks and a rest.
+        for cell in several if len(several) == 1 else normal(several):
+            yield Join((cell,), plain=True)
+
+
+def _grouped(cells: Iterable[Cell], symbols: Callable[[int, int], int]) -> Iterator[list[Cell]]:
     """The cells by what they have in common: those that touch one leaf of a tree are together.
 
     Args:

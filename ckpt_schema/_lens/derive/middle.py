@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ckpt_schema._layouts import dims as dims_
@@ -12,9 +12,8 @@ from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.cells import Cell, Constant, ContradictionError, composed
 from ckpt_schema._lens.derive.bounds import SizeBounds
-from ckpt_schema._lens.derive.joins import Join, grouped
+from ckpt_schema._lens.derive.joins import Join, joins_of
 from ckpt_schema._lens.derive.relations import undecided
-from ckpt_schema._lens.normal import normal
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["Joined", "through_the_middle"]
@@ -62,38 +61,7 @@ def through_the_middle(
     cells = _written(cells, left, 0)
     cells = _written(cells, right, 1)
     symbols = [[len(row.unrolled) for row in table.rows] for table in (first.source, second.view)]
-    joins: list[Join] = []
-    alone: list[Cell] = []
-    plain: dict[tuple[object, object], list[Cell]] = {}
-    for group in grouped(cells, lambda side, at: symbols[side][at]):
-        merged = tuple(group) if len(group) == 1 else normal(group)
-        both = [cell for cell in merged if not cell.is_constant]
-        if len(merged) == len(both) == 1:
-            plain.setdefault((both[0].source, both[0].view), []).append(both[0])
-        elif both:
-            joins.append(Join(merged, plain=len(both) == 1))
-        else:
-            alone += merged
-    for cells in plain.values():
-        # Layers of a list that no leaf holds together may still go the same way, blocks and a rest.
-        several = cells if len(cells) == 1 else normal(cells)
-        joins += (Join((cell,), plain=True) for cell in several)
-    return _with_alone(joins, alone)
-
-
-def _with_alone(joins: Sequence[Join], alone: Iterable[Cell]) -> list[Join]:
-    """The joins, and with each what its rows have besides, in leaves that the other side lacks.
-
-    A row of which nothing has a partner is private as a whole.
-    """
-    found = list(joins)
-    for cell in alone:
-        side, row, _ = cell.alone
-        of = (n for n, one in enumerate(found) if row in (one.views if side else one.sources))
-        at = next(of, None)
-        if at is not None:
-            found[at] = dataclasses.replace(found[at], cells=(*found[at].cells, cell))
-    return found
+    return [*joins_of(cells, lambda side, at: symbols[side][at])]
 
 
 class _Met:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ckpt_schema._frameworks.starting_values import starting_value
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.leaves import Fill, Init
+from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.axis_rules import Grown
 from ckpt_schema._lens.cells import Constant
@@ -38,9 +40,22 @@ def _unknown_start(row: Row, fill: PaddedAxis) -> Mismatch:
 class Moments:
     """How the optimizer states of two layouts go along with params that are scaled."""
 
-    def __init__(self, source: Layout, view: Layout) -> None:
-        """Takes both layouts; no transformation is run before a power is asked for."""
+    def __init__(
+        self,
+        source: Layout,
+        view: Layout,
+        originals: tuple[Mapping[LogicalPath, Row], Mapping[LogicalPath, Row]] = ({}, {}),
+    ) -> None:
+        """Takes both layouts; no transformation is run before a power is asked for.
+
+        Args:
+            source: The source's.
+            view: The view's.
+            originals: By the path of a row that neither has, for each of both: which of its rows
+                stands for it.
+        """
         self._source, self._view = source, view
+        self._originals = originals
 
     def power(self, before: Row, after: Row, factor: Factor) -> int | Mismatch:
         """The power of a param's factor that carries what an optimizer keeps for it.
@@ -74,10 +89,16 @@ class Moments:
             unknown = "its layout was found in a tree, and does not know the transformation"
             return [(self._view, unknown)]
         found: list[tuple[Layout, int | str]] = []
+        before, after = self._of_layouts(before, after)
         for layout, degrees in self._knowing:
             each = degrees.of(before if layout is self._source else after)
             found.append((layout, each.told))
         return found
+
+    def _of_layouts(self, before: Row, after: Row) -> tuple[Row, Row]:
+        """The rows that stand for two, where a layout has not these."""
+        source, view = self._originals
+        return source.get(before.path, before), view.get(after.path, after)
 
     def started(self, before: Row, after: Row, said: Told) -> Told | Mismatch:
         """What is said of what an optimizer keeps for a param of which one side has more: the rest as it starts.
@@ -86,6 +107,7 @@ class Moments:
         the default; else there is none.
         """
         fills: list[PaddedAxis] = []
+        before, after = self._of_layouts(before, after)
         for fill in said.fills:
             if not isinstance(fill.rest.value, Init):
                 fills.append(fill)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import EITHER, AxisName, Dim, DimFactor, Dims, Sum
 from ckpt_schema._layouts.leaves import Leaf
-from ckpt_schema._layouts.sizes import ZERO, UndecidedError
+from ckpt_schema._layouts.sizes import ZERO, Size, UndecidedError
 from ckpt_schema._layouts.table import Repeat, Row
 from ckpt_schema._lens.cells import Cell
 from ckpt_schema._lens.derive.axis_names import fault
@@ -27,7 +28,7 @@ from ckpt_schema._lens.derive.row_parts import RowPart, Within
 from ckpt_schema._lens.spellings import of_dim
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Divided", "Numbered", "between_parts", "listed", "listed_and_split", "split"]
+__all__ = ["Divided", "Numbered", "between_parts", "listed", "split"]
 
 _BETWEEN = -1  # the number of a row that no side has
 
@@ -101,9 +102,13 @@ def split(divided: Divided, axis: Dim | None, known: GivenSizes) -> list[Join] |
         return _edited(divided, known, lambda inner: split(inner, axis, known))
     row = divided.whole.row
     count = len(divided.parts)
-    found = [*_shared(row.leaf.dims, count, axis)]
+    plain = [stripped(part.row, part.told) for part in divided.parts]
+    spelled = [*_shared(row.leaf.dims, count, axis)]
+    found = [share for share in spelled if _fits(row, share, plain)]
     if len(found) != 1:
-        found = [*_shared_by(row, [part.row for part in divided.parts], axis)]
+        found = [*_shared_by(row, plain, axis)]
+    if len(found) != 1:
+        found = spelled
     if len(found) != 1:
         expected = f"one axis that {count} leaves share" + (
             "" if axis is None else f", {dims_.format_dim(axis)}"
@@ -187,49 +192,13 @@ def between_parts(
         return undecided(first[0].row, second[0].row, found)
 
 
-def listed_and_split(
-    layers: Sequence[Numbered],
-    spans: Sequence[tuple[int, int]],
-    parts: Sequence[Numbered],
-    axis: Dim | None,
-    known: GivenSizes,
-) -> list[Join] | Mismatch:
-    """The join of leaves that are parts of one, each in one list, with such leaves whole in a list of several parts.
-
-    Args:
-        layers: The parts of the list, one after the other, each of the whole leaf.
-        spans: Which levels of each make up its share.
-        parts: The parts of the leaf.
-        axis: The factor that these share, if that was said.
-        known: Sizes that are given beforehand.
-    """
-    row, (start, end) = layers[0].row, spans[0]
-    shares: list[Dim] = []
-    for each, (first, last) in zip(layers, spans, strict=True):
-        levels = each.row.repeats[first:last]
-        shares.append(tuple(factor for level in levels for factor in level.size))
-    whole = Repeat(dims_.add(shares), None)
-    repeats = (*row.repeats[:start], whole, *row.repeats[end:])
-    between = Numbered(_BETWEEN, dataclasses.replace(row, repeats=repeats))
-    onward = listed(Divided(between, tuple(layers)), start, spans, known)
-    back = split(Divided(between, tuple(parts)), axis, known)
-    for made in (onward, back):
-        if isinstance(made, Mismatch):
-            return made
-    assert not isinstance(onward, Mismatch) and not isinstance(back, Mismatch)
-    before = [~cell for join in back for cell in join.cells]
-    after = [cell for join in onward for cell in join.cells]
-    rules = [rule for join in (*back, *onward) for rule in join.told.rules]
-    try:
-        cells = composed_if_known(before, after, known)
-    except UndecidedError as found:
-        return undecided(parts[0].row, row, found)
-    return [Join(tuple(cells), Told(rules=tuple(dict.fromkeys(rules))))]
-
-
 def _whole(parts: Sequence[Numbered], axis: Dim | None) -> tuple[Row, _Share] | Mismatch:
     """The row that several would be together, and how they share it."""
-    rows = [part.row for part in parts]
+    rows = [stripped(part.row, part.told) for part in parts]
+    if axis is None and not any(row.leaf.names for row in rows):
+        found = _by_factors(rows)
+        if found is not None:
+            return found
     ranks = {len(row.leaf.dims) for row in rows}
     unlike: list[int] = []
     if len(ranks) == 1:
@@ -248,6 +217,26 @@ def _whole(parts: Sequence[Numbered], axis: Dim | None) -> tuple[Row, _Share] | 
     terms = [row.leaf.dims[at] for row in rows]
     leaf = rows[0].leaf.with_axis(at, dims_.add(terms))
     return dataclasses.replace(rows[0], leaf=leaf), _Share(at, None, terms)
+
+
+def _by_factors(rows: Sequence[Row]) -> tuple[Row, _Share] | None:
+    """The same where parts have their axes in any order: what all have, and what is left of each on one axis."""
+    several = [[f for f in dims_.factors(row.leaf.dims) if f != 1] for row in rows]
+    common = set(several[0]).intersection(*several[1:])
+    if any(len(set(own)) < len(own) for own in several):
+        return None
+    terms: list[Dim] = []
+    for row in rows:
+        axes = [dim for dim in row.leaf.dims if not common.issuperset(set(dim) - {1})]
+        if len(axes) > 1:
+            return None
+        left = [f not in common and f != 1 for f in axes[0]] if axes else []
+        if left and True in left[left.index(True) + sum(left) :]:
+            return None
+        terms.append(tuple(f for f in axes[0] if f not in common and f != 1) if axes else (1,))
+    dims = *((factor,) for factor in several[0] if factor in common), dims_.add(terms)
+    leaf = Leaf(dims, rows[0].leaf.dtype)
+    return dataclasses.replace(rows[0], leaf=leaf), _Share(len(dims) - 1, None, terms)
 
 
 def _related(
@@ -337,13 +326,36 @@ def _terms(factor: DimFactor, count: int) -> list[Dim] | None:
     if isinstance(factor, Sum):
         terms = list(factor.terms)
         if len(terms) != count:  # 2*kv is two parts of kv each
-            several = (
-                [term[1:] or (1,)] * term[0] if isinstance(term[0], int) else [term]
-                for term in terms
-            )
-            terms = list[Dim](part for group in several for part in group)
+            terms = _single(factor)
         return terms if len(terms) == count else None
     return list[Dim]([(1,)]) * count if factor == count else None
+
+
+def _single(factor: DimFactor) -> list[Dim]:
+    """The terms of a factor, each counted once."""
+    found: list[Dim] = []
+    for term in factor.terms if isinstance(factor, Sum) else ((factor,),):
+        count, rest = (term[0], term[1:]) if isinstance(term[0], int) else (1, term)
+        found += [rest or (1,)] * count
+    return found
+
+
+def _ends(terms: Iterable[Dim]) -> list[Size]:
+    """Where each of some terms ends that stand one after the other."""
+    return [*itertools.accumulate(map(of_dim, terms))]
+
+
+def _fits(row: Row, share: _Share, parts: Sequence[Row]) -> bool:
+    """Whether each part has its term of a factor, and all others."""
+    others = collections.Counter(dims_.factors(row.leaf.dims))
+    others.subtract([row.leaf.dims[share.at][share.factor or 0]])
+    for term, part in zip(share.terms, parts, strict=True):
+        left = collections.Counter(dims_.factors(part.leaf.dims))
+        left.subtract(others)
+        left.subtract(term)
+        if any(count for factor, count in left.items() if factor != 1):
+            return False
+    return True
 
 
 def _shared_by(row: Row, parts: Sequence[Row], axis: Dim | None) -> Iterator[_Share]:
@@ -362,7 +374,8 @@ def _shared_by(row: Row, parts: Sequence[Row], axis: Dim | None) -> Iterator[_Sh
                 if any(count < 0 for each, count in left.items() if each != 1):
                     break
                 terms.append(tuple(f for f in own if f != 1 and left[f] > 0) or (1,))
-            if len(terms) == len(parts) and sum(map(of_dim, terms), ZERO) == of_dim((factor,)):
+            ends, cuts = _ends(terms), _ends(_single(factor))
+            if len(terms) == len(parts) and ends[-1] == cuts[-1] and {*ends} <= {*cuts}:
                 yield _Share(at, number, terms)
 
 

@@ -248,13 +248,13 @@ def _unpadded(source: RowPart, view: RowPart, told: Told) -> tuple[RowPart, RowP
     return inner[0], inner[1]
 
 
-def stripped(row: Row, told: Told, parts: Sequence[Row]) -> Row:
+def stripped(row: Row, told: Told, parts: Sequence[Row] = ()) -> Row:
     """A row as its parts have it: without what it has more of by rules, or with what these have more of."""
     part = RowPart(row)
     for start, _ in told.ends:
         spots = places_of(part.row, start.large)
         fill = start
-        if not spots and not any(places_of(each, start.small) for each in parts):
+        if not spots and parts and not any(places_of(each, start.small) for each in parts):
             spots = places_of(part.row, start.small)
             fill = PaddedAxis(start.large, start.small, start.rest)
         if len(spots) == 1:

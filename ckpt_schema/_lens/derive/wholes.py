@@ -17,7 +17,16 @@ from ckpt_schema._lens.derive.scope import Scope, standing
 from ckpt_schema._lens.rules import Fuse, Rule
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Group", "Member", "both_divided", "divided", "groups", "memberships"]
+__all__ = [
+    "Group",
+    "Member",
+    "both_divided",
+    "divided",
+    "groups",
+    "lacking",
+    "memberships",
+    "span",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,41 +67,21 @@ class Member:
 
 
 def groups(table: Layout, other: Layout, rules: Iterable[Rule]) -> list[Group]:
-    """The groups of ``table``: those of its schema, and those that rules name."""
-    found = [Group(series.path, series.members, series) for series in table.series]
-    several = [rule for rule in rules if isinstance(rule, (Series, Fuse))]
-    parts = standing(table, [path for rule in several for path in _parts(rule)])
-    fused = [rule for rule in several if isinstance(rule, Fuse)]
-    wholes = standing(_lined_up(other, several), [rule.whole for rule in fused])
+    """The groups of ``table`` that rules name."""
+    fused = [rule for rule in rules if isinstance(rule, Fuse)]
+    parts = standing(table, [path for rule in fused for path in rule.parts])
+    wholes = standing(other, [rule.whole for rule in fused])
     named = collections.Counter(rule.whole for rule in fused)
     virtual = {whole for whole, count in named.items() if count > 1}  # neither side need have it
-    for rule in several:
-        if not parts.issuperset(_parts(rule)):
-            continue
-        if isinstance(rule, Series):
-            found.append(Group(rule.path, rule.members, rule))
-        elif rule.whole in wholes or rule.whole in virtual:
+    found: list[Group] = []
+    for rule in fused:
+        if parts.issuperset(rule.parts) and (rule.whole in wholes or rule.whole in virtual):
             found.append(Group(rule.whole, rule.parts, rule))
     return found
 
 
-def _lined_up(table: Layout, rules: Iterable[Series | Fuse]) -> Layout:
-    """A layout with each row of a series under the path of the one list."""
-    series = [*table.series, *(rule for rule in rules if isinstance(rule, Series))]
-    if not series:
-        return table
-    rows = [*table.rows]
-    for number, member in memberships(table, [Group(s.path, s.members, s) for s in series]).items():
-        rows[number] = dataclasses.replace(rows[number], path=member.path)
-    return dataclasses.replace(table, rows=tuple(rows))
-
-
-def _parts(rule: Series | Fuse) -> tuple[LogicalPath, ...]:
-    return rule.parts if isinstance(rule, Fuse) else rule.members
-
-
 def memberships(table: Layout, several: Sequence[Group]) -> dict[int, Member]:
-    """What the rows of ``table`` are parts of, by number: of a series before a whole, and by the longest path."""
+    """What the rows of ``table`` are parts of, by number: by the longest path."""
     members: list[tuple[LogicalPath, tuple[Group, int]]] = []
     for group in several:
         members += [(path, (group, number)) for number, path in enumerate(group.members)]
@@ -100,8 +89,7 @@ def memberships(table: Layout, several: Sequence[Group]) -> dict[int, Member]:
     found: dict[int, Member] = {}
     for at, hits in scope.along(table.rows).items():
         row = table.rows[at]
-        lists = (hit for hit in hits if isinstance(hit.rule[0].rule, Series))
-        hit = next(lists, hits[0])
+        hit = hits[0]
         group, part = hit.rule
         path = (*row.path[: hit.start], *group.whole, *row.path[hit.end :])
         found[at] = Member(group, part, hit.start, path)
@@ -128,22 +116,15 @@ def divided(
     """
     row, member = tables[0].rows[whole], next(members[number] for number in parts.values())
     group = member.group
-    lacking = _lacking(row, group, parts)
-    if lacking is not None:
-        return lacking
+    missing = lacking(row, group, parts)
+    if missing is not None:
+        return missing
     numbered = [
         parts_.Numbered(number, tables[1].rows[number], told(1, number))
         for _, number in sorted(parts.items())
     ]
     both = parts_.Divided(parts_.Numbered(whole, row, told(0, whole)), tuple(numbered))
-    if isinstance(group.rule, Fuse):
-        return parts_.split(both, group.axis, known)
-    start = next(
-        at for at in (row.body or 0, 0) if row.path[at : at + len(group.whole)] == group.whole
-    )
-    level = _levels(row.path[: start + len(group.whole)]) - 1
-    spans = [_span(tables[1].rows[number], members[number]) for _, number in sorted(parts.items())]
-    return parts_.listed(both, level, spans, known)
+    return parts_.split(both, group.axis, known)
 
 
 def both_divided(
@@ -163,51 +144,36 @@ def both_divided(
         known: Sizes that are given beforehand.
     """
     several: list[list[parts_.Numbered]] = []
-    shared: list[Group] = []
+    axes: list[Dim | None] = []
     for side, table in enumerate(tables):
         numbers = [number for _, number in sorted(parts[side].items())]
         member = members[side][numbers[0]]
         row = table.rows[numbers[0]]
-        lacking = _lacking(row, member.group, parts[side])
-        if lacking is not None:
-            return lacking
+        missing = lacking(row, member.group, parts[side])
+        if missing is not None:
+            return missing
         several.append([])
         for number in numbers:
             said = told(side, number)
             several[side].append(
                 parts_.Numbered(number, table.rows[number], said if side else said.inverse)
             )
-        shared.append(member.group)
-    lists = [isinstance(group.rule, Series) for group in shared]
-    if all(lists):
-        counts = f"{len(parts[1])} parts, as in the view", f"{len(parts[0])} in the source"
-        hint = "both sides divide the list, in different ways: take it through a layout that has it whole"
-        return Mismatch("/".join(several[0][0].row.path), "dims", *counts, hint)
-    if not any(lists):
-        axes = shared[0].axis, shared[1].axis
-        return parts_.between_parts(several[0], several[1], axes, known)
-    side = lists.index(True)
-    spans = [_span(each.row, members[side][each.number]) for each in several[side]]
-    found = parts_.listed_and_split(
-        several[side], spans, several[1 - side], shared[1 - side].axis, known
-    )
-    return (
-        [one.inverse for one in found] if side == 0 and not isinstance(found, Mismatch) else found
-    )
+        axes.append(member.group.axis)
+    return parts_.between_parts(several[0], several[1], axes, known)
 
 
-def _lacking(row: Row, group: Group, parts: Mapping[int, int]) -> Mismatch | None:
+def lacking(row: Row, group: Group, parts: Mapping[int, int]) -> Mismatch | None:
     """The fault of a leaf of which some part is not there."""
-    lacking = ["/".join(path) for number, path in enumerate(group.members) if number not in parts]
-    if not lacking:
+    missing = ["/".join(path) for number, path in enumerate(group.members) if number not in parts]
+    if not missing:
         return None
     hint = "parts of one leaf are alike: declare it in all of them, or give the parts names of their own"
     expected = f"this leaf in {' and in '.join('/'.join(path) for path in group.members)}"
-    found = f"none in {' or '.join(lacking)}"
+    found = f"none in {' or '.join(missing)}"
     return Mismatch("/".join(row.path), "unplaced", expected, found, hint)
 
 
-def _span(row: Row, member: Member) -> tuple[int, int]:
+def span(row: Row, member: Member) -> tuple[int, int]:
     """Which levels of repetition of a row make up its share of a list."""
     outer = _levels(row.path[: member.start])
     return outer, outer + _levels(member.group.members[member.number])
