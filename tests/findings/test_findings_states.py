@@ -21,6 +21,7 @@ from jaxtyping import Array, Float32, Int32, TypeCheckError, UInt32, jaxtyped
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
+from ckpt_schema.testing import LensLaws
 
 ADAM = optax.adam(1e-2)
 
@@ -68,7 +69,7 @@ def params_of(seed: float = 0.0) -> dict[str, Any]:
 
 def trained(seed: float = 0.0, **more: Any) -> dict[str, Any]:
     """A bare train state after two steps, as a dict."""
-    state = TrainState.create(apply_fn=None, params=params_of(seed), tx=ADAM)  # pyright: ignore[reportArgumentType]
+    state = TrainState.create(apply_fn=None, params=params_of(seed), tx=ADAM)
     for n in range(2):
         state = state.apply_gradients(grads=jax.tree.map(lambda p, n=n: (p + n) / 7, state.params))
     return {"step": jnp.int32(2), "params": state.params, "opt_state": state.opt_state, **more}
@@ -119,7 +120,7 @@ def test_reach_04_a_train_state_with_more_fields_is_declared_and_restored(tmp_pa
     ocp.save(tmp_path / "c", state)
     lens = cs.derive(RunState, cs.nnx.TrainState[Body, ADAM])
     found = cs.orbax.restore(tmp_path / "c", Training(), lens)
-    np.testing.assert_array_equal(head_kernel(found.model), head_kernel(state["params"]))  # pyright: ignore
+    np.testing.assert_array_equal(head_kernel(found.model), head_kernel(state["params"]))
     mu = nnx.state(found)["optimizer"]["opt_state"][0]["mu"]
     np.testing.assert_array_equal(head_kernel(mu), head_kernel(state["opt_state"][0].mu))
 
@@ -257,7 +258,7 @@ def test_jobs_09_metrics_averages_streams_and_an_epoch_beside_them(tmp_path: Pat
     state = trained()
     ocp.save(tmp_path / "c", state)
     lens = cs.derive(cs.linen.BareTrainState[Body, ADAM], More)
-    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(target.ema)))  # pyright: ignore
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(target.ema)))
     found: Any = cs.orbax.restore(tmp_path / "c", target, lens)
     np.testing.assert_array_equal(head_kernel(found.model), head_kernel(state["params"]))
     cs.assert_trees_identical(
@@ -509,7 +510,7 @@ def test_a_train_step_is_checked_eagerly_and_when_it_is_traced(jitted: bool) -> 
     @jaxtyped(typechecker=beartype)
     def step(state: RunState, other: Body) -> RunState:
         params = jax.tree.map(lambda a, b: a + jnp.sum(b), state["params"], other)
-        return {**state, "params": params}  # pyright: ignore[reportReturnType]
+        return {**state, "params": params}
 
     run = jax.jit(step) if jitted else step
     state = run_state()
@@ -534,7 +535,7 @@ def test_of_equal_train_states_one_class_is_made() -> None:
 
 
 def test_a_ready_made_train_state_is_extended_as_a_class_is() -> None:
-    class Mine(cs.linen.BareTrainState[Body, ADAM]):  # pyright: ignore[reportGeneralTypeIssues]
+    class Mine(cs.linen.BareTrainState[Body, ADAM]):
         ema: Body = cs.field(optional=True)
         rng: cs.Key["fry"] = cs.field(default=cs.fresh_key(0))
 
@@ -552,7 +553,7 @@ def test_two_models_in_boxes_keep_what_is_said_of_each() -> None:
                 linen.Partitioned(leaf, (name, None))
                 if "head" in whole and leaf.ndim == 2
                 else leaf
-            )  # pyright: ignore
+            )
 
         return jax.tree_util.tree_map_with_path(box, state)
 
@@ -594,3 +595,17 @@ def test_the_words_of_train_states_stand_where_train_states_are_made() -> None:
             found.add(module)
     assert found == LEFT.keys()
     assert spelled("x = ['mu', 'xmu']") == {"mu"}
+
+
+def test_train_states_of_any_shape_obey_the_laws() -> None:
+    class Laws(LensLaws):
+        lens = cs.derive(RunState, More)
+        max_examples = 1
+
+    class Two(LensLaws):
+        lens = cs.derive(Gan, Gan, rules=[cs.flip("generator/params/head/kernel", "classes")])
+        max_examples = 1
+
+    for laws in (Laws(), Two()):
+        laws.test_get_put()
+        laws.test_naming()
