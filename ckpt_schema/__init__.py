@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from ckpt_schema.errors import ServedWeightsWarning as ServedWeightsWarning
     from ckpt_schema.errors import ShardingWarning as ShardingWarning
     from ckpt_schema.orbax._adapt import adapt as adapt
+    from ckpt_schema.orbax._missing import init as init
 
 __version__ = "0.1.0"
 
@@ -81,6 +82,7 @@ _HOMES = {
     ),
     "_trees.inference": ("infer",),
     "orbax._adapt": ("adapt",),
+    "orbax._missing": ("init",),
     "_layouts.table": ("Layout",),
     "_layouts.leaves": ("Key", "constant_key", "fresh_key"),
     "_lens.lens": ("Lens", "derive"),
@@ -139,6 +141,7 @@ __all__ = [
     "fresh_key",
     "fuse",
     "infer",
+    "init",
     "layout",
     "linen",
     "move",

@@ -40,7 +40,7 @@ ORDER = """
     _lens.plan _lens.plan.made _lens.plan.tasks _lens.plan.labels _lens.plan.outline _lens.plan.plan
     _lens.plan.compilation _lens.lens _lens.adaptation
     orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._whereabouts orbax._private_leaves
-    orbax._adapt orbax._restore orbax._items orbax._save orbax._load orbax
+    orbax._adapt orbax._load orbax._missing orbax._restore orbax._items orbax._save orbax
     __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds
     testing._applied testing._states testing._choices testing._samples testing.strategies testing._laws

@@ -13,14 +13,15 @@ import functools
 import itertools
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts.paths import LogicalPath, parse_path
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens, derive
-from ckpt_schema._lens.rules import Private, Rule
+from ckpt_schema._lens.rules import Private, Rule, private
+from ckpt_schema._lens.rules import own as own_value
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema._trees.inference import infer
@@ -50,6 +51,7 @@ def adapt_trees(
     scan: Scan | None = None,
     lists: Sequence[str] | None = None,
     names: tuple[str, str] = ("source", "view"),
+    own: Callable[[Row], bool] | None = None,
 ) -> Lens:
     """The lens between two trees; see `ckpt_schema.adapt`, which takes checkpoints besides.
 
@@ -60,6 +62,7 @@ def adapt_trees(
         scan: As in `infer`, for either side; a pair where both are stacked.
         lists: As in `infer`, for either side.
         names: What messages call the two layouts.
+        own: Whether a leaf that the view alone has keeps its own value; unless given, none does.
 
     Raises:
         DerivationError: With everything that more than one reading fits, or that has no partner.
@@ -69,7 +72,7 @@ def adapt_trees(
     sides = _with_lists(sides, lists)
     sides = _with_stacks(sides, scan or {})
     left, right = (side.layout for side in sides)
-    return _derived(left, right, list(rules))
+    return _derived(left, right, list(rules), own)
 
 
 def made_abstract(tree: Any) -> Any:
@@ -511,13 +514,16 @@ def _changes(order: _Order, shape: tuple[int, ...]) -> bool:
 # --- Leaves of one side  ---
 
 
-def _derived(left: Layout, right: Layout, rules: list[Rule]) -> Lens:
+def _derived(
+    left: Layout, right: Layout, rules: list[Rule], keeps: Callable[[Row], bool] | None
+) -> Lens:
     """The lens; streams, caches and records that one side alone has are private to it."""
     try:
         return derive(left, right, rules=rules)
     except DerivationError as error:
         # What derive calls certain of such leaves is a rule for each. A rename is never taken unasked.
-        own = [rule for rule in error.rules if isinstance(rule, Private)]
+        own: list[Rule] = [rule for rule in error.rules if isinstance(rule, Private)]
+        own += () if keeps is None else _kept(error, right, keeps)
         if not own:
             raise
         first = error
@@ -525,3 +531,12 @@ def _derived(left: Layout, right: Layout, rules: list[Rule]) -> Lens:
         return derive(left, right, rules=[*rules, *own])
     except DerivationError as error:
         raise error from first
+
+
+def _kept(error: DerivationError, view: Layout, keeps: Callable[[Row], bool]) -> Iterator[Rule]:
+    """Rules for the leaves without a partner that keep their own values."""
+    by_path = {"/".join(row.path): row for row in view.rows}
+    for fault in error.mismatches:
+        row = by_path.get(fault.path)
+        if row is not None and row.body is not None and not row.mirrors and keeps(row):
+            yield private("/".join(row.path[row.body :]), own_value)

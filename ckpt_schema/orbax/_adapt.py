@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.adaptation import Scan, adapt_trees
 from ckpt_schema._lens.lens import Lens, derive
 from ckpt_schema._lens.plan.tasks import only_moves
@@ -17,7 +19,7 @@ from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._metadata import DiskTree, read_metadata
 from ckpt_schema.orbax._sides import interchangeable
 
-__all__ = ["adapt", "adapted", "name_of", "spare_words"]
+__all__ = ["Words", "adapt", "adapted", "name_of", "spare_words"]
 
 _LOGGER = logging.getLogger("ckpt_schema")
 
@@ -72,19 +74,33 @@ def adapt(
     return adapt_trees(*trees, rules=rules, scan=scan, lists=lists, names=names)
 
 
-def adapted(
-    disk: DiskTree,
-    target: Any,
-    name: str,
-    *,
-    rules: Sequence[Rule],
-    scan: Scan | None,
-    lists: Sequence[str] | None,
-) -> Lens:
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """What a caller says of the lens that is to be made; see `adapt`.
+
+    Attributes:
+        own: Whether a leaf that the target alone has keeps its own value; unless given, none does.
+    """
+
+    rules: Sequence[Rule] = ()
+    scan: Scan | None = None
+    lists: Sequence[str] | None = None
+    own: Callable[[Row], bool] | None = None
+
+
+def adapted(disk: DiskTree, target: Any, name: str, words: Words) -> Lens:
     """The lens from what is on disk to a target, and one line in the log of what it does."""
     names = disk.path.name or "the checkpoint", name
     tree = _weights_alone(disk.tree, target)
-    lens = adapt_trees(tree, target, rules=rules, scan=scan, lists=lists, names=names)
+    lens = adapt_trees(
+        tree,
+        target,
+        rules=words.rules,
+        scan=words.scan,
+        lists=words.lists,
+        names=names,
+        own=words.own,
+    )
     if _is_identity(lens):
         lens = derive(lens.view, lens.view)
     _LOGGER.info("%s", _summary(lens))

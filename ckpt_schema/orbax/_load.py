@@ -20,7 +20,7 @@ from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._metadata import SKIP
 from ckpt_schema.orbax._sides import verify_names
 
-__all__ = ["load"]
+__all__ = ["glob_means", "load"]
 
 
 def load(
@@ -112,7 +112,7 @@ def _wanted(keys: Sequence[KeyPath], globs: Sequence[str], where: str) -> set[Ke
     spelled = {key: tuple(map(named, key)) for key in keys}
     for glob in globs:
         pattern = paths.rule_path(glob)
-        means = {key for key, path in spelled.items() if _matches(pattern, path)}
+        means = {key for key, path in spelled.items() if glob_means(pattern, path)}
         if not means:
             few = ", ".join(paths.format_path(key) for key in keys[:3])
             hint = f"the checkpoint has {counted(len(keys), 'leaf', 'leaves')}: {few}, ..."
@@ -123,7 +123,7 @@ def _wanted(keys: Sequence[KeyPath], globs: Sequence[str], where: str) -> set[Ke
     return found
 
 
-def _matches(pattern: LogicalPath, path: LogicalPath) -> bool:
+def glob_means(pattern: LogicalPath, path: LogicalPath) -> bool:
     """Whether a glob means a path: segment by segment, with every length that ``**`` may have."""
     reached = {0}
     for segment in pattern:

@@ -38,9 +38,10 @@ from ckpt_schema.errors import (
     ServedWeightsWarning,
 )
 from ckpt_schema.orbax import _metadata as metadata
-from ckpt_schema.orbax._adapt import adapted, name_of, spare_words
+from ckpt_schema.orbax._adapt import Words, adapted, name_of, spare_words
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
+from ckpt_schema.orbax._missing import Missing, initialised, verify_missing
 from ckpt_schema.orbax._private_leaves import Orders, PrivateLeaves, find
 from ckpt_schema.orbax._sides import (
     Fit,
@@ -81,6 +82,7 @@ def restore(
     rules: Sequence[Rule] = (),
     scan: Scan | None = None,
     lists: Sequence[str] | None = None,
+    missing: Missing | None = None,
     item: str | None = None,
     at: str | None = None,
     items: Mapping[str, str] | None = None,
@@ -112,6 +114,8 @@ def restore(
         rules: What names and shapes do not tell, where no lens is given; see `ckpt_schema.adapt`.
         scan: The axis of stacked nodes, where no lens is given.
         lists: Patterns of lists of layers, where no lens is given.
+        missing: What the checkpoint lacks and the target's own function makes, `ckpt_schema.init` of
+            globs. The target is a function then; nothing is computed that is not named.
         item: Which pytree of the checkpoint, where it holds several. The one that fits is found where none is named.
         at: The key path in it where the state stands, as in ``{"model": state, "config": ...}``; what is beside it is not read.
         items: For a state that is spread over several pytrees, which one holds what is at a key:
@@ -135,6 +139,8 @@ def restore(
     clock = [time.perf_counter()]
     with raised_by_all():
         verify_names(item=item, aux=aux)
+        verify_missing(missing, target)
+        factory: Any = target
         target = made_abstract(target)
         verify_standing(at, items)
         verify_readable(target)
@@ -143,7 +149,8 @@ def restore(
         if lens is None:
             read = meant(path, item=item, at=at, items=items, aux=aux)
             name = name_of(target, "the target")
-            lens = adapted(read.without(aux), whole, name, rules=rules, scan=scan, lists=lists)
+            words = Words(rules, scan, lists, missing and missing.means)
+            lens = adapted(read.without(aux), whole, name, words)
             target_side, disk_side = "view", "source"
         elif rules or scan is not None or lists is not None:
             raise spare_words()
@@ -151,6 +158,8 @@ def restore(
         state = _goals(_declared(whole, lens))
         _verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")
+        if missing is not None:
+            state = _with(state, initialised(missing, factory, state, side, match))
         disk, places = stand(path, side, read, item=item, at=at, items=items, aux=aux)
         private = (
             find(disk, aux, total=not is_adapted)
