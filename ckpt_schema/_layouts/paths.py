@@ -449,6 +449,10 @@ class VariableKind(str):
         found.kind = kind
         return found
 
+    def __getnewargs__(self) -> tuple[type | str]:
+        """What a copy is made of."""
+        return (self.kind,)
+
 
 def rule_path(where: str | type) -> LogicalPath:
     """The path that a rule speaks of: a logical path, in which there may be stars, or a Variable type.

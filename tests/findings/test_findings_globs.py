@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -391,3 +393,13 @@ def test_6_a_level_is_renamed_away() -> None:
     assert equal(lens.put(other, onto=state)["params"]["slow"], other["params"])
     with pytest.raises(cs.SchemaError, match="a logical path"):
         cs.rename("", "slow")
+
+
+def test_6_rules_for_many_leaves_can_be_copied() -> None:
+    lens = cs.derive(Small, Large, rules=[cs.private("**/lora_*", 0.0)])
+    again = copy.deepcopy(lens.derivations[0].rules)
+    assert [str(rule) for rule in again] == [str(rule) for rule in lens.derivations[0].rules]
+    assert [rule.path.weight for rule in again] == [(0, 0)] * 4
+    rule = cs.private(nnx.RngState, cs.fresh_key(0))
+    assert pickle.loads(pickle.dumps(rule)) == copy.deepcopy(rule) == rule
+    assert copy.deepcopy(rule).path[0].kind is nnx.RngState

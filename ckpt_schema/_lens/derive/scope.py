@@ -36,6 +36,10 @@ class GlobPath(tuple[str, ...]):
         found.weight = len(path) if by_depth else literal, literal
         return found
 
+    def __getnewargs_ex__(self) -> tuple[tuple[LogicalPath, int], dict[str, bool]]:
+        """What a copy is made of."""
+        return (tuple(self), self.weight[1]), {"by_depth": self.weight[0] != self.weight[1]}
+
 
 class Hit(NamedTuple, Generic[T_co]):
     """A rule that speaks of a row.
