@@ -449,9 +449,9 @@ class VariableKind(str):
         found.kind = kind
         return found
 
-    def __getnewargs__(self) -> tuple[type | str]:
+    def __reduce__(self) -> tuple[type[VariableKind], tuple[type | str]]:
         """What a copy is made of."""
-        return (self.kind,)
+        return VariableKind, (self.kind,)
 
 
 def rule_path(where: str | type) -> LogicalPath:

@@ -33,6 +33,7 @@ def infer(
     *,
     scan: Mapping[str, int | Mapping[Any, int] | None] | None = None,
     lists: Sequence[str] = (),
+    joined: str | None = None,
     name: str = "inferred",
 ) -> Layout:
     """The layout of a tree.
@@ -50,6 +51,8 @@ def infer(
             ``{"layers": {nnx.Param: 1, nnx.RngState: 0}}``, as `nnx.StateAxes` has it. A path inside of
             a stacked node gives leaves there another axis; None says that they are not stacked.
         lists: Patterns of other repeated nodes in the model: ``"layers_{i}"``.
+        joined: What joins the segments of a path to one key, as ``"."`` does in files of Hugging Face:
+            the keys at the root are read as paths, ``"layers.0.norm"`` as the first of a list.
         name: What messages call the layout.
 
     Returns:
@@ -97,6 +100,8 @@ def infer(
         raise SchemaError(f"no layout ({name}) can be read off a lone leaf", [fault])
     read = _read(flat, variables)
     _verify_leaves(read, name)
+    if joined is not None:
+        read = _as_paths(read, joined, name)
     kinds = envelope(read)
     container = "nnx" if read.variables else "dict"
     found = list(inner_containers(tree) if container == "nnx" else inner_nodes(tree))
@@ -110,6 +115,8 @@ def infer(
         kinds,
     )
     rows = _merge(list(_rows(read, kinds, folds)), name)
+    if joined is not None:
+        rows = tuple(_in_one_key(rows, flat, joined))
     # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
     nodes = tuple(
         nodes_of((key, node) for key, node in found if key[0] == "opt_state" or not flat.stored)
@@ -141,6 +148,49 @@ def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:
             Found((*key[:at], *key[at + 1 :]), value, kind, metadata, max(len(key) - 1 - at, 0))
         )
     return Read(_numbered(found) if flat.stored else found, bool(variables))
+
+
+def _as_paths(read: Read, joined: str, name: str) -> Read:
+    """What was read, the keys at the root as the paths that they are made of."""
+    depths = {len(leaf.key) for leaf in read.leaves}
+    lone = [leaf.key[0] for leaf in read.leaves if not isinstance(leaf.key[0], str)]
+    if not joined or any(map(str.isdigit, joined)) or len(depths) > 1 or lone:
+        expected = "a text without digits that joins the string keys of a tree of one depth"
+        depth = " and ".join(map(str, sorted(depths)))
+        fault = Mismatch(
+            "joined", "declaration", expected, f"{joined!r}, and keys of depth {depth}"
+        )
+        raise SchemaError(f"no layout ({name}) can be read off the tree", [fault])
+    found = [
+        dataclasses.replace(leaf, key=(*str(leaf.key[0]).split(joined), *leaf.key[1:]))
+        for leaf in read.leaves
+    ]
+    whole = {leaf.key for leaf in found}
+    hint = "as they stand the keys can be read without joined="
+    faults = [
+        Mismatch(
+            paths.format_path(leaf.key[:at]),
+            "ambiguous",
+            "a leaf, or what has leaves",
+            "both",
+            hint,
+        )
+        for leaf in found
+        for at in range(1, len(leaf.key))
+        if leaf.key[:at] in whole
+    ]
+    if faults:
+        raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
+    return Read(_numbered(found), read.variables)
+
+
+def _in_one_key(rows: Sequence[Row], flat: FlatTree, joined: str) -> Iterator[Row]:
+    """Rows with the keys that the tree has."""
+    apart = len(flat.keys[0]) - 1
+    for row in rows:
+        end = len(row.key) - apart
+        key = (paths.joined_key(row.key[:end], joined), *row.key[end:])
+        yield dataclasses.replace(row, key=key)
 
 
 def _on_disk(keys: Sequence[KeyPath]) -> bool:

@@ -158,6 +158,37 @@ def test_6_gemma_keys_are_inferred_as_lists_and_renamed() -> None:
     assert equal(lens.get(disk), view)
 
 
+def test_6_joined_keys_are_inferred_as_paths() -> None:
+    disk = gemma()
+    layout = cs.infer(disk, joined="/", lists=["transformer/layer_{i}"])
+    assert [row.key[0] for row in layout.rows if not isinstance(row.key[0], str)]
+    view = cs.derive(Gemma, Stacked).get(disk)
+    rules = [
+        cs.rename("transformer/embedder/input_embedding", "embedding"),
+        cs.rename("transformer/layer[]", "layers[]"),
+    ]
+    lens = cs.derive(layout, cs.infer(view, scan={"layers": 0}), rules=rules)
+    assert equal(lens.get(disk), view)
+    assert equal(lens.put(view), disk)
+    flat = cs.infer(moe(), joined=".")
+    assert "model.layers.{i}.experts.11.up.weight" in str(flat)
+    assert equal(cs.derive(flat, flat).get(moe()), moe())
+
+
+@pytest.mark.parametrize(
+    ("tree", "joined", "expected"),
+    [
+        ({"a": numbers(2), "a.b": numbers(2)}, ".", "a leaf, or what has leaves, found both"),
+        ({"a": {"b": numbers(2)}, "c": numbers(2)}, ".", "a tree of one depth"),
+        ({"a": numbers(2)}, "1", "a text without digits"),
+        ({0: numbers(2)}, ".", "the string keys"),
+    ],
+)
+def test_6_keys_that_are_no_joined_paths_are_refused(tree: Any, joined: str, expected: str) -> None:
+    with pytest.raises(cs.SchemaError, match=expected):
+        cs.infer(tree, joined=joined)
+
+
 ALPHAFOLD = {
     "alphafold/alphafold_iteration/evoformer/template_embedding//output_linear": {
         "weights": numbers(3, 2),
