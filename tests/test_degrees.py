@@ -335,7 +335,7 @@ def test_of_a_step_only_what_a_param_needs_is_run() -> None:
     wide = type("Wide", (cs.Schema,), {"__annotations__": names, "__module__": __name__})
     for tx, alone in ((optax.adam(1e-3), True), (optax.contrib.prodigy(1e-3), False)):
         degrees_ = Degrees(cs.linen.BareTrainState[wide, tx])
-        ((_, bench),) = degrees_._benches  # pyright: ignore[reportPrivateUsage]
+        ((_, bench),) = degrees_.benches
         assert isinstance(bench, _Bench)
         moments = [n for n, row in enumerate(bench.table) if row.mirrors and row.path[-1] == "w0"]
         leaves = [i for i, row in enumerate(bench.rows) if row in moments]
