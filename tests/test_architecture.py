@@ -28,7 +28,7 @@ ORDER = """
     _lens.wellformed _lens.axis_rules _lens.rules _lens.ancestry
     _lens.derive _lens.derive.scope _lens.derive.globs _lens.derive.leaf_rules _lens.derive.row_parts
     _lens.derive.moments _lens.derive.axis_names _lens.derive.bounds _lens.derive.joins
-    _lens.derive.levels _lens.derive.repeats
+    _lens.derive.view_names _lens.derive.levels _lens.derive.repeats
     _lens.derive.relations _lens.derive.parts _lens.derive.ties
     _lens.derive.alignment _lens.derive.names _lens.derive.partners _lens.derive.restarts _lens.derive.unplaced
     _lens.derive.wholes _lens.derive.causes _lens.derive.idle_rules _lens.derive.exemptions _lens.derive.disputes

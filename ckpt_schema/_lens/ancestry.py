@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.rules import Rule
@@ -19,17 +20,30 @@ class Derivation:
         view: Its right layout.
         rules: The rules, in the words of these two.
         inverted: Whether the lens goes from the right layout to the left one.
+        called: Names of dims in these two, each with that of the lens, where it is another.
     """
 
     source: Layout
     view: Layout
     rules: tuple[Rule, ...] = ()
     inverted: bool = False
+    called: tuple[tuple[str, str], ...] = ()
 
     @property
     def inverse(self) -> Derivation:
         """The way back."""
         return dataclasses.replace(self, inverted=not self.inverted)
+
+    def renamed(self, names: Mapping[str, str]) -> Derivation:
+        """The same in a lens that calls dims otherwise."""
+        called = {own: names.get(new, new) for own, new in self.called}
+        called |= {own: new for own, new in names.items() if own not in called}
+        return dataclasses.replace(self, called=tuple(called.items()))
+
+    def sized(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The sizes of these two layouts' dims, from those of the lens."""
+        own = {own: sizes[new] for own, new in self.called if new in sizes}
+        return {**sizes, **own}
 
     @property
     def ends(self) -> tuple[Layout, Layout]:

@@ -19,6 +19,12 @@ from ckpt_schema._lens.derive.composition import compose
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.lists import join
 from ckpt_schema._lens.derive.served_weights import unserved, warn_of_unserved
+from ckpt_schema._lens.derive.view_names import (
+    common_names,
+    names_apart,
+    renamed_joins,
+    renamed_layout,
+)
 from ckpt_schema._lens.description import described
 from ckpt_schema._lens.plan.compilation import compile_plan
 from ckpt_schema._lens.plan.plan import Plan
@@ -248,11 +254,33 @@ class Lens:
     def __rshift__(self, other: Lens) -> Lens:
         """First this lens, then ``other``, without the layout between them ever being built.
 
+        Dims of one name at both ends that count what these have besides, and the layout between them
+        does not have, are two things: padding, copies, what is private in part. Of the name
+        ``padded``, that of the view is called ``padded_view``.
+
         Raises:
             DerivationError: With every row in which this lens's view differs from the other's source.
         """
+        other = other.beside(self)
         dims, derivations = {**self.dims, **other.dims}, (*self.derivations, *other.derivations)
         return Lens(*compose(self, other), dims=dims, derivations=derivations)
+
+    def beside(self, first: Lens) -> Lens:
+        """This lens, to come after ``first``: dims of its view that mean others there have names of their own."""
+        between = first.view.names() | self.source.names()
+        between |= common_names(first.joins) | common_names(self.joins)
+        before = first.source.names()
+        mine = self.view.names()
+        names = names_apart((before & mine) - between, before | mine | between)
+        if not names:
+            return self
+        return Lens(
+            self.source,
+            renamed_layout(self.view, names),
+            renamed_joins(self.joins, names),
+            {names.get(name, name): size for name, size in self.dims.items()},
+            tuple(each.renamed(names) for each in self.derivations),
+        )
 
     def __repr__(self) -> str:
         """Its two sides, and the sizes that are bound."""

@@ -76,7 +76,9 @@ def _steps(lens: Lens) -> tuple[Lens, ...]:
     for each in lens.derivations:
         step = derive(each.source, each.view, rules=each.rules)
         names = step.source.names() | step.view.names()
-        step = step.bind(**{name: size for name, size in lens.dims.items() if name in names})
+        step = step.bind(
+            **{name: size for name, size in each.sized(lens.dims).items() if name in names}
+        )
         found.append(~step if each.inverted else step)
     return tuple(found)
 

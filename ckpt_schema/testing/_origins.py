@@ -360,7 +360,7 @@ def origins(
 
 
 def _step(origin: Derivation, sizes: Sizes, pairs: Sequence[tuple[int, int]]) -> dict[int, Origin]:
-    return _Step(origin, sizes).found(pairs)
+    return _Step(origin, origin.sized(sizes)).found(pairs)
 
 
 class _Step:
@@ -496,7 +496,7 @@ def _through(
     """What is made of what another lens has made; what is known of only one of the two ways is not known."""
     after = _step(step, sizes, [])
     numbers = {row.path: number for number, row in enumerate(between.rows)}
-    starts = bases(step.ends[0], sizes)
+    starts = bases(step.ends[0], step.sized(sizes))
     whole = np.full(starts[-1], _UNKNOWN)
     fills: list[float] = []
     rows = {number: numbers.get(row.path) for number, row in enumerate(step.ends[0].rows)}

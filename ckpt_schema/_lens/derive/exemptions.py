@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
@@ -12,6 +12,7 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.idle_rules import Unmatched
 from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, is_mirror
+from ckpt_schema._lens.derive.view_names import names_apart, renamed_row
 from ckpt_schema._lens.rules import Apart, Private, Reset, Rule
 from ckpt_schema.errors import Mismatch
 
@@ -153,18 +154,12 @@ def _with_own_dims(sides: Sides, lone: Lone) -> Layout:
     mine = (_names(view, lone[1], parted=True) & _names(source, lone[0], parted=True)) - shared
     if not mine:
         return view
-    taken = source.names() | view.names()
-    renames: dict[str, str | int] = {}
-    for name in sorted(mine):
-        new = f"{name}_view"
-        while new in taken:
-            new += "_"
-        renames[name] = new
+    renames = names_apart(mine, source.names() | view.names())
     rows = [
-        _with_dims(row, renames) if number in lone[1] else row
+        renamed_row(row, renames) if number in lone[1] else row
         for number, row in enumerate(view.rows)
     ]
-    sizes = tuple((str(renames.get(name, name)), size) for name, size in view.sizes)
+    sizes = tuple((renames.get(name, name), size) for name, size in view.sizes)
     return dataclasses.replace(view, rows=tuple(rows), sizes=sizes)
 
 
@@ -177,15 +172,6 @@ def _names(table: Layout, lone: frozenset[int], *, parted: bool) -> set[str]:
     if not parted:
         found |= dims_.dim_names(count for node in table.nodes for count in node.counts)
     return found
-
-
-def _with_dims(row: Row, renames: Mapping[str, str | int]) -> Row:
-    leaf = dataclasses.replace(row.leaf, dims=dims_.renamed_dims(row.leaf.dims, renames))
-    repeats = tuple(
-        dataclasses.replace(repeat, size=dims_.renamed_dims((repeat.size,), renames)[0])
-        for repeat in row.repeats
-    )
-    return dataclasses.replace(row, leaf=leaf, repeats=repeats)
 
 
 def restart(

@@ -1,0 +1,73 @@
+"""Dims of one name that are two things: those of the view get a name of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Set
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.sizes import Size
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.derive.joins import Join
+
+__all__ = ["common_names", "names_apart", "renamed_joins", "renamed_layout", "renamed_row"]
+
+
+def common_names(joins: Iterable[Join]) -> set[str]:
+    """The dims whose sizes say how many elements both sides of joins have in common.
+
+    All others count what one side has besides: padding, copies, what is private in part.
+    """
+    found: set[str] = set()
+    for join in joins:
+        for cell in join.cells:
+            for digit in cell.geometry.digits if not cell.is_constant else ():
+                found |= digit.size.names if None not in digit.at else frozenset[str]()
+    return found
+
+
+def names_apart(names: Iterable[str], taken: Set[str]) -> dict[str, str]:
+    """What the view's dims of these names are called, where the source has others of that name.
+
+    Example:
+        >>> names_apart(["padded"], {"padded", "padded_view"})
+        {'padded': 'padded_view_'}
+    """
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        new = f"{name}_view"
+        while new in taken:
+            new += "_"
+        found[name] = new
+    return found
+
+
+def renamed_row(row: Row, names: Mapping[str, str]) -> Row:
+    """A row with other names of dims, which its class calls so now."""
+    leaf = dataclasses.replace(row.leaf, dims=dims_.renamed_dims(row.leaf.dims, names))
+    repeats = tuple(
+        dataclasses.replace(repeat, size=dims_.renamed_dims((repeat.size,), names)[0])
+        for repeat in row.repeats
+    )
+    return dataclasses.replace(row, leaf=leaf, repeats=repeats)
+
+
+def renamed_layout(table: Layout, names: Mapping[str, str]) -> Layout:
+    """A layout with other names of dims."""
+    rows = tuple(renamed_row(row, names) for row in table.rows)
+    nodes = tuple(
+        dataclasses.replace(node, counts=dims_.renamed_dims(node.counts, names))
+        for node in table.nodes
+    )
+    sizes = tuple((names.get(name, name), size) for name, size in table.sizes)
+    return dataclasses.replace(table, rows=rows, nodes=nodes, sizes=sizes)
+
+
+def renamed_joins(joins: Iterable[Join], names: Mapping[str, str]) -> tuple[Join, ...]:
+    """Joins with other names of dims."""
+    sizes = {name: Size.of(new) for name, new in names.items()}
+    found: list[Join] = []
+    for join in joins:
+        cells = tuple(cell.where(sizes) for cell in join.cells)
+        found.append(dataclasses.replace(join, cells=cells))
+    return tuple(found)
