@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import adapted
+import jax
 import numpy as np
 import pytest
 
@@ -75,3 +76,61 @@ def test_all_leaves_of_a_stack_have_as_many_layers() -> None:
             {"params": {"node": {"a": {"w": stack(4, 6)}, "b": {"w": stack(5, 7)}}}},
             {"params": {"node": {"a": {"w": stack(6, 4)}, "b": {"w": stack(7, 5)}}}},
         )
+
+
+def test_lists_inside_of_stacks_and_of_lists_are_lists() -> None:
+    """Blocks of two layers each, three times: unrolled, in lists, and stacked on two axes."""
+    values = [
+        [{"w": stack(4, 5) + 100 * b + 10 * n, "b": stack(6) + 10 * b + n} for n in range(2)]
+        for b in range(3)
+    ]
+    unrolled = {f"blocks_{b}": {f"layers_{n}": values[b][n] for n in range(2)} for b in range(3)}
+    listed = {"blocks": {b: {"layers": {n: values[b][n] for n in range(2)}} for b in range(3)}}
+
+    def stacked(axis: int) -> Any:
+        layers = [
+            {name: np.stack([each[n][name] for each in values], axis=axis) for name in ("w", "b")}
+            for n in range(2)
+        ]
+        return {"blocks": {"layers": dict(enumerate(layers))}}
+
+    front, behind = stacked(0), stacked(1)
+    bodies: list[Any] = [unrolled, listed, front, behind]
+    spelled = [{"params": body} for body in bodies]
+    for source in spelled:
+        for view in spelled:
+            lens = cs.adapt(source, view)
+            cs.assert_trees_identical(lens.get(source), view)
+            cs.assert_trees_identical(lens.put(view), source)
+
+
+def test_stacks_inside_of_lists_are_named_without_numbers() -> None:
+    """Each of two towers has three stacked layers, on another axis of each side."""
+    kernels = [stack(3, 4, 5) + 100 * n for n in range(2)]
+    biases = [stack(3, 4) + 100 * n for n in range(2)]
+    one = {"towers": {n: {"layers": {"w": kernels[n], "b": biases[n]}} for n in range(2)}}
+    two = {
+        f"towers_{n}": {"layers": {"w": kernels[n].swapaxes(0, 1), "b": biases[n].T}}
+        for n in range(2)
+    }
+    source, view = {"params": one}, {"params": two}
+    lens = cs.adapt(source, view)
+    cs.assert_trees_identical(lens.get(source), view)
+    cs.assert_trees_identical(lens.put(view), source)
+    made = cs.infer(source, scan={"towers/layers": 0})
+    assert "towers[]/layers[]/w" in str(made)
+
+
+def test_the_counts_of_stacked_streams_are_streams_of_their_own() -> None:
+    """A save keeps no Variable types: what stands beside a key, and counts, is its count."""
+    key = jax.random.split(jax.random.key(0), 3)
+    source = {
+        "params": {
+            "layers": {
+                "w": stack(3, 4),
+                "dropout": {"rngs": {"count": np.zeros(3, "uint32"), "key": key}},
+            }
+        }
+    }
+    view = {"params": {f"layers_{n}": {"w": stack(3, 4)[n]} for n in range(3)}}
+    cs.assert_trees_identical(cs.adapt(source, view).get(source), view)

@@ -23,7 +23,7 @@ ORDER = """
     _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _trees.defaults
     _trees.containers _trees.abstract_states _trees.undeclared _trees.slots
     _frameworks.degrees _frameworks.starting_values _trees.chains _trees.conformance _trees.equality
-    _trees.envelopes _trees.inference
+    _trees.envelopes _trees.folds _trees.inference
     _lens _lens.digits _lens.formats _lens.codecs _lens.losses _lens.cells _lens.covering _lens.normal _lens.spellings
     _lens.wellformed _lens.axis_rules _lens.rules _lens.ancestry
     _lens.derive _lens.derive.scope _lens.derive.globs _lens.derive.leaf_rules _lens.derive.row_parts

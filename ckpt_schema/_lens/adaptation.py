@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ckpt_schema._layouts.paths import LogicalPath, parse_path
+from ckpt_schema._layouts.paths import Index, LogicalPath, Pattern, format_path, parse_path
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens, derive
@@ -144,7 +144,11 @@ def _with_lists(sides: _Sides, given: Sequence[str] | None) -> _Sides:
         if unknown:
             _refuse_lists(unknown, sides)
         return left.read(lists=own[0]), right.read(lists=own[1])
-    return left.read(lists=[*_lists(left, right)]), right.read(lists=[*_lists(right, left)])
+    while True:  # lists inside of lists are seen when these are
+        found = [*_lists(left, right)], [*_lists(right, left)]
+        if not any(found):
+            return left, right
+        left, right = left.read(lists=found[0]), right.read(lists=found[1])
 
 
 def _has_list(side: _Side, pattern: str) -> bool:
@@ -167,21 +171,36 @@ def _refuse_lists(unknown: Sequence[str], sides: _Sides) -> None:
 
 def _lists(own: _Side, other: _Side) -> Iterator[str]:
     """Patterns of siblings with numbers, equal in all else, which are one node of the other side."""
-    groups: dict[tuple[LogicalPath, str], dict[int, dict[LogicalPath, Any]]] = {}
+    groups: dict[tuple[LogicalPath, Pattern, str], dict[int, dict[LogicalPath, Any]]] = {}
     for path, row in own.weights.items():
-        marked = row.path[row.body or 0 :]
+        heads = _heads(row)
         for at, segment in enumerate(path):
             match = _NUMBERED.fullmatch(segment)
-            if match and not any(one.endswith("[]") for one in marked[: at + 1]):
-                members = groups.setdefault((path[:at], match["stem"]), {})
+            if match and not row.path[(row.body or 0) + at].endswith("[]"):
+                members = groups.setdefault((path[:at], heads[at], match["stem"]), {})
                 members.setdefault(int(match["number"]), {})[path[at + 1 :]] = row.leaf, row.kind
-    for (head, stem), members in groups.items():
+    for (head, key, stem), members in groups.items():
         name = stem.strip("_-.")
         whole = sorted(members) == list(range(len(members)))
         alike = all(member == members[min(members)] for member in members.values())
         known = (*head, name) in other.nodes and (*head, f"{stem}0") not in other.nodes
         if whole and alike and known:
-            yield "/".join((*head, f"{stem}{{i}}"))
+            yield format_path((*key, f"{stem}")) + "{i}"
+
+
+def _heads(row: Row) -> list[Pattern]:
+    """What each segment of a row's path in the model stands below, as it is spelled."""
+    names = row.path[row.body or 0 :]
+    symbols = [isinstance(one, Index) and not one.prefix + one.suffix for one in row.key]
+    key = row.key[len(row.key) - len(names) - sum(symbols) :]
+    heads: list[Pattern] = []
+    at = 0
+    for _ in names:
+        heads.append(key[:at])
+        at += 1
+        if at < len(key) and isinstance(key[at], Index) and symbols[at - len(key)]:
+            at += 1
+    return heads
 
 
 # --- Stacks  ---
@@ -194,6 +213,7 @@ class _Leaf:
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     kinds: tuple[Any, Any]
     count: int | None = None  # of the list that one side has
+    lists: tuple[int, ...] = ()  # segments of its path that are lists on both sides
 
 
 _Reading = tuple[int | None, int | None]
@@ -269,8 +289,9 @@ def _stacked_nodes(sides: _Sides) -> Iterator[tuple[LogicalPath, list[_Leaf]]]:
     """The nodes that both sides have and one side stacks, or both, each with the leaves below it."""
     listed: dict[LogicalPath, list[_Leaf]] = collections.defaultdict(list)
     for path, leaf, levels in _shared_leaves(sides):
-        if len(levels[0]) + len(levels[1]) == 1:
-            [(at, count)] = levels[0] or levels[1]
+        alone = {*levels[0]} ^ {*levels[1]}  # what is a list on both sides is one layer here
+        if len(alone) == 1:
+            [(at, count)] = alone
             listed[path[: at + 1]].append(dataclasses.replace(leaf, count=count))
     yield from listed.items()
     yield from _moved((), dict(_plain_leaves(sides)))
@@ -296,10 +317,10 @@ def _shared_leaves(
 
 
 def _plain_leaves(sides: _Sides) -> Iterator[tuple[LogicalPath, _Leaf]]:
-    """Those that neither side has in lists."""
+    """Those that both sides have in the same lists, or in none."""
     for path, leaf, levels in _shared_leaves(sides):
-        if not levels[0] and not levels[1]:
-            yield path, leaf
+        if levels[0] == levels[1]:
+            yield path, dataclasses.replace(leaf, lists=tuple(at for at, _ in levels[0]))
 
 
 def _levels(row: Row) -> list[tuple[int, int]]:
@@ -330,7 +351,8 @@ def _moved(
     if len(differing) < 2:  # one leaf alone is transposed, if its sizes say so
         return
     members = list(below.values())
-    if node and _readings(members):
+    is_list = any(len(node) - 1 in leaf.lists for leaf in members)
+    if node and not is_list and _readings(members):
         yield node, members
         return
     children: dict[str, dict[LogicalPath, _Leaf]] = collections.defaultdict(dict)

@@ -6,7 +6,6 @@ params. What it cannot show is asked for: that an axis stacks layers, and that `
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,18 +13,16 @@ from typing import Any
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Dims
 from ckpt_schema._layouts.leaves import Leaf
-from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, int_key, named
+from ckpt_schema._layouts.paths import Key, KeyPath, LogicalPath, int_key, named
 from ckpt_schema._layouts.pytrees import inner_nodes
 from ckpt_schema._layouts.table import Layout, Repeat, Row, verify_table
 from ckpt_schema._trees import foreign
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten, nodes_of, verify_readable
 from ckpt_schema._trees.envelopes import Envelope, Found, Read, envelope, param_of, parts_of, strays
+from ckpt_schema._trees.folds import Fold, folded
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = ["infer"]
-
-_BARE = "write its path in the model, without params or model in front"
-_OWN_AXIS = "declare the layout as a class, with axis= for this leaf"
 
 
 def infer(
@@ -108,9 +105,9 @@ def infer(
     faults = [*strays(read, kinds, found)]
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
-    folds = _folds(
+    folds = folded(
         [(kinds.body(leaf.key), leaf) for leaf in read.leaves if kinds.body(leaf.key) is not None],
-        {node: _by_kind(axis) for node, axis in (scan or {}).items()},
+        scan or {},
         lists,
         kinds,
     )
@@ -253,20 +250,6 @@ def _is_axis(given: object) -> bool:
     )
 
 
-_Axes = Mapping[Any, int | None]
-"""The axis that leaves are stacked on, by collection or Variable type; ``object`` stands for any."""
-
-
-def _by_kind(given: int | Mapping[Any, int] | None) -> _Axes:
-    return given if isinstance(given, Mapping) else {object: given}
-
-
-def _axis_of(kind: Any, axes: _Axes) -> int | None:
-    """The axis for a leaf of a collection or Variable type: that of the nearest type that is named."""
-    own: list[Any] = [*kind.__mro__] if isinstance(kind, type) else [kind, object]
-    return next((axes[one] for one in own if one in axes), None)
-
-
 def _has_dtype(value: Any) -> bool:
     """Whether jax has a dtype for a value; a Python number may be too large."""
     try:
@@ -294,135 +277,7 @@ def _verify_leaves(read: Read, name: str) -> None:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Fold:
-    """How one body key is seen as part of repeated nodes."""
-
-    path: LogicalPath
-    key: Pattern
-    axis: int | None  # stacked on this axis
-    count: int | None  # unrolled, this often
-
-
-def _folds(
-    body: Sequence[tuple[KeyPath | None, Found]],
-    scan: Mapping[str, _Axes],
-    lists: Sequence[str],
-    kinds: Envelope,
-) -> dict[KeyPath, _Fold]:
-    """For each body key that is part of a repeated node, how."""
-    keys = {key: leaf for key, leaf in body if key is not None}
-    faults: list[Mismatch] = []
-    folds = dict(_stacked(keys, scan, kinds, faults))
-    groups: dict[tuple[Pattern, KeyPath], list[tuple[int, KeyPath]]] = collections.defaultdict(list)
-    named = [paths.parse_pattern(text) for text in lists]
-    for key in keys:
-        at = _list_segment(key, named)
-        if at is not None and key not in folds:
-            head, index, number = at
-            groups[(*head, index), key[len(head) + 1 :]].append((number, key))
-    heads: dict[Pattern, dict[KeyPath, list[tuple[int, KeyPath]]]] = collections.defaultdict(dict)
-    for (pattern, rest), members in groups.items():
-        heads[pattern][rest] = sorted(members)
-    for pattern, rests in heads.items():
-        if _uniform(rests, keys):
-            for rest, members in rests.items():
-                fold = _Fold(_logical(pattern, rest), (*pattern, *rest), None, len(members))
-                folds |= {key: fold for _, key in members}
-    faults += _unused_lists(named, heads, folds)
-    if faults:
-        raise SchemaError("scan= and lists= do not fit the tree", faults)
-    return folds
-
-
-def _stacked(
-    keys: Mapping[KeyPath, Found],
-    scan: Mapping[str, _Axes],
-    kinds: Envelope,
-    faults: list[Mismatch],
-) -> Iterator[tuple[KeyPath, _Fold]]:
-    """How the leaves below stacked nodes are folded.
-
-    A path inside of a stacked node says that leaves below it are stacked on another axis.
-    """
-    heads = {paths.parse_path(text): axes for text, axes in scan.items()}
-    used: set[LogicalPath] = set()
-    for key, leaf in keys.items():
-        spelled = tuple(map(named, key))
-        above = [spelled[:end] for end in range(1, len(key) + 1) if spelled[:end] in heads]
-        used.update(above)
-        kind = leaf.kind or kinds.collection(leaf.key)
-        axis = _axis_of(kind, heads[above[-1]]) if above else None
-        if axis is None:
-            continue
-        rank = len((leaves.signature(leaf.value) or ((),))[0])
-        if not -rank <= axis < rank:
-            where = paths.format_path(key)
-            expected, found = f"a leaf with axis {axis}", leaves.describe(leaf.value)
-            faults.append(Mismatch(where, "shape", expected, found, _OWN_AXIS))
-        head = above[0]
-        path = (*head[:-1], f"{head[-1]}[]", *spelled[len(head) :])
-        yield key, _Fold(path, key, axis % max(rank, 1), None)
-    for head in heads.keys() - used:
-        where = "/".join(head)
-        faults.append(Mismatch(where, "rule", "a node of the model", "no leaf below it", _BARE))
-
-
-def _list_segment(key: KeyPath, named: Sequence[Pattern]) -> tuple[KeyPath, Index, int] | None:
-    """The first repeated node on a key: what stands above it, its index symbol, and the index."""
-    for pattern in named:
-        head, symbol = pattern[:-1], pattern[-1]
-        if isinstance(symbol, Index) and len(key) > len(head) and key[: len(head)] == head:
-            index = symbol.index(key[len(head)])
-            if index is not None:
-                return key[: len(head)], symbol, index
-    for at, segment in enumerate(key):
-        if isinstance(segment, int) and at > 0:
-            return key[:at], Index(), segment
-    return None
-
-
-def _uniform(
-    rests: Mapping[KeyPath, Sequence[tuple[int, KeyPath]]], keys: Mapping[KeyPath, Found]
-) -> bool:
-    """Whether every member of a list has every leaf, of one shape and dtype."""
-    counts = {tuple(number for number, _ in members) for members in rests.values()}
-    whole = len(counts) == 1 and all(c == tuple(range(len(c))) for c in counts)
-    return whole and all(
-        len({leaves.signature(keys[k].value) for _, k in members}) == 1
-        for members in rests.values()
-    )
-
-
-def _logical(pattern: Pattern, rest: KeyPath) -> LogicalPath:
-    """``layers_{i}`` and ``layers/{i}`` are both the logical node ``layers[]``."""
-    head, symbol = pattern[:-1], pattern[-1]
-    assert isinstance(symbol, Index)
-    stem = named((symbol.prefix + symbol.suffix).strip("_-."))
-    names = [*map(named, head), stem] if stem != named("") else [*map(named, head)]
-    return (*names[:-1], f"{names[-1]}[]", *map(named, rest))
-
-
-def _unused_lists(
-    named: Sequence[Pattern], heads: Mapping[Pattern, Any], folds: Mapping[KeyPath, _Fold]
-) -> Iterator[Mismatch]:
-    used = {fold.key[: len(pattern)] for fold in folds.values() for pattern in named}
-    for pattern in named:
-        if pattern not in used:
-            where, expected = paths.format_path(pattern), "a repeated node of the model"
-            if pattern in heads:
-                yield Mismatch(
-                    where,
-                    "rule",
-                    expected,
-                    "members that differ",
-                    "members 0 .. n-1 must have the same leaves",
-                )
-            else:
-                yield Mismatch(where, "rule", expected, "no such node", _BARE)
-
-
-def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, _Fold]) -> Iterator[Row]:
+def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, Fold]) -> Iterator[Row]:
     shapes = {
         body: _leaf(leaf).dims for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None
     }
@@ -473,7 +328,7 @@ def _row(
     leaf: Found,
     head: LogicalPath,
     prefix: Sequence[Key],
-    folds: Mapping[KeyPath, _Fold],
+    folds: Mapping[KeyPath, Fold],
     kind: Any,
     shapes: Mapping[KeyPath, Dims],
 ) -> Row:
@@ -483,12 +338,10 @@ def _row(
     body = param_of(rest, shapes) or rest
     tail = rest[len(body) :]
     fold = folds.get(body)
-    axis = (
-        None
-        if fold is None or fold.count is not None
-        else _shared_axis(fold.axis or 0, stored.dims, shapes[body])
-    )
-    if fold is None or (fold.count is None and axis is None):
+    axis = None
+    if fold is not None and fold.axis is not None:
+        axis = _shared_axis(fold.axis, stored.dims, shapes[body])
+    if fold is None or (fold.axis is not None and axis is None):
         path = (*head, *map(named, (*body, *tail)))
         return Row(
             path,
@@ -500,12 +353,13 @@ def _row(
             inside=leaf.inside,
             reshaped=stored.dims != shapes.get(body, stored.dims),
         )
-    if axis is None:
-        assert fold.count is not None
-        repeats, item = (Repeat((fold.count,), None),), stored
-    else:
+    item = stored
+    if axis is not None:
         item = Leaf((*stored.dims[:axis], *stored.dims[axis + 1 :]), stored.dtype)
-        repeats = (Repeat(stored.dims[axis], axis),)
+    repeats = tuple(
+        Repeat(stored.dims[axis or 0], axis) if count is None else Repeat((count,), None)
+        for count in fold.levels
+    )
     key, path = (*prefix, *fold.key, *tail), (*head, *fold.path, *map(named, tail))
     return Row(
         path,

@@ -241,7 +241,7 @@ class _Side:
         """What to do about a row that nothing on the far side can be: by what it is."""
         own = row.path[row.body or 0 :]
         kind = _kind(row)
-        if kind == "stream" or (kind == "count" and self._counts_a_stream(row)):
+        if kind == "stream" or self._counts_a_stream(row):
             rule = Private(own, FreshKey(0))
             return f"a stream of {self.near.name} alone: {rule} makes it anew", (rule,)
         if kind in ("cache", "record"):

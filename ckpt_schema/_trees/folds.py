@@ -1,0 +1,269 @@
+"""Repeated nodes of a model that nobody has declared: lists of layers, in one another, and layers that are stacked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.paths import Index, KeyPath, LogicalPath, Pattern, named
+from ckpt_schema._trees.envelopes import Envelope, Found
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = ["Fold", "folded"]
+
+_BARE = "write its path in the model, without params or model in front"
+_OWN_AXIS = "declare the layout as a class, with axis= for this leaf"
+
+
+_Axes = Mapping[Any, int | None]
+"""The axis that leaves are stacked on, by collection or Variable type; ``object`` stands for any."""
+
+
+def _by_kind(given: int | Mapping[Any, int] | None) -> _Axes:
+    return given if isinstance(given, Mapping) else {object: given}
+
+
+def _axis_of(kind: Any, axes: _Axes) -> int | None:
+    """The axis for a leaf of a collection or Variable type: that of the nearest type that is named."""
+    own: list[Any] = [*kind.__mro__] if isinstance(kind, type) else [kind, object]
+    return next((axes[one] for one in own if one in axes), None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fold:
+    """How one body key is seen as part of repeated nodes.
+
+    Attributes:
+        path: Its logical path, each repeated node with a mark.
+        key: What it is spelled as, with an index symbol for each list.
+        levels: For each mark, how many members the list has; None where the layers are stacked.
+        axis: The axis that they are stacked on.
+    """
+
+    path: LogicalPath
+    key: Pattern
+    levels: tuple[int | None, ...]
+    axis: int | None = None
+
+
+_Stack = tuple[int, int]
+"""Which segment of a key is a stacked node, and the axis that the leaf is stacked on."""
+
+
+def folded(
+    body: Sequence[tuple[KeyPath | None, Found]],
+    scan: Mapping[str, int | Mapping[Any, int] | None],
+    lists: Sequence[str],
+    kinds: Envelope,
+) -> dict[KeyPath, Fold]:
+    """For each key of a model that is part of a repeated node, how.
+
+    Args:
+        body: The leaves of the tree, each with its key in the model if it stands there.
+        scan: As in `infer`.
+        lists: As in `infer`.
+        kinds: What the tree is, for the collections of its leaves.
+
+    Raises:
+        SchemaError: With every list and every stacked node that the model does not have, or not so.
+    """
+    keys = {key: leaf for key, leaf in body if key is not None}
+    faults: list[Mismatch] = []
+    axes = {node: _by_kind(axis) for node, axis in scan.items()}
+    patterns_ = [paths.parse_pattern(text) for text in lists]
+    stacked = {paths.parse_path(text) for text in scan}
+    listed = _Lists(keys, _heads(patterns_), stacked)
+    for at in range(max(map(len, keys), default=0)):
+        listed.fold(at)
+    patterns = {key: pattern for pattern, inner in listed.members.items() for key in inner}
+    stacks = dict(_stacked(keys, patterns, axes, kinds, faults))
+    folds: dict[KeyPath, Fold] = {}
+    for pattern, members in listed.members.items():
+        for key in members:
+            stack = stacks.get(key)
+            if stack is not None or listed.counts[pattern]:
+                folds[key] = _fold(pattern, listed.counts[pattern], stack)
+    faults += _unused_lists(patterns_, listed.seen, folds)
+    if faults:
+        raise SchemaError("scan= and lists= do not fit the tree", faults)
+    return folds
+
+
+def _heads(named: Sequence[Pattern]) -> list[Pattern]:
+    """The lists that patterns name, those on the way to another included."""
+    ends = [
+        (pattern, end + 1)
+        for pattern in named
+        for end, segment in enumerate(pattern)
+        if isinstance(segment, Index)
+    ]
+    return [pattern[:end] for pattern, end in ends]
+
+
+class _Lists:
+    """The keys of a body, and which of them are one leaf of the members of lists; outer lists are folded first.
+
+    Attributes:
+        members: For each pattern, the keys that it spells.
+        counts: How many members each list has that is an index symbol of a pattern.
+        seen: Nodes that could be lists, whether their members are alike or not.
+    """
+
+    def __init__(
+        self, keys: Mapping[KeyPath, Found], named: Sequence[Pattern], stacked: set[LogicalPath]
+    ) -> None:
+        self._keys, self._named, self._stacked = keys, named, stacked
+        self.members: dict[Pattern, list[KeyPath]] = {key: [key] for key in keys}
+        self.counts: dict[Pattern, tuple[int, ...]] = dict.fromkeys(self.members, ())
+        self.seen: set[Pattern] = set()
+
+    def fold(self, at: int) -> None:
+        """Takes the keys together that differ in one segment alone, where that counts alike members."""
+        heads: dict[Pattern, dict[Pattern, dict[int, Pattern]]] = {}
+        for pattern in self.members:
+            found = self._symbol(pattern, at)
+            if found is not None:
+                symbol, number = found
+                rests = heads.setdefault((*pattern[:at], symbol), {})
+                rests.setdefault(pattern[at + 1 :], {})[number] = pattern
+        self.seen.update(heads)
+        for head, rests in heads.items():
+            if not self._alike(rests):
+                continue
+            for rest, each in rests.items():
+                inner = [each[number] for number in sorted(each)]
+                count = self.counts[inner[0]]
+                keys = [key for pattern in inner for key in self.members.pop(pattern)]
+                self.members[(*head, *rest)] = keys
+                self.counts[(*head, *rest)] = (*count, len(inner))
+
+    def _symbol(self, pattern: Pattern, at: int) -> tuple[Index, int] | None:
+        """The index symbol that a segment may be, and the index that it then is."""
+        key = pattern[at] if at < len(pattern) else None
+        if key is None or isinstance(key, Index):
+            return None
+        for name in self._named:
+            symbol = name[-1]
+            if isinstance(symbol, Index) and name[:-1] == pattern[:at]:
+                index = symbol.index(key)
+                if index is not None:
+                    return symbol, index
+        if not isinstance(key, int) or at == 0 or isinstance(pattern[at - 1], Index):
+            return (
+                None  # a mark stands on a name: of a list of lists, the outer one is folded alone
+            )
+        above = tuple(named(one) for one in pattern[:at] if not isinstance(one, Index))
+        return None if above in self._stacked else (Index(), key)
+
+    def _alike(self, rests: Mapping[Pattern, Mapping[int, Pattern]]) -> bool:
+        """Whether every member of a list has every leaf, of one shape and dtype."""
+        numbers = {tuple(sorted(each)) for each in rests.values()}
+        if len(numbers) != 1 or any(one != tuple(range(len(one))) for one in numbers):
+            return False
+        for each in rests.values():
+            first = [self.members[pattern][0] for pattern in each.values()]
+            if len({leaves.signature(self._keys[k].value) for k in first}) != 1:
+                return False
+            if len({self.counts[pattern] for pattern in each.values()}) != 1:
+                return False
+        return True
+
+
+def _fold(pattern: Pattern, counts: Sequence[int], stack: _Stack | None) -> Fold:
+    """``layers_{i}`` and ``layers/{i}`` are both the logical node ``layers[]``, as is a stacked ``layers``."""
+    names: list[str] = []
+    levels: list[int | None] = []
+    left = iter(counts)
+    for at, segment in enumerate(pattern):
+        if isinstance(segment, Index):
+            levels.append(next(left))
+            stem = named((segment.prefix + segment.suffix).strip("_-."))
+            if stem != named(""):
+                names.append(stem)
+            names[-1] = f"{names[-1]}[]"
+        else:
+            names.append(named(segment))
+        if stack is not None and at == stack[0]:
+            levels.append(None)
+            names[-1] = f"{names[-1]}[]"
+    return Fold(tuple(names), pattern, tuple(levels), None if stack is None else stack[1])
+
+
+def _ends(pattern: Pattern) -> dict[LogicalPath, int]:
+    """The nodes on a pattern by their names without numbers, and the segment after each."""
+    found: dict[LogicalPath, int] = {}
+    names: LogicalPath = ()
+    for at, segment in enumerate(pattern):
+        if isinstance(segment, Index):
+            stem = (segment.prefix + segment.suffix).strip("_-.")
+            if not stem:
+                continue
+            names = (*names, named(stem))
+        else:
+            names = (*names, named(segment))
+        found[names] = at + 1
+    return found
+
+
+def _stacked(
+    keys: Mapping[KeyPath, Found],
+    patterns: Mapping[KeyPath, Pattern],
+    scan: Mapping[str, _Axes],
+    kinds: Envelope,
+    faults: list[Mismatch],
+) -> Iterator[tuple[KeyPath, _Stack]]:
+    """Which leaves stand below stacked nodes, and on what axis each is stacked.
+
+    A path inside of a stacked node says that leaves below it are stacked on another axis. The path of a
+    node inside of a list has no numbers: ``layers/blocks`` is the blocks of every layer.
+    """
+    heads = {paths.parse_path(text): axes for text, axes in scan.items()}
+    used: set[LogicalPath] = set()
+    for key, leaf in keys.items() if heads else ():
+        spelled = tuple(map(named, key))
+        ends = {spelled[:end]: end for end in range(1, len(key) + 1)}
+        ends |= _ends(patterns[key])
+        above = sorted((path for path in ends if path in heads), key=len)
+        used.update(above)
+        kind = leaf.kind or kinds.collection(leaf.key)
+        axis = _axis_of(kind, heads[above[-1]]) if above else None
+        if axis is None:
+            continue
+        rank = len((leaves.signature(leaf.value) or ((),))[0])
+        at = ends[above[0]] - 1
+        where = paths.format_path(key)
+        if not -rank <= axis < rank:
+            expected, found = f"a leaf with axis {axis}", leaves.describe(leaf.value)
+            faults.append(Mismatch(where, "shape", expected, found, _OWN_AXIS))
+        following = patterns[key][at + 1 : at + 2]
+        if isinstance(patterns[key][at], Index) or following == (Index(),):
+            expected, found = (
+                "a stack of layers",
+                "a stack that is a list, or is in one, by one name",
+            )
+            faults.append(Mismatch(where, "declaration", expected, found, "declare it as a class"))
+        yield key, (at, axis % max(rank, 1))
+    for head in heads.keys() - used:
+        where = "/".join(head)
+        faults.append(Mismatch(where, "rule", "a node of the model", "no leaf below it", _BARE))
+
+
+def _unused_lists(
+    named: Sequence[Pattern], heads: set[Pattern], folds: Mapping[KeyPath, Fold]
+) -> Iterator[Mismatch]:
+    used = {fold.key[: len(pattern)] for fold in folds.values() for pattern in named}
+    for pattern in named:
+        if pattern not in used:
+            where, expected = paths.format_path(pattern), "a repeated node of the model"
+            if pattern in heads:
+                yield Mismatch(
+                    where,
+                    "rule",
+                    expected,
+                    "members that differ",
+                    "members 0 .. n-1 must have the same leaves",
+                )
+            else:
+                yield Mismatch(where, "rule", expected, "no such node", _BARE)
