@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import adapted
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import ckpt_schema as cs
 
@@ -134,3 +136,54 @@ def test_the_counts_of_stacked_streams_are_streams_of_their_own() -> None:
     }
     view = {"params": {f"layers_{n}": {"w": stack(3, 4)[n]} for n in range(3)}}
     cs.assert_trees_identical(cs.adapt(source, view).get(source), view)
+
+
+class Plain(nn.Module):
+    """A model whose submodules Linen numbers by itself."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for _ in range(2):
+            x = nn.LayerNorm()(nn.Dense(8)(x))
+        x = nn.Dense(8)(x)
+        return nn.Dense(3)(x)
+
+
+class Twin(nnx.Module):
+    """The same, named by hand."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.inner = nnx.Linear(4, 8, rngs=rngs)
+        self.first = nnx.LayerNorm(8, rngs=rngs)
+        self.middle = nnx.Linear(8, 8, rngs=rngs)
+        self.second = nnx.LayerNorm(8, rngs=rngs)
+        self.last = nnx.Linear(8, 8, rngs=rngs)
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+
+def test_names_without_a_like_are_settled_by_one_block_in_one_round() -> None:
+    """What shapes make certain are rules; what they allow are lines of which the true ones are pasted."""
+    params = jax.jit(Plain().init)(jax.random.key(0), np.zeros((2, 4), "float32"))
+    twin = Twin(nnx.Rngs(1))
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.adapt(params, twin)
+    certain = [cs.rename("Dense_0", "inner"), cs.rename("Dense_3", "head")]
+    assert list(caught.value.rules) == certain
+    text = str(caught.value)
+    offered = [line.strip() for line in text.splitlines() if line.strip().startswith("# cs.rename")]
+    assert offered == [
+        "# cs.rename('Dense_1', 'last'), or 'middle'",
+        "# cs.rename('Dense_2', 'last'), or 'middle'",
+        "# cs.rename('LayerNorm_0', 'first'), or 'second'",
+        "# cs.rename('LayerNorm_1', 'first'), or 'second'",
+    ]
+    pasted = [
+        cs.rename("Dense_1", "middle"),
+        cs.rename("Dense_2", "last"),
+        cs.rename("LayerNorm_0", "first"),
+        cs.rename("LayerNorm_1", "second"),
+    ]
+    with pytest.warns(cs.AxesWarning):  # square kernels are not transposed
+        lens = cs.adapt(params, twin, rules=[*certain, *pasted])
+    view = lens.get(params, onto=twin)
+    assert np.array_equal(view.middle.kernel[...], params["params"]["Dense_1"]["kernel"])

@@ -62,6 +62,11 @@ def test_each_page_that_the_readme_names_is_there() -> None:
     assert pages - named <= {"docs/failures.md", "docs/mutants.md"}
 
 
+def test_what_the_page_on_checkpoints_without_a_declaration_says_runs() -> None:
+    page = README.parent / "docs" / "adapt.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "adapt"})
+
+
 def test_what_the_page_on_keys_says_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = README.parent / "docs" / "keys.md"
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "keys"})

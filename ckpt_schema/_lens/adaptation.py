@@ -19,9 +19,9 @@ from typing import Any
 from ckpt_schema._layouts.paths import Index, LogicalPath, Pattern, format_path, parse_path
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row
-from ckpt_schema._lens.lens import Lens, derive
-from ckpt_schema._lens.rules import Private, Rule, private
-from ckpt_schema._lens.rules import own as own_value
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.one_sided import derived
+from ckpt_schema._lens.rules import Rule
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema._trees.inference import infer
@@ -72,7 +72,7 @@ def adapt_trees(
     sides = _with_lists(sides, lists)
     sides = _with_stacks(sides, scan or {})
     left, right = (side.layout for side in sides)
-    return _derived(left, right, list(rules), own)
+    return derived(left, right, list(rules), own)
 
 
 def made_abstract(tree: Any) -> Any:
@@ -531,34 +531,3 @@ def _changes(order: _Order, shape: tuple[int, ...]) -> bool:
     """Whether another order of the axes is another order of the elements."""
     wide = [axis for axis in order if shape[axis] > 1]
     return wide != sorted(wide)
-
-
-# --- Leaves of one side  ---
-
-
-def _derived(
-    left: Layout, right: Layout, rules: list[Rule], keeps: Callable[[Row], bool] | None
-) -> Lens:
-    """The lens; streams, caches and records that one side alone has are private to it."""
-    try:
-        return derive(left, right, rules=rules)
-    except DerivationError as error:
-        # What derive calls certain of such leaves is a rule for each. A rename is never taken unasked.
-        own: list[Rule] = [rule for rule in error.rules if isinstance(rule, Private)]
-        own += () if keeps is None else _kept(error, right, keeps)
-        if not own:
-            raise
-        first = error
-    try:
-        return derive(left, right, rules=[*rules, *own])
-    except DerivationError as error:
-        raise error from first
-
-
-def _kept(error: DerivationError, view: Layout, keeps: Callable[[Row], bool]) -> Iterator[Rule]:
-    """Rules for the leaves without a partner that keep their own values."""
-    by_path = {"/".join(row.path): row for row in view.rows}
-    for fault in error.mismatches:
-        row = by_path.get(fault.path)
-        if row is not None and row.body is not None and not row.mirrors and keeps(row):
-            yield private("/".join(row.path[row.body :]), own_value)

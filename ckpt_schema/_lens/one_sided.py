@@ -1,0 +1,51 @@
+"""The lens between two layouts that were read off, whose one-sided leaves nobody has named.
+
+Streams, caches and records that one side alone has are private to it; what else has no partner is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.open_names import open_names
+from ckpt_schema._lens.rules import Private, Rule, private
+from ckpt_schema._lens.rules import own as own_value
+from ckpt_schema.errors import DerivationError
+
+__all__ = ["derived"]
+
+
+def derived(
+    left: Layout, right: Layout, rules: list[Rule], keeps: Callable[[Row], bool] | None
+) -> Lens:
+    """The lens; streams, caches and records that one side alone has are private to it."""
+    try:
+        return derive(left, right, rules=rules)
+    except DerivationError as error:
+        # What derive calls certain of such leaves is a rule for each. A rename is never taken unasked.
+        own: list[Rule] = [rule for rule in error.rules if isinstance(rule, Private)]
+        own += () if keeps is None else _kept(error, right, keeps)
+        if not own:
+            raise _with_open_names(error, left, right) from None
+        first = error
+    try:
+        return derive(left, right, rules=[*rules, *own])
+    except DerivationError as error:
+        raise _with_open_names(error, left, right) from first
+
+
+def _with_open_names(error: DerivationError, left: Layout, right: Layout) -> DerivationError:
+    """The same error, with renames of whole nodes that shapes allow."""
+    notes = [*error.notes, *open_names(error, left, right)]
+    return DerivationError(error.header, error.mismatches, notes)
+
+
+def _kept(error: DerivationError, view: Layout, keeps: Callable[[Row], bool]) -> Iterator[Rule]:
+    """Rules for the leaves without a partner that keep their own values."""
+    by_path = {"/".join(row.path): row for row in view.rows}
+    for fault in error.mismatches:
+        row = by_path.get(fault.path)
+        if row is not None and row.body is not None and not row.mirrors and keeps(row):
+            yield private("/".join(row.path[row.body :]), own_value)

@@ -1,0 +1,70 @@
+"""Nodes that have no partner, and the nodes of the other side that they may be: lines to paste, of which one is true each."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Sequence
+
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.rules import Rename
+from ckpt_schema.errors import CkptSchemaError
+
+__all__ = ["open_names"]
+
+_SHOWN = 6
+"""How many nodes one node is offered; more are counted."""
+
+
+def open_names(error: CkptSchemaError, source: Layout, view: Layout) -> list[str]:
+    """Renames of whole nodes that shapes allow and do not tell, commented, to paste beside the rules of an error.
+
+    Args:
+        error: What derivation says of the two layouts.
+        source: The source's layout.
+        view: The view's layout.
+
+    Returns:
+        A heading and a line for each node; nothing where no node is in doubt.
+    """
+    unplaced = {fault.path for fault in error.mismatches if fault.kind == "unplaced"}
+    certain = [rule for rule in error.rules if isinstance(rule, Rename)]
+    here = _nodes(source.rows, unplaced, {rule.source for rule in certain})
+    there = _nodes(view.rows, unplaced, {rule.view for rule in certain})
+    alike: dict[object, list[LogicalPath]] = collections.defaultdict(list)
+    for node, leaves in there.items():
+        alike[leaves].append(node)
+    lines: list[str] = []
+    for node, leaves in here.items():
+        own, others = "/".join(node), ["/".join(one) for one in alike.get(leaves, ())]
+        if others:
+            more = f", or {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+            choice = "".join(f" or {other!r}" for other in others[1:_SHOWN])
+            lines.append(f"    # cs.rename({own!r}, {others[0]!r}),{choice}{more}")
+    if not lines:
+        return []
+    head = "open: shapes allow these, and do not tell; paste the lines that are true into rules=:"
+    return ["\n".join([head, *lines])]
+
+
+def _nodes(
+    rows: Iterable[Row], unplaced: set[str], named: set[LogicalPath]
+) -> dict[LogicalPath, object]:
+    """The nodes of a model that hold leaves without a partner alone, each with what it holds."""
+    found: dict[LogicalPath, list[Row]] = collections.defaultdict(list)
+    for row in rows:
+        if row.body is not None and not row.mirrors and len(row.path) > row.body + 1:
+            found[row.path[row.body : -1]].append(row)
+    return {
+        node: _held(inner)
+        for node, inner in found.items()
+        if all("/".join(row.path) in unplaced for row in inner)
+        and not any(node[: len(name)] == name for name in named)
+    }
+
+
+def _held(rows: Sequence[Row]) -> object:
+    """What a node holds: the names, shapes and repeats of its leaves."""
+    return frozenset(
+        (row.path[-1], row.leaf, tuple(repeat.size for repeat in row.repeats)) for row in rows
+    )
