@@ -7,7 +7,6 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ckpt_schema._frameworks.starting_values import starting_value
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.leaves import Fill, Init
 from ckpt_schema._layouts.paths import LogicalPath
@@ -114,7 +113,7 @@ class Moments:
                 continue
             is_view = bool(places_of(after, fill.large))
             layout, row = (self._view, after) if is_view else (self._source, before)
-            value = starting_value(layout, row) if layout.initial is not None else None
+            value = _starting_value(layout, row) if layout.initial is not None else None
             if value is None:
                 return _unknown_start(row, fill)
             fills.append(dataclasses.replace(fill, rest=Constant(Fill(value))))
@@ -146,3 +145,9 @@ class Moments:
             mirrors=row.mirrors,
             rules=(anew if known else same,),
         )
+
+
+def _starting_value(layout: Layout, row: Row) -> float | int | bool | None:
+    from ckpt_schema._frameworks.starting_values import starting_value  # which loads optax
+
+    return starting_value(layout, row)
