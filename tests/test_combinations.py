@@ -537,3 +537,16 @@ def test_parts_that_are_cut_elsewhere_than_the_whole_is_written() -> None:
     x, y, z = q.reshape(3, 4, 2), k.reshape(3, 2, 2), v.reshape(3, 2, 2)
     source = {"q": x.transpose(2, 0, 1).copy(), "kv": whole(y, z).transpose(1, 2, 0).copy()}
     held(lens, source, {"qk": whole(x, y), "v": z.transpose(2, 1, 0).copy()})
+
+
+def test_all_of_a_merged_axis_of_a_list_in_several_nodes_runs_the_other_way() -> None:
+    ours = schema("Listed", layers=(list[schema("L", w="kv*2")], cs.field(length="blocks+rest")))
+    theirs = _in_nodes(schema("N", w="2*kv"), ("blocks", "blocks"), ("last", "rest"))
+    rules = [cs.flip("layers[]/w", "2"), cs.flip("layers[]/w", "kv"), cs.scale("layers[]/w", 2)]
+    lens = cs.derive(ours, theirs, rules=rules).bind(kv=3, blocks=2)
+    w = np.arange(18, dtype="float32").reshape(3, 3, 2)
+    made = [np.ascontiguousarray(each[::-1, ::-1].T).reshape(6) * np.float32(2) for each in w]
+    source = {"layers": {i: {"w": each.reshape(6)} for i, each in enumerate(w)}}
+    held(
+        lens, source, {"blocks": _stack([{"w": x} for x in made[:2]]), "last": {0: {"w": made[2]}}}
+    )

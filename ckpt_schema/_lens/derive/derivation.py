@@ -117,6 +117,8 @@ def join_rows(
             if not made:  # it has its fault: its leaves are not told besides to lack a partner
                 refused[0].update(before.values())
                 refused[1].update(after.values())
+    for lost, several in zip(refused, twice, strict=True):
+        lost.update(copy for copy, of in several.items() if of in lost)
     onward, back = dict(pairs), {there: here for here, there in pairs}
     copied = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
     copied += [(back[of], copy) for copy, of in twice[1].items() if of in back]

@@ -18,7 +18,7 @@ from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.paths import Index, LogicalPath
 from ckpt_schema._layouts.sizes import ONE, Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Repeat, Row, Series, called
-from ckpt_schema._lens.cells import Cell
+from ckpt_schema._lens.cells import Cell, tidy
 from ckpt_schema._lens.derive import derivation
 from ckpt_schema._lens.derive.bounds import composed_if_known
 from ckpt_schema._lens.derive.joins import Join, joins_of
@@ -364,7 +364,9 @@ class _Divided:
             rows = source.whole.rows[one.sources[0]], view.whole.rows[one.views[0]]
             self.faults.append(undecided(*rows, wrong))
             return
-        cells = [~cell for cell in turned]
+        # What is read goes forward.
+        back = (~cell for cell in turned)
+        cells = [dataclasses.replace(cell, geometry=tidy(cell.geometry)) for cell in back]
         if not is_whole:
             yield dataclasses.replace(one, cells=tuple(cells))
             return

@@ -187,7 +187,9 @@ def between_parts(
     )
     try:
         onward = composed_if_known(relation.cells(_BETWEEN, _BETWEEN), after, known)
-        return [Join(tuple(composed_if_known([~cell for cell in before], onward, known)))]
+        between = composed_if_known([~cell for cell in before], onward, known)
+        rules = dict.fromkeys(rule for part in (*first, *second) for rule in part.told.rules)
+        return [Join(tuple(between), Told(rules=tuple(rules)))]
     except UndecidedError as found:
         return undecided(first[0].row, second[0].row, found)
 

@@ -80,16 +80,8 @@ def _shifted(within: Within, at: Where, first: int, shift: int) -> Within:
 
 def spots_of(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
     """Where a row has a dim: which axis, and which of its factors; whole axes before those that it is a factor of."""
-    dims = row.leaf.dims
-    whole = [(at, 0, len(axis)) for at, axis in enumerate(dims) if axis == dim]
-    if whole or len(dim) > 1:
-        return whole
-    return [
-        (at, number, number + 1)
-        for at, axis in enumerate(dims)
-        for number, factor in enumerate(axis)
-        if (factor,) == dim
-    ]
+    found = places_of(row, dim)
+    return [(at, first, last) for (kind, at), first, last in found if kind == "axis"]
 
 
 def places_of(row: Row, dim: Dim) -> list[tuple[Where, int, int]]:
@@ -97,11 +89,13 @@ def places_of(row: Row, dim: Dim) -> list[tuple[Where, int, int]]:
     own: list[tuple[Where, Dim]] = [(("axis", at), axis) for at, axis in enumerate(row.leaf.dims)]
     own += [(("level", at), repeat.size) for at, repeat in enumerate(row.repeats)]
     whole = [(at, 0, len(each)) for at, each in own if each == dim]
-    if whole or len(dim) > 1:
-        return whole
+    if whole:
+        return whole  # an axis or a level, before those of which it is a factor, or several
     found: list[tuple[Where, int, int]] = []
     for at, each in own:
-        found += [(at, n, n + 1) for n, factor in enumerate(each) if (factor,) == dim]
+        for first in range(len(each) - len(dim) + 1):
+            if each[first : first + len(dim)] == dim:
+                found.append((at, first, first + len(dim)))
     return found
 
 
