@@ -495,12 +495,14 @@ def _doubtful(
     shown = {path: leaf for path, leaf in leaves.items() if leaf.shapes[0] != leaf.shapes[1]}
     signs: set[tuple[str, _Reading]] = set()
     counts: set[tuple[int | None, _Reading]] = set()
+    kinds: set[tuple[str, int | None, tuple[Any, Any]]] = set()
     for path, leaf in shown.items():
         if any(path[: len(node)] == node for node in given):
             continue
         inside = [node for node in stacks if path[: len(node)] == node]
         for reading in _readings([leaf]).values():
             signs.update((name, reading) for name in path[:-1])
+            kinds.update((name, _layers(leaf, reading), leaf.kinds) for name in path[:-1])
             if inside:
                 counts.add((_layers(leaf, reading), reading))
     ways: dict[LogicalPath, dict[_Order, _Reading]] = collections.defaultdict(dict)
@@ -514,6 +516,12 @@ def _doubtful(
                 continue
             named = any((name, reading) in signs for name in path[:-1])
             if named or (_layers(leaf, reading), reading) in counts:
+                ways[path[:-1] or path].setdefault(order, reading)
+        # Leaves of another kind may move otherwise in the same stack.
+        for (order,), reading in _readings([leaf]).items():
+            count = _layers(leaf, reading)
+            near = [own for name, n, own in kinds if n == count and name in path[:-1]]
+            if any(own != leaf.kinds for own in near) and _changes(order, leaf.shapes[0]):
                 ways[path[:-1] or path].setdefault(order, reading)
     for node, orders in ways.items():
         text = "/".join(node)
