@@ -340,7 +340,8 @@ def _attribute(cls: type, name: str, annotation: Any) -> Attribute:
         raise declaration(
             name, wanted, _spell(annotation), f"write {name}: cs.OptState = cs.optimizer(tx)"
         )
-    if spec.key == "" and (many or isinstance(target, Leaf)):
+    key: Any = spec.key  # of any type still, an array among them
+    if isinstance(key, str) and not key and (many or isinstance(target, Leaf)):
         paths.parse_pattern("")  # which says that a leaf stands somewhere
     verify_field(name, spec, many=many)
     if spec.value is not None and isinstance(target, Leaf):

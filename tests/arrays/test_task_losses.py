@@ -89,7 +89,7 @@ def test_copies_are_compared_element_by_element(place: Any, turned: bool, padded
     other = (value.T if turned else value).copy()
     verified(task, [place(value), place(other)])
     other[(2, 1) if turned else (1, 2)] = 7
-    with pytest.raises(ConformanceError, match=r"y  expected what x has, 5.0 .* at \[1 2\]"):
+    with pytest.raises(ConformanceError, match=r"y  expected 5.0 .* at \[1 2\] of x, found 7.0"):
         verified(task, [place(value), place(other)])
 
 
@@ -106,7 +106,7 @@ def test_a_copy_of_what_two_leaves_make_is_compared_with_both(place: Any) -> Non
     task = Task((pair, pair, Kind((3,), "int32")), (Kind((4,), "int32"),), copies)
     values = [np.array([1, 2], np.int32), np.array([3, 4], np.int32)]
     verified(task, [place(each) for each in (*values, np.array([2, 3, 4], np.int32))])
-    with pytest.raises(ConformanceError, match="z  expected what x has, 4 "):
+    with pytest.raises(ConformanceError, match=r"z  expected 4 .* at \[1\] of y, found 5"):
         verified(task, [place(each) for each in (*values, np.array([2, 3, 5], np.int32))])
 
 
@@ -117,5 +117,5 @@ def test_a_signalling_nan_that_differs_is_told_without_a_warning(dtype: str) -> 
     pair = Kind((1,), dtype)
     first = Copy(0, 0, Block(((0,), (0,)), ()))
     task = Task((pair, pair), (pair,), (first, dataclasses.replace(first, source=1, compares=True)))
-    with pytest.raises(ConformanceError, match=r"y  expected what x has, .*nan"):
+    with pytest.raises(ConformanceError, match=r"y  expected .*nan.* at \[0\] of x"):
         verified(task, [value, np.zeros_like(value)])

@@ -155,16 +155,19 @@ RAW: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "key, a number": (declared(key=0), ["Declared.w", "a string", "found 0"]),
     "key, a wide symbol": (
         lambda: cs.layout(schema(list[Plain], cs.field(key="a{i:0999999999}", length="n"))),
-        ["a{i:0999999999}", "at most one index symbol"],
+        ["a{i:0999999999}", "index symbols in braces"],
     ),
     "key, a long step": (
         lambda: cs.layout(schema(list[Plain], cs.field(key=f"a{{{DIGITS}*i}}", length="n"))),
-        ["at most one index symbol", "layers_{2*i}"],
+        ["index symbols in braces", "layers_{2*i}"],
     ),
-    "key, a quote": (declared(key="'"), ["Declared.w", "quotes", "starts or ends with a quote"]),
-    "key, empty": (declared(key=""), ["Declared.w", "at least one character"]),
-    "key, an empty part": (declared(key="a//b"), ["Declared.w", "at least one character"]),
-    "key, an open brace": (declared(key="{"), ["Declared.w", "one index symbol", "layers_{i}"]),
+    "key, a quote": (declared(key="'"), ["Declared.w", "a closing quote", "written twice"]),
+    "key, empty": (declared(key=""), ["Declared.w", "the empty key is written ''"]),
+    "key, an empty part": (declared(key="a//b"), ["Declared.w", "a key between two slashes"]),
+    "key, an open brace": (
+        declared(key="{"),
+        ["Declared.w", "index symbols in braces", "layers_{i}"],
+    ),
     "a size of 5000 digits": (
         lambda: cs.layout(schema(Float32[Array, DIGITS])),
         ["a product of names, integers and sums", "99999"],
@@ -242,11 +245,10 @@ def test_4_virtual_devices_need_no_hypothesis(monkeypatch: pytest.MonkeyPatch) -
 
 def test_4_a_key_that_ends_with_a_quote_is_declared_as_it_is_told() -> None:
     for key in ("a'", "'", "'a"):
-        table = cs.layout(schema(Float32[Array, " a"], cs.field(key=f"'{key}'")))
+        written = "'" + key.replace("'", "''") + "'"
+        table = cs.layout(schema(Float32[Array, " a"], cs.field(key=written)))
         assert cs.check(table, {key: X}).ok
-        (row,) = table.rows
-        assert cs.check(table, {}).mismatches[0].path == f"'{key}'"
-        assert cs.layout(schema(Float32[Array, " a"], cs.field(key=f"'{key}'"))).rows == (row,)
+        assert cs.check(table, {}).mismatches[0].path == written
 
 
 def levels_left() -> int:
