@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pairs import Tally, differences, held, on_devices, through_disk, tried
 from support.mingled import paired
-from support.mingling import drawn
+from support.mingling import Case, drawn
 from support.profiles import THOROUGH
 
 import ckpt_schema as cs
@@ -56,3 +56,33 @@ def test_what_differs_is_seen() -> None:
 @pytest.mark.parametrize("seed", ["a", "b"])
 def test_a_seed_says_everything(seed: str) -> None:
     assert drawn(seed).layouts == drawn(seed).layouts
+
+
+def _loses_nothing(case: Case) -> bool:
+    """Whether the middle has all that both ends have, in dtypes that hold it, once, and without padding."""
+    for number, layout in enumerate(case.layouts):
+        members = [member for place in layout.places for member in place.members]
+        for kept in (kept for member in members for kept in member.leaves):
+            if kept.copy is not None or kept.unit.private:
+                return False
+            narrow = kept.dtype != "float32" and len(kept.unit.dtypes) > 1
+            if number == 1 and (kept.pads or narrow):
+                return False
+    return True
+
+
+def test_where_the_middle_loses_nothing_the_composite_prints_as_the_derived_lens() -> None:
+    compared = 0
+    for number in range(60 * TIMES):
+        case = drawn(f"print/{number}")
+        if not _loses_nothing(case):
+            continue
+        first, middle, last = case.layouts
+        one, other, direct = (
+            cs.derive(source.schema, view.schema, rules=paired(source, view).rules)
+            for source, view in ((first, middle), (middle, last), (first, last))
+        )
+        lines = [[" ".join(x.split()) for x in str(x).split("\n")] for x in (one >> other, direct)]
+        assert sorted(lines[0]) == sorted(lines[1]), number
+        compared += 1
+    assert compared >= 5
