@@ -19,6 +19,7 @@ from support.profiles import sampled
 
 import ckpt_schema as cs
 from ckpt_schema._frameworks.degrees import Degree, Degrees, NoDegree, _Bench, _Step
+from ckpt_schema.testing import BrokenLawError, _origins, check_laws
 
 C = 0.125
 SIZES = {"embed": 4, "heads": 6}
@@ -340,3 +341,19 @@ def test_of_a_step_only_what_a_param_needs_is_run() -> None:
         moments = [n for n, row in enumerate(bench.table) if row.mirrors and row.path[-1] == "w0"]
         leaves = [i for i, row in enumerate(bench.rows) if row in moments]
         assert (len(_Step.of(bench, leaves).used) < 10) == alone
+
+
+class Scaled(cs.Schema):
+    q: Float32[Array, "a b"]
+
+
+def test_laws_know_what_becomes_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle of the laws has degrees of its own: it holds those that a lens finds, and sees another."""
+    tx = optax.adam(1e-3)
+    sides = cs.linen.TrainState[Scaled, tx], cs.nnx.TrainState[Scaled, tx]
+    lens = cs.derive(*sides, rules=[cs.scale("q", 0.25)])
+    laws = ("Naming", "Values", "Inverse")
+    check_laws(lens, laws, max_examples=4)
+    monkeypatch.setattr(_origins, "_DEGREES", {"mu": 1, "nu": 1})
+    with pytest.raises(BrokenLawError, match="nu/q"):
+        check_laws(lens, laws, max_examples=4)

@@ -49,6 +49,9 @@ __all__ = ["Origin", "origins"]
 
 T = TypeVar("T")
 _UNKNOWN = -1  # comes from no leaf that anything is known of
+# How often a moment has the gradient as a factor, by the name that optax gives it: written down here, and not found by running
+# the transformation, as a lens finds it. Of moments with other names nothing is known.
+_DEGREES = {"mu": 1, "nu": 2, "nu_max": 2, "trace": 1, "sum_of_squares": 2, "ema": 1, "grad_acc": 1}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,14 +86,17 @@ def _starts(row: Row, prefix: LogicalPath) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Said:
-    """What rules say of a leaf: whether it is raw data on one side, what is flipped, padded, scaled and repeated."""
+    """What rules say of a leaf: whether it is raw data on one side, what is flipped, padded and scaled.
+
+    It is open where each element comes from several, or nobody knows how it is scaled.
+    """
 
     raw: bool = False
     flips: frozenset[Dim] = frozenset()
     pads: tuple[tuple[Dim, Dim, float], ...] = ()
     exponent: int = 0
     order: tuple[int, ...] | None = None
-    repeats: bool = False
+    is_open: bool = False
 
 
 def _over(row: Row, rules: Iterable[tuple[LogicalPath, T]]) -> list[tuple[int, T]]:
@@ -115,7 +121,7 @@ def _said(row: Row, rules: Iterable[Rule]) -> _Said:
     pads: dict[tuple[Dim, Dim], float] = {}
     kinds = (RawKey, Reverse, Padding, Repeated, Factor)
     spoken = [(r.path, r) for r in rules if isinstance(r, kinds)]
-    repeats = False
+    is_open = False
     for start, rule in _over(row, spoken):
         if isinstance(rule, RawKey):
             raw = True
@@ -124,13 +130,21 @@ def _said(row: Row, rules: Iterable[Rule]) -> _Said:
         elif isinstance(rule, Padding):
             pads.setdefault((rule.small, rule.large), 0 if mirror and start > 0 else rule.fill)
         elif isinstance(rule, Repeated):
-            repeats = True
-        elif not (mirror and start > 0) and exponent is None:
-            exponent = rule.exponent
+            is_open = True  # each element comes from several
+        elif exponent is None:
+            degree = _degree(row) if mirror and start > 0 else -1
+            is_open = is_open or degree is None
+            exponent = -(degree or 0) * rule.exponent
     # What stands where two paddings meet depends on their order, which is that of the rules.
     order = list(dict.fromkeys((r.small, r.large) for r in rules if isinstance(r, Padding)))
     told = tuple((*axis, pads[axis]) for axis in order if axis in pads)
-    return _Said(raw, frozenset(flips), told, exponent or 0, repeats=repeats)
+    return _Said(raw, frozenset(flips), told, exponent or 0, is_open=is_open)
+
+
+def _degree(row: Row) -> int | None:
+    """The degree of a moment in the gradient of its param, whose path ends its own."""
+    own = row.path[: len(row.path) - len(parse_path(row.mirrors)) + 1]
+    return next((_DEGREES[name] for name in reversed(own) if name in _DEGREES), None)
 
 
 def _framed(rows: tuple[Row, Row], said: _Said) -> tuple[NamedRow, NamedRow]:
@@ -420,7 +434,7 @@ class _Step:
         rows = self.sides[0].layout.rows[one], self.sides[1].layout.rows[other]
         told = rows[::-1] if self.origin.inverted else rows
         said = _said(told[1], self.origin.rules)
-        if said.repeats:  # of which each element comes from several
+        if said.is_open:
             return None
         order = self.source.order(other if self.origin.inverted else one)
         said = dataclasses.replace(said, order=order)
