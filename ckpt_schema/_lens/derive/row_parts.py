@@ -80,14 +80,18 @@ def _shifted(within: Within, at: Where, first: int, shift: int) -> Within:
 
 def spots_of(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
     """Where a row has a dim: which axis, and which of its factors; whole axes before those that it is a factor of."""
-    found = places_of(row, dim)
-    return [(at, first, last) for (kind, at), first, last in found if kind == "axis"]
+    own: list[tuple[Where, Dim]] = [(("axis", at), axis) for at, axis in enumerate(row.leaf.dims)]
+    return [(at, first, last) for (_, at), first, last in _places(own, dim)]
 
 
 def places_of(row: Row, dim: Dim) -> list[tuple[Where, int, int]]:
     """The same of axes and of levels of repetition."""
     own: list[tuple[Where, Dim]] = [(("axis", at), axis) for at, axis in enumerate(row.leaf.dims)]
     own += [(("level", at), repeat.size) for at, repeat in enumerate(row.repeats)]
+    return _places(own, dim)
+
+
+def _places(own: list[tuple[Where, Dim]], dim: Dim) -> list[tuple[Where, int, int]]:
     whole = [(at, 0, len(each)) for at, each in own if each == dim]
     if whole:
         return whole  # an axis or a level, before those of which it is a factor, or several
