@@ -550,3 +550,17 @@ def test_all_of_a_merged_axis_of_a_list_in_several_nodes_runs_the_other_way() ->
     held(
         lens, source, {"blocks": _stack([{"w": x} for x in made[:2]]), "last": {0: {"w": made[2]}}}
     )
+
+
+def test_a_flip_of_a_factor_that_has_the_size_of_a_list_of_layers() -> None:
+    def blocks(dims: str) -> Any:
+        inner = schema("Inner", each=(list[schema("L", w=dims)], cs.field(length="2")))
+        return schema("Outer", blocks=(list[inner], cs.field(length="n")))
+
+    rules = [cs.flip("blocks[]/each[]/w", "2")]
+    lens = cs.derive(blocks("a*2"), blocks("2 a"), rules=rules)
+    w = np.arange(12, dtype="float32").reshape(2, 3, 2)
+    source = {"blocks": {0: {"each": {i: {"w": w[i].reshape(6)} for i in range(2)}}}}
+    made = [np.ascontiguousarray(each[:, ::-1].T) for each in w]
+    view = {"blocks": {0: {"each": {i: {"w": made[i]} for i in range(2)}}}}
+    held(lens, source, view)
