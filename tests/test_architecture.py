@@ -18,7 +18,8 @@ ORDER = """
     _layouts _layouts.paths _layouts.overlaps _layouts.sizes _layouts.dims _layouts.leaves _layouts.pytrees _layouts.table
     _layouts.kinds _layouts.fields _layouts.drafts
     _layouts.schema
-    _frameworks _frameworks.boxes _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
+    _frameworks _frameworks.boxes
+    _frameworks.moment_names _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
     linen nnx
     _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _trees.defaults
     _trees.containers _trees.abstract_states _trees.undeclared _trees.slots

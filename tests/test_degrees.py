@@ -354,7 +354,7 @@ def test_laws_know_what_becomes_of_moments(monkeypatch: pytest.MonkeyPatch) -> N
     lens = cs.derive(*sides, rules=[cs.scale("q", 0.25)])
     laws = ("Naming", "Values", "Inverse")
     check_laws(lens, laws, max_examples=4)
-    monkeypatch.setattr(_origins, "_DEGREES", {"mu": 1, "nu": 1})
+    monkeypatch.setattr(_origins, "DEGREES", {"mu": 1, "nu": 1})
     other = cs.derive(*sides, rules=[cs.scale("q", 0.5)])  # what is known of a lens is kept
     with pytest.raises(BrokenLawError, match="nu/q"):
         check_laws(other, laws, max_examples=4)

@@ -1035,7 +1035,7 @@ def test_a_stack_that_was_not_declared_is_asked_for() -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    [lambda: cs.rename(1, "a"), lambda: cs.rename("a", ""), lambda: cs.private(("a", "b"), 0)],
+    [lambda: cs.rename(1, "a"), lambda: cs.rename("", "a"), lambda: cs.private(("a", "b"), 0)],
 )  # type: ignore[arg-type]
 def test_a_rule_of_no_path_is_refused(rule: Callable[[], Any]) -> None:
     with pytest.raises(

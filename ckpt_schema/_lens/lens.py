@@ -20,6 +20,7 @@ from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.lists import join
 from ckpt_schema._lens.derive.served_weights import unserved, warn_of_unserved
 from ckpt_schema._lens.derive.view_names import (
+    as_called,
     common_names,
     names_apart,
     renamed_joins,
@@ -261,7 +262,7 @@ class Lens:
         Raises:
             DerivationError: With every row in which this lens's view differs from the other's source.
         """
-        other = other.beside(self)
+        other = other.renamed(as_called(other.source, self.view)).beside(self)
         dims, derivations = {**self.dims, **other.dims}, (*self.derivations, *other.derivations)
         return Lens(*compose(self, other), dims=dims, derivations=derivations)
 
@@ -272,10 +273,14 @@ class Lens:
         before = first.source.names()
         mine = self.view.names()
         names = names_apart((before & mine) - between, before | mine | between)
+        return self.renamed(names, view_alone=True)
+
+    def renamed(self, names: Mapping[str, str], *, view_alone: bool = False) -> Lens:
+        """This lens with other names of dims."""
         if not names:
             return self
         return Lens(
-            self.source,
+            self.source if view_alone else renamed_layout(self.source, names),
             renamed_layout(self.view, names),
             renamed_joins(self.joins, names),
             {names.get(name, name): size for name, size in self.dims.items()},

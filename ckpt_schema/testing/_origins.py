@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ckpt_schema._frameworks.moment_names import DEGREES
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.paths import LogicalPath, parse_path
 from ckpt_schema._layouts.table import Layout, Row, Series
@@ -49,9 +50,6 @@ __all__ = ["Origin", "origins"]
 
 T = TypeVar("T")
 _UNKNOWN = -1  # comes from no leaf that anything is known of
-# How often a moment has the gradient as a factor, by the name that optax gives it: written down here, and not found by running
-# the transformation, as a lens finds it. Of moments with other names nothing is known.
-_DEGREES = {"mu": 1, "nu": 2, "nu_max": 2, "trace": 1, "sum_of_squares": 2, "ema": 1, "grad_acc": 1}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,7 +142,7 @@ def _said(row: Row, rules: Iterable[Rule]) -> _Said:
 def _degree(row: Row) -> int | None:
     """The degree of a moment in the gradient of its param, whose path ends its own."""
     own = row.path[: len(row.path) - len(parse_path(row.mirrors)) + 1]
-    return next((_DEGREES[name] for name in reversed(own) if name in _DEGREES), None)
+    return next((DEGREES[name] for name in reversed(own) if name in DEGREES), None)
 
 
 def _framed(rows: tuple[Row, Row], said: _Said) -> tuple[NamedRow, NamedRow]:

@@ -171,7 +171,7 @@ def test_6_joined_keys_are_inferred_as_paths() -> None:
     assert equal(lens.get(disk), view)
     assert equal(lens.put(view), disk)
     flat = cs.infer(moe(), joined=".")
-    assert "model.layers.{i}.experts.11.up.weight" in str(flat)
+    assert "model.layers.{i}.experts.{j}.up.weight" in str(flat)
     assert equal(cs.derive(flat, flat).get(moe()), moe())
 
 

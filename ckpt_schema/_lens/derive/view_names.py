@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Set
 
 from ckpt_schema._layouts import dims as dims_
@@ -10,7 +11,14 @@ from ckpt_schema._layouts.sizes import Size
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.joins import Join
 
-__all__ = ["common_names", "names_apart", "renamed_joins", "renamed_layout", "renamed_row"]
+__all__ = [
+    "as_called",
+    "common_names",
+    "names_apart",
+    "renamed_joins",
+    "renamed_layout",
+    "renamed_row",
+]
 
 
 def common_names(joins: Iterable[Join]) -> set[str]:
@@ -40,6 +48,27 @@ def names_apart(names: Iterable[str], taken: Set[str]) -> dict[str, str]:
             new += "_"
         found[name] = new
     return found
+
+
+_WORD = re.compile(r"\w+|\W")
+
+
+def as_called(table: Layout, other: Layout) -> dict[str, str]:
+    """What dims of one layout are called in another, where a composition has named them apart there.
+
+    So what was composed composes with the next as its parts do.
+    """
+    rows = {row.key: row for row in other.rows}
+    found: dict[str, str] = {}
+    for row in table.rows:
+        if row.key not in rows:
+            continue
+        own, theirs = (_WORD.findall(str(each.stored)) for each in (row, rows[row.key]))
+        for name, new in zip(own, theirs, strict=False):
+            if new != name and new.rstrip("_") == f"{name}_view":
+                found[name] = new
+    taken = table.names()
+    return {name: new for name, new in found.items() if new not in taken}
 
 
 def renamed_row(row: Row, names: Mapping[str, str]) -> Row:
