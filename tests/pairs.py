@@ -138,9 +138,9 @@ def derived(
         return cs.derive(source.schema, view.schema, rules=told.rules)
     except cs.DerivationError as error:
         found = error
-    if any("give dims=" in fault.hint for fault in found.mismatches):
-        given = {name for fault in found.mismatches for name in _given(fault.hint)}
-        dims = {name: case.sizes[name] for name in given}
+    dims: dict[str, int] = {}
+    while more := _asked_for(found) - dims.keys():  # what an error says is followed
+        dims |= {name: case.sizes[name] for name in more}
         try:
             lens = cs.derive(source.schema, view.schema, rules=told.rules, dims=dims)
         except cs.DerivationError as again:
@@ -153,8 +153,10 @@ def derived(
     return None
 
 
-def _given(hint: str) -> list[str]:
-    return re.findall(r'"(\w+)": \.\.\.', hint)
+def _asked_for(error: cs.DerivationError) -> set[str]:
+    """The sizes that an error asks for."""
+    hints = (fault.hint for fault in error.mismatches if "give dims=" in fault.hint)
+    return {name for hint in hints for name in re.findall(r'"(\w+)": \.\.\.', hint)}
 
 
 _NAMED = [

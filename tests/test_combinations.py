@@ -564,3 +564,12 @@ def test_a_flip_of_a_factor_that_has_the_size_of_a_list_of_layers() -> None:
     made = [np.ascontiguousarray(each[:, ::-1].T) for each in w]
     view = {"blocks": {0: {"each": {i: {"w": made[i]} for i in range(2)}}}}
     held(lens, source, view)
+
+
+def test_the_size_that_neither_side_has_is_given_beforehand() -> None:
+    ours, theirs = schema("Ours", w="five kv*dim"), schema("Theirs", w="kv*dim four")
+    rules = [cs.pad("w", "embed", "five", 1), cs.pad("w", "embed", "four")]
+    lens = cs.derive(ours, theirs, rules=rules, dims={"embed": 3, "kv": 2})
+    before = np.pad(k, ((0, 2), (0, 0)), constant_values=1)
+    after = np.ascontiguousarray(np.pad(k, ((0, 1), (0, 0))).T)
+    held(lens.bind(five=5, four=4), {"w": before}, {"w": after})

@@ -14,6 +14,7 @@ from ckpt_schema._layouts.dims import Binder
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.ancestry import Derivation
+from ckpt_schema._lens.axis_rules import Padding
 from ckpt_schema._lens.derive.axis_names import guessed
 from ckpt_schema._lens.derive.composition import compose
 from ckpt_schema._lens.derive.joins import Join
@@ -228,7 +229,10 @@ class Lens:
         known: set[str] = set()
         if dims:  # of 100,000 rows they take a while to gather
             known = self.source.names() | self.view.names()
-            known.update(*(join.names for join in self.joins))  # what both sides pad
+            known.update(*(join.names for join in self.joins))
+            for each in self.derivations:  # what both sides pad has a name in rules alone
+                pads = [rule for rule in each.rules if isinstance(rule, Padding)]
+                known |= dims_.dim_names(rule.small for rule in pads)
         expected = f"a dim of either layout ({', '.join(sorted(known))})"
         faults = [
             Mismatch(name, "dims", expected, "an unknown name")

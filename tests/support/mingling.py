@@ -131,7 +131,9 @@ def _unit(rng: random.Random, name: str, has_state: bool) -> Unit:
         return Unit(name, "float", _atoms(rng, 3), dtypes=floats)
     if kind == "int":
         return Unit(name, "int", _atoms(rng, 3), dtypes=INTEGERS)
-    return Unit(name, "key", _atoms(rng, 1), dtypes=("uint32",))
+    # A number would be that of the words of raw data.
+    own = tuple(rng.sample(("embed", "mlp", "heads", "dim"), rng.randint(0, 1)))
+    return Unit(name, "key", own, dtypes=("uint32",))
 
 
 def _atoms(rng: random.Random, most: int) -> tuple[Atom, ...]:
