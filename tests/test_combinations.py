@@ -573,3 +573,17 @@ def test_the_size_that_neither_side_has_is_given_beforehand() -> None:
     before = np.pad(k, ((0, 2), (0, 0)), constant_values=1)
     after = np.ascontiguousarray(np.pad(k, ((0, 1), (0, 0))).T)
     held(lens.bind(five=5, four=4), {"w": before}, {"w": after})
+
+
+def test_padding_that_a_middle_has_twice_is_filled_once() -> None:
+    ours, theirs = schema("Ours", w="five kv"), schema("Theirs", w="four kv")
+    twice = schema("Twice", w="five kv", copy="kv five")
+    first = cs.derive(ours, twice, rules=[cs.tie("copy", "w")])
+    pads = [cs.pad("w", "embed", "five", 1), cs.pad("w", "embed", "four")]
+    second = cs.derive(twice, theirs, rules=[*pads, cs.tie("copy", "w")])
+    x = np.arange(6, dtype="float32").reshape(3, 2)
+    before = np.pad(x, ((0, 2), (0, 0)), constant_values=1)
+    after = np.pad(x, ((0, 1), (0, 0)))
+    lens = (first >> second).bind(embed=3, five=5, four=4)
+    cs.assert_trees_identical(lens.get({"w": before}), {"w": after})
+    cs.assert_trees_identical(lens.put({"w": after}), {"w": before})

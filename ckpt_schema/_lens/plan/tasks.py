@@ -306,6 +306,8 @@ class _Found:
     def _constants(self, cell: Cell) -> Iterator[_Alone]:
         side, number, constant = cell.alone
         assert isinstance(number, int)
+        if side == 1 and cell.compares[1]:
+            return  # what it is a copy of fills it
         symbols = [0, 0]
         symbols[side] = len(self.rows[side][number].unrolled)
         both = symbols[0], symbols[1]
