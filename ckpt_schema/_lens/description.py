@@ -140,6 +140,9 @@ def _spellings(rows: Sequence[Row]) -> Mapping[Size, str]:
             for first in range(len(dim)):
                 for last in range(first + 1, len(dim) + 1):
                     own = dim[first:last]
+                    is_number = dims_.size_of(own, {}) is not None
+                    if is_number and any(isinstance(factor, Sum) for factor in own):
+                        continue  # parts of an axis in numbers say no more than their sum
                     found.setdefault(of_dim(own), dims_.format_dim(own))
             for factor in dim:
                 if isinstance(factor, Sum):

@@ -20,6 +20,7 @@ from ckpt_schema._layouts.leaves import Default
 from ckpt_schema._layouts.paths import LogicalPath, VariableKind, rule_path
 from ckpt_schema._layouts.table import Series
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
+from ckpt_schema._lens.spelled_axes import ARROW, SpelledAxes, parse_spelled
 from ckpt_schema._lens.wellformed import default_of, one_dim, verify_paths
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -56,10 +57,12 @@ class Rename:
     source: LogicalPath
     view: LogicalPath
     axes: tuple[int, ...] | None = None
+    spelled: SpelledAxes | None = None
 
     def __str__(self) -> str:
         """The rule as it is written."""
         axes = "" if self.axes is None else f", axes={' '.join(map(str, self.axes))!r}"
+        axes = axes if self.spelled is None else f", axes={str(self.spelled)!r}"
         return f"rename({'/'.join(self.source)!r}, {'/'.join(self.view)!r}{axes})"
 
 
@@ -157,10 +160,12 @@ class Fuse:
     whole: LogicalPath
     parts: tuple[LogicalPath, ...]
     axis: Dim | None = None
+    spelled: SpelledAxes | None = None
 
     def __str__(self) -> str:
         """The rule as it is written."""
         axis = "" if self.axis is None else f", axis={dims_.format_dim(self.axis)!r}"
+        axis += "" if self.spelled is None else f", axes={str(self.spelled)!r}"
         return f"fuse({'/'.join(self.whole)!r}, {['/'.join(part) for part in self.parts]}{axis})"
 
 
@@ -204,7 +209,8 @@ def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
         view: Its path in the view, ``""`` for one level less. A leaf of the source that has that
             name of its own has no partner then, and is to be `private`.
         axes: Of a leaf whose dims do not say it, as those that `infer` reads off a tree: which axis of the source each axis of
-            the view is, ``"1 0"`` for a transpose, ``"0 1"`` for the order it has. An axis that stacks layers is not counted.
+            the view is, ``"1 0"`` for a transpose, ``"0 1"`` for the order it has. Where axes are split or joined, the axes of
+            both sides in words, ``"heads*dim embed -> embed heads dim"``. An axis that stacks layers is not counted.
 
     Raises:
         SchemaError: One of the two is no string, or ``axes`` is no order.
@@ -214,10 +220,14 @@ def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
         rename('layers[]/LayerNorm_0', 'layers[]/norm')
         >>> print(rename("fc/weight", "Dense_0/kernel", axes="1 0"))
         rename('fc/weight', 'Dense_0/kernel', axes='1 0')
+        >>> print(rename("q_proj/weight", "query/kernel", axes="heads*dim embed -> embed heads dim"))
+        rename('q_proj/weight', 'query/kernel', axes='heads*dim embed -> embed heads dim')
     """
     verify_paths("rename", source=source, view="one level less" if view == "" else view)
-    order = None if axes is None else _axes(axes)
-    return Rename(rule_path(source), rule_path(view), order)
+    paths = rule_path(source), rule_path(view)
+    if isinstance(axes, str) and ARROW in axes:
+        return Rename(*paths, spelled=parse_spelled("rename", axes))
+    return Rename(*paths, None if axes is None else _axes(axes))
 
 
 def _axes(text: object) -> tuple[int, ...]:
@@ -370,7 +380,9 @@ def tie(copy: str, of: str) -> Tie:
     return Tie(rule_path(copy), rule_path(of))
 
 
-def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
+def fuse(
+    whole: str, parts: Sequence[str], axis: str | None = None, *, axes: str | None = None
+) -> Fuse:
     """A rule: what one side has at ``whole``, the other has in parts: each leaf there is a part of one axis.
 
     The axis is the one that is declared as a sum of as many terms, ``"embed q+k+v"``, or with a factor that is the number of
@@ -381,6 +393,9 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
         whole: The logical path of the leaf or node that is one, in the words of the side that has it.
         parts: Those of its parts, in the words of theirs.
         axis: The factor, or the whole dim, where more than one could be meant.
+        axes: Of leaves whose dims do not say it, as those that `infer` reads off a tree: the axes of the whole, and behind an
+            arrow those of each part, or once for all: ``"embed q+k+v -> embed q, embed k, embed v"``,
+            ``"heads*3*dim embed -> embed heads dim"``.
 
     Raises:
         SchemaError: A path is no string, a part is there twice, or ``axis`` is no dim.
@@ -388,6 +403,8 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
     Example:
         >>> print(fuse("attention/qkv", ["attention/q", "attention/k", "attention/v"]))
         fuse('attention/qkv', ['attention/q', 'attention/k', 'attention/v'])
+        >>> print(fuse("qkv", ["q", "k", "v"], axes="heads*3*dim embed -> embed heads dim"))
+        fuse('qkv', ['q', 'k', 'v'], axes='heads*3*dim embed -> embed heads dim')
     """
     several: list[str] = list(parts) if isinstance(parts, (list, tuple)) else [str(parts)]
     verify_paths(
@@ -407,6 +424,7 @@ def fuse(whole: str, parts: Sequence[str], axis: str | None = None) -> Fuse:
         rule_path(whole),
         tuple(rule_path(part) for part in several),
         shared,
+        None if axes is None else parse_spelled("fuse", axes, len(several)),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 from ckpt_schema._layouts import dims as dims_
@@ -19,6 +20,7 @@ from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.axis_rules import Repeated
 from ckpt_schema._lens.derive.leaf_rules import Told
 from ckpt_schema._lens.rules import Apart, Rename, Reset
+from ckpt_schema._lens.spelled_axes import SpelledAxes
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["axes_called", "fault", "guessed", "matched", "same_axes", "sized", "square"]
@@ -109,6 +111,9 @@ def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
             or "how often each occurs"
         )
         hint = f"the dims must have the same factors; they differ in: {lacking}"
+        offered = _spelled(source, view)
+        if offered:
+            return fault(source, view, "ambiguous", f"{hint}. Say {offered}")
         if source.body is not None and _model(source) == _model(view):
             name = Apart(_model(source), None)
             hint = f"{hint}. Declare the same on both sides, or say {name} if the two share only their name"
@@ -212,6 +217,53 @@ def _orders(source: Row, view: Row) -> str:
     elif len(fitting) > 2:
         second = "another order"
     return f"say the order of the axes: {first}, or {second}"
+
+
+def _spelled(source: Row, view: Row) -> str:
+    """How to say that axes of the one side are products of those of the other; nothing where they are none.
+
+    The order of the factors is never certain: heads may come first or last.
+    """
+    shapes = [_plain_shape(row) for row in (source, view)]
+    before, after = shapes
+    if before is None or after is None or len(before) == len(after):
+        return ""
+    coarse, fine = sorted((before, after), key=len)
+    letters = "abcdefghijklmnop"[: len(fine)]
+    split = after is fine
+    offered: list[str] = []
+    for groups in itertools.islice(_grouped(coarse, fine), 3):
+        joined = " ".join("*".join(letters[at] for at in group) or "1" for group in groups)
+        sides = (joined, " ".join(letters)) if split else (" ".join(letters), joined)
+        axes = SpelledAxes((), (), " -> ".join(sides))
+        offered.append(str(Rename(_model(source), _model(view), spelled=axes)))
+    if len(offered) < 3:
+        return " or ".join(offered)
+    return f"{offered[0]} or {offered[1]} or another order"
+
+
+def _plain_shape(row: Row) -> tuple[int, ...] | None:
+    """The shape of a leaf that was read off a tree."""
+    if row.leaf.names or not row.leaf.dims:
+        return None
+    return dims_.sizes_of(row.leaf.dims, {})
+
+
+def _grouped(
+    coarse: Sequence[int], fine: Sequence[int], taken: tuple[int, ...] = ()
+) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """The ways to deal the axes of one leaf to those of another that are their products."""
+    if not coarse:
+        if len(taken) == len(fine):
+            yield ()
+        return
+    free = [at for at in range(len(fine)) if at not in taken]
+    for count in range(1, len(free) - len(coarse) + 2):
+        for group in itertools.combinations(free, count):
+            if math.prod(fine[at] for at in group) != coarse[0]:
+                continue
+            for rest in _grouped(coarse[1:], fine, (*taken, *group)):
+                yield (group, *rest)
 
 
 def _only_order(source: Row, view: Row) -> list[Rename]:

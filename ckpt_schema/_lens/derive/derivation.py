@@ -23,6 +23,7 @@ from ckpt_schema._lens.derive.names import Decision, Names, moved_paths, nowhere
 from ckpt_schema._lens.derive.relations import relate, undecided
 from ckpt_schema._lens.derive.repeats import unlike_moments
 from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, standing
+from ckpt_schema._lens.derive.spelled_rows import with_spelled_axes
 from ckpt_schema._lens.derive.ties import copies
 from ckpt_schema._lens.derive.unplaced import unplaced
 from ckpt_schema._lens.derive.wholes import Member, both_divided, divided, groups, memberships
@@ -66,6 +67,7 @@ def join_rows(
     )
     several, written, faults = by_node(source, view, rules)
     rules = list({str(rule): rule for rule in several}.values())
+    source, view = with_spelled_axes((source, view), rules, faults)
     unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
     source, view = _as_weights(source, view, rules), _as_weights(view, source, rules)
     alone = lone((source, view), rules)

@@ -1,0 +1,149 @@
+"""The rows of layouts that were read off, with the axes that rules spell for them.
+
+Such a row has sizes alone. A rule says which sizes are products, and what their factors are called;
+then the row is as a class would have declared it, and all else treats it so: what an optimizer
+keeps for the leaf, stacks of layers, and parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.dims import AxisName, Binder, Dim, DimFactor, Dims, Sum
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.derive.scope import Scope
+from ckpt_schema._lens.rules import Fuse, Rename, Rule
+from ckpt_schema._lens.spelled_axes import SpelledAxes
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["with_spelled_axes"]
+
+Tables = tuple[Layout, Layout]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spelling:
+    """What a rule says of the axes of one leaf."""
+
+    rule: Rename | Fuse
+    axes: SpelledAxes
+    dims: Dims
+
+
+def with_spelled_axes(tables: Tables, rules: Sequence[Rule], faults: list[Mismatch]) -> Tables:
+    """Both layouts, with the axes of leaves as rules spell them.
+
+    Args:
+        tables: The source and the view.
+        rules: All rules, each for one node.
+        faults: Takes what is wrong: a rule that does not fit its leaf.
+    """
+    spoken = [rule for rule in rules if isinstance(rule, (Rename, Fuse)) and rule.spelled]
+    if not spoken:
+        return tables
+    met: list[list[tuple[int, _Spelling]]] = []
+    for side, table in enumerate(tables):
+        scope = Scope(entry for rule in spoken for entry in _entries(rule, side))
+        own: list[tuple[int, _Spelling]] = []
+        for number, hits in scope.along(table.rows).items():
+            row = table.rows[number]
+            hit = next((hit for hit in hits if hit.end == len(row.path)), None)
+            if hit is not None and not row.reshaped:
+                own.append((number, hit.rule))
+        met.append(own)
+    sizes: dict[int, dict[str, int]] = {}
+    wrong: dict[int, Mismatch] = {}
+    for rule in spoken:
+        binder = Binder()
+        for table, own in zip(tables, met, strict=True):
+            for number, spelling in own:
+                if spelling.rule is rule:
+                    _see(binder, table.rows[number], spelling.dims)
+        binder.settle()
+        sizes[id(rule)] = binder.sizes
+    found: list[Layout] = []
+    for table, own in zip(tables, met, strict=True):
+        rows = list(table.rows)
+        for number, spelling in own:
+            made = _respelled(rows[number], spelling, sizes[id(spelling.rule)])
+            if isinstance(made, Mismatch):
+                wrong.setdefault(id(spelling.rule), made)
+            else:
+                rows[number] = made
+        found.append(dataclasses.replace(table, rows=tuple(rows)))
+    faults += wrong.values()
+    return found[0], found[1]
+
+
+def _entries(rule: Rename | Fuse, side: int) -> Iterator[tuple[LogicalPath, _Spelling]]:
+    """The leaves of one side whose axes a rule spells."""
+    axes = rule.spelled
+    assert axes is not None
+    if isinstance(rule, Rename):
+        path = rule.view if side else rule.source
+        yield path, _Spelling(rule, axes, axes.of_part(0) if side else axes.first)
+        return
+    # The whole is on one side and its parts are on the other: no side has both.
+    yield rule.whole, _Spelling(rule, axes, _parted(axes.first, len(rule.parts)))
+    for number, part in enumerate(rule.parts):
+        yield part, _Spelling(rule, axes, axes.of_part(number))
+
+
+def _parted(dims: Dims, count: int) -> Dims:
+    """The axes of a whole; the factor that counts its parts is a sum, lest a size that is as large be meant."""
+    ones = Sum(((1,),) * count)
+    return tuple(tuple(ones if factor == count else factor for factor in dim) for dim in dims)
+
+
+def _see(binder: Binder, row: Row, dims: Dims) -> None:
+    """Learns the sizes of names from one leaf."""
+    shape = dims_.sizes_of(row.leaf.dims, {})
+    if shape is not None and len(shape) == len(dims):
+        binder.see(dims, shape, "/".join(row.path))
+
+
+def _respelled(row: Row, spelling: _Spelling, sizes: Mapping[str, int]) -> Row | Mismatch:
+    """The row with other words for its axes, or why they do not fit."""
+    dims = spelling.dims
+    written = dims_.format_dims(dims)
+    shape = dims_.sizes_of(row.leaf.dims, {})
+
+    def fault(hint: str) -> Mismatch:
+        expected = f"a leaf with axes {written}"
+        return Mismatch("/".join(row.path), "rule", expected, str(row.stored), hint)
+
+    if shape is None or row.leaf.names:
+        return fault(f"a class declares its axes already: leave axes= out of {spelling.rule}")
+    if len(shape) != len(dims):
+        return fault(
+            f"axes={str(spelling.axes)!r} spells {len(dims)} axes, and the leaf has {len(shape)}; "
+            "an axis that stacks layers is not counted"
+        )
+    unknown = sorted(dims_.dim_names(dims) - sizes.keys())
+    if unknown:
+        names = " and ".join(unknown)
+        return fault(f"no axis of either side tells the size of {names}: write a number for one")
+    if dims_.sizes_of(dims, sizes) != shape:
+        told = ", ".join(f"{name}={sizes[name]}" for name in sorted(dims_.dim_names(dims)))
+        return fault(f"with {told}, as the other leaves of the rule have it, the sizes differ")
+    numbers = tuple(_numbered(dim, sizes) for dim in dims)
+    names = tuple(AxisName(tuple(map(str, dim))) for dim in dims)
+    leaf = Leaf(numbers, row.leaf.dtype, names)
+    return dataclasses.replace(row, leaf=leaf)
+
+
+def _numbered(dim: Dim, sizes: Mapping[str, int]) -> Dim:
+    """An axis with the sizes of its names; a sum keeps its terms, for parts are told by them."""
+    found: list[DimFactor] = []
+    for factor in dim:
+        if isinstance(factor, Sum):
+            found.append(Sum(tuple(_numbered(term, sizes) for term in factor.terms)))
+        elif isinstance(factor, str):
+            found.append(sizes[factor])
+        else:
+            found.append(factor)
+    return tuple(found)
