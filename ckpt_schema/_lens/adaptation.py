@@ -9,28 +9,23 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import itertools
-import re
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ckpt_schema._layouts.paths import Index, LogicalPath, Pattern, format_path, parse_path
-from ckpt_schema._layouts.schema import Schema, layout
+from ckpt_schema._layouts.paths import LogicalPath, parse_path
+from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.one_sided import derived
+from ckpt_schema._lens.read_sides import Axes, ReadSide, ReadSides
 from ckpt_schema._lens.rules import Rule
+from ckpt_schema._lens.siblings import with_lists
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.containers import Tree
-from ckpt_schema._trees.inference import infer
-from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
+from ckpt_schema.errors import DerivationError, Mismatch
 
-__all__ = ["Axes", "Scan", "adapt_trees", "made_abstract"]
-
-Axes = int | Mapping[Any, int] | None
-"""The axis that layers are stacked on, or one by Linen collection or Variable type; None where leaves are not stacked."""
+__all__ = ["Scan", "adapt_trees"]
 
 Scan = Mapping[str, Axes | tuple[Axes, Axes]]
 """The axis for each stacked node; two where both sides are stacked, the source's first."""
@@ -39,8 +34,6 @@ _SHOWN = 4
 """How many lines a message offers where several settle it."""
 
 _KIND = "nnx.{}"
-
-_NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
 
 
 def adapt_trees(
@@ -68,139 +61,11 @@ def adapt_trees(
         DerivationError: With everything that more than one reading fits, or that has no partner.
         SchemaError: A tree holds what is no leaf, or `scan` and `lists` fit neither tree.
     """
-    sides = (_Side.of(source, names[0]), _Side.of(view, names[1]))
-    sides = _with_lists(sides, lists)
+    sides = (ReadSide.of(source, names[0]), ReadSide.of(view, names[1]))
+    sides = with_lists(sides, lists, rules)
     sides = _with_stacks(sides, scan or {})
     left, right = (side.layout for side in sides)
     return derived(left, right, list(rules), own)
-
-
-def made_abstract(tree: Any) -> Any:
-    """The tree that a factory makes, abstract; anything else as it is."""
-    if not isinstance(tree, (types.FunctionType, types.MethodType, functools.partial)):
-        return tree
-    from ckpt_schema._frameworks.variables import abstract_of
-
-    return abstract_of(tree)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Side:
-    """One side: its tree, how it is read, and its layout when it is read so."""
-
-    tree: Any
-    name: str
-    layout: Layout
-    scan: Mapping[str, Axes] = dataclasses.field(default_factory=dict[str, Axes])
-    lists: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, given: Any, name: str) -> _Side:
-        """A side as it is without a word."""
-        if isinstance(given, Layout) or (isinstance(given, type) and issubclass(given, Schema)):
-            return cls(None, name, layout(given))
-        tree = made_abstract(given)
-        return cls(tree, name, infer(tree, name=name))
-
-    def read(self, *, scan: Mapping[str, Axes] | None = None, lists: Sequence[str] = ()) -> _Side:
-        """The same, read with these nodes folded besides."""
-        if self.tree is None or not (scan or lists):
-            return self
-        both = {**self.scan, **(scan or {})}, (*self.lists, *lists)
-        made = infer(self.tree, scan=both[0], lists=both[1], name=self.name)
-        return dataclasses.replace(self, layout=made, scan=both[0], lists=both[1])
-
-    @functools.cached_property
-    def weights(self) -> dict[LogicalPath, Row]:
-        """The leaves of the model, by their path in it without marks of repetition."""
-        found: dict[LogicalPath, Row] = {}
-        for row in self.layout.rows if self.tree is not None else ():
-            if row.body is not None and not row.mirrors:
-                found.setdefault(_plain(row.path[row.body :]), row)
-        return found
-
-    @functools.cached_property
-    def nodes(self) -> frozenset[LogicalPath]:
-        """Every node of the model, without marks of repetition."""
-        return frozenset(path[:end] for path in self.weights for end in range(1, len(path) + 1))
-
-
-def _plain(path: LogicalPath) -> LogicalPath:
-    return tuple(segment.removesuffix("[]") for segment in path)
-
-
-_Sides = tuple[_Side, _Side]
-
-
-# --- Lists  ---
-
-
-def _with_lists(sides: _Sides, given: Sequence[str] | None) -> _Sides:
-    """Both sides with their lists: those that are given, or those that one side alone spells as siblings with numbers."""
-    left, right = sides
-    if given is not None:
-        own = [[p for p in given if _has_list(side, p)] for side in sides]
-        unknown = [p for p in given if p not in own[0] and p not in own[1]]
-        if unknown:
-            _refuse_lists(unknown, sides)
-        return left.read(lists=own[0]), right.read(lists=own[1])
-    while True:  # lists inside of lists are seen when these are
-        found = [*_lists(left, right)], [*_lists(right, left)]
-        if not any(found):
-            return left, right
-        left, right = left.read(lists=found[0]), right.read(lists=found[1])
-
-
-def _has_list(side: _Side, pattern: str) -> bool:
-    try:
-        side.read(lists=[pattern])
-    except SchemaError:
-        return False
-    return True
-
-
-def _refuse_lists(unknown: Sequence[str], sides: _Sides) -> None:
-    here, there = (side.name for side in sides)
-    hint = "write the path of the node in the model, without params or model in front"
-    faults = [
-        Mismatch(pattern, "rule", f"repeated nodes of {here} or {there}", "no such nodes", hint)
-        for pattern in unknown
-    ]
-    raise DerivationError(f"lists= does not fit {here} or {there}", faults)
-
-
-def _lists(own: _Side, other: _Side) -> Iterator[str]:
-    """Patterns of siblings with numbers, equal in all else, which are one node of the other side."""
-    groups: dict[tuple[LogicalPath, Pattern, str], dict[int, dict[LogicalPath, Any]]] = {}
-    for path, row in own.weights.items():
-        heads = _heads(row)
-        for at, segment in enumerate(path):
-            match = _NUMBERED.fullmatch(segment)
-            if match and not row.path[(row.body or 0) + at].endswith("[]"):
-                members = groups.setdefault((path[:at], heads[at], match["stem"]), {})
-                members.setdefault(int(match["number"]), {})[path[at + 1 :]] = row.leaf, row.kind
-    for (head, key, stem), members in groups.items():
-        name = stem.strip("_-.")
-        whole = sorted(members) == list(range(len(members)))
-        alike = all(member == members[min(members)] for member in members.values())
-        known = (*head, name) in other.nodes and (*head, f"{stem}0") not in other.nodes
-        if whole and alike and known:
-            yield format_path((*key, f"{stem}")) + "{i}"
-
-
-def _heads(row: Row) -> list[Pattern]:
-    """What each segment of a row's path in the model stands below, as it is spelled."""
-    names = row.path[row.body or 0 :]
-    symbols = [isinstance(one, Index) and not one.prefix + one.suffix for one in row.key]
-    key = row.key[len(row.key) - len(names) - sum(symbols) :]
-    heads: list[Pattern] = []
-    at = 0
-    for _ in names:
-        heads.append(key[:at])
-        at += 1
-        if at < len(key) and isinstance(key[at], Index) and symbols[at - len(key)]:
-            at += 1
-    return heads
 
 
 # --- Stacks  ---
@@ -220,7 +85,7 @@ _Reading = tuple[int | None, int | None]
 """The axis on each side that all leaves of a node are stacked on; None where a side has a list."""
 
 
-def _with_stacks(sides: _Sides, given: Scan) -> _Sides:
+def _with_stacks(sides: ReadSides, given: Scan) -> ReadSides:
     """Both sides with their stacks: those that are given, and those of which one reading exists."""
     scans: tuple[dict[str, Axes], dict[str, Axes]] = ({}, {})
     for node, axes in given.items():
@@ -249,7 +114,7 @@ def _with_stacks(sides: _Sides, given: Scan) -> _Sides:
     return left.read(scan=scans[0]), right.read(scan=scans[1])
 
 
-def _unstacked(sides: _Sides, node: LogicalPath, at: int, axes: Axes) -> Iterator[str]:
+def _unstacked(sides: ReadSides, node: LogicalPath, at: int, axes: Axes) -> Iterator[str]:
     """Leaves of one side alone, below a stacked node, that have no such axis: streams, as a rule."""
     for path, row in sides[at].weights.items():
         if path[: len(node)] != node or path in sides[1 - at].weights:
@@ -260,7 +125,7 @@ def _unstacked(sides: _Sides, node: LogicalPath, at: int, axes: Axes) -> Iterato
 
 
 def _of_sides(
-    sides: _Sides, node: str, axes: Axes | tuple[Axes, Axes]
+    sides: ReadSides, node: str, axes: Axes | tuple[Axes, Axes]
 ) -> Iterator[tuple[int, Axes]]:
     """For which sides an axis was given: those that have the node, and not as a list."""
     if isinstance(axes, tuple):
@@ -278,14 +143,14 @@ def _of_sides(
         yield at, axes
 
 
-def _is_list(side: _Side, node: LogicalPath) -> bool:
+def _is_list(side: ReadSide, node: LogicalPath) -> bool:
     for path, row in side.weights.items():
         if path[: len(node)] == node:
             return row.path[(row.body or 0) + len(node) - 1].endswith("[]")
     return False
 
 
-def _stacked_nodes(sides: _Sides) -> Iterator[tuple[LogicalPath, list[_Leaf]]]:
+def _stacked_nodes(sides: ReadSides) -> Iterator[tuple[LogicalPath, list[_Leaf]]]:
     """The nodes that both sides have and one side stacks, or both, each with the leaves below it."""
     listed: dict[LogicalPath, list[_Leaf]] = collections.defaultdict(list)
     for path, leaf, levels in _shared_leaves(sides):
@@ -301,7 +166,7 @@ _Levels = Sequence[tuple[int, int]]
 
 
 def _shared_leaves(
-    sides: _Sides,
+    sides: ReadSides,
 ) -> Iterator[tuple[LogicalPath, _Leaf, tuple[_Levels, _Levels]]]:
     """The leaves that both sides have, each with its levels in lists on both."""
     left, right = (side.weights for side in sides)
@@ -316,7 +181,7 @@ def _shared_leaves(
         yield path, leaf, (_levels(rows[0]), _levels(rows[1]))
 
 
-def _plain_leaves(sides: _Sides) -> Iterator[tuple[LogicalPath, _Leaf]]:
+def _plain_leaves(sides: ReadSides) -> Iterator[tuple[LogicalPath, _Leaf]]:
     """Those that both sides have in the same lists, or in none."""
     for path, leaf, levels in _shared_leaves(sides):
         if levels[0] == levels[1]:
@@ -483,7 +348,7 @@ def _written(axes: Axes) -> str:
 
 
 def _doubtful(
-    sides: _Sides, moved: Iterable[LogicalPath], given: Iterable[LogicalPath]
+    sides: ReadSides, moved: Iterable[LogicalPath], given: Iterable[LogicalPath]
 ) -> Iterator[Mismatch]:
     """Leaves of equal shapes on both sides, which the move of an axis that others show would not change.
 

@@ -82,15 +82,17 @@ def envelope(read: Read) -> Envelope:
         # Other fields of a TrainState, such as a key, are no collections of the model: they keep their own paths.
         weights = ((inner, "params"), *(((c,), c) for c in _COLLECTIONS if c in top))
         found = _mirrored(read, weights, ("opt_state",), inner[1:])
-        return dataclasses.replace(found, copies=tuple(_copies(read, inner)))
+        return dataclasses.replace(found, copies=tuple(_copies(read, inner, "opt_state")))
     kept = {leaf.key[1] for leaf in read.leaves if leaf.key[0] == "optimizer" and len(leaf.key) > 1}
-    if {"model", "optimizer"} <= top and kept <= {"step", "opt_state"}:
-        return _mirrored(read, ((("model",), None),), ("optimizer", "opt_state"), ())
     pair = _model_and_optimizer(read)
+    if {"model", "optimizer"} <= top and kept <= {"step", "opt_state"}:
+        pair = "model", "optimizer"
     if pair is not None:
-        return _mirrored(read, (((pair[0],), None),), (pair[1], "opt_state"), ())
+        model, optimizer = pair
+        found = _mirrored(read, (((model,), None),), (optimizer, "opt_state"), ())
+        return dataclasses.replace(found, copies=tuple(_copies(read, (model,), optimizer)))
     if "params" in top and not read.variables:
-        copies = tuple(_copies(read, ("params",)))
+        copies = tuple(_copies(read, ("params",), "opt_state"))
         own = sorted(top - {copy[0] for copy in copies}, key=str)
         weights = tuple(((c,), str(c)) for c in own)
         return Envelope(weights, None, frozenset(), (("params",),), copies)
@@ -120,9 +122,9 @@ def _of_optimizer(kind: Any) -> bool:
     return isinstance(kind, type) and any(base.__name__ == "OptState" for base in kind.__mro__)
 
 
-def _copies(read: Read, weights: KeyPath) -> Iterator[KeyPath]:
+def _copies(read: Read, weights: KeyPath, optimizer: Any) -> Iterator[KeyPath]:
     """Key prefixes of trees that have the leaves of the weights, and of the same shapes."""
-    known = ("params", "opt_state", "step", *_COLLECTIONS)
+    known = (weights[0], optimizer, "step", *_COLLECTIONS)
     shapes: dict[Any, dict[KeyPath, Any]] = {}
     for leaf in read.leaves:
         signature = leaves.signature(leaf.value)
@@ -130,7 +132,7 @@ def _copies(read: Read, weights: KeyPath) -> Iterator[KeyPath]:
     inner = weights[1:]
     own = {
         key[len(inner) :]: shape
-        for key, shape in shapes["params"].items()
+        for key, shape in shapes[weights[0]].items()
         if key[: len(inner)] == inner
     }
     for name, found in shapes.items():

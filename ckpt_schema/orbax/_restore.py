@@ -19,11 +19,12 @@ from ckpt_schema._compat import Tracer
 from ckpt_schema._frameworks import variables
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.leaves import ConstantKey, Init, Leaf
-from ckpt_schema._lens.adaptation import Scan, made_abstract
+from ckpt_schema._lens.adaptation import Scan
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.arrays.shardings import mesh_of, on_devices
 from ckpt_schema._lens.derive.served_weights import lacks_served
 from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.read_sides import made_abstract
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.conformance import Match

@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.rules import Rename
 
 __all__ = ["Loose", "Partners", "form", "partners", "renames"]
+
+_SIBLING = re.compile(r"(.*[^\d_.-])[_.-]?(0|[1-9]\d*)")
+"""A node's name that ends in a number."""
 
 _COMPARED = 200  # leaves on a side; where there are more, candidates stand in their natural order
 
@@ -186,7 +190,17 @@ def _trees(rows: Sequence[Loose], forms: _Forms) -> dict[LogicalPath, dict[str, 
 def _paired(
     left: Sequence[Loose], right: Sequence[Loose], forms: _Forms
 ) -> Iterator[tuple[Loose, Loose]]:
-    """Pairs of leaves that structure tells: from the root down, then those that are the only ones of their form."""
+    """Pairs of leaves that structure tells: from the root down, then those that are the only ones of their form.
+
+    Those whose paths spell numbers in two ways are pairs before all others.
+    """
+    numbered = [*_numbered(left, right, forms)]
+    yield from numbered
+    done = [{pair[side].number for pair in numbered} for side in (0, 1)]
+    left, right = (
+        [row for row in rows if row.number not in known]
+        for rows, known in zip((left, right), done, strict=True)
+    )
     trees = [_trees(rows, forms) for rows in (left, right)]
     heads = trees[0].keys() & trees[1].keys()
     waiting: list[tuple[_Children, _Children]] = [(trees[0][h], trees[1][h]) for h in heads]
@@ -203,6 +217,31 @@ def _paired(
     for kind in rest[0].keys() & rest[1].keys():
         if len(rest[0][kind]) == len(rest[1][kind]) == 1:
             yield rest[0][kind][0], rest[1][kind][0]
+
+
+def _numbered(
+    left: Sequence[Loose], right: Sequence[Loose], forms: _Forms
+) -> Iterator[tuple[Loose, Loose]]:
+    """Leaves of layers that differ: one path has the number of a layer in its name, the other below it, in a list."""
+    sides: list[dict[object, list[Loose]]] = []
+    for rows in (left, right):
+        by_path: dict[object, list[Loose]] = {}
+        for row in rows:
+            spelled = tuple(one for segment in row.path for one in _in_list(segment))
+            by_path.setdefault((row.row.path[: row.row.body or 0], spelled), []).append(row)
+        sides.append(by_path)
+    for path, several in sides[0].items():
+        both = several + sides[1].get(path, [])
+        if len(several) != 1 or len(both) != 2 or forms.of(both[0].row) != forms.of(both[1].row):
+            continue
+        if len(both[0].path) != len(both[1].path):  # so one of them is of a list
+            yield both[0], both[1]
+
+
+def _in_list(segment: str) -> Sequence[str]:
+    """The segments of a numbered sibling, as of an item of a list: ``layers_0`` as ``layers``, ``0``."""
+    match = _SIBLING.fullmatch(segment)
+    return [segment] if match is None else [match[1], match[2]]
 
 
 def _counterparts(

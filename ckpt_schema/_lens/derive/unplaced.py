@@ -7,6 +7,7 @@ follow that would be to lose it.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,9 +77,12 @@ def unplaced(
     found = renames(judged.certain, source.rows, view.rows, onward, given)
     back = {there: here for here, there in judged.certain.items()}
     theirs = {there: found[here] for there, here in back.items() if here in found}
+    copy = _copy(source, view, loose)
     sides = (
-        _Side(source, view, judged.certain, judged.open[0], found, _Left.of(loose[1], loose[0])),
-        _Side(view, source, back, judged.open[1], theirs, _Left.of(loose[0], loose[1])),
+        _Side(
+            source, view, judged.certain, judged.open[0], found, _Left.of(loose[1], loose[0]), copy
+        ),
+        _Side(view, source, back, judged.open[1], theirs, _Left.of(loose[0], loose[1]), copy),
     )
     models, states = zip(
         *(_split(t, n) for t, n in ((source, lost[0]), (view, lost[1]))), strict=True
@@ -111,6 +115,24 @@ def _loose(table: Layout, numbers: Sequence[int], called: Sequence[LogicalPath])
         path = called[number][row.body or 0 :] or row.path[row.body or 0 :]
         found.append(Loose(number, row, path, _required(row)))
     return found
+
+
+def _copy(source: Layout, view: Layout, loose: Sequence[Sequence[Loose]]) -> Rename | None:
+    """The rename of a tree like the weights, such as their average, where each side has one that the other has not."""
+    heads: list[LogicalPath] = []
+    held: list[collections.Counter[object]] = []
+    tables = source, view
+    for side, table in enumerate(tables):
+        others = {row.path[: row.body] for row in tables[1 - side].rows if row.body}
+        own = {row.path[: row.body]: 0 for row in table.rows if row.body and not row.mirrors}
+        own = [head for head in own if head not in others]
+        if len(own) != 1:
+            return None
+        [head] = own
+        heads.append(head)
+        rows = [one.row for one in loose[side] if one.row.path[: one.row.body] == head]
+        held.append(collections.Counter((row.leaf, row.repeats) for row in rows))
+    return Rename(heads[0], heads[1]) if held[0] == held[1] else None
 
 
 def _given(source: Layout, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
@@ -196,6 +218,7 @@ class _Side:
         open: What other rows may be.
         rules: The rule that joins each certain pair, by the number of this side's row.
         left: The far side's leaves that have no partner.
+        copy: The rule that joins a tree like the weights with the far side's, if there is one.
     """
 
     near: Layout
@@ -204,6 +227,7 @@ class _Side:
     open: Mapping[int, Sequence[Loose]]
     rules: Mapping[int, Rename]
     left: _Left
+    copy: Rename | None = None
 
     def fault(self, number: int, mirrors: Sequence[str]) -> Mismatch:
         """The fault of one row, and of those that mirror it."""
@@ -217,6 +241,10 @@ class _Side:
     def _cure(self, number: int, row: Row) -> tuple[str, tuple[Rule, ...]]:
         """What would place a row, and the rules that do so for certain."""
         rule = self.rules.get(number)
+        if self.copy is not None and row.path[: row.body] in (self.copy.source, self.copy.view):
+            return f"each side has one such tree beside the weights; {self.copy} joins them", (
+                self.copy,
+            )
         if rule is not None:
             only = paths.format_path(self.far.rows[self.certain[number]].key)
             return f"only {only} can be it; {rule} joins them", (rule,)

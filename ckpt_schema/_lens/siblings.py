@@ -1,0 +1,168 @@
+"""Siblings with numbers in their names that are a list of layers, as the other side or a rule has it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ckpt_schema._layouts.paths import Index, LogicalPath, Pattern, format_path
+from ckpt_schema._layouts.table import Row
+from ckpt_schema._lens.read_sides import ReadSide, ReadSides
+from ckpt_schema._lens.rules import Move, Rename, Reset, Rule
+from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
+
+__all__ = ["with_lists"]
+
+_NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
+
+
+def with_lists(sides: ReadSides, given: Sequence[str] | None, rules: Sequence[Rule]) -> ReadSides:
+    """Both sides with their lists: those that are given, those that rules call lists, and those that both sides show.
+
+    Siblings are shown to be a list where the other side has one node of their name. Where it has a list of another name
+    and of the same layers, they are read as one too: what they are called then is all that a rule has to tell.
+    """
+    words = _Words.of(rules, 0), _Words.of(rules, 1)
+    left, right = sides
+    if given is not None:
+        own = [[p for p in given if _has_list(side, p)] for side in sides]
+        unknown = [p for p in given if p not in own[0] and p not in own[1]]
+        if unknown:
+            _refuse(unknown, sides)
+        left, right = left.read(lists=own[0]), right.read(lists=own[1])
+    while True:  # lists inside of lists are seen when these are
+        asked = given is not None
+        found = (
+            [*_lists(left, right, words[0], asked=asked)],
+            [*_lists(right, left, words[1], asked=asked)],
+        )
+        if not any(found):
+            return left, right
+        left, right = left.read(lists=found[0]), right.read(lists=found[1])
+
+
+def _has_list(side: ReadSide, pattern: str) -> bool:
+    try:
+        side.read(lists=[pattern])
+    except SchemaError:
+        return False
+    return True
+
+
+def _refuse(unknown: Sequence[str], sides: ReadSides) -> None:
+    here, there = (side.name for side in sides)
+    hint = "write the path of the node in the model, without params or model in front"
+    faults = [
+        Mismatch(pattern, "rule", f"repeated nodes of {here} or {there}", "no such nodes", hint)
+        for pattern in unknown
+    ]
+    raise DerivationError(f"lists= does not fit {here} or {there}", faults)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Words:
+    """The segments of paths that rules have for one side."""
+
+    segments: frozenset[str]
+
+    @classmethod
+    def of(cls, rules: Sequence[Rule], at: int) -> _Words:
+        """Those of the paths that speak of the source, or of the view."""
+        found: set[str] = set()
+        for rule in rules:
+            fields = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
+            if isinstance(rule, (Rename, Move, Reset)):
+                fields.pop(("view", "source")[at])
+            for value in fields.values():
+                found.update(_segments(value))
+        return cls(frozenset(found))
+
+    def calls_a_list(self, name: str) -> bool:
+        """Whether a rule calls nodes of this name a list."""
+        return f"{name}[]" in self.segments
+
+
+def _segments(value: object) -> Iterator[str]:
+    """The segments of a path, or of several."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple):
+        several: tuple[object, ...] = value
+        for one in several:
+            yield from _segments(one)
+
+
+def _lists(own: ReadSide, other: ReadSide, words: _Words, *, asked: bool) -> Iterator[str]:
+    """Patterns of siblings with numbers, equal in all else, that are to be read as lists.
+
+    Where the lists were asked for by name, only rules call others so.
+    """
+    strangers = _strangers(own, other)
+    taken: set[LogicalPath] = set()
+    outer_first = sorted(_siblings(own).items(), key=lambda group: len(group[0][0]))
+    for (head, key, stem), members in outer_first:
+        if any(head[:end] in taken for end in range(len(head) + 1)):
+            continue  # what such a list holds is looked at when it is one
+        name = stem.strip("_-.")
+        first, *more = sorted(members)
+        in_turn = [first, *more] == list(range(first, first + len(members)))
+        alike = all(member == members[first] for member in members.values())
+        if not (in_turn and alike and first in (0, 1)):
+            continue
+        spelled = {f"{stem}{number}" for number in members}
+        apart = any((*head, one) in other.nodes for one in spelled)
+        called = words.calls_a_list(name)
+        shown = (*head, name) in other.nodes and first == 0
+        held = collections.Counter(leaf for leaf, _ in members[first].values())
+        meant = (len(members), frozenset(held.items())) in strangers
+        meant = meant and not spelled & words.segments
+        if called or (not asked and not apart and (shown or meant)):
+            taken.update((*head, one) for one in spelled)
+            yield format_path((*key, stem)) + ("{i+1}" if first else "{i}")
+
+
+def _siblings(
+    side: ReadSide,
+) -> Mapping[tuple[LogicalPath, Pattern, str], Mapping[int, Mapping[LogicalPath, Any]]]:
+    """Nodes of one name but for a number: what each holds, by where they stand, how that is spelled, and their stem."""
+    groups: dict[tuple[LogicalPath, Pattern, str], dict[int, dict[LogicalPath, Any]]] = {}
+    for path, row in side.weights.items():
+        heads = _heads(row)
+        for at, segment in enumerate(path):
+            match = _NUMBERED.fullmatch(segment)
+            if match and not row.path[(row.body or 0) + at].endswith("[]"):
+                members = groups.setdefault((path[:at], heads[at], match["stem"]), {})
+                members.setdefault(int(match["number"]), {})[path[at + 1 :]] = row.leaf, row.kind
+    return groups
+
+
+def _strangers(own: ReadSide, other: ReadSide) -> set[tuple[int, Any]]:
+    """The lists of a side that the first has no node for: how many layers, and what leaves each holds, whatever their names."""
+    counts: dict[LogicalPath, int] = {}
+    held: dict[LogicalPath, collections.Counter[Any]] = collections.defaultdict(collections.Counter)
+    for path, row in other.weights.items():
+        marked = [n for n, one in enumerate(row.path[row.body or 0 :]) if one.endswith("[]")]
+        for at, repeat in zip(marked, row.repeats, strict=True):
+            node, count = path[: at + 1], repeat.size[0]
+            if isinstance(count, int) and node not in own.nodes:
+                counts[node] = count
+                held[node][row.leaf] += 1
+    return {(counts[node], frozenset(leaves.items())) for node, leaves in held.items()}
+
+
+def _heads(row: Row) -> list[Pattern]:
+    """What each segment of a row's path in the model stands below, as it is spelled."""
+    names = row.path[row.body or 0 :]
+    symbols = [isinstance(one, Index) and not one.prefix + one.suffix for one in row.key]
+    key = row.key[len(row.key) - len(names) - sum(symbols) :]
+    heads: list[Pattern] = []
+    at = 0
+    for _ in names:
+        heads.append(key[:at])
+        at += 1
+        if at < len(key) and isinstance(key[at], Index) and symbols[at - len(key)]:
+            at += 1
+    return heads
