@@ -381,6 +381,45 @@ def test_words_that_fit_neither_side_are_an_error(words: dict[str, Any], said: s
     assert said in str(caught.value)
 
 
+def test_a_scan_on_disk_with_streams_on_another_axis_goes_into_a_list(tmp_path: Path) -> None:
+    """Variable types are lost there: leaves of another axis are told by their path."""
+    training = Training(1)
+    step(training)
+    cs.orbax.save(tmp_path / "run", training)
+    restored = cs.orbax.restore(tmp_path / "run", Training())
+    kernel, stream = training.model.layers.up.kernel, training.model.layers.dropout.rngs.key
+    for n, layer in enumerate(restored.model.layers):
+        same(layer.up.kernel, kernel[...][:, n])
+        assert (layer.dropout.rngs.key[...] == stream[...][n]).all()
+
+
+def test_axes_of_one_node_are_said_by_paths(tmp_path: Path) -> None:
+    class Square(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.up = nnx.Linear(2, 2, rngs=rngs)
+            self.dropouts = nnx.List([nnx.Dropout(0.1, rngs=rngs) for _ in range(2)])
+
+    rngs = nnx.Rngs(0)
+    axes = nnx.StateAxes({nnx.Param: 1, ...: 0})
+    stacked = nnx.vmap(Square, in_axes=0, out_axes=axes)(rngs.split(2))
+    cs.orbax.save(tmp_path / "run", nnx.Dict(layers=stacked))
+    target = nnx.Dict(layers=nnx.List([Square(rngs) for _ in range(2)]))
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.orbax.restore(tmp_path / "run", target)
+    assert "scan={'layers': 0, 'layers/**/up': 1}" in str(caught.value)
+    for scan in (
+        {"layers": 0, "layers/**/up": 1},
+        {"layers": 1, "layers/**/rngs": 0},
+        {"layers": 1, "layers/dropouts": 0},
+    ):
+        restored = cs.orbax.restore(tmp_path / "run", target, scan=scan)
+        same(restored["layers"][1].up.kernel, stacked.up.kernel[...][:, 1])
+        key = restored["layers"][1].dropouts[0].rngs.key
+        assert (key[...] == stacked.dropouts[0].rngs.key[...][1]).all()
+    with pytest.raises(cs.SchemaError, match="'layers/dropouts/rngs/key': 0"):
+        cs.orbax.restore(tmp_path / "run", target, scan={"layers": 1})
+
+
 def test_words_beside_a_lens_are_an_error(root: Path) -> None:
     lens: Callable[..., Any] = functools.partial(cs.adapt, folder(None, root), Training(None))
     with pytest.raises(cs.ConformanceError, match="beside a lens"):

@@ -447,7 +447,7 @@ def test_options_that_do_not_fit_the_tree() -> None:
     ) == text("""
         scan= and lists= do not fit the tree: 3 faults
           layers/b  expected a leaf with axis 1, found float32[3]
-                    -> declare the layout as a class, with axis= for this leaf
+                    -> give it its own beside, as scan={'layers/b': 0}, or None where it is not stacked
           blocks    expected a node of the model, found no leaf below it
                     -> write its path in the model, without params or model in front
           head_{i}  expected a repeated node of the model, found no such node

@@ -14,6 +14,7 @@ as they are written, in quotes where that is needed: what is joined by slashes c
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -30,6 +31,7 @@ __all__ = [
     "VariableKind",
     "fill",
     "format_path",
+    "glob_means",
     "int_key",
     "joined_key",
     "named",
@@ -427,6 +429,27 @@ def parse_path(text: str) -> LogicalPath:
             for body, quoted, tail in _cut(text, text)
         ]
     )
+
+
+def glob_means(pattern: LogicalPath, path: LogicalPath) -> bool:
+    """Whether a glob means a path: segment by segment, with every length that ``**`` may have."""
+    reached = {0}
+    for segment in pattern:
+        if segment == "**":
+            reached = set(range(min(reached, default=0), len(path) + 1)) if reached else reached
+        else:
+            literal = segment.startswith("'")
+            reached = {
+                at + 1
+                for at in reached
+                if at < len(path)
+                and (
+                    path[at] == segment
+                    if literal
+                    else fnmatch.fnmatchcase(path[at], segment.replace("[", "[[]"))
+                )
+            }
+    return len(path) in reached
 
 
 class VariableKind(str):

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ckpt_schema._layouts.paths import LogicalPath, parse_path
+from ckpt_schema._layouts.paths import LogicalPath, glob_means, parse_path
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens
@@ -75,6 +75,7 @@ def adapt_trees(
 class _Leaf:
     """A leaf that is stacked on one side or both, as both sides have it."""
 
+    path: LogicalPath  # in the model, without marks of repetition
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     kinds: tuple[Any, Any]
     count: int | None = None  # of the list that one side has
@@ -88,21 +89,20 @@ _Reading = tuple[int | None, int | None]
 def _with_stacks(sides: ReadSides, given: Scan) -> ReadSides:
     """Both sides with their stacks: those that are given, and those of which one reading exists."""
     scans: tuple[dict[str, Axes], dict[str, Axes]] = ({}, {})
+    spoken = [parse_path(node) for node in given]
     for node, axes in given.items():
-        for at, axis in _of_sides(sides, node, axes):
+        for at, axis in _of_sides(sides, node, axes, spoken):
             scans[at][node] = axis
     faults: list[Mismatch] = []
     moved: list[LogicalPath] = []
-    spoken = [parse_path(node) for node in given]
     for node, members in _stacked_nodes(sides):
         text = "/".join(node)
         if text in given:
             continue
         moved.append(node)
         for at, found in enumerate(_settled(node, members, faults)):
-            if found is not None:
-                scans[at][text] = found
-                scans[at].update(dict.fromkeys(_unstacked(sides, node, at, found)))
+            scans[at].update(found)
+            scans[at].update(dict.fromkeys(_unstacked(sides, node, at, found.get(text))))
     faults += _doubtful(sides, moved, spoken)
     if faults:
         here, there = (side.name for side in sides)
@@ -125,22 +125,26 @@ def _unstacked(sides: ReadSides, node: LogicalPath, at: int, axes: Axes) -> Iter
 
 
 def _of_sides(
-    sides: ReadSides, node: str, axes: Axes | tuple[Axes, Axes]
+    sides: ReadSides,
+    node: str,
+    axes: Axes | tuple[Axes, Axes],
+    given: Sequence[LogicalPath],
 ) -> Iterator[tuple[int, Axes]]:
-    """For which sides an axis was given: those that have the node, and not as a list."""
+    """For which sides an axis was given: those that have the node, and not as a list, nor in one that was given."""
     if isinstance(axes, tuple):
         yield from enumerate(axes)
         return
     path = parse_path(node)
-    has = [at for at in (0, 1) if path in sides[at].nodes]
-    plain = [at for at in has if not _is_list(sides[at], path)]
+    has = [at for at in (0, 1) if any(glob_means(path, one) for one in sides[at].nodes)]
     if not has:
         here, there = (side.name for side in sides)
         hint = "write its path in the model, without params or model in front"
         fault = Mismatch(node, "rule", f"a node of {here} or {there}", "no such node", hint)
         raise DerivationError(f"scan= does not fit {here} or {there}", [fault])
-    for at in plain:
-        yield at, axes
+    stack = min([one for one in given if one == path[: len(one)]], key=len)
+    for at in has:
+        if not _is_list(sides[at], stack):
+            yield at, axes
 
 
 def _is_list(side: ReadSide, node: LogicalPath) -> bool:
@@ -177,7 +181,7 @@ def _shared_leaves(
         shapes = _shape(rows[0]), _shape(rows[1])
         if shapes[0] is None or shapes[1] is None:
             continue
-        leaf = _Leaf((shapes[0], shapes[1]), (rows[0].kind, rows[1].kind))
+        leaf = _Leaf(path, (shapes[0], shapes[1]), (rows[0].kind, rows[1].kind))
         yield path, leaf, (_levels(rows[0]), _levels(rows[1]))
 
 
@@ -287,10 +291,14 @@ def _read_so(leaf: _Leaf, reading: _Reading) -> _Order | None:
     return (*order[: axes[1]], axes[0], *order[axes[1] :])
 
 
+_Stacks = Mapping[str, tuple[Axes, Axes]]
+"""For a node, and for what is in it and stacked otherwise, the axes on both sides."""
+
+
 def _settled(
     node: LogicalPath, members: Sequence[_Leaf], faults: list[Mismatch]
-) -> tuple[Axes, Axes]:
-    """The axis that a node is stacked on, on each side: for each kind of leaf, one for all kinds if they agree.
+) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
+    """The axes that a node is stacked on, on each side: for each kind of leaf, one for all kinds if they agree.
 
     Each kind must have one reading of its own: kernels on axis 1 may stand beside streams on axis 0,
     and a reading by which both are on axis 0 would not be the only one.
@@ -301,11 +309,56 @@ def _settled(
     each = {kinds: [*_readings(inner).values()] for kinds, inner in groups.items()}
     each = {kinds: readings for kinds, readings in each.items() if readings}
     ways = [dict(zip(each, way, strict=True)) for way in itertools.product(*each.values())]
-    found = [(_by_side(way, 0), _by_side(way, 1)) for way in ways if way]
+    found = [_stacks(node, way, groups) for way in ways if way]
     if len(found) > 1:
         faults.append(_ambiguous(node, len(members), found))
-        return None, None
-    return next(iter(found), (None, None))
+        return {}, {}
+    stacks = next(iter(found), {})
+    left, right = (
+        {text: axes[at] for text, axes in stacks.items() if axes[at] is not None} for at in (0, 1)
+    )
+    return left, right
+
+
+def _stacks(
+    node: LogicalPath,
+    way: Mapping[tuple[Any, Any], _Reading],
+    groups: Mapping[tuple[Any, Any], Sequence[_Leaf]],
+) -> _Stacks:
+    """Axes as they are said: one for all, or one for each kind, or for leaves that no kind tells apart by their paths."""
+    text = "/".join(node)
+    if all(_kinds_tell(way, at) for at in (0, 1)):
+        return {text: (_by_side(way, 0), _by_side(way, 1))}
+    each: dict[_Reading, list[LogicalPath]] = collections.defaultdict(list)
+    for kinds, reading in way.items():
+        each[reading] += [leaf.path for leaf in groups[kinds]]
+    # What most leaves have is said of the node.
+    most = max(each, key=lambda reading: len(each[reading]))
+    found: dict[str, tuple[Axes, Axes]] = {text: most}
+    for reading, own in each.items():
+        if reading != most:
+            others = [path for other, inner in each.items() if other != reading for path in inner]
+            found.update(dict.fromkeys(_called(node, own, others), reading))
+    return found
+
+
+def _kinds_tell(way: Mapping[tuple[Any, Any], _Reading], at: int) -> bool:
+    """Whether the kinds of one side tell on which axis a leaf is stacked there."""
+    own = {(kinds[at], reading[at]) for kinds, reading in way.items()}
+    return len({axis for _, axis in own}) == 1 or (
+        len({kind for kind, _ in own}) == len(own) and not any(kind is None for kind, _ in own)
+    )
+
+
+def _called(
+    node: LogicalPath, own: Sequence[LogicalPath], others: Sequence[LogicalPath]
+) -> list[str]:
+    """Paths of some leaves in a node: one name on the way to them that leads to no others, or else each."""
+    for end in range(1, min(map(len, own)) - len(node) + 1):
+        names = {path[-end] for path in own}
+        if len(names) == 1 and not any(names.intersection(path[len(node) :]) for path in others):
+            return ["/".join((*node, "**", *names))]
+    return ["/".join(path) for path in own]
 
 
 def _by_side(way: Mapping[tuple[Any, Any], _Reading], at: int) -> Axes:
@@ -316,21 +369,26 @@ def _by_side(way: Mapping[tuple[Any, Any], _Reading], at: int) -> Axes:
     return next(iter(own.values()), None)
 
 
-def _ambiguous(node: LogicalPath, count: int, readings: Iterable[tuple[Axes, Axes]]) -> Mismatch:
+def _ambiguous(node: LogicalPath, count: int, readings: Iterable[_Stacks]) -> Mismatch:
     """The fault for a node that is stacked on one of several axes, and the lines that settle it."""
     text = "/".join(node)
     written: list[str] = []
-    for before, after in readings:
-        both = _written(before), _written(after)
-        one = f"({both[0]}, {both[1]})"
-        if before is None or after is None:
-            one = both[before is None]
-        written.append(f"scan={{{text!r}: {one}}}")
+    for stacks in readings:
+        cells = [f"{path!r}: {_of_both(axes)}" for path, axes in stacks.items()]
+        written.append(f"scan={{{', '.join(cells)}}}")
     expected = f"one axis that the layers of {text} are stacked on"
     found = f"several that fit {counted(count, 'leaf', 'leaves')} each"
     more = f" or another of {len(written)}" if len(written) > _SHOWN else ""
     hint = f"the sizes do not tell; add one of {' or '.join(written[:_SHOWN])}{more}"
     return Mismatch(text, "ambiguous", expected, found, hint)
+
+
+def _of_both(axes: tuple[Axes, Axes]) -> str:
+    """The axes on both sides as they are pasted: one where one side alone is stacked."""
+    both = _written(axes[0]), _written(axes[1])
+    if axes[0] is None or axes[1] is None:
+        return both[axes[0] is None]
+    return f"({both[0]}, {both[1]})"
 
 
 def _written(axes: Axes) -> str:

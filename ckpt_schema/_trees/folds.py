@@ -14,7 +14,7 @@ from ckpt_schema.errors import Mismatch, SchemaError
 __all__ = ["Fold", "folded"]
 
 _BARE = "write its path in the model, without params or model in front"
-_OWN_AXIS = "declare the layout as a class, with axis= for this leaf"
+_OWN_AXIS = "give it its own beside, as scan={{{!r}: 0}}, or None where it is not stacked"
 
 
 _Axes = Mapping[Any, int | None]
@@ -207,6 +207,25 @@ def _ends(pattern: Pattern) -> dict[LogicalPath, int]:
     return found
 
 
+class _StackPaths:
+    """The paths of nodes under scans, and of what is in them, some with stars, each with its axes."""
+
+    def __init__(self, scan: Mapping[str, _Axes]) -> None:
+        self.axes = {paths.parse_path(text): axes for text, axes in scan.items()}
+        self._globs = [path for path in self.axes if any("*" in one for one in path)]
+
+    def along(self, ends: Mapping[LogicalPath, int]) -> list[tuple[int, int, LogicalPath]]:
+        """Those that lead to a node on the way to a leaf: where each ends, and how many segments it names; the last decides."""
+        found: list[tuple[int, int, LogicalPath]] = []
+        for node, end in ends.items():
+            if node in self.axes:
+                found.append((end, len(node), node))
+            for glob in self._globs:
+                if paths.glob_means(glob, node):
+                    found.append((end, sum("*" not in one for one in glob), glob))
+        return sorted(found)
+
+
 def _stacked(
     keys: Mapping[KeyPath, Found],
     patterns: Mapping[KeyPath, Pattern],
@@ -219,24 +238,25 @@ def _stacked(
     A path inside of a stacked node says that leaves below it are stacked on another axis. The path of a
     node inside of a list has no numbers: ``layers/blocks`` is the blocks of every layer.
     """
-    heads = {paths.parse_path(text): axes for text, axes in scan.items()}
+    heads = _StackPaths(scan)
     used: set[LogicalPath] = set()
-    for key, leaf in keys.items() if heads else ():
+    for key, leaf in keys.items() if scan else ():
         spelled = tuple(map(named, key))
         ends = {spelled[:end]: end for end in range(1, len(key) + 1)}
         ends |= _ends(patterns[key])
-        above = sorted((path for path in ends if path in heads), key=len)
-        used.update(above)
+        above = heads.along(ends)
+        used.update(head for _, _, head in above)
         kind = leaf.kind or kinds.collection(leaf.key)
-        axis = _axis_of(kind, heads[above[-1]]) if above else None
+        axis = _axis_of(kind, heads.axes[above[-1][2]]) if above else None
         if axis is None:
             continue
         rank = len((leaves.signature(leaf.value) or ((),))[0])
-        at = ends[above[0]] - 1
+        at = above[0][0] - 1
         where = paths.format_path(key)
         if not -rank <= axis < rank:
             expected, found = f"a leaf with axis {axis}", leaves.describe(leaf.value)
-            faults.append(Mismatch(where, "shape", expected, found, _OWN_AXIS))
+            hint = _OWN_AXIS.format("/".join(max(_ends(patterns[key]), key=len)))
+            faults.append(Mismatch(where, "shape", expected, found, hint))
         following = patterns[key][at + 1 : at + 2]
         if isinstance(patterns[key][at], Index) or following == (Index(),):
             expected, found = (
@@ -245,7 +265,7 @@ def _stacked(
             )
             faults.append(Mismatch(where, "declaration", expected, found, "declare it as a class"))
         yield key, (at, axis % max(rank, 1))
-    for head in heads.keys() - used:
+    for head in heads.axes.keys() - used:
         where = "/".join(head)
         faults.append(Mismatch(where, "rule", "a node of the model", "no leaf below it", _BARE))
 

@@ -46,7 +46,8 @@ def infer(
         scan: For each node under ``nn.scan`` or ``nnx.scan``, by its path in the model: the axis its
             leaves are stacked on; or the axis by collection or Variable type,
             ``{"layers": {nnx.Param: 1, nnx.RngState: 0}}``, as `nnx.StateAxes` has it. A path inside of
-            a stacked node gives leaves there another axis; None says that they are not stacked.
+            a stacked node gives leaves there another axis, ``{"layers": 1, "layers/**/rngs": 0}``; None
+            says that they are not stacked.
         lists: Patterns of other repeated nodes in the model: ``"layers_{i}"``.
         joined: What joins the segments of a path to one key, as ``"."`` does in files of Hugging Face:
             the keys at the root are read as paths, ``"layers.0.norm"`` as the first of a list.

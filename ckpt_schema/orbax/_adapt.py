@@ -48,7 +48,8 @@ def adapt(
             the paths.
         scan: The axis that the layers of a node are stacked on, by the path of the node in the model:
             ``{"layers": 1}``; by collection or Variable type, ``{"layers": {nnx.Param: 1}}``; a pair
-            where both sides are stacked, ``{"layers": (0, 1)}``.
+            where both sides are stacked, ``{"layers": (0, 1)}``; another one for what is in the node, by
+            its path, ``{"layers": 1, "layers/**/rngs": 0}``.
         lists: Patterns of siblings that are a list of layers, ``["layers_{i}"]``; unless given, those
             that are one node of the other side.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from etils import epath
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from ckpt_schema._layouts import leaves, paths
-from ckpt_schema._layouts.paths import KeyPath, LogicalPath, named
+from ckpt_schema._layouts.paths import KeyPath, named
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
@@ -20,7 +19,7 @@ from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._metadata import SKIP
 from ckpt_schema.orbax._sides import verify_names
 
-__all__ = ["glob_means", "load"]
+__all__ = ["load"]
 
 
 def load(
@@ -112,7 +111,7 @@ def _wanted(keys: Sequence[KeyPath], globs: Sequence[str], where: str) -> set[Ke
     spelled = {key: tuple(map(named, key)) for key in keys}
     for glob in globs:
         pattern = paths.rule_path(glob)
-        means = {key for key, path in spelled.items() if glob_means(pattern, path)}
+        means = {key for key, path in spelled.items() if paths.glob_means(pattern, path)}
         if not means:
             few = ", ".join(paths.format_path(key) for key in keys[:3])
             hint = f"the checkpoint has {counted(len(keys), 'leaf', 'leaves')}: {few}, ..."
@@ -121,27 +120,6 @@ def _wanted(keys: Sequence[KeyPath], globs: Sequence[str], where: str) -> set[Ke
     if faults:
         raise CheckpointMismatchError(f"{where} has no such leaves", faults)
     return found
-
-
-def glob_means(pattern: LogicalPath, path: LogicalPath) -> bool:
-    """Whether a glob means a path: segment by segment, with every length that ``**`` may have."""
-    reached = {0}
-    for segment in pattern:
-        if segment == "**":
-            reached = set(range(min(reached, default=0), len(path) + 1)) if reached else reached
-        else:
-            literal = segment.startswith("'")
-            reached = {
-                at + 1
-                for at in reached
-                if at < len(path)
-                and (
-                    path[at] == segment
-                    if literal
-                    else fnmatch.fnmatchcase(path[at], segment.replace("[", "[[]"))
-                )
-            }
-    return len(path) in reached
 
 
 _UNREAD = object()

@@ -13,14 +13,13 @@ import jax
 
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts import paths
-from ckpt_schema._layouts.paths import KeyPath, LogicalPath
+from ckpt_schema._layouts.paths import KeyPath, LogicalPath, glob_means
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.conformance import Match
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema.errors import ConformanceError, Mismatch
-from ckpt_schema.orbax._load import glob_means
 
 __all__ = ["Missing", "init", "initialised", "verify_missing"]
 
