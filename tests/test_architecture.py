@@ -38,11 +38,12 @@ ORDER = """
     _lens.arrays _lens.arrays.blocks _lens.arrays.axes _lens.arrays.frames _lens.arrays.comparison
     _lens.arrays.floats _lens.arrays.conversions _lens.arrays.moves _lens.arrays.shardings _lens.arrays.programs
     _lens.arrays.execution _lens.arrays.checks _lens.arrays.equals _lens.arrays.donation _lens.arrays.step_labels
-    _lens.plan _lens.plan.made _lens.plan.tasks _lens.plan.labels _lens.plan.outline _lens.plan.plan
+    _lens.plan _lens.plan.made _lens.plan.tasks _lens.plan.labels _lens.plan.outline _lens.plan.plan _lens.plan.pieces
     _lens.plan.compilation _lens.lens _lens.open_names _lens.one_sided _lens.read_sides _lens.siblings
     _lens.adaptation
     orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._whereabouts orbax._private_leaves
-    orbax._adapt orbax._load orbax._missing orbax._restore orbax._items orbax._save orbax
+    orbax._adapt orbax._load orbax._missing orbax._restore orbax._items orbax._save
+    orbax._pytree_files orbax._route orbax._convert orbax
     __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds
     testing._applied testing._states testing._choices testing._samples testing.strategies testing._laws
@@ -55,7 +56,7 @@ PLACES = {
     "flax": {"_frameworks", "linen", "nnx", "demo", "testing"},
     "optax": {"_frameworks", "linen", "nnx", "demo"},
     "orbax": {"orbax"},
-    "tensorstore": set[str](),
+    "tensorstore": {"orbax"},
     "rich": {"demo"},
     "hypothesis": {"testing"},
     "pytest": {"testing"},

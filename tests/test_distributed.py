@@ -17,6 +17,7 @@ import distributed_jobs as jobs
 import pytest
 from support.profiles import THOROUGH, sampled
 
+import ckpt_schema as cs
 from ckpt_schema.testing._distributed import DistributedError, run_distributed
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the tests read /proc")
@@ -39,6 +40,14 @@ def test_what_four_save_fewer_restore_and_save_again(
 ) -> None:
     found = run_distributed(n, jobs.restore_nnx, by_four, shape, f"again-{n}", devices=devices)
     assert found == [{"unlike": [], "elsewhere": [], "not of all": []}] * n
+
+
+def test_what_four_saved_is_converted_by_one(by_four: Path, tmp_path: Path) -> None:
+    done = cs.orbax.convert(by_four / "linen", tmp_path / "new", jobs.LENS, verify=True)
+    assert done.moved and done.edited
+    expected = jobs.LENS.get(jobs.linen_state(5))
+    found = cs.orbax.restore(tmp_path / "new", jobs.abstract(expected), jobs.LENS, aux=None)
+    cs.assert_trees_identical(found, expected)
 
 
 # benchmarks/bench_processes.py prints the same of more processes.

@@ -55,7 +55,7 @@ def test_what_the_page_on_declaring_says_runs(
 
 
 def test_each_page_that_the_readme_names_is_there() -> None:
-    named = set(re.findall(r"\]\((docs/\w+(?:\.md)?)\)", README.read_text()))
+    named = set(re.findall(r"\]\((docs/[\w-]+(?:\.md)?)\)", README.read_text()))
     pages = {f"docs/{page.name}" for page in README.parent.glob("docs/*")}
     assert named <= pages
     # What is read beside another page, and not from the front door.
@@ -65,6 +65,11 @@ def test_each_page_that_the_readme_names_is_there() -> None:
 def test_what_the_page_on_checkpoints_without_a_declaration_says_runs() -> None:
     page = README.parent / "docs" / "adapt.md"
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "adapt"})
+
+
+def test_what_the_page_on_checkpoints_on_disk_says_runs() -> None:
+    page = README.parent / "docs" / "on-disk.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "on_disk"})
 
 
 def test_what_the_page_on_keys_says_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ from ckpt_schema._trees.conformance import Match, Matcher
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import AxesWarning, ConformanceError, DerivationError, Mismatch
 
-__all__ = ["Lens", "derive"]
+__all__ = ["Lens", "derive", "planned"]
 
 _PLANS = 8  # trees of one lens come in a handful of containers; the least recently compiled plan goes first
 
@@ -299,6 +299,15 @@ class Lens:
     def __str__(self) -> str:
         """The table: where each leaf goes, what is edited, what is private."""
         return "\n".join(_table(self))
+
+
+def planned(lens: Lens, tree: Tree, onto: Tree | None) -> Plan:
+    """The plan by which `Lens.get` takes trees like this one, whose leaves may be abstract and count as if they had values.
+
+    Raises:
+        ConformanceError: As `Lens.dry_run` does.
+    """
+    return lens._forward.compile(tree, onto, abstract=False)[0]  # pyright: ignore[reportPrivateUsage]
 
 
 def derive(

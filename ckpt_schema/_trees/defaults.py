@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts.leaves import Fill, FreshKey, Made, key_impl
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.leaves import ConstantKey, Fill, FreshKey, Made, key_impl
 from ckpt_schema._layouts.table import Row
 
-__all__ = ["Receiver", "make_default", "spot_of"]
+__all__ = ["Receiver", "make_default", "spot_of", "stand_in"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -119,3 +120,10 @@ def _made(dtype: str, shape: tuple[int, ...], data: Any) -> jax.Array:
 def _program(dtype: str, shape: tuple[int, ...], sharding: Any) -> Any:
     """What makes a default, compiled once for all layers."""
     return jax.jit(functools.partial(_made, dtype, shape), out_shardings=sharding)
+
+
+def stand_in(goal: Any) -> Any:
+    """A leaf of no bytes for one whose value nobody asks for."""
+    if leaves.describe(goal).startswith("key<"):
+        return make_default(ConstantKey(0), str(goal.dtype), goal.shape)
+    return np.broadcast_to(np.zeros((), goal.dtype), goal.shape)

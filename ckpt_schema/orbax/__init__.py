@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ckpt_schema.orbax._convert import Conversion as Conversion
+from ckpt_schema.orbax._convert import convert as convert
 from ckpt_schema.orbax._items import items_of as items_of
 from ckpt_schema.orbax._load import load as load
 from ckpt_schema.orbax._private_leaves import load_private as load_private
@@ -9,4 +11,13 @@ from ckpt_schema.orbax._restore import RestoreTimes as RestoreTimes
 from ckpt_schema.orbax._restore import restore as restore
 from ckpt_schema.orbax._save import save as save
 
-__all__ = ["RestoreTimes", "items_of", "load", "load_private", "restore", "save"]
+__all__ = [
+    "Conversion",
+    "RestoreTimes",
+    "convert",
+    "items_of",
+    "load",
+    "load_private",
+    "restore",
+    "save",
+]

@@ -19,7 +19,7 @@ from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._metadata import SKIP
 from ckpt_schema.orbax._sides import verify_names
 
-__all__ = ["load"]
+__all__ = ["load", "on_host", "ordered"]
 
 
 def load(
@@ -66,7 +66,7 @@ def load(
         wanted = _wanted(flat.keys, globs, str(disk.path))
         place = _placing(sharding)
         order = [
-            _ordered(key, leaf, place) if key in wanted else SKIP
+            ordered(key, leaf, place) if key in wanted else SKIP
             for key, leaf in zip(flat.keys, flat.leaves, strict=True)
         ]
     agree("processes do not load the same", {"path": disk.path, "item": disk.item, "only": globs})
@@ -82,16 +82,18 @@ def _placing(
         return lambda _path, _leaf: given
     if given is not None:
         return given
+    return on_host
+
+
+def on_host(_path: str, _leaf: Any) -> Sharding:
+    """Puts a leaf into the memory of the host."""
     try:
-        host = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        host = SingleDeviceSharding(jax.local_devices()[0])
-    return lambda _path, _leaf: host
+        return SingleDeviceSharding(jax.local_devices()[0])
 
 
-def _ordered(
-    key: KeyPath, leaf: Any, place: Callable[[str, jax.ShapeDtypeStruct], Sharding]
-) -> Any:
+def ordered(key: KeyPath, leaf: Any, place: Callable[[str, jax.ShapeDtypeStruct], Sharding]) -> Any:
     """What Orbax is asked for: an array with a sharding, or a number as it is."""
     if leaves.is_scalar(leaf):
         return leaf

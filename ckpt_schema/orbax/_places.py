@@ -251,7 +251,7 @@ class Site:
                 try:
                     self._rename()
                 finally:
-                    self._sweep()
+                    self.sweep()
 
     def _rename(self) -> None:
         _verify_free(self.place)  # a rename would replace an empty directory
@@ -267,10 +267,10 @@ class Site:
         if self.own == self.place:
             return _not_written(self.place, error, "remove what is there, and save again")
         if jax.process_index() == 0:
-            self._sweep()
+            self.sweep()
         return _not_written(self.place, error)
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Removes this save's own directory, until nothing of it comes back.
 
         Orbax raises at the first failure, while other arrays are still being written by threads

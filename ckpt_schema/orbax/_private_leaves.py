@@ -142,8 +142,8 @@ class PrivateLeaves:
         """
         private = side.private[1]
         goals = jax.tree.leaves(state)
-        here = self._slots(side)
-        strays = self._strays(side)
+        here = self.slots(side)
+        strays = self.strays(side)
         faults = [
             Mismatch(paths.format_path(k), "extra", "no such leaf", found, _HINT)
             for k, found in (strays if self.total else ())
@@ -181,10 +181,12 @@ class PrivateLeaves:
             raise CheckpointMismatchError(header, faults)
         return orders
 
-    def _slots(self, side: Lens) -> dict[Slot, tuple[KeyPath, Any]]:
+    def slots(self, side: Lens) -> dict[Slot, tuple[KeyPath, Any]]:
+        """The key path of each that is a leaf of the view, and the leaf, by what it is there."""
         return {slot: (key, leaf) for key, leaf, slot in self._found(side) if slot is not None}
 
-    def _strays(self, side: Lens) -> list[tuple[KeyPath, str]]:
+    def strays(self, side: Lens) -> list[tuple[KeyPath, str]]:
+        """The key path of each that is no leaf of the view, and what it is."""
         return [
             (key, leaves.describe(leaf)) for key, leaf, slot in self._found(side) if slot is None
         ]

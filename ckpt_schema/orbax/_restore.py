@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from ckpt_schema._compat import Tracer
 from ckpt_schema._frameworks import variables
 from ckpt_schema._layouts import leaves, paths
-from ckpt_schema._layouts.leaves import ConstantKey, Init, Leaf
+from ckpt_schema._layouts.leaves import Init, Leaf
 from ckpt_schema._lens.adaptation import Scan
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.arrays.shardings import mesh_of, on_devices
@@ -29,7 +29,7 @@ from ckpt_schema._lens.rules import Rule
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.conformance import Match
 from ckpt_schema._trees.containers import Tree, flatten, verify_readable, without
-from ckpt_schema._trees.defaults import make_default
+from ckpt_schema._trees.defaults import stand_in
 from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema._trees.undeclared import unread
 from ckpt_schema.errors import (
@@ -55,7 +55,7 @@ from ckpt_schema.orbax._sides import (
 )
 from ckpt_schema.orbax._whereabouts import meant, stand, verify_standing
 
-__all__ = ["RestoreTimes", "restore"]
+__all__ = ["RestoreTimes", "declared", "restore"]
 
 Target = TypeVar("Target")
 
@@ -156,7 +156,7 @@ def restore(
         elif rules or scan is not None or lists is not None:
             raise spare_words()
         verify_arguments(lens, target_side=target_side, disk_side=disk_side)
-        state = _goals(_declared(whole, lens))
+        state = _goals(declared(whole, lens))
         _verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")
         if missing is not None:
@@ -195,7 +195,7 @@ def restore(
     return variables.updated(target, variables.completed(result, whole))
 
 
-def _declared(state: Tree, lens: Lens) -> Tree:
+def declared(state: Tree, lens: Lens) -> Tree:
     """The target without what neither side declares and a model works without: streams, caches, records of a pass."""
     slots = [SlotFinder(table).slot for table in (lens.source, lens.view)]
     left = unread(state, lambda key: any(slot(key, stored=False) is not None for slot in slots))
@@ -319,7 +319,7 @@ def _source(
         through = _identity(side) if place.layout is side.view else side
         try:
             orders = private.wanted(state, through, match) if private is not None else {}
-            held = _with(state, {at: _stand_in(goal) for at, (_, goal) in orders.items()})
+            held = _with(state, {at: stand_in(goal) for at, (_, goal) in orders.items()})
             goal = _abstracted(state, through, match)
             expected, spare = _expected(disk, place, goal, held, through)
             fits.append(
@@ -461,7 +461,7 @@ def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tre
     made: list[Any] = []
     for key, order, goal, value in zip(flat.keys, asked, flat.leaves, found, strict=True):
         if order is SKIP:
-            made.append(_stand_in(goal))
+            made.append(stand_in(goal))
             continue
         leaf = Leaf(tuple((n,) for n in goal.shape), str(goal.dtype))
         if leaves.is_scalar(value) and leaves.accepts(leaf, value):
@@ -492,13 +492,6 @@ def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tre
         header = f"{disk.path} cannot be restored as expected"
         raise CheckpointMismatchError(header, faults)
     return flat.treedef.unflatten(made)
-
-
-def _stand_in(goal: Any) -> Any:
-    """A leaf of no bytes for one that the target has no place for: the lens drops it."""
-    if leaves.describe(goal).startswith("key<"):
-        return make_default(ConstantKey(0), str(goal.dtype), goal.shape)
-    return np.broadcast_to(np.zeros((), goal.dtype), goal.shape)
 
 
 def _translated(loaded: Tree, state: Tree, side: Lens, disk: DiskTree) -> Tree:

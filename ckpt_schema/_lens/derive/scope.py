@@ -161,7 +161,8 @@ class Scope(Generic[T]):
         leaves: list[Container[str]] = []
         for number, row in enumerate(rows) if heads else ():
             path, body = row.path, row.body
-            spoken = path[0] in heads or (body and path[body] in heads)
+            own = path[body] if body and body < len(path) else path[0]  # a collection may be a leaf
+            spoken = path[0] in heads or own in heads
             if not spoken and not (self._follows and row.mirrors.split("/", 1)[0] in heads):
                 continue  # as most rows, of which no rule speaks
             above = path[:-1]

@@ -1,0 +1,118 @@
+"""A plan taken apart: what each leaf of the result is, and what is made by itself, apart from all the rest.
+
+So a tree too large for memory is translated leaf by leaf, each read when its turn comes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ckpt_schema._layouts import leaves
+from ckpt_schema._lens.arrays import checks, equals, execution
+from ckpt_schema._lens.plan import made
+from ckpt_schema._lens.plan.plan import Job, Make, Plan, Restart, Same
+
+__all__ = ["Piece", "Pieces", "pieces_of"]
+
+_Run = Callable[[Sequence[Any]], list[Any]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Piece:
+    """Leaves that are made together.
+
+    Attributes:
+        inputs: What they are made of: positions of leaves of the tree, then of those it goes onto.
+        results: The positions of what is made, which come after these.
+        run: Makes them of the inputs, and raises where a value would not survive.
+    """
+
+    inputs: tuple[int, ...]
+    results: tuple[int, ...]
+    run: _Run
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pieces:
+    """A plan in pieces.
+
+    Attributes:
+        count: How many leaves the tree has.
+        places: For each leaf of the result, its position. One below ``count`` only moves.
+        every: What is made, in order; some make nothing and only look at values.
+    """
+
+    count: int
+    places: tuple[int, ...]
+    every: tuple[Piece, ...]
+
+
+def pieces_of(plan: Plan) -> Pieces:
+    """The pieces of a plan."""
+    count = len(plan.source.shapes)
+    base = count + (0 if plan.onto is None else len(plan.onto.shapes))
+    found: list[Piece] = []
+    at = base
+    for job in plan.jobs:
+        found.append(
+            Piece(job.inputs, tuple(range(at, at + len(job.likes))), functools.partial(_edit, job))
+        )
+        at += len(job.likes)
+    for make in plan.makes:
+        found.append(Piece((), (at,), functools.partial(_default, make)))
+        at += 1
+    made_by = {result: piece for piece in found for result in piece.results}
+    if plan.restart is not None:
+        again, results = plan.restart, tuple(range(at, at + len(plan.restart.likes)))
+        found.append(_joined(again.inputs, results, functools.partial(_anew, again), made_by))
+        at += len(results)
+    for same in plan.same:
+        verify = functools.partial(_verify_same, same)
+        found.append(_joined((same.first, same.copy), (), verify, made_by))
+    return Pieces(count, tuple(plan.gather(list(range(at)))), tuple(found))
+
+
+def _joined(
+    wanted: Sequence[int], results: tuple[int, ...], run: _Run, made_by: Mapping[int, Piece]
+) -> Piece:
+    """A piece made of what may itself be made: the pieces that do so are run within it, once more."""
+    inner = {id(piece): piece for at in wanted if (piece := made_by.get(at)) is not None}
+    direct = [at for at in wanted if at not in made_by]
+    below = [at for piece in inner.values() for at in piece.inputs]
+    inputs = tuple(dict.fromkeys((*direct, *below)))
+
+    def whole(values: Sequence[Any]) -> list[Any]:
+        known = dict(zip(inputs, values, strict=True))
+        for piece in inner.values():
+            made_here = piece.run([known[at] for at in piece.inputs])
+            known.update(zip(piece.results, made_here, strict=True))
+        return run([known[at] for at in wanted])
+
+    return Piece(inputs, results, whole)
+
+
+def _edit(job: Job, values: Sequence[Any]) -> list[Any]:
+    likes = [None] * len(job.likes)
+    kinds = zip(values, job.task.inputs, strict=True)
+    arrays = [leaves.materialized(value, kind.dtype) for value, kind in kinds]
+    checks.verify([checks.LeafTask(job.task, arrays, likes, job.paths)])
+    return execution.run(job.task, values, likes) if job.task.results else []
+
+
+def _default(make: Make, values: Sequence[Any]) -> list[Any]:
+    how = (make.default, make.dtype, make.shape, make.spot)
+    return [made.default(*how, None, None, abstract=False)]
+
+
+def _anew(again: Restart, values: Sequence[Any]) -> list[Any]:
+    likes = [None] * len(again.likes)
+    return made.anew(again.run, values, likes, again.along, None, abstract=False)
+
+
+def _verify_same(same: Same, values: Sequence[Any]) -> list[Any]:
+    first, copy = values
+    equals.verify_same([(first, copy, same.paths)])
+    return []

@@ -1,0 +1,507 @@
+"""A checkpoint of one layout made into one of another on disk: what only moves is linked, and not read."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from ckpt_schema._compat import CHECKPOINT_FILE, COMMIT_FILE
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.pytrees import children
+from ckpt_schema._lens.adaptation import Scan
+from ckpt_schema._lens.arrays.checks import narrowed
+from ckpt_schema._lens.arrays.comparison import difference
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.plan.pieces import Piece
+from ckpt_schema._lens.rules import Rule
+from ckpt_schema._messages.text import counted
+from ckpt_schema._trees.containers import Tree, flatten
+from ckpt_schema.errors import CheckpointWriteError, CkptSchemaError, ConformanceError, Mismatch
+from ckpt_schema.orbax._adapt import Words, spare_words
+from ckpt_schema.orbax._items import STATE
+from ckpt_schema.orbax._load import on_host, ordered
+from ckpt_schema.orbax._metadata import SKIP, DiskTree, planted, read_arrays, read_metadata
+from ckpt_schema.orbax._places import (
+    UNFINISHED,
+    Site,
+    absolute,
+    is_remote,
+    verify_free,
+    verify_writable,
+)
+from ckpt_schema.orbax._pytree_files import (
+    Assembly,
+    PytreeFiles,
+    Stored,
+    linked,
+    linked_tree,
+    saved,
+    skeleton,
+)
+from ckpt_schema.orbax._route import Route, Whereabouts, dotted, route_through, route_to
+from ckpt_schema.orbax._sides import Side, verify_arguments, verify_names
+from ckpt_schema.orbax._whereabouts import spread_over, verify_standing
+
+__all__ = ["Conversion", "convert"]
+
+_SMALL = (
+    2**26
+)  # bytes that are held without a thought: trees of small leaves are not read one by one
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conversion:
+    """What a conversion on disk has done.
+
+    Attributes:
+        moved: How many leaves of the new checkpoint are arrays of the old one, of which none was read.
+        edited: How many are made of those.
+        made: How many are made of nothing, by their defaults.
+        linked: The bytes of the arrays that moved, in memory.
+        written: The bytes of those that were edited or made.
+    """
+
+    moved: int
+    edited: int
+    made: int
+    linked: int
+    written: int
+
+    def __str__(self) -> str:
+        """It in one line."""
+        return (
+            f"{counted(self.moved, 'leaf', 'leaves')} moved ({self.linked:,} bytes, none of them read), "
+            f"{self.edited} edited and {self.made} made ({self.written:,} bytes)"
+        )
+
+
+def convert(
+    src: epath.PathLike,
+    dst: epath.PathLike,
+    lens_or_target: Any,
+    *,
+    rules: Sequence[Rule] = (),
+    scan: Scan | None = None,
+    lists: Sequence[str] | None = None,
+    item: str | None = None,
+    at: str | None = None,
+    items: Mapping[str, str] | None = None,
+    disk_side: Side | None = None,
+    aux: str | None = "nnx_aux",
+    verify: bool = False,
+) -> Conversion:
+    """Makes a checkpoint of one side of a lens into one of the other side, on disk.
+
+    A leaf that only moves, or has another name, is not read: the files of its array get a second
+    name (a hard link; where the file system has none, they are copied). Leaves that are edited are
+    read and written one by one, so that no more is held than twice the largest, and besides what
+    needs all params at once. All that is beside the state comes along: other items, metadata, keys'
+    implementations, shardings, private leaves. What is converted is restored as the source is
+    through the lens, bit for bit. The source is not touched, and may be deleted afterwards.
+
+    The new checkpoint comes to its place by one rename, when it is whole. A conversion that was
+    killed leaves a directory beside it whose name says that it is unfinished.
+
+    Args:
+        src: The directory of a checkpoint, written by Orbax's v1 or v0 API.
+        dst: The directory to make. It must not exist; links need it on the same file system.
+        lens_or_target: A lens, of which either side is on disk; or a target as `restore` takes it,
+            of which only the layout counts.
+        rules: What names and shapes do not tell, for a target; see `ckpt_schema.adapt`.
+        scan: The axis of stacked nodes, for a target.
+        lists: Patterns of lists of layers, for a target.
+        item: Which pytree of the checkpoint, where it holds several.
+        at: The key path in it where the state stands; what is beside it comes along as it is.
+        items: For a state that is spread over several pytrees, which one holds what is at a key.
+            The new one is spread so too if it has these keys, and else in one, called "state".
+        disk_side: The side that is on disk, for checkpoints that could be of either.
+        aux: What the private leaves that stand beside the state are called.
+        verify: Whether all is read again, of both checkpoints, and compared bit for bit.
+
+    Returns:
+        What was done.
+
+    Raises:
+        CheckpointExistsError: There is something at ``dst``.
+        CheckpointMismatchError: There is no checkpoint at ``src``, or of another layout.
+        CheckpointWriteError: The new one could not be written; nothing of it is left.
+        ConformanceError: A value does not survive, or an argument is none.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import ckpt_schema as cs
+        >>> folder = tempfile.mkdtemp()
+        >>> old = {"dense": {"kernel": jnp.ones((2, 3))}}
+        >>> cs.orbax.save(folder + "/old", old)
+        >>> new = {"linear": {"kernel": jnp.ones((2, 3))}}
+        >>> rules = [cs.rename("dense", "linear")]
+        >>> print(cs.orbax.convert(folder + "/old", folder + "/new", new, rules=rules))
+        1 leaf moved (24 bytes, none of them read), 0 edited and 0 made (0 bytes)
+    """
+    verify_names(item=item, aux=aux)
+    verify_standing(at, items)
+    source, place = absolute(src), absolute(dst)
+    _verify_mounted(source, place)
+    verify_writable(place)
+    verify_free(place)
+    where = Whereabouts(item, at, items, aux)
+    if isinstance(lens_or_target, Lens):
+        if rules or scan is not None or lists is not None:
+            raise spare_words()
+        verify_arguments(lens_or_target, disk_side=disk_side)
+        route = route_through(source, lens_or_target, disk_side, where)
+    else:
+        route = route_to(source, lens_or_target, Words(rules, scan, lists), where)
+    site = Site.beside(place)
+    try:
+        work = _Work(route, where, Path(source), Path(site.own))
+        done = work.write(Path(site.draft), Path(place))
+        work.verify(Path(site.draft), values=verify)
+        shutil.rmtree(work.scrap, ignore_errors=True)
+    except CkptSchemaError:
+        site.sweep()
+        raise
+    except Exception as error:  # Orbax and TensorStore have no one class for what may go wrong
+        raise site.failed(error) from error
+    site.finish()
+    return done
+
+
+def _verify_mounted(*places: epath.Path) -> None:
+    faults: list[Mismatch] = []
+    for place in places:
+        if is_remote(place):
+            hint = "copy the checkpoint to a disk, or restore it and save it elsewhere"
+            expected = "a path of a mounted file system"
+            faults.append(Mismatch(str(place), "argument", expected, "a remote store", hint))
+    if jax.process_count() > 1:
+        found = f"one of {jax.process_count()}"
+        hint = "convert in a program of its own: the files of all processes are converted"
+        faults.append(Mismatch("jax.distributed", "process", "one process", found, hint))
+    if faults:
+        raise ConformanceError("convert works on files, in one process", faults)
+
+
+class _Work:
+    """One conversion.
+
+    Attributes:
+        route: What is to be done.
+        scrap: A folder for what is written by the way.
+    """
+
+    def __init__(self, route: Route, where: Whereabouts, source: Path, own: Path) -> None:
+        self.route, self.where, self.source = route, where, source
+        self.scrap = own / "scrap"
+        self.disks: dict[Path, DiskTree] = {}
+        self._files: dict[Path, PytreeFiles] = {}
+        self._numbers = itertools.count()
+        parts = [part for _, part in route.disk.parts] or [route.disk]
+        self.main = self._known(parts[0])
+        for part in parts[1:]:
+            self._known(part)
+        if route.private is not None:
+            self._known(route.private.disk)
+        pieces = route.pieces
+        self.stored = {at: self._stored(*told) for at, told in route.sources.items()}
+        self.goals = {
+            self.stored[at]: leaf for at, leaf in enumerate(jax.tree.leaves(route.fit.tree))
+        }
+        moves = [at for at in {*pieces.places, *route.beside} if at in self.stored]
+        self._foreign = [at for at in moves if not self.stored[at].files.is_like(self.main)]
+        self.trees: dict[str | None, Tree] = {}
+
+    # --- where things are  ---
+
+    def _known(self, disk: DiskTree) -> PytreeFiles:
+        folder = self.source / (disk.item or "")
+        if folder not in self._files:
+            whole = disk.tree if disk.whole is None else disk.whole
+            self.disks[folder] = dataclasses.replace(disk, tree=whole, root=(), whole=None)
+            self._files[folder] = PytreeFiles.read(folder)
+        return self._files[folder]
+
+    def _stored(self, disk: DiskTree, key: KeyPath) -> Stored:
+        """The array at a key path of a tree on disk."""
+        for at, part in sorted(disk.parts, key=lambda each: -len(each[0])):
+            if key[: len(at)] == at:
+                return self._stored(part, key[len(at) :])
+        return Stored(self._known(disk), dotted((*disk.root, *key)))
+
+    # --- writing  ---
+
+    def write(self, draft: Path, place: Path) -> Conversion:
+        """Writes the new checkpoint."""
+        places = self.route.pieces.places
+        moved = [at for at in places if at in self.stored and at not in self._foreign]
+        inputs = {
+            at: bool(piece.inputs) for piece in self.route.pieces.every for at in piece.results
+        }
+        self.scrap.mkdir(parents=True)
+        self._make()
+        self.trees = self._items()
+        for name, tree in self.trees.items():
+            self._write_item(name, tree, draft)
+        self._write_rest(draft, place)
+        edited = [at for at in places if at in self._foreign or inputs.get(at)]
+        made = [at for at in places if at in inputs and not inputs[at]]
+        sizes = dict(zip(places, map(_bytes, self.route.result.leaves), strict=True))
+        return Conversion(
+            len(moved),
+            len(edited),
+            len(made),
+            sum(sizes[at] for at in moved),
+            sum(sizes[at] for at in (*edited, *made)),
+        )
+
+    @property
+    def pieces(self) -> Iterator[Piece]:
+        """All that is made, and what has to be written anew because it stands in files of another format."""
+        yield from self.route.pieces.every
+        for at in self._foreign:
+            yield Piece((at,), (at,), list)
+
+    def _make(self) -> None:
+        """Makes and saves what does not only move, so much at a time as may be held."""
+        places = {*self.route.pieces.places, *self._foreign}
+        held: dict[str, Any] = {}
+        whole = dict(zip(self.route.pieces.places, self.route.result.leaves, strict=True))
+        sizes = {at: _bytes(leaf) for at, leaf in whole.items()}
+        tree = jax.tree.leaves(self.route.fit.tree)
+        sizes |= {at: _bytes(leaf) for at, leaf in enumerate(tree)}
+        most = max([*sizes.values(), _SMALL // 2])
+        used = 0
+        for piece in self.pieces:
+            kept = [at for at in piece.results if at in places]
+            coming = sum(sizes.get(at, 0) for at in kept)
+            read = sum(sizes.get(at, 0) for at in piece.inputs)
+            if held and (used + coming > most or used + coming + read > 2 * most):
+                self._save(held)
+                held, used = {}, 0
+            values = piece.run(self._read([self.stored[at] for at in piece.inputs]))
+            made = zip(piece.results, values, strict=True)
+            held |= {str(at): _savable(value) for at, value in made if at in places}
+            used += coming
+            del values, made
+        if held:
+            self._save(held)
+
+    def _save(self, held: Mapping[str, Any]) -> None:
+        files = saved(held, self.main, self.scrap / str(next(self._numbers)))
+        self.stored |= {int(name): Stored(files, name) for name in held}
+
+    def _read(self, wanted: Sequence[Stored]) -> list[Any]:
+        """The values of arrays of the source."""
+        found: dict[Stored, Any] = {}
+        for folder in {each.files.folder for each in wanted}:
+            names = {each.name for each in wanted if each.files.folder == folder}
+            goals = {s.name: leaf for s, leaf in self.goals.items() if s.files.folder == folder}
+            values = _values(self.disks[folder], names, goals)
+            found |= {Stored(self._files[folder], name): x for name, x in values.items()}
+        return [found[each] for each in wanted]
+
+    def _items(self) -> dict[str | None, Tree]:
+        """The new trees by name, with the place of each leaf in files."""
+        route = self.route
+        state = route.result.treedef.unflatten([self.stored[at] for at in route.pieces.places])
+        main, aux = route.disk.item, self.where.aux
+        beside = self._beside()
+        is_flat = main is None and not route.disk.parts
+        if beside and aux is not None and (is_flat or route.disk.at((aux,)) is not None):
+            state = {**dict(children(state)), aux: beside}
+            beside = {}
+        found: dict[str | None, Tree] = {main: self._in_whole(state)}
+        if route.disk.parts:
+            spread = self.where.items or {}
+            keys = {paths.format_path(key[:1]) for key in route.result.keys}
+            found = {**spread_over(state, STATE, None, spread if keys >= spread.keys() else {})}
+        if beside and aux is not None:
+            found[aux] = beside
+        return found
+
+    def _beside(self) -> Tree:
+        """What the new layout has no place for, as nested dicts."""
+        route = self.route
+        found: Tree = {}
+        for at, key in route.beside.items():
+            found = planted(found, key, self.stored[at])
+        for key in route.kept:
+            assert route.private is not None
+            place = (*route.private.prefix, *key)
+            found = planted(found, key, self._stored(route.private.disk, place))
+        return found
+
+    def _in_whole(self, state: Tree) -> Tree:
+        """The state in what stands around it, which is as it was."""
+        disk = self.route.disk
+        if not disk.root:
+            return state
+        flat = flatten(disk.whole)
+        where = [self._stored(self.disks[self.main.folder], key) for key in flat.keys]
+        whole = planted(flat.treedef.unflatten(where), disk.root, None)
+        return planted(whole, disk.root, state)
+
+    def _write_item(self, name: str | None, tree: Tree, draft: Path) -> None:
+        flat = flatten(tree)
+        named = dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
+        if len(named) != len(flat.keys):
+            fault = Mismatch("", "ambiguous", "leaves of different names", "two of one name")
+            raise ConformanceError("the state cannot be saved", [fault])
+        entries = skeleton(tree, self.scrap / str(next(self._numbers)))
+        Assembly(entries, named, self.main).write(draft / (name or ""))
+        commit = self.main.folder / COMMIT_FILE
+        if name is not None and commit.exists():
+            linked(commit, draft / name / COMMIT_FILE)
+
+    def _write_rest(self, draft: Path, place: Path) -> None:
+        """All that is no part of the state; what makes a checkpoint of a folder comes last."""
+        old = {folder.name for folder in self._files}
+        flat = self.route.disk.item is None and not self.route.disk.parts
+        last = self.source / CHECKPOINT_FILE
+        for part in sorted(self.source.iterdir()):
+            if part.name in old or UNFINISHED in part.name or part == last:
+                continue
+            if flat and part.name not in _BESIDE:
+                continue  # files of the pytree, which is all of the folder
+            copy = linked_tree if part.is_dir() else linked
+            if part.name == COMMIT_FILE:
+                text = part.read_text().replace(str(self.source), str(place))
+                (draft / part.name).write_text(text)
+            else:
+                copy(part, draft / part.name)
+        if last.exists():
+            (draft / CHECKPOINT_FILE).write_text(
+                json.dumps(self._listed(json.loads(last.read_text()), old))
+            )
+
+    def _listed(self, told: dict[str, Any], old: set[str]) -> dict[str, Any]:
+        """What a checkpoint says of itself, with the pytrees that it has now."""
+        handlers = told.get("item_handlers")
+        if not isinstance(handlers, dict):
+            return told
+        own = handlers.get(self.main.folder.name)
+        rest = {name: handler for name, handler in handlers.items() if name not in old}
+        return {**told, "item_handlers": rest | dict.fromkeys(filter(None, self.trees), own)}
+
+    # --- looking again  ---
+
+    def verify(self, draft: Path, *, values: bool) -> None:
+        """Raises unless the new checkpoint has the leaves that it should have, and with ``values``, their bits."""
+        faults: list[Mismatch] = []
+        for name, tree in self.trees.items():
+            aux = self.where.aux if name != self.where.aux else None
+            disk = read_metadata(epath.Path(draft), name, aux=aux)
+            flat = flatten(tree)
+            there = {dotted(key) for key in flatten(disk.tree).keys}
+            for name_ in sorted({dotted(key) for key in flat.keys} ^ there):
+                faults.append(Mismatch(name_, "key", "the leaves of the new layout", "another"))
+            if values and not faults:
+                stored = dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
+                faults += self._unlike(disk, stored)
+        if faults:
+            raise CheckpointWriteError(f"{draft} is not what was to be written", faults)
+
+    def _unlike(self, disk: DiskTree, stored: Mapping[str, Stored]) -> Iterator[Mismatch]:
+        """The leaves whose bits are others than those of the source, or of what is made of it once more."""
+        by_place = {each: name for name, each in stored.items() if each.files.is_made}
+        moved = {name: each for name, each in stored.items() if not each.files.is_made}
+        sizes = {name: _bytes(leaf) for name, leaf in _leaves(disk).items()}
+        for names in _batches(moved, sizes):
+            found = _values(disk, set(names), {})
+            for name, own in zip(names, self._read([moved[n] for n in names]), strict=True):
+                yield from _bits(name, own, found[name])
+        for piece in self.pieces:
+            results = [self.stored.get(at) for at in piece.results]
+            if not any(each in by_place for each in results):
+                continue
+            inputs = [self._original(at) for at in piece.inputs]
+            again = piece.run(self._read(inputs))
+            for each, value in zip(results, again, strict=True):
+                if each in by_place:
+                    name = by_place[each]
+                    yield from _bits(name, value, _values(disk, {name}, {})[name])
+
+    def _original(self, at: int) -> Stored:
+        return self._stored(*self.route.sources[at])
+
+
+_BESIDE = (COMMIT_FILE, "orbax.checkpoint", "descriptor")
+"""What Orbax writes into the folder of a pytree that is no item, and that is none of its files."""
+
+
+def _bytes(leaf: Any) -> int:
+    shape = getattr(leaf, "shape", ())
+    return math.prod(shape) * getattr(getattr(leaf, "dtype", None), "itemsize", 8)
+
+
+def _savable(value: Any) -> Any:
+    return value if isinstance(value, (jax.Array, np.ndarray)) else np.asarray(value)
+
+
+def _leaves(disk: DiskTree) -> dict[str, Any]:
+    flat = flatten(disk.tree)
+    return dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
+
+
+def _values(disk: DiskTree, names: set[str], goals: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of leaves on disk by dotted name, each as it is, or as what it is to be read.
+
+    Raises:
+        ConformanceError: With every leaf of 64 bits that jax would narrow.
+    """
+    flat = flatten(disk.tree)
+    order: list[Any] = []
+    faults: list[Mismatch] = []
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        if dotted(key) not in names:
+            order.append(SKIP)
+            continue
+        goal = goals.get(dotted(key), leaf)
+        order.append(ordered(key, goal, on_host))
+        fault = None
+        if not leaves.is_scalar(goal):
+            fault = narrowed(paths.format_path(key), str(goal.dtype))
+        faults += [fault] if fault is not None else []
+    if faults:
+        raise ConformanceError(f"{disk.where} has leaves that jax would narrow", faults)
+    loaded = read_arrays(disk, (), flat.treedef.unflatten(order))
+    values = zip(flat.keys, flat.treedef.flatten_up_to(loaded), strict=True)
+    return {name: value for key, value in values if (name := dotted(key)) in names}
+
+
+def _batches(names: Iterable[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names, so many together as may be held beside one another."""
+    most = max([*sizes.values(), _SMALL // 2])
+    batch: list[str] = []
+    used = 0
+    for name in names:
+        if batch and used + sizes[name] > most:
+            yield batch
+            batch, used = [], 0
+        batch.append(name)
+        used += sizes[name]
+    if batch:
+        yield batch
+
+
+def _bits(name: str, expected: Any, found: Any) -> Iterator[Mismatch]:
+    a, b = (_savable(value) for value in (expected, found))
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        yield Mismatch(name, "dtype", leaves.describe(a), leaves.describe(b))
+        return
+    differs = difference(a, b)
+    if differs is not None:
+        index, own, other = differs
+        yield Mismatch(name, "value", f"{own} at {index}", other, "a disk may be damaged")
