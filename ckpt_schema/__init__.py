@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckpt_schema import hf as hf
     from ckpt_schema import linen as linen
     from ckpt_schema import nnx as nnx
     from ckpt_schema import orbax as orbax
@@ -104,7 +105,7 @@ _HOMES = {
     "_layouts.fields": ("field", "series"),
     "_layouts.schema": ("Schema", "Stream", "layout"),
 }
-_MODULES = ("linen", "nnx", "orbax")
+_MODULES = ("hf", "linen", "nnx", "orbax")
 _NAMES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -140,6 +141,7 @@ __all__ = [
     "flip",
     "fresh_key",
     "fuse",
+    "hf",
     "infer",
     "init",
     "layout",

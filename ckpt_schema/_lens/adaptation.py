@@ -45,6 +45,7 @@ def adapt_trees(
     lists: Sequence[str] | None = None,
     names: tuple[str, str] = ("source", "view"),
     own: Callable[[Row], bool] | None = None,
+    joined: tuple[str | None, str | None] = (None, None),
 ) -> Lens:
     """The lens between two trees; see `ckpt_schema.adapt`, which takes checkpoints besides.
 
@@ -56,12 +57,16 @@ def adapt_trees(
         lists: As in `infer`, for either side.
         names: What messages call the two layouts.
         own: Whether a leaf that the view alone has keeps its own value; unless given, none does.
+        joined: What joins the paths of each tree to one key, as in files of Hugging Face.
 
     Raises:
         DerivationError: With everything that more than one reading fits, or that has no partner.
         SchemaError: A tree holds what is no leaf, or `scan` and `lists` fit neither tree.
     """
-    sides = (ReadSide.of(source, names[0]), ReadSide.of(view, names[1]))
+    sides = (
+        ReadSide.of(source, names[0], joined[0]),
+        ReadSide.of(view, names[1], joined[1]),
+    )
     sides = with_lists(sides, lists, rules)
     sides = _with_stacks(sides, scan or {})
     left, right = (side.layout for side in sides)

@@ -37,14 +37,15 @@ class ReadSide:
     layout: Layout
     scan: Mapping[str, Axes] = dataclasses.field(default_factory=dict[str, Axes])
     lists: tuple[str, ...] = ()
+    joined: str | None = None
 
     @classmethod
-    def of(cls, given: Any, name: str) -> ReadSide:
+    def of(cls, given: Any, name: str, joined: str | None = None) -> ReadSide:
         """A side as it is without a word."""
         if isinstance(given, Layout) or (isinstance(given, type) and issubclass(given, Schema)):
             return cls(None, name, layout(given))
         tree = made_abstract(given)
-        return cls(tree, name, infer(tree, name=name))
+        return cls(tree, name, infer(tree, joined=joined, name=name), joined=joined)
 
     def read(
         self, *, scan: Mapping[str, Axes] | None = None, lists: Sequence[str] = ()
@@ -53,7 +54,8 @@ class ReadSide:
         if self.tree is None or not (scan or lists):
             return self
         both = {**self.scan, **(scan or {})}, (*self.lists, *lists)
-        made = infer(self.tree, scan=both[0], lists=both[1], name=self.name)
+        how: dict[str, Any] = {"joined": self.joined, "name": self.name}
+        made = infer(self.tree, scan=both[0], lists=both[1], **how)
         return dataclasses.replace(self, layout=made, scan=both[0], lists=both[1])
 
     @functools.cached_property

@@ -100,6 +100,8 @@ def _lists(own: ReadSide, other: ReadSide, words: _Words, *, asked: bool) -> Ite
 
     Where the lists were asked for by name, only rules call others so.
     """
+    if own.joined is not None:  # there a number is a segment of its own, and read as a list
+        return
     strangers = _strangers(own, other)
     taken: set[LogicalPath] = set()
     outer_first = sorted(_siblings(own).items(), key=lambda group: len(group[0][0]))

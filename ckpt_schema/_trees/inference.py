@@ -7,6 +7,7 @@ params. What it cannot show is asked for: that an axis stacks layers, and that `
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import Key, KeyPath, LogicalPath, int_key, named
 from ckpt_schema._layouts.pytrees import inner_nodes
 from ckpt_schema._layouts.table import Layout, Repeat, Row, verify_table
+from ckpt_schema._safetensors.weights import read_weights
 from ckpt_schema._trees import foreign
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten, nodes_of, verify_readable
 from ckpt_schema._trees.envelopes import Envelope, Found, Read, envelope, param_of, parts_of, strays
@@ -42,7 +44,8 @@ def infer(
     become one repeated node.
 
     Args:
-        tree: Arrays or abstract values in any container, or an ``nnx.Module``.
+        tree: Arrays or abstract values in any container, or an ``nnx.Module``; or the path of a
+            folder of Hugging Face, or of a safetensors file, of which the headers alone are read.
         scan: For each node under ``nn.scan`` or ``nnx.scan``, by its path in the model: the axis its
             leaves are stacked on; or the axis by collection or Variable type,
             ``{"layers": {nnx.Param: 1, nnx.RngState: 0}}``, as `nnx.StateAxes` has it. A path inside of
@@ -57,6 +60,7 @@ def infer(
         A layout whose dims are all fixed.
 
     Raises:
+        CheckpointMismatchError: The path is of no such folder, or its files are damaged.
         SchemaError: With every leaf that is no array, every stack axis a leaf does not have, and every pattern or node in
             ``scan`` and ``lists`` that the tree does not have, or that is none.
 
@@ -76,6 +80,8 @@ def infer(
     )
 
     _verify_arguments(scan, lists)
+    if isinstance(tree, (str, os.PathLike)):
+        tree, joined = read_weights(tree).tree, joined or "."
     verify_readable(tree)
     tree = whole_state(state_of(tree))
     if tree is None:

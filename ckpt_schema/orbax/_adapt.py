@@ -70,9 +70,16 @@ def adapt(
         source -> view: 1 joined, 0 private to source, 0 private to view
           params/layers/kernel  params/layers_{i}/kernel  3 4 8 -> {3} 4 8
     """
-    trees = [_read(each) for each in (source, view)]
-    names = name_of(source, "source"), name_of(view, "view")
-    return adapt_trees(*trees, rules=rules, scan=scan, lists=lists, names=names)
+    (left, here), (right, there) = _read(source), _read(view)
+    return adapt_trees(
+        left,
+        right,
+        rules=rules,
+        scan=scan,
+        lists=lists,
+        names=(name_of(source, "source"), name_of(view, "view")),
+        joined=(here, there),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Words:
 def adapted(disk: DiskTree, target: Any, name: str, words: Words) -> Lens:
     """The lens from what is on disk to a target, and one line in the log of what it does."""
     names = disk.path.name or "the checkpoint", name
-    tree = _weights_alone(disk.tree, target)
+    tree = disk.tree if disk.joined else _weights_alone(disk.tree, target)
     lens = adapt_trees(
         tree,
         target,
@@ -101,6 +108,7 @@ def adapted(disk: DiskTree, target: Any, name: str, words: Words) -> Lens:
         lists=words.lists,
         names=names,
         own=words.own,
+        joined=(disk.joined, None),
     )
     if _is_identity(lens):
         lens = derive(lens.view, lens.view)
@@ -115,10 +123,12 @@ def spare_words() -> ConformanceError:
     return ConformanceError("wrong arguments", [fault])
 
 
-def _read(given: Any) -> Any:
+def _read(given: Any) -> tuple[Any, str | None]:
+    """A side, and what joins its paths to keys; of a path, what metadata tells."""
     if isinstance(given, (str, PurePath)) or hasattr(given, "__fspath__"):
-        return read_metadata(given).without("nnx_aux").tree
-    return given
+        disk = read_metadata(given).without("nnx_aux")
+        return disk.tree, disk.joined
+    return given, None
 
 
 def name_of(given: Any, otherwise: str) -> str:

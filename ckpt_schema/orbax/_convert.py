@@ -26,9 +26,11 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.pieces import Piece
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._messages.text import counted
+from ckpt_schema._safetensors.weights import is_of_weights
 from ckpt_schema._trees.containers import Tree, flatten
 from ckpt_schema.errors import CheckpointWriteError, CkptSchemaError, ConformanceError, Mismatch
 from ckpt_schema.orbax._adapt import Words, spare_words
+from ckpt_schema.orbax._folders import refusal
 from ckpt_schema.orbax._items import STATE
 from ckpt_schema.orbax._load import on_host, ordered
 from ckpt_schema.orbax._metadata import SKIP, DiskTree, planted, read_arrays, read_metadata
@@ -153,6 +155,11 @@ def convert(
     verify_names(item=item, aux=aux)
     verify_standing(at, items)
     source, place = absolute(src), absolute(dst)
+    if is_of_weights(src):
+        hint = (
+            "ckpt_schema.hf.restore reads it, and save of ckpt_schema.orbax writes what it returns"
+        )
+        raise refusal(source, "a folder of Hugging Face, whose files are no arrays of Orbax", hint)
     _verify_mounted(source, place)
     verify_writable(place)
     verify_free(place)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -18,12 +18,15 @@ from ckpt_schema._compat import ARRAY_METADATA_FILES
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._layouts.pytrees import key_paths
+from ckpt_schema._safetensors.header import Tensor
+from ckpt_schema._safetensors.ranges import read_sharded, read_tensor
+from ckpt_schema._safetensors.weights import Weights, is_of_weights, read_weights
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import CheckpointMismatchError
 from ckpt_schema.orbax._folders import aggregated, find_item, refusal
 from ckpt_schema.orbax._places import absolute, active_context, first_line
 
-__all__ = ["SKIP", "DiskTree", "alone", "planted", "read_arrays", "read_metadata"]
+__all__ = ["SKIP", "DiskTree", "alone", "of_weights", "planted", "read_arrays", "read_metadata"]
 
 SKIP = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
@@ -42,6 +45,8 @@ class DiskTree:
         root: The key path in the pytree at which the tree stands.
         whole: The tree of the whole pytree, where the state is a part of it.
         parts: Where a state is spread over several pytrees: each, and at which key path.
+        joined: What joins the segments of a path to the one key that it has, as in files of Hugging Face.
+        reader: Reads what is ordered of it, as Orbax does, where it is no checkpoint of Orbax's.
     """
 
     path: epath.Path
@@ -51,6 +56,8 @@ class DiskTree:
     root: KeyPath = ()
     whole: Tree = None
     parts: tuple[tuple[KeyPath, DiskTree], ...] = ()
+    joined: str | None = None
+    reader: Callable[[Tree], Tree] | None = None
 
     @classmethod
     def of_parts(
@@ -102,19 +109,24 @@ def _at(tree: Tree, prefix: KeyPath) -> Tree | None:
 
 
 def read_metadata(
-    path: epath.PathLike, item: str | None = None, *, aux: str | None = None
+    path: epath.PathLike | DiskTree, item: str | None = None, *, aux: str | None = None
 ) -> DiskTree:
     """Reads the metadata of the checkpoint at ``path``, once.
 
     Args:
-        path: A checkpoint of Orbax's v1 or v0 API.
+        path: A checkpoint of Orbax's v1 or v0 API, or a folder of Hugging Face; or what was read of
+            one already.
         item: Which pytree of it, where it holds several.
         aux: One that is not meant unless it is named.
 
     Raises:
         CheckpointMismatchError: There is no checkpoint, no such item, or no metadata that Orbax can read.
     """
+    if isinstance(path, DiskTree):
+        return path
     place = absolute(path)
+    if item is None and is_of_weights(path):
+        return of_weights(read_weights(path))
     try:
         meant = find_item(place, item, aux)
     except OSError as error:  # nobody may look there, or no file system has such a name
@@ -139,6 +151,24 @@ def read_metadata(
         hint = "a copy may be incomplete, or a file was changed by hand"
         raise refusal(place / (name or ""), f"{which} that its metadata does not name", hint)
     return DiskTree(place, name, treedef.unflatten(typed), meant.every - {name or ""})
+
+
+def of_weights(weights: Weights) -> DiskTree:
+    """A folder of Hugging Face as a checkpoint of one pytree."""
+
+    def read(order: Tree) -> Tree:
+        return {name: _tensor(weights.tensors[name], asked) for name, asked in order.items()}
+
+    return DiskTree(weights.path, None, weights.tree, joined=".", reader=read)
+
+
+def _tensor(tensor: Tensor, asked: Any) -> Any:
+    """A tensor as it is asked for."""
+    if asked is SKIP:
+        return SKIP
+    if leaves.is_scalar(asked):
+        return read_tensor(tensor).item()
+    return read_sharded(tensor, asked.sharding)
 
 
 @contextlib.contextmanager
@@ -259,6 +289,8 @@ def _read(disk: DiskTree, order: Tree) -> Tree:
     Raises:
         CheckpointMismatchError: Orbax cannot read it.
     """
+    if disk.reader is not None:
+        return disk.reader(order)
     try:
         with alone():
             return ocp.load(disk.path, order, checkpointable_name=disk.item)

@@ -1,0 +1,1 @@
+"""Files of safetensors: their headers, byte ranges read from them, and how they are laid out to be written."""

@@ -1,0 +1,147 @@
+"""Parts of tensors, read by the byte ranges that hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ckpt_schema._layouts import paths
+from ckpt_schema._safetensors.header import Tensor
+from ckpt_schema.errors import CheckpointMismatchError, Mismatch
+
+__all__ = ["Extent", "read_boxes", "read_sharded", "read_tensor"]
+
+Extent = tuple[tuple[int, int], ...]
+"""A part of an array: where it begins and ends on each axis."""
+
+_PIECE = 1 << 24
+"""Bytes that are read at once where parts of them go to several boxes: enough that a disk is busy, and few to hold."""
+
+
+def read_tensor(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """All of a tensor."""
+    whole = tuple((0, size) for size in tensor.shape)
+    return read_boxes(tensor, [whole])[whole]
+
+
+def read_sharded(tensor: Tensor, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A tensor with a sharding. Each process reads what its own devices hold, once."""
+    shape = tensor.shape
+    indices = sharding.addressable_devices_indices_map(shape)
+    boxes = {_box(index, shape) for index in indices.values() if index is not None}
+    found = read_boxes(tensor, boxes)
+    return jax.make_array_from_callback(
+        shape, sharding, lambda index: found[_box(index, shape)], dtype=tensor.dtype
+    )
+
+
+def _box(index: Sequence[Any] | None, shape: Sequence[int]) -> Extent:
+    spans = [each.indices(size)[:2] for each, size in zip(index or (), shape, strict=True)]
+    return tuple(spans)
+
+
+def read_boxes(tensor: Tensor, boxes: Collection[Extent]) -> dict[Extent, np.ndarray[Any, Any]]:
+    """Parts of a tensor.
+
+    Args:
+        tensor: The tensor.
+        boxes: The parts. Bytes that several of them need are read once.
+
+    Raises:
+        CheckpointMismatchError: The file is another than when its header was read, or holds what is
+            no value.
+    """
+    found = {
+        box: np.empty([end - start for start, end in box], tensor.dtype)
+        for box in dict.fromkeys(boxes)
+    }
+    try:
+        with tensor.file.open("rb") as opened:
+            reading = _Reading(opened, tensor.dtype.itemsize)
+            parts = [_Part(box, made) for box, made in found.items()]
+            reading.fill(tensor.start, tensor.shape, parts)
+    except (OSError, EOFError) as error:
+        raise _refusal(tensor, str(error) or type(error).__name__) from error
+    if tensor.dtype == np.bool_:
+        for made in found.values():
+            # A byte is a bool where it is 0 or 1; what others are, each program sees otherwise.
+            if made.size and made.view(np.uint8).max() > 1:
+                raise _refusal(tensor, "a byte that is neither 0 nor 1, in BOOL")
+    return found
+
+
+def _refusal(tensor: Tensor, found: str) -> CheckpointMismatchError:
+    where = f"{tensor.file.name}: {paths.format_path((tensor.name,))}"
+    hint = "a copy may be incomplete, or the file damaged: take another copy"
+    expected = "the bytes that the header tells of"
+    fault = Mismatch(where, "checkpoint", expected, found, hint)
+    return CheckpointMismatchError(f"{tensor.file} cannot be read", [fault])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Part:
+    """A box, and the array that gets it."""
+
+    box: Extent
+    made: np.ndarray[Any, Any]
+
+    def is_run(self, shape: Sequence[int]) -> bool:
+        """Whether its elements stand in one row of bytes: it is whole on all axes but the first."""
+        return all(span == (0, size) for span, size in zip(self.box[1:], shape[1:], strict=True))
+
+    def row(self, at: int) -> _Part:
+        """What it has of one index of the first axis."""
+        return _Part(self.box[1:], self.made[at - self.box[0][0]])
+
+
+class _Reading:
+    """An open file that is read from, and the bytes of an element."""
+
+    def __init__(self, opened: Any, width: int) -> None:
+        self.opened, self.width = opened, width
+
+    def fill(self, start: int, shape: Sequence[int], parts: Sequence[_Part]) -> None:
+        """Reads parts of an array whose bytes begin at ``start``."""
+        row = math.prod(shape[1:]) * self.width
+        runs = [part for part in parts if part.is_run(shape)]
+        for part in runs:
+            first = part.box[0][0] if part.box else 0
+            self._read(start + first * row, part.made)
+        rest = [part for part in parts if not part.is_run(shape) and part.made.size]
+        if not rest:
+            return
+        end = max(part.box[0][1] for part in rest)
+        step = max(1, _PIECE // row)
+        for first in range(min(part.box[0][0] for part in rest), end, step):
+            last = min(first + step, end)
+            own = [part for part in rest if part.box[0][0] < last and first < part.box[0][1]]
+            if own and row >= _PIECE:
+                self.fill(start + first * row, shape[1:], [part.row(first) for part in own])
+            elif own:
+                piece = np.empty([last - first, *shape[1:]], own[0].made.dtype)
+                self._read(start + first * row, piece)
+                for part in own:
+                    _cut(piece, first, part)
+
+    def _read(self, start: int, made: np.ndarray[Any, Any]) -> None:
+        """Fills an array with the bytes that begin at ``start``."""
+        left = made.reshape(-1).view(np.uint8).data
+        self.opened.seek(start)
+        while left:
+            count: int = self.opened.readinto(left)
+            if not count:
+                raise EOFError("the end of the file")
+            left = left[count:]
+
+
+def _cut(piece: np.ndarray[Any, Any], first: int, part: _Part) -> None:
+    """Copies what a part has of some rows."""
+    start, end = part.box[0]
+    low, high = max(start, first), min(end, first + len(piece))
+    inner = tuple(slice(*span) for span in part.box[1:])
+    part.made[low - start : high - start] = piece[(slice(low - first, high - first), *inner)]

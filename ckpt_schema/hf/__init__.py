@@ -1,0 +1,9 @@
+"""Folders of Hugging Face, read and restored without torch: safetensors files, one or several with an index."""
+
+from __future__ import annotations
+
+from ckpt_schema.hf._load import load as load
+from ckpt_schema.hf._load import metadata as metadata
+from ckpt_schema.hf._restore import restore as restore
+
+__all__ = ["load", "metadata", "restore"]
