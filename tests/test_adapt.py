@@ -420,6 +420,74 @@ def test_axes_of_one_node_are_said_by_paths(tmp_path: Path) -> None:
         cs.orbax.restore(tmp_path / "run", target, scan={"layers": 1})
 
 
+class Adapted(nnx.Module):
+    """A model with adapters, or without, and its optimizer and averages."""
+
+    def __init__(self, *, lora: bool, wrt: Any = nnx.Param, ema: bool = False) -> None:
+        rngs = nnx.Rngs(0)
+        linear = functools.partial(nnx.LoRALinear, lora_rank=2) if lora else nnx.Linear
+        self.model = nnx.Dict(
+            up=linear(3, EMBED, rngs=rngs),
+            layers=nnx.List([linear(EMBED, EMBED, rngs=rngs) for _ in range(2)]),
+        )
+        self.optimizer = nnx.Optimizer(self.model, TX, wrt=wrt)
+        if ema:
+            self.ema = nnx.clone(self.model)
+
+
+def pasted(error: Exception) -> list[Any]:
+    """The open lines of an error, all of them."""
+    lines = [line.split("# ")[1] for line in str(error).split("\n") if line.startswith("    # cs.")]
+    return eval(f"[{' '.join(lines)}]", {"cs": cs})
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "lines"),
+    [
+        ({"lora": False}, {"lora": True}, ["**/lora"]),
+        ({"lora": True}, {"lora": False}, ["**/lora"]),
+        (
+            {"lora": False},
+            {"lora": True, "wrt": nnx.LoRAParam},
+            ["opt_state/0/mu", "opt_state/0/nu", "**/lora"],
+        ),
+        ({"lora": False}, {"lora": False, "ema": True}, ["ema"]),
+        ({"lora": False, "ema": True}, {"lora": False}, ["ema"]),
+    ],
+)
+def test_what_one_side_alone_has_is_offered_to_keep_its_own(
+    here: Any, there: Any, lines: list[str], tmp_path: Path
+) -> None:
+    training, target = Adapted(**here), Adapted(**there)
+    cs.orbax.save(tmp_path / "run", training)
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.orbax.restore(tmp_path / "run", target)
+    assert not caught.value.rules  # nothing proves it
+    rules = pasted(caught.value)
+    assert rules == [cs.private(line, cs.own) for line in lines]
+    wanted = nnx.state(target.model, nnx.LoRAParam)
+    restored = cs.orbax.restore(tmp_path / "run", target, rules=rules)
+    same(restored.model.layers[1].kernel, training.model.layers[1].kernel)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(restored.model, nnx.LoRAParam), wanted)
+
+
+def test_weights_alone_out_of_a_state_with_averages_and_statistics(tmp_path: Path) -> None:
+    leaf = {"norm": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}}
+    averages = {"norm": {"scale": jnp.full(3, 2.0), "bias": jnp.zeros(3)}}
+    stats = {"norm": {"mean": jnp.ones(3), "var": jnp.full(3, 4.0)}}
+    tx = optax.sgd(0.1)
+    state = {"step": jnp.int32(3), "params": leaf, "ema_params": averages, "batch_stats": stats}
+    cs.orbax.save(tmp_path / "run", {**state, "opt_state": tx.init(leaf)})
+    target = nnx.Dict(norm=nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+    model = cs.orbax.restore(tmp_path / "run", target)
+    same(model["norm"].var, jnp.full(3, 4.0))
+    same(model["norm"].scale, jnp.ones(3))
+    trained = [cs.private(f"params/norm/{name}", cs.own) for name in ("scale", "bias")]
+    served = [cs.rename("ema_params", "params"), *trained]
+    model = cs.orbax.restore(tmp_path / "run", target, rules=served)
+    same(model["norm"].scale, jnp.full(3, 2.0))
+
+
 def test_words_beside_a_lens_are_an_error(root: Path) -> None:
     lens: Callable[..., Any] = functools.partial(cs.adapt, folder(None, root), Training(None))
     with pytest.raises(cs.ConformanceError, match="beside a lens"):

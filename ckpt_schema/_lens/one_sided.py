@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.lone_nodes import lone_nodes
 from ckpt_schema._lens.open_names import open_names
 from ckpt_schema._lens.rules import Private, Rule, private
 from ckpt_schema._lens.rules import own as own_value
@@ -37,8 +38,8 @@ def derived(
 
 
 def _with_open_names(error: DerivationError, left: Layout, right: Layout) -> DerivationError:
-    """The same error, with renames of whole nodes that shapes allow."""
-    notes = [*error.notes, *open_names(error, left, right)]
+    """The same error, with renames of whole nodes that shapes allow, and with nodes that no shape of the other side allows."""
+    notes = [*error.notes, *open_names(error, left, right), *lone_nodes(error, left, right)]
     return DerivationError(error.header, error.mismatches, notes)
 
 

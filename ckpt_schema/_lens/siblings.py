@@ -14,7 +14,7 @@ from ckpt_schema._lens.read_sides import ReadSide, ReadSides
 from ckpt_schema._lens.rules import Move, Rename, Reset, Rule
 from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
 
-__all__ = ["with_lists"]
+__all__ = ["names_in", "with_lists"]
 
 _NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
 
@@ -83,6 +83,12 @@ class _Words:
     def calls_a_list(self, name: str) -> bool:
         """Whether a rule calls nodes of this name a list."""
         return f"{name}[]" in self.segments
+
+
+def names_in(rule: Rule) -> Iterator[str]:
+    """The segments of all paths of a rule."""
+    for field in dataclasses.fields(rule):
+        yield from _segments(getattr(rule, field.name))
 
 
 def _segments(value: object) -> Iterator[str]:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from ckpt_schema._layouts.table import Row
+from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.adaptation import Scan, adapt_trees
 from ckpt_schema._lens.lens import Lens, derive
 from ckpt_schema._lens.plan.tasks import only_moves
+from ckpt_schema._lens.read_sides import made_abstract
 from ckpt_schema._lens.rules import Rule
+from ckpt_schema._lens.siblings import names_in
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.inference import infer
 from ckpt_schema.errors import ConformanceError, Mismatch
@@ -71,6 +73,8 @@ def adapt(
           params/layers/kernel  params/layers_{i}/kernel  3 4 8 -> {3} 4 8
     """
     (left, here), (right, there) = _read(source), _read(view)
+    if _is_path(source) and here is None:  # what a restore reads of it
+        left = _part(left, _weights_alone(left, made_abstract(view), rules))
     return adapt_trees(
         left,
         right,
@@ -96,10 +100,25 @@ class Words:
     own: Callable[[Row], bool] | None = None
 
 
-def adapted(disk: DiskTree, target: Any, name: str, words: Words) -> Lens:
-    """The lens from what is on disk to a target, and one line in the log of what it does."""
+def adapted(
+    read: DiskTree, target: Any, name: str, words: Words, aux: str | None
+) -> tuple[Lens, DiskTree]:
+    """The lens from what is on disk to a target, and one line in the log of what it does.
+
+    Args:
+        read: What is on disk.
+        target: The target.
+        name: What messages call it.
+        words: What the caller says.
+        aux: Where private leaves lie in it, which are none of the layout.
+
+    Returns:
+        The lens, and the part of what is on disk that it reads.
+    """
+    disk = read.without(aux)
     names = disk.path.name or "the checkpoint", name
-    tree = disk.tree if disk.joined else _weights_alone(disk.tree, target)
+    kept = None if disk.joined else _weights_alone(disk.tree, target, words.rules)
+    tree = _part(disk.tree, kept)
     lens = adapt_trees(
         tree,
         target,
@@ -113,7 +132,7 @@ def adapted(disk: DiskTree, target: Any, name: str, words: Words) -> Lens:
     if _is_identity(lens):
         lens = derive(lens.view, lens.view)
     _LOGGER.info("%s", _summary(lens))
-    return lens
+    return lens, read if kept is None else read.only({*kept, aux})
 
 
 def spare_words() -> ConformanceError:
@@ -123,9 +142,13 @@ def spare_words() -> ConformanceError:
     return ConformanceError("wrong arguments", [fault])
 
 
+def _is_path(given: Any) -> bool:
+    return isinstance(given, (str, PurePath)) or hasattr(given, "__fspath__")
+
+
 def _read(given: Any) -> tuple[Any, str | None]:
     """A side, and what joins its paths to keys; of a path, what metadata tells."""
-    if isinstance(given, (str, PurePath)) or hasattr(given, "__fspath__"):
+    if _is_path(given):
         disk = read_metadata(given).without("nnx_aux")
         return disk.tree, disk.joined
     return given, None
@@ -133,20 +156,39 @@ def _read(given: Any) -> tuple[Any, str | None]:
 
 def name_of(given: Any, otherwise: str) -> str:
     """What messages call a side: the name of a directory, or of a class of the user's."""
-    if isinstance(given, (str, PurePath)) or hasattr(given, "__fspath__"):
+    if _is_path(given):
         return PurePath(given).name or otherwise
     kind: type = type(given)
     return otherwise if kind.__module__ == "builtins" else kind.__name__
 
 
-def _weights_alone(tree: Any, target: Any) -> Any:
-    """The weights of a train state on disk, where the target has no place for an optimizer."""
+def _weights_alone(tree: Any, target: Any, rules: Sequence[Rule]) -> set[Any] | None:
+    """Where a train state on disk has its weights, if the target has no place for anything else."""
+    if isinstance(target, (type, Layout)) or _is_path(target):
+        return None
     whole, wanted = infer(tree), infer(target)
-    if any(row.mirrors for row in wanted.rows) or not any(row.mirrors for row in whole.rows):
+    weights = [row for row in whole.rows if _is_weight(row)]
+    if not isinstance(tree, dict) or not all(map(_is_weight, wanted.rows)):
+        return None
+    # Averages beside the weights are none of the model's, unless a rule speaks of them.
+    named = {row.path[0] for row in wanted.rows}
+    for rule in rules:
+        named.update(names_in(rule))
+    kept = {row.key[0] for row in weights if row.path[0] in named}
+    return kept if kept and len(weights) < len(whole.rows) else None
+
+
+def _part(tree: Any, kept: set[Any] | None) -> Any:
+    """What is at some keys of the root: of one alone, without that level."""
+    if kept is None:
         return tree
-    tops = {row.key[0] for row in whole.rows if row.body is not None and not row.mirrors}
-    [top, *more] = tops
-    return tree if more or not isinstance(tree, dict) else tree[top]
+    parts = {key: child for key, child in tree.items() if key in kept}
+    return parts if len(parts) > 1 else next(iter(parts.values()))
+
+
+def _is_weight(row: Row) -> bool:
+    """Whether a leaf is a model's, or that of a tree like it."""
+    return row.body is not None and not row.mirrors
 
 
 def _is_identity(lens: Lens) -> bool:

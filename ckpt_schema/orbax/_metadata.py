@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -95,6 +95,13 @@ class DiskTree:
         return dataclasses.replace(
             self, tree={name: child for name, child in self.tree.items() if name != key}
         )
+
+    def only(self, keys: Collection[Any]) -> DiskTree:
+        """The same without what is at other keys of the root."""
+        assert isinstance(self.tree, dict)
+        kept = {name: child for name, child in self.tree.items() if name in keys}
+        whole = self.tree if self.whole is None else self.whole
+        return dataclasses.replace(self, tree=kept, whole=whole)
 
 
 def _at(tree: Tree, prefix: KeyPath) -> Tree | None:

@@ -80,7 +80,7 @@ def route_to(place: epath.Path, target: Any, words: Words, where: Whereabouts) -
     read = meant(place, **given)
     target = made_abstract(target)
     whole = variables.state_of(target)
-    lens = adapted(read.without(where.aux), whole, name_of(target, "the target"), words)
+    lens, read = adapted(read, whole, name_of(target, "the target"), words, where.aux)
     disk, fits = stand(place, lens, read, **given)
     onto = jax.tree.map(_plain, declared(whole, lens))
     return _route(disk, _of_source(fits, lens), lens, onto, where)
