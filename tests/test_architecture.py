@@ -21,7 +21,7 @@ ORDER = """
     _frameworks _frameworks.boxes
     _frameworks.moment_names _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
     linen nnx
-    _safetensors _safetensors.dtypes _safetensors.header _safetensors.weights _safetensors.ranges
+    _safetensors _safetensors.dtypes _safetensors.header _safetensors.weights _safetensors.ranges _safetensors.packing
     _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _trees.defaults
     _trees.containers _trees.abstract_states _trees.undeclared _trees.slots
     _frameworks.degrees _frameworks.starting_values _trees.chains _trees.conformance _trees.equality
@@ -45,7 +45,7 @@ ORDER = """
     orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._whereabouts orbax._private_leaves
     orbax._adapt orbax._load orbax._missing orbax._restore orbax._items orbax._save
     orbax._pytree_files orbax._route orbax._convert orbax
-    hf._load hf._restore hf
+    hf._load hf._restore hf._save hf
     __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds
     testing._applied testing._states testing._choices testing._samples testing.strategies testing._laws

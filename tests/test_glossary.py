@@ -23,6 +23,7 @@ TWICE = {
     "restore": "from disk into a target: from Orbax's files, and from Hugging Face's",
     "holds": "whether a dtype has a value: asked of a leaf, a codec, a format",
     "read": "the elements of a block: of arrays, and as a program",
+    "save": "a state to disk: as Orbax's files, and as Hugging Face's",
     "samples": "the strategy that draws what the module defines",
     "sizes": "the strategy that draws what the module defines",
     "states": "the strategy that draws what the module defines",

@@ -16,7 +16,7 @@ from ckpt_schema._messages.text import counted, shown
 from ckpt_schema._safetensors.header import Header, Tensor, parsed, read_header
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 
-__all__ = ["FILE", "INDEX", "Weights", "is_of_weights", "read_weights"]
+__all__ = ["FILE", "INDEX", "Weights", "is_of_weights", "is_weights_file", "read_weights"]
 
 FILE = "model.safetensors"
 """The one file of a folder."""
@@ -79,6 +79,11 @@ def is_of_weights(path: epath.PathLike) -> bool:
 
 def _is_named(name: str) -> bool:
     return name.endswith((_ENDING, _INDEX_ENDING))
+
+
+def is_weights_file(name: str) -> bool:
+    """Whether a file holds weights by its name, of safetensors or of another format, or tells where they are."""
+    return name.endswith(("index.json", _ENDING, *_CURES))
 
 
 def read_weights(path: epath.PathLike) -> Weights:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from ckpt_schema.orbax._private_leaves import private_leaves, verify_private
 from ckpt_schema.orbax._sides import Side, toward, verify_arguments
 from ckpt_schema.orbax._whereabouts import spread_over, verify_standing
 
-__all__ = ["STATE", "items_of"]
+__all__ = ["STATE", "items_of", "valueless", "verify_each"]
 
 STATE = "state"
 """What Orbax's own save calls the one pytree of a checkpoint."""
@@ -85,7 +85,7 @@ def items_of(
         verify_readable(state)
         tree = variables.state_of(state)
         turned, match = toward(tree, lens, "the state", side, "side")
-        _verify(tree, _valueless)
+        verify_each(tree, valueless)
         if private is not None:
             verify_private(private, lens)
     agree("processes do not save the same", _of_hosts(tree) if jax.process_count() > 1 else {})
@@ -99,8 +99,8 @@ def items_of(
         trees = spread_over(source, item, at, items or {})
         trees |= {aux: private} if aux is not None and private else {}
         for tree in trees.values():
-            _verify(tree, _valueless)
-            _verify(tree, _unsavable)
+            verify_each(tree, valueless)
+            verify_each(tree, _unsavable)
     return jax.tree.map(_savable, jax.block_until_ready(trees))
 
 
@@ -129,13 +129,14 @@ def _lasting(tree: Tree, table: Layout) -> Tree:
     )
 
 
-def _verify(tree: Tree, check: Any) -> None:
+def verify_each(tree: Tree, check: Callable[[FlatTree], Iterator[Mismatch]]) -> None:
+    """Raises with every fault that a check finds in a tree."""
     faults = sorted(check(flatten(tree)), key=lambda fault: paths.natural(fault.path))
     if faults:
         raise ConformanceError("the state cannot be saved", faults)
 
 
-def _valueless(flat: FlatTree) -> Iterator[Mismatch]:
+def valueless(flat: FlatTree) -> Iterator[Mismatch]:
     """Leaves without values: Orbax would find out half-way through its write."""
     for key, leaf in zip(flat.keys, flat.leaves, strict=True):
         where = paths.format_path(key)

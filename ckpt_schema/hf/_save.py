@@ -1,0 +1,371 @@
+"""Save a state of either side of a lens as a folder of Hugging Face, leaf by leaf."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from ckpt_schema._frameworks.variables import state_of
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._lens.adaptation import Scan
+from ckpt_schema._lens.lens import Lens, planned
+from ckpt_schema._lens.plan.pieces import Pieces, pieces_of
+from ckpt_schema._lens.rules import Rule
+from ckpt_schema._messages.text import shown
+from ckpt_schema._safetensors.dtypes import RANKS, name_of_dtype
+from ckpt_schema._safetensors.header import LENGTH_BYTES
+from ckpt_schema._safetensors.packing import WeightsFile, index_of, packed
+from ckpt_schema._safetensors.weights import INDEX, is_weights_file
+from ckpt_schema._trees.containers import Tree, flatten, verify_readable
+from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
+from ckpt_schema.orbax._adapt import adapt, spare_words
+from ckpt_schema.orbax._agreement import agree, raised_by_all
+from ckpt_schema.orbax._items import valueless, verify_each
+from ckpt_schema.orbax._places import UNFINISHED, Site, absolute, is_remote, verify_free
+from ckpt_schema.orbax._restore import declared
+from ckpt_schema.orbax._sides import Side, toward, verify_arguments
+
+__all__ = ["save"]
+
+FILE_BYTES = 5_000_000_000
+_CARD = ".md"  # tells of the model that it was written for
+
+
+def save(
+    path: epath.PathLike,
+    state: Any,
+    lens: Lens | None = None,
+    *,
+    layout: Any = None,
+    rules: Sequence[Rule] = (),
+    scan: Scan | None = None,
+    lists: Sequence[str] | None = None,
+    onto: Tree | None = None,
+    side: Side | None = None,
+    shard_bytes: int = FILE_BYTES,
+    metadata: Mapping[str, str] | None = None,
+    config_from: epath.PathLike | None = None,
+) -> None:
+    """Saves ``state`` as a folder of Hugging Face, in the layout of ``lens.source``, whichever side it is on.
+
+    The files are what the library safetensors writes of the same tensors. Where each tensor begins
+    is known before a byte is written, so they are made and written leaf by leaf: besides the state,
+    no more is held than twice its largest leaf. Of several processes each writes what its devices
+    hold. A tensor that the layout has once is written once, however often a model uses it. The
+    folder comes to its place by one rename, when it is whole; of a save that failed or was killed
+    nothing is left that could be read.
+
+    Args:
+        path: The folder to make. There must be nothing yet.
+        state: A concrete ``nnx.State``, ``nnx.Module``, ``TrainState`` or dict. Leaves that the
+            layout has no place for by declaration, such as streams, are not saved.
+        lens: The lens, whose source has dotted names. Without one and without a `layout`, the state
+            is saved as it is, the segments of its paths joined by dots.
+        layout: What to save like, where no lens is given: the path of a folder of Hugging Face, a
+            tree, a schema or a layout. `ckpt_schema.adapt` makes the lens from it to the state.
+        rules: What names and shapes do not tell, where no lens is given; see `ckpt_schema.adapt`.
+        scan: The axis of stacked nodes, where no lens is given.
+        lists: Patterns of lists of layers, where no lens is given.
+        onto: Where the source's private leaves come from; see `Lens.put`.
+        side: The side that the state is on, for states that conform to both.
+        shard_bytes: How many bytes of tensors a file has at most; several have an index.
+        metadata: What the files say besides, as text by name; ``{"format": "pt"}``, which
+            transformers asks for, unless given.
+        config_from: A folder whose other files are copied: the config, the tokenizer, whatever is
+            no weights and no model card.
+
+    Raises:
+        CheckpointExistsError: There is something at ``path``; it is not touched.
+        CheckpointWriteError: It could not be written; nothing of it is left.
+        ConformanceError: The state is on neither side, or could be on either, or holds what the
+            format has no dtype or name for, or values that cannot be carried over.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import ckpt_schema as cs
+        >>> folder = tempfile.mkdtemp() + "/mine"
+        >>> cs.hf.save(folder, {"model": {"norm": {"weight": jnp.ones(3)}}})
+        >>> cs.hf.load(folder)
+        {'model.norm.weight': array([1., 1., 1.], dtype=float32)}
+    """
+    with raised_by_all():
+        state = state_of(state)
+        if lens is None:
+            given = state if layout is None else layout
+            lens = adapt(given, state, rules=rules, scan=scan, lists=lists)
+            side = "source" if layout is None else "view"
+        elif layout is not None or rules or scan is not None or lists is not None:
+            raise spare_words()
+        verify_arguments(lens, side=side)
+        place = _place(path)
+        config = _config(config_from)
+        told = {"format": "pt"} if metadata is None else metadata
+        _verify_words(shard_bytes, told)
+        source = _Source.of(state, lens, onto, side)
+        files = packed(source.goals, shard_bytes, told)
+    agree("processes do not save the same", {"path": place, "tensors": [*source.goals.items()]})
+    site = Site.beside(place)
+    try:
+        _write(Path(site.draft), source, files)
+        with raised_by_all():
+            if jax.process_index() == 0:
+                _finish(Path(site.draft), files, config)
+    except Exception as error:
+        if not isinstance(error, OSError) and isinstance(error, CkptSchemaError):
+            site.sweep()
+            raise
+        raise site.failed(error) from error
+    site.finish()
+
+
+# --- what is asked for  ---
+
+
+def _place(path: epath.PathLike) -> epath.Path:
+    """The folder to make.
+
+    Raises:
+        CheckpointExistsError: There is something.
+        ConformanceError: No folder can be made there.
+    """
+    place = absolute(path)
+    found = hint = ""
+    if is_remote(place):
+        found, hint = "a remote store", "save to a disk, and copy the folder"
+    elif is_weights_file(place.name):
+        found, hint = "the name of a file", f"pass the folder: {place.parent}"
+    elif UNFINISHED in place.name:
+        found, hint = "the name of an unfinished save", "save elsewhere"
+    if found:
+        fault = Mismatch(str(place), "argument", "a folder on a disk", found, hint)
+        raise ConformanceError(f"{place} is no place for a folder of Hugging Face", [fault])
+    if jax.process_index() == 0:  # of several, another may have begun to write meanwhile
+        verify_free(place)
+    return place
+
+
+def _config(path: epath.PathLike | None) -> list[Path]:
+    """The files to copy.
+
+    Raises:
+        ConformanceError: There is no such folder, or no config in it.
+    """
+    if path is None:
+        return []
+    folder = Path(absolute(path))
+    if not (folder / "config.json").is_file():
+        fault = Mismatch(str(folder), "argument", "a folder with a config.json", "none")
+        raise ConformanceError("config_from= names no folder of Hugging Face", [fault])
+    return [
+        file
+        for file in sorted(folder.iterdir())
+        if file.is_file()
+        and not is_weights_file(file.name)
+        and not file.name.startswith(".")
+        and file.suffix != _CARD
+    ]
+
+
+def _verify_words(file_bytes: object, metadata: object) -> None:
+    faults: list[Mismatch] = []
+    if type(file_bytes) is not int or file_bytes < 1:
+        expected = "a number of bytes, such as 5_000_000_000"
+        faults.append(Mismatch("shard_bytes", "argument", expected, shown(file_bytes)))
+    pairs = list(metadata.items()) if isinstance(metadata, Mapping) else [(None, None)]
+    if not all(isinstance(one, str) and _is_text(one) for pair in pairs for one in pair):
+        faults.append(Mismatch("metadata", "argument", "texts by name", shown(metadata)))
+    if faults:
+        raise ConformanceError("wrong arguments", faults)
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text can be written: half of a pair of surrogates cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --- what is written  ---
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    """The tensors of a state in the layout of the files, which are made when their turn comes.
+
+    Attributes:
+        goals: Each by name, without values.
+        places: For each name, the position of what it is: a leaf of the pool, or one that is made.
+        pool: The leaves of the state, and of what it goes onto.
+        pieces: What is made.
+    """
+
+    goals: Mapping[str, jax.ShapeDtypeStruct]
+    places: Mapping[str, int]
+    pool: Sequence[Any]
+    pieces: Pieces
+
+    @classmethod
+    def of(cls, state: Tree, lens: Lens, onto: Tree | None, side: Side | None) -> _Source:
+        """The tensors of a state.
+
+        Raises:
+            ConformanceError: They are on neither side, or cannot be written.
+        """
+        verify_readable(state)
+        tree = declared(state, lens)
+        turned, _ = toward(tree, lens, "the state", side, "side")
+        verify_each(tree, valueless)
+        pool = flatten(tree).leaves
+        if turned.view is lens.view:
+            back = ~turned
+            plan = planned(back, tree, onto)
+            lost = [one.fault for one in plan.dropped if one.loses(pool[one.position])]
+            if lost:
+                raise ConformanceError(f"onto lacks leaves of {lens.source.name}", lost)
+            pieces = pieces_of(plan)
+            abstract = [_abstract(each) for each in (tree, onto)]
+            flat = flatten(back.get(abstract[0], onto=abstract[1]))
+            pool = pool if onto is None else [*pool, *flatten(onto).leaves]
+        else:
+            flat = flatten(tree)
+            pieces = Pieces(len(pool), tuple(range(len(pool))), ())
+        named = [
+            (_name(key, lens), key, leaf) for key, leaf in zip(flat.keys, flat.leaves, strict=True)
+        ]
+        _verify_writable(named)
+        goals = {name: leaves.abstract(leaf) for name, _, leaf in named}
+        places = dict(zip(goals, pieces.places, strict=True))
+        return cls(goals, places, pool, pieces)
+
+    def __iter__(self) -> Iterator[tuple[Sequence[str], Any]]:
+        """Each tensor with the names that it is written under; what only moves comes first."""
+        names: dict[int, list[str]] = {}
+        for name, at in self.places.items():
+            names.setdefault(at, []).append(name)
+        for at, own in names.items():
+            if at < len(self.pool):
+                yield own, self.pool[at]
+        for piece in self.pieces.every:
+            values = piece.run([self.pool[at] for at in piece.inputs])
+            for at, value in zip(piece.results, values, strict=True):
+                if at in names:
+                    yield names[at], value
+            del values  # before the next are made
+
+
+def _abstract(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: x if leaves.is_scalar(x) else leaves.abstract(x), tree)
+
+
+def _name(key: KeyPath, lens: Lens) -> str:
+    """What a leaf is called in the files: a Variable of NNX holds its value under a key of its own."""
+    inner = key[:-1] if lens.source.container == "nnx" and key[-1:] == ("value",) else key
+    return ".".join(map(str, inner))
+
+
+def _verify_writable(named: Sequence[tuple[str, KeyPath, Any]]) -> None:
+    """Raises unless each tensor has a name of its own, and a dtype of the format.
+
+    Raises:
+        ConformanceError: With every one that has not.
+    """
+    faults: list[Mismatch] = []
+    known: dict[str, KeyPath] = {}
+    for name, key, leaf in named:
+        where = paths.format_path(key)
+        first = known.setdefault(name, key)
+        if first is not key:
+            found = f"{name} for {paths.format_path(first)} too"
+            faults.append(Mismatch(where, "ambiguous", "a name of its own", found))
+        if not _is_text(name) or name == "__metadata__":
+            faults.append(Mismatch(where, "key", "a name that a file can have", shown(name)))
+        dtype = leaves.abstract(leaf).dtype
+        if name_of_dtype(dtype) is None:
+            hint = "save the weights alone, such as nnx.state(model, nnx.Param)"
+            hint = hint if str(dtype).startswith("key<") else "cast it beforehand"
+            expected = f"a dtype among {', '.join(RANKS)}"
+            faults.append(Mismatch(where, "dtype", expected, leaves.describe(leaf), hint))
+    if faults:
+        raise ConformanceError("the state cannot be saved as safetensors", faults)
+
+
+# --- writing  ---
+
+
+def _write(draft: Path, source: _Source, files: Sequence[WeightsFile]) -> None:
+    """Writes all tensors into files whose headers are not yet told to be there."""
+    places = {name: (f.name, at) for f in files for name, at in f.starts.items()}
+    with raised_by_all():
+        if jax.process_index() == 0:
+            draft.mkdir(parents=True)
+            for file in files:
+                with (draft / file.name).open("wb") as opened:
+                    opened.seek(LENGTH_BYTES)  # zeros: no reader takes that for a length
+                    opened.write(file.header)
+                    opened.truncate(file.size)
+    with raised_by_all(), contextlib.ExitStack() as stack:
+        opened = {f.name: stack.enter_context((draft / f.name).open("r+b")) for f in files}
+        for names, value in source:
+            value = leaves.materialized(value, str(source.goals[names[0]].dtype))
+            for name in names:
+                file, start = places[name]
+                _write_tensor(opened[file], start, value)
+            del value  # before the next is made
+
+
+def _write_tensor(opened: Any, start: int, array: Any) -> None:
+    """Writes what this process is to write of a tensor."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        width = array.dtype.itemsize
+        for shard in array.addressable_shards:
+            if shard.replica_id == 0:
+                spans = [s.indices(n)[:2] for s, n in zip(shard.index, array.shape, strict=True)]
+                _write_part(opened, start, array.shape, spans, np.asarray(shard.data), width)
+    elif jax.process_index() == 0:
+        _write_bytes(opened, start, np.asarray(array))
+
+
+def _write_part(
+    opened: Any,
+    start: int,
+    shape: Sequence[int],
+    spans: Sequence[tuple[int, int]],
+    part: np.ndarray[Any, Any],
+    width: int,
+) -> None:
+    """Writes a part of an array whose bytes begin at ``start``, row by row where its rows stand apart."""
+    row = width * int(np.prod(shape[1:], dtype=object)) if shape else 0
+    whole = [(0, size) for size in shape[1:]]
+    if list(spans[1:]) == whole:
+        _write_bytes(opened, start + (spans[0][0] * row if spans else 0), part)
+        return
+    for at, one in enumerate(part, spans[0][0]):
+        _write_part(opened, start + at * row, shape[1:], spans[1:], one, width)
+
+
+def _write_bytes(opened: Any, start: int, array: np.ndarray[Any, Any]) -> None:
+    opened.seek(start)
+    opened.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _finish(draft: Path, files: list[WeightsFile], config: Sequence[Path]) -> None:
+    """Makes a model of what has been written: the headers come to be there last of all."""
+    for file in config:
+        shutil.copyfile(file, draft / file.name)
+    if len(files) > 1:
+        (draft / INDEX).write_text(index_of(files))
+    for file in files:
+        with (draft / file.name).open("r+b") as opened:
+            opened.write(len(file.header).to_bytes(LENGTH_BYTES, "little"))
