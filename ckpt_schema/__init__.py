@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.axis_rules import repeat as repeat
     from ckpt_schema._lens.lens import Lens as Lens
     from ckpt_schema._lens.lens import derive as derive
+    from ckpt_schema._lens.registry import Registry as Registry
     from ckpt_schema._lens.rules import apart as apart
     from ckpt_schema._lens.rules import fuse as fuse
     from ckpt_schema._lens.rules import move as move
@@ -87,6 +88,7 @@ _HOMES = {
     "_layouts.table": ("Layout",),
     "_layouts.leaves": ("Key", "constant_key", "fresh_key"),
     "_lens.lens": ("Lens", "derive"),
+    "_lens.registry": ("Registry",),
     "_lens.axis_rules": ("flip", "pad", "repeat"),
     "_lens.rules": (
         "apart",
@@ -121,6 +123,7 @@ __all__ = [
     "Lens",
     "Mismatch",
     "OptState",
+    "Registry",
     "Report",
     "Schema",
     "SchemaError",

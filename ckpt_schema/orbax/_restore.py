@@ -25,6 +25,7 @@ from ckpt_schema._lens.arrays.shardings import mesh_of, on_devices
 from ckpt_schema._lens.derive.served_weights import lacks_served
 from ckpt_schema._lens.lens import Lens, derive
 from ckpt_schema._lens.read_sides import made_abstract
+from ckpt_schema._lens.registry import Registry
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.conformance import Match
@@ -53,6 +54,7 @@ from ckpt_schema.orbax._sides import (
     verify_arguments,
     verify_names,
 )
+from ckpt_schema.orbax._versions import lens_between
 from ckpt_schema.orbax._whereabouts import meant, stand, verify_standing
 
 __all__ = ["RestoreTimes", "declared", "restore"]
@@ -78,7 +80,7 @@ class RestoreTimes:
 def restore(
     path: epath.PathLike,
     target: Target | Callable[[], Target],
-    lens: Lens | None = None,
+    lens: Lens | Registry | None = None,
     *,
     rules: Sequence[Rule] = (),
     scan: Scan | None = None,
@@ -111,7 +113,8 @@ def restore(
             others, or else go to the first device. Private leaves that the disk lacks are taken
             from a concrete target, or else from their declared defaults. A function is called for
             the shapes of what it makes, and the result is a state like that.
-        lens: The lens; unless given, the one that `ckpt_schema.adapt` makes.
+        lens: The lens; unless given, the one that `ckpt_schema.adapt` makes. Of a registry, the one
+            from the version that is on disk, which its structure tells, to that of the target.
         rules: What names and shapes do not tell, where no lens is given; see `ckpt_schema.adapt`.
         scan: The axis of stacked nodes, where no lens is given.
         lists: Patterns of lists of layers, where no lens is given.
@@ -155,6 +158,9 @@ def restore(
             target_side, disk_side = "view", "source"
         elif rules or scan is not None or lists is not None:
             raise spare_words()
+        elif isinstance(lens, Registry):
+            lens, read = lens_between(path, whole, lens, item=item, at=at, items=items, aux=aux)
+            target_side, disk_side = "view", "source"
         verify_arguments(lens, target_side=target_side, disk_side=disk_side)
         state = _goals(declared(whole, lens))
         _verify_meshes(state)

@@ -24,9 +24,11 @@ __all__ = [
     "Fit",
     "Side",
     "ambiguous",
+    "distance",
     "interchangeable",
     "locate",
     "may_stand",
+    "standing_distance",
     "toward",
     "verify_arguments",
     "verify_names",
@@ -109,7 +111,7 @@ def toward(
     tried: list[tuple[Match, Layout]] = []
     fits: list[tuple[Lens, Match]] = []
     sides = {"view": lens, "source": ~lens}
-    distances = {name: _distance(tree, side.view) for name, side in sides.items()}
+    distances = {name: distance(tree, side.view) for name, side in sides.items()}
     for name, side in sorted(sides.items(), key=lambda item: distances[item[0]]):
         if told not in (None, name) or (fits and distances[name]):
             continue  # a whole match of a side with other keys would only find them again
@@ -190,7 +192,12 @@ def locate(disk: DiskTree, lens: Lens) -> list[Fit]:
 
 def may_stand(disk: DiskTree, lens: Lens) -> bool:
     """Whether a tree has the keys of either side, and no others: what conforms nearly always."""
-    return any(_distance(tree, table) == 0 for table, _, tree in _candidates(disk, lens))
+    return 0 in (standing_distance(disk, lens.view), standing_distance(disk, lens.source))
+
+
+def standing_distance(disk: DiskTree, layout: Layout) -> int:
+    """How far a checkpoint is from a layout, wherever in it a tree of that may stand; see `distance`."""
+    return min(distance(tree, layout) for _, _, tree in _candidates(disk, layout))
 
 
 _Tried = tuple[Match, Layout, KeyPath]
@@ -206,10 +213,10 @@ def _fitting(
     """The places that conform, each tree read so; what is wrong with the others is added to ``tried``."""
     fits: list[Fit] = []
     for layout, prefix, tree in sorted(
-        _candidates(disk, lens), key=lambda found: _distance(found[2], found[0])
+        _candidates(disk, lens.view, lens.source), key=lambda found: distance(found[2], found[0])
     ):
         if fits and (
-            fits[0].prefix != prefix or fits[0].layout is layout or _distance(tree, layout)
+            fits[0].prefix != prefix or fits[0].layout is layout or distance(tree, layout)
         ):
             continue
         tree = read_as(tree, layout)
@@ -244,8 +251,7 @@ def _is_counter(leaf: Any) -> bool:
     return shape == () and dtype.removeprefix("u").startswith("int") and not leaves.is_scalar(leaf)
 
 
-def _candidates(disk: DiskTree, lens: Lens) -> Iterator[tuple[Layout, KeyPath, Tree]]:
-    sides = (lens.view, lens.source)
+def _candidates(disk: DiskTree, *sides: Layout) -> Iterator[tuple[Layout, KeyPath, Tree]]:
     yield from ((layout, (), disk.tree) for layout in sides)
     for layout in sides:
         for home in layout.homes:
@@ -260,7 +266,7 @@ def _candidates(disk: DiskTree, lens: Lens) -> Iterator[tuple[Layout, KeyPath, T
             )
 
 
-def _distance(tree: Tree, layout: Layout) -> int:
+def distance(tree: Tree, layout: Layout) -> int:
     """How many leaves and rows are without the other: what has the least is tried first.
 
     A whole `Matcher.match` of the wrong side costs far more, because it also looks for the likeliest cause of every fault.
