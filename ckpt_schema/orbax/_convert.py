@@ -155,12 +155,12 @@ def convert(
     verify_names(item=item, aux=aux)
     verify_standing(at, items)
     source, place = absolute(src), absolute(dst)
+    _verify_mounted(source, place)
     if is_of_weights(src):
         hint = (
             "ckpt_schema.hf.restore reads it, and save of ckpt_schema.orbax writes what it returns"
         )
         raise refusal(source, "a folder of Hugging Face, whose files are no arrays of Orbax", hint)
-    _verify_mounted(source, place)
     verify_writable(place)
     verify_free(place)
     where = Whereabouts(item, at, items, aux)
