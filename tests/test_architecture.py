@@ -40,8 +40,8 @@ ORDER = """
     _lens.arrays.floats _lens.arrays.conversions _lens.arrays.moves _lens.arrays.shardings _lens.arrays.programs
     _lens.arrays.execution _lens.arrays.checks _lens.arrays.equals _lens.arrays.donation _lens.arrays.step_labels
     _lens.plan _lens.plan.made _lens.plan.tasks _lens.plan.labels _lens.plan.outline _lens.plan.plan _lens.plan.pieces
-    _lens.plan.compilation _lens.lens _lens.registry _lens.open_names _lens.lone_nodes _lens.one_sided _lens.read_sides _lens.siblings
-    _lens.adaptation
+    _lens.plan.compilation _lens.lens _lens.registry _lens.open_names _lens.lone_nodes _lens.one_sided _lens.read_sides
+    _lens.siblings _lens.adaptation
     orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._whereabouts orbax._private_leaves
     orbax._adapt orbax._load orbax._missing orbax._versions orbax._restore orbax._items orbax._save
     orbax._pytree_files orbax._route orbax._convert orbax
