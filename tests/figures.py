@@ -65,6 +65,7 @@ COMMANDS = {
     "forgetting": Command(("tests/benchmarks/bench_growth.py", "--memory")),
     "oracle": Command(("tests/oracle/sweep.py",)),
     "damage": Command(("tests/fuzz/damage.py",)),
+    "headers": Command(("tests/fuzz/headers.py",)),
     "races": Command(("tests/support/races.py",)),
     "fuzz": Command(("tests/fuzz/sweep.py", "--cases", "5000")),
     "planted": Command(("-W", "ignore", "tests/planted_faults.py", "--kept", ".planted.json")),
