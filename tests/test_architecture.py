@@ -43,8 +43,8 @@ ORDER = """
     _lens.plan.compilation _lens.lens _lens.registry _lens.open_names _lens.lone_nodes _lens.one_sided _lens.read_sides
     _lens.siblings _lens.adaptation
     orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._whereabouts orbax._private_leaves
-    orbax._adapt orbax._load orbax._missing orbax._versions orbax._restore orbax._items orbax._save
-    orbax._pytree_files orbax._route orbax._convert orbax
+    orbax._adapt orbax._load orbax._missing orbax._versions orbax._targets orbax._restore orbax._items
+    orbax._managed orbax._save orbax._pytree_files orbax._route orbax._convert orbax
     hf._load hf._restore hf._save hf
     __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds

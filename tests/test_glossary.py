@@ -26,6 +26,7 @@ TWICE = {
     "save": "a state to disk: as Orbax's files, and as Hugging Face's",
     "samples": "the strategy that draws what the module defines",
     "sizes": "the strategy that draws what the module defines",
+    "state_of": "the state in a module, and in what a manager has read",
     "states": "the strategy that draws what the module defines",
 }
 

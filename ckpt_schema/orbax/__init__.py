@@ -6,6 +6,8 @@ from ckpt_schema.orbax._convert import Conversion as Conversion
 from ckpt_schema.orbax._convert import convert as convert
 from ckpt_schema.orbax._items import items_of as items_of
 from ckpt_schema.orbax._load import load as load
+from ckpt_schema.orbax._managed import abstract_items as abstract_items
+from ckpt_schema.orbax._managed import state_of as state_of
 from ckpt_schema.orbax._private_leaves import load_private as load_private
 from ckpt_schema.orbax._restore import RestoreTimes as RestoreTimes
 from ckpt_schema.orbax._restore import restore as restore
@@ -14,10 +16,12 @@ from ckpt_schema.orbax._save import save as save
 __all__ = [
     "Conversion",
     "RestoreTimes",
+    "abstract_items",
     "convert",
     "items_of",
     "load",
     "load_private",
     "restore",
     "save",
+    "state_of",
 ]

@@ -10,29 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ckpt_schema._compat import Tracer
 from ckpt_schema._frameworks import variables
 from ckpt_schema._layouts import leaves, paths
-from ckpt_schema._layouts.leaves import Init, Leaf
+from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._lens.adaptation import Scan
 from ckpt_schema._lens.arrays.checks import narrowed
-from ckpt_schema._lens.arrays.shardings import mesh_of, on_devices
 from ckpt_schema._lens.derive.served_weights import lacks_served
-from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.read_sides import made_abstract
 from ckpt_schema._lens.registry import Registry
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.conformance import Match
-from ckpt_schema._trees.containers import Tree, flatten, verify_readable, without
+from ckpt_schema._trees.containers import Tree, flatten, verify_readable
 from ckpt_schema._trees.defaults import stand_in
-from ckpt_schema._trees.slots import SlotFinder
-from ckpt_schema._trees.undeclared import unread
 from ckpt_schema.errors import (
     CheckpointMismatchError,
     ConformanceError,
@@ -54,10 +48,21 @@ from ckpt_schema.orbax._sides import (
     verify_arguments,
     verify_names,
 )
+from ckpt_schema.orbax._targets import (
+    abstracted,
+    declared,
+    goals,
+    identity_on,
+    placed_abstract,
+    restarted,
+    spare_sharding,
+    verify_meshes,
+    with_values,
+)
 from ckpt_schema.orbax._versions import lens_between
 from ckpt_schema.orbax._whereabouts import meant, stand, verify_standing
 
-__all__ = ["RestoreTimes", "declared", "restore"]
+__all__ = ["RestoreTimes", "restore"]
 
 Target = TypeVar("Target")
 
@@ -162,11 +167,11 @@ def restore(
             lens, read = lens_between(path, whole, lens, item=item, at=at, items=items, aux=aux)
             target_side, disk_side = "view", "source"
         verify_arguments(lens, target_side=target_side, disk_side=disk_side)
-        state = _goals(declared(whole, lens))
-        _verify_meshes(state)
+        state = goals(declared(whole, lens))
+        verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")
         if missing is not None:
-            state = _with(state, initialised(missing, factory, state, side, match))
+            state = with_values(state, initialised(missing, factory, state, side, match))
         disk, places = stand(path, side, read, item=item, at=at, items=items, aux=aux)
         private = (
             find(disk, aux, total=not is_adapted)
@@ -177,7 +182,7 @@ def restore(
             disk, places, state, match, side, lens, disk_side, private
         )
         wanted = _wanted(disk, place, expected, side, match)
-        state = _restarted(state, side, match)
+        state = restarted(state, side, match)
         if not is_adapted and (private is None or not orders):
             _report(disk, aux)
         unserved = lacks_served(flatten(disk.tree).keys, place.layout)
@@ -190,7 +195,7 @@ def restore(
     clock.append(time.perf_counter())
     with raised_by_all():
         loaded = metadata.read_arrays(disk, place.prefix, wanted)
-        state = state if private is None else _with(state, private.load(orders))
+        state = state if private is None else with_values(state, private.load(orders))
         loaded = _verified(loaded, wanted, expected, disk)
     clock.append(time.perf_counter())
     result = _translated(loaded, state, side, disk)
@@ -199,85 +204,6 @@ def restore(
         clock.append(time.perf_counter())
         times(RestoreTimes(*(after - before for before, after in itertools.pairwise(clock))))
     return variables.updated(target, variables.completed(result, whole))
-
-
-def declared(state: Tree, lens: Lens) -> Tree:
-    """The target without what neither side declares and a model works without: streams, caches, records of a pass."""
-    slots = [SlotFinder(table).slot for table in (lens.source, lens.view)]
-    left = unread(state, lambda key: any(slot(key, stored=False) is not None for slot in slots))
-    return without(state, left) if left else state
-
-
-def _as_jax(leaf: Any) -> Any:
-    """A NumPy leaf as an array of jax; as it is where jax has none like it, which the layout then says."""
-    try:
-        return jnp.asarray(leaf)
-    except (TypeError, ValueError):  # big-endian, text, objects, masked arrays
-        return leaf
-
-
-def _goals(target: Tree) -> Any:
-    """The leaves of the target as what they ask for.
-
-    An array that was donated has no value, and NumPy arrays become jax's. An array that jax has put on the first device because
-    nobody said where has no sharding of its own, and none that jit would take beside those of a mesh: it goes to that mesh.
-    """
-    mesh = mesh_of(jax.tree.leaves(target))
-    spare = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-
-    def goal(leaf: Any) -> Any:
-        if isinstance(leaf, (np.ndarray, np.generic)) and not narrowed("", str(leaf.dtype)):
-            leaf = _as_jax(leaf)
-        loose = (
-            isinstance(leaf, jax.Array)
-            and not isinstance(leaf, Tracer)
-            and spare is not None
-            and not leaf.committed
-        )
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
-            return jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=spare if loose else leaf.sharding
-            )
-        return placement.placed(leaf, spare) if loose else leaf
-
-    return jax.tree.map(goal, target)
-
-
-def _verify_meshes(state: Tree) -> None:
-    """Raises where a leaf is sharded over an abstract mesh that no mesh in context stands for.
-
-    Raises:
-        ConformanceError: With every such leaf.
-    """
-    flat = flatten(state)
-    faults: list[Mismatch] = []
-    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
-        own: Any = getattr(getattr(leaf, "sharding", None), "mesh", None)
-        if own is None or isinstance(own, Mesh) or own.empty:
-            continue
-        mesh = jax.sharding.get_mesh()
-        if not dict(own.shape).items() <= dict(mesh.shape).items():
-            where, expected = paths.format_path(key), f"a mesh with {dict(own.shape)} in context"
-            hint = "restore within jax.set_mesh(mesh), or give the target shardings over a mesh of devices"
-            faults.append(
-                Mismatch(
-                    where,
-                    "sharding",
-                    expected,
-                    "no mesh" if mesh.empty else f"{dict(mesh.shape)}",
-                    hint,
-                )
-            )
-    if faults:
-        raise ConformanceError("the target's shardings name no devices", faults)
-
-
-def _with(state: Tree, values: Mapping[int, Any]) -> Tree:
-    """The target with other leaves at some positions."""
-    if not values:
-        return state
-    found, treedef = jax.tree.flatten(state)
-    return treedef.unflatten(values.get(at, leaf) for at, leaf in enumerate(found))
 
 
 def _report(disk: DiskTree, aux: str | None) -> None:
@@ -322,18 +248,18 @@ def _source(
             and (place.layout is lens.source) != (disk_side == "source")
         ):
             continue
-        through = _identity(side) if place.layout is side.view else side
+        through = identity_on(side) if place.layout is side.view else side
         try:
             orders = private.wanted(state, through, match) if private is not None else {}
-            held = _with(state, {at: stand_in(goal) for at, (_, goal) in orders.items()})
-            goal = _abstracted(state, through, match)
+            held = with_values(state, {at: stand_in(goal) for at, (_, goal) in orders.items()})
+            goal = abstracted(state, through, match)
             expected, spare = _expected(disk, place, goal, held, through)
             fits.append(
                 (
                     place,
                     through,
                     expected,
-                    {at: (key, _placed(goal, spare)) for at, (key, goal) in orders.items()},
+                    {at: (key, placed_abstract(goal, spare)) for at, (key, goal) in orders.items()},
                 )
             )
         except CheckpointMismatchError as error:
@@ -343,39 +269,6 @@ def _source(
     if len(fits) > 1 and not interchangeable(side):
         raise ambiguous(CheckpointMismatchError, f"{disk.path} is a checkpoint", lens, "disk_side")
     return fits[0]
-
-
-def _restarted(state: Tree, side: Lens, match: Match) -> Tree:
-    """The target without the values of what its transformation starts: it starts from the params that are restored."""
-    joined = side.joined[1]
-    rows = side.view.rows
-    fresh = {
-        position
-        for (number, _), position in match.slots.items()
-        if number not in joined and isinstance(rows[number].default, Init)
-    }
-    found = jax.tree.leaves(state)
-    return _with(state, {at: leaves.abstract(found[at]) for at in fresh})
-
-
-def _identity(side: Lens) -> Lens:
-    """From the target's own layout to itself."""
-    known = side.view.names()
-    return derive(
-        side.view, side.view, dims={name: size for name, size in side.dims.items() if name in known}
-    )
-
-
-def _abstracted(state: Tree, side: Lens, match: Match) -> Tree:
-    """The target without its values, its numbers as what they are declared to be, whatever jax would make of them."""
-    declared = {at: side.view.rows[number].leaf.dtype for (number, _), at in match.slots.items()}
-    found, treedef = jax.tree.flatten(state)
-    return treedef.unflatten(
-        jax.ShapeDtypeStruct((), np.dtype(declared[at]))
-        if leaves.is_scalar(leaf) and at in declared
-        else leaves.abstract(leaf)
-        for at, leaf in enumerate(found)
-    )
 
 
 def _expected(disk: DiskTree, place: Fit, goal: Tree, held: Tree, side: Lens) -> tuple[Tree, Any]:
@@ -403,18 +296,8 @@ def _expected(disk: DiskTree, place: Fit, goal: Tree, held: Tree, side: Lens) ->
         header = f"{disk.path} does not fit the target"
         sized = any(fault.kind in ("shape", "dims") for fault in error.mismatches)
         raise CheckpointMismatchError(header, error.mismatches, [_OTHER_SIZES] * sized) from error
-    mesh = mesh_of(jax.tree.leaves(goal))
-    spare = (
-        SingleDeviceSharding(jax.local_devices()[0])
-        if mesh is None
-        else NamedSharding(mesh, PartitionSpec())
-    )
-    return jax.tree.map(lambda leaf: _placed(leaf, spare), expected), spare
-
-
-def _placed(leaf: Any, spare: Any) -> Any:
-    leaf = leaves.abstract(leaf)  # a number on disk that no leaf of the target stands for
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_devices(leaf.sharding) or spare)
+    spare = spare_sharding(goal)
+    return jax.tree.map(lambda leaf: placed_abstract(leaf, spare), expected), spare
 
 
 def _wanted(disk: DiskTree, place: Fit, expected: Tree, side: Lens, match: Match) -> Tree:

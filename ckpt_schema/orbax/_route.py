@@ -27,8 +27,8 @@ from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismat
 from ckpt_schema.orbax._adapt import Words, adapted, name_of
 from ckpt_schema.orbax._metadata import DiskTree
 from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
-from ckpt_schema.orbax._restore import declared
 from ckpt_schema.orbax._sides import Fit, Side, ambiguous, interchangeable
+from ckpt_schema.orbax._targets import declared
 from ckpt_schema.orbax._whereabouts import meant, stand
 
 __all__ = ["Route", "Whereabouts", "dotted", "route_through", "route_to"]

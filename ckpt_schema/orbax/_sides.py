@@ -242,8 +242,12 @@ def _as_numbers(tree: Tree, layout: Layout) -> Tree:
         at = slot(key, stored=flat.stored) if _is_counter(leaf) else None
         row = None if at is None else layout.rows[at[0]].leaf
         other = row is not None and not row.dims and row.dtype != str(leaf.dtype)
-        found.append(leaves.untold(int) if other else leaf)
+        found.append(_number(leaf) if other else leaf)
     return flat.treedef.unflatten(found)
+
+
+def _number(leaf: Any) -> int:
+    return leaves.untold(int) if leaves.is_abstract(leaf) else int(leaf)
 
 
 def _is_counter(leaf: Any) -> bool:

@@ -21,7 +21,7 @@ from ckpt_schema.orbax._metadata import DiskTree, planted, read_metadata
 from ckpt_schema.orbax._places import absolute
 from ckpt_schema.orbax._sides import Fit, locate, may_stand
 
-__all__ = ["Standing", "meant", "spread_over", "stand", "verify_standing"]
+__all__ = ["Standing", "meant", "part_below", "spread_over", "stand", "verify_standing"]
 
 Standing = tuple[DiskTree, list[Fit]]
 """A checkpoint, or the part of it that is meant, and what in it conforms to which side."""
@@ -87,7 +87,7 @@ def meant(
         CheckpointMismatchError: There is none.
     """
     whole = read_metadata(path, item, aux=aux) if items is None else _joined(path, items, item, aux)
-    return _below(whole, at)
+    return part_below(whole, at)
 
 
 def _first(
@@ -108,7 +108,7 @@ def _first(
 
 
 def _looked(disk: DiskTree, lens: Lens, at: str | None, aux: str | None) -> Standing:
-    part = _below(disk, at)
+    part = part_below(disk, at)
     return part, locate(part.without(aux), lens)
 
 
@@ -117,7 +117,7 @@ def key_of(at: str) -> KeyPath:
     return tuple(key for key in paths.parse_pattern(at) if not isinstance(key, paths.Index))
 
 
-def _below(disk: DiskTree, at: str | None) -> DiskTree:
+def part_below(disk: DiskTree, at: str | None) -> DiskTree:
     """The part of a checkpoint at a key path.
 
     Raises:

@@ -1,0 +1,162 @@
+"""A target as a restore sees it: what each of its leaves asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from ckpt_schema._compat import Tracer
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.leaves import Init
+from ckpt_schema._lens.arrays.checks import narrowed
+from ckpt_schema._lens.arrays.shardings import mesh_of, on_devices
+from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._trees import placement
+from ckpt_schema._trees.conformance import Match
+from ckpt_schema._trees.containers import Tree, flatten, without
+from ckpt_schema._trees.slots import SlotFinder
+from ckpt_schema._trees.undeclared import unread
+from ckpt_schema.errors import ConformanceError, Mismatch
+
+__all__ = [
+    "abstracted",
+    "declared",
+    "goals",
+    "identity_on",
+    "placed_abstract",
+    "restarted",
+    "spare_sharding",
+    "verify_meshes",
+    "with_values",
+]
+
+
+def declared(state: Tree, lens: Lens) -> Tree:
+    """The target without what neither side declares and a model works without: streams, caches, records of a pass."""
+    slots = [SlotFinder(table).slot for table in (lens.source, lens.view)]
+    left = unread(state, lambda key: any(slot(key, stored=False) is not None for slot in slots))
+    return without(state, left) if left else state
+
+
+def _as_jax(leaf: Any) -> Any:
+    """A NumPy leaf as an array of jax; as it is where jax has none like it, which the layout then says."""
+    try:
+        return jnp.asarray(leaf)
+    except (TypeError, ValueError):  # big-endian, text, objects, masked arrays
+        return leaf
+
+
+def goals(target: Tree) -> Any:
+    """The leaves of the target as what they ask for.
+
+    An array that was donated has no value, and NumPy arrays become jax's. An array that jax has put on the first device because
+    nobody said where has no sharding of its own, and none that jit would take beside those of a mesh: it goes to that mesh.
+    """
+    mesh = mesh_of(jax.tree.leaves(target))
+    spare = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+    def goal(leaf: Any) -> Any:
+        if isinstance(leaf, (np.ndarray, np.generic)) and not narrowed("", str(leaf.dtype)):
+            leaf = _as_jax(leaf)
+        loose = (
+            isinstance(leaf, jax.Array)
+            and not isinstance(leaf, Tracer)
+            and spare is not None
+            and not leaf.committed
+        )
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+            return jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=spare if loose else leaf.sharding
+            )
+        return placement.placed(leaf, spare) if loose else leaf
+
+    return jax.tree.map(goal, target)
+
+
+def verify_meshes(state: Tree) -> None:
+    """Raises where a leaf is sharded over an abstract mesh that no mesh in context stands for.
+
+    Raises:
+        ConformanceError: With every such leaf.
+    """
+    flat = flatten(state)
+    faults: list[Mismatch] = []
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        own: Any = getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if own is None or isinstance(own, Mesh) or own.empty:
+            continue
+        mesh = jax.sharding.get_mesh()
+        if not dict(own.shape).items() <= dict(mesh.shape).items():
+            where, expected = paths.format_path(key), f"a mesh with {dict(own.shape)} in context"
+            hint = "restore within jax.set_mesh(mesh), or give the target shardings over a mesh of devices"
+            faults.append(
+                Mismatch(
+                    where,
+                    "sharding",
+                    expected,
+                    "no mesh" if mesh.empty else f"{dict(mesh.shape)}",
+                    hint,
+                )
+            )
+    if faults:
+        raise ConformanceError("the target's shardings name no devices", faults)
+
+
+def with_values(state: Tree, values: Mapping[int, Any]) -> Tree:
+    """The target with other leaves at some positions."""
+    if not values:
+        return state
+    found, treedef = jax.tree.flatten(state)
+    return treedef.unflatten(values.get(at, leaf) for at, leaf in enumerate(found))
+
+
+def restarted(state: Tree, side: Lens, match: Match) -> Tree:
+    """The target without the values of what its transformation starts: it starts from the params that are restored."""
+    joined = side.joined[1]
+    rows = side.view.rows
+    fresh = {
+        position
+        for (number, _), position in match.slots.items()
+        if number not in joined and isinstance(rows[number].default, Init)
+    }
+    found = jax.tree.leaves(state)
+    return with_values(state, {at: leaves.abstract(found[at]) for at in fresh})
+
+
+def identity_on(side: Lens) -> Lens:
+    """From the target's own layout to itself."""
+    known = side.view.names()
+    return derive(
+        side.view, side.view, dims={name: size for name, size in side.dims.items() if name in known}
+    )
+
+
+def abstracted(state: Tree, side: Lens, match: Match) -> Tree:
+    """The target without its values, its numbers as what they are declared to be, whatever jax would make of them."""
+    declared = {at: side.view.rows[number].leaf.dtype for (number, _), at in match.slots.items()}
+    found, treedef = jax.tree.flatten(state)
+    return treedef.unflatten(
+        jax.ShapeDtypeStruct((), np.dtype(declared[at]))
+        if leaves.is_scalar(leaf) and at in declared
+        else leaves.abstract(leaf)
+        for at, leaf in enumerate(found)
+    )
+
+
+def placed_abstract(leaf: Any, spare: Any) -> jax.ShapeDtypeStruct:
+    """A leaf without its value, with a sharding: its own, or the spare one."""
+    leaf = leaves.abstract(leaf)  # a number on disk that no leaf of the target stands for
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_devices(leaf.sharding) or spare)
+
+
+def spare_sharding(goal: Tree) -> Sharding:
+    """Where leaves go that have no sharding: to all of the mesh of the others, or else to the first device."""
+    mesh = mesh_of(jax.tree.leaves(goal))
+    if mesh is None:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    return NamedSharding(mesh, PartitionSpec())

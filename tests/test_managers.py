@@ -1,0 +1,293 @@
+"""Training loops with Orbax's managers: Linen, then NNX, then Linen, the losses those of a run that never stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as v0
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float32, Int32, UInt32
+from orbax.checkpoint import v1
+
+import ckpt_schema as cs
+from ckpt_schema.demo.corpus import standard_library
+from ckpt_schema.demo.linen_gpt import ModelSizes
+from ckpt_schema.demo.training import BATCH, Form, LinenForm, NnxForm, make_mesh, make_optimizer
+
+same = cs.assert_trees_identical
+SIZES = ModelSizes(embed=16, heads=2, head_dim=8, mlp=16, depth=2, length=8)
+LINEN = LinenForm(SIZES, make_optimizer(), scanned=False)
+NNX = NnxForm(SIZES, make_optimizer(), scanned=False)
+# Checkpoints have a layout that neither run has: layers stacked as Linen scans them.
+ON_DISK = LinenForm(SIZES, make_optimizer(), scanned=True).layout
+LENSES = {LINEN: cs.derive(ON_DISK, LINEN.layout), NNX: cs.derive(ON_DISK, NNX.layout)}
+TEXT = standard_library()
+STEPS = 2  # in each run
+
+
+class Batches:
+    """A data iterator: it knows which batch is next."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __next__(self) -> jax.Array:
+        self.number += 1
+        return jnp.asarray(TEXT.batch(self.number, BATCH, SIZES.length))
+
+    # What a checkpointable of Orbax v1 is.
+
+    async def save(self, directory: Any) -> Any:
+        number = self.number
+
+        async def write() -> None:
+            folder = await directory.await_creation()
+            (folder / "data.json").write_text(json.dumps(number))
+
+        return write()
+
+    async def load(self, directory: Any) -> Any:
+        async def read() -> None:
+            self.number = json.loads((directory / "data.json").read_text())
+
+        return read()
+
+
+# --- the loop of a user, with each manager: what they write besides is marked  ---
+
+
+class Manager(Protocol):
+    """What a loop does with a manager."""
+
+    def save(self, step: int, state: Any, lens: cs.Lens, data: Batches) -> None: ...
+    def restore(self, step: int, target: Any, lens: cs.Lens, data: Batches) -> Any: ...
+
+
+@dataclasses.dataclass
+class WithV0:
+    """A loop with the manager of Orbax's v0 API."""
+
+    manager: v0.CheckpointManager
+
+    def save(self, step: int, state: Any, lens: cs.Lens, data: Batches) -> None:
+        items = cs.orbax.items_of(state, lens)  # <- and then each item, in the place of the state
+        args = {name: v0.args.StandardSave(tree) for name, tree in items.items()}
+        told = v0.args.JsonSave({"next": data.number})
+        self.manager.save(step, args=v0.args.Composite(**args, data=told))
+
+    def restore(self, step: int, target: Any, lens: cs.Lens, data: Batches) -> Any:
+        has = self.manager.item_metadata(step)
+        aux = "nnx_aux" if "nnx_aux" in has else None
+        wanted = cs.orbax.abstract_items(target, lens, aux=aux)  # <-
+        args = {name: v0.args.StandardRestore(tree) for name, tree in wanted.items()}
+        told = v0.args.JsonRestore()
+        found = self.manager.restore(step, args=v0.args.Composite(**args, data=told))
+        data.number = found["data"]["next"]
+        return cs.orbax.state_of(found, target, lens)  # <-
+
+
+@dataclasses.dataclass
+class WithV1:
+    """A loop with the checkpointer of Orbax's v1 API."""
+
+    checkpointer: v1.training.Checkpointer
+    is_async: bool
+
+    def save(self, step: int, state: Any, lens: cs.Lens, data: Batches) -> None:
+        items = cs.orbax.items_of(state, lens)  # <-
+        if self.is_async:
+            self.checkpointer.save_checkpointables_async(step, {**items, "data": data})
+        else:
+            self.checkpointer.save_checkpointables(step, {**items, "data": data})
+
+    def restore(self, step: int, target: Any, lens: cs.Lens, data: Batches) -> Any:
+        has = self.checkpointer.checkpointables_metadata(step).metadata
+        aux = "nnx_aux" if "nnx_aux" in has else None
+        wanted = cs.orbax.abstract_items(target, lens, aux=aux)  # <-
+        found = self.checkpointer.load_checkpointables(step, {**wanted, "data": data})
+        return cs.orbax.state_of(found, target, lens)  # <-
+
+
+@contextlib.contextmanager
+def v0_manager(folder: Path, *, is_async: bool) -> Iterator[Manager]:
+    options = v0.CheckpointManagerOptions(max_to_keep=4, enable_async_checkpointing=is_async)
+    with v0.CheckpointManager(folder, options=options) as manager:
+        yield WithV0(manager)
+        manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def v1_checkpointer(folder: Path, *, is_async: bool) -> Iterator[Manager]:
+    with v1.training.Checkpointer(folder) as checkpointer:
+        yield WithV1(checkpointer, is_async)
+
+
+MANAGERS: dict[str, Callable[[Path], Any]] = {
+    "v0, sync": lambda folder: v0_manager(folder, is_async=False),
+    "v0, async": lambda folder: v0_manager(folder, is_async=True),
+    "v1, sync": lambda folder: v1_checkpointer(folder, is_async=False),
+    "v1, async": lambda folder: v1_checkpointer(folder, is_async=True),
+}
+
+
+def trained(form: Form, state: Any, data: Batches, count: int) -> tuple[Any, list[float]]:
+    losses: list[float] = []
+    for _ in range(count):
+        state, loss = form.step(state, next(data))
+        losses.append(float(loss))
+    return state, losses
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Any:
+    return make_mesh(1, 1)
+
+
+@pytest.fixture(scope="module")
+def unbroken(mesh: Any) -> list[float]:
+    """The losses of a Linen run that never stops."""
+    return trained(LINEN, LINEN.start(LINEN.init(), mesh), Batches(), 4 * STEPS)[1]
+
+
+@pytest.mark.parametrize("name", MANAGERS)
+def test_a_run_goes_on_in_the_other_framework(
+    tmp_path: Path, name: str, mesh: Any, unbroken: list[float]
+) -> None:
+    runs: list[LinenForm | NnxForm] = [LINEN, NNX, NNX, LINEN]
+    losses: list[float] = []
+    streams: list[Any] = []
+    for number, form in enumerate(runs):
+        data = Batches()
+        with MANAGERS[name](tmp_path / "run") as manager:
+            if number:
+                target = form.abstract(mesh)
+                state = manager.restore(number * STEPS, target, LENSES[form], data)
+                jax.tree.map(lambda x, t: _verify_placed(x, t), state, target)
+            else:
+                state = LINEN.start(LINEN.init(), mesh)
+            if number == 2:  # what Linen has no place for stands beside it
+                same(state["model"]["layers"][0]["dropout"], streams[0])
+            state, more = trained(form, state, data, STEPS)
+            losses += more
+            if form is NNX:
+                streams.append(jax.tree.map(lambda x: x, state["model"]["layers"][0]["dropout"]))
+            manager.save((number + 1) * STEPS, state, LENSES[form], data)
+    assert losses == unbroken
+    assert (number + 1) * STEPS == data.number
+
+
+def _verify_placed(leaf: Any, target: Any) -> None:
+    assert leaf.sharding == target.sharding
+
+
+# --- the core, without a manager  ---
+
+
+class Old(cs.Schema):
+    w: Float32[Array, "a b"]
+    noise: cs.Key["rbg"]
+    step: Int32[Array, ""]
+
+
+class New(cs.Schema):
+    w: Float32[Array, "b a"] = cs.field(key="dense/kernel")
+    noise: cs.Key["rbg"] = cs.field(key="rngs/noise")
+    step: UInt32[Array, ""]
+    dropout: cs.Key["urbg"] = cs.field(key="rngs/dropout", default=cs.fresh_key(0))
+
+
+SMALL = cs.derive(Old, New)
+
+
+def new() -> Any:
+    keys = {name: jax.random.key(7, impl=impl) for name, impl in _IMPLS.items()}
+    kernel = jnp.arange(6, dtype="float32").reshape(3, 2)
+    return {"dense": {"kernel": kernel}, "rngs": keys, "step": jnp.uint32(5)}
+
+
+_IMPLS = {"noise": "rbg", "dropout": "unsafe_rbg"}
+
+
+def abstract(tree: Any) -> Any:
+    mesh = jax.make_mesh((2,), ("x",))
+    spread = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), tree)
+
+
+def test_what_is_asked_for_is_what_is_saved() -> None:
+    for state in (new(), SMALL.get(SMALL.put(new())), SMALL.put(new())):
+        items = cs.orbax.items_of(state, SMALL)
+        wanted = cs.orbax.abstract_items(abstract(state), SMALL)
+        assert jax.tree.structure(items) == jax.tree.structure(wanted)
+        for asked, saved in zip(jax.tree.leaves(wanted), jax.tree.leaves(items), strict=True):
+            assert (asked.shape, asked.dtype) == (saved.shape, saved.dtype)
+            assert asked.sharding.mesh.size == 2
+        same(cs.orbax.state_of(items, state, SMALL), state)
+    assert set(cs.orbax.abstract_items(new(), SMALL, disk_side="view")) == {"state"}
+
+
+def test_a_state_of_either_side_becomes_the_target() -> None:
+    state, target = new(), abstract(new())
+    plain = {"state": jax.tree.map(_as_numpy, SMALL.put(state))}
+    found = cs.orbax.state_of(plain, target, SMALL)  # without private leaves, by one who has none
+    same(found["dense"]["kernel"], jax.device_put(state["dense"]["kernel"], _sharding(target)))
+    assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, target)
+    own = cs.orbax.state_of({"state": state, "config": {"lr": 1}}, state, SMALL)
+    same(own, state)
+    old = cs.orbax.state_of(
+        {"run": {"model": state}}, SMALL.put(state), SMALL, item="run", at="model"
+    )
+    same(old, SMALL.put(state))
+
+
+def _as_numpy(leaf: Any) -> Any:
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
+
+
+def _sharding(tree: Any) -> Any:
+    return jax.tree.leaves(tree)[0].sharding
+
+
+def test_what_v0_gives_silently_is_an_error() -> None:
+    state = SMALL.put(new())
+    raw = {**state, "noise": np.asarray(jax.random.key_data(state["noise"]))}
+    with pytest.raises(cs.CheckpointMismatchError, match=r"noise .*expected key<rbg>"):
+        cs.orbax.state_of({"state": raw}, new(), SMALL)
+    longer = {**state, "w": np.zeros((2, 4), "float32")}
+    with pytest.raises(cs.CheckpointMismatchError, match="does not fit"):
+        cs.orbax.state_of({"state": longer}, abstract(new()), SMALL)
+    with pytest.raises(cs.CheckpointMismatchError, match="step"):
+        cs.orbax.state_of({"state": {**state, "step": np.int32(-1)}}, new(), SMALL)
+    with pytest.raises(cs.CheckpointMismatchError, match=r"say item=, one of model, config"):
+        cs.orbax.state_of({"model": state, "config": {}}, new(), SMALL)
+    other = {"rngs": {"dropout": jax.random.key(0, impl="rbg")}}
+    with pytest.raises(cs.CheckpointMismatchError, match="rngs/dropout"):
+        cs.orbax.state_of({"state": state, "nnx_aux": other}, new(), SMALL)
+
+
+def test_a_step_that_takes_the_state_does_not_change_what_is_being_saved(tmp_path: Path) -> None:
+    state = {
+        "w": jnp.ones((512, 512)),
+        "noise": jax.random.key(0, impl="rbg"),
+        "step": jnp.int32(1),
+    }
+    over = jax.jit(lambda w: w * 3, donate_argnums=0)
+    lens = cs.derive(Old, Old)
+    with v1.training.Checkpointer(tmp_path) as checkpointer:
+        manager = WithV1(checkpointer, is_async=True)
+        for step in range(3):
+            manager.save(step, state, lens, Batches())
+            state["w"] = over(state["w"])
+            checkpointer.wait()  # a save that meets another one is left out
+    for step in range(3):
+        found = cs.orbax.restore(tmp_path / str(step), abstract(state), lens)
+        assert (np.asarray(found["w"]) == 3**step).all()
