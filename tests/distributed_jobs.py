@@ -27,6 +27,7 @@ from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
 from ckpt_schema._lens.arrays.comparison import difference
+from ckpt_schema._safetensors import ranges
 from ckpt_schema._trees import placement
 from ckpt_schema.orbax._agreement import raised_by_all
 from ckpt_schema.orbax._metadata import alone
@@ -78,6 +79,9 @@ class Tied(cs.Schema):
 
 class Single(cs.Schema):
     embedding: Float32[Array, "a b"]
+
+
+WEIGHT = np.arange(64, dtype=np.float32).reshape(8, 8)
 
 
 LENS = cs.derive(cs.linen.TrainState[LinenModel, TX], cs.nnx.TrainState[NnxModel, TX])
@@ -435,10 +439,40 @@ class Found:
     alone: dict[str, tuple[str, list[str], str]]
     lost: list[tuple[str, str]]
     context: tuple[bool, bool]
+    folder: dict[str, tuple[float, list[str]]]
 
 
 def found_by_two(root: Path) -> Found:
-    return Found(refused(root), alone_in_one(root), payloads(), context())
+    return Found(refused(root), alone_in_one(root), payloads(), context(), folder(root))
+
+
+def folder(root: Path) -> dict[str, tuple[float, list[str]]]:
+    """By the sharding of a tensor of Hugging Face: what part of it this process reads, and which shards are wrong.
+
+    Both processes then save all of them.
+    """
+    reading: Any = ranges._Reading  # pyright: ignore[reportPrivateUsage]
+    read = reading._read
+    counts: list[int] = []
+    found: dict[str, tuple[float, list[str]]] = {}
+    both: dict[str, Any] = {}
+
+    def counting(self: Any, start: int, made: Any) -> None:
+        counts.append(made.nbytes)
+        read(self, start, made)
+
+    reading._read = counting
+    for spec in ((), ("x",), (None, "x"), ("y", "x"), ("x", "y")):
+        sharding = NamedSharding(mesh(2, 2), PartitionSpec(*spec))
+        target = {"a": {"w": jax.ShapeDtypeStruct((8, 8), "float32", sharding=sharding)}}
+        restored = cs.hf.restore(root / "hub", target)
+        wrong = unlike(restored, {"a": {"w": WEIGHT}}) + elsewhere(restored, target)
+        found[str(spec)] = sum(counts) / WEIGHT.nbytes, wrong
+        counts.clear()
+        both["-".join(map(str, spec))] = restored["a"]["w"]
+    reading._read = read
+    cs.hf.save(root / "both", both)
+    return found
 
 
 # --- What goes wrong with processes  ---

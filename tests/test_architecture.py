@@ -22,7 +22,7 @@ ORDER = """
     _frameworks.moment_names _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
     linen nnx
     _safetensors _safetensors.dtypes _safetensors.header _safetensors.weights _safetensors.ranges _safetensors.packing
-    _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _trees.defaults
+    _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _safetensors.shards _trees.defaults
     _trees.containers _trees.abstract_states _trees.undeclared _trees.slots
     _frameworks.degrees _frameworks.starting_values _trees.chains _trees.conformance _trees.equality
     _trees.envelopes _trees.folds _trees.inference

@@ -74,6 +74,7 @@ def test_streams_go_with_a_checkpoint_from_two_to_four(root: Path) -> None:
 @pytest.fixture(scope="module")
 def by_two(root: Path) -> tuple[jobs.Found, jobs.Found]:
     """What each of two processes finds in all that two are asked: to start them is dearer than what they do."""
+    cs.hf.save(root / "hub", {"a.w": jobs.WEIGHT})
     first, second = run_distributed(2, jobs.found_by_two, root, devices=2)
     return first, second
 
@@ -125,6 +126,15 @@ def test_no_bit_of_a_float_is_lost_between_processes(by_two: Any) -> None:
 
 def test_orbax_reads_in_the_context_of_the_caller(by_two: Any) -> None:
     assert [each.context for each in by_two] == [(True, True)] * 2
+
+
+def test_each_process_reads_and_writes_its_own_of_a_folder(root: Path, by_two: Any) -> None:
+    shares = {"()": 1, "('x',)": 0.5, "(None, 'x')": 0.5, "('y', 'x')": 0.5, "('x', 'y')": 0.5}
+    expected = {spec: (share, []) for spec, share in shares.items()}
+    assert [each.folder for each in by_two] == [expected] * 2
+    found = cs.hf.load(root / "both")
+    assert len(found) == len(shares)
+    assert all(array.tobytes() == jobs.WEIGHT.tobytes() for array in found.values())
 
 
 # --- `run_distributed`  ---

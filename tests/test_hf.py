@@ -167,7 +167,7 @@ def test_what_other_processes_hold_is_not_read(tmp_path: Path, count: Callable[[
     written(tmp_path, {"a": array})
     weights = read_weights(tmp_path)
     box = ((2, 4), (0, 6), (0, 4))
-    assert same(ranges.read_boxes(weights.tensors["a"], [box])[box], array[2:4])
+    assert same(ranges.read_extents(weights.tensors["a"], [box])[box], array[2:4])
     assert count() == array[2:4].nbytes
 
 

@@ -7,14 +7,13 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ckpt_schema._layouts import paths
 from ckpt_schema._safetensors.header import Tensor
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 
-__all__ = ["Extent", "read_boxes", "read_sharded", "read_tensor"]
+__all__ = ["Extent", "read_extents", "read_tensor"]
 
 Extent = tuple[tuple[int, int], ...]
 """A part of an array: where it begins and ends on each axis."""
@@ -26,26 +25,10 @@ _PIECE = 1 << 24
 def read_tensor(tensor: Tensor) -> np.ndarray[Any, Any]:
     """All of a tensor."""
     whole = tuple((0, size) for size in tensor.shape)
-    return read_boxes(tensor, [whole])[whole]
+    return read_extents(tensor, [whole])[whole]
 
 
-def read_sharded(tensor: Tensor, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A tensor with a sharding. Each process reads what its own devices hold, once."""
-    shape = tensor.shape
-    indices = sharding.addressable_devices_indices_map(shape)
-    boxes = {_box(index, shape) for index in indices.values() if index is not None}
-    found = read_boxes(tensor, boxes)
-    return jax.make_array_from_callback(
-        shape, sharding, lambda index: found[_box(index, shape)], dtype=tensor.dtype
-    )
-
-
-def _box(index: Sequence[Any] | None, shape: Sequence[int]) -> Extent:
-    spans = [each.indices(size)[:2] for each, size in zip(index or (), shape, strict=True)]
-    return tuple(spans)
-
-
-def read_boxes(tensor: Tensor, boxes: Collection[Extent]) -> dict[Extent, np.ndarray[Any, Any]]:
+def read_extents(tensor: Tensor, boxes: Collection[Extent]) -> dict[Extent, np.ndarray[Any, Any]]:
     """Parts of a tensor.
 
     Args:

@@ -12,7 +12,8 @@ from jax.sharding import Sharding
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import named
 from ckpt_schema._messages.text import counted
-from ckpt_schema._safetensors.ranges import read_sharded, read_tensor
+from ckpt_schema._safetensors.ranges import read_tensor
+from ckpt_schema._safetensors.shards import read_sharded
 from ckpt_schema._safetensors.weights import Weights, read_weights
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 from ckpt_schema.orbax._agreement import agree, raised_by_all

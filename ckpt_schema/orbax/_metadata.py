@@ -19,7 +19,8 @@ from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._layouts.pytrees import key_paths
 from ckpt_schema._safetensors.header import Tensor
-from ckpt_schema._safetensors.ranges import read_sharded, read_tensor
+from ckpt_schema._safetensors.ranges import read_tensor
+from ckpt_schema._safetensors.shards import read_sharded
 from ckpt_schema._safetensors.weights import Weights, is_of_weights, read_weights
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import CheckpointMismatchError
