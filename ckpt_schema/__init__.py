@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ckpt_schema import linen as linen
     from ckpt_schema import nnx as nnx
     from ckpt_schema import orbax as orbax
+    from ckpt_schema._frameworks.kept_states import kept as kept
     from ckpt_schema._frameworks.states import optimizer as optimizer
     from ckpt_schema._layouts.drafts import OptState as OptState
     from ckpt_schema._layouts.fields import field as field
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ckpt_schema._layouts.leaves import Key as Key
     from ckpt_schema._layouts.leaves import constant_key as constant_key
     from ckpt_schema._layouts.leaves import fresh_key as fresh_key
+    from ckpt_schema._layouts.plain import Plain as Plain
     from ckpt_schema._layouts.schema import Schema as Schema
     from ckpt_schema._layouts.schema import Stream as Stream
     from ckpt_schema._layouts.schema import layout as layout
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.rules import reset as reset
     from ckpt_schema._lens.rules import scale as scale
     from ckpt_schema._lens.rules import tie as tie
+    from ckpt_schema._source.source import to_source as to_source
     from ckpt_schema._trees.abstract_states import abstract as abstract
     from ckpt_schema._trees.conformance import Report as Report
     from ckpt_schema._trees.conformance import assert_conforms as assert_conforms
@@ -102,10 +105,13 @@ _HOMES = {
         "scale",
         "tie",
     ),
+    "_frameworks.kept_states": ("kept",),
     "_frameworks.states": ("optimizer",),
     "_layouts.drafts": ("OptState",),
     "_layouts.fields": ("field", "series"),
+    "_layouts.plain": ("Plain",),
     "_layouts.schema": ("Schema", "Stream", "layout"),
+    "_source.source": ("to_source",),
 }
 _MODULES = ("hf", "linen", "nnx", "orbax")
 _NAMES = {name: module for module, names in _HOMES.items() for name in names}
@@ -123,6 +129,7 @@ __all__ = [
     "Lens",
     "Mismatch",
     "OptState",
+    "Plain",
     "Registry",
     "Report",
     "Schema",
@@ -147,6 +154,7 @@ __all__ = [
     "hf",
     "infer",
     "init",
+    "kept",
     "layout",
     "linen",
     "move",
@@ -163,6 +171,7 @@ __all__ = [
     "scale",
     "series",
     "tie",
+    "to_source",
 ]
 
 

@@ -17,9 +17,10 @@ ORDER = """
     _compat _messages _messages.text _messages.faults errors
     _layouts _layouts.paths _layouts.overlaps _layouts.sizes _layouts.dims _layouts.leaves _layouts.pytrees _layouts.table
     _layouts.kinds _layouts.fields _layouts.drafts
-    _layouts.schema
+    _layouts.schema _layouts.plain
     _frameworks _frameworks.boxes
     _frameworks.moment_names _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
+    _frameworks.kept_states
     linen nnx
     _safetensors _safetensors.dtypes _safetensors.header _safetensors.weights _safetensors.ranges _safetensors.packing
     _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _safetensors.shards _trees.defaults
@@ -42,6 +43,8 @@ ORDER = """
     _lens.plan _lens.plan.made _lens.plan.tasks _lens.plan.labels _lens.plan.outline _lens.plan.plan _lens.plan.pieces
     _lens.plan.compilation _lens.lens _lens.registry _lens.open_names _lens.lone_nodes _lens.one_sided _lens.read_sides
     _lens.siblings _lens.adaptation
+    _source _source.importing _source.branches _source.equal_parts _source.size_names _source.python_text
+    _source.kept_text _source.source
     orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._whereabouts orbax._private_leaves
     orbax._adapt orbax._load orbax._missing orbax._versions orbax._targets orbax._restore orbax._items
     orbax._managed orbax._save orbax._pytree_files orbax._route orbax._convert orbax

@@ -128,3 +128,9 @@ def test_an_error_in_the_readme_names_its_line() -> None:
             {},
         )
     assert raised.traceback[-1].lineno == 7  # counted from 0
+
+
+def test_what_the_page_on_written_schemas_says_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = README.parent / "docs" / "source.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "source"})
+    assert "class Inferred(" in capsys.readouterr().out

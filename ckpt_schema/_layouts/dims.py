@@ -36,6 +36,7 @@ __all__ = [
     "format_dim",
     "format_dims",
     "is_name",
+    "known_dim",
     "own_names",
     "parse_axes",
     "parse_dims",
@@ -409,6 +410,17 @@ def size_of(dim: Dim, sizes: Mapping[str, int]) -> int | None:
 def _total(factor: Sum, sizes: Mapping[str, int]) -> int | None:
     known = [size_of(term, sizes) for term in factor.terms]
     return None if None in known else sum(k for k in known if k is not None)
+
+
+def known_dim(dim: Dim, sizes: Mapping[str, int]) -> Dim:
+    """The dim with the sizes that are known in the place of names, one number where all are.
+
+    Example:
+        >>> known_dim(("heads", "dim"), {"heads": 2}), known_dim(("heads", "dim"), {"heads": 2, "dim": 4})
+        ((2, 'dim'), (8,))
+    """
+    whole = size_of(dim, sizes)
+    return renamed_dims((dim,), sizes)[0] if whole is None else (whole,)
 
 
 def sizes_of(dims: Dims, sizes: Mapping[str, int]) -> tuple[int, ...] | None:

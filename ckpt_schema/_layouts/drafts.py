@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -29,6 +30,7 @@ __all__ = [
     "models_of",
     "read_off",
     "table_of",
+    "written_nodes",
 ]
 
 
@@ -69,16 +71,21 @@ class Declared(Protocol):
     __attributes__: tuple[Attribute, ...]
     __kinds__: Dicts
     __joined__: JoinedKeys | None
+    __containers__: tuple[Node, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attribute:
-    """A declared attribute: its name, what it is made of, whether it is a list, and its field."""
+    """A declared attribute: its name, what it is made of, whether it is a list, and its field.
+
+    The class itself may know it by another name, where its own is none that Python has.
+    """
 
     name: str
     target: Leaf | Declared | type[OptState] | Layout
     many: bool
     field: Field
+    written: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,6 +151,7 @@ def table_of(schema: Declared) -> Table:
     whole = Table()
     for attribute in schema.__attributes__:
         whole = whole.beside(found[attribute.name])
+    whole = dataclasses.replace(whole, nodes=whole.nodes + schema.__containers__)
     if schema.__joined__ is None:
         return whole
     return dataclasses.replace(whole, drafts=tuple(map(schema.__joined__, whole.drafts)))
@@ -388,3 +396,36 @@ def _verify_axis(row: Row) -> None:
             f"axis {first} for {row.leaf}",
             "give the leaf's own field axis=, as for rank-0 RNG leaves on axis 0",
         )
+
+
+def written_nodes(argument: str, given: object) -> tuple[Node, ...]:
+    """Containers as they are declared: their classes by key path, with their number where there is a symbol.
+
+    Raises:
+        SchemaError: With everything that is no such declaration.
+
+    Example:
+        >>> nodes = written_nodes("containers", {"blocks/{i}": (tuple, 2), "end": None})
+        >>> [(paths.format_path(node.key), node.type.__name__) for node in nodes]
+        [('blocks/0', 'tuple'), ('blocks/1', 'tuple'), ('end', 'NoneType')]
+    """
+    nodes: list[Node] = []
+    faults: list[Mismatch] = []
+    items: Mapping[Any, Any] = given if isinstance(given, Mapping) else {given: given}
+    for text, value in items.items():
+        kind, *counts = value if isinstance(value, tuple) else (value,)
+        pattern = paths.parse_pattern(text) if isinstance(text, str) and text else ()
+        numbers = [n for n in counts if type(n) is int and n > 0]
+        fits = len(numbers) == len(counts) == paths.symbols(pattern)
+        if not isinstance(text, str) or not fits or not (kind is None or isinstance(kind, type)):
+            hint = f'write {argument}={{"blocks": tuple, "blocks/{{i}}": (list, 4)}}'
+            expected = "classes by key path, each symbol with a number of keys"
+            found = f"{shown(text)}: {shown(value)}"
+            faults.append(Mismatch(argument, "declaration", expected, found, hint))
+            continue
+        node = type(None) if kind is None else kind
+        several = itertools.product(*map(range, numbers))
+        nodes += (Node(paths.fill(pattern, indices), node) for indices in several)
+    if faults:
+        raise SchemaError(f"{argument}= is not well formed", faults)
+    return tuple(nodes)

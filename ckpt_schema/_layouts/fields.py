@@ -45,6 +45,7 @@ class Field:
     ephemeral: bool = False
     value: type | None = None
     tag: str | None = None
+    name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class OptimizerTable:
     rows: tuple[Row, ...]
     nodes: tuple[Node, ...]
     parts: tuple[Part, ...]
-    initial: Initial
+    initial: Initial | None
     sizes: Mapping[str, int]
 
 
@@ -109,6 +110,7 @@ def field(
     ephemeral: bool = False,
     value: type | None = None,
     tag: str | None = None,
+    name: str | None = None,
 ) -> Any:
     """Says of a schema's attribute what its annotation cannot.
 
@@ -132,6 +134,7 @@ def field(
             ``dict``, ``tuple``, ``list``, a NamedTuple or a dataclass that is a pytree. NNX keeps it in one Variable. Fields
             that are not declared are None.
         tag: The stream name a new RNG Variable carries; the attribute's name unless given.
+        name: The logical name, where no attribute of a class can be called so: ``"0"``, ``"'a/b'"``.
 
     Returns:
         A marker that the schema class reads; typed ``Any`` so that any annotation may stand beside it.
@@ -139,7 +142,19 @@ def field(
     given: Any = {} if dims is None else dims
     renames = dict(given) if isinstance(given, Mapping) else given
     return Field(
-        key, default, scan, axis, length, renames, type, collection, optional, ephemeral, value, tag
+        key,
+        default,
+        scan,
+        axis,
+        length,
+        renames,
+        type,
+        collection,
+        optional,
+        ephemeral,
+        value,
+        tag,
+        name,
     )
 
 
@@ -198,7 +213,7 @@ def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
         >>> list(wrong_types(field(key=0, axis=True)))
         [('key', 'a string', '0'), ('axis', 'an integer', 'True')]
     """
-    for argument in ("key", "collection", "tag"):
+    for argument in ("key", "collection", "tag", "name"):
         value = getattr(spec, argument)
         if argument == "key" and isinstance(value, Mapping):
             several: list[Any] = list(value.values())
@@ -278,6 +293,9 @@ def verify_field(name: str, spec: Field, *, many: bool) -> None:
             "on a list",
             "give value= to the attributes of the schema in the list",
         )
+    if spec.name is not None and len(paths.parse_path(spec.name)) != 1:
+        hint = "a name with a slash in it stands in quotes, name=\"'a/b'\""
+        raise declaration(name, "one segment of a logical path as name=", shown(spec.name), hint)
     if spec.collection is not None and not spec.collection:
         raise declaration(
             name, "a collection's name", repr(spec.collection), "leave collection= out for params"

@@ -10,7 +10,7 @@ from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Row
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Dicts"]
+__all__ = ["Dicts", "Untold"]
 
 _PARAMS = "params"
 
@@ -64,3 +64,17 @@ class Dicts:
     def box(self) -> Any:
         """How params are wrapped for a transformation; None where they are not."""
         return None
+
+
+class Untold(Dicts):
+    """Trees of dicts that tell of no collections, as files of other frameworks do, and checkpoints of NNX."""
+
+    homes = ((_PARAMS,), ("model",))
+
+    def model(self, row: Row, collection: str | None) -> Row:
+        """A leaf of a model, of no collection unless its field names one."""
+        return dataclasses.replace(row, kind=collection)
+
+    def trained(self, wrt: Any) -> Callable[[Row, KeyPath], bool]:
+        """Whether an optimizer trains a leaf of a model: all, unless collections are named."""
+        return super().trained(wrt) if wrt is not None else lambda row, key: True

@@ -28,11 +28,12 @@ from ckpt_schema._layouts.drafts import (
     models_of,
     read_off,
     table_of,
+    written_nodes,
 )
 from ckpt_schema._layouts.fields import Field, StateField, declaration, is_dim, verify_field
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import Leaf
-from ckpt_schema._layouts.table import Layout, Row, Series, holders, verify_table
+from ckpt_schema._layouts.table import Layout, Node, Row, Series, holders, verify_table
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -96,6 +97,8 @@ class Schema(Open, metaclass=SchemaType):
       flat keys of Hugging Face's files, ``"layers.{i}.mlp.weight"``.
     - **nested**: how many of the last segments stay keys of their own: with ``joined="/", nested=1``, the
       ``{"mlp/~/linear_0": {"w": ...}}`` of Haiku.
+    - **containers**: the classes of containers that are no dicts, by their key paths from here:
+      ``{"blocks": tuple}``.
 
     Raises:
         SchemaError: At class creation, with every attribute that is no leaf, schema or list of one.
@@ -121,6 +124,7 @@ class Schema(Open, metaclass=SchemaType):
     __attributes__: ClassVar[tuple[Attribute, ...]] = ()
     __series__: ClassVar[tuple[Series, ...]] = ()
     __kinds__: ClassVar[Dicts] = Dicts()
+    __containers__: ClassVar[tuple[Node, ...]] = ()
 
     if not TYPE_CHECKING:  # a `NoReturn` here makes mypy take every schema for a function
 
@@ -132,7 +136,12 @@ class Schema(Open, metaclass=SchemaType):
             )
 
     def __init_subclass__(
-        cls, *, joined: str | None = None, nested: int = 0, name: str | None = None
+        cls,
+        *,
+        joined: str | None = None,
+        nested: int = 0,
+        name: str | None = None,
+        containers: Mapping[str, Any] | None = None,
     ) -> None:
         """Reads the annotations of the class and of its bases, once, and reports every fault in them.
 
@@ -140,6 +149,7 @@ class Schema(Open, metaclass=SchemaType):
             joined: See above.
             nested: See above.
             name: What messages call the class, where that is not its own name.
+            containers: See above.
         """
         super().__init_subclass__()
         if name is not None:
@@ -148,6 +158,7 @@ class Schema(Open, metaclass=SchemaType):
         if joined is not None or nested:
             faults += _joined_faults(cls, joined, nested)
             cls.__joined__ = JoinedKeys(str(joined), nested)
+        cls.__containers__ += written_nodes("containers", containers or {})
         own: dict[str, Attribute] = {}
         scope = _scope(inspect.currentframe())
         for name, annotation in _annotations(cls, scope, faults):
@@ -199,7 +210,8 @@ def _inherited(cls: type) -> dict[str, Attribute]:
     found: dict[str, Attribute] = {}
     for base in reversed(cls.__mro__[1:]):
         own = inspect.get_annotations(base)
-        found |= {a.name: a for a in base.__dict__.get("__attributes__", ()) if a.name in own}
+        attributes = base.__dict__.get("__attributes__", ())
+        found |= {a.written: a for a in attributes if a.written in own}
     return found
 
 
@@ -348,7 +360,7 @@ def _attribute(cls: type, name: str, annotation: Any) -> Attribute:
         raise declaration(
             name, "value= on a schema", f"on the leaf {target}", "a leaf is a value without parts"
         )
-    return Attribute(name, target, many, spec)
+    return Attribute(name if spec.name is None else spec.name, target, many, spec, name)
 
 
 def _strip_optional(annotation: Any) -> tuple[Any, bool]:
@@ -489,16 +501,28 @@ def schema_name(body: Any) -> str:
     return body.name if isinstance(body, Layout) else body.__name__
 
 
-def layout(source: type[Schema] | Layout) -> Layout:
+def layout(source: type[Schema] | Layout, *, dims: Mapping[str, int] | None = None) -> Layout:
     """The layout of a schema on its own: nested dicts, spelled as the schema says. A `Layout` is returned as it is.
 
+    Args:
+        source: The schema.
+        dims: Sizes in elements, of all dims or of some: the layout is for trees of these sizes alone.
+
     Raises:
-        SchemaError: It is no schema, or two leaves have one key path.
+        SchemaError: It is no schema, or two leaves have one key path, or a size is none.
+
+    Example:
+        >>> from jaxtyping import Array, Float32
+        >>> class Dense(Schema):
+        ...     kernel: Float32[Array, "embed mlp"]
+        >>> print(layout(Dense, dims={"embed": 4}))
+        Dense: 1 rows
+          kernel  kernel  float32[4 mlp]
     """
-    if isinstance(source, Layout):
-        return source
-    _verify_schema(source)
-    return _layout(source)
+    if not isinstance(source, Layout):
+        _verify_schema(source)
+        source = _layout(source)
+    return source if dims is None else source.sized(dims)
 
 
 @functools.lru_cache(maxsize=256)

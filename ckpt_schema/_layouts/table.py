@@ -291,6 +291,25 @@ class Layout:
             raise SchemaError(f"{self.name} is not declared for these sizes", faults)
         return {**own, **(dims or {})}
 
+    def sized(self, dims: Mapping[str, int]) -> Layout:
+        """The layout for trees of these sizes alone."""
+        sizes = self.bound(dims)
+        rows: list[Row] = []
+        for row in self.rows:
+            leaf = row.leaf
+            for at, dim in enumerate(leaf.dims):
+                leaf = leaf.with_axis(at, dims_.known_dim(dim, sizes))
+            repeats = tuple(
+                dataclasses.replace(repeat, size=dims_.known_dim(repeat.size, sizes))
+                for repeat in row.repeats
+            )
+            rows.append(dataclasses.replace(row, leaf=leaf, repeats=repeats))
+        nodes: list[Node] = []
+        for node in self.nodes:
+            counts = tuple(dims_.known_dim(dim, sizes) for dim in node.counts)
+            nodes.append(dataclasses.replace(node, counts=counts))
+        return verify_table(dataclasses.replace(self, rows=tuple(rows), nodes=tuple(nodes)))
+
     def names(self) -> set[str]:
         """Every dim name of the layout, layer counts included."""
         found: set[str] = set()

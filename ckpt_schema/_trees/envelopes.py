@@ -12,6 +12,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Node, Part, is_part
 from ckpt_schema.errors import Mismatch
@@ -95,7 +96,7 @@ def envelope(read: Read) -> Envelope:
         copies = tuple(_copies(read, ("params",), "opt_state"))
         own = sorted(top - {copy[0] for copy in copies}, key=str)
         weights = tuple(((c,), str(c)) for c in own)
-        return Envelope(weights, None, frozenset(), (("params",),), copies)
+        return Envelope(weights, None, frozenset(), Dicts.homes, copies)
     return Envelope(
         (((), None),),
         None,

@@ -289,7 +289,7 @@ def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, Fold]) -> Iterato
         body: _leaf(leaf).dims for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None
     }
     places = [(prefix, ("params",), kind) for prefix, kind in kinds.weights]
-    places += [(prefix, (named(prefix[0]),), None) for prefix in kinds.copies]
+    places += [(prefix, (named(prefix[0]),), "params") for prefix in kinds.copies]
     for leaf in read.leaves:
         for prefix, head, collection in places:
             if leaf.key[: len(prefix)] == prefix:
@@ -303,8 +303,12 @@ def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, Fold]) -> Iterato
             if mirror is not None:
                 start = tuple(map(named, _strip(mirror, optimizer, kinds)))
                 row = _row(leaf, ("opt_state", *start), mirror, folds, leaf.kind, shapes)
-                param = "/".join(("params", *row.path[1 + len(start) :]))
-                yield dataclasses.replace(row, optimizer=1, mirrors=param)
+                rest = leaf.key[len(mirror) :]
+                body = param_of(rest, shapes) or rest
+                fold = folds.get(body)
+                param = tuple(map(named, body)) if fold is None else fold.path
+                mirrored = "/".join(("params", *param))
+                yield dataclasses.replace(row, optimizer=1, mirrors=mirrored)
             else:
                 inside = leaf.key[: len(optimizer)] == optimizer
                 rest = (

@@ -1,0 +1,231 @@
+"""What an optimizer keeps, written out: a state whose transformation is not known, as one that was read off a tree."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ckpt_schema._layouts import leaves as leaves_
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.drafts import written_nodes
+from ckpt_schema._layouts.fields import Body, OptimizerTable, StateField
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.paths import LogicalPath, Pattern
+from ckpt_schema._layouts.table import Node, Part, Row, is_part
+from ckpt_schema._messages.text import shown
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = ["kept"]
+
+
+def kept(
+    *,
+    of: str,
+    key: str | None = None,
+    mirrors: Sequence[str] | Mapping[str, Sequence[str] | None] = (),
+    leaves: Mapping[str, Any] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+    axes: Mapping[str, int] | None = None,
+    containers: Mapping[str, Any] | None = None,
+    root: str = "",
+) -> Any:
+    """Says of a schema's attribute what an optimizer keeps for a model beside it, where its transformation is not at hand.
+
+    A lens carries such a state. What starts anew needs the transformation itself, see `optimizer`.
+
+    Args:
+        of: The name of the attribute that is the model.
+        key: How this layout spells the attribute, where that is not its name; see `field`.
+        mirrors: Where the state has a leaf for each param, of its shape: ``["0/mu", "0/nu"]``; or the
+            logical paths of the params that have one, ``{"0/mu": ["head/kernel"], "0/nu": None}``.
+        leaves: Annotations of all others by their logical path, ``{"0/count": Int32[Array, ""]}``;
+            below one of ``mirrors``, of those in a shape or dtype of their own.
+        dtypes: The dtype of what a mirror keeps, where it is not that of each param.
+        axes: The axis on which layers are stacked in leaves of their own shape, where it is not that of the param.
+        containers: The classes of containers that are no dicts, by key path in the state, ``{"": tuple}``.
+        root: The key path in what ``tx.init`` was given at which the model stands: ``"params"`` for a whole variables dict.
+
+    Returns:
+        A marker that the schema class reads, beside the annotation ``OptState``.
+
+    Example:
+        >>> import ckpt_schema as cs, optax
+        >>> from jaxtyping import Array, Float32, Int32
+        >>> class Dense(cs.Schema):
+        ...     kernel: Float32[Array, "a b"]
+        >>> class Run(cs.Schema):
+        ...     params: Dense
+        ...     state: cs.OptState = cs.kept(
+        ...         of="params",
+        ...         mirrors=["0/mu", "0/nu"],
+        ...         leaves={"0/count": Int32[Array, ""]},
+        ...         containers={"": tuple, "0": optax.ScaleByAdamState, "1": optax.EmptyState},
+        ...     )
+        >>> print(cs.layout(Run))
+        Run: 4 rows
+          params/kernel      params/kernel      float32[a b]  params
+          state/0/mu/kernel  state/0/mu/kernel  float32[a b]
+          state/0/nu/kernel  state/0/nu/kernel  float32[a b]
+          state/0/count      state/0/count      int32[]
+    """
+    return _Kept(
+        key=key,
+        of=of,
+        mirrors=mirrors,
+        leaves={} if leaves is None else leaves,
+        dtypes={} if dtypes is None else dtypes,
+        axes={} if axes is None else axes,
+        containers={} if containers is None else containers,
+        root=root,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Kept(StateField):
+    """What `kept` was told; see there."""
+
+    mirrors: Any = ()
+    leaves: Any = dataclasses.field(default_factory=dict[str, Any])
+    dtypes: Any = dataclasses.field(default_factory=dict[str, str])
+    axes: Any = dataclasses.field(default_factory=dict[str, int])
+    containers: Any = dataclasses.field(default_factory=dict[str, Any])
+    root: str = ""
+
+    def state(self, owner: str, key: Pattern, body: Body) -> OptimizerTable:
+        """What stands there."""
+        faults = [*self._faults()]
+        if faults:
+            raise SchemaError(f"what an optimizer of {owner} keeps is not well declared", faults)
+        reader = _Reader(self, body)
+        rows = [*reader.rows()]
+        if reader.faults:
+            raise SchemaError(f"what an optimizer of {owner} keeps has no params", reader.faults)
+        nodes = written_nodes("containers", self.containers)
+        parts = tuple(
+            Part(tuple(map(paths.named, node.key)), node.type)
+            for node in nodes
+            if is_part(node.type) and not reader.is_mirrored(node)
+        )
+        return OptimizerTable(tuple(rows), nodes, parts, None, {})
+
+    def _faults(self) -> Iterator[Mismatch]:
+        """What is of another type than declared."""
+        told = {"leaves": self.leaves, "dtypes": self.dtypes, "axes": self.axes}
+        for argument, given in told.items():
+            if not isinstance(given, Mapping):
+                yield Mismatch(argument, "declaration", "a dict by path", shown(given))
+        if isinstance(self.mirrors, str) or not isinstance(self.mirrors, (Sequence, Mapping)):
+            hint = 'write mirrors=["0/mu", "0/nu"]'
+            yield Mismatch("mirrors", "declaration", "a list of paths", shown(self.mirrors), hint)
+
+
+class _Reader:
+    """Makes the rows of a state for the params of a body."""
+
+    def __init__(self, spec: _Kept, body: Body) -> None:
+        is_trained = body.kinds.trained(None)
+        self._spec, self._body = spec, body
+        self.faults: list[Mismatch] = []
+        self._root: Pattern = paths.parse_pattern(spec.root) if spec.root else ()
+        # Paths are told from the model's own root, as the state has them.
+        self._params = {row.path[1:]: row for row in body.rows}
+        self._trained = [path for path, row in self._params.items() if is_trained(row, ())]
+        self._heads = [paths.parse_pattern(text) if text else () for text in spec.mirrors]
+        self._own = {paths.parse_path(text): text for text in spec.leaves}
+
+    def is_mirrored(self, node: Node) -> bool:
+        """Whether a container stands where a param does."""
+        heads = [(*head, *self._root) for head in self._heads]
+        return any(node.key[: len(head)] == head for head in heads)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, those of mirrors first."""
+        for text, head in zip(self._spec.mirrors, self._heads, strict=True):
+            start = tuple(map(paths.named, head))
+            for path in self._wanted(text):
+                if (*start, *path) not in self._own:
+                    param = self._params[path]
+                    dtype = self._spec.dtypes.get(text, param.leaf.dtype)
+                    leaf = dataclasses.replace(param.leaf, dtype=dtype)
+                    yield self._mirror(head, param, dataclasses.replace(param, leaf=leaf), ())
+        for path, text in self._own.items():
+            leaf = leaves_.from_annotation(self._spec.leaves[text])
+            if leaf is None:
+                hint = 'write leaves={"0/count": Int32[Array, ""]}'
+                expected = "the annotation of a leaf"
+                found = shown(self._spec.leaves[text])
+                self.faults.append(Mismatch(text, "declaration", expected, found, hint))
+                continue
+            yield self._shaped(path, text, leaf) or Row(
+                path, paths.parse_pattern(text), leaf, kind=self._kind(mirror=False)
+            )
+
+    def _wanted(self, text: str) -> Sequence[LogicalPath]:
+        """The params that a mirror has leaves for."""
+        given = self._spec.mirrors[text] if isinstance(self._spec.mirrors, Mapping) else None
+        if given is None:
+            return self._trained
+        wanted = [paths.parse_path(path) for path in given]
+        for path in wanted:
+            if path not in self._params:
+                expected = f"a param of {self._body.name}"
+                found = "/".join(path)
+                self.faults.append(Mismatch(text, "declaration", expected, found))
+        return [path for path in wanted if path in self._params]
+
+    def _shaped(self, path: LogicalPath, text: str, leaf: Leaf) -> Row | None:
+        """The row of a leaf that is kept for a param in a shape of its own; None for any other leaf."""
+        for head in sorted(self._heads, key=len, reverse=True):
+            start = tuple(map(paths.named, head))
+            if path[: len(start)] != start:
+                continue
+            rest = path[len(start) :]
+            for end in range(len(rest), 0, -1):
+                param = self._params.get(rest[:end])
+                if param is not None:
+                    return self._mirror(head, param, self._stacked(param, text, leaf), rest[end:])
+                # A leaf that does not share the stack of its param is no repetition.
+                alike = [p for p in self._params if _unmarked(p) == rest[:end]]
+                if alike:
+                    param = self._params[alike[0]]
+                    lone = dataclasses.replace(param, path=("", *rest[:end]), repeats=(), leaf=leaf)
+                    return self._mirror(head, param, lone, rest[end:])
+        return None
+
+    def _stacked(self, param: Row, text: str, leaf: Leaf) -> Row:
+        axis = self._spec.axes.get(text)
+        repeats = tuple(
+            repeat
+            if axis is None or repeat.axis is None
+            else dataclasses.replace(repeat, axis=axis)
+            for repeat in param.repeats
+        )
+        return dataclasses.replace(param, leaf=leaf, repeats=repeats)
+
+    def _mirror(self, head: Pattern, param: Row, shape: Row, tail: LogicalPath) -> Row:
+        """The row of what is kept for a param, of the leaf and the repeats of ``shape``."""
+        own = param.key[len(self._body.key) :]
+        boxed = self._body.kinds.container == "nnx"
+        keys = paths.parse_pattern("/".join(tail)) if tail else ()
+        start = tuple(map(paths.named, head))
+        made = Row(
+            (*start, *shape.path[1:], *tail),
+            (*head, *self._root, *own, *keys),
+            shape.leaf,
+            shape.repeats,
+            self._kind(mirror=True),
+            body=len(start),
+            inside=len(tail) if boxed else 0,
+            mirrors="/".join(param.path),
+        )
+        return dataclasses.replace(made, reshaped=made.dims != param.dims)
+
+    def _kind(self, *, mirror: bool) -> Any:
+        """The Variable type of a leaf; what a tree of dicts keeps is of no collection."""
+        boxed = self._body.kinds.container == "nnx"
+        return self._body.kinds.kept(mirror=mirror, boxed=mirror) if boxed else None
+
+
+def _unmarked(path: LogicalPath) -> LogicalPath:
+    return tuple(segment.removesuffix("[]") for segment in path)

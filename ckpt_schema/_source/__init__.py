@@ -1,0 +1,1 @@
+"""Layouts and lenses as Python text."""

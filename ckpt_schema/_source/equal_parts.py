@@ -1,0 +1,133 @@
+"""Equal parts of a model as one class: what differs in sizes alone is one class, whose dims are renamed where it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._source.branches import Branch
+
+__all__ = ["SharedClass", "Sharing"]
+
+_Shape = tuple[object, ...]
+
+
+@dataclasses.dataclass(slots=True)
+class SharedClass:
+    """A class, for all places where it stands.
+
+    Attributes:
+        children: Its attributes, as the first of these places has them.
+        first: The attributes on the way to that place.
+        uses: The dims that it has, position by position, in each of them.
+    """
+
+    children: tuple[Branch, ...]
+    first: tuple[Branch, ...]
+    uses: dict[tuple[Dim, ...], None]
+    _own: tuple[Dim, ...] = ()
+
+    @property
+    def own(self) -> tuple[Dim, ...]:
+        """What the class itself calls each dim: as all places do, or by a name that they rename."""
+        if not self._own:
+            self._own = tuple(self._named())
+        return self._own
+
+    @property
+    def renamed(self) -> set[str]:
+        """The names that are its own, and that each place has to rename."""
+        fixed = [several[0] for several in zip(*self.uses, strict=True) if len(set(several)) == 1]
+        known = dims_.dim_names(fixed)
+        return {str(dim[0]) for dim in self.own if len(dim) == 1} & self._invented - known
+
+    @property
+    def _invented(self) -> set[str]:
+        several = zip(self.own, zip(*self.uses, strict=True), strict=True)
+        return {str(own[0]) for own, given in several if len(set(given)) > 1}
+
+    def _named(self) -> Iterator[Dim]:
+        given = [*zip(*self.uses, strict=True)]
+        taken = dims_.dim_names(several[0] for several in given if len(set(several)) == 1)
+        names: dict[tuple[Dim, ...], str] = {}
+        suggestions = self._suggestions()
+        for at in sorted(range(len(given)), key=lambda at: -suggestions[at][0]):
+            several = given[at]
+            if len(set(several)) == 1 or several in names:
+                continue
+            name = suggestions[at][1]
+            if not name:
+                first = several[0]
+                name = str(first[0]) if len(first) == 1 and isinstance(first[0], str) else "size"
+            number, free = 1, name
+            while free in taken:
+                number += 1
+                free = f"{name}_{number}"
+            taken.add(free)
+            names[several] = free
+        for several in given:
+            yield several[0] if len(set(several)) == 1 else (names[several],)
+
+    def _suggestions(self) -> list[tuple[int, str]]:
+        """For each position, how much it says of what a dim is, and what it would call it."""
+        found: list[tuple[int, str]] = []
+        for child in self.children:
+            if child.leaf is None:
+                found += [(0, "")] * len([*child.positions()])
+                continue
+            if child.count is not None:
+                found.append((0, ""))
+            found += _axis_names(child.name, len(child.leaf.dims))
+        return found
+
+
+def _axis_names(leaf: str, rank: int) -> list[tuple[int, str]]:
+    """What the axes of a leaf are called, where nothing else is known of them."""
+    if rank == 1:
+        return [(1, "features")]
+    if leaf == "embedding":
+        return [(rank, "rows"), (rank, "features")][:rank]
+    ends = [(rank, "inputs"), (rank, "outputs")]
+    return [*[(rank, f"{leaf}_{n}") for n in range(rank - 2)], *ends][-rank:] if rank else []
+
+
+class Sharing:
+    """The classes of a text.
+
+    Attributes:
+        classes: Each class by its shape, in the order of their first places.
+    """
+
+    def __init__(self, roots: Sequence[Branch]) -> None:
+        """Finds the classes below some attributes."""
+        self.classes: dict[int, SharedClass] = {}
+        self._numbers: dict[_Shape, int] = {}
+        self._shapes: dict[int, int] = {}
+        for root in roots:
+            self._visit(root, ())
+
+    def shape(self, branch: Branch) -> int:
+        """The shape of what is below an attribute: equal where one class will do."""
+        return self._shapes[id(branch)]
+
+    def shared(self, branch: Branch) -> SharedClass:
+        """The class of an attribute."""
+        return self.classes[self.shape(branch)]
+
+    def _visit(self, branch: Branch, way: tuple[Branch, ...]) -> _Shape:
+        """What tells an attribute from others but for its sizes."""
+        own = branch.name, branch.said, branch.count is None, branch.is_list, branch.stream
+        if branch.leaf is not None:
+            labels = tuple(name.label for name in branch.leaf.names)
+            return *own, branch.leaf.dtype, len(branch.leaf.dims), labels
+        if branch.stream:
+            return own
+        below = tuple(self._visit(child, (*way, branch)) for child in branch.children)
+        number = self._numbers.setdefault(below, len(self._numbers))
+        self._shapes[id(branch)] = number
+        known = self.classes.setdefault(number, SharedClass(branch.children, (*way, branch), {}))
+        dims = tuple(dim for child in branch.children for dim in child.positions())
+        known.uses[dims] = None
+        return *own, number

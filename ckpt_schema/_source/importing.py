@@ -1,0 +1,79 @@
+"""How classes are imported that a text speaks of."""
+
+from __future__ import annotations
+
+import sys
+
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["Imports", "quoted"]
+
+_KNOWN = {
+    "flax.nnx": ("nnx", "from flax import nnx"),
+    "flax.nnx.optimizer": ("nnx.optimizer", "from flax import nnx"),
+    "optax": ("optax", "import optax"),
+    "optax.contrib": ("optax.contrib", "import optax.contrib"),
+}
+"""The modules that users import whole: what they are called, and how they are imported."""
+
+
+class Imports:
+    """The import statements of a text, and what cannot be imported.
+
+    Attributes:
+        faults: Classes that no module gives out.
+    """
+
+    def __init__(self) -> None:
+        """Knows what each text imports."""
+        self._lines: set[str] = set()
+        self._from: dict[str, set[str]] = {}
+        self.faults: list[Mismatch] = []
+
+    def jaxtyping(self, name: str) -> str:
+        """A name of jaxtyping."""
+        self._from.setdefault("jaxtyping", set()).update(("Array", name))
+        return name
+
+    def spell(self, kind: type) -> str:
+        """How a class is written."""
+        if kind is type(None):
+            return "None"
+        if kind.__module__ == "builtins":
+            return kind.__qualname__
+        for module, (alias, line) in _KNOWN.items():
+            if getattr(sys.modules.get(module), kind.__qualname__, None) is kind:
+                self._lines.add(line)
+                return f"{alias}.{kind.__qualname__}"
+        # What a package gives out is imported from there, and not from where it is written.
+        parts = kind.__module__.split(".")
+        for end in range(1, len(parts) + 1):
+            module = ".".join(parts[:end])
+            if getattr(sys.modules.get(module), kind.__qualname__, None) is kind:
+                self._from.setdefault(module, set()).add(kind.__qualname__)
+                return kind.__qualname__
+        hint = "define the class on the top level of a module"
+        expected, found = "a class that a module gives out", "one that none does"
+        where = f"{kind.__module__}.{kind.__qualname__}"
+        self.faults.append(Mismatch(where, "declaration", expected, found, hint))
+        return kind.__qualname__
+
+    def names(self) -> set[str]:
+        """Every name that the statements bind."""
+        whole = {line.rpartition(" ")[2].partition(".")[0] for line in self._lines}
+        return whole.union({"cs"}, *self._from.values())
+
+    def lines(self) -> list[str]:
+        """The statements."""
+        several = [
+            f"from {module} import {', '.join(sorted(names))}"
+            for module, names in self._from.items()
+        ]
+        found = sorted([*self._lines, *several], key=lambda line: (line.startswith("from"), line))
+        return [*found, "", "import ckpt_schema as cs"] if found else ["import ckpt_schema as cs"]
+
+
+def quoted(text: str) -> str:
+    """A string as it is written, in double quotes where it holds none."""
+    found = repr(text)
+    return f'"{found[1:-1]}"' if found[0] == "'" and '"' not in found else found

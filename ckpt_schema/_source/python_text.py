@@ -1,0 +1,259 @@
+"""Classes as Python text: annotations, fields, class statements."""
+
+from __future__ import annotations
+
+import keyword
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import jaxtyping
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._source.branches import Branch
+from ckpt_schema._source.equal_parts import SharedClass, Sharing
+from ckpt_schema._source.importing import Imports, quoted
+from ckpt_schema._source.size_names import identifier
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["ClassWriter", "call", "class_name", "mapping"]
+
+_WIDTH = 100
+_DTYPES = {"bfloat16": "BFloat16", "bool": "Bool"}
+_KERNELS = {2: "Linear", 3: "Projection", 4: "Conv"}
+_LEAVES: dict[tuple[str, ...], str] = {
+    ("scale",): "Norm",
+    ("bias", "scale"): "Norm",
+    ("embedding",): "Embed",
+}
+"""What classes of leaves alone are called."""
+
+
+def call(function: str, arguments: Sequence[tuple[str, str]], indent: int = 4) -> str:
+    """A call with keyword arguments, on one line where it fits.
+
+    Example:
+        >>> call("cs.field", [("length", '"depth"')])
+        'cs.field(length="depth")'
+    """
+    written = [f"{name}={value}" for name, value in arguments]
+    line = f"{function}({', '.join(written)})"
+    if indent + len(line) <= _WIDTH and "\n" not in line:
+        return line
+    inner = "".join(f"{' ' * (indent + 4)}{each},\n" for each in written)
+    return f"{function}(\n{inner}{' ' * indent})"
+
+
+def mapping(items: Mapping[str, str], indent: int = 8) -> str:
+    """A dict from strings to what is written for them."""
+    written = [f"{quoted(name)}: {value}" for name, value in items.items()]
+    line = f"{{{', '.join(written)}}}"
+    if len(line) + indent <= _WIDTH - 20:
+        return line
+    inner = "".join(f"{' ' * (indent + 4)}{each},\n" for each in written)
+    return f"{{\n{inner}{' ' * indent}}}"
+
+
+def class_name(text: str) -> str:
+    """The name of a class for an attribute.
+
+    Example:
+        >>> class_name("layers"), class_name("LayerNorm_0"), class_name("self_attention")
+        ('Layers', 'LayerNorm', 'SelfAttention')
+    """
+    words = [word for word in identifier(text).split("_") if word]
+    while len(words) > 1 and words[-1].isdigit():
+        words.pop()
+    return "".join(word[0].upper() + word[1:] for word in words)
+
+
+class ClassWriter:
+    """Writes classes, each after those that it is made of."""
+
+    def __init__(
+        self, sharing: Sharing, imports: Imports, sizes: Mapping[str, int], taken: set[str]
+    ) -> None:
+        """Names the classes.
+
+        Args:
+            sharing: The classes.
+            imports: Where imports are noted.
+            sizes: The sizes of dims that are known, for docstrings.
+            taken: Names that no class may have.
+        """
+        self._sharing, self._imports, self._sizes = sharing, imports, sizes
+        self._names: dict[int, str] = {}
+        self._written: set[int] = set()
+        self._attributes = {
+            child.name for shared in sharing.classes.values() for child in shared.children
+        }
+        for number, shared in sharing.classes.items():
+            self._names[number] = self._class_name(shared, taken)
+
+    def name(self, branch: Branch) -> str:
+        """The name of the class below an attribute."""
+        return self._names[self._sharing.shape(branch)]
+
+    def _class_name(self, shared: SharedClass, taken: set[str]) -> str:
+        leaves = tuple(sorted(child.name for child in shared.children))
+        ranks = {len(child.leaf.dims) for child in shared.children if child.leaf is not None}
+        known = _LEAVES.get(leaves)
+        if leaves in (("kernel",), ("bias", "kernel")):
+            known = _KERNELS.get(max(ranks, default=0))
+        way = [_one_of(branch) for branch in shared.first]
+        longer = ["".join(way[at:]) for at in range(len(way) - 1, -1, -1)]
+        for name in ([known] if known else []) + longer:
+            if name not in taken and name not in self._attributes and not keyword.iskeyword(name):
+                taken.add(name)
+                return name
+        number = 2
+        while f"{longer[0]}{number}" in taken | self._attributes:
+            number += 1
+        taken.add(f"{longer[0]}{number}")
+        return f"{longer[0]}{number}"
+
+    def classes(self, branch: Branch) -> Iterator[str]:
+        """The class of an attribute, and before it those that it is made of, as far as they are not written yet."""
+        if branch.leaf is not None or branch.stream:
+            return
+        number = self._sharing.shape(branch)
+        if number in self._written:
+            return
+        self._written.add(number)
+        shared = self._sharing.shared(branch)
+        for child in shared.children:
+            yield from self.classes(child)
+        lines = [
+            f"class {self._names[number]}(cs.Schema):",
+            f'    """{self._counts(shared)}"""',
+            "",
+        ]
+        yield "\n".join([*lines, *self.attributes(shared.children, shared.own)])
+
+    def attributes(self, children: Sequence[Branch], own: Sequence[Dim]) -> Iterator[str]:
+        """The lines of the attributes of a class, whose dims it calls so."""
+        at = 0
+        used: set[str] = set()
+        for child in children:
+            end = at + len([*child.positions()])
+            yield "    " + self.attribute(child, own[at:end], used)
+            at = end
+
+    def attribute(
+        self,
+        branch: Branch,
+        own: Sequence[Dim],
+        used: set[str],
+        more: Sequence[tuple[str, str]] = (),
+    ) -> str:
+        """The line of an attribute, whose dims the class around it calls so."""
+        said: list[tuple[str, str]] = [*branch.said, *more]
+        written = self._identifier(branch.name, used)
+        if written != branch.name:
+            said.insert(0, ("name", quoted(branch.name)))
+        dims = [*own]
+        if branch.count is not None:
+            count = dims_.format_dim(dims.pop(0))
+            word = "length" if branch.is_list else "scan"
+            said.append((word, count if count.isdecimal() else quoted(count)))
+        if branch.leaf is not None:
+            kind = self._annotation(branch.leaf, dims)
+        elif branch.stream:
+            kind = f'cs.Stream["{branch.stream}"]'
+        else:
+            kind = self.name(branch)
+            renames = self._renames(self._sharing.shared(branch), dims)
+            if renames:
+                said.append(("dims", mapping(renames)))
+        kind = f"list[{kind}]" if branch.is_list else kind
+        field = f" = {call('cs.field', said)}" if said else ""
+        return f"{written}: {kind}{field}"
+
+    def _renames(self, shared: SharedClass, dims: Sequence[Dim]) -> dict[str, str]:
+        """What the place of a class calls the dims that are the class's own."""
+        found: dict[str, str] = {}
+        for inner, outer in zip(shared.own, dims, strict=True):
+            if inner == outer or len(inner) != 1 or str(inner[0]) not in shared.renamed:
+                continue
+            new = dims_.format_dim(outer)
+            found[str(inner[0])] = new if new.isdecimal() else quoted(new)
+        return dict(sorted(found.items()))
+
+    def _identifier(self, name: str, used: set[str]) -> str:
+        taken = used | self._imports.names() | {"list"} | set(self._names.values())
+        good = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+        found = name if good and not name.startswith("_") else identifier(name)
+        while found in taken or keyword.iskeyword(found):
+            found += "_"
+        used.add(found)
+        return found
+
+    def annotation(self, leaf: Leaf) -> str:
+        """The annotation of a leaf."""
+        return self._annotation(leaf, leaf.dims)
+
+    def _annotation(self, leaf: Leaf, dims: Sequence[Dim]) -> str:
+        labels = [name.label for name in leaf.names] or [""] * len(dims)
+        words = [
+            f"{label}={dims_.format_dim(dim)}" if label else dims_.format_dim(dim)
+            for label, dim in zip(labels, dims, strict=True)
+        ]
+        text = " ".join(words)
+        if leaf.is_key:
+            return f'cs.Key["{leaf.dtype[4:-1]}"{f", {quoted(text)}" if text else ""}]'
+        # A string that is one word is a forward reference to most tools.
+        text = f" {text}" if len(words) == 1 else text
+        dtype = _DTYPES.get(
+            leaf.dtype, leaf.dtype.replace("_", "").capitalize().replace("Uint", "UInt")
+        )
+        if not hasattr(jaxtyping, dtype):
+            hint = "no annotation of jaxtyping has this dtype"
+            self._imports.faults.append(
+                Mismatch(str(leaf), "dtype", "a dtype of jaxtyping", leaf.dtype, hint)
+            )
+        return f"{self._imports.jaxtyping(dtype)}[Array, {quoted(text)}]"
+
+    def _counts(self, shared: SharedClass) -> str:
+        """How many leaves a class has, and how many parameters at the sizes that are known."""
+        totals = {_total(shared.children, dims, self._sizes) for dims in shared.uses}
+        rows = _rows(shared.children)
+        leaves = f"{rows} {'leaf' if rows == 1 else 'leaves'}"
+        if None in totals or not self._sizes:
+            return f"{leaves}."
+        known = sorted(total for total in totals if total is not None)
+        least, most = f"{known[0]:,}", f"{known[-1]:,}"
+        return f"{leaves}, {least if least == most else f'{least} to {most}'} parameters."
+
+
+def _one_of(branch: Branch) -> str:
+    """What one of the repeats of an attribute is called."""
+    name = class_name(branch.name)
+    plural = branch.count is not None and name.endswith("s") and not name.endswith("ss")
+    return name[:-1] if plural and len(name) > 2 else name
+
+
+def _rows(children: Sequence[Branch]) -> int:
+    several = (2 if child.stream else _rows(child.children) for child in children)
+    return sum(
+        1 if child.leaf is not None else below
+        for child, below in zip(children, several, strict=True)
+    )
+
+
+def _total(children: Sequence[Branch], dims: Sequence[Dim], sizes: Mapping[str, int]) -> int | None:
+    """How many elements there are, streams not counted; None where a size is not known."""
+    left = iter(dims)
+
+    def total(branch: Branch) -> int | None:
+        times = 1 if branch.count is None else dims_.size_of(next(left), sizes)
+        if branch.leaf is not None:
+            shape = dims_.sizes_of(tuple(next(left) for _ in branch.leaf.dims), sizes)
+            whole = None if shape is None else math.prod(shape)
+        else:
+            several = [total(child) for child in branch.children]
+            whole = None if None in several else sum(each or 0 for each in several)
+        return None if whole is None or times is None else times * whole
+
+    several = [total(child) for child in children]
+    return None if None in several else sum(each or 0 for each in several)

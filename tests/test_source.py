@@ -1,0 +1,186 @@
+"""Layouts as Python text: what is executed is the layout that was written."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax_models
+import gemma
+import jax
+import jax.numpy as jnp
+import optax
+import pair_models
+import pytest
+import whisper_models
+from flax import nnx
+from support import optimizers
+
+import ckpt_schema as cs
+
+Reading = Callable[[], cs.Layout]
+
+
+def executed(text: str) -> Any:
+    """The layout that a text declares, as a fresh module has it."""
+    module = types.ModuleType("written")
+    exec(compile(text, "written.py", "exec"), vars(module))
+    return module.layout
+
+
+def told(layout: cs.Layout) -> tuple[Any, ...]:
+    """What a layout says: its rows and containers in any order."""
+    rows = sorted(layout.rows, key=lambda row: row.path)
+    nodes = sorted((str(node.key), node.type, node.counts) for node in layout.nodes)
+    rest = layout.name, layout.container, layout.homes, layout.sizes, layout.series
+    return rows, nodes, rest, layout.parts, layout.states
+
+
+def lists(depth: int) -> cs.Layout:
+    layers = {f"layers_{n}": {"wi": {"kernel": jnp.zeros((4, 8))}} for n in range(depth)}
+    params = {"params": layers}
+    state = {"step": jnp.int32(0), "params": params, "opt_state": optax.adam(1.0).init(params)}
+    return cs.infer(state, lists=["layers_{i}"])
+
+
+TX = optax.sgd(0.1, momentum=0.9)
+
+
+def linen(model: Any, batch: Any) -> cs.Layout:
+    run = pair_models.LinenRun(model, TX, True, batch)
+    return cs.infer(jax.eval_shape(lambda: run.start))
+
+
+def training(model: Any, wrt: Any = nnx.Param) -> Any:
+    return pair_models.Training(model(nnx.Rngs(1)), TX, wrt)
+
+
+READINGS: dict[str, Reading] = {
+    "Linen, scanned": lambda: cs.infer(
+        flax_models.linen_state(flax_models.OPTIMIZERS["chain schedule"]), scan={"layers": 1}
+    ),
+    "Linen, unrolled": lambda: cs.infer(
+        flax_models.linen_state(flax_models.OPTIMIZERS["adamw bfloat16 mu"], scan=False, bare=True),
+        lists=["layers_{i}"],
+    ),
+    "NNX": lambda: cs.infer(flax_models.nnx_state(flax_models.OPTIMIZERS["chain schedule"])),
+    "nothing kept": lambda: cs.infer(flax_models.nnx_state(flax_models.OPTIMIZERS["sgd"])),
+    "Linen's ResNet": lambda: linen(pair_models.LinenResNet(), pair_models.images),
+    "NNX's ResNet": lambda: cs.infer(nnx.eval_shape(lambda: training(pair_models.NnxResNet))),
+    "Linen's adapters": lambda: linen(pair_models.LinenAdapted(), pair_models.tokens),
+    "NNX's adapters": lambda: cs.infer(
+        nnx.eval_shape(lambda: training(pair_models.NnxAdapted, nnx.LoRAParam))
+    ),
+    "Linen's Gemma": lambda: cs.infer(gemma.start("Linen scanned")),
+    "NNX's Gemma": lambda: cs.infer(gemma.start("NNX unrolled")),
+    "Linen's Whisper": lambda: cs.infer(jax.eval_shape(whisper_models.linen_train_state)),
+    "NNX's Whisper": lambda: cs.infer(nnx.eval_shape(whisper_models.nnx_training)),
+    "averages": lambda: cs.infer(
+        {
+            "step": jnp.int32(0),
+            "params": {"a": {"kernel": jnp.zeros((2, 3))}},
+            "ema_params": {"a": {"kernel": jnp.zeros((2, 3))}},
+        }
+    ),
+    "collections": lambda: cs.infer(
+        {
+            "params": {"d": {"scale": jnp.zeros(4)}},
+            "batch_stats": {"d": {"mean": jnp.zeros(4)}},
+        }
+    ),
+    "keys of all kinds": lambda: cs.infer(
+        {
+            "mlp/~/linear_0": {"w": jnp.zeros((2, 3)), "it's {": jnp.zeros(1, bool)},
+            "class": {"0": jnp.zeros(3, jnp.float8_e4m3fn), "Array": jnp.zeros(2, jnp.int4)},
+            "cs": {"__x": jax.random.key(0), "list": jax.random.split(jax.random.key(0), 3)},
+            "blocks": [{"w": jnp.zeros((0, 1))}, {"w": jnp.zeros((0, 1))}],
+            "pair": (jnp.zeros(2), jnp.zeros((2, 2))),
+            "nothing": {},
+        }
+    ),
+    "flat keys": lambda: cs.infer(
+        {f"model.layers.{n}.w": jnp.zeros((2, 3)) for n in range(3)},
+        joined=".",
+        lists=["model/layers/{i}"],
+    ),
+    "modules": lambda: cs.infer(
+        nnx.Dict(
+            a=nnx.Sequential(
+                nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+            ),
+            d=nnx.Dropout(0.1, rngs=nnx.Rngs(0)),
+            rngs=nnx.Rngs(0, params=1),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_what_is_executed_is_the_layout_that_was_written(name: str) -> None:
+    layout = READINGS[name]()
+    text = cs.to_source(layout)
+    assert told(executed(text)) == told(layout)
+    assert cs.to_source(READINGS[name]()) == text
+
+
+def states(names: list[str]) -> list[str]:
+    """The transformations of optax whose states are not written as they are."""
+    wrong: list[str] = []
+    for name in names:
+        sizes = optimizers.SIZED.get(name, optimizers.SIZES)
+        tx = optimizers.make(name)
+        linen = cs.infer(optimizers.linen_state(tx, sizes), lists=["layers_{i}"])
+        view = cs.infer(nnx.state(optimizers.NnxTrainState(tx, sizes)))
+        for layout in (linen, view):
+            if told(executed(cs.to_source(layout))) != told(layout):
+                wrong.append(name)
+    return wrong
+
+
+def test_what_each_kind_of_optimizer_keeps_is_written() -> None:
+    assert not states(
+        ["adafactor", "sm3", "lars", "masked", "multi_transform", "schedule_free_adamw"]
+    )
+
+
+def test_a_text_is_taken_by_the_checkers_of_types() -> None:
+    # mypy and pyright, both strict, read that file.
+    written = Path(__file__).parent / "typing" / "written.py"
+    assert written.read_text() == cs.to_source(READINGS["NNX"]())
+
+
+def test_the_text_does_not_grow_with_the_depth() -> None:
+    few, many = (cs.to_source(lists(depth)).splitlines() for depth in (3, 48))
+    assert len(few) == len(many)
+
+
+def test_what_classes_cannot_say_is_an_error() -> None:
+    class Local:
+        """A container that no module gives out."""
+
+        def __init__(self, leaf: Any) -> None:
+            self.leaf = leaf
+
+    jax.tree_util.register_pytree_node(Local, lambda x: ((x.leaf,), None), lambda _, x: Local(*x))
+    with pytest.raises(cs.SchemaError, match="a class that a module gives out"):
+        cs.to_source(cs.infer({1: Local(jnp.zeros(2))}))
+
+
+def test_a_schema_is_written_with_the_names_of_its_dims() -> None:
+    text = cs.to_source(flax_models.ScannedSchema)
+    assert told(executed(text)) == told(cs.layout(flax_models.ScannedSchema))
+    assert "SIZES" not in text
+    assert "heads head_dim" in text
+
+
+def test_sizes_of_which_nothing_tells_what_they_are_are_doubted() -> None:
+    text = cs.to_source(cs.infer({"params": {"x": {"w": jnp.zeros((5, 7))}}}))
+    assert '"size_5": 5,  # nothing tells what it is' in text
+
+
+if __name__ == "__main__":  # all of optax, which takes half a minute
+    every = [name for name in optimizers.found() if name not in optimizers.EXCEPTIONS]
+    failed = states(every)
+    print(f"{len(every)} transformations, written otherwise: {failed or 'none'}")
