@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from ckpt_schema import orbax as orbax
     from ckpt_schema._frameworks.kept_states import kept as kept
     from ckpt_schema._frameworks.states import optimizer as optimizer
+    from ckpt_schema._layouts.bare_trees import Plain as Plain
     from ckpt_schema._layouts.drafts import OptState as OptState
     from ckpt_schema._layouts.fields import field as field
     from ckpt_schema._layouts.fields import series as series
     from ckpt_schema._layouts.leaves import Key as Key
     from ckpt_schema._layouts.leaves import constant_key as constant_key
     from ckpt_schema._layouts.leaves import fresh_key as fresh_key
-    from ckpt_schema._layouts.plain import Plain as Plain
     from ckpt_schema._layouts.schema import Schema as Schema
     from ckpt_schema._layouts.schema import Stream as Stream
     from ckpt_schema._layouts.schema import layout as layout
@@ -109,7 +109,7 @@ _HOMES = {
     "_frameworks.states": ("optimizer",),
     "_layouts.drafts": ("OptState",),
     "_layouts.fields": ("field", "series"),
-    "_layouts.plain": ("Plain",),
+    "_layouts.bare_trees": ("Plain",),
     "_layouts.schema": ("Schema", "Stream", "layout"),
     "_source.source": ("to_source",),
 }

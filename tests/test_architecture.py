@@ -17,7 +17,7 @@ ORDER = """
     _compat _messages _messages.text _messages.faults errors
     _layouts _layouts.paths _layouts.overlaps _layouts.sizes _layouts.dims _layouts.leaves _layouts.pytrees _layouts.table
     _layouts.kinds _layouts.fields _layouts.drafts
-    _layouts.schema _layouts.plain
+    _layouts.schema _layouts.bare_trees
     _frameworks _frameworks.boxes
     _frameworks.moment_names _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
     _frameworks.kept_states
