@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ckpt_schema._trees.equality import TreesDifferError as TreesDifferError
     from ckpt_schema._trees.equality import assert_trees_identical as assert_trees_identical
     from ckpt_schema._trees.equality import differences as differences
-    from ckpt_schema._trees.inference import infer as infer
+    from ckpt_schema._trees.infer import infer as infer
     from ckpt_schema.errors import AxesWarning as AxesWarning
     from ckpt_schema.errors import CheckpointExistsError as CheckpointExistsError
     from ckpt_schema.errors import CheckpointMismatchError as CheckpointMismatchError
@@ -85,7 +85,7 @@ _HOMES = {
         "ServedWeightsWarning",
         "ShardingWarning",
     ),
-    "_trees.inference": ("infer",),
+    "_trees.infer": ("infer",),
     "orbax._adapt": ("adapt",),
     "orbax._missing": ("init",),
     "_layouts.table": ("Layout",),

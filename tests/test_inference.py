@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax
@@ -473,3 +474,61 @@ def test_arguments_of_another_type_are_refused(arguments: dict[str, Any], says: 
 def test_a_lone_leaf_has_no_layout(leaf: Any) -> None:
     with pytest.raises(cs.SchemaError, match="expected a dict or another container"):
         cs.infer(leaf)
+
+
+def test_a_layout_is_read_off_a_class_a_function_and_a_path_and_named_after_it(
+    tmp_path: Path,
+) -> None:
+    class Model(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.up = nnx.Linear(2, 3, rngs=rngs)
+
+    class Sized(nnx.Module):
+        def __init__(self, size: int, *, rngs: nnx.Rngs) -> None:
+            self.up = nnx.Linear(size, 3, rngs=rngs)
+
+    model = Model(nnx.Rngs(0))
+    cs.orbax.save(tmp_path / "run", model)
+    layouts = [cs.infer(given) for given in (model, Model, lambda: Sized(2, rngs=nnx.Rngs(0)))]
+    layouts.append(cs.infer(str(tmp_path / "run")))
+    assert [one.name for one in layouts] == ["Model", "Model", "Sized", "run"]
+    assert len({tuple((row.path, row.leaf) for row in one.rows) for one in layouts}) == 1
+    assert cs.infer(Model, name="mine").name == "mine"
+    with pytest.raises(cs.SchemaError, match=r"lambda: Sized\(\.\.\.\)"):
+        cs.infer(Sized)
+
+
+def test_layers_that_share_a_stream_go_into_a_stack_and_a_list_and_back(tmp_path: Path) -> None:
+    class Block(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.up = nnx.Linear(4, 5, rngs=rngs)
+            self.rngs = rngs
+
+    def unrolled() -> Any:
+        rngs = nnx.Rngs(0)
+        return nnx.Dict(layers=nnx.List([Block(rngs) for _ in range(3)]))
+
+    def named() -> Any:
+        rngs = nnx.Rngs(1)
+        return nnx.Dict({f"layers_{i}": Block(rngs) for i in range(3)})
+
+    def scanned() -> Any:
+        axes = nnx.StateAxes({nnx.Param: 1, ...: 0})
+        return nnx.Dict(layers=nnx.vmap(Block, in_axes=0, out_axes=axes)(nnx.Rngs(2).split(3)))
+
+    def second(model: Any) -> Any:
+        if "layers_1" in dir(model):
+            return model["layers_1"].up.kernel[...]
+        layers = model["layers"]
+        return layers[1].up.kernel[...] if isinstance(layers, nnx.List) else layers.up.kernel[:, 1]
+
+    for number, here in enumerate((unrolled, named, scanned)):
+        path, wanted = tmp_path / str(number), here()
+        cs.orbax.save(path, wanted)
+        for there in (unrolled, named, scanned):
+            if {here, there} != {unrolled, named}:
+                found = cs.orbax.restore(path, there())
+                assert (second(found) == second(wanted)).all()
+    rules = [cs.rename("layers_0", "layers/0")]  # as the error prints it, for the stream
+    found = cs.orbax.restore(tmp_path / "1", unrolled(), rules=rules)
+    assert (second(found) == second(named())).all()

@@ -6,6 +6,7 @@ A module is read as a state, and written back as one.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -41,9 +42,36 @@ __all__ = [
 ]
 
 
-def abstract_of(factory: Callable[[], Any]) -> Any:
-    """What a function without arguments makes, with abstract leaves; nothing is computed."""
-    return nnx.eval_shape(factory)
+def abstract_of(factory: Callable[..., Any]) -> Any:
+    """What a function without arguments makes, with abstract leaves; nothing is computed.
+
+    A class may take ``rngs`` besides.
+
+    Raises:
+        SchemaError: It is a class that needs other arguments.
+    """
+    if not isinstance(factory, type):
+        return nnx.eval_shape(factory)
+    # The metaclass of modules takes anything.
+    _, *taken = inspect.signature(factory.__init__).parameters.values()
+    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    needed = [p.name for p in taken if p.default is p.empty and p.kind not in several]
+    if not issubclass(factory, nnx.Pytree) or {*needed} - {"rngs"}:
+        name = factory.__name__
+        expected = "a class of modules that needs no arguments but rngs"
+        hint = f"pass what makes one, lambda: {name}(...)"
+        found = f"one that needs {', '.join(needed)}" if needed else "another class"
+        raise SchemaError(
+            f"no layout ({name}) can be read off the class",
+            [Mismatch(name, "argument", expected, found, hint)],
+        )
+    is_random = any(p.name == "rngs" for p in taken)
+
+    def make() -> Any:
+        given: dict[str, Any] = {"rngs": nnx.Rngs(0)} if is_random else {}
+        return factory(**given)
+
+    return nnx.eval_shape(make)
 
 
 def is_variable(value: Any) -> bool:

@@ -32,7 +32,13 @@ def lone_nodes(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
     notes: list[str] = []
     for near, far, own, others in ((source, view, *sides), (view, source, *sides[::-1])):
         forms = {_kind(row) for row in others.values()}
-        lone = {path for path, row in own.items() if _kind(row) not in forms}
+        # A leaf of one name may be it in another shape, as when its layers are stacked.
+        names = {row.path[-1] for row in others.values() if not row.optimizer}
+        lone = {
+            path
+            for path, row in own.items()
+            if _kind(row) not in forms and (row.optimizer or path[-1] not in names)
+        }
         weights = {row.path for row in near.rows if row.body is not None and not row.mirrors}
         if not lone or weights <= lone:  # then nothing is known of what the two have in common
             continue

@@ -6,26 +6,46 @@ import dataclasses
 import functools
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row
-from ckpt_schema._trees.inference import infer
+from ckpt_schema._trees.inference import infer_tree
 
-__all__ = ["Axes", "ReadSide", "ReadSides", "made_abstract", "plain"]
+__all__ = ["Axes", "ReadSide", "ReadSides", "is_path", "made_abstract", "name_of", "plain"]
 
 Axes = int | Mapping[Any, int] | None
 """The axis that layers are stacked on, or one by Linen collection or Variable type; None where leaves are not stacked."""
 
 
 def made_abstract(tree: Any) -> Any:
-    """The tree that a factory makes, abstract; anything else as it is."""
-    if not isinstance(tree, (types.FunctionType, types.MethodType, functools.partial)):
-        return tree
-    from ckpt_schema._frameworks.variables import abstract_of
+    """The tree that a factory or a class of modules makes, abstract; anything else as it is."""
+    if isinstance(tree, _FACTORIES) or (isinstance(tree, type) and not issubclass(tree, Schema)):
+        from ckpt_schema._frameworks.variables import abstract_of
 
-    return abstract_of(tree)
+        return abstract_of(tree)
+    return tree
+
+
+_FACTORIES = types.FunctionType, types.MethodType, functools.partial
+"""What is traced; modules and pytrees that happen to be callable are trees."""
+
+
+def is_path(given: Any) -> bool:
+    """Whether this is the path of a checkpoint, and no tree."""
+    return isinstance(given, (str, PurePath)) or hasattr(given, "__fspath__")
+
+
+def name_of(given: Any, otherwise: str) -> str:
+    """What messages call a side: the name of a directory, or of a class of the user's."""
+    if is_path(given):
+        return PurePath(given).name or otherwise
+    kind: type = given if isinstance(given, type) else type(given)
+    return (
+        otherwise if kind.__module__ == "builtins" or kind is functools.partial else kind.__name__
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +65,7 @@ class ReadSide:
         if isinstance(given, Layout) or (isinstance(given, type) and issubclass(given, Schema)):
             return cls(None, name, layout(given))
         tree = made_abstract(given)
-        return cls(tree, name, infer(tree, joined=joined, name=name), joined=joined)
+        return cls(tree, name, infer_tree(tree, joined=joined, name=name), joined=joined)
 
     def read(
         self, *, scan: Mapping[str, Axes] | None = None, lists: Sequence[str] = ()
@@ -55,7 +75,7 @@ class ReadSide:
             return self
         both = {**self.scan, **(scan or {})}, (*self.lists, *lists)
         how: dict[str, Any] = {"joined": self.joined, "name": self.name}
-        made = infer(self.tree, scan=both[0], lists=both[1], **how)
+        made = infer_tree(self.tree, scan=both[0], lists=both[1], **how)
         return dataclasses.replace(self, layout=made, scan=both[0], lists=both[1])
 
     @functools.cached_property

@@ -129,7 +129,9 @@ def _lists(own: ReadSide, other: ReadSide, words: _Words, *, asked: bool) -> Ite
         meant = meant and not spelled & words.segments
         if called or (not asked and not apart and (shown or meant)):
             taken.update((*head, one) for one in spelled)
-            yield format_path((*key, stem)) + ("{i+1}" if first else "{i}")
+            pattern = format_path((*key, stem)) + ("{i+1}" if first else "{i}")
+            if pattern not in own.lists:  # what is left of such a list is the stream of one member
+                yield pattern
 
 
 def _siblings(
@@ -144,7 +146,28 @@ def _siblings(
             if match and not row.path[(row.body or 0) + at].endswith("[]"):
                 members = groups.setdefault((path[:at], heads[at], match["stem"]), {})
                 members.setdefault(int(match["number"]), {})[path[at + 1 :]] = row.leaf, row.kind
-    return groups
+    return {group: _shared(members) for group, members in groups.items()}
+
+
+def _shared(
+    members: Mapping[int, Mapping[LogicalPath, Any]],
+) -> Mapping[int, Mapping[LogicalPath, Any]]:
+    """What siblings hold, without the streams that some alone have: of one that all share, NNX keeps the first."""
+    counts = collections.Counter(path for held in members.values() for path in held)
+    return {
+        number: {
+            path: one
+            for path, one in held.items()
+            if counts[path] == len(members) or not _is_stream(path, held)
+        }
+        for number, held in members.items()
+    }
+
+
+def _is_stream(path: LogicalPath, held: Mapping[LogicalPath, Any]) -> bool:
+    """Whether a leaf is a key, or the count beside one."""
+    leaf, _ = held.get((*path[:-1], "key"), held[path]) if path[-1] == "count" else held[path]
+    return leaf.is_key
 
 
 def _strangers(own: ReadSide, other: ReadSide) -> set[tuple[int, Any]]:

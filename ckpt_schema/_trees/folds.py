@@ -129,7 +129,8 @@ class _Lists:
                 rests = heads.setdefault((*pattern[:at], symbol), {})
                 rests.setdefault(pattern[at + 1 :], {})[number] = pattern
         self.seen.update(heads)
-        for head, rests in heads.items():
+        for head, every in heads.items():
+            rests = self._shared(every)
             if not self._alike(rests):
                 continue
             for rest, each in rests.items():
@@ -156,6 +157,24 @@ class _Lists:
             )
         above = tuple(named(one) for one in pattern[:at] if not isinstance(one, Index))
         return None if above in self._stacked else (Index(), key)
+
+    def _shared(
+        self, rests: Mapping[Pattern, Mapping[int, Pattern]]
+    ) -> Mapping[Pattern, Mapping[int, Pattern]]:
+        """The leaves without the streams that some members alone have: of one that all share, NNX keeps the first."""
+        numbers = {number for each in rests.values() for number in each}
+        return {
+            rest: each
+            for rest, each in rests.items()
+            if len(each) == len(numbers)
+            or not all(self._is_stream(key) for p in each.values() for key in self.members[p])
+        }
+
+    def _is_stream(self, key: KeyPath) -> bool:
+        """Whether a leaf is a key, or the count beside one; a checkpoint has lost its Variable type."""
+        beside = self._keys.get((*key[:-1], "key")) if key[-1] == "count" else self._keys[key]
+        told = leaves.signature(beside.value) if beside is not None else None
+        return told is not None and str(told[1]).startswith("key<")
 
     def _alike(self, rests: Mapping[Pattern, Mapping[int, Pattern]]) -> bool:
         """Whether every member of a list has every leaf, of one shape and dtype."""

@@ -7,7 +7,6 @@ params. What it cannot show is asked for: that an axis stacks layers, and that `
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,17 +16,16 @@ from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import Key, KeyPath, LogicalPath, int_key, named
 from ckpt_schema._layouts.pytrees import inner_nodes
 from ckpt_schema._layouts.table import Layout, Repeat, Row, verify_table
-from ckpt_schema._safetensors.weights import read_weights
 from ckpt_schema._trees import foreign
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten, nodes_of, verify_readable
 from ckpt_schema._trees.envelopes import Envelope, Found, Read, envelope, param_of, parts_of, strays
 from ckpt_schema._trees.folds import Fold, folded
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["infer"]
+__all__ = ["infer_tree"]
 
 
-def infer(
+def infer_tree(
     tree: Tree,
     *,
     scan: Mapping[str, int | Mapping[Any, int] | None] | None = None,
@@ -35,41 +33,14 @@ def infer(
     joined: str | None = None,
     name: str = "inferred",
 ) -> Layout:
-    """The layout of a tree.
-
-    Train states of Linen (``params``, ``opt_state``, perhaps ``step``, and a tree like the params, ``ema_params``)
-    and NNX (``model``, ``optimizer``, or under other names where Variables tell which is which), variables dicts,
-    model states and plain dicts are told apart by structure. The state of an optimizer anywhere else is an error.
-    Int keys ``0 .. n-1`` with equal contents, as ``nnx.List`` makes,
-    become one repeated node.
-
-    Args:
-        tree: Arrays or abstract values in any container, or an ``nnx.Module``; or the path of a
-            folder of Hugging Face, or of a safetensors file, of which the headers alone are read.
-        scan: For each node under ``nn.scan`` or ``nnx.scan``, by its path in the model: the axis its
-            leaves are stacked on; or the axis by collection or Variable type,
-            ``{"layers": {nnx.Param: 1, nnx.RngState: 0}}``, as `nnx.StateAxes` has it. A path inside of
-            a stacked node gives leaves there another axis, ``{"layers": 1, "layers/**/rngs": 0}``; None
-            says that they are not stacked.
-        lists: Patterns of other repeated nodes in the model: ``"layers_{i}"``.
-        joined: What joins the segments of a path to one key, as ``"."`` does in files of Hugging Face:
-            the keys at the root are read as paths, ``"layers.0.norm"`` as the first of a list.
-        name: What messages call the layout.
-
-    Returns:
-        A layout whose dims are all fixed.
-
-    Raises:
-        CheckpointMismatchError: The path is of no such folder, or its files are damaged.
-        SchemaError: With every leaf that is no array, every stack axis a leaf does not have, and every pattern or node in
-            ``scan`` and ``lists`` that the tree does not have, or that is none.
+    """The layout of a tree; see `ckpt_schema.infer`, which takes what makes or keeps one besides.
 
     Example:
         >>> import jax
         >>> leaf = jax.ShapeDtypeStruct((2, 3), "float32")
-        >>> print(infer({"params": {"layers_0": {"kernel": leaf}, "layers_1": {"kernel": leaf}}}, lists=["layers_{i}"]))
-        inferred: 1 rows
-          params/layers[]/kernel  params/layers_{i}/kernel  float32[2 3]  params
+        >>> print(infer_tree({"params": {"kernel": leaf}}, name="old"))
+        old: 1 rows
+          params/kernel  params/kernel  float32[2 3]  params
     """
     from ckpt_schema._frameworks.boxes import unboxed
     from ckpt_schema._frameworks.variables import (
@@ -80,8 +51,6 @@ def infer(
     )
 
     _verify_arguments(scan, lists)
-    if isinstance(tree, (str, os.PathLike)):
-        tree, joined = read_weights(tree).tree, joined or "."
     verify_readable(tree)
     tree = whole_state(state_of(tree))
     if tree is None:

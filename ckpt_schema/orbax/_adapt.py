@@ -5,23 +5,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import PurePath
 from typing import Any
 
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.adaptation import Scan, adapt_trees
 from ckpt_schema._lens.lens import Lens, derive
 from ckpt_schema._lens.plan.tasks import only_moves
-from ckpt_schema._lens.read_sides import made_abstract
+from ckpt_schema._lens.read_sides import is_path, made_abstract, name_of
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.siblings import names_in
 from ckpt_schema._messages.text import counted
-from ckpt_schema._trees.inference import infer
+from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._metadata import DiskTree, read_metadata
 from ckpt_schema.orbax._sides import interchangeable
 
-__all__ = ["Words", "adapt", "adapted", "name_of", "spare_words"]
+__all__ = ["Words", "adapt", "adapted", "spare_words"]
 
 _LOGGER = logging.getLogger("ckpt_schema")
 
@@ -73,7 +72,7 @@ def adapt(
           params/layers/kernel  params/layers_{i}/kernel  3 4 8 -> {3} 4 8
     """
     (left, here), (right, there) = _read(source), _read(view)
-    if _is_path(source) and here is None:  # what a restore reads of it
+    if is_path(source) and here is None:  # what a restore reads of it
         left = _part(left, _weights_alone(left, made_abstract(view), rules))
     return adapt_trees(
         left,
@@ -142,31 +141,19 @@ def spare_words() -> ConformanceError:
     return ConformanceError("wrong arguments", [fault])
 
 
-def _is_path(given: Any) -> bool:
-    return isinstance(given, (str, PurePath)) or hasattr(given, "__fspath__")
-
-
 def _read(given: Any) -> tuple[Any, str | None]:
     """A side, and what joins its paths to keys; of a path, what metadata tells."""
-    if _is_path(given):
+    if is_path(given):
         disk = read_metadata(given).without("nnx_aux")
         return disk.tree, disk.joined
     return given, None
 
 
-def name_of(given: Any, otherwise: str) -> str:
-    """What messages call a side: the name of a directory, or of a class of the user's."""
-    if _is_path(given):
-        return PurePath(given).name or otherwise
-    kind: type = type(given)
-    return otherwise if kind.__module__ == "builtins" else kind.__name__
-
-
 def _weights_alone(tree: Any, target: Any, rules: Sequence[Rule]) -> set[Any] | None:
     """Where a train state on disk has its weights, if the target has no place for anything else."""
-    if isinstance(target, (type, Layout)) or _is_path(target):
+    if isinstance(target, (type, Layout)) or is_path(target):
         return None
-    whole, wanted = infer(tree), infer(target)
+    whole, wanted = infer_tree(tree), infer_tree(target)
     weights = [row for row in whole.rows if _is_weight(row)]
     if not isinstance(tree, dict) or not all(map(_is_weight, wanted.rows)):
         return None

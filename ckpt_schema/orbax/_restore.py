@@ -20,7 +20,7 @@ from ckpt_schema._lens.adaptation import Scan
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.derive.served_weights import lacks_served
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.read_sides import made_abstract
+from ckpt_schema._lens.read_sides import made_abstract, name_of
 from ckpt_schema._lens.registry import Registry
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._trees import placement
@@ -34,7 +34,7 @@ from ckpt_schema.errors import (
     ServedWeightsWarning,
 )
 from ckpt_schema.orbax import _metadata as metadata
-from ckpt_schema.orbax._adapt import Words, adapted, name_of, spare_words
+from ckpt_schema.orbax._adapt import Words, adapted, spare_words
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
 from ckpt_schema.orbax._missing import Missing, initialised, verify_missing

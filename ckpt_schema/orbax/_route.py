@@ -17,14 +17,14 @@ from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Slot
 from ckpt_schema._lens.lens import Lens, planned
 from ckpt_schema._lens.plan.pieces import Pieces, pieces_of
-from ckpt_schema._lens.read_sides import made_abstract
+from ckpt_schema._lens.read_sides import made_abstract, name_of
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.conformance import Matcher
 from ckpt_schema._trees.containers import FlatTree, Tree, build, flatten
 from ckpt_schema._trees.defaults import stand_in
 from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
-from ckpt_schema.orbax._adapt import Words, adapted, name_of
+from ckpt_schema.orbax._adapt import Words, adapted
 from ckpt_schema.orbax._metadata import DiskTree
 from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
 from ckpt_schema.orbax._sides import Fit, Side, ambiguous, interchangeable

@@ -1,0 +1,72 @@
+"""A layout read off a tree, off what makes one, or off what a checkpoint's metadata tells of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.read_sides import made_abstract, name_of
+from ckpt_schema._trees.inference import infer_tree
+
+__all__ = ["infer"]
+
+
+def infer(
+    tree: Any,
+    *,
+    scan: Mapping[str, int | Mapping[Any, int] | None] | None = None,
+    lists: Sequence[str] = (),
+    joined: str | None = None,
+    name: str | None = None,
+) -> Layout:
+    """The layout of a tree.
+
+    Train states of Linen (``params``, ``opt_state``, perhaps ``step``, and a tree like the params, ``ema_params``)
+    and NNX (``model``, ``optimizer``, or under other names where Variables tell which is which), variables dicts,
+    model states and plain dicts are told apart by structure. The state of an optimizer anywhere else is an error.
+    Int keys ``0 .. n-1`` with equal contents, as ``nnx.List`` makes,
+    become one repeated node.
+
+    Args:
+        tree: Arrays or abstract values in any container, or an ``nnx.Module``; a function without
+            arguments that makes either, or a class of modules that needs none but ``rngs``: these are
+            traced, and nothing is computed. Or the path of a checkpoint, of a folder of Hugging Face
+            or of a safetensors file, of which the metadata alone is read.
+        scan: For each node under ``nn.scan`` or ``nnx.scan``, by its path in the model: the axis its
+            leaves are stacked on; or the axis by collection or Variable type,
+            ``{"layers": {nnx.Param: 1, nnx.RngState: 0}}``, as `nnx.StateAxes` has it. A path inside of
+            a stacked node gives leaves there another axis, ``{"layers": 1, "layers/**/rngs": 0}``; None
+            says that they are not stacked.
+        lists: Patterns of other repeated nodes in the model: ``"layers_{i}"``.
+        joined: What joins the segments of a path to one key, as ``"."`` does in files of Hugging Face:
+            the keys at the root are read as paths, ``"layers.0.norm"`` as the first of a list.
+        name: What messages call the layout; unless given, it is that of the path, or of the class.
+
+    Returns:
+        A layout whose dims are all fixed.
+
+    Raises:
+        CheckpointMismatchError: The path is of nothing of the kind, or its files are damaged.
+        SchemaError: With every leaf that is no array, every stack axis a leaf does not have, and every pattern or node in
+            ``scan`` and ``lists`` that the tree does not have, or that is none.
+
+    Example:
+        >>> import jax
+        >>> leaf = jax.ShapeDtypeStruct((2, 3), "float32")
+        >>> print(infer({"params": {"layers_0": {"kernel": leaf}, "layers_1": {"kernel": leaf}}}, lists=["layers_{i}"]))
+        inferred: 1 rows
+          params/layers[]/kernel  params/layers_{i}/kernel  float32[2 3]  params
+    """
+    if isinstance(tree, (str, os.PathLike)):
+        # Orbax is loaded for those alone who have a checkpoint.
+        from ckpt_schema.orbax._metadata import read_metadata
+
+        disk = read_metadata(tree).without("nnx_aux")
+        made, joined = disk.tree, joined or disk.joined
+    else:
+        made = made_abstract(tree)
+    # A function is called lambda as a rule: what it makes has the better name.
+    called = name_of(tree, name_of(made, "inferred"))
+    return infer_tree(made, scan=scan, lists=lists, joined=joined, name=name or called)
