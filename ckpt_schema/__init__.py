@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.rules import raw_key as raw_key
     from ckpt_schema._lens.rules import rename as rename
     from ckpt_schema._lens.rules import reset as reset
-    from ckpt_schema._lens.rules import scale as scale
     from ckpt_schema._lens.rules import tie as tie
+    from ckpt_schema._lens.value_rules import cast as cast
+    from ckpt_schema._lens.value_rules import scale as scale
+    from ckpt_schema._lens.value_rules import shift as shift
     from ckpt_schema._source.source import to_source as to_source
     from ckpt_schema._trees.abstract_states import abstract as abstract
     from ckpt_schema._trees.conformance import Report as Report
@@ -102,10 +104,10 @@ _HOMES = {
         "raw_key",
         "rename",
         "reset",
-        "scale",
         "tie",
     ),
     "_frameworks.kept_states": ("kept",),
+    "_lens.value_rules": ("cast", "scale", "shift"),
     "_frameworks.states": ("optimizer",),
     "_layouts.drafts": ("OptState",),
     "_layouts.fields": ("field", "series"),
@@ -143,6 +145,7 @@ __all__ = [
     "apart",
     "assert_conforms",
     "assert_trees_identical",
+    "cast",
     "check",
     "constant_key",
     "derive",
@@ -170,6 +173,7 @@ __all__ = [
     "reset",
     "scale",
     "series",
+    "shift",
     "tie",
     "to_source",
 ]

@@ -27,9 +27,11 @@ ORDER = """
     _trees.containers _trees.abstract_states _trees.undeclared _trees.slots
     _frameworks.degrees _frameworks.starting_values _trees.chains _trees.conformance _trees.equality
     _trees.envelopes _trees.folds _trees.inference
-    _lens _lens.digits _lens.formats _lens.codecs _lens.losses _lens.cells _lens.covering _lens.normal _lens.spellings
-    _lens.wellformed _lens.spelled_axes _lens.axis_rules _lens.rules _lens.ancestry
-    _lens.derive _lens.derive.scope _lens.derive.globs _lens.derive.spelled_rows _lens.derive.leaf_rules _lens.derive.row_parts
+    _lens _lens.digits _lens.expressions _lens.formats _lens.codecs _lens.losses
+    _lens.cells _lens.covering _lens.normal _lens.spellings
+    _lens.wellformed _lens.spelled_axes _lens.axis_rules _lens.value_rules _lens.rules _lens.ancestry
+    _lens.derive _lens.derive.scope _lens.derive.globs _lens.derive.spelled_rows
+    _lens.derive.leaf_rules _lens.derive.row_parts
     _lens.derive.moments _lens.derive.axis_names _lens.derive.bounds _lens.derive.joins
     _lens.derive.view_names _lens.derive.levels _lens.derive.repeats
     _lens.derive.relations _lens.derive.parts _lens.derive.ties

@@ -332,8 +332,6 @@ def test_a_rule_that_does_nothing_or_cannot_be_is_an_error(
 @pytest.mark.parametrize(
     "declare",
     [
-        lambda: cs.scale("x", 3),
-        lambda: cs.scale("x", -2),
         lambda: cs.scale("x", 0),
         lambda: cs.scale("x", float("inf")),
         lambda: cs.scale("x", True),

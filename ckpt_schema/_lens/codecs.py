@@ -9,12 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from ckpt_schema._lens import formats
+from ckpt_schema._lens import expressions, formats
 
-__all__ = ["Codec", "Exact", "Plus", "Rounded", "Times", "Word", "holds", "inverted", "joined"]
+__all__ = [
+    "Codec",
+    "Exact",
+    "Plus",
+    "Rounded",
+    "Times",
+    "Word",
+    "bound",
+    "holds",
+    "inverted",
+    "joined",
+    "names",
+    "renamed",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,6 +149,59 @@ def joined(first: Codec, second: Codec) -> Codec:
 def inverted(codec: Codec) -> Codec:
     """The codec of the way back."""
     return tuple(word.inverse for word in reversed(codec))
+
+
+def names(codec: Codec) -> frozenset[str]:
+    """The dims that a codec names.
+
+    Example:
+        >>> sorted(names((Times("2 * heads"), Plus(1.0))))
+        ['heads']
+    """
+    texts = [word.factor for word in codec if isinstance(word, Times)]
+    found = [expressions.names(text) for text in texts if isinstance(text, str)]
+    return frozenset[str]().union(*found)
+
+
+def renamed(codec: Codec, called: Mapping[str, str]) -> Codec:
+    """The codec with other names of dims.
+
+    Example:
+        >>> renamed((Times("2 * heads"),), {"heads": "q_heads"})
+        (Times(factor='2 * q_heads', divides=False),)
+    """
+    found: list[Word] = []
+    for word in codec:
+        if isinstance(word, Times) and isinstance(word.factor, str):
+            word = dataclasses.replace(word, factor=expressions.renamed(word.factor, called))
+        found.append(word)
+    return tuple(found)
+
+
+def bound(codec: Codec, sizes: Mapping[str, int]) -> Codec:
+    """The codec with numbers for expressions.
+
+    Args:
+        codec: The codec.
+        sizes: The sizes of the dims that it names.
+
+    Raises:
+        ArithmeticError: An expression is no finite number, or 0.
+
+    Example:
+        >>> bound((Times("head_dim ** -0.5"),), {"head_dim": 16})
+        (Times(factor=0.25, divides=False),)
+    """
+    return tuple(_bound(word, sizes) for word in codec)
+
+
+def _bound(word: Word, sizes: Mapping[str, int]) -> Word:
+    if not isinstance(word, Times) or not isinstance(word.factor, str):
+        return word
+    factor = expressions.value(word.factor, sizes)
+    if not factor:
+        raise ArithmeticError("it is 0")
+    return dataclasses.replace(word, factor=factor)
 
 
 def _merged(one: Word, other: Word) -> Codec | None:

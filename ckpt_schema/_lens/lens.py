@@ -326,8 +326,8 @@ def derive(
     Args:
         source: The left layout.
         view: The right layout.
-        rules: What the types cannot say: `rename`, `private`, `fuse`, `series`, `flip`, `pad`, `scale`, `tie`,
-            `raw_key`, `move`, `reset`.
+        rules: What the types cannot say: `rename`, `private`, `fuse`, `series`, `flip`, `pad`, `cast`, `scale`,
+            `shift`, `tie`, `raw_key`, `move`, `reset`.
         dims: Sizes that no tree tells, in elements; see `Lens.bind`.
 
     Returns:

@@ -10,8 +10,6 @@ for all leaves of that type. Of these, the rule with more literal segments wins,
 from __future__ import annotations
 
 import dataclasses
-import math
-import sys
 from collections.abc import Sequence
 
 from ckpt_schema._layouts import dims as dims_
@@ -21,8 +19,8 @@ from ckpt_schema._layouts.paths import LogicalPath, VariableKind, rule_path
 from ckpt_schema._layouts.table import Series
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
 from ckpt_schema._lens.spelled_axes import ARROW, SpelledAxes, parse_spelled
+from ckpt_schema._lens.value_rules import Factor, Rounding, Shift
 from ckpt_schema._lens.wellformed import default_of, one_dim, verify_paths
-from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = [
@@ -34,7 +32,9 @@ __all__ = [
     "RawKey",
     "Rename",
     "Reset",
+    "Rounding",
     "Rule",
+    "Shift",
     "Tie",
     "VariableKind",
     "apart",
@@ -45,7 +45,6 @@ __all__ = [
     "raw_key",
     "rename",
     "reset",
-    "scale",
     "tie",
 ]
 
@@ -169,18 +168,6 @@ class Fuse:
         return f"fuse({'/'.join(self.whole)!r}, {['/'.join(part) for part in self.parts]}{axis})"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Factor:
-    """See `scale`."""
-
-    path: LogicalPath
-    exponent: int
-
-    def __str__(self) -> str:
-        """The rule as it is written."""
-        return f"scale({'/'.join(self.path)!r}, {2**self.exponent!r})"
-
-
 Rule = (
     Rename
     | Private
@@ -196,6 +183,8 @@ Rule = (
     | Grown
     | Repeated
     | Factor
+    | Shift
+    | Rounding
 )
 
 
@@ -426,33 +415,3 @@ def fuse(
         shared,
         None if axes is None else parse_spelled("fuse", axes, len(several)),
     )
-
-
-def scale(path: str | type, factor: float) -> Factor:
-    """A rule: what is at logical path ``path`` of the view is ``factor`` times what it is in the source.
-
-    Only a power of two is undone exactly. Values that over- or underflow are an error. What an
-    optimizer keeps for the leaf goes along, by the power of the factor that a trial of its
-    transformation shows: Adam's first moment is divided by it, the second by its square. Where none
-    holds, as after a clip by the norm of all gradients, or the transformation is not known, that
-    takes a rule of its own, which always wins: ``scale("opt_state/0/mu/...", ...)``, where 1 leaves
-    it as it is, or a ``reset``.
-
-    Raises:
-        SchemaError: ``path`` is no string, or ``factor`` no power of two.
-
-    Example:
-        >>> print(scale("attention/query", 0.125))
-        scale('attention/query', 0.125)
-    """
-    verify_paths("scale", path=path)
-    number = isinstance(factor, (int, float)) and not isinstance(factor, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
-    finite = number and abs(factor) <= sys.float_info.max and factor == factor
-    mantissa, exponent = math.frexp(factor) if finite else (0.0, 0)
-    if mantissa != 0.5:
-        hint = "no other factor is undone to the last bit: scale the tree yourself"
-        fault = Mismatch(
-            "factor", "declaration", "a power of two, such as 8 or 0.125", shown(factor), hint
-        )
-        raise SchemaError("scale(...) is not well formed", [fault])
-    return Factor(rule_path(path), exponent - 1)

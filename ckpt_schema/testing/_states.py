@@ -290,7 +290,7 @@ def _ends(join: Join) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _survivors(made: Application, slot: Slot, value: Any) -> Any:
-    """A leaf; elements that a scaling would not give back are zero."""
+    """A leaf; elements that a scaling, or a cast of floats, would not give back are zero."""
     codec = scaled_by(made.task).get(made.inputs.index(slot))
     if codec is None:
         return value

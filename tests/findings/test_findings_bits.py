@@ -833,7 +833,6 @@ def test_4_a_number_that_no_element_holds_is_refused(kind: Any, number: Any) -> 
         cs.derive(side, side).get({"n": number})
     for rule in (
         lambda: cs.derive(side, plain("Bare"), rules=[cs.private("n", number)]),
-        lambda: cs.scale("n", number),
         lambda: plain("Told", n=(kind[Array, ""], cs.field(default=number))),
     ):
         with pytest.raises(cs.CkptSchemaError):

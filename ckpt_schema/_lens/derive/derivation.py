@@ -17,7 +17,15 @@ from ckpt_schema._lens.derive.exemptions import declare, lone, owned, part, rest
 from ckpt_schema._lens.derive.globs import as_written, by_node
 from ckpt_schema._lens.derive.idle_rules import Contested, Unmatched, idle, partnered
 from ckpt_schema._lens.derive.joins import Join
-from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told, ValueRule, spoken, told, unscaled
+from ckpt_schema._lens.derive.leaf_rules import (
+    UNTOLD,
+    Told,
+    ValueRule,
+    spoken,
+    told,
+    unscaled,
+    unshifted,
+)
 from ckpt_schema._lens.derive.moments import Moments
 from ckpt_schema._lens.derive.names import Decision, Names, moved_paths, nowhere
 from ckpt_schema._lens.derive.relations import relate, undecided
@@ -364,7 +372,7 @@ def _joined(
 def with_moments(
     before: Row, after: Row, hits: Sequence[Hit[ValueRule]], said: Told, moments: Moments
 ) -> Told | Mismatch:
-    """What is said of a leaf; what an optimizer keeps for one that a rule scales goes by a power of the factor."""
+    """What is said of a leaf; what an optimizer keeps for one that rules scale and shift goes along."""
     wrong = unlike_moments(before, after, hits)
     if wrong is not None:
         return wrong
@@ -372,12 +380,20 @@ def with_moments(
     if isinstance(started, Mismatch):
         return started
     said = started
-    row = after if hits and unscaled(after, hits) is not None else before
-    factor = unscaled(row, hits) if hits else None
-    if factor is None:
+    if not hits:
         return said
-    power = moments.power(before, after, factor)
-    return power if isinstance(power, Mismatch) else said.scaled(factor, power)
+    rows = after, before
+    factor = next(filter(None, (unscaled(row, hits) for row in rows)), None)
+    if factor is not None:
+        power = moments.power(before, after, factor)
+        if isinstance(power, Mismatch):
+            return power
+        said = said.scaled(factor, power)
+    shift = next(filter(None, (unshifted(row, hits) for row in rows)), None)
+    if shift is None:
+        return said
+    follows = moments.follows(before, after, shift)
+    return follows if isinstance(follows, Mismatch) else said.shifted(shift, follows=follows)
 
 
 def _with_copies(
@@ -436,7 +452,8 @@ def verify_rules(rules: object) -> None:
     if wrong:
         expected = (
             "a list of rename(...), private(...), apart(...), move(...), reset(...), raw_key(...), "
-            "tie(...), fuse(...) and series(...)"
+            "tie(...), fuse(...), series(...), flip(...), pad(...), repeat(...), cast(...), scale(...) "
+            "and shift(...)"
         )
         faults = [Mismatch("rules", "rule", expected, _spelled(rule)) for rule in wrong]
         raise DerivationError("rules= is not well formed", faults)

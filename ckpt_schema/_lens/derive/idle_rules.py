@@ -10,6 +10,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row, Series
+from ckpt_schema._lens import expressions
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import PaddedAxis, Told
@@ -19,7 +20,6 @@ from ckpt_schema._lens.derive.scope import GlobPath, Scope, Spoken, standing
 from ckpt_schema._lens.derive.ties import originals
 from ckpt_schema._lens.rules import (
     Apart,
-    Factor,
     Fuse,
     Private,
     RawKey,
@@ -27,6 +27,7 @@ from ckpt_schema._lens.rules import (
     Rule,
     Tie,
 )
+from ckpt_schema._lens.value_rules import Factor, Rounding, Shift
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["Contested", "Unmatched", "idle", "partnered"]
@@ -62,6 +63,20 @@ def idle(
     if not known:
         yield from _unordered(rules, joins)
     yield from _undivided(rules, divided)
+    yield from _unsized((source, view), rules)
+
+
+def _unsized(tables: tuple[Layout, Layout], rules: Sequence[Rule]) -> Iterator[Mismatch]:
+    """Factors of dims that neither layout has."""
+    known = {name: None for table in tables for name in sorted(table.names())}
+    for rule in rules:
+        if not isinstance(rule, Factor) or not isinstance(rule.factor, str):
+            continue
+        for name in sorted(expressions.names(rule.factor) - known.keys()):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"near: {near[0]}" if near else "print the layouts to see their dims"
+            expected = f"a dim of {tables[0].name} or {tables[1].name}"
+            yield Mismatch(str(rule), "rule", expected, name, hint)
 
 
 def _of_sound_rows(
@@ -72,7 +87,7 @@ def _of_sound_rows(
     But a padding of dims that no leaf has is a fault of its own, and often the reason for the other.
     """
     rules = [rule for rule in rules if str(rule) not in known]
-    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Grown, Repeated, Factor))]
+    said = [rule for rule in rules if isinstance(rule, _CHANGES)]
     if not said:
         return rules
     scope = Scope((rule.path, rule) for rule in said)
@@ -195,7 +210,7 @@ def _unsaid(
     tables: tuple[Layout, Layout], rules: Sequence[Rule], names: Names, joins: Sequence[Join]
 ) -> Iterator[Mismatch]:
     """Rules for the values of leaves that change none."""
-    said = [rule for rule in rules if isinstance(rule, (Reverse, Padding, Grown, Repeated, Factor))]
+    said = [rule for rule in rules if isinstance(rule, _CHANGES)]
     used: set[int] = set()
     for one in joins if said else ():
         rows = [(tables[0].rows[here], tables[1].rows[there]) for here, there in one.pairs]
@@ -203,7 +218,7 @@ def _unsaid(
         fills = tuple(PaddedAxis.of(rule.small, rule.large, rule.fill) for rule in pads)
         cut = [tuple(stripped(row, Told(fills=fills)) for row in pair) for pair in rows]
         for rule in one.told.rules:
-            if isinstance(rule, (Reverse, Padding, Grown, Repeated, Factor)) and any(
+            if isinstance(rule, _CHANGES) and any(
                 applies(rule, (before, after)) for before, after in (*rows, *cut)
             ):
                 used.add(id(rule))
@@ -219,11 +234,17 @@ def _unsaid(
         yield Mismatch(str(rule), "rule", expected, "none", hint)
 
 
-def _changed(rule: Reverse | Padding | Grown | Repeated | Factor) -> str:
+_Change = Reverse | Padding | Grown | Repeated | Factor | Shift | Rounding
+_CHANGES = (Reverse, Padding, Grown, Repeated, Factor, Shift, Rounding)
+
+
+def _changed(rule: _Change) -> str:
     """What a rule is for."""
     if isinstance(rule, Reverse):
         return f"a leaf with an axis {dims_.format_dim(rule.dim)}"
-    if isinstance(rule, Factor):
+    if isinstance(rule, Rounding):
+        return "a leaf of floats whose dtype is another one on the other side"
+    if isinstance(rule, (Factor, Shift)):
         return "a leaf of floats"
     if isinstance(rule, Repeated):
         return f"a leaf with a factor {rule.times} on one side alone"

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 
 from ckpt_schema._layouts.sizes import UndecidedError
+from ckpt_schema._lens import codecs
 from ckpt_schema._lens.cells import Cell, Constant, Geometry, through, tidy
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told
 from ckpt_schema._lens.normal import normal
@@ -59,10 +60,10 @@ class Join:
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
-        """The dims whose sizes say which elements these are."""
+        """The dims whose sizes say which elements these are, and what happens to them."""
         found: set[str] = set()
         for cell in self.cells:
-            found |= cell.geometry.names
+            found |= cell.geometry.names | codecs.names(cell.codec)
         return frozenset(found)
 
 

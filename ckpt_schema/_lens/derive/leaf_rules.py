@@ -5,15 +5,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Hashable, Iterable, Sequence
 
+import jax.numpy as jnp
+
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.leaves import Fill, Init
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
 from ckpt_schema._lens.cells import Constant
+from ckpt_schema._lens.codecs import Codec, Exact, Plus, Rounded, Times, holds, inverted, joined
 from ckpt_schema._lens.derive.scope import Hit, Scope, is_mirror
-from ckpt_schema._lens.rules import Factor, RawKey, Rule
+from ckpt_schema._lens.formats import FORMATS
+from ckpt_schema._lens.rules import RawKey, Rule
+from ckpt_schema._lens.value_rules import Factor, Rounding, Shift
 
-__all__ = ["UNTOLD", "PaddedAxis", "Told", "ValueRule", "by_family", "spoken", "told", "unscaled"]
+__all__ = [
+    "UNTOLD",
+    "PaddedAxis",
+    "Told",
+    "ValueRule",
+    "by_family",
+    "codec_of",
+    "spoken",
+    "told",
+    "unscaled",
+    "unshifted",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,7 +58,10 @@ class Told:
         flips: The axes that run the other way.
         fills: The axes that one side pads. Of one axis there are two where layouts between were padded
             otherwise: what the source's padding holds, then what the view's does.
-        exponent: The view's values are two to this times the source's.
+        exponent: The view's values are two to this times the source's, before the words.
+        words: What they are besides: times a factor that is no power of two, plus an amount.
+        turned: Whether the exponent and the words are those of the way back, to be undone.
+        rounds: Whether they may be rounded where a dtype has fewer values.
         repeats: The rules that say which factors of one side repeat.
         rules: The rules that say so.
         axes: Which of the source's own axes each of the view's is, where a rule says it.
@@ -52,6 +71,9 @@ class Told:
     flips: frozenset[Dim] = frozenset()
     fills: tuple[PaddedAxis, ...] = ()
     exponent: int = 0
+    words: Codec = ()
+    turned: bool = False
+    rounds: bool = False
     repeats: tuple[Repeated, ...] = ()
     rules: tuple[Rule, ...] = ()
     axes: tuple[int, ...] | None = None
@@ -60,12 +82,29 @@ class Told:
     def inverse(self) -> Told:
         """The same said of the way back."""
         back = self.axes and tuple(self.axes.index(at) for at in range(len(self.axes)))
-        return dataclasses.replace(self, fills=self.fills[::-1], exponent=-self.exponent, axes=back)
+        return dataclasses.replace(
+            self,
+            fills=self.fills[::-1],
+            turned=not self.turned,
+            axes=back,
+        )
+
+    @property
+    def changes(self) -> bool:
+        """Whether values are other numbers on both sides."""
+        return bool(self.exponent or self.words)
 
     def scaled(self, factor: Factor, power: int) -> Told:
         """The same of what an optimizer keeps for a leaf that a rule scales, which goes by a power of the factor."""
+        words = (*_times(factor, power), *self.words)
+        exponent = factor.exponent * power
         both = (*self.rules, factor)
-        return dataclasses.replace(self, exponent=factor.exponent * power, rules=both)
+        return dataclasses.replace(self, exponent=exponent, words=words, rules=both)
+
+    def shifted(self, shift: Shift, *, follows: bool) -> Told:
+        """The same of what an optimizer keeps for a leaf that a rule shifts, if that follows the leaf."""
+        words = (*self.words, *_plus(shift)) if follows else self.words
+        return dataclasses.replace(self, words=words, rules=(*self.rules, shift))
 
     @property
     def ends(self) -> tuple[tuple[PaddedAxis, PaddedAxis], ...]:
@@ -77,18 +116,32 @@ class Told:
         return tuple(found.values())
 
 
+def _times(factor: Factor, power: int = 1) -> Codec:
+    """What a power of a factor does to values, its power of two aside."""
+    rest, count = factor.rest, abs(power)
+    if not power or rest == 1 or (rest == -1 and count % 2 == 0):
+        return ()
+    if rest == -1 or count == 1:
+        return (Times(rest, divides=power < 0 and rest != -1),)
+    several = rest**count if isinstance(rest, float) else f"({rest}) ** {count}"
+    return (Times(several, divides=power < 0),)
+
+
+def _plus(shift: Shift) -> Codec:
+    return (Plus(shift.amount),) if shift.amount else ()
+
+
 UNTOLD = Told()
 """Nothing is said."""
 
 
-ValueRule = RawKey | Reverse | Padding | Grown | Repeated | Factor
+ValueRule = RawKey | Reverse | Padding | Grown | Repeated | Factor | Shift | Rounding
 """A rule that speaks of what is in a leaf."""
 
 
 def spoken(rules: Iterable[Rule]) -> Scope[ValueRule]:
     """Those among ``rules`` that speak of what is in leaves, by the view's paths."""
-    kinds = (RawKey, Reverse, Padding, Grown, Repeated, Factor)
-    entries = ((rule.path, rule) for rule in rules if isinstance(rule, kinds))
+    entries = ((rule.path, rule) for rule in rules if isinstance(rule, ValueRule))
     return Scope(entries, follows=True)
 
 
@@ -97,7 +150,7 @@ def by_family(row: Row, hits: Sequence[Hit[ValueRule]]) -> dict[Hashable, list[H
     mirror = is_mirror(row)
     found: dict[Hashable, list[Hit[ValueRule]]] = {}
     for hit in hits:
-        if not (isinstance(hit.rule, Factor) and mirror and hit.start > 0):
+        if not (isinstance(hit.rule, (Factor, Shift)) and mirror and hit.start > 0):
             found.setdefault(_family(hit.rule), []).append(hit)
     return found
 
@@ -118,7 +171,9 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
     if not hits:
         return UNTOLD
     hits.sort(key=lambda hit: hit.number)
-    raw, exponent = False, 0
+    raw, rounds, exponent = False, False, 0
+    factors: Codec = ()
+    amounts: Codec = ()
     flips: list[Dim] = []
     fills: list[PaddedAxis] = []
     repeats: list[Repeated] = []
@@ -129,13 +184,26 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
         elif isinstance(rule, Reverse):
             flips.append(rule.dim)
         elif isinstance(rule, Factor):
-            exponent = rule.exponent
+            exponent, factors = rule.exponent, _times(rule)
+        elif isinstance(rule, Shift):
+            amounts = _plus(rule)
+        elif isinstance(rule, Rounding):
+            rounds = True
         elif isinstance(rule, Repeated):
             repeats.append(rule)
         else:
             fills.append(_more(rule, follows=hit.start > 0 and is_mirror(row)))
     rules = tuple([hit.rule for hit in hits])
-    return Told(raw, frozenset(flips), tuple(fills), exponent, tuple(repeats), rules)
+    return Told(
+        raw,
+        frozenset(flips),
+        tuple(fills),
+        exponent,
+        (*factors, *amounts),
+        rounds=rounds,
+        repeats=tuple(repeats),
+        rules=rules,
+    )
 
 
 def _more(rule: Padding | Grown, *, follows: bool) -> PaddedAxis:
@@ -147,9 +215,75 @@ def _more(rule: Padding | Grown, *, follows: bool) -> PaddedAxis:
 
 def unscaled(row: Row, hits: Sequence[Hit[ValueRule]]) -> Factor | None:
     """The rule that scales the leaf which a row of the optimizer state mirrors, where none speaks of the row itself."""
-    if not is_mirror(row):
-        return None
-    factors = [(hit.start, hit.rule) for hit in hits if isinstance(hit.rule, Factor)]
-    if not factors or factors[0][0] == 0:
-        return None
-    return factors[0][1]
+    rule = _unsaid(row, [hit for hit in hits if isinstance(hit.rule, Factor)])
+    return rule if isinstance(rule, Factor) else None
+
+
+def unshifted(row: Row, hits: Sequence[Hit[ValueRule]]) -> Shift | None:
+    """The same of the rule that shifts it."""
+    rule = _unsaid(row, [hit for hit in hits if isinstance(hit.rule, Shift)])
+    return rule if isinstance(rule, Shift) else None
+
+
+def _unsaid(row: Row, hits: Sequence[Hit[ValueRule]]) -> ValueRule | None:
+    return hits[0].rule if hits and is_mirror(row) and hits[0].start > 0 else None
+
+
+def codec_of(source: str, view: str, said: Told) -> Codec | str:
+    """What happens to values on their way from one dtype to another.
+
+    Floats are cast where that keeps their values, and rounded where a rule says so. They are scaled,
+    and after that shifted, in the wider dtype of both; where none is wider, in that of the view. The
+    way back undoes each step.
+
+    Args:
+        source: The dtype before.
+        view: The dtype after.
+        said: What rules say of the leaf.
+
+    Returns:
+        The codec, or why there is none.
+
+    Example:
+        >>> [str(word) for word in codec_of("bfloat16", "float32", Told(exponent=3))]
+        ['times 2**3, bfloat16 -> float32']
+        >>> said = Told(words=(Times(0.3), Plus(1.0)), rounds=True)
+        >>> [str(word) for word in codec_of("float32", "bfloat16", said)]
+        ['times 0.3', 'plus 1.0', 'float32 -> bfloat16, rounded']
+        >>> codec_of("float32", "int32", UNTOLD)  # doctest: +ELLIPSIS
+        'only integers are cast to integers, and floats to floats, where that keeps their values: ...'
+    """
+    if said.turned:
+        found = codec_of(view, source, dataclasses.replace(said, turned=False))
+        return found if isinstance(found, str) else inverted(found)
+    if source in FORMATS and view in FORMATS:
+        return _of_floats(source, view, said)
+    if source == view:
+        return ()
+    keys = source.startswith("key<"), view.startswith("key<")
+    if all(keys):
+        return "a key keeps its implementation: declare the same on both sides"
+    if any(keys):
+        return (
+            'a key is no array of its data: declare Key["..."] on both sides, or say raw_key(...)'
+        )
+    if all(jnp.issubdtype(jnp.dtype(dtype), jnp.integer) for dtype in (source, view)):
+        return (Exact(source, view),)
+    return (
+        "only integers are cast to integers, and floats to floats, where that keeps their values: "
+        "declare one dtype on both sides, and cast the tree yourself"
+    )
+
+
+def _of_floats(source: str, view: str, said: Told) -> Codec | str:
+    wide = source if holds(source, view) and source != view else view
+    if said.changes and FORMATS[wide].bits < 16:
+        return f"{wide} has too few values to be scaled: scale it before it is cast"
+    scaled: Codec = (Exact(wide, wide, said.exponent),) if said.exponent else ()
+    cast: Codec = ()
+    if source != view:
+        cast = (Rounded(source, view) if said.rounds else Exact(source, view),)
+    if wide == view:
+        return joined(joined(cast, scaled), said.words)
+    # The last exact word is merged with the cast, if nothing else is between them.
+    return joined(joined(scaled, said.words), cast)

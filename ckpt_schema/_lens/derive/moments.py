@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.leaves import Fill, Init
@@ -15,13 +15,16 @@ from ckpt_schema._lens.axis_rules import Grown
 from ckpt_schema._lens.cells import Constant
 from ckpt_schema._lens.derive.leaf_rules import PaddedAxis, Told
 from ckpt_schema._lens.derive.row_parts import places_of
-from ckpt_schema._lens.rules import Factor, Reset
+from ckpt_schema._lens.rules import Reset
+from ckpt_schema._lens.value_rules import Factor, Shift
 from ckpt_schema.errors import Mismatch
 
 if TYPE_CHECKING:
-    from ckpt_schema._frameworks.degrees import Degrees
+    from ckpt_schema._frameworks.degrees import Degree, Degrees, NoDegree
 
 __all__ = ["Moments"]
+
+T = TypeVar("T", int, bool)
 
 
 def _unknown_start(row: Row, fill: PaddedAxis) -> Mismatch:
@@ -68,30 +71,49 @@ class Moments:
             The power, or the fault where none is known. A layout that was found in a tree, and does
             not know its transformation, follows the other one.
         """
-        powers: set[int] = set()
-        reasons: list[str] = []
-        for layout, found in self._known(before, after):
-            if isinstance(found, int):
-                powers.add(found)
-            else:
-                reasons.append(f"{found} ({layout.name})")
-        if not reasons and len(powers) == 1:
-            return powers.pop()
-        reason = (
-            reasons[0] if reasons else "the transformations of the two sides scale it differently"
-        )
-        return self._fault(before, after, factor, reason)
+        found: list[int | str] = []
+        for name, degree in self._degrees(before, after):
+            told = degree if isinstance(degree, str) else degree.told
+            found.append(f"{told} ({name})" if isinstance(told, str) else told)
+        return self._agreed(before, after, factor, found)
 
-    def _known(self, before: Row, after: Row) -> list[tuple[Layout, int | str]]:
-        """The power by each layout that knows its transformation, or why there is none."""
+    def follows(self, before: Row, after: Row, shift: Shift) -> bool | Mismatch:
+        """Whether what an optimizer keeps for a param is shifted where the param is.
+
+        It is if it is a copy of the param, and it is not if it depends on gradients alone.
+
+        Args:
+            before: Its row in the source.
+            after: Its row in the view.
+            shift: The rule that shifts the param.
+        """
+        found: list[bool | str] = []
+        for name, degree in self._degrees(before, after):
+            told = _is_copy(degree)
+            found.append(f"{told} ({name})" if isinstance(told, str) else told)
+        return self._agreed(before, after, shift, found)
+
+    def _agreed(
+        self, before: Row, after: Row, rule: Factor | Shift, found: Sequence[T | str]
+    ) -> T | Mismatch:
+        """What all layouts tell alike."""
+        reasons = [each for each in found if isinstance(each, str)]
+        told = {each for each in found if not isinstance(each, str)}
+        if not reasons and len(told) == 1:
+            return told.pop()
+        differ = "the transformations of the two sides treat it differently"
+        return self._fault(before, after, rule, reasons[0] if reasons else differ)
+
+    def _degrees(self, before: Row, after: Row) -> list[tuple[str, Degree | NoDegree | str]]:
+        """The degree by each layout that knows its transformation, or why there is none."""
         if not self._knowing:
             unknown = "its layout was found in a tree, and does not know the transformation"
-            return [(self._view, unknown)]
-        found: list[tuple[Layout, int | str]] = []
+            return [(self._view.name, unknown)]
+        found: list[tuple[str, Degree | NoDegree | str]] = []
         before, after = self._of_layouts(before, after)
         for layout, degrees in self._knowing:
-            each = degrees.of(before if layout is self._source else after)
-            found.append((layout, each.told))
+            row = before if layout is self._source else after
+            found.append((layout.name, degrees.of(row)))
         return found
 
     def _of_layouts(self, before: Row, after: Row) -> tuple[Row, Row]:
@@ -129,22 +151,46 @@ class Moments:
 
         return [(layout, Degrees(layout)) for layout in several]
 
-    def _fault(self, before: Row, row: Row, factor: Factor, reason: str) -> Mismatch:
+    def _fault(self, before: Row, row: Row, rule: Factor | Shift, reason: str) -> Mismatch:
         where = "/".join(row.path)
-        same, anew = Factor(row.path, 0), Reset(before.path, row.path)
+        anew = Reset(before.path, row.path)
         known = self._source.initial is not None and self._view.initial is not None
-        hint = f"say {same} to leave it as it is, or another factor"
-        if known:
-            hint = f"say {anew} to start it anew, {same} to leave it as it is, or another factor"
+        if isinstance(rule, Shift):
+            same: Factor | Shift = Shift(row.path, 0.0)
+            found = "nothing that tells whether it is shifted"
+            hint = f"say {same} to leave it as it is, or another amount"
+        else:
+            same = Factor(row.path, 1.0)
+            found = "no power of the factor that carries it"
+            hint = f"say {same} to leave it as it is, or another factor"
+            if known:
+                hint = (
+                    f"say {anew} to start it anew, {same} to leave it as it is, or another factor"
+                )
         return Mismatch(
             where,
             "rule",
-            f"what becomes of it where {factor} holds",
-            f"no power of the factor that carries it: {reason}",
+            f"what becomes of it where {rule} holds",
+            f"{found}: {reason}",
             hint,
             mirrors=row.mirrors,
-            rules=(anew if known else same,),
+            rules=(anew if known and isinstance(rule, Factor) else same,),
         )
+
+
+def _is_copy(degree: Degree | NoDegree | str) -> bool | str:
+    """Whether what has a degree is a copy of the param; or why nobody can say."""
+    if isinstance(degree, str):
+        return degree
+    from ckpt_schema._frameworks.degrees import Degree  # optax is loaded, for it has made this
+
+    if not isinstance(degree, Degree):
+        return degree.reason
+    if not degree.param:
+        return False
+    if (degree.param, degree.gradient) == (1, 0):
+        return True
+    return "it depends on the param, and is no copy of it"
 
 
 def _starting_value(layout: Layout, row: Row) -> float | int | bool | None:

@@ -15,18 +15,19 @@ from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Repeat, Row
 from ckpt_schema._lens import spellings
-from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
+from ckpt_schema._lens.axis_rules import Repeated, Reverse
 from ckpt_schema._lens.cells import Cell, Geometry, through
-from ckpt_schema._lens.codecs import Codec, Exact
+from ckpt_schema._lens.codecs import Codec
 from ckpt_schema._lens.derive.axis_names import axes_called, fault, matched, same_axes, sized
 from ckpt_schema._lens.derive.joins import Join
-from ckpt_schema._lens.derive.leaf_rules import UNTOLD, PaddedAxis, Told
+from ckpt_schema._lens.derive.leaf_rules import UNTOLD, PaddedAxis, Told, ValueRule, codec_of
 from ckpt_schema._lens.derive.levels import levels_of
 from ckpt_schema._lens.derive.repeats import Once, count_of, once, repeated_by
 from ckpt_schema._lens.derive.row_parts import RowPart, Within, mentions, places_of, spots_of
-from ckpt_schema._lens.rules import Factor as Scaling
-from ckpt_schema._lens.rules import Reset
+from ckpt_schema._lens.formats import FORMATS
+from ckpt_schema._lens.rules import RawKey, Reset
 from ckpt_schema._lens.spellings import Span, Spelling, Token, of_dim
+from ckpt_schema._lens.value_rules import Factor, Rounding, Shift
 from ckpt_schema.errors import Mismatch
 
 __all__ = [
@@ -119,7 +120,7 @@ def _related(source: RowPart, view: RowPart, told: Told, known: GivenSizes) -> R
     rows = source.row, view.row
     is_raw = told.raw and rows[0].leaf.is_key != rows[1].leaf.is_key
     said = (
-        told.flips or told.fills or told.repeats or told.exponent or told.axes is not None or is_raw
+        told.flips or told.fills or told.repeats or told.changes or told.axes is not None or is_raw
     )
     alike = rows[0].leaf == rows[1].leaf and rows[0].repeats == rows[1].repeats
     if not said and alike and same_axes(rows[0].leaf, rows[1].leaf):
@@ -193,40 +194,11 @@ def _raw_fault(source: Row, view: Row) -> Mismatch | None:
 
 
 def _codec(source: Row, view: Row, told: Told) -> Codec | Mismatch:
-    before, after = source.leaf.dtype, view.leaf.dtype
-    bits = _float_bits(before) if told.exponent else None
-    if bits is not None and bits < 16:
-        why = f"{before} has too few values to be scaled: scale it before it is cast"
-        return fault(source, view, "dtype", why)
-    if before == after:
-        return (Exact(before, after, told.exponent),) if bits is not None else ()
-    keys = source.leaf.is_key, view.leaf.is_key
-    if not any(keys):
-        for kind in (jnp.integer, jnp.floating):
-            if all(jnp.issubdtype(jnp.dtype(dtype), kind) for dtype in (before, after)):
-                return (Exact(before, after, 0 if bits is None else told.exponent),)
-    if all(keys):
-        hint = "a key keeps its implementation: declare the same on both sides"
-        return fault(source, view, "impl", hint)
-    if any(keys):
-        hint = (
-            'a key is no array of its data: declare Key["..."] on both sides, or say raw_key(...)'
-        )
-        return fault(source, view, "dtype", hint)
-    hint = (
-        "only integers are cast to integers, and floats to floats, where that keeps their values: "
-        "declare one dtype on both sides, and cast the tree yourself"
-    )
-    return fault(source, view, "dtype", hint)
-
-
-@functools.lru_cache(maxsize=64)  # there are some twenty dtypes
-def _float_bits(dtype: str) -> int | None:
-    """How many bits a float of a dtype has; None if it is none."""
-    is_key = dtype.startswith("key<")
-    if is_key or not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        return None
-    return jnp.finfo(dtype).bits
+    found = codec_of(source.leaf.dtype, view.leaf.dtype, told)
+    if not isinstance(found, str):
+        return found
+    both_keys = source.leaf.is_key and view.leaf.is_key
+    return fault(source, view, "impl" if both_keys else "dtype", found)
 
 
 # --- Padding  ---
@@ -267,14 +239,21 @@ def stripped(row: Row, told: Told, parts: Sequence[Row] = ()) -> Row:
     return row
 
 
-def applies(rule: Reverse | Padding | Grown | Repeated | Scaling, rows: tuple[Row, Row]) -> bool:
+def applies(rule: ValueRule, rows: tuple[Row, Row]) -> bool:
     """Whether a rule says anything of a leaf that has these rows, one of which may be a part of the other."""
+    dtypes = [row.leaf.dtype for row in rows]
     if isinstance(rule, Reverse):
         return any(_called(row, rule.dim) for row in rows)
     if isinstance(rule, Repeated):
         return count_of(rows[0], rule) != count_of(rows[1], rule)
-    if isinstance(rule, Scaling):
-        return not rule.exponent or _float_bits(rows[0].leaf.dtype) is not None
+    if isinstance(rule, Rounding):
+        return dtypes[0] != dtypes[1] and FORMATS.keys() >= {*dtypes}
+    if isinstance(rule, Factor):
+        return rule.factor == 1 or dtypes[0] in FORMATS
+    if isinstance(rule, Shift):
+        return not rule.amount or dtypes[0] in FORMATS
+    if isinstance(rule, RawKey):
+        return rows[0].leaf.is_key != rows[1].leaf.is_key
     # Of a list in several parts each has a term of its length.
     several = [rule.large, *(term for f in rule.large if isinstance(f, Sum) for term in f.terms)]
     return any(mentions(row, dim) for row in rows for dim in several)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Set
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.sizes import Size
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens import codecs
+from ckpt_schema._lens.cells import Cell
 from ckpt_schema._lens.derive.joins import Join
 
 __all__ = [
@@ -97,6 +99,9 @@ def renamed_joins(joins: Iterable[Join], names: Mapping[str, str]) -> tuple[Join
     sizes = {name: Size.of(new) for name, new in names.items()}
     found: list[Join] = []
     for join in joins:
-        cells = tuple(cell.where(sizes) for cell in join.cells)
-        found.append(dataclasses.replace(join, cells=cells))
+        cells: list[Cell] = []
+        for cell in join.cells:
+            codec = codecs.renamed(cell.codec, names)
+            cells.append(dataclasses.replace(cell.where(sizes), codec=codec))
+        found.append(dataclasses.replace(join, cells=tuple(cells)))
     return tuple(found)

@@ -12,6 +12,7 @@ import numpy as np
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.table import Row, Slot
+from ckpt_schema._lens import codecs
 from ckpt_schema._lens.arrays.blocks import (
     Block,
     Check,
@@ -24,7 +25,9 @@ from ckpt_schema._lens.arrays.blocks import (
     all_of,
 )
 from ckpt_schema._lens.cells import Cell, Constant, Geometry
+from ckpt_schema._lens.codecs import Codec
 from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema.errors import ConformanceError, Mismatch
 
 __all__ = [
     "Application",
@@ -466,12 +469,25 @@ def _blocks(cell: Cell, symbols: tuple[int, int], sizes: Sizes) -> list[Block]:
         else:
             steps.append(Step(size, (spots[0], spots[1])))
     found: list[Block] = []
+    codec = _bound(cell.codec, sizes)
     for taken in itertools.product(*(range(size) for size, _ in repeats)):
         start = list(begin[0])
         for step, (_, (axis, stride)) in zip(taken, repeats, strict=True):
             start[axis] += step * stride
-        found.append(Block((tuple(start), begin[1]), tuple(steps), cell.codec))
+        found.append(Block((tuple(start), begin[1]), tuple(steps), codec))
     return found
+
+
+def _bound(codec: Codec, sizes: Sizes) -> Codec:
+    try:
+        return codecs.bound(codec, sizes)
+    except ArithmeticError as error:
+        said = ", ".join(str(word) for word in codec)
+        given = " ".join(f"{name}={sizes[name]}" for name in sorted(codecs.names(codec)))
+        found = f"{error}, where {given}"
+        hint = "declare another factor, or other sizes"
+        fault = Mismatch(said, "rule", "a finite number other than 0", found, hint)
+        raise ConformanceError("values cannot be scaled", [fault]) from error
 
 
 def _repeats(geometry: Geometry, symbols: tuple[int, int]) -> set[int]:
