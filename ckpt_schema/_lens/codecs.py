@@ -22,12 +22,13 @@ __all__ = [
     "Rounded",
     "Times",
     "Word",
-    "bound",
+    "dims_of",
+    "evaluated",
     "holds",
     "inverted",
+    "is_undone",
     "joined",
-    "names",
-    "renamed",
+    "reworded",
 ]
 
 
@@ -151,34 +152,47 @@ def inverted(codec: Codec) -> Codec:
     return tuple(word.inverse for word in reversed(codec))
 
 
-def names(codec: Codec) -> frozenset[str]:
+def is_undone(codec: Codec) -> bool:
+    """Whether a codec gives back what its inverse was given, bit for bit, whatever that was.
+
+    Example:
+        >>> is_undone((Rounded("float32", "bfloat16"),)), is_undone((Rounded("bfloat16", "float32"),))
+        (True, False)
+    """
+    return all(
+        holds(word.source, word.view) if isinstance(word, Rounded) else isinstance(word, Exact)
+        for word in codec
+    )
+
+
+def dims_of(codec: Codec) -> frozenset[str]:
     """The dims that a codec names.
 
     Example:
-        >>> sorted(names((Times("2 * heads"), Plus(1.0))))
+        >>> sorted(dims_of((Times("2 * heads"), Plus(1.0))))
         ['heads']
     """
     texts = [word.factor for word in codec if isinstance(word, Times)]
-    found = [expressions.names(text) for text in texts if isinstance(text, str)]
+    found = [expressions.dims_in(text) for text in texts if isinstance(text, str)]
     return frozenset[str]().union(*found)
 
 
-def renamed(codec: Codec, called: Mapping[str, str]) -> Codec:
+def reworded(codec: Codec, called: Mapping[str, str]) -> Codec:
     """The codec with other names of dims.
 
     Example:
-        >>> renamed((Times("2 * heads"),), {"heads": "q_heads"})
+        >>> reworded((Times("2 * heads"),), {"heads": "q_heads"})
         (Times(factor='2 * q_heads', divides=False),)
     """
     found: list[Word] = []
     for word in codec:
         if isinstance(word, Times) and isinstance(word.factor, str):
-            word = dataclasses.replace(word, factor=expressions.renamed(word.factor, called))
+            word = dataclasses.replace(word, factor=expressions.with_dims(word.factor, called))
         found.append(word)
     return tuple(found)
 
 
-def bound(codec: Codec, sizes: Mapping[str, int]) -> Codec:
+def evaluated(codec: Codec, sizes: Mapping[str, int]) -> Codec:
     """The codec with numbers for expressions.
 
     Args:
@@ -189,7 +203,7 @@ def bound(codec: Codec, sizes: Mapping[str, int]) -> Codec:
         ArithmeticError: An expression is no finite number, or 0.
 
     Example:
-        >>> bound((Times("head_dim ** -0.5"),), {"head_dim": 16})
+        >>> evaluated((Times("head_dim ** -0.5"),), {"head_dim": 16})
         (Times(factor=0.25, divides=False),)
     """
     return tuple(_bound(word, sizes) for word in codec)

@@ -13,7 +13,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 
-__all__ = ["names", "renamed", "value", "wrong"]
+__all__ = ["dims_in", "value", "with_dims", "wrong"]
 
 _LONGEST = 200
 _NAME = re.compile(r"\b[^\W\d]\w*")  # the e of 1e3 follows a digit, and is none
@@ -62,22 +62,22 @@ def _is_number(node: ast.expr) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def names(text: str) -> frozenset[str]:
+def dims_in(text: str) -> frozenset[str]:
     """The dims that an expression names.
 
     Example:
-        >>> sorted(names("2*heads / (kv_heads + 1)"))
+        >>> sorted(dims_in("2*heads / (kv_heads + 1)"))
         ['heads', 'kv_heads']
     """
     found = ast.walk(ast.parse(text.strip(), mode="eval"))
     return frozenset(node.id for node in found if isinstance(node, ast.Name))
 
 
-def renamed(text: str, called: Mapping[str, str]) -> str:
+def with_dims(text: str, called: Mapping[str, str]) -> str:
     """The expression with other names of dims.
 
     Example:
-        >>> renamed("head_dim ** -0.5", {"head_dim": "size"})
+        >>> with_dims("head_dim ** -0.5", {"head_dim": "size"})
         'size ** -0.5'
     """
     return _NAME.sub(lambda found: called.get(found[0], found[0]), text)

@@ -19,7 +19,7 @@ from ckpt_schema._layouts.paths import LogicalPath, VariableKind, rule_path
 from ckpt_schema._layouts.table import Series
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
 from ckpt_schema._lens.spelled_axes import ARROW, SpelledAxes, parse_spelled
-from ckpt_schema._lens.value_rules import Factor, Rounding, Shift
+from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
 from ckpt_schema._lens.wellformed import default_of, one_dim, verify_paths
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -28,13 +28,13 @@ __all__ = [
     "Factor",
     "Fuse",
     "Move",
+    "Offset",
     "Private",
     "RawKey",
     "Rename",
     "Reset",
     "Rounding",
     "Rule",
-    "Shift",
     "Tie",
     "VariableKind",
     "apart",
@@ -183,7 +183,7 @@ Rule = (
     | Grown
     | Repeated
     | Factor
-    | Shift
+    | Offset
     | Rounding
 )
 

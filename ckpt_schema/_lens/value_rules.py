@@ -13,7 +13,7 @@ from ckpt_schema._lens.wellformed import not_well_formed, verify_paths
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Factor", "Rounding", "Shift", "cast", "scale", "shift"]
+__all__ = ["Factor", "Offset", "Rounding", "cast", "scale", "shift"]
 
 _FAR = 64
 """Two to this is the greatest amount of a shift, and two to minus this the least."""
@@ -53,7 +53,7 @@ class Factor:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Shift:
+class Offset:
     """See `shift`."""
 
     path: LogicalPath
@@ -146,7 +146,7 @@ def scale(path: str | type, factor: float | str) -> Factor:
             raise not_well_formed(
                 "scale", Mismatch("factor", "declaration", expected, repr(factor), hint)
             )
-        if expressions.names(factor):
+        if expressions.dims_in(factor):
             return Factor(rule_path(path), factor)
         number = _constant(factor)
     if not _is_finite(number) or not number:
@@ -160,7 +160,7 @@ def scale(path: str | type, factor: float | str) -> Factor:
     return Factor(rule_path(path), float(number))
 
 
-def shift(path: str | type, amount: float) -> Shift:
+def shift(path: str | type, amount: float) -> Offset:
     """A rule: what is at logical path ``path`` of the view is the source's plus ``amount``.
 
     So a norm whose scale one side keeps as a difference from 1: ``shift("norm/scale", 1.0)``. A leaf
@@ -194,7 +194,7 @@ def shift(path: str | type, amount: float) -> Shift:
         raise not_well_formed(
             "shift", Mismatch("amount", "declaration", expected, shown(amount), hint)
         )
-    return Shift(rule_path(path), float(amount))
+    return Offset(rule_path(path), float(amount))
 
 
 def _is_finite(number: object) -> bool:

@@ -17,7 +17,7 @@ from ckpt_schema._trees import placement
 from ckpt_schema._trees.jitted import Program
 from ckpt_schema._trees.placement import as_bits, octets
 
-__all__ = ["difference", "stray"]
+__all__ = ["difference", "differs", "stray"]
 
 Difference = tuple[str, str, str]
 """An index, and what each of two arrays has there."""
@@ -32,7 +32,7 @@ def difference(first: Any, second: Any) -> Difference | None:
     """
     a, b = _together(first, second)
     if isinstance(a, jax.Array):
-        return _looked_for(_unlike, a, b)
+        return _looked_for(differs, a, b)
     return _looked_through((octets(a) != octets(b)).any(axis=-1).reshape(a.shape), a, b)
 
 
@@ -66,7 +66,7 @@ class _Beyond:
     start: int
 
     def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        return _unlike(a, b) & (jax.lax.broadcasted_iota("int32", a.shape, self.axis) >= self.start)
+        return differs(a, b) & (jax.lax.broadcasted_iota("int32", a.shape, self.axis) >= self.start)
 
 
 def _looked_for(where: Callable[..., Any], a: jax.Array, b: Any) -> Difference | None:
@@ -134,12 +134,12 @@ def _first(
     return jnp.array(index, "int32"), *values
 
 
-def _unlike(a: jax.Array, b: jax.Array) -> jax.Array:
+def differs(a: jax.Array, b: jax.Array) -> jax.Array:
     """Where two arrays differ in any bit."""
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         return (_data(a) != _data(b)).any(axis=-1)
     if jnp.issubdtype(a.dtype, jnp.complexfloating):
-        return _unlike(a.real, b.real) | _unlike(a.imag, b.imag)
+        return differs(a.real, b.real) | differs(a.imag, b.imag)
     return as_bits(a) != as_bits(b)
 
 

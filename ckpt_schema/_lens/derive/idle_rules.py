@@ -27,7 +27,7 @@ from ckpt_schema._lens.rules import (
     Rule,
     Tie,
 )
-from ckpt_schema._lens.value_rules import Factor, Rounding, Shift
+from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["Contested", "Unmatched", "idle", "partnered"]
@@ -72,7 +72,7 @@ def _unsized(tables: tuple[Layout, Layout], rules: Sequence[Rule]) -> Iterator[M
     for rule in rules:
         if not isinstance(rule, Factor) or not isinstance(rule.factor, str):
             continue
-        for name in sorted(expressions.names(rule.factor) - known.keys()):
+        for name in sorted(expressions.dims_in(rule.factor) - known.keys()):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"near: {near[0]}" if near else "print the layouts to see their dims"
             expected = f"a dim of {tables[0].name} or {tables[1].name}"
@@ -234,8 +234,8 @@ def _unsaid(
         yield Mismatch(str(rule), "rule", expected, "none", hint)
 
 
-_Change = Reverse | Padding | Grown | Repeated | Factor | Shift | Rounding
-_CHANGES = (Reverse, Padding, Grown, Repeated, Factor, Shift, Rounding)
+_Change = Reverse | Padding | Grown | Repeated | Factor | Offset | Rounding
+_CHANGES = (Reverse, Padding, Grown, Repeated, Factor, Offset, Rounding)
 
 
 def _changed(rule: _Change) -> str:
@@ -244,7 +244,7 @@ def _changed(rule: _Change) -> str:
         return f"a leaf with an axis {dims_.format_dim(rule.dim)}"
     if isinstance(rule, Rounding):
         return "a leaf of floats whose dtype is another one on the other side"
-    if isinstance(rule, (Factor, Shift)):
+    if isinstance(rule, (Factor, Offset)):
         return "a leaf of floats"
     if isinstance(rule, Repeated):
         return f"a leaf with a factor {rule.times} on one side alone"

@@ -63,7 +63,7 @@ class Join:
         """The dims whose sizes say which elements these are, and what happens to them."""
         found: set[str] = set()
         for cell in self.cells:
-            found |= cell.geometry.names | codecs.names(cell.codec)
+            found |= cell.geometry.names | codecs.dims_of(cell.codec)
         return frozenset(found)
 
 

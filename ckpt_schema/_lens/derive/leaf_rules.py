@@ -16,7 +16,7 @@ from ckpt_schema._lens.codecs import Codec, Exact, Plus, Rounded, Times, holds, 
 from ckpt_schema._lens.derive.scope import Hit, Scope, is_mirror
 from ckpt_schema._lens.formats import FORMATS
 from ckpt_schema._lens.rules import RawKey, Rule
-from ckpt_schema._lens.value_rules import Factor, Rounding, Shift
+from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
 
 __all__ = [
     "UNTOLD",
@@ -101,7 +101,7 @@ class Told:
         both = (*self.rules, factor)
         return dataclasses.replace(self, exponent=exponent, words=words, rules=both)
 
-    def shifted(self, shift: Shift, *, follows: bool) -> Told:
+    def shifted(self, shift: Offset, *, follows: bool) -> Told:
         """The same of what an optimizer keeps for a leaf that a rule shifts, if that follows the leaf."""
         words = (*self.words, *_plus(shift)) if follows else self.words
         return dataclasses.replace(self, words=words, rules=(*self.rules, shift))
@@ -127,7 +127,7 @@ def _times(factor: Factor, power: int = 1) -> Codec:
     return (Times(several, divides=power < 0),)
 
 
-def _plus(shift: Shift) -> Codec:
+def _plus(shift: Offset) -> Codec:
     return (Plus(shift.amount),) if shift.amount else ()
 
 
@@ -135,7 +135,7 @@ UNTOLD = Told()
 """Nothing is said."""
 
 
-ValueRule = RawKey | Reverse | Padding | Grown | Repeated | Factor | Shift | Rounding
+ValueRule = RawKey | Reverse | Padding | Grown | Repeated | Factor | Offset | Rounding
 """A rule that speaks of what is in a leaf."""
 
 
@@ -150,7 +150,7 @@ def by_family(row: Row, hits: Sequence[Hit[ValueRule]]) -> dict[Hashable, list[H
     mirror = is_mirror(row)
     found: dict[Hashable, list[Hit[ValueRule]]] = {}
     for hit in hits:
-        if not (isinstance(hit.rule, (Factor, Shift)) and mirror and hit.start > 0):
+        if not (isinstance(hit.rule, (Factor, Offset)) and mirror and hit.start > 0):
             found.setdefault(_family(hit.rule), []).append(hit)
     return found
 
@@ -185,7 +185,7 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
             flips.append(rule.dim)
         elif isinstance(rule, Factor):
             exponent, factors = rule.exponent, _times(rule)
-        elif isinstance(rule, Shift):
+        elif isinstance(rule, Offset):
             amounts = _plus(rule)
         elif isinstance(rule, Rounding):
             rounds = True
@@ -219,10 +219,10 @@ def unscaled(row: Row, hits: Sequence[Hit[ValueRule]]) -> Factor | None:
     return rule if isinstance(rule, Factor) else None
 
 
-def unshifted(row: Row, hits: Sequence[Hit[ValueRule]]) -> Shift | None:
+def unshifted(row: Row, hits: Sequence[Hit[ValueRule]]) -> Offset | None:
     """The same of the rule that shifts it."""
-    rule = _unsaid(row, [hit for hit in hits if isinstance(hit.rule, Shift)])
-    return rule if isinstance(rule, Shift) else None
+    rule = _unsaid(row, [hit for hit in hits if isinstance(hit.rule, Offset)])
+    return rule if isinstance(rule, Offset) else None
 
 
 def _unsaid(row: Row, hits: Sequence[Hit[ValueRule]]) -> ValueRule | None:

@@ -16,7 +16,7 @@ from ckpt_schema._lens.cells import Constant
 from ckpt_schema._lens.derive.leaf_rules import PaddedAxis, Told
 from ckpt_schema._lens.derive.row_parts import places_of
 from ckpt_schema._lens.rules import Reset
-from ckpt_schema._lens.value_rules import Factor, Shift
+from ckpt_schema._lens.value_rules import Factor, Offset
 from ckpt_schema.errors import Mismatch
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Moments:
             found.append(f"{told} ({name})" if isinstance(told, str) else told)
         return self._agreed(before, after, factor, found)
 
-    def follows(self, before: Row, after: Row, shift: Shift) -> bool | Mismatch:
+    def follows(self, before: Row, after: Row, shift: Offset) -> bool | Mismatch:
         """Whether what an optimizer keeps for a param is shifted where the param is.
 
         It is if it is a copy of the param, and it is not if it depends on gradients alone.
@@ -94,7 +94,7 @@ class Moments:
         return self._agreed(before, after, shift, found)
 
     def _agreed(
-        self, before: Row, after: Row, rule: Factor | Shift, found: Sequence[T | str]
+        self, before: Row, after: Row, rule: Factor | Offset, found: Sequence[T | str]
     ) -> T | Mismatch:
         """What all layouts tell alike."""
         reasons = [each for each in found if isinstance(each, str)]
@@ -151,12 +151,12 @@ class Moments:
 
         return [(layout, Degrees(layout)) for layout in several]
 
-    def _fault(self, before: Row, row: Row, rule: Factor | Shift, reason: str) -> Mismatch:
+    def _fault(self, before: Row, row: Row, rule: Factor | Offset, reason: str) -> Mismatch:
         where = "/".join(row.path)
         anew = Reset(before.path, row.path)
         known = self._source.initial is not None and self._view.initial is not None
-        if isinstance(rule, Shift):
-            same: Factor | Shift = Shift(row.path, 0.0)
+        if isinstance(rule, Offset):
+            same: Factor | Offset = Offset(row.path, 0.0)
             found = "nothing that tells whether it is shifted"
             hint = f"say {same} to leave it as it is, or another amount"
         else:

@@ -132,6 +132,12 @@ def _edited(
 ) -> list[Join] | Mismatch:
     """The joins of a whole that rules speak of: what they say is done to it as a whole, and then it has its parts."""
     number, row, told = divided.whole.number, divided.whole.row, divided.whole.told
+    if told.rounds:  # it is between the whole and its parts that dtypes differ
+        parts = [
+            dataclasses.replace(part, told=dataclasses.replace(part.told, rounds=True))
+            for part in divided.parts
+        ]
+        divided = dataclasses.replace(divided, parts=tuple(parts))
     inner = stripped(row, told, [part.row for part in divided.parts])
     relation = relate(row, inner, told, known)
     if isinstance(relation, Mismatch):

@@ -27,7 +27,7 @@ from ckpt_schema._lens.derive.row_parts import RowPart, Within, mentions, places
 from ckpt_schema._lens.formats import FORMATS
 from ckpt_schema._lens.rules import RawKey, Reset
 from ckpt_schema._lens.spellings import Span, Spelling, Token, of_dim
-from ckpt_schema._lens.value_rules import Factor, Rounding, Shift
+from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
 from ckpt_schema.errors import Mismatch
 
 __all__ = [
@@ -250,7 +250,7 @@ def applies(rule: ValueRule, rows: tuple[Row, Row]) -> bool:
         return dtypes[0] != dtypes[1] and FORMATS.keys() >= {*dtypes}
     if isinstance(rule, Factor):
         return rule.factor == 1 or dtypes[0] in FORMATS
-    if isinstance(rule, Shift):
+    if isinstance(rule, Offset):
         return not rule.amount or dtypes[0] in FORMATS
     if isinstance(rule, RawKey):
         return rows[0].leaf.is_key != rows[1].leaf.is_key

@@ -101,7 +101,7 @@ def renamed_joins(joins: Iterable[Join], names: Mapping[str, str]) -> tuple[Join
     for join in joins:
         cells: list[Cell] = []
         for cell in join.cells:
-            codec = codecs.renamed(cell.codec, names)
+            codec = codecs.reworded(cell.codec, names)
             cells.append(dataclasses.replace(cell.where(sizes), codec=codec))
         found.append(dataclasses.replace(join, cells=tuple(cells)))
     return tuple(found)

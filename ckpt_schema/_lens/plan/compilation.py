@@ -14,10 +14,12 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.leaves import Init, Leaf, Made
 from ckpt_schema._layouts.paths import KeyPath
-from ckpt_schema._layouts.sizes import Size
 from ckpt_schema._layouts.table import Layout, Row, Slot, called, slots_of
 from ckpt_schema._lens.arrays.checks import narrowed
+from ckpt_schema._lens.arrays.own_bits import Echo
+from ckpt_schema._lens.codecs import is_undone
 from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.plan import refusals
 from ckpt_schema._lens.plan.labels import Carried, Labelled, carried
 from ckpt_schema._lens.plan.plan import (
     Dropped,
@@ -116,7 +118,7 @@ def compile_plan(
         elif default is not None:
             shape, spot = dims_.sizes_of(row.dims, sizes), spot_of(row, slot[1], sizes)
             if shape is None or spot is None:
-                faults.append(_unbound(row, sizes))
+                faults.append(refusals.unbound(row, sizes))
                 continue
             narrow = narrowed(paths.format_path(paths.fill(row.key, slot[1])), row.leaf.dtype)
             like = None if kept is None or onto is None else onto.flat.leaves[kept]
@@ -126,7 +128,7 @@ def compile_plan(
             places[slot] = edited + len(makes)
             makes.append(Make(default, row.leaf.dtype, shape, spot, kept, abstract))
         else:
-            faults.append(_homeless(row, slot, kept is not None))
+            faults.append(refusals.homeless(row, slot, kept is not None))
     again: Restart | None = None
     fresh = [
         slot
@@ -199,7 +201,7 @@ def _restart(
     """What makes the leaves of the optimizer state that start anew, from the params of the result."""
     initial, rows = view.initial, view.rows
     if initial is None:
-        faults += (_homeless(rows[slot[0]], slot, abstract=False) for slot in fresh)
+        faults += (refusals.homeless(rows[slot[0]], slot, abstract=False) for slot in fresh)
         return None
     params = [slot for slot in wanted if initial.trains(rows[slot[0]])]
     keys = [paths.fill(rows[number].key, indices) for number, indices in params]
@@ -271,7 +273,7 @@ def _wanted(
         if not row.unrolled:
             slots.append((number, ()))
         elif any(dims_.size_of(dim, sizes) is None for dim in row.unrolled):
-            faults.append(_unbound(row, sizes))
+            faults.append(refusals.unbound(row, sizes))
         else:
             slots += [(number, indices) for indices in slots_of(row, sizes)]
     if faults:
@@ -295,7 +297,7 @@ def _sources(
         if not present.isdisjoint(join.sources):  # or else an optional leaf that this tree lacks
             work.add(join)
     if not work.faults:
-        work.faults += _not_read(source, view, joins, tree, work.used, sizes)
+        work.faults += refusals.not_read(source, view, joins, tree, work.used, sizes)
     if work.faults:
         header = "{} cannot be taken to {}".format(*called(source, view))
         raise ConformanceError(header, with_mirrors(view, work.faults))
@@ -327,13 +329,14 @@ class _Work:
         self.used: set[Slot] = set()
         self._base = base
         self._moved: set[int] = set()
+        self._last: tuple[Join, Sequence[Application]] | None = None
 
     def add(self, join: Join) -> None:
         """Adds what a join makes of the tree."""
         row = self.rows[1][join.views[0]]
         unbound = sorted(needed(join, self.rows) - self.sizes.keys())
-        wrong = [_unbound(row, self.sizes, unbound)] if unbound else []
-        wrong = wrong or [*_too_short(join, row, self.sizes)]
+        wrong = [refusals.unbound(row, self.sizes, unbound)] if unbound else []
+        wrong = wrong or [*refusals.too_short(join, row, self.sizes)]
         if wrong:
             self.faults += wrong
             return
@@ -348,7 +351,7 @@ class _Work:
             if not lacking:
                 self._add(join, made)
             elif len(lacking) < len(made.inputs):
-                self.faults += (_absent(self.rows[0][slot[0]], slot) for slot in lacking)
+                self.faults += (refusals.absent(self.rows[0][slot[0]], slot) for slot in lacking)
 
     def _add_alone(self, made: Application) -> None:
         """Adds leaves that are made of nothing: layers that the other side does not have."""
@@ -386,9 +389,11 @@ class _Work:
             task = as_it_is(self.rows[0][made.inputs[0][0]], self.sizes)
         for one in open_:
             slot = made.results[one.result]
-            self.faults.append(_homeless(self.rows[1][slot[0]], slot, abstract=False))
+            self.faults.append(refusals.homeless(self.rows[1][slot[0]], slot, abstract=False))
         for number in [] if open_ else gaps(task):
-            self.faults.append(_gap(self.rows[1][made.results[number][0]], join, self.sizes))
+            self.faults.append(
+                refusals.gap(self.rows[1][made.results[number][0]], join, self.sizes)
+            )
         keys = [self.tree.flat.keys[at] for at in positions]
         places, likes = list(positions), list[int | None]()
         if self.onto is not None:
@@ -396,7 +401,33 @@ class _Work:
             places += (len(self.tree.flat.leaves) + self.onto.slots[slot] for slot in extra)
             keys += (paths.fill(self.rows[1][slot[0]].key, slot[1]) for slot in extra)
         spelled = tuple(paths.format_path(key) for key in keys)
-        return Job(task, tuple(places), spelled, tuple(likes) or (None,) * len(made.results))
+        likes = likes or [None] * len(made.results)
+        echoes = tuple(self._echoes(join, made))
+        return Job(task, tuple(places), spelled, tuple(likes), echoes, len(positions))
+
+    def _echoes(self, join: Join, made: Application) -> Iterator[Echo]:
+        """What the other direction makes of the leaves that results stand for, where that is not undone."""
+        if self.onto is None or all(is_undone(copy.block.codec) for copy in made.task.copies):
+            return
+        place = {slot: number for number, slot in enumerate(made.inputs)}
+        for back in self._backward(join):
+            stands = tuple(place.get(slot) for slot in back.results)
+            if place.keys().isdisjoint(back.results):
+                continue
+            task, extra, open_ = back.onto(lambda slot: slot in self.tree.slots)
+            if open_ or not all(_has_value(self.onto, slot) for slot in back.inputs):
+                continue
+            start = len(self.tree.flat.leaves)
+            inputs = [start + self.onto.slots[slot] for slot in back.inputs]
+            inputs += (self.tree.slots[slot] for slot in extra)
+            yield Echo(task, tuple(inputs), stands)
+
+    def _backward(self, join: Join) -> Sequence[Application]:
+        """What the other direction does to the leaves of a join."""
+        if self._last is None or self._last[0] is not join:
+            rows = self.rows[1], self.rows[0]
+            self._last = join, [*applications(join.inverse, rows, self.sizes)]
+        return self._last[1]
 
 
 def _has_value(onto: Match | None, slot: Slot) -> bool:
@@ -405,79 +436,12 @@ def _has_value(onto: Match | None, slot: Slot) -> bool:
     return at is not None and onto is not None and not leaves.is_abstract(onto.flat.leaves[at])
 
 
-def _not_read(
-    source: Layout,
-    view: Layout,
-    joins: Sequence[Join],
-    tree: Match,
-    used: set[Slot],
-    sizes: Mapping[str, int],
-) -> Iterator[Mismatch]:
-    """Stacks of no layers: nothing is made of them on the other side."""
-    found = tree.flat.leaves
-    empty = [
-        (slot, at)
-        for slot, at in tree.slots.items()
-        if slot not in used and 0 in getattr(found[at], "shape", ())
-    ]
-    if not empty:
-        return
-    by_row: dict[int, list[int]] = {}
-    for (number, _), at in empty:
-        by_row.setdefault(number, []).append(at)
-    for join in joins:
-        after = view.rows[join.views[0]]
-        for number in join.sources:
-            for at in by_row.pop(number, ()):
-                yield _no_layers(source.rows[number], tree.flat.keys[at], after, sizes)
-
-
-def _no_layers(before: Row, key: KeyPath, after: Row, sizes: Mapping[str, int]) -> Mismatch:
-    """A stack of nothing, or no copy, of which the other side would keep no shape."""
-    counts = [factor for repeat in before.repeats for factor in repeat.size]
-    own = [factor for dim in before.leaf.dims for factor in dim]
-    what = "layer", "a list of no layers cannot be stacked again"
-    none = [factor for factor in counts if dims_.size_of((factor,), sizes) == 0]
-    if not none:
-        what = "copy", "of no copies nothing is left to be read"
-        none = [factor for factor in own if dims_.size_of((factor,), sizes) == 0]
-    told = " ".join(f"{dims_.format_dim((factor,))}=0" for factor in none)
-    expected = f"at least one {what[0]}, for {paths.format_path(after.key)} to be made of"
-    return Mismatch(paths.format_path(key), "dims", expected, told, what[1])
-
-
 def _materialized(tree: Match, position: int, onto: Match | None, output: Slot) -> bool:
     """Whether a Python number, as ``TrainState.create`` leaves in ``step``, becomes the array that ``onto`` has there."""
     kept = None if onto is None else onto.slots.get(output)
     if kept is None or onto is None or not leaves.is_scalar(tree.flat.leaves[position]):
         return False
     return not leaves.is_scalar(onto.flat.leaves[kept])
-
-
-def _gap(row: Row, join: Join, sizes: Mapping[str, int]) -> Mismatch:
-    """A leaf of which not every element is written once, where a dim is 0."""
-    told = ", ".join(f"{name}=0" for name in sorted(join.names) if sizes[name] == 0)
-    hint = (
-        "where a dim is 0, this lens does not know which element is which: derive it for these dims"
-    )
-    where = paths.format_path(row.key)
-    return Mismatch(where, "dims", f"every element of {row.stored} once", told or "gaps", hint)
-
-
-def _too_short(join: Join, row: Row, sizes: Mapping[str, int]) -> Iterator[Mismatch]:
-    """Axes that are to be padded to less than they have."""
-    told: set[Size] = set()
-    for cell in join.cells:
-        more = [digit.size for digit in cell.geometry.digits] if cell.is_constant else []
-        for size in more:
-            if size in told or size.at(sizes) >= 0:
-                continue
-            told.add(size)
-            large, small = size.parts
-            expected = f"{large} of {small} or more"
-            found = ", ".join(f"{each}={each.at(sizes)}" for each in (large, small))
-            where = paths.format_path(row.key)
-            yield Mismatch(where, "dims", expected, found, "pad to a larger size")
 
 
 def _container(
@@ -512,48 +476,3 @@ class _Placed:
 @functools.cache
 def _dtype(name: str) -> Any:
     return None if name.startswith("key<") else jnp.dtype(name)
-
-
-def _unbound(row: Row, sizes: Mapping[str, int], needed: Sequence[str] = ()) -> Mismatch:
-    unknown = [*needed] or sorted(
-        dims_.dim_names((*row.leaf.dims, *(r.size for r in row.repeats))) - sizes.keys()
-    )
-    several = (
-        "; of the factors or terms of one axis, one follows from the others"
-        if len(unknown) > 1
-        else ""
-    )
-    hint = f"no tree tells: lens.bind({', '.join(f'{name}=...' for name in unknown)}){several}"
-    where = paths.format_path(row.key)
-    return Mismatch(
-        where, "dims", f"every dim of {row.stored} bound", f"no size for {', '.join(unknown)}", hint
-    )
-
-
-def _absent(row: Row, slot: Slot) -> Mismatch:
-    where = paths.format_path(paths.fill(row.key, slot[1]))
-    hint = (
-        "optional leaves that are stacked on the other side are there for all repeats, or for none"
-    )
-    return Mismatch(
-        where, "missing", str(row.stored), "nothing, though other repeats have it", hint
-    )
-
-
-def _homeless(row: Row, slot: Slot, abstract: bool) -> Mismatch:
-    where = paths.format_path(paths.fill(row.key, slot[1]))
-    if abstract:
-        return Mismatch(
-            where,
-            "abstract",
-            f"a value for {row.stored}",
-            "an abstract leaf",
-            "pass a concrete tree, or declare a default",
-        )
-    return Mismatch(
-        where,
-        "missing",
-        f"a source for {row.stored}",
-        "neither partner, onto nor default",
-        "pass onto=, or give a default: field(default=...), private(path, ...), apart(path, ...)",
-    )

@@ -17,11 +17,12 @@ from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.leaves import Leaf, Made
 from ckpt_schema._layouts.pytrees import TreeDef
-from ckpt_schema._lens.arrays import checks, equals, execution, shardings
+from ckpt_schema._lens.arrays import checks, equals, execution, own_bits, shardings
 from ckpt_schema._lens.arrays.blocks import Task
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema._lens.arrays.donation import Donation
+from ckpt_schema._lens.arrays.own_bits import Echo
 from ckpt_schema._lens.plan import made
 from ckpt_schema._lens.plan.outline import Outline, outline
 from ckpt_schema._trees.containers import Tree
@@ -147,12 +148,16 @@ class Job:
         inputs: Positions of the input leaves.
         paths: Their key paths, for messages.
         likes: For each result, the position in ``onto`` of the leaf it stands for, or None.
+        echoes: What the other direction makes of these, where something is lost on the way.
+        count: How many inputs are the tree's; the others are onto's.
     """
 
     task: Task
     inputs: tuple[int, ...]
     paths: tuple[str, ...]
     likes: tuple[int | None, ...]
+    echoes: tuple[Echo, ...] = ()
+    count: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -307,7 +312,7 @@ class Plan:
             likes = [None if at is None else kept[at] for at in job.likes]
             inputs = [pool[i] for i in job.inputs]
             # Of what the other side has no place for, only the values are looked at.
-            results = execution.run(job.task, inputs, likes, pool) if job.task.results else []
+            results = _results(job, inputs, likes, pool) if job.task.results else []
             pool += results
             if (
                 results
@@ -379,6 +384,13 @@ class Plan:
         places += [at for job in self.jobs for at in job.inputs]
         places += self.restart.inputs if self.restart else ()
         return [pool[at] for at in places if at < len(pool)]
+
+
+def _results(job: Job, inputs: Sequence[Any], likes: Sequence[Any], pool: list[Any]) -> list[Any]:
+    """What a job makes of its inputs."""
+    if not job.echoes:
+        return execution.run(job.task, inputs, likes, pool)
+    return own_bits.run(job.task, job.echoes, inputs, likes, pool, job.count)
 
 
 def gatherer(positions: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:

@@ -480,10 +480,10 @@ def _blocks(cell: Cell, symbols: tuple[int, int], sizes: Sizes) -> list[Block]:
 
 def _bound(codec: Codec, sizes: Sizes) -> Codec:
     try:
-        return codecs.bound(codec, sizes)
+        return codecs.evaluated(codec, sizes)
     except ArithmeticError as error:
         said = ", ".join(str(word) for word in codec)
-        given = " ".join(f"{name}={sizes[name]}" for name in sorted(codecs.names(codec)))
+        given = " ".join(f"{name}={sizes[name]}" for name in sorted(codecs.dims_of(codec)))
         found = f"{error}, where {given}"
         hint = "declare another factor, or other sizes"
         fault = Mismatch(said, "rule", "a finite number other than 0", found, hint)
