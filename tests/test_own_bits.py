@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, BFloat16, Float32
 
 import ckpt_schema as cs
+from ckpt_schema._lens.lens import planned
 
 NEAREST = cs.cast("**", rounding="nearest")
 
@@ -234,12 +236,30 @@ def test_exact_lenses_look_at_nothing() -> None:
     state = wide()
     lens = cs.derive(Wide, Exact, rules=[cs.scale("norm", 0.5)])
     view = lens.get(state)
-    plan, *_ = lens._backward.compile(view, state)  # pyright: ignore[reportPrivateUsage]
-    assert not any(job.echoes for job in plan.jobs)
-    plan, *_ = LENS._backward.compile(LENS.get(state), state)  # pyright: ignore[reportPrivateUsage]
-    assert all(job.echoes for job in plan.jobs)
+    assert not any(job.echoes for job in planned(~lens, view, state).jobs)
+    assert all(job.echoes for job in planned(~LENS, LENS.get(state), state).jobs)
     # Of a wider float the way back makes the narrower one again by itself.
-    (layers,) = (
-        job for job in LENS._forward.compile(state, LENS.get(state))[0].jobs if len(job.likes) > 1
-    )  # pyright: ignore[reportPrivateUsage]
+    jobs = planned(LENS, state, LENS.get(state)).jobs
+    (layers,) = (job for job in jobs if len(job.likes) > 1)
     assert not layers.echoes
+
+
+def test_a_folder_of_hugging_face_gets_the_own_bits_too(tmp_path: Path) -> None:
+    class File(cs.Schema):
+        q: Float32[Array, "embed q"] = cs.field(key="model.q.weight")
+        k: Float32[Array, "embed k"] = cs.field(key="model.k.weight")
+
+    class Model(cs.Schema):
+        qk: BFloat16[Array, "embed q+k"]
+
+    rules = [cs.fuse("qk", ["q", "k"]), cs.cast("qk", rounding="nearest")]
+    lens = cs.derive(File, Model, rules=rules).bind(q=2, k=3)
+    rng = np.random.default_rng(2)
+    shapes = {"model.q.weight": (4, 2), "model.k.weight": (4, 3)}
+    state = {name: rng.normal(size=shape).astype("float32") for name, shape in shapes.items()}
+    view = lens.get(state)
+    for number, given in enumerate((state, None)):
+        cs.hf.save(tmp_path / str(number), view, lens, onto=given)
+        saved = cs.hf.load(tmp_path / str(number))
+        assert octets(saved) == octets(lens.put(view, given))
+    assert octets(cs.hf.load(tmp_path / "0")) == octets(state)

@@ -25,7 +25,7 @@ from ckpt_schema._trees import placement
 from ckpt_schema._trees.jitted import Program
 from ckpt_schema.errors import ConformanceError
 
-__all__ = ["Echo", "run"]
+__all__ = ["Echo", "with_own_bits"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Echo:
     stands: tuple[int | None, ...]
 
 
-def run(
+def with_own_bits(
     task: Task,
     echoes: Sequence[Echo],
     values: Sequence[Any],

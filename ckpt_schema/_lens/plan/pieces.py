@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import leaves
-from ckpt_schema._lens.arrays import checks, equals, execution
+from ckpt_schema._lens.arrays import checks, equals, execution, own_bits
 from ckpt_schema._lens.plan import made
 from ckpt_schema._lens.plan.plan import Job, Make, Plan, Restart, Same
 
@@ -51,15 +51,14 @@ class Pieces:
 
 
 def pieces_of(plan: Plan) -> Pieces:
-    """The pieces of a plan."""
+    """The pieces of a plan, which may read the leaves that the result goes onto."""
     count = len(plan.source.shapes)
     base = count + (0 if plan.onto is None else len(plan.onto.shapes))
     found: list[Piece] = []
     at = base
     for job in plan.jobs:
-        found.append(
-            Piece(job.inputs, tuple(range(at, at + len(job.likes))), functools.partial(_edit, job))
-        )
+        results = tuple(range(at, at + len(job.likes)))
+        found.append(_with_kept(job, results, count) if job.echoes else _edited(job, results))
         at += len(job.likes)
     for make in plan.makes:
         found.append(Piece((), (at,), functools.partial(_default, make)))
@@ -94,12 +93,41 @@ def _joined(
     return Piece(inputs, results, whole)
 
 
+def _edited(job: Job, results: tuple[int, ...]) -> Piece:
+    return Piece(job.inputs, results, functools.partial(_edit, job))
+
+
+def _with_kept(job: Job, results: tuple[int, ...], count: int) -> Piece:
+    """A piece whose results may be what the leaves already hold that it goes onto: it reads these too."""
+    likes = [None if like is None else count + like for like in job.likes]
+    read = [*job.inputs, *(at for echo in job.echoes for at in echo.inputs)]
+    read += (at for at in likes if at is not None)
+    inputs = tuple(dict.fromkeys(read))
+    place = {at: number for number, at in enumerate(inputs)}
+    # Of a piece only its own leaves are at hand: they are counted anew.
+    echoes = [
+        dataclasses.replace(echo, inputs=tuple(place[at] for at in echo.inputs))
+        for echo in job.echoes
+    ]
+
+    def run(values: Sequence[Any]) -> list[Any]:
+        given = [values[place[at]] for at in job.inputs]
+        own = [None if at is None else values[place[at]] for at in likes]
+        _verify(job, given)
+        return own_bits.with_own_bits(job.task, echoes, given, own, values, job.count)
+
+    return Piece(inputs, results, run)
+
+
 def _edit(job: Job, values: Sequence[Any]) -> list[Any]:
-    likes = [None] * len(job.likes)
+    _verify(job, values)
+    return execution.run(job.task, values, [None] * len(job.likes)) if job.task.results else []
+
+
+def _verify(job: Job, values: Sequence[Any]) -> None:
     kinds = zip(values, job.task.inputs, strict=True)
     arrays = [leaves.materialized(value, kind.dtype) for value, kind in kinds]
-    checks.verify([checks.LeafTask(job.task, arrays, likes, job.paths)])
-    return execution.run(job.task, values, likes) if job.task.results else []
+    checks.verify([checks.LeafTask(job.task, arrays, [None] * len(job.likes), job.paths)])
 
 
 def _default(make: Make, values: Sequence[Any]) -> list[Any]:

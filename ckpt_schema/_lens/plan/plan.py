@@ -390,7 +390,7 @@ def _results(job: Job, inputs: Sequence[Any], likes: Sequence[Any], pool: list[A
     """What a job makes of its inputs."""
     if not job.echoes:
         return execution.run(job.task, inputs, likes, pool)
-    return own_bits.run(job.task, job.echoes, inputs, likes, pool, job.count)
+    return own_bits.with_own_bits(job.task, job.echoes, inputs, likes, pool, job.count)
 
 
 def gatherer(positions: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:
