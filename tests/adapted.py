@@ -13,7 +13,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 from flax import nnx
 
 import ckpt_schema as cs
@@ -39,6 +41,15 @@ class Spelling:
 
     nnx: bool
     axes: Mapping[str, Mapping[str, int] | None]
+    whole: bool = False  # a train state
+    streams: bool = False
+
+    def scan(self, stack: str) -> Any:
+        """What a user says of a stack of this side."""
+        axes = self.axes[stack]
+        if axes is None:
+            return None
+        return {KINDS[k]: a for k, a in axes.items()} | {nnx.RngState: 0} if self.nnx else axes
 
 
 def model(rng: np.random.Generator) -> list[Member]:
@@ -85,7 +96,8 @@ def spelling(rng: np.random.Generator, members: Sequence[Member]) -> Spelling:
         if rng.random() < 0.6:
             first = {kind: min(first["params"], ranks[kind]) for kind in ranks}
         axes[stack] = None if rng.random() < 0.4 else first
-    return Spelling(bool(rng.random() < 0.4), axes)
+    is_nnx = bool(rng.random() < 0.4)
+    return Spelling(is_nnx, axes, streams=is_nnx and bool(rng.random() < 0.5))
 
 
 def stored(members: Sequence[Member], how: Spelling) -> Iterator[tuple[str, Path, Any]]:
@@ -105,17 +117,54 @@ def stored(members: Sequence[Member], how: Spelling) -> Iterator[tuple[str, Path
             yield one.kind, one.path, one.values[0]
 
 
+STREAMS = "dropout", "rngs"
+
+
 def tree(members: Sequence[Member], how: Spelling) -> Any:
-    """The whole tree, as the framework has it."""
+    """The whole tree, as the framework has it: of the model alone, or of a train state with Adam's moments."""
     root: dict[Any, Any] = {}
+    moments: dict[Any, dict[Any, Any]] = {"mu": {}, "nu": {}}
     for kind, path, value in stored(members, how):
-        node = root if how.nnx else root.setdefault(kind, {})
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = KINDS[kind](value) if how.nnx else value
-    if how.nnx:
-        return nnx.State(root)
-    return root
+        home = ("model",) if how.whole else ()
+        where = (*home, *path) if how.nnx else (kind, *path)
+        plant(root, where, KINDS[kind](value) if how.nnx else value)
+        for number, inner in enumerate(moments.values()):
+            moment = value * np.float32(2 + number)
+            if kind == "params":
+                plant(inner, path, nnx.optimizer.OptVariable(moment) if how.nnx else moment)
+    if how.streams:
+        for path, leaf in streams(members, how):
+            plant(root, ("model", *path) if how.whole else path, leaf)
+    count = np.int32(7)
+    if how.nnx and how.whole:
+        parts = {0: {"count": nnx.optimizer.OptArray(count), **moments}}
+        root["optimizer"] = {"step": nnx.optimizer.OptState(count), "opt_state": parts}
+    elif how.whole:
+        adam = optax.ScaleByAdamState(count, moments["mu"], moments["nu"])
+        root |= {"step": count, "opt_state": (adam, optax.EmptyState())}
+    return nnx.State(root) if how.nnx else root
+
+
+def plant(root: dict[Any, Any], path: Path, leaf: Any) -> None:
+    """Puts a leaf at a path of nested dicts."""
+    for key in path[:-1]:
+        root = root.setdefault(key, {})
+    root[path[-1]] = leaf
+
+
+def streams(members: Sequence[Member], how: Spelling) -> Iterator[tuple[Path, Any]]:
+    """A stream for each layer, which NNX alone has; stacked on axis 0 wherever the params are."""
+    stacks = {one.path: (one.stack, len(one.values)) for one in members if one.stack}
+    for path, (stack, count) in stacks.items():
+        keys = jax.random.split(jax.random.key(count), count)
+        counts = np.arange(count, dtype="uint32")
+        if how.axes[str(stack)] is not None:
+            yield (*path, *STREAMS, "key"), nnx.RngKey(keys, tag="dropout")
+            yield (*path, *STREAMS, "count"), nnx.RngCount(counts, tag="dropout")
+            continue
+        for number in range(count):
+            yield (*path, number, *STREAMS, "key"), nnx.RngKey(keys[number], tag="dropout")
+            yield (*path, number, *STREAMS, "count"), nnx.RngCount(counts[number], tag="dropout")
 
 
 def looks_the_same(members: Sequence[Member], sides: Sequence[Spelling]) -> bool:
@@ -146,22 +195,15 @@ def looks_the_same(members: Sequence[Member], sides: Sequence[Spelling]) -> bool
     return False
 
 
-def leaves_of(given: Any) -> dict[tuple[str, ...], Any]:
+def leaves_of(given: Any) -> dict[str, Any]:
     """All leaves by their key path."""
-    if isinstance(given, nnx.State):
-        flat = nnx.to_flat_state(given)
-        return {tuple(map(str, path)): np.asarray(leaf[...]) for path, leaf in flat}
-    found: dict[tuple[str, ...], Any] = {}
+    flat, _ = jax.tree_util.tree_flatten_with_path(given)
+    return {jax.tree_util.keystr(path): _array(leaf) for path, leaf in flat}
 
-    def walk(node: Any, at: tuple[str, ...]) -> None:
-        if isinstance(node, Mapping):
-            for key, inner in node.items():
-                walk(inner, (*at, str(key)))
-        else:
-            found[at] = np.asarray(node)
 
-    walk(given, ())
-    return found
+def _array(leaf: Any) -> np.ndarray[Any, Any]:
+    is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def same(found: Any, wanted: Any) -> bool:
@@ -180,18 +222,39 @@ def outcome(seed: int) -> str:
     sides = spelling(rng, members), spelling(rng, members)
     if looks_the_same(members, sides):
         return "not to be seen"
+    if rng.random() < 0.4:
+        sides = tuple(dataclasses.replace(how, whole=True) for how in sides)
     source, view = (tree(members, how) for how in sides)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", cs.AxesWarning)
-            lens = cs.adapt(source, view)
+        return "right" if is_right(source, view) else "wrong"
     except cs.CkptSchemaError as error:
-        return (
-            "refused, with what settles it" if "scan=" in str(error) or error.rules else "refused"
-        )
-    if not same(lens.get(source, onto=view), view) or not same(lens.put(view, onto=source), source):
+        offered = "scan=" in str(error) or "axes=" in str(error) or bool(error.rules)
+    try:
+        settled = is_right(source, view, scan=truth(members, sides))
+    except cs.CkptSchemaError:
+        return "refused, whatever is said"
+    if not settled:
         return "wrong"
-    return "right"
+    return "refused, with what settles it" if offered else "refused"
+
+
+def truth(members: Sequence[Member], sides: Sequence[Spelling]) -> dict[str, Any]:
+    """What a user who knows both sides says of their stacks."""
+    found: dict[str, Any] = {}
+    for stack, path in {one.stack: one.path for one in members if one.stack}.items():
+        here, there = (how.scan(stack) for how in sides)
+        if here is not None or there is not None:
+            both = here is not None and there is not None
+            found["/".join(path)] = (here, there) if both else here if there is None else there
+    return found
+
+
+def is_right(source: Any, view: Any, **words: Any) -> bool:
+    """Whether both are converted to one another to the last bit; AxesWarnings apart."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", cs.AxesWarning)
+        lens = cs.adapt(source, view, **words)
+    return same(lens.get(source, onto=view), view) and same(lens.put(view, onto=source), source)
 
 
 def histogram(first: int, cases: int) -> collections.Counter[str]:
@@ -200,8 +263,8 @@ def histogram(first: int, cases: int) -> collections.Counter[str]:
     for seed in range(first, first + cases):
         result = outcome(seed)
         counts[result] += 1
-        if result == "wrong":
-            print(f"wrong: seed {seed}")
+        if result in ("wrong", "refused", "refused, whatever is said"):
+            print(f"{result}: seed {seed}")
     return counts
 
 

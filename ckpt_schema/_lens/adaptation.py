@@ -100,10 +100,8 @@ def _with_stacks(sides: ReadSides, given: Scan) -> ReadSides:
             scans[at][node] = axis
     faults: list[Mismatch] = []
     moved: list[LogicalPath] = []
-    for node, members in _stacked_nodes(sides):
+    for node, members in _stacked_nodes(sides, spoken):
         text = "/".join(node)
-        if text in given:
-            continue
         moved.append(node)
         for at, found in enumerate(_settled(node, members, faults)):
             scans[at].update(found)
@@ -159,16 +157,24 @@ def _is_list(side: ReadSide, node: LogicalPath) -> bool:
     return False
 
 
-def _stacked_nodes(sides: ReadSides) -> Iterator[tuple[LogicalPath, list[_Leaf]]]:
-    """The nodes that both sides have and one side stacks, or both, each with the leaves below it."""
+def _stacked_nodes(
+    sides: ReadSides, given: Sequence[LogicalPath]
+) -> Iterator[tuple[LogicalPath, list[_Leaf]]]:
+    """The nodes that both sides have and one side stacks, or both, each with the leaves below it, but those that are given."""
     listed: dict[LogicalPath, list[_Leaf]] = collections.defaultdict(list)
     for path, leaf, levels in _shared_leaves(sides):
         alone = {*levels[0]} ^ {*levels[1]}  # what is a list on both sides is one layer here
-        if len(alone) == 1:
+        if len(alone) == 1 and not _within(path, given):
             [(at, count)] = alone
             listed[path[: at + 1]].append(dataclasses.replace(leaf, count=count))
     yield from listed.items()
-    yield from _moved((), dict(_plain_leaves(sides)))
+    plain = {path: leaf for path, leaf in _plain_leaves(sides) if not _within(path, given)}
+    yield from _moved((), plain)
+
+
+def _within(path: LogicalPath, nodes: Iterable[LogicalPath]) -> bool:
+    """Whether a leaf stands in one of some nodes."""
+    return any(path[: len(node)] == node for node in nodes)
 
 
 _Levels = Sequence[tuple[int, int]]
@@ -425,7 +431,7 @@ def _doubtful(
     counts: set[tuple[int | None, _Reading]] = set()
     kinds: set[tuple[str, int | None, tuple[Any, Any]]] = set()
     for path, leaf in shown.items():
-        if any(path[: len(node)] == node for node in given):
+        if _within(path, given):
             continue
         inside = [node for node in stacks if path[: len(node)] == node]
         for reading in _readings([leaf]).values():
@@ -436,7 +442,7 @@ def _doubtful(
     ways: dict[LogicalPath, dict[_Order, _Reading]] = collections.defaultdict(dict)
     known = sorted({reading for _, reading in signs | counts}, key=str)
     for path, leaf in leaves.items():
-        if path in shown or any(path[: len(node)] == node for node in spoken):
+        if path in shown or _within(path, spoken):
             continue
         for reading in known:
             order = _read_so(leaf, reading)
