@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckpt_schema import families as families
     from ckpt_schema import hf as hf
     from ckpt_schema import linen as linen
     from ckpt_schema import nnx as nnx
@@ -115,7 +116,7 @@ _HOMES = {
     "_layouts.schema": ("Schema", "Stream", "layout"),
     "_source.source": ("to_source",),
 }
-_MODULES = ("hf", "linen", "nnx", "orbax")
+_MODULES = ("families", "hf", "linen", "nnx", "orbax")
 _NAMES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -150,6 +151,7 @@ __all__ = [
     "constant_key",
     "derive",
     "differences",
+    "families",
     "field",
     "flip",
     "fresh_key",

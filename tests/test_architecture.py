@@ -52,7 +52,7 @@ ORDER = """
     orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._whereabouts orbax._private_leaves
     orbax._adapt orbax._load orbax._missing orbax._versions orbax._targets orbax._restore orbax._items
     orbax._managed orbax._save orbax._pytree_files orbax._route orbax._convert orbax
-    hf._load hf._restore hf._save hf
+    hf._load hf._restore hf._save hf._stored hf families.llama families
     _trees.infer
     __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds
@@ -80,6 +80,7 @@ MODULES = {
 # What users import. The demo is an example to read, so its modules are named like a user's own.
 PUBLIC = {
     *("__init__", "__main__", "cli", "errors", "hf", "linen", "nnx", "orbax"),
+    *("families", "families.llama"),
     *("testing", "testing.strategies"),
     *("demo", "demo.corpus", "demo.linen_gpt", "demo.nnx_gpt", "demo.schemas", "demo.training"),
     *("demo.report", "demo.matrix"),
