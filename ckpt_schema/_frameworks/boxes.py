@@ -23,14 +23,14 @@ def unboxed(tree: Any) -> Any:
 
 def box_labels(tree: Any) -> dict[int, dict[str, Any]]:
     """What the boxes of a tree say of their axes, as a Variable keeps it, for a tree whose leaves are their own positions."""
-    found: dict[int, dict[str, Any]] = {}
+    labels: dict[int, dict[str, Any]] = {}
     for box in filter(_is_box, jax.tree.leaves(tree, is_leaf=_is_box)):
         said = copy.copy(
             box
         ).to_nnx_metadata()  # which takes a logical box apart that it is asked of
         kind = {} if type(box) is meta.Partitioned else {"linen_meta_type": type(box)}
-        found |= dict.fromkeys(jax.tree.leaves(said.pop("value")), said | kind)
-    return found
+        labels |= dict.fromkeys(jax.tree.leaves(said.pop("value")), said | kind)
+    return labels
 
 
 def boxed(value: Any, said: Mapping[str, Any]) -> Any:

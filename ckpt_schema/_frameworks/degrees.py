@@ -202,11 +202,11 @@ class _Bench:
     def drawn(self, seed: int) -> list[Any]:
         """Values of every param, of magnitudes from one to two: none is lost beside another."""
         random = np.random.default_rng(seed)
-        found: list[Any] = []
+        values: list[Any] = []
         for like in self.shapes:
             size = random.uniform(1.0, 2.0, like.shape)
-            found.append(np.asarray(size * random.choice((-1, 1), like.shape), like.dtype))
-        return found
+            values.append(np.asarray(size * random.choice((-1, 1), like.shape), like.dtype))
+        return values
 
     def scaled(self, values: Iterable[Any], param: int, exponent: int) -> list[Any]:
         """Values of the params, those of one row times two to the exponent."""
@@ -321,10 +321,10 @@ def _searched(bench: _Bench, param: int) -> Mapping[LogicalPath, Degree | NoDegr
     rows = {n: row for n, row in enumerate(bench.table) if _is_mirror_of(row, bench.table[param])}
     try:
         with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
-            found = _Search(bench, param, tuple(rows)).degrees()
+            degrees = _Search(bench, param, tuple(rows)).degrees()
     except Exception as error:  # a transformation may raise anything
         return dict.fromkeys((row.path for row in rows.values()), _failed(error))
-    return {rows[number].path: each for number, each in found.items()}
+    return {rows[number].path: each for number, each in degrees.items()}
 
 
 def _failed(error: Exception) -> NoDegree:
@@ -416,12 +416,12 @@ class _Search:
 
     def degrees(self) -> dict[int, Degree | NoDegree]:
         """The degree of each row."""
-        found = {n: self._guess(n) for n in self._at}
-        found = {n: Degree(0, 1) if n in self._copies else each for n, each in found.items()}
-        for number, each in list(found.items()):
+        degrees = {n: self._guess(n) for n in self._at}
+        degrees = {n: Degree(0, 1) if n in self._copies else each for n, each in degrees.items()}
+        for number, each in list(degrees.items()):
             if each is None:
-                found[number] = self._sought(number, found)
-        known = {n: each for n, each in found.items() if each is not None}
+                degrees[number] = self._sought(number, degrees)
+        known = {n: each for n, each in degrees.items() if each is not None}
         for size in _MAGNITUDES:
             for trial in _TRIALS:
                 for number in self._wrong(size, trial, known):
@@ -434,7 +434,7 @@ class _Search:
                 if number in self._copies:
                     known.pop(number, None)
         stuck = NoDegree(f"it stays as it starts for {_MOST} steps, which tells nothing of it")
-        return {n: stuck if n in self._idle else known.get(n, MIXED) for n in found}
+        return {n: stuck if n in self._idle else known.get(n, MIXED) for n in degrees}
 
     def _host(self, state: _State) -> dict[int, list[Any]]:
         """The leaves of each row."""

@@ -82,7 +82,7 @@ def _path(param: Row, repeats: Sequence[Repeat]) -> LogicalPath:
     shared = iter(r.size in [s.size for s in repeats] for r in param.repeats)
     return tuple(
         segment.removesuffix("[]") if segment.endswith("[]") and not next(shared) else segment
-        for segment in param.path[param.body or 0 :]
+        for segment in param.model_path
     )
 
 
@@ -293,9 +293,9 @@ class _Typing:
         """The type at one size, that of this trace; those near it tell apart the dims that are equally long at it."""
         (truth,) = self.traces
         others = [dict(typing._types()) for typing in near]
-        found = dict(self._types())
+        types = dict(self._types())
         faults: list[Mismatch] = []
-        for place, kind in found.items():
+        for place, kind in types.items():
             if not isinstance(kind, OptimizerLeaf):
                 continue
             guesses = [other.get(place) for other in others]
@@ -307,7 +307,7 @@ class _Typing:
                 item, repeats = _unstacked(
                     _settled(kind.param.dims, shape, dims, truth.sizes), kind.param
                 )
-                found[place] = dataclasses.replace(
+                types[place] = dataclasses.replace(
                     kind, leaf=_called(item, kind.leaf.dtype, kind.param), repeats=repeats
                 )
             elif any(guess != kind for guess in guesses):
@@ -317,7 +317,7 @@ class _Typing:
                 f"the optimizer state of {name} belongs to no params",
                 faults,
             )
-        return self._state([t for t in found.values() if not isinstance(t, Mismatch)])
+        return self._state([t for t in types.values() if not isinstance(t, Mismatch)])
 
     def _state(self, found: Sequence[OptimizerLeaf | Node]) -> OptimizerState:
         nodes = tuple(t for t in found if isinstance(t, Node))
@@ -396,8 +396,8 @@ def _dims(param: Dims, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]
         return None
     if [dims_.sizes_of(param, at) for at in sizes] == list(shapes):
         return param
-    found = [_axis(param, lengths, sizes) for lengths in zip(*shapes, strict=True)]
-    return None if None in found else tuple(dim for dim in found if dim is not None)
+    dims = [_axis(param, lengths, sizes) for lengths in zip(*shapes, strict=True)]
+    return None if None in dims else tuple(dim for dim in dims if dim is not None)
 
 
 def _axis(param: Dims, lengths: Sequence[int], sizes: Sequence[Sizes]) -> Dim | None:
@@ -420,17 +420,17 @@ def _settled(param: Dims, shape: Sequence[int], guesses: Sequence[Dims], sizes: 
 
     A dim called ``embed_or_mlp`` is the same in two layouts only if both keep these two in this order.
     """
-    found: list[Dim] = []
+    dims: list[Dim] = []
     for axis, length in enumerate(shape):
         told = {guess[axis] for guess in guesses}
         fits = [dim for dim in param if dims_.size_of(dim, sizes) == length]
         if len(told) == 1:
-            found.append(told.pop())
+            dims.append(told.pop())
         elif len(set(fits)) > 1:
-            found.append(("_or_".join(dims_.format_dim(dim).replace("*", "_x_") for dim in fits),))
+            dims.append(("_or_".join(dims_.format_dim(dim).replace("*", "_x_") for dim in fits),))
         else:
-            found.append(fits[0] if fits else (length,))
-    return tuple(found)
+            dims.append(fits[0] if fits else (length,))
+    return tuple(dims)
 
 
 def _unstacked(stored: Dims, param: Row) -> tuple[Dims, tuple[Repeat, ...]]:
@@ -495,12 +495,12 @@ def _spelled(shape: Sequence[int], dtype: str) -> str:
 
 
 def _unlike(place: StatePlace, several: Sequence[Any]) -> Mismatch:
-    found = " or ".join(dict.fromkeys(_what(s) for s in several))
+    kinds = " or ".join(dict.fromkeys(_what(s) for s in several))
     return Mismatch(
         str(place),
         "shape",
         "the same structure for all sizes",
-        found,
+        kinds,
         "declare this state with ckpt_schema.infer",
     )
 

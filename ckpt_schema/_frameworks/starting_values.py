@@ -29,12 +29,12 @@ def starting_value(layout: Layout, row: Row) -> float | int | bool | None:
     for start, bench in Degrees(layout).benches:
         if row.mirrors not in start.trained or isinstance(bench, NoDegree):
             continue
-        found: list[np.ndarray[tuple[int], np.dtype[np.generic]]] = []
+        starts: list[np.ndarray[tuple[int], np.dtype[np.generic]]] = []
         for seed in (0, 1):
             for number, value in zip(bench.rows, bench.init(bench.drawn(seed)), strict=True):
                 if number is not None and bench.table[number].path == row.path:
-                    found.append(np.ravel(np.asarray(value)))
-        values = np.concatenate(found) if found else np.zeros(0)
+                    starts.append(np.ravel(np.asarray(value)))
+        values = np.concatenate(starts) if starts else np.zeros(0)
         if values.size and len({each.tobytes() for each in values}) == 1:
             return values[0].item()
     return None

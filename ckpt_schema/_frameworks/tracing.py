@@ -257,5 +257,5 @@ def _grouped(
             "the transformation treats members of a list differently",
             faults,
         )
-    found = {place: members[0] for place, members in groups.items()}
-    return Trace(sizes, found, frozenset(sight.place for sight in sights if sight.boxed))
+    first = {place: members[0] for place, members in groups.items()}
+    return Trace(sizes, first, frozenset(sight.place for sight in sights if sight.boxed))

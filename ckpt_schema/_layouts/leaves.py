@@ -235,23 +235,23 @@ def from_annotation(annotation: Any) -> Leaf | None:
 
 
 def _one_dtype(annotation: Any, dtypes: Any) -> str:
-    found = (
+    names = (
         {"bool" if d == "bool_" else d for d in dtypes}
         if isinstance(dtypes, (tuple, list))
         else set[str]()
     )
-    if len(found) == 1 and "prng_key" not in found:
-        return found.pop()
+    if len(names) == 1 and "prng_key" not in names:
+        return names.pop()
     cure = (
         'write ckpt_schema.Key["urbg"]'
-        if found == {"prng_key"}
+        if names == {"prng_key"}
         else "write one dtype, such as Float32 or BFloat16"
     )
     what = (
         "a key of no known implementation"
-        if found == {"prng_key"}
+        if names == {"prng_key"}
         else "several dtypes"
-        if found
+        if names
         else "any dtype"
     )
     fault = Mismatch(str(annotation), "declaration", "exactly one dtype", what, cure)

@@ -99,21 +99,21 @@ def _chunks(segment: Key | Index) -> list[Key | Index]:
     """A key cut after each of its numbers: of each number, whether it is that of another key is asked alone."""
     if not _is_text(segment):
         return [segment]
-    found: list[Key | Index] = [""]
+    chunks: list[Key | Index] = [""]
     for part in parts_of_key(segment) if isinstance(segment, Index) else (str(segment),):
-        last = found[-1]
+        last = chunks[-1]
         if isinstance(part, Index):
-            found[-1] = dataclasses.replace(part, prefix=str(last), text=True)
+            chunks[-1] = dataclasses.replace(part, prefix=str(last), text=True)
             continue
         after, *rest = re.findall(r"\D+\d*|^\d+", part) or [""]
         if isinstance(last, Index) and after.isdecimal():
-            found[-1] = dataclasses.replace(last, suffix=after)
+            chunks[-1] = dataclasses.replace(last, suffix=after)
         elif isinstance(last, Index):
             rest = [after, *rest]
         else:
-            found[-1] = after
-        found += rest
-    return found
+            chunks[-1] = after
+        chunks += rest
+    return chunks
 
 
 def _digits_apart(left: str, right: str) -> bool:

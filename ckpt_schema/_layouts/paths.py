@@ -34,11 +34,13 @@ __all__ = [
     "glob_means",
     "int_key",
     "joined_key",
+    "levels",
     "named",
     "natural",
     "parse_path",
     "parse_pattern",
     "parts_of_key",
+    "plain",
     "rule_path",
     "symbols",
     "unquoted",
@@ -95,8 +97,8 @@ class Index:
 
     def index(self, key: Key) -> int | None:
         """The index that ``key`` spells where there is one symbol, or None."""
-        found = self.indices(key)
-        return found[0] if found is not None and len(found) == 1 else None
+        indices = self.indices(key)
+        return indices[0] if indices is not None and len(indices) == 1 else None
 
     def indices(self, key: Key) -> tuple[int, ...] | None:
         """The indices that ``key`` spells, or None when it is no key of this segment; without a width, ``01`` spells none."""
@@ -200,7 +202,7 @@ def symbols(pattern: Pattern) -> int:
 
 def _cut(text: str, whole: str) -> list[tuple[str, bool, str]]:
     """The segments of a path: each without its quotes, whether it had any, and what follows the closing one."""
-    found: list[tuple[str, bool, str]] = []
+    pieces: list[tuple[str, bool, str]] = []
     at = 0
     while True:
         if text[at : at + 1] == "'":
@@ -221,9 +223,9 @@ def _cut(text: str, whole: str) -> list[tuple[str, bool, str]]:
             if body.endswith("'"):
                 hint = f"a key with a quote in it is written {_spelled(body)}"
                 raise _no_path(whole, "quotes around a whole key", repr(body), hint)
-        found.append((body, text[at : at + 1] == "'", tail))
+        pieces.append((body, text[at : at + 1] == "'", tail))
         if slash == len(text):
-            return found
+            return pieces
         at = slash + 1
 
 
@@ -283,11 +285,11 @@ def _segment(part: tuple[str, bool, str], whole: str) -> Key | Index:
             hint = f"string keys are written '{body}'"
             raise _no_path(whole, "int keys without a width", repr(body), hint)
         return symbol
-    found = _linked(parts)
-    if found is None:
+    linked = _linked(parts)
+    if linked is None:
         hint = "put something between them, layers_{i}_{j}"
         raise _no_path(whole, "no digit after an index symbol before another", repr(body), hint)
-    return found
+    return linked
 
 
 def _parts(body: str, whole: str) -> list[str | Index]:
@@ -314,21 +316,21 @@ def _parts(body: str, whole: str) -> list[str | Index]:
 
 def _linked(parts: Sequence[str | Index]) -> Index | None:
     """One segment of several texts and symbols; None where the numbers of two symbols could not be told apart."""
-    found: Index | None = None
+    link: Index | None = None
     text = ""
     for part in reversed(parts):
         if isinstance(part, str):
             text = part + text
             continue
-        if found is None:
-            found = dataclasses.replace(part, suffix=text, text=True)
+        if link is None:
+            link = dataclasses.replace(part, suffix=text, text=True)
         elif not text or "0" <= text[0] <= "9":
             return None
         else:
-            then = dataclasses.replace(found, prefix=text)
-            found = dataclasses.replace(part, text=True, then=then)
+            then = dataclasses.replace(link, prefix=text)
+            link = dataclasses.replace(part, text=True, then=then)
         text = ""
-    return found and dataclasses.replace(found, prefix=text)
+    return link and dataclasses.replace(link, prefix=text)
 
 
 def joined_key(pattern: Pattern, separator: str) -> Key | Index:
@@ -345,8 +347,8 @@ def joined_key(pattern: Pattern, separator: str) -> Key | Index:
             parts += parts_of_key(segment)
         else:
             parts.append(str(segment))
-    found = _linked([part for part in parts if part])
-    return "".join([part for part in parts if isinstance(part, str)]) if found is None else found
+    linked = _linked([part for part in parts if part])
+    return "".join([part for part in parts if isinstance(part, str)]) if linked is None else linked
 
 
 _WRITABLE = 4300
@@ -431,6 +433,16 @@ def parse_path(text: str) -> LogicalPath:
     )
 
 
+def levels(path: LogicalPath) -> int:
+    """How many lists of layers a logical path goes into."""
+    return sum(segment.endswith("[]") for segment in path)
+
+
+def plain(path: LogicalPath) -> LogicalPath:
+    """A logical path without the marks of its lists: the names alone."""
+    return tuple(segment.removesuffix("[]") for segment in path)
+
+
 def glob_means(pattern: LogicalPath, path: LogicalPath) -> bool:
     """Whether a glob means a path: segment by segment, with every length that ``**`` may have."""
     reached = {0}
@@ -468,9 +480,9 @@ class VariableKind(str):
         if isinstance(kind, type):
             own = kind.__module__.partition(".")[0] == "flax"
             name = kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}"
-        found = super().__new__(cls, f"<{name}>")
-        found.kind = kind
-        return found
+        segment = super().__new__(cls, f"<{name}>")
+        segment.kind = kind
+        return segment
 
     def __reduce__(self) -> tuple[type[VariableKind], tuple[type | str]]:
         """What a copy is made of."""
@@ -536,10 +548,10 @@ class NaturalOrder:
 
     def __call__(self, path: str) -> list[list[tuple[int, int | str]]]:
         """The sort key of a path."""
-        found: list[list[tuple[int, int | str]]] = []
+        ranks: list[list[tuple[int, int | str]]] = []
         for segment in path.split("/"):
             parts = self._segments.get(segment)
             if parts is None:
                 parts = self._segments[segment] = natural(segment)
-            found.append(parts)
-        return found
+            ranks.append(parts)
+        return ranks

@@ -87,6 +87,16 @@ class Row:
     mirrors: str = ""
 
     @property
+    def root(self) -> LogicalPath:
+        """The path of the model, or of what is kept like it, that it is a leaf of."""
+        return self.path[: self.body or 0]
+
+    @property
+    def model_path(self) -> LogicalPath:
+        """Its path below that; all of its path outside of a model."""
+        return self.path[self.body or 0 :]
+
+    @property
     def axes(self) -> tuple[tuple[str, int], ...]:
         """The axes of the leaf as it is stored: each an ``axis`` of its own or that of a stacked ``level``, by number.
 

@@ -263,15 +263,15 @@ def _continues(outer: Place | None, inner: Place | None, size: Size) -> bool:
 
 def _forward(geometry: Geometry, side: int) -> Geometry:
     """The same elements with digits that step forward on one side."""
-    found, digits = geometry, list[Digit]()
+    forward, digits = geometry, list[Digit]()
     for digit in geometry.digits:
         place = digit.at[side]
         if place is not None and not place[1].nonnegative:
-            found = found.moved(digit, digit.size - 1)
+            forward = forward.moved(digit, digit.size - 1)
             source, view = (at and (at[0], -at[1]) for at in digit.at)
             digit = Digit(digit.size, (source, view))
         digits.append(digit)
-    return Geometry(found.starts, tuple(digits))
+    return Geometry(forward.starts, tuple(digits))
 
 
 def taken_apart(geometry: Geometry, most: int = 6) -> list[Geometry]:
@@ -283,13 +283,13 @@ def taken_apart(geometry: Geometry, most: int = 6) -> list[Geometry]:
     ]
     rest = tuple(digit for digit in geometry.digits if digit not in short)
     ranges = (range(digit.size.number or 0) for digit in short)
-    found: list[Geometry] = []
+    boxes: list[Geometry] = []
     for steps in itertools.product(*ranges):
         one = Geometry(geometry.starts, rest)
         for digit, step in zip(short, steps, strict=True):
             one = one.moved(digit, step)
-        found.append(one)
-    return found
+        boxes.append(one)
+    return boxes
 
 
 # --- Composition ---
@@ -322,7 +322,7 @@ def through(first: Geometry, second: Geometry) -> tuple[Path, ...]:
         if len(ours) == len(theirs) == 1:
             raise
         pairs = itertools.product(ours, theirs)
-        return tuple(found for one, other in pairs for found in _through(one, other))
+        return tuple(part for one, other in pairs for part in _through(one, other))
 
 
 def _through(first: Geometry, second: Geometry) -> Iterator[Path]:
@@ -400,19 +400,19 @@ def composed(first: Iterable[Cell], second: Iterable[Cell]) -> list[Cell]:
         ContradictionError: What the first fills in is not what the second cuts off.
     """
     onward: dict[Hashable, list[Cell]] = {}
-    found: list[Cell] = []
+    cells: list[Cell] = []
     for cell in second:
         if isinstance(cell.source, Constant):
-            found.append(cell)
+            cells.append(cell)
         else:
             onward.setdefault(cell.source, []).append(cell)
     for cell in first:
         if isinstance(cell.view, Constant):
-            found.append(cell)
+            cells.append(cell)
             continue
         for other in onward.get(cell.view, ()):
-            found += _joined(cell, other)
-    return found
+            cells += _joined(cell, other)
+    return cells
 
 
 def _joined(first: Cell, second: Cell) -> Iterator[Cell]:

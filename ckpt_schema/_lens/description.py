@@ -132,7 +132,7 @@ def _size(size: Size, spelled: Mapping[Size, str]) -> str:
 
 def _spellings(rows: Sequence[Row]) -> Mapping[Size, str]:
     """How the rows themselves write sizes: in the order of their factors."""
-    found: dict[Size, str] = {}
+    spellings: dict[Size, str] = {}
     for row in rows:
         dims = [*row.leaf.dims, *(repeat.size for repeat in row.repeats)]
         while dims:
@@ -143,8 +143,8 @@ def _spellings(rows: Sequence[Row]) -> Mapping[Size, str]:
                     is_number = dims_.size_of(own, {}) is not None
                     if is_number and any(isinstance(factor, Sum) for factor in own):
                         continue  # parts of an axis in numbers say no more than their sum
-                    found.setdefault(of_dim(own), dims_.format_dim(own))
+                    spellings.setdefault(of_dim(own), dims_.format_dim(own))
             for factor in dim:
                 if isinstance(factor, Sum):
                     dims += factor.terms
-    return found
+    return spellings

@@ -30,15 +30,15 @@ def normal(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     for cell in cells:
         alike = (cell.source, cell.view, cell.codec, cell.compares)
         groups.setdefault(alike, []).append(cell)
-    found: list[Cell] = []
+    merged_cells: list[Cell] = []
     # What is only compared comes last: it may lie in what is written.
     for group in sorted(groups.values(), key=lambda group: all(group[0].compares)):
         first = group[0]
         for geometry in merged(tuple(cell.geometry for cell in group), first.is_constant):
             cell = dataclasses.replace(first, geometry=geometry)
-            if not all(first.compares) or not any(_says(other, cell) for other in found):
-                found.append(cell)
-    return tuple(sorted(found, key=str))
+            if not all(first.compares) or not any(_says(other, cell) for other in merged_cells):
+                merged_cells.append(cell)
+    return tuple(sorted(merged_cells, key=str))
 
 
 def _says(cell: Cell, other: Cell) -> bool:
@@ -285,8 +285,8 @@ def _is_within(one: Geometry, other: Geometry) -> bool:
         both = [path.geometry for path in through(~ours, theirs)]
     except UndecidedError:
         return False
-    volume = sum((found.volume for found in both), ZERO)
-    return volume == ours.volume and all(_is_identity(found) for found in both)
+    volume = sum((part.volume for part in both), ZERO)
+    return volume == ours.volume and all(_is_identity(part) for part in both)
 
 
 def _repeats(geometry: Geometry) -> set[Digit]:

@@ -51,13 +51,13 @@ def _nodes(
     rows: Iterable[Row], unplaced: set[str], named: set[LogicalPath]
 ) -> dict[LogicalPath, object]:
     """The nodes of a model that hold leaves without a partner alone, each with what it holds."""
-    found: dict[LogicalPath, list[Row]] = collections.defaultdict(list)
+    rows_below: dict[LogicalPath, list[Row]] = collections.defaultdict(list)
     for row in rows:
         if row.body is not None and not row.mirrors and len(row.path) > row.body + 1:
-            found[row.path[row.body : -1]].append(row)
+            rows_below[row.path[row.body : -1]].append(row)
     return {
         node: _held(inner)
-        for node, inner in found.items()
+        for node, inner in rows_below.items()
         if all("/".join(row.path) in unplaced for row in inner)
         and not any(node[: len(name)] == name for name in named)
     }

@@ -140,8 +140,8 @@ class Registry:
         Raises:
             DerivationError: There is none.
         """
-        found = [*itertools.islice(self._walks(source, view, (source,)), _MOST_PATHS)]
-        if not found:
+        walks = [*itertools.islice(self._walks(source, view, (source,)), _MOST_PATHS)]
+        if not walks:
             ends = self._layouts[source].name, self._layouts[view].name
             there = ", ".join(self._layouts[each].name for each in self._reached(source))
             hint = f"add a lens from one of {there} to {ends[1]}"
@@ -149,7 +149,7 @@ class Registry:
                 ends[1], "unplaced", f"lenses that lead from {ends[0]} to it", "none", hint
             )
             raise DerivationError("no way from {} to {}".format(*ends), [fault])
-        return found
+        return walks
 
     def _walks(
         self, source: Fingerprint, view: Fingerprint, seen: tuple[Fingerprint, ...]
@@ -172,10 +172,10 @@ class Registry:
                 yield ~each, ends[0]
 
     def _reached(self, source: Fingerprint) -> list[Fingerprint]:
-        found = [source]
-        for at in found:
-            found += [end for _, end in self._steps(at) if end not in found]
-        return found
+        reached = [source]
+        for at in reached:
+            reached += [end for _, end in self._steps(at) if end not in reached]
+        return reached
 
     def __str__(self) -> str:
         """Its versions, and the lenses between them."""
@@ -231,25 +231,25 @@ def _in_words(lens: Lens, key: str) -> str:
 
 def _alone(lens: Lens) -> dict[str, str]:
     """The rows that have no partner, by key path, and what they are then."""
-    found: dict[str, str] = {}
+    alone: dict[str, str] = {}
     for table, joined in zip((lens.source, lens.view), lens.joined, strict=True):
         for number, row in enumerate(table.rows):
             if number not in joined:
-                found[paths.format_path(row.key)] = f"private, default {row.default}"
-    return found
+                alone[paths.format_path(row.key)] = f"private, default {row.default}"
+    return alone
 
 
 def _by_rows(lens: Lens) -> dict[tuple[str, str], list[Cell]]:
     """All cells of a lens, by the key paths of their rows."""
-    found: dict[tuple[str, str], list[Cell]] = {}
+    by_rows: dict[tuple[str, str], list[Cell]] = {}
     tables = lens.source.rows, lens.view.rows
     for join in lens.joins:
         for cell in join.cells:
             ends: list[str] = []
             for rows, end in zip(tables, (cell.source, cell.view), strict=True):
                 ends.append(paths.format_path(rows[end].key) if isinstance(end, int) else str(end))
-            found.setdefault((ends[0], ends[1]), []).append(cell)
-    return found
+            by_rows.setdefault((ends[0], ends[1]), []).append(cell)
+    return by_rows
 
 
 def _wording(cell: Cell) -> str:
@@ -269,7 +269,7 @@ def _equal(one: Sequence[Cell], other: Sequence[Cell]) -> bool:
 
 def _elements(cells: Sequence[Cell], sizes: Mapping[str, int]) -> set[tuple[Any, ...]]:
     """Each pair of elements that cells have, and what is done on the way."""
-    found: set[tuple[Any, ...]] = set()
+    elements: set[tuple[Any, ...]] = set()
     for cell in cells:
         starts = [[size.at(sizes) for size in start] for start in cell.geometry.starts]
         digits = cell.geometry.digits
@@ -280,5 +280,5 @@ def _elements(cells: Sequence[Cell], sizes: Mapping[str, int]) -> set[tuple[Any,
                 for end, place in zip(ends, digit.at, strict=True):
                     if place is not None:
                         end[place[0]] += step * place[1].at(sizes)
-            found.add((tuple(ends[0]), tuple(ends[1]), codec, cell.compares))
-    return found
+            elements.add((tuple(ends[0]), tuple(ends[1]), codec, cell.compares))
+    return elements

@@ -87,7 +87,7 @@ class _Kept:
 @functools.lru_cache(1 << 12)
 def stored_places(spelling: Spelling) -> tuple[Mapping[Token, _Kept], tuple[Size, ...]]:
     """Where a row keeps each factor, and where all of them start."""
-    found: dict[Token, _Kept] = {}
+    places: dict[Token, _Kept] = {}
     starts: list[Size] = []
     for number, axis in enumerate(spelling):
         stride, start = ONE, ZERO
@@ -95,11 +95,11 @@ def stored_places(spelling: Spelling) -> tuple[Mapping[Token, _Kept], tuple[Size
             start += span.start * stride
             inner = stride
             for token, size in reversed(span.factors):
-                found[token] = _Kept(size, (number, inner))
+                places[token] = _Kept(size, (number, inner))
                 inner *= size
             stride *= span.size
         starts.append(start)
-    return found, tuple(starts)
+    return places, tuple(starts)
 
 
 @functools.lru_cache(1 << 12)

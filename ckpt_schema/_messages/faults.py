@@ -109,7 +109,7 @@ class _Pattern:
 def _patterns(mismatches: Iterable[Mismatch]) -> list[_Pattern]:
     """The patterns, each where its first fault stands."""
     outline = _Outlines()
-    found: dict[tuple[object, ...], _Pattern] = {}
+    patterns: dict[tuple[object, ...], _Pattern] = {}
     for fault, places in _with_mirrors(list(mismatches)):
         numbers = tuple(_NUMBER.findall(fault.path))
         texts = (
@@ -118,12 +118,12 @@ def _patterns(mismatches: Iterable[Mismatch]) -> list[_Pattern]:
             outline(fault.hint, numbers),
         )
         key = (_NUMBER.sub("#", fault.path), fault.kind, texts, places)
-        pattern = found.get(key)
+        pattern = patterns.get(key)
         if pattern is None:
-            found[key] = _Pattern(texts, fault, [numbers], places)
+            patterns[key] = _Pattern(texts, fault, [numbers], places)
         else:
             pattern.numbers.append(numbers)
-    return list(found.values())
+    return list(patterns.values())
 
 
 def _with_mirrors(faults: Sequence[Mismatch]) -> Iterator[tuple[Mismatch, tuple[str, ...]]]:
@@ -168,10 +168,10 @@ class _Outlines:
         if text in self._plain:
             return text
         shares = _Shared(numbers)
-        found = _NAMED.sub(shares, text)
+        shared = _NAMED.sub(shares, text)
         if not shares.any:
             self._plain.add(text)
-        return found
+        return shared
 
 
 class _Shared:

@@ -129,8 +129,8 @@ class _Reading:
         if self.faults:
             return Header(faults=tuple(self.faults))
         start = self.file.stat().length - self.room
-        found = (dataclasses.replace(one, start=start + at) for at, _, one in tensors)
-        return Header(tuple(found), metadata)
+        extents = (dataclasses.replace(one, start=start + at) for at, _, one in tensors)
+        return Header(tuple(extents), metadata)
 
     def say(self, name: str, expected: str, found: str, hint: str = _COPY) -> None:
         """Adds a fault; of a tensor, or of the file where the name is empty."""
@@ -228,13 +228,13 @@ def parsed(text: bytes) -> tuple[Any, list[str]]:
     twice: list[str] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
             names = [name for name, _ in pairs]
-            twice.extend(name for name in found if names.count(name) > 1)
-        for name in found:
+            twice.extend(name for name in entries if names.count(name) > 1)
+        for name in entries:
             name.encode()  # half of a pair of surrogates is no text
-        return found
+        return entries
 
     def refused(word: str) -> Any:
         raise ValueError(f"{word}, which is no number of JSON")

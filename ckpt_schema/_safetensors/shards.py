@@ -32,9 +32,9 @@ def _read(tensor: Tensor, sharding: Sharding) -> jax.Array:
     shape = tensor.shape
     indices = sharding.addressable_devices_indices_map(shape)
     extents = {_extent(index, shape) for index in indices.values()}
-    found = read_extents(tensor, extents)
+    extents_of = read_extents(tensor, extents)
     return jax.make_array_from_callback(
-        shape, sharding, lambda index: found[_extent(index, shape)], dtype=tensor.dtype
+        shape, sharding, lambda index: extents_of[_extent(index, shape)], dtype=tensor.dtype
     )
 
 

@@ -68,12 +68,12 @@ class OptimizerChain:
 
     def _fields(self, keys: Iterable[Pattern]) -> dict[_Part, str]:
         """What each part keeps, by name."""
-        found: dict[_Part, dict[str, None]] = collections.defaultdict(dict)
+        fields: dict[_Part, dict[str, None]] = collections.defaultdict(dict)
         for key in keys:
             part = self.part(key)
             if part is not None:
-                found[part][str(key[len(part)])] = None
-        return {part: ", ".join(names) for part, names in found.items()}
+                fields[part][str(key[len(part)])] = None
+        return {part: ", ".join(names) for part, names in fields.items()}
 
     def faults(
         self, absent: Sequence[Pattern], strays: Sequence[Pattern], present: Sequence[Pattern]
@@ -95,10 +95,10 @@ class OptimizerChain:
 
     def notes(self, keys: Sequence[Pattern]) -> list[str]:
         """Both chains side by side, as lines: this one, and that of a tree with leaves at ``keys``."""
-        found = self._fields(keys)
+        fields = self._fields(keys)
         sides = [
             [f"{self._position(part)}  {told}" for part, told in parts.items()]
-            for parts in (self._parts, found)
+            for parts in (self._parts, fields)
         ]
         return side_by_side((self._name, "the tree"), (sides[0], sides[1]))
 

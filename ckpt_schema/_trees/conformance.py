@@ -204,8 +204,11 @@ class Matcher:
             places = {fault.path for fault in whole}
             absent = [(key, row) for key, row in absent if not self._chain.inside(key, places)]
             strays = [at for at in strays if not self._chain.inside(flat.keys[at], places)]
-        found = [*self._pair(absent, strays, flat, binder), *self._leaf_faults(flat, slots, binder)]
-        return [*whole, *self._counts(binder), *found]
+        faults = [
+            *self._pair(absent, strays, flat, binder),
+            *self._leaf_faults(flat, slots, binder),
+        ]
+        return [*whole, *self._counts(binder), *faults]
 
     def _counts(self, binder: Binder) -> Iterator[Mismatch]:
         """Numbers of repeats that no sizes of their unbound names explain."""
@@ -252,11 +255,15 @@ class Matcher:
         seen: set[tuple[dims_.Dims, tuple[int, ...]]] = set()
         for (number, _), position in slots.items():
             stored = self._dims[number]
-            found = leaves.signature(flat.leaves[position]) if stored else None
-            if found is None or len(found[0]) != len(stored) or (stored, found[0]) in seen:
+            signature = leaves.signature(flat.leaves[position]) if stored else None
+            if (
+                signature is None
+                or len(signature[0]) != len(stored)
+                or (stored, signature[0]) in seen
+            ):
                 continue
-            seen.add((stored, found[0]))
-            binder.see(stored, found[0], paths.format_path(flat.keys[position]))
+            seen.add((stored, signature[0]))
+            binder.see(stored, signature[0], paths.format_path(flat.keys[position]))
         most: dict[tuple[dims_.Dim, int], tuple[int, int]] = {}
         for (number, level), count in _counted(slots).items():
             at = (self.layout.rows[number].unrolled[level], level)
@@ -337,14 +344,14 @@ class Matcher:
         rows = self.layout.rows
         for (number, indices), position in slots.items():
             row, value = rows[number], flat.leaves[position]
-            found = leaves.signature(value)
-            token = (row.leaf, row.repeats, found)
-            if found is None or leaves.is_scalar(value):  # another value may be another fault
-                fault = _leaf_fault(row, value, found, binder)
+            signature = leaves.signature(value)
+            token = (row.leaf, row.repeats, signature)
+            if signature is None or leaves.is_scalar(value):  # another value may be another fault
+                fault = _leaf_fault(row, value, signature, binder)
             elif token in seen:
                 fault = seen[token]
             else:
-                fault = seen[token] = _leaf_fault(row, value, found, binder)
+                fault = seen[token] = _leaf_fault(row, value, signature, binder)
             if fault is not None:
                 path = paths.format_path(flat.keys[position])
                 yield Mismatch(path, fault.kind, fault.expected, fault.found, fault.hint)

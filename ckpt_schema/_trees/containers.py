@@ -105,11 +105,11 @@ _Place = tuple[Any, Any]
 
 
 def _path(place: _Place | None) -> KeyPath:
-    found: list[Any] = []
+    keys: list[Any] = []
     while place is not None:
         place, key = place
-        found.append(key)
-    return tuple(reversed(found))
+        keys.append(key)
+    return tuple(reversed(keys))
 
 
 def _mixed(node: Mapping[Any, Any], place: _Place | None) -> Iterator[Mismatch]:

@@ -41,7 +41,7 @@ def spot_of(row: Row, indices: Sequence[int], sizes: Mapping[str, int]) -> Recei
 
     Repeats are counted through all levels, outermost first: a stack and a list of the same layers have the same numbers.
     """
-    path = "/".join(row.path[row.body or 0 :])
+    path = "/".join(row.model_path)
     if not row.repeats:
         return Receiver(path)
     counts = dims_.sizes_of(tuple(repeat.size for repeat in row.repeats), sizes)

@@ -56,9 +56,9 @@ def assert_trees_identical(left: Tree, right: Tree) -> None:
           x  expected bits 0x00000000, found 0x80000000
              -> 1 of 1 elements differ, the first at []
     """
-    found = differences(left, right)
-    if found:
-        raise TreesDifferError("the trees are not identical", found)
+    unlike = differences(left, right)
+    if unlike:
+        raise TreesDifferError("the trees are not identical", unlike)
 
 
 def differences(left: Tree, right: Tree) -> tuple[Mismatch, ...]:

@@ -40,10 +40,10 @@ class _Trie:
                     return node
             alike.append((segment, _Trie()))
             return alike[-1][1]
-        found = self.literals.get(segment)
-        if found is None:
-            found = self.literals[segment] = _Trie()
-        return found
+        child = self.literals.get(segment)
+        if child is None:
+            child = self.literals[segment] = _Trie()
+        return child
 
     def find(self, key: KeyPath, *, stored: bool) -> list[Slot]:
         """The slots that ``key`` may spell; a literal key may stand beside a symbol that spells it too."""
@@ -62,13 +62,13 @@ class _Trie:
     def _steps(self, segment: Key) -> list[tuple[_Trie, tuple[int, ...]]]:
         """The nodes below ``segment``, each with the indices that it spells where it stands at symbols."""
         literal = self.literals.get(segment)
-        found: list[tuple[_Trie, tuple[int, ...]]] = [] if literal is None else [(literal, ())]
+        steps: list[tuple[_Trie, tuple[int, ...]]] = [] if literal is None else [(literal, ())]
         if self.symbols:
             for symbol, below in self.symbols.get(re.sub(r"\d+", "#", str(segment)), ()):
                 indices = symbol.indices(segment)
                 if indices is not None:
-                    found.append((below, indices))
-        return found
+                    steps.append((below, indices))
+        return steps
 
 
 class SlotFinder:
@@ -109,13 +109,13 @@ class SlotFinder:
             if plain is not None and inside in (None, self._rows[plain[0]].inside):
                 return plain
         for bare, inside in self._spellings(key):
-            found = [
+            slots = [
                 s
                 for s in self._patterns.find(bare, stored=stored)
                 if inside in (None, self._rows[s[0]].inside)
             ]
-            if found:
-                return next(filter(self._within, found), found[0])
+            if slots:
+                return next(filter(self._within, slots), slots[0])
         return None
 
     def _within(self, slot: Slot) -> bool:

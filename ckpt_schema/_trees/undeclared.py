@@ -21,7 +21,7 @@ def undeclared(flat: FlatTree, strays: Collection[int]) -> dict[int, str]:
     from ckpt_schema._frameworks.variables import passing, variables_of
 
     tree = flat.treedef.unflatten(flat.leaves)
-    found: dict[int, str] = {}
+    lines: dict[int, str] = {}
     variables = variables_of(tree)
     top = tuple(name for name in ("model", "optimizer") if any(k[0] == name for k in variables))
     for position in strays if variables else ():
@@ -31,13 +31,13 @@ def undeclared(flat: FlatTree, strays: Collection[int]) -> dict[int, str]:
         what = passing(kind) if at else None
         if what == "stream":
             in_model = key[0] == "model" or top != ("model", "optimizer")
-            found[position] = (
+            lines[position] = (
                 _stream(key[:at], flat.leaves[position], dict(tags)) if in_model else _BESIDE
             )
         elif what is not None:
             left = f"nnx.state(model, nnx.Not(nnx.{_public(kind)}))"
-            found[position] = f"a {what} that the layout does not declare: leave it out, {left}"
-    return found
+            lines[position] = f"a {what} that the layout does not declare: leave it out, {left}"
+    return lines
 
 
 _BESIDE = "a stream beside the model, which no body declares: restore leaves it as it is; leave it out elsewhere"
@@ -47,12 +47,12 @@ def _stream(key: KeyPath, leaf: Any, tags: dict[str, Any]) -> str:
     """The line that declares a stream, told at its key; at its count, where that line is."""
     inside = key[1:] if key[0] == "model" else key
     where = format_path(inside[:-1]) or format_path(inside)
-    found = leaves.signature(leaf)
-    if found is None or not found[1].startswith("key<"):
+    signature = leaves.signature(leaf)
+    if signature is None or not signature[1].startswith("key<"):
         return f"a stream that the layout does not declare: Stream[...] with key={where!r} has both"
     name = str(inside[0]).replace("-", "_")
     tag = f", tag={tags['tag']!r}" if "tag" in tags else ""
-    line = f'{name}: cs.Stream["{found[1][4:-1]}"] = '
+    line = f'{name}: cs.Stream["{signature[1][4:-1]}"] = '
     line += f"cs.field(key={where!r}, default=cs.fresh_key(0){tag})"
     return f"a stream that the layout does not declare: {line}"
 
@@ -89,15 +89,15 @@ def unread(state: Any, known: Callable[[KeyPath], bool]) -> set[KeyPath]:
 
 def one_key(strays: Iterable[KeyPath]) -> dict[str, str]:
     """What to do about leaves whose key path is declared, and one key in the tree, by either spelling."""
-    found: dict[str, str] = {}
+    keys: dict[str, str] = {}
     for key in strays:
         texts = [str(segment) for segment in key]
         where = format_path(key)
         if any("/" in text for text in texts):
             hint = f"the tree has it as one key: key={where!r}, or class ...(cs.Schema, joined='/')"
-            found["/".join(texts)] = found[where] = hint
+            keys["/".join(texts)] = keys[where] = hint
         elif texts and "." in texts[0]:
             hint = "the tree has it as one key: class ...(cs.Schema, joined='.')"
             apart = [int(t) if t.isdecimal() else t for t in ".".join(texts).split(".")]
-            found[format_path(apart)] = hint
-    return found
+            keys[format_path(apart)] = hint
+    return keys

@@ -105,7 +105,7 @@ def _wanted(weights: Weights, globs: Sequence[str]) -> list[str]:
         CheckpointMismatchError: With every glob that means none.
     """
     spelled = {name: tuple(map(named, name.split("."))) for name in weights.tensors}
-    found: set[str] = set()
+    names: set[str] = set()
     faults: list[Mismatch] = []
     for glob in globs:
         pattern = paths.rule_path(glob)
@@ -114,7 +114,7 @@ def _wanted(weights: Weights, globs: Sequence[str]) -> list[str]:
             few = ", ".join([*spelled][:3])
             hint = f"there are {counted(len(spelled), 'tensor')}: {few}, ..."
             faults.append(Mismatch(glob, "rule", "tensors of the files", "none", hint))
-        found |= means
+        names |= means
     if faults:
         raise CheckpointMismatchError(f"{weights.path} has no such tensors", faults)
-    return [name for name in weights.tensors if name in found]
+    return [name for name in weights.tensors if name in names]

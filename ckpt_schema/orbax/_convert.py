@@ -311,13 +311,13 @@ class _Work:
 
     def _read(self, wanted: Sequence[Stored]) -> list[Any]:
         """The values of arrays of the source."""
-        found: dict[Stored, Any] = {}
+        values_of: dict[Stored, Any] = {}
         for folder in {each.files.folder for each in wanted}:
             names = {each.name for each in wanted if each.files.folder == folder}
             goals = {s.name: leaf for s, leaf in self.goals.items() if s.files.folder == folder}
             values = _values(self.disks[folder], names, goals)
-            found |= {Stored(self._files[folder], name): x for name, x in values.items()}
-        return [found[each] for each in wanted]
+            values_of |= {Stored(self._files[folder], name): x for name, x in values.items()}
+        return [values_of[each] for each in wanted]
 
     def _items(self) -> dict[str | None, Tree]:
         """The new trees by name, with the place of each leaf in files."""
@@ -329,26 +329,26 @@ class _Work:
         if beside and aux is not None and (is_flat or route.disk.at((aux,)) is not None):
             state = {**dict(children(state)), aux: beside}
             beside = {}
-        found: dict[str | None, Tree] = {main: self._in_whole(state)}
+        items: dict[str | None, Tree] = {main: self._in_whole(state)}
         if route.disk.parts:
             spread = self.where.items or {}
             keys = {paths.format_path(key[:1]) for key in route.result.keys}
-            found = {**spread_over(state, STATE, None, spread if keys >= spread.keys() else {})}
+            items = {**spread_over(state, STATE, None, spread if keys >= spread.keys() else {})}
         if beside and aux is not None:
-            found[aux] = beside
-        return found
+            items[aux] = beside
+        return items
 
     def _beside(self) -> Tree:
         """What the new layout has no place for, as nested dicts."""
         route = self.route
-        found: Tree = {}
+        beside: Tree = {}
         for at, key in route.beside.items():
-            found = planted(found, key, self.stored[at])
+            beside = planted(beside, key, self.stored[at])
         for key in route.kept:
             assert route.private is not None
             place = (*route.private.prefix, *key)
-            found = planted(found, key, self._stored(route.private.disk, place))
-        return found
+            beside = planted(beside, key, self._stored(route.private.disk, place))
+        return beside
 
     def _in_whole(self, state: Tree) -> Tree:
         """The state in what stands around it, which is as it was."""
@@ -426,9 +426,9 @@ class _Work:
         moved = {name: each for name, each in stored.items() if not each.files.is_made}
         sizes = {name: _bytes(leaf) for name, leaf in _leaves(disk).items()}
         for names in _batches(moved, sizes):
-            found = _values(disk, set(names), {})
+            differing = _values(disk, set(names), {})
             for name, own in zip(names, self._read([moved[n] for n in names]), strict=True):
-                yield from _bits(name, own, found[name])
+                yield from _bits(name, own, differing[name])
         for piece in self.pieces:
             results = [self.stored.get(at) for at in piece.results]
             if not any(each in by_place for each in results):

@@ -136,14 +136,14 @@ def _verify_whole(
         for base, name in unfinished.items()
         if base not in finished
     }
-    for name, found in lost.items():
+    for name, missing in lost.items():
         if wanted is None or name in (wanted, aux):
             hint = f"take a copy that has {name}"
             rest = sorted(finished - {aux or "", name}, key=lambda other: (other != "state", other))
             if name != wanted and rest:
                 without = ", aux=None" if name == aux else ""
                 hint = f"{hint}; or read without it: item={wanted or rest[0]!r}{without}"
-            raise refusal(place, found.format(name), hint)
+            raise refusal(place, missing.format(name), hint)
 
 
 def _is_there(item: epath.Path, handler: str) -> bool:

@@ -123,9 +123,9 @@ def _lasting(tree: Tree, table: Layout) -> Tree:
     if not any(row.ephemeral for row in table.rows):
         return tree
     flat, slot = flatten(tree), SlotFinder(table).slot
-    found = ((key, slot(key, stored=flat.stored)) for key in flat.keys)
+    slots = ((key, slot(key, stored=flat.stored)) for key in flat.keys)
     return without(
-        tree, {key for key, at in found if at is not None and table.rows[at[0]].ephemeral}
+        tree, {key for key, at in slots if at is not None and table.rows[at[0]].ephemeral}
     )
 
 

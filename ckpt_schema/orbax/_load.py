@@ -71,8 +71,8 @@ def load(
         ]
     agree("processes do not load the same", {"path": disk.path, "item": disk.item, "only": globs})
     with raised_by_all():
-        found = metadata.read_arrays(disk, (), flat.treedef.unflatten(order))
-    return found if len(wanted) == len(flat.keys) else _without(found, wanted, ())
+        arrays = metadata.read_arrays(disk, (), flat.treedef.unflatten(order))
+    return arrays if len(wanted) == len(flat.keys) else _without(arrays, wanted, ())
 
 
 def _placing(
@@ -108,7 +108,7 @@ def _wanted(keys: Sequence[KeyPath], globs: Sequence[str], where: str) -> set[Ke
     Raises:
         CheckpointMismatchError: With every glob that means none.
     """
-    found: set[KeyPath] = set()
+    matched: set[KeyPath] = set()
     faults: list[Mismatch] = []
     spelled = {key: tuple(map(named, key)) for key in keys}
     for glob in globs:
@@ -118,10 +118,10 @@ def _wanted(keys: Sequence[KeyPath], globs: Sequence[str], where: str) -> set[Ke
             few = ", ".join(paths.format_path(key) for key in keys[:3])
             hint = f"the checkpoint has {counted(len(keys), 'leaf', 'leaves')}: {few}, ..."
             faults.append(Mismatch(glob, "rule", "leaves of the checkpoint", "none", hint))
-        found |= means
+        matched |= means
     if faults:
         raise CheckpointMismatchError(f"{where} has no such leaves", faults)
-    return found
+    return matched
 
 
 _UNREAD = object()

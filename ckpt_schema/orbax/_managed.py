@@ -90,13 +90,13 @@ def abstract_items(
     goal = abstracted(state, side, match)
     spare = spare_sharding(goal)
     wanted = lens.source if disk_side == "source" else lens.view
-    found: dict[str, Tree] = {item: goal}
+    items: dict[str, Tree] = {item: goal}
     if side.view is not wanted:
-        found[item] = side.put(goal)
+        items[item] = side.put(goal)
         held = with_values(state, dict(enumerate(jax.tree.leaves(goal))))
         private = private_leaves(_matched(match, held), side)
-        found |= {aux: private} if aux is not None and private else {}
-    return jax.tree.map(lambda leaf: placed_abstract(leaf, spare), boxes.unboxed(found))
+        items |= {aux: private} if aux is not None and private else {}
+    return jax.tree.map(lambda leaf: placed_abstract(leaf, spare), boxes.unboxed(items))
 
 
 def _matched(match: Any, tree: Tree) -> Any:

@@ -141,8 +141,8 @@ def read_metadata(
         raise refusal(place, first_line(error), "check the path, and who may read it") from error
     name = meant.name
     try:
-        found = _found(place, name)
-        flat, treedef = jax.tree_util.tree_flatten_with_path(found)
+        stored = _found(place, name)
+        flat, treedef = jax.tree_util.tree_flatten_with_path(stored)
         keys, _ = key_paths(at for at, _ in flat)
         written = _written(place / (name or ""))
         named = [".".join(map(str, key)) for key in keys]
@@ -200,9 +200,9 @@ def _found(place: epath.Path, name: str | None) -> Tree:
         ValueError: Orbax could not read it, and logged why.
     """
     with _logged() as said:
-        found = ocp.metadata(place, checkpointable_name=name).metadata
-    if found is not None:
-        return found
+        stored = ocp.metadata(place, checkpointable_name=name).metadata
+    if stored is not None:
+        return stored
     _, _, why = "\n".join(said).partition("Error details: ")
     raise ValueError(why.strip() or "no metadata could be read; the log says why")
 

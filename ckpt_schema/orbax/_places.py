@@ -114,8 +114,8 @@ def misread(place: epath.Path) -> bool:
     text = str(place)
     if is_remote(text):
         return False
-    found = glob.glob(text)  # noqa: PTH207  as Orbax does
-    return "\\" in text or (any(char in text for char in "*?[") and found != [text])
+    hits = glob.glob(text)  # noqa: PTH207  as Orbax does
+    return "\\" in text or (any(char in text for char in "*?[") and hits != [text])
 
 
 def verify_writable(place: epath.Path) -> None:

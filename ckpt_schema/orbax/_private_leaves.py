@@ -57,7 +57,7 @@ def verify_private(private: Tree, lens: Lens) -> None:
     """
     private_rows, slot = lens.private[1], SlotFinder(lens.view).slot
     flat = flatten(private)
-    found = [
+    unlike = [
         (key, leaf, slot(key, stored=True))
         for key, leaf in zip(flat.keys, flat.leaves, strict=True)
     ]
@@ -68,7 +68,7 @@ def verify_private(private: Tree, lens: Lens) -> None:
             f"a private leaf of {lens.view.name}",
             leaves.describe(leaf),
         )
-        for key, leaf, at in found
+        for key, leaf, at in unlike
         if at is None or at[0] not in private_rows
     ]
     if faults:
@@ -93,8 +93,8 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
     """
     with raised_by_all():
         verify_names(aux=aux)
-        found = find(metadata.read_metadata(path), aux)
-        if found is None:
+        item = find(metadata.read_metadata(path), aux)
+        if item is None:
             fault = Mismatch(
                 str(path),
                 "checkpoint",
@@ -107,10 +107,10 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
     if jax.process_count() > 1:  # Orbax saves no array of one process
         here = NamedSharding(jax.make_mesh((jax.device_count(),), ("all",)), PartitionSpec())
     wanted = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), found.tree
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), item.tree
     )
     with raised_by_all():
-        return metadata.read_arrays(found.disk, found.prefix, wanted)
+        return metadata.read_arrays(item.disk, item.prefix, wanted)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,8 +145,8 @@ class PrivateLeaves:
         here = self.slots(side)
         strays = self.strays(side)
         faults = [
-            Mismatch(paths.format_path(k), "extra", "no such leaf", found, _HINT)
-            for k, found in (strays if self.total else ())
+            Mismatch(paths.format_path(k), "extra", "no such leaf", stored, _HINT)
+            for k, stored in (strays if self.total else ())
         ]
         if strays and not self.total:
             _LOGGER.info(
@@ -166,13 +166,17 @@ class PrivateLeaves:
                         Mismatch(where, "missing", leaves.describe(goal), "no such leaf", _HINT)
                     )
                 continue
-            key, found = here[slot]
-            if leaves.signature(found) != leaves.signature(goal):
+            key, stored = here[slot]
+            if leaves.signature(stored) != leaves.signature(goal):
                 kind = (
-                    "shape" if found.dtype == goal.dtype else "impl" if row.leaf.is_key else "dtype"
+                    "shape"
+                    if stored.dtype == goal.dtype
+                    else "impl"
+                    if row.leaf.is_key
+                    else "dtype"
                 )
                 faults.append(
-                    Mismatch(where, kind, leaves.describe(goal), leaves.describe(found), _HINT)
+                    Mismatch(where, kind, leaves.describe(goal), leaves.describe(stored), _HINT)
                 )
             orders[position] = key, goal
         if faults:

@@ -237,13 +237,13 @@ def _as_numbers(tree: Tree, layout: Layout) -> Tree:
     A step is a step, however many bits it was saved in. Its value is looked at when it was read.
     """
     flat, slot = flatten(tree), SlotFinder(layout).slot
-    found: list[Any] = []
+    converted: list[Any] = []
     for key, leaf in zip(flat.keys, flat.leaves, strict=True):
         at = slot(key, stored=flat.stored) if _is_counter(leaf) else None
         row = None if at is None else layout.rows[at[0]].leaf
         other = row is not None and not row.dims and row.dtype != str(leaf.dtype)
-        found.append(_number(leaf) if other else leaf)
-    return flat.treedef.unflatten(found)
+        converted.append(_number(leaf) if other else leaf)
+    return flat.treedef.unflatten(converted)
 
 
 def _number(leaf: Any) -> int:
@@ -276,9 +276,9 @@ def distance(tree: Tree, layout: Layout) -> int:
     A whole `Matcher.match` of the wrong side costs far more, because it also looks for the likeliest cause of every fault.
     """
     flat, slot = flatten(tree), SlotFinder(layout).slot
-    found = [slot(key, stored=flat.stored) for key in flat.keys]
-    rows = {at[0] for at in found if at is not None}
-    return found.count(None) + sum(
+    slots = [slot(key, stored=flat.stored) for key in flat.keys]
+    rows = {at[0] for at in slots if at is not None}
+    return slots.count(None) + sum(
         number not in rows and not row.optional for number, row in enumerate(layout.rows)
     )
 

@@ -111,8 +111,8 @@ def with_values(state: Tree, values: Mapping[int, Any]) -> Tree:
     """The target with other leaves at some positions."""
     if not values:
         return state
-    found, treedef = jax.tree.flatten(state)
-    return treedef.unflatten(values.get(at, leaf) for at, leaf in enumerate(found))
+    flat, treedef = jax.tree.flatten(state)
+    return treedef.unflatten(values.get(at, leaf) for at, leaf in enumerate(flat))
 
 
 def restarted(state: Tree, side: Lens, match: Match) -> Tree:
@@ -124,8 +124,8 @@ def restarted(state: Tree, side: Lens, match: Match) -> Tree:
         for (number, _), position in match.slots.items()
         if number not in joined and isinstance(rows[number].default, Init)
     }
-    found = jax.tree.leaves(state)
-    return with_values(state, {at: leaves.abstract(found[at]) for at in fresh})
+    flat = jax.tree.leaves(state)
+    return with_values(state, {at: leaves.abstract(flat[at]) for at in fresh})
 
 
 def identity_on(side: Lens) -> Lens:
@@ -139,12 +139,12 @@ def identity_on(side: Lens) -> Lens:
 def abstracted(state: Tree, side: Lens, match: Match) -> Tree:
     """The target without its values, its numbers as what they are declared to be, whatever jax would make of them."""
     declared = {at: side.view.rows[number].leaf.dtype for (number, _), at in match.slots.items()}
-    found, treedef = jax.tree.flatten(state)
+    flat, treedef = jax.tree.flatten(state)
     return treedef.unflatten(
         jax.ShapeDtypeStruct((), np.dtype(declared[at]))
         if leaves.is_scalar(leaf) and at in declared
         else leaves.abstract(leaf)
-        for at, leaf in enumerate(found)
+        for at, leaf in enumerate(flat)
     )
 
 

@@ -69,7 +69,7 @@ def _version_of(tree: Tree, registry: Registry) -> Layout:
     Raises:
         ConformanceError: It is of none, with the faults of the nearest; or of several.
     """
-    found: list[Layout] = []
+    layouts: list[Layout] = []
     tried: list[tuple[int, Match, Layout]] = []
     for table in registry.layouts:
         slot = SlotFinder(table).slot
@@ -79,13 +79,13 @@ def _version_of(tree: Tree, registry: Registry) -> Layout:
             continue  # a whole match of a version that is further would only find its keys again
         match = Matcher(table).match(own)
         tried.append((far, match, table))
-        found += [table] if match.report.ok else []
-    if not found:
+        layouts += [table] if match.report.ok else []
+    if not layouts:
         _, match, table = min(tried, key=lambda each: each[0])
         header = f"the target is of no version of the registry; nearest is {table.name}"
         notes = [*match.report.notes, _versions(registry)]
         raise ConformanceError(header, match.report.mismatches, notes)
-    return _one_of(found, registry, "the target", "target_side", ConformanceError)
+    return _one_of(layouts, registry, "the target", "target_side", ConformanceError)
 
 
 def _version_on_disk(
@@ -102,7 +102,7 @@ def _version_on_disk(
             ranked.append((standing_distance(disk.without(aux), table), disk, table))
     ranked.sort(key=lambda each: each[0])
     nearest = ranked[0][0]
-    found: list[tuple[DiskTree, Layout]] = []
+    fitting: list[tuple[DiskTree, Layout]] = []
     faults: list[CheckpointMismatchError] = []
     for far, disk, table in ranked:
         if far > nearest:
@@ -113,21 +113,21 @@ def _version_on_disk(
         except CheckpointMismatchError as error:
             faults.append(error)
             continue
-        found += [(disk, table)] if any(fit.layout is lens.source for fit in fits) else []
-    if not found:
+        fitting += [(disk, table)] if any(fit.layout is lens.source for fit in fits) else []
+    if not fitting:
         header = f"{ranked[0][1].where} is of no version of the registry"
         error = faults[0]
         raise CheckpointMismatchError(
             header, error.mismatches, [*error.notes, error.header, _versions(registry)]
         )
-    if len({disk.item for disk, _ in found}) > 1:
-        names = ", ".join(str(disk.item) for disk, _ in found)
-        hint = f"say which: item={found[0][0].item!r}, or another of them"
+    if len({disk.item for disk, _ in fitting}) > 1:
+        names = ", ".join(str(disk.item) for disk, _ in fitting)
+        hint = f"say which: item={fitting[0][0].item!r}, or another of them"
         fault = Mismatch("item", "ambiguous", "one item that fits", names, hint)
-        raise CheckpointMismatchError(f"{found[0][0].path} holds several such states", [fault])
-    what = f"{found[0][0].where}"
-    return found[0][0], _one_of(
-        [table for _, table in found], registry, what, "disk_side", CheckpointMismatchError
+        raise CheckpointMismatchError(f"{fitting[0][0].path} holds several such states", [fault])
+    what = f"{fitting[0][0].where}"
+    return fitting[0][0], _one_of(
+        [table for _, table in fitting], registry, what, "disk_side", CheckpointMismatchError
     )
 
 

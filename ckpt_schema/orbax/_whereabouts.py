@@ -204,18 +204,20 @@ def _spread(disks: list[DiskTree], lens: Lens) -> dict[str, str] | None:
     """The items that hold what is at the keys of a state of either side, where several together are one."""
     for table in (lens.view, lens.source):
         slot = SlotFinder(table).slot
-        found: dict[str, DiskTree] = {}
+        by_item: dict[str, DiskTree] = {}
         roots = dict.fromkeys(row.key[0] for row in table.rows)
         for key in [key for key in roots if not isinstance(key, paths.Index)]:
             for disk in disks:
                 flat = flatten(disk.tree)
                 known = (slot((key, *each), stored=flat.stored) is not None for each in flat.keys)
                 if disk.item is not None and flat.keys and all(known):
-                    found.setdefault(paths.format_path((key,)), disk)
-        rest = [disk for disk in disks if disk.item == "state" and disk not in found.values()]
-        parts = [((), disk) for disk in rest] + [(key_of(key), disk) for key, disk in found.items()]
-        if len(parts) > 1 and found and may_stand(DiskTree.of_parts(parts, frozenset()), lens):
-            return {key: str(disk.item) for key, disk in found.items()}
+                    by_item.setdefault(paths.format_path((key,)), disk)
+        rest = [disk for disk in disks if disk.item == "state" and disk not in by_item.values()]
+        parts = [((), disk) for disk in rest] + [
+            (key_of(key), disk) for key, disk in by_item.items()
+        ]
+        if len(parts) > 1 and by_item and may_stand(DiskTree.of_parts(parts, frozenset()), lens):
+            return {key: str(disk.item) for key, disk in by_item.items()}
     return None
 
 
@@ -252,8 +254,8 @@ def spread_over(tree: Any, item: str, at: str | None, items: Mapping[str, str]) 
     ]
     if faults:
         raise ConformanceError("the state has no such parts", faults)
-    found = {name: rest.pop(named[key]) for key, name in items.items()}
-    return {**({item: rest} if rest else {}), **found}
+    parts = {name: rest.pop(named[key]) for key, name in items.items()}
+    return {**({item: rest} if rest else {}), **parts}
 
 
 def verify_standing(at: object, items: object) -> None:

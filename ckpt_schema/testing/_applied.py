@@ -100,8 +100,8 @@ def is_integer(dtype: str) -> bool:
 
 def scaled_by(task: Task) -> Mapping[int, Codec]:
     """For each input whose floats are scaled or cast, how."""
-    found: dict[int, Codec] = {}
+    codecs: dict[int, Codec] = {}
     for copy in task.copies:
         if changes_floats(copy.block.codec):
-            found[copy.source] = copy.block.codec
-    return found
+            codecs[copy.source] = copy.block.codec
+    return codecs

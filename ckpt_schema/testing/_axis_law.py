@@ -142,7 +142,7 @@ def _boxes(tree: Tree) -> dict[tuple[str, ...], tuple[Any, tuple[Any, ...], Any]
     def is_box(node: Any) -> bool:
         return isinstance(node, (meta.Partitioned, nnx.Variable))
 
-    found: dict[tuple[str, ...], tuple[Any, tuple[Any, ...], Any]] = {}
+    boxes: dict[tuple[str, ...], tuple[Any, tuple[Any, ...], Any]] = {}
     for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)[0]:
         key = tuple(jax.tree_util.keystr((each,), simple=True) for each in path)
         if isinstance(node, nnx.Variable):
@@ -150,10 +150,10 @@ def _boxes(tree: Tree) -> dict[tuple[str, ...], tuple[Any, tuple[Any, ...], Any]
             told = said.get("out_sharding")
             if told is not None:
                 leaf = jax.tree.leaves(node.get_value())[0]
-                found[key] = (said.get("linen_meta_type") or meta.Partitioned, tuple(told), leaf)
+                boxes[key] = (said.get("linen_meta_type") or meta.Partitioned, tuple(told), leaf)
         elif is_box(node):
-            found[key] = (type(node), tuple(node.names), node.value)
-    return found
+            boxes[key] = (type(node), tuple(node.names), node.value)
+    return boxes
 
 
 # --- Where leaves go that stand for others  ---
@@ -166,9 +166,9 @@ def _misplaced(lens: Lens) -> Iterator[Mismatch]:
     source, view = (_sharded_tree(table, lens) for table in (lens.source, lens.view))
     result = lens.get(source, onto=view)
     slots = Matcher(lens.view).match(result).slots
-    found, told = (jax.tree.leaves(tree) for tree in (result, view))
+    made, told = (jax.tree.leaves(tree) for tree in (result, view))
     kept = {slots[slot] for slot in moved(lens, lens.dims) if slot in slots}
-    for at, (one, other) in enumerate(zip(found, told, strict=True)):
+    for at, (one, other) in enumerate(zip(made, told, strict=True)):
         if at not in kept and one.sharding != other.sharding:
             slot = next(slot for slot, place in slots.items() if place == at)
             where = format_path(fill(lens.view.rows[slot[0]].key, slot[1]))
@@ -208,7 +208,7 @@ def _runs(
 
 def _along(lens: Lens, line: Any, starts: list[int]) -> list[tuple[_Axis, int]]:
     """The axes of the source that a line of elements runs along."""
-    found: dict[_Axis, int] = {}
+    lengths: dict[_Axis, int] = {}
     numbers = np.searchsorted(np.asarray(starts), line, side="right") - 1
     for number in dict.fromkeys(int(each) for each in numbers):
         row = lens.source.rows[number]
@@ -220,8 +220,8 @@ def _along(lens: Lens, line: Any, starts: list[int]) -> list[tuple[_Axis, int]]:
             if len(set(place.tolist())) > 1 or len(own) == 1:
                 steps = abs(int(place[1] - place[0])) if len(own) > 1 else 1
                 axis = at - first if at >= first else None
-                found[_Axis(number, axis, shape[at])] = steps
-    return [*found.items()]
+                lengths[_Axis(number, axis, shape[at])] = steps
+    return [*lengths.items()]
 
 
 def _unlike(

@@ -28,7 +28,7 @@ _IMPLS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rb
 
 def defaults_made(lens: Lens, s: Tree) -> None:
     """``get(s)[private] == default``: what the source has no place for is made as it is declared."""
-    found = by_key(lens.get(s))
+    result = by_key(lens.get(s))
     faults: list[Mismatch] = []
     for number, row in enumerate(lens.view.rows):
         if number in lens.joined[1] or not isinstance(row.default, (Fill, FreshKey, ConstantKey)):
@@ -38,7 +38,7 @@ def defaults_made(lens: Lens, s: Tree) -> None:
             expected = "what the optimizer starts with, for it keeps this of a leaf"
             faults.append(Mismatch(where, "default", expected, str(row.default)))
             continue
-        value = whole_array(row, found, lens.dims)
+        value = whole_array(row, result, lens.dims)
         if value is None:
             continue  # there are no such layers, or it may be missing
         made = stated(row, lens.dims)
@@ -63,24 +63,24 @@ def stepwise(lens: Lens, s: Tree) -> None:
     """``(a >> b).get(s) == b.get(a.get(s))``, each derived anew: what neither end has the layout between them fills in."""
     if len(lens.derivations) < 2:
         return
-    found = s
+    state = s
     for step in _steps(lens):
-        found = step.get(found)
-    identical(gathered_leaves(found), gathered_leaves(lens.get(s)))
+        state = step.get(state)
+    identical(gathered_leaves(state), gathered_leaves(lens.get(s)))
 
 
 @functools.lru_cache(maxsize=64)
 def _steps(lens: Lens) -> tuple[Lens, ...]:
     """What a lens is composed of."""
-    found: list[Lens] = []
+    steps: list[Lens] = []
     for each in lens.derivations:
         step = derive(each.source, each.view, rules=each.rules)
         names = step.source.names() | step.view.names()
         step = step.bind(
             **{name: size for name, size in each.sized(lens.dims).items() if name in names}
         )
-        found.append(~step if each.inverted else step)
-    return tuple(found)
+        steps.append(~step if each.inverted else step)
+    return tuple(steps)
 
 
 def stated(row: Row, sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:
@@ -97,7 +97,7 @@ def stated(row: Row, sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:
         return np.full(shape, np.asarray(number).astype(jnp.dtype(row.leaf.dtype)))
     impl = _IMPLS[row.leaf.dtype]
     seed = 0 if isinstance(default, Fill) else getattr(default, "seed", 0)
-    path = "/".join(row.path[row.body or 0 :]) if isinstance(default, FreshKey) else None
+    path = "/".join(row.model_path) if isinstance(default, FreshKey) else None
     repeated = bool(row.repeats) and path is not None
     numbers = _numbers(row, sizes) if repeated else np.zeros((1,) * (len(shape) - 1), np.int64)
     top = int(numbers.max()) + 1 if numbers.size else 1

@@ -37,15 +37,15 @@ def virtual_devices(count: int = 8) -> None:
         jax.config.update("jax_num_cpu_devices", count)
         jax.config.update("jax_platforms", "cpu")
     except RuntimeError:  # what jax raises once it has started
-        found = jax.devices()
-        if len(found) >= count and found[0].platform == "cpu":
+        devices = jax.devices()
+        if len(devices) >= count and devices[0].platform == "cpu":
             return
         hint = "call virtual_devices() first thing in conftest.py: some import or plugin before it uses jax"
         fault = Mismatch(
             "jax",
             "devices",
             f"{count} CPU devices",
-            f"{len(found)} of kind {found[0].platform}",
+            f"{len(devices)} of kind {devices[0].platform}",
             hint,
         )
         raise DevicesError("jax has started already", [fault]) from None
@@ -57,13 +57,13 @@ def verify_devices(count: int) -> None:
     Raises:
         DevicesError: It has not.
     """
-    found = len(jax.devices())
-    if found < count:
+    present = len(jax.devices())
+    if present < count:
         hint = (
             "put `from ckpt_schema.testing import virtual_devices; virtual_devices()` on top of conftest.py, or of the script; "
             "or ask for no sharded leaves, meshes=()"
         )
         raise DevicesError(
             "too few devices",
-            [Mismatch("jax", "devices", f"{count} devices", str(found), hint)],
+            [Mismatch("jax", "devices", f"{count} devices", str(present), hint)],
         )

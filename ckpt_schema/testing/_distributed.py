@@ -85,8 +85,8 @@ def _sendable(fn: Callable[..., Any], args: Sequence[Any]) -> _Job:
     try:
         call = pickle.dumps((fn, args))
     except Exception as error:  # pickle has no one class for what it cannot take
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise _refused("fn", "a function and arguments that can be pickled", found, hint) from error
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise _refused("fn", "a function and arguments that can be pickled", text, hint) from error
     return module, getattr(sys.modules.get(module), "__file__", None), call
 
 
@@ -166,7 +166,7 @@ def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
     One that raised stays up: what others raise within the grace is of their own account. One that died takes the others with
     it, so nobody is listened to any more.
     """
-    until, found, died = time.monotonic() + timeout, list[_End](), False
+    until, ends, died = time.monotonic() + timeout, list[_End](), False
     said = {process.number: bytearray() for process in running}
     with selectors.DefaultSelector() as selector:
         for process in running:
@@ -185,8 +185,8 @@ def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
                     selector.unregister(key.fileobj)
                     now.append(_end(key.data, said[key.data.number]))
             died = any(end.kind == "died" for end in now)
-            found = [
-                end for end in [*found, *now] if not died or end.kind != "raised"
+            ends = [
+                end for end in [*ends, *now] if not died or end.kind != "raised"
             ]  # its connections break with it
             until = (
                 min(until, time.monotonic() + _GRACE)
@@ -194,7 +194,7 @@ def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
                 else until
             )
         late = [key.data for key in selector.get_map().values()]
-    return found if any(end.kind != "returned" for end in found) else [*found, *_dumped(late)]
+    return ends if any(end.kind != "returned" for end in ends) else [*ends, *_dumped(late)]
 
 
 def _end(process: _Process, said: bytearray) -> _End:
@@ -248,8 +248,8 @@ def _unpickled(end: _End) -> Any:
     try:
         return pickle.loads(end.result)
     except Exception as error:  # whatever its class raises
-        found = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}"
         fault = Mismatch(
-            f"process {end.number}", "returned", "a result that can be unpickled here", found
+            f"process {end.number}", "returned", "a result that can be unpickled here", text
         )
         raise DistributedError("a result cannot be read", [fault]) from error

@@ -59,8 +59,8 @@ class Model:
             LawError: jax cannot differentiate the function.
         """
         if not self.gradients:
-            found = flatten(self.function(state))
-            return Measured(found.keys, [numbers(x) for x in found.leaves], {})
+            flat = flatten(self.function(state))
+            return Measured(flat.keys, [numbers(x) for x in flat.leaves], {})
         leaves, treedef = jax.tree.flatten(state)
         given = [x if _is_array(x) else None for x in leaves]
         if self._program is None:
@@ -69,10 +69,10 @@ class Model:
         floats, others = _parted(given)
         with jax.default_matmul_precision("highest"):
             (_, outputs), gradients = self._program(floats, others)
-        found = flatten(outputs)
+        flat = flatten(outputs)
         return Measured(
-            found.keys,
-            [numbers(x) for x in found.leaves],
+            flat.keys,
+            [numbers(x) for x in flat.leaves],
             {at: numbers(x) for at, x in gradients.items()},
         )
 
@@ -106,8 +106,8 @@ def numbers(value: Any) -> np.ndarray[Any, Any]:
     """A leaf as NumPy's widest floats, real or complex; of keys, their data."""
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
-    found = np.asarray(value)
-    return found.astype(np.complex128 if np.iscomplexobj(found) else np.float64)
+    array = np.asarray(value)
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
 
 
 def _is_array(value: Any) -> bool:
@@ -182,8 +182,8 @@ def pairs(lens: Lens, ours: _Gradients, theirs: _Gradients) -> Iterator[tuple[in
     backward: _Sums = {}
     for made in several:
         if not any(taken[slot] > 1 for slot in made.inputs):
-            found = carry(made, ours, {}, lens.source.rows, lens.dims, turned)
-            _add(forward, found)
+            carried = carry(made, ours, {}, lens.source.rows, lens.dims, turned)
+            _add(forward, carried)
     for _, made in applied(~lens):
         known = all(slot in theirs for slot in made.inputs)
         if not known or not all(slot in ours for slot in made.results):

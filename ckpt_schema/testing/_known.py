@@ -35,8 +35,8 @@ def known(table: Layout, tree: Tree, sizes: Mapping[str, int]) -> None:
     faults = list(report.mismatches)
     for name in sorted(follow & sizes.keys()):
         if report.dims.get(name) != sizes[name]:
-            found = str(report.dims.get(name, "no size"))
-            faults.append(Mismatch(name, "dims", f"{sizes[name]}, as the tree tells", found))
+            size = str(report.dims.get(name, "no size"))
+            faults.append(Mismatch(name, "dims", f"{sizes[name]}, as the tree tells", size))
     if faults:
         raise LawError(f"{table.name} does not find the sizes that a tree tells", faults)
 
@@ -76,13 +76,13 @@ def _sizes_of(rows: Iterable[Row]) -> set[str]:
 def _follow(dims: Iterable[Dim]) -> set[str]:
     """The names whose sizes follow from those of axes: one is unknown, and all else of the axis is known."""
     counted = [collections.Counter(_names(dim)) for dim in dims]
-    found: set[str] = set()
+    paths_: set[str] = set()
     while True:
-        unknown = [{n: k for n, k in each.items() if n not in found} for each in counted]
+        unknown = [{n: k for n, k in each.items() if n not in paths_} for each in counted]
         more = {name for each in unknown if sum(each.values()) == 1 for name in each}
         if not more:
-            return found
-        found |= more
+            return paths_
+        paths_ |= more
 
 
 def _names(dim: Dim) -> Iterator[str]:

@@ -149,12 +149,12 @@ def _jit(at: Trial) -> None:
 
 def looked_at(lens: Lens) -> list[str]:
     """What ``get`` does that depends on values, by key path: where there is none, it may be traced."""
-    found: list[str] = []
+    looked: list[str] = []
     for join in lens.joins:
         what = asks(join)
         for row in join.views if what else ():
-            found.append(f"{format_path(lens.view.rows[row].key)}: {what}")
-    return found
+            looked.append(f"{format_path(lens.view.rows[row].key)}: {what}")
+    return looked
 
 
 def _restore(at: Trial) -> None:
@@ -162,9 +162,9 @@ def _restore(at: Trial) -> None:
     goal = target if at.concrete else abstract(target)
     with tempfile.TemporaryDirectory() as root:
         save(Path(root) / "0", saved, at.lens, side="source")
-        found = _restored(Path(root) / "0", goal, at)
+        restored = _restored(Path(root) / "0", goal, at)
     onto = laws.started(at.lens, goal)
-    laws.identical(found, laws.placed_like(at.lens.get(saved, onto=onto, drop=True), target))
+    laws.identical(restored, laws.placed_like(at.lens.get(saved, onto=onto, drop=True), target))
 
 
 def _save_restore(at: Trial) -> None:
@@ -172,8 +172,8 @@ def _save_restore(at: Trial) -> None:
     with tempfile.TemporaryDirectory() as root:
         save(Path(root) / "0", state, at.lens, side="view")
         goal = laws.donated(at["w"]) if at.concrete else abstract(other)
-        found = restore(Path(root) / "0", goal, at.lens, target_side="view", disk_side="source")
-    laws.identical(found, laws.placed_like(state, other))
+        restored = restore(Path(root) / "0", goal, at.lens, target_side="view", disk_side="source")
+    laws.identical(restored, laws.placed_like(state, other))
 
 
 def _restored(path: Path, goal: Any, at: Trial) -> Any:

@@ -64,10 +64,10 @@ def refusal_law(lens: Lens, s: Tree, v: Tree) -> None:
 
 
 def _checksum(tree: Tree) -> int:
-    found = 0
+    checksum = 0
     for leaf in jax.tree.leaves(tree):
-        found = zlib.crc32(np.ascontiguousarray(host(leaf)).tobytes(), found)
-    return found
+        checksum = zlib.crc32(np.ascontiguousarray(host(leaf)).tobytes(), checksum)
+    return checksum
 
 
 def _checked(lens: Lens, tree: Tree) -> None:
@@ -105,13 +105,13 @@ def _malformed(lens: Lens, tree: Tree, rng: np.random.Generator) -> Iterator[Wro
     ways: list[Callable[[Lens, Tree, np.random.Generator], Wrong | None]]
     ways = [_of_dtype, _of_impl, _of_rank, _of_size, _missing, _extra, _nested]
     ways += [_stacked, _respelled]
-    found = 0
+    count = 0
     for at in rng.permutation(len(ways)):
         wrong = ways[int(at)](lens, tree, rng)
         if wrong is not None:
             yield wrong
-            found += 1
-        if found == 2:
+            count += 1
+        if count == 2:
             break
     longer = _more(lens, tree, rng) if rng.integers(4) == 0 else None
     if longer is not None:
@@ -158,7 +158,7 @@ def _stacked(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
     rows, sizes = lens.source.rows, lens.dims
     keys = flatten(tree).keys
     at = {_bare(key): number for number, key in enumerate(keys)}
-    found, treedef = jax.tree.flatten(tree)
+    flat, treedef = jax.tree.flatten(tree)
     for number in rng.permutation(len(rows)):
         row = rows[int(number)]
         others = [o for o in rows if o.leaf == row.leaf and o.repeats != row.repeats]
@@ -167,9 +167,9 @@ def _stacked(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
                 [at[key] for i in indices_of(each, sizes) if (key := key_of(each, i)) in at]
                 for each in (row, other)
             )
-            if own and there and np.shape(found[own[-1]]) != np.shape(found[there[0]]):
-                changed = [*found]
-                changed[own[-1]] = found[there[0]]
+            if own and there and np.shape(flat[own[-1]]) != np.shape(flat[there[0]]):
+                changed = [*flat]
+                changed[own[-1]] = flat[there[0]]
                 key = keys[own[-1]]
                 return ("what belongs to another stack", key, treedef.unflatten(changed))
     return None
@@ -232,8 +232,8 @@ def _extra(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
 
 def _more(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
     """One layer more in a list than the lens is bound to."""
-    found = flatten(tree)
-    leaves_at = dict(zip(found.keys, found.leaves, strict=True))
+    flat = flatten(tree)
+    leaves_at = dict(zip(flat.keys, flat.leaves, strict=True))
     rows = [row for row in lens.source.rows if [each.axis for each in row.repeats] == [None]]
     for at in rng.permutation(len(rows)):
         row = rows[int(at)]
@@ -250,9 +250,9 @@ def _with(tree: Any, key: KeyPath, leaf: Any) -> Any:
     """A copy of nested dicts with one leaf more; None where what is on the way is no dict."""
     if not isinstance(tree, dict):
         return None
-    found: dict[Any, Any] = dict(tree)
-    inner = leaf if len(key) == 1 else _with(found.get(key[0], {}), key[1:], leaf)
-    return None if inner is None else {**found, key[0]: inner}
+    copy: dict[Any, Any] = dict(tree)
+    inner = leaf if len(key) == 1 else _with(copy.get(key[0], {}), key[1:], leaf)
+    return None if inner is None else {**copy, key[0]: inner}
 
 
 def _changed(
@@ -263,13 +263,13 @@ def _changed(
     change: Callable[[Any], Any],
 ) -> Wrong | None:
     """The tree with one leaf changed."""
-    found, treedef = jax.tree.flatten(tree)
+    flat, treedef = jax.tree.flatten(tree)
     keys = flatten(tree).keys
-    places = [at for at, leaf in enumerate(found) if not leaves.is_scalar(leaf) and fits(leaf)]
+    places = [at for at, leaf in enumerate(flat) if not leaves.is_scalar(leaf) and fits(leaf)]
     if not places:
         return None
     at = places[int(rng.integers(len(places)))]
-    changed = treedef.unflatten([*found[:at], change(found[at]), *found[at + 1 :]])
+    changed = treedef.unflatten([*flat[:at], change(flat[at]), *flat[at + 1 :]])
     return (what, keys[at], changed)
 
 
@@ -285,5 +285,5 @@ def _needed(layout: Layout, sizes: Sizes) -> dict[tuple[str, ...], KeyPath]:
 
 def _bare(key: KeyPath) -> tuple[str, ...]:
     """A key path as strings, without the level of a Variable or box."""
-    found = tuple(map(str, key))
-    return found[:-1] if found[-1] == "value" else found
+    texts = tuple(map(str, key))
+    return texts[:-1] if texts[-1] == "value" else texts

@@ -62,8 +62,8 @@ class Sharded:
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
         """How leaves of this shape are sharded; of one way in six they are in another memory, if there is one."""
-        found = all_shardings(self.mesh, shape)
-        chosen = found[(self.seed * 7919 + 31 * len(shape)) % len(found)]
+        specs = all_shardings(self.mesh, shape)
+        chosen = specs[(self.seed * 7919 + 31 * len(shape)) % len(specs)]
         memories = other_memories()
         if self.seed % 6 == 3 and memories:
             return chosen.with_memory_kind(memories[0])
@@ -115,7 +115,7 @@ def all_shardings(on: Mesh, shape: tuple[int, ...]) -> tuple[NamedSharding, ...]
     """Every way to shard an array of ``shape``, most mesh axes first; jax has no leaves that are sharded unevenly."""
     names = tuple(on.axis_names)
     groups = [g for n in range(len(names) + 1) for g in itertools.permutations(names, n)]
-    found: list[tuple[int, PartitionSpec]] = []
+    specs: list[tuple[int, PartitionSpec]] = []
     for spec in itertools.product(groups, repeat=len(shape)):
         used = [axis for group in spec for axis in group]
         fits = all(
@@ -123,7 +123,7 @@ def all_shardings(on: Mesh, shape: tuple[int, ...]) -> tuple[NamedSharding, ...]
             for g, size in zip(spec, shape, strict=True)
         )
         if len(set(used)) == len(used) and fits:
-            found.append(
+            specs.append(
                 (
                     -len(used),
                     PartitionSpec(*(None if not g else g[0] if len(g) == 1 else g for g in spec)),
@@ -131,5 +131,5 @@ def all_shardings(on: Mesh, shape: tuple[int, ...]) -> tuple[NamedSharding, ...]
             )
     return tuple(
         NamedSharding(on, spec)
-        for _, spec in sorted(found, key=lambda item: (item[0], str(item[1])))
+        for _, spec in sorted(specs, key=lambda item: (item[0], str(item[1])))
     )

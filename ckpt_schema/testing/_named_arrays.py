@@ -74,19 +74,19 @@ def indices_of(row: Row, sizes: Sizes) -> list[tuple[int, ...]]:
 
 def key_of(row: Row, indices: Sequence[int]) -> tuple[str, ...]:
     """The key path of a leaf, all segments as strings."""
-    found: list[str] = []
+    segments: list[str] = []
     left = list(indices)
     for segment in row.key:
         if not isinstance(segment, Index):
-            found.append(str(segment))
+            segments.append(str(segment))
             continue
         spelled, symbol = "", segment
         while symbol is not None:
             number = str(symbol.first + symbol.step * left.pop(0))
             spelled += symbol.prefix + number.rjust(symbol.width, "0") + symbol.suffix
             symbol = symbol.then
-        found.append(spelled)
-    return tuple(found)
+        segments.append(spelled)
+    return tuple(segments)
 
 
 def _axes(row: Row, *, raw: bool) -> list[Axis]:
@@ -139,7 +139,7 @@ class NamedRow:
 
     def tokens(self) -> list[list[tuple[AxisToken, Any]]]:
         """For each axis its factors by name, each with the factor itself; those of size 1 are none."""
-        found: list[list[tuple[AxisToken, Any]]] = [[] for _ in self.axes]
+        tokens: list[list[tuple[AxisToken, Any]]] = [[] for _ in self.axes]
         seen: collections.Counter[tuple[str, str]] = collections.Counter()
         for at in self.by_level():
             kind, dim = self.axes[at]
@@ -150,8 +150,8 @@ class NamedRow:
                 name = "list" if at in self.listed else own
                 number = seen[kind, name]
                 seen[kind, name] += 1
-                found[at].append(((kind, name, number), factor))
-        return found
+                tokens[at].append(((kind, name, number), factor))
+        return tokens
 
     def own(self) -> list[int]:
         """Which axes are the leaf's own, in their order."""
@@ -217,7 +217,7 @@ def write_numbers(frame: NamedRow, named: Named, sizes: Sizes) -> Ids | None:
 
 def bases(layout: Layout, sizes: Sizes) -> list[int]:
     """The number of the first element of each row, and at the end of all there are."""
-    found = [0]
+    starts = [0]
     for row in layout.rows:
-        found.append(found[-1] + math.prod(frame_of(row).shape(sizes)))
-    return found
+        starts.append(starts[-1] + math.prod(frame_of(row).shape(sizes)))
+    return starts

@@ -27,10 +27,10 @@ def naming(lens: Lens, s: Tree) -> None:
 
     What rules say of axes, parts, copies, padding and factors is said of the elements as well.
     """
-    found, before, after = origins_of(lens), by_key(s), by_key(lens.get(s))
+    by_row, before, after = origins_of(lens), by_key(s), by_key(lens.get(s))
     starts = bases(lens.source, lens.dims)
     faults: list[Mismatch] = []
-    for number, origin in found.items():
+    for number, origin in by_row.items():
         row, rows = lens.view.rows[number], [lens.source.rows[at] for at in origin.rows]
         ours = [whole_array(each, before, lens.dims) for each in rows]
         if any(each is None for each in ours):

@@ -122,12 +122,12 @@ class Comparison:
         """
         rng = np.random.default_rng(seed)
         first, second = self._first(rng)
-        found = [self._differing(each, tolerance) for each in (first, second)]
-        if any(found) and not all(found):
+        differing = [self._differing(each, tolerance) for each in (first, second)]
+        if any(differing) and not all(differing):
             more = [self._measured(rng, growth) for growth in _GROWTH[2:]]
-            found += [self._differing(each, tolerance) for each in more]
+            differing += [self._differing(each, tolerance) for each in more]
         faults = self._unfit(first, second)
-        wrong = [each for each in found if each]
+        wrong = [each for each in differing if each]
         if len(wrong) > 1:
             worst = max(wrong, key=lambda each: max(x.units for x in each))
             faults += [each.mismatch() for each in worst]
@@ -154,11 +154,11 @@ class Comparison:
     def _measured(self, rng: np.random.Generator, growth: float) -> list[_Both]:
         """What both models compute with a state, and with the same after each rounding of it."""
         drawn = self._carried(_drawn(self._s, rng, growth))
-        found = [self._both(drawn)]
+        measured = [self._both(drawn)]
         unit = max(self._f.unit, self._g.unit)
         for _ in range(_ROUNDED):
-            found.append(self._both(self._carried(_rounded(drawn, rng, unit))))
-        return found
+            measured.append(self._both(self._carried(_rounded(drawn, rng, unit))))
+        return measured
 
     def _both(self, s: Tree) -> _Both:
         return self._f(s), self._g(self._lens.get(s, onto=self._v))
@@ -214,7 +214,7 @@ class Comparison:
     def _compared(self, measured: Sequence[_Both]) -> list[Compared]:
         """Every output, and the gradient of every leaf, for one draw."""
         unit = max(self._f.unit, self._g.unit)
-        found = [
+        differing = [
             _compared(
                 format_path(key),
                 "outputs",
@@ -229,8 +229,8 @@ class Comparison:
             own = max(unit, _unit(layout.rows[slot[0]].leaf.dtype))
             values = [each[layout, slot] for each in by_leaf]
             name = _spelled(layout, slot)
-            found.append(_compared(name, "gradient", values, own, _FAINT * greatest))
-        return found
+            differing.append(_compared(name, "gradient", values, own, _FAINT * greatest))
+        return differing
 
     def _by_leaf(self, one: Measured, other: Measured) -> dict[tuple[Layout, Slot], _Arrays]:
         """The gradients that must be equal, by the leaf whose they are."""
@@ -242,8 +242,8 @@ class Comparison:
 
 
 def _by_slot(match: Match, measured: Measured) -> dict[Slot, Any]:
-    found = measured.gradients
-    return {slot: found[at] for slot, at in match.slots.items() if at in found}
+    gradients = measured.gradients
+    return {slot: gradients[at] for slot, at in match.slots.items() if at in gradients}
 
 
 def _spelled(layout: Layout, slot: Slot) -> str:
@@ -269,8 +269,8 @@ def _compared(
 
 def _size(values: Any) -> float:
     """The root of the mean square of all elements."""
-    found = np.asarray(values)
-    return float(np.sqrt(np.mean(np.abs(found) ** 2))) if found.size else 0.0
+    array = np.asarray(values)
+    return float(np.sqrt(np.mean(np.abs(array) ** 2))) if array.size else 0.0
 
 
 def _unit(dtype: Any) -> float:

@@ -81,9 +81,9 @@ class Sample:
         absent = {
             at for at, row in enumerate(make.layout.rows) if "/".join(row.path) in self.absent
         }
-        found = make(np.random.default_rng(self.seed), self.place, absent, self.values)
+        tree = make(np.random.default_rng(self.seed), self.place, absent, self.values)
         kinds = container_kinds(make.layout)
-        return kinds[self.container if self.container is not None else next(iter(kinds))](found)
+        return kinds[self.container if self.container is not None else next(iter(kinds))](tree)
 
     @property
     def place(self) -> Placer:

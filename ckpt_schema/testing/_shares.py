@@ -71,15 +71,15 @@ def fused(
 ) -> tuple[NamedRow, dict[int, Share]] | None:
     """The axis that parts of a leaf share: a sum of as many terms, or so many times a dim."""
     frame = frame_of(whole)
-    found: list[tuple[AxisToken, list[Dim]]] = []
+    tokens: list[tuple[AxisToken, list[Dim]]] = []
     for (kind, dim), axis in zip(frame.axes, frame.tokens(), strict=True):
         for token, factor in axis if kind == "axis" else ():
             terms = _terms(factor, len(parts))
             if terms is not None and rule.axis in (None, (factor,), dim):
-                found.append((token, terms))
-    if len(found) != 1:
+                tokens.append((token, terms))
+    if len(tokens) != 1:
         return None
-    token, terms = found[0]
+    token, terms = tokens[0]
     names = {each[:2] for axis in frame.tokens() for each, _ in axis}
     shares: dict[int, Share] = {}
     start = 0
@@ -150,8 +150,8 @@ def layers_of(
 
 def _with_list(frame: NamedRow, span: range) -> NamedRow:
     """The frame, these levels being the list that is shared."""
-    found = frozenset(at for at, level in enumerate(frame.levels) if level in span)
-    return dataclasses.replace(frame, listed=found)
+    inner = frozenset(at for at, level in enumerate(frame.levels) if level in span)
+    return dataclasses.replace(frame, listed=inner)
 
 
 def levels_by_name(path: LogicalPath) -> int:

@@ -142,8 +142,8 @@ def _check_given(lens: Lens, law: Law, options: Options) -> None:
 
 def idle(lens: Lens, law: Law, options: Options) -> str:
     """Why there is nothing to try a law on; empty if there is."""
-    if law.kind == "jit" and (found := looked_at(lens)) and looked_at(~lens):
-        return f"what this lens does depends on values, both ways, and is not for jit: {', '.join(found)}"
+    if law.kind == "jit" and (seen := looked_at(lens)) and looked_at(~lens):
+        return f"what this lens does depends on values, both ways, and is not for jit: {', '.join(seen)}"
     if law.kind in ("jit", "sharded", "disk") and (wide := narrowed_trial(lens)):
         return f"jax has no leaves of {' and '.join(wide)}, unless jax_enable_x64 is set"
     if law.kind == "free" and not any(refusable(lens, side) for side in (0, 1)):
@@ -206,8 +206,8 @@ def _broken(law: Law, trial: Trial, error: Exception, *more: str) -> BrokenLawEr
 def _reproduced(error: BaseException) -> list[str]:
     """How to try the example again, in place of what hypothesis says of its own decorators."""
     notes = "\n".join(getattr(error, "__notes__", ()))
-    found = re.search(r"@reproduce_failure\(('[^']*'), (b'[^']*')\)", notes)
-    return [f"to try it alone: reproduce = ({found[1]}, {found[2]})"] if found else []
+    blob = re.search(r"@reproduce_failure\(('[^']*'), (b'[^']*')\)", notes)
+    return [f"to try it alone: reproduce = ({blob[1]}, {blob[2]})"] if blob else []
 
 
 def check_laws(lens: Lens, laws: Iterable[str] = tuple(LAWS), **options: Any) -> None:

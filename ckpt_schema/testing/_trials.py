@@ -179,11 +179,11 @@ def _chosen(
     bounds = {**_few(lens), **bounds} if kind == "disk" else bounds
     near = choose.of(_EITHER)
     where = _where(lens, kind, choose.of(_ANYWHERE), meshes)
-    way, found = choose.of(range(_COMPILED)), space(lens, bounds).chosen(choose)
+    way, sizes = choose.of(range(_COMPILED)), space(lens, bounds).chosen(choose)
     if choose.of((False, False, False, True)) and long and where == "numpy":
-        found = space(lens, bounds).stretched(found, choose.number())
+        sizes = space(lens, bounds).stretched(sizes, choose.number())
     if where != "numpy":
-        found = _sized(lens, tuple(bounds.items()), way)
+        sizes = _sized(lens, tuple(bounds.items()), way)
     number = choose.of(_EITHER) and kind in ("any", "free")
     near = near and kind == "free"
     told: dict[bool, tuple[Values, ...]] = {True: ("counted",), False: ("hostile",)}
@@ -204,7 +204,7 @@ def _chosen(
         refused = refusable(lens, side) if kind == "free" else ()
         free = choose.of(refused) if refused else None
         sample = Sample(
-            found,
+            sizes,
             seed + 2 * side,
             values,
             container,
@@ -219,9 +219,9 @@ def _chosen(
         both.append(sample)
 
     def wide() -> Lens:
-        return _bound(lens, tuple(space(lens, bounds).widened(found).items()))
+        return _bound(lens, tuple(space(lens, bounds).widened(sizes).items()))
 
-    return Trial(_bound(lens, tuple(found.items())), (both[0], both[1]), wide=wide, turned=turned)
+    return Trial(_bound(lens, tuple(sizes.items())), (both[0], both[1]), wide=wide, turned=turned)
 
 
 def _where(lens: Lens, kind: TrialKind, drawn: _Where, meshes: tuple[MeshSpec, ...]) -> _Where:
@@ -261,8 +261,8 @@ def _few(lens: Lens) -> Mapping[str, Bound]:
 
 def narrowed_trial(lens: Lens) -> tuple[str, ...]:
     """The dtypes of leaves that are NumPy's alone, for jax would narrow them."""
-    found = {row.leaf.dtype for table in (lens.source, lens.view) for row in table.rows}
-    return tuple(sorted(filter(leaves.is_narrowed, found)))
+    dtypes = {row.leaf.dtype for table in (lens.source, lens.view) for row in table.rows}
+    return tuple(sorted(filter(leaves.is_narrowed, dtypes)))
 
 
 def _steps(layout: Layout) -> bool:

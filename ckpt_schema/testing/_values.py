@@ -64,7 +64,7 @@ def make(
     alike: dict[tuple[str, Bounds | None], list[int]] = {}
     for at, (dtype, _, bounds) in enumerate(requests):
         alike.setdefault(("uint32" if dtype in IMPLS else dtype, bounds), []).append(at)
-    found: list[Any] = [None] * len(requests)
+    made: list[Any] = [None] * len(requests)
     for (dtype, bounds), places in alike.items():
         shapes = [_stored(*requests[at][:2]) for at in places]
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
@@ -74,8 +74,8 @@ def make(
             np.split(draw(rng, dtype, (int(ends[-1]),), bounds), ends[:-1]),
             strict=True,
         ):
-            found[at] = _leaf(requests[at][0], part.reshape(shape))
-    return found
+            made[at] = _leaf(requests[at][0], part.reshape(shape))
+    return made
 
 
 def _stored(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -87,34 +87,34 @@ class Space:
 
     def picked(self, rng: np.random.Generator, *, even: bool) -> dict[str, int]:
         """Random ones; if ``even``, such as meshes divide, wherever there are."""
-        found: dict[str, int] = {}
+        chosen: dict[str, int] = {}
         for name, pool in self.pools.items():
             fit = [size for size in pool if size and not size % 2] if even else []
-            found[name] = int(rng.choice(fit or pool))
-        return self._raised(found, more=2 * even)  # or else padding were mostly none
+            chosen[name] = int(rng.choice(fit or pool))
+        return self._raised(chosen, more=2 * even)  # or else padding were mostly none
 
     def widened(self, chosen: Mapping[str, int]) -> dict[str, int]:
         """The same sizes, but for two where there is one or none, if that may be: of one element nothing tells its axis."""
-        found = dict(chosen)
+        wider = dict(chosen)
         for name, pool in self.pools.items():
-            if found[name] < 2:
-                found[name] = next((size for size in pool if size > 1), found[name])
-        return self._raised(found)
+            if wider[name] < 2:
+                wider[name] = next((size for size in pool if size > 1), wider[name])
+        return self._raised(wider)
 
     def stretched(self, chosen: Mapping[str, int], which: int) -> dict[str, int]:
         """The same sizes, but for many layers and one long axis, as far as states stay small enough to be tried."""
-        found = dict(chosen)
+        longer = dict(chosen)
         for name in self.counts:
-            found = self._longer(found, name, _MANY)
+            longer = self._longer(longer, name, _MANY)
         names = sorted(self.free - set(self.counts))
-        return self._longer(found, names[which % len(names)], *_LONG) if names else found
+        return self._longer(longer, names[which % len(names)], *_LONG) if names else longer
 
     def _longer(self, chosen: dict[str, int], name: str, *sizes: int) -> dict[str, int]:
         """The sizes with the first of some for one name, if there is room for it."""
         for size in sizes:
-            found = self._raised({**chosen, name: size})
-            if self._has_room(found):
-                return found
+            longer = self._raised({**chosen, name: size})
+            if self._has_room(longer):
+                return longer
         return chosen
 
     def _has_room(self, sizes: Mapping[str, int]) -> bool:
@@ -128,13 +128,13 @@ class Space:
 
     def _raised(self, chosen: Mapping[str, int], more: int = 0) -> dict[str, int]:
         """The sizes, those raised that a constraint has no smaller than others, or greater by so many."""
-        found = {**self.fixed, **chosen}
+        raised = {**self.fixed, **chosen}
         for large, small in self.constraints:
             free = large.names - self.fixed.keys() - small.names
-            least = small.at(found) + more
-            while free and large.at(found) < least:
-                found |= {name: found[name] + 1 for name in free}
-        return found
+            least = small.at(raised) + more
+            while free and large.at(raised) < least:
+                raised |= {name: raised[name] + 1 for name in free}
+        return raised
 
 
 def sizes(
@@ -234,9 +234,9 @@ def _tables(of: Subject) -> tuple[Layout, ...]:
 def counts(of: Subject) -> set[str]:
     """The names that numbers of layers are made of."""
     tables = _tables(of)
-    found = [repeat.size for table in tables for row in table.rows for repeat in row.repeats]
+    repeated = [repeat.size for table in tables for row in table.rows for repeat in row.repeats]
     return dims_.dim_names(
-        [*found, *(dim for table in tables for node in table.nodes for dim in node.counts)]
+        [*repeated, *(dim for table in tables for node in table.nodes for dim in node.counts)]
     )
 
 

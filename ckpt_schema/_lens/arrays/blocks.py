@@ -165,8 +165,8 @@ class Task:
     @property
     def writers(self) -> list[list[Copy]]:
         """The copies that write each result."""
-        found: list[list[Copy]] = [[] for _ in self.results]
+        copies: list[list[Copy]] = [[] for _ in self.results]
         for copy in self.copies:
             if not copy.compares:
-                found[copy.result].append(copy)
-        return found
+                copies[copy.result].append(copy)
+        return copies

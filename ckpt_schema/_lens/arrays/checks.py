@@ -193,13 +193,13 @@ def _alike(task: Task) -> set[int]:
     for copy in task.copies:
         codecs.setdefault(copy.source, set()).add(copy.block.codec)
         regions.setdefault(copy.source, set()).add(_region(copy))
-    found: set[int] = set()
+    equal: set[int] = set()
     for source, several in regions.items():
         count = sum(_count(region) for region in several)
         whole = math.prod(task.inputs[source].stored)
         if len(codecs[source]) == 1 and count == whole:
-            found.add(source)
-    return found
+            equal.add(source)
+    return equal
 
 
 def _count(region: _Region) -> int:
@@ -275,9 +275,9 @@ def _changed(given: LeafTask, copy: Copy, *, is_part: bool) -> Iterator[Mismatch
     if is_part:
         block = dataclasses.replace(copy.block, codec=())
         near = _read(near, block, given.task, copy.source, copy.turns)
-    found = conversions.lost(near, codec)
-    if found is not None:
-        yield Mismatch(path, kind, wanted, *found)
+    lost = conversions.lost(near, codec)
+    if lost is not None:
+        yield Mismatch(path, kind, wanted, *lost)
 
 
 def _read(value: Any, block: Block, task: Task, source: int, turns: Sequence[int] = ()) -> Any:
@@ -321,9 +321,9 @@ def _unlike(given: LeafTask, result: int) -> Iterator[Mismatch]:
         return
     made = _made(given, result, writers)
     for copy in compared:
-        found = difference(made, _written_over(made, given, copy))
-        if found is not None:
-            place, here, there = found
+        unlike = difference(made, _written_over(made, given, copy))
+        if unlike is not None:
+            place, here, there = unlike
             said = [f"{here} in {given.paths[_writer(copy, writers).source]}"]
             said += filter(None, (_at(given, each, place, here) for each in writers))
             own = _at(given, copy, place, there) or there

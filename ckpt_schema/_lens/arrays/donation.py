@@ -55,10 +55,10 @@ class Donation:
 
     def _buffers(self, leaf: Any) -> _Buffers:
         """`_buffers` of a leaf of either tree, looked up once: all of them are held as long as this is."""
-        found = self._known.get(id(leaf))
-        if found is None:
-            found = self._known[id(leaf)] = _buffers(leaf)
-        return found
+        pointers = self._known.get(id(leaf))
+        if pointers is None:
+            pointers = self._known[id(leaf)] = _buffers(leaf)
+        return pointers
 
 
 def _buffers(leaf: Any) -> _Buffers:

@@ -36,10 +36,10 @@ def _fault(first: Any, copy: Any, names: tuple[str, str, str]) -> list[Mismatch]
     if leaves.is_deleted(first) or leaves.is_deleted(copy):
         hint = "a step that they were donated to has used them up: pass what that step returned"
         return [Mismatch(names[1], "deleted", f"what {names[0]} has", "a deleted array", hint)]
-    found = difference(first, copy)
-    if found is None:
+    unlike = difference(first, copy)
+    if unlike is None:
         return []
-    place, *values = found
+    place, *values = unlike
     here, there = (f"{value} at {names[2]}[{place}]" for value in values)
     hint = (
         "tied leaves are equal to the last bit: make them so, or drop the tie and give each a place"

@@ -119,11 +119,11 @@ def _like(result: Any, like: Any) -> Any:
 
 def _abstract(task: Task, values: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
     told = shardings.results(task, values) or [None] * len(task.results)
-    found: list[jax.ShapeDtypeStruct] = []
+    results: list[jax.ShapeDtypeStruct] = []
     for kind, sharding in zip(task.results, told, strict=True):
         dtype = leaves.dtype_of(kind.dtype)
-        found.append(jax.ShapeDtypeStruct(kind.shape, dtype, sharding=sharding))
-    return found
+        results.append(jax.ShapeDtypeStruct(kind.shape, dtype, sharding=sharding))
+    return results
 
 
 # --- NumPy  ---
@@ -143,10 +143,10 @@ def _fillings(task: Task) -> list[list[Filling]]:
 
     Programs are told by what they fill in, but not by which of many layers that is.
     """
-    found: list[list[Filling]] = [[] for _ in task.results]
+    by_result: list[list[Filling]] = [[] for _ in task.results]
     for filling in task.fillings:
-        found[filling.result].append(dataclasses.replace(filling, result=0))
-    return found
+        by_result[filling.result].append(dataclasses.replace(filling, result=0))
+    return by_result
 
 
 def _made_by_numpy(
@@ -181,9 +181,9 @@ def _traced(task: Task, values: Sequence[Any]) -> list[Any]:
         return [_differentiable(task, *one, given) for one in each]
 
     known = [jax.typeof(value) if isinstance(value, Tracer) else value for value in values]
-    found = shardings.results(task, known)
+    wanted = shardings.results(task, known)
     named = [
-        s for s in found if isinstance(s, NamedSharding) and AxisType.Explicit in s.mesh.axis_types
+        s for s in wanted if isinstance(s, NamedSharding) and AxisType.Explicit in s.mesh.axis_types
     ]
     return programs.known_shardings(made, named)(*values) if named else made(*values)
 
@@ -196,8 +196,8 @@ def _differentiable(
 
     def made(*values: Any) -> Any:
         bits = [programs.to_bits(value) for value in values]
-        found = programs.put_together(told, task.inputs, fillings, kind, bits)
-        return programs.from_bits(found, kind.dtype)
+        parts = programs.put_together(told, task.inputs, fillings, kind, bits)
+        return programs.from_bits(parts, kind.dtype)
 
     numbers = [value for value in given if not _is_key(value)]
     is_inexact = all(jnp.issubdtype(value.dtype, jnp.inexact) for value in numbers)
@@ -274,8 +274,8 @@ class _Work:
         for copy in self.task.copies:
             for axis in _turned(copy):
                 axes.setdefault(copy.source, set()).add(axis)
-        found = {at: shardings.off_axes(self.held[at], several) for at, several in axes.items()}
-        return {at: sharding for at, sharding in found.items() if sharding is not None}
+        moved = {at: shardings.off_axes(self.held[at], several) for at, several in axes.items()}
+        return {at: sharding for at, sharding in moved.items() if sharding is not None}
 
     def value(self, at: int) -> Any:
         """An input, sharded as it is read best."""
@@ -314,9 +314,9 @@ class _Work:
         value = self.value(copy.source)
         kinds = self.task.inputs[copy.source], kind
         made = programs.read(copy.block, kinds, _known([value]), to, handed=False)
-        found = made(value, *map(np.uint32, copy.turns))
+        part = made(value, *map(np.uint32, copy.turns))
         self.used(copy.source)
-        return found
+        return part
 
     def _at_once(self, copies: list[Copy], fillings: Any, kind: Kind, to: KnownShardings) -> Any:
         needed = list(dict.fromkeys(copy.source for copy in copies))
@@ -395,7 +395,11 @@ def _turned(copy: Copy) -> list[int]:
 
 def _known(values: Sequence[Any]) -> KnownShardings:
     """How the leaves are sharded, if all of them are over one mesh."""
-    found = tuple(
+    shardings_ = tuple(
         v.sharding for v in values if isinstance(getattr(v, "sharding", None), NamedSharding)
     )
-    return found if len(found) == len(values) and len({each.mesh for each in found}) == 1 else ()
+    return (
+        shardings_
+        if len(shardings_) == len(values) and len({each.mesh for each in shardings_}) == 1
+        else ()
+    )

@@ -258,8 +258,8 @@ class _Work:
         short = xp.maximum(np.int32(1) - field, np.int32(0))  # digits that a subnormal float lacks
         by = xp.minimum(short + np.int32(self.point - form.mantissa), np.int32(self.point + 2))
         above = (xp.maximum(field, np.int32(1)) - np.int32(1)).astype(word) << word(form.mantissa)
-        found = _rounded(parts.digits, by.astype(word), xp) + above
-        return xp.where(parts.digits == word(0), word(0), found)
+        rounded = _rounded(parts.digits, by.astype(word), xp) + above
+        return xp.where(parts.digits == word(0), word(0), rounded)
 
     def _signed(self, magnitude: Any, sign: Any, form: Format) -> Any:
         """The bits of a number."""
@@ -301,11 +301,11 @@ class _Work:
         alone = self.as_float((parts.digits & mask) | word(one))
         product = self.as_bits(alone * self.float(digits / (1 << self.point)))
         carry = ((product >> word(self.point)) - word(self.form.bias)).astype(np.int32)
-        found = (product & mask) | word(1 << self.point)
+        mantissa = (product & mask) | word(1 << self.point)
         return dataclasses.replace(
             parts,
             exponent=parts.exponent + carry + np.int32(exponent),
-            digits=self.xp.where(parts.digits == word(0), word(0), found),
+            digits=self.xp.where(parts.digits == word(0), word(0), mantissa),
         )
 
     def divided(self, parts: _Parts, digits: int, exponent: int) -> _Parts:
@@ -314,26 +314,26 @@ class _Work:
         by, less = signed(digits), parts.digits < word(digits)
         over = where(less, parts.digits << word(1), parts.digits)
         guess = over.astype(self.float) / self.float(digits) * self.float(1 << self.point)
-        found = guess.astype(word)
+        quotient = guess.astype(word)
         # Both products overflow, and their difference does not.
-        rest = (over << word(self.point)) - found * word(digits)
+        rest = (over << word(self.point)) - quotient * word(digits)
         rest = rest.astype(signed)
         for _ in range(_ULPS):
             low = rest < signed(0)
-            found = found - low.astype(word)
+            quotient = quotient - low.astype(word)
             rest = rest + where(low, by, signed(0))
         for _ in range(_ULPS):
             high = rest >= by
-            found = found + high.astype(word)
+            quotient = quotient + high.astype(word)
             rest = rest - where(high, by, signed(0))
         # It is never half a unit: no quotient of two numbers has just one digit more than they.
-        found = found + (rest + rest > by).astype(word)
-        carry = found >> word(self.point + 1)
+        quotient = quotient + (rest + rest > by).astype(word)
+        carry = quotient >> word(self.point + 1)
         power = parts.exponent - less.astype(np.int32) + carry.astype(np.int32)
         return dataclasses.replace(
             parts,
             exponent=power - np.int32(exponent),
-            digits=where(parts.digits == word(0), word(0), found >> carry),
+            digits=where(parts.digits == word(0), word(0), quotient >> carry),
         )
 
 

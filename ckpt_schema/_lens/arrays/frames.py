@@ -82,13 +82,13 @@ class _Along:
 
 def steps_along(block: Block, side: int, axis: int) -> list[_Along]:
     """The steps of a side along an axis, the widest first."""
-    found: list[_Along] = []
+    steps: list[_Along] = []
     for number, step in enumerate(block.steps):
         spot = step.at[side]
         if spot is not None and spot[0] == axis:
             stride = spot[1]
-            found.append(_Along(number, step.size, abs(stride), step.is_turn, stride < 0))
-    return sorted(found, key=lambda along: -along.stride)
+            steps.append(_Along(number, step.size, abs(stride), step.is_turn, stride < 0))
+    return sorted(steps, key=lambda along: -along.stride)
 
 
 def spots(block: Block, side: int, axis: int) -> list[_Along]:
@@ -114,10 +114,10 @@ def frame(block: Block, side: int, shape: tuple[int, ...]) -> Frame | None:
     """
     cuts: list[Cut] = []
     for axis, (length, start) in enumerate(zip(shape, block.starts[side], strict=True)):
-        found = _cuts(axis, length, start, spots(block, side, axis))
-        if found is None:
+        axis_cuts = _cuts(axis, length, start, spots(block, side, axis))
+        if axis_cuts is None:
             return None
-        cuts += found
+        cuts += axis_cuts
     return Frame(tuple(cuts))
 
 

@@ -126,12 +126,12 @@ def written(whole: Any, part: Any, block: Block, turns: Sequence[Any]) -> Any:
 
 def _back(block: Block, numbers: Sequence[int]) -> list[int]:
     """Which of some steps go back in what is written, by their place among these."""
-    found: list[int] = []
+    order: list[int] = []
     for at, number in enumerate(numbers):
         spot = block.steps[number].at[1]
         if spot is not None and spot[1] < 0:
-            found.append(at)
-    return found
+            order.append(at)
+    return order
 
 
 def filled_in(whole: Any, block: Block, number: Any) -> Any:
@@ -156,22 +156,22 @@ def _inner(block: Block, side: int) -> tuple[int, ...]:
 def _indices(block: Block, side: int, turns: Sequence[Any]) -> tuple[Any, ...]:
     """The index of every element of a side, where no frame tells them."""
     numbers = _inner(block, side)
-    found: list[Any] = list(block.starts[side])
+    indices: list[Any] = list(block.starts[side])
     taken = iter(turns)
     for step in block.steps:
         spot = step.at[side]
         if step.is_turn:
             turn = next(taken)
             if spot is not None:
-                found[spot[0]] = found[spot[0]] + turn * spot[1]
+                indices[spot[0]] = indices[spot[0]] + turn * spot[1]
     for at, number in enumerate(numbers):
         step = block.steps[number]
         spot = step.at[side]
         assert spot is not None
         shape = [1] * len(numbers)
         shape[at] = step.size
-        found[spot[0]] = found[spot[0]] + np.arange(step.size).reshape(shape) * spot[1]
-    return tuple(found)
+        indices[spot[0]] = indices[spot[0]] + np.arange(step.size).reshape(shape) * spot[1]
+    return tuple(indices)
 
 
 def _slice(value: Any, target: Frame, block: Block, turns: Sequence[Any]) -> Any:

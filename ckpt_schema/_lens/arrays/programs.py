@@ -93,22 +93,22 @@ def of_bits(dtype: str) -> list[Any]:
 def part(bits: Bits, block: Block, kinds: tuple[Kind, Kind], turns: Sequence[Any]) -> Bits:
     """What a block reads, in the shape of the slice that it writes, with each element changed."""
     shape = kinds[1].stored
-    found = tuple(moves.read(each, block, shape, turns) for each in bits)
+    words = tuple(moves.read(each, block, shape, turns) for each in bits)
     if not block.codec:
-        return found
-    return bits_converted(found, kinds[0].dtype, block.codec)[0]
+        return words
+    return bits_converted(words, kinds[0].dtype, block.codec)[0]
 
 
 def empty(kind: Kind, fillings: Sequence[Filling]) -> Bits:
     """A leaf of zeros, with what is filled in."""
     shape = kind.stored
-    found = [jnp.zeros(shape, dtype) for dtype in of_bits(kind.dtype)]
+    zeros = [jnp.zeros(shape, dtype) for dtype in of_bits(kind.dtype)]
     for filling in fillings:
         for at, dtype in enumerate(of_bits(kind.dtype)):
-            found[at] = moves.filled_in(
-                found[at], filling.block, number_of(filling.bits, dtype, at)
+            zeros[at] = moves.filled_in(
+                zeros[at], filling.block, number_of(filling.bits, dtype, at)
             )
-    return tuple(found)
+    return tuple(zeros)
 
 
 def number_of(bits: int, dtype: Any, part: int = 0) -> Any:
@@ -202,9 +202,9 @@ def put_together(
     """The bits of a leaf, of blocks of others: see `assembled`."""
     if len(copies) == 1 and not fillings and not copies[0][1].is_empty:
         source, block, turns = copies[0]
-        found = part(given[source], block, (kinds[source], kind), turns)
+        moved = part(given[source], block, (kinds[source], kind), turns)
         if block.count == math.prod(kind.stored):
-            return tuple(each.reshape(kind.stored) for each in found)
+            return tuple(each.reshape(kind.stored) for each in moved)
     made = empty(kind, fillings)
     for source, block, turns in copies:
         if block.is_empty:

@@ -49,13 +49,13 @@ def results(task: Task, values: Sequence[Any]) -> list[Any]:
         split.append(_entries(spec, len(value.shape)))
     # What no axis could take on the way, one that came later may: the axis of a stack.
     given = dict.fromkeys(axis for entries in split for axes in entries for axis in axes)
-    found: list[NamedSharding] = []
+    wanted: list[NamedSharding] = []
     for kind, copies in zip(task.results, task.writers, strict=True):
         entries = _result(kind.shape, copies, split, ways)
         lost = [axis for axis in given if not _takes(entries, axis)]
         spec = _spec(house(entries, kind.shape, lost, ways))
-        found.append(NamedSharding(first.mesh, spec, memory_kind=first.memory_kind))
-    return found
+        wanted.append(NamedSharding(first.mesh, spec, memory_kind=first.memory_kind))
+    return wanted
 
 
 def _result(
@@ -67,11 +67,11 @@ def _result(
     """How one result is sharded: as the finest of what is copied to it."""
     known = tuple(ways.items())
     unlike = dict.fromkeys((copy.block, split[copy.source]) for copy in copies)
-    found = [_followed(block, entries, shape, known) for block, entries in unlike]
-    if not found:
+    followed = [_followed(block, entries, shape, known) for block, entries in unlike]
+    if not followed:
         return ((),) * len(shape)
     return max(
-        found, key=lambda entries: math.prod(ways[axis] for axes in entries for axis in axes)
+        followed, key=lambda entries: math.prod(ways[axis] for axes in entries for axis in axes)
     )
 
 

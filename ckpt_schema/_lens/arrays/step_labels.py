@@ -53,8 +53,8 @@ def _named(copy: Copy, labels: Labels, rank: int) -> Labels:
         along = steps_along(block, 0, axis)
         for each, own in zip(along, deal_label(label, len(along)), strict=True):
             names[each.number] = own
-    found: list[Any] = []
+    merged: list[Any] = []
     for axis in range(rank):
         along = steps_along(block, 1, axis)
-        found.append(merge_labels([None if e.is_turn else names.get(e.number) for e in along]))
-    return tuple(found)
+        merged.append(merge_labels([None if e.is_turn else names.get(e.number) for e in along]))
+    return tuple(merged)

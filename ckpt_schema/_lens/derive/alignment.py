@@ -122,20 +122,20 @@ def _kept(
     table: Layout, called: Callable[[LogicalPath], LogicalPath], common: set[LogicalPath]
 ) -> dict[LogicalPath, _Kept]:
     owners = Owners(table)
-    found: dict[LogicalPath, set[Any]] = {}
+    fields_of: dict[LogicalPath, set[Any]] = {}
     types: dict[LogicalPath, type] = {}
     for row in table.rows:
         part = owners.part(row)
         if part is None:
             continue
-        leaves = found.setdefault(part.path, set())
+        leaves = fields_of.setdefault(part.path, set())
         types[part.path] = part.type
         start = len(part.path)
         if row.body is None:
             leaves.add((row.path[start:], row.leaf))
         elif called(row.path[row.body :]) in common:
             leaves.add((row.path[start : row.body], called(row.path[row.body :])))
-    return {path: _Kept(path, types[path], frozenset(leaves)) for path, leaves in found.items()}
+    return {path: _Kept(path, types[path], frozenset(leaves)) for path, leaves in fields_of.items()}
 
 
 def _labelled(part: _Kept) -> Any:
@@ -155,9 +155,9 @@ def _paired(
         collections.defaultdict(list),
         collections.defaultdict(list),
     )
-    for parts, found in zip((left, right), groups, strict=True):
+    for parts, by_type in zip((left, right), groups, strict=True):
         for part in parts:
-            found[kind(part)].append(part)
+            by_type[kind(part)].append(part)
     for key, members in groups[0].items():
         others = groups[1].get(key, [])
         if len(members) == len(others) and (kind is _labelled or len(members) == 1):
@@ -168,7 +168,7 @@ def _paired(
 
 def _wrapped(left: Sequence[_Kept], right: Sequence[_Kept]) -> Mapping[LogicalPath, LogicalPath]:
     """Parts that stand inside of a wrapper on one side: by the one change of what their paths start with that places all."""
-    found: dict[tuple[LogicalPath, LogicalPath], dict[LogicalPath, LogicalPath]] = {}
+    wrappers: dict[tuple[LogicalPath, LogicalPath], dict[LogicalPath, LogicalPath]] = {}
     for one in left:
         for other in right:
             if one.type is other.type and one.leaves == other.leaves:
@@ -176,9 +176,9 @@ def _wrapped(left: Sequence[_Kept], right: Sequence[_Kept]) -> Mapping[LogicalPa
                 while before and after and before[-1] == after[-1]:
                     before.pop()
                     after.pop()
-                found.setdefault((tuple(before), tuple(after)), {})[one.path] = other.path
+                wrappers.setdefault((tuple(before), tuple(after)), {})[one.path] = other.path
     types = collections.Counter(part.type for part in left) & collections.Counter(
         part.type for part in right
     )
-    whole = [pairs for pairs in found.values() if len(pairs) == types.total()]
+    whole = [pairs for pairs in wrappers.values() if len(pairs) == types.total()]
     return whole[0] if len(whole) == 1 else {}

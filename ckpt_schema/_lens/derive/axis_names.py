@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import EITHER, Dim, DimFactor, Dims
 from ckpt_schema._layouts.leaves import Leaf
-from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.axis_rules import Repeated
 from ckpt_schema._lens.derive.leaf_rules import Told
@@ -69,19 +68,19 @@ def guessed(source: Row, view: Row, told: Told, *, turned: bool = False) -> str:
     ways, as a ``weight`` of PyTorch and a ``kernel`` of Flax do; and so may those of one name where another leaf is
     ``turned`` by a rule.
     """
-    if told.axes is not None or (_model(source) == _model(view) and not turned):
+    if told.axes is not None or (source.model_path == view.model_path and not turned):
         return ""
     if not square(source.leaf) or not square(view.leaf):
         return ""
-    rule = Rename(_model(source), _model(view), tuple(range(len(source.leaf.dims))))
+    rule = Rename(source.model_path, view.model_path, tuple(range(len(source.leaf.dims))))
     return f"{rule}  {source.leaf}"
 
 
 def axes_called(leaf: Leaf, dim: Dim) -> list[int]:
     """The axes with this dim, or where there are none, those that their class calls so."""
     spelled = dims_.format_dim(dim)
-    found = [at for at, own in enumerate(leaf.dims) if own == dim]
-    return found or [at for at, own in enumerate(leaf.own) if str(own) == spelled]
+    axes = [at for at, own in enumerate(leaf.dims) if own == dim]
+    return axes or [at for at, own in enumerate(leaf.own) if str(own) == spelled]
 
 
 def _atoms(leaf: Leaf) -> list[_Atom]:
@@ -114,14 +113,16 @@ def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
         offered = _spelled(source, view)
         if offered:
             return fault(source, view, "ambiguous", f"{hint}. Say {offered}")
-        if source.body is not None and _model(source) == _model(view):
-            name = Apart(_model(source), None)
+        if source.body is not None and source.model_path == view.model_path:
+            name = Apart(source.model_path, None)
             hint = f"{hint}. Declare the same on both sides, or say {name} if the two share only their name"
             more = (collections.Counter(before) - collections.Counter(after)) or (
                 collections.Counter(after) - collections.Counter(before)
             )
             if abs(len(before) - len(after)) == 1 and more.total() == 1:
-                hint = f"{hint}, or {Repeated(_model(view), next(iter(more)))} if they are copies"
+                hint = (
+                    f"{hint}, or {Repeated(view.model_path, next(iter(more)))} if they are copies"
+                )
         return fault(source, view, "dims", hint)
     keys, conflict = _keyed(*atoms)
     if told.axes is not None:
@@ -208,7 +209,7 @@ def _orders(source: Row, view: Row) -> str:
     fitting = [*itertools.islice(_fitting(source.leaf.dims, view.leaf.dims), 3)]
     if not fitting:
         return "declare both sides with the same axes"
-    first = Rename(_model(source), _model(view), fitting[0])
+    first = Rename(source.model_path, view.model_path, fitting[0])
     if len(fitting) == 1:
         return f"say the order of the axes, of which one alone fits: {first}"
     second = repr(" ".join(map(str, fitting[1])))
@@ -236,7 +237,7 @@ def _spelled(source: Row, view: Row) -> str:
         joined = " ".join("*".join(letters[at] for at in group) or "1" for group in groups)
         sides = (joined, " ".join(letters)) if split else (" ".join(letters), joined)
         axes = SpelledAxes((), (), " -> ".join(sides))
-        offered.append(str(Rename(_model(source), _model(view), spelled=axes)))
+        offered.append(str(Rename(source.model_path, view.model_path, spelled=axes)))
     if len(offered) < 3:
         return " or ".join(offered)
     return f"{offered[0]} or {offered[1]} or another order"
@@ -269,7 +270,7 @@ def _grouped(
 def _only_order(source: Row, view: Row) -> list[Rename]:
     """The rule that says the order of the axes, where their sizes leave only one."""
     fitting = [*itertools.islice(_fitting(source.leaf.dims, view.leaf.dims), 2)]
-    return [Rename(_model(source), _model(view), fitting[0])] if len(fitting) == 1 else []
+    return [Rename(source.model_path, view.model_path, fitting[0])] if len(fitting) == 1 else []
 
 
 def _fitting(source: Dims, view: Dims, chosen: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
@@ -283,10 +284,6 @@ def _fitting(source: Dims, view: Dims, chosen: tuple[int, ...] = ()) -> Iterator
     for axis, dim in enumerate(source):
         if axis not in chosen and sized(dim) == wanted:
             yield from _fitting(source, view, (*chosen, axis))
-
-
-def _model(row: Row) -> LogicalPath:
-    return row.path[row.body or 0 :]
 
 
 def _ordered(source: Row, view: Row, axes: Sequence[int], keys: _Keys) -> list[int] | Mismatch:

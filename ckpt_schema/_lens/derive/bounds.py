@@ -72,12 +72,12 @@ def composed_if_known(
 
 def _rests(rows: Iterable[Row]) -> set[str]:
     """The names that count what is left of a list: there may be none."""
-    found: set[str] = set()
+    names: set[str] = set()
     for dim in {repeat.size for row in rows for repeat in row.repeats}:
         for factor in dim:
             if isinstance(factor, Sum):
-                found |= {str(term[0]) for term in factor.terms if _is_name(term)}
-    return found
+                names |= {str(term[0]) for term in factor.terms if _is_name(term)}
+    return names
 
 
 def _is_name(dim: Dim) -> bool:

@@ -31,13 +31,13 @@ def causes(
         [row for number, row in enumerate(table.rows) if number not in done]
         for table, done in zip((source, view), joined, strict=True)
     )
-    found = [*faults]
+    remaining = [*faults]
     for near, rows, far, others in ((source, left, view, right), (view, right, source, left)):
         for numbered in _numbered(rows, others):
             told = numbered.consequences(others)
-            found = [f for f in found if f.kind != "unplaced" or f.path not in told]
-            found.insert(0, numbered.fault(near.name, far.name))
-    return found
+            remaining = [f for f in remaining if f.kind != "unplaced" or f.path not in told]
+            remaining.insert(0, numbered.fault(near.name, far.name))
+    return remaining
 
 
 # --- layers that are no list  ---
@@ -100,11 +100,11 @@ def _numbered(rows: Sequence[Row], others: Sequence[Row]) -> Iterator[_Numbered]
                 key = (row.path[:at], row.body, match[1])
                 below = nodes.setdefault(key, {}).setdefault(int(match[2]), set())
                 below.add(row.path[at + 1 :])
-    for (head, body, stem), found in nodes.items():
-        numbers = tuple(sorted(found))
-        tails = frozenset(found[numbers[0]])
+    for (head, body, stem), tails_of in nodes.items():
+        numbers = tuple(sorted(tails_of))
+        tails = frozenset(tails_of[numbers[0]])
         in_turn = numbers == tuple(range(numbers[0], numbers[0] + len(numbers)))
-        alike = all(frozenset(found[number]) == tails for number in numbers)
+        alike = all(frozenset(tails_of[number]) == tails for number in numbers)
         # Two norms of one block differ in a number too, and are no layers: a layer has all that
         # an item of the other side's list has.
         if len(numbers) > 1 and in_turn and alike and tails in lists:

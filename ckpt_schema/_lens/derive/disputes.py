@@ -154,10 +154,10 @@ def _defaults(
     for table, side, spoken_of in sides:
         given = [(getattr(rule, side), rule) for rule in resets]
         anew = Scope((path, rule) for path, rule in given if path is not None)
-        for number, found in spoken_of.items():
+        for number, several in spoken_of.items():
             hits = [
                 hit
-                for hit in found
+                for hit in several
                 if isinstance(hit.rule, Private) or hit.rule.default is not None
             ]
             resetting = anew.over(table.rows[number]) if hits and anew else ()

@@ -165,13 +165,13 @@ def _with_own_dims(sides: Sides, lone: Lone) -> Layout:
 
 def _names(table: Layout, lone: frozenset[int], *, parted: bool) -> set[str]:
     """The dim names of the rows that are parted, or of all the rest."""
-    found: set[str] = set()
+    names: set[str] = set()
     for number, row in enumerate(table.rows):
         if (number in lone) == parted:
-            found |= dims_.dim_names((*row.leaf.dims, *(repeat.size for repeat in row.repeats)))
+            names |= dims_.dim_names((*row.leaf.dims, *(repeat.size for repeat in row.repeats)))
     if not parted:
-        found |= dims_.dim_names(count for node in table.nodes for count in node.counts)
-    return found
+        names |= dims_.dim_names(count for node in table.nodes for count in node.counts)
+    return names
 
 
 def restart(

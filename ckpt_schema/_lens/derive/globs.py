@@ -86,7 +86,7 @@ class _Glob:
     def at(self, path: LogicalPath, called: Scope[Rename]) -> Rule:
         """The rule for one of its nodes; ``called`` is what the nodes above are called in the view."""
         known = len([s for s in self.path if not isinstance(s, VariableKind) and not _is_star(s)])
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             self.field: GlobPath(path, known, by_depth=isinstance(self.rule, Rename))
         }
         if self.others:
@@ -99,10 +99,10 @@ class _Glob:
                 value: Any = getattr(self.rule, name)
                 several = bool(value) and isinstance(value[0], tuple)
                 filled = [_filled(one, deep, part) for one in (value if several else [value])]
-                found[name] = tuple(filled) if several else filled[0]
+                fields[name] = tuple(filled) if several else filled[0]
         if isinstance(self.rule, Reset):
-            return Reset(**found)
-        return dataclasses.replace(self.rule, **found)
+            return Reset(**fields)
+        return dataclasses.replace(self.rule, **fields)
 
 
 def _globs(rule: Rule) -> Iterator[_Glob]:
@@ -112,18 +112,18 @@ def _globs(rule: Rule) -> Iterator[_Glob]:
             if _is_many(getattr(rule, name) or ()):
                 yield _Glob(rule, name, (), (side,), at_root=True)
         return
-    found: _Glob | None = None
+    glob: _Glob | None = None
     if isinstance(rule, (Rename, Move)):
-        found = _Glob(rule, "source", ("view",), (0,), at_root=isinstance(rule, Move))
+        glob = _Glob(rule, "source", ("view",), (0,), at_root=isinstance(rule, Move))
     elif isinstance(rule, Fuse):
-        found = _Glob(rule, "whole", ("parts",), (0, 1), at_root=False)
+        glob = _Glob(rule, "whole", ("parts",), (0, 1), at_root=False)
     elif isinstance(rule, Tie):
-        found = _Glob(rule, "copy", ("of",), (0, 1), at_root=False)
+        glob = _Glob(rule, "copy", ("of",), (0, 1), at_root=False)
     elif hasattr(rule, "path") and hasattr(rule, "__str__"):
         sides = (0, 1) if isinstance(rule, (Private, Apart)) else (1,)
-        found = _Glob(rule, "path", (), sides, at_root=False)
-    if found is not None and any(map(_is_many, (found.path, *found.paths()))):
-        yield found
+        glob = _Glob(rule, "path", (), sides, at_root=False)
+    if glob is not None and any(map(_is_many, (glob.path, *glob.paths()))):
+        yield glob
 
 
 def by_node(
@@ -153,22 +153,22 @@ def by_node(
     # A rule for what is in leaves may speak of the parts that the view has in one leaf.
     _look_up(source, [one for one in sound if one.sides == (1,) and id(one) not in met], met)
     called = _called(rules, sound, met)
-    found: list[Rule] = []
+    single: list[Rule] = []
     written: dict[str, list[str]] = {}
     for number, rule in enumerate(rules):
         several = by_rule[number]
         if not several:
-            found.append(rule)
+            single.append(rule)
         elif isinstance(rule, Reset):
             kept = {n: p for n in ("source", "view") if (p := getattr(rule, n)) and not _is_many(p)}
-            found += [Reset(**kept)] if kept else []
+            single += [Reset(**kept)] if kept else []
         for one in several:
             made = [one.at(path, called) for path in met.get(id(one), ())]
-            found += made
+            single += made
             written.setdefault(str(rule), []).extend(map(str, made))
             if not made and str(rule) not in wrong:
                 faults.append(_unmatched(one, (source, view)))
-    return found, written, faults
+    return single, written, faults
 
 
 def _called(
@@ -266,17 +266,17 @@ def _captured(pattern: LogicalPath, path: LogicalPath) -> tuple[LogicalPath, str
 
 def _filled(pattern: LogicalPath, deep: LogicalPath, part: str) -> LogicalPath:
     """A path with what the stars stand for in their places."""
-    found: list[str] = []
+    segments: list[str] = []
     for segment in pattern:
         if segment == _DEEP:
-            found += deep
+            segments += deep
         elif segment == "*" or not _is_star(segment):
-            found.append(part if segment == "*" else segment)
+            segments.append(part if segment == "*" else segment)
         else:
             text = segment.replace("*", part if part[:1] != "'" else unquoted(part))
             tail = "[]" if text.endswith("[]") else ""
-            found.append(named(text.removesuffix("[]")) + tail)
-    return tuple(found)
+            segments.append(named(text.removesuffix("[]")) + tail)
+    return tuple(segments)
 
 
 # --- looking patterns up  ---
@@ -325,9 +325,9 @@ class _State:
         """The states after one segment of a path."""
         if self.stays:
             yield self
-        found = self.literal.get(segment)
-        if found is not None:
-            yield found
+        literal = self.literal.get(segment)
+        if literal is not None:
+            yield literal
         text = unquoted(segment) if self.parts else ""
         for (head, tail), alike in self.parts.items():
             if len(text) < head + tail:
@@ -343,12 +343,12 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _closed(states: Iterable[_State]) -> dict[int, _State]:
     """States, and those that no further segment leads to, by their ids."""
-    found: dict[int, _State] = {}
+    by_id: dict[int, _State] = {}
     for state in states:
-        found[id(state)] = state
+        by_id[id(state)] = state
         if state.deep is not None:
-            found[id(state.deep)] = state.deep
-    return found
+            by_id[id(state.deep)] = state.deep
+    return by_id
 
 
 _Tree = dict[str, Any]
@@ -361,7 +361,7 @@ def _look_up(
     """Notes the nodes of a layout that globs mean, by the glob."""
     kinds = [one for one in globs if any(isinstance(s, VariableKind) for s in one.path)]
     rows = [row for row in table.rows if not row.mirrors]
-    inner = [row.path[row.body or 0 :] for row in rows]
+    inner = [row.model_path for row in rows]
     for one in kinds:
         (kind,) = one.path
         assert isinstance(kind, VariableKind)
@@ -381,8 +381,8 @@ def _is_of(row: Row, kind: VariableKind) -> bool:
 
 
 def _variable_type(kind: object) -> type | None:
-    found = getattr(sys.modules.get("flax.nnx"), kind, None) if isinstance(kind, str) else kind
-    return found if isinstance(found, type) else None
+    variable = getattr(sys.modules.get("flax.nnx"), kind, None) if isinstance(kind, str) else kind
+    return variable if isinstance(variable, type) else None
 
 
 def _walk(

@@ -55,10 +55,10 @@ def levels_of(source: Row, view: Row) -> Levels | Mismatch:
 def _by_level(
     row: Row, factors: Sequence[tuple[int, DimFactor]], tokens: Sequence[Token]
 ) -> list[list[Token]]:
-    found: list[list[Token]] = [[] for _ in row.repeats]
+    levels: list[list[Token]] = [[] for _ in row.repeats]
     for (number, _), token in zip(factors, tokens, strict=True):
-        found[number].append(token)
-    return found
+        levels[number].append(token)
+    return levels
 
 
 def _in_blocks(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import jax.numpy as jnp
 
 from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import paths as paths_
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.paths import Index, LogicalPath
 from ckpt_schema._layouts.sizes import ONE, Size, UndecidedError
@@ -63,12 +64,12 @@ def join(
         sides[0].whole, sides[1].whole, [rule for rule in rules if rule not in used], sizes, moments
     )
     divided = _Divided((source, view), (sides[0], sides[1]), known)
-    found = [one for join in joins for one in divided.joins(join)]
+    inner = [one for join in joins for one in divided.joins(join)]
     if divided.faults:
         raise DerivationError("no lens from {} to {}".format(*called(source, view)), divided.faults)
-    found.sort(key=lambda one: min(one.views))
+    inner.sort(key=lambda one: min(one.views))
     each = *each, *(rule for rule in rules if rule in used)
-    return sides[0].restored(left), sides[1].restored(right), tuple(found), each
+    return sides[0].restored(left), sides[1].restored(right), tuple(inner), each
 
 
 # --- Which lists  ---
@@ -77,9 +78,9 @@ def join(
 def _wanted(tables: Tables, rules: Sequence[Rule]) -> tuple[list[Series], list[Series]]:
     """For each side, the series whose list the other side has as well: whole, or in other nodes."""
     said = [rule for rule in rules if isinstance(rule, Series)]
-    found: tuple[list[Series], list[Series]] = [], []
+    wanted: tuple[list[Series], list[Series]] = [], []
     if not (said or tables[0].series or tables[1].series):
-        return found
+        return wanted
     several: list[dict[Series, list[Size]]] = []
     for table in tables:
         own = dict.fromkeys((*table.series, *said))
@@ -92,28 +93,26 @@ def _wanted(tables: Tables, rules: Sequence[Rule]) -> tuple[list[Series], list[S
                 continue  # both sides have these nodes: each is joined by itself
             paths = {series.path, *_called(series.path, number, rules)}
             if standing(table, paths) or any(each.path in paths for each in other):
-                found[number].append(series)
-    return found
+                wanted[number].append(series)
+    return wanted
 
 
 def _shares(table: Layout, series: Series) -> list[Size] | None:
     """How many layers each node of a series has; None where the table lacks one of them."""
     scope = Scope((path, number) for number, path in enumerate(series.members))
-    found: dict[int, Size] = {}
+    sizes: dict[int, Size] = {}
     for at, hits in scope.along(table.rows).items():
         for hit in hits:
-            if hit.rule not in found:
-                outer = _levels(table.rows[at].path[: hit.start])
-                repeats = table.rows[at].repeats[outer : outer + _levels(series.members[hit.rule])]
+            if hit.rule not in sizes:
+                outer = paths_.levels(table.rows[at].path[: hit.start])
+                repeats = table.rows[at].repeats[
+                    outer : outer + paths_.levels(series.members[hit.rule])
+                ]
                 size = ONE
                 for repeat in repeats:
                     size *= of_dim(repeat.size)
-                found[hit.rule] = size
-    return [found[n] for n in sorted(found)] if len(found) == len(series.members) else None
-
-
-def _levels(path: LogicalPath) -> int:
-    return sum(segment.endswith("[]") for segment in path)
+                sizes[hit.rule] = size
+    return [sizes[n] for n in sorted(sizes)] if len(sizes) == len(series.members) else None
 
 
 def _called(path: LogicalPath, number: int, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
@@ -307,12 +306,12 @@ def _spoken_of(
         elif isinstance(rule, (Rename, Reset)):
             path = (rule.source, rule.view)[number]
             entries += [] if path is None else [(path, rule)]
-    found: set[int] = set()
+    numbers: set[int] = set()
     for at, hits in Scope(entries).along(table.rows).items():
         member = members.get(at)
         if member and any(_reaches(hit, table.rows[at], member) for hit in hits):
-            found.add(at)
-    return found
+            numbers.add(at)
+    return numbers
 
 
 def _told(
@@ -324,7 +323,7 @@ def _told(
 ) -> dict[int, Told]:
     """What rules say of the values in single nodes, on the way from the list."""
     table = tables[number]
-    found: dict[int, Told] = {}
+    said: dict[int, Told] = {}
     moments = Moments(table, table)
     for at, several in spoken(rules).along(table.rows).items():
         member = members.get(at)
@@ -335,8 +334,8 @@ def _told(
             if isinstance(made, Mismatch):
                 faults.append(made)
             else:
-                found[at] = made if number else made.inverse
-    return found
+                said[at] = made if number else made.inverse
+    return said
 
 
 # --- The way back  ---

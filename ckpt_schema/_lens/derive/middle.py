@@ -80,20 +80,20 @@ class _Met:
 
     def cells(self) -> tuple[list[Cell], tuple[list[Cell], list[Cell]]]:
         """The cells from end to end; and for each outer side, those that lead nowhere: to what the middle is by default."""
-        found: list[Cell] = []
+        ends: list[Cell] = []
         onward: dict[int, list[Cell]] = {}
         for join in self.second.joins:
             for cell in join.cells:
                 if isinstance(cell.source, int):
                     onward.setdefault(cell.source, []).append(cell)
                 else:
-                    found.append(cell)
+                    ends.append(cell)
         left: list[Cell] = []
         reached: set[int] = set()
         for join in self.first.joins:
             for cell in join.cells:
                 if not isinstance(cell.view, int):
-                    found.append(cell)
+                    ends.append(cell)
                     continue
                 at = self.middle[cell.view]
                 reached.add(at)
@@ -101,7 +101,7 @@ class _Met:
                     default = Constant(self.second.source.rows[at].default)
                     left.append(dataclasses.replace(cell, view=default))
                 for other in onward.get(at, ()):
-                    found += self._composed(dataclasses.replace(cell, view=at), other, cell.view)
+                    ends += self._composed(dataclasses.replace(cell, view=at), other, cell.view)
         right: list[Cell] = []
         named = {at: number for number, at in self.middle.items()}
         for at, several in onward.items():
@@ -109,7 +109,7 @@ class _Met:
                 default = Constant(self.first.view.rows[named[at]].default)
                 real = (cell for cell in several if not cell.is_constant)
                 right += (dataclasses.replace(cell, source=default) for cell in real)
-        return found, (left, right)
+        return ends, (left, right)
 
     def _composed(self, one: Cell, other: Cell, row: int) -> list[Cell]:
         """Two cells as one, for all sizes if that can be; or else for those that are given."""
@@ -159,8 +159,8 @@ def _written(cells: Sequence[Cell], ended: Sequence[Cell], side: int) -> list[Ce
     What only compared such elements writes them. What nothing reaches is as the middle has it by
     default, where other elements of the row have a partner; a row without any is private as a whole.
     """
-    found = list(cells)
-    rows = {(cell.source, cell.view)[side] for cell in found if not cell.is_constant}
+    open_ = list(cells)
+    rows = {(cell.source, cell.view)[side] for cell in open_ if not cell.is_constant}
     for end in ended:
         row = (end.source, end.view)[side]
         if end.compares[side] or row not in rows:
@@ -168,19 +168,19 @@ def _written(cells: Sequence[Cell], ended: Sequence[Cell], side: int) -> list[Ce
         own = end.geometry.box(side)
         heirs = (
             at
-            for at, cell in enumerate(found)
+            for at, cell in enumerate(open_)
             if (cell.source, cell.view)[side] == row
             and cell.compares[side]
             and cell.geometry.box(side) == own
         )
         heir = next(heirs, None)
         if heir is None:
-            found.append(_alone(end, side))
+            open_.append(_alone(end, side))
             continue
-        flags = list(found[heir].compares)
+        flags = list(open_[heir].compares)
         flags[side] = False
-        found[heir] = dataclasses.replace(found[heir], compares=(flags[0], flags[1]))
-    return found
+        open_[heir] = dataclasses.replace(open_[heir], compares=(flags[0], flags[1]))
+    return open_
 
 
 def _alone(end: Cell, side: int) -> Cell:

@@ -93,7 +93,7 @@ class Names:
         """What is said of rows of the source, by number; rows of which nothing is said are left out."""
         renames, moves = self.renames.along(rows), self.moves.along(rows)
         numbers = sorted(renames.keys() | moves.keys()) if moves else renames
-        found: dict[int, Decision] = {}
+        decided: dict[int, Decision] = {}
         last: tuple[object, object] = None, None
         one = _UNDECIDED
         for number in numbers:
@@ -102,8 +102,8 @@ class Names:
                 one = _decided(rows[number], hits[0] or (), _rooted(hits[1] or ()))
                 last = hits
             if one.hits:
-                found[number] = one
-        return found
+                decided[number] = one
+        return decided
 
     def decision(self, row: Row) -> Decision:
         """What is said of one row of the source."""
@@ -120,7 +120,7 @@ def moved_paths(
         said = (*inner.rule.view, *row.path[inner.end :])
         if inner.start == 0 and row.body:
             return said
-        whole = (*row.path[: row.body or 0], *said)
+        whole = (*row.root, *said)
     if decision is not None and decision.outer is not None:
         outer = decision.outer
         return (*outer.rule.view, *whole[outer.end :])

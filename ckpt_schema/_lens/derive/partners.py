@@ -71,7 +71,7 @@ def form(row: Row) -> Any:
     named = sorted(str(factor) for factor in factors if not isinstance(factor, int))
     size = math.prod(factor for factor in factors if isinstance(factor, int))
     repeats = tuple(repeat.size for repeat in row.repeats)
-    return row.path[: row.body or 0], row.leaf.dtype, tuple(named), size, repeats
+    return row.root, row.leaf.dtype, tuple(named), size, repeats
 
 
 def partners(left: Sequence[Loose], right: Sequence[Loose], placed: Iterable[Placed]) -> Partners:
@@ -96,9 +96,12 @@ def partners(left: Sequence[Loose], right: Sequence[Loose], placed: Iterable[Pla
             [row for row in side[kind] if row.number not in known]
             for side, known in zip(sides, done, strict=True)
         ]
-        for rows, others, found in ((rest[0], rest[1], open_[0]), (rest[1], rest[0], open_[1])):
+        for rows, others, candidates in (
+            (rest[0], rest[1], open_[0]),
+            (rest[1], rest[0], open_[1]),
+        ):
             if others:
-                found |= {row.number: _ordered(row, others, rows, compared) for row in rows}
+                candidates |= {row.number: _ordered(row, others, rows, compared) for row in rows}
     return Partners(certain, open_)
 
 
@@ -118,10 +121,10 @@ class _Forms:
 
     def groups(self, rows: Sequence[Loose]) -> dict[int, list[Loose]]:
         """Rows by their form."""
-        found: dict[int, list[Loose]] = {}
+        by_form: dict[int, list[Loose]] = {}
         for row in rows:
-            found.setdefault(self.of(row.row), []).append(row)
-        return found
+            by_form.setdefault(self.of(row.row), []).append(row)
+        return by_form
 
 
 def _ordered(
@@ -172,7 +175,7 @@ def _trees(rows: Sequence[Loose], forms: _Forms) -> dict[LogicalPath, dict[str, 
     roots: dict[LogicalPath, _Node] = {}
     made: list[_Node] = []
     for row in rows:
-        node = roots.setdefault(row.row.path[: row.row.body or 0], _Node(""))
+        node = roots.setdefault(row.row.root, _Node(""))
         for segment in row.path:
             if segment not in node.below:
                 node.below[segment] = _Node(segment)
@@ -204,15 +207,15 @@ def _paired(
     trees = [_trees(rows, forms) for rows in (left, right)]
     heads = trees[0].keys() & trees[1].keys()
     waiting: list[tuple[_Children, _Children]] = [(trees[0][h], trees[1][h]) for h in heads]
-    found: tuple[set[int], set[int]] = set(), set()
+    paired: tuple[set[int], set[int]] = set(), set()
     while waiting:
         for one, other in _counterparts(*waiting.pop(), waiting, forms):
-            found[0].add(one.number)
-            found[1].add(other.number)
+            paired[0].add(one.number)
+            paired[1].add(other.number)
             yield one, other
     rest = [
         forms.groups([row for row in rows if row.number not in known])
-        for rows, known in zip((left, right), found, strict=True)
+        for rows, known in zip((left, right), paired, strict=True)
     ]
     for kind in rest[0].keys() & rest[1].keys():
         if len(rest[0][kind]) == len(rest[1][kind]) == 1:
@@ -228,7 +231,7 @@ def _numbered(
         by_path: dict[object, list[Loose]] = {}
         for row in rows:
             spelled = tuple(one for segment in row.path for one in _in_list(segment))
-            by_path.setdefault((row.row.path[: row.row.body or 0], spelled), []).append(row)
+            by_path.setdefault((row.row.root, spelled), []).append(row)
         sides.append(by_path)
     for path, several in sides[0].items():
         both = several + sides[1].get(path, [])
@@ -364,16 +367,16 @@ def renames(
     if not certain:
         return {}
     judge = _Renames(certain, source, view, onward, given)
-    found: dict[int, Rename] = {}
+    rules: dict[int, Rename] = {}
     for number, other in certain.items():
-        for before, after in _spellings(_own(source[number]), _own(view[other])):
+        for before, after in _spellings(source[number].model_path, view[other].model_path):
             verdict = judge.verdict(before, after)
             if verdict == "later":
                 break
             if verdict == "safe":
-                found[number] = Rename(before, after)
+                rules[number] = Rename(before, after)
                 break
-    return found
+    return rules
 
 
 class _Renames:
@@ -392,10 +395,10 @@ class _Renames:
         self._taken, self._paired = set(onward.values()), set(certain.values())
         self._below: dict[LogicalPath, list[int]] = {}
         for number, row in enumerate(source):
-            path = _own(row)
+            path = row.model_path
             for end in range(1, len(path) + 1) if not row.optimizer else ():
                 self._below.setdefault(path[:end], []).append(number)
-        self._there = {_standing(row, _own(row)): number for number, row in enumerate(view)}
+        self._there = {(row.root, row.model_path): number for number, row in enumerate(view)}
         self._known: dict[tuple[LogicalPath, LogicalPath], str] = {}
 
     def verdict(self, before: LogicalPath, after: LogicalPath) -> str:
@@ -406,38 +409,28 @@ class _Renames:
         """
         pair = before, after
         if pair not in self._known:
-            found = {self._effect(number, before, after) for number in self._below[before]}
+            effects = {self._effect(number, before, after) for number in self._below[before]}
             if before in self._given:
-                found.add("wrong")
-            self._known[pair] = next((v for v in ("wrong", "later") if v in found), "safe")
+                effects.add("wrong")
+            self._known[pair] = next((v for v in ("wrong", "later") if v in effects), "safe")
         return self._known[pair]
 
     def _effect(self, number: int, before: LogicalPath, after: LogicalPath) -> str:
         """What the rule does to one leaf below its path."""
         row = self._source[number]
-        path = _own(row)
+        path = row.model_path
         if any(path[:end] in self._given for end in range(len(before) + 1, len(path) + 1)):
             return "safe"  # a rule for a longer path says where it goes
         if number in self._onward:
             return "wrong"
-        goal = self._there.get(_standing(row, (*after, *path[len(before) :])))
+        goal = self._there.get((row.root, (*after, *path[len(before) :])))
         if goal is None or self._certain.get(number) == goal:
             return "safe"
         if number in self._certain:
-            first, _ = next(_spellings(path, _own(self._view[self._certain[number]])))
+            first, _ = next(_spellings(path, self._view[self._certain[number]].model_path))
             return "later" if len(first) > len(before) else "wrong"
         taken = goal in self._taken or goal in self._paired
         return "wrong" if taken or form(self._view[goal]) != form(row) else "safe"
-
-
-def _standing(row: Row, path: LogicalPath) -> tuple[LogicalPath, LogicalPath]:
-    """A path in the model that a row is of."""
-    return row.path[: row.body or 0], path
-
-
-def _own(row: Row) -> LogicalPath:
-    """The path of a row in its model."""
-    return row.path[row.body or 0 :]
 
 
 def _spellings(

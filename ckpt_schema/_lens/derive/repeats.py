@@ -43,14 +43,14 @@ class Once:
 
     def tokens(self, own: Sequence[Token]) -> list[Token]:
         """What each factor is, those of size 1 left out, from what each of the row with one of each is."""
-        left, found = iter(own), list[Token]()
+        left, tokens = iter(own), list[Token]()
         for at, dim in enumerate(self.full.leaf.dims):
             for number, factor in enumerate(dim):
                 if (at, number) in self.again:
-                    found.append(("repeat", at, number))
+                    tokens.append(("repeat", at, number))
                 elif factor != 1:
-                    found.append(next(left))
-        return found
+                    tokens.append(next(left))
+        return tokens
 
 
 def once(source: Row, view: Row, rules: Sequence[Repeated]) -> tuple[Once, Once] | Mismatch:
@@ -70,22 +70,22 @@ def once(source: Row, view: Row, rules: Sequence[Repeated]) -> tuple[Once, Once]
 
 def repeated_by(row: Row, rule: Repeated) -> list[Spot]:
     """Where a row has the factor that a rule says repeats."""
-    found: list[Spot] = []
+    spots: list[Spot] = []
     for at, dim in enumerate(row.leaf.dims):
         if rule.axis in (None, dim):
-            found += [(at, number) for number, factor in enumerate(dim) if factor == rule.times]
-    return found
+            spots += [(at, number) for number, factor in enumerate(dim) if factor == rule.times]
+    return spots
 
 
 def count_of(row: Row, rule: Repeated) -> int:
     """How often a row has the factor that a rule says repeats, in sums or by itself."""
-    found, waiting = 0, [*row.leaf.dims]
+    count, waiting = 0, [*row.leaf.dims]
     while waiting:
         for factor in waiting.pop():
-            found += factor == rule.times
+            count += factor == rule.times
             if isinstance(factor, Sum):
                 waiting += factor.terms
-    return found
+    return count
 
 
 def _which(row: Row, rule: Repeated, spots: Sequence[Spot]) -> str:

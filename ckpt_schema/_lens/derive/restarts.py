@@ -79,10 +79,6 @@ def _follows(row: Row, lost: set[str]) -> bool:
     return row.mirrors in lost
 
 
-def _model(row: Row) -> LogicalPath:
-    return row.path[row.body or 0 :]
-
-
 # --- parts  ---
 
 
@@ -107,7 +103,7 @@ def _part_fault(
     fields = _fields(part, state.near, rows)
     alike = [other for other in others if other.type is part.type]
     alike = alike or [
-        other for other, found in others.items() if _fields(other, resets.far, found) == fields
+        other for other, alone in others.items() if _fields(other, resets.far, alone) == fields
     ]
     rules: tuple[Rule, ...] = ()
     if alike:
@@ -120,9 +116,9 @@ def _part_fault(
         rules = tuple(resets.of_part(part, rows))
         inner = "" if rules == (state.reset(part.path),) else "; what it wraps is carried over"
         hint = f"{', '.join(map(str, rules))} {state.verb}{inner}"
-    found = f"{part.type.__name__} ({', '.join(fields)}) in {state.near.name} alone"
+    alone = f"{part.type.__name__} ({', '.join(fields)}) in {state.near.name} alone"
     expected = f"its partner in the chain of {state.far.name}"
-    return Mismatch("/".join(part.path), "chain", expected, found, hint, rules=rules)
+    return Mismatch("/".join(part.path), "chain", expected, alone, hint, rules=rules)
 
 
 def _fields(part: Part, table: Layout, numbers: Sequence[int]) -> list[str]:
@@ -161,12 +157,12 @@ class _Resets:
             yield self._state.reset(part.path)
             return
         held = collections.Counter(path[: len(part.path) + 1] for path in own)
-        found: dict[LogicalPath, None] = {}
+        reset_paths: dict[LogicalPath, None] = {}
         for number in numbers:
             path = self._state.near.rows[number].path
             field = path[: len(part.path) + 1]
-            found[field if held[field] == self._total[field] else path] = None
-        yield from map(self._state.reset, found)
+            reset_paths[field if held[field] == self._total[field] else path] = None
+        yield from map(self._state.reset, reset_paths)
 
     def of_row(self, row: Row) -> Reset:
         """That of one row: of the whole field, or node of the model, where all in it have no partner."""
@@ -190,7 +186,7 @@ def _moves(source: Lost, view: Lost) -> list[Move]:
         for state in (source, view)
     ]
     waiting = dict(sides[0])
-    found: list[Move] = []
+    moves: list[Move] = []
     while waiting:
         path, kind = next(iter(waiting.items()))
         cuts = _cuts(path, kind, sides[1])
@@ -200,9 +196,9 @@ def _moves(source: Lost, view: Lost) -> list[Move]:
             done, there = able[0]
             back = _cuts((*there, *path[len(done) :]), kind, sides[0])
             if sum(_below(sides[1], one) == _below(sides[0], two) for one, two in back) == 1:
-                found.append(Move(done, there))
+                moves.append(Move(done, there))
         waiting = {p: k for p, k in waiting.items() if p[: len(done)] != done}
-    return found
+    return moves
 
 
 _Kinds = Mapping[LogicalPath, object]
@@ -210,15 +206,15 @@ _Kinds = Mapping[LogicalPath, object]
 
 def _cuts(path: LogicalPath, kind: object, others: _Kinds) -> set[tuple[LogicalPath, LogicalPath]]:
     """What would have to take the place of what on a path to make it another of its kind, in as few segments as will do."""
-    found: set[tuple[LogicalPath, LogicalPath]] = set()
+    cuts: set[tuple[LogicalPath, LogicalPath]] = set()
     for other, known in others.items():
         if known != kind or other[-1] != path[-1] or other == path:
             continue
         same = 1
         while same < min(len(path), len(other)) - 1 and path[-1 - same] == other[-1 - same]:
             same += 1
-        found.add((path[: len(path) - same], other[: len(other) - same]))
-    return found
+        cuts.add((path[: len(path) - same], other[: len(other) - same]))
+    return cuts
 
 
 def _below(kinds: _Kinds, head: LogicalPath) -> _Kinds:
@@ -253,7 +249,7 @@ class _Rows:
             if row.optimizer and number not in taken:
                 self._free.setdefault(other.called[number], []).append(row)
                 if is_mirror(row):
-                    self._free.setdefault(("", *_model(row)), []).append(row)
+                    self._free.setdefault(("", *row.model_path), []).append(row)
 
     def faults(self, numbers: Sequence[int]) -> Iterator[Mismatch]:
         """A fault for each, and one for all that mirror one leaf of the model."""
@@ -261,7 +257,7 @@ class _Rows:
         groups: dict[LogicalPath, list[int]] = {}
         for number in numbers:
             row = rows[number]
-            name = ("", *_model(row)) if is_mirror(row) else row.path
+            name = ("", *row.model_path) if is_mirror(row) else row.path
             groups.setdefault(name, []).append(number)
         for group in groups.values():
             row = rows[group[0]]
@@ -269,10 +265,10 @@ class _Rows:
             rules = tuple(dict.fromkeys(rule for cure in cures for rule in cure.rules))
             also = tuple("/".join(rows[n].path[: rows[n].body]) for n in group[1:])
             done = f": {', '.join(map(str, rules))} {cures[0].does}" if rules else ""
-            found = f"{row.stored} in {self._state.near.name} alone"
+            alone = f"{row.stored} in {self._state.near.name} alone"
             expected, hint = f"a partner in {self._state.far.name}", f"{cures[0].told}{done}"
             where = "/".join(row.path)
-            yield Mismatch(where, "unplaced", expected, found, hint, rules=rules, also=also)
+            yield Mismatch(where, "unplaced", expected, alone, hint, rules=rules, also=also)
 
     def _cure(self, number: int) -> _Cure:
         state, row, called = self._state, self._state.near.rows[number], self._state.called[number]
@@ -300,7 +296,7 @@ class _Rows:
 
     def _mirror(self, row: Row, reset: tuple[Rule, ...]) -> _Cure:
         """Why one side keeps something for a leaf that both have, and the other does not."""
-        state, name = self._state, "/".join(_model(row))
+        state, name = self._state, "/".join(row.model_path)
         here = self._models.get(row.mirrors)
         there = None if here is None else state.joined.get(here)
         if here is None or there is None:
@@ -309,7 +305,7 @@ class _Rows:
         if _is_param(near) and not _is_param(far):
             kinds = f"{name} is {_kind(near)} here and {_kind(far)} there"
             return _Cure(f"{kinds}: declare it alike, by collection= in Linen and type= in NNX")
-        same = [r for r in self._free.get(("", *_model(far)), ()) if self._is_field(row, r)]
+        same = [r for r in self._free.get(("", *far.model_path), ()) if self._is_field(row, r)]
         if len(same) == 1 and form(same[0])[1:] == form(row)[1:]:
             pair = (same[0], row) if state.is_view else (row, same[0])
             told = f"{state.far.name} keeps it in {'/'.join(same[0].path[: same[0].body])}"

@@ -95,12 +95,12 @@ def _places(own: list[tuple[Where, Dim]], dim: Dim) -> list[tuple[Where, int, in
     whole = [(at, 0, len(each)) for at, each in own if each == dim]
     if whole:
         return whole  # an axis or a level, before those of which it is a factor, or several
-    found: list[tuple[Where, int, int]] = []
+    spots: list[tuple[Where, int, int]] = []
     for at, each in own:
         for first in range(len(each) - len(dim) + 1):
             if each[first : first + len(dim)] == dim:
-                found.append((at, first, first + len(dim)))
-    return found
+                spots.append((at, first, first + len(dim)))
+    return spots
 
 
 def mentions(row: Row, dim: Dim) -> bool:

@@ -32,9 +32,9 @@ class GlobPath(tuple[str, ...]):
 
     def __new__(cls, path: LogicalPath, literal: int, *, by_depth: bool) -> GlobPath:
         """The path, with its weight."""
-        found = super().__new__(cls, path)
-        found.weight = len(path) if by_depth else literal, literal
-        return found
+        glob = super().__new__(cls, path)
+        glob.weight = len(path) if by_depth else literal, literal
+        return glob
 
     def __getnewargs_ex__(self) -> tuple[tuple[LogicalPath, int], dict[str, bool]]:
         """What a copy is made of."""
@@ -154,7 +154,7 @@ class Scope(Generic[T]):
         Leaves of one node that no rule tells apart share one list.
         """
         heads = self._root.below
-        found: dict[int, list[Hit[T]]] = {}
+        by_row: dict[int, list[Hit[T]]] = {}
         node: LogicalPath | None = None
         start: int | None = None
         shared: list[Hit[T]] = []
@@ -176,8 +176,8 @@ class Scope(Generic[T]):
             apart = any(path[-1] in names for names in leaves)
             hits = self._over(path, row) if apart else shared
             if hits:
-                found[number] = hits
-        return found
+                by_row[number] = hits
+        return by_row
 
     def _below(self, path: LogicalPath) -> Container[str]:
         """The names below a node that rules speak of."""
@@ -216,10 +216,12 @@ def standing(table: Layout, paths: Iterable[LogicalPath]) -> set[LogicalPath]:
 def _param_head(row: Row) -> LogicalPath:
     """Where the model stands whose leaf a row mirrors."""
     param = paths.parse_path(row.mirrors)
-    own = [segment.removesuffix("[]") for segment in row.path[row.body or 0 :]]
-    plain = [segment.removesuffix("[]") for segment in param]
-    ends = range(1, len(param))
-    return tuple(param[: next((n for n in ends if plain[n:] == own[: len(param) - n]), 0)])
+    names, own = paths.plain(param), paths.plain(row.model_path)
+    # An optimizer may keep a container for a param, so the row's path may go on below it.
+    for start in range(1, len(param)):
+        if names[start:] == own[: len(param) - start]:
+            return param[:start]
+    return ()
 
 
 def is_mirror(row: Row) -> bool:

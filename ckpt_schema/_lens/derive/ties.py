@@ -16,14 +16,14 @@ def originals(table: Layout, ties: Scope[Tie]) -> dict[int, list[tuple[Hit[Tie],
     if not ties:
         return {}
     numbers = {row.path: number for number, row in enumerate(table.rows)}
-    found: dict[int, list[tuple[Hit[Tie], int]]] = {}
+    of_copies: dict[int, list[tuple[Hit[Tie], int]]] = {}
     for number, hits in ties.along(table.rows).items():
         row = table.rows[number]
         for hit in hits:
             of = numbers.get((*row.path[: hit.start], *hit.rule.of, *row.path[hit.end :]))
             if of is not None:
-                found.setdefault(number, []).append((hit, of))
-    return found
+                of_copies.setdefault(number, []).append((hit, of))
+    return of_copies
 
 
 def copies(table: Layout, rules: Sequence[Rule]) -> dict[int, int]:

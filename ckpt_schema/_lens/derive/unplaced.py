@@ -74,13 +74,13 @@ def unplaced(
     ]
     judged = partners(*loose, placed)
     given = set(_given(source, rules))
-    found = renames(judged.certain, source.rows, view.rows, onward, given)
+    ours = renames(judged.certain, source.rows, view.rows, onward, given)
     back = {there: here for here, there in judged.certain.items()}
-    theirs = {there: found[here] for there, here in back.items() if here in found}
+    theirs = {there: ours[here] for there, here in back.items() if here in ours}
     copy = _copy(source, view, loose)
     sides = (
         _Side(
-            source, view, judged.certain, judged.open[0], found, _Left.of(loose[1], loose[0]), copy
+            source, view, judged.certain, judged.open[0], ours, _Left.of(loose[1], loose[0]), copy
         ),
         _Side(view, source, back, judged.open[1], theirs, _Left.of(loose[0], loose[1]), copy),
     )
@@ -106,15 +106,15 @@ def _required(row: Row) -> bool:
 
 def _loose(table: Layout, numbers: Sequence[int], called: Sequence[LogicalPath]) -> list[Loose]:
     """The leaves of the model among some rows."""
-    found: list[Loose] = []
+    leaves: list[Loose] = []
     for number in numbers:
         row = table.rows[number]
         if row.optimizer:
             continue
         # Where a rule leads out of the model, nothing is left of what it is called there.
-        path = called[number][row.body or 0 :] or row.path[row.body or 0 :]
-        found.append(Loose(number, row, path, _required(row)))
-    return found
+        path = called[number][row.body or 0 :] or row.model_path
+        leaves.append(Loose(number, row, path, _required(row)))
+    return leaves
 
 
 def _copy(source: Layout, view: Layout, loose: Sequence[Sequence[Loose]]) -> Rename | None:
@@ -147,13 +147,13 @@ def _given(source: Layout, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
 def _mirrors(table: Layout, numbers: set[int]) -> dict[int, list[str]]:
     """Where the optimizer state mirrors some rows of the model."""
     model = {"/".join(table.rows[n].path): n for n in numbers}
-    found: dict[int, list[str]] = {}
+    mirrors: dict[int, list[str]] = {}
     for row in table.rows if model else ():
         if row.mirrors and _required(row):
             number = model.get(row.mirrors)
             if number is not None:
-                found.setdefault(number, []).append("/".join(row.path[: row.body]))
-    return found
+                mirrors.setdefault(number, []).append("/".join(row.path[: row.body]))
+    return mirrors
 
 
 def _split(table: Layout, numbers: Sequence[int]) -> tuple[set[int], list[int]]:
@@ -186,7 +186,7 @@ class _Left:
         """Those on one side, and those that look for their own among them."""
         rows = [one.row for one in loose]
         few = max(len(loose), len(others)) <= _NEAR
-        named = {"/".join(row.path[row.body or 0 :]): row for row in rows} if few else {}
+        named = {"/".join(row.model_path): row for row in rows} if few else {}
         raw = [row for row in rows if row.leaf.dtype == "uint32" and row.leaf.dims[-1:] in _WORDS]
         keys = [row for row in rows if row.leaf.is_key]
         return cls({_plain(row): row for row in rows}, named, raw, keys)
@@ -204,7 +204,7 @@ _WORDS = {((2,),), ((4,),)}
 
 
 def _plain(row: Row) -> Any:
-    return row.leaf, tuple(segment.removesuffix("[]") for segment in row.path)
+    return row.leaf, paths.plain(row.path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -267,7 +267,7 @@ class _Side:
 
     def _alone(self, row: Row) -> tuple[str, tuple[Rule, ...]]:
         """What to do about a row that nothing on the far side can be: by what it is."""
-        own = row.path[row.body or 0 :]
+        own = row.model_path
         kind = _kind(row)
         if kind == "stream" or self._counts_a_stream(row):
             rule = Private(own, FreshKey(0))
@@ -291,7 +291,7 @@ class _Side:
 
     def _weight(self, row: Row) -> str:
         told = f"no leaf of {self.far.name} without a partner has its type"
-        own = "/".join(row.path[row.body or 0 :])
+        own = "/".join(row.model_path)
         near = difflib.get_close_matches(own, [*self.left.named], n=1)
         if near:
             other = self.left.named[near[0]]

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.sizes import Size
@@ -73,11 +74,11 @@ def groups(table: Layout, other: Layout, rules: Iterable[Rule]) -> list[Group]:
     wholes = standing(other, [rule.whole for rule in fused])
     named = collections.Counter(rule.whole for rule in fused)
     virtual = {whole for whole, count in named.items() if count > 1}  # neither side need have it
-    found: list[Group] = []
+    named_groups: list[Group] = []
     for rule in fused:
         if parts.issuperset(rule.parts) and (rule.whole in wholes or rule.whole in virtual):
-            found.append(Group(rule.whole, rule.parts, rule))
-    return found
+            named_groups.append(Group(rule.whole, rule.parts, rule))
+    return named_groups
 
 
 def memberships(table: Layout, several: Sequence[Group]) -> dict[int, Member]:
@@ -86,14 +87,14 @@ def memberships(table: Layout, several: Sequence[Group]) -> dict[int, Member]:
     for group in several:
         members += [(path, (group, number)) for number, path in enumerate(group.members)]
     scope = Scope(members)
-    found: dict[int, Member] = {}
+    by_number: dict[int, Member] = {}
     for at, hits in scope.along(table.rows).items():
         row = table.rows[at]
         hit = hits[0]
         group, part = hit.rule
         path = (*row.path[: hit.start], *group.whole, *row.path[hit.end :])
-        found[at] = Member(group, part, hit.start, path)
-    return found
+        by_number[at] = Member(group, part, hit.start, path)
+    return by_number
 
 
 def divided(
@@ -169,15 +170,11 @@ def lacking(row: Row, group: Group, parts: Mapping[int, int]) -> Mismatch | None
         return None
     hint = "parts of one leaf are alike: declare it in all of them, or give the parts names of their own"
     expected = f"this leaf in {' and in '.join('/'.join(path) for path in group.members)}"
-    found = f"none in {' or '.join(missing)}"
-    return Mismatch("/".join(row.path), "unplaced", expected, found, hint)
+    absent = f"none in {' or '.join(missing)}"
+    return Mismatch("/".join(row.path), "unplaced", expected, absent, hint)
 
 
 def span(row: Row, member: Member) -> tuple[int, int]:
     """Which levels of repetition of a row make up its share of a list."""
-    outer = _levels(row.path[: member.start])
-    return outer, outer + _levels(member.group.members[member.number])
-
-
-def _levels(path: LogicalPath) -> int:
-    return sum(segment.endswith("[]") for segment in path)
+    outer = paths.levels(row.path[: member.start])
+    return outer, outer + paths.levels(member.group.members[member.number])

@@ -45,7 +45,7 @@ def carried(
     said = _said(tree)
     if not said:
         return {}
-    found: dict[KeyPath, Labelled] = {}
+    by_key: dict[KeyPath, Labelled] = {}
     mirrors: set[KeyPath] = set()
     faults: list[Mismatch] = []
     slots = {position: slot for slot, position in tree.slots.items()}
@@ -60,7 +60,7 @@ def carried(
                 faults.append(edited)
                 continue
             for slot, labels in zip(outputs, edited, strict=True):
-                found.setdefault(_key(view, slot), labels)  # of a tied pair, the first says it
+                by_key.setdefault(_key(view, slot), labels)  # of a tied pair, the first says it
     if faults:
         raise ConformanceError(f"the names of axes do not fit {source.name}", faults)
     if mirrors:  # holes, and what starts anew, is made as they were
@@ -68,7 +68,7 @@ def carried(
         mirrors |= {
             _key(view, slot) for slot in wanted if isinstance(view.rows[slot[0]].default, Init)
         }
-    return found | _mirrored(view, found, mirrors)
+    return by_key | _mirrored(view, by_key, mirrors)
 
 
 def _key(view: Layout, slot: Slot) -> KeyPath:
@@ -87,7 +87,7 @@ def _mirrored(
     pairs = ((row, rows.get(row.mirrors)) for row in view.rows if row.mirrors and rows)
     homes = {_roots(row, param) for row, param in pairs if param is not None}
     below = {key[1:]: labels for key, labels in params.items()}
-    found: dict[KeyPath, Labelled] = {}
+    by_key: dict[KeyPath, Labelled] = {}
     for key in mirrors:
         ends: Iterable[Any] = (
             (*home, *key[len(at) :]) for at, home in homes if key[: len(at)] == at
@@ -96,8 +96,8 @@ def _mirrored(
         rest = (below[key[at:]] for at in range(1, len(key)) if key[at:] in below)
         labels = next(rest, None) if labels is None else labels
         if labels is not None:
-            found[key] = labels
-    return found
+            by_key[key] = labels
+    return by_key
 
 
 def _roots(mirror: Row, param: Row) -> tuple[Pattern, Pattern]:
@@ -146,6 +146,6 @@ def _edited(
     if not edited or any(isinstance(name, Clash) for names in edited for name in names):
         names = " and ".join(dict.fromkeys(str(tuple(labels[_NAMES])) for labels in said))
         hint = "all that are stacked together are named alike, or not at all"
-        found = names if len(said) == len(told) else f"{names}, or none"
-        return Mismatch(where, "sharding", "one set of names", found, hint)
+        known = names if len(said) == len(told) else f"{names}, or none"
+        return Mismatch(where, "sharding", "one set of names", known, hint)
     return [{**rest[0], _NAMES: names} for names in edited]

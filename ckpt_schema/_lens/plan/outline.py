@@ -32,15 +32,15 @@ class Outline:
 
     def fits(self, tree: Any) -> bool:
         """Whether ``tree`` has these containers; further down it may differ."""
-        found: list[Any] = [(tree,)]
+        nodes: list[Any] = [(tree,)]
         for parent, key, kind, length in self.nodes:
             try:
-                node = found[parent][key]
+                node = nodes[parent][key]
             except (KeyError, IndexError):
                 return False
             if type(node) is not kind or (length is not None and len(node) != length):
                 return False
-            found.append(node)
+            nodes.append(node)
         return True
 
 
