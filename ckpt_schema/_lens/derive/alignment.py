@@ -96,11 +96,12 @@ def _unsettled(
     parts: Mapping[LogicalPath, _Kept], settled: set[LogicalPath]
 ) -> dict[LogicalPath, _Kept]:
     """The parts that do not stand at or below any of some paths."""
-    return {
-        path: part
-        for path, part in parts.items()
-        if settled.isdisjoint(path[:end] for end in range(len(path) + 1))
-    }
+    rest: dict[LogicalPath, _Kept] = {}
+    for path, part in parts.items():
+        heads = [path[:end] for end in range(len(path) + 1)]
+        if settled.isdisjoint(heads):
+            rest[path] = part
+    return rest
 
 
 def _model(table: Layout) -> Iterator[LogicalPath]:

@@ -103,7 +103,8 @@ def _twins(leaf: Leaf) -> set[DimFactor]:
 def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
     """For each factor of the view's own dims, which of the source's it is; those of size 1 are none."""
     atoms = _atoms(source.leaf), _atoms(view.leaf)
-    before, after = ([factor for factor, _ in side] for side in atoms)
+    before = [factor for factor, _ in atoms[0]]
+    after = [factor for factor, _ in atoms[1]]
     if sorted(map(str, before)) != sorted(map(str, after)):
         lacking = (
             " ".join(sorted(set(map(str, before)) ^ set(map(str, after))))
@@ -160,18 +161,20 @@ def _keyed(one: Sequence[_Atom], other: Sequence[_Atom]) -> tuple[_Keys, DimFact
     told: set[DimFactor] = set()
     conflict: DimFactor | None = None
     for factor in dict.fromkeys(factor for factor, _ in one):
-        names = [[name for each, name in side if each == factor] for side in (one, other)]
-        unsure = any(EITHER in name for side in names for name in side)
-        if len(names[0]) == 1 and not unsure:
-            continue
-        if sorted(names[0]) == sorted(names[1]):
+        ours = [name for each, name in one if each == factor]
+        theirs = [name for each, name in other if each == factor]
+        unsure = any(EITHER in name for name in (*ours, *theirs))
+        if len(ours) == 1 and not unsure:
+            continue  # it is the only one of its size: nothing has to tell it apart
+        if sorted(ours) == sorted(theirs):
             told.add(factor)
-        elif unsure or any(len(set(side)) > 1 for side in names):
+        elif unsure or len(set(ours)) > 1 or len(set(theirs)) > 1:
             conflict = factor
-    keys = tuple(
-        [(factor, name if factor in told else "") for factor, name in side] for side in (one, other)
-    )
-    return (keys[0], keys[1]), conflict
+
+    def keys(side: Sequence[_Atom]) -> list[_Atom]:
+        return [(factor, name if factor in told else "") for factor, name in side]
+
+    return (keys(one), keys(other)), conflict
 
 
 def _named(atoms: Sequence[_Atom]) -> bool:
@@ -182,11 +185,11 @@ def _named(atoms: Sequence[_Atom]) -> bool:
 
 def _conflict(source: Row, view: Row, factor: DimFactor) -> Mismatch:
     """The fault of twins that one side alone tells apart, or each side by other names."""
-    telling = [
-        side
-        for side, row in (("the source", source), ("the view", view))
-        if len({name for each, name in _atoms(row.leaf) if each == factor}) > 1
-    ]
+    telling: list[str] = []
+    for side, row in (("the source", source), ("the view", view)):
+        names = {name for each, name in _atoms(row.leaf) if each == factor}
+        if len(names) > 1:
+            telling.append(side)
     if source.reshaped or view.reshaped:
         why = f"nobody can say which axis of the param {factor} is: start it anew"
         return fault(source, view, "ambiguous", f"{why}, {Reset(source.path, view.path)}")

@@ -46,8 +46,8 @@ class SizeBounds:
             UndecidedError: Which elements meet depends on the sizes.
             ContradictionError: What the first fills in is not what the second cuts off.
         """
-        both = ([cell.where(self.there) for cell in cells] for cells in (first, second))
-        return [cell.where(self.back) for cell in cells_.composed(*both)]
+        before, after = _known(first, self.there), _known(second, self.there)
+        return _known(cells_.composed(before, after), self.back)
 
 
 def composed_if_known(
@@ -59,15 +59,19 @@ def composed_if_known(
         UndecidedError: Which elements meet depends on the sizes.
         ContradictionError: What the first fills in is not what the second cuts off.
     """
-    one, other = [*first], [*second]
+    one, other = [*first], [*second]  # each is read twice
     bounds = SizeBounds.of((), [*one, *other])
     try:
         return bounds.composed(one, other)
     except UndecidedError:
         if not known:
             raise
-    sized = ([cell.where(known) for cell in cells] for cells in (one, other))
-    return cells_.composed(*sized)
+    return cells_.composed(_known(one, known), _known(other, known))
+
+
+def _known(cells: Iterable[Cell], sizes: Mapping[str, Size]) -> list[Cell]:
+    """Cells with what is known put in for names."""
+    return [cell.where(sizes) for cell in cells]
 
 
 def _rests(rows: Iterable[Row]) -> set[str]:

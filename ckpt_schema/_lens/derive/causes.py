@@ -26,11 +26,8 @@ def causes(
         placed: The numbers of rows that are joined.
         faults: All faults.
     """
-    joined = {one for one, _ in placed}, {other for _, other in placed}
-    left, right = (
-        [row for number, row in enumerate(table.rows) if number not in done]
-        for table, done in zip((source, view), joined, strict=True)
-    )
+    left = _without(source, {one for one, _ in placed})
+    right = _without(view, {other for _, other in placed})
     remaining = [*faults]
     for near, rows, far, others in ((source, left, view, right), (view, right, source, left)):
         for numbered in _numbered(rows, others):
@@ -38,6 +35,11 @@ def causes(
             remaining = [f for f in remaining if f.kind != "unplaced" or f.path not in told]
             remaining.insert(0, numbered.fault(near.name, far.name))
     return remaining
+
+
+def _without(table: Layout, joined: set[int]) -> list[Row]:
+    """The rows of a table that are not joined."""
+    return [row for number, row in enumerate(table.rows) if number not in joined]
 
 
 # --- layers that are no list  ---

@@ -122,7 +122,8 @@ def _defaulted(row: Row, default: Default | None, table: Layout, faults: list[Mi
 
 
 def _differences(first: Layout, second: Layout) -> list[Mismatch]:
-    left, right = ({row.key: str(row.stored) for row in table.rows} for table in (first, second))
+    left = {row.key: str(row.stored) for row in first.rows}
+    right = {row.key: str(row.stored) for row in second.rows}
     faults = [
         Mismatch(
             paths.format_path(key), "unplaced", left.get(key, "nothing"), right.get(key, "nothing")

@@ -97,15 +97,11 @@ def _default(row: Row, hits: Sequence[Hit[LoneRule]]) -> Default | None:
 
 def owned(sides: Sides, alone: Alone) -> Lone:
     """The rows that keep their own value, by a rule that gives no other."""
-    source, view = (
-        frozenset(
-            number
-            for number, hits in over.items()
-            if table.rows[number].default is None and isinstance(hits[0].rule, Private)
-        )
-        for table, over in zip(sides, alone, strict=True)
-    )
-    return source, view
+    keeping: list[frozenset[int]] = []
+    for table, over in zip(sides, alone, strict=True):
+        private = [number for number, hits in over.items() if isinstance(hits[0].rule, Private)]
+        keeping.append(frozenset(n for n in private if table.rows[n].default is None))
+    return keeping[0], keeping[1]
 
 
 def part(

@@ -359,16 +359,18 @@ def _look_up(
     table: Layout, globs: Sequence[_Glob], met: dict[int, dict[LogicalPath, None]]
 ) -> None:
     """Notes the nodes of a layout that globs mean, by the glob."""
-    kinds = [one for one in globs if any(isinstance(s, VariableKind) for s in one.path)]
+    # Mirrors are left out: what a rule says of a param, it says of what mirrors it.
     rows = [row for row in table.rows if not row.mirrors]
     inner = [row.model_path for row in rows]
-    for one in kinds:
-        (kind,) = one.path
-        assert isinstance(kind, VariableKind)
-        for row, path in zip(rows, inner, strict=True):
+    others: list[_Glob] = []
+    for one in globs:
+        kind = one.path[0]
+        if not isinstance(kind, VariableKind):
+            others.append(one)
+            continue
+        for row in rows:
             if _is_of(row, kind):
-                met[id(one)][row.path if one.at_root else path] = None
-    others = [one for one in globs if one not in kinds]
+                met[id(one)][row.path if one.at_root else row.model_path] = None
     _walk(inner, [one for one in others if not one.at_root], met)
     rooted = [one for one in others if one.at_root or not _is_star(one.path[0])]
     _walk([row.path for row in table.rows], rooted, met)

@@ -33,10 +33,7 @@ def levels_of(source: Row, view: Row) -> Levels | Mismatch:
 
     A number is no name: 3 blocks of 2 layers are 2 blocks of 3, and not each block a layer.
     """
-    sides = [
-        [(n, f) for n, repeat in enumerate(row.repeats) for f in repeat.size]
-        for row in (source, view)
-    ]
+    sides = _factors(source), _factors(view)
     factors = [[factor for _, factor in side] for side in sides]
     if factors[0] == factors[1]:
         named = [[("level", number) for number in range(len(factors[0]))]] * 2
@@ -50,6 +47,15 @@ def levels_of(source: Row, view: Row) -> Levels | Mismatch:
     else:
         named = [[("level", factors[0].index(factor)) for factor in side] for side in factors]
     return Levels((_by_level(source, sides[0], named[0]), _by_level(view, sides[1], named[1])))
+
+
+def _factors(row: Row) -> list[tuple[int, DimFactor]]:
+    """The factors of all levels of a row, each with the number of its level."""
+    return [(level, f) for level, repeat in enumerate(row.repeats) for f in repeat.size]
+
+
+def _counts(row: Row) -> str:
+    return " ".join(dims_.format_dim(repeat.size) for repeat in row.repeats) or "none"
 
 
 def _by_level(
@@ -77,11 +83,8 @@ def _in_blocks(
         tail += 1
     middle = [side[head : len(side) - tail] for side in factors]
     if not all(middle) or of_dim(tuple(middle[0])) != of_dim(tuple(middle[1])):
-        counts = [
-            " ".join(dims_.format_dim(repeat.size) for repeat in row.repeats) or "none"
-            for row in (view, source)
-        ]
-        hint = f"repeats: {counts[0]} in the view, {counts[1]} in the source; count them with the same dim"
+        here, there = _counts(view), _counts(source)
+        hint = f"repeats: {here} in the view, {there} in the source; count them with the same dim"
         return fault(source, view, "dims", hint)
     named: list[list[Token]] = []
     blocks: list[list[Token]] = []

@@ -92,10 +92,7 @@ def partners(left: Sequence[Loose], right: Sequence[Loose], placed: Iterable[Pla
     compared = max(len(left), len(right)) <= _COMPARED
     open_: tuple[dict[int, Sequence[Loose]], dict[int, Sequence[Loose]]] = {}, {}
     for kind in common:
-        rest = [
-            [row for row in side[kind] if row.number not in known]
-            for side, known in zip(sides, done, strict=True)
-        ]
+        rest = [_without(side[kind], known) for side, known in zip(sides, done, strict=True)]
         for rows, others, candidates in (
             (rest[0], rest[1], open_[0]),
             (rest[1], rest[0], open_[1]),
@@ -103,6 +100,10 @@ def partners(left: Sequence[Loose], right: Sequence[Loose], placed: Iterable[Pla
             if others:
                 candidates |= {row.number: _ordered(row, others, rows, compared) for row in rows}
     return Partners(certain, open_)
+
+
+def _without(rows: Sequence[Loose], numbers: Collection[int]) -> list[Loose]:
+    return [row for row in rows if row.number not in numbers]
 
 
 class _Forms:
@@ -199,11 +200,8 @@ def _paired(
     """
     numbered = [*_numbered(left, right, forms)]
     yield from numbered
-    done = [{pair[side].number for pair in numbered} for side in (0, 1)]
-    left, right = (
-        [row for row in rows if row.number not in known]
-        for rows, known in zip((left, right), done, strict=True)
-    )
+    left = _without(left, {one.number for one, _ in numbered})
+    right = _without(right, {other.number for _, other in numbered})
     trees = [_trees(rows, forms) for rows in (left, right)]
     heads = trees[0].keys() & trees[1].keys()
     waiting: list[tuple[_Children, _Children]] = [(trees[0][h], trees[1][h]) for h in heads]
@@ -213,13 +211,11 @@ def _paired(
             paired[0].add(one.number)
             paired[1].add(other.number)
             yield one, other
-    rest = [
-        forms.groups([row for row in rows if row.number not in known])
-        for rows, known in zip((left, right), paired, strict=True)
-    ]
-    for kind in rest[0].keys() & rest[1].keys():
-        if len(rest[0][kind]) == len(rest[1][kind]) == 1:
-            yield rest[0][kind][0], rest[1][kind][0]
+    ours = forms.groups(_without(left, paired[0]))
+    theirs = forms.groups(_without(right, paired[1]))
+    for kind in ours.keys() & theirs.keys():
+        if len(ours[kind]) == len(theirs[kind]) == 1:
+            yield ours[kind][0], theirs[kind][0]
 
 
 def _numbered(
@@ -281,11 +277,10 @@ def _level(left: _Children, right: _Children, forms: _Forms) -> tuple[_Children,
             continue
         if deeper.depth <= max(node.depth for node in one.values()):
             continue
-        held = [
-            collections.Counter(forms.of(leaf.row) for node in nodes for leaf in node.leaves())
-            for nodes in (one.values(), [deeper])
-        ]
-        if held[0] == held[1]:
+        held = collections.Counter(forms.of(leaf.row) for leaf in deeper.leaves())
+        for node in one.values():
+            held.subtract(forms.of(leaf.row) for leaf in node.leaves())
+        if not any(held.values()):  # both hold the same leaves
             return (deeper.below, one) if turned else (one, deeper.below)
     return None
 
@@ -307,10 +302,7 @@ def _undisputed(
     """
     pairs, placed = list(pairs), list(placed)
     numbered = {overlaps.outlined(path) for _, path, _ in placed if any(map(_has_number, path))}
-    names = [
-        {kind: collections.Counter(row.path[-1] for row in rows) for kind, rows in side.items()}
-        for side in sides
-    ]
+    names = [_last_names(side) for side in sides]
     known = {(_node(before), _node(after)) for before, _, after in placed}
     met: tuple[dict[_Place, set[_Place]], dict[_Place, set[_Place]]] = {}, {}
     for before, after in (*known, *((_node(a.row), _node(b.row)) for a, b in pairs)):
@@ -327,6 +319,15 @@ def _undisputed(
         )
         if one.required and other.required and not (is_named or is_torn or is_shifted):
             yield one, other
+
+
+def _last_names(
+    by_form: Mapping[int, Sequence[Loose]],
+) -> dict[int, collections.Counter[str]]:
+    """How often each name is that of a leaf of each form."""
+    return {
+        kind: collections.Counter(row.path[-1] for row in rows) for kind, rows in by_form.items()
+    }
 
 
 _Place = tuple[LogicalPath, LogicalPath]

@@ -69,14 +69,10 @@ def restarts(states: tuple[Lost, Lost], alignment: Alignment) -> Iterator[Mismat
         told = {number for rows in apart[n].values() for number in rows}
         lost = {"/".join(state.near.rows[number].path) for number in state.models}
         rest = [number for number in state.rows if number not in told]
-        rest = [n for n in rest if not _follows(state.near.rows[n], lost)]
+        # What places a row of the model places what mirrors it too.
+        rest = [number for number in rest if state.near.rows[number].mirrors not in lost]
         if rest:
             yield from _Rows(state, states[1 - n], resets, moves).faults(rest)
-
-
-def _follows(row: Row, lost: set[str]) -> bool:
-    """Whether a row mirrors one of the model that has no partner: what places that one places this too."""
-    return row.mirrors in lost
 
 
 # --- parts  ---
@@ -181,10 +177,7 @@ def _moves(source: Lost, view: Lost) -> list[Move]:
     """The rules for parts that keep the same, where a chain does not tell what they are: those that can be no other."""
     if source.near.parts and view.near.parts:
         return []
-    sides = [
-        {state.called[number]: form(state.near.rows[number])[1:] for number in state.rows}
-        for state in (source, view)
-    ]
+    sides = _kinds(source), _kinds(view)
     waiting = dict(sides[0])
     moves: list[Move] = []
     while waiting:
@@ -202,6 +195,12 @@ def _moves(source: Lost, view: Lost) -> list[Move]:
 
 
 _Kinds = Mapping[LogicalPath, object]
+
+
+def _kinds(state: Lost) -> _Kinds:
+    """What each row without a partner is, wherever it stands, by its path in the view's words."""
+    # Where a model stands is a part of its form; here the two sides may differ in that.
+    return {state.called[number]: form(state.near.rows[number])[1:] for number in state.rows}
 
 
 def _cuts(path: LogicalPath, kind: object, others: _Kinds) -> set[tuple[LogicalPath, LogicalPath]]:

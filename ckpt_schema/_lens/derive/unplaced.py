@@ -56,14 +56,16 @@ def unplaced(
     """
     onward, inverse = dict(joined), {there: here for here, there in joined}
     called = list(renamed), [row.path for row in view.rows]
-    left, right = (
-        [n for n, path in enumerate(paths_) if n not in placed and "/".join(path) not in known]
-        for paths_, placed in zip(called, (onward, inverse), strict=True)
+
+    def left_over(paths_: Sequence[LogicalPath], placed: Mapping[int, int]) -> list[int]:
+        open_ = [number for number in range(len(paths_)) if number not in placed]
+        return [number for number in open_ if "/".join(paths_[number]) not in known]
+
+    left, right = left_over(called[0], onward), left_over(called[1], inverse)
+    lost = (
+        [n for n in left if _required(source.rows[n])],
+        [n for n in right if _required(view.rows[n])],
     )
-    lost = [
-        [n for n in numbers if _required(table.rows[n])]
-        for table, numbers in ((source, left), (view, right))
-    ]
     if not any(lost):
         return
     loose = _loose(source, left, called[0]), _loose(view, right, called[1])
@@ -84,17 +86,16 @@ def unplaced(
         ),
         _Side(view, source, back, judged.open[1], theirs, _Left.of(loose[0], loose[1]), copy),
     )
-    models, states = zip(
-        *(_split(t, n) for t, n in ((source, lost[0]), (view, lost[1]))), strict=True
-    )
+    ours_alone, our_state = _split(source, lost[0])
+    theirs_alone, their_state = _split(view, lost[1])
     yield from restarts(
         (
-            Lost(source, view, called[0], onward, states[0], models[0], is_view=False),
-            Lost(view, source, called[1], inverse, states[1], models[1], is_view=True),
+            Lost(source, view, called[0], onward, our_state, ours_alone, is_view=False),
+            Lost(view, source, called[1], inverse, their_state, theirs_alone, is_view=True),
         ),
         alignment,
     )
-    for side, numbers in zip(sides, models, strict=True):
+    for side, numbers in zip(sides, (ours_alone, theirs_alone), strict=True):
         mirrors = _mirrors(side.near, numbers)
         for number in sorted(numbers):
             yield side.fault(number, mirrors.get(number, ()))
@@ -334,9 +335,8 @@ def _choice(row: Row, candidates: Sequence[Row], several: int) -> str:
 
 
 def _repeated(row: Row, other: Row) -> str:
-    there, here = (
-        " x ".join(dims_.format_dim(r.size) for r in each.repeats) for each in (other, row)
-    )
+    there = " x ".join(dims_.format_dim(repeat.size) for repeat in other.repeats)
+    here = " x ".join(dims_.format_dim(repeat.size) for repeat in row.repeats)
     where = paths.format_path(other.key)
     told = f"repeats there: {there or 'none'}, here: {here or 'none'}"
     return f"likeliest: {where}; {told}; declare scan= or list[...] on both sides"
