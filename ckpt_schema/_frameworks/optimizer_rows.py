@@ -152,17 +152,12 @@ class Starts:
 
     def below(self, name: str, key: KeyPath) -> Starts:
         """The same for a layout that has this one as an attribute, spelled so."""
-        return Starts(
-            tuple(
-                dataclasses.replace(
-                    start,
-                    head=(*key, *start.head),
-                    home=(*key, *start.home),
-                    trained=frozenset(f"{name}/{path}" for path in start.trained),
-                )
-                for start in self.each
-            )
-        )
+        starts: list[Start] = []
+        for start in self.each:
+            trained = frozenset(f"{name}/{path}" for path in start.trained)
+            head, home = (*key, *start.head), (*key, *start.home)
+            starts.append(dataclasses.replace(start, head=head, home=home, trained=trained))
+        return Starts(tuple(starts))
 
 
 def served_by(kind: type) -> str | None:
@@ -203,11 +198,8 @@ def optimizer_state(
         )
         raise SchemaError("an optimizer state needs params", [fault])
     names = sorted(set().union(*(dims_.dim_names(row.dims) for row in params)))
-    counts = {
-        n: s
-        for n, s in given.items()
-        if n in set().union(*(dims_.dim_names(row.unrolled) for row in params))
-    }
+    counting = set[str]().union(*(dims_.dim_names(row.unrolled) for row in params))
+    counts = {name: size for name, size in given.items() if name in counting}
     _verify_given(name, names, counts, given)
 
     def typed(*sizes: Sizes) -> _Typing:
@@ -241,10 +233,11 @@ def _verify_given(name: str, names: Sequence[str], counts: Sizes, given: Sizes) 
 
 def _primes(start: int, skip: int) -> Iterator[int]:
     """Distinct primes from an odd ``start`` on, so that sizes that agree do so because their dims do."""
-    primes = (
-        n for n in itertools.count(start, 2) if all(n % d for d in range(3, int(n**0.5) + 1, 2))
-    )
-    return itertools.islice(primes, skip, None)
+    return itertools.islice(filter(_is_odd_prime, itertools.count(start, 2)), skip, None)
+
+
+def _is_odd_prime(number: int) -> bool:
+    return all(number % divisor for divisor in range(3, int(number**0.5) + 1, 2))
 
 
 def _around(names: Sequence[str], given: Sizes, step: int) -> Iterator[Sizes]:

@@ -83,9 +83,9 @@ def coincide(
             parts = [_chunks(one), _chunks(other)]
             if len(parts[0]) != len(parts[1]):
                 return False
-        sizes = [
-            [next(remaining[n]) if isinstance(p, Index) else 1 for p in parts[n]] for n in (0, 1)
-        ]
+        sizes: list[list[int | None]] = []
+        for counted, own in zip(remaining, parts, strict=True):
+            sizes.append([next(counted) if isinstance(part, Index) else 1 for part in own])
         if not all(map(may_coincide, parts[0], parts[1], zip(*sizes, strict=True))):
             return False
     return True

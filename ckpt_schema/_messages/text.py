@@ -48,8 +48,8 @@ def columns(rows: Sequence[Sequence[str]], indent: int = 2) -> list[str]:
         ['  a    bb  c', '  aaa  b']
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return [" " * indent + line.rstrip() for line in lines]
+    lines: list[str] = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append(" " * indent + "  ".join(cells).rstrip())
+    return lines

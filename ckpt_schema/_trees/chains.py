@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import Pattern, format_path
 from ckpt_schema._layouts.table import Layout
@@ -96,11 +96,11 @@ class OptimizerChain:
     def notes(self, keys: Sequence[Pattern]) -> list[str]:
         """Both chains side by side, as lines: this one, and that of a tree with leaves at ``keys``."""
         fields = self._fields(keys)
-        sides = [
-            [f"{self._position(part)}  {told}" for part, told in parts.items()]
-            for parts in (self._parts, fields)
-        ]
-        return side_by_side((self._name, "the tree"), (sides[0], sides[1]))
+        declared, there = self._lines(self._parts), self._lines(fields)
+        return side_by_side((self._name, "the tree"), (declared, there))
+
+    def _lines(self, parts: Mapping[_Part, str]) -> list[str]:
+        return [f"{self._position(part)}  {kept}" for part, kept in parts.items()]
 
     def _position(self, part: _Part) -> str:
         """Where in its chain a part stands; with that chain's own place, where there are several."""

@@ -171,10 +171,8 @@ class Matcher:
             return None, []
         wanted = paths.fill(self.layout.rows[slot[0]].key, slot[1])
         differing = [(w, k) for w, k in zip(wanted, key, strict=False) if w != k]
-        expected, found = (
-            " ".join(f"{type(k).__name__} key {k!r}" for k in side)
-            for side in zip(*differing, strict=True)
-        )
+        expected = " ".join(f"{type(w).__name__} key {w!r}" for w, _ in differing)
+        found = " ".join(f"{type(k).__name__} key {k!r}" for _, k in differing)
         hint = "a save turns int keys into strings; pass the tree as it was loaded, or declare the keys it has"
         return slot, [Mismatch(paths.format_path(key), "key", expected, found, hint)]
 
@@ -421,14 +419,12 @@ def _leaf_fault(
             leaves.describe(value),
             f"rank {len(leaf.dims)} is declared",
         )
-    expected = tuple(
-        size if known is None else known
-        for size, known in zip(
-            shape, (dims_.size_of(dim, binder.sizes) for dim in leaf.dims), strict=True
-        )
-    )
+    expected: list[int] = []
+    for size, dim in zip(shape, leaf.dims, strict=True):
+        known = dims_.size_of(dim, binder.sizes)
+        expected.append(size if known is None else known)
     open_fault = next((f for f in map(_open_dim, leaf.dims, shape, [binder] * len(shape)) if f), "")
-    if leaves.conforms(leaf.dtype, expected, shape, dtype) and not open_fault:
+    if leaves.conforms(leaf.dtype, tuple(expected), shape, dtype) and not open_fault:
         return None
     origins = binder.notes(dims_.dim_names(leaf.dims))
     return Mismatch(

@@ -156,9 +156,11 @@ def build(
     for key, row, value in leaves:
         _parent(root, key)[key[-1]] = value
         variables[key[: len(key) - row.inside]] = row
-    holes = [
-        key for _, key in nodes if not any(key[:at] in variables for at in range(1, len(key) + 1))
-    ]
+    holes: list[KeyPath] = []
+    for _, key in nodes:
+        heads = [key[:end] for end in range(1, len(key) + 1)]
+        if variables.keys().isdisjoint(heads):
+            holes.append(key)
     variables |= dict.fromkeys(holes)
     for node, key in reversed(nodes):  # children before parents
         parent = _parent(root, key)

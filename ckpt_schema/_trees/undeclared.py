@@ -77,14 +77,13 @@ def unread(state: Any, known: Callable[[KeyPath], bool]) -> set[KeyPath]:
     if not left:
         return set()
     flat = flatten(state)
-    return {
-        key
-        for key, leaf in zip(flat.keys, flat.leaves, strict=True)
-        if any(key[:end] in left for end in range(1, len(key) + 1))
-        and not known(key)
-        and not leaves.is_abstract(leaf)
-        and not isinstance(leaf, Tracer)
-    }
+    keys: set[KeyPath] = set()
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        heads = [key[:end] for end in range(1, len(key) + 1)]
+        has_value = not leaves.is_abstract(leaf) and not isinstance(leaf, Tracer)
+        if has_value and not left.isdisjoint(heads) and not known(key):
+            keys.add(key)
+    return keys
 
 
 def one_key(strays: Iterable[KeyPath]) -> dict[str, str]:

@@ -173,8 +173,7 @@ def pairs(lens: Lens, ours: _Gradients, theirs: _Gradients) -> Iterator[tuple[in
     several = [
         made
         for _, made in applied(lens)
-        if all(slot in ours for slot in made.inputs)
-        and all(slot in theirs for slot in made.results)
+        if ours.keys() >= {*made.inputs} and theirs.keys() >= {*made.results}
     ]
     taken = collections.Counter(slot for made in several for slot in made.inputs)
     given = collections.Counter(slot for made in several for slot in made.results)

@@ -69,7 +69,9 @@ def _at(row: Row, path: LogicalPath) -> bool:
 
 def _sizes_of(rows: Iterable[Row]) -> set[str]:
     """The names of the sizes of leaves, and of how often they are there."""
-    dims = [dim for row in rows for dim in (*row.leaf.dims, *(each.size for each in row.repeats))]
+    dims: list[Dim] = []
+    for row in rows:
+        dims += [*row.leaf.dims, *(repeat.size for repeat in row.repeats)]
     return dims_.dim_names(dims)
 
 

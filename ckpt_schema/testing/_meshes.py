@@ -118,10 +118,8 @@ def all_shardings(on: Mesh, shape: tuple[int, ...]) -> tuple[NamedSharding, ...]
     specs: list[tuple[int, PartitionSpec]] = []
     for spec in itertools.product(groups, repeat=len(shape)):
         used = [axis for group in spec for axis in group]
-        fits = all(
-            size % math.prod(on.shape[a] for a in g) == 0
-            for g, size in zip(spec, shape, strict=True)
-        )
+        shards = [math.prod(on.shape[axis] for axis in group) for group in spec]
+        fits = all(size % count == 0 for size, count in zip(shape, shards, strict=True))
         if len(set(used)) == len(used) and fits:
             specs.append(
                 (

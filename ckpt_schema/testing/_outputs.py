@@ -214,15 +214,10 @@ class Comparison:
     def _compared(self, measured: Sequence[_Both]) -> list[Compared]:
         """Every output, and the gradient of every leaf, for one draw."""
         unit = max(self._f.unit, self._g.unit)
-        differing = [
-            _compared(
-                format_path(key),
-                "outputs",
-                [(one.outputs[at], other.outputs[at]) for one, other in measured],
-                unit,
-            )
-            for at, key in enumerate(measured[0][0].names)
-        ]
+        differing: list[Compared] = []
+        for at, key in enumerate(measured[0][0].names):
+            pairs = [(one.outputs[at], other.outputs[at]) for one, other in measured]
+            differing.append(_compared(format_path(key), "outputs", pairs, unit))
         by_leaf = [self._by_leaf(*both) for both in measured]
         greatest = max((_size(x) for x, _ in by_leaf[0].values()), default=0.0)
         for (layout, slot), _ in by_leaf[0].items():

@@ -160,9 +160,9 @@ def _examples(lens: Lens, options: Options) -> int:
     if options.max_examples is not None:
         return options.max_examples
     twice = dict.fromkeys(lens.source.names() | lens.view.names(), 2)
+    sizes = twice | dict(lens.dims)
     leaves = max(
-        sum(1 for row in table.rows for _ in slots_of(row, twice | dict(lens.dims)))
-        for table in (lens.source, lens.view)
+        sum(len(slots_of(row, sizes)) for row in table.rows) for table in (lens.source, lens.view)
     )
     return max(_LEAST, min(_EXAMPLES, _EXAMPLES * _LEAVES // leaves)) if leaves else _EXAMPLES
 

@@ -237,12 +237,11 @@ def _unknown(lens: Lens, side: int, lacking: Collection[str]) -> Iterator[str]:
     """The leaves of a view that a source without some leaves says nothing of, nor a default: no target asks for these."""
     if not side:
         return
-    known = {
-        row
-        for join in lens.joins
-        if not any("/".join(lens.source.rows[one].path) in lacking for one in join.sources)
-        for row in join.views
-    }
+    known: set[int] = set()
+    for join in lens.joins:
+        sources = {"/".join(lens.source.rows[number].path) for number in join.sources}
+        if sources.isdisjoint(lacking):
+            known.update(join.views)
     for number, row in enumerate(lens.view.rows):
         if row.optional and row.default is None and number not in known:
             yield "/".join(row.path)
