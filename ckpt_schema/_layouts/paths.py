@@ -34,13 +34,13 @@ __all__ = [
     "glob_means",
     "int_key",
     "joined_key",
-    "levels",
+    "list_depth",
     "named",
     "natural",
     "parse_path",
     "parse_pattern",
     "parts_of_key",
-    "plain",
+    "path_names",
     "rule_path",
     "symbols",
     "unquoted",
@@ -433,12 +433,12 @@ def parse_path(text: str) -> LogicalPath:
     )
 
 
-def levels(path: LogicalPath) -> int:
+def list_depth(path: LogicalPath) -> int:
     """How many lists of layers a logical path goes into."""
     return sum(segment.endswith("[]") for segment in path)
 
 
-def plain(path: LogicalPath) -> LogicalPath:
+def path_names(path: LogicalPath) -> LogicalPath:
     """A logical path without the marks of its lists: the names alone."""
     return tuple(segment.removesuffix("[]") for segment in path)
 

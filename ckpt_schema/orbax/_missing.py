@@ -34,7 +34,7 @@ class Missing:
 
     def means(self, row: Row) -> bool:
         """Whether a row is named: by its path in the model, or that of the param that it mirrors."""
-        own = paths.plain(row.model_path)
+        own = paths.path_names(row.model_path)
         return any(glob_means(glob, own) for glob in self.where)
 
 
@@ -52,7 +52,7 @@ def init(*where: str) -> Missing:
         >>> init("**/lora_*", "head/**").where
         (('**', 'lora_*'), ('head', '**'))
     """
-    return Missing(tuple(paths.plain(paths.rule_path(each)) for each in where))
+    return Missing(tuple(paths.path_names(paths.rule_path(each)) for each in where))
 
 
 def verify_missing(missing: Any, target: Any) -> None:

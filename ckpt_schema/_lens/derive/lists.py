@@ -104,9 +104,9 @@ def _shares(table: Layout, series: Series) -> list[Size] | None:
     for at, hits in scope.along(table.rows).items():
         for hit in hits:
             if hit.rule not in sizes:
-                outer = paths_.levels(table.rows[at].path[: hit.start])
+                outer = paths_.list_depth(table.rows[at].path[: hit.start])
                 repeats = table.rows[at].repeats[
-                    outer : outer + paths_.levels(series.members[hit.rule])
+                    outer : outer + paths_.list_depth(series.members[hit.rule])
                 ]
                 size = ONE
                 for repeat in repeats:

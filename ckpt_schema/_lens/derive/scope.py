@@ -216,7 +216,7 @@ def standing(table: Layout, paths: Iterable[LogicalPath]) -> set[LogicalPath]:
 def _param_head(row: Row) -> LogicalPath:
     """Where the model stands whose leaf a row mirrors."""
     param = paths.parse_path(row.mirrors)
-    names, own = paths.plain(param), paths.plain(row.model_path)
+    names, own = paths.path_names(param), paths.path_names(row.model_path)
     # An optimizer may keep a container for a param, so the row's path may go on below it.
     for start in range(1, len(param)):
         if names[start:] == own[: len(param) - start]:

@@ -205,7 +205,7 @@ _WORDS = {((2,),), ((4,),)}
 
 
 def _plain(row: Row) -> Any:
-    return row.leaf, paths.plain(row.path)
+    return row.leaf, paths.path_names(row.path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

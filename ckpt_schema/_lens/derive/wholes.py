@@ -176,5 +176,5 @@ def lacking(row: Row, group: Group, parts: Mapping[int, int]) -> Mismatch | None
 
 def span(row: Row, member: Member) -> tuple[int, int]:
     """Which levels of repetition of a row make up its share of a list."""
-    outer = paths.levels(row.path[: member.start])
-    return outer, outer + paths.levels(member.group.members[member.number])
+    outer = paths.list_depth(row.path[: member.start])
+    return outer, outer + paths.list_depth(member.group.members[member.number])
