@@ -72,6 +72,27 @@ def test_a_llama_goes_to_a_model_and_back_to_the_same_file(tmp_path: Path, dtype
     assert new.read_bytes() == old.read_bytes()
 
 
+def test_what_rules_round_goes_back_to_the_bits_of_the_file(tmp_path: Path) -> None:
+    """As in Gemma, whose norms are kept as differences from 1, and MaxText, which scales queries of any width."""
+    tensors = llama.tensors()
+    cs.hf.save(tmp_path / "old", tensors)
+    rules = [
+        cs.scale("layers[]/query/weight", "(6*half) ** -0.5"),
+        cs.shift("layers[]/before/weight", 1.0),
+        llama.RULES[1],
+    ]
+    lens = cs.derive(llama.File, cs.nnx.Params[llama.Model], rules=rules)
+    model = cs.hf.restore(tmp_path / "old", llama.Llama(nnx.Rngs(0)), lens)
+    norm = tensors["model.layers.0.input_layernorm.weight"]
+    assert (np.asarray(model.layers[0].before.scale[...]) == norm + 1).all()
+    model.norm.scale[...] += 1
+    cs.hf.save(tmp_path / "new", model, lens, onto=cs.hf.load(tmp_path / "old"))
+    found = cs.hf.load(tmp_path / "new")
+    changed = found.pop("model.norm.weight")
+    assert (changed == tensors.pop("model.norm.weight") + 1).all()
+    assert all(found[name].tobytes() == tensors[name].tobytes() for name in tensors)
+
+
 def test_several_files_have_the_index_of_transformers(tmp_path: Path, model: nnx.Module) -> None:
     cs.hf.save(tmp_path / "it", model, LENS, shard_bytes=2000, metadata={"by": "me"})
     index = json.loads((tmp_path / "it" / "model.safetensors.index.json").read_text())
