@@ -22,6 +22,7 @@ __all__ = ["Envelope", "Found", "Read", "envelope", "param_of", "parts_of", "str
 _COLLECTIONS = (
     "batch_stats",
     "cache",
+    "_overwrite_with_gradient",
 )  # those of Flax's own layers that a train state keeps beside the params
 
 
@@ -81,8 +82,13 @@ def envelope(read: Read) -> Envelope:
             else ("params",)
         )
         # Other fields of a TrainState, such as a key, are no collections of the model: they keep their own paths.
-        weights = ((inner, "params"), *(((c,), c) for c in _COLLECTIONS if c in top))
+        below = {leaf.key[1] for leaf in read.leaves if leaf.key[0] == "params" and inner[1:]}
+        beside = [((c,), c) for c in _COLLECTIONS if c in top]
+        beside += [(("params", c), c) for c in _COLLECTIONS if c in below]
+        weights = ((inner, "params"), *beside)
         found = _mirrored(read, weights, ("opt_state",), inner[1:])
+        if inner[1:] and not found.mirrors:  # the optimizer was made of the params themselves
+            found = _mirrored(read, weights, ("opt_state",), ())
         return dataclasses.replace(found, copies=tuple(_copies(read, inner, "opt_state")))
     kept = {leaf.key[1] for leaf in read.leaves if leaf.key[0] == "optimizer" and len(leaf.key) > 1}
     pair = _model_and_optimizer(read)

@@ -300,8 +300,9 @@ def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, Fold]) -> Iterato
 
 def _strip(mirror: KeyPath, optimizer: KeyPath, kinds: Envelope) -> KeyPath:
     """The logical place of a mirror: without the envelope, and without the inner ``params`` of a variables dict."""
-    inner = len(kinds.weights[0][0]) - 1 if optimizer == ("opt_state",) else 0
-    return mirror[len(optimizer) : len(mirror) - inner]
+    inner = kinds.weights[0][0][1:] if optimizer == ("opt_state",) else ()
+    end = len(mirror) - len(inner)
+    return mirror[len(optimizer) : end if mirror[end:] == inner else len(mirror)]
 
 
 def _row(
