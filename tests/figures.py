@@ -60,6 +60,8 @@ COMMANDS = {
     "speed": Command(("tests/benchmarks/bench_lens.py",)),
     "memory": Command(("tests/benchmarks/bench_memory.py",)),
     "processes": Command(("tests/benchmarks/bench_processes.py",)),
+    "convert": Command(("-W", "ignore", "tests/benchmarks/bench_convert.py")),
+    "kills": Command(("-W", "ignore", "tests/support/killed.py", "--rounds", "50")),
     "states": Command(("tests/benchmarks/bench_states.py",)),
     "growth": Command(("tests/benchmarks/bench_growth.py",)),
     "forgetting": Command(("tests/benchmarks/bench_growth.py", "--memory")),

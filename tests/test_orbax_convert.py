@@ -334,7 +334,7 @@ def test_verify_sees_a_leaf_in_the_place_of_another(
 def test_a_conversion_that_is_killed_leaves_nothing_that_loads() -> None:
     script = Path(killed.__file__)
     run = subprocess.run(
-        [sys.executable, script, "--rounds", "3"],
+        [sys.executable, script, "--rounds", "2"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -107,10 +107,12 @@ def convert(
 
     A leaf that only moves, or has another name, is not read: the files of its array get a second
     name (a hard link; where the file system has none, they are copied). Leaves that are edited are
-    read and written one by one, so that no more is held than twice the largest, and besides what
-    needs all params at once. All that is beside the state comes along: other items, metadata, keys'
-    implementations, shardings, private leaves. What is converted is restored as the source is
-    through the lens, bit for bit. The source is not touched, and may be deleted afterwards.
+    read and written one by one: of the arrays no more is held than twice the largest, besides what
+    needs all params at once; Orbax needs about as much again while it reads or writes one.
+
+    All that is beside the state comes along: other items, metadata, keys' implementations,
+    shardings, private leaves. What is converted is restored as the source is through the lens, bit
+    for bit. The source is not touched, and may be deleted afterwards.
 
     The new checkpoint comes to its place by one rename, when it is whole. A conversion that was
     killed leaves a directory beside it whose name says that it is unfinished.
@@ -128,7 +130,8 @@ def convert(
         items: For a state that is spread over several pytrees, which one holds what is at a key.
             The new one is spread so too if it has these keys, and else in one, called "state".
         disk_side: The side that is on disk, for checkpoints that could be of either.
-        aux: What the private leaves that stand beside the state are called.
+        aux: What the private leaves that stand beside the state are called. With None they are left
+            out, and with them what the new layout has no place for.
         verify: Whether all is read again, of both checkpoints, and compared bit for bit.
 
     Returns:
@@ -251,27 +254,25 @@ class _Work:
 
     def write(self, draft: Path, place: Path) -> Conversion:
         """Writes the new checkpoint."""
-        places = self.route.pieces.places
-        moved = [at for at in places if at in self.stored and at not in self._foreign]
-        inputs = {
-            at: bool(piece.inputs) for piece in self.route.pieces.every for at in piece.results
-        }
         self.scrap.mkdir(parents=True)
         self._make()
         self.trees = self._items()
         for name, tree in self.trees.items():
             self._write_item(name, tree, draft)
         self._write_rest(draft, place)
-        edited = [at for at in places if at in self._foreign or inputs.get(at)]
-        made = [at for at in places if at in inputs and not inputs[at]]
-        sizes = dict(zip(places, map(_bytes, self.route.result.leaves), strict=True))
-        return Conversion(
-            len(moved),
-            len(edited),
-            len(made),
-            sum(sizes[at] for at in moved),
-            sum(sizes[at] for at in (*edited, *made)),
-        )
+        return self._counted()
+
+    def _counted(self) -> Conversion:
+        """What became of the leaves of the new state."""
+        pieces = self.route.pieces
+        anew = {at for piece in pieces.every if not piece.inputs for at in piece.results}
+        counts = {"moved": 0, "edited": 0, "made": 0, "linked": 0, "written": 0}
+        for at, leaf in zip(pieces.places, self.route.result.leaves, strict=True):
+            is_written = self.stored[at].files.is_made
+            kind = "edited" if is_written else "moved"
+            counts["made" if at in anew else kind] += 1
+            counts["written" if is_written else "linked"] += _bytes(leaf)
+        return Conversion(**counts)
 
     @property
     def pieces(self) -> Iterator[Piece]:
@@ -282,28 +283,34 @@ class _Work:
 
     def _make(self) -> None:
         """Makes and saves what does not only move, so much at a time as may be held."""
-        places = {*self.route.pieces.places, *self._foreign}
-        held: dict[str, Any] = {}
-        whole = dict(zip(self.route.pieces.places, self.route.result.leaves, strict=True))
-        sizes = {at: _bytes(leaf) for at, leaf in whole.items()}
-        tree = jax.tree.leaves(self.route.fit.tree)
-        sizes |= {at: _bytes(leaf) for at, leaf in enumerate(tree)}
+        places = {*self.route.pieces.places, *self._foreign, *self.route.beside}
+        sizes = self._sizes()
         most = max([*sizes.values(), _SMALL // 2])
+        held: dict[str, Any] = {}
         used = 0
         for piece in self.pieces:
-            kept = [at for at in piece.results if at in places]
-            coming = sum(sizes.get(at, 0) for at in kept)
+            coming = sum(sizes.get(at, 0) for at in piece.results)
             read = sum(sizes.get(at, 0) for at in piece.inputs)
+            # What is held goes to the disk where it and what comes would be more than two leaves.
             if held and (used + coming > most or used + coming + read > 2 * most):
                 self._save(held)
                 held, used = {}, 0
             values = piece.run(self._read([self.stored[at] for at in piece.inputs]))
-            made = zip(piece.results, values, strict=True)
-            held |= {str(at): _savable(value) for at, value in made if at in places}
+            jax.block_until_ready(values)  # until then the inputs are held too
+            for at, value in zip(piece.results, values, strict=True):
+                if at in places:  # or else a value that was only looked at
+                    held[str(at)] = _savable(value)
             used += coming
-            del values, made
+            del values
         if held:
             self._save(held)
+
+    def _sizes(self) -> dict[int, int]:
+        """The bytes of what is read and of what is made, by position."""
+        sizes = dict(enumerate(map(_bytes, jax.tree.leaves(self.route.fit.tree))))
+        made = map(_bytes, self.route.result.leaves)
+        sizes.update(zip(self.route.pieces.places, made, strict=True))
+        return sizes
 
     def _save(self, held: Mapping[str, Any]) -> None:
         files = saved(held, self.main, self.scrap / str(next(self._numbers)))
@@ -422,23 +429,30 @@ class _Work:
 
     def _unlike(self, disk: DiskTree, stored: Mapping[str, Stored]) -> Iterator[Mismatch]:
         """The leaves whose bits are others than those of the source, or of what is made of it once more."""
-        by_place = {each: name for name, each in stored.items() if each.files.is_made}
-        moved = {name: each for name, each in stored.items() if not each.files.is_made}
         sizes = {name: _bytes(leaf) for name, leaf in _leaves(disk).items()}
+        moved: dict[str, Stored] = {}
+        made: dict[Stored, list[str]] = {}  # one array may stand for several leaves that are tied
+        for name, each in stored.items():
+            if each.files.is_made:
+                made.setdefault(each, []).append(name)
+            else:
+                moved[name] = each
         for names in _batches(moved, sizes):
             differing = _values(disk, set(names), {})
             for name, own in zip(names, self._read([moved[n] for n in names]), strict=True):
                 yield from _bits(name, own, differing[name])
         for piece in self.pieces:
-            results = [self.stored.get(at) for at in piece.results]
-            if not any(each in by_place for each in results):
-                continue
-            inputs = [self._original(at) for at in piece.inputs]
-            again = piece.run(self._read(inputs))
-            for each, value in zip(results, again, strict=True):
-                if each in by_place:
-                    name = by_place[each]
-                    yield from _bits(name, value, _values(disk, {name}, {})[name])
+            named: list[tuple[str, int]] = []
+            for number, at in enumerate(piece.results):
+                if at not in self.stored:
+                    continue  # a leaf that the new layout has no place for
+                named += ((name, number) for name in made.get(self.stored[at], []))
+            if named:
+                # Of the source once more, as it is on disk: nothing that was made before is used.
+                again = piece.run(self._read([self._original(at) for at in piece.inputs]))
+                found = _values(disk, {name for name, _ in named}, {})
+                for name, number in named:
+                    yield from _bits(name, again[number], found[name])
 
     def _original(self, at: int) -> Stored:
         return self._stored(*self.route.sources[at])
