@@ -56,9 +56,10 @@ ORDER = """
     _trees.infer
     __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds
+    testing._named_arrays testing._held testing._lossy
     testing._applied testing._states testing._choices testing._samples testing.strategies testing._laws
-    testing._named_arrays testing._shares testing._origins
-    testing._held testing._naming testing._known testing._axis_law testing._default_law
+    testing._provenance testing._shares testing._origins
+    testing._naming testing._known testing._axis_law testing._default_law
     testing._malformed testing._gradients testing._outputs testing._trials testing._lawbook testing._suite testing
     cli __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column

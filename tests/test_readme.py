@@ -91,6 +91,11 @@ def test_what_the_page_on_leaves_of_which_one_side_has_more_says_runs() -> None:
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "parts"})
 
 
+def test_what_the_page_on_numbers_that_change_says_runs() -> None:
+    page = README.parent / "docs" / "numbers.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "numbers"})
+
+
 def test_what_the_guide_to_testing_says_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "evaluated",
     "holds",
     "inverted",
+    "is_exact",
     "is_undone",
     "joined",
     "reworded",
@@ -160,9 +161,19 @@ def is_undone(codec: Codec) -> bool:
         (True, False)
     """
     return all(
-        holds(word.source, word.view) if isinstance(word, Rounded) else isinstance(word, Exact)
+        holds(word.source, word.view) if isinstance(word, Rounded) else is_exact(word)
         for word in codec
     )
+
+
+def is_exact(word: Word) -> bool:
+    """Whether a word keeps every bit of what it does not refuse: it may change the sign.
+
+    Example:
+        >>> is_exact(Exact("float32", "bfloat16")), is_exact(Times(-1.0)), is_exact(Times(0.3))
+        (True, True, False)
+    """
+    return isinstance(word, Exact) or word == Times(-1.0)
 
 
 def dims_of(codec: Codec) -> frozenset[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ckpt_schema._lens.codecs import Codec, Plus, Rounded, Times, holds
+from ckpt_schema._lens.codecs import Codec, Plus, Rounded, Times, holds, is_exact
 from ckpt_schema._lens.formats import FORMATS
 
 __all__ = ["loss"]
@@ -36,6 +36,8 @@ def loss(codec: Codec, dtype: str = "") -> str | None:
 
 def _losses(codec: Codec, dtype: str) -> Iterator[str]:
     for word in codec:
+        if isinstance(word, Times) and is_exact(word):
+            continue
         if isinstance(word, Times):
             yield _rounded(f"times {word.factor} and back", dtype, "each value", each_way=2)
         elif isinstance(word, Plus):

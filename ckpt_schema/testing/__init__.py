@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ckpt_schema.testing._distributed import run_distributed as run_distributed
     from ckpt_schema.testing._lawbook import LAWS as LAWS
     from ckpt_schema.testing._lawbook import Law as Law
+    from ckpt_schema.testing._lawbook import weakened as weakened
     from ckpt_schema.testing._samples import Sample as Sample
     from ckpt_schema.testing._suite import BrokenLawError as BrokenLawError
     from ckpt_schema.testing._suite import LensLaws as LensLaws
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "_devices": ("DevicesError", "virtual_devices"),
     "_distributed": ("DistributedError", "run_distributed"),
-    "_lawbook": ("LAWS", "Law"),
+    "_lawbook": ("LAWS", "Law", "weakened"),
     "_samples": ("Sample",),
     "_suite": ("BrokenLawError", "LensLaws", "Options", "check_laws"),
 }
@@ -46,6 +47,7 @@ __all__ = [
     "check_laws",
     "run_distributed",
     "virtual_devices",
+    "weakened",
 ]
 
 

@@ -12,7 +12,7 @@ from ckpt_schema._layouts.table import Row, Slot
 from ckpt_schema._lens.arrays import execution
 from ckpt_schema._lens.arrays.blocks import Task
 from ckpt_schema._lens.arrays.conversions import is_checked
-from ckpt_schema._lens.codecs import Codec, Exact, Word
+from ckpt_schema._lens.codecs import Codec, Exact, Plus, Times, Word
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import Application, applications, as_it_is, bits_of
@@ -75,7 +75,9 @@ def turned(task: Task) -> Task:
     """What becomes of gradients: those of what is scaled are scaled back, and padding has none."""
     copies = []
     for copy in task.copies:
-        codec = tuple(_gradient(word) for word in copy.block.codec)
+        # The derivative of a sum does not know what was added.
+        words = (word for word in copy.block.codec if not isinstance(word, Plus))
+        codec = tuple(map(_gradient, words))
         copies.append(dataclasses.replace(copy, block=dataclasses.replace(copy.block, codec=codec)))
     fillings = []
     for filling in task.fillings:
@@ -85,12 +87,14 @@ def turned(task: Task) -> Task:
 
 
 def _gradient(word: Word) -> Word:
+    if isinstance(word, Times):
+        return word.inverse
     return dataclasses.replace(word, exponent=-word.exponent) if isinstance(word, Exact) else word
 
 
 def changes_floats(codec: Codec) -> bool:
     """Whether a codec is for floats: not all of them come back."""
-    return any(isinstance(word, Exact) and not is_integer(word.source) for word in codec)
+    return any(not isinstance(word, Exact) or not is_integer(word.source) for word in codec)
 
 
 def is_integer(dtype: str) -> bool:

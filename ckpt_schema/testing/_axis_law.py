@@ -30,7 +30,7 @@ from ckpt_schema.testing._laws import LawError, moved
 from ckpt_schema.testing._meshes import all_shardings, mesh
 from ckpt_schema.testing._named_arrays import bases, frame_of, indices_of, key_of, size
 from ckpt_schema.testing._naming import origins_of
-from ckpt_schema.testing._origins import Origin
+from ckpt_schema.testing._provenance import Origin
 
 __all__ = ["axes_kept"]
 

@@ -19,6 +19,7 @@ from ckpt_schema._frameworks.moment_names import DEGREES
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.paths import LogicalPath, parse_path
 from ckpt_schema._layouts.table import Layout, Row, Series
+from ckpt_schema._lens import expressions
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.axis_rules import Padding, Repeated, Reverse
 from ckpt_schema._lens.rules import (
@@ -32,6 +33,7 @@ from ckpt_schema._lens.rules import (
     Rule,
     Tie,
 )
+from ckpt_schema._lens.value_rules import Offset, Rounding
 from ckpt_schema.testing._named_arrays import (
     FILLS,
     Ids,
@@ -44,30 +46,13 @@ from ckpt_schema.testing._named_arrays import (
     words,
     write_numbers,
 )
+from ckpt_schema.testing._provenance import Line, Origin
 from ckpt_schema.testing._shares import PartOf, Share, fused, layers_of, merged_shares, split_axis
 
-__all__ = ["Origin", "origins"]
+__all__ = ["origins"]
 
 T = TypeVar("T")
 _UNKNOWN = -1  # comes from no leaf that anything is known of
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Origin:
-    """Where the leaves of a row come from.
-
-    Attributes:
-        ids: For each element of all its leaves, unrolled levels first, the number of an element of the other layout, where
-            those are counted through its rows and their leaves; or ``-2 - n`` where it is the fill of number n.
-        rows: The rows of the other layout that it comes from.
-        exponent: What its floats are multiplied by, a power of two.
-        fills: What padding holds.
-    """
-
-    ids: Ids
-    rows: tuple[int, ...]
-    exponent: int = 0
-    fills: tuple[float, ...] = ()
 
 
 # --- What rules say  ---
@@ -93,8 +78,21 @@ class _Said:
     flips: frozenset[Dim] = frozenset()
     pads: tuple[tuple[Dim, Dim, float], ...] = ()
     exponent: int = 0
+    factor: float | str = 1.0
+    power: int = 1
+    amount: float = 0.0
+    rounds: bool = False
     order: tuple[int, ...] | None = None
     is_open: bool = False
+
+    def line(self, sizes: Sizes, dtypes: Sequence[str]) -> Line:
+        """What is said of floats, their power of two aside, whose dtypes are these."""
+        factor = self.factor
+        factor = expressions.value(factor, sizes) if isinstance(factor, str) else factor
+        factor, alike = factor**self.power, len({*dtypes}) == 1
+        keeps = abs(factor) == 1 and not self.amount and (alike or not self.rounds)
+        reach = abs(self.amount)
+        return Line(factor, self.amount, reach, frozenset[str]() if keeps else frozenset(dtypes))
 
 
 def _over(row: Row, rules: Iterable[tuple[LogicalPath, T]]) -> list[tuple[int, T]]:
@@ -116,8 +114,10 @@ def _said(row: Row, rules: Iterable[Rule]) -> _Said:
     """What rules say of a row of the view; of rules that say one kind of thing one wins. A moment is padded with 0."""
     mirror = bool(row.mirrors)
     flips, raw, exponent = set[Dim](), False, None
+    factor: float | str = 1.0
+    power, amount, rounds = 1, None, False
     pads: dict[tuple[Dim, Dim], float] = {}
-    kinds = (RawKey, Reverse, Padding, Repeated, Factor)
+    kinds = (RawKey, Reverse, Padding, Repeated, Factor, Offset, Rounding)
     spoken = [(r.path, r) for r in rules if isinstance(r, kinds)]
     is_open = False
     for start, rule in _over(row, spoken):
@@ -129,14 +129,22 @@ def _said(row: Row, rules: Iterable[Rule]) -> _Said:
             pads.setdefault((rule.small, rule.large), 0 if mirror and start > 0 else rule.fill)
         elif isinstance(rule, Repeated):
             is_open = True  # each element comes from several
+        elif isinstance(rule, Rounding):
+            rounds = True
+        elif isinstance(rule, Offset):
+            follows = mirror and start > 0  # what depends on gradients alone is not shifted
+            is_open = is_open or (amount is None and follows and _degree(row) is None)
+            amount = amount if amount is not None else 0.0 if follows else rule.amount
         elif exponent is None:
             degree = _degree(row) if mirror and start > 0 else -1
             is_open = is_open or degree is None
-            exponent = -(degree or 0) * rule.exponent
+            power, factor = -(degree or 0), rule.rest
+            exponent = power * rule.exponent
     # What stands where two paddings meet depends on their order, which is that of the rules.
     order = list(dict.fromkeys((r.small, r.large) for r in rules if isinstance(r, Padding)))
     told = tuple((*axis, pads[axis]) for axis in order if axis in pads)
-    return _Said(raw, frozenset(flips), told, exponent or 0, is_open=is_open)
+    scaled = exponent or 0, factor, power, amount or 0.0, rounds
+    return _Said(raw, frozenset(flips), told, *scaled, is_open=is_open)
 
 
 def _degree(row: Row) -> int | None:
@@ -441,9 +449,13 @@ class _Step:
         ids = write_numbers(there, read_numbers(here, self._ids(one, here), self.sizes), self.sizes)
         if ids is None:
             return None
-        exponent = said.exponent if "float" in rows[0].leaf.dtype else 0
-        exponent = -exponent if self.origin.inverted else exponent
-        return Origin(ids, (one,), exponent, tuple(fill for _, _, fill in said.pads))
+        dtypes = [row.leaf.dtype for row in rows]
+        is_float = all("float" in dtype for dtype in dtypes)
+        exponent = said.exponent if is_float else 0
+        line = said.line(self.sizes, dtypes) if is_float else Line()
+        if self.origin.inverted:
+            line, exponent = line.back(exponent), -exponent
+        return Origin(ids, (one,), exponent, tuple(fill for _, _, fill in said.pads), line)
 
     def _add_parts(
         self, made: dict[int, Origin], whole: int, parts: Mapping[int | None, int]
@@ -526,10 +538,10 @@ def _through(
             for at in (rows[row] for row in origin.rows)
             if at is not None and at in before
         ]
-        exponents = {each.exponent for each in inner}
-        if len(inner) != len(origin.rows) or len(exponents) != 1:
+        scales = {(each.exponent, each.line) for each in inner}
+        if len(inner) != len(origin.rows) or len(scales) != 1:
             continue
-        if origin.exponent and any(each.fills for each in inner):
+        if (origin.exponent or origin.line != Line()) and any(each.fills for each in inner):
             continue
         moved = np.where(origin.ids <= FILLS, origin.ids - len(fills), origin.ids)
         ids = np.where(moved >= 0, whole[np.maximum(moved, 0)] if whole.size else moved, moved)
@@ -537,5 +549,7 @@ def _through(
             continue
         sources = tuple(dict.fromkeys(at for each in inner for at in each.rows))
         every = (*fills, *origin.fills)
-        found[number] = Origin(ids, sources, origin.exponent + exponents.pop(), every)
+        exponent, line = scales.pop()
+        exponent, line = exponent + origin.exponent, line.then(origin.line, origin.exponent)
+        found[number] = Origin(ids, sources, exponent, every, line)
     return found

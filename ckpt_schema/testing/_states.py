@@ -14,13 +14,14 @@ import numpy as np
 from ckpt_schema._layouts.dims import sizes_of
 from ckpt_schema._layouts.paths import LogicalPath, fill
 from ckpt_schema._layouts.table import Layout, Row, Slot, slots_of
-from ckpt_schema._lens.arrays.conversions import converted, subnormal
-from ckpt_schema._lens.codecs import Exact, inverted
+from ckpt_schema._lens.arrays.conversions import converted, is_checked, subnormal
+from ckpt_schema._lens.codecs import Exact, Word
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import Application, applications
 from ckpt_schema._trees import containers
 from ckpt_schema.testing._applied import carry, changes_floats, is_integer, scaled_by
+from ckpt_schema.testing._lossy import within_loss
 from ckpt_schema.testing._meshes import Placer
 from ckpt_schema.testing._values import Bounds, Values, make
 
@@ -239,6 +240,8 @@ class Demand:
         """
         other: dict[Slot, Any] = {}
         for join in self.joins:
+            # What only rounds is not asked to come back: its own values are harder than these.
+            own: dict[Slot, Any] | None = {} if _only_rounds(join) else None
             for made in applications(join, self.rows, sizes):
                 if not all(slot in values for slot in made.inputs):
                     continue
@@ -246,11 +249,14 @@ class Demand:
                     continue  # this is a copy of what was there before
                 kept = {slot: _survivors(made, slot, values[slot]) for slot in made.inputs}
                 other |= carry(made, kept, {}, self.rows[0], sizes)
+                if own is not None:
+                    own |= kept
             for made in applications(join.inverse, (self.rows[1], self.rows[0]), sizes):
                 if all(slot in other for slot in made.inputs) and all(
                     slot in values for slot in made.results
                 ):
-                    values |= carry(made, other, values, self.rows[1], sizes)
+                    back = carry(made, other, values, self.rows[1], sizes)
+                    values |= back if own is None else own
 
 
 def demands(lens: Lens, side: int) -> Demand | None:
@@ -279,6 +285,13 @@ def _scales_or_cuts(join: Join) -> bool:
     )
 
 
+def _only_rounds(join: Join) -> bool:
+    """Whether nothing but what a join may lose keeps values from coming back."""
+    looks = any(cell.is_constant or any(cell.compares) for cell in join.cells)
+    checked = any(is_checked(cell.codec) for cell in join.cells)
+    return not looks and not checked and not _has_copies(join)
+
+
 def _has_copies(join: Join) -> bool:
     """Whether a leaf of the source keeps several times what the view has once."""
     both = (cell.geometry.digits for cell in join.cells if not cell.is_constant)
@@ -294,10 +307,21 @@ def _survivors(made: Application, slot: Slot, value: Any) -> Any:
     codec = scaled_by(made.task).get(made.inputs.index(slot))
     if codec is None:
         return value
-    scaled, bits = converted(value, codec), f"u{value.dtype.itemsize}"
-    back = converted(scaled, inverted(codec))
-    both = [np.ascontiguousarray(x).view(bits) for x in (value, back)]
-    lost = both[0] != both[1]
-    if any(isinstance(word, Exact) and word.exponent for word in codec):
-        lost |= subnormal(value) | subnormal(scaled)  # devices flush them to zero
+    lost = np.zeros(value.shape, bool)
+    made = value
+    for word in codec:  # what each makes of the number before it is what is refused
+        given, made = made, converted(made, (word,))
+        lost |= ~_survives(given, made, word)
     return np.where(lost, np.zeros_like(value), value)
+
+
+def _survives(given: Any, made: Any, word: Word) -> Any:
+    """Which elements a word gives back: to the last bit, or up to its loss where it has one."""
+    back = converted(made, (word.inverse,))
+    if not isinstance(word, Exact):
+        return within_loss(given, back, (word,))
+    both = [np.ascontiguousarray(x).view(f"u{given.dtype.itemsize}") for x in (given, back)]
+    same = both[0] == both[1]
+    if word.exponent:
+        same &= ~(subnormal(given) | subnormal(made))  # devices flush them to zero
+    return same

@@ -19,7 +19,7 @@ from ckpt_schema._layouts.table import slots_of
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema.errors import CkptSchemaError, Mismatch, ShardingWarning
 from ckpt_schema.testing._devices import verify_devices
-from ckpt_schema.testing._lawbook import LAWS, Law, looked_at
+from ckpt_schema.testing._lawbook import LAWS, Law, looked_at, weakened
 from ckpt_schema.testing._meshes import MESHES, MeshSpec
 from ckpt_schema.testing._outputs import Outputs
 from ckpt_schema.testing._states import refusable
@@ -199,6 +199,8 @@ def _broken(law: Law, trial: Trial, error: Exception, *more: str) -> BrokenLawEr
         faults, notes, said = error.mismatches, error.notes, error.header
     else:
         faults, notes, said = (), (), f"{type(error).__name__}: {error}"
+    if weakened(trial.lens).get(law.name):
+        notes = [*notes, f"of {', '.join(trial.lens.loss)} it is asked {law.lossy}"]
     where = ["where", *(f"  {line}" for line in trial.code(*law.states))]
     return BrokenLawError(f"{header}\n{said}", faults, [*notes, *more, *where])
 

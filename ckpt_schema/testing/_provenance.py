@@ -1,0 +1,80 @@
+"""Where an element of a result comes from, as an oracle tells it, and what became of its number."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ckpt_schema.testing._named_arrays import Ids
+
+__all__ = ["Line", "Origin", "is_alike"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A number times a factor, plus an amount, each step of which may be rounded.
+
+    Attributes:
+        factor: The factor.
+        amount: What is added.
+        reach: How large what was added on the way may have been: what is rounded, though it is taken off again.
+        dtypes: What is rounded to on the way; none where each bit is kept.
+    """
+
+    factor: float = 1.0
+    amount: float = 0.0
+    reach: float = 0.0
+    dtypes: frozenset[str] = frozenset()
+
+    def then(self, after: Line, exponent: int) -> Line:
+        """This, then a power of two, then another line."""
+        by = after.factor * 2.0**exponent
+        return Line(
+            self.factor * after.factor,
+            self.amount * by + after.amount,
+            self.reach * abs(by) + after.reach,
+            self.dtypes | after.dtypes,
+        )
+
+    def back(self, exponent: int) -> Line:
+        """The way back from this, which came after a power of two."""
+        by = 1 / (self.factor * 2.0**exponent)
+        return Line(1 / self.factor, -self.amount * by, self.reach * abs(by), self.dtypes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origin:
+    """Where the leaves of a row come from.
+
+    Attributes:
+        ids: For each element of all its leaves, unrolled levels first, the number of an element of the other layout, where
+            those are counted through its rows and their leaves; or ``-2 - n`` where it is the fill of number n.
+        rows: The rows of the other layout that it comes from.
+        exponent: What its floats are multiplied by, a power of two.
+        fills: What padding holds.
+        line: What becomes of them after that.
+    """
+
+    ids: Ids
+    rows: tuple[int, ...]
+    exponent: int = 0
+    fills: tuple[float, ...] = ()
+    line: Line = dataclasses.field(default_factory=Line)
+
+
+def is_alike(line: Line, expected: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> bool:
+    """Whether numbers are those expected, each step having been rounded to one of its dtypes."""
+    if expected.shape != found.shape:
+        return False
+    infos = [jnp.finfo(dtype) for dtype in line.dtypes]
+    unit = 4 * max(float(info.eps) for info in infos)
+    least = 4 * max(float(info.smallest_subnormal) for info in infos)
+    with np.errstate(invalid="ignore"):
+        numbers = found.astype(np.longdouble)
+        far = np.abs(numbers - expected)
+        within = far <= unit * (np.abs(expected) + line.reach) + least
+        alike = within | (numbers == expected) | (np.isnan(numbers) & np.isnan(expected))
+    return bool(alike.all())
