@@ -51,7 +51,7 @@ SIZES = {
 
 
 def tried(lens: cs.Lens, *laws: str, **options: Any) -> None:
-    check_laws(lens, laws, sizes=SIZES, **{"max_examples": 3, "meshes": (), **options})
+    check_laws(lens, laws, **{"sizes": SIZES, "max_examples": 3, "meshes": (), **options})
 
 
 # --- What is lost ---
@@ -142,6 +142,17 @@ LAWS_TRIED = ("GetPut", "PutGet", "PutPut", "Naming", "SaveRestore")
 def test_the_laws_hold_of_leaves_that_are_rounded() -> None:
     """A sample; all of it is ``python tests/test_lossy_laws.py``."""
     tried(LENS, *LAWS_TRIED, max_examples=2, meshes=())
+
+
+def test_the_laws_hold_where_the_way_back_refuses_what_only_its_own_bits_bring_back() -> None:
+    class Small(cs.Schema):
+        norm: BFloat16[Array, " embed"]
+
+    class Large(cs.Schema):
+        norm: Float32[Array, " embed"]
+
+    lens = cs.derive(Small, Large, rules=[cs.shift("norm", 0.1)])
+    tried(lens, "GetPut", "PutPut", "Values", sizes={"embed": 5})
 
 
 def test_the_laws_that_say_less_are_named() -> None:

@@ -263,3 +263,21 @@ def test_a_folder_of_hugging_face_gets_the_own_bits_too(tmp_path: Path) -> None:
         saved = cs.hf.load(tmp_path / str(number))
         assert octets(saved) == octets(lens.put(view, given))
     assert octets(cs.hf.load(tmp_path / "0")) == octets(state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_only_its_own_bits_bring_back_is_refused_without_them(kind: Any) -> None:
+    class Small(cs.Schema):
+        norm: BFloat16[Array, " embed"]
+
+    class Large(cs.Schema):
+        norm: Float32[Array, " embed"]
+
+    lens = cs.derive(Small, Large, rules=[cs.shift("norm", 0.1)])  # and no word of rounding
+    state = kind({"norm": wide()["layers"].reshape(-1).astype(jnp.bfloat16)})
+    view = lens.get(state)
+    assert octets(lens.put(view, state)) == octets(state)
+    other = {"norm": view["norm"] + kind({"": np.float32(0.1)})[""]}
+    for onto in (None, state):
+        with pytest.raises(cs.ConformanceError, match="bfloat16 does not have it"):
+            lens.put(other if onto else view, onto)

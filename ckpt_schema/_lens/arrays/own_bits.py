@@ -25,7 +25,7 @@ from ckpt_schema._trees import placement
 from ckpt_schema._trees.jitted import Program
 from ckpt_schema.errors import ConformanceError
 
-__all__ = ["Echo", "with_own_bits"]
+__all__ = ["Echo", "stays", "with_own_bits"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,6 +74,21 @@ def with_own_bits(
     flags = _flags(task, values, likes, same)
     each = zip(owners, made, likes, flags, strict=True)
     return [_one_of(owner, *of) for owner, *of in each]
+
+
+def stays(echoes: Sequence[Echo], values: Sequence[Any], pool: Sequence[Any], count: int) -> bool:
+    """Whether all inputs still are what the other direction makes, so that no value is made anew.
+
+    Args:
+        echoes: What the other direction makes of the leaves that results stand for.
+        values: The inputs.
+        pool: The leaves of both trees.
+        count: How many inputs are of the tree that is translated.
+    """
+    found: dict[int, Any] = {}
+    for echo in echoes:
+        found |= _same(echo, values, pool)
+    return len(found) == count and all(flag is True for flag in found.values())
 
 
 def _same(echo: Echo, values: Sequence[Any], pool: Sequence[Any]) -> dict[int, Any]:

@@ -326,16 +326,28 @@ class Plan:
             shardings.warn_of_whole(whole)
 
     def _verify(self, pool: Sequence[Any], kept: Sequence[Any]) -> None:
-        """Raises unless every value survives."""
+        """Raises unless every value survives, or is to be what ``onto`` has already."""
+        try:
+            checks.verify(self._leaf_tasks(self.jobs, pool, kept))
+        except ConformanceError:
+            anew = [job for job in self.jobs if not _stays(job, pool)]
+            if len(anew) == len(self.jobs):
+                raise
+            checks.verify(self._leaf_tasks(anew, pool, kept))
+
+    def _leaf_tasks(
+        self, jobs: Sequence[Job], pool: Sequence[Any], kept: Sequence[Any]
+    ) -> list[checks.LeafTask]:
+        """What is to be looked at."""
         given: list[checks.LeafTask] = []
-        for job in self.jobs:
+        for job in jobs:
             likes = [None if at is None else kept[at] for at in job.likes]
             inputs = [
                 leaves.materialized(pool[i], kind.dtype)
                 for i, kind in zip(job.inputs, job.task.inputs, strict=True)
             ]
             given.append(checks.LeafTask(job.task, inputs, likes, job.paths))
-        checks.verify(given)
+        return given
 
     def _make(self, pool: list[Any], kept: Sequence[Any]) -> None:
         """Appends defaults, and what starts anew."""
@@ -391,6 +403,13 @@ def _results(job: Job, inputs: Sequence[Any], likes: Sequence[Any], pool: list[A
     if not job.echoes:
         return execution.run(job.task, inputs, likes, pool)
     return own_bits.with_own_bits(job.task, job.echoes, inputs, likes, pool, job.count)
+
+
+def _stays(job: Job, pool: Sequence[Any]) -> bool:
+    """Whether the inputs of a job still are what the other direction makes of what they go onto."""
+    return bool(job.echoes) and own_bits.stays(
+        job.echoes, [pool[at] for at in job.inputs], pool, job.count
+    )
 
 
 def gatherer(positions: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:
