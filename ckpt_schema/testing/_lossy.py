@@ -27,7 +27,7 @@ from ckpt_schema.testing._held import host
 __all__ = ["excused", "lost_more", "within_loss"]
 
 _TWICE = 1.01
-"""A number of a narrow dtype is rounded to float32 first, and then once more."""
+"""What a second rounding adds at most: numbers are computed in float32, and then take a narrower dtype."""
 
 
 def within_loss(value: Any, other: Any, codec: Codec) -> np.ndarray[Any, Any]:
