@@ -155,6 +155,26 @@ def test_the_laws_hold_where_the_way_back_refuses_what_only_its_own_bits_bring_b
     tried(lens, "GetPut", "PutPut", "Values", sizes={"embed": 5})
 
 
+def test_gradients_go_by_the_factor_and_do_not_know_the_amount() -> None:
+    class Norm(cs.Schema):
+        w: Float32[Array, "embed mlp"]
+
+    inputs = np.linspace(-1, 2, 12).reshape(4, 3).astype("float32")
+
+    def old(state: Any) -> Any:
+        return jnp.tanh(inputs @ (state["w"] * 0.3 + 1.0))
+
+    def new(state: Any) -> Any:
+        return jnp.tanh(inputs @ state["w"])
+
+    source = {"w": jnp.asarray(np.linspace(-2, 3, 6).reshape(3, 2), "float32")}
+    rules = [cs.scale("w", 0.3), cs.shift("w", 1.0)]
+    tried(cs.derive(Norm, Norm, rules=rules), "Function", source=source, outputs=(old, new))
+    with pytest.raises(BrokenLawError):
+        wrong = cs.derive(Norm, Norm, rules=rules[:1])
+        tried(wrong, "Function", source=source, outputs=(old, new))
+
+
 def test_the_laws_that_say_less_are_named() -> None:
     assert weakened(LENS).keys() == {"PutPut", "GetGet", "Naming", "SaveRestore"}
 
