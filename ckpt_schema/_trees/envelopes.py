@@ -221,6 +221,8 @@ def parts_of(nodes: Sequence[Node], kinds: Envelope) -> Iterator[Part]:
     head = kinds.optimizer or ()
     for node in nodes:
         mirrored = any(node.key[:end] in kinds.mirrors for end in range(len(node.key) + 1))
+        # What a mask leaves stands for a leaf, and tells no part of the chain.
+        mirrored = mirrored or node.type.__name__ == "MaskedNode"
         if head and node.key[: len(head)] == head and is_part(node.type) and not mirrored:
             yield Part(("opt_state", *map(paths.named, node.key[len(head) :])), node.type)
 
