@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckpt_schema import discovery as discovery
     from ckpt_schema import families as families
     from ckpt_schema import hf as hf
     from ckpt_schema import linen as linen
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from ckpt_schema._trees.equality import assert_trees_identical as assert_trees_identical
     from ckpt_schema._trees.equality import differences as differences
     from ckpt_schema._trees.infer import infer as infer
+    from ckpt_schema.discovery._discovery import discover as discover
     from ckpt_schema.errors import AxesWarning as AxesWarning
     from ckpt_schema.errors import CheckpointExistsError as CheckpointExistsError
     from ckpt_schema.errors import CheckpointMismatchError as CheckpointMismatchError
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "discovery._discovery": ("discover",),
     "_trees.abstract_states": ("abstract",),
     "_trees.conformance": ("Report", "assert_conforms", "check"),
     "_trees.equality": ("TreesDifferError", "assert_trees_identical", "differences"),
@@ -116,7 +119,7 @@ _HOMES = {
     "_layouts.schema": ("Schema", "Stream", "layout"),
     "_source.source": ("to_source",),
 }
-_MODULES = ("families", "hf", "linen", "nnx", "orbax")
+_MODULES = ("discovery", "families", "hf", "linen", "nnx", "orbax")
 _NAMES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -151,6 +154,8 @@ __all__ = [
     "constant_key",
     "derive",
     "differences",
+    "discover",
+    "discovery",
     "families",
     "field",
     "flip",

@@ -54,17 +54,20 @@ ORDER = """
     orbax._managed orbax._save orbax._pytree_files orbax._route orbax._convert orbax
     hf._load hf._restore hf._save hf._stored hf families.llama families
     _trees.infer
+    discovery._cuts discovery._models discovery._points discovery._readings discovery._matching
+    discovery._layer_levels discovery._found_rules discovery._discovery discovery._torch discovery
     __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds
     testing._named_arrays testing._held testing._lossy
     testing._applied testing._states testing._choices testing._samples testing.strategies testing._laws
     testing._provenance testing._shares testing._origins
     testing._naming testing._known testing._axis_law testing._default_law
-    testing._malformed testing._gradients testing._outputs testing._trials testing._lawbook testing._suite testing
+    testing._malformed testing._gradients testing._outputs testing._trials testing._lawbook testing._suite
+    testing._discovered testing
     cli __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column
 PLACES = {
-    "flax": {"_frameworks", "linen", "nnx", "demo", "testing"},
+    "flax": {"_frameworks", "linen", "nnx", "demo", "discovery", "testing"},
     "optax": {"_frameworks", "linen", "nnx", "demo"},
     "orbax": {"orbax"},
     "tensorstore": {"orbax"},
@@ -80,7 +83,7 @@ MODULES = {
 
 # What users import. The demo is an example to read, so its modules are named like a user's own.
 PUBLIC = {
-    *("__init__", "__main__", "cli", "errors", "hf", "linen", "nnx", "orbax"),
+    *("__init__", "__main__", "cli", "discovery", "errors", "hf", "linen", "nnx", "orbax"),
     *("families", "families.llama"),
     *("testing", "testing.strategies"),
     *("demo", "demo.corpus", "demo.linen_gpt", "demo.nnx_gpt", "demo.schemas", "demo.training"),

@@ -29,6 +29,12 @@ JOINED = {
         lambda w: w.reshape(8, 4, 3).transpose(2, 1, 0),
         (3, 4, 8),
     ),
+    "a number": (
+        "e 2*d -> e d*2",
+        leaf(4, 16),
+        lambda w: w.reshape(4, 2, 8).swapaxes(1, 2).reshape(4, 16),
+        (4, 16),
+    ),
     "an axis of one": (
         "e h*d -> 1 h d e",
         leaf(8, 12),
@@ -132,7 +138,9 @@ WRONG = {
     "h*d e -> e h x": "found x behind the arrow",
     "h*d e f -> e h d": "found f before the arrow alone",
     "h*h e -> e h": "found h again",
-    "3*d e -> e d": "expected names, products of them, and 1",
+    "3*d e -> e d": "expected the same numbers on both sides",
+    "2*d e*2 -> e d 2 2": "expected each number once on each side",
+    "q+k e -> e q+k": "expected names and products of them",
     "-> e h d": "on both sides of an arrow",
     "h*d e -> e h d, e h d": "expected axes for each of 1 leaves",
 }

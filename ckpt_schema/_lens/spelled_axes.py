@@ -101,10 +101,21 @@ def _faults(spelled: SpelledAxes, parts: int | None) -> Iterator[Mismatch]:
     lost = sorted(own.keys() - behind)
     if lost:
         yield fault("the same names on both sides", f"{' '.join(lost)} before the arrow alone")
-    if parts is None and any(
-        not isinstance(f, str) and f != 1 for f in dims_.factors(spelled.first)
-    ):
-        yield fault("names, products of them, and 1", dims_.format_dims(spelled.first))
+    if parts is not None:
+        return
+    if any(isinstance(factor, Sum) for factor in dims_.factors(spelled.first)):
+        yield fault("names and products of them", dims_.format_dims(spelled.first))
+    numbers = [_numbers(dims) for dims in (spelled.first, *spelled.others)]
+    if any(count > 1 for each in numbers for count in each.values()):
+        yield fault("each number once on each side", spelled.text)
+    elif any(each != numbers[0] for each in numbers[1:]):
+        yield fault("the same numbers on both sides", spelled.text)
+
+
+def _numbers(dims: Dims) -> collections.Counter[int]:
+    """How often each number but 1 occurs."""
+    found = (factor for factor in dims_.factors(dims) if isinstance(factor, int))
+    return collections.Counter(number for number in found if number != 1)
 
 
 def _names(dims: Dims) -> collections.Counter[str]:

@@ -14,6 +14,7 @@ from ckpt_schema.errors import CkptSchemaError, Mismatch
 if TYPE_CHECKING:
     from ckpt_schema.testing._devices import DevicesError as DevicesError
     from ckpt_schema.testing._devices import virtual_devices as virtual_devices
+    from ckpt_schema.testing._discovered import assert_discovered as assert_discovered
     from ckpt_schema.testing._distributed import DistributedError as DistributedError
     from ckpt_schema.testing._distributed import run_distributed as run_distributed
     from ckpt_schema.testing._lawbook import LAWS as LAWS
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ckpt_schema.testing._suite import check_laws as check_laws
 
 _HOMES = {
+    "_discovered": ("assert_discovered",),
     "_devices": ("DevicesError", "virtual_devices"),
     "_distributed": ("DistributedError", "run_distributed"),
     "_lawbook": ("LAWS", "Law", "weakened"),
@@ -44,6 +46,7 @@ __all__ = [
     "MissingPackageError",
     "Options",
     "Sample",
+    "assert_discovered",
     "check_laws",
     "run_distributed",
     "virtual_devices",

@@ -131,9 +131,14 @@ def _respelled(row: Row, spelling: _Spelling, sizes: Mapping[str, int]) -> Row |
         told = ", ".join(f"{name}={sizes[name]}" for name in sorted(dims_.dim_names(dims)))
         return fault(f"with {told}, as the other leaves of the rule have it, the sizes differ")
     numbers = tuple(_numbered(dim, sizes) for dim in dims)
-    names = tuple(AxisName(tuple(map(str, dim))) for dim in dims)
+    names = tuple(AxisName(tuple(map(_called, dim))) for dim in dims)
     leaf = Leaf(numbers, row.leaf.dtype, names)
     return dataclasses.replace(row, leaf=leaf)
+
+
+def _called(factor: DimFactor) -> str:
+    """What a factor is called; a number is a name too, lest another size that is as large be taken for it."""
+    return f"[{factor}]" if isinstance(factor, int) and factor != 1 else str(factor)
 
 
 def _numbered(dim: Dim, sizes: Mapping[str, int]) -> Dim:

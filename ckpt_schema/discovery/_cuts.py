@@ -1,0 +1,294 @@
+"""Pieces of leaves: a leaf is cut until its pieces have the shapes of pieces of the other model.
+
+A piece knows how it was cut: each axis of its leaf is a product of factors, of each factor it has a
+span, and each of its own axes is made of some factors. So what is found of pieces can be said as a
+rule for leaves.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["AxisSizes", "LeafPiece", "cuts_into", "form_of", "whole_piece"]
+
+AxisSizes = tuple[int, ...]
+"""The sizes of a piece's axes, in ascending order: what does not tell how they are turned."""
+
+_DEEPEST = 3  # how often a leaf is cut: a stack of fused heads takes three
+_LARGEST_LEVEL = 3000
+_MOST_ALIKE = 40  # ways to cut a leaf into pieces of the same forms, by how they are interleaved
+_MOST_PARTS = 16  # layers of a stack, or parts of an axis: small models are asked for
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafPiece:
+    """A part of a leaf.
+
+    Attributes:
+        leaf: The key path of the leaf.
+        factors: For each axis of the leaf, the sizes that it is a product of.
+        spans: For each factor, the first index that the piece has and the one after the last.
+        axes: For each axis of the piece, the numbers of the factors that it is made of, in order.
+        scale: The value in the leaf is this times the value of the piece, ...
+        offset: ... plus this.
+    """
+
+    leaf: str
+    factors: tuple[tuple[int, ...], ...]
+    spans: tuple[tuple[int, int], ...]
+    axes: tuple[tuple[int, ...], ...]
+    scale: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def leaf_shape(self) -> tuple[int, ...]:
+        """The shape of the whole leaf."""
+        return tuple(math.prod(sizes) for sizes in self.factors)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the piece."""
+        return self.places.shape
+
+    @property
+    def form(self) -> AxisSizes:
+        """The sizes of its axes, in ascending order."""
+        return form_of(self.shape)
+
+    @functools.cached_property
+    def places(self) -> np.ndarray[Any, Any]:
+        """Where each element of the piece is in the flat leaf."""
+        flat = [size for sizes in self.factors for size in sizes]
+        every = np.arange(math.prod(flat)).reshape(flat)
+        own = every[tuple(slice(*span) for span in self.spans)]
+        order = [number for axis in self.axes for number in axis]
+        single = [number for number in range(len(flat)) if number not in order]
+        sizes = [math.prod(own.shape[number] for number in axis) for axis in self.axes]
+        return own.transpose([*order, *single]).reshape(sizes)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has every element of its leaf."""
+        flat = [size for sizes in self.factors for size in sizes]
+        return all(span == (0, size) for span, size in zip(self.spans, flat, strict=True))
+
+    def __str__(self) -> str:
+        """The leaf, with the indices that the piece has of each axis that is cut."""
+        words: list[str] = []
+        at = 0
+        for sizes in self.factors:
+            own = self.spans[at : at + len(sizes)]
+            at += len(sizes)
+            if all(span == (0, size) for span, size in zip(own, sizes, strict=True)):
+                words.append(":")
+            elif len(sizes) == 1:
+                start, stop = own[0]
+                words.append(str(start) if stop == start + 1 else f"{start}:{stop}")
+            else:
+                spelled = zip(own, sizes, strict=True)
+                words.append(
+                    "*".join(
+                        str(size)
+                        if span == (0, size)
+                        else (str(span[0]) if span[1] == span[0] + 1 else f"{span[0]}:{span[1]}")
+                        for span, size in spelled
+                    )
+                )
+        return self.leaf if self.is_whole else f"{self.leaf}[{', '.join(words)}]"
+
+
+def form_of(shape: Sequence[int]) -> AxisSizes:
+    """The sizes in ascending order, without those of 1."""
+    return tuple(sorted(size for size in shape if size != 1))
+
+
+def whole_piece(leaf: str, shape: Sequence[int]) -> LeafPiece:
+    """The piece that is all of a leaf; axes of size 1 are none of its own."""
+    axes = tuple((at,) for at, size in enumerate(shape) if size != 1)
+    return LeafPiece(
+        leaf, tuple((size,) for size in shape), tuple((0, size) for size in shape), axes
+    )
+
+
+def cuts_into(
+    leaf: str, shape: Sequence[int], forms: Collection[AxisSizes]
+) -> list[list[LeafPiece]]:
+    """The ways to cut a leaf into pieces of given forms, the least cutting first.
+
+    Args:
+        leaf: Its key path.
+        shape: Its shape.
+        forms: The forms that pieces may have.
+
+    Returns:
+        Some ways; the whole leaf alone where there is none.
+    """
+    whole = [whole_piece(leaf, shape)]
+    level, found = [whole], list[list[LeafPiece]]()
+    seen: set[object] = set()
+    for depth in range(_DEEPEST + 1):
+        fitting = [way for way in level if all(piece.form in forms for piece in way)]
+        found += sorted(fitting, key=len)
+        # A leaf that fits as it is may be fused all the same: it is cut once more.
+        if (found and depth > 0) or len(level) > _LARGEST_LEVEL:
+            break
+        further: list[list[LeafPiece]] = []
+        for way in level:
+            for each in _cut_once(way, forms, is_matrix=len(shape) > 1):
+                mark = tuple(
+                    (piece.shape, piece.places.ravel()[:9].tobytes()) for piece in each[:2]
+                )
+                if (len(each), mark) not in seen:
+                    seen.add((len(each), mark))
+                    further.append(each)
+        level = further
+    kept: list[list[LeafPiece]] = []
+    alike: collections.Counter[tuple[AxisSizes, ...]] = collections.Counter()
+    for way in found:
+        forms_of_way = tuple(sorted(piece.form for piece in way))
+        alike[forms_of_way] += 1
+        if alike[forms_of_way] <= _MOST_ALIKE:
+            kept.append(way)
+    return kept or [whole]
+
+
+def _cut_once(
+    way: Sequence[LeafPiece], forms: Collection[AxisSizes], *, is_matrix: bool
+) -> Iterator[list[LeafPiece]]:
+    """One step on all pieces alike: two axes are joined, a stack is taken apart, an axis is split."""
+    shape = way[0].shape
+    if any(piece.shape != shape for piece in way):
+        return
+    rank = len(shape)
+    for at in range(rank - 1):
+        yield [_joined(piece, at) for piece in way]
+    for at in range(rank if rank > 1 else 0):
+        if len(way[0].axes[at]) == 1 and shape[at] <= _MOST_PARTS:
+            yield [each for piece in way for each in _single(piece, at)]
+    # A matrix is never joined to one axis and cut into bits: that says nothing.
+    if not (rank > 1 or len(way) > 1 or not is_matrix):
+        return
+    for at in range(rank):
+        axis = way[0].axes[at]
+        if len(axis) > 1:
+            continue
+        for plan in _splits(way[0], at, forms):
+            yield [each for piece in way for each in _split(piece, at, plan)]
+
+
+def _joined(piece: LeafPiece, at: int) -> LeafPiece:
+    """Two axes side by side as one."""
+    axes = (*piece.axes[:at], piece.axes[at] + piece.axes[at + 1], *piece.axes[at + 2 :])
+    return dataclasses.replace(piece, axes=axes)
+
+
+def _single(piece: LeafPiece, at: int) -> Iterator[LeafPiece]:
+    """A piece for each index of an axis."""
+    [number] = piece.axes[at]
+    start, stop = piece.spans[number]
+    for index in range(start, stop):
+        yield _spanned(piece, at, number, (index, index + 1))
+
+
+def _spanned(piece: LeafPiece, at: int, number: int, span: tuple[int, int]) -> LeafPiece:
+    """The piece with less of one factor; what has one index of it has no axis for it."""
+    spans = (*piece.spans[:number], span, *piece.spans[number + 1 :])
+    axes = piece.axes
+    if span[1] == span[0] + 1:
+        axes = tuple(axis for axis in axes if axis != (number,))
+    return dataclasses.replace(piece, spans=spans, axes=axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SplitPlan:
+    """How an axis is cut: ``outer`` times runs times ``inner``; what of the runs each part has."""
+
+    outer: int
+    inner: int
+    runs: tuple[int, ...]
+
+
+def _splits(piece: LeafPiece, at: int, forms: Collection[AxisSizes]) -> Iterator[_SplitPlan]:
+    """The ways to cut one axis into parts whose forms the other model has."""
+    size = piece.shape[at]
+    rest = [*piece.shape[:at], *piece.shape[at + 1 :]]
+    fitting = [part for part in range(1, size) if form_of([*rest, part]) in forms]
+    for count in range(2, _MOST_PARTS + 1):
+        if size % count or size // count not in fitting:
+            continue
+        yield _SplitPlan(1, size // count, (1,) * count)
+        part = size // count
+        for inner in range(1, part):
+            if part % inner == 0:  # head by head, or one by one
+                yield _SplitPlan(part // inner, inner, (1,) * count)
+    for count in (2, 3):
+        # The largest part first: a query stands before the keys and values of its groups.
+        for runs in itertools.product(fitting[::-1], repeat=count):
+            if sum(runs) == size and len(set(runs)) > 1:
+                yield _SplitPlan(1, 1, runs)
+                yield from _in_groups(runs)
+
+
+def _in_groups(runs: tuple[int, ...]) -> Iterator[_SplitPlan]:
+    """The same parts, interleaved in groups: queries, a key and a value for each group of heads."""
+    common = math.gcd(*runs)
+    for outer in range(2, common + 1):
+        if common % outer:
+            continue
+        for inner in range(1, common // outer + 1):
+            if (common // outer) % inner == 0:
+                yield _SplitPlan(outer, inner, tuple(run // outer // inner for run in runs))
+
+
+def _split(piece: LeafPiece, at: int, plan: _SplitPlan) -> Iterator[LeafPiece]:
+    """The parts of one axis."""
+    [number] = piece.axes[at]
+    start, stop = piece.spans[number]
+    sizes = [size for each in piece.factors for size in each]
+    if (start, stop) != (0, sizes[number]):  # a run of a factor is only cut into runs
+        if plan.outer > 1:
+            return
+        for run in plan.runs:
+            end = start + run * plan.inner
+            yield _spanned(piece, at, number, (start, end))
+            start = end
+        return
+    whole = _refactored(piece, number, (plan.outer, sum(plan.runs), plan.inner))
+    # The factors of the axis are at number, number + 1 and number + 2 now; those of size 1 stay.
+    first = 0
+    for run in plan.runs:
+        span = first, first + run
+        first += run
+        spans = (*whole.spans[: number + 1], span, *whole.spans[number + 2 :])
+        own = [number] if plan.outer > 1 else []
+        own += [number + 1] if run > 1 else []
+        own += [number + 2] if plan.inner > 1 else []
+        axes = [*whole.axes[:at], *([tuple(own)] if own else []), *whole.axes[at + 1 :]]
+        yield dataclasses.replace(whole, spans=spans, axes=tuple(axes))
+
+
+def _refactored(piece: LeafPiece, number: int, sizes: tuple[int, int, int]) -> LeafPiece:
+    """The piece with one factor as a product of three; the others are counted anew."""
+    factors: list[tuple[int, ...]] = []
+    at = 0
+    for each in piece.factors:
+        if at <= number < at + len(each):
+            inside = number - at
+            factors.append((*each[:inside], *sizes, *each[inside + 1 :]))
+        else:
+            factors.append(each)
+        at += len(each)
+    more = tuple((0, size) for size in sizes)
+    spans = (*piece.spans[:number], *more, *piece.spans[number + 1 :])
+    axes = tuple(
+        tuple(other if other <= number else other + 2 for other in axis) for axis in piece.axes
+    )
+    return dataclasses.replace(piece, factors=tuple(factors), spans=spans, axes=axes)

@@ -1,0 +1,419 @@
+"""A lens found by running both models: what is told, what is open, and on what evidence."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.one_sided import derived
+from ckpt_schema._lens.rules import Rule
+from ckpt_schema._lens.value_rules import Factor
+from ckpt_schema._messages.text import columns
+from ckpt_schema.discovery._cuts import LeafPiece, whole_piece
+from ckpt_schema.discovery._found_rules import FoundRules, rules_of
+from ckpt_schema.discovery._layer_levels import LayerLevels
+from ckpt_schema.discovery._matching import Matched, Pairing, match_pieces
+from ckpt_schema.discovery._models import DiscoveryError, RunnableModel, model_of
+from ckpt_schema.discovery._points import leaves_of, relative_gap, shared_values
+from ckpt_schema.discovery._readings import NEARLY, Reading, Recode, Search, kind_of_leaf
+from ckpt_schema.errors import DerivationError, Mismatch
+
+__all__ = ["Discovery", "Evidence", "Open", "discover"]
+
+Models = tuple[RunnableModel, RunnableModel]
+Status = Literal["complete", "complete but for choices", "incomplete", "refused"]
+
+_MOST_READINGS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Open:
+    """What running the models does not decide.
+
+    Attributes:
+        sources: Pieces of the source, as text: the leaf, and which indices of it.
+        views: Pieces of the view that they may be; each of the sources may be each of these unless
+            ``options`` say more.
+        reason: Why it is open.
+        options: Where several assignments leave the outputs equal: each of them, as lines.
+    """
+
+    sources: tuple[str, ...]
+    views: tuple[str, ...]
+    reason: str
+    options: tuple[tuple[str, ...], ...] = ()
+
+    def __str__(self) -> str:
+        """On one line, layers of one kind together."""
+        sides = f"{_by_kind(self.sources)} <-> {_by_kind(self.views)}: "
+        options = "; or ".join(", ".join(option) for option in self.options)
+        return f"{sides if self.sources or self.views else ''}{self.reason}{': ' * bool(options)}{options}"
+
+
+def _by_kind(names: Sequence[str]) -> str:
+    """Names without the numbers of their layers, those that are alike once, with their count."""
+    counts = collections.Counter(kind_of_leaf(name) for name in names)
+    words = [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
+    return ", ".join(words) or "nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """How far the two models differ with what was found, and how near the next candidate is.
+
+    Attributes:
+        outputs: The difference of the outputs at independent random values, relative to their size.
+        gradients: The greatest difference of gradients there.
+        noise: The difference of outputs at the shared point: what rounding makes.
+        nearest: The least difference of gradients of a pair that was refused.
+        readings: How many readings were tried.
+    """
+
+    outputs: float
+    gradients: float
+    noise: float
+    nearest: float
+    readings: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Discovery:
+    """What was found by running two models; a proposal, from which rules are made.
+
+    Attributes:
+        status: ``"complete"``; ``"complete but for choices"``, where `open` has what only the user can
+            choose; ``"incomplete"``, where something that matters has no place; ``"refused"``, where
+            no reading makes the outputs equal: the two are not one function.
+        rules: What was found, as rules for `derive` and `adapt`, once for all layers.
+        open: What is not decided, each with its candidates.
+        evidence: The differences that this rests on.
+        source: The layout of the source, with its lists and stacks.
+        view: The layout of the view.
+        scan: What `adapt` is to be told of stacked layers, for other sizes of the same models.
+        lists: What it is to be told of lists.
+        pairings: What belongs together, piece by piece.
+        notes: What else is to be known: what no rule can say, readings that are as good.
+        gauges: Where values differ in one of several ways that the outputs do not tell: the rules of
+            each way, of which one is to be given to `lens`.
+    """
+
+    status: Status
+    rules: tuple[Rule, ...]
+    open: tuple[Open, ...]
+    evidence: Evidence
+    source: Layout
+    view: Layout
+    scan: Mapping[str, Any]
+    lists: tuple[str, ...]
+    pairings: tuple[Pairing, ...] = ()
+    notes: tuple[str, ...] = ()
+    gauges: tuple[tuple[Rule, ...], ...] = ()
+
+    def lens(self, rules: Sequence[Rule] = ()) -> Lens:
+        """The lens between the two layouts.
+
+        Args:
+            rules: What settles that which is open.
+
+        Raises:
+            DiscoveryError: The two are not one function, or something that matters has no place.
+            DerivationError: What is open has no place by these rules; the candidates stand beneath.
+        """
+        if self.status in ("refused", "incomplete"):
+            faults = [
+                Mismatch(
+                    ", ".join(each.views or each.sources), "open", "one candidate", each.reason
+                )
+                for each in self.open
+            ]
+            raise DiscoveryError(f"no lens: the discovery is {self.status}", faults)
+        if self.gauges and not any(set(way) <= set(rules) for way in self.gauges):
+            ways = ["[" + ", ".join(f"cs.{rule}" for rule in way) + "]" for way in self.gauges]
+            hint = f"say which: lens(rules={' or rules='.join(ways)})"
+            fault = Mismatch("values", "open", "one way in which values differ", "several", hint)
+            raise DiscoveryError("no lens: a choice is the user's", [fault])
+        try:
+            return derived(self.source, self.view, [*self.rules, *rules], None)
+        except DerivationError as error:
+            lines = [f"    # {each}" for each in self.open]
+            head = "running the models does not tell these; say of each what it is, in rules=:"
+            notes = [*error.notes, *(["\n".join([head, *lines])] if lines else [])]
+            raise DerivationError(error.header, error.mismatches, notes) from error
+
+    def __str__(self) -> str:
+        """A table: what is what, what is open, and the evidence."""
+        cells = [
+            (str(each.view), "<-", " and ".join(map(str, each.sources))) for each in self.pairings
+        ]
+        lines = [f"{self.source.name} -> {self.view.name}: {self.status}", *columns(cells)]
+        lines += [f"  {rule}" for rule in self.rules]
+        lines += [f"  open: {each}" for each in self.open]
+        lines += [f"  {note}" for note in self.notes]
+        told = self.evidence
+        lines.append(
+            f"  outputs differ by {told.outputs:.1e} at random values, gradients by "
+            f"{told.gradients:.1e}; the next candidate by {told.nearest:.1e}"
+        )
+        return "\n".join(lines)
+
+
+def discover(
+    source_run: Callable[[Any], Any] | None,
+    source: Any,
+    view_run: Callable[[Any], Any] | None,
+    view: Any,
+    *,
+    rules: Sequence[Rule] = (),
+    seed: int = 0,
+    budget: float = 60,
+    names: tuple[str, str] = ("source", "view"),
+) -> Discovery:
+    """Finds which leaf of one model is which leaf of another, by running both; no name is compared.
+
+    Two models that are one function have equal outputs and equal gradients where their leaves hold
+    equal values. Both get values that depend on the shapes of leaves alone; then equal gradients are
+    equal leaves, whatever they are called, and however they are turned, stacked or fused. What is
+    found is proved at independent random values. What cannot be told is never guessed: it is `open`.
+
+    Everything is run in float64 on small models: two to four layers, all sizes different, none the
+    sum of others. The rules hold by pattern for all sizes.
+
+    Args:
+        source_run: Computes outputs of what ``source`` is, for an input of your choice, as in
+            evaluation: ``lambda variables: model.apply(variables, tokens)``.
+        source: A tree of arrays or abstract values, an ``nnx.Module``, or a `RunnableModel`, which
+            needs no run.
+        view_run: The same for the view, of the same input.
+        view: The other model's leaves.
+        rules: What is known beforehand: `scale` of leaves of the view.
+        seed: Of the random values.
+        budget: For how many seconds at most to search for cuts and scales, where the models do not
+            agree at once.
+        names: What messages call the two.
+
+    Returns:
+        What was found.
+
+    Raises:
+        DiscoveryError: A model cannot be run, keeps a state, has other outputs each time or in
+            another shape, or its outputs are no finite floats.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
+        >>> old = {"up": jnp.ones((4, 6)), "down": jnp.ones((6, 5))}
+        >>> new = {"w1": jnp.ones((6, 4)), "w2": jnp.ones((5, 6))}
+        >>> found = discover(
+        ...     lambda p: jnp.tanh(x @ p["up"]) @ p["down"], old,
+        ...     lambda p: jnp.tanh(x @ p["w1"].T) @ p["w2"].T, new,
+        ... )
+        >>> print(found.status, *found.rules)
+        complete rename('down', 'w2', axes='1 0') rename('up', 'w1', axes='1 0')
+        >>> found.lens().get(old)["w1"].shape
+        (6, 4)
+    """
+    models = model_of(source_run, source, names[0]), model_of(view_run, view, names[1])
+    _verify_runs(models, names, seed)
+    known = _known(rules, models[1])
+    search = Search(models, seed, budget, known)
+    judged: dict[Reading, Matched] = {}
+    readings: list[Reading] = []
+    for readings in search.readings():
+        if readings[0].noise > NEARLY:
+            break
+        for each in readings[:_MOST_READINGS]:
+            if each not in judged:
+                judged[each] = _matched(models, search, each, seed)
+        if any(matched.complete for matched in judged.values()):
+            break
+    if not judged:
+        return _refused(models, search, readings, names)
+    ordered = sorted(judged.items(), key=lambda pair: _cost(pair[1]))
+    reading, best = ordered[0]
+    alike = [one for one, other in ordered[1:] if _cost(other)[:2] == _cost(best)[:2]]
+    pieces = search.pieces(0, reading.changes), search.pieces(1, reading.changes)
+    found = rules_of(models, pieces, best.pairings, names)
+    ways: list[tuple[Rule, ...]] = []
+    for each in (
+        [reading, *alike] if alike and any(one.recodes for one in (reading, *alike)) else ()
+    ):
+        own = search.pieces(0, each.changes), search.pieces(1, each.changes)
+        ways.append(rules_of(models, own, judged[each].pairings, names).values)
+    return _told(best, found, tuple(ways), search.tried, list(rules))
+
+
+def _verify_runs(models: Models, names: tuple[str, str], seed: int) -> None:
+    """Raises unless both models give the same finite outputs each time."""
+    faults: list[Mismatch] = []
+    shapes: list[int] = []
+    for model, name in zip(models, names, strict=True):
+        pieces = [whole_piece(leaf, shape) for leaf, shape in model.shapes.items()]
+        leaves = leaves_of(model, pieces, shared_values(pieces, seed))
+        first, second = model.run(leaves), model.run(leaves)
+        shapes.append(first.size)
+        if relative_gap(first, first) > 0:
+            hint = "the values are random, of size one: leave out what masks with infinities"
+            faults.append(Mismatch(name, "outputs", "finite numbers", "NaN or infinities", hint))
+        elif relative_gap(first, second) > 1e-6:
+            hint = "turn dropout and other randomness off"
+            faults.append(
+                Mismatch(name, "outputs", "the same at the same values", "others each time", hint)
+            )
+    if shapes[0] != shapes[1]:
+        hint = "give both the same input, and return the same of both"
+        expected = f"{shapes[0]} numbers, as {names[0]} gives"
+        faults.append(Mismatch(names[1], "outputs", expected, f"{shapes[1]}", hint))
+    if faults:
+        raise DiscoveryError("the models cannot be compared", faults)
+
+
+def _known(rules: Sequence[Rule], view: RunnableModel) -> dict[str, Recode]:
+    """Leaves of the view whose values are known to be scaled."""
+    found: dict[str, Recode] = {}
+    for rule in rules:
+        if isinstance(rule, Factor) and not isinstance(rule.factor, str):
+            path = "/".join(rule.path)
+            named = [name for name in view.shapes if name == path or name.endswith(f"/{path}")]
+            found |= dict.fromkeys(named, Recode(scale=rule.factor))
+    return found
+
+
+def _matched(models: Models, search: Search, reading: Reading, seed: int) -> Matched:
+    pieces = search.pieces(0, reading.changes), search.pieces(1, reading.changes)
+    return match_pieces(models, pieces, reading.noise, seed)
+
+
+def _cost(matched: Matched) -> tuple[bool, int, int]:
+    """What tells one reading from a worse one: it must hold at random values, and leave nothing alone."""
+    return (not matched.agrees, sum(map(len, matched.alone)), len(matched.pairings))
+
+
+def _refused(
+    models: Models, search: Search, readings: Sequence[Reading], names: tuple[str, str]
+) -> Discovery:
+    """That the two are not one function."""
+    found = rules_of(models, ([], []), [], names)
+    nearest = readings[0]
+    notes = [f"no reading makes the outputs equal: they differ by {nearest.noise:.1e} at best"]
+    notes += [f"with {_worded(each)} they differ by {each.noise:.1e}" for each in readings[1:4]]
+    return Discovery(
+        status="refused",
+        rules=(),
+        open=(),
+        evidence=Evidence(nearest.noise, 0.0, nearest.noise, 0.0, search.tried),
+        source=found.layouts[0],
+        view=found.layouts[1],
+        scan={},
+        lists=(),
+        notes=tuple(notes),
+    )
+
+
+def _worded(reading: Reading) -> str:
+    words = [f"{kind} {how}" for _, kind, how in reading.recodes]
+    words += [f"{kind} cut otherwise" for what, _, kind, _ in reading.changes if what == "cut"]
+    words += [f"axes of {size} cut" for what, _, size, _ in reading.changes if what == "halve"]
+    return " and ".join(sorted(words)) or "nothing changed"
+
+
+def _told(
+    matched: Matched,
+    found: FoundRules,
+    gauges: tuple[tuple[Rule, ...], ...],
+    tried: int,
+    known: list[Rule],
+) -> Discovery:
+    """The discovery that a match makes."""
+    opened = [*_choices(matched), *_merged(matched), *_asleep(matched), *_alone(matched)]
+    notes = list(found.unsaid)
+    if gauges:
+        options = tuple(tuple(map(str, way)) for way in gauges)
+        opened.append(Open((), (), "values differ in one of several ways, all as good", options))
+    if matched.odd:
+        names = ", ".join(map(str, matched.odd))
+        notes.append(f"outputs agree and gradients do not, as of a masked row: {names}")
+    if matched.noise > 1e-6:
+        notes.append(
+            f"the outputs agree to {matched.noise:.0e} only: another epsilon, or float32 inside"
+        )
+    status: Status = "complete"
+    if not matched.complete:
+        status = "incomplete"
+    elif matched.choices or any(matched.asleep) or gauges:
+        status = "complete but for choices"
+    evidence = Evidence(matched.outputs, matched.gradients, matched.noise, matched.nearest, tried)
+    before, after = found.levels
+    return Discovery(
+        status=status,
+        rules=tuple(dict.fromkeys([*found.rules, *(() if gauges else found.values), *known])),
+        open=tuple(opened),
+        evidence=evidence,
+        source=found.layouts[0],
+        view=found.layouts[1],
+        scan=_both_scans(before, after),
+        lists=(*before.lists, *(each for each in after.lists if each not in before.lists)),
+        pairings=matched.pairings,
+        notes=tuple(notes),
+        gauges=gauges,
+    )
+
+
+def _both_scans(before: LayerLevels, after: LayerLevels) -> dict[str, Any]:
+    """The axes of both sides as `adapt` takes them: a pair where both have a node of one name."""
+    found: dict[str, Any] = {**before.scan, **after.scan}
+    for node in before.scan.keys() & after.scan.keys():
+        found[node] = before.scan[node], after.scan[node]
+    return found
+
+
+def _choices(matched: Matched) -> list[Open]:
+    found: list[Open] = []
+    for choice in matched.choices:
+        options = [
+            tuple(f"{pair.view} <- {pair.sources[0]}" for pair in option)
+            for option in choice.options
+        ]
+        found.append(
+            Open(
+                tuple(map(str, choice.sources)),
+                tuple(map(str, choice.views)),
+                choice.why,
+                tuple(options),
+            )
+        )
+    return found
+
+
+def _merged(matched: Matched) -> list[Open]:
+    """Leaves of the source that the view has once: a tie, or a layer that is used twice by mistake."""
+    reason = "the view has one leaf for these: the same function only where they are always equal"
+    return [
+        Open(tuple(map(str, each.sources)), (str(each.view),), reason) for each in matched.merged
+    ]
+
+
+def _asleep(matched: Matched) -> list[Open]:
+    """Pieces without a gradient, those of one form together."""
+    reason = (
+        "no value of it changes the outputs at this input"
+        if matched.inert
+        else "it has no gradient here, yet its values matter"
+    )
+    return _by_form(matched.asleep, reason)
+
+
+def _alone(matched: Matched) -> list[Open]:
+    return _by_form(matched.alone, "it has a gradient, and no piece of the other side has the same")
+
+
+def _by_form(pieces: tuple[Sequence[LeafPiece], Sequence[LeafPiece]], reason: str) -> list[Open]:
+    forms = dict.fromkeys(piece.form for side in pieces for piece in side)
+    found: list[Open] = []
+    for form in forms:
+        sources, views = (tuple(str(p) for p in side if p.form == form) for side in pieces)
+        found.append(Open(sources, views, reason))
+    return found

@@ -1,0 +1,478 @@
+"""What pieces that belong together say as rules for leaves: by pattern, once for all layers."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.dims import Binder
+from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.rules import Rule, fuse, rename, tie
+from ckpt_schema._lens.value_rules import scale, shift
+from ckpt_schema.discovery._cuts import LeafPiece
+from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels, found_levels, single_axes
+from ckpt_schema.discovery._matching import Order, Pairing
+from ckpt_schema.discovery._models import RunnableModel
+
+__all__ = ["FoundRules", "rules_of"]
+
+Models = tuple[RunnableModel, RunnableModel]
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundRules:
+    """Rules, and the layouts that they speak of.
+
+    Attributes:
+        rules: Rules for `derive` that say which leaf is which.
+        values: Those that say how values differ.
+        levels: How each side is read: its lists and stacks.
+        layouts: The layouts that are read so.
+        unsaid: What was found and no rule says, with the reason.
+    """
+
+    rules: tuple[Rule, ...]
+    values: tuple[Rule, ...]
+    levels: tuple[LayerLevels, LayerLevels]
+    layouts: tuple[Layout, Layout]
+    unsaid: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A piece as one layer of its leaf has it."""
+
+    path: str
+    factors: tuple[tuple[int, ...], ...]
+    spans: tuple[tuple[int, int], ...]
+    axes: tuple[tuple[int, ...], ...]
+
+    @property
+    def is_whole(self) -> bool:
+        flat = [size for sizes in self.factors for size in sizes]
+        return all(span == (0, size) for span, size in zip(self.spans, flat, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """Parts of one layer of both sides, which are one."""
+
+    source: _Part
+    view: _Part
+    order: Order
+    factor: float
+    offset: float
+
+
+def rules_of(
+    models: Models,
+    pieces: tuple[Sequence[LeafPiece], Sequence[LeafPiece]],
+    pairings: Sequence[Pairing],
+    names: tuple[str, str],
+) -> FoundRules:
+    """The rules that pairings say.
+
+    Args:
+        models: The source and the view.
+        pieces: All their pieces.
+        pairings: Those that are told.
+        names: What the layouts are called.
+    """
+    partners: tuple[dict[LeafPiece, list[LeafPiece]], dict[LeafPiece, list[LeafPiece]]] = {}, {}
+    for pairing in pairings:
+        for source in pairing.sources:
+            partners[0].setdefault(source, []).append(pairing.view)
+            partners[1].setdefault(pairing.view, []).append(source)
+    levels = found_levels(models, pieces, partners)
+    sides = [
+        Addresses(model, own, name) for model, own, name in zip(models, levels, names, strict=True)
+    ]
+    unsaid: list[str] = []
+    pairs = _pairs(pairings, (sides[0], sides[1]), unsaid)
+    rules = [*_folded([*_spoken(pairs, unsaid)], (sides[0], sides[1]))]
+    values = tuple(_recodes(pairs, unsaid))
+    layouts = sides[0].layout, sides[1].layout
+    return FoundRules(tuple(rules), values, levels, layouts, tuple(dict.fromkeys(unsaid)))
+
+
+# --- One layer for all  ---
+
+
+def _pairs(
+    pairings: Sequence[Pairing], sides: tuple[Addresses, Addresses], unsaid: list[str]
+) -> list[_Pair]:
+    """What belongs together in one layer, where it is so in all."""
+    layers: dict[_Pair, int] = collections.Counter()
+    for pairing in pairings:
+        if len(pairing.sources) > 1:
+            own = " and ".join(map(str, pairing.sources))
+            unsaid.append(f"{pairing.view} is made of {own}: no rule adds leaves up")
+            continue
+        source, order = next(zip(pairing.sources, pairing.orders, strict=True))
+        before, first = _layer(source, sides[0])
+        after, second = _layer(pairing.view, sides[1])
+        if first != second:
+            why = "layers have other numbers, or another nesting, on the two sides"
+            unsaid.append(f"{source} is {pairing.view}: {why}")
+            continue
+        factor = pairing.view.scale / source.scale
+        offset = pairing.view.offset - factor * source.offset
+        layers[_Pair(before, after, order, factor, offset)] += 1
+    found: list[_Pair] = []
+    for pair, count in layers.items():
+        wanted = _count(sides[1], pair.view.path)
+        if count != wanted:
+            why = f"it holds in {count} of {wanted} layers alone"
+            unsaid.append(f"{pair.source.path} is {pair.view.path}: {why}")
+        else:
+            found.append(pair)
+    return found
+
+
+def _layer(piece: LeafPiece, side: Addresses) -> tuple[_Part, tuple[int, ...]]:
+    """A piece as its layer has it, and the numbers of the layer."""
+    row, slot = side.slots[piece.leaf]
+    stored = dict(single_axes(piece))
+    marks = iter(slot)
+    indices: list[int] = []
+    dropped: set[int] = set()
+    stacks = {level: axis for axis, (kind, level) in enumerate(row.axes) if kind == "level"}
+    for level, repeat in enumerate(row.repeats):
+        if repeat.axis is None:
+            indices.append(next(marks))
+        else:
+            axis = stacks[level]
+            dropped.add(axis)
+            indices.append(stored.get(axis, -1))
+    factors: list[tuple[int, ...]] = []
+    spans: list[tuple[int, int]] = []
+    kept: dict[int, int] = {}
+    at = 0
+    for axis, sizes in enumerate(piece.factors):
+        numbers = range(at, at + len(sizes))
+        at += len(sizes)
+        if axis in dropped:
+            continue
+        for number in numbers:
+            kept[number] = len(spans)
+            spans.append(piece.spans[number])
+        factors.append(sizes)
+    axes = tuple(tuple(kept[number] for number in own if number in kept) for own in piece.axes)
+    return _Part(side.path(piece.leaf), tuple(factors), tuple(spans), axes), tuple(indices)
+
+
+def _count(side: Addresses, path: str) -> int:
+    """How many layers a leaf has."""
+    row = next(
+        row
+        for row in side.layout.rows
+        if "/".join(row.path[row.body or 0 :]) == path and not row.mirrors
+    )
+    sizes = [size for repeat in row.repeats for size in repeat.size]
+    return math.prod(size for size in sizes if isinstance(size, int))
+
+
+# --- Rules  ---
+
+
+@dataclasses.dataclass(frozen=True)
+class _Saying:
+    """A leaf that is renamed, and the order of its axes where it is not the same."""
+
+    source: str
+    view: str
+    axes: str | None = None
+
+
+def _spoken(pairs: Sequence[_Pair], unsaid: list[str]) -> Iterator[_Saying | Rule]:
+    """A rule, or what may become one, for each leaf that is one, or that has parts."""
+    by_source: dict[str, list[_Pair]] = collections.defaultdict(list)
+    by_view: dict[str, list[_Pair]] = collections.defaultdict(list)
+    originals: dict[_Part, _Pair] = {}
+    for pair in pairs:
+        original = originals.setdefault(pair.source, pair)
+        if original is not pair and pair.source.is_whole and original.order == pair.order:
+            yield tie(pair.view.path, original.view.path)  # the view stores it twice
+            continue
+        by_source[pair.source.path].append(pair)
+        by_view[pair.view.path].append(pair)
+    for path, own in by_view.items():
+        others = {pair.source.path for pair in own}
+        counts = {len(by_source[other]) for other in others}
+        if len(own) == 1 and counts == {1}:
+            yield _renamed(own[0], unsaid)
+        elif counts == {1} and all(pair.source.is_whole for pair in own):
+            yield from _fused(path, own, unsaid, whole_is_view=True)
+    for path, own in by_source.items():
+        if len(own) > 1 and all(len(by_view[pair.view.path]) == 1 for pair in own):
+            yield from _fused(path, own, unsaid, whole_is_view=False)
+        elif len(own) > 1:
+            why = "it is cut into parts on both sides; declare both layouts as classes"
+            unsaid.append(f"{path}: {why}")
+
+
+def _renamed(pair: _Pair, unsaid: list[str]) -> _Saying:
+    """A leaf that is one leaf on both sides."""
+    source, view = pair.source, pair.view
+    spelled = _spelled([pair], whole_is_view=False)
+    if spelled is None:
+        unsaid.append(f"{source.path} is {view.path}: its axes are cut where no rule can say it")
+        return _Saying(source.path, view.path)
+    before, [after] = spelled
+    plain = all("*" not in axis for axis in (*before, *after)) and len(before) == len(after)
+    sizes = [math.prod(own) for own in source.factors if math.prod(own) > 1]
+    is_square = len(set(sizes)) < len(sizes)
+    if plain and before == after and not is_square:
+        return _Saying(source.path, view.path)
+    if plain and "1" not in before:
+        order = " ".join(str(before.index(axis)) for axis in after)
+        return _Saying(source.path, view.path, order)
+    return _Saying(source.path, view.path, f"{' '.join(before)} -> {' '.join(after)}")
+
+
+def _fused(
+    path: str, pairs: Sequence[_Pair], unsaid: list[str], *, whole_is_view: bool
+) -> Iterator[Rule]:
+    """A leaf that the other side has in parts."""
+
+    def start(pair: _Pair) -> tuple[tuple[int, int], ...]:
+        return (pair.view if whole_is_view else pair.source).spans
+
+    ordered = sorted(pairs, key=start)
+    parts = [(pair.source if whole_is_view else pair.view).path for pair in ordered]
+    spelled = _spelled(ordered, whole_is_view=whole_is_view)
+    if spelled is None:
+        unsaid.append(f"{path} is made of {', '.join(parts)}: in parts that no rule can say")
+        return
+    whole, others = spelled
+    words = [" ".join(each) for each in others]
+    behind = words[0] if len(set(words)) == 1 else ", ".join(words)
+    yield fuse(path, parts, axes=f"{' '.join(whole)} -> {behind}")
+
+
+class _Lettering:
+    """Letters for the factors of a leaf, handed out as they are met; those of the shared factor are each part's own."""
+
+    def __init__(self, shared: int | None) -> None:
+        self.sizes: dict[str, int] = {}
+        self._letters = (chr(code) for code in range(ord("a"), ord("z") + 1))
+        self._shared = shared
+        self.own: dict[int, list[str]] = {}
+        self.runs: list[list[str]] = []
+
+    def start_part(self) -> None:
+        """Begins with another part."""
+        self.runs.append([])
+
+    def names(self, factor: int, sizes: Sequence[int]) -> list[str] | None:
+        """The letters of a factor that both sides cut so; None where another part cuts it otherwise."""
+        if factor == self._shared:
+            self.runs[-1] = self._taken(sizes)
+            return self.runs[-1]
+        names = self.own.get(factor)
+        if names is None:
+            names = self.own[factor] = self._taken(sizes)
+        return names if [self.sizes[name] for name in names] == list(sizes) else None
+
+    def _taken(self, sizes: Sequence[int]) -> list[str]:
+        names = list(itertools.islice(self._letters, len(sizes)))
+        self.sizes |= zip(names, sizes, strict=True)
+        return names
+
+
+def _spelled(
+    pairs: Sequence[_Pair], *, whole_is_view: bool
+) -> tuple[list[str], list[list[str]]] | None:
+    """The axes of a leaf, and those of each leaf that is part of it on the other side, in letters.
+
+    A leaf that is one leaf there is its only part. None where the sides cut sizes across each other.
+    """
+    wholes = [pair.view if whole_is_view else pair.source for pair in pairs]
+    parts = [pair.source if whole_is_view else pair.view for pair in pairs]
+    shared = _shared_factor(wholes)
+    if len(pairs) > 1 and shared is None:
+        return None
+    lettering = _Lettering(shared)
+    behind: list[list[str]] = []
+    for pair, whole, part in zip(pairs, wholes, parts, strict=True):
+        lettering.start_part()
+        order = _turned(pair.order, inverse=whole_is_view)
+        theirs: dict[int, list[str]] = {}
+        for axis, there in enumerate(part.axes):
+            here = whole.axes[order[axis]]
+            cuts = _common_factors(_lengths(whole, here), _lengths(part, there))
+            if cuts is None:
+                return None
+            flat: list[str] = []
+            for factor, sizes in zip(here, cuts[0], strict=True):
+                names = lettering.names(factor, sizes)
+                if names is None:
+                    return None
+                flat += names
+            letters = iter(flat)
+            for factor, sizes in zip(there, cuts[1], strict=True):
+                theirs[factor] = list(itertools.islice(letters, len(sizes)))
+        behind.append(_axis_words(part, theirs))
+    words = dict(lettering.own)
+    if shared is not None:
+        words[shared] = [_sum_of(lettering.runs)]
+    return _with_numbers(_axis_words(wholes[0], words), behind, lettering.sizes)
+
+
+def _with_numbers(
+    whole: list[str], behind: list[list[str]], sizes: Mapping[str, int]
+) -> tuple[list[str], list[list[str]]]:
+    """The same with numbers for letters whose sizes no axis tells, as the halves of a head are 2 and the rest."""
+    binder = Binder()
+    for axes in (whole, *behind):
+        for dim in dims_.parse_dims(" ".join(axes)):
+            size = dims_.size_of(dim, sizes)
+            assert size is not None
+            binder.see_dim(dim, size, "")
+    binder.settle()
+    unknown = sorted(sizes.keys() - binder.sizes.keys(), key=lambda name: sizes[name])
+    if not unknown:
+        return whole, behind
+    word = re.compile(rf"\b{unknown[0]}\b")
+    number = str(sizes[unknown[0]])
+    sides = [[word.sub(number, axis) for axis in axes] for axes in (whole, *behind)]
+    return _with_numbers(sides[0], sides[1:], {n: s for n, s in sizes.items() if n != unknown[0]})
+
+
+def _sum_of(runs: Sequence[Sequence[str]]) -> str:
+    """What parts have of an axis together: their number, where each has one index of it."""
+    if not any(runs):
+        return str(len(runs))
+    return "+".join("*".join(run) or "1" for run in runs)
+
+
+def _lengths(part: _Part, numbers: Sequence[int]) -> list[int]:
+    """How much of each of some factors a part has."""
+    spans = [part.spans[number] for number in numbers]
+    return [stop - start for start, stop in spans]
+
+
+def _turned(order: Order, *, inverse: bool) -> Order:
+    if not inverse:
+        return order
+    return tuple(order.index(axis) for axis in range(len(order)))
+
+
+def _shared_factor(wholes: Sequence[_Part]) -> int | None:
+    """The factor of which each part has a span of its own, one after the other."""
+    if len(wholes) == 1:
+        return None
+    columns = zip(*(whole.spans for whole in wholes), strict=True)
+    unlike = [number for number, column in enumerate(columns) if len(set(column)) > 1]
+    if len({whole.factors for whole in wholes}) > 1 or len(unlike) != 1:
+        return None
+    return unlike[0]
+
+
+def _common_factors(
+    before: Sequence[int], after: Sequence[int]
+) -> tuple[list[list[int]], list[list[int]]] | None:
+    """The common factors that each size of two equal products falls in, major first; None where they cut across."""
+    found: tuple[list[list[int]], list[list[int]]] = [[] for _ in before], [[] for _ in after]
+    sides = before, after
+    rest = list(before), list(after)
+    at = [0, 0]
+    while True:
+        for side in (0, 1):  # what is used up, or of size 1, is no factor
+            while at[side] < len(sides[side]) and rest[side][at[side]] == 1:
+                at[side] += 1
+        if at[0] == len(before) or at[1] == len(after):
+            return found if at == [len(before), len(after)] else None
+        size = min(rest[side][at[side]] for side in (0, 1))
+        for side in (0, 1):
+            if rest[side][at[side]] % size:
+                return None
+            found[side][at[side]].append(size)
+            rest[side][at[side]] //= size
+
+
+def _axis_words(part: _Part, words: Mapping[int, Sequence[str]]) -> list[str]:
+    """Each axis of a leaf as the product of its letters; a sum that is multiplied stands in parentheses."""
+    found: list[str] = []
+    at = 0
+    for sizes in part.factors:
+        names = [name for number in range(at, at + len(sizes)) for name in words.get(number, [])]
+        at += len(sizes)
+        several = len(names) > 1
+        found.append("*".join(f"({n})" if several and "+" in n else n for n in names) or "1")
+    return found
+
+
+# --- Nodes for leaves  ---
+
+
+def _folded(found: Sequence[_Saying | Rule], sides: tuple[Addresses, Addresses]) -> Iterator[Rule]:
+    """Renames of leaves as renames of nodes, where a node has nothing else."""
+    sayings = [each for each in found if isinstance(each, _Saying)]
+    plain = {each.source: each.view for each in sayings if each.axes is None}
+    paths = [
+        {
+            "/".join(row.path[row.body or 0 :])
+            for row in side.layout.rows
+            if row.body is not None and not row.mirrors
+        }
+        for side in sides
+    ]
+    nodes: dict[str, str] = dict(plain)
+    merged = True
+    while merged:
+        merged = False
+        for source, view in sorted(nodes.items(), key=lambda pair: -pair[0].count("/")):
+            if source not in nodes or "/" not in source or "/" not in view:
+                continue
+            above, over = source.rpartition("/"), view.rpartition("/")
+            if above[2] != over[2] or not _is_all(above[0], over[0], plain, paths):
+                continue
+            for each in [each for each in nodes if _is_below(each, above[0])]:
+                del nodes[each]
+            nodes[above[0]] = over[0]
+            merged = True
+    for source, view in nodes.items():
+        if source != view:
+            yield rename(source, view)
+    for each in sayings:
+        if each.axes is not None:
+            yield rename(each.source, each.view, axes=each.axes)
+    yield from (each for each in found if not isinstance(each, _Saying))
+
+
+def _is_below(path: str, node: str) -> bool:
+    return path.startswith(f"{node}/")
+
+
+def _is_all(source: str, view: str, plain: Mapping[str, str], paths: Sequence[set[str]]) -> bool:
+    """Whether all leaves below two nodes are each other's, by the names that they have there."""
+    own = [
+        [path for path in side if _is_below(path, node)]
+        for side, node in zip(paths, (source, view), strict=True)
+    ]
+    wanted = {path: f"{view}{path[len(source) :]}" for path in own[0]}
+    return len(own[0]) == len(own[1]) and all(plain.get(p) == v for p, v in wanted.items())
+
+
+def _recodes(pairs: Iterable[_Pair], unsaid: list[str]) -> Iterator[Rule]:
+    """Rules for values that differ."""
+    told: dict[str, set[tuple[float, float]]] = collections.defaultdict(set)
+    for pair in pairs:
+        told[pair.view.path].add((pair.factor, pair.offset))
+    for path, several in told.items():
+        if several == {(1.0, 0.0)}:
+            continue
+        if len(several) > 1:
+            unsaid.append(f"{path}: its parts hold other values each")
+            continue
+        [(factor, offset)] = several
+        if factor != 1:
+            yield scale(path, factor)
+        if offset:
+            yield shift(path, offset)

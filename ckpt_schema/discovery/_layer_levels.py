@@ -1,0 +1,262 @@
+"""Which siblings are a list of layers, and which leaves are stacked: as pieces that belong together show it.
+
+A list has members ``0 .. n-1``. It is one for the lens if each member's pieces belong to pieces of the
+other side that have its number too: in a list there, or on an axis of a stack.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from ckpt_schema._layouts.paths import Index, Key, KeyPath, Pattern, format_path
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._trees.containers import flatten
+from ckpt_schema._trees.inference import infer_tree
+from ckpt_schema._trees.slots import SlotFinder
+from ckpt_schema.discovery._cuts import LeafPiece
+from ckpt_schema.discovery._models import RunnableModel
+
+__all__ = ["Addresses", "LayerLevels", "found_levels", "single_axes"]
+
+_NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
+
+Partners = Mapping[LeafPiece, Sequence[LeafPiece]]
+"""For each piece that is told, the pieces of the other side that it belongs to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerLevels:
+    """What tells how one side is to be read.
+
+    Attributes:
+        lists: Patterns of siblings that are a list of layers, as `infer` takes them.
+        scan: The axis of each stacked node, as `infer` takes it.
+    """
+
+    lists: tuple[str, ...] = ()
+    scan: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
+
+
+class Addresses:
+    """Where the leaves of one side stand in its model, by their names.
+
+    Attributes:
+        keys: For each leaf, its key path from the model's root on.
+    """
+
+    def __init__(self, model: RunnableModel, levels: LayerLevels, name: str) -> None:
+        """Reads the layout of a model's leaves."""
+        joined = getattr(model, "joined", None)
+        self.layout: Layout = infer_tree(
+            model.tree, scan=levels.scan, lists=levels.lists, joined=joined, name=name
+        )
+        finder = SlotFinder(self.layout)
+        flat = flatten(model.tree)
+        self.slots: dict[str, tuple[Row, tuple[int, ...]]] = {}
+        self.keys: dict[str, KeyPath] = {}
+        for key in flat.keys:
+            slot = finder.slot(key, stored=flat.stored)
+            if slot is None:
+                continue
+            row = self.layout.rows[slot[0]]
+            self.slots[format_path(key)] = row, slot[1]
+            if row.body is not None and not row.mirrors:
+                self.keys[format_path(key)] = _body_key(row, slot[1])
+
+    def path(self, name: str) -> str:
+        """The logical path of a leaf in its model."""
+        row, _ = self.slots[name]
+        return "/".join(row.path[row.body or 0 :])
+
+
+def _body_key(row: Row, indices: tuple[int, ...]) -> KeyPath:
+    """A key path from the model's root on; numbers of a list stand by themselves."""
+    found: list[Key] = []
+    marks = iter(indices)
+    axes = iter(row.repeats)
+    for segment in row.path[row.body or 0 :]:
+        if not segment.endswith("[]"):
+            found.append(segment)
+            continue
+        found.append(segment.removesuffix("[]"))
+        if next(axes).axis is None:
+            found.append(next(marks))
+    return tuple(found)
+
+
+def found_levels(
+    models: tuple[RunnableModel, RunnableModel],
+    pieces: tuple[Sequence[LeafPiece], Sequence[LeafPiece]],
+    partners: tuple[Partners, Partners],
+) -> tuple[LayerLevels, LayerLevels]:
+    """How both sides are to be read, so that a rule speaks of a layer and not of each.
+
+    Args:
+        models: The source and the view.
+        pieces: All their pieces.
+        partners: What belongs to what, for each side.
+    """
+    plain = [Addresses(model, LayerLevels(), "plain").keys for model in models]
+    lists: list[list[Pattern]] = []
+    for side in (0, 1):
+        groups = _sibling_groups(plain[side])
+        own = [
+            (*head, Index(stem, text=True))
+            for (head, stem), members in groups.items()
+            if _is_list(members, pieces[side], partners[side], plain[1 - side])
+        ]
+        lists.append(own)
+    levels: list[LayerLevels] = []
+    for side in (0, 1):
+        axes = _stacked(pieces[side], partners[side], plain[1 - side])
+        scan = _by_node(axes, plain[side], pieces[side])
+        patterns = tuple(_written(pattern) for pattern in lists[side])
+        levels.append(LayerLevels(patterns, scan))
+    return levels[0], levels[1]
+
+
+def _written(pattern: Pattern) -> str:
+    return format_path(pattern)
+
+
+_Group = dict[int, dict[KeyPath, str]]
+"""By the number of the member: what stands in it, by the path below it, and its name."""
+
+
+def _sibling_groups(keys: Mapping[str, KeyPath]) -> dict[tuple[KeyPath, str], _Group]:
+    """Siblings whose names differ in a number, 0 to n-1, and that hold the same."""
+    found: dict[tuple[KeyPath, str], _Group] = collections.defaultdict(dict)
+    for name, key in keys.items():
+        for at, segment in enumerate(key):
+            match = _NUMBERED.fullmatch(segment) if isinstance(segment, str) else None
+            if match:
+                members = found[key[:at], match["stem"]]
+                members.setdefault(int(match["number"]), {})[key[at + 1 :]] = name
+    return {
+        group: members
+        for group, members in found.items()
+        if len(members) > 1
+        and sorted(members) == [*range(len(members))]
+        and len({frozenset(member) for member in members.values()}) == 1
+    }
+
+
+def _is_list(
+    members: _Group, pieces: Sequence[LeafPiece], partners: Partners, others: Mapping[str, KeyPath]
+) -> bool:
+    """Whether each member's pieces belong to pieces of the same number, in one place for all members."""
+    by_leaf = _by_leaf(pieces)
+    told = False
+    for rest in members[0]:
+        places: dict[object, list[set[object]]] = collections.defaultdict(list)
+        for number, member in sorted(members.items()):
+            for piece in by_leaf.get(member[rest], ()):
+                for partner in partners.get(piece, ()):
+                    inner = piece.factors, piece.spans
+                    places[inner].append(_places(partner, others, number))
+        for each in places.values():
+            if len(each) != len(members) or not set[object].intersection(*each):
+                return False
+            told = True
+    return told
+
+
+def _by_leaf(pieces: Iterable[LeafPiece]) -> dict[str, list[LeafPiece]]:
+    found: dict[str, list[LeafPiece]] = collections.defaultdict(list)
+    for piece in pieces:
+        found[piece.leaf].append(piece)
+    return found
+
+
+def _places(piece: LeafPiece, keys: Mapping[str, KeyPath], number: int) -> set[object]:
+    """Where in its name or shape a piece has a number, with all else that tells it from others."""
+    key = keys.get(piece.leaf, ())
+    found: set[object] = set()
+    for at, segment in enumerate(key):
+        if segment == number and not isinstance(segment, str):
+            found.add((key[:at], key[at + 1 :], piece.spans))
+        match = _NUMBERED.fullmatch(segment) if isinstance(segment, str) else None
+        if match and int(match["number"]) == number:
+            found.add((key[:at], match["stem"], key[at + 1 :], piece.spans))
+    for axis, index in single_axes(piece):
+        if index == number:
+            found.add((key, axis, _other_spans(piece, axis)))
+    return found
+
+
+def single_axes(piece: LeafPiece) -> Iterator[tuple[int, int]]:
+    """The axes of its leaf that a piece has one index of, and the index; each is one factor."""
+    at = 0
+    for axis, sizes in enumerate(piece.factors):
+        start, stop = piece.spans[at]
+        if len(sizes) == 1 and sizes[0] > 1 and stop == start + 1:
+            yield axis, start
+        at += len(sizes)
+
+
+def _other_spans(piece: LeafPiece, axis: int) -> tuple[tuple[int, int], ...]:
+    number = sum(len(sizes) for sizes in piece.factors[:axis])
+    return (*piece.spans[:number], *piece.spans[number + 1 :])
+
+
+def _stacked(
+    pieces: Sequence[LeafPiece], partners: Partners, others: Mapping[str, KeyPath]
+) -> dict[str, int]:
+    """The axis that a leaf is stacked on, for leaves of which each index belongs to a member of one list."""
+    found: dict[str, int] = {}
+    for leaf, own in _by_leaf(pieces).items():
+        for axis in dict.fromkeys(axis for axis, _ in single_axes(own[0])):
+            places: dict[object, dict[int, set[object]]] = collections.defaultdict(dict)
+            for piece in own:
+                index = dict(single_axes(piece)).get(axis)
+                for partner in partners.get(piece, ()) if index is not None else ():
+                    inner = _other_spans(piece, axis)
+                    places[inner][index or 0] = _places(partner, others, index or 0)
+            size = own[0].leaf_shape[axis]
+            if places and all(
+                len(each) == size and set[object].intersection(*each.values())
+                for each in places.values()
+            ):
+                found[leaf] = axis
+                break
+    return found
+
+
+def _by_node(
+    axes: Mapping[str, int], keys: Mapping[str, KeyPath], pieces: Sequence[LeafPiece]
+) -> dict[str, int]:
+    """The axis of each stacked node: the highest of which all leaves are stacked, or have no partner.
+
+    A leaf that is stacked on another axis than its siblings is named beside its node.
+    """
+    unknown = {piece.leaf for piece in pieces} - axes.keys()
+    cut = {piece.leaf for piece in pieces if any(True for _ in single_axes(piece))}
+    found: dict[str, int] = {}
+    done: set[str] = set()
+    for leaf in axes:
+        key = keys[leaf]
+        head, known = key, [leaf]
+        for end in range(1, len(key)):
+            below = [name for name, other in keys.items() if other[:end] == key[:end]]
+            # What no gradient tells is stacked where its siblings are, if it is cut as they are.
+            if all(name in axes or (name in unknown and name in cut) for name in below):
+                head, known = key[:end], [name for name in below if name in axes]
+                break
+        if done.issuperset(known):
+            continue
+        done.update(known)
+        counts = collections.Counter(axes[name] for name in known)
+        common = counts.most_common(1)[0][0]
+        found[format_path(_plain(head))] = common
+        for name in known:
+            if axes[name] != common:
+                found[format_path(_plain(keys[name]))] = axes[name]
+    return found
+
+
+def _plain(key: KeyPath) -> KeyPath:
+    """A key path without the numbers of lists."""
+    return tuple(segment for segment in key if not isinstance(segment, int))

@@ -1,0 +1,526 @@
+"""Which piece of one model is which piece of the other, under one reading.
+
+Pieces with equal gradients at the shared point are candidates. Those that are one to one are found;
+they get values of their own on both sides, and the outputs must still agree: two functions may agree
+at the shared point alone. What was asleep there, such as a router whose experts were all equal, wakes
+then, and the rest is matched again, until nothing is added.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
+from ckpt_schema.discovery._models import RunnableModel
+from ckpt_schema.discovery._points import (
+    gradients_at,
+    in_axis_order,
+    leaves_of,
+    orders,
+    own_block,
+    relative_gap,
+    shared_values,
+)
+
+__all__ = ["Choice", "Matched", "Pairing", "match_pieces"]
+
+Array = np.ndarray[Any, Any]
+Order = tuple[int, ...]
+Origin = tuple[int, Order]
+"""The number of a piece of the source, and which of its axes each axis of the view's piece is."""
+
+Pairs = dict[int, tuple[Origin, ...]]
+"""For pieces of the view, by number, what they are made of: one piece, or several, whose sum they are."""
+
+_ROUNDS = 12
+_MOST_LEFT = 3  # so many pieces of one form are told by trying all assignments
+_MOST_TIED = 4
+_MOST_CHOICES = 48
+_MOST_SUMS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """A piece of the view, and what of the source it is.
+
+    Attributes:
+        view: The piece of the view.
+        sources: The pieces of the source: one, or several of which it is the sum.
+        orders: For each, which of its axes each axis of the view's piece is.
+    """
+
+    view: LeafPiece
+    sources: tuple[LeafPiece, ...]
+    orders: tuple[Order, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Pieces that running the models does not tell apart, and every assignment that leaves the outputs equal."""
+
+    sources: tuple[LeafPiece, ...]
+    views: tuple[LeafPiece, ...]
+    options: tuple[tuple[Pairing, ...], ...]
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Matched:
+    """What was found under one reading.
+
+    Attributes:
+        pairings: The pieces of the view that are told.
+        choices: Those that are told but for a choice.
+        merged: Those that two of the source have together: the view's function is the source's only where
+            these two are equal.
+        asleep: Pieces of each side that no value changes the outputs by, or that have no gradient.
+        alone: Pieces of each side that have a gradient and no partner.
+        inert: Whether no value of the view's pieces that are asleep changes its outputs.
+        outputs: How far the outputs differ at independent random values of all that was found.
+        gradients: How far the gradients of what was found differ there, at most.
+        odd: Pieces of the view whose outputs agree and whose gradients do not, as where one is masked.
+        noise: How far outputs differ at the shared point.
+        nearest: The least difference of gradients that was refused.
+        agrees: Whether the outputs agree at random values.
+    """
+
+    pairings: tuple[Pairing, ...]
+    choices: tuple[Choice, ...]
+    merged: tuple[Pairing, ...]
+    asleep: tuple[tuple[LeafPiece, ...], tuple[LeafPiece, ...]]
+    alone: tuple[tuple[LeafPiece, ...], tuple[LeafPiece, ...]]
+    inert: bool
+    outputs: float
+    gradients: float
+    odd: tuple[LeafPiece, ...]
+    noise: float
+    nearest: float
+    agrees: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that has a gradient has its place."""
+        return self.agrees and self.inert and not self.merged and not any(self.alone)
+
+
+def match_pieces(
+    models: tuple[RunnableModel, RunnableModel],
+    pieces: tuple[list[LeafPiece], list[LeafPiece]],
+    noise: float,
+    seed: int,
+) -> Matched:
+    """Matches the pieces of two models.
+
+    Args:
+        models: The source and the view.
+        pieces: Their pieces, under a reading at which their outputs agree.
+        noise: How far the outputs differ at the shared point.
+        seed: Of the random values.
+    """
+    return _Matching(models, pieces, noise, seed).result()
+
+
+@dataclasses.dataclass
+class _Point:
+    """Values of both models, and their outputs there."""
+
+    leaves: tuple[dict[str, Array], dict[str, Array]]
+    outputs: tuple[Array, Array]
+
+    @property
+    def gap(self) -> float:
+        return relative_gap(*self.outputs)
+
+
+class _Matching:
+    """The state of one matching: what is found so far, and what a round adds."""
+
+    def __init__(
+        self,
+        models: tuple[RunnableModel, RunnableModel],
+        pieces: tuple[list[LeafPiece], list[LeafPiece]],
+        noise: float,
+        seed: int,
+    ) -> None:
+        self._models, self._pieces, self._noise, self._seed = models, pieces, noise, seed
+        # What rounding makes of outputs it makes of gradients, and more of it.
+        self._tolerance = max(1e-9, min(1000 * noise, 3e-3))
+        self._bound = max(1e-9, 30 * noise)
+        self._found: Pairs = {}
+        self._chosen: Pairs = {}
+        self._choices: list[Choice] = []
+        self._nearest = math.inf
+        self._gradients: tuple[list[Array], list[Array]] = [], []
+        self._floor = 0.0
+
+    def result(self) -> Matched:
+        """Everything that is told."""
+        for number in range(1, _ROUNDS):
+            if not self._round(number):
+                break
+        return self._summary()
+
+    # --- Points  ---
+
+    @property
+    def _known(self) -> Pairs:
+        return self._found | self._chosen
+
+    def _at(self, pairs: Pairs, seed: int) -> _Point:
+        """Both models where pairs have values of their own, and all else is as at the shared point."""
+        sources, views = self._pieces
+        before, after = shared_values(sources, seed), shared_values(views, seed)
+        for number in {number for origins in pairs.values() for number, _ in origins}:
+            piece = sources[number]
+            before[number] = in_axis_order(own_block(piece.form, seed, number), piece)
+        for number, origins in pairs.items():
+            if len(origins) > 1 and not self._is_sum(number, origins):
+                (first, order), *others = origins
+                for copy, its in others:
+                    before[copy] = before[first].transpose(order).transpose(_inverse(its))
+            parts = [before[source].transpose(order) for source, order in origins]
+            after[number] = sum(parts[1:], parts[0]) / len(parts)
+        leaves = (
+            leaves_of(self._models[0], sources, before),
+            leaves_of(self._models[1], views, after),
+        )
+        outputs = self._models[0].run(leaves[0]), self._models[1].run(leaves[1])
+        return _Point(leaves, outputs)
+
+    def _is_sum(self, number: int, origins: Sequence[Origin]) -> bool:
+        """Whether a piece of the view is the sum of several, which one reading makes twice their mean; else they are copies."""
+        sources, views = self._pieces
+        count = len(origins)
+        halves = all(sources[i].scale == 1 / count for i, _ in origins)
+        return views[number].scale == count or halves
+
+    def _agrees(self, pairs: Pairs, seed: int) -> bool:
+        return self._at(pairs, seed).gap <= self._bound
+
+    # --- One round  ---
+
+    def _round(self, number: int) -> bool:
+        """Matches what is left; whether anything was added."""
+        self._see(self._at(self._known, self._seed + number))
+        left, right = self._left()
+        edges = self._edges(left, right)
+        several = collections.Counter(j for each in edges.values() for j in {j for j, _ in each})
+        added: Pairs = {}
+        for i, each in edges.items():
+            if len(each) == 1 and several[each[0][0]] == 1:
+                j, order = each[0]
+                added[j] = ((i, order),)
+        if not added:
+            lone = [i for i in left if i not in edges], [j for j in right if not several[j]]
+            added = self._sums(left, right, lone)
+        if not added:
+            added, chose = self._tried(edges, left, right, several)
+            if chose:
+                return True
+        if not added:
+            added = self._woken()
+        if not added:
+            return False
+        kept = self._proved(added, number)
+        self._found |= kept
+        return bool(kept)
+
+    def _see(self, point: _Point) -> None:
+        """Takes the gradients at a point."""
+        own: list[list[Array]] = []
+        for model, pieces, leaves in zip(self._models, self._pieces, point.leaves, strict=True):
+            own.append(gradients_at(model, pieces, leaves, self._seed))
+        self._gradients = own[0], own[1]
+        sizes = [_size(gradient) for gradient in own[0]]
+        self._floor = self._tolerance * float(np.median(sizes)) if sizes else 0.0
+
+    def _left(self) -> tuple[list[int], list[int]]:
+        """The pieces of both sides that have a gradient and no partner yet."""
+        used = {i for origins in self._known.values() for i, _ in origins}
+        before, after = self._gradients
+        left = [i for i, each in enumerate(before) if i not in used and _size(each) > self._floor]
+        right = [
+            j for j, each in enumerate(after) if j not in self._known and _size(each) > self._floor
+        ]
+        return left, right
+
+    def _edges(
+        self, left: Sequence[int], right: Sequence[int]
+    ) -> dict[int, list[tuple[int, Order]]]:
+        """For each piece of the source, the pieces of the view whose gradients are equal, however they are turned.
+
+        Only pieces of one form whose gradients are of one size are compared: near linear.
+        """
+        sources, views = self._pieces
+        before, after = self._gradients
+        by_form: dict[AxisSizes, list[tuple[float, int]]] = collections.defaultdict(list)
+        for j in right:
+            by_form[views[j].form].append((float(np.linalg.norm(after[j])), j))
+        norms: dict[AxisSizes, list[float]] = {}
+        for form, entries in by_form.items():
+            entries.sort()
+            norms[form] = [norm for norm, _ in entries]
+        window = max(0.02, 2 * self._tolerance)
+        edges: dict[int, list[tuple[int, Order]]] = {}
+        for i in left:
+            entries = by_form[sources[i].form]
+            own = norms.get(sources[i].form, [])
+            norm = float(np.linalg.norm(before[i]))
+            low, high = np.searchsorted(own, [norm * (1 - window), norm * (1 + window)])
+            found: list[tuple[int, Order]] = []
+            for _, j in entries[low:high]:
+                for order in orders(sources[i].shape, views[j].shape):
+                    gap = relative_gap(before[i].transpose(order), after[j])
+                    if gap <= self._tolerance:
+                        found.append((j, order))
+                    else:
+                        self._nearest = min(self._nearest, gap)
+            if found:
+                edges[i] = found
+        return edges
+
+    def _proved(self, added: Pairs, number: int) -> Pairs:
+        """Those of the new pairs under which the outputs agree at random values."""
+        if self._agrees(self._known | added, self._seed + number + 20):
+            return added
+        kept: Pairs = {}
+        for j, origins in added.items():
+            trial = self._known | kept | {j: origins}
+            if all(self._agrees(trial, self._seed + number + more) for more in (20, 40)):
+                kept[j] = origins
+        return kept
+
+    # --- Sums and copies  ---
+
+    def _sums(
+        self, left: Sequence[int], right: Sequence[int], lone: tuple[list[int], list[int]]
+    ) -> Pairs:
+        """One piece for two of the other side: stored twice there, or added up there.
+
+        A piece that is used twice has the sum of both gradients.
+        """
+        sources, views = self._pieces
+        before, after = self._gradients
+        if max(map(len, lone)) >= _MOST_SUMS:
+            return {}
+        for i in lone[0]:  # one leaf of the source is two of the view
+            alike = [j for j in lone[1] if views[j].form == sources[i].form]
+            for one, other in itertools.combinations(alike, 2):
+                for first in orders(sources[i].shape, views[one].shape):
+                    for second in orders(sources[i].shape, views[other].shape):
+                        back = _inverse(first), _inverse(second)
+                        total = after[one].transpose(back[0]) + after[other].transpose(back[1])
+                        if relative_gap(before[i], total) <= self._tolerance:
+                            return {one: ((i, first),), other: ((i, second),)}
+        for j in lone[1]:  # two leaves of the source are added up, or one stored twice
+            alike = [i for i in lone[0] if sources[i].form == views[j].form]
+            for one, other in itertools.combinations(alike, 2):
+                for first in orders(sources[one].shape, views[j].shape):
+                    for second in orders(sources[other].shape, views[j].shape):
+                        total = before[one].transpose(first) + before[other].transpose(second)
+                        if relative_gap(total, after[j]) <= self._tolerance:
+                            return {j: ((one, first), (other, second))}
+        return {}
+
+    # --- What gradients do not tell  ---
+
+    def _tried(
+        self,
+        edges: Mapping[int, Sequence[tuple[int, Order]]],
+        left: Sequence[int],
+        right: Sequence[int],
+        several: Mapping[int, int],
+    ) -> tuple[Pairs, bool]:
+        """Tries the few assignments of pieces that gradients do not tell: one that alone agrees is found.
+
+        Returns:
+            New pairs, and whether several agreed, of which one was taken to go on with.
+        """
+        for members, goals, ways in self._ties(edges, left, right, several):
+            options: list[Pairs] = []
+            for perm in itertools.permutations(members):
+                each = [
+                    [((i, order),) for order in ways.get((i, j), ())]
+                    for i, j in zip(perm, goals, strict=True)
+                ]
+                for origins in itertools.product(*each):
+                    options.append(dict(zip(goals, origins, strict=True)))
+            trials = options[:_MOST_CHOICES]
+            seeds = self._seed + 50, self._seed + 51
+            good = [
+                each
+                for each in trials
+                if all(self._agrees(self._known | each, seed) for seed in seeds)
+            ]
+            if len(good) == 1:
+                return good[0], False
+            if good:
+                self._chosen |= good[0]
+                why = f"{len(good)} assignments leave the outputs equal"
+                self._choices.append(self._choice(members, goals, good, why))
+                return {}, True
+        return {}, False
+
+    def _woken(self) -> Pairs:
+        """Pieces without a gradient whose values matter all the same, as of a choice of the largest: the outputs tell."""
+        asleep = self._asleep()
+        sources, views = self._pieces
+        seeds = self._seed + 60, self._seed + 61
+        for form in dict.fromkeys(sources[i].form for i in asleep[0]):
+            members = [i for i in asleep[0] if sources[i].form == form]
+            goals = [j for j in asleep[1] if views[j].form == form]
+            if not len(members) == len(goals) <= _MOST_LEFT:
+                continue
+            good: list[Pairs] = []
+            for perm in itertools.permutations(members):
+                ways = [
+                    [((i, order),) for order in orders(sources[i].shape, views[j].shape)]
+                    for i, j in zip(perm, goals, strict=True)
+                ]
+                for origins in itertools.product(*ways):
+                    trial = dict(zip(goals, origins, strict=True))
+                    if all(self._agrees(self._known | trial, seed) for seed in seeds):
+                        good.append(trial)
+                if len(good) > 1:
+                    break
+            if len(good) == 1 and all(self._matters(good[0], j) for j in goals):
+                return good[0]
+        return {}
+
+    def _matters(self, pairs: Pairs, number: int) -> bool:
+        """Whether the outputs change where one side alone has other values of a piece."""
+        point = self._at(self._known | pairs, self._seed + 62)
+        piece = self._pieces[1][number]
+        leaves = {name: value.copy() for name, value in point.leaves[1].items()}
+        moved = in_axis_order(own_block(piece.form, self._seed + 63, number), piece)
+        leaves[piece.leaf].reshape(-1)[piece.places] = moved
+        return relative_gap(point.outputs[1], self._models[1].run(leaves)) > 10 * self._bound
+
+    def _asleep(self) -> tuple[list[int], list[int]]:
+        """The pieces of both sides that have no partner and no gradient."""
+        left, right = self._left()
+        used = {i for origins in self._known.values() for i, _ in origins}
+        return (
+            [i for i in range(len(self._pieces[0])) if i not in used and i not in left],
+            [j for j in range(len(self._pieces[1])) if j not in self._known and j not in right],
+        )
+
+    def _ties(
+        self,
+        edges: Mapping[int, Sequence[tuple[int, Order]]],
+        left: Sequence[int],
+        right: Sequence[int],
+        several: Mapping[int, int],
+    ) -> Iterable[tuple[list[int], list[int], dict[tuple[int, int], list[Order]]]]:
+        """Groups of as many pieces on both sides, and how each may be turned into each."""
+        groups: dict[frozenset[int], list[int]] = collections.defaultdict(list)
+        for i, each in edges.items():
+            groups[frozenset(j for j, _ in each)].append(i)
+        for goals, members in groups.items():
+            if len(members) == len(goals) <= _MOST_TIED:
+                ways: dict[tuple[int, int], list[Order]] = collections.defaultdict(list)
+                for i in members:
+                    for j, order in edges[i]:
+                        ways[i, j].append(order)
+                yield sorted(members), sorted(goals), ways
+        sources, views = self._pieces
+        spare: dict[AxisSizes, tuple[list[int], list[int]]] = {}
+        for i in left:
+            if i not in edges:
+                spare.setdefault(sources[i].form, ([], []))[0].append(i)
+        for j in right:
+            if not several[j]:
+                spare.setdefault(views[j].form, ([], []))[1].append(j)
+        for members, goals in spare.values():
+            if len(members) == len(goals) <= _MOST_LEFT:
+                ways = {
+                    (i, j): list(orders(sources[i].shape, views[j].shape))
+                    for i in members
+                    for j in goals
+                }
+                yield members, goals, ways
+
+    def _choice(
+        self, members: Sequence[int], goals: Sequence[int], good: Sequence[Pairs], why: str
+    ) -> Choice:
+        sources, views = self._pieces
+        return Choice(
+            tuple(sources[i] for i in members),
+            tuple(views[j] for j in goals),
+            tuple(tuple(self._pairing(j, origins) for j, origins in one.items()) for one in good),
+            why,
+        )
+
+    def _pairing(self, number: int, origins: Sequence[Origin]) -> Pairing:
+        sources, views = self._pieces
+        return Pairing(
+            views[number],
+            tuple(sources[i] for i, _ in origins),
+            tuple(order for _, order in origins),
+        )
+
+    # --- The end  ---
+
+    def _summary(self) -> Matched:
+        """What is told, proved once more at fresh values."""
+        sources, views = self._pieces
+        point = self._at(self._known, self._seed + 99)
+        self._see(point)
+        before, after = self._gradients
+        used = collections.Counter(i for each in self._known.values() for i, _ in each)
+        gaps: dict[int, float] = {}
+        for j, origins in self._found.items():
+            if len(origins) == 1 and used[origins[0][0]] == 1:
+                [(i, order)] = origins
+                gaps[j] = relative_gap(before[i].transpose(order), after[j])
+        live, asleep = self._left(), self._asleep()
+        return Matched(
+            pairings=tuple(self._pairing(j, each) for j, each in self._found.items()),
+            choices=tuple(self._choices),
+            merged=tuple(
+                self._pairing(j, each)
+                for j, each in self._known.items()
+                if len(each) > 1 and not self._is_sum(j, each)
+            ),
+            asleep=(
+                tuple(sources[i] for i in asleep[0]),
+                tuple(views[j] for j in asleep[1]),
+            ),
+            alone=(tuple(sources[i] for i in live[0]), tuple(views[j] for j in live[1])),
+            inert=self._is_inert(point, asleep),
+            outputs=point.gap,
+            gradients=max(gaps.values(), default=0.0),
+            odd=tuple(views[j] for j, gap in gaps.items() if gap > 10 * self._tolerance),
+            noise=self._noise,
+            nearest=self._nearest,
+            agrees=point.gap <= self._bound,
+        )
+
+    def _is_inert(self, point: _Point, asleep: Sequence[Sequence[int]]) -> bool:
+        """Whether other values of the pieces without a gradient leave the outputs of both models as they are."""
+        for model, pieces, leaves, outputs, numbers in zip(
+            self._models, self._pieces, point.leaves, point.outputs, asleep, strict=True
+        ):
+            moved = {name: value.copy() for name, value in leaves.items()}
+            for number in numbers:
+                piece = pieces[number]
+                value = in_axis_order(own_block(piece.form, self._seed + 5, number), piece)
+                moved[piece.leaf].reshape(-1)[piece.places] = value
+            if numbers and relative_gap(outputs, model.run(moved)) > self._bound:
+                return False
+        return True
+
+
+def _size(gradient: Array) -> float:
+    return float(np.sqrt(np.mean(gradient**2))) if gradient.size else 0.0
+
+
+def _inverse(order: Order) -> Order:
+    return tuple(int(axis) for axis in np.argsort(order))

@@ -1,0 +1,197 @@
+"""A model as discovery sees it: float leaves by name, outputs, and a pullback; NumPy in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ckpt_schema._frameworks.variables import state_of, whole_state
+from ckpt_schema._layouts.paths import format_path
+from ckpt_schema._trees.containers import flatten
+from ckpt_schema.errors import CkptSchemaError, Mismatch
+
+__all__ = ["DiscoveryError", "JaxModel", "Leaves", "RunnableModel", "model_of"]
+
+Leaves = Mapping[str, np.ndarray[Any, Any]]
+"""Values of the float leaves, by their key paths."""
+
+
+class DiscoveryError(CkptSchemaError):
+    """Two models that cannot be compared, or whose leaves are not told by running them."""
+
+
+@runtime_checkable
+class RunnableModel(Protocol):
+    """What discovery asks of a model, in any framework.
+
+    Attributes:
+        shapes: The shape of each float leaf, by its key path.
+        skipped: The key paths of other leaves, which no gradient tells.
+        wide: Whether it computes in float64; one that has float32 in its code rounds more.
+        tree: What `ckpt_schema.infer` reads the layout of its leaves off: arrays or abstract values.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    skipped: Sequence[str]
+    wide: bool
+    tree: Any
+
+    def run(self, leaves: Leaves) -> np.ndarray[Any, Any]:
+        """The outputs at these values, float64, flat."""
+        ...
+
+    def pullback(
+        self, leaves: Leaves, cotangent: np.ndarray[Any, Any]
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """The gradient of each leaf at these values, float64, for a cotangent of the outputs."""
+        ...
+
+
+def model_of(run: Callable[[Any], Any] | None, given: Any, side: str) -> RunnableModel:
+    """The model of one side.
+
+    Args:
+        run: What computes the outputs of what is given.
+        given: A tree of arrays or abstract values, an ``nnx.Module``, a function that makes one, or
+            a `RunnableModel`, which has a run of its own.
+        side: What messages call it.
+
+    Raises:
+        DiscoveryError: There is no run, or a leaf that is no float has no value.
+    """
+    if isinstance(given, RunnableModel):
+        return given
+    if run is None:
+        fault = Mismatch(
+            side, "argument", "a function that runs it", "None", "run(tree) -> outputs"
+        )
+        raise DiscoveryError("wrong arguments", [fault])
+    return JaxModel(run, given, side)
+
+
+class JaxModel:
+    """A function of a tree, or of an ``nnx.Module``, in float64 where its code allows that.
+
+    A module is split and merged for the caller. Leaves that are no floats keep their values.
+    """
+
+    def __init__(self, run: Callable[[Any], Any], given: Any, side: str = "the model") -> None:
+        """Reads the leaves; nothing is run yet.
+
+        Args:
+            run: Computes outputs, a tree of arrays, of what is given.
+            given: A tree, or an ``nnx.Module``.
+            side: What messages call it.
+
+        Raises:
+            DiscoveryError: A leaf that is no float has no value.
+        """
+        self._run, self._given, self._side = run, given, side
+        self._changed: list[str] = []
+        self.tree: Any = whole_state(state_of(given))
+        flat = flatten(self.tree)
+        names = [format_path(key) for key in flat.keys]
+        leaves, self._treedef = jax.tree.flatten(self.tree)
+        self._names = names
+        self._constants: dict[str, Any] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        faults: list[Mismatch] = []
+        for name, leaf in zip(names, leaves, strict=True):
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                shapes[name] = tuple(leaf.shape)
+            elif isinstance(leaf, jax.ShapeDtypeStruct):
+                hint = "give the tree with its values, or at least with those of such leaves"
+                faults.append(Mismatch(name, "leaf", "a value", f"{leaf.dtype} without one", hint))
+            else:
+                self._constants[name] = leaf
+        if faults:
+            raise DiscoveryError(f"{side} cannot be run", faults)
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
+        self.skipped: Sequence[str] = tuple(self._constants)
+        self.wide = True
+        self._outputs = jax.jit(self._flat_outputs)
+        self._pulled = jax.jit(self._pull)
+
+    def run(self, leaves: Leaves) -> np.ndarray[Any, Any]:
+        """The outputs at these values.
+
+        Raises:
+            DiscoveryError: The run fails, changes the model's state, or has no float outputs.
+        """
+        made = self._tried(leaves)
+        if self._changed:
+            hint = (
+                "run it as in evaluation, model.eval(), with running averages and without dropout"
+            )
+            faults = [
+                Mismatch(name, "state", "a run that keeps what it is given", "a new value", hint)
+                for name in self._changed
+            ]
+            raise DiscoveryError(f"{self._side} changes while it runs", faults)
+        return made
+
+    def pullback(
+        self, leaves: Leaves, cotangent: np.ndarray[Any, Any]
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """The gradients at these values."""
+        with jax.enable_x64(self.wide):
+            found = self._pulled(self._arrays(leaves), jnp.asarray(cotangent, self._dtype))
+            return {name: np.asarray(each, np.float64) for name, each in found.items()}
+
+    @property
+    def _dtype(self) -> type[Any]:
+        return np.float64 if self.wide else np.float32
+
+    def _arrays(self, leaves: Leaves) -> dict[str, jax.Array]:
+        return {name: jnp.asarray(value, self._dtype) for name, value in leaves.items()}
+
+    def _tried(self, leaves: Leaves) -> np.ndarray[Any, Any]:
+        """The outputs; a model that has float32 written in its code is run in it, as the carry of a scan often has."""
+        while True:
+            try:
+                with jax.enable_x64(self.wide):
+                    return np.asarray(self._outputs(self._arrays(leaves)), np.float64)
+            except CkptSchemaError:
+                raise
+            except Exception as error:
+                if self.wide:
+                    self.wide = False
+                    continue
+                hint = "it is called with random values of the same shapes; see the cause above"
+                fault = Mismatch(self._side, "run", "outputs", type(error).__name__, hint)
+                raise DiscoveryError(f"{self._side} cannot be run", [fault]) from error
+
+    def _flat_outputs(self, leaves: dict[str, jax.Array]) -> jax.Array:
+        every = {**self._constants, **leaves}
+        tree = jax.tree.unflatten(self._treedef, [every[name] for name in self._names])
+        outputs = self._outputs_of(tree)
+        floats = [
+            jnp.ravel(each).astype(self._dtype)
+            for each in jax.tree.leaves(outputs)
+            if jnp.issubdtype(jnp.result_type(each), jnp.floating)
+        ]
+        if not floats:
+            hint = "return logits rather than tokens: only floats have gradients"
+            fault = Mismatch(self._side, "outputs", "arrays of floats", "none", hint)
+            raise DiscoveryError(f"{self._side} cannot be compared", [fault])
+        return jnp.concatenate(floats)
+
+    def _outputs_of(self, tree: Any) -> Any:
+        if not isinstance(self._given, nnx.Module):
+            return self._run(tree)
+        module = nnx.merge(nnx.graphdef(self._given), tree)
+        before = jax.tree.leaves(nnx.state(module))
+        outputs = self._run(module)
+        after = jax.tree.leaves(nnx.state(module))
+        pairs = zip(self._names, before, after, strict=True)
+        self._changed = [name for name, old, new in pairs if old is not new]
+        return outputs
+
+    def _pull(self, leaves: dict[str, jax.Array], cotangent: jax.Array) -> dict[str, jax.Array]:
+        _, pull = jax.vjp(self._flat_outputs, leaves)
+        return pull(cotangent)[0]

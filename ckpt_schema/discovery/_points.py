@@ -1,0 +1,112 @@
+"""Values to run both models at: one point that prefers no assignment, and independent ones that prove it.
+
+At the *shared point* all pieces of a form hold one random block, the same however equal axes are
+turned. So two models that are one function have equal outputs there, whichever leaf is which. That is
+needed and never enough: two other functions may be equal there too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
+from ckpt_schema.discovery._models import RunnableModel
+
+__all__ = [
+    "gradients_at",
+    "in_axis_order",
+    "leaves_of",
+    "orders",
+    "own_block",
+    "relative_gap",
+    "shared_block",
+    "shared_values",
+]
+
+Array = np.ndarray[Any, Any]
+
+
+def shared_block(form: AxisSizes, seed: int) -> Array:
+    """The block that all pieces of a form hold at the shared point."""
+    block = _block(form, seed)
+    if len(form) < 2:
+        return block
+    alike = [order for order in itertools.permutations(range(len(form))) if _same(form, order)]
+    total = sum((block.transpose(order) for order in alike), np.zeros(form))
+    return total / math.sqrt(len(alike)) / _scale(form)
+
+
+def own_block(form: AxisSizes, seed: int, number: int) -> Array:
+    """A block that one pair of pieces alone holds."""
+    block = _block(form, seed, number + 1)
+    return block if len(form) < 2 else block / _scale(form)
+
+
+def _block(form: AxisSizes, *seed: int) -> Array:
+    mark = zlib.crc32(repr(form).encode())
+    block = np.random.default_rng([*seed, mark]).normal(size=form)
+    if len(form) < 2:  # it may be a variance, or the scale of a norm
+        return 1 + 0.3 * np.clip(block, -2, 2)
+    return block
+
+
+def _scale(form: AxisSizes) -> float:
+    """What keeps the outputs of a layer as large as its inputs."""
+    return math.sqrt(math.prod(form) / max(form))
+
+
+def _same(form: AxisSizes, order: Sequence[int]) -> bool:
+    return all(form[at] == form[axis] for at, axis in enumerate(order))
+
+
+def in_axis_order(block: Array, piece: LeafPiece) -> Array:
+    """A block of the piece's form, with its axes in the order that the piece has them."""
+    order = np.argsort(np.argsort(piece.shape, kind="stable"), kind="stable")
+    return block.transpose(order)
+
+
+def shared_values(pieces: Sequence[LeafPiece], seed: int) -> list[Array]:
+    """What each piece holds at the shared point."""
+    return [in_axis_order(shared_block(piece.form, seed), piece) for piece in pieces]
+
+
+def leaves_of(
+    model: RunnableModel, pieces: Sequence[LeafPiece], values: Sequence[Array]
+) -> dict[str, Array]:
+    """The leaves of a model whose pieces hold these values."""
+    leaves = {name: np.ones(shape) for name, shape in model.shapes.items()}
+    for piece, value in zip(pieces, values, strict=True):
+        leaves[piece.leaf].reshape(-1)[piece.places] = piece.scale * value + piece.offset
+    return leaves
+
+
+def orders(shape: Sequence[int], goal: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """The orders of axes that make a shape another."""
+    for order in itertools.permutations(range(len(shape))):
+        if tuple(shape[axis] for axis in order) == tuple(goal):
+            yield order
+
+
+def relative_gap(one: Array, other: Array) -> float:
+    """How far two arrays differ, relative to the larger; infinite where they cannot be compared."""
+    if one.shape != other.shape or not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return math.inf
+    larger = max(float(np.linalg.norm(one)), float(np.linalg.norm(other)), 1e-300)
+    return float(np.linalg.norm(one - other)) / larger
+
+
+def gradients_at(
+    model: RunnableModel, pieces: Sequence[LeafPiece], leaves: Mapping[str, Array], seed: int
+) -> list[Array]:
+    """The gradient of each piece, for a cotangent that outputs determine and nothing else does."""
+    outputs = model.run(leaves)
+    noise = np.random.default_rng([seed, 7]).normal(size=outputs.shape)
+    size = float(np.sqrt(np.mean(outputs**2))) + 1e-300
+    found = model.pullback(leaves, noise + np.cos(3 * outputs / size))
+    return [found[piece.leaf].reshape(-1)[piece.places] * piece.scale for piece in pieces]

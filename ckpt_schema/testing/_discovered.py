@@ -1,0 +1,109 @@
+"""A declared lens against what running both models shows; the two share no code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ckpt_schema._frameworks.variables import state_of, whole_state
+from ckpt_schema._layouts.paths import format_path
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._trees.containers import flatten
+from ckpt_schema.discovery._discovery import Discovery, discover
+from ckpt_schema.discovery._matching import Pairing
+
+__all__ = ["assert_discovered"]
+
+Values = dict[str, np.ndarray[Any, Any]]
+
+
+def assert_discovered(
+    lens: Lens,
+    source_run: Callable[[Any], Any],
+    source: Any,
+    view_run: Callable[[Any], Any],
+    view: Any,
+    *,
+    seed: int = 0,
+    budget: float = 60,
+) -> Discovery:
+    """Verifies that a lens carries each leaf to the leaf that running both models shows it to be.
+
+    Both models are run as `ckpt_schema.discover` runs them; then random values go through the lens, and are held, piece by
+    piece, against what was found. Pieces that are open are not looked at.
+
+    Args:
+        lens: From the source to the view.
+        source_run: Computes outputs of what ``source`` is.
+        source: The source's model: a tree of arrays, or an ``nnx.Module``.
+        view_run: Computes outputs of what ``view`` is, of the same input.
+        view: The view's model.
+        seed: Of the random values.
+        budget: See `ckpt_schema.discover`.
+
+    Returns:
+        What was found.
+
+    Raises:
+        AssertionError: The two are not one function, or the lens carries leaves elsewhere; each is named.
+        DiscoveryError: The models cannot be run.
+
+    Example:
+        >>> import ckpt_schema as cs
+        >>> x = jnp.ones((2, 4))
+        >>> old, new = {"w": jnp.ones((4, 3))}, {"w": jnp.ones((3, 4))}
+        >>> lens = cs.adapt(old, new, rules=[cs.rename("w", "w", axes="1 0")])
+        >>> assert_discovered(lens, lambda p: x @ p["w"], old, lambda p: x @ p["w"].T, new).status
+        'complete'
+    """
+    found = discover(source_run, source, view_run, view, seed=seed, budget=budget)
+    if found.status in ("refused", "incomplete"):
+        raise AssertionError(f"the two models are not seen to be one function\n{found}")
+    values = _drawn(whole_state(state_of(source)), seed)
+    made = lens.get(values, onto=whole_state(state_of(view)))
+    before, after = _named(values), _named(made)
+    wrong = [each for each in found.pairings if not _holds(each, before, after)]
+    if wrong:
+        lines = [
+            f"  {each.view} is {' and '.join(map(str, each.sources))}, and the lens makes it of another"
+            for each in wrong
+        ]
+        raise AssertionError("\n".join(["the lens is not what running both models shows", *lines]))
+    return found
+
+
+def _drawn(tree: Any, seed: int) -> Any:
+    """A tree with random floats."""
+    random = np.random.default_rng(seed)
+
+    def value(leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return jnp.asarray(random.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
+
+    return jax.tree.map(value, tree)
+
+
+def _named(tree: Any) -> Values:
+    flat = flatten(tree)
+    return {
+        format_path(key): np.asarray(leaf, np.float64)
+        for key, leaf in zip(flat.keys, flat.leaves, strict=True)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+
+
+def _holds(pairing: Pairing, before: Values, after: Values) -> bool:
+    """Whether a piece of the view has the values that its pieces of the source have."""
+    goal = after[pairing.view.leaf].reshape(-1)[pairing.view.places]
+    parts: list[np.ndarray[Any, Any]] = []
+    for piece, order in zip(pairing.sources, pairing.orders, strict=True):
+        own = before[piece.leaf].reshape(-1)[piece.places].transpose(order)
+        parts.append((own - piece.offset) / piece.scale)
+    made = pairing.view.scale * (sum(parts[1:], parts[0]) / len(parts)) + pairing.view.offset
+    # Floats that were scaled are rounded; values that belong elsewhere differ by far more.
+    return np.allclose(made, goal, rtol=1e-3, atol=1e-6)

@@ -1,0 +1,188 @@
+"""Discovery: a sample of `python tests/discovered.py`, what is never guessed, and what cannot be compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import discovered
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rewritten
+from flax import nnx
+
+import ckpt_schema as cs
+from ckpt_schema.discovery import DiscoveryError, discover
+from ckpt_schema.testing import assert_discovered
+
+X = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
+
+
+@pytest.mark.parametrize("name", ["gated by gelu", "1 of 3 experts", "tied embeddings"])
+def test_names_that_say_nothing(name: str) -> None:
+    _, verdict = discovered.run(name, 0, words=True)
+    assert verdict.status == "complete"
+    assert verdict.right and not verdict.wrong and not verdict.open
+
+
+@pytest.mark.parametrize("name", ["as torch's", "gate and up one by one"])
+def test_a_rewritten_decoder_gets_a_lens(name: str) -> None:
+    found, verdict = discovered.run(f"decoder, {name}", 0, words=False)
+    assert verdict.status == "complete" and not verdict.wrong
+    own = rewritten.leaves()
+    made = found.lens().get(rewritten.nested(own))
+    cs.assert_trees_identical(made, rewritten.nested(rewritten.WAYS[name].there(own)))
+    cs.assert_trees_identical(found.lens().put(made), rewritten.nested(own))
+
+
+def test_the_rules_hold_for_other_sizes() -> None:
+    old, new = {"up": jnp.ones((4, 6)), "down": jnp.ones((6, 5))}, {}
+    new = {"w1": jnp.ones((6, 4)), "w2": jnp.ones((5, 6))}
+    found = discover(
+        lambda p: jnp.tanh(X @ p["up"]) @ p["down"],
+        old,
+        lambda p: jnp.tanh(X @ p["w1"].T) @ p["w2"].T,
+        new,
+    )
+    large = {"up": jnp.ones((40, 60)), "down": jnp.arange(3000.0).reshape(60, 50)}
+    goal = {"w1": jnp.ones((60, 40)), "w2": jnp.ones((50, 60))}
+    lens = cs.adapt(large, goal, rules=found.rules, scan=found.scan, lists=found.lists)
+    np.testing.assert_array_equal(lens.get(large)["w2"], large["down"].T)
+
+
+def test_what_agrees_at_the_shared_point_alone_is_not_complete() -> None:
+    square = jnp.eye(4)
+
+    def both(p: Any) -> Any:
+        return jnp.tanh(jnp.tanh(X @ p["one"]) @ p["two"])
+
+    def first_twice(p: Any) -> Any:
+        return jnp.tanh(jnp.tanh(X @ p["one"]) @ p["one"])
+
+    tree = {"one": square, "two": square}
+    found = discover(both, tree, first_twice, tree, budget=2)
+    assert found.status == "incomplete"
+    with pytest.raises(DiscoveryError, match="incomplete"):
+        found.lens()
+
+
+def test_another_function_is_refused() -> None:
+    tree = {"up": jnp.ones((4, 6)), "down": jnp.ones((6, 5))}
+    found = discover(
+        lambda p: jnp.tanh(X @ p["up"]) @ p["down"],
+        tree,
+        lambda p: jax.nn.gelu(X @ p["up"]) @ p["down"],
+        tree,
+        budget=2,
+    )
+    assert found.status == "refused" and not found.rules and not found.pairings
+    with pytest.raises(DiscoveryError, match="refused"):
+        found.lens()
+
+
+def test_equal_branches_are_a_choice() -> None:
+    def run(p: Any) -> Any:
+        return jnp.tanh(X @ p["left"]) + jnp.tanh(X @ p["right"])
+
+    tree = {"left": jnp.ones((4, 6)), "right": jnp.ones((4, 6))}
+    found = discover(run, tree, run, tree)
+    assert found.status == "complete but for choices"
+    [choice] = found.open
+    assert len(choice.options) == 2
+    assert {*choice.sources} == {*choice.views} == {"left", "right"}
+
+
+def test_a_scale_that_may_stand_in_two_leaves_is_the_users_choice() -> None:
+    def run(p: Any) -> Any:
+        return jnp.tanh((X @ p["q"]) @ p["k"]) @ p["out"]
+
+    def scaled(p: Any) -> Any:
+        return jnp.tanh((2 * X @ p["q"]) @ p["k"]) @ p["out"]
+
+    tree = {"q": jnp.ones((4, 6)), "k": jnp.ones((6, 5)), "out": jnp.ones((5, 3))}
+    found = discover(run, tree, scaled, tree)
+    assert found.status == "complete but for choices"
+    assert {*found.gauges} == {(cs.scale("q", 0.5),), (cs.scale("k", 0.5),)}
+    assert not found.rules
+    with pytest.raises(DiscoveryError, match=r"rules=\[cs.scale\('k', 0.5\)\]"):
+        found.lens()
+    lens = found.lens(rules=[cs.scale("k", 0.5)])
+    moved = lens.get(tree)
+    assert (moved["k"] == 0.5).all() and (moved["q"] == 1).all()
+    known = discover(run, tree, scaled, tree, rules=[cs.scale("q", 0.5)])
+    assert (known.status, known.rules) == ("complete", (cs.scale("q", 0.5),))
+
+
+def test_norms_about_one_are_shifted() -> None:
+    def run(p: Any) -> Any:
+        return jnp.tanh(X * p["norm"]) @ p["w"]
+
+    tree = {"norm": jnp.full(4, 1.5), "w": jnp.ones((4, 3))}
+    found = discover(run, tree, lambda p: run({**p, "norm": p["norm"] + 1}), tree)
+    assert (found.status, found.rules) == ("complete", (cs.shift("norm", -1.0),))
+    assert (found.lens().get(tree)["norm"] == 0.5).all()
+
+
+def test_what_no_value_changes_is_open() -> None:
+    def run(p: Any) -> Any:
+        scores = (X @ p["q"]) @ (X @ p["k"] + p["bias"]).T
+        return jax.nn.softmax(scores, -1) @ X
+
+    tree = {"q": jnp.ones((4, 5)), "k": jnp.ones((4, 5)), "bias": jnp.ones(5)}
+    other = {"query": jnp.ones((4, 5)), "key": jnp.ones((4, 5)), "b": jnp.ones(5)}
+    found = discover(
+        run, tree, lambda p: run({"q": p["query"], "k": p["key"], "bias": p["b"]}), other
+    )
+    assert found.status == "complete but for choices"
+    [bias] = found.open
+    assert (bias.sources, bias.views) == (("bias",), ("b",))
+    with pytest.raises(cs.DerivationError, match="running the models does not tell these"):
+        found.lens()
+    lens = found.lens(rules=[cs.rename("bias", "b")])
+    np.testing.assert_array_equal(lens.get(tree)["b"], tree["bias"])
+
+
+class Dropped(nnx.Module):
+    def __init__(self) -> None:
+        self.linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+    def __call__(self, x: Any) -> Any:
+        return self.dropout(self.linear(x))
+
+
+TREE = {"w": jnp.ones((4, 3))}
+WRONG = {
+    "a run that keeps state": (lambda m: m(X), Dropped(), "changes while it runs"),
+    "no finite outputs": (lambda p: X @ p["w"] / 0.0, TREE, "expected finite numbers"),
+    "other outputs": (lambda p: (X @ p["w"])[:1], TREE, "expected 9 numbers"),
+    "integer outputs": (lambda p: jnp.argmax(X @ p["w"], -1), TREE, "expected arrays of floats"),
+    "a run that fails": (lambda p: X @ p["v"], TREE, "cannot be run"),
+    "no run": (None, TREE, "a function that runs it"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_compared_says_why(case: str) -> None:
+    run, tree, said = WRONG[case]
+    with pytest.raises(DiscoveryError) as caught:
+        discover(lambda p: X @ p["w"], TREE, run, tree)
+    assert said in str(caught.value)
+
+
+def test_a_lens_is_held_against_what_is_discovered() -> None:
+    old = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4))}
+    new = {"c": jnp.ones((4, 4)), "d": jnp.ones((4, 4))}
+    runs = (
+        lambda p: jnp.tanh(X @ p["a"]) @ p["b"],
+        lambda p: jnp.tanh(X @ p["c"]) @ p["d"],
+    )
+    right = [cs.rename("a", "c", axes="0 1"), cs.rename("b", "d", axes="0 1")]
+    lens = cs.adapt(old, new, rules=right)
+    assert assert_discovered(lens, runs[0], old, runs[1], new).status == "complete"
+    exchanged = [cs.rename("a", "d", axes="0 1"), cs.rename("b", "c", axes="0 1")]
+    turned = [cs.rename("a", "c", axes="1 0"), cs.rename("b", "d", axes="0 1")]
+    for rules in (exchanged, turned):
+        with pytest.raises(AssertionError, match="the lens makes it of another"):
+            assert_discovered(cs.adapt(old, new, rules=rules), runs[0], old, runs[1], new)
