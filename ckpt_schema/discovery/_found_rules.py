@@ -53,7 +53,18 @@ class _Part:
     axes: tuple[tuple[int, ...], ...]
 
     @property
+    def size(self) -> int:
+        """How many elements it has."""
+        return math.prod(stop - start for start, stop in self.spans)
+
+    @property
+    def leaf_size(self) -> int:
+        """How many elements one layer of the leaf has."""
+        return math.prod(size for sizes in self.factors for size in sizes)
+
+    @property
     def is_whole(self) -> bool:
+        """Whether it is all of its leaf."""
         flat = [size for sizes in self.factors for size in sizes]
         return all(span == (0, size) for span, size in zip(self.spans, flat, strict=True))
 
@@ -245,6 +256,11 @@ def _fused(
 
     ordered = sorted(pairs, key=start)
     parts = [(pair.source if whole_is_view else pair.view).path for pair in ordered]
+    wholes = [pair.view if whole_is_view else pair.source for pair in ordered]
+    if sum(whole.size for whole in wholes) < wholes[0].leaf_size:
+        why = "what the rest of it is is open; fuse(...) says it once you know"
+        unsaid.append(f"{path} has {' and '.join(parts)} as parts: {why}")
+        return
     spelled = _spelled(ordered, whole_is_view=whole_is_view)
     if spelled is None:
         unsaid.append(f"{path} is made of {', '.join(parts)}: in parts that no rule can say")

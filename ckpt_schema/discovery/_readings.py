@@ -60,6 +60,9 @@ class Recode:
         return " ".join(words)
 
 
+Preference = Callable[[Sequence[list[LeafPiece]]], int]
+"""Which of the ways to cut a leaf to begin with."""
+
 Change = tuple[str, int, str, Any]
 """What, on which side, of which kind of leaves, and how: the number of a cut, or a `Recode`."""
 
@@ -124,7 +127,7 @@ def _reachable(models: Models) -> list[set[AxisSizes]]:
 
 def _joined_forms(shape: Sequence[int]) -> Iterator[AxisSizes]:
     """The forms of a leaf with two axes as one."""
-    for at in range(len(shape) - 1 if len(shape) > 2 else 0):
+    for at in range(len(shape) - 1):
         yield form_of([*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :]])
 
 
@@ -153,7 +156,14 @@ class Search:
                 stays = form_of(shape) in settled
                 ways[shape] = whole if stays else cuts_into("", shape, forms)
             self._cuts.append({name: ways[shape] for name, shape in model.shapes.items()})
-        self._bases = list(dict.fromkeys([self._balanced(_first), self._balanced(_plainest)]))
+        # Heads may be joined with the axis before them or behind them: either is tried, on either side.
+        starts = (
+            (_first, _first),
+            (_plainest, _plainest),
+            (_first, _last_joined),
+            (_last_joined, _first),
+        )
+        self._bases = list(dict.fromkeys(self._balanced(start) for start in starts))
         self._outputs: dict[tuple[int, frozenset[Change]], np.ndarray[Any, Any]] = {}
         self.tried = 0
 
@@ -209,7 +219,7 @@ class Search:
                 yield [each for each in agreeing if each.noise <= max(self.agrees, 10 * best)]
         yield sorted(tried.values(), key=lambda each: each.noise)[:4]
 
-    def _balanced(self, preferred: Callable[[Sequence[list[LeafPiece]]], int]) -> frozenset[Change]:
+    def _balanced(self, preferred: tuple[Preference, Preference]) -> frozenset[Change]:
         """The cuts under which both models have as many pieces of each form: those of one function do.
 
         A stack of heads may have the form of another leaf as it stands; counting tells that it is none.
@@ -223,7 +233,7 @@ class Search:
                 own = counts.setdefault(kind, [collections.Counter() for _ in each])
                 for number, total in enumerate(own):
                     total.update(each[min(number, len(each) - 1)])
-                chosen[kind] = preferred(ways)
+                chosen[kind] = preferred[side](ways)
         gap: collections.Counter[AxisSizes] = collections.Counter()
         for kind, each in counts.items():
             _add(gap, each[chosen[kind]], 1 if kind[0] == 0 else -1)
@@ -313,6 +323,11 @@ class Search:
                     for outer in sorted({2, head // 2}):
                         recode = Recode(rotary=(head, outer), axis=axis)
                         yield frozenset({("recode", side, kind, recode)})
+
+
+def _last_joined(ways: Sequence[list[LeafPiece]]) -> int:
+    """The last way to have the leaf in one piece."""
+    return max((number for number, way in enumerate(ways) if len(way) == 1), default=0)
 
 
 def _first(ways: Sequence[list[LeafPiece]]) -> int:
