@@ -2,7 +2,8 @@
 
 `python tests/discovered.py` runs every pair of models of the tests, with all names of the source
 replaced by random words and its leaves shuffled, and prints a table. `python tests/discovered.py NAME
---seeds 3` runs some, with several seeds. A pair that is wrong makes the exit status 1.
+--seeds 3` runs some, with several seeds. `python tests/discovered.py --wrong` runs other functions of
+the same leaves, which must be refused or left open. A pair that is wrong makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -242,13 +243,49 @@ def run(name: str, seed: int, *, words: bool) -> tuple[Discovery, Verdict]:
     return found, judged(found, source, twins.trees[1], time.monotonic() - start)
 
 
+# --- Other functions  ---
+
+
+def wrong_twins(budget: float, seeds: int) -> bool:
+    """Prints what comes of other functions of the same leaves; whether any was taken for the same function.
+
+    A discovery that is complete must hold: its lens carries random values to equal outputs.
+    """
+    taken = False
+    own = rewritten.leaves()
+    for name, model in rewritten.WRONG.items():
+        for kept in ("as they are", "as torch's", "stacked", "qkv side by side"):
+            for seed in range(seeds):
+                way = rewritten.WAYS[kept]
+                view = rewritten.nested(way.there(own))
+                found = discover(
+                    lambda tree: rewritten.Model()(rewritten.flattened(tree)),
+                    rewritten.nested(own),
+                    lambda tree, model=model, way=way: model(way.back(rewritten.flattened(tree))),
+                    view,
+                    seed=seed,
+                    budget=budget,
+                )
+                is_taken = found.status.startswith("complete")
+                taken |= is_taken
+                mark = "  TAKEN" if is_taken else ""
+                print(f"{name:20} {kept:20} seed {seed}: {found.status}{mark}", flush=True)
+    return taken
+
+
 def main() -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--names-kept", action="store_true", help="do not replace the names")
+    parser.add_argument("--wrong", action="store_true", help="other functions, each to be refused")
+    parser.add_argument(
+        "--budget", type=float, default=10, help="seconds of search for each of these"
+    )
     given = parser.parse_args()
+    if given.wrong:
+        return int(wrong_twins(given.budget, given.seeds))
     failed = False
     for name in given.names or CASES:
         for seed in range(given.seeds):
