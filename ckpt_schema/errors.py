@@ -33,7 +33,8 @@ class CkptSchemaError(Exception):
     Attributes:
         header: What is wrong, in one sentence that names both sides.
         mismatches: Every fault that was found, as data.
-        rules: All rules that are certain to mend one of them, each once, in the order of the faults.
+        rules: All rules that are certain to mend one of them, each once, in the order of the
+            faults.
         notes: What else the message says, after the faults.
     """
 

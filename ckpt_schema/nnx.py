@@ -56,8 +56,8 @@ def _given(name: str, item: Any) -> tuple[Any, Any, Any, Any]:
 class _TrainState:
     """``TrainState[Body, tx]``: a module that holds ``model`` and ``optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)``.
 
-    ``TrainState[Body, tx, nnx.LoRAParam]`` is the same with ``wrt=nnx.LoRAParam``: other params are not trained. Any filter of
-    ``flax.nnx`` may stand there.
+    ``TrainState[Body, tx, nnx.LoRAParam]`` is the same with ``wrt=nnx.LoRAParam``: other params are
+    not trained. Any filter of ``flax.nnx`` may stand there.
     """
 
     @remembered
@@ -105,7 +105,10 @@ class _Weights(Variables):
 
 
 class _Params:
-    """``Params[Body]``: a model's own state; streams, caches and intermediates may be left out, statistics may not."""
+    """``Params[Body]``: a model's own state.
+
+    Streams, caches and intermediates may be left out, statistics may not.
+    """
 
     @remembered
     def __getitem__(self, body: Any) -> type[Schema]:

@@ -41,9 +41,9 @@ ORDER = """
     _lens.description
     _lens.arrays _lens.arrays.blocks _lens.arrays.axes _lens.arrays.frames _lens.arrays.comparison
     _lens.arrays.floats _lens.arrays.conversions _lens.arrays.moves _lens.arrays.shardings _lens.arrays.programs
-    _lens.arrays.execution _lens.arrays.checks _lens.arrays.own_bits _lens.arrays.equals
+    _lens.arrays.execution _lens.arrays.checks _lens.arrays.own_bits _lens.arrays.tie_checks
     _lens.arrays.donation _lens.arrays.step_labels
-    _lens.plan _lens.plan.made _lens.plan.tasks _lens.plan.labels _lens.plan.outline _lens.plan.plan _lens.plan.pieces
+    _lens.plan _lens.plan.new_leaves _lens.plan.tasks _lens.plan.labels _lens.plan.outline _lens.plan.plan _lens.plan.pieces
     _lens.plan.refusals
     _lens.plan.compilation _lens.lens _lens.registry _lens.open_names _lens.lone_nodes _lens.one_sided _lens.read_sides
     _lens.siblings _lens.adaptation

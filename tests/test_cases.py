@@ -43,7 +43,6 @@ from support.words import done
 import ckpt_schema as cs
 from ckpt_schema._lens import lens as lens_module
 from ckpt_schema._lens.arrays import execution
-from ckpt_schema._lens.plan import made
 from ckpt_schema.demo.linen_gpt import ModelSizes
 from ckpt_schema.demo.training import Form, LinenForm, NnxForm, make_mesh, make_optimizer
 
@@ -148,7 +147,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
     for home, names in (
         (ocp, ("metadata", "load")),
         (execution, ("run",)),
-        (made, ("default",)),
+        (new_leaves, ("default",)),
         (lens_module, ("compile_plan",)),
     ):
         for name in names:

@@ -20,7 +20,7 @@ from support import drawn
 from support.profiles import examples
 
 import ckpt_schema as cs
-from ckpt_schema._lens.arrays.equals import verify_same
+from ckpt_schema._lens.arrays.tie_checks import verify_same
 from ckpt_schema.testing import _laws as laws
 from ckpt_schema.testing._meshes import MESHES, Sharded, mesh
 from ckpt_schema.testing._states import Maker, makers

@@ -175,7 +175,10 @@ class _Reader:
         return [path for path in wanted if path in self._params]
 
     def _shaped(self, path: LogicalPath, text: str, leaf: Leaf) -> Row | None:
-        """The row of a leaf that is kept for a param in a shape of its own; None for any other leaf."""
+        """The row of a leaf that is kept for a param in a shape of its own.
+
+        None for any other leaf.
+        """
         for head in sorted(self._heads, key=len, reverse=True):
             start = tuple(map(paths.named, head))
             if path[: len(start)] != start:

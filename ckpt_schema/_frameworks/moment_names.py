@@ -1,6 +1,7 @@
 """What optax calls the moments that it keeps, and what they are of the gradient.
 
-Laws hold lenses against this table. A lens does not read it: it finds degrees by running the transformation.
+Laws hold lenses against this table. A lens does not read it: it finds degrees by running the
+transformation.
 """
 
 from __future__ import annotations

@@ -1,9 +1,13 @@
-"""Rows of an optimizer state, computed from the real optax transformation; no list of known optimizers.
+"""Rows of an optimizer state, computed from the real optax transformation.
 
-What mirrors the params follows the params' rows through every translation, also where it has other shapes (factors, a memory of
-updates), other dtypes, or holes that a mask made. All other leaves are rows of their own.
+No list of known optimizers.
 
-Each shape is told by tracing ``tx.init`` at several sizes: an axis that is always as long as a dim of the param is that dim.
+What mirrors the params follows the params' rows through every translation, also where it has other
+shapes (factors, a memory of updates), other dtypes, or holes that a mask made. All other leaves are
+rows of their own.
+
+Each shape is told by tracing ``tx.init`` at several sizes: an axis that is always as long as a dim
+of the param is that dim.
 """
 
 from __future__ import annotations
@@ -78,7 +82,10 @@ class OptimizerLeaf:
 
 
 def _path(param: Row, repeats: Sequence[Repeat]) -> LogicalPath:
-    """The param's path in the model; a level that this leaf does not share is no repetition of it."""
+    """The param's path in the model.
+
+    A level that this leaf does not share is no repetition of it.
+    """
     shared = iter(r.size in [s.size for s in repeats] for r in param.repeats)
     return tuple(
         segment.removesuffix("[]") if segment.endswith("[]") and not next(shared) else segment
@@ -185,8 +192,8 @@ def optimizer_state(
         spelled: How its declaration is written with sizes, these as ``{SIZES}``.
 
     Raises:
-        SchemaError: ``tx.init`` fails on such params, makes leaves whose shapes the dims don't determine, or a state whose type
-            depends on sizes that are not given.
+        SchemaError: ``tx.init`` fails on such params, makes leaves whose shapes the dims don't
+            determine, or a state whose type depends on sizes that are not given.
     """
     if not params:
         fault = Mismatch(
@@ -205,9 +212,12 @@ def optimizer_state(
     def typed(*sizes: Sizes) -> _Typing:
         return _Typing(params, [trace(tx, params, each, counts, box or Box()) for each in sizes])
 
+    # Dims that are equally long at the given sizes are told apart by sizes near them. Both orders are
+    # tried, for an optimizer may treat the longer of two axes in its own way.
     if given:
         near = [typed(*_around(names, given, step)) for step in (1, -1)]
         return typed(given).agreed_near(near, name)
+    # A type that holds at small primes and at large ones, in the other order, holds for all sizes.
     small = typed(*(dict(zip(names, _primes(3, skip), strict=False)) for skip in (0, 1)))
     large = typed(
         *(dict(zip(reversed(names), _primes(1009, skip), strict=False)) for skip in (0, 1))
@@ -241,7 +251,10 @@ def _is_odd_prime(number: int) -> bool:
 
 
 def _around(names: Sequence[str], given: Sizes, step: int) -> Iterator[Sizes]:
-    """Sizes near the given ones, in the same order, and all different; ``step`` says which of equal ones comes first."""
+    """Sizes near the given ones, in the same order, and all different.
+
+    ``step`` says which of equal ones comes first.
+    """
     order = sorted(names[::step], key=lambda n: given[n])
     for skip in (1, len(names) + 1):
         sizes: dict[str, int] = {}
@@ -283,7 +296,10 @@ class _Typing:
         return self._state([t for t in mine.values() if not isinstance(t, Mismatch)])
 
     def agreed_near(self, near: Sequence[_Typing], name: str) -> OptimizerState:
-        """The type at one size, that of this trace; those near it tell apart the dims that are equally long at it."""
+        """The type at one size, that of this trace.
+
+        Those near it tell apart the dims that are equally long at it.
+        """
         (truth,) = self.traces
         others = [dict(typing._types()) for typing in near]
         types = dict(self._types())
@@ -364,11 +380,9 @@ class _Typing:
         """The sizes of the lists on the way to a place."""
         count = symbols(place.param or ())
         length = len(place.param or ())
-        return (
-            next(r.unrolled[:count] for r in self.params if r.key[:length] == place.param)
-            if count
-            else ()
-        )
+        if count:
+            return next(r.unrolled[:count] for r in self.params if r.key[:length] == place.param)
+        return ()
 
     def _leaf(
         self, place: StatePlace, param: Row | None, shapes: Sequence[tuple[int, ...]], dtype: str
@@ -384,7 +398,10 @@ class _Typing:
 
 
 def _dims(param: Dims, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]) -> Dims | None:
-    """The dims of a leaf that has these shapes at these sizes; those of its param where it has the same."""
+    """The dims of a leaf that has these shapes at these sizes.
+
+    Those of its param where it has the same.
+    """
     if len({len(shape) for shape in shapes}) > 1:
         return None
     if [dims_.sizes_of(param, at) for at in sizes] == list(shapes):
@@ -394,10 +411,14 @@ def _dims(param: Dims, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]
 
 
 def _axis(param: Dims, lengths: Sequence[int], sizes: Sequence[Sizes]) -> Dim | None:
-    """The dim of a param, or product of neighbouring ones, that is always as long as an axis; or its one length."""
+    """The dim of a param, or product of neighbouring ones, that is always as long as an axis.
+
+    If there is none, its one length.
+    """
     fits = {dim for dim in param if [dims_.size_of(dim, at) for at in sizes] == list(lengths)}
     if len(fits) == 1 and not (len(set(lengths)) == 1 and len(sizes) == 1):
         return fits.pop()
+    # An axis that no size changes is a number of the transformation's own.
     if len(set(lengths)) == 1:
         return (lengths[0],)
     runs = (
@@ -409,9 +430,12 @@ def _axis(param: Dims, lengths: Sequence[int], sizes: Sequence[Sizes]) -> Dim | 
 
 
 def _settled(param: Dims, shape: Sequence[int], guesses: Sequence[Dims], sizes: Sizes) -> Dims:
-    """The dims of a leaf at one size; an axis that the guesses do not tell has the names of all dims that are as long.
+    """The dims of a leaf at one size.
 
-    A dim called ``embed_or_mlp`` is the same in two layouts only if both keep these two in this order.
+    An axis that the guesses do not tell has the names of all dims that are as long.
+
+    A dim called ``embed_or_mlp`` is the same in two layouts only if both keep these two in this
+    order.
     """
     dims: list[Dim] = []
     for axis, length in enumerate(shape):
@@ -431,9 +455,8 @@ def _unstacked(stored: Dims, param: Row) -> tuple[Dims, tuple[Repeat, ...]]:
     if stored == param.dims:
         return param.leaf.dims, param.repeats
     rest, repeats = list(stored), list[Repeat]()
-    for repeat in (
-        param.repeats
-    ):  # outermost first: each axis is told as it stands once those before are taken out
+    # Outermost first: each axis is told as it stands once those before are taken out.
+    for repeat in param.repeats:
         if repeat.axis is None:
             repeats.append(repeat)
         elif rest.count(repeat.size) == 1 and param.dims.count(repeat.size) == 1:
@@ -445,8 +468,9 @@ def _unstacked(stored: Dims, param: Row) -> tuple[Dims, tuple[Repeat, ...]]:
 def _called(dims: Dims, dtype: str, param: Row) -> Leaf:
     """A leaf that is kept for a param, its axes called as those of the param are.
 
-    Where several axes of the param have this dim, an axis has the names of all of them, in their order: it is the same in two
-    layouts only if both keep these axes in one order, for which of them an optimizer reduces may hang on that.
+    Where several axes of the param have this dim, an axis has the names of all of them, in their
+    order: it is the same in two layouts only if both keep these axes in one order, for which of
+    them an optimizer reduces may hang on that.
     """
     own = param.leaf
     if dims == own.dims:
@@ -499,13 +523,11 @@ def _unlike(place: StatePlace, several: Sequence[Any]) -> Mismatch:
 
 
 def _what(found: Any) -> str:
-    return (
-        "nothing"
-        if found is None
-        else f"a {found.__name__}"
-        if isinstance(found, type)
-        else _spelled(*found)
-    )
+    if found is None:
+        return "nothing"
+    if isinstance(found, type):
+        return f"a {found.__name__}"
+    return _spelled(*found)
 
 
 def _either(first: Any, second: Any) -> str:

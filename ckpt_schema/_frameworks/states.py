@@ -43,7 +43,8 @@ def arguments(name: str, item: Any) -> tuple[Any, optax.GradientTransformation, 
     """The arguments in the brackets of a train state: a schema, a transformation, and sizes if they are given.
 
     Raises:
-        SchemaError: They are not two or three, the second is no optax transformation, or the third no sizes.
+        SchemaError: They are not two or three, the second is no optax transformation, or the third
+            no sizes.
     """
     given: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)
     hint = f"write {name}[Body, optax.adamw(3e-4)]; for weights alone, {name.split('.')[0]}.Params[Body]"
@@ -83,14 +84,16 @@ def optimizer(
     """Says of a schema's attribute that it is what an optimizer keeps for a model beside it.
 
     Args:
-        tx: The transformation that made the state. Its leaves, and which of them mirror the model's, come from it.
+        tx: The transformation that made the state. Its leaves, and which of them mirror the
+            model's, come from it.
         of: The name of the attribute that is the model.
         key: How this layout spells the attribute, where that is not its name; see ``field``.
-        wrt: What is trained. Of dicts, collections by name, ``params`` unless given; of an ``nnx.State``, any filter of
-            ``flax.nnx`` by type and path, ``nnx.Param`` unless given.
+        wrt: What is trained. Of dicts, collections by name, ``params`` unless given; of an
+            ``nnx.State``, any filter of ``flax.nnx`` by type and path, ``nnx.Param`` unless given.
         sizes: The sizes of the dims that the state is declared for, where its type depends on them.
-        root: The key path of the tree that ``tx.init`` was given, where that is not where the model stands: ``"params"``
-            for a whole variables dict at ``params/params``, which a key that ends in one name twice says already.
+        root: The key path of the tree that ``tx.init`` was given, where that is not where the model
+            stands: ``"params"`` for a whole variables dict at ``params/params``, which a key that
+            ends in one name twice says already.
         optional: Whether a tree may lack it.
 
     Returns:

@@ -28,7 +28,8 @@ class StatePlace:
 
     Attributes:
         prefix: Its key path, or that of the subtree which mirrors the params.
-        param: The key pattern of the param, or node of params, whose place in the mirror it has; None outside of mirrors.
+        param: The key pattern of the param, or node of params, whose place in the mirror it has;
+            None outside of mirrors.
         tail: Its key path inside of what has that place, such as the number of a factor in SM3.
     """
 
@@ -69,7 +70,8 @@ class Box:
     """How a framework wraps leaves.
 
     Attributes:
-        close: Makes the tree that ``tx.init`` is given from nested dicts of abstract params, and the row of each.
+        close: Makes the tree that ``tx.init`` is given from nested dicts of abstract params, and
+            the row of each.
         open: The value of a Variable; anything else as it is.
     """
 

@@ -87,9 +87,9 @@ def variable_type(kind: Any, leaf: Leaf) -> type[nnx.Variable[Any]]:
     """
     if kind is None:
         return nnx.RngKey if leaf.is_key else nnx.Param
-    found = getattr(nnx, kind, None) if isinstance(kind, str) else kind
-    if isinstance(found, type) and issubclass(found, nnx.Variable):
-        return found
+    variable = getattr(nnx, kind, None) if isinstance(kind, str) else kind
+    if isinstance(variable, type) and issubclass(variable, nnx.Variable):
+        return variable
     hint = "write type=nnx.BatchStat, type='BatchStat' or your own subclass"
     fault = Mismatch(
         "type",
@@ -119,12 +119,18 @@ class Variables(Dicts):
     homes = (("model",),)
 
     def model(self, row: Row, collection: str | None) -> Row:
-        """A leaf of a model; ``Param``, or for keys ``RngKey``, is what a field that names no type means."""
+        """A leaf of a model.
+
+        ``Param``, or for keys ``RngKey``, is what a field that names no type means.
+        """
         kind = variable_type(row.kind, row.leaf)
         return dataclasses.replace(row, kind=kind, inside=row.held[0][0] if row.held else 0)
 
     def leaf(self, row: Row) -> Row:
-        """A leaf beside models and optimizers; ``Variable`` is what a field that names no type means."""
+        """A leaf beside models and optimizers.
+
+        ``Variable`` is what a field that names no type means.
+        """
         plain = row.kind is None and not row.leaf.is_key
         return self.model(dataclasses.replace(row, kind=nnx.Variable) if plain else row, None)
 
@@ -234,14 +240,14 @@ _LABELS = (
 
 def variable_labels(state: Any) -> dict[int, dict[str, Any]]:
     """What the Variables of a State say of their axes, for a State whose leaves are their own positions."""
-    found: dict[int, dict[str, Any]] = {}
+    labels: dict[int, dict[str, Any]] = {}
     flat: Any = nnx.to_flat_state(state) if isinstance(state, nnx.State) else ()
     for _, variable in flat:
         said = variable.get_metadata() if is_variable(variable) else {}
         if said.get("out_sharding") is not None:
             own = {name: said[name] for name in _LABELS if name in said}
-            found |= dict.fromkeys(jax.tree.leaves(variable.get_value()), own)
-    return found
+            labels |= dict.fromkeys(jax.tree.leaves(variable.get_value()), own)
+    return labels
 
 
 def is_state(value: Any) -> bool:
@@ -266,7 +272,10 @@ def state_of(value: Any) -> Any:
 
 
 def whole_state(tree: Any) -> Any:
-    """A dict that has states in it as one state, so that what they hold is known for Variables; anything else as it is."""
+    """A dict that has states in it as one state, so that what they hold is known for Variables.
+
+    Anything else as it is.
+    """
     return nnx.State(tree) if isinstance(tree, dict) and _has_state(tree) else tree
 
 
@@ -289,7 +298,10 @@ def updated(target: Any, state: Any) -> Any:
 
 
 def completed(state: Any, whole: Any) -> Any:
-    """A state with the Variables that it lacks, from the whole that it is a part of; anything else as it is."""
+    """A state with the Variables that it lacks, from the whole that it is a part of.
+
+    Anything else as it is.
+    """
     if not isinstance(state, nnx.State) or not isinstance(whole, nnx.State):
         return state
     made: Any = dict(nnx.to_flat_state(state))
@@ -333,15 +345,15 @@ def _replaced(tree: Any, made: Callable[[Any, Any], Any], other: Any) -> Any:
 
 def _verify_apart(parts: Mapping[KeyPath, nnx.Pytree]) -> None:
     """Raises where two modules share a Variable."""
-    found: dict[int, tuple[KeyPath, str]] = {}
+    seen: dict[int, tuple[KeyPath, str]] = {}
     faults: list[Mismatch] = []
     for key, module in parts.items() if len(parts) > 1 else ():
         for path, node in nnx.iter_graph(module):
             whole: tuple[Any, ...] = (*key, *path)
             where = format_path(whole)
-            if is_variable(node) and found.setdefault(id(node), (key, where))[0] != key:
+            if is_variable(node) and seen.setdefault(id(node), (key, where))[0] != key:
                 hint = "put both modules into one nnx.Dict, which has each Variable once"
-                found_ = f"that of {found[id(node)][1]}"
+                found_ = f"that of {seen[id(node)][1]}"
                 faults.append(Mismatch(where, "ambiguous", "a Variable of its own", found_, hint))
     if faults:
         raise ConformanceError("modules of the tree share Variables", faults)
@@ -364,7 +376,10 @@ def _read(state: Any) -> Any:
 
 
 def _update(module: Any, state: Any) -> Any:
-    """The module, with its Variables updated; a reference that one holds is written to, and stays."""
+    """The module, with its Variables updated.
+
+    A reference that one holds is written to, and stays.
+    """
     before = [x for _, x in nnx.iter_graph(module) if is_variable(x)]
     held = [(x, x.get_raw_value()) for x in before]
     nnx.update(module, state)
@@ -384,12 +399,15 @@ def inner_containers(state: Any) -> Iterator[tuple[KeyPath, Any]]:
 
 
 def variables_of(state: Any) -> dict[KeyPath, tuple[type, tuple[tuple[str, Any], ...]]]:
-    """The Variable type and stream tag at every key path of an ``nnx.State``; empty for any other tree."""
-    found: dict[KeyPath, tuple[type, tuple[tuple[str, Any], ...]]] = {}
+    """The Variable type and stream tag at every key path of an ``nnx.State``.
+
+    Empty for any other tree.
+    """
+    variables: dict[KeyPath, tuple[type, tuple[tuple[str, Any], ...]]] = {}
     if isinstance(state, nnx.State):
         flat: Any = nnx.to_flat_state(state)  # its own path type admits more than keys
         for key, variable in flat:
             if is_variable(variable):
                 tag = variable.get_metadata().get("tag")
-                found[key] = (type(variable), (("tag", tag),) if tag is not None else ())
-    return found
+                variables[key] = (type(variable), (("tag", tag),) if tag is not None else ())
+    return variables

@@ -134,8 +134,8 @@ def parse_dims(text: str) -> Dims:
 
 
 def _parse_dim(axis: str, whole: str) -> Dim:
-    found = _Reader(axis).axis()
-    if found is None:
+    dim = _Reader(axis).axis()
+    if dim is None:
         hint = (
             "write names, integers, products and sums such as 3*heads*head_dim or groups*(per+2)*dim; "
             "'...', '_', '*x', '#x' and '_x' have no size"
@@ -148,7 +148,7 @@ def _parse_dim(axis: str, whole: str) -> Dim:
             hint,
         )
         raise SchemaError(f"{whole!r} is no dimension string of a layout", [fault])
-    return found
+    return dim
 
 
 class _Reader:
@@ -160,8 +160,8 @@ class _Reader:
 
     def axis(self) -> Dim | None:
         """The axis; None where the text is none."""
-        found = self._sum(0) if self._whole else None
-        return None if found is None or self._words else found
+        summed = self._sum(0) if self._whole else None
+        return None if summed is None or self._words else summed
 
     def _sum(self, depth: int) -> Dim | None:
         terms: list[Dim] = []
@@ -186,8 +186,8 @@ class _Reader:
 
     def _factor(self, depth: int) -> Dim | None:
         if self._takes("("):
-            found = self._sum(depth + 1)
-            return found if found is not None and self._takes(")") else None
+            inner = self._sum(depth + 1)
+            return inner if inner is not None and self._takes(")") else None
         word = self._words.pop(0) if self._words else ""
         if _FACTOR.fullmatch(word) is None:
             return None
@@ -249,13 +249,13 @@ def add(terms: Sequence[Dim]) -> Dim:
 
 def _gathered(terms: Iterable[Dim]) -> tuple[Dim, ...]:
     """The same terms, those alike that follow each other as one: a sum has one spelling."""
-    found: list[tuple[int, Dim]] = []
+    gathered: list[tuple[int, Dim]] = []
     for term in terms:
         count, rest = (term[0], term[1:]) if isinstance(term[0], int) else (1, term)
-        if found and found[-1][1] == rest:
-            count += found.pop()[0]
-        found.append((count, rest))
-    return tuple(rest if count == 1 and rest else (count, *rest) for count, rest in found)
+        if gathered and gathered[-1][1] == rest:
+            count += gathered.pop()[0]
+        gathered.append((count, rest))
+    return tuple(rest if count == 1 and rest else (count, *rest) for count, rest in gathered)
 
 
 def _parts(term: Dim) -> tuple[Dim, ...]:
@@ -266,7 +266,10 @@ def _parts(term: Dim) -> tuple[Dim, ...]:
 
 
 def format_dim(dim: Dim) -> str:
-    """The spelling of one dim: ``3*heads*head_dim``; a sum that is multiplied stands in parentheses."""
+    """The spelling of one dim: ``3*heads*head_dim``.
+
+    A sum that is multiplied stands in parentheses.
+    """
     return "*".join(
         f"({factor})" if isinstance(factor, Sum) and len(dim) > 1 else str(factor) for factor in dim
     )
@@ -340,14 +343,14 @@ def verify_sizes(given: object) -> None:
 
 def dim_names(dims: Iterable[Dim]) -> set[str]:
     """Every name that occurs in ``dims``."""
-    found: set[str] = set()
+    names: set[str] = set()
     for dim in dims:
         for factor in dim:
             if isinstance(factor, str):
-                found.add(factor)
+                names.add(factor)
             elif isinstance(factor, Sum):
-                found |= dim_names(factor.terms)
-    return found
+                names |= dim_names(factor.terms)
+    return names
 
 
 def factors(dims: Dims) -> Dim:
@@ -372,24 +375,24 @@ def renamed_dims(dims: Dims, renames: Mapping[str, str | int]) -> Dims:
 
 
 def _replaced(dim: Dim, renames: Mapping[str, Dim]) -> Dim:
-    found: list[DimFactor] = []
+    replaced: list[DimFactor] = []
     for factor in dim:
         if isinstance(factor, Sum):
-            found += add([_replaced(term, renames) for term in factor.terms])
+            replaced += add([_replaced(term, renames) for term in factor.terms])
         else:
-            found += renames.get(factor, (factor,)) if isinstance(factor, str) else (factor,)
-    return tuple(found)
+            replaced += renames.get(factor, (factor,)) if isinstance(factor, str) else (factor,)
+    return tuple(replaced)
 
 
 def renamed_axis(dim: Dim, own: AxisName, renames: Mapping[str, str | int]) -> tuple[Dim, AxisName]:
     """One axis with names in its dim replaced; it keeps what its class calls it."""
-    found: list[DimFactor] = []
+    renamed: list[DimFactor] = []
     called: list[str] = []
     for factor, name in zip(dim, own.factors, strict=True):
         new = renamed_dims(((factor,),), renames)[0]
-        found += new
+        renamed += new
         called += [name] * len(new)
-    return tuple(found), AxisName(tuple(called), own.label)
+    return tuple(renamed), AxisName(tuple(called), own.label)
 
 
 def size_of(dim: Dim, sizes: Mapping[str, int]) -> int | None:
@@ -458,7 +461,10 @@ class Binder:
         return twin
 
     def see(self, dims: Dims, shape: tuple[int, ...], origin: str) -> None:
-        """Learns what it can from one leaf of the right rank; contradictions are left for the shape check to report."""
+        """Learns what it can from one leaf of the right rank.
+
+        Contradictions are left for the shape check to report.
+        """
         for dim, size in zip(dims, shape, strict=True):
             self.see_dim(dim, size, origin)
 
@@ -473,7 +479,10 @@ class Binder:
             self._open.append((dim, size, origin))
 
     def size(self, dim: Dim) -> int | None:
-        """The size of ``dim``, or what was first seen of it while a name in it is unbound; None where nothing was."""
+        """The size of ``dim``, or what was first seen of it while a name in it is unbound.
+
+        None where nothing was.
+        """
         known = size_of(dim, self.sizes)
         return self._seen.get(dim, (None,))[0] if known is None else known
 
@@ -500,7 +509,10 @@ class Binder:
             progress = len(self._open) < len(pending)
 
     def notes(self, used: Iterable[str] | None = None) -> list[str]:
-        """One line that lists the bound names (those in ``used``) and their origins; empty when there are none."""
+        """One line that lists the bound names (those in ``used``) and their origins.
+
+        Empty when there are none.
+        """
         wanted = [n for n in self.sizes if used is None or n in used]
         bound = ", ".join(f"{n}={self.sizes[n]} (from {self.origins[n]})" for n in wanted)
         return [f"dims: {bound}"] if bound else []

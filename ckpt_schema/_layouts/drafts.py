@@ -133,7 +133,7 @@ class Table:
 @functools.lru_cache(maxsize=256)  # classes of the models at work; what is kept here is never freed
 def table_of(schema: Declared) -> Table:
     """What a schema declares."""
-    found: dict[str, Table] = {}
+    tables: dict[str, Table] = {}
     models, kinds = models_of(schema), schema.__kinds__
     states = {a.name: a for a in schema.__attributes__ if isinstance(a.field, StateField)}
     for attribute in schema.__attributes__:
@@ -145,12 +145,12 @@ def table_of(schema: Declared) -> Table:
         else:
             drafts = tuple(draft.seen_by(kinds) for draft in table.drafts)
             table = dataclasses.replace(table, drafts=drafts)
-        found[attribute.name] = table
+        tables[attribute.name] = table
     for name, attribute in states.items():
-        found[name] = _state_table(schema, attribute, found)
+        tables[name] = _state_table(schema, attribute, tables)
     whole = Table()
     for attribute in schema.__attributes__:
-        whole = whole.beside(found[attribute.name])
+        whole = whole.beside(tables[attribute.name])
     whole = dataclasses.replace(whole, nodes=whole.nodes + schema.__containers__)
     if schema.__joined__ is None:
         return whole
@@ -175,18 +175,18 @@ def models_of(schema: Declared) -> set[str]:
 
 def _trained(schema: Declared) -> list[Any]:
     """What the optimizers in a schema, and in the schemas in it, are of."""
-    found: list[Any] = []
+    trained: list[Any] = []
     for attribute in schema.__attributes__:
         if isinstance(attribute.field, StateField):
-            found += (a.target for a in schema.__attributes__ if a.name == attribute.field.of)
+            trained += (a.target for a in schema.__attributes__ if a.name == attribute.field.of)
         elif not isinstance(attribute.target, (Leaf, Layout)):
-            found += _trained(cast(Declared, attribute.target))
-    return found
+            trained += _trained(cast(Declared, attribute.target))
+    return trained
 
 
 def _as_model(attribute: Attribute, drafts: tuple[Draft, ...], kinds: Dicts) -> tuple[Draft, ...]:
     """The drafts of a model, known for such from here on."""
-    found: list[Draft] = []
+    models: list[Draft] = []
     faults: list[Mismatch] = []
     if isinstance(attribute.target, Layout) and attribute.target.container != kinds.container:
         both = {"dict": "a model in dicts", "nnx": "a model of Variables"}
@@ -207,12 +207,12 @@ def _as_model(attribute: Attribute, drafts: tuple[Draft, ...], kinds: Dicts) -> 
             expected = "a model of params alone, or the key of each collection"
             told = f"a leaf of {draft.collection}"
             faults.append(Mismatch(where, "declaration", expected, told, hint))
-        found.append(Draft(dataclasses.replace(row, body=1), draft.axis, None))
+        models.append(Draft(dataclasses.replace(row, body=1), draft.axis, None))
     if faults:
         called = getattr(attribute.target, "__name__", attribute.name)
         what = "Variable type" if kinds.container == "nnx" else "place"
         raise SchemaError(f"{called} has leaves of no {what}", faults)
-    return tuple(found)
+    return tuple(models)
 
 
 def drafts_of(attribute: Attribute) -> tuple[Draft, ...]:

@@ -78,7 +78,10 @@ class OptimizerTable:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StateField(Field):
-    """What an attribute was told whose rows are made for another one; see ``ckpt_schema.optimizer``."""
+    """What an attribute was told whose rows are made for another one.
+
+    See ``ckpt_schema.optimizer``.
+    """
 
     of: Any = ""
 

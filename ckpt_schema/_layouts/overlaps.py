@@ -42,11 +42,9 @@ def may_coincide(
         (False, False)
     """
     if not isinstance(left, Index):
-        return (
-            left == right
-            if not isinstance(right, Index)
-            else may_coincide(right, left, (counts[1], counts[0]))
-        )
+        if not isinstance(right, Index):
+            return left == right
+        return may_coincide(right, left, (counts[1], counts[0]))
     if not isinstance(right, Index):
         index = left.index(right)
         return index is not None and (counts[0] is None or index < counts[0])

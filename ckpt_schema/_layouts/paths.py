@@ -1,14 +1,15 @@
 """Key paths, key patterns and logical paths.
 
-A *key path* is how one layout spells a leaf: ``("model", "layers", 0, "scale")``, written ``model/layers/0/scale``. A string
-key that looks like a number, is empty, or holds a slash, a quote, a brace, a bracket or a star is written in quotes, ``'0'``
-or ``'mlp/~/linear_0'``; a quote inside is written twice, and so is a brace.
-A *pattern* is a key path in which a segment may hold index
-symbols: ``layers/{i}`` (int keys), ``layers_{i}`` (string keys), ``layers/'{i}'`` (string keys that look like numbers),
-``layers.{i}.experts.{j}`` (one key with two of them). The
-numbers may start elsewhere, skip some, and be padded with zeros: ``{i+1}``, ``{2*i+1}``, ``{i:02}``.
-A *logical path* is the chain of attribute names, in which a repeated node is written ``layers[]``. Its segments are kept
-as they are written, in quotes where that is needed: what is joined by slashes can be read back.
+A *key path* is how one layout spells a leaf: ``("model", "layers", 0, "scale")``, written
+``model/layers/0/scale``. A string key that looks like a number, is empty, or holds a slash, a
+quote, a brace, a bracket or a star is written in quotes, ``'0'`` or ``'mlp/~/linear_0'``; a quote
+inside is written twice, and so is a brace.
+A *pattern* is a key path in which a segment may hold index symbols. ``layers/{i}`` has int keys,
+``layers_{i}`` string keys, ``layers/'{i}'`` string keys that look like numbers, and
+``layers.{i}.experts.{j}`` one key with two symbols. The numbers may start elsewhere, skip some,
+and be padded with zeros: ``{i+1}``, ``{2*i+1}``, ``{i:02}``.
+A *logical path* is the chain of attribute names, in which a repeated node is written ``layers[]``.
+Its segments are kept as they are written: what is joined by slashes can be read back.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Index:
     Attributes:
         prefix: What stands before the number, ``"layers_"``; empty for a bare number.
         suffix: What stands after it; empty where another symbol follows.
-        text: Whether the key is a string; a bare number may be an int key (``nnx.List``) or a string key.
+        text: Whether the key is a string; a bare number may be an int key (``nnx.List``) or a
+            string key.
         first: The number of the first key.
         step: How far the numbers of two keys in turn are apart.
         width: To how many digits numbers are padded with zeros; 0 where they are not.
@@ -250,11 +252,12 @@ def parse_pattern(text: str) -> Pattern:
     """The pattern that ``text`` spells.
 
     Args:
-        text: Segments joined by ``/``. ``0`` is an int key, ``'0'`` a string key, ``'a/b'`` one key with a slash in it, ``{i}``
-            an index symbol, ``{2*i+1:03}`` one with numbers from 1 on, in steps of 2, of three digits. ``{{`` is a brace.
+        text: Segments joined by ``/``. ``0`` is an int key, ``'0'`` a string key, ``'a/b'`` one key
+            with a slash in it, ``{i}`` an index symbol, ``{2*i+1:03}`` one with numbers from 1 on,
+            in steps of 2, of three digits. ``{{`` is a brace.
 
     Raises:
-        SchemaError: A segment is empty, a quote is not closed, two index symbols touch, or int keys are padded with zeros.
+        SchemaError: An empty segment, an open quote, index symbols that touch, padded int keys.
 
     Example:
         >>> parse_pattern("blocks/0/'1'/layers_{i}")[3].key(2), parse_pattern("layers_{i+1:02}")[0].key(2)

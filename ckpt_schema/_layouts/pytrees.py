@@ -19,7 +19,8 @@ TreeDef = Any
 def key_paths(entries: Iterable[tuple[Any, ...]]) -> tuple[list[KeyPath], bool]:
     """The key paths of jax's paths, and whether all of their dict keys are strings and none is an attribute.
 
-    The second says that the tree may have been saved: a save leaves nothing but dicts with string keys, and sequences.
+    The second says that the tree may have been saved: a save leaves nothing but dicts with string
+    keys, and sequences.
     """
     stored = True
     keys: list[KeyPath] = []
@@ -52,7 +53,9 @@ def children(node: Any) -> list[tuple[Key, Any]]:
 
 
 def inner_nodes(tree: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Every container below the root that is no dict, or an empty one, parents first; None slots are containers of nothing.
+    """Every container below the root that is no dict, or an empty one, parents first.
+
+    None slots are containers of nothing.
 
     Example:
         >>> list(inner_nodes({"a": (1, None)}))

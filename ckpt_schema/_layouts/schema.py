@@ -71,7 +71,10 @@ class SchemaType(type):
         return getattr(_layout(cls), name)
 
     def __str__(cls) -> str:
-        """The name of the class, as messages of type checkers show it; ``print(layout(...))`` shows the table."""
+        """The name of the class, as messages of type checkers show it.
+
+        ``print(layout(...))`` shows the table.
+        """
         return cls.__name__
 
 
@@ -207,12 +210,12 @@ def _parted_values(
 
 def _inherited(cls: type) -> dict[str, Attribute]:
     """The attributes of the bases, each as the first class in the method resolution order that declares it has it."""
-    found: dict[str, Attribute] = {}
+    inherited: dict[str, Attribute] = {}
     for base in reversed(cls.__mro__[1:]):
         own = inspect.get_annotations(base)
         attributes = base.__dict__.get("__attributes__", ())
-        found |= {a.written: a for a in attributes if a.written in own}
-    return found
+        inherited |= {a.written: a for a in attributes if a.written in own}
+    return inherited
 
 
 def _located(cls: type, name: str, error: SchemaError) -> Iterator[Mismatch]:
@@ -403,9 +406,7 @@ def _verify_below(attribute: Attribute) -> None:
 
 def _rename_faults(attribute: Attribute) -> Iterator[Mismatch]:
     rows = [draft.row for draft in below(attribute)]
-    known = set[str]().union(
-        *(dims_.dim_names((*row.leaf.dims, *(r.size for r in row.repeats))) for row in rows)
-    )
+    known = set[str]().union(*(dims_.dim_names(row.all_dims) for row in rows))
     for name, new in attribute.field.dims.items():
         if name not in known:
             expected = (
@@ -474,7 +475,7 @@ def _verify_schema(schema: object) -> None:
 
 def body_series(schema: type[Schema]) -> tuple[Series, ...]:
     """The series that a schema and the schemas in it declare, relative to the schema's root."""
-    found, models = list(schema.__series__), models_of(schema)
+    series, models = list(schema.__series__), models_of(schema)
     for attribute in schema.__attributes__:
         target = attribute.target
         if not isinstance(target, Leaf) and target is not OptState:
@@ -482,13 +483,13 @@ def body_series(schema: type[Schema]) -> tuple[Series, ...]:
             head = (attribute.name + ("[]" if repeated else ""),)
             inner = target.series if isinstance(target, Layout) else body_series(target)
             if attribute.name in models:  # whose series are told from the model's own root
-                found += (one for one in inner if one not in found)
+                series += (one for one in inner if one not in series)
                 continue
-            found += [
+            series += [
                 Series((*head, *s.path), tuple((*head, *member) for member in s.members))
                 for s in inner
             ]
-    return tuple(found)
+    return tuple(series)
 
 
 def schema_name(body: Any) -> str:

@@ -97,6 +97,11 @@ class Row:
         return self.path[self.body or 0 :]
 
     @property
+    def all_dims(self) -> Dims:
+        """The dims of one layer's leaf, and of each level of layers, whether stacked or in a list."""
+        return (*self.leaf.dims, *(repeat.size for repeat in self.repeats))
+
+    @property
     def axes(self) -> tuple[tuple[str, int], ...]:
         """The axes of the leaf as it is stored: each an ``axis`` of its own or that of a stacked ``level``, by number.
 

@@ -237,6 +237,7 @@ def tidy(geometry: Geometry) -> Geometry:
         >>> print(tidy(Geometry(((ZERO,), (ZERO,)), (outer, inner))))
         [0] ~ [0] dim*heads(0:1 0:1)
     """
+    # The source comes last: a digit that can step forward on one side alone does so there.
     geometry = _forward(_forward(geometry, 1), 0)
     digits = [digit for digit in geometry.digits if digit.size != ONE and digit.at != (None, None)]
     while (pair := _first_pair(digits)) is not None:
@@ -318,6 +319,7 @@ def through(first: Geometry, second: Geometry) -> tuple[Path, ...]:
     try:
         return tuple(_through(first, second))
     except UndecidedError:
+        # As a whole a digit of three steps may cut a block for some sizes; step by step it may not.
         ours, theirs = taken_apart(first), taken_apart(second)
         if len(ours) == len(theirs) == 1:
             raise
@@ -418,6 +420,7 @@ def composed(first: Iterable[Cell], second: Iterable[Cell]) -> list[Cell]:
 def _joined(first: Cell, second: Cell) -> Iterator[Cell]:
     """What two cells make of each other that share a row in the middle."""
     made, cut_off = isinstance(first.source, Constant), isinstance(second.view, Constant)
+    # The middle alone has these elements: no row of either end does.
     if made and cut_off:
         _verify_constants(first, second)
         return

@@ -134,7 +134,7 @@ def _spellings(rows: Sequence[Row]) -> Mapping[Size, str]:
     """How the rows themselves write sizes: in the order of their factors."""
     spellings: dict[Size, str] = {}
     for row in rows:
-        dims = [*row.leaf.dims, *(repeat.size for repeat in row.repeats)]
+        dims = [*row.all_dims]
         while dims:
             dim = dims.pop()
             for first in range(len(dim)):

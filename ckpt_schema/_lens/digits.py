@@ -145,6 +145,7 @@ def _met(at: Size, one: Sequence[Run], other: Sequence[Run]) -> list[Common]:
             return list(_slotwise(mine, one, yours, other))
         except UndecidedError as fault:
             faults.append(fault)
+    # Strides that do not divide one another have no common slots; few steps are taken one by one.
     if other and one[0].stride.over(other[0].stride) is None:
         return list(_unrolled(at, one, other))
     raise faults[-1]
@@ -183,6 +184,7 @@ def _split(at: Size, unit: Size, width: Size) -> tuple[Size, Size]:
     Raises:
         UndecidedError: They lie in no single slot for all sizes.
     """
+    # A quotient of polynomials does not round as one of numbers: the slot is there, or next to it.
     guess = divmod(at, unit)[0]
     for slot in (ZERO, guess, guess - 1, guess + 1, -ONE):
         offset = at - slot * unit
@@ -228,7 +230,10 @@ def _slotwise(
 def _in_slots(
     at: Size, runs: Sequence[Run], unit: Size, window: tuple[Size, Size]
 ) -> Iterator[_Slots]:
-    """A block that starts at ``at``, counted in slots of ``unit`` elements; slots out of the window may be left out."""
+    """A block that starts at ``at``, counted in slots of ``unit`` elements.
+
+    Slots out of the window may be left out.
+    """
     if runs and runs[0].stride == unit:
         run, inner = runs[0], runs[1:]
         slot, offset = _split(at, unit, _extent(inner))

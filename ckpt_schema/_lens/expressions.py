@@ -69,8 +69,8 @@ def dims_in(text: str) -> frozenset[str]:
         >>> sorted(dims_in("2*heads / (kv_heads + 1)"))
         ['heads', 'kv_heads']
     """
-    found = ast.walk(ast.parse(text.strip(), mode="eval"))
-    return frozenset(node.id for node in found if isinstance(node, ast.Name))
+    nodes = ast.walk(ast.parse(text.strip(), mode="eval"))
+    return frozenset(node.id for node in nodes if isinstance(node, ast.Name))
 
 
 def with_dims(text: str, called: Mapping[str, str]) -> str:

@@ -15,11 +15,10 @@ __all__ = ["FORMATS", "Format", "format_of", "holds"]
 FormatKind = Literal["ieee", "fn", "fnuz", "finite", "scale"]
 """Which values that are no numbers a format has.
 
-- ``ieee``: infinities, and NaNs with a sign and a payload.
-- ``fn``: no infinities; one NaN of each sign, with all bits set.
-- ``fnuz``: no infinities; one NaN, without a sign, where others have -0.
-- ``finite``: neither infinities nor NaNs.
-- ``scale``: powers of two alone; neither signs, nor a zero, nor infinities; one NaN, with all bits set.
+- ``ieee``: infinities, and NaNs with a sign and a payload. - ``fn``: no infinities; one NaN of each
+sign, with all bits set. - ``fnuz``: no infinities; one NaN, without a sign, where others have -0. -
+``finite``: neither infinities nor NaNs. - ``scale``: powers of two alone; neither signs, nor a
+zero, nor infinities; one NaN, with all bits set.
 """
 
 
@@ -59,7 +58,10 @@ class Format:
 
     @property
     def nan(self) -> int | None:
-        """The bits of the NaN that stands for all without a payload of their own; None: there is none."""
+        """The bits of the NaN that stands for all without a payload of their own.
+
+        None if there is none.
+        """
         if self.kind == "ieee":
             return self.greatest + 1 + (1 << (self.mantissa - 1))
         return {"fn": self.magnitudes, "scale": self.magnitudes, "fnuz": self.magnitudes + 1}.get(

@@ -59,18 +59,18 @@ def _kind(row: Row) -> object:
 def _unplaced(error: CkptSchemaError, table: Layout) -> dict[LogicalPath, Row]:
     """The rows of a layout that have no partner, and no rule that is certain to give them one."""
     rows = {row.path: row for row in table.rows}
-    found: dict[LogicalPath, Row] = {}
+    unplaced: dict[LogicalPath, Row] = {}
     for fault in error.mismatches:
         row = rows.get(tuple(fault.path.split("/")))
         if fault.kind != "unplaced" or fault.rules or row is None:
             continue
-        found[row.path] = row
+        unplaced[row.path] = row
         # What mirrors a weight that has no partner follows that; what mirrors another is told here.
         for head in fault.also if row.optimizer else ():
-            mirror = rows.get((*head.split("/"), *row.path[row.body or 0 :]))
+            mirror = rows.get((*head.split("/"), *row.model_path))
             if mirror is not None:
-                found[mirror.path] = mirror
-    return found
+                unplaced[mirror.path] = mirror
+    return unplaced
 
 
 def _said(table: Layout, far: Layout, lone: set[LogicalPath]) -> Iterator[str]:
@@ -95,7 +95,7 @@ def _said(table: Layout, far: Layout, lone: set[LogicalPath]) -> Iterator[str]:
 
 def _spoken(row: Row, heads: set[LogicalPath]) -> LogicalPath:
     """A leaf's path as rules say it: a weight's in the model that both sides have, any other's from the root."""
-    return row.path[row.body or 0 :] if row.path[: row.body or 0] in heads else row.path
+    return row.model_path if row.root in heads else row.path
 
 
 def _globs(nodes: Sequence[LogicalPath], known: set[LogicalPath]) -> Iterator[str]:

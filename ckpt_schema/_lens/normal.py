@@ -63,6 +63,7 @@ def merged(geometries: tuple[Geometry, ...], is_constant: bool = False) -> tuple
     if not is_constant:
         parts = _absorbed(parts)
     parts = _put_together(parts)
+    # What has grown may hold a part now that it did not hold before.
     if not is_constant:
         parts = _absorbed(parts)
     return tuple(sorted(parts, key=str))
@@ -99,6 +100,7 @@ def _put_together(parts: Iterable[Geometry]) -> list[Geometry]:
             add(part)
     while ways:
         way = heapq.heappop(ways)[-1]
+        # A heap forgets nothing: a part of this way may have gone into another one since.
         if way.first in index.parts and way.second in index.parts:
             index.remove(way.first)
             index.remove(way.second)
@@ -210,7 +212,10 @@ class _Index:
 
 
 def _read(part: Geometry, at: _At) -> tuple[_Digits, Size] | None:
-    """The rest of a part, and how many steps it has along a digit; None where it has no such digit."""
+    """The rest of a part, and how many steps it has along a digit.
+
+    None where it has no such digit.
+    """
     for digit in part.digits:
         if digit.at == at:
             return frozenset(part.digits) - {digit}, digit.size
@@ -241,7 +246,10 @@ def _moves(start: Sequence[Size], other: Sequence[Size]) -> list[Place]:
 
 
 def _room(geometry: Geometry, side: int, along: Digit) -> int:
-    """1 if there is room on a side between a block and the same block a step further along a digit; or else 0."""
+    """1 if there is room on a side between a block and the same block a step further along a digit.
+
+    Otherwise 0.
+    """
     place = along.at[side]
     if place is None:
         return 0
@@ -285,6 +293,7 @@ def _is_within(one: Geometry, other: Geometry) -> bool:
         both = [path.geometry for path in through(~ours, theirs)]
     except UndecidedError:
         return False
+    # All of it lies in the other, and each element there is paired with the same one.
     volume = sum((part.volume for part in both), ZERO)
     return volume == ours.volume and all(_is_identity(part) for part in both)
 

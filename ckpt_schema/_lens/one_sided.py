@@ -1,6 +1,7 @@
 """The lens between two layouts that were read off, whose one-sided leaves nobody has named.
 
-Streams, caches and records that one side alone has are private to it; what else has no partner is an error.
+Streams, caches and records that one side alone has are private to it; what else has no partner is
+an error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def derived(
     try:
         return derive(left, right, rules=rules)
     except DerivationError as error:
-        # What derive calls certain of such leaves is a rule for each. A rename is never taken unasked.
+        # What derive calls certain of such leaves is a rule for each. A rename is never taken unasked:
+        # it would carry the weights of one node into another that nobody has named.
         own: list[Rule] = [rule for rule in error.rules if isinstance(rule, Private)]
         own += () if keeps is None else _kept(error, right, keeps)
         if not own:

@@ -17,7 +17,10 @@ from ckpt_schema._trees.inference import infer_tree
 __all__ = ["Axes", "ReadSide", "ReadSides", "is_path", "made_abstract", "name_of", "plain"]
 
 Axes = int | Mapping[Any, int] | None
-"""The axis that layers are stacked on, or one by Linen collection or Variable type; None where leaves are not stacked."""
+"""The axis that layers are stacked on, or one by Linen collection or Variable type.
+
+None where leaves are not stacked.
+"""
 
 
 def made_abstract(tree: Any) -> Any:
@@ -81,11 +84,11 @@ class ReadSide:
     @functools.cached_property
     def weights(self) -> dict[LogicalPath, Row]:
         """The leaves of the model, by their path in it without marks of repetition."""
-        found: dict[LogicalPath, Row] = {}
+        rows: dict[LogicalPath, Row] = {}
         for row in self.layout.rows if self.tree is not None else ():
             if row.body is not None and not row.mirrors:
-                found.setdefault(plain(row.path[row.body :]), row)
-        return found
+                rows.setdefault(plain(row.path[row.body :]), row)
+        return rows
 
     @functools.cached_property
     def nodes(self) -> frozenset[LogicalPath]:

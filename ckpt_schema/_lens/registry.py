@@ -97,8 +97,8 @@ class Registry:
         """The lens from one version to another, composed of those on the way.
 
         Raises:
-            DerivationError: One of them is no version; or no way leads from one to the other, or two
-                that differ; or lenses on the way do not compose.
+            DerivationError: One of them is no version; or no way leads from one to the other, or
+                two that differ; or lenses on the way do not compose.
         """
         ends = self._known(source), self._known(view)
         if ends not in self._lenses:

@@ -71,14 +71,14 @@ class _Words:
     @classmethod
     def of(cls, rules: Sequence[Rule], at: int) -> _Words:
         """Those of the paths that speak of the source, or of the view."""
-        found: set[str] = set()
+        names: set[str] = set()
         for rule in rules:
             fields = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
             if isinstance(rule, (Rename, Move, Reset)):
                 fields.pop(("view", "source")[at])
             for value in fields.values():
-                found.update(_segments(value))
-        return cls(frozenset(found))
+                names.update(_segments(value))
+        return cls(frozenset(names))
 
     def calls_a_list(self, name: str) -> bool:
         """Whether a rule calls nodes of this name a list."""
@@ -175,7 +175,7 @@ def _strangers(own: ReadSide, other: ReadSide) -> set[tuple[int, Any]]:
     counts: dict[LogicalPath, int] = {}
     held: dict[LogicalPath, collections.Counter[Any]] = collections.defaultdict(collections.Counter)
     for path, row in other.weights.items():
-        marked = [n for n, one in enumerate(row.path[row.body or 0 :]) if one.endswith("[]")]
+        marked = [n for n, one in enumerate(row.model_path) if one.endswith("[]")]
         for at, repeat in zip(marked, row.repeats, strict=True):
             node, count = path[: at + 1], repeat.size[0]
             if isinstance(count, int) and node not in own.nodes:
@@ -186,7 +186,7 @@ def _strangers(own: ReadSide, other: ReadSide) -> set[tuple[int, Any]]:
 
 def _heads(row: Row) -> list[Pattern]:
     """What each segment of a row's path in the model stands below, as it is spelled."""
-    names = row.path[row.body or 0 :]
+    names = row.model_path
     symbols = [isinstance(one, Index) and not one.prefix + one.suffix for one in row.key]
     key = row.key[len(row.key) - len(names) - sum(symbols) :]
     heads: list[Pattern] = []

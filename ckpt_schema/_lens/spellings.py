@@ -1,9 +1,9 @@
 """Spellings: where a row keeps each factor of a logical array, and the geometry between two rows that have the same factors.
 
 A row has an axis for each index symbol of its key, then those of the array, then, of typed keys,
-one for the words of each key. An axis is a sequence of *spans*: factors that are kept within so many
-elements. Mostly a span has one factor and as many elements. One that is padded has more, and so has
-one that is a part of a sum: it starts further on.
+one for the words of each key. An axis is a sequence of *spans*: factors that are kept within so
+many elements. Mostly a span has one factor and as many elements. One that is padded has more, and
+so has one that is a part of a sum: it starts further on.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def stored_places(spelling: Spelling) -> tuple[Mapping[Token, _Kept], tuple[Size
     starts: list[Size] = []
     for number, axis in enumerate(spelling):
         stride, start = ONE, ZERO
-        for span in reversed(axis):
+        for span in reversed(axis):  # the last factor is the one whose steps are next to each other
             start += span.start * stride
             inner = stride
             for token, size in reversed(span.factors):
@@ -139,7 +139,10 @@ def between(source: Spelling, view: Spelling, flipped: frozenset[Token]) -> Geom
 def whole(
     spelling: Spelling, logical: Sequence[Sequence[Token]], flipped: frozenset[Token]
 ) -> Geometry:
-    """From a row to a logical array that has these factors on its axes, major first; some are counted from their end."""
+    """From a row to a logical array that has these factors on its axes, major first.
+
+    Some are counted from their end.
+    """
     sizes = {token: kept.size for token, kept in stored_places(spelling)[0].items()}
     axes: list[tuple[Span, ...]] = []
     for axis in logical:

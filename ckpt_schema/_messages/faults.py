@@ -22,14 +22,16 @@ class Mismatch:
 
     Attributes:
         path: The key path (or logical path, or field name) the fault is at.
-        kind: A stable word for programs: ``missing``, ``extra``, ``shape``, ``dtype``, ``impl``, ``key``, ``dims``,
-            ``cast``, ``abstract``, ``ambiguous``, ``unplaced``, ``declaration``, ``checkpoint`` ...
+        kind: A stable word for programs: ``missing``, ``extra``, ``shape``, ``dtype``, ``impl``,
+            ``key``, ``dims``, ``cast``, ``abstract``, ``ambiguous``, ``unplaced``, ``declaration``,
+            ``checkpoint`` ...
         expected: What the declaration asks for, in words.
         found: What is there instead, in words.
         hint: The likeliest cure; may be empty.
-        rules: The rules that are certain to mend it, ready for ``derive``; none where it is open what was meant.
-        mirrors: The path of the leaf that this one mirrors, as a moment of an optimizer mirrors a param. The same fault
-            of both is told once, at the param.
+        rules: The rules that are certain to mend it, ready for ``derive``; none where it is open
+            what was meant.
+        mirrors: The path of the leaf that this one mirrors, as a moment of an optimizer mirrors a
+            param. The same fault of both is told once, at the param.
         also: Other places where the same is wrong, and which what mends this fault mends too.
     """
 
@@ -68,8 +70,8 @@ class _Pattern:
     """Faults that differ in the numbers of their paths alone.
 
     Attributes:
-        texts: What is expected, what is found, and the hint; where these repeat a number of the path
-            they have a hole, which says which number of the path it is.
+        texts: What is expected, what is found, and the hint; where these repeat a number of the
+            path they have a hole, which says which number of the path it is.
         first: The first of the faults.
         numbers: The numbers in the path of each fault, from the left.
         places: Where else the same is wrong.

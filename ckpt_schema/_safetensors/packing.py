@@ -43,10 +43,13 @@ def packed(
     file_bytes: int,
     metadata: Mapping[str, str],
 ) -> list[WeightsFile]:
-    """The files for some tensors, in the order of their names; each as the library safetensors lays it out.
+    """The files for some tensors, in the order of their names.
+
+    Each as the library safetensors lays it out.
 
     Args:
-        tensors: The tensors by name; a name has no half of a surrogate, a dtype is one of the format's.
+        tensors: The tensors by name; a name has no half of a surrogate, a dtype is one of the
+            format's.
         file_bytes: How many bytes of tensors a file has at most, where it has more than one.
         metadata: What is saved besides in each file.
 

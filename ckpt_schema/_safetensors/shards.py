@@ -43,7 +43,9 @@ def _extent(index: Sequence[Any] | None, shape: Sequence[int]) -> Extent:
 
 
 def _by_rows(shape: tuple[int, ...], sharding: Sharding) -> NamedSharding | None:
-    """A sharding of the first axis, over devices of the same mesh, by which processes read less; every one finds the same.
+    """A sharding of the first axis, over devices of the same mesh, by which processes read less.
+
+    Every one finds the same.
 
     Nothing where each process needs all of the rows that it needs something of.
     """

@@ -87,7 +87,9 @@ def is_weights_file(name: str) -> bool:
 
 
 def read_weights(path: epath.PathLike) -> Weights:
-    """The headers of the file, of the files that an index names, or of those of a folder; no array data.
+    """The headers of the file, of the files that an index names, or of those of a folder.
+
+    No array data.
 
     Raises:
         CheckpointMismatchError: With everything that is wrong with the files.

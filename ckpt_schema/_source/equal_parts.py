@@ -72,15 +72,15 @@ class SharedClass:
 
     def _suggestions(self) -> list[tuple[int, str]]:
         """For each position, how much it says of what a dim is, and what it would call it."""
-        found: list[tuple[int, str]] = []
+        names: list[tuple[int, str]] = []
         for child in self.children:
             if child.leaf is None:
-                found += [(0, "")] * len([*child.positions()])
+                names += [(0, "")] * len([*child.positions()])
                 continue
             if child.count is not None:
-                found.append((0, ""))
-            found += _axis_names(child.name, len(child.leaf.dims))
-        return found
+                names.append((0, ""))
+            names += _axis_names(child.name, len(child.leaf.dims))
+        return names
 
 
 def _axis_names(leaf: str, rank: int) -> list[tuple[int, str]]:

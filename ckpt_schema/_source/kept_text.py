@@ -115,12 +115,12 @@ class KeptText:
 
     def _dtype(self, below: Mapping[LogicalPath, Row]) -> str | None:
         """The dtype of what is kept for params, where it is not their own."""
-        found: collections.Counter[str] = collections.Counter()
+        dtypes: collections.Counter[str] = collections.Counter()
         for path, row in below.items():
             param = self._model.at(path)
             if param is not None and param[0].leaf.dims == row.leaf.dims:
-                found[row.leaf.dtype if row.leaf.dtype != param[0].leaf.dtype else ""] += 1
-        return next((dtype for dtype, _ in found.most_common(1) if dtype), None)
+                dtypes[row.leaf.dtype if row.leaf.dtype != param[0].leaf.dtype else ""] += 1
+        return next((dtype for dtype, _ in dtypes.most_common(1) if dtype), None)
 
     def _is_like(self, path: LogicalPath, row: Row, dtype: str | None) -> bool:
         """Whether a row is that of its param, but for the dtype."""
@@ -153,12 +153,12 @@ def container_items(
         inside = any(key[: len(head)] == head for head in heads)
         outline = _outline(key) if inside else paths.format_path(key)
         groups.setdefault((outline, imports.spell(node.type)), []).append(key)
-    found: dict[str, str] = {}
+    items: dict[str, str] = {}
     for (_, kind), keys in groups.items():
         for pattern, counts in _patterns(keys):
             value = kind if not counts else f"({', '.join([kind, *map(str, counts)])})"
-            found[paths.format_path(pattern)] = value
-    return found
+            items[paths.format_path(pattern)] = value
+    return items
 
 
 def _outline(key: KeyPath) -> str:

@@ -35,17 +35,18 @@ def abstract(
         source: A schema or a layout.
         dims: The size of every dim.
         mesh: The mesh that the leaves are sharded over.
-        axes: The mesh axes of each dim by name, as Flax's logical axis rules say it: ``{"embed": "fsdp"}``. A product goes by
-            its first factor, or by its own spelling, ``{"heads*head_dim": "tensor"}``. Dims that it does not name are not
-            sharded. Of two axes of one leaf that want one mesh axis, the first has it, as in Flax.
+        axes: The mesh axes of each dim by name, as Flax's logical axis rules say it: ``{"embed":
+            "fsdp"}``. A product goes by its first factor, or by its own spelling,
+            ``{"heads*head_dim": "tensor"}``. Dims that it does not name are not sharded. Of two
+            axes of one leaf that want one mesh axis, the first has it, as in Flax.
 
     Returns:
-        Nested dicts, or an ``nnx.State`` of Variables, of ``jax.ShapeDtypeStruct``. Leaves that a tree may lack, and that have
-        no default, are left out.
+        Nested dicts, or an ``nnx.State`` of Variables, of ``jax.ShapeDtypeStruct``. Leaves that a
+        tree may lack, and that have no default, are left out.
 
     Raises:
-        SchemaError: With every dim that has no size, every name that is no dim of the layout or no axis of the mesh, and every
-            axis whose size its mesh axes do not divide.
+        SchemaError: With every dim that has no size, every name that is no dim of the layout or no
+            axis of the mesh, and every axis whose size its mesh axes do not divide.
 
     Example:
         >>> import jax

@@ -45,7 +45,10 @@ class OptimizerChain:
 
     @property
     def parts(self) -> Sequence[_Part]:
-        """The positions of the chain that keep something; none where there is no optimizer state."""
+        """The positions of the chain that keep something.
+
+        None where there is no optimizer state.
+        """
         return tuple(self._parts)
 
     def _head(self, key: _Part) -> _Part | None:
@@ -103,7 +106,10 @@ class OptimizerChain:
         return [f"{self._position(part)}  {kept}" for part, kept in parts.items()]
 
     def _position(self, part: _Part) -> str:
-        """Where in its chain a part stands; with that chain's own place, where there are several."""
+        """Where in its chain a part stands.
+
+        With that chain's own place, where there are several.
+        """
         head = self._head(part) or ()
         return "/".join(part[len(head) :] if len(self._heads) == 1 else part) or "-"
 

@@ -180,6 +180,7 @@ class Matcher:
         self, flat: FlatTree, slots: Mapping[Slot, int], strays: list[int], binder: Binder
     ) -> bool:
         """Whether there is no fault; the first one ends the search."""
+        # Lazily: nearly all trees conform, and a tree that does not is searched once more for all faults.
         searches = (
             self._missing(slots, binder),
             self._counts(binder),
@@ -199,6 +200,7 @@ class Matcher:
                     [key for key, _ in absent], lost, [flat.keys[at] for at in slots.values()]
                 )
             ]
+            # A transformation that is missing as a whole is one fault, and not one for each of its leaves.
             places = {fault.path for fault in whole}
             absent = [(key, row) for key, row in absent if not self._chain.inside(key, places)]
             strays = [at for at in strays if not self._chain.inside(flat.keys[at], places)]
@@ -286,8 +288,9 @@ class Matcher:
             if None in counts:
                 yield row.key, row
                 continue
+            # A size may be said in dims= that is none of this tree's: a billion faults help nobody.
             if math.prod(count or 0 for count in counts) > _REPEATS + 10 * len(slots):
-                yield row.key, row  # a size that was said, and that is none of this tree's
+                yield row.key, row
                 continue
             for indices in itertools.product(*(range(count or 0) for count in counts)):
                 if (number, indices) not in slots:
@@ -526,11 +529,9 @@ def check(
         for name in dims or ()
         if name not in known
     )
-    return (
-        dataclasses.replace(report, mismatches=(*unknown, *report.mismatches))
-        if unknown
-        else report
-    )
+    if unknown:
+        return dataclasses.replace(report, mismatches=(*unknown, *report.mismatches))
+    return report
 
 
 def assert_conforms(

@@ -1,8 +1,9 @@
 """Trees in any container: flattened to key paths, and built anew.
 
-A ``TrainState``, the dict Orbax returns for it, an ``nnx.State``, its pure dict and its on-disk form are read into the same key
-paths. What the containers add, ``.value`` of a Variable or a box and the strings Orbax makes of int keys, is seen by
-structure when the paths are matched against a layout, never by name.
+A ``TrainState``, the dict Orbax returns for it, an ``nnx.State``, its pure dict and its on-disk
+form are read into the same key paths. What the containers add, ``.value`` of a Variable or a box
+and the strings Orbax makes of int keys, is seen by structure when the paths are matched against a
+layout, never by name.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class FlatTree:
         leaves: Its leaves, in jax's order.
         treedef: Its structure.
         keys: The key path of each leaf, as the container spells it.
-        stored: Whether nothing in it rules out that int keys were turned into strings, as any save does: it is made of
-            dicts with string keys, and of sequences.
+        stored: Whether nothing in it rules out that int keys were turned into strings, as any save
+            does: it is made of dicts with string keys, and of sequences.
     """
 
     leaves: list[Any]
@@ -146,7 +147,8 @@ def build(
         labelled: What boxes or Variables say of the axes of leaves, by their own key path.
 
     Returns:
-        An ``nnx.State`` of Variables, or nested dicts with the optimizer's own tuples and NamedTuples in them.
+        An ``nnx.State`` of Variables, or nested dicts with the optimizer's own tuples and
+        NamedTuples in them.
     """
     root: dict[Any, Any] = {}
     nodes = [(node, key) for node in layout.nodes for key in node.keys(sizes)]
@@ -227,7 +229,10 @@ def _fields(kind: type) -> list[dataclasses.Field[Any]]:
 
 
 def nodes_of(found: Iterable[tuple[KeyPath, Any]]) -> Iterator[Node]:
-    """The containers that a tree is built of anew; what has data besides its children, or is no sequence, with all of it."""
+    """The containers that a tree is built of anew.
+
+    What has data besides its children, or is no sequence, with all of it.
+    """
     for key, node in found:
         if node is None or isinstance(node, (tuple, list, Mapping)):
             yield Node(key, type(node))

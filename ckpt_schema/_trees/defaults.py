@@ -26,7 +26,8 @@ class Receiver:
 
     Attributes:
         path: The logical path of its row, within the model.
-        numbers: The number of each repeat that the leaf holds, on as many axes as the leaf has; None without repeats.
+        numbers: The number of each repeat that the leaf holds, on as many axes as the leaf has;
+            None without repeats.
     """
 
     path: str = ""
@@ -39,7 +40,8 @@ _ANYWHERE = Receiver()
 def spot_of(row: Row, indices: Sequence[int], sizes: Mapping[str, int]) -> Receiver | None:
     """Where a slot of a row stands, or None while a number of repeats is not known.
 
-    Repeats are counted through all levels, outermost first: a stack and a list of the same layers have the same numbers.
+    Repeats are counted through all levels, outermost first: a stack and a list of the same layers
+    have the same numbers.
     """
     path = "/".join(row.model_path)
     if not row.repeats:

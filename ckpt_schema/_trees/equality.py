@@ -1,7 +1,8 @@
 """Bitwise equality of two trees: what the laws of a lens mean by ``==``.
 
-Containers and their static data, shapes, dtypes, key implementations, shardings and bits are compared; NaN payloads and the
-sign of zero count. Where ``numpy.testing`` or ``chex.assert_trees_all_equal`` take two different states for one, this does not.
+Containers and their static data, shapes, dtypes, key implementations, shardings and bits are
+compared; NaN payloads and the sign of zero count. Where ``numpy.testing`` or
+``chex.assert_trees_all_equal`` take two different states for one, this does not.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ _KINDS = (
 
 
 class TreesDifferError(CkptSchemaError, AssertionError):
-    """Two trees are not identical; an ``AssertionError``, so that test runners show it as a failure."""
+    """Two trees are not identical.
+
+    An ``AssertionError``, so that test runners show it as a failure.
+    """
 
     counts = "difference"
 
@@ -69,14 +73,16 @@ def differences(left: Tree, right: Tree) -> tuple[Mismatch, ...]:
         right: The tree that is compared with it.
 
     Returns:
-        Differences of containers, and of leaves that both trees have; ``()`` when there are none. A number is no array,
-        and a NumPy array no jax array. Abstract leaves are equal in shape, dtype and sharding. Of an array that spans
-        several hosts, the shards on this host are compared.
+        Differences of containers, and of leaves that both trees have; ``()`` when there are none. A
+        number is no array, and a NumPy array no jax array. Abstract leaves are equal in shape,
+        dtype and sharding. Of an array that spans several hosts, the shards on this host are
+        compared.
 
     Raises:
         ConformanceError: jax cannot flatten one of the trees.
     """
     first, second = flatten(left), flatten(right)
+    # One call of chex for all of the structure; where it fails, the two are walked to say where.
     try:
         chex.assert_trees_all_equal_structs(left, right)
     except AssertionError:
@@ -167,6 +173,7 @@ def _leaf(key: KeyPath, left: Any, right: Any) -> Iterator[Mismatch]:
         yield Mismatch(where, "leaf", _kind(left), _kind(right))
         return
     ours, theirs = leaves.signature(left), leaves.signature(right)
+    # A deleted array still has a shape, and no bits that could be looked at.
     if any(map(leaves.is_deleted, (left, right))):
         ours, theirs = ("deleted" if leaves.is_deleted(x) else "an array" for x in (left, right))
         hint = "a deleted array has no values to compare"
@@ -250,7 +257,10 @@ def _number(value: complex) -> str:
 
 
 def _blocks(value: Any) -> list[tuple[np.ndarray[Any, Any], tuple[int, ...]]]:
-    """The values of an array on the host: whole, or the shards of this host where there are others; each with its start."""
+    """The values of an array on the host: whole, or the shards of this host where there are others.
+
+    Each with its start.
+    """
     data = value
     if isinstance(value, jax.Array):
         data = jax.random.key_data(value) if leaves.describe(value).startswith("key<") else value

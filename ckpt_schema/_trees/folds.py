@@ -18,7 +18,10 @@ _OWN_AXIS = "give it its own beside, as scan={{{!r}: 0}}, or None where it is no
 
 
 _Axes = Mapping[Any, int | None]
-"""The axis that leaves are stacked on, by collection or Variable type; ``object`` stands for any."""
+"""The axis that leaves are stacked on, by collection or Variable type.
+
+``object`` stands for any.
+"""
 
 
 def _by_kind(given: int | Mapping[Any, int] | None) -> _Axes:
@@ -103,7 +106,9 @@ def _heads(named: Sequence[Pattern]) -> list[Pattern]:
 
 
 class _Lists:
-    """The keys of a body, and which of them are one leaf of the members of lists; outer lists are folded first.
+    """The keys of a body, and which of them are one leaf of the members of lists.
+
+    Outer lists are folded first.
 
     Attributes:
         members: For each pattern, the keys that it spells.
@@ -171,7 +176,10 @@ class _Lists:
         }
 
     def _is_stream(self, key: KeyPath) -> bool:
-        """Whether a leaf is a key, or the count beside one; a checkpoint has lost its Variable type."""
+        """Whether a leaf is a key, or the count beside one.
+
+        A checkpoint has lost its Variable type.
+        """
         beside = self._keys.get((*key[:-1], "key")) if key[-1] == "count" else self._keys[key]
         told = leaves.signature(beside.value) if beside is not None else None
         return told is not None and str(told[1]).startswith("key<")
@@ -212,7 +220,7 @@ def _fold(pattern: Pattern, counts: Sequence[int], stack: _Stack | None) -> Fold
 
 def _ends(pattern: Pattern) -> dict[LogicalPath, int]:
     """The nodes on a pattern by their names without numbers, and the segment after each."""
-    found: dict[LogicalPath, int] = {}
+    ends: dict[LogicalPath, int] = {}
     names: LogicalPath = ()
     for at, segment in enumerate(pattern):
         if isinstance(segment, Index):
@@ -222,8 +230,8 @@ def _ends(pattern: Pattern) -> dict[LogicalPath, int]:
             names = (*names, named(stem))
         else:
             names = (*names, named(segment))
-        found[names] = at + 1
-    return found
+        ends[names] = at + 1
+    return ends
 
 
 class _StackPaths:

@@ -1,7 +1,8 @@
 """Compiled programs: as many as are in use, and no more.
 
-jax keeps what it has compiled for a function as long as that function lives, for every shape that it ever met. So a function
-here is jitted anew for each kind of arguments, and of these the least recently used are let go with all that was compiled.
+jax keeps what it has compiled for a function as long as that function lives, for every shape that
+it ever met. So a function here is jitted anew for each kind of arguments, and of these the least
+recently used are let go with all that was compiled.
 """
 
 from __future__ import annotations

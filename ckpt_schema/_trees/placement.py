@@ -38,9 +38,8 @@ def placed(value: Any, sharding: Any) -> jax.Array:
         )
     if spread and not sharding.is_fully_addressable:
         return _from_bits(value.dtype, sharding)(jax.device_put(as_bits(value), sharding))
-    host = gathered(
-        value
-    )  # jax would compare it with what the others have, and take two NaNs for different
+    # jax would compare it with what the others have, and take two NaNs for different.
+    host = gathered(value)
     return jax.make_array_from_callback(
         host.shape, sharding, lambda index: host[index], dtype=host.dtype
     )
@@ -88,7 +87,10 @@ def _usual_memory(sharding: Any) -> str:
 
 
 def octets(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The bytes of each element, least significant first; of an element narrower than a byte, its own bits."""
+    """The bytes of each element, least significant first.
+
+    Of an element narrower than a byte, its own bits.
+    """
     found = (
         np.ascontiguousarray(array)
         .reshape(-1)
@@ -116,7 +118,10 @@ def _from_bits(dtype: Any, sharding: Any) -> Any:
 
 
 def describe_shardings(*shardings: Any) -> tuple[str, ...]:
-    """Shardings as messages write them, ``P('x', None) over x=4 y=2``; in full where that would not tell them apart."""
+    """Shardings as messages write them, ``P('x', None) over x=4 y=2``.
+
+    In full where that would not tell them apart.
+    """
     short = tuple(map(_short, shardings))
     return short if len({*short}) == len({*shardings}) else tuple(map(str, shardings))
 

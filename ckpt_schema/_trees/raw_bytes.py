@@ -12,7 +12,9 @@ __all__ = ["cure"]
 
 
 def cure(value: Any, wanted: str = "") -> str:
-    """What to do about bytes without a dtype, as ``numpy.save`` keeps a bfloat16; empty where ``value`` is something else.
+    """What to do about bytes without a dtype, as ``numpy.save`` keeps a bfloat16.
+
+    Empty where ``value`` is something else.
 
     Args:
         value: A leaf.

@@ -16,7 +16,10 @@ __all__ = ["SlotFinder"]
 
 
 class _Trie:
-    """The key patterns of a layout by segment; literal keys are looked up, and index symbols by the outline of their keys."""
+    """The key patterns of a layout by segment.
+
+    Literal keys are looked up, and index symbols by the outline of their keys.
+    """
 
     __slots__ = ("literals", "row", "symbols")
 
@@ -46,7 +49,10 @@ class _Trie:
         return child
 
     def find(self, key: KeyPath, *, stored: bool) -> list[Slot]:
-        """The slots that ``key`` may spell; a literal key may stand beside a symbol that spells it too."""
+        """The slots that ``key`` may spell.
+
+        A literal key may stand beside a symbol that spells it too.
+        """
         here: list[tuple[_Trie, tuple[int, ...]]] = [(self, ())]
         for segment in key:
             number = int_key(segment) if stored and isinstance(segment, str) else None
@@ -96,7 +102,9 @@ class SlotFinder:
         return root
 
     def slot(self, key: KeyPath, *, stored: bool) -> Slot | None:
-        """The slot ``key`` spells, with or without the ``value`` level of a Variable or box; None if there is none.
+        """The slot ``key`` spells, with or without the ``value`` level of a Variable or box.
+
+        None if there is none.
 
         Args:
             key: The key path of a leaf.

@@ -1,4 +1,7 @@
-"""Variables that no body declares and a model works without: streams, caches, records of a pass; what to do about each."""
+"""Variables that no body declares and a model works without: streams, caches, records of a pass.
+
+What to do about each.
+"""
 
 from __future__ import annotations
 

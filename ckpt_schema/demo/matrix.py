@@ -54,7 +54,10 @@ def run_demo(console: Console | None = None) -> int:
 
 @contextlib.contextmanager
 def _progress(console: Console) -> Generator[Callable[[str], Callable[[], None]]]:
-    """Gives a function that starts a line of progress and returns what counts its steps; plain lines without a terminal."""
+    """Gives a function that starts a line of progress and returns what counts its steps.
+
+    Plain lines without a terminal.
+    """
     columns = (
         TextColumn("{task.description:<44}"),
         BarColumn(),

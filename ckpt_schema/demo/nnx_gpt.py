@@ -24,9 +24,8 @@ class Block(nnx.Module):
         self.qkv = nnx.Linear(s.embed, 3 * s.heads * s.head_dim, use_bias=False, rngs=rngs)
         self.wi = nnx.Linear(s.embed, s.mlp, rngs=rngs)
         self.wo = nnx.Linear(s.mlp, s.embed, rngs=rngs)
-        self.dropout = nnx.Dropout(
-            0.0, rngs=rngs
-        )  # rate 0: the function is Linen's, and the state holds a stream
+        # Rate 0: the function is Linen's, and the state holds a stream.
+        self.dropout = nnx.Dropout(0.0, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The layer's output, float32[batch, length, embed]."""

@@ -41,8 +41,8 @@ def restore(
     everything is validated before a byte of a tensor is; each process then reads the byte ranges of
     what its own devices hold of the tensors that the target has a place for.
 
-    Without a lens the folder is adapted to the target: `ckpt_schema.adapt` makes the lens, and is an
-    error where anything can be read in two ways.
+    Without a lens the folder is adapted to the target: `ckpt_schema.adapt` makes the lens, and is
+    an error where anything can be read in two ways.
 
     Args:
         path: A folder, a safetensors file, or the index of several. Nothing is downloaded.

@@ -48,9 +48,9 @@ def as_stored(schema: type[Schema] | Layout, path: epath.PathLike) -> Layout:
     slot = SlotFinder(table).slot
     dtypes: dict[int, str] = {}
     for name, tensor in read_weights(path).tensors.items():
-        found = slot((name,), stored=True)
-        if found is not None:
-            dtypes.setdefault(found[0], str(tensor.dtype))
+        at = slot((name,), stored=True)
+        if at is not None:
+            dtypes.setdefault(at[0], str(tensor.dtype))
     rows = [
         dataclasses.replace(row, leaf=dataclasses.replace(row.leaf, dtype=dtypes[number]))
         if number in dtypes

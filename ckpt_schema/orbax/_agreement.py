@@ -22,7 +22,8 @@ def raised_by_all() -> Generator[None, None, None]:
     """Code that every process runs, and that ends without an error in all of them or in none. One process alone pays nothing.
 
     Raises:
-        CkptSchemaError: What another process raised; of the same class, if it is one of this library's. Or that one is gone.
+        CkptSchemaError: What another process raised; of the same class, if it is one of this
+            library's. Or that one is gone.
     """
     if jax.process_count() == 1:
         yield

@@ -1,4 +1,7 @@
-"""What a directory or file is: a checkpoint, and which item of it is meant; or what else, and what reads that."""
+"""What a directory or file is: a checkpoint, and which item of it is meant.
+
+Or what else, and what reads that.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,7 @@ def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
     if misread(place):
         hint = "move it: no part of the path may hold a backslash, *, ? or ["
         raise refusal(place, "a path that Orbax takes for a pattern", hint)
+    # Orbax would read what an unfinished save has left as if it were whole.
     if UNFINISHED in place.name or not place.is_dir():
         raise _other(place, [])
     children = sorted((child.name for child in place.iterdir()), key=paths.natural)
@@ -74,6 +78,7 @@ def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
         raise _other(place, steps)
     listed = _listed(place) if CHECKPOINT_FILE in children else {}
     _verify_whole(place, children, listed, wanted, aux, finished)
+    # Private leaves stand beside the state, and are meant only where nothing else is there.
     items = [name for name in every if name in finished - {aux or ""}] or [*finished]
     if wanted in finished:
         return Item(wanted, finished)
@@ -81,7 +86,8 @@ def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
         raise _other(place, steps)
     if wanted is None and flat:
         return Item(None, finished)
-    if wanted is None and (len(items) == 1 or "state" in items):  # what `save` of Orbax v1 calls it
+    # "state" is what `save` of Orbax v1 calls the one pytree that it is given.
+    if wanted is None and (len(items) == 1 or "state" in items):
         return Item(items[0] if len(items) == 1 else "state", finished)
     found = f"{'a pytree without a name' if flat else ', '.join(items)}"
     hint = "leave item= out" if flat else f"pass item={items[0]!r}, or another of them"

@@ -58,7 +58,8 @@ def items_of(
         side: The side that the state is on, for states that conform to both.
         item: The name of the item that holds the tree.
         at: The key path in it where the tree stands.
-        items: For a state that is spread over several items, which one holds what is at a key; see `restore`.
+        items: For a state that is spread over several items, which one holds what is at a key; see
+            `restore`.
         aux: The name of the item that holds the private leaves. With None, there is none.
         private: The private leaves that it holds, as `load_private` returns them; those of the
             state unless given.

@@ -36,11 +36,11 @@ def load(
 
     Args:
         path: A checkpoint directory, local or remote.
-        only: Globs of the key paths that are read, as `ckpt_schema` writes them: ``*`` is one key or
-            a part of one, ``**`` any number of keys. Nothing else is read.
+        only: Globs of the key paths that are read, as `ckpt_schema` writes them: ``*`` is one key
+            or a part of one, ``**`` any number of keys. Nothing else is read.
         item: Which pytree of the checkpoint, where it holds several.
-        sharding: Where arrays go: one sharding for all, or a function of key path and abstract leaf.
-            Into the memory of the host unless given: they are arrays of the first CPU device.
+        sharding: Where arrays go: one sharding for all, or a function of key path and abstract
+            leaf. Into the memory of the host unless given: they are arrays of the first CPU device.
 
     Returns:
         The tree, without the leaves that were not asked for. Typed keys have their implementation.

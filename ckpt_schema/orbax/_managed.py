@@ -74,10 +74,12 @@ def abstract_items(
             checkpoints of a run that has no such leaves.
 
     Raises:
-        ConformanceError: The target is on neither side, or could be on either; or an argument is none.
+        ConformanceError: The target is on neither side, or could be on either; or an argument is
+            none.
 
     Example:
-        ``manager.restore(step, args=Composite(state=StandardRestore(abstract_items(state, lens)["state"])))``
+        ``manager.restore(step, args=Composite(state=StandardRestore(abstract_items(state,
+        lens)["state"])))``
     """
     verify_arguments(lens, target_side=target_side, disk_side=disk_side)
     verify_name(item, "item", "the state")

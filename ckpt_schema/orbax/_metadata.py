@@ -39,14 +39,17 @@ class DiskTree:
 
     Attributes:
         path: Where it lies.
-        item: The name of the pytree in it; None where it stands at the root, as older versions of Orbax wrote it.
-        tree: Dicts, lists and None slots as Orbax returns them, of ``ShapeDtypeStruct``s without sharding and Python numbers.
-            Typed keys have the dtype of the implementation they were saved with; a number says its type, not its value.
+        item: The name of the pytree in it; None where it stands at the root, as older versions of
+            Orbax wrote it.
+        tree: Dicts, lists and None slots as Orbax returns them, of ``ShapeDtypeStruct``s without
+            sharding and Python numbers. Typed keys have the dtype of the implementation they were
+            saved with; a number says its type, not its value.
         beside: The names of the other pytrees in it.
         root: The key path in the pytree at which the tree stands.
         whole: The tree of the whole pytree, where the state is a part of it.
         parts: Where a state is spread over several pytrees: each, and at which key path.
-        joined: What joins the segments of a path to the one key that it has, as in files of Hugging Face.
+        joined: What joins the segments of a path to the one key that it has, as in files of Hugging
+            Face.
         reader: Reads what is ordered of it, as Orbax does, where it is no checkpoint of Orbax's.
     """
 
@@ -128,7 +131,8 @@ def read_metadata(
         aux: One that is not meant unless it is named.
 
     Raises:
-        CheckpointMismatchError: There is no checkpoint, no such item, or no metadata that Orbax can read.
+        CheckpointMismatchError: There is no checkpoint, no such item, or no metadata that Orbax can
+            read.
     """
     if isinstance(path, DiskTree):
         return path
@@ -264,8 +268,8 @@ def read_arrays(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
     Args:
         disk: The checkpoint.
         prefix: Where in it the subtree stands.
-        wanted: Abstract leaves with shardings, Python numbers, or `SKIP`, in the containers of the disk; if it is a dict, some
-            keys may be left out.
+        wanted: Abstract leaves with shardings, Python numbers, or `SKIP`, in the containers of the
+            disk; if it is a dict, some keys may be left out.
 
     Returns:
         A tree like ``wanted``, with values.
@@ -284,11 +288,9 @@ def read_arrays(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
         if not disk.parts or any(leaf is not SKIP for leaf in jax.tree.leaves(own)):
             whole = planted(whole, at, _read(part, own))
     loaded = _at(whole, place)
-    return (
-        {key: loaded[key] for key in wanted}
-        if isinstance(wanted, dict) and loaded is not None
-        else loaded
-    )
+    if isinstance(wanted, dict) and loaded is not None:
+        return {key: loaded[key] for key in wanted}
+    return loaded
 
 
 def _read(disk: DiskTree, order: Tree) -> Tree:

@@ -50,9 +50,10 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 """In the name of a directory that a save is, or was, writing to; Orbax removes what managers find
 under such names."""
 
+# What a path may hold, and Orbax does not find again.
 _UNREAD = {"\\": "TensorStore takes it for a separator"} | dict.fromkeys(
     "*?[", "Orbax reads it as a pattern"
-)  # what a path may hold, and Orbax does not find again
+)
 _RESERVED = (
     "metrics",
     CHECKPOINT_FILE,
@@ -96,7 +97,8 @@ def _resolved(path: Path) -> Path:
     """The path without links.
 
     Raises:
-        OSError: A link leads back to itself. From Python 3.13 on, `Path.resolve` stops there without a word.
+        OSError: A link leads back to itself. From Python 3.13 on, `Path.resolve` stops there
+            without a word.
     """
     whole = path.expanduser().resolve()
     if any(os.path.islink(part) for part in (whole, *whole.parents)):  # noqa: PTH114  raises never
@@ -193,7 +195,10 @@ def _verify_free(place: epath.Path) -> None:
 
 
 def active_context() -> ocp.Context | None:
-    """The context that the caller has made for Orbax; it has no public name, but Python lists it."""
+    """The context that the caller has made for Orbax.
+
+    It has no public name, but Python lists it.
+    """
     values = contextvars.copy_context().values()
     return next((value for value in values if isinstance(value, ocp.Context)), None)
 

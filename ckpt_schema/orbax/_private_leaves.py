@@ -1,7 +1,8 @@
 """Private leaves on disk: what the layout of a checkpoint has no place for stands beside it, in a pytree of its own.
 
-Whoever loads the checkpoint with Orbax alone does not meet them: they are another item of the same directory. Some trainers
-keep them inside of the state instead, under one key; such checkpoints are read too.
+Whoever loads the checkpoint with Orbax alone does not meet them: they are another item of the same
+directory. Some trainers keep them inside of the state instead, under one key; such checkpoints are
+read too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ Orders = Mapping[int, tuple[KeyPath, Any]]
 
 
 def private_leaves(match: Match, lens: Lens) -> dict[Any, Any]:
-    """The leaves of a tree of the view that the source has no place for, as nested dicts; empty when there are none."""
+    """The leaves of a tree of the view that the source has no place for, as nested dicts.
+
+    Empty when there are none.
+    """
     private = lens.private[1]
     root: dict[Any, Any] = {}
     for (number, indices), position in match.slots.items():
@@ -53,7 +57,8 @@ def verify_private(private: Tree, lens: Lens) -> None:
     """Raises unless these are private leaves of the lens's view.
 
     Raises:
-        ConformanceError: With every leaf that the view does not have, or that the source has a place for.
+        ConformanceError: With every leaf that the view does not have, or that the source has a
+            place for.
     """
     private_rows, slot = lens.private[1], SlotFinder(lens.view).slot
     flat = flatten(private)
@@ -86,7 +91,8 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
         aux: What they are called there.
 
     Returns:
-        Nested dicts of jax arrays, on the first device; on all of them where there are several processes.
+        Nested dicts of jax arrays, on the first device; on all of them where there are several
+        processes.
 
     Raises:
         CheckpointMismatchError: There is no such checkpoint, or it keeps no private leaves.
@@ -104,7 +110,8 @@ def load_private(path: epath.PathLike, *, aux: str = "nnx_aux") -> dict[Any, Any
             )
             raise CheckpointMismatchError(f"{path} keeps no private leaves", [fault])
     here = SingleDeviceSharding(jax.local_devices()[0])
-    if jax.process_count() > 1:  # Orbax saves no array of one process
+    # Of several processes Orbax saves no array that is on the devices of one.
+    if jax.process_count() > 1:
         here = NamedSharding(jax.make_mesh((jax.device_count(),), ("all",)), PartitionSpec())
     wanted = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), item.tree
@@ -138,7 +145,8 @@ class PrivateLeaves:
             match: The target, matched with the lens's view.
 
         Raises:
-            CheckpointMismatchError: With every private leaf of the target that is not here, is another here, or is here alone.
+            CheckpointMismatchError: With every private leaf of the target that is not here, is
+                another here, or is here alone.
         """
         private = side.private[1]
         goals = jax.tree.leaves(state)
@@ -196,7 +204,10 @@ class PrivateLeaves:
         ]
 
     def _found(self, side: Lens) -> list[tuple[KeyPath, Any, Slot | None]]:
-        """Every leaf, and which of the view's it is; where the view is weights alone, only those of the weights."""
+        """Every leaf, and which of the view's it is.
+
+        Where the view is weights alone, only those of the weights.
+        """
         flat, slot = flatten(self.tree), SlotFinder(side.view).slot
         home = next(
             (h for h in side.view.homes if any(key[: len(h)] == h for key in flat.keys)), ()
@@ -224,7 +235,10 @@ _HINT = "the model has changed since; restore with aux=None, and they are made a
 
 
 def find(disk: DiskTree, aux: str | None, *, total: bool = True) -> PrivateLeaves | None:
-    """The private leaves beside the state, or inside of it; None where there are none, or ``aux`` is None."""
+    """The private leaves beside the state, or inside of it.
+
+    None where there are none, or ``aux`` is None.
+    """
     if aux is None:
         return None
     inside = disk.at((aux,))

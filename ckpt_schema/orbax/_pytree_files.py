@@ -80,13 +80,13 @@ class PytreeFiles:
         """What each process has said of the arrays that it wrote, by its file and their names."""
         folder = self.folder / ARRAY_METADATA_FILES
         files = sorted(folder.iterdir()) if folder.is_dir() else []
-        found: dict[str, Mapping[str, Entry]] = {}
+        entries: dict[str, Mapping[str, Entry]] = {}
         for file in files:
             said = [
                 each["array_metadata"] for each in json.loads(file.read_text())["array_metadatas"]
             ]
-            found[file.name] = {entry["param_name"]: entry for entry in said}
-        return found
+            entries[file.name] = {entry["param_name"]: entry for entry in said}
+        return entries
 
     @functools.cached_property
     def shardings(self) -> Mapping[str, str] | None:
@@ -177,14 +177,14 @@ class Assembly:
         (folder / PYTREE_FILE).write_text(json.dumps(self._told()))
 
     def _told(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        told: dict[str, Any] = {}
         for entry in self.entries:
             stored = self.leaves.get(_name(entry))
             if stored is not None:
                 value = stored.files.entries[stored.name]["value_metadata"]
                 entry = {**entry, "value_metadata": value}
-            found[str(tuple(key["key"] for key in entry["key_metadata"]))] = entry
-        return {**self.like.told, "tree_metadata": found}
+            told[str(tuple(key["key"] for key in entry["key_metadata"]))] = entry
+        return {**self.like.told, "tree_metadata": told}
 
     def _write_arrays(self, folder: Path) -> None:
         """Writes what is known of each array, in a file for each process that wrote some of the old."""
@@ -205,14 +205,14 @@ class Assembly:
     def _write_shardings(self, folder: Path) -> None:
         if self.like.shardings is None:
             return
-        found: dict[str, str] = {}
+        shardings: dict[str, str] = {}
         spare = _whole(next(iter(self.like.shardings.values()), None))
         for name, stored in self.leaves.items():
             own = (stored.files.shardings or {}).get(stored.name)
             if own is not None:
                 text = spare if spare is not None and stored.files.is_made else own
-                found[base64.b64encode(name.encode()).decode()] = text
-        (folder / _SHARDINGS).write_text(json.dumps(found))
+                shardings[base64.b64encode(name.encode()).decode()] = text
+        (folder / _SHARDINGS).write_text(json.dumps(shardings))
 
     def _refer(self, folder: Path) -> None:
         """Makes a database whose values are those of the others, which are linked below it."""

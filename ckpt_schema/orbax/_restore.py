@@ -339,7 +339,9 @@ def _number(stored: Any) -> Any:
 
 
 def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree:
-    """The loaded leaves, numbers as arrays, each proved to be what was expected; and stand-ins for those that were not read.
+    """The loaded leaves, numbers as arrays, each proved to be what was expected.
+
+    And stand-ins for those that were not read.
 
     Raises:
         CheckpointMismatchError: With every leaf that Orbax did not load, or not as it was asked to.

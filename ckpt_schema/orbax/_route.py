@@ -113,8 +113,8 @@ def _plain(leaf: Any) -> Any:
 
 def _route(disk: DiskTree, fit: Fit, through: Lens, onto: Tree | None, where: Whereabouts) -> Route:
     private = find(disk, where.aux, total=False)
-    found = {} if private is None else private.slots(through)
-    taken = {slot: at for slot, at in found.items() if slot[0] in through.private[1]}
+    slots = {} if private is None else private.slots(through)
+    taken = {slot: at for slot, at in slots.items() if slot[0] in through.private[1]}
     if taken:
         onto = _filled(through, fit, taken) if onto is None else onto
         onto = _with_stand_ins(onto, through, taken)
@@ -161,12 +161,12 @@ def _filled(through: Lens, fit: Fit, taken: Mapping[Slot, Any]) -> Tree:
 def _with_stand_ins(onto: Tree, through: Lens, taken: Mapping[Slot, tuple[KeyPath, Any]]) -> Tree:
     """The tree with a value, whichever, where one stands on disk beside the state."""
     flat, slot = flatten(onto), SlotFinder(through.view).slot
-    found = list(flat.leaves)
+    stand_ins = list(flat.leaves)
     for at, key in enumerate(flat.keys):
         own = slot(key, stored=flat.stored)
         if own is not None and own in taken:
-            found[at] = stand_in(taken[own][1])
-    return flat.treedef.unflatten(found)
+            stand_ins[at] = stand_in(taken[own][1])
+    return flat.treedef.unflatten(stand_ins)
 
 
 def _kept_sources(

@@ -67,8 +67,8 @@ def save(
         state: A concrete ``nnx.State``, ``TrainState`` or dict, or a module, or a dict that holds
             modules.
         lens: The lens. Without one and without a `layout`, the state is saved as it is.
-        layout: What to save like, where no lens is given: the path of a checkpoint, a tree, a schema
-            or a layout. `ckpt_schema.adapt` makes the lens from it to the state.
+        layout: What to save like, where no lens is given: the path of a checkpoint, a tree, a
+            schema or a layout. `ckpt_schema.adapt` makes the lens from it to the state.
         rules: What names and shapes do not tell, where no lens is given; see `ckpt_schema.adapt`.
         scan: The axis of stacked nodes, where no lens is given.
         lists: Patterns of lists of layers, where no lens is given.
@@ -77,8 +77,8 @@ def save(
         side: The side that the state is on, for states that conform to both.
         item: The name of the pytree that holds the state.
         at: The key path in it where the state stands.
-        items: For a state that is spread over several pytrees, which one holds what is at a key; see
-            `restore`. All other keys are in ``item``.
+        items: For a state that is spread over several pytrees, which one holds what is at a key;
+            see `restore`. All other keys are in ``item``.
         aux: The name of that pytree. With None, private leaves are not saved.
         private: The private leaves that are saved beside it, as `load_private` returns them; those
             of the state unless given.

@@ -106,15 +106,17 @@ def toward(
         argument: The argument that says it, for messages.
 
     Raises:
-        ConformanceError: The tree conforms to neither side, and the faults are those of the nearer one; or to both.
+        ConformanceError: The tree conforms to neither side, and the faults are those of the nearer
+            one; or to both.
     """
     tried: list[tuple[Match, Layout]] = []
     fits: list[tuple[Lens, Match]] = []
     sides = {"view": lens, "source": ~lens}
     distances = {name: distance(tree, side.view) for name, side in sides.items()}
     for name, side in sorted(sides.items(), key=lambda item: distances[item[0]]):
+        # A whole match of a side with other keys would only find these again, and is dear.
         if told not in (None, name) or (fits and distances[name]):
-            continue  # a whole match of a side with other keys would only find them again
+            continue
         match = Matcher(side.view).match(tree, Binder(side.dims))
         if match.report.ok:
             fits.append((side, match))
@@ -171,13 +173,14 @@ def ambiguous(
 def locate(disk: DiskTree, lens: Lens) -> list[Fit]:
     """Where in the checkpoint a tree of either side of ``lens`` stands: its view (no translation is needed), or its source.
 
-    Weights alone are looked for in the whole, then where a full train state keeps them. There are several places only where the
-    same leaves conform to both sides.
+    Weights alone are looked for in the whole, then where a full train state keeps them. There are
+    several places only where the same leaves conform to both sides.
 
     Raises:
         CheckpointMismatchError: Neither is anywhere; the faults are those of the nearest.
     """
     tried: list[_Tried] = []
+    # As it is first: a counter is read as a number only where its dtype is all that does not fit.
     fits = _fitting(disk, lens, tried, _as_stored) or _fitting(disk, lens, [], _as_numbers)
     if fits:
         return fits
@@ -196,7 +199,10 @@ def may_stand(disk: DiskTree, lens: Lens) -> bool:
 
 
 def standing_distance(disk: DiskTree, layout: Layout) -> int:
-    """How far a checkpoint is from a layout, wherever in it a tree of that may stand; see `distance`."""
+    """How far a checkpoint is from a layout, wherever in it a tree of that may stand.
+
+    See `distance`.
+    """
     return min(distance(tree, layout) for _, _, tree in _candidates(disk, layout))
 
 
@@ -210,7 +216,10 @@ def _fitting(
     tried: list[_Tried],
     read_as: Callable[[Tree, Layout], Tree],
 ) -> list[Fit]:
-    """The places that conform, each tree read so; what is wrong with the others is added to ``tried``."""
+    """The places that conform, each tree read so.
+
+    What is wrong with the others is added to ``tried``.
+    """
     fits: list[Fit] = []
     for layout, prefix, tree in sorted(
         _candidates(disk, lens.view, lens.source), key=lambda found: distance(found[2], found[0])
@@ -262,6 +271,7 @@ def _candidates(disk: DiskTree, *sides: Layout) -> Iterator[tuple[Layout, KeyPat
             inner = disk.at(home)
             if inner is not None:
                 yield layout, home, inner
+        # A Linen train state may keep its weights bare, beside the step and the optimizer state.
         if layout.homes and isinstance(disk.tree, dict) and disk.tree.keys() >= set(_ENVELOPE):
             yield (
                 layout,
@@ -273,7 +283,8 @@ def _candidates(disk: DiskTree, *sides: Layout) -> Iterator[tuple[Layout, KeyPat
 def distance(tree: Tree, layout: Layout) -> int:
     """How many leaves and rows are without the other: what has the least is tried first.
 
-    A whole `Matcher.match` of the wrong side costs far more, because it also looks for the likeliest cause of every fault.
+    A whole `Matcher.match` of the wrong side costs far more, because it also looks for the
+    likeliest cause of every fault.
     """
     flat, slot = flatten(tree), SlotFinder(layout).slot
     slots = [slot(key, stored=flat.stored) for key in flat.keys]

@@ -44,7 +44,10 @@ def declared(state: Tree, lens: Lens) -> Tree:
 
 
 def _as_jax(leaf: Any) -> Any:
-    """A NumPy leaf as an array of jax; as it is where jax has none like it, which the layout then says."""
+    """A NumPy leaf as an array of jax.
+
+    As it is where jax has none like it, which the layout then says.
+    """
     try:
         return jnp.asarray(leaf)
     except (TypeError, ValueError):  # big-endian, text, objects, masked arrays
@@ -54,8 +57,9 @@ def _as_jax(leaf: Any) -> Any:
 def goals(target: Tree) -> Any:
     """The leaves of the target as what they ask for.
 
-    An array that was donated has no value, and NumPy arrays become jax's. An array that jax has put on the first device because
-    nobody said where has no sharding of its own, and none that jit would take beside those of a mesh: it goes to that mesh.
+    An array that was donated has no value, and NumPy arrays become jax's. An array that jax has put
+    on the first device because nobody said where has no sharding of its own, and none that jit
+    would take beside those of a mesh: it goes to that mesh.
     """
     mesh = mesh_of(jax.tree.leaves(target))
     spare = None if mesh is None else NamedSharding(mesh, PartitionSpec())

@@ -46,7 +46,8 @@ def stand(
         path: The checkpoint.
         lens: The lens.
         read: What is meant, where it is known already.
-        item: The pytree that is meant. Where none is named, and what is usually meant does not fit, the one that does.
+        item: The pytree that is meant. Where none is named, and what is usually meant does not fit,
+            the one that does.
         at: The key path in it where the state stands; what is beside it is not read.
         items: The pytree that holds what is at each key, where a state is spread over several.
         aux: The pytree of private leaves.

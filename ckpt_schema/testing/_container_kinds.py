@@ -44,9 +44,9 @@ def orbax_tree(tree: Any) -> Any:
         return {name: orbax_tree(getattr(tree, name)) for name in tree._fields} or None
     if isinstance(tree, (tuple, list)):
         return [orbax_tree(child) for child in tree]
-    return (
-        {key: orbax_tree(child) for key, child in tree.items()} if isinstance(tree, dict) else tree
-    )
+    if isinstance(tree, dict):
+        return {key: orbax_tree(child) for key, child in tree.items()}
+    return tree
 
 
 def boxed(tree: Any) -> Any:
@@ -67,11 +67,9 @@ def pure_on_disk(tree: Any) -> Any:
 
 
 def _stored(tree: Any, leaf: Callable[[Any], Any]) -> Any:
-    return (
-        {str(key): _stored(child, leaf) for key, child in tree.items()}
-        if isinstance(tree, dict)
-        else leaf(tree)
-    )
+    if isinstance(tree, dict):
+        return {str(key): _stored(child, leaf) for key, child in tree.items()}
+    return leaf(tree)
 
 
 OWN: Mapping[str, Container] = {"own": _own}
@@ -92,9 +90,8 @@ NNX: Mapping[str, Container] = {
 def container_kinds(layout: Layout) -> Mapping[str, Container]:
     """Every container that trees of a layout are met in, by name; the first is the layout's own."""
     if layout.container == "nnx":
-        whole = any(
-            row.inside for row in layout.rows
-        )  # Orbax stores a Variable with parts otherwise
+        # Orbax stores a Variable with parts otherwise.
+        whole = any(row.inside for row in layout.rows)
         return {name: NNX[name] for name in NNX if not (whole and name != "State")}
     if {*_STATE} <= {row.key[0] for row in layout.rows} | {node.key[0] for node in layout.nodes}:
         return LINEN

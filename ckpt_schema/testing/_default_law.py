@@ -86,8 +86,9 @@ def _steps(lens: Lens) -> tuple[Lens, ...]:
 def stated(row: Row, sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:
     """All leaves of a row that holds its default, unrolled levels first; keys as their data.
 
-    A number fills the leaf. Of a key, what is no key is 0. A fresh key is ``fold_in(key(seed), crc32(path))``, with the path of
-    the row in its model, and where that is repeated ``fold_in(..., n)`` of this, n the number of the repeat through all levels.
+    A number fills the leaf. Of a key, what is no key is 0. A fresh key is ``fold_in(key(seed),
+    crc32(path))``, with the path of the row in its model, and where that is repeated ``fold_in(...,
+    n)`` of this, n the number of the repeat through all levels.
     """
     frame = frame_of(row)
     shape = frame.shape(sizes)

@@ -23,8 +23,8 @@ class DevicesError(CkptSchemaError):
 def virtual_devices(count: int = 8) -> None:
     """Makes jax run on this many CPU devices, in this process.
 
-    It takes one line on top of a ``conftest.py``, before anything that uses jax; imports of jax may stand before it. Under
-    pytest-xdist, every worker runs it.
+    It takes one line on top of a ``conftest.py``, before anything that uses jax; imports of jax may
+    stand before it. Under pytest-xdist, every worker runs it.
 
     Args:
         count: How many.

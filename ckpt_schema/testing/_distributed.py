@@ -38,23 +38,27 @@ def run_distributed(
 ) -> list[_Result]:
     """Runs ``fn(*args)`` in ``n`` new processes, each with CPU devices of its own, as the hosts of a cluster run it.
 
-    jax is started in each of them before the module of ``fn`` is imported, and is not started in this one. No process of theirs
-    outlives the call, nor the caller, however that ends, unless it begins a session of its own. When one fails, the others are
-    ended at once. It needs a POSIX system.
+    jax is started in each of them before the module of ``fn`` is imported, and is not started in
+    this one. No process of theirs outlives the call, nor the caller, however that ends, unless it
+    begins a session of its own. When one fails, the others are ended at once. It needs a POSIX
+    system.
 
     Args:
         n: How many processes.
         fn: A function on the top level of a module; a test module will do.
         args: Its arguments; they are pickled.
         devices: How many virtual devices each process has.
-        timeout: The seconds after which the processes are ended, and the error says where each of them was.
+        timeout: The seconds after which the processes are ended, and the error says where each of
+            them was.
 
     Returns:
-        The results, in the order of ``jax.process_index()``. They are pickled: return NumPy arrays, not jax ones.
+        The results, in the order of ``jax.process_index()``. They are pickled: return NumPy arrays,
+        not jax ones.
 
     Raises:
-        DistributedError: ``fn`` cannot be sent to other processes; or some of them raised, died or did not finish, with each
-            that did so on its own account, and the end of its traceback or of what it printed.
+        DistributedError: ``fn`` cannot be sent to other processes; or some of them raised, died or
+            did not finish, with each that did so on its own account, and the end of its traceback
+            or of what it printed.
     """
     for name, number, least in (("n", n, 1), ("devices", devices, 1), ("timeout", timeout, 0)):
         if number < least:
@@ -92,7 +96,10 @@ def _sendable(fn: Callable[..., Any], args: Sequence[Any]) -> _Job:
 
 @contextlib.contextmanager
 def _port() -> Generator[int, None, None]:
-    """A free port of this machine. It is held to the end, so that nobody else is given it; jax's server shares it."""
+    """A free port of this machine. It is held to the end, so that nobody else is given it.
+
+    Jax's server shares it.
+    """
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind(("127.0.0.1", 0))
@@ -133,10 +140,11 @@ def _started(
             yield _Process(number, popen, log)
         finally:
             _killed(popen)
+            # What the process has started may hold the other ends.
             for end in (
                 popen.stdin,
                 popen.stdout,
-            ):  # what the process has started may hold the other ends
+            ):
                 with contextlib.suppress(BrokenPipeError):
                     assert end is not None
                     end.close()
@@ -161,10 +169,12 @@ class _End:
 
 
 def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
-    """How each process ended, until all have, or one has failed, or the time is up; in the order in which they did.
+    """How each process ended, until all have, or one has failed, or the time is up.
 
-    One that raised stays up: what others raise within the grace is of their own account. One that died takes the others with
-    it, so nobody is listened to any more.
+    In the order in which they did.
+
+    One that raised stays up: what others raise within the grace is of their own account. One that
+    died takes the others with it, so nobody is listened to any more.
     """
     until, ends, died = time.monotonic() + timeout, list[_End](), False
     said = {process.number: bytearray() for process in running}
@@ -185,9 +195,8 @@ def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
                     selector.unregister(key.fileobj)
                     now.append(_end(key.data, said[key.data.number]))
             died = any(end.kind == "died" for end in now)
-            ends = [
-                end for end in [*ends, *now] if not died or end.kind != "raised"
-            ]  # its connections break with it
+            # When one process dies, the connections of the others break: these errors tell nothing.
+            ends = [end for end in [*ends, *now] if not died or end.kind != "raised"]
             until = (
                 min(until, time.monotonic() + _GRACE)
                 if any(end.kind == "raised" for end in now)
@@ -209,9 +218,8 @@ def _end(process: _Process, said: bytearray) -> _End:
 def _dumped(late: Sequence[_Process]) -> list[_End]:
     """Makes processes print where they are."""
     for process in late:
-        os.kill(
-            process.popen.pid, signal.SIGUSR1
-        )  # `send_signal` would reap it, and then its children were left
+        # `send_signal` would reap it, and then its children were left.
+        os.kill(process.popen.pid, signal.SIGUSR1)
     time.sleep(0.5 if late else 0)
     return [
         _End(process.number, "unfinished", "nothing yet", process.printed()) for process in late

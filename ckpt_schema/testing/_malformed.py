@@ -40,7 +40,8 @@ def refusal_law(lens: Lens, s: Tree, v: Tree) -> None:
         s: A state of its source, which is right.
         v: One of its view.
 
-    What is made wrong, and where, follows from the values of ``s``: a state is all that it takes to see it again.
+    What is made wrong, and where, follows from the values of ``s``: a state is all that it takes to
+    see it again.
     """
     rng = np.random.default_rng(_checksum(s))
     lens.get(s)  # so that there is a plan for such trees, which must not take one that is like them

@@ -61,7 +61,10 @@ class Sharded:
     seed: int = 0
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
-        """How leaves of this shape are sharded; of one way in six they are in another memory, if there is one."""
+        """How leaves of this shape are sharded.
+
+        Of one way in six they are in another memory, if there is one.
+        """
         specs = all_shardings(self.mesh, shape)
         chosen = specs[(self.seed * 7919 + 31 * len(shape)) % len(specs)]
         memories = other_memories()
@@ -112,7 +115,10 @@ def other_memories() -> tuple[str, ...]:
 
 @functools.cache
 def all_shardings(on: Mesh, shape: tuple[int, ...]) -> tuple[NamedSharding, ...]:
-    """Every way to shard an array of ``shape``, most mesh axes first; jax has no leaves that are sharded unevenly."""
+    """Every way to shard an array of ``shape``, most mesh axes first.
+
+    Jax has no leaves that are sharded unevenly.
+    """
     names = tuple(on.axis_names)
     groups = [g for n in range(len(names) + 1) for g in itertools.permutations(names, n)]
     specs: list[tuple[int, PartitionSpec]] = []

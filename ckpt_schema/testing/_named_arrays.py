@@ -138,7 +138,10 @@ class NamedRow:
         return tuple(size(dim, sizes) for dim in dims)
 
     def tokens(self) -> list[list[tuple[AxisToken, Any]]]:
-        """For each axis its factors by name, each with the factor itself; those of size 1 are none."""
+        """For each axis its factors by name, each with the factor itself.
+
+        Those of size 1 are none.
+        """
         tokens: list[list[tuple[AxisToken, Any]]] = [[] for _ in self.axes]
         seen: collections.Counter[tuple[str, str]] = collections.Counter()
         for at in self.by_level():
@@ -167,7 +170,10 @@ class NamedRow:
 
 
 def frame_of(row: Row, *, raw: bool = False) -> NamedRow:
-    """How a row is looked at without any rules; with ``raw`` its last axis has the words of keys."""
+    """How a row is looked at without any rules.
+
+    With ``raw`` its last axis has the words of keys.
+    """
     axes = _axes(row, raw=raw)
     unrolled = [n for n, repeat in enumerate(row.repeats) if repeat.axis is None]
     stacked: list[int | None] = [None] * len(row.leaf.dims)

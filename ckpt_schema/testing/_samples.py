@@ -31,11 +31,13 @@ class Sample:
     Attributes:
         sizes: The size of every dim, in elements, and of every number of layers.
         seed: Draws the values.
-        values: What stands in leaves: ``"counted"`` or ``"hostile"``; see `ckpt_schema.testing._values.make`.
+        values: What stands in leaves: ``"counted"`` or ``"hostile"``; see
+            `ckpt_schema.testing._values.make`.
         container: The name of the container; see `ckpt_schema.testing._container_kinds.containers`.
             The layout's own unless given.
         absent: The logical paths of optional leaves that it lacks.
-        leaves: ``"numpy"``, ``"jax"``, or the shape and axis type of a mesh that the leaves are sharded over.
+        leaves: ``"numpy"``, ``"jax"``, or the shape and axis type of a mesh that the leaves are
+            sharded over.
         spec: Which of the ways to shard over it.
         number: Whether a step is a Python number.
         free: The logical path of a leaf that has any values, also such as a lens refuses.

@@ -275,7 +275,10 @@ def _bound(lens: Lens, found: tuple[tuple[str, int], ...]) -> Lens:
 
 @functools.lru_cache(maxsize=64)
 def _sized(lens: Lens, bounds: tuple[tuple[str, Bound], ...], way: int) -> Mapping[str, int]:
-    """One of few choices of sizes, so that few programs are compiled; every other one is of such as meshes divide."""
+    """One of few choices of sizes, so that few programs are compiled.
+
+    Every other one is of such as meshes divide.
+    """
     return space(lens, dict(bounds), empty=False).picked(
         np.random.default_rng(way), even=not way % 2
     )

@@ -43,7 +43,10 @@ Bounds = tuple[int, int]
 Request = tuple[str, tuple[int, ...], Bounds | None]
 """The dtype of a leaf, its shape, and for integers their bounds."""
 Values = Literal["counted", "hostile"]
-"""What stands in leaves: small numbers that count up, for people to read; or the worst bits there are."""
+"""What stands in leaves: small numbers that count up, for people to read.
+
+Or the worst bits there are.
+"""
 VALUES: tuple[Values, ...] = get_args(Values)
 
 
@@ -52,13 +55,14 @@ def make(
 ) -> list[Any]:
     """Leaves of drawn values: NumPy arrays, and typed key arrays.
 
-    Those of one dtype are drawn at once, which takes a tenth of the time that one after the other does.
+    Those of one dtype are drawn at once, which takes a tenth of the time that one after the other
+    does.
 
     Args:
         rng: Where the values come from.
         requests: What is wanted. A dtype's name may be a key's.
-        values: ``hostile``: random bits, about half of the elements replaced by the worst ones of their dtype. ``counted``:
-            numbers that count up through all leaves of a dtype.
+        values: ``hostile``: random bits, about half of the elements replaced by the worst ones of
+            their dtype. ``counted``: numbers that count up through all leaves of a dtype.
     """
     draw = hostile if values == "hostile" else _counted
     alike: dict[tuple[str, Bounds | None], list[int]] = {}
@@ -83,11 +87,9 @@ def _stored(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _leaf(dtype: str, value: np.ndarray[Any, Any]) -> Any:
-    return (
-        jax.random.wrap_key_data(jnp.asarray(value), impl=key_impl(dtype))
-        if dtype in IMPLS
-        else value
-    )
+    if dtype in IMPLS:
+        return jax.random.wrap_key_data(jnp.asarray(value), impl=key_impl(dtype))
+    return value
 
 
 def _counted(

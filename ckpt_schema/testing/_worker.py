@@ -28,14 +28,12 @@ def _serve() -> None:
     faulthandler.register(signal.SIGUSR1)
     report = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed is no report
-    os.register_at_fork(
-        after_in_child=lambda: report.closed or os.close(report.fileno())
-    )  # or its end were not seen
+    # A child that keeps the report open would hide the end of this process.
+    os.register_at_fork(after_in_child=lambda: report.closed or os.close(report.fileno()))
     pipe = os.fdopen(os.dup(0), "rb")
     with Path(os.devnull).open("rb") as nothing:
-        os.dup2(
-            nothing.fileno(), 0
-        )  # who reads from it, or starts a process that does, does not wait
+        # Code that reads its input, or starts a process that does, must not wait for ever.
+        os.dup2(nothing.fileno(), 0)
     job = pickle.load(pipe)
     threading.Thread(target=_end_with_parent, args=[pipe], daemon=True).start()
     try:
@@ -69,9 +67,8 @@ def _called(
     flags = flags.strip()  # XLA takes blanks for the name of a file
     os.environ |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     os.environ |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "no_grpc_proxy": "127.0.0.1"}
-    os.environ.setdefault(
-        "PJRT_NPROC", "64"
-    )  # for the reason that `ckpt_schema.testing._devices` gives
+    # For the reason that `ckpt_schema.testing._devices` gives.
+    os.environ.setdefault("PJRT_NPROC", "64")
     import jax  # which reads these variables once
 
     at = f"127.0.0.1:{port}"

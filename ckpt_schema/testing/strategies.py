@@ -41,10 +41,11 @@ __all__ = [
 Bound = int | tuple[int, int]
 """The size of a dim, or the least and the greatest."""
 _SIZES = (1, 2, 3, 4, 8, 0)  # what divides over meshes, what does not, and nothing at all
+# Of a size, and of a number of layers: each has leaves of its own, which take time.
 _MOST, _LAYERS = (
     8,
     4,
-)  # of a size, and of a number of layers: each has leaves of its own, which take time
+)
 _SEEDS = st.integers(0, 2**32 - 1)
 _MANY, _LONG = 12, (625, 79, 17)  # numbers of layers, and sizes, that are drawn now and then
 _ROOM = (500, 100_000)  # leaves and elements that such a state may have
@@ -79,7 +80,10 @@ class Space:
         ).map(self._raised)
 
     def chosen(self, choose: Choices) -> dict[str, int]:
-        """Those that are chosen; in three of four there is no empty leaf, which would show nothing."""
+        """Those that are chosen.
+
+        In three of four there is no empty leaf, which would show nothing.
+        """
         empty = choose.of((False, False, False, True))
         pools = self.pools.items()
         several = {name: [n for n in pool if n or empty] or pool for name, pool in pools}
@@ -148,8 +152,8 @@ def sizes(
 
     Args:
         of: A schema, a layout or a lens.
-        bounds: The size of a dim, or the least and the greatest, in elements; without, between 0 and 8, numbers of layers
-            between 1 and 4.
+        bounds: The size of a dim, or the least and the greatest, in elements; without, between 0
+            and 8, numbers of layers between 1 and 4.
         multiples: What the size of a dim is to be a multiple of, such as that of a mesh axis.
         empty: Whether a dim may be 0; a number of layers never is.
 
@@ -202,7 +206,10 @@ def space(
 
 
 def _least(lens: Lens) -> Iterator[tuple[Size, Size]]:
-    """Of two sizes each, the first is no smaller: what is padded, and what is in it; copies, and one."""
+    """Of two sizes each, the first is no smaller: what is padded, and what is in it.
+
+    Copies, and one.
+    """
     digits = (
         (cell.is_constant, digit)
         for join in lens.joins
@@ -296,7 +303,10 @@ def samples(
     *,
     multiples: Mapping[str, int] | None = None,
 ) -> Sample:
-    """Random states of a schema, told by few words: `Sample.of` makes them; of a lens, `Sample.source` and `Sample.view`."""
+    """Random states of a schema, told by few words: `Sample.of` makes them.
+
+    Of a lens, `Sample.source` and `Sample.view`.
+    """
     tables = _tables(of)
     absent = _absences(of if isinstance(of, Lens) else tables[0])
     names = [*container_kinds(tables[0])] if len(tables) == 1 else []
@@ -335,16 +345,15 @@ def mesh_and_specs(
         meshes: The shapes of the meshes, and whether their axes are explicit.
 
     Returns:
-        They shrink to leaves that are replicated. Leaves whose axes no mesh axis divides are always so: jax has no leaves that
-        are sharded unevenly.
+        They shrink to leaves that are replicated. Leaves whose axes no mesh axis divides are always
+        so: jax has no leaves that are sharded unevenly.
     """
     on = mesh(*draw(st.sampled_from(tuple(meshes))))
     specs: dict[str, PartitionSpec] = {}
     by_shape: dict[tuple[int, ...], PartitionSpec] = {}
     for entry in layout(schema).entries(sizes):
-        if (
-            entry.shape not in by_shape
-        ):  # leaves of one shape are sharded alike, as by logical axis rules
+        # Leaves of one shape are sharded alike, as by logical axis rules.
+        if entry.shape not in by_shape:
             ways = all_shardings(on, entry.shape)[::-1]
             by_shape[entry.shape] = ways[draw(st.integers(0, len(ways) - 1))].spec
         specs[format_path(entry.key)] = by_shape[entry.shape]

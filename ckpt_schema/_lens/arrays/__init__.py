@@ -1,1 +1,4 @@
-"""Blocks of real leaves: read, changed and written; on NumPy's arrays, on jax's, and inside of programs."""
+"""Blocks of real leaves: read, changed and written.
+
+On NumPy's arrays, on jax's, and inside of programs.
+"""

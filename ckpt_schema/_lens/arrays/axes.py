@@ -28,7 +28,10 @@ Labels = tuple[Any, ...]
 def deal(
     axes: Sequence[str], sizes: Sequence[int], ways: Mapping[str, int]
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Mesh axes of a product dealt out to its factors, major first; and those no factor can take."""
+    """Mesh axes of a product dealt out to its factors, major first.
+
+    Those that no factor can take come second.
+    """
     dealt: list[tuple[str, ...]] = [()] * len(sizes)
     homeless: list[str] = []
     for axis in axes:

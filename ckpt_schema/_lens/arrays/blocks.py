@@ -100,7 +100,8 @@ class Filling:
     Attributes:
         result: The number of the leaf that is written, among the results of the task.
         block: Which elements: nothing is read, all steps are of the view's side.
-        bits: What each of them holds: the bits of a value of the leaf's dtype, as an unsigned number.
+        bits: What each of them holds: the bits of a value of the leaf's dtype, as an unsigned
+            number.
     """
 
     result: int

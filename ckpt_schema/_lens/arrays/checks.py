@@ -47,7 +47,8 @@ def verify(given: Sequence[LeafTask]) -> None:
     """Raises unless every leaf can be taken as it is, and every value survives.
 
     Raises:
-        ConformanceError: With every leaf that jax cannot take, and all whose values do not fit, or are not known under a trace.
+        ConformanceError: With every leaf that jax cannot take, and all whose values do not fit, or
+            are not known under a trace.
     """
     faults = [fault for each in given for fault in _refused(each)]
     wrong = {fault.path for fault in faults}
@@ -135,7 +136,10 @@ def _ids(devices: set[Any]) -> str:
 
 
 def _too_wide(given: LeafTask) -> Iterator[Mismatch]:
-    """Leaves of 64 bits that jax would make narrower on the way, or where they go; NumPy moves its own."""
+    """Leaves of 64 bits that jax would make narrower on the way, or where they go.
+
+    NumPy moves its own.
+    """
     for value, name, kind in zip(given.values, given.paths, given.task.inputs, strict=True):
         if isinstance(value, jax.Array) and leaves.is_narrowed(kind.dtype):
             yield from filter(None, [narrowed(name, kind.dtype)])
@@ -340,7 +344,10 @@ def _writer(copy: Copy, writers: Sequence[Copy]) -> Copy:
 
 
 def _at(given: LeafTask, copy: Copy, place: str, value: str) -> str | None:
-    """A value with where it stands in what a copy reads; None if the copy has no such element, or reads keys."""
+    """A value with where it stands in what a copy reads.
+
+    None if the copy has no such element, or reads keys.
+    """
     kind = given.task.inputs[copy.source]
     if kind.shape != kind.stored:
         return None

@@ -24,7 +24,9 @@ Difference = tuple[str, str, str]
 
 
 def difference(first: Any, second: Any) -> Difference | None:
-    """The first index at which two arrays of one shape and dtype differ, and what each has there; None where they do not.
+    """The first index at which two arrays of one shape and dtype differ, and what each has there.
+
+    None where they do not.
 
     Example:
         >>> difference(np.float32([1, 0.0]), np.float32([1, -0.0]))
@@ -47,15 +49,15 @@ def stray(value: Any, fill: Any, axis: int, start: int) -> Difference | None:
     """
     wanted = np.asarray(fill, value.dtype)
     if isinstance(value, jax.Array):
-        found = _looked_for(_Beyond(axis, start), value, wanted)
+        place = _looked_for(_Beyond(axis, start), value, wanted)
     else:
         unlike = (octets(value) != octets(wanted)).any(axis=-1).reshape(value.shape)
         unlike[(*(slice(None),) * axis, slice(0, start))] = False
-        found = _looked_through(unlike, value, np.broadcast_to(wanted, value.shape))
-    if found is None:
+        place = _looked_through(unlike, value, np.broadcast_to(wanted, value.shape))
+    if place is None:
         return None
-    index = [int(at) - start * (axis == number) for number, at in enumerate(found[0].split())]
-    return " ".join(map(str, index)), *found[1:]
+    index = [int(at) - start * (axis == number) for number, at in enumerate(place[0].split())]
+    return " ".join(map(str, index)), *place[1:]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,7 +72,10 @@ class _Beyond:
 
 
 def _looked_for(where: Callable[..., Any], a: jax.Array, b: Any) -> Difference | None:
-    """The first index at which two arrays differ where they are looked at; the second may be one value for all."""
+    """The first index at which two arrays differ where they are looked at.
+
+    The second may be one value for all.
+    """
     if not bool(_local(_program(_differ, where, a.sharding)(a, b))):
         return None
     index, *values = (_local(x) for x in _program(_first, where, a.sharding)(a, b))
@@ -91,7 +96,10 @@ def _looked_through(
 
 
 def _together(first: Any, copy: Any) -> tuple[Any, Any]:
-    """Both as jax arrays on the same devices; as NumPy arrays where none is jax's, or jax would narrow the other."""
+    """Both as jax arrays on the same devices.
+
+    As NumPy arrays where none is jax's, or jax would narrow the other.
+    """
     if leaves.is_scalar(first) and leaves.is_scalar(copy):
         both = np.asarray([first, copy])
         return both[:1].reshape(()), both[1:].reshape(())
@@ -107,7 +115,10 @@ def _together(first: Any, copy: Any) -> tuple[Any, Any]:
 
 @functools.lru_cache(maxsize=64)
 def _program(what: Callable[..., Any], where: Callable[..., Any], sharding: Any) -> Any:
-    """A function jitted, with results that every host has; on an explicit mesh, a sharded axis is not indexed otherwise."""
+    """A function jitted, with results that every host has.
+
+    On an explicit mesh, a sharded axis is not indexed otherwise.
+    """
     function = functools.partial(what, where)
     if not isinstance(sharding, NamedSharding):
         return Program(function)

@@ -1,7 +1,7 @@
 """Freeing leaves that the caller gives up: each as soon as nothing needs it any more.
 
-Two arrays may share one buffer: ``device_put`` of an array to where it is, or the data of a key. What is counted are buffers,
-and where an array does not tell its own it is not freed.
+Two arrays may share one buffer: ``device_put`` of an array to where it is, or the data of a key.
+What is counted are buffers, and where an array does not tell its own it is not freed.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ class Donation:
 
     def used(self, inputs: Sequence[Any], results: Sequence[Any]) -> None:
         """Frees those of ``inputs`` that were needed for the last time, once ``results`` are made of them."""
-        jax.block_until_ready(
-            results
-        )  # or else the next results are allocated before these inputs are freed
+        # Otherwise the next results are allocated before these inputs are freed.
+        jax.block_until_ready(results)
         for leaf in results:  # what jax handed on as it was is needed for good
             self._uses.update(_buffers(leaf))
         for leaf in inputs:
@@ -62,7 +61,10 @@ class Donation:
 
 
 def _buffers(leaf: Any) -> _Buffers:
-    """Where on this process's devices the data of an array is; nothing where that is not told, or it is no such array."""
+    """Where on this process's devices the data of an array is.
+
+    Nothing where that is not told, or it is no such array.
+    """
     if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer) or leaf.is_deleted():
         return frozenset()
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -43,13 +43,14 @@ def run(
     Args:
         task: What is done.
         values: The inputs.
-        likes: For each result, the leaf it stands for in the tree it goes onto, or None. A result takes its sharding, and
-            becomes a Python number where it is one.
-        beside: The leaves of the same tree. Where several hosts have a part in them, a Python number becomes an array that is
-            on all of their mesh.
+        likes: For each result, the leaf it stands for in the tree it goes onto, or None. A result
+            takes its sharding, and becomes a Python number where it is one.
+        beside: The leaves of the same tree. Where several hosts have a part in them, a Python
+            number becomes an array that is on all of their mesh.
 
     Returns:
-        The results: abstract where an input is, sharded as the blocks map the inputs' shardings where ``likes`` doesn't say.
+        The results: abstract where an input is, sharded as the blocks map the inputs' shardings
+        where ``likes`` doesn't say.
     """
     inputs: list[Any] = []
     for value, kind in zip(values, task.inputs, strict=True):
@@ -87,7 +88,10 @@ def _on_one_mesh(values: Sequence[Any]) -> list[Any]:
 
 
 def _on_host(result: Any, *, number: bool) -> Any:
-    """What NumPy made; of a number, an array of jax's as every number becomes, where jax has such."""
+    """What NumPy made.
+
+    Of a number, an array of jax's as every number becomes, where jax has such.
+    """
     if isinstance(result, jax.Array):  # NumPy has no keys
         return result
     return jnp.asarray(result) if number and not leaves.is_narrowed(result.dtype) else result
@@ -97,14 +101,11 @@ def _like(result: Any, like: Any) -> Any:
     if leaves.is_abstract(result):
         target = getattr(like, "sharding", None)
         if leaves.is_scalar(like) or isinstance(like, (np.generic, np.ndarray)):
-            return jax.ShapeDtypeStruct(
-                result.shape, result.dtype
-            )  # what it stands for is on no device
-        return (
-            result
-            if target is None
-            else jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=target)
-        )
+            # What it stands for is on no device.
+            return jax.ShapeDtypeStruct(result.shape, result.dtype)
+        if target is None:
+            return result
+        return jax.ShapeDtypeStruct(result.shape, result.dtype, sharding=target)
     if leaves.is_scalar(like):
         return type(like)(result)
     if isinstance(like, np.generic):
@@ -152,16 +153,15 @@ def _fillings(task: Task) -> list[list[Filling]]:
 def _made_by_numpy(
     kind: Kind, copies: Sequence[Copy], fillings: Sequence[Filling], given: Sequence[Any]
 ) -> Any:
-    dtype = (
-        programs.of_bits(kind.dtype)[0] if kind.dtype.startswith("key<") else jnp.dtype(kind.dtype)
-    )
+    is_key = kind.dtype.startswith("key<")  # which NumPy does not have: its words are moved
+    dtype = programs.of_bits(kind.dtype)[0] if is_key else jnp.dtype(kind.dtype)
     made: Any = np.zeros(kind.stored, dtype)
     for filling in fillings:
         moves.filled(made, filling.block, programs.number_of(filling.bits, dtype))
     for copy in copies:
         change = functools.partial(_changed, codec=copy.block.codec)
         moves.copied(given[copy.source], made, copy.block, copy.turns, change)
-    if kind.dtype.startswith("key<"):
+    if is_key:
         return jax.random.wrap_key_data(jnp.asarray(made), impl=leaves.key_impl(kind.dtype))
     return made
 
@@ -263,6 +263,7 @@ class _Work:
         for copies in self.writers:
             for copy in copies:
                 self.uses[copy.source] += 1
+        # A result that reads nothing takes its devices from the first input.
         self.uses[0] += sum(not copies for copies in self.writers)
 
     def _off_turns(self) -> Mapping[int, NamedSharding]:
@@ -331,6 +332,7 @@ class _Work:
     def _one_by_one(self, copies: list[Copy], fillings: Any, kind: Kind, to: KnownShardings) -> Any:
         first = self.value(copies[0].source)
         whole = programs.begun(kind, fillings, to)(first)
+        # A name would keep the array alive when `used` lets go of it: the bound on memory needs both.
         del first
         shape = kind.stored
         for copy in copies:
@@ -360,6 +362,7 @@ def _is_slice(copy: Copy, kinds: tuple[Kind, Kind], value: Any, inner: KnownShar
     written = frame(block, 1, kinds[1].shape)
     if read is None or written is None or not read.is_whole or read.steps != written.steps:
         return False
+    # A step back turns the order of elements: what is read is not what is written.
     if any((block.steps[number].at[1] or (0, 0))[1] < 0 for number in written.steps):
         return False
     if not inner:
@@ -395,11 +398,7 @@ def _turned(copy: Copy) -> list[int]:
 
 def _known(values: Sequence[Any]) -> KnownShardings:
     """How the leaves are sharded, if all of them are over one mesh."""
-    shardings_ = tuple(
-        v.sharding for v in values if isinstance(getattr(v, "sharding", None), NamedSharding)
-    )
-    return (
-        shardings_
-        if len(shardings_) == len(values) and len({each.mesh for each in shardings_}) == 1
-        else ()
-    )
+    shardings_ = [getattr(value, "sharding", None) for value in values]
+    named = [each for each in shardings_ if isinstance(each, NamedSharding)]
+    is_one_mesh = len(named) == len(values) and len({each.mesh for each in named}) == 1
+    return tuple(named) if is_one_mesh else ()

@@ -6,8 +6,8 @@ sign, its exponent and its digits, and put together in another format, all by op
 integers: those of 32 bits, and of 64 only where a float64 is one of both.
 
 Floats are multiplied where they have digits alone, as numbers from 1 to 2: such a product never
-overflows, and is rounded in the same way everywhere. A quotient is not: what a backend says is taken
-for a guess, and set right by the remainder.
+overflows, and is rounded in the same way everywhere. A quotient is not: what a backend says is
+taken for a guess, and set right by the remainder.
 """
 
 from __future__ import annotations
@@ -68,9 +68,8 @@ def multiplied(bits: Any, form: Format, factor: float, *, divides: bool = False)
     """
     work = _Work.on(bits, form)
     parts = work.apart(bits, form)
-    fraction, exponent = math.frexp(
-        abs(factor)
-    )  # from 1/2 to 1: a digit more than those before the point
+    # From 1/2 to 1: a digit more than those before the point.
+    fraction, exponent = math.frexp(abs(factor))
     digits = round(fraction * 2.0 ** (work.point + 1))
     if digits >> (work.point + 1):  # rounded up to 1
         digits, exponent = digits >> 1, exponent + 1

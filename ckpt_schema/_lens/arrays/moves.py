@@ -187,7 +187,8 @@ def _slice(value: Any, target: Frame, block: Block, turns: Sequence[Any]) -> Any
 def _starts(target: Frame, block: Block, turns: Sequence[Any]) -> list[Any]:
     """Where a slice starts on each axis.
 
-    Numbers without a sign need no look at what a negative one would mean, for which jax keeps a program of its own.
+    Numbers without a sign need no look at what a negative one would mean, for which jax keeps a
+    program of its own.
     """
     numbers = [number for number, step in enumerate(block.steps) if step.is_turn]
     taken = dict(zip(numbers, turns, strict=True))

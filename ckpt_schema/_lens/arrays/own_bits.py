@@ -92,7 +92,10 @@ def stays(echoes: Sequence[Echo], values: Sequence[Any], pool: Sequence[Any], co
 
 
 def _same(echo: Echo, values: Sequence[Any], pool: Sequence[Any]) -> dict[int, Any]:
-    """For inputs, by number, whether they are what the other direction makes; under a trace that is traced."""
+    """For inputs, by number, whether they are what the other direction makes.
+
+    Under a trace that is traced.
+    """
     given = [pool[at] for at in echo.inputs]
     every = [*given, *(values[at] for at in echo.stands if at is not None)]
     if any(leaves.is_abstract(value) or leaves.is_deleted(value) for value in every):
@@ -102,14 +105,14 @@ def _same(echo: Echo, values: Sequence[Any], pool: Sequence[Any]) -> dict[int, A
     if not is_traced and not _is_defined(echo.task, given, likes):
         return {}
     made = execution.run(echo.task, given, likes, pool)
-    found: dict[int, Any] = {}
+    by_result: dict[int, Any] = {}
     for at, value in zip(echo.stands, made, strict=True):
         if at is not None and is_traced:
             pair = [jax.lax.stop_gradient(jnp.asarray(each)) for each in (values[at], value)]
-            found[at] = ~differs(*pair).any()
+            by_result[at] = ~differs(*pair).any()
         elif at is not None:
-            found[at] = difference(values[at], value) is None
-    return found
+            by_result[at] = difference(values[at], value) is None
+    return by_result
 
 
 def _is_defined(task: Task, values: Sequence[Any], likes: Sequence[Any]) -> bool:
@@ -175,8 +178,8 @@ def _one_of(owner: bool | None, made: Any, like: Any, flags: Any) -> Any:
 def _chosen(made: Any, own: Any, flags: Any) -> Any:
     """Elements of two arrays, bit for bit."""
     pairs = zip(programs.to_bits(made), programs.to_bits(own), strict=True)
-    found = tuple(jnp.where(flags.astype(bool), ours, theirs) for theirs, ours in pairs)
-    return programs.from_bits(found, str(made.dtype))
+    chosen = tuple(jnp.where(flags.astype(bool), ours, theirs) for theirs, ours in pairs)
+    return programs.from_bits(chosen, str(made.dtype))
 
 
 @_chosen.defjvp

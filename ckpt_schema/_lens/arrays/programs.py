@@ -1,10 +1,12 @@
 """Blocks inside of programs: floats travel as unsigned integers, so that no backend touches a bit of them.
 
-XLA may compute on a wider float between two moves, which changes the payload of a NaN: its CPU backend does so where it fuses
-the slices and transposes of ``float8_e5m2``. Between devices it adds what each has of a slice to the zeros of the others, which
-changes one as well: complex numbers travel as two floats. So does a move between shardings: bits have theirs given before it.
-Where it does not optimize, the CPU backend hands a padded bfloat16 on as a wider float, also if one program makes floats of
-the bits. So what is put together of several blocks leaves its program as bits, and a second one makes floats of them.
+XLA may compute on a wider float between two moves, which changes the payload of a NaN: its CPU
+backend does so where it fuses the slices and transposes of ``float8_e5m2``. Between devices it adds
+what each has of a slice to the zeros of the others, which changes one as well: complex numbers
+travel as two floats. So does a move between shardings: bits have theirs given before it. Where it
+does not optimize, the CPU backend hands a padded bfloat16 on as a wider float, also if one program
+makes floats of the bits. So what is put together of several blocks leaves its program as bits, and
+a second one makes floats of them.
 """
 
 from __future__ import annotations
@@ -139,6 +141,9 @@ def is_handed_as_bits(dtype: str) -> bool:
     return jnp.issubdtype(kind, jnp.floating) and jnp.finfo(kind).bits < 32
 
 
+# Programs are kept by what they do, so that all layers, and all leaves of one shape, share one.
+
+
 @functools.lru_cache(maxsize=1024)
 def read(
     block: Block, kinds: tuple[Kind, Kind], own: KnownShardings, to: KnownShardings, *, handed: bool
@@ -150,7 +155,8 @@ def read(
         kinds: What both leaves are.
         own: How the leaf is sharded.
         to: How what is read is to be.
-        handed: Whether a slice is wanted, as it goes to the next program; or else all of the other leaf.
+        handed: Whether a slice is wanted, as it goes to the next program; or else all of the other
+            leaf.
     """
 
     def program(value: Any, *turns: Any) -> Any:
@@ -232,7 +238,8 @@ def begun(kind: Kind, fillings: tuple[Filling, ...], to: KnownShardings) -> Any:
 def write(block: Block, to: KnownShardings) -> Any:
     """From a leaf, what a block reads, and the steps of turns, to the leaf with this in its place.
 
-    XLA writes into the array that it is given only if that is all it does: both are of one dtype, and sharded alike.
+    XLA writes into the array that it is given only if that is all it does: both are of one dtype,
+    and sharded alike.
     """
 
     def program(whole: Any, piece: Any, *turns: Any) -> Any:
@@ -277,8 +284,9 @@ def jitted(program: Callable[..., Any], to: NamedSharding | None, **options: Any
 def settled(found: Any) -> Any:
     """What a program made; where it runs on several CPU devices, once it is there.
 
-    XLA runs no more than 32 programs per CPU device at once. The threads that would launch more wait, and if one of those
-    programs goes between the devices, it may be these threads that it needs: a deadlock.
+    XLA runs no more than 32 programs per CPU device at once. The threads that would launch more
+    wait, and if one of those programs goes between the devices, it may be these threads that it
+    needs: a deadlock.
     """
     some = next((x for x in jax.tree.leaves(found) if isinstance(x, jax.Array)), None)
     if (

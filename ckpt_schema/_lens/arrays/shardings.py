@@ -79,7 +79,10 @@ def _result(
 def _followed(
     block: Block, entries: Entries, shape: tuple[int, ...], known: tuple[tuple[str, int], ...]
 ) -> Entries:
-    """Mesh axes go with the steps that they shard; one that fits none goes to another axis it divides."""
+    """Mesh axes go with the steps that they shard.
+
+    One that fits none goes to another axis it divides.
+    """
     ways = dict(known)
     taken: dict[int, tuple[str, ...]] = {}
     homeless: list[str] = []
@@ -154,9 +157,8 @@ def constrained(value: Any, sharding: NamedSharding | None) -> Any:
     """A traced leaf with its sharding given; keys are as jax shards them."""
     if sharding is None or jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return value
-    explicit = (
-        AxisType.Explicit in sharding.mesh.axis_types
-    )  # inside of `jax.sharding.auto_axes` the mesh is another
+    # Inside of `jax.sharding.auto_axes` the mesh is another.
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
     return jax.lax.with_sharding_constraint(value, sharding.spec if explicit else sharding)
 
 
@@ -182,7 +184,8 @@ def warn_of_whole(lost: Sequence[tuple[str, Sequence[str], Any]]) -> None:
     """Warns of leaves that are not sharded any more as they could be.
 
     Args:
-        lost: For each, the key path of what it is made of, the mesh axes that sharded this, and what is made of it.
+        lost: For each, the key path of what it is made of, the mesh axes that sharded this, and
+            what is made of it.
     """
     lines = [
         f"\n  {path}  sharded over {', '.join(axes)}, which no axis of {leaves.describe(made)} divides by: each device of "

@@ -1,8 +1,9 @@
 """Two optimizer states of chains that differ: which part of one is which part of the other, where that is beyond doubt.
 
-A run adds clipping, or a schedule, and every part of the old state stands one position further. Parts are told by the type of
-their state and by the labels on the way to them, never by their position alone: ``opt_state/0/count`` may be Adam's count in
-one chain and a schedule's in the other.
+A run adds clipping, or a schedule, and every part of the old state stands one position further.
+Parts are told by the type of their state and by the labels on the way to them, never by their
+position alone: ``opt_state/0/count`` may be Adam's count in one chain and a schedule's in the
+other.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Alignment:
 
     Attributes:
         moved: For parts of the source that stand elsewhere in the view: where.
-        apart: The parts of the source, and of the view, that keep something and have no partner, or several.
+        apart: The parts of the source, and of the view, that keep something and have no partner, or
+            several.
     """
 
     moved: Mapping[LogicalPath, LogicalPath]
@@ -62,18 +64,19 @@ def align(
         source: The source's layout.
         view: The view's layout.
         called: What a path of the source's model is in the view's words.
-        settled: Parts that rules have placed already: paths in the source and in the view, either of which may be None.
+        settled: Parts that rules have placed already: paths in the source and in the view, either
+            of which may be None.
     """
     types = [{(part.path, part.type) for part in table.parts} for table in (source, view)]
-    if not all(types) or (
-        types[0] == types[1] and not settled
-    ):  # where a tree does not tell types, a part is where it stands
+    # Where a tree does not tell types, a part is where it stands.
+    if not all(types) or (types[0] == types[1] and not settled):
         return Alignment({}, (frozenset(), frozenset()))
     common = {called(path) for path in _model(source)} & set(_model(view))
     left, right = _kept(source, called, common), _kept(view, lambda path: path, common)
     left = _unsettled(left, {before for before, _ in settled if before is not None})
     right = _unsettled(right, {after for _, after in settled if after is not None})
     pairs: dict[LogicalPath, LogicalPath] = {}
+    # Labels are what a user called the parts, so these come before types, of which there may be two.
     for kind in (_labelled, _typed):
         partners = set(pairs.values())
         pairs |= _paired(
@@ -145,6 +148,7 @@ def _labelled(part: _Kept) -> Any:
 
 
 def _typed(part: _Kept) -> Any:
+    """The type of a part alone, which must be the only one of it."""
     return part.type
 
 
@@ -181,5 +185,6 @@ def _wrapped(left: Sequence[_Kept], right: Sequence[_Kept]) -> Mapping[LogicalPa
     types = collections.Counter(part.type for part in left) & collections.Counter(
         part.type for part in right
     )
+    # A wrapper that explains only some of the parts is none: two of them would be a guess.
     whole = [pairs for pairs in wrappers.values() if len(pairs) == types.total()]
     return whole[0] if len(whole) == 1 else {}

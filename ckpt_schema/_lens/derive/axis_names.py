@@ -1,8 +1,9 @@
 """Which axis of one leaf is which axis of another.
 
-Axes match by the names of their dims where these differ within the leaf. Axes that have come to have one dim, `twins`, match by
-what the class of each side calls them, before ``dims=`` and beside a label. What only one side tells apart is an error: a
-square leaf that is taken for its transpose conforms to everything, and nobody sees it.
+Axes match by the names of their dims where these differ within the leaf. Axes that have come to
+have one dim, `twins`, match by what the class of each side calls them, before ``dims=`` and beside
+a label. What only one side tells apart is an error: a square leaf that is taken for its transpose
+conforms to everything, and nobody sees it.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ def square(leaf: Leaf) -> bool:
 def guessed(source: Row, view: Row, told: Told, *, turned: bool = False) -> str:
     """The rule that says the order of a square leaf's axes as it was taken, where the names of the leaf differ and none does.
 
-    Square leaves of one name are taken for the same leaf; those of two names may come from libraries that order axes in two
-    ways, as a ``weight`` of PyTorch and a ``kernel`` of Flax do; and so may those of one name where another leaf is
-    ``turned`` by a rule.
+    Square leaves of one name are taken for the same leaf; those of two names may come from
+    libraries that order axes in two ways, as a ``weight`` of PyTorch and a ``kernel`` of Flax do;
+    and so may those of one name where another leaf is ``turned`` by a rule.
     """
     if told.axes is not None or (source.model_path == view.model_path and not turned):
         return ""
@@ -93,7 +94,8 @@ def _twins(leaf: Leaf) -> set[DimFactor]:
     """The factors that a leaf has more than once, without those of size 1."""
     once: set[DimFactor] = set()
     again: set[DimFactor] = set()
-    for dim in leaf.dims:  # a Counter would take most of the time, for nearly all leaves have none
+    # A Counter would take most of the time of a derivation, and nearly all leaves have no twins.
+    for dim in leaf.dims:
         for factor in dim:
             if factor != 1:
                 (again if factor in once else once).add(factor)
@@ -101,7 +103,10 @@ def _twins(leaf: Leaf) -> set[DimFactor]:
 
 
 def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
-    """For each factor of the view's own dims, which of the source's it is; those of size 1 are none."""
+    """For each factor of the view's own dims, which of the source's it is.
+
+    Those of size 1 are none.
+    """
     atoms = _atoms(source.leaf), _atoms(view.leaf)
     before = [factor for factor, _ in atoms[0]]
     after = [factor for factor, _ in atoms[1]]
@@ -126,6 +131,7 @@ def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
                 )
         return fault(source, view, "dims", hint)
     keys, conflict = _keyed(*atoms)
+    # A rule that says the order comes before all names: it is how a user settles what they leave open.
     if told.axes is not None:
         return _ordered(source, view, told.axes, keys)
     if conflict is not None:
@@ -190,6 +196,7 @@ def _conflict(source: Row, view: Row, factor: DimFactor) -> Mismatch:
         names = {name for each, name in _atoms(row.leaf) if each == factor}
         if len(names) > 1:
             telling.append(side)
+    # A factored moment keeps an axis of its param, and its class has no name for which.
     if source.reshaped or view.reshaped:
         why = f"nobody can say which axis of the param {factor} is: start it anew"
         return fault(source, view, "ambiguous", f"{why}, {Reset(source.path, view.path)}")
@@ -224,7 +231,9 @@ def _orders(source: Row, view: Row) -> str:
 
 
 def _spelled(source: Row, view: Row) -> str:
-    """How to say that axes of the one side are products of those of the other; nothing where they are none.
+    """How to say that axes of the one side are products of those of the other.
+
+    Nothing where they are none.
 
     The order of the factors is never certain: heads may come first or last.
     """

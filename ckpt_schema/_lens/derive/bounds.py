@@ -34,6 +34,7 @@ class SizeBounds:
         for name in _rests(rows):
             there[name] = slack(name)
             back[str(slack(name))] = Size.of(name)
+        # A cell of padding has a digit as long as the padding, and no lens has less than none of it.
         for cell in cells:
             for digit in cell.geometry.digits if cell.is_constant else ():
                 _read_bound(digit.size, there, back)
@@ -92,6 +93,7 @@ def _read_bound(more: Size, there: dict[str, Size], back: dict[str, Size]) -> No
     """Reads, off how much longer a padded axis is, that it is no shorter: its name becomes the other size and a slack."""
     if more.nonnegative:
         return
+    # The first name that stands alone is the longer axis: "padded" of "padded - vocab".
     for names, count in more.terms:
         least = Size.of(names[0]) - more if count == 1 and len(names) == 1 else None
         if least is not None and names[0] not in there and names[0] not in least.names:

@@ -16,19 +16,21 @@ __all__ = ["compose"]
 
 
 def compose(first: Joined, second: Joined) -> tuple[Layout, Layout, tuple[Join, ...]]:
-    """The joins from end to end; a row the middle layout alone defaults carries that default to the far side.
+    """The joins from end to end.
+
+    A row the middle layout alone defaults carries that default to the far side.
 
     Raises:
-        DerivationError: With every row in which the layouts in the middle differ, and all that do not compose.
+        DerivationError: With every row in which the layouts in the middle differ, and all that do
+            not compose.
     """
     faults = [*_differences(first.view, second.source), *_contradictions(first, second)]
     if faults:
         header = f"{first.view.name} and {second.source.name} are not one layout, so their lenses do not compose"
         raise DerivationError(header, faults)
     number = {row.key: n for n, row in enumerate(first.view.rows)}
-    middle = {
-        number[row.key]: n for n, row in enumerate(second.source.rows)
-    }  # of the first's view: of the second's source
+    # From the rows of the first's view to those of the second's source, which are the same.
+    middle = {number[row.key]: n for n, row in enumerate(second.source.rows)}
     onward: dict[int, list[Join]] = {}
     for join in second.joins:
         for at in join.sources:

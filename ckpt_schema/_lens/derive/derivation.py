@@ -145,10 +145,11 @@ def join_rows(
     faults += idle(source, view, rules, names, joins, divided_by, {f.path for f in faults})
     joined = [pair for one in joins for pair in one.pairs]
     known = {f.path for f in faults}
-    told = [  # of these rows a fault is told, or they are meant to lack a partner
-        parted[side] | kept[side] | refused[side] | {pair[side] for pair in contested.pairs}
-        for side in (0, 1)
-    ]
+    # Of these rows a fault is told, or they are meant to lack a partner.
+    told: list[set[int]] = []
+    for side in (0, 1):
+        open_ = {pair[side] for pair in contested.pairs}
+        told.append(open_.union(parted[side], kept[side], refused[side]))
     known |= {"/".join(renamed[n]) for n in told[0]}
     known |= {"/".join(view.rows[n].path) for n in told[1]}
     faults += unplaced(source, view, renamed, joined, alignment, known, rules)
@@ -157,11 +158,9 @@ def join_rows(
     if faults:
         faults = causes(source, view, joined, faults)
         parts = [*map(str, source.parts)], [*map(str, view.parts)]
-        notes = (
-            chains.side_by_side((source.name, view.name), parts)
-            if any(f.kind == "chain" for f in faults)
-            else []
-        )
+        notes: list[str] = []
+        if any(fault.kind == "chain" for fault in faults):
+            notes = chains.side_by_side((source.name, view.name), parts)
         apart = [*_plain_beside_state(source, view), *_plain_beside_state(view, source)]
         if apart and not joined:  # that no leaf has a partner follows from it
             faults = [*apart, *(f for f in faults if f.kind not in ("unplaced", "chain"))]
@@ -211,11 +210,11 @@ _Members = Mapping[int, Member]
 
 def _seen(view: Layout, names: Names, members: _Members) -> list[LogicalPath]:
     """The path of each of the view's rows, parts under that of the whole; a rule calls it what the source does."""
-    found = [row.path for row in view.rows]
+    seen = [row.path for row in view.rows]
     for number, member in members.items():
         path = member.path
-        found[number] = (*path[: member.start], *names.called(path[member.start :]))
-    return found
+        seen[number] = (*path[: member.start], *names.called(path[member.start :]))
+    return seen
 
 
 def _by_path(
@@ -242,6 +241,11 @@ def _by_path(
     return rows
 
 
+def _parts(rows: Mapping[int | None, int]) -> dict[int, int]:
+    """The rows that are parts, and not the whole."""
+    return {part: number for part, number in rows.items() if part is not None}
+
+
 def _alike(
     tables: tuple[Layout, Layout],
     rows: tuple[Mapping[int | None, int], Mapping[int | None, int]],
@@ -249,19 +253,19 @@ def _alike(
     """Whether rows are one leaf each; if parts of one, whether both sides have the same parts."""
     if None in rows[0]:
         return True
-    sizes = [
-        [_elements(table.rows[each[part]]) for part in sorted(each, key=str)]
-        for table, each in zip(tables, rows, strict=True)
-    ]
+    sizes: list[list[Size]] = []
+    for table, by_part in zip(tables, rows, strict=True):
+        numbers = [by_part[part] for part in sorted(by_part, key=str)]
+        sizes.append([_elements(table.rows[number]) for number in numbers])
     return sizes[0] == sizes[1]
 
 
 def _elements(row: Row) -> Size:
     """How many elements one repeat of a leaf has."""
-    found = ONE
+    count = ONE
     for dim in row.leaf.dims:
-        found *= of_dim(dim)
-    return found
+        count *= of_dim(dim)
+    return count
 
 
 _Told = Mapping[int, Sequence[Hit[ValueRule]]]
@@ -293,10 +297,7 @@ def _divided(
 ) -> list[Join]:
     """The joins of a row on one side with rows on the other that are parts of it."""
     before, after = rows
-    parts = [
-        {part: number for part, number in side.items() if part is not None}
-        for side in (before, after)
-    ]
+    parts = _parts(before), _parts(after)
     if None in before and None in after:  # a whole beside its parts, which is told as ambiguous
         return []
 
@@ -405,15 +406,15 @@ def _with_copies(
     faults: list[Mismatch],
 ) -> list[Join]:
     """The joins; copies of what is part of a leaf, or has parts, go where it goes."""
-    found = list(joins)
+    with_copies = list(joins)
     for side, table in enumerate((source, view)):
         by_row: dict[int, list[int]] = {}
-        for at, one in enumerate(found):
+        for at, one in enumerate(with_copies):
             for row in () if one.plain else (one.views if side else one.sources):
                 by_row.setdefault(row, []).append(at)
         for copy, of in copies[side].items():
             for at in by_row.get(of, ()):
-                one = found[at]
+                one = with_copies[at]
                 turned = one if side == 0 else one.inverse
                 onward = [cell for cell in turned.cells if cell.source == of]
                 made = relate(table.rows[copy], table.rows[of], UNTOLD, known)
@@ -431,8 +432,8 @@ def _with_copies(
                         cell = dataclasses.replace(cell, compares=(cell.compares[0], True))
                     again.append(cell)
                 both = dataclasses.replace(turned, cells=(*turned.cells, *again))
-                found[at] = both if side == 0 else both.inverse
-    return found
+                with_copies[at] = both if side == 0 else both.inverse
+    return with_copies
 
 
 def _said(view: Row, hits: Sequence[Hit[ValueRule]], decision: Decision | None) -> Told:
@@ -505,13 +506,13 @@ def _losers(
 ) -> frozenset[LogicalPath]:
     """The paths of private rows whose name a rule gives to others, as EMA weights are served as the params."""
     given = {renamed[n] for n in decisions if renamed[n] != source.rows[n].path}
-    found: set[LogicalPath] = set()
+    losers: set[LogicalPath] = set()
     for number, row in enumerate(source.rows) if given else ():
         is_private = any(isinstance(hit.rule, Private) for hit in alone.get(number, ()))
         if row.path in given and number not in decisions and is_private:
-            found.add(row.path)
+            losers.add(row.path)
             renamed[number] = nowhere(row)
-    return frozenset(found)
+    return frozenset(losers)
 
 
 def _nameless(
@@ -531,8 +532,8 @@ def _nameless(
     meant = _meant(source, view, [rule for rule in named if id(rule) not in here], names)
     meant |= _meant(source, view, [rule for rule in named if id(rule) not in there], names)
     for rule in named:
-        for table, path, found in ((source, rule.source, here), (view, rule.view, there)):
-            if path and id(rule) not in found:
+        for table, path, rows in ((source, rule.source, here), (view, rule.view, there)):
+            if path and id(rule) not in rows:
                 words = f"first the words of {source.name}, then those of {view.name}"
                 hint = f"{words}: {meant[rule]}" if rule in meant else ""
                 yield unmatched.fault(rule, path, table, hint=hint)
@@ -551,9 +552,9 @@ def _meant(
     several = [one for each in said.values() for one in each]
     left = standing(source, [one.source for one in several])
     right = standing(view, [one.view for one in several])
-    found: dict[Rename | Move, Rename] = {}
+    meant: dict[Rename | Move, Rename] = {}
     for rule, each in said.items():
         fitting = [one for one in each if one.source in left and one.view in right]
         if fitting:
-            found[rule] = fitting[0]
-    return found
+            meant[rule] = fitting[0]
+    return meant

@@ -62,11 +62,15 @@ def declare(
 def _with_defaults(
     table: Layout, over: Spoken[LoneRule], matched: set[int], faults: list[Mismatch]
 ) -> Layout:
-    """``table`` with the defaults of rules; what an optimizer keeps for those leaves starts as it does."""
+    """``table`` with the defaults of rules.
+
+    What an optimizer keeps for those leaves starts as it does.
+    """
     rows = list(table.rows)
     fitting: set[object] = set()  # many rules give many leaves one default
     for number, hits in over.items():
         row = rows[number]
+        # Without its transformation nobody knows how a mirror starts: a rule must name it itself.
         if is_mirror(row) and table.initial is None:
             hits = [hit for hit in hits if hit.start == 0]
         if not hits:
@@ -111,7 +115,10 @@ def part(
     unmatched: Unmatched,
     faults: list[Mismatch],
 ) -> tuple[Sides, Lone]:
-    """Both layouts, and the rows that rules part; a dim that these alone share is one of its own in the view."""
+    """Both layouts, and the rows that rules part.
+
+    A dim that these alone share is one of its own in the view.
+    """
     said = [rule for rule in rules if isinstance(rule, Apart)]
     if not said:
         return sides, (frozenset(), frozenset())
@@ -144,8 +151,13 @@ def _one_sided(rule: Apart, near: Layout, far: Layout) -> Mismatch:
 
 
 def _with_own_dims(sides: Sides, lone: Lone) -> Layout:
-    """The view; dims that both sides have, and at least one in parted leaves alone, get names of their own there."""
+    """The view.
+
+    Dims that both sides have, and at least one in parted leaves alone, get names of their own
+    there.
+    """
     source, view = sides
+    # Parted leaves have equal names by chance, and so may their dims: these are two sizes then.
     shared = _names(source, lone[0], parted=False) | _names(view, lone[1], parted=False)
     mine = (_names(view, lone[1], parted=True) & _names(source, lone[0], parted=True)) - shared
     if not mine:
@@ -164,7 +176,7 @@ def _names(table: Layout, lone: frozenset[int], *, parted: bool) -> set[str]:
     names: set[str] = set()
     for number, row in enumerate(table.rows):
         if (number in lone) == parted:
-            names |= dims_.dim_names((*row.leaf.dims, *(repeat.size for repeat in row.repeats)))
+            names |= dims_.dim_names(row.all_dims)
     if not parted:
         names |= dims_.dim_names(count for node in table.nodes for count in node.counts)
     return names
@@ -203,6 +215,7 @@ def _restarted(
     matched: set[int] = set()
     unknown: set[int] = set()
     for number, hits in scope.along(table.rows).items():
+        # A reset speaks of the optimizer state alone: a path in the model is not meant.
         rooted = {one.number for one in hits if one.start == 0}
         matched |= rooted
         if rooted:

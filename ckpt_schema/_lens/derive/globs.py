@@ -1,8 +1,9 @@
 """Rules that speak of many leaves: globs and Variable types, each replaced by a rule for every node that it means.
 
-``*`` is one segment of a logical path or a part of one, ``**`` any number of segments; what stands in quotes is literal. All
-patterns are looked up together, in one walk of each layout: they are one trie, and a node of the layout knows how far each
-of them has come. So the work grows with the leaves and with the rules, and not with their product.
+``*`` is one segment of a logical path or a part of one, ``**`` any number of segments; what stands
+in quotes is literal. All patterns are looked up together, in one walk of each layout: they are one
+trie, and a node of the layout knows how far each of them has come. So the work grows with the
+leaves and with the rules, and not with their product.
 """
 
 from __future__ import annotations
@@ -84,13 +85,17 @@ class _Glob:
         return Mismatch(str(self.rule), "rule", expected, "others", hint)
 
     def at(self, path: LogicalPath, called: Scope[Rename]) -> Rule:
-        """The rule for one of its nodes; ``called`` is what the nodes above are called in the view."""
+        """The rule for one of its nodes.
+
+        ``called`` is what the nodes above are called in the view.
+        """
         known = len([s for s in self.path if not isinstance(s, VariableKind) and not _is_star(s)])
         fields: dict[str, Any] = {
             self.field: GlobPath(path, known, by_depth=isinstance(self.rule, Rename))
         }
         if self.others:
             deep, part = _captured(self.path, path)
+            # What ** stands for has a name of its own in the view where a rule renames it there.
             if isinstance(self.rule, Rename) and self.path[0] == self.rule.view[0] == _DEEP:
                 above = called.prefixes(deep)[:1]
                 for hit in above:
@@ -137,8 +142,8 @@ def by_node(
         rules: The rules, as they were given.
 
     Returns:
-        The rules; those that stand for each rule for many leaves; and the faults of those that match nothing, or that have
-        other stars in one path than in another.
+        The rules; those that stand for each rule for many leaves; and the faults of those that
+        match nothing, or that have other stars in one path than in another.
     """
     by_rule = {number: [*_globs(rule)] for number, rule in enumerate(rules)}
     globs = [one for several in by_rule.values() for one in several]
@@ -160,6 +165,7 @@ def by_node(
         if not several:
             single.append(rule)
         elif isinstance(rule, Reset):
+            # A reset may have a glob for one side and a plain path for the other: that one stays.
             kept = {n: p for n in ("source", "view") if (p := getattr(rule, n)) and not _is_many(p)}
             single += [Reset(**kept)] if kept else []
         for one in several:
@@ -182,6 +188,7 @@ def _called(
     taken = {rule.source for rule in named_as}
     scope = Scope((rule.source, rule) for rule in named_as)
     pairs = [(path, one) for one in several for path in met.get(id(one), ()) if path not in taken]
+    # The name of a node is built on those of the nodes above it, so these come first.
     for depth in sorted({len(path) for path, _ in pairs}):
         for path, one in pairs:
             if len(path) == depth:
@@ -287,7 +294,8 @@ class _State:
 
     Attributes:
         literal: What comes after a segment that is one of these.
-        parts: What comes after a segment that begins and ends so, by the lengths of both, then by both.
+        parts: What comes after a segment that begins and ends so, by the lengths of both, then by
+            both.
         deep: What comes after any number of segments.
         stays: Whether it is such a state itself.
         globs: The rules whose path ends here.
@@ -372,6 +380,7 @@ def _look_up(
             if _is_of(row, kind):
                 met[id(one)][row.path if one.at_root else row.model_path] = None
     _walk(inner, [one for one in others if not one.at_root], met)
+    # From the root a pattern that begins with a star would reach the optimizer state too.
     rooted = [one for one in others if one.at_root or not _is_star(one.path[0])]
     _walk([row.path for row in table.rows], rooted, met)
 

@@ -92,8 +92,8 @@ def _of_sound_rows(
         return rules
     scope = Scope((rule.path, rule) for rule in said)
     faulty = scope.matched(row for row in view.rows if "/".join(row.path) in known)
-    rows = [row for table in (source, view) for row in table.rows]
-    axes = {dim for row in rows for dim in (*row.leaf.dims, *(each.size for each in row.repeats))}
+    rows = [*source.rows, *view.rows]
+    axes = {dim for row in rows for dim in row.all_dims}
     dropped: set[int] = set()
     for number, rule in enumerate(said):
         misnamed = isinstance(rule, (Padding, Grown)) and not {rule.small, rule.large} <= axes
@@ -124,10 +124,10 @@ def _idle_ties(source: Layout, view: Layout, rules: Sequence[Rule]) -> Iterator[
     """Ties of leaves that both sides have, or none."""
     ties = [rule for rule in rules if isinstance(rule, Tie)]
     scope = Scope((rule.copy, rule) for rule in ties)
-    tied = [
-        (table.name, {hit.number for hits in originals(table, scope).values() for hit, _ in hits})
-        for table in (source, view)
-    ]
+    tied: list[tuple[str, set[int]]] = []
+    for table in (source, view):
+        copies = originals(table, scope).values()
+        tied.append((table.name, {hit.number for hits in copies for hit, _ in hits}))
     for number, rule in enumerate(ties):
         several = [name for name, used in tied if number in used]
         if len(several) != 1:
@@ -275,7 +275,10 @@ def _undivided(rules: Sequence[Rule], used: Container[object]) -> Iterator[Misma
 
 
 class Unmatched:
-    """The faults of rules for paths that no row has; what is near is looked up for the first few of them."""
+    """The faults of rules for paths that no row has.
+
+    What is near is looked up for the first few of them.
+    """
 
     def __init__(self) -> None:
         """Nothing is looked up yet."""
@@ -284,7 +287,10 @@ class Unmatched:
         self._slashes: dict[int, list[LogicalPath]] = {}
 
     def fault(self, rule: Rule, path: LogicalPath, *tables: Layout, hint: str = "") -> Mismatch:
-        """The fault of a rule for a path that no row of some layouts has; ``hint`` where a cure is known."""
+        """The fault of a rule for a path that no row of some layouts has.
+
+        ``hint`` where a cure is known.
+        """
         text = "/".join(path)
         hint = hint or self._slashed(text, tables) or ""
         close = None if hint else self._close(text, len(path), tables)
@@ -299,7 +305,7 @@ class Unmatched:
         """Why a path names nothing, though it reads like one that is there: that has a key in quotes."""
         for table in tables:
             if id(table) not in self._slashes:
-                bodies = [row.path[row.body or 0 :] for row in table.rows]
+                bodies = [row.model_path for row in table.rows]
                 quoted = (path for path in bodies if any("'" in one for one in path))
                 self._slashes[id(table)] = list(quoted)
             for path in self._slashes[id(table)]:
@@ -316,6 +322,6 @@ class Unmatched:
         key = length, tuple(id(table) for table in tables)
         if key not in self._paths:
             rows = [row for table in tables for row in table.rows]
-            others = {"/".join(row.path[row.body or 0 :][:length]) for row in rows}
+            others = {"/".join(row.model_path[:length]) for row in rows}
             self._paths[key] = sorted(others)
         return next(iter(difflib.get_close_matches(text, self._paths[key], n=1)), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 from ckpt_schema._layouts.sizes import UndecidedError
@@ -61,10 +62,10 @@ class Join:
     @functools.cached_property
     def names(self) -> frozenset[str]:
         """The dims whose sizes say which elements these are, and what happens to them."""
-        found: set[str] = set()
+        dims: set[str] = set()
         for cell in self.cells:
-            found |= cell.geometry.names | codecs.dims_of(cell.codec)
-        return frozenset(found)
+            dims |= cell.geometry.names | codecs.dims_of(cell.codec)
+        return frozenset(dims)
 
 
 def _row(end: object) -> int:
@@ -90,7 +91,7 @@ def joins_of(cells: Iterable[Cell], symbols: Callable[[int, int], int]) -> Itera
                 homes.setdefault((0, cell.source), group)
                 homes.setdefault((1, cell.view), group)
     alone = [group for group in groups if all(cell.is_constant for cell in group)]
-    for cell in (cell for group in alone for cell in group):
+    for cell in itertools.chain.from_iterable(alone):
         side, number, _ = cell.alone
         if (side, number) in homes:
             homes[side, number].append(cell)

@@ -109,11 +109,11 @@ class Told:
     @property
     def ends(self) -> tuple[tuple[PaddedAxis, PaddedAxis], ...]:
         """Of each axis that is padded, what the source's padding holds, and what the view's does."""
-        found: dict[tuple[Dim, Dim], tuple[PaddedAxis, PaddedAxis]] = {}
+        by_axis: dict[tuple[Dim, Dim], tuple[PaddedAxis, PaddedAxis]] = {}
         for fill in self.fills:
             pair = fill.small, fill.large
-            found[pair] = found.get(pair, (fill, fill))[0], fill
-        return tuple(found.values())
+            by_axis[pair] = by_axis.get(pair, (fill, fill))[0], fill
+        return tuple(by_axis.values())
 
 
 def _times(factor: Factor, power: int = 1) -> Codec:
@@ -146,13 +146,16 @@ def spoken(rules: Iterable[Rule]) -> Scope[ValueRule]:
 
 
 def by_family(row: Row, hits: Sequence[Hit[ValueRule]]) -> dict[Hashable, list[Hit[ValueRule]]]:
-    """What is said of a row of the view; of rules that say one kind of thing, the first one holds."""
+    """What is said of a row of the view.
+
+    Of rules that say one kind of thing, the first one holds.
+    """
     mirror = is_mirror(row)
-    found: dict[Hashable, list[Hit[ValueRule]]] = {}
+    families: dict[Hashable, list[Hit[ValueRule]]] = {}
     for hit in hits:
         if not (isinstance(hit.rule, (Factor, Offset)) and mirror and hit.start > 0):
-            found.setdefault(_family(hit.rule), []).append(hit)
-    return found
+            families.setdefault(_family(hit.rule), []).append(hit)
+    return families
 
 
 def _family(rule: ValueRule) -> Hashable:
@@ -207,7 +210,10 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
 
 
 def _more(rule: Padding | Grown, *, follows: bool) -> PaddedAxis:
-    """What a rule says of an axis; of what an optimizer keeps, which follows the param, it starts as that starts it."""
+    """What a rule says of an axis.
+
+    Of what an optimizer keeps, which follows the param, it starts as that starts it.
+    """
     if isinstance(rule, Padding):
         return PaddedAxis.of(rule.small, rule.large, 0 if follows else rule.fill)
     return PaddedAxis(rule.small, rule.large, Constant(Init() if follows else rule.default))
@@ -254,8 +260,8 @@ def codec_of(source: str, view: str, said: Told) -> Codec | str:
         'only integers are cast to integers, and floats to floats, where that keeps their values: ...'
     """
     if said.turned:
-        found = codec_of(view, source, dataclasses.replace(said, turned=False))
-        return found if isinstance(found, str) else inverted(found)
+        back = codec_of(view, source, dataclasses.replace(said, turned=False))
+        return back if isinstance(back, str) else inverted(back)
     if source in FORMATS and view in FORMATS:
         return _of_floats(source, view, said)
     if source == view:

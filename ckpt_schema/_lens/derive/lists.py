@@ -41,7 +41,9 @@ Tables = tuple[Layout, Layout]
 def join(
     source: Layout, view: Layout, rules: Sequence[Rule], sizes: Mapping[str, int]
 ) -> tuple[Layout, Layout, tuple[Join, ...], tuple[Rule, ...]]:
-    """Joins two layouts on their logical paths, with their lists as wholes; see `derivation.join_rows`.
+    """Joins two layouts on their logical paths, with their lists as wholes.
+
+    See `derivation.join_rows`.
 
     Raises:
         DerivationError: With all that has no place, or is not one leaf on both sides.
@@ -52,6 +54,7 @@ def join(
     if not any(wanted):
         return derivation.join_rows(source, view, rules, sizes)
     known = {name: Size.of(size) for name, size in sizes.items()}
+    # A list that cannot be gathered is told of first: all else would be a consequence.
     faults: list[Mismatch] = []
     sides: list[_Lists] = []
     for number, several in enumerate(wanted):
@@ -187,6 +190,7 @@ def _gathered(
     for path, parts in nodes.items():
         numbers = [parts[part] for part in sorted(parts)]
         rows = [table.rows[at] for at in numbers]
+        # A list has one default, and takes no rule for one of its nodes: such are joined by themselves.
         if apart.intersection(numbers) or len({row.default for row in rows}) > 1:
             continue
         missing = lacking(rows[0], members[numbers[0]].group, parts)

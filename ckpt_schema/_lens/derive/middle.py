@@ -58,6 +58,7 @@ def through_the_middle(
     cells, (left, right) = met.cells()
     if faults:
         return []
+    # What has lost its partner behind the middle still has to be written, each side by itself.
     cells = _written(cells, left, 0)
     cells = _written(cells, right, 1)
     symbols = [[len(row.unrolled) for row in table.rows] for table in (first.source, second.view)]
@@ -79,7 +80,10 @@ class _Met:
         self.sizes = {name: Size.of(size) for name, size in given.items()}
 
     def cells(self) -> tuple[list[Cell], tuple[list[Cell], list[Cell]]]:
-        """The cells from end to end; and for each outer side, those that lead nowhere: to what the middle is by default."""
+        """The cells from end to end.
+
+        For each outer side also those that lead nowhere: to what the middle is by default.
+        """
         ends: list[Cell] = []
         onward: dict[int, list[Cell]] = {}
         for join in self.second.joins:
@@ -120,6 +124,7 @@ class _Met:
             return []
         except UndecidedError as wrong:
             fault = self._undecided(one, other, wrong)
+        # For all sizes first, so that a lens without dims= stays one; given sizes decide the rest.
         if self.sizes:
             try:
                 return composed([one.where(self.sizes)], [other.where(self.sizes)])
@@ -157,7 +162,8 @@ def _written(cells: Sequence[Cell], ended: Sequence[Cell], side: int) -> list[Ce
     """The cells, and what writes the elements of one outer side whose writer leads nowhere now.
 
     What only compared such elements writes them. What nothing reaches is as the middle has it by
-    default, where other elements of the row have a partner; a row without any is private as a whole.
+    default, where other elements of the row have a partner; a row without any is private as a
+    whole.
     """
     open_ = list(cells)
     rows = {(cell.source, cell.view)[side] for cell in open_ if not cell.is_constant}

@@ -71,11 +71,11 @@ class Moments:
             The power, or the fault where none is known. A layout that was found in a tree, and does
             not know its transformation, follows the other one.
         """
-        found: list[int | str] = []
+        powers: list[int | str] = []
         for name, degree in self._degrees(before, after):
             told = degree if isinstance(degree, str) else degree.told
-            found.append(f"{told} ({name})" if isinstance(told, str) else told)
-        return self._agreed(before, after, factor, found)
+            powers.append(f"{told} ({name})" if isinstance(told, str) else told)
+        return self._agreed(before, after, factor, powers)
 
     def follows(self, before: Row, after: Row, shift: Offset) -> bool | Mismatch:
         """Whether what an optimizer keeps for a param is shifted where the param is.
@@ -87,11 +87,11 @@ class Moments:
             after: Its row in the view.
             shift: The rule that shifts the param.
         """
-        found: list[bool | str] = []
+        answers: list[bool | str] = []
         for name, degree in self._degrees(before, after):
             told = _is_copy(degree)
-            found.append(f"{told} ({name})" if isinstance(told, str) else told)
-        return self._agreed(before, after, shift, found)
+            answers.append(f"{told} ({name})" if isinstance(told, str) else told)
+        return self._agreed(before, after, shift, answers)
 
     def _agreed(
         self, before: Row, after: Row, rule: Factor | Offset, found: Sequence[T | str]

@@ -38,8 +38,8 @@ _UNDECIDED = Decision()
 class Names:
     """The rules that rename or move, by the paths of the source.
 
-    A path of a leaf has two halves: those segments before the model's own, such as ``opt_state/0/mu``, and those in the
-    model. One rule may speak of each, and then both hold.
+    A path of a leaf has two halves: those segments before the model's own, such as
+    ``opt_state/0/mu``, and those in the model. One rule may speak of each, and then both hold.
 
     Attributes:
         renames: The rules that rename.
@@ -90,7 +90,10 @@ class Names:
             yield from [hit.rule for hit in _rooted(hits)]
 
     def decisions(self, rows: Sequence[Row]) -> dict[int, Decision]:
-        """What is said of rows of the source, by number; rows of which nothing is said are left out."""
+        """What is said of rows of the source, by number.
+
+        Rows of which nothing is said are left out.
+        """
         renames, moves = self.renames.along(rows), self.moves.along(rows)
         numbers = sorted(renames.keys() | moves.keys()) if moves else renames
         decided: dict[int, Decision] = {}
@@ -126,6 +129,7 @@ def moved_paths(
         return (*outer.rule.view, *whole[outer.end :])
     if part is None:
         return whole
+    # By its own path it would meet a part of another type that stands there in the view.
     if part.path in alignment.apart[0]:
         return nowhere(row)
     return (*alignment.moved.get(part.path, part.path), *whole[len(part.path) :])

@@ -1,4 +1,6 @@
-"""Which leaves without a partner are one, where that is beyond doubt; and what each might be where it is not.
+"""Which leaves without a partner are one, where that is beyond doubt.
+
+And what each might be where it is not.
 
 What counts is structure: the types of leaves, and which of them stand together in a node. Names
 count as they do where leaves are joined: below one node, and below two that are one beyond doubt,
@@ -58,7 +60,8 @@ class Partners:
 
     Attributes:
         certain: The number of the view's row, by that of the source's.
-        open: For rows of the source, and of the view, that are in no such pair: all that they can be, the likeliest first.
+        open: For rows of the source, and of the view, that are in no such pair: all that they can
+            be, the likeliest first.
     """
 
     certain: Mapping[int, int]
@@ -85,8 +88,8 @@ def partners(left: Sequence[Loose], right: Sequence[Loose], placed: Iterable[Pla
     forms = _Forms()
     sides = [forms.groups(rows) for rows in (left, right)]
     common = sides[0].keys() & sides[1].keys()
-    pairs = _paired(left, right, forms)
-    pairs = [*_undisputed(pairs, sides, forms, placed)]
+    # Structure proposes, and all that is known disposes: a pair is certain only after both.
+    pairs = [*_undisputed(_paired(left, right, forms), sides, forms, placed)]
     certain = {one.number: other.number for one, other in pairs}
     done = certain.keys(), set(certain.values())
     compared = max(len(left), len(right)) <= _COMPARED
@@ -246,9 +249,13 @@ def _in_list(segment: str) -> Sequence[str]:
 def _counterparts(
     left: _Children, right: _Children, waiting: list[tuple[_Children, _Children]], forms: _Forms
 ) -> Iterator[tuple[Loose, Loose]]:
-    """Which children of two nodes that are one are one; nodes are put to those that are waiting, leaves are yielded."""
+    """Which children of two nodes that are one are one.
+
+    Nodes are put to those that are waiting, leaves are yielded.
+    """
     rest = dict(left), dict(right)
     pairs = [(left[name], right[name]) for name in left if name in right]
+    # One name may be a leaf here and a node there, or leaves of two forms: no counterparts.
     pairs = [(a, b) for a, b in pairs if a.kind == b.kind or (a.below and b.below)]
     for one, _ in pairs:
         del rest[0][one.name], rest[1][one.name]
@@ -296,9 +303,10 @@ def _undisputed(
 ) -> Iterator[tuple[Loose, Loose]]:
     """The pairs that nothing speaks against.
 
-    A name speaks against a pair where another leaf of the form has it. A node does where it would be torn: what is known of its
-    other leaves is that they are in another node there. Numbers do where leaves of that outline are joined already, for then
-    all of them may have another number there.
+    A name speaks against a pair where another leaf of the form has it. A node does where it would
+    be torn: what is known of its other leaves is that they are in another node there. Numbers do
+    where leaves of that outline are joined already, for then all of them may have another number
+    there.
     """
     pairs, placed = list(pairs), list(placed)
     numbered = {overlaps.outlined(path) for _, path, _ in placed if any(map(_has_number, path))}
@@ -373,7 +381,7 @@ def renames(
         for before, after in _spellings(source[number].model_path, view[other].model_path):
             verdict = judge.verdict(before, after)
             if verdict == "later":
-                break
+                break  # in the next round one rule serves the whole node
             if verdict == "safe":
                 rules[number] = Rename(before, after)
                 break

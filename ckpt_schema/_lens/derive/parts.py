@@ -13,7 +13,7 @@ from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.sizes import ZERO, Size, UndecidedError
 from ckpt_schema._layouts.table import Repeat, Row
 from ckpt_schema._lens.cells import Cell
-from ckpt_schema._lens.derive.axis_names import fault
+from ckpt_schema._lens.derive.axis_names import fault, sized
 from ckpt_schema._lens.derive.bounds import composed_if_known
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told
@@ -104,19 +104,21 @@ def split(divided: Divided, axis: Dim | None, known: GivenSizes) -> list[Join] |
     count = len(divided.parts)
     plain = [stripped(part.row, part.told) for part in divided.parts]
     spelled = [*_shared(row.leaf.dims, count, axis)]
-    found = [share for share in spelled if _fits(row, share, plain)]
-    if len(found) != 1:
-        found = [*_shared_by(row, plain, axis)]
-    if len(found) != 1:
-        found = spelled
-    if len(found) != 1:
+    shares = [share for share in spelled if _fits(row, share, plain)]
+    if len(shares) != 1:
+        shares = [*_shared_by(row, plain, axis)]
+    if len(shares) != 1:
+        shares = spelled
+    if len(shares) != 1:
         expected = f"one axis that {count} leaves share" + (
             "" if axis is None else f", {dims_.format_dim(axis)}"
         )
-        several = " and ".join(dims_.format_dim(row.leaf.dims[each.at]) for each in found) or "none"
+        several = (
+            " and ".join(dims_.format_dim(row.leaf.dims[each.at]) for each in shares) or "none"
+        )
         hint = 'declare it as a sum, "embed q+k+v", or as so many times a dim, "embed 3*heads"; axis= says which'
         return Mismatch("/".join(row.path), "dims", expected, f"{several} in {row.stored}", hint)
-    made = _related(divided, _cut(row, found[0]), known)
+    made = _related(divided, _cut(row, shares[0]), known)
     return made if isinstance(made, Mismatch) else [_one(divided, made)]
 
 
@@ -204,9 +206,9 @@ def _whole(parts: Sequence[Numbered], axis: Dim | None) -> tuple[Row, _Share] | 
     """The row that several would be together, and how they share it."""
     rows = [stripped(part.row, part.told) for part in parts]
     if axis is None and not any(row.leaf.names for row in rows):
-        found = _by_factors(rows)
-        if found is not None:
-            return found
+        by_factors = _by_factors(rows)
+        if by_factors is not None:
+            return by_factors
     ranks = {len(row.leaf.dims) for row in rows}
     unlike: list[int] = []
     if len(ranks) == 1:
@@ -229,7 +231,7 @@ def _whole(parts: Sequence[Numbered], axis: Dim | None) -> tuple[Row, _Share] | 
 
 def _by_factors(rows: Sequence[Row]) -> tuple[Row, _Share] | None:
     """The same where parts have their axes in any order: what all have, and what is left of each on one axis."""
-    several = [[f for f in dims_.factors(row.leaf.dims) if f != 1] for row in rows]
+    several = [[*sized(dims_.factors(row.leaf.dims))] for row in rows]
     common = set(several[0]).intersection(*several[1:])
     if any(len(set(own)) < len(own) for own in several):
         return None
@@ -252,19 +254,22 @@ def _related(
 ) -> list[tuple[Cell, ...]] | Mismatch:
     """The cells of each part, from what is cut off of the whole."""
     whole = divided.whole
-    found: list[tuple[Cell, ...]] = []
+    cells: list[tuple[Cell, ...]] = []
     for cut, part in zip(virtual, divided.parts, strict=True):
         made = _of_part(whole, cut, part, known)
         if isinstance(made, Mismatch):
             return _unlike(made, whole.row, cut.row, part.row)
-        found.append(made)
-    return found
+        cells.append(made)
+    return cells
 
 
 def _of_part(
     whole: Numbered, cut: RowPart, part: Numbered, known: GivenSizes
 ) -> tuple[Cell, ...] | Mismatch:
-    """The cells of one part; where it has more or less than its share, by way of the share itself."""
+    """The cells of one part.
+
+    Where it has more or less than its share, by way of the share itself.
+    """
     if not part.told.fills:
         relation = relate(cut, part.row, part.told, known)
         return (
@@ -305,7 +310,7 @@ def _cut(row: Row, share: _Share) -> list[RowPart]:
     first, last = (0, len(dim)) if share.factor is None else (share.factor, share.factor + 1)
     size, start = of_dim(dim[first:last]), ZERO
     names = _term_names(row.leaf, share.at, first, share.terms)
-    found: list[RowPart] = []
+    row_parts: list[RowPart] = []
     for term, name in zip(share.terms, names, strict=True):
         leaf = row.leaf.with_factors(share.at, first, last, term)
         if row.leaf.names:
@@ -315,9 +320,9 @@ def _cut(row: Row, share: _Share) -> list[RowPart]:
             axes[share.at] = AxisName(factors, own.label)
             leaf = dataclasses.replace(leaf, names=tuple(axes))
         where = Within(("axis", share.at), first, first + len(term), size, start)
-        found.append(RowPart(dataclasses.replace(row, leaf=leaf), (where,)))
+        row_parts.append(RowPart(dataclasses.replace(row, leaf=leaf), (where,)))
         start += of_dim(term)
-    return found
+    return row_parts
 
 
 def _shared(dims: Dims, count: int, wanted: Dim | None) -> Iterator[_Share]:
@@ -341,11 +346,11 @@ def _terms(factor: DimFactor, count: int) -> list[Dim] | None:
 
 def _single(factor: DimFactor) -> list[Dim]:
     """The terms of a factor, each counted once."""
-    found: list[Dim] = []
+    terms: list[Dim] = []
     for term in factor.terms if isinstance(factor, Sum) else ((factor,),):
         count, rest = (term[0], term[1:]) if isinstance(term[0], int) else (1, term)
-        found += [rest or (1,)] * count
-    return found
+        terms += [rest or (1,)] * count
+    return terms
 
 
 def _ends(terms: Iterable[Dim]) -> list[Size]:

@@ -61,11 +61,11 @@ class Relation:
         self, source: int, view: int, compares: tuple[bool, bool] = (False, False)
     ) -> tuple[Cell, ...]:
         """The cells of the rows of these numbers."""
-        found = [Cell(source, view, each, self.codec, compares) for each in self.geometries]
+        cells = [Cell(source, view, each, self.codec, compares) for each in self.geometries]
         for side, region, fill in self.fills:
             padding = Cell(fill.rest, (source, view)[side], region)
-            found.append(padding if side else ~padding)
-        return tuple(found)
+            cells.append(padding if side else ~padding)
+        return tuple(cells)
 
     def join(self, source: int, view: int, told: Told = UNTOLD) -> Join:
         """The join of the rows of these numbers, which are one leaf."""
@@ -172,10 +172,10 @@ def _own(row: Row) -> list[Token]:
 
 def _numbered(row: Row) -> list[list[Token]]:
     """A token for each factor of each level of a row."""
-    return [
-        [("level", number, at) for at, _ in enumerate(repeat.size)]
-        for number, repeat in enumerate(row.repeats)
-    ]
+    levels: list[list[Token]] = []
+    for number, repeat in enumerate(row.repeats):
+        levels.append([("level", number, at) for at in range(len(repeat.size))])
+    return levels
 
 
 # --- Keys and dtypes  ---
@@ -194,11 +194,11 @@ def _raw_fault(source: Row, view: Row) -> Mismatch | None:
 
 
 def _codec(source: Row, view: Row, told: Told) -> Codec | Mismatch:
-    found = codec_of(source.leaf.dtype, view.leaf.dtype, told)
-    if not isinstance(found, str):
-        return found
+    codec = codec_of(source.leaf.dtype, view.leaf.dtype, told)
+    if not isinstance(codec, str):
+        return codec
     both_keys = source.leaf.is_key and view.leaf.is_key
-    return fault(source, view, "impl" if both_keys else "dtype", found)
+    return fault(source, view, "impl" if both_keys else "dtype", codec)
 
 
 # --- Padding  ---
@@ -374,7 +374,7 @@ def _flipped(
     parts: Sequence[RowPart], factors: Sequence[Sequence[Token]], told: Told
 ) -> frozenset[Token] | Mismatch:
     """The factors that one side counts from their end."""
-    found: set[Token] = set()
+    flipped: set[Token] = set()
     rows = parts[0].row, parts[1].row
     for dim in sorted(told.flips, key=str):
         for row, tokens in zip(rows, factors, strict=True):
@@ -382,13 +382,14 @@ def _flipped(
             if len(spots) > 1 or _unsure(row, dim):
                 return fault(*rows, "ambiguous", _which(row, dim))
             if spots:
+                # Factors of size 1 have no token: they are left out of the count.
                 at, first, last = spots[0]
                 before = sum(len(sized(axis)) for axis in row.leaf.dims[:at])
                 before += len(sized(row.leaf.dims[at][:first]))
                 count = len(sized(row.leaf.dims[at][first:last]))
-                found ^= {*tokens[before : before + count]}
+                flipped ^= {*tokens[before : before + count]}
                 break
-    return frozenset(found)
+    return frozenset(flipped)
 
 
 def _called(row: Row, dim: Dim) -> list[tuple[int, int, int]]:

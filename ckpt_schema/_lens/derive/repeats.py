@@ -59,8 +59,8 @@ def once(source: Row, view: Row, rules: Sequence[Repeated]) -> tuple[Once, Once]
     again: tuple[set[Spot], set[Spot]] = set(), set()
     for rule in rules:
         spots = [repeated_by(row, rule) for row in rows]
-        if all(spots):  # where both have it, it is no repeat
-            continue
+        if all(spots):
+            continue  # both sides keep as many: to neither is it a repeat
         side = 0 if spots[0] else 1
         if len(spots[side]) > 1:
             return fault(source, view, "ambiguous", _which(rows[side], rule, spots[side]))

@@ -1,7 +1,8 @@
 """What an optimizer keeps on one side alone: whether it starts anew, is left behind, or may be something on the other side.
 
-Where nothing on the other side can be it, a ``reset`` says so and is certain: of a wrapper its own leaves alone, by name, for
-what it wraps has a partner. Where something can, it is open, for a reset would make zeros of what is there.
+Where nothing on the other side can be it, a ``reset`` says so and is certain: of a wrapper its own
+leaves alone, by name, for what it wraps has a partner. Where something can, it is open, for a reset
+would make zeros of what is there.
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ class _Resets:
             for row in self._state.near.rows
             if row.path[: len(part.path)] == part.path and self._owners.part(row) is part
         }
+        # A wrapper holds what it wraps: a reset of the whole would lose moments that have a partner.
         if self._total[part.path] == len(own):
             yield self._state.reset(part.path)
             return
@@ -180,6 +182,7 @@ def _moves(source: Lost, view: Lost) -> list[Move]:
     sides = _kinds(source), _kinds(view)
     waiting = dict(sides[0])
     moves: list[Move] = []
+    # A move must be the only one that fits, seen from either side, or it would be a guess.
     while waiting:
         path, kind = next(iter(waiting.items()))
         cuts = _cuts(path, kind, sides[1])

@@ -65,6 +65,7 @@ class RowPart:
             levels[number] = dataclasses.replace(level, size=size)
             row = dataclasses.replace(self.row, repeats=tuple(levels))
         own = Within(at, first, first + len(fill.small), of_dim(dim[first:last]), ZERO, fill)
+        # What stands further on the axis has moved, where one factor has become several.
         shift = len(fill.small) - (last - first)
         kept = [_shifted(each, at, first, shift) for each in self.within]
         return RowPart(row, (*kept, own))
@@ -79,7 +80,10 @@ def _shifted(within: Within, at: Where, first: int, shift: int) -> Within:
 
 
 def spots_of(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
-    """Where a row has a dim: which axis, and which of its factors; whole axes before those that it is a factor of."""
+    """Where a row has a dim: which axis, and which of its factors.
+
+    Whole axes before those that it is a factor of.
+    """
     own: list[tuple[Where, Dim]] = [(("axis", at), axis) for at, axis in enumerate(row.leaf.dims)]
     return [(at, first, last) for (_, at), first, last in _places(own, dim)]
 
@@ -93,8 +97,9 @@ def places_of(row: Row, dim: Dim) -> list[tuple[Where, int, int]]:
 
 def _places(own: list[tuple[Where, Dim]], dim: Dim) -> list[tuple[Where, int, int]]:
     whole = [(at, 0, len(each)) for at, each in own if each == dim]
+    # "embed" is the axis of that name, though it is a factor of "embed*mlp" too.
     if whole:
-        return whole  # an axis or a level, before those of which it is a factor, or several
+        return whole
     spots: list[tuple[Where, int, int]] = []
     for at, each in own:
         for first in range(len(each) - len(dim) + 1):
@@ -105,7 +110,7 @@ def _places(own: list[tuple[Where, Dim]], dim: Dim) -> list[tuple[Where, int, in
 
 def mentions(row: Row, dim: Dim) -> bool:
     """Whether a row has a dim as an axis, a level, a factor of one, or in a sum."""
-    waiting = [*row.leaf.dims, *(repeat.size for repeat in row.repeats)]
+    waiting = [*row.all_dims]
     while waiting:
         each = waiting.pop()
         if each == dim or any((factor,) == dim for factor in each):

@@ -24,8 +24,9 @@ class GlobPath(tuple[str, ...]):
     """The path of a node that a rule for many leaves means.
 
     Attributes:
-        weight: What decides between rules for one leaf, the greater one first: how many segments of the rule's own path are
-            literal. A rename says what one node is called, and nothing of those above: there the deeper node comes first.
+        weight: What decides between rules for one leaf, the greater one first: how many segments of
+            the rule's own path are literal. A rename says what one node is called, and nothing of
+            those above: there the deeper node comes first.
     """
 
     weight: tuple[int, int]
@@ -67,12 +68,16 @@ class Hit(NamedTuple, Generic[T_co]):
         """Whether neither is more specific: they name one node, or as much of it, where one is a glob."""
         if self.start != other.start or self.weight != other.weight:
             return False
+        # Of two plain paths the longer one decides; a glob may end anywhere and name no more.
         is_glob = any(hit.weight[1] < hit.end - hit.start for hit in (self, other))
         return is_glob or self.end == other.end
 
 
 Spoken: TypeAlias = Mapping[int, Sequence[Hit[T]]]
-"""The rules that speak of each row, by its number, the most specific first; other rows are left out."""
+"""The rules that speak of each row, by its number, the most specific first.
+
+Other rows are left out.
+"""
 
 
 class _Node(Generic[T]):
@@ -112,8 +117,9 @@ class Scope(Generic[T]):
     def over(self, row: Row) -> list[Hit[T]]:
         """The rules that speak of a row, the most specific first.
 
-        The longer path is the more specific one, wherever it starts: at the root, or at the model's root. For what mirrors a
-        param in the optimizer state, a path from the root comes first, for it speaks of that state itself.
+        The longer path is the more specific one, wherever it starts: at the root, or at the model's
+        root. For what mirrors a param in the optimizer state, a path from the root comes first, for
+        it speaks of that state itself.
         """
         return self._over(row.path, row)
 
@@ -121,9 +127,11 @@ class Scope(Generic[T]):
         """The rules that speak of a row, or of a node above it."""
         hits = self._walk(path)
         if row.body:
+            # A user writes the paths of the model, whatever state it stands in.
             more = self._walk(path, row.body)
             if self._follows and row.mirrors:
                 more = [*self._mirrored(path, row), *more]
+            # A rule may match at both starts, and counts once.
             known = {hit.number for hit in hits}
             hits += [hit for hit in more if hit.number not in known]
         if len(hits) > 1:
@@ -164,7 +172,7 @@ class Scope(Generic[T]):
             own = path[body] if body and body < len(path) else path[0]  # a collection may be a leaf
             spoken = path[0] in heads or own in heads
             if not spoken and not (self._follows and row.mirrors.split("/", 1)[0] in heads):
-                continue  # as most rows, of which no rule speaks
+                continue
             above = path[:-1]
             if above != node or body != start:  # leaves of one node stand side by side
                 node, start = above, body

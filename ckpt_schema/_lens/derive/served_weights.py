@@ -1,7 +1,7 @@
 """Weights that are not the params: what an optimizer keeps has to be worked into them before they are served.
 
-``optax.contrib.schedule_free`` trains on a point between two averages. Who takes the params of such a run and
-drops the state of the optimizer has neither.
+``optax.contrib.schedule_free`` trains on a point between two averages. Who takes the params of such
+a run and drops the state of the optimizer has neither.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Leaves that have no place on the other side, and what would give them one.
 
-What is certain is printed as rules, which can all be followed together; what is open, as the leaves that it could be, which is
-no rule. A default is offered for what a model works without: a stream, a cache, a count. A weight is never given one, for to
-follow that would be to lose it.
+What is certain is printed as rules, which can all be followed together; what is open, as the leaves
+that it could be, which is no rule. A default is offered for what a model works without: a stream, a
+cache, a count. A weight is never given one, for to follow that would be to lose it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def unplaced(
 ) -> Iterator[Mismatch]:
     """Rows of both sides that are neither joined nor private with a default, each with what would place it.
 
-    Rows of the optimizer state that mirror an unplaced row of the model are named on its line: what places one places all.
-    Those that have a fault of their own are told by `restarts`.
+    Rows of the optimizer state that mirror an unplaced row of the model are named on its line: what
+    places one places all. Those that have a fault of their own are told by `restarts`.
 
     Args:
         source: The source's layout.
@@ -79,7 +79,7 @@ def unplaced(
     ours = renames(judged.certain, source.rows, view.rows, onward, given)
     back = {there: here for here, there in judged.certain.items()}
     theirs = {there: ours[here] for there, here in back.items() if here in ours}
-    copy = _copy(source, view, loose)
+    copy = _copy(source, view, loose)  # an average of the weights may be called otherwise
     sides = (
         _Side(
             source, view, judged.certain, judged.open[0], ours, _Left.of(loose[1], loose[0]), copy
@@ -241,6 +241,7 @@ class _Side:
 
     def _cure(self, number: int, row: Row) -> tuple[str, tuple[Rule, ...]]:
         """What would place a row, and the rules that do so for certain."""
+        # From what is certain to what is likely: the first that holds is told, and no other.
         rule = self.rules.get(number)
         if self.copy is not None and row.path[: row.body] in (self.copy.source, self.copy.view):
             return f"each side has one such tree beside the weights; {self.copy} joins them", (
@@ -281,7 +282,10 @@ class _Side:
         return self._weight(row), ()
 
     def _counts_a_stream(self, row: Row) -> bool:
-        """Whether a count stands beside a key, as in each stream of NNX; a checkpoint has lost its Variable type."""
+        """Whether a count stands beside a key, as in each stream of NNX.
+
+        A checkpoint has lost its Variable type.
+        """
         beside = {other.path[-1] for other in self.near.rows if other.path[:-1] == row.path[:-1]}
         key = (*row.path[:-1], "key")
         return (
@@ -322,7 +326,10 @@ _COLLECTIONS = {"cache": "cache", "intermediates": "record", "perturbations": "r
 
 
 def _choice(row: Row, candidates: Sequence[Row], several: int) -> str:
-    """The leaves that a row could be, none of them for certain; of ``several`` the first ones are given."""
+    """The leaves that a row could be, none of them for certain.
+
+    Of ``several`` the first ones are given.
+    """
     shown = [paths.format_path(other.key) for other in candidates[:_SHOWN]]
     more = several - len(shown)
     listed = ", ".join([*shown, *([f"{more} more"] if more else [])])

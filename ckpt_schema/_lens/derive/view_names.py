@@ -28,12 +28,12 @@ def common_names(joins: Iterable[Join]) -> set[str]:
 
     All others count what one side has besides: padding, copies, what is private in part.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for join in joins:
         for cell in join.cells:
             for digit in cell.geometry.digits if not cell.is_constant else ():
-                found |= digit.size.names if None not in digit.at else frozenset[str]()
-    return found
+                names |= digit.size.names if None not in digit.at else frozenset[str]()
+    return names
 
 
 def names_apart(names: Iterable[str], taken: Set[str]) -> dict[str, str]:
@@ -43,13 +43,13 @@ def names_apart(names: Iterable[str], taken: Set[str]) -> dict[str, str]:
         >>> names_apart(["padded"], {"padded", "padded_view"})
         {'padded': 'padded_view_'}
     """
-    found: dict[str, str] = {}
+    own_names: dict[str, str] = {}
     for name in sorted(names):
         new = f"{name}_view"
         while new in taken:
             new += "_"
-        found[name] = new
-    return found
+        own_names[name] = new
+    return own_names
 
 
 _WORD = re.compile(r"\w+|\W")
@@ -61,16 +61,16 @@ def as_called(table: Layout, other: Layout) -> dict[str, str]:
     So what was composed composes with the next as its parts do.
     """
     rows = {row.key: row for row in other.rows}
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for row in table.rows:
         if row.key not in rows:
             continue
         own, theirs = (_WORD.findall(str(each.stored)) for each in (row, rows[row.key]))
         for name, new in zip(own, theirs, strict=False):
             if new != name and new.rstrip("_") == f"{name}_view":
-                found[name] = new
+                names[name] = new
     taken = table.names()
-    return {name: new for name, new in found.items() if new not in taken}
+    return {name: new for name, new in names.items() if new not in taken}
 
 
 def renamed_row(row: Row, names: Mapping[str, str]) -> Row:
@@ -97,11 +97,11 @@ def renamed_layout(table: Layout, names: Mapping[str, str]) -> Layout:
 def renamed_joins(joins: Iterable[Join], names: Mapping[str, str]) -> tuple[Join, ...]:
     """Joins with other names of dims."""
     sizes = {name: Size.of(new) for name, new in names.items()}
-    found: list[Join] = []
+    renamed: list[Join] = []
     for join in joins:
         cells: list[Cell] = []
         for cell in join.cells:
             codec = codecs.reworded(cell.codec, names)
             cells.append(dataclasses.replace(cell.where(sizes), codec=codec))
-        found.append(dataclasses.replace(join, cells=tuple(cells)))
-    return tuple(found)
+        renamed.append(dataclasses.replace(join, cells=tuple(cells)))
+    return tuple(renamed)

@@ -112,7 +112,8 @@ def divided(
         whole: The number of its row.
         parts: The numbers of their rows, by part.
         members: What each row of the second layout is part of.
-        told: What rules say of a row, from the first table to the second: by which of both has it, and its number.
+        told: What rules say of a row, from the first table to the second: by which of both has it,
+            and its number.
         known: Sizes that are given beforehand.
     """
     row, member = tables[0].rows[whole], next(members[number] for number in parts.values())

@@ -59,7 +59,10 @@ class _Sources:
     filled: dict[Slot, leaves.Default]  # what those hold that are padding
 
     def fill(self, slot: Slot, place: int, key: KeyPath, row: Row) -> None:
-        """Says where a slot comes from; of two places that fill one slot, the second is a copy of the first."""
+        """Says where a slot comes from.
+
+        Of two places that fill one slot, the second is a copy of the first.
+        """
         if slot in self.places:
             first, copy, there = map(
                 paths.format_path, (self.keys[slot], key, paths.fill(row.key, slot[1]))
@@ -95,19 +98,19 @@ def compile_plan(
     """
     wanted = _wanted(view, joins, tree, onto, sizes)
     base = len(tree.flat.leaves) + (len(onto.flat.leaves) if onto else 0)
-    found = _sources(source, view, joins, tree, onto, sizes, base)
-    edited = base + sum(len(job.likes) for job in found.jobs)
+    sources = _sources(source, view, joins, tree, onto, sizes, base)
+    edited = base + sum(len(job.likes) for job in sources.jobs)
     makes: list[Make] = []
     places: dict[Slot, int] = {}
     faults: list[Mismatch] = []
     for slot in wanted:
         kept = None if onto is None else onto.slots.get(slot)
         row = view.rows[slot[0]]
-        default = found.filled.get(slot) or found.alone.get(slot, row.default)
-        if slot in found.places:
-            places[slot] = found.places[slot]
+        default = sources.filled.get(slot) or sources.alone.get(slot, row.default)
+        if slot in sources.places:
+            places[slot] = sources.places[slot]
         elif (
-            slot not in found.filled
+            slot not in sources.filled
             and kept is not None
             and onto
             and (abstract or not leaves.is_abstract(onto.flat.leaves[kept]))
@@ -141,7 +144,7 @@ def compile_plan(
     if faults:
         header = "{1} cannot be filled from {0}".format(*called(source, view))
         raise ConformanceError(header, with_mirrors(view, faults))
-    labelled = carried(source, view, tree, found.carried, wanted, sizes) if onto is None else {}
+    labelled = carried(source, view, tree, sources.carried, wanted, sizes) if onto is None else {}
     treedef, order = _container(view, wanted, onto, sizes, labelled)
     return Plan(
         signature_of(tree.flat.treedef, tree.flat.leaves, _declared(source, tree)),
@@ -150,11 +153,11 @@ def compile_plan(
         else signature_of(onto.flat.treedef, onto.flat.leaves, _declared(view, onto)),
         treedef,
         gatherer([places[slot] for slot in order]),
-        tuple(found.jobs),
+        tuple(sources.jobs),
         tuple(makes),
         again,
-        tuple(found.same),
-        () if onto is None else tuple(_dropped(source, view, tree, onto, found.keys, sizes)),
+        tuple(sources.same),
+        () if onto is None else tuple(_dropped(source, view, tree, onto, sources.keys, sizes)),
     )
 
 
@@ -166,7 +169,10 @@ def _dropped(
     keys: Mapping[Slot, KeyPath],
     sizes: Mapping[str, int],
 ) -> Iterator[Dropped]:
-    """Leaves that a tree has and what it goes onto lacks; ephemeral ones are for whoever has a place."""
+    """Leaves that a tree has and what it goes onto lacks.
+
+    Ephemeral ones are for whoever has a place.
+    """
     lost = [slot for slot in keys if slot not in onto.slots]
     if not lost:
         return
@@ -219,9 +225,9 @@ def _restart(
         for n, _ in params
     ]
     flat, find = flatten(jax.eval_shape(state, shapes)), SlotFinder(view).slot
-    found = {find(key, stored=False): at for at, key in enumerate(flat.keys)}
+    positions = {find(key, stored=False): at for at, key in enumerate(flat.keys)}
     for slot in fresh:
-        row, at = rows[slot[0]], found.get(slot)
+        row, at = rows[slot[0]], positions.get(slot)
         made = None if at is None else flat.leaves[at]
         if leaves.signature(made) != (dims_.sizes_of(row.dims, sizes), row.leaf.dtype):
             where = paths.format_path(paths.fill(row.key, slot[1]))
@@ -235,7 +241,7 @@ def _restart(
             )
     if faults:
         return None
-    picked = [found[slot] for slot in fresh]
+    picked = [positions[slot] for slot in fresh]
     models = {("/".join(rows[n].path), at_): at for at, (n, at_) in enumerate(params)}
     along = [models.get((rows[n].mirrors, indices)) for n, indices in fresh]
     same = [
@@ -467,7 +473,10 @@ def _container(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Placed:
-    """A leaf of a tree that is built for its structure; some containers look at the dtype of what they hold."""
+    """A leaf of a tree that is built for its structure.
+
+    Some containers look at the dtype of what they hold.
+    """
 
     slot: Slot
     dtype: Any

@@ -34,13 +34,16 @@ def carried(
     wanted: Iterable[Slot],
     sizes: Mapping[str, int],
 ) -> dict[KeyPath, Labelled]:
-    """What is said of the leaves of the result, by the key path of their box or Variable; nothing where the tree says nothing.
+    """What is said of the leaves of the result, by the key path of their box or Variable.
 
-    What mirrors a param says what the param says, also where its shape is another, or a mask has hidden it: that is how
-    optimizers make it.
+    Nothing where the tree says nothing.
+
+    What mirrors a param says what the param says, also where its shape is another, or a mask has
+    hidden it: that is how optimizers make it.
 
     Raises:
-        ConformanceError: With every leaf that has more names than axes, and every stack of leaves that are named differently.
+        ConformanceError: With every leaf that has more names than axes, and every stack of leaves
+            that are named differently.
     """
     said = _said(tree)
     if not said:
@@ -81,7 +84,8 @@ def _mirrored(
 ) -> dict[KeyPath, Labelled]:
     """The labels of what stands in an optimizer state where params do: below the same keys.
 
-    Where a state mirrors nothing that is there, as of a model that is masked as a whole, all but the model's own root tells.
+    Where a state mirrors nothing that is there, as of a model that is masked as a whole, all but
+    the model's own root tells.
     """
     rows = {"/".join(row.path): row for row in view.rows if not row.optimizer} if mirrors else {}
     pairs = ((row, rows.get(row.mirrors)) for row in view.rows if row.mirrors and rows)
@@ -111,6 +115,8 @@ def _roots(mirror: Row, param: Row) -> tuple[Pattern, Pattern]:
 
 def _said(tree: Match) -> Mapping[int, Labelled]:
     """What the boxes or Variables of a tree say of its leaves, by position."""
+    # Boxes and Variables both keep what they hold below "value": most trees have none of these,
+    # and do not load flax for the answer.
     if not any("value" in key for key in tree.flat.keys):
         return {}
     from ckpt_schema._frameworks import boxes, variables

@@ -1,7 +1,8 @@
 """The outline of a tree: the containers on top of it, by which trees of other structures are told apart at little cost.
 
-What jax raises where a tree has not the structure that is asked for holds the ``repr`` of all that is in the wrong place: for
-a state on devices, all of its bytes are copied to the host. Trees in another container are not to come that far.
+What jax raises where a tree has not the structure that is asked for holds the ``repr`` of all that
+is in the wrong place: for a state on devices, all of its bytes are copied to the host. Trees in
+another container are not to come that far.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ class Outline:
     """What is known of the containers on top of a tree.
 
     Attributes:
-        nodes: For each, parents first: which of these is its parent, under which key, its type, and how many children it has;
-            None for one that has children of its own way. The first is the root.
+        nodes: For each, parents first: which of these is its parent, under which key, its type, and
+            how many children it has; None for one that has children of its own way. The first is
+            the root.
     """
 
     nodes: tuple[tuple[int, Any, type, int | None], ...]
@@ -38,6 +40,7 @@ class Outline:
                 node = nodes[parent][key]
             except (KeyError, IndexError):
                 return False
+            # By class, and not isinstance: to jax a subclass is another structure.
             if type(node) is not kind or (length is not None and len(node) != length):
                 return False
             nodes.append(node)

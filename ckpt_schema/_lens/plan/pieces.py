@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import leaves
-from ckpt_schema._lens.arrays import checks, equals, execution, own_bits
-from ckpt_schema._lens.plan import made
+from ckpt_schema._lens.arrays import checks, execution, own_bits, tie_checks
+from ckpt_schema._lens.plan import new_leaves
 from ckpt_schema._lens.plan.plan import Job, Make, Plan, Restart, Same
 
 __all__ = ["Piece", "Pieces", "pieces_of"]
@@ -54,24 +54,24 @@ def pieces_of(plan: Plan) -> Pieces:
     """The pieces of a plan, which may read the leaves that the result goes onto."""
     count = len(plan.source.shapes)
     base = count + (0 if plan.onto is None else len(plan.onto.shapes))
-    found: list[Piece] = []
+    pieces: list[Piece] = []
     at = base
     for job in plan.jobs:
         results = tuple(range(at, at + len(job.likes)))
-        found.append(_with_kept(job, results, count) if job.echoes else _edited(job, results))
+        pieces.append(_with_kept(job, results, count) if job.echoes else _edited(job, results))
         at += len(job.likes)
     for make in plan.makes:
-        found.append(Piece((), (at,), functools.partial(_default, make)))
+        pieces.append(Piece((), (at,), functools.partial(_default, make)))
         at += 1
-    made_by = {result: piece for piece in found for result in piece.results}
+    made_by = {result: piece for piece in pieces for result in piece.results}
     if plan.restart is not None:
         again, results = plan.restart, tuple(range(at, at + len(plan.restart.likes)))
-        found.append(_joined(again.inputs, results, functools.partial(_anew, again), made_by))
+        pieces.append(_joined(again.inputs, results, functools.partial(_anew, again), made_by))
         at += len(results)
     for same in plan.same:
         verify = functools.partial(_verify_same, same)
-        found.append(_joined((same.first, same.copy), (), verify, made_by))
-    return Pieces(count, tuple(plan.gather(list(range(at)))), tuple(found))
+        pieces.append(_joined((same.first, same.copy), (), verify, made_by))
+    return Pieces(count, tuple(plan.gather(list(range(at)))), tuple(pieces))
 
 
 def _joined(
@@ -133,15 +133,15 @@ def _verify(job: Job, values: Sequence[Any]) -> None:
 
 def _default(make: Make, values: Sequence[Any]) -> list[Any]:
     how = (make.default, make.dtype, make.shape, make.spot)
-    return [made.default(*how, None, None, abstract=False)]
+    return [new_leaves.default(*how, None, None, abstract=False)]
 
 
 def _anew(again: Restart, values: Sequence[Any]) -> list[Any]:
     likes = [None] * len(again.likes)
-    return made.anew(again.run, values, likes, again.along, None, abstract=False)
+    return new_leaves.anew(again.run, values, likes, again.along, None, abstract=False)
 
 
 def _verify_same(same: Same, values: Sequence[Any]) -> list[Any]:
     first, copy = values
-    equals.verify_same([(first, copy, same.paths)])
+    tie_checks.verify_same([(first, copy, same.paths)])
     return []

@@ -17,13 +17,13 @@ from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.leaves import Leaf, Made
 from ckpt_schema._layouts.pytrees import TreeDef
-from ckpt_schema._lens.arrays import checks, equals, execution, own_bits, shardings
+from ckpt_schema._lens.arrays import checks, execution, own_bits, shardings, tie_checks
 from ckpt_schema._lens.arrays.blocks import Task
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema._lens.arrays.donation import Donation
 from ckpt_schema._lens.arrays.own_bits import Echo
-from ckpt_schema._lens.plan import made
+from ckpt_schema._lens.plan import new_leaves
 from ckpt_schema._lens.plan.outline import Outline, outline
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema._trees.defaults import Receiver, make_default
@@ -74,25 +74,25 @@ class Signature:
         if not self.outline.fits(tree):
             return None
         try:
-            found: list[Any] = self.treedef.flatten_up_to(
+            flat: list[Any] = self.treedef.flatten_up_to(
                 tree
             )  # verifies containers, keys and metadata on its way
         except (ValueError, TypeError):
             return None
         if self.dtypes is None:
-            same = list(map(_token, found)) == self.shapes
+            same = list(map(_token, flat)) == self.shapes
             return (
-                found
-                if same and all(leaves.accepts(leaf, found[at]) for at, leaf in self.numbers)
+                flat
+                if same and all(leaves.accepts(leaf, flat[at]) for at, leaf in self.numbers)
                 else None
             )
-        if not all(map(leaves.is_array_class, set(map(type, found)))):
+        if not all(map(leaves.is_array_class, set(map(type, flat)))):
             return None  # a Variable passes for its value where only attributes are compared
         try:
-            if all(map(operator.is_, map(_avals, found), self.avals)):
-                return found
+            if all(map(operator.is_, map(_avals, flat), self.avals)):
+                return flat
             avals = list(
-                map(_avals, found)
+                map(_avals, flat)
             )  # one look-up per leaf: both shape and dtype are the aval's
             if set(map(type, avals)) - self.kinds:
                 return None  # a reference has the shape and dtype of what it refers to
@@ -101,7 +101,7 @@ class Signature:
         if list(map(_shapes, avals)) != self.shapes or list(map(_dtypes, avals)) != self.dtypes:
             return None
         self.avals[:] = avals
-        return found
+        return flat
 
 
 def signature_of(
@@ -270,11 +270,11 @@ class Plan:
         """The leaves of both trees, or None when the plan was made for others."""
         if (onto is None) != (self.onto is None):
             return None
-        found = self.source.flatten(tree)
-        if found is None:
+        flat = self.source.flatten(tree)
+        if flat is None:
             return None
         kept: list[Any] | None = [] if self.onto is None else self.onto.flatten(onto)
-        return None if kept is None else (found, kept)
+        return None if kept is None else (flat, kept)
 
     def run(self, found: list[Any], kept: list[Any], *, donate: bool = False) -> Tree:
         """The translated tree.
@@ -292,7 +292,7 @@ class Plan:
         if self.jobs:
             self._edit(pool, kept, donate=donate)
         if self.same:
-            equals.verify_same(
+            tie_checks.verify_same(
                 [(pool[same.first], pool[same.copy], same.paths) for same in self.same]
             )
         if self.makes or self.restart is not None:
@@ -301,12 +301,12 @@ class Plan:
 
     def _edit(self, pool: list[Any], kept: Sequence[Any], *, donate: bool) -> None:
         """Appends what is edited."""
+        # Before anything is made: a fault in the last leaf must not leave donated ones deleted.
         self._verify(pool, kept)
-        donation = (
-            Donation(pool[: len(pool) - len(kept)], [*kept, *self._needed(pool)])
-            if donate
-            else None
-        )
+        donation = None
+        if donate:
+            given = pool[: len(pool) - len(kept)]
+            donation = Donation(given, [*kept, *self._needed(pool)])
         whole: list[tuple[str, list[str], Any]] = []
         for job in self.jobs:
             likes = [None if at is None else kept[at] for at in job.likes]
@@ -351,6 +351,7 @@ class Plan:
 
     def _make(self, pool: list[Any], kept: Sequence[Any]) -> None:
         """Appends defaults, and what starts anew."""
+        # A default that stands for no leaf goes on the mesh of the others: jit takes no two meshes.
         mesh = shardings.mesh_of(pool)
         inside = any(isinstance(leaf, Tracer) for leaf in pool)
         for make in self.makes:
@@ -359,7 +360,7 @@ class Plan:
                 raise ConformanceError("a default has no place inside of jit", [narrow])
             like = None if make.like is None else kept[make.like]
             pool.append(
-                made.default(
+                new_leaves.default(
                     make.default,
                     make.dtype,
                     make.shape,
@@ -373,7 +374,7 @@ class Plan:
             again = self.restart
             likes = [None if at is None else kept[at] for at in again.likes]
             inputs = [pool[i] for i in again.inputs]
-            pool += made.anew(
+            pool += new_leaves.anew(
                 again.run,
                 inputs,
                 likes,

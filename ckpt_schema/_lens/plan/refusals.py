@@ -25,11 +25,11 @@ def not_read(
     sizes: Mapping[str, int],
 ) -> Iterator[Mismatch]:
     """Stacks of no layers: nothing is made of them on the other side."""
-    found = tree.flat.leaves
+    flat = tree.flat.leaves
     empty = [
         (slot, at)
         for slot, at in tree.slots.items()
-        if slot not in used and 0 in getattr(found[at], "shape", ())
+        if slot not in used and 0 in getattr(flat[at], "shape", ())
     ]
     if not empty:
         return
@@ -84,9 +84,7 @@ def too_short(join: Join, row: Row, sizes: Mapping[str, int]) -> Iterator[Mismat
 
 
 def unbound(row: Row, sizes: Mapping[str, int], needed: Sequence[str] = ()) -> Mismatch:
-    unknown = [*needed] or sorted(
-        dims_.dim_names((*row.leaf.dims, *(r.size for r in row.repeats))) - sizes.keys()
-    )
+    unknown = [*needed] or sorted(dims_.dim_names(row.all_dims) - sizes.keys())
     several = (
         "; of the factors or terms of one axis, one follows from the others"
         if len(unknown) > 1

@@ -34,9 +34,9 @@ def default(
 
     One of 64 bits that jax would narrow is NumPy's, as a file of such leaves needs it.
     """
-    sharding = (
-        getattr(like, "sharding", None) if abstract else on_devices(getattr(like, "sharding", None))
-    )
+    sharding = getattr(like, "sharding", None)
+    if not abstract:
+        sharding = on_devices(sharding)
     if sharding is None and mesh is not None:
         sharding = NamedSharding(mesh, PartitionSpec())
     if abstract:
@@ -57,15 +57,17 @@ def anew(
 ) -> list[Any]:
     """Leaves that ``run`` makes of params, sharded like ``likes``, or else like their params, or replicated over ``mesh``."""
     spare = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    owns = [getattr(params[at], "sharding", None) if at is not None else None for at in along]
-    told = [getattr(like, "sharding", None) for like in likes]
-    shardings = [a or b or spare for a, b in zip(told, owns, strict=True)]
+    shardings: list[Any] = []
+    for like, at in zip(likes, along, strict=True):
+        own = None if at is None else getattr(params[at], "sharding", None)
+        shardings.append(getattr(like, "sharding", None) or own or spare)
     if abstract:
         made = jax.eval_shape(run, [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in params])
         return [
             jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
             for x, s in zip(made, shardings, strict=True)
         ]
+    # Within a trace the caller's own jit says where results are to be.
     if any(isinstance(p, Tracer) for p in params):
         return run(params)
     return jax.jit(run, out_shardings=[on_devices(s) for s in shardings])(params)

@@ -20,9 +20,12 @@ def verify_same(pairs: Sequence[Pair]) -> None:
     """Raises unless each copy is equal to its original, to the last bit. Abstract leaves have no bits.
 
     Raises:
-        ConformanceError: With the first element in which each pair differs, or that a pair is traced.
+        ConformanceError: With the first element in which each pair differs, or that a pair is
+            traced.
     """
-    faults = [fault for first, copy, names in pairs for fault in _fault(first, copy, names)]
+    faults: list[Mismatch] = []
+    for first, copy, names in pairs:
+        faults += _fault(first, copy, names)
     if faults:
         raise ConformanceError("tied leaves are not one", faults)
 
