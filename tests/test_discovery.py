@@ -114,6 +114,39 @@ def test_a_scale_that_may_stand_in_two_leaves_is_the_users_choice() -> None:
     assert (known.status, known.rules) == ("complete", (cs.scale("q", 0.5),))
 
 
+def test_a_leaf_that_the_view_has_twice_is_tied() -> None:
+    tokens = jnp.arange(5)
+    old = {"table": jnp.ones((7, 4)), "w": jnp.ones((4, 6)), "v": jnp.ones((6, 4))}
+    new = {**old, "head": jnp.ones((7, 4))}
+
+    def tied(p: Any) -> Any:
+        return jnp.tanh(p["table"][tokens] @ p["w"]) @ p["v"] @ p["table"].T
+
+    def untied(p: Any) -> Any:
+        return jnp.tanh(p["table"][tokens] @ p["w"]) @ p["v"] @ p["head"].T
+
+    found = discover(tied, old, untied, new)
+    assert (found.status, found.rules) == ("complete", (cs.tie("head", "table"),))
+    table = jnp.arange(28.0).reshape(7, 4)
+    assert (found.lens().get({**old, "table": table})["head"] == table).all()
+    # The other way round the functions are one only where both leaves are equal.
+    found = discover(untied, new, tied, old)
+    assert found.status == "incomplete"
+    assert "only where they are always equal" in str(found.open[0])
+
+
+def test_exchanged_names_are_seen_through() -> None:
+    tree = {"a": jnp.arange(16.0).reshape(4, 4), "b": -jnp.arange(16.0).reshape(4, 4)}
+    found = discover(
+        lambda p: jnp.tanh(X @ p["a"]) @ p["b"],
+        tree,
+        lambda p: jnp.tanh(X @ p["b"]) @ p["a"].T,
+        tree,
+    )
+    made = found.lens().get(tree)
+    assert (made["b"] == tree["a"]).all() and (made["a"] == tree["b"].T).all()
+
+
 def test_norms_about_one_are_shifted() -> None:
     def run(p: Any) -> Any:
         return jnp.tanh(X * p["norm"]) @ p["w"]

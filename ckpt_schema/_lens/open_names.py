@@ -43,7 +43,10 @@ def open_names(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
             lines.append(f"    # cs.rename({own!r}, {others[0]!r}),{choice}{more}")
     if not lines:
         return []
-    head = "open: shapes allow these, and do not tell; paste the lines that are true into rules=:"
+    head = (
+        "open: shapes allow these, and do not tell; paste the lines that are true into rules=, "
+        "or let cs.discover find them by running both models:"
+    )
     return ["\n".join([head, *lines])]
 
 

@@ -228,8 +228,8 @@ def discover(
         for each in readings[:_MOST_READINGS]:
             if each not in judged:
                 judged[each] = _matched(models, search, each, seed)
-        if any(matched.complete for matched in judged.values()):
-            break
+        if any(matched.agrees and not any(matched.alone) for matched in judged.values()):
+            break  # other readings would explain no more
     if not judged:
         return _refused(models, search, readings, names)
     ordered = sorted(judged.items(), key=lambda pair: _cost(pair[1]))
@@ -238,9 +238,8 @@ def discover(
     pieces = search.pieces(0, reading.changes), search.pieces(1, reading.changes)
     found = rules_of(models, pieces, best.pairings, names)
     ways: list[tuple[Rule, ...]] = []
-    for each in (
-        [reading, *alike] if alike and any(one.recodes for one in (reading, *alike)) else ()
-    ):
+    is_gauge = bool(alike and reading.recodes and best.complete)
+    for each in [reading, *alike] if is_gauge else []:
         own = search.pieces(0, each.changes), search.pieces(1, each.changes)
         ways.append(rules_of(models, own, judged[each].pairings, names).values)
     return _told(best, found, tuple(ways), search.tried, list(rules))

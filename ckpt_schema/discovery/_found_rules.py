@@ -122,7 +122,7 @@ def _pairs(
     for pairing in pairings:
         if len(pairing.sources) > 1:
             own = " and ".join(map(str, pairing.sources))
-            unsaid.append(f"{pairing.view} is made of {own}: no rule adds leaves up")
+            unsaid.append(f"{pairing.view} is {own} together: no rule says it")
             continue
         source, order = next(zip(pairing.sources, pairing.orders, strict=True))
         before, first = _layer(source, sides[0])
@@ -205,10 +205,14 @@ def _spoken(pairs: Sequence[_Pair], unsaid: list[str]) -> Iterator[_Saying | Rul
     by_source: dict[str, list[_Pair]] = collections.defaultdict(list)
     by_view: dict[str, list[_Pair]] = collections.defaultdict(list)
     originals: dict[_Part, _Pair] = {}
-    for pair in pairs:
+    for pair in sorted(pairs, key=_unlikeness):
         original = originals.setdefault(pair.source, pair)
-        if original is not pair and pair.source.is_whole and original.order == pair.order:
-            yield tie(pair.view.path, original.view.path)  # the view stores it twice
+        if original is not pair and pair.source.is_whole:  # the view stores it twice
+            if _is_square(pair.source) and original.order != pair.order:
+                unsaid.append(
+                    f"{pair.view.path} is {original.view.path} turned: no rule ties these"
+                )
+            yield tie(pair.view.path, original.view.path)
             continue
         by_source[pair.source.path].append(pair)
         by_view[pair.view.path].append(pair)
@@ -227,6 +231,11 @@ def _spoken(pairs: Sequence[_Pair], unsaid: list[str]) -> Iterator[_Saying | Rul
             unsaid.append(f"{path}: {why}")
 
 
+def _unlikeness(pair: _Pair) -> tuple[bool, bool]:
+    """What makes one of two copies the original: the one that is as the source has it."""
+    return [*pair.order] != sorted(pair.order), pair.view.path != pair.source.path
+
+
 def _renamed(pair: _Pair, unsaid: list[str]) -> _Saying:
     """A leaf that is one leaf on both sides."""
     source, view = pair.source, pair.view
@@ -236,14 +245,18 @@ def _renamed(pair: _Pair, unsaid: list[str]) -> _Saying:
         return _Saying(source.path, view.path)
     before, [after] = spelled
     plain = all("*" not in axis for axis in (*before, *after)) and len(before) == len(after)
-    sizes = [math.prod(own) for own in source.factors if math.prod(own) > 1]
-    is_square = len(set(sizes)) < len(sizes)
-    if plain and before == after and not is_square:
+    if plain and before == after and not _is_square(source):
         return _Saying(source.path, view.path)
     if plain and "1" not in before:
         order = " ".join(str(before.index(axis)) for axis in after)
         return _Saying(source.path, view.path, order)
     return _Saying(source.path, view.path, f"{' '.join(before)} -> {' '.join(after)}")
+
+
+def _is_square(part: _Part) -> bool:
+    """Whether sizes do not tell the axes of a leaf apart."""
+    sizes = [math.prod(own) for own in part.factors if math.prod(own) > 1]
+    return len(set(sizes)) < len(sizes)
 
 
 def _fused(
