@@ -48,7 +48,7 @@ ORDER = """
     _lens.plan.compilation _lens.lens _lens.registry _lens.open_names _lens.lone_nodes _lens.one_sided _lens.read_sides
     _lens.siblings _lens.adaptation
     _source _source.importing _source.branches _source.equal_parts _source.size_names _source.python_text
-    _source.kept_text _source.source
+    _source.kept_text _source.layout_text _source.source
     orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._whereabouts orbax._private_leaves
     orbax._adapt orbax._load orbax._missing orbax._versions orbax._targets orbax._restore orbax._items
     orbax._managed orbax._save orbax._pytree_files orbax._route orbax._convert orbax

@@ -156,6 +156,91 @@ def test_the_text_does_not_grow_with_the_depth() -> None:
     assert len(few) == len(many)
 
 
+BLOCKS = {
+    "LayerNorm_0": "norm1",
+    "LayerNorm_1": "norm2",
+    "Dense_0": "wi",
+    "Dense_1": "wo",
+    "MultiHeadDotProductAttention_0": "attention",
+}
+
+
+def adapted() -> cs.Lens:
+    tx = flax_models.OPTIMIZERS["chain schedule"]
+    rules = [cs.rename(f"layers[]/{old}", f"layers[]/{new}") for old, new in BLOCKS.items()]
+    states = flax_models.linen_state(tx), flax_models.nnx_state(tx)
+    return cs.adapt(*states, scan={"layers": 1}, rules=rules)
+
+
+def derived() -> cs.Lens:
+    tx = optax.adamw(1e-3)
+    source = cs.linen.TrainState[flax_models.ScannedSchema, tx]
+    return cs.derive(source, cs.nnx.TrainState[flax_models.NnxSchema, tx])
+
+
+LENSES: dict[str, tuple[Callable[[], cs.Lens], str]] = {
+    "adapted": (adapted, ""),
+    "derived": (derived, "optax.adamw(1e-3)"),
+    "composed": (lambda: adapted() >> ~adapted(), ""),
+    "bound": (lambda: derived().bind(depth=3), "optax.adamw(1e-3)"),
+}
+
+
+@pytest.mark.parametrize("name", LENSES)
+def test_what_is_executed_is_the_lens_that_was_written(name: str) -> None:
+    make, tx = LENSES[name]
+    lens = make()
+    module = types.ModuleType("written")
+    exec(compile(cs.to_source(lens, tx=tx), "written.py", "exec"), vars(module))
+    assert sorted(str(module.lens).splitlines()) == sorted(str(lens).splitlines())
+    assert module.lens.dims == lens.dims
+    state = flax_models.linen_state(flax_models.OPTIMIZERS["chain schedule"])
+    if name != "adapted":
+        return
+    cs.assert_trees_identical(module.lens.get(state), lens.get(state))
+
+
+def test_a_layout_that_starts_an_optimizer_asks_how_that_is_written() -> None:
+    with pytest.raises(cs.SchemaError, match="pass tx="):
+        cs.to_source(derived())
+
+
+RULES = [
+    cs.rename("a", "b"),
+    cs.rename("a/kernel", "b", axes="1 0"),
+    cs.rename("q", "query", axes="heads*dim embed -> embed heads dim"),
+    cs.private("a", 0.0),
+    cs.private("it's/b", float("-inf")),
+    cs.private("a", cs.own),
+    cs.private("**/x_*", cs.fresh_key(3)),
+    cs.private("a", cs.constant_key(3)),
+    cs.private("a", 0.5, small="v", large="w"),
+    cs.private(nnx.RngState, cs.fresh_key(0)),
+    cs.apart("a"),
+    cs.apart("a", 1),
+    cs.apart("a", cs.fresh_key(0)),
+    cs.move("opt_state/0", "opt_state/1"),
+    cs.reset(source="a"),
+    cs.reset(source="a", view="b"),
+    cs.raw_key("a"),
+    cs.tie("a", "b"),
+    cs.fuse("a", ["b", "c"]),
+    cs.fuse("a", ["b", "c"], "3*heads"),
+    cs.scale("a", 0.125),
+    cs.flip("a", "b"),
+    cs.pad("a", "b", "c"),
+    cs.pad("a", "b", "c", float("nan")),
+    cs.repeat("a", "rep"),
+    cs.repeat("a", 4, axis="kv*4"),
+    cs.series("a[]", "b[]", name="c[]"),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_the_repr_of_a_rule_rebuilds_it(rule: Any) -> None:
+    assert eval(repr(rule), {name: getattr(cs, name) for name in dir(cs)}) == rule
+
+
 def test_what_classes_cannot_say_is_an_error() -> None:
     class Local:
         """A container that no module gives out."""

@@ -494,7 +494,9 @@ class Fill:
 
     def __str__(self) -> str:
         """The default as it is declared: ``default=0``."""
-        return shown(self.value)
+        text = shown(self.value)
+        # Python has no word for these, and a declaration is to be pasted.
+        return f'float("{text}")' if text in ("nan", "inf", "-inf") else text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

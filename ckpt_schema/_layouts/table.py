@@ -215,6 +215,8 @@ class Series:
         written = ", ".join(repr("/".join(member)) for member in self.members)
         return f"series({written}, name={'/'.join(self.path)!r})"
 
+    __repr__ = __str__
+
 
 def is_part(kind: type) -> bool:
     """Whether a container is the state of a transformation, and not what merely holds several."""

@@ -6,7 +6,7 @@ import dataclasses
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Dim, DimFactor
-from ckpt_schema._layouts.leaves import Default, number_bits
+from ckpt_schema._layouts.leaves import Default, Fill, number_bits
 from ckpt_schema._layouts.paths import LogicalPath, rule_path
 from ckpt_schema._lens.wellformed import not_well_formed, one_dim, verify_paths
 from ckpt_schema._messages.text import shown
@@ -26,6 +26,8 @@ class Reverse:
         """The rule as it is written."""
         return f"flip({'/'.join(self.path)!r}, {dims_.format_dim(self.dim)!r})"
 
+    __repr__ = __str__
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Padding:
@@ -44,7 +46,9 @@ class Padding:
     def __str__(self) -> str:
         """The rule as it is written."""
         small, large = map(dims_.format_dim, (self.small, self.large))
-        return f"pad({'/'.join(self.path)!r}, {small!r}, {large!r}, fill={shown(self.fill)})"
+        return f"pad({'/'.join(self.path)!r}, {small!r}, {large!r}, fill={Fill(self.fill)})"
+
+    __repr__ = __str__
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class Grown:
         sizes = f"small={small!r}, large={large!r}"
         return f"private({'/'.join(self.path)!r}, {self.default}, {sizes})"
 
+    __repr__ = __str__
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Repeated:
@@ -75,6 +81,8 @@ class Repeated:
         """The rule as it is written."""
         axis = "" if self.axis is None else f", axis={dims_.format_dim(self.axis)!r}"
         return f"repeat({'/'.join(self.path)!r}, {str(self.times)!r}{axis})"
+
+    __repr__ = __str__
 
 
 def flip(path: str | type, dim: str) -> Reverse:

@@ -64,6 +64,8 @@ class Rename:
         axes = axes if self.spelled is None else f", axes={str(self.spelled)!r}"
         return f"rename({'/'.join(self.source)!r}, {'/'.join(self.view)!r}{axes})"
 
+    __repr__ = __str__
+
 
 class Own:
     """The class of `own`."""
@@ -71,6 +73,8 @@ class Own:
     def __str__(self) -> str:
         """The word as it is written."""
         return "own"
+
+    __repr__ = __str__
 
 
 own = Own()
@@ -89,6 +93,8 @@ class Private:
         default = own if self.default is None else self.default
         return f"private({'/'.join(self.path)!r}, {default})"
 
+    __repr__ = __str__
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Apart:
@@ -102,6 +108,8 @@ class Apart:
         default = "" if self.default is None else f", {self.default}"
         return f"apart({'/'.join(self.path)!r}{default})"
 
+    __repr__ = __str__
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Move:
@@ -113,6 +121,8 @@ class Move:
     def __str__(self) -> str:
         """The rule as it is written."""
         return f"move({'/'.join(self.source)!r}, {'/'.join(self.view)!r})"
+
+    __repr__ = __str__
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,6 +138,8 @@ class Reset:
         written = (f"{side}={'/'.join(path)!r}" for side, path in given.items() if path is not None)
         return f"reset({', '.join(written)})"
 
+    __repr__ = __str__
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RawKey:
@@ -138,6 +150,8 @@ class RawKey:
     def __str__(self) -> str:
         """The rule as it is written."""
         return f"raw_key({'/'.join(self.path)!r})"
+
+    __repr__ = __str__
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,6 +164,8 @@ class Tie:
     def __str__(self) -> str:
         """The rule as it is written."""
         return f"tie({'/'.join(self.copy)!r}, {'/'.join(self.of)!r})"
+
+    __repr__ = __str__
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -166,6 +182,8 @@ class Fuse:
         axis = "" if self.axis is None else f", axis={dims_.format_dim(self.axis)!r}"
         axis += "" if self.spelled is None else f", axes={str(self.spelled)!r}"
         return f"fuse({'/'.join(self.whole)!r}, {['/'.join(part) for part in self.parts]}{axis})"
+
+    __repr__ = __str__
 
 
 Rule = (

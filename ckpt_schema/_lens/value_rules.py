@@ -51,6 +51,8 @@ class Factor:
             factor = int(factor)
         return f"scale({'/'.join(self.path)!r}, {factor!r})"
 
+    __repr__ = __str__
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Offset:
@@ -63,6 +65,8 @@ class Offset:
         """The rule as it is written."""
         return f"shift({'/'.join(self.path)!r}, {self.amount!r})"
 
+    __repr__ = __str__
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rounding:
@@ -73,6 +77,8 @@ class Rounding:
     def __str__(self) -> str:
         """The rule as it is written."""
         return f"cast({'/'.join(self.path)!r}, rounding='nearest')"
+
+    __repr__ = __str__
 
 
 def cast(path: str | type, *, rounding: Literal["nearest"]) -> Rounding:

@@ -35,6 +35,10 @@ class Imports:
         self._from.setdefault("jaxtyping", set()).update(("Array", name))
         return name
 
+    def whole(self, module: str) -> None:
+        """Notes a module."""
+        self._lines.add(f"import {module}")
+
     def spell(self, kind: type) -> str:
         """How a class is written."""
         if kind is type(None):

@@ -72,30 +72,37 @@ class ClassWriter:
     """Writes classes, each after those that it is made of."""
 
     def __init__(
-        self, sharing: Sharing, imports: Imports, sizes: Mapping[str, int], taken: set[str]
+        self,
+        sharing: Sharing,
+        imports: Imports,
+        sizes: Mapping[str, int],
+        taken: set[str],
+        known: dict[str, str],
+        root: str = "",
     ) -> None:
-        """Names the classes.
+        """Has written nothing.
 
         Args:
             sharing: The classes.
             imports: Where imports are noted.
             sizes: The sizes of dims that are known, for docstrings.
             taken: Names that no class may have.
+            known: The classes that are written already, by what stands in them; these are added.
+            root: What the class of the whole tree is called.
         """
         self._sharing, self._imports, self._sizes = sharing, imports, sizes
         self._names: dict[int, str] = {}
-        self._written: set[int] = set()
+        self._taken, self._known, self._root = taken, known, root
         self._attributes = {
             child.name for shared in sharing.classes.values() for child in shared.children
         }
-        for number, shared in sharing.classes.items():
-            self._names[number] = self._class_name(shared, taken)
 
     def name(self, branch: Branch) -> str:
         """The name of the class below an attribute."""
         return self._names[self._sharing.shape(branch)]
 
-    def _class_name(self, shared: SharedClass, taken: set[str]) -> str:
+    def _class_name(self, shared: SharedClass) -> str:
+        taken = self._taken
         leaves = tuple(sorted(child.name for child in shared.children))
         ranks = {len(child.leaf.dims) for child in shared.children if child.leaf is not None}
         known = _LEAVES.get(leaves)
@@ -103,6 +110,7 @@ class ClassWriter:
             known = _KERNELS.get(max(ranks, default=0))
         way = [_one_of(branch) for branch in shared.first]
         longer = ["".join(way[at:]) for at in range(len(way) - 1, -1, -1)]
+        longer.append(f"{self._root}{longer[0]}")
         for name in ([known] if known else []) + longer:
             if name not in taken and name not in self._attributes and not keyword.iskeyword(name):
                 taken.add(name)
@@ -118,18 +126,19 @@ class ClassWriter:
         if branch.leaf is not None or branch.stream:
             return
         number = self._sharing.shape(branch)
-        if number in self._written:
+        if number in self._names:
             return
-        self._written.add(number)
         shared = self._sharing.shared(branch)
         for child in shared.children:
             yield from self.classes(child)
-        lines = [
-            f"class {self._names[number]}(cs.Schema):",
-            f'    """{self._counts(shared)}"""',
-            "",
-        ]
-        yield "\n".join([*lines, *self.attributes(shared.children, shared.own)])
+        lines = [f'    """{self._counts(shared)}"""', ""]
+        body = "\n".join([*lines, *self.attributes(shared.children, shared.own)])
+        known = self._known.get(body)
+        if known is not None and known not in self._attributes:
+            self._names[number] = known
+            return
+        name = self._names[number] = self._known[body] = self._class_name(shared)
+        yield f"class {name}(cs.Schema):\n{body}"
 
     def attributes(self, children: Sequence[Branch], own: Sequence[Dim]) -> Iterator[str]:
         """The lines of the attributes of a class, whose dims it calls so."""
@@ -228,7 +237,7 @@ class ClassWriter:
 
 def _one_of(branch: Branch) -> str:
     """What one of the repeats of an attribute is called."""
-    name = class_name(branch.name)
+    name = "Model" if branch.name == "params" else class_name(branch.name)
     plural = branch.count is not None and name.endswith("s") and not name.endswith("ss")
     return name[:-1] if plural and len(name) > 2 else name
 

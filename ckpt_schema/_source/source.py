@@ -1,37 +1,40 @@
-"""A layout as the classes that declare it, as Python text."""
+"""A layout or a lens as Python text, which is verified to say what it was written for."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_schema._layouts import paths
-from ckpt_schema._layouts.dims import Dim
-from ckpt_schema._layouts.paths import Index, Pattern
+from ckpt_schema._layouts.leaves import ConstantKey, FreshKey
+from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.schema import layout as layout_of
-from ckpt_schema._layouts.table import Layout, Node, Row
-from ckpt_schema._source.branches import Branch, Grower, Placed
-from ckpt_schema._source.equal_parts import Sharing
-from ckpt_schema._source.importing import Imports, quoted
-from ckpt_schema._source.kept_text import KeptText, TrainedModel, container_items
-from ckpt_schema._source.python_text import ClassWriter, call, class_name, mapping
-from ckpt_schema._source.size_names import SizeNames, guessed_names
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.rules import Rule, VariableKind
+from ckpt_schema._source.importing import Imports
+from ckpt_schema._source.layout_text import Around, LayoutText
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["LayoutText", "to_source"]
+__all__ = ["to_source"]
 
 
-def to_source(layout: Layout | type[Schema]) -> str:
-    """A layout as Python: the classes that declare it, in a text that can be imported.
+def to_source(given: Layout | type[Schema] | Lens, *, tx: str = "") -> str:
+    """A layout or a lens as Python: the classes that declare it, in a text that can be imported.
 
     What is equal is one class, and layers are one list or one stack. Dims of which numbers alone are known get names, one
     for each size: the text says what is to be doubted. Executed, it gives the same layout, under the name ``layout``.
 
+    Of a lens both layouts are written, and the rules: executed, the text gives an equal lens under the name ``lens``.
+
     Args:
-        layout: A layout, such as `infer` reads off a tree, or a schema.
+        given: A layout, such as `infer` reads off a tree, a schema, or a lens.
+        tx: How the transformation of its optimizer is written, ``"optax.adamw(3e-4)"``. Without it what the optimizer keeps
+            is written out, see `kept`.
 
     Raises:
         SchemaError: Something in it cannot be declared by classes.
@@ -54,14 +57,14 @@ def to_source(layout: Layout | type[Schema]) -> str:
             kernel: Float32[Array, "size_4 size_8"]
         <BLANKLINE>
         <BLANKLINE>
-        class Params(cs.Schema):
+        class Model(cs.Schema):
             \"\"\"2 leaves, 120 parameters.\"\"\"
         <BLANKLINE>
             layers: list[Linear] = cs.field(key="layers_{i}", length="depth")
         <BLANKLINE>
         <BLANKLINE>
         class Inferred(cs.Schema, name="inferred"):
-            params: Params = cs.field(key={...: "{collection}"})
+            params: Model = cs.field(key={...: "{collection}"})
         <BLANKLINE>
         <BLANKLINE>
         SIZES = {
@@ -72,19 +75,96 @@ def to_source(layout: Layout | type[Schema]) -> str:
         layout = cs.layout(Inferred, dims=SIZES)
         <BLANKLINE>
     """
-    table = layout_of(layout)
-    text = LayoutText(table, Imports(), set()).module()
-    _verify(text, table)
+    around = Around(tx=tx)
+    if isinstance(given, Lens):
+        return _lens_text(given, around)
+    table = layout_of(given)
+    _verify_known(table, tx)
+    writer = LayoutText(table, around)
+    text = around.text([*writer.classes(), "\n".join(writer.last_lines())], table.name)
+    _verify(text, {"layout": table})
     return text
 
 
-def _verify(text: str, table: Layout) -> None:
-    """Raises unless the text says what the layout is: what classes cannot declare is nowhere left out in silence."""
+def _lens_text(lens: Lens, around: Around) -> str:
+    """The text of a lens: its layouts, and how it was derived from them."""
+    tables: list[Layout] = []
+    for each in lens.derivations:
+        tables += (table for table in (each.source, each.view) if table not in tables)
+    names = ["source", "view"] if len(tables) == 2 else [f"layout_{n}" for n in range(len(tables))]
+    around.taken.update(names, (f"{name.upper()}_SIZES" for name in names))
+    blocks: list[str] = []
+    ends: list[str] = []
+    for table, name in zip(tables, names, strict=True):
+        _verify_known(table, around.tx)
+        writer = LayoutText(table, around)
+        blocks += writer.classes()
+        ends += writer.last_lines(name, f"{name.upper()}_SIZES")
+    steps: list[str] = []
+    for each in lens.derivations:
+        sides = (names[tables.index(table)] for table in (each.source, each.view))
+        rules = "".join(f"        {_rule_text(rule, around.imports)},\n" for rule in each.rules)
+        said = f"    rules=[\n{rules}    ],\n" if rules else ""
+        both = "".join(f"    {side},\n" for side in sides)
+        steps.append(f"{'~' if each.inverted else ''}cs.derive(\n{both}{said})")
+    whole = steps[0] if len(steps) == 1 else " >> ".join(steps)
+    dims = ", ".join(f"{name}={size}" for name, size in lens.dims.items())
+    if dims:
+        whole = f"({whole}).bind({dims})"
+    name = f"{lens.source.name} -> {lens.view.name}"
+    text = around.text([*blocks, "\n".join([*ends, f"lens = {whole}"])], name)
+    found = _verify(text, dict(zip(names, tables, strict=True)))
+    if sorted(str(found["lens"]).splitlines()) != sorted(str(lens).splitlines()):
+        fault = Mismatch(name, "declaration", str(lens), str(found["lens"]), "please report it")
+        raise SchemaError(f"{name} cannot be written", [fault])
+    return text
+
+
+def _rule_text(rule: Rule, imports: Imports) -> str:
+    """A rule as it is written in a text that calls the library ``cs``."""
+    text = f"cs.{rule}"
+    default = getattr(rule, "default", 0)
+    if default is None and text.endswith(", own)"):
+        text = text.removesuffix("own)") + "cs.own)"
+    elif isinstance(default, (FreshKey, ConstantKey)):
+        before, found, after = text.rpartition(f", {default}")
+        text = f"{before}, cs.{default}{after}" if found else text
+    path: LogicalPath = getattr(rule, "path", ())
+    for segment in path[:1]:
+        if isinstance(segment, VariableKind) and isinstance(segment.kind, type):
+            text = text.replace(repr(str(segment)), imports.spell(segment.kind), 1)
+    # Strings stand in double quotes, as in the rest of the text, where none is in them.
+    return re.sub(r"'([^'\"\\\\]*)'", r'"\1"', text) if '"' not in text else text
+
+
+def _verify_known(table: Layout, tx: str) -> None:
+    """Raises where a layout was made for a transformation that nobody has written."""
+    if table.initial is not None and not tx:
+        fault = Mismatch(
+            "tx",
+            "argument",
+            "the transformation of the optimizer, as it is written",
+            "none",
+            'pass tx="optax.adamw(3e-4)"',
+        )
+        raise SchemaError(f"{table.name} starts an optimizer that is not told", [fault])
+
+
+def _verify(text: str, tables: Mapping[str, Layout]) -> dict[str, Any]:
+    """What a text defines.
+
+    Raises:
+        SchemaError: A layout is not what it should be: what classes cannot declare is nowhere left out in silence.
+    """
     found: dict[str, Any] = {}
-    exec(compile(text, "<to_source>", "exec"), found)
-    faults = [*_differences(table, found["layout"])]
-    if faults:
-        raise SchemaError(f"{table.name} cannot be written as classes", faults)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # who made the lens was warned
+        exec(compile(text, "<to_source>", "exec"), found)
+    for name, table in tables.items():
+        faults = [*_differences(table, found[name])]
+        if faults:
+            raise SchemaError(f"{table.name} cannot be written as classes", faults)
+    return found
 
 
 def _differences(table: Layout, made: Layout) -> Iterator[Mismatch]:
@@ -119,240 +199,3 @@ def _apart(row: Row, other: Row) -> tuple[str, str]:
         ", ".join(f"{name}={getattr(one, name)!r}" for name in names) for one in (row, other)
     )
     return first, second
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Root:
-    """An attribute of the class of the whole tree, before anything is written."""
-
-    branch: Branch
-    rows: tuple[Placed, ...]
-    is_model: bool
-
-
-class LayoutText:
-    """Writes one layout.
-
-    Attributes:
-        name: What the class of the whole tree is called.
-    """
-
-    def __init__(self, table: Layout, imports: Imports, taken: set[str]) -> None:
-        """Reads a layout.
-
-        Args:
-            table: The layout.
-            imports: Where imports are noted.
-            taken: Names that no class may have; those of this text are added.
-        """
-        self._separator = _separator(table)
-        if self._separator:
-            rows = tuple(_parted(row, self._separator) for row in table.rows)
-            table = dataclasses.replace(table, rows=rows)
-        self._table, self._imports = table, imports
-        self._states = {path[0]: key for path, key in table.states if len(path) == 1}
-        self._is_model = all(row.body == 0 for row in table.rows)
-        self.name = class_name(table.name)
-        while self.name in taken:
-            self.name += "_"
-        taken |= {self.name, "SIZES", "layout"}
-        groups: dict[str, list[Row]] = collections.defaultdict(list)
-        for row in table.rows:
-            groups[row.path[0]].append(row)
-        # A state that keeps nothing has no rows, and stands all the same.
-        self._order = list(dict.fromkeys((*groups, *self._states)))
-        self._kept = {name: groups[name] for name in groups if groups[name][0].optimizer}
-        self._kept |= {name: [] for name in self._states if name not in self._kept}
-        mirrored = [row.mirrors for rows in self._kept.values() for row in rows if row.mirrors]
-        self._trained = {path.split("/")[0] for path in mirrored}
-        if self._kept and not mirrored:  # of what keeps nothing for a param
-            models = (n for n, r in groups.items() if r[0].body is not None and n not in self._kept)
-            self._trained = {next(models, "")}
-        self._roots = self._read({n: rows for n, rows in groups.items() if n not in self._kept})
-        models = [root for root in self._roots if root.is_model]
-        if self._is_model:
-            models = [_Root(Branch("", children=tuple(r.branch for r in self._roots)), (), True)]
-        self._sizes = SizeNames({}, {}, {}, {})
-        if not table.names():
-            self._sizes = guessed_names([root.branch for root in models])
-            self._roots = [self._with_names(root) for root in self._roots]
-        sharing = Sharing([root.branch for root in self._roots])
-        self.writer = ClassWriter(sharing, imports, self._sizes.sizes, taken)
-
-    def _with_names(self, root: _Root) -> _Root:
-        if not root.is_model and not self._is_model:
-            return root
-        below = [root.branch] if self._is_model else root.branch.children
-        dims = [dim for child in below for dim in self._sizes.dims(child)]
-        return dataclasses.replace(root, branch=root.branch.with_dims(iter(dims)))
-
-    def _read(self, groups: Mapping[str, Sequence[Row]]) -> list[_Root]:
-        nnx = self._table.container == "nnx"
-        roots: list[_Root] = []
-        for name, rows in groups.items():
-            if self._is_model or rows[0].body is None:
-                usual = ("Variable", "RngKey") if nnx else ("", "")
-                placed = [(row, row.key) for row in rows]
-                branches = Grower(self._imports, usual).grow(placed)
-                roots += (_Root(branch, tuple(placed), False) for branch in branches)
-                continue
-            usual = ("Param", "RngKey") if nnx else ("params", "params")
-            heads = _heads(rows, one=nnx)
-            placed = [(row, row.key[len(heads[_kind(row, one=nnx)]) :]) for row in rows]
-            children = Grower(self._imports, usual).grow(placed, 1)
-            said = tuple(self._model_key(name, heads))
-            roots.append(_Root(Branch(name, said, children=children), tuple(placed), True))
-        return roots
-
-    def _model_key(self, name: str, heads: Mapping[Any, Pattern]) -> Iterator[tuple[str, str]]:
-        """How the key of a model is written, of each of its collections if they stand apart."""
-        is_trained = name in self._trained
-        one = next(iter(heads.values()))
-        if len(heads) == 1 and next(iter(heads)) in (None, "params") and (is_trained or not one):
-            text = paths.format_path(one)
-            if text != name:
-                yield "key", quoted(text)
-            return
-        if all(head == (kind,) for kind, head in heads.items()):
-            yield "key", '{...: "{collection}"}'
-            return
-        apart = {kind or "params": head for kind, head in heads.items() if head != (kind,)}
-        items = [
-            f"{quoted(kind)}: {quoted(paths.format_path(head))}" for kind, head in apart.items()
-        ]
-        if len(apart) < len(heads):
-            items.append('...: "{collection}"')
-        yield "key", f"{{{', '.join(items)}}}"
-
-    def classes(self) -> Iterator[str]:
-        """The class statements, that of the whole tree last."""
-        for root in self._roots:
-            yield from self.writer.classes(root.branch)
-        base = "cs.Schema"
-        if self._table.container == "nnx":
-            base = "cs.nnx.State"
-        elif any(root.is_model and root.rows[0][0].kind is None for root in self._roots):
-            base = "cs.Plain"
-        arguments = [base]
-        if self.name != self._table.name:
-            arguments.append(f"name={quoted(self._table.name)}")
-        if self._separator:
-            arguments.append(f"joined={quoted(self._separator)}")
-        items = container_items(self._outer_nodes(), (), self._imports, [()])
-        if items:
-            arguments.append(f"containers={mapping(items, 0)}")
-        lines = [f"class {self.name}({', '.join(arguments)}):"]
-        used: set[str] = set()
-        by_name = {root.branch.name: root for root in self._roots}
-        for name in self._order:
-            root = by_name.get(name.removesuffix("[]"))
-            if name in self._kept:
-                lines.append("    " + self._kept_line(name))
-            elif root is not None:
-                dims = [*root.branch.positions()]
-                lines.append("    " + self.writer.attribute(root.branch, dims, used))
-        yield "\n".join(lines)
-
-    def _outer_nodes(self) -> list[Node]:
-        homes = [*self._states.values()]
-        return [
-            node
-            for node in self._table.nodes
-            if not any(node.key[: len(home)] == home for home in homes)
-        ]
-
-    def _kept_line(self, name: str) -> str:
-        rows = self._kept[name]
-        mirrored = {row.mirrors.split("/")[0] for row in rows if row.mirrors} or self._trained
-        of = next(root for root in self._roots if root.branch.name in mirrored)
-        kind = of.rows[0][0].kind
-        params: dict[Any, Placed] = {}
-        others: dict[Any, Placed] = {}
-        for row, key in of.rows:
-            trained = kind is None or row.kind == "params" or _is_param(row.kind)
-            (params if trained else others)[row.path[1:]] = row, key
-        home = self._states[name]
-        text = KeptText(
-            TrainedModel(of.branch.name, params, others), self._imports, self._annotation
-        )
-        where = paths.format_path(home)
-        said = text.arguments(rows, self._table.nodes, home, None if where == name else where)
-        return f"{name}: cs.OptState = {call('cs.kept', said)}"
-
-    def _annotation(self, leaf: Any) -> str:
-        dims: list[Dim] = [self._sizes.axis(dim) for dim in leaf.dims]
-        return self.writer.annotation(dataclasses.replace(leaf, dims=tuple(dims), names=()))
-
-    def last_lines(self, layout: str = "layout", sizes: str = "SIZES") -> list[str]:
-        """The sizes of all dims, and the layout at these."""
-        if not self._sizes.sizes:
-            return [f"{layout} = cs.layout({self.name})"]
-        lines = [f"{sizes} = {{"]
-        for name, size in self._sizes.sizes.items():
-            doubt = self._sizes.doubts.get(name)
-            lines.append(f"    {quoted(name)}: {size},{f'  # {doubt}' if doubt else ''}")
-        return [*lines, "}", f"{layout} = cs.layout({self.name}, dims={sizes})"]
-
-    def module(self) -> str:
-        """The whole text."""
-        classes = [*self.classes()]
-        if self._imports.faults:
-            raise SchemaError(
-                f"{self._table.name} cannot be written as classes", self._imports.faults
-            )
-        blocks = ["\n".join(self._imports.lines()), *classes, "\n".join(self.last_lines())]
-        return "\n\n\n".join(blocks) + "\n"
-
-
-def _is_param(kind: Any) -> bool:
-    return isinstance(kind, type) and any(base.__name__ == "Param" for base in kind.__mro__)
-
-
-def _kind(row: Row, *, one: bool) -> Any:
-    """What decides where a leaf of a model stands: its collection; of Variables, nothing."""
-    return None if one else row.kind
-
-
-def _heads(rows: Sequence[Row], *, one: bool) -> dict[Any, Pattern]:
-    """The key path below which the leaves of each collection stand."""
-    groups: dict[Any, list[Row]] = collections.defaultdict(list)
-    for row in rows:
-        groups[_kind(row, one=one)].append(row)
-    return {kind: _head(group) for kind, group in groups.items()}
-
-
-def _head(rows: Sequence[Row]) -> Pattern:
-    first = rows[0].key
-    end = min(len(row.key) - _segments(row) for row in rows)
-    while end > 0 and any(row.key[:end] != first[:end] for row in rows):
-        end -= 1
-    return first[: max(end, 0)]
-
-
-def _segments(row: Row) -> int:
-    """How many segments of a key a path in a model takes, if all are spelled as they are called."""
-    bare = [s for s in row.key if isinstance(s, Index) and not s.prefix and not s.suffix]
-    return len(row.path) - 1 + len(bare)
-
-
-def _separator(table: Layout) -> str:
-    """What joins the segments of paths to one key, as in flat files; empty where nothing does."""
-    flat = all(len(row.key) == 1 for row in table.rows)
-    if not flat or all(len(row.path) - (row.body or 0) == 1 for row in table.rows):
-        return ""
-    joined = [paths.format_path(row.key) for row in table.rows]
-    return next((each for each in (".", "/") if any(each in key for key in joined)), "")
-
-
-def _parted(row: Row, separator: str) -> Row:
-    """A row whose key is in parts again."""
-    segment = row.key[0]
-    texts = (
-        [segment]
-        if isinstance(segment, str)
-        else [*paths.parts_of_key(segment)]
-        if isinstance(segment, Index)
-        else [str(segment)]
-    )
-    written = "".join(text if isinstance(text, str) else str(text).strip("'") for text in texts)
-    return dataclasses.replace(row, key=paths.parse_pattern(written.replace(separator, "/")))

@@ -65,7 +65,7 @@ class Layer(cs.Schema):
     wo: Linear = cs.field(dims={"inputs": "mlp", "outputs": "embed"})
 
 
-class Params(cs.Schema):
+class Model(cs.Schema):
     """25 leaves, 2,003 parameters."""
 
     embed: Embed
@@ -74,8 +74,8 @@ class Params(cs.Schema):
     norm: Norm
 
 
-class Inferred(cs.nnx.State, name="inferred"):
-    params: Params = cs.field(key="model")
+class State(cs.nnx.State):
+    params: Model = cs.field(key="model")
     opt_state: cs.OptState = cs.kept(
         of="params",
         key="optimizer/opt_state",
@@ -93,4 +93,4 @@ SIZES = {
     "mlp": 16,
     "vocab": 11,
 }
-layout = cs.layout(Inferred, dims=SIZES)
+layout = cs.layout(State, dims=SIZES)
