@@ -179,7 +179,6 @@ def key_impl(dtype: str) -> str:
 
 
 @functools.cache
-@functools.cache
 def key_words(dtype: str) -> int:
     """How many words of raw data a key of this dtype has.
 
@@ -494,8 +493,7 @@ class Fill:
 
     def __str__(self) -> str:
         """The default as it is declared: ``default=0``."""
-        text = shown(self.value)
-        # Python has no word for these, and a declaration is to be pasted.
+        text = shown(self.value)  # for infinities and NaN Python has no word to paste
         return f'float("{text}")' if text in ("nan", "inf", "-inf") else text
 
 
