@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ckpt_schema import linen as linen
     from ckpt_schema import nnx as nnx
     from ckpt_schema import orbax as orbax
+    from ckpt_schema._diff.comparing import diff as diff
+    from ckpt_schema._diff.entries import Diff as Diff
     from ckpt_schema._frameworks.kept_states import kept as kept
     from ckpt_schema._frameworks.states import optimizer as optimizer
     from ckpt_schema._layouts.bare_trees import Plain as Plain
@@ -75,6 +77,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "discovery._discovery": ("discover",),
+    "_diff.comparing": ("diff",),
+    "_diff.entries": ("Diff",),
     "_trees.abstract_states": ("abstract",),
     "_trees.conformance": ("Report", "assert_conforms", "check"),
     "_trees.equality": ("TreesDifferError", "assert_trees_identical", "differences"),
@@ -130,6 +134,7 @@ __all__ = [
     "CkptSchemaError",
     "ConformanceError",
     "DerivationError",
+    "Diff",
     "Key",
     "Layout",
     "Lens",
@@ -153,6 +158,7 @@ __all__ = [
     "check",
     "constant_key",
     "derive",
+    "diff",
     "differences",
     "discover",
     "discovery",

@@ -1,17 +1,24 @@
 """The command ``ckpt-schema``.
 
-Results go to stdout, progress to stderr. Exit status: 0 if all is well, 1 if something differs, 2 for wrong usage.
+Results go to stdout, everything else to stderr. Exit status: 0 if all is well, 1 if something differs, 2 for wrong usage, 3 if
+what was asked for cannot be done.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import ckpt_schema
 
 DEMO_DEVICES = 8
+CANNOT = 3
+
+_TREE = "a checkpoint; module:attr of a layout, a tree or a function that makes one; a file.py of `infer`"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,19 +27,111 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments without the program's name; those of the process if not given.
     """
-    arguments = _parser().parse_args(argv)
-    return int(arguments.command())
+    arguments = vars(_parser().parse_args(argv))
+    command = arguments.pop("command")
+    if command is _demo:
+        return _demo()
+    # Questions are answered from metadata: no accelerator is taken for them, unless it is asked for.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from ckpt_schema.errors import CkptSchemaError
+
+    try:
+        return int(command(**arguments))
+    except CkptSchemaError as error:
+        print(error, file=sys.stderr)
+        return CANNOT
+
+
+def _answer(name: str, **arguments: Any) -> int:
+    """Runs a command, which loads what it needs."""
+    from ckpt_schema._commands import answers
+
+    return getattr(answers, f"answer_{name}")(**arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ckpt-schema",
         description="Typed schemas of Flax checkpoints, and lenses derived between them.",
+        epilog="exit status: 0 all is well, 1 something differs, 2 wrong usage, 3 it cannot be done",
     )
     parser.add_argument(
         "--version", action="version", version=f"%(prog)s {ckpt_schema.__version__}"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, does: str, *, json: bool = True) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".")
+        made.set_defaults(command=functools.partial(_answer, name))
+        if json:
+            made.add_argument(
+                "--json", action="store_true", dest="as_json", help="print the result as JSON"
+            )
+        return made
+
+    show = add("show", "print what a checkpoint, a tree or a layout holds; reads metadata only")
+    show.add_argument("given", metavar="WHAT", help=_TREE)
+    _add_reading(show)
+    infer = add("infer", "write the classes that declare a layout, as Python", json=False)
+    infer.add_argument("given", metavar="WHAT", help=_TREE)
+    infer.add_argument("-o", "--output", metavar="FILE", help="a file that is not there yet")
+    infer.add_argument(
+        "--list",
+        action="append",
+        dest="lists",
+        metavar="PATTERN",
+        help="a list of layers, layers_{i}; those that the tree shows unless given",
+    )
+    _add_reading(infer)
+    check = add("check", "print all that is wrong with a checkpoint or a tree; 1 if anything is")
+    check.add_argument("declared", metavar="LAYOUT", help="module:attr, file.py or file.py:attr")
+    check.add_argument("given", metavar="WHAT", help=_TREE)
+    check.add_argument("--item", help="which pytree of the checkpoint, where it holds several")
+    explain = add("explain", "print where a lens brings each leaf, and what is edited on the way")
+    explain.add_argument("given", metavar="LENS", help="module:attr of a lens, or a side to adapt")
+    explain.add_argument("view", metavar="VIEW", nargs="?", help="the other side to adapt")
+    diff = add(
+        "diff", "print what differs between two layouts, trees or checkpoints; 1 if anything does"
+    )
+    diff.add_argument("given", metavar="A", help=_TREE)
+    diff.add_argument("other", metavar="B", help="the same")
+    diff.add_argument(
+        "--values", action="store_true", help="compare values too, of one layout or through --lens"
+    )
+    diff.add_argument("--lens", metavar="module:attr", help="the lens between them")
+    _add_demo(commands)
+    return parser
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--item", help="which pytree of the checkpoint, where it holds several")
+    command.add_argument(
+        "--scan",
+        action=_Axes,
+        default={},
+        metavar="NODE=AXIS",
+        help="the axis that the layers of a node are stacked on, layers=0",
+    )
+
+
+class _Axes(argparse.Action):
+    """Gathers the axes of stacked nodes."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Adds one."""
+        node, equals, axis = str(values).rpartition("=")
+        if not equals or not axis.lstrip("-").isdecimal():
+            parser.error(f"argument --scan: expected NODE=AXIS, such as layers=0, found {values!r}")
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), node: int(axis)})
+
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="train a small GPT in Linen, go on in NNX and back, compare every loss to the last bit",
@@ -43,7 +142,6 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     demo.set_defaults(command=_demo)
-    return parser
 
 
 def _demo() -> int:

@@ -56,6 +56,7 @@ ORDER = """
     _trees.infer
     discovery._cuts discovery._models discovery._points discovery._readings discovery._matching
     discovery._layer_levels discovery._found_rules discovery._discovery discovery._torch discovery
+    _diff _diff.found_lists _diff.entries _diff.comparing
     __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds
     testing._named_arrays testing._held testing._lossy
@@ -64,7 +65,7 @@ ORDER = """
     testing._naming testing._known testing._axis_law testing._default_law
     testing._malformed testing._gradients testing._outputs testing._trials testing._lawbook testing._suite
     testing._discovered testing
-    cli __main__
+    _commands _commands.operands _commands.answers cli __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column
 PLACES = {
     "flax": {"_frameworks", "linen", "nnx", "demo", "discovery", "testing"},

@@ -1,0 +1,218 @@
+"""The commands: each prints its result, or the JSON of it, and says by a number how it went."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ckpt_schema._commands.operands import Operand, read_operand, wrong_operand
+from ckpt_schema._diff.comparing import diff
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.paths import NaturalOrder, format_path
+from ckpt_schema._layouts.table import Row
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._messages.text import columns, counted
+from ckpt_schema._source.source import to_source
+from ckpt_schema._trees.conformance import check
+from ckpt_schema.errors import Mismatch
+from ckpt_schema.orbax._adapt import adapt
+
+__all__ = ["answer_check", "answer_diff", "answer_explain", "answer_infer", "answer_show"]
+
+OK, DIFFERS = 0, 1
+
+
+def answer_show(given: str, item: str | None, scan: Mapping[str, int], *, as_json: bool) -> int:
+    """Prints what a checkpoint, a tree or a layout holds: each leaf with its dtype, its shape and its bytes."""
+    operand = read_operand(given, item)
+    if isinstance(operand.value, Lens):
+        print(operand.value)
+        return OK
+    table = operand.layout(scan)
+    order = NaturalOrder()
+    rows = sorted(table.rows, key=lambda row: order(format_path(row.key)))
+    sizes = [_size(row) for row in rows]
+    whole = {
+        "leaves": _sum(size.leaves for size in sizes),
+        "elements": _sum(size.elements for size in sizes),
+        "bytes": _sum(size.bytes for size in sizes),
+    }
+    if as_json:
+        found = [_row_json(row, size) for row, size in zip(rows, sizes, strict=True)]
+        _print_json({**operand.notes, **whole, "rows": found})
+        return OK
+    notes = [f"{word} {_words(value)}" for word, value in operand.notes.items() if word != "path"]
+    print(": ".join([str(operand.notes.get("path", given)), ", ".join(notes)]) if notes else given)
+    if whole["bytes"] is not None:
+        print(
+            f"{counted(whole['leaves'] or 0, 'leaf', 'leaves')}, {whole['elements']:,} elements, "
+            f"{_bytes(whole['bytes'])}"
+        )
+    cells = [
+        (format_path(row.key), str(row.stored), *_size_cells(size), _kind(row) or "")
+        for row, size in zip(rows, sizes, strict=True)
+    ]
+    print("\n".join(columns(cells)))
+    return OK
+
+
+def answer_infer(
+    given: str,
+    output: str | None,
+    item: str | None,
+    scan: Mapping[str, int],
+    lists: Sequence[str] | None,
+) -> int:
+    """Writes the classes that declare the layout of a checkpoint or a tree."""
+    text = to_source(read_operand(given, item).layout(scan, lists))
+    if output is None:
+        print(text, end="")
+        return OK
+    file = Path(output)
+    if file.exists():
+        hint = "name another file, or move it away"
+        raise wrong_operand(output, "a file that is not there yet", "one that is", hint)
+    file.write_text(text)
+    return OK
+
+
+def answer_check(declared: str, given: str, item: str | None, *, as_json: bool) -> int:
+    """Prints all that is wrong with a checkpoint or a tree; says so by its number."""
+    schema, tree = read_operand(declared), read_operand(given, item)
+    if not schema.is_declared:
+        raise wrong_operand(declared, "a layout or a schema", f"a {type(schema.value).__name__}")
+    if tree.is_declared or isinstance(tree.value, Lens):
+        raise wrong_operand(given, "a checkpoint or a tree", "a declaration")
+    report = check(schema.value, tree.value)
+    if as_json:
+        faults = [_fault_json(fault) for fault in report.mismatches]
+        _print_json({"ok": report.ok, "dims": dict(report.dims), "faults": faults})
+    else:
+        print(report)
+    return OK if report.ok else DIFFERS
+
+
+def answer_explain(given: str, view: str | None, *, as_json: bool) -> int:
+    """Prints where a lens brings each leaf, and what is edited on the way."""
+    lens = _lens(read_operand(given), view)
+    if not as_json:
+        print(lens)
+        return OK
+    rules = [str(rule) for each in lens.derivations for rule in each.rules]
+    lines = [" ".join(line.split()) for line in str(lens).splitlines()[1:]]
+    names = {"source": lens.source.name, "view": lens.view.name}
+    _print_json({**names, "dims": dict(lens.dims), "rules": rules, "leaves": lines})
+    return OK
+
+
+def answer_diff(given: str, other: str, lens: str | None, *, values: bool, as_json: bool) -> int:
+    """Prints what differs between two sides; says so by its number."""
+    sides = [read_operand(side) for side in (given, other)]
+    between = None if lens is None else _lens(read_operand(lens), None)
+    found = diff(
+        *(side.text if side.stored else side.value for side in sides), lens=between, values=values
+    )
+    if as_json:
+        told = dataclasses.asdict(found)
+        rules = [str(rule) for rule in found.rules]
+        _print_json({"same": found.same, **told, "rules": rules})
+    else:
+        print(found)
+    return OK if found.same else DIFFERS
+
+
+def _lens(operand: Operand, view: str | None) -> Lens:
+    if view is not None:
+        sides = [operand, read_operand(view)]
+        return adapt(*(side.text if side.stored else side.value for side in sides))
+    if not isinstance(operand.value, Lens):
+        hint = "give module:attr of a lens, or two sides to adapt"
+        raise wrong_operand(operand.text, "a lens", f"a {type(operand.value).__name__}", hint)
+    return operand.value
+
+
+class _Size:
+    """How large a row is; None where a dim of it has no size."""
+
+    def __init__(self, row: Row) -> None:
+        shape = dims_.sizes_of(row.dims, {})
+        counts = dims_.sizes_of(row.unrolled, {})
+        self.leaves = None if counts is None else math.prod(counts)
+        self.elements = None
+        self.bytes = None
+        if shape is not None and self.leaves is not None:
+            self.elements = math.prod(shape) * self.leaves
+            self.bytes = math.ceil(self.elements * _bits(row.leaf.dtype) / 8)
+
+
+def _size(row: Row) -> _Size:
+    return _Size(row)
+
+
+def _bits(dtype: str) -> int:
+    """How many bits an element takes."""
+    if dtype.startswith("key<"):
+        return 32 * leaves.key_words(dtype)
+    narrow = [int(bits) for bits in ("2", "4") if dtype in (f"int{bits}", f"uint{bits}")]
+    return narrow[0] if narrow else 8 * int(leaves.dtype_of(dtype).itemsize)
+
+
+def _sum(values: Any) -> int | None:
+    several = [*values]
+    return None if None in several else sum(several)
+
+
+def _size_cells(size: _Size) -> tuple[str, str]:
+    several = "" if size.leaves in (None, 1) else f"x {size.leaves}"
+    return several, "" if size.bytes is None else _bytes(size.bytes)
+
+
+def _bytes(number: int) -> str:
+    """A number of bytes, in the unit that suits it."""
+    size, unit = float(number), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{number} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _words(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _kind(row: Row) -> str | None:
+    return row.kind.__name__ if isinstance(row.kind, type) else row.kind
+
+
+def _row_json(row: Row, size: _Size) -> dict[str, Any]:
+    known = {
+        "key": format_path(row.key),
+        "path": "/".join(row.path),
+        "dtype": row.leaf.dtype,
+        "shape": [dims_.format_dim(dim) for dim in row.dims],
+        "kind": _kind(row),
+        "leaves": size.leaves,
+        "bytes": size.bytes,
+    }
+    shape = dims_.sizes_of(row.dims, {})
+    return known if shape is None else {**known, "shape": list(shape)}
+
+
+def _fault_json(fault: Mismatch) -> dict[str, str]:
+    return {
+        "path": fault.path,
+        "kind": fault.kind,
+        "expected": fault.expected,
+        "found": fault.found,
+        "hint": fault.hint,
+    }
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

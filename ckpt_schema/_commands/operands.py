@@ -1,0 +1,170 @@
+"""What stands on the command line for a layout, a lens or a tree: a path, or a name in a module."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from ckpt_schema._diff.found_lists import found_lists
+from ckpt_schema._layouts.schema import Schema, layout
+from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.read_sides import made_abstract
+from ckpt_schema._trees.infer import infer
+from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.orbax._metadata import read_metadata
+
+__all__ = ["Operand", "read_operand", "wrong_operand"]
+
+_DEFAULTS = ("lens", "layout")
+"""What is meant in a file of which no name is given, as `to_source` calls it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Operand:
+    """What was meant.
+
+    Attributes:
+        text: As it was given.
+        value: A layout, a schema, a lens, or a tree of arrays, abstract ones or metadata.
+        notes: What is known of a checkpoint besides: its item, and what stands beside that.
+        joined: What joins the segments of a path to one key, as in files of Hugging Face.
+        stored: Whether it is a checkpoint.
+    """
+
+    text: str
+    value: Any
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    joined: str | None = None
+    stored: bool = False
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether it is a layout or a schema."""
+        return isinstance(self.value, Layout) or (
+            isinstance(self.value, type) and issubclass(self.value, Schema)
+        )
+
+    def layout(
+        self, scan: Mapping[str, int] | None = None, lists: Sequence[str] | None = None
+    ) -> Layout:
+        """The layout, read off a tree where none is declared; siblings with numbers that are alike are lists.
+
+        Args:
+            scan: See `infer`.
+            lists: The lists, where they are not to be found.
+
+        Raises:
+            SchemaError: It is a lens, or no layout can be read off it.
+        """
+        if self.is_declared:
+            return layout(self.value)
+        if isinstance(self.value, Lens):
+            raise wrong_operand(self.text, "a layout or a tree", "a lens")
+        name = PurePath(self.text.rpartition(":")[2]).stem
+
+        def read(known: Sequence[str]) -> Layout:
+            return infer(self.value, scan=scan, lists=known, joined=self.joined, name=name)
+
+        return read(found_lists(read) if lists is None else lists)
+
+
+def wrong_operand(text: str, expected: str, found: str, hint: str = "") -> SchemaError:
+    """The error for what is of no use to a command."""
+    fault = Mismatch(text, "argument", expected, found, hint)
+    return SchemaError(f"{text} cannot be used", [fault])
+
+
+def read_operand(text: str, item: str | None = None) -> Operand:
+    """What is meant by a text: ``module:attr``, ``file.py``, ``file.py:attr``, or the path of a checkpoint.
+
+    Of a checkpoint the metadata alone is read. A name in a module imports it, which runs it.
+
+    Args:
+        text: The text.
+        item: Which pytree of a checkpoint, where it holds several.
+
+    Raises:
+        SchemaError: The module has no such name, or cannot be imported.
+        CheckpointMismatchError: There is no checkpoint at the path.
+    """
+    module, colon, name = text.rpartition(":")
+    if text.endswith(".py") and Path(text).exists():
+        return Operand(text, _usable(text, _in_module(text, _run(Path(text)), None)))
+    named = colon and "/" not in name and not Path(text).exists()
+    if named and module.endswith(".py"):
+        return Operand(text, _usable(text, _in_module(text, _run(Path(module)), name)))
+    if named and all(part.isidentifier() for part in module.split(".")):
+        return Operand(text, _usable(text, _in_module(text, _imported(text, module), name)))
+    disk = read_metadata(text, item)
+    notes: dict[str, Any] = {"path": str(disk.path)}
+    if disk.item is not None:
+        notes["item"] = disk.item
+    if disk.beside:
+        notes["beside"] = sorted(disk.beside)
+    if disk.path.name.isdecimal():
+        notes["step"] = int(disk.path.name)
+    return Operand(text, disk.tree, notes, disk.joined, stored=True)
+
+
+def _run(file: Path) -> Any:
+    """The module in a file."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if not file.exists() or spec is None or spec.loader is None:
+        raise wrong_operand(str(file), "a file of Python", "none")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise wrong_operand(str(file), "a file that runs", _first_line(error)) from error
+    return module
+
+
+def _imported(text: str, module: str) -> Any:
+    """The module of a name; those of the current directory are found as well."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        hint = "run the command where the module is, or install it"
+        raise wrong_operand(text, "a module to import", _first_line(error), hint) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _in_module(text: str, module: Any, name: str | None) -> Any:
+    """What has a name in a module; of one that nobody has named, what `to_source` would have called so."""
+    if name is None:
+        name = next((each for each in _DEFAULTS if hasattr(module, each)), _DEFAULTS[-1])
+    value = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            known = ", ".join(sorted(each for each in vars(module) if each[0] != "_"))
+            hint = f"it has {known}" if known else ""
+            raise wrong_operand(text, f"a name in {module.__name__}", f"no {part}", hint)
+        value = getattr(value, part)
+    return value
+
+
+def _usable(text: str, value: Any) -> Any:
+    """The value, made abstract where it is a function."""
+    if isinstance(value, type) and not issubclass(value, Schema):
+        hint = "write a function that makes one, def make(): return Model(nnx.Rngs(0))"
+        raise wrong_operand(text, "a layout, a lens, a tree or a function", "a class", hint)
+    try:
+        return made_abstract(value)
+    except TypeError as error:
+        hint = "give a function without arguments"
+        raise wrong_operand(
+            text, "a function that makes a tree", _first_line(error), hint
+        ) from error

@@ -1,0 +1,1 @@
+"""What differs between two layouts, and between the values of two trees."""

@@ -1,0 +1,126 @@
+"""What is told of two things that differ, as data and as text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NoReturn
+
+from ckpt_schema._lens.rules import Rule
+from ckpt_schema._messages.text import columns, counted
+
+__all__ = ["Change", "Diff", "ValueDifference"]
+
+_KINDS = ("removed", "added", "likely renamed", "reshaped", "recast", "resharded")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that differs, of all layers of a list or a stack at once.
+
+    Attributes:
+        kind: ``removed``, ``added``, ``likely renamed``, ``reshaped``, ``recast`` or ``resharded``.
+        path: Its logical path on the first side; on the second where the first lacks it.
+        before: What the first side has; empty where it has nothing.
+        after: What the second side has; of what is renamed, the path there.
+        mirrors: How many leaves of optimizers follow it.
+    """
+
+    kind: str
+    path: str
+    before: str
+    after: str
+    mirrors: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ValueDifference:
+    """How far the values of one leaf are apart.
+
+    Attributes:
+        path: Its key path in the second tree.
+        absolute: The greatest absolute difference; infinite where one is a NaN or infinite and the other is not the same.
+        relative: The greatest difference in proportion to the greater of the two.
+    """
+
+    path: str
+    absolute: float
+    relative: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Diff:
+    """What `diff` found. It has no truth value: ask for `same`.
+
+    Attributes:
+        names: What the two sides are called.
+        changes: What differs between the layouts.
+        respelled: How many leaves have other key paths, and are the same otherwise.
+        rules: With these a lens goes from the first to the second, if `mended` says so.
+        mended: Whether there is such a lens.
+        values: The leaves whose values differ, where they were compared; None where they were not.
+    """
+
+    names: tuple[str, str]
+    changes: tuple[Change, ...]
+    respelled: int = 0
+    rules: tuple[Rule, ...] = ()
+    mended: bool = False
+    values: tuple[ValueDifference, ...] | None = None
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs."""
+        return not self.changes and not self.respelled and not self.values
+
+    def __bool__(self) -> NoReturn:
+        """No answer: it could be taken for either.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("a diff has no truth value: diff.same says whether anything differs")
+
+    def __str__(self) -> str:
+        """The changes, a kind after the other; then the rules, and the values that differ."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        both = " and ".join(self.names)
+        if self.same:
+            yield f"{both} are the same"
+            return
+        yield f"{both}: {counted(len(self.changes), 'change')}"
+        if self.respelled:
+            yield f"  {counted(self.respelled, 'row')} under other keys, the same otherwise"
+        for kind in _KINDS:
+            alike = [change for change in self.changes if change.kind == kind]
+            if not alike:
+                continue
+            yield f"{kind}:"
+            yield from columns([_cells(change) for change in alike])
+        if self.mended:
+            yield "a lens goes from one to the other:"
+            yield from (f"  {line}" for line in _call(self.rules))
+        for number, value in enumerate(self.values or ()):
+            if not number:
+                yield "values that differ, by at most (absolute, relative):"
+            yield f"  {value.path}  {value.absolute:.3g}  {value.relative:.3g}"
+
+
+def _cells(change: Change) -> tuple[str, str]:
+    arrow = " -> " if change.before and change.after else ""
+    told = f"{change.before}{arrow}{change.after}"
+    if change.kind == "likely renamed":
+        told = f"-> {change.after}"
+    return (
+        change.path,
+        f"{told}{f'  (and {change.mirrors} that mirror it)' if change.mirrors else ''}",
+    )
+
+
+def _call(rules: tuple[Rule, ...]) -> list[str]:
+    """The call that makes the lens."""
+    if not rules:
+        return ["cs.adapt(a, b)"]
+    return ["cs.adapt(a, b, rules=[", *(f"    cs.{rule}," for rule in rules), "])"]

@@ -1,0 +1,69 @@
+"""Siblings with numbers that are alike, as ``layers_0`` and ``layers_1`` are: the lists of a tree that nobody has named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ckpt_schema._layouts.paths import Index, Pattern, format_path, int_key
+from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema.errors import SchemaError
+
+__all__ = ["found_lists"]
+
+
+def found_lists(read: Callable[[Sequence[str]], Layout]) -> list[str]:
+    """The patterns of all lists that a tree shows.
+
+    Modules of leaves alone that Linen has named itself, ``Dense_0`` and ``Dense_1``, are no list: they are what a layer is
+    made of.
+
+    Args:
+        read: Reads the tree, with these lists.
+    """
+    known: list[str] = []
+    table = read(known)
+    while True:  # lists inside of lists are seen when these are
+        news = [pattern for pattern in _shown(table) if pattern not in known]
+        if not news:
+            return known
+        try:
+            table = read([*known, *news])
+        except SchemaError:  # what is alike in one model is not in all that mirrors it
+            return known
+        known += news
+
+
+def _shown(table: Layout) -> Iterator[str]:
+    """The patterns of outermost siblings that are alike."""
+    groups: dict[tuple[Pattern, str], dict[int, dict[Pattern, Any]]] = {}
+    for row in table.rows:
+        if row.body is None or row.optimizer:
+            continue
+        key = _own_key(row)
+        for at, segment in enumerate(key[:-1]):
+            stem, number = _cut(segment)
+            if number is not None and stem:
+                members = groups.setdefault((key[:at], stem), {})
+                below = members.setdefault(number, {})
+                below[key[at + 1 :]] = row.leaf, row.repeats, row.kind
+                break  # what is inside of a list is seen when that is one
+    for (head, stem), members in groups.items():
+        whole = len(members) > 1 and sorted(members) == [*range(len(members))]
+        first = members[min(members)]
+        own = stem[0].isupper() and all(len(rest) == 1 for rest in first)
+        if whole and not own and all(member == first for member in members.values()):
+            yield format_path((*head, Index(stem, text=True)))
+
+
+def _cut(segment: Any) -> tuple[str, int | None]:
+    if not isinstance(segment, str):
+        return "", None
+    stem = segment.rstrip("0123456789")
+    return stem, int_key(segment[len(stem) :])
+
+
+def _own_key(row: Row) -> Pattern:
+    """The key of a row from the root of its model."""
+    bare = [s for s in row.key if isinstance(s, Index) and not s.prefix and not s.suffix]
+    return row.key[len(row.key) - (len(row.path) - (row.body or 0)) - len(bare) :]

@@ -1,0 +1,177 @@
+"""The commands answer on stdout, fail on stderr, and say by their number how it went."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from support.pages import python_of
+
+import ckpt_schema as cs
+from ckpt_schema.cli import main
+
+TX = optax.adam(1e-3)
+
+
+def state(width: int = 8, *, name: str = "wi", dtype: Any = jnp.float32) -> dict[str, Any]:
+    layer = {"norm": {"scale": jnp.ones(4)}, name: {"kernel": jnp.ones((4, width), dtype)}}
+    params = {f"layers_{n}": layer for n in range(3)}
+    return {"step": jnp.int32(5), "params": params, "opt_state": TX.init(params)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for number, tree in ((1000, state()), (2000, state(16)), (3000, state(name="up"))):
+        cs.orbax.save(folder / str(number), tree)
+    return folder
+
+
+def test_show_prints_each_leaf(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(runs / "1000")]) == 0
+    printed = capsys.readouterr().out
+    assert "step 1000" in printed
+    assert re.search(r"params/layers_\{i\}/wi/kernel +float32\[4 8\] +x 3 +384 B", printed)
+    assert main(["show", "--json", str(runs / "1000")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {row["key"]: row for row in told["rows"]}
+    assert rows["params/layers_{i}/wi/kernel"]["shape"] == [4, 8]
+    assert told["bytes"] == sum(row["bytes"] for row in told["rows"])
+
+
+def test_what_infer_writes_is_what_check_takes(runs: Path, tmp_path: Path) -> None:
+    file = str(tmp_path / "schemas.py")
+    assert main(["infer", str(runs / "1000"), "-o", file]) == 0
+    assert main(["check", file, str(runs / "1000")]) == 0
+    assert main(["check", f"{file}:layout", str(runs / "2000")]) == 1
+    assert main(["infer", str(runs / "1000"), "-o", file]) == 3, "nothing is overwritten"
+
+
+def test_check_names_each_fault(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "schemas.py")
+    main(["infer", str(runs / "1000"), "-o", file])
+    assert main(["check", "--json", file, str(runs / "2000")]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["ok"]
+    assert {fault["kind"] for fault in told["faults"]} == {"shape"}
+
+
+def test_diff_says_what_differs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", str(runs / "1000"), str(runs / "1000")]) == 0
+    assert main(["diff", str(runs / "1000"), str(runs / "2000")]) == 1
+    printed = capsys.readouterr().out
+    assert "float32[4 8] -> 3 x float32[4 16]" in printed
+    assert main(["diff", "--json", str(runs / "1000"), str(runs / "3000")]) == 1
+    told = json.loads(capsys.readouterr().out)
+    [change] = told["changes"]
+    assert change["kind"] == "likely renamed"
+
+
+def test_explain_prints_a_lens(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(runs / "1000"), str(runs / "1000")]) == 0
+    assert "joined" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "no.such.module:layout"], "a module to import"),
+        (["show", "/no/such/folder"], "no such path"),
+        (["show", "optax:no_such_name"], "no no_such_name"),
+        (["check", "optax:adam", "/no"], "expected"),
+        (["explain", "ckpt_schema:infer"], "without arguments"),
+    ],
+)
+def test_what_cannot_be_done_is_said_on_stderr(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 3
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert not captured.out
+
+
+def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["show"], ["nothing"], ["show", "x", "--scan", "layers"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+    assert "NODE=AXIS" in capsys.readouterr().err
+
+
+# --- cs.diff  ---
+
+
+def told(a: Any, b: Any, **given: Any) -> list[tuple[str, str]]:
+    return [(change.kind, change.path) for change in cs.diff(a, b, **given).changes]
+
+
+def test_diff_tells_each_kind_of_change() -> None:
+    assert cs.diff(state(), state()).same
+    assert told(state(), state(16)) == [("reshaped", "params/layers[]/wi/kernel")]
+    assert told(state(), state(dtype=jnp.bfloat16)) == [("recast", "params/layers[]/wi/kernel")]
+    assert told(state(), state(name="up")) == [("likely renamed", "params/layers[]/wi/kernel")]
+    a, b = ({"params": {"w": jnp.ones(2), **more}} for more in ({}, {"head": jnp.ones((3, 3))}))
+    assert told(a, b) == [("added", "params/head")]
+    assert told(b, a) == [("removed", "params/head")]
+
+
+def test_diff_tells_what_lies_elsewhere() -> None:
+    mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
+    split = NamedSharding(mesh, PartitionSpec("x"))
+    a = {"params": {"w": jnp.ones(4)}}
+    b = {"params": {"w": jax.device_put(jnp.ones(4), split)}}
+    [change] = cs.diff(a, b).changes
+    assert (change.kind, change.path) == ("resharded", "params/w")
+    assert "'x'" in change.after
+
+
+def test_diff_measures_values() -> None:
+    a = {"w": jnp.array([1.0, 2.0, jnp.nan]), "b": jnp.zeros(2)}
+    b = {"w": jnp.array([1.0, 2.5, jnp.nan]), "b": jnp.zeros(2)}
+    [value] = cs.diff(a, b, values=True).values or ()
+    assert (value.path, value.absolute, value.relative) == ("w", 0.5, 0.2)
+    assert cs.diff(a, a, values=True).values == ()
+    with pytest.raises(cs.ConformanceError, match="give lens="):
+        cs.diff(a, {"w": a["w"]}, values=True)
+
+
+def test_diff_measures_values_through_a_lens() -> None:
+    a = {"w": jnp.ones((2, 3)), "b": jnp.zeros(2)}
+    b = {"v": jnp.ones((2, 3)) * 3, "b": jnp.zeros(2)}
+    lens = cs.adapt(a, b, rules=[cs.rename("w", "v")])
+    [value] = cs.diff(a, b, lens=lens, values=True).values or ()
+    assert (value.path, value.absolute) == ("v", 2.0)
+
+
+def test_a_diff_has_no_truth_value() -> None:
+    with pytest.raises(TypeError, match=r"diff\.same"):
+        bool(cs.diff(state(), state()))
+
+
+def test_what_the_page_on_the_command_line_says_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
+    page = page.replace("/tmp/my-runs", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.py").write_text(python_of(page))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    exec(compile(python_of(page), "models.py", "exec"), {"__name__": "models"})
+    lines = re.findall(r"^ckpt-schema (.*?)(?: +# exits with (\d))?$", page, re.MULTILINE)
+    assert len(lines) > 6
+    for line, code in lines:
+        assert main(shlex.split(line)) == int(code or 0), line
+    assert "class" in (tmp_path / "schemas.py").read_text()
+    assert "likely renamed" in capsys.readouterr().out
