@@ -145,7 +145,7 @@ def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert refused(tmp_path / "empty").found == "an empty directory"
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "model.safetensors").write_text("")
+    (tmp_path / "other" / "model.txt").write_text("")
     assert refused(tmp_path / "other").found == "a directory without a pytree that Orbax wrote"
 
 

@@ -10,9 +10,10 @@ from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Row
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Dicts", "Untold"]
+__all__ = ["USUAL_COLLECTION", "Dicts", "Untold"]
 
-_PARAMS = "params"
+USUAL_COLLECTION = "params"
+"""Linen's collection of a field that names none."""
 
 
 class Dicts:
@@ -24,11 +25,14 @@ class Dicts:
     """
 
     container: ClassVar[Literal["dict", "nnx"]] = "dict"
-    homes: ClassVar[tuple[KeyPath, ...]] = ((_PARAMS,), (_PARAMS, _PARAMS))
+    homes: ClassVar[tuple[KeyPath, ...]] = (
+        (USUAL_COLLECTION,),
+        (USUAL_COLLECTION, USUAL_COLLECTION),
+    )
 
     def model(self, row: Row, collection: str | None) -> Row:
         """A leaf of a model; ``params`` is what a field that names no collection means."""
-        return dataclasses.replace(row, kind=collection or _PARAMS)
+        return dataclasses.replace(row, kind=collection or USUAL_COLLECTION)
 
     def leaf(self, row: Row) -> Row:
         """A leaf beside models and optimizers."""
@@ -43,7 +47,7 @@ class Dicts:
         Raises:
             SchemaError: It is none of these.
         """
-        several: Any = [wrt] if isinstance(wrt, str) else [_PARAMS] if wrt is None else wrt
+        several: Any = [wrt] if isinstance(wrt, str) else [USUAL_COLLECTION] if wrt is None else wrt
         if not isinstance(several, (list, tuple, set)) or not all(
             isinstance(each, str) for each in several
         ):
@@ -54,7 +58,7 @@ class Dicts:
 
     def kept(self, *, mirror: bool, boxed: bool) -> Any:
         """The kind of a leaf of an optimizer state."""
-        return _PARAMS if mirror else None
+        return USUAL_COLLECTION if mirror else None
 
     def parted(self, owner: str, trained: Sequence[Row]) -> SchemaError | None:
         """The error for params that an optimizer state of this kind has no place for."""
@@ -69,7 +73,7 @@ class Dicts:
 class Untold(Dicts):
     """Trees of dicts that tell of no collections, as files of other frameworks do, and checkpoints of NNX."""
 
-    homes = ((_PARAMS,), ("model",))
+    homes = ((USUAL_COLLECTION,), ("model",))
 
     def model(self, row: Row, collection: str | None) -> Row:
         """A leaf of a model, of no collection unless its field names one."""

@@ -73,7 +73,11 @@ def is_of_weights(path: epath.PathLike) -> bool:
     """Whether a path is that of a folder of Hugging Face, or of a file of such, by its name or by what is in it."""
     place = place_of(path)
     if place.is_dir():
-        return any(_is_named(child.name) for child in place.iterdir())
+        try:
+            children = [child.name for child in place.iterdir()]
+        except OSError:  # what nobody may read is named by whoever reads it
+            return False
+        return any(map(_is_named, children))
     return _is_named(place.name) and place.exists()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.kinds import USUAL_COLLECTION
 from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._layouts.table import Layout, Node, Row
 from ckpt_schema._source.branches import Branch, Grower, Placed
@@ -134,7 +135,7 @@ class LayoutText:
                 branches = Grower(self._imports, usual).grow(placed)
                 roots += (_Root(branch, tuple(placed), False) for branch in branches)
                 continue
-            usual = ("Param", "RngKey") if nnx else ("params", "params")
+            usual = ("Param", "RngKey") if nnx else (USUAL_COLLECTION, USUAL_COLLECTION)
             heads = _heads(rows, one=nnx)
             placed = [(row, row.key[len(heads[_kind(row, one=nnx)]) :]) for row in rows]
             children = Grower(self._imports, usual).grow(placed, 1)
@@ -146,7 +147,11 @@ class LayoutText:
         """How the key of a model is written, of each of its collections if they stand apart."""
         is_trained = name in self._trained
         one = next(iter(heads.values()))
-        if len(heads) == 1 and next(iter(heads)) in (None, "params") and (is_trained or not one):
+        if (
+            len(heads) == 1
+            and next(iter(heads)) in (None, USUAL_COLLECTION)
+            and (is_trained or not one)
+        ):
             text = paths.format_path(one)
             if text != name:
                 yield "key", quoted(text)
@@ -154,7 +159,7 @@ class LayoutText:
         if all(head == (kind,) for kind, head in heads.items()):
             yield "key", '{...: "{collection}"}'
             return
-        apart = {kind or "params": head for kind, head in heads.items() if head != (kind,)}
+        apart = {kind or USUAL_COLLECTION: head for kind, head in heads.items() if head != (kind,)}
         items = [
             f"{quoted(kind)}: {quoted(paths.format_path(head))}" for kind, head in apart.items()
         ]
@@ -207,7 +212,7 @@ class LayoutText:
         params: dict[Any, Placed] = {}
         others: dict[Any, Placed] = {}
         for row, key in of.rows:
-            trained = kind is None or row.kind == "params" or _is_param(row.kind)
+            trained = kind is None or row.kind == USUAL_COLLECTION or _is_param(row.kind)
             (params if trained else others)[row.path[1:]] = row, key
         home = self._states[name]
         where = paths.format_path(home)

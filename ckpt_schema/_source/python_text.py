@@ -10,6 +10,7 @@ import jaxtyping
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.kinds import USUAL_COLLECTION
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._source.branches import Branch
 from ckpt_schema._source.equal_parts import SharedClass, Sharing
@@ -237,7 +238,7 @@ class ClassWriter:
 
 def _one_of(branch: Branch) -> str:
     """What one of the repeats of an attribute is called."""
-    name = "Model" if branch.name == "params" else class_name(branch.name)
+    name = "Model" if branch.name == USUAL_COLLECTION else class_name(branch.name)
     plural = branch.count is not None and name.endswith("s") and not name.endswith("ss")
     return name[:-1] if plural and len(name) > 2 else name
 

@@ -417,13 +417,11 @@ def test_3_6_old_forms_are_named_with_what_reads_them(tmp_path: Path) -> None:
     (tmp_path / "orbax" / "checkpoint").write_bytes(packed)
     (tmp_path / "run" / "7" / "default").mkdir(parents=True)
     (tmp_path / "run" / "7" / "default" / "_METADATA").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     forms = {
         "checkpoint_3": ("a msgpack file of Flax", "flax.training.checkpoints.restore_checkpoint"),
         ".": ("a directory with 1 msgpack file of Flax", "checkpoint_3"),
         "orbax": ("a pytree of Orbax 0.3 or older", "orbax.checkpoint.PyTreeCheckpointer()"),
         "run": ("a directory of 1 step of an old CheckpointManager", "ocp.args.PyTreeRestore()"),
-        "model.safetensors": ("a safetensors file", "safetensors.numpy.load_file"),
     }
     for name, (found, reader) in forms.items():
         fault = refused(tmp_path / name)

@@ -175,9 +175,9 @@ RAW: dict[str, tuple[Callable[[], Any], list[str]]] = {
     # arguments
     "scale by an int that no float holds": (
         lambda: cs.scale("w", HUGE),
-        ["factor", "a power of two", "1000000", "yourself"],
+        ["factor", "a finite number", "1000000"],
     ),
-    "scale by nan": (lambda: cs.scale("w", float("nan")), ["factor", "a power of two", "nan"]),
+    "scale by nan": (lambda: cs.scale("w", float("nan")), ["factor", "a finite number", "nan"]),
     "private, too large": (
         lambda: cs.derive(
             Plain, cs.layout(schema(Float32[Array, ""])), rules=[cs.private("w", HUGE)]
