@@ -135,6 +135,25 @@ def test_a_leaf_that_the_view_has_twice_is_tied() -> None:
     assert "only where they are always equal" in str(found.open[0])
 
 
+@pytest.mark.parametrize("rows", [7, 4])
+def test_a_copy_that_is_turned_is_not_tied_as_it_stands(rows: int) -> None:
+    tokens = jnp.arange(3)
+    old = {"table": jnp.ones((rows, 4)), "w": jnp.ones((4, 4))}
+    new = {**old, "head": jnp.ones((4, rows))}
+
+    def tied(p: Any) -> Any:
+        return jnp.tanh(p["table"][tokens] @ p["w"]) @ p["table"].T
+
+    def untied(p: Any) -> Any:
+        return jnp.tanh(p["table"][tokens] @ p["w"]) @ p["head"]
+
+    found = discover(tied, old, untied, new)
+    assert cs.tie("head", "table") not in found.rules
+    assert any(note.startswith("head is table turned") for note in found.notes)
+    with pytest.raises(cs.DerivationError, match="head"):
+        found.lens()
+
+
 def test_exchanged_names_are_seen_through() -> None:
     tree = {"a": jnp.arange(16.0).reshape(4, 4), "b": -jnp.arange(16.0).reshape(4, 4)}
     found = discover(

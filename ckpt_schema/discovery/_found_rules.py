@@ -208,11 +208,11 @@ def _spoken(pairs: Sequence[_Pair], unsaid: list[str]) -> Iterator[_Saying | Rul
     for pair in sorted(pairs, key=_unlikeness):
         original = originals.setdefault(pair.source, pair)
         if original is not pair and pair.source.is_whole:  # the view stores it twice
-            if _is_square(pair.source) and original.order != pair.order:
-                unsaid.append(
-                    f"{pair.view.path} is {original.view.path} turned: no rule ties these"
-                )
-            yield tie(pair.view.path, original.view.path)
+            if original.order == pair.order:
+                yield tie(pair.view.path, original.view.path)
+            else:
+                why = "declare both layouts as classes, whose dims say how, beside a tie(...)"
+                unsaid.append(f"{pair.view.path} is {original.view.path} turned: {why}")
             continue
         by_source[pair.source.path].append(pair)
         by_view[pair.view.path].append(pair)
