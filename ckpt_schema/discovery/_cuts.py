@@ -12,12 +12,20 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["AxisSizes", "LeafPiece", "cuts_into", "form_of", "whole_piece"]
+__all__ = [
+    "AxisSizes",
+    "LeafPiece",
+    "cuts_into",
+    "divided_factor",
+    "form_of",
+    "narrowed_factor",
+    "whole_piece",
+]
 
 AxisSizes = tuple[int, ...]
 """The sizes of a piece's axes, in ascending order: what does not tell how they are turned."""
@@ -54,9 +62,23 @@ class LeafPiece:
         return tuple(math.prod(sizes) for sizes in self.factors)
 
     @property
+    def flat(self) -> list[int]:
+        """The sizes of all factors, in order."""
+        return [size for sizes in self.factors for size in sizes]
+
+    def first_factor(self, axis: int) -> int:
+        """The number of the first factor of an axis of the leaf."""
+        return sum(len(sizes) for sizes in self.factors[:axis])
+
+    def lengths(self, numbers: Iterable[int]) -> list[int]:
+        """How much of each of some factors it has."""
+        spans = [self.spans[number] for number in numbers]
+        return [stop - start for start, stop in spans]
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the piece."""
-        return self.places.shape
+        return tuple(math.prod(self.lengths(axis)) for axis in self.axes)
 
     @property
     def form(self) -> AxisSizes:
@@ -66,43 +88,37 @@ class LeafPiece:
     @functools.cached_property
     def places(self) -> np.ndarray[Any, Any]:
         """Where each element of the piece is in the flat leaf."""
-        flat = [size for sizes in self.factors for size in sizes]
-        every = np.arange(math.prod(flat)).reshape(flat)
+        every = np.arange(math.prod(self.flat)).reshape(self.flat)
         own = every[tuple(slice(*span) for span in self.spans)]
         order = [number for axis in self.axes for number in axis]
-        single = [number for number in range(len(flat)) if number not in order]
-        sizes = [math.prod(own.shape[number] for number in axis) for axis in self.axes]
-        return own.transpose([*order, *single]).reshape(sizes)
+        single = [number for number in range(own.ndim) if number not in order]
+        return own.transpose([*order, *single]).reshape(self.shape)
 
     @property
     def is_whole(self) -> bool:
         """Whether it has every element of its leaf."""
-        flat = [size for sizes in self.factors for size in sizes]
-        return all(span == (0, size) for span, size in zip(self.spans, flat, strict=True))
+        return all(span == (0, size) for span, size in zip(self.spans, self.flat, strict=True))
 
     def __str__(self) -> str:
         """The leaf, with the indices that the piece has of each axis that is cut."""
+        if self.is_whole:
+            return self.leaf
         words: list[str] = []
-        at = 0
+        spans = iter(self.spans)
         for sizes in self.factors:
-            own = self.spans[at : at + len(sizes)]
-            at += len(sizes)
-            if all(span == (0, size) for span, size in zip(own, sizes, strict=True)):
-                words.append(":")
-            elif len(sizes) == 1:
-                start, stop = own[0]
-                words.append(str(start) if stop == start + 1 else f"{start}:{stop}")
-            else:
-                spelled = zip(own, sizes, strict=True)
-                words.append(
-                    "*".join(
-                        str(size)
-                        if span == (0, size)
-                        else (str(span[0]) if span[1] == span[0] + 1 else f"{span[0]}:{span[1]}")
-                        for span, size in spelled
-                    )
-                )
-        return self.leaf if self.is_whole else f"{self.leaf}[{', '.join(words)}]"
+            own = [_indices(next(spans), size) for size in sizes]
+            is_cut = any(own)
+            each = (word or str(size) for word, size in zip(own, sizes, strict=True))
+            words.append("*".join(each) if is_cut else ":")
+        return f"{self.leaf}[{', '.join(words)}]"
+
+
+def _indices(span: tuple[int, int], size: int) -> str:
+    """The indices that a span has of a factor; nothing where it has all."""
+    start, stop = span
+    if span == (0, size):
+        return ""
+    return str(start) if stop == start + 1 else f"{start}:{stop}"
 
 
 def form_of(shape: Sequence[int]) -> AxisSizes:
@@ -195,10 +211,10 @@ def _single(piece: LeafPiece, at: int) -> Iterator[LeafPiece]:
     [number] = piece.axes[at]
     start, stop = piece.spans[number]
     for index in range(start, stop):
-        yield _spanned(piece, at, number, (index, index + 1))
+        yield narrowed_factor(piece, number, (index, index + 1))
 
 
-def _spanned(piece: LeafPiece, at: int, number: int, span: tuple[int, int]) -> LeafPiece:
+def narrowed_factor(piece: LeafPiece, number: int, span: tuple[int, int]) -> LeafPiece:
     """The piece with less of one factor; what has one index of it has no axis for it."""
     spans = (*piece.spans[:number], span, *piece.spans[number + 1 :])
     axes = piece.axes
@@ -252,16 +268,15 @@ def _split(piece: LeafPiece, at: int, plan: _SplitPlan) -> Iterator[LeafPiece]:
     """The parts of one axis."""
     [number] = piece.axes[at]
     start, stop = piece.spans[number]
-    sizes = [size for each in piece.factors for size in each]
-    if (start, stop) != (0, sizes[number]):  # a run of a factor is only cut into runs
+    if (start, stop) != (0, piece.flat[number]):  # a run of a factor is only cut into runs
         if plan.outer > 1:
             return
         for run in plan.runs:
             end = start + run * plan.inner
-            yield _spanned(piece, at, number, (start, end))
+            yield narrowed_factor(piece, number, (start, end))
             start = end
         return
-    whole = _refactored(piece, number, (plan.outer, sum(plan.runs), plan.inner))
+    whole = divided_factor(piece, number, (plan.outer, sum(plan.runs), plan.inner))
     # The factors of the axis are at number, number + 1 and number + 2 now; those of size 1 stay.
     first = 0
     for run in plan.runs:
@@ -275,7 +290,7 @@ def _split(piece: LeafPiece, at: int, plan: _SplitPlan) -> Iterator[LeafPiece]:
         yield dataclasses.replace(whole, spans=spans, axes=tuple(axes))
 
 
-def _refactored(piece: LeafPiece, number: int, sizes: tuple[int, int, int]) -> LeafPiece:
+def divided_factor(piece: LeafPiece, number: int, sizes: tuple[int, int, int]) -> LeafPiece:
     """The piece with one factor as a product of three; the others are counted anew."""
     factors: list[tuple[int, ...]] = []
     at = 0

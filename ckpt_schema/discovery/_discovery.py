@@ -227,7 +227,8 @@ def discover(
             break
         for each in readings[:_MOST_READINGS]:
             if each not in judged:
-                judged[each] = _matched(models, search, each, seed)
+                pieces = search.both_pieces(each.changes)
+                judged[each] = match_pieces(models, pieces, each.noise, seed)
         if any(matched.agrees and not any(matched.alone) for matched in judged.values()):
             break  # other readings would explain no more
     if not judged:
@@ -235,13 +236,13 @@ def discover(
     ordered = sorted(judged.items(), key=lambda pair: _cost(pair[1]))
     reading, best = ordered[0]
     alike = [one for one, other in ordered[1:] if _cost(other)[:2] == _cost(best)[:2]]
-    pieces = search.pieces(0, reading.changes), search.pieces(1, reading.changes)
-    found = rules_of(models, pieces, best.pairings, names)
+    found = rules_of(models, search.both_pieces(reading.changes), best.pairings, names)
     ways: list[tuple[Rule, ...]] = []
-    is_gauge = bool(alike and reading.recodes and best.complete)
-    for each in [reading, *alike] if is_gauge else []:
-        own = search.pieces(0, each.changes), search.pieces(1, each.changes)
-        ways.append(rules_of(models, own, judged[each].pairings, names).values)
+    if alike and reading.recodes and best.complete:
+        ways.append(found.values)
+        for each in alike:
+            pieces = search.both_pieces(each.changes)
+            ways.append(rules_of(models, pieces, judged[each].pairings, names).values)
     return _told(best, found, tuple(ways), search.tried, list(rules))
 
 
@@ -279,11 +280,6 @@ def _known(rules: Sequence[Rule], view: RunnableModel) -> dict[str, Recode]:
             named = [name for name in view.shapes if name == path or name.endswith(f"/{path}")]
             found |= dict.fromkeys(named, Recode(scale=rule.factor))
     return found
-
-
-def _matched(models: Models, search: Search, reading: Reading, seed: int) -> Matched:
-    pieces = search.pieces(0, reading.changes), search.pieces(1, reading.changes)
-    return match_pieces(models, pieces, reading.noise, seed)
 
 
 def _cost(matched: Matched) -> tuple[bool, int, int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Binder
-from ckpt_schema._layouts.table import Layout
+from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.rules import Rule, fuse, rename, tie
 from ckpt_schema._lens.value_rules import scale, shift
 from ckpt_schema.discovery._cuts import LeafPiece
@@ -44,37 +44,11 @@ class FoundRules:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
-    """A piece as one layer of its leaf has it."""
-
-    path: str
-    factors: tuple[tuple[int, ...], ...]
-    spans: tuple[tuple[int, int], ...]
-    axes: tuple[tuple[int, ...], ...]
-
-    @property
-    def size(self) -> int:
-        """How many elements it has."""
-        return math.prod(stop - start for start, stop in self.spans)
-
-    @property
-    def leaf_size(self) -> int:
-        """How many elements one layer of the leaf has."""
-        return math.prod(size for sizes in self.factors for size in sizes)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is all of its leaf."""
-        flat = [size for sizes in self.factors for size in sizes]
-        return all(span == (0, size) for span, size in zip(self.spans, flat, strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
 class _Pair:
-    """Parts of one layer of both sides, which are one."""
+    """Pieces of one layer of both sides, which are one; their leaves are called by logical paths."""
 
-    source: _Part
-    view: _Part
+    source: LeafPiece
+    view: LeafPiece
     order: Order
     factor: float
     offset: float
@@ -136,16 +110,16 @@ def _pairs(
         layers[_Pair(before, after, order, factor, offset)] += 1
     found: list[_Pair] = []
     for pair, count in layers.items():
-        wanted = _count(sides[1], pair.view.path)
+        wanted = _count(sides[1].rows[pair.view.leaf])
         if count != wanted:
             why = f"it holds in {count} of {wanted} layers alone"
-            unsaid.append(f"{pair.source.path} is {pair.view.path}: {why}")
+            unsaid.append(f"{pair.source.leaf} is {pair.view.leaf}: {why}")
         else:
             found.append(pair)
     return found
 
 
-def _layer(piece: LeafPiece, side: Addresses) -> tuple[_Part, tuple[int, ...]]:
+def _layer(piece: LeafPiece, side: Addresses) -> tuple[LeafPiece, tuple[int, ...]]:
     """A piece as its layer has it, and the numbers of the layer."""
     row, slot = side.slots[piece.leaf]
     stored = dict(single_axes(piece))
@@ -163,27 +137,20 @@ def _layer(piece: LeafPiece, side: Addresses) -> tuple[_Part, tuple[int, ...]]:
     factors: list[tuple[int, ...]] = []
     spans: list[tuple[int, int]] = []
     kept: dict[int, int] = {}
-    at = 0
     for axis, sizes in enumerate(piece.factors):
-        numbers = range(at, at + len(sizes))
-        at += len(sizes)
         if axis in dropped:
             continue
-        for number in numbers:
+        first = piece.first_factor(axis)
+        for number in range(first, first + len(sizes)):
             kept[number] = len(spans)
             spans.append(piece.spans[number])
         factors.append(sizes)
     axes = tuple(tuple(kept[number] for number in own if number in kept) for own in piece.axes)
-    return _Part(side.path(piece.leaf), tuple(factors), tuple(spans), axes), tuple(indices)
+    return LeafPiece(side.path(piece.leaf), tuple(factors), tuple(spans), axes), tuple(indices)
 
 
-def _count(side: Addresses, path: str) -> int:
+def _count(row: Row) -> int:
     """How many layers a leaf has."""
-    row = next(
-        row
-        for row in side.layout.rows
-        if "/".join(row.path[row.body or 0 :]) == path and not row.mirrors
-    )
     sizes = [size for repeat in row.repeats for size in repeat.size]
     return math.prod(size for size in sizes if isinstance(size, int))
 
@@ -204,27 +171,27 @@ def _spoken(pairs: Sequence[_Pair], unsaid: list[str]) -> Iterator[_Saying | Rul
     """A rule, or what may become one, for each leaf that is one, or that has parts."""
     by_source: dict[str, list[_Pair]] = collections.defaultdict(list)
     by_view: dict[str, list[_Pair]] = collections.defaultdict(list)
-    originals: dict[_Part, _Pair] = {}
+    originals: dict[LeafPiece, _Pair] = {}
     for pair in sorted(pairs, key=_unlikeness):
         original = originals.setdefault(pair.source, pair)
         if original is not pair and pair.source.is_whole:  # the view stores it twice
             if original.order == pair.order:
-                yield tie(pair.view.path, original.view.path)
+                yield tie(pair.view.leaf, original.view.leaf)
             else:
                 why = "declare both layouts as classes, whose dims say how, beside a tie(...)"
-                unsaid.append(f"{pair.view.path} is {original.view.path} turned: {why}")
+                unsaid.append(f"{pair.view.leaf} is {original.view.leaf} turned: {why}")
             continue
-        by_source[pair.source.path].append(pair)
-        by_view[pair.view.path].append(pair)
+        by_source[pair.source.leaf].append(pair)
+        by_view[pair.view.leaf].append(pair)
     for path, own in by_view.items():
-        others = {pair.source.path for pair in own}
+        others = {pair.source.leaf for pair in own}
         counts = {len(by_source[other]) for other in others}
         if len(own) == 1 and counts == {1}:
             yield _renamed(own[0], unsaid)
         elif counts == {1} and all(pair.source.is_whole for pair in own):
             yield from _fused(path, own, unsaid, whole_is_view=True)
     for path, own in by_source.items():
-        if len(own) > 1 and all(len(by_view[pair.view.path]) == 1 for pair in own):
+        if len(own) > 1 and all(len(by_view[pair.view.leaf]) == 1 for pair in own):
             yield from _fused(path, own, unsaid, whole_is_view=False)
         elif len(own) > 1:
             why = "it is cut into parts on both sides; declare both layouts as classes"
@@ -233,7 +200,7 @@ def _spoken(pairs: Sequence[_Pair], unsaid: list[str]) -> Iterator[_Saying | Rul
 
 def _unlikeness(pair: _Pair) -> tuple[bool, bool]:
     """What makes one of two copies the original: the one that is as the source has it."""
-    return [*pair.order] != sorted(pair.order), pair.view.path != pair.source.path
+    return [*pair.order] != sorted(pair.order), pair.view.leaf != pair.source.leaf
 
 
 def _renamed(pair: _Pair, unsaid: list[str]) -> _Saying:
@@ -241,19 +208,19 @@ def _renamed(pair: _Pair, unsaid: list[str]) -> _Saying:
     source, view = pair.source, pair.view
     spelled = _spelled([pair], whole_is_view=False)
     if spelled is None:
-        unsaid.append(f"{source.path} is {view.path}: its axes are cut where no rule can say it")
-        return _Saying(source.path, view.path)
+        unsaid.append(f"{source.leaf} is {view.leaf}: its axes are cut where no rule can say it")
+        return _Saying(source.leaf, view.leaf)
     before, [after] = spelled
     plain = all("*" not in axis for axis in (*before, *after)) and len(before) == len(after)
     if plain and before == after and not _is_square(source):
-        return _Saying(source.path, view.path)
+        return _Saying(source.leaf, view.leaf)
     if plain and "1" not in before:
         order = " ".join(str(before.index(axis)) for axis in after)
-        return _Saying(source.path, view.path, order)
-    return _Saying(source.path, view.path, f"{' '.join(before)} -> {' '.join(after)}")
+        return _Saying(source.leaf, view.leaf, order)
+    return _Saying(source.leaf, view.leaf, f"{' '.join(before)} -> {' '.join(after)}")
 
 
-def _is_square(part: _Part) -> bool:
+def _is_square(part: LeafPiece) -> bool:
     """Whether sizes do not tell the axes of a leaf apart."""
     sizes = [math.prod(own) for own in part.factors if math.prod(own) > 1]
     return len(set(sizes)) < len(sizes)
@@ -268,9 +235,10 @@ def _fused(
         return (pair.view if whole_is_view else pair.source).spans
 
     ordered = sorted(pairs, key=start)
-    parts = [(pair.source if whole_is_view else pair.view).path for pair in ordered]
+    parts = [(pair.source if whole_is_view else pair.view).leaf for pair in ordered]
     wholes = [pair.view if whole_is_view else pair.source for pair in ordered]
-    if sum(whole.size for whole in wholes) < wholes[0].leaf_size:
+    held = sum(math.prod(whole.shape) for whole in wholes)
+    if held < math.prod(wholes[0].flat):
         why = "what the rest of it is is open; fuse(...) says it once you know"
         unsaid.append(f"{path} has {' and '.join(parts)} as parts: {why}")
         return
@@ -334,7 +302,7 @@ def _spelled(
         theirs: dict[int, list[str]] = {}
         for axis, there in enumerate(part.axes):
             here = whole.axes[order[axis]]
-            cuts = _common_factors(_lengths(whole, here), _lengths(part, there))
+            cuts = _common_factors(whole.lengths(here), part.lengths(there))
             if cuts is None:
                 return None
             flat: list[str] = []
@@ -380,19 +348,13 @@ def _sum_of(runs: Sequence[Sequence[str]]) -> str:
     return "+".join("*".join(run) or "1" for run in runs)
 
 
-def _lengths(part: _Part, numbers: Sequence[int]) -> list[int]:
-    """How much of each of some factors a part has."""
-    spans = [part.spans[number] for number in numbers]
-    return [stop - start for start, stop in spans]
-
-
 def _turned(order: Order, *, inverse: bool) -> Order:
     if not inverse:
         return order
     return tuple(order.index(axis) for axis in range(len(order)))
 
 
-def _shared_factor(wholes: Sequence[_Part]) -> int | None:
+def _shared_factor(wholes: Sequence[LeafPiece]) -> int | None:
     """The factor of which each part has a span of its own, one after the other."""
     if len(wholes) == 1:
         return None
@@ -425,13 +387,13 @@ def _common_factors(
             rest[side][at[side]] //= size
 
 
-def _axis_words(part: _Part, words: Mapping[int, Sequence[str]]) -> list[str]:
+def _axis_words(part: LeafPiece, words: Mapping[int, Sequence[str]]) -> list[str]:
     """Each axis of a leaf as the product of its letters; a sum that is multiplied stands in parentheses."""
     found: list[str] = []
-    at = 0
+    numbers = itertools.count()
     for sizes in part.factors:
-        names = [name for number in range(at, at + len(sizes)) for name in words.get(number, [])]
-        at += len(sizes)
+        own = itertools.islice(numbers, len(sizes))
+        names = [name for number in own for name in words.get(number, [])]
         several = len(names) > 1
         found.append("*".join(f"({n})" if several and "+" in n else n for n in names) or "1")
     return found
@@ -444,14 +406,7 @@ def _folded(found: Sequence[_Saying | Rule], sides: tuple[Addresses, Addresses])
     """Renames of leaves as renames of nodes, where a node has nothing else."""
     sayings = [each for each in found if isinstance(each, _Saying)]
     plain = {each.source: each.view for each in sayings if each.axes is None}
-    paths = [
-        {
-            "/".join(row.path[row.body or 0 :])
-            for row in side.layout.rows
-            if row.body is not None and not row.mirrors
-        }
-        for side in sides
-    ]
+    paths = [{path for path, row in side.rows.items() if row.body is not None} for side in sides]
     nodes: dict[str, str] = dict(plain)
     merged = True
     while merged:
@@ -493,7 +448,7 @@ def _recodes(pairs: Iterable[_Pair], unsaid: list[str]) -> Iterator[Rule]:
     """Rules for values that differ."""
     told: dict[str, set[tuple[float, float]]] = collections.defaultdict(set)
     for pair in pairs:
-        told[pair.view.path].add((pair.factor, pair.offset))
+        told[pair.view.leaf].add((pair.factor, pair.offset))
     for path, several in told.items():
         if several == {(1.0, 0.0)}:
             continue

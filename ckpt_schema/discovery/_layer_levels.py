@@ -44,6 +44,9 @@ class Addresses:
     """Where the leaves of one side stand in its model, by their names.
 
     Attributes:
+        layout: The layout that was read off.
+        rows: Its rows, by their logical paths in the model, without those of an optimizer.
+        slots: For each leaf, its row, and which layer of it.
         keys: For each leaf, its key path from the model's root on.
     """
 
@@ -53,6 +56,8 @@ class Addresses:
         self.layout: Layout = infer_tree(
             model.tree, scan=levels.scan, lists=levels.lists, joined=joined, name=name
         )
+        own = [row for row in self.layout.rows if not row.mirrors]
+        self.rows = {"/".join(row.model_path): row for row in reversed(own)}
         finder = SlotFinder(self.layout)
         flat = flatten(model.tree)
         self.slots: dict[str, tuple[Row, tuple[int, ...]]] = {}
@@ -69,7 +74,7 @@ class Addresses:
     def path(self, name: str) -> str:
         """The logical path of a leaf in its model."""
         row, _ = self.slots[name]
-        return "/".join(row.path[row.body or 0 :])
+        return "/".join(row.model_path)
 
 
 def _body_key(row: Row, indices: tuple[int, ...]) -> KeyPath:
@@ -77,7 +82,7 @@ def _body_key(row: Row, indices: tuple[int, ...]) -> KeyPath:
     found: list[Key] = []
     marks = iter(indices)
     axes = iter(row.repeats)
-    for segment in row.path[row.body or 0 :]:
+    for segment in row.model_path:
         if not segment.endswith("[]"):
             found.append(segment)
             continue
@@ -113,13 +118,9 @@ def found_levels(
     for side in (0, 1):
         axes = _stacked(pieces[side], partners[side], plain[1 - side])
         scan = _by_node(axes, plain[side], pieces[side])
-        patterns = tuple(_written(pattern) for pattern in lists[side])
+        patterns = tuple(format_path(pattern) for pattern in lists[side])
         levels.append(LayerLevels(patterns, scan))
     return levels[0], levels[1]
-
-
-def _written(pattern: Pattern) -> str:
-    return format_path(pattern)
 
 
 _Group = dict[int, dict[KeyPath, str]]
@@ -189,16 +190,14 @@ def _places(piece: LeafPiece, keys: Mapping[str, KeyPath], number: int) -> set[o
 
 def single_axes(piece: LeafPiece) -> Iterator[tuple[int, int]]:
     """The axes of its leaf that a piece has one index of, and the index; each is one factor."""
-    at = 0
     for axis, sizes in enumerate(piece.factors):
-        start, stop = piece.spans[at]
+        start, stop = piece.spans[piece.first_factor(axis)]
         if len(sizes) == 1 and sizes[0] > 1 and stop == start + 1:
             yield axis, start
-        at += len(sizes)
 
 
 def _other_spans(piece: LeafPiece, axis: int) -> tuple[tuple[int, int], ...]:
-    number = sum(len(sizes) for sizes in piece.factors[:axis])
+    number = piece.first_factor(axis)
     return (*piece.spans[:number], *piece.spans[number + 1 :])
 
 

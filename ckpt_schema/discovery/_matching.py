@@ -235,8 +235,9 @@ class _Matching:
     def _see(self, point: _Point) -> None:
         """Takes the gradients at a point."""
         own: list[list[Array]] = []
-        for model, pieces, leaves in zip(self._models, self._pieces, point.leaves, strict=True):
-            own.append(gradients_at(model, pieces, leaves, self._seed))
+        sides = zip(self._models, self._pieces, point.leaves, point.outputs, strict=True)
+        for model, pieces, leaves, outputs in sides:
+            own.append(gradients_at(model, pieces, leaves, outputs, self._seed))
         self._gradients = own[0], own[1]
         sizes = [_size(gradient) for gradient in own[0]]
         self._floor = self._tolerance * float(np.median(sizes)) if sizes else 0.0

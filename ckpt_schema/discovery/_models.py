@@ -57,8 +57,8 @@ def model_of(run: Callable[[Any], Any] | None, given: Any, side: str) -> Runnabl
 
     Args:
         run: What computes the outputs of what is given.
-        given: A tree of arrays or abstract values, an ``nnx.Module``, a function that makes one, or
-            a `RunnableModel`, which has a run of its own.
+        given: A tree of arrays or abstract values, an ``nnx.Module``, or a `RunnableModel`, which
+            has a run of its own.
         side: What messages call it.
 
     Raises:
@@ -95,13 +95,12 @@ class JaxModel:
         self._changed: list[str] = []
         self.tree: Any = whole_state(state_of(given))
         flat = flatten(self.tree)
-        names = [format_path(key) for key in flat.keys]
-        leaves, self._treedef = jax.tree.flatten(self.tree)
-        self._names = names
+        self._names = [format_path(key) for key in flat.keys]
+        self._treedef = flat.treedef
         self._constants: dict[str, Any] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         faults: list[Mismatch] = []
-        for name, leaf in zip(names, leaves, strict=True):
+        for name, leaf in zip(self._names, flat.leaves, strict=True):
             if jnp.issubdtype(leaf.dtype, jnp.floating):
                 shapes[name] = tuple(leaf.shape)
             elif isinstance(leaf, jax.ShapeDtypeStruct):

@@ -73,7 +73,8 @@ def in_axis_order(block: Array, piece: LeafPiece) -> Array:
 
 def shared_values(pieces: Sequence[LeafPiece], seed: int) -> list[Array]:
     """What each piece holds at the shared point."""
-    return [in_axis_order(shared_block(piece.form, seed), piece) for piece in pieces]
+    blocks = {form: shared_block(form, seed) for form in {piece.form for piece in pieces}}
+    return [in_axis_order(blocks[piece.form], piece) for piece in pieces]
 
 
 def leaves_of(
@@ -102,10 +103,13 @@ def relative_gap(one: Array, other: Array) -> float:
 
 
 def gradients_at(
-    model: RunnableModel, pieces: Sequence[LeafPiece], leaves: Mapping[str, Array], seed: int
+    model: RunnableModel,
+    pieces: Sequence[LeafPiece],
+    leaves: Mapping[str, Array],
+    outputs: Array,
+    seed: int,
 ) -> list[Array]:
-    """The gradient of each piece, for a cotangent that outputs determine and nothing else does."""
-    outputs = model.run(leaves)
+    """The gradient of each piece, for a cotangent that the outputs there determine and nothing else does."""
     noise = np.random.default_rng([seed, 7]).normal(size=outputs.shape)
     size = float(np.sqrt(np.mean(outputs**2))) + 1e-300
     found = model.pullback(leaves, noise + np.cos(3 * outputs / size))

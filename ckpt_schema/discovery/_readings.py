@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece, cuts_into, form_of, whole_piece
+from ckpt_schema.discovery._cuts import (
+    AxisSizes,
+    LeafPiece,
+    cuts_into,
+    divided_factor,
+    form_of,
+    narrowed_factor,
+    whole_piece,
+)
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._points import leaves_of, relative_gap, shared_values
 
@@ -171,6 +179,10 @@ class Search:
     def agrees(self) -> float:
         """The largest difference of outputs that is none."""
         return _ROUNDING[all(model.wide for model in self._models)]
+
+    def both_pieces(self, changes: frozenset[Change]) -> tuple[list[LeafPiece], list[LeafPiece]]:
+        """The pieces of both models under a reading."""
+        return self.pieces(0, changes), self.pieces(1, changes)
 
     def pieces(self, side: int, changes: frozenset[Change]) -> list[LeafPiece]:
         """The pieces of one model under a reading."""
@@ -395,12 +407,8 @@ def _in_runs(piece: LeafPiece, at: int, count: int) -> list[LeafPiece]:
     [number] = piece.axes[at]
     start, stop = piece.spans[number]
     step = (stop - start) // count
-    found: list[LeafPiece] = []
-    for first in range(start, stop, step):
-        spans = (*piece.spans[:number], (first, first + step), *piece.spans[number + 1 :])
-        axes = piece.axes if step > 1 else tuple(a for a in piece.axes if a != (number,))
-        found.append(dataclasses.replace(piece, spans=spans, axes=axes))
-    return found
+    firsts = range(start, stop, step)
+    return [narrowed_factor(piece, number, (first, first + step)) for first in firsts]
 
 
 def _recoded(piece: LeafPiece, recode: Recode) -> LeafPiece:
@@ -410,30 +418,21 @@ def _recoded(piece: LeafPiece, recode: Recode) -> LeafPiece:
     if not head:
         return own
     # The axis is heads times outer times inner here, and heads times inner times outer there.
-    numbers = [n for axis in own.axes for n in axis]
-    firsts = list(itertools.accumulate((len(each) for each in own.factors), initial=0))
-    number = firsts[recode.axis]
+    number = own.first_factor(recode.axis)
     sizes = own.factors[recode.axis]
-    if len(sizes) != 1 or sizes[0] % head or number not in numbers:
+    is_axis = any(number in axis for axis in own.axes)
+    if len(sizes) != 1 or sizes[0] % head or not is_axis or own.spans[number] != (0, sizes[0]):
         return own
-    if own.spans[number] != (0, sizes[0]):
-        return own
-    return _swapped(own, recode.axis, number, (sizes[0] // head, outer, head // outer))
+    return _swapped(divided_factor(own, number, (sizes[0] // head, outer, head // outer)), number)
 
 
-def _swapped(piece: LeafPiece, axis: int, number: int, sizes: tuple[int, int, int]) -> LeafPiece:
-    """The piece with one factor as a product of three, of which the last two change places."""
-    factors = (*piece.factors[:axis], sizes, *piece.factors[axis + 1 :])
-    spans = (
-        *piece.spans[:number],
-        *((0, size) for size in sizes),
-        *piece.spans[number + 1 :],
-    )
+def _swapped(piece: LeafPiece, number: int) -> LeafPiece:
+    """The piece of which one factor has become three, with all of them in its axis, the last two in the other order."""
     order = (number, number + 2, number + 1)
     axes: list[tuple[int, ...]] = []
     for own in piece.axes:
         numbers: list[int] = []
         for each in own:
-            numbers += order if each == number else [each if each < number else each + 2]
+            numbers += order if each == number else (each,)
         axes.append(tuple(numbers))
-    return dataclasses.replace(piece, factors=factors, spans=spans, axes=tuple(axes))
+    return dataclasses.replace(piece, axes=tuple(axes))
