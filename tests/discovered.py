@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -32,6 +31,7 @@ import whisper_models
 
 import ckpt_schema as cs
 from ckpt_schema.discovery import Discovery, discover
+from ckpt_schema.testing._discovered import drawn_floats, named_floats
 
 Leaves = Mapping[str, np.ndarray]
 
@@ -49,20 +49,8 @@ class Twins:
     trees: tuple[Any, Any]
 
 
-def drawn(tree: Any, seed: int = 0) -> Any:
-    """A tree with random floats in it."""
-    random = np.random.default_rng(seed)
-
-    def value(leaf: Any) -> Any:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return jnp.asarray(random.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
-
-    return jax.tree.map(value, tree)
-
-
 def _decoder(scan: bool) -> Twins:
-    variables = drawn(flax_models.linen_variables(scan=scan))
+    variables = drawn_floats(flax_models.linen_variables(scan=scan))
     schema = flax_models.ScannedSchema if scan else flax_models.UnrolledSchema
     lens = cs.derive(cs.linen.Params[schema], cs.nnx.Params[flax_models.NnxSchema])
     graph, _ = nnx.split(flax_models.nnx_decoder())
@@ -80,9 +68,9 @@ def _pair(name: str) -> Twins:
     inputs = pair.linen.batch(0)[0]
     state = pair.linen.start
     statistics = getattr(state, "batch_stats", None)
-    fresh = {"params": drawn(state.params)}
+    fresh = {"params": drawn_floats(state.params)}
     if statistics is not None:
-        fresh["batch_stats"] = drawn(statistics, 1)
+        fresh["batch_stats"] = drawn_floats(statistics, 1)
     state = state.replace(**fresh)
     view = pair.lens.get(state)["model"]
 
@@ -109,7 +97,7 @@ def _whisper() -> Twins:
 
     inputs = whisper_models.mel, whisper_models.tokens
     model = whisper_models.LinenWhisper()
-    variables = drawn(jax.jit(model.init)(jax.random.key(0), *inputs))
+    variables = drawn_floats(jax.jit(model.init)(jax.random.key(0), *inputs))
     lens = cs.derive(cs.linen.Params[Linen], cs.nnx.Params[Nnx])
     graph, _ = nnx.split(whisper_models.NnxWhisper(nnx.Rngs(0)))
 
@@ -125,7 +113,7 @@ def _whisper() -> Twins:
 
 def _small(name: str) -> Twins:
     lens, source, _, runs = exchange_models.small(name)
-    drawn_source = drawn(source)
+    drawn_source = drawn_floats(source)
     return Twins(runs, (drawn_source, lens.get(drawn_source)))
 
 
@@ -196,36 +184,13 @@ class Verdict:
     seconds: float
 
 
-def named_leaves(tree: Any) -> dict[str, np.ndarray]:
-    """The float leaves by their key paths."""
-    from ckpt_schema._layouts.paths import format_path
-    from ckpt_schema._trees.containers import flatten
-
-    flat = flatten(tree)
-    pairs = zip(flat.keys, flat.leaves, strict=True)
-    return {
-        format_path(key): np.asarray(leaf)
-        for key, leaf in pairs
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-    }
-
-
 def judged(found: Discovery, source: Any, view: Any, seconds: float) -> Verdict:
     """Holds what was found against values that are known to be right."""
-    before, after = named_leaves(source), named_leaves(view)
+    before, after = named_floats(source), named_floats(view)
     right, wrong = 0, list[str]()
     for pairing in found.pairings:
         goal = after[pairing.view.leaf].reshape(-1)[pairing.view.places]
-        parts = [
-            before[piece.leaf].reshape(-1)[piece.places].transpose(order)
-            for piece, order in zip(pairing.sources, pairing.orders, strict=True)
-        ]
-        recoded = [
-            (part - piece.offset) / piece.scale
-            for part, piece in zip(parts, pairing.sources, strict=True)
-        ]
-        made = pairing.view.scale * (sum(recoded) / len(recoded)) + pairing.view.offset
-        if np.allclose(made, goal, rtol=1e-5, atol=1e-12):
+        if np.allclose(pairing.made_of(before), goal, rtol=1e-5, atol=1e-12):
             right += 1
         else:
             wrong.append(f"{pairing.view} <- {' and '.join(map(str, pairing.sources))}")

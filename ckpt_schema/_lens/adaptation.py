@@ -205,8 +205,7 @@ def _plain_leaves(sides: ReadSides) -> Iterator[tuple[LogicalPath, _Leaf]]:
 
 def _levels(row: Row) -> list[tuple[int, int]]:
     """The levels of a row in lists: where each stands in the model's path, and its count."""
-    own = row.path[row.body or 0 :]
-    marks = [at for at, segment in enumerate(own) if segment.endswith("[]")]
+    marks = [at for at, segment in enumerate(row.model_path) if segment.endswith("[]")]
     return [
         (at, int(repeat.size[0]))
         for at, repeat in zip(marks, row.repeats, strict=True)

@@ -14,9 +14,10 @@ from ckpt_schema._lens.read_sides import ReadSide, ReadSides
 from ckpt_schema._lens.rules import Move, Rename, Reset, Rule
 from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
 
-__all__ = ["names_in", "with_lists"]
+__all__ = ["NUMBERED", "names_in", "with_lists"]
 
-_NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
+NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
+"""The name of one of several siblings that differ in a number."""
 
 
 def with_lists(sides: ReadSides, given: Sequence[str] | None, rules: Sequence[Rule]) -> ReadSides:
@@ -142,7 +143,7 @@ def _siblings(
     for path, row in side.weights.items():
         heads = _heads(row)
         for at, segment in enumerate(path):
-            match = _NUMBERED.fullmatch(segment)
+            match = NUMBERED.fullmatch(segment)
             if match and not row.path[(row.body or 0) + at].endswith("[]"):
                 members = groups.setdefault((path[:at], heads[at], match["stem"]), {})
                 members.setdefault(int(match["number"]), {})[path[at + 1 :]] = row.leaf, row.kind

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, Pattern, format_path
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.siblings import NUMBERED
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema._trees.slots import SlotFinder
@@ -20,8 +20,6 @@ from ckpt_schema.discovery._cuts import LeafPiece
 from ckpt_schema.discovery._models import RunnableModel
 
 __all__ = ["Addresses", "LayerLevels", "found_levels", "single_axes"]
-
-_NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
 
 Partners = Mapping[LeafPiece, Sequence[LeafPiece]]
 """For each piece that is told, the pieces of the other side that it belongs to."""
@@ -132,7 +130,7 @@ def _sibling_groups(keys: Mapping[str, KeyPath]) -> dict[tuple[KeyPath, str], _G
     found: dict[tuple[KeyPath, str], _Group] = collections.defaultdict(dict)
     for name, key in keys.items():
         for at, segment in enumerate(key):
-            match = _NUMBERED.fullmatch(segment) if isinstance(segment, str) else None
+            match = NUMBERED.fullmatch(segment) if isinstance(segment, str) else None
             if match:
                 members = found[key[:at], match["stem"]]
                 members.setdefault(int(match["number"]), {})[key[at + 1 :]] = name
@@ -179,7 +177,7 @@ def _places(piece: LeafPiece, keys: Mapping[str, KeyPath], number: int) -> set[o
     for at, segment in enumerate(key):
         if segment == number and not isinstance(segment, str):
             found.add((key[:at], key[at + 1 :], piece.spans))
-        match = _NUMBERED.fullmatch(segment) if isinstance(segment, str) else None
+        match = NUMBERED.fullmatch(segment) if isinstance(segment, str) else None
         if match and int(match["number"]) == number:
             found.add((key[:at], match["stem"], key[at + 1 :], piece.spans))
     for axis, index in single_axes(piece):

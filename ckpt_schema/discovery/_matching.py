@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
-from ckpt_schema.discovery._models import RunnableModel
+from ckpt_schema.discovery._models import Leaves, RunnableModel
 from ckpt_schema.discovery._points import (
     gradients_at,
     in_axis_order,
@@ -59,6 +59,14 @@ class Pairing:
     view: LeafPiece
     sources: tuple[LeafPiece, ...]
     orders: tuple[Order, ...]
+
+    def made_of(self, leaves: Leaves) -> Array:
+        """What the piece of the view holds where the source's leaves hold these values."""
+        parts: list[Array] = []
+        for piece, order in zip(self.sources, self.orders, strict=True):
+            own = leaves[piece.leaf].reshape(-1)[piece.places].transpose(order)
+            parts.append((own - piece.offset) / piece.scale)
+        return self.view.scale * (sum(parts[1:], parts[0]) / len(parts)) + self.view.offset
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ckpt_schema._safetensors.packing import WeightsFile, index_of, packed
 from ckpt_schema._safetensors.weights import INDEX, is_weights_file
 from ckpt_schema._trees.containers import Tree, flatten, verify_readable
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
-from ckpt_schema.orbax._adapt import adapt, spare_words
+from ckpt_schema.orbax._adapt import Words, saved_through
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._items import valueless, verify_each
 from ckpt_schema.orbax._places import UNFINISHED, Site, absolute, is_remote, verify_free
@@ -100,12 +100,7 @@ def save(
     """
     with raised_by_all():
         state = state_of(state)
-        if lens is None:
-            given = state if layout is None else layout
-            lens = adapt(given, state, rules=rules, scan=scan, lists=lists)
-            side = "source" if layout is None else "view"
-        elif layout is not None or rules or scan is not None or lists is not None:
-            raise spare_words()
+        lens, side = saved_through(state, lens, side, layout, Words(rules, scan, lists))
         verify_arguments(lens, side=side)
         place = _place(path)
         config = _config(config_from)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.adaptation import Scan, adapt_trees
 from ckpt_schema._lens.lens import Lens, derive
@@ -18,9 +19,9 @@ from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._metadata import DiskTree, read_metadata
-from ckpt_schema.orbax._sides import interchangeable
+from ckpt_schema.orbax._sides import Side, interchangeable
 
-__all__ = ["Words", "adapt", "adapted", "spare_words"]
+__all__ = ["Words", "adapt", "adapted", "saved_through", "spare_words"]
 
 _LOGGER = logging.getLogger("ckpt_schema")
 
@@ -132,6 +133,32 @@ def adapted(
         lens = derive(lens.view, lens.view)
     _LOGGER.info("%s", _summary(lens))
     return lens, read if kept is None else read.only({*kept, aux})
+
+
+def saved_through(
+    state: Any, lens: Lens | None, side: Side | None, layout: Any, words: Words
+) -> tuple[Lens, Side | None]:
+    """The lens that a state is saved through, and the side that the state is on.
+
+    Args:
+        state: The state, or a module.
+        lens: The lens, if one is given; else it is made from the layout to the state.
+        side: The side, if it is given.
+        layout: What to save like; without it the state is saved as it is.
+        words: What is said of the lens that is to be made.
+
+    Raises:
+        ConformanceError: A lens is given, and words about one.
+    """
+    rules, scan, lists = words.rules, words.scan, words.lists
+    if lens is not None:
+        if layout is not None or rules or scan is not None or lists is not None:
+            raise spare_words()
+        return lens, side
+    whole = state_of(state)
+    given = whole if layout is None else layout
+    made = adapt(given, whole, rules=rules, scan=scan, lists=lists)
+    return made, "source" if layout is None else "view"
 
 
 def spare_words() -> ConformanceError:

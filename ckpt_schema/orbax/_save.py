@@ -10,13 +10,12 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._lens.adaptation import Scan
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import ConformanceError, Mismatch
-from ckpt_schema.orbax._adapt import adapt, spare_words
+from ckpt_schema.orbax._adapt import Words, saved_through
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._items import STATE, items_of
 from ckpt_schema.orbax._places import (
@@ -94,13 +93,7 @@ def save(
             Orbax cannot save, or values that cannot be carried over; or an argument is none.
     """
     with raised_by_all():
-        if lens is None:
-            whole = state_of(state)
-            given = whole if layout is None else layout
-            lens = adapt(given, whole, rules=rules, scan=scan, lists=lists)
-            side = "source" if layout is None else "view"
-        elif layout is not None or rules or scan is not None or lists is not None:
-            raise spare_words()
+        lens, side = saved_through(state, lens, side, layout, Words(rules, scan, lists))
         place = absolute(path)
         verify_writable(place)
         if jax.process_index() == 0:  # of several, another may have begun to write meanwhile

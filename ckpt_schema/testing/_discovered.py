@@ -16,7 +16,7 @@ from ckpt_schema._trees.containers import flatten
 from ckpt_schema.discovery._discovery import Discovery, discover
 from ckpt_schema.discovery._matching import Pairing
 
-__all__ = ["assert_discovered"]
+__all__ = ["assert_discovered", "drawn_floats", "named_floats"]
 
 Values = dict[str, np.ndarray[Any, Any]]
 
@@ -63,9 +63,9 @@ def assert_discovered(
     found = discover(source_run, source, view_run, view, seed=seed, budget=budget)
     if found.status in ("refused", "incomplete"):
         raise AssertionError(f"the two models are not seen to be one function\n{found}")
-    values = _drawn(whole_state(state_of(source)), seed)
+    values = drawn_floats(whole_state(state_of(source)), seed)
     made = lens.get(values, onto=whole_state(state_of(view)))
-    before, after = _named(values), _named(made)
+    before, after = named_floats(values), named_floats(made)
     wrong = [each for each in found.pairings if not _holds(each, before, after)]
     if wrong:
         lines = [
@@ -76,7 +76,7 @@ def assert_discovered(
     return found
 
 
-def _drawn(tree: Any, seed: int) -> Any:
+def drawn_floats(tree: Any, seed: int = 0) -> Any:
     """A tree with random floats."""
     random = np.random.default_rng(seed)
 
@@ -88,7 +88,8 @@ def _drawn(tree: Any, seed: int) -> Any:
     return jax.tree.map(value, tree)
 
 
-def _named(tree: Any) -> Values:
+def named_floats(tree: Any) -> Values:
+    """The floats of a tree, by their key paths."""
     flat = flatten(tree)
     return {
         format_path(key): np.asarray(leaf, np.float64)
@@ -100,10 +101,5 @@ def _named(tree: Any) -> Values:
 def _holds(pairing: Pairing, before: Values, after: Values) -> bool:
     """Whether a piece of the view has the values that its pieces of the source have."""
     goal = after[pairing.view.leaf].reshape(-1)[pairing.view.places]
-    parts: list[np.ndarray[Any, Any]] = []
-    for piece, order in zip(pairing.sources, pairing.orders, strict=True):
-        own = before[piece.leaf].reshape(-1)[piece.places].transpose(order)
-        parts.append((own - piece.offset) / piece.scale)
-    made = pairing.view.scale * (sum(parts[1:], parts[0]) / len(parts)) + pairing.view.offset
     # Floats that were scaled are rounded; values that belong elsewhere differ by far more.
-    return np.allclose(made, goal, rtol=1e-3, atol=1e-6)
+    return np.allclose(pairing.made_of(before), goal, rtol=1e-3, atol=1e-6)
