@@ -63,7 +63,6 @@ COMMANDS = {
     "convert": Command(("-W", "ignore", "tests/benchmarks/bench_convert.py")),
     "kills": Command(("-W", "ignore", "tests/support/killed.py", "--rounds", "50")),
     "discovered": Command(("-W", "ignore", "tests/discovered.py")),
-    "functions": Command(("-W", "ignore", "tests/discovered.py", "--wrong")),
     "states": Command(("tests/benchmarks/bench_states.py",)),
     "growth": Command(("tests/benchmarks/bench_growth.py",)),
     "forgetting": Command(("tests/benchmarks/bench_growth.py", "--memory")),
