@@ -15,8 +15,8 @@ import pytest
 DEVICES = 8
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or "dev"
 
-# For type checkers, which do not run it; and a command that needs torch.
-collect_ignore = ["typing", "discovered_torch.py"]
+# For type checkers, which do not run it; and commands that need torch.
+collect_ignore = ["typing", "discovered_torch.py", "families_torch.py"]
 
 # jax keeps millions of objects of the programs that it compiles, none of them garbage: looking for some takes 7 % of the time.
 gc.set_threshold(100_000, 50, 1000)

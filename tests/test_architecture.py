@@ -52,7 +52,9 @@ ORDER = """
     orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._whereabouts orbax._private_leaves
     orbax._adapt orbax._load orbax._missing orbax._versions orbax._targets orbax._restore orbax._items
     orbax._managed orbax._save orbax._pytree_files orbax._route orbax._convert orbax
-    hf._load hf._restore hf._save hf._stored hf families.llama families
+    hf._load hf._restore hf._save hf._stored hf
+    families._family families._decoders families.llama families.qwen2 families.qwen3 families.gemma2
+    families.gemma3 families
     _trees.infer
     discovery._cuts discovery._models discovery._points discovery._readings discovery._matching
     discovery._layer_levels discovery._found_rules discovery._discovery discovery._torch discovery
@@ -85,7 +87,8 @@ MODULES = {
 # What users import. The demo is an example to read, so its modules are named like a user's own.
 PUBLIC = {
     *("__init__", "__main__", "cli", "discovery", "errors", "hf", "linen", "nnx", "orbax"),
-    *("families", "families.llama"),
+    *("families", "families.gemma2", "families.gemma3", "families.llama", "families.qwen2"),
+    *("families.qwen3",),
     *("testing", "testing.strategies"),
     *("demo", "demo.corpus", "demo.linen_gpt", "demo.nnx_gpt", "demo.schemas", "demo.training"),
     *("demo.report", "demo.matrix"),

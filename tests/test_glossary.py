@@ -14,6 +14,12 @@ GLOSSARY = ROOT.parent / "docs" / "glossary.md"
 ENTRY = re.compile(r"^\| (?P<word>[^|]+?) \| (?P<meaning>[^|]+?) \| (?P<where>[^|]+?) \|$", re.M)
 # Names that stand in two modules all the same, and why.
 TWICE = {
+    "Decoder": "a model with a head of its own: each family's",
+    "Files": "the files of a model with a head of its own: each family's",
+    "TiedDecoder": "a model whose head is its embedding: each family's",
+    "TiedFiles": "the files of a model whose head is its embedding: each family's",
+    "dims_from": "what a config tells: to each family",
+    "lens_of": "the lens of a folder: of each family",
     "abstract": "the abstract value, of a leaf and of a whole layout",
     "Key": "a segment of a key path, and the annotation of a PRNG key, as jax calls both",
     "Params": "the layout of weights alone: Linen's and NNX's",

@@ -1,0 +1,218 @@
+"""What families have in common: how files are found to be of one spelling, and what a config tells."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from etils import epath
+
+from ckpt_schema import hf, nnx
+from ckpt_schema._layouts.paths import Index, Pattern
+from ckpt_schema._layouts.schema import Schema, layout
+from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.rules import Rule, tie
+from ckpt_schema._messages.text import shown
+from ckpt_schema._trees.slots import SlotFinder
+from ckpt_schema.errors import CheckpointMismatchError, Mismatch
+
+__all__ = ["Family", "FileForm", "ToldSizes", "told_size"]
+
+ToldSizes = dict[str, tuple[str, Any]]
+"""What a config has for each dim, and under which name."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileForm:
+    """One of the ways in which the files of a family are written.
+
+    Attributes:
+        files: Their layout.
+        rules: What they have in other parts than a model has, such as two weights in one tensor.
+    """
+
+    files: type[Schema] | Layout
+    rules: tuple[Rule, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Family:
+    """Models that Hugging Face and NNX have in layouts with the same logical names.
+
+    Attributes:
+        name: What messages call it.
+        types: What a config of it may have as its ``model_type``.
+        spellings: How its files may be written.
+        prefixes: What the names of its files may begin with, in place of the first.
+        view: A model of NNX.
+        sizes: What a config has for each dim.
+    """
+
+    name: str
+    types: tuple[str, ...]
+    spellings: tuple[FileForm, ...]
+    prefixes: tuple[str, ...]
+    view: type[Schema]
+    sizes: Callable[[Mapping[str, Any]], ToldSizes]
+
+    def lens_of(
+        self,
+        path: epath.PathLike,
+        view: type[Schema] | Layout | None = None,
+        *,
+        rules: Iterable[Rule] = (),
+    ) -> Lens:
+        """The lens between a folder of Hugging Face and a model of NNX.
+
+        The headers of the folder say its dtypes, which spelling it has, and whether it has a head.
+        Where it has none, that of the view is the embedding: written to both, and held against it on
+        the way back.
+
+        Args:
+            path: A folder, a safetensors file, or the index of several.
+            view: The family's own, with a head or without, or a layout of yours with the same
+                logical names; the one with a head unless given.
+            rules: What a layout of yours has otherwise, such as a query that is scaled.
+
+        Returns:
+            The lens, for `ckpt_schema.hf.restore` and `ckpt_schema.hf.save`.
+
+        Raises:
+            CheckpointMismatchError: There is no such folder, its files are damaged, or its config
+                is that of another family.
+            DerivationError: The view is no model of this family.
+
+        Example:
+            ``model = cs.hf.restore(folder, model, cs.families.llama.lens_of(folder))``
+        """
+        names = [*hf.metadata(path)]
+        self._verify_type(path)
+        nearest = min(self._spelled(), key=lambda spelling: _distance(spelling.files, names))
+        files = hf.as_stored(nearest.files, path)
+        target = nnx.Params[self.view if view is None else view]
+        headed, wanted = (
+            any(row.model_path == ("head", "weight") for row in table.rows)
+            for table in (files, target)
+        )
+        own = [tie("head/weight", "embed/weight")] if wanted and not headed else []
+        return derive(files, target, rules=[*nearest.rules, *own, *rules])
+
+    def dims_from(self, config: Mapping[str, Any] | epath.PathLike) -> dict[str, int]:
+        """The sizes that a config of Hugging Face tells, by the names of these layouts.
+
+        Args:
+            config: What stands in a ``config.json``, or the path of one, or of its folder.
+
+        Returns:
+            The sizes, for `ckpt_schema.abstract`.
+
+        Raises:
+            CheckpointMismatchError: With everything that it does not tell.
+
+        Example:
+            >>> import ckpt_schema as cs
+            >>> sizes = {"hidden_size": 8, "intermediate_size": 24, "vocab_size": 32}
+            >>> sizes |= {"num_attention_heads": 4, "num_hidden_layers": 2}
+            >>> cs.families.llama.dims_from(sizes)
+            {'embed': 8, 'heads': 4, 'kv': 4, 'head_dim': 2, 'mlp': 24, 'vocab': 32, 'depth': 2}
+        """
+        told = _told(config)
+        text: Any = told.get("text_config", told)  # of a model that sees, the part that reads
+        found = self.sizes(cast(Mapping[str, Any], text) if isinstance(text, Mapping) else told)
+        faults = [
+            Mismatch(key, "checkpoint", "a size", "none" if size is None else shown(size))
+            for key, size in found.values()
+            if type(size) is not int or size < 1
+        ]
+        if faults:
+            raise CheckpointMismatchError(f"the config is none of {self.name}", faults)
+        return {dim: cast(int, size) for dim, (_, size) in found.items()}
+
+    def _spelled(self) -> Iterator[FileForm]:
+        """The spellings, each with every prefix."""
+        first = self.prefixes[0]
+        for spelling in self.spellings:
+            table = layout(spelling.files)
+            yield FileForm(table, spelling.rules)
+            for prefix in self.prefixes[1:]:
+                yield FileForm(_moved(table, first, prefix), spelling.rules)
+
+    def _verify_type(self, path: epath.PathLike) -> None:
+        """Raises where a config stands beside the weights that is of another family.
+
+        Two families may have the same names, and compute other things with what they name.
+        """
+        place = Path(path)
+        config = (place if place.is_dir() else place.parent) / "config.json"
+        found = _told(config).get("model_type") if config.is_file() else None
+        if found is None or found in self.types:
+            return
+        hint = (
+            "derive(hf.as_stored(files, folder), nnx.Params[view]) says that names alone are meant"
+        )
+        fault = Mismatch("model_type", "checkpoint", " or ".join(self.types), shown(found), hint)
+        raise CheckpointMismatchError(f"{config} is none of {self.name}", [fault])
+
+
+def told_size(told: Mapping[str, Any], *names: str) -> tuple[str, Any]:
+    """What a config has under the first of several names that it knows.
+
+    Example:
+        >>> told_size({"n_embd": 8, "n_inner": None}, "hidden_size", "n_embd"), told_size({}, "a", "b")
+        (('n_embd', 8), ('a', None))
+    """
+    return next(((n, told[n]) for n in names if told.get(n) is not None), (names[0], None))
+
+
+def _told(config: Mapping[str, Any] | epath.PathLike) -> Mapping[str, Any]:
+    """What stands in a config.
+
+    Raises:
+        CheckpointMismatchError: There is none, or it is no JSON.
+    """
+    if isinstance(config, Mapping):
+        return config
+    path = Path(config)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        told = json.loads(path.read_text())
+        if isinstance(told, dict):
+            return cast(dict[str, Any], told)
+        found = shown(told)
+    except (OSError, ValueError) as error:
+        found = (str(error) or type(error).__name__).splitlines()[0]
+    fault = Mismatch(str(path), "checkpoint", "an object of JSON", found)
+    raise CheckpointMismatchError(f"{path} is no config", [fault])
+
+
+def _moved(table: Layout, old: str, new: str) -> Layout:
+    """The layout, its names that begin with ``old`` beginning with ``new``."""
+    rows = tuple(dataclasses.replace(row, key=_renamed(row.key, old, new)) for row in table.rows)
+    return dataclasses.replace(table, rows=rows)
+
+
+def _renamed(key: Pattern, old: str, new: str) -> Pattern:
+    first, *rest = key
+    if isinstance(first, Index) and first.prefix.startswith(old):
+        return (dataclasses.replace(first, prefix=new + first.prefix.removeprefix(old)), *rest)
+    if isinstance(first, str) and first.startswith(old):
+        return (new + first.removeprefix(old), *rest)
+    return key
+
+
+def _distance(files: type[Schema] | Layout, names: Iterable[str]) -> int:
+    """How many names a layout has no place for, and how many of its rows have no name."""
+    table = layout(files)
+    slot = SlotFinder(table).slot
+    unknown, met = 0, set[int]()
+    for name in names:
+        found = slot((name,), stored=True)
+        if found is None:
+            unknown += 1
+        else:
+            met.add(found[0])
+    return unknown + len(table.rows) - len(met)

@@ -1,0 +1,121 @@
+"""The part of `families.py` that needs torch: ``families_torch.py make FOLDER`` makes tiny random models of transformers.
+
+``families_torch.py check FOLDER`` loads them, and what was saved beside each under ``NAME again``,
+and holds the two against each other bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as hub
+
+TOKENS = torch.tensor([[1, 5, 3, 9, 15, 0, 2], [7, 7, 1, 4, 12, 11, 10]])
+SIZES = {
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "vocab_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+WIDE = SIZES | {"head_dim": 6}
+GEMMA = WIDE | {"sliding_window": 3, "query_pre_attn_scalar": 5}
+ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+BFLOAT16 = torch.bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model to make.
+
+    Attributes:
+        config: What it is of.
+        dtype: That of its weights.
+        words: How it is saved.
+        kind: The class of transformers that loads it.
+    """
+
+    config: Any
+    dtype: torch.dtype = torch.float32
+    words: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    kind: Any = hub.AutoModelForCausalLM
+
+    def load(self, folder: Path, dtype: torch.dtype) -> Any:
+        return self.kind.from_pretrained(folder, dtype=dtype).eval()
+
+
+STACKED = {"save_original_format": False}
+CASES = {
+    "llama": Case(hub.LlamaConfig(**SIZES)),
+    "llama, tied": Case(hub.LlamaConfig(**SIZES, tie_word_embeddings=True)),
+    "llama, wide heads": Case(hub.LlamaConfig(**WIDE)),
+    "llama, bfloat16": Case(hub.LlamaConfig(**SIZES), BFLOAT16),
+    "llama, several files": Case(hub.LlamaConfig(**SIZES), words={"max_shard_size": 2000}),
+    "llama, no prefix": Case(hub.LlamaConfig(**SIZES), kind=hub.AutoModel),
+    "mistral": Case(hub.MistralConfig(**SIZES, head_dim=2, sliding_window=None)),
+    "qwen2": Case(hub.Qwen2Config(**SIZES)),
+    "qwen2, tied": Case(hub.Qwen2Config(**SIZES, tie_word_embeddings=True), BFLOAT16),
+    "qwen3": Case(hub.Qwen3Config(**WIDE)),
+    "qwen3, tied": Case(hub.Qwen3Config(**WIDE, tie_word_embeddings=True), BFLOAT16),
+    "gemma2": Case(hub.Gemma2Config(**GEMMA)),
+    "gemma2, bfloat16": Case(hub.Gemma2Config(**GEMMA), BFLOAT16),
+    "gemma2, untied": Case(hub.Gemma2Config(**GEMMA, tie_word_embeddings=False)),
+    "gemma3": Case(
+        hub.Gemma3TextConfig(**GEMMA, layer_types=["sliding_attention", "full_attention"])
+    ),
+    "gemma3, bfloat16": Case(hub.Gemma3TextConfig(**GEMMA), BFLOAT16),
+}
+
+
+def drawn(case: Case, seed: int) -> Any:
+    """A model with random weights: scales of norms too, which begin as ones or zeros."""
+    torch.manual_seed(seed)
+    model = case.kind.from_config(case.config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_((weight.ndim == 1) + 0.4 * torch.randn(weight.shape))
+    return model.to(case.dtype)
+
+
+def computed(case: Case, model: Any) -> dict[str, torch.Tensor]:
+    """Inputs and logits of a model; where it has no head, that is the embedding."""
+    with torch.no_grad():
+        found = model(TOKENS)
+    logits = found.logits if "logits" in found else found[0] @ model.get_input_embeddings().weight.T
+    return {"tokens": TOKENS, "logits": logits}
+
+
+def make(root: Path, names: Sequence[str]) -> None:
+    for name in names:
+        case, seed = CASES[name], [*CASES].index(name)
+        drawn(case, seed).save_pretrained(root / name, **case.words)
+        found = computed(case, case.load(root / name, torch.float32))
+        np.savez(
+            root / name / "expected.npz", **{key: x.detach().numpy() for key, x in found.items()}
+        )
+
+
+def check(root: Path, names: Sequence[str]) -> None:
+    for name in names:
+        case = CASES[name]
+        left, right = (
+            case.load(root / f"{name}{end}", case.dtype).state_dict() for end in ("", " again")
+        )
+        assert left.keys() == right.keys(), name
+        bits = torch.int16 if case.dtype == BFLOAT16 else torch.int32
+        wrong = [k for k in left if not torch.equal(left[k].view(bits), right[k].view(bits))]
+        assert not wrong, (name, wrong)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    hub.logging.set_verbosity_error()
+    hub.utils.logging.disable_progress_bar()
+    {"make": make, "check": check}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3:] or [*CASES])
