@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 
 from ckpt_schema._compat import Tracer
@@ -437,28 +436,6 @@ def holds(leaf: Leaf, default: Default) -> bool:
         if isinstance(default.value, int)
         else bool(np.isfinite(held))
     )
-
-
-@functools.cache
-def _jaxtyping_dtype(dtype: str) -> Any:
-    """The jaxtyping dtype class for a dtype name; made on the spot for names jaxtyping has no class for."""
-    if dtype.startswith("key<"):
-        return jaxtyping.Key
-    if dtype == "bool":
-        return jaxtyping.Bool
-    return type(dtype, (jaxtyping.AbstractDtype,), {"dtypes": [jnp.dtype(dtype).type.__name__]})
-
-
-@functools.lru_cache(maxsize=4096)  # shapes of a few models
-def conforms(dtype: str, expected: tuple[int, ...], shape: tuple[int, ...], found: str) -> bool:
-    """Whether jaxtyping takes an array of ``shape`` and ``found`` for one of ``expected`` and ``dtype``.
-
-    jaxtyping knows one dtype for all typed keys, so the implementation is compared by name besides.
-    """
-    if dtype != found:
-        return False
-    annotation = _jaxtyping_dtype(dtype)[Any, " ".join(map(str, expected))]
-    return isinstance(jax.ShapeDtypeStruct(shape, dtype_of(found)), annotation)
 
 
 def dtype_of(name: str) -> Any:
