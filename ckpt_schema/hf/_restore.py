@@ -33,6 +33,7 @@ def restore(
     missing: Missing | None = None,
     target_side: Side | None = None,
     disk_side: Side | None = None,
+    donate_target: bool = False,
     times: Callable[[orbax_restore.RestoreTimes], None] | None = None,
 ) -> Target:
     """Restores the tensors of a folder of Hugging Face into the form of ``target``.
@@ -56,6 +57,8 @@ def restore(
         missing: What the folder lacks and the target's own function makes, `ckpt_schema.init`.
         target_side: The side of the lens that the target is on, for targets that conform to both.
         disk_side: The side that is on disk, for folders that could be of either.
+        donate_target: Whether the caller gives up the arrays of the target, which are freed just
+            before the read.
         times: Called once with the time each part took.
 
     Returns:
@@ -93,5 +96,6 @@ def restore(
         target_side=target_side,
         disk_side=disk_side,
         aux=None,
+        donate_target=donate_target,
         times=times,
     )

@@ -51,11 +51,14 @@ from ckpt_schema.orbax._sides import (
 from ckpt_schema.orbax._targets import (
     abstracted,
     declared,
+    given_up,
     goals,
     identity_on,
+    kept_positions,
     placed_abstract,
     restarted,
     spare_sharding,
+    told_of_loss,
     verify_meshes,
     with_values,
 )
@@ -97,6 +100,7 @@ def restore(
     target_side: Side | None = None,
     disk_side: Side | None = None,
     aux: str | None = "nnx_aux",
+    donate_target: bool = False,
     times: Callable[[RestoreTimes], None] | None = None,
 ) -> Target:
     """Restores the checkpoint at ``path`` into the form of ``target``.
@@ -133,6 +137,11 @@ def restore(
         disk_side: The side that is on disk, for checkpoints that could be of either.
         aux: What `save` called the private leaves that stand beside the state. They are restored if they are there, and are
             those of the target. With None they are not looked for.
+        donate_target: Whether the caller gives up the arrays of the target. What the checkpoint has
+            in their place is read into memory that they have left: no more is ever held than the
+            checkpoint, and twice its largest leaf. They are deleted when all is validated, just
+            before the read. Where the read fails all the same, the target has no values any more,
+            and the error says so. What the target alone has stays.
         times: Called once with the time each part took.
 
     Returns:
@@ -167,7 +176,8 @@ def restore(
             lens, read = lens_between(path, whole, lens, item=item, at=at, items=items, aux=aux)
             target_side, disk_side = "view", "source"
         verify_arguments(lens, target_side=target_side, disk_side=disk_side)
-        state = goals(declared(whole, lens))
+        own = declared(whole, lens)
+        state = goals(own)
         verify_meshes(state)
         side, match = toward(state, lens, "the target", target_side, "target_side")
         if missing is not None:
@@ -185,6 +195,7 @@ def restore(
         state = restarted(state, side, match)
         if not is_adapted and (private is None or not orders):
             _report(disk, aux)
+        kept = kept_positions(expected, state, side, orders) if donate_target else set[int]()
         unserved = lacks_served(flatten(disk.tree).keys, place.layout)
         if unserved is not None:
             warnings.warn(unserved, ServedWeightsWarning, stacklevel=2)
@@ -193,12 +204,15 @@ def restore(
         {"path": disk.path, "item": disk.item, "layout": place.layout.name},
     )
     clock.append(time.perf_counter())
-    with raised_by_all():
-        loaded = metadata.read_arrays(disk, place.prefix, wanted)
-        state = state if private is None else with_values(state, private.load(orders))
-        loaded = _verified(loaded, wanted, expected, disk)
-    clock.append(time.perf_counter())
-    result = _translated(loaded, state, side, disk)
+    if donate_target:
+        state = given_up(whole, own, state, kept)
+    with told_of_loss(is_lost=donate_target):
+        with raised_by_all():
+            loaded = metadata.read_arrays(disk, place.prefix, wanted)
+            state = state if private is None else with_values(state, private.load(orders))
+            loaded = _verified(loaded, wanted, expected, disk)
+        clock.append(time.perf_counter())
+        result = _translated(loaded, state, side, disk)
     if times is not None:
         jax.block_until_ready(result)
         clock.append(time.perf_counter())

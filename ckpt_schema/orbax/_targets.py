@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Collection, Generator, Mapping
 from typing import Any
 
 import jax
@@ -14,23 +15,28 @@ from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.leaves import Init
 from ckpt_schema._lens.arrays.checks import narrowed
+from ckpt_schema._lens.arrays.donation import Donation
 from ckpt_schema._lens.arrays.shardings import mesh_of, on_devices
-from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.lens import Lens, derive, planned
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.conformance import Match
 from ckpt_schema._trees.containers import Tree, flatten, without
+from ckpt_schema._trees.defaults import stand_in
 from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema._trees.undeclared import unread
-from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 
 __all__ = [
     "abstracted",
     "declared",
+    "given_up",
     "goals",
     "identity_on",
+    "kept_positions",
     "placed_abstract",
     "restarted",
     "spare_sharding",
+    "told_of_loss",
     "verify_meshes",
     "with_values",
 ]
@@ -164,3 +170,57 @@ def spare_sharding(goal: Tree) -> Sharding:
     if mesh is None:
         return SingleDeviceSharding(jax.local_devices()[0])
     return NamedSharding(mesh, PartitionSpec())
+
+
+def kept_positions(expected: Tree, state: Tree, side: Lens, read: Collection[int]) -> set[int]:
+    """The positions of the target's leaves whose values the result has, or is made of.
+
+    Args:
+        expected: What is read of the checkpoint, as an abstract tree.
+        state: The target.
+        side: The lens from the checkpoint's layout to the target's.
+        read: The positions of private leaves that are read too.
+    """
+    flat = jax.tree.leaves(state)
+    held = with_values(state, {at: stand_in(flat[at]) for at in read})
+    return planned(side, expected, held).kept() - set(read)
+
+
+def given_up(whole: Tree, own: Tree, state: Tree, kept: Collection[int]) -> Tree:
+    """Frees the memory of the target, but for the leaves at some positions, and returns it without their values.
+
+    Args:
+        whole: The target as it was given, whose other leaves are kept.
+        own: What the layouts declare of it.
+        state: The same, as what its leaves ask for.
+        kept: The positions, in both of these, of the leaves that are kept.
+    """
+    flat, flat_own, flat_whole = jax.tree.leaves(state), flatten(own), flatten(whole)
+    lost = [at for at in range(len(flat)) if at not in kept]
+    keys = {flat_own.keys[at] for at in lost}
+    pairs = zip(flat_whole.keys, flat_whole.leaves, strict=True)
+    needed = [leaf for key, leaf in pairs if key not in keys]
+    needed += (flat[at] for at in kept)
+    arrays = {at: flat[at] for at in lost if isinstance(flat[at], jax.Array)}
+    without_values = {at: leaves.abstract(leaf) for at, leaf in arrays.items()}
+    # What a leaf asks for may be a copy of it, on the mesh of the others.
+    Donation([*arrays.values(), *(flat_own.leaves[at] for at in lost)], needed)
+    return with_values(state, without_values)
+
+
+@contextlib.contextmanager
+def told_of_loss(*, is_lost: bool) -> Generator[None]:
+    """Code whose errors say that the target has no values any more, where that is so."""
+    text = (
+        "the target was given up before the read (donate_target=True), and has no values now; "
+        "a restore of another checkpoint into it gives it values again"
+    )
+    try:
+        yield
+    except CkptSchemaError as error:
+        error.notes += (text,) * is_lost
+        raise
+    except BaseException as error:
+        if is_lost:
+            error.add_note(text)
+        raise

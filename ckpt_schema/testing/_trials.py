@@ -86,6 +86,11 @@ class Trial:
         """Whether a restore is given arrays, and not what they are like: every second time."""
         return self.samples[1].seed % 2 == 0
 
+    @property
+    def gives_up(self) -> bool:
+        """Whether these arrays are given up: every third time, where they have no own bits to give back."""
+        return self.concrete and self.samples[1].seed % 3 == 0 and self.lens.exact
+
     def __getitem__(self, name: str) -> Tree:
         """The state of this name; those of a side have the same structure, and other values."""
         sample = self.told[name]

@@ -8,6 +8,8 @@ Rows of memory, in bytes besides what the process had before, as a ratio to the 
     load: Orbax alone, into the layout on disk; what any restore must hold, and what reading costs on the way.
     restore, stacked -> list: through a lens.
     restore, list -> stacked: through a lens.
+    restore, ... onto arrays: into a concrete target, whose own bytes are counted too.
+    restore, ... given up: the same with ``donate_target=True``.
     get, put: the same in memory, the tree given up; the bytes of the tree itself are counted.
 Bound: the checkpoint, and twice its largest leaf (of either layout). On CPUs the memory counts that the system has lent: glibc
 is told to return at once what is freed, for by default it keeps up to 32 MiB of each size for its own thread.
@@ -49,6 +51,9 @@ MEMORY = (
     "load",
     "restore, stacked -> list",
     "restore, list -> stacked",
+    "restore, stacked -> list, onto arrays",
+    "restore, stacked -> list, given up",
+    "restore, list -> stacked, given up",
     "get, stacked -> list",
     "put, list -> stacked",
 )
@@ -148,8 +153,12 @@ def memory(row: str, gigabytes: float, folder: Path) -> float:
             (listed, stacked) if way.startswith("list") else (stacked, listed if way else stacked)
         )
         path = folder / ("list" if saved is listed else "stacked")
+        gives_up = way.endswith("given up")
         before = used()
-        made = ocp.load(path, target) if kind == "load" else cs.orbax.restore(path, target, lens())
+        if gives_up or way.endswith("onto arrays"):
+            target = concrete(target)
+        through = functools.partial(cs.orbax.restore, donate_target=gives_up)
+        made = ocp.load(path, target) if kind == "load" else through(path, target, lens())
     else:
         source = listed if kind == "put" else stacked
         before = used()
@@ -246,15 +255,15 @@ def _print_table(gigabytes: float, again: list[str]) -> None:
         f"checkpoint of {total / 1e9:.2f} GB, largest leaf {largest / 1e9:.3f} GB, on {len(jax.devices())} devices"
     )
     measured("save")
-    print(f"{'peak memory':28}{'GB':>8}{'ratio':>8}{'bound':>8}")
+    print(f"{'peak memory':40}{'GB':>8}{'ratio':>8}{'bound':>8}")
     for row in MEMORY:
         peak = measured(row)
-        print(f"{row:28}{peak / 1e9:8.2f}{peak / total:8.2f}{bound:8.2f}", flush=True)
-    print(f"{'speed':28}{'GB/s':>8}{'copy':>8}{'ratio':>8}")
+        print(f"{row:40}{peak / 1e9:8.2f}{peak / total:8.2f}{bound:8.2f}", flush=True)
+    print(f"{'speed':40}{'GB/s':>8}{'copy':>8}{'ratio':>8}")
     for row in SPEED:
         seconds, floor = measured(row)
         print(
-            f"{row:28}{total / seconds / 1e9:8.2f}{total / floor / 1e9:8.2f}{seconds / floor:8.2f}",
+            f"{row:40}{total / seconds / 1e9:8.2f}{total / floor / 1e9:8.2f}{seconds / floor:8.2f}",
             flush=True,
         )
 

@@ -306,7 +306,8 @@ class Plan:
         donation = None
         if donate:
             given = pool[: len(pool) - len(kept)]
-            donation = Donation(given, [*kept, *self._needed(pool)])
+            needed = [pool[at] for at in self._needed(len(pool))]
+            donation = Donation(given, [*kept, *needed])
         whole: list[tuple[str, list[str], Any]] = []
         for job in self.jobs:
             likes = [None if at is None else kept[at] for at in job.likes]
@@ -383,20 +384,27 @@ class Plan:
                 abstract=again.abstract,
             )
 
-    def _needed(self, pool: Sequence[Any]) -> list[Any]:
-        """The leaves of both trees that a run needs, each as often as it does."""
+    def kept(self) -> set[int]:
+        """The positions in ``onto`` of the leaves whose values a run needs."""
+        start = len(self.source.shapes)
+        count = 0 if self.onto is None else len(self.onto.shapes)
+        places = {at - start for at in self._needed(start + count)}
+        return {at for at in places if at >= 0}
+
+    def _needed(self, count: int) -> list[int]:
+        """The positions of the leaves that a run needs, each as often as it does, where both trees have so many."""
         made = (
             sum(len(job.likes) for job in self.jobs)
             + len(self.makes)
             + len(self.restart.likes if self.restart else ())
         )
         places = [
-            *self.gather([*range(len(pool) + made)]),
+            *self.gather([*range(count + made)]),
             *(at for same in self.same for at in (same.first, same.copy)),
         ]
         places += [at for job in self.jobs for at in job.inputs]
         places += self.restart.inputs if self.restart else ()
-        return [pool[at] for at in places if at < len(pool)]
+        return [at for at in places if at < count]
 
 
 def _results(job: Job, inputs: Sequence[Any], likes: Sequence[Any], pool: list[Any]) -> list[Any]:
