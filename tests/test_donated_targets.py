@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int8, Int32
 from orbax.checkpoint import v1 as ocp
+from safetensors.numpy import save_file
 
 import ckpt_schema as cs
 
@@ -189,6 +190,15 @@ def test_targets_without_arrays_have_nothing_to_give_up(tmp_path: Path) -> None:
         result = cs.orbax.restore(tmp_path / "0", target, donate_target=True)
         same(result, {"w": jnp.ones(4), "step": 7})
     assert not numbers["w"].any()
+
+
+def test_a_folder_of_hugging_face(tmp_path: Path) -> None:
+    save_file({"fc.weight": np.ones((2, 3), "float32")}, tmp_path / "model.safetensors")
+    target = {"kernel": jnp.zeros((3, 2)), "own": jnp.zeros(2)}
+    rules = [cs.rename("fc/weight", "kernel", axes="1 0"), cs.private("own", cs.own)]
+    result = cs.hf.restore(tmp_path, target, rules=rules, donate_target=True)
+    same(result, {"kernel": jnp.ones((3, 2)), "own": jnp.zeros(2)})
+    assert alive(target) == [False, True]
 
 
 # --- what goes wrong  ---
