@@ -45,7 +45,7 @@ except DevicesError as error:
 # Both are derandomized: a failure is the same on every machine and in every run, and no example database is left behind.
 # A deadline would time jax's compilations, not the code.
 hypothesis.settings.register_profile(
-    "dev", derandomize=True, deadline=None, database=None, max_examples=12
+    "dev", derandomize=True, deadline=None, database=None, max_examples=8
 )
 hypothesis.settings.register_profile(
     "ci", derandomize=True, deadline=None, database=None, max_examples=200

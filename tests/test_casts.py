@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jaxtyping import Array, BFloat16, Float16, Float32
+from support.profiles import thorough_only
 
 import ckpt_schema as cs
 from ckpt_schema.testing import check_laws
@@ -30,6 +31,11 @@ class Train(cs.Schema):
     n: BFloat16[Array, " mlp"]
 
 
+def test_the_laws_hold() -> None:
+    check_laws(cs.derive(Disk, Train), max_examples=4)
+
+
+@thorough_only
 def test_the_laws_hold_in_the_model_and_its_moments() -> None:
     tx = optax.adam(1e-3)
     check_laws(cs.derive(cs.linen.TrainState[Disk, tx], cs.nnx.TrainState[Train, tx]))

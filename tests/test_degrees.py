@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AxisType
 from jaxtyping import Array, Float32
 from support import optimizers
-from support.profiles import sampled
+from support.profiles import sampled, thorough_only
 
 import ckpt_schema as cs
 from ckpt_schema._frameworks.degrees import Degree, Degrees, NoDegree, _Bench, _Step
@@ -146,8 +146,10 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("factor", [0.125, 4.0])
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    sampled([(name, factor) for name in TRAINED for factor in (0.125, 4.0)], 5),
+)
 def test_a_scaled_state_stays_that_of_the_scaled_model(name: str, factor: float) -> None:
     tx, sizes = TRAINED[name]
     lens = derived(tx, sizes, rules=[cs.scale("q", factor)])
@@ -347,6 +349,7 @@ class Scaled(cs.Schema):
     q: Float32[Array, "a b"]
 
 
+@thorough_only
 def test_laws_know_what_becomes_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oracle of the laws has degrees of its own: it holds those that a lens finds, and sees another."""
     tx = optax.adam(1e-3)

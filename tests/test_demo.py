@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from support.profiles import thorough_only
 
 import ckpt_schema as cs
 from ckpt_schema.demo import matrix
@@ -46,6 +47,7 @@ def test_batches_are_the_same_in_every_run() -> None:
     assert not np.array_equal(text.batch(3, 4, 16), text.batch(4, 4, 16))
 
 
+@thorough_only
 def test_a_wrong_weight_shows_in_the_losses() -> None:
     mesh = make_mesh(2, 4)
     form = LinenForm(

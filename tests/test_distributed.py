@@ -15,7 +15,7 @@ from typing import Any
 
 import distributed_jobs as jobs
 import pytest
-from support.profiles import THOROUGH, sampled
+from support.profiles import THOROUGH, sampled, thorough_only
 
 import ckpt_schema as cs
 from ckpt_schema.testing._distributed import DistributedError, run_distributed
@@ -66,6 +66,7 @@ def test_each_process_reads_what_its_shards_need(by_four: Path, record_property:
         )
 
 
+@thorough_only
 def test_streams_go_with_a_checkpoint_from_two_to_four(root: Path) -> None:
     assert run_distributed(2, jobs.save_nnx, root, devices=2) == [([], [])] * 2
     assert run_distributed(4, jobs.restore_streams, root) == [[]] * 4

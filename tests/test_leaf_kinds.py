@@ -111,7 +111,7 @@ def test_no_bit_changes_on_the_way(dtype: str) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", sampled(DTYPES, 2))
+@pytest.mark.parametrize("dtype", sampled(DTYPES, 5))
 def test_what_orbax_stores_comes_back_and_what_it_cannot_is_refused_by_name(
     dtype: str, tmp_path: Path
 ) -> None:

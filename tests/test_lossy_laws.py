@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jaxtyping import Array, BFloat16, Float16, Float32, Int32
+from support.profiles import thorough_only
 
 import ckpt_schema as cs
 from ckpt_schema._lens.arrays import execution, own_bits
@@ -139,6 +140,7 @@ def test_what_comes_back_is_within_the_bound_and_hardly_more_would_be(codec: Any
 LAWS_TRIED = ("GetPut", "PutGet", "PutPut", "Naming", "SaveRestore")
 
 
+@thorough_only
 def test_the_laws_hold_of_leaves_that_are_rounded() -> None:
     """A sample; all of it is ``python tests/test_lossy_laws.py``."""
     tried(LENS, *LAWS_TRIED, max_examples=2, meshes=())

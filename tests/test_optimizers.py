@@ -184,7 +184,7 @@ def test_declared_states_are_the_real_ones(name: str, wrapper: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "wrapper"),
-    sampled([pair for pair in EVERY if pair[0] not in STEPLESS and pair not in STUCK], 7),
+    sampled([pair for pair in EVERY if pair[0] not in STEPLESS and pair not in STUCK], 11),
 )
 def test_a_step_further_is_the_same_step(name: str, wrapper: str) -> None:
     linen, module, tx = states(name, wrapper)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float32, Int32
 from orbax.checkpoint import v1 as ocp
 from support import killed
 from support.models import SIZES, to_nnx, to_stacked
+from support.profiles import thorough_only
 
 import ckpt_schema as cs
 from ckpt_schema.orbax import _pytree_files
@@ -331,6 +332,7 @@ def test_verify_sees_a_leaf_in_the_place_of_another(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "unseen"]
 
 
+@thorough_only
 def test_a_conversion_that_is_killed_leaves_nothing_that_loads() -> None:
     script = Path(killed.__file__)
     run = subprocess.run(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 from support.models import SIZES, to_nnx, to_stacked
-from support.profiles import examples
+from support.profiles import examples, sampled
 
 import ckpt_schema as cs
 from ckpt_schema.testing import _laws as laws
@@ -49,7 +49,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled([*CASES], 2))
 @examples(0.1)
 @given(seed=SEEDS, on=PLACES, to=PLACES, data=st.data())
 def test_restore(name: str, seed: int, on: Placer, to: Placer, data: st.DataObject) -> None:

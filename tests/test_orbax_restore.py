@@ -174,7 +174,7 @@ def size(tree: Any) -> int:
 # --- every container, both ways  ---
 
 
-@pytest.mark.parametrize("saved", ["linen", "linen on a mesh"])
+@pytest.mark.parametrize("saved", sampled(["linen", "linen on a mesh"], 2, start=1))
 def test_linen_into_every_container_of_nnx(disk: Disk, saved: str) -> None:
     target = sharded(blank(nnx_state()), mesh(2, 4))
     expected = placed_like(lens().get(linen_state(), onto=target), target)
@@ -183,7 +183,7 @@ def test_linen_into_every_container_of_nnx(disk: Disk, saved: str) -> None:
     same(pure, nnx.to_pure_dict(expected))
 
 
-@pytest.mark.parametrize("saved", sampled(["nnx", "pure", "nnx on a mesh"], 2))
+@pytest.mark.parametrize("saved", sampled(["nnx", "pure", "nnx on a mesh"], 3))
 def test_nnx_into_every_container_of_linen(disk: Disk, saved: str) -> None:
     target = sharded(blank(linen_state()), mesh(2, 4))
     expected = placed_like(lens().put(nnx_state(), onto=target), target)

@@ -13,6 +13,7 @@ import optax
 from flax import linen as nn
 from flax import nnx
 from flax.training import train_state
+from support.profiles import thorough_only
 
 import ckpt_schema as cs
 
@@ -169,6 +170,7 @@ def nnx_averaged_step(training: AveragedTraining) -> Any:
     return losses
 
 
+@thorough_only
 def test_a_transformer_with_averages_and_a_key(tmp_path: Path) -> None:
     model = LinenTransformer()
     params = model.init(jax.random.key(0), batch(jax.random.key(0)))["params"]
@@ -358,6 +360,7 @@ def nnx_unet_step(training: Training) -> jax.Array:
     return loss
 
 
+@thorough_only
 def test_a_unet_whose_layers_differ(tmp_path: Path) -> None:
     model, tx = LinenUNet(), optax.sgd(1e-2, momentum=0.9)
     variables = model.init(jax.random.key(0), IMAGES)

@@ -10,9 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import hypothesis
+import pytest
 
 THOROUGH = hypothesis.settings.default.max_examples >= 100
 """Whether the profile is a thorough one."""
+
+thorough_only = pytest.mark.skipif(
+    not THOROUGH, reason="takes many seconds; HYPOTHESIS_PROFILE=ci runs it"
+)
+"""Marks a test that is dear, and of whose kind the file has cheaper ones that always run."""
 
 Case = TypeVar("Case")
 
