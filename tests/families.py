@@ -30,7 +30,7 @@ import ckpt_schema as cs
 
 HERE = Path(__file__).parent
 DATA = HERE / "families_data"
-KEPT = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
+KEPT = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe")
 MOST = 1e-4  # relative to the largest logit
 MODULES = {"mistral": "llama", "gemma3_text": "gemma3"}  # else called as the type of the model
 

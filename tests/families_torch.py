@@ -26,6 +26,8 @@ SIZES = {
     "num_key_value_heads": 2,
 }
 WIDE = SIZES | {"head_dim": 6}
+EXPERTS = WIDE | {"num_local_experts": 3, "num_experts_per_tok": 2}
+QWEN_EXPERTS = WIDE | {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 4}
 GEMMA = WIDE | {"sliding_window": 3, "query_pre_attn_scalar": 5}
 ENDS = {"bos_token_id": 1, "eos_token_id": 2}
 BFLOAT16 = torch.bfloat16
@@ -71,6 +73,16 @@ CASES = {
         hub.Gemma3TextConfig(**GEMMA, layer_types=["sliding_attention", "full_attention"])
     ),
     "gemma3, bfloat16": Case(hub.Gemma3TextConfig(**GEMMA), BFLOAT16),
+    "mixtral": Case(hub.MixtralConfig(**EXPERTS)),
+    "mixtral, stacked": Case(hub.MixtralConfig(**EXPERTS), words=STACKED),
+    "mixtral, tied": Case(hub.MixtralConfig(**EXPERTS, tie_word_embeddings=True), BFLOAT16),
+    "mixtral, tied, stacked": Case(
+        hub.MixtralConfig(**EXPERTS, tie_word_embeddings=True), BFLOAT16, STACKED
+    ),
+    "qwen3_moe": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS)),
+    "qwen3_moe, shares of one": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS, norm_topk_prob=True)),
+    "qwen3_moe, stacked": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS), words=STACKED),
+    "qwen3_moe, tied": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS, tie_word_embeddings=True), BFLOAT16),
 }
 
 

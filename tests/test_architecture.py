@@ -54,7 +54,7 @@ ORDER = """
     orbax._managed orbax._save orbax._pytree_files orbax._route orbax._convert orbax
     hf._load hf._restore hf._save hf._stored hf
     families._family families._decoders families.llama families.qwen2 families.qwen3 families.gemma2
-    families.gemma3 families
+    families.gemma3 families.mixtral families.qwen3_moe families
     _trees.infer
     discovery._cuts discovery._models discovery._points discovery._readings discovery._matching
     discovery._layer_levels discovery._found_rules discovery._discovery discovery._torch discovery
@@ -88,7 +88,7 @@ MODULES = {
 PUBLIC = {
     *("__init__", "__main__", "cli", "discovery", "errors", "hf", "linen", "nnx", "orbax"),
     *("families", "families.gemma2", "families.gemma3", "families.llama", "families.qwen2"),
-    *("families.qwen3",),
+    *("families.mixtral", "families.qwen3", "families.qwen3_moe"),
     *("testing", "testing.strategies"),
     *("demo", "demo.corpus", "demo.linen_gpt", "demo.nnx_gpt", "demo.schemas", "demo.training"),
     *("demo.report", "demo.matrix"),

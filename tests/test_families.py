@@ -49,6 +49,27 @@ def test_names_may_begin_otherwise(prefix: str, tmp_path: Path) -> None:
     assert families.unlike(tmp_path / "moved", tmp_path / "again") == []
 
 
+def test_experts_may_be_stacked_in_the_files(tmp_path: Path) -> None:
+    """As transformers 5 has them: the gate is the first half of what goes into an expert."""
+    folder = families.DATA / "mixtral"
+    tensors = cs.hf.load(folder)
+    for n in range(2):
+        own, new = f"model.layers.{n}.block_sparse_moe", f"model.layers.{n}.mlp"
+        tensors[f"{new}.gate.weight"] = tensors.pop(f"{own}.gate.weight")
+        gate, down, up = (
+            np.stack([tensors.pop(f"{own}.experts.{expert}.w{part}.weight") for expert in range(3)])
+            for part in (1, 2, 3)
+        )
+        tensors[f"{new}.experts.gate_up_proj"] = np.concatenate([gate, up], axis=1)
+        tensors[f"{new}.experts.down_proj"] = down
+    cs.hf.save(tmp_path / "stacked", tensors)
+    lens = cs.families.mixtral.lens_of(tmp_path / "stacked")
+    model = cs.hf.restore(tmp_path / "stacked", families.model_of(folder, lens), lens)
+    assert families.error_of(model, folder) < families.MOST
+    cs.hf.save(tmp_path / "again", model, lens)
+    assert families.unlike(tmp_path / "stacked", tmp_path / "again") == []
+
+
 def test_a_model_may_keep_norms_and_embedding_as_it_uses_them(tmp_path: Path) -> None:
     """What is rounded goes back to the bits of the file where those are given."""
     folder = families.DATA / "gemma2"

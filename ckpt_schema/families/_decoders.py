@@ -14,9 +14,11 @@ from jaxtyping import Array, Float32
 
 from ckpt_schema._layouts.fields import field
 from ckpt_schema._layouts.schema import Schema
+from ckpt_schema._lens.rules import fuse
 from ckpt_schema.families._family import ToldSizes, told_size
 
 __all__ = [
+    "STACKED_EXPERTS",
     "Attention",
     "BiasedAttention",
     "BiasedHeads",
@@ -32,6 +34,7 @@ __all__ = [
     "FileHeadNorms",
     "FileNorms",
     "FileOuterNorms",
+    "FileStackedExperts",
     "Gated",
     "Head",
     "HeadNorms",
@@ -42,7 +45,6 @@ __all__ = [
     "Norms",
     "OuterNorms",
     "Output",
-    "StackedExpert",
     "Vector",
     "decoder_sizes",
     "expert_sizes",
@@ -143,6 +145,19 @@ class StackedExpert(Schema):
     down: Float32[Array, "embed mlp"] = field(key="down_proj")
 
 
+class FileStackedExperts(Schema):
+    """Gated MLPs of which a router chooses some for each token, as transformers 5 has them in memory."""
+
+    router: Linear = field(key="mlp/gate", dims={"out": "experts", "inner": "embed"})
+    experts: StackedExpert = field(key="mlp/experts", scan="experts")
+
+
+STACKED_EXPERTS = (
+    fuse("layers[]/experts[]/gate_up", ["layers[]/experts[]/gate", "layers[]/experts[]/up"]),
+)
+"""What stacked experts have in one weight, and a model in two."""
+
+
 # --- as a model of NNX has them  ---
 
 
@@ -240,7 +255,7 @@ class Experts(Schema):
     """Gated MLPs of which a router chooses some for each token."""
 
     router: Kernel = field(key="mlp/router", dims={"inner": "embed", "out": "experts"})
-    experts: Expert = field(key="mlp/experts", scan="experts", axis=0)
+    experts: Expert = field(key="mlp/experts", scan="experts")
 
 
 class Norms(Schema):
