@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -112,6 +113,11 @@ class JaxModel:
             raise DiscoveryError(f"{side} cannot be run", faults)
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
         self.skipped: Sequence[str] = tuple(self._constants)
+        self._spans: dict[str, slice] = {}
+        start = 0
+        for name, shape in shapes.items():
+            self._spans[name] = slice(start, start + math.prod(shape))
+            start += math.prod(shape)
         self.wide = True
         self._outputs = jax.jit(self._flat_outputs)
         self._pulled = jax.jit(self._pull)
@@ -139,22 +145,27 @@ class JaxModel:
     ) -> dict[str, np.ndarray[Any, Any]]:
         """The gradients at these values."""
         with jax.enable_x64(self.wide):
-            found = self._pulled(self._arrays(leaves), jnp.asarray(cotangent, self._dtype))
-            return {name: np.asarray(each, np.float64) for name, each in found.items()}
+            found = self._pulled(self._vector(leaves), jnp.asarray(cotangent, self._dtype))
+        vector = np.asarray(found, np.float64)
+        return {name: vector[span].reshape(self.shapes[name]) for name, span in self._spans.items()}
 
     @property
     def _dtype(self) -> type[Any]:
         return np.float64 if self.wide else np.float32
 
-    def _arrays(self, leaves: Leaves) -> dict[str, jax.Array]:
-        return {name: jnp.asarray(value, self._dtype) for name, value in leaves.items()}
+    def _vector(self, leaves: Leaves) -> np.ndarray[Any, Any]:
+        """All leaves as one array: handing over many small ones takes longer than running the model."""
+        if not self.shapes:
+            return np.zeros(0, self._dtype)
+        flat = [np.asarray(leaves[name], self._dtype).reshape(-1) for name in self.shapes]
+        return np.concatenate(flat)
 
     def _tried(self, leaves: Leaves) -> np.ndarray[Any, Any]:
         """The outputs; a model that has float32 written in its code is run in it, as the carry of a scan often has."""
         while True:
             try:
                 with jax.enable_x64(self.wide):
-                    return np.asarray(self._outputs(self._arrays(leaves)), np.float64)
+                    return np.asarray(self._outputs(self._vector(leaves)), np.float64)
             except CkptSchemaError:
                 raise
             except Exception as error:
@@ -165,8 +176,10 @@ class JaxModel:
                 fault = Mismatch(self._side, "run", "outputs", type(error).__name__, hint)
                 raise DiscoveryError(f"{self._side} cannot be run", [fault]) from error
 
-    def _flat_outputs(self, leaves: dict[str, jax.Array]) -> jax.Array:
-        every = {**self._constants, **leaves}
+    def _flat_outputs(self, vector: jax.Array) -> jax.Array:
+        every = dict(self._constants)
+        for name, span in self._spans.items():
+            every[name] = vector[span].reshape(self.shapes[name])
         tree = jax.tree.unflatten(self._treedef, [every[name] for name in self._names])
         outputs = self._outputs_of(tree)
         floats = [
@@ -191,6 +204,6 @@ class JaxModel:
         self._changed = [name for name, old, new in pairs if old is not new]
         return outputs
 
-    def _pull(self, leaves: dict[str, jax.Array], cotangent: jax.Array) -> dict[str, jax.Array]:
-        _, pull = jax.vjp(self._flat_outputs, leaves)
+    def _pull(self, vector: jax.Array, cotangent: jax.Array) -> jax.Array:
+        _, pull = jax.vjp(self._flat_outputs, vector)
         return pull(cotangent)[0]
