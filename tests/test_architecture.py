@@ -56,8 +56,9 @@ ORDER = """
     families._family families._decoders families.llama families.qwen2 families.qwen3 families.gemma2
     families.gemma3 families.mixtral families.qwen3_moe families
     _trees.infer
-    discovery._cuts discovery._models discovery._points discovery._readings discovery._matching
-    discovery._layer_levels discovery._found_rules discovery._discovery discovery._torch discovery
+    discovery._cuts discovery._models discovery._points discovery._readings discovery._proof
+    discovery._matching discovery._layer_levels discovery._found_rules discovery._gauges discovery._open
+    discovery._open_values discovery._discovery discovery._torch discovery
     _diff _diff.found_lists _diff.entries _diff.comparing
     __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds

@@ -103,7 +103,8 @@ def test_a_scale_that_may_stand_in_two_leaves_is_the_users_choice() -> None:
     tree = {"q": jnp.ones((4, 6)), "k": jnp.ones((6, 5)), "out": jnp.ones((5, 3))}
     found = discover(run, tree, scaled, tree)
     assert found.status == "complete but for choices"
-    assert {*found.gauges} == {(cs.scale("q", 0.5),), (cs.scale("k", 0.5),)}
+    [moved] = found.open
+    assert {*moved.options} == {(cs.scale("q", 0.5),), (cs.scale("k", 0.5),)}
     assert not found.rules
     with pytest.raises(DiscoveryError, match=r"rules=\[cs.scale\('k', 0.5\)\]"):
         found.lens()
@@ -112,6 +113,67 @@ def test_a_scale_that_may_stand_in_two_leaves_is_the_users_choice() -> None:
     assert (moved["k"] == 0.5).all() and (moved["q"] == 1).all()
     known = discover(run, tree, scaled, tree, rules=[cs.scale("q", 0.5)])
     assert (known.status, known.rules) == ("complete", (cs.scale("q", 0.5),))
+
+
+def test_what_follows_from_a_choice_belongs_to_it() -> None:
+    def run(p: Any) -> Any:
+        return jnp.tanh(X @ p["w1"] + p["b1"]) + jnp.tanh(X @ p["w2"] + p["b2"])
+
+    def crossed(p: Any) -> Any:
+        return run({**p, "b1": p["b2"], "b2": p["b1"]})
+
+    tree = {"w1": jnp.ones((4, 6)), "w2": jnp.ones((4, 6)), "b1": jnp.ones(6), "b2": jnp.ones(6)}
+    drawn = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), tree)
+    drawn["b2"] = -drawn["b2"]
+    found = discover(run, tree, crossed, tree)
+    [choice] = found.open
+    assert {*choice.sources} == {*tree} and len(choice.options) == 2
+    with pytest.raises(DiscoveryError, match="a choice is the user's"):
+        found.lens()
+    for option in choice.options:
+        made = found.lens(rules=option).get(drawn)
+        np.testing.assert_allclose(crossed(made), run(drawn), rtol=1e-6)
+    apart = [cs.rename("b1", "b1"), cs.rename("b2", "b2")]  # and kernels by name
+    with pytest.raises(DiscoveryError, match="it would make another function"):
+        found.lens(rules=apart)
+
+
+def _gated(p: Any) -> Any:
+    return jnp.tanh(jax.nn.relu(X @ p["a"] + p["bias"]) @ p["c"])
+
+
+def _residual(p: Any) -> Any:
+    def normed(x: Any) -> Any:
+        return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+
+    x = p["table"][jnp.arange(5)]
+    x = x + jax.nn.silu(normed(x) @ p["a"]) @ p["c"]
+    return normed(x) @ p["head"]
+
+
+GATED = {"a": jnp.ones((4, 6)), "bias": jnp.ones(6), "c": jnp.ones((6, 5))}
+RESIDUAL = {
+    "table": jnp.ones((7, 4)),
+    "a": jnp.ones((4, 6)),
+    "c": jnp.ones((6, 4)),
+    "head": jnp.ones((4, 9)),
+}
+
+
+def test_a_factor_that_several_leaves_take_over_together_is_open() -> None:
+    found = discover(_gated, GATED, lambda p: _gated({**p, "c": 2 * p["c"]}), GATED)
+    [moved] = found.open
+    other = cs.scale("a", 0.5), cs.scale("bias", 0.5)
+    assert {*moved.options} == {(cs.scale("c", 0.5),), other}
+    assert found.lens(rules=other)
+
+
+def test_a_factor_with_one_place_is_a_rule() -> None:
+    # Of the residual an epsilon knows the size: the layer's own kernel is no other place.
+    found = discover(
+        _residual, RESIDUAL, lambda p: _residual({**p, "table": 2 * p["table"]}), RESIDUAL
+    )
+    assert (found.status, found.rules) == ("complete", (cs.scale("table", 0.5),))
 
 
 def test_a_leaf_that_the_view_has_twice_is_tied() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,13 +13,21 @@ from ckpt_schema._lens.one_sided import derived
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.value_rules import Factor
 from ckpt_schema._messages.text import columns
-from ckpt_schema.discovery._cuts import LeafPiece, whole_piece
+from ckpt_schema.discovery._cuts import whole_piece
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
 from ckpt_schema.discovery._layer_levels import LayerLevels
 from ckpt_schema.discovery._matching import Matched, Pairing, match_pieces
-from ckpt_schema.discovery._models import DiscoveryError, RunnableModel, model_of
+from ckpt_schema.discovery._models import (
+    DiscoveryError,
+    RunnableModel,
+    drawn_tree,
+    model_of,
+    named_values,
+)
+from ckpt_schema.discovery._open import Open, open_entries, rules_text
+from ckpt_schema.discovery._open_values import OpenValues
 from ckpt_schema.discovery._points import leaves_of, relative_gap, shared_values
-from ckpt_schema.discovery._readings import NEARLY, Reading, Recode, Search, kind_of_leaf
+from ckpt_schema.discovery._readings import NEARLY, Reading, Recode, Search
 from ckpt_schema.errors import DerivationError, Mismatch
 
 __all__ = ["Discovery", "Evidence", "Open", "discover"]
@@ -28,37 +36,6 @@ Models = tuple[RunnableModel, RunnableModel]
 Status = Literal["complete", "complete but for choices", "incomplete", "refused"]
 
 _MOST_READINGS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Open:
-    """What running the models does not decide.
-
-    Attributes:
-        sources: Pieces of the source, as text: the leaf, and which indices of it.
-        views: Pieces of the view that they may be; each of the sources may be each of these unless
-            ``options`` say more.
-        reason: Why it is open.
-        options: Where several assignments leave the outputs equal: each of them, as lines.
-    """
-
-    sources: tuple[str, ...]
-    views: tuple[str, ...]
-    reason: str
-    options: tuple[tuple[str, ...], ...] = ()
-
-    def __str__(self) -> str:
-        """On one line, layers of one kind together."""
-        sides = f"{_by_kind(self.sources)} <-> {_by_kind(self.views)}: "
-        options = "; or ".join(", ".join(option) for option in self.options)
-        return f"{sides if self.sources or self.views else ''}{self.reason}{': ' * bool(options)}{options}"
-
-
-def _by_kind(names: Sequence[str]) -> str:
-    """Names without the numbers of their layers, those that are alike once, with their count."""
-    counts = collections.Counter(kind_of_leaf(name) for name in names)
-    words = [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
-    return ", ".join(words) or "nothing"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +74,6 @@ class Discovery:
         lists: What it is to be told of lists.
         pairings: What belongs together, piece by piece.
         notes: What else is to be known: what no rule can say, readings that are as good.
-        gauges: Where values differ in one of several ways that the outputs do not tell: the rules of
-            each way, of which one is to be given to `lens`.
     """
 
     status: Status
@@ -111,7 +86,9 @@ class Discovery:
     lists: tuple[str, ...]
     pairings: tuple[Pairing, ...] = ()
     notes: tuple[str, ...] = ()
-    gauges: tuple[tuple[Rule, ...], ...] = ()
+    _gap: Callable[[Lens], tuple[float, float]] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
 
     def lens(self, rules: Sequence[Rule] = ()) -> Lens:
         """The lens between the two layouts.
@@ -120,7 +97,8 @@ class Discovery:
             rules: What settles that which is open.
 
         Raises:
-            DiscoveryError: The two are not one function, or something that matters has no place.
+            DiscoveryError: The two are not one function, something that matters has no place, a choice
+                is not said, or the lens does not carry random values to equal outputs.
             DerivationError: What is open has no place by these rules; the candidates stand beneath.
         """
         if self.status in ("refused", "incomplete"):
@@ -131,11 +109,29 @@ class Discovery:
                 for each in self.open
             ]
             raise DiscoveryError(f"no lens: the discovery is {self.status}", faults)
-        if self.gauges and not any(set(way) <= set(rules) for way in self.gauges):
-            ways = ["[" + ", ".join(f"cs.{rule}" for rule in way) + "]" for way in self.gauges]
-            hint = f"say which: lens(rules={' or rules='.join(ways)})"
-            fault = Mismatch("values", "open", "one way in which values differ", "several", hint)
-            raise DiscoveryError("no lens: a choice is the user's", [fault])
+        faults = [
+            Mismatch(
+                ", ".join(each.views),
+                "open",
+                "a choice, which is yours",
+                f"{len(each.options)} that leave the outputs equal",
+                f"say which: lens(rules={' or rules='.join(map(rules_text, each.options))})",
+            )
+            for each in self.open
+            if not each.is_settled(rules)
+        ]
+        if faults:
+            raise DiscoveryError("no lens: a choice is the user's", faults)
+        lens = self._derived(rules)
+        gap, bound = (0.0, 0.0) if self._gap is None else self._gap(lens)
+        if gap > bound:
+            hint = "what was found leaves them equal: see which of your rules say otherwise"
+            found = f"outputs that differ by {gap:.1e}"
+            fault = Mismatch("the lens", "outputs", "equal outputs at random values", found, hint)
+            raise DiscoveryError("no lens: it would make another function", [fault])
+        return lens
+
+    def _derived(self, rules: Sequence[Rule]) -> Lens:
         try:
             return derived(self.source, self.view, [*self.rules, *rules], None)
         except DerivationError as error:
@@ -236,14 +232,26 @@ def discover(
     ordered = sorted(judged.items(), key=lambda pair: _cost(pair[1]))
     reading, best = ordered[0]
     alike = [one for one, other in ordered[1:] if _cost(other)[:2] == _cost(best)[:2]]
-    found = rules_of(models, search.both_pieces(reading.changes), best.pairings, names)
-    ways: list[tuple[Rule, ...]] = []
-    if alike and reading.recodes and best.complete:
-        ways.append(found.values)
+    pieces = search.both_pieces(reading.changes)
+    found = rules_of(models, pieces, best.pairings, names, best.choices)
+    values = OpenValues(found.values)
+    if reading.recodes and best.complete:
+        values.add_places(models[1], found.paths, best, rules, seed)
         for each in alike:
             pieces = search.both_pieces(each.changes)
-            ways.append(rules_of(models, pieces, judged[each].pairings, names).values)
-    return _told(best, found, tuple(ways), search.tried, list(rules))
+            values.add_way(rules_of(models, pieces, judged[each].pairings, names).values)
+    carried = functools.partial(_carried, models, seed, best.noise)
+    return _told(best, found, values, carried, search.tried, list(rules))
+
+
+def _carried(models: Models, seed: int, noise: float, lens: Lens) -> tuple[float, float]:
+    """How far outputs differ where a lens has carried random values over, and how far they may."""
+    trees = [drawn_tree(model, seed + side) for side, model in enumerate(models)]
+    before = named_values(models[0], trees[0])
+    after = named_values(models[1], lens.get(trees[0], onto=trees[1]))
+    gap = relative_gap(models[0].run(before), models[1].run(after))
+    # Values that a lens scales are rounded to the dtype of their leaf.
+    return gap, max(1e-3, 1000 * noise)
 
 
 def _verify_runs(models: Models, names: tuple[str, str], seed: int) -> None:
@@ -318,16 +326,14 @@ def _worded(reading: Reading) -> str:
 def _told(
     matched: Matched,
     found: FoundRules,
-    gauges: tuple[tuple[Rule, ...], ...],
+    values: OpenValues,
+    carried: Callable[[Lens], tuple[float, float]],
     tried: int,
     known: list[Rule],
 ) -> Discovery:
     """The discovery that a match makes."""
-    opened = [*_choices(matched), *_merged(matched), *_asleep(matched), *_alone(matched)]
+    opens = [*open_entries(matched, found), *values.opens]
     notes = list(found.unsaid)
-    if gauges:
-        options = tuple(tuple(map(str, way)) for way in gauges)
-        opened.append(Open((), (), "values differ in one of several ways, all as good", options))
     if matched.odd:
         names = ", ".join(map(str, matched.odd))
         notes.append(f"outputs agree and gradients do not, as of a masked row: {names}")
@@ -338,14 +344,14 @@ def _told(
     status: Status = "complete"
     if not matched.complete:
         status = "incomplete"
-    elif matched.choices or any(matched.asleep) or gauges:
+    elif matched.choices or any(matched.asleep) or values.opens:
         status = "complete but for choices"
     evidence = Evidence(matched.outputs, matched.gradients, matched.noise, matched.nearest, tried)
     before, after = found.levels
     return Discovery(
         status=status,
-        rules=tuple(dict.fromkeys([*found.rules, *(() if gauges else found.values), *known])),
-        open=tuple(opened),
+        rules=tuple(dict.fromkeys([*found.rules, *values.settled, *known])),
+        open=tuple(opens),
         evidence=evidence,
         source=found.layouts[0],
         view=found.layouts[1],
@@ -353,7 +359,7 @@ def _told(
         lists=(*before.lists, *(each for each in after.lists if each not in before.lists)),
         pairings=matched.pairings,
         notes=tuple(notes),
-        gauges=gauges,
+        _gap=carried,
     )
 
 
@@ -362,53 +368,4 @@ def _both_scans(before: LayerLevels, after: LayerLevels) -> dict[str, Any]:
     found: dict[str, Any] = {**before.scan, **after.scan}
     for node in before.scan.keys() & after.scan.keys():
         found[node] = before.scan[node], after.scan[node]
-    return found
-
-
-def _choices(matched: Matched) -> list[Open]:
-    found: list[Open] = []
-    for choice in matched.choices:
-        options = [
-            tuple(f"{pair.view} <- {pair.sources[0]}" for pair in option)
-            for option in choice.options
-        ]
-        found.append(
-            Open(
-                tuple(map(str, choice.sources)),
-                tuple(map(str, choice.views)),
-                choice.why,
-                tuple(options),
-            )
-        )
-    return found
-
-
-def _merged(matched: Matched) -> list[Open]:
-    """Leaves of the source that the view has once: a tie, or a layer that is used twice by mistake."""
-    reason = "the view has one leaf for these: the same function only where they are always equal"
-    return [
-        Open(tuple(map(str, each.sources)), (str(each.view),), reason) for each in matched.merged
-    ]
-
-
-def _asleep(matched: Matched) -> list[Open]:
-    """Pieces without a gradient, those of one form together."""
-    reason = (
-        "no value of it changes the outputs at this input"
-        if matched.inert
-        else "it has no gradient here, yet its values matter"
-    )
-    return _by_form(matched.asleep, reason)
-
-
-def _alone(matched: Matched) -> list[Open]:
-    return _by_form(matched.alone, "it has a gradient, and no piece of the other side has the same")
-
-
-def _by_form(pieces: tuple[Sequence[LeafPiece], Sequence[LeafPiece]], reason: str) -> list[Open]:
-    forms = dict.fromkeys(piece.form for side in pieces for piece in side)
-    found: list[Open] = []
-    for form in forms:
-        sources, views = (tuple(str(p) for p in side if p.form == form) for side in pieces)
-        found.append(Open(sources, views, reason))
     return found

@@ -16,8 +16,9 @@ from ckpt_schema._lens.rules import Rule, fuse, rename, tie
 from ckpt_schema._lens.value_rules import scale, shift
 from ckpt_schema.discovery._cuts import LeafPiece
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels, found_levels, single_axes
-from ckpt_schema.discovery._matching import Order, Pairing
+from ckpt_schema.discovery._matching import Choice, Pairing
 from ckpt_schema.discovery._models import RunnableModel
+from ckpt_schema.discovery._proof import Order
 
 __all__ = ["FoundRules", "rules_of"]
 
@@ -33,6 +34,9 @@ class FoundRules:
         values: Those that say how values differ.
         levels: How each side is read: its lists and stacks.
         layouts: The layouts that are read so.
+        paths: The logical path of each leaf of the view, in its model.
+        options: For each choice, the rules of each of its options. A choice that all layers have alike is
+            said once; one that no rule can say has no options.
         unsaid: What was found and no rule says, with the reason.
     """
 
@@ -40,6 +44,8 @@ class FoundRules:
     values: tuple[Rule, ...]
     levels: tuple[LayerLevels, LayerLevels]
     layouts: tuple[Layout, Layout]
+    paths: Mapping[str, str]
+    options: tuple[tuple[Choice, tuple[tuple[Rule, ...], ...]], ...]
     unsaid: tuple[str, ...]
 
 
@@ -59,6 +65,7 @@ def rules_of(
     pieces: tuple[Sequence[LeafPiece], Sequence[LeafPiece]],
     pairings: Sequence[Pairing],
     names: tuple[str, str],
+    choices: Sequence[Choice] = (),
 ) -> FoundRules:
     """The rules that pairings say.
 
@@ -67,9 +74,11 @@ def rules_of(
         pieces: All their pieces.
         pairings: Those that are told.
         names: What the layouts are called.
+        choices: Those that are told but for a choice.
     """
     partners: tuple[dict[LeafPiece, list[LeafPiece]], dict[LeafPiece, list[LeafPiece]]] = {}, {}
-    for pairing in pairings:
+    first = [pairing for choice in choices for pairing in choice.options[0]]
+    for pairing in [*pairings, *first]:
         for source in pairing.sources:
             partners[0].setdefault(source, []).append(pairing.view)
             partners[1].setdefault(pairing.view, []).append(source)
@@ -77,12 +86,55 @@ def rules_of(
     sides = [
         Addresses(model, own, name) for model, own, name in zip(models, levels, names, strict=True)
     ]
+    both = sides[0], sides[1]
     unsaid: list[str] = []
-    pairs = _pairs(pairings, (sides[0], sides[1]), unsaid)
-    rules = [*_folded([*_spoken(pairs, unsaid)], (sides[0], sides[1]))]
-    values = tuple(_recodes(pairs, unsaid))
-    layouts = sides[0].layout, sides[1].layout
-    return FoundRules(tuple(rules), values, levels, layouts, tuple(dict.fromkeys(unsaid)))
+    pairs = _pairs(pairings, both, unsaid)
+    spoken = [*_spoken(pairs, unsaid)]
+    options = _options(pairs, choices, both, unsaid)
+    return FoundRules(
+        rules=tuple(_folded(spoken, both)),
+        values=tuple(_recodes(pairs, unsaid)),
+        levels=levels,
+        layouts=(sides[0].layout, sides[1].layout),
+        paths={leaf: sides[1].path(leaf) for leaf in sides[1].slots},
+        options=options,
+        unsaid=tuple(dict.fromkeys(unsaid)),
+    )
+
+
+def _options(
+    told: Sequence[_Pair],
+    choices: Sequence[Choice],
+    sides: tuple[Addresses, Addresses],
+    unsaid: list[str],
+) -> tuple[tuple[Choice, tuple[tuple[Rule, ...], ...]], ...]:
+    """The rules of each option of the choices; of those that all layers have alike, once."""
+    known: list[str] = []
+    spoken = [*_spoken(told, known)]
+    alike: dict[frozenset[frozenset[_Pair]], list[Choice]] = {}
+    ways: dict[frozenset[frozenset[_Pair]], list[list[_Pair]]] = {}
+    for choice in choices:
+        own = [[*_layer_pairs(option, sides, [])] for option in choice.options]
+        mark = frozenset(map(frozenset, own))
+        alike.setdefault(mark, []).append(choice)
+        ways.setdefault(mark, own)
+    found: list[tuple[Choice, tuple[tuple[Rule, ...], ...]]] = []
+    for mark, several in alike.items():
+        options: list[tuple[Rule, ...]] = []
+        for own in ways[mark]:
+            faults: list[str] = []
+            more = [each for each in _spoken([*told, *own], faults) if each not in spoken]
+            wanted = {_count(sides[1].rows[pair.view.leaf]) for pair in own}
+            if wanted != {len(several)}:
+                faults.append("a choice that layers have each of their own: no rule says it")
+            faults = [fault for fault in faults if fault not in known]
+            if faults:
+                unsaid += faults
+            else:
+                options.append(tuple(_as_rule(each) for each in more))
+        said = tuple(options) if len(options) == len(ways[mark]) else ()
+        found.append((several[0], said))
+    return tuple(found)
 
 
 # --- One layer for all  ---
@@ -92,7 +144,22 @@ def _pairs(
     pairings: Sequence[Pairing], sides: tuple[Addresses, Addresses], unsaid: list[str]
 ) -> list[_Pair]:
     """What belongs together in one layer, where it is so in all."""
-    layers: dict[_Pair, int] = collections.Counter()
+    layers = collections.Counter(_layer_pairs(pairings, sides, unsaid))
+    found: list[_Pair] = []
+    for pair, count in layers.items():
+        wanted = _count(sides[1].rows[pair.view.leaf])
+        if count != wanted:
+            why = f"it holds in {count} of {wanted} layers alone"
+            unsaid.append(f"{pair.source.leaf} is {pair.view.leaf}: {why}")
+        else:
+            found.append(pair)
+    return found
+
+
+def _layer_pairs(
+    pairings: Sequence[Pairing], sides: tuple[Addresses, Addresses], unsaid: list[str]
+) -> Iterator[_Pair]:
+    """Each pairing, as its layer has it."""
     for pairing in pairings:
         if len(pairing.sources) > 1:
             own = " and ".join(map(str, pairing.sources))
@@ -107,16 +174,7 @@ def _pairs(
             continue
         factor = pairing.view.scale / source.scale
         offset = pairing.view.offset - factor * source.offset
-        layers[_Pair(before, after, order, factor, offset)] += 1
-    found: list[_Pair] = []
-    for pair, count in layers.items():
-        wanted = _count(sides[1].rows[pair.view.leaf])
-        if count != wanted:
-            why = f"it holds in {count} of {wanted} layers alone"
-            unsaid.append(f"{pair.source.leaf} is {pair.view.leaf}: {why}")
-        else:
-            found.append(pair)
-    return found
+        yield _Pair(before, after, order, factor, offset)
 
 
 def _layer(piece: LeafPiece, side: Addresses) -> tuple[LeafPiece, tuple[int, ...]]:
@@ -165,6 +223,12 @@ class _Saying:
     source: str
     view: str
     axes: str | None = None
+
+
+def _as_rule(said: _Saying | Rule) -> Rule:
+    if isinstance(said, _Saying):
+        return rename(said.source, said.view, axes=said.axes)
+    return said
 
 
 def _spoken(pairs: Sequence[_Pair], unsaid: list[str]) -> Iterator[_Saying | Rule]:
@@ -424,9 +488,7 @@ def _folded(found: Sequence[_Saying | Rule], sides: tuple[Addresses, Addresses])
     for source, view in nodes.items():
         if source != view:
             yield rename(source, view)
-    for each in sayings:
-        if each.axes is not None:
-            yield rename(each.source, each.view, axes=each.axes)
+    yield from (_as_rule(each) for each in sayings if each.axes is not None)
     yield from (each for each in found if not isinstance(each, _Saying))
 
 

@@ -19,26 +19,19 @@ import numpy as np
 
 from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
 from ckpt_schema.discovery._models import Leaves, RunnableModel
-from ckpt_schema.discovery._points import (
-    gradients_at,
-    in_axis_order,
-    leaves_of,
-    orders,
-    own_block,
-    relative_gap,
-    shared_values,
+from ckpt_schema.discovery._points import gradients_at, orders, relative_gap
+from ckpt_schema.discovery._proof import (
+    Order,
+    Pairs,
+    PieceOrigin,
+    Proof,
+    ProofPoint,
+    inverse_order,
 )
 
 __all__ = ["Choice", "Matched", "Pairing", "match_pieces"]
 
 Array = np.ndarray[Any, Any]
-Order = tuple[int, ...]
-Origin = tuple[int, Order]
-"""The number of a piece of the source, and which of its axes each axis of the view's piece is."""
-
-Pairs = dict[int, tuple[Origin, ...]]
-"""For pieces of the view, by number, what they are made of: one piece, or several, whose sum they are."""
-
 _ROUNDS = 12
 _MOST_LEFT = 3  # so many pieces of one form are told by trying all assignments
 _MOST_TIED = 4
@@ -71,7 +64,11 @@ class Pairing:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Pieces that running the models does not tell apart, and every assignment that leaves the outputs equal."""
+    """Pieces that running the models does not tell apart, and every assignment that leaves the outputs equal.
+
+    What follows from an assignment is part of it: where the biases of two equal branches are exchanged,
+    so are their kernels.
+    """
 
     sources: tuple[LeafPiece, ...]
     views: tuple[LeafPiece, ...]
@@ -97,6 +94,7 @@ class Matched:
         noise: How far outputs differ at the shared point.
         nearest: The least difference of gradients that was refused.
         agrees: Whether the outputs agree at random values.
+        values: The random values of both models that this was proved at.
     """
 
     pairings: tuple[Pairing, ...]
@@ -111,6 +109,7 @@ class Matched:
     noise: float
     nearest: float
     agrees: bool
+    values: tuple[Leaves, Leaves]
 
     @property
     def complete(self) -> bool:
@@ -135,16 +134,19 @@ def match_pieces(
     return _Matching(models, pieces, noise, seed).result()
 
 
-@dataclasses.dataclass
-class _Point:
-    """Values of both models, and their outputs there."""
+@dataclasses.dataclass(frozen=True)
+class _Fork:
+    """Where several assignments agreed and the first was taken to go on with.
 
-    leaves: tuple[dict[str, Array], dict[str, Array]]
-    outputs: tuple[Array, Array]
+    Attributes:
+        options: The assignments.
+        found: What was found before, ...
+        chosen: ... and what was taken.
+    """
 
-    @property
-    def gap(self) -> float:
-        return relative_gap(*self.outputs)
+    options: tuple[Pairs, ...]
+    found: Pairs
+    chosen: Pairs
 
 
 class _Matching:
@@ -160,63 +162,34 @@ class _Matching:
         self._models, self._pieces, self._noise, self._seed = models, pieces, noise, seed
         # What rounding makes of outputs it makes of gradients, and more of it.
         self._tolerance = max(1e-9, min(1000 * noise, 3e-3))
-        self._bound = max(1e-9, 30 * noise)
+        self._proof = Proof(models, pieces, noise, seed)
         self._found: Pairs = {}
         self._chosen: Pairs = {}
-        self._choices: list[Choice] = []
+        self._forks: list[_Fork] = []
         self._nearest = math.inf
         self._gradients: tuple[list[Array], list[Array]] = [], []
         self._floor = 0.0
 
     def result(self) -> Matched:
         """Everything that is told."""
+        self._go_on()
+        return self._summary(self._choices())
+
+    def _go_on(self) -> None:
+        """Matches until nothing is added."""
         for number in range(1, _ROUNDS):
             if not self._round(number):
                 break
-        return self._summary()
-
-    # --- Points  ---
 
     @property
     def _known(self) -> Pairs:
         return self._found | self._chosen
 
-    def _at(self, pairs: Pairs, seed: int) -> _Point:
-        """Both models where pairs have values of their own, and all else is as at the shared point."""
-        sources, views = self._pieces
-        before, after = shared_values(sources, seed), shared_values(views, seed)
-        for number in {number for origins in pairs.values() for number, _ in origins}:
-            piece = sources[number]
-            before[number] = in_axis_order(own_block(piece.form, seed, number), piece)
-        for number, origins in pairs.items():
-            if len(origins) > 1 and not self._is_sum(number, origins):
-                (first, order), *others = origins
-                for copy, its in others:
-                    before[copy] = before[first].transpose(order).transpose(_inverse(its))
-            parts = [before[source].transpose(order) for source, order in origins]
-            after[number] = sum(parts[1:], parts[0]) / len(parts)
-        leaves = (
-            leaves_of(self._models[0], sources, before),
-            leaves_of(self._models[1], views, after),
-        )
-        outputs = self._models[0].run(leaves[0]), self._models[1].run(leaves[1])
-        return _Point(leaves, outputs)
-
-    def _is_sum(self, number: int, origins: Sequence[Origin]) -> bool:
-        """Whether a piece of the view is the sum of several, which one reading makes twice their mean; else they are copies."""
-        sources, views = self._pieces
-        count = len(origins)
-        halves = all(sources[i].scale == 1 / count for i, _ in origins)
-        return views[number].scale == count or halves
-
-    def _agrees(self, pairs: Pairs, seed: int) -> bool:
-        return self._at(pairs, seed).gap <= self._bound
-
     # --- One round  ---
 
     def _round(self, number: int) -> bool:
         """Matches what is left; whether anything was added."""
-        self._see(self._at(self._known, self._seed + number))
+        self._see(self._proof.at(self._known, number))
         left, right = self._left()
         edges = self._edges(left, right)
         several = collections.Counter(j for each in edges.values() for j in {j for j, _ in each})
@@ -240,7 +213,7 @@ class _Matching:
         self._found |= kept
         return bool(kept)
 
-    def _see(self, point: _Point) -> None:
+    def _see(self, point: ProofPoint) -> None:
         """Takes the gradients at a point."""
         own: list[list[Array]] = []
         sides = zip(self._models, self._pieces, point.leaves, point.outputs, strict=True)
@@ -297,12 +270,12 @@ class _Matching:
 
     def _proved(self, added: Pairs, number: int) -> Pairs:
         """Those of the new pairs under which the outputs agree at random values."""
-        if self._agrees(self._known | added, self._seed + number + 20):
+        if self._proof.agrees(self._known | added, number + 20):
             return added
         kept: Pairs = {}
         for j, origins in added.items():
             trial = self._known | kept | {j: origins}
-            if all(self._agrees(trial, self._seed + number + more) for more in (20, 40)):
+            if self._proof.agrees(trial, number + 20, number + 40):
                 kept[j] = origins
         return kept
 
@@ -324,7 +297,7 @@ class _Matching:
             for one, other in itertools.combinations(alike, 2):
                 for first in orders(sources[i].shape, views[one].shape):
                     for second in orders(sources[i].shape, views[other].shape):
-                        back = _inverse(first), _inverse(second)
+                        back = inverse_order(first), inverse_order(second)
                         total = after[one].transpose(back[0]) + after[other].transpose(back[1])
                         if relative_gap(before[i], total) <= self._tolerance:
                             return {one: ((i, first),), other: ((i, second),)}
@@ -361,19 +334,16 @@ class _Matching:
                 ]
                 for origins in itertools.product(*each):
                     options.append(dict(zip(goals, origins, strict=True)))
-            trials = options[:_MOST_CHOICES]
-            seeds = self._seed + 50, self._seed + 51
-            good = [
-                each
-                for each in trials
-                if all(self._agrees(self._known | each, seed) for seed in seeds)
-            ]
+            good: list[Pairs] = []
+            for option in options[:_MOST_CHOICES]:
+                if self._proof.agrees(self._known | option, 50, 51):
+                    good.append(option)
             if len(good) == 1:
                 return good[0], False
             if good:
+                fork = _Fork(tuple(good), dict(self._found), dict(self._chosen))
+                self._forks.append(fork)
                 self._chosen |= good[0]
-                why = f"{len(good)} assignments leave the outputs equal"
-                self._choices.append(self._choice(members, goals, good, why))
                 return {}, True
         return {}, False
 
@@ -381,7 +351,6 @@ class _Matching:
         """Pieces without a gradient whose values matter all the same, as of a choice of the largest: the outputs tell."""
         asleep = self._asleep()
         sources, views = self._pieces
-        seeds = self._seed + 60, self._seed + 61
         for form in dict.fromkeys(sources[i].form for i in asleep[0]):
             members = [i for i in asleep[0] if sources[i].form == form]
             goals = [j for j in asleep[1] if views[j].form == form]
@@ -395,22 +364,13 @@ class _Matching:
                 ]
                 for origins in itertools.product(*ways):
                     trial = dict(zip(goals, origins, strict=True))
-                    if all(self._agrees(self._known | trial, seed) for seed in seeds):
+                    if self._proof.agrees(self._known | trial, 60, 61):
                         good.append(trial)
                 if len(good) > 1:
                     break
-            if len(good) == 1 and all(self._matters(good[0], j) for j in goals):
+            if len(good) == 1 and all(self._proof.matters(self._known | good[0], j) for j in goals):
                 return good[0]
         return {}
-
-    def _matters(self, pairs: Pairs, number: int) -> bool:
-        """Whether the outputs change where one side alone has other values of a piece."""
-        point = self._at(self._known | pairs, self._seed + 62)
-        piece = self._pieces[1][number]
-        leaves = {name: value.copy() for name, value in point.leaves[1].items()}
-        moved = in_axis_order(own_block(piece.form, self._seed + 63, number), piece)
-        leaves[piece.leaf].reshape(-1)[piece.places] = moved
-        return relative_gap(point.outputs[1], self._models[1].run(leaves)) > 10 * self._bound
 
     def _asleep(self) -> tuple[list[int], list[int]]:
         """The pieces of both sides that have no partner and no gradient."""
@@ -456,18 +416,7 @@ class _Matching:
                 }
                 yield members, goals, ways
 
-    def _choice(
-        self, members: Sequence[int], goals: Sequence[int], good: Sequence[Pairs], why: str
-    ) -> Choice:
-        sources, views = self._pieces
-        return Choice(
-            tuple(sources[i] for i in members),
-            tuple(views[j] for j in goals),
-            tuple(tuple(self._pairing(j, origins) for j, origins in one.items()) for one in good),
-            why,
-        )
-
-    def _pairing(self, number: int, origins: Sequence[Origin]) -> Pairing:
+    def _pairing(self, number: int, origins: Sequence[PieceOrigin]) -> Pairing:
         sources, views = self._pieces
         return Pairing(
             views[number],
@@ -475,12 +424,75 @@ class _Matching:
             tuple(order for _, order in origins),
         )
 
+    # --- Choices  ---
+
+    def _choices(self) -> list[Choice]:
+        """The choices that were met, each with what follows from it; the last first.
+
+        What was found after a choice was found for the assignment that was taken. So the matching is
+        gone on with once more for each other assignment, and what comes out otherwise belongs to it.
+        """
+        taken: set[int] = set()
+        choices: list[Choice] = []
+        for fork in reversed(self._forks):
+            ways = [self._known]
+            is_last = self._found.keys() == fork.found.keys() and fork is self._forks[-1]
+            for option in fork.options[1:]:
+                way = self._known | option if is_last else self._way(fork, option)
+                if way.keys() == self._known.keys():
+                    ways.append(way)
+            own = {
+                number
+                for number in self._known.keys() - taken
+                if any(way[number] != ways[0][number] for way in ways)
+            }
+            options = [{number: way[number] for number in sorted(own)} for way in ways]
+            options = self._holding(options)
+            if len(options) < 2:  # the others lead nowhere: what was taken is told
+                self._found |= options[0]
+                continue
+            taken |= own
+            choices.append(self._choice(options))
+        for number in taken:
+            self._chosen[number] = self._known[number]
+            self._found.pop(number, None)
+        return choices
+
+    def _way(self, fork: _Fork, option: Pairs) -> Pairs:
+        """Everything that is told where another assignment is taken."""
+        other = _Matching(self._models, self._pieces, self._noise, self._seed)
+        other._found = dict(fork.found)
+        other._chosen = fork.chosen | option
+        other._go_on()
+        return other._known
+
+    def _holding(self, options: Sequence[Pairs]) -> list[Pairs]:
+        """Those under which the outputs agree, each once."""
+        found = [options[0]]
+        for option in options[1:]:
+            if option not in found and self._proof.agrees(self._known | option, 70, 71):
+                found.append(option)
+        return found
+
+    def _choice(self, options: Sequence[Pairs]) -> Choice:
+        sources, views = self._pieces
+        members = {i for origins in options[0].values() for i, _ in origins}
+        pairings: list[tuple[Pairing, ...]] = []
+        for option in options:
+            pairings.append(tuple(self._pairing(j, origins) for j, origins in option.items()))
+        return Choice(
+            tuple(sources[i] for i in sorted(members)),
+            tuple(views[j] for j in options[0]),
+            tuple(pairings),
+            f"{len(options)} assignments leave the outputs equal",
+        )
+
     # --- The end  ---
 
-    def _summary(self) -> Matched:
+    def _summary(self, choices: Sequence[Choice]) -> Matched:
         """What is told, proved once more at fresh values."""
         sources, views = self._pieces
-        point = self._at(self._known, self._seed + 99)
+        point = self._proof.at(self._known, 99)
         self._see(point)
         before, after = self._gradients
         used = collections.Counter(i for each in self._known.values() for i, _ in each)
@@ -492,44 +504,27 @@ class _Matching:
         live, asleep = self._left(), self._asleep()
         return Matched(
             pairings=tuple(self._pairing(j, each) for j, each in self._found.items()),
-            choices=tuple(self._choices),
+            choices=tuple(choices),
             merged=tuple(
                 self._pairing(j, each)
                 for j, each in self._known.items()
-                if len(each) > 1 and not self._is_sum(j, each)
+                if len(each) > 1 and not self._proof.is_sum(j, each)
             ),
             asleep=(
                 tuple(sources[i] for i in asleep[0]),
                 tuple(views[j] for j in asleep[1]),
             ),
             alone=(tuple(sources[i] for i in live[0]), tuple(views[j] for j in live[1])),
-            inert=self._is_inert(point, asleep),
+            inert=self._proof.is_inert(point, asleep),
             outputs=point.gap,
             gradients=max(gaps.values(), default=0.0),
             odd=tuple(views[j] for j, gap in gaps.items() if gap > 10 * self._tolerance),
             noise=self._noise,
             nearest=self._nearest,
-            agrees=point.gap <= self._bound,
+            agrees=point.gap <= self._proof.bound,
+            values=point.leaves,
         )
-
-    def _is_inert(self, point: _Point, asleep: Sequence[Sequence[int]]) -> bool:
-        """Whether other values of the pieces without a gradient leave the outputs of both models as they are."""
-        for model, pieces, leaves, outputs, numbers in zip(
-            self._models, self._pieces, point.leaves, point.outputs, asleep, strict=True
-        ):
-            moved = {name: value.copy() for name, value in leaves.items()}
-            for number in numbers:
-                piece = pieces[number]
-                value = in_axis_order(own_block(piece.form, self._seed + 5, number), piece)
-                moved[piece.leaf].reshape(-1)[piece.places] = value
-            if numbers and relative_gap(outputs, model.run(moved)) > self._bound:
-                return False
-        return True
 
 
 def _size(gradient: Array) -> float:
     return float(np.sqrt(np.mean(gradient**2))) if gradient.size else 0.0
-
-
-def _inverse(order: Order) -> Order:
-    return tuple(int(axis) for axis in np.argsort(order))

@@ -16,7 +16,15 @@ from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema.errors import CkptSchemaError, Mismatch
 
-__all__ = ["DiscoveryError", "JaxModel", "Leaves", "RunnableModel", "model_of"]
+__all__ = [
+    "DiscoveryError",
+    "JaxModel",
+    "Leaves",
+    "RunnableModel",
+    "drawn_tree",
+    "model_of",
+    "named_values",
+]
 
 Leaves = Mapping[str, np.ndarray[Any, Any]]
 """Values of the float leaves, by their key paths."""
@@ -73,6 +81,31 @@ def model_of(run: Callable[[Any], Any] | None, given: Any, side: str) -> Runnabl
         )
         raise DiscoveryError("wrong arguments", [fault])
     return JaxModel(run, given, side)
+
+
+def drawn_tree(model: RunnableModel, seed: int) -> Any:
+    """The tree of a model with random floats, of the size that training begins with."""
+    random = np.random.default_rng([seed, 13])
+
+    def value(leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        drawn = random.normal(size=leaf.shape)
+        if len(leaf.shape) < 2:  # it may be a variance, or the scale of a norm
+            drawn = 1 + 0.3 * np.clip(drawn, -2, 2)
+        else:
+            drawn /= math.sqrt(math.prod(leaf.shape) / max(leaf.shape))
+        # jax holds no float64 where x64 is off; NumPy does.
+        return drawn if leaf.dtype == np.float64 else jnp.asarray(drawn, leaf.dtype)
+
+    return jax.tree.map(value, model.tree)
+
+
+def named_values(model: RunnableModel, tree: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """The values of a model's float leaves in a tree of its own, by their key paths."""
+    flat = flatten(tree)
+    found = zip(map(format_path, flat.keys), flat.leaves, strict=True)
+    return {name: np.asarray(leaf, np.float64) for name, leaf in found if name in model.shapes}
 
 
 class JaxModel:

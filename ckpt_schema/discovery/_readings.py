@@ -35,6 +35,9 @@ Models = tuple[RunnableModel, RunnableModel]
 _ROUNDING = {True: 1e-6, False: 3e-5}
 """The largest difference of outputs at the shared point that rounding makes, in float64 and in float32."""
 
+_EXACT = 1e-11
+"""A difference of outputs that float64 makes; a reading that is worse is none where another is as good as this."""
+
 NEARLY = 1e-3
 """The largest that another epsilon or an approximation makes; more is another function."""
 
@@ -228,7 +231,7 @@ class Search:
             if agreeing:
                 # What differs as little as the best does is as good: none is preferred.
                 best = min(each.noise for each in agreeing)
-                yield [each for each in agreeing if each.noise <= max(self.agrees, 10 * best)]
+                yield [each for each in agreeing if each.noise <= max(_EXACT, 30 * best)]
         yield sorted(tried.values(), key=lambda each: each.noise)[:4]
 
     def _balanced(self, preferred: tuple[Preference, Preference]) -> frozenset[Change]:

@@ -1,0 +1,115 @@
+"""What running two models does not decide: each with its candidates, and the rules that settle it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._lens.rules import Rule
+from ckpt_schema.discovery._cuts import LeafPiece
+from ckpt_schema.discovery._found_rules import FoundRules
+from ckpt_schema.discovery._matching import Matched
+from ckpt_schema.discovery._readings import kind_of_leaf
+
+__all__ = ["Open", "open_entries", "rules_text"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Open:
+    """What running the models does not decide.
+
+    Attributes:
+        sources: Pieces of the source, as text: the leaf, and which indices of it.
+        views: Pieces of the view that they may be; each of the sources may be each of these unless
+            ``options`` say more.
+        reason: Why it is open.
+        options: Where several ways leave the outputs equal: the rules of each, of which one is to be
+            given to `Discovery.lens`.
+    """
+
+    sources: tuple[str, ...]
+    views: tuple[str, ...]
+    reason: str
+    options: tuple[tuple[Rule, ...], ...] = ()
+
+    def __str__(self) -> str:
+        """On one line, layers of one kind together."""
+        sides = f"{_by_kind(self.sources)} <-> {_by_kind(self.views)}: " if self.sources else ""
+        options = "; or ".join(map(rules_text, self.options))
+        return f"{sides}{self.reason}{': ' * bool(options)}{options}"
+
+    def is_settled(self, rules: Sequence[Rule]) -> bool:
+        """Whether some rules say which of its options it is: one of them, or a word on one of its leaves."""
+        if not self.options or any(set(option) <= set(rules) for option in self.options):
+            return True
+        named = {path for option in self.options for rule in option for path in _paths(rule)}
+        given = {path for rule in rules for path in _paths(rule)}
+        return any(path[: len(node)] == node for path in named for node in given)
+
+
+def _by_kind(names: Sequence[str]) -> str:
+    """Names without the numbers of their layers, those that are alike once, with their count."""
+    counts = collections.Counter(kind_of_leaf(name) for name in names)
+    words = [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
+    return ", ".join(words) or "nothing"
+
+
+def rules_text(rules: Sequence[Rule]) -> str:
+    """Rules as they are pasted."""
+    return "[" + ", ".join(f"cs.{rule}" for rule in rules) + "]"
+
+
+def _paths(rule: Rule) -> Iterator[LogicalPath]:
+    """The logical paths that a rule speaks of."""
+    for field in dataclasses.fields(rule):
+        value = getattr(rule, field.name)
+        if field.name in ("path", "source", "view", "copy", "of", "whole") and value:
+            yield value
+        elif field.name == "parts":
+            yield from value
+
+
+def open_entries(matched: Matched, found: FoundRules) -> list[Open]:
+    """Everything that a match leaves open."""
+    return [*_choices(found), *_merged(matched), *_asleep(matched), *_alone(matched)]
+
+
+def _choices(found: FoundRules) -> list[Open]:
+    opens: list[Open] = []
+    for choice, options in found.options:
+        sources, views = (tuple(map(str, side)) for side in (choice.sources, choice.views))
+        opens.append(Open(sources, views, choice.why, options))
+    return opens
+
+
+def _merged(matched: Matched) -> list[Open]:
+    """Leaves of the source that the view has once: a tie, or a layer that is used twice by mistake."""
+    reason = "the view has one leaf for these: the same function only where they are always equal"
+    return [
+        Open(tuple(map(str, each.sources)), (str(each.view),), reason) for each in matched.merged
+    ]
+
+
+def _asleep(matched: Matched) -> list[Open]:
+    """Pieces without a gradient, those of one form together."""
+    reason = (
+        "no value of it changes the outputs at this input"
+        if matched.inert
+        else "it has no gradient here, yet its values matter"
+    )
+    return _by_form(matched.asleep, reason)
+
+
+def _alone(matched: Matched) -> list[Open]:
+    return _by_form(matched.alone, "it has a gradient, and no piece of the other side has the same")
+
+
+def _by_form(pieces: tuple[Sequence[LeafPiece], Sequence[LeafPiece]], reason: str) -> list[Open]:
+    forms = dict.fromkeys(piece.form for side in pieces for piece in side)
+    found: list[Open] = []
+    for form in forms:
+        sources, views = (tuple(str(p) for p in side if p.form == form) for side in pieces)
+        found.append(Open(sources, views, reason))
+    return found

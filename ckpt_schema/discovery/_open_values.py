@@ -1,0 +1,86 @@
+"""Rules for values that differ: which of them the outputs tell, and which may stand elsewhere as well."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+
+from ckpt_schema._lens.rules import Rule
+from ckpt_schema._lens.value_rules import Factor, scale
+from ckpt_schema.discovery._gauges import factor_places
+from ckpt_schema.discovery._matching import Matched
+from ckpt_schema.discovery._models import RunnableModel
+from ckpt_schema.discovery._open import Open
+
+__all__ = ["OpenValues"]
+
+_MOVED = "the values differ by this factor, and the outputs do not tell in which leaf it stands"
+_SEVERAL = "the values differ in one of several ways, and the outputs do not tell which"
+
+
+class OpenValues:
+    """The rules that say how values differ.
+
+    Attributes:
+        settled: Those that the outputs tell.
+        opens: What they do not tell, with the rules of each way.
+    """
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        """Begins with what the best reading says, as if it were all."""
+        self._found = tuple(rules)
+        self.settled: tuple[Rule, ...] = tuple(rules)
+        self.opens: list[Open] = []
+        self._moved: list[frozenset[Rule]] = []
+        self._ways: list[tuple[Rule, ...]] = []
+
+    def add_places(
+        self,
+        view: RunnableModel,
+        paths: Mapping[str, str],
+        matched: Matched,
+        known: Sequence[Rule],
+        seed: int,
+    ) -> None:
+        """Finds the factors that may stand in other leaves; those that the user has said stay."""
+        factors = _factors(matched, paths)
+        for rule in known:
+            if isinstance(rule, Factor):
+                factors.pop("/".join(rule.path), None)
+        bound = max(1e-9, 30 * matched.noise)
+        for found in factor_places(view, paths, factors, matched.values[1], bound, seed):
+            options: list[tuple[Rule, ...]] = []
+            for way in found.ways:
+                options.append(tuple(scale(path, own) for path, own in sorted(way.items())))
+            rest = set(self._found) - set(options[0])
+            self._moved += (frozenset(rest | set(option)) for option in options)
+            self.settled = tuple(rule for rule in self.settled if rule not in options[0])
+            leaves = dict.fromkeys(path for way in found.ways for path in way)
+            self.opens.append(Open((), tuple(leaves), _MOVED, tuple(options)))
+
+    def add_way(self, rules: Sequence[Rule]) -> None:
+        """Adds another way, which leaves the outputs as equal."""
+        way = frozenset(rules)
+        # More than is needed is no way of its own, nor is a factor in another of its places.
+        if way in self._moved or any(set(each) <= way for each in (self._found, *self._ways)):
+            return
+        self._ways.append(tuple(rules))
+        options = (self._found, *self._ways)
+        self.settled = ()
+        self.opens = [Open((), (), _SEVERAL, options)]
+
+
+def _factors(matched: Matched, paths: Mapping[str, str]) -> dict[str, float]:
+    """The factor of each leaf of the view that is the source's times a number, by its logical path."""
+    every: dict[str, set[float | None]] = collections.defaultdict(set)
+    for pairing in matched.pairings:
+        factor: float | None = None
+        if len(pairing.sources) == 1 and pairing.view.offset == pairing.sources[0].offset == 0:
+            factor = pairing.view.scale / pairing.sources[0].scale
+        every[paths[pairing.view.leaf]].add(factor)
+    found: dict[str, float] = {}
+    for path, several in every.items():
+        factor = next(iter(several))
+        if len(several) == 1 and factor is not None and factor != 1:
+            found[path] = factor
+    return found
