@@ -25,7 +25,7 @@ from support.models import SIZES, to_nnx, to_stacked
 from support.profiles import thorough_only
 
 import ckpt_schema as cs
-from ckpt_schema.orbax import _pytree_files
+from ckpt_schema.orbax import _convert, _pytree_files
 from ckpt_schema.testing._meshes import as_jax
 from ckpt_schema.testing._states import makers
 
@@ -220,6 +220,31 @@ def test_what_no_leaf_needs_is_not_kept(tmp_path: Path) -> None:
     cs.orbax.convert(old, tmp_path / "new", {"net": {"layers": {"w": stack}}})
     shutil.rmtree(old)
     assert sum(map(len, files(tmp_path / "new").values())) < 1.1 * stack.nbytes
+
+
+def test_a_leaf_is_let_go_before_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"kernel_{i}" for i in range(4)]
+    listed = {f"layers_{i}": {n: rng.random((8, 8), "float32") for n in names} for i in range(3)}
+    in_v1(tmp_path / "old", {"net": listed})
+    stacked = {"net": {"layers": dict.fromkeys(names, np.zeros((3, 8, 8), "float32"))}}
+    largest = 3 * 8 * 8 * 4
+    read_arrays, alive = _convert.read_arrays, list[int]()
+
+    def counted(*given: Any) -> Any:
+        alive.append(sum(array.nbytes for array in jax.live_arrays()))
+        return read_arrays(*given)
+
+    monkeypatch.setattr(_convert, "_SMALL", 0)  # or else all of it is held at once
+    monkeypatch.setattr(_convert, "read_arrays", counted)
+    before = sum(array.nbytes for array in jax.live_arrays())
+    cs.orbax.convert(tmp_path / "old", tmp_path / "new", stacked, verify=True)
+    made, looked_at = alive[: len(names)], alive[len(names) :]
+    assert len(looked_at) == 2 * len(names)
+    assert max(made) - before <= largest, "what was made waits for its save"
+    assert [bytes - before for bytes in looked_at] == [0, largest] * len(names)
 
 
 def test_where_no_file_has_two_names_it_is_copied(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import json
 import math
@@ -107,8 +108,8 @@ def convert(
 
     A leaf that only moves, or has another name, is not read: the files of its array get a second
     name (a hard link; where the file system has none, they are copied). Leaves that are edited are
-    read and written one by one: besides what needs all params at once, the peak of memory was
-    about three times the largest leaf where it was measured.
+    read and written one by one: the peak of memory is twice the largest leaf, but where something
+    needs all params at once. With ``verify`` it is three times that.
 
     All that is beside the state comes along: other items, metadata, keys' implementations,
     shardings, private leaves. What is converted is restored as the source is through the lens, bit
@@ -291,17 +292,18 @@ class _Work:
         for piece in self.pieces:
             coming = sum(sizes.get(at, 0) for at in piece.results)
             read = sum(sizes.get(at, 0) for at in piece.inputs)
-            # What is held goes to the disk where it and what comes would be more than two leaves.
-            if held and (used + coming > most or used + coming + read > 2 * most):
+            # What is held goes to the disk where it and what comes would be more than two leaves;
+            # what is read is there twice for a while, as it is in its file and as an array.
+            if held and (used + coming > most or used + read + max(coming, read) > 2 * most):
                 self._save(held)
                 held, used = {}, 0
             values = piece.run(self._read([self.stored[at] for at in piece.inputs]))
             jax.block_until_ready(values)  # until then the inputs are held too
-            for at, value in zip(piece.results, values, strict=True):
-                if at in places:  # or else a value that was only looked at
-                    held[str(at)] = _savable(value)
+            made = zip(piece.results, values, strict=True)
+            # What is not kept was only looked at. A loop's own name would hold its last value on.
+            held |= {str(at): _savable(value) for at, value in made if at in places}
             used += coming
-            del values
+            del made, values
         if held:
             self._save(held)
 
@@ -438,9 +440,7 @@ class _Work:
             else:
                 moved[name] = each
         for names in _batches(moved, sizes):
-            differing = _values(disk, set(names), {})
-            for name, own in zip(names, self._read([moved[n] for n in names]), strict=True):
-                yield from _bits(name, own, differing[name])
+            yield from self._unlike_moved(disk, {name: moved[name] for name in names})
         for piece in self.pieces:
             named: list[tuple[str, int]] = []
             for number, at in enumerate(piece.results):
@@ -448,11 +448,29 @@ class _Work:
                     continue  # a leaf that the new layout has no place for
                 named += ((name, number) for name in made.get(self.stored[at], []))
             if named:
-                # Of the source once more, as it is on disk: nothing that was made before is used.
-                again = piece.run(self._read([self._original(at) for at in piece.inputs]))
-                found = _values(disk, {name for name, _ in named}, {})
-                for name, number in named:
-                    yield from _bits(name, again[number], found[name])
+                yield from self._unlike_made(disk, piece, named)
+
+    # Each of these returns before the next is asked, so that none holds what another reads.
+
+    def _unlike_moved(self, disk: DiskTree, stored: Mapping[str, Stored]) -> list[Mismatch]:
+        own = self._read([*stored.values()])
+        found = _values(disk, set(stored), {})
+        faults: list[Mismatch] = []
+        for name, value in zip(stored, own, strict=True):
+            faults += _bits(name, value, found[name])
+        return faults
+
+    def _unlike_made(
+        self, disk: DiskTree, piece: Piece, named: Sequence[tuple[str, int]]
+    ) -> list[Mismatch]:
+        # Of the source once more, as it is on disk: nothing that was made before is used.
+        again = piece.run(self._read([self._original(at) for at in piece.inputs]))
+        jax.block_until_ready(again)
+        found = _values(disk, {name for name, _ in named}, {})
+        faults: list[Mismatch] = []
+        for name, number in named:
+            faults += _bits(name, again[number], found[name])
+        return faults
 
     def _original(self, at: int) -> Stored:
         return self._stored(*self.route.sources[at])
@@ -498,6 +516,10 @@ def _values(disk: DiskTree, names: set[str], goals: Mapping[str, Any]) -> dict[s
     if faults:
         raise ConformanceError(f"{disk.where} has leaves that jax would narrow", faults)
     loaded = read_arrays(disk, (), flat.treedef.unflatten(order))
+    # What was read is NumPy's, of which jax makes a copy while it returns already. Threads of its
+    # own let go of the original: it is freed when Python next looks for garbage, however little.
+    jax.block_until_ready(loaded)
+    gc.collect(0)
     values = zip(flat.keys, flat.treedef.flatten_up_to(loaded), strict=True)
     return {name: value for key, value in values if (name := dotted(key)) in names}
 
