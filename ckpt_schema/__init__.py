@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ckpt_schema._layouts.leaves import constant_key as constant_key
     from ckpt_schema._layouts.leaves import fresh_key as fresh_key
     from ckpt_schema._layouts.schema import Schema as Schema
-    from ckpt_schema._layouts.schema import Stream as Stream
     from ckpt_schema._layouts.schema import layout as layout
+    from ckpt_schema._layouts.streams import Stream as Stream
     from ckpt_schema._layouts.table import Layout as Layout
     from ckpt_schema._lens.axis_rules import flip as flip
     from ckpt_schema._lens.axis_rules import pad as pad
@@ -120,7 +120,8 @@ _HOMES = {
     "_layouts.drafts": ("OptState",),
     "_layouts.fields": ("field", "series"),
     "_layouts.bare_trees": ("Plain",),
-    "_layouts.schema": ("Schema", "Stream", "layout"),
+    "_layouts.schema": ("Schema", "layout"),
+    "_layouts.streams": ("Stream",),
     "_source.source": ("to_source",),
 }
 _MODULES = ("discovery", "families", "hf", "linen", "nnx", "orbax")

@@ -15,9 +15,10 @@ PACKAGE = ROOT.name
 MAX_LINES = 560
 ORDER = """
     _compat _messages _messages.text _messages.faults errors
-    _layouts _layouts.paths _layouts.overlaps _layouts.sizes _layouts.dims _layouts.leaves _layouts.pytrees _layouts.table
+    _layouts _layouts.formats _layouts.paths _layouts.overlaps _layouts.sizes _layouts.dims _layouts.leaves
+    _layouts.pytrees _layouts.table _layouts.precision
     _layouts.kinds _layouts.fields _layouts.drafts
-    _layouts.schema _layouts.bare_trees
+    _layouts.schema _layouts.streams _layouts.bare_trees
     _frameworks _frameworks.boxes
     _frameworks.moment_names _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
     _frameworks.kept_states
@@ -25,9 +26,9 @@ ORDER = """
     _safetensors _safetensors.dtypes _safetensors.header _safetensors.weights _safetensors.ranges _safetensors.packing
     _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _safetensors.shards _trees.defaults
     _trees.containers _trees.abstract_states _trees.undeclared _trees.slots
-    _frameworks.degrees _frameworks.starting_values _trees.chains _trees.conformance _trees.equality
+    _frameworks.degrees _frameworks.starting_values _trees.chains _trees.leaf_faults _trees.conformance _trees.equality
     _trees.envelopes _trees.folds _trees.inference
-    _lens _lens.digits _lens.expressions _lens.formats _lens.codecs _lens.losses
+    _lens _lens.digits _lens.expressions _lens.codecs _lens.losses
     _lens.cells _lens.covering _lens.normal _lens.spellings
     _lens.wellformed _lens.spelled_axes _lens.axis_rules _lens.value_rules _lens.rules _lens.ancestry
     _lens.derive _lens.derive.scope _lens.derive.globs _lens.derive.spelled_rows

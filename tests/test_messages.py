@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jaxtyping import Array, Float, Float32, Int32, UInt32
+from jaxtyping import Array, Float32, Inexact, Int32, UInt32
 
 import ckpt_schema as cs
 from ckpt_schema.errors import Mismatch, format_faults
@@ -86,7 +86,7 @@ def test_a_class_that_is_not_well_formed() -> None:
     def declare() -> None:
         class Block(cs.Schema):
             norm: nn.LayerNorm  # type: ignore[name-defined]
-            kernel: Float[Array, "embed mlp"]
+            kernel: Inexact[Array, "embed mlp"]
             layers: list[Norm]
             mlp: Norm = cs.field(dims={"embd": "mlp"})
             dropout: cs.Stream["urbg"] = cs.field(default=0)
@@ -96,7 +96,7 @@ def test_a_class_that_is_not_well_formed() -> None:
           Block.norm         expected an annotation that evaluates, found 'nn.LayerNorm': NameError: name 'nn' is not defined
                              -> define or import what it names before the class
           Block.kernel       expected exactly one dtype, found several dtypes
-                             -> write one dtype, such as Float32 or BFloat16
+                             -> write one dtype, such as Float32 or BFloat16, or Float for any float
           Block.layers       expected length= on a list, found none
                              -> write field(length="depth")
           Block.mlp          expected dims= to rename a dim used below (embed), found 'embd'

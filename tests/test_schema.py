@@ -18,8 +18,8 @@ from jaxtyping import (
     Array,
     BFloat16,
     Bool,
-    Float,
     Float32,
+    Inexact,
     Int8,
     Int32,
     Key,
@@ -441,7 +441,7 @@ def test_every_fault_of_a_class_is_told_at_once() -> None:
             module: nnx.Linear
             plain: int
             listed: list
-            several: Float[Array, " n"]
+            several: Inexact[Array, " n"]
             anything: Num[Array, " n"]
             shaped: Shaped[Array, " n"]
             key: Key[Array, ""]

@@ -137,7 +137,7 @@ def _lens(operand: Operand, view: str | None) -> Lens:
 
 
 class _Size:
-    """How large a row is; None where a dim of it has no size."""
+    """How large a row is; None where a dim of it has no size, or it is any float."""
 
     def __init__(self, row: Row) -> None:
         shape = dims_.sizes_of(row.dims, {})
@@ -147,7 +147,8 @@ class _Size:
         self.bytes = None
         if shape is not None and self.leaves is not None:
             self.elements = math.prod(shape) * self.leaves
-            self.bytes = math.ceil(self.elements * _bits(row.leaf.dtype) / 8)
+            if not row.leaf.is_open:
+                self.bytes = math.ceil(self.elements * _bits(row.leaf.dtype) / 8)
 
 
 def _size(row: Row) -> _Size:

@@ -16,6 +16,7 @@ from ckpt_schema._diff.found_lists import found_lists
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath, NaturalOrder, format_path
+from ckpt_schema._layouts.precision import verify_closed
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Repeat, Row
 from ckpt_schema._lens.lens import Lens
@@ -58,6 +59,7 @@ def diff(
     Raises:
         CheckpointMismatchError: There is no checkpoint at a path.
         ConformanceError: Values are to be compared of trees of two layouts, without a lens.
+        SchemaError: A schema has leaves of any float; see `ckpt_schema.layout`.
 
     Example:
         >>> import jax
@@ -72,6 +74,9 @@ def diff(
     names = name_of(a, "source"), name_of(b, "view")
     if lens is not None:
         rules = tuple([rule for each in lens.derivations for rule in each.rules])
+    for given in (a, b):
+        if _is_declared(given):
+            verify_closed(layout(given), "a comparison")
     sides = _Sides(a, b, rules)
     changes = sorted((*sides.changes(), *_resharded(a, b)), key=_order)
     found = Diff(names, tuple(changes), sides.respelled, sides.rules, sides.mended)

@@ -124,11 +124,19 @@ def trace(
 
 
 def _verify_trained(params: Sequence[Row]) -> None:
-    """Raises where a key stands among the params: no transformation trains one.
+    """Raises where a key stands among the params, which no transformation trains, or one is any float.
 
     Raises:
-        SchemaError: With every such key.
+        SchemaError: With every such key, or every such float.
     """
+    hint = "declare one dtype, such as BFloat16: a transformation starts with arrays of it"
+    faults = [
+        Mismatch("/".join(row.path), "dtype", "one dtype", str(row.stored), hint)
+        for row in params
+        if row.leaf.is_open
+    ]
+    if faults:
+        raise SchemaError("a transformation needs one dtype of each param", faults)
     hint = 'give it a collection of its own, field(collection="rngs"), or keep it out of the model'
     faults = [
         Mismatch("/".join(row.path), "declaration", "params that are arrays", str(row.stored), hint)

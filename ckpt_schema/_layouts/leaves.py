@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 
 from ckpt_schema._compat import Tracer
@@ -23,6 +24,7 @@ from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = [
+    "ANY_FLOAT",
     "ConstantKey",
     "Default",
     "Fill",
@@ -62,6 +64,11 @@ _IMPLS = {
 }  # tag in the dtype -> name jax.random.key takes
 
 
+ANY_FLOAT = "Float"
+"""The dtype of a leaf that may be any float, as jaxtyping calls it: no dtype of NumPy, so that no array is made of it."""
+
+_AnyFloat: Any = jaxtyping.Float  # which a checker takes for an alias
+_FLOATS: set[str] = set(_AnyFloat.dtypes)
 _WIDE = frozenset({"float64", "int64", "uint64", "complex128"})
 
 
@@ -71,7 +78,8 @@ class Leaf:
 
     Attributes:
         dims: One dim per axis.
-        dtype: A dtype's name, ``float32``, or that of a typed key with its implementation's tag, ``key<urbg>``.
+        dtype: A dtype's name, ``float32``, or that of a typed key with its implementation's tag, ``key<urbg>``;
+            or ``Float``, for any float.
         names: What its own class calls each axis; none where the axes are called as their dims are. Leaves that differ in
             nothing else are equal: the same trees conform to them.
     """
@@ -84,6 +92,11 @@ class Leaf:
     def is_key(self) -> bool:
         """Whether this is a typed PRNG key."""
         return self.dtype.startswith("key<")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this is any float: a tree says which."""
+        return self.dtype == ANY_FLOAT
 
     @property
     def own(self) -> tuple[AxisName, ...]:
@@ -223,6 +236,8 @@ def from_annotation(annotation: Any) -> Leaf | None:
         'float32[embed 3*heads]'
         >>> str(from_annotation(Float32[Array, "in=embed out=embed"]))
         'float32[in=embed out=embed]'
+        >>> from_annotation(jaxtyping.Float[Array, " embed"]).is_open
+        True
     """
     if isinstance(annotation, Leaf):
         return annotation
@@ -240,18 +255,12 @@ def _one_dtype(annotation: Any, dtypes: Any) -> str:
     )
     if len(names) == 1 and "prng_key" not in names:
         return names.pop()
-    cure = (
-        'write ckpt_schema.Key["urbg"]'
-        if names == {"prng_key"}
-        else "write one dtype, such as Float32 or BFloat16"
-    )
-    what = (
-        "a key of no known implementation"
-        if names == {"prng_key"}
-        else "several dtypes"
-        if names
-        else "any dtype"
-    )
+    if names == _FLOATS:
+        return ANY_FLOAT
+    what = "several dtypes" if names else "any dtype"
+    cure = "write one dtype, such as Float32 or BFloat16, or Float for any float"
+    if names == {"prng_key"}:
+        what, cure = "a key of no known implementation", 'write ckpt_schema.Key["urbg"]'
     fault = Mismatch(str(annotation), "declaration", "exactly one dtype", what, cure)
     raise SchemaError(f"{annotation} does not say which dtype the leaf has", [fault])
 
@@ -389,7 +398,7 @@ def accepts(leaf: Leaf, value: Any) -> bool:
         >>> accepts(Leaf((), "float32"), 0.5), accepts(Leaf((), "float32"), 0.1)
         (True, False)
     """
-    if leaf.dims or leaf.is_key:
+    if leaf.dims or leaf.is_key or leaf.is_open:
         return False
     dtype = jnp.dtype(leaf.dtype)
     if isinstance(value, bool):
@@ -414,6 +423,8 @@ def _as(value: complex, dtype: Any) -> Any:
 def holds(leaf: Leaf, default: Default) -> bool:
     """Whether elements of ``leaf`` can be what a default says: exactly, but for the last digits of a decimal fraction.
 
+    A leaf of any float can be what the widest can; once it is known which it is, that is asked again.
+
     Example:
         >>> [holds(Leaf((), "float32"), Fill(value)) for value in (0.1, 1e300, 2**24, 2**24 + 1)]
         [True, False, True, False]
@@ -422,6 +433,8 @@ def holds(leaf: Leaf, default: Default) -> bool:
         return True
     if leaf.is_key or not is_scalar(default.value):
         return False
+    if leaf.is_open:
+        leaf = Leaf((), "float64")
     if accepts(Leaf((), leaf.dtype), default.value):
         return True
     dtype = jnp.dtype(leaf.dtype)

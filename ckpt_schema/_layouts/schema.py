@@ -33,6 +33,7 @@ from ckpt_schema._layouts.drafts import (
 from ckpt_schema._layouts.fields import Field, StateField, declaration, is_dim, verify_field
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.precision import Dtypes, typed
 from ckpt_schema._layouts.table import Layout, Node, Row, Series, holders, verify_table
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -41,7 +42,6 @@ __all__ = [
     "OptState",
     "Schema",
     "SchemaType",
-    "Stream",
     "body_rows",
     "body_series",
     "layout",
@@ -426,28 +426,6 @@ def _rename_faults(attribute: Attribute) -> Iterator[Mismatch]:
             )
 
 
-if TYPE_CHECKING:
-    from typing import Literal as Stream  # to a type checker, Stream["urbg"] is a legal annotation
-else:
-
-    class Stream:
-        """The annotation of an RNG stream: ``Stream["urbg"]`` is a schema of ``key`` and ``count``, as in ``nnx.RngStream``."""
-
-        def __class_getitem__(cls, impl: str) -> type[Schema]:
-            """The schema of a stream whose key has implementation ``impl``."""
-            return _stream(impl)
-
-
-@functools.cache
-def _stream(impl: str) -> type[Schema]:
-    names: dict[str, Any] = {
-        "__annotations__": {"key": Leaf((), leaves.key_dtype(impl)), "count": Leaf((), "uint32")},
-        "key": Field(type="RngKey", axis=0),
-        "count": Field(type="RngCount", axis=0),
-    }
-    return types.new_class(f"Stream[{impl}]", (Schema,), exec_body=lambda body: body.update(names))
-
-
 def body_rows(schema: type[Schema] | Layout) -> tuple[tuple[Row, str | None], ...]:
     """The rows of a schema, each with its Linen collection (None: not said), keys relative to the schema's root.
 
@@ -502,15 +480,23 @@ def schema_name(body: Any) -> str:
     return body.name if isinstance(body, Layout) else body.__name__
 
 
-def layout(source: type[Schema] | Layout, *, dims: Mapping[str, int] | None = None) -> Layout:
+def layout(
+    source: type[Schema] | Layout,
+    *,
+    dims: Mapping[str, int] | None = None,
+    dtype: Dtypes | None = None,
+) -> Layout:
     """The layout of a schema on its own: nested dicts, spelled as the schema says. A `Layout` is returned as it is.
 
     Args:
         source: The schema.
         dims: Sizes in elements, of all dims or of some: the layout is for trees of these sizes alone.
+        dtype: Which floats its leaves of any float are: one dtype, or several by globs of logical
+            paths, ``{"**": "bfloat16", "norm": "float32"}``, of which the one that names more decides.
 
     Raises:
-        SchemaError: It is no schema, or two leaves have one key path, or a size is none.
+        SchemaError: It is no schema, or two leaves have one key path, or a size is none, or a leaf
+            of any float has no dtype or two.
 
     Example:
         >>> from jaxtyping import Array, Float32
@@ -523,7 +509,8 @@ def layout(source: type[Schema] | Layout, *, dims: Mapping[str, int] | None = No
     if not isinstance(source, Layout):
         _verify_schema(source)
         source = _layout(source)
-    return source if dims is None else source.sized(dims)
+    table = source if dtype is None else typed(source, dtype)
+    return table if dims is None else table.sized(dims)
 
 
 @functools.lru_cache(maxsize=256)

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from ckpt_schema._lens import expressions, formats
+from ckpt_schema._layouts import formats
+from ckpt_schema._lens import expressions
 
 __all__ = [
     "Codec",

@@ -11,6 +11,7 @@ from typing import Any
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Binder
+from ckpt_schema._layouts.precision import verify_closed
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.ancestry import Derivation
@@ -395,6 +396,8 @@ def derive(
     """
     dims_.verify_sizes({} if dims is None else dims)
     sides = layout(source), layout(view)
+    for side in sides:
+        verify_closed(side, "a lens")
     sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **(dims or {})}
     left, right, joins, each = join(sides[0], sides[1], rules, sizes)
     lens = Lens(left, right, joins, derivations=(Derivation(left, right, each),))

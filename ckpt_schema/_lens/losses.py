@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ckpt_schema._layouts.formats import FORMATS
 from ckpt_schema._lens.codecs import Codec, Plus, Rounded, Times, holds, is_exact
-from ckpt_schema._lens.formats import FORMATS
 
 __all__ = ["loss"]
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.precision import verify_closed
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._messages.text import shown
@@ -59,6 +60,7 @@ def abstract(
         ((4, 8), P('fsdp', 'tensor'))
     """
     table, given = layout(source), {} if axes is None else axes
+    verify_closed(table, "an abstract state")
     sizes = table.bound(dims)
     faults = [*_unsized(table, sizes), *_unknown(table, mesh, given)]
     if faults:

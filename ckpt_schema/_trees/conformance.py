@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 import functools
@@ -13,12 +14,15 @@ from typing import Any, NoReturn
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Binder
+from ckpt_schema._layouts.formats import FORMATS
 from ckpt_schema._layouts.paths import KeyPath, Pattern
+from ckpt_schema._layouts.precision import open_rows
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row, Slot
 from ckpt_schema._trees import foreign
 from ckpt_schema._trees.chains import OptimizerChain, with_mirrors
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten
+from ckpt_schema._trees.leaf_faults import expected_leaf, leaf_fault, open_dim
 from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema._trees.undeclared import one_key, undeclared
 from ckpt_schema.errors import ConformanceError, Mismatch, format_faults
@@ -96,11 +100,13 @@ class Match:
         flat: The tree, flattened.
         slots: Which leaf (by position) is which slot of the layout.
         report: The faults.
+        dtypes: Which float each row is whose leaves may be any, by its number, as the tree has it.
     """
 
     flat: FlatTree
     slots: Mapping[Slot, int]
     report: Report
+    dtypes: Mapping[int, str] = dataclasses.field(default_factory=dict[int, str])
 
 
 class Matcher:
@@ -157,7 +163,7 @@ class Matcher:
         if any(fault.kind == "chain" for fault in faults):
             notes = [*notes, *self._chain.notes(flat.keys)]
         report = Report(self.layout.name, tuple(faults), dict(binder.sizes), tuple(notes))
-        return Match(flat, slots, report)
+        return Match(flat, slots, report, self._dtypes(flat, slots))
 
     def _respelled(self, key: KeyPath) -> tuple[Slot | None, list[Mismatch]]:
         """The slot that ``key`` spells but for int keys written as strings of digits, or the other way; and that fault."""
@@ -217,7 +223,7 @@ class Matcher:
             for dim in row.unrolled:
                 size = None if dim in told else binder.size(dim)
                 told.add(dim)
-                fault = "" if size is None else _open_dim(dim, size, binder)
+                fault = "" if size is None else open_dim(dim, size, binder)
                 if fault:
                     expected = f"a number of repeats that is {dims_.format_dim(dim)}"
                     notes = "".join(binder.notes(dims_.dim_names((dim,))))
@@ -229,6 +235,23 @@ class Matcher:
     def _dims(self) -> list[dims_.Dims]:
         """The dims of each row as it is stored."""
         return [row.dims for row in self.layout.rows]
+
+    def _dtypes(self, flat: FlatTree, slots: Mapping[Slot, int]) -> dict[int, str]:
+        """Which float each row is whose leaves may be any: that of most of them, for it is one."""
+        votes: dict[int, collections.Counter[str]] = {
+            number: collections.Counter() for number in self._open
+        }
+        for (number, _), position in slots.items() if votes else ():
+            found = leaves.signature(flat.leaves[position]) if number in votes else None
+            if found is not None and found[1] in FORMATS:
+                votes[number][found[1]] += 1
+        return {
+            number: several.most_common(1)[0][0] for number, several in votes.items() if several
+        }
+
+    @functools.cached_property
+    def _open(self) -> list[int]:
+        return open_rows(self.layout)
 
     def _vote(self, flat: FlatTree, slots: Mapping[Slot, int], binder: Binder) -> None:
         """Binds each name to the size that most leaves, and for repeats most rows, have of it."""
@@ -313,7 +336,7 @@ class Matcher:
                 "a default is for lenses that make a tree; this one lacks it" if row.default else ""
             )
             hint = as_one.get(path) or _near(path, there) or lenient
-            yield Mismatch(path, "missing", _expect(row.stored, binder), "nothing", hint)
+            yield Mismatch(path, "missing", expected_leaf(row.stored, binder), "nothing", hint)
         for path, position in spelled.items():
             leaf = flat.leaves[position]
             found = leaves.describe(leaf)
@@ -342,17 +365,17 @@ class Matcher:
     ) -> Iterator[Mismatch]:
         seen: dict[tuple[Any, ...], Mismatch | None] = {}  # most leaves are like another one
         counts: dict[int, tuple[int | None, ...]] = {}
-        rows = self.layout.rows
+        rows, dtypes = self.layout.rows, self._dtypes(flat, slots)
         for (number, indices), position in slots.items():
             row, value = rows[number], flat.leaves[position]
-            signature = leaves.signature(value)
-            token = (row.leaf, row.repeats, signature)
+            signature, dtype = leaves.signature(value), dtypes.get(number)
+            token = (row.leaf, row.repeats, signature, dtype)
             if signature is None or leaves.is_scalar(value):  # another value may be another fault
-                fault = _leaf_fault(row, value, signature, binder)
+                fault = leaf_fault(row, value, signature, binder, dtype)
             elif token in seen:
                 fault = seen[token]
             else:
-                fault = seen[token] = _leaf_fault(row, value, signature, binder)
+                fault = seen[token] = leaf_fault(row, value, signature, binder, dtype)
             if fault is not None:
                 path = paths.format_path(flat.keys[position])
                 yield Mismatch(path, fault.kind, fault.expected, fault.found, fault.hint)
@@ -389,94 +412,6 @@ def _outside(
             if name == str(size):
                 expected, hint = f"{size} repeats", "their number is declared, by length="
             yield Mismatch(paths.format_path(key), "extra", expected, f"index {index}", hint)
-
-
-def _leaf_fault(
-    row: Row, value: Any, found: tuple[tuple[int, ...], str] | None, binder: Binder
-) -> Mismatch | None:
-    """What is wrong with one found leaf, its path left open; None when nothing is."""
-    leaf = row.stored
-    if found is None:
-        none = "a leaf is an array, a ShapeDtypeStruct or a Python number"
-        hint = foreign.leaf_cure(value) or none
-        return Mismatch("", "leaf", _expect(leaf, binder), leaves.describe(value), hint)
-    if leaves.is_scalar(value):
-        if leaves.accepts(leaf, value):
-            return None
-        kind = "cast" if found[1] == "int" and not leaf.dims else "dtype"
-        return Mismatch(
-            "",
-            kind,
-            _expect(leaf, binder),
-            leaves.describe(value),
-            "the value must fit the dtype exactly",
-        )
-    shape, dtype = found
-    if dtype != leaf.dtype:
-        return _dtype_fault(leaf, value, dtype, binder)
-    if len(shape) != len(leaf.dims):
-        return Mismatch(
-            "",
-            "shape",
-            _expect(leaf, binder),
-            leaves.describe(value),
-            f"rank {len(leaf.dims)} is declared",
-        )
-    expected: list[int] = []
-    for size, dim in zip(shape, leaf.dims, strict=True):
-        known = dims_.size_of(dim, binder.sizes)
-        expected.append(size if known is None else known)
-    open_fault = next((f for f in map(_open_dim, leaf.dims, shape, [binder] * len(shape)) if f), "")
-    if tuple(expected) == shape and not open_fault:
-        return None
-    origins = binder.notes(dims_.dim_names(leaf.dims))
-    return Mismatch(
-        "", "shape", _expect(leaf, binder), leaves.describe(value), open_fault or "".join(origins)
-    )
-
-
-def _open_dim(dim: dims_.Dim, size: int, binder: Binder) -> str:
-    """Why ``size`` cannot be a product whose names are not all bound; empty when it can."""
-    if dims_.size_of(dim, binder.sizes) is not None:
-        return ""
-    if len(dim) == 1 and isinstance(dim[0], dims_.Sum):
-        least = sum(dims_.size_of(term, binder.sizes) or 0 for term in dim[0].terms)
-        if size < least:
-            return f"{size} is less than {least}, which is known of {dims_.format_dim(dim)}"
-        rest = [term for term in dim[0].terms if dims_.size_of(term, binder.sizes) is None]
-        return _open_dim(rest[0], size - least, binder) if len(rest) == 1 else ""
-    known = math.prod(dims_.size_of((factor,), binder.sizes) or 1 for factor in dim)
-    if size % known:
-        return f"{size} is no multiple of {known} in {dims_.format_dim(dim)}"
-    sums = [factor for factor in dim if dims_.size_of((factor,), binder.sizes) is None]
-    if len(sums) == 1 and isinstance(sums[0], dims_.Sum):
-        return _open_dim((sums[0],), size // known, binder)
-    return ""
-
-
-def _dtype_fault(leaf: leaves.Leaf, value: Any, dtype: str, binder: Binder) -> Mismatch:
-    expected, found = _expect(leaf, binder), leaves.describe(value)
-    if leaf.is_key and dtype.startswith("key<"):
-        hint = "a key never changes its implementation; declare the one the state has"
-        return Mismatch("", "impl", expected, found, hint)
-    if leaf.is_key:
-        hint = "raw key data: wrap it with jax.random.wrap_key_data(data, impl=...), with the impl it was made with"
-        return Mismatch("", "dtype", expected, found, hint)
-    if dtype.startswith("key<"):
-        return Mismatch(
-            "",
-            "dtype",
-            expected,
-            found,
-            'a typed key: declare Key["..."] or take jax.random.key_data of it',
-        )
-    cast = "nothing is cast silently; cast it yourself, or declare this dtype"
-    hint = foreign.dtype_cure(value, leaf.dtype) or cast
-    return Mismatch("", "dtype", expected, found, hint)
-
-
-def _expect(leaf: leaves.Leaf, binder: Binder) -> str:
-    return leaf.spelled(binder.sizes)
 
 
 def _near(path: str, others: list[str]) -> str:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ckpt_schema._layouts.formats import FORMATS
 from ckpt_schema._layouts.paths import fill, format_path
 from ckpt_schema._lens.codecs import Codec, Plus, Rounded, Times, evaluated, inverted
-from ckpt_schema._lens.formats import FORMATS
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.losses import loss
 from ckpt_schema._trees.conformance import Matcher

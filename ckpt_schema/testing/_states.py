@@ -13,6 +13,7 @@ import numpy as np
 
 from ckpt_schema._layouts.dims import sizes_of
 from ckpt_schema._layouts.paths import LogicalPath, fill
+from ckpt_schema._layouts.precision import verify_closed
 from ckpt_schema._layouts.table import Layout, Row, Slot, slots_of
 from ckpt_schema._lens.arrays.conversions import converted, is_checked, subnormal
 from ckpt_schema._lens.codecs import Exact, Word
@@ -47,6 +48,10 @@ class Maker:
     number: bool = False
     carried: Demand | None = None
     flipped: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses leaves of any float: it is said of each which it is."""
+        verify_closed(self.layout, "a state")
 
     def __call__(
         self,

@@ -26,6 +26,7 @@ from conversion_oracle import (
 )
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ckpt_schema._layouts.formats import FORMATS
 from ckpt_schema._lens.arrays.conversions import (
     converted,
     expected,
@@ -35,7 +36,6 @@ from ckpt_schema._lens.arrays.conversions import (
     subnormal,
 )
 from ckpt_schema._lens.codecs import Codec, Exact, Plus, Rounded, Times, holds, inverted
-from ckpt_schema._lens.formats import FORMATS
 from ckpt_schema._lens.losses import loss
 from ckpt_schema.testing._meshes import mesh
 

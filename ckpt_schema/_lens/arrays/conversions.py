@@ -31,10 +31,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ckpt_schema._layouts.formats import FORMATS, Format
 from ckpt_schema._lens.arrays import floats
 from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema._lens.codecs import Codec, Exact, Plus, Rounded, Times, Word, holds
-from ckpt_schema._lens.formats import FORMATS, Format
 from ckpt_schema._trees.jitted import Program
 
 __all__ = [

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ckpt_schema._lens.formats import FORMATS, Format
+from ckpt_schema._layouts.formats import FORMATS, Format
 
 __all__ = ["added", "is_nan", "multiplied", "recast", "xp_of"]
 

@@ -8,13 +8,13 @@ from collections.abc import Hashable, Iterable, Sequence
 import jax.numpy as jnp
 
 from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.formats import FORMATS
 from ckpt_schema._layouts.leaves import Fill, Init
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
 from ckpt_schema._lens.cells import Constant
 from ckpt_schema._lens.codecs import Codec, Exact, Plus, Rounded, Times, holds, inverted, joined
 from ckpt_schema._lens.derive.scope import Hit, Scope, is_mirror
-from ckpt_schema._lens.formats import FORMATS
 from ckpt_schema._lens.rules import RawKey, Rule
 from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
 

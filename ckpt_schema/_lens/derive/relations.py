@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.dims import EITHER, Dim, Dims, Sum
+from ckpt_schema._layouts.formats import FORMATS
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Repeat, Row
@@ -24,7 +25,6 @@ from ckpt_schema._lens.derive.leaf_rules import UNTOLD, PaddedAxis, Told, ValueR
 from ckpt_schema._lens.derive.levels import levels_of
 from ckpt_schema._lens.derive.repeats import Once, count_of, once, repeated_by
 from ckpt_schema._lens.derive.row_parts import RowPart, Within, mentions, places_of, spots_of
-from ckpt_schema._lens.formats import FORMATS
 from ckpt_schema._lens.rules import RawKey, Reset
 from ckpt_schema._lens.spellings import Span, Spelling, Token, of_dim
 from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
