@@ -59,7 +59,9 @@ def test_each_page_that_the_readme_names_is_there() -> None:
     pages = {f"docs/{page.name}" for page in README.parent.glob("docs/*")}
     assert named <= pages
     # What is read beside another page, and not from the front door.
-    assert pages - named <= {"docs/failures.md", "docs/mutants.md"}
+    beside = {"docs/failures.md", "docs/mutants.md"}
+    # And what makes the site of them, of which the README is the first page.
+    assert pages - named <= beside | {"docs/conf.py", "docs/index.md"}
 
 
 def test_what_the_page_on_checkpoints_without_a_declaration_says_runs() -> None:

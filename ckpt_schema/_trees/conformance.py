@@ -427,7 +427,7 @@ def check(
 
     Args:
         source: A schema class or a layout.
-        tree: Arrays, ``ShapeDtypeStruct``s or tracers in any container of the layout.
+        tree: Arrays, abstract ones or tracers, in any container of the layout.
         dims: Sizes that are known beforehand, in elements.
 
     Returns:
