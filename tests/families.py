@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from centered import Gpt2
 from decoder import Decoder, Settings
 from flax import nnx
 
@@ -30,7 +31,7 @@ import ckpt_schema as cs
 
 HERE = Path(__file__).parent
 DATA = HERE / "families_data"
-KEPT = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe")
+KEPT = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe", "gpt2")
 MOST = 1e-4  # relative to the largest logit
 MODULES = {"mistral": "llama", "gemma3_text": "gemma3"}  # else called as the type of the model
 
@@ -46,6 +47,8 @@ def model_of(folder: Path, lens: cs.Lens) -> nnx.Module:
     dims = family_of(folder).dims_from(folder)
     config = json.loads((folder / "config.json").read_text())
     tied = not any(row.model_path[0] == "head" for row in lens.view.rows)
+    if config["model_type"] == "gpt2":
+        return Gpt2(dims, config, nnx.Rngs(0), tied=tied)
     return Decoder(dims, Settings.of(config, dims), nnx.Rngs(0), tied=tied)
 
 

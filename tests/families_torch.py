@@ -29,6 +29,7 @@ WIDE = SIZES | {"head_dim": 6}
 EXPERTS = WIDE | {"num_local_experts": 3, "num_experts_per_tok": 2}
 QWEN_EXPERTS = WIDE | {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 4}
 GEMMA = WIDE | {"sliding_window": 3, "query_pre_attn_scalar": 5}
+GPT2 = {"n_embd": 8, "n_head": 4, "n_layer": 2, "vocab_size": 16, "n_positions": 9}
 ENDS = {"bos_token_id": 1, "eos_token_id": 2}
 BFLOAT16 = torch.bfloat16
 
@@ -83,6 +84,10 @@ CASES = {
     "qwen3_moe, shares of one": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS, norm_topk_prob=True)),
     "qwen3_moe, stacked": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS), words=STACKED),
     "qwen3_moe, tied": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS, tie_word_embeddings=True), BFLOAT16),
+    "gpt2": Case(hub.GPT2Config(**GPT2, **ENDS)),
+    "gpt2, narrow, bfloat16": Case(hub.GPT2Config(**GPT2, **ENDS, n_inner=12), BFLOAT16),
+    "gpt2, untied": Case(hub.GPT2Config(**GPT2, **ENDS, tie_word_embeddings=False)),
+    "gpt2, no prefix": Case(hub.GPT2Config(**GPT2, **ENDS), kind=hub.AutoModel),
 }
 
 

@@ -54,8 +54,8 @@ ORDER = """
     orbax._adapt orbax._load orbax._missing orbax._versions orbax._targets orbax._restore orbax._items
     orbax._managed orbax._save orbax._pytree_files orbax._route orbax._convert orbax
     hf._load hf._restore hf._save hf._stored hf
-    families._family families._decoders families.llama families.qwen2 families.qwen3 families.gemma2
-    families.gemma3 families.mixtral families.qwen3_moe families
+    families._family families._decoders families._centered families.llama families.qwen2 families.qwen3 families.gemma2
+    families.gemma3 families.mixtral families.qwen3_moe families.gpt2 families
     _trees.infer
     discovery._cuts discovery._models discovery._points discovery._readings discovery._proof
     discovery._matching discovery._layer_levels discovery._found_rules discovery._gauges discovery._open
@@ -89,8 +89,8 @@ MODULES = {
 # What users import. The demo is an example to read, so its modules are named like a user's own.
 PUBLIC = {
     *("__init__", "__main__", "cli", "discovery", "errors", "hf", "linen", "nnx", "orbax"),
-    *("families", "families.gemma2", "families.gemma3", "families.llama", "families.qwen2"),
-    *("families.mixtral", "families.qwen3", "families.qwen3_moe"),
+    *("families", "families.gemma2", "families.gemma3", "families.gpt2", "families.llama"),
+    *("families.mixtral", "families.qwen2", "families.qwen3", "families.qwen3_moe"),
     *("testing", "testing.strategies"),
     *("demo", "demo.corpus", "demo.linen_gpt", "demo.nnx_gpt", "demo.schemas", "demo.training"),
     *("demo.report", "demo.matrix"),

@@ -70,6 +70,24 @@ def test_experts_may_be_stacked_in_the_files(tmp_path: Path) -> None:
     assert families.unlike(tmp_path / "stacked", tmp_path / "again") == []
 
 
+def test_masks_of_older_files_are_no_weights(tmp_path: Path) -> None:
+    """As in the hub's GPT-2, whose names have no prefix: not read, and written where a save has them."""
+    folder, old, gpt2 = families.DATA / "gpt2", tmp_path / "old", cs.families.gpt2
+    weights = {
+        name.removeprefix("transformer."): array for name, array in cs.hf.load(folder).items()
+    }
+    masks = {f"h.{n}.attn.bias": np.tril(np.ones((1, 1, 9, 9), "uint8")) for n in range(2)}
+    cs.hf.save(old, {**weights, **masks, "h.0.attn.masked_bias": np.float32(-1e4)})
+    lens = gpt2.lens_of(old)
+    model = cs.hf.restore(old, families.model_of(folder, lens), lens)
+    assert families.error_of(model, folder) < families.MOST
+    cs.hf.save(tmp_path / "bare", weights)
+    cs.hf.save(tmp_path / "new", model, lens)
+    cs.hf.save(tmp_path / "again", model, lens, onto=cs.hf.load(old))
+    assert families.unlike(tmp_path / "bare", tmp_path / "new") == []
+    assert families.unlike(old, tmp_path / "again") == []
+
+
 def test_a_model_may_keep_norms_and_embedding_as_it_uses_them(tmp_path: Path) -> None:
     """What is rounded goes back to the bits of the file where those are given."""
     folder = families.DATA / "gemma2"
@@ -127,6 +145,7 @@ def test_sizes_are_told_by_the_config(tmp_path: Path) -> None:
     assert llama.dims_from({**told, "head_dim": 6}) == {**sizes, "head_dim": 6}
     old = {name: size for name, size in told.items() if name not in ("num_key_value_heads",)}
     assert llama.dims_from(old)["kv"] == 4
+    assert cs.families.gpt2.dims_from(families.DATA / "gpt2")["mlp"] == 32  # four times the width
     target = cs.abstract(cs.nnx.Params[llama.Decoder], sizes)
     assert cs.check(cs.nnx.Params[llama.Decoder], target).ok
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ckpt_schema.families import gemma2 as gemma2
 from ckpt_schema.families import gemma3 as gemma3
+from ckpt_schema.families import gpt2 as gpt2
 from ckpt_schema.families import llama as llama
 from ckpt_schema.families import mixtral as mixtral
 from ckpt_schema.families import qwen2 as qwen2
 from ckpt_schema.families import qwen3 as qwen3
 from ckpt_schema.families import qwen3_moe as qwen3_moe
 
-__all__ = ["gemma2", "gemma3", "llama", "mixtral", "qwen2", "qwen3", "qwen3_moe"]
+__all__ = ["gemma2", "gemma3", "gpt2", "llama", "mixtral", "qwen2", "qwen3", "qwen3_moe"]

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float32
 from ckpt_schema._layouts.fields import field
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._lens.rules import fuse
-from ckpt_schema.families._family import ToldSizes, told_size
+from ckpt_schema.families._family import ToldSizes, told_size, width_of
 
 __all__ = [
     "STACKED_EXPERTS",
@@ -280,9 +280,8 @@ def decoder_sizes(told: Mapping[str, Any]) -> ToldSizes:
     embed, heads = told_size(told, "hidden_size"), told_size(told, "num_attention_heads")
     kv = told_size(told, "num_key_value_heads")
     width = told_size(told, "head_dim")
-    if width[1] is None and type(heads[1]) is int and type(embed[1]) is int and heads[1] > 0:
-        whole = embed[1] % heads[1] == 0  # older configs have no width where heads divide all
-        width = ("head_dim", embed[1] // heads[1] if whole else None)
+    if width[1] is None:  # older configs have none where heads divide all
+        width = width_of(embed, heads)
     return {
         "embed": embed,
         "heads": heads,

@@ -20,7 +20,7 @@ from ckpt_schema._messages.text import shown
 from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 
-__all__ = ["Family", "FileForm", "ToldSizes", "told_size"]
+__all__ = ["Family", "FileForm", "ToldSizes", "told_size", "width_of"]
 
 ToldSizes = dict[str, tuple[str, Any]]
 """What a config has for each dim, and under which name."""
@@ -166,6 +166,18 @@ def told_size(told: Mapping[str, Any], *names: str) -> tuple[str, Any]:
         (('n_embd', 8), ('a', None))
     """
     return next(((n, told[n]) for n in names if told.get(n) is not None), (names[0], None))
+
+
+def width_of(embed: tuple[str, Any], heads: tuple[str, Any]) -> tuple[str, Any]:
+    """The width of a head where the heads divide all.
+
+    Example:
+        >>> width_of(("d_model", 8), ("heads", 2)), width_of(("d_model", 8), ("heads", 3))
+        (('d_model / heads', 4), ('d_model / heads', None))
+    """
+    name, (whole, parts) = f"{embed[0]} / {heads[0]}", (embed[1], heads[1])
+    known = type(whole) is int and type(parts) is int and parts > 0
+    return name, whole // parts if known and whole % parts == 0 else None
 
 
 def _told(config: Mapping[str, Any] | epath.PathLike) -> Mapping[str, Any]:
