@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.axis_rules import flip as flip
     from ckpt_schema._lens.axis_rules import pad as pad
     from ckpt_schema._lens.axis_rules import repeat as repeat
+    from ckpt_schema._lens.axis_rules import replicated as replicated
     from ckpt_schema._lens.lens import Lens as Lens
     from ckpt_schema._lens.lens import derive as derive
     from ckpt_schema._lens.registry import Registry as Registry
@@ -102,7 +103,7 @@ _HOMES = {
     "_layouts.leaves": ("Key", "constant_key", "fresh_key"),
     "_lens.lens": ("Lens", "derive"),
     "_lens.registry": ("Registry",),
-    "_lens.axis_rules": ("flip", "pad", "repeat"),
+    "_lens.axis_rules": ("flip", "pad", "repeat", "replicated"),
     "_lens.rules": (
         "apart",
         "fuse",
@@ -184,6 +185,7 @@ __all__ = [
     "raw_key",
     "rename",
     "repeat",
+    "replicated",
     "reset",
     "scale",
     "series",

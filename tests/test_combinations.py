@@ -587,3 +587,16 @@ def test_padding_that_a_middle_has_twice_is_filled_once() -> None:
     lens = (first >> second).bind(embed=3, five=5, four=4)
     cs.assert_trees_identical(lens.get({"w": before}), {"w": after})
     cs.assert_trees_identical(lens.put({"w": after}), {"w": before})
+
+
+def test_a_leaf_that_the_second_lens_leaves_to_its_side_is_left_to_the_far_one() -> None:
+    first, second = schema("A", w="a", x="a"), schema("B", w="a", x="a")
+    there = cs.derive(second, schema("C", w="a"), rules=[cs.private("x", cs.own)])
+    whole = cs.derive(first, second) >> there
+    tree = {"w": np.float32([1, 2]), "x": np.float32([3, 4])}
+    cs.assert_trees_identical(whole.get(tree), {"w": tree["w"]})
+    found = whole.put({"w": np.float32([5, 6])}, onto=tree)
+    cs.assert_trees_identical(found, {"w": np.float32([5, 6]), "x": tree["x"]})
+    cs.assert_trees_identical((~whole).get({"w": tree["w"]}, onto=tree), tree)
+    with pytest.raises(cs.ConformanceError, match="neither partner, onto nor default"):
+        whole.put({"w": np.float32([5, 6])})

@@ -121,6 +121,13 @@ class Leaf:
         names = (*self.own[:at], AxisName(kept, own.label), *self.own[at + 1 :])
         return Leaf(dims, self.dtype, names if self.names else ())
 
+    def without_axis(self, at: int) -> Leaf:
+        """The leaf with one axis less."""
+        dims, names = [*self.dims], [*self.names]
+        del dims[at]
+        del names[at : at + 1]
+        return Leaf(tuple(dims), self.dtype, tuple(names))
+
     def with_factors(self, at: int, first: int, last: int, dim: Dim) -> Leaf:
         """The leaf with other factors of one axis, which are called what those were."""
         axis, own = self.dims[at], self.own[at]

@@ -16,9 +16,12 @@ from typing import Any
 from ckpt_schema._layouts.paths import LogicalPath, glob_means, parse_path
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.table import Layout, Row
-from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.axis_rules import Replicated
+from ckpt_schema._lens.derive.derivation import verify_rules
+from ckpt_schema._lens.lens import Lens, of_copies
 from ckpt_schema._lens.one_sided import derived
 from ckpt_schema._lens.read_sides import Axes, ReadSide, ReadSides
+from ckpt_schema._lens.replicas import CopiedTree, copies_fault, count_of_copies
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.siblings import with_lists
 from ckpt_schema._messages.text import counted
@@ -63,14 +66,39 @@ def adapt_trees(
         DerivationError: With everything that more than one reading fits, or that has no partner.
         SchemaError: A tree holds what is no leaf, or `scan` and `lists` fit neither tree.
     """
+    verify_rules(rules)
+    copied = [rule for rule in rules if isinstance(rule, Replicated)]
+    one_copy: list[Rule] = [rule for rule in rules if not isinstance(rule, Replicated)]
+    several = [CopiedTree.of((source, view)[rule.is_view], rule) for rule in copied]
+    for rule, each in zip(copied, several, strict=True):
+        source, view = (source, each.tree) if rule.is_view else (each.tree, view)
     sides = (
         ReadSide.of(source, names[0], joined[0]),
         ReadSide.of(view, names[1], joined[1]),
     )
-    sides = with_lists(sides, lists, rules)
-    sides = _with_stacks(sides, scan or {})
-    left, right = (side.layout for side in sides)
-    return derived(left, right, list(rules), own)
+    plain = sides
+    try:
+        sides = with_lists(sides, lists, one_copy)
+        sides = _with_stacks(sides, scan or {})
+        left, right = (side.layout for side in sides)
+        lens = derived(left, right, one_copy, own)
+    except DerivationError as error:
+        raise _as_copies(plain) or error from None
+    for rule, each in zip(copied, several, strict=True):
+        table = lens.view if rule.is_view else lens.source
+        lens = of_copies(lens, rule, each.count, each.single_rows(table))
+    return lens
+
+
+def _as_copies(sides: ReadSides) -> DerivationError | None:
+    """The error of trees of which one has copies of the other's leaves, and nobody said so: all else follows from it."""
+    for number, name in enumerate(("source", "view")):
+        near, far = sides[number], sides[1 - number]
+        count = count_of_copies(near.layout, far.layout)
+        if count is not None:
+            fault = copies_fault(near.name, count, Replicated(0, is_view=name == "view"))
+            return DerivationError(f"no lens from {sides[0].name} to {sides[1].name}", [fault])
+    return None
 
 
 # --- Stacks  ---

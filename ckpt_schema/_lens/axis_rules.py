@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Dim, DimFactor
@@ -12,7 +13,17 @@ from ckpt_schema._lens.wellformed import not_well_formed, one_dim, verify_paths
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Grown", "Padding", "Repeated", "Reverse", "flip", "pad", "repeat"]
+__all__ = [
+    "Grown",
+    "Padding",
+    "Repeated",
+    "Replicated",
+    "Reverse",
+    "flip",
+    "pad",
+    "repeat",
+    "replicated",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +92,21 @@ class Repeated:
         """The rule as it is written."""
         axis = "" if self.axis is None else f", axis={dims_.format_dim(self.axis)!r}"
         return f"repeat({'/'.join(self.path)!r}, {str(self.times)!r}{axis})"
+
+    __repr__ = __str__
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replicated:
+    """See `replicated`."""
+
+    axis: int
+    is_view: bool = False
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        side = ", side='view'" if self.is_view else ""
+        return f"replicated({self.axis}{side})"
 
     __repr__ = __str__
 
@@ -163,3 +189,36 @@ def repeat(path: str | type, times: str | int, *, axis: str | None = None) -> Re
         raise not_well_formed("repeat", fault)
     shared = None if axis is None else one_dim("repeat", axis)
     return Repeated(rule_path(path), factors[0], shared)
+
+
+def replicated(axis: int = 0, *, side: Literal["source", "view"] = "source") -> Replicated:
+    """A rule: the source keeps each of its leaves once for each device, as ``flax.jax_utils.replicate`` makes them.
+
+    All else is said of one copy: layouts that are declared, other rules, and paths. A layout that is
+    read off a tree is that of one copy, too. It is `repeat` for every leaf on an axis of its own:
+    that all copies are equal to the last bit is verified where one is made of several, the
+    optimizer's too, for such a step is taken with the mean of all gradients.
+
+    The number of copies is a dim, ``devices``. What is read off a tree has it; else `Lens.bind` says
+    it where copies are to be written.
+
+    Args:
+        axis: Where the copies stand in each leaf: 0 in front.
+        side: ``"view"`` where that side keeps them.
+
+    Raises:
+        SchemaError: ``axis`` is no number, or ``side`` none of the two.
+
+    Example:
+        >>> print(replicated(0))
+        replicated(0)
+    """
+    faults: list[Mismatch] = []
+    if not isinstance(axis, int) or isinstance(axis, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        hint = "replicate puts the copies in front, on axis 0"
+        faults.append(Mismatch("axis", "declaration", "the number of an axis", shown(axis), hint))
+    if side not in ("source", "view"):
+        faults.append(Mismatch("side", "declaration", '"source" or "view"', shown(side)))
+    if faults:
+        raise not_well_formed("replicated", *faults)
+    return Replicated(axis, side == "view")

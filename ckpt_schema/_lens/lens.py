@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
@@ -15,9 +15,10 @@ from ckpt_schema._layouts.precision import verify_closed
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.ancestry import Derivation
-from ckpt_schema._lens.axis_rules import Padding
+from ckpt_schema._lens.axis_rules import Padding, Replicated
 from ckpt_schema._lens.derive.axis_names import guessed
 from ckpt_schema._lens.derive.composition import compose
+from ckpt_schema._lens.derive.derivation import verify_rules
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.lists import join
 from ckpt_schema._lens.derive.served_weights import unserved, warn_of_unserved
@@ -32,13 +33,14 @@ from ckpt_schema._lens.description import described
 from ckpt_schema._lens.losses import loss
 from ckpt_schema._lens.plan.compilation import compile_plan
 from ckpt_schema._lens.plan.plan import Plan
+from ckpt_schema._lens.replicas import replicated_layout
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._messages.text import columns
 from ckpt_schema._trees.conformance import Match, Matcher
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import AxesWarning, ConformanceError, DerivationError, Mismatch
 
-__all__ = ["Lens", "derive", "planned"]
+__all__ = ["Lens", "derive", "of_copies", "planned"]
 
 _PLANS = 8  # trees of one lens come in a handful of containers; the least recently compiled plan goes first
 
@@ -363,7 +365,7 @@ def derive(
         source: The left layout.
         view: The right layout.
         rules: What the types cannot say: `rename`, `private`, `fuse`, `series`, `flip`, `pad`, `cast`, `scale`,
-            `shift`, `tie`, `raw_key`, `move`, `reset`.
+            `shift`, `tie`, `raw_key`, `move`, `reset`, `repeat`, `replicated`.
         dims: Sizes that no tree tells, in elements; see `Lens.bind`.
 
     Returns:
@@ -399,10 +401,35 @@ def derive(
     for side in sides:
         verify_closed(side, "a lens")
     sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **(dims or {})}
-    left, right, joins, each = join(sides[0], sides[1], rules, sizes)
+    verify_rules(rules)
+    one_copy = [rule for rule in rules if not isinstance(rule, Replicated)]
+    left, right, joins, each = join(sides[0], sides[1], one_copy, sizes)
     lens = Lens(left, right, joins, derivations=(Derivation(left, right, each),))
     _warn_of_squares(lens)
+    for rule in rules:
+        lens = of_copies(lens, rule) if isinstance(rule, Replicated) else lens
     return lens.bind(**sizes)
+
+
+def of_copies(
+    lens: Lens, rule: Replicated, count: int | None = None, single: Collection[int] = ()
+) -> Lens:
+    """A lens for trees of which one side is kept once for each device.
+
+    Args:
+        lens: The lens between trees of one copy.
+        rule: Says which side, and on which axis the copies are.
+        count: How many there are, where that is known.
+        single: The numbers of that side's rows that are there once.
+    """
+    table = lens.view if rule.is_view else lens.source
+    name, taken = "devices", lens.source.names() | lens.view.names()
+    while name in taken:
+        name += "_"
+    every, rules = replicated_layout(table, rule, name, single)
+    copies = derive(every, table, rules=rules)
+    whole = lens >> ~copies if rule.is_view else copies >> lens
+    return whole if count is None else whole.bind(**{name: count})
 
 
 def _warn_of_squares(lens: Lens) -> None:

@@ -17,7 +17,7 @@ from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.leaves import Default
 from ckpt_schema._layouts.paths import LogicalPath, VariableKind, rule_path
 from ckpt_schema._layouts.table import Series
-from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
+from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Replicated, Reverse
 from ckpt_schema._lens.spelled_axes import ARROW, SpelledAxes, parse_spelled
 from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
 from ckpt_schema._lens.wellformed import default_of, one_dim, verify_paths
@@ -200,6 +200,7 @@ Rule = (
     | Padding
     | Grown
     | Repeated
+    | Replicated
     | Factor
     | Offset
     | Rounding

@@ -12,12 +12,14 @@ from ckpt_schema._layouts.dims import Binder
 from ckpt_schema._layouts.overlaps import outlined
 from ckpt_schema._layouts.paths import Index, KeyPath, Pattern, format_path
 from ckpt_schema._layouts.table import Layout, Slot, called
+from ckpt_schema._lens.axis_rules import Replicated
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import only_moves
+from ckpt_schema._lens.replicas import CopiedTree, copies_fault
 from ckpt_schema._trees.conformance import Match, Matcher
 from ckpt_schema._trees.containers import Tree, flatten
 from ckpt_schema._trees.slots import SlotFinder
-from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
+from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, DerivationError, Mismatch
 from ckpt_schema.orbax._metadata import DiskTree
 
 __all__ = [
@@ -184,6 +186,9 @@ def locate(disk: DiskTree, lens: Lens) -> list[Fit]:
     fits = _fitting(disk, lens, tried, _as_stored) or _fitting(disk, lens, [], _as_numbers)
     if fits:
         return fits
+    copied = _of_copies(disk, lens)
+    if copied is not None:
+        raise CheckpointMismatchError(f"{disk.where} is kept once for each device", [copied])
     match, table, prefix = max(tried, key=lambda one: _likeness(*one[:2]))
     nearest = match.report
     where = f" under {format_path(prefix)}" if prefix else ""
@@ -191,6 +196,19 @@ def locate(disk: DiskTree, lens: Lens) -> list[Fit]:
     near = here if table is lens.source else there
     header = f"{disk.where} is a checkpoint of neither {there} nor {here}; nearest is {near}{where}"
     raise CheckpointMismatchError(header, nearest.mismatches, nearest.notes)
+
+
+def _of_copies(disk: DiskTree, lens: Lens) -> Mismatch | None:
+    """The fault of a checkpoint that fits but for the axis of copies that pmap leaves in front of each leaf."""
+    try:
+        copied = CopiedTree.of(disk.tree, Replicated(0))
+    except DerivationError:
+        return None
+    fits = _fitting(dataclasses.replace(disk, tree=copied.tree), lens, [], _as_stored)
+    if not fits:
+        return None
+    rule = Replicated(0, is_view=fits[0].layout is lens.view)
+    return copies_fault(disk.path.name, copied.count, rule)
 
 
 def may_stand(disk: DiskTree, lens: Lens) -> bool:

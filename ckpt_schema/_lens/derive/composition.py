@@ -89,9 +89,12 @@ def _contradictions(first: Joined, second: Joined) -> list[Mismatch]:
 
 
 def _left_over(row: Row, middle: Row, table: Layout, faults: list[Mismatch]) -> Row:
-    """An outer row whose partner in the middle has none on the far side, with the default it has then."""
+    """An outer row whose partner in the middle has none on the far side, with the default it has then.
+
+    Without one it keeps its own value, as the middle does. A leaf that the middle may lack would not be there to keep.
+    """
     row = _defaulted(row, middle.default, table, faults)
-    if row.default is None and not row.optional:
+    if row.default is None and middle.optional and not row.optional:
         hint = "declare a default, or make it optional"
         found = f"{row.stored} in {table.name} alone, the layout between them making it optional"
         faults.append(

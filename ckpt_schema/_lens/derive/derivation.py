@@ -453,8 +453,8 @@ def verify_rules(rules: object) -> None:
     if wrong:
         expected = (
             "a list of rename(...), private(...), apart(...), move(...), reset(...), raw_key(...), "
-            "tie(...), fuse(...), series(...), flip(...), pad(...), repeat(...), cast(...), scale(...) "
-            "and shift(...)"
+            "tie(...), fuse(...), series(...), flip(...), pad(...), repeat(...), replicated(...), "
+            "cast(...), scale(...) and shift(...)"
         )
         faults = [Mismatch("rules", "rule", expected, _spelled(rule)) for rule in wrong]
         raise DerivationError("rules= is not well formed", faults)

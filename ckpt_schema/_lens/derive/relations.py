@@ -101,7 +101,10 @@ def relate(
 def _mirrored(source: RowPart, view: RowPart, told: Told, known: GivenSizes) -> Relation | Mismatch:
     """The relation of what an optimizer keeps for a param in a shape of its own: such leaves join only their like."""
     rows = source.row, view.row
-    sizes = [sorted(map(dims_.format_dim, row.leaf.dims)) for row in rows]
+    single = once(*rows, told.repeats)
+    if isinstance(single, Mismatch):
+        return single
+    sizes = [sorted(map(dims_.format_dim, each.row.leaf.dims)) for each in single]
     reset = Reset(rows[0].path, rows[1].path)
     turned = told.axes is not None and [*told.axes] != sorted(told.axes)
     if rows[0].reshaped != rows[1].reshaped or sizes[0] != sizes[1]:

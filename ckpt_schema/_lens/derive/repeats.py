@@ -35,11 +35,16 @@ class Once:
 
     @property
     def row(self) -> Row:
-        """The row with one of each."""
+        """The row with one of each; an axis that has nothing but copies is none of its."""
+        if not self.again:
+            return self.full
         leaf = self.full.leaf
+        alone = [at for at, _ in self.again if len(leaf.dims[at]) == 1]
         for at, number in self.again:
             leaf = leaf.with_factors(at, number, number + 1, (1,))
-        return dataclasses.replace(self.full, leaf=leaf) if self.again else self.full
+        for at in sorted(alone, reverse=True):
+            leaf = leaf.without_axis(at)
+        return dataclasses.replace(self.full, leaf=leaf)
 
     def tokens(self, own: Sequence[Token]) -> list[Token]:
         """What each factor is, those of size 1 left out, from what each of the row with one of each is."""
