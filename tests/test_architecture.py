@@ -21,7 +21,7 @@ ORDER = """
     _layouts.schema _layouts.streams _layouts.bare_trees
     _frameworks _frameworks.boxes
     _frameworks.moment_names _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
-    _frameworks.kept_states
+    _frameworks.kept_states _frameworks.packed_trees
     linen nnx
     _safetensors _safetensors.dtypes _safetensors.header _safetensors.weights _safetensors.ranges _safetensors.packing
     _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _safetensors.shards _trees.defaults
@@ -50,8 +50,8 @@ ORDER = """
     _lens.one_sided _lens.siblings _lens.adaptation
     _source _source.importing _source.branches _source.equal_parts _source.size_names _source.python_text
     _source.kept_text _source.layout_text _source.source
-    orbax._agreement orbax._places orbax._folders orbax._metadata orbax._sides orbax._whereabouts orbax._private_leaves
-    orbax._adapt orbax._load orbax._missing orbax._versions orbax._targets orbax._restore orbax._items
+    orbax._agreement orbax._places orbax._older orbax._folders orbax._metadata orbax._sides orbax._whereabouts
+    orbax._private_leaves orbax._adapt orbax._load orbax._missing orbax._versions orbax._targets orbax._restore orbax._items
     orbax._managed orbax._save orbax._pytree_files orbax._route orbax._convert orbax
     hf._load hf._restore hf._save hf._stored hf
     families._family families._decoders families._centered families.llama families.qwen2 families.qwen3 families.gemma2

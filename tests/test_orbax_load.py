@@ -111,3 +111,17 @@ def test_what_is_loaded_can_be_adapted(tmp_path: Path) -> None:
     lens = cs.adapt(found, model)
     nnx.update(model, lens.get(found))
     assert model.kernel[...].tolist() == [[1.0] * 3] * 2
+
+
+def test_no_leaf_of_64_bits_is_narrowed(tmp_path: Path) -> None:
+    numbers = {"step": np.array(2**40 + 7), "loss": np.array(1 / 3)}
+    ocp.save(tmp_path / "0", {**numbers, "w": np.arange(3) + 2**40, "b": np.zeros(3, "float32")})
+    with pytest.raises(cs.CheckpointMismatchError, match="jax_enable_x64") as raised:
+        cs.orbax.load(tmp_path / "0")
+    assert [fault.path for fault in raised.value.mismatches] == ["w"]
+    found = cs.orbax.load(tmp_path / "0", only=["step", "loss", "b"])
+    assert (found["step"], found["loss"]) == (2**40 + 7, 1 / 3)
+
+
+def test_a_number_is_of_its_own_type(path: Path) -> None:
+    assert type(cs.orbax.load(path, only="step")["step"]) is int

@@ -16,6 +16,7 @@ from ckpt_schema._messages.text import columns
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = [
+    "VALUE_LEVELS",
     "Entry",
     "Initial",
     "Layout",
@@ -33,6 +34,9 @@ __all__ = [
 
 Slot = tuple[int, tuple[int, ...]]
 """A concrete leaf of a layout: the number of its row, and one index per unrolled level."""
+
+VALUE_LEVELS = ("value", "raw_value")
+"""What the level of a Variable or a box is called in a tree that was saved; the second by Flax 0.8.2 to 0.8.5."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -94,6 +94,9 @@ def envelope(read: Read) -> Envelope:
     pair = _model_and_optimizer(read)
     if {"model", "optimizer"} <= top and kept <= {"step", "opt_state"}:
         pair = "model", "optimizer"
+    if {"model", "opt_state"} <= top <= {"model", "opt_state", "step"} and not read.variables:
+        # What ``nnx.Optimizer`` was until Flax 0.11: it held its model.
+        return _mirrored(read, ((("model",), None),), ("opt_state",), ())
     if pair is not None:
         model, optimizer = pair
         found = _mirrored(read, (((model,), None),), (optimizer, "opt_state"), ())

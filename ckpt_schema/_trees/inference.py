@@ -15,7 +15,7 @@ from ckpt_schema._layouts.dims import Dims
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import Key, KeyPath, LogicalPath, int_key, named
 from ckpt_schema._layouts.pytrees import inner_nodes
-from ckpt_schema._layouts.table import Layout, Repeat, Row, verify_table
+from ckpt_schema._layouts.table import VALUE_LEVELS, Layout, Repeat, Row, verify_table
 from ckpt_schema._trees import foreign
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten, nodes_of, verify_readable
 from ckpt_schema._trees.envelopes import Envelope, Found, Read, envelope, param_of, parts_of, strays
@@ -108,12 +108,12 @@ def infer_tree(
 
 
 def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:
-    wrapped = bool(variables) or (flat.stored and _on_disk(flat.keys))
+    names = ("value",) if variables else _levels_on_disk(flat)
     found: list[Found] = []
     for key, value in zip(flat.keys, flat.leaves, strict=True):
-        levels = range(len(key) - 1, -1, -1) if wrapped else ()
+        levels = range(len(key) - 1, -1, -1) if names else ()
         at = next(
-            (n for n in levels if key[n] == "value" and (key[:n] in variables or not variables)),
+            (n for n in levels if key[n] in names and (key[:n] in variables or not variables)),
             len(key),
         )
         kind, metadata = variables.get(key[:at], (None, ()))
@@ -166,13 +166,18 @@ def _in_one_key(rows: Sequence[Row], flat: FlatTree, joined: str) -> Iterator[Ro
         yield dataclasses.replace(row, key=key)
 
 
-def _on_disk(keys: Sequence[KeyPath]) -> bool:
-    """Whether every leaf stands in a Variable, as a save writes them; some have values with parts."""
-    return (
-        bool(keys)
-        and all("value" in key[1:] for key in keys)
-        and any(key[-1] == "value" for key in keys)
-    )
+def _levels_on_disk(flat: FlatTree) -> Sequence[str]:
+    """The names of the levels that Variables add, where the leaves stand in such, as a save writes them.
+
+    Under ``value`` they all stand; some have values with parts. Under ``raw_value`` the counts of
+    an optimizer do not.
+    """
+    usual, older = VALUE_LEVELS
+    ends = {key[-1] for key in flat.keys} if flat.stored else set[Key]()
+    if older in ends:
+        return (older,)
+    is_whole = usual in ends and all(usual in key[1:] for key in flat.keys)
+    return (usual,) if is_whole else ()
 
 
 def _numbered(found: Sequence[Found]) -> list[Found]:

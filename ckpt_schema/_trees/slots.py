@@ -10,7 +10,7 @@ from typing import Any
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.overlaps import outlined
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, Pattern, int_key
-from ckpt_schema._layouts.table import Layout, Slot
+from ckpt_schema._layouts.table import VALUE_LEVELS, Layout, Slot
 
 __all__ = ["SlotFinder"]
 
@@ -102,7 +102,7 @@ class SlotFinder:
         return root
 
     def slot(self, key: KeyPath, *, stored: bool) -> Slot | None:
-        """The slot ``key`` spells, with or without the ``value`` level of a Variable or box.
+        """The slot ``key`` spells, with or without the level of a Variable or box.
 
         None if there is none.
 
@@ -138,5 +138,5 @@ class SlotFinder:
         yield key, None
         for inside in self._inside:
             at = len(key) - 1 - inside
-            if at >= 0 and key[at] == "value":
+            if at >= 0 and key[at] in VALUE_LEVELS:
                 yield (*key[:at], *key[at + 1 :]), inside

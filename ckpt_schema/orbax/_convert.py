@@ -175,6 +175,9 @@ def convert(
         route = route_through(source, lens_or_target, disk_side, where)
     else:
         route = route_to(source, lens_or_target, Words(rules, scan, lists), where)
+    if route.disk.reader is not None or any(part.reader for _, part in route.disk.parts):
+        hint = "restore it, and save what that returns: it is read whole in any case"
+        raise refusal(source, "a file of an older release", hint)
     site = Site.beside(place)
     try:
         work = _Work(route, where, Path(source), Path(site.own))

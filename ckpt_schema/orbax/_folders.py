@@ -16,12 +16,12 @@ from ckpt_schema._compat import CHECKPOINT_FILE, OLD_PYTREE_FILE, PYTREE_FILE
 from ckpt_schema._layouts import paths
 from ckpt_schema._messages.text import counted
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
+from ckpt_schema.orbax._older import is_packed_file, is_pytree
 from ckpt_schema.orbax._places import UNFINISHED, misread
 
-__all__ = ["Item", "SeveralItemsError", "aggregated", "find_item", "pytrees_of", "refusal"]
+__all__ = ["Item", "SeveralItemsError", "find_item", "pytrees_of", "refusal"]
 
 _PYTREES = ("PyTree", "StandardCheckpoint")  # in the names of the handlers of pytrees
-_EMPTY = ("None", "Dict", "List", "Tuple", "NamedTuple")  # value types without an array
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
         raise _other(place, [])
     children = sorted((child.name for child in place.iterdir()), key=paths.natural)
     steps = [name for name in children if (place / name / CHECKPOINT_FILE).exists()]
-    every = [name for name in children if (place / name / PYTREE_FILE).exists()]
+    every = [name for name in children if is_pytree(place / name)]
     finished = frozenset(name for name in every if UNFINISHED not in name)
-    flat = PYTREE_FILE in children and not (place.parent / CHECKPOINT_FILE).exists()
+    flat = is_pytree(place) and not (place.parent / CHECKPOINT_FILE).exists()
     if (steps and CHECKPOINT_FILE not in children) or not (
         flat or every or CHECKPOINT_FILE in children
     ):
@@ -101,7 +101,7 @@ def pytrees_of(place: epath.Path) -> frozenset[str]:
     """The names of the pytrees of a checkpoint that are finished."""
     if not place.is_dir():
         return frozenset()
-    names = (child.name for child in place.iterdir() if (child / PYTREE_FILE).exists())
+    names = (child.name for child in place.iterdir() if is_pytree(child))
     return frozenset(name for name in names if UNFINISHED not in name)
 
 
@@ -158,13 +158,6 @@ def _is_there(item: epath.Path, handler: str) -> bool:
     return item.is_dir() and any(item.iterdir())
 
 
-def aggregated(item: epath.Path) -> bool:
-    """Whether some leaves are in one file with others, as Orbax 0.4 and 0.5 wrote them when asked."""
-    told: Any = json.loads((item / PYTREE_FILE).read_text())
-    values = [entry["value_metadata"] for entry in told["tree_metadata"].values()]
-    return any(v.get("skip_deserialize") and v.get("value_type") not in _EMPTY for v in values)
-
-
 # --- what is no checkpoint  ---
 
 
@@ -182,7 +175,7 @@ def _other(place: epath.Path, steps: list[str]) -> CheckpointMismatchError:
         found = f"a directory of {counted(len(steps), 'checkpoint')}"
         return refusal(place, found, f"pass one of them: {latest}")
     if (place.parent / CHECKPOINT_FILE).exists():
-        named = f" with item={place.name!r}" if (place / PYTREE_FILE).exists() else ""
+        named = f" with item={place.name!r}" if is_pytree(place) else ""
         return refusal(place, "a part of a checkpoint", f"pass {place.parent}{named}")
     return refusal(place, *_folder(place))
 
@@ -200,53 +193,31 @@ def _near(place: epath.Path) -> str:
     return f"{above} holds {counted(len(steps), 'checkpoint')}: {'..., ' * (len(steps) > 10)}{told}"
 
 
-_BY_LENS = "lens.get(tree, onto=target) takes what it returns"
-
-
 def _file(place: epath.Path) -> tuple[str, str]:
     """What a file is, and what reads it."""
+    if is_packed_file(place):
+        return "a msgpack file of Flax, which holds one tree", "leave item= out"
     with place.open("rb") as file:
         head = file.read(9)
-    if _is_msgpack(head):
-        reader = f"flax.training.checkpoints.restore_checkpoint({str(place)!r}, None)"
-        return "a msgpack file of Flax", f"{reader} reads it; {_BY_LENS}"
     if len(head) == 9 and head[8:] == b"{" and not any(head[4:8]):
         return "a safetensors file", "safetensors.numpy.load_file reads it"
     return "a file", "a checkpoint is a directory"
 
 
-def _is_msgpack(head: bytes) -> bool:
-    """Whether bytes begin a map in msgpack, as Flax writes a state."""
-    return bool(head) and (0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF))
-
-
-def _starts(file: epath.Path) -> bytes:
-    if not file.is_file():
-        return b""
-    with file.open("rb") as opened:
-        return opened.read(1)
-
-
 def _folder(place: epath.Path) -> tuple[str, str]:
-    """What a directory is that holds no checkpoint of today's, and what reads it."""
+    """What a directory is that holds no checkpoint, and what to pass instead."""
     children = sorted(place.iterdir(), key=lambda child: paths.natural(child.name))
     if not children:
         return "an empty directory", "check the path"
+    for what, here in (
+        ("msgpack file of Flax", [child for child in children if is_packed_file(child)]),
+        ("step of an old CheckpointManager", [child for child in children if _holds_items(child)]),
+    ):
+        if here:
+            latest = ", ".join(map(str, here[-3:]))
+            found = f"a directory with {counted(len(here), what, what.replace(' of', 's of', 1))}"
+            return found, f"pass one of them: {latest}"
     holders = [place, *(child for child in children if child.is_dir())]
-    old = [holder for holder in holders if _is_msgpack(_starts(holder / OLD_PYTREE_FILE))]
-    packed = [child for child in children if _is_msgpack(_starts(child))]
-    if old and (old[0] == place or not packed):
-        reader = f"orbax.checkpoint.PyTreeCheckpointer().restore({str(old[0])!r})"
-        return "a pytree of Orbax 0.3 or older", f"{reader} reads it; {_BY_LENS}"
-    if packed:
-        found = f"a directory with {counted(len(packed), 'msgpack file')} of Flax"
-        reader = f"flax.training.checkpoints.restore_checkpoint({str(packed[-1])!r}, None)"
-        return found, f"{reader} reads the last; {_BY_LENS}"
-    steps = [child for child in children if child.is_dir() and _holds_items(child)]
-    if steps:
-        reader = "orbax.checkpoint.CheckpointManager(directory).restore(step, args=...)"
-        found = f"a directory of {counted(len(steps), 'step')} of an old CheckpointManager"
-        return found, f"{reader} reads it, with ocp.args.PyTreeRestore(); {_BY_LENS}"
     if any((holder / "manifest.ocdbt").exists() for holder in holders):
         return f"arrays without the {PYTREE_FILE} that tells their tree", "a copy may be incomplete"
     return (
@@ -257,8 +228,4 @@ def _folder(place: epath.Path) -> tuple[str, str]:
 
 def _holds_items(step: epath.Path) -> bool:
     """Whether a directory is a step of a manager of releases that wrote no `_CHECKPOINT_METADATA`."""
-    return any(
-        (item / PYTREE_FILE).exists() or _is_msgpack(_starts(item / OLD_PYTREE_FILE))
-        for item in step.iterdir()
-        if item.is_dir()
-    )
+    return step.is_dir() and any(is_pytree(item) for item in step.iterdir() if item.is_dir())

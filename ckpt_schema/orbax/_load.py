@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.paths import KeyPath, named
+from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
@@ -19,7 +21,7 @@ from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._metadata import SKIP
 from ckpt_schema.orbax._sides import verify_names
 
-__all__ = ["load", "on_host", "ordered"]
+__all__ = ["load", "number_for", "on_host", "ordered"]
 
 
 def load(
@@ -47,7 +49,7 @@ def load(
 
     Raises:
         CheckpointMismatchError: There is no checkpoint, or a glob matches nothing, or it cannot be
-            read.
+            read, or jax would narrow leaves of 64 bits. A number of 64 bits is a Python number.
 
     Example:
         >>> import tempfile
@@ -65,10 +67,15 @@ def load(
         flat = flatten(disk.tree)
         wanted = _wanted(flat.keys, globs, str(disk.path))
         place = _placing(sharding)
-        order = [
-            ordered(key, leaf, place) if key in wanted else SKIP
-            for key, leaf in zip(flat.keys, flat.leaves, strict=True)
-        ]
+        order: list[Any] = []
+        faults: list[Mismatch] = []
+        for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+            number = number_for(leaf) if key in wanted else SKIP
+            order.append(ordered(key, leaf, place) if number is None else number)
+            fault = narrowed(paths.format_path(key), str(leaf.dtype)) if number is None else None
+            faults += [fault] if fault is not None else []
+        if faults:
+            raise CheckpointMismatchError(f"{disk.where} has leaves that jax would narrow", faults)
     agree("processes do not load the same", {"path": disk.path, "item": disk.item, "only": globs})
     with raised_by_all():
         arrays = metadata.read_arrays(disk, (), flat.treedef.unflatten(order))
@@ -96,10 +103,22 @@ def on_host(_path: str, _leaf: Any) -> Sharding:
 def ordered(key: KeyPath, leaf: Any, place: Callable[[str, jax.ShapeDtypeStruct], Sharding]) -> Any:
     """What Orbax is asked for: an array with a sharding, or a number as it is."""
     if leaves.is_scalar(leaf):
-        return leaf
+        return number_for(leaf)
     return jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=place(paths.format_path(key), leaf)
     )
+
+
+def number_for(stored: Any) -> Any:
+    """What is asked of Orbax for a leaf that is read as a Python number: a number, or of 64 bits where jax has none.
+
+    Orbax loads it as such, whatever its value; into an array it would cut it down to the bits of the dtype.
+    """
+    if leaves.is_scalar(stored):
+        return next(kind() for kind in (bool, int, float, complex) if isinstance(stored, kind))
+    if stored.shape or not leaves.is_narrowed(stored.dtype):
+        return None
+    return {"i": 0, "u": 0, "f": 0.0}.get(np.dtype(stored.dtype).kind)
 
 
 def _wanted(keys: Sequence[KeyPath], globs: Sequence[str], where: str) -> set[KeyPath]:

@@ -22,9 +22,16 @@ from ckpt_schema._safetensors.header import Tensor
 from ckpt_schema._safetensors.ranges import read_tensor
 from ckpt_schema._safetensors.shards import read_sharded
 from ckpt_schema._safetensors.weights import Weights, is_of_weights, read_weights
+from ckpt_schema._trees import placement
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import CheckpointMismatchError
-from ckpt_schema.orbax._folders import aggregated, find_item, refusal
+from ckpt_schema.orbax._folders import find_item, refusal
+from ckpt_schema.orbax._older import (
+    is_older_pytree,
+    is_packed_file,
+    read_older_pytree,
+    read_packed_file,
+)
 from ckpt_schema.orbax._places import absolute, active_context, first_line
 
 __all__ = ["SKIP", "DiskTree", "alone", "of_weights", "planted", "read_arrays", "read_metadata"]
@@ -50,7 +57,7 @@ class DiskTree:
         parts: Where a state is spread over several pytrees: each, and at which key path.
         joined: What joins the segments of a path to the one key that it has, as in files of Hugging
             Face.
-        reader: Reads what is ordered of it, as Orbax does, where it is no checkpoint of Orbax's.
+        reader: Reads what is ordered of it, as Orbax does, where it is no checkpoint of today's Orbax.
     """
 
     path: epath.Path
@@ -125,8 +132,8 @@ def read_metadata(
     """Reads the metadata of the checkpoint at ``path``, once.
 
     Args:
-        path: A checkpoint of Orbax's v1 or v0 API, or a folder of Hugging Face; or what was read of
-            one already.
+        path: A checkpoint of Orbax's v1 or v0 API, a file of Flax, or a folder of Hugging Face; or
+            what was read of one already.
         item: Which pytree of it, where it holds several.
         aux: One that is not meant unless it is named.
 
@@ -140,11 +147,19 @@ def read_metadata(
     if item is None and is_of_weights(path):
         return of_weights(read_weights(path))
     try:
+        if item is None and is_packed_file(place):
+            return _of_values(place, None, read_packed_file(place))
         meant = find_item(place, item, aux)
+    except ValueError as error:
+        found = f"a msgpack file of Flax: {first_line(error)}"
+        raise refusal(place, found, "take another copy") from error
     except OSError as error:  # nobody may look there, or no file system has such a name
         raise refusal(place, first_line(error), "check the path, and who may read it") from error
     name = meant.name
     try:
+        if is_older_pytree(place / (name or "")):
+            tree = read_older_pytree(place / (name or ""))
+            return _of_values(place, name, tree, meant.every - {name or ""})
         stored = _found(place, name)
         flat, treedef = jax.tree_util.tree_flatten_with_path(stored)
         keys, _ = key_paths(at for at, _ in flat)
@@ -172,6 +187,27 @@ def of_weights(weights: Weights) -> DiskTree:
         return {name: _tensor(weights.tensors[name], asked) for name, asked in order.items()}
 
     return DiskTree(weights.path, None, weights.tree, joined=".", reader=read)
+
+
+def _of_values(
+    place: epath.Path, name: str | None, values: Tree, beside: frozenset[str] = frozenset()
+) -> DiskTree:
+    """A pytree that had to be read to know its leaves."""
+
+    def read(order: Tree) -> Tree:
+        return jax.tree.map(_placed, order, values)
+
+    tree = jax.tree.map(lambda value: _abstract(value, None), values)
+    return DiskTree(place, name, tree, beside, reader=read)
+
+
+def _placed(asked: Any, value: Any) -> Any:
+    """A value as it is asked for."""
+    if asked is SKIP:
+        return SKIP
+    if leaves.is_scalar(asked):
+        return value if leaves.is_scalar(value) else value.item()
+    return placement.placed(value, asked.sharding)
 
 
 def _tensor(tensor: Tensor, asked: Any) -> Any:
@@ -213,13 +249,8 @@ def _found(place: epath.Path, name: str | None) -> Tree:
 
 def _unreadable(place: epath.Path, name: str | None, error: Exception) -> CheckpointMismatchError:
     """The error for a pytree whose metadata Orbax cannot read."""
-    item, said = place / (name or ""), first_line(error)
+    said = first_line(error)
     found, hint = "a checkpoint that cannot be read", "a copy may be incomplete"
-    reader = f"orbax.checkpoint.PyTreeCheckpointer().restore({str(item)!r})"
-    with contextlib.suppress(Exception):  # then the file that tells is damaged itself
-        if aggregated(item):
-            found = "leaves in one file, as Orbax 0.4 and 0.5 wrote them"
-            hint = f"{reader} reads it; lens.get(tree, onto=target) takes what it returns"
     if "dtype: bool" in said:
         found = "a checkpoint with a plain Python bool among the leaves"
         hint = "Orbax reads no metadata of such; save it as an array: np.asarray(flag)"

@@ -36,6 +36,7 @@ from ckpt_schema.errors import (
 from ckpt_schema.orbax import _metadata as metadata
 from ckpt_schema.orbax._adapt import Words, adapted, spare_words
 from ckpt_schema.orbax._agreement import agree, raised_by_all
+from ckpt_schema.orbax._load import number_for
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
 from ckpt_schema.orbax._missing import Missing, initialised, verify_missing
 from ckpt_schema.orbax._private_leaves import Orders, PrivateLeaves, find
@@ -328,7 +329,7 @@ def _wanted(disk: DiskTree, place: Fit, expected: Tree, side: Lens, match: Match
     wanted: list[Any] = []
     faults: list[Mismatch] = []
     for position, (key, stored) in enumerate(zip(flat.keys, flat.leaves, strict=True)):
-        number = None if position not in read else _number(stored)
+        number = None if position not in read else number_for(stored)
         wanted.append(SKIP if position not in read else goals[position])
         if number is not None:
             wanted[-1] = number
@@ -338,18 +339,6 @@ def _wanted(disk: DiskTree, place: Fit, expected: Tree, side: Lens, match: Match
     if faults:
         raise CheckpointMismatchError(f"{disk.path} has leaves that jax would narrow", faults)
     return flat.treedef.unflatten(wanted)
-
-
-def _number(stored: Any) -> Any:
-    """What is asked of Orbax for a leaf that is read as a Python number: a number, or of 64 bits where jax has none.
-
-    Orbax loads it as such, whatever its value; into an array it would cut it down to the bits of the dtype.
-    """
-    if leaves.is_scalar(stored):
-        return next(kind() for kind in (bool, int, float, complex) if isinstance(stored, kind))
-    if stored.shape or not leaves.is_narrowed(stored.dtype):
-        return None
-    return {"i": 0, "u": 0, "f": 0.0}.get(np.dtype(stored.dtype).kind)
 
 
 def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree:

@@ -410,33 +410,28 @@ def test_3_13_an_unfinished_item_is_refused(drawn_disk: Path, tmp_path: Path, na
 # --- 3.6, 3.14: what a path is instead  ---
 
 
-def test_3_6_old_forms_are_named_with_what_reads_them(tmp_path: Path) -> None:
-    packed = serialization.msgpack_serialize({"step": 3, "w": np.arange(2.0, dtype=np.float32)})
+def test_3_6_old_forms_are_read(tmp_path: Path) -> None:
+    tree = {"step": 3, "w": np.arange(2.0, dtype=np.float32)}
+    packed = serialization.msgpack_serialize(tree)
     (tmp_path / "checkpoint_3").write_bytes(packed)
-    (tmp_path / "orbax").mkdir()
-    (tmp_path / "orbax" / "checkpoint").write_bytes(packed)
-    (tmp_path / "run" / "7" / "default").mkdir(parents=True)
-    (tmp_path / "run" / "7" / "default" / "_METADATA").write_text("{}")
-    forms = {
-        "checkpoint_3": ("a msgpack file of Flax", "flax.training.checkpoints.restore_checkpoint"),
-        ".": ("a directory with 1 msgpack file of Flax", "checkpoint_3"),
-        "orbax": ("a pytree of Orbax 0.3 or older", "orbax.checkpoint.PyTreeCheckpointer()"),
-        "run": ("a directory of 1 step of an old CheckpointManager", "ocp.args.PyTreeRestore()"),
-    }
-    for name, (found, reader) in forms.items():
-        fault = refused(tmp_path / name)
-        assert fault.found == found and reader in fault.hint, name
+    item = tmp_path / "run" / "7" / "default"
+    item.mkdir(parents=True)
+    (item / "checkpoint").write_bytes(packed)
+    for form in ("checkpoint_3", "run/7/default", "run/7"):
+        found = cs.orbax.load(tmp_path / form)
+        assert found["step"] == 3 and found["w"].tolist() == [0.0, 1.0], form
+    assert refused(tmp_path).hint == f"pass one of them: {tmp_path / 'checkpoint_3'}"
+    assert refused(tmp_path / "run").hint == f"pass one of them: {tmp_path / 'run' / '7'}"
 
 
-def test_3_6_aggregated_leaves_are_named(drawn_disk: Path, tmp_path: Path) -> None:
+def test_3_6_leaves_in_one_file_that_is_gone(drawn_disk: Path, tmp_path: Path) -> None:
     path = copied(drawn_disk, tmp_path / "0")
     file = path / "state" / "_METADATA"
     told = json.loads(file.read_text())
     entry = told["tree_metadata"]["('w',)"]["value_metadata"]
     entry["skip_deserialize"], entry["value_type"] = True, "unknown"
     file.write_text(json.dumps(told))
-    fault = refused(path)
-    assert fault.found.startswith("leaves in one file") and "PyTreeCheckpointer" in fault.hint
+    assert refused(path).found == "a checkpoint that cannot be read"
 
 
 def test_3_14_links_and_relative_paths_lead_where_they_do(
