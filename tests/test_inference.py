@@ -449,6 +449,18 @@ def test_a_tree_that_jax_cannot_flatten_is_refused() -> None:
         cs.infer({"a": {0: sds(2), "1": sds(2)}})
 
 
+def test_what_a_mask_leaves_of_a_saved_chain_stands_where_its_leaves_do() -> None:
+    """Two transformations of a partition, as MaxText saves those of Muon: dicts of digits, and None where the other is."""
+    leaf = jnp.ones(2)
+    masked = {"0": {"mu": {"a": leaf, "b": None}}, "2": {"count": jnp.int32(1)}}
+    tree = {"params": {"a": leaf, "b": leaf}, "opt_state": {"inner_state": masked}}
+    lens = cs.derive(layout := cs.infer(tree), layout)
+    assert [node.key for node in layout.nodes] == [("opt_state", "inner_state", 0, "mu", "b")]
+    masked = {0: masked["0"], 2: masked["2"]}
+    wanted = {"params": {"a": leaf, "b": leaf}, "opt_state": {"inner_state": masked}}
+    cs.assert_trees_identical(lens.put(tree), wanted)
+
+
 def test_digits_beside_words_stay_strings() -> None:
     tree = {"0": jnp.ones(2), "00": jnp.ones(2), "z": {"0": jnp.ones(2), "1": jnp.ones(2)}}
     lens = cs.derive(cs.infer(tree), cs.infer(tree))

@@ -125,6 +125,32 @@ def test_weights_alone_find_their_streams_in_a_full_state(saved: Path, trained: 
     cs.assert_trees_identical(restored, nnx.filter_state(trained["model"], nnx.Param))
 
 
+class Scale(nnx.Variable[jax.Array]):
+    """What a model writes as it runs, and no stream is."""
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_a_weight_that_stands_beside_needs_no_word(tmp_path: Path, is_inside: bool) -> None:
+    """The scales of fp8, which MaxText keeps where it keeps streams."""
+    kernel, scale = jnp.arange(6.0).reshape(2, 3), jnp.full(3, 4.0)
+    state, aside = {"params": {"dense": {"kernel": kernel}}}, {"dense": {"scale": scale}}
+    if is_inside:
+        ocp.save(tmp_path / "0", {**state, "nnx_aux": aside})
+    else:
+        ocp.save_checkpointables(tmp_path / "0", {"state": state, "nnx_aux": aside})
+    trained = nnx.State({"dense": {"kernel": nnx.Param(kernel), "scale": Scale(scale)}})
+    fresh = jax.tree.map(jnp.zeros_like, trained)
+    cs.assert_trees_identical(cs.orbax.restore(tmp_path / "0", fresh), trained)
+    lens = cs.adapt(tmp_path / "0", fresh)
+    cs.assert_trees_identical(lens.get(state, onto=trained), trained)
+    ocp.save(tmp_path / "1", state)
+    with pytest.raises(cs.DerivationError, match="scale"):
+        cs.orbax.restore(tmp_path / "1", fresh)
+    wide = nnx.State({"dense": {"kernel": nnx.Param(kernel), "scale": Scale(jnp.zeros(5))}})
+    with pytest.raises(cs.CkptSchemaError, match="scale"):
+        cs.orbax.restore(tmp_path / "0", wide)
+
+
 class Old(cs.Schema):
     """What both models share."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts.paths import LogicalPath, glob_means, parse_path
@@ -19,7 +19,7 @@ from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.axis_rules import Replicated
 from ckpt_schema._lens.derive.derivation import verify_rules
 from ckpt_schema._lens.lens import Lens, of_copies
-from ckpt_schema._lens.one_sided import derived
+from ckpt_schema._lens.one_sided import Keeps, derived
 from ckpt_schema._lens.read_sides import Axes, ReadSide, ReadSides
 from ckpt_schema._lens.replicas import CopiedTree, copies_fault, count_of_copies
 from ckpt_schema._lens.rules import Rule
@@ -47,7 +47,7 @@ def adapt_trees(
     scan: Scan | None = None,
     lists: Sequence[str] | None = None,
     names: tuple[str, str] = ("source", "view"),
-    own: Callable[[Row], bool] | None = None,
+    own: Keeps | None = None,
     joined: tuple[str | None, str | None] = (None, None),
 ) -> Lens:
     """The lens between two trees; see `ckpt_schema.adapt`, which takes checkpoints besides.
@@ -59,7 +59,7 @@ def adapt_trees(
         scan: As in `infer`, for either side; a pair where both are stacked.
         lists: As in `infer`, for either side.
         names: What messages call the two layouts.
-        own: Whether a leaf that the view alone has keeps its own value; unless given, none does.
+        own: Which leaves that the view alone has keep their own values; unless given, none does.
         joined: What joins the paths of each tree to one key, as in files of Hugging Face.
 
     Raises:

@@ -6,30 +6,30 @@ an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens, derive
 from ckpt_schema._lens.lone_nodes import lone_nodes
 from ckpt_schema._lens.open_names import open_names
-from ckpt_schema._lens.rules import Private, Rule, private
-from ckpt_schema._lens.rules import own as own_value
+from ckpt_schema._lens.rules import Private, Rule
 from ckpt_schema.errors import DerivationError
 
-__all__ = ["derived"]
+__all__ = ["Keeps", "derived"]
+
+Keeps = Callable[[Layout], Iterable[Row]]
+"""Which rows of the view keep their own values where the source has no partner for them."""
 
 
-def derived(
-    left: Layout, right: Layout, rules: list[Rule], keeps: Callable[[Row], bool] | None
-) -> Lens:
+def derived(left: Layout, right: Layout, rules: list[Rule], keeps: Keeps | None) -> Lens:
     """The lens; streams, caches and records that one side alone has are private to it."""
     try:
         return derive(left, right, rules=rules)
     except DerivationError as error:
         # What derive calls certain of such leaves is a rule for each. A rename is never taken unasked:
         # it would carry the weights of one node into another that nobody has named.
-        own: list[Rule] = [rule for rule in error.rules if isinstance(rule, Private)]
-        own += () if keeps is None else _kept(error, right, keeps)
+        own = [rule for rule in error.rules if isinstance(rule, Private)]
+        own += () if keeps is None else _kept(error, right, keeps, own)
         if not own:
             raise _with_open_names(error, left, right) from None
         first = error
@@ -45,10 +45,17 @@ def _with_open_names(error: DerivationError, left: Layout, right: Layout) -> Der
     return DerivationError(error.header, error.mismatches, notes)
 
 
-def _kept(error: DerivationError, view: Layout, keeps: Callable[[Row], bool]) -> Iterator[Rule]:
-    """Rules for the leaves without a partner that keep their own values."""
-    by_path = {"/".join(row.path): row for row in view.rows}
+def _kept(
+    error: DerivationError, view: Layout, keeps: Keeps, streams: Sequence[Private]
+) -> list[Private]:
+    """Rules for the leaves without a partner that keep their own values, but for streams, which have one."""
+    by_path = {"/".join(row.path): row for row in keeps(view)}
+    ruled = {rule.path for rule in streams}
+    kept: list[Private] = []
     for fault in error.mismatches:
         row = by_path.get(fault.path)
-        if row is not None and row.body is not None and not row.mirrors and keeps(row):
-            yield private("/".join(row.path[row.body :]), own_value)
+        if row is None or row.body is None or row.mirrors:
+            continue
+        if row.model_path not in ruled:
+            kept.append(Private(row.model_path, None))
+    return kept

@@ -24,6 +24,9 @@ from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = ["infer_tree"]
 
+_Held = tuple[KeyPath, Any]
+"""A container, and where it stands."""
+
 
 def infer_tree(
     tree: Tree,
@@ -71,13 +74,15 @@ def infer_tree(
             "give the leaf a name",
         )
         raise SchemaError(f"no layout ({name}) can be read off a lone leaf", [fault])
+    found = list(inner_containers(tree) if variables else inner_nodes(tree))
     read = _read(flat, variables)
+    if flat.stored:
+        read, found = _numbered(read, found)
     _verify_leaves(read, name)
     if joined is not None:
         read = _as_paths(read, joined, name)
     kinds = envelope(read)
     container = "nnx" if read.variables else "dict"
-    found = list(inner_containers(tree) if container == "nnx" else inner_nodes(tree))
     faults = [*strays(read, kinds, found)]
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
@@ -120,7 +125,7 @@ def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:
         found.append(
             Found((*key[:at], *key[at + 1 :]), value, kind, metadata, max(len(key) - 1 - at, 0))
         )
-    return Read(_numbered(found) if flat.stored else found, bool(variables))
+    return Read(found, bool(variables))
 
 
 def _as_paths(read: Read, joined: str, name: str) -> Read:
@@ -154,7 +159,7 @@ def _as_paths(read: Read, joined: str, name: str) -> Read:
     ]
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
-    return Read(_numbered(found), read.variables)
+    return _numbered(Read(found, read.variables), [])[0]
 
 
 def _in_one_key(rows: Sequence[Row], flat: FlatTree, joined: str) -> Iterator[Row]:
@@ -180,19 +185,22 @@ def _levels_on_disk(flat: FlatTree) -> Sequence[str]:
     return (usual,) if is_whole else ()
 
 
-def _numbered(found: Sequence[Found]) -> list[Found]:
-    """Strings of digits as the ints they were before a save, where a node has no other keys; such a layout matches both."""
-    names = {(leaf.key[:at], key) for leaf in found for at, key in enumerate(leaf.key)}
+def _numbered(read: Read, nodes: Sequence[_Held]) -> tuple[Read, list[_Held]]:
+    """Leaves and containers with the ints that strings of digits were before a save, where a node has no other keys.
+
+    A layout of ints matches both.
+    """
+    whole = [*(leaf.key for leaf in read.leaves), *(key for key, _ in nodes)]
+    names = {(path[:at], key) for path in whole for at, key in enumerate(path)}
     words = {
         parent for parent, key in names if not (isinstance(key, str) and int_key(key) is not None)
     }
-    return [
-        dataclasses.replace(
-            leaf,
-            key=tuple(k if leaf.key[:at] in words else int(k) for at, k in enumerate(leaf.key)),
-        )
-        for leaf in found
-    ]
+
+    def numbered(path: KeyPath) -> KeyPath:
+        return tuple(k if path[:at] in words else int(k) for at, k in enumerate(path))
+
+    found = [dataclasses.replace(leaf, key=numbered(leaf.key)) for leaf in read.leaves]
+    return Read(found, read.variables), [(numbered(key), node) for key, node in nodes]
 
 
 def _verify_arguments(scan: object, lists: object) -> None:

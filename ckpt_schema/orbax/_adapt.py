@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.adaptation import Scan, adapt_trees
 from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.one_sided import Keeps
 from ckpt_schema._lens.plan.tasks import only_moves
 from ckpt_schema._lens.read_sides import is_path, made_abstract, name_of
 from ckpt_schema._lens.rules import Rule
@@ -19,11 +20,15 @@ from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._metadata import DiskTree, read_metadata
+from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
 from ckpt_schema.orbax._sides import Side, interchangeable
 
 __all__ = ["Words", "adapt", "adapted", "saved_through", "spare_words"]
 
 _LOGGER = logging.getLogger("ckpt_schema")
+
+_BESIDE = "nnx_aux"
+"""Where a save keeps what its layout has no place for, unless it is told otherwise."""
 
 
 def adapt(
@@ -73,8 +78,10 @@ def adapt(
           params/layers/kernel  params/layers_{i}/kernel  3 4 8 -> {3} 4 8
     """
     (left, here), (right, there) = _read(source), _read(view)
+    beside: PrivateLeaves | None = None
     if is_path(source) and here is None:  # what a restore reads of it
         left = _part(left, _weights_alone(left, made_abstract(view), rules))
+        beside = find(read_metadata(source), _BESIDE, total=False)
     return adapt_trees(
         left,
         right,
@@ -82,6 +89,7 @@ def adapt(
         scan=scan,
         lists=lists,
         names=(name_of(source, "source"), name_of(view, "view")),
+        own=_kept_by(None, beside),
         joined=(here, there),
     )
 
@@ -91,13 +99,13 @@ class Words:
     """What a caller says of the lens that is to be made; see `adapt`.
 
     Attributes:
-        own: Whether a leaf that the target alone has keeps its own value; unless given, none does.
+        own: Which leaves that the target alone has keep their own values; unless given, none does.
     """
 
     rules: Sequence[Rule] = ()
     scan: Scan | None = None
     lists: Sequence[str] | None = None
-    own: Callable[[Row], bool] | None = None
+    own: Keeps | None = None
 
 
 def adapted(
@@ -126,13 +134,28 @@ def adapted(
         scan=words.scan,
         lists=words.lists,
         names=names,
-        own=words.own,
+        own=_kept_by(words.own, find(read, aux, total=False)),
         joined=(disk.joined, None),
     )
     if _is_identity(lens):
         lens = derive(lens.view, lens.view)
     _LOGGER.info("%s", _summary(lens))
     return lens, read if kept is None else read.only({*kept, aux})
+
+
+def _kept_by(own: Keeps | None, beside: PrivateLeaves | None) -> Keeps | None:
+    """What keeps its own values: what a caller says, and what stands beside the state on disk and is read from there.
+
+    A trainer keeps there whatever its layout has no place for: streams, which are private anyhow,
+    but also what is a weight to this library, such as the scales of fp8 or a table of routes.
+    """
+    if beside is None:
+        return own
+
+    def kept(view: Layout) -> list[Row]:
+        return [*(own(view) if own is not None else ()), *beside.rows(view)]
+
+    return kept
 
 
 def saved_through(
@@ -171,7 +194,7 @@ def spare_words() -> ConformanceError:
 def _read(given: Any) -> tuple[Any, str | None]:
     """A side, and what joins its paths to keys; of a path, what metadata tells."""
     if is_path(given):
-        disk = read_metadata(given).without("nnx_aux")
+        disk = read_metadata(given).without(_BESIDE)
         return disk.tree, disk.joined
     return given, None
 

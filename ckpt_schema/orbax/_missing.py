@@ -14,7 +14,7 @@ import jax
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import KeyPath, LogicalPath, glob_means
-from ckpt_schema._layouts.table import Row
+from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.conformance import Match
@@ -36,6 +36,10 @@ class Missing:
         """Whether a row is named: by its path in the model, or that of the param that it mirrors."""
         own = paths.path_names(row.model_path)
         return any(glob_means(glob, own) for glob in self.where)
+
+    def rows(self, view: Layout) -> list[Row]:
+        """The rows of a layout that are named."""
+        return [row for row in view.rows if self.means(row)]
 
 
 def init(*where: str) -> Missing:

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.paths import KeyPath
-from ckpt_schema._layouts.table import Slot
+from ckpt_schema._layouts.table import Layout, Row, Slot
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.conformance import Match
@@ -195,23 +195,28 @@ class PrivateLeaves:
 
     def slots(self, side: Lens) -> dict[Slot, tuple[KeyPath, Any]]:
         """The key path of each that is a leaf of the view, and the leaf, by what it is there."""
-        return {slot: (key, leaf) for key, leaf, slot in self._found(side) if slot is not None}
+        return {slot: (key, leaf) for key, leaf, slot in self._found(side.view) if slot is not None}
 
     def strays(self, side: Lens) -> list[tuple[KeyPath, str]]:
         """The key path of each that is no leaf of the view, and what it is."""
         return [
-            (key, leaves.describe(leaf)) for key, leaf, slot in self._found(side) if slot is None
+            (key, leaves.describe(leaf))
+            for key, leaf, slot in self._found(side.view)
+            if slot is None
         ]
 
-    def _found(self, side: Lens) -> list[tuple[KeyPath, Any, Slot | None]]:
+    def rows(self, view: Layout) -> list[Row]:
+        """The rows of a layout of which leaves are here."""
+        numbers = {slot[0] for _, _, slot in self._found(view) if slot is not None}
+        return [view.rows[number] for number in sorted(numbers)]
+
+    def _found(self, view: Layout) -> list[tuple[KeyPath, Any, Slot | None]]:
         """Every leaf, and which of the view's it is.
 
         Where the view is weights alone, only those of the weights.
         """
-        flat, slot = flatten(self.tree), SlotFinder(side.view).slot
-        home = next(
-            (h for h in side.view.homes if any(key[: len(h)] == h for key in flat.keys)), ()
-        )
+        flat, slot = flatten(self.tree), SlotFinder(view).slot
+        home = next((h for h in view.homes if any(key[: len(h)] == h for key in flat.keys)), ())
         pairs = [
             (key, leaf)
             for key, leaf in zip(flat.keys, flat.leaves, strict=True)

@@ -168,7 +168,7 @@ def restore(
         if lens is None:
             read = meant(path, item=item, at=at, items=items, aux=aux)
             name = name_of(target, "the target")
-            words = Words(rules, scan, lists, missing and missing.means)
+            words = Words(rules, scan, lists, missing and missing.rows)
             lens, read = adapted(read, whole, name, words, aux)
             target_side, disk_side = "view", "source"
         elif rules or scan is not None or lists is not None:
