@@ -207,8 +207,8 @@ class Decoder(nnx.Module):
         if not tied:
             self.head = nnx.Linear(dims["embed"], dims["vocab"], use_bias=False, rngs=rngs)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        x = self.embed(tokens) * self.said.root
+    def __call__(self, input_ids: jax.Array) -> jax.Array:
+        x = self.embed(input_ids) * self.said.root
         for layer in self.layers:
             x = layer(x)
         x = self.norm(x)

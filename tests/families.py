@@ -16,14 +16,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
-from centered import Gpt2
+from centered import Gpt2, Vit, Whisper
 from decoder import Decoder, Settings
 from flax import nnx
 
@@ -31,7 +31,18 @@ import ckpt_schema as cs
 
 HERE = Path(__file__).parent
 DATA = HERE / "families_data"
-KEPT = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe", "gpt2")
+KEPT = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "mixtral",
+    "qwen3_moe",
+    "gpt2",
+    "vit",
+    "whisper",
+)
 MOST = 1e-4  # relative to the largest logit
 MODULES = {"mistral": "llama", "gemma3_text": "gemma3"}  # else called as the type of the model
 
@@ -42,21 +53,40 @@ def family_of(folder: Path) -> ModuleType:
     return getattr(cs.families, MODULES.get(kind, kind))
 
 
-def model_of(folder: Path, lens: cs.Lens) -> nnx.Module:
-    """A model of the family of a folder, with the weights that the view of a lens has."""
+def view_of(folder: Path) -> type[cs.Schema]:
+    """The model that has what a folder has."""
+    family, names = family_of(folder), [*cs.hf.metadata(folder)]
+    if family is cs.families.whisper:
+        return family.Transcriber
+    if family is cs.families.vit:
+        pooled = any("pooler" in name for name in names)
+        bare = family.PooledEncoder if pooled else family.Encoder
+        return family.Classifier if "classifier.weight" in names else bare
+    return family.Decoder if "lm_head.weight" in names else family.TiedDecoder
+
+
+def begun(folder: Path, lens: cs.Lens) -> nnx.Module:
+    """A new model of the family of a folder, with the weights that the view of a lens has."""
     dims = family_of(folder).dims_from(folder)
     config = json.loads((folder / "config.json").read_text())
-    tied = not any(row.model_path[0] == "head" for row in lens.view.rows)
+    ends = {row.model_path[0] for row in lens.view.rows} & {"head", "pooler"}
+    if config["model_type"] == "whisper":
+        return Whisper(dims, config, nnx.Rngs(0))
+    if config["model_type"] == "vit":
+        return Vit(dims, config, nnx.Rngs(0), end=next(iter(ends), ""))
     if config["model_type"] == "gpt2":
-        return Gpt2(dims, config, nnx.Rngs(0), tied=tied)
-    return Decoder(dims, Settings.of(config, dims), nnx.Rngs(0), tied=tied)
+        return Gpt2(dims, config, nnx.Rngs(0), tied=not ends)
+    return Decoder(dims, Settings.of(config, dims), nnx.Rngs(0), tied=not ends)
+
+
+def model_of(folder: Path, lens: cs.Lens) -> nnx.Module:
+    """The same, abstract."""
+    return nnx.eval_shape(lambda: begun(folder, lens))
 
 
 def restored(folder: Path) -> tuple[Any, cs.Lens]:
     """The model of a folder, and the lens that it came through."""
-    family = family_of(folder)
-    tied = "lm_head.weight" not in cs.hf.metadata(folder)
-    lens = family.lens_of(folder, family.TiedDecoder if tied else family.Decoder)
+    lens = family_of(folder).lens_of(folder, view_of(folder))
     return cs.hf.restore(folder, model_of(folder, lens), lens), lens
 
 
@@ -95,11 +125,17 @@ def exchanges(tensors: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 yield {name: array.swapaxes(*pair)}
 
 
+def silent(names: Iterable[str], folder: Path) -> bool:
+    """Whether all are biases of keys that no output depends on: nothing rotates them, as Qwen's are."""
+    kinds = ("attention.key.bias", "attention.k_proj.bias")
+    return family_of(folder) is cs.families.vit and all(name.endswith(kinds) for name in names)
+
+
 def unseen(model: nnx.Module, lens: cs.Lens, folder: Path) -> tuple[int, list[list[str]]]:
     """How many exchanges there are, and those that the logits do not show."""
     run, state, logits = run_of(model, folder)
     tensors = cs.hf.load(folder)
-    tried = [*exchanges(tensors)]
+    tried = [changed for changed in exchanges(tensors) if not silent(changed, folder)]
     return len(tried), [
         [*changed]
         for changed in tried

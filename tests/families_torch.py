@@ -30,6 +30,30 @@ EXPERTS = WIDE | {"num_local_experts": 3, "num_experts_per_tok": 2}
 QWEN_EXPERTS = WIDE | {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 4}
 GEMMA = WIDE | {"sliding_window": 3, "query_pre_attn_scalar": 5}
 GPT2 = {"n_embd": 8, "n_head": 4, "n_layer": 2, "vocab_size": 16, "n_positions": 9}
+VIT = {
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_labels": 5,
+}
+WHISPER = {
+    "vocab_size": 16,
+    "num_mel_bins": 6,
+    "d_model": 8,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 12,
+    "decoder_ffn_dim": 10,
+    "max_source_positions": 5,
+    "max_target_positions": 7,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 1,
+}
 ENDS = {"bos_token_id": 1, "eos_token_id": 2}
 BFLOAT16 = torch.bfloat16
 
@@ -54,7 +78,14 @@ class Case:
         return self.kind.from_pretrained(folder, dtype=dtype).eval()
 
 
-STACKED = {"save_original_format": False}
+class BareVit(hub.ViTModel):
+    """One without a pooler."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config, add_pooling_layer=False)
+
+
+MEMORY = {"save_original_format": False}
 CASES = {
     "llama": Case(hub.LlamaConfig(**SIZES)),
     "llama, tied": Case(hub.LlamaConfig(**SIZES, tie_word_embeddings=True)),
@@ -75,38 +106,70 @@ CASES = {
     ),
     "gemma3, bfloat16": Case(hub.Gemma3TextConfig(**GEMMA), BFLOAT16),
     "mixtral": Case(hub.MixtralConfig(**EXPERTS)),
-    "mixtral, stacked": Case(hub.MixtralConfig(**EXPERTS), words=STACKED),
+    "mixtral, stacked": Case(hub.MixtralConfig(**EXPERTS), words=MEMORY),
     "mixtral, tied": Case(hub.MixtralConfig(**EXPERTS, tie_word_embeddings=True), BFLOAT16),
     "mixtral, tied, stacked": Case(
-        hub.MixtralConfig(**EXPERTS, tie_word_embeddings=True), BFLOAT16, STACKED
+        hub.MixtralConfig(**EXPERTS, tie_word_embeddings=True), BFLOAT16, MEMORY
     ),
     "qwen3_moe": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS)),
     "qwen3_moe, shares of one": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS, norm_topk_prob=True)),
-    "qwen3_moe, stacked": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS), words=STACKED),
+    "qwen3_moe, stacked": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS), words=MEMORY),
     "qwen3_moe, tied": Case(hub.Qwen3MoeConfig(**QWEN_EXPERTS, tie_word_embeddings=True), BFLOAT16),
     "gpt2": Case(hub.GPT2Config(**GPT2, **ENDS)),
     "gpt2, narrow, bfloat16": Case(hub.GPT2Config(**GPT2, **ENDS, n_inner=12), BFLOAT16),
     "gpt2, untied": Case(hub.GPT2Config(**GPT2, **ENDS, tie_word_embeddings=False)),
     "gpt2, no prefix": Case(hub.GPT2Config(**GPT2, **ENDS), kind=hub.AutoModel),
+    "vit": Case(hub.ViTConfig(**VIT), kind=hub.ViTForImageClassification),
+    "vit, as in memory": Case(
+        hub.ViTConfig(**VIT), words=MEMORY, kind=hub.ViTForImageClassification
+    ),
+    "vit, bfloat16": Case(hub.ViTConfig(**VIT), BFLOAT16, kind=hub.ViTForImageClassification),
+    "vit, pooled": Case(hub.ViTConfig(**VIT, pooler_output_size=3), kind=hub.ViTModel),
+    "vit, pooled, as in memory": Case(hub.ViTConfig(**VIT), words=MEMORY, kind=hub.ViTModel),
+    "vit, bare": Case(hub.ViTConfig(**VIT), kind=BareVit),
+    "vit, bare, as in memory": Case(hub.ViTConfig(**VIT), words=MEMORY, kind=BareVit),
+    "whisper": Case(hub.WhisperConfig(**WHISPER, **ENDS), kind=hub.WhisperForConditionalGeneration),
+    "whisper, bfloat16": Case(
+        hub.WhisperConfig(**WHISPER, **ENDS), BFLOAT16, kind=hub.WhisperForConditionalGeneration
+    ),
+    "whisper, no prefix": Case(hub.WhisperConfig(**WHISPER, **ENDS), kind=hub.WhisperModel),
 }
 
 
 def drawn(case: Case, seed: int) -> Any:
     """A model with random weights: scales of norms too, which begin as ones or zeros."""
     torch.manual_seed(seed)
-    model = case.kind.from_config(case.config)
+    make = getattr(case.kind, "from_config", case.kind)
+    model = make(case.config)
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_((weight.ndim == 1) + 0.4 * torch.randn(weight.shape))
     return model.to(case.dtype)
 
 
+def inputs(case: Case) -> dict[str, torch.Tensor]:
+    """What a model is given, by the names that it has for it."""
+    kind, draw = case.config.model_type, torch.Generator().manual_seed(0)
+    if kind == "vit":
+        return {"pixel_values": torch.randn((2, 3, 8, 8), generator=draw)}
+    if kind == "whisper":
+        heard = torch.randn((2, 6, 10), generator=draw)
+        return {"input_features": heard, "decoder_input_ids": TOKENS}
+    return {"input_ids": TOKENS}
+
+
 def computed(case: Case, model: Any) -> dict[str, torch.Tensor]:
     """Inputs and logits of a model; where it has no head, that is the embedding."""
+    given = inputs(case)
     with torch.no_grad():
-        found = model(TOKENS)
-    logits = found.logits if "logits" in found else found[0] @ model.get_input_embeddings().weight.T
-    return {"tokens": TOKENS, "logits": logits}
+        found = model(**given)
+    if "logits" in found:
+        logits = found.logits
+    elif case.config.model_type == "vit":
+        logits = found.pooler_output if found.pooler_output is not None else found[0]
+    else:
+        logits = found[0] @ model.get_input_embeddings().weight.T
+    return {**given, "logits": logits}
 
 
 def make(root: Path, names: Sequence[str]) -> None:

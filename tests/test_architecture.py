@@ -55,7 +55,8 @@ ORDER = """
     orbax._managed orbax._save orbax._pytree_files orbax._route orbax._convert orbax
     hf._load hf._restore hf._save hf._stored hf
     families._family families._decoders families._centered families.llama families.qwen2 families.qwen3 families.gemma2
-    families.gemma3 families.mixtral families.qwen3_moe families.gpt2 families
+    families.gemma3 families.mixtral families.qwen3_moe families.gpt2 families.vit families.whisper
+    families
     _trees.infer
     discovery._cuts discovery._models discovery._points discovery._readings discovery._proof
     discovery._matching discovery._layer_levels discovery._found_rules discovery._gauges discovery._open
@@ -91,6 +92,7 @@ PUBLIC = {
     *("__init__", "__main__", "cli", "discovery", "errors", "hf", "linen", "nnx", "orbax"),
     *("families", "families.gemma2", "families.gemma3", "families.gpt2", "families.llama"),
     *("families.mixtral", "families.qwen2", "families.qwen3", "families.qwen3_moe"),
+    *("families.vit", "families.whisper"),
     *("testing", "testing.strategies"),
     *("demo", "demo.corpus", "demo.linen_gpt", "demo.nnx_gpt", "demo.schemas", "demo.training"),
     *("demo.report", "demo.matrix"),

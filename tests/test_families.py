@@ -10,6 +10,7 @@ import families
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import ckpt_schema as cs
 
@@ -34,6 +35,33 @@ def test_whatever_is_exchanged_is_seen_in_what_is_computed() -> None:
     """Two tensors of one shape in each other's place; or a square one turned."""
     count, unseen = families.unseen(*families.restored(FOLDER), FOLDER)
     assert count > 30 and not unseen
+
+
+def test_biases_of_keys_that_no_output_shows_are_those_of_their_layers() -> None:
+    model, _ = families.restored(families.DATA / "vit")
+    tensors = cs.hf.load(families.DATA / "vit")
+    for number, layer in enumerate(model.layers):
+        stored = tensors[f"vit.encoder.layer.{number}.attention.attention.key.bias"]
+        assert np.asarray(layer.attention.key.bias[...]).tobytes() == stored.tobytes()
+
+
+def test_a_classifier_may_be_begun_of_a_model_without_a_head(tmp_path: Path) -> None:
+    folder, vit = families.DATA / "vit", cs.families.vit
+    tensors = cs.hf.load(folder)
+    bare = {name.removeprefix("vit."): x for name, x in tensors.items() if "vit." in name}
+    cs.hf.save(tmp_path / "bare", bare)
+    with pytest.raises(cs.DerivationError, match="head/weight"):
+        vit.lens_of(tmp_path / "bare")
+    lens = vit.lens_of(tmp_path / "bare", rules=[cs.private("head", cs.own)])
+    begun: Any = families.model_of(folder, lens)
+    nnx.update(begun, jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), nnx.state(begun)))
+    model = cs.hf.restore(tmp_path / "bare", begun, lens)
+    assert (model.head.kernel[...] == 7).all()
+    model.head.kernel[...] = tensors["classifier.weight"].T
+    model.head.bias[...] = tensors["classifier.bias"]
+    assert families.error_of(model, folder) < families.MOST
+    cs.hf.save(tmp_path / "again", model, lens)
+    assert families.unlike(tmp_path / "bare", tmp_path / "again") == []
 
 
 @pytest.mark.parametrize("prefix", ["", "language_model.model."])
@@ -148,6 +176,21 @@ def test_sizes_are_told_by_the_config(tmp_path: Path) -> None:
     assert cs.families.gpt2.dims_from(families.DATA / "gpt2")["mlp"] == 32  # four times the width
     target = cs.abstract(cs.nnx.Params[llama.Decoder], sizes)
     assert cs.check(cs.nnx.Params[llama.Decoder], target).ok
+
+
+@pytest.mark.parametrize(
+    ("sides", "height", "width", "places"),
+    [([4, 2], 4, 2, 9), (4, 4, 4, 5), ([4], None, None, None)],
+)
+def test_patches_may_have_two_sizes(sides: Any, height: Any, width: Any, places: Any) -> None:
+    config = json.loads((families.DATA / "vit" / "config.json").read_text())
+    config["patch_size"] = sides
+    if height is None:
+        with pytest.raises(cs.CheckpointMismatchError, match="patch_size"):
+            cs.families.vit.dims_from(config)
+        return
+    found = cs.families.vit.dims_from(config)
+    assert [found[name] for name in ("height", "width", "places")] == [height, width, places]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class Family:
         """The lens between a folder of Hugging Face and a model of NNX.
 
         The headers of the folder say its dtypes, which spelling it has, and whether it has a head.
-        Where it has none, that of the view is the embedding: written to both, and held against it on
+        Where it has none, that of a decoder is the embedding: written to both, and held against it on
         the way back.
 
         Args:
@@ -94,11 +94,10 @@ class Family:
         nearest = min(self._spelled(), key=lambda spelling: _distance(spelling.files, names))
         files = hf.as_stored(nearest.files, path)
         target = nnx.Params[self.view if view is None else view]
-        headed, wanted = (
-            any(row.model_path == ("head", "weight") for row in table.rows)
-            for table in (files, target)
-        )
-        own = [tie("head/weight", "embed/weight")] if wanted and not headed else []
+        stored, wanted = ({row.model_path for row in table.rows} for table in (files, target))
+        head, embed = ("head", "weight"), ("embed", "weight")
+        tied = {head, embed} <= wanted and head not in stored
+        own = [tie("head/weight", "embed/weight")] if tied else []
         return derive(files, target, rules=[*nearest.rules, *own, *rules])
 
     def dims_from(self, config: Mapping[str, Any] | epath.PathLike) -> dict[str, int]:
