@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ckpt_schema._diff.entries import Diff as Diff
     from ckpt_schema._frameworks.kept_states import kept as kept
     from ckpt_schema._frameworks.states import optimizer as optimizer
+    from ckpt_schema._json.json_text import from_json as from_json
+    from ckpt_schema._json.json_text import to_json as to_json
     from ckpt_schema._layouts.bare_trees import Plain as Plain
     from ckpt_schema._layouts.drafts import OptState as OptState
     from ckpt_schema._layouts.fields import field as field
@@ -124,6 +126,7 @@ _HOMES = {
     "_layouts.schema": ("Schema", "layout"),
     "_layouts.streams": ("Stream",),
     "_source.source": ("to_source",),
+    "_json.json_text": ("from_json", "to_json"),
 }
 _MODULES = ("discovery", "families", "hf", "linen", "nnx", "orbax")
 _NAMES = {name: module for module, names in _HOMES.items() for name in names}
@@ -168,6 +171,7 @@ __all__ = [
     "field",
     "flip",
     "fresh_key",
+    "from_json",
     "fuse",
     "hf",
     "infer",
@@ -191,6 +195,7 @@ __all__ = [
     "series",
     "shift",
     "tie",
+    "to_json",
     "to_source",
 ]
 

@@ -14,14 +14,14 @@ ROOT = Path(ckpt_schema.__file__).parent
 PACKAGE = ROOT.name
 MAX_LINES = 560
 ORDER = """
-    _compat _messages _messages.text _messages.faults errors
+    _compat _messages _messages.text _messages.strict_json _messages.faults errors
     _layouts _layouts.formats _layouts.paths _layouts.overlaps _layouts.sizes _layouts.dims _layouts.leaves
     _layouts.pytrees _layouts.table _layouts.precision
     _layouts.kinds _layouts.fields _layouts.drafts
     _layouts.schema _layouts.streams _layouts.bare_trees
     _frameworks _frameworks.boxes
     _frameworks.moment_names _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
-    _frameworks.kept_states _frameworks.packed_trees
+    _frameworks.kept_states _frameworks.packed_trees _frameworks.named_types
     linen nnx
     _safetensors _safetensors.dtypes _safetensors.header _safetensors.weights _safetensors.ranges _safetensors.packing
     _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _safetensors.shards _trees.defaults
@@ -50,6 +50,7 @@ ORDER = """
     _lens.one_sided _lens.siblings _lens.adaptation
     _source _source.importing _source.branches _source.equal_parts _source.size_names _source.python_text
     _source.kept_text _source.layout_text _source.source
+    _json _json.json_objects _json.values_json _json.layout_json _json.rules_json _json.json_text
     orbax._agreement orbax._places orbax._older orbax._folders orbax._metadata orbax._sides orbax._whereabouts
     orbax._private_leaves orbax._adapt orbax._load orbax._missing orbax._versions orbax._targets orbax._restore orbax._items
     orbax._managed orbax._save orbax._pytree_files orbax._route orbax._convert orbax

@@ -7,9 +7,7 @@ stands in it alone.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -18,11 +16,12 @@ import numpy as np
 from etils import epath
 
 from ckpt_schema._layouts import paths
+from ckpt_schema._messages.strict_json import parsed
 from ckpt_schema._messages.text import counted, shown
 from ckpt_schema._safetensors.dtypes import RANKS, UNREAD_DTYPES, dtype_named
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["LENGTH_BYTES", "Header", "Tensor", "parsed", "read_header"]
+__all__ = ["LENGTH_BYTES", "Header", "Tensor", "read_header"]
 
 LENGTH_BYTES = 8
 """How many bytes tell the length of the header."""
@@ -213,39 +212,3 @@ def _are_sizes(told: Any) -> bool:
     if not isinstance(told, list):
         return False
     return all(type(size) is int and 0 <= size < _MOST for size in cast(list[Any], told))
-
-
-def parsed(text: bytes) -> tuple[Any, list[str]]:
-    """What a text of JSON tells, and the names that an object in it has more than once.
-
-    Raises:
-        ValueError: It is no JSON as every reader takes it, and why.
-
-    Example:
-        >>> parsed(b'{"a": 1, "a": 2}')
-        ({'a': 2}, ['a'])
-    """
-    twice: list[str] = []
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice.extend(name for name in entries if names.count(name) > 1)
-        for name in entries:
-            name.encode()  # half of a pair of surrogates is no text
-        return entries
-
-    def refused(word: str) -> Any:
-        raise ValueError(f"{word}, which is no number of JSON")
-
-    problem = ""
-    with contextlib.suppress(RecursionError):
-        try:
-            told = json.loads(text.decode(), object_pairs_hook=once, parse_constant=refused)
-            return told, list(dict.fromkeys(twice))
-        except UnicodeError:
-            problem = "bytes that are no UTF-8"
-        except ValueError as error:
-            problem = str(error)
-    raise ValueError(problem or "lists in lists without an end")

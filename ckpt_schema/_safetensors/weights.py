@@ -12,8 +12,9 @@ from etils import epath
 
 from ckpt_schema._compat import CHECKPOINT_FILE, PYTREE_FILE
 from ckpt_schema._layouts import paths
+from ckpt_schema._messages.strict_json import parsed
 from ckpt_schema._messages.text import counted, shown
-from ckpt_schema._safetensors.header import Header, Tensor, parsed, read_header
+from ckpt_schema._safetensors.header import Header, Tensor, read_header
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 
 __all__ = ["FILE", "INDEX", "Weights", "is_of_weights", "is_weights_file", "read_weights"]

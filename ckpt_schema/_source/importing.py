@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from ckpt_schema._frameworks.named_types import given_out_by
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["Imports", "quoted"]
@@ -50,12 +51,10 @@ class Imports:
                 self._lines.add(line)
                 return f"{alias}.{kind.__qualname__}"
         # What a package gives out is imported from there, and not from where it is written.
-        parts = kind.__module__.split(".")
-        for end in range(1, len(parts) + 1):
-            module = ".".join(parts[:end])
-            if getattr(sys.modules.get(module), kind.__qualname__, None) is kind:
-                self._from.setdefault(module, set()).add(kind.__qualname__)
-                return kind.__qualname__
+        module = given_out_by(kind)
+        if module is not None:
+            self._from.setdefault(module, set()).add(kind.__qualname__)
+            return kind.__qualname__
         hint = "define the class on the top level of a module"
         expected, found = "a class that a module gives out", "one that none does"
         where = f"{kind.__module__}.{kind.__qualname__}"

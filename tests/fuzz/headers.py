@@ -242,6 +242,9 @@ def _nested(text: bytes, drawn: random.Random) -> bytes:
     return text[: at + 1] + drawn.choice([b"[", b'{"a":', b"[" * 5000]) + text[at + 1 :]
 
 
+TEXT_DAMAGES = (_flipped, _garbled, _digits, _cut_out, _repeated, _nested)
+"""What may become of a text of JSON."""
+
 _TEXT = {
     "a bit of the text": _with_text(_flipped),
     "some bytes of the text": _with_text(_garbled),

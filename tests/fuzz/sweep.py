@@ -18,7 +18,7 @@ from pathlib import Path
 if __name__ in ("__main__", "__mp_main__"):
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fuzz import declarations, rules, targets, trees
+from fuzz import declarations, rules, targets, texts, trees
 from fuzz.attempts import SECONDS, Attempt, Outcome, ended
 
 KINDS: dict[str, Attempt] = {
@@ -26,6 +26,7 @@ KINDS: dict[str, Attempt] = {
     "declarations": declarations.attempt,
     "rules": rules.attempt,
     "targets": targets.attempt,
+    "texts": texts.attempt,
 }
 CHUNK = 250
 

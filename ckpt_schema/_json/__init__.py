@@ -1,0 +1,1 @@
+"""Layouts and lenses as JSON: data that nothing is evaluated or imported for."""

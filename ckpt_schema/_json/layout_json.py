@@ -1,0 +1,420 @@
+"""A layout as data of JSON, and back.
+
+Types stand there by name, see `KnownTypes`. The transformation of an optimizer is code, and stands
+nowhere: that there is one is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from ckpt_schema._frameworks.named_types import (
+    KnownTypes,
+    TypeTraits,
+    traits_of,
+    type_name,
+    types_in,
+)
+from ckpt_schema._json.json_objects import JsonObject, is_count, is_text
+from ckpt_schema._json.values_json import (
+    default_json,
+    leaf_json,
+    number_json,
+    parse_dim,
+    parse_key,
+    read_default,
+    read_leaf,
+    read_number,
+)
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.paths import (
+    Index,
+    Key,
+    KeyPath,
+    LogicalPath,
+    Pattern,
+    format_path,
+    list_depth,
+    parse_path,
+    parse_pattern,
+    symbols,
+)
+from ckpt_schema._layouts.table import Layout, Node, Part, Repeat, Row, Series, verify_table
+from ckpt_schema._lens.registry import fingerprint
+from ckpt_schema._messages.text import shown
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = ["LayoutReader", "layout_json", "types_json"]
+
+
+def layout_json(table: Layout) -> dict[str, Any]:
+    """A layout as data; what is as it is everywhere is left out."""
+    said: dict[str, Any] = {"name": table.name, "container": table.container}
+    if table.homes:
+        said["homes"] = [format_path(home) for home in table.homes]
+    if table.sizes:
+        said["sizes"] = dict(table.sizes)
+    if table.initial is not None:
+        said["starts"] = True
+    said["rows"] = [_row_json(row) for row in table.rows]
+    several = {
+        "nodes": [_node_json(node) for node in table.nodes],
+        "parts": [{"path": _joined(p.path), "type": type_name(p.type)} for p in table.parts],
+        "states": [{"path": _joined(path), "key": format_path(key)} for path, key in table.states],
+        "series": [
+            {"path": _joined(one.path), "members": [_joined(each) for each in one.members]}
+            for one in table.series
+        ],
+    }
+    return said | {name: members for name, members in several.items() if members}
+
+
+def types_json(tables: Iterable[Layout]) -> dict[str, Any]:
+    """What is to be known of the types that layouts speak of, and that are none of Flax or optax.
+
+    Raises:
+        SchemaError: Two types have one name.
+    """
+    kinds: dict[str, type] = {}
+    said: dict[str, Any] = {}
+    faults: list[Mismatch] = []
+    for kind in (kind for table in tables for kind in types_in(table)):
+        name = type_name(kind)
+        if kinds.setdefault(name, kind) is not kind:
+            hint = "define them in modules of their own"
+            faults.append(Mismatch(name, "declaration", "one type of a name", "two", hint))
+        traits = traits_of(kind)
+        if traits is not None:
+            own: dict[str, Any] = {"variable": traits.variable} if traits.variable else {}
+            own |= {} if traits.fields is None else {"fields": list(traits.fields)}
+            said[name] = own
+    if faults:
+        raise SchemaError("types cannot be told apart by their names", dict.fromkeys(faults))
+    return said
+
+
+def _joined(path: LogicalPath) -> str:
+    return "/".join(path)
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    said: dict[str, Any] = {"key": format_path(row.key)}
+    if said["key"] != _joined(row.path):
+        said["path"] = _joined(row.path)
+    said |= leaf_json(row.leaf)
+    if row.repeats:
+        said["repeats"] = [[dims_.format_dim(each.size), each.axis] for each in row.repeats]
+    if row.kind is not None:
+        is_type = isinstance(row.kind, type)
+        word, name = ("variable", type_name(row.kind)) if is_type else ("collection", row.kind)
+        said[word] = name
+    if row.metadata:
+        said["metadata"] = {name: _datum_json(row, value) for name, value in row.metadata}
+    if row.default is not None:
+        said["default"] = default_json(row.default)
+    if row.held:
+        said["held"] = [[inside, type_name(kind)] for inside, kind in row.held]
+    if row.body is not None:
+        said["body"] = row.body
+    flags = {
+        "optional": row.optional,
+        "ephemeral": row.ephemeral,
+        "inside": row.inside,
+        "reshaped": row.reshaped,
+        "optimizer": row.optimizer,
+        "mirrors": row.mirrors,
+    }
+    return said | {name: value for name, value in flags.items() if value}
+
+
+def _datum_json(row: Row, value: Any) -> Any:
+    """What a Variable carries besides its value.
+
+    Raises:
+        SchemaError: JSON has nothing like it.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (bool, int, float, complex)):
+        return {"number": number_json(value)}
+    if isinstance(value, tuple):
+        return [_datum_json(row, each) for each in value]
+    expected = "texts, numbers, None, and tuples of them as metadata"
+    fault = Mismatch(_joined(row.path), "declaration", expected, shown(value))
+    raise SchemaError("a row cannot be written as JSON", [fault])
+
+
+def _node_json(node: Node) -> dict[str, Any]:
+    said: dict[str, Any] = {"key": format_path(node.key), "type": type_name(node.type)}
+    if node.counts:
+        said["counts"] = [dims_.format_dim(dim) for dim in node.counts]
+    if node.static is not None:
+        said["children"] = [format_path((name,)) for name in node.static[1]]
+    return said
+
+
+# --- And back  ---
+
+
+class LayoutReader:
+    """Reads the layouts of one text.
+
+    Args:
+        types: What names of types stand for.
+        like: Layouts that the caller has.
+        faults: What is wrong with the text.
+    """
+
+    def __init__(self, types: KnownTypes, like: Sequence[Layout], faults: list[Mismatch]) -> None:
+        """Has read nothing yet."""
+        self.types, self._like, self.faults = types, like, faults
+
+    def tell(self, told: JsonObject) -> None:
+        """Notes what a text says of types that not everybody has."""
+        if not told.has("types"):
+            return
+        every = told.taken("types", "an object", lambda x: isinstance(x, dict), {})
+        for name, traits in every.items():
+            one = JsonObject(traits, f"{told.at('types')}/{shown(name)}", self.faults)
+            variable = one.parsed("variable", _type_named, "") if one.has("variable") else ""
+            fields = one.several("fields", _identifier) if one.has("fields") else None
+            one.close()
+            if _is_type_name(name):
+                self.types.tell(
+                    name, TypeTraits(variable, None if fields is None else tuple(fields))
+                )
+            else:
+                one.say("", "the name of a type", name)
+
+    def layout(self, told: JsonObject) -> Layout | None:
+        """A layout; None where something is wrong with it."""
+        known = len(self.faults)
+        starts = told.flag("starts")
+        kinds = ("dict", "nnx")
+        said = told.taken("container", '"dict" or "nnx"', lambda x: x in kinds, "dict")
+        homes = told.several("homes", _parse_home)
+        rows = [self._row(one) for one in told.objects("rows")]
+        if not told.has("rows"):
+            told.each("rows")
+            told.say("rows", "a list", None)
+        nodes = [self._node(one) for one in told.objects("nodes")]
+        parts = [self._part(one) for one in told.objects("parts")]
+        states = [_state(one) for one in told.objects("states")]
+        series = [_series(one) for one in told.objects("series")]
+        name, sizes = told.text("name"), self._sizes(told)
+        told.close()
+        if len(self.faults) > known:
+            return None
+        made = Layout(
+            name,
+            tuple(rows),
+            tuple(nodes),
+            "nnx" if said == "nnx" else "dict",
+            tuple(homes),
+            tuple(sizes.items()),
+            tuple(parts),
+            series=tuple(series),
+            states=tuple(states),
+        )
+        try:
+            verify_table(made)
+        except SchemaError as error:
+            self.faults += error.mismatches
+            return None
+        return self._started(made) if starts else made
+
+    def _started(self, made: Layout) -> Layout:
+        """The layout, with the transformation of the layout that the caller has of it."""
+        for table in self._like:
+            is_it = table.states == made.states and fingerprint(table) == fingerprint(made)
+            if table.initial is not None and is_it:
+                return dataclasses.replace(made, initial=table.initial)
+        return made
+
+    def _sizes(self, told: JsonObject) -> dict[str, int]:
+        if not told.has("sizes"):
+            return {}
+        sizes = told.taken("sizes", "sizes by dim", lambda x: isinstance(x, dict), {})
+        for name, size in sizes.items():
+            if not dims_.is_name(name) or not is_count(size):
+                told.say("sizes", "sizes by dim", {name: size})
+        return sizes
+
+    def _type(
+        self, told: JsonObject, name: str, find: Callable[[str], type | None], expected: str
+    ) -> type:
+        """The type that a name stands for."""
+        text = told.parsed(name, _type_named, "")
+        found = find(text) if text else None
+        if found is None and text:
+            told.say(name, expected, text)
+        return found or object
+
+    def _row(self, told: JsonObject) -> Row:
+        key = told.parsed("key", parse_pattern, ())
+        path = told.parsed("path" if told.has("path") else "key", parse_path, ())
+        leaf = read_leaf(told)
+        kind: Any = None
+        if told.has("variable"):
+            kind = self._type(told, "variable", self.types.variable, "a Variable type")
+        elif told.has("collection"):
+            kind = told.text("collection")
+        made = Row(
+            path,
+            key,
+            leaf,
+            tuple(_repeats(told)),
+            kind,
+            tuple(self._metadata(told)),
+            read_default(told, "default"),
+            optional=told.flag("optional"),
+            ephemeral=told.flag("ephemeral"),
+            body=told.number("body") if told.has("body") else None,
+            inside=told.number("inside"),
+            held=tuple(self._held(told)),
+            reshaped=told.flag("reshaped"),
+            optimizer=told.number("optimizer"),
+            mirrors=told.text("mirrors") if told.has("mirrors") else "",
+        )
+        told.close()
+        _verify_row(told, made)
+        return made
+
+    def _metadata(self, told: JsonObject) -> Iterator[tuple[str, Any]]:
+        if told.has("metadata"):
+            data = told.taken("metadata", "an object", lambda x: isinstance(x, dict), {})
+            for name, value in data.items():
+                yield name, self._datum(told, value)
+
+    def _datum(self, told: JsonObject, value: Any) -> Any:
+        if value is None or is_text(value):
+            return value
+        if isinstance(value, list):
+            several: list[Any] = value
+            return tuple(self._datum(told, each) for each in several)
+        entries: dict[str, Any] = value if isinstance(value, dict) else {}
+        number = read_number(entries.get("number")) if entries.keys() == {"number"} else None
+        if number is None:
+            told.say("metadata", "a text, a number, null, or a list of them", value)
+        return number
+
+    def _held(self, told: JsonObject) -> Iterator[tuple[int, type]]:
+        for where, value in told.each("held"):
+            kind: type | None = None
+            if isinstance(value, list) and len(value) == 2 and is_count(value[0]):
+                known = is_text(value[1]) and _is_type_name(value[1])
+                kind = self.types.container(value[1]) if known else None
+                if kind is not None:
+                    yield value[0], kind
+            if kind is None:
+                expected = "how many segments stand in a container, and its class"
+                self.faults.append(Mismatch(where, "text", expected, shown(value)))
+
+    def _node(self, told: JsonObject) -> Node:
+        key = told.parsed("key", parse_pattern, ())
+        kind = self._type(told, "type", self.types.container, "a container")
+        counts = tuple(told.several("counts", parse_dim))
+        static: Any = None
+        if told.has("children"):
+            static = self.types.structure(key, kind, tuple(told.several("children", _parse_one)))
+        told.close()
+        if symbols(key) != len(counts):
+            told.say("counts", "one for each index symbol of the key", len(counts))
+        return Node(key, kind, counts, static)
+
+    def _part(self, told: JsonObject) -> Part:
+        path = told.parsed("path", parse_path, ())
+        kind = self._type(told, "type", self.types.container, "a container")
+        told.close()
+        return Part(path, kind)
+
+
+def _state(told: JsonObject) -> tuple[LogicalPath, Pattern]:
+    found = told.parsed("path", parse_path, ()), told.parsed("key", parse_key, ())
+    told.close()
+    return found
+
+
+def _series(told: JsonObject) -> Series:
+    path = told.parsed("path", parse_path, ())
+    members = told.several("members", parse_path)
+    told.close()
+    return Series(path, tuple(members))
+
+
+def _repeats(told: JsonObject) -> Iterator[Repeat]:
+    for where, value in told.each("repeats"):
+        if isinstance(value, list) and len(value) == 2 and is_text(value[0]):
+            size, axis = value
+            is_axis = axis is None or (type(axis) is int and abs(axis) < 100)
+            if is_axis and _is_dim(size):
+                yield Repeat(parse_dim(size), axis)
+                continue
+        expected = "how often, as a dim, and the axis of the stack or null"
+        told.faults.append(Mismatch(where, "text", expected, shown(value)))
+
+
+def _is_dim(text: str) -> bool:
+    try:
+        parse_dim(text)
+    except SchemaError:
+        return False
+    return True
+
+
+def _verify_row(told: JsonObject, row: Row) -> None:
+    """Notes what does not go together in a row."""
+    depth = list_depth(row.path)
+    if depth != len(row.repeats):
+        told.say("repeats", f"one for each [] of the path, {depth}", len(row.repeats))
+    if symbols(row.key) != len(row.unrolled):
+        expected = f"one index symbol for each list, {len(row.unrolled)}"
+        told.say("key", expected, symbols(row.key))
+    rank = len(row.leaf.dims) + sum(repeat.axis is not None for repeat in row.repeats)
+    for repeat in row.repeats:
+        if repeat.axis is not None and not -rank <= repeat.axis < rank:
+            told.say("repeats", f"an axis of the {rank} that the leaf has", repeat.axis)
+    for name, count, most in (
+        ("body", row.body or 0, len(row.path)),
+        ("optimizer", row.optimizer, len(row.path)),
+        ("inside", row.inside, len(row.key)),
+        *(("held", inside, len(row.key)) for inside, _ in row.held),
+    ):
+        if count > most:
+            told.say(name, f"at most {most} segments", count)
+
+
+def _parse_home(text: str) -> KeyPath:
+    return tuple(segment for segment in parse_key(text) if not isinstance(segment, Index))
+
+
+def _parse_one(text: str) -> Key:
+    key = parse_pattern(text)
+    if len(key) != 1 or isinstance(key[0], Index):
+        raise _no(text, "one key")
+    return key[0]
+
+
+def _is_type_name(name: str) -> bool:
+    """Whether a class of Python may be called so."""
+    words = name.replace("<locals>", "locals").replace("<lambda>", "lambda_").split(".")
+    return all(word.isidentifier() for word in words)
+
+
+def _type_named(text: str) -> str:
+    if not _is_type_name(text):
+        raise _no(text, "the name of a type")
+    return text
+
+
+def _identifier(text: str) -> str:
+    if not text.isidentifier():
+        raise _no(text, "the name of a field")
+    return text
+
+
+def _no(text: str, expected: str) -> SchemaError:
+    fault = Mismatch(shown(text), "text", expected, shown(text))
+    return SchemaError(f"{shown(text)} cannot be read", [fault])
