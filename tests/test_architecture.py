@@ -59,7 +59,8 @@ ORDER = """
     families.gemma3 families.mixtral families.qwen3_moe families.gpt2 families.vit families.whisper
     families
     _trees.infer
-    discovery._cuts discovery._models discovery._points discovery._readings discovery._proof
+    discovery._cuts discovery._models discovery._points discovery._roles discovery._cutting
+    discovery._mutes discovery._changes discovery._readings discovery._proof
     discovery._matching discovery._layer_levels discovery._found_rules discovery._gauges discovery._open
     discovery._open_values discovery._discovery discovery._torch discovery
     _diff _diff.found_lists _diff.entries _diff.comparing

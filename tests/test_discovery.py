@@ -19,7 +19,9 @@ from ckpt_schema.testing import assert_discovered
 X = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
 
 
-@pytest.mark.parametrize("name", ["gated by gelu", "1 of 3 experts", "tied embeddings"])
+@pytest.mark.parametrize(
+    "name", ["gated by gelu", "1 of 3 experts", "tied embeddings", "decoder, rotary pairs"]
+)
 def test_names_that_say_nothing(name: str) -> None:
     _, verdict = discovered.run(name, 0, words=True)
     assert verdict.status == "complete"
@@ -103,6 +105,7 @@ def test_a_scale_that_may_stand_in_two_leaves_is_the_users_choice() -> None:
     tree = {"q": jnp.ones((4, 6)), "k": jnp.ones((6, 5)), "out": jnp.ones((5, 3))}
     found = discover(run, tree, scaled, tree)
     assert found.status == "complete but for choices"
+    assert [each.view.leaf for each in found.pairings] == ["out"]  # the values of others are open
     [moved] = found.open
     assert {*moved.options} == {(cs.scale("q", 0.5),), (cs.scale("k", 0.5),)}
     assert not found.rules

@@ -14,6 +14,7 @@ from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.value_rules import Factor
 from ckpt_schema._messages.text import columns
 from ckpt_schema.discovery._cuts import whole_piece
+from ckpt_schema.discovery._cutting import Recode
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
 from ckpt_schema.discovery._layer_levels import LayerLevels
 from ckpt_schema.discovery._matching import Matched, Pairing, match_pieces
@@ -24,10 +25,10 @@ from ckpt_schema.discovery._models import (
     model_of,
     named_values,
 )
-from ckpt_schema.discovery._open import Open, open_entries, rules_text
+from ckpt_schema.discovery._open import Open, leaf_kinds, open_entries, rules_text
 from ckpt_schema.discovery._open_values import OpenValues
 from ckpt_schema.discovery._points import leaves_of, relative_gap, shared_values
-from ckpt_schema.discovery._readings import NEARLY, Reading, Recode, Search
+from ckpt_schema.discovery._readings import NEARLY, Reading, Search
 from ckpt_schema.errors import DerivationError, Mismatch
 
 __all__ = ["Discovery", "Evidence", "Open", "discover"]
@@ -72,7 +73,7 @@ class Discovery:
         view: The layout of the view.
         scan: What `adapt` is to be told of stacked layers, for other sizes of the same models.
         lists: What it is to be told of lists.
-        pairings: What belongs together, piece by piece.
+        pairings: What belongs together, piece by piece; not of leaves whose values are open.
         notes: What else is to be known: what no rule can say, readings that are as good.
     """
 
@@ -187,8 +188,8 @@ def discover(
         view: The other model's leaves.
         rules: What is known beforehand: `scale` of leaves of the view.
         seed: Of the random values.
-        budget: For how many seconds at most to search for cuts and scales, where the models do not
-            agree at once.
+        budget: For how many seconds of processor time at most to search for cuts and scales, where the
+            models do not agree at once. The search ends by itself after some thousand readings.
         names: What messages call the two.
 
     Returns:
@@ -223,7 +224,7 @@ def discover(
             break
         for each in readings[:_MOST_READINGS]:
             if each not in judged:
-                pieces = search.both_pieces(each.changes)
+                pieces = search.cutting.both_pieces(each.changes)
                 judged[each] = match_pieces(models, pieces, each.noise, seed)
         if any(matched.agrees and not any(matched.alone) for matched in judged.values()):
             break  # other readings would explain no more
@@ -232,13 +233,13 @@ def discover(
     ordered = sorted(judged.items(), key=lambda pair: _cost(pair[1]))
     reading, best = ordered[0]
     alike = [one for one, other in ordered[1:] if _cost(other)[:2] == _cost(best)[:2]]
-    pieces = search.both_pieces(reading.changes)
+    pieces = search.cutting.both_pieces(reading.changes)
     found = rules_of(models, pieces, best.pairings, names, best.choices)
     values = OpenValues(found.values)
     if reading.recodes and best.complete:
         values.add_places(models[1], found.paths, best, rules, seed)
         for each in alike:
-            pieces = search.both_pieces(each.changes)
+            pieces = search.cutting.both_pieces(each.changes)
             values.add_way(rules_of(models, pieces, judged[each].pairings, names).values)
     carried = functools.partial(_carried, models, seed, best.noise)
     return _told(best, found, values, carried, search.tried, list(rules))
@@ -317,9 +318,15 @@ def _refused(
 
 
 def _worded(reading: Reading) -> str:
-    words = [f"{kind} {how}" for _, kind, how in reading.recodes]
-    words += [f"{kind} cut otherwise" for what, _, kind, _ in reading.changes if what == "cut"]
-    words += [f"axes of {size} cut" for what, _, size, _ in reading.changes if what == "halve"]
+    words: list[str] = []
+    for change in reading.changes:
+        leaves = leaf_kinds(change.names)
+        if change.what == "recode":
+            words.append(f"{leaves} {change.how}")
+        elif change.what == "cut":
+            words.append(f"{leaves} cut otherwise")
+        else:
+            words.append(f"axes of {change.how[0]} cut")
     return " and ".join(sorted(words)) or "nothing changed"
 
 
@@ -346,6 +353,8 @@ def _told(
         status = "incomplete"
     elif matched.choices or any(matched.asleep) or values.opens:
         status = "complete but for choices"
+    open_paths = values.paths
+    pairings = [each for each in matched.pairings if found.paths[each.view.leaf] not in open_paths]
     evidence = Evidence(matched.outputs, matched.gradients, matched.noise, matched.nearest, tried)
     before, after = found.levels
     return Discovery(
@@ -357,7 +366,7 @@ def _told(
         view=found.layouts[1],
         scan=_both_scans(before, after),
         lists=(*before.lists, *(each for each in after.lists if each not in before.lists)),
-        pairings=matched.pairings,
+        pairings=tuple(pairings),
         notes=tuple(notes),
         _gap=carried,
     )

@@ -11,9 +11,9 @@ from ckpt_schema._lens.rules import Rule
 from ckpt_schema.discovery._cuts import LeafPiece
 from ckpt_schema.discovery._found_rules import FoundRules
 from ckpt_schema.discovery._matching import Matched
-from ckpt_schema.discovery._readings import kind_of_leaf
+from ckpt_schema.discovery._roles import kind_of_leaf
 
-__all__ = ["Open", "open_entries", "rules_text"]
+__all__ = ["Open", "leaf_kinds", "open_entries", "rule_paths", "rules_text"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Open:
 
     def __str__(self) -> str:
         """On one line, layers of one kind together."""
-        sides = f"{_by_kind(self.sources)} <-> {_by_kind(self.views)}: " if self.sources else ""
+        sides = f"{leaf_kinds(self.sources)} <-> {leaf_kinds(self.views)}: " if self.sources else ""
         options = "; or ".join(map(rules_text, self.options))
         return f"{sides}{self.reason}{': ' * bool(options)}{options}"
 
@@ -44,12 +44,12 @@ class Open:
         """Whether some rules say which of its options it is: one of them, or a word on one of its leaves."""
         if not self.options or any(set(option) <= set(rules) for option in self.options):
             return True
-        named = {path for option in self.options for rule in option for path in _paths(rule)}
-        given = {path for rule in rules for path in _paths(rule)}
+        named = {path for option in self.options for rule in option for path in rule_paths(rule)}
+        given = {path for rule in rules for path in rule_paths(rule)}
         return any(path[: len(node)] == node for path in named for node in given)
 
 
-def _by_kind(names: Sequence[str]) -> str:
+def leaf_kinds(names: Sequence[str]) -> str:
     """Names without the numbers of their layers, those that are alike once, with their count."""
     counts = collections.Counter(kind_of_leaf(name) for name in names)
     words = [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
@@ -61,7 +61,7 @@ def rules_text(rules: Sequence[Rule]) -> str:
     return "[" + ", ".join(f"cs.{rule}" for rule in rules) + "]"
 
 
-def _paths(rule: Rule) -> Iterator[LogicalPath]:
+def rule_paths(rule: Rule) -> Iterator[LogicalPath]:
     """The logical paths that a rule speaks of."""
     for field in dataclasses.fields(rule):
         value = getattr(rule, field.name)

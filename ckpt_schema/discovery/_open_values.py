@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Mapping, Sequence
 
 from ckpt_schema._lens.rules import Rule
@@ -10,7 +11,7 @@ from ckpt_schema._lens.value_rules import Factor, scale
 from ckpt_schema.discovery._gauges import factor_places
 from ckpt_schema.discovery._matching import Matched
 from ckpt_schema.discovery._models import RunnableModel
-from ckpt_schema.discovery._open import Open
+from ckpt_schema.discovery._open import Open, rule_paths
 
 __all__ = ["OpenValues"]
 
@@ -57,6 +58,15 @@ class OpenValues:
             self.settled = tuple(rule for rule in self.settled if rule not in options[0])
             leaves = dict.fromkeys(path for way in found.ways for path in way)
             self.opens.append(Open((), tuple(leaves), _MOVED, tuple(options)))
+
+    @property
+    def paths(self) -> set[str]:
+        """The leaves whose values are open, by their logical paths."""
+        found: set[str] = set()
+        for each in self.opens:
+            for rule in itertools.chain(*each.options):
+                found.update(map("/".join, rule_paths(rule)))
+        return found
 
     def add_way(self, rules: Sequence[Rule]) -> None:
         """Adds another way, which leaves the outputs as equal."""

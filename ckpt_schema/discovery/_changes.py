@@ -1,0 +1,169 @@
+"""The changes of a reading that are worth a try, likeliest first."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from ckpt_schema.discovery._cutting import Change, Changes, Cutting, Recode
+from ckpt_schema.discovery._models import RunnableModel
+from ckpt_schema.discovery._mutes import Suspicion
+from ckpt_schema.discovery._roles import leaf_groups
+
+__all__ = ["Candidates", "changed"]
+
+Models = tuple[RunnableModel, RunnableModel]
+
+
+class Candidates:
+    """What leaves that are treated alike may be read as.
+
+    Attributes:
+        single: Each change of one group of leaves: groups that play one role first.
+    """
+
+    def __init__(self, models: Models, cutting: Cutting, seed: int) -> None:
+        """Groups the leaves of both models.
+
+        Args:
+            models: The source and the view.
+            cutting: The ways to cut their leaves.
+            seed: Of the random values that show which leaves play one role.
+        """
+        self._models, self._cutting = models, cutting
+        self._groups = [leaf_groups(model, seed) for model in models]
+        self.single: list[Change] = [*self._cuts(), *self._halves(), *self._recodes()]
+
+    def _cuts(self) -> Iterator[Change]:
+        for side, groups in enumerate(self._groups):
+            for names in groups:
+                for number in range(len(self._cutting.ways(side, names[0]))):
+                    yield Change("cut", side, names, number)
+
+    def _sizes(self) -> list[set[int]]:
+        """The sizes of the axes of both models."""
+        found: list[set[int]] = []
+        for model in self._models:
+            found.append(set(itertools.chain(*model.shapes.values())))
+        return found
+
+    def _halves(self) -> Iterator[Change]:
+        """Axes that are cut in parts on both sides, as gates are that both fuse otherwise."""
+        before, after = self._sizes()
+        for size in sorted(before & after):
+            for parts in (2, 3, 4):
+                if size % parts == 0 and size > parts:
+                    yield Change("halve", -1, (), (size, parts))
+
+    def _recodes(self) -> Iterator[Change]:
+        """What the field does to values: scales by roots of sizes, offsets by one, the order of rotary pairs."""
+        # The side that has more leaves can say it of a part that the other has fused.
+        side = int(len(self._models[1].shapes) >= len(self._models[0].shapes))
+        shapes = self._models[side].shapes
+        divisors = _divisors(set().union(*self._sizes()))
+        roots = {root for part in divisors for root in (part**0.5, part**-0.5)}
+        values = [Recode(offset=-1.0), Recode(offset=1.0)]
+        values += [Recode(scale=scale) for scale in sorted({-1.0, 2.0, 0.5} | roots)]
+        for names in self._groups[side]:
+            for recode in [*_rotary_orders(shapes[names[0]], divisors), *values]:
+                yield Change("recode", side, names, recode)
+
+    def allowed(self, suspicion: Suspicion) -> Iterator[Changes]:
+        """Each change that muting does not speak against."""
+        for change in self.single:
+            if suspicion.allows([change]):
+                yield frozenset({change})
+
+    def alike_pairs(self, suspicion: Suspicion) -> Iterator[Changes]:
+        """Two groups that hold other values in one way, as a query and a key share a rotary order."""
+        several: dict[Recode, list[Change]] = collections.defaultdict(list)
+        for change in self.single:
+            if change.what == "recode" and suspicion.may_be_one(change):
+                # Heads may be on another axis of the other group.
+                several[dataclasses.replace(change.how, axis=0)].append(change)
+        # There are few orders; behind so many factors they would come too late.
+        for is_order in (True, False):
+            ways = [each for how, each in several.items() if bool(how.rotary[0]) == is_order]
+            yield from _allowed_pairs(_in_turns(map(_early_pairs, ways)), suspicion)
+
+    def unlike_pairs(
+        self, suspicion: Suspicion, noise: Callable[[Change], float]
+    ) -> Iterator[Changes]:
+        """Any two changes, those first that better something alone.
+
+        Args:
+            suspicion: What muting shows.
+            noise: How far the outputs differ with a change alone.
+        """
+        single = sorted(filter(suspicion.may_be_one, self.single), key=noise)
+        yield from _allowed_pairs(_early_pairs(single), suspicion)
+
+
+def _divisors(sizes: Iterable[int]) -> list[int]:
+    found: set[int] = set()
+    for size in sizes:
+        found.update(part for part in range(2, size + 1) if size % part == 0)
+    return sorted(found)
+
+
+def _rotary_orders(shape: Sequence[int], divisors: Sequence[int]) -> Iterator[Recode]:
+    """The orders that heads on an axis of a leaf may have."""
+    for axis, size in enumerate(shape):
+        for head in divisors if len(shape) < 3 else [size]:
+            if head % 2 or head < 4 or size % head:
+                continue
+            for outer in sorted({2, head // 2}):
+                yield Recode(rotary=(head, outer), axis=axis)
+
+
+_Pair = tuple[Change, Change]
+
+
+def _early_pairs(changes: Sequence[Change]) -> Iterator[_Pair]:
+    """All pairs; those of early ones come first."""
+    for at, later in enumerate(changes):
+        for earlier in changes[:at]:
+            yield earlier, later
+
+
+def _in_turns(several: Iterable[Iterator[_Pair]]) -> Iterator[_Pair]:
+    """The first of each, then the second of each."""
+    waiting = list(several)
+    while waiting:
+        following: list[Iterator[_Pair]] = []
+        for each in waiting:
+            pair = next(each, None)
+            if pair is not None:
+                yield pair
+                following.append(each)
+        waiting = following
+
+
+def _allowed_pairs(pairs: Iterable[_Pair], suspicion: Suspicion) -> Iterator[Changes]:
+    """Those that are of other leaves, and that muting does not speak against."""
+    for one, other in pairs:
+        if not _overlap(one, other) and suspicion.allows((one, other)):
+            yield frozenset({one, other})
+
+
+def _overlap(one: Change, other: Change) -> bool:
+    """Whether two changes say the same of one leaf."""
+    if (one.what, one.side) != (other.what, other.side):
+        return False
+    return not one.names or not set(one.names).isdisjoint(other.names)
+
+
+def changed(base: Changes, more: Changes) -> Changes:
+    """A reading with other changes: a leaf is cut in one way, and holds its values in one."""
+    found = set(more)
+    for change in base:
+        told: set[str] = set()
+        for other in more:
+            if (other.what, other.side) == (change.what, change.side):
+                told |= set(other.names)
+        rest = tuple(name for name in change.names if name not in told)
+        if rest or change.what == "halve":
+            found.add(dataclasses.replace(change, names=rest))
+    return frozenset(found)

@@ -1,0 +1,411 @@
+"""How the leaves of both models are cut under a reading, and what they hold at the shared point."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from ckpt_schema.discovery._cuts import (
+    AxisSizes,
+    LeafPiece,
+    cuts_into,
+    divided_factor,
+    form_of,
+    narrowed_factor,
+    whole_piece,
+)
+from ckpt_schema.discovery._models import RunnableModel
+from ckpt_schema.discovery._points import in_axis_order, shared_block
+from ckpt_schema.discovery._roles import kind_of_leaf
+
+__all__ = ["Change", "Cutting", "Recode"]
+
+Models = tuple[RunnableModel, RunnableModel]
+Array = np.ndarray[Any, Any]
+Counts = collections.Counter[AxisSizes]
+
+_MOST_STATES = 3000
+_MOST_BASES = 24
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Recode:
+    """How the values of a leaf of one side differ from those of the other side.
+
+    Attributes:
+        scale: The leaf holds this times the other side's value, ...
+        offset: ... plus this.
+        rotary: The size of a head and of the outer part of its axis, of which the other side has
+            the two parts in the other order; (0, 0) where none is.
+        axis: Which axis of the leaf the heads are on.
+    """
+
+    scale: float = 1.0
+    offset: float = 0.0
+    rotary: tuple[int, int] = (0, 0)
+    axis: int = 0
+
+    def __str__(self) -> str:
+        """In words."""
+        words = [] if self.scale == 1 else [f"times {self.scale:.6g}"]
+        words += [] if not self.offset else [f"plus {self.offset:g}"]
+        words += [] if not self.rotary[0] else [f"rotary order of heads of {self.rotary[0]}"]
+        return " ".join(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One thing that a reading says of some leaves.
+
+    Attributes:
+        what: They are cut in one of the ways that they can be, they hold other values, or every axis of
+            one size is cut in parts, on both sides.
+        side: Of the source, 0, or of the view, 1; -1 for both.
+        names: Which leaves; none where it is all.
+        how: The number of the way, the `Recode`, or the size and the number of parts.
+    """
+
+    what: Literal["cut", "recode", "halve"]
+    side: int
+    names: tuple[str, ...]
+    how: Any
+
+
+Changes = frozenset[Change]
+_Gap = frozenset[tuple[AxisSizes, int]]
+_LeafReading = tuple[int, Recode | None, tuple[tuple[int, int], ...]]
+"""Of one leaf: the number of its way, its values, and the sizes that are cut in parts."""
+
+
+class Cutting:
+    """The pieces of both models, and their values, under any reading. Each leaf is cut once in each way.
+
+    Attributes:
+        bases: The readings to begin with, which change no values: under each, both models have as many
+            pieces of each form, as two models of one function do.
+    """
+
+    def __init__(self, models: Models, seed: int, known: Mapping[str, Recode]) -> None:
+        """Finds the ways to cut each leaf into pieces that the other model can have too.
+
+        Args:
+            models: The source and the view.
+            seed: Of the values at the shared point.
+            known: Leaves of the view whose values are known to differ, and how.
+        """
+        self._models, self._seed, self._known = models, seed, known
+        reach = _reachable(models)
+        settled = _settled_forms(models)
+        self._ways: list[dict[tuple[int, ...], list[list[LeafPiece]]]] = []
+        for model, forms in zip(models, reach[::-1], strict=True):
+            ways: dict[tuple[int, ...], list[list[LeafPiece]]] = {}
+            for shape in dict.fromkeys(model.shapes.values()):
+                stays = form_of(shape) in settled
+                ways[shape] = [[whole_piece("", shape)]] if stays else cuts_into("", shape, forms)
+            self._ways.append(ways)
+        self._cut: dict[tuple[int, str, _LeafReading], list[LeafPiece]] = {}
+        self._held: dict[tuple[int, str, _LeafReading, AxisSizes | None], Array] = {}
+        self._blocks: dict[AxisSizes, Array] = {}
+        self.bases = self._balanced()
+
+    def ways(self, side: int, name: str) -> Sequence[list[LeafPiece]]:
+        """The ways to cut a leaf, the least cutting first."""
+        return self._ways[side][tuple(self._models[side].shapes[name])]
+
+    def both_pieces(self, changes: Changes) -> tuple[list[LeafPiece], list[LeafPiece]]:
+        """The pieces of both models under a reading."""
+        return self.pieces(0, changes), self.pieces(1, changes)
+
+    def pieces(self, side: int, changes: Changes) -> list[LeafPiece]:
+        """The pieces of one model under a reading."""
+        found: list[LeafPiece] = []
+        for name, reading in self._leaf_readings(side, changes):
+            found += self._leaf_pieces(side, name, reading)
+        return found
+
+    def shared_leaves(
+        self, side: int, changes: Changes, muted: AxisSizes | None = None
+    ) -> dict[str, Array]:
+        """What the leaves of one model hold at the shared point under a reading.
+
+        Args:
+            side: Which model.
+            changes: The reading.
+            muted: A form all of whose pieces are zero instead.
+        """
+        found: dict[str, Array] = {}
+        for name, reading in self._leaf_readings(side, changes):
+            found[name] = self._leaf_values(side, name, reading, muted)
+        return found
+
+    def _leaf_readings(self, side: int, changes: Changes) -> Iterator[tuple[str, _LeafReading]]:
+        cut: dict[str, int] = {}
+        recoded: dict[str, Recode] = {}
+        halved: list[tuple[int, int]] = []
+        for change in changes:
+            if change.what == "halve":
+                halved.append(change.how)
+            elif change.side == side and change.what == "cut":
+                for name in change.names:
+                    cut[name] = change.how
+            elif change.side == side:
+                for name in change.names:
+                    recoded[name] = change.how
+        parts = tuple(sorted(halved))
+        for name in self._models[side].shapes:
+            recode = recoded.get(name, self._known.get(name) if side else None)
+            yield name, (cut.get(name, 0), recode, parts)
+
+    def _leaf_pieces(self, side: int, name: str, reading: _LeafReading) -> list[LeafPiece]:
+        found = self._cut.get((side, name, reading))
+        if found is None:
+            number, recode, parts = reading
+            ways = self.ways(side, name)
+            found = []
+            for piece in _halved(ways[min(number, len(ways) - 1)], dict(parts)):
+                own = dataclasses.replace(piece, leaf=name)
+                found.append(own if recode is None else _recoded(own, recode))
+            self._cut[side, name, reading] = found
+        return found
+
+    def _leaf_values(
+        self, side: int, name: str, reading: _LeafReading, muted: AxisSizes | None
+    ) -> Array:
+        pieces = self._leaf_pieces(side, name, reading)
+        if all(piece.form != muted for piece in pieces):
+            muted = None
+        key = side, name, reading, muted
+        found = self._held.get(key)
+        if found is None:
+            found = np.ones(self._models[side].shapes[name])
+            for piece in pieces:
+                block = np.zeros(piece.form) if piece.form == muted else self._block(piece.form)
+                value = piece.scale * in_axis_order(block, piece) + piece.offset
+                found.reshape(-1)[piece.places] = value
+            self._held[key] = found
+        return found
+
+    def _block(self, form: AxisSizes) -> Array:
+        found = self._blocks.get(form)
+        if found is None:
+            found = self._blocks[form] = shared_block(form, self._seed)
+        return found
+
+    # --- Where to begin  ---
+
+    def _balanced(self) -> list[Changes]:
+        """Ways to cut leaves under which both models have as many pieces of each form.
+
+        A stack of heads may have the form of another leaf as it stands; counting tells that it is none.
+        All leaves of one shape are cut alike, or where nothing comes out even so, those of one kind;
+        where nothing does at all, what is the least unlike is begun with.
+        """
+        options: list[list[_Option]] = []
+        for is_kind in (False, True):
+            options = self._options(is_kind)
+            found = _even(options)
+            if found:
+                return found
+        return [_least_unlike(options)]
+
+    def _options(self, is_kind: bool) -> list[list[_Option]]:
+        """For each group of leaves that are cut alike, what they may be cut into; the fewest ways first."""
+        found: list[list[_Option]] = []
+        for side, model in enumerate(self._models):
+            groups: dict[object, list[str]] = collections.defaultdict(list)
+            for name, shape in model.shapes.items():
+                groups[tuple(shape), kind_of_leaf(name) if is_kind else ""].append(name)
+            for names in groups.values():
+                found.append(self._group_options(side, tuple(names)))
+        return sorted(found, key=len)
+
+    def _group_options(self, side: int, names: tuple[str, ...]) -> list[_Option]:
+        sign = 1 if side == 0 else -1
+        found: dict[object, _Option] = {}
+        for number, way in enumerate(self.ways(side, names[0])):
+            counts = collections.Counter(piece.form for piece in way)
+            total = Counts({form: sign * n * len(names) for form, n in counts.items()})
+            change = Change("cut", side, names, number)
+            option = _Option(
+                total, len(way) - 1 + bool(number), frozenset({change} if number else ())
+            )
+            # Ways into the same forms are tried by the search.
+            found.setdefault(frozenset(counts.items()), option)
+        return list(found.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    """What some leaves may be cut into.
+
+    Attributes:
+        counts: How many pieces of each form; those of the view are negative.
+        cost: How much cutting it is.
+        changes: The change that says it.
+    """
+
+    counts: Counts
+    cost: int
+    changes: Changes
+
+
+def _even(options: Sequence[Sequence[_Option]]) -> list[Changes]:
+    """The choices of one option each whose counts add up to nothing, the least cutting first.
+
+    Groups are gone through one after the other; what is kept of each choice is what does not yet come
+    out even.
+    """
+    later = _forms_later(options)
+    states: dict[_Gap, list[tuple[int, Changes]]] = {frozenset(): [(0, frozenset())]}
+    for at, each in enumerate(options):
+        following: dict[_Gap, list[tuple[int, Changes]]] = {}
+        for gap, entries in states.items():
+            for option in each:
+                total = Counts(dict(gap))
+                total.update(option.counts)
+                left = frozenset((form, count) for form, count in total.items() if count)
+                if any(form not in later[at] for form, _ in left):
+                    continue
+                kept = following.setdefault(left, [])
+                for cost, changes in entries:
+                    kept.append((cost + option.cost, changes | option.changes))
+                kept.sort(key=lambda entry: entry[0])
+                del kept[_MOST_BASES:]
+        fewest = sorted(following.items(), key=lambda item: (len(item[0]), item[1][0][0]))
+        states = dict(fewest[:_MOST_STATES])
+    return [changes for _, changes in states.get(frozenset(), [])]
+
+
+def _least_unlike(options: Sequence[Sequence[_Option]]) -> Changes:
+    """The choice that leaves the forms least unlike; one option is bettered after the other."""
+    chosen = [each[0] for each in options]
+    gap: Counts = Counts()
+    for option in chosen:
+        gap.update(option.counts)
+    while True:
+        best: tuple[int, int, _Option, Counts] | None = None
+        for at, each in enumerate(options):
+            for option in each:
+                moved = gap.copy()
+                moved.subtract(chosen[at].counts)
+                moved.update(option.counts)
+                gain = _unlike(gap) - _unlike(moved)
+                if gain > (0 if best is None else best[0]):
+                    best = gain, at, option, moved
+        if best is None:
+            break
+        _, at, option, gap = best
+        chosen[at] = option
+    found: Changes = frozenset()
+    for option in chosen:
+        found |= option.changes
+    return found
+
+
+def _unlike(gap: Counts) -> int:
+    return sum(map(abs, gap.values()))
+
+
+def _forms_later(options: Sequence[Sequence[_Option]]) -> list[set[AxisSizes]]:
+    """For each place in the options, the forms that those behind it may still have."""
+    found: list[set[AxisSizes]] = []
+    forms: set[AxisSizes] = set()
+    for each in reversed(options):
+        found.append(set(forms))
+        for option in each:
+            forms |= option.counts.keys()
+    return found[::-1]
+
+
+def _settled_forms(models: Models) -> set[AxisSizes]:
+    """The forms that as many leaves of both models have: these are not cut."""
+    counts = [
+        collections.Counter(form_of(shape) for shape in model.shapes.values()) for model in models
+    ]
+    return {form for form, count in counts[0].items() if counts[1][form] == count}
+
+
+def _reachable(models: Models) -> list[set[AxisSizes]]:
+    """The forms that pieces of each model can have: those of its leaves, and of parts that the other one has.
+
+    A leaf that the other model has, or can make of its own, need not be cut. Axes side by side may be
+    one axis there, as heads are where a leaf is fused.
+    """
+    shapes = [set(model.shapes.values()) for model in models]
+    whole = [{form_of(shape) for shape in own} for own in shapes]
+    joined = [{form for shape in own for form in _joined_forms(shape)} for own in shapes]
+    parts: list[dict[AxisSizes, set[AxisSizes]]] = []
+    for side, own in enumerate(shapes):
+        forms = whole[1 - side] | joined[1 - side]
+        ways = {form_of(shape): cuts_into("", shape, forms) for shape in own}
+        parts.append(
+            {form: {piece.form for way in each for piece in way} for form, each in ways.items()}
+        )
+    made = [set[AxisSizes]().union(*own.values()) for own in parts]
+    found: list[set[AxisSizes]] = []
+    for side in (0, 1):
+        others = whole[1 - side] | made[1 - side]
+        cut = [parts[side][form] for form in whole[side] - others]
+        found.append(whole[side].union(*cut) | (joined[side] & made[1 - side]))
+    return found
+
+
+def _joined_forms(shape: Sequence[int]) -> Iterator[AxisSizes]:
+    """The forms of a leaf with two axes as one."""
+    for at in range(len(shape) - 1):
+        yield form_of([*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :]])
+
+
+def _halved(way: Sequence[LeafPiece], parts: Mapping[int, int]) -> list[LeafPiece]:
+    """Pieces whose axes of given sizes are cut in as many parts, as gates are that both sides fuse otherwise."""
+    found = list(way)
+    for size, count in parts.items():
+        for axis in range(max((len(piece.shape) for piece in found), default=0)):
+            cut: list[LeafPiece] = []
+            for piece in found:
+                fits = axis < len(piece.shape) and piece.shape[axis] == size
+                cut += _in_runs(piece, axis, count) if fits else [piece]
+            found = cut
+    return found
+
+
+def _in_runs(piece: LeafPiece, at: int, count: int) -> list[LeafPiece]:
+    """A piece in equal runs of one axis, where that axis is one factor."""
+    if len(piece.axes[at]) > 1:
+        return [piece]
+    [number] = piece.axes[at]
+    start, stop = piece.spans[number]
+    step = (stop - start) // count
+    firsts = range(start, stop, step)
+    return [narrowed_factor(piece, number, (first, first + step)) for first in firsts]
+
+
+def _recoded(piece: LeafPiece, recode: Recode) -> LeafPiece:
+    """The piece of a leaf that holds other values."""
+    own = dataclasses.replace(piece, scale=recode.scale, offset=recode.offset)
+    head, outer = recode.rotary
+    if not head:
+        return own
+    # The axis is heads times outer times inner here, and heads times inner times outer there.
+    number = own.first_factor(recode.axis)
+    sizes = own.factors[recode.axis]
+    is_axis = any(number in axis for axis in own.axes)
+    if len(sizes) != 1 or sizes[0] % head or not is_axis or own.spans[number] != (0, sizes[0]):
+        return own
+    return _swapped(divided_factor(own, number, (sizes[0] // head, outer, head // outer)), number)
+
+
+def _swapped(piece: LeafPiece, number: int) -> LeafPiece:
+    """The piece of which one factor has become three, with all of them in its axis, the last two in the other order."""
+    order = (number, number + 2, number + 1)
+    axes: list[tuple[int, ...]] = []
+    for own in piece.axes:
+        numbers: list[int] = []
+        for each in own:
+            numbers += order if each == number else (each,)
+        axes.append(tuple(numbers))
+    return dataclasses.replace(piece, axes=tuple(axes))

@@ -1,0 +1,131 @@
+"""What of two models differs, told by muting: where pieces of one form are zero, what they let through is silent.
+
+If the outputs agree while a form is muted, then what differs is silent then; if they do not, then
+something that differs is still heard. So a few runs of both models leave few leaves under suspicion,
+and most readings need not be tried.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ckpt_schema.discovery._cuts import AxisSizes
+from ckpt_schema.discovery._cutting import Change, Changes, Cutting
+from ckpt_schema.discovery._models import RunnableModel
+from ckpt_schema.discovery._points import gradients_at, relative_gap
+
+__all__ = ["Mute", "Suspicion"]
+
+Models = tuple[RunnableModel, RunnableModel]
+Array = np.ndarray[Any, Any]
+
+_NOTHING = 1e-9
+"""Outputs that are smaller than this, beside what they are otherwise, say nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mute:
+    """Both models with one form muted.
+
+    Attributes:
+        form: The form.
+        agrees: Whether the outputs are equal then.
+        silent: The leaves of each side that no output depends on then.
+        own: The leaves of each side that have pieces of the form.
+    """
+
+    form: AxisSizes
+    agrees: bool
+    silent: tuple[frozenset[str], frozenset[str]]
+    own: tuple[frozenset[str], frozenset[str]]
+
+
+class Suspicion:
+    """Which leaves may be read wrongly under one reading.
+
+    Attributes:
+        mutes: What each form tells, those that tell something.
+    """
+
+    def __init__(self, models: Models, cutting: Cutting, base: Changes, agrees: float) -> None:
+        """Runs both models with each form muted that both have as often.
+
+        Args:
+            models: The source and the view.
+            cutting: Their pieces.
+            base: The reading.
+            agrees: The largest difference of outputs that is none.
+        """
+        self._models, self._cutting, self._base, self._agrees = models, cutting, base, agrees
+        self._pieces = cutting.both_pieces(base)
+        counts = [collections.Counter(piece.form for piece in own) for own in self._pieces]
+        whole = [models[side].run(cutting.shared_leaves(side, base)) for side in (0, 1)]
+        self._size = max(float(np.linalg.norm(each)) for each in whole)
+        self.mutes: list[Mute] = []
+        for form, count in counts[0].items():
+            if counts[1][form] == count:
+                mute = self._muted(form)
+                self.mutes += [] if mute is None else [mute]
+
+    def _muted(self, form: AxisSizes) -> Mute | None:
+        outputs: list[Array] = []
+        silent: list[frozenset[str]] = []
+        own: list[frozenset[str]] = []
+        for side, model in enumerate(self._models):
+            pieces = self._pieces[side]
+            leaves = self._cutting.shared_leaves(side, self._base, form)
+            made = model.run(leaves)
+            if not np.isfinite(made).all() or np.linalg.norm(made) < _NOTHING * self._size:
+                return None
+            gradients = gradients_at(model, pieces, leaves, made, 0)
+            largest = max(float(np.linalg.norm(each)) for each in gradients)
+            heard = {
+                piece.leaf
+                for piece, gradient in zip(pieces, gradients, strict=True)
+                if piece.form != form and np.linalg.norm(gradient) > _NOTHING * largest
+            }
+            outputs.append(made)
+            silent.append(frozenset(model.shapes) - heard)
+            own.append(frozenset(piece.leaf for piece in pieces if piece.form == form))
+        agrees = relative_gap(*outputs) < self._agrees
+        return Mute(form, agrees, (silent[0], silent[1]), (own[0], own[1]))
+
+    def allows(self, changes: Iterable[Change]) -> bool:
+        """Whether these changes alone may be what is missing."""
+        several = tuple(changes)
+        return all(self._fits(mute, several) for mute in self.mutes)
+
+    def may_be_one(self, change: Change) -> bool:
+        """Whether a change may be one of several that are missing: all of it is silent where outputs agree."""
+        if change.what == "halve":
+            return True
+        names = set(change.names)
+        return all(names <= mute.silent[change.side] for mute in self.mutes if mute.agrees)
+
+    def _fits(self, mute: Mute, changes: Sequence[Change]) -> bool:
+        is_silent = all(
+            change.what == "halve" or set(change.names) <= mute.silent[change.side]
+            for change in changes
+        )
+        if mute.agrees:
+            return is_silent
+        return not is_silent or any(self._is_heard(mute, change) for change in changes)
+
+    def _is_heard(self, mute: Mute, change: Change) -> bool:
+        """Whether a change of silent leaves is heard all the same: it makes other pieces, or values that are not zero."""
+        if change.what == "halve":
+            return True
+        if change.what == "recode":
+            return bool(change.how.offset) and bool(set(change.names) & mute.own[change.side])
+        for name in change.names:
+            ways = self._cutting.ways(change.side, name)
+            after = {piece.form for piece in ways[min(change.how, len(ways) - 1)]}
+            before = {piece.form for piece in self._pieces[change.side] if piece.leaf == name}
+            if mute.form in after | before and not after == before == {mute.form}:
+                return True
+        return False
