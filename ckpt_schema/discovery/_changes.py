@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ckpt_schema.discovery._cutting import Change, Changes, Cutting, Recode
+from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges, Recode
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._mutes import Suspicion
 from ckpt_schema.discovery._roles import leaf_groups
@@ -34,13 +34,13 @@ class Candidates:
         """
         self._models, self._cutting = models, cutting
         self._groups = [leaf_groups(model, seed) for model in models]
-        self.single: list[Change] = [*self._cuts(), *self._halves(), *self._recodes()]
+        self.single: list[ReadingChange] = [*self._cuts(), *self._halves(), *self._recodes()]
 
-    def _cuts(self) -> Iterator[Change]:
+    def _cuts(self) -> Iterator[ReadingChange]:
         for side, groups in enumerate(self._groups):
             for names in groups:
                 for number in range(len(self._cutting.ways(side, names[0]))):
-                    yield Change("cut", side, names, number)
+                    yield ReadingChange("cut", side, names, number)
 
     def _sizes(self) -> list[set[int]]:
         """The sizes of the axes of both models."""
@@ -49,15 +49,15 @@ class Candidates:
             found.append(set(itertools.chain(*model.shapes.values())))
         return found
 
-    def _halves(self) -> Iterator[Change]:
+    def _halves(self) -> Iterator[ReadingChange]:
         """Axes that are cut in parts on both sides, as gates are that both fuse otherwise."""
         before, after = self._sizes()
         for size in sorted(before & after):
             for parts in (2, 3, 4):
                 if size % parts == 0 and size > parts:
-                    yield Change("halve", -1, (), (size, parts))
+                    yield ReadingChange("halve", -1, (), (size, parts))
 
-    def _recodes(self) -> Iterator[Change]:
+    def _recodes(self) -> Iterator[ReadingChange]:
         """What the field does to values: scales by roots of sizes, offsets by one, the order of rotary pairs."""
         # The side that has more leaves can say it of a part that the other has fused.
         side = int(len(self._models[1].shapes) >= len(self._models[0].shapes))
@@ -68,17 +68,17 @@ class Candidates:
         values += [Recode(scale=scale) for scale in sorted({-1.0, 2.0, 0.5} | roots)]
         for names in self._groups[side]:
             for recode in [*_rotary_orders(shapes[names[0]], divisors), *values]:
-                yield Change("recode", side, names, recode)
+                yield ReadingChange("recode", side, names, recode)
 
-    def allowed(self, suspicion: Suspicion) -> Iterator[Changes]:
+    def allowed(self, suspicion: Suspicion) -> Iterator[ReadingChanges]:
         """Each change that muting does not speak against."""
         for change in self.single:
             if suspicion.allows([change]):
                 yield frozenset({change})
 
-    def alike_pairs(self, suspicion: Suspicion) -> Iterator[Changes]:
+    def alike_pairs(self, suspicion: Suspicion) -> Iterator[ReadingChanges]:
         """Two groups that hold other values in one way, as a query and a key share a rotary order."""
-        several: dict[Recode, list[Change]] = collections.defaultdict(list)
+        several: dict[Recode, list[ReadingChange]] = collections.defaultdict(list)
         for change in self.single:
             if change.what == "recode" and suspicion.may_be_one(change):
                 # Heads may be on another axis of the other group.
@@ -89,8 +89,8 @@ class Candidates:
             yield from _allowed_pairs(_in_turns(map(_early_pairs, ways)), suspicion)
 
     def unlike_pairs(
-        self, suspicion: Suspicion, noise: Callable[[Change], float]
-    ) -> Iterator[Changes]:
+        self, suspicion: Suspicion, noise: Callable[[ReadingChange], float]
+    ) -> Iterator[ReadingChanges]:
         """Any two changes, those first that better something alone.
 
         Args:
@@ -118,10 +118,10 @@ def _rotary_orders(shape: Sequence[int], divisors: Sequence[int]) -> Iterator[Re
                 yield Recode(rotary=(head, outer), axis=axis)
 
 
-_Pair = tuple[Change, Change]
+_Pair = tuple[ReadingChange, ReadingChange]
 
 
-def _early_pairs(changes: Sequence[Change]) -> Iterator[_Pair]:
+def _early_pairs(changes: Sequence[ReadingChange]) -> Iterator[_Pair]:
     """All pairs; those of early ones come first."""
     for at, later in enumerate(changes):
         for earlier in changes[:at]:
@@ -141,21 +141,21 @@ def _in_turns(several: Iterable[Iterator[_Pair]]) -> Iterator[_Pair]:
         waiting = following
 
 
-def _allowed_pairs(pairs: Iterable[_Pair], suspicion: Suspicion) -> Iterator[Changes]:
+def _allowed_pairs(pairs: Iterable[_Pair], suspicion: Suspicion) -> Iterator[ReadingChanges]:
     """Those that are of other leaves, and that muting does not speak against."""
     for one, other in pairs:
         if not _overlap(one, other) and suspicion.allows((one, other)):
             yield frozenset({one, other})
 
 
-def _overlap(one: Change, other: Change) -> bool:
+def _overlap(one: ReadingChange, other: ReadingChange) -> bool:
     """Whether two changes say the same of one leaf."""
     if (one.what, one.side) != (other.what, other.side):
         return False
     return not one.names or not set(one.names).isdisjoint(other.names)
 
 
-def changed(base: Changes, more: Changes) -> Changes:
+def changed(base: ReadingChanges, more: ReadingChanges) -> ReadingChanges:
     """A reading with other changes: a leaf is cut in one way, and holds its values in one."""
     found = set(more)
     for change in base:

@@ -22,7 +22,7 @@ from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._points import in_axis_order, shared_block
 from ckpt_schema.discovery._roles import kind_of_leaf
 
-__all__ = ["Change", "Cutting", "Recode"]
+__all__ = ["Cutting", "ReadingChange", "Recode"]
 
 Models = tuple[RunnableModel, RunnableModel]
 Array = np.ndarray[Any, Any]
@@ -58,7 +58,7 @@ class Recode:
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
+class ReadingChange:
     """One thing that a reading says of some leaves.
 
     Attributes:
@@ -75,7 +75,7 @@ class Change:
     how: Any
 
 
-Changes = frozenset[Change]
+ReadingChanges = frozenset[ReadingChange]
 _Gap = frozenset[tuple[AxisSizes, int]]
 _LeafReading = tuple[int, Recode | None, tuple[tuple[int, int], ...]]
 """Of one leaf: the number of its way, its values, and the sizes that are cut in parts."""
@@ -116,11 +116,11 @@ class Cutting:
         """The ways to cut a leaf, the least cutting first."""
         return self._ways[side][tuple(self._models[side].shapes[name])]
 
-    def both_pieces(self, changes: Changes) -> tuple[list[LeafPiece], list[LeafPiece]]:
+    def both_pieces(self, changes: ReadingChanges) -> tuple[list[LeafPiece], list[LeafPiece]]:
         """The pieces of both models under a reading."""
         return self.pieces(0, changes), self.pieces(1, changes)
 
-    def pieces(self, side: int, changes: Changes) -> list[LeafPiece]:
+    def pieces(self, side: int, changes: ReadingChanges) -> list[LeafPiece]:
         """The pieces of one model under a reading."""
         found: list[LeafPiece] = []
         for name, reading in self._leaf_readings(side, changes):
@@ -128,7 +128,7 @@ class Cutting:
         return found
 
     def shared_leaves(
-        self, side: int, changes: Changes, muted: AxisSizes | None = None
+        self, side: int, changes: ReadingChanges, muted: AxisSizes | None = None
     ) -> dict[str, Array]:
         """What the leaves of one model hold at the shared point under a reading.
 
@@ -142,7 +142,9 @@ class Cutting:
             found[name] = self._leaf_values(side, name, reading, muted)
         return found
 
-    def _leaf_readings(self, side: int, changes: Changes) -> Iterator[tuple[str, _LeafReading]]:
+    def _leaf_readings(
+        self, side: int, changes: ReadingChanges
+    ) -> Iterator[tuple[str, _LeafReading]]:
         cut: dict[str, int] = {}
         recoded: dict[str, Recode] = {}
         halved: list[tuple[int, int]] = []
@@ -197,7 +199,7 @@ class Cutting:
 
     # --- Where to begin  ---
 
-    def _balanced(self) -> list[Changes]:
+    def _balanced(self) -> list[ReadingChanges]:
         """Ways to cut leaves under which both models have as many pieces of each form.
 
         A stack of heads may have the form of another leaf as it stands; counting tells that it is none.
@@ -229,7 +231,7 @@ class Cutting:
         for number, way in enumerate(self.ways(side, names[0])):
             counts = collections.Counter(piece.form for piece in way)
             total = Counts({form: sign * n * len(names) for form, n in counts.items()})
-            change = Change("cut", side, names, number)
+            change = ReadingChange("cut", side, names, number)
             option = _Option(
                 total, len(way) - 1 + bool(number), frozenset({change} if number else ())
             )
@@ -250,19 +252,19 @@ class _Option:
 
     counts: Counts
     cost: int
-    changes: Changes
+    changes: ReadingChanges
 
 
-def _even(options: Sequence[Sequence[_Option]]) -> list[Changes]:
+def _even(options: Sequence[Sequence[_Option]]) -> list[ReadingChanges]:
     """The choices of one option each whose counts add up to nothing, the least cutting first.
 
     Groups are gone through one after the other; what is kept of each choice is what does not yet come
     out even.
     """
     later = _forms_later(options)
-    states: dict[_Gap, list[tuple[int, Changes]]] = {frozenset(): [(0, frozenset())]}
+    states: dict[_Gap, list[tuple[int, ReadingChanges]]] = {frozenset(): [(0, frozenset())]}
     for at, each in enumerate(options):
-        following: dict[_Gap, list[tuple[int, Changes]]] = {}
+        following: dict[_Gap, list[tuple[int, ReadingChanges]]] = {}
         for gap, entries in states.items():
             for option in each:
                 total = Counts(dict(gap))
@@ -280,7 +282,7 @@ def _even(options: Sequence[Sequence[_Option]]) -> list[Changes]:
     return [changes for _, changes in states.get(frozenset(), [])]
 
 
-def _least_unlike(options: Sequence[Sequence[_Option]]) -> Changes:
+def _least_unlike(options: Sequence[Sequence[_Option]]) -> ReadingChanges:
     """The choice that leaves the forms least unlike; one option is bettered after the other."""
     chosen = [each[0] for each in options]
     gap: Counts = Counts()
@@ -300,7 +302,7 @@ def _least_unlike(options: Sequence[Sequence[_Option]]) -> Changes:
             break
         _, at, option, gap = best
         chosen[at] = option
-    found: Changes = frozenset()
+    found: ReadingChanges = frozenset()
     for option in chosen:
         found |= option.changes
     return found

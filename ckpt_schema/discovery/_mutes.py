@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_schema.discovery._cuts import AxisSizes
-from ckpt_schema.discovery._cutting import Change, Changes, Cutting
+from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._points import gradients_at, relative_gap
 
@@ -52,7 +52,9 @@ class Suspicion:
         mutes: What each form tells, those that tell something.
     """
 
-    def __init__(self, models: Models, cutting: Cutting, base: Changes, agrees: float) -> None:
+    def __init__(
+        self, models: Models, cutting: Cutting, base: ReadingChanges, agrees: float
+    ) -> None:
         """Runs both models with each form muted that both have as often.
 
         Args:
@@ -95,19 +97,19 @@ class Suspicion:
         agrees = relative_gap(*outputs) < self._agrees
         return Mute(form, agrees, (silent[0], silent[1]), (own[0], own[1]))
 
-    def allows(self, changes: Iterable[Change]) -> bool:
+    def allows(self, changes: Iterable[ReadingChange]) -> bool:
         """Whether these changes alone may be what is missing."""
         several = tuple(changes)
         return all(self._fits(mute, several) for mute in self.mutes)
 
-    def may_be_one(self, change: Change) -> bool:
+    def may_be_one(self, change: ReadingChange) -> bool:
         """Whether a change may be one of several that are missing: all of it is silent where outputs agree."""
         if change.what == "halve":
             return True
         names = set(change.names)
         return all(names <= mute.silent[change.side] for mute in self.mutes if mute.agrees)
 
-    def _fits(self, mute: Mute, changes: Sequence[Change]) -> bool:
+    def _fits(self, mute: Mute, changes: Sequence[ReadingChange]) -> bool:
         is_silent = all(
             change.what == "halve" or set(change.names) <= mute.silent[change.side]
             for change in changes
@@ -116,7 +118,7 @@ class Suspicion:
             return is_silent
         return not is_silent or any(self._is_heard(mute, change) for change in changes)
 
-    def _is_heard(self, mute: Mute, change: Change) -> bool:
+    def _is_heard(self, mute: Mute, change: ReadingChange) -> bool:
         """Whether a change of silent leaves is heard all the same: it makes other pieces, or values that are not zero."""
         if change.what == "halve":
             return True

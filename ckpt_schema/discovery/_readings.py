@@ -17,7 +17,7 @@ import numpy as np
 
 from ckpt_schema.discovery._changes import Candidates, changed
 from ckpt_schema.discovery._cuts import AxisSizes
-from ckpt_schema.discovery._cutting import Change, Changes, Cutting, Recode
+from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges, Recode
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._mutes import Suspicion
 from ckpt_schema.discovery._points import relative_gap
@@ -46,11 +46,11 @@ _BASES = 4  # of those that do not agree, so many are changed
 class Reading:
     """How both models are read, and how far their outputs differ at the shared point."""
 
-    changes: Changes
+    changes: ReadingChanges
     noise: float
 
     @property
-    def recodes(self) -> list[Change]:
+    def recodes(self) -> list[ReadingChange]:
         """Which leaves hold other values, and how."""
         return [change for change in self.changes if change.what == "recode"]
 
@@ -76,8 +76,8 @@ class Search:
         """
         self._models, self._seed, self._budget = models, seed, budget
         self.cutting = Cutting(models, seed, known)
-        self._outputs: dict[tuple[int, Changes, AxisSizes | None], np.ndarray[Any, Any]] = {}
-        self._read_so_far: dict[Changes, Reading] = {}
+        self._outputs: dict[tuple[int, ReadingChanges, AxisSizes | None], np.ndarray[Any, Any]] = {}
+        self._read_so_far: dict[ReadingChanges, Reading] = {}
         self._end = 0.0
         self.tried = 0
 
@@ -112,7 +112,7 @@ class Search:
             self._peel(base, suspicion, candidates, _DEEPEST)
         yield from self._agreeing()
 
-        def alone(change: Change) -> float:
+        def alone(change: ReadingChange) -> float:
             found = self._read_so_far.get(changed(bases[0].changes, frozenset({change})))
             return math.inf if found is None else found.noise
 
@@ -123,7 +123,7 @@ class Search:
         self._try(bases[0], every, _MOST_UNSUSPECTED)
         yield from self._agreeing()
 
-    def _suspicion(self, changes: Changes) -> Suspicion:
+    def _suspicion(self, changes: ReadingChanges) -> Suspicion:
         return Suspicion(self._models, self.cutting, changes, self.agrees)
 
     def _agreeing(self) -> Iterator[list[Reading]]:
@@ -134,23 +134,25 @@ class Search:
             best = min(each.noise for each in agreeing)
             yield [each for each in agreeing if each.noise <= max(_EXACT, 30 * best)]
 
-    def _try(self, base: Reading, every: Iterable[Changes], most: int) -> None:
+    def _try(self, base: Reading, every: Iterable[ReadingChanges], most: int) -> None:
         for more in itertools.islice(every, most):
             if time.process_time() > self._end:
                 return
             self._reading(changed(base.changes, more))
 
-    def _reading(self, changes: Changes) -> Reading:
+    def _reading(self, changes: ReadingChanges) -> Reading:
         found = self._read_so_far.get(changes)
         if found is None:
             found = self._read_so_far[changes] = Reading(changes, self._differ(changes))
         return found
 
-    def _differ(self, changes: Changes, muted: AxisSizes | None = None) -> float:
+    def _differ(self, changes: ReadingChanges, muted: AxisSizes | None = None) -> float:
         self.tried += 1
         return relative_gap(self._output(0, changes, muted), self._output(1, changes, muted))
 
-    def _output(self, side: int, changes: Changes, muted: AxisSizes | None) -> np.ndarray[Any, Any]:
+    def _output(
+        self, side: int, changes: ReadingChanges, muted: AxisSizes | None
+    ) -> np.ndarray[Any, Any]:
         own = frozenset(each for each in changes if each.side in (side, -1))
         found = self._outputs.get((side, own, muted))
         if found is None:
