@@ -15,6 +15,7 @@ __all__ = [
     "COMMIT_FILE",
     "OLD_PYTREE_FILE",
     "PYTREE_FILE",
+    "ROOT_FILE",
     "ClosedJaxpr",
     "Literal",
     "Tracer",
@@ -30,6 +31,9 @@ PYTREE_FILE = "_METADATA"
 
 OLD_PYTREE_FILE = "checkpoint"
 """What releases until 0.3.5 wrote for a pytree, in msgpack."""
+
+ROOT_FILE = "metadata/_ROOT_METADATA"
+"""What a manager keeps of its own beside the checkpoints of a run."""
 
 ARRAY_METADATA_FILES = "array_metadatas"
 """The folder of files, one a process, that alone tell the implementation of a typed key."""

@@ -99,6 +99,22 @@ def _parser() -> argparse.ArgumentParser:
         "--values", action="store_true", help="compare values too, of one layout or through --lens"
     )
     diff.add_argument("--lens", metavar="module:attr", help="the lens between them")
+    convert = add("convert", "make a checkpoint of another layout on disk, or each of a run")
+    convert.add_argument("given", metavar="SRC", help="a checkpoint, or a directory of such")
+    convert.add_argument("new", metavar="DST", help="what is to be made")
+    convert.add_argument(
+        "layout",
+        metavar="LAYOUT",
+        help="module:attr of a lens, or of a tree or a function that makes one; or a checkpoint of the new layout",
+    )
+    convert.add_argument("--item", help="which pytree of the checkpoint, where it holds several")
+    convert.add_argument("--at", metavar="KEY", help="the key path in it where the state stands")
+    convert.add_argument(
+        "--verify", action="store_true", help="read all of both again, and compare bit for bit"
+    )
+    convert.add_argument(
+        "--dry-run", action="store_true", help="print what would be done, and write nothing"
+    )
     _add_demo(commands)
     return parser
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 from support.pages import python_of
 
 import ckpt_schema as cs
@@ -175,3 +178,92 @@ def test_what_the_page_on_the_command_line_says_runs(
         assert main(shlex.split(line)) == int(code or 0), line
     assert "class" in (tmp_path / "schemas.py").read_text()
     assert "likely renamed" in capsys.readouterr().out
+
+
+# --- convert  ---
+
+
+@pytest.fixture
+def renaming(tmp_path: Path) -> str:
+    """A lens that a command finds by its name."""
+    code = """
+        import jax.numpy as jnp
+        import ckpt_schema as cs
+
+        def tree(name):
+            return {"net": {name: jnp.ones((4, 8)), "bias": jnp.ones(8)}, "step": 7}
+
+        cast = {"net": {"up": jnp.ones((4, 8)), "bias": jnp.ones(8, "bfloat16")}, "step": 7}
+        lens = cs.adapt(tree("wi"), cast, rules=[cs.rename("net/wi", "net/up"), cs.cast("**", rounding="nearest")])
+    """
+    (tmp_path / "renaming.py").write_text(textwrap.dedent(code))
+    return str(tmp_path / "renaming.py")
+
+
+def old(value: float = 1) -> dict[str, Any]:
+    return {
+        "net": {"wi": jnp.full((4, 8), float(value)), "bias": jnp.full(8, float(value))},
+        "step": 7,
+    }
+
+
+def test_convert_says_what_it_will_do_and_does_it(
+    renaming: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    src, dst = str(tmp_path / "old"), tmp_path / "new"
+    cs.orbax.save(src, old())
+    assert main(["convert", src, str(dst), renaming, "--dry-run"]) == 0
+    plan = capsys.readouterr()
+    assert "2 leaves moved" in plan.out and "written anew: net/bias" in plan.out
+    assert not dst.exists()
+    assert main(["convert", src, str(dst), renaming, "--verify", "--json"]) == 0
+    done = capsys.readouterr()
+    assert json.loads(done.out)["rewritten"] == ["net/bias"]
+    assert plan.out == done.err, "the plan stands before the work"
+    found = cs.orbax.load(dst)
+    assert found["net"]["bias"].dtype == jnp.bfloat16 and found["net"]["up"].shape == (4, 8)
+    assert main(["convert", src, str(dst), renaming]) == 3, "nothing is overwritten"
+
+
+def test_convert_takes_the_layout_of_another_checkpoint(tmp_path: Path) -> None:
+    layers = {f"layers_{n}": {"w": jnp.full((2, 3), n)} for n in range(4)}
+    cs.orbax.save(tmp_path / "old", {"net": layers})
+    cs.orbax.save(tmp_path / "like", {"net": {"layers": {"w": jnp.zeros((4, 2, 3), int)}}})
+    told = [str(tmp_path / name) for name in ("old", "new", "like")]
+    assert main(["convert", *told]) == 0
+    assert cs.orbax.load(told[1])["net"]["layers"]["w"][3].tolist() == [[3] * 3] * 2
+    assert main(["convert", *told[:2], "optax:adam"]) == 3
+
+
+def test_convert_goes_on_with_a_run_that_it_has_begun(
+    renaming: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, new = tmp_path / "run", tmp_path / "new"
+    with ocp.training.Checkpointer(run, custom_metadata={"run": 7}) as checkpointer:
+        for step in (9, 10, 100):
+            checkpointer.save(step, old(step))
+    (run / "log.txt").write_text("not a checkpoint")
+    told = ["convert", str(run), str(new), renaming]
+    assert main(told) == 0
+    assert "3 checkpoints: 6 leaves moved" in capsys.readouterr().out
+    shutil.rmtree(new / "10")
+    kept = (new / "9" / "state" / "_METADATA").stat().st_mtime_ns
+    assert main(told) == 0
+    assert "1 checkpoint: 2 leaves moved" in capsys.readouterr().out
+    assert (new / "9" / "state" / "_METADATA").stat().st_mtime_ns == kept
+    with ocp.training.Checkpointer(new) as checkpointer:
+        assert [found.step for found in checkpointer.checkpoints] == [9, 10, 100]
+        assert checkpointer.root_metadata().custom_metadata == {"run": 7}
+    assert cs.orbax.load(new / "100")["net"]["up"][0, 0] == 100
+
+
+def test_convert_of_a_run_finds_what_is_wrong_before_it_writes(
+    renaming: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ocp.training.Checkpointer(tmp_path / "run") as checkpointer:
+        checkpointer.save(1, old())
+        checkpointer.save(2, {"net": {"other": jnp.ones(3)}})
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "new"), renaming]) == 3
+    assert str(tmp_path / "run" / "2") in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "run" / "1"), renaming]) == 3

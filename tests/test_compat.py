@@ -73,6 +73,11 @@ def test_orbax_knows_a_remote_checkpoint_by_this_file() -> None:
     assert atomicity.COMMIT_SUCCESS_FILE == _compat.COMMIT_FILE
 
 
+def test_a_manager_keeps_its_own_file_beside_checkpoints(tmp_path: Path) -> None:
+    with ocp.training.Checkpointer(tmp_path, custom_metadata={"run": 1}):
+        assert (tmp_path / _compat.ROOT_FILE).is_file()
+
+
 TESTED = {
     "Tracer": test_a_tracer_is_what_a_traced_function_sees,
     "process_allgather": test_one_process_gathers_what_it_has,
@@ -84,4 +89,5 @@ TESTED = {
         test_orbax_writes_its_files_under_these_names,
     ),
     "COMMIT_FILE": test_orbax_knows_a_remote_checkpoint_by_this_file,
+    "ROOT_FILE": test_a_manager_keeps_its_own_file_beside_checkpoints,
 }

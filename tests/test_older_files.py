@@ -162,6 +162,26 @@ def test_files_of_older_releases_are_not_converted(archives: Path, tmp_path: Pat
     assert not [*tmp_path.iterdir()]
 
 
+ARRAYS = [case for case in CASES if case[1] not in PACKED and case[0] != "0.3.5"]
+ARRAYS = [case for case in ARRAYS if case[0] != "0.5.3" or case[1] not in FOLDERS[::4]]
+
+
+@pytest.mark.parametrize(("release", "form"), sampled([("0.3.5", "standard"), *ARRAYS], 5))
+def test_arrays_of_every_age_are_converted(
+    archives: Path, tmp_path: Path, release: str, form: str
+) -> None:
+    own = like(0)
+    own["mlp"] = own.pop("dense")
+    target = TrainState.create(apply_fn=None, params=own, tx=TX)
+    rules = [cs.rename("dense", "mlp")]
+    source = archives / release / form
+    done = cs.orbax.convert(source, tmp_path / "new", target, rules=rules, verify=True)
+    assert not done.rewritten
+    found = cs.orbax.restore(tmp_path / "new", target)
+    cs.assert_trees_identical(found.opt_state[0].nu["mlp"], like(3)["dense"])
+    assert found.step == STEP
+
+
 # --- modules  ---
 
 

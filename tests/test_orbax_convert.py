@@ -25,7 +25,7 @@ from support.models import SIZES, to_nnx, to_stacked
 from support.profiles import thorough_only
 
 import ckpt_schema as cs
-from ckpt_schema.orbax import _convert, _pytree_files
+from ckpt_schema.orbax import _pytree_files, _rewriting
 from ckpt_schema.testing._meshes import as_jax
 from ckpt_schema.testing._states import makers
 
@@ -231,14 +231,14 @@ def test_a_leaf_is_let_go_before_the_next_is_read(
     in_v1(tmp_path / "old", {"net": listed})
     stacked = {"net": {"layers": dict.fromkeys(names, np.zeros((3, 8, 8), "float32"))}}
     largest = 3 * 8 * 8 * 4
-    read_arrays, alive = _convert.read_arrays, list[int]()
+    read_arrays, alive = _rewriting.read_arrays, list[int]()
 
     def counted(*given: Any) -> Any:
         alive.append(sum(array.nbytes for array in jax.live_arrays()))
         return read_arrays(*given)
 
-    monkeypatch.setattr(_convert, "_SMALL", 0)  # or else all of it is held at once
-    monkeypatch.setattr(_convert, "read_arrays", counted)
+    monkeypatch.setattr(_rewriting, "_SMALL", 0)  # or else all of it is held at once
+    monkeypatch.setattr(_rewriting, "read_arrays", counted)
     before = sum(array.nbytes for array in jax.live_arrays())
     cs.orbax.convert(tmp_path / "old", tmp_path / "new", stacked, verify=True)
     made, looked_at = alive[: len(names)], alive[len(names) :]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,17 @@ from ckpt_schema._source.source import to_source
 from ckpt_schema._trees.conformance import check
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.orbax._adapt import adapt
+from ckpt_schema.orbax._convert import convert
+from ckpt_schema.orbax._rewriting import Conversion
 
-__all__ = ["answer_check", "answer_diff", "answer_explain", "answer_infer", "answer_show"]
+__all__ = [
+    "answer_check",
+    "answer_convert",
+    "answer_diff",
+    "answer_explain",
+    "answer_infer",
+    "answer_show",
+]
 
 OK, DIFFERS = 0, 1
 
@@ -124,6 +136,52 @@ def answer_diff(given: str, other: str, lens: str | None, *, values: bool, as_js
     else:
         print(found)
     return OK if found.same else DIFFERS
+
+
+def answer_convert(
+    given: str,
+    new: str,
+    layout: str,
+    item: str | None,
+    at: str | None,
+    *,
+    verify: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Makes a checkpoint of another layout, and prints what was done; before that, what is to be done."""
+    operand = read_operand(layout)
+    if operand.is_declared:
+        hint = "give module:attr of a lens, or of a tree of the new layout"
+        raise wrong_operand(layout, "a lens or a tree", "a declaration", hint)
+    run = functools.partial(convert, given, new, operand.value, item=item, at=at)
+    planned = run(dry_run=True)
+    done = planned
+    if not dry_run:
+        print(_plan(planned), file=sys.stderr)
+        done = run(verify=verify, progress=_progress if sys.stderr.isatty() else None)
+    if as_json:
+        _print_json(dataclasses.asdict(done))
+    else:
+        print(_plan(planned) if dry_run else done)
+    return OK
+
+
+def _plan(planned: Conversion) -> str:
+    """What is to be done, with the leaves that are not linked, those of a list in one line."""
+    lines = [str(planned)]
+    alike: dict[str, list[str]] = {}
+    for path in planned.rewritten:
+        alike.setdefault(re.sub(r"\d+", "#", path), []).append(path)
+    for several in alike.values():
+        more = f"  and {len(several) - 1} like it" if several[1:] else ""
+        lines.append(f"  written anew: {several[0]}{more}")
+    return "\n".join(lines)
+
+
+def _progress(done: int, whole: int) -> None:
+    end = "\n" if done == whole else ""
+    print(f"\r{_bytes(done)} of {_bytes(whole)}", end=end, file=sys.stderr, flush=True)
 
 
 def _lens(operand: Operand, view: str | None) -> Lens:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ckpt_schema.orbax._convert import Conversion as Conversion
 from ckpt_schema.orbax._convert import convert as convert
 from ckpt_schema.orbax._items import items_of as items_of
 from ckpt_schema.orbax._load import load as load
@@ -11,6 +10,7 @@ from ckpt_schema.orbax._managed import state_of as state_of
 from ckpt_schema.orbax._private_leaves import load_private as load_private
 from ckpt_schema.orbax._restore import RestoreTimes as RestoreTimes
 from ckpt_schema.orbax._restore import restore as restore
+from ckpt_schema.orbax._rewriting import Conversion as Conversion
 from ckpt_schema.orbax._save import save as save
 
 __all__ = [

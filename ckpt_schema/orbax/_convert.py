@@ -1,92 +1,35 @@
-"""A checkpoint of one layout made into one of another on disk: what only moves is linked, and not read."""
+"""A checkpoint of one layout made into one of another on disk, or each of a whole run: what only moves is not read."""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
-import itertools
-import json
-import math
+import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
-from ckpt_schema._compat import CHECKPOINT_FILE, COMMIT_FILE
-from ckpt_schema._layouts import leaves, paths
-from ckpt_schema._layouts.paths import KeyPath
-from ckpt_schema._layouts.pytrees import children
+from ckpt_schema._compat import ROOT_FILE
 from ckpt_schema._lens.adaptation import Scan
-from ckpt_schema._lens.arrays.checks import narrowed
-from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.plan.pieces import Piece
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._messages.text import counted
 from ckpt_schema._safetensors.weights import is_of_weights
-from ckpt_schema._trees.containers import Tree, flatten
-from ckpt_schema.errors import CheckpointWriteError, CkptSchemaError, ConformanceError, Mismatch
+from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 from ckpt_schema.orbax._adapt import Words, spare_words
-from ckpt_schema.orbax._folders import refusal
-from ckpt_schema.orbax._items import STATE
-from ckpt_schema.orbax._load import on_host, ordered
-from ckpt_schema.orbax._metadata import SKIP, DiskTree, planted, read_arrays, read_metadata
-from ckpt_schema.orbax._places import (
-    UNFINISHED,
-    Site,
-    absolute,
-    is_remote,
-    verify_free,
-    verify_writable,
-)
-from ckpt_schema.orbax._pytree_files import (
-    Assembly,
-    PytreeFiles,
-    Stored,
-    linked,
-    linked_tree,
-    saved,
-    skeleton,
-)
-from ckpt_schema.orbax._route import Route, Whereabouts, dotted, route_through, route_to
+from ckpt_schema.orbax._folders import is_checkpoint, refusal, steps_of
+from ckpt_schema.orbax._places import Site, absolute, is_remote, verify_free, verify_writable
+from ckpt_schema.orbax._rewriting import Conversion, Rewriting
+from ckpt_schema.orbax._route import Whereabouts, route_through, route_to
 from ckpt_schema.orbax._sides import Side, verify_arguments, verify_names
-from ckpt_schema.orbax._whereabouts import spread_over, verify_standing
+from ckpt_schema.orbax._whereabouts import verify_standing
 
-__all__ = ["Conversion", "convert"]
+__all__ = ["convert"]
 
-_SMALL = (
-    2**26
-)  # bytes that are held without a thought: trees of small leaves are not read one by one
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Conversion:
-    """What a conversion on disk has done.
-
-    Attributes:
-        moved: How many leaves of the new checkpoint are arrays of the old one, of which none was read.
-        edited: How many are made of those.
-        made: How many are made of nothing, by their defaults.
-        linked: The bytes of the arrays that moved, in memory.
-        written: The bytes of those that were edited or made.
-    """
-
-    moved: int
-    edited: int
-    made: int
-    linked: int
-    written: int
-
-    def __str__(self) -> str:
-        """It in one line."""
-        return (
-            f"{counted(self.moved, 'leaf', 'leaves')} moved ({self.linked:,} bytes, none of them read), "
-            f"{self.edited} edited and {self.made} made ({self.written:,} bytes)"
-        )
+_LOGGER = logging.getLogger("ckpt_schema")
 
 
 def convert(
@@ -103,6 +46,8 @@ def convert(
     disk_side: Side | None = None,
     aux: str | None = "nnx_aux",
     verify: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Makes a checkpoint of one side of a lens into one of the other side, on disk.
 
@@ -118,8 +63,12 @@ def convert(
     The new checkpoint comes to its place by one rename, when it is whole. A conversion that was
     killed leaves a directory beside it whose name says that it is unfinished.
 
+    Of the directory of a run, each checkpoint is converted, into one of the same name. Those that
+    the new directory has already are left as they are: what was stopped can so be run again. How
+    each is to be converted is known before anything is written.
+
     Args:
-        src: The directory of a checkpoint, written by Orbax's v1 or v0 API.
+        src: The directory of a checkpoint, written by Orbax's v1 or v0 API; or a directory of such.
         dst: The directory to make. It must not exist; links need it on the same file system.
         lens_or_target: A lens, of which either side is on disk; or a target as `restore` takes it,
             of which only the layout counts.
@@ -134,6 +83,9 @@ def convert(
         aux: What the private leaves that stand beside the state are called. With None they are left
             out, and with them what the new layout has no place for.
         verify: Whether all is read again, of both checkpoints, and compared bit for bit.
+        dry_run: Whether nothing is written: what is returned is then a plan, and reads metadata only.
+        progress: Called with the bytes that are written and those that are to be, of what is edited
+            or made, each time that some are.
 
     Returns:
         What was done.
@@ -158,39 +110,110 @@ def convert(
     """
     verify_names(item=item, aux=aux)
     verify_standing(at, items)
+    if isinstance(lens_or_target, Lens) and (rules or scan is not None or lists is not None):
+        raise spare_words()
+    words, where = Words(rules, scan, lists), Whereabouts(item, at, items, aux)
+    order = _Order(lens_or_target, words, where, disk_side)
     source, place = absolute(src), absolute(dst)
     _verify_mounted(source, place)
-    if is_of_weights(src):
-        hint = (
-            "ckpt_schema.hf.restore reads it, and save of ckpt_schema.orbax writes what it returns"
-        )
-        raise refusal(source, "a folder of Hugging Face, whose files are no arrays of Orbax", hint)
     verify_writable(place)
+    steps = steps_of(source)
+    if steps:
+        return _convert_run(source, place, steps, order, verify, dry_run, progress)
     verify_free(place)
-    where = Whereabouts(item, at, items, aux)
-    if isinstance(lens_or_target, Lens):
-        if rules or scan is not None or lists is not None:
-            raise spare_words()
-        verify_arguments(lens_or_target, disk_side=disk_side)
-        route = route_through(source, lens_or_target, disk_side, where)
-    else:
-        route = route_to(source, lens_or_target, Words(rules, scan, lists), where)
-    if route.disk.reader is not None or any(part.reader for _, part in route.disk.parts):
-        hint = "restore it, and save what that returns: it is read whole in any case"
-        raise refusal(source, "a file of an older release", hint)
+    work = order.planned(source)
+    done = work.outcome
+    if not dry_run:
+        _write(work, place, verify, _Meter(done.written, progress))
+    return done
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Order:
+    """What is asked for, of whichever checkpoint."""
+
+    lens_or_target: Any
+    words: Words
+    where: Whereabouts
+    disk_side: Side | None
+
+    def planned(self, source: epath.Path) -> Rewriting:
+        """What is to be done with a checkpoint.
+
+        Raises:
+            CheckpointMismatchError: There is none that could be converted.
+        """
+        if is_of_weights(source):
+            hint = "ckpt_schema.hf.restore reads it, and save of ckpt_schema.orbax writes what it returns"
+            found = "a folder of Hugging Face, whose files are no arrays of Orbax"
+            raise refusal(source, found, hint)
+        if isinstance(self.lens_or_target, Lens):
+            verify_arguments(self.lens_or_target, disk_side=self.disk_side)
+            route = route_through(source, self.lens_or_target, self.disk_side, self.where)
+        else:
+            route = route_to(source, self.lens_or_target, self.words, self.where)
+        if any(disk.reader for disk in (route.disk, *(part for _, part in route.disk.parts))):
+            hint = "restore it, and save what that returns: it is read whole in any case"
+            raise refusal(source, "a file of an older release", hint)
+        return Rewriting(route, self.where, Path(source))
+
+
+class _Meter:
+    """Tells how much of what is to be written is."""
+
+    def __init__(self, whole: int, progress: Callable[[int, int], None] | None) -> None:
+        self._whole, self._progress, self._done = whole, progress, 0
+
+    def add(self, number: int) -> None:
+        """Counts bytes that were written."""
+        self._done += number
+        if self._progress is not None:
+            self._progress(self._done, self._whole)
+
+
+def _convert_run(
+    source: epath.Path,
+    place: epath.Path,
+    steps: Sequence[str],
+    order: _Order,
+    verify: bool,
+    dry_run: bool,
+    progress: Callable[[int, int], None] | None,
+) -> Conversion:
+    """Converts each checkpoint of a run that is not there yet."""
+    if is_checkpoint(place) or not place.is_dir():
+        verify_free(place)
+    missing = [step for step in steps if not (place / step).exists()]
+    works = {step: order.planned(source / step) for step in missing}
+    done = Conversion.of_steps({step: work.outcome for step, work in works.items()})
+    text = "%s: of %s, %s are converted already"
+    _LOGGER.info(text, place, counted(len(steps), "checkpoint"), len(steps) - len(missing))
+    if dry_run:
+        return done
+    meter = _Meter(done.written, progress)
+    for step, work in works.items():
+        _write(work, place / step, verify, meter)
+    root, own = source / ROOT_FILE, place / ROOT_FILE
+    if root.exists() and not own.exists():
+        own.parent.mkdir(parents=True, exist_ok=True)
+        root.copy(own)
+    return done
+
+
+def _write(work: Rewriting, place: epath.Path, verify: bool, meter: _Meter) -> None:
+    """Writes a checkpoint beside its place, and puts it there when it is whole."""
     site = Site.beside(place)
+    scrap = Path(site.own) / "scrap"
     try:
-        work = _Work(route, where, Path(source), Path(site.own))
-        done = work.write(Path(site.draft), Path(place))
+        work.write(Path(site.draft), Path(place), scrap, meter.add)
         work.verify(Path(site.draft), values=verify)
-        shutil.rmtree(work.scrap, ignore_errors=True)
+        shutil.rmtree(scrap, ignore_errors=True)
     except CkptSchemaError:
         site.sweep()
         raise
     except Exception as error:  # Orbax and TensorStore have no one class for what may go wrong
         raise site.failed(error) from error
     site.finish()
-    return done
 
 
 def _verify_mounted(*places: epath.Path) -> None:
@@ -206,348 +229,3 @@ def _verify_mounted(*places: epath.Path) -> None:
         faults.append(Mismatch("jax.distributed", "process", "one process", found, hint))
     if faults:
         raise ConformanceError("convert works on files, in one process", faults)
-
-
-class _Work:
-    """One conversion.
-
-    Attributes:
-        route: What is to be done.
-        scrap: A folder for what is written by the way.
-    """
-
-    def __init__(self, route: Route, where: Whereabouts, source: Path, own: Path) -> None:
-        self.route, self.where, self.source = route, where, source
-        self.scrap = own / "scrap"
-        self.disks: dict[Path, DiskTree] = {}
-        self._files: dict[Path, PytreeFiles] = {}
-        self._numbers = itertools.count()
-        parts = [part for _, part in route.disk.parts] or [route.disk]
-        self.main = self._known(parts[0])
-        for part in parts[1:]:
-            self._known(part)
-        if route.private is not None:
-            self._known(route.private.disk)
-        pieces = route.pieces
-        self.stored = {at: self._stored(*told) for at, told in route.sources.items()}
-        self.goals = {
-            self.stored[at]: leaf for at, leaf in enumerate(jax.tree.leaves(route.fit.tree))
-        }
-        moves = [at for at in {*pieces.places, *route.beside} if at in self.stored]
-        self._foreign = [at for at in moves if not self.stored[at].files.is_like(self.main)]
-        self.trees: dict[str | None, Tree] = {}
-
-    # --- where things are  ---
-
-    def _known(self, disk: DiskTree) -> PytreeFiles:
-        folder = self.source / (disk.item or "")
-        if folder not in self._files:
-            whole = disk.tree if disk.whole is None else disk.whole
-            self.disks[folder] = dataclasses.replace(disk, tree=whole, root=(), whole=None)
-            self._files[folder] = PytreeFiles.read(folder)
-        return self._files[folder]
-
-    def _stored(self, disk: DiskTree, key: KeyPath) -> Stored:
-        """The array at a key path of a tree on disk."""
-        for at, part in sorted(disk.parts, key=lambda each: -len(each[0])):
-            if key[: len(at)] == at:
-                return self._stored(part, key[len(at) :])
-        return Stored(self._known(disk), dotted((*disk.root, *key)))
-
-    # --- writing  ---
-
-    def write(self, draft: Path, place: Path) -> Conversion:
-        """Writes the new checkpoint."""
-        self.scrap.mkdir(parents=True)
-        self._make()
-        self.trees = self._items()
-        for name, tree in self.trees.items():
-            self._write_item(name, tree, draft)
-        self._write_rest(draft, place)
-        return self._counted()
-
-    def _counted(self) -> Conversion:
-        """What became of the leaves of the new state."""
-        pieces = self.route.pieces
-        anew = {at for piece in pieces.every if not piece.inputs for at in piece.results}
-        counts = {"moved": 0, "edited": 0, "made": 0, "linked": 0, "written": 0}
-        for at, leaf in zip(pieces.places, self.route.result.leaves, strict=True):
-            is_written = self.stored[at].files.is_made
-            kind = "edited" if is_written else "moved"
-            counts["made" if at in anew else kind] += 1
-            counts["written" if is_written else "linked"] += _bytes(leaf)
-        return Conversion(**counts)
-
-    @property
-    def pieces(self) -> Iterator[Piece]:
-        """All that is made, and what has to be written anew because it stands in files of another format."""
-        yield from self.route.pieces.every
-        for at in self._foreign:
-            yield Piece((at,), (at,), list)
-
-    def _make(self) -> None:
-        """Makes and saves what does not only move, so much at a time as may be held."""
-        places = {*self.route.pieces.places, *self._foreign, *self.route.beside}
-        sizes = self._sizes()
-        most = max([*sizes.values(), _SMALL // 2])
-        held: dict[str, Any] = {}
-        used = 0
-        for piece in self.pieces:
-            coming = sum(sizes.get(at, 0) for at in piece.results)
-            read = sum(sizes.get(at, 0) for at in piece.inputs)
-            # What is held goes to the disk where it and what comes would be more than two leaves;
-            # what is read is there twice for a while, as it is in its file and as an array.
-            if held and (used + coming > most or used + read + max(coming, read) > 2 * most):
-                self._save(held)
-                held, used = {}, 0
-            values = piece.run(self._read([self.stored[at] for at in piece.inputs]))
-            jax.block_until_ready(values)  # until then the inputs are held too
-            made = zip(piece.results, values, strict=True)
-            # What is not kept was only looked at. A loop's own name would hold its last value on.
-            held |= {str(at): _savable(value) for at, value in made if at in places}
-            used += coming
-            del made, values
-        if held:
-            self._save(held)
-
-    def _sizes(self) -> dict[int, int]:
-        """The bytes of what is read and of what is made, by position."""
-        sizes = dict(enumerate(map(_bytes, jax.tree.leaves(self.route.fit.tree))))
-        made = map(_bytes, self.route.result.leaves)
-        sizes.update(zip(self.route.pieces.places, made, strict=True))
-        return sizes
-
-    def _save(self, held: Mapping[str, Any]) -> None:
-        files = saved(held, self.main, self.scrap / str(next(self._numbers)))
-        self.stored |= {int(name): Stored(files, name) for name in held}
-
-    def _read(self, wanted: Sequence[Stored]) -> list[Any]:
-        """The values of arrays of the source."""
-        values_of: dict[Stored, Any] = {}
-        for folder in {each.files.folder for each in wanted}:
-            names = {each.name for each in wanted if each.files.folder == folder}
-            goals = {s.name: leaf for s, leaf in self.goals.items() if s.files.folder == folder}
-            values = _values(self.disks[folder], names, goals)
-            values_of |= {Stored(self._files[folder], name): x for name, x in values.items()}
-        return [values_of[each] for each in wanted]
-
-    def _items(self) -> dict[str | None, Tree]:
-        """The new trees by name, with the place of each leaf in files."""
-        route = self.route
-        state = route.result.treedef.unflatten([self.stored[at] for at in route.pieces.places])
-        main, aux = route.disk.item, self.where.aux
-        beside = self._beside()
-        is_flat = main is None and not route.disk.parts
-        if beside and aux is not None and (is_flat or route.disk.at((aux,)) is not None):
-            state = {**dict(children(state)), aux: beside}
-            beside = {}
-        items: dict[str | None, Tree] = {main: self._in_whole(state)}
-        if route.disk.parts:
-            spread = self.where.items or {}
-            keys = {paths.format_path(key[:1]) for key in route.result.keys}
-            items = {**spread_over(state, STATE, None, spread if keys >= spread.keys() else {})}
-        if beside and aux is not None:
-            items[aux] = beside
-        return items
-
-    def _beside(self) -> Tree:
-        """What the new layout has no place for, as nested dicts."""
-        route = self.route
-        beside: Tree = {}
-        for at, key in route.beside.items():
-            beside = planted(beside, key, self.stored[at])
-        for key in route.kept:
-            assert route.private is not None
-            place = (*route.private.prefix, *key)
-            beside = planted(beside, key, self._stored(route.private.disk, place))
-        return beside
-
-    def _in_whole(self, state: Tree) -> Tree:
-        """The state in what stands around it, which is as it was."""
-        disk = self.route.disk
-        if not disk.root:
-            return state
-        flat = flatten(disk.whole)
-        where = [self._stored(self.disks[self.main.folder], key) for key in flat.keys]
-        whole = planted(flat.treedef.unflatten(where), disk.root, None)
-        return planted(whole, disk.root, state)
-
-    def _write_item(self, name: str | None, tree: Tree, draft: Path) -> None:
-        flat = flatten(tree)
-        named = dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
-        if len(named) != len(flat.keys):
-            fault = Mismatch("", "ambiguous", "leaves of different names", "two of one name")
-            raise ConformanceError("the state cannot be saved", [fault])
-        entries = skeleton(tree, self.scrap / str(next(self._numbers)))
-        Assembly(entries, named, self.main).write(draft / (name or ""))
-        commit = self.main.folder / COMMIT_FILE
-        if name is not None and commit.exists():
-            linked(commit, draft / name / COMMIT_FILE)
-
-    def _write_rest(self, draft: Path, place: Path) -> None:
-        """All that is no part of the state; what makes a checkpoint of a folder comes last."""
-        old = {folder.name for folder in self._files}
-        flat = self.route.disk.item is None and not self.route.disk.parts
-        last = self.source / CHECKPOINT_FILE
-        for part in sorted(self.source.iterdir()):
-            if part.name in old or UNFINISHED in part.name or part == last:
-                continue
-            if flat and part.name not in _BESIDE:
-                continue  # files of the pytree, which is all of the folder
-            copy = linked_tree if part.is_dir() else linked
-            if part.name == COMMIT_FILE:
-                text = part.read_text().replace(str(self.source), str(place))
-                (draft / part.name).write_text(text)
-            else:
-                copy(part, draft / part.name)
-        if last.exists():
-            (draft / CHECKPOINT_FILE).write_text(
-                json.dumps(self._listed(json.loads(last.read_text()), old))
-            )
-
-    def _listed(self, told: dict[str, Any], old: set[str]) -> dict[str, Any]:
-        """What a checkpoint says of itself, with the pytrees that it has now."""
-        handlers = told.get("item_handlers")
-        if not isinstance(handlers, dict):
-            return told
-        own = handlers.get(self.main.folder.name)
-        rest = {name: handler for name, handler in handlers.items() if name not in old}
-        return {**told, "item_handlers": rest | dict.fromkeys(filter(None, self.trees), own)}
-
-    # --- looking again  ---
-
-    def verify(self, draft: Path, *, values: bool) -> None:
-        """Raises unless the new checkpoint has the leaves that it should have, and with ``values``, their bits."""
-        faults: list[Mismatch] = []
-        for name, tree in self.trees.items():
-            aux = self.where.aux if name != self.where.aux else None
-            disk = read_metadata(epath.Path(draft), name, aux=aux)
-            flat = flatten(tree)
-            there = {dotted(key) for key in flatten(disk.tree).keys}
-            for name_ in sorted({dotted(key) for key in flat.keys} ^ there):
-                faults.append(Mismatch(name_, "key", "the leaves of the new layout", "another"))
-            if values and not faults:
-                stored = dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
-                faults += self._unlike(disk, stored)
-        if faults:
-            raise CheckpointWriteError(f"{draft} is not what was to be written", faults)
-
-    def _unlike(self, disk: DiskTree, stored: Mapping[str, Stored]) -> Iterator[Mismatch]:
-        """The leaves whose bits are others than those of the source, or of what is made of it once more."""
-        sizes = {name: _bytes(leaf) for name, leaf in _leaves(disk).items()}
-        moved: dict[str, Stored] = {}
-        made: dict[Stored, list[str]] = {}  # one array may stand for several leaves that are tied
-        for name, each in stored.items():
-            if each.files.is_made:
-                made.setdefault(each, []).append(name)
-            else:
-                moved[name] = each
-        for names in _batches(moved, sizes):
-            yield from self._unlike_moved(disk, {name: moved[name] for name in names})
-        for piece in self.pieces:
-            named: list[tuple[str, int]] = []
-            for number, at in enumerate(piece.results):
-                if at not in self.stored:
-                    continue  # a leaf that the new layout has no place for
-                named += ((name, number) for name in made.get(self.stored[at], []))
-            if named:
-                yield from self._unlike_made(disk, piece, named)
-
-    # Each of these returns before the next is asked, so that none holds what another reads.
-
-    def _unlike_moved(self, disk: DiskTree, stored: Mapping[str, Stored]) -> list[Mismatch]:
-        own = self._read([*stored.values()])
-        found = _values(disk, set(stored), {})
-        faults: list[Mismatch] = []
-        for name, value in zip(stored, own, strict=True):
-            faults += _bits(name, value, found[name])
-        return faults
-
-    def _unlike_made(
-        self, disk: DiskTree, piece: Piece, named: Sequence[tuple[str, int]]
-    ) -> list[Mismatch]:
-        # Of the source once more, as it is on disk: nothing that was made before is used.
-        again = piece.run(self._read([self._original(at) for at in piece.inputs]))
-        jax.block_until_ready(again)
-        found = _values(disk, {name for name, _ in named}, {})
-        faults: list[Mismatch] = []
-        for name, number in named:
-            faults += _bits(name, again[number], found[name])
-        return faults
-
-    def _original(self, at: int) -> Stored:
-        return self._stored(*self.route.sources[at])
-
-
-_BESIDE = (COMMIT_FILE, "orbax.checkpoint", "descriptor")
-"""What Orbax writes into the folder of a pytree that is no item, and that is none of its files."""
-
-
-def _bytes(leaf: Any) -> int:
-    shape = getattr(leaf, "shape", ())
-    return math.prod(shape) * getattr(getattr(leaf, "dtype", None), "itemsize", 8)
-
-
-def _savable(value: Any) -> Any:
-    return value if isinstance(value, (jax.Array, np.ndarray)) else np.asarray(value)
-
-
-def _leaves(disk: DiskTree) -> dict[str, Any]:
-    flat = flatten(disk.tree)
-    return dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
-
-
-def _values(disk: DiskTree, names: set[str], goals: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of leaves on disk by dotted name, each as it is, or as what it is to be read.
-
-    Raises:
-        ConformanceError: With every leaf of 64 bits that jax would narrow.
-    """
-    flat = flatten(disk.tree)
-    order: list[Any] = []
-    faults: list[Mismatch] = []
-    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
-        if dotted(key) not in names:
-            order.append(SKIP)
-            continue
-        goal = goals.get(dotted(key), leaf)
-        order.append(ordered(key, goal, on_host))
-        fault = None
-        if not leaves.is_scalar(goal):
-            fault = narrowed(paths.format_path(key), str(goal.dtype))
-        faults += [fault] if fault is not None else []
-    if faults:
-        raise ConformanceError(f"{disk.where} has leaves that jax would narrow", faults)
-    loaded = read_arrays(disk, (), flat.treedef.unflatten(order))
-    # What was read is NumPy's, of which jax makes a copy while it returns already. Threads of its
-    # own let go of the original: it is freed when Python next looks for garbage, however little.
-    jax.block_until_ready(loaded)
-    gc.collect(0)
-    values = zip(flat.keys, flat.treedef.flatten_up_to(loaded), strict=True)
-    return {name: value for key, value in values if (name := dotted(key)) in names}
-
-
-def _batches(names: Iterable[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names, so many together as may be held beside one another."""
-    most = max([*sizes.values(), _SMALL // 2])
-    batch: list[str] = []
-    used = 0
-    for name in names:
-        if batch and used + sizes[name] > most:
-            yield batch
-            batch, used = [], 0
-        batch.append(name)
-        used += sizes[name]
-    if batch:
-        yield batch
-
-
-def _bits(name: str, expected: Any, found: Any) -> Iterator[Mismatch]:
-    a, b = (_savable(value) for value in (expected, found))
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
-        yield Mismatch(name, "dtype", leaves.describe(a), leaves.describe(b))
-        return
-    differs = difference(a, b)
-    if differs is not None:
-        index, own, other = differs
-        yield Mismatch(name, "value", f"{own} at {index}", other, "a disk may be damaged")

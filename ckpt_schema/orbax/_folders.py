@@ -19,7 +19,15 @@ from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 from ckpt_schema.orbax._older import is_packed_file, is_pytree
 from ckpt_schema.orbax._places import UNFINISHED, misread
 
-__all__ = ["Item", "SeveralItemsError", "find_item", "pytrees_of", "refusal"]
+__all__ = [
+    "Item",
+    "SeveralItemsError",
+    "find_item",
+    "is_checkpoint",
+    "pytrees_of",
+    "refusal",
+    "steps_of",
+]
 
 _PYTREES = ("PyTree", "StandardCheckpoint")  # in the names of the handlers of pytrees
 
@@ -103,6 +111,24 @@ def pytrees_of(place: epath.Path) -> frozenset[str]:
         return frozenset()
     names = (child.name for child in place.iterdir() if is_pytree(child))
     return frozenset(name for name in names if UNFINISHED not in name)
+
+
+def is_checkpoint(place: epath.Path) -> bool:
+    """Whether a directory is a checkpoint, or a pytree of one."""
+    return (place / CHECKPOINT_FILE).exists() or is_pytree(place)
+
+
+def steps_of(place: epath.Path) -> list[str]:
+    """The names of the checkpoints in a directory, where it is that of a run; none where it is none."""
+    if is_checkpoint(place) or not place.is_dir():
+        return []
+    children = sorted(place.iterdir(), key=lambda child: paths.natural(child.name))
+    return [
+        child.name
+        for child in children
+        if UNFINISHED not in child.name
+        and ((child / CHECKPOINT_FILE).exists() or _holds_items(child))
+    ]
 
 
 def _listed(place: epath.Path) -> Mapping[str, str]:

@@ -1,0 +1,446 @@
+"""The writing of a converted checkpoint: arrays that only move are linked, the others are made leaf by leaf."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from ckpt_schema._compat import CHECKPOINT_FILE, COMMIT_FILE
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.pytrees import children
+from ckpt_schema._lens.arrays.checks import narrowed
+from ckpt_schema._lens.arrays.comparison import difference
+from ckpt_schema._lens.plan.pieces import Piece
+from ckpt_schema._messages.text import counted
+from ckpt_schema._trees.containers import Tree, flatten
+from ckpt_schema.errors import CheckpointWriteError, ConformanceError, Mismatch
+from ckpt_schema.orbax._items import STATE
+from ckpt_schema.orbax._load import on_host, ordered
+from ckpt_schema.orbax._metadata import SKIP, DiskTree, planted, read_arrays, read_metadata
+from ckpt_schema.orbax._places import UNFINISHED
+from ckpt_schema.orbax._pytree_files import (
+    Assembly,
+    PytreeFiles,
+    Stored,
+    linked,
+    linked_tree,
+    saved,
+    skeleton,
+)
+from ckpt_schema.orbax._route import Route, Whereabouts, dotted
+from ckpt_schema.orbax._whereabouts import spread_over
+
+__all__ = ["Conversion", "Rewriting"]
+
+_SMALL = (
+    2**26
+)  # bytes that are held without a thought: trees of small leaves are not read one by one
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conversion:
+    """What a conversion on disk has done.
+
+    Attributes:
+        moved: How many leaves of the new checkpoint are arrays of the old one, of which none was read.
+        edited: How many are made of those.
+        made: How many are made of nothing, by their defaults.
+        linked: The bytes of the arrays that moved, in memory.
+        written: The bytes of those that were edited or made.
+        rewritten: The key paths of those, in the new checkpoint.
+        steps: Of a directory of checkpoints, what was done with each.
+    """
+
+    moved: int
+    edited: int
+    made: int
+    linked: int
+    written: int
+    rewritten: Sequence[str] = ()
+    steps: Mapping[str, Conversion] = dataclasses.field(default_factory=dict[str, "Conversion"])
+
+    @classmethod
+    def of_steps(cls, steps: Mapping[str, Conversion]) -> Conversion:
+        """Those of several checkpoints as one."""
+        sums = [sum(getattr(each, name) for each in steps.values()) for name in _NUMBERS]
+        paths_ = dict.fromkeys(path for each in steps.values() for path in each.rewritten)
+        return cls(*sums, rewritten=tuple(paths_), steps=steps)
+
+    def __str__(self) -> str:
+        """It in one line."""
+        several = f"{counted(len(self.steps), 'checkpoint')}: " if self.steps else ""
+        return (
+            f"{several}{counted(self.moved, 'leaf', 'leaves')} moved ({self.linked:,} bytes, none of them read), "
+            f"{self.edited} edited and {self.made} made ({self.written:,} bytes)"
+        )
+
+
+_NUMBERS = ("moved", "edited", "made", "linked", "written")
+
+
+class Rewriting:
+    """What a conversion does, known before anything is written.
+
+    Attributes:
+        route: What is to be done.
+        where: Where the state stands.
+        source: The checkpoint that is converted.
+    """
+
+    def __init__(self, route: Route, where: Whereabouts, source: Path) -> None:
+        """Reads what the files of the source say of themselves."""
+        self.route, self.where, self.source = route, where, source
+        self.disks: dict[Path, DiskTree] = {}
+        self._files: dict[Path, PytreeFiles] = {}
+        self._numbers = itertools.count()
+        parts = [part for _, part in route.disk.parts] or [route.disk]
+        self.main = self._known(parts[0])
+        for part in parts[1:]:
+            self._known(part)
+        if route.private is not None:
+            self._known(route.private.disk)
+        pieces = route.pieces
+        self.stored = {at: self._stored(*told) for at, told in route.sources.items()}
+        self.goals = {
+            self.stored[at]: leaf for at, leaf in enumerate(jax.tree.leaves(route.fit.tree))
+        }
+        moves = [at for at in {*pieces.places, *route.beside} if at in self.stored]
+        self._foreign = [at for at in moves if not self.stored[at].files.is_like(self.main)]
+        self.trees: dict[str | None, Tree] = {}
+
+    # --- where things are  ---
+
+    def _known(self, disk: DiskTree) -> PytreeFiles:
+        folder = self.source / (disk.item or "")
+        if folder not in self._files:
+            whole = disk.tree if disk.whole is None else disk.whole
+            self.disks[folder] = dataclasses.replace(disk, tree=whole, root=(), whole=None)
+            self._files[folder] = PytreeFiles.read(folder)
+        return self._files[folder]
+
+    def _stored(self, disk: DiskTree, key: KeyPath) -> Stored:
+        """The array at a key path of a tree on disk."""
+        for at, part in sorted(disk.parts, key=lambda each: -len(each[0])):
+            if key[: len(at)] == at:
+                return self._stored(part, key[len(at) :])
+        return Stored(self._known(disk), dotted((*disk.root, *key)))
+
+    # --- writing  ---
+
+    def write(self, draft: Path, place: Path, scrap: Path, told: Callable[[int], None]) -> None:
+        """Writes the new checkpoint.
+
+        Args:
+            draft: Where.
+            place: Where it will be put then.
+            scrap: A folder for what is written by the way.
+            told: Called with the bytes of what is made, whenever some of it is saved.
+        """
+        scrap.mkdir(parents=True)
+        self._make(scrap, told)
+        self.trees = self._items()
+        for name, tree in self.trees.items():
+            self._write_item(name, tree, draft, scrap)
+        self._write_rest(draft, place)
+
+    @property
+    def outcome(self) -> Conversion:
+        """What becomes of the leaves of the new state."""
+        pieces, result = self.route.pieces, self.route.result
+        anew = {at for piece in pieces.every if not piece.inputs for at in piece.results}
+        edited = {at for piece in self.pieces for at in piece.results} - anew
+        numbers = dict.fromkeys(_NUMBERS, 0)
+        rewritten: list[str] = []
+        for at, key, leaf in zip(pieces.places, result.keys, result.leaves, strict=True):
+            kind = "made" if at in anew else "edited" if at in edited else "moved"
+            numbers[kind] += 1
+            numbers["linked" if kind == "moved" else "written"] += _bytes(leaf)
+            rewritten += [] if kind == "moved" else [paths.format_path(key)]
+        return Conversion(**numbers, rewritten=tuple(rewritten))
+
+    @property
+    def pieces(self) -> Iterator[Piece]:
+        """All that is made, and what has to be written anew because it stands in files of another format."""
+        yield from self.route.pieces.every
+        for at in self._foreign:
+            yield Piece((at,), (at,), list)
+
+    def _make(self, scrap: Path, told: Callable[[int], None]) -> None:
+        """Makes and saves what does not only move, so much at a time as may be held."""
+        places = {*self.route.pieces.places, *self._foreign, *self.route.beside}
+        sizes = self._sizes()
+        most = max([*sizes.values(), _SMALL // 2])
+        held: dict[str, Any] = {}
+        used = 0
+        for piece in self.pieces:
+            coming = sum(sizes.get(at, 0) for at in piece.results)
+            read = sum(sizes.get(at, 0) for at in piece.inputs)
+            # What is held goes to the disk where it and what comes would be more than two leaves;
+            # what is read is there twice for a while, as it is in its file and as an array.
+            if held and (used + coming > most or used + read + max(coming, read) > 2 * most):
+                self._save(held, scrap)
+                told(used)
+                held, used = {}, 0
+            values = piece.run(self._read([self.stored[at] for at in piece.inputs]))
+            jax.block_until_ready(values)  # until then the inputs are held too
+            made = zip(piece.results, values, strict=True)
+            # What is not kept was only looked at. A loop's own name would hold its last value on.
+            held |= {str(at): _savable(value) for at, value in made if at in places}
+            used += coming
+            del made, values
+        if held:
+            self._save(held, scrap)
+            told(used)
+
+    def _sizes(self) -> dict[int, int]:
+        """The bytes of what is read and of what is made, by position."""
+        sizes = dict(enumerate(map(_bytes, jax.tree.leaves(self.route.fit.tree))))
+        made = map(_bytes, self.route.result.leaves)
+        sizes.update(zip(self.route.pieces.places, made, strict=True))
+        return sizes
+
+    def _save(self, held: Mapping[str, Any], scrap: Path) -> None:
+        files = saved(held, self.main, scrap / str(next(self._numbers)))
+        self.stored |= {int(name): Stored(files, name) for name in held}
+
+    def _read(self, wanted: Sequence[Stored]) -> list[Any]:
+        """The values of arrays of the source."""
+        values_of: dict[Stored, Any] = {}
+        for folder in {each.files.folder for each in wanted}:
+            names = {each.name for each in wanted if each.files.folder == folder}
+            goals = {s.name: leaf for s, leaf in self.goals.items() if s.files.folder == folder}
+            values = _values(self.disks[folder], names, goals)
+            values_of |= {Stored(self._files[folder], name): x for name, x in values.items()}
+        return [values_of[each] for each in wanted]
+
+    def _items(self) -> dict[str | None, Tree]:
+        """The new trees by name, with the place of each leaf in files."""
+        route = self.route
+        state = route.result.treedef.unflatten([self.stored[at] for at in route.pieces.places])
+        main, aux = route.disk.item, self.where.aux
+        beside = self._beside()
+        is_flat = main is None and not route.disk.parts
+        if beside and aux is not None and (is_flat or route.disk.at((aux,)) is not None):
+            state = {**dict(children(state)), aux: beside}
+            beside = {}
+        items: dict[str | None, Tree] = {main: self._in_whole(state)}
+        if route.disk.parts:
+            spread = self.where.items or {}
+            keys = {paths.format_path(key[:1]) for key in route.result.keys}
+            items = {**spread_over(state, STATE, None, spread if keys >= spread.keys() else {})}
+        if beside and aux is not None:
+            items[aux] = beside
+        return items
+
+    def _beside(self) -> Tree:
+        """What the new layout has no place for, as nested dicts."""
+        route = self.route
+        beside: Tree = {}
+        for at, key in route.beside.items():
+            beside = planted(beside, key, self.stored[at])
+        for key in route.kept:
+            assert route.private is not None
+            place = (*route.private.prefix, *key)
+            beside = planted(beside, key, self._stored(route.private.disk, place))
+        return beside
+
+    def _in_whole(self, state: Tree) -> Tree:
+        """The state in what stands around it, which is as it was."""
+        disk = self.route.disk
+        if not disk.root:
+            return state
+        flat = flatten(disk.whole)
+        where = [self._stored(self.disks[self.main.folder], key) for key in flat.keys]
+        whole = planted(flat.treedef.unflatten(where), disk.root, None)
+        return planted(whole, disk.root, state)
+
+    def _write_item(self, name: str | None, tree: Tree, draft: Path, scrap: Path) -> None:
+        flat = flatten(tree)
+        named = dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
+        if len(named) != len(flat.keys):
+            fault = Mismatch("", "ambiguous", "leaves of different names", "two of one name")
+            raise ConformanceError("the state cannot be saved", [fault])
+        entries = skeleton(tree, scrap / str(next(self._numbers)))
+        Assembly(entries, named, self.main).write(draft / (name or ""))
+        commit = self.main.folder / COMMIT_FILE
+        if name is not None and commit.exists():
+            linked(commit, draft / name / COMMIT_FILE)
+
+    def _write_rest(self, draft: Path, place: Path) -> None:
+        """All that is no part of the state; what makes a checkpoint of a folder comes last."""
+        old = {folder.name for folder in self._files}
+        flat = self.route.disk.item is None and not self.route.disk.parts
+        last = self.source / CHECKPOINT_FILE
+        for part in sorted(self.source.iterdir()):
+            if part.name in old or UNFINISHED in part.name or part == last:
+                continue
+            if flat and part.name not in _BESIDE:
+                continue  # files of the pytree, which is all of the folder
+            copy = linked_tree if part.is_dir() else linked
+            if part.name == COMMIT_FILE:
+                text = part.read_text().replace(str(self.source), str(place))
+                (draft / part.name).write_text(text)
+            else:
+                copy(part, draft / part.name)
+        if last.exists():
+            (draft / CHECKPOINT_FILE).write_text(
+                json.dumps(self._listed(json.loads(last.read_text()), old))
+            )
+
+    def _listed(self, told: dict[str, Any], old: set[str]) -> dict[str, Any]:
+        """What a checkpoint says of itself, with the pytrees that it has now."""
+        handlers = told.get("item_handlers")
+        if not isinstance(handlers, dict):
+            return told
+        own = handlers.get(self.main.folder.name)
+        rest = {name: handler for name, handler in handlers.items() if name not in old}
+        return {**told, "item_handlers": rest | dict.fromkeys(filter(None, self.trees), own)}
+
+    # --- looking again  ---
+
+    def verify(self, draft: Path, *, values: bool) -> None:
+        """Raises unless the new checkpoint has the leaves that it should have, and with ``values``, their bits."""
+        faults: list[Mismatch] = []
+        for name, tree in self.trees.items():
+            aux = self.where.aux if name != self.where.aux else None
+            disk = read_metadata(epath.Path(draft), name, aux=aux)
+            flat = flatten(tree)
+            there = {dotted(key) for key in flatten(disk.tree).keys}
+            for name_ in sorted({dotted(key) for key in flat.keys} ^ there):
+                faults.append(Mismatch(name_, "key", "the leaves of the new layout", "another"))
+            if values and not faults:
+                stored = dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
+                faults += self._unlike(disk, stored)
+        if faults:
+            raise CheckpointWriteError(f"{draft} is not what was to be written", faults)
+
+    def _unlike(self, disk: DiskTree, stored: Mapping[str, Stored]) -> Iterator[Mismatch]:
+        """The leaves whose bits are others than those of the source, or of what is made of it once more."""
+        sizes = {name: _bytes(leaf) for name, leaf in _leaves(disk).items()}
+        moved: dict[str, Stored] = {}
+        made: dict[Stored, list[str]] = {}  # one array may stand for several leaves that are tied
+        for name, each in stored.items():
+            if each.files.is_made:
+                made.setdefault(each, []).append(name)
+            else:
+                moved[name] = each
+        for names in _batches(moved, sizes):
+            yield from self._unlike_moved(disk, {name: moved[name] for name in names})
+        for piece in self.pieces:
+            named: list[tuple[str, int]] = []
+            for number, at in enumerate(piece.results):
+                if at not in self.stored:
+                    continue  # a leaf that the new layout has no place for
+                named += ((name, number) for name in made.get(self.stored[at], []))
+            if named:
+                yield from self._unlike_made(disk, piece, named)
+
+    # Each of these returns before the next is asked, so that none holds what another reads.
+
+    def _unlike_moved(self, disk: DiskTree, stored: Mapping[str, Stored]) -> list[Mismatch]:
+        own = self._read([*stored.values()])
+        found = _values(disk, set(stored), {})
+        faults: list[Mismatch] = []
+        for name, value in zip(stored, own, strict=True):
+            faults += _bits(name, value, found[name])
+        return faults
+
+    def _unlike_made(
+        self, disk: DiskTree, piece: Piece, named: Sequence[tuple[str, int]]
+    ) -> list[Mismatch]:
+        # Of the source once more, as it is on disk: nothing that was made before is used.
+        again = piece.run(self._read([self._original(at) for at in piece.inputs]))
+        jax.block_until_ready(again)
+        found = _values(disk, {name for name, _ in named}, {})
+        faults: list[Mismatch] = []
+        for name, number in named:
+            faults += _bits(name, again[number], found[name])
+        return faults
+
+    def _original(self, at: int) -> Stored:
+        return self._stored(*self.route.sources[at])
+
+
+_BESIDE = (COMMIT_FILE, "orbax.checkpoint", "descriptor")
+"""What Orbax writes into the folder of a pytree that is no item, and that is none of its files."""
+
+
+def _bytes(leaf: Any) -> int:
+    shape = getattr(leaf, "shape", ())
+    return math.prod(shape) * getattr(getattr(leaf, "dtype", None), "itemsize", 8)
+
+
+def _savable(value: Any) -> Any:
+    return value if isinstance(value, (jax.Array, np.ndarray)) else np.asarray(value)
+
+
+def _leaves(disk: DiskTree) -> dict[str, Any]:
+    flat = flatten(disk.tree)
+    return dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
+
+
+def _values(disk: DiskTree, names: set[str], goals: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of leaves on disk by dotted name, each as it is, or as what it is to be read.
+
+    Raises:
+        ConformanceError: With every leaf of 64 bits that jax would narrow.
+    """
+    flat = flatten(disk.tree)
+    order: list[Any] = []
+    faults: list[Mismatch] = []
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        if dotted(key) not in names:
+            order.append(SKIP)
+            continue
+        goal = goals.get(dotted(key), leaf)
+        order.append(ordered(key, goal, on_host))
+        fault = None
+        if not leaves.is_scalar(goal):
+            fault = narrowed(paths.format_path(key), str(goal.dtype))
+        faults += [fault] if fault is not None else []
+    if faults:
+        raise ConformanceError(f"{disk.where} has leaves that jax would narrow", faults)
+    loaded = read_arrays(disk, (), flat.treedef.unflatten(order))
+    # What was read is NumPy's, of which jax makes a copy while it returns already. Threads of its
+    # own let go of the original: it is freed when Python next looks for garbage, however little.
+    jax.block_until_ready(loaded)
+    gc.collect(0)
+    values = zip(flat.keys, flat.treedef.flatten_up_to(loaded), strict=True)
+    return {name: value for key, value in values if (name := dotted(key)) in names}
+
+
+def _batches(names: Iterable[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names, so many together as may be held beside one another."""
+    most = max([*sizes.values(), _SMALL // 2])
+    batch: list[str] = []
+    used = 0
+    for name in names:
+        if batch and used + sizes[name] > most:
+            yield batch
+            batch, used = [], 0
+        batch.append(name)
+        used += sizes[name]
+    if batch:
+        yield batch
+
+
+def _bits(name: str, expected: Any, found: Any) -> Iterator[Mismatch]:
+    a, b = (_savable(value) for value in (expected, found))
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        yield Mismatch(name, "dtype", leaves.describe(a), leaves.describe(b))
+        return
+    differs = difference(a, b)
+    if differs is not None:
+        index, own, other = differs
+        yield Mismatch(name, "value", f"{own} at {index}", other, "a disk may be damaged")
