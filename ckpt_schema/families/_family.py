@@ -76,7 +76,8 @@ class Family:
             path: A folder, a safetensors file, or the index of several.
             view: The family's own, with a head or without, or a layout of yours with the same
                 logical names; the one with a head unless given.
-            rules: What a layout of yours has otherwise, such as a query that is scaled.
+            rules: What a layout of yours has otherwise, such as a query that is scaled, and what to
+                leave aside of a folder, such as a tower that sees: ``cs.private("vision_tower", cs.own)``.
 
         Returns:
             The lens, for `ckpt_schema.hf.restore` and `ckpt_schema.hf.save`.
@@ -84,7 +85,8 @@ class Family:
         Raises:
             CheckpointMismatchError: There is no such folder, its files are damaged, or its config
                 is that of another family.
-            DerivationError: The view is no model of this family.
+            DerivationError: The view is no model of this family, or the folder holds something that
+                no rule leaves aside.
 
         Example:
             ``model = cs.hf.restore(folder, model, cs.families.llama.lens_of(folder))``

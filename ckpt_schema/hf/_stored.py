@@ -1,35 +1,41 @@
-"""A layout as a folder of Hugging Face has it: with the dtypes of its files, which a family does not know."""
+"""A layout as a folder of Hugging Face has it: what a family does not know, dtypes and what else is there."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import jax
 from etils import epath
 
 from ckpt_schema._layouts.schema import Schema, layout
-from ckpt_schema._layouts.table import Layout
+from ckpt_schema._layouts.table import Layout, verify_table
 from ckpt_schema._safetensors.weights import read_weights
+from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema._trees.slots import SlotFinder
 
 __all__ = ["as_stored"]
 
 
 def as_stored(schema: type[Schema] | Layout, path: epath.PathLike) -> Layout:
-    """A layout of dotted names with the dtypes that the files of a folder have.
+    """A layout of dotted names with the dtypes that the files of a folder have, and with what else they have.
 
-    So a family is declared once, and read in whatever precision somebody has saved it. Nothing else
-    of the layout is changed: what the files lack, or have besides, is an error when they are read.
+    So a family is declared once, and read in whatever precision somebody has saved it. What the files
+    lack is an error when they are read. What they have besides becomes part of the layout, so that
+    `ckpt_schema.derive` is an error that names it, until a rule says what becomes of it: with
+    ``cs.private("vision_tower", cs.own)`` a restore does not read it, and a save writes what it is
+    given, ``onto=cs.hf.load(folder)``.
 
     Args:
         schema: The layout, ``class Weights(cs.Schema, joined=".")``.
         path: A folder, a safetensors file, or the index of several. Its headers alone are read.
 
     Returns:
-        The layout; a leaf that the files do not have is as it was declared.
+        The layout; a leaf that the files do not have is as it was declared. What only they have is
+        called as it is there, its dots read as slashes.
 
     Raises:
         CheckpointMismatchError: There is no such folder, or its files are damaged.
-        SchemaError: The schema is wrong in itself.
+        SchemaError: The schema is wrong in itself, or has a name of something else in the files.
 
     Example:
         >>> import tempfile
@@ -39,17 +45,21 @@ def as_stored(schema: type[Schema] | Layout, path: epath.PathLike) -> Layout:
         >>> class Weights(cs.Schema, joined="."):
         ...     scale: Float32[Array, " embed"] = cs.field(key="model/norm/weight")
         >>> folder = tempfile.mkdtemp() + "/hub"
-        >>> cs.hf.save(folder, {"model.norm.weight": jnp.ones(3, "bfloat16")})
+        >>> cs.hf.save(folder, {"model.norm.weight": jnp.ones(3, "bfloat16"), "eyes.w": jnp.ones(2)})
         >>> print(as_stored(Weights, folder))
-        Weights: 1 rows
-          scale  model.norm.weight  bfloat16[embed]
+        Weights: 2 rows
+          scale   model.norm.weight  bfloat16[embed]
+          eyes/w  eyes.w             float32[2]
     """
     table = layout(schema)
     slot = SlotFinder(table).slot
     dtypes: dict[int, str] = {}
-    for name, tensor in read_weights(path).tensors.items():
+    others: dict[str, jax.ShapeDtypeStruct] = {}
+    for name, tensor in read_weights(path).tree.items():
         at = slot((name,), stored=True)
-        if at is not None:
+        if at is None:
+            others[name] = tensor
+        else:
             dtypes.setdefault(at[0], str(tensor.dtype))
     rows = [
         dataclasses.replace(row, leaf=dataclasses.replace(row.leaf, dtype=dtypes[number]))
@@ -57,4 +67,7 @@ def as_stored(schema: type[Schema] | Layout, path: epath.PathLike) -> Layout:
         else row
         for number, row in enumerate(table.rows)
     ]
-    return dataclasses.replace(table, rows=tuple(rows))
+    if others:  # they are plain weights, as what is declared without a framework is
+        found = infer_tree(others, joined=".").rows
+        rows += [dataclasses.replace(row, path=row.model_path, body=0) for row in found]
+    return verify_table(dataclasses.replace(table, rows=tuple(rows)))

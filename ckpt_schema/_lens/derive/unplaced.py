@@ -301,7 +301,9 @@ class _Side:
         if near:
             other = self.left.named[near[0]]
             return f"{told}; near is {paths.format_path(other.key)}, which is {other.stored}"
-        cure = f"declare it in {self.far.name} too, or take it out of {self.near.name} and of its trees"
+        cure = (
+            f"declare it in {self.far.name} too, or leave it aside: {Private(row.model_path, None)}"
+        )
         return f"{told}, and a weight is not made up: {cure}"
 
 
