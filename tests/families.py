@@ -3,9 +3,9 @@
 Tiny random models are saved by transformers, with the logits that it computes; restored into NNX,
 where the same logits are computed; saved from there, and loaded by transformers again, which must
 find the same bits. The files are compared byte for byte. Then any two tensors of one shape are
-exchanged, and any square one turned: each is to be seen in the logits. With ``--keep`` the models
-that the suite tests are written to `tests/families_data`; names of cases may be given to try
-no other.
+exchanged, and any square one turned: each is to be seen in the logits. With ``--laws N`` the laws
+are tried on every lens, each on so many examples. With ``--keep`` the models that the suite tests
+are written to `tests/families_data`; names of cases may be given to try no other.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from decoder import Decoder, Settings
 from flax import nnx
 
 import ckpt_schema as cs
+from ckpt_schema.testing import BrokenLawError, check_laws
 
 HERE = Path(__file__).parent
 DATA = HERE / "families_data"
@@ -179,10 +180,37 @@ def tried(folder: Path) -> bool:
     return wrong < MOST and not files and not passed
 
 
+def lenses(folders: Iterable[Path]) -> Iterator[tuple[str, cs.Lens]]:
+    """The lenses of folders, each once; of one without a head, that to a model with one too."""
+    seen = set[str]()
+    for folder in folders:
+        family = family_of(folder)
+        views = dict.fromkeys([view_of(folder), getattr(family, "Decoder", view_of(folder))])
+        for view in views:
+            lens = family.lens_of(folder, view)
+            if str(lens) not in seen:
+                yield f"{folder.name} -> {view.__name__}", lens
+            seen.add(str(lens))
+
+
+def lawful(name: str, lens: cs.Lens, count: int) -> bool:
+    """Whether a lens obeys the laws on so many examples of each."""
+    try:
+        check_laws(lens, max_examples=count)
+    except BrokenLawError as error:
+        print(f"{name}: {error}", flush=True)
+        return False
+    print(f"{name}: lawful", flush=True)
+    return True
+
+
 def main() -> int:
     """Compares every family, and prints what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch", default=sys.executable, help="a Python with transformers")
+    parser.add_argument(
+        "--laws", type=int, default=0, help="on how many examples each law is tried"
+    )
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("cases", nargs="*", help="the cases to try, all unless given")
     given = parser.parse_args()
@@ -192,6 +220,8 @@ def main() -> int:
         subprocess.run([*command, "make", path, *given.cases], check=True)
         folders = sorted(root.iterdir())
         right = [tried(folder) for folder in folders]
+        if given.laws:
+            right += [lawful(name, lens, given.laws) for name, lens in lenses(folders)]
         for folder in folders:
             if given.keep and folder.name in KEPT:
                 keep(folder)

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 import ckpt_schema as cs
+from ckpt_schema.testing import check_laws
 
 llama = cs.families.llama
 FOLDER = families.DATA / "llama"
@@ -62,6 +63,49 @@ def test_a_classifier_may_be_begun_of_a_model_without_a_head(tmp_path: Path) -> 
     assert families.error_of(model, folder) < families.MOST
     cs.hf.save(tmp_path / "again", model, lens)
     assert families.unlike(tmp_path / "bare", tmp_path / "again") == []
+
+
+def test_what_a_family_does_not_have_is_left_aside_by_a_rule(tmp_path: Path) -> None:
+    """Such as a tower that sees: not read, and written where a save has it; never in silence."""
+    folder, both, gemma3 = families.DATA / "gemma3", tmp_path / "both", cs.families.gemma3
+    seeing = {
+        f"vision_tower.layers.{n}.fc.{kind}": np.full((3, n + 1), n, "bfloat16")
+        for n in range(2)
+        for kind in ("weight", "bias")
+    }
+    reading = {f"language_model.{name}": array for name, array in cs.hf.load(folder).items()}
+    cs.hf.save(both, reading | seeing)
+    with pytest.raises(
+        cs.DerivationError, match=r"private\('vision_tower/layers/0/fc/bias', own\)"
+    ):
+        gemma3.lens_of(both)
+    lens = gemma3.lens_of(both, rules=[cs.private("vision_tower", cs.own)])
+    model = cs.hf.restore(both, families.model_of(folder, lens), lens)
+    assert families.error_of(model, folder) < families.MOST
+    with pytest.raises(cs.ConformanceError, match="pass onto="):
+        cs.hf.save(tmp_path / "lone", model, lens)
+    cs.hf.save(tmp_path / "again", model, lens, onto=cs.hf.load(both))
+    assert families.unlike(both, tmp_path / "again") == []
+
+
+def test_tables_of_rotations_in_older_files_are_left_aside_by_a_rule(tmp_path: Path) -> None:
+    tables = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(1) for n in range(2)}
+    cs.hf.save(tmp_path / "old", cs.hf.load(FOLDER) | tables)
+    with pytest.raises(cs.DerivationError, match="rotary_emb"):
+        llama.lens_of(tmp_path / "old")
+    rules = [cs.private("**/rotary_emb/inv_freq", cs.own)]
+    lens = llama.lens_of(tmp_path / "old", rules=rules)
+    model = cs.hf.restore(tmp_path / "old", families.model_of(FOLDER, lens), lens)
+    assert families.error_of(model, FOLDER) < families.MOST
+    cs.hf.save(tmp_path / "again", model, lens, onto=cs.hf.load(tmp_path / "old"))
+    assert families.unlike(tmp_path / "old", tmp_path / "again") == []
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mixtral"])
+def test_the_laws_hold(name: str) -> None:
+    """On one example of each; of all families on more: ``python tests/families.py --laws 3``."""
+    for _, lens in families.lenses([families.DATA / name]):
+        check_laws(lens, max_examples=1, meshes=())
 
 
 @pytest.mark.parametrize("prefix", ["", "language_model.model."])
