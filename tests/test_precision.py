@@ -161,12 +161,10 @@ def test_a_default_is_held_against_the_dtype_once_it_is_known() -> None:
 
 def test_what_needs_one_dtype_says_so() -> None:
     typed = cs.layout(Model, dtype="bfloat16")
-    sizes = {"vocab": 8, "embed": 4, "mlp": 6, "depth": 2}
     for ask in (
         lambda given: cs.derive(given, typed),
         lambda given: cs.derive(typed, given),
         lambda given: cs.adapt(given, typed),
-        lambda given: cs.abstract(given, sizes),
         lambda given: cs.diff(given, typed),
     ):
         with pytest.raises(cs.SchemaError) as caught:
@@ -178,6 +176,25 @@ def test_what_needs_one_dtype_says_so() -> None:
         ]
         assert 'say which, cs.layout(Model, dtype="bfloat16")' in str(caught.value)
         ask(typed)
+
+
+def test_an_abstract_state_is_told_its_dtypes() -> None:
+    sizes = {"vocab": 8, "embed": 4, "mlp": 6, "depth": 2}
+    with pytest.raises(cs.SchemaError, match='add dtype="bfloat16"'):
+        cs.abstract(Model, sizes)
+    given = {"**": jnp.float16, "**/norm": "float32"}
+    state = cs.abstract(Model, sizes, dtype=given)
+    flat = {jax.tree_util.keystr(key): x for key, x in jax.tree.leaves_with_path(state)}
+    assert {key: str(x.dtype) for key, x in flat.items()} == {
+        "['layers'][0]['count']": "int32",
+        "['layers'][0]['kernel']": "float16",
+        "['layers'][0]['norm']['scale']": "float32",
+        "['layers'][1]['count']": "int32",
+        "['layers'][1]['kernel']": "float16",
+        "['layers'][1]['norm']['scale']": "float32",
+        "['wte']": "float16",
+    }
+    assert cs.check(cs.layout(Model, dtype=given), state).ok
 
 
 @pytest.mark.parametrize("framework", [cs.linen, cs.nnx])

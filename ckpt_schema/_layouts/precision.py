@@ -30,18 +30,19 @@ def open_rows(table: Layout) -> list[int]:
     return [number for number, row in enumerate(table.rows) if row.leaf.is_open]
 
 
-def verify_closed(table: Layout, what: str) -> None:
+def verify_closed(table: Layout, what: str, cure: str = "") -> None:
     """Raises where leaves are any float still, by something that needs one dtype of each.
 
     Args:
         table: The layout.
         what: What needs them, for messages.
+        cure: How to say them, where there is a shorter way than by a layout.
 
     Raises:
         SchemaError: With every such leaf.
     """
     name = table.name.rpartition(".")[2]
-    hint = f'say which, cs.layout({name}, dtype="bfloat16")'
+    hint = cure or f'say which, cs.layout({name}, dtype="bfloat16")'
     faults: list[Mismatch] = []
     for number in open_rows(table):
         row = table.rows[number]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Dim
-from ckpt_schema._layouts.precision import verify_closed
+from ckpt_schema._layouts.precision import Dtypes, verify_closed
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._messages.text import shown
@@ -29,6 +29,8 @@ def abstract(
     dims: Mapping[str, int] | None = None,
     mesh: Mesh | None = None,
     axes: Mapping[str, MeshAxes] | None = None,
+    *,
+    dtype: Dtypes | None = None,
 ) -> Tree:
     """The abstract state of a layout: what a restore or ``jax.jit`` is told of shapes, dtypes and shardings.
 
@@ -40,6 +42,7 @@ def abstract(
             "fsdp"}``. A product goes by its first factor, or by its own spelling,
             ``{"heads*head_dim": "tensor"}``. Dims that it does not name are not sharded. Of two
             axes of one leaf that want one mesh axis, the first has it, as in Flax.
+        dtype: Which floats the leaves of any float are; see `layout`.
 
     Returns:
         Nested dicts, or an ``nnx.State`` of Variables, of ``jax.ShapeDtypeStruct``. Leaves that a
@@ -47,7 +50,8 @@ def abstract(
 
     Raises:
         SchemaError: With every dim that has no size, every name that is no dim of the layout or no
-            axis of the mesh, and every axis whose size its mesh axes do not divide.
+            axis of the mesh, every axis whose size its mesh axes do not divide, and every leaf of
+            any float without a dtype.
 
     Example:
         >>> import jax
@@ -59,8 +63,8 @@ def abstract(
         >>> state["kernel"].shape, state["kernel"].sharding.spec
         ((4, 8), P('fsdp', 'tensor'))
     """
-    table, given = layout(source), {} if axes is None else axes
-    verify_closed(table, "an abstract state")
+    table, given = layout(source, dtype=dtype), {} if axes is None else axes
+    verify_closed(table, "an abstract state", 'add dtype="bfloat16"')
     sizes = table.bound(dims)
     faults = [*_unsized(table, sizes), *_unknown(table, mesh, given)]
     if faults:
