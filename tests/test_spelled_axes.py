@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import optax
@@ -88,6 +90,22 @@ def test_a_fused_leaf_spells_its_axes_and_those_of_its_parts(case: str) -> None:
     lens = cs.adapt(old, new, rules=[cs.fuse("qkv", ["q", "k", "v"], axes=axes)])
     cs.assert_trees_identical(lens.get(old), new)
     cs.assert_trees_identical(lens.put(new), old)
+
+
+@pytest.mark.parametrize("case", [*JOINED, *FUSED])
+def test_a_lens_with_spelled_axes_is_written_as_text(case: str) -> None:
+    if case in JOINED:
+        axes, old, _, shape = JOINED[case]
+        trees = {"a": {"w": old}}, {"b": {"w": leaf(*shape)}}
+        rule = cs.rename("a/w", "b/w", axes=axes)
+    else:
+        axes, old, oracle = FUSED[case]
+        trees = {"qkv": old}, {name: oracle(at) for at, name in enumerate("qkv")}
+        rule = cs.fuse("qkv", ["q", "k", "v"], axes=axes)
+    lens = cs.derive(*map(cs.infer, trees), rules=[rule])
+    written: dict[str, Any] = {}
+    exec(cs.to_source(lens), written)
+    cs.assert_trees_identical(written["lens"].get(trees[0]), lens.get(trees[0]))
 
 
 def _stacked(axis: int) -> tuple[dict, dict]:

@@ -14,6 +14,7 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.schema import layout as layout_of
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.derive.spelled_rows import as_read
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule, VariableKind
 from ckpt_schema._source.importing import Imports
@@ -88,9 +89,10 @@ def to_source(given: Layout | type[Schema] | Lens, *, tx: str = "") -> str:
 
 def _lens_text(lens: Lens, around: Around) -> str:
     """The text of a lens: its layouts, and how it was derived from them."""
+    pairs = [as_read((each.source, each.view), each.rules) for each in lens.derivations]
     tables: list[Layout] = []
-    for each in lens.derivations:
-        tables += (table for table in (each.source, each.view) if table not in tables)
+    for pair in pairs:
+        tables += (table for table in pair if table not in tables)
     names = ["source", "view"] if len(tables) == 2 else [f"layout_{n}" for n in range(len(tables))]
     around.taken.update(names, (f"{name.upper()}_SIZES" for name in names))
     blocks: list[str] = []
@@ -101,8 +103,8 @@ def _lens_text(lens: Lens, around: Around) -> str:
         blocks += writer.classes()
         ends += writer.last_lines(name, f"{name.upper()}_SIZES")
     steps: list[str] = []
-    for each in lens.derivations:
-        sides = (names[tables.index(table)] for table in (each.source, each.view))
+    for each, pair in zip(lens.derivations, pairs, strict=True):
+        sides = (names[tables.index(table)] for table in pair)
         rules = "".join(f"        {_rule_text(rule, around.imports)},\n" for rule in each.rules)
         said = f"    rules=[\n{rules}    ],\n" if rules else ""
         both = "".join(f"    {side},\n" for side in sides)

@@ -20,7 +20,7 @@ from ckpt_schema._lens.rules import Fuse, Rename, Rule
 from ckpt_schema._lens.spelled_axes import SpelledAxes
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["with_spelled_axes"]
+__all__ = ["as_read", "with_spelled_axes"]
 
 Tables = tuple[Layout, Layout]
 
@@ -42,19 +42,10 @@ def with_spelled_axes(tables: Tables, rules: Sequence[Rule], faults: list[Mismat
         rules: All rules, each for one node.
         faults: Takes what is wrong: a rule that does not fit its leaf.
     """
-    spoken = [rule for rule in rules if isinstance(rule, (Rename, Fuse)) and rule.spelled]
+    spoken = _spoken(rules)
     if not spoken:
         return tables
-    met: list[list[tuple[int, _Spelling]]] = []
-    for side, table in enumerate(tables):
-        scope = Scope(entry for rule in spoken for entry in _entries(rule, side))
-        own: list[tuple[int, _Spelling]] = []
-        for number, hits in scope.along(table.rows).items():
-            row = table.rows[number]
-            hit = next((hit for hit in hits if hit.end == len(row.path)), None)
-            if hit is not None and not row.reshaped:
-                own.append((number, hit.rule))
-        met.append(own)
+    met = [_met(table, side, spoken) for side, table in enumerate(tables)]
     sizes: dict[int, dict[str, int]] = {}
     wrong: dict[int, Mismatch] = {}
     for rule in spoken:
@@ -77,6 +68,43 @@ def with_spelled_axes(tables: Tables, rules: Sequence[Rule], faults: list[Mismat
         found.append(dataclasses.replace(table, rows=tuple(rows)))
     faults += wrong.values()
     return found[0], found[1]
+
+
+def as_read(tables: Tables, rules: Sequence[Rule]) -> Tables:
+    """Both layouts, with the axes of leaves as they were before rules spelled them: sizes alone.
+
+    So what was joined once is joined again by the same rules.
+    """
+    spoken = _spoken(rules)
+    if not spoken:
+        return tables
+    found: list[Layout] = []
+    for side, table in enumerate(tables):
+        rows = list(table.rows)
+        for number, _ in _met(table, side, spoken):
+            shape = dims_.sizes_of(rows[number].leaf.dims, {})
+            if shape is not None:
+                leaf = Leaf(tuple((size,) for size in shape), rows[number].leaf.dtype)
+                rows[number] = dataclasses.replace(rows[number], leaf=leaf)
+        found.append(dataclasses.replace(table, rows=tuple(rows)))
+    return found[0], found[1]
+
+
+def _spoken(rules: Sequence[Rule]) -> list[Rename | Fuse]:
+    """The rules that spell axes."""
+    return [rule for rule in rules if isinstance(rule, (Rename, Fuse)) and rule.spelled]
+
+
+def _met(table: Layout, side: int, spoken: Sequence[Rename | Fuse]) -> list[tuple[int, _Spelling]]:
+    """The rows of one side whose axes rules spell, by number, and how."""
+    scope = Scope(entry for rule in spoken for entry in _entries(rule, side))
+    met: list[tuple[int, _Spelling]] = []
+    for number, hits in scope.along(table.rows).items():
+        row = table.rows[number]
+        hit = next((hit for hit in hits if hit.end == len(row.path)), None)
+        if hit is not None and not row.reshaped:
+            met.append((number, hit.rule))
+    return met
 
 
 def _entries(rule: Rename | Fuse, side: int) -> Iterator[tuple[LogicalPath, _Spelling]]:
