@@ -789,17 +789,17 @@ def test_plans_are_compiled_once_per_structure() -> None:
     lens = cs.derive(cs.linen.TrainState[ScannedSchema, tx], cs.nnx.TrainState[NnxSchema, tx])
     state = linen_state(tx)
     lens.get(state)
-    plans = list(lens._forward._plans)
+    plans = list(lens._forward._plans[None])
     assert len(plans) == 1
     changed = state.replace(params=jax.tree.map(lambda x: x + 1, state.params), step=8)
     view = lens.get(changed.replace(step=7))
-    assert lens._forward._plans == plans
+    assert lens._forward._plans[None] == plans
     assert (
         float(view["model"]["norm"]["scale"].get_value()[0])
         == float(state.params["params"]["norm"]["scale"][0]) + 1
     )
     lens.get(jax.eval_shape(lambda: state))
-    assert len(lens._forward._plans) == 2
+    assert len(lens._forward._plans[None]) == 2
 
 
 def test_a_cached_plan_takes_no_other_tree() -> None:

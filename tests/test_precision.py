@@ -12,6 +12,7 @@ import pytest
 from jaxtyping import Array, Float, Float32, Int32
 
 import ckpt_schema as cs
+import ckpt_schema.testing
 from ckpt_schema._layouts.formats import FORMATS
 
 # Those of which NumPy makes arrays; of the others jax has none on every machine.
@@ -162,10 +163,7 @@ def test_a_default_is_held_against_the_dtype_once_it_is_known() -> None:
 def test_what_needs_one_dtype_says_so() -> None:
     typed = cs.layout(Model, dtype="bfloat16")
     for ask in (
-        lambda given: cs.derive(given, typed),
-        lambda given: cs.derive(typed, given),
-        lambda given: cs.adapt(given, typed),
-        lambda given: cs.diff(given, typed),
+        lambda given: cs.testing.Sample({"vocab": 1, "embed": 1, "mlp": 1, "depth": 1}).of(given),
     ):
         with pytest.raises(cs.SchemaError) as caught:
             ask(Model)
@@ -203,6 +201,17 @@ def test_a_transformation_needs_one_dtype_of_each_param(framework: Any) -> None:
         framework.TrainState[Model, optax.adam(1e-3)]
     assert len(caught.value.mismatches) == 3
     assert cs.layout(framework.Params[Model], dtype="bfloat16").rows[0].leaf.dtype == "bfloat16"
+
+
+def test_a_leaf_of_any_float_does_not_differ_from_a_float() -> None:
+    typed = cs.layout(Model, dtype={"embed": "float16", "layers[]": "bfloat16"})
+    for one, other in ((Model, typed), (typed, Model), (Model, Model)):
+        assert cs.diff(one, other).same
+    (change,) = cs.diff(typed, cs.layout(Model, dtype={"**": "bfloat16"})).changes
+    assert (change.kind, change.path) == ("recast", "embed")
+    sized = cs.layout(cs.linen.Params[Norm], dims={"embed": 4})
+    assert not cs.diff(sized, {"scale": of("float16")}).changes
+    assert [each.kind for each in cs.diff(sized, {"scale": of("int32")}).changes] == ["recast"]
 
 
 def test_a_layout_with_dtypes_is_one_that_was_declared_so() -> None:

@@ -14,9 +14,9 @@ import numpy as np
 from ckpt_schema._diff.entries import Change, Diff, ValueDifference
 from ckpt_schema._diff.found_lists import found_lists
 from ckpt_schema._layouts import leaves
-from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.formats import FORMATS
+from ckpt_schema._layouts.leaves import ANY_FLOAT, Leaf
 from ckpt_schema._layouts.paths import LogicalPath, NaturalOrder, format_path
-from ckpt_schema._layouts.precision import verify_closed
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Repeat, Row
 from ckpt_schema._lens.lens import Lens
@@ -59,7 +59,6 @@ def diff(
     Raises:
         CheckpointMismatchError: There is no checkpoint at a path.
         ConformanceError: Values are to be compared of trees of two layouts, without a lens.
-        SchemaError: A schema has leaves of any float; see `ckpt_schema.layout`.
 
     Example:
         >>> import jax
@@ -74,9 +73,6 @@ def diff(
     names = name_of(a, "source"), name_of(b, "view")
     if lens is not None:
         rules = tuple([rule for each in lens.derivations for rule in each.rules])
-    for given in (a, b):
-        if _is_declared(given):
-            verify_closed(layout(given), "a comparison")
     sides = _Sides(a, b, rules)
     changes = sorted((*sides.changes(), *_resharded(a, b)), key=_order)
     found = Diff(names, tuple(changes), sides.respelled, sides.rules, sides.mended)
@@ -164,7 +160,7 @@ class _Sides:
         shape = Leaf(row.leaf.dims, ""), row.repeats
         if shape != (Leaf(other.leaf.dims, ""), other.repeats):
             yield Change("reshaped", path, _told(row), _told(other), several)
-        elif row.leaf.dtype != other.leaf.dtype:
+        elif not _may_be(row.leaf, other.leaf):
             yield Change("recast", path, row.leaf.dtype, other.leaf.dtype, several)
         elif row.path == other.path and row.key != other.key:
             self.respelled += 1
@@ -176,6 +172,13 @@ class _Sides:
             if rest[: len(old)] == old:
                 return (*head, *new, *rest[len(old) :])
         return path
+
+
+def _may_be(leaf: Leaf, other: Leaf) -> bool:
+    """Whether two leaves are of one dtype, or one is any float and the other a float."""
+    if leaf.is_open or other.is_open:
+        return FORMATS.keys() | {ANY_FLOAT} >= {leaf.dtype, other.dtype}
+    return leaf.dtype == other.dtype
 
 
 def _has_star(rule: Rename) -> bool:

@@ -82,11 +82,13 @@ class Leaf:
             or ``Float``, for any float.
         names: What its own class calls each axis; none where the axes are called as their dims are. Leaves that differ in
             nothing else are equal: the same trees conform to them.
+        any_float: Whether its class declares any float, and the dtype was said since.
     """
 
     dims: Dims
     dtype: str
     names: tuple[AxisName, ...] = dataclasses.field(default=(), compare=False)
+    any_float: bool = dataclasses.field(default=False, compare=False, repr=False)
 
     @property
     def is_key(self) -> bool:
@@ -111,7 +113,7 @@ class Leaf:
             dims_.renamed_axis(dim, own, renames)
             for dim, own in zip(self.dims, self.own, strict=True)
         ]
-        return Leaf(tuple(dim for dim, _ in axes), self.dtype, tuple(own for _, own in axes))
+        return self._with(tuple(dim for dim, _ in axes), tuple(own for _, own in axes))
 
     def with_axis(self, at: int, dim: Dim) -> Leaf:
         """The leaf with another dim on one axis, which is called what it was."""
@@ -119,7 +121,7 @@ class Leaf:
         kept = own.factors if len(own.factors) == len(dim) else (str(own),) * len(dim)
         dims = (*self.dims[:at], dim, *self.dims[at + 1 :])
         names = (*self.own[:at], AxisName(kept, own.label), *self.own[at + 1 :])
-        return Leaf(dims, self.dtype, names if self.names else ())
+        return self._with(dims, names if self.names else ())
 
     def without_axis(self, at: int) -> Leaf:
         """The leaf with one axis less."""
@@ -137,7 +139,14 @@ class Leaf:
         names = (*own.factors[:first], *[called] * len(dim), *own.factors[last:])
         dims = (*self.dims[:at], (*axis[:first], *dim, *axis[last:]), *self.dims[at + 1 :])
         owns = (*self.own[:at], AxisName(names, own.label), *self.own[at + 1 :])
-        return Leaf(dims, self.dtype, owns if self.names else ())
+        return self._with(dims, owns if self.names else ())
+
+    def with_dtype(self, dtype: str) -> Leaf:
+        """The leaf of any float, as this one."""
+        return Leaf(self.dims, dtype, self.names, any_float=True)
+
+    def _with(self, dims: Dims, names: tuple[AxisName, ...]) -> Leaf:
+        return Leaf(dims, self.dtype, names, self.any_float)
 
     def spelled(self, sizes: Mapping[str, int] | None = None) -> str:
         """The leaf as messages write it, with the sizes that are known: ``float32[embed=512 3*heads]``."""

@@ -19,7 +19,7 @@ from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Dtypes", "open_rows", "typed", "verify_closed", "with_dtypes"]
+__all__ = ["Dtypes", "open_rows", "said_dtypes", "typed", "verify_closed", "with_dtypes"]
 
 Dtypes = Any
 """One dtype of floats, or several by globs of logical paths: ``{"**": "bfloat16", "norm": "float32"}``."""
@@ -62,7 +62,7 @@ def with_dtypes(table: Layout, dtypes: Mapping[int, str]) -> Layout:
     faults: list[Mismatch] = []
     for number, dtype in dtypes.items():
         row = rows[number]
-        leaf = dataclasses.replace(row.leaf, dtype=dtype)
+        leaf = row.leaf.with_dtype(dtype)
         if row.default is not None and not leaves.holds(leaf, row.default):
             expected = f"a default that {dtype} can hold"
             faults.append(Mismatch("/".join(row.path), "dtype", expected, str(row.default)))
@@ -88,14 +88,19 @@ def typed(table: Layout, dtype: Dtypes) -> Layout:
             every glob that means no leaf of any float, and every two that contradict each other.
 
     Example:
-        >>> from jaxtyping import Array, Float
         >>> import ckpt_schema as cs
+        >>> from jaxtyping import Array, Float
         >>> class Norm(cs.Schema):
         ...     scale: Float[Array, " embed"]
         >>> print(typed(cs.layout(Norm), jnp.bfloat16))
         Norm: 1 rows
           scale  scale  bfloat16[embed]
     """
+    return with_dtypes(table, said_dtypes(table, dtype))
+
+
+def said_dtypes(table: Layout, dtype: Dtypes) -> dict[int, str]:
+    """Which float each row of any float is, by its number, as a user says it; see `typed`."""
     faults: list[Mismatch] = []
     globs = [*_read(dtype, faults)]
     used: set[str] = set()
@@ -122,7 +127,7 @@ def typed(table: Layout, dtype: Dtypes) -> Layout:
             faults.append(Mismatch(f"dtype={glob.text!r}", "rule", expected, "none", hint))
     if faults:
         raise SchemaError(f"dtype= does not say which floats {table.name} holds", faults)
-    return with_dtypes(table, found)
+    return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class Derivation:
         rules: The rules, in the words of these two.
         inverted: Whether the lens goes from the right layout to the left one.
         called: Names of dims in these two, each with that of the lens, where it is another.
+        pairs: Which rows of the two, by number, are one leaf.
     """
 
     source: Layout
@@ -28,6 +29,7 @@ class Derivation:
     rules: tuple[Rule, ...] = ()
     inverted: bool = False
     called: tuple[tuple[str, str], ...] = ()
+    pairs: tuple[tuple[int, int], ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     @property
     def inverse(self) -> Derivation:

@@ -70,6 +70,8 @@ def _cell(cell: Cell, rows: Rows) -> str:
     both = rows[0][cell.source], rows[1][cell.view]
     symbols = len(both[0].unrolled), len(both[1].unrolled)
     words = [str(word) for word in cell.codec if str(word)]
+    if any(row.leaf.is_open for row in both):
+        words.append(" -> ".join(row.leaf.dtype for row in both))
     keys = both[0].leaf.is_key, both[1].leaf.is_key
     if keys[0] != keys[1]:
         names = [row.leaf.dtype if row.leaf.is_key else "raw data" for row in both]

@@ -10,8 +10,7 @@ from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
-from ckpt_schema._layouts.dims import Binder
-from ckpt_schema._layouts.precision import verify_closed
+from ckpt_schema._layouts.precision import Dtypes, open_rows, said_dtypes
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.ancestry import Derivation
@@ -22,6 +21,7 @@ from ckpt_schema._lens.derive.derivation import verify_rules
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.lists import join
 from ckpt_schema._lens.derive.served_weights import unserved, warn_of_unserved
+from ckpt_schema._lens.derive.spelled_rows import as_read
 from ckpt_schema._lens.derive.view_names import (
     as_called,
     common_names,
@@ -31,99 +31,16 @@ from ckpt_schema._lens.derive.view_names import (
 )
 from ckpt_schema._lens.description import described
 from ckpt_schema._lens.losses import loss
-from ckpt_schema._lens.plan.compilation import compile_plan
 from ckpt_schema._lens.plan.plan import Plan
+from ckpt_schema._lens.plan.translation import Translator
 from ckpt_schema._lens.replicas import replicated_layout
 from ckpt_schema._lens.rules import Rule
+from ckpt_schema._lens.standins import closed_steps, with_ends
 from ckpt_schema._messages.text import columns
-from ckpt_schema._trees.conformance import Match, Matcher
 from ckpt_schema._trees.containers import Tree
-from ckpt_schema.errors import AxesWarning, ConformanceError, DerivationError, Mismatch
+from ckpt_schema.errors import AxesWarning, DerivationError, Mismatch
 
-__all__ = ["Lens", "derive", "of_copies", "planned"]
-
-_PLANS = 8  # trees of one lens come in a handful of containers; the least recently compiled plan goes first
-
-
-class _Translator:
-    """One direction of a lens: its matchers, and the plans compiled so far."""
-
-    def __init__(
-        self, source: Layout, view: Layout, joins: tuple[Join, ...], dims: Mapping[str, int]
-    ) -> None:
-        self.source, self.view, self.joins, self.dims = source, view, joins, dims
-        self._matchers: tuple[Matcher, Matcher] | None = None
-        self._plans: list[Plan] = []
-
-    def __call__(self, tree: Tree, onto: Tree | None, *, donate: bool, drop: bool = False) -> Tree:
-        """Translates ``tree`` with a plan that fits, compiled if need be."""
-        for plan in self._plans:
-            flat = plan.accepts(tree, onto)
-            if flat is not None:
-                self.verify_kept(plan, flat[0], drop=drop)
-                return plan.run(*flat, donate=donate)
-        plan, found, kept = self.compile(tree, onto)
-        self.verify_kept(plan, found, drop=drop)
-        result = plan.run(found, kept, donate=donate)
-        self._plans = [plan, *self._plans[: _PLANS - 1]]
-        return result
-
-    def compile(
-        self, tree: Tree, onto: Tree | None, *, abstract: bool | None = None
-    ) -> tuple[Plan, list[Any], list[Any]]:
-        """The plan for trees like these, and the leaves of both; ``abstract`` as the tree's leaves are, unless given."""
-        if self._matchers is None:
-            self._matchers = Matcher(self.source), Matcher(self.view)
-        read, written = self._matchers
-        binder = Binder(self.dims)
-        match = read.match(tree, binder)
-        if not match.report.ok:
-            self._refuse(match, tree, written)
-        if onto is not None:
-            binder.credit(called(self.source, self.view)[0])
-        kept = None if onto is None else written.match(onto, binder)
-        if kept is not None and not kept.report.ok:
-            header = f"onto does not conform to {called(self.source, self.view)[1]}"
-            raise ConformanceError(header, kept.report.mismatches, kept.report.notes)
-        if kept is not None:
-            _verify_counts(binder, self.source, self.view)
-        if abstract is None:
-            abstract = any(map(leaves.is_abstract, match.flat.leaves))
-        plan = compile_plan(
-            self.source, self.view, self.joins, match, kept, binder.sizes, abstract=abstract
-        )
-        return plan, match.flat.leaves, [] if kept is None else kept.flat.leaves
-
-    def verify_kept(self, plan: Plan, found: Sequence[Any], *, drop: bool) -> None:
-        """Raises where leaves of the tree have no place in the result, unless they may be dropped."""
-        lost = () if drop else plan.dropped
-        faults = [one.fault for one in lost if one.loses(found[one.position])]
-        if faults:
-            header = f"onto lacks leaves of {self.view.name} that the tree has"
-            raise ConformanceError(header, faults)
-
-    def _refuse(self, match: Match, tree: Tree, written: Matcher) -> None:
-        report = match.report
-        here, there = called(self.source, self.view)
-        header = f"the tree does not conform to {here}"
-        if written.match(tree).report.ok:
-            turned = "it is on the other side of the lens already, swap get and put"
-            header = f"the tree conforms to {there}, not to {here}; {turned}"
-        raise ConformanceError(header, report.mismatches, report.notes)
-
-
-def _verify_counts(binder: Binder, source: Layout, view: Layout) -> None:
-    """Raises where one tree tells the size of a product or sum, and the other that of all its names, and they differ."""
-    faults: list[Mismatch] = []
-    for dim, size, origin in binder.broken():
-        known = dims_.size_of(dim, binder.sizes)
-        hint = "".join(binder.notes(dims_.dim_names((dim,))))
-        faults.append(Mismatch(origin, "dims", f"{dims_.format_dim(dim)}={known}", str(size), hint))
-    if faults:
-        raise ConformanceError(
-            f"onto of {view.name} is not of the sizes of {source.name}",
-            faults,
-        )
+__all__ = ["Lens", "derive", "of_copies", "planned", "verify_bound"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -163,12 +80,20 @@ class Lens:
         return frozenset(alone[0]), frozenset(alone[1])
 
     @functools.cached_property
+    def is_open(self) -> bool:
+        """Whether leaves on either side are any float, and nothing has said yet which."""
+        return bool(open_rows(self.source) or open_rows(self.view))
+
+    @functools.cached_property
     def loss(self) -> Mapping[str, str]:
         """What is lost of values there and back, and how much at most, by the logical path in the view.
 
         Rules alone make a lens lose anything: `cast`, `shift`, and `scale` by a factor that is no
         power of two. What is refused is not lost. With ``onto=``, a leaf that still is what `get`
         or `put` made of ``onto`` gives all bits of that back.
+
+        Raises:
+            DerivationError: Leaves are any float still; see `at`.
 
         Example:
             >>> from jaxtyping import Array, BFloat16, Float32
@@ -180,6 +105,7 @@ class Lens:
             >>> derive(Wide, Narrow, rules=[cast("kernel", rounding="nearest")]).loss
             {'kernel': 'bfloat16 keeps 8 of the 24 bits of float32: at most 2**-8 of each value'}
         """
+        verify_bound(self, "a loss")
         found: dict[str, dict[str, None]] = {}
         for one in self.joins:
             for cell in one.cells:
@@ -197,15 +123,21 @@ class Lens:
         return not self.loss
 
     @functools.cached_property
-    def _forward(self) -> _Translator:
-        return _Translator(self.source, self.view, self.joins, self.dims)
+    def _forward(self) -> Translator:
+        return Translator(self, self.dims, self._closed)
 
     @functools.cached_property
-    def _backward(self) -> _Translator:
-        return _Translator(self.view, self.source, tuple(j.inverse for j in self.joins), self.dims)
+    def _backward(self) -> Translator:
+        return Translator(~self, self.dims, lambda view, source: ~self._closed(source, view))
 
     def get(
-        self, s: Tree, onto: Tree | None = None, *, donate: bool = False, drop: bool = False
+        self,
+        s: Tree,
+        onto: Tree | None = None,
+        *,
+        donate: bool = False,
+        drop: bool = False,
+        dtype: Dtypes | None = None,
     ) -> Tree:
         """The view of ``s``.
 
@@ -218,6 +150,8 @@ class Lens:
                 twice the bytes of its largest leaf, or of the result's. Values that an edit would change are found before.
             drop: Whether optional leaves of ``s`` that ``onto`` lacks are left out. Without it they
                 are an error, unless they are what their default says.
+            dtype: Which floats the result's leaves of any float are, where no ``onto`` has them;
+                see `layout`.
 
         Returns:
             A tree of the view layout. Leaves that only move are the same objects. Without ``onto``: an ``nnx.State``, or dicts
@@ -227,9 +161,12 @@ class Lens:
             ConformanceError: With every leaf of ``s`` or ``onto`` that does not conform, every value that a cast would
                 change, every leaf of the result that has neither source nor default, and every
                 leaf of ``s`` that ``onto`` lacks.
+            SchemaError: Leaves of the result are any float, and neither ``onto`` nor ``dtype``
+                says which; or both do.
+            DerivationError: What rules say of a leaf cannot be done to floats as narrow as these.
         """
         warn_of_unserved(self._dropped[0], s)
-        return self._forward(s, onto, donate=donate, drop=drop)
+        return self._forward(s, onto, donate=donate, drop=drop, dtype=dtype)
 
     @functools.cached_property
     def _dropped(self) -> tuple[str | None, str | None]:
@@ -237,24 +174,38 @@ class Lens:
         return unserved(self.source, self.joined[0]), unserved(self.view, self.joined[1])
 
     def put(
-        self, v: Tree, onto: Tree | None = None, *, donate: bool = False, drop: bool = False
+        self,
+        v: Tree,
+        onto: Tree | None = None,
+        *,
+        donate: bool = False,
+        drop: bool = False,
+        dtype: Dtypes | None = None,
     ) -> Tree:
         """The source of ``v``: `get` in the other direction, with the same rules."""
         warn_of_unserved(self._dropped[1], v)
-        return self._backward(v, onto, donate=donate, drop=drop)
+        return self._backward(v, onto, donate=donate, drop=drop, dtype=dtype)
 
-    def dry_run(self, s: Tree, onto: Tree | None = None, *, drop: bool = False) -> None:
+    def dry_run(
+        self,
+        s: Tree,
+        onto: Tree | None = None,
+        *,
+        drop: bool = False,
+        dtype: Dtypes | None = None,
+    ) -> None:
         """Raises what `get` would raise for a concrete tree like ``s``, as far as can be told without its values.
 
         Args:
             s: A tree of the source layout; its leaves may be abstract, and count as if they had values.
             onto: As for `get`; its abstract leaves do *not* count as values.
             drop: As for `get`.
+            dtype: As for `get`.
 
         Raises:
             ConformanceError: As `get` does, casts excepted.
         """
-        plan, found, _ = self._forward.compile(s, onto, abstract=False)
+        plan, found, _ = self._forward.compile(s, onto, abstract=False, dtype=dtype)
         self._forward.verify_kept(plan, found, drop=drop)
 
     def bind(self, **dims: int) -> Lens:
@@ -288,6 +239,58 @@ class Lens:
             raise DerivationError(header, faults)
         return dataclasses.replace(self, dims={**self.dims, **dims})
 
+    def at(self, *, source: Dtypes | None = None, view: Dtypes | None = None) -> Lens:
+        """This lens for floats of which its trees tell nothing, as where nothing is there yet to go onto.
+
+        Args:
+            source: Which floats the source's leaves of any float are: one dtype, or several by globs
+                of logical paths; see `layout`. They stay open unless it is given.
+            view: The same of the view.
+
+        Raises:
+            SchemaError: A leaf has no dtype or two, or is not any float.
+            DerivationError: What rules say of a leaf cannot be done to floats as narrow as these.
+
+        Example:
+            >>> from jaxtyping import Array, Float
+            >>> class Model(Schema):
+            ...     kernel: Float[Array, "embed mlp"]
+            >>> lens = derive(Model, Model)
+            >>> print(lens.at(source="bfloat16", view="float32"))
+            Model (source) -> Model (view): 1 joined, 0 private to Model (source), 0 private to Model (view)
+              kernel  kernel  bfloat16 -> float32
+        """
+        said = [
+            {} if dtype is None else said_dtypes(table, dtype)
+            for table, dtype in ((self.source, source), (self.view, view))
+        ]
+        if not any(said):
+            return self
+        return self._through(with_ends(self.derivations, said[0], said[1]))
+
+    @functools.cached_property
+    def _lenses(self) -> dict[Any, Lens]:
+        return {}
+
+    def _closed(self, source: Mapping[int, str], view: Mapping[int, str]) -> Lens:
+        """The lens for one dtype of each row; what neither tree has stands for what its partner is."""
+        if not self.is_open:
+            return self
+        key = tuple(sorted(source.items())), tuple(sorted(view.items()))
+        if key not in self._lenses:
+            steps = with_ends(self.derivations, source, view)
+            self._lenses[key] = self._through(closed_steps(steps))
+        return self._lenses[key]
+
+    def _through(self, steps: Sequence[Derivation]) -> Lens:
+        """This lens, derived again from layouts that say more of their dtypes."""
+        (step,) = steps
+        tables = as_read((step.source, step.view), step.rules)
+        left, right, joins, rules = join(*tables, step.rules, step.sized(self.dims))
+        made = Derivation(left, right, rules, pairs=step.pairs)
+        lens = Lens(left, right, joins, self.dims, (made,))
+        return ~lens if step.inverted else lens
+
     def __invert__(self) -> Lens:
         """The lens in the other direction: its ``get`` is this lens's `put`."""
         joins = tuple(j.inverse for j in self.joins)
@@ -304,6 +307,8 @@ class Lens:
         Raises:
             DerivationError: With every row in which this lens's view differs from the other's source.
         """
+        for each in (self, other):
+            verify_bound(each, "a composition")
         other = other.renamed(as_called(other.source, self.view)).beside(self)
         dims, derivations = {**self.dims, **other.dims}, (*self.derivations, *other.derivations)
         return Lens(*compose(self, other), dims=dims, derivations=derivations)
@@ -337,6 +342,24 @@ class Lens:
     def __str__(self) -> str:
         """The table: where each leaf goes, what is edited, what is private."""
         return "\n".join(_table(self))
+
+
+def verify_bound(lens: Lens, what: str) -> None:
+    """Raises where leaves on either side are any float still, by something that needs one dtype of each.
+
+    Raises:
+        DerivationError: With every such leaf.
+    """
+    faults: list[Mismatch] = []
+    for side, table in (("source", lens.source), ("view", lens.view)):
+        hint = f'say which, lens.at({side}="bfloat16")'
+        for number in open_rows(table):
+            row = table.rows[number]
+            where, found = "/".join(row.path), f"{row.stored} of the {side}"
+            faults.append(Mismatch(where, "dtype", "one dtype", found, hint, mirrors=row.mirrors))
+    if faults:
+        here, there = called(lens.source, lens.view)
+        raise DerivationError(f"{what} needs one dtype of each leaf of {here} -> {there}", faults)
 
 
 def planned(lens: Lens, tree: Tree, onto: Tree | None) -> Plan:
@@ -398,13 +421,12 @@ def derive(
     """
     dims_.verify_sizes({} if dims is None else dims)
     sides = layout(source), layout(view)
-    for side in sides:
-        verify_closed(side, "a lens")
     sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **(dims or {})}
     verify_rules(rules)
     one_copy = [rule for rule in rules if not isinstance(rule, Replicated)]
     left, right, joins, each = join(sides[0], sides[1], one_copy, sizes)
-    lens = Lens(left, right, joins, derivations=(Derivation(left, right, each),))
+    pairs = tuple(pair for one in joins for pair in one.pairs)
+    lens = Lens(left, right, joins, derivations=(Derivation(left, right, each, pairs=pairs),))
     _warn_of_squares(lens)
     for rule in rules:
         lens = of_copies(lens, rule) if isinstance(rule, Replicated) else lens
@@ -477,16 +499,17 @@ def _table(lens: Lens) -> list[str]:
         f"{here} -> {there}: {len(lens.joins)} joined, "
         f"{own[0]} private to {here}, {own[1]} private to {there}"
     )
-    if lens.loss:
+    if not lens.is_open and lens.loss:
         header += f", {len(lens.loss)} not exact (lens.loss says by how much)"
     return [header, *columns([*rows, *alone])]
 
 
 def _done(lens: Lens) -> Iterator[tuple[Join, str]]:
     """What is done on the way of each join, and whether it is a copy of what another carries."""
+    losses = {} if lens.is_open else lens.loss
     for one in lens.joins:
         words = described(one, (lens.source.rows, lens.view.rows))
-        lost = any("/".join(lens.view.rows[number].path) in lens.loss for number in one.views)
+        lost = any("/".join(lens.view.rows[number].path) in losses for number in one.views)
         said = words, "tied" if any(one.compares) else "", "not exact" if lost else ""
         yield one, ", ".join(filter(None, said))
 

@@ -11,7 +11,7 @@ from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, called
 from ckpt_schema._lens.cells import Cell
 from ckpt_schema._lens.description import described
-from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.lens import Lens, derive, verify_bound
 from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
 
 __all__ = ["Registry", "fingerprint"]
@@ -40,6 +40,7 @@ class Registry:
 
     Raises:
         SchemaError: There is no lens, or something else among them.
+        DerivationError: A lens leaves open which floats it is for.
 
     Example:
         >>> import jax.numpy as jnp
@@ -72,6 +73,7 @@ class Registry:
             raise SchemaError("a registry is made of lenses", [fault])
         known: dict[Fingerprint, Layout] = {}
         for each in self.lenses:
+            verify_bound(each, "a registry")
             for end in (each.source, each.view):
                 known.setdefault(fingerprint(end), end)
         self._layouts: Mapping[Fingerprint, Layout] = known

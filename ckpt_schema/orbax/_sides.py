@@ -13,7 +13,7 @@ from ckpt_schema._layouts.overlaps import outlined
 from ckpt_schema._layouts.paths import Index, KeyPath, Pattern, format_path
 from ckpt_schema._layouts.table import Layout, Slot, called
 from ckpt_schema._lens.axis_rules import Replicated
-from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.lens import Lens, verify_bound
 from ckpt_schema._lens.plan.tasks import only_moves
 from ckpt_schema._lens.replicas import CopiedTree, copies_fault
 from ckpt_schema._trees.conformance import Match, Matcher
@@ -66,6 +66,7 @@ def verify_arguments(lens: object, **sides: object) -> None:
 
     Raises:
         ConformanceError: With every argument that is none.
+        DerivationError: The lens leaves open which floats it is for.
     """
     faults: list[Mismatch] = []
     if not isinstance(lens, Lens):
@@ -78,6 +79,8 @@ def verify_arguments(lens: object, **sides: object) -> None:
     )
     if faults:
         raise ConformanceError("wrong arguments", faults)
+    if isinstance(lens, Lens):
+        verify_bound(lens, "a checkpoint")
 
 
 def verify_names(**names: object) -> None:

@@ -106,19 +106,15 @@ class _Backward(Lens):
 
     forth: Lens | None = None
 
-    def get(
-        self, s: Tree, onto: Tree | None = None, *, donate: bool = False, drop: bool = False
-    ) -> Tree:
+    def get(self, s: Tree, onto: Tree | None = None, **how: Any) -> Tree:
         """The other's ``put``."""
         assert self.forth is not None
-        return self.forth.put(s, onto, donate=donate, drop=drop)
+        return self.forth.put(s, onto, **how)
 
-    def put(
-        self, v: Tree, onto: Tree | None = None, *, donate: bool = False, drop: bool = False
-    ) -> Tree:
+    def put(self, v: Tree, onto: Tree | None = None, **how: Any) -> Tree:
         """The other's ``get``."""
         assert self.forth is not None
-        return self.forth.get(v, onto, donate=donate, drop=drop)
+        return self.forth.get(v, onto, **how)
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ from hypothesis.errors import Flaky
 
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.table import slots_of
-from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.lens import Lens, verify_bound
 from ckpt_schema.errors import CkptSchemaError, Mismatch, ShardingWarning
 from ckpt_schema.testing._devices import verify_devices
 from ckpt_schema.testing._lawbook import LAWS, Law, looked_at, weakened
@@ -81,7 +81,9 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
     Raises:
         BrokenLawError: With what differs in the smallest example found, and the code that makes it.
         DevicesError: There are fewer devices than the meshes have.
+        DerivationError: The lens leaves open which floats it is for.
     """
+    verify_bound(lens, "a law")
     if law.kind == "given":
         return _check_given(lens, law, options)
     space(lens, options.sizes)  # whose errors hypothesis would drown

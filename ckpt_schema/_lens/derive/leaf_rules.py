@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.formats import FORMATS
-from ckpt_schema._layouts.leaves import Fill, Init
+from ckpt_schema._layouts.leaves import ANY_FLOAT, Fill, Init
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
 from ckpt_schema._lens.cells import Constant
@@ -243,7 +243,7 @@ def codec_of(source: str, view: str, said: Told) -> Codec | str:
     way back undoes each step.
 
     Args:
-        source: The dtype before.
+        source: The dtype before; any float stands for that of the other side.
         view: The dtype after.
         said: What rules say of the leaf.
 
@@ -262,6 +262,7 @@ def codec_of(source: str, view: str, said: Told) -> Codec | str:
     if said.turned:
         back = codec_of(view, source, dataclasses.replace(said, turned=False))
         return back if isinstance(back, str) else inverted(back)
+    source, view = _standing_for(source, view), _standing_for(view, source)
     if source in FORMATS and view in FORMATS:
         return _of_floats(source, view, said)
     if source == view:
@@ -279,6 +280,13 @@ def codec_of(source: str, view: str, said: Told) -> Codec | str:
         "only integers are cast to integers, and floats to floats, where that keeps their values: "
         "declare one dtype on both sides, and cast the tree yourself"
     )
+
+
+def _standing_for(dtype: str, other: str) -> str:
+    """What any float stands for until it is said which it is: that of the other side."""
+    if dtype != ANY_FLOAT:
+        return dtype
+    return other if other in FORMATS else "float32"
 
 
 def _of_floats(source: str, view: str, said: Told) -> Codec | str:

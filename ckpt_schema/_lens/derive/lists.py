@@ -9,13 +9,14 @@ composed with those of the nodes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths as paths_
 from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.leaves import ANY_FLOAT
 from ckpt_schema._layouts.paths import Index, LogicalPath
 from ckpt_schema._layouts.sizes import ONE, Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Repeat, Row, Series, called
@@ -275,8 +276,10 @@ def _index(segment: str) -> tuple[Index, ...]:
     return (Index(),) if segment.endswith("[]") else ()
 
 
-def _widest(dtypes: Iterable[str]) -> str:
+def _widest(dtypes: Collection[str]) -> str:
     """A dtype that holds all values of some, if there is one; in it no array is ever made."""
+    if ANY_FLOAT in dtypes:
+        return ANY_FLOAT
     several = [jnp.dtype(dtype) for dtype in sorted(dtypes)]
     if all(jnp.issubdtype(dtype, jnp.integer) for dtype in several):
         wide = max(several, key=lambda dtype: (jnp.iinfo(dtype).bits, jnp.iinfo(dtype).max))

@@ -21,6 +21,8 @@ from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import overlaps
+from ckpt_schema._layouts.formats import FORMATS
+from ckpt_schema._layouts.leaves import ANY_FLOAT
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.rules import Rename
@@ -85,7 +87,7 @@ def partners(left: Sequence[Loose], right: Sequence[Loose], placed: Iterable[Pla
         right: Those of the view.
         placed: The rows that are joined, and the path of the source's in the view's words.
     """
-    forms = _Forms()
+    forms = _Forms((*left, *right))
     sides = [forms.groups(rows) for rows in (left, right)]
     common = sides[0].keys() & sides[1].keys()
     # Structure proposes, and all that is known disposes: a pair is certain only after both.
@@ -110,10 +112,14 @@ def _without(rows: Sequence[Loose], numbers: Collection[int]) -> list[Loose]:
 
 
 class _Forms:
-    """A number for each form, so that forms are compared at no cost."""
+    """A number for each form, so that forms are compared at no cost.
 
-    def __init__(self) -> None:
+    Where leaves of any float are among the rows, all floats are of one form.
+    """
+
+    def __init__(self, rows: Iterable[Loose]) -> None:
         self._numbers: dict[Any, int] = {}
+        self._any_float = any(each.row.leaf.is_open for each in rows)
 
     def number(self, value: Any) -> int:
         """The number of a form, or of the structure of a node."""
@@ -121,6 +127,8 @@ class _Forms:
 
     def of(self, row: Row) -> int:
         """The number of a row's form."""
+        if self._any_float and row.leaf.dtype in FORMATS:
+            row = dataclasses.replace(row, leaf=dataclasses.replace(row.leaf, dtype=ANY_FLOAT))
         return self.number(form(row))
 
     def groups(self, rows: Sequence[Loose]) -> dict[int, list[Loose]]:

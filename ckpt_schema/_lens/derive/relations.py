@@ -6,13 +6,11 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax.numpy as jnp
-
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.dims import EITHER, Dim, Dims, Sum
 from ckpt_schema._layouts.formats import FORMATS
-from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.leaves import ANY_FLOAT, Leaf
 from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Repeat, Row
 from ckpt_schema._lens import spellings
@@ -245,16 +243,19 @@ def stripped(row: Row, told: Told, parts: Sequence[Row] = ()) -> Row:
 def applies(rule: ValueRule, rows: tuple[Row, Row]) -> bool:
     """Whether a rule says anything of a leaf that has these rows, one of which may be a part of the other."""
     dtypes = [row.leaf.dtype for row in rows]
+    floats = FORMATS.keys() | {ANY_FLOAT}
     if isinstance(rule, Reverse):
         return any(_called(row, rule.dim) for row in rows)
     if isinstance(rule, Repeated):
         return count_of(rows[0], rule) != count_of(rows[1], rule)
     if isinstance(rule, Rounding):
-        return dtypes[0] != dtypes[1] and FORMATS.keys() >= {*dtypes}
+        # Of any float it is not known which, or was not when the rule was written.
+        may_differ = any(row.leaf.any_float or row.leaf.is_open for row in rows)
+        return floats >= {*dtypes} and (may_differ or dtypes[0] != dtypes[1])
     if isinstance(rule, Factor):
-        return rule.factor == 1 or dtypes[0] in FORMATS
+        return rule.factor == 1 or dtypes[0] in floats
     if isinstance(rule, Offset):
-        return not rule.amount or dtypes[0] in FORMATS
+        return not rule.amount or dtypes[0] in floats
     if isinstance(rule, RawKey):
         return rows[0].leaf.is_key != rows[1].leaf.is_key
     # Of a list in several parts each has a term of its length.
@@ -293,9 +294,7 @@ def _unfilled(source: Row, view: Row, fill: PaddedAxis) -> Mismatch | None:
     if isinstance(default, leaves.Init):  # the transformation's own start fits
         return None
     assert isinstance(default, leaves.Default)
-    is_complex = not source.leaf.is_key and jnp.issubdtype(
-        jnp.dtype(source.leaf.dtype), jnp.complexfloating
-    )
+    is_complex = source.leaf.dtype.startswith("complex")
     unlike_zero = fill.rest.is_fill and default != leaves.Fill(0)
     if not leaves.holds(source.leaf, default) or (is_complex and unlike_zero):
         why = f"{source.leaf.dtype} is not padded with {default}: give another fill="
