@@ -26,8 +26,9 @@ from ckpt_schema._lens.arrays.blocks import Block, Task
 from ckpt_schema._lens.cells import Cell, Constant, Digit, Geometry
 from ckpt_schema._lens.codecs import Codec, Exact, inverted
 from ckpt_schema._lens.derive.joins import Join
-from ckpt_schema._lens.lens import Lens, _Translator
+from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.plan import Job, Plan
+from ckpt_schema._lens.plan.translation import Translator
 from ckpt_schema._lens.rules import Rule, Tie
 
 # --- What is planted  ---
@@ -947,7 +948,7 @@ def _layouts(table: Layout, rules: Sequence[Rule]) -> Iterator[tuple[str, Layout
 # --- Mutants  ---
 
 
-class _Faulty(_Translator):
+class _Faulty(Translator):
     """A direction of a lens with a fault in its plans."""
 
     def __init__(self, *of: Any, fault: Callable[[Plan], Plan]) -> None:
@@ -955,9 +956,9 @@ class _Faulty(_Translator):
         super().__init__(*of)
         self._fault = fault
 
-    def compile(self, tree: Any, onto: Any, *, abstract: bool | None = None) -> Any:
+    def compile(self, tree: Any, onto: Any, **how: Any) -> Any:
         """The plan, the fault planted."""
-        plan, *rest = super().compile(tree, onto, abstract=abstract)
+        plan, *rest = super().compile(tree, onto, **how)
         return self._fault(plan), *rest
 
 
@@ -969,14 +970,14 @@ class Mutant(Lens):
     forward: bool = True
 
     @functools.cached_property
-    def _forward(self) -> _Translator:
-        of = self.source, self.view, self.joins, self.dims
-        return _Faulty(*of, fault=self.fault) if self.forward else _Translator(*of)
+    def _forward(self) -> Translator:
+        of = self, self.dims, self._closed
+        return _Faulty(*of, fault=self.fault) if self.forward else Translator(*of)
 
     @functools.cached_property
-    def _backward(self) -> _Translator:
-        of = self.view, self.source, tuple(join.inverse for join in self.joins), self.dims
-        return _Translator(*of) if self.forward else _Faulty(*of, fault=self.fault)
+    def _backward(self) -> Translator:
+        of = Lens.__invert__(self), self.dims, self._closed
+        return Translator(*of) if self.forward else _Faulty(*of, fault=self.fault)
 
     def bind(self, **dims: int) -> Mutant:
         """The mutant for fixed sizes."""
@@ -1002,20 +1003,20 @@ def _parts(lens: Lens) -> Any:
     return lens.source, lens.view, lens.joins, lens.dims, lens.derivations
 
 
-class _Lenient(_Translator):
+class _Lenient(Translator):
     """A direction of a lens that casts what has another dtype than the tree before it had."""
 
     good: Any = None
 
-    def __call__(self, tree: Any, onto: Any, *, donate: bool, drop: bool = False) -> Any:
+    def __call__(self, tree: Any, onto: Any, **how: Any) -> Any:
         """What is made of the tree, or of the tree after a cast."""
         try:
-            found = super().__call__(tree, onto, donate=donate, drop=drop)
+            found = super().__call__(tree, onto, **how)
         except cs.ConformanceError:
             if jax.tree.structure(tree) != jax.tree.structure(self.good):
                 raise
             tree = jax.tree.map(_cast_like, tree, self.good)
-            return super().__call__(tree, onto, donate=donate, drop=drop)
+            return super().__call__(tree, onto, **how)
         self.good = tree
         return found
 
@@ -1028,8 +1029,8 @@ class Lenient(Lens):
     """A lens whose ``get`` casts."""
 
     @functools.cached_property
-    def _forward(self) -> _Translator:
-        return _Lenient(self.source, self.view, self.joins, self.dims)
+    def _forward(self) -> Translator:
+        return _Lenient(self, self.dims, self._closed)
 
 
 @dataclasses.dataclass(frozen=True)

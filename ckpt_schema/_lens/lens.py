@@ -128,7 +128,9 @@ class Lens:
 
     @functools.cached_property
     def _backward(self) -> Translator:
-        return Translator(~self, self.dims, lambda view, source: ~self._closed(source, view))
+        return Translator(
+            Lens.__invert__(self), self.dims, lambda view, source: ~self._closed(source, view)
+        )
 
     def get(
         self,
