@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from ckpt_schema._frameworks.states import optimizer as optimizer
     from ckpt_schema._json.json_text import from_json as from_json
     from ckpt_schema._json.json_text import to_json as to_json
+    from ckpt_schema._layouts.annotations import Key as Key
     from ckpt_schema._layouts.bare_trees import Plain as Plain
     from ckpt_schema._layouts.drafts import OptState as OptState
     from ckpt_schema._layouts.fields import field as field
     from ckpt_schema._layouts.fields import series as series
-    from ckpt_schema._layouts.leaves import Key as Key
     from ckpt_schema._layouts.leaves import constant_key as constant_key
     from ckpt_schema._layouts.leaves import fresh_key as fresh_key
     from ckpt_schema._layouts.schema import Schema as Schema
@@ -102,7 +102,8 @@ _HOMES = {
     "orbax._adapt": ("adapt",),
     "orbax._missing": ("init",),
     "_layouts.table": ("Layout",),
-    "_layouts.leaves": ("Key", "constant_key", "fresh_key"),
+    "_layouts.annotations": ("Key",),
+    "_layouts.leaves": ("constant_key", "fresh_key"),
     "_lens.lens": ("Lens", "derive"),
     "_lens.registry": ("Registry",),
     "_lens.axis_rules": ("flip", "pad", "repeat", "replicated"),

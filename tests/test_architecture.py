@@ -16,7 +16,7 @@ MAX_LINES = 560
 ORDER = """
     _compat _messages _messages.text _messages.strict_json _messages.faults errors
     _layouts _layouts.formats _layouts.paths _layouts.overlaps _layouts.sizes _layouts.dims _layouts.leaves
-    _layouts.pytrees _layouts.table _layouts.precision
+    _layouts.annotations _layouts.pytrees _layouts.table _layouts.precision
     _layouts.kinds _layouts.fields _layouts.drafts
     _layouts.schema _layouts.streams _layouts.bare_trees
     _frameworks _frameworks.boxes

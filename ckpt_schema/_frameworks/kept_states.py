@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ckpt_schema._layouts import leaves as leaves_
 from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.annotations import from_annotation
 from ckpt_schema._layouts.drafts import written_nodes
 from ckpt_schema._layouts.fields import Body, OptimizerTable, StateField
 from ckpt_schema._layouts.leaves import Leaf
@@ -150,7 +150,7 @@ class _Reader:
                     leaf = dataclasses.replace(param.leaf, dtype=dtype)
                     yield self._mirror(head, param, dataclasses.replace(param, leaf=leaf), ())
         for path, text in self._own.items():
-            leaf = leaves_.from_annotation(self._spec.leaves[text])
+            leaf = from_annotation(self._spec.leaves[text])
             if leaf is None:
                 hint = 'write leaves={"0/count": Int32[Array, ""]}'
                 expected = "the annotation of a leaf"

@@ -10,11 +10,10 @@ import functools
 import math
 import struct
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 
 from ckpt_schema._compat import Tracer
@@ -30,7 +29,6 @@ __all__ = [
     "Fill",
     "FreshKey",
     "Init",
-    "Key",
     "Leaf",
     "Made",
     "OrNone",
@@ -40,7 +38,6 @@ __all__ = [
     "describe",
     "dtype_of",
     "fresh_key",
-    "from_annotation",
     "holds",
     "is_abstract",
     "is_array_class",
@@ -67,8 +64,6 @@ _IMPLS = {
 ANY_FLOAT = "Float"
 """The dtype of a leaf that may be any float, as jaxtyping calls it: no dtype of NumPy, so that no array is made of it."""
 
-_AnyFloat: Any = jaxtyping.Float  # which a checker takes for an alias
-_FLOATS: set[str] = set(_AnyFloat.dtypes)
 _WIDE = frozenset({"float64", "int64", "uint64", "complex128"})
 
 
@@ -217,68 +212,6 @@ def key_words(dtype: str) -> int:
     return jax.eval_shape(
         lambda: jax.random.key_data(jax.random.key(0, impl=key_impl(dtype)))
     ).shape[-1]
-
-
-if TYPE_CHECKING:
-    from typing import (
-        Literal as Key,
-    )  # to a type checker, Key["urbg"] is a legal annotation and no forward reference
-else:
-
-    class Key:
-        """The annotation of a typed PRNG key: ``Key["urbg"]``, or with dims ``Key["urbg", "layers"]``."""
-
-        def __class_getitem__(cls, item: str | tuple[str, str]) -> Leaf:
-            """The leaf for an implementation's tag and, if given, a dimension string."""
-            impl, text = item if isinstance(item, tuple) else (item, "")
-            return _leaf(text, key_dtype(impl))
-
-
-def _leaf(text: str, dtype: str) -> Leaf:
-    """The leaf of a dimension string."""
-    dims, names = dims_.parse_axes(text)
-    return Leaf(dims, dtype, names if any(name.label for name in names) else ())
-
-
-def from_annotation(annotation: Any) -> Leaf | None:
-    """The leaf a jaxtyping annotation (or ``Key[...]``) declares, or None when it is neither.
-
-    Raises:
-        SchemaError: The annotation allows several dtypes, or an axis has no size.
-
-    Example:
-        >>> from jaxtyping import Array, Float32
-        >>> str(from_annotation(Float32[Array, "embed 3*heads"]))
-        'float32[embed 3*heads]'
-        >>> str(from_annotation(Float32[Array, "in=embed out=embed"]))
-        'float32[in=embed out=embed]'
-        >>> from_annotation(jaxtyping.Float[Array, " embed"]).is_open
-        True
-    """
-    if isinstance(annotation, Leaf):
-        return annotation
-    dim_str, dtypes = getattr(annotation, "dim_str", None), getattr(annotation, "dtypes", None)
-    if not isinstance(dim_str, str) or dtypes is None:
-        return None
-    return _leaf(dim_str, _one_dtype(annotation, dtypes))
-
-
-def _one_dtype(annotation: Any, dtypes: Any) -> str:
-    names = (
-        {"bool" if d == "bool_" else d for d in dtypes}
-        if isinstance(dtypes, (tuple, list))
-        else set[str]()
-    )
-    if len(names) == 1 and "prng_key" not in names:
-        return names.pop()
-    if names == _FLOATS:
-        return ANY_FLOAT
-    what = "several dtypes" if names else "any dtype"
-    cure = "write one dtype, such as Float32 or BFloat16, or Float for any float"
-    if names == {"prng_key"}:
-        what, cure = "a key of no known implementation", 'write ckpt_schema.Key["urbg"]'
-    fault = Mismatch(str(annotation), "declaration", "exactly one dtype", what, cure)
-    raise SchemaError(f"{annotation} does not say which dtype the leaf has", [fault])
 
 
 @functools.lru_cache(maxsize=256)  # more than there are, structured ones aside

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.annotations import from_annotation
 from ckpt_schema._layouts.drafts import (
     Attribute,
     JoinedKeys,
@@ -381,7 +382,7 @@ def _target(name: str, annotation: Any) -> Leaf | type[Schema] | type[OptState] 
         return annotation
     if isinstance(annotation, type) and issubclass(annotation, Schema) and annotation is not Schema:
         return annotation
-    leaf = leaves.from_annotation(annotation)
+    leaf = from_annotation(annotation)
     if leaf is None:
         hint = 'write Float32[Array, "embed mlp"], Key["urbg"], Stream["urbg"], a Schema class, or list[...] of one of them'
         raise declaration(name, "a leaf or a schema", _spell(annotation), hint)

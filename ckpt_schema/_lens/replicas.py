@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 
-from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import AxisName, Dim
@@ -113,6 +112,8 @@ class CopiedTree:
         """
         if isinstance(given, Layout) or (isinstance(given, type) and issubclass(given, Schema)):
             return cls(given)
+        from ckpt_schema._frameworks.variables import state_of  # which loads flax
+
         flat = flatten(state_of(made_abstract(given)))
         sizes: collections.Counter[int] = collections.Counter()
         for leaf in flat.leaves:
