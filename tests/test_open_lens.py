@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, BFloat16, Float, Float32, Int32
 
 import ckpt_schema as cs
 from ckpt_schema.testing import check_laws
@@ -274,6 +274,21 @@ def test_a_lens_of_any_float_is_written_as_text() -> None:
     assert str(written["lens"]) == str(lens)
     tree = {"scale": np.ones(3, np.float16)}
     same(written["lens"].get(tree), lens.get(tree))
+
+
+def test_a_rule_for_many_leaves_is_written_for_those_that_it_changes() -> None:
+    class Wide(cs.Schema):
+        kernel: Float32[Array, "embed mlp"]
+        scale: Float32[Array, " embed"]
+
+    class Narrow(cs.Schema):
+        kernel: BFloat16[Array, "embed mlp"]
+        scale: Float32[Array, " embed"]
+
+    lens = cs.derive(Wide, Narrow, rules=[cs.cast("*", rounding="nearest")])
+    written: dict[str, Any] = {}
+    exec(cs.to_source(lens), written)
+    assert str(written["lens"]) == str(lens)
 
 
 def test_what_has_no_partner_is_told_as_it_was_declared() -> None:

@@ -27,6 +27,8 @@ from ckpt_schema._frameworks.optimizer_rows import Start, Starts
 from ckpt_schema._frameworks.tracing import nested
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.formats import FORMATS
+from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import KeyPath, LogicalPath
 from ckpt_schema._layouts.table import Layout, Row, Slot, slots_of
 from ckpt_schema._trees.containers import flatten
@@ -127,13 +129,18 @@ class Degrees:
     def _bench(self, start: Start) -> _Bench | NoDegree:
         # Metadata and defaults are of no interest to a transformation, and may have no hash.
         rows = tuple(
-            dataclasses.replace(row, metadata=(), default=None)
+            dataclasses.replace(row, metadata=(), default=None, leaf=_widened(row.leaf))
             for row in self._layout.rows
             if row.mirrors in start.trained or "/".join(row.path) in start.trained
         )
         trained = tuple(not row.mirrors for row in rows)
         sizes = self._layout.sizes
         return _bench(_Key(start.tx, start.head, start.home, start.box, rows, trained, sizes))
+
+
+def _widened(leaf: Leaf) -> Leaf:
+    """The leaf, a float as a wide one, which no large gradient overflows: one bench serves all floats."""
+    return leaf.with_dtype("float32") if leaf.is_open or leaf.dtype in FORMATS else leaf
 
 
 def _is_mirror_of(row: Row, param: Row) -> bool:
@@ -268,18 +275,14 @@ def _made(key: _Key) -> _Bench | NoDegree:
 def _abstract(
     key: _Key, sizes: Mapping[str, int]
 ) -> tuple[tuple[Slot, ...], tuple[jax.ShapeDtypeStruct, ...]]:
-    """The slots of the params, and what each holds at some sizes.
-
-    Narrow floats are made wide ones, which no large gradient overflows.
-    """
+    """The slots of the params, and what each holds at some sizes."""
     several = (n for n, trained in enumerate(key.trained) if trained)
     params = tuple((n, indices) for n in several for indices in slots_of(key.rows[n], sizes))
     shapes: list[jax.ShapeDtypeStruct] = []
     for number, _ in params:
         row = key.rows[number]
-        dtype = jnp.dtype(row.leaf.dtype)
-        wide = jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype
-        shapes.append(jax.ShapeDtypeStruct(dims_.sizes_of(row.dims, sizes) or (), wide))
+        shape = dims_.sizes_of(row.dims, sizes) or ()
+        shapes.append(jax.ShapeDtypeStruct(shape, jnp.dtype(row.leaf.dtype)))
     return params, tuple(shapes)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import optax
 import optax.contrib
 
-from ckpt_schema._frameworks.tracing import Box, StatePlace, Trace, nested, trace
+from ckpt_schema._frameworks.tracing import Box, StatePlace, Trace, nested, told_state, trace
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import EITHER, AxisName, Dim, Dims
 from ckpt_schema._layouts.leaves import Init, Leaf
@@ -507,12 +507,8 @@ def _stored(leaf: OptimizerLeaf) -> Dims:
     return leaf.row(None).dims
 
 
-def _spelled(shape: Sequence[int], dtype: str) -> str:
-    return f"{dtype}[{' '.join(map(str, shape))}]"
-
-
 def _unlike(place: StatePlace, several: Sequence[Any]) -> Mismatch:
-    kinds = " or ".join(dict.fromkeys(_what(s) for s in several))
+    kinds = " or ".join(dict.fromkeys(told_state(s) for s in several))
     return Mismatch(
         str(place),
         "shape",
@@ -520,14 +516,6 @@ def _unlike(place: StatePlace, several: Sequence[Any]) -> Mismatch:
         kinds,
         "declare this state with ckpt_schema.infer",
     )
-
-
-def _what(found: Any) -> str:
-    if found is None:
-        return "nothing"
-    if isinstance(found, type):
-        return f"a {found.__name__}"
-    return _spelled(*found)
 
 
 def _either(first: Any, second: Any) -> str:
@@ -539,4 +527,4 @@ def _type(found: OptimizerLeaf | Node | Mismatch | None) -> str:
         return str(Leaf(_stored(found), found.leaf.dtype))
     if isinstance(found, Mismatch):
         return found.found
-    return _what(found.type if isinstance(found, Node) else None)
+    return told_state(found.type if isinstance(found, Node) else None)

@@ -19,7 +19,7 @@ from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._layouts.table import Row
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Box", "StateLeaf", "StatePlace", "Trace", "nested", "trace"]
+__all__ = ["Box", "StateLeaf", "StatePlace", "Trace", "nested", "told_state", "trace"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,9 +96,25 @@ def trace(
         box: How the params are wrapped.
 
     Raises:
-        SchemaError: ``tx.init`` fails on such params, or treats the members of a list differently.
+        SchemaError: ``tx.init`` fails on such params, or treats the members of a list differently,
+            or makes a state of another type of each float.
     """
     _verify_trained(params)
+    if not any(row.leaf.is_open for row in params):
+        return _traced(tx, params, sizes, counts, box)
+    # What is of the one dtype and of the other as its params are is any float; all else is as it is.
+    both = [_traced(tx, _of_dtype(params, dtype), sizes, counts, box) for dtype in _TRIED]
+    return _followed(both[0], both[1])
+
+
+def _traced(
+    tx: optax.GradientTransformation,
+    params: Sequence[Row],
+    sizes: Mapping[str, int],
+    counts: Mapping[str, int],
+    box: Box,
+) -> Trace:
+    """The trace of params of one dtype each."""
     rows = {paths.fill(row.key, at): row for row in params for at in _members(row, counts)}
     patterns = {
         key[:end]: row.key[:end] for key, row in rows.items() for end in range(len(key) + 1)
@@ -123,20 +139,62 @@ def trace(
     return _grouped(list(_Walk(nested(abstract), patterns, box).below(state, ())), patterns, sizes)
 
 
-def _verify_trained(params: Sequence[Row]) -> None:
-    """Raises where a key stands among the params, which no transformation trains, or one is any float.
+_TRIED = "float32", "bfloat16"
+"""The dtypes of params of any float that a state is made of."""
+
+
+def _of_dtype(params: Sequence[Row], dtype: str) -> list[Row]:
+    """The rows, those of any float with this dtype."""
+    rows: list[Row] = []
+    for row in params:
+        leaf = row.leaf.with_dtype(dtype) if row.leaf.is_open else row.leaf
+        rows.append(dataclasses.replace(row, leaf=leaf))
+    return rows
+
+
+def _followed(wide: Trace, narrow: Trace) -> Trace:
+    """What is made for any float, from what is made for two of them.
 
     Raises:
-        SchemaError: With every such key, or every such float.
+        SchemaError: What stands somewhere differs in more than that.
     """
-    hint = "declare one dtype, such as BFloat16: a transformation starts with arrays of it"
-    faults = [
-        Mismatch("/".join(row.path), "dtype", "one dtype", str(row.stored), hint)
-        for row in params
-        if row.leaf.is_open
-    ]
+    found: dict[StatePlace, StateLeaf] = {}
+    faults: list[Mismatch] = []
+    for place in {**wide.found, **narrow.found}:
+        one, other = wide.found.get(place), narrow.found.get(place)
+        if one == other and one is not None:
+            found[place] = one
+        elif (
+            isinstance(one, tuple)
+            and isinstance(other, tuple)
+            and ((one[0], one[1], other[1]) == (other[0], *_TRIED))
+        ):
+            found[place] = one[0], leaves.ANY_FLOAT
+        else:
+            told = " or ".join(told_state(each) for each in (one, other))
+            hint = "declare one dtype of each param, such as BFloat16"
+            expected = "one type for all floats, or that of its param"
+            faults.append(Mismatch(str(place), "dtype", expected, told, hint))
     if faults:
-        raise SchemaError("a transformation needs one dtype of each param", faults)
+        raise SchemaError("a transformation keeps another state for each float", faults)
+    return dataclasses.replace(wide, found=found)
+
+
+def told_state(found: StateLeaf | None) -> str:
+    """What stands at a place, in words."""
+    if found is None:
+        return "nothing"
+    if isinstance(found, type):
+        return f"a {found.__name__}"
+    return f"{found[1]}[{' '.join(map(str, found[0]))}]"
+
+
+def _verify_trained(params: Sequence[Row]) -> None:
+    """Raises where a key stands among the params: no transformation trains one.
+
+    Raises:
+        SchemaError: With every such key.
+    """
     hint = 'give it a collection of its own, field(collection="rngs"), or keep it out of the model'
     faults = [
         Mismatch("/".join(row.path), "declaration", "params that are arrays", str(row.stored), hint)

@@ -17,12 +17,11 @@ from ckpt_schema._layouts.paths import LogicalPath, glob_means, parse_path
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.axis_rules import Replicated
-from ckpt_schema._lens.derive.derivation import verify_rules
 from ckpt_schema._lens.lens import Lens, of_copies
 from ckpt_schema._lens.one_sided import Keeps, derived
 from ckpt_schema._lens.read_sides import Axes, ReadSide, ReadSides
 from ckpt_schema._lens.replicas import CopiedTree, copies_fault, count_of_copies
-from ckpt_schema._lens.rules import Rule
+from ckpt_schema._lens.rules import Rule, verify_rules
 from ckpt_schema._lens.siblings import with_lists
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.containers import Tree

@@ -17,7 +17,6 @@ from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.axis_rules import Padding, Replicated
 from ckpt_schema._lens.derive.axis_names import guessed
 from ckpt_schema._lens.derive.composition import compose
-from ckpt_schema._lens.derive.derivation import verify_rules
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.lists import join
 from ckpt_schema._lens.derive.served_weights import unserved, warn_of_unserved
@@ -34,7 +33,7 @@ from ckpt_schema._lens.losses import loss
 from ckpt_schema._lens.plan.plan import Plan
 from ckpt_schema._lens.plan.translation import Translator
 from ckpt_schema._lens.replicas import replicated_layout
-from ckpt_schema._lens.rules import Rule
+from ckpt_schema._lens.rules import Rule, verify_rules
 from ckpt_schema._lens.standins import closed_steps, with_ends
 from ckpt_schema._messages.text import columns
 from ckpt_schema._trees.containers import Tree

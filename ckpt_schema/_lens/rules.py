@@ -21,7 +21,7 @@ from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Replicated, R
 from ckpt_schema._lens.spelled_axes import ARROW, SpelledAxes, parse_spelled
 from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
 from ckpt_schema._lens.wellformed import default_of, one_dim, verify_paths
-from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
 
 __all__ = [
     "Apart",
@@ -46,6 +46,7 @@ __all__ = [
     "rename",
     "reset",
     "tie",
+    "verify_rules",
 ]
 
 
@@ -434,3 +435,27 @@ def fuse(
         shared,
         None if axes is None else parse_spelled("fuse", axes, len(several)),
     )
+
+
+def verify_rules(rules: object) -> None:
+    """Raises unless these are rules.
+
+    Raises:
+        DerivationError: With everything that is none.
+    """
+    several = isinstance(
+        rules, (list, tuple)
+    )  # a lone rule is no sequence, and a string is one of the wrong things
+    wrong: list[object] = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
+    if wrong:
+        expected = (
+            "a list of rename(...), private(...), apart(...), move(...), reset(...), raw_key(...), "
+            "tie(...), fuse(...), series(...), flip(...), pad(...), repeat(...), replicated(...), "
+            "cast(...), scale(...) and shift(...)"
+        )
+        faults = [Mismatch("rules", "rule", expected, _spelled(rule)) for rule in wrong]
+        raise DerivationError("rules= is not well formed", faults)
+
+
+def _spelled(rule: object) -> str:
+    return f"{rule} by itself" if isinstance(rule, Rule) else repr(rule)

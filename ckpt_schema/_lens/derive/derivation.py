@@ -35,12 +35,12 @@ from ckpt_schema._lens.derive.spelled_rows import with_spelled_axes
 from ckpt_schema._lens.derive.ties import copies
 from ckpt_schema._lens.derive.unplaced import unplaced
 from ckpt_schema._lens.derive.wholes import Member, both_divided, divided, groups, memberships
-from ckpt_schema._lens.rules import Apart, Fuse, Move, Private, Rename, Reset, Rule
+from ckpt_schema._lens.rules import Apart, Fuse, Move, Private, Rename, Reset, Rule, verify_rules
 from ckpt_schema._lens.spellings import of_dim
 from ckpt_schema._trees import chains
 from ckpt_schema.errors import DerivationError, Mismatch
 
-__all__ = ["join_rows", "verify_rules", "with_moments"]
+__all__ = ["join_rows", "with_moments"]
 
 
 def join_rows(
@@ -154,6 +154,9 @@ def join_rows(
     known |= {"/".join(view.rows[n].path) for n in told[1]}
     faults += unplaced(source, view, renamed, joined, alignment, known, rules)
     if written:
+        # Of a rule for many leaves, what does nothing to its node is no rule for that.
+        spare = {fault.path for fault in faults if fault.found.startswith("none")}
+        rules = [rule for rule in rules if str(rule) not in spare]
         faults = list(as_written(faults, written))
     if faults:
         faults = causes(source, view, joined, faults)
@@ -443,25 +446,6 @@ def _said(view: Row, hits: Sequence[Hit[ValueRule]], decision: Decision | None) 
     if not isinstance(rule, Rename) or rule.axes is None:
         return said
     return dataclasses.replace(said, axes=rule.axes, rules=(*said.rules, rule))
-
-
-def verify_rules(rules: object) -> None:
-    several = isinstance(
-        rules, (list, tuple)
-    )  # a lone rule is no sequence, and a string is one of the wrong things
-    wrong: list[object] = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
-    if wrong:
-        expected = (
-            "a list of rename(...), private(...), apart(...), move(...), reset(...), raw_key(...), "
-            "tie(...), fuse(...), series(...), flip(...), pad(...), repeat(...), replicated(...), "
-            "cast(...), scale(...) and shift(...)"
-        )
-        faults = [Mismatch("rules", "rule", expected, _spelled(rule)) for rule in wrong]
-        raise DerivationError("rules= is not well formed", faults)
-
-
-def _spelled(rule: object) -> str:
-    return f"{rule} by itself" if isinstance(rule, Rule) else repr(rule)
 
 
 def _settled(rules: Sequence[Rule]) -> list[Settled]:

@@ -30,7 +30,7 @@ from ckpt_schema._lens.derive.parts import Divided, Numbered, listed
 from ckpt_schema._lens.derive.relations import GivenSizes, stripped, undecided
 from ckpt_schema._lens.derive.scope import Hit, Scope, standing
 from ckpt_schema._lens.derive.wholes import Group, Member, lacking, memberships, span
-from ckpt_schema._lens.rules import Apart, Fuse, Private, Rename, Reset, Rule, Tie
+from ckpt_schema._lens.rules import Apart, Fuse, Private, Rename, Reset, Rule, Tie, verify_rules
 from ckpt_schema._lens.spellings import of_dim
 from ckpt_schema.errors import DerivationError, Mismatch
 
@@ -49,7 +49,7 @@ def join(
     Raises:
         DerivationError: With all that has no place, or is not one leaf on both sides.
     """
-    derivation.verify_rules(rules)
+    verify_rules(rules)
     tables = source, view
     wanted = _wanted(tables, rules)
     if not any(wanted):
