@@ -235,7 +235,6 @@ def test_what_a_rule_cannot_do_to_narrow_floats_is_an_error() -> None:
     [
         lambda lens: lens.loss,
         lambda lens: lens.exact,
-        lambda lens: lens >> ~lens,
         lambda lens: cs.Registry([lens]),
         lambda lens: check_laws(lens, ["GetPut"]),
         lambda lens: cs.orbax.restore("/nowhere", {"scale": jnp.ones(3)}, lens),

@@ -14,9 +14,9 @@ import numpy as np
 from ckpt_schema._diff.entries import Change, Diff, ValueDifference
 from ckpt_schema._diff.found_lists import found_lists
 from ckpt_schema._layouts import leaves
-from ckpt_schema._layouts.formats import FORMATS
-from ckpt_schema._layouts.leaves import ANY_FLOAT, Leaf
+from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath, NaturalOrder, format_path
+from ckpt_schema._layouts.precision import may_be_one
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Repeat, Row
 from ckpt_schema._lens.lens import Lens
@@ -160,7 +160,7 @@ class _Sides:
         shape = Leaf(row.leaf.dims, ""), row.repeats
         if shape != (Leaf(other.leaf.dims, ""), other.repeats):
             yield Change("reshaped", path, _told(row), _told(other), several)
-        elif not _may_be(row.leaf, other.leaf):
+        elif not may_be_one(row.leaf.dtype, other.leaf.dtype):
             yield Change("recast", path, row.leaf.dtype, other.leaf.dtype, several)
         elif row.path == other.path and row.key != other.key:
             self.respelled += 1
@@ -172,13 +172,6 @@ class _Sides:
             if rest[: len(old)] == old:
                 return (*head, *new, *rest[len(old) :])
         return path
-
-
-def _may_be(leaf: Leaf, other: Leaf) -> bool:
-    """Whether two leaves are of one dtype, or one is any float and the other a float."""
-    if leaf.is_open or other.is_open:
-        return FORMATS.keys() | {ANY_FLOAT} >= {leaf.dtype, other.dtype}
-    return leaf.dtype == other.dtype
 
 
 def _has_star(rule: Rename) -> bool:

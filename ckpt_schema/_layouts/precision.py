@@ -14,12 +14,21 @@ import jax.numpy as jnp
 
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.formats import FORMATS
+from ckpt_schema._layouts.leaves import ANY_FLOAT
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Dtypes", "open_rows", "said_dtypes", "typed", "verify_closed", "with_dtypes"]
+__all__ = [
+    "Dtypes",
+    "may_be_one",
+    "open_rows",
+    "said_dtypes",
+    "typed",
+    "verify_closed",
+    "with_dtypes",
+]
 
 Dtypes = Any
 """One dtype of floats, or several by globs of logical paths: ``{"**": "bfloat16", "norm": "float32"}``."""
@@ -28,6 +37,19 @@ Dtypes = Any
 def open_rows(table: Layout) -> list[int]:
     """The numbers of the rows that are any float."""
     return [number for number, row in enumerate(table.rows) if row.leaf.is_open]
+
+
+def may_be_one(dtype: str, other: str) -> bool:
+    """Whether two dtypes are one, or one is any float and the other a float.
+
+    Example:
+        >>> may_be_one("Float", "bfloat16"), may_be_one("Float", "int32"), may_be_one("int8", "int8")
+        (True, False, True)
+    """
+    return dtype == other or (ANY_FLOAT in (dtype, other) and {dtype, other} <= _FLOATS)
+
+
+_FLOATS = FORMATS.keys() | {ANY_FLOAT}
 
 
 def verify_closed(table: Layout, what: str, cure: str = "") -> None:

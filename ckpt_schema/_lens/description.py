@@ -2,20 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Sum
 from ckpt_schema._layouts.sizes import ONE, Size
-from ckpt_schema._layouts.table import Row
+from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.cells import Cell, Digit, Place
+from ckpt_schema._lens.codecs import Exact, Rounded
 from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.derive.middle import Joined
 from ckpt_schema._lens.spellings import of_dim
-from ckpt_schema._messages.text import shown
+from ckpt_schema._messages.text import columns, shown
 
-__all__ = ["described"]
+__all__ = ["described", "table_lines"]
 
 Rows = tuple[Sequence[Row], Sequence[Row]]
+
+
+def table_lines(lens: Joined, losses: Mapping[str, str]) -> list[str]:
+    """The table of a lens: where each leaf goes, what is edited, what is private.
+
+    Args:
+        lens: The lens.
+        losses: What is lost, by the logical path in the view.
+    """
+    pairs = [pair for one in lens.joins for pair in one.pairs]
+    joined_s, joined_v = ({pair[side] for pair in pairs} for side in (0, 1))
+    rows = [
+        (_keys(lens.source, j.sources), _keys(lens.view, j.views), done)
+        for j, done in _done(lens, losses)
+    ]
+    alone = [
+        (_key(r), "-", _private(r)) for n, r in enumerate(lens.source.rows) if n not in joined_s
+    ]
+    alone += [
+        ("-", _key(r), _private(r)) for n, r in enumerate(lens.view.rows) if n not in joined_v
+    ]
+    own = len(lens.source.rows) - len(joined_s), len(lens.view.rows) - len(joined_v)
+    here, there = called(lens.source, lens.view)
+    header = (
+        f"{here} -> {there}: {len(lens.joins)} joined, "
+        f"{own[0]} private to {here}, {own[1]} private to {there}"
+    )
+    if losses:
+        header += f", {len(losses)} not exact (lens.loss says by how much)"
+    return [header, *columns([*rows, *alone])]
+
+
+def _done(lens: Joined, losses: Mapping[str, str]) -> Iterator[tuple[Join, str]]:
+    """What is done on the way of each join, and whether it is a copy of what another carries."""
+    for one in lens.joins:
+        words = described(one, (lens.source.rows, lens.view.rows))
+        lost = any("/".join(lens.view.rows[number].path) in losses for number in one.views)
+        said = words, "tied" if any(one.compares) else "", "not exact" if lost else ""
+        yield one, ", ".join(filter(None, said))
+
+
+def _keys(table: Layout, rows: Sequence[int]) -> str:
+    return " ".join(_key(table.rows[number]) for number in rows)
+
+
+def _key(row: Row) -> str:
+    return paths.format_path(row.key)
+
+
+def _private(row: Row) -> str:
+    if row.default is None:
+        return f"private, {row.stored}, {'optional' if row.optional else 'from onto'}"
+    counts = (
+        isinstance(row.default, leaves.FreshKey | leaves.ConstantKey) and not row.leaf.is_key
+    )  # beside the key of a stream
+    return f"private, {row.stored}, default {0 if counts else row.default}"
 
 
 def described(join: Join, rows: Rows) -> str:
@@ -69,8 +128,13 @@ def _cell(cell: Cell, rows: Rows) -> str:
     assert isinstance(cell.source, int) and isinstance(cell.view, int)
     both = rows[0][cell.source], rows[1][cell.view]
     symbols = len(both[0].unrolled), len(both[1].unrolled)
-    words = [str(word) for word in cell.codec if str(word)]
-    if any(row.leaf.is_open for row in both):
+    is_open = any(row.leaf.is_open for row in both)
+    words: list[str] = []
+    for word in cell.codec:
+        if is_open and isinstance(word, (Exact, Rounded)):  # of dtypes that stand for others
+            word = Exact("", "", word.exponent if isinstance(word, Exact) else 0)
+        words += [str(word)] if str(word) else []
+    if is_open:
         words.append(" -> ".join(row.leaf.dtype for row in both))
     keys = both[0].leaf.is_key, both[1].leaf.is_key
     if keys[0] != keys[1]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.precision import Dtypes, open_rows, said_dtypes
 from ckpt_schema._layouts.schema import Schema, layout
-from ckpt_schema._layouts.table import Layout, Row, called
+from ckpt_schema._layouts.table import Layout, called
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.axis_rules import Padding, Replicated
 from ckpt_schema._lens.derive.axis_names import guessed
-from ckpt_schema._lens.derive.composition import compose
+from ckpt_schema._lens.derive.composition import compose, verify_alike
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.lists import join
 from ckpt_schema._lens.derive.served_weights import unserved, warn_of_unserved
@@ -25,17 +25,17 @@ from ckpt_schema._lens.derive.view_names import (
     as_called,
     common_names,
     names_apart,
+    names_between,
     renamed_joins,
     renamed_layout,
 )
-from ckpt_schema._lens.description import described
+from ckpt_schema._lens.description import table_lines
 from ckpt_schema._lens.losses import loss
 from ckpt_schema._lens.plan.plan import Plan
 from ckpt_schema._lens.plan.translation import Translator
 from ckpt_schema._lens.replicas import replicated_layout
 from ckpt_schema._lens.rules import Rule, verify_rules
-from ckpt_schema._lens.standins import closed_steps, with_ends
-from ckpt_schema._messages.text import columns
+from ckpt_schema._lens.standins import closed_steps, opened, opened_steps, with_ends
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import AxesWarning, DerivationError, Mismatch
 
@@ -216,13 +216,7 @@ class Lens:
             DerivationError: Neither layout has a dim of that name.
         """
         dims_.verify_sizes(dims)
-        known: set[str] = set()
-        if dims:  # of 100,000 rows they take a while to gather
-            known = self.source.names() | self.view.names()
-            known.update(*(join.names for join in self.joins))
-            for each in self.derivations:  # what both sides pad has a name in rules alone
-                pads = [rule for rule in each.rules if isinstance(rule, Padding)]
-                known |= dims_.dim_names(rule.small for rule in pads)
+        known = _dim_names(self) if dims else set[str]()  # of 100,000 rows they take a while
         expected = f"a dim of either layout ({', '.join(sorted(known))})"
         faults = [
             Mismatch(name, "dims", expected, "an unknown name")
@@ -284,13 +278,13 @@ class Lens:
         return self._lenses[key]
 
     def _through(self, steps: Sequence[Derivation]) -> Lens:
-        """This lens, derived again from layouts that say more of their dtypes."""
-        (step,) = steps
-        tables = as_read((step.source, step.view), step.rules)
-        left, right, joins, rules = join(*tables, step.rules, step.sized(self.dims))
-        made = Derivation(left, right, rules, pairs=step.pairs)
-        lens = Lens(left, right, joins, self.dims, (made,))
-        return ~lens if step.inverted else lens
+        """This lens, derived again by steps whose layouts say more of their dtypes."""
+        found = _gone_through(steps, [step.sized(self.dims) for step in steps])
+        # Of what was composed in another order, dims may be told apart by other names.
+        names: dict[str, str] = {}
+        for table, own in ((found.source, self.source), (found.view, self.view)):
+            names |= names_between(table, own)
+        return dataclasses.replace(found.renamed(names), dims=self.dims)
 
     def __invert__(self) -> Lens:
         """The lens in the other direction: its ``get`` is this lens's `put`."""
@@ -308,9 +302,13 @@ class Lens:
         Raises:
             DerivationError: With every row in which this lens's view differs from the other's source.
         """
-        for each in (self, other):
-            verify_bound(each, "a composition")
-        other = other.renamed(as_called(other.source, self.view)).beside(self)
+        other = other.renamed(as_called(other.source, self.view))
+        if self.is_open or other.is_open:
+            verify_alike(self.view, other.source)
+            steps = (*self.derivations, *other.derivations)
+            sizes = [step.sized(each.dims) for each in (self, other) for step in each.derivations]
+            return _gone_through(steps, sizes)
+        other = other.beside(self)
         dims, derivations = {**self.dims, **other.dims}, (*self.derivations, *other.derivations)
         return Lens(*compose(self, other), dims=dims, derivations=derivations)
 
@@ -342,7 +340,46 @@ class Lens:
 
     def __str__(self) -> str:
         """The table: where each leaf goes, what is edited, what is private."""
-        return "\n".join(_table(self))
+        return "\n".join(table_lines(self, {} if self.is_open else self.loss))
+
+
+def _dim_names(lens: Lens) -> set[str]:
+    """The dims of both layouts, and of what is done between them."""
+    names = lens.source.names() | lens.view.names()
+    names.update(*(join.names for join in lens.joins))
+    for each in lens.derivations:  # what both sides pad has a name in rules alone
+        pads = [rule for rule in each.rules if isinstance(rule, Padding)]
+        names |= dims_.dim_names(rule.small for rule in pads)
+    return names
+
+
+def _gone_through(steps: Sequence[Derivation], sizes: Sequence[Mapping[str, int]]) -> Lens:
+    """The lens that goes through steps one after the other, some of whose layouts have leaves of any float.
+
+    Args:
+        steps: The steps. What an end leaves open stays open; a layout between takes what comes in.
+        sizes: The sizes of the dims of each, by its own names.
+    """
+    lenses: list[Lens] = []
+    for step, own in zip(closed_steps(steps), sizes, strict=True):
+        tables = as_read((step.source, step.view), step.rules)
+        left, right, joins, rules = join(*tables, step.rules, own)
+        made = Derivation(left, right, rules, pairs=step.pairs)
+        lens = Lens(left, right, joins, derivations=(made,))
+        known = _dim_names(lens)
+        dims = {name: size for name, size in own.items() if name in known}
+        lens = dataclasses.replace(lens, dims=dims)
+        lenses.append(~lens if step.inverted else lens)
+    whole = functools.reduce(operator.rshift, lenses)
+    ends = steps[0].ends[0], steps[-1].ends[1]
+    if not any(map(open_rows, ends)):
+        return whole
+    return dataclasses.replace(
+        whole,
+        source=opened(whole.source, ends[0]),
+        view=opened(whole.view, ends[1]),
+        derivations=opened_steps(whole.derivations, steps),
+    )
 
 
 def verify_bound(lens: Lens, what: str) -> None:
@@ -481,52 +518,3 @@ def _warn_of_squares(lens: Lens) -> None:
             "were joined without a transpose. Say so, as here, or say axes='1 0' for the transpose:"
         ).format(*called(lens.source, lens.view))
         warnings.warn(header + "".join(lines), AxesWarning, stacklevel=3)
-
-
-def _table(lens: Lens) -> list[str]:
-    joined_s, joined_v = lens.joined
-    rows = [
-        (_keys(lens.source, j.sources), _keys(lens.view, j.views), done) for j, done in _done(lens)
-    ]
-    alone = [
-        (_key(r), "-", _private(r)) for n, r in enumerate(lens.source.rows) if n not in joined_s
-    ]
-    alone += [
-        ("-", _key(r), _private(r)) for n, r in enumerate(lens.view.rows) if n not in joined_v
-    ]
-    own = len(lens.source.rows) - len(joined_s), len(lens.view.rows) - len(joined_v)
-    here, there = called(lens.source, lens.view)
-    header = (
-        f"{here} -> {there}: {len(lens.joins)} joined, "
-        f"{own[0]} private to {here}, {own[1]} private to {there}"
-    )
-    if not lens.is_open and lens.loss:
-        header += f", {len(lens.loss)} not exact (lens.loss says by how much)"
-    return [header, *columns([*rows, *alone])]
-
-
-def _done(lens: Lens) -> Iterator[tuple[Join, str]]:
-    """What is done on the way of each join, and whether it is a copy of what another carries."""
-    losses = {} if lens.is_open else lens.loss
-    for one in lens.joins:
-        words = described(one, (lens.source.rows, lens.view.rows))
-        lost = any("/".join(lens.view.rows[number].path) in losses for number in one.views)
-        said = words, "tied" if any(one.compares) else "", "not exact" if lost else ""
-        yield one, ", ".join(filter(None, said))
-
-
-def _keys(table: Layout, rows: Sequence[int]) -> str:
-    return " ".join(_key(table.rows[number]) for number in rows)
-
-
-def _key(row: Row) -> str:
-    return paths.format_path(row.key)
-
-
-def _private(row: Row) -> str:
-    if row.default is None:
-        return f"private, {row.stored}, {'optional' if row.optional else 'from onto'}"
-    counts = (
-        isinstance(row.default, leaves.FreshKey | leaves.ConstantKey) and not row.leaf.is_key
-    )  # beside the key of a stream
-    return f"private, {row.stored}, default {0 if counts else row.default}"

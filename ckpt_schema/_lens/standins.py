@@ -11,13 +11,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from ckpt_schema._layouts.formats import FORMATS
+from ckpt_schema._layouts.leaves import ANY_FLOAT
 from ckpt_schema._layouts.paths import Pattern
 from ckpt_schema._layouts.precision import open_rows, with_dtypes
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.codecs import holds
 
-__all__ = ["closed_steps", "with_ends"]
+__all__ = ["closed_steps", "opened", "opened_steps", "with_ends"]
 
 
 def with_ends(
@@ -66,6 +67,20 @@ def closed_steps(steps: Sequence[Derivation]) -> tuple[Derivation, ...]:
         layouts = [side.closed() for side in sides[2 * number : 2 * number + 2]]
         closed.append(_with_layouts(step, layouts[0], layouts[1]))
     return tuple(closed)
+
+
+def opened(table: Layout, like: Layout) -> Layout:
+    """The layout, whose rows are any float where those of another with the same rows are."""
+    return with_dtypes(table, dict.fromkeys(open_rows(like), ANY_FLOAT))
+
+
+def opened_steps(steps: Sequence[Derivation], like: Sequence[Derivation]) -> tuple[Derivation, ...]:
+    """The same of the layouts of steps."""
+    found: list[Derivation] = []
+    for step, other in zip(steps, like, strict=True):
+        layouts = [opened(*pair) for pair in zip(step.ends, other.ends, strict=True)]
+        found.append(_with_layouts(step, layouts[0], layouts[1]))
+    return tuple(found)
 
 
 def _with_layouts(step: Derivation, first: Layout, last: Layout) -> Derivation:

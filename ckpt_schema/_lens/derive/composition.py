@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from ckpt_schema._layouts import leaves, paths
-from ckpt_schema._layouts.leaves import Default, Init
+from ckpt_schema._layouts.leaves import Default, Init, Leaf
+from ckpt_schema._layouts.precision import may_be_one
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.middle import Joined, through_the_middle
 from ckpt_schema._trees.chains import with_mirrors
 from ckpt_schema.errors import DerivationError, Mismatch
 
-__all__ = ["compose"]
+__all__ = ["compose", "verify_alike"]
 
 
 def compose(first: Joined, second: Joined) -> tuple[Layout, Layout, tuple[Join, ...]]:
@@ -24,10 +26,8 @@ def compose(first: Joined, second: Joined) -> tuple[Layout, Layout, tuple[Join, 
         DerivationError: With every row in which the layouts in the middle differ, and all that do
             not compose.
     """
-    faults = [*_differences(first.view, second.source), *_contradictions(first, second)]
-    if faults:
-        header = f"{first.view.name} and {second.source.name} are not one layout, so their lenses do not compose"
-        raise DerivationError(header, faults)
+    faults: list[Mismatch] = []
+    verify_alike(first.view, second.source, _contradictions(first, second))
     number = {row.key: n for n, row in enumerate(first.view.rows)}
     # From the rows of the first's view to those of the second's source, which are the same.
     middle = {number[row.key]: n for n, row in enumerate(second.source.rows)}
@@ -126,14 +126,40 @@ def _defaulted(row: Row, default: Default | None, table: Layout, faults: list[Mi
     return dataclasses.replace(row, default=default)
 
 
-def _differences(first: Layout, second: Layout) -> list[Mismatch]:
-    left = {row.key: str(row.stored) for row in first.rows}
-    right = {row.key: str(row.stored) for row in second.rows}
-    faults = [
-        Mismatch(
-            paths.format_path(key), "unplaced", left.get(key, "nothing"), right.get(key, "nothing")
+def verify_alike(first: Layout, second: Layout, more: Iterable[Mismatch] = ()) -> None:
+    """Raises unless two layouts between lenses are one; any float may be every float there.
+
+    Args:
+        first: The view of the first lens.
+        second: The source of the second.
+        more: What else is wrong.
+
+    Raises:
+        DerivationError: With every row in which they differ.
+    """
+    faults = [*_differences(first, second), *more]
+    if faults:
+        header = (
+            f"{first.name} and {second.name} are not one layout, so their lenses do not compose"
         )
-        for key in sorted({**left, **right}, key=lambda key: paths.natural(paths.format_path(key)))
-        if left.get(key) != right.get(key)
-    ]
+        raise DerivationError(header, faults)
+
+
+def _differences(first: Layout, second: Layout) -> list[Mismatch]:
+    left = {row.key: row.stored for row in first.rows}
+    right = {row.key: row.stored for row in second.rows}
+    faults: list[Mismatch] = []
+    for key in sorted({**left, **right}, key=lambda key: paths.natural(paths.format_path(key))):
+        one, other = left.get(key), right.get(key)
+        if one is None or other is None or not _may_be_one(one, other):
+            both = ("nothing" if leaf is None else str(leaf) for leaf in (one, other))
+            faults.append(Mismatch(paths.format_path(key), "unplaced", *both))
     return [*with_mirrors(first, faults)]
+
+
+def _may_be_one(leaf: Leaf, other: Leaf) -> bool:
+    """Whether two leaves are one, or are once it is known which floats they are."""
+    if not (leaf.is_open or other.is_open):
+        return str(leaf) == str(other)
+    is_float = may_be_one(leaf.dtype, other.dtype)
+    return is_float and str(leaf.with_dtype("")) == str(other.with_dtype(""))

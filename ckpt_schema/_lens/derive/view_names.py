@@ -17,6 +17,7 @@ __all__ = [
     "as_called",
     "common_names",
     "names_apart",
+    "names_between",
     "renamed_joins",
     "renamed_layout",
     "renamed_row",
@@ -71,6 +72,17 @@ def as_called(table: Layout, other: Layout) -> dict[str, str]:
                 names[name] = new
     taken = table.names()
     return {name: new for name, new in names.items() if new not in taken}
+
+
+def names_between(table: Layout, other: Layout) -> dict[str, str]:
+    """What dims of one layout are called in another with the same rows, where that is something else."""
+    names: dict[str, str] = {}
+    for row, twin in zip(table.rows, other.rows, strict=True):
+        if row.all_dims == twin.all_dims:
+            continue
+        own, theirs = (_WORD.findall(dims_.format_dims(each.all_dims)) for each in (row, twin))
+        names |= {name: new for name, new in zip(own, theirs, strict=True) if name != new}
+    return names
 
 
 def renamed_row(row: Row, names: Mapping[str, str]) -> Row:
