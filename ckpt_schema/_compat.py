@@ -5,6 +5,9 @@ Of Orbax these are the names of its files: no public function says what stands i
 
 from __future__ import annotations
 
+from typing import Any
+
+from jax._src import distributed
 from jax.core import Tracer
 from jax.experimental.multihost_utils import process_allgather
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
@@ -19,9 +22,19 @@ __all__ = [
     "ClosedJaxpr",
     "Literal",
     "Tracer",
+    "coordination_client",
     "jaxpr_as_fun",
     "process_allgather",
 ]
+
+
+def coordination_client() -> Any:
+    """The client of the service by which the processes of `jax.distributed` find one another.
+
+    None where there is none such. Orbax asks for it in the same way.
+    """
+    return distributed.global_state.client
+
 
 CHECKPOINT_FILE = "_CHECKPOINT_METADATA"
 """The file of a checkpoint: when it was written, and by which handlers."""

@@ -61,7 +61,8 @@ COMMANDS = {
     "memory": Command(("tests/benchmarks/bench_memory.py",)),
     "processes": Command(("tests/benchmarks/bench_processes.py",)),
     "convert": Command(("-W", "ignore", "tests/benchmarks/bench_convert.py")),
-    "kills": Command(("-W", "ignore", "tests/support/killed.py", "--rounds", "50")),
+    "kills": Command(("-W", "ignore", "tests/support/killed.py")),
+    "disks": Command(("-W", "ignore", "tests/support/disks.py")),
     "discovered": Command(("-W", "ignore", "tests/discovered.py")),
     "states": Command(("tests/benchmarks/bench_states.py",)),
     "growth": Command(("tests/benchmarks/bench_growth.py",)),
@@ -70,6 +71,7 @@ COMMANDS = {
     "damage": Command(("tests/fuzz/damage.py",)),
     "headers": Command(("tests/fuzz/headers.py",)),
     "races": Command(("tests/support/races.py",)),
+    "peers": Command(("-W", "ignore", "tests/support/peers.py")),
     "fuzz": Command(("tests/fuzz/sweep.py", "--cases", "5000")),
     "planted": Command(("-W", "ignore", "tests/planted_faults.py", "--kept", ".planted.json")),
     "thorough": Command(

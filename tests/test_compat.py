@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -78,7 +81,33 @@ def test_a_manager_keeps_its_own_file_beside_checkpoints(tmp_path: Path) -> None
         assert (tmp_path / _compat.ROOT_FILE).is_file()
 
 
+SERVICE = """
+import jax, socket
+from ckpt_schema import _compat
+
+assert _compat.coordination_client() is None
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+jax.distributed.initialize(f"127.0.0.1:{port}", 1, 0)
+client = _compat.coordination_client()
+client.key_value_set_bytes("a/0", b"x")
+client.wait_at_barrier("together", 10_000)
+assert client.key_value_dir_get_bytes("a/") == [("a/0", b"x")]
+client.key_value_delete("a/")
+assert client.key_value_dir_get_bytes("a/") == []
+jax.distributed.shutdown()
+"""
+
+
+def test_the_service_of_processes_has_what_is_asked_of_it() -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([sys.executable, "-c", SERVICE], env=env, capture_output=True, text=True)
+    assert not run.returncode, run.stderr
+
+
 TESTED = {
+    "coordination_client": test_the_service_of_processes_has_what_is_asked_of_it,
     "Tracer": test_a_tracer_is_what_a_traced_function_sees,
     "process_allgather": test_one_process_gathers_what_it_has,
     **dict.fromkeys(

@@ -228,7 +228,7 @@ def test_what_is_written_after_the_failure_is_removed_too(
         writer.start()
         raise OSError("disk full")
 
-    monkeypatch.setattr(ocp, "save_checkpointables", failing)
+    monkeypatch.setattr(ocp, "save_checkpointables_async", failing)
     with pytest.raises(OSError, match="disk full"):
         cs.orbax.save(tmp_path / "0", linen_state, lens)
     assert not writer.is_alive()

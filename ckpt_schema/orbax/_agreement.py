@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from ckpt_schema import errors
-from ckpt_schema._compat import process_allgather
+from ckpt_schema._compat import coordination_client
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
+from ckpt_schema.orbax._contexts import patience
 
-__all__ = ["agree", "raised_by_all", "told_by_first"]
+__all__ = ["agree", "first_line", "raised_by_all", "said_by_others", "shortened", "told_by_first"]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of Orbax or of jax says, shortened."""
+    return shortened(str(error) or type(error).__name__)
+
+
+def shortened(text: str) -> str:
+    """The first line of a text; TensorStore goes on with a whole specification."""
+    return text.splitlines()[0][:300] if text else ""
 
 
 @contextlib.contextmanager
@@ -72,40 +84,90 @@ def told_by_first(text: str) -> str:
     return text if jax.process_count() == 1 else _exchanged(text.encode())[0].decode()
 
 
+def said_by_others(name: str, text: str, *, seconds: float) -> dict[int, str | None]:
+    """What each other process says of one thing, None of those that say nothing within seconds.
+
+    Args:
+        name: The thing; no two calls in one program may have the same.
+        text: What this process says.
+        seconds: How long it listens.
+    """
+    client, count = coordination_client(), jax.process_count()
+    if count == 1 or client is None:
+        return {}
+    place = f"ckpt_schema/said/{name}/"
+    said: dict[int, bytes] = {}
+    until = time.monotonic() + seconds
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service may be gone, too
+        client.key_value_set_bytes(f"{place}{jax.process_index()}", text[:_LONGEST].encode())
+        while len(said) < count and time.monotonic() < until:
+            said = _told_at(client, place)
+            time.sleep(0.1)
+    others = set(range(count)) - {jax.process_index()}
+    return {number: said[number].decode() if number in said else None for number in sorted(others)}
+
+
+_rounds = itertools.count()
+
+
 def _exchanged(message: bytes) -> list[bytes]:
-    """The messages of all processes. Unless there is one, it is one number that goes around."""
-    count = jax.process_count()
-    lengths = _gathered(np.int32(len(message))).reshape(count)
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    if not padded.size:
-        return [b""] * count
-    padded[: len(message)] = np.frombuffer(message, np.uint8)
-    rows = _gathered(padded).reshape(count, -1)
-    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
+    """The messages of all processes, each of which comes here in the same order.
 
+    They go by way of the service by which jax's processes found one another, and not by arrays:
+    there a wait has an end, and it is known who did not come.
 
-def _gathered(value: Any) -> np.ndarray[Any, Any]:
+    Raises:
+        CkptSchemaError: Some process does not come.
+    """
+    client, count = coordination_client(), jax.process_count()
+    if client is None:
+        hint = "call jax.distributed.initialize() at the start of the program"
+        fault = Mismatch("jax.distributed", "process", "a service for processes", "none", hint)
+        raise ConformanceError("processes cannot find one another", [fault])
+    number = next(_rounds)
+    place, seconds = f"ckpt_schema/{number}/", patience()
     try:
-        return np.asarray(process_allgather(value))
+        # A value must not be empty.
+        client.key_value_set_bytes(f"{place}{jax.process_index()}", b"." + message)
+        client.wait_at_barrier(f"ckpt_schema {number}", 1000 * seconds)
+        said = _told_at(client, place)
+        # Whoever has come here has read what was said before.
+        if jax.process_index() == 0:
+            client.key_value_delete(f"ckpt_schema/{number - 1}/")
     except jax.errors.JaxRuntimeError as error:
-        hint = "its own log says why"
-        fault = Mismatch(
-            "jax.distributed",
-            "process",
-            "an answer from every process",
-            "none from one of them",
-            hint,
-        )
-        raise CkptSchemaError("another process is gone", [fault], [f"jax says: {error}"]) from error
+        raise _gone(client, place, seconds, error) from error
+    return [said[process][1:] for process in range(count)]
+
+
+def _told_at(client: Any, place: str) -> dict[int, bytes]:
+    told: list[tuple[str, bytes]] = client.key_value_dir_get_bytes(place)
+    return {int(key.rpartition("/")[2]): message for key, message in told}
+
+
+def _gone(client: Any, place: str, seconds: int, error: Exception) -> CkptSchemaError:
+    """The error for processes that have not come."""
+    said: dict[int, bytes] = {}
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, too
+        said = _told_at(client, place)
+    missing = [number for number in range(jax.process_count()) if number not in said]
+    who = ", ".join(map(str, missing)) if said else "any"
+    expected = f"an answer from each of {jax.process_count()} processes within {seconds} s"
+    hint = "its own log says why; timeout_secs of Orbax's AsyncOptions, in the context, is the time"
+    fault = Mismatch("jax.distributed", "process", expected, f"none from process {who}", hint)
+    return CkptSchemaError("another process is gone", [fault], [f"jax says: {first_line(error)}"])
 
 
 def _encoded(error: BaseException) -> bytes:
     text = str(error) or type(error).__name__
     if not isinstance(error, CkptSchemaError):
         return json.dumps(["CkptSchemaError", f"{type(error).__name__}: {text}", [], []]).encode()
-    return json.dumps(
-        [type(error).__name__, error.header, [*map(_told, error.mismatches)], error.notes]
-    ).encode()
+    faults = error.mismatches[:_MOST]
+    left = len(error.mismatches) - len(faults)
+    notes = [*error.notes, *([f"and {left} faults more"] if left else [])]
+    return json.dumps([type(error).__name__, error.header, [*map(_told, faults)], notes]).encode()
+
+
+_LONGEST, _MOST = 2000, 1000  # characters and faults: the service takes a few megabytes
 
 
 def _told(fault: Mismatch) -> dict[str, Any]:

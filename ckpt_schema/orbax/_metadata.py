@@ -25,6 +25,8 @@ from ckpt_schema._safetensors.weights import Weights, is_of_weights, read_weight
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import CheckpointMismatchError
+from ckpt_schema.orbax._agreement import first_line
+from ckpt_schema.orbax._contexts import alone
 from ckpt_schema.orbax._folders import find_item, refusal
 from ckpt_schema.orbax._older import (
     is_older_pytree,
@@ -32,9 +34,9 @@ from ckpt_schema.orbax._older import (
     read_older_pytree,
     read_packed_file,
 )
-from ckpt_schema.orbax._places import absolute, active_context, first_line
+from ckpt_schema.orbax._places import absolute
 
-__all__ = ["SKIP", "DiskTree", "alone", "of_weights", "planted", "read_arrays", "read_metadata"]
+__all__ = ["SKIP", "DiskTree", "of_weights", "planted", "read_arrays", "read_metadata"]
 
 SKIP = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
@@ -339,19 +341,6 @@ def _read(disk: DiskTree, order: Tree) -> Tree:
         hint = "a copy may be incomplete, or a file damaged"
         notes = [f"Orbax says: {first_line(error)}"]
         raise refusal(disk.path, "a checkpoint whose arrays cannot be read", hint, notes) from error
-
-
-def alone() -> contextlib.AbstractContextManager[Any]:
-    """The caller's context, but that Orbax reads without waiting for other processes: one that fails would not come.
-
-    What is read is agreed on afterwards.
-    """
-    if jax.process_count() == 1:
-        return contextlib.nullcontext()
-    context, number = ocp.Context(active_context()), jax.process_index()
-    context.multiprocessing.primary_host = number
-    context.multiprocessing.active_processes = {number}
-    return context
 
 
 def planted(tree: Any, prefix: KeyPath, wanted: Tree) -> Tree:

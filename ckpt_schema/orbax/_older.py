@@ -18,7 +18,7 @@ from etils import epath
 from ckpt_schema._compat import OLD_PYTREE_FILE, PYTREE_FILE
 from ckpt_schema._frameworks.packed_trees import ELSEWHERE, is_packed, unpacked
 from ckpt_schema._trees.containers import Tree
-from ckpt_schema.orbax._places import first_line
+from ckpt_schema.orbax._agreement import first_line
 
 __all__ = [
     "is_older_pytree",

@@ -8,19 +8,17 @@ own directory and nothing else.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
 import errno
 import glob
 import os
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import jax
 from etils import epath
-from orbax.checkpoint import v1 as ocp
 
 from ckpt_schema._compat import CHECKPOINT_FILE, COMMIT_FILE, PYTREE_FILE
 from ckpt_schema.errors import (
@@ -30,15 +28,18 @@ from ckpt_schema.errors import (
     ConformanceError,
     Mismatch,
 )
-from ckpt_schema.orbax._agreement import raised_by_all, told_by_first
+from ckpt_schema.orbax._agreement import (
+    first_line,
+    raised_by_all,
+    said_by_others,
+    shortened,
+    told_by_first,
+)
 
 __all__ = [
     "UNFINISHED",
     "Site",
     "absolute",
-    "active_context",
-    "directories_first",
-    "first_line",
     "is_remote",
     "misread",
     "verify_free",
@@ -104,11 +105,6 @@ def _resolved(path: Path) -> Path:
     if any(os.path.islink(part) for part in (whole, *whole.parents)):  # noqa: PTH114  raises never
         raise OSError("a symbolic link leads back to itself")
     return whole
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of Orbax says; TensorStore goes on with a whole specification."""
-    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 def misread(place: epath.Path) -> bool:
@@ -179,7 +175,7 @@ def verify_free(place: epath.Path) -> None:
     except OSError as error:
         if isinstance(error, CkptSchemaError):
             raise
-        raise _not_written(place, error) from error
+        raise _not_written(place, {"": str(error)}) from error
 
 
 def _verify_free(place: epath.Path) -> None:
@@ -192,26 +188,6 @@ def _verify_free(place: epath.Path) -> None:
     if above.exists() and not above.is_dir():
         fault = Mismatch(str(above), "checkpoint", "a directory, or nothing", "a file", hint)
         raise CheckpointExistsError(f"{place} cannot be made below a file", [fault])
-
-
-def active_context() -> ocp.Context | None:
-    """The context that the caller has made for Orbax.
-
-    It has no public name, but Python lists it.
-    """
-    values = contextvars.copy_context().values()
-    return next((value for value in values if isinstance(value, ocp.Context)), None)
-
-
-def directories_first() -> ocp.Context:
-    """The caller's context, but that Orbax makes its directories before it starts to write.
-
-    It would make them in a thread, for whose end others wait; where that fails, no process ends
-    that has tried.
-    """
-    context = ocp.Context(active_context())
-    context.asynchronous.create_directories_asynchronously = False
-    return context
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -265,15 +241,23 @@ class Site:
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 _verify_free(self.place)
-            raise _not_written(self.place, error) from error
+            raise _not_written(self.place, {"": str(error)}) from error
 
     def failed(self, error: Exception) -> CheckpointWriteError:
         """Removes what this save has written, and gives the error to raise."""
+        own = str(error) or type(error).__name__
+        is_waiting = _BARRIER in own.lower() or isinstance(error, TimeoutError)
+        others = said_by_others(self.own.name, own, seconds=_LISTENS if is_waiting else 0)
+        again = _AGAIN
         if self.own == self.place:
-            return _not_written(self.place, error, "remove what is there, and save again")
-        if jax.process_index() == 0:
+            again = "remove what is there, and save again"
+        elif jax.process_index() == 0:
             self.sweep()
-        return _not_written(self.place, error)
+        causes = {f"process {number}": said or "no answer" for number, said in others.items()}
+        causes = {who: said for who, said in causes.items() if _BARRIER not in said.lower()}
+        if not is_waiting or not causes:
+            causes = {"": own}  # or else others are the cause, and this one has waited for them
+        return _not_written(self.place, causes, again)
 
     def sweep(self) -> None:
         """Removes this save's own directory, until nothing of it comes back.
@@ -308,12 +292,20 @@ _CURES = {
 _AGAIN = "nothing of it is left; mend the cause, and save again"
 
 
+_BARRIER = "barrier"
+"""In what Orbax says where a process has waited for others in vain."""
+
+_LISTENS = 5.0  # seconds, for what these say
+
+
 def _not_written(
-    place: epath.Path, error: BaseException, again: str = _AGAIN
+    place: epath.Path, causes: Mapping[str, str], again: str = _AGAIN
 ) -> CheckpointWriteError:
-    text = str(error)
-    hint = next((cure for word, cure in _CURES.items() if word in text), again)
-    fault = Mismatch(
-        str(place), "checkpoint", "a checkpoint, written whole", first_line(error), hint
-    )
-    return CheckpointWriteError(f"{place} could not be written", [fault])
+    """The error for a checkpoint that could not be written, with what went wrong by process, or by none."""
+    faults: list[Mismatch] = []
+    for who, text in causes.items():
+        hint = next((cure for word, cure in _CURES.items() if word in text), again)
+        found = shortened(text)
+        where = f"{place} ({who})" if who else str(place)
+        faults.append(Mismatch(where, "checkpoint", "a checkpoint, written whole", found, hint))
+    return CheckpointWriteError(f"{place} could not be written", faults)

@@ -17,11 +17,11 @@ from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._adapt import Words, saved_through
 from ckpt_schema.orbax._agreement import agree, raised_by_all
+from ckpt_schema.orbax._contexts import directories_first, patience
 from ckpt_schema.orbax._items import STATE, items_of
 from ckpt_schema.orbax._places import (
     Site,
     absolute,
-    directories_first,
     verify_free,
     verify_name,
     verify_writable,
@@ -113,8 +113,11 @@ def save(
     site = Site.beside(place)
     try:
         told = None if custom_metadata is None else dict(custom_metadata)
+        every = {**trees, **(also or {})}
         with directories_first():
-            ocp.save_checkpointables(site.draft, {**trees, **(also or {})}, custom_metadata=told)
+            saving = ocp.save_checkpointables_async(site.draft, every, custom_metadata=told)
+        # Some of what Orbax waits for at the end has no bound that a caller could set.
+        saving.result(timeout=None if jax.process_count() == 1 else patience())
     except Exception as error:  # Orbax has no one class for what may go wrong
         raise site.failed(error) from error
     site.finish()

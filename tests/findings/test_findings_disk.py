@@ -106,8 +106,8 @@ def test_3_9_a_name_of_an_unfinished_save_is_refused_both_ways(tmp_path: Path, n
 
 
 @pytest.fixture(scope="module")
-def writers() -> Any:
-    with races.writers(2) as started:
+def writers(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with races.writers(2, tmp_path_factory.mktemp("converted")) as started:
         yield started
 
 
@@ -123,7 +123,7 @@ def test_3_3_one_writer_wins_and_the_others_are_told(
 def test_3_3_what_came_meanwhile_is_not_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str
 ) -> None:
-    write, place = ocp.save_checkpointables, tmp_path / "0"
+    write, place = ocp.save_checkpointables_async, tmp_path / "0"
     other = {"step": jnp.int32(4), "w": jnp.ones(2)}
     make = {
         "checkpoint": lambda: ocp.save(place, other),
@@ -131,11 +131,13 @@ def test_3_3_what_came_meanwhile_is_not_touched(
         "empty directory": place.mkdir,
     }
 
-    def meanwhile(path: Any, items: Any, **options: Any) -> None:
-        write(path, items, **options)
+    def meanwhile(path: Any, items: Any, **options: Any) -> Any:
+        saving = write(path, items, **options)
+        saving.result()
         make[theirs]()
+        return saving
 
-    monkeypatch.setattr(ocp, "save_checkpointables", meanwhile)
+    monkeypatch.setattr(ocp, "save_checkpointables_async", meanwhile)
     with pytest.raises(cs.CheckpointExistsError, match="is not overwritten"):
         cs.orbax.save(place, plain_state(), PLAIN)
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
@@ -154,7 +156,7 @@ def test_3_3_what_others_are_writing_is_not_swept(
         theirs.mkdir(parents=True)
         raise OSError("disk full")
 
-    monkeypatch.setattr(ocp, "save_checkpointables", failing)
+    monkeypatch.setattr(ocp, "save_checkpointables_async", failing)
     with pytest.raises(cs.CheckpointWriteError, match="disk full"):
         cs.orbax.save(tmp_path / "0", plain_state(), PLAIN)
     assert theirs.exists() and [*tmp_path.iterdir()] == [theirs.parent]

@@ -1,8 +1,8 @@
-"""Several processes that save to one path at once, and what became of it.
+"""Several processes that save to one path at once, and one that converts to it, and what became of it.
 
-``python tests/support/races.py --writers 4 --rounds 200`` runs many and prints how they ended; it
-exits with 1 unless in each of them one writer won, every other had a named error in time, and
-the bits of the winner were all that was left.
+``python tests/support/races.py --writers 4 --rounds 200`` runs many, the last of the writers a
+converter, and prints how they ended; it exits with 1 unless in each of them one writer won, every
+other had a named error in time, and the bits of the winner were all that was left.
 """
 
 from __future__ import annotations
@@ -29,19 +29,26 @@ SLOWEST = 30.0  # seconds that any writer may take, on a busy machine
 _PACKAGE = Path(ckpt_schema.__file__).parents[1]  # the same as here, wherever this runs
 
 _WRITER = """
-import logging, sys
+import logging, sys, tempfile
 logging.disable(logging.CRITICAL)
 import jax.numpy as jnp
 import ckpt_schema as cs
-number = int(sys.argv[1])
+number, kind = int(sys.argv[1]), sys.argv[2]
 state = {"w": {str(i): jnp.full((50, 40), float(number), jnp.float32) for i in range(8)}}
 layout = cs.infer(state)
 lens = cs.derive(layout, layout)
+other = {"v": state["w"]}
+folder = tempfile.TemporaryDirectory(dir=sys.argv[3])
+source, rules = folder.name + "/0", [cs.rename("v", "w")]
+cs.orbax.save(source, other)
 print("ready", flush=True)
 for line in sys.stdin:
     try:
-        cs.orbax.save(line.strip(), state, lens)
-        print("saved", flush=True)
+        if kind == "save":
+            cs.orbax.save(line.strip(), state, lens)
+        else:
+            cs.orbax.convert(source, line.strip(), state, rules=rules)
+        print("saved" if kind == "save" else "converted", flush=True)
     except cs.CkptSchemaError as error:
         print("named", type(error).__name__, flush=True)
     except BaseException as error:
@@ -54,7 +61,7 @@ class Outcome:
     """How one race ended.
 
     Attributes:
-        said: What each writer said: ``saved``, ``named ...``, ``raw ...`` or ``hang``.
+        said: What each writer said: ``saved``, ``converted``, ``named ...``, ``raw ...`` or ``hang``.
         seconds: How long the slowest took.
         names: What lies in the directory afterwards.
         holds: The number of the writer whose values the checkpoint holds; None if it is not whole.
@@ -69,7 +76,8 @@ class Outcome:
     def good(self) -> bool:
         """Whether one won, all others lost in time and by name, and nothing else is left."""
         lost = [text for text in self.said if text == "named CheckpointExistsError"]
-        won = [number for number, text in enumerate(self.said) if text == "saved"]
+        ways = ("saved", "converted")
+        won = [number for number, text in enumerate(self.said) if text in ways]
         ended = len(won) == 1 and len(lost) == len(self.said) - 1 and self.seconds < SLOWEST
         return ended and self.holds == won[0] and len(self.names) == 1
 
@@ -77,11 +85,12 @@ class Outcome:
 class Writers:
     """Processes that have started and wait for a path."""
 
-    def __init__(self, count: int) -> None:
-        """Starts them; each saves another value."""
+    def __init__(self, count: int, root: Path) -> None:
+        """Starts them; each saves another value, and the last converts to it."""
+        kinds = ["save"] * (count - 1) + ["convert"]
         self._all = [
             subprocess.Popen(
-                [sys.executable, "-c", _WRITER, str(number)],
+                [sys.executable, "-c", _WRITER, str(number), kind, str(root)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -89,7 +98,7 @@ class Writers:
                 cwd="/",
                 env=dict(os.environ) | {"PYTHONPATH": str(_PACKAGE)},
             )
-            for number in range(count)
+            for number, kind in enumerate(kinds)
         ]
         for process in self._all:
             assert process.stdout is not None
@@ -140,9 +149,9 @@ def _held(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def writers(count: int) -> Generator[Writers]:
-    """Processes that are ended with the block."""
-    started = Writers(count)
+def writers(count: int, root: Path) -> Generator[Writers]:
+    """Processes that are ended with the block, and have a folder for what they convert."""
+    started = Writers(count, root)
     try:
         yield started
     finally:
@@ -161,7 +170,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=200)
     options = parser.parse_args()
     ends, slowest, bad = Counter[str](), 0.0, 0
-    with writers(options.writers) as started, tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory() as root, writers(options.writers, Path(root)) as started:
         for number in range(options.rounds):
             gaps = [number % 10 * 0.01] * (options.writers - 1)
             outcome = started.race(_new(Path(root) / str(number)), gaps)
