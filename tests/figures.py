@@ -68,6 +68,10 @@ COMMANDS = {
     "growth": Command(("tests/benchmarks/bench_growth.py",)),
     "forgetting": Command(("tests/benchmarks/bench_growth.py", "--memory")),
     "oracle": Command(("tests/oracle/sweep.py",)),
+    "adapted": Command(
+        ("-W", "ignore", "tests/adapted.py", "--cases", "5000", "--kept", ".adapted.json"),
+        last=6,
+    ),
     "damage": Command(("tests/fuzz/damage.py",)),
     "headers": Command(("tests/fuzz/headers.py",)),
     "races": Command(("tests/support/races.py",)),

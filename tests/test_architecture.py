@@ -48,7 +48,7 @@ ORDER = """
     _lens.plan.refusals
     _lens.plan.compilation _lens.plan.translation _lens.standins _lens.read_sides _lens.replicas _lens.lens
     _lens.registry _lens.open_names _lens.lone_nodes
-    _lens.one_sided _lens.siblings _lens.adaptation
+    _lens.one_sided _lens.siblings _lens.stacks _lens.adaptation
     _source _source.importing _source.branches _source.equal_parts _source.size_names _source.python_text
     _source.kept_text _source.layout_text _source.source
     _json _json.json_objects _json.values_json _json.layout_json _json.rules_json _json.json_text

@@ -9,13 +9,14 @@ from typing import Any
 
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.table import Layout, Row
-from ckpt_schema._lens.adaptation import Scan, adapt_trees
+from ckpt_schema._lens.adaptation import adapt_trees
 from ckpt_schema._lens.lens import Lens, derive
 from ckpt_schema._lens.one_sided import Keeps
 from ckpt_schema._lens.plan.tasks import only_moves
 from ckpt_schema._lens.read_sides import is_path, made_abstract, name_of
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.siblings import names_in
+from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema.errors import ConformanceError, Mismatch

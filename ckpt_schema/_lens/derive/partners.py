@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts import overlaps
+from ckpt_schema._layouts import overlaps, paths
 from ckpt_schema._layouts.formats import FORMATS
 from ckpt_schema._layouts.leaves import ANY_FLOAT
 from ckpt_schema._layouts.paths import LogicalPath
@@ -314,7 +314,7 @@ def _undisputed(
     A name speaks against a pair where another leaf of the form has it. A node does where it would
     be torn: what is known of its other leaves is that they are in another node there. Numbers do
     where leaves of that outline are joined already, for then all of them may have another number
-    there.
+    there. Marks of repetition do where they alone differ.
     """
     pairs, placed = list(pairs), list(placed)
     numbered = {overlaps.outlined(path) for _, path, _ in placed if any(map(_has_number, path))}
@@ -333,7 +333,11 @@ def _undisputed(
         is_shifted = (
             before != after and overlaps.outlined(before) == overlaps.outlined(after) in numbered
         )
-        if one.required and other.required and not (is_named or is_torn or is_shifted):
+        # A list of stacks and a stack of lists have one name: which of their levels is which, as
+        # well as how each is stored, is another matter than what they are called.
+        is_regrouped = before != after and paths.path_names(before) == paths.path_names(after)
+        against = is_named or is_torn or is_shifted or is_regrouped
+        if one.required and other.required and not against:
             yield one, other
 
 
