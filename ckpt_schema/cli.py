@@ -18,7 +18,10 @@ import ckpt_schema
 DEMO_DEVICES = 8
 CANNOT = 3
 
-_TREE = "a checkpoint; module:attr of a layout, a tree or a function that makes one; a file.py of `infer`"
+_TREE = (
+    "a checkpoint; module:attr of a layout, a tree or a function that makes one; a file.py of "
+    "`infer`; a file of `lock`"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +86,15 @@ def _parser() -> argparse.ArgumentParser:
         help="a list of layers, layers_{i}; those that the tree shows unless given",
     )
     _add_reading(infer)
+    lock = add("lock", "write a layout as the text that git keeps, a line for a row", json=False)
+    lock.add_argument("given", metavar="TARGET", help=_TREE)
+    lock.add_argument(
+        "-o", "--output", metavar="FILE", help="ckpt.lock.json; a lock file is overwritten"
+    )
+    lock.add_argument(
+        "--check", action="store_true", help="write nothing; 1 if the file is another"
+    )
+    _add_reading(lock)
     check = add("check", "print all that is wrong with a checkpoint or a tree; 1 if anything is")
     check.add_argument("declared", metavar="LAYOUT", help="module:attr, file.py or file.py:attr")
     check.add_argument("given", metavar="WHAT", help=_TREE)

@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from support.pages import python_of
 
 import ckpt_schema as cs
+from ckpt_schema._json.json_text import lock_text
 from ckpt_schema.cli import main
 
 TX = optax.adam(1e-3)
@@ -57,6 +58,47 @@ def test_what_infer_writes_is_what_check_takes(runs: Path, tmp_path: Path) -> No
     assert main(["check", file, str(runs / "1000")]) == 0
     assert main(["check", f"{file}:layout", str(runs / "2000")]) == 1
     assert main(["infer", str(runs / "1000"), "-o", file]) == 3, "nothing is overwritten"
+
+
+def test_a_lock_is_one_text_of_a_layout(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ckpt.lock.json"
+    assert main(["lock", str(runs / "1000"), "-o", str(file)]) == 0
+    assert main(["lock", str(runs / "1000")]) == 0
+    assert capsys.readouterr().out == file.read_text()
+    assert main(["lock", str(runs / "1000"), "-o", str(file), "--check"]) == 0
+    assert main(["lock", str(runs / "2000"), "-o", str(file), "--check"]) == 1
+    rows = [line for line in file.read_text().splitlines() if '"leaf"' in line]
+    keys = [json.loads(line.rstrip(","))["key"] for line in rows]
+    assert keys[-3:] == ["params/layers_{i}/norm/scale", "params/layers_{i}/wi/kernel", "step"]
+    # It is a layout wherever a command takes one.
+    assert main(["check", str(file), str(runs / "1000")]) == 0
+    assert main(["check", str(file), str(runs / "2000")]) == 1
+    # A lock file is written again, another one is not.
+    assert main(["lock", str(runs / "2000"), "-o", str(file)]) == 0
+    assert main(["check", str(file), str(runs / "2000")]) == 0
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    assert main(["lock", str(runs / "2000"), "-o", str(other)]) == 3
+
+
+def test_the_text_of_a_lock_does_not_depend_on_the_order(tmp_path: Path) -> None:
+    leaf, wide = jnp.zeros(2), jnp.zeros(3)
+    a = cs.infer({"params": {"b_10": leaf, "b_2": wide, "c": {"x": leaf, "y": (leaf, wide)}}})
+    b = cs.infer({"params": {"c": {"y": (leaf, wide), "x": leaf}, "b_2": wide, "b_10": leaf}})
+    assert lock_text(a) == lock_text(b)
+    assert lock_text(a).index("b_2") < lock_text(a).index("b_10")
+
+
+def test_a_lock_that_was_merged_is_refused(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ckpt.lock.json"
+    main(["lock", str(runs / "1000"), "-o", str(file)])
+    file.write_text(file.read_text().replace("float32[4 8]", "float32[4 9]", 1))
+    assert main(["show", str(file)]) == 3
+    assert "two changes were merged" in capsys.readouterr().err
 
 
 def test_check_names_each_fault(

@@ -14,10 +14,11 @@ from typing import Any
 
 from ckpt_schema._commands.operands import Operand, read_operand, wrong_operand
 from ckpt_schema._diff.comparing import diff
+from ckpt_schema._json.json_text import kind_of_text, lock_text
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import NaturalOrder, format_path
-from ckpt_schema._layouts.table import Row
+from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._messages.text import columns, counted
 from ckpt_schema._source.source import to_source
@@ -33,6 +34,7 @@ __all__ = [
     "answer_diff",
     "answer_explain",
     "answer_infer",
+    "answer_lock",
     "answer_show",
 ]
 
@@ -89,6 +91,30 @@ def answer_infer(
     if file.exists():
         hint = "name another file, or move it away"
         raise wrong_operand(output, "a file that is not there yet", "one that is", hint)
+    file.write_text(text)
+    return OK
+
+
+def answer_lock(
+    given: str,
+    output: str | None,
+    item: str | None,
+    scan: Mapping[str, int],
+    *,
+    check: bool,
+) -> int:
+    """Writes the layout of a checkpoint or a tree as the text that git keeps."""
+    text = lock_text(read_operand(given, item).layout(scan))
+    if output is None:
+        print(text, end="")
+        return OK
+    file = Path(output)
+    before = file.read_bytes() if file.exists() else None
+    if check:
+        return OK if before == text.encode() else DIFFERS
+    if before is not None and kind_of_text(before.decode(errors="replace")) is not Layout:
+        hint = "name another file, or move it away"
+        raise wrong_operand(output, "no file yet, or one that lock wrote", "another file", hint)
     file.write_text(text)
     return OK
 

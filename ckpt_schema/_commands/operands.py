@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ckpt_schema._diff.found_lists import found_lists
+from ckpt_schema._json.json_text import from_json, kind_of_text
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.lens import Lens
@@ -19,7 +20,7 @@ from ckpt_schema._trees.infer import infer
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.orbax._metadata import read_metadata
 
-__all__ = ["Operand", "read_operand", "wrong_operand"]
+__all__ = ["Operand", "from_text", "read_operand", "wrong_operand"]
 
 _DEFAULTS = ("lens", "layout")
 """What is meant in a file of which no name is given, as `to_source` calls it."""
@@ -80,22 +81,25 @@ def wrong_operand(text: str, expected: str, found: str, hint: str = "") -> Schem
     return SchemaError(f"{text} cannot be used", [fault])
 
 
-def read_operand(text: str, item: str | None = None) -> Operand:
-    """What is meant by a text: ``module:attr``, ``file.py``, ``file.py:attr``, or the path of a checkpoint.
+def read_operand(text: str, item: str | None = None, like: Sequence[Layout] = ()) -> Operand:
+    """What is meant by a text: ``module:attr``, ``file.py``, ``file.py:attr``, a file of JSON, or the path of a checkpoint.
 
     Of a checkpoint the metadata alone is read. A name in a module imports it, which runs it.
 
     Args:
         text: The text.
         item: Which pytree of a checkpoint, where it holds several.
+        like: Layouts that have types which a file of JSON may name.
 
     Raises:
-        SchemaError: The module has no such name, or cannot be imported.
+        SchemaError: The module has no such name, or cannot be imported; or the file is damaged.
         CheckpointMismatchError: There is no checkpoint at the path.
     """
     module, colon, name = text.rpartition(":")
     if text.endswith(".py") and Path(text).exists():
         return Operand(text, _usable(text, _in_module(text, _run(Path(text)), None)))
+    if text.endswith(".json") and Path(text).is_file():
+        return Operand(text, from_text(text, Path(text).read_bytes(), like))
     named = colon and "/" not in name and not Path(text).exists()
     if named and module.endswith(".py"):
         return Operand(text, _usable(text, _in_module(text, _run(Path(module)), name)))
@@ -110,6 +114,25 @@ def read_operand(text: str, item: str | None = None) -> Operand:
     if disk.path.name.isdecimal():
         notes["step"] = int(disk.path.name)
     return Operand(text, disk.tree, notes, disk.joined, stored=True)
+
+
+def from_text(where: str, content: bytes, like: Sequence[Layout] = ()) -> Layout | Lens:
+    """The layout or the lens in a file of JSON.
+
+    Args:
+        where: The file, for messages.
+        content: What is in it.
+        like: See `ckpt_schema.from_json`.
+
+    Raises:
+        SchemaError: There is something else in it.
+    """
+    text = content.decode(errors="replace")
+    kind = kind_of_text(text) or Layout
+    try:
+        return from_json(text, kind, like=like)
+    except SchemaError as error:
+        raise SchemaError(f"{where}: {error.header}", error.mismatches, error.notes) from error
 
 
 def _run(file: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,15 +13,17 @@ from ckpt_schema._json.json_objects import JsonObject, is_count
 from ckpt_schema._json.layout_json import LayoutReader, layout_json, types_json
 from ckpt_schema._json.rules_json import rule_json, rule_read
 from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.paths import NaturalOrder, format_path
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.registry import digest
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._messages.strict_json import parsed
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
 
-__all__ = ["FORMAT", "from_json", "to_json"]
+__all__ = ["FORMAT", "from_json", "kind_of_text", "lock_text", "to_json"]
 
 FORMAT = 1
 """The version that is written, and the only one there is."""
@@ -64,9 +67,21 @@ def to_json(given: Layout | type[Schema] | Lens) -> str:
     """
     if isinstance(given, Lens):
         return _lens_text(given)
-    table = layout(given)
+    return _layout_text(layout(given), {})
+
+
+def lock_text(table: Layout) -> str:
+    """The one text of a layout, in whatever order its rows were declared or found: with its fingerprint, for git."""
+    order = NaturalOrder()
+    rows = sorted(table.rows, key=lambda row: order(format_path(row.key)))
+    nodes = sorted(table.nodes, key=lambda node: order(format_path(node.key)))
+    ordered = dataclasses.replace(table, rows=tuple(rows), nodes=tuple(nodes))
+    return _layout_text(ordered, {"fingerprint": digest(table)})
+
+
+def _layout_text(table: Layout, more: Mapping[str, str]) -> str:
     types = types_json([table])
-    told = {"ckpt_schema": "layout", "version": FORMAT, **layout_json(table)}
+    told = {"ckpt_schema": "layout", "version": FORMAT, **more, **layout_json(table)}
     text = written({**told, "types": types} if types else told, table.name)
     _verify_same(table, _read_back(text, Layout, [table], table.name))
     return text
@@ -109,6 +124,16 @@ def from_json(text: str, kind: type[Kind], *, like: Sequence[Layout | type[Schem
         if made is not None:
             return cast(Kind, made)
     raise SchemaError(f"the text is not that of a {what}", faults)
+
+
+def kind_of_text(text: str) -> type[Layout] | type[Lens] | None:
+    """What a text says that it is of; None where it is no text of ours."""
+    try:
+        told, _ = parsed(text.encode())
+    except (UnicodeError, ValueError):
+        return None
+    kinds = {"layout": Layout, "lens": Lens}
+    return kinds.get(told.get("ckpt_schema")) if isinstance(told, dict) else None
 
 
 def _data(text: str, what: str) -> Any:

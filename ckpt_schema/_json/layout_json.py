@@ -42,7 +42,7 @@ from ckpt_schema._layouts.paths import (
     symbols,
 )
 from ckpt_schema._layouts.table import Layout, Node, Part, Repeat, Row, Series, verify_table
-from ckpt_schema._lens.registry import fingerprint
+from ckpt_schema._lens.registry import digest, fingerprint
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -204,6 +204,7 @@ class LayoutReader:
         states = [_state(one) for one in told.objects("states")]
         series = [_series(one) for one in told.objects("series")]
         name, sizes = told.text("name"), self._sizes(told)
+        printed = told.text("fingerprint") if told.has("fingerprint") else None
         told.close()
         if len(self.faults) > known:
             return None
@@ -222,6 +223,10 @@ class LayoutReader:
             verify_table(made)
         except SchemaError as error:
             self.faults += error.mismatches
+            return None
+        if printed not in (None, digest(made)):
+            hint = "write it anew; it was changed by hand, or two changes were merged"
+            told.say("fingerprint", f"{digest(made)}, that of its rows", printed, hint)
             return None
         return self._started(made) if starts else made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from ckpt_schema._lens.description import described
 from ckpt_schema._lens.lens import Lens, derive, verify_bound
 from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
 
-__all__ = ["Registry", "fingerprint"]
+__all__ = ["Registry", "digest", "fingerprint"]
 
 _MOST_PATHS = 32  # that are compared: each costs a composition
 _MOST_ELEMENTS = 100_000  # of a trial, by which lenses that are worded otherwise are compared
@@ -25,6 +26,12 @@ Fingerprint = frozenset[tuple[str, str]]
 def fingerprint(table: Layout) -> Fingerprint:
     """What makes a layout the one that it is: each key path with what is stored there, whatever it is called."""
     return frozenset((paths.format_path(row.key), str(row.stored)) for row in table.rows)
+
+
+def digest(table: Layout) -> str:
+    """The fingerprint of a layout as one word: of equal layouts it is equal, on every machine."""
+    lines = sorted("  ".join(pair) for pair in fingerprint(table))
+    return f"sha256:{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"
 
 
 class Registry:
