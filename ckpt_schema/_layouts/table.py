@@ -317,7 +317,8 @@ class Layout:
         sizes = self.bound(dims)
         rows: list[Row] = []
         for row in self.rows:
-            leaf = row.leaf
+            # Axes of one size are told apart by what they were called.
+            leaf = dataclasses.replace(row.leaf, names=row.leaf.own)
             for at, dim in enumerate(leaf.dims):
                 leaf = leaf.with_axis(at, dims_.known_dim(dim, sizes))
             repeats = tuple(

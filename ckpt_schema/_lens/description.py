@@ -148,7 +148,18 @@ def _cell(cell: Cell, rows: Rows) -> str:
     sides = [" ".join(own) for own in axes]
     if sides[0] != sides[1]:
         words.insert(0, f"{sides[0] or '()'} -> {sides[1] or '()'}")
+    else:
+        order = _order(cell)
+        if order != sorted(order):  # of axes that are as long nothing else tells it
+            words.insert(0, f"axes {' '.join(str(axis - symbols[0]) for axis in order)}")
     return ", ".join(words)
+
+
+def _order(cell: Cell) -> list[int]:
+    """For each digit, in the order of the view's axes: the axis of the source that it is on."""
+    places = [digit.at for digit in cell.geometry.digits]
+    both = [(after[0], before[0]) for before, after in places if before and after]
+    return [before for _, before in sorted(both)]
 
 
 def _spelled(

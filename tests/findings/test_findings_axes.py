@@ -477,6 +477,16 @@ def test_1_16_factors_do_not_join_what_is_kept_whole() -> None:
     assert cs.derive(sides[0], sides[0])
 
 
+def test_1_1_axes_of_a_layout_for_fixed_sizes_match_by_what_they_were_called() -> None:
+    sizes = {"inputs": 2, "outputs": 2}
+    lens = cs.derive(cs.layout(Flax, dims=sizes), cs.layout(Torch, dims=sizes))
+    assert np.array_equal(lens.get({"kernel": SQUARE})["weight"], SQUARE.T)
+    assert str(lens).endswith("kernel  weight  axes 1 0")
+    other = cs.layout(of("ins outs"), dims={"ins": 2, "outs": 2})
+    said = refused(cs.layout(of("inputs outputs"), dims=sizes), other)
+    assert "the sides call the two by different names" in said
+
+
 def test_1_16_the_same_of_layouts_that_were_read_off_trees() -> None:
     params = {"w": np.zeros((4, 3), np.float32)}
 
