@@ -128,9 +128,10 @@ def from_text(where: str, content: bytes, like: Sequence[Layout] = ()) -> Layout
         SchemaError: There is something else in it.
     """
     text = content.decode(errors="replace")
-    kind = kind_of_text(text) or Layout
     try:
-        return from_json(text, kind, like=like)
+        if kind_of_text(text) is Lens:
+            return from_json(text, Lens, like=like)
+        return from_json(text, Layout, like=like)
     except SchemaError as error:
         raise SchemaError(f"{where}: {error.header}", error.mismatches, error.notes) from error
 

@@ -132,8 +132,10 @@ def kind_of_text(text: str) -> type[Layout] | type[Lens] | None:
         told, _ = parsed(text.encode())
     except (UnicodeError, ValueError):
         return None
-    kinds = {"layout": Layout, "lens": Lens}
-    return kinds.get(told.get("ckpt_schema")) if isinstance(told, dict) else None
+    what = told.get("ckpt_schema") if isinstance(told, dict) else None
+    if what == "lens":
+        return Lens
+    return Layout if what == "layout" else None
 
 
 def _data(text: str, what: str) -> Any:
