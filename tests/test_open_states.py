@@ -18,7 +18,7 @@ import ckpt_schema as cs
 
 FLOATS: dict[str, Any] = {"float32": Float32, "bfloat16": BFloat16, "float16": Float16}
 # What is in no shape of a param, or no dtype of it, or in none at all; the others go as Adam does.
-SAMPLE = ["adafactor", "adamw", "dion", "lion", "muon", "noisy_sgd", "schedule_free", "sm3"]
+SAMPLE = ["adafactor", "adamw", "muon", "noisy_sgd", "schedule_free", "sm3"]
 
 
 @functools.cache
@@ -38,9 +38,9 @@ def names() -> list[str]:
     return [name for name in SAMPLE if name in optimizers.found()]
 
 
-@pytest.mark.parametrize("framework", [cs.linen, cs.nnx])
 @pytest.mark.parametrize("name", names())
-def test_a_state_of_any_float_is_that_of_each_once_it_is_known(name: str, framework: Any) -> None:
+def test_a_state_of_any_float_is_that_of_each_once_it_is_known(name: str) -> None:
+    framework = cs.linen if SAMPLE.index(name) % 2 else cs.nnx
     tx = optimizers.make(name)
     sizes = ({**optimizers.SIZED[name], "depth": 2},) if name in optimizers.SIZED else ()
     opened = framework.TrainState[(schema(Float), tx, *sizes)]
@@ -136,8 +136,10 @@ LENS = cs.derive(
 )
 
 
-@pytest.mark.parametrize("after", FLOATS)
-@pytest.mark.parametrize("before", FLOATS)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "bfloat16")],
+)
 def test_a_trained_state_goes_to_every_float_and_back(before: str, after: str) -> None:
     state = trained(before)
     made = LENS.get(state, dtype=after)

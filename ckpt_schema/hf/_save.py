@@ -32,7 +32,7 @@ from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._items import valueless, verify_each
 from ckpt_schema.orbax._places import UNFINISHED, Site, absolute, is_remote, verify_free
 from ckpt_schema.orbax._restore import declared
-from ckpt_schema.orbax._sides import Side, toward, verify_arguments
+from ckpt_schema.orbax._sides import Side, toward, verify_arguments, verify_written
 
 __all__ = ["save"]
 
@@ -221,6 +221,8 @@ class _Source:
         verify_readable(state)
         tree = declared(state, lens)
         turned, _ = toward(tree, lens, "the state", side, "side")
+        if turned.view is lens.view:
+            verify_written(lens.source, lens, onto)
         verify_each(tree, valueless)
         pool = flatten(tree).leaves
         if turned.view is lens.view:

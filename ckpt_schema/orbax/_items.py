@@ -21,7 +21,7 @@ from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._places import verify_name
 from ckpt_schema.orbax._private_leaves import private_leaves, verify_private
-from ckpt_schema.orbax._sides import Side, toward, verify_arguments
+from ckpt_schema.orbax._sides import Side, toward, verify_arguments, verify_written
 from ckpt_schema.orbax._whereabouts import spread_over, verify_standing
 
 __all__ = ["STATE", "items_of", "valueless", "verify_each"]
@@ -86,6 +86,8 @@ def items_of(
         verify_readable(state)
         tree = variables.state_of(state)
         turned, match = toward(tree, lens, "the state", side, "side")
+        if turned.view is lens.view:
+            verify_written(lens.source, lens, onto)
         verify_each(tree, valueless)
         if private is not None:
             verify_private(private, lens)

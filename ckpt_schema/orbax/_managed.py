@@ -30,6 +30,7 @@ from ckpt_schema.orbax._sides import (
     locate,
     toward,
     verify_arguments,
+    verify_written,
 )
 from ckpt_schema.orbax._targets import (
     abstracted,
@@ -92,6 +93,8 @@ def abstract_items(
     goal = abstracted(state, side, match)
     spare = spare_sharding(goal)
     wanted = lens.source if disk_side == "source" else lens.view
+    if side.view is not wanted:
+        verify_written(wanted, lens)
     items: dict[str, Tree] = {item: goal}
     if side.view is not wanted:
         items[item] = side.put(goal)

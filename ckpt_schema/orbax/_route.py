@@ -27,7 +27,7 @@ from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismat
 from ckpt_schema.orbax._adapt import Words, adapted
 from ckpt_schema.orbax._metadata import DiskTree
 from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
-from ckpt_schema.orbax._sides import Fit, Side, ambiguous, interchangeable
+from ckpt_schema.orbax._sides import Fit, Side, ambiguous, interchangeable, verify_written
 from ckpt_schema.orbax._targets import declared
 from ckpt_schema.orbax._whereabouts import meant, stand
 
@@ -97,6 +97,7 @@ def route_through(
     if len(fits) > 1 and not interchangeable(lens):
         raise ambiguous(CheckpointMismatchError, f"{disk.path} is a checkpoint", lens, "disk_side")
     fit = _of_source(fits, lens)
+    verify_written(lens.view if fit.layout is lens.source else lens.source, lens)
     return _route(disk, fit, lens if fit.layout is lens.source else ~lens, None, where)
 
 

@@ -11,9 +11,10 @@ from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.dims import Binder
 from ckpt_schema._layouts.overlaps import outlined
 from ckpt_schema._layouts.paths import Index, KeyPath, Pattern, format_path
+from ckpt_schema._layouts.precision import verify_closed
 from ckpt_schema._layouts.table import Layout, Slot, called
 from ckpt_schema._lens.axis_rules import Replicated
-from ckpt_schema._lens.lens import Lens, verify_bound
+from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import only_moves
 from ckpt_schema._lens.replicas import CopiedTree, copies_fault
 from ckpt_schema._trees.conformance import Match, Matcher
@@ -34,6 +35,7 @@ __all__ = [
     "toward",
     "verify_arguments",
     "verify_names",
+    "verify_written",
 ]
 
 _ENVELOPE = ("step", "opt_state")
@@ -66,7 +68,6 @@ def verify_arguments(lens: object, **sides: object) -> None:
 
     Raises:
         ConformanceError: With every argument that is none.
-        DerivationError: The lens leaves open which floats it is for.
     """
     faults: list[Mismatch] = []
     if not isinstance(lens, Lens):
@@ -79,8 +80,23 @@ def verify_arguments(lens: object, **sides: object) -> None:
     )
     if faults:
         raise ConformanceError("wrong arguments", faults)
-    if isinstance(lens, Lens):
-        verify_bound(lens, "a checkpoint")
+
+
+def verify_written(table: Layout, lens: Lens, onto: Tree | None = None) -> None:
+    """Raises where it is not known which floats are written: no target says it, as it does of what is read.
+
+    Args:
+        table: The side of the lens that is written.
+        lens: The lens.
+        onto: The tree whose dtypes the result has, if there is one.
+
+    Raises:
+        SchemaError: With every leaf of any float.
+    """
+    if onto is None:
+        side = "source" if table is lens.source else "view"
+        cure = f'say which, lens.at({side}="bfloat16")'
+        verify_closed(table, "what is written", cure)
 
 
 def verify_names(**names: object) -> None:
