@@ -259,22 +259,24 @@ class Lens:
             {} if dtype is None else said_dtypes(table, dtype)
             for table, dtype in ((self.source, source), (self.view, view))
         ]
-        if not any(said):
-            return self
-        return self._through(with_ends(self.derivations, said[0], said[1]))
+        return self._of_dtypes(said[0], said[1]) if any(said) else self
+
+    def _closed(self, source: Mapping[int, str], view: Mapping[int, str]) -> Lens:
+        """The lens for one dtype of each row; what neither tree has stands for what its partner is."""
+        return self._of_dtypes(source, view, is_whole=True) if self.is_open else self
 
     @functools.cached_property
     def _lenses(self) -> dict[Any, Lens]:
         return {}
 
-    def _closed(self, source: Mapping[int, str], view: Mapping[int, str]) -> Lens:
-        """The lens for one dtype of each row; what neither tree has stands for what its partner is."""
-        if not self.is_open:
-            return self
-        key = tuple(sorted(source.items())), tuple(sorted(view.items()))
+    def _of_dtypes(
+        self, source: Mapping[int, str], view: Mapping[int, str], *, is_whole: bool = False
+    ) -> Lens:
+        """The lens for these dtypes of rows, by number; ``is_whole`` where nothing stays open."""
+        key = tuple(sorted(source.items())), tuple(sorted(view.items())), is_whole
         if key not in self._lenses:
             steps = with_ends(self.derivations, source, view)
-            self._lenses[key] = self._through(closed_steps(steps))
+            self._lenses[key] = self._through(closed_steps(steps) if is_whole else steps)
         return self._lenses[key]
 
     def _through(self, steps: Sequence[Derivation]) -> Lens:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._layouts.table import Row, Slot
 from ckpt_schema._lens.arrays import execution
 from ckpt_schema._lens.arrays.blocks import Task
@@ -17,7 +18,16 @@ from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import Application, applications, as_it_is, bits_of
 
-__all__ = ["applied", "asks", "carry", "changes_floats", "is_integer", "scaled_by", "turned"]
+__all__ = [
+    "applied",
+    "asks",
+    "carry",
+    "changes_floats",
+    "is_integer",
+    "looked_at",
+    "scaled_by",
+    "turned",
+]
 
 
 def applied(
@@ -109,3 +119,13 @@ def scaled_by(task: Task) -> Mapping[int, Codec]:
         if changes_floats(copy.block.codec):
             codecs[copy.source] = copy.block.codec
     return codecs
+
+
+def looked_at(lens: Lens) -> list[str]:
+    """What ``get`` does that depends on values, by key path: where there is none, it may be traced."""
+    looked: list[str] = []
+    for join in lens.joins:
+        what = asks(join)
+        for row in join.views if what else ():
+            looked.append(f"{format_path(lens.view.rows[row].key)}: {what}")
+    return looked

@@ -12,12 +12,11 @@ from typing import Any
 import jax
 
 from ckpt_schema._layouts import leaves
-from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema.errors import CkptSchemaError
 from ckpt_schema.orbax import restore, save
 from ckpt_schema.testing import _laws as laws
-from ckpt_schema.testing._applied import asks
+from ckpt_schema.testing._applied import looked_at
 from ckpt_schema.testing._axis_law import axes_kept
 from ckpt_schema.testing._default_law import defaults_made, stepwise
 from ckpt_schema.testing._known import known, set_apart
@@ -28,7 +27,7 @@ from ckpt_schema.testing._naming import naming
 from ckpt_schema.testing._outputs import function
 from ckpt_schema.testing._trials import GivenTrial, Trial, TrialKind
 
-__all__ = ["LAWS", "Law", "looked_at", "weakened"]
+__all__ = ["LAWS", "Law", "weakened"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,16 +148,6 @@ def _jit(at: Trial) -> None:
     for lens, name in ((at.lens, "s"), (backward(at.lens), "v")):
         if not looked_at(lens):
             laws.jit(lens, at[name])
-
-
-def looked_at(lens: Lens) -> list[str]:
-    """What ``get`` does that depends on values, by key path: where there is none, it may be traced."""
-    looked: list[str] = []
-    for join in lens.joins:
-        what = asks(join)
-        for row in join.views if what else ():
-            looked.append(f"{format_path(lens.view.rows[row].key)}: {what}")
-    return looked
 
 
 def _restore(at: Trial) -> None:

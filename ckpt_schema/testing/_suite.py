@@ -18,12 +18,13 @@ from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.table import slots_of
 from ckpt_schema._lens.lens import Lens, verify_bound
 from ckpt_schema.errors import CkptSchemaError, Mismatch, ShardingWarning
+from ckpt_schema.testing._applied import looked_at
 from ckpt_schema.testing._devices import verify_devices
-from ckpt_schema.testing._lawbook import LAWS, Law, looked_at, weakened
+from ckpt_schema.testing._lawbook import LAWS, Law, weakened
 from ckpt_schema.testing._meshes import MESHES, MeshSpec
 from ckpt_schema.testing._outputs import Outputs
 from ckpt_schema.testing._states import refusable
-from ckpt_schema.testing._trials import GivenTrial, Trial, narrowed_trial, trials
+from ckpt_schema.testing._trials import GivenTrial, Trial, narrowed_trial, precisions, trials
 from ckpt_schema.testing.strategies import Bound, space
 
 __all__ = ["BrokenLawError", "LensLaws", "Options", "check_law", "check_laws"]
@@ -81,9 +82,7 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
     Raises:
         BrokenLawError: With what differs in the smallest example found, and the code that makes it.
         DevicesError: There are fewer devices than the meshes have.
-        DerivationError: The lens leaves open which floats it is for.
     """
-    verify_bound(lens, "a law")
     if law.kind == "given":
         return _check_given(lens, law, options)
     space(lens, options.sizes)  # whose errors hypothesis would drown
@@ -132,6 +131,7 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
 
 
 def _check_given(lens: Lens, law: Law, options: Options) -> None:
+    verify_bound(lens, "a law of states that are given")
     states = {"s": state_of(options.source), "v": state_of(options.view)}
     trial = GivenTrial(
         lens, states, options.outputs, options.tolerance, gradients=options.gradients
@@ -144,6 +144,9 @@ def _check_given(lens: Lens, law: Law, options: Options) -> None:
 
 def idle(lens: Lens, law: Law, options: Options) -> str:
     """Why there is nothing to try a law on; empty if there is."""
+    if lens.is_open and law.kind != "given":
+        reasons = [idle(lens.at(**each), law, options) for each in precisions(lens, law.kind)]
+        return "" if "" in reasons else reasons[0]
     if law.kind == "jit" and (seen := looked_at(lens)) and looked_at(~lens):
         return f"what this lens does depends on values, both ways, and is not for jit: {', '.join(seen)}"
     if law.kind in ("jit", "sharded", "disk") and (wide := narrowed_trial(lens)):

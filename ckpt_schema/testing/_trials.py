@@ -11,9 +11,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.precision import open_rows
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.containers import Tree
+from ckpt_schema.testing._applied import looked_at
 from ckpt_schema.testing._choices import Choices, choices
 from ckpt_schema.testing._container_kinds import container_kinds
 from ckpt_schema.testing._meshes import MESHES, MeshSpec
@@ -23,7 +25,7 @@ from ckpt_schema.testing._states import bound, refusable
 from ckpt_schema.testing._values import VALUES, Values
 from ckpt_schema.testing.strategies import Bound, counts, optional, space
 
-__all__ = ["GivenTrial", "Trial", "TrialKind", "narrowed_trial", "trials"]
+__all__ = ["GivenTrial", "Trial", "TrialKind", "narrowed_trial", "precisions", "trials"]
 
 TrialKind = Literal["any", "free", "plain", "jit", "sharded", "disk", "given"]
 """What a law is tried on: leaves of any kind, or besides with values that the lens may refuse; NumPy arrays; jax arrays on one
@@ -47,6 +49,7 @@ class Trial:
         *,
         wide: Callable[[], Lens] | None = None,
         turned: bool = False,
+        precision: Precision | None = None,
     ) -> None:
         """Keeps a lens, all of its dims bound, and what the first state of each side is.
 
@@ -55,8 +58,10 @@ class Trial:
             samples: What the states are.
             wide: Makes `wide`; the lens itself is it unless given.
             turned: Whether the lens is an inverse.
+            precision: Which floats it is for, where it was for any.
         """
         self.lens, self.samples, self.turned = lens, samples, turned
+        self.precision = precision or {}
         self._wide = wide
 
     @functools.cached_property
@@ -106,7 +111,9 @@ class Trial:
             f"{name} = {self.told[name]!r}.{'source' if name in 'st' else 'view'}(lens)"
             for name in names
         ]
-        return ["lens = ~lens", *states] if self.turned else states
+        said = ", ".join(f'{side}="{dtype}"' for side, dtype in self.precision.items())
+        bound = [f"lens = lens.at({said})"] if said else []
+        return [*bound, *(["lens = ~lens"] if self.turned else []), *states]
 
 
 class GivenTrial(Trial):
@@ -179,6 +186,8 @@ def _chosen(
     meshes: tuple[MeshSpec, ...],
     long: bool,
 ) -> Trial:
+    precision = choose.of(precisions(lens, kind))
+    lens = lens.at(**precision)
     turned = kind == "disk" and choose.of(_EITHER)  # one way at a time: it takes seconds
     lens = _turned(lens) if turned else lens
     bounds = {**_few(lens), **bounds} if kind == "disk" else bounds
@@ -226,7 +235,37 @@ def _chosen(
     def wide() -> Lens:
         return _bound(lens, tuple(space(lens, bounds).widened(sizes).items()))
 
-    return Trial(_bound(lens, tuple(sizes.items())), (both[0], both[1]), wide=wide, turned=turned)
+    made = _bound(lens, tuple(sizes.items()))
+    return Trial(made, (both[0], both[1]), wide=wide, turned=turned, precision=precision)
+
+
+Precision = Mapping[str, str]
+"""The floats that a lens of any float is tried with, by side; nothing for every other lens."""
+
+# Few, so that few programs are compiled: both ways are to widen, and both to keep what there is.
+_PRECISIONS = (("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16"))
+
+
+def precisions(lens: Lens, kind: TrialKind) -> list[Precision]:
+    """The floats that a lens is tried with; for each of them there is something to try."""
+    sides = {"source": lens.source, "view": lens.view}
+    found: dict[tuple[str, ...], Precision] = {}
+    for both in _PRECISIONS:
+        said = {
+            side: dtype
+            for (side, table), dtype in zip(sides.items(), both, strict=True)
+            if open_rows(table)
+        }
+        found.setdefault(tuple(said.values()), said)
+    several = [said for said in found.values() if not _is_idle(lens.at(**said), kind)]
+    return several or list(found.values())
+
+
+def _is_idle(lens: Lens, kind: TrialKind) -> bool:
+    """Whether a lens refuses no value, where one is to be refused; or every tracer."""
+    if kind == "free":
+        return not any(refusable(lens, side) for side in (0, 1))
+    return kind == "jit" and bool(looked_at(lens)) and bool(looked_at(~lens))
 
 
 def _where(lens: Lens, kind: TrialKind, drawn: _Where, meshes: tuple[MeshSpec, ...]) -> _Where:
