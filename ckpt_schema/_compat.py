@@ -16,6 +16,7 @@ __all__ = [
     "ARRAY_METADATA_FILES",
     "CHECKPOINT_FILE",
     "COMMIT_FILE",
+    "DATABASE_FILE",
     "OLD_PYTREE_FILE",
     "PYTREE_FILE",
     "ROOT_FILE",
@@ -47,6 +48,9 @@ OLD_PYTREE_FILE = "checkpoint"
 
 ROOT_FILE = "metadata/_ROOT_METADATA"
 """What a manager keeps of its own beside the checkpoints of a run."""
+
+DATABASE_FILE = "manifest.ocdbt"
+"""What is there where all arrays of a pytree stand in one database."""
 
 ARRAY_METADATA_FILES = "array_metadatas"
 """The folder of files, one a process, that alone tell the implementation of a typed key."""

@@ -52,9 +52,10 @@ ORDER = """
     _source _source.importing _source.branches _source.equal_parts _source.size_names _source.python_text
     _source.kept_text _source.layout_text _source.source
     _json _json.json_objects _json.values_json _json.layout_json _json.rules_json _json.json_text
-    orbax._contexts orbax._agreement orbax._places orbax._older orbax._folders orbax._metadata orbax._sides
+    orbax._contexts orbax._agreement orbax._places orbax._older orbax._pytree_files orbax._array_headers orbax._folders
+    orbax._metadata orbax._sides
     orbax._whereabouts orbax._private_leaves orbax._adapt orbax._load orbax._missing orbax._versions
-    orbax._targets orbax._restore orbax._items orbax._managed orbax._save orbax._pytree_files orbax._route
+    orbax._targets orbax._restore orbax._items orbax._managed orbax._save orbax._route
     orbax._rewriting orbax._convert orbax
     hf._load hf._restore hf._save hf._stored hf
     families._family families._decoders families._centered families.llama families.qwen2 families.qwen3 families.gemma2

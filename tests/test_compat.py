@@ -61,7 +61,9 @@ def test_orbax_writes_its_files_under_these_names(checkpoint: Path) -> None:
     assert (checkpoint / _compat.CHECKPOINT_FILE).is_file()
     told = json.loads((checkpoint / ITEM / _compat.PYTREE_FILE).read_text())
     assert set(told["tree_metadata"]) == {"('sub', 'key')", "('sub', 'w')"}
-    assert _compat.OLD_PYTREE_FILE not in {file.name for file in (checkpoint / ITEM).iterdir()}
+    names = {file.name for file in (checkpoint / ITEM).iterdir()}
+    assert _compat.DATABASE_FILE in names
+    assert _compat.OLD_PYTREE_FILE not in names
     [file] = (checkpoint / ITEM / _compat.ARRAY_METADATA_FILES).iterdir()
     named = {
         entry["array_metadata"]["param_name"]: entry["array_metadata"]["ext_metadata"]
@@ -114,7 +116,13 @@ TESTED = {
         ("ClosedJaxpr", "Literal", "jaxpr_as_fun"), test_part_of_a_program_is_run_by_itself
     ),
     **dict.fromkeys(
-        ("CHECKPOINT_FILE", "PYTREE_FILE", "OLD_PYTREE_FILE", "ARRAY_METADATA_FILES"),
+        (
+            "CHECKPOINT_FILE",
+            "PYTREE_FILE",
+            "OLD_PYTREE_FILE",
+            "ARRAY_METADATA_FILES",
+            "DATABASE_FILE",
+        ),
         test_orbax_writes_its_files_under_these_names,
     ),
     "COMMIT_FILE": test_orbax_knows_a_remote_checkpoint_by_this_file,

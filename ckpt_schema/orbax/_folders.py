@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from etils import epath
 
-from ckpt_schema._compat import CHECKPOINT_FILE, OLD_PYTREE_FILE, PYTREE_FILE
+from ckpt_schema._compat import CHECKPOINT_FILE, DATABASE_FILE, OLD_PYTREE_FILE, PYTREE_FILE
 from ckpt_schema._layouts import paths
 from ckpt_schema._messages.text import counted
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
@@ -244,7 +244,7 @@ def _folder(place: epath.Path) -> tuple[str, str]:
             found = f"a directory with {counted(len(here), what, what.replace(' of', 's of', 1))}"
             return found, f"pass one of them: {latest}"
     holders = [place, *(child for child in children if child.is_dir())]
-    if any((holder / "manifest.ocdbt").exists() for holder in holders):
+    if any((holder / DATABASE_FILE).exists() for holder in holders):
         return f"arrays without the {PYTREE_FILE} that tells their tree", "a copy may be incomplete"
     return (
         "a directory without a pytree that Orbax wrote",

@@ -14,7 +14,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from ckpt_schema._compat import ARRAY_METADATA_FILES
+from ckpt_schema._compat import ARRAY_METADATA_FILES, CHECKPOINT_FILE
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._layouts.pytrees import key_paths
@@ -26,6 +26,7 @@ from ckpt_schema._trees import placement
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import CheckpointMismatchError
 from ckpt_schema.orbax._agreement import first_line
+from ckpt_schema.orbax._array_headers import read_headers
 from ckpt_schema.orbax._contexts import alone
 from ckpt_schema.orbax._folders import find_item, refusal
 from ckpt_schema.orbax._older import (
@@ -159,10 +160,14 @@ def read_metadata(
         raise refusal(place, first_line(error), "check the path, and who may read it") from error
     name = meant.name
     try:
-        if is_older_pytree(place / (name or "")):
+        # Without this file Orbax takes some checkpoints for none.
+        is_known = (place / CHECKPOINT_FILE).exists()
+        stored = read_headers(place / (name or "")) if is_known else None
+        if stored is None and is_older_pytree(place / (name or "")):
             tree = read_older_pytree(place / (name or ""))
             return _of_values(place, name, tree, meant.every - {name or ""})
-        stored = _found(place, name)
+        if stored is None:
+            stored = _found(place, name)
         flat, treedef = jax.tree_util.tree_flatten_with_path(stored)
         keys, _ = key_paths(at for at, _ in flat)
         written = _written(place / (name or ""))

@@ -21,13 +21,21 @@ import jax
 import tensorstore as ts
 from orbax.checkpoint import v1 as ocp
 
-from ckpt_schema._compat import ARRAY_METADATA_FILES, PYTREE_FILE
+from ckpt_schema._compat import ARRAY_METADATA_FILES, DATABASE_FILE, PYTREE_FILE
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import CheckpointWriteError, Mismatch
 
-__all__ = ["Assembly", "PytreeFiles", "Stored", "linked", "linked_tree", "saved", "skeleton"]
+__all__ = [
+    "Assembly",
+    "PytreeFiles",
+    "Stored",
+    "database",
+    "linked",
+    "linked_tree",
+    "saved",
+    "skeleton",
+]
 
-_MANIFEST = "manifest.ocdbt"
 _SHARDINGS = "_sharding"
 _STRINGS = "_strings.json"
 _DATABASE = "ocdbt.process_"
@@ -59,7 +67,7 @@ class PytreeFiles:
     @property
     def is_database(self) -> bool:
         """Whether all arrays are in one database."""
-        return (self.folder / _MANIFEST).exists()
+        return (self.folder / DATABASE_FILE).exists()
 
     @property
     def is_zarr3(self) -> bool:
@@ -222,14 +230,14 @@ class Assembly:
             if own not in others:
                 others[own] = folder / f"{_DATABASE}{len(others)}"
                 for part in sorted(own.iterdir()):
-                    if part.name == _MANIFEST:
+                    if part.name == DATABASE_FILE:
                         linked(part, others[own] / part.name)
                     elif part.name == "d" or part.name.startswith(_DATABASE):
                         linked_tree(part, others[own] / part.name)
-        context = ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}})
+        context = ts.Context(_CACHE)
         whole = ts.Transaction(atomic=True)
-        target = _opened(folder, context, for_writing=True)
-        sources = {own: _opened(place, context) for own, place in others.items()}
+        target = database(folder, context, for_writing=True)
+        sources = {own: database(place, context) for own, place in others.items()}
         copies = [
             (sources[stored.files.folder] / f"{stored.name}/").experimental_copy_range_to(
                 (target / f"{name}/").with_transaction(whole)
@@ -254,7 +262,12 @@ def _whole(sharding: str | None) -> str | None:
     return json.dumps({**told, "partition_spec": []}) if "partition_spec" in told else sharding
 
 
-def _opened(folder: Path, context: ts.Context, *, for_writing: bool = False) -> ts.KvStore:
+_CACHE = {"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}}
+
+
+def database(
+    folder: Path, context: ts.Context | None = None, *, for_writing: bool = False
+) -> ts.KvStore:
     """The database of a folder, with the options that Orbax writes it with."""
     spec: dict[str, Any] = {
         "driver": "ocdbt",
@@ -268,7 +281,7 @@ def _opened(folder: Path, context: ts.Context, *, for_writing: bool = False) -> 
             "manifest_kind": "single",
         }
         spec |= {"config": config, "assume_config": True, "target_data_file_size": 2**31}
-    return ts.KvStore.open(spec, context=context).result()
+    return ts.KvStore.open(spec, context=context or ts.Context(_CACHE)).result()
 
 
 def _prune(folder: Path) -> None:
@@ -277,7 +290,7 @@ def _prune(folder: Path) -> None:
     Raises:
         CheckpointWriteError: It refers to some that are not there.
     """
-    needed = {folder / name for name in _referred(folder)} | {folder / _MANIFEST}
+    needed = {folder / name for name in _referred(folder)} | {folder / DATABASE_FILE}
     there = {file for file in folder.rglob("*") if file.is_file()}
     lost = sorted(needed - there)
     if lost:
