@@ -12,6 +12,7 @@ from ckpt_schema._layouts.dims import AxisName, Dim, Dims
 from ckpt_schema._layouts.leaves import Default, Leaf
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema._layouts.pytrees import TreeDef
+from ckpt_schema._messages.html import Section, page
 from ckpt_schema._messages.text import columns
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -343,12 +344,23 @@ class Layout:
 
     def __str__(self) -> str:
         """The table, a line per row: logical path, key path, leaf, and what is declared of it."""
-        lines = [f"{self.name}: {len(self.rows)} rows"]
-        cells = [
-            ("/".join(r.path), paths.format_path(r.key), str(r.stored), _remarks(r))
-            for r in self.rows
+        return "\n".join([self._title(), *columns([_cells(row) for row in self.rows])])
+
+    def _repr_html_(self) -> str:
+        """The same as a notebook shows it: the model, what else there is, and the optimizer folded."""
+        model = [_cells(row) for row in self.rows if row.body is not None and not row.optimizer]
+        other = [_cells(row) for row in self.rows if row.body is None and not row.optimizer]
+        optimizer = [_cells(row) for row in self.rows if row.optimizer]
+        header = "path", "key path", "leaf", "kind"
+        sections = [
+            Section("of the model", header, model),
+            Section("beside it", header, other),
+            Section("of the optimizer", header, optimizer, folded=bool(model)),
         ]
-        return "\n".join([*lines, *columns(cells)])
+        return page(self._title(), sections)
+
+    def _title(self) -> str:
+        return f"{self.name}: {len(self.rows)} rows"
 
 
 def slots_of(row: Row, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
@@ -363,6 +375,10 @@ def _members(counts: tuple[Dim, ...], sizes: Mapping[str, int]) -> list[tuple[in
         assert size is not None, f"unbound number of repeats {dims_.format_dim(dim)}"
         found = [(*head, index) for head in found for index in range(size)]
     return found
+
+
+def _cells(row: Row) -> tuple[str, str, str, str]:
+    return "/".join(row.path), paths.format_path(row.key), str(row.stored), _remarks(row)
 
 
 def _remarks(row: Row) -> str:

@@ -2,79 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Sum
 from ckpt_schema._layouts.sizes import ONE, Size
-from ckpt_schema._layouts.table import Layout, Row, called
+from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.cells import Cell, Digit, Place
 from ckpt_schema._lens.codecs import Exact, Rounded
 from ckpt_schema._lens.derive.joins import Join
-from ckpt_schema._lens.derive.middle import Joined
 from ckpt_schema._lens.spellings import of_dim
-from ckpt_schema._messages.text import columns, shown
+from ckpt_schema._messages.text import shown
 
-__all__ = ["described", "table_lines"]
+__all__ = ["described"]
 
 Rows = tuple[Sequence[Row], Sequence[Row]]
-
-
-def table_lines(lens: Joined, losses: Mapping[str, str]) -> list[str]:
-    """The table of a lens: where each leaf goes, what is edited, what is private.
-
-    Args:
-        lens: The lens.
-        losses: What is lost, by the logical path in the view.
-    """
-    pairs = [pair for one in lens.joins for pair in one.pairs]
-    joined_s, joined_v = ({pair[side] for pair in pairs} for side in (0, 1))
-    rows = [
-        (_keys(lens.source, j.sources), _keys(lens.view, j.views), done)
-        for j, done in _done(lens, losses)
-    ]
-    alone = [
-        (_key(r), "-", _private(r)) for n, r in enumerate(lens.source.rows) if n not in joined_s
-    ]
-    alone += [
-        ("-", _key(r), _private(r)) for n, r in enumerate(lens.view.rows) if n not in joined_v
-    ]
-    own = len(lens.source.rows) - len(joined_s), len(lens.view.rows) - len(joined_v)
-    here, there = called(lens.source, lens.view)
-    header = (
-        f"{here} -> {there}: {len(lens.joins)} joined, "
-        f"{own[0]} private to {here}, {own[1]} private to {there}"
-    )
-    if losses:
-        header += f", {len(losses)} not exact (lens.loss says by how much)"
-    return [header, *columns([*rows, *alone])]
-
-
-def _done(lens: Joined, losses: Mapping[str, str]) -> Iterator[tuple[Join, str]]:
-    """What is done on the way of each join, and whether it is a copy of what another carries."""
-    for one in lens.joins:
-        words = described(one, (lens.source.rows, lens.view.rows))
-        lost = any("/".join(lens.view.rows[number].path) in losses for number in one.views)
-        said = words, "tied" if any(one.compares) else "", "not exact" if lost else ""
-        yield one, ", ".join(filter(None, said))
-
-
-def _keys(table: Layout, rows: Sequence[int]) -> str:
-    return " ".join(_key(table.rows[number]) for number in rows)
-
-
-def _key(row: Row) -> str:
-    return paths.format_path(row.key)
-
-
-def _private(row: Row) -> str:
-    if row.default is None:
-        return f"private, {row.stored}, {'optional' if row.optional else 'from onto'}"
-    counts = (
-        isinstance(row.default, leaves.FreshKey | leaves.ConstantKey) and not row.leaf.is_key
-    )  # beside the key of a stream
-    return f"private, {row.stored}, default {0 if counts else row.default}"
 
 
 def described(join: Join, rows: Rows) -> str:

@@ -29,7 +29,7 @@ from ckpt_schema._lens.derive.view_names import (
     renamed_joins,
     renamed_layout,
 )
-from ckpt_schema._lens.description import table_lines
+from ckpt_schema._lens.lens_table import LensTable
 from ckpt_schema._lens.losses import loss
 from ckpt_schema._lens.plan.plan import Plan
 from ckpt_schema._lens.plan.translation import Translator
@@ -342,7 +342,14 @@ class Lens:
 
     def __str__(self) -> str:
         """The table: where each leaf goes, what is edited, what is private."""
-        return "\n".join(table_lines(self, {} if self.is_open else self.loss))
+        return self._table().text()
+
+    def _repr_html_(self) -> str:
+        """The same as a notebook shows it: moments beside their params, what only moves folded."""
+        return self._table().html()
+
+    def _table(self) -> LensTable:
+        return LensTable(self, {} if self.is_open else self.loss)
 
 
 def _dim_names(lens: Lens) -> set[str]:

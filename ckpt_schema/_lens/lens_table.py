@@ -1,0 +1,139 @@
+"""The table of a lens, as text and as a notebook shows it: where each leaf goes, what is edited, what is private."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.table import Layout, Row, called
+from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.derive.middle import Joined
+from ckpt_schema._lens.description import described
+from ckpt_schema._messages.html import Section, page
+from ckpt_schema._messages.text import columns
+
+__all__ = ["LensTable"]
+
+
+class _Line(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        source: The key paths there; ``-`` where it has none.
+        view: The same.
+        done: What happens on the way, or that the leaf is private.
+        row: The row that the line is about: of the view, where it has one.
+    """
+
+    source: str
+    view: str
+    done: str
+    row: Row
+
+
+class LensTable:
+    """The lines of a lens, joined leaves and private ones.
+
+    Args:
+        lens: The lens.
+        losses: What is lost, by the logical path in the view.
+    """
+
+    def __init__(self, lens: Joined, losses: Mapping[str, str]) -> None:
+        self._tables = lens.source, lens.view
+        self._losses = losses
+        pairs = [pair for join in lens.joins for pair in join.pairs]
+        joined = [{pair[side] for pair in pairs} for side in (0, 1)]
+        self.joined = [self._line(join) for join in lens.joins]
+        self.private = (
+            [_Line(_key(r), "-", _private(r), r) for r in _others(lens.source, joined[0])],
+            [_Line("-", _key(r), _private(r), r) for r in _others(lens.view, joined[1])],
+        )
+
+    def _line(self, join: Join) -> _Line:
+        source, view = self._tables
+        said = [described(join, (source.rows, view.rows))]
+        if any(join.compares):  # it is a copy of what another carries
+            said.append("tied")
+        if any("/".join(view.rows[number].path) in self._losses for number in join.views):
+            said.append("not exact")
+        row = view.rows[join.views[0]] if join.views else source.rows[join.sources[0]]
+        keys = _keys(source, join.sources), _keys(view, join.views)
+        return _Line(*keys, ", ".join(filter(None, said)), row)
+
+    @property
+    def title(self) -> str:
+        """Which layouts, and how much of them is joined."""
+        here, there = called(*self._tables)
+        own = [len(lines) for lines in self.private]
+        title = (
+            f"{here} -> {there}: {len(self.joined)} joined, "
+            f"{own[0]} private to {here}, {own[1]} private to {there}"
+        )
+        if self._losses:
+            title += f", {len(self._losses)} not exact (lens.loss says by how much)"
+        return title
+
+    def text(self) -> str:
+        """Every line."""
+        lines = [*self.joined, *self.private[0], *self.private[1]]
+        cells = [(line.source, line.view, line.done) for line in lines]
+        return "\n".join([self.title, *columns(cells)])
+
+    def html(self) -> str:
+        """First what is edited, then what is private, then what only moves; a moment stands beside its param."""
+        here, there = called(*self._tables)
+        followed, lines = _folded(self.joined)
+        edited, moved = [], []
+        for line in lines:
+            cells = line.source, line.view, line.done, ", ".join(followed.get(_path(line.row), ()))
+            (edited if line.done else moved).append(cells)
+        header = here, there, "what happens", "optimizer"
+        sections = [Section("edited", header, edited)]
+        for name, own in zip((here, there), self.private, strict=True):
+            cells = [(line.source, line.view, line.done, "") for line in own]
+            sections.append(Section(f"private to {name}", header, cells))
+        sections.append(Section("moved, and nothing else", header, moved, folded=bool(edited)))
+        return page(self.title, sections)
+
+
+def _folded(lines: Sequence[_Line]) -> tuple[dict[str, list[str]], list[_Line]]:
+    """Which moments go the way of their params, by the paths of these; and the lines of all other leaves."""
+    params = {_path(line.row): line for line in lines if not line.row.mirrors}
+    followed: dict[str, list[str]] = {}
+    left: list[_Line] = []
+    for line in lines:
+        param = params.get(line.row.mirrors)
+        if param is None or param.done != line.done:
+            left.append(line)
+            continue
+        own = line.row.path[line.row.optimizer :]
+        below = len(param.row.model_path)
+        followed.setdefault(_path(param.row), []).append("/".join(own[: len(own) - below]))
+    return followed, left
+
+
+def _others(table: Layout, joined: set[int]) -> Iterator[Row]:
+    return (row for number, row in enumerate(table.rows) if number not in joined)
+
+
+def _keys(table: Layout, rows: Sequence[int]) -> str:
+    return " ".join(_key(table.rows[number]) for number in rows)
+
+
+def _path(row: Row) -> str:
+    return "/".join(row.path)
+
+
+def _key(row: Row) -> str:
+    return paths.format_path(row.key)
+
+
+def _private(row: Row) -> str:
+    if row.default is None:
+        return f"private, {row.stored}, {'optional' if row.optional else 'from onto'}"
+    counts = (
+        isinstance(row.default, leaves.FreshKey | leaves.ConstantKey) and not row.leaf.is_key
+    )  # beside the key of a stream
+    return f"private, {row.stored}, default {0 if counts else row.default}"
