@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ckpt_schema._layouts.paths import Index, Key, Pattern, parts_of_key
 
-__all__ = ["coincide", "may_coincide", "outlined"]
+__all__ = ["KeyTrie", "coincide", "may_coincide", "outlined"]
 
 
 def outlined(pattern: Pattern) -> tuple[str, ...]:
@@ -118,3 +118,58 @@ def _digits_apart(left: str, right: str) -> bool:
     short, long = sorted((left, right), key=len)
     rest = long.removeprefix(short)
     return long.startswith(short) and (not rest or rest.isdecimal())
+
+
+class KeyTrie:
+    """The keys of rows as a trie of their segments, so that a row meets those alone which it may be.
+
+    Attributes:
+        fixed: What stands below a segment without an index symbol.
+        alike: The same, by the outline of the segment: what an index symbol may spell.
+        open: What stands below segments with an index symbol, by their outline.
+        rows: The rows whose key ends here.
+    """
+
+    __slots__ = ("alike", "fixed", "open", "rows")
+
+    def __init__(self) -> None:
+        self.fixed: dict[Key, KeyTrie] = {}
+        self.alike: dict[str, dict[Key, KeyTrie]] = {}
+        self.open: dict[str, dict[Index, KeyTrie]] = {}
+        self.rows: list[int] = []
+
+    def add(self, number: int, key: Pattern, outline: tuple[str, ...]) -> None:
+        """Puts the row of this number where its key leads."""
+        node = self
+        for segment, shape in zip(key, outline, strict=True):
+            if isinstance(segment, Index):
+                node = node.open.setdefault(shape, {}).setdefault(segment, KeyTrie())
+            else:
+                below = node.fixed.get(segment)
+                if below is None:
+                    below = node.fixed[segment] = KeyTrie()
+                    node.alike.setdefault(shape, {})[segment] = below
+                node = below
+        node.rows.append(number)
+
+    def near(self, key: Pattern, outline: tuple[str, ...]) -> Iterator[int]:
+        """The numbers of the rows that may have a key in common with ``key``."""
+        nodes = [self]
+        for segment, shape in zip(key, outline, strict=True):
+            below: list[KeyTrie] = []
+            for node in nodes:
+                below += (n for i, n in node.open.get(shape, {}).items() if _meet(i, segment))
+                if not isinstance(segment, Index):
+                    below += filter(None, (node.fixed.get(segment),))
+                    continue
+                below += (n for k, n in node.alike.get(shape, {}).items() if _meet(segment, k))
+            nodes = below
+        for node in nodes:
+            yield from node.rows
+
+
+_UNKNOWN = [None] * 99  # how many keys the symbols of one segment spell
+
+
+def _meet(left: Index, right: Key | Index) -> bool:
+    return left == right or coincide((left,), (right,), (_UNKNOWN, _UNKNOWN))

@@ -459,61 +459,6 @@ def _counts(row: Row) -> list[int | None]:
     return [dims_.size_of(dim, {}) for dim in row.unrolled]
 
 
-class _Keys:
-    """The keys of rows as a trie of their segments, so that a row meets those alone which it may be.
-
-    Attributes:
-        fixed: What stands below a segment without an index symbol.
-        alike: The same, by the outline of the segment: what an index symbol may spell.
-        open: What stands below segments with an index symbol, by their outline.
-        rows: The rows whose key ends here.
-    """
-
-    __slots__ = ("alike", "fixed", "open", "rows")
-
-    def __init__(self) -> None:
-        self.fixed: dict[Key, _Keys] = {}
-        self.alike: dict[str, dict[Key, _Keys]] = {}
-        self.open: dict[str, dict[Index, _Keys]] = {}
-        self.rows: list[int] = []
-
-    def add(self, number: int, key: Pattern, outline: tuple[str, ...]) -> None:
-        """Puts the row of this number where its key leads."""
-        node = self
-        for segment, shape in zip(key, outline, strict=True):
-            if isinstance(segment, Index):
-                node = node.open.setdefault(shape, {}).setdefault(segment, _Keys())
-            else:
-                below = node.fixed.get(segment)
-                if below is None:
-                    below = node.fixed[segment] = _Keys()
-                    node.alike.setdefault(shape, {})[segment] = below
-                node = below
-        node.rows.append(number)
-
-    def near(self, key: Pattern, outline: tuple[str, ...]) -> Iterator[int]:
-        """The numbers of the rows that may have a key in common with ``key``."""
-        nodes = [self]
-        for segment, shape in zip(key, outline, strict=True):
-            below: list[_Keys] = []
-            for node in nodes:
-                below += (n for i, n in node.open.get(shape, {}).items() if _meet(i, segment))
-                if not isinstance(segment, Index):
-                    below += filter(None, (node.fixed.get(segment),))
-                    continue
-                below += (n for k, n in node.alike.get(shape, {}).items() if _meet(segment, k))
-            nodes = below
-        for node in nodes:
-            yield from node.rows
-
-
-_UNKNOWN = [None] * 99  # how many keys the symbols of one segment spell
-
-
-def _meet(left: Index, right: Key | Index) -> bool:
-    return left == right or overlaps.coincide((left,), (right,), (_UNKNOWN, _UNKNOWN))
-
-
 def called(source: Layout, view: Layout) -> tuple[str, str]:
     """What messages call two layouts: by their names, and which side each is where they share one.
 
@@ -552,7 +497,7 @@ def _overlaps(table: Layout) -> Iterator[Mismatch]:
     if not any(row.unrolled for row in table.rows):
         return
     outlines = [overlaps.outlined(row.key) for row in table.rows]
-    keys = _Keys()
+    keys = overlaps.KeyTrie()
     for number, row in enumerate(table.rows):
         keys.add(number, row.key, outlines[number])
     for number, first in enumerate(table.rows):
