@@ -46,7 +46,7 @@ ORDER = """
     _lens.arrays.donation _lens.arrays.step_labels
     _lens.plan _lens.plan.new_leaves _lens.plan.tasks _lens.plan.labels _lens.plan.outline _lens.plan.plan _lens.plan.pieces
     _lens.plan.refusals
-    _lens.plan.compilation _lens.plan.translation _lens.standins _lens.read_sides _lens.replicas _lens.lens_table _lens.lens
+    _lens.plan.compilation _lens.plan.translation _lens.step_dtypes _lens.read_sides _lens.replicas _lens.lens_table _lens.lens
     _lens.registry _lens.open_names _lens.lone_nodes
     _lens.one_sided _lens.siblings _lens.stacks _lens.adaptation
     _source _source.importing _source.branches _source.equal_parts _source.size_names _source.python_text

@@ -284,6 +284,22 @@ def test_a_rule_for_many_leaves_is_written_for_those_that_it_changes() -> None:
     assert str(written["lens"]) == str(lens)
 
 
+def test_a_lens_of_these_floats_is_written_as_one() -> None:
+    said = {"source": "float32", "view": "float32"}
+    for lens in (LENS.at(**said), LENS.at(source="bfloat16"), LENS):
+        for written in (_executed(cs.to_source(lens)), cs.from_json(cs.to_json(lens), cs.Lens)):
+            assert sorted(str(written).splitlines()) == sorted(str(lens).splitlines())
+    # A cast between equal dtypes does nothing, and is no rule of the lens.
+    rules = [str(rule) for rule in LENS.at(**said).derivations[0].rules]
+    assert not any(rule.startswith("cast") for rule in rules)
+
+
+def _executed(text: str) -> cs.Lens:
+    names: dict[str, Any] = {}
+    exec(text, names)
+    return names["lens"]
+
+
 def test_what_has_no_partner_is_told_as_it_was_declared() -> None:
     class Other(cs.Schema):
         weight: Float[Array, " embed"]

@@ -106,6 +106,7 @@ def test_a_lens_with_spelled_axes_is_written_as_text(case: str) -> None:
     written: dict[str, Any] = {}
     exec(cs.to_source(lens), written)
     cs.assert_trees_identical(written["lens"].get(trees[0]), lens.get(trees[0]))
+    assert str(cs.from_json(cs.to_json(lens), cs.Lens)) == str(lens)
 
 
 def _stacked(axis: int) -> tuple[dict, dict]:

@@ -16,6 +16,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.paths import NaturalOrder, format_path
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.derive.spelled_rows import as_read
 from ckpt_schema._lens.lens import Lens, derive
 from ckpt_schema._lens.registry import digest
 from ckpt_schema._lens.rules import Rule
@@ -236,7 +237,7 @@ def _lens_text(lens: Lens) -> str:
     steps: list[Any] = []
     for each in lens.derivations:
         ends: list[int] = []
-        for table in (each.source, each.view):
+        for table in as_read((each.source, each.view), each.rules):
             if table not in tables:
                 tables.append(table)
             ends.append(tables.index(table))

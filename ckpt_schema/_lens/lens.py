@@ -35,7 +35,7 @@ from ckpt_schema._lens.plan.plan import Plan
 from ckpt_schema._lens.plan.translation import Translator
 from ckpt_schema._lens.replicas import replicated_layout
 from ckpt_schema._lens.rules import Rule, verify_rules
-from ckpt_schema._lens.standins import closed_steps, opened, opened_steps, with_ends
+from ckpt_schema._lens.step_dtypes import closed_steps, opened, opened_steps, with_ends
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import AxesWarning, DerivationError, Mismatch
 

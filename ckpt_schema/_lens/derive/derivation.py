@@ -15,7 +15,13 @@ from ckpt_schema._lens.derive.causes import causes
 from ckpt_schema._lens.derive.disputes import disputes
 from ckpt_schema._lens.derive.exemptions import declare, lone, owned, part, restart
 from ckpt_schema._lens.derive.globs import as_written, by_node
-from ckpt_schema._lens.derive.idle_rules import Contested, Unmatched, idle, partnered
+from ckpt_schema._lens.derive.idle_rules import (
+    Contested,
+    Unmatched,
+    idle,
+    partnered,
+    without_spare_casts,
+)
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import (
     UNTOLD,
@@ -171,6 +177,7 @@ def join_rows(
         else:
             notes = [*notes, *(f"{fault.found}: {fault.hint}" for fault in apart)]
         raise DerivationError(f"no lens from {source.name} to {view.name}", faults, notes)
+    rules = without_spare_casts((source, view), rules, joins)
     source = dataclasses.replace(source, name=names_of[0])
     view = dataclasses.replace(view, name=names_of[1])
     return source, view, tuple(joins), tuple(rules)

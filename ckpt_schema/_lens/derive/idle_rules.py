@@ -30,7 +30,7 @@ from ckpt_schema._lens.rules import (
 from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Contested", "Unmatched", "idle", "partnered"]
+__all__ = ["Contested", "Unmatched", "idle", "partnered", "without_spare_casts"]
 
 
 def idle(
@@ -232,6 +232,19 @@ def _unsaid(
             hint = f"it is in the words of {tables[1].name}: {meant}"
         expected = f"{_changed(rule)}, at {'/'.join(rule.path)} or below"
         yield Mismatch(str(rule), "rule", expected, "none", hint)
+
+
+def without_spare_casts(
+    tables: tuple[Layout, Layout], rules: Sequence[Rule], joins: Sequence[Join]
+) -> list[Rule]:
+    """The rules, but for casts of leaves of any float that turned out to be of one dtype on both sides."""
+    used: set[int] = set()
+    for one in joins:
+        for here, there in one.pairs:
+            leaf, other = tables[0].rows[here].leaf, tables[1].rows[there].leaf
+            if leaf.is_open or other.is_open or leaf.dtype != other.dtype:
+                used.update(id(rule) for rule in one.told.rules)
+    return [rule for rule in rules if not isinstance(rule, Rounding) or id(rule) in used]
 
 
 _Change = Reverse | Padding | Grown | Repeated | Factor | Offset | Rounding

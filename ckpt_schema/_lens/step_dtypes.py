@@ -75,11 +75,12 @@ def opened(table: Layout, like: Layout) -> Layout:
 
 
 def opened_steps(steps: Sequence[Derivation], like: Sequence[Derivation]) -> tuple[Derivation, ...]:
-    """The same of the layouts of steps."""
+    """The same of the layouts of steps; a rule that does nothing to floats that stand for others stays."""
     found: list[Derivation] = []
     for step, other in zip(steps, like, strict=True):
         layouts = [opened(*pair) for pair in zip(step.ends, other.ends, strict=True)]
-        found.append(_with_layouts(step, layouts[0], layouts[1]))
+        made = _with_layouts(step, layouts[0], layouts[1])
+        found.append(dataclasses.replace(made, rules=other.rules))
     return tuple(found)
 
 
