@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ckpt_schema import linen as linen
     from ckpt_schema import nnx as nnx
     from ckpt_schema import orbax as orbax
+    from ckpt_schema._breaking.breaking import breaking as breaking
+    from ckpt_schema._breaking.verdicts import Breaking as Breaking
     from ckpt_schema._diff.comparing import diff as diff
     from ckpt_schema._diff.entries import Diff as Diff
     from ckpt_schema._frameworks.kept_states import kept as kept
@@ -80,6 +82,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "discovery._discovery": ("discover",),
+    "_breaking.breaking": ("breaking",),
+    "_breaking.verdicts": ("Breaking",),
     "_diff.comparing": ("diff",),
     "_diff.entries": ("Diff",),
     "_trees.abstract_states": ("abstract",),
@@ -134,6 +138,7 @@ _NAMES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AxesWarning",
+    "Breaking",
     "CheckpointExistsError",
     "CheckpointMismatchError",
     "CheckpointWriteError",
@@ -160,6 +165,7 @@ __all__ = [
     "apart",
     "assert_conforms",
     "assert_trees_identical",
+    "breaking",
     "cast",
     "check",
     "constant_key",

@@ -102,6 +102,28 @@ def _parser() -> argparse.ArgumentParser:
     explain = add("explain", "print where a lens brings each leaf, and what is edited on the way")
     explain.add_argument("given", metavar="LENS", help="module:attr of a lens, or a side to adapt")
     explain.add_argument("view", metavar="VIEW", nargs="?", help="the other side to adapt")
+    breaking = add(
+        "breaking",
+        "print what a change breaks, of the checkpoints there are and of code; 1 if it does",
+    )
+    breaking.add_argument("given", metavar="TARGET", help=f"the new side: {_TREE}")
+    breaking.add_argument(
+        "--against",
+        required=True,
+        metavar="REF|FILE",
+        help="the old side: a commit of git that has the lock file, a lock file, or what TARGET may be",
+    )
+    breaking.add_argument("--lens", metavar="module:attr", help="what migrates old checkpoints")
+    breaking.add_argument(
+        "--rules",
+        type=_rules,
+        default=_RULES,
+        metavar="RULE,...",
+        help=f"those that are asked for: {','.join(_RULES)}",
+    )
+    breaking.add_argument(
+        "--lock", default="ckpt.lock.json", metavar="FILE", help="the lock file in the commit"
+    )
     diff = add(
         "diff", "print what differs between two layouts, trees or checkpoints; 1 if anything does"
     )
@@ -129,6 +151,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_demo(commands)
     return parser
+
+
+_RULES = ("READ", "WRITE", "RESUME", "EXACT")
+
+
+def _rules(text: str) -> tuple[str, ...]:
+    """The rules that a text names."""
+    rules = tuple(text.upper().split(","))
+    unknown = [rule for rule in rules if rule not in _RULES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(_RULES)}")
+    return rules
 
 
 def _add_reading(command: argparse.ArgumentParser) -> None:

@@ -67,6 +67,7 @@ ORDER = """
     discovery._matching discovery._layer_levels discovery._found_rules discovery._gauges discovery._open
     discovery._open_values discovery._discovery discovery._torch discovery
     _diff _diff.found_lists _diff.entries _diff.comparing
+    _breaking _breaking.saved_form _breaking.verdicts _breaking.breaking
     __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
     testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds
     testing._named_arrays testing._held testing._lossy

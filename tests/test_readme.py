@@ -56,7 +56,7 @@ def test_what_the_page_on_declaring_says_runs(
 
 def test_each_page_that_the_readme_names_is_there() -> None:
     named = set(re.findall(r"\]\((docs/[\w-]+(?:\.md)?)\)", README.read_text()))
-    pages = {f"docs/{page.name}" for page in README.parent.glob("docs/*")}
+    pages = {f"docs/{page.name}" for page in README.parent.glob("docs/*") if page.is_file()}
     assert named <= pages
     # What is read beside another page, and not from the front door.
     beside = {"docs/failures.md", "docs/mutants.md"}

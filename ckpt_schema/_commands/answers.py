@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckpt_schema._commands.operands import Operand, read_operand, wrong_operand
+from ckpt_schema._breaking.breaking import breaking
+from ckpt_schema._breaking.verdicts import RuleName, Verdict
+from ckpt_schema._commands.operands import Operand, read_locked, read_operand, wrong_operand
 from ckpt_schema._diff.comparing import diff
 from ckpt_schema._json.json_text import kind_of_text, lock_text
 from ckpt_schema._layouts import dims as dims_
@@ -29,6 +31,7 @@ from ckpt_schema.orbax._convert import convert
 from ckpt_schema.orbax._rewriting import Conversion
 
 __all__ = [
+    "answer_breaking",
     "answer_check",
     "answer_convert",
     "answer_diff",
@@ -146,6 +149,48 @@ def answer_explain(given: str, view: str | None, *, as_json: bool) -> int:
     names = {"source": lens.source.name, "view": lens.view.name}
     _print_json({**names, "dims": dict(lens.dims), "rules": rules, "leaves": lines})
     return OK
+
+
+def answer_breaking(
+    given: str,
+    against: str,
+    lens: str | None,
+    rules: Sequence[RuleName],
+    lock: str,
+    *,
+    as_json: bool,
+) -> int:
+    """Prints which rules a change breaks, and by which rows; says so by its number."""
+    new = read_operand(given)
+    if isinstance(new.value, Lens):
+        raise wrong_operand(given, "a layout or a tree", "a lens")
+    old = read_locked(against, lock, [new.layout()])
+    between = None if lens is None else _lens(read_operand(lens), None)
+    sides = [side.text if side.stored else side.value for side in (old, new)]
+    found = breaking(sides[0], sides[1], between, rules=rules)
+    found = found.called((old.text, new.text), "" if lens is None else lens.rpartition(":")[2])
+    if as_json:
+        told = [_verdict_json(verdict) for verdict in found.verdicts]
+        _print_json({"passes": found.passes, "old": old.text, "new": new.text, "rules": told})
+    else:
+        print(found)
+    return OK if found.passes else DIFFERS
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, Any]:
+    lens = verdict.migration
+    told: dict[str, Any] = {
+        "rule": verdict.rule,
+        "breaks": verdict.breaks,
+        "passes": verdict.passes,
+        "follows": verdict.follows,
+        "faults": [_fault_json(fault) for fault in verdict.faults],
+    }
+    if lens is None:
+        return told
+    faults = [_fault_json(fault) for fault in lens.faults]
+    said = {"carried": lens.carried, "leaves": lens.leaves, "exact": lens.is_exact}
+    return {**told, "lens": {"name": lens.name, **said, "faults": faults}}
 
 
 def answer_diff(given: str, other: str, lens: str | None, *, values: bool, as_json: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -20,7 +21,7 @@ from ckpt_schema._trees.infer import infer
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.orbax._metadata import read_metadata
 
-__all__ = ["Operand", "from_text", "read_operand", "wrong_operand"]
+__all__ = ["Operand", "from_text", "read_locked", "read_operand", "wrong_operand"]
 
 _DEFAULTS = ("lens", "layout")
 """What is meant in a file of which no name is given, as `to_source` calls it."""
@@ -134,6 +135,34 @@ def from_text(where: str, content: bytes, like: Sequence[Layout] = ()) -> Layout
         return from_json(text, Layout, like=like)
     except SchemaError as error:
         raise SchemaError(f"{where}: {error.header}", error.mismatches, error.notes) from error
+
+
+def read_locked(text: str, file: str, like: Sequence[Layout]) -> Operand:
+    """What a change is held against: an operand, or the lock file of a commit of git.
+
+    Args:
+        text: A file of `lock`, any other operand, or the name of a commit, ``origin/main``.
+        file: The lock file in the commit.
+        like: Layouts that have types which the file may name.
+
+    Raises:
+        SchemaError: There is no such file in the commit, or no such commit.
+        CheckpointMismatchError: It looks like a path, and there is no checkpoint.
+    """
+    if Path(text).exists() or ":" in text or text.startswith("/"):
+        return read_operand(text, like=like)
+    command = ["git", "show", "--end-of-options", f"{text}:./{file}"]
+    expected = f"a file, a checkpoint, or a commit that has {file}"
+    try:
+        shown = subprocess.run(command, capture_output=True, check=False)
+    except OSError as error:
+        raise wrong_operand(text, expected, _first_line(error)) from error
+    if shown.returncode:
+        why = shown.stderr.decode(errors="replace").strip().splitlines()
+        hint = f"write it there with ckpt-schema lock TARGET -o {file}, or name a file"
+        raise wrong_operand(text, expected, why[0] if why else "nothing", hint)
+    where = f"{file} of {text}"
+    return Operand(where, from_text(where, shown.stdout, like))
 
 
 def _run(file: Path) -> Any:

@@ -61,12 +61,13 @@ from ckpt_schema.orbax._targets import (
     spare_sharding,
     told_of_loss,
     verify_meshes,
+    with_stand_ins,
     with_values,
 )
 from ckpt_schema.orbax._versions import lens_between
 from ckpt_schema.orbax._whereabouts import meant, stand, verify_standing
 
-__all__ = ["RestoreTimes", "restore"]
+__all__ = ["Prepared", "RestoreTimes", "prepared", "restore"]
 
 Target = TypeVar("Target")
 
@@ -157,68 +158,157 @@ def restore(
     """
     clock = [time.perf_counter()]
     with raised_by_all():
-        verify_names(item=item, aux=aux)
-        verify_missing(missing, target)
-        factory: Any = target
-        target = made_abstract(target)
-        verify_standing(at, items)
-        verify_readable(target)
-        whole = variables.state_of(target)
-        is_adapted, read = lens is None, None
-        if lens is None:
-            read = meant(path, item=item, at=at, items=items, aux=aux)
-            name = name_of(target, "the target")
-            words = Words(rules, scan, lists, missing and missing.rows)
-            lens, read = adapted(read, whole, name, words, aux)
-            target_side, disk_side = "view", "source"
-        elif rules or scan is not None or lists is not None:
-            raise spare_words()
-        elif isinstance(lens, Registry):
-            lens, read = lens_between(path, whole, lens, item=item, at=at, items=items, aux=aux)
-            target_side, disk_side = "view", "source"
-        verify_arguments(lens, target_side=target_side, disk_side=disk_side)
-        own = declared(whole, lens)
-        state = goals(own)
-        verify_meshes(state)
-        side, match = toward(state, lens, "the target", target_side, "target_side")
-        if missing is not None:
-            state = with_values(state, initialised(missing, factory, state, side, match))
-        disk, places = stand(path, side, read, item=item, at=at, items=items, aux=aux)
-        private = (
-            find(disk, aux, total=not is_adapted)
-            if any(place.layout is not side.view for place in places)
-            else None
+        words = Words(rules, scan, lists)
+        sides = target_side, disk_side
+        where: dict[str, Any] = {"item": item, "at": at, "items": items, "aux": aux}
+        ready = prepared(path, target, lens, words, missing=missing, sides=sides, **where)
+        expected, side = ready.expected, ready.side
+        kept = (
+            kept_positions(expected, ready.state, side, ready.orders)
+            if donate_target
+            else set[int]()
         )
-        place, side, expected, orders = _source(
-            disk, places, state, match, side, lens, disk_side, private
-        )
-        wanted = _wanted(disk, place, expected, side, match)
-        state = restarted(state, side, match)
-        if not is_adapted and (private is None or not orders):
-            _report(disk, aux)
-        kept = kept_positions(expected, state, side, orders) if donate_target else set[int]()
-        unserved = lacks_served(flatten(disk.tree).keys, place.layout)
-        if unserved is not None:
-            warnings.warn(unserved, ServedWeightsWarning, stacklevel=2)
+    disk, state = ready.disk, ready.state
     agree(
         "processes do not restore the same",
-        {"path": disk.path, "item": disk.item, "layout": place.layout.name},
+        {"path": disk.path, "item": disk.item, "layout": ready.place.layout.name},
     )
     clock.append(time.perf_counter())
     if donate_target:
-        state = given_up(whole, own, state, kept)
+        state = given_up(ready.whole, ready.own, state, kept)
     with told_of_loss(is_lost=donate_target):
         with raised_by_all():
-            loaded = metadata.read_arrays(disk, place.prefix, wanted)
-            state = state if private is None else with_values(state, private.load(orders))
-            loaded = _verified(loaded, wanted, expected, disk)
+            loaded = metadata.read_arrays(disk, ready.place.prefix, ready.wanted)
+            if ready.private is not None:
+                state = with_values(state, ready.private.load(ready.orders))
+            loaded = _verified(loaded, ready.wanted, expected, disk)
         clock.append(time.perf_counter())
         result = _translated(loaded, state, side, disk)
     if times is not None:
         jax.block_until_ready(result)
         clock.append(time.perf_counter())
         times(RestoreTimes(*(after - before for before, after in itertools.pairwise(clock))))
-    return variables.updated(target, variables.completed(result, whole))
+    return variables.updated(ready.target, variables.completed(result, ready.whole))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prepared:
+    """A restore of which everything is validated, and nothing read.
+
+    Attributes:
+        disk: What is on disk.
+        place: The part of it that is read.
+        side: The lens from there to the target.
+        match: Which leaf of the target is what in that.
+        expected: What is read, as abstract leaves with shardings.
+        wanted: What is asked of Orbax.
+        private: The private leaves beside the state, if there are any.
+        orders: Which of them are read.
+        target: The target, of which a function has been traced.
+        whole: Its state.
+        own: That, without what the layouts do not declare.
+        state: The same as what it asks for.
+    """
+
+    disk: DiskTree
+    place: Fit
+    side: Lens
+    match: Match
+    expected: Tree
+    wanted: Tree
+    private: PrivateLeaves | None
+    orders: Orders
+    target: Any
+    whole: Tree
+    own: Tree
+    state: Tree
+
+
+def prepared(
+    path: epath.PathLike | DiskTree,
+    target: Any,
+    lens: Lens | Registry | None,
+    words: Words,
+    *,
+    missing: Missing | None = None,
+    item: str | None = None,
+    at: str | None = None,
+    items: Mapping[str, str] | None = None,
+    sides: tuple[Side | None, Side | None] = (None, None),
+    aux: str | None = "nnx_aux",
+    name: str | None = None,
+    valued: bool = False,
+) -> Prepared:
+    """All of a restore that is done before anything is read; see `restore`.
+
+    Args:
+        path: The checkpoint, or what is known of it, whether it exists or not.
+        target: See `restore`.
+        lens: See `restore`.
+        words: What is said of the lens that is to be made.
+        missing: See `restore`.
+        item: See `restore`.
+        at: See `restore`.
+        items: See `restore`.
+        sides: The side of the target, and that of the disk, if they are given.
+        aux: See `restore`.
+        name: What messages call the target; unless given, what its class is called.
+        valued: Whether each leaf of the target counts as if it had a value.
+
+    Raises:
+        CheckpointMismatchError: As `restore` does.
+        ConformanceError: As `restore` does.
+    """
+    known = path if isinstance(path, DiskTree) else None
+    place_on_disk = path.path if isinstance(path, DiskTree) else path
+    verify_names(item=item, aux=aux)
+    verify_missing(missing, target)
+    factory: Any = target
+    target = made_abstract(target)
+    verify_standing(at, items)
+    verify_readable(target)
+    whole = variables.state_of(target)
+    where: dict[str, Any] = {"item": item, "at": at, "items": items, "aux": aux}
+    target_side, disk_side = sides
+    is_adapted, read = lens is None, known
+    if lens is None:
+        read = known or meant(place_on_disk, **where)
+        words = dataclasses.replace(words, own=missing and missing.rows)
+        called = name_of(target, "the target") if name is None else name
+        lens, read = adapted(read, whole, called, words, aux)
+        target_side, disk_side = "view", "source"
+    elif words.rules or words.scan is not None or words.lists is not None:
+        raise spare_words()
+    elif isinstance(lens, Registry):
+        lens, read = lens_between(place_on_disk, whole, lens, **where)
+        target_side, disk_side = "view", "source"
+    verify_arguments(lens, target_side=target_side, disk_side=disk_side)
+    own = declared(whole, lens)
+    state = goals(own)
+    verify_meshes(state)
+    side, match = toward(state, lens, "the target", target_side, "target_side")
+    if missing is not None:
+        state = with_values(state, initialised(missing, factory, state, side, match))
+    disk, places = stand(place_on_disk, side, read, **where)
+    private = (
+        find(disk, aux, total=not is_adapted)
+        if any(place.layout is not side.view for place in places)
+        else None
+    )
+    values = with_stand_ins(state) if valued else state
+    place, side, expected, orders = _source(
+        disk, places, (state, values), match, side, lens, disk_side, private
+    )
+    wanted = _wanted(disk, place, expected, side, match)
+    state = restarted(state, side, match)
+    if not is_adapted and (private is None or not orders):
+        _report(disk, aux)
+    unserved = lacks_served(flatten(disk.tree).keys, place.layout)
+    if unserved is not None:
+        warnings.warn(unserved, ServedWeightsWarning, stacklevel=3)
+    return Prepared(
+        disk, place, side, match, expected, wanted, private, orders, target, whole, own, state
+    )
 
 
 def _report(disk: DiskTree, aux: str | None) -> None:
@@ -228,7 +318,7 @@ def _report(disk: DiskTree, aux: str | None) -> None:
             f"{disk.path} has leaves of another layout beside its state ({aux}), which are not read"
         )
         cure = "ckpt_schema.orbax.load_private reads them, and save(..., private=) keeps them; with aux=None nobody asks"
-        warnings.warn(f"{text}: {cure}", stacklevel=3)
+        warnings.warn(f"{text}: {cure}", stacklevel=4)
 
 
 _OTHER_SIZES = (
@@ -242,7 +332,7 @@ _Reading = tuple[Fit, Lens, Tree, Orders]
 def _source(
     disk: DiskTree,
     places: Sequence[Fit],
-    state: Tree,
+    states: tuple[Tree, Tree],
     match: Match,
     side: Lens,
     lens: Lens,
@@ -251,9 +341,12 @@ def _source(
 ) -> _Reading:
     """Which of several readings of the checkpoint fits the target, the lens from there, and what the target makes of it.
 
+    The target is given as it is, and with what counts as its values.
+
     Raises:
         CheckpointMismatchError: None does, or two that differ do.
     """
+    state, values = states
     fits: list[_Reading] = []
     faults: list[CheckpointMismatchError] = []
     for place in places:
@@ -266,7 +359,7 @@ def _source(
         through = identity_on(side) if place.layout is side.view else side
         try:
             orders = private.wanted(state, through, match) if private is not None else {}
-            held = with_values(state, {at: stand_in(goal) for at, (_, goal) in orders.items()})
+            held = with_values(values, {at: stand_in(goal) for at, (_, goal) in orders.items()})
             goal = abstracted(state, through, match)
             expected, spare = _expected(disk, place, goal, held, through)
             fits.append(

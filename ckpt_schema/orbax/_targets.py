@@ -38,6 +38,7 @@ __all__ = [
     "spare_sharding",
     "told_of_loss",
     "verify_meshes",
+    "with_stand_ins",
     "with_values",
 ]
 
@@ -123,6 +124,11 @@ def with_values(state: Tree, values: Mapping[int, Any]) -> Tree:
         return state
     flat, treedef = jax.tree.flatten(state)
     return treedef.unflatten(values.get(at, leaf) for at, leaf in enumerate(flat))
+
+
+def with_stand_ins(state: Tree) -> Tree:
+    """The target with a value of no bytes in the place of each abstract leaf."""
+    return jax.tree.map(lambda x: stand_in(x) if leaves.is_abstract(x) else x, state)
 
 
 def restarted(state: Tree, side: Lens, match: Match) -> Tree:
