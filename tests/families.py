@@ -11,6 +11,7 @@ are written to `tests/families_data`; names of cases may be given to try no othe
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -66,8 +67,11 @@ def view_of(folder: Path) -> type[cs.Schema]:
     return family.Decoder if "lm_head.weight" in names else family.TiedDecoder
 
 
-def begun(folder: Path, lens: cs.Lens) -> nnx.Module:
-    """A new model of the family of a folder, with the weights that the view of a lens has."""
+def begun(folder: Path, lens: cs.Lens, **said: Any) -> nnx.Module:
+    """A new model of the family of a folder, with the weights that the view of a lens has.
+
+    A decoder may be told settings that its config does not have.
+    """
     dims = family_of(folder).dims_from(folder)
     config = json.loads((folder / "config.json").read_text())
     ends = {row.model_path[0] for row in lens.view.rows} & {"head", "pooler"}
@@ -77,7 +81,8 @@ def begun(folder: Path, lens: cs.Lens) -> nnx.Module:
         return Vit(dims, config, nnx.Rngs(0), end=next(iter(ends), ""))
     if config["model_type"] == "gpt2":
         return Gpt2(dims, config, nnx.Rngs(0), tied=not ends)
-    return Decoder(dims, Settings.of(config, dims), nnx.Rngs(0), tied=not ends)
+    settings = dataclasses.replace(Settings.of(config, dims), **said)
+    return Decoder(dims, settings, nnx.Rngs(0), tied=not ends)
 
 
 def model_of(folder: Path, lens: cs.Lens) -> nnx.Module:
@@ -214,6 +219,8 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("cases", nargs="*", help="the cases to try, all unless given")
     given = parser.parse_args()
+    if given.laws:
+        jax.config.update("jax_num_cpu_devices", 8)  # for laws on a mesh
     with tempfile.TemporaryDirectory() as path:
         root = Path(path)
         command = [given.torch, HERE / "families_torch.py"]

@@ -14,6 +14,7 @@ from flax import nnx
 
 import ckpt_schema as cs
 from ckpt_schema.discovery import DiscoveryError, discover
+from ckpt_schema.discovery._models import JaxModel
 from ckpt_schema.testing import assert_discovered
 
 X = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
@@ -298,6 +299,8 @@ def test_a_lens_is_held_against_what_is_discovered() -> None:
     right = [cs.rename("a", "c", axes="0 1"), cs.rename("b", "d", axes="0 1")]
     lens = cs.adapt(old, new, rules=right)
     assert assert_discovered(lens, runs[0], old, runs[1], new).status == "complete"
+    running = JaxModel(runs[0], old)  # has a run of its own, as a model of PyTorch has
+    assert assert_discovered(lens, None, running, runs[1], new).status == "complete"
     exchanged = [cs.rename("a", "d", axes="0 1"), cs.rename("b", "c", axes="0 1")]
     turned = [cs.rename("a", "c", axes="1 0"), cs.rename("b", "d", axes="0 1")]
     for rules in (exchanged, turned):

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ckpt_schema._frameworks.variables import state_of, whole_state
 from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema.discovery._discovery import Discovery, discover
 from ckpt_schema.discovery._matching import Pairing
+from ckpt_schema.discovery._models import model_of
 
 __all__ = ["assert_discovered", "drawn_floats", "named_floats"]
 
@@ -23,9 +23,9 @@ Values = dict[str, np.ndarray[Any, Any]]
 
 def assert_discovered(
     lens: Lens,
-    source_run: Callable[[Any], Any],
+    source_run: Callable[[Any], Any] | None,
     source: Any,
-    view_run: Callable[[Any], Any],
+    view_run: Callable[[Any], Any] | None,
     view: Any,
     *,
     seed: int = 0,
@@ -38,8 +38,9 @@ def assert_discovered(
 
     Args:
         lens: From the source to the view.
-        source_run: Computes outputs of what ``source`` is.
-        source: The source's model: a tree of arrays, or an ``nnx.Module``.
+        source_run: Computes outputs of what ``source`` is; None where that has a run of its own.
+        source: The source's model: a tree of arrays, an ``nnx.Module``, or what
+            `ckpt_schema.discovery.torch_model` makes.
         view_run: Computes outputs of what ``view`` is, of the same input.
         view: The view's model.
         seed: Of the random values.
@@ -60,11 +61,12 @@ def assert_discovered(
         >>> assert_discovered(lens, lambda p: x @ p["w"], old, lambda p: x @ p["w"].T, new).status
         'complete'
     """
-    found = discover(source_run, source, view_run, view, seed=seed, budget=budget)
+    old, new = model_of(source_run, source, "source"), model_of(view_run, view, "view")
+    found = discover(None, old, None, new, seed=seed, budget=budget)
     if found.status in ("refused", "incomplete"):
         raise AssertionError(f"the two models are not seen to be one function\n{found}")
-    values = drawn_floats(whole_state(state_of(source)), seed)
-    made = lens.get(values, onto=whole_state(state_of(view)))
+    values = drawn_floats(old.tree, seed)
+    made = lens.get(values, onto=new.tree)
     before, after = named_floats(values), named_floats(made)
     wrong = [each for each in found.pairings if not _holds(each, before, after)]
     if wrong:
