@@ -41,7 +41,7 @@ from support.profiles import sampled
 from support.words import done
 
 import ckpt_schema as cs
-from ckpt_schema._lens import lens as lens_module
+from ckpt_schema._lens.plan import translation
 from ckpt_schema._lens.arrays import execution
 from ckpt_schema._lens.plan import new_leaves
 from ckpt_schema.demo.linen_gpt import ModelSizes
@@ -149,7 +149,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
         (ocp, ("metadata", "load")),
         (execution, ("run",)),
         (new_leaves, ("default",)),
-        (lens_module, ("compile_plan",)),
+        (translation, ("compile_plan",)),
     ):
         for name in names:
             spy(home, name)

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float16, Float32, Int32, Int64, UInt32
 
 import ckpt_schema as cs
-from ckpt_schema._lens import lens
+from ckpt_schema._lens.plan import translation
 
 
 class Old(cs.Schema):
@@ -37,13 +37,13 @@ def tree() -> dict[str, jax.Array]:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """One entry for each plan that was compiled."""
     plans: list[Any] = []
-    compile_plan = lens.compile_plan
+    compile_plan = translation.compile_plan
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         plans.append(compile_plan(*args, **kwargs))
         return plans[-1]
 
-    monkeypatch.setattr(lens, "compile_plan", counted)
+    monkeypatch.setattr(translation, "compile_plan", counted)
     return plans
 
 
