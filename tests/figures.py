@@ -56,6 +56,7 @@ class Command:
         return "\n".join(lines if self.last is None else lines[-self.last :])
 
 
+KEPT = ("--kept", ".discovered.json")
 COMMANDS = {
     "speed": Command(("tests/benchmarks/bench_lens.py",)),
     "memory": Command(("tests/benchmarks/bench_memory.py",)),
@@ -63,7 +64,8 @@ COMMANDS = {
     "convert": Command(("-W", "ignore", "tests/benchmarks/bench_convert.py")),
     "kills": Command(("-W", "ignore", "tests/support/killed.py")),
     "disks": Command(("-W", "ignore", "tests/support/disks.py")),
-    "discovered": Command(("-W", "ignore", "tests/discovered.py")),
+    "discovered": Command(("-W", "ignore", "tests/discovered.py", *KEPT)),
+    "discovered_choices": Command(("-W", "ignore", "tests/discovered_choices.py", *KEPT)),
     "states": Command(("tests/benchmarks/bench_states.py",)),
     "growth": Command(("tests/benchmarks/bench_growth.py",)),
     "forgetting": Command(("tests/benchmarks/bench_growth.py", "--memory")),

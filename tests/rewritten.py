@@ -304,14 +304,3 @@ def flattened(tree: Any, head: str = "") -> Params:
         else:
             found[f"{head}{name}"] = node
     return found
-
-
-WRONG: dict[str, Model] = {
-    "another activation": Model(act=jax.nn.gelu),
-    "norm behind": Model(post=True),
-    "no residual": Model(residual=False),
-    "scores not scaled": Model(scale=1.0),
-    "no rotary": Model(rotary=False),
-    "one layer twice": Model(shared=True),
-}
-"""Other functions of the same leaves."""

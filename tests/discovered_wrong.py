@@ -1,0 +1,130 @@
+"""Discovery of twins that are other functions: none may get a lens.
+
+`python tests/discovered_wrong.py --count 200` plants so many wrong twins, verifies that each is another
+function, and prints what discovery says, a row for each kind. Verified is that the outputs are
+others under the pairing that would be right, by *gap*, and that they are others under each
+rearrangement of all numbers, by how far means at random numbers are from chance (`support/exchangeable.py`).
+Where that does not tell, the reason alone says so that stands with the kind in `wrong_twins.py`.
+`--kept FILE` remembers outcomes, so that a run that was interrupted goes on; `--only WORD` tries those
+whose names have it. A lens that is given, or a discovery that calls itself complete, makes the exit
+status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import wrong_twins
+from discovered import DISCOVERY, TESTS, gives_lens
+from support.exchangeable import CERTAIN, deviation
+from support.kept import Kept
+
+from ckpt_schema.discovery import Discovery, discover
+
+MODULES = (
+    *("drawn_models.py", "exchange_models.py", "flax_models.py", "whisper_models.py"),
+    *("keepings.py", "pair_schemas.py", "rewritten.py", "wrong_twins.py"),
+    "support/exchangeable.py",
+)
+PLANTED = tuple(TESTS / name for name in MODULES)
+SOURCES = (DISCOVERY, *PLANTED, TESTS / "discovered_wrong.py")
+LEAST = 1e-5
+"""By how much the outputs of a wrong twin differ at least, relative to their size."""
+
+
+def verified(name: str, count: int) -> dict[str, Any]:
+    """How far a wrong twin is from being the same function.
+
+    Raises:
+        AssertionError: It is the same function, under the pairing that would be right.
+    """
+    twin = wrong_twins.planted(count)[name]()
+    gap = twin.gap
+    if not gap > LEAST:
+        raise AssertionError(f"{name} is no wrong twin: its outputs differ by {gap:.1e} alone")
+    return {"gap": gap, "deviation": deviation(twin.runs, twin.trees)}
+
+
+def attempt(name: str, count: int, seed: int, budget: float) -> dict[str, Any]:
+    """Discovers one wrong twin; what came of it."""
+    twin = wrong_twins.planted(count)[name]()
+    start = time.process_time()
+    runs, trees = twin.runs, twin.trees
+    found = discover(runs[0], trees[0], runs[1], trees[1], seed=seed, budget=budget)
+    return {
+        "kind": twin.kind,
+        "status": found.status,
+        "lens": lens_given(twin, found),
+        "rules": [str(rule) for rule in found.rules],
+        "open": [str(each)[:200] for each in found.open],
+        "seconds": time.process_time() - start,
+    }
+
+
+def lens_given(twin: wrong_twins.Wrong, found: Discovery) -> str:
+    """Whether a discovery gives a lens, and whether that makes the outputs equal."""
+    if not gives_lens(found):
+        return "none"
+    made = found.lens().get(twin.trees[0])
+    return "equal outputs" if twin.gap_of(made) < LEAST else "other outputs"
+
+
+def is_taken(outcome: dict[str, Any]) -> bool:
+    """Whether a twin passes for the same function."""
+    return outcome["lens"] != "none" or outcome["status"] == "complete"
+
+
+def main() -> int:
+    """Prints what was taken, and the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200, help="how many wrong twins")
+    parser.add_argument("--seed", type=int, default=0, help="of the random values")
+    parser.add_argument("--only", default="", help="a word of the names of those to try")
+    parser.add_argument("--budget", type=float, default=10, help="CPU seconds of search for each")
+    parser.add_argument("--kept", type=Path, help="a file of outcomes: these are not tried again")
+    given = parser.parse_args()
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is what takes long
+    kept = Kept(given.kept, SOURCES)
+    checked = Kept(given.kept, PLANTED)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in wrong_twins.planted(given.count):
+        if given.only not in name:
+            continue
+        planted = name, given.count
+        settings = *planted, given.seed, given.budget
+        outcome = kept.outcome(repr(settings), lambda each=settings: attempt(*each))
+        outcome |= checked.outcome(repr(planted), lambda each=planted: verified(*each))
+        rows.setdefault(outcome["kind"], []).append(outcome)
+        if is_taken(outcome):
+            said = "; ".join([*outcome["rules"], *outcome["open"]])[:300]
+            print(f"TAKEN {name}: {outcome['status']}, lens: {outcome['lens']}: {said}", flush=True)
+    print(
+        f"{'':34}{'twins':>6}{'refused':>8}{'open':>6}{'taken':>6}{'least gap':>10}"
+        f"{'by draws':>9}{'by reason':>10}"
+    )
+    for kind, own in rows.items():
+        print(_row(kind, own))
+    everything = [outcome for own in rows.values() for outcome in own]
+    print(_row("all", everything))
+    return int(any(map(is_taken, everything)))
+
+
+def _row(kind: str, outcomes: list[dict[str, Any]]) -> str:
+    taken = sum(map(is_taken, outcomes))
+    refused = sum(each["status"] == "refused" for each in outcomes)
+    least = min(each["gap"] for each in outcomes)
+    drawn = sum(each["deviation"] > CERTAIN for each in outcomes)
+    counts = f"{len(outcomes):6}{refused:8}{len(outcomes) - refused - taken:6}{taken:6}"
+    return f"{kind:34}{counts}{least:10.1e}{drawn:9}{len(outcomes) - drawn:10}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
