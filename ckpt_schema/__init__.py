@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ckpt_schema._layouts.annotations import Key as Key
     from ckpt_schema._layouts.bare_trees import Plain as Plain
     from ckpt_schema._layouts.drafts import OptState as OptState
+    from ckpt_schema._layouts.fallbacks import same_as as same_as
     from ckpt_schema._layouts.fields import field as field
     from ckpt_schema._layouts.fields import series as series
     from ckpt_schema._layouts.leaves import constant_key as constant_key
@@ -126,6 +127,7 @@ _HOMES = {
     "_lens.value_rules": ("cast", "scale", "shift"),
     "_frameworks.states": ("optimizer",),
     "_layouts.drafts": ("OptState",),
+    "_layouts.fallbacks": ("same_as",),
     "_layouts.fields": ("field", "series"),
     "_layouts.bare_trees": ("Plain",),
     "_layouts.schema": ("Schema", "layout"),
@@ -198,6 +200,7 @@ __all__ = [
     "repeat",
     "replicated",
     "reset",
+    "same_as",
     "scale",
     "series",
     "shift",

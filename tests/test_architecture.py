@@ -14,69 +14,284 @@ ROOT = Path(ckpt_schema.__file__).parent
 PACKAGE = ROOT.name
 MAX_LINES = 560
 ORDER = """
-    _compat _messages _messages.text _messages.html _messages.strict_json _messages.faults errors
-    _layouts _layouts.formats _layouts.paths _layouts.overlaps _layouts.sizes _layouts.dims _layouts.leaves
-    _layouts.annotations _layouts.pytrees _layouts.table _layouts.precision
-    _layouts.kinds _layouts.fields _layouts.drafts
-    _layouts.schema _layouts.streams _layouts.bare_trees
-    _frameworks _frameworks.boxes
-    _frameworks.moment_names _frameworks.tracing _frameworks.optimizer_rows _frameworks.variables _frameworks.states
-    _frameworks.kept_states _frameworks.packed_trees _frameworks.named_types
-    linen nnx
-    _safetensors _safetensors.dtypes _safetensors.header _safetensors.weights _safetensors.ranges _safetensors.packing
-    _trees _trees.raw_bytes _trees.foreign _trees.jitted _trees.placement _safetensors.shards _trees.defaults
-    _trees.containers _trees.abstract_states _trees.undeclared _trees.slots
-    _frameworks.degrees _frameworks.starting_values _trees.chains _trees.leaf_faults _trees.conformance _trees.equality
-    _trees.envelopes _trees.folds _trees.inference
-    _lens _lens.digits _lens.expressions _lens.codecs _lens.losses
-    _lens.cells _lens.covering _lens.normal _lens.spellings
-    _lens.wellformed _lens.spelled_axes _lens.axis_rules _lens.value_rules _lens.rules _lens.ancestry
-    _lens.derive _lens.derive.scope _lens.derive.globs _lens.derive.spelled_rows
-    _lens.derive.leaf_rules _lens.derive.row_parts
-    _lens.derive.moments _lens.derive.axis_names _lens.derive.bounds _lens.derive.joins
-    _lens.derive.view_names _lens.derive.levels _lens.derive.repeats
-    _lens.derive.relations _lens.derive.parts _lens.derive.ties
-    _lens.derive.alignment _lens.derive.names _lens.derive.partners _lens.derive.restarts _lens.derive.unplaced
-    _lens.derive.wholes _lens.derive.causes _lens.derive.idle_rules _lens.derive.exemptions _lens.derive.disputes
-    _lens.derive.derivation _lens.derive.lists _lens.derive.middle _lens.derive.composition _lens.derive.served_weights
+    _compat
+    _messages
+    _messages.text
+    _messages.html
+    _messages.strict_json
+    _messages.faults
+    errors
+    _layouts
+    _layouts.formats
+    _layouts.paths
+    _layouts.overlaps
+    _layouts.sizes
+    _layouts.dims
+    _layouts.fallbacks
+    _layouts.leaves
+    _layouts.annotations
+    _layouts.pytrees
+    _layouts.table
+    _layouts.precision
+    _layouts.kinds
+    _layouts.fields
+    _layouts.drafts
+    _layouts.schema
+    _layouts.streams
+    _layouts.bare_trees
+    _frameworks
+    _frameworks.boxes
+    _frameworks.moment_names
+    _frameworks.tracing
+    _frameworks.optimizer_rows
+    _frameworks.variables
+    _frameworks.states
+    _frameworks.kept_states
+    _frameworks.packed_trees
+    _frameworks.named_types
+    linen
+    nnx
+    _safetensors
+    _safetensors.dtypes
+    _safetensors.header
+    _safetensors.weights
+    _safetensors.ranges
+    _safetensors.packing
+    _trees
+    _trees.raw_bytes
+    _trees.foreign
+    _trees.jitted
+    _trees.placement
+    _safetensors.shards
+    _trees.defaults
+    _trees.containers
+    _trees.abstract_states
+    _trees.undeclared
+    _trees.slots
+    _frameworks.degrees
+    _frameworks.starting_values
+    _trees.chains
+    _trees.leaf_faults
+    _trees.conformance
+    _trees.equality
+    _trees.envelopes
+    _trees.folds
+    _trees.inference
+    _lens
+    _lens.digits
+    _lens.expressions
+    _lens.codecs
+    _lens.losses
+    _lens.cells
+    _lens.covering
+    _lens.normal
+    _lens.spellings
+    _lens.wellformed
+    _lens.spelled_axes
+    _lens.axis_rules
+    _lens.value_rules
+    _lens.rules
+    _lens.ancestry
+    _lens.derive
+    _lens.derive.scope
+    _lens.derive.globs
+    _lens.derive.spelled_rows
+    _lens.derive.leaf_rules
+    _lens.derive.row_parts
+    _lens.derive.moments
+    _lens.derive.axis_names
+    _lens.derive.bounds
+    _lens.derive.joins
+    _lens.derive.view_names
+    _lens.derive.levels
+    _lens.derive.repeats
+    _lens.derive.relations
+    _lens.derive.parts
+    _lens.derive.ties
+    _lens.derive.alignment
+    _lens.derive.names
+    _lens.derive.partners
+    _lens.derive.restarts
+    _lens.derive.unplaced
+    _lens.derive.wholes
+    _lens.derive.causes
+    _lens.derive.idle_rules
+    _lens.derive.exemptions
+    _lens.derive.disputes
+    _lens.derive.derivation
+    _lens.derive.lists
+    _lens.derive.middle
+    _lens.derive.composition
+    _lens.derive.served_weights
     _lens.description
-    _lens.arrays _lens.arrays.blocks _lens.arrays.axes _lens.arrays.frames _lens.arrays.comparison
-    _lens.arrays.floats _lens.arrays.conversions _lens.arrays.moves _lens.arrays.shardings _lens.arrays.programs
-    _lens.arrays.execution _lens.arrays.checks _lens.arrays.own_bits _lens.arrays.tie_checks
-    _lens.arrays.donation _lens.arrays.step_labels
-    _lens.plan _lens.plan.new_leaves _lens.plan.tasks _lens.plan.labels _lens.plan.outline _lens.plan.plan _lens.plan.pieces
+    _lens.arrays
+    _lens.arrays.blocks
+    _lens.arrays.axes
+    _lens.arrays.frames
+    _lens.arrays.comparison
+    _lens.arrays.floats
+    _lens.arrays.conversions
+    _lens.arrays.moves
+    _lens.arrays.shardings
+    _lens.arrays.programs
+    _lens.arrays.execution
+    _lens.arrays.checks
+    _lens.arrays.own_bits
+    _lens.arrays.tie_checks
+    _lens.arrays.donation
+    _lens.arrays.step_labels
+    _lens.plan
+    _lens.plan.new_leaves
+    _lens.plan.tasks
+    _lens.plan.labels
+    _lens.plan.outline
+    _lens.plan.plan
+    _lens.plan.fallback_leaves
+    _lens.plan.pieces
     _lens.plan.refusals
-    _lens.plan.compilation _lens.plan.translation _lens.step_dtypes _lens.read_sides _lens.replicas _lens.lens_table _lens.lens
-    _lens.registry _lens.open_names _lens.lone_nodes
-    _lens.one_sided _lens.siblings _lens.stacks _lens.adaptation
-    _source _source.importing _source.branches _source.equal_parts _source.size_names _source.python_text
-    _source.kept_text _source.layout_text _source.source
-    _json _json.json_objects _json.values_json _json.layout_json _json.rules_json _json.json_text
-    orbax._contexts orbax._agreement orbax._places orbax._older orbax._pytree_files orbax._array_headers orbax._folders
-    orbax._metadata orbax._sides
-    orbax._whereabouts orbax._private_leaves orbax._adapt orbax._load orbax._missing orbax._versions
-    orbax._targets orbax._restore orbax._items orbax._managed orbax._save orbax._route
-    orbax._rewriting orbax._convert orbax
-    hf._load hf._restore hf._save hf._stored hf
-    families._family families._decoders families._centered families.llama families.qwen2 families.qwen3 families.gemma2
-    families.gemma3 families.mixtral families.qwen3_moe families.gpt2 families.vit families.whisper
+    _lens.plan.compilation
+    _lens.plan.translation
+    _lens.step_dtypes
+    _lens.read_sides
+    _lens.replicas
+    _lens.lens_table
+    _lens.lens
+    _lens.registry
+    _lens.open_names
+    _lens.lone_nodes
+    _lens.one_sided
+    _lens.siblings
+    _lens.stacks
+    _lens.adaptation
+    _source
+    _source.importing
+    _source.branches
+    _source.equal_parts
+    _source.size_names
+    _source.python_text
+    _source.kept_text
+    _source.layout_text
+    _source.source
+    _json
+    _json.json_objects
+    _json.values_json
+    _json.layout_json
+    _json.rules_json
+    _json.json_text
+    orbax._contexts
+    orbax._agreement
+    orbax._places
+    orbax._older
+    orbax._pytree_files
+    orbax._array_headers
+    orbax._folders
+    orbax._metadata
+    orbax._sides
+    orbax._whereabouts
+    orbax._private_leaves
+    orbax._adapt
+    orbax._load
+    orbax._missing
+    orbax._versions
+    orbax._targets
+    orbax._restore
+    orbax._items
+    orbax._managed
+    orbax._save
+    orbax._route
+    orbax._rewriting
+    orbax._convert
+    orbax
+    hf._load
+    hf._restore
+    hf._save
+    hf._stored
+    hf
+    families._family
+    families._decoders
+    families._centered
+    families.llama
+    families.qwen2
+    families.qwen3
+    families.gemma2
+    families.gemma3
+    families.mixtral
+    families.qwen3_moe
+    families.gpt2
+    families.vit
+    families.whisper
     families
     _trees.infer
-    discovery._cuts discovery._models discovery._points discovery._roles discovery._cutting
-    discovery._mutes discovery._changes discovery._readings discovery._proof
-    discovery._matching discovery._layer_levels discovery._found_rules discovery._gauges discovery._open
-    discovery._open_values discovery._discovery discovery._torch discovery
-    _diff _diff.found_lists _diff.entries _diff.comparing
-    _breaking _breaking.saved_form _breaking.verdicts _breaking.breaking
-    __init__ demo demo.corpus demo.linen_gpt demo.nnx_gpt demo.schemas demo.training demo.report demo.matrix
-    testing._devices testing._worker testing._distributed testing._values testing._meshes testing._container_kinds
-    testing._named_arrays testing._held testing._lossy
-    testing._applied testing._states testing._choices testing._samples testing.strategies testing._laws
-    testing._provenance testing._shares testing._origins
-    testing._naming testing._known testing._axis_law testing._default_law
-    testing._malformed testing._gradients testing._outputs testing._trials testing._lawbook testing._suite
-    testing._discovered testing
-    _commands _commands.operands _commands.answers cli __main__
+    discovery._cuts
+    discovery._models
+    discovery._points
+    discovery._roles
+    discovery._cutting
+    discovery._mutes
+    discovery._changes
+    discovery._readings
+    discovery._proof
+    discovery._matching
+    discovery._layer_levels
+    discovery._found_rules
+    discovery._gauges
+    discovery._open
+    discovery._open_values
+    discovery._discovery
+    discovery._torch
+    discovery
+    _diff
+    _diff.found_lists
+    _diff.entries
+    _diff.comparing
+    _breaking
+    _breaking.saved_form
+    _breaking.verdicts
+    _breaking.breaking
+    __init__
+    demo
+    demo.corpus
+    demo.linen_gpt
+    demo.nnx_gpt
+    demo.schemas
+    demo.training
+    demo.report
+    demo.matrix
+    testing._devices
+    testing._worker
+    testing._distributed
+    testing._values
+    testing._meshes
+    testing._container_kinds
+    testing._named_arrays
+    testing._held
+    testing._lossy
+    testing._applied
+    testing._states
+    testing._choices
+    testing._samples
+    testing.strategies
+    testing._laws
+    testing._provenance
+    testing._shares
+    testing._origins
+    testing._naming
+    testing._known
+    testing._axis_law
+    testing._default_law
+    testing._malformed
+    testing._gradients
+    testing._outputs
+    testing._trials
+    testing._lawbook
+    testing._suite
+    testing._discovered
+    testing
+    _commands
+    _commands.operands
+    _commands.answers
+    cli
+    __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column
 PLACES = {
     "flax": {"_frameworks", "linen", "nnx", "demo", "discovery", "testing"},

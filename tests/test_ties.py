@@ -228,9 +228,9 @@ def test_complex_leaves_and_bools_are_compared_too() -> None:
         (jnp.array([1j, 2]), jnp.array([1j, -2])),
         (jnp.array([True, False]), jnp.array([True, True])),
     ):
-        verify_same([(a, jnp.array(a, copy=True), ("a", "b", "c"))])
+        verify_same([(a, jnp.array(a, copy=True), ("a", "b", "c"), "")])
         with pytest.raises(cs.ConformanceError, match=r"at c\[1\]"):
-            verify_same([(a, b, ("a", "b", "c"))])
+            verify_same([(a, b, ("a", "b", "c"), "")])
 
 
 def test_under_a_trace_nothing_is_assumed() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._layouts.fields import Body, Field, StateField, count, declaration
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import ConstantKey, Default, Fill, FreshKey, Leaf, Made, holds
@@ -30,6 +31,7 @@ __all__ = [
     "models_of",
     "read_off",
     "table_of",
+    "verify_fallbacks",
     "written_nodes",
 ]
 
@@ -346,7 +348,7 @@ def lift(draft: Draft, attribute: Attribute, key: paths.Pattern) -> Draft:
         kind=row.kind if row.kind is not None else spec.type,
         metadata=row.metadata
         or ((("tag", spec.tag),) if row.kind in ("RngKey", "RngCount") else ()),
-        default=row.default if row.default is not None else _default(name, spec.default, row.leaf),
+        default=row.default if row.default is not None else _default(name, spec.default, row),
         optional=row.optional or spec.optional or spec.ephemeral,
         ephemeral=row.ephemeral or spec.ephemeral,
         held=row.held if spec.value is None else ((len(row.key), spec.value), *row.held),
@@ -364,10 +366,13 @@ def _renamed(repeats: tuple[Repeat, ...], renames: Mapping[str, str | int]) -> t
     )
 
 
-def _default(name: str, value: Any, leaf: Leaf) -> Default | None:
+def _default(name: str, value: Any, row: Row) -> Default | None:
     """The declared default as it applies to one leaf, refused where the leaf could not hold it exactly."""
     if value is None:
         return None
+    if isinstance(value, SameAs):
+        return value.below(row.path)
+    leaf = row.leaf
     default = value if isinstance(value, Made) else Fill(value)
     if leaf.is_key and not isinstance(default, (FreshKey, ConstantKey)):
         raise declaration(
@@ -384,6 +389,29 @@ def _default(name: str, value: Any, leaf: Leaf) -> Default | None:
             "a number of the leaf's own kind",
         )
     return default
+
+
+def verify_fallbacks(name: str, rows: Sequence[Row]) -> None:
+    """Raises where a default is another leaf that is not there, that may be missing too, or that is another thing.
+
+    Raises:
+        SchemaError: With every such default.
+    """
+    faults: list[Mismatch] = []
+    by_path = {row.path: row for row in rows}
+    for row in rows:
+        if not isinstance(row.default, SameAs):
+            continue
+        path = row.default.of(row.path)
+        other = by_path.get(path)
+        alike = other is not None and (other.leaf, other.repeats) == (row.leaf, row.repeats)
+        if other is None or not alike or other.optional:
+            expected = f"a leaf at {'/'.join(path)} that every tree has, {row.stored}"
+            found = "none" if other is None else f"{'an optional ' * other.optional}{other.stored}"
+            where, hint = "/".join(row.path), f"name another leaf than {row.default}"
+            faults.append(Mismatch(where, "declaration", expected, found, hint))
+    if faults:
+        raise SchemaError(f"layout {name} is not well formed", faults)
 
 
 def _verify_axis(row: Row) -> None:

@@ -123,7 +123,7 @@ def field(
             ``{i+1}``, ``{2*i+1}`` and ``{i:02}``. Empty for a schema whose leaves stand beside this attribute's own, not below
             it. Of a model with Linen collections, the key of each: ``{"params": "params", ...: "{collection}"}``.
         default: What the leaves below hold where the other layout has no place for them: a number, `fresh_key`
-            or `constant_key`.
+            or `constant_key`; or another leaf, `same_as`, which an optional leaf falls back on.
         scan: The dim that counts the repeats which are stacked in each leaf below, as ``nn.scan`` does.
         axis: The axis they are stacked on, 0 unless given. On a leaf inside a scanned schema: this leaf's own axis.
         length: The dim that counts the items of a ``list[...]`` attribute.

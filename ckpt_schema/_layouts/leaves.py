@@ -19,6 +19,7 @@ import numpy as np
 from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import AxisName, Dim, Dims
+from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -470,7 +471,7 @@ class Init:
 Made = Fill | FreshKey | ConstantKey
 """A default that is made of nothing but what is declared."""
 
-Default = Made | Init
+Default = Made | Init | SameAs
 
 
 def fresh_key(seed: int) -> FreshKey:

@@ -29,6 +29,7 @@ from ckpt_schema._layouts.drafts import (
     models_of,
     read_off,
     table_of,
+    verify_fallbacks,
     written_nodes,
 )
 from ckpt_schema._layouts.fields import Field, StateField, declaration, is_dim, verify_field
@@ -521,6 +522,7 @@ def _layout(source: Any) -> Layout:
     if not models and not table.states:
         found = [dataclasses.replace(row, body=0) for row in found]
     rows = tuple(found)
+    verify_fallbacks(source.__qualname__, rows)
     nodes = sorted((*holders(rows), *table.nodes), key=lambda node: len(node.key))
     alone = bool(models) and all(row.body is not None for row in rows) and not table.states
     return verify_table(

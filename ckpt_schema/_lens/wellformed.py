@@ -8,6 +8,7 @@ import numpy as np
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._layouts.leaves import Default, Fill
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -55,11 +56,15 @@ def one_dim(rule: str, text: object) -> Dim:
 
 def default_of(rule: str, given: object) -> Default:
     """The default that an argument is."""
-    if isinstance(given, Default):
+    if isinstance(given, Default) and not isinstance(given, SameAs):
         return given
     if isinstance(given, (bool, int, float, complex, np.generic)):
         number: Any = given
         return Fill(number)
-    hint = "for keys and streams, fresh_key(0); own, for a whole leaf, to keep what the target has"
+    hint = "a leaf that another one stands for is declared so, field(default=same_as(...))"
+    if not isinstance(given, SameAs):
+        hint = (
+            "for keys and streams, fresh_key(0); own, for a whole leaf, to keep what the target has"
+        )
     fault = Mismatch("default", "declaration", "a number, or fresh_key(...)", shown(given), hint)
     raise SchemaError(f"{rule}(...) is not well formed", [fault])

@@ -10,6 +10,7 @@ from typing import Any
 
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.dims import Dim, Dims
+from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._layouts.leaves import ConstantKey, Fill, FreshKey, Leaf
 from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._layouts.table import Row
@@ -153,6 +154,8 @@ class Grower:
             yield "default", repr(value) if is_number else f'float("{value}")'
         elif isinstance(row.default, (FreshKey, ConstantKey)):
             yield "default", f"cs.{row.default}"
+        elif isinstance(row.default, SameAs) and row.default.depth == 1:
+            yield "default", f"cs.same_as({quoted('/'.join(row.default.path))})"
         if row.ephemeral:
             yield "ephemeral", "True"
         elif row.optional:

@@ -10,10 +10,13 @@ from ckpt_schema._layouts import leaves
 from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema.errors import ConformanceError, Mismatch
 
-__all__ = ["Pair", "verify_same"]
+__all__ = ["TIED", "Pair", "verify_same"]
 
-Pair = tuple[Any, Any, tuple[str, str, str]]
-"""A leaf, its copy, the key paths of what both are made of, and that of what they are to be."""
+Pair = tuple[Any, Any, tuple[str, str, str], str]
+"""A leaf, its copy, the key paths of what both are made of, and that of what they are to be; and what to do otherwise."""
+
+TIED = "tied leaves are equal to the last bit: make them so, or drop the tie and give each a place"
+"""What to do about leaves that a rule ties."""
 
 
 def verify_same(pairs: Sequence[Pair]) -> None:
@@ -24,13 +27,13 @@ def verify_same(pairs: Sequence[Pair]) -> None:
             traced.
     """
     faults: list[Mismatch] = []
-    for first, copy, names in pairs:
-        faults += _fault(first, copy, names)
+    for first, copy, names, cure in pairs:
+        faults += _fault(first, copy, names, cure)
     if faults:
         raise ConformanceError("tied leaves are not one", faults)
 
 
-def _fault(first: Any, copy: Any, names: tuple[str, str, str]) -> list[Mismatch]:
+def _fault(first: Any, copy: Any, names: tuple[str, str, str], cure: str) -> list[Mismatch]:
     if first is copy or leaves.is_abstract(first) or leaves.is_abstract(copy):
         return []
     if isinstance(first, Tracer) or isinstance(copy, Tracer):
@@ -44,7 +47,4 @@ def _fault(first: Any, copy: Any, names: tuple[str, str, str]) -> list[Mismatch]
         return []
     place, *values = unlike
     here, there = (f"{value} at {names[2]}[{place}]" for value in values)
-    hint = (
-        "tied leaves are equal to the last bit: make them so, or drop the tie and give each a place"
-    )
-    return [Mismatch(names[1], "tie", f"what {names[0]} has, {here}", there, hint)]
+    return [Mismatch(names[1], "tie", f"what {names[0]} has, {here}", there, cure)]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._layouts.leaves import Default, Init, Leaf
 from ckpt_schema._layouts.precision import may_be_one
 from ckpt_schema._layouts.table import Layout, Row
@@ -112,6 +113,11 @@ def _defaulted(row: Row, default: Default | None, table: Layout, faults: list[Mi
         faults.append(
             Mismatch("/".join(row.path), "chain", "a transformation that starts it", "none", hint)
         )
+    if isinstance(default, SameAs):
+        expected = f"a default of {table.name} itself"
+        found, hint = f"{default} in the layout between", "declare it on the outer layout"
+        faults.append(Mismatch("/".join(row.path), "declaration", expected, found, hint))
+        return row
     if not leaves.holds(row.leaf, default):
         hint = "the layout between them declares it"
         faults.append(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._layouts.leaves import Init, Leaf, Made
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Layout, Row, Slot, called, slots_of
@@ -20,6 +21,7 @@ from ckpt_schema._lens.arrays.own_bits import Echo
 from ckpt_schema._lens.codecs import is_undone
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.plan import refusals
+from ckpt_schema._lens.plan.fallback_leaves import lost_copies, stand_ins, with_stand_ins
 from ckpt_schema._lens.plan.labels import Carried, Labelled, carried
 from ckpt_schema._lens.plan.plan import (
     Dropped,
@@ -98,10 +100,12 @@ def compile_plan(
     """
     wanted = _wanted(view, joins, tree, onto, sizes)
     base = len(tree.flat.leaves) + (len(onto.flat.leaves) if onto else 0)
-    sources = _sources(source, view, joins, tree, onto, sizes, base)
+    whole = with_stand_ins(tree, source, view, joins, onto)
+    sources = _sources(source, view, joins, whole, onto, sizes, base)
     edited = base + sum(len(job.likes) for job in sources.jobs)
     makes: list[Make] = []
     places: dict[Slot, int] = {}
+    copies: list[Slot] = []  # of other leaves of the result
     faults: list[Mismatch] = []
     for slot in wanted:
         kept = None if onto is None else onto.slots.get(slot)
@@ -118,6 +122,8 @@ def compile_plan(
             places[slot] = len(tree.flat.leaves) + kept
         elif isinstance(default, Init):
             continue  # made from the params, once these have their places
+        elif isinstance(default, SameAs):
+            copies.append(slot)
         elif default is not None:
             shape, spot = dims_.sizes_of(row.dims, sizes), spot_of(row, slot[1], sizes)
             if shape is None or spot is None:
@@ -141,11 +147,22 @@ def compile_plan(
     if fresh and not faults:
         again = _restart(view, wanted, fresh, places, onto, sizes, faults, abstract=abstract)
         places |= {slot: edited + len(makes) + n for n, slot in enumerate(fresh)}
+    others = stand_ins(view) if copies else {}
+    for number, indices in copies:
+        place = places.get((others.get(number, number), indices))
+        if place is None:
+            faults.append(refusals.homeless(view.rows[number], (number, indices), abstract=False))
+        else:
+            places[number, indices] = place
     if faults:
         header = "{1} cannot be filled from {0}".format(*called(source, view))
         raise ConformanceError(header, with_mirrors(view, faults))
     labelled = carried(source, view, tree, sources.carried, wanted, sizes) if onto is None else {}
     treedef, order = _container(view, wanted, onto, sizes, labelled)
+    same, lost = sources.same, dict(sources.keys)
+    for slot, pair in lost_copies(view, sources.places, sources.keys, places):
+        same.append(pair)
+        del lost[slot]
     return Plan(
         signature_of(tree.flat.treedef, tree.flat.leaves, _declared(source, tree)),
         None
@@ -156,8 +173,8 @@ def compile_plan(
         tuple(sources.jobs),
         tuple(makes),
         again,
-        tuple(sources.same),
-        () if onto is None else tuple(_dropped(source, view, tree, onto, sources.keys, sizes)),
+        tuple(same),
+        () if onto is None else tuple(_dropped(source, view, tree, onto, lost, sizes)),
     )
 
 
@@ -274,7 +291,8 @@ def _wanted(
     slots: list[Slot] = []
     faults: list[Mismatch] = []
     for number, row in enumerate(view.rows):
-        if row.optional and row.default is None and number not in carried:
+        is_spare = row.default is None or isinstance(row.default, SameAs)
+        if row.optional and is_spare and number not in carried:
             continue
         if not row.unrolled:
             slots.append((number, ()))

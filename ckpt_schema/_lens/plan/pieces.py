@@ -143,5 +143,5 @@ def _anew(again: Restart, values: Sequence[Any]) -> list[Any]:
 
 def _verify_same(same: Same, values: Sequence[Any]) -> list[Any]:
     first, copy = values
-    tie_checks.verify_same([(first, copy, same.paths)])
+    tie_checks.verify_same([(first, copy, same.paths, same.hint)])
     return []

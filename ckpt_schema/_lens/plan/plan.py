@@ -219,6 +219,7 @@ class Same:
     first: int
     copy: int
     paths: tuple[str, str, str]
+    hint: str = tie_checks.TIED
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -293,7 +294,7 @@ class Plan:
             self._edit(pool, kept, donate=donate)
         if self.same:
             tie_checks.verify_same(
-                [(pool[same.first], pool[same.copy], same.paths) for same in self.same]
+                [(pool[one.first], pool[one.copy], one.paths, one.hint) for one in self.same]
             )
         if self.makes or self.restart is not None:
             self._make(pool, kept)
