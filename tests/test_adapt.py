@@ -485,9 +485,14 @@ def test_weights_alone_out_of_a_state_with_averages_and_statistics(tmp_path: Pat
     same(model["norm"].var, jnp.full(3, 4.0))
     same(model["norm"].scale, jnp.ones(3))
     trained = [cs.private(f"params/norm/{name}", cs.own) for name in ("scale", "bias")]
-    served = [cs.rename("ema_params", "params"), *trained]
-    model = cs.orbax.restore(tmp_path / "run", target, rules=served)
-    same(model["norm"].scale, jnp.full(3, 2.0))
+    for private in (trained, [cs.private("params", cs.own)]):
+        target = nnx.Dict(norm=nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+        served = [cs.rename("ema_params", "params"), *private]
+        model = cs.orbax.restore(tmp_path / "run", target, rules=served)
+        same(model["norm"].scale, jnp.full(3, 2.0))
+        same(model["norm"].var, jnp.full(3, 4.0))
+    with pytest.raises(cs.DerivationError, match="which are one leaf"):  # no other took its name
+        cs.orbax.restore(tmp_path / "run", target, rules=[cs.private("params", cs.own)])
 
 
 def test_words_beside_a_lens_are_an_error(root: Path) -> None:

@@ -272,6 +272,7 @@ ORDER = """
     testing._samples
     testing.strategies
     testing._laws
+    testing._own_values
     testing._provenance
     testing._shares
     testing._origins

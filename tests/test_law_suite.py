@@ -29,6 +29,7 @@ from support.profiles import THOROUGH, examples
 import ckpt_schema as cs
 from ckpt_schema.testing import LAWS, BrokenLawError, Law, LensLaws, Sample, check_laws, strategies
 from ckpt_schema.testing._container_kinds import container_kinds
+from ckpt_schema.testing._own_values import filled_lens
 from ckpt_schema.testing._states import bound
 from ckpt_schema.testing._suite import Options, check_law
 from ckpt_schema.testing._trials import GivenTrial
@@ -361,3 +362,50 @@ def test_nothing_of_it_is_imported_by_the_package() -> None:
     assert done.stdout == "set()\n", done.stderr
     done = run("import sys, ckpt_schema.testing; print('pytest' in sys.modules)")
     assert done.stdout == "False\n", done.stderr
+
+
+# --- Leaves that keep their own values  ---
+
+
+class Plain(cs.Schema):
+    w: Float32[Array, "embed mlp"]
+    calibration: Float32[Array, " mlp"]
+
+
+class Adapter(cs.Schema):
+    lora: Float32[Array, " embed"]
+    noise: cs.Key["fry"]
+
+
+class Adapted(cs.Schema):
+    w: Float32[Array, "mlp embed"]
+    adapters: list[Adapter] = cs.field(length="depth")
+    scale: Float32[Array, " embed"]
+
+
+OWN = cs.derive(
+    cs.linen.Params[Plain],
+    cs.nnx.Params[Adapted],
+    rules=[cs.private(path, cs.own) for path in ("calibration", "adapters[]", "scale")],
+)
+
+
+class TestOwnValues(LensLaws):
+    """Of a lens without a default for what either side has alone."""
+
+    max_examples = 3
+    lens = OWN
+
+
+class MadeUp(cs.Lens):
+    """A lens that makes up what should have been its own."""
+
+    def get(self, s: Any, *given: Any, **words: Any) -> Any:
+        return filled_lens(OWN.bind(**self.dims)).get(s, *given, **words)
+
+
+def test_a_value_that_is_made_up_breaks_the_law_of_defaults() -> None:
+    lens = MadeUp(OWN.source, OWN.view, OWN.joins, OWN.dims, OWN.derivations)
+    with pytest.raises(BrokenLawError, match=r"made of nothing") as error:
+        check_laws(lens, ["Defaults"], max_examples=1)
+    assert "scale  expected an error that asks for its value, found none" in str(error.value)

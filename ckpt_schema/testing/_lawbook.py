@@ -25,6 +25,7 @@ from ckpt_schema.testing._lossy import excused
 from ckpt_schema.testing._malformed import refusal_law
 from ckpt_schema.testing._naming import naming
 from ckpt_schema.testing._outputs import function
+from ckpt_schema.testing._own_values import keeps_own
 from ckpt_schema.testing._trials import GivenTrial, Trial, TrialKind
 
 __all__ = ["LAWS", "Law", "weakened"]
@@ -93,8 +94,11 @@ def _abstraction(at: Trial) -> None:
 def _defaults(at: Trial) -> None:
     defaults_made(at.lens, at["s"])
     defaults_made(backward(at.lens), at["v"])
-    stepwise(at.lens, at["s"])
-    stepwise(backward(at.lens), at["v"])
+    keeps_own(at.given, at["s"])
+    keeps_own(backward(at.given), at["v"])
+    if at.given is at.lens:
+        stepwise(at.lens, at["s"])
+        stepwise(backward(at.lens), at["v"])
 
 
 def _naming(at: Trial) -> None:
@@ -167,20 +171,26 @@ def _save_restore(at: Trial) -> None:
     with tempfile.TemporaryDirectory() as root:
         save(Path(root) / "0", state, at.lens, side="view")
         goal = laws.donated(at["w"]) if at.concrete else abstract(other)
-        restored = restore(Path(root) / "0", goal, at.lens, target_side="view", disk_side="source")
+        lens = _asked(at)
+        restored = restore(Path(root) / "0", goal, lens, target_side="view", disk_side="source")
     expected = laws.placed_like(state, other)
     laws.identical(excused(backward(at.lens), restored, expected), expected)
 
 
 def _restored(path: Path, goal: Any, at: Trial) -> Any:
     """What is restored without a word of sides, unless it is refused for want of it."""
-    through = functools.partial(restore, path, goal, at.lens, donate_target=at.gives_up)
+    through = functools.partial(restore, path, goal, _asked(at), donate_target=at.gives_up)
     try:
         return through()
     except CkptSchemaError as error:
         if {fault.kind for fault in error.mismatches} != {"ambiguous"}:
             raise
     return through(target_side="view", disk_side="source")
+
+
+def _asked(at: Trial) -> Lens:
+    """The lens of a restore: an abstract target has no value of its own to keep."""
+    return at.given if at.concrete else at.lens
 
 
 def abstract(tree: Any) -> Any:

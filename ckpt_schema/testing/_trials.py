@@ -20,6 +20,7 @@ from ckpt_schema.testing._choices import Choices, choices
 from ckpt_schema.testing._container_kinds import container_kinds
 from ckpt_schema.testing._meshes import MESHES, MeshSpec
 from ckpt_schema.testing._outputs import Outputs
+from ckpt_schema.testing._own_values import filled_lens
 from ckpt_schema.testing._samples import Sample
 from ckpt_schema.testing._states import bound, refusable
 from ckpt_schema.testing._values import VALUES, Values
@@ -53,6 +54,8 @@ class Trial:
     ) -> None:
         """Keeps a lens, all of its dims bound, and what the first state of each side is.
 
+        ``lens`` has a default for what keeps its own value; ``given`` is without.
+
         Args:
             lens: The lens.
             samples: What the states are.
@@ -60,14 +63,15 @@ class Trial:
             turned: Whether the lens is an inverse.
             precision: Which floats it is for, where it was for any.
         """
-        self.lens, self.samples, self.turned = lens, samples, turned
+        self.given, self.lens = lens, filled_lens(lens)
+        self.samples, self.turned = samples, turned
         self.precision = precision or {}
         self._wide = wide
 
     @functools.cached_property
     def wide(self) -> Lens:
         """The lens of no axis with one element, as far as may be: what is said of axes is tried on it, which few trials do."""
-        return self.lens if self._wide is None else self._wide()
+        return self.lens if self._wide is None else filled_lens(self._wide())
 
     @functools.cached_property
     def told(self) -> Mapping[str, Sample]:
@@ -129,7 +133,8 @@ class GivenTrial(Trial):
         gradients: bool = True,
     ) -> None:
         """Keeps the lens, the states by name, and what the models compute with them, up to a tolerance."""
-        self.lens, self._wide, self._states, self.outputs = lens, None, states, outputs
+        self.given, self.lens = lens, filled_lens(lens)
+        self._wide, self._states, self.outputs = None, states, outputs
         self.tolerance, self.gradients = tolerance, gradients
 
     @property

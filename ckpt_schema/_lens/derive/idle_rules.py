@@ -185,6 +185,11 @@ def partnered(
         pairs: The numbers of rows that are one leaf.
         losers: The paths of the source's rows whose name in the view others have: of these a rule may speak.
     """
+    # Such a rule speaks of what has lost its name: of a node, not of its leaves that no other took the name of.
+    about_losers: set[int] = set()
+    for number, hits in alone[0].items():
+        if source.rows[number].path in losers:
+            about_losers.update(hit.number for hit in hits)
     contested: dict[tuple[int, int], Private] = {}
     spelled: dict[Private, tuple[str, str, int]] = {}
     touched = (pair for pair in pairs if pair[0] in alone[0] or pair[1] in alone[1])
@@ -192,7 +197,11 @@ def partnered(
         rows = source.rows[pair[0]], view.rows[pair[1]]
         there = () if rows[1].path in losers else alone[1].get(pair[1], ())
         over = (*alone[0].get(pair[0], ()), *there)
-        said = {hit.number: hit.rule for hit in over if isinstance(hit.rule, Private)}
+        said = {
+            hit.number: hit.rule
+            for hit in over
+            if isinstance(hit.rule, Private) and hit.number not in about_losers
+        }
         if not said or any(row.optional for row in rows):
             continue
         for rule in said.values():

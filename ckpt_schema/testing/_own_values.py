@@ -1,0 +1,67 @@
+"""Leaves that keep their own values: private, and without a default. Where no value is given, they are an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from ckpt_schema._layouts.leaves import ConstantKey, Fill
+from ckpt_schema._layouts.paths import format_path
+from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.testing._laws import LawError
+
+__all__ = ["filled_lens", "keeps_own", "own_rows"]
+
+
+def own_rows(lens: Lens, side: int) -> list[int]:
+    """The numbers of the rows of a side that keep their own values."""
+    table, joined = (lens.source, lens.view)[side], lens.joined[side]
+    return [
+        number
+        for number, row in enumerate(table.rows)
+        if number not in joined and row.default is None and not row.optional
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def filled_lens(lens: Lens) -> Lens:
+    """The lens with a default for each leaf that keeps its own value, so that laws may say ``get(s)``.
+
+    All else that it does is the same. What the leaves are without one is said by `keeps_own`.
+    """
+    source, view = (_filled(lens, side) for side in (0, 1))
+    if (source, view) == (lens.source, lens.view):
+        return lens
+    return dataclasses.replace(lens, source=source, view=view)
+
+
+def _filled(lens: Lens, side: int) -> Layout:
+    table = (lens.source, lens.view)[side]
+    rows = list(table.rows)
+    for number in own_rows(lens, side):
+        default = ConstantKey(0) if rows[number].leaf.is_key else Fill(0)
+        rows[number] = dataclasses.replace(rows[number], default=default)
+    return dataclasses.replace(table, rows=tuple(rows))
+
+
+def keeps_own(lens: Lens, s: Tree) -> None:
+    """``get(s)`` is an error that names every leaf which keeps its own value, for nobody has given one."""
+    own = {format_path(lens.view.rows[number].key) for number in own_rows(lens, 1)}
+    if not own:
+        return
+    try:
+        lens.get(s)
+    except ConformanceError as error:
+        named = {fault.path for fault in error.mismatches}
+    else:
+        named = set[str]()
+    faults = [
+        Mismatch(path, "default", "an error that asks for its value", "none")
+        for path in sorted(own)
+        if "{" not in path and path not in named
+    ]
+    if faults:
+        raise LawError("leaves that keep their own values are made of nothing", faults)
