@@ -499,3 +499,22 @@ def test_words_beside_a_lens_are_an_error(root: Path) -> None:
     lens: Callable[..., Any] = functools.partial(cs.adapt, folder(None, root), Training(None))
     with pytest.raises(cs.ConformanceError, match="beside a lens"):
         cs.orbax.restore(folder(None, root), Training(None), lens(), scan={"layers": 0})
+
+
+def test_a_list_whose_numbers_are_strings_in_memory_is_one_on_disk(tmp_path: Path) -> None:
+    def params(start: float) -> Any:
+        blocks = {str(i): {"w": jnp.full((2, 3), start + i)} for i in range(3)}
+        return {"blocks": blocks, "head": jnp.full(2, start)}
+
+    tx = optax.sgd(0.1, momentum=0.9)
+    state, target = ({"params": params(at), "opt_state": tx.init(params(at))} for at in (5.0, 0.0))
+    cs.orbax.save(tmp_path / "run", state)
+    for lists in (None, ["blocks/{i}"], ["blocks/'{i}'"]):
+        found = cs.orbax.restore(tmp_path / "run", target, lists=lists)
+        cs.assert_trees_identical(found, state)
+    stack = jnp.stack([block["w"] for block in params(5.0)["blocks"].values()])
+    scanned = {"blocks": {"w": stack}, "head": params(5.0)["head"]}
+    lens = cs.adapt(state, {"params": scanned, "opt_state": tx.init(scanned)})
+    cs.assert_trees_identical(lens.get(state)["params"], scanned)
+    # Nodes that are apart on both sides are no list of either.
+    assert "blocks[]" not in str(cs.adapt(state, state).view)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -544,3 +544,25 @@ def test_layers_that_share_a_stream_go_into_a_stack_and_a_list_and_back(tmp_path
     rules = [cs.rename("layers_0", "layers/0")]  # as the error prints it, for the stream
     found = cs.orbax.restore(tmp_path / "1", unrolled(), rules=rules)
     assert (second(found) == second(named())).all()
+
+
+class Mark(NamedTuple):
+    """What no save would leave."""
+
+    value: Any
+
+
+@pytest.mark.parametrize("pattern", ["blocks/{i}", "blocks/'{i}'"])
+@pytest.mark.parametrize("kind", [str, int])
+def test_a_list_is_named_whether_its_numbers_are_strings_or_not(pattern: str, kind: Any) -> None:
+    def block() -> Any:
+        return {"experts": {kind(j): {"w": jnp.ones((2, 3))} for j in range(2)}}
+
+    blocks = {"blocks": {kind(i): block() for i in range(3)}}
+    state = {"params": blocks, "mark": Mark(jnp.ones(1))}
+    patterns = [pattern, f"{pattern}/experts/{{i}}"]
+    layout = cs.infer(state, lists=patterns)
+    assert ("params", "blocks[]", "experts[]", "w") in [row.path for row in layout.rows]
+    assert cs.check(layout, state).ok
+    index = "{i}" if kind is int else "'{i}'"
+    assert f"params/blocks/{index}/experts/{index}/w" in str(layout)

@@ -19,6 +19,9 @@ __all__ = ["NUMBERED", "names_in", "with_lists"]
 NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
 """The name of one of several siblings that differ in a number."""
 
+_NUMBER = re.compile(r"(?P<stem>)(?P<number>0|[1-9]\d*)")
+"""That of one whose name is a number, a string as others."""
+
 
 def with_lists(sides: ReadSides, given: Sequence[str] | None, rules: Sequence[Rule]) -> ReadSides:
     """Both sides with their lists: those that are given, those that rules call lists, and those that both sides show.
@@ -115,7 +118,9 @@ def _lists(own: ReadSide, other: ReadSide, words: _Words, *, asked: bool) -> Ite
     for (head, key, stem), members in outer_first:
         if any(head[:end] in taken for end in range(len(head) + 1)):
             continue  # what such a list holds is looked at when it is one
-        name = stem.strip("_-.")
+        # Of members that are called by their numbers alone, the node above is the list.
+        name = stem.strip("_-.") if stem else head[-1]
+        node = (*head, name) if stem else head
         first, *more = sorted(members)
         in_turn = [first, *more] == list(range(first, first + len(members)))
         alike = all(member == members[first] for member in members.values())
@@ -124,13 +129,15 @@ def _lists(own: ReadSide, other: ReadSide, words: _Words, *, asked: bool) -> Ite
         spelled = {f"{stem}{number}" for number in members}
         apart = any((*head, one) in other.nodes for one in spelled)
         called = words.calls_a_list(name)
-        shown = (*head, name) in other.nodes and first == 0
+        inner = members[first] if not stem else {(): None}
+        shown = first == 0 and any((*node, *path) in other.nodes for path in inner)
         held = collections.Counter(leaf for leaf, _ in members[first].values())
         meant = (len(members), frozenset(held.items())) in strangers
         meant = meant and not spelled & words.segments
         if called or (not asked and not apart and (shown or meant)):
             taken.update((*head, one) for one in spelled)
-            pattern = format_path((*key, stem)) + ("{i+1}" if first else "{i}")
+            symbol = "{i+1}" if first else "{i}"
+            pattern = format_path((*key, stem)) + symbol if stem else f"{format_path(key)}/{symbol}"
             if pattern not in own.lists:  # what is left of such a list is the stream of one member
                 yield pattern
 
@@ -143,7 +150,7 @@ def _siblings(
     for path, row in side.weights.items():
         heads = _heads(row)
         for at, segment in enumerate(path):
-            match = NUMBERED.fullmatch(segment)
+            match = NUMBERED.fullmatch(segment) or (_NUMBER.fullmatch(segment) if at else None)
             if match and not row.path[(row.body or 0) + at].endswith("[]"):
                 members = groups.setdefault((path[:at], heads[at], match["stem"]), {})
                 members.setdefault(int(match["number"]), {})[path[at + 1 :]] = row.leaf, row.kind

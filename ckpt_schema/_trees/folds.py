@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import leaves, paths
-from ckpt_schema._layouts.paths import Index, KeyPath, LogicalPath, Pattern, named
+from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, named
 from ckpt_schema._trees.envelopes import Envelope, Found
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -152,7 +152,8 @@ class _Lists:
             return None
         for name in self._named:
             symbol = name[-1]
-            if isinstance(symbol, Index) and name[:-1] == pattern[:at]:
+            if isinstance(symbol, Index) and _unquoted(name[:-1]) == _unquoted(pattern[:at]):
+                symbol = _as_spelled(symbol, key)
                 index = symbol.index(key)
                 if index is not None:
                     return symbol, index
@@ -196,6 +197,21 @@ class _Lists:
             if len({self.counts[pattern] for pattern in each.values()}) != 1:
                 return False
         return True
+
+
+def _is_number(symbol: Index) -> bool:
+    """Whether a symbol is all of a key."""
+    return symbol.then is None and not symbol.prefix and not symbol.suffix and not symbol.width
+
+
+def _as_spelled(symbol: Index, key: Key) -> Index:
+    """A symbol for keys of this kind: whoever names a list need not know whether its numbers are strings."""
+    return dataclasses.replace(symbol, text=isinstance(key, str)) if _is_number(symbol) else symbol
+
+
+def _unquoted(pattern: Pattern) -> Pattern:
+    """A pattern that says of no number whether it is a string."""
+    return tuple([_as_spelled(one, 0) if isinstance(one, Index) else one for one in pattern])
 
 
 def _fold(pattern: Pattern, counts: Sequence[int], stack: _Stack | None) -> Fold:
@@ -300,11 +316,12 @@ def _stacked(
 def _unused_lists(
     named: Sequence[Pattern], heads: set[Pattern], folds: Mapping[KeyPath, Fold]
 ) -> Iterator[Mismatch]:
-    used = {fold.key[: len(pattern)] for fold in folds.values() for pattern in named}
+    used = {_unquoted(fold.key[: len(one)]) for fold in folds.values() for one in named}
+    seen = {_unquoted(head) for head in heads}
     for pattern in named:
-        if pattern not in used:
+        if _unquoted(pattern) not in used:
             where, expected = paths.format_path(pattern), "a repeated node of the model"
-            if pattern in heads:
+            if _unquoted(pattern) in seen:
                 yield Mismatch(
                     where,
                     "rule",
