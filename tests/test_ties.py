@@ -21,6 +21,7 @@ from support.profiles import examples
 
 import ckpt_schema as cs
 from ckpt_schema._lens.arrays.tie_checks import verify_same
+from ckpt_schema.testing import LensLaws
 from ckpt_schema.testing import _laws as laws
 from ckpt_schema.testing._meshes import MESHES, Sharded, mesh
 from ckpt_schema.testing._states import Maker, makers
@@ -305,3 +306,76 @@ def test_a_tie_that_fits_nothing_is_named(rules: Any, says: str) -> None:
 def test_a_tie_of_leaves_that_both_sides_have_is_idle() -> None:
     with pytest.raises(cs.DerivationError, match="drop the rule: both sides have both"):
         cs.derive(cs.linen.Params[Twice], cs.nnx.Params[Twice], rules=[TIE])
+
+
+# --- Leaves that nobody declared, whose axes a rule orders  ---
+
+
+def undeclared(vocab: int, embed: int, name: str = "embedding") -> tuple[Any, Any]:
+    """A tree with a head that is the embedding, transposed, and one without; there the embedding may be transposed too."""
+    table = np.arange(vocab * embed, dtype=np.float32).reshape(vocab, embed)
+    twice = {"embed": {"embedding": table}, "head": {"kernel": table.T.copy()}}
+    once = {"embed": {name: table if name == "embedding" else table.T.copy()}}
+    return {"params": twice}, {"params": once}
+
+
+TURNED = cs.tie("head/kernel", "embed/embedding", axes="1 0")
+
+
+@pytest.mark.parametrize("sizes", [(5, 3), (3, 3)])
+@pytest.mark.parametrize("name", ["embedding", "weight"])
+@pytest.mark.filterwarnings("error::ckpt_schema.AxesWarning")
+def test_a_transposed_copy_that_nobody_declared(sizes: tuple[int, int], name: str) -> None:
+    twice, once = undeclared(*sizes, name)
+    there, back = [TURNED], [TURNED]
+    if name != "embedding":
+        there.append(cs.rename("embed/embedding", f"embed/{name}", axes="1 0"))
+        back.append(cs.rename(f"embed/{name}", "embed/embedding", axes="1 0"))
+    lens = cs.adapt(twice, once, rules=there)
+    cs.assert_trees_identical(lens.get(twice), once)
+    cs.assert_trees_identical(lens.put(once), twice)
+    lens = cs.adapt(once, twice, rules=back)
+    cs.assert_trees_identical(lens.get(once), twice)
+    cs.assert_trees_identical(lens.put(twice), once)
+
+
+def test_a_transposed_copy_of_a_part_and_of_moments() -> None:
+    q, k = (np.arange(at, at + 15, dtype=np.float32).reshape(5, 3) for at in (0, 20))
+    apart = {"params": {"q": q, "k": k, "copy": k.T.copy()}}
+    fused = {"params": {"qk": np.concatenate([q, k], 1)}}
+    rules = [cs.fuse("qk", ["q", "k"], axes="embed q+k -> embed q, embed k")]
+    lens = cs.adapt(apart, fused, rules=[*rules, cs.tie("copy", "k", axes="1 0")])
+    cs.assert_trees_identical(lens.get(apart), fused)
+    cs.assert_trees_identical(lens.put(fused), apart)
+    twice, once = (jax.tree.map(jnp.asarray, tree["params"]) for tree in undeclared(3, 3))
+    tx = optax.adam(0.1)
+    trained = [
+        {"params": tree, "opt_state": tx.update(tree, tx.init(tree))[1]} for tree in (twice, once)
+    ]
+    lens = cs.adapt(*trained, rules=[TURNED])
+    cs.assert_trees_identical(lens.get(trained[0]), trained[1])
+    cs.assert_trees_identical(lens.put(trained[1]), trained[0])
+
+
+def test_the_order_of_a_copy_is_printed_where_one_fits_and_warned_of_where_none_shows() -> None:
+    twice, once = undeclared(5, 3)
+    for sides in ((twice, once), (once, twice)):
+        with pytest.raises(cs.DerivationError) as error:
+            cs.adapt(*sides, rules=[cs.tie("head/kernel", "embed/embedding")])
+        assert error.value.rules == (TURNED,) and len(error.value.mismatches) == 1
+        with pytest.raises(cs.DerivationError, match=r"axes='0 2 1' orders 3 axes"):
+            cs.adapt(*sides, rules=[cs.tie("head/kernel", "embed/embedding", axes="0 2 1")])
+    twice, once = undeclared(3, 3)
+    for sides in ((twice, once), (once, twice)):
+        with pytest.warns(cs.AxesWarning, match=r"tie\('head/kernel', .*, axes='0 1'\)  float32"):
+            cs.adapt(*sides, rules=[cs.tie("head/kernel", "embed/embedding")])
+    with pytest.raises(cs.SchemaError, match=r"tie\(\.\.\.\) is not well formed"):
+        cs.tie("a", "b", axes="1 2")
+
+
+class TestTurned(LensLaws):
+    """All laws of a transposed, square copy of a leaf that was read off."""
+
+    max_examples = 2
+    meshes = ()
+    lens = cs.adapt(*undeclared(3, 3), rules=[TURNED])

@@ -15,7 +15,7 @@ from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, called
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.axis_rules import Padding, Replicated
-from ckpt_schema._lens.derive.axis_names import guessed
+from ckpt_schema._lens.derive.axis_names import guessed, guessed_tie
 from ckpt_schema._lens.derive.composition import compose, verify_alike
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.lists import join
@@ -509,17 +509,21 @@ def _warn_of_squares(lens: Lens) -> None:
     turned = any(
         one.told.axes is not None and list(one.told.axes) != sorted(one.told.axes)
         for one in lens.joins
+        if not any(one.compares)
     )
     found: dict[str, None] = {}
-    seen: tuple[set[int], set[int]] = set(), set()
+    originals: tuple[dict[int, Row], dict[int, Row]] = {}, {}
     for one in lens.joins:
         here, there = one.sources[0], one.views[0]
-        copied = here in seen[0] or there in seen[1]  # and has the order of its original
-        seen[0].add(here)
-        seen[1].add(there)
-        if one.plain and not copied:
-            rows = lens.source.rows[here], lens.view.rows[there]
+        rows = lens.source.rows[here], lens.view.rows[there]
+        # A copy has the order of its original, unless a rule says another.
+        of = originals[0].setdefault(here, rows[1]), originals[1].setdefault(there, rows[0])
+        if not one.plain:
+            continue
+        if of[0] is rows[1] and of[1] is rows[0]:
             found[guessed(*rows, one.told, turned=turned)] = None
+        elif one.told.axes is None:
+            found[guessed_tie(rows[0], of[1]) or guessed_tie(rows[1], of[0])] = None
     lines = [f"\n  {line}" for line in found if line]
     if lines:
         header = (

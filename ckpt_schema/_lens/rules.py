@@ -20,7 +20,7 @@ from ckpt_schema._layouts.table import Series
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Replicated, Reverse
 from ckpt_schema._lens.spelled_axes import ARROW, SpelledAxes, parse_spelled
 from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
-from ckpt_schema._lens.wellformed import default_of, one_dim, verify_paths
+from ckpt_schema._lens.wellformed import default_of, not_well_formed, one_dim, verify_paths
 from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
 
 __all__ = [
@@ -161,10 +161,12 @@ class Tie:
 
     copy: LogicalPath
     of: LogicalPath
+    axes: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         """The rule as it is written."""
-        return f"tie({'/'.join(self.copy)!r}, {'/'.join(self.of)!r})"
+        axes = "" if self.axes is None else f", axes={' '.join(map(str, self.axes))!r}"
+        return f"tie({'/'.join(self.copy)!r}, {'/'.join(self.of)!r}{axes})"
 
     __repr__ = __str__
 
@@ -236,18 +238,18 @@ def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
     paths = rule_path(source), rule_path(view)
     if isinstance(axes, str) and ARROW in axes:
         return Rename(*paths, spelled=parse_spelled("rename", axes))
-    return Rename(*paths, None if axes is None else _axes(axes))
+    return Rename(*paths, None if axes is None else _axes("rename", axes))
 
 
-def _axes(text: object) -> tuple[int, ...]:
+def _axes(rule: str, text: object) -> tuple[int, ...]:
     """The order of axes that a rule says."""
     words = text.split() if isinstance(text, str) else []
     order = tuple(int(word) for word in words if word.isascii() and word.isdecimal())
     if not order or len(order) < len(words) or sorted(order) != [*range(len(order))]:
         expected = 'the axes of the leaf in another order, such as "1 0" or "0 2 1"'
-        hint = "for each axis of the view: which axis of the source it is, counted from 0"
+        hint = "for each axis of the second: which axis of the first it is, counted from 0"
         fault = Mismatch("axes", "declaration", expected, repr(text), hint)
-        raise SchemaError("rename(...) is not well formed", [fault])
+        raise not_well_formed(rule, fault)
     return order
 
 
@@ -371,22 +373,30 @@ def raw_key(path: str | type) -> RawKey:
     return RawKey(rule_path(path))
 
 
-def tie(copy: str, of: str) -> Tie:
+def tie(copy: str, of: str, *, axes: str | None = None) -> Tie:
     """A rule: on the side that has both, the leaf or node at logical path ``copy`` is the one at ``of``, stored twice.
 
     The other side stores it once. Where one is made of the two, that they are equal to the last bit is verified; where two are
     made of the one, both get it. It holds in the model and in every part of the optimizer state that mirrors it. The two may
     differ in the order or grouping of their dims.
 
+    Args:
+        copy: The path of the copy.
+        of: That of what it is a copy of.
+        axes: Of leaves whose dims do not say it, as those that `infer` reads off a tree: which axis of the copy each axis of
+            the other is, ``"1 0"`` for a transpose. An axis that stacks layers is not counted.
+
     Raises:
-        SchemaError: One of the two is no string.
+        SchemaError: One of the two is no string, or ``axes`` is no order.
 
     Example:
         >>> print(tie("head/kernel", "embed/embedding"))
         tie('head/kernel', 'embed/embedding')
+        >>> print(tie("head/kernel", "embed/embedding", axes="1 0"))
+        tie('head/kernel', 'embed/embedding', axes='1 0')
     """
     verify_paths("tie", copy=copy, of=of)
-    return Tie(rule_path(copy), rule_path(of))
+    return Tie(rule_path(copy), rule_path(of), None if axes is None else _axes("tie", axes))
 
 
 def fuse(

@@ -46,7 +46,7 @@ from ckpt_schema.testing._named_arrays import (
     words,
     write_numbers,
 )
-from ckpt_schema.testing._provenance import Line, Origin
+from ckpt_schema.testing._provenance import Line, Origin, order_of_copy
 from ckpt_schema.testing._shares import PartOf, Share, fused, layers_of, merged_shares, split_axis
 
 __all__ = ["origins"]
@@ -250,20 +250,20 @@ class _Side:
         self.moved = _moved(origin) if number == 0 else {}
         rows = self.layout.rows
         self.paths = {row.path: at for at, row in enumerate(rows)}
-        self.copies = {
-            at: of for at, row in enumerate(rows) if (of := self._original(row)) is not None
-        }
+        tied = {at: found for at, row in enumerate(rows) if (found := self._original(row))}
+        self.copies = {at: of for at, (of, _) in tied.items()}
+        self.tied_axes = {at: axes for at, (_, axes) in tied.items()}
         self.parts = {
             at: part for at, row in enumerate(rows) if (part := self._part(row)) is not None
         }
 
-    def _original(self, row: Row) -> int | None:
-        """The row that a row is a copy of, by a rule that ties them."""
+    def _original(self, row: Row) -> tuple[int, tuple[int, ...] | None] | None:
+        """The row that a row is a copy of, by a rule that ties them, and the order of its axes."""
         ties = [(rule.copy, rule) for rule in self.rules if isinstance(rule, Tie)]
         for start, rule in _over(row, ties):
             of = (*row.path[:start], *rule.of, *row.path[start + len(rule.copy) :])
             if of in self.paths:
-                return self.paths[of]
+                return self.paths[of], rule.axes
         return None
 
     def _part(self, row: Row) -> PartOf | None:
@@ -442,7 +442,9 @@ class _Step:
         said = _said(told[1], self.origin.rules)
         if said.is_open:
             return None
-        order = self.source.order(other if self.origin.inverted else one)
+        of, tied = self.sides[1].copies.get(other, other), self.sides[1].tied_axes.get(other)
+        order = self.source.order(of if self.origin.inverted else one)
+        order = order_of_copy(order, tied, on_source=self.origin.inverted)
         said = dataclasses.replace(said, order=order)
         frames = _framed((told[0], told[1]), said)
         here, there = frames[::-1] if self.origin.inverted else frames

@@ -10,7 +10,7 @@ import numpy as np
 
 from ckpt_schema.testing._named_arrays import Ids
 
-__all__ = ["Line", "Origin", "is_alike"]
+__all__ = ["Line", "Origin", "is_alike", "order_of_copy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,25 @@ class Origin:
     exponent: int = 0
     fills: tuple[float, ...] = ()
     line: Line = dataclasses.field(default_factory=Line)
+
+
+def order_of_copy(
+    order: tuple[int, ...] | None, tied: tuple[int, ...] | None, *, on_source: bool
+) -> tuple[int, ...] | None:
+    """Which axis of a row of the source each of the view is, where one of both is a copy with its axes in another order.
+
+    Args:
+        order: The same of what it is a copy of; as they stand unless given.
+        tied: Which axis of the copy each of that is.
+        on_source: Whether the copy is the source's.
+    """
+    if tied is None:
+        return order
+    order = order or tuple(range(len(tied)))
+    if on_source:
+        return tuple(tied[axis] for axis in order)
+    places = {axis: at for at, axis in enumerate(tied)}
+    return tuple(order[places[at]] for at in range(len(tied)))
 
 
 def is_alike(line: Line, expected: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> bool:

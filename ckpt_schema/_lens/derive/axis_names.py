@@ -19,11 +19,20 @@ from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.axis_rules import Repeated
 from ckpt_schema._lens.derive.leaf_rules import Told
-from ckpt_schema._lens.rules import Apart, Rename, Reset
+from ckpt_schema._lens.rules import Apart, Rename, Reset, Tie
 from ckpt_schema._lens.spelled_axes import SpelledAxes
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["axes_called", "fault", "guessed", "matched", "same_axes", "sized", "square"]
+__all__ = [
+    "axes_called",
+    "fault",
+    "guessed",
+    "guessed_tie",
+    "matched",
+    "same_axes",
+    "sized",
+    "square",
+]
 
 _Atom = tuple[DimFactor, str]
 """A factor of an axis, and what its class calls it."""
@@ -75,6 +84,14 @@ def guessed(source: Row, view: Row, told: Told, *, turned: bool = False) -> str:
         return ""
     rule = Rename(source.model_path, view.model_path, tuple(range(len(source.leaf.dims))))
     return f"{rule}  {source.leaf}"
+
+
+def guessed_tie(copy: Row, of: Row) -> str:
+    """The same of a square leaf that was taken for a copy of another one of its side."""
+    if copy is of or not square(copy.leaf) or not square(of.leaf):
+        return ""
+    rule = Tie(copy.model_path, of.model_path, tuple(range(len(copy.leaf.dims))))
+    return f"{rule}  {copy.leaf}"
 
 
 def axes_called(leaf: Leaf, dim: Dim) -> list[int]:

@@ -38,10 +38,10 @@ from ckpt_schema._lens.derive.relations import relate, undecided
 from ckpt_schema._lens.derive.repeats import unlike_moments
 from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, standing
 from ckpt_schema._lens.derive.spelled_rows import with_spelled_axes
-from ckpt_schema._lens.derive.ties import copies
+from ckpt_schema._lens.derive.ties import Copies
 from ckpt_schema._lens.derive.unplaced import unplaced
 from ckpt_schema._lens.derive.wholes import Member, both_divided, divided, groups, memberships
-from ckpt_schema._lens.rules import Apart, Fuse, Move, Private, Rename, Reset, Rule, verify_rules
+from ckpt_schema._lens.rules import Apart, Fuse, Move, Private, Rename, Reset, Rule
 from ckpt_schema._lens.spellings import of_dim
 from ckpt_schema._trees import chains
 from ckpt_schema.errors import DerivationError, Mismatch
@@ -73,7 +73,6 @@ def join_rows(
         DerivationError: With every row of both sides that has no place, every pair of rows whose types
             do not go together, every ambiguity, and every rule that matches nothing.
     """
-    verify_rules(rules)
     names_of = source.name, view.name
     source, view = (
         dataclasses.replace(table, name=name)
@@ -103,7 +102,8 @@ def join_rows(
     faults += _nameless(source, view, rules, names, decisions, unmatched)
     said_of_parts = _said_of_parts(source, rules, said, members)
     faults += disputes(source, view, rules, decisions, said, alone, members[0])
-    twice = copies(source, rules), copies(view, rules)
+    copies = Copies.by(source, view, rules)
+    twice = copies.of
     expected = "one source leaf for one view leaf"
     either = "rename one of them, or say that the one which no rule renames is private"
     theirs = _by_path(source, renamed, members[0], twice[0].keys(), (expected, either), faults)
@@ -138,14 +138,19 @@ def join_rows(
     onward, back = dict(pairs), {there: here for here, there in pairs}
     copied = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
     copied += [(back[of], copy) for copy, of in twice[1].items() if of in back]
+    for pair in copied:  # it is joined, or has its fault
+        for side in (0, 1):
+            refused[side].update({pair[side]} & twice[side].keys())
     contested = partnered(source, view, alone, [*pairs, *copied], losers)
     joins += _joined(source, view, said, decisions, pairs, contested, faults, known, moments)
     for copy, of in twice[1].items():  # what is said of a leaf is said of its copies
         said = {**said, copy: (*said.get(copy, ()), *said.get(of, ()))}
-    joins += _joined(
-        source, view, said, decisions, copied, contested, faults, known, moments, twice
-    )
-    joins = _with_copies(source, view, joins, twice, known, faults)
+    told_of = {
+        **decisions,
+        **{copy: decisions[of] for copy, of in twice[0].items() if of in decisions},
+    }
+    joins += _joined(source, view, said, told_of, copied, contested, faults, known, moments, copies)
+    joins = _with_copies(joins, copies, known, faults)
     faults += contested.faults()
     divided_by = {member.group.rule for side in members for member in side.values()}
     faults += idle(source, view, rules, names, joins, divided_by, {f.path for f in faults})
@@ -358,13 +363,16 @@ def _joined(
     faults: list[Mismatch],
     known: Mapping[str, Size],
     moments: Moments,
-    copies: tuple[Container[int], Container[int]] = ((), ()),
+    copies: Copies | None = None,
 ) -> list[Join]:
     """The joins of rows, by number, that are one leaf; of those that are private by a rule, that is the fault."""
     joins: list[Join] = []
     for one, other in pairs:
         row, hits = view.rows[other], values.get(other, ())
         said = _said(row, hits, decisions.get(one))
+        compares = False, False
+        if copies is not None:
+            compares, said = copies.compares(one, other), copies.said(said, one, other)
         said = with_moments(source.rows[one], row, hits, said, moments)
         if isinstance(said, Mismatch):
             faults.append(said)
@@ -372,10 +380,8 @@ def _joined(
         made = relate(source.rows[one], row, said, known)
         if isinstance(made, Mismatch):
             if (one, other) not in contested.pairs:
-                faults.append(made)
+                faults.append(made if copies is None else copies.told(made, one, other))
             continue
-        # A copy is written from what it is a copy of, and compared with it on the way back.
-        compares = other in copies[1], one in copies[0]
         joins.append(Join(made.cells(one, other, compares), said, plain=True))
     return joins
 
@@ -408,26 +414,22 @@ def with_moments(
 
 
 def _with_copies(
-    source: Layout,
-    view: Layout,
-    joins: list[Join],
-    copies: tuple[Mapping[int, int], Mapping[int, int]],
-    known: Mapping[str, Size],
-    faults: list[Mismatch],
+    joins: list[Join], copies: Copies, known: Mapping[str, Size], faults: list[Mismatch]
 ) -> list[Join]:
     """The joins; copies of what is part of a leaf, or has parts, go where it goes."""
     with_copies = list(joins)
-    for side, table in enumerate((source, view)):
+    for side, table in enumerate(copies.tables):
         by_row: dict[int, list[int]] = {}
         for at, one in enumerate(with_copies):
             for row in () if one.plain else (one.views if side else one.sources):
                 by_row.setdefault(row, []).append(at)
-        for copy, of in copies[side].items():
+        for copy, of in copies.of[side].items():
+            order = dataclasses.replace(UNTOLD, axes=copies.orders[side][copy])
             for at in by_row.get(of, ()):
                 one = with_copies[at]
                 turned = one if side == 0 else one.inverse
                 onward = [cell for cell in turned.cells if cell.source == of]
-                made = relate(table.rows[copy], table.rows[of], UNTOLD, known)
+                made = relate(table.rows[copy], table.rows[of], order, known)
                 if isinstance(made, Mismatch):
                     faults.append(made)
                     continue

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.derive.leaf_rules import Told
 from ckpt_schema._lens.derive.scope import Hit, Scope
-from ckpt_schema._lens.rules import Rule, Tie
+from ckpt_schema._lens.rules import Rename, Rule, Tie
+from ckpt_schema.errors import Mismatch
 
-__all__ = ["copies", "originals"]
+__all__ = ["Copies", "originals"]
 
 
 def originals(table: Layout, ties: Scope[Tie]) -> dict[int, list[tuple[Hit[Tie], int]]]:
@@ -26,7 +30,69 @@ def originals(table: Layout, ties: Scope[Tie]) -> dict[int, list[tuple[Hit[Tie],
     return of_copies
 
 
-def copies(table: Layout, rules: Sequence[Rule]) -> dict[int, int]:
-    """The rows that rules call copies, by number, each with the number of the row that it is a copy of."""
-    ties = Scope((rule.copy, rule) for rule in rules if isinstance(rule, Tie))
-    return {number: hits[0][1] for number, hits in originals(table, ties).items()}
+Order = tuple[int, ...]
+"""Which axis of the first of two leaves each of the second is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """The rows of both sides that rules call copies.
+
+    Attributes:
+        tables: The source and the view.
+        of: For each side, the copies by number, each with the number of what it is a copy of.
+        orders: For each side, the order of the axes of each copy, where a rule says it.
+    """
+
+    tables: tuple[Layout, Layout]
+    of: tuple[Mapping[int, int], Mapping[int, int]]
+    orders: tuple[Mapping[int, Order | None], Mapping[int, Order | None]]
+
+    @classmethod
+    def by(cls, source: Layout, view: Layout, rules: Sequence[Rule]) -> Copies:
+        """Those by some rules."""
+        ties = Scope((rule.copy, rule) for rule in rules if isinstance(rule, Tie))
+        of: list[dict[int, int]] = []
+        orders: list[dict[int, Order | None]] = []
+        for table in (source, view):
+            found = originals(table, ties)
+            of.append({number: hits[0][1] for number, hits in found.items()})
+            orders.append({number: hits[0][0].rule.axes for number, hits in found.items()})
+        return cls((source, view), (of[0], of[1]), (orders[0], orders[1]))
+
+    def compares(self, source: int, view: int) -> tuple[bool, bool]:
+        """For each side of a pair, whether it has another partner, which writes it: a copy is compared with it."""
+        return view in self.of[1], source in self.of[0]
+
+    def said(self, said: Told, source: int, view: int) -> Told:
+        """What is said of a pair of which one is a copy, from what is said of what that is a copy of."""
+        orders = self.orders[0].get(source), self.orders[1].get(view)
+        told = next((each for each in orders if each is not None), None)
+        if told is None:
+            return said
+        axes = [*range(len(told))] if said.axes is None else [*said.axes]
+        if len(axes) == len(told):  # or else it is refused, as it was said
+            if orders[0] is not None:
+                axes = [orders[0][axis] for axis in axes]
+            if orders[1] is not None:
+                axes = [axes[orders[1].index(at)] for at in range(len(axes))]
+            told = tuple(axes)
+        return dataclasses.replace(said, axes=told)
+
+    def told(self, fault: Mismatch, source: int, view: int) -> Mismatch:
+        """A fault of such a pair: the order of axes is said by the rule that ties them."""
+        side = 0 if source in self.of[0] else 1
+        copy = (source, view)[side]
+        rows = self.tables[side].rows
+        hint = fault.hint
+        ties: list[Any] = []
+        for rule in fault.rules:
+            if not isinstance(rule, Rename) or rule.axes is None:
+                continue
+            axes = rule.axes
+            if side == 1:  # it says the axes of the copy
+                axes = tuple(axes.index(at) for at in range(len(axes)))
+            tie = Tie(rows[copy].model_path, rows[self.of[side][copy]].model_path, axes)
+            hint = hint.replace(str(rule), str(tie))
+            ties.append(tie)
+        return dataclasses.replace(fault, hint=hint, rules=tuple(ties)) if ties else fault
