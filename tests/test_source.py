@@ -16,6 +16,7 @@ import pair_models
 import pytest
 import whisper_models
 from flax import nnx
+from jaxtyping import Array, Float32
 from support import optimizers
 
 import ckpt_schema as cs
@@ -178,10 +179,20 @@ def derived() -> cs.Lens:
     return cs.derive(source, cs.nnx.TrainState[flax_models.NnxSchema, tx])
 
 
+class Tied(cs.Schema):
+    embedding: Float32[Array, "vocab embed"]
+    head: Float32[Array, "vocab embed"] = cs.field(optional=True, default=cs.same_as("embedding"))
+
+
+def falls_back() -> cs.Lens:
+    return cs.derive(Tied, Tied)
+
+
 LENSES: dict[str, tuple[Callable[[], cs.Lens], str]] = {
     "adapted": (adapted, ""),
     "derived": (derived, "optax.adamw(1e-3)"),
     "composed": (lambda: adapted() >> ~adapted(), ""),
+    "falls back": (falls_back, ""),
     "bound": (lambda: derived().bind(depth=3), "optax.adamw(1e-3)"),
 }
 
@@ -224,6 +235,9 @@ RULES = [
     cs.reset(source="a", view="b"),
     cs.raw_key("a"),
     cs.tie("a", "b"),
+    cs.tie("a", "b", axes="1 0"),
+    cs.replicated(0),
+    cs.replicated(1, side="view"),
     cs.fuse("a", ["b", "c"]),
     cs.fuse("a", ["b", "c"], "3*heads"),
     cs.scale("a", 0.125),

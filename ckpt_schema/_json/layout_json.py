@@ -29,6 +29,7 @@ from ckpt_schema._json.values_json import (
     read_number,
 )
 from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.drafts import verify_fallbacks
 from ckpt_schema._layouts.paths import (
     Index,
     Key,
@@ -221,6 +222,7 @@ class LayoutReader:
         )
         try:
             verify_table(made)
+            verify_fallbacks(made.name, made.rows)
         except SchemaError as error:
             self.faults += error.mismatches
             return None

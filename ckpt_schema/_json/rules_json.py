@@ -45,8 +45,11 @@ def _axes(rule: Any) -> str | None:
     """The axes of a rename or a fuse, as they are written."""
     if rule.spelled is not None:
         return str(rule.spelled)
-    order = getattr(rule, "axes", None)
-    return None if order is None else " ".join(map(str, order))
+    return _order(getattr(rule, "axes", None))
+
+
+def _order(axes: tuple[int, ...] | None) -> str | None:
+    return None if axes is None else " ".join(map(str, axes))
 
 
 def _default(default: Any) -> Any:
@@ -75,7 +78,10 @@ _WRITTEN: Mapping[type, tuple[str, Callable[[Any], _Said]]] = {
     words.Move: ("move", lambda r: {"source": _path(r.source), "view": _path(r.view)}),
     words.Reset: ("reset", lambda r: {"source": _path(r.source), "view": _path(r.view)}),
     words.RawKey: ("raw_key", lambda r: {"path": _path(r.path)}),
-    words.Tie: ("tie", lambda r: {"copy": _path(r.copy), "of": _path(r.of)}),
+    words.Tie: (
+        "tie",
+        lambda r: {"copy": _path(r.copy), "of": _path(r.of), "axes": _order(r.axes)},
+    ),
     words.Fuse: (
         "fuse",
         lambda r: {
@@ -164,7 +170,7 @@ _READ: Mapping[str, tuple[Callable[..., Any], Mapping[str, str]]] = {
     "move": (words.move, {"source": "path", "view": "path"}),
     "reset": (words.reset, {"source?": "path", "view?": "path"}),
     "raw_key": (words.raw_key, {"path": "path"}),
-    "tie": (words.tie, {"copy": "path", "of": "path"}),
+    "tie": (words.tie, {"copy": "path", "of": "path", "axes?": "text"}),
     "fuse": (
         words.fuse,
         {"whole": "text", "parts": "texts", "axis?": "text", "axes?": "text"},

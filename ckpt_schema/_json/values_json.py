@@ -13,6 +13,7 @@ from ckpt_schema._json.json_objects import JsonObject, is_text
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.dims import AxisName, Dim
+from ckpt_schema._layouts.fallbacks import SameAs, same_as
 from ckpt_schema._layouts.leaves import ConstantKey, Default, Fill, FreshKey, Init, Leaf
 from ckpt_schema._layouts.paths import Pattern, parse_pattern
 from ckpt_schema._messages.text import shown
@@ -89,6 +90,8 @@ def default_json(default: Default) -> Any:
         return number_json(default.value)
     if isinstance(default, Init):
         return "tx.init"
+    if isinstance(default, SameAs):
+        return {"same_as": "/".join(default.path), "depth": default.depth}
     return {"fresh_key" if isinstance(default, FreshKey) else "constant_key": default.seed}
 
 
@@ -104,9 +107,13 @@ def read_default(told: JsonObject, name: str) -> Default | None:
             seed: Any = value.get(word)
             if type(seed) is int and -(2**63) <= seed < 2**64:
                 return kind(seed)
+    if isinstance(value, dict) and value.keys() == {"same_as", "depth"}:
+        path, depth = value["same_as"], value["depth"]
+        if is_text(path) and path and type(depth) is int and 0 < depth < 1000:
+            return SameAs(same_as(path).path, depth)
     number = read_number(value)
     if number is None:
-        told.say(name, 'a number, "tx.init", fresh_key or constant_key', value)
+        told.say(name, 'a number, "tx.init", fresh_key, constant_key or same_as', value)
         return None
     return Fill(number)
 
