@@ -20,7 +20,7 @@ from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._layouts.pytrees import TreeDef, inner_nodes
 from ckpt_schema._layouts.table import Row
-from ckpt_schema.errors import ConformanceError, Mismatch, SchemaError
+from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch, SchemaError
 
 __all__ = [
     "Variables",
@@ -48,10 +48,10 @@ def abstract_of(factory: Callable[..., Any]) -> Any:
     A class may take ``rngs`` besides.
 
     Raises:
-        SchemaError: It is a class that needs other arguments.
+        SchemaError: It is a class that needs other arguments, or fails when it is traced.
     """
     if not isinstance(factory, type):
-        return nnx.eval_shape(factory)
+        return _traced(factory, factory)
     # The metaclass of modules takes anything.
     _, *taken = inspect.signature(factory.__init__).parameters.values()
     several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
@@ -71,7 +71,27 @@ def abstract_of(factory: Callable[..., Any]) -> Any:
         given: dict[str, Any] = {"rngs": nnx.Rngs(0)} if is_random else {}
         return factory(**given)
 
-    return nnx.eval_shape(make)
+    return _traced(make, factory)
+
+
+def _traced(make: Callable[[], Any], factory: Callable[..., Any]) -> Any:
+    """What a function makes, with abstract leaves.
+
+    Raises:
+        SchemaError: The function fails.
+    """
+    try:
+        return nnx.eval_shape(make)
+    except CkptSchemaError:
+        raise
+    except Exception as error:  # of the user's own code, or of jax in it
+        name = getattr(factory, "__name__", type(factory).__name__)
+        said = next(iter(str(error).strip().splitlines()), "")
+        found = f"{type(error).__name__}: {said}"
+        hint = "it is traced, so that nothing is computed: nothing in it may depend on the values of arrays"
+        expected = "a function without arguments that jax.eval_shape takes"
+        fault = Mismatch(name, "argument", expected, found, hint)
+        raise SchemaError(f"{name} cannot be traced", [fault]) from error
 
 
 def is_variable(value: Any) -> bool:

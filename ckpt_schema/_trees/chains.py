@@ -38,6 +38,11 @@ class OptimizerChain:
                 if part.path[: len(path)] == path:
                     types[(*_spelled(key), *part.path[len(path) :])] = part.type.__name__
         fields = self._fields(row.key for row in table.rows if row.optimizer)
+        self._models: dict[_Part, str] = {}
+        for row in table.rows:
+            part = self.part(row.key) if row.mirrors else None
+            if part is not None:
+                self._models.setdefault(part, row.mirrors.partition("/")[0])
         self._parts = {
             part: f"{types[part]}: {told}" if part in types else told
             for part, told in fields.items()
@@ -89,12 +94,25 @@ class OptimizerChain:
             present: Those of the others.
         """
         there = {self.part(key) for key in present}
-        for keys, missing in ((absent, True), (strays, False)):
-            whole = [key for key in keys if self.part(key) not in {None, *there}]
-            for part, told in self._fields(whole).items():
-                kept = self._parts.get(part, told) if missing else told
-                both = (kept, "nothing") if missing else ("nothing", kept)
-                yield Mismatch("/".join(part), "chain", *both, _HINT)
+        lost, extra = (
+            [key for key in keys if self.part(key) not in {None, *there}]
+            for keys in (absent, strays)
+        )
+        fields = self._fields(lost), self._fields(extra)
+        for part, told in fields[0].items():
+            if part not in self._models or fields[1].get(part) != told:
+                yield Mismatch("/".join(part), "chain", self._parts[part], "nothing", _HINT)
+                continue
+            ends = [next(k for k in keys if self.part(k) == part) for keys in (lost, extra)]
+            leaves = [format_path(key[len(part) + 1 :]) for key in ends]
+            model = self._models[part]
+            expected = f"{self._parts[part]}, for the leaves of {model}, such as {leaves[0]}"
+            found = f"the same for other leaves, such as {leaves[1]}"
+            hint = f"it was made of another model than {model}: say which, optimizer(tx, of=...)"
+            yield Mismatch("/".join(part), "chain", expected, found, hint)
+        for part, told in fields[1].items():
+            if fields[0].get(part) != told or part not in self._models:
+                yield Mismatch("/".join(part), "chain", "nothing", told, _HINT)
 
     def notes(self, keys: Sequence[Pattern]) -> list[str]:
         """Both chains side by side, as lines: this one, and that of a tree with leaves at ``keys``."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 from ckpt_schema._frameworks.variables import state_of
+from ckpt_schema._layouts.paths import KeyPath, LogicalPath, format_path
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.adaptation import adapt_trees
 from ckpt_schema._lens.lens import Lens, derive
@@ -19,10 +21,18 @@ from ckpt_schema._lens.siblings import names_in
 from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.inference import infer_tree
-from ckpt_schema.errors import ConformanceError, Mismatch
+from ckpt_schema.errors import (
+    CheckpointMismatchError,
+    CkptSchemaError,
+    ConformanceError,
+    DerivationError,
+    Mismatch,
+    SchemaError,
+)
 from ckpt_schema.orbax._metadata import DiskTree, read_metadata
 from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
 from ckpt_schema.orbax._sides import Side, interchangeable
+from ckpt_schema.orbax._whereabouts import lower_nodes
 
 __all__ = ["Words", "adapt", "adapted", "saved_through", "spare_words"]
 
@@ -125,23 +135,73 @@ def adapted(
         The lens, and the part of what is on disk that it reads.
     """
     disk = read.without(aux)
-    names = disk.path.name or "the checkpoint", name
-    kept = None if disk.joined else _weights_alone(disk.tree, target, words.rules)
-    tree = _part(disk.tree, kept)
-    lens = adapt_trees(
-        tree,
-        target,
-        rules=words.rules,
-        scan=words.scan,
-        lists=words.lists,
-        names=names,
-        own=_kept_by(words.own, find(read, aux, total=False)),
-        joined=(disk.joined, None),
-    )
+    own = _kept_by(words.own, find(read, aux, total=False))
+    words = dataclasses.replace(words, own=own)
+    try:
+        lens, kept = _adapted(disk, target, name, words)
+    except (DerivationError, SchemaError) as error:
+        raise _elsewhere(disk, target, name, words) or error from None
     if _is_identity(lens):
         lens = derive(lens.view, lens.view)
     _LOGGER.info("%s", _summary(lens))
     return lens, read if kept is None else read.only({*kept, aux})
+
+
+def _adapted(disk: DiskTree, target: Any, name: str, words: Words) -> tuple[Lens, set[Any] | None]:
+    """The lens, and the keys of the root that it reads, where it does not read all."""
+    kept = None if disk.joined else _weights_alone(disk.tree, target, words.rules)
+    lens = adapt_trees(
+        _part(disk.tree, kept),
+        target,
+        rules=words.rules,
+        scan=words.scan,
+        lists=words.lists,
+        names=(disk.path.name or "the checkpoint", name),
+        own=words.own,
+        joined=(disk.joined, None),
+    )
+    return lens, kept
+
+
+_TRIED = 8
+"""How many nodes are tried where no leaf of a target is at the root."""
+
+
+def _elsewhere(
+    disk: DiskTree, target: Any, name: str, words: Words
+) -> CheckpointMismatchError | None:
+    """The error of a state that stands below a key of what was read, and not at its root; None where it does not."""
+    if disk.joined or _have_in_common(disk.tree, target):
+        return None
+    faults: list[Mismatch] = []
+    found: list[KeyPath] = []
+    for key in itertools.islice(lower_nodes(disk), _TRIED):
+        part = disk.below(key)
+        is_below = any(key[: len(other)] == other for other in found)
+        if is_below or part is None or not isinstance(part.tree, dict):
+            continue
+        try:
+            _adapted(part, target, name, words)
+        except CkptSchemaError:
+            continue
+        found.append(key)
+        where = format_path((*disk.root, *key))
+        expected, hint = "a state where it is read", f"pass at={where!r}"
+        faults.append(Mismatch("at", "checkpoint", expected, f"one at {where}", hint))
+    header = f"{disk.where} has no such state where it is read"
+    return CheckpointMismatchError(header, faults) if faults else None
+
+
+def _have_in_common(tree: Any, target: Any) -> bool:
+    """Whether any weight of two trees has one path in both."""
+    paths: list[set[LogicalPath]] = []
+    for each in (tree, target):
+        try:
+            rows = infer_tree(each).rows
+        except SchemaError:  # what holds a state below a key is none itself
+            return False
+        paths.append({row.path for row in rows if _is_weight(row)})
+    return not paths[0].isdisjoint(paths[1])
 
 
 def _kept_by(own: Keeps | None, beside: PrivateLeaves | None) -> Keeps | None:

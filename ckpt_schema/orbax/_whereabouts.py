@@ -21,7 +21,15 @@ from ckpt_schema.orbax._metadata import DiskTree, planted, read_metadata
 from ckpt_schema.orbax._places import absolute
 from ckpt_schema.orbax._sides import Fit, locate, may_stand
 
-__all__ = ["Standing", "meant", "part_below", "spread_over", "stand", "verify_standing"]
+__all__ = [
+    "Standing",
+    "lower_nodes",
+    "meant",
+    "part_below",
+    "spread_over",
+    "stand",
+    "verify_standing",
+]
 
 Standing = tuple[DiskTree, list[Fit]]
 """A checkpoint, or the part of it that is meant, and what in it conforms to which side."""
@@ -179,7 +187,7 @@ def _nowhere(
     """The error of the first that was tried, with the key path and the item that would have fitted."""
     faults: list[Mismatch] = []
     for disk, _ in tried:
-        for key in _nodes(disk):
+        for key in lower_nodes(disk):
             part = disk.below(key)
             if part is not None and may_stand(part.without(aux), lens):
                 where = paths.format_path((*disk.root, *key))
@@ -222,7 +230,7 @@ def _spread(disks: list[DiskTree], lens: Lens) -> dict[str, str] | None:
     return None
 
 
-def _nodes(disk: DiskTree) -> Iterator[KeyPath]:
+def lower_nodes(disk: DiskTree) -> Iterator[KeyPath]:
     """Some key paths of containers below the root, those above first."""
     waiting: list[tuple[KeyPath, Any]] = [((), disk.tree)]
     for _ in range(_MOST):
