@@ -12,7 +12,7 @@ from typing import Any
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.precision import Dtypes, open_rows, said_dtypes
 from ckpt_schema._layouts.schema import Schema, layout
-from ckpt_schema._layouts.table import Layout, called
+from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.axis_rules import Padding, Replicated
 from ckpt_schema._lens.derive.axis_names import guessed, guessed_tie
