@@ -142,7 +142,10 @@ def adapted(
     except (DerivationError, SchemaError) as error:
         raise _elsewhere(disk, target, name, words) or error from None
     if _is_identity(lens):
-        lens = derive(lens.view, lens.view)
+        # What is on disk may be the target's own layout, and stand where its own side has such.
+        homes = dict.fromkeys((*lens.view.homes, *lens.source.homes))
+        own_layout = dataclasses.replace(lens.view, homes=tuple(homes))
+        lens = derive(own_layout, own_layout)
     _LOGGER.info("%s", _summary(lens))
     return lens, read if kept is None else read.only({*kept, aux})
 
@@ -255,7 +258,7 @@ def spare_words() -> ConformanceError:
 def _read(given: Any) -> tuple[Any, str | None]:
     """A side, and what joins its paths to keys; of a path, what metadata tells."""
     if is_path(given):
-        disk = read_metadata(given).without(_BESIDE)
+        disk = read_metadata(given).without(_BESIDE).without_texts()
         return disk.tree, disk.joined
     return given, None
 

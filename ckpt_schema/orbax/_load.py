@@ -114,6 +114,8 @@ def number_for(stored: Any) -> Any:
 
     Orbax loads it as such, whatever its value; into an array it would cut it down to the bits of the dtype.
     """
+    if isinstance(stored, str):  # which of Orbax's own trees may hold
+        return stored
     if leaves.is_scalar(stored):
         return next(kind() for kind in (bool, int, float, complex) if isinstance(stored, kind))
     if stored.shape or not leaves.is_narrowed(stored.dtype):

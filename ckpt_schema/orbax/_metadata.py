@@ -17,13 +17,13 @@ from orbax.checkpoint import v1 as ocp
 from ckpt_schema._compat import ARRAY_METADATA_FILES, CHECKPOINT_FILE
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath, format_path
-from ckpt_schema._layouts.pytrees import key_paths
+from ckpt_schema._layouts.pytrees import children, key_paths
 from ckpt_schema._safetensors.header import Tensor
 from ckpt_schema._safetensors.ranges import read_tensor
 from ckpt_schema._safetensors.shards import read_sharded
 from ckpt_schema._safetensors.weights import Weights, is_of_weights, read_weights
 from ckpt_schema._trees import placement
-from ckpt_schema._trees.containers import Tree
+from ckpt_schema._trees.containers import Tree, without
 from ckpt_schema.errors import CheckpointMismatchError
 from ckpt_schema.orbax._agreement import first_line
 from ckpt_schema.orbax._array_headers import read_headers
@@ -38,6 +38,8 @@ from ckpt_schema.orbax._older import (
 from ckpt_schema.orbax._places import absolute
 
 __all__ = ["SKIP", "DiskTree", "of_weights", "planted", "read_arrays", "read_metadata"]
+
+_LOGGER = logging.getLogger("ckpt_schema")
 
 SKIP = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
@@ -110,12 +112,32 @@ class DiskTree:
             self, tree={name: child for name, child in self.tree.items() if name != key}
         )
 
+    def without_texts(self) -> DiskTree:
+        """The same without the leaves that are texts, which no state has a place for."""
+        kept = without(self.tree, _texts(self.tree, ()))
+        if len(jax.tree.leaves(kept)) == len(jax.tree.leaves(self.tree)):
+            return self
+        _LOGGER.info("%s: what is text is not read", self.where)
+        return dataclasses.replace(
+            self, tree=kept, whole=self.tree if self.whole is None else self.whole
+        )
+
     def only(self, keys: Collection[Any]) -> DiskTree:
         """The same without what is at other keys of the root."""
         assert isinstance(self.tree, dict)
         kept = {name: child for name, child in self.tree.items() if name in keys}
         whole = self.tree if self.whole is None else self.whole
         return dataclasses.replace(self, tree=kept, whole=whole)
+
+
+def _texts(tree: Tree, at: KeyPath) -> set[KeyPath]:
+    """The key paths of texts."""
+    if isinstance(tree, str):
+        return {at}
+    found: set[KeyPath] = set()
+    for key, child in children(tree) if isinstance(tree, (dict, list, tuple)) else ():
+        found |= _texts(child, (*at, key))
+    return found
 
 
 def _at(tree: Tree, prefix: KeyPath) -> Tree | None:
@@ -318,17 +340,31 @@ def read_arrays(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
     # Orbax skips what is a placeholder, as long as the containers are all there.
     skipped = jax.tree.map(lambda _: SKIP, disk.tree if disk.whole is None else disk.whole)
     place = (*disk.root, *prefix)
-    order, whole = planted(skipped, place, wanted), skipped
+    order, whole = _completed(planted(skipped, place, wanted), skipped), skipped
     for at, part in disk.parts or [((), disk)]:
         own = _at(order, at)
         if disk.parts and isinstance(own, dict):
             own = {key: own[key] for key in part.tree}
         if not disk.parts or any(leaf is not SKIP for leaf in jax.tree.leaves(own)):
             whole = planted(whole, at, _read(part, own))
-    loaded = _at(whole, place)
-    if isinstance(wanted, dict) and loaded is not None:
-        return {key: loaded[key] for key in wanted}
-    return loaded
+    return _picked(_at(whole, place), wanted)
+
+
+def _completed(order: Tree, skipped: Tree) -> Tree:
+    """An order with a placeholder for what it leaves out of dicts."""
+    if not isinstance(order, dict) or not isinstance(skipped, dict):
+        return order
+    return {
+        **skipped,
+        **{key: _completed(child, skipped.get(key)) for key, child in order.items()},
+    }
+
+
+def _picked(loaded: Tree, wanted: Tree) -> Tree:
+    """Of what was loaded, what was wanted."""
+    if not isinstance(wanted, dict) or not isinstance(loaded, dict):
+        return loaded
+    return {key: _picked(loaded[key], child) for key, child in wanted.items()}
 
 
 def _read(disk: DiskTree, order: Tree) -> Tree:

@@ -273,7 +273,7 @@ def prepared(
     target_side, disk_side = sides
     is_adapted, read = lens is None, known
     if lens is None:
-        read = known or meant(place_on_disk, **where)
+        read = known or meant(place_on_disk, **where).without_texts()
         words = dataclasses.replace(words, own=missing and missing.rows)
         called = name_of(target, "the target") if name is None else name
         lens, read = adapted(read, whole, called, words, aux)
@@ -290,7 +290,7 @@ def prepared(
     side, match = toward(state, lens, "the target", target_side, "target_side")
     if missing is not None:
         state = with_values(state, initialised(missing, factory, state, side, match))
-    disk, places = stand(place_on_disk, side, read, **where)
+    disk, places = stand(place_on_disk, side, read, **where, texts=False)
     private = (
         find(disk, aux, total=not is_adapted)
         if any(place.layout is not side.view for place in places)

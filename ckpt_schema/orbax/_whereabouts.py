@@ -47,6 +47,7 @@ def stand(
     at: str | None,
     items: Mapping[str, str] | None,
     aux: str | None,
+    texts: bool = True,
 ) -> Standing:
     """Where the checkpoint at ``path`` holds a tree of either side of ``lens``.
 
@@ -59,6 +60,7 @@ def stand(
         at: The key path in it where the state stands; what is beside it is not read.
         items: The pytree that holds what is at each key, where a state is spread over several.
         aux: The pytree of private leaves.
+        texts: Whether leaves that are texts are looked at, too, which no layout has a place for.
 
     Raises:
         CheckpointMismatchError: There is none, or several; what would have fitted is named.
@@ -66,13 +68,14 @@ def stand(
     if items is not None:
         read = read or meant(path, item=item, at=at, items=items, aux=aux)
     if read is not None:
+        read = read if texts else read.without_texts()
         return read, locate(read.without(aux), lens)
     first, rest, unnamed = _first(path, item, aux)
     fits: list[Standing] = []
     tried: list[tuple[DiskTree, CheckpointMismatchError]] = []
     for disk in itertools.chain(first, (read_metadata(path, name, aux=aux) for name in rest)):
         try:
-            fits.append(_looked(disk, lens, at, aux))
+            fits.append(_looked(disk, lens, at, aux, texts=texts))
         except CheckpointMismatchError as error:
             tried.append((disk, error))
         if fits and disk in first:  # what is usually meant fits: no other item is looked at
@@ -116,8 +119,11 @@ def _first(
     return [disk], sorted(others, key=paths.natural), None
 
 
-def _looked(disk: DiskTree, lens: Lens, at: str | None, aux: str | None) -> Standing:
+def _looked(
+    disk: DiskTree, lens: Lens, at: str | None, aux: str | None, *, texts: bool
+) -> Standing:
     part = part_below(disk, at)
+    part = part if texts else part.without_texts()
     return part, locate(part.without(aux), lens)
 
 
