@@ -16,7 +16,13 @@ DEVICES = 8
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or "dev"
 
 # For type checkers, which do not run it; and commands that need torch.
-collect_ignore = ["typing", "older/write.py", "discovered_families.py", "discovered_torch.py", "families_torch.py"]
+collect_ignore = [
+    "typing",
+    "older/write.py",
+    "discovered_families.py",
+    "discovered_torch.py",
+    "families_torch.py",
+]
 
 # jax keeps millions of objects of the programs that it compiles, none of them garbage: looking for some takes 7 % of the time.
 gc.set_threshold(100_000, 50, 1000)

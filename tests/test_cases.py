@@ -41,9 +41,8 @@ from support.profiles import sampled
 from support.words import done
 
 import ckpt_schema as cs
-from ckpt_schema._lens.plan import translation
 from ckpt_schema._lens.arrays import execution
-from ckpt_schema._lens.plan import new_leaves
+from ckpt_schema._lens.plan import new_leaves, translation
 from ckpt_schema.demo.linen_gpt import ModelSizes
 from ckpt_schema.demo.training import Form, LinenForm, NnxForm, make_mesh, make_optimizer
 

@@ -21,7 +21,7 @@ from ckpt_schema._lens.arrays.own_bits import Echo
 from ckpt_schema._lens.codecs import is_undone
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.plan import refusals
-from ckpt_schema._lens.plan.fallback_leaves import lost_copies, stand_ins, with_stand_ins
+from ckpt_schema._lens.plan.fallback_leaves import fallback_values, lost_copies, with_fallbacks
 from ckpt_schema._lens.plan.labels import Carried, Labelled, carried
 from ckpt_schema._lens.plan.plan import (
     Dropped,
@@ -100,7 +100,7 @@ def compile_plan(
     """
     wanted = _wanted(view, joins, tree, onto, sizes)
     base = len(tree.flat.leaves) + (len(onto.flat.leaves) if onto else 0)
-    whole = with_stand_ins(tree, source, view, joins, onto)
+    whole = with_fallbacks(tree, source, view, joins, onto)
     sources = _sources(source, view, joins, whole, onto, sizes, base)
     edited = base + sum(len(job.likes) for job in sources.jobs)
     makes: list[Make] = []
@@ -147,7 +147,7 @@ def compile_plan(
     if fresh and not faults:
         again = _restart(view, wanted, fresh, places, onto, sizes, faults, abstract=abstract)
         places |= {slot: edited + len(makes) + n for n, slot in enumerate(fresh)}
-    others = stand_ins(view) if copies else {}
+    others = fallback_values(view) if copies else {}
     for number, indices in copies:
         place = places.get((others.get(number, number), indices))
         if place is None:

@@ -13,12 +13,12 @@ from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.plan.plan import Same
 from ckpt_schema._trees.conformance import Match
 
-__all__ = ["lost_copies", "stand_ins", "with_stand_ins"]
+__all__ = ["fallback_values", "lost_copies", "with_fallbacks"]
 
 _LOST = "nothing else would keep it: give onto a leaf of its own there, or make both equal"
 
 
-def stand_ins(table: Layout) -> dict[int, int]:
+def fallback_values(table: Layout) -> dict[int, int]:
     """For each row that falls back on another one: that one, unless other dtypes were given to both."""
     spoken = [
         (number, row.default.of(row.path))
@@ -36,11 +36,11 @@ def stand_ins(table: Layout) -> dict[int, int]:
     return others
 
 
-def with_stand_ins(
+def with_fallbacks(
     tree: Match, source: Layout, view: Layout, joins: Sequence[Join], onto: Match | None
 ) -> Match:
     """A tree in which what it lacks is what stands for it, where the result has a place for that."""
-    others = stand_ins(source)
+    others = fallback_values(source)
     if not others:
         return tree
     after: dict[int, set[int]] = {}
@@ -70,7 +70,7 @@ def lost_copies(
         keys: What each is made of.
         kept: The leaves that the result has.
     """
-    others = stand_ins(view)
+    others = fallback_values(view)
     for slot in [slot for slot in keys if slot[0] in others and slot not in kept]:
         other = others[slot[0]], slot[1]
         if other in places:
