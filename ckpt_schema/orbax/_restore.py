@@ -19,7 +19,7 @@ from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.derive.served_weights import lacks_served
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.plan.fallback_leaves import stand_ins
+from ckpt_schema._lens.plan.fallback_leaves import fallback_values
 from ckpt_schema._lens.read_sides import made_abstract, name_of
 from ckpt_schema._lens.registry import Registry
 from ckpt_schema._lens.rules import Rule
@@ -417,7 +417,7 @@ def _wanted(disk: DiskTree, place: Fit, expected: Tree, side: Lens, match: Match
     """
     present = {number for number, _ in match.slots}
     rows = {before for join in side.joins for before, after in join.pairs if after in present}
-    rows.update(other for number, other in stand_ins(side.source).items() if number in rows)
+    rows.update(other for number, other in fallback_values(side.source).items() if number in rows)
     read = {position for (number, _), position in place.slots.items() if number in rows}
     flat = flatten(place.tree)
     goals = flat.treedef.flatten_up_to(expected)
