@@ -329,9 +329,9 @@ def _fate(saved: Saved, version: str, route: tuple[str, ...], aux: str | None) -
         return "not there"
     if saved.layout == version:
         return "not read"
-    if saved.beside.version != version:
-        return "refused"
-    return "not read" if plain.carried(route) else "read"
+    if plain.carried(route):
+        return "not read"  # what the target keeps for itself stands in the state: nothing beside it is its
+    return "read" if saved.beside.version == version else "refused"
 
 
 def _restored(saved: Saved, route: tuple[str, ...], fate: str, own: Values | None) -> Plain:

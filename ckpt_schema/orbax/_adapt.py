@@ -29,7 +29,7 @@ from ckpt_schema.errors import (
     Mismatch,
     SchemaError,
 )
-from ckpt_schema.orbax._metadata import DiskTree, read_metadata
+from ckpt_schema.orbax._metadata import AUX, DiskTree, read_metadata
 from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
 from ckpt_schema.orbax._sides import Side, interchangeable
 from ckpt_schema.orbax._whereabouts import lower_nodes
@@ -37,9 +37,6 @@ from ckpt_schema.orbax._whereabouts import lower_nodes
 __all__ = ["Words", "adapt", "adapted", "saved_through", "spare_words"]
 
 _LOGGER = logging.getLogger("ckpt_schema")
-
-_BESIDE = "nnx_aux"
-"""Where a save keeps what its layout has no place for, unless it is told otherwise."""
 
 
 def adapt(
@@ -92,7 +89,7 @@ def adapt(
     beside: PrivateLeaves | None = None
     if is_path(source) and here is None:  # what a restore reads of it
         left = _part(left, _weights_alone(left, made_abstract(view), rules))
-        beside = find(read_metadata(source), _BESIDE, total=False)
+        beside = find(read_metadata(source), AUX, total=False)
     return adapt_trees(
         left,
         right,
@@ -258,7 +255,7 @@ def spare_words() -> ConformanceError:
 def _read(given: Any) -> tuple[Any, str | None]:
     """A side, and what joins its paths to keys; of a path, what metadata tells."""
     if is_path(given):
-        disk = read_metadata(given).without(_BESIDE).without_texts()
+        disk = read_metadata(given).without(AUX).without_texts()
         return disk.tree, disk.joined
     return given, None
 

@@ -37,9 +37,12 @@ from ckpt_schema.orbax._older import (
 )
 from ckpt_schema.orbax._places import absolute
 
-__all__ = ["SKIP", "DiskTree", "of_weights", "planted", "read_arrays", "read_metadata"]
+__all__ = ["AUX", "SKIP", "DiskTree", "of_weights", "planted", "read_arrays", "read_metadata"]
 
 _LOGGER = logging.getLogger("ckpt_schema")
+
+AUX = "nnx_aux"
+"""What private leaves are called on disk unless somebody says another name."""
 
 SKIP = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""

@@ -128,7 +128,8 @@ class PrivateLeaves:
         disk: The pytree that holds them.
         prefix: Where in it they stand.
         tree: They, without values.
-        total: Whether these have to be all the private leaves of the target, and no others.
+        total: Whether these have to be all the private leaves of the target, and no others. A target
+            that has none has no place for these, and leaves them.
     """
 
     disk: DiskTree
@@ -152,9 +153,14 @@ class PrivateLeaves:
         goals = jax.tree.leaves(state)
         here = self.slots(side)
         strays = self.strays(side)
+        own = [
+            (slot, position)
+            for slot, position in match.slots.items()
+            if slot[0] in private and not side.view.rows[slot[0]].ephemeral
+        ]
         faults = [
             Mismatch(paths.format_path(k), "extra", "no such leaf", stored, _HINT)
-            for k, stored in (strays if self.total else ())
+            for k, stored in (strays if self.total and own else ())
         ]
         if strays and not self.total:
             _LOGGER.info(
@@ -163,9 +169,7 @@ class PrivateLeaves:
                 ", ".join(paths.format_path(key) for key, _ in strays[:_NAMED]),
             )
         orders: dict[int, tuple[KeyPath, Any]] = {}
-        for slot, position in match.slots.items():
-            if slot[0] not in private or side.view.rows[slot[0]].ephemeral:
-                continue
+        for slot, position in own:
             row, goal = side.view.rows[slot[0]], leaves.abstract(goals[position])
             where = paths.format_path(paths.fill(row.key, slot[1]))
             if slot not in here:

@@ -17,7 +17,7 @@ from ckpt_schema._trees.containers import flatten
 from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
 from ckpt_schema.orbax._folders import SeveralItemsError, pytrees_of
-from ckpt_schema.orbax._metadata import DiskTree, planted, read_metadata
+from ckpt_schema.orbax._metadata import AUX, DiskTree, planted, read_metadata
 from ckpt_schema.orbax._places import absolute
 from ckpt_schema.orbax._sides import Fit, locate, may_stand
 
@@ -69,7 +69,7 @@ def stand(
         read = read or meant(path, item=item, at=at, items=items, aux=aux)
     if read is not None:
         read = read if texts else read.without_texts()
-        return read, locate(read.without(aux), lens)
+        return read, locate(_alone(read, lens, aux), lens)
     first, rest, unnamed = _first(path, item, aux)
     fits: list[Standing] = []
     tried: list[tuple[DiskTree, CheckpointMismatchError]] = []
@@ -124,7 +124,15 @@ def _looked(
 ) -> Standing:
     part = part_below(disk, at)
     part = part if texts else part.without_texts()
-    return part, locate(part.without(aux), lens)
+    return part, locate(_alone(part, lens, aux), lens)
+
+
+def _alone(disk: DiskTree, lens: Lens, aux: str | None) -> DiskTree:
+    """A state without the private leaves that stand inside of it, whether anybody asks for them or not."""
+    tables = lens.source, lens.view
+    if aux is None and not any(row.key[:1] == (AUX,) for table in tables for row in table.rows):
+        aux = AUX
+    return disk.without(aux)
 
 
 def key_of(at: str) -> KeyPath:

@@ -179,6 +179,29 @@ def test_3_5_private_leaves_inside_the_item_or_beside_it(tmp_path: Path, inside:
     cs.assert_trees_identical(nnx.state(found), nnx.state(training))
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_3_5_private_leaves_that_the_target_has_no_place_for(tmp_path: Path, inside: bool) -> None:
+    """Maxtext's `nnx_aux`, and a run that has no streams: left unread, and named."""
+    plain = {"step": jnp.int32(7), "params": {"w": jnp.asarray(KERNEL)}}
+    aside = {"model": {"count": jnp.uint32(5)}}
+    if inside:
+        ocp.save(tmp_path / "c", {**plain, "nnx_aux": aside})
+    else:
+        ocp.save_checkpointables(tmp_path / "c", {"state": plain, "nnx_aux": aside})
+    renamed = {"step": jnp.int32(0), "params": {"v": jnp.zeros((2, 3))}}
+    old, new = cs.infer(plain), cs.infer(renamed)
+    same = cs.derive(old, cs.infer(plain))
+    lens = cs.derive(old, new, rules=[cs.rename("w", "v")])
+    wanted = {**renamed, "step": plain["step"], "params": {"v": plain["params"]["w"]}}
+    with pytest.warns(UserWarning, match=r"beside its state \(nnx_aux\), which are not read"):
+        cs.assert_trees_identical(cs.orbax.restore(tmp_path / "c", renamed, lens), wanted)
+    with pytest.warns(UserWarning, match=r"beside its state \(nnx_aux\), which are not read"):
+        cs.assert_trees_identical(cs.orbax.restore(tmp_path / "c", plain, same), plain)
+    cs.assert_trees_identical(cs.orbax.restore(tmp_path / "c", renamed, lens, aux=None), wanted)
+    found = cs.orbax.restore(tmp_path / "c", renamed, rules=[cs.rename("w", "v")])
+    cs.assert_trees_identical(found, wanted)
+
+
 def _saved(path: Path) -> Path:
     ocp.save(path, state())
     return path
