@@ -94,8 +94,8 @@ def envelope(read: Read) -> Envelope:
     pair = _model_and_optimizer(read)
     if {"model", "optimizer"} <= top and kept <= {"step", "opt_state"}:
         pair = "model", "optimizer"
-    if {"model", "opt_state"} <= top <= {"model", "opt_state", "step"} and not read.variables:
-        # What ``nnx.Optimizer`` was until Flax 0.11: it held its model.
+    if {"model", "opt_state"} <= top <= {"model", "opt_state", "step"} and _keeps_state(read):
+        # An ``nnx.ModelAndOptimizer``, and what ``nnx.Optimizer`` was until Flax 0.11: it holds its model.
         return _mirrored(read, ((("model",), None),), ("opt_state",), ())
     if pair is not None:
         model, optimizer = pair
@@ -125,6 +125,12 @@ def _model_and_optimizer(read: Read) -> tuple[Any, Any] | None:
         return None
     below = {leaf.key[1] for leaf in read.leaves if leaf.key[0] == states[0] and len(leaf.key) > 1}
     return (models[0], states[0]) if "opt_state" in below else None
+
+
+def _keeps_state(read: Read) -> bool:
+    """Whether all leaves at ``opt_state`` are an optimizer's, as far as Variable types tell."""
+    kinds = [leaf.kind for leaf in read.leaves if leaf.key[0] == "opt_state"]
+    return not read.variables or all(map(_of_optimizer, kinds))
 
 
 def _of_optimizer(kind: Any) -> bool:

@@ -22,7 +22,10 @@ from ckpt_schema._trees.envelopes import Envelope, Found, Read, envelope, param_
 from ckpt_schema._trees.folds import Fold, folded
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["infer_tree"]
+__all__ = ["WEIGHTS", "infer_tree"]
+
+WEIGHTS = "params"
+"""The logical name of the model in a layout that is read off a tree, whatever the tree calls it."""
 
 _Held = tuple[KeyPath, Any]
 """A container, and where it stands."""
@@ -270,7 +273,7 @@ def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, Fold]) -> Iterato
     shapes = {
         body: _leaf(leaf).dims for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None
     }
-    places = [(prefix, ("params",), kind) for prefix, kind in kinds.weights]
+    places = [(prefix, (WEIGHTS,), kind) for prefix, kind in kinds.weights]
     places += [(prefix, (named(prefix[0]),), "params") for prefix in kinds.copies]
     for leaf in read.leaves:
         for prefix, head, collection in places:
@@ -289,7 +292,7 @@ def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, Fold]) -> Iterato
                 body = param_of(rest, shapes) or rest
                 fold = folds.get(body)
                 param = tuple(map(named, body)) if fold is None else fold.path
-                mirrored = "/".join(("params", *param))
+                mirrored = "/".join((WEIGHTS, *param))
                 yield dataclasses.replace(row, optimizer=1, mirrors=mirrored)
             else:
                 inside = leaf.key[: len(optimizer)] == optimizer

@@ -201,6 +201,21 @@ def test_reach_21_a_model_and_optimizer_in_one_object(tmp_path: Path) -> None:
     cs.assert_trees_identical(onward.get(nnx.state(found))["model"], nnx.state(found)["model"])
 
 
+def test_reach_21_a_model_and_optimizer_that_nobody_declared(tmp_path: Path) -> None:
+    state, one = trained(), nnx.ModelAndOptimizer(Model(3), ADAM, wrt=nnx.Param)
+    for layout in (cs.infer(one), cs.infer(nnx.state(one))):
+        mirrors = {row.path[:3] for row in layout.rows if row.mirrors == "params/head/kernel"}
+        assert mirrors == {("opt_state", "0", "mu"), ("opt_state", "0", "nu")}
+    ocp.save(tmp_path / "linen", state)
+    found = cs.orbax.restore(tmp_path / "linen", one)
+    np.testing.assert_array_equal(head_kernel(found.model), head_kernel(state["params"]))
+    cs.orbax.save(tmp_path / "both", one)
+    training = cs.orbax.restore(tmp_path / "both", Training())
+    cs.assert_trees_identical(nnx.state(training.model), nnx.state(one.model))
+    moments = nnx.state(one)["opt_state"]
+    cs.assert_trees_identical(nnx.state(training.optimizer)["opt_state"], moments)
+
+
 # --- jobs 08, 09: a filter as wrt, more in the training object  ---
 
 
