@@ -66,6 +66,7 @@ COMMANDS = {
     "disks": Command(("-W", "ignore", "tests/support/disks.py")),
     "discovered": Command(("-W", "ignore", "tests/discovered.py", *KEPT)),
     "discovered_choices": Command(("-W", "ignore", "tests/discovered_choices.py", *KEPT)),
+    "discovery_cost": Command(("-W", "ignore", "tests/benchmarks/bench_discovery.py")),
     "states": Command(("tests/benchmarks/bench_states.py",)),
     "growth": Command(("tests/benchmarks/bench_growth.py",)),
     "forgetting": Command(("tests/benchmarks/bench_growth.py", "--memory")),

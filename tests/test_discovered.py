@@ -14,9 +14,11 @@ import keepings
 import numpy as np
 import pytest
 import wrong_twins
+from benchmarks import bench_discovery
 from support.exchangeable import CERTAIN, deviation
 
-from ckpt_schema.discovery import discover
+from ckpt_schema.discovery import _matching, discover
+from ckpt_schema.discovery._points import relative_gap
 
 BUDGET = 1.0
 X = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
@@ -90,3 +92,18 @@ def test_what_is_open_has_the_right_one_among_its_candidates() -> None:
 def test_a_choice_is_the_users(name: str) -> None:
     outcome = discovered_choices.attempt(name, 0, BUDGET)
     assert not outcome["faults"] and outcome["held"]
+
+
+def test_pieces_are_compared_with_few_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many have one shape: near linear, told by a count and not by a clock."""
+    compared: list[int] = []
+
+    def counting(*arrays: Any) -> float:
+        compared[-1] += 1
+        return relative_gap(*arrays)
+
+    monkeypatch.setattr(_matching, "relative_gap", counting)
+    for count in (100, 800):
+        compared.append(0)
+        bench_discovery.of_pieces(count)
+    assert 800 < compared[1] < 10 * compared[0]

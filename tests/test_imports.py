@@ -52,6 +52,15 @@ def test_a_framework_loads_on_first_use(name: str, library: str) -> None:
     assert library in loaded(f"import ckpt_schema; ckpt_schema.{name}")
 
 
+def test_discovery_is_loaded_where_it_is_asked_for_and_torch_where_its_model_is() -> None:
+    modules = loaded(
+        "import sys, ckpt_schema\n"
+        "assert not [name for name in sys.modules if 'discovery' in name]\n"
+        "assert ckpt_schema.discover and 'ckpt_schema.discovery' in sys.modules"
+    )
+    assert "torch" not in modules
+
+
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_the_command_line_answers_without_jax(argument: str) -> None:
     modules = loaded(run_main(argument))

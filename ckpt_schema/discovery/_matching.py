@@ -173,7 +173,8 @@ class _Matching:
     def result(self) -> Matched:
         """Everything that is told."""
         self._go_on()
-        return self._summary(self._choices())
+        is_whole = not any(self._left())
+        return self._summary(self._choices() if is_whole else self._first_choice())
 
     def _go_on(self) -> None:
         """Matches until nothing is added."""
@@ -238,26 +239,28 @@ class _Matching:
     ) -> dict[int, list[tuple[int, Order]]]:
         """For each piece of the source, the pieces of the view whose gradients are equal, however they are turned.
 
-        Only pieces of one form whose gradients are of one size are compared: near linear.
+        Only pieces of one form whose gradients are of one size are compared, and the next smaller and
+        larger one, which tell how near another comes: near linear.
         """
         sources, views = self._pieces
         before, after = self._gradients
         by_form: dict[AxisSizes, list[tuple[float, int]]] = collections.defaultdict(list)
         for j in right:
             by_form[views[j].form].append((float(np.linalg.norm(after[j])), j))
-        norms: dict[AxisSizes, list[float]] = {}
+        norms: dict[AxisSizes, Array] = {}
         for form, entries in by_form.items():
             entries.sort()
-            norms[form] = [norm for norm, _ in entries]
-        window = max(0.02, 2 * self._tolerance)
+            norms[form] = np.array([norm for norm, _ in entries])
         edges: dict[int, list[tuple[int, Order]]] = {}
         for i in left:
-            entries = by_form[sources[i].form]
-            own = norms.get(sources[i].form, [])
+            form = sources[i].form
+            if form not in norms:
+                continue
             norm = float(np.linalg.norm(before[i]))
-            low, high = np.searchsorted(own, [norm * (1 - window), norm * (1 + window)])
+            window = 2 * self._tolerance * norm
+            low, high = np.searchsorted(norms[form], [norm - window, norm + window])
             found: list[tuple[int, Order]] = []
-            for _, j in entries[low:high]:
+            for _, j in by_form[form][max(low - 1, 0) : high + 1]:
                 for order in orders(sources[i].shape, views[j].shape):
                     gap = relative_gap(before[i].transpose(order), after[j])
                     if gap <= self._tolerance:
@@ -457,6 +460,18 @@ class _Matching:
             self._chosen[number] = self._known[number]
             self._found.pop(number, None)
         return choices
+
+    def _first_choice(self) -> list[Choice]:
+        """The first choice that was met, where pieces are left alone whatever is chosen.
+
+        There is no lens, so what follows from each choice is not asked, which may take long: what was
+        found after the first is told no more.
+        """
+        if not self._forks:
+            return []
+        first = self._forks[0]
+        self._found, self._chosen = dict(first.found), dict(first.options[0])
+        return [self._choice(first.options)]
 
     def _way(self, fork: _Fork, option: Pairs) -> Pairs:
         """Everything that is told where another assignment is taken."""
