@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import discovered
@@ -14,6 +15,7 @@ from flax import nnx
 
 import ckpt_schema as cs
 from ckpt_schema.discovery import DiscoveryError, discover
+from ckpt_schema.discovery._cuts import cuts_into
 from ckpt_schema.discovery._models import JaxModel
 from ckpt_schema.testing import assert_discovered
 
@@ -37,6 +39,25 @@ def test_a_rewritten_decoder_gets_a_lens(name: str) -> None:
     made = found.lens().get(rewritten.nested(own))
     cs.assert_trees_identical(made, rewritten.nested(rewritten.WAYS[name].there(own)))
     cs.assert_trees_identical(found.lens().put(made), rewritten.nested(own))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (6, 4), (4, 2, 6), (12,), (2, 12, 5)])
+def test_each_way_to_cut_a_leaf_has_every_number_once(shape: tuple[int, ...]) -> None:
+    forms = {(4,), (6,), (2, 4), (4, 6), (4, 5), (2, 5), (3, 4), (2, 3)}
+    ways = cuts_into(shape, forms)
+    assert len(ways) > 1
+    for way in ways:
+        places = np.concatenate([piece.places.ravel() for piece in way])
+        assert sorted(places) == [*range(math.prod(shape))]
+
+
+def test_axes_may_be_joined_whatever_stands_between_them() -> None:
+    ways = cuts_into((2, 5, 3), {(5, 6)})
+    numbers = np.arange(30).reshape(2, 5, 3)
+    heads_first, heads_last = (numbers.transpose(order) for order in ((0, 2, 1), (2, 0, 1)))
+    found = [piece.places.tolist() for [piece] in ways]
+    assert heads_first.reshape(6, 5).tolist() in found
+    assert heads_last.reshape(6, 5).tolist() in found
 
 
 def test_the_rules_hold_for_other_sizes() -> None:

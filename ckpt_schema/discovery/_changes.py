@@ -37,10 +37,13 @@ class Candidates:
         self.single: list[ReadingChange] = [*self._cuts(), *self._halves(), *self._recodes()]
 
     def _cuts(self) -> Iterator[ReadingChange]:
+        """All ways to cut each group; those of the least cutting first."""
+        found: list[ReadingChange] = []
         for side, groups in enumerate(self._groups):
             for names in groups:
                 for number in range(len(self._cutting.ways(side, names[0]))):
-                    yield ReadingChange("cut", side, names, number)
+                    found.append(ReadingChange("cut", side, names, number))
+        yield from sorted(found, key=lambda change: change.how)
 
     def _sizes(self) -> list[set[int]]:
         """The sizes of the axes of both models."""

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ __all__ = [
     "cuts_into",
     "divided_factor",
     "form_of",
+    "joined_forms",
     "narrowed_factor",
+    "unstacked_forms",
     "whole_piece",
 ]
 
@@ -134,84 +136,159 @@ def whole_piece(leaf: str, shape: Sequence[int]) -> LeafPiece:
     )
 
 
+_Step = Callable[[LeafPiece], list[LeafPiece]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """A way to cut a leaf, as the steps to it; they are taken only on the pieces that stand for all.
+
+    Attributes:
+        steps: What is done, to all pieces alike.
+        samples: One piece of each shape that comes of it.
+    """
+
+    steps: tuple[_Step, ...]
+    samples: tuple[LeafPiece, ...]
+
+    def then(self, step: _Step) -> _Cut:
+        """The same, and one step more."""
+        samples: dict[tuple[int, ...], LeafPiece] = {}
+        for piece in step(self.samples[0]):
+            samples.setdefault(piece.shape, piece)
+        return _Cut((*self.steps, step), tuple(samples.values()))
+
+    def pieces(self, whole: LeafPiece) -> list[LeafPiece]:
+        """All pieces of a leaf."""
+        found = [whole]
+        for step in self.steps:
+            cut: list[LeafPiece] = []
+            for piece in found:
+                cut += step(piece)
+            found = cut
+        return found
+
+
 def cuts_into(
-    leaf: str, shape: Sequence[int], forms: Collection[AxisSizes]
+    shape: Sequence[int], forms: Collection[AxisSizes], *, joins: bool = True
 ) -> list[list[LeafPiece]]:
     """The ways to cut a leaf into pieces of given forms, the least cutting first.
 
     Args:
-        leaf: Its key path.
         shape: Its shape.
         forms: The forms that pieces may have.
+        joins: Whether axes may be joined.
 
     Returns:
-        Some ways; the whole leaf alone where there is none.
+        Some ways, of a leaf without a name; the whole leaf alone where there is none.
     """
-    whole = [whole_piece(leaf, shape)]
-    level, found = [whole], list[list[LeafPiece]]()
-    seen: set[object] = set()
-    for depth in range(_DEEPEST + 1):
-        fitting = [way for way in level if all(piece.form in forms for piece in way)]
-        found += sorted(fitting, key=len)
-        # A leaf that fits as it is may be fused all the same: it is cut once more.
-        if (found and depth > 0) or len(level) > _LARGEST_LEVEL:
-            break
-        further: list[list[LeafPiece]] = []
-        for way in level:
-            for each in _cut_once(way, forms, is_matrix=len(shape) > 1):
-                mark = tuple(
-                    (piece.shape, piece.places.ravel()[:9].tobytes()) for piece in each[:2]
-                )
-                if (len(each), mark) not in seen:
-                    seen.add((len(each), mark))
-                    further.append(each)
-        level = further
+    whole = whole_piece("", shape)
+    level = [_Cut((), (whole,))]
+    seen = {level[0].samples}
+    found: list[_Cut] = []
+    for _ in range(_DEEPEST + 1):
+        found += [cut for cut in level if all(piece.form in forms for piece in cut.samples)]
+        following: list[_Cut] = []
+        for cut in level:
+            for step in _steps(cut, forms, joins=joins, is_matrix=len(shape) > 1):
+                further = cut.then(step)
+                if further.samples not in seen:
+                    seen.add(further.samples)
+                    following.append(further)
+            if len(following) > _LARGEST_LEVEL:
+                break
+        level = following
+    ways = [cut.pieces(whole) for cut in found]
+    steps = [len(cut.steps) for cut in found]
+    ranks = sorted(range(len(ways)), key=lambda at: (steps[at], len(ways[at])))
     kept: list[list[LeafPiece]] = []
     alike: collections.Counter[tuple[AxisSizes, ...]] = collections.Counter()
-    for way in found:
+    for rank in ranks:
+        way = ways[rank]
         forms_of_way = tuple(sorted(piece.form for piece in way))
         alike[forms_of_way] += 1
         if alike[forms_of_way] <= _MOST_ALIKE:
             kept.append(way)
-    return kept or [whole]
+    return kept or [[whole]]
 
 
-def _cut_once(
-    way: Sequence[LeafPiece], forms: Collection[AxisSizes], *, is_matrix: bool
-) -> Iterator[list[LeafPiece]]:
+def unstacked_forms(form: AxisSizes) -> set[AxisSizes]:
+    """The forms that come of a leaf where stacks are taken apart."""
+    found = {form}
+    for at, size in enumerate(form):
+        if len(form) > 1 and size <= _MOST_PARTS:
+            found |= unstacked_forms((*form[:at], *form[at + 1 :]))
+    return found
+
+
+def joined_forms(form: AxisSizes) -> set[AxisSizes]:
+    """The forms that come of a leaf where stacks are taken apart and axes are joined."""
+    found = unstacked_forms(form)
+    for at, size in enumerate(form):
+        for behind in range(at + 1, len(form)):
+            rest = [*form[:at], *form[at + 1 : behind], *form[behind + 1 :]]
+            found |= joined_forms(form_of([size * form[behind], *rest]))
+    return found
+
+
+def _steps(
+    cut: _Cut, forms: Collection[AxisSizes], *, joins: bool, is_matrix: bool
+) -> Iterator[_Step]:
     """One step on all pieces alike: two axes are joined, a stack is taken apart, an axis is split."""
-    shape = way[0].shape
-    if any(piece.shape != shape for piece in way):
+    piece, *others = cut.samples
+    if others:
         return
-    rank = len(shape)
-    for at in range(rank - 1):
-        yield [_joined(piece, at) for piece in way]
+    rank = len(piece.shape)
+    for first, second in _joins(rank) if joins else ():
+        yield functools.partial(_joined, first=first, second=second)
     for at in range(rank if rank > 1 else 0):
-        if len(way[0].axes[at]) == 1 and shape[at] <= _MOST_PARTS:
-            yield [each for piece in way for each in _single(piece, at)]
+        if len(piece.axes[at]) == 1 and piece.shape[at] <= _MOST_PARTS:
+            yield functools.partial(_singles, at=at)
+    if any(len(sizes) > 1 for sizes in piece.factors):
+        return  # parts of parts are none that anyone keeps
     # A matrix is never joined to one axis and cut into bits: that says nothing.
-    if not (rank > 1 or len(way) > 1 or not is_matrix):
+    if rank == 1 and is_matrix and not any(_is_single(span) for span in piece.spans):
         return
     for at in range(rank):
-        axis = way[0].axes[at]
-        if len(axis) > 1:
-            continue
-        for plan in _splits(way[0], at, forms):
-            yield [each for piece in way for each in _split(piece, at, plan)]
+        if len(piece.axes[at]) == 1:
+            for plan in _splits(piece, at, forms):
+                yield functools.partial(_split, at=at, plan=plan)
 
 
-def _joined(piece: LeafPiece, at: int) -> LeafPiece:
-    """Two axes side by side as one."""
-    axes = (*piece.axes[:at], piece.axes[at] + piece.axes[at + 1], *piece.axes[at + 2 :])
-    return dataclasses.replace(piece, axes=axes)
+def _joins(rank: int) -> Iterator[tuple[int, int]]:
+    """Which axes may be one, the major one first: those side by side come first, then those in order."""
+    for at in range(rank - 1):
+        yield at, at + 1
+    for at in range(rank):
+        for behind in range(at + 2, rank):
+            yield at, behind
+    for at in range(rank):
+        for before in range(at):
+            yield at, before
 
 
-def _single(piece: LeafPiece, at: int) -> Iterator[LeafPiece]:
+def _is_single(span: tuple[int, int]) -> bool:
+    return span[1] == span[0] + 1
+
+
+def _joined(piece: LeafPiece, first: int, second: int) -> list[LeafPiece]:
+    """Two axes as one, which stands where the first of them stood."""
+    both = piece.axes[first] + piece.axes[second]
+    axes: list[tuple[int, ...]] = []
+    for at, axis in enumerate(piece.axes):
+        if at != max(first, second):
+            axes.append(both if at == min(first, second) else axis)
+    return [dataclasses.replace(piece, axes=tuple(axes))]
+
+
+def _singles(piece: LeafPiece, at: int) -> list[LeafPiece]:
     """A piece for each index of an axis."""
     [number] = piece.axes[at]
     start, stop = piece.spans[number]
+    found: list[LeafPiece] = []
     for index in range(start, stop):
-        yield narrowed_factor(piece, number, (index, index + 1))
+        found.append(narrowed_factor(piece, number, (index, index + 1)))
+    return found
 
 
 def narrowed_factor(piece: LeafPiece, number: int, span: tuple[int, int]) -> LeafPiece:
@@ -248,7 +325,7 @@ def _splits(piece: LeafPiece, at: int, forms: Collection[AxisSizes]) -> Iterator
     for count in (2, 3):
         # The largest part first: a query stands before the keys and values of its groups.
         for runs in itertools.product(fitting[::-1], repeat=count):
-            if sum(runs) == size and len(set(runs)) > 1:
+            if sum(runs) == size and len(set(runs)) > 1 and runs[0] != runs[-1]:
                 yield _SplitPlan(1, 1, runs)
                 yield from _in_groups(runs)
 
@@ -264,18 +341,17 @@ def _in_groups(runs: tuple[int, ...]) -> Iterator[_SplitPlan]:
                 yield _SplitPlan(outer, inner, tuple(run // outer // inner for run in runs))
 
 
-def _split(piece: LeafPiece, at: int, plan: _SplitPlan) -> Iterator[LeafPiece]:
+def _split(piece: LeafPiece, at: int, plan: _SplitPlan) -> list[LeafPiece]:
     """The parts of one axis."""
     [number] = piece.axes[at]
     start, stop = piece.spans[number]
+    found: list[LeafPiece] = []
     if (start, stop) != (0, piece.flat[number]):  # a run of a factor is only cut into runs
-        if plan.outer > 1:
-            return
-        for run in plan.runs:
+        for run in plan.runs if plan.outer == 1 else ():
             end = start + run * plan.inner
-            yield narrowed_factor(piece, number, (start, end))
+            found.append(narrowed_factor(piece, number, (start, end)))
             start = end
-        return
+        return found
     whole = divided_factor(piece, number, (plan.outer, sum(plan.runs), plan.inner))
     # The factors of the axis are at number, number + 1 and number + 2 now; those of size 1 stay.
     first = 0
@@ -287,7 +363,8 @@ def _split(piece: LeafPiece, at: int, plan: _SplitPlan) -> Iterator[LeafPiece]:
         own += [number + 1] if run > 1 else []
         own += [number + 2] if plan.inner > 1 else []
         axes = [*whole.axes[:at], *([tuple(own)] if own else []), *whole.axes[at + 1 :]]
-        yield dataclasses.replace(whole, spans=spans, axes=tuple(axes))
+        found.append(dataclasses.replace(whole, spans=spans, axes=tuple(axes)))
+    return found
 
 
 def divided_factor(piece: LeafPiece, number: int, sizes: tuple[int, int, int]) -> LeafPiece:

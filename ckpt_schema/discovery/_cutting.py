@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,7 +16,9 @@ from ckpt_schema.discovery._cuts import (
     cuts_into,
     divided_factor,
     form_of,
+    joined_forms,
     narrowed_factor,
+    unstacked_forms,
     whole_piece,
 )
 from ckpt_schema.discovery._models import RunnableModel
@@ -98,14 +101,14 @@ class Cutting:
             known: Leaves of the view whose values are known to differ, and how.
         """
         self._models, self._seed, self._known = models, seed, known
-        reach = _reachable(models)
+        forms = _common_forms(models)
         settled = _settled_forms(models)
         self._ways: list[dict[tuple[int, ...], list[list[LeafPiece]]]] = []
-        for model, forms in zip(models, reach[::-1], strict=True):
+        for model in models:
             ways: dict[tuple[int, ...], list[list[LeafPiece]]] = {}
             for shape in dict.fromkeys(model.shapes.values()):
                 stays = form_of(shape) in settled
-                ways[shape] = [[whole_piece("", shape)]] if stays else cuts_into("", shape, forms)
+                ways[shape] = [[whole_piece("", shape)]] if stays else cuts_into(shape, forms)
             self._ways.append(ways)
         self._cut: dict[tuple[int, str, _LeafReading], list[LeafPiece]] = {}
         self._held: dict[tuple[int, str, _LeafReading, AxisSizes | None], Array] = {}
@@ -331,35 +334,30 @@ def _settled_forms(models: Models) -> set[AxisSizes]:
     return {form for form, count in counts[0].items() if counts[1][form] == count}
 
 
-def _reachable(models: Models) -> list[set[AxisSizes]]:
-    """The forms that pieces of each model can have: those of its leaves, and of parts that the other one has.
+def _common_forms(models: Models) -> set[AxisSizes]:
+    """The forms that pieces of both models can have.
 
-    A leaf that the other model has, or can make of its own, need not be cut. Axes side by side may be
-    one axis there, as heads are where a leaf is fused.
+    A leaf has the forms that come of it where stacks are taken apart and axes are joined, and those of
+    parts of it that are leaves, or joined leaves, of the other model. Axes that the other model has
+    apart as well are not joined.
     """
     shapes = [set(model.shapes.values()) for model in models]
-    whole = [{form_of(shape) for shape in own} for own in shapes]
-    joined = [{form for shape in own for form in _joined_forms(shape)} for own in shapes]
-    parts: list[dict[AxisSizes, set[AxisSizes]]] = []
+    joined: list[set[AxisSizes]] = []
+    apart: list[set[AxisSizes]] = []
+    for own in shapes:
+        forms = [form_of(shape) for shape in own]
+        joined.append(set().union(*map(joined_forms, forms)))
+        apart.append(set().union(*map(unstacked_forms, forms)))
+    made = [set(forms) for forms in joined]
     for side, own in enumerate(shapes):
-        forms = whole[1 - side] | joined[1 - side]
-        ways = {form_of(shape): cuts_into("", shape, forms) for shape in own}
-        parts.append(
-            {form: {piece.form for way in each for piece in way} for form, each in ways.items()}
-        )
-    made = [set[AxisSizes]().union(*own.values()) for own in parts]
-    found: list[set[AxisSizes]] = []
-    for side in (0, 1):
-        others = whole[1 - side] | made[1 - side]
-        cut = [parts[side][form] for form in whole[side] - others]
-        found.append(whole[side].union(*cut) | (joined[side] & made[1 - side]))
-    return found
+        for shape in own:
+            apart[side] |= _forms_of(cuts_into(shape, joined[1 - side], joins=False))
+            made[side] |= _forms_of(cuts_into(shape, joined[1 - side]))
+    return (apart[0] & made[1]) | (made[0] & apart[1])
 
 
-def _joined_forms(shape: Sequence[int]) -> Iterator[AxisSizes]:
-    """The forms of a leaf with two axes as one."""
-    for at in range(len(shape) - 1):
-        yield form_of([*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :]])
+def _forms_of(ways: Sequence[Sequence[LeafPiece]]) -> set[AxisSizes]:
+    return {piece.form for piece in itertools.chain(*ways)}
 
 
 def _halved(way: Sequence[LeafPiece], parts: Mapping[int, int]) -> list[LeafPiece]:

@@ -67,6 +67,11 @@ class Suspicion:
         self._pieces = cutting.both_pieces(base)
         counts = [collections.Counter(piece.form for piece in own) for own in self._pieces]
         whole = [models[side].run(cutting.shared_leaves(side, base)) for side in (0, 1)]
+        self._forms: list[dict[str, collections.Counter[AxisSizes]]] = [{}, {}]
+        for pieces, forms in zip(self._pieces, self._forms, strict=True):
+            for piece in pieces:
+                forms.setdefault(piece.leaf, collections.Counter())[piece.form] += 1
+        self._is_even = counts[0] == counts[1]
         self._size = max(float(np.linalg.norm(each)) for each in whole)
         self.mutes: list[Mute] = []
         for form, count in counts[0].items():
@@ -100,14 +105,26 @@ class Suspicion:
     def allows(self, changes: Iterable[ReadingChange]) -> bool:
         """Whether these changes alone may be what is missing."""
         several = tuple(changes)
+        if not all(map(self._keeps_forms, several)):
+            return False
         return all(self._fits(mute, several) for mute in self.mutes)
 
     def may_be_one(self, change: ReadingChange) -> bool:
         """Whether a change may be one of several that are missing: all of it is silent where outputs agree."""
         if change.what == "halve":
             return True
+        if not self._keeps_forms(change):
+            return False
         names = set(change.names)
         return all(names <= mute.silent[change.side] for mute in self.mutes if mute.agrees)
+
+    def _keeps_forms(self, change: ReadingChange) -> bool:
+        """Whether both models still have as many pieces of each form, where they have now."""
+        if not self._is_even or change.what != "cut":
+            return True
+        ways = self._cutting.ways(change.side, change.names[0])
+        after = collections.Counter(piece.form for piece in ways[min(change.how, len(ways) - 1)])
+        return all(self._forms[change.side][name] == after for name in change.names)
 
     def _fits(self, mute: Mute, changes: Sequence[ReadingChange]) -> bool:
         is_silent = all(

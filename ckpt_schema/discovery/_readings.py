@@ -94,7 +94,7 @@ class Search:
         for each in bases:
             if each.noise < self.agrees:
                 yield [each]
-        yield from self._changed(sorted(bases, key=lambda each: each.noise)[:_BASES])
+        yield from self._changed(bases[:_BASES])
         yield sorted(self._read_so_far.values(), key=lambda each: each.noise)[:4]
 
     def _changed(self, bases: list[Reading]) -> Iterator[list[Reading]]:
