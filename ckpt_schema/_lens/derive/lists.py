@@ -191,9 +191,16 @@ def _gathered(
     for path, parts in nodes.items():
         numbers = [parts[part] for part in sorted(parts)]
         rows = [table.rows[at] for at in numbers]
-        # A list has one default, and takes no rule for one of its nodes: such are joined by themselves.
-        if apart.intersection(numbers) or len({row.default for row in rows}) > 1:
+        # A list takes no rule for one of its nodes, and has one default, or, where the other side
+        # has it whole, none: other nodes are joined by themselves.
+        several_defaults = len({row.default for row in rows}) > 1
+        names = {path, *_called(path, number, rules)}
+        if apart.intersection(numbers):
             continue
+        if several_defaults and not standing(tables[1 - number], names):
+            continue
+        if several_defaults:
+            rows = [dataclasses.replace(row, default=None) for row in rows]
         missing = lacking(rows[0], members[numbers[0]].group, parts)
         if missing is not None:
             if all(row.default is None and not row.optional for row in rows):
