@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,12 @@ class Body(cs.Schema):
 # --- 2.2 a weight is never given a default  ---
 
 
+def made_up(error: cs.CkptSchemaError) -> list[str]:
+    """What an error advises to leave aside with another value than its own, and each mention of a default."""
+    values = re.findall(r"private\('[^']*', ([^)]*)", str(error))
+    return [value for value in values if value != "own"] + re.findall("default", str(error))
+
+
 class Weight(cs.Schema):
     emb: Float32[Array, "v a"]
 
@@ -60,7 +67,7 @@ class Weight(cs.Schema):
 def test_2_2_no_advice_makes_a_weight_of_zeros(source: Any, view: Any) -> None:
     error = refused(lambda: cs.derive(source, view))
     assert not [rule for rule in error.rules if "private" in str(rule)]
-    assert "private(" not in str(error) and "default" not in str(error)
+    assert not made_up(error)
 
 
 def test_2_2_what_a_model_works_without_is_made_anew_by_what_it_is() -> None:
@@ -297,7 +304,7 @@ def test_2_14_one_of_two_leaves_that_make_one_is_not_given_up() -> None:
 
     error = refused(lambda: cs.derive(Torch, Cell))
     assert not error.rules
-    assert "private(" not in str(error) and "default" not in str(error)
+    assert not made_up(error)
 
 
 def test_2_14_a_reset_of_one_side_asks_for_the_other() -> None:

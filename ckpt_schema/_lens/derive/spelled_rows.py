@@ -144,7 +144,7 @@ def _respelled(row: Row, spelling: _Spelling, sizes: Mapping[str, int]) -> Row |
         expected = f"a leaf with axes {written}"
         return Mismatch("/".join(row.path), "rule", expected, str(row.stored), hint)
 
-    if shape is None or row.leaf.names:
+    if shape is None:
         return fault(f"a class declares its axes already: leave axes= out of {spelling.rule}")
     if len(shape) != len(dims):
         return fault(
