@@ -23,7 +23,7 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.read_sides import is_path, made_abstract
 from ckpt_schema._messages.text import shown
 from ckpt_schema._trees.abstract_states import abstract
-from ckpt_schema._trees.inference import WEIGHTS, infer_tree
+from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema.errors import CkptSchemaError, Mismatch, SchemaError
 from ckpt_schema.orbax._adapt import Words
 from ckpt_schema.orbax._metadata import DiskTree, read_metadata
@@ -156,7 +156,7 @@ def _model(target: Any) -> Any:
     """The model in a state."""
     rows = infer_tree(target).rows
     roots = {row.key[0] for row in rows if row.body is not None and not row.mirrors}
-    model = {row.key[0] for row in rows if row.body is not None and row.path[0] == WEIGHTS}
+    model = roots - {row.key[0] for row in rows if row.optimizer}
     if not model or len(roots) == len({row.key[0] for row in rows}):
         return target
     # A state of NNX hands out states of what is in it, and has something else as its children.

@@ -141,12 +141,29 @@ def joined(first: Codec, second: Codec) -> Codec:
     """
     words = list(first)
     for word in second:
-        merged = _merged(words[-1], word) if words else None
-        if merged is None:
-            words.append(word)
-        else:
-            words[-1:] = merged
+        _append(words, word)
     return tuple(words)
+
+
+def _append(words: list[Word], word: Word) -> None:
+    """Adds a word to others, as one with those before it that it merges with."""
+    rest: Codec = () if _is_identity(word) else (word,)
+    while rest:
+        merged = _merged(words[-1], rest[0]) if words else None
+        if merged is None:
+            words.append(rest[0])
+            return
+        words.pop()
+        rest = merged  # which may merge with the word before in turn
+
+
+def _is_identity(word: Word) -> bool:
+    """Whether a word does nothing: from a dtype to the same one."""
+    return (
+        isinstance(word, (Exact, Rounded))
+        and word.source == word.view
+        and not (isinstance(word, Exact) and word.exponent)
+    )
 
 
 def inverted(codec: Codec) -> Codec:
@@ -234,8 +251,7 @@ def _merged(one: Word, other: Word) -> Codec | None:
     """Two words as one, or as none at all; None where they do not merge."""
     if isinstance(one, Exact) and isinstance(other, Exact):
         merged = Exact(one.source, other.view, one.exponent + other.exponent)
-        is_identity = merged.source == merged.view and not merged.exponent
-        return () if is_identity else (merged,)
+        return () if _is_identity(merged) else (merged,)
     if not isinstance(one, (Exact, Rounded)) or not isinstance(other, (Exact, Rounded)):
         return None
     if any(isinstance(word, Exact) and word.exponent for word in (one, other)):

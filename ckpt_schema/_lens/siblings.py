@@ -174,7 +174,8 @@ def _shared(
 
 def _is_stream(path: LogicalPath, held: Mapping[LogicalPath, Any]) -> bool:
     """Whether a leaf is a key, or the count beside one."""
-    leaf, _ = held.get((*path[:-1], "key"), held[path]) if path[-1] == "count" else held[path]
+    is_count = path[-1:] == ("count",)  # a sibling that is a leaf itself has no path
+    leaf, _ = held.get((*path[:-1], "key"), held[path]) if is_count else held[path]
     return leaf.is_key
 
 
