@@ -300,9 +300,11 @@ def whole_state(tree: Any) -> Any:
 
 
 def _has_state(node: Any) -> bool:
-    return isinstance(node, nnx.State) or (
-        isinstance(node, dict) and any(map(_has_state, cast(dict[Any, Any], node).values()))
-    )
+    if not isinstance(node, dict):
+        return isinstance(node, nnx.State)
+    below = cast(dict[Any, Any], node).values()
+    # Not asked of each of very many leaves: what is no class of Python's own asks for long.
+    return any(_has_state(child) for child in below if not leaves.is_array_class(type(child)))
 
 
 def updated(target: Any, state: Any) -> Any:
@@ -347,7 +349,8 @@ def _modules(tree: Any, at: KeyPath) -> Iterator[tuple[KeyPath, nnx.Pytree]]:
     elif isinstance(tree, (dict, list, tuple)):
         items: Any = tree.items() if isinstance(tree, dict) else enumerate(tree)
         for key, child in items:
-            yield from _modules(child, (*at, key))
+            if not leaves.is_array_class(type(child)):
+                yield from _modules(child, (*at, key))
 
 
 def _replaced(tree: Any, made: Callable[[Any, Any], Any], other: Any) -> Any:

@@ -227,6 +227,9 @@ def is_scalar(value: Any) -> bool:
 
 _NUMBERS = (bool, int, float, complex)
 
+SCALARS = frozenset(kind.__name__ for kind in _NUMBERS)
+"""The dtypes that `signature` tells of plain Python numbers; arrays of bools are told so too."""
+
 
 class _UntoldInt(int):
     """An int on disk that was not read."""
@@ -252,6 +255,8 @@ def signature(value: Any) -> tuple[tuple[int, ...], str] | None:
 
     A Python number reads as a 0-d leaf of dtype ``int``, ``float``, ``complex`` or ``bool``.
     """
+    if type(value) is jax.ShapeDtypeStruct:  # what most are where there are very many
+        return value.shape, _dtype_name(value.dtype)
     if is_scalar(value):
         return (), next(kind.__name__ for kind in _NUMBERS if isinstance(value, kind))
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)

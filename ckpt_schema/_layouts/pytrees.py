@@ -47,6 +47,9 @@ def _position(entry: Any) -> Key:
 
 def children(node: Any) -> list[tuple[Key, Any]]:
     """The keys and children of one container, one level down; None slots are children too."""
+    if type(node) is dict:
+        held: dict[Any, Any] = node
+        return [(key, held[key]) for key in sorted(held)]  # as jax orders them
     flat = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)[0]
     keys, _ = key_paths(path for path, _ in flat)
     return [(key[0], child) for key, (_, child) in zip(keys, flat, strict=True)]
@@ -67,4 +70,5 @@ def inner_nodes(tree: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]
         if prefix and (type(tree) is not dict or not tree):
             yield prefix, tree
         for key, child in children(tree):
-            yield from inner_nodes(child, (*prefix, key))
+            if type(child) is not jax.ShapeDtypeStruct:  # what most leaves are of a large tree
+                yield from inner_nodes(child, (*prefix, key))

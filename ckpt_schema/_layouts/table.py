@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -335,12 +336,9 @@ class Layout:
 
     def names(self) -> set[str]:
         """Every dim name of the layout, layer counts included."""
-        found: set[str] = set()
-        for row in self.rows:
-            found |= dims_.dim_names(row.leaf.dims) | {
-                n for r in row.repeats for n in dims_.dim_names((r.size,))
-            }
-        return found
+        several = {row.leaf.dims for row in self.rows}
+        several.update(tuple([one.size for one in row.repeats]) for row in self.rows if row.repeats)
+        return dims_.dim_names(itertools.chain.from_iterable(several))
 
     def __str__(self) -> str:
         """The table, a line per row: logical path, key path, leaf, and what is declared of it."""
@@ -403,8 +401,9 @@ def _clashes(table: Layout) -> Iterator[Mismatch]:
     by_key: dict[Pattern, Row] = {}
     by_path: dict[LogicalPath, Row] = {}
     for row in table.rows:
-        where, other = paths.format_path(row.key), by_key.setdefault(row.key, row)
+        other = by_key.setdefault(row.key, row)
         if other is not row:
+            where = paths.format_path(row.key)
             both = f"{'/'.join(other.path)} and {'/'.join(row.path)}"
             yield Mismatch(
                 where, "ambiguous", "one leaf at a key path", both, "give one of them another key="
@@ -419,17 +418,22 @@ def _clashes(table: Layout) -> Iterator[Mismatch]:
             )
     yield from _overlaps(table)
     yield from _mixed(table)
+    sound: set[Pattern] = set()  # nodes that no leaf is above; most leaves share theirs
     for row in table.rows:
-        for end in range(len(row.key)):
-            if row.key[:end] in by_key:
-                inside = paths.format_path(row.key[:end])
-                yield Mismatch(
-                    paths.format_path(row.key),
-                    "ambiguous",
-                    "no leaf above it",
-                    f"the leaf {inside}",
-                    "check key=",
-                )
+        if row.key[:-1] in sound:
+            continue
+        above = [end for end in range(len(row.key)) if row.key[:end] in by_key]
+        if not above:
+            sound.add(row.key[:-1])
+        for end in above:
+            inside = paths.format_path(row.key[:end])
+            yield Mismatch(
+                paths.format_path(row.key),
+                "ambiguous",
+                "no leaf above it",
+                f"the leaf {inside}",
+                "check key=",
+            )
 
 
 def _mixed(table: Layout) -> Iterator[Mismatch]:
@@ -437,13 +441,15 @@ def _mixed(table: Layout) -> Iterator[Mismatch]:
     held = {node.key for node in table.nodes}
     kinds: dict[Pattern, dict[bool, Row]] = {}
     for row in table.rows:
-        for end, segment in enumerate(row.key):
-            parent = row.key[:end]
+        for end in range(len(row.key) - 1, -1, -1):
+            segment, parent = row.key[end], row.key[:end]
             if parent in held:
                 continue
             is_text = segment.text if isinstance(segment, Index) else isinstance(segment, str)
             both = kinds.setdefault(parent, {})
-            if both.setdefault(is_text, row) is row and len(both) == 2:
+            if both.setdefault(is_text, row) is not row:
+                break  # what is above was looked at with the row before
+            if len(both) == 2:
                 number, word = (
                     paths.format_path(both[side].key[: end + 1]) for side in (False, True)
                 )

@@ -506,15 +506,11 @@ def _warn_of_squares(lens: Lens) -> None:
 
     Those of one name are taken for the same leaf, unless a rule says of another that the sides order axes in two ways.
     """
-    turned = any(
-        one.told.axes is not None and list(one.told.axes) != sorted(one.told.axes)
-        for one in lens.joins
-        if not any(one.compares)
-    )
+    turned = any(map(_is_turned, lens.joins))
     found: dict[str, None] = {}
     originals: tuple[dict[int, Row], dict[int, Row]] = {}, {}
     for one in lens.joins:
-        here, there = one.sources[0], one.views[0]
+        here, there = one.pairs[0]
         rows = lens.source.rows[here], lens.view.rows[there]
         # A copy has the order of its original, unless a rule says another.
         of = originals[0].setdefault(here, rows[1]), originals[1].setdefault(there, rows[0])
@@ -531,3 +527,9 @@ def _warn_of_squares(lens: Lens) -> None:
             "were joined without a transpose. Say so, as here, or say axes='1 0' for the transpose:"
         ).format(*called(lens.source, lens.view))
         warnings.warn(header + "".join(lines), AxesWarning, stacklevel=3)
+
+
+def _is_turned(join: Join) -> bool:
+    """Whether a rule says that the sides order the axes of a leaf, which is no copy, in two ways."""
+    axes = join.told.axes
+    return axes is not None and list(axes) != sorted(axes) and not any(join.compares)

@@ -369,8 +369,9 @@ class Matcher:
         for (number, indices), position in slots.items():
             row, value = rows[number], flat.leaves[position]
             signature, dtype = leaves.signature(value), dtypes.get(number)
-            token = (row.leaf, row.repeats, signature, dtype)
-            if signature is None or leaves.is_scalar(value):  # another value may be another fault
+            # The fields of a leaf, whose own hash is Python's and slow.
+            token = (row.leaf.dims, row.leaf.dtype, row.repeats, signature, dtype)
+            if signature is None or signature[1] in leaves.SCALARS:  # a value may be a fault
                 fault = leaf_fault(row, value, signature, binder, dtype)
             elif token in seen:
                 fault = seen[token]

@@ -115,8 +115,7 @@ def _path(place: _Place | None) -> KeyPath:
 
 def _mixed(node: Mapping[Any, Any], place: _Place | None) -> Iterator[Mismatch]:
     """The fault of a dict whose keys jax cannot put in order."""
-    kinds = {type(key): key for key in node}
-    if kinds.keys() in ({str}, {int}, set[type]()):
+    if {*map(type, node)} in ({str}, {int}, set[type]()):
         where = format_path(_path(place))
         for key in node:
             if isinstance(key, int) and abs(key) > LARGEST:  # no list is longer
@@ -125,6 +124,7 @@ def _mixed(node: Mapping[Any, Any], place: _Place | None) -> Iterator[Mismatch]:
     try:
         sorted(node)
     except TypeError:
+        kinds = {type(key): key for key in node}
         found = " and ".join(f"{kind.__name__} key {shown(key)}" for kind, key in kinds.items())
         hint = "a dict must not have both kinds; a save turns int keys into strings"
         if len(kinds) == 1:

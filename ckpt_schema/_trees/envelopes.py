@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.kinds import Dicts
@@ -26,14 +26,13 @@ _COLLECTIONS = (
 )  # those of Flax's own layers that a train state keeps beside the params
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A leaf as it was found."""
 
     key: KeyPath
     value: Any
-    kind: Any
-    metadata: tuple[tuple[str, Any], ...]
+    kind: Any = None
+    metadata: tuple[tuple[str, Any], ...] = ()
     inside: int = 0
 
 
@@ -65,7 +64,10 @@ class Envelope:
 
     def body(self, key: KeyPath) -> KeyPath | None:
         """The part of a weight's key that is the model's; None for other leaves."""
-        return next((key[len(p) :] for p, _ in self.weights if key[: len(p)] == p), None)
+        for head, _ in self.weights:
+            if key[: len(head)] == head:
+                return key[len(head) :]
+        return None
 
     def collection(self, key: KeyPath) -> str | None:
         """The Linen collection that a weight is in; None where that is not told."""
@@ -117,8 +119,8 @@ def envelope(read: Read) -> Envelope:
 def _model_and_optimizer(read: Read) -> tuple[Any, Any] | None:
     """The names of a model and of its ``nnx.Optimizer``, where a module holds these two, told by their Variable types."""
     kept: dict[Any, set[bool]] = {}
-    for leaf in read.leaves:
-        kept.setdefault(leaf.key[0], set()).add(_of_optimizer(leaf.kind))
+    for name, kind in {(leaf.key[0], leaf.kind) for leaf in read.leaves}:
+        kept.setdefault(name, set()).add(_of_optimizer(kind))
     states = [name for name, kinds in kept.items() if kinds == {True}]
     models = [name for name, kinds in kept.items() if kinds == {False}]
     if len(kept) != 2 or len(states) != 1 or len(models) != 1:
@@ -177,6 +179,8 @@ def strays(
     for key in _moments([leaf.key for leaf in read.leaves if not read.variables]):
         found.setdefault(_state(key), "mu and nu, which mirror other leaves")
     apart = {key: what for key, what in found.items() if not home or key[:1] != home}
+    if not apart:
+        return
     others = [leaf for leaf in read.leaves if not any(_below(leaf.key, key) for key in found)]
     for key, what in apart.items():
         if others and not any(key != above and _below(key, above) for above in apart):
@@ -259,4 +263,7 @@ def _mirrored(
 
 def param_of(key: KeyPath, params: Container[KeyPath]) -> KeyPath | None:
     """The param at whose place a leaf of a mirror stands, or inside of whose place it does."""
-    return next((key[:end] for end in range(len(key), 0, -1) if key[:end] in params), None)
+    for end in range(len(key), 0, -1):
+        if key[:end] in params:
+            return key[:end]
+    return None

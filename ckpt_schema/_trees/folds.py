@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ _Stack = tuple[int, int]
 
 
 def folded(
-    body: Sequence[tuple[KeyPath | None, Found]],
+    keys: Mapping[KeyPath, Found],
     scan: Mapping[str, int | Mapping[Any, int] | None],
     lists: Sequence[str],
     kinds: Envelope,
@@ -64,7 +65,7 @@ def folded(
     """For each key of a model that is part of a repeated node, how.
 
     Args:
-        body: The leaves of the tree, each with its key in the model if it stands there.
+        keys: The leaves of the model, by their keys in it.
         scan: As in `infer`.
         lists: As in `infer`.
         kinds: What the tree is, for the collections of its leaves.
@@ -72,7 +73,9 @@ def folded(
     Raises:
         SchemaError: With every list and every stacked node that the model does not have, or not so.
     """
-    keys = {key: leaf for key, leaf in body if key is not None}
+    whole = itertools.chain.from_iterable(keys)
+    if not scan and not lists and not any(isinstance(key, int) for key in whole):
+        return {}  # names alone show no list
     faults: list[Mismatch] = []
     axes = {node: _by_kind(axis) for node, axis in scan.items()}
     patterns_ = [paths.parse_pattern(text) for text in lists]

@@ -7,6 +7,8 @@ params. What it cannot show is asked for: that an axis stacks layers, and that `
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -89,13 +91,9 @@ def infer_tree(
     faults = [*strays(read, kinds, found)]
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
-    folds = folded(
-        [(kinds.body(leaf.key), leaf) for leaf in read.leaves if kinds.body(leaf.key) is not None],
-        scan or {},
-        lists,
-        kinds,
-    )
-    rows = _merge(list(_rows(read, kinds, folds)), name)
+    weights = {body: leaf for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None}
+    folds = folded(weights, scan or {}, lists, kinds)
+    rows = _merge(list(_rows(read, kinds, folds, weights)), name)
     if joined is not None:
         rows = tuple(_in_one_key(rows, flat, joined))
     # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
@@ -117,9 +115,11 @@ def infer_tree(
 
 def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:
     names = ("value",) if variables else _levels_on_disk(flat)
+    if not names:
+        return Read([*map(Found, flat.keys, flat.leaves)], bool(variables))
     found: list[Found] = []
     for key, value in zip(flat.keys, flat.leaves, strict=True):
-        levels = range(len(key) - 1, -1, -1) if names else ()
+        levels = range(len(key) - 1, -1, -1)
         at = next(
             (n for n in levels if key[n] in names and (key[:n] in variables or not variables)),
             len(key),
@@ -143,8 +143,7 @@ def _as_paths(read: Read, joined: str, name: str) -> Read:
         )
         raise SchemaError(f"no layout ({name}) can be read off the tree", [fault])
     found = [
-        dataclasses.replace(leaf, key=(*str(leaf.key[0]).split(joined), *leaf.key[1:]))
-        for leaf in read.leaves
+        leaf._replace(key=(*str(leaf.key[0]).split(joined), *leaf.key[1:])) for leaf in read.leaves
     ]
     whole = {leaf.key for leaf in found}
     hint = "as they stand the keys can be read without joined="
@@ -194,6 +193,9 @@ def _numbered(read: Read, nodes: Sequence[_Held]) -> tuple[Read, list[_Held]]:
     A layout of ints matches both.
     """
     whole = [*(leaf.key for leaf in read.leaves), *(key for key, _ in nodes)]
+    texts = {key for key in itertools.chain.from_iterable(whole) if isinstance(key, str)}
+    if not any(int_key(text) is not None for text in texts):
+        return read, [*nodes]
     names = {(path[:at], key) for path in whole for at, key in enumerate(path)}
     words = {
         parent for parent, key in names if not (isinstance(key, str) and int_key(key) is not None)
@@ -202,7 +204,7 @@ def _numbered(read: Read, nodes: Sequence[_Held]) -> tuple[Read, list[_Held]]:
     def numbered(path: KeyPath) -> KeyPath:
         return tuple(k if path[:at] in words else int(k) for at, k in enumerate(path))
 
-    found = [dataclasses.replace(leaf, key=numbered(leaf.key)) for leaf in read.leaves]
+    found = [leaf._replace(key=numbered(leaf.key)) for leaf in read.leaves]
     return Read(found, read.variables), [(numbered(key), node) for key, node in nodes]
 
 
@@ -252,27 +254,45 @@ def _has_dtype(value: Any) -> bool:
 
 def _verify_leaves(read: Read, name: str) -> None:
     faults: list[Mismatch] = []
+    sound: set[tuple[type, str]] = set()  # arrays of one class and dtype are told apart by nothing
     for leaf in read.leaves:
-        if leaves.signature(leaf.value) is None:
-            expected, kind = "an array, an abstract value or a number", "leaf"
-            hint = foreign.leaf_cure(leaf.value)
-        elif foreign.dtype_cure(leaf.value):
-            expected, kind, hint = "a leaf of numbers", "dtype", foreign.dtype_cure(leaf.value)
-        elif not _has_dtype(leaf.value):
-            expected, kind = "a number that jax's own integers hold", "dtype"
-            hint = "pass it as a NumPy array of its dtype, or switch jax_enable_x64 on"
-        else:
+        signature = leaves.signature(leaf.value)
+        kind = type(leaf.value), "" if signature is None else signature[1]
+        if kind in sound:
             continue
-        found = leaves.describe(leaf.value)
-        faults.append(Mismatch(paths.format_path(leaf.key), kind, expected, found, hint))
+        fault = _leaf_fault(leaf, signature)
+        if fault is not None:
+            faults.append(fault)
+        elif kind[1] not in leaves.SCALARS:
+            sound.add(kind)
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
 
 
-def _rows(read: Read, kinds: Envelope, folds: Mapping[KeyPath, Fold]) -> Iterator[Row]:
-    shapes = {
-        body: _leaf(leaf).dims for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None
-    }
+def _leaf_fault(leaf: Found, signature: object) -> Mismatch | None:
+    """Why a leaf is none that a layout can have."""
+    cure = "" if signature is None else foreign.dtype_cure(leaf.value)
+    if signature is None:
+        expected, kind = "an array, an abstract value or a number", "leaf"
+        cure = foreign.leaf_cure(leaf.value)
+    elif cure:
+        expected, kind = "a leaf of numbers", "dtype"
+    elif not _has_dtype(leaf.value):
+        expected, kind = "a number that jax's own integers hold", "dtype"
+        cure = "pass it as a NumPy array of its dtype, or switch jax_enable_x64 on"
+    else:
+        return None
+    found = leaves.describe(leaf.value)
+    return Mismatch(paths.format_path(leaf.key), kind, expected, found, cure)
+
+
+def _rows(
+    read: Read,
+    kinds: Envelope,
+    folds: Mapping[KeyPath, Fold],
+    weights: Mapping[KeyPath, Found],
+) -> Iterator[Row]:
+    shapes = {body: _leaf(leaf).dims for body, leaf in weights.items()}
     places = [(prefix, (WEIGHTS,), kind) for prefix, kind in kinds.weights]
     places += [(prefix, (named(prefix[0]),), "params") for prefix in kinds.copies]
     for leaf in read.leaves:
@@ -381,9 +401,15 @@ def _shared_axis(axis: int, dims: Dims, param: Dims) -> int | None:
 
 def _leaf(leaf: Found) -> Leaf:
     shape, dtype = leaves.signature(leaf.value) or ((), "")
-    if leaves.is_scalar(leaf.value):
+    if dtype in leaves.SCALARS and leaves.is_scalar(leaf.value):
         dtype = str(leaves.abstract(leaf.value).dtype)
-    return Leaf(tuple((size,) for size in shape), dtype)
+    return _leaf_of(shape, dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _leaf_of(shape: tuple[int, ...], dtype: str) -> Leaf:
+    """A leaf of this shape; most leaves of a tree are like another one."""
+    return Leaf(tuple([(size,) for size in shape]), dtype)
 
 
 def _merge(rows: Sequence[Row], name: str) -> tuple[Row, ...]:
@@ -392,7 +418,7 @@ def _merge(rows: Sequence[Row], name: str) -> tuple[Row, ...]:
     faults: list[Mismatch] = []
     for row in rows:
         first = merged.setdefault(row.path, row)
-        if first.leaf != row.leaf or first.key != row.key:
+        if first is not row and (first.leaf != row.leaf or first.key != row.key):
             where = "/".join(row.path)
             faults.append(
                 Mismatch(

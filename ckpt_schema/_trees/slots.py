@@ -112,6 +112,9 @@ class SlotFinder:
         """
         if stored and self._odd:
             key = tuple([self._odd.get(segment, segment) for segment in key])
+        found = self._plain.get(key)
+        if found is not None:
+            return found
         for bare, inside in self._spellings(key):
             plain = self._plain.get(bare)
             if plain is not None and inside in (None, self._rows[plain[0]].inside):

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import LogicalPath
-from ckpt_schema._layouts.table import Layout, Row, Series
+from ckpt_schema._layouts.table import Layout, Series
 from ckpt_schema._lens import expressions
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
 from ckpt_schema._lens.derive.joins import Join
@@ -53,10 +53,7 @@ def idle(
         divided: The rules by which parts are one leaf.
         known: Paths and rules that have a fault already.
     """
-    pairs = [
-        (source.rows[before], view.rows[after]) for one in joins for before, after in one.pairs
-    ]
-    yield from _idle_keys(view, rules, pairs, known)
+    yield from _idle_keys((source, view), rules, joins, known)
     yield from _idle_ties(source, view, rules)
     sound = _of_sound_rows(source, view, rules, known) if known else rules
     yield from _unsaid((source, view), sound, names, joins)
@@ -102,18 +99,17 @@ def _of_sound_rows(
     return [rule for rule in rules if id(rule) not in dropped]
 
 
-_Pairs = Sequence[tuple[Row, Row]]
-
-
 def _idle_keys(
-    view: Layout, rules: Sequence[Rule], pairs: _Pairs, known: set[str]
+    tables: tuple[Layout, Layout], rules: Sequence[Rule], joins: Sequence[Join], known: set[str]
 ) -> Iterator[Mismatch]:
     """Raw keys that are none."""
     keys = Scope((rule.path, rule) for rule in rules if isinstance(rule, RawKey))
     if not keys:
         return
+    source, view = (table.rows for table in tables)
+    pairs = [(source[here], view[there]) for one in joins for here, there in one.pairs]
     used = keys.matched(b for a, b in pairs if a.leaf.is_key != b.leaf.is_key)
-    used |= keys.matched(row for row in view.rows if "/".join(row.path) in known)
+    used |= keys.matched(row for row in view if "/".join(row.path) in known)
     for number, rule in enumerate(rule for rule in rules if isinstance(rule, RawKey)):
         if number not in used:
             expected = "a key on one side and raw data on the other"
@@ -222,14 +218,16 @@ def _unsaid(
     said = [rule for rule in rules if isinstance(rule, _CHANGES)]
     used: set[int] = set()
     for one in joins if said else ():
+        changes = [rule for rule in one.told.rules if isinstance(rule, _CHANGES)]
+        if not changes:
+            continue
         rows = [(tables[0].rows[here], tables[1].rows[there]) for here, there in one.pairs]
         pads = [rule for rule in one.told.rules if isinstance(rule, Padding)]
         fills = tuple(PaddedAxis.of(rule.small, rule.large, rule.fill) for rule in pads)
-        cut = [tuple(stripped(row, Told(fills=fills)) for row in pair) for pair in rows]
-        for rule in one.told.rules:
-            if isinstance(rule, _CHANGES) and any(
-                applies(rule, (before, after)) for before, after in (*rows, *cut)
-            ):
+        bare = Told(fills=fills)
+        cut = [(stripped(before, bare), stripped(after, bare)) for before, after in rows]
+        for rule in changes:
+            if any(applies(rule, both) for both in (*rows, *cut)):
                 used.add(id(rule))
     unused = [rule for rule in said if id(rule) not in used]
     in_new_words = {id(rule): names.called(rule.path) for rule in unused}

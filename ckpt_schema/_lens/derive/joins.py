@@ -33,8 +33,9 @@ class Join:
     @functools.cached_property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """Each row of the source with each of the view that it shares elements with."""
-        both = (cell for cell in self.cells if not cell.is_constant)
-        return tuple(dict.fromkeys((_row(cell.source), _row(cell.view)) for cell in both))
+        both = [cell for cell in self.cells if not cell.is_constant]
+        found = [(_row(cell.source), _row(cell.view)) for cell in both]
+        return (found[0],) if len(found) == 1 else tuple(dict.fromkeys(found))
 
     @functools.cached_property
     def sources(self) -> tuple[int, ...]:

@@ -120,11 +120,11 @@ def _mirrored(source: RowPart, view: RowPart, told: Told, known: GivenSizes) -> 
 def _related(source: RowPart, view: RowPart, told: Told, known: GivenSizes) -> Relation | Mismatch:
     rows = source.row, view.row
     is_raw = told.raw and rows[0].leaf.is_key != rows[1].leaf.is_key
-    said = (
-        told.flips or told.fills or told.repeats or told.changes or told.axes is not None or is_raw
-    )
-    alike = rows[0].leaf == rows[1].leaf and rows[0].repeats == rows[1].repeats
-    if not said and alike and same_axes(rows[0].leaf, rows[1].leaf):
+    before, after = (row.leaf for row in rows)
+    moved = told.flips or told.fills or told.repeats or told.axes is not None or is_raw
+    alike = before.dims == after.dims and rows[0].repeats == rows[1].repeats
+    stays = not moved and alike and same_axes(before, after)
+    if stays and not told.changes and before.dtype == after.dtype:
         return _as_it_is(source, view)
     if is_raw:
         wrong = _raw_fault(*rows)
@@ -133,6 +133,8 @@ def _related(source: RowPart, view: RowPart, told: Told, known: GivenSizes) -> R
     codec = () if is_raw else _codec(*rows, told)
     if isinstance(codec, Mismatch):
         return codec
+    if stays and not source.within and not view.within:  # other values, and where they were
+        return dataclasses.replace(_as_it_is(source, view), codec=codec)
     kept = _unpadded(source, view, told)
     if isinstance(kept, Mismatch):
         return kept
