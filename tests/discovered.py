@@ -358,7 +358,7 @@ def lost_leaves(found: Discovery, before: Leaves, after: Leaves) -> list[str]:
     return lost
 
 
-def run(name: str, seed: int, *, words: bool, budget: float = 60) -> tuple[Discovery, Verdict]:
+def run(name: str, seed: int, *, words: bool, budget: int = 12_000) -> tuple[Discovery, Verdict]:
     """Discovers one pair of twins."""
     twins = CASES[name]()
     source_run, source = twins.runs[0], twins.trees[0]
@@ -378,7 +378,7 @@ def gives_lens(found: Discovery) -> bool:
     return True
 
 
-def attempt(name: str, seed: int, words: bool, budget: float) -> dict[str, Any]:
+def attempt(name: str, seed: int, words: bool, budget: int) -> dict[str, Any]:
     """Discovers one pair; what came of it, for a file."""
     found, verdict = run(name, seed, words=words, budget=budget)
     return {**dataclasses.asdict(verdict), "said": [str(each)[:300] for each in found.open]}
@@ -390,7 +390,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--names-kept", action="store_true", help="do not replace the names")
-    parser.add_argument("--budget", type=float, default=60, help="CPU seconds of search for each")
+    parser.add_argument("--budget", type=int, default=12_000, help="readings of each to try")
     parser.add_argument("--kept", type=Path, help="a file of outcomes: these are not tried again")
     given = parser.parse_args()
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is what takes long

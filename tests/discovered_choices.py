@@ -370,7 +370,7 @@ def _inert_ways(each: Open, twins: Twins) -> Iterator[tuple[Any, ...]]:
         yield tuple(rules)
 
 
-def attempt(name: str, seed: int, budget: float) -> dict[str, Any]:
+def attempt(name: str, seed: int, budget: int) -> dict[str, Any]:
     """Discovers one twin; what is said, and whether each choice holds."""
     case = CASES[name]()
     twins = twins_of(case, seed)
@@ -417,7 +417,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="a word of the names of those to try")
     parser.add_argument("--seeds", type=int, default=1, help="how many twins of each")
-    parser.add_argument("--budget", type=float, default=10, help="CPU seconds of search for each")
+    parser.add_argument("--budget", type=int, default=3000, help="readings of each to try")
     parser.add_argument("--kept", type=Path, help="a file of outcomes: these are not tried again")
     given = parser.parse_args()
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is what takes long

@@ -32,7 +32,7 @@ MODULES = ("drawn_models.py", "keepings.py", "discovered_drawn.py")
 SOURCES = (DISCOVERY, *(TESTS / name for name in MODULES))
 
 
-def attempt(seed: int, budget: float) -> dict[str, Any]:
+def attempt(seed: int, budget: int) -> dict[str, Any]:
     """Discovers one drawn model; what came of it."""
     random = np.random.default_rng([23, seed])
     collide = bool(seed % 2)
@@ -98,7 +98,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100, help="how many models")
     parser.add_argument("--seeds", type=int, nargs="*", help="these models alone")
-    parser.add_argument("--budget", type=float, default=20, help="CPU seconds of search for each")
+    parser.add_argument("--budget", type=int, default=3000, help="readings of each to try")
     parser.add_argument("--kept", type=Path, help="a file of outcomes: these are not tried again")
     given = parser.parse_args()
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is what takes long

@@ -370,6 +370,11 @@ def with_block(model: Model, layer: int, at: int, block: Block) -> Model:
     return dataclasses.replace(model, layers=tuple(layers))
 
 
+def with_layers(model: Model, count: int) -> Model:
+    """The model with its first layers alone."""
+    return dataclasses.replace(model, layers=model.layers[:count], reads=model.reads[:count])
+
+
 # --- Drawing  ---
 
 

@@ -237,6 +237,7 @@ ORDER = """
     discovery._gauges
     discovery._open
     discovery._open_values
+    discovery._depths
     discovery._discovery
     discovery._torch
     discovery

@@ -20,7 +20,7 @@ from support.exchangeable import CERTAIN, deviation
 from ckpt_schema.discovery import _matching, discover
 from ckpt_schema.discovery._points import relative_gap
 
-BUDGET = 1.0
+BUDGET = 300
 X = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
 
 

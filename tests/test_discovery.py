@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import discovered
@@ -85,7 +86,7 @@ def test_what_agrees_at_the_shared_point_alone_is_not_complete() -> None:
         return jnp.tanh(jnp.tanh(X @ p["one"]) @ p["one"])
 
     tree = {"one": square, "two": square}
-    found = discover(both, tree, first_twice, tree, budget=2)
+    found = discover(both, tree, first_twice, tree, budget=300)
     assert found.status == "incomplete"
     with pytest.raises(DiscoveryError, match="incomplete"):
         found.lens()
@@ -98,11 +99,61 @@ def test_another_function_is_refused() -> None:
         tree,
         lambda p: jax.nn.gelu(X @ p["up"]) @ p["down"],
         tree,
-        budget=2,
+        budget=300,
     )
     assert found.status == "refused" and not found.rules and not found.pairings
     with pytest.raises(DiscoveryError, match="refused"):
         found.lens()
+
+
+def _layered(acts: Sequence[Any], head: Any = jnp.tanh) -> tuple[Any, Any]:
+    """A run and leaves of a stack of layers, each with an activation of its own."""
+
+    def run(p: Any) -> Any:
+        x = X
+        for layer, act in zip(p["layers"], acts, strict=True):
+            x = x + act(x @ layer["up"]) @ layer["down"]
+        return head(x @ p["head"])
+
+    layer = {"up": jnp.ones((4, 6)), "down": jnp.ones((6, 4))}
+    return run, {"layers": [layer] * len(acts), "head": jnp.ones((4, 5))}
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(1, "the first 1 of"), (0, "with no layers they are")])
+def test_it_is_said_at_which_layer_two_models_begin_to_differ(wrong: int, said: str) -> None:
+    acts, others = [jnp.tanh] * 3, [jnp.tanh] * 3
+    others[wrong] = jax.nn.gelu
+    factories = (lambda n: _layered(acts[:n]), lambda n: _layered(others[:n]))
+    found = discover(*factories[0](3), *factories[1](3), with_layers=factories, budget=100)
+    assert (found.status, found.differ_from) == ("refused", wrong + 1)
+    assert f"they begin to differ in layer {wrong + 1}" in str(found)
+    with pytest.raises(DiscoveryError, match=said):
+        found.lens()
+
+
+def test_what_differs_without_any_layer_stands_around_them() -> None:
+    acts = [jnp.tanh] * 2
+    factories = (lambda n: _layered(acts[:n]), lambda n: _layered(acts[:n], jax.nn.gelu))
+    found = discover(*factories[0](2), *factories[1](2), with_layers=factories, budget=100)
+    assert found.differ_from == 0 and "in what stands before or behind" in str(found)
+
+
+def test_a_model_that_has_no_layers_is_left_out() -> None:
+    acts, others = [jnp.tanh] * 2, [jax.nn.gelu] * 2
+    factories = (lambda n: 1 / n and _layered(acts[:n]), lambda n: _layered(others[:n]))
+    found = discover(*_layered(acts), *_layered(others), with_layers=factories, budget=100)
+    assert found.differ_from == 1
+
+
+def test_a_factory_that_does_not_fit_is_refused() -> None:
+    acts, others = [jnp.tanh] * 2, [jax.nn.gelu] * 2
+    given = *_layered(acts), *_layered(others)
+    larger = (lambda n: _layered([jnp.tanh] * 3), lambda n: _layered(others[:n]))
+    with pytest.raises(DiscoveryError, match="with_layers does not fit the models"):
+        discover(*given, with_layers=larger, budget=100)
+    nothing = (lambda n: None, lambda n: _layered(others[:n]))
+    with pytest.raises(DiscoveryError, match="each takes a number and gives a run"):
+        discover(*given, with_layers=nothing, budget=100)
 
 
 def test_equal_branches_are_a_choice() -> None:

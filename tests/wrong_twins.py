@@ -26,6 +26,7 @@ from drawn_models import Attention, Block, Convolution, Experts, Gate, Mlp, Mode
 from flax import nnx
 from rewritten import flattened, nested
 
+Factory = Callable[[int], tuple[Callable[[Any], Any], Any]]
 Changed = Callable[[Model, int], Model | None]
 """A model with one layer changed; None where the change does not apply."""
 
@@ -106,7 +107,8 @@ def _reads_first(model: Model, layer: int) -> Mapping[str, Any] | None:
     if len(model.layers) < 2:
         return None
     own = list(range(len(model.layers)))
-    own[layer] = own[layer - 1]
+    later = max(layer, 1)
+    own[later] = own[later - 1]
     return {"reads": tuple(own)}
 
 
@@ -302,6 +304,8 @@ class Wrong:
         runs: What both compute, of their trees.
         trees: Random values of both: the same under the pairing that would be right.
         is_scale: Whether a factor in a leaf would undo it.
+        factories: What makes both with so many layers, their runs and such values; None where only
+            the whole is there.
     """
 
     name: str
@@ -309,6 +313,7 @@ class Wrong:
     runs: tuple[Callable[[Any], Any], Callable[[Any], Any]]
     trees: tuple[Any, Any]
     is_scale: bool = False
+    factories: tuple[Factory, Factory] | None = None
 
     @property
     def gap(self) -> float:
@@ -317,12 +322,25 @@ class Wrong:
 
     def gap_of(self, view: Any) -> float:
         """How far the outputs differ where the twin has these leaves."""
-        each: list[Any] = []
-        with jax.enable_x64(True):
-            for run, tree in zip(self.runs, (self.trees[0], view), strict=True):
-                outputs = jax.tree.leaves(run(jax.tree.map(jnp.asarray, tree)))
-                each.append(np.concatenate([np.ravel(x) for x in outputs]))
-        return float(np.linalg.norm(each[0] - each[1]) / np.linalg.norm(each[0]))
+        return _gap(self.runs, (self.trees[0], view))
+
+    def differs_from(self, least: float, most: int = 8) -> int | None:
+        """With how many layers the outputs differ first by this much, under the pairing that would be right."""
+        for count in range(most if self.factories is not None else 0):
+            (run, tree), (other, view) = (factory(count) for factory in self.factories or ())
+            if _gap((run, other), (tree, view)) > least:
+                return count
+        return None
+
+
+def _gap(runs: tuple[Callable[[Any], Any], ...], trees: tuple[Any, ...]) -> float:
+    """How far the outputs of two runs differ, relative to their size."""
+    each: list[Any] = []
+    with jax.enable_x64(True):
+        for run, tree in zip(runs, trees, strict=True):
+            outputs = jax.tree.leaves(run(jax.tree.map(jnp.asarray, tree)))
+            each.append(np.concatenate([np.ravel(x) for x in outputs]))
+    return float(np.linalg.norm(each[0] - each[1]) / np.linalg.norm(each[0]))
 
 
 # --- Of models that are drawn  ---
@@ -346,21 +364,31 @@ def _of(
 ) -> Wrong:
     keeping = keepings.keeping(random, other)
     kinds = " + ".join(type(block.inner).__name__ for block in model.layers[0])
-    shapes = model.shapes(), other.shapes()
     values = model.leaves(seed)
     for name, leaf in other.leaves(seed + 1).items():
         values.setdefault(name, leaf)
-    sources = {name: values[name] for name in shapes[0]}
-    views = keeping.there({name: values[name] for name in shapes[1]})
+
+    def source(count: int) -> tuple[Callable[[Any], Any], Any]:
+        own = m.with_layers(model, count)
+        tree = {name: values[name] for name in own.shapes()}
+        return lambda tree: own(flattened(tree)), nested(tree)
+
+    def view(count: int) -> tuple[Callable[[Any], Any], Any]:
+        own = m.with_layers(other, count)
+        shapes = own.shapes()
+        kept = dataclasses.replace(keeping, shapes=shapes)
+        tree = kept.there({name: values[name] for name in shapes})
+        return lambda tree: own(kept.back(flattened(tree))), nested(tree)
+
+    count = len(model.layers)
+    both = source(count), view(count)
     return Wrong(
-        f"{change.name} in {len(model.layers)} x {kinds}, drawn {seed}",
+        f"{change.name} in {count} x {kinds}, drawn {seed}",
         change.name,
-        (
-            lambda tree: model(flattened(tree)),
-            lambda tree: other(keeping.back(flattened(tree))),
-        ),
-        (nested(sources), nested(views)),
+        (both[0][0], both[1][0]),
+        (both[0][1], both[1][1]),
         change.is_scale,
+        (source, view),
     )
 
 

@@ -15,6 +15,7 @@ from ckpt_schema._lens.value_rules import Factor
 from ckpt_schema._messages.text import columns
 from ckpt_schema.discovery._cuts import whole_piece
 from ckpt_schema.discovery._cutting import Recode
+from ckpt_schema.discovery._depths import LayerFactory, first_other
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
 from ckpt_schema.discovery._layer_levels import LayerLevels
 from ckpt_schema.discovery._matching import Matched, Pairing, match_pieces
@@ -36,7 +37,7 @@ __all__ = ["Discovery", "Evidence", "Open", "discover"]
 Models = tuple[RunnableModel, RunnableModel]
 Status = Literal["complete", "complete but for choices", "incomplete", "refused"]
 
-_MOST_READINGS = 8
+_MOST_20_000 = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Discovery:
         scan: What `adapt` is to be told of stacked layers, for other sizes of the same models.
         lists: What it is to be told of lists.
         pairings: What belongs together, piece by piece; not of leaves whose values are open.
+        differ_from: With how many layers the two begin to differ, where ``with_layers`` was given and
+            they are not one function: 1 is the first, 0 what stands before and behind all layers.
         notes: What else is to be known: what no rule can say, readings that are as good.
     """
 
@@ -86,10 +89,16 @@ class Discovery:
     scan: Mapping[str, Any]
     lists: tuple[str, ...]
     pairings: tuple[Pairing, ...] = ()
+    differ_from: int | None = None
     notes: tuple[str, ...] = ()
     _gap: Callable[[Lens], tuple[float, float]] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
+
+    @property
+    def is_one_function(self) -> bool:
+        """Whether all that matters has its place; choices may be open."""
+        return self.status in ("complete", "complete but for choices")
 
     def lens(self, rules: Sequence[Rule] = ()) -> Lens:
         """The lens between the two layouts.
@@ -102,14 +111,14 @@ class Discovery:
                 is not said, or the lens does not carry random values to equal outputs.
             DerivationError: What is open has no place by these rules; the candidates stand beneath.
         """
-        if self.status in ("refused", "incomplete"):
+        if not self.is_one_function:
             faults = [
                 Mismatch(
                     ", ".join(each.views or each.sources), "open", "one candidate", each.reason
                 )
                 for each in self.open
             ]
-            raise DiscoveryError(f"no lens: the discovery is {self.status}", faults)
+            raise DiscoveryError(f"no lens: the discovery is {self.status}", faults, self.notes)
         faults = [
             Mismatch(
                 ", ".join(each.views),
@@ -165,8 +174,9 @@ def discover(
     view: Any,
     *,
     rules: Sequence[Rule] = (),
+    with_layers: tuple[LayerFactory, LayerFactory] | None = None,
     seed: int = 0,
-    budget: float = 60,
+    budget: int = 20_000,
     names: tuple[str, str] = ("source", "view"),
 ) -> Discovery:
     """Finds which leaf of one model is which leaf of another, by running both; no name is compared.
@@ -187,9 +197,13 @@ def discover(
         view_run: The same for the view, of the same input.
         view: The other model's leaves.
         rules: What is known beforehand: `scale` of leaves of the view.
+        with_layers: Where the two are no one function, at which layer they begin to differ is told by
+            fewer layers of them: ``(old, new)``, each of which takes a number of layers and gives a run
+            and the leaves for it, as they are given here.
         seed: Of the random values.
-        budget: For how many seconds of processor time at most to search for cuts and scales, where the
-            models do not agree at once. The search ends by itself after some thousand readings.
+        budget: How many readings to try at most, where the models do not agree at once: how leaves are
+            cut, and how their values differ. Each takes a run of one model or both; what is found does
+            not depend on how fast that is.
         names: What messages call the two.
 
     Returns:
@@ -214,6 +228,22 @@ def discover(
         (6, 4)
     """
     models = model_of(source_run, source, names[0]), model_of(view_run, view, names[1])
+
+    def discovered(both: Models) -> Discovery:
+        return _discovered(both, rules, seed, budget, names)
+
+    found = discovered(models)
+    if with_layers is None or found.is_one_function:
+        return found
+    other = first_other(with_layers, models, names, lambda both: discovered(both).is_one_function)
+    notes = (*found.notes, str(other))
+    return dataclasses.replace(found, differ_from=other.layers, notes=notes)
+
+
+def _discovered(
+    models: Models, rules: Sequence[Rule], seed: int, budget: int, names: tuple[str, str]
+) -> Discovery:
+    """What running two models tells."""
     _verify_runs(models, names, seed)
     known = _known(rules, models[1])
     search = Search(models, seed, budget, known)
@@ -222,7 +252,7 @@ def discover(
     for readings in search.readings():
         if readings[0].noise > NEARLY:
             break
-        for each in readings[:_MOST_READINGS]:
+        for each in readings[:_MOST_20_000]:
             if each not in judged:
                 pieces = search.cutting.both_pieces(each.changes)
                 judged[each] = match_pieces(models, pieces, each.noise, seed)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -63,22 +62,19 @@ class Search:
         cutting: The pieces of both models.
     """
 
-    def __init__(
-        self, models: Models, seed: int, budget: float, known: Mapping[str, Recode]
-    ) -> None:
+    def __init__(self, models: Models, seed: int, budget: int, known: Mapping[str, Recode]) -> None:
         """Cuts the leaves of both models into pieces that the other can have too.
 
         Args:
             models: The source and the view.
             seed: Of the random values.
-            budget: For how many seconds of processor time at most to search.
+            budget: How many readings to try at most.
             known: Leaves of the view whose values are known to differ, and how.
         """
         self._models, self._seed, self._budget = models, seed, budget
         self.cutting = Cutting(models, seed, known)
         self._outputs: dict[tuple[int, ReadingChanges, AxisSizes | None], np.ndarray[Any, Any]] = {}
         self._read_so_far: dict[ReadingChanges, Reading] = {}
-        self._end = 0.0
         self.tried = 0
 
     @property
@@ -88,8 +84,6 @@ class Search:
 
     def readings(self) -> Iterator[list[Reading]]:
         """The readings that agree, in turns: those of the fewest changes first; at last the best of all."""
-        # Processor time: what else the machine does changes no answer.
-        self._end = time.process_time() + self._budget
         bases = [self._reading(base) for base in self.cutting.bases]
         for each in bases:
             if each.noise < self.agrees:
@@ -136,7 +130,7 @@ class Search:
 
     def _try(self, base: Reading, every: Iterable[ReadingChanges], most: int) -> None:
         for more in itertools.islice(every, most):
-            if time.process_time() > self._end:
+            if self.tried >= self._budget:
                 return
             self._reading(changed(base.changes, more))
 
@@ -168,7 +162,7 @@ class Search:
             if mute.agrees:
                 continue
             for change in candidates.single:
-                if time.process_time() > self._end:
+                if self.tried >= self._budget:
                     return
                 is_silent = set(change.names) <= mute.silent[change.side]
                 if is_silent or not suspicion.may_be_one(change):

@@ -29,7 +29,7 @@ def assert_discovered(
     view: Any,
     *,
     seed: int = 0,
-    budget: float = 60,
+    budget: int = 20_000,
 ) -> Discovery:
     """Verifies that a lens carries each leaf to the leaf that running both models shows it to be.
 
