@@ -226,13 +226,14 @@ ORDER = """
     discovery._models
     discovery._points
     discovery._roles
+    discovery._layer_levels
+    discovery._known
     discovery._cutting
     discovery._mutes
     discovery._changes
     discovery._readings
     discovery._proof
     discovery._matching
-    discovery._layer_levels
     discovery._found_rules
     discovery._gauges
     discovery._open

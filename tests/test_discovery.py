@@ -333,6 +333,120 @@ def test_what_no_value_changes_is_open() -> None:
     np.testing.assert_array_equal(lens.get(tree)["b"], tree["bias"])
 
 
+def _scored(p: Any) -> Any:
+    scores = (X @ p["q"]) @ (X @ p["k"] + p["bias"]).T
+    return jax.nn.softmax(scores, -1) @ X
+
+
+SCORED = {"q": jnp.ones((4, 5)), "k": jnp.ones((4, 5)), "bias": jnp.ones(5)}
+
+
+def test_what_a_rule_says_of_a_leaf_that_nothing_tells_is_not_open() -> None:
+    rule = cs.rename("bias", "b")
+    other = {"q": SCORED["q"], "k": SCORED["k"], "b": SCORED["bias"]}
+    found = discover(_scored, SCORED, lambda p: _scored({**p, "bias": p["b"]}), other, rules=[rule])
+    assert (found.status, found.rules, found.open) == ("complete", (rule,), ())
+    assert found.lens().get(SCORED)["b"].shape == (5,)
+
+
+def _branches(p: Any) -> Any:
+    return jnp.tanh(X @ p["left"]) + jnp.tanh(X @ p["right"])
+
+
+BRANCHES = {"left": jnp.ones((4, 6)), "right": 2 * jnp.ones((4, 6))}
+
+
+def test_a_rule_settles_a_choice_beforehand() -> None:
+    rules = [cs.rename("left", "right"), cs.rename("right", "left")]
+    found = discover(_branches, BRANCHES, _branches, BRANCHES, rules=rules)
+    assert (found.status, found.open) == ("complete", ())
+    assert (found.lens().get(BRANCHES)["right"] == 1).all()
+
+
+def test_a_rule_that_is_not_so_leaves_nothing_complete() -> None:
+    tree = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4))}
+    rules = [cs.rename("a", "b"), cs.rename("b", "a")]
+
+    def run(p: Any) -> Any:
+        return jnp.tanh(X @ p["a"]) @ p["b"]
+
+    found = discover(run, tree, run, tree, rules=rules, budget=100)
+    assert found.status == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (cs.rename("left", "middle"), "a leaf of view, or a node"),
+        (cs.scale("middle", 2.0), "a leaf of view, or a node"),
+        (cs.fuse("both", ["left", "right"], axes="i 2*j -> i j"), "a leaf of view, or a node"),
+        (cs.scale("left", "d"), "give the number"),
+        (cs.fuse("left", ["left", "right"], axes="i 2*j -> i j"), "not cut into the shapes"),
+    ],
+)
+def test_a_rule_that_fits_no_leaf_is_refused(rule: Any, said: str) -> None:
+    with pytest.raises(DiscoveryError, match="rules= does not fit the models") as caught:
+        discover(_branches, BRANCHES, _branches, BRANCHES, rules=[rule])
+    assert said in str(caught.value)
+
+
+def _layers(layers: Sequence[Any], factor: float = 1.0) -> Any:
+    x = X
+    for layer in layers:
+        gate = jax.nn.silu(factor * (x @ layer["gate"]))
+        x = x + (gate * (x @ layer["up"])) @ layer["down"]
+    return x
+
+
+def _fused_layers(p: Any) -> Any:
+    """Layers that are stacked on two axes, of fused kernels, the gate's weights times 0.3 in the code."""
+    wi, down = p["blocks"]["wi"], jnp.moveaxis(p["blocks"]["down"], 1, 0)
+    layers = [
+        {"gate": w[:, 0], "up": w[:, 1], "down": own} for w, own in zip(wi, down, strict=True)
+    ]
+    return _layers(layers, 0.3)
+
+
+LAYER = {"gate": jnp.ones((4, 6)), "up": jnp.ones((4, 6)), "down": jnp.ones((6, 4))}
+BLOCKS = {"blocks": {"wi": jnp.ones((2, 4, 2, 6)), "down": jnp.ones((6, 2, 4))}}
+
+
+STACKS = {"blocks": 0, "blocks/down": 1}
+FUSED_LAYERS = (
+    _fused_layers,
+    BLOCKS,
+    lambda p: _layers([p["layers_0"], p["layers_1"]]),
+    {"layers_0": LAYER, "layers_1": LAYER},
+)
+
+
+def test_what_is_known_of_layers_and_values_is_carried_over_first() -> None:
+    """Beyond what is searched for: a factor that is no root of a size."""
+    known = cs.scale("layers[]/gate", 0.3)
+    found = discover(*FUSED_LAYERS, rules=[known], scan=STACKS, lists=["layers_{i}"])
+    assert (found.status, found.rules[-1]) == ("complete", known)
+    assert {**found.scan, **STACKS} == found.scan and found.lists == ("layers_{i}",)
+    assert discover(*FUSED_LAYERS, budget=300).status == "refused"
+
+
+def test_a_fused_leaf_that_is_known_is_cut_so() -> None:
+    rules = [
+        cs.fuse("blocks[]/wi", ["layers[]/gate", "layers[]/up"], axes="a 2 b -> a b"),
+        cs.scale("layers[]/gate", 0.3),
+    ]
+    found = discover(*FUSED_LAYERS, rules=rules, scan=STACKS, lists=["layers_{i}"])
+    assert found.status == "complete" and found.rules[-2:] == tuple(rules)
+    blocks = jax.tree.map(lambda x: jnp.arange(1.0 + x.size)[1:].reshape(x.shape), BLOCKS)
+    made = found.lens().get(blocks)
+    assert (made["layers_1"]["up"] == blocks["blocks"]["wi"][1, :, 1]).all()
+
+
+@pytest.mark.parametrize("word", [{"scan": {"layers": 0}}, {"lists": ["blocks_{i}"]}])
+def test_a_list_or_stack_that_is_not_there_is_refused(word: dict[str, Any]) -> None:
+    with pytest.raises(cs.DerivationError, match="does not fit source or view"):
+        discover(_branches, BRANCHES, _branches, BRANCHES, **word)
+
+
 class Dropped(nnx.Module):
     def __init__(self) -> None:
         self.linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))

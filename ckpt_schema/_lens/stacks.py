@@ -15,7 +15,7 @@ from ckpt_schema._lens.read_sides import Axes, ReadSide, ReadSides
 from ckpt_schema._messages.text import counted
 from ckpt_schema.errors import DerivationError, Mismatch
 
-__all__ = ["Scan", "with_stacks"]
+__all__ = ["Scan", "axes_of_sides", "with_stacks"]
 
 Scan = Mapping[str, Axes | tuple[Axes, Axes]]
 """The axis for each stacked node; two where both sides are stacked, the source's first."""
@@ -43,11 +43,8 @@ _Reading = tuple[int | None, int | None]
 
 def with_stacks(sides: ReadSides, given: Scan) -> ReadSides:
     """Both sides with their stacks: those that are given, and those of which one reading exists."""
-    scans: tuple[dict[str, Axes], dict[str, Axes]] = ({}, {})
+    scans = axes_of_sides(sides, given)
     spoken = [parse_path(node) for node in given]
-    for node, axes in given.items():
-        for at, axis in _of_sides(sides, node, axes, spoken):
-            scans[at][node] = axis
     faults: list[Mismatch] = []
     moved: list[LogicalPath] = []
     for node, members in _stacked_nodes(sides, spoken):
@@ -67,6 +64,16 @@ def with_stacks(sides: ReadSides, given: Scan) -> ReadSides:
         )
     left, right = sides
     return left.read(scan=scans[0]), right.read(scan=scans[1])
+
+
+def axes_of_sides(sides: ReadSides, given: Scan) -> tuple[dict[str, Axes], dict[str, Axes]]:
+    """Which of the axes that are given are of which side."""
+    scans: tuple[dict[str, Axes], dict[str, Axes]] = ({}, {})
+    spoken = [parse_path(node) for node in given]
+    for node, axes in given.items():
+        for at, axis in _of_sides(sides, node, axes, spoken):
+            scans[at][node] = axis
+    return scans
 
 
 _NUMBER = re.compile(r"\d+(?=/|$)")

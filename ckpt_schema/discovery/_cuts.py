@@ -20,6 +20,7 @@ import numpy as np
 __all__ = [
     "AxisSizes",
     "LeafPiece",
+    "Recode",
     "cuts_into",
     "divided_factor",
     "form_of",
@@ -121,6 +122,31 @@ def _indices(span: tuple[int, int], size: int) -> str:
     if span == (0, size):
         return ""
     return str(start) if stop == start + 1 else f"{start}:{stop}"
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Recode:
+    """How the values of a leaf of one side differ from those of the other side.
+
+    Attributes:
+        scale: The leaf holds this times the other side's value, ...
+        offset: ... plus this.
+        rotary: The size of a head and of the outer part of its axis, of which the other side has
+            the two parts in the other order; (0, 0) where none is.
+        axis: Which axis of the leaf the heads are on.
+    """
+
+    scale: float = 1.0
+    offset: float = 0.0
+    rotary: tuple[int, int] = (0, 0)
+    axis: int = 0
+
+    def __str__(self) -> str:
+        """In words."""
+        words = [] if self.scale == 1 else [f"times {self.scale:.6g}"]
+        words += [] if not self.offset else [f"plus {self.offset:g}"]
+        words += [] if not self.rotary[0] else [f"rotary order of heads of {self.rotary[0]}"]
+        return " ".join(words)
 
 
 def form_of(shape: Sequence[int]) -> AxisSizes:

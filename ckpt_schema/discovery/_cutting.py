@@ -13,6 +13,7 @@ import numpy as np
 from ckpt_schema.discovery._cuts import (
     AxisSizes,
     LeafPiece,
+    Recode,
     cuts_into,
     divided_factor,
     form_of,
@@ -21,11 +22,12 @@ from ckpt_schema.discovery._cuts import (
     unstacked_forms,
     whole_piece,
 )
+from ckpt_schema.discovery._known import KnownLeaves
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._points import in_axis_order, shared_block
 from ckpt_schema.discovery._roles import kind_of_leaf
 
-__all__ = ["Cutting", "ReadingChange", "Recode"]
+__all__ = ["Cutting", "ReadingChange", "ReadingChanges"]
 
 Models = tuple[RunnableModel, RunnableModel]
 Array = np.ndarray[Any, Any]
@@ -33,31 +35,6 @@ Counts = collections.Counter[AxisSizes]
 
 _MOST_STATES = 3000
 _MOST_BASES = 24
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Recode:
-    """How the values of a leaf of one side differ from those of the other side.
-
-    Attributes:
-        scale: The leaf holds this times the other side's value, ...
-        offset: ... plus this.
-        rotary: The size of a head and of the outer part of its axis, of which the other side has
-            the two parts in the other order; (0, 0) where none is.
-        axis: Which axis of the leaf the heads are on.
-    """
-
-    scale: float = 1.0
-    offset: float = 0.0
-    rotary: tuple[int, int] = (0, 0)
-    axis: int = 0
-
-    def __str__(self) -> str:
-        """In words."""
-        words = [] if self.scale == 1 else [f"times {self.scale:.6g}"]
-        words += [] if not self.offset else [f"plus {self.offset:g}"]
-        words += [] if not self.rotary[0] else [f"rotary order of heads of {self.rotary[0]}"]
-        return " ".join(words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,23 +69,31 @@ class Cutting:
             pieces of each form, as two models of one function do.
     """
 
-    def __init__(self, models: Models, seed: int, known: Mapping[str, Recode]) -> None:
+    def __init__(self, models: Models, seed: int, known: KnownLeaves) -> None:
         """Finds the ways to cut each leaf into pieces that the other model can have too.
 
         Args:
             models: The source and the view.
             seed: Of the values at the shared point.
-            known: Leaves of the view whose values are known to differ, and how.
+            known: What rules, lists and stacks say of the leaves.
+
+        Raises:
+            DiscoveryError: A leaf cannot be cut into the parts that a rule names.
         """
         self._models, self._seed, self._known = models, seed, known
         forms = _common_forms(models)
-        settled = _settled_forms(models)
-        self._ways: list[dict[tuple[int, ...], list[list[LeafPiece]]]] = []
-        for model in models:
-            ways: dict[tuple[int, ...], list[list[LeafPiece]]] = {}
-            for shape in dict.fromkeys(model.shapes.values()):
-                stays = form_of(shape) in settled
-                ways[shape] = [[whole_piece("", shape)]] if stays else cuts_into(shape, forms)
+        settled = _settled_forms(models, known)
+        self._ways: list[dict[object, list[list[LeafPiece]]]] = []
+        for side, model in enumerate(models):
+            ways: dict[object, list[list[LeafPiece]]] = {}
+            for name, shape in model.shapes.items():
+                likeness = self._likeness(side, name)
+                if likeness not in ways:
+                    stays = form_of(shape) in settled
+                    whole = [[whole_piece("", shape)]]
+                    ways[likeness] = known.ways(
+                        side, name, whole if stays else cuts_into(shape, forms)
+                    )
             self._ways.append(ways)
         self._cut: dict[tuple[int, str, _LeafReading], list[LeafPiece]] = {}
         self._held: dict[tuple[int, str, _LeafReading, AxisSizes | None], Array] = {}
@@ -117,7 +102,11 @@ class Cutting:
 
     def ways(self, side: int, name: str) -> Sequence[list[LeafPiece]]:
         """The ways to cut a leaf, the least cutting first."""
-        return self._ways[side][tuple(self._models[side].shapes[name])]
+        return self._ways[side][self._likeness(side, name)]
+
+    def _likeness(self, side: int, name: str) -> object:
+        """What leaves have in common that can be cut in the same ways."""
+        return tuple(self._models[side].shapes[name]), self._known.mark(side, name)
 
     def both_pieces(self, changes: ReadingChanges) -> tuple[list[LeafPiece], list[LeafPiece]]:
         """The pieces of both models under a reading."""
@@ -162,7 +151,7 @@ class Cutting:
                     recoded[name] = change.how
         parts = tuple(sorted(halved))
         for name in self._models[side].shapes:
-            recode = recoded.get(name, self._known.get(name) if side else None)
+            recode = recoded.get(name, self._known.recodes.get(name) if side else None)
             yield name, (cut.get(name, 0), recode, parts)
 
     def _leaf_pieces(self, side: int, name: str, reading: _LeafReading) -> list[LeafPiece]:
@@ -222,8 +211,9 @@ class Cutting:
         found: list[list[_Option]] = []
         for side, model in enumerate(self._models):
             groups: dict[object, list[str]] = collections.defaultdict(list)
-            for name, shape in model.shapes.items():
-                groups[tuple(shape), kind_of_leaf(name) if is_kind else ""].append(name)
+            for name in model.shapes:
+                kind = kind_of_leaf(name) if is_kind else ""
+                groups[self._likeness(side, name), kind].append(name)
             for names in groups.values():
                 found.append(self._group_options(side, tuple(names)))
         return sorted(found, key=len)
@@ -326,11 +316,12 @@ def _forms_later(options: Sequence[Sequence[_Option]]) -> list[set[AxisSizes]]:
     return found[::-1]
 
 
-def _settled_forms(models: Models) -> set[AxisSizes]:
-    """The forms that as many leaves of both models have: these are not cut."""
-    counts = [
-        collections.Counter(form_of(shape) for shape in model.shapes.values()) for model in models
-    ]
+def _settled_forms(models: Models, known: KnownLeaves) -> set[AxisSizes]:
+    """The forms that as many leaves of both models have: these are not cut, unless they are known to be."""
+    counts: list[Counts] = []
+    for side, model in enumerate(models):
+        own = [form_of(shape) for leaf, shape in model.shapes.items() if not known.mark(side, leaf)]
+        counts.append(collections.Counter(own))
     return {form for form, count in counts[0].items() if counts[1][form] == count}
 
 

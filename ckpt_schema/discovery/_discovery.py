@@ -11,12 +11,12 @@ from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.one_sided import derived
 from ckpt_schema._lens.rules import Rule
-from ckpt_schema._lens.value_rules import Factor
+from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._messages.text import columns
 from ckpt_schema.discovery._cuts import whole_piece
-from ckpt_schema.discovery._cutting import Recode
 from ckpt_schema.discovery._depths import LayerFactory, first_other
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
+from ckpt_schema.discovery._known import KnownLeaves, known_leaves
 from ckpt_schema.discovery._layer_levels import LayerLevels
 from ckpt_schema.discovery._matching import Matched, Pairing, match_pieces
 from ckpt_schema.discovery._models import (
@@ -26,18 +26,18 @@ from ckpt_schema.discovery._models import (
     model_of,
     named_values,
 )
-from ckpt_schema.discovery._open import Open, leaf_kinds, open_entries, rules_text
+from ckpt_schema.discovery._open import Open, leaf_kinds, open_asleep, open_entries, rules_text
 from ckpt_schema.discovery._open_values import OpenValues
 from ckpt_schema.discovery._points import leaves_of, relative_gap, shared_values
 from ckpt_schema.discovery._readings import NEARLY, Reading, Search
-from ckpt_schema.errors import DerivationError, Mismatch
+from ckpt_schema.errors import CkptSchemaError, DerivationError, Mismatch
 
 __all__ = ["Discovery", "Evidence", "Open", "discover"]
 
 Models = tuple[RunnableModel, RunnableModel]
 Status = Literal["complete", "complete but for choices", "incomplete", "refused"]
 
-_MOST_20_000 = 8
+_MOST_READINGS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +174,8 @@ def discover(
     view: Any,
     *,
     rules: Sequence[Rule] = (),
+    scan: Scan | None = None,
+    lists: Sequence[str] | None = None,
     with_layers: tuple[LayerFactory, LayerFactory] | None = None,
     seed: int = 0,
     budget: int = 20_000,
@@ -196,7 +198,11 @@ def discover(
             needs no run.
         view_run: The same for the view, of the same input.
         view: The other model's leaves.
-        rules: What is known beforehand: `scale` of leaves of the view.
+        rules: What is known beforehand. Leaves that a `rename` or a `fuse` names are no others, and
+            are not said again; what a `scale` or a `shift` says of values is carried over first.
+        scan: Which nodes are stacked, and on which axis, where that is known; as `ckpt_schema.adapt`
+            takes it, and by logical paths. Their leaves are taken apart on that axis.
+        lists: Which siblings are a list of layers, where that is known; the same.
         with_layers: Where the two are no one function, at which layer they begin to differ is told by
             fewer layers of them: ``(old, new)``, each of which takes a number of layers and gives a run
             and the leaves for it, as they are given here.
@@ -229,33 +235,50 @@ def discover(
     """
     models = model_of(source_run, source, names[0]), model_of(view_run, view, names[1])
 
-    def discovered(both: Models) -> Discovery:
-        return _discovered(both, rules, seed, budget, names)
-
-    found = discovered(models)
+    words = _Words(tuple(rules), scan, lists, seed, budget, names)
+    found = _discovered(models, words, known_leaves(models, rules, scan, lists, names))
     if with_layers is None or found.is_one_function:
         return found
-    other = first_other(with_layers, models, names, lambda both: discovered(both).is_one_function)
+    other = first_other(with_layers, models, names, lambda fewer: _is_one_function(fewer, words))
     notes = (*found.notes, str(other))
     return dataclasses.replace(found, differ_from=other.layers, notes=notes)
 
 
-def _discovered(
-    models: Models, rules: Sequence[Rule], seed: int, budget: int, names: tuple[str, str]
-) -> Discovery:
+@dataclasses.dataclass(frozen=True)
+class _Words:
+    """What a caller says besides the models; see `discover`."""
+
+    rules: tuple[Rule, ...]
+    scan: Scan | None
+    lists: Sequence[str] | None
+    seed: int
+    budget: int
+    names: tuple[str, str]
+
+
+def _is_one_function(models: Models, words: _Words) -> bool:
+    """Whether two models with fewer layers than those that are given are one function."""
+    try:
+        known = known_leaves(models, words.rules, words.scan, words.lists, words.names)
+    except CkptSchemaError:  # what is said of layers that are not there
+        known = KnownLeaves()
+    return _discovered(models, words, known).is_one_function
+
+
+def _discovered(models: Models, words: _Words, known: KnownLeaves) -> Discovery:
     """What running two models tells."""
+    names, seed = words.names, words.seed
     _verify_runs(models, names, seed)
-    known = _known(rules, models[1])
-    search = Search(models, seed, budget, known)
+    search = Search(models, seed, words.budget, known)
     judged: dict[Reading, Matched] = {}
     readings: list[Reading] = []
     for readings in search.readings():
         if readings[0].noise > NEARLY:
             break
-        for each in readings[:_MOST_20_000]:
+        for each in readings[:_MOST_READINGS]:
             if each not in judged:
                 pieces = search.cutting.both_pieces(each.changes)
-                judged[each] = match_pieces(models, pieces, each.noise, seed)
+                judged[each] = match_pieces(models, pieces, each.noise, seed, known)
         if any(matched.agrees and not any(matched.alone) for matched in judged.values()):
             break  # other readings would explain no more
     if not judged:
@@ -264,15 +287,16 @@ def _discovered(
     reading, best = ordered[0]
     alike = [one for one, other in ordered[1:] if _cost(other)[:2] == _cost(best)[:2]]
     pieces = search.cutting.both_pieces(reading.changes)
-    found = rules_of(models, pieces, best.pairings, names, best.choices)
+    found = rules_of(models, pieces, best.pairings, names, best.choices, known)
     values = OpenValues(found.values)
     if reading.recodes and best.complete:
-        values.add_places(models[1], found.paths, best, rules, seed)
+        values.add_places(models[1], found.paths, best, known, seed)
         for each in alike:
             pieces = search.cutting.both_pieces(each.changes)
-            values.add_way(rules_of(models, pieces, judged[each].pairings, names).values)
+            way = rules_of(models, pieces, judged[each].pairings, names, known=known)
+            values.add_way(way.values)
     carried = functools.partial(_carried, models, seed, best.noise)
-    return _told(best, found, values, carried, search.tried, list(rules))
+    return _told(best, found, values, carried, search.tried, known)
 
 
 def _carried(models: Models, seed: int, noise: float, lens: Lens) -> tuple[float, float]:
@@ -308,17 +332,6 @@ def _verify_runs(models: Models, names: tuple[str, str], seed: int) -> None:
         faults.append(Mismatch(names[1], "outputs", expected, f"{shapes[1]}", hint))
     if faults:
         raise DiscoveryError("the models cannot be compared", faults)
-
-
-def _known(rules: Sequence[Rule], view: RunnableModel) -> dict[str, Recode]:
-    """Leaves of the view whose values are known to be scaled."""
-    found: dict[str, Recode] = {}
-    for rule in rules:
-        if isinstance(rule, Factor) and not isinstance(rule.factor, str):
-            path = "/".join(rule.path)
-            named = [name for name in view.shapes if name == path or name.endswith(f"/{path}")]
-            found |= dict.fromkeys(named, Recode(scale=rule.factor))
-    return found
 
 
 def _cost(matched: Matched) -> tuple[bool, int, int]:
@@ -366,10 +379,11 @@ def _told(
     values: OpenValues,
     carried: Callable[[Lens], tuple[float, float]],
     tried: int,
-    known: list[Rule],
+    known: KnownLeaves,
 ) -> Discovery:
     """The discovery that a match makes."""
-    opens = [*open_entries(matched, found), *values.opens]
+    asleep = open_asleep(matched, known)
+    opens = [*open_entries(matched, found), *asleep, *values.opens]
     notes = list(found.unsaid)
     if matched.odd:
         names = ", ".join(map(str, matched.odd))
@@ -381,7 +395,7 @@ def _told(
     status: Status = "complete"
     if not matched.complete:
         status = "incomplete"
-    elif matched.choices or any(matched.asleep) or values.opens:
+    elif matched.choices or asleep or values.opens:
         status = "complete but for choices"
     open_paths = values.paths
     pairings = [each for each in matched.pairings if found.paths[each.view.leaf] not in open_paths]
@@ -389,7 +403,7 @@ def _told(
     before, after = found.levels
     return Discovery(
         status=status,
-        rules=tuple(dict.fromkeys([*found.rules, *values.settled, *known])),
+        rules=tuple(dict.fromkeys([*found.rules, *values.settled, *known.rules])),
         open=tuple(opens),
         evidence=evidence,
         source=found.layouts[0],

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Binder
 from ckpt_schema._layouts.table import Layout, Row
-from ckpt_schema._lens.rules import Rule, fuse, rename, tie
+from ckpt_schema._lens.rules import Fuse, Rule, fuse, rename, tie
 from ckpt_schema._lens.value_rules import scale, shift
 from ckpt_schema.discovery._cuts import LeafPiece
+from ckpt_schema.discovery._known import KnownLeaves
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels, found_levels, single_axes
 from ckpt_schema.discovery._matching import Choice, Pairing
 from ckpt_schema.discovery._models import RunnableModel
@@ -66,6 +67,7 @@ def rules_of(
     pairings: Sequence[Pairing],
     names: tuple[str, str],
     choices: Sequence[Choice] = (),
+    known: KnownLeaves | None = None,
 ) -> FoundRules:
     """The rules that pairings say.
 
@@ -75,25 +77,30 @@ def rules_of(
         pairings: Those that are told.
         names: What the layouts are called.
         choices: Those that are told but for a choice.
+        known: What was known beforehand, which is not said again.
     """
+    known = known or KnownLeaves()
     partners: tuple[dict[LeafPiece, list[LeafPiece]], dict[LeafPiece, list[LeafPiece]]] = {}, {}
     first = [pairing for choice in choices for pairing in choice.options[0]]
     for pairing in [*pairings, *first]:
         for source in pairing.sources:
             partners[0].setdefault(source, []).append(pairing.view)
             partners[1].setdefault(pairing.view, []).append(source)
-    levels = found_levels(models, pieces, partners)
+    found = found_levels(models, pieces, partners)
+    levels = known.levels[0].beside(found[0]), known.levels[1].beside(found[1])
     sides = [
         Addresses(model, own, name) for model, own, name in zip(models, levels, names, strict=True)
     ]
     both = sides[0], sides[1]
     unsaid: list[str] = []
     pairs = _pairs(pairings, both, unsaid)
-    spoken = [*_spoken(pairs, unsaid)]
+    said = _said(known, both)
+    spoken = [each for each in _spoken(pairs, unsaid) if not _is_said(each, said)]
+    scaled = {both[1].path(leaf) for leaf in known.recodes}
     options = _options(pairs, choices, both, unsaid)
     return FoundRules(
         rules=tuple(_folded(spoken, both)),
-        values=tuple(_recodes(pairs, unsaid)),
+        values=tuple(_recodes([one for one in pairs if one.view.leaf not in scaled], unsaid)),
         levels=levels,
         layouts=(sides[0].layout, sides[1].layout),
         paths={leaf: sides[1].path(leaf) for leaf in sides[1].slots},
@@ -135,6 +142,24 @@ def _options(
         said = tuple(options) if len(options) == len(ways[mark]) else ()
         found.append((several[0], said))
     return tuple(found)
+
+
+def _said(known: KnownLeaves, sides: tuple[Addresses, Addresses]) -> tuple[set[str], set[str]]:
+    """The leaves of both sides that rules say already, by their logical paths."""
+    here, there = (
+        {side.path(leaf) for leaf in allowed}
+        for allowed, side in zip(known.allowed, sides, strict=True)
+    )
+    return here, there
+
+
+def _is_said(found: _Saying | Rule, said: tuple[set[str], set[str]]) -> bool:
+    if isinstance(found, _Saying):
+        return found.source in said[0] or found.view in said[1]
+    if not isinstance(found, Fuse):
+        return False
+    every = said[0] | said[1]
+    return any("/".join(path) in every for path in (found.whole, *found.parts))
 
 
 # --- One layer for all  ---

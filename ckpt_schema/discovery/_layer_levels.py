@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, Pattern, format_path
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.read_sides import Axes
 from ckpt_schema._lens.siblings import NUMBERED
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema._trees.inference import infer_tree
@@ -35,7 +36,12 @@ class LayerLevels:
     """
 
     lists: tuple[str, ...] = ()
-    scan: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
+    scan: Mapping[str, Axes] = dataclasses.field(default_factory=dict[str, Axes])
+
+    def beside(self, found: LayerLevels) -> LayerLevels:
+        """These, which are given, and those that were found."""
+        lists = dict.fromkeys((*self.lists, *found.lists))
+        return LayerLevels(tuple(lists), {**found.scan, **self.scan})
 
 
 class Addresses:
@@ -224,14 +230,14 @@ def _stacked(
 
 def _by_node(
     axes: Mapping[str, int], keys: Mapping[str, KeyPath], pieces: Sequence[LeafPiece]
-) -> dict[str, int]:
+) -> dict[str, Axes]:
     """The axis of each stacked node: the highest of which all leaves are stacked, or have no partner.
 
     A leaf that is stacked on another axis than its siblings is named beside its node.
     """
     unknown = {piece.leaf for piece in pieces} - axes.keys()
     cut = {piece.leaf for piece in pieces if any(True for _ in single_axes(piece))}
-    found: dict[str, int] = {}
+    found: dict[str, Axes] = {}
     done: set[str] = set()
     for leaf in axes:
         key = keys[leaf]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
+from ckpt_schema.discovery._known import KnownLeaves
 from ckpt_schema.discovery._models import Leaves, RunnableModel
 from ckpt_schema.discovery._points import gradients_at, orders, relative_gap
 from ckpt_schema.discovery._proof import (
@@ -122,6 +123,7 @@ def match_pieces(
     pieces: tuple[list[LeafPiece], list[LeafPiece]],
     noise: float,
     seed: int,
+    known: KnownLeaves | None = None,
 ) -> Matched:
     """Matches the pieces of two models.
 
@@ -130,8 +132,9 @@ def match_pieces(
         pieces: Their pieces, under a reading at which their outputs agree.
         noise: How far the outputs differ at the shared point.
         seed: Of the random values.
+        known: Which leaves may be which, where that is known.
     """
-    return _Matching(models, pieces, noise, seed).result()
+    return _Matching(models, pieces, noise, seed, known or KnownLeaves()).result()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +161,10 @@ class _Matching:
         pieces: tuple[list[LeafPiece], list[LeafPiece]],
         noise: float,
         seed: int,
+        known: KnownLeaves,
     ) -> None:
         self._models, self._pieces, self._noise, self._seed = models, pieces, noise, seed
+        self._beforehand = known
         # What rounding makes of outputs it makes of gradients, and more of it.
         self._tolerance = max(1e-9, min(1000 * noise, 3e-3))
         self._proof = Proof(models, pieces, noise, seed)
@@ -214,6 +219,12 @@ class _Matching:
         self._found |= kept
         return bool(kept)
 
+    def _orders(self, i: int, j: int) -> Iterable[Order]:
+        """The orders of axes that make a piece of the source one of the view; none where a rule says that it is another."""
+        source, view = self._pieces[0][i], self._pieces[1][j]
+        is_allowed = self._beforehand.allows(source.leaf, view.leaf)
+        return orders(source.shape, view.shape) if is_allowed else ()
+
     def _see(self, point: ProofPoint) -> None:
         """Takes the gradients at a point."""
         own: list[list[Array]] = []
@@ -261,7 +272,7 @@ class _Matching:
             low, high = np.searchsorted(norms[form], [norm - window, norm + window])
             found: list[tuple[int, Order]] = []
             for _, j in by_form[form][max(low - 1, 0) : high + 1]:
-                for order in orders(sources[i].shape, views[j].shape):
+                for order in self._orders(i, j):
                     gap = relative_gap(before[i].transpose(order), after[j])
                     if gap <= self._tolerance:
                         found.append((j, order))
@@ -298,8 +309,8 @@ class _Matching:
         for i in lone[0]:  # one leaf of the source is two of the view
             alike = [j for j in lone[1] if views[j].form == sources[i].form]
             for one, other in itertools.combinations(alike, 2):
-                for first in orders(sources[i].shape, views[one].shape):
-                    for second in orders(sources[i].shape, views[other].shape):
+                for first in self._orders(i, one):
+                    for second in self._orders(i, other):
                         back = inverse_order(first), inverse_order(second)
                         total = after[one].transpose(back[0]) + after[other].transpose(back[1])
                         if relative_gap(before[i], total) <= self._tolerance:
@@ -307,8 +318,8 @@ class _Matching:
         for j in lone[1]:  # two leaves of the source are added up, or one stored twice
             alike = [i for i in lone[0] if sources[i].form == views[j].form]
             for one, other in itertools.combinations(alike, 2):
-                for first in orders(sources[one].shape, views[j].shape):
-                    for second in orders(sources[other].shape, views[j].shape):
+                for first in self._orders(one, j):
+                    for second in self._orders(other, j):
                         total = before[one].transpose(first) + before[other].transpose(second)
                         if relative_gap(total, after[j]) <= self._tolerance:
                             return {j: ((one, first), (other, second))}
@@ -362,7 +373,7 @@ class _Matching:
             good: list[Pairs] = []
             for perm in itertools.permutations(members):
                 ways = [
-                    [((i, order),) for order in orders(sources[i].shape, views[j].shape)]
+                    [((i, order),) for order in self._orders(i, j)]
                     for i, j in zip(perm, goals, strict=True)
                 ]
                 for origins in itertools.product(*ways):
@@ -412,11 +423,7 @@ class _Matching:
                 spare.setdefault(views[j].form, ([], []))[1].append(j)
         for members, goals in spare.values():
             if len(members) == len(goals) <= _MOST_LEFT:
-                ways = {
-                    (i, j): list(orders(sources[i].shape, views[j].shape))
-                    for i in members
-                    for j in goals
-                }
+                ways = {(i, j): list(self._orders(i, j)) for i in members for j in goals}
                 yield members, goals, ways
 
     def _pairing(self, number: int, origins: Sequence[PieceOrigin]) -> Pairing:
@@ -475,7 +482,8 @@ class _Matching:
 
     def _way(self, fork: _Fork, option: Pairs) -> Pairs:
         """Everything that is told where another assignment is taken."""
-        other = _Matching(self._models, self._pieces, self._noise, self._seed)
+        given = self._models, self._pieces, self._noise, self._seed, self._beforehand
+        other = _Matching(*given)
         other._found = dict(fork.found)
         other._chosen = fork.chosen | option
         other._go_on()

@@ -10,10 +10,11 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema.discovery._cuts import LeafPiece
 from ckpt_schema.discovery._found_rules import FoundRules
+from ckpt_schema.discovery._known import KnownLeaves
 from ckpt_schema.discovery._matching import Matched
 from ckpt_schema.discovery._roles import kind_of_leaf
 
-__all__ = ["Open", "leaf_kinds", "open_entries", "rule_paths", "rules_text"]
+__all__ = ["Open", "leaf_kinds", "open_asleep", "open_entries", "rule_paths", "rules_text"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +73,8 @@ def rule_paths(rule: Rule) -> Iterator[LogicalPath]:
 
 
 def open_entries(matched: Matched, found: FoundRules) -> list[Open]:
-    """Everything that a match leaves open."""
-    return [*_choices(found), *_merged(matched), *_asleep(matched), *_alone(matched)]
+    """Everything that a match leaves open, but what has no gradient."""
+    return [*_choices(found), *_merged(matched), *_alone(matched)]
 
 
 def _choices(found: FoundRules) -> list[Open]:
@@ -92,14 +93,17 @@ def _merged(matched: Matched) -> list[Open]:
     ]
 
 
-def _asleep(matched: Matched) -> list[Open]:
-    """Pieces without a gradient, those of one form together."""
+def open_asleep(matched: Matched, known: KnownLeaves) -> list[Open]:
+    """Pieces without a gradient that no rule tells, those of one form together."""
     reason = (
         "no value of it changes the outputs at this input"
         if matched.inert
         else "it has no gradient here, yet its values matter"
     )
-    return _by_form(matched.asleep, reason)
+    left: list[list[LeafPiece]] = []
+    for side, pieces in enumerate(matched.asleep):
+        left.append([piece for piece in pieces if not known.is_told(side, piece.leaf)])
+    return _by_form((left[0], left[1]), reason)
 
 
 def _alone(matched: Matched) -> list[Open]:

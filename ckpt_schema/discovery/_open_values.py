@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from ckpt_schema._lens.rules import Rule
-from ckpt_schema._lens.value_rules import Factor, scale
+from ckpt_schema._lens.value_rules import scale
 from ckpt_schema.discovery._gauges import factor_places
+from ckpt_schema.discovery._known import KnownLeaves
 from ckpt_schema.discovery._matching import Matched
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._open import Open, rule_paths
@@ -40,14 +41,13 @@ class OpenValues:
         view: RunnableModel,
         paths: Mapping[str, str],
         matched: Matched,
-        known: Sequence[Rule],
+        known: KnownLeaves,
         seed: int,
     ) -> None:
         """Finds the factors that may stand in other leaves; those that the user has said stay."""
         factors = _factors(matched, paths)
-        for rule in known:
-            if isinstance(rule, Factor):
-                factors.pop("/".join(rule.path), None)
+        for leaf in known.recodes:
+            factors.pop(paths[leaf], None)
         bound = max(1e-9, 30 * matched.noise)
         for found in factor_places(view, paths, factors, matched.values[1], bound, seed):
             options: list[tuple[Rule, ...]] = []

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from ckpt_schema.discovery._changes import Candidates, changed
 from ckpt_schema.discovery._cuts import AxisSizes
-from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges, Recode
+from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges
+from ckpt_schema.discovery._known import KnownLeaves
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._mutes import Suspicion
 from ckpt_schema.discovery._points import relative_gap
@@ -62,14 +63,14 @@ class Search:
         cutting: The pieces of both models.
     """
 
-    def __init__(self, models: Models, seed: int, budget: int, known: Mapping[str, Recode]) -> None:
+    def __init__(self, models: Models, seed: int, budget: int, known: KnownLeaves) -> None:
         """Cuts the leaves of both models into pieces that the other can have too.
 
         Args:
             models: The source and the view.
             seed: Of the random values.
             budget: How many readings to try at most.
-            known: Leaves of the view whose values are known to differ, and how.
+            known: What rules, lists and stacks say of the leaves.
         """
         self._models, self._seed, self._budget = models, seed, budget
         self.cutting = Cutting(models, seed, known)

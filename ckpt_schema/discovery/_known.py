@@ -1,0 +1,247 @@
+"""What a caller knows of two models before they are run: rules, lists and stacks, as their leaves have them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from ckpt_schema._layouts.paths import LogicalPath, glob_means
+from ckpt_schema._lens.read_sides import ReadSide
+from ckpt_schema._lens.rules import Fuse, Rename, Rule, verify_rules
+from ckpt_schema._lens.siblings import with_lists
+from ckpt_schema._lens.stacks import Scan, axes_of_sides
+from ckpt_schema._lens.value_rules import Factor, Offset
+from ckpt_schema.discovery._cuts import LeafPiece, Recode, narrowed_factor
+from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels
+from ckpt_schema.discovery._models import DiscoveryError, RunnableModel
+from ckpt_schema.errors import Mismatch
+
+__all__ = ["KnownLeaves", "known_leaves"]
+
+Models = tuple[RunnableModel, RunnableModel]
+Allowed = Mapping[str, frozenset[str]]
+"""For leaves of one side that rules speak of, the leaves of the other side that they may be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownLeaves:
+    """What is known of the leaves of two models.
+
+    Attributes:
+        rules: The rules that say it.
+        levels: How each side is read: the lists and stacks that are given.
+        stacks: For each side, the axes that a leaf is stacked on.
+        recodes: Leaves of the view whose values differ, and how.
+        allowed: For each side, which leaves of the other a leaf may be, where rules say it.
+        parts: For each side, of how many parts a leaf is.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    levels: tuple[LayerLevels, LayerLevels] = (LayerLevels(), LayerLevels())
+    stacks: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]] = ({}, {})
+    recodes: Mapping[str, Recode] = dataclasses.field(default_factory=dict[str, Recode])
+    allowed: tuple[Allowed, Allowed] = ({}, {})
+    parts: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
+
+    def allows(self, source: str, view: str) -> bool:
+        """Whether no rule says that two leaves are others."""
+        here, there = self.allowed
+        return view in here.get(source, (view,)) and source in there.get(view, (source,))
+
+    def is_told(self, side: int, leaf: str) -> bool:
+        """Whether a rule says what a leaf is."""
+        return leaf in self.allowed[side]
+
+    def mark(self, side: int, leaf: str) -> object:
+        """What is known of how a leaf is cut; nothing, where that is left to be found."""
+        stacks, parts = self.stacks[side].get(leaf), self.parts[side].get(leaf)
+        return (stacks, parts) if stacks or parts else None
+
+    def ways(self, side: int, leaf: str, ways: list[list[LeafPiece]]) -> list[list[LeafPiece]]:
+        """The ways to cut a leaf that are what is known of it.
+
+        Raises:
+            DiscoveryError: There is none.
+        """
+        stacks, parts = self.stacks[side].get(leaf, ()), self.parts[side].get(leaf)
+        if stacks:
+            apart = [way for way in ways if all(_is_layer(piece, stacks) for piece in way)]
+            ways = apart or [_layers(ways[0][0], stacks)]
+        if parts is None:
+            return ways
+        shape = ways[0][0].leaf_shape
+        count = parts * math.prod(shape[axis] for axis in stacks)
+        fitting = [way for way in ways if len(way) == count]
+        if not fitting:
+            hint = "give lists= and scan= if layers are stacked; see the sizes of the parts"
+            found = (
+                f"{' '.join(map(str, shape))}, which is not cut into the shapes of the other side"
+            )
+            fault = Mismatch(leaf, "rule", f"{parts} parts", found, hint)
+            raise DiscoveryError("rules= does not fit the models", [fault])
+        return fitting
+
+
+def known_leaves(
+    models: Models,
+    rules: Sequence[Rule],
+    scan: Scan | None,
+    lists: Sequence[str] | None,
+    names: tuple[str, str],
+) -> KnownLeaves:
+    """What rules, stacks and lists say of the leaves of two models.
+
+    Args:
+        models: The source and the view.
+        rules: Rules for `derive`.
+        scan: As in `ckpt_schema.adapt`.
+        lists: The same.
+        names: What messages call the two.
+
+    Raises:
+        DiscoveryError: A rule names no leaf, or says what running the models cannot use.
+        DerivationError: A list or a stack is on neither side.
+    """
+    verify_rules(rules)
+    if not (rules or scan or lists):
+        return KnownLeaves()
+    sides = (
+        ReadSide.of(models[0].tree, names[0], getattr(models[0], "joined", None)),
+        ReadSide.of(models[1].tree, names[1], getattr(models[1], "joined", None)),
+    )
+    sides = with_lists(sides, lists or (), rules)
+    scans = axes_of_sides(sides, scan or {})
+    levels = LayerLevels(sides[0].lists, scans[0]), LayerLevels(sides[1].lists, scans[1])
+    both = (
+        Addresses(models[0], levels[0], names[0]),
+        Addresses(models[1], levels[1], names[1]),
+    )
+    reader = _RuleReader(both, names)
+    for rule in rules:
+        reader.read(rule)
+    if reader.faults:
+        raise DiscoveryError("rules= does not fit the models", reader.faults)
+    return KnownLeaves(
+        tuple(rules),
+        levels,
+        (_stacks(both[0]), _stacks(both[1])),
+        reader.recodes,
+        (_frozen(reader.allowed[0]), _frozen(reader.allowed[1])),
+        reader.parts,
+    )
+
+
+def _stacks(side: Addresses) -> dict[str, tuple[int, ...]]:
+    """The axes that each leaf is stacked on."""
+    found: dict[str, tuple[int, ...]] = {}
+    for leaf, (row, _) in side.slots.items():
+        axes = tuple(axis for axis, (kind, _) in enumerate(row.axes) if kind == "level")
+        if axes:
+            found[leaf] = axes
+    return found
+
+
+def _frozen(allowed: Mapping[str, set[str]]) -> Allowed:
+    return {leaf: frozenset(others) for leaf, others in allowed.items()}
+
+
+class _RuleReader:
+    """Takes rules one after the other."""
+
+    def __init__(self, sides: tuple[Addresses, Addresses], names: tuple[str, str]) -> None:
+        self._sides, self._names = sides, names
+        self.recodes: dict[str, Recode] = {}
+        self.allowed: tuple[dict[str, set[str]], dict[str, set[str]]] = (
+            collections.defaultdict(set),
+            collections.defaultdict(set),
+        )
+        self.parts: tuple[dict[str, int], dict[str, int]] = {}, {}
+        self.faults: list[Mismatch] = []
+
+    def read(self, rule: Rule) -> None:
+        """Takes what a rule says of leaves; what it says besides, the derivation takes."""
+        if isinstance(rule, Factor):
+            self._recode(rule, rule.path, scale=rule.factor)
+        elif isinstance(rule, Offset):
+            self._recode(rule, rule.path, offset=rule.amount)
+        elif isinstance(rule, Rename):
+            self._pair(rule, rule.source, rule.view)
+        elif isinstance(rule, Fuse):
+            self._fuse(rule)
+
+    def _recode(self, rule: Rule, path: LogicalPath, **change: float | str) -> None:
+        if any(isinstance(value, str) for value in change.values()):
+            hint = "these models have sizes: give the number that it is for them"
+            self.faults.append(Mismatch(str(rule), "rule", "a number", "an expression", hint))
+            return
+        leaves = self._leaves(1, path)
+        self._expect(rule, path, 1, leaves)
+        for leaf in leaves:
+            before = self.recodes.get(leaf, Recode())
+            self.recodes[leaf] = dataclasses.replace(before, **change)
+
+    def _pair(self, rule: Rule, source: LogicalPath, view: LogicalPath) -> None:
+        here, there = self._leaves(0, source), self._leaves(1, view)
+        self._expect(rule, source, 0, here)
+        self._expect(rule, view, 1, there)
+        for leaf, rest in here.items():
+            for other, its in there.items():
+                if rest == its:
+                    self._allow(leaf, other)
+
+    def _fuse(self, rule: Fuse) -> None:
+        side = 0 if self._leaves(0, rule.whole) else 1
+        wholes = self._leaves(side, rule.whole)
+        self._expect(rule, rule.whole, side, wholes)
+        for path in rule.parts:
+            parts = self._leaves(1 - side, path)
+            self._expect(rule, path, 1 - side, parts)
+            for whole in wholes:
+                for part in parts:
+                    self._allow(*((whole, part) if side == 0 else (part, whole)))
+        for whole in wholes:
+            self.parts[side][whole] = len(rule.parts)
+
+    def _allow(self, source: str, view: str) -> None:
+        self.allowed[0][source].add(view)
+        self.allowed[1][view].add(source)
+
+    def _leaves(self, side: int, path: LogicalPath) -> dict[str, LogicalPath]:
+        """The leaves that a path names, or that are below it, and what of their path is below it."""
+        found: dict[str, LogicalPath] = {}
+        for leaf, (row, _) in self._sides[side].slots.items():
+            for own in (row.model_path, row.path):
+                ends = [end for end in range(1, len(own) + 1) if glob_means(path, own[:end])]
+                if ends:
+                    found[leaf] = own[ends[0] :]
+        return found
+
+    def _expect(
+        self, rule: Rule, path: LogicalPath, side: int, leaves: Mapping[str, object]
+    ) -> None:
+        if not leaves:
+            name = self._names[side]
+            hint = "write its path in the model, without params in front, with [] behind a list"
+            expected = f"a leaf of {name}, or a node"
+            found = f"none at {'/'.join(path)!r}"
+            self.faults.append(Mismatch(str(rule), "rule", expected, found, hint))
+
+
+def _is_layer(piece: LeafPiece, stacks: Sequence[int]) -> bool:
+    """Whether a piece has one index of each of these axes."""
+    spans = [piece.spans[piece.first_factor(axis)] for axis in stacks]
+    return all(stop == start + 1 for start, stop in spans)
+
+
+def _layers(whole: LeafPiece, stacks: Sequence[int]) -> list[LeafPiece]:
+    """A leaf in pieces of one index of each of these axes."""
+    found = [whole]
+    for axis in stacks:
+        layers: list[LeafPiece] = []
+        for piece in found:
+            for index in range(whole.leaf_shape[axis]):
+                layers.append(narrowed_factor(piece, axis, (index, index + 1)))
+        found = layers
+    return found
