@@ -10,6 +10,7 @@ import discovered
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import rewritten
 from flax import nnx
@@ -439,6 +440,69 @@ def test_a_fused_leaf_that_is_known_is_cut_so() -> None:
     blocks = jax.tree.map(lambda x: jnp.arange(1.0 + x.size)[1:].reshape(x.shape), BLOCKS)
     made = found.lens().get(blocks)
     assert (made["layers_1"]["up"] == blocks["blocks"]["wi"][1, :, 1]).all()
+
+
+def _trained(params: Any, **more: Any) -> Any:
+    return {"params": params, "opt_state": optax.adam(1e-3).init(params), **more}
+
+
+def test_the_moments_of_an_optimizer_follow_their_params() -> None:
+    old = _trained({"up": jnp.ones((4, 6)), "down": jnp.ones((6, 5))}, step=jnp.array(3))
+    new = _trained({"w1": jnp.ones((6, 4)), "w2": jnp.ones((5, 6))}, step=jnp.array(0))
+    found = discover(
+        lambda s: jnp.tanh(X @ s["params"]["up"]) @ s["params"]["down"],
+        old,
+        lambda s: jnp.tanh(X @ s["params"]["w1"].T) @ s["params"]["w2"].T,
+        new,
+    )
+    assert (found.status, found.open) == ("complete", ())
+    state = old["opt_state"]
+    moved = state[0]._replace(mu=jax.tree.map(lambda x: x + jnp.arange(x.shape[-1]), state[0].mu))
+    made = found.lens().get({**old, "opt_state": (moved, *state[1:])})
+    assert made["opt_state"][0].mu["w1"].tolist() == moved.mu["up"].T.tolist()
+    assert made["step"] == 3
+
+
+def test_counts_join_by_name_or_by_rule_or_are_open() -> None:
+    old = {"w": jnp.ones((4, 3)), "seen": jnp.array(3), "steps": jnp.array(4)}
+    new = {"v": jnp.ones((4, 3)), "seen": jnp.array(0), "count": jnp.array(0)}
+    runs = lambda p: jnp.tanh(X @ p["w"]), lambda p: jnp.tanh(X @ p["v"])
+    found = discover(runs[0], old, runs[1], new)
+    [count] = found.open
+    assert (count.sources, count.views) == (("steps",), ("count",))
+    assert found.status == "complete but for choices" and "it is no float" in count.reason
+    with pytest.raises(cs.DerivationError, match="steps"):
+        found.lens()
+    found = discover(runs[0], old, runs[1], new, rules=[cs.rename("steps", "count")])
+    assert (found.status, found.open) == ("complete", ())
+    assert {k: int(v) for k, v in found.lens().get(old).items() if k != "v"} == {
+        "seen": 3,
+        "count": 4,
+    }
+
+
+class Normed(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0, dropout=1)
+        self.inner = nnx.Linear(4, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, use_running_average=True, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, deterministic=True, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return jnp.tanh(self.dropout(self.norm(self.inner(x))))
+
+
+def test_running_statistics_are_told_and_streams_are_private() -> None:
+    def run(p: Any) -> Any:
+        y = (X @ p["k"] + p["d"] - p["a"]) / jnp.sqrt(p["c"] + 1e-5)
+        return jnp.tanh(y * p["b"] + p["e"])
+
+    old = {"k": jnp.ones((4, 6)), **{name: jnp.arange(1.0, 7.0) for name in "abcde"}}
+    found = discover(run, old, lambda module: module(X), Normed())
+    pairs = {str(each.view): str(each.sources[0]) for each in found.pairings}
+    assert pairs["norm/scale/value"] == "b" and pairs["norm/var/value"] == "c"
+    # A mean that is taken off and a bias that is added are one but for a sign: either may be either.
+    assert found.status.startswith("complete") and not any("rngs" in str(e) for e in found.open)
 
 
 @pytest.mark.parametrize("word", [{"scan": {"layers": 0}}, {"lists": ["blocks_{i}"]}])

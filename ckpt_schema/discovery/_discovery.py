@@ -26,7 +26,14 @@ from ckpt_schema.discovery._models import (
     model_of,
     named_values,
 )
-from ckpt_schema.discovery._open import Open, leaf_kinds, open_asleep, open_entries, rules_text
+from ckpt_schema.discovery._open import (
+    Open,
+    leaf_kinds,
+    open_asleep,
+    open_entries,
+    open_skipped,
+    rules_text,
+)
 from ckpt_schema.discovery._open_values import OpenValues
 from ckpt_schema.discovery._points import leaves_of, relative_gap, shared_values
 from ckpt_schema.discovery._readings import NEARLY, Reading, Search
@@ -296,7 +303,7 @@ def _discovered(models: Models, words: _Words, known: KnownLeaves) -> Discovery:
             way = rules_of(models, pieces, judged[each].pairings, names, known=known)
             values.add_way(way.values)
     carried = functools.partial(_carried, models, seed, best.noise)
-    return _told(best, found, values, carried, search.tried, known)
+    return _told(models, best, found, values, carried, search.tried, known)
 
 
 def _carried(models: Models, seed: int, noise: float, lens: Lens) -> tuple[float, float]:
@@ -374,6 +381,7 @@ def _worded(reading: Reading) -> str:
 
 
 def _told(
+    models: Models,
     matched: Matched,
     found: FoundRules,
     values: OpenValues,
@@ -383,7 +391,9 @@ def _told(
 ) -> Discovery:
     """The discovery that a match makes."""
     asleep = open_asleep(matched, known)
-    opens = [*open_entries(matched, found), *asleep, *values.opens]
+    rules = tuple(dict.fromkeys([*found.rules, *values.settled, *known.rules]))
+    skipped = open_skipped(models, found, rules) if matched.complete else []
+    opens = [*open_entries(matched, found), *asleep, *values.opens, *skipped]
     notes = list(found.unsaid)
     if matched.odd:
         names = ", ".join(map(str, matched.odd))
@@ -395,7 +405,7 @@ def _told(
     status: Status = "complete"
     if not matched.complete:
         status = "incomplete"
-    elif matched.choices or asleep or values.opens:
+    elif opens:
         status = "complete but for choices"
     open_paths = values.paths
     pairings = [each for each in matched.pairings if found.paths[each.view.leaf] not in open_paths]
@@ -403,7 +413,7 @@ def _told(
     before, after = found.levels
     return Discovery(
         status=status,
-        rules=tuple(dict.fromkeys([*found.rules, *values.settled, *known.rules])),
+        rules=rules,
         open=tuple(opens),
         evidence=evidence,
         source=found.layouts[0],

@@ -34,8 +34,7 @@ class FoundRules:
         rules: Rules for `derive` that say which leaf is which.
         values: Those that say how values differ.
         levels: How each side is read: its lists and stacks.
-        layouts: The layouts that are read so.
-        paths: The logical path of each leaf of the view, in its model.
+        sides: Where the leaves of each side stand when they are read so.
         options: For each choice, the rules of each of its options. A choice that all layers have alike is
             said once; one that no rule can say has no options.
         unsaid: What was found and no rule says, with the reason.
@@ -44,10 +43,19 @@ class FoundRules:
     rules: tuple[Rule, ...]
     values: tuple[Rule, ...]
     levels: tuple[LayerLevels, LayerLevels]
-    layouts: tuple[Layout, Layout]
-    paths: Mapping[str, str]
+    sides: tuple[Addresses, Addresses]
     options: tuple[tuple[Choice, tuple[tuple[Rule, ...], ...]], ...]
     unsaid: tuple[str, ...]
+
+    @property
+    def layouts(self) -> tuple[Layout, Layout]:
+        """The layouts of both sides."""
+        return self.sides[0].layout, self.sides[1].layout
+
+    @property
+    def paths(self) -> Mapping[str, str]:
+        """The logical path of each leaf of the view, in its model."""
+        return {leaf: self.sides[1].path(leaf) for leaf in self.sides[1].slots}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +110,7 @@ def rules_of(
         rules=tuple(_folded(spoken, both)),
         values=tuple(_recodes([one for one in pairs if one.view.leaf not in scaled], unsaid)),
         levels=levels,
-        layouts=(sides[0].layout, sides[1].layout),
-        paths={leaf: sides[1].path(leaf) for leaf in sides[1].slots},
+        sides=both,
         options=options,
         unsaid=tuple(dict.fromkeys(unsaid)),
     )

@@ -14,6 +14,8 @@ from flax import nnx
 from ckpt_schema._frameworks.variables import state_of, whole_state
 from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._trees.containers import flatten
+from ckpt_schema._trees.inference import infer_tree
+from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema.errors import CkptSchemaError, Mismatch
 
 __all__ = [
@@ -40,7 +42,8 @@ class RunnableModel(Protocol):
 
     Attributes:
         shapes: The shape of each float leaf, by its key path.
-        skipped: The key paths of other leaves, which no gradient tells.
+        skipped: The key paths of other leaves, which no gradient tells; without the moments of an
+            optimizer, which follow their params.
         wide: Whether it computes in float64; one that has float32 in its code rounds more.
         tree: What `ckpt_schema.infer` reads the layout of its leaves off: arrays or abstract values.
     """
@@ -108,6 +111,19 @@ def named_values(model: RunnableModel, tree: Any) -> dict[str, np.ndarray[Any, A
     return {name: np.asarray(leaf, np.float64) for name, leaf in found if name in model.shapes}
 
 
+def _moments(tree: Any) -> frozenset[str]:
+    """The leaves that an optimizer keeps for others."""
+    layout = infer_tree(tree)
+    finder = SlotFinder(layout)
+    flat = flatten(tree)
+    found: set[str] = set()
+    for key in flat.keys:
+        slot = finder.slot(key, stored=flat.stored)
+        if slot is not None and layout.rows[slot[0]].mirrors:
+            found.add(format_path(key))
+    return frozenset(found)
+
+
 class JaxModel:
     """A function of a tree, or of an ``nnx.Module``, in float64 where its code allows that.
 
@@ -134,8 +150,11 @@ class JaxModel:
         self._constants: dict[str, Any] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         faults: list[Mismatch] = []
+        moments = _moments(self.tree)
         for name, leaf in zip(self._names, flat.leaves, strict=True):
-            if jnp.issubdtype(leaf.dtype, jnp.floating):
+            if name in moments:  # what a model computes does not depend on its optimizer
+                self._constants[name] = np.zeros(leaf.shape, leaf.dtype)
+            elif jnp.issubdtype(leaf.dtype, jnp.floating):
                 shapes[name] = tuple(leaf.shape)
             elif isinstance(leaf, jax.ShapeDtypeStruct):
                 hint = "give the tree with its values, or at least with those of such leaves"
@@ -145,7 +164,7 @@ class JaxModel:
         if faults:
             raise DiscoveryError(f"{side} cannot be run", faults)
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
-        self.skipped: Sequence[str] = tuple(self._constants)
+        self.skipped: Sequence[str] = tuple(n for n in self._constants if n not in moments)
         self._spans: dict[str, slice] = {}
         start = 0
         for name, shape in shapes.items():

@@ -7,14 +7,27 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._lens.one_sided import derived
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema.discovery._cuts import LeafPiece
 from ckpt_schema.discovery._found_rules import FoundRules
 from ckpt_schema.discovery._known import KnownLeaves
 from ckpt_schema.discovery._matching import Matched
+from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._roles import kind_of_leaf
+from ckpt_schema.errors import DerivationError
 
-__all__ = ["Open", "leaf_kinds", "open_asleep", "open_entries", "rule_paths", "rules_text"]
+__all__ = [
+    "Open",
+    "leaf_kinds",
+    "open_asleep",
+    "open_entries",
+    "open_skipped",
+    "rule_paths",
+    "rules_text",
+]
+
+Models = tuple[RunnableModel, RunnableModel]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +117,24 @@ def open_asleep(matched: Matched, known: KnownLeaves) -> list[Open]:
     for side, pieces in enumerate(matched.asleep):
         left.append([piece for piece in pieces if not known.is_told(side, piece.leaf)])
     return _by_form((left[0], left[1]), reason)
+
+
+def open_skipped(models: Models, found: FoundRules, rules: Sequence[Rule]) -> list[Open]:
+    """Leaves that are no floats, where neither a name nor a rule says what they are: counts, caches, flags."""
+    if not any(model.skipped for model in models):
+        return []
+    try:
+        derived(*found.layouts, [*rules], None)
+    except DerivationError as error:
+        unplaced = {fault.path for fault in error.mismatches if fault.kind == "unplaced"}
+    else:
+        return []
+    left: list[tuple[str, ...]] = []
+    for model, side in zip(models, found.sides, strict=True):
+        named = [leaf for leaf in model.skipped if "/".join(side.slots[leaf][0].path) in unplaced]
+        left.append(tuple(named))
+    reason = "it is no float, so no gradient tells it, and no leaf of the other side has its name"
+    return [Open(left[0], left[1], reason)] if any(left) else []
 
 
 def _alone(matched: Matched) -> list[Open]:
