@@ -93,6 +93,14 @@ def test_what_the_page_on_leaves_of_which_one_side_has_more_says_runs() -> None:
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "parts"})
 
 
+def test_what_the_page_on_discovery_says_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = README.parent / "docs" / "discover.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "discovery"})
+    said = capsys.readouterr().out
+    assert "no value of it changes the outputs at this input" in said
+    assert "fuse('blocks[]/wi', ['layers[]/gate', 'layers[]/up'], axes='a 2 b -> a b')" in said
+
+
 def test_what_the_page_on_numbers_that_change_says_runs() -> None:
     page = README.parent / "docs" / "numbers.md"
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "numbers"})
