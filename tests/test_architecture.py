@@ -227,7 +227,7 @@ ORDER = """
     discovery._points
     discovery._roles
     discovery._layer_levels
-    discovery._known
+    discovery._beforehand
     discovery._cutting
     discovery._mutes
     discovery._changes

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ckpt_schema.discovery._beforehand import KnownLeaves
 from ckpt_schema.discovery._cuts import (
     AxisSizes,
     LeafPiece,
@@ -22,7 +23,6 @@ from ckpt_schema.discovery._cuts import (
     unstacked_forms,
     whole_piece,
 )
-from ckpt_schema.discovery._known import KnownLeaves
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._points import in_axis_order, shared_block
 from ckpt_schema.discovery._roles import kind_of_leaf

@@ -13,10 +13,10 @@ from ckpt_schema._lens.one_sided import derived
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._messages.text import columns
+from ckpt_schema.discovery._beforehand import KnownLeaves, known_leaves
 from ckpt_schema.discovery._cuts import whole_piece
 from ckpt_schema.discovery._depths import LayerFactory, first_other
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
-from ckpt_schema.discovery._known import KnownLeaves, known_leaves
 from ckpt_schema.discovery._layer_levels import LayerLevels
 from ckpt_schema.discovery._matching import Matched, Pairing, match_pieces
 from ckpt_schema.discovery._models import (

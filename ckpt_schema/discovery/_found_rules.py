@@ -14,8 +14,8 @@ from ckpt_schema._layouts.dims import Binder
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.rules import Fuse, Rule, fuse, rename, tie
 from ckpt_schema._lens.value_rules import scale, shift
+from ckpt_schema.discovery._beforehand import KnownLeaves
 from ckpt_schema.discovery._cuts import LeafPiece
-from ckpt_schema.discovery._known import KnownLeaves
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels, found_levels, single_axes
 from ckpt_schema.discovery._matching import Choice, Pairing
 from ckpt_schema.discovery._models import RunnableModel

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ckpt_schema.discovery._beforehand import KnownLeaves
 from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
-from ckpt_schema.discovery._known import KnownLeaves
 from ckpt_schema.discovery._models import Leaves, RunnableModel
 from ckpt_schema.discovery._points import gradients_at, orders, relative_gap
 from ckpt_schema.discovery._proof import (

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._lens.one_sided import derived
 from ckpt_schema._lens.rules import Rule
+from ckpt_schema.discovery._beforehand import KnownLeaves
 from ckpt_schema.discovery._cuts import LeafPiece
 from ckpt_schema.discovery._found_rules import FoundRules
-from ckpt_schema.discovery._known import KnownLeaves
 from ckpt_schema.discovery._matching import Matched
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._roles import kind_of_leaf
