@@ -14,6 +14,7 @@ import optax
 import pytest
 import rewritten
 from flax import nnx
+from support.profiles import sampled
 
 import ckpt_schema as cs
 from ckpt_schema.discovery import DiscoveryError, discover
@@ -25,7 +26,8 @@ X = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
 
 
 @pytest.mark.parametrize(
-    "name", ["gated by gelu", "1 of 3 experts", "tied embeddings", "decoder, rotary pairs"]
+    "name",
+    sampled(["gated by gelu", "decoder, rotary pairs", "1 of 3 experts", "tied embeddings"], 2),
 )
 def test_names_that_say_nothing(name: str) -> None:
     _, verdict = discovered.run(name, 0, words=True)
@@ -33,7 +35,7 @@ def test_names_that_say_nothing(name: str) -> None:
     assert verdict.right and not verdict.wrong and not verdict.open
 
 
-@pytest.mark.parametrize("name", ["as torch's", "gate and up one by one"])
+@pytest.mark.parametrize("name", sampled(["as torch's", "gate and up one by one"], 2))
 def test_a_rewritten_decoder_gets_a_lens(name: str) -> None:
     found, verdict = discovered.run(f"decoder, {name}", 0, words=False)
     assert verdict.status == "complete" and not verdict.wrong

@@ -171,7 +171,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("who", [(1,), (0, 1)])
+@pytest.mark.parametrize("who", sampled([(0, 1), (1,)], 2))
 def test_all_that_raise_are_named(pids: Path, who: tuple[int, ...]) -> None:
     start = time.monotonic()
     with pytest.raises(DistributedError, match="raising did not return in every process") as caught:
@@ -184,7 +184,7 @@ def test_all_that_raise_are_named(pids: Path, who: tuple[int, ...]) -> None:
     assert "distributed_jobs.py" in str(caught.value)
 
 
-@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("who", sampled([0, 1], 2))
 def test_a_process_that_dies_is_named_at_once(pids: Path, who: int) -> None:
     start = time.monotonic()
     with pytest.raises(DistributedError) as caught:
@@ -228,7 +228,7 @@ def test_a_process_that_is_late_says_where_it_is(pids: Path) -> None:
     assert "in stuck" in str(caught.value)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sign", sampled([signal.SIGKILL, signal.SIGINT], 2))
 def test_no_process_outlives_the_one_that_started_it(pids: Path, sign: signal.Signals) -> None:
     command = [sys.executable, jobs.__file__, str(pids)]
     path = os.pathsep.join(sys.path)

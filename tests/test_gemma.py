@@ -16,7 +16,7 @@ from gemma import BLOCKS, INSIDE, LAYERS, LAYOUTS, REST, lens, run, start
 from jax.sharding import AxisType, Mesh
 from orbax.checkpoint import v1 as ocp
 from pair_models import make_mesh, placed, sharded, train
-from support.profiles import THOROUGH, sampled
+from support.profiles import THOROUGH, sampled, thorough_only
 
 import ckpt_schema as cs
 
@@ -171,7 +171,8 @@ def test_and_from_nnx_into_scanned_linen(saved: Any) -> None:
 # --- Training  ---
 
 
-@pytest.mark.parametrize("kind", sampled(["scanned", "unrolled"], 2))
+@thorough_only  # other models train on in tests/test_model_pairs.py
+@pytest.mark.parametrize("kind", ["scanned", "unrolled"])
 def test_training_goes_on_with_the_same_losses_in_the_other_framework(
     kind: str, saved: Any
 ) -> None:

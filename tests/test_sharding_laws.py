@@ -48,7 +48,7 @@ each_mesh = pytest.mark.parametrize(
 
 
 @each_mesh
-@examples(0.2)
+@examples(0.1)
 @given(case=SHARDED, pick=SEEDS)
 def test_tasks_on_sharded_leaves(on: Mesh, case: Case, pick: int) -> None:
     task = case.task

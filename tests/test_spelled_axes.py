@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from support.profiles import thorough_only
 
 import ckpt_schema as cs
 from ckpt_schema.testing import LensLaws
@@ -142,6 +143,8 @@ class TestSpelledLens(LensLaws):
     """The oracle of the law suite has never heard of how the lens goes about it."""
 
     lens = cs.adapt(*_stacked(axis=0), rules=RULES, scan={"layers": 0}, lists=["block_{i}"])
+    test_restore = thorough_only(LensLaws.test_restore)
+    test_save_restore = thorough_only(LensLaws.test_save_restore)
 
 
 def test_one_rule_speaks_of_many_leaves_whose_sizes_differ() -> None:

@@ -127,7 +127,7 @@ KINDS = (AxisType.Auto, AxisType.Explicit)
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "kind"), sampled([*itertools.product(MOVES, SHARDED, KINDS)], 7), ids=str
+    ("name", "dtype", "kind"), sampled([*itertools.product(MOVES, SHARDED, KINDS)], 13), ids=str
 )
 def test_no_bit_of_a_leaf_changes_however_it_is_sharded(
     name: str, dtype: str, kind: AxisType

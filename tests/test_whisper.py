@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from jaxtyping import Array, Float32
-from support.profiles import THOROUGH
+from support.profiles import THOROUGH, thorough_only
 from whisper_models import linen_logits, linen_train_state, nnx_logits, nnx_training, tx
 
 import ckpt_schema as cs
@@ -99,3 +99,7 @@ class TestWhisper(LensLaws):
     max_examples = None if THOROUGH else 2
     source, view = property(lambda self: states()[0]), property(lambda self: states()[1])
     source_outputs, view_outputs = staticmethod(linen_logits), staticmethod(nnx_logits)
+    test_values = thorough_only(LensLaws.test_values)
+    test_sharding = thorough_only(LensLaws.test_sharding)
+    test_restore = thorough_only(LensLaws.test_restore)
+    test_save_restore = thorough_only(LensLaws.test_save_restore)

@@ -84,7 +84,7 @@ def test_merged_words_say_the_same_wherever_each_alone_is_defined(data: Any, sou
         assert wanted in (None, outcome(np.asarray(value), merged)), (number, found, merged)
 
 
-@examples(20)
+@examples(8)
 @given(data=st.data(), source=st.sampled_from(FLOATS))
 def test_joining_is_associative_and_inverts(data: Any, source: str) -> None:
     # Where one word refuses what another rounds, the order says which of them stays: values say the same for both.
