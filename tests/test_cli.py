@@ -172,6 +172,23 @@ def test_diff_tells_each_kind_of_change() -> None:
     assert told(b, a) == [("removed", "params/head")]
 
 
+def test_diff_tells_a_layer_that_became_unlike_the_others() -> None:
+    leaf, wide = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((2, 3), (2, 4)))
+    old = {f"layers_{n}": {"up": leaf, "down": leaf} for n in range(3)}
+    new = old | {"layers_1": {"up": wide, "down": leaf}}
+    assert told(old, new) == told(new, old) == [("reshaped", "params/layers_1/up")]
+    # So with lists inside of one.
+    outer, inner = {f"blocks_{n}": old for n in range(2)}, {"blocks_0": old, "blocks_1": new}
+    assert told(outer, inner) == [("reshaped", "params/blocks_1/layers_1/up")]
+    # A list of fewer layers, and a stack, are read as such.
+    assert told(old, {"layers_0": old["layers_0"]}) == [
+        ("reshaped", "params/layers[]/down"),
+        ("reshaped", "params/layers[]/up"),
+    ]
+    stack = jax.ShapeDtypeStruct((3, 2, 3), "float32")
+    assert cs.diff(old, {"layers": {"up": stack, "down": stack}}).mended
+
+
 def test_diff_tells_what_lies_elsewhere() -> None:
     mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
     split = NamedSharding(mesh, PartitionSpec("x"))

@@ -73,7 +73,7 @@ class Operand:
         def read(known: Sequence[str]) -> Layout:
             return infer(self.value, scan=scan, lists=known, joined=self.joined, name=name)
 
-        return read(found_lists(read) if lists is None else lists)
+        return found_lists(read)[1] if lists is None else read(lists)
 
 
 def wrong_operand(text: str, expected: str, found: str, hint: str = "") -> SchemaError:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from ckpt_schema._diff.entries import Change, Diff, ValueDifference
-from ckpt_schema._diff.found_lists import found_lists
+from ckpt_schema._diff.found_lists import found_lists, stands_at
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath, NaturalOrder, format_path
@@ -94,8 +94,8 @@ class _Sides:
         self.rules, self.mended, self.respelled = tuple(rules), False, 0
         self.lens: Lens | None = None
         found: list[Any] = [*rules]
-        readings = _lists_of(a), _lists_of(b)
-        lists = sorted({pattern for own in readings for pattern in own}) or None
+        readings = _read_sides(a, b)
+        lists = sorted({pattern for own, _ in readings for pattern in own}) or None
         for _ in range(_TRIES):
             try:
                 with warnings.catch_warnings():
@@ -116,7 +116,7 @@ class _Sides:
         if self.lens is not None:
             self._tables = self.lens.source, self.lens.view
         else:
-            self._tables = _layout_of(a, readings[0]), _layout_of(b, readings[1])
+            self._tables = readings[0][1], readings[1][1]
 
     def changes(self) -> Iterator[Change]:
         """What differs."""
@@ -178,16 +178,41 @@ def _has_star(rule: Rename) -> bool:
     return any("*" in segment for segment in (*rule.source, *rule.view))
 
 
-def _lists_of(given: Any) -> list[str]:
-    """The lists that one side shows by itself."""
+_Reading = tuple[list[str], Layout]
+"""The lists that one side shows, and its layout as it is read with them."""
+
+
+def _read_sides(a: Any, b: Any) -> tuple[_Reading, _Reading]:
+    """Both sides by themselves; of siblings that are a list on one, and by themselves unlike on the other, each is told."""
+    apart: set[str] = set()
+    while True:
+        here, there = _reading(a, apart), _reading(b, apart)
+        unlike: set[str] = set()
+        both = _with_lists_of(a, here, there[0], unlike), _with_lists_of(b, there, here[0], unlike)
+        if not unlike:
+            return both
+        apart |= unlike  # what such a list holds is looked at in each of its members
+
+
+def _reading(given: Any, apart: Collection[str]) -> _Reading:
     if _is_declared(given):
-        return []
-    return found_lists(lambda known: infer(given, lists=known))
+        return [], layout(given)
+    return found_lists(lambda known: infer(given, lists=known), apart)
 
 
-def _layout_of(given: Any, lists: Sequence[str]) -> Layout:
-    """The layout of one side by itself."""
-    return layout(given) if _is_declared(given) else infer(given, lists=lists)
+def _with_lists_of(given: Any, own: _Reading, lists: Sequence[str], unlike: set[str]) -> _Reading:
+    """A side with the lists of the other whose members it has: of one layer too. Those that are none are ``unlike``."""
+    known, table = own
+    for pattern in lists:
+        if pattern in known or _is_declared(given) or not stands_at(table, pattern):
+            continue
+        try:
+            table = infer(given, lists=[*known, pattern])
+        except SchemaError:
+            unlike.add(pattern)
+        else:
+            known = [*known, pattern]
+    return known, table
 
 
 def _is_declared(given: Any) -> bool:

@@ -32,11 +32,10 @@ def with_lists(sides: ReadSides, given: Sequence[str] | None, rules: Sequence[Ru
     words = _Words.of(rules, 0), _Words.of(rules, 1)
     left, right = sides
     if given is not None:
-        own = [[p for p in given if _has_list(side, p)] for side in sides]
-        unknown = [p for p in given if p not in own[0] and p not in own[1]]
+        (left, ours), (right, theirs) = (_with_lists(side, given) for side in sides)
+        unknown = [pattern for pattern in given if pattern not in {*ours, *theirs}]
         if unknown:
             _refuse(unknown, sides)
-        left, right = left.read(lists=own[0]), right.read(lists=own[1])
     while True:  # lists inside of lists are seen when these are
         asked = given is not None
         found = (
@@ -46,6 +45,19 @@ def with_lists(sides: ReadSides, given: Sequence[str] | None, rules: Sequence[Ru
         if not any(found):
             return left, right
         left, right = left.read(lists=found[0]), right.read(lists=found[1])
+
+
+def _with_lists(side: ReadSide, given: Sequence[str]) -> tuple[ReadSide, Sequence[str]]:
+    """A side read with those of the lists that it has, and these."""
+    try:
+        return side.read(lists=given), given
+    except SchemaError as error:
+        unfit = {fault.path for fault in error.mismatches}
+    left = [pattern for pattern in given if pattern not in unfit]
+    if len(left) < len(given):
+        return _with_lists(side, left)
+    left = [pattern for pattern in given if _has_list(side, pattern)]
+    return side.read(lists=left), left
 
 
 def _has_list(side: ReadSide, pattern: str) -> bool:

@@ -82,9 +82,25 @@ def unplaced(
     copy = _copy(source, view, loose)  # an average of the weights may be called otherwise
     sides = (
         _Side(
-            source, view, judged.certain, judged.open[0], ours, _Left.of(loose[1], loose[0]), copy
+            source,
+            view,
+            judged.certain,
+            judged.open[0],
+            ours,
+            _Left.of(loose[1], loose[0]),
+            _streams(source),
+            copy,
         ),
-        _Side(view, source, back, judged.open[1], theirs, _Left.of(loose[0], loose[1]), copy),
+        _Side(
+            view,
+            source,
+            back,
+            judged.open[1],
+            theirs,
+            _Left.of(loose[0], loose[1]),
+            _streams(view),
+            copy,
+        ),
     )
     ours_alone, our_state = _split(source, lost[0])
     theirs_alone, their_state = _split(view, lost[1])
@@ -219,6 +235,7 @@ class _Side:
         open: What other rows may be.
         rules: The rule that joins each certain pair, by the number of this side's row.
         left: The far side's leaves that have no partner.
+        streams: The nodes of this side that are a key and the count beside it, as each stream of NNX.
         copy: The rule that joins a tree like the weights with the far side's, if there is one.
     """
 
@@ -228,6 +245,7 @@ class _Side:
     open: Mapping[int, Sequence[Loose]]
     rules: Mapping[int, Rename]
     left: _Left
+    streams: frozenset[LogicalPath]
     copy: Rename | None = None
 
     def fault(self, number: int, mirrors: Sequence[str]) -> Mismatch:
@@ -271,7 +289,7 @@ class _Side:
         """What to do about a row that nothing on the far side can be: by what it is."""
         own = row.model_path
         kind = _kind(row)
-        if kind == "stream" or self._counts_a_stream(row):
+        if kind == "stream" or (row.path[-1] == "count" and row.path[:-1] in self.streams):
             rule = Private(own, FreshKey(0))
             return f"a stream of {self.near.name} alone: {rule} makes it anew", (rule,)
         if kind in ("cache", "record"):
@@ -280,19 +298,6 @@ class _Side:
         if kind == "count":
             return f"a count: {Private(own, Fill(0))} starts it at 0, if nothing else is it", ()
         return self._weight(row), ()
-
-    def _counts_a_stream(self, row: Row) -> bool:
-        """Whether a count stands beside a key, as in each stream of NNX.
-
-        A checkpoint has lost its Variable type.
-        """
-        beside = {other.path[-1] for other in self.near.rows if other.path[:-1] == row.path[:-1]}
-        key = (*row.path[:-1], "key")
-        return (
-            row.path[-1] == "count"
-            and beside == {"key", "count"}
-            and any(other.leaf.is_key for other in self.near.rows if other.path == key)
-        )
 
     def _weight(self, row: Row) -> str:
         told = f"no leaf of {self.far.name} without a partner has its type"
@@ -305,6 +310,16 @@ class _Side:
             f"declare it in {self.far.name} too, or leave it aside: {Private(row.model_path, None)}"
         )
         return f"{told}, and a weight is not made up: {cure}"
+
+
+def _streams(table: Layout) -> frozenset[LogicalPath]:
+    """The nodes that hold a key and a count alone: streams, of which a checkpoint has lost the Variable types."""
+    held: dict[LogicalPath, dict[str, bool]] = {}
+    for row in table.rows:
+        held.setdefault(row.path[:-1], {})[row.path[-1]] = row.leaf.is_key
+    return frozenset(
+        node for node, keys in held.items() if keys.keys() == {"key", "count"} and keys["key"]
+    )
 
 
 def _kind(row: Row) -> str:
