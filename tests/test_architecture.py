@@ -189,6 +189,26 @@ ORDER = """
     orbax._sides
     orbax._whereabouts
     orbax._private_leaves
+    discovery._cuts
+    discovery._models
+    discovery._points
+    discovery._roles
+    discovery._layer_levels
+    discovery._beforehand
+    discovery._cutting
+    discovery._mutes
+    discovery._changes
+    discovery._readings
+    discovery._proof
+    discovery._matching
+    discovery._found_rules
+    discovery._gauges
+    discovery._open
+    discovery._open_values
+    discovery._depths
+    discovery._discovery
+    discovery._torch
+    discovery
     orbax._adapt
     orbax._load
     orbax._missing
@@ -222,26 +242,6 @@ ORDER = """
     families.whisper
     families
     _trees.infer
-    discovery._cuts
-    discovery._models
-    discovery._points
-    discovery._roles
-    discovery._layer_levels
-    discovery._beforehand
-    discovery._cutting
-    discovery._mutes
-    discovery._changes
-    discovery._readings
-    discovery._proof
-    discovery._matching
-    discovery._found_rules
-    discovery._gauges
-    discovery._open
-    discovery._open_values
-    discovery._depths
-    discovery._discovery
-    discovery._torch
-    discovery
     _diff
     _diff.found_lists
     _diff.entries

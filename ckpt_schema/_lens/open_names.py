@@ -45,7 +45,7 @@ def open_names(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
         return []
     head = (
         "open: shapes allow these, and do not tell; paste the lines that are true into rules=, "
-        "or let cs.discover find them by running both models:"
+        "or let cs.adapt(..., run=(f, g)) find them by running both models:"
     )
     return ["\n".join([head, *lines])]
 

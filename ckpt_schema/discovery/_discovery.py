@@ -39,7 +39,7 @@ from ckpt_schema.discovery._points import leaves_of, relative_gap, shared_values
 from ckpt_schema.discovery._readings import NEARLY, Reading, Search
 from ckpt_schema.errors import CkptSchemaError, DerivationError, Mismatch
 
-__all__ = ["Discovery", "Evidence", "Open", "discover"]
+__all__ = ["Discovery", "Evidence", "Open", "makes_one_function", "discover"]
 
 Models = tuple[RunnableModel, RunnableModel]
 Status = Literal["complete", "complete but for choices", "incomplete", "refused"]
@@ -201,8 +201,8 @@ def discover(
     Args:
         source_run: Computes outputs of what ``source`` is, for an input of your choice, as in
             evaluation: ``lambda variables: model.apply(variables, tokens)``.
-        source: A tree of arrays or abstract values, an ``nnx.Module``, or a `RunnableModel`, which
-            needs no run.
+        source: A tree of arrays or abstract values, an ``nnx.Module``, a layout or schema whose dims
+            have sizes, the path of a checkpoint, or a `RunnableModel`, which needs no run.
         view_run: The same for the view, of the same input.
         view: The other model's leaves.
         rules: What is known beforehand. Leaves that a `rename` or a `fuse` names are no others, and
@@ -314,6 +314,14 @@ def _carried(models: Models, seed: int, noise: float, lens: Lens) -> tuple[float
     gap = relative_gap(models[0].run(before), models[1].run(after))
     # Values that a lens scales are rounded to the dtype of their leaf.
     return gap, max(1e-3, 1000 * noise)
+
+
+def makes_one_function(models: Models, lens: Lens, seed: int = 0) -> bool:
+    """Whether a lens makes one function of two models: it makes_one_function random values over to equal outputs."""
+    _verify_runs(models, ("source", "view"), seed)
+    noise = 0.0 if all(model.wide for model in models) else 3e-5
+    gap, bound = _carried(models, seed, noise, lens)
+    return gap <= bound
 
 
 def _verify_runs(models: Models, names: tuple[str, str], seed: int) -> None:

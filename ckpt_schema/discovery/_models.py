@@ -13,6 +13,10 @@ from flax import nnx
 
 from ckpt_schema._frameworks.variables import state_of, whole_state
 from ckpt_schema._layouts.paths import format_path
+from ckpt_schema._layouts.schema import Schema
+from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.read_sides import is_path, made_abstract
+from ckpt_schema._trees.abstract_states import abstract
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema._trees.slots import SlotFinder
@@ -64,14 +68,17 @@ class RunnableModel(Protocol):
         ...
 
 
-def model_of(run: Callable[[Any], Any] | None, given: Any, side: str) -> RunnableModel:
+def model_of(
+    run: Callable[[Any], Any] | None, given: Any, side: str, joined: str | None = None
+) -> RunnableModel:
     """The model of one side.
 
     Args:
         run: What computes the outputs of what is given.
-        given: A tree of arrays or abstract values, an ``nnx.Module``, or a `RunnableModel`, which
-            has a run of its own.
+        given: A tree of arrays or abstract values, an ``nnx.Module``, a layout or schema whose dims
+            have sizes, the path of a checkpoint, or a `RunnableModel`, which has a run of its own.
         side: What messages call it.
+        joined: What joins the paths of a tree to one key.
 
     Raises:
         DiscoveryError: There is no run, or a leaf that is no float has no value.
@@ -83,7 +90,15 @@ def model_of(run: Callable[[Any], Any] | None, given: Any, side: str) -> Runnabl
             side, "argument", "a function that runs it", "None", "run(tree) -> outputs"
         )
         raise DiscoveryError("wrong arguments", [fault])
-    return JaxModel(run, given, side)
+    if is_path(given):
+        # Orbax takes long to load, and only checkpoints need it.
+        from ckpt_schema.orbax._metadata import read_metadata
+
+        disk = read_metadata(given).without("nnx_aux").without_texts()
+        given, joined = disk.tree, disk.joined
+    elif isinstance(given, Layout) or (isinstance(given, type) and issubclass(given, Schema)):
+        given = abstract(given)
+    return JaxModel(run, made_abstract(given), side, joined)
 
 
 def drawn_tree(model: RunnableModel, seed: int) -> Any:
@@ -92,7 +107,7 @@ def drawn_tree(model: RunnableModel, seed: int) -> Any:
 
     def value(leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
+            return np.zeros(leaf.shape, leaf.dtype) if _is_abstract_number(leaf) else leaf
         drawn = random.normal(size=leaf.shape)
         if len(leaf.shape) < 2:  # it may be a variance, or the scale of a norm
             drawn = 1 + 0.3 * np.clip(drawn, -2, 2)
@@ -111,17 +126,23 @@ def named_values(model: RunnableModel, tree: Any) -> dict[str, np.ndarray[Any, A
     return {name: np.asarray(leaf, np.float64) for name, leaf in found if name in model.shapes}
 
 
-def _moments(tree: Any) -> frozenset[str]:
-    """The leaves that an optimizer keeps for others."""
-    layout = infer_tree(tree)
+def _is_abstract_number(leaf: Any) -> bool:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.ShapeDtypeStruct) and not is_key
+
+
+def _beside(tree: Any, joined: str | None) -> dict[str, bool]:
+    """The leaves that stand beside the model, such as a step and an optimizer's; whether each follows a param."""
+    layout = infer_tree(tree, joined=joined)
     finder = SlotFinder(layout)
     flat = flatten(tree)
-    found: set[str] = set()
+    found: dict[str, bool] = {}
     for key in flat.keys:
         slot = finder.slot(key, stored=flat.stored)
-        if slot is not None and layout.rows[slot[0]].mirrors:
-            found.add(format_path(key))
-    return frozenset(found)
+        row = None if slot is None else layout.rows[slot[0]]
+        if row is not None and (row.mirrors or row.body is None):
+            found[format_path(key)] = bool(row.mirrors)
+    return found
 
 
 class JaxModel:
@@ -130,17 +151,25 @@ class JaxModel:
     A module is split and merged for the caller. Leaves that are no floats keep their values.
     """
 
-    def __init__(self, run: Callable[[Any], Any], given: Any, side: str = "the model") -> None:
+    def __init__(
+        self,
+        run: Callable[[Any], Any],
+        given: Any,
+        side: str = "the model",
+        joined: str | None = None,
+    ) -> None:
         """Reads the leaves; nothing is run yet.
 
         Args:
             run: Computes outputs, a tree of arrays, of what is given.
             given: A tree, or an ``nnx.Module``.
             side: What messages call it.
+            joined: What joins the paths of the tree to one key.
 
         Raises:
             DiscoveryError: A leaf that is no float has no value.
         """
+        self.joined = joined
         self._run, self._given, self._side = run, given, side
         self._changed: list[str] = []
         self.tree: Any = whole_state(state_of(given))
@@ -150,9 +179,10 @@ class JaxModel:
         self._constants: dict[str, Any] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         faults: list[Mismatch] = []
-        moments = _moments(self.tree)
+        beside = _beside(self.tree, joined)
         for name, leaf in zip(self._names, flat.leaves, strict=True):
-            if name in moments:  # what a model computes does not depend on its optimizer
+            # What a model computes does not depend on its optimizer, nor on a step.
+            if name in beside and (beside[name] or _is_abstract_number(leaf)):
                 self._constants[name] = np.zeros(leaf.shape, leaf.dtype)
             elif jnp.issubdtype(leaf.dtype, jnp.floating):
                 shapes[name] = tuple(leaf.shape)
@@ -164,7 +194,7 @@ class JaxModel:
         if faults:
             raise DiscoveryError(f"{side} cannot be run", faults)
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
-        self.skipped: Sequence[str] = tuple(n for n in self._constants if n not in moments)
+        self.skipped: Sequence[str] = tuple(n for n in self._constants if not beside.get(n))
         self._spans: dict[str, slice] = {}
         start = 0
         for name, shape in shapes.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ckpt_schema._frameworks.variables import state_of
@@ -36,6 +36,9 @@ from ckpt_schema.orbax._whereabouts import lower_nodes
 
 __all__ = ["Words", "adapt", "adapted", "saved_through", "spare_words"]
 
+ModelRun = Callable[[Any], Any]
+"""Computes the outputs of a model, of its leaves."""
+
 _LOGGER = logging.getLogger("ckpt_schema")
 
 
@@ -46,6 +49,7 @@ def adapt(
     rules: Sequence[Rule] = (),
     scan: Scan | None = None,
     lists: Sequence[str] | None = None,
+    run: tuple[ModelRun | None, ModelRun | None] | None = None,
 ) -> Lens:
     """The lens between two trees whose layouts nobody has declared.
 
@@ -67,12 +71,16 @@ def adapt(
             its path, ``{"layers": 1, "layers/**/rngs": 0}``.
         lists: Patterns of siblings that are a list of layers, ``["layers_{i}"]``; unless given, those
             that are one node of the other side.
+        run: What computes the outputs of each side, as `discover` takes it. The lens that names give
+            has to carry random values over to equal outputs then; where it does not, or names give
+            none, running both tells which leaf is which.
 
     Returns:
         A lens from the source to the view, to print, keep and test.
 
     Raises:
         CheckpointMismatchError: There is no checkpoint at the path.
+        DiscoveryError: Both were run, and are no one function, or have a choice that is yours.
         DerivationError: With everything that has two readings, or no partner.
         SchemaError: A tree holds what is no leaf.
 
@@ -90,16 +98,46 @@ def adapt(
     if is_path(source) and here is None:  # what a restore reads of it
         left = _part(left, _weights_alone(left, made_abstract(view), rules))
         beside = find(read_metadata(source), AUX, total=False)
-    return adapt_trees(
-        left,
-        right,
-        rules=rules,
-        scan=scan,
-        lists=lists,
-        names=(name_of(source, "source"), name_of(view, "view")),
-        own=_kept_by(None, beside),
-        joined=(here, there),
+    names = name_of(source, "source"), name_of(view, "view")
+    how: dict[str, Any] = {"names": names, "own": _kept_by(None, beside), "joined": (here, there)}
+    words: dict[str, Any] = {"rules": rules, "scan": scan, "lists": lists}
+    if run is None:
+        try:
+            return adapt_trees(left, right, **words, **how)
+        except DerivationError as error:
+            raise _pointed(error) from None
+    # Running models takes modules that nothing else does.
+    from ckpt_schema.discovery._discovery import makes_one_function, discover
+    from ckpt_schema.discovery._models import model_of
+
+    models = (
+        model_of(run[0], left, names[0], here),
+        model_of(run[1], right, names[1], there),
     )
+    try:
+        lens = adapt_trees(left, right, **words, **how)
+    except DerivationError:
+        lens = None
+    if lens is not None and makes_one_function(models, lens):
+        return lens
+    found = discover(None, models[0], None, models[1], names=names, **words)
+    lens = found.lens()
+    if how["own"] is None:
+        return lens
+    return adapt_trees(left, right, rules=found.rules, scan=found.scan, lists=found.lists, **how)
+
+
+_OR_RUN = "or run both models: cs.adapt(..., run=(f, g)) tells which leaf is which"
+
+
+def _pointed(error: DerivationError) -> DerivationError:
+    """An error that says what else tells which leaf is which, where several on the other side may be it."""
+    is_open = any(
+        fault.kind == "unplaced" and "may be it" in fault.hint for fault in error.mismatches
+    )
+    if not is_open or any("run=(f, g)" in note for note in error.notes):
+        return error
+    return DerivationError(error.header, error.mismatches, [*error.notes, _OR_RUN])
 
 
 @dataclasses.dataclass(frozen=True)
