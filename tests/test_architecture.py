@@ -205,6 +205,7 @@ ORDER = """
     discovery._gauges
     discovery._open
     discovery._open_values
+    discovery._cautions
     discovery._depths
     discovery._discovery
     discovery._torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._messages.text import columns
 from ckpt_schema.discovery._beforehand import KnownLeaves, known_leaves
+from ckpt_schema.discovery._cautions import colliding_sizes, unexercised
 from ckpt_schema.discovery._cuts import whole_piece
 from ckpt_schema.discovery._depths import LayerFactory, first_other
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
@@ -25,6 +27,7 @@ from ckpt_schema.discovery._models import (
     drawn_tree,
     model_of,
     named_values,
+    unstable_run,
 )
 from ckpt_schema.discovery._open import (
     Open,
@@ -39,7 +42,7 @@ from ckpt_schema.discovery._points import leaves_of, relative_gap, shared_values
 from ckpt_schema.discovery._readings import NEARLY, Reading, Search
 from ckpt_schema.errors import CkptSchemaError, DerivationError, Mismatch
 
-__all__ = ["Discovery", "Evidence", "Open", "makes_one_function", "discover"]
+__all__ = ["Discovery", "Evidence", "Open", "discover", "makes_one_function"]
 
 Models = tuple[RunnableModel, RunnableModel]
 Status = Literal["complete", "complete but for choices", "incomplete", "refused"]
@@ -289,7 +292,8 @@ def _discovered(models: Models, words: _Words, known: KnownLeaves) -> Discovery:
         if any(matched.agrees and not any(matched.alone) for matched in judged.values()):
             break  # other readings would explain no more
     if not judged:
-        return _refused(models, search, readings, names)
+        collisions = colliding_sizes(itertools.chain(*search.cutting.both_pieces(frozenset())))
+        return _refused(models, search, readings, names, collisions)
     ordered = sorted(judged.items(), key=lambda pair: _cost(pair[1]))
     reading, best = ordered[0]
     alike = [one for one, other in ordered[1:] if _cost(other)[:2] == _cost(best)[:2]]
@@ -303,7 +307,10 @@ def _discovered(models: Models, words: _Words, known: KnownLeaves) -> Discovery:
             way = rules_of(models, pieces, judged[each].pairings, names, known=known)
             values.add_way(way.values)
     carried = functools.partial(_carried, models, seed, best.noise)
-    return _told(models, best, found, values, carried, search.tried, known)
+    notes = unexercised(models[0], best.values[0], seed)
+    if not best.complete:
+        notes += colliding_sizes(itertools.chain(*search.cutting.both_pieces(reading.changes)))
+    return _told(models, best, found, values, carried, search.tried, known, notes)
 
 
 def _carried(models: Models, seed: int, noise: float, lens: Lens) -> tuple[float, float]:
@@ -337,10 +344,7 @@ def _verify_runs(models: Models, names: tuple[str, str], seed: int) -> None:
             hint = "the values are random, of size one: leave out what masks with infinities"
             faults.append(Mismatch(name, "outputs", "finite numbers", "NaN or infinities", hint))
         elif relative_gap(first, second) > 1e-6:
-            hint = "turn dropout and other randomness off"
-            faults.append(
-                Mismatch(name, "outputs", "the same at the same values", "others each time", hint)
-            )
+            faults += unstable_run(name).mismatches
     if shapes[0] != shapes[1]:
         hint = "give both the same input, and return the same of both"
         expected = f"{shapes[0]} numbers, as {names[0]} gives"
@@ -350,18 +354,24 @@ def _verify_runs(models: Models, names: tuple[str, str], seed: int) -> None:
 
 
 def _cost(matched: Matched) -> tuple[bool, int, int]:
-    """What tells one reading from a worse one: it must hold at random values, and leave nothing alone."""
-    return (not matched.agrees, sum(map(len, matched.alone)), len(matched.pairings))
+    """What tells one reading from a worse one: it must hold at random values, leave nothing alone, and cut little."""
+    pieces = len(matched.pairings) + sum(len(choice.views) for choice in matched.choices)
+    return (not matched.agrees, sum(map(len, matched.alone)), pieces)
 
 
 def _refused(
-    models: Models, search: Search, readings: Sequence[Reading], names: tuple[str, str]
+    models: Models,
+    search: Search,
+    readings: Sequence[Reading],
+    names: tuple[str, str],
+    collisions: Sequence[str],
 ) -> Discovery:
     """That the two are not one function."""
     found = rules_of(models, ([], []), [], names)
     nearest = readings[0]
     notes = [f"no reading makes the outputs equal: they differ by {nearest.noise:.1e} at best"]
     notes += [f"with {_worded(each)} they differ by {each.noise:.1e}" for each in readings[1:4]]
+    notes += collisions
     return Discovery(
         status="refused",
         rules=(),
@@ -396,13 +406,14 @@ def _told(
     carried: Callable[[Lens], tuple[float, float]],
     tried: int,
     known: KnownLeaves,
+    cautions: Sequence[str],
 ) -> Discovery:
     """The discovery that a match makes."""
     asleep = open_asleep(matched, known)
     rules = tuple(dict.fromkeys([*found.rules, *values.settled, *known.rules]))
     skipped = open_skipped(models, found, rules) if matched.complete else []
     opens = [*open_entries(matched, found), *asleep, *values.opens, *skipped]
-    notes = list(found.unsaid)
+    notes = [*found.unsaid, *cautions]
     if matched.odd:
         names = ", ".join(map(str, matched.odd))
         notes.append(f"outputs agree and gradients do not, as of a masked row: {names}")

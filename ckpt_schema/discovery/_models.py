@@ -30,6 +30,7 @@ __all__ = [
     "drawn_tree",
     "model_of",
     "named_values",
+    "unstable_run",
 ]
 
 Leaves = Mapping[str, np.ndarray[Any, Any]]
@@ -99,6 +100,13 @@ def model_of(
     elif isinstance(given, Layout) or (isinstance(given, type) and issubclass(given, Schema)):
         given = abstract(given)
     return JaxModel(run, made_abstract(given), side, joined)
+
+
+def unstable_run(side: str) -> DiscoveryError:
+    """The error of a run that gives other outputs at the same values."""
+    hint = "turn dropout and other randomness off"
+    fault = Mismatch(side, "outputs", "the same at the same values", "others each time", hint)
+    return DiscoveryError("the models cannot be compared", [fault])
 
 
 def drawn_tree(model: RunnableModel, seed: int) -> Any:
@@ -201,6 +209,7 @@ class JaxModel:
             self._spans[name] = slice(start, start + math.prod(shape))
             start += math.prod(shape)
         self.wide = True
+        self._is_compared = False
         self._outputs = jax.jit(self._flat_outputs)
         self._pulled = jax.jit(self._pull)
 
@@ -227,9 +236,19 @@ class JaxModel:
     ) -> dict[str, np.ndarray[Any, Any]]:
         """The gradients at these values."""
         with jax.enable_x64(self.wide):
-            found = self._pulled(self._vector(leaves), jnp.asarray(cotangent, self._dtype))
+            outputs, found = self._pulled(self._vector(leaves), jnp.asarray(cotangent, self._dtype))
+        if not self._is_compared:
+            self._compare(leaves, np.asarray(outputs, np.float64))
         vector = np.asarray(found, np.float64)
         return {name: vector[span].reshape(self.shapes[name]) for name, span in self._spans.items()}
+
+    def _compare(self, leaves: Leaves, outputs: np.ndarray[Any, Any]) -> None:
+        """Raises if the run was another when it was traced for its gradients: jax traces it once for each."""
+        before = self.run(leaves)
+        gap, size = float(np.linalg.norm(before - outputs)), float(np.linalg.norm(before))
+        if gap > 1e-3 * size:
+            raise unstable_run(self._side)
+        self._is_compared = size > 0  # outputs of zero say nothing
 
     @property
     def _dtype(self) -> type[Any]:
@@ -286,6 +305,6 @@ class JaxModel:
         self._changed = [name for name, old, new in pairs if old is not new]
         return outputs
 
-    def _pull(self, vector: jax.Array, cotangent: jax.Array) -> jax.Array:
-        _, pull = jax.vjp(self._flat_outputs, vector)
-        return pull(cotangent)[0]
+    def _pull(self, vector: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+        outputs, pull = jax.vjp(self._flat_outputs, vector)
+        return outputs, pull(cotangent)[0]

@@ -32,6 +32,9 @@ _ROUNDING = {True: 1e-6, False: 3e-5}
 _EXACT = 1e-11
 """A difference of outputs that float64 makes; a reading that is worse is none where another is as good as this."""
 
+_ROUNDED = 1e-9
+"""The largest difference that rounding in float64 alone makes of a model."""
+
 NEARLY = 1e-3
 """The largest that another epsilon or an approximation makes; more is another function."""
 
@@ -90,7 +93,7 @@ class Search:
             if each.noise < self.agrees:
                 yield [each]
         yield from self._changed(bases[:_BASES])
-        yield sorted(self._read_so_far.values(), key=lambda each: each.noise)[:4]
+        yield self._as_good_as_the_best()
 
     def _changed(self, bases: list[Reading]) -> Iterator[list[Reading]]:
         """Changes of each base: one; two that are alike; any that muting tells apart; any two."""
@@ -122,12 +125,24 @@ class Search:
         return Suspicion(self._models, self.cutting, changes, self.agrees)
 
     def _agreeing(self) -> Iterator[list[Reading]]:
-        agreeing = [each for each in self._read_so_far.values() if each.noise < self.agrees]
-        agreeing.sort(key=lambda each: (len(each.changes), each.noise))
-        if agreeing:
-            # What differs as little as the best does is as good: none is preferred.
-            best = min(each.noise for each in agreeing)
-            yield [each for each in agreeing if each.noise <= max(_EXACT, 30 * best)]
+        if min(each.noise for each in self._read_so_far.values()) < self.agrees:
+            yield self._as_good_as_the_best()
+
+    def _as_good_as_the_best(self) -> list[Reading]:
+        """The readings that are as good as the best, the fewest changes first; the best four where none is good.
+
+        Where rounding alone is left, that is what differs about as little. Where more is left, as of
+        another epsilon, then among thousands of factors some come nearer by chance, and what is nearly
+        equal without them is as good.
+        """
+        every = sorted(self._read_so_far.values(), key=lambda each: each.noise)
+        best = every[0].noise
+        is_rounding = best < (
+            _ROUNDED if all(model.wide for model in self._models) else self.agrees
+        )
+        bound = max(_EXACT, 30 * best) if is_rounding else NEARLY
+        alike = [each for each in every if each.noise <= bound]
+        return sorted(alike, key=lambda each: (len(each.changes), each.noise)) or every[:4]
 
     def _try(self, base: Reading, every: Iterable[ReadingChanges], most: int) -> None:
         for more in itertools.islice(every, most):

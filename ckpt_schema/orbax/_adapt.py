@@ -107,7 +107,7 @@ def adapt(
         except DerivationError as error:
             raise _pointed(error) from None
     # Running models takes modules that nothing else does.
-    from ckpt_schema.discovery._discovery import makes_one_function, discover
+    from ckpt_schema.discovery._discovery import discover, makes_one_function
     from ckpt_schema.discovery._models import model_of
 
     models = (

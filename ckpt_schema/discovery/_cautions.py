@@ -1,0 +1,92 @@
+"""What is to be known of a discovery besides: sizes that may be taken for others, and what the input does not exercise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ckpt_schema.discovery._cuts import LeafPiece
+from ckpt_schema.discovery._models import Leaves, RunnableModel
+
+__all__ = ["colliding_sizes", "unexercised"]
+
+_SHOWN = 4
+
+
+def colliding_sizes(pieces: Iterable[LeafPiece]) -> list[str]:
+    """That sizes are one, or sums or products of others, so that leaves may be cut where nothing was joined.
+
+    Args:
+        pieces: What both models were cut into.
+
+    Returns:
+        A line, or none.
+    """
+    forms = {piece.form for piece in pieces}
+    sizes = sorted(set(itertools.chain(*forms)))
+    words = [f"{form[at]} is two axes of one leaf" for form in sorted(forms) for at in _twice(form)]
+    for first, second in itertools.combinations_with_replacement(sizes, 2):
+        words += [f"{first + second} is {first} + {second}"] if first + second in sizes else []
+        words += [f"{first * second} is {first} * {second}"] if first * second in sizes else []
+    if not words:
+        return []
+    shown = ", ".join(dict.fromkeys(words[:_SHOWN])) + ", ..." * (len(words) > _SHOWN)
+    hint = "a configuration whose sizes are no sums or products of others may tell more"
+    return [f"sizes collide, {shown}: {hint}"]
+
+
+def _twice(form: Sequence[int]) -> Iterator[int]:
+    """Where an axis has the size of the one before it."""
+    return (at for at in range(1, len(form)) if form[at] == form[at - 1])
+
+
+def unexercised(model: RunnableModel, values: Leaves, seed: int) -> list[str]:
+    """What of its leaves no output of a model depends on at the input that is given: tokens and positions beyond it.
+
+    Args:
+        model: The model.
+        values: Random values of its leaves.
+        seed: Of others, at which the same must hold: an activation may be zero at some.
+
+    Returns:
+        A line, or none. Whole leaves that nothing depends on are not in it: these are open.
+    """
+    random = np.random.default_rng([seed, 19])
+    others: dict[str, np.ndarray[Any, Any]] = {}
+    for name, value in values.items():
+        drawn = random.normal(size=value.shape) * float(np.std(value))
+        others[name] = drawn if value.ndim > 1 else value  # it may be a variance
+    live = {name: np.zeros(shape, bool) for name, shape in model.shapes.items()}
+    for point in (values, others):
+        outputs = model.run(point)
+        gradients = model.pullback(point, random.normal(size=outputs.shape))
+        for name, gradient in gradients.items():
+            live[name] |= gradient != 0
+    words = [f"{name}[{where}]" for name, each in live.items() for where in _dead_indices(each)]
+    if not words:
+        return []
+    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
+    return [f"this input does not exercise {', '.join(words[:_SHOWN])}{more}"]
+
+
+def _dead_indices(live: np.ndarray[Any, Any]) -> Iterator[str]:
+    """The indices of the first axis that has some where nothing is alive; none where nothing is at all."""
+    for axis in range(live.ndim if live.any() else 0):
+        others = tuple(other for other in range(live.ndim) if other != axis)
+        dead = np.flatnonzero(~live.any(axis=others))
+        if dead.size:
+            yield ":, " * axis + _ranges(dead)
+            return
+
+
+def _ranges(numbers: Sequence[int] | np.ndarray[Any, Any]) -> str:
+    """Indices as slices: ``3, 5:8``."""
+    words: list[str] = []
+    for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        found = [int(number) for _, number in run]
+        first, last = found[0], found[-1]
+        words.append(str(first) if first == last else f"{first}:{last + 1}")
+    return ", ".join(words)
