@@ -11,6 +11,7 @@ Two axes of one leaf may come to have the same dim: ``inputs outputs`` where a c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -134,7 +135,7 @@ def parse_dims(text: str) -> Dims:
 
 
 def _parse_dim(axis: str, whole: str) -> Dim:
-    dim = _Reader(axis).axis()
+    dim = _read_axis(axis)
     if dim is None:
         hint = (
             "write names, integers, products and sums such as 3*heads*head_dim or groups*(per+2)*dim; "
@@ -149,6 +150,11 @@ def _parse_dim(axis: str, whole: str) -> Dim:
         )
         raise SchemaError(f"{whole!r} is no dimension string of a layout", [fault])
     return dim
+
+
+@functools.lru_cache(maxsize=1024)  # few axes are all of a large model's
+def _read_axis(axis: str) -> Dim | None:
+    return _Reader(axis).axis()
 
 
 class _Reader:

@@ -116,19 +116,23 @@ class Table:
     initial: Initial | None = None
     sizes: tuple[tuple[str, int], ...] = ()
 
-    def beside(self, other: Table) -> Table:
-        """Both as one."""
-        initial = self.initial or other.initial
-        if self.states and other.states:  # of which each has to be known, or none is
-            known = self.initial is not None and other.initial is not None
-            initial = self.initial.beside(other.initial) if known and self.initial else None
-        return Table(
-            self.drafts + other.drafts,
-            self.nodes + other.nodes,
-            self.parts + other.parts,
-            self.states + other.states,
+    @classmethod
+    def together(cls, several: Sequence[Table]) -> Table:
+        """Tables that stand beside one another, as one."""
+        # Of optimizer states each has to be known, or none is.
+        kept = [table for table in several if table.states]
+        known = [table.initial for table in kept if table.initial is not None]
+        initial: Initial | None = None
+        if len(known) == len(kept):
+            for one in known:
+                initial = one if initial is None else initial.beside(one)
+        return cls(
+            tuple([draft for table in several for draft in table.drafts]),
+            tuple([node for table in several for node in table.nodes]),
+            tuple([part for table in several for part in table.parts]),
+            tuple([state for table in several for state in table.states]),
             initial,
-            self.sizes + other.sizes,
+            tuple([size for table in several for size in table.sizes]),
         )
 
 
@@ -150,9 +154,7 @@ def table_of(schema: Declared) -> Table:
         tables[attribute.name] = table
     for name, attribute in states.items():
         tables[name] = _state_table(schema, attribute, tables)
-    whole = Table()
-    for attribute in schema.__attributes__:
-        whole = whole.beside(tables[attribute.name])
+    whole = Table.together([tables[attribute.name] for attribute in schema.__attributes__])
     whole = dataclasses.replace(whole, nodes=whole.nodes + schema.__containers__)
     if schema.__joined__ is None:
         return whole
@@ -219,9 +221,9 @@ def _as_model(attribute: Attribute, drafts: tuple[Draft, ...], kinds: Dicts) -> 
 
 def drafts_of(attribute: Attribute) -> tuple[Draft, ...]:
     """The rows of an attribute, as its own schema's class has them."""
-    return tuple(
-        lift(draft, attribute, _key(attribute, draft.collection)) for draft in below(attribute)
-    )
+    drafts = below(attribute)
+    keys = {name: _key(attribute, name) for name in {draft.collection for draft in drafts}}
+    return tuple([lift(draft, attribute, keys[draft.collection]) for draft in drafts])
 
 
 def _attribute_table(attribute: Attribute) -> Table:
@@ -339,8 +341,7 @@ def lift(draft: Draft, attribute: Attribute, key: paths.Pattern) -> Draft:
         axis = None
     elif spec.axis is not None and axis is None:
         axis = spec.axis
-    lifted = dataclasses.replace(
-        row,
+    lifted = Row(
         path=(attribute.name + ("[]" if repeated else ""), *row.path),
         key=(*key, *row.key),
         leaf=row.leaf.renamed(spec.dims),
@@ -353,6 +354,8 @@ def lift(draft: Draft, attribute: Attribute, key: paths.Pattern) -> Draft:
         ephemeral=row.ephemeral or spec.ephemeral,
         held=row.held if spec.value is None else ((len(row.key), spec.value), *row.held),
         body=None if row.body is None else 1 + row.body,
+        inside=row.inside,
+        reshaped=row.reshaped,
         optimizer=row.optimizer and 1 + row.optimizer,
         mirrors=row.mirrors and f"{attribute.name}{'[]' if repeated else ''}/{row.mirrors}",
     )
@@ -361,6 +364,8 @@ def lift(draft: Draft, attribute: Attribute, key: paths.Pattern) -> Draft:
 
 
 def _renamed(repeats: tuple[Repeat, ...], renames: Mapping[str, str | int]) -> tuple[Repeat, ...]:
+    if not renames:
+        return repeats
     return tuple(
         dataclasses.replace(r, size=dims_.renamed_dims((r.size,), renames)[0]) for r in repeats
     )

@@ -237,10 +237,11 @@ def _annotations(
     cls: type, scope: dict[str, Any], faults: list[Mismatch]
 ) -> Iterator[tuple[str, Any]]:
     """The class's own annotations, evaluated one by one, so that each that fails is named."""
+    own = dict(vars(cls))
     for name, annotation in inspect.get_annotations(cls).items():
         if isinstance(annotation, str):
             try:
-                annotation = eval(annotation, scope, dict(vars(cls)))
+                annotation = eval(annotation, scope, own)
             except SchemaError as error:
                 faults.extend(_located(cls, name, error))
                 continue
@@ -396,6 +397,10 @@ def _spell(annotation: Any) -> str:
 
 def _verify_below(attribute: Attribute) -> None:
     """Raises with everything in which a field contradicts the leaves below it."""
+    spec = attribute.field
+    told = spec.dims or spec.default is not None or spec.axis is not None or spec.scan is not None
+    if not told and not attribute.many:
+        return  # of leaves that are what they are below
     faults = [*_rename_faults(attribute)]
     for draft in below(attribute):
         try:

@@ -318,11 +318,16 @@ class Layout:
         """The layout for trees of these sizes alone."""
         sizes = self.bound(dims)
         rows: list[Row] = []
+        known: dict[tuple[object, ...], Leaf] = {}  # most leaves are like another one
         for row in self.rows:
-            # Axes of one size are told apart by what they were called.
-            leaf = dataclasses.replace(row.leaf, names=row.leaf.own)
-            for at, dim in enumerate(leaf.dims):
-                leaf = leaf.with_axis(at, dims_.known_dim(dim, sizes))
+            given = (row.leaf, row.leaf.names, row.leaf.any_float)
+            leaf = known.get(given)
+            if leaf is None:
+                # Axes of one size are told apart by what they were called.
+                leaf = dataclasses.replace(row.leaf, names=row.leaf.own)
+                for at, dim in enumerate(leaf.dims):
+                    leaf = leaf.with_axis(at, dims_.known_dim(dim, sizes))
+                known[given] = leaf
             repeats = tuple(
                 dataclasses.replace(repeat, size=dims_.known_dim(repeat.size, sizes))
                 for repeat in row.repeats

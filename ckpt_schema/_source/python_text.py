@@ -93,6 +93,7 @@ class ClassWriter:
         """
         self._sharing, self._imports, self._sizes = sharing, imports, sizes
         self._names: dict[int, str] = {}
+        self._written: set[str] = set()  # these names
         self._taken, self._known, self._root = taken, known, root
         self._attributes = {
             child.name for shared in sharing.classes.values() for child in shared.children
@@ -137,8 +138,10 @@ class ClassWriter:
         known = self._known.get(body)
         if known is not None and known not in self._attributes:
             self._names[number] = known
+            self._written.add(known)
             return
         name = self._names[number] = self._known[body] = self._class_name(shared)
+        self._written.add(name)
         yield f"class {name}(cs.Schema):\n{body}"
 
     def attributes(self, children: Sequence[Branch], own: Sequence[Dim]) -> Iterator[str]:
@@ -191,10 +194,14 @@ class ClassWriter:
         return dict(sorted(found.items()))
 
     def _identifier(self, name: str, used: set[str]) -> str:
-        taken = used | self._imports.names() | {"list"} | set(self._names.values())
+        classes, imported = self._written, self._imports.names()
+
+        def taken(name: str) -> bool:
+            return name in used or name in imported or name in classes or name == "list"
+
         good = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
         found = name if good and not name.startswith("_") else identifier(name)
-        while found in taken or keyword.iskeyword(found):
+        while taken(found) or keyword.iskeyword(found):
             found += "_"
         used.add(found)
         return found
