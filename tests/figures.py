@@ -60,6 +60,7 @@ KEPT = ("--kept", ".discovered.json")
 COMMANDS = {
     "speed": Command(("tests/benchmarks/bench_lens.py",)),
     "memory": Command(("tests/benchmarks/bench_memory.py",)),
+    "restore": Command(("-W", "ignore", "tests/benchmarks/bench_restore.py")),
     "processes": Command(("tests/benchmarks/bench_processes.py",)),
     "convert": Command(("-W", "ignore", "tests/benchmarks/bench_convert.py")),
     "kills": Command(("-W", "ignore", "tests/support/killed.py")),

@@ -215,6 +215,7 @@ ORDER = """
     orbax._missing
     orbax._versions
     orbax._targets
+    orbax._same_layout
     orbax._restore
     orbax._items
     orbax._managed

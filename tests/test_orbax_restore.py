@@ -393,9 +393,15 @@ def test_streams_that_nothing_fills_are_an_error(disk: Disk, loads: list[Any]) -
     ("saved", "target"), [("linen", nnx_state), ("linen", linen_state), ("nnx", linen_state)]
 )
 def test_one_metadata_read_is_added_to_what_a_load_does(
-    disk: Disk, saved: str, target: Callable[[], Any], loads: list[Any]
+    disk: Disk,
+    saved: str,
+    target: Callable[[], Any],
+    loads: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     opened: list[str] = []
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self: opened.append(self.name) or read(self))
 
     class Counting(type(epath.Path())):  # type: ignore[misc]
         def read_text(self, *args: Any, **options: Any) -> str:

@@ -41,6 +41,7 @@ from ckpt_schema.orbax._load import number_for
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
 from ckpt_schema.orbax._missing import Missing, initialised, verify_missing
 from ckpt_schema.orbax._private_leaves import Orders, PrivateLeaves, find
+from ckpt_schema.orbax._same_layout import SameLayout, same_layout
 from ckpt_schema.orbax._sides import (
     Fit,
     Side,
@@ -66,7 +67,7 @@ from ckpt_schema.orbax._targets import (
     with_values,
 )
 from ckpt_schema.orbax._versions import lens_between
-from ckpt_schema.orbax._whereabouts import meant, stand, verify_standing
+from ckpt_schema.orbax._whereabouts import meant, stand, usual, verify_standing
 
 __all__ = ["Prepared", "RestoreTimes", "prepared", "restore"]
 
@@ -162,7 +163,24 @@ def restore(
         words = Words(rules, scan, lists)
         sides = target_side, disk_side
         where: dict[str, Any] = {"item": item, "at": at, "items": items, "aux": aux}
-        ready = prepared(path, target, lens, words, missing=missing, sides=sides, **where)
+        first = same = None
+        is_plain = words == Words() and missing is None and not donate_target
+        if is_plain and sides == (None, None) and isinstance(lens, (Lens, type(None))):
+            verify_names(item=item, aux=aux)
+            verify_standing(at, items)
+            target = made_abstract(target)
+            verify_readable(target)
+            first = usual(path, item, items, aux)
+            if first is not None and at is None:
+                same = same_layout(first, variables.state_of(target), lens)
+    if same is not None:
+        if lens is not None:
+            _report(same.disk, aux)
+        return variables.updated(target, _loaded_alone(same, clock, times))
+    with raised_by_all():
+        ready = prepared(
+            path, target, lens, words, first=first, missing=missing, sides=sides, **where
+        )
         expected, side = ready.expected, ready.side
         kept = (
             kept_positions(expected, ready.state, side, ready.orders)
@@ -190,6 +208,22 @@ def restore(
         clock.append(time.perf_counter())
         times(RestoreTimes(*(after - before for before, after in itertools.pairwise(clock))))
     return variables.updated(ready.target, variables.completed(result, ready.whole))
+
+
+def _loaded_alone(
+    same: SameLayout, clock: list[float], times: Callable[[RestoreTimes], None] | None
+) -> Tree:
+    """What Orbax loads of the target's own layout, in the form of the target."""
+    told = {"path": same.disk.path, "item": same.disk.item, "layout": same.name}
+    agree("processes do not restore the same", told)
+    clock.append(time.perf_counter())
+    with raised_by_all():
+        loaded = metadata.read_arrays(same.disk, (), same.wanted)
+        result = same.restored(_verified(loaded, same.wanted, same.expected, same.disk))
+    clock.append(time.perf_counter())
+    if times is not None:
+        times(RestoreTimes(clock[1] - clock[0], clock[2] - clock[1], 0.0))
+    return result
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -231,6 +265,7 @@ def prepared(
     lens: Lens | Registry | None,
     words: Words,
     *,
+    first: DiskTree | None = None,
     missing: Missing | None = None,
     item: str | None = None,
     at: str | None = None,
@@ -247,6 +282,7 @@ def prepared(
         target: See `restore`.
         lens: See `restore`.
         words: What is said of the lens that is to be made.
+        first: What is usually meant of the checkpoint, if it was read already.
         missing: See `restore`.
         item: See `restore`.
         at: See `restore`.
@@ -273,7 +309,7 @@ def prepared(
     target_side, disk_side = sides
     is_adapted, read = lens is None, known
     if lens is None:
-        read = known or meant(place_on_disk, **where).without_texts()
+        read = known or meant(first or place_on_disk, **where).without_texts()
         words = dataclasses.replace(words, own=missing and missing.rows)
         called = name_of(target, "the target") if name is None else name
         lens, read = adapted(read, whole, called, words, aux)
@@ -290,7 +326,7 @@ def prepared(
     side, match = toward(state, lens, "the target", target_side, "target_side")
     if missing is not None:
         state = with_values(state, initialised(missing, factory, state, side, match))
-    disk, places = stand(place_on_disk, side, read, **where, texts=False)
+    disk, places = stand(place_on_disk, side, read, first, **where, texts=False)
     private = (
         find(disk, aux, total=not is_adapted)
         if any(place.layout is not side.view for place in places)

@@ -18,7 +18,7 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import only_moves
 from ckpt_schema._lens.replicas import CopiedTree, copies_fault
 from ckpt_schema._trees.conformance import Match, Matcher
-from ckpt_schema._trees.containers import Tree, flatten
+from ckpt_schema._trees.containers import FlatTree, Tree, flatten
 from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, DerivationError, Mismatch
 from ckpt_schema.orbax._metadata import DiskTree
@@ -28,6 +28,7 @@ __all__ = [
     "Side",
     "ambiguous",
     "distance",
+    "has_keys",
     "interchangeable",
     "locate",
     "may_stand",
@@ -329,6 +330,12 @@ def distance(tree: Tree, layout: Layout) -> int:
     return slots.count(None) + sum(
         number not in rows and not row.optional for number, row in enumerate(layout.rows)
     )
+
+
+def has_keys(flat: FlatTree, layout: Layout) -> bool:
+    """Whether a layout has a row for each leaf: of other names, this is known at the first."""
+    slot = SlotFinder(layout).slot
+    return all(slot(key, stored=flat.stored) is not None for key in flat.keys)
 
 
 def _likeness(match: Match, layout: Layout) -> tuple[int, int, int]:

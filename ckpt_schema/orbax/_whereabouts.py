@@ -28,6 +28,7 @@ __all__ = [
     "part_below",
     "spread_over",
     "stand",
+    "usual",
     "verify_standing",
 ]
 
@@ -42,6 +43,7 @@ def stand(
     path: epath.PathLike,
     lens: Lens,
     read: DiskTree | None = None,
+    first: DiskTree | None = None,
     *,
     item: str | None,
     at: str | None,
@@ -55,6 +57,7 @@ def stand(
         path: The checkpoint.
         lens: The lens.
         read: What is meant, where it is known already.
+        first: What is usually meant, if it was read already.
         item: The pytree that is meant. Where none is named, and what is usually meant does not fit,
             the one that does.
         at: The key path in it where the state stands; what is beside it is not read.
@@ -70,15 +73,15 @@ def stand(
     if read is not None:
         read = read if texts else read.without_texts()
         return read, locate(_alone(read, lens, aux), lens)
-    first, rest, unnamed = _first(path, item, aux)
+    usual, rest, unnamed = _first(path, item, aux, first)
     fits: list[Standing] = []
     tried: list[tuple[DiskTree, CheckpointMismatchError]] = []
-    for disk in itertools.chain(first, (read_metadata(path, name, aux=aux) for name in rest)):
+    for disk in itertools.chain(usual, (read_metadata(path, name, aux=aux) for name in rest)):
         try:
             fits.append(_looked(disk, lens, at, aux, texts=texts))
         except CheckpointMismatchError as error:
             tried.append((disk, error))
-        if fits and disk in first:  # what is usually meant fits: no other item is looked at
+        if fits and disk in usual:  # what is usually meant fits: no other item is looked at
             break
     if len(fits) == 1:
         return fits[0]
@@ -86,24 +89,39 @@ def stand(
 
 
 def meant(
-    path: epath.PathLike,
+    path: epath.PathLike | DiskTree,
     *,
     item: str | None,
     at: str | None,
     items: Mapping[str, str] | None,
     aux: str | None,
 ) -> DiskTree:
-    """The part of a checkpoint that the arguments say, or that is usually meant.
+    """The part of a checkpoint, or of what was read of it already, that the arguments say, or that is usually meant.
 
     Raises:
         CheckpointMismatchError: There is none.
     """
-    whole = read_metadata(path, item, aux=aux) if items is None else _joined(path, items, item, aux)
+    if items is None or isinstance(path, DiskTree):
+        whole = read_metadata(path, item, aux=aux)
+    else:
+        whole = _joined(path, items, item, aux)
     return part_below(whole, at)
 
 
+def usual(
+    path: epath.PathLike, item: str | None, items: Mapping[str, str] | None, aux: str | None
+) -> DiskTree | None:
+    """The pytree that is usually meant; None where a state is spread over several, or there is no such."""
+    if items is not None:
+        return None
+    try:
+        return read_metadata(path, item, aux=aux)
+    except CheckpointMismatchError:  # whoever looks further says it
+        return None
+
+
 def _first(
-    path: epath.PathLike, item: str | None, aux: str | None
+    path: epath.PathLike, item: str | None, aux: str | None, first: DiskTree | None
 ) -> tuple[list[DiskTree], list[str], CheckpointMismatchError | None]:
     """The pytree that is meant, if any is; the names of others that may be; and why none is.
 
@@ -111,7 +129,7 @@ def _first(
         CheckpointMismatchError: There is none, and none else.
     """
     try:
-        disk = read_metadata(path, item, aux=aux)
+        disk = read_metadata(path if first is None else first, item, aux=aux)
     except SeveralItemsError as error:
         rest = pytrees_of(absolute(path)) - {aux or ""}
         return [], sorted(rest, key=paths.natural), error
