@@ -186,6 +186,8 @@ ORDER = """
     orbax._array_headers
     orbax._folders
     orbax._metadata
+    orbax._loaded_leaves
+    orbax._records
     orbax._sides
     orbax._whereabouts
     orbax._private_leaves

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from etils import epath
 
 from ckpt_schema._frameworks import variables
 from ckpt_schema._layouts import leaves, paths
-from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.derive.served_weights import lacks_served
 from ckpt_schema._lens.lens import Lens
@@ -24,7 +23,6 @@ from ckpt_schema._lens.read_sides import made_abstract, name_of
 from ckpt_schema._lens.registry import Registry
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.stacks import Scan
-from ckpt_schema._trees import placement
 from ckpt_schema._trees.conformance import Match
 from ckpt_schema._trees.containers import Tree, flatten, verify_readable
 from ckpt_schema._trees.defaults import stand_in
@@ -38,10 +36,12 @@ from ckpt_schema.orbax import _metadata as metadata
 from ckpt_schema.orbax._adapt import Words, adapted, spare_words
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._load import number_for
+from ckpt_schema.orbax._loaded_leaves import verified
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
 from ckpt_schema.orbax._missing import Missing, initialised, verify_missing
 from ckpt_schema.orbax._private_leaves import Orders, PrivateLeaves, find
-from ckpt_schema.orbax._same_layout import SameLayout, same_layout
+from ckpt_schema.orbax._records import recorded, recorded_alone
+from ckpt_schema.orbax._same_layout import same_layout
 from ckpt_schema.orbax._sides import (
     Fit,
     Side,
@@ -72,6 +72,8 @@ from ckpt_schema.orbax._whereabouts import meant, stand, usual, verify_standing
 __all__ = ["Prepared", "RestoreTimes", "prepared", "restore"]
 
 Target = TypeVar("Target")
+
+_LOGGER = logging.getLogger("ckpt_schema")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,9 +116,10 @@ def restore(
     then translated. A lens of weights alone finds them in a full train state too. Only what the target has a place for is read,
     and all of it is validated before a byte of array data is.
 
-    Without a lens, the checkpoint is adapted to the target: `ckpt_schema.adapt` makes the lens, and
-    is an error where anything can be read in two ways. What it did is logged in one line by the
-    logger ``ckpt_schema``.
+    Without a lens, that through which `save` wrote the checkpoint is taken, if both fit it. Any
+    other checkpoint is adapted to the target: `ckpt_schema.adapt` makes the lens, and is an error
+    where anything can be read in two ways. What was done is logged in one line by the logger
+    ``ckpt_schema``.
 
     Args:
         path: A checkpoint directory, local or remote, written by Orbax's v1 or v0 API.
@@ -176,11 +179,20 @@ def restore(
     if same is not None:
         if lens is not None:
             _report(same.disk, aux)
-        return variables.updated(target, _loaded_alone(same, clock, times))
+        told = {"path": same.disk.path, "item": same.disk.item, "layout": same.name}
+        agree("processes do not restore the same", told)
+        clock.append(time.perf_counter())
+        with raised_by_all():
+            result = same.load()
+        if times is not None:
+            jax.block_until_ready(result)
+            clock.append(time.perf_counter())
+            times(RestoreTimes(clock[1] - clock[0], clock[2] - clock[1], 0.0))
+        return variables.updated(target, result)
     with raised_by_all():
-        ready = prepared(
-            path, target, lens, words, first=first, missing=missing, sides=sides, **where
-        )
+        given: dict[str, Any] = {"first": first, "missing": missing, "sides": sides, **where}
+        ready = _through_recorded(first, target, given) if lens is None else None
+        ready = ready or prepared(path, target, lens, words, **given)
         expected, side = ready.expected, ready.side
         kept = (
             kept_positions(expected, ready.state, side, ready.orders)
@@ -200,7 +212,7 @@ def restore(
             loaded = metadata.read_arrays(disk, ready.place.prefix, ready.wanted)
             if ready.private is not None:
                 state = with_values(state, ready.private.load(ready.orders))
-            loaded = _verified(loaded, ready.wanted, expected, disk)
+            loaded = verified(loaded, ready.wanted, expected, disk)
         clock.append(time.perf_counter())
         result = _translated(loaded, state, side, disk)
     if times is not None:
@@ -210,20 +222,27 @@ def restore(
     return variables.updated(ready.target, variables.completed(result, ready.whole))
 
 
-def _loaded_alone(
-    same: SameLayout, clock: list[float], times: Callable[[RestoreTimes], None] | None
-) -> Tree:
-    """What Orbax loads of the target's own layout, in the form of the target."""
-    told = {"path": same.disk.path, "item": same.disk.item, "layout": same.name}
-    agree("processes do not restore the same", told)
-    clock.append(time.perf_counter())
-    with raised_by_all():
-        loaded = metadata.read_arrays(same.disk, (), same.wanted)
-        result = same.restored(_verified(loaded, same.wanted, same.expected, same.disk))
-    clock.append(time.perf_counter())
-    if times is not None:
-        times(RestoreTimes(clock[1] - clock[0], clock[2] - clock[1], 0.0))
-    return result
+def _through_recorded(
+    first: DiskTree | None, target: Any, given: Mapping[str, Any]
+) -> Prepared | None:
+    """The restore through the lens that the checkpoint was saved through, if it tells one that fits.
+
+    Args:
+        first: The checkpoint, where nothing else was said of the lens.
+        target: The target.
+        given: What else `prepared` is told.
+    """
+    lens = None if first is None else recorded(first.path).lens()
+    if first is None or lens is None:
+        return None
+    try:
+        named: dict[str, Any] = {**given, "sides": (None, "source")}
+        found = prepared(first.path, target, lens, Words(), **named)
+    except (CheckpointMismatchError, ConformanceError):  # the structure has the last word
+        return None
+    text = "%s is read through the lens that it was saved through, %s -> %s"
+    _LOGGER.info(text, first.where, lens.source.name, lens.view.name)
+    return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -412,7 +431,10 @@ def _source(
     if not fits:
         raise faults[0]
     if len(fits) > 1 and not interchangeable(side):
-        raise ambiguous(CheckpointMismatchError, f"{disk.path} is a checkpoint", lens, "disk_side")
+        fits = recorded_alone(disk.path, fits, lambda fit: fit[0].layout)
+        if len(fits) != 1:
+            what = f"{disk.path} is a checkpoint"
+            raise ambiguous(CheckpointMismatchError, what, lens, "disk_side")
     return fits[0]
 
 
@@ -470,53 +492,6 @@ def _wanted(disk: DiskTree, place: Fit, expected: Tree, side: Lens, match: Match
     if faults:
         raise CheckpointMismatchError(f"{disk.path} has leaves that jax would narrow", faults)
     return flat.treedef.unflatten(wanted)
-
-
-def _verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree:
-    """The loaded leaves, numbers as arrays, each proved to be what was expected.
-
-    And stand-ins for those that were not read.
-
-    Raises:
-        CheckpointMismatchError: With every leaf that Orbax did not load, or not as it was asked to.
-    """
-    asked, flat = jax.tree.leaves(wanted), flatten(expected)
-    found = jax.tree.structure(wanted).flatten_up_to(loaded)
-    faults: list[Mismatch] = []
-    made: list[Any] = []
-    for key, order, goal, value in zip(flat.keys, asked, flat.leaves, found, strict=True):
-        if order is SKIP:
-            made.append(stand_in(goal))
-            continue
-        leaf = Leaf(tuple((n,) for n in goal.shape), str(goal.dtype))
-        if leaves.is_scalar(value) and leaves.accepts(leaf, value):
-            array = np.asarray(value, goal.dtype)
-            narrow = leaves.is_narrowed(goal.dtype)  # then it stays NumPy's, and goes into a number
-            value = array if narrow else placement.placed(array, goal.sharding)
-        # Orbax makes keys of their data in the memory that arrays are in where nothing is said.
-        if isinstance(value, jax.Array) and getattr(goal, "sharding", None) is not None:
-            value = placement.in_memory(value, goal.sharding.memory_kind)
-        if not isinstance(value, (jax.Array, np.ndarray)) or leaves.signature(
-            value
-        ) != leaves.signature(goal):
-            kind = "cast" if leaves.is_scalar(value) else "leaf"
-            hint = (
-                f"{goal.dtype} does not hold it" if kind == "cast" else "the checkpoint is damaged"
-            )
-            faults.append(
-                Mismatch(
-                    paths.format_path(key),
-                    kind,
-                    str(leaf),
-                    leaves.describe(value),
-                    hint,
-                )
-            )
-        made.append(value)
-    if faults:
-        header = f"{disk.path} cannot be restored as expected"
-        raise CheckpointMismatchError(header, faults)
-    return flat.treedef.unflatten(made)
 
 
 def _translated(loaded: Tree, state: Tree, side: Lens, disk: DiskTree) -> Tree:

@@ -38,6 +38,7 @@ from ckpt_schema.orbax._pytree_files import (
     saved,
     skeleton,
 )
+from ckpt_schema.orbax._records import RECORD
 from ckpt_schema.orbax._route import Route, Whereabouts, dotted
 from ckpt_schema.orbax._whereabouts import spread_over
 
@@ -300,6 +301,10 @@ class Rewriting:
 
     def _listed(self, told: dict[str, Any], old: set[str]) -> dict[str, Any]:
         """What a checkpoint says of itself, with the pytrees that it has now."""
+        custom = told.get("custom_metadata")
+        if isinstance(custom, dict):  # what was said of the old layout is not so of the new one
+            kept = {key: value for key, value in custom.items() if key != RECORD}
+            told = {**told, "custom_metadata": kept}
         handlers = told.get("item_handlers")
         if not isinstance(handlers, dict):
             return told

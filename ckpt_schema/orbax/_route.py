@@ -27,6 +27,7 @@ from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismat
 from ckpt_schema.orbax._adapt import Words, adapted
 from ckpt_schema.orbax._metadata import DiskTree
 from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
+from ckpt_schema.orbax._records import recorded_alone
 from ckpt_schema.orbax._sides import Fit, Side, ambiguous, interchangeable, verify_written
 from ckpt_schema.orbax._targets import declared
 from ckpt_schema.orbax._whereabouts import meant, stand
@@ -95,6 +96,8 @@ def route_through(
         wanted = lens.source if disk_side == "source" else lens.view
         fits = [fit for fit in fits if fit.layout is wanted]
     if len(fits) > 1 and not interchangeable(lens):
+        fits = recorded_alone(disk.path, fits, lambda fit: fit.layout)
+    if not fits:
         raise ambiguous(CheckpointMismatchError, f"{disk.path} is a checkpoint", lens, "disk_side")
     fit = _of_source(fits, lens)
     verify_written(lens.view if fit.layout is lens.source else lens.source, lens)

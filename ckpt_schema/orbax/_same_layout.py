@@ -17,7 +17,8 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.conformance import Match, Matcher
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten
 from ckpt_schema.orbax._load import number_for
-from ckpt_schema.orbax._metadata import DiskTree
+from ckpt_schema.orbax._loaded_leaves import verified
+from ckpt_schema.orbax._metadata import DiskTree, read_arrays
 from ckpt_schema.orbax._sides import has_keys, interchangeable
 from ckpt_schema.orbax._targets import goals, placed_abstract, spare_sharding, verify_meshes
 
@@ -46,9 +47,14 @@ class SameLayout:
     state: Tree
     positions: tuple[int, ...]
 
-    def restored(self, loaded: Tree) -> Tree:
-        """The target with what was loaded."""
-        read = jax.tree.leaves(loaded)
+    def load(self) -> Tree:
+        """What Orbax loads, in the form of the target.
+
+        Raises:
+            CheckpointMismatchError: It cannot be read, or is not what was asked for.
+        """
+        loaded = read_arrays(self.disk, (), self.wanted)
+        read = jax.tree.leaves(verified(loaded, self.wanted, self.expected, self.disk))
         asked, treedef = jax.tree.flatten(self.state)
         made: list[Any] = []
         for like, at in zip(asked, self.positions, strict=True):

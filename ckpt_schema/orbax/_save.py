@@ -26,6 +26,7 @@ from ckpt_schema.orbax._places import (
     verify_name,
     verify_writable,
 )
+from ckpt_schema.orbax._records import RECORD, record_of
 from ckpt_schema.orbax._sides import Side
 
 __all__ = ["save"]
@@ -84,6 +85,7 @@ def save(
         also: More items of the same checkpoint, by name: a data iterator, a config, whatever Orbax
             saves. Orbax's ``load_checkpointables`` reads them.
         custom_metadata: What is kept with the checkpoint as JSON, for Orbax's ``metadata`` to read.
+            Beside it stands, under ``ckpt_schema``, the layout that was written and the lens.
 
     Raises:
         CheckpointExistsError: There is something at ``path``, or another writer was first; it is
@@ -112,7 +114,7 @@ def save(
     trees = items_of(state, lens, item=item, at=at, items=items, **given)
     site = Site.beside(place)
     try:
-        told = None if custom_metadata is None else dict(custom_metadata)
+        told = {**(custom_metadata or {}), RECORD: record_of(lens)}
         every = {**trees, **(also or {})}
         with directories_first():
             saving = ocp.save_checkpointables_async(site.draft, every, custom_metadata=told)
@@ -127,7 +129,8 @@ def _verify_json(told: Any) -> None:
     if told is None:
         return
     try:
-        json.dumps(dict(told))
+        if RECORD in json.loads(json.dumps(dict(told))):
+            raise ValueError(f"{RECORD}, which is this library's own")
     except (TypeError, ValueError) as error:
         hint = "keep arrays and objects in an item of their own: also={...}"
         fault = Mismatch("custom_metadata", "argument", "what JSON can say", str(error), hint)

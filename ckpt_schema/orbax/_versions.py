@@ -21,6 +21,7 @@ from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismat
 from ckpt_schema.orbax._folders import SeveralItemsError, pytrees_of
 from ckpt_schema.orbax._metadata import DiskTree
 from ckpt_schema.orbax._places import absolute
+from ckpt_schema.orbax._records import recorded_alone
 from ckpt_schema.orbax._sides import distance, interchangeable, locate, standing_distance
 from ckpt_schema.orbax._whereabouts import meant
 
@@ -125,6 +126,9 @@ def _version_on_disk(
         hint = f"say which: item={fitting[0][0].item!r}, or another of them"
         fault = Mismatch("item", "ambiguous", "one item that fits", names, hint)
         raise CheckpointMismatchError(f"{fitting[0][0].path} holds several such states", [fault])
+    named = recorded_alone(fitting[0][0].path, fitting, lambda each: each[1])
+    if len(named) == 1:
+        return named[0]
     what = f"{fitting[0][0].where}"
     return fitting[0][0], _one_of(
         [table for _, table in fitting], registry, what, "disk_side", CheckpointMismatchError

@@ -34,7 +34,7 @@ logging.disable(logging.CRITICAL)
 import jax.numpy as jnp
 import ckpt_schema as cs
 number, kind = int(sys.argv[1]), sys.argv[2]
-state = {"w": {str(i): jnp.full((50, 40), float(number), jnp.float32) for i in range(8)}}
+state = {"w": {f"k{i}": jnp.full((50, 40), float(number), jnp.float32) for i in range(8)}}
 layout = cs.infer(state)
 lens = cs.derive(layout, layout)
 other = {"v": state["w"]}

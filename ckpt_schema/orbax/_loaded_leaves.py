@@ -1,0 +1,65 @@
+"""What Orbax has loaded, each leaf proved to be what was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._trees import placement
+from ckpt_schema._trees.containers import Tree, flatten
+from ckpt_schema._trees.defaults import stand_in
+from ckpt_schema.errors import CheckpointMismatchError, Mismatch
+from ckpt_schema.orbax._metadata import SKIP, DiskTree
+
+__all__ = ["verified"]
+
+
+def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree:
+    """The loaded leaves, numbers as arrays, each proved to be what was expected.
+
+    And stand-ins for those that were not read.
+
+    Raises:
+        CheckpointMismatchError: With every leaf that Orbax did not load, or not as it was asked to.
+    """
+    asked, flat = jax.tree.leaves(wanted), flatten(expected)
+    found = jax.tree.structure(wanted).flatten_up_to(loaded)
+    faults: list[Mismatch] = []
+    made: list[Any] = []
+    for key, order, goal, value in zip(flat.keys, asked, flat.leaves, found, strict=True):
+        if order is SKIP:
+            made.append(stand_in(goal))
+            continue
+        leaf = Leaf(tuple((n,) for n in goal.shape), str(goal.dtype))
+        if leaves.is_scalar(value) and leaves.accepts(leaf, value):
+            array = np.asarray(value, goal.dtype)
+            narrow = leaves.is_narrowed(goal.dtype)  # then it stays NumPy's, and goes into a number
+            value = array if narrow else placement.placed(array, goal.sharding)
+        # Orbax makes keys of their data in the memory that arrays are in where nothing is said.
+        if isinstance(value, jax.Array) and getattr(goal, "sharding", None) is not None:
+            value = placement.in_memory(value, goal.sharding.memory_kind)
+        if not isinstance(value, (jax.Array, np.ndarray)) or leaves.signature(
+            value
+        ) != leaves.signature(goal):
+            kind = "cast" if leaves.is_scalar(value) else "leaf"
+            hint = (
+                f"{goal.dtype} does not hold it" if kind == "cast" else "the checkpoint is damaged"
+            )
+            faults.append(
+                Mismatch(
+                    paths.format_path(key),
+                    kind,
+                    str(leaf),
+                    leaves.describe(value),
+                    hint,
+                )
+            )
+        made.append(value)
+    if faults:
+        header = f"{disk.path} cannot be restored as expected"
+        raise CheckpointMismatchError(header, faults)
+    return flat.treedef.unflatten(made)
