@@ -2,7 +2,8 @@
 
 `python tests/discovered.py` runs every pair of models of the tests, with all names of the source
 replaced by random words and its leaves shuffled, and prints a table. `python tests/discovered.py NAME
---seeds 3` runs some, with several seeds. A pair that is wrong, or open with the right one not among
+--seeds 3` runs some, with several seeds. `--declared` holds the lens that is declared for each pair by
+`cs.testing.assert_discovered`, all names as they are. A pair that is wrong, or open with the right one not among
 the candidates, makes the exit status 1. `--kept FILE` remembers outcomes, so that a run that was
 interrupted goes on. Beside this stand `discovered_drawn.py`, of models that are drawn at random,
 `discovered_wrong.py`, of twins that are other functions, and `discovered_choices.py`, of symmetries.
@@ -17,7 +18,7 @@ import functools
 import itertools
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import drawn_models
 import exchange_models
 import flax_models
+import gemma
 import image_models
+import maxtext_states
 import pair_schemas
 import rewritten
 import whisper_models
@@ -41,6 +44,7 @@ import ckpt_schema as cs
 from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema.discovery import Discovery, discover
+from ckpt_schema.testing import assert_discovered
 from ckpt_schema.testing._discovered import named_floats
 
 TESTS = Path(__file__).parent
@@ -62,10 +66,12 @@ class Twins:
     Attributes:
         runs: What both compute, of their trees.
         trees: Their leaves: each a random number that no other leaf has.
+        lens: What is declared for them, where it is by a lens.
     """
 
     runs: tuple[Callable[[Any], Any], Callable[[Any], Any]]
     trees: tuple[Any, Any]
+    lens: cs.Lens | None = None
 
 
 def drawn_floats(tree: Any, seed: int = 0) -> Any:
@@ -106,30 +112,38 @@ def _decoder(scan: bool, surgery: Surgery | None = None) -> Twins:
             _nnx_run(flax_models.nnx_decoder(), lambda model: model(flax_models.TOKENS), surgery),
         ),
         (variables, lens.get(variables)),
+        lens,
     )
+
+
+_BODIES = {
+    "ResNet": (pair_schemas.LinenResNet, pair_schemas.NnxResNet),
+    "LSTM": (pair_schemas.LinenLstm, pair_schemas.NnxLstm),
+    "LoRA": (pair_schemas.LinenAdaptedModel, pair_schemas.NnxAdaptedModel),
+    "tied embeddings": (pair_schemas.LinenTied, pair_schemas.NnxTied),
+}
+"""What is declared of the models that train."""
 
 
 def _pair(name: str, surgery: Surgery | None = None) -> Twins:
     pair = pair_schemas.pair(name)
     inputs = pair.linen.batch(0)[0]
     state = pair.linen.start
+    variables = {"params": drawn_floats(state.params)}
+    if not pair.linen.bare:
+        variables = variables["params"]
     statistics = getattr(state, "batch_stats", None)
-    fresh = {"params": drawn_floats(state.params)}
     if statistics is not None:
-        fresh["batch_stats"] = drawn_floats(statistics, 1)
-    state = state.replace(**fresh)
-    view = pair.lens.get(state)["model"]
-
+        variables["batch_stats"] = drawn_floats(statistics, 1)
     quiet = {"train": False} if statistics is not None else {}
-    tree = {"params": state.params} if pair.linen.bare else state.params
-    if statistics is not None:
-        tree["batch_stats"] = state.batch_stats
+    source, view = _BODIES[name]
+    lens = cs.derive(cs.linen.Params[source], cs.nnx.Params[view])
 
-    def source(variables: Any) -> Any:
-        return pair.linen.model.apply(variables, inputs, **quiet)
+    def run(given: Any) -> Any:
+        return pair.linen.model.apply(given, inputs, **quiet)
 
     view_run = _nnx_run(pair.nnx.model(nnx.Rngs(0)), lambda model: model(inputs), surgery)
-    return Twins((source, view_run), (tree, view))
+    return Twins((run, view_run), (variables, lens.get(variables)), lens)
 
 
 def _whisper(surgery: Surgery | None = None) -> Twins:
@@ -143,26 +157,56 @@ def _whisper(surgery: Surgery | None = None) -> Twins:
         whisper_models.NnxWhisper(nnx.Rngs(0)), lambda model: model(*inputs), surgery
     )
     return Twins(
-        (lambda given: model.apply(given, *inputs), view_run), (variables, lens.get(variables))
+        (lambda given: model.apply(given, *inputs), view_run),
+        (variables, lens.get(variables)),
+        lens,
     )
 
 
-def _named(linen: Any, module: nnx.Module, inputs: Any, names: Mapping[str, str] | None) -> Twins:
-    """A pair that no lens is declared for: which leaf is which stands in a table of names.
+def _flax(linen: Any, module: nnx.Module, inputs: tuple[Any, ...], lens: cs.Lens) -> Twins:
+    """A model of Linen and one of NNX, and what is declared for them."""
+    variables = drawn_floats(jax.jit(linen.init)(jax.random.key(0), *inputs))
+    return Twins(
+        (
+            lambda given: linen.apply(given, *inputs),
+            _nnx_run(module, lambda model: model(*inputs), None),
+        ),
+        (variables, lens.get(variables)),
+        lens,
+    )
 
-    None is for modules whose leaves have the names of Linen's.
-    """
+
+def _adapted(
+    linen: Any, module: nnx.Module, inputs: Any, names: Mapping[str, str] | None = None
+) -> Twins:
+    """A pair whose lens `cs.adapt` makes of their names, or of a table of them, view to source."""
+    variables = jax.eval_shape(linen.init, jax.random.key(0), inputs)
+    if names is None:
+        return _flax(linen, module, (inputs,), cs.adapt(variables, module))
+    rules: list[Any] = []
+    for view, source in names.items():
+        rules.append(cs.rename(source, view, axes="0 1" if source.endswith("kernel") else None))
+    lens = cs.adapt(variables, module, rules=rules, lists=())  # each leaf by its own name
+    return _flax(linen, module, (inputs,), lens)
+
+
+def _bridge() -> Twins:
+    """A Linen model, and the same wrapped for NNX."""
+    linen = flax_models.Decoder(scan=False)
+    module = nnx.bridge.ToNNX(linen, nnx.Rngs(0)).lazy_init(flax_models.TOKENS)
+    return _adapted(linen, module, flax_models.TOKENS)
+
+
+def _vit() -> Twins:
+    """By a table of names: no lens of today calls every second norm of a module the norm of a layer."""
+    linen, inputs = image_models.LinenViT(), image_models.IMAGES
+    module = image_models.NnxViT(nnx.Rngs(0))
     variables = drawn_floats(jax.jit(linen.init)(jax.random.key(0), inputs))
-    flat = flatten(variables["params"])
-    values = {format_path(k): x for k, x in zip(flat.keys, flat.leaves, strict=True)}
-
-    def value(path: Any, leaf: Any) -> Any:
-        name = format_path(path).removesuffix("/value")
-        name = name if names is None else names.get(name, "")
-        return values.pop(name).astype(leaf.dtype) if name in values else leaf
-
-    own = flatten(nnx.state(module))
-    view = own.treedef.unflatten(map(value, own.keys, own.leaves))
+    values, names = named(variables["params"]), image_models.vit_names()
+    view = jax.tree.unflatten(
+        jax.tree.structure(nnx.state(module)),
+        [values.pop(names[name.removesuffix("/value")]) for name in named(nnx.state(module))],
+    )
     assert not values, f"the view has no place for {values.keys()}"
     return Twins(
         (
@@ -173,22 +217,23 @@ def _named(linen: Any, module: nnx.Module, inputs: Any, names: Mapping[str, str]
     )
 
 
-def _bridge() -> Twins:
-    """A Linen model, and the same wrapped for NNX."""
-    linen = flax_models.Decoder(scan=False)
-    module = nnx.bridge.ToNNX(linen, nnx.Rngs(0)).lazy_init(flax_models.TOKENS)
-    return _named(linen, module, flax_models.TOKENS, None)
+def named(tree: Any) -> dict[str, Any]:
+    """Leaves by their key paths, in the order of the tree."""
+    flat = flatten(tree)
+    return {format_path(key): leaf for key, leaf in zip(flat.keys, flat.leaves, strict=True)}
 
 
-def _vit() -> Twins:
-    module = image_models.NnxViT(nnx.Rngs(0))
-    return _named(image_models.LinenViT(), module, image_models.IMAGES, image_models.vit_names())
-
-
-def _mlp() -> Twins:
+def perceptrons(names: Mapping[str, str]) -> Twins:
+    """Three layers of one size, by a table of names."""
     inputs = jax.random.normal(jax.random.key(2), (5, image_models.EMBED))
     module = image_models.NnxMlp(nnx.Rngs(0))
-    return _named(image_models.LinenMlp(), module, inputs, image_models.mlp_names())
+    return _adapted(image_models.LinenMlp(), module, inputs, names)
+
+
+def _maxtext(form: str, shape: str) -> Twins:
+    """As MaxText has it in both of its layouts."""
+    linen, module = maxtext_states.LinenModel(form, shape), maxtext_states.Model(form, shape, 0)
+    return _adapted(linen, module, maxtext_states.TOKENS)
 
 
 def _scanned_to_unrolled() -> Twins:
@@ -200,25 +245,35 @@ def _scanned_to_unrolled() -> Twins:
     def run(scan: bool) -> Callable[[Any], Any]:
         return lambda params: flax_models.Decoder(scan).apply(params, flax_models.TOKENS)
 
-    return Twins((run(True), run(False)), (variables, lens.get(variables)))
+    return Twins((run(True), run(False)), (variables, lens.get(variables)), lens)
 
 
-def _gemma() -> Twins:
-    """Layers of two kinds, scanned in blocks."""
-    import gemma
-
+def _gemma(*forms: str) -> Twins:
+    """Layers of two kinds, scanned in blocks or not, of Linen or of NNX."""
     inputs = gemma.tokens(0)[0]
-    linen, module = gemma.LinenGemma(True), gemma.NnxGemma(True, nnx.Rngs(0))
-    variables = drawn_floats(jax.jit(linen.init)(jax.random.key(0), inputs))
-    layouts = cs.linen.Params[gemma.LinenScanned], cs.nnx.Params[gemma.NnxScanned]
-    lens = cs.derive(*layouts, dims={"blocks": gemma.BLOCKS})
-    return Twins(
-        (
-            lambda given: linen.apply(given, inputs),
-            _nnx_run(module, lambda model: model(inputs), None),
-        ),
-        (variables, lens.get(variables)),
-    )
+    first = gemma.LinenGemma(scanned=True)
+    variables = drawn_floats(jax.jit(first.init)(jax.random.key(0), inputs))
+    layouts = {
+        "Linen scanned": cs.linen.Params[gemma.LinenScanned],
+        "Linen unrolled": cs.linen.Params[gemma.LinenUnrolled],
+        "NNX scanned": cs.nnx.Params[gemma.NnxScanned],
+        "NNX unrolled": cs.nnx.Params[gemma.NnxUnrolled],
+    }
+
+    def lens(source: str, view: str) -> cs.Lens:
+        return cs.derive(layouts[source], layouts[view], dims={"blocks": gemma.BLOCKS})
+
+    def run(form: str) -> Callable[[Any], Any]:
+        scanned = form.endswith("scanned")
+        if form.startswith("NNX"):
+            module = gemma.NnxGemma(scanned, nnx.Rngs(0))
+            return _nnx_run(module, lambda model: model(inputs), None)
+        return lambda given: gemma.LinenGemma(scanned).apply(given, inputs)
+
+    one, other = forms
+    tree = lens("Linen scanned", one).get(variables) if one != "Linen scanned" else variables
+    between = lens(one, other)
+    return Twins((run(one), run(other)), (tree, between.get(tree)), between)
 
 
 def _demo(scanned: bool) -> Twins:
@@ -227,24 +282,16 @@ def _demo(scanned: bool) -> Twins:
 
     sizes = linen_gpt.ModelSizes(11, 12, 2, 6, 25, 2, 5)
     inputs = jax.numpy.arange(10).reshape(2, 5) * 7 % 11
-    linen = linen_gpt.LinenGPT(sizes, scanned)
-    variables = drawn_floats(jax.jit(linen.init)(jax.random.key(0), inputs))
     source = schemas.LinenScanned if scanned else schemas.LinenUnrolled
     lens = cs.derive(cs.linen.Params[source], cs.nnx.Params[schemas.NnxUnrolled])
     module = nnx_gpt.NnxGPT(sizes, nnx.Rngs(0))
-    return Twins(
-        (
-            lambda given: linen.apply(given, inputs),
-            _nnx_run(module, lambda model: model(inputs), None),
-        ),
-        (variables, lens.get(variables)),
-    )
+    return _flax(linen_gpt.LinenGPT(sizes, scanned), module, (inputs,), lens)
 
 
 def _small(name: str) -> Twins:
     lens, source, _, runs = exchange_models.small(name)
     drawn_source = drawn_floats(source)
-    return Twins(runs, (drawn_source, lens.get(drawn_source)))
+    return Twins(runs, (drawn_source, lens.get(drawn_source)), lens)
 
 
 def _rewritten(name: str) -> Twins:
@@ -274,10 +321,29 @@ CASES: dict[str, Callable[[], Twins]] = {
     **LARGE,
     "decoder, scanned to unrolled": _scanned_to_unrolled,
     "decoder through the bridge": _bridge,
-    "perceptron": _mlp,
+    "perceptron": lambda: perceptrons(image_models.mlp_names()),
     "ViT": _vit,
     "LoRA": lambda: _pair("LoRA"),
-    "Gemma": _gemma,
+    **{
+        f"Gemma, {one} to {other}": functools.partial(_gemma, one, other)
+        for one, other in (
+            ("Linen scanned", "Linen unrolled"),
+            ("Linen scanned", "NNX unrolled"),
+            ("Linen unrolled", "NNX scanned"),
+            ("Linen scanned", "NNX scanned"),
+            ("NNX unrolled", "NNX scanned"),
+            ("Linen unrolled", "NNX unrolled"),
+        )
+    },
+    **{
+        f"MaxText's, {form}, {shape}": functools.partial(_maxtext, form, shape)
+        for form, shape in (
+            ("scanned", "plain"),
+            ("unrolled", "plain"),
+            ("scanned", "blocks"),
+            ("scanned", "lora"),
+        )
+    },
     "the demo's GPT": lambda: _demo(False),
     "the demo's GPT, scanned": lambda: _demo(True),
     **{
@@ -378,6 +444,50 @@ def gives_lens(found: Discovery) -> bool:
     return True
 
 
+def held(twins: Twins, seed: int, budget: int) -> dict[str, Any]:
+    """Whether the lens of a pair is what running both models shows, all names as they are."""
+    assert twins.lens is not None
+    start = time.process_time()
+    try:
+        found = assert_discovered(
+            twins.lens,
+            *(twins.runs[0], twins.trees[0], twins.runs[1], twins.trees[1]),
+            seed=seed,
+            budget=budget,
+        )
+    except AssertionError as error:
+        said = " ".join(str(error).split())[:400]
+        return {"status": "not held", "pieces": 0, "said": [said], "seconds": 0.0}
+    return {
+        "status": found.status,
+        "pieces": len(found.pairings),
+        "said": [str(each)[:300] for each in found.open],
+        "seconds": time.process_time() - start,
+    }
+
+
+def declared(names: Sequence[str], seeds: int, budget: int, kept: Kept) -> bool:
+    """Holds each lens that is declared, and prints a table; whether one is not held."""
+    failed = False
+    for name in names:
+        for seed in range(seeds):
+            if CASES[name]().lens is None:
+                continue
+            settings = "declared", name, seed, budget
+            outcome = kept.outcome(
+                repr(settings), lambda *, name=name, seed=seed: held(CASES[name](), seed, budget)
+            )
+            failed |= outcome["status"] == "not held"
+            print(
+                f"{name:38} {outcome['status']:24} {outcome['pieces']:4} pieces "
+                f"{len(outcome['said']):3} open {outcome['seconds']:6.1f} s",
+                flush=True,
+            )
+            for line in outcome["said"] if outcome["status"] == "not held" else ():
+                print("   ", line)
+    return failed
+
+
 def attempt(name: str, seed: int, words: bool, budget: int) -> dict[str, Any]:
     """Discovers one pair; what came of it, for a file."""
     found, verdict = run(name, seed, words=words, budget=budget)
@@ -390,11 +500,16 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--names-kept", action="store_true", help="do not replace the names")
+    parser.add_argument(
+        "--declared", action="store_true", help="hold each declared lens by cs.testing instead"
+    )
     parser.add_argument("--budget", type=int, default=12_000, help="readings of each to try")
     parser.add_argument("--kept", type=Path, help="a file of outcomes: these are not tried again")
     given = parser.parse_args()
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is what takes long
     kept = Kept(given.kept, SOURCES)
+    if given.declared:
+        return int(declared(given.names or [*CASES], given.seeds, given.budget, kept))
     failed = False
     for name in given.names or CASES:
         for seed in range(given.seeds):

@@ -2,9 +2,10 @@
 
 It needs torch and transformers beside the package: ``pip install torch transformers``. For each
 family a small random model of transformers is discovered against the model of NNX. The lens that
-the family declares must make of each leaf what was found that it is, and of random weights the same
-bits as the lens that was found. What is open, as biases of keys are that no value changes, is
-printed, and settled by a rule. Names of families may be given to try no other.
+the family declares must make of each leaf what was found that it is, and of the random weights the
+same bits as the lens that was found; the model that has them must give the logits that transformers
+computes. Values that were found to be kept otherwise are printed, and what is open, as biases of
+keys are that no value changes, which a rule settles. Names of families may be given to try no other.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def tried(name: str, config: Any, folder: Path) -> bool:
     rules = [] if rule is None else [rule]
     lens = families.family_of(folder).lens_of(folder, families.view_of(folder), rules=rules)
     view = families.begun(folder, lens, **said)
-    start = time.monotonic()
+    start = time.process_time()
 
     def outputs(model: Any) -> Any:
         tensors = {key: torch.tensor(value) for key, value in inputs.items()}
@@ -133,8 +134,9 @@ def tried(name: str, config: Any, folder: Path) -> bool:
     except AssertionError as error:
         print(f"{name}: {error}", flush=True)
         return False
-    print(f"{name}: {found.status}, {time.monotonic() - start:.0f} s", flush=True)
-    for line in (*found.open, *found.notes):
+    print(f"{name}: {found.status}, {time.process_time() - start:.0f} CPU s", flush=True)
+    values = [rule for rule in found.rules if str(rule).startswith(("shift(", "scale("))]
+    for line in (*values, *found.open, *found.notes):
         print("   ", line)
     other = found.lens([SETTLED[name]] if name in SETTLED else [])
     weights = cs.hf.load(folder)
@@ -146,8 +148,15 @@ def tried(name: str, config: Any, folder: Path) -> bool:
         for (path, x), (other_path, y) in zip(one, two, strict=True)
         if path != other_path or np.asarray(x).tobytes() != np.asarray(y).tobytes()
     ]
-    print(f"    {len(one)} leaves, other than by the lens that was found: {unlike or 'none'}")
-    return not unlike
+    nnx.update(view, other.get(weights, onto=nnx.state(view)))
+    with torch.no_grad():
+        gap = families.far(run(view), outputs(module.eval()).numpy())
+    print(
+        f"    {len(one)} leaves, other than by the lens that was found: {', '.join(unlike) or 'none'};"
+        f" logits differ by {gap:.0e}",
+        flush=True,
+    )
+    return not unlike and gap < families.MOST
 
 
 def main() -> int:

@@ -44,10 +44,12 @@ class Command:
         Raises:
             CalledProcessError: It fails.
         """
+        others = os.environ.get("PYTHONPATH")  # where torch is, for what needs it
+        paths = [str(ROOT), *([others] if others else [])]
         done = subprocess.run(
             [sys.executable, *self.arguments],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **dict(self.environment)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **dict(self.environment)},
             stdout=subprocess.PIPE,
             text=True,
             check=True,
@@ -66,6 +68,13 @@ COMMANDS = {
     "kills": Command(("-W", "ignore", "tests/support/killed.py")),
     "disks": Command(("-W", "ignore", "tests/support/disks.py")),
     "discovered": Command(("-W", "ignore", "tests/discovered.py", *KEPT)),
+    "discovered_declared": Command(
+        ("-W", "ignore", "tests/discovered.py", "--declared", *KEPT),
+    ),
+    "discovered_families": Command(("-W", "ignore", "tests/discovered_families.py")),
+    "discovered_torch": Command(("-W", "ignore", "tests/discovered_torch.py")),
+    "discovered_drawn": Command(("-W", "ignore", "tests/discovered_drawn.py", *KEPT)),
+    "discovered_wrong": Command(("-W", "ignore", "tests/discovered_wrong.py", *KEPT)),
     "discovered_choices": Command(("-W", "ignore", "tests/discovered_choices.py", *KEPT)),
     "discovery_cost": Command(("-W", "ignore", "tests/benchmarks/bench_discovery.py")),
     "states": Command(("tests/benchmarks/bench_states.py",)),

@@ -47,10 +47,21 @@ def test_a_model_without_common_names_is_found() -> None:
     assert (verdict.status, verdict.right, verdict.wrong) == ("complete", 6, ())
 
 
-@pytest.mark.parametrize("name", ["an adapter beside for an adapter in a branch", "taps behind"])
+def test_a_declared_lens_is_held_and_one_that_exchanges_layers_is_not() -> None:
+    names = discovered.image_models.mlp_names()
+    right = discovered.held(discovered.perceptrons(names), 0, BUDGET)
+    assert (right["status"], right["pieces"]) == ("complete", 6)
+    turn = {"a": "a", "b": "c", "c": "b"}
+    other = {turn[view[0]] + view[1:]: source for view, source in names.items()}
+    wrong = discovered.held(discovered.perceptrons(other), 0, BUDGET)
+    assert wrong["status"] == "not held"
+    assert "the lens makes it of another" in wrong["said"][0]
+
+
+@pytest.mark.parametrize("name", ["an adapter beside for an adapter in a branch", "logits capped"])
 def test_a_wrong_twin_gets_no_lens(name: str) -> None:
-    (full,) = [each for each in wrong_twins.planted(60) if each.startswith(name)]
-    assert not discovered_wrong.is_taken(discovered_wrong.attempt(full, 60, 0, BUDGET))
+    (full,) = [each for each in wrong_twins.planted(75) if each.startswith(name)]
+    assert not discovered_wrong.is_taken(discovered_wrong.attempt(full, 75, 0, BUDGET))
 
 
 def test_a_wrong_lens_is_seen() -> None:

@@ -131,7 +131,9 @@ def open_skipped(models: Models, found: FoundRules, rules: Sequence[Rule]) -> li
         return []
     left: list[tuple[str, ...]] = []
     for model, side in zip(models, found.sides, strict=True):
-        named = [leaf for leaf in model.skipped if "/".join(side.slots[leaf][0].path) in unplaced]
+        # A model of another framework may name leaves that its tree does not have.
+        within = [leaf for leaf in model.skipped if leaf in side.slots]
+        named = [leaf for leaf in within if "/".join(side.slots[leaf][0].path) in unplaced]
         left.append(tuple(named))
     reason = "it is no float, so no gradient tells it, and no leaf of the other side has its name"
     return [Open(left[0], left[1], reason)] if any(left) else []
