@@ -134,6 +134,12 @@ def test_sizes_that_are_all_other_do_not_collide() -> None:
     assert "30 is 3 * 10" in said
 
 
+def test_outputs_of_other_shapes_are_said() -> None:
+    found = discover(plain, TREE, lambda p: plain(p).T, TREE, budget=20)
+    assert found.status == "refused"
+    assert "their outputs have other shapes: (3, 5) and (5, 3)" in notes(found)
+
+
 def test_an_abstract_leaf_that_is_no_float_is_refused() -> None:
     tree = {**TREE, "table": jax.ShapeDtypeStruct((3,), "int32")}
     with pytest.raises(DiscoveryError, match="give the tree with its values"):

@@ -371,6 +371,10 @@ def _refused(
     nearest = readings[0]
     notes = [f"no reading makes the outputs equal: they differ by {nearest.noise:.1e} at best"]
     notes += [f"with {_worded(each)} they differ by {each.noise:.1e}" for each in readings[1:4]]
+    shapes = [getattr(model, "output_shapes", None) for model in models]
+    if None not in shapes and shapes[0] != shapes[1]:
+        words = (", ".join(str(shape) for shape in each or ()) for each in shapes)
+        notes.append(f"their outputs have other shapes: {' and '.join(words)}")
     notes += collisions
     return Discovery(
         status="refused",

@@ -210,6 +210,7 @@ class JaxModel:
             start += math.prod(shape)
         self.wide = True
         self._is_compared = False
+        self.output_shapes: tuple[tuple[int, ...], ...] = ()
         self._outputs = jax.jit(self._flat_outputs)
         self._pulled = jax.jit(self._pull)
 
@@ -284,15 +285,16 @@ class JaxModel:
         tree = jax.tree.unflatten(self._treedef, [every[name] for name in self._names])
         outputs = self._outputs_of(tree)
         floats = [
-            jnp.ravel(each).astype(self._dtype)
+            jnp.asarray(each, self._dtype)
             for each in jax.tree.leaves(outputs)
             if jnp.issubdtype(jnp.result_type(each), jnp.floating)
         ]
+        self.output_shapes = tuple(each.shape for each in floats)
         if not floats:
             hint = "return logits rather than tokens: only floats have gradients"
             fault = Mismatch(self._side, "outputs", "arrays of floats", "none", hint)
             raise DiscoveryError(f"{self._side} cannot be compared", [fault])
-        return jnp.concatenate(floats)
+        return jnp.concatenate([*map(jnp.ravel, floats)])
 
     def _outputs_of(self, tree: Any) -> Any:
         if not isinstance(self._given, nnx.Module):

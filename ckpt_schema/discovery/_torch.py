@@ -37,6 +37,7 @@ class TorchModel:
         torch: Any = importlib.import_module("torch")
         self.joined: str | None = "."
         self.wide = True
+        self.output_shapes: tuple[tuple[int, ...], ...] = ()
         self._torch = torch
         self._module = copy.deepcopy(module).double().eval()
         self._forward = forward
@@ -79,7 +80,9 @@ class TorchModel:
         def called(*args: Any, **kwargs: Any) -> Any:
             return self._torch.func.functional_call(self._module, tensors, args, kwargs)
 
-        return self._forward(called).double().reshape(-1)
+        outputs = self._forward(called)
+        self.output_shapes = (tuple(outputs.shape),)
+        return outputs.double().reshape(-1)
 
 
 def _differentiable(module: Any, torch: Any) -> None:
