@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -33,7 +35,7 @@ Models = tuple[RunnableModel, RunnableModel]
 Array = np.ndarray[Any, Any]
 Counts = collections.Counter[AxisSizes]
 
-_MOST_STATES = 3000
+_MOST_STATES = 400
 _MOST_BASES = 24
 
 
@@ -207,16 +209,22 @@ class Cutting:
         return [_least_unlike(options)]
 
     def _options(self, is_kind: bool) -> list[list[_Option]]:
-        """For each group of leaves that are cut alike, what they may be cut into; the fewest ways first."""
-        found: list[list[_Option]] = []
+        """For each group of leaves that are cut alike, what they may be cut into.
+
+        Leaves of one size come after one another, for they are likely each other's: so little is left
+        over on the way.
+        """
+        found: list[tuple[int, list[_Option]]] = []
         for side, model in enumerate(self._models):
             groups: dict[object, list[str]] = collections.defaultdict(list)
             for name in model.shapes:
                 kind = kind_of_leaf(name) if is_kind else ""
                 groups[self._likeness(side, name), kind].append(name)
             for names in groups.values():
-                found.append(self._group_options(side, tuple(names)))
-        return sorted(found, key=len)
+                size = math.prod(model.shapes[names[0]]) * len(names)
+                found.append((size, self._group_options(side, tuple(names))))
+        found.sort(key=lambda each: (each[0], len(each[1])))
+        return [options for _, options in found]
 
     def _group_options(self, side: int, names: tuple[str, ...]) -> list[_Option]:
         sign = 1 if side == 0 else -1
@@ -248,6 +256,12 @@ class _Option:
     changes: ReadingChanges
 
 
+_Entry = tuple[int, int, "_Chain"]
+"""A choice of options so far: its cost, a number that no other has, and the options, the last first."""
+
+_Chain = tuple["_Option", "_Chain"] | None
+
+
 def _even(options: Sequence[Sequence[_Option]]) -> list[ReadingChanges]:
     """The choices of one option each whose counts add up to nothing, the least cutting first.
 
@@ -255,24 +269,49 @@ def _even(options: Sequence[Sequence[_Option]]) -> list[ReadingChanges]:
     out even.
     """
     later = _forms_later(options)
-    states: dict[_Gap, list[tuple[int, ReadingChanges]]] = {frozenset(): [(0, frozenset())]}
+    numbers = itertools.count()
+    states: dict[_Gap, list[_Entry]] = {frozenset(): [(0, next(numbers), None)]}
     for at, each in enumerate(options):
-        following: dict[_Gap, list[tuple[int, ReadingChanges]]] = {}
+        own = {form for option in each for form in option.counts}
+        closing = (own if at == 0 else own | later[at - 1]) - later[at]
+        following: dict[_Gap, list[_Entry]] = {}
         for gap, entries in states.items():
+            before = dict(gap)
             for option in each:
-                total = Counts(dict(gap))
-                total.update(option.counts)
-                left = frozenset((form, count) for form, count in total.items() if count)
-                if any(form not in later[at] for form, _ in left):
+                left = _gap_after(before, option, closing)
+                if left is None:
                     continue
                 kept = following.setdefault(left, [])
-                for cost, changes in entries:
-                    kept.append((cost + option.cost, changes | option.changes))
-                kept.sort(key=lambda entry: entry[0])
-                del kept[_MOST_BASES:]
+                for cost, _, chain in entries:
+                    total = cost + option.cost
+                    if len(kept) == _MOST_BASES and total >= kept[-1][0]:
+                        break
+                    bisect.insort(kept, (total, next(numbers), (option, chain)))
+                    del kept[_MOST_BASES:]
         fewest = sorted(following.items(), key=lambda item: (len(item[0]), item[1][0][0]))
         states = dict(fewest[:_MOST_STATES])
-    return [changes for _, changes in states.get(frozenset(), [])]
+    return [_chosen(chain) for _, _, chain in states.get(frozenset(), [])]
+
+
+def _gap_after(
+    before: Mapping[AxisSizes, int], option: _Option, closing: set[AxisSizes]
+) -> _Gap | None:
+    """What does not come out even with one option more; None where that is of a form that no later option has."""
+    total = dict(before)
+    for form, count in option.counts.items():
+        total[form] = total.get(form, 0) + count
+    if any(total.get(form) for form in closing):
+        return None
+    return frozenset(item for item in total.items() if item[1])
+
+
+def _chosen(chain: _Chain) -> ReadingChanges:
+    """The changes of all options of a choice."""
+    found: ReadingChanges = frozenset()
+    while chain is not None:
+        option, chain = chain
+        found |= option.changes
+    return found
 
 
 def _least_unlike(options: Sequence[Sequence[_Option]]) -> ReadingChanges:
