@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.rules import rename as rename
     from ckpt_schema._lens.rules import reset as reset
     from ckpt_schema._lens.rules import tie as tie
+    from ckpt_schema._lens.rules import total as total
     from ckpt_schema._lens.value_rules import cast as cast
     from ckpt_schema._lens.value_rules import scale as scale
     from ckpt_schema._lens.value_rules import shift as shift
@@ -122,6 +123,7 @@ _HOMES = {
         "rename",
         "reset",
         "tie",
+        "total",
     ),
     "_frameworks.kept_states": ("kept",),
     "_lens.value_rules": ("cast", "scale", "shift"),
@@ -207,6 +209,7 @@ __all__ = [
     "tie",
     "to_json",
     "to_source",
+    "total",
 ]
 
 

@@ -102,6 +102,7 @@ ORDER = """
     _lens.derive.axis_names
     _lens.derive.bounds
     _lens.derive.joins
+    _lens.derive.totals
     _lens.derive.view_names
     _lens.derive.levels
     _lens.derive.repeats
@@ -134,6 +135,7 @@ ORDER = """
     _lens.arrays.moves
     _lens.arrays.shardings
     _lens.arrays.programs
+    _lens.arrays.addition
     _lens.arrays.execution
     _lens.arrays.checks
     _lens.arrays.own_bits
@@ -146,6 +148,7 @@ ORDER = """
     _lens.plan.labels
     _lens.plan.outline
     _lens.plan.plan
+    _lens.plan.sum_leaves
     _lens.plan.fallback_leaves
     _lens.plan.pieces
     _lens.plan.refusals
@@ -154,6 +157,7 @@ ORDER = """
     _lens.step_dtypes
     _lens.read_sides
     _lens.replicas
+    _lens.square_leaves
     _lens.lens_table
     _lens.lens
     _lens.registry
@@ -271,6 +275,7 @@ ORDER = """
     testing._container_kinds
     testing._named_arrays
     testing._held
+    testing._sums
     testing._lossy
     testing._applied
     testing._states

@@ -240,6 +240,7 @@ RULES = [
     cs.replicated(1, side="view"),
     cs.fuse("a", ["b", "c"]),
     cs.fuse("a", ["b", "c"], "3*heads"),
+    cs.total("a", ["b", "c"]),
     cs.scale("a", 0.125),
     cs.flip("a", "b"),
     cs.pad("a", "b", "c"),

@@ -91,6 +91,10 @@ _WRITTEN: Mapping[type, tuple[str, Callable[[Any], _Said]]] = {
             "axes": _axes(r),
         },
     ),
+    words.Total: (
+        "total",
+        lambda r: {"whole": _path(r.whole), "parts": [*map(_path, r.parts)]},
+    ),
     Series: (
         "series",
         lambda r: {"members": [*map(_path, r.members)], "name": _path(r.path)},
@@ -175,6 +179,7 @@ _READ: Mapping[str, tuple[Callable[..., Any], Mapping[str, str]]] = {
         words.fuse,
         {"whole": "text", "parts": "texts", "axis?": "text", "axes?": "text"},
     ),
+    "total": (words.total, {"whole": "text", "parts": "texts"}),
     "series": (_series, {"members": "texts", "name": "text"}),
     "flip": (axis_rules.flip, {"path": "path", "dim": "text"}),
     "pad": (

@@ -5,22 +5,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.precision import Dtypes, open_rows, said_dtypes
 from ckpt_schema._layouts.schema import Schema, layout
-from ckpt_schema._layouts.table import Layout, Row, called
+from ckpt_schema._layouts.table import Layout, called
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.axis_rules import Padding, Replicated
-from ckpt_schema._lens.derive.axis_names import guessed, guessed_tie
 from ckpt_schema._lens.derive.composition import compose, verify_alike
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.lists import join
 from ckpt_schema._lens.derive.served_weights import unserved, warn_of_unserved
 from ckpt_schema._lens.derive.spelled_rows import as_read
+from ckpt_schema._lens.derive.totals import (
+    NO_SUMS,
+    Sums,
+    as_renames,
+    sum_losses,
+    summed,
+    verify_no_sums,
+    verify_no_sums_between,
+)
 from ckpt_schema._lens.derive.view_names import (
     as_called,
     common_names,
@@ -32,12 +39,14 @@ from ckpt_schema._lens.derive.view_names import (
 from ckpt_schema._lens.lens_table import LensTable
 from ckpt_schema._lens.losses import loss
 from ckpt_schema._lens.plan.plan import Plan
+from ckpt_schema._lens.plan.sum_leaves import through_sums
 from ckpt_schema._lens.plan.translation import Translator
 from ckpt_schema._lens.replicas import replicated_layout
 from ckpt_schema._lens.rules import Rule, verify_rules
+from ckpt_schema._lens.square_leaves import warn_of_squares
 from ckpt_schema._lens.step_dtypes import closed_steps, opened, opened_steps, with_ends
 from ckpt_schema._trees.containers import Tree
-from ckpt_schema.errors import AxesWarning, DerivationError, Mismatch
+from ckpt_schema.errors import DerivationError, Mismatch
 
 __all__ = ["Lens", "derive", "of_copies", "planned", "verify_bound"]
 
@@ -52,6 +61,7 @@ class Lens:
         joins: Which row of the source is which row of the view, and what is edited on the way.
         dims: Sizes bound beforehand, in elements.
         derivations: What it was derived from; of a composed lens, in the order they are gone through.
+        sums: Rows of the source, and of the view, that have the sum of several.
     """
 
     source: Layout
@@ -59,6 +69,7 @@ class Lens:
     joins: tuple[Join, ...]
     dims: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
     derivations: tuple[Derivation, ...] = ()
+    sums: Sums = NO_SUMS
 
     @functools.cached_property
     def joined(self) -> tuple[frozenset[int], frozenset[int]]:
@@ -114,6 +125,8 @@ class Lens:
                 if lost is not None:
                     path = "/".join(self.view.rows[cell.view].path)
                     found.setdefault(path, {})[lost] = None  # of several parts, each thing once
+        for path, what in sum_losses((self.source, self.view), self.sums, self.joins).items():
+            found.setdefault(path, {})[what] = None
         return {path: "; ".join(several) for path, several in found.items()}
 
     @property
@@ -127,9 +140,7 @@ class Lens:
 
     @functools.cached_property
     def _backward(self) -> Translator:
-        return Translator(
-            Lens.__invert__(self), self.dims, lambda view, source: ~self._closed(source, view)
-        )
+        return Translator(self._turned, self.dims, lambda view, source: ~self._closed(source, view))
 
     def get(
         self,
@@ -167,7 +178,25 @@ class Lens:
             DerivationError: What rules say of a leaf cannot be done to floats as narrow as these.
         """
         warn_of_unserved(self._dropped[0], s)
-        return self._forward(s, onto, donate=donate, drop=drop, dtype=dtype)
+        how: dict[str, Any] = {"donate": donate, "drop": drop, "dtype": dtype}
+        if not any(self.sums):
+            return self._forward(s, onto, **how)
+        return self._with_sums(s, onto, own=True, **how)
+
+    def _with_sums(self, tree: Tree, onto: Tree | None, *, own: bool, **how: Any) -> Tree:
+        """What `get` gives, where a side has sums."""
+
+        def run(s: Tree, v: Tree | None) -> Tree:
+            return self._forward(s, v, **how)
+
+        def back(v: Tree, s: Tree | None) -> Tree:
+            return self._turned._with_sums(v, s, own=False, donate=False, drop=True, dtype=None)
+
+        return through_sums(self, run, back, tree, onto, own=own)
+
+    @functools.cached_property
+    def _turned(self) -> Lens:
+        return Lens.__invert__(self)
 
     @functools.cached_property
     def _dropped(self) -> tuple[str | None, str | None]:
@@ -185,7 +214,10 @@ class Lens:
     ) -> Tree:
         """The source of ``v``: `get` in the other direction, with the same rules."""
         warn_of_unserved(self._dropped[1], v)
-        return self._backward(v, onto, donate=donate, drop=drop, dtype=dtype)
+        how: dict[str, Any] = {"donate": donate, "drop": drop, "dtype": dtype}
+        if not any(self.sums):
+            return self._backward(v, onto, **how)
+        return self._turned._with_sums(v, onto, own=True, **how)
 
     def dry_run(
         self,
@@ -292,7 +324,8 @@ class Lens:
         """The lens in the other direction: its ``get`` is this lens's `put`."""
         joins = tuple(j.inverse for j in self.joins)
         origins = tuple(each.inverse for each in reversed(self.derivations))
-        return Lens(self.view, self.source, joins, self.dims, origins)
+        sums = self.sums[1], self.sums[0]
+        return Lens(self.view, self.source, joins, self.dims, origins, sums)
 
     def __rshift__(self, other: Lens) -> Lens:
         """First this lens, then ``other``, without the layout between them ever being built.
@@ -304,6 +337,7 @@ class Lens:
         Raises:
             DerivationError: With every row in which this lens's view differs from the other's source.
         """
+        verify_no_sums_between((self.view, self.sums[1]), (other.source, other.sums[0]))
         other = other.renamed(as_called(other.source, self.view))
         if self.is_open or other.is_open:
             verify_alike(self.view, other.source)
@@ -312,7 +346,8 @@ class Lens:
             return _gone_through(steps, sizes)
         other = other.beside(self)
         dims, derivations = {**self.dims, **other.dims}, (*self.derivations, *other.derivations)
-        return Lens(*compose(self, other), dims=dims, derivations=derivations)
+        sums = self.sums[0], other.sums[1]
+        return Lens(*compose(self, other), dims=dims, derivations=derivations, sums=sums)
 
     def beside(self, first: Lens) -> Lens:
         """This lens, to come after ``first``: dims of its view that mean others there have names of their own."""
@@ -333,6 +368,7 @@ class Lens:
             renamed_joins(self.joins, names),
             {names.get(name, name): size for name, size in self.dims.items()},
             tuple(each.renamed(names) for each in self.derivations),
+            self.sums,
         )
 
     def __repr__(self) -> str:
@@ -372,9 +408,7 @@ def _gone_through(steps: Sequence[Derivation], sizes: Sequence[Mapping[str, int]
     lenses: list[Lens] = []
     for step, own in zip(closed_steps(steps), sizes, strict=True):
         tables = as_read((step.source, step.view), step.rules)
-        left, right, joins, rules = join(*tables, step.rules, own)
-        made = Derivation(left, right, rules, pairs=step.pairs)
-        lens = Lens(left, right, joins, derivations=(made,))
+        lens = _joined(tables, step.rules, own, step.pairs)
         known = _dim_names(lens)
         dims = {name: size for name, size in own.items() if name in known}
         lens = dataclasses.replace(lens, dims=dims)
@@ -415,6 +449,7 @@ def planned(lens: Lens, tree: Tree, onto: Tree | None) -> Plan:
     Raises:
         ConformanceError: As `Lens.dry_run` does.
     """
+    verify_no_sums((lens.source, lens.view), lens.sums)
     return lens._forward.compile(tree, onto, abstract=False)[0]  # pyright: ignore[reportPrivateUsage]
 
 
@@ -435,7 +470,7 @@ def derive(
         source: The left layout.
         view: The right layout.
         rules: What the types cannot say: `rename`, `private`, `fuse`, `series`, `flip`, `pad`, `cast`, `scale`,
-            `shift`, `tie`, `raw_key`, `move`, `reset`, `repeat`, `replicated`.
+            `shift`, `tie`, `total`, `raw_key`, `move`, `reset`, `repeat`, `replicated`.
         dims: Sizes that no tree tells, in elements; see `Lens.bind`.
 
     Returns:
@@ -471,13 +506,35 @@ def derive(
     sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **(dims or {})}
     verify_rules(rules)
     one_copy = [rule for rule in rules if not isinstance(rule, Replicated)]
-    left, right, joins, each = join(sides[0], sides[1], one_copy, sizes)
-    pairs = tuple(pair for one in joins for pair in one.pairs)
-    lens = Lens(left, right, joins, derivations=(Derivation(left, right, each, pairs=pairs),))
-    _warn_of_squares(lens)
+    lens = _joined(sides, one_copy, sizes)
+    warn_of_squares(lens)
     for rule in rules:
         lens = of_copies(lens, rule) if isinstance(rule, Replicated) else lens
     return lens.bind(**sizes)
+
+
+def _joined(
+    tables: tuple[Layout, Layout],
+    rules: Sequence[Rule],
+    sizes: Mapping[str, int],
+    pairs: tuple[tuple[int, int], ...] | None = None,
+) -> Lens:
+    """The lens of one derivation.
+
+    Args:
+        tables: Both layouts.
+        rules: The rules.
+        sizes: Sizes that are given beforehand.
+        pairs: Which rows are one leaf, where that is known.
+    """
+    spelled, wanted = as_renames(*tables, rules)
+    left, right, joins, each = join(*tables, spelled, sizes)
+    if wanted:  # as they were said
+        each = tuple(rules)
+    found = tuple(pair for one in joins for pair in one.pairs)
+    made = Derivation(left, right, each, pairs=found if pairs is None else pairs)
+    sums = summed((left, right), wanted, joins)
+    return Lens(left, right, joins, derivations=(made,), sums=sums)
 
 
 def of_copies(
@@ -499,37 +556,3 @@ def of_copies(
     copies = derive(every, table, rules=rules)
     whole = lens >> ~copies if rule.is_view else copies >> lens
     return whole if count is None else whole.bind(**{name: count})
-
-
-def _warn_of_squares(lens: Lens) -> None:
-    """Names all leaves that were joined axis by axis, where only their equal sizes speak for it.
-
-    Those of one name are taken for the same leaf, unless a rule says of another that the sides order axes in two ways.
-    """
-    turned = any(map(_is_turned, lens.joins))
-    found: dict[str, None] = {}
-    originals: tuple[dict[int, Row], dict[int, Row]] = {}, {}
-    for one in lens.joins:
-        here, there = one.pairs[0]
-        rows = lens.source.rows[here], lens.view.rows[there]
-        # A copy has the order of its original, unless a rule says another.
-        of = originals[0].setdefault(here, rows[1]), originals[1].setdefault(there, rows[0])
-        if not one.plain:
-            continue
-        if of[0] is rows[1] and of[1] is rows[0]:
-            found[guessed(*rows, one.told, turned=turned)] = None
-        elif one.told.axes is None:
-            found[guessed_tie(rows[0], of[1]) or guessed_tie(rows[1], of[0])] = None
-    lines = [f"\n  {line}" for line in found if line]
-    if lines:
-        header = (
-            "{} and {} have square leaves, whose sizes do not show the order of their axes. They "
-            "were joined without a transpose. Say so, as here, or say axes='1 0' for the transpose:"
-        ).format(*called(lens.source, lens.view))
-        warnings.warn(header + "".join(lines), AxesWarning, stacklevel=3)
-
-
-def _is_turned(join: Join) -> bool:
-    """Whether a rule says that the sides order the axes of a leaf, which is no copy, in two ways."""
-    axes = join.told.axes
-    return axes is not None and list(axes) != sorted(axes) and not any(join.compares)

@@ -43,6 +43,7 @@ class LensTable:
     def __init__(self, lens: Joined, losses: Mapping[str, str]) -> None:
         self._tables = lens.source, lens.view
         self._losses = losses
+        self._sums = lens.sums
         pairs = [pair for join in lens.joins for pair in join.pairs]
         joined = [{pair[side] for pair in pairs} for side in (0, 1)]
         self.joined = [self._line(join) for join in lens.joins]
@@ -56,6 +57,12 @@ class LensTable:
         said = [described(join, (source.rows, view.rows))]
         if any(join.compares):  # it is a copy of what another carries
             said.append("tied")
+        for table, sums, rows in zip(
+            self._tables, self._sums, (join.sources, join.views), strict=True
+        ):
+            for one in sums:
+                if one.row in rows:
+                    said.append(f"the sum of {_keys(table, (one.row, *one.others))}")
         if any("/".join(view.rows[number].path) in self._losses for number in join.views):
             said.append("not exact")
         row = view.rows[join.views[0]] if join.views else source.rows[join.sources[0]]

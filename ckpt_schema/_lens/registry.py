@@ -241,10 +241,13 @@ def _in_words(lens: Lens, key: str) -> str:
 def _alone(lens: Lens) -> dict[str, str]:
     """The rows that have no partner, by key path, and what they are then."""
     alone: dict[str, str] = {}
-    for table, joined in zip((lens.source, lens.view), lens.joined, strict=True):
+    for side, table in enumerate((lens.source, lens.view)):
+        added = {other: one.row for one in lens.sums[side] for other in one.others}
         for number, row in enumerate(table.rows):
-            if number not in joined:
-                alone[paths.format_path(row.key)] = f"private, default {row.default}"
+            if number not in lens.joined[side]:
+                whole = table.rows[added[number]].key if number in added else ()
+                to = f", added to {paths.format_path(whole)}" if whole else ""
+                alone[paths.format_path(row.key)] = f"private, default {row.default}{to}"
     return alone
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "Rounding",
     "Rule",
     "Tie",
+    "Total",
     "VariableKind",
     "apart",
     "fuse",
@@ -46,6 +47,7 @@ __all__ = [
     "rename",
     "reset",
     "tie",
+    "total",
     "verify_rules",
 ]
 
@@ -189,6 +191,20 @@ class Fuse:
     __repr__ = __str__
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Total:
+    """See `total`."""
+
+    whole: LogicalPath
+    parts: tuple[LogicalPath, ...]
+
+    def __str__(self) -> str:
+        """The rule as it is written."""
+        return f"total({'/'.join(self.whole)!r}, {['/'.join(part) for part in self.parts]})"
+
+    __repr__ = __str__
+
+
 Rule = (
     Rename
     | Private
@@ -198,6 +214,7 @@ Rule = (
     | RawKey
     | Tie
     | Fuse
+    | Total
     | Series
     | Reverse
     | Padding
@@ -447,6 +464,40 @@ def fuse(
     )
 
 
+def total(whole: str, parts: Sequence[str]) -> Total:
+    """A rule: the leaf at ``whole`` of one side is the sum of several of the other, as the bias of a cell that has two there.
+
+    The sum is rounded, and does not tell its parts. So the way back is an error until it is said what becomes of all
+    parts but one: ``private("bias_ih", 0.0)`` takes it from ``onto``, else it is 0, and ``private("bias_ih", own)`` takes it
+    from ``onto`` alone. The last part then has what is left. Parts of which the sum is as it was are as they were, whatever
+    is said.
+
+    What an optimizer keeps for the parts does not follow: it takes a `reset`.
+
+    Args:
+        whole: The logical path of the leaf or node that is the sum, in the words of the side that has it.
+        parts: Those of its parts, in the words of theirs; they are alike in dims, dtype and layers.
+
+    Returns:
+        The rule.
+
+    Raises:
+        SchemaError: A path is no string, or there are not several parts, or one is there twice.
+
+    Example:
+        >>> print(total("bias", ["bias_ih", "bias_hh"]))
+        total('bias', ['bias_ih', 'bias_hh'])
+    """
+    several: list[str] = list(parts) if isinstance(parts, (list, tuple)) else []
+    verify_paths("total", whole=whole, **{f"parts[{n}]": part for n, part in enumerate(several)})
+    if len(several) < 2 or len({*several}) < len(several):
+        expected = "the paths of at least two leaves, each once"
+        hint = 'such as total("bias", ["bias_ih", "bias_hh"])'
+        fault = Mismatch("parts", "declaration", expected, repr(parts), hint)
+        raise not_well_formed("total", fault)
+    return Total(rule_path(whole), tuple(map(rule_path, several)))
+
+
 def verify_rules(rules: object) -> None:
     """Raises unless these are rules.
 
@@ -460,8 +511,8 @@ def verify_rules(rules: object) -> None:
     if wrong:
         expected = (
             "a list of rename(...), private(...), apart(...), move(...), reset(...), raw_key(...), "
-            "tie(...), fuse(...), series(...), flip(...), pad(...), repeat(...), replicated(...), "
-            "cast(...), scale(...) and shift(...)"
+            "tie(...), fuse(...), total(...), series(...), flip(...), pad(...), repeat(...), "
+            "replicated(...), cast(...), scale(...) and shift(...)"
         )
         faults = [Mismatch("rules", "rule", expected, _spelled(rule)) for rule in wrong]
         raise DerivationError("rules= is not well formed", faults)

@@ -122,7 +122,13 @@ def backward(lens: Lens) -> Lens:
     """What a lens does on the way back, as a lens for the laws that speak of ``get``."""
     there = ~lens
     return _Backward(
-        there.source, there.view, there.joins, there.dims, there.derivations, forth=lens
+        there.source,
+        there.view,
+        there.joins,
+        there.dims,
+        there.derivations,
+        there.sums,
+        forth=lens,
     )
 
 
@@ -341,8 +347,11 @@ def moved(lens: Lens, sizes: Mapping[str, int]) -> dict[Slot, list[Slot]]:
     """What only moves, with what it may be: of leaves that are tied, any, for they are equal."""
     found: dict[Slot, list[Slot]] = {}
     edited: set[Slot] = set()
+    summed = [{one.row for one in sums} for sums in lens.sums]
     for _, made in applied(lens, sizes):
-        if made.moves:
+        added = any(slot[0] in summed[0] for slot in made.inputs)
+        added = added or any(slot[0] in summed[1] for slot in made.results)
+        if made.moves and not added:
             found.setdefault(made.results[0], []).append(made.inputs[0])
         else:
             edited |= {*made.results}

@@ -23,6 +23,7 @@ from ckpt_schema._trees.conformance import Matcher
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.testing._held import host
+from ckpt_schema.testing._sums import is_within_bound, sum_bounds
 
 __all__ = ["excused", "lost_more", "within_loss"]
 
@@ -100,6 +101,9 @@ def excused(lens: Lens, found: Tree, expected: Tree) -> Tree:
     for (number, _), at in slots.items():
         if number in lossy and _is_within(leaves[at], likes[at], lossy[number]):
             leaves[at] = likes[at]
+    for at, bound in sum_bounds(lens, slots, likes):
+        if is_within_bound(leaves[at], likes[at], bound):
+            leaves[at] = likes[at]
     return treedef.unflatten(leaves)
 
 
@@ -122,6 +126,15 @@ def lost_more(lens: Lens, found: Tree, expected: Tree) -> Iterator[Mismatch]:
             where = format_path(fill(lens.source.rows[number].key, indices))
             told = "; ".join(dict.fromkeys(filter(None, map(loss, lossy[number]))))
             yield Mismatch(where, "loss", f"what it was, but for this loss: {told}", "more is lost")
+    by_position = {at: slot for slot, at in theirs.items()}
+    for at, bound in sum_bounds(lens, theirs, right):
+        slot = by_position[at]
+        # Parts of a sum that nobody kept are no loss of what was added.
+        if lens.sums[0] or slot not in ours:
+            continue
+        if not is_within_bound(left[ours[slot]], right[at], bound):
+            where = format_path(fill(lens.source.rows[slot[0]].key, slot[1]))
+            yield Mismatch(where, "loss", "what it was, but for two roundings", "more is lost")
 
 
 def _is_within(found: Any, expected: Any, codecs: Sequence[Codec]) -> bool:

@@ -19,6 +19,7 @@ from ckpt_schema.testing._laws import LawError
 from ckpt_schema.testing._named_arrays import FILLS, bases
 from ckpt_schema.testing._origins import origins
 from ckpt_schema.testing._provenance import Origin, is_alike
+from ckpt_schema.testing._sums import add_sums, alike_sums
 
 __all__ = ["naming"]
 
@@ -29,6 +30,9 @@ def naming(lens: Lens, s: Tree) -> None:
     What rules say of axes, parts, copies, padding and factors is said of the elements as well.
     """
     by_row, before, after = origins_of(lens), by_key(s), by_key(lens.get(s))
+    add_sums(lens.source, lens.sums[0], before, lens.dims)
+    add_sums(lens.view, lens.sums[1], after, lens.dims)
+    summed = [{one.row for one in sums} for sums in lens.sums]
     starts = bases(lens.source, lens.dims)
     faults: list[Mismatch] = []
     for number, origin in by_row.items():
@@ -42,6 +46,10 @@ def naming(lens: Lens, s: Tree) -> None:
             continue
         expected = _expected(origin, [starts[at] for at in origin.rows], ours)
         if origin.line.dtypes and is_alike(origin.line, expected, theirs):
+            continue
+        if (number in summed[1] or summed[0].intersection(origin.rows)) and alike_sums(
+            expected, theirs
+        ):
             continue
         if not same(expected, theirs):
             faults.append(_fault(rows, row, "others, or in another order", first(expected, theirs)))

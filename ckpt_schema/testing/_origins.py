@@ -48,6 +48,7 @@ from ckpt_schema.testing._named_arrays import (
 )
 from ckpt_schema.testing._provenance import Line, Origin, order_of_copy
 from ckpt_schema.testing._shares import PartOf, Share, fused, layers_of, merged_shares, split_axis
+from ckpt_schema.testing._sums import rules_without_sums
 
 __all__ = ["origins"]
 
@@ -246,7 +247,7 @@ class _Side:
     def __init__(self, origin: Derivation, number: int) -> None:
         self.layout = (origin.source, origin.view)[number]
         self.other = (origin.view, origin.source)[number]
-        self.rules, self.number = origin.rules, number
+        self.rules, self.number = rules_without_sums(origin), number
         self.moved = _moved(origin) if number == 0 else {}
         rows = self.layout.rows
         self.paths = {row.path: at for at, row in enumerate(rows)}

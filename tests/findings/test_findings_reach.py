@@ -128,7 +128,9 @@ HELD = {
     "jobs/10 bytes": """
         advice.test_2_14_bytes_without_a_dtype_are_to_be_viewed
         advice.test_2_14_no_layout_is_read_off_bytes_without_a_dtype""",
-    "jobs/11 the sum of two": "advice.test_2_14_one_of_two_leaves_that_make_one_is_not_given_up",
+    "jobs/11 the sum of two": """
+        advice.test_2_14_one_of_two_leaves_that_make_one_is_not_given_up
+        test_sums.test_jobs_11_flax_3746_equinox_1003_a_bias_that_is_the_sum_of_two""",
     "jobs/12 a head or else": (
         "test_fallbacks.test_vllm_53170_mlx_lm_1298_one_lens_for_files_with_a_head_and_without"
     ),

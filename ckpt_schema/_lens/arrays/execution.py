@@ -30,7 +30,7 @@ from ckpt_schema._lens.arrays.shardings import on_devices
 from ckpt_schema._lens.codecs import Codec
 from ckpt_schema._trees import placement
 
-__all__ = ["run"]
+__all__ = ["as_like", "run"]
 
 _AT_ONCE = 8  # so many blocks without turns are put together by one program
 
@@ -64,7 +64,7 @@ def run(
         results = [_on_host(made, number=number) for made in _by_numpy(task, inputs)]
     else:
         results = _by_programs(task, _on_one_mesh(inputs))
-    return [_like(result, like) for result, like in zip(results, likes, strict=True)]
+    return [as_like(result, like) for result, like in zip(results, likes, strict=True)]
 
 
 def _array(value: complex, dtype: str, beside: Sequence[Any]) -> Any:
@@ -97,7 +97,8 @@ def _on_host(result: Any, *, number: bool) -> Any:
     return jnp.asarray(result) if number and not leaves.is_narrowed(result.dtype) else result
 
 
-def _like(result: Any, like: Any) -> Any:
+def as_like(result: Any, like: Any) -> Any:
+    """A result where the leaf is that it stands for, and of its kind: a Python number, NumPy's array, jax's."""
     if leaves.is_abstract(result):
         target = getattr(like, "sharding", None)
         if leaves.is_scalar(like) or isinstance(like, (np.generic, np.ndarray)):

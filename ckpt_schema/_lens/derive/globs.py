@@ -27,6 +27,7 @@ from ckpt_schema._lens.rules import (
     Reset,
     Rule,
     Tie,
+    Total,
     VariableKind,
 )
 from ckpt_schema.errors import Mismatch
@@ -120,7 +121,7 @@ def _globs(rule: Rule) -> Iterator[_Glob]:
     glob: _Glob | None = None
     if isinstance(rule, (Rename, Move)):
         glob = _Glob(rule, "source", ("view",), (0,), at_root=isinstance(rule, Move))
-    elif isinstance(rule, Fuse):
+    elif isinstance(rule, (Fuse, Total)):
         glob = _Glob(rule, "whole", ("parts",), (0, 1), at_root=False)
     elif isinstance(rule, Tie):
         glob = _Glob(rule, "copy", ("of",), (0, 1), at_root=False)

@@ -14,6 +14,7 @@ from ckpt_schema._lens.cells import Cell, Constant, ContradictionError, composed
 from ckpt_schema._lens.derive.bounds import SizeBounds
 from ckpt_schema._lens.derive.joins import Join, joins_of
 from ckpt_schema._lens.derive.relations import undecided
+from ckpt_schema._lens.derive.totals import Sums
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["Joined", "through_the_middle"]
@@ -40,6 +41,11 @@ class Joined(Protocol):
     @property
     def dims(self) -> Mapping[str, int]:
         """Sizes, in elements."""
+        ...
+
+    @property
+    def sums(self) -> Sums:
+        """Rows that have the sum of several."""
         ...
 
 
