@@ -45,6 +45,7 @@ def with_stacks(sides: ReadSides, given: Scan) -> ReadSides:
     """Both sides with their stacks: those that are given, and those of which one reading exists."""
     scans = axes_of_sides(sides, given)
     spoken = [parse_path(node) for node in given]
+    alone = _leaves_of_one(sides, 0), _leaves_of_one(sides, 1)
     faults: list[Mismatch] = []
     moved: list[LogicalPath] = []
     for node, members in _stacked_nodes(sides, spoken):
@@ -52,7 +53,7 @@ def with_stacks(sides: ReadSides, given: Scan) -> ReadSides:
         moved.append(node)
         for at, found in enumerate(_settled(node, members, faults)):
             scans[at].update(found)
-            scans[at].update(dict.fromkeys(_unstacked(sides, node, at, found.get(text))))
+            scans[at].update(dict.fromkeys(_unstacked(alone[at].get(node, ()), found.get(text))))
     faults += _doubtful(sides, moved, spoken)
     faults += _crossed(sides, spoken)
     if faults:
@@ -90,14 +91,21 @@ def _with_globs(faults: Iterable[Mismatch]) -> Iterator[Mismatch]:
             yield dataclasses.replace(fault, hint=hint if len(several) > 1 else fault.hint)
 
 
-def _unstacked(sides: ReadSides, node: LogicalPath, at: int, axes: Axes) -> Iterator[str]:
-    """Leaves of one side alone, below a stacked node, that have no such axis: streams, as a rule."""
+def _leaves_of_one(sides: ReadSides, at: int) -> dict[LogicalPath, list[tuple[str, int]]]:
+    """The leaves that one side alone has, and their ranks, by each node above them."""
+    below: dict[LogicalPath, list[tuple[str, int]]] = collections.defaultdict(list)
+    other = sides[1 - at].weights
     for path, row in sides[at].weights.items():
-        if path[: len(node)] != node or path in sides[1 - at].weights:
-            continue
-        rank = len(row.leaf.dims)
+        for end in range(1, len(path)) if path not in other else ():
+            below[path[:end]].append(("/".join(path), len(row.leaf.dims)))
+    return below
+
+
+def _unstacked(alone: Iterable[tuple[str, int]], axes: Axes) -> Iterator[str]:
+    """Leaves of one side alone, below a stacked node, that have no such axis: streams, as a rule."""
+    for path, rank in alone:
         if isinstance(axes, int) and not -rank <= axes < rank:
-            yield "/".join(path)
+            yield path
 
 
 def _of_sides(
@@ -142,19 +150,31 @@ def _stacked_nodes(
 ) -> Iterator[tuple[LogicalPath, list[_Leaf]]]:
     """The nodes that both sides have and one side stacks, or both, each with the leaves below it, but those that are given."""
     listed: dict[LogicalPath, list[_Leaf]] = collections.defaultdict(list)
+    spoken = _Nodes(given)
     for path, leaf, levels in _shared_leaves(sides):
         alone = {*levels[0]} ^ {*levels[1]}  # what is a list on both sides is one layer here
-        if len(alone) == 1 and not _within(path, given):
+        if len(alone) == 1 and path not in spoken:
             [(at, count)] = alone
             listed[path[: at + 1]].append(dataclasses.replace(leaf, count=count))
     yield from listed.items()
-    plain = {path: leaf for path, leaf in _plain_leaves(sides) if not _within(path, given)}
+    plain = {path: leaf for path, leaf in _plain_leaves(sides) if path not in spoken}
     yield from _moved((), plain)
 
 
-def _within(path: LogicalPath, nodes: Iterable[LogicalPath]) -> bool:
-    """Whether a leaf stands in one of some nodes, which globs may name."""
-    return any(path[: len(node)] == node or glob_means((*node, "**"), path) for node in nodes)
+class _Nodes:
+    """Nodes, which globs may name, and all that stands in them."""
+
+    def __init__(self, nodes: Iterable[LogicalPath]) -> None:
+        self._nodes = frozenset(nodes)
+        starred = (node for node in self._nodes if any("*" in segment for segment in node))
+        self._globs = [(*node, "**") for node in starred]
+
+    def __contains__(self, path: LogicalPath) -> bool:
+        """Whether a leaf stands in one of them."""
+        if not self._nodes:
+            return False
+        inside = any(path[:end] in self._nodes for end in range(len(path) + 1))
+        return inside or any(glob_means(glob, path) for glob in self._globs)
 
 
 _Levels = Sequence[tuple[int, int]]
@@ -448,26 +468,27 @@ def _doubtful(
 
     They are doubtful where they have as many layers as those that move, or stand below a node of the same name.
     """
-    stacks = [*moved]
-    spoken = [*stacks, *given]
+    stacks, told = _Nodes(moved), _Nodes(given)
     leaves = dict(_plain_leaves(sides))
     shown = {path: leaf for path, leaf in leaves.items() if leaf.shapes[0] != leaf.shapes[1]}
     signs: set[tuple[str, _Reading]] = set()
     counts: set[tuple[int | None, _Reading]] = set()
-    kinds: set[tuple[str, int | None, tuple[Any, Any]]] = set()
+    kinds: dict[tuple[str, int | None], set[tuple[Any, Any]]] = collections.defaultdict(set)
     for path, leaf in shown.items():
-        if _within(path, given):
+        if path in told:
             continue
-        inside = [node for node in stacks if path[: len(node)] == node]
+        inside = path in stacks
         for reading in _moves(leaf):
+            count = _layers(leaf, reading)
             signs.update((name, reading) for name in path[:-1])
-            kinds.update((name, _layers(leaf, reading), leaf.kinds) for name in path[:-1])
+            for name in path[:-1]:
+                kinds[name, count].add(leaf.kinds)
             if inside:
-                counts.add((_layers(leaf, reading), reading))
+                counts.add((count, reading))
     ways: dict[LogicalPath, dict[_Order, _Reading]] = collections.defaultdict(dict)
     known = sorted({reading for _, reading in signs | counts}, key=str)
     for path, leaf in leaves.items():
-        if path in shown or _within(path, spoken):
+        if path in shown or path in stacks or path in told:
             continue
         for reading in known:
             order = _read_so(leaf, reading)
@@ -477,10 +498,10 @@ def _doubtful(
             if named or (_layers(leaf, reading), reading) in counts:
                 ways[path[:-1] or path].setdefault(order, reading)
         # Leaves of another kind may move otherwise in the same stack.
-        for (order,), reading in _readings([leaf]).items():
+        for (order,), reading in _readings([leaf]).items() if kinds else ():
             count = _layers(leaf, reading)
-            near = [own for name, n, own in kinds if n == count and name in path[:-1]]
-            if any(own != leaf.kinds for own in near) and _changes(order, leaf.shapes[0]):
+            near = set[tuple[Any, Any]]().union(*(kinds.get((n, count), ()) for n in path[:-1]))
+            if near - {leaf.kinds} and _changes(order, leaf.shapes[0]):
                 ways[path[:-1] or path].setdefault(order, reading)
     for node, orders in ways.items():
         text = "/".join(node)

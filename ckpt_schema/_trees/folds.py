@@ -122,7 +122,11 @@ class _Lists:
     def __init__(
         self, keys: Mapping[KeyPath, Found], named: Sequence[Pattern], stacked: set[LogicalPath]
     ) -> None:
-        self._keys, self._named, self._stacked = keys, named, stacked
+        self._keys, self._stacked = keys, stacked
+        self._named: dict[Pattern, list[Index]] = {}  # the symbols, by the node that each is in
+        for *head, symbol in named:
+            if isinstance(symbol, Index):
+                self._named.setdefault(_unquoted(head), []).append(symbol)
         self.members: dict[Pattern, list[KeyPath]] = {key: [key] for key in keys}
         self.counts: dict[Pattern, tuple[int, ...]] = dict.fromkeys(self.members, ())
         self.seen: set[Pattern] = set()
@@ -153,13 +157,11 @@ class _Lists:
         key = pattern[at] if at < len(pattern) else None
         if key is None or isinstance(key, Index):
             return None
-        for name in self._named:
-            symbol = name[-1]
-            if isinstance(symbol, Index) and _unquoted(name[:-1]) == _unquoted(pattern[:at]):
-                symbol = _as_spelled(symbol, key)
-                index = symbol.index(key)
-                if index is not None:
-                    return symbol, index
+        for said in self._named.get(_unquoted(pattern[:at]), ()) if self._named else ():
+            symbol = _as_spelled(said, key)
+            index = symbol.index(key)
+            if index is not None:
+                return symbol, index
         if not isinstance(key, int) or at == 0 or isinstance(pattern[at - 1], Index):
             return (
                 None  # a mark stands on a name: of a list of lists, the outer one is folded alone
@@ -212,7 +214,7 @@ def _as_spelled(symbol: Index, key: Key) -> Index:
     return dataclasses.replace(symbol, text=isinstance(key, str)) if _is_number(symbol) else symbol
 
 
-def _unquoted(pattern: Pattern) -> Pattern:
+def _unquoted(pattern: Sequence[Key | Index]) -> Pattern:
     """A pattern that says of no number whether it is a string."""
     return tuple([_as_spelled(one, 0) if isinstance(one, Index) else one for one in pattern])
 
@@ -319,7 +321,9 @@ def _stacked(
 def _unused_lists(
     named: Sequence[Pattern], heads: set[Pattern], folds: Mapping[KeyPath, Fold]
 ) -> Iterator[Mismatch]:
-    used = {_unquoted(fold.key[: len(one)]) for fold in folds.values() for one in named}
+    lengths = {len(one) for one in named}
+    keys = {fold.key for fold in folds.values()} if named else set[Pattern]()
+    used = {_unquoted(key[:length]) for key in keys for length in lengths}
     seen = {_unquoted(head) for head in heads}
     for pattern in named:
         if _unquoted(pattern) not in used:
