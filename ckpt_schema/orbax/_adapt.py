@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from etils import epath
+
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.paths import KeyPath, LogicalPath, format_path
 from ckpt_schema._layouts.table import Layout, Row
@@ -32,9 +34,9 @@ from ckpt_schema.errors import (
 from ckpt_schema.orbax._metadata import AUX, DiskTree, read_metadata
 from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
 from ckpt_schema.orbax._sides import Side, interchangeable
-from ckpt_schema.orbax._whereabouts import lower_nodes
+from ckpt_schema.orbax._whereabouts import candidates, lower_nodes, several
 
-__all__ = ["Words", "adapt", "adapted", "saved_through", "spare_words"]
+__all__ = ["Words", "adapt", "adapted", "adapted_item", "saved_through", "spare_words"]
 
 ModelRun = Callable[[Any], Any]
 """Computes the outputs of a model, of its leaves."""
@@ -154,6 +156,80 @@ class Words:
     own: Keeps | None = None
 
 
+def adapted_item(
+    path: epath.PathLike,
+    usual: DiskTree | None,
+    target: Any,
+    name: str,
+    words: Words,
+    aux: str | None,
+) -> tuple[Lens, DiskTree]:
+    """The same as `adapted`, of the pytree that is usually meant, or else of the one other that fits.
+
+    Args:
+        path: The checkpoint.
+        usual: What is usually meant, if it was read already.
+        target: The target.
+        name: What messages call it.
+        words: What the caller says.
+        aux: Where private leaves lie.
+
+    Raises:
+        CheckpointMismatchError: There is none, or several others fit.
+        DerivationError: None fits; it is told of the one that is usually meant.
+    """
+    first, rest, unnamed = candidates(path, None, aux, usual)
+    wrong: CkptSchemaError | None = unnamed
+    for disk in first:
+        try:
+            return adapted(disk.without_texts(), target, name, words, aux)
+        except CkptSchemaError as error:
+            wrong = error
+    fits: list[tuple[Lens, DiskTree]] = []
+    others: list[DiskTree] = []
+    for item in rest:
+        others.append(read_metadata(path, item, aux=aux).without_texts())
+        try:
+            fits.append(_fitted(others[-1], target, name, words, aux))
+        except CkptSchemaError:
+            continue
+    if len(fits) > 1:
+        raise several([disk for _, disk in fits])
+    for lens, disk in fits:
+        _LOGGER.info("%s: of %s, item %r fits", disk.path, ", ".join(rest), disk.item)
+        _LOGGER.info("%s", _summary(lens))
+        return lens, disk
+    assert wrong is not None
+    if not rest:
+        raise wrong
+    raise _not_in_items(wrong, [*first, *others], target, name, words, aux)
+
+
+def _not_in_items(
+    wrong: CkptSchemaError,
+    disks: Sequence[DiskTree],
+    target: Any,
+    name: str,
+    words: Words,
+    aux: str | None,
+) -> CkptSchemaError:
+    """The error of a checkpoint of several pytrees, none of which fits: together they may."""
+    items = {disk.item: disk.item for disk in disks if disk.item not in (None, "state")}
+    parts = [((), disk) for disk in disks if disk.item == "state"]
+    parts += [((disk.item,), disk) for disk in disks if disk.item in items]
+    try:
+        _fitted(DiskTree.of_parts(parts, frozenset()), target, name, words, aux)
+    except CkptSchemaError:
+        names = ", ".join(str(disk.item) for disk in disks)
+        cure = 'item= says which is meant, and items={"params": ...} which is at which key'
+        return type(wrong)(
+            wrong.header, wrong.mismatches, [*wrong.notes, f"it holds {names}: {cure}"]
+        )
+    found, hint = f"one in {', '.join(str(disk.item) for disk in disks)}", f"pass items={items!r}"
+    fault = Mismatch("items", "checkpoint", "a state in one item", found, hint)
+    return CheckpointMismatchError(f"{disks[0].path} has no such state where it is read", [fault])
+
+
 def adapted(
     read: DiskTree, target: Any, name: str, words: Words, aux: str | None
 ) -> tuple[Lens, DiskTree]:
@@ -169,6 +245,15 @@ def adapted(
     Returns:
         The lens, and the part of what is on disk that it reads.
     """
+    lens, part = _fitted(read, target, name, words, aux)
+    _LOGGER.info("%s", _summary(lens))
+    return lens, part
+
+
+def _fitted(
+    read: DiskTree, target: Any, name: str, words: Words, aux: str | None
+) -> tuple[Lens, DiskTree]:
+    """The same, not told yet."""
     disk = read.without(aux)
     own = _kept_by(words.own, find(read, aux, total=False))
     words = dataclasses.replace(words, own=own)
@@ -181,7 +266,6 @@ def adapted(
         homes = dict.fromkeys((*lens.view.homes, *lens.source.homes))
         own_layout = dataclasses.replace(lens.view, homes=tuple(homes))
         lens = derive(own_layout, own_layout)
-    _LOGGER.info("%s", _summary(lens))
     return lens, read if kept is None else read.only({*kept, aux})
 
 

@@ -33,7 +33,7 @@ from ckpt_schema.errors import (
     ServedWeightsWarning,
 )
 from ckpt_schema.orbax import _metadata as metadata
-from ckpt_schema.orbax._adapt import Words, adapted, spare_words
+from ckpt_schema.orbax._adapt import Words, adapted, adapted_item, spare_words
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._load import number_for
 from ckpt_schema.orbax._loaded_leaves import verified
@@ -328,10 +328,13 @@ def prepared(
     target_side, disk_side = sides
     is_adapted, read = lens is None, known
     if lens is None:
-        read = known or meant(first or place_on_disk, **where).without_texts()
         words = dataclasses.replace(words, own=missing and missing.rows)
         called = name_of(target, "the target") if name is None else name
-        lens, read = adapted(read, whole, called, words, aux)
+        if known is None and item is None and at is None and items is None:
+            lens, read = adapted_item(place_on_disk, first, whole, called, words, aux)
+        else:
+            read = known or meant(first or place_on_disk, **where).without_texts()
+            lens, read = adapted(read, whole, called, words, aux)
         target_side, disk_side = "view", "source"
     elif words.rules or words.scan is not None or words.lists is not None:
         raise spare_words()

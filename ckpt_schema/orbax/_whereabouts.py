@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -23,9 +23,11 @@ from ckpt_schema.orbax._sides import Fit, locate, may_stand
 
 __all__ = [
     "Standing",
+    "candidates",
     "lower_nodes",
     "meant",
     "part_below",
+    "several",
     "spread_over",
     "stand",
     "usual",
@@ -73,7 +75,7 @@ def stand(
     if read is not None:
         read = read if texts else read.without_texts()
         return read, locate(_alone(read, lens, aux), lens)
-    usual, rest, unnamed = _first(path, item, aux, first)
+    usual, rest, unnamed = candidates(path, item, aux, first)
     fits: list[Standing] = []
     tried: list[tuple[DiskTree, CheckpointMismatchError]] = []
     for disk in itertools.chain(usual, (read_metadata(path, name, aux=aux) for name in rest)):
@@ -85,7 +87,7 @@ def stand(
             break
     if len(fits) == 1:
         return fits[0]
-    raise _several(fits) if fits else _nowhere(tried, unnamed, lens, aux)
+    raise several([disk for disk, _ in fits]) if fits else _nowhere(tried, unnamed, lens, aux)
 
 
 def meant(
@@ -120,7 +122,7 @@ def usual(
         return None
 
 
-def _first(
+def candidates(
     path: epath.PathLike, item: str | None, aux: str | None, first: DiskTree | None
 ) -> tuple[list[DiskTree], list[str], CheckpointMismatchError | None]:
     """The pytree that is meant, if any is; the names of others that may be; and why none is.
@@ -202,12 +204,13 @@ def _joined(
     return DiskTree.of_parts(parts, there - set(items.values()) - {left})
 
 
-def _several(fits: list[Standing]) -> CheckpointMismatchError:
-    names = [disk.item or "" for disk, _ in fits]
+def several(fits: Sequence[DiskTree]) -> CheckpointMismatchError:
+    """The error of a checkpoint of which more than one pytree fits."""
+    names = [disk.item or "" for disk in fits]
     found = f"what fits in each of {', '.join(names)}"
     hint = f"say which: item={names[0]!r}, or another of them"
     fault = Mismatch("item", "ambiguous", "one item that fits", found, hint)
-    return CheckpointMismatchError(f"{fits[0][0].path} holds several such states", [fault])
+    return CheckpointMismatchError(f"{fits[0].path} holds several such states", [fault])
 
 
 def _nowhere(

@@ -148,6 +148,34 @@ def test_3_7_of_several_items_the_one_that_fits_is_found(tmp_path: Path) -> None
     assert "no other item fits: a" in told
 
 
+def test_3_7_the_item_that_fits_is_found_where_nothing_is_declared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    params, other = state()["params"], {"x": jnp.ones(2)}
+    ocp.save_checkpointables(tmp_path / "c", {"params": params, "state": other, "also": other})
+    with caplog.at_level(logging.INFO, "ckpt_schema"):
+        found = cs.orbax.restore(tmp_path / "c", Model(4))
+    np.testing.assert_array_equal(np.asarray(found.dense.kernel[...]), KERNEL)
+    assert "item 'params' fits" in caplog.text
+    ocp.save_checkpointables(tmp_path / "two", {"params": params, "ema": params})
+    told = refused(lambda: cs.orbax.restore(tmp_path / "two", Model(4)))
+    assert "what fits in each of ema, params" in told
+    assert "item='ema'" in told
+    ocp.save_checkpointables(tmp_path / "no", {"a": other, "b": other, "state": other})
+    told = refused(lambda: cs.orbax.restore(tmp_path / "no", Model(4)))
+    assert "it holds state, a, b: item= says which is meant" in told
+
+
+def test_a_state_in_several_items_is_named_where_nothing_is_declared(tmp_path: Path) -> None:
+    parts = state()
+    step = {"step": parts.pop("step")}
+    ocp.save_checkpointables(tmp_path / "c", {**parts, "state": step})
+    told = refused(lambda: cs.orbax.restore(tmp_path / "c", Training()))
+    items = {"opt_state": "opt_state", "params": "params"}
+    assert f"pass items={items}" in told
+    verify(cs.orbax.restore(tmp_path / "c", Training(), items=items))
+
+
 def test_reach_18_bare_weights_are_found_in_a_variables_dict(tmp_path: Path) -> None:
     whole = {"params": state()["params"]}
     ocp.save(tmp_path / "c", {"step": 3, "params": whole, "opt_state": TX.init(whole)})
