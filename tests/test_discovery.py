@@ -64,6 +64,26 @@ def test_axes_may_be_joined_whatever_stands_between_them() -> None:
     assert heads_last.reshape(6, 5).tolist() in found
 
 
+def test_the_axis_of_layers_is_told_from_another_of_its_size() -> None:
+    """Cutting both axes agrees as well, and no rule says what it finds."""
+
+    def run(kernels: Sequence[Any]) -> Any:
+        y = X
+        for kernel in kernels:
+            y = jnp.tanh(y @ kernel[0] + 2 * (y @ kernel[1]) + 3 * (y @ kernel[2]))
+        return y
+
+    old = {"layers": {str(n): {"kernel": jnp.full((3, 4, 4), float(n))} for n in range(3)}}
+    found = discover(
+        lambda p: run([p["layers"][str(number)]["kernel"] for number in range(3)]),
+        old,
+        lambda p: run([p["stack"]["kernel"][:, number] for number in range(3)]),
+        {"stack": {"kernel": jnp.ones((3, 3, 4, 4))}},
+    )
+    made = found.lens().get(old)
+    assert made["stack"]["kernel"][0, :, 0, 0].tolist() == [0, 1, 2]
+
+
 def test_the_rules_hold_for_other_sizes() -> None:
     old, new = {"up": jnp.ones((4, 6)), "down": jnp.ones((6, 5))}, {}
     new = {"w1": jnp.ones((6, 4)), "w2": jnp.ones((5, 6))}

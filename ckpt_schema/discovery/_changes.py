@@ -13,7 +13,7 @@ from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._mutes import Suspicion
 from ckpt_schema.discovery._roles import leaf_groups
 
-__all__ = ["Candidates", "changed"]
+__all__ = ["Candidates"]
 
 Models = tuple[RunnableModel, RunnableModel]
 
@@ -157,17 +157,3 @@ def _overlap(one: ReadingChange, other: ReadingChange) -> bool:
     if (one.what, one.side) != (other.what, other.side):
         return False
     return not one.names or not set(one.names).isdisjoint(other.names)
-
-
-def changed(base: ReadingChanges, more: ReadingChanges) -> ReadingChanges:
-    """A reading with other changes: a leaf is cut in one way, and holds its values in one."""
-    found = set(more)
-    for change in base:
-        told: set[str] = set()
-        for other in more:
-            if (other.what, other.side) == (change.what, change.side):
-                told |= set(other.names)
-        rest = tuple(name for name in change.names if name not in told)
-        if rest or change.what == "halve":
-            found.add(dataclasses.replace(change, names=rest))
-    return frozenset(found)

@@ -29,7 +29,7 @@ from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._points import in_axis_order, shared_block
 from ckpt_schema.discovery._roles import kind_of_leaf
 
-__all__ = ["Cutting", "ReadingChange", "ReadingChanges"]
+__all__ = ["Cutting", "ReadingChange", "ReadingChanges", "changed"]
 
 Models = tuple[RunnableModel, RunnableModel]
 Array = np.ndarray[Any, Any]
@@ -61,6 +61,20 @@ ReadingChanges = frozenset[ReadingChange]
 _Gap = frozenset[tuple[AxisSizes, int]]
 _LeafReading = tuple[int, Recode | None, tuple[tuple[int, int], ...]]
 """Of one leaf: the number of its way, its values, and the sizes that are cut in parts."""
+
+
+def changed(base: ReadingChanges, more: ReadingChanges) -> ReadingChanges:
+    """A reading with other changes: a leaf is cut in one way, and holds its values in one."""
+    found = set(more)
+    for change in base:
+        told: set[str] = set()
+        for other in more:
+            if (other.what, other.side) == (change.what, change.side):
+                told |= set(other.names)
+        rest = tuple(name for name in change.names if name not in told)
+        if rest or change.what == "halve":
+            found.add(dataclasses.replace(change, names=rest))
+    return frozenset(found)
 
 
 class Cutting:
@@ -135,6 +149,25 @@ class Cutting:
         for name, reading in self._leaf_readings(side, changes):
             found[name] = self._leaf_values(side, name, reading, muted)
         return found
+
+    def alike(self, base: ReadingChanges, most: int) -> Iterator[ReadingChanges]:
+        """Readings with as many pieces of each form: leaves of up to so many groups are cut otherwise."""
+        numbers: dict[tuple[int, str], int] = {}
+        for change in base:
+            numbers |= {(change.side, name): change.how for name in change.names}
+        others: list[list[ReadingChange]] = []
+        for side, names in self._groups(is_kind=False):
+            ways = self.ways(side, names[0])
+            own = numbers.get((side, names[0]), 0)
+            alike: list[ReadingChange] = []
+            for number, way in enumerate(ways):
+                if number != own and _form_counts(way) == _form_counts(ways[own]):
+                    alike.append(ReadingChange("cut", side, names, number))
+            others += [alike] if alike else []
+        for count in range(1, most + 1):
+            for several in itertools.combinations(others, count):
+                for changes in itertools.product(*several):
+                    yield changed(base, frozenset(changes))
 
     def _leaf_readings(
         self, side: int, changes: ReadingChanges
@@ -215,22 +248,26 @@ class Cutting:
         over on the way.
         """
         found: list[tuple[int, list[_Option]]] = []
+        for side, names in self._groups(is_kind=is_kind):
+            size = math.prod(self._models[side].shapes[names[0]]) * len(names)
+            found.append((size, self._group_options(side, names)))
+        found.sort(key=lambda each: (each[0], len(each[1])))
+        return [options for _, options in found]
+
+    def _groups(self, *, is_kind: bool) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """The leaves of each side that are cut alike."""
         for side, model in enumerate(self._models):
             groups: dict[object, list[str]] = collections.defaultdict(list)
             for name in model.shapes:
                 kind = kind_of_leaf(name) if is_kind else ""
                 groups[self._likeness(side, name), kind].append(name)
-            for names in groups.values():
-                size = math.prod(model.shapes[names[0]]) * len(names)
-                found.append((size, self._group_options(side, tuple(names))))
-        found.sort(key=lambda each: (each[0], len(each[1])))
-        return [options for _, options in found]
+            yield from ((side, tuple(names)) for names in groups.values())
 
     def _group_options(self, side: int, names: tuple[str, ...]) -> list[_Option]:
         sign = 1 if side == 0 else -1
         found: dict[object, _Option] = {}
         for number, way in enumerate(self.ways(side, names[0])):
-            counts = collections.Counter(piece.form for piece in way)
+            counts = _form_counts(way)
             total = Counts({form: sign * n * len(names) for form, n in counts.items()})
             change = ReadingChange("cut", side, names, number)
             option = _Option(
@@ -384,6 +421,10 @@ def _common_forms(models: Models) -> set[AxisSizes]:
             apart[side] |= _forms_of(cuts_into(shape, joined[1 - side], joins=False))
             made[side] |= _forms_of(cuts_into(shape, joined[1 - side]))
     return (apart[0] & made[1]) | (made[0] & apart[1])
+
+
+def _form_counts(way: Sequence[LeafPiece]) -> Counts:
+    return collections.Counter(piece.form for piece in way)
 
 
 def _forms_of(ways: Sequence[Sequence[LeafPiece]]) -> set[AxisSizes]:
