@@ -93,3 +93,8 @@ def test_a_schema_is_a_side() -> None:
         other_names, Pair, lambda p: other_names({"one": p["v"], "two": p["w"]}), view
     )
     assert found.rules == (cs.rename("one", "v"), cs.rename("two", "w"))
+
+
+def test_one_run_alone_is_refused() -> None:
+    with pytest.raises(cs.ConformanceError, match="expected two functions"):
+        cs.adapt(SQUARE, SQUARE, run=first)  # type: ignore[arg-type]

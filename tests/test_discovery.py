@@ -174,6 +174,8 @@ def test_a_factory_that_does_not_fit_is_refused() -> None:
     larger = (lambda n: _layered([jnp.tanh] * 3), lambda n: _layered(others[:n]))
     with pytest.raises(DiscoveryError, match="with_layers does not fit the models"):
         discover(*given, with_layers=larger, budget=100)
+    with pytest.raises(DiscoveryError, match="expected two functions of a number of layers"):
+        discover(*given, with_layers=larger[0], budget=100)  # type: ignore[arg-type]
     nothing = (lambda n: None, lambda n: _layered(others[:n]))
     with pytest.raises(DiscoveryError, match="each takes a number and gives a run"):
         discover(*given, with_layers=nothing, budget=100)

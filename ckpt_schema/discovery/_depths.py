@@ -13,7 +13,7 @@ import numpy as np
 from ckpt_schema.discovery._models import DiscoveryError, RunnableModel, model_of
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["LayerFactory", "OtherFrom", "first_other"]
+__all__ = ["LayerFactory", "OtherFrom", "first_other", "verify_factories"]
 
 Models = tuple[RunnableModel, RunnableModel]
 
@@ -45,6 +45,16 @@ class OtherFrom:
             )
         words = "no layers" if not self.same_with else f"the first {self.same_with} of their layers"
         return f"they begin to differ in layer {self.layers}: with {words} they are one function"
+
+
+def verify_factories(factories: object) -> None:
+    """Raises unless these are two functions."""
+    several: tuple[object, ...] = factories if isinstance(factories, tuple) else ()
+    if len(several) != 2 or not all(map(callable, several)):
+        hint = "with_layers=(old, new): each takes a number and gives a run, and leaves for it"
+        expected = "two functions of a number of layers"
+        fault = Mismatch("with_layers", "argument", expected, type(factories).__name__, hint)
+        raise DiscoveryError("wrong arguments", [fault])
 
 
 def first_other(

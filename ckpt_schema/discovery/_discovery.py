@@ -17,7 +17,7 @@ from ckpt_schema._messages.text import columns
 from ckpt_schema.discovery._beforehand import KnownLeaves, known_leaves
 from ckpt_schema.discovery._cautions import colliding_sizes, unexercised
 from ckpt_schema.discovery._cuts import whole_piece
-from ckpt_schema.discovery._depths import LayerFactory, first_other
+from ckpt_schema.discovery._depths import LayerFactory, first_other, verify_factories
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
 from ckpt_schema.discovery._layer_levels import LayerLevels
 from ckpt_schema.discovery._matching import Matched, Pairing, match_pieces
@@ -243,6 +243,8 @@ def discover(
         >>> found.lens().get(old)["w1"].shape
         (6, 4)
     """
+    if with_layers is not None:
+        verify_factories(with_layers)
     models = model_of(source_run, source, names[0]), model_of(view_run, view, names[1])
 
     words = _Words(tuple(rules), scan, lists, seed, budget, names)

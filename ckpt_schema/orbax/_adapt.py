@@ -108,6 +108,7 @@ def adapt(
             return adapt_trees(left, right, **words, **how)
         except DerivationError as error:
             raise _pointed(error) from None
+    _verify_runs(run)
     # Running models takes modules that nothing else does.
     from ckpt_schema.discovery._discovery import discover, makes_one_function
     from ckpt_schema.discovery._models import model_of
@@ -127,6 +128,14 @@ def adapt(
     if how["own"] is None:
         return lens
     return adapt_trees(left, right, rules=found.rules, scan=found.scan, lists=found.lists, **how)
+
+
+def _verify_runs(run: object) -> None:
+    several: tuple[object, ...] = run if isinstance(run, tuple) else ()
+    if len(several) != 2:
+        hint = "run=(old_run, new_run): what computes the outputs of each side"
+        fault = Mismatch("run", "argument", "two functions", type(run).__name__, hint)
+        raise ConformanceError("wrong arguments", [fault])
 
 
 _OR_RUN = "or run both models: cs.adapt(..., run=(f, g)) tells which leaf is which"
