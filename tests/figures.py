@@ -66,6 +66,7 @@ COMMANDS = {
     "processes": Command(("tests/benchmarks/bench_processes.py",)),
     "convert": Command(("-W", "ignore", "tests/benchmarks/bench_convert.py")),
     "kills": Command(("-W", "ignore", "tests/support/killed.py")),
+    "interrupted": Command(("-W", "ignore", "tests/interrupted.py")),
     "disks": Command(("-W", "ignore", "tests/support/disks.py")),
     "discovered": Command(("-W", "ignore", "tests/discovered.py", *KEPT)),
     "discovered_declared": Command(

@@ -34,8 +34,7 @@ def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree
         if order is SKIP:
             made.append(stand_in(goal))
             continue
-        leaf = Leaf(tuple((n,) for n in goal.shape), str(goal.dtype))
-        if leaves.is_scalar(value) and leaves.accepts(leaf, value):
+        if leaves.is_scalar(value) and leaves.accepts(_leaf(goal), value):
             array = np.asarray(value, goal.dtype)
             narrow = leaves.is_narrowed(goal.dtype)  # then it stays NumPy's, and goes into a number
             value = array if narrow else placement.placed(array, goal.sharding)
@@ -53,7 +52,7 @@ def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree
                 Mismatch(
                     paths.format_path(key),
                     kind,
-                    str(leaf),
+                    str(_leaf(goal)),
                     leaves.describe(value),
                     hint,
                 )
@@ -63,3 +62,7 @@ def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree
         header = f"{disk.path} cannot be restored as expected"
         raise CheckpointMismatchError(header, faults)
     return flat.treedef.unflatten(made)
+
+
+def _leaf(goal: Any) -> Leaf:
+    return Leaf(tuple((size,) for size in goal.shape), str(goal.dtype))

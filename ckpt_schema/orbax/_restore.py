@@ -491,8 +491,10 @@ def _wanted(disk: DiskTree, place: Fit, expected: Tree, side: Lens, match: Match
         if number is not None:
             wanted[-1] = number
         elif position in read:
-            fault = narrowed(paths.format_path((*place.prefix, *key)), str(goals[position].dtype))
-            faults += [fault] if fault is not None else []
+            dtype = str(goals[position].dtype)
+            if narrowed("", dtype) is not None:
+                where = paths.format_path((*place.prefix, *key))
+                faults += filter(None, [narrowed(where, dtype)])
     if faults:
         raise CheckpointMismatchError(f"{disk.path} has leaves that jax would narrow", faults)
     return flat.treedef.unflatten(wanted)

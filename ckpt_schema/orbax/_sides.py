@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from ckpt_schema._frameworks import variables
 from ckpt_schema._layouts import leaves
@@ -42,6 +42,8 @@ __all__ = [
 _ENVELOPE = ("step", "opt_state")
 """What stands beside the variables in a Linen train state that keeps its weights bare."""
 
+
+Candidate = TypeVar("Candidate")
 
 Side = Literal["source", "view"]
 """A side of a lens, by name."""
@@ -134,10 +136,12 @@ def toward(
     tried: list[tuple[Match, Layout]] = []
     fits: list[tuple[Lens, Match]] = []
     sides = {"view": lens, "source": ~lens}
-    distances = {name: distance(tree, side.view) for name, side in sides.items()}
-    for name, side in sorted(sides.items(), key=lambda item: distances[item[0]]):
+    turned = [(tree, side.view, (name, side)) for name, side in sides.items()]
+    for (name, side), has_others in _nearest_first(turned):
         # A whole match of a side with other keys would only find these again, and is dear.
-        if told not in (None, name) or (fits and distances[name]):
+        if fits and has_others:
+            break
+        if told not in (None, name):
             continue
         match = Matcher(side.view).match(tree, Binder(side.dims))
         if match.report.ok:
@@ -259,12 +263,11 @@ def _fitting(
     What is wrong with the others is added to ``tried``.
     """
     fits: list[Fit] = []
-    for layout, prefix, tree in sorted(
-        _candidates(disk, lens.view, lens.source), key=lambda found: distance(found[2], found[0])
-    ):
-        if fits and (
-            fits[0].prefix != prefix or fits[0].layout is layout or distance(tree, layout)
-        ):
+    found = [(each[2], each[0], each) for each in _candidates(disk, lens.view, lens.source)]
+    for (layout, prefix, tree), has_others in _nearest_first(found):
+        if fits and has_others:
+            break
+        if fits and (fits[0].prefix != prefix or fits[0].layout is layout):
             continue
         tree = read_as(tree, layout)
         match = Matcher(layout).match(tree, Binder(lens.dims))
@@ -333,9 +336,36 @@ def distance(tree: Tree, layout: Layout) -> int:
 
 
 def has_keys(flat: FlatTree, layout: Layout) -> bool:
-    """Whether a layout has a row for each leaf: of other names, this is known at the first."""
+    """Whether the distance is none: where names are others, this is known at the first of them."""
     slot = SlotFinder(layout).slot
-    return all(slot(key, stored=flat.stored) is not None for key in flat.keys)
+    rows: set[int] = set()
+    for key in flat.keys:
+        found = slot(key, stored=flat.stored)
+        if found is None:
+            return False
+        rows.add(found[0])
+    return all(number in rows or row.optional for number, row in enumerate(layout.rows))
+
+
+def _nearest_first(
+    candidates: Sequence[tuple[Tree, Layout, Candidate]],
+) -> Iterator[tuple[Candidate, bool]]:
+    """What is to be tried, by the distance of its tree from its layout, and whether it has others than its keys.
+
+    How far such are is found out only where they are asked for.
+    """
+    trees = {id(tree): tree for tree, _, _ in candidates}
+    flats = {number: flatten(tree) for number, tree in trees.items()}
+    far: list[tuple[Tree, Layout, Candidate]] = []
+    for tree, layout, candidate in candidates:
+        if has_keys(flats[id(tree)], layout):
+            yield candidate, False
+        else:
+            far.append((tree, layout, candidate))
+    if len(far) > 1:
+        far.sort(key=lambda each: distance(each[0], each[1]))
+    for _, _, candidate in far:
+        yield candidate, True
 
 
 def _likeness(match: Match, layout: Layout) -> tuple[int, int, int]:
