@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import glob
 import os
+import re
 import secrets
 import time
 from collections.abc import Collection, Mapping
@@ -247,16 +248,23 @@ class Site:
         """Removes what this save has written, and gives the error to raise."""
         own = str(error) or type(error).__name__
         is_waiting = _BARRIER in own.lower() or isinstance(error, TimeoutError)
-        others = said_by_others(self.own.name, own, seconds=_LISTENS if is_waiting else 0)
+        # Whoever has only waited has nothing to say of the cause.
+        said = "" if is_waiting else own
+        others = said_by_others(self.own.name, said, seconds=_LISTENS if is_waiting else 0)
         again = _AGAIN
         if self.own == self.place:
             again = "remove what is there, and save again"
         elif jax.process_index() == 0:
             self.sweep()
-        causes = {f"process {number}": said or "no answer" for number, said in others.items()}
-        causes = {who: said for who, said in causes.items() if _BARRIER not in said.lower()}
-        if not is_waiting or not causes:
-            causes = {"": own}  # or else others are the cause, and this one has waited for them
+        causes = {"": own}
+        if is_waiting and any(other != "" for other in others.values()):
+            causes = {
+                f"process {n}": "no answer" if t is None else t
+                for n, t in others.items()
+                if t != ""
+            }
+        elif is_waiting and (late := _LATE.search(own)):
+            causes = {f"process {late[1]}": "others have waited for it in vain"}
         return _not_written(self.place, causes, again)
 
     def sweep(self) -> None:
@@ -294,6 +302,9 @@ _AGAIN = "nothing of it is left; mend the cause, and save again"
 
 _BARRIER = "barrier"
 """In what Orbax says where a process has waited for others in vain."""
+
+_LATE = re.compile(r"timed out task names:\s*(\d+)")
+"""In what it says then, one of those that did not come."""
 
 _LISTENS = 5.0  # seconds, for what these say
 

@@ -118,11 +118,15 @@ def save(
         every = {**trees, **(also or {})}
         with directories_first():
             saving = ocp.save_checkpointables_async(site.draft, every, custom_metadata=told)
-        # Some of what Orbax waits for at the end has no bound that a caller could set.
-        saving.result(timeout=None if jax.process_count() == 1 else patience())
+        # Some of what Orbax waits for at the end has no bound that a caller could set. What has one
+        # says more than this does.
+        saving.result(timeout=None if jax.process_count() == 1 else patience() + _GRACE)
     except Exception as error:  # Orbax has no one class for what may go wrong
         raise site.failed(error) from error
     site.finish()
+
+
+_GRACE = 5.0  # seconds
 
 
 def _verify_json(told: Any) -> None:

@@ -125,9 +125,10 @@ def _run(loss: Loss, folder: Path) -> None:
     env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     env |= {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     command = [sys.executable, "-W", "ignore", __file__, "--worker", told, str(folder), str(port)]
+    null = subprocess.DEVNULL
     with contextlib.ExitStack() as stack:
         running = [
-            subprocess.Popen([*command, str(number)], env=env, stderr=subprocess.DEVNULL)
+            subprocess.Popen([*command, str(number)], env=env, stdout=null, stderr=null)
             for number in range(COUNT)
         ]
         for process in running:
