@@ -158,6 +158,7 @@ ORDER = """
     _lens.read_sides
     _lens.replicas
     _lens.square_leaves
+    _lens.known_sizes
     _lens.lens_table
     _lens.lens
     _lens.registry

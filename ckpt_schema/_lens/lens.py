@@ -36,6 +36,7 @@ from ckpt_schema._lens.derive.view_names import (
     renamed_joins,
     renamed_layout,
 )
+from ckpt_schema._lens.known_sizes import with_known_sizes
 from ckpt_schema._lens.lens_table import LensTable
 from ckpt_schema._lens.losses import loss
 from ckpt_schema._lens.plan.plan import Plan
@@ -502,9 +503,9 @@ def derive(
           Dense_0/kernel  kernel  embed mlp -> mlp embed
     """
     dims_.verify_sizes({} if dims is None else dims)
-    sides = layout(source), layout(view)
-    sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **(dims or {})}
     verify_rules(rules)
+    sides, dims = with_known_sizes(layout(source), layout(view), rules, dims or {})
+    sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **dims}
     one_copy = [rule for rule in rules if not isinstance(rule, Replicated)]
     lens = _joined(sides, one_copy, sizes)
     warn_of_squares(lens)

@@ -345,6 +345,37 @@ def test_words_b08_a_layout_is_a_body() -> None:
 # --- what is wrong with a declaration  ---
 
 
+def test_words_b08_what_was_read_off_tells_the_sizes_of_what_is_declared() -> None:
+    """An inferred layout joins a declared one, in weights alone and in train states, transposed leaves too."""
+    state = trained()
+    params, declared = state["params"], cs.linen.BareTrainState[Body, ADAM]
+    for lens in (
+        cs.derive(cs.infer(params), cs.linen.BareParams[Body]),
+        cs.derive(cs.linen.BareParams[Body], cs.infer(params)),
+        cs.derive(cs.infer(params), cs.linen.BareParams[Body], dims={"classes": 3}),
+        cs.adapt(params, cs.linen.BareParams[Body]),
+    ):
+        cs.assert_trees_identical(lens.get(params), params)
+    onto_nnx = cs.derive(declared, cs.nnx.TrainState[cs.infer(Model(0)), ADAM])
+    made = onto_nnx.get(state)
+    np.testing.assert_array_equal(head_kernel(made["model"]), head_kernel(params))
+    moments = made["optimizer"]["opt_state"][0]["mu"]["head"]["kernel"].get_value()
+    np.testing.assert_array_equal(moments, state["opt_state"][0].mu["head"]["kernel"])
+
+    class Turned(cs.Schema):
+        w: Float32[Array, "outputs inputs"]
+        b: Float32[Array, " outputs"]
+
+    class Straight(cs.Schema):
+        w: Float32[Array, "inputs outputs"]
+        b: Float32[Array, " outputs"]
+
+    tree = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)}
+    assert cs.derive(cs.infer(tree), Straight).get(tree)["w"].shape == (2, 3)
+    error = refused(lambda: cs.derive(cs.infer(tree), Turned))  # outputs would be 2 and 3
+    assert "differ in" in str(error)
+
+
 def test_of_names_an_attribute_that_is_one_model() -> None:
     def nothing() -> None:
         class Wrong(cs.Schema):
