@@ -33,13 +33,14 @@ ORDER = """
     _layouts.pytrees
     _layouts.table
     _layouts.precision
+    _frameworks
+    _frameworks.state_names
     _layouts.kinds
     _layouts.fields
     _layouts.drafts
     _layouts.schema
     _layouts.streams
     _layouts.bare_trees
-    _frameworks
     _frameworks.boxes
     _frameworks.moment_names
     _frameworks.tracing
@@ -74,7 +75,7 @@ ORDER = """
     _trees.leaf_faults
     _trees.conformance
     _trees.equality
-    _trees.envelopes
+    _frameworks.envelopes
     _trees.folds
     _trees.inference
     _lens

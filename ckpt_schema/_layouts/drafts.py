@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from ckpt_schema._frameworks.state_names import USUAL_COLLECTION
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.fallbacks import SameAs
@@ -205,7 +206,7 @@ def _as_model(attribute: Attribute, drafts: tuple[Draft, ...], kinds: Dicts) -> 
         except SchemaError as error:
             faults += (dataclasses.replace(fault, path=where) for fault in error.mismatches)
             continue
-        apart = kinds.container == "dict" and draft.collection not in (None, "params")
+        apart = kinds.container == "dict" and draft.collection not in (None, USUAL_COLLECTION)
         if apart and not isinstance(attribute.field.key, Mapping):
             hint = 'say where, key={"params": "params", ...: "{collection}"}'
             expected = "a model of params alone, or the key of each collection"
@@ -258,7 +259,7 @@ def _key(attribute: Attribute, collection: str | None) -> Pattern:
     """How the layout spells an attribute: for a model whose collections stand apart, the leaves of one."""
     text = attribute.field.key
     if isinstance(text, Mapping):
-        name = collection or "params"
+        name = collection or USUAL_COLLECTION
         text = text.get(name, text.get(..., "")).replace("{collection}", name)
     elif text is None:
         text = f"{attribute.name}/{{i}}" if attribute.many else attribute.name

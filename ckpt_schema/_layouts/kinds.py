@@ -6,14 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
+from ckpt_schema._frameworks.state_names import USUAL_COLLECTION
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Row
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["USUAL_COLLECTION", "Dicts", "Untold"]
-
-USUAL_COLLECTION = "params"
-"""Linen's collection of a field that names none."""
+__all__ = ["Dicts", "Untold"]
 
 
 class Dicts:

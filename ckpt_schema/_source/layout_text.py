@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ckpt_schema._frameworks.state_names import USUAL_COLLECTION
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.dims import Dim
-from ckpt_schema._layouts.kinds import USUAL_COLLECTION
 from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._layouts.table import Layout, Node, Row
 from ckpt_schema._source.branches import Branch, Grower, Placed

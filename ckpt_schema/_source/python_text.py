@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jaxtyping
 
+from ckpt_schema._frameworks.state_names import USUAL_COLLECTION
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Dim
-from ckpt_schema._layouts.kinds import USUAL_COLLECTION
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._source.branches import Branch
 from ckpt_schema._source.equal_parts import SharedClass, Sharing

@@ -7,9 +7,9 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ckpt_schema._frameworks.envelopes import Envelope, Found
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, named
-from ckpt_schema._trees.envelopes import Envelope, Found
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = ["Fold", "folded"]

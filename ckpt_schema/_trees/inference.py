@@ -12,6 +12,16 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ckpt_schema._frameworks.envelopes import (
+    Envelope,
+    Found,
+    Read,
+    envelope,
+    param_of,
+    parts_of,
+    strays,
+)
+from ckpt_schema._frameworks.state_names import OPTIMIZER_STATE, USUAL_COLLECTION, WEIGHTS
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Dims
 from ckpt_schema._layouts.leaves import Leaf
@@ -20,14 +30,10 @@ from ckpt_schema._layouts.pytrees import inner_nodes
 from ckpt_schema._layouts.table import VALUE_LEVELS, Layout, Repeat, Row, verify_table
 from ckpt_schema._trees import foreign
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten, nodes_of, verify_readable
-from ckpt_schema._trees.envelopes import Envelope, Found, Read, envelope, param_of, parts_of, strays
 from ckpt_schema._trees.folds import Fold, folded
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["WEIGHTS", "infer_tree"]
-
-WEIGHTS = "params"
-"""The logical name of the model in a layout that is read off a tree, whatever the tree calls it."""
+__all__ = ["infer_tree"]
 
 _Held = tuple[KeyPath, Any]
 """A container, and where it stands."""
@@ -98,7 +104,7 @@ def infer_tree(
         rows = tuple(_in_one_key(rows, flat, joined))
     # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
     nodes = tuple(
-        nodes_of((key, node) for key, node in found if key[0] == "opt_state" or not flat.stored)
+        nodes_of((key, node) for key, node in found if key[0] == OPTIMIZER_STATE or not flat.stored)
     )
     return verify_table(
         Layout(
@@ -108,7 +114,7 @@ def infer_tree(
             container,
             kinds.homes,
             parts=tuple(parts_of(nodes, kinds)),
-            states=() if kinds.optimizer is None else ((("opt_state",), kinds.optimizer),),
+            states=() if kinds.optimizer is None else (((OPTIMIZER_STATE,), kinds.optimizer),),
         )
     )
 
@@ -294,7 +300,7 @@ def _rows(
 ) -> Iterator[Row]:
     shapes = {body: _leaf(leaf).dims for body, leaf in weights.items()}
     places = [(prefix, (WEIGHTS,), kind) for prefix, kind in kinds.weights]
-    places += [(prefix, (named(prefix[0]),), "params") for prefix in kinds.copies]
+    places += [(prefix, (named(prefix[0]),), USUAL_COLLECTION) for prefix in kinds.copies]
     for leaf in read.leaves:
         for prefix, head, collection in places:
             if leaf.key[: len(prefix)] == prefix:
@@ -307,7 +313,7 @@ def _rows(
             optimizer = kinds.optimizer or ()
             if mirror is not None:
                 start = tuple(map(named, _strip(mirror, optimizer, kinds)))
-                row = _row(leaf, ("opt_state", *start), mirror, folds, leaf.kind, shapes)
+                row = _row(leaf, (OPTIMIZER_STATE, *start), mirror, folds, leaf.kind, shapes)
                 rest = leaf.key[len(mirror) :]
                 body = param_of(rest, shapes) or rest
                 fold = folds.get(body)
@@ -323,7 +329,7 @@ def _rows(
                     if leaf.key[:1] == optimizer[:-1]
                     else leaf.key
                 )
-                path = tuple(map(named, ("opt_state", *rest) if inside else rest))
+                path = tuple(map(named, (OPTIMIZER_STATE, *rest) if inside else rest))
                 yield Row(
                     path,
                     leaf.key,
@@ -336,7 +342,7 @@ def _rows(
 
 def _strip(mirror: KeyPath, optimizer: KeyPath, kinds: Envelope) -> KeyPath:
     """The logical place of a mirror: without the envelope, and without the inner ``params`` of a variables dict."""
-    inner = kinds.weights[0][0][1:] if optimizer == ("opt_state",) else ()
+    inner = kinds.weights[0][0][1:] if optimizer == (OPTIMIZER_STATE,) else ()
     end = len(mirror) - len(inner)
     return mirror[len(optimizer) : end if mirror[end:] == inner else len(mirror)]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from ckpt_schema._frameworks import variables
+from ckpt_schema._frameworks.state_names import STATE_FIELDS, WEIGHTS
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.dims import Binder
 from ckpt_schema._layouts.overlaps import outlined
@@ -39,7 +40,7 @@ __all__ = [
     "verify_written",
 ]
 
-_ENVELOPE = ("step", "opt_state")
+_ENVELOPE = tuple(name for name in STATE_FIELDS if name != WEIGHTS)
 """What stands beside the variables in a Linen train state that keeps its weights bare."""
 
 

@@ -12,12 +12,12 @@ from flax import linen as nn
 from flax import nnx
 from flax.training.train_state import TrainState
 
+from ckpt_schema._frameworks.state_names import STATE_FIELDS
 from ckpt_schema._layouts.table import Layout
 
 __all__ = ["LINEN", "NNX", "OWN", "Container", "container_kinds", "orbax_tree", "train_state"]
 
 Container = Callable[[Any], Any]
-_STATE = ("step", "params", "opt_state")
 
 
 def _own(tree: Any) -> Any:
@@ -33,7 +33,7 @@ def _train_state_of(more: tuple[str, ...]) -> type[TrainState]:
 
 def train_state(tree: dict[str, Any]) -> Any:
     """The object that Linen code trains with."""
-    kind = _train_state_of(tuple(sorted(tree.keys() - {*_STATE})))
+    kind = _train_state_of(tuple(sorted(tree.keys() - {*STATE_FIELDS})))
     # What it trains with is no leaf.
     return kind(apply_fn=None, tx=None, **tree)  # pyright: ignore[reportArgumentType]
 
@@ -93,6 +93,8 @@ def container_kinds(layout: Layout) -> Mapping[str, Container]:
         # Orbax stores a Variable with parts otherwise.
         whole = any(row.inside for row in layout.rows)
         return {name: NNX[name] for name in NNX if not (whole and name != "State")}
-    if {*_STATE} <= {row.key[0] for row in layout.rows} | {node.key[0] for node in layout.nodes}:
+    if {*STATE_FIELDS} <= {row.key[0] for row in layout.rows} | {
+        node.key[0] for node in layout.nodes
+    }:
         return LINEN
     return {name: LINEN[name] for name in ("dict", *(("orbax",) if layout.nodes else ()))}

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
+from ckpt_schema._frameworks.state_names import USUAL_COLLECTION
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.leaves import Init
@@ -332,7 +333,7 @@ class _Rows:
 
 def _is_param(row: Row) -> bool:
     if not isinstance(row.kind, type):
-        return row.kind in (None, "params")
+        return row.kind in (None, USUAL_COLLECTION)
     from ckpt_schema._frameworks import variables
 
     return variables.is_param(row.kind)
