@@ -98,7 +98,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100, help="how many models")
     parser.add_argument("--seeds", type=int, nargs="*", help="these models alone")
-    parser.add_argument("--budget", type=int, default=3000, help="readings of each to try")
+    parser.add_argument("--budget", type=int, default=12_000, help="readings of each to try")
     parser.add_argument("--kept", type=Path, help="a file of outcomes: these are not tried again")
     given = parser.parse_args()
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is what takes long
