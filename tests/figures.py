@@ -68,6 +68,7 @@ COMMANDS = {
     "kills": Command(("-W", "ignore", "tests/support/killed.py")),
     "interrupted": Command(("-W", "ignore", "tests/interrupted.py")),
     "disks": Command(("-W", "ignore", "tests/support/disks.py")),
+    "remote": Command(("-W", "ignore", "tests/remote.py")),
     "discovered": Command(("-W", "ignore", "tests/discovered.py", *KEPT)),
     "discovered_declared": Command(
         ("-W", "ignore", "tests/discovered.py", "--declared", *KEPT),

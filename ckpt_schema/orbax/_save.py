@@ -22,6 +22,7 @@ from ckpt_schema.orbax._items import STATE, items_of
 from ckpt_schema.orbax._places import (
     Site,
     absolute,
+    is_remote,
     verify_free,
     verify_name,
     verify_writable,
@@ -118,9 +119,10 @@ def save(
         every = {**trees, **(also or {})}
         with directories_first():
             saving = ocp.save_checkpointables_async(site.draft, every, custom_metadata=told)
-        # Some of what Orbax waits for at the end has no bound that a caller could set. What has one
-        # says more than this does.
-        saving.result(timeout=None if jax.process_count() == 1 else patience() + _GRACE)
+        # Some of what Orbax waits for at the end has no bound that a caller could set: other
+        # processes, a store that does not answer. What has one says more than this does.
+        is_alone = jax.process_count() == 1 and not is_remote(place)
+        saving.result(timeout=None if is_alone else patience() + _GRACE)
     except Exception as error:  # Orbax has no one class for what may go wrong
         raise site.failed(error) from error
     site.finish()

@@ -117,7 +117,7 @@ class _Marks:
         return "after" if self.end else "within" if self.commit else "before"
 
 
-def _in_child(job: Callable[[Path], None], place: Path, kill: tuple[str, float] | None) -> _Marks:
+def in_child(job: Callable[[Any], None], place: Any, kill: tuple[str, float] | None) -> _Marks:
     """Runs a job in a process, which is killed so many seconds after a mark."""
     reads, writes = os.pipe()
     child = os.fork()
@@ -155,8 +155,12 @@ def _in_child(job: Callable[[Path], None], place: Path, kill: tuple[str, float] 
 
 def holds(path: Path, expected: Any) -> bool:
     """Whether a checkpoint is this tree, to the last bit."""
-    found, treedef = [*_flat(cs.orbax.load(path))], [*_flat(expected)]
-    return found == treedef
+    return flat(cs.orbax.load(path)) == flat(expected)
+
+
+def flat(tree: Any) -> list[tuple[str, str, bytes]]:
+    """The leaves of a tree: path, dtype and bits."""
+    return [*_flat(tree)]
 
 
 def _flat(tree: Any, at: str = "") -> Any:
@@ -190,7 +194,7 @@ def run(name: str, root: Path, rounds: int) -> Outcome:
         JOBS[name](root, place)
 
     # Of what runs before, nothing may start threads, which a fork would not have.
-    first = _in_child(job, _made(root / f"{name} measured"), None)
+    first = in_child(job, _made(root / f"{name} measured"), None)
     if first.start is None or first.commit is None or first.end is None:
         raise SystemExit(f"{name} does not run to its end, or its commit was not seen")
     whole, commit = first.end - first.start, first.end - first.commit
@@ -200,7 +204,7 @@ def run(name: str, root: Path, rounds: int) -> Outcome:
         share = (number + 0.5) / rounds
         is_aimed = number % _AIMED == 0
         kill = ("c", share * commit) if is_aimed else ("s", share * whole)
-        phases.append(_in_child(job, place, kill).phase)
+        phases.append(in_child(job, place, kill).phase)
     found = Outcome()
     for place, phase in zip(places, phases, strict=True):
         setattr(found, phase, getattr(found, phase) + 1)
