@@ -80,7 +80,7 @@ COMMANDS = {
     "discovered_choices": Command(("-W", "ignore", "tests/discovered_choices.py", *KEPT)),
     "discovery_cost": Command(("-W", "ignore", "tests/benchmarks/bench_discovery.py")),
     "states": Command(("tests/benchmarks/bench_states.py",)),
-    "growth": Command(("tests/benchmarks/bench_growth.py",)),
+    "growth": Command(("tests/benchmarks/bench_growth.py", "--repeats", "1")),
     "forgetting": Command(("tests/benchmarks/bench_growth.py", "--memory")),
     "oracle": Command(("tests/oracle/sweep.py",)),
     "adapted": Command(
