@@ -59,6 +59,7 @@ class Command:
 
 
 KEPT = ("--kept", ".discovered.json")
+DRAWN = ("--cases", "1700", "--devices", "0", "--disk", "0")
 COMMANDS = {
     "speed": Command(("tests/benchmarks/bench_lens.py",)),
     "memory": Command(("tests/benchmarks/bench_memory.py",)),
@@ -83,6 +84,7 @@ COMMANDS = {
     "growth": Command(("tests/benchmarks/bench_growth.py", "--repeats", "1")),
     "forgetting": Command(("tests/benchmarks/bench_growth.py", "--memory")),
     "oracle": Command(("tests/oracle/sweep.py",)),
+    "pairs": Command(("-W", "ignore", "tests/pairs.py", *DRAWN, "--state", ".pairs.json")),
     "adapted": Command(
         ("-W", "ignore", "tests/adapted.py", "--cases", "5000", "--kept", ".adapted.json"),
         last=6,
