@@ -20,6 +20,7 @@ def infer(
     lists: Sequence[str] = (),
     joined: str | None = None,
     name: str | None = None,
+    item: str | None = None,
 ) -> Layout:
     """The layout of a tree.
 
@@ -43,6 +44,7 @@ def infer(
         joined: What joins the segments of a path to one key, as ``"."`` does in files of Hugging Face:
             the keys at the root are read as paths, ``"layers.0.norm"`` as the first of a list.
         name: What messages call the layout; unless given, it is that of the path, or of the class.
+        item: Which pytree of a checkpoint, where it holds several.
 
     Returns:
         A layout whose dims are all fixed.
@@ -63,7 +65,7 @@ def infer(
         # Orbax is loaded for those alone who have a checkpoint.
         from ckpt_schema.orbax._metadata import read_metadata
 
-        disk = read_metadata(tree).without("nnx_aux")
+        disk = read_metadata(tree, item).without("nnx_aux")
         made, joined = disk.tree, joined or disk.joined
     else:
         made = made_abstract(tree)
