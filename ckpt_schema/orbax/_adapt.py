@@ -31,6 +31,7 @@ from ckpt_schema.errors import (
     Mismatch,
     SchemaError,
 )
+from ckpt_schema.orbax._folders import SeveralItemsError
 from ckpt_schema.orbax._metadata import AUX, DiskTree, read_metadata
 from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
 from ckpt_schema.orbax._sides import Side, interchangeable
@@ -95,7 +96,15 @@ def adapt(
         source -> view: 1 joined, 0 private to source, 0 private to view
           params/layers/kernel  params/layers_{i}/kernel  3 4 8 -> {3} 4 8
     """
-    (left, here), (right, there) = _read(source), _read(view)
+    try:
+        left, here = _read(source)
+    except SeveralItemsError:
+        if is_path(view) or run is not None:
+            raise
+        told = Words(rules, scan, lists)
+        lens, _ = adapted_item(source, None, made_abstract(view), name_of(view, "view"), told, AUX)
+        return lens
+    right, there = _read(view)
     beside: PrivateLeaves | None = None
     if is_path(source) and here is None:  # what a restore reads of it
         left = _part(left, _weights_alone(left, made_abstract(view), rules))

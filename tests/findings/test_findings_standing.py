@@ -157,6 +157,9 @@ def test_3_7_the_item_that_fits_is_found_where_nothing_is_declared(
         found = cs.orbax.restore(tmp_path / "c", Model(4))
     np.testing.assert_array_equal(np.asarray(found.dense.kernel[...]), KERNEL)
     assert "item 'params' fits" in caplog.text
+    ocp.save_checkpointables(tmp_path / "one", {"params": params, "also": other})
+    kernel = cs.adapt(tmp_path / "one", Model(4)).get(params)["dense"]["kernel"]
+    np.testing.assert_array_equal(np.asarray(kernel.get_value()), KERNEL)
     ocp.save_checkpointables(tmp_path / "two", {"params": params, "ema": params})
     told = refused(lambda: cs.orbax.restore(tmp_path / "two", Model(4)))
     assert "what fits in each of ema, params" in told
