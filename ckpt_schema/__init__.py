@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.axis_rules import pad as pad
     from ckpt_schema._lens.axis_rules import repeat as repeat
     from ckpt_schema._lens.axis_rules import replicated as replicated
+    from ckpt_schema._lens.derived_lens import derive as derive
     from ckpt_schema._lens.lens import Lens as Lens
-    from ckpt_schema._lens.lens import derive as derive
     from ckpt_schema._lens.registry import Registry as Registry
     from ckpt_schema._lens.rules import apart as apart
     from ckpt_schema._lens.rules import fuse as fuse
@@ -110,7 +110,8 @@ _HOMES = {
     "_layouts.table": ("Layout",),
     "_layouts.annotations": ("Key",),
     "_layouts.leaves": ("constant_key", "fresh_key"),
-    "_lens.lens": ("Lens", "derive"),
+    "_lens.derived_lens": ("derive",),
+    "_lens.lens": ("Lens",),
     "_lens.registry": ("Registry",),
     "_lens.axis_rules": ("flip", "pad", "repeat", "replicated"),
     "_lens.rules": (

@@ -82,7 +82,6 @@ ORDER = """
     _lens.digits
     _lens.expressions
     _lens.codecs
-    _lens.losses
     _lens.cells
     _lens.covering
     _lens.normal
@@ -103,6 +102,7 @@ ORDER = """
     _lens.derive.axis_names
     _lens.derive.bounds
     _lens.derive.joins
+    _lens.losses
     _lens.derive.totals
     _lens.derive.view_names
     _lens.derive.levels
@@ -158,10 +158,12 @@ ORDER = """
     _lens.step_dtypes
     _lens.read_sides
     _lens.replicas
+    _lens.leaf_feed
     _lens.square_leaves
     _lens.known_sizes
     _lens.lens_table
     _lens.lens
+    _lens.derived_lens
     _lens.registry
     _lens.open_names
     _lens.lone_nodes

@@ -17,7 +17,8 @@ from ckpt_schema._layouts.paths import NaturalOrder, format_path
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.derive.spelled_rows import as_read
-from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.derived_lens import derive
+from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.registry import digest
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._messages.strict_json import parsed

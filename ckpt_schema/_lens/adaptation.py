@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.axis_rules import Replicated
-from ckpt_schema._lens.lens import Lens, of_copies
+from ckpt_schema._lens.derived_lens import of_copies
+from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.one_sided import Keeps, derived
 from ckpt_schema._lens.read_sides import ReadSide, ReadSides
 from ckpt_schema._lens.replicas import CopiedTree, copies_fault, count_of_copies

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.precision import Dtypes, open_rows, said_dtypes
-from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, called
 from ckpt_schema._lens.ancestry import Derivation
-from ckpt_schema._lens.axis_rules import Padding, Replicated
+from ckpt_schema._lens.axis_rules import Padding
 from ckpt_schema._lens.derive.composition import compose, verify_alike
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.lists import join
@@ -36,20 +35,24 @@ from ckpt_schema._lens.derive.view_names import (
     renamed_joins,
     renamed_layout,
 )
-from ckpt_schema._lens.known_sizes import with_known_sizes
+from ckpt_schema._lens.leaf_feed import CHUNK_BYTES, fed, transferred
 from ckpt_schema._lens.lens_table import LensTable
-from ckpt_schema._lens.losses import loss
+from ckpt_schema._lens.losses import losses
 from ckpt_schema._lens.plan.plan import Plan
 from ckpt_schema._lens.plan.sum_leaves import through_sums
 from ckpt_schema._lens.plan.translation import Translator
-from ckpt_schema._lens.replicas import replicated_layout
-from ckpt_schema._lens.rules import Rule, verify_rules
-from ckpt_schema._lens.square_leaves import warn_of_squares
-from ckpt_schema._lens.step_dtypes import closed_steps, opened, opened_steps, with_ends
+from ckpt_schema._lens.rules import Rule
+from ckpt_schema._lens.step_dtypes import (
+    closed_steps,
+    opened,
+    opened_steps,
+    verify_one_dtype,
+    with_ends,
+)
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import DerivationError, Mismatch
 
-__all__ = ["Lens", "derive", "of_copies", "planned", "verify_bound"]
+__all__ = ["Lens", "joined_lens", "planned"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -107,6 +110,7 @@ class Lens:
             DerivationError: Leaves are any float still; see `at`.
 
         Example:
+            >>> from ckpt_schema import Schema, derive
             >>> from jaxtyping import Array, BFloat16, Float32
             >>> from ckpt_schema._lens.value_rules import cast
             >>> class Wide(Schema):
@@ -116,19 +120,11 @@ class Lens:
             >>> derive(Wide, Narrow, rules=[cast("kernel", rounding="nearest")]).loss
             {'kernel': 'bfloat16 keeps 8 of the 24 bits of float32: at most 2**-8 of each value'}
         """
-        verify_bound(self, "a loss")
-        found: dict[str, dict[str, None]] = {}
-        for one in self.joins:
-            for cell in one.cells:
-                if not isinstance(cell.source, int) or not isinstance(cell.view, int):
-                    continue
-                lost = loss(cell.codec, self.source.rows[cell.source].leaf.dtype)
-                if lost is not None:
-                    path = "/".join(self.view.rows[cell.view].path)
-                    found.setdefault(path, {})[lost] = None  # of several parts, each thing once
+        verify_one_dtype(self.source, self.view, "a loss")
+        found = dict(losses(self.source, self.view, self.joins))
         for path, what in sum_losses((self.source, self.view), self.sums, self.joins).items():
-            found.setdefault(path, {})[what] = None
-        return {path: "; ".join(several) for path, several in found.items()}
+            found[path] = f"{found[path]}; {what}" if path in found else what
+        return found
 
     @property
     def exact(self) -> bool:
@@ -220,6 +216,83 @@ class Lens:
             return self._backward(v, onto, **how)
         return self._turned._with_sums(v, onto, own=True, **how)
 
+    def stream(
+        self,
+        s: Tree,
+        onto: Tree | None = None,
+        *,
+        drop: bool = False,
+        dtype: Dtypes | None = None,
+    ) -> Iterator[tuple[str, Any]]:
+        """The leaves of the view of ``s`` by name, one after the other: each is made when its turn comes.
+
+        Besides ``s``, no more is held than what is made at once, at most twice the bytes of the
+        largest leaf of either side, as long as the caller keeps none. What only moves comes first.
+
+        Args:
+            s: A tree of the source layout, whose leaves have values.
+            onto: As for `get`.
+            drop: As for `get`.
+            dtype: As for `get`.
+
+        Returns:
+            Pairs of a name and what `get` would have there. A name is the key path of the leaf, as
+            messages spell it; in a layout of dotted names it is the dotted name.
+
+        Raises:
+            ConformanceError: As `get` does: before the first leaf, and for a value that a cast
+                would change, when its leaf comes.
+
+        Example:
+            >>> from ckpt_schema import Schema, derive
+            >>> import jax.numpy as jnp
+            >>> from jaxtyping import Array, Float32
+            >>> from ckpt_schema._lens.rules import rename
+            >>> class Old(Schema):
+            ...     kernel: Float32[Array, "embed mlp"]
+            >>> class New(Schema):
+            ...     weight: Float32[Array, "mlp embed"]
+            >>> lens = derive(Old, New, rules=[rename("kernel", "weight")])
+            >>> [(name, x.shape) for name, x in lens.stream({"kernel": jnp.ones((2, 3))})]
+            [('weight', (3, 2))]
+        """
+        verify_no_sums((self.source, self.view), self.sums)
+        plan, found, kept = self._forward.plan(s, onto, drop=drop, dtype=dtype)
+        return fed(plan, self.view, s, found, kept)
+
+    def transfer(
+        self,
+        s: Tree,
+        onto: Tree,
+        *,
+        chunk_bytes: int = CHUNK_BYTES,
+        donate_onto: bool = False,
+        drop: bool = False,
+    ) -> Tree:
+        """The view of ``s`` in the place of ``onto``, on whatever devices that is: from a trainer to an engine.
+
+        As `get`, but each leaf is made on the devices of ``s`` and then moved to those of the leaf
+        whose place it takes, which may be others; it never shares memory with ``s``.
+
+        Args:
+            s: A tree of the source layout, whose leaves have values.
+            onto: A tree of the view layout, which says where leaves go.
+            chunk_bytes: How many bytes are under way at a time: besides both trees, no more is held
+                than these, and twice the bytes of the largest leaf.
+            donate_onto: Whether ``onto`` is given up: each of its leaves is freed before its place
+                is taken. Its private leaves are the result's.
+            drop: As for `get`.
+
+        Returns:
+            A tree like ``onto``, with the values of ``s``.
+
+        Raises:
+            ConformanceError: As `get` does, before anything is made or freed.
+        """
+        verify_no_sums((self.source, self.view), self.sums)
+        plan, found, kept = self._forward.plan(s, onto, drop=drop)
+        return transferred(plan, s, found, kept, chunk_bytes=chunk_bytes, donate_onto=donate_onto)
+
     def dry_run(
         self,
         s: Tree,
@@ -280,6 +353,7 @@ class Lens:
             DerivationError: What rules say of a leaf cannot be done to floats as narrow as these.
 
         Example:
+            >>> from ckpt_schema import Schema, derive
             >>> from jaxtyping import Array, Float
             >>> class Model(Schema):
             ...     kernel: Float[Array, "embed mlp"]
@@ -409,7 +483,7 @@ def _gone_through(steps: Sequence[Derivation], sizes: Sequence[Mapping[str, int]
     lenses: list[Lens] = []
     for step, own in zip(closed_steps(steps), sizes, strict=True):
         tables = as_read((step.source, step.view), step.rules)
-        lens = _joined(tables, step.rules, own, step.pairs)
+        lens = joined_lens(tables, step.rules, own, step.pairs)
         known = _dim_names(lens)
         dims = {name: size for name, size in own.items() if name in known}
         lens = dataclasses.replace(lens, dims=dims)
@@ -426,24 +500,6 @@ def _gone_through(steps: Sequence[Derivation], sizes: Sequence[Mapping[str, int]
     )
 
 
-def verify_bound(lens: Lens, what: str) -> None:
-    """Raises where leaves on either side are any float still, by something that needs one dtype of each.
-
-    Raises:
-        DerivationError: With every such leaf.
-    """
-    faults: list[Mismatch] = []
-    for side, table in (("source", lens.source), ("view", lens.view)):
-        hint = f'say which, lens.at({side}="bfloat16")'
-        for number in open_rows(table):
-            row = table.rows[number]
-            where, found = "/".join(row.path), f"{row.stored} of the {side}"
-            faults.append(Mismatch(where, "dtype", "one dtype", found, hint, mirrors=row.mirrors))
-    if faults:
-        here, there = called(lens.source, lens.view)
-        raise DerivationError(f"{what} needs one dtype of each leaf of {here} -> {there}", faults)
-
-
 def planned(lens: Lens, tree: Tree, onto: Tree | None) -> Plan:
     """The plan by which `Lens.get` takes trees like this one, whose leaves may be abstract and count as if they had values.
 
@@ -454,67 +510,7 @@ def planned(lens: Lens, tree: Tree, onto: Tree | None) -> Plan:
     return lens._forward.compile(tree, onto, abstract=False)[0]  # pyright: ignore[reportPrivateUsage]
 
 
-def derive(
-    source: type[Schema] | Layout,
-    view: type[Schema] | Layout,
-    *,
-    rules: Sequence[Rule] = (),
-    dims: Mapping[str, int] | None = None,
-) -> Lens:
-    """The lens between two layouts, joined on their logical paths.
-
-    What differs within a joined leaf is derived from the declared types: a spelling moves it, ``scan`` against a list
-    stacks or unstacks it, other dims transpose and reshape it, another dtype of
-    integers or of floats casts it where that keeps its values.
-
-    Args:
-        source: The left layout.
-        view: The right layout.
-        rules: What the types cannot say: `rename`, `private`, `fuse`, `series`, `flip`, `pad`, `cast`, `scale`,
-            `shift`, `tie`, `total`, `raw_key`, `move`, `reset`, `repeat`, `replicated`.
-        dims: Sizes that no tree tells, in elements; see `Lens.bind`.
-
-    Returns:
-        A lens that obeys the laws for all conforming trees, of any size.
-
-    Raises:
-        DerivationError: With every row that has no place, every pair of rows that no edit relates, every ambiguity, and every
-            rule that matches nothing.
-        SchemaError: One of the schemas is wrong in itself.
-
-    Warns:
-        AxesWarning: With every square leaf of an inferred layout that a rule gives another name without ``axes=``: it is
-            joined as it stands, and its sizes would allow the transpose. Where a rule turns another leaf, those that keep
-            their name are among them.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxtyping import Array, Float32
-        >>> from ckpt_schema._layouts.fields import field
-        >>> class Old(Schema):
-        ...     kernel: Float32[Array, "embed mlp"] = field(key="Dense_0/kernel")
-        >>> class New(Schema):
-        ...     kernel: Float32[Array, "mlp embed"]
-        >>> lens = derive(Old, New)
-        >>> lens.get({"Dense_0": {"kernel": jnp.zeros((2, 3))}})["kernel"].shape
-        (3, 2)
-        >>> print(lens)
-        Old -> New: 1 joined, 0 private to Old, 0 private to New
-          Dense_0/kernel  kernel  embed mlp -> mlp embed
-    """
-    dims_.verify_sizes({} if dims is None else dims)
-    verify_rules(rules)
-    sides, dims = with_known_sizes(layout(source), layout(view), rules, dims or {})
-    sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **dims}
-    one_copy = [rule for rule in rules if not isinstance(rule, Replicated)]
-    lens = _joined(sides, one_copy, sizes)
-    warn_of_squares(lens)
-    for rule in rules:
-        lens = of_copies(lens, rule) if isinstance(rule, Replicated) else lens
-    return lens.bind(**sizes)
-
-
-def _joined(
+def joined_lens(
     tables: tuple[Layout, Layout],
     rules: Sequence[Rule],
     sizes: Mapping[str, int],
@@ -536,24 +532,3 @@ def _joined(
     made = Derivation(left, right, each, pairs=found if pairs is None else pairs)
     sums = summed((left, right), wanted, joins)
     return Lens(left, right, joins, derivations=(made,), sums=sums)
-
-
-def of_copies(
-    lens: Lens, rule: Replicated, count: int | None = None, single: Collection[int] = ()
-) -> Lens:
-    """A lens for trees of which one side is kept once for each device.
-
-    Args:
-        lens: The lens between trees of one copy.
-        rule: Says which side, and on which axis the copies are.
-        count: How many there are, where that is known.
-        single: The numbers of that side's rows that are there once.
-    """
-    table = lens.view if rule.is_view else lens.source
-    name, taken = "devices", lens.source.names() | lens.view.names()
-    while name in taken:
-        name += "_"
-    every, rules = replicated_layout(table, rule, name, single)
-    copies = derive(every, table, rules=rules)
-    whole = lens >> ~copies if rule.is_view else copies >> lens
-    return whole if count is None else whole.bind(**{name: count})

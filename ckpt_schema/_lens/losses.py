@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.formats import FORMATS
+from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.codecs import Codec, Plus, Rounded, Times, holds, is_exact
+from ckpt_schema._lens.derive.joins import Join
 
-__all__ = ["loss"]
+__all__ = ["loss", "losses"]
 
 
 def loss(codec: Codec, dtype: str = "") -> str | None:
@@ -32,6 +34,20 @@ def loss(codec: Codec, dtype: str = "") -> str | None:
         'plus 1.0 is rounded in bfloat16: at most 2**-8 of the sum'
     """
     return "; ".join(_losses(codec, dtype)) or None
+
+
+def losses(source: Layout, view: Layout, joins: Sequence[Join]) -> Mapping[str, str]:
+    """What is lost of each leaf of the view, by its logical path; see `Lens.loss`."""
+    found: dict[str, dict[str, None]] = {}
+    for one in joins:
+        for cell in one.cells:
+            if not isinstance(cell.source, int) or not isinstance(cell.view, int):
+                continue
+            lost = loss(cell.codec, source.rows[cell.source].leaf.dtype)
+            if lost is not None:
+                path = "/".join(view.rows[cell.view].path)
+                found.setdefault(path, {})[lost] = None  # of several parts, each thing once
+    return {path: "; ".join(several) for path, several in found.items()}
 
 
 def _losses(codec: Codec, dtype: str) -> Iterator[str]:

@@ -11,8 +11,10 @@ from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, called
 from ckpt_schema._lens.cells import Cell
+from ckpt_schema._lens.derived_lens import derive
 from ckpt_schema._lens.description import described
-from ckpt_schema._lens.lens import Lens, derive, verify_bound
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.step_dtypes import verify_one_dtype
 from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
 
 __all__ = ["Registry", "digest", "fingerprint"]
@@ -120,7 +122,7 @@ class Registry:
         lens = _through(first)
         faults: list[Mismatch] = []
         if others:  # which differ or not by what floats there are between
-            verify_bound(lens, "a registry with two ways")
+            verify_one_dtype(lens.source, lens.view, "a registry with two ways")
         for other in others:
             for where, here, there in _differences(lens, _through(other)):
                 expected, found = f"{here}, by {_told(first)}", f"{there}, by {_told(other)}"

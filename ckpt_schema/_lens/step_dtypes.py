@@ -14,11 +14,12 @@ from ckpt_schema._layouts.formats import FORMATS
 from ckpt_schema._layouts.leaves import ANY_FLOAT
 from ckpt_schema._layouts.paths import Pattern
 from ckpt_schema._layouts.precision import open_rows, with_dtypes
-from ckpt_schema._layouts.table import Layout
+from ckpt_schema._layouts.table import Layout, called
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.codecs import holds
+from ckpt_schema.errors import DerivationError, Mismatch
 
-__all__ = ["closed_steps", "opened", "opened_steps", "with_ends"]
+__all__ = ["closed_steps", "opened", "opened_steps", "verify_one_dtype", "with_ends"]
 
 
 def with_ends(
@@ -151,3 +152,21 @@ def _widest(dtypes: set[str]) -> str:
         if all(holds(wide, narrow) for narrow in dtypes):
             return wide
     return "float64"
+
+
+def verify_one_dtype(source: Layout, view: Layout, what: str) -> None:
+    """Raises where leaves on either side are any float still, by something that needs one dtype of each.
+
+    Raises:
+        DerivationError: With every such leaf.
+    """
+    faults: list[Mismatch] = []
+    for side, table in (("source", source), ("view", view)):
+        hint = f'say which, lens.at({side}="bfloat16")'
+        for number in open_rows(table):
+            row = table.rows[number]
+            where, found = "/".join(row.path), f"{row.stored} of the {side}"
+            faults.append(Mismatch(where, "dtype", "one dtype", found, hint, mirrors=row.mirrors))
+    if faults:
+        here, there = called(source, view)
+        raise DerivationError(f"{what} needs one dtype of each leaf of {here} -> {there}", faults)

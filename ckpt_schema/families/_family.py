@@ -14,7 +14,8 @@ from ckpt_schema import hf, nnx
 from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout
-from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.derived_lens import derive
+from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule, tie
 from ckpt_schema._messages.text import shown
 from ckpt_schema._trees.slots import SlotFinder

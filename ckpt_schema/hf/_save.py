@@ -251,15 +251,8 @@ class _Source:
         names: dict[int, list[str]] = {}
         for name, at in self.places.items():
             names.setdefault(at, []).append(name)
-        for at, own in names.items():
-            if at < len(self.pool):
-                yield own, self.pool[at]
-        for piece in self.pieces.every:
-            values = piece.run([self.pool[at] for at in piece.inputs])
-            for at, value in zip(piece.results, values, strict=True):
-                if at in names:
-                    yield names[at], value
-            del values  # before the next are made
+        for at, value in self.pieces.values(self.pool):
+            yield names[at], value
 
 
 def _abstract(tree: Tree) -> Tree:

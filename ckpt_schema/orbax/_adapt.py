@@ -14,7 +14,8 @@ from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.paths import KeyPath, LogicalPath, format_path
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.adaptation import adapt_trees
-from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.derived_lens import derive
+from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.one_sided import Keeps
 from ckpt_schema._lens.plan.tasks import only_moves
 from ckpt_schema._lens.read_sides import is_path, made_abstract, name_of

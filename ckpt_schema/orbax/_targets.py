@@ -17,7 +17,8 @@ from ckpt_schema._layouts.leaves import Init
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.arrays.donation import Donation
 from ckpt_schema._lens.arrays.shardings import mesh_of, on_devices
-from ckpt_schema._lens.lens import Lens, derive, planned
+from ckpt_schema._lens.derived_lens import derive
+from ckpt_schema._lens.lens import Lens, planned
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.conformance import Match
 from ckpt_schema._trees.containers import Tree, flatten, without

@@ -14,7 +14,8 @@ import numpy as np
 from ckpt_schema._layouts.leaves import ConstantKey, Fill, FreshKey
 from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._layouts.table import Row
-from ckpt_schema._lens.lens import Lens, derive
+from ckpt_schema._lens.derived_lens import derive
+from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.testing._held import by_key, first, same, whole_array

@@ -16,7 +16,8 @@ from hypothesis.errors import Flaky
 
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.table import slots_of
-from ckpt_schema._lens.lens import Lens, verify_bound
+from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.step_dtypes import verify_one_dtype
 from ckpt_schema.errors import CkptSchemaError, Mismatch, ShardingWarning
 from ckpt_schema.testing._applied import looked_at
 from ckpt_schema.testing._devices import verify_devices
@@ -131,7 +132,7 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
 
 
 def _check_given(lens: Lens, law: Law, options: Options) -> None:
-    verify_bound(lens, "a law of states that are given")
+    verify_one_dtype(lens.source, lens.view, "a law of states that are given")
     states = {"s": state_of(options.source), "v": state_of(options.view)}
     trial = GivenTrial(
         lens, states, options.outputs, options.tolerance, gradients=options.gradients

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import leaves
@@ -49,16 +49,42 @@ class Pieces:
     places: tuple[int, ...]
     every: tuple[Piece, ...]
 
+    def values(self, pool: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Each leaf of the result once, with its position: what only moves first, then what is made, piece by piece.
 
-def pieces_of(plan: Plan) -> Pieces:
-    """The pieces of a plan, which may read the leaves that the result goes onto."""
+        Args:
+            pool: The leaves of the tree, then of those it goes onto.
+        """
+        wanted = dict.fromkeys(self.places)
+        for at in wanted:
+            if at < len(pool):
+                yield at, pool[at]
+        for piece in self.every:
+            made = piece.run([pool[at] for at in piece.inputs])
+            for at, value in zip(piece.results, made, strict=True):
+                if at in wanted:
+                    yield at, value
+            del made  # before the next are made
+
+
+def pieces_of(plan: Plan, *, verified: bool = False) -> Pieces:
+    """The pieces of a plan, which may read the leaves that the result goes onto.
+
+    Args:
+        plan: The plan.
+        verified: Whether all values were looked at. Then they are not again, and nothing is read
+            of what the result goes onto but its private leaves: all else is made anew.
+    """
     count = len(plan.source.shapes)
     base = count + (0 if plan.onto is None else len(plan.onto.shapes))
     pieces: list[Piece] = []
     at = base
     for job in plan.jobs:
         results = tuple(range(at, at + len(job.likes)))
-        pieces.append(_with_kept(job, results, count) if job.echoes else _edited(job, results))
+        if verified:
+            pieces.append(Piece(job.inputs, results, functools.partial(_make, job)))
+        else:
+            pieces.append(_with_kept(job, results, count) if job.echoes else _edited(job, results))
         at += len(job.likes)
     for make in plan.makes:
         pieces.append(Piece((), (at,), functools.partial(_default, make)))
@@ -68,10 +94,12 @@ def pieces_of(plan: Plan) -> Pieces:
         again, results = plan.restart, tuple(range(at, at + len(plan.restart.likes)))
         pieces.append(_joined(again.inputs, results, functools.partial(_anew, again), made_by))
         at += len(results)
+    looks: list[Piece] = []
     for same in plan.same:
         verify = functools.partial(_verify_same, same)
-        pieces.append(_joined((same.first, same.copy), (), verify, made_by))
-    return Pieces(count, tuple(plan.gather(list(range(at)))), tuple(pieces))
+        looks.append(_joined((same.first, same.copy), (), verify, made_by))
+    # What may be refused is looked at before anything is handed over.
+    return Pieces(count, tuple(plan.gather(list(range(at)))), (*looks, *pieces))
 
 
 def _joined(
@@ -122,6 +150,10 @@ def _with_kept(job: Job, results: tuple[int, ...], count: int) -> Piece:
 
 def _edit(job: Job, values: Sequence[Any]) -> list[Any]:
     _verify(job, values)
+    return _make(job, values)
+
+
+def _make(job: Job, values: Sequence[Any]) -> list[Any]:
     return execution.run(job.task, values, [None] * len(job.likes)) if job.task.results else []
 
 

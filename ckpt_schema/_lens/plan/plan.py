@@ -303,7 +303,7 @@ class Plan:
     def _edit(self, pool: list[Any], kept: Sequence[Any], *, donate: bool) -> None:
         """Appends what is edited."""
         # Before anything is made: a fault in the last leaf must not leave donated ones deleted.
-        self._verify(pool, kept)
+        self.verify(pool, kept)
         donation = None
         if donate:
             given = pool[: len(pool) - len(kept)]
@@ -327,7 +327,7 @@ class Plan:
         if whole:
             shardings.warn_of_whole(whole)
 
-    def _verify(self, pool: Sequence[Any], kept: Sequence[Any]) -> None:
+    def verify(self, pool: Sequence[Any], kept: Sequence[Any]) -> None:
         """Raises unless every value survives, or is to be what ``onto`` has already."""
         try:
             checks.verify(self._leaf_tasks(self.jobs, pool, kept))

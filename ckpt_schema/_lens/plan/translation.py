@@ -58,18 +58,24 @@ class Translator:
         dtype: Dtypes | None = None,
     ) -> Tree:
         """Translates ``tree`` with a plan that fits, compiled if need be."""
+        plan, found, kept = self.plan(tree, onto, drop=drop, dtype=dtype)
+        return plan.run(found, kept, donate=donate)
+
+    def plan(
+        self, tree: Tree, onto: Tree | None, *, drop: bool = False, dtype: Dtypes | None = None
+    ) -> tuple[Plan, list[Any], list[Any]]:
+        """A plan that fits, compiled if need be, and the leaves of both trees."""
         said = None if dtype is None else str(dtype)
         plans = self._plans.get(said, [])
         for plan in plans:
             flat = plan.accepts(tree, onto)
             if flat is not None:
                 self.verify_kept(plan, flat[0], drop=drop)
-                return plan.run(*flat, donate=donate)
+                return plan, *flat
         plan, found, kept = self.compile(tree, onto, dtype=dtype)
         self.verify_kept(plan, found, drop=drop)
-        result = plan.run(found, kept, donate=donate)
         self._plans[said] = [plan, *plans[: _PLANS - 1]]
-        return result
+        return plan, found, kept
 
     def compile(
         self,
