@@ -167,6 +167,7 @@ ORDER = """
     _lens.registry
     _lens.open_names
     _lens.lone_nodes
+    _lens.lone_stacks
     _lens.one_sided
     _lens.siblings
     _lens.stacks

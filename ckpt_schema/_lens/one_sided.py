@@ -12,6 +12,7 @@ from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derived_lens import derive
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.lone_nodes import lone_nodes
+from ckpt_schema._lens.lone_stacks import with_lone_stacks
 from ckpt_schema._lens.open_names import open_names
 from ckpt_schema._lens.rules import Private, Rule
 from ckpt_schema.errors import DerivationError
@@ -32,16 +33,19 @@ def derived(left: Layout, right: Layout, rules: list[Rule], keeps: Keeps | None)
         own = [rule for rule in error.rules if isinstance(rule, Private)]
         own += () if keeps is None else _kept(error, right, keeps, own)
         if not own:
-            raise _with_open_names(error, left, right) from None
+            raise _with_open_names(error, left, right, rules) from None
         first = error
     try:
         return derive(left, right, rules=[*rules, *own])
     except DerivationError as error:
-        raise _with_open_names(error, left, right) from first
+        raise _with_open_names(error, left, right, rules) from first
 
 
-def _with_open_names(error: DerivationError, left: Layout, right: Layout) -> DerivationError:
+def _with_open_names(
+    error: DerivationError, left: Layout, right: Layout, rules: Sequence[Rule]
+) -> DerivationError:
     """The same error, with renames of whole nodes that shapes allow, and with nodes that no shape of the other side allows."""
+    error = with_lone_stacks(error, left, right, rules)
     notes = [*error.notes, *open_names(error, left, right), *lone_nodes(error, left, right)]
     return DerivationError(error.header, error.mismatches, notes)
 

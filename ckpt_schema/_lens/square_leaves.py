@@ -36,7 +36,8 @@ def warn_of_squares(lens: Joined) -> None:
     if lines:
         header = (
             "{} and {} have square leaves, whose sizes do not show the order of their axes. They "
-            "were joined without a transpose. Say so, as here, or say axes='1 0' for the transpose:"
+            "were joined without a transpose. Say so, as here, in the place of rules that then decide "
+            "nothing, or say axes='1 0' for the transpose:"
         ).format(*called(lens.source, lens.view))
         warnings.warn(header + "".join(lines), AxesWarning, stacklevel=3)
 

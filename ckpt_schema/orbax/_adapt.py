@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -36,7 +36,7 @@ from ckpt_schema.orbax._folders import SeveralItemsError
 from ckpt_schema.orbax._metadata import AUX, DiskTree, read_metadata
 from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
 from ckpt_schema.orbax._sides import Side, interchangeable
-from ckpt_schema.orbax._whereabouts import candidates, lower_nodes, several
+from ckpt_schema.orbax._whereabouts import candidates, lower_nodes, meant, several
 
 __all__ = ["Words", "adapt", "adapted", "adapted_item", "saved_through", "spare_words"]
 
@@ -361,7 +361,14 @@ def _kept_by(own: Keeps | None, beside: PrivateLeaves | None) -> Keeps | None:
 
 
 def saved_through(
-    state: Any, lens: Lens | None, side: Side | None, layout: Any, words: Words
+    state: Any,
+    lens: Lens | None,
+    side: Side | None,
+    layout: Any,
+    words: Words,
+    *,
+    at: str | None = None,
+    items: Mapping[str, str] | None = None,
 ) -> tuple[Lens, Side | None]:
     """The lens that a state is saved through, and the side that the state is on.
 
@@ -371,6 +378,8 @@ def saved_through(
         side: The side, if it is given.
         layout: What to save like; without it the state is saved as it is.
         words: What is said of the lens that is to be made.
+        at: The key path where the state will stand, and stands in a checkpoint that is the layout.
+        items: The same for a state that is spread over several pytrees.
 
     Raises:
         ConformanceError: A lens is given, and words about one.
@@ -382,6 +391,8 @@ def saved_through(
         return lens, side
     whole = state_of(state)
     given = whole if layout is None else layout
+    if is_path(given) and (at is not None or items is not None):
+        given = meant(given, item=None, at=at, items=items, aux=AUX).without(AUX).tree
     made = adapt(given, whole, rules=rules, scan=scan, lists=lists)
     return made, "source" if layout is None else "view"
 

@@ -77,7 +77,7 @@ def save(
             are saved if it has them.
         side: The side that the state is on, for states that conform to both.
         item: The name of the pytree that holds the state.
-        at: The key path in it where the state stands.
+        at: The key path in it where the state stands; in a checkpoint that is the ``layout``, too.
         items: For a state that is spread over several pytrees, which one holds what is at a key;
             see `restore`. All other keys are in ``item``.
         aux: The name of that pytree. With None, private leaves are not saved.
@@ -96,7 +96,9 @@ def save(
             Orbax cannot save, or values that cannot be carried over; or an argument is none.
     """
     with raised_by_all():
-        lens, side = saved_through(state, lens, side, layout, Words(rules, scan, lists))
+        lens, side = saved_through(
+            state, lens, side, layout, Words(rules, scan, lists), at=at, items=items
+        )
         place = absolute(path)
         verify_writable(place)
         if jax.process_index() == 0:  # of several, another may have begun to write meanwhile

@@ -116,10 +116,54 @@ def split(divided: Divided, axis: Dim | None, known: GivenSizes) -> list[Join] |
         several = (
             " and ".join(dims_.format_dim(row.leaf.dims[each.at]) for each in shares) or "none"
         )
-        hint = 'declare it as a sum, "embed q+k+v", or as so many times a dim, "embed 3*heads"; axis= says which'
+        hint = _undeclared(row, plain) or (
+            'declare it as a sum, "embed q+k+v", or as so many times a dim, "embed 3*heads"; axis= says which'
+        )
         return Mismatch("/".join(row.path), "dims", expected, f"{several} in {row.stored}", hint)
     made = _related(divided, _cut(row, shares[0]), known)
     return made if isinstance(made, Mismatch) else [_one(divided, made)]
+
+
+def _undeclared(row: Row, parts: Sequence[Row]) -> str:
+    """What to say of a leaf of which sizes alone are known: rules spell its axes, for no class does."""
+    shape = dims_.sizes_of(row.leaf.dims, {})
+    others = [dims_.sizes_of(part.leaf.dims, {}) for part in parts]
+    if shape is None or None in others:
+        return ""
+    count, letters = len(parts), "abcdefgh"[: len(shape)]
+    axes = [at for at in range(len(shape)) if _joined_along(shape, others, at)]
+    if len(axes) != 1:
+        return (
+            "sizes alone do not say how; write the axes of the whole, and then those of its parts, "
+            'such as axes="embed 3*heads*dim -> embed heads dim"'
+        )
+    (at,) = axes
+    one = " ".join(letters)
+    if len(set(others)) == 1:
+        after, among = (
+            " ".join((*letters[:at], word, *letters[at + 1 :]))
+            for word in (f"{count}*{letters[at]}", f"{letters[at]}*{count}")
+        )
+        return (
+            f"sizes alone do not say how: axes='{after} -> {one}' where the parts stand one after "
+            f"the other, axes='{among} -> {one}' where their elements take turns"
+        )
+    names = [f"{letters[at]}{number}" for number in range(count)]
+    whole = " ".join((*letters[:at], "+".join(names), *letters[at + 1 :]))
+    each = ", ".join(" ".join((*letters[:at], name, *letters[at + 1 :])) for name in names)
+    return f"sizes alone do not say how: axes='{whole} -> {each}' where the parts stand one after the other"
+
+
+def _joined_along(shape: Sequence[int], others: Sequence[Sequence[int] | None], at: int) -> bool:
+    """Whether leaves one after the other on an axis are as large as a whole."""
+    total = 0
+    for other in others:
+        if other is None or len(other) != len(shape):
+            return False
+        if (*other[:at], *other[at + 1 :]) != (*shape[:at], *shape[at + 1 :]):
+            return False
+        total += other[at]
+    return total == shape[at]
 
 
 def _one(divided: Divided, several: Iterable[Sequence[Cell]]) -> Join:

@@ -134,8 +134,25 @@ def _loose(table: Layout, numbers: Sequence[int], called: Sequence[LogicalPath])
     return leaves
 
 
-def _copy(source: Layout, view: Layout, loose: Sequence[Sequence[Loose]]) -> Rename | None:
-    """The rename of a tree like the weights, such as their average, where each side has one that the other has not."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Copy:
+    """A tree like the weights, such as their average, of which each side has one that the other has not.
+
+    Attributes:
+        rule: The rename that joins both.
+        is_certain: Whether they hold the same. Where they do not, the weights beside them do not yet either.
+    """
+
+    rule: Rename
+    is_certain: bool
+
+    def holds(self, row: Row) -> bool:
+        """Whether a leaf of the model is in one of the two."""
+        return row.path[: row.body] in (self.rule.source, self.rule.view)
+
+
+def _copy(source: Layout, view: Layout, loose: Sequence[Sequence[Loose]]) -> _Copy | None:
+    """The two trees like the weights, if there are such."""
     heads: list[LogicalPath] = []
     held: list[collections.Counter[object]] = []
     tables = source, view
@@ -148,8 +165,15 @@ def _copy(source: Layout, view: Layout, loose: Sequence[Sequence[Loose]]) -> Ren
         [head] = own
         heads.append(head)
         rows = [one.row for one in loose[side] if one.row.path[: one.row.body] == head]
-        held.append(collections.Counter((row.leaf, row.repeats) for row in rows))
-    return Rename(heads[0], heads[1]) if held[0] == held[1] else None
+        # A stack and a list of as many layers hold the same.
+        held.append(
+            collections.Counter(
+                (row.leaf, tuple(repeat.size for repeat in row.repeats)) for row in rows
+            )
+        )
+    found = _Copy(Rename(heads[0], heads[1]), held[0] == held[1])
+    weights = [one for side in loose for one in side if not found.holds(one.row)]
+    return found if found.is_certain or weights else None
 
 
 def _given(source: Layout, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
@@ -246,7 +270,7 @@ class _Side:
     rules: Mapping[int, Rename]
     left: _Left
     streams: frozenset[LogicalPath]
-    copy: Rename | None = None
+    copy: _Copy | None = None
 
     def fault(self, number: int, mirrors: Sequence[str]) -> Mismatch:
         """The fault of one row, and of those that mirror it."""
@@ -261,10 +285,11 @@ class _Side:
         """What would place a row, and the rules that do so for certain."""
         # From what is certain to what is likely: the first that holds is told, and no other.
         rule = self.rules.get(number)
-        if self.copy is not None and row.path[: row.body] in (self.copy.source, self.copy.view):
-            return f"each side has one such tree beside the weights; {self.copy} joins them", (
-                self.copy,
-            )
+        if self.copy is not None and self.copy.holds(row):
+            told = "each side has one such tree beside the weights"
+            if self.copy.is_certain:
+                return f"{told}; {self.copy.rule} joins them", (self.copy.rule,)
+            return f"{told}; the lines for the weights come first", ()
         if rule is not None:
             only = paths.format_path(self.far.rows[self.certain[number]].key)
             return f"only {only} can be it; {rule} joins them", (rule,)

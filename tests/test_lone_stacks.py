@@ -1,0 +1,143 @@
+"""What names do not tell is told by the error: stacks that are called otherwise, averages, parts of a whole."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+import ckpt_schema as cs
+
+
+def numbers(*shape: int, start: int = 0) -> jnp.ndarray:
+    return jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape) + start
+
+
+def refused(*args: Any, **said: Any) -> str:
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.adapt(*args, **said)
+    return str(caught.value)
+
+
+def listed(layers: int, *, name: str = "h", start: int = 0) -> dict[str, Any]:
+    """Layers one by one, each leaf of a shape of its own, and a leaf beside them."""
+    each = [
+        {"b": numbers(12, start=start + 100 * at), "u": numbers(12, 20, start=start + at)}
+        for at in range(layers)
+    ]
+    return {"params": {name: each, "tok": numbers(17, 12, start=start)}}
+
+
+def stacked(layers: int, *, name: str = "blocks", axis: int = 0, start: int = 0) -> dict[str, Any]:
+    """The same in one stack."""
+    every = listed(layers, start=start)["params"]
+    stack = {key: jnp.stack([one[key] for one in every["h"]], axis) for key in ("b", "u")}
+    return {"params": {name: stack, "tok": every["tok"]}}
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_stack_that_is_called_otherwise_is_told_with_its_axis(axis: int, turned: bool) -> None:
+    trees = stacked(3, axis=axis), listed(3)
+    names = ("h[]", "blocks[]") if turned else ("blocks[]", "h[]")
+    trees = trees[::-1] if turned else trees
+    scan = {"blocks": axis}
+    text = refused(*trees)
+    assert f"blocks may be the layers of h[], stacked: add scan={scan}" in text
+    assert f"and rename({names[0]!r}, {names[1]!r})" in text
+    assert "private(" not in text and "not made up" not in text
+    lens = cs.adapt(*trees, scan=scan, rules=[cs.rename(*names)])
+    cs.assert_trees_identical(lens.get(trees[0], onto=trees[1]), trees[1])
+
+
+def test_a_stack_that_was_renamed_to_a_list_is_told_with_its_axis() -> None:
+    text = refused(stacked(3), listed(3), rules=[cs.rename("blocks", "h[]")])
+    wanted = "the layers of blocks are stacked there: add scan={'blocks': 0} and write rename('blocks[]', 'h[]')"
+    assert text.count(wanted) == 2
+
+
+def test_where_two_axes_fit_both_are_offered() -> None:
+    square = {"params": {"blocks": {"u": numbers(3, 3, 5)}, "a": numbers(2)}}
+    apart = {"params": {"h": [{"u": numbers(3, 5)} for _ in range(3)], "a": numbers(2)}}
+    assert "add scan={'blocks': 0} or scan={'blocks': 1} and" in refused(square, apart)
+
+
+def test_where_two_nodes_fit_none_is_named() -> None:
+    old, new = stacked(3), listed(3)
+    old["params"]["others"] = old["params"]["blocks"]
+    assert "may be the layers" not in refused(old, new)
+
+
+def test_what_has_another_number_of_layers_is_not_taken_for_it() -> None:
+    assert "may be the layers" not in refused(stacked(4), listed(3))
+
+
+def averaged(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**tree, name: tree["params"]}
+
+
+def test_averages_are_joined_where_one_side_stacks_and_the_other_lists() -> None:
+    old, new = averaged(stacked(3), "ema_params"), averaged(listed(3), "avg")
+    first = refused(old, new)
+    assert "tree beside the weights; the lines for the weights come first" in first
+    assert "private(" not in first
+    rules, scan = [cs.rename("blocks[]", "h[]")], {"blocks": 0}
+    second = refused(old, new, rules=rules, scan=scan)
+    assert "cs.rename('ema_params', 'avg')," in second
+    lens = cs.adapt(old, new, rules=[*rules, cs.rename("ema_params", "avg")], scan=scan)
+    cs.assert_trees_identical(lens.get(old, onto=new), new)
+
+
+def fused(parts: list[Any], axes: str) -> Any:
+    """Leaves in one, as NumPy joins them."""
+    if axes.startswith("a 3*b"):
+        return jnp.concatenate(parts, 1)
+    return jnp.stack(parts, -1).reshape(parts[0].shape[0], -1)
+
+
+def test_how_undeclared_parts_may_stand_in_a_whole_is_offered_and_each_can_be_followed() -> None:
+    parts = [numbers(8, 8, start=100 * at) for at in range(3)]
+    old = {"params": {name: {"k": part} for name, part in zip("qkv", parts, strict=True)}}
+    text = refused(
+        old, {"params": {"qkv": {"k": numbers(8, 24)}}}, rules=[cs.fuse("qkv", ["q", "k", "v"])]
+    )
+    offered = re.findall(r"axes='([^']+)'", text)
+    assert len(offered) == 2
+    for axes in offered:
+        new = {"params": {"qkv": {"k": fused(parts, axes)}}}
+        rule = cs.fuse("qkv/k", ["q/k", "k/k", "v/k"], axes=axes)
+        cs.assert_trees_identical(cs.adapt(old, new, rules=[rule]).get(old), new)
+
+
+def test_parts_of_unequal_sizes_are_offered_a_sum() -> None:
+    parts = numbers(8, 6), numbers(8, 2, start=50)
+    old, new = {"q": parts[0], "k": parts[1]}, {"qk": jnp.concatenate(parts, 1)}
+    [axes] = re.findall(r"axes='([^']+)'", refused(old, new, rules=[cs.fuse("qk", ["q", "k"])]))
+    lens = cs.adapt(old, new, rules=[cs.fuse("qk", ["q", "k"], axes=axes)])
+    cs.assert_trees_identical(lens.get(old), new)
+
+
+def test_a_warning_of_square_leaves_can_be_followed() -> None:
+    old, new = ({"params": {name: {"kernel": numbers(4, 4)}}} for name in ("Dense_0", "key"))
+    with pytest.warns(cs.AxesWarning, match="in the place of rules") as caught:
+        cs.adapt(old, new, rules=[cs.rename("Dense_0", "key")])
+    [line] = re.findall(r"rename\(.*\)", str(caught[0].message))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cs.adapt(old, new, rules=[eval(f"cs.{line}")])
+
+
+def test_a_layout_below_a_key_is_saved_like(tmp_path: Path) -> None:
+    params, tx = {"w": numbers(2, 3)}, optax.adam(1e-3)
+    state = {"step": jnp.int32(3), "params": params, "opt_state": tx.init(params)}
+    ocp.save(tmp_path / "1", {"state": state, "ema": params})
+    cs.orbax.save(tmp_path / "2", state, layout=tmp_path / "1", at="state")
+    assert cs.orbax.restore(tmp_path / "2", state, at="state")["step"] == 3
+    assert set(cs.orbax.load(tmp_path / "2")) == {"state"}
