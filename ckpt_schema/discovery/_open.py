@@ -64,9 +64,11 @@ class Open:
 
 
 def leaf_kinds(names: Sequence[str]) -> str:
-    """Names without the numbers of their layers, those that are alike once, with their count."""
-    counts = collections.Counter(kind_of_leaf(name) for name in names)
-    words = [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
+    """Names, those that differ in the numbers of their layers alone once, with their count."""
+    alike: dict[str, list[str]] = collections.defaultdict(list)
+    for name in names:
+        alike[kind_of_leaf(name)].append(name)
+    words = [own[0] if len(own) == 1 else f"{kind} ({len(own)})" for kind, own in alike.items()]
     return ", ".join(words) or "nothing"
 
 
