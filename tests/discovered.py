@@ -417,7 +417,8 @@ def lost_leaves(found: Discovery, before: Leaves, after: Leaves) -> list[str]:
     lost: list[str] = []
     for each in found.open:
         sources = {piece.partition("[")[0] for piece in each.sources}
-        for view in {piece.partition("[")[0] for piece in each.views}:
+        views = {piece.partition("[")[0] for piece in each.views}
+        for view in views & after.keys():  # others are no floats: counts and keys of streams
             own = after[view].ravel()
             if not any(np.isin(own, before[source]).any() for source in sources):
                 lost.append(f"{view}: {', '.join(sorted(sources))}")

@@ -5,11 +5,13 @@ family a small random model of transformers is discovered against the model of N
 the family declares must make of each leaf what was found that it is, and of the random weights the
 same bits as the lens that was found; the model that has them must give the logits that transformers
 computes. Values that were found to be kept otherwise are printed, and what is open, as biases of
-keys are that no value changes, which a rule settles. Names of families may be given to try no other.
+keys are that no value changes, which a rule settles. Names of families may be given to try no other;
+`--kept FILE` remembers outcomes, so that a run that was interrupted goes on.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -23,10 +25,19 @@ import numpy as np
 import torch
 import transformers as hub
 from flax import nnx
+from support.kept import Kept
 
 import ckpt_schema as cs
 from ckpt_schema.testing import assert_discovered
 
+HERE = Path(__file__).parent
+SOURCES = (
+    Path(cs.discovery.__file__).parent,
+    *(
+        HERE / name
+        for name in ("families.py", "decoder.py", "centered.py", "discovered_families.py")
+    ),
+)
 TOKENS = np.arange(14).reshape(2, 7) * 11 % 37
 SIZES = {  # none is another, or a sum of others
     "hidden_size": 20,
@@ -51,6 +62,7 @@ CONFIGS: Mapping[str, Any] = {
     "gemma2, sums": hub.Gemma2Config(**GEMMA),
     "gemma2, products": hub.Gemma2Config(**GEMMA, tie_word_embeddings=False),
     "gemma3": hub.Gemma3TextConfig(**GEMMA, layer_types=LAYERS),
+    "gemma3, sums": hub.Gemma3TextConfig(**GEMMA, layer_types=LAYERS),
     "gpt2": hub.GPT2Config(
         n_embd=24, n_head=3, n_layer=2, n_inner=31, vocab_size=37, n_positions=13
     ),
@@ -85,10 +97,9 @@ KINDS = {"vit": hub.ViTForImageClassification, "whisper": hub.WhisperForConditio
 
 # A model may keep the scale of its norms as it uses it, or its embedding: the rules of its lens,
 # and what it says of itself.
-KEPT_AS_USED: Mapping[str, tuple[Any, dict[str, Any]]] = {
-    "gemma2, sums": (cs.shift("**/*norm/weight", 1.0), {"offset": 0.0}),
-    "gemma2, products": (cs.scale("embed/weight", "embed ** 0.5"), {"root": 1.0}),
-}
+SUMS = cs.shift("**/*norm/weight", 1.0), {"offset": 0.0}
+PRODUCTS = cs.scale("embed/weight", "embed ** 0.5"), {"root": 1.0}
+KEPT_AS_USED = {"sums": [SUMS], "products": [PRODUCTS], "both": [SUMS, PRODUCTS]}
 # What no value of changes the outputs, so that which is which is for us to say.
 BIASES = [f"layers[]/attention/{part}/bias" for part in ("query", "key", "value")]
 SETTLED: Mapping[str, Any] = {
@@ -109,16 +120,19 @@ def given(config: Any) -> dict[str, Any]:
     return {"input_ids": TOKENS}
 
 
-def tried(name: str, config: Any, folder: Path) -> bool:
-    """Whether the declared lens of a family is what running both models shows."""
+def tried(name: str, config: Any, folder: Path) -> dict[str, Any]:
+    """Whether the declared lens of a family is what running both models shows, and what is said."""
     torch.manual_seed(0)
     module = KINDS[name](config) if name in KINDS else hub.AutoModelForCausalLM.from_config(config)
     module.save_pretrained(folder, save_original_format=False)
     inputs = given(config)
-    rule, said = KEPT_AS_USED.get(name, (None, {}))
-    rules = [] if rule is None else [rule]
+    rules: list[Any] = []
+    told: dict[str, Any] = {}
+    for rule, words in KEPT_AS_USED.get(name.partition(", ")[2], ()):
+        rules.append(rule)
+        told |= words
     lens = families.family_of(folder).lens_of(folder, families.view_of(folder), rules=rules)
-    view = families.begun(folder, lens, **said)
+    view = families.begun(folder, lens, **told)
     start = time.process_time()
 
     def outputs(model: Any) -> Any:
@@ -132,12 +146,10 @@ def tried(name: str, config: Any, folder: Path) -> bool:
     try:
         found = assert_discovered(lens, None, source, run, view)
     except AssertionError as error:
-        print(f"{name}: {error}", flush=True)
-        return False
-    print(f"{name}: {found.status}, {time.process_time() - start:.0f} CPU s", flush=True)
+        return {"right": False, "said": [f"{name}: {error}"]}
+    said = [f"{name}: {found.status}, {time.process_time() - start:.0f} CPU s"]
     values = [rule for rule in found.rules if str(rule).startswith(("shift(", "scale("))]
-    for line in (*values, *found.open, *found.notes):
-        print("   ", line)
+    said += [f"    {line}" for line in (*values, *found.open, *found.notes)]
     other = found.lens([SETTLED[name]] if name in SETTLED else [])
     weights = cs.hf.load(folder)
     one, two = (
@@ -150,21 +162,30 @@ def tried(name: str, config: Any, folder: Path) -> bool:
     ]
     nnx.update(view, other.get(weights, onto=nnx.state(view)))
     with torch.no_grad():
-        gap = families.far(run(view), outputs(module.eval()).numpy())
-    print(
+        gap = families.far(run(view), outputs(module.double().eval()).numpy())
+    said.append(
         f"    {len(one)} leaves, other than by the lens that was found: {', '.join(unlike) or 'none'};"
-        f" logits differ by {gap:.0e}",
-        flush=True,
+        f" logits differ by {gap:.0e}"
     )
-    return not unlike and gap < families.MOST
+    return {"right": not unlike and gap < families.MOST, "said": said}
 
 
 def main() -> int:
     """Discovers all, or those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--kept", type=Path, help="a file of outcomes: these are not tried again")
+    options = parser.parse_args()
     torch.set_num_threads(1)
+    kept = Kept(options.kept, SOURCES)
+    failed = False
     with tempfile.TemporaryDirectory() as path:
-        right = [tried(name, CONFIGS[name], Path(path) / name) for name in sys.argv[1:] or CONFIGS]
-    return int(not all(right))
+        for name in options.names or CONFIGS:
+            settings = name, CONFIGS[name], Path(path) / name
+            outcome = kept.outcome(f"family {name}", lambda each=settings: tried(*each))
+            print(*outcome["said"], sep="\n", flush=True)
+            failed |= not outcome["right"]
+    return int(failed)
 
 
 if __name__ == "__main__":

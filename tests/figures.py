@@ -74,7 +74,7 @@ COMMANDS = {
     "discovered_declared": Command(
         ("-W", "ignore", "tests/discovered.py", "--declared", *KEPT),
     ),
-    "discovered_families": Command(("-W", "ignore", "tests/discovered_families.py")),
+    "discovered_families": Command(("-W", "ignore", "tests/discovered_families.py", *KEPT)),
     "discovered_torch": Command(("-W", "ignore", "tests/discovered_torch.py")),
     "discovered_drawn": Command(("-W", "ignore", "tests/discovered_drawn.py", *KEPT)),
     "discovered_wrong": Command(("-W", "ignore", "tests/discovered_wrong.py", *KEPT)),
@@ -139,7 +139,7 @@ def main() -> int:
         try:
             body = block(COMMANDS[name])
         except subprocess.CalledProcessError as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"{name}: {error}\n{error.stdout}", file=sys.stderr)
             failed = True
         else:
             PAGE.write_text(replaced(PAGE.read_text(), name, body))
