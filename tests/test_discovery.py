@@ -552,6 +552,7 @@ WRONG = {
     "integer outputs": (lambda p: jnp.argmax(X @ p["w"], -1), TREE, "expected arrays of floats"),
     "a run that fails": (lambda p: X @ p["v"], TREE, "cannot be run"),
     "no run": (None, TREE, "a function that runs it"),
+    "a model for a run": (JaxModel(lambda p: X @ p["w"], TREE), None, "it runs itself: pass None"),
 }
 
 

@@ -86,10 +86,12 @@ def model_of(
     """
     if isinstance(given, RunnableModel):
         return given
-    if run is None:
-        fault = Mismatch(
-            side, "argument", "a function that runs it", "None", "run(tree) -> outputs"
-        )
+    if run is None or isinstance(run, RunnableModel):
+        hint, found = "run(tree) -> outputs", "None"
+        if run is not None:
+            hint = "it runs itself: pass None in its place, and it in the place of the tree"
+            found = f"a {type(run).__name__}"
+        fault = Mismatch(side, "argument", "a function that runs it", found, hint)
         raise DiscoveryError("wrong arguments", [fault])
     if is_path(given):
         # Orbax takes long to load, and only checkpoints need it.
