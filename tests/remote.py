@@ -165,10 +165,12 @@ def kills(name: str, rounds: int) -> tuple[int, int, int, int, int]:
 def gone(name: str) -> str:
     """What a save says, and when, whose store goes away: ``named``, ``raw``, ``silent`` or ``hang``."""
     with store() as server:
+        url = os.environ["STORAGE_EMULATOR_HOST"]
+        server.stop()
+        os.environ["STORAGE_EMULATOR_HOST"] = url
         reads, writes = os.pipe()
 
         def job(place: Any) -> None:
-            server.stop()
             try:
                 run(name, place)
             except cs.CkptSchemaError:
