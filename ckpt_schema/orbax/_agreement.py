@@ -16,7 +16,15 @@ from ckpt_schema._compat import coordination_client
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 from ckpt_schema.orbax._contexts import patience
 
-__all__ = ["agree", "first_line", "raised_by_all", "said_by_others", "shortened", "told_by_first"]
+__all__ = [
+    "agree",
+    "first_line",
+    "raised_by_all",
+    "said_by_all",
+    "said_by_others",
+    "shortened",
+    "told_by_first",
+]
 
 
 def first_line(error: BaseException) -> str:
@@ -77,6 +85,13 @@ def agree(header: str, told: Mapping[str, object]) -> None:
     ]
     if faults:
         raise ConformanceError(header, faults)
+
+
+def said_by_all(flag: bool) -> bool:
+    """Whether a thing is so in every process."""
+    if jax.process_count() == 1:
+        return flag
+    return all(said == b"yes" for said in _exchanged(b"yes" if flag else b"no"))
 
 
 def told_by_first(text: str) -> str:

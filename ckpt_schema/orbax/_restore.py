@@ -34,7 +34,7 @@ from ckpt_schema.errors import (
 )
 from ckpt_schema.orbax import _metadata as metadata
 from ckpt_schema.orbax._adapt import Words, adapted, adapted_item, spare_words
-from ckpt_schema.orbax._agreement import agree, raised_by_all
+from ckpt_schema.orbax._agreement import agree, raised_by_all, said_by_all
 from ckpt_schema.orbax._load import number_for
 from ckpt_schema.orbax._loaded_leaves import verified
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
@@ -176,9 +176,10 @@ def restore(
             first = usual(path, item, items, aux)
             if first is not None and at is None:
                 same = same_layout(first, variables.state_of(target), lens)
-    if same is not None:
-        if lens is not None:
-            _report(same.disk, aux)
+            if same is not None and lens is not None:
+                _report(same.disk, aux)
+    # Where one process has another target, all of them go the way on which that is found.
+    if said_by_all(same is not None) and same is not None:
         told = {"path": same.disk.path, "item": same.disk.item, "layout": same.name}
         agree("processes do not restore the same", told)
         clock.append(time.perf_counter())

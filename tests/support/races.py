@@ -39,7 +39,7 @@ layout = cs.infer(state)
 lens = cs.derive(layout, layout)
 other = {"v": state["w"]}
 folder = tempfile.TemporaryDirectory(dir=sys.argv[3])
-source, rules = folder.name + "/0", [cs.rename("v[]", "w[]")]
+source, rules = folder.name + "/0", [cs.rename("v", "w")]
 cs.orbax.save(source, other)
 print("ready", flush=True)
 for line in sys.stdin:
