@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, BFloat16, Float32, Int32
+from support.outcomes import refused
 
 import ckpt_schema as cs
 from ckpt_schema.testing import LensLaws, check_laws, weakened
@@ -39,13 +39,6 @@ ALONE = cs.derive(Torch, Flax, rules=[SUM])
 LENS = cs.derive(Torch, Flax, rules=[SUM, cs.private("bi", 0.0)])
 OWN = cs.derive(Torch, Flax, rules=[SUM, cs.private("bi", cs.own)])
 BACK = cs.derive(Flax, Torch, rules=[SUM, cs.private("bh", 0.5)])
-
-
-def refused(run: Callable[[], object], *words: str) -> None:
-    with pytest.raises(cs.CkptSchemaError) as error:
-        run()
-    for word in words:
-        assert word in str(error.value)
 
 
 def same(found: Any, wanted: Any) -> None:

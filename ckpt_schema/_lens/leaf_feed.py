@@ -42,20 +42,18 @@ def fed(
     pieces = pieces_of(plan)
     # The structure alone tells the names: what stands in it does not matter.
     result = flatten(plan.treedef.unflatten(range(len(pieces.places))))
-    names: dict[int, list[str]] = {}
-    for key, at in zip(result.keys, pieces.places, strict=True):
+    names: list[str] = []
+    for key in result.keys:
         # A Variable of NNX holds its value under a key of its own.
         own = key[:-1] if view.container == "nnx" and key[-1:] == ("value",) else key
-        names.setdefault(at, []).append(str(own[0]) if len(own) == 1 else paths.format_path(own))
+        names.append(str(own[0]) if len(own) == 1 else paths.format_path(own))
     return _named(pieces, [*found, *kept], names)
 
 
-def _named(
-    pieces: Pieces, pool: Sequence[Any], names: dict[int, list[str]]
-) -> Iterator[tuple[str, Any]]:
-    for at, value in pieces.values(pool):
-        for name in names[at]:
-            yield name, value
+def _named(pieces: Pieces, pool: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for numbers, value in pieces.values(pool):
+        for number in numbers:
+            yield names[number], value
 
 
 def transferred(
@@ -86,26 +84,26 @@ def transferred(
     plan.verify(pool, kept)
     pieces = pieces_of(plan, verified=True)
     donation = _donation(pieces, found, kept) if donate_onto else None
-    goals: dict[int, list[int]] = {}
-    for number, at in enumerate(pieces.places):
-        goals.setdefault(at, []).append(number)
     results: list[Any] = [None] * len(pieces.places)
     pending: list[Any] = []
-    for at, value in pieces.values(pool):
-        for number in goals[at]:
+    under_way = 0
+    for numbers, value in pieces.values(pool):
+        for number in numbers:
             own = kept[number]
-            if at >= start and at < len(pool):  # a private leaf is what it was
+            if start <= pieces.places[number] < len(pool):  # a private leaf is what it was
                 results[number] = value
                 continue
             if donation is not None:
                 donation.used([own], [])
             results[number] = _placed(value, own)
             pending.append(results[number])
+            under_way += results[number].nbytes
         del value
-        if sum(one.nbytes for one in pending) >= chunk_bytes:
+        if under_way >= chunk_bytes:
             # Otherwise all of them would be on their way at once.
             jax.block_until_ready(pending)
             pending.clear()
+            under_way = 0
     return plan.treedef.unflatten(results)
 
 

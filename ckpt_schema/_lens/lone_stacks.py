@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.read_sides import told_shape
 from ckpt_schema._lens.rules import Rename, Rule
 from ckpt_schema.errors import DerivationError
 
@@ -134,8 +135,8 @@ def _pairs(stacks: _Nodes, lists: _Nodes) -> Iterator[tuple[LogicalPath, Logical
 def _axes(stacked: list[Row], layers: list[Row]) -> list[int]:
     """The axes without which the leaves of a node are those of a list, as many as that has layers."""
     (count,) = layers[0].repeats[0].size
-    shapes = [_shape(row) for row in stacked]
-    wanted = sorted(map(str, (_shape(row) for row in layers)))
+    shapes = [told_shape(row) for row in stacked]
+    wanted = sorted(map(str, (told_shape(row) for row in layers)))
     if len(shapes) != len(wanted) or not isinstance(count, int) or None in shapes:
         return []
     known = [shape for shape in shapes if shape is not None]
@@ -145,9 +146,3 @@ def _axes(stacked: list[Row], layers: list[Row]) -> list[int]:
         if rests == wanted and all(shape[axis] == count for shape in known):
             fitting.append(axis)
     return fitting
-
-
-def _shape(row: Row) -> tuple[int, ...] | None:
-    """The shape of a leaf whose sizes are all numbers."""
-    sizes = [dim[0] for dim in row.leaf.dims if len(dim) == 1 and isinstance(dim[0], int)]
-    return tuple(sizes) if len(sizes) == len(row.leaf.dims) else None

@@ -14,7 +14,16 @@ from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._trees.inference import infer_tree
 
-__all__ = ["Axes", "ReadSide", "ReadSides", "is_path", "made_abstract", "name_of", "plain"]
+__all__ = [
+    "Axes",
+    "ReadSide",
+    "ReadSides",
+    "is_path",
+    "made_abstract",
+    "name_of",
+    "plain",
+    "told_shape",
+]
 
 Axes = int | Mapping[Any, int] | None
 """The axis that layers are stacked on, or one by Linen collection or Variable type.
@@ -103,3 +112,9 @@ def plain(path: LogicalPath) -> LogicalPath:
 
 ReadSides = tuple[ReadSide, ReadSide]
 """The source as it is read, and the view."""
+
+
+def told_shape(row: Row) -> tuple[int, ...] | None:
+    """The shape of one repeat of a leaf, where it is told in numbers."""
+    sizes = [dim[0] for dim in row.leaf.dims if len(dim) == 1 and isinstance(dim[0], int)]
+    return tuple(sizes) if len(sizes) == len(row.leaf.dims) else None

@@ -11,7 +11,7 @@ from typing import Any
 
 from ckpt_schema._layouts.paths import LogicalPath, glob_means, parse_path
 from ckpt_schema._layouts.table import Row
-from ckpt_schema._lens.read_sides import Axes, ReadSide, ReadSides
+from ckpt_schema._lens.read_sides import Axes, ReadSide, ReadSides, told_shape
 from ckpt_schema._messages.text import counted
 from ckpt_schema.errors import DerivationError, Mismatch
 
@@ -189,7 +189,7 @@ def _shared_leaves(
         if path not in right:
             continue
         rows = row, right[path]
-        shapes = _shape(rows[0]), _shape(rows[1])
+        shapes = told_shape(rows[0]), told_shape(rows[1])
         if shapes[0] is None or shapes[1] is None:
             continue
         leaf = _Leaf(path, (shapes[0], shapes[1]), (rows[0].kind, rows[1].kind))
@@ -211,12 +211,6 @@ def _levels(row: Row) -> list[tuple[int, int]]:
         for at, repeat in zip(marks, row.repeats, strict=True)
         if isinstance(repeat.size[0], int)
     ]
-
-
-def _shape(row: Row) -> tuple[int, ...] | None:
-    """The shape of one repeat, where it is told in numbers."""
-    sizes = [dim[0] for dim in row.leaf.dims if len(dim) == 1 and isinstance(dim[0], int)]
-    return tuple(sizes) if len(sizes) == len(row.leaf.dims) else None
 
 
 def _moved(

@@ -201,13 +201,11 @@ class _Source:
 
     Attributes:
         goals: Each by name, without values.
-        places: For each name, the position of what it is: a leaf of the pool, or one that is made.
         pool: The leaves of the state, and of what it goes onto.
         pieces: What is made.
     """
 
     goals: Mapping[str, jax.ShapeDtypeStruct]
-    places: Mapping[str, int]
     pool: Sequence[Any]
     pieces: Pieces
 
@@ -243,16 +241,13 @@ class _Source:
         ]
         _verify_writable(named)
         goals = {name: leaves.abstract(leaf) for name, _, leaf in named}
-        places = dict(zip(goals, pieces.places, strict=True))
-        return cls(goals, places, pool, pieces)
+        return cls(goals, pool, pieces)
 
     def __iter__(self) -> Iterator[tuple[Sequence[str], Any]]:
         """Each tensor with the names that it is written under; what only moves comes first."""
-        names: dict[int, list[str]] = {}
-        for name, at in self.places.items():
-            names.setdefault(at, []).append(name)
-        for at, value in self.pieces.values(self.pool):
-            yield names[at], value
+        names = list(self.goals)
+        for numbers, value in self.pieces.values(self.pool):
+            yield [names[number] for number in numbers], value
 
 
 def _abstract(tree: Tree) -> Tree:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 from jaxtyping import Array, Float32, Int32
 from orbax.checkpoint import v1 as ocp
+from support.outcomes import refused, same
 
 import ckpt_schema as cs
 
@@ -166,18 +166,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("public") / "7"
     ocp.save(path, STATE)
     return path
-
-
-def same(found: Any, wanted: Any) -> None:
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
-    assert found.dtype == wanted.dtype
-
-
-def refused(run: Callable[[], object], *words: str) -> None:
-    with pytest.raises(cs.CkptSchemaError) as error:
-        run()
-    for word in words:
-        assert word in str(error.value)
 
 
 # --- Forms on disk  ---

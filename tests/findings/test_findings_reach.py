@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from flax import nnx, serialization
 from flax.core import FrozenDict, freeze
 from jaxtyping import Array, BFloat16, Float, Float32, Int32
 from orbax.checkpoint import v1 as ocp
+from support.outcomes import refused, same
 
 import ckpt_schema as cs
 
@@ -205,18 +205,6 @@ ONTO_NNX = cs.derive(BARE, cs.nnx.TrainState[Body, TX])
 
 def zeros(tree: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, tree)
-
-
-def same(found: Any, wanted: Any) -> None:
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
-    assert found.dtype == wanted.dtype
-
-
-def refused(run: Callable[[], object], *words: str) -> None:
-    with pytest.raises(cs.CkptSchemaError) as error:
-        run()
-    for word in words:
-        assert word in str(error.value)
 
 
 def verify(training: Any) -> None:

@@ -49,21 +49,23 @@ class Pieces:
     places: tuple[int, ...]
     every: tuple[Piece, ...]
 
-    def values(self, pool: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """Each leaf of the result once, with its position: what only moves first, then what is made, piece by piece.
+    def values(self, pool: Sequence[Any]) -> Iterator[tuple[Sequence[int], Any]]:
+        """Each value once, with the numbers of the result's leaves that it is: what only moves first, then what is made.
 
         Args:
             pool: The leaves of the tree, then of those it goes onto.
         """
-        wanted = dict.fromkeys(self.places)
-        for at in wanted:
+        numbers: dict[int, list[int]] = {}
+        for number, at in enumerate(self.places):
+            numbers.setdefault(at, []).append(number)
+        for at, own in numbers.items():
             if at < len(pool):
-                yield at, pool[at]
+                yield own, pool[at]
         for piece in self.every:
             made = piece.run([pool[at] for at in piece.inputs])
             for at, value in zip(piece.results, made, strict=True):
-                if at in wanted:
-                    yield at, value
+                if at in numbers:
+                    yield numbers[at], value
             del made  # before the next are made
 
 
