@@ -61,8 +61,13 @@ CONFIGS: Mapping[str, Any] = {
     "gemma2": hub.Gemma2Config(**GEMMA),
     "gemma2, sums": hub.Gemma2Config(**GEMMA),
     "gemma2, products": hub.Gemma2Config(**GEMMA, tie_word_embeddings=False),
+    "gemma2, both": hub.Gemma2Config(**GEMMA, tie_word_embeddings=False),
     "gemma3": hub.Gemma3TextConfig(**GEMMA, layer_types=LAYERS),
     "gemma3, sums": hub.Gemma3TextConfig(**GEMMA, layer_types=LAYERS),
+    "gemma3, products": hub.Gemma3TextConfig(
+        **GEMMA, layer_types=LAYERS, tie_word_embeddings=False
+    ),
+    "gemma3, both": hub.Gemma3TextConfig(**GEMMA, layer_types=LAYERS, tie_word_embeddings=False),
     "gpt2": hub.GPT2Config(
         n_embd=24, n_head=3, n_layer=2, n_inner=31, vocab_size=37, n_positions=13
     ),

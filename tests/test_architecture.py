@@ -212,6 +212,7 @@ ORDER = """
     discovery._readings
     discovery._proof
     discovery._matching
+    discovery._axis_letters
     discovery._found_rules
     discovery._gauges
     discovery._open

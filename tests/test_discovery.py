@@ -339,6 +339,41 @@ def test_norms_about_one_are_shifted() -> None:
     assert (found.lens().get(tree)["norm"] == 0.5).all()
 
 
+def test_norms_of_other_sizes_are_shifted_together_beside_a_factor() -> None:
+    def normed(x: Any, scale: Any) -> Any:
+        return x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * scale
+
+    def run(p: Any) -> Any:
+        x = p["table"][jnp.array([4, 0, 3, 1, 5])]
+        inside = normed(x, p["norm"])
+        query, key = (normed(inside @ p[name], p[f"{name} norm"]) for name in ("q", "k"))
+        x += jax.nn.softmax(query @ key.T, -1) @ inside @ p["out"]
+        return normed(x, p["last"]) @ p["head"]
+
+    norms = {"norm": 7, "q norm": 4, "k norm": 4, "last": 7}
+    kernels = {"table": (6, 7), "q": (7, 4), "k": (7, 4), "out": (7, 7), "head": (7, 3)}
+    tree = {name: jnp.ones(shape) for name, shape in (norms | kernels).items()}
+
+    def other(p: Any) -> Any:
+        used = {name: p[name] + 1 for name in norms} | {"table": p["table"] * 7**0.5}
+        return run(p | used)
+
+    found = discover(run, tree, other, tree)
+    assert found.status == "complete but for choices"  # a query's scale may be the key's as well
+    shifts = {cs.shift(name, -1.0) for name in norms}
+    assert shifts | {cs.scale("table", 7**-0.5)} == {
+        rule for rule in found.rules if str(rule).startswith(("shift(", "scale("))
+    }
+    [norms_of_heads] = found.open
+    assert len(norms_of_heads.options) == 2
+    numbers = np.random.default_rng(0)
+    values = {name: numbers.normal(size=leaf.shape) for name, leaf in tree.items()}
+    values = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float32"), values)
+    for option in norms_of_heads.options:
+        made = found.lens(option).get(values)
+        np.testing.assert_allclose(other(made), run(values), rtol=1e-4)
+
+
 def test_what_no_value_changes_is_open() -> None:
     def run(p: Any) -> Any:
         scores = (X @ p["q"]) @ (X @ p["k"] + p["bias"]).T

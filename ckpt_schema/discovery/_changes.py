@@ -11,7 +11,7 @@ from ckpt_schema.discovery._cuts import Recode
 from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._mutes import Suspicion
-from ckpt_schema.discovery._roles import leaf_groups
+from ckpt_schema.discovery._roles import LeafRoles
 
 __all__ = ["Candidates"]
 
@@ -34,14 +34,14 @@ class Candidates:
             seed: Of the random values that show which leaves play one role.
         """
         self._models, self._cutting = models, cutting
-        self._groups = [leaf_groups(model, seed) for model in models]
+        self._roles = [LeafRoles(model, seed) for model in models]
         self.single: list[ReadingChange] = [*self._cuts(), *self._halves(), *self._recodes()]
 
     def _cuts(self) -> Iterator[ReadingChange]:
         """All ways to cut each group; those of the least cutting first."""
         found: list[ReadingChange] = []
-        for side, groups in enumerate(self._groups):
-            for names in groups:
+        for side, roles in enumerate(self._roles):
+            for names in roles.groups:
                 for number in range(len(self._cutting.ways(side, names[0]))):
                     found.append(ReadingChange("cut", side, names, number))
         yield from sorted(found, key=lambda change: change.how)
@@ -70,9 +70,14 @@ class Candidates:
         roots = {root for part in divisors for root in (part**0.5, part**-0.5)}
         values = [Recode(offset=-1.0), Recode(offset=1.0)]
         values += [Recode(scale=scale) for scale in sorted({-1.0, 2.0, 0.5} | roots)]
-        for names in self._groups[side]:
+        roles = self._roles[side]
+        for names in roles.groups:
             for recode in [*_rotary_orders(shapes[names[0]], divisors), *values]:
                 yield ReadingChange("recode", side, names, recode)
+        # A model that keeps the scale of one norm as 1 + w keeps that of each so, whatever their sizes.
+        if len({shapes[name] for name in roles.scales}) > 1:
+            for recode in values:
+                yield ReadingChange("recode", side, roles.scales, recode)
 
     def allowed(self, suspicion: Suspicion) -> Iterator[ReadingChanges]:
         """Each change that muting does not speak against."""

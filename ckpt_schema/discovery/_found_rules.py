@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts.dims import Binder
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.rules import Fuse, Rule, fuse, rename, tie
 from ckpt_schema._lens.value_rules import scale, shift
+from ckpt_schema.discovery._axis_letters import LayerPair, lettered_axes
 from ckpt_schema.discovery._beforehand import KnownLeaves
 from ckpt_schema.discovery._cuts import LeafPiece
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels, found_levels, single_axes
 from ckpt_schema.discovery._matching import Choice, Pairing
 from ckpt_schema.discovery._models import RunnableModel
-from ckpt_schema.discovery._proof import Order
 
 __all__ = ["FoundRules", "rules_of"]
 
@@ -58,17 +54,6 @@ class FoundRules:
         return {leaf: self.sides[1].path(leaf) for leaf in self.sides[1].slots}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-    """Pieces of one layer of both sides, which are one; their leaves are called by logical paths."""
-
-    source: LeafPiece
-    view: LeafPiece
-    order: Order
-    factor: float
-    offset: float
-
-
 def rules_of(
     models: Models,
     pieces: tuple[Sequence[LeafPiece], Sequence[LeafPiece]],
@@ -105,10 +90,11 @@ def rules_of(
     said = _said(known, both)
     spoken = [each for each in _spoken(pairs, unsaid) if not _is_said(each, said)]
     scaled = {both[1].path(leaf) for leaf in known.recodes}
-    options = _options(pairs, choices, both, unsaid)
+    options, chosen = _options(pairs, choices, both, scaled, unsaid)
+    values = _recodes([one for one in pairs if one.view.leaf not in scaled], unsaid)
     return FoundRules(
         rules=tuple(_folded(spoken, both)),
-        values=tuple(_recodes([one for one in pairs if one.view.leaf not in scaled], unsaid)),
+        values=(*values, *chosen),
         levels=levels,
         sides=both,
         options=options,
@@ -117,27 +103,34 @@ def rules_of(
 
 
 def _options(
-    told: Sequence[_Pair],
+    told: Sequence[LayerPair],
     choices: Sequence[Choice],
     sides: tuple[Addresses, Addresses],
+    scaled: Collection[str],
     unsaid: list[str],
-) -> tuple[tuple[Choice, tuple[tuple[Rule, ...], ...]], ...]:
-    """The rules of each option of the choices; of those that all layers have alike, once."""
+) -> tuple[tuple[tuple[Choice, tuple[tuple[Rule, ...], ...]], ...], tuple[Rule, ...]]:
+    """The rules of each option of the choices; of those that all layers have alike, once.
+
+    Returns:
+        Each choice with the rules of its options, and what is so of the values whichever is chosen.
+    """
     known: list[str] = []
     spoken = [*_spoken(told, known)]
-    alike: dict[frozenset[frozenset[_Pair]], list[Choice]] = {}
-    ways: dict[frozenset[frozenset[_Pair]], list[list[_Pair]]] = {}
+    alike: dict[frozenset[frozenset[LayerPair]], list[Choice]] = {}
+    ways: dict[frozenset[frozenset[LayerPair]], list[list[LayerPair]]] = {}
     for choice in choices:
         own = [[*_layer_pairs(option, sides, [])] for option in choice.options]
         mark = frozenset(map(frozenset, own))
         alike.setdefault(mark, []).append(choice)
         ways.setdefault(mark, own)
     found: list[tuple[Choice, tuple[tuple[Rule, ...], ...]]] = []
+    common: list[Rule] = []
     for mark, several in alike.items():
-        options: list[tuple[Rule, ...]] = []
+        options: list[tuple[list[Rule], list[Rule]]] = []
         for own in ways[mark]:
             faults: list[str] = []
             more = [each for each in _spoken([*told, *own], faults) if each not in spoken]
+            recodes = [*_recodes([one for one in own if one.view.leaf not in scaled], faults)]
             wanted = {_count(sides[1].rows[pair.view.leaf]) for pair in own}
             if wanted != {len(several)}:
                 faults.append("a choice that layers have each of their own: no rule says it")
@@ -145,10 +138,17 @@ def _options(
             if faults:
                 unsaid += faults
             else:
-                options.append(tuple(_as_rule(each) for each in more))
-        said = tuple(options) if len(options) == len(ways[mark]) else ()
-        found.append((several[0], said))
-    return tuple(found)
+                options.append(([_as_rule(each) for each in more], recodes))
+        if len(options) < len(ways[mark]):
+            found.append((several[0], ()))
+            continue
+        always = [rule for rule in options[0][1] if all(rule in own for _, own in options)]
+        common += always
+        rules: list[tuple[Rule, ...]] = []
+        for more, recodes in options:
+            rules.append((*more, *(rule for rule in recodes if rule not in always)))
+        found.append((several[0], tuple(rules)))
+    return tuple(found), tuple(common)
 
 
 def _said(known: KnownLeaves, sides: tuple[Addresses, Addresses]) -> tuple[set[str], set[str]]:
@@ -174,10 +174,10 @@ def _is_said(found: _Saying | Rule, said: tuple[set[str], set[str]]) -> bool:
 
 def _pairs(
     pairings: Sequence[Pairing], sides: tuple[Addresses, Addresses], unsaid: list[str]
-) -> list[_Pair]:
+) -> list[LayerPair]:
     """What belongs together in one layer, where it is so in all."""
     layers = collections.Counter(_layer_pairs(pairings, sides, unsaid))
-    found: list[_Pair] = []
+    found: list[LayerPair] = []
     for pair, count in layers.items():
         wanted = _count(sides[1].rows[pair.view.leaf])
         if count != wanted:
@@ -190,7 +190,7 @@ def _pairs(
 
 def _layer_pairs(
     pairings: Sequence[Pairing], sides: tuple[Addresses, Addresses], unsaid: list[str]
-) -> Iterator[_Pair]:
+) -> Iterator[LayerPair]:
     """Each pairing, as its layer has it."""
     for pairing in pairings:
         if len(pairing.sources) > 1:
@@ -206,7 +206,7 @@ def _layer_pairs(
             continue
         factor = pairing.view.scale / source.scale
         offset = pairing.view.offset - factor * source.offset
-        yield _Pair(before, after, order, factor, offset)
+        yield LayerPair(before, after, order, factor, offset)
 
 
 def _layer(piece: LeafPiece, side: Addresses) -> tuple[LeafPiece, tuple[int, ...]]:
@@ -263,11 +263,11 @@ def _as_rule(said: _Saying | Rule) -> Rule:
     return said
 
 
-def _spoken(pairs: Sequence[_Pair], unsaid: list[str]) -> Iterator[_Saying | Rule]:
+def _spoken(pairs: Sequence[LayerPair], unsaid: list[str]) -> Iterator[_Saying | Rule]:
     """A rule, or what may become one, for each leaf that is one, or that has parts."""
-    by_source: dict[str, list[_Pair]] = collections.defaultdict(list)
-    by_view: dict[str, list[_Pair]] = collections.defaultdict(list)
-    originals: dict[LeafPiece, _Pair] = {}
+    by_source: dict[str, list[LayerPair]] = collections.defaultdict(list)
+    by_view: dict[str, list[LayerPair]] = collections.defaultdict(list)
+    originals: dict[LeafPiece, LayerPair] = {}
     for pair in sorted(pairs, key=_unlikeness):
         original = originals.setdefault(pair.source, pair)
         if original is not pair and pair.source.is_whole:  # the view stores it twice
@@ -294,15 +294,15 @@ def _spoken(pairs: Sequence[_Pair], unsaid: list[str]) -> Iterator[_Saying | Rul
             unsaid.append(f"{path}: {why}")
 
 
-def _unlikeness(pair: _Pair) -> tuple[bool, bool]:
+def _unlikeness(pair: LayerPair) -> tuple[bool, bool]:
     """What makes one of two copies the original: the one that is as the source has it."""
     return [*pair.order] != sorted(pair.order), pair.view.leaf != pair.source.leaf
 
 
-def _renamed(pair: _Pair, unsaid: list[str]) -> _Saying:
+def _renamed(pair: LayerPair, unsaid: list[str]) -> _Saying:
     """A leaf that is one leaf on both sides."""
     source, view = pair.source, pair.view
-    spelled = _spelled([pair], whole_is_view=False)
+    spelled = lettered_axes([pair], whole_is_view=False)
     if spelled is None:
         unsaid.append(f"{source.leaf} is {view.leaf}: its axes are cut where no rule can say it")
         return _Saying(source.leaf, view.leaf)
@@ -323,11 +323,11 @@ def _is_square(part: LeafPiece) -> bool:
 
 
 def _fused(
-    path: str, pairs: Sequence[_Pair], unsaid: list[str], *, whole_is_view: bool
+    path: str, pairs: Sequence[LayerPair], unsaid: list[str], *, whole_is_view: bool
 ) -> Iterator[Rule]:
     """A leaf that the other side has in parts."""
 
-    def start(pair: _Pair) -> tuple[tuple[int, int], ...]:
+    def start(pair: LayerPair) -> tuple[tuple[int, int], ...]:
         return (pair.view if whole_is_view else pair.source).spans
 
     ordered = sorted(pairs, key=start)
@@ -338,7 +338,7 @@ def _fused(
         why = "what the rest of it is is open; fuse(...) says it once you know"
         unsaid.append(f"{path} has {' and '.join(parts)} as parts: {why}")
         return
-    spelled = _spelled(ordered, whole_is_view=whole_is_view)
+    spelled = lettered_axes(ordered, whole_is_view=whole_is_view)
     if spelled is None:
         unsaid.append(f"{path} is made of {', '.join(parts)}: in parts that no rule can say")
         return
@@ -346,153 +346,6 @@ def _fused(
     words = [" ".join(each) for each in others]
     behind = words[0] if len(set(words)) == 1 else ", ".join(words)
     yield fuse(path, parts, axes=f"{' '.join(whole)} -> {behind}")
-
-
-class _Lettering:
-    """Letters for the factors of a leaf, handed out as they are met; those of the shared factor are each part's own."""
-
-    def __init__(self, shared: int | None) -> None:
-        self.sizes: dict[str, int] = {}
-        self._letters = (chr(code) for code in range(ord("a"), ord("z") + 1))
-        self._shared = shared
-        self.own: dict[int, list[str]] = {}
-        self.runs: list[list[str]] = []
-
-    def start_part(self) -> None:
-        """Begins with another part."""
-        self.runs.append([])
-
-    def names(self, factor: int, sizes: Sequence[int]) -> list[str] | None:
-        """The letters of a factor that both sides cut so; None where another part cuts it otherwise."""
-        if factor == self._shared:
-            self.runs[-1] = self._taken(sizes)
-            return self.runs[-1]
-        names = self.own.get(factor)
-        if names is None:
-            names = self.own[factor] = self._taken(sizes)
-        return names if [self.sizes[name] for name in names] == list(sizes) else None
-
-    def _taken(self, sizes: Sequence[int]) -> list[str]:
-        names = list(itertools.islice(self._letters, len(sizes)))
-        self.sizes |= zip(names, sizes, strict=True)
-        return names
-
-
-def _spelled(
-    pairs: Sequence[_Pair], *, whole_is_view: bool
-) -> tuple[list[str], list[list[str]]] | None:
-    """The axes of a leaf, and those of each leaf that is part of it on the other side, in letters.
-
-    A leaf that is one leaf there is its only part. None where the sides cut sizes across each other.
-    """
-    wholes = [pair.view if whole_is_view else pair.source for pair in pairs]
-    parts = [pair.source if whole_is_view else pair.view for pair in pairs]
-    shared = _shared_factor(wholes)
-    if len(pairs) > 1 and shared is None:
-        return None
-    lettering = _Lettering(shared)
-    behind: list[list[str]] = []
-    for pair, whole, part in zip(pairs, wholes, parts, strict=True):
-        lettering.start_part()
-        order = _turned(pair.order, inverse=whole_is_view)
-        theirs: dict[int, list[str]] = {}
-        for axis, there in enumerate(part.axes):
-            here = whole.axes[order[axis]]
-            cuts = _common_factors(whole.lengths(here), part.lengths(there))
-            if cuts is None:
-                return None
-            flat: list[str] = []
-            for factor, sizes in zip(here, cuts[0], strict=True):
-                names = lettering.names(factor, sizes)
-                if names is None:
-                    return None
-                flat += names
-            letters = iter(flat)
-            for factor, sizes in zip(there, cuts[1], strict=True):
-                theirs[factor] = list(itertools.islice(letters, len(sizes)))
-        behind.append(_axis_words(part, theirs))
-    words = dict(lettering.own)
-    if shared is not None:
-        words[shared] = [_sum_of(lettering.runs)]
-    return _with_numbers(_axis_words(wholes[0], words), behind, lettering.sizes)
-
-
-def _with_numbers(
-    whole: list[str], behind: list[list[str]], sizes: Mapping[str, int]
-) -> tuple[list[str], list[list[str]]]:
-    """The same with numbers for letters whose sizes no axis tells, as the halves of a head are 2 and the rest."""
-    binder = Binder()
-    for axes in (whole, *behind):
-        for dim in dims_.parse_dims(" ".join(axes)):
-            size = dims_.size_of(dim, sizes)
-            assert size is not None
-            binder.see_dim(dim, size, "")
-    binder.settle()
-    unknown = sorted(sizes.keys() - binder.sizes.keys(), key=lambda name: sizes[name])
-    if not unknown:
-        return whole, behind
-    word = re.compile(rf"\b{unknown[0]}\b")
-    number = str(sizes[unknown[0]])
-    sides = [[word.sub(number, axis) for axis in axes] for axes in (whole, *behind)]
-    return _with_numbers(sides[0], sides[1:], {n: s for n, s in sizes.items() if n != unknown[0]})
-
-
-def _sum_of(runs: Sequence[Sequence[str]]) -> str:
-    """What parts have of an axis together: their number, where each has one index of it."""
-    if not any(runs):
-        return str(len(runs))
-    return "+".join("*".join(run) or "1" for run in runs)
-
-
-def _turned(order: Order, *, inverse: bool) -> Order:
-    if not inverse:
-        return order
-    return tuple(order.index(axis) for axis in range(len(order)))
-
-
-def _shared_factor(wholes: Sequence[LeafPiece]) -> int | None:
-    """The factor of which each part has a span of its own, one after the other."""
-    if len(wholes) == 1:
-        return None
-    columns = zip(*(whole.spans for whole in wholes), strict=True)
-    unlike = [number for number, column in enumerate(columns) if len(set(column)) > 1]
-    if len({whole.factors for whole in wholes}) > 1 or len(unlike) != 1:
-        return None
-    return unlike[0]
-
-
-def _common_factors(
-    before: Sequence[int], after: Sequence[int]
-) -> tuple[list[list[int]], list[list[int]]] | None:
-    """The common factors that each size of two equal products falls in, major first; None where they cut across."""
-    found: tuple[list[list[int]], list[list[int]]] = [[] for _ in before], [[] for _ in after]
-    sides = before, after
-    rest = list(before), list(after)
-    at = [0, 0]
-    while True:
-        for side in (0, 1):  # what is used up, or of size 1, is no factor
-            while at[side] < len(sides[side]) and rest[side][at[side]] == 1:
-                at[side] += 1
-        if at[0] == len(before) or at[1] == len(after):
-            return found if at == [len(before), len(after)] else None
-        size = min(rest[side][at[side]] for side in (0, 1))
-        for side in (0, 1):
-            if rest[side][at[side]] % size:
-                return None
-            found[side][at[side]].append(size)
-            rest[side][at[side]] //= size
-
-
-def _axis_words(part: LeafPiece, words: Mapping[int, Sequence[str]]) -> list[str]:
-    """Each axis of a leaf as the product of its letters; a sum that is multiplied stands in parentheses."""
-    found: list[str] = []
-    numbers = itertools.count()
-    for sizes in part.factors:
-        own = itertools.islice(numbers, len(sizes))
-        names = [name for number in own for name in words.get(number, [])]
-        several = len(names) > 1
-        found.append("*".join(f"({n})" if several and "+" in n else n for n in names) or "1")
-    return found
 
 
 # --- Nodes for leaves  ---
@@ -538,7 +391,7 @@ def _is_all(source: str, view: str, plain: Mapping[str, str], paths: Sequence[se
     return len(own[0]) == len(own[1]) and all(plain.get(p) == v for p, v in wanted.items())
 
 
-def _recodes(pairs: Iterable[_Pair], unsaid: list[str]) -> Iterator[Rule]:
+def _recodes(pairs: Iterable[LayerPair], unsaid: list[str]) -> Iterator[Rule]:
     """Rules for values that differ."""
     told: dict[str, set[tuple[float, float]]] = collections.defaultdict(set)
     for pair in pairs:

@@ -17,7 +17,7 @@ import numpy as np
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._points import own_block
 
-__all__ = ["kind_of_leaf", "leaf_groups"]
+__all__ = ["LeafRoles", "kind_of_leaf"]
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -39,68 +39,79 @@ def kind_of_leaf(name: str) -> str:
     return _NUMBER.sub("*", name, count=1)
 
 
-def leaf_groups(model: RunnableModel, seed: int) -> list[tuple[str, ...]]:
-    """Leaves that may be treated alike: of one role, of one kind by name, of one shape, or one alone.
+class LeafRoles:
+    """What each leaf of a model does to the others.
 
-    Args:
-        model: The model.
-        seed: Of the random values.
-
-    Returns:
-        Names of leaves of one shape in each group, no group twice; groups that are likelier come first.
+    Attributes:
+        groups: Leaves that may be treated alike, of one shape in each group, no group twice: those of one
+            role, of one kind by name, of one shape, or one alone. Groups that are likelier come first.
+        scales: The leaves of one axis that let others through, as the scales of all norms do, whatever
+            their sizes: others are asleep where they are zero, or where they are -1, as 1 + w has it.
     """
-    marks: list[Mapping[str, object]] = [
-        _Roles(model, seed).marks(),
-        {name: (kind_of_leaf(name), shape) for name, shape in model.shapes.items()},
-        model.shapes,
-    ]
-    found: dict[tuple[str, ...], None] = {}
-    for number, mark in enumerate(marks):
-        groups: dict[object, list[str]] = collections.defaultdict(list)
-        for name in model.shapes:
-            groups[mark[name]].append(name)
-        # A leaf that is alone by its role is one group; by its name it may be alone for want of any.
-        several = [tuple(names) for names in groups.values() if number == 0 or len(names) > 1]
-        found |= dict.fromkeys(several)
-    return list(found | {(name,): None for name in model.shapes})
-
-
-class _Roles:
-    """What each leaf of a model does to the others."""
 
     def __init__(self, model: RunnableModel, seed: int) -> None:
+        """Runs a model with each leaf set to zero.
+
+        Args:
+            model: The model.
+            seed: Of the random values.
+        """
         self._model, self._seed = model, seed
         self._values: dict[str, Array] = {}
         for number, (name, shape) in enumerate(model.shapes.items()):
             self._values[name] = own_block(shape, seed, number)
         self._floor = 1e-9 if model.wide else 1e-5
+        self._silenced: dict[str, list[str]] = {}
+        if len(model.shapes) <= _MOST_LEAVES:
+            self._silenced = {name: self._asleep_at(0.0, name) for name in model.shapes}
+        self.groups = self._groups()
+        self.scales = tuple(filter(self._is_scale, self._silenced))
 
-    def marks(self) -> Mapping[str, object]:
+    def _is_scale(self, name: str) -> bool:
+        if len(self._model.shapes[name]) != 1:
+            return False
+        return bool(self._silenced[name] or self._asleep_at(-1.0, name))
+
+    def _groups(self) -> list[tuple[str, ...]]:
+        shapes = self._model.shapes
+        marks: list[Mapping[str, object]] = [
+            self._marks(),
+            {name: (kind_of_leaf(name), shape) for name, shape in shapes.items()},
+            shapes,
+        ]
+        found: dict[tuple[str, ...], None] = {}
+        for number, mark in enumerate(marks):
+            groups: dict[object, list[str]] = collections.defaultdict(list)
+            for name in shapes:
+                groups[mark[name]].append(name)
+            # A leaf that is alone by its role is one group; by its name it may be alone for want of any.
+            several = [tuple(names) for names in groups.values() if number == 0 or len(names) > 1]
+            found |= dict.fromkeys(several)
+        return list(found | {(name,): None for name in shapes})
+
+    def _marks(self) -> Mapping[str, object]:
         """What tells the role of each leaf."""
         shapes = self._model.shapes
-        if len(shapes) > _MOST_LEAVES:
+        if not self._silenced:
             return shapes
-        silenced: dict[str, set[Shape]] = {}
         silencers: dict[str, set[Shape]] = {name: set() for name in shapes}
-        for name, shape in shapes.items():
-            asleep = self._asleep_without(name)
-            silenced[name] = {shapes[other] for other in asleep}
+        for name, asleep in self._silenced.items():
             for other in asleep:
-                silencers[other].add(shape)
+                silencers[other].add(shapes[name])
         partners = self._partners()
         return {
             name: (
                 shape,
-                frozenset(silenced[name]),
+                frozenset(shapes[other] for other in self._silenced[name]),
                 frozenset(silencers[name]),
                 frozenset(partners[name]),
             )
             for name, shape in shapes.items()
         }
 
-    def _asleep_without(self, name: str) -> list[str]:
-        """The leaves that have no gradient where one leaf is zero."""
-        values = {**self._values, name: np.zeros(self._model.shapes[name])}
+    def _asleep_at(self, value: float, name: str) -> list[str]:
+        """The leaves that have no gradient where all numbers of one leaf are this."""
+        values = {**self._values, name: np.full(self._model.shapes[name], value)}
         outputs = self._model.run(values)
         if not np.isfinite(outputs).all():
             return []
