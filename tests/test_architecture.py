@@ -118,6 +118,7 @@ ORDER = """
     _lens.derive.wholes
     _lens.derive.causes
     _lens.derive.idle_rules
+    _lens.derive.rename_faults
     _lens.derive.exemptions
     _lens.derive.disputes
     _lens.derive.derivation

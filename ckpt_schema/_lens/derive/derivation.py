@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.sizes import ONE, Size, UndecidedError
@@ -35,8 +35,9 @@ from ckpt_schema._lens.derive.leaf_rules import (
 from ckpt_schema._lens.derive.moments import Moments
 from ckpt_schema._lens.derive.names import Decision, Names, moved_paths, nowhere
 from ckpt_schema._lens.derive.relations import relate, undecided
+from ckpt_schema._lens.derive.rename_faults import HalfRooted, nameless
 from ckpt_schema._lens.derive.repeats import unlike_moments
-from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, standing
+from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken
 from ckpt_schema._lens.derive.spelled_rows import with_spelled_axes
 from ckpt_schema._lens.derive.ties import Copies
 from ckpt_schema._lens.derive.unplaced import unplaced
@@ -99,7 +100,9 @@ def join_rows(
     )
     renamed = _renamed(source, names, decisions, alignment, left, members[0])
     losers = _losers(source, renamed, decisions, alone[0])
-    faults += _nameless(source, view, rules, names, decisions, unmatched)
+    faults += nameless(source, view, rules, names, decisions, unmatched)
+    half_rooted = HalfRooted.of(source, view, names, decisions)
+    faults += half_rooted.faults
     said_of_parts = _said_of_parts(source, rules, said, members)
     faults += disputes(source, view, rules, decisions, said, alone, members[0])
     copies = Copies.by(source, view, rules)
@@ -160,7 +163,7 @@ def join_rows(
     told: list[set[int]] = []
     for side in (0, 1):
         open_ = {pair[side] for pair in contested.pairs}
-        told.append(open_.union(parted[side], kept[side], refused[side]))
+        told.append(open_.union(parted[side], kept[side], refused[side], half_rooted.rows[side]))
     known |= {"/".join(renamed[n]) for n in told[0]}
     known |= {"/".join(view.rows[n].path) for n in told[1]}
     faults += unplaced(source, view, renamed, joined, alignment, known, rules)
@@ -506,48 +509,3 @@ def _losers(
             losers.add(row.path)
             renamed[number] = nowhere(row)
     return frozenset(losers)
-
-
-def _nameless(
-    source: Layout,
-    view: Layout,
-    rules: Sequence[Rule],
-    names: Names,
-    decisions: Mapping[int, Decision],
-    unmatched: Unmatched,
-) -> Iterator[Mismatch]:
-    """Rules that rename or move what is not there, on either side."""
-    named = [rule for rule in rules if isinstance(rule, (Rename, Move))]
-    if not named:
-        return
-    here = {id(hit.rule) for decision in decisions.values() for hit in decision.hits}
-    there = {id(rule) for rule in names.matched(view.rows)}
-    meant = _meant(source, view, [rule for rule in named if id(rule) not in here], names)
-    meant |= _meant(source, view, [rule for rule in named if id(rule) not in there], names)
-    for rule in named:
-        for table, path, rows in ((source, rule.source, here), (view, rule.view, there)):
-            if path and id(rule) not in rows:
-                words = f"first the words of {source.name}, then those of {view.name}"
-                hint = f"{words}: {meant[rule]}" if rule in meant else ""
-                yield unmatched.fault(rule, path, table, hint=hint)
-
-
-def _meant(
-    source: Layout, view: Layout, wrong: Sequence[Rename | Move], names: Names
-) -> dict[Rename | Move, Rename]:
-    """For rules in the words of the other side, as another rule renames it: the same in the right words."""
-    said: dict[Rename | Move, list[Rename]] = {}
-    for rule in wrong:
-        if isinstance(rule, Rename):
-            olds = [rule.source, *names.uncalled(rule.source)]
-            news = [rule.view, names.called(rule.view)]
-            said[rule] = [Rename(old, new) for old in olds for new in news]
-    several = [one for each in said.values() for one in each]
-    left = standing(source, [one.source for one in several])
-    right = standing(view, [one.view for one in several])
-    meant: dict[Rename | Move, Rename] = {}
-    for rule, each in said.items():
-        fitting = [one for one in each if one.source in left and one.view in right]
-        if fitting:
-            meant[rule] = fitting[0]
-    return meant
