@@ -77,6 +77,7 @@ ORDER = """
     _trees.equality
     _frameworks.envelopes
     _trees.folds
+    _trees.optimizer_parts
     _trees.inference
     _lens
     _lens.digits

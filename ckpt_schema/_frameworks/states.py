@@ -183,7 +183,7 @@ class _Optimizer(StateField):
     def _verify(self) -> None:
         faults: list[Mismatch] = []
         if not callable(getattr(self.tx, "init", None)):
-            hint = "write cs.optimizer(optax.adamw(3e-4), of=...)"
+            hint = "pass the transformation itself, as optax.adamw(3e-4)"
             found = shown(self.tx)
             faults.append(Mismatch("tx", "declaration", "an optax transformation", found, hint))
         if not _are_sizes(self.sizes):

@@ -80,3 +80,7 @@ class Untold(Dicts):
     def trained(self, wrt: Any) -> Callable[[Row, KeyPath], bool]:
         """Whether an optimizer trains a leaf of a model: all, unless collections are named."""
         return super().trained(wrt) if wrt is not None else lambda row, key: True
+
+    def kept(self, *, mirror: bool, boxed: bool) -> Any:
+        """The kind of a leaf of an optimizer state: none."""
+        return None

@@ -21,6 +21,7 @@ def infer(
     joined: str | None = None,
     name: str | None = None,
     item: str | None = None,
+    tx: Any = None,
 ) -> Layout:
     """The layout of a tree.
 
@@ -45,6 +46,8 @@ def infer(
             the keys at the root are read as paths, ``"layers.0.norm"`` as the first of a list.
         name: What messages call the layout; unless given, it is that of the path, or of the class.
         item: Which pytree of a checkpoint, where it holds several.
+        tx: The transformation that made the optimizer state. A tree that was saved, or is an ``nnx.State``,
+            does not tell what each part of its chain is; told, a lens aligns the parts of two chains.
 
     Returns:
         A layout whose dims are all fixed.
@@ -52,7 +55,7 @@ def infer(
     Raises:
         CheckpointMismatchError: The path is of nothing of the kind, or its files are damaged.
         SchemaError: With every leaf that is no array, every stack axis a leaf does not have, and every pattern or node in
-            ``scan`` and ``lists`` that the tree does not have, or that is none.
+            ``scan`` and ``lists`` that the tree does not have, or that is none; or ``tx`` makes another state.
 
     Example:
         >>> import jax
@@ -71,4 +74,4 @@ def infer(
         made = made_abstract(tree)
     # A function is called lambda as a rule: what it makes has the better name.
     called = name_of(tree, name_of(made, "inferred"))
-    return infer_tree(made, scan=scan, lists=lists, joined=joined, name=name or called)
+    return infer_tree(made, scan=scan, lists=lists, joined=joined, name=name or called, tx=tx)

@@ -31,6 +31,7 @@ from ckpt_schema._layouts.table import VALUE_LEVELS, Layout, Repeat, Row, verify
 from ckpt_schema._trees import foreign
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten, nodes_of, verify_readable
 from ckpt_schema._trees.folds import Fold, folded
+from ckpt_schema._trees.optimizer_parts import with_parts
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = ["infer_tree"]
@@ -46,6 +47,7 @@ def infer_tree(
     lists: Sequence[str] = (),
     joined: str | None = None,
     name: str = "inferred",
+    tx: Any = None,
 ) -> Layout:
     """The layout of a tree; see `ckpt_schema.infer`, which takes what makes or keeps one besides.
 
@@ -106,7 +108,7 @@ def infer_tree(
     nodes = tuple(
         nodes_of((key, node) for key, node in found if key[0] == OPTIMIZER_STATE or not flat.stored)
     )
-    return verify_table(
+    table = verify_table(
         Layout(
             name,
             rows,
@@ -117,6 +119,7 @@ def infer_tree(
             states=() if kinds.optimizer is None else (((OPTIMIZER_STATE,), kinds.optimizer),),
         )
     )
+    return table if tx is None else with_parts(table, tree, tx, kinds)
 
 
 def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:

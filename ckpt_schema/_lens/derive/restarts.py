@@ -109,7 +109,7 @@ def _part_fault(
         which = "it" if len(alike) == 1 else "one of them"
         hint = f"{shown} may be its partner: if {which} is, say so with a move; else reset both"
     elif state.near.initial is None:
-        hint = f"declare {state.near.name} with its transformation, and it can be reset"
+        hint = _untold(state)
     else:
         rules = tuple(resets.of_part(part, rows))
         inner = "" if rules == (state.reset(part.path),) else "; what it wraps is carried over"
@@ -117,6 +117,12 @@ def _part_fault(
     alone = f"{part.type.__name__} ({', '.join(fields)}) in {state.near.name} alone"
     expected = f"its partner in the chain of {state.far.name}"
     return Mismatch("/".join(part.path), "chain", expected, alone, hint, rules=rules)
+
+
+def _untold(state: Lost) -> str:
+    """What to do about a state that nothing can start anew."""
+    how = "declare it with its transformation, or read it with infer(..., tx=tx)"
+    return f"to reset what {state.near.name} keeps, {how}"
 
 
 def _fields(part: Part, table: Layout, numbers: Sequence[int]) -> list[str]:
@@ -284,9 +290,9 @@ class _Rows:
             return _Cure(f"{state.far.name} keeps no optimizer state", whole, state.verb)
         if not self._is_bare and not (state.near.parts and state.far.parts):
             told = "a chain that does not tell its parts: any of the other side's may be it"
-            return _Cure(f"{told}; say which with a move")
+            return _Cure(f"{told}; say which with a move, or read both with infer(..., tx=tx)")
         if state.near.initial is None:
-            return _Cure(f"declare {state.near.name} with its transformation, and it can be reset")
+            return _Cure(_untold(state))
         reset = (self._resets.of_row(row),)
         free = self._free.get(called, ())
         if any(other.default == Init() for other in free):

@@ -1,0 +1,136 @@
+"""The parts of an optimizer state that was read off a tree, where the transformation that made it is given.
+
+A tree that was saved, or is an ``nnx.State``, has lost the classes of its chain: a layout that is read off it has no parts,
+and no lens can tell where one went in a chain that has grown. The transformation tells them, as it does for a schema.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from ckpt_schema._frameworks.envelopes import Envelope
+from ckpt_schema._frameworks.state_names import OPTIMIZER_STATE, USUAL_COLLECTION, WEIGHTS
+from ckpt_schema._frameworks.states import optimizer
+from ckpt_schema._frameworks.variables import Variables, is_param
+from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.fields import Body, OptimizerTable
+from ckpt_schema._layouts.kinds import Dicts, Untold
+from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.table import Layout, Node, Part, Row, verify_table
+from ckpt_schema._trees.conformance import check
+from ckpt_schema._trees.containers import Tree
+from ckpt_schema.errors import Mismatch, SchemaError
+
+__all__ = ["with_parts"]
+
+
+def with_parts(table: Layout, tree: Tree, tx: Any, kinds: Envelope) -> Layout:
+    """A layout that was read off a tree, its optimizer state as a transformation makes it.
+
+    Args:
+        table: The layout.
+        tree: The tree.
+        tx: The transformation.
+        kinds: Where the tree keeps what.
+
+    Raises:
+        SchemaError: The tree has no optimizer state, or one that this transformation does not make.
+    """
+    if kinds.optimizer is None:
+        expected = "a train state, of which it made the optimizer's"
+        hint = "leave tx= out, or give infer the whole train state"
+        fault = Mismatch("tx", "argument", expected, "no optimizer state that infer knows", hint)
+        raise SchemaError(f"no layout ({table.name}) can be read off the tree", [fault])
+    wrong: SchemaError | None = None
+    head = _head(kinds)
+    for trained in _trained(table, head):
+        try:
+            made = _made(table, tx, kinds, trained, head)
+        except SchemaError as error:
+            wrong = wrong or error
+            continue
+        report = check(made, tree)
+        if report.ok:
+            return made
+        header = f"the optimizer state of {table.name} is not one that tx= makes"
+        wrong = wrong or SchemaError(header, report.mismatches, report.notes)
+    assert wrong is not None
+    raise wrong
+
+
+def _trained(table: Layout, head: KeyPath) -> Iterator[list[Row]]:
+    """What an optimizer may have been given: the params, as most are; what it keeps something for; or all."""
+    weights = [row for row in table.rows if row.path[:1] == (WEIGHTS,) and row.body == 1]
+    mirrored = {row.mirrors for row in table.rows if row.mirrors}
+    yield [row for row in weights if _is_param(row)]
+    if mirrored:
+        yield [row for row in weights if "/".join(row.path) in mirrored]
+    yield [row for row in weights if row.key[: len(head)] == head and not row.leaf.is_key]
+
+
+def _is_param(row: Row) -> bool:
+    """Whether a leaf is a param as far as its kind tells, or where it is of none, its dtype."""
+    if isinstance(row.kind, type):
+        return is_param(row.kind)
+    if row.kind is not None:
+        return row.kind == USUAL_COLLECTION
+    return not row.leaf.is_key and jnp.issubdtype(leaves.dtype_of(row.leaf.dtype), jnp.inexact)
+
+
+def _head(kinds: Envelope) -> KeyPath:
+    """Where the tree stands that a transformation was given.
+
+    What mirrors the params says so: a whole variables dict, or the params in it.
+    """
+    prefix = kinds.weights[0][0]
+    is_whole = len(prefix) > 1 and all(key[-1:] == prefix[-1:] for key in kinds.mirrors)
+    return prefix[:-1] if is_whole else prefix
+
+
+def _made(table: Layout, tx: Any, kinds: Envelope, trained: Sequence[Row], head: KeyPath) -> Layout:
+    """The layout with the state that a transformation makes for some params, given the tree at ``head``."""
+    framework, wrt = _framework(table, trained)
+    spec = optimizer(tx, of=WEIGHTS, wrt=wrt, root=paths.format_path(head))
+    body = Body(WEIGHTS, kinds.weights[0][0], tuple(trained), framework)
+    state: OptimizerTable = spec.state(table.name, kinds.optimizer or (), body)
+    home = kinds.optimizer or ()
+    rows = [row for row in table.rows if not row.optimizer]
+    rows += [_below(row, home) for row in state.rows]
+    nodes = [node for node in table.nodes if node.key[: len(home)] != home]
+    nodes += (
+        dataclasses.replace(node, key=(*home, *node.key)) for node in _nodes(table, state, kinds)
+    )
+    parts = tuple(Part((OPTIMIZER_STATE, *part.path), part.type) for part in state.parts)
+    made = dataclasses.replace(
+        table, rows=tuple(rows), nodes=tuple(nodes), parts=parts, initial=state.initial
+    )
+    return verify_table(made)
+
+
+def _framework(table: Layout, trained: Sequence[Row]) -> tuple[Dicts, Any]:
+    """What the leaves of a model are, and what is trained of those that are given: all."""
+    if table.container == "nnx":
+        return Variables(), ...
+    collections = sorted({row.kind for row in trained if row.kind is not None})
+    return (Dicts(), collections) if collections else (Untold(), None)
+
+
+def _nodes(table: Layout, state: OptimizerTable, kinds: Envelope) -> Iterator[Node]:
+    """The containers of the state: of NNX those that the tree has, for its chain is of dicts."""
+    home = kinds.optimizer or ()
+    if table.container == "nnx" or kinds.weights[0][1] is None:
+        own = [node for node in table.nodes if node.key[: len(home)] == home]
+        yield from (dataclasses.replace(node, key=node.key[len(home) :]) for node in own)
+    else:
+        yield from state.nodes
+
+
+def _below(row: Row, home: KeyPath) -> Row:
+    """A row of the state, seen from the root."""
+    body = None if row.body is None else 1 + row.body
+    path, key = (OPTIMIZER_STATE, *row.path), (*home, *row.key)
+    return dataclasses.replace(row, path=path, key=key, body=body, optimizer=1)
