@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.axis_rules import repeat as repeat
     from ckpt_schema._lens.axis_rules import replicated as replicated
     from ckpt_schema._lens.derived_lens import derive as derive
+    from ckpt_schema._lens.fold_rules import total as total
     from ckpt_schema._lens.lens import Lens as Lens
     from ckpt_schema._lens.registry import Registry as Registry
     from ckpt_schema._lens.rules import apart as apart
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.rules import rename as rename
     from ckpt_schema._lens.rules import reset as reset
     from ckpt_schema._lens.rules import tie as tie
-    from ckpt_schema._lens.rules import total as total
     from ckpt_schema._lens.value_rules import cast as cast
     from ckpt_schema._lens.value_rules import scale as scale
     from ckpt_schema._lens.value_rules import shift as shift
@@ -113,6 +113,7 @@ _HOMES = {
     "_lens.derived_lens": ("derive",),
     "_lens.lens": ("Lens",),
     "_lens.registry": ("Registry",),
+    "_lens.fold_rules": ("total",),
     "_lens.axis_rules": ("flip", "pad", "repeat", "replicated"),
     "_lens.rules": (
         "apart",
@@ -124,7 +125,6 @@ _HOMES = {
         "rename",
         "reset",
         "tie",
-        "total",
     ),
     "_frameworks.kept_states": ("kept",),
     "_lens.value_rules": ("cast", "scale", "shift"),

@@ -91,6 +91,7 @@ ORDER = """
     _lens.spelled_axes
     _lens.axis_rules
     _lens.value_rules
+    _lens.fold_rules
     _lens.rules
     _lens.ancestry
     _lens.derive
@@ -104,7 +105,7 @@ ORDER = """
     _lens.derive.bounds
     _lens.derive.joins
     _lens.losses
-    _lens.derive.totals
+    _lens.derive.folded_rows
     _lens.derive.view_names
     _lens.derive.levels
     _lens.derive.repeats
@@ -138,9 +139,10 @@ ORDER = """
     _lens.arrays.moves
     _lens.arrays.shardings
     _lens.arrays.programs
-    _lens.arrays.addition
+    _lens.arrays.fold_arithmetic
     _lens.arrays.execution
     _lens.arrays.checks
+    _lens.arrays.fold_tasks
     _lens.arrays.own_bits
     _lens.arrays.tie_checks
     _lens.arrays.donation
@@ -148,10 +150,10 @@ ORDER = """
     _lens.plan
     _lens.plan.new_leaves
     _lens.plan.tasks
+    _lens.plan.folded_leaves
     _lens.plan.labels
     _lens.plan.outline
     _lens.plan.plan
-    _lens.plan.sum_leaves
     _lens.plan.fallback_leaves
     _lens.plan.pieces
     _lens.plan.refusals

@@ -61,7 +61,6 @@ def test_without_a_word_the_way_back_is_refused() -> None:
     other = {"bias": np.float32([3, 4])}
     refused(
         lambda: ALONE.put(other, onto=TREE),
-        "a sum does not tell its parts",
         "bias_hh  expected a rule that says what becomes of all parts but one, found none",
         "private('bi', 0.0)",
     )
@@ -187,6 +186,9 @@ def test_it_is_restored_and_saved(tmp_path: Path) -> None:
     model = nnx.State({"bias": nnx.Param(jnp.zeros(2))})
     found = cs.orbax.restore(tmp_path / "torch", model, lens)
     same(np.asarray(found["bias"].get_value()), TREE["bias_ih"] + TREE["bias_hh"])
+    given = nnx.State({"bias": nnx.Param(jnp.zeros(2))})
+    freed = cs.orbax.restore(tmp_path / "torch", given, lens, donate_target=True)
+    same(freed, found)
     cs.orbax.save(tmp_path / "again", found, lens)
     again = cs.orbax.load(tmp_path / "again")
     same(np.asarray(again["bias_hh"]), np.asarray(found["bias"].get_value()))
@@ -241,7 +243,7 @@ def test_a_sum_that_cannot_be_is_an_error(source: Any, view: Any, rules: Any, wo
 
 
 def test_lenses_do_not_compose_over_the_parts() -> None:
-    refused(lambda: BACK >> LENS, "the parts of a sum would be forgotten between the lenses")
+    refused(lambda: BACK >> LENS, "parts would be forgotten between the lenses")
     onward = cs.derive(Flax, One0, rules=[cs.rename("bias", "b")])
     same((LENS >> onward).get(TREE), {"b": TREE["bias_ih"] + TREE["bias_hh"]})
     same((LENS >> onward).put({"b": np.float32([3, 4])}, onto=TREE)["bias_hh"], np.float32([2, 2]))
@@ -275,13 +277,70 @@ def test_a_sum_beyond_all_numbers_is_refused() -> None:
     assert np.isinf(LENS.get(infinite)["bias"]).all()
 
 
-def test_leaves_are_not_taken_one_by_one(tmp_path: Path) -> None:
+# --- Leaf by leaf  ---
+
+
+def test_a_stream_and_a_transfer_have_what_get_has() -> None:
+    tree, wanted = cells(3), STACKED.get(cells(3))
+    found = dict(STACKED.stream(tree))
+    same(found["layers/bias"], wanted["layers"]["bias"])
+    back = dict(STACKED.__invert__().stream(wanted))
+    same(back["layers_1/bh"], wanted["layers"]["bias"][1])
+    same(back["layers_1/bi"], jnp.zeros(3))
+    here = jax.tree.map(jnp.asarray, tree)
+    there = jax.tree.map(lambda leaf: jax.device_put(leaf, jax.devices()[1]), STACKED.get(here))
+    empty = jax.tree.map(jnp.zeros_like, there)
+    moved = STACKED.transfer(here, empty, donate_onto=True)
+    same(moved, there)
+    same(STACKED.put(moved, onto=here), here)
+    assert moved["layers"]["bias"].sharding == there["layers"]["bias"].sharding
+
+
+def test_a_checkpoint_is_converted_either_way(tmp_path: Path) -> None:
     cs.orbax.save(tmp_path / "torch", jax.tree.map(jnp.asarray, TREE))
+    done = cs.orbax.convert(tmp_path / "torch", tmp_path / "flax", ALONE, verify=True)
+    assert (done.moved, done.edited, done.made) == (0, 1, 0)
+    found = cs.orbax.load(tmp_path / "flax")
+    same(np.asarray(found["bias"]), TREE["bias_ih"] + TREE["bias_hh"])
+    cs.orbax.convert(tmp_path / "flax", tmp_path / "again", LENS)
+    again = cs.orbax.load(tmp_path / "again")
+    left = np.asarray(found["bias"]) - TREE["bias_ih"]  # which had been kept beside the state
+    same(jax.tree.map(np.asarray, again), {**TREE, "bias_hh": left})
+    convert = cs.orbax.convert
+    refused(lambda: convert(tmp_path / "flax", tmp_path / "no", ALONE), "becomes of all parts")
+
+
+class Dotted(cs.Schema, joined="."):
+    """An LSTM's biases in a file of torch."""
+
+    bi: Float32[Array, " hidden"] = cs.field(key="rnn.bias_ih")
+    bh: Float32[Array, " hidden"] = cs.field(key="rnn.bias_hh")
+
+
+def test_a_folder_of_hugging_face_is_read_and_written(tmp_path: Path) -> None:
+    lens = cs.derive(Dotted, Flax, rules=[SUM, cs.private("bi", cs.own)])
+    file = {"rnn.bias_ih": TREE["bias_ih"], "rnn.bias_hh": TREE["bias_hh"]}
+    cs.hf.save(tmp_path / "torch", file)
+    found = cs.hf.restore(tmp_path / "torch", {"bias": jnp.zeros(2)}, lens)
+    same(np.asarray(found["bias"]), TREE["bias_ih"] + TREE["bias_hh"])
+    cs.hf.save(tmp_path / "same", found, lens, onto=cs.hf.load(tmp_path / "torch"))
+    same(cs.hf.load(tmp_path / "same"), file)  # the sum is as it was, and so are its parts
+    cs.hf.save(tmp_path / "other", {"bias": found["bias"] + 1}, lens, onto=file)
+    left = np.asarray(found["bias"]) + 1 - TREE["bias_ih"]
+    same(cs.hf.load(tmp_path / "other"), {**file, "rnn.bias_hh": left})
+
+
+def test_what_is_given_up_is_freed_and_what_is_wrong_is_told_before() -> None:
+    tree = jax.tree.map(jnp.asarray, TREE)
+    wanted = LENS.get(TREE)
+    same(jax.tree.map(np.asarray, LENS.get(tree, donate=True)), wanted)
+    assert tree["bias_hh"].is_deleted() and tree["bias_ih"].is_deleted()
+    huge = jax.tree.map(lambda x: jnp.full_like(x, 3e38), cells(2))
     refused(
-        lambda: cs.orbax.convert(tmp_path / "torch", tmp_path / "flax", LENS),
-        "a part of a sum",
-        "translate the whole tree",
+        lambda: STACKED.get(huge, donate=True),
+        "layers_{0,1}/bh  2 leaves: expected a finite number",
     )
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(huge))
 
 
 def test_it_is_written_as_text() -> None:

@@ -12,7 +12,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.fields import series
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Series
-from ckpt_schema._lens import axis_rules, value_rules
+from ckpt_schema._lens import axis_rules, fold_rules, value_rules
 from ckpt_schema._lens import rules as words
 from ckpt_schema._lens.rules import Rule, VariableKind
 from ckpt_schema._messages.text import shown
@@ -91,7 +91,7 @@ _WRITTEN: Mapping[type, tuple[str, Callable[[Any], _Said]]] = {
             "axes": _axes(r),
         },
     ),
-    words.Total: (
+    fold_rules.Total: (
         "total",
         lambda r: {"whole": _path(r.whole), "parts": [*map(_path, r.parts)]},
     ),
@@ -179,7 +179,7 @@ _READ: Mapping[str, tuple[Callable[..., Any], Mapping[str, str]]] = {
         words.fuse,
         {"whole": "text", "parts": "texts", "axis?": "text", "axes?": "text"},
     ),
-    "total": (words.total, {"whole": "text", "parts": "texts"}),
+    "total": (fold_rules.total, {"whole": "text", "parts": "texts"}),
     "series": (_series, {"members": "texts", "name": "text"}),
     "flip": (axis_rules.flip, {"path": "path", "dim": "text"}),
     "pad": (

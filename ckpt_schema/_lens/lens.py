@@ -14,19 +14,18 @@ from ckpt_schema._layouts.table import Layout, called
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.axis_rules import Padding
 from ckpt_schema._lens.derive.composition import compose, verify_alike
+from ckpt_schema._lens.derive.folded_rows import (
+    NO_FOLDS,
+    FoldedRows,
+    as_renames,
+    fold_losses,
+    folded_rows,
+    verify_no_folds_between,
+)
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.lists import join
 from ckpt_schema._lens.derive.served_weights import unserved, warn_of_unserved
 from ckpt_schema._lens.derive.spelled_rows import as_read
-from ckpt_schema._lens.derive.totals import (
-    NO_SUMS,
-    Sums,
-    as_renames,
-    sum_losses,
-    summed,
-    verify_no_sums,
-    verify_no_sums_between,
-)
 from ckpt_schema._lens.derive.view_names import (
     as_called,
     common_names,
@@ -39,7 +38,6 @@ from ckpt_schema._lens.leaf_feed import CHUNK_BYTES, fed, transferred
 from ckpt_schema._lens.lens_table import LensTable
 from ckpt_schema._lens.losses import losses
 from ckpt_schema._lens.plan.plan import Plan
-from ckpt_schema._lens.plan.sum_leaves import through_sums
 from ckpt_schema._lens.plan.translation import Translator
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.step_dtypes import (
@@ -65,7 +63,7 @@ class Lens:
         joins: Which row of the source is which row of the view, and what is edited on the way.
         dims: Sizes bound beforehand, in elements.
         derivations: What it was derived from; of a composed lens, in the order they are gone through.
-        sums: Rows of the source, and of the view, that have the sum of several.
+        folds: Rows of the source, and of the view, that stand for what is computed of several.
     """
 
     source: Layout
@@ -73,7 +71,7 @@ class Lens:
     joins: tuple[Join, ...]
     dims: Mapping[str, int] = dataclasses.field(default_factory=dict[str, int])
     derivations: tuple[Derivation, ...] = ()
-    sums: Sums = NO_SUMS
+    folds: FoldedRows = NO_FOLDS
 
     @functools.cached_property
     def joined(self) -> tuple[frozenset[int], frozenset[int]]:
@@ -122,7 +120,7 @@ class Lens:
         """
         verify_one_dtype(self.source, self.view, "a loss")
         found = dict(losses(self.source, self.view, self.joins))
-        for path, what in sum_losses((self.source, self.view), self.sums, self.joins).items():
+        for path, what in fold_losses((self.source, self.view), self.folds, self.joins).items():
             found[path] = f"{found[path]}; {what}" if path in found else what
         return found
 
@@ -175,21 +173,7 @@ class Lens:
             DerivationError: What rules say of a leaf cannot be done to floats as narrow as these.
         """
         warn_of_unserved(self._dropped[0], s)
-        how: dict[str, Any] = {"donate": donate, "drop": drop, "dtype": dtype}
-        if not any(self.sums):
-            return self._forward(s, onto, **how)
-        return self._with_sums(s, onto, own=True, **how)
-
-    def _with_sums(self, tree: Tree, onto: Tree | None, *, own: bool, **how: Any) -> Tree:
-        """What `get` gives, where a side has sums."""
-
-        def run(s: Tree, v: Tree | None) -> Tree:
-            return self._forward(s, v, **how)
-
-        def back(v: Tree, s: Tree | None) -> Tree:
-            return self._turned._with_sums(v, s, own=False, donate=False, drop=True, dtype=None)
-
-        return through_sums(self, run, back, tree, onto, own=own)
+        return self._forward(s, onto, donate=donate, drop=drop, dtype=dtype)
 
     @functools.cached_property
     def _turned(self) -> Lens:
@@ -211,10 +195,7 @@ class Lens:
     ) -> Tree:
         """The source of ``v``: `get` in the other direction, with the same rules."""
         warn_of_unserved(self._dropped[1], v)
-        how: dict[str, Any] = {"donate": donate, "drop": drop, "dtype": dtype}
-        if not any(self.sums):
-            return self._backward(v, onto, **how)
-        return self._turned._with_sums(v, onto, own=True, **how)
+        return self._backward(v, onto, donate=donate, drop=drop, dtype=dtype)
 
     def stream(
         self,
@@ -256,7 +237,6 @@ class Lens:
             >>> [(name, x.shape) for name, x in lens.stream({"kernel": jnp.ones((2, 3))})]
             [('weight', (3, 2))]
         """
-        verify_no_sums((self.source, self.view), self.sums)
         plan, found, kept = self._forward.plan(s, onto, drop=drop, dtype=dtype)
         return fed(plan, self.view, s, found, kept)
 
@@ -289,7 +269,6 @@ class Lens:
         Raises:
             ConformanceError: As `get` does, before anything is made or freed.
         """
-        verify_no_sums((self.source, self.view), self.sums)
         plan, found, kept = self._forward.plan(s, onto, drop=drop)
         return transferred(plan, s, found, kept, chunk_bytes=chunk_bytes, donate_onto=donate_onto)
 
@@ -399,8 +378,8 @@ class Lens:
         """The lens in the other direction: its ``get`` is this lens's `put`."""
         joins = tuple(j.inverse for j in self.joins)
         origins = tuple(each.inverse for each in reversed(self.derivations))
-        sums = self.sums[1], self.sums[0]
-        return Lens(self.view, self.source, joins, self.dims, origins, sums)
+        folds = self.folds[1], self.folds[0]
+        return Lens(self.view, self.source, joins, self.dims, origins, folds)
 
     def __rshift__(self, other: Lens) -> Lens:
         """First this lens, then ``other``, without the layout between them ever being built.
@@ -412,7 +391,7 @@ class Lens:
         Raises:
             DerivationError: With every row in which this lens's view differs from the other's source.
         """
-        verify_no_sums_between((self.view, self.sums[1]), (other.source, other.sums[0]))
+        verify_no_folds_between((self.view, self.folds[1]), (other.source, other.folds[0]))
         other = other.renamed(as_called(other.source, self.view))
         if self.is_open or other.is_open:
             verify_alike(self.view, other.source)
@@ -421,8 +400,8 @@ class Lens:
             return _gone_through(steps, sizes)
         other = other.beside(self)
         dims, derivations = {**self.dims, **other.dims}, (*self.derivations, *other.derivations)
-        sums = self.sums[0], other.sums[1]
-        return Lens(*compose(self, other), dims=dims, derivations=derivations, sums=sums)
+        folds = self.folds[0], other.folds[1]
+        return Lens(*compose(self, other), dims=dims, derivations=derivations, folds=folds)
 
     def beside(self, first: Lens) -> Lens:
         """This lens, to come after ``first``: dims of its view that mean others there have names of their own."""
@@ -443,7 +422,7 @@ class Lens:
             renamed_joins(self.joins, names),
             {names.get(name, name): size for name, size in self.dims.items()},
             tuple(each.renamed(names) for each in self.derivations),
-            self.sums,
+            self.folds,
         )
 
     def __repr__(self) -> str:
@@ -506,7 +485,6 @@ def planned(lens: Lens, tree: Tree, onto: Tree | None) -> Plan:
     Raises:
         ConformanceError: As `Lens.dry_run` does.
     """
-    verify_no_sums((lens.source, lens.view), lens.sums)
     return lens._forward.compile(tree, onto, abstract=False)[0]  # pyright: ignore[reportPrivateUsage]
 
 
@@ -530,5 +508,5 @@ def joined_lens(
         each = tuple(rules)
     found = tuple(pair for one in joins for pair in one.pairs)
     made = Derivation(left, right, each, pairs=found if pairs is None else pairs)
-    sums = summed((left, right), wanted, joins)
-    return Lens(left, right, joins, derivations=(made,), sums=sums)
+    folds = folded_rows((left, right), wanted, joins)
+    return Lens(left, right, joins, derivations=(made,), folds=folds)

@@ -43,7 +43,7 @@ class LensTable:
     def __init__(self, lens: Joined, losses: Mapping[str, str]) -> None:
         self._tables = lens.source, lens.view
         self._losses = losses
-        self._sums = lens.sums
+        self._folds = lens.folds
         pairs = [pair for join in lens.joins for pair in join.pairs]
         joined = [{pair[side] for pair in pairs} for side in (0, 1)]
         self.joined = [self._line(join) for join in lens.joins]
@@ -57,12 +57,12 @@ class LensTable:
         said = [described(join, (source.rows, view.rows))]
         if any(join.compares):  # it is a copy of what another carries
             said.append("tied")
-        for table, sums, rows in zip(
-            self._tables, self._sums, (join.sources, join.views), strict=True
+        for table, folds, rows in zip(
+            self._tables, self._folds, (join.sources, join.views), strict=True
         ):
-            for one in sums:
+            for one in folds:
                 if one.row in rows:
-                    said.append(f"the sum of {_keys(table, (one.row, *one.others))}")
+                    said.append(one.kind.told(_keys(table, one.parts)))
         if any("/".join(view.rows[number].path) in self._losses for number in join.views):
             said.append("not exact")
         row = view.rows[join.views[0]] if join.views else source.rows[join.sources[0]]

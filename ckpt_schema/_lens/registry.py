@@ -244,7 +244,7 @@ def _alone(lens: Lens) -> dict[str, str]:
     """The rows that have no partner, by key path, and what they are then."""
     alone: dict[str, str] = {}
     for side, table in enumerate((lens.source, lens.view)):
-        added = {other: one.row for one in lens.sums[side] for other in one.others}
+        added = {other: one.row for one in lens.folds[side] for other in one.others}
         for number, row in enumerate(table.rows):
             if number not in lens.joined[side]:
                 whole = table.rows[added[number]].key if number in added else ()

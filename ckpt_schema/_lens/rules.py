@@ -18,6 +18,7 @@ from ckpt_schema._layouts.leaves import Default
 from ckpt_schema._layouts.paths import LogicalPath, VariableKind, rule_path
 from ckpt_schema._layouts.table import Series
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Replicated, Reverse
+from ckpt_schema._lens.fold_rules import FoldRule
 from ckpt_schema._lens.spelled_axes import ARROW, SpelledAxes, parse_spelled
 from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
 from ckpt_schema._lens.wellformed import default_of, not_well_formed, one_dim, verify_paths
@@ -36,7 +37,6 @@ __all__ = [
     "Rounding",
     "Rule",
     "Tie",
-    "Total",
     "VariableKind",
     "apart",
     "fuse",
@@ -47,7 +47,6 @@ __all__ = [
     "rename",
     "reset",
     "tie",
-    "total",
     "verify_rules",
 ]
 
@@ -191,20 +190,6 @@ class Fuse:
     __repr__ = __str__
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Total:
-    """See `total`."""
-
-    whole: LogicalPath
-    parts: tuple[LogicalPath, ...]
-
-    def __str__(self) -> str:
-        """The rule as it is written."""
-        return f"total({'/'.join(self.whole)!r}, {['/'.join(part) for part in self.parts]})"
-
-    __repr__ = __str__
-
-
 Rule = (
     Rename
     | Private
@@ -214,7 +199,7 @@ Rule = (
     | RawKey
     | Tie
     | Fuse
-    | Total
+    | FoldRule
     | Series
     | Reverse
     | Padding
@@ -462,40 +447,6 @@ def fuse(
         shared,
         None if axes is None else parse_spelled("fuse", axes, len(several)),
     )
-
-
-def total(whole: str, parts: Sequence[str]) -> Total:
-    """A rule: the leaf at ``whole`` of one side is the sum of several of the other, as the bias of a cell that has two there.
-
-    The sum is rounded, and does not tell its parts. So the way back is an error until it is said what becomes of all
-    parts but one: ``private("bias_ih", 0.0)`` takes it from ``onto``, else it is 0, and ``private("bias_ih", own)`` takes it
-    from ``onto`` alone. The last part then has what is left. Parts of which the sum is as it was are as they were, whatever
-    is said.
-
-    What an optimizer keeps for the parts does not follow: it takes a `reset`.
-
-    Args:
-        whole: The logical path of the leaf or node that is the sum, in the words of the side that has it.
-        parts: Those of its parts, in the words of theirs; they are alike in dims, dtype and layers.
-
-    Returns:
-        The rule.
-
-    Raises:
-        SchemaError: A path is no string, or there are not several parts, or one is there twice.
-
-    Example:
-        >>> print(total("bias", ["bias_ih", "bias_hh"]))
-        total('bias', ['bias_ih', 'bias_hh'])
-    """
-    several: list[str] = list(parts) if isinstance(parts, (list, tuple)) else []
-    verify_paths("total", whole=whole, **{f"parts[{n}]": part for n, part in enumerate(several)})
-    if len(several) < 2 or len({*several}) < len(several):
-        expected = "the paths of at least two leaves, each once"
-        hint = 'such as total("bias", ["bias_ih", "bias_hh"])'
-        fault = Mismatch("parts", "declaration", expected, repr(parts), hint)
-        raise not_well_formed("total", fault)
-    return Total(rule_path(whole), tuple(map(rule_path, several)))
 
 
 def verify_rules(rules: object) -> None:

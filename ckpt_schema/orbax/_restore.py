@@ -480,7 +480,7 @@ def _wanted(disk: DiskTree, place: Fit, expected: Tree, side: Lens, match: Match
     present = {number for number, _ in match.slots}
     rows = {before for join in side.joins for before, after in join.pairs if after in present}
     rows.update(other for number, other in fallback_values(side.source).items() if number in rows)
-    rows.update(other for one in side.sums[0] if one.row in rows for other in one.others)
+    rows.update(other for one in side.folds[0] if one.row in rows for other in one.others)
     read = {position for (number, _), position in place.slots.items() if number in rows}
     flat = flatten(place.tree)
     goals = flat.treedef.flatten_up_to(expected)

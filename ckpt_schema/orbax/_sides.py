@@ -166,7 +166,7 @@ def toward(
 def interchangeable(lens: Lens) -> bool:
     """Whether a tree that conforms to both sides is the same tree on both, as a checkpoint keeps it."""
     rows = lens.source.rows, lens.view.rows
-    return not any(lens.sums) and all(
+    return not any(lens.folds) and all(
         only_moves(join, rows) and _stored(rows[0][a].key) == _stored(rows[1][b].key)
         for join in lens.joins
         for a, b in join.pairs

@@ -127,7 +127,7 @@ def backward(lens: Lens) -> Lens:
         there.joins,
         there.dims,
         there.derivations,
-        there.sums,
+        there.folds,
         forth=lens,
     )
 
@@ -347,7 +347,7 @@ def moved(lens: Lens, sizes: Mapping[str, int]) -> dict[Slot, list[Slot]]:
     """What only moves, with what it may be: of leaves that are tied, any, for they are equal."""
     found: dict[Slot, list[Slot]] = {}
     edited: set[Slot] = set()
-    summed = [{one.row for one in sums} for sums in lens.sums]
+    summed = [{one.row for one in rows} for rows in lens.folds]
     for _, made in applied(lens, sizes):
         added = any(slot[0] in summed[0] for slot in made.inputs)
         added = added or any(slot[0] in summed[1] for slot in made.results)

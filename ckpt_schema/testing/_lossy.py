@@ -130,7 +130,7 @@ def lost_more(lens: Lens, found: Tree, expected: Tree) -> Iterator[Mismatch]:
     for at, bound in sum_bounds(lens, theirs, right):
         slot = by_position[at]
         # Parts of a sum that nobody kept are no loss of what was added.
-        if lens.sums[0] or slot not in ours:
+        if lens.folds[0] or slot not in ours:
             continue
         if not is_within_bound(left[ours[slot]], right[at], bound):
             where = format_path(fill(lens.source.rows[slot[0]].key, slot[1]))

@@ -30,9 +30,9 @@ def naming(lens: Lens, s: Tree) -> None:
     What rules say of axes, parts, copies, padding and factors is said of the elements as well.
     """
     by_row, before, after = origins_of(lens), by_key(s), by_key(lens.get(s))
-    add_sums(lens.source, lens.sums[0], before, lens.dims)
-    add_sums(lens.view, lens.sums[1], after, lens.dims)
-    summed = [{one.row for one in sums} for sums in lens.sums]
+    add_sums(lens.source, lens.folds[0], before, lens.dims)
+    add_sums(lens.view, lens.folds[1], after, lens.dims)
+    summed = [{one.row for one in rows} for rows in lens.folds]
     starts = bases(lens.source, lens.dims)
     faults: list[Mismatch] = []
     for number, origin in by_row.items():

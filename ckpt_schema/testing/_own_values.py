@@ -35,8 +35,8 @@ def filled_lens(lens: Lens) -> Lens:
     source, view = (_filled(lens, side) for side in (0, 1))
     if (source, view) == (lens.source, lens.view):
         return lens
-    told = [tuple(dataclasses.replace(one, is_told=True) for one in sums) for sums in lens.sums]
-    return dataclasses.replace(lens, source=source, view=view, sums=(told[0], told[1]))
+    told = [tuple(dataclasses.replace(one, is_told=True) for one in rows) for rows in lens.folds]
+    return dataclasses.replace(lens, source=source, view=view, folds=(told[0], told[1]))
 
 
 def _filled(lens: Lens, side: int) -> Layout:

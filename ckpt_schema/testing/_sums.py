@@ -12,9 +12,10 @@ from ckpt_schema._layouts.leaves import Fill
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Slot
 from ckpt_schema._lens.ancestry import Derivation
-from ckpt_schema._lens.derive.totals import Summed
+from ckpt_schema._lens.derive.folded_rows import FoldedRow
+from ckpt_schema._lens.fold_rules import Total
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.rules import Private, Rename, Rule, Total
+from ckpt_schema._lens.rules import Private, Rename, Rule
 from ckpt_schema.testing._held import host
 from ckpt_schema.testing._named_arrays import Sizes, indices_of, key_of
 
@@ -49,7 +50,10 @@ def _stands(path: LogicalPath, part: LogicalPath) -> bool:
 
 
 def add_sums(
-    table: Layout, sums: Sequence[Summed], held: MutableMapping[tuple[str, ...], Any], sizes: Sizes
+    table: Layout,
+    sums: Sequence[FoldedRow],
+    held: MutableMapping[tuple[str, ...], Any],
+    sizes: Sizes,
 ) -> None:
     """Puts the sum of several rows in the place of one of them."""
     for one in sums:
@@ -98,13 +102,13 @@ def sum_bounds(
         slots: The positions of the leaves of each row.
         leaves: What they were.
     """
-    for one in lens.sums[0]:
+    for one in lens.folds[0]:
         for (number, indices), at in slots.items():
             if number == one.row:
                 others = [slots[other, indices] for other in one.others]
                 sizes = [_size(leaves[each]) for each in (at, *others)]
                 yield at, _bound(leaves[at], 2 * sum(sizes))
-    for one in lens.sums[1]:
+    for one in lens.folds[1]:
         defaults = [lens.view.rows[number].default for number in one.others]
         fills = [abs(float(each.value)) for each in defaults if isinstance(each, Fill)]
         rows = {source for join in lens.joins for source, view in join.pairs if view == one.row}

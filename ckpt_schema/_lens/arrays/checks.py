@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -26,8 +26,11 @@ _ABORTING = frozenset({"int2", "uint2"})
 these, and where it edits one that is on several devices."""
 
 
+_Task = TypeVar("_Task")
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
-class LeafTask:
+class LeafTask(Generic[_Task]):
     """A task, and the leaves that it is for.
 
     Attributes:
@@ -37,13 +40,13 @@ class LeafTask:
         paths: The key paths of the inputs.
     """
 
-    task: Task
+    task: _Task
     values: Sequence[Any]
     likes: Sequence[Any]
     paths: Sequence[str]
 
 
-def verify(given: Sequence[LeafTask]) -> None:
+def verify(given: Sequence[LeafTask[Task]]) -> None:
     """Raises unless every leaf can be taken as it is, and every value survives.
 
     Raises:
@@ -71,7 +74,7 @@ def narrowed(path: str, dtype: str) -> Mismatch | None:
 # --- Leaves that jax cannot take  ---
 
 
-def _refused(given: LeafTask) -> Iterator[Mismatch]:
+def _refused(given: LeafTask[Task]) -> Iterator[Mismatch]:
     values, names = given.values, given.paths
     if any(map(leaves.is_abstract, values)):
         return
@@ -89,7 +92,7 @@ def _refused(given: LeafTask) -> Iterator[Mismatch]:
     yield from faults
 
 
-def _ends(given: LeafTask) -> bool:
+def _ends(given: LeafTask[Task]) -> bool:
     """Whether moves of arrays of two bits would end the process."""
     arrays = [value for value in given.values if isinstance(value, jax.Array)]
     divided = any(not copy.turns and _divides(copy, given.task) for copy in given.task.copies)
@@ -135,7 +138,7 @@ def _ids(devices: set[Any]) -> str:
     return f"{next(iter(devices)).platform} {', '.join(map(str, numbers))}"
 
 
-def _too_wide(given: LeafTask) -> Iterator[Mismatch]:
+def _too_wide(given: LeafTask[Task]) -> Iterator[Mismatch]:
     """Leaves of 64 bits that jax would make narrower on the way, or where they go.
 
     NumPy moves its own.
@@ -151,7 +154,7 @@ def _too_wide(given: LeafTask) -> Iterator[Mismatch]:
 # --- Values that would be lost  ---
 
 
-def _faults(given: LeafTask) -> Iterator[Mismatch]:
+def _faults(given: LeafTask[Task]) -> Iterator[Mismatch]:
     told: set[int] = set()
     for check in given.task.checks:
         if check.source not in told:
@@ -211,7 +214,7 @@ def _count(region: _Region) -> int:
     return math.prod(size for size, _, _, turn in region[1] if turn is None)
 
 
-def _padding(given: LeafTask, check: Check) -> Iterator[Mismatch]:
+def _padding(given: LeafTask[Task], check: Check) -> Iterator[Mismatch]:
     """The first element of a padding that is no fill."""
     value, path = given.values[check.source], given.paths[check.source]
     axis, start = _end_of_axis(check)
@@ -250,7 +253,7 @@ def _end_of_axis(check: Check) -> tuple[int, int]:
     return axis, begins[axis]
 
 
-def _changed(given: LeafTask, copy: Copy, *, is_part: bool) -> Iterator[Mismatch]:
+def _changed(given: LeafTask[Task], copy: Copy, *, is_part: bool) -> Iterator[Mismatch]:
     """What a codec would change in a leaf, or in the part of it that is read."""
     value, path = given.values[copy.source], given.paths[copy.source]
     codec = copy.block.codec
@@ -303,7 +306,7 @@ def _read(value: Any, block: Block, task: Task, source: int, turns: Sequence[int
     return execution.run(inner, [value], [None])[0]
 
 
-def _unlike(given: LeafTask, result: int) -> Iterator[Mismatch]:
+def _unlike(given: LeafTask[Task], result: int) -> Iterator[Mismatch]:
     """Where what is compared is not what other copies write there.
 
     What is compared may be another part of the result than any one copy writes: it is written over
@@ -343,7 +346,7 @@ def _writer(copy: Copy, writers: Sequence[Copy]) -> Copy:
     return writers[0]
 
 
-def _at(given: LeafTask, copy: Copy, place: str, value: str) -> str | None:
+def _at(given: LeafTask[Task], copy: Copy, place: str, value: str) -> str | None:
     """A value with where it stands in what a copy reads.
 
     None if the copy has no such element, or reads keys.
@@ -371,7 +374,7 @@ def _at(given: LeafTask, copy: Copy, place: str, value: str) -> str | None:
     return f"{value} at [{spot}] of {given.paths[copy.source]}"
 
 
-def _made(given: LeafTask, result: int, writers: Sequence[Copy]) -> Any:
+def _made(given: LeafTask[Task], result: int, writers: Sequence[Copy]) -> Any:
     """One result of a task."""
     task = given.task
     fillings = [
@@ -382,7 +385,7 @@ def _made(given: LeafTask, result: int, writers: Sequence[Copy]) -> Any:
     return execution.run(alone, [placement.near(each) for each in given.values], [None])[0]
 
 
-def _written_over(made: Any, given: LeafTask, copy: Copy) -> Any:
+def _written_over(made: Any, given: LeafTask[Task], copy: Copy) -> Any:
     """A result with what is compared with it in its place."""
     kind = given.task.results[copy.result]
     other = dataclasses.replace(copy, source=1, result=0, compares=False)

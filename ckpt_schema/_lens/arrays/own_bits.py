@@ -21,6 +21,13 @@ from ckpt_schema._layouts import leaves
 from ckpt_schema._lens.arrays import checks, execution, programs
 from ckpt_schema._lens.arrays.blocks import Kind, Task
 from ckpt_schema._lens.arrays.comparison import difference, differs
+from ckpt_schema._lens.arrays.fold_tasks import (
+    AnyTask,
+    FoldTask,
+    folded_through,
+    run_task,
+    verify_tasks,
+)
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.jitted import Program
 from ckpt_schema.errors import ConformanceError
@@ -38,13 +45,13 @@ class Echo:
         stands: For each leaf that it makes, the number of the input that this stands beside, or None.
     """
 
-    task: Task
+    task: AnyTask
     inputs: tuple[int, ...]
     stands: tuple[int | None, ...]
 
 
 def with_own_bits(
-    task: Task,
+    task: AnyTask,
     echoes: Sequence[Echo],
     values: Sequence[Any],
     likes: Sequence[Any],
@@ -65,6 +72,24 @@ def with_own_bits(
     for echo in echoes:
         for at, found in _same(echo, values, pool).items():
             same[at] = found
+    if isinstance(task, Task):
+        return _own_or_made(task, same, values, likes, pool)
+    inner, flags = task.inner, task.of_wholes(same)
+
+    def through(wholes: Sequence[Any], goals: Sequence[Any]) -> list[Any]:
+        return _own_or_made(inner, flags, wholes, goals, pool)
+
+    return folded_through(task, values, likes, through)
+
+
+def _own_or_made(
+    task: Task,
+    same: Sequence[Any],
+    values: Sequence[Any],
+    likes: Sequence[Any],
+    pool: Sequence[Any],
+) -> list[Any]:
+    """What a task makes, with the own bits of what is made of inputs that are the same."""
     owners = [_owner(task, number, same) for number in range(len(task.results))]
     if all(owner is True for owner in owners):
         return list(likes)
@@ -76,19 +101,27 @@ def with_own_bits(
     return [_one_of(owner, *of) for owner, *of in each]
 
 
-def stays(echoes: Sequence[Echo], values: Sequence[Any], pool: Sequence[Any], count: int) -> bool:
+def stays(
+    task: AnyTask,
+    echoes: Sequence[Echo],
+    values: Sequence[Any],
+    pool: Sequence[Any],
+    count: int,
+) -> bool:
     """Whether all inputs still are what the other direction makes, so that no value is made anew.
 
     Args:
+        task: What is done.
         echoes: What the other direction makes of the leaves that results stand for.
         values: The inputs.
         pool: The leaves of both trees.
         count: How many inputs are of the tree that is translated.
     """
+    told = {at for at in task.told if at < count} if isinstance(task, FoldTask) else {*range(count)}
     found: dict[int, Any] = {}
     for echo in echoes:
         found |= _same(echo, values, pool)
-    return len(found) == count and all(flag is True for flag in found.values())
+    return found.keys() == told and all(flag is True for flag in found.values())
 
 
 def _same(echo: Echo, values: Sequence[Any], pool: Sequence[Any]) -> dict[int, Any]:
@@ -104,7 +137,7 @@ def _same(echo: Echo, values: Sequence[Any], pool: Sequence[Any]) -> dict[int, A
     likes = [None if at is None else values[at] for at in echo.stands]
     if not is_traced and not _is_defined(echo.task, given, likes):
         return {}
-    made = execution.run(echo.task, given, likes, pool)
+    made = run_task(echo.task, given, likes, pool)
     by_result: dict[int, Any] = {}
     for at, value in zip(echo.stands, made, strict=True):
         if at is not None and is_traced:
@@ -115,12 +148,12 @@ def _same(echo: Echo, values: Sequence[Any], pool: Sequence[Any]) -> dict[int, A
     return by_result
 
 
-def _is_defined(task: Task, values: Sequence[Any], likes: Sequence[Any]) -> bool:
+def _is_defined(task: AnyTask, values: Sequence[Any], likes: Sequence[Any]) -> bool:
     """Whether every value survives a task."""
     pairs = zip(values, task.inputs, strict=True)
     arrays = [leaves.materialized(value, kind.dtype) for value, kind in pairs]
     try:
-        checks.verify([checks.LeafTask(task, arrays, likes, [""] * len(arrays))])
+        verify_tasks([checks.LeafTask(task, arrays, likes, [""] * len(arrays))])
     except ConformanceError:
         return False
     return True

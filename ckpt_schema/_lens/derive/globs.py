@@ -18,6 +18,7 @@ from typing import Any
 from ckpt_schema._layouts.paths import LogicalPath, named, unquoted
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.scope import GlobPath, Scope
+from ckpt_schema._lens.fold_rules import Total
 from ckpt_schema._lens.rules import (
     Apart,
     Fuse,
@@ -27,7 +28,6 @@ from ckpt_schema._lens.rules import (
     Reset,
     Rule,
     Tie,
-    Total,
     VariableKind,
 )
 from ckpt_schema.errors import Mismatch

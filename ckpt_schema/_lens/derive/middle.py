@@ -12,9 +12,9 @@ from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.cells import Cell, Constant, ContradictionError, composed
 from ckpt_schema._lens.derive.bounds import SizeBounds
+from ckpt_schema._lens.derive.folded_rows import FoldedRows
 from ckpt_schema._lens.derive.joins import Join, joins_of
 from ckpt_schema._lens.derive.relations import undecided
-from ckpt_schema._lens.derive.totals import Sums
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["Joined", "through_the_middle"]
@@ -44,8 +44,8 @@ class Joined(Protocol):
         ...
 
     @property
-    def sums(self) -> Sums:
-        """Rows that have the sum of several."""
+    def folds(self) -> FoldedRows:
+        """Rows that stand for several."""
         ...
 
 

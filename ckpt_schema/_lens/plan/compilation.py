@@ -16,12 +16,15 @@ from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._layouts.leaves import Init, Leaf, Made
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Layout, Row, Slot, called, slots_of
+from ckpt_schema._lens.arrays.blocks import Task
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.arrays.own_bits import Echo
 from ckpt_schema._lens.codecs import is_undone
 from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.derive.middle import Joined
 from ckpt_schema._lens.plan import refusals
 from ckpt_schema._lens.plan.fallback_leaves import fallback_values, lost_copies, with_fallbacks
+from ckpt_schema._lens.plan.folded_leaves import FoldedLeaves, Unfolded
 from ckpt_schema._lens.plan.labels import Carried, Labelled, carried
 from ckpt_schema._lens.plan.plan import (
     Dropped,
@@ -59,6 +62,7 @@ class _Sources:
         Slot, leaves.Default | None
     ]  # what leaves hold that have no partner, others of their row having one
     filled: dict[Slot, leaves.Default]  # what those hold that are padding
+    untold: list[Mismatch]  # what stands for several, of which nothing tells the parts
 
     def fill(self, slot: Slot, place: int, key: KeyPath, row: Row) -> None:
         """Says where a slot comes from.
@@ -75,21 +79,17 @@ class _Sources:
 
 
 def compile_plan(
-    source: Layout,
-    view: Layout,
-    joins: Sequence[Join],
+    sides: Joined,
     tree: Match,
     onto: Match | None,
     sizes: Mapping[str, int],
     *,
     abstract: bool,
 ) -> Plan:
-    """The plan that takes trees like ``tree``, of layout ``source``, to layout ``view``.
+    """The plan that takes trees like ``tree`` from the left layout to the right one.
 
     Args:
-        source: The layout of what is translated.
-        view: The layout of the result.
-        joins: Which of the source's rows is which of the view's, and the edits between them.
+        sides: Both layouts, and which of the left one's rows is which of the right one's.
         tree: The tree that is translated, matched.
         onto: The tree whose container and private leaves the result takes, matched; or None.
         sizes: The dims as both trees bind them.
@@ -98,10 +98,11 @@ def compile_plan(
     Raises:
         ConformanceError: A leaf of the result has no source and no default, or a dim that is needed is unbound.
     """
+    source, view, joins = sides.source, sides.view, sides.joins
     wanted = _wanted(view, joins, tree, onto, sizes)
     base = len(tree.flat.leaves) + (len(onto.flat.leaves) if onto else 0)
     whole = with_fallbacks(tree, source, view, joins, onto)
-    sources = _sources(source, view, joins, whole, onto, sizes, base)
+    sources = _sources(sides, whole, onto, sizes, base)
     edited = base + sum(len(job.likes) for job in sources.jobs)
     makes: list[Make] = []
     places: dict[Slot, int] = {}
@@ -154,6 +155,8 @@ def compile_plan(
             faults.append(refusals.homeless(view.rows[number], (number, indices), abstract=False))
         else:
             places[number, indices] = place
+    if not faults and not abstract:
+        faults += sources.untold
     if faults:
         header = "{1} cannot be filled from {0}".format(*called(source, view))
         raise ConformanceError(header, with_mirrors(view, faults))
@@ -306,16 +309,15 @@ def _wanted(
 
 
 def _sources(
-    source: Layout,
-    view: Layout,
-    joins: Sequence[Join],
+    sides: Joined,
     tree: Match,
     onto: Match | None,
     sizes: Mapping[str, int],
     base: int,
 ) -> _Sources:
     """Where each slot of the result comes from, as far as joins tell."""
-    work = _Work(source, view, tree, onto, sizes, base)
+    source, view, joins = sides.source, sides.view, sides.joins
+    work = _Work(sides, tree, onto, sizes, base)
     present = {number for number, _ in tree.slots}
     for join in joins:
         if not present.isdisjoint(join.sources):  # or else an optional leaf that this tree lacks
@@ -339,16 +341,16 @@ class _Work:
 
     def __init__(
         self,
-        source: Layout,
-        view: Layout,
+        sides: Joined,
         tree: Match,
         onto: Match | None,
         sizes: Mapping[str, int],
         base: int,
     ) -> None:
-        self.rows = source.rows, view.rows
+        self.rows = sides.source.rows, sides.view.rows
+        self.folds = FoldedLeaves(self.rows, sides.folds, sizes)
         self.tree, self.onto, self.sizes = tree, onto, sizes
-        self.found = _Sources({}, [], [], [], {}, {}, {})
+        self.found = _Sources({}, [], [], [], {}, {}, {}, [])
         self.faults: list[Mismatch] = []
         self.used: set[Slot] = set()
         self._base = base
@@ -365,16 +367,17 @@ class _Work:
             self.faults += wrong
             return
         for made in applications(join, self.rows, self.sizes):
-            self.used.update(made.inputs)
+            parts = [part for slot in made.inputs for part in self.folds.parts(0, slot)]
+            self.used.update(parts)
             if not made.inputs:
                 self._add_alone(made)
                 continue
             if not made.results and not made.task.checks:  # private: nothing is asked of it
                 continue
-            lacking = [slot for slot in made.inputs if slot not in self.tree.slots]
+            lacking = [slot for slot in parts if slot not in self.tree.slots]
             if not lacking:
                 self._add(join, made)
-            elif len(lacking) < len(made.inputs):
+            elif len(lacking) < len(parts):
                 self.faults += (refusals.absent(self.rows[0][slot[0]], slot) for slot in lacking)
 
     def _add_alone(self, made: Application) -> None:
@@ -395,22 +398,24 @@ class _Work:
         if (
             result is not None
             and made.moves
+            and not self.folds.touch(made, 0)
             and not again
             and not _materialized(self.tree, positions[0], self.onto, result)
         ):
             self.found.fill(result, positions[0], key, self.rows[1][result[0]])
             self._moved.add(positions[0])
             return
-        self.found.jobs.append(self._job(join, made, positions))
-        for slot in made.results:
+        unfolded = self._unfolded(join, made)
+        self.found.jobs.append(self._job(join, made, unfolded))
+        for slot in unfolded.results:
             self.found.fill(slot, self._base, key, self.rows[1][slot[0]])
             self._base += 1
 
-    def _job(self, join: Join, made: Application, positions: tuple[int, ...]) -> Job:
-        """The job that makes them; what has no partner is kept from what the result goes onto."""
+    def _unfolded(self, join: Join, made: Application) -> Unfolded:
+        """What makes them; what has no partner is kept from what the result goes onto."""
         task, extra, open_ = made.onto(lambda slot: _has_value(self.onto, slot))
         if made.moves:
-            task = as_it_is(self.rows[0][made.inputs[0][0]], self.sizes)
+            task = self._as_it_is(0, made)
         for one in open_:
             slot = made.results[one.result]
             self.faults.append(refusals.homeless(self.rows[1][slot[0]], slot, abstract=False))
@@ -418,33 +423,48 @@ class _Work:
             self.faults.append(
                 refusals.gap(self.rows[1][made.results[number][0]], join, self.sizes)
             )
+        return self.folds.unfolded(made, task, extra, 0, lambda slot: _has_value(self.onto, slot))
+
+    def _as_it_is(self, side: int, made: Application) -> Task:
+        return as_it_is(self.rows[side][made.inputs[0][0]], self.sizes)
+
+    def _job(self, join: Join, made: Application, unfolded: Unfolded) -> Job:
+        """The job that makes them."""
+        positions = [self.tree.slots[slot] for slot in unfolded.inputs]
         keys = [self.tree.flat.keys[at] for at in positions]
         places, likes = list(positions), list[int | None]()
         if self.onto is not None:
-            likes += (self.onto.slots.get(slot) for slot in made.results)
-            places += (len(self.tree.flat.leaves) + self.onto.slots[slot] for slot in extra)
-            keys += (paths.fill(self.rows[1][slot[0]].key, slot[1]) for slot in extra)
+            likes += (self.onto.slots.get(slot) for slot in unfolded.results)
+            places += (len(self.tree.flat.leaves) + self.onto.slots[s] for s in unfolded.kept)
+            keys += (paths.fill(self.rows[1][slot[0]].key, slot[1]) for slot in unfolded.kept)
         spelled = tuple(paths.format_path(key) for key in keys)
-        likes = likes or [None] * len(made.results)
-        echoes = tuple(self._echoes(join, made))
-        return Job(task, tuple(places), spelled, tuple(likes), echoes, len(positions))
+        likes = likes or [None] * len(unfolded.results)
+        self.found.untold += refusals.all_untold(unfolded.untold)
+        echoes = tuple(self._echoes(join, made, unfolded))
+        return Job(unfolded.task, tuple(places), spelled, tuple(likes), echoes, len(positions))
 
-    def _echoes(self, join: Join, made: Application) -> Iterator[Echo]:
+    def _echoes(self, join: Join, made: Application, unfolded: Unfolded) -> Iterator[Echo]:
         """What the other direction makes of the leaves that results stand for, where that is not undone."""
-        if self.onto is None or all(is_undone(copy.block.codec) for copy in made.task.copies):
+        folds = [fold for slot in made.inputs if (fold := self.folds.of(0, slot)) is not None]
+        is_exact = all(is_undone(copy.block.codec) for copy in made.task.copies)
+        # What is computed is the same again of the same parts: only parts that were made may differ.
+        if self.onto is None or (is_exact and not folds) or not all(f.is_told for f in folds):
             return
-        place = {slot: number for number, slot in enumerate(made.inputs)}
+        place = {slot: number for number, slot in enumerate(unfolded.inputs)}
         for back in self._backward(join):
-            stands = tuple(place.get(slot) for slot in back.results)
-            if place.keys().isdisjoint(back.results):
-                continue
             task, extra, open_ = back.onto(lambda slot: slot in self.tree.slots)
-            if open_ or not all(_has_value(self.onto, slot) for slot in back.inputs):
+            if open_ or place.keys().isdisjoint(back.results):
+                continue
+            if back.moves:
+                task = self._as_it_is(1, back)
+            other = self.folds.unfolded(back, task, extra, 1, lambda s: s in self.tree.slots)
+            if not all(_has_value(self.onto, slot) for slot in other.inputs):
                 continue
             start = len(self.tree.flat.leaves)
-            inputs = [start + self.onto.slots[slot] for slot in back.inputs]
-            inputs += (self.tree.slots[slot] for slot in extra)
-            yield Echo(task, tuple(inputs), stands)
+            inputs = [start + self.onto.slots[slot] for slot in other.inputs]
+            inputs += (self.tree.slots[slot] for slot in other.kept)
+            stands = tuple(place.get(slot) for slot in other.results)
+            yield Echo(other.task, tuple(inputs), stands)
 
     def _backward(self, join: Join) -> Sequence[Application]:
         """What the other direction does to the leaves of a join."""

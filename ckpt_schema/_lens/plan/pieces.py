@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import leaves
-from ckpt_schema._lens.arrays import checks, execution, own_bits, tie_checks
+from ckpt_schema._lens.arrays import checks, own_bits, tie_checks
+from ckpt_schema._lens.arrays.fold_tasks import run_task, verify_tasks
 from ckpt_schema._lens.plan import new_leaves
 from ckpt_schema._lens.plan.plan import Job, Make, Plan, Restart, Same
 
@@ -143,7 +144,7 @@ def _with_kept(job: Job, results: tuple[int, ...], count: int) -> Piece:
     def run(values: Sequence[Any]) -> list[Any]:
         given = [values[place[at]] for at in job.inputs]
         own = [None if at is None else values[place[at]] for at in likes]
-        if not own_bits.stays(echoes, given, values, job.count):
+        if not own_bits.stays(job.task, echoes, given, values, job.count):
             _verify(job, given)
         return own_bits.with_own_bits(job.task, echoes, given, own, values, job.count)
 
@@ -156,13 +157,13 @@ def _edit(job: Job, values: Sequence[Any]) -> list[Any]:
 
 
 def _make(job: Job, values: Sequence[Any]) -> list[Any]:
-    return execution.run(job.task, values, [None] * len(job.likes)) if job.task.results else []
+    return run_task(job.task, values, [None] * len(job.likes)) if job.task.results else []
 
 
 def _verify(job: Job, values: Sequence[Any]) -> None:
     kinds = zip(values, job.task.inputs, strict=True)
     arrays = [leaves.materialized(value, kind.dtype) for value, kind in kinds]
-    checks.verify([checks.LeafTask(job.task, arrays, [None] * len(job.likes), job.paths)])
+    verify_tasks([checks.LeafTask(job.task, arrays, [None] * len(job.likes), job.paths)])
 
 
 def _default(make: Make, values: Sequence[Any]) -> list[Any]:

@@ -17,11 +17,11 @@ from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.leaves import Leaf, Made
 from ckpt_schema._layouts.pytrees import TreeDef
-from ckpt_schema._lens.arrays import checks, execution, own_bits, shardings, tie_checks
-from ckpt_schema._lens.arrays.blocks import Task
+from ckpt_schema._lens.arrays import checks, own_bits, shardings, tie_checks
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema._lens.arrays.donation import Donation
+from ckpt_schema._lens.arrays.fold_tasks import AnyTask, run_task, verify_tasks
 from ckpt_schema._lens.arrays.own_bits import Echo
 from ckpt_schema._lens.plan import new_leaves
 from ckpt_schema._lens.plan.outline import Outline, outline
@@ -152,7 +152,7 @@ class Job:
         count: How many inputs are the tree's; the others are onto's.
     """
 
-    task: Task
+    task: AnyTask
     inputs: tuple[int, ...]
     paths: tuple[str, ...]
     likes: tuple[int | None, ...]
@@ -330,18 +330,18 @@ class Plan:
     def verify(self, pool: Sequence[Any], kept: Sequence[Any]) -> None:
         """Raises unless every value survives, or is to be what ``onto`` has already."""
         try:
-            checks.verify(self._leaf_tasks(self.jobs, pool, kept))
+            verify_tasks(self._leaf_tasks(self.jobs, pool, kept))
         except ConformanceError:
             anew = [job for job in self.jobs if not _stays(job, pool)]
             if len(anew) == len(self.jobs):
                 raise
-            checks.verify(self._leaf_tasks(anew, pool, kept))
+            verify_tasks(self._leaf_tasks(anew, pool, kept))
 
     def _leaf_tasks(
         self, jobs: Sequence[Job], pool: Sequence[Any], kept: Sequence[Any]
-    ) -> list[checks.LeafTask]:
+    ) -> list[checks.LeafTask[AnyTask]]:
         """What is to be looked at."""
-        given: list[checks.LeafTask] = []
+        given: list[checks.LeafTask[AnyTask]] = []
         for job in jobs:
             likes = [None if at is None else kept[at] for at in job.likes]
             inputs = [
@@ -411,15 +411,14 @@ class Plan:
 def _results(job: Job, inputs: Sequence[Any], likes: Sequence[Any], pool: list[Any]) -> list[Any]:
     """What a job makes of its inputs."""
     if not job.echoes:
-        return execution.run(job.task, inputs, likes, pool)
+        return run_task(job.task, inputs, likes, pool)
     return own_bits.with_own_bits(job.task, job.echoes, inputs, likes, pool, job.count)
 
 
 def _stays(job: Job, pool: Sequence[Any]) -> bool:
     """Whether the inputs of a job still are what the other direction makes of what they go onto."""
-    return bool(job.echoes) and own_bits.stays(
-        job.echoes, [pool[at] for at in job.inputs], pool, job.count
-    )
+    inputs = [pool[at] for at in job.inputs]
+    return bool(job.echoes) and own_bits.stays(job.task, job.echoes, inputs, pool, job.count)
 
 
 def gatherer(positions: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:

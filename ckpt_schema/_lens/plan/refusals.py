@@ -9,11 +9,12 @@ from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.sizes import Size
 from ckpt_schema._layouts.table import Layout, Row, Slot
+from ckpt_schema._lens.arrays.fold_tasks import untold_parts
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._trees.conformance import Match
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["absent", "gap", "homeless", "not_read", "too_short", "unbound"]
+__all__ = ["absent", "all_untold", "gap", "homeless", "not_read", "too_short", "unbound"]
 
 
 def not_read(
@@ -124,3 +125,8 @@ def homeless(row: Row, slot: Slot, abstract: bool) -> Mismatch:
         "neither partner, onto nor default",
         "pass onto=, or give a default: field(default=...), private(path, ...), apart(path, ...)",
     )
+
+
+def all_untold(wholes: Sequence[tuple[str, str]]) -> list[Mismatch]:
+    """Leaves that stand for several where nothing tells the parts, with what to do of each."""
+    return [untold_parts(where, cure) for where, cure in wholes]

@@ -106,9 +106,7 @@ class Translator:
         sides = self._sides
         if self._is_open or dtype is not None:
             sides = self._closed(match.dtypes, self._dtypes(kept, dtype))
-        plan = compile_plan(
-            sides.source, sides.view, sides.joins, match, kept, binder.sizes, abstract=abstract
-        )
+        plan = compile_plan(sides, match, kept, binder.sizes, abstract=abstract)
         return plan, match.flat.leaves, [] if kept is None else kept.flat.leaves
 
     def _dtypes(self, kept: Match | None, dtype: Dtypes | None) -> _Rows:

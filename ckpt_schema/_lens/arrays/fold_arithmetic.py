@@ -1,4 +1,4 @@
-"""Leaves that are added element by element, and what is left of a sum."""
+"""What is computed of several leaves, and the parts of what was: sums, and what is left of them."""
 
 from __future__ import annotations
 
@@ -12,37 +12,52 @@ import numpy as np
 
 from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
-from ckpt_schema._lens.arrays.comparison import difference, differs
+from ckpt_schema._lens.fold_rules import FoldKind
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.jitted import Program
 
-__all__ = ["InfiniteError", "is_same", "minus", "one_of", "plus"]
+__all__ = ["InfiniteError", "unfolded_parts", "whole_of"]
 
 
 class InfiniteError(Exception):
     """A sum of finite numbers is none."""
 
 
-def plus(values: Sequence[Any], dtype: str) -> Any:
-    """The sum of leaves of one shape and dtype, in the order in which they are given.
+def whole_of(kind: FoldKind, parts: Sequence[Any], dtypes: Sequence[str]) -> Any:
+    """What is computed of leaves, in the order in which they are given.
 
     Args:
-        values: The leaves. The sum is where the first is, and abstract where one is.
-        dtype: What Python's numbers among them are.
+        kind: What is computed.
+        parts: The leaves. The whole is where the first is, and abstract where one is.
+        dtypes: What each is; Python's numbers among them become that.
 
     Raises:
         InfiniteError: It is no finite number where the leaves are.
 
     Example:
-        >>> plus([np.float32([1, 2]), np.float32([10, 20])], "float32")
+        >>> from ckpt_schema._lens.fold_rules import Addition
+        >>> both = [np.float32([1, 2]), np.float32([10, 20])]
+        >>> whole_of(Addition(), both, ["float32"] * 2)
         array([11., 22.], dtype=float32)
     """
-    return functools.reduce(functools.partial(_computed, dtype, True), values)
+    return functools.reduce(functools.partial(_computed, dtypes[0], True), parts)
 
 
-def minus(total: Any, values: Sequence[Any], dtype: str) -> Any:
-    """What is left of a sum without some of what was added; see `plus`."""
-    return functools.reduce(functools.partial(_computed, dtype, False), values, total)
+def unfolded_parts(
+    kind: FoldKind, whole: Any, others: Sequence[Any], dtypes: Sequence[str]
+) -> list[Any]:
+    """The parts that the way back makes of what was computed of them.
+
+    Args:
+        kind: What was computed.
+        whole: That.
+        others: The parts that it does not make.
+        dtypes: What each of all the parts is.
+
+    Raises:
+        InfiniteError: One is no finite number where the whole is.
+    """
+    return [functools.reduce(functools.partial(_computed, dtypes[0], False), others, whole)]
 
 
 def _computed(dtype: str, is_sum: bool, first: Any, second: Any) -> Any:
@@ -73,21 +88,3 @@ def _with_check(made: Any, one: Any, other: Any) -> tuple[Any, Any]:
 
 _SUM = Program(lambda one, other: _with_check(one + other, one, other))
 _DIFFERENCE = Program(lambda one, other: _with_check(one - other, one, other))
-
-
-def is_same(one: Any, other: Any) -> Any:
-    """Whether two leaves are equal to the last bit; under a trace that is traced, and abstract leaves are not."""
-    if one is other:
-        return True
-    both = one, other
-    if any(leaves.is_abstract(each) or leaves.is_deleted(each) for each in both):
-        return False
-    if any(isinstance(each, Tracer) for each in both):
-        pair = [jax.lax.stop_gradient(jnp.asarray(each)) for each in both]
-        return ~differs(*pair).any()
-    return difference(one, other) is None
-
-
-def one_of(flag: Any, yes: Any, no: Any) -> Any:
-    """One of two leaves, by a flag that may be traced."""
-    return jnp.where(flag, yes, no) if isinstance(flag, Tracer) else yes if flag else no

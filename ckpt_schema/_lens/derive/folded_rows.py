@@ -1,8 +1,7 @@
-"""Leaves that are the sum of several of the other side: which rows, and which of the parts holds what the others do not.
+"""Leaves that are computed of several of the other side: which rows, and which of the parts stands for what is computed.
 
-All that a lens does to such a leaf it does to the sum, which stands in the place of one part. So a
-rule for a sum is a rename of that part, the others being private; and what is added is added before
-anything else is done, or taken off after all else.
+All that a lens does to such a leaf it does to the *whole*, what is computed, which stands in the
+place of one part. So a rule for a sum is a rename of that part, the others being private.
 """
 
 from __future__ import annotations
@@ -12,51 +11,58 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 
-from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.derive.globs import by_node
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.scope import Scope, standing
-from ckpt_schema._lens.rules import Private, Rename, Reset, Rule, Total
-from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch
+from ckpt_schema._lens.fold_rules import Addition, FoldKind, Total
+from ckpt_schema._lens.rules import Private, Rename, Reset, Rule
+from ckpt_schema.errors import DerivationError, Mismatch
 
 __all__ = [
-    "NO_SUMS",
-    "Summed",
-    "Sums",
+    "NO_FOLDS",
+    "FoldedRow",
+    "FoldedRows",
     "as_renames",
-    "sum_losses",
-    "summed",
-    "verify_no_sums",
-    "verify_no_sums_between",
+    "fold_losses",
+    "folded_rows",
+    "verify_no_folds_between",
 ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Summed:
-    """A row that has the sum of several rows of its side in a lens.
+class FoldedRow:
+    """A row that stands for what is computed of several rows of its side in a lens.
 
     Attributes:
-        row: The number of the row, which holds what the others do not.
+        row: The number of the row.
         others: Those of the other rows.
-        is_told: Whether rules say what becomes of the others where the sum alone is there.
+        kind: What is computed of them, this row first.
+        is_told: Whether rules say what becomes of the parts where the whole alone is there.
     """
 
     row: int
     others: tuple[int, ...]
+    kind: FoldKind
     is_told: bool
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """All rows, this one first."""
+        return (self.row, *self.others)
 
-Sums = tuple[tuple[Summed, ...], tuple[Summed, ...]]
-"""For the source and the view, its rows that have sums."""
 
-NO_SUMS: Sums = (), ()
+FoldedRows = tuple[tuple[FoldedRow, ...], tuple[FoldedRow, ...]]
+"""For the source and the view, its rows that stand for several."""
+
+NO_FOLDS: FoldedRows = (), ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A rule for one sum.
+    """A rule for one fold.
 
     Attributes:
         rule: The rule.
@@ -143,17 +149,19 @@ def _wanted(
     return _Wanted(rule, sides[0], rest, len(open_) == 1)
 
 
-def summed(tables: tuple[Layout, Layout], wanted: Sequence[_Wanted], joins: Sequence[Join]) -> Sums:
-    """The rows that have sums.
+def folded_rows(
+    tables: tuple[Layout, Layout], wanted: Sequence[_Wanted], joins: Sequence[Join]
+) -> FoldedRows:
+    """The rows that stand for several.
 
     Raises:
         DerivationError: With every part that cannot be added to another one, and everything that an
             optimizer keeps for a part and that nobody says what becomes of.
     """
     if not wanted:
-        return NO_SUMS
+        return NO_FOLDS
     faults: list[Mismatch] = []
-    sums: tuple[list[Summed], list[Summed]] = [], []
+    folds: tuple[list[FoldedRow], list[FoldedRow]] = [], []
     for side, table in enumerate(tables):
         joined = {pair[side] for join in joins for pair in join.pairs}
         scope = Scope((one.rest, one) for one in wanted if one.side == side)
@@ -173,10 +181,10 @@ def summed(tables: tuple[Layout, Layout], wanted: Sequence[_Wanted], joins: Sequ
             if len(others) < len(found):
                 wrong = [_fault(row, one, "the same leaves in each part", "one that lacks some")]
             faults += wrong
-            sums[side].append(Summed(at, tuple(others), one.is_told))
+            folds[side].append(FoldedRow(at, tuple(others), Addition(), one.is_told))
     if faults:
         raise DerivationError("no lens from {} to {}".format(*called(*tables)), faults)
-    return tuple(sums[0]), tuple(sums[1])
+    return tuple(folds[0]), tuple(folds[1])
 
 
 def _unlike(row: Row, others: Sequence[Row], one: _Wanted) -> Iterator[Mismatch]:
@@ -213,16 +221,16 @@ def _unlike_moments(row: Row, one: _Wanted) -> Mismatch:
     )
 
 
-def sum_losses(
-    tables: tuple[Layout, Layout], sums: Sums, joins: Sequence[Join]
+def fold_losses(
+    tables: tuple[Layout, Layout], folds: FoldedRows, joins: Sequence[Join]
 ) -> Mapping[str, str]:
-    """What is lost of sums, by the logical path in the view."""
+    """What is lost of parts, by the logical path in the view."""
     found: dict[str, str] = {}
-    for side, several in enumerate(sums):
+    for side, several in enumerate(folds):
         for one in several:
-            rows = [tables[side].rows[number] for number in (one.row, *one.others)]
-            names = " and ".join("/".join(row.model_path) for row in rows)
-            what = f"the sum of {names} alone is kept, rounded in {rows[0].leaf.dtype}"
+            rows = [tables[side].rows[number] for number in one.parts]
+            names = ["/".join(row.model_path) for row in rows]
+            what = one.kind.lost(names, rows[0].leaf.dtype)
             for join in joins:
                 views = {pair[1] for pair in join.pairs if pair[side] == one.row}
                 for number in views:
@@ -230,36 +238,19 @@ def sum_losses(
     return found
 
 
-def verify_no_sums_between(*ends: tuple[Layout, Sequence[Summed]]) -> None:
-    """Raises where layouts between two lenses have rows with sums: their parts would be forgotten.
+def verify_no_folds_between(*ends: tuple[Layout, Sequence[FoldedRow]]) -> None:
+    """Raises where layouts between two lenses have rows that stand for several: the parts would be forgotten.
 
     Raises:
         DerivationError: With every such row.
     """
     faults: list[Mismatch] = []
-    for table, sums in ends:
-        for one in sums:
+    for table, folds in ends:
+        for one in folds:
             row = table.rows[one.row]
-            expected = "a leaf that is no part of a sum, between two lenses"
+            expected = "a leaf of which nothing is computed with others, between two lenses"
             hint = "go through both lenses one after the other, with onto= for the parts"
             fault = Mismatch("/".join(row.path), "rule", expected, f"one of {table.name}", hint)
             faults.append(fault)
     if faults:
-        raise DerivationError("the parts of a sum would be forgotten between the lenses", faults)
-
-
-def verify_no_sums(tables: tuple[Layout, Layout], sums: Sums) -> None:
-    """Raises where a lens adds leaves, which nothing does that takes them one by one.
-
-    Raises:
-        ConformanceError: With every leaf that is a part of a sum.
-    """
-    faults: list[Mismatch] = []
-    for table, several in zip(tables, sums, strict=True):
-        for number in [number for one in several for number in (one.row, *one.others)]:
-            where = paths.format_path(table.rows[number].key)
-            expected = "leaves that are taken one by one"
-            hint = "translate the whole tree, lens.get or lens.put, and save or restore that"
-            faults.append(Mismatch(where, "rule", expected, "a part of a sum", hint))
-    if faults:
-        raise ConformanceError("sums are made of whole trees alone", faults)
+        raise DerivationError("parts would be forgotten between the lenses", faults)
