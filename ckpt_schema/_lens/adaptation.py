@@ -15,6 +15,7 @@ from ckpt_schema._lens.axis_rules import Replicated
 from ckpt_schema._lens.derived_lens import of_copies
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.one_sided import Keeps, derived
+from ckpt_schema._lens.open_names import with_discovery
 from ckpt_schema._lens.read_sides import ReadSide, ReadSides
 from ckpt_schema._lens.replicas import CopiedTree, copies_fault, count_of_copies
 from ckpt_schema._lens.rules import Rule, verify_rules
@@ -70,7 +71,8 @@ def adapt_trees(
         left, right = (side.layout for side in sides)
         lens = derived(left, right, one_copy, own)
     except DerivationError as error:
-        raise _as_copies(plain) or error from None
+        left, right = (side.layout for side in sides)
+        raise _as_copies(plain) or with_discovery(error, left, right) from None
     for rule, each in zip(copied, several, strict=True):
         table = lens.view if rule.is_view else lens.source
         lens = of_copies(lens, rule, each.count, each.single_rows(table))

@@ -1,4 +1,7 @@
-"""Nodes that have no partner, and the nodes of the other side that they may be: lines to paste, of which one is true each."""
+"""Nodes that have no partner, and the nodes of the other side that they may be: lines to paste, of which one is true each.
+
+Where shapes do not tell, running both models does; the error says how.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.rules import Rename
-from ckpt_schema.errors import CkptSchemaError
+from ckpt_schema.errors import CkptSchemaError, DerivationError
 
-__all__ = ["open_names"]
+__all__ = ["open_names", "with_discovery"]
 
 _SHOWN = 6
 """How many nodes one node is offered; more are counted."""
@@ -43,11 +46,27 @@ def open_names(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
             lines.append(f"    # cs.rename({own!r}, {others[0]!r}),{choice}{more}")
     if not lines:
         return []
-    head = (
-        "open: shapes allow these, and do not tell; paste the lines that are true into rules=, "
-        "or let cs.adapt(..., run=(f, g)) find them by running both models:"
-    )
+    head = "open: shapes allow these, and do not tell; paste the lines that are true into rules=:"
     return ["\n".join([head, *lines])]
+
+
+def with_discovery(error: DerivationError, source: Layout, view: Layout) -> DerivationError:
+    """An error that says how running both models tells which leaf is which, where both sides have weights in doubt."""
+    unsettled = {
+        fault.path for fault in error.mismatches if fault.kind == "unplaced" and not fault.rules
+    }
+    for table in (source, view):
+        weights = (row for row in table.rows if row.body is not None and not row.mirrors)
+        if not any("/".join(row.path) in unsettled for row in weights):
+            return error
+    # What stands last may be cut.
+    return DerivationError(error.header, error.mismatches, [_BY_RUNNING, *error.notes])
+
+
+_BY_RUNNING = (
+    "running both models tells which leaf is which: found = cs.discover(source_run, source, "
+    "view_run, view), then rules=found.rules, scan=found.scan, lists=found.lists"
+)
 
 
 def _nodes(

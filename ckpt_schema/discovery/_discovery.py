@@ -31,10 +31,12 @@ from ckpt_schema.discovery._models import (
 )
 from ckpt_schema.discovery._open import (
     Open,
+    SpokenNames,
     leaf_kinds,
     open_asleep,
     open_entries,
     open_skipped,
+    piece_text,
     rules_text,
 )
 from ckpt_schema.discovery._open_values import OpenValues
@@ -104,6 +106,7 @@ class Discovery:
     _gap: Callable[[Lens], tuple[float, float]] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
+    _names: SpokenNames = dataclasses.field(default=({}, {}), repr=False, compare=False)
 
     @property
     def is_one_function(self) -> bool:
@@ -123,15 +126,12 @@ class Discovery:
         """
         if not self.is_one_function:
             faults = [
-                Mismatch(
-                    ", ".join(each.views or each.sources), "open", "one candidate", each.reason
-                )
-                for each in self.open
+                Mismatch(each.where, "open", "one candidate", each.reason) for each in self.open
             ]
             raise DiscoveryError(f"no lens: the discovery is {self.status}", faults, self.notes)
         faults = [
             Mismatch(
-                ", ".join(each.views),
+                each.where,
                 "open",
                 "a choice, which is yours",
                 f"{len(each.options)} that leave the outputs equal",
@@ -162,9 +162,11 @@ class Discovery:
 
     def __str__(self) -> str:
         """A table: what is what, what is open, and the evidence."""
-        cells = [
-            (str(each.view), "<-", " and ".join(map(str, each.sources))) for each in self.pairings
-        ]
+        here, there = self._names
+        cells: list[tuple[str, ...]] = []
+        for each in self.pairings:
+            sources = " and ".join(piece_text(str(source), here) for source in each.sources)
+            cells.append((piece_text(str(each.view), there), "<-", sources))
         lines = [f"{self.source.name} -> {self.view.name}: {self.status}", *columns(cells)]
         lines += [f"  {rule}" for rule in self.rules]
         lines += [f"  open: {each}" for each in self.open]
@@ -434,6 +436,8 @@ def _told(
         status = "complete but for choices"
     open_paths = values.paths
     pairings = [each for each in matched.pairings if found.paths[each.view.leaf] not in open_paths]
+    here, there = ({leaf: side.spoken(leaf) for leaf in side.slots} for side in found.sides)
+    opens = [dataclasses.replace(each, _names=(here, there)) for each in opens]
     evidence = Evidence(matched.outputs, matched.gradients, matched.noise, matched.nearest, tried)
     before, after = found.levels
     return Discovery(
@@ -448,6 +452,7 @@ def _told(
         pairings=tuple(pairings),
         notes=tuple(notes),
         _gap=carried,
+        _names=(here, there),
     )
 
 

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ckpt_schema._layouts.paths import Index, Key, KeyPath, Pattern, format_path
+from ckpt_schema._layouts.paths import Index, Key, KeyPath, Pattern, fill, format_path
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.read_sides import Axes
 from ckpt_schema._lens.siblings import NUMBERED
@@ -79,6 +79,15 @@ class Addresses:
         """The logical path of a leaf in its model."""
         row, _ = self.slots[name]
         return "/".join(row.model_path)
+
+    def spoken(self, name: str) -> str:
+        """The key path of a leaf in its model, without what a Variable adds: rules say it so, but for numbers of layers."""
+        row, indices = self.slots[name]
+        symbols = [isinstance(one, Index) and not one.prefix + one.suffix for one in row.key]
+        head = len(row.key) - len(row.model_path) - sum(symbols)
+        if head < 0:  # all of it is one key
+            return name
+        return format_path(fill(row.key, indices)[head:])
 
 
 def _body_key(row: Row, indices: tuple[int, ...]) -> KeyPath:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._lens.one_sided import derived
@@ -19,15 +19,20 @@ from ckpt_schema.errors import DerivationError
 
 __all__ = [
     "Open",
+    "SpokenNames",
     "leaf_kinds",
     "open_asleep",
     "open_entries",
     "open_skipped",
+    "piece_text",
     "rule_paths",
     "rules_text",
 ]
 
 Models = tuple[RunnableModel, RunnableModel]
+
+SpokenNames = tuple[Mapping[str, str], Mapping[str, str]]
+"""What rules call the leaves of each side, by their key paths: without what a Variable adds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +52,25 @@ class Open:
     views: tuple[str, ...]
     reason: str
     options: tuple[tuple[Rule, ...], ...] = ()
+    _names: SpokenNames = dataclasses.field(default=({}, {}), repr=False, compare=False)
 
     def __str__(self) -> str:
         """On one line, layers of one kind together."""
-        sides = f"{leaf_kinds(self.sources)} <-> {leaf_kinds(self.views)}: " if self.sources else ""
+        ours, theirs = (
+            leaf_kinds([piece_text(piece, names) for piece in pieces])
+            for pieces, names in zip((self.sources, self.views), self._names, strict=True)
+        )
+        sides = f"{ours} <-> {theirs}: " if self.sources else ""
         options = "; or ".join(map(rules_text, self.options))
         return f"{sides}{self.reason}{': ' * bool(options)}{options}"
+
+    @property
+    def where(self) -> str:
+        """What it is of: its pieces of the view, or else of the source, as rules call their leaves."""
+        pieces, names = (
+            (self.views, self._names[1]) if self.views else (self.sources, self._names[0])
+        )
+        return ", ".join(piece_text(piece, names) for piece in pieces)
 
     def is_settled(self, rules: Sequence[Rule]) -> bool:
         """Whether some rules say which of its options it is: one of them, or a word on one of its leaves."""
@@ -61,6 +79,17 @@ class Open:
         named = {path for option in self.options for rule in option for path in rule_paths(rule)}
         given = {path for rule in rules for path in rule_paths(rule)}
         return any(path[: len(node)] == node for path in named for node in given)
+
+
+def piece_text(piece: str, names: Mapping[str, str]) -> str:
+    """A piece as it is told, its leaf as rules call it.
+
+    Example:
+        >>> piece_text("model/q/kernel/value[:, 0:2]", {"model/q/kernel/value": "q/kernel"})
+        'q/kernel[:, 0:2]'
+    """
+    leaf, bracket, indices = piece.partition("[")
+    return f"{names.get(leaf, leaf)}{bracket}{indices}"
 
 
 def leaf_kinds(names: Sequence[str]) -> str:

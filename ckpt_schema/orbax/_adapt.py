@@ -114,10 +114,7 @@ def adapt(
     how: dict[str, Any] = {"names": names, "own": _kept_by(None, beside), "joined": (here, there)}
     words: dict[str, Any] = {"rules": rules, "scan": scan, "lists": lists}
     if run is None:
-        try:
-            return adapt_trees(left, right, **words, **how)
-        except DerivationError as error:
-            raise _pointed(error) from None
+        return adapt_trees(left, right, **words, **how)
     _verify_runs(run)
     # Running models takes modules that nothing else does.
     from ckpt_schema.discovery._discovery import discover, makes_one_function
@@ -146,19 +143,6 @@ def _verify_runs(run: object) -> None:
         hint = "run=(old_run, new_run): what computes the outputs of each side"
         fault = Mismatch("run", "argument", "two functions", type(run).__name__, hint)
         raise ConformanceError("wrong arguments", [fault])
-
-
-_OR_RUN = "or run both models: cs.adapt(..., run=(f, g)) tells which leaf is which"
-
-
-def _pointed(error: DerivationError) -> DerivationError:
-    """An error that says what else tells which leaf is which, where several on the other side may be it."""
-    is_open = any(
-        fault.kind == "unplaced" and "may be it" in fault.hint for fault in error.mismatches
-    )
-    if not is_open or any("run=(f, g)" in note for note in error.notes):
-        return error
-    return DerivationError(error.header, error.mismatches, [*error.notes, _OR_RUN])
 
 
 @dataclasses.dataclass(frozen=True)
