@@ -22,6 +22,7 @@ ORDER = """
     _messages.faults
     errors
     _layouts
+    _layouts.immutable
     _layouts.formats
     _layouts.paths
     _layouts.overlaps

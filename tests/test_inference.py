@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +36,7 @@ from flax_models import (
 )
 
 import ckpt_schema as cs
+from ckpt_schema._trees.containers import flatten_plain
 
 TX = OPTIMIZERS["chain schedule"]
 SCAN = {"layers": 1}
@@ -566,3 +569,47 @@ def test_a_list_is_named_whether_its_numbers_are_strings_or_not(pattern: str, ki
     assert cs.check(layout, state).ok
     index = "{i}" if kind is int else "'{i}'"
     assert f"params/blocks/{index}/experts/{index}/w" in str(layout)
+
+
+# --- what makes large trees quick to read  ---
+
+
+LEAF = jax.ShapeDtypeStruct((2, 3), "float32")
+PLAIN = {"b": {"d": LEAF, "c": np.ones(2)}, "a": LEAF, "a_10": {"z": jnp.ones(3)}}
+ODD = {  # one thing in each that is not a dict with string keys, or not an array
+    "a list": {"b": [LEAF], "a": LEAF},
+    "an int key": {"b": {1: LEAF}, "a": LEAF},
+    "an empty dict": {"b": {}, "a": LEAF},
+    "None": {"b": None, "a": LEAF},
+    "a number": {"b": 1, "a": LEAF},
+    "text": {"b": "x", "a": LEAF},
+    "a module": {"b": nnx.Linear(2, 3, rngs=nnx.Rngs(0)), "a": LEAF},
+    "a leaf": LEAF,
+}
+
+
+def test_a_plain_tree_is_read_as_jax_reads_it() -> None:
+    found = flatten_plain(PLAIN)
+    assert found is not None
+    flat, treedef = jax.tree_util.tree_flatten_with_path(PLAIN)
+    assert found.keys == [tuple(entry.key for entry in path) for path, _ in flat]
+    assert all(ours is theirs for ours, (_, theirs) in zip(found.leaves, flat, strict=True))
+    assert found.treedef == treedef and found.stored
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_nothing_else_is_taken_for_a_plain_tree(name: str) -> None:
+    assert flatten_plain(ODD[name]) is None
+
+
+def test_a_row_is_closed_once_it_is_made_and_can_be_copied() -> None:
+    row = cs.infer({"a": LEAF}).rows[0]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        row.path = ("b",)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del row.path
+    assert row.key == ("a",) and row.path == ("params", "a")
+    copies = copy.copy(row), copy.deepcopy(row), pickle.loads(pickle.dumps(row))
+    for one in (*copies, dataclasses.replace(row)):
+        assert one == row and hash(one) == hash(row) and type(one) is type(row)
+    assert dataclasses.replace(row, optional=True) != row

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import itertools
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.kinds import Dicts
-from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.paths import Key, KeyPath
 from ckpt_schema._layouts.table import Node, Part, is_part
 from ckpt_schema.errors import Mismatch
 
@@ -36,12 +38,22 @@ class Found(NamedTuple):
     inside: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Read:
     """All leaves, without the levels that Variables add; and whether there were Variables."""
 
     leaves: list[Found]
     variables: bool
+
+    @functools.cached_property
+    def segments(self) -> set[Key]:
+        """Every key on the way to a leaf: where none of them is of a kind, no leaf need be asked."""
+        return set(itertools.chain.from_iterable([leaf.key for leaf in self.leaves]))
+
+    @functools.cached_property
+    def signatures(self) -> list[leaves.LeafSignature | None]:
+        """The shape and dtype of each leaf, or None where it is none."""
+        return [leaves.signature(leaf.value) for leaf in self.leaves]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,8 +104,13 @@ def envelope(read: Read) -> Envelope:
         if inner[1:] and not found.mirrors:  # the optimizer was made of the params themselves
             found = _mirrored(read, weights, ("opt_state",), ())
         return dataclasses.replace(found, copies=tuple(_copies(read, inner, "opt_state")))
-    kept = {leaf.key[1] for leaf in read.leaves if leaf.key[0] == "optimizer" and len(leaf.key) > 1}
-    pair = _model_and_optimizer(read)
+    states = (
+        [leaf.key for leaf in read.leaves if leaf.key[0] == "optimizer"]
+        if "optimizer" in top
+        else []
+    )
+    kept = {key[1] for key in states if len(key) > 1}
+    pair = _model_and_optimizer(read) if read.variables else None
     if {"model", "optimizer"} <= top and kept <= {"step", "opt_state"}:
         pair = "model", "optimizer"
     if {"model", "opt_state"} <= top <= {"model", "opt_state", "step"} and _keeps_state(read):
@@ -144,8 +161,7 @@ def _copies(read: Read, weights: KeyPath, optimizer: Any) -> Iterator[KeyPath]:
     """Key prefixes of trees that have the leaves of the weights, and of the same shapes."""
     known = (weights[0], optimizer, "step", *_COLLECTIONS)
     shapes: dict[Any, dict[KeyPath, Any]] = {}
-    for leaf in read.leaves:
-        signature = leaves.signature(leaf.value)
+    for leaf, signature in zip(read.leaves, read.signatures, strict=True):
         shapes.setdefault(leaf.key[0], {})[leaf.key[1:]] = signature and signature[0]
     inner = weights[1:]
     own = {
@@ -168,7 +184,7 @@ def strays(
     """The states of optimizers that stand where none is known to, beside weights that they would be taken for."""
     home = (kinds.optimizer or ())[:1]
     found: dict[KeyPath, str] = {}
-    for leaf in read.leaves:
+    for leaf in read.leaves if read.variables or "opt_state" in read.segments else ():
         if _of_optimizer(leaf.kind):
             found.setdefault(_state(leaf.key), f"Variables of an optimizer, {leaf.kind.__name__}")
         elif "opt_state" in leaf.key[1:] and not read.variables:  # whose types tell, whatever names
@@ -176,7 +192,8 @@ def strays(
     for key, node in containers:
         if is_part(type(node)) and type(node).__module__.partition(".")[0] == "optax":
             found.setdefault(_state(key), f"optax's {type(node).__name__}")
-    for key in _moments([leaf.key for leaf in read.leaves if not read.variables]):
+    told = not read.variables and read.segments >= {"mu", "nu"}
+    for key in _moments([leaf.key for leaf in read.leaves]) if told else ():
         found.setdefault(_state(key), "mu and nu, which mirror other leaves")
     apart = {key: what for key, what in found.items() if not home or key[:1] != home}
     if not apart:

@@ -31,6 +31,7 @@ __all__ = [
     "FreshKey",
     "Init",
     "Leaf",
+    "LeafSignature",
     "Made",
     "OrNone",
     "abstract",
@@ -250,7 +251,11 @@ def untold(kind: type) -> Any:
     return stand_ins.get(kind, kind)()
 
 
-def signature(value: Any) -> tuple[tuple[int, ...], str] | None:
+LeafSignature = tuple[tuple[int, ...], str]
+"""The shape and dtype name of a found leaf."""
+
+
+def signature(value: Any) -> LeafSignature | None:
     """The shape and dtype name of a found leaf, or None when it is no array, abstract array or number.
 
     A Python number reads as a 0-d leaf of dtype ``int``, ``float``, ``complex`` or ``bool``.

@@ -18,6 +18,7 @@ import dataclasses
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -406,6 +407,7 @@ def _spelled(key: str) -> str:
     return key if key and not _is_special(key) else f"'{_escaped(key)}'"
 
 
+@lru_cache(maxsize=4096, typed=True)
 def named(key: Key | Index) -> str:
     """The segment of a logical path for a key: in quotes where it needs them; a number is the string of its digits.
 
@@ -428,12 +430,10 @@ def parse_path(text: str) -> LogicalPath:
     """
     if "'" not in text:
         return tuple(text.split("/"))
-    return tuple(
-        [
-            named(_unescaped(body)) + tail if quoted or "'" in body else body
-            for body, quoted, tail in _cut(text, text)
-        ]
-    )
+    segments: list[str] = []
+    for body, quoted, tail in _cut(text, text):
+        segments.append(named(_unescaped(body)) + tail if quoted or "'" in body else body)
+    return tuple(segments)
 
 
 def list_depth(path: LogicalPath) -> int:

@@ -24,25 +24,38 @@ def key_paths(entries: Iterable[tuple[Any, ...]]) -> tuple[list[KeyPath], bool]:
     """
     stored = True
     keys: list[KeyPath] = []
+    node: tuple[Any, ...] = ()  # where the leaf before stands: the next one often stands there too
+    head: KeyPath = ()
     for path in entries:
-        key: list[Key] = []
-        for entry in path:
-            if type(entry) is DictKey:
-                stored = stored and type(entry.key) is str
-                key.append(entry.key)
-            elif type(entry) is GetAttrKey:
-                stored = False
-                key.append(entry.name)
-            else:
-                key.append(_position(entry))
-        keys.append(tuple(key))
+        if not path:
+            keys.append(path)
+            continue
+        entry, above = path[-1], path[:-1]
+        if above != node:
+            node = above
+            head = tuple(map(_segment, node))
+            stored = stored and all(map(_may_be_saved, node))
+        if type(entry) is DictKey:
+            segment = entry.key
+            stored = stored and type(segment) is str
+        else:
+            segment = _segment(entry)
+            stored = stored and _may_be_saved(entry)
+        keys.append((*head, segment))
     return keys, stored
 
 
-def _position(entry: Any) -> Key:
-    if isinstance(entry, SequenceKey):
-        return entry.idx
-    return entry.key if isinstance(entry, FlattenedIndexKey) else str(entry)
+def _segment(entry: Any) -> Key:
+    """The segment of a key path for one entry of jax's."""
+    if isinstance(entry, (DictKey, FlattenedIndexKey)):
+        return entry.key
+    if isinstance(entry, GetAttrKey):
+        return entry.name
+    return entry.idx if isinstance(entry, SequenceKey) else str(entry)
+
+
+def _may_be_saved(entry: Any) -> bool:
+    return type(entry.key) is str if type(entry) is DictKey else type(entry) is not GetAttrKey
 
 
 def children(node: Any) -> list[tuple[Key, Any]]:

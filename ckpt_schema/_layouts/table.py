@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import overlaps, paths
 from ckpt_schema._layouts.dims import AxisName, Dim, Dims
+from ckpt_schema._layouts.immutable import immutable
 from ckpt_schema._layouts.leaves import Default, Leaf
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema._layouts.pytrees import TreeDef
@@ -54,7 +55,7 @@ class Repeat:
     axis: int | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@immutable
 class Row:
     """One logical leaf and how this layout spells it.
 
@@ -403,6 +404,24 @@ def verify_table(table: Layout) -> Layout:
 
 
 def _clashes(table: Layout) -> Iterator[Mismatch]:
+    by_key = {row.key: row for row in table.rows}
+    if min(len(by_key), len({row.path for row in table.rows})) < len(table.rows):
+        yield from _shared(table)
+    below: dict[Pattern, list[Row]] = {}  # the rows of each node: most share theirs with others
+    for row in table.rows:
+        if row.key:
+            below.setdefault(row.key[:-1], []).append(row)
+    yield from _overlaps(table)
+    yield from _mixed(table, below)
+    for node, rows in below.items():
+        above = [node[:end] for end in range(len(node) + 1) if node[:end] in by_key]
+        for row, key in itertools.product(rows, above):
+            where, found = paths.format_path(row.key), f"the leaf {paths.format_path(key)}"
+            yield Mismatch(where, "ambiguous", "no leaf above it", found, "check key=")
+
+
+def _shared(table: Layout) -> Iterator[Mismatch]:
+    """Rows that share a key path or a logical path."""
     by_key: dict[Pattern, Row] = {}
     by_path: dict[LogicalPath, Row] = {}
     for row in table.rows:
@@ -421,31 +440,17 @@ def _clashes(table: Layout) -> Iterator[Mismatch]:
                 "two",
                 "rename one attribute",
             )
-    yield from _overlaps(table)
-    yield from _mixed(table)
-    sound: set[Pattern] = set()  # nodes that no leaf is above; most leaves share theirs
-    for row in table.rows:
-        if row.key[:-1] in sound:
-            continue
-        above = [end for end in range(len(row.key)) if row.key[:end] in by_key]
-        if not above:
-            sound.add(row.key[:-1])
-        for end in above:
-            inside = paths.format_path(row.key[:end])
-            yield Mismatch(
-                paths.format_path(row.key),
-                "ambiguous",
-                "no leaf above it",
-                f"the leaf {inside}",
-                "check key=",
-            )
 
 
-def _mixed(table: Layout) -> Iterator[Mismatch]:
+def _mixed(table: Layout, below: Mapping[Pattern, Sequence[Row]]) -> Iterator[Mismatch]:
     """Dicts that would have int keys beside string keys, which jax cannot put in order."""
     held = {node.key for node in table.nodes}
     kinds: dict[Pattern, dict[bool, Row]] = {}
-    for row in table.rows:
+    told: list[Row] = []
+    for rows in below.values():
+        is_plain = {*map(type, [row.key[-1] for row in rows])} == {str}
+        told += rows[:1] if is_plain else rows
+    for row in told:
         for end in range(len(row.key) - 1, -1, -1):
             segment, parent = row.key[end], row.key[:end]
             if parent in held:
@@ -505,7 +510,7 @@ def _list_of(path: LogicalPath) -> int:
 def _overlaps(table: Layout) -> Iterator[Mismatch]:
     """Rows whose index symbols can spell another row's key path: ``layers_{i}`` beside ``layers_0``."""
     # Rows without an index symbol spell one key each, and were compared as they are.
-    if not any(row.unrolled for row in table.rows):
+    if not any(row.repeats and row.unrolled for row in table.rows):
         return
     outlines = [overlaps.outlined(row.key) for row in table.rows]
     keys = overlaps.KeyTrie()

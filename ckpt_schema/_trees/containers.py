@@ -9,40 +9,55 @@ layout, never by name.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 
 from ckpt_schema._layouts.dims import LARGEST
+from ckpt_schema._layouts.leaves import is_array_class
 from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._layouts.pytrees import TreeDef, children, key_paths
 from ckpt_schema._layouts.table import Layout, Node, Row
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import ConformanceError, Mismatch
 
-__all__ = ["FlatTree", "build", "flatten", "nodes_of", "verify_readable", "without"]
+__all__ = [
+    "FlatTree",
+    "build",
+    "flatten",
+    "flatten_plain",
+    "nodes_of",
+    "verify_readable",
+    "without",
+]
 
 Tree = Any
 """Any pytree of leaves."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class FlatTree:
     """A flattened tree.
 
     Attributes:
+        tree: The tree.
         leaves: Its leaves, in jax's order.
-        treedef: Its structure.
         keys: The key path of each leaf, as the container spells it.
         stored: Whether nothing in it rules out that int keys were turned into strings, as any save
             does: it is made of dicts with string keys, and of sequences.
     """
 
+    tree: Tree
     leaves: list[Any]
-    treedef: TreeDef
     keys: list[KeyPath]
     stored: bool
+
+    @functools.cached_property
+    def treedef(self) -> TreeDef:
+        """Its structure."""
+        return jax.tree.structure(self.tree)
 
 
 def flatten(tree: Tree) -> FlatTree:
@@ -51,15 +66,61 @@ def flatten(tree: Tree) -> FlatTree:
     Raises:
         ConformanceError: jax cannot flatten it: a dict mixes int and string keys.
     """
+    plain = flatten_plain(tree)
+    if plain is not None:
+        return plain
     verify_readable(tree)
     try:
-        flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     except (ValueError, TypeError, RecursionError, SystemError) as error:
         found = (str(error).splitlines() or [type(error).__name__])[0]
         fault = Mismatch("", "key", "a tree that jax can flatten", found)
         raise ConformanceError("the tree cannot be read", [fault]) from error
     keys, stored = key_paths(path for path, _ in flat)
-    return FlatTree([leaf for _, leaf in flat], treedef, keys, stored)
+    return FlatTree(tree, [leaf for _, leaf in flat], keys, stored)
+
+
+def flatten_plain(tree: Tree) -> FlatTree | None:
+    """The same of a tree of nothing but dicts with string keys and arrays, as the largest are; None of any other.
+
+    Such a tree holds no modules or containers that are to be looked for, and jax can flatten it.
+
+    Example:
+        >>> import numpy as np
+        >>> flatten_plain({"b": np.ones(2), "a": {"c": np.ones(3)}}).keys
+        [('a', 'c'), ('b',)]
+        >>> flatten_plain({"b": (np.ones(2),)})
+    """
+    keys: list[KeyPath] = []
+    found: list[Any] = []
+    arrays: set[type] = set()
+    if type(tree) is not dict or not _walked(cast(dict[Any, Any], tree), (), keys, found, arrays):
+        return None
+    return FlatTree(tree, found, keys, stored=True)
+
+
+def _walked(
+    node: dict[Any, Any], at: KeyPath, keys: list[KeyPath], found: list[Any], arrays: set[type]
+) -> bool:
+    """Whether all that is below a dict is plain, as far as it has been read."""
+    if {*map(type, node)} != {str} or len(at) == _DEEPEST:
+        return False
+    for key in sorted(node):
+        child = node[key]
+        kind = type(child)
+        if kind in arrays:
+            keys.append((*at, key))
+            found.append(child)
+        elif kind is dict:
+            if not _walked(child, (*at, key), keys, found, arrays):
+                return False
+        elif is_array_class(kind) and jax.tree_util.all_leaves([child]):
+            arrays.add(kind)
+            keys.append((*at, key))
+            found.append(child)
+        else:
+            return False
+    return True
 
 
 _DEEPEST = 300

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ckpt_schema._frameworks.envelopes import Envelope, Found
+from ckpt_schema._frameworks.envelopes import Envelope, Found, Read
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, named
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -57,7 +56,7 @@ _Stack = tuple[int, int]
 
 
 def folded(
-    keys: Mapping[KeyPath, Found],
+    read: Read,
     scan: Mapping[str, int | Mapping[Any, int] | None],
     lists: Sequence[str],
     kinds: Envelope,
@@ -65,7 +64,7 @@ def folded(
     """For each key of a model that is part of a repeated node, how.
 
     Args:
-        keys: The leaves of the model, by their keys in it.
+        read: The leaves of the tree.
         scan: As in `infer`.
         lists: As in `infer`.
         kinds: What the tree is, for the collections of its leaves.
@@ -73,9 +72,9 @@ def folded(
     Raises:
         SchemaError: With every list and every stacked node that the model does not have, or not so.
     """
-    whole = itertools.chain.from_iterable(keys)
-    if not scan and not lists and not any(isinstance(key, int) for key in whole):
+    if not scan and not lists and not any(isinstance(key, int) for key in read.segments):
         return {}  # names alone show no list
+    keys = {body: leaf for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None}
     faults: list[Mismatch] = []
     axes = {node: _by_kind(axis) for node, axis in scan.items()}
     patterns_ = [paths.parse_pattern(text) for text in lists]

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt_schema._frameworks.envelopes import (
     Envelope,
@@ -29,7 +29,14 @@ from ckpt_schema._layouts.paths import Key, KeyPath, LogicalPath, int_key, named
 from ckpt_schema._layouts.pytrees import inner_nodes
 from ckpt_schema._layouts.table import VALUE_LEVELS, Layout, Repeat, Row, verify_table
 from ckpt_schema._trees import foreign
-from ckpt_schema._trees.containers import FlatTree, Tree, flatten, nodes_of, verify_readable
+from ckpt_schema._trees.containers import (
+    FlatTree,
+    Tree,
+    flatten,
+    flatten_plain,
+    nodes_of,
+    verify_readable,
+)
 from ckpt_schema._trees.folds import Fold, folded
 from ckpt_schema._trees.optimizer_parts import with_parts
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -67,15 +74,17 @@ def infer_tree(
     )
 
     _verify_arguments(scan, lists)
-    verify_readable(tree)
-    tree = whole_state(state_of(tree))
+    plain = flatten_plain(tree)
+    if plain is None:
+        verify_readable(tree)
+        tree = whole_state(state_of(tree))
     if tree is None:
         fault = Mismatch(
             "the tree", "container", "a dict or another container", "None", "pass the state itself"
         )
         raise SchemaError(f"no layout ({name}) can be read off nothing", [fault])
-    flat, variables = flatten(tree), variables_of(tree)
-    if not variables and any(key and key[-1] == "value" for key in flat.keys):
+    flat, variables = plain or flatten(tree), variables_of(tree)
+    if plain is None and not variables and any(key and key[-1] == "value" for key in flat.keys):
         tree = unboxed(tree)
         flat = flatten(tree)
     if () in flat.keys:
@@ -87,7 +96,9 @@ def infer_tree(
             "give the leaf a name",
         )
         raise SchemaError(f"no layout ({name}) can be read off a lone leaf", [fault])
-    found = list(inner_containers(tree) if variables else inner_nodes(tree))
+    found: list[_Held] = []
+    if plain is None:
+        found += inner_containers(tree) if variables else inner_nodes(tree)
     read = _read(flat, variables)
     if flat.stored:
         read, found = _numbered(read, found)
@@ -99,9 +110,8 @@ def infer_tree(
     faults = [*strays(read, kinds, found)]
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
-    weights = {body: leaf for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None}
-    folds = folded(weights, scan or {}, lists, kinds)
-    rows = _merge(list(_rows(read, kinds, folds, weights)), name)
+    folds = folded(read, scan or {}, lists, kinds)
+    rows = _merge([*_Rows(read, kinds, folds)], name)
     if joined is not None:
         rows = tuple(_in_one_key(rows, flat, joined))
     # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
@@ -125,7 +135,10 @@ def infer_tree(
 def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:
     names = ("value",) if variables else _levels_on_disk(flat)
     if not names:
-        return Read([*map(Found, flat.keys, flat.leaves)], bool(variables))
+        none = itertools.repeat(None), itertools.repeat(()), itertools.repeat(0)
+        return Read(
+            [*map(Found._make, zip(flat.keys, flat.leaves, *none, strict=False))], bool(variables)
+        )
     found: list[Found] = []
     for key, value in zip(flat.keys, flat.leaves, strict=True):
         levels = range(len(key) - 1, -1, -1)
@@ -201,10 +214,10 @@ def _numbered(read: Read, nodes: Sequence[_Held]) -> tuple[Read, list[_Held]]:
 
     A layout of ints matches both.
     """
-    whole = [*(leaf.key for leaf in read.leaves), *(key for key, _ in nodes)]
-    texts = {key for key in itertools.chain.from_iterable(whole) if isinstance(key, str)}
-    if not any(int_key(text) is not None for text in texts):
+    segments = read.segments.union(*[key for key, _ in nodes])
+    if not any(isinstance(key, str) and int_key(key) is not None for key in segments):
         return read, [*nodes]
+    whole = [*[leaf.key for leaf in read.leaves], *[key for key, _ in nodes]]
     names = {(path[:at], key) for path in whole for at, key in enumerate(path)}
     words = {
         parent for parent, key in names if not (isinstance(key, str) and int_key(key) is not None)
@@ -264,8 +277,7 @@ def _has_dtype(value: Any) -> bool:
 def _verify_leaves(read: Read, name: str) -> None:
     faults: list[Mismatch] = []
     sound: set[tuple[type, str]] = set()  # arrays of one class and dtype are told apart by nothing
-    for leaf in read.leaves:
-        signature = leaves.signature(leaf.value)
+    for leaf, signature in zip(read.leaves, read.signatures, strict=True):
         kind = type(leaf.value), "" if signature is None else signature[1]
         if kind in sound:
             continue
@@ -295,52 +307,140 @@ def _leaf_fault(leaf: Found, signature: object) -> Mismatch | None:
     return Mismatch(paths.format_path(leaf.key), kind, expected, found, cure)
 
 
-def _rows(
-    read: Read,
-    kinds: Envelope,
-    folds: Mapping[KeyPath, Fold],
-    weights: Mapping[KeyPath, Found],
-) -> Iterator[Row]:
-    shapes = {body: _leaf(leaf).dims for body, leaf in weights.items()}
-    places = [(prefix, (WEIGHTS,), kind) for prefix, kind in kinds.weights]
-    places += [(prefix, (named(prefix[0]),), USUAL_COLLECTION) for prefix in kinds.copies]
-    for leaf in read.leaves:
-        for prefix, head, collection in places:
-            if leaf.key[: len(prefix)] == prefix:
-                yield _row(leaf, head, prefix, folds, leaf.kind or collection, shapes)
-                break
-        else:
-            mirror = next(
-                (leaf.key[:n] for n in range(len(leaf.key)) if leaf.key[:n] in kinds.mirrors), None
+class _Place(NamedTuple):
+    """Where a tree keeps a model, or what is like one.
+
+    Attributes:
+        prefix: The keys that lead to it.
+        head: Its logical path.
+        kind: The Linen collection of its leaves, where they do not tell it.
+        of_model: Whether it is the model itself.
+    """
+
+    prefix: KeyPath
+    head: LogicalPath
+    kind: str | None
+    of_model: bool
+
+
+_Above = tuple[_Place, LogicalPath]
+"""What a leaf is in: the model or one like it, and the logical path of the node."""
+
+
+class _Rows:
+    """The rows of what was read. What all leaves of one node have in common is found once."""
+
+    def __init__(self, read: Read, kinds: Envelope, folds: Mapping[KeyPath, Fold]) -> None:
+        self._read, self._kinds, self._folds = read, kinds, folds
+        self._places = [_Place(prefix, (WEIGHTS,), kind, True) for prefix, kind in kinds.weights]
+        self._places += [_Place(p, (named(p[0]),), USUAL_COLLECTION, False) for p in kinds.copies]
+        self._lone = {place.prefix for place in self._places if place.prefix}  # that may be leaves
+        # A model alone has no leaf that is like one of another tree.
+        self._alone = len(self._places) == 1 and not folds and not kinds.mirrors
+        self._nodes: dict[KeyPath, _Above | None] = {}
+        self._stored: list[Leaf] = []
+        self._above: list[_Above | None] = []
+        self._shapes: dict[KeyPath, Dims] = {}  # of the leaves of the model, by their keys in it
+        known: dict[
+            leaves.LeafSignature | None, Leaf
+        ] = {}  # most leaves of a tree are like another one
+        for leaf, signature in zip(read.leaves, read.signatures, strict=True):
+            stored = known.get(signature)
+            if stored is None:
+                stored = known[signature] = _leaf(leaf, signature)
+            self._stored.append(stored)
+            node = leaf.key if self._lone and leaf.key in self._lone else leaf.key[:-1]
+            above = self._nodes.get(node)
+            if above is None and node not in self._nodes:
+                above = self._nodes[node] = self._found(node)
+            self._above.append(above)
+            if above is not None and above[0].of_model and not self._alone:
+                self._shapes[leaf.key[len(above[0].prefix) :]] = stored.dims
+
+    def __iter__(self) -> Iterator[Row]:
+        """A row for each leaf; the members of a list have equal ones."""
+        shapes, folds = self._shapes, self._folds
+        for leaf, stored, above in zip(self._read.leaves, self._stored, self._above, strict=True):
+            if above is None:
+                yield self._outside(leaf, stored)
+                continue
+            place, names = above
+            rest = leaf.key[len(place.prefix) :]
+            dims = stored.dims if self._alone else shapes.get(rest)
+            if not rest or dims is None or (folds and rest in folds):
+                yield self._row(leaf, stored, place.head, place.prefix, place.kind)
+                continue
+            yield Row(
+                (*names, named(rest[-1])),
+                leaf.key,
+                stored,
+                kind=leaf.kind or place.kind,
+                metadata=leaf.metadata,
+                body=len(place.head),
+                inside=leaf.inside,
+                reshaped=dims is not stored.dims and dims != stored.dims,
             )
-            optimizer = kinds.optimizer or ()
-            if mirror is not None:
-                start = tuple(map(named, _strip(mirror, optimizer, kinds)))
-                row = _row(leaf, (OPTIMIZER_STATE, *start), mirror, folds, leaf.kind, shapes)
-                rest = leaf.key[len(mirror) :]
-                body = param_of(rest, shapes) or rest
-                fold = folds.get(body)
-                param = tuple(map(named, body)) if fold is None else fold.path
-                mirrored = "/".join((WEIGHTS, *param))
-                yield dataclasses.replace(row, optimizer=1, mirrors=mirrored)
-            else:
-                inside = leaf.key[: len(optimizer)] == optimizer
-                rest = (
-                    leaf.key[len(optimizer) :]
-                    if inside
-                    else leaf.key[-1:]
-                    if leaf.key[:1] == optimizer[:-1]
-                    else leaf.key
-                )
-                path = tuple(map(named, (OPTIMIZER_STATE, *rest) if inside else rest))
-                yield Row(
-                    path,
-                    leaf.key,
-                    _leaf(leaf),
-                    kind=leaf.kind,
-                    metadata=leaf.metadata,
-                    optimizer=int(inside),
-                )
+
+    def _found(self, node: KeyPath) -> _Above | None:
+        """What the leaves of a node are in; None where that is no model."""
+        for place in self._places:
+            if node[: len(place.prefix)] == place.prefix:
+                return place, (*place.head, *map(named, node[len(place.prefix) :]))
+        return None
+
+    def _outside(self, leaf: Found, stored: Leaf) -> Row:
+        """The row of a leaf of an optimizer, or of what stands beside model and optimizer."""
+        kinds = self._kinds
+        heads = (leaf.key[:end] for end in range(len(leaf.key)))
+        mirror = next((head for head in heads if head in kinds.mirrors), None)
+        optimizer = kinds.optimizer or ()
+        if mirror is not None:
+            start = tuple(map(named, _strip(mirror, optimizer, kinds)))
+            row = self._row(leaf, stored, (OPTIMIZER_STATE, *start), mirror, None)
+            rest = leaf.key[len(mirror) :]
+            body = param_of(rest, self._shapes) or rest
+            fold = self._folds.get(body)
+            param = tuple(map(named, body)) if fold is None else fold.path
+            mirrored = "/".join((WEIGHTS, *param))
+            return dataclasses.replace(row, optimizer=1, mirrors=mirrored)
+        inside = leaf.key[: len(optimizer)] == optimizer
+        rest = leaf.key
+        if inside:
+            rest = leaf.key[len(optimizer) :]
+        elif leaf.key[:1] == optimizer[:-1]:
+            rest = leaf.key[-1:]
+        path = tuple(map(named, (OPTIMIZER_STATE, *rest) if inside else rest))
+        more: dict[str, Any] = {"kind": leaf.kind, "metadata": leaf.metadata}
+        return Row(path, leaf.key, stored, optimizer=int(inside), **more)
+
+    def _row(self, leaf: Found, stored: Leaf, head: LogicalPath, prefix: KeyPath, kind: Any) -> Row:
+        """The row of a leaf of the model, or of what mirrors it, wherever lists and stacks are."""
+        rest = leaf.key[len(prefix) :]
+        body = param_of(rest, self._shapes) or rest
+        tail = rest[len(body) :]
+        dims = self._shapes.get(body, stored.dims)
+        more: dict[str, Any] = {
+            "kind": leaf.kind or kind,
+            "metadata": leaf.metadata,
+            "body": len(head),
+            "inside": leaf.inside,
+            "reshaped": stored.dims != dims,
+        }
+        fold = self._folds.get(body)
+        axis = None
+        if fold is not None and fold.axis is not None:
+            axis = _shared_axis(fold.axis, stored.dims, self._shapes[body])
+        if fold is None or (fold.axis is not None and axis is None):
+            return Row((*head, *map(named, rest)), leaf.key, stored, **more)
+        item = stored
+        if axis is not None:
+            item = Leaf((*stored.dims[:axis], *stored.dims[axis + 1 :]), stored.dtype)
+        repeats = tuple(
+            Repeat(stored.dims[axis or 0], axis) if count is None else Repeat((count,), None)
+            for count in fold.levels
+        )
+        path = (*head, *fold.path, *map(named, tail))
+        return Row(path, (*prefix, *fold.key, *tail), item, repeats, **more)
 
 
 def _strip(mirror: KeyPath, optimizer: KeyPath, kinds: Envelope) -> KeyPath:
@@ -348,56 +448,6 @@ def _strip(mirror: KeyPath, optimizer: KeyPath, kinds: Envelope) -> KeyPath:
     inner = kinds.weights[0][0][1:] if optimizer == (OPTIMIZER_STATE,) else ()
     end = len(mirror) - len(inner)
     return mirror[len(optimizer) : end if mirror[end:] == inner else len(mirror)]
-
-
-def _row(
-    leaf: Found,
-    head: LogicalPath,
-    prefix: Sequence[Key],
-    folds: Mapping[KeyPath, Fold],
-    kind: Any,
-    shapes: Mapping[KeyPath, Dims],
-) -> Row:
-    """The row of a leaf of the model, or of what mirrors it; ``shapes`` are those of the model's leaves."""
-    stored = _leaf(leaf)
-    rest = leaf.key[len(prefix) :]
-    body = param_of(rest, shapes) or rest
-    tail = rest[len(body) :]
-    fold = folds.get(body)
-    axis = None
-    if fold is not None and fold.axis is not None:
-        axis = _shared_axis(fold.axis, stored.dims, shapes[body])
-    if fold is None or (fold.axis is not None and axis is None):
-        path = (*head, *map(named, (*body, *tail)))
-        return Row(
-            path,
-            leaf.key,
-            stored,
-            kind=kind,
-            metadata=leaf.metadata,
-            body=len(head),
-            inside=leaf.inside,
-            reshaped=stored.dims != shapes.get(body, stored.dims),
-        )
-    item = stored
-    if axis is not None:
-        item = Leaf((*stored.dims[:axis], *stored.dims[axis + 1 :]), stored.dtype)
-    repeats = tuple(
-        Repeat(stored.dims[axis or 0], axis) if count is None else Repeat((count,), None)
-        for count in fold.levels
-    )
-    key, path = (*prefix, *fold.key, *tail), (*head, *fold.path, *map(named, tail))
-    return Row(
-        path,
-        key,
-        item,
-        repeats,
-        kind,
-        leaf.metadata,
-        body=len(head),
-        inside=leaf.inside,
-        reshaped=stored.dims != shapes.get(body, stored.dims),
-    )
 
 
 def _shared_axis(axis: int, dims: Dims, param: Dims) -> int | None:
@@ -408,8 +458,8 @@ def _shared_axis(axis: int, dims: Dims, param: Dims) -> int | None:
     return dims.index(param[axis]) if only else None
 
 
-def _leaf(leaf: Found) -> Leaf:
-    shape, dtype = leaves.signature(leaf.value) or ((), "")
+def _leaf(leaf: Found, signature: leaves.LeafSignature | None) -> Leaf:
+    shape, dtype = signature or ((), "")
     if dtype in leaves.SCALARS and leaves.is_scalar(leaf.value):
         dtype = str(leaves.abstract(leaf.value).dtype)
     return _leaf_of(shape, dtype)
