@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.axis_rules import repeat as repeat
     from ckpt_schema._lens.axis_rules import replicated as replicated
     from ckpt_schema._lens.derived_lens import derive as derive
+    from ckpt_schema._lens.fold_rules import dequantize as dequantize
+    from ckpt_schema._lens.fold_rules import lora as lora
     from ckpt_schema._lens.fold_rules import total as total
     from ckpt_schema._lens.lens import Lens as Lens
     from ckpt_schema._lens.registry import Registry as Registry
@@ -113,7 +115,7 @@ _HOMES = {
     "_lens.derived_lens": ("derive",),
     "_lens.lens": ("Lens",),
     "_lens.registry": ("Registry",),
-    "_lens.fold_rules": ("total",),
+    "_lens.fold_rules": ("dequantize", "lora", "total"),
     "_lens.axis_rules": ("flip", "pad", "repeat", "replicated"),
     "_lens.rules": (
         "apart",
@@ -174,6 +176,7 @@ __all__ = [
     "cast",
     "check",
     "constant_key",
+    "dequantize",
     "derive",
     "diff",
     "differences",
@@ -191,6 +194,7 @@ __all__ = [
     "kept",
     "layout",
     "linen",
+    "lora",
     "move",
     "nnx",
     "optimizer",

@@ -140,6 +140,8 @@ ORDER = """
     _lens.arrays.moves
     _lens.arrays.shardings
     _lens.arrays.programs
+    _lens.arrays.block_scales
+    _lens.arrays.low_rank
     _lens.arrays.fold_arithmetic
     _lens.arrays.execution
     _lens.arrays.checks

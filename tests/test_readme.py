@@ -88,6 +88,14 @@ def test_what_the_page_on_hugging_face_says_runs(capsys: pytest.CaptureFixture[s
     assert "2*heads*half embed -> embed heads half*2" in capsys.readouterr().out
 
 
+def test_what_the_page_on_leaves_that_are_computed_says_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = README.parent / "docs" / "computed.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "computed"})
+    assert "rounded in float32" in capsys.readouterr().out
+
+
 def test_what_the_page_on_engines_says_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = README.parent / "docs" / "engines.md"
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "engines"})

@@ -95,6 +95,24 @@ _WRITTEN: Mapping[type, tuple[str, Callable[[Any], _Said]]] = {
         "total",
         lambda r: {"whole": _path(r.whole), "parts": [*map(_path, r.parts)]},
     ),
+    fold_rules.Dequantize: (
+        "dequantize",
+        lambda r: {
+            "path": _path(r.path),
+            "scale": _path(r.scale),
+            "block": [*r.block],
+            "rounding": "nearest" if r.rounds else None,
+        },
+    ),
+    fold_rules.Adapter: (
+        "lora",
+        lambda r: {
+            "path": _path(r.path),
+            "a": _path(r.a),
+            "b": _path(r.b),
+            "alpha": number_json(r.alpha),
+        },
+    ),
     Series: (
         "series",
         lambda r: {"members": [*map(_path, r.members)], "name": _path(r.path)},
@@ -180,6 +198,11 @@ _READ: Mapping[str, tuple[Callable[..., Any], Mapping[str, str]]] = {
         {"whole": "text", "parts": "texts", "axis?": "text", "axes?": "text"},
     ),
     "total": (fold_rules.total, {"whole": "text", "parts": "texts"}),
+    "dequantize": (
+        fold_rules.dequantize,
+        {"path": "text", "scale": "text", "block": "block", "rounding?": "text"},
+    ),
+    "lora": (fold_rules.lora, {"path": "text", "a": "text", "b": "text", "alpha": "number"}),
     "series": (_series, {"members": "texts", "name": "text"}),
     "flip": (axis_rules.flip, {"path": "path", "dim": "text"}),
     "pad": (
@@ -238,6 +261,10 @@ def _read_axis(told: JsonObject, name: str, types: KnownTypes) -> int:
     return told.taken(name, "the number of an axis", lambda x: type(x) is int and abs(x) < 100, 0)
 
 
+def _read_block(told: JsonObject, name: str, types: KnownTypes) -> Any:
+    return [value for _, value in told.each(name)]
+
+
 def _read_factor(told: JsonObject, name: str, types: KnownTypes) -> Any:
     value = told.value(name)
     return value if is_text(value) else _read_number(told, name, types)
@@ -251,4 +278,5 @@ _ARGUMENTS: Mapping[str, Callable[[JsonObject, str, KnownTypes], Any]] = {
     "number": _read_number,
     "axis": _read_axis,
     "factor": _read_factor,
+    "block": _read_block,
 }

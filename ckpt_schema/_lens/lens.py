@@ -17,10 +17,13 @@ from ckpt_schema._lens.derive.composition import compose, verify_alike
 from ckpt_schema._lens.derive.folded_rows import (
     NO_FOLDS,
     FoldedRows,
-    as_renames,
+    as_declared,
     fold_losses,
     folded_rows,
     verify_no_folds_between,
+    whole_table,
+    with_wholes,
+    without_folds,
 )
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.lists import join
@@ -73,6 +76,11 @@ class Lens:
     derivations: tuple[Derivation, ...] = ()
     folds: FoldedRows = NO_FOLDS
 
+    @property
+    def wholes(self) -> tuple[Layout, Layout]:
+        """Both layouts, whose rows that stand for several are what is computed of these: the joins speak of them."""
+        return whole_table(self.source, self.folds[0]), whole_table(self.view, self.folds[1])
+
     @functools.cached_property
     def joined(self) -> tuple[frozenset[int], frozenset[int]]:
         """The numbers of the rows of the source, and of the view, that have a partner."""
@@ -119,7 +127,7 @@ class Lens:
             {'kernel': 'bfloat16 keeps 8 of the 24 bits of float32: at most 2**-8 of each value'}
         """
         verify_one_dtype(self.source, self.view, "a loss")
-        found = dict(losses(self.source, self.view, self.joins))
+        found = dict(losses(*self.wholes, self.joins))
         for path, what in fold_losses((self.source, self.view), self.folds, self.joins).items():
             found[path] = f"{found[path]}; {what}" if path in found else what
         return found
@@ -502,10 +510,11 @@ def joined_lens(
         sizes: Sizes that are given beforehand.
         pairs: Which rows are one leaf, where that is known.
     """
-    spelled, wanted = as_renames(*tables, rules)
-    left, right, joins, each = join(*tables, spelled, sizes)
+    spelled, wanted = without_folds(*tables, rules)
+    left, right, joins, each = join(*with_wholes(tables, wanted), spelled, sizes)
     if wanted:  # as they were said
         each = tuple(rules)
+        left, right = as_declared(left, tables[0]), as_declared(right, tables[1])
     found = tuple(pair for one in joins for pair in one.pairs)
     made = Derivation(left, right, each, pairs=found if pairs is None else pairs)
     folds = folded_rows((left, right), wanted, joins)

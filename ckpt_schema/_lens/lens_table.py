@@ -42,6 +42,7 @@ class LensTable:
 
     def __init__(self, lens: Joined, losses: Mapping[str, str]) -> None:
         self._tables = lens.source, lens.view
+        self._wholes = lens.wholes
         self._losses = losses
         self._folds = lens.folds
         pairs = [pair for join in lens.joins for pair in join.pairs]
@@ -54,7 +55,7 @@ class LensTable:
 
     def _line(self, join: Join) -> _Line:
         source, view = self._tables
-        said = [described(join, (source.rows, view.rows))]
+        said = [described(join, (self._wholes[0].rows, self._wholes[1].rows))]
         if any(join.compares):  # it is a copy of what another carries
             said.append("tied")
         for table, folds, rows in zip(

@@ -462,7 +462,8 @@ def verify_rules(rules: object) -> None:
     if wrong:
         expected = (
             "a list of rename(...), private(...), apart(...), move(...), reset(...), raw_key(...), "
-            "tie(...), fuse(...), total(...), series(...), flip(...), pad(...), repeat(...), "
+            "tie(...), fuse(...), total(...), dequantize(...), lora(...), series(...), flip(...), "
+            "pad(...), repeat(...), "
             "replicated(...), cast(...), scale(...) and shift(...)"
         )
         faults = [Mismatch("rules", "rule", expected, _spelled(rule)) for rule in wrong]

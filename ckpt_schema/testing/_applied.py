@@ -34,7 +34,7 @@ def applied(
     lens: Lens, sizes: Mapping[str, int] | None = None
 ) -> Iterator[tuple[Join, Application]]:
     """Each join, with the leaves that it makes of leaves; every dim has a size."""
-    rows = lens.source.rows, lens.view.rows
+    rows = lens.wholes[0].rows, lens.wholes[1].rows
     for join in lens.joins:
         for made in applications(join, rows, lens.dims if sizes is None else sizes):
             yield join, made

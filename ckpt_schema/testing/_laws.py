@@ -289,7 +289,9 @@ def sharing(lens: Lens, s: Tree, v: Tree) -> None:
         _slots(lens.source, s),
         _slots(lens.view, v),
     )
-    private = [slot for slot in found if slot in kept and slot[0] not in lens.joined[1]]
+    made_too = {n for fold in lens.folds[1] for n in fold.parts[: fold.kind.made]}
+    alone = {slot for slot in found if slot[0] not in lens.joined[1] | made_too}
+    private = [slot for slot in found if slot in kept and slot in alone]
     faults = [
         _copied(lens.view, slot, "that of onto")
         for slot in private

@@ -8,6 +8,8 @@ import functools
 from ckpt_schema._layouts.leaves import ConstantKey, Fill
 from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.derive.folded_rows import FoldedRow
+from ckpt_schema._lens.fold_rules import Scaling
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import ConformanceError, Mismatch
@@ -35,8 +37,16 @@ def filled_lens(lens: Lens) -> Lens:
     source, view = (_filled(lens, side) for side in (0, 1))
     if (source, view) == (lens.source, lens.view):
         return lens
-    told = [tuple(dataclasses.replace(one, is_told=True) for one in rows) for rows in lens.folds]
+    told = [tuple(map(_told, rows)) for rows in lens.folds]
     return dataclasses.replace(lens, source=source, view=view, folds=(told[0], told[1]))
+
+
+def _told(one: FoldedRow) -> FoldedRow:
+    """The same, of which something says what the parts are."""
+    kind = one.kind
+    if isinstance(kind, Scaling):
+        kind = dataclasses.replace(kind, rounds=True)
+    return dataclasses.replace(one, kind=kind, is_told=True)
 
 
 def _filled(lens: Lens, side: int) -> Layout:

@@ -18,6 +18,7 @@ from ckpt_schema._layouts.table import Layout, Row, Slot, slots_of
 from ckpt_schema._lens.arrays.conversions import converted, is_checked, subnormal
 from ckpt_schema._lens.codecs import Exact, Word
 from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.fold_rules import Addition, Scaling
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import Application, applications
 from ckpt_schema._trees import containers
@@ -40,6 +41,7 @@ class Maker:
         number: Whether a step is a Python number, as ``TrainState.create`` leaves it.
         carried: What else is asked of the values.
         flipped: The logical path of a leaf of whose values one bit is another than the lens carries.
+        plain: Rows of numbers of which new scales may be made: neither infinite nor far from 1.
     """
 
     layout: Layout
@@ -48,6 +50,7 @@ class Maker:
     number: bool = False
     carried: Demand | None = None
     flipped: str | None = None
+    plain: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuses leaves of any float: it is said of each which it is."""
@@ -79,6 +82,9 @@ class Maker:
             (rows[at].leaf.dtype, self._shape(rows[at]), self.bounds.get(at)) for at, _ in slots
         ]
         found = dict(zip(slots, make(rng, requests, values), strict=True))
+        for slot in found:
+            if slot[0] in self.plain:
+                found[slot] = _plain(found[slot])
         if self.flipped is not None:
             found = {slot: _with_zero(value) for slot, value in found.items()}
         if self.carried is not None:
@@ -136,6 +142,15 @@ def _common(dtypes: Collection[str]) -> Bounds:
     return max(int(info.min) for info in infos), min(int(info.max) for info in infos)
 
 
+def _plain(value: Any) -> Any:
+    """The leaf with ones for floats that are no numbers, or very great or small."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return value
+    with np.errstate(all="ignore"):
+        size = np.abs(value.astype(np.float64))
+        return np.where((size >= 2.0**-6) & (size <= 2.0**6), value, np.ones_like(value))
+
+
 def _with_zero(value: Any) -> Any:
     """The leaf with a zero in front, where it holds floats."""
     if not value.size or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -189,7 +204,19 @@ def maker(
             tuple(join for join in carries.joins if all(row in kept for row in join.sources)),
             carries.rows,
         )
-    return Maker(layout, lens.dims, bounds, number, carries, flipped)
+    return Maker(layout, lens.dims, bounds, number, carries, flipped, _scaled_rows(lens, side))
+
+
+def _scaled_rows(lens: Lens, side: int) -> frozenset[int]:
+    """The rows of one side that have scales, or are the products with those of the other."""
+    found: set[int] = set()
+    for own, folds in enumerate(lens.folds):
+        for fold in folds:
+            if isinstance(fold.kind, Scaling):
+                pairs = [pair for join in lens.joins for pair in join.pairs]
+                partners = {pair[side] for pair in pairs if pair[own] == fold.row}
+                found.update(fold.parts if own == side else partners)
+    return frozenset(found)
 
 
 def refusable(lens: Lens, side: int) -> tuple[str, ...]:
@@ -266,8 +293,11 @@ class Demand:
 
 def demands(lens: Lens, side: int) -> Demand | None:
     """What a lens asks of the values of its source (0) or view (1), if it asks anything."""
-    rows = lens.source.rows, lens.view.rows
+    rows = lens.wholes[0].rows, lens.wholes[1].rows
     turned = lens.joins if side == 0 else tuple(join.inverse for join in lens.joins)
+    # What is computed is no leaf that a value could be written to.
+    products = {one.row for one in lens.folds[side] if not isinstance(one.kind, Addition)}
+    turned = tuple(join for join in turned if products.isdisjoint(join.sources))
     uses = collections.Counter(
         (end, row) for join in turned for end in (0, 1) for row in _ends(join)[end]
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ckpt_schema._layouts.formats import FORMATS
@@ -13,7 +15,14 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Slot
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.derive.folded_rows import FoldedRow
-from ckpt_schema._lens.fold_rules import Total
+from ckpt_schema._lens.fold_rules import (
+    Adapter,
+    Addition,
+    Dequantize,
+    FoldKind,
+    LowRank,
+    Total,
+)
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Private, Rename, Rule
 from ckpt_schema.testing._held import host
@@ -26,6 +35,8 @@ def rules_without_sums(origin: Derivation) -> Sequence[Rule]:
     """The rules of a derivation; a sum is told as the rename of the part that is compared as the sum."""
     rules: list[Rule] = []
     for rule in origin.rules:
+        if isinstance(rule, (Dequantize, Adapter)):
+            continue  # what is computed is called as the first of its parts
         if not isinstance(rule, Total):
             rules.append(rule)
             continue
@@ -63,8 +74,28 @@ def add_sums(
             if keys[0] is None or len(parts) < len(keys):
                 continue
             with np.errstate(all="ignore"):
-                total = np.sum([part.astype(np.longdouble) for part in parts], axis=0)
-                held[keys[0]] = total.astype(parts[0].dtype)
+                held[keys[0]] = _computed(one.kind, parts)
+
+
+def _computed(kind: FoldKind, parts: Sequence[Any]) -> Any:
+    """What is computed of parts, rounded once."""
+    wide = [part.astype(np.longdouble) for part in parts]
+    if isinstance(kind, Addition):
+        return np.sum(wide, axis=0).astype(parts[0].dtype)
+    if isinstance(kind, LowRank):
+        first, second = kind.subscripts.split("->")[0].split(",")
+        rank = dict(zip(first + second, parts[1].shape + parts[2].shape, strict=True))
+        (shared,) = (set(first) & set(second)) - set(kind.subscripts.split("->")[1])
+        step = np.einsum(kind.subscripts, wide[1], wide[2])
+        return (wide[0] + step * (kind.alpha / rank[shared])).astype(parts[0].dtype)
+    made = np.empty(parts[0].shape, parts[1].dtype)
+    blocks = [n if b is None else b for b, n in zip(kind.block, made.shape, strict=True)]
+    grid = [-(-n // max(b, 1)) for b, n in zip(blocks, made.shape, strict=True)]
+    scales = wide[1].reshape(grid)
+    for at in np.ndindex(*made.shape):
+        block = tuple(i // b for i, b in zip(at, blocks, strict=True))
+        made[at] = wide[0][at] * scales[block]
+    return made
 
 
 def _key(
@@ -104,7 +135,11 @@ def sum_bounds(
     """
     for one in lens.folds[0]:
         for (number, indices), at in slots.items():
-            if number == one.row:
+            if not isinstance(one.kind, Addition):
+                # Other numbers may stand for the same: what they stand for is looked at elsewhere.
+                if number in one.parts[: one.kind.made]:
+                    yield at, np.longdouble(np.inf)
+            elif number == one.row:
                 others = [slots[other, indices] for other in one.others]
                 sizes = [_size(leaves[each]) for each in (at, *others)]
                 yield at, _bound(leaves[at], 2 * sum(sizes))
@@ -114,7 +149,25 @@ def sum_bounds(
         rows = {source for join in lens.joins for source, view in join.pairs if view == one.row}
         for (number, _), at in slots.items():
             if number in rows:
-                yield at, _bound(leaves[at], _size(leaves[at]) + 2 * sum(fills))
+                yield at, _there_and_back(one.kind, lens, one.row, leaves[at], fills)
+
+
+def _there_and_back(kind: FoldKind, lens: Lens, row: int, leaf: Any, fills: Sequence[float]) -> Any:
+    """How far off each element may be that was taken apart and computed again."""
+    if isinstance(kind, Addition):
+        return _bound(leaf, _size(leaf) + 2 * sum(fills))
+    if isinstance(kind, LowRank):
+        return _bound(leaf, _size(leaf) + 4 * abs(kind.alpha) * math.prod(fills))
+    # No more than half a step of the greatest number of all blocks, and the rounding of scales.
+    size = _size(leaf)
+    most = size[np.isfinite(size)].max(initial=0)
+    form = FORMATS.get(lens.view.rows[row].leaf.dtype)
+    step = 2.0 ** -(form.mantissa + 1) if form else 0.5 / _tops(lens.view.rows[row].leaf.dtype)
+    return _bound(leaf, size) + most * np.longdouble(step * 1.02 + 2.0**-7)
+
+
+def _tops(dtype: str) -> int:
+    return int(jnp.iinfo(dtype).max)
 
 
 def is_within_bound(found: Any, expected: Any, bound: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.sizes import ONE, Size
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.plan.folded_leaves import scale_dims, with_scales
 from ckpt_schema._lens.plan.tasks import needed
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.testing._choices import Choices
@@ -64,6 +65,7 @@ class Space:
         free: Those that nobody has told, which may be greater than all of their pool now and then.
         counts: Those of them that are numbers of layers.
         rows: The rows of all states.
+        settled: Makes sizes of those that follow from others.
     """
 
     pools: Mapping[str, Sequence[int]]
@@ -72,6 +74,7 @@ class Space:
     free: frozenset[str]
     counts: Sequence[str]
     rows: Sequence[Row]
+    settled: Callable[[dict[str, int]], dict[str, int]] = dict[str, int]
 
     def drawn(self) -> st.SearchStrategy[dict[str, int]]:
         """Any of them."""
@@ -138,7 +141,7 @@ class Space:
             least = small.at(raised) + more
             while free and large.at(raised) < least:
                 raised |= {name: raised[name] + 1 for name in free}
-        return raised
+        return self.settled(raised)
 
 
 def sizes(
@@ -202,7 +205,14 @@ def space(
     constraints = [*_least(of)] if isinstance(of, Lens) else []
     free = frozenset(pools.keys() - bounds.keys() - factors.keys())
     rows = [row for table in tables for row in table.rows]
-    return Space(pools, fixed, constraints, free, sorted(free & layers), rows)
+    followed = scale_dims(of) if isinstance(of, Lens) else set[str]()
+
+    def settled(sizes: dict[str, int]) -> dict[str, int]:
+        if not isinstance(of, Lens) or not followed:
+            return sizes
+        return with_scales(of, {n: size for n, size in sizes.items() if n not in followed})
+
+    return Space(pools, fixed, constraints, free, sorted(free & layers), rows, settled)
 
 
 def _least(lens: Lens) -> Iterator[tuple[Size, Size]]:

@@ -12,7 +12,10 @@ import numpy as np
 
 from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
-from ckpt_schema._lens.fold_rules import FoldKind
+from ckpt_schema._lens.arrays.block_scales import dequantized, requantized
+from ckpt_schema._lens.arrays.blocks import Kind
+from ckpt_schema._lens.arrays.low_rank import with_low_rank
+from ckpt_schema._lens.fold_rules import Addition, FoldKind, Scaling
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.jitted import Program
 
@@ -23,13 +26,13 @@ class InfiniteError(Exception):
     """A sum of finite numbers is none."""
 
 
-def whole_of(kind: FoldKind, parts: Sequence[Any], dtypes: Sequence[str]) -> Any:
+def whole_of(kind: FoldKind, parts: Sequence[Any], kinds: Sequence[Kind]) -> Any:
     """What is computed of leaves, in the order in which they are given.
 
     Args:
         kind: What is computed.
         parts: The leaves. The whole is where the first is, and abstract where one is.
-        dtypes: What each is; Python's numbers among them become that.
+        kinds: What each is; Python's numbers among them become that.
 
     Raises:
         InfiniteError: It is no finite number where the leaves are.
@@ -37,14 +40,31 @@ def whole_of(kind: FoldKind, parts: Sequence[Any], dtypes: Sequence[str]) -> Any
     Example:
         >>> from ckpt_schema._lens.fold_rules import Addition
         >>> both = [np.float32([1, 2]), np.float32([10, 20])]
-        >>> whole_of(Addition(), both, ["float32"] * 2)
+        >>> whole_of(Addition(), both, [Kind((2,), "float32")] * 2)
         array([11., 22.], dtype=float32)
     """
-    return functools.reduce(functools.partial(_computed, dtypes[0], True), parts)
+    dtypes = [each.dtype for each in kinds]
+    if any(map(leaves.is_abstract, parts)):
+        first = leaves.abstract(parts[0])
+        dtype = leaves.dtype_of(kind.dtype(dtypes))
+        return jax.ShapeDtypeStruct(first.shape, dtype, sharding=first.sharding)
+    if isinstance(kind, Addition):
+        return functools.reduce(functools.partial(_computed, dtypes[0], True), parts)
+    given = [leaves.materialized(part, dtype) for part, dtype in zip(parts, dtypes, strict=True)]
+    if isinstance(kind, Scaling):
+        return _finite(*dequantized(given[0], given[1], kind.block, dtypes[1]))
+    step = (kind.subscripts, kind.alpha, dtypes[0])
+    return _finite(*with_low_rank(given[0], given[1:], *step, is_sum=True))
+
+
+def _finite(made: Any, is_finite: bool) -> Any:
+    if not is_finite:
+        raise InfiniteError
+    return made
 
 
 def unfolded_parts(
-    kind: FoldKind, whole: Any, others: Sequence[Any], dtypes: Sequence[str]
+    kind: FoldKind, whole: Any, others: Sequence[Any], kinds: Sequence[Kind]
 ) -> list[Any]:
     """The parts that the way back makes of what was computed of them.
 
@@ -52,17 +72,21 @@ def unfolded_parts(
         kind: What was computed.
         whole: That.
         others: The parts that it does not make.
-        dtypes: What each of all the parts is.
+        kinds: What each of all the parts is.
 
     Raises:
         InfiniteError: One is no finite number where the whole is.
     """
-    return [functools.reduce(functools.partial(_computed, dtypes[0], False), others, whole)]
+    dtype = kinds[0].dtype
+    if isinstance(kind, Addition):
+        return [functools.reduce(functools.partial(_computed, dtype, False), others, whole)]
+    if isinstance(kind, Scaling):
+        return _finite(*requantized(whole, kind.block, kinds))
+    step = (kind.subscripts, kind.alpha, dtype)
+    return [_finite(*with_low_rank(whole, others, *step, is_sum=False))]
 
 
 def _computed(dtype: str, is_sum: bool, first: Any, second: Any) -> Any:
-    if leaves.is_abstract(first) or leaves.is_abstract(second):
-        return leaves.abstract(first)
     one, other = (leaves.materialized(value, dtype) for value in (first, second))
     if isinstance(one, Tracer) or isinstance(other, Tracer):
         return one + other if is_sum else one - other
@@ -76,6 +100,8 @@ def _computed(dtype: str, is_sum: bool, first: Any, second: Any) -> Any:
             other = placement.placed(other, one.sharding)
         program = _SUM if is_sum else _DIFFERENCE
         made, finite = program(placement.near(one), placement.near(other))
+        if isinstance(made, Tracer):  # within a trace no program is run
+            return made
         made = placement.placed(made, one.sharding)
     if not bool(placement.gathered(finite).all()):
         raise InfiniteError

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
@@ -57,7 +58,7 @@ class TakenApart:
     Attributes:
         results: The numbers of the leaves that are made of it among the results.
         kind: What was computed; None of one leaf, which is taken as it is.
-        dtypes: What each of all the parts is.
+        kinds: What each of all the parts is.
         own: Where each of these stands among the inputs, as it is in the tree that results go onto.
         spare: What a part is by default that this tree does not have.
         where: The key path of the first part, for messages.
@@ -66,7 +67,7 @@ class TakenApart:
 
     results: tuple[int, ...]
     kind: FoldKind | None = None
-    dtypes: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...] = ()
     own: tuple[int | None, ...] = ()
     spare: tuple[leaves.Fill | None, ...] = ()
     where: str = ""
@@ -164,7 +165,7 @@ def _gathered(each: Gathered, task: FoldTask, values: Sequence[Any]) -> Any:
     if each.kind is None:
         return values[each.places[0]]
     parts = [values[at] for at in each.places]
-    return whole_of(each.kind, parts, [task.inputs[at].dtype for at in each.places])
+    return whole_of(each.kind, parts, [task.inputs[at] for at in each.places])
 
 
 def _own_whole(each: TakenApart, values: Sequence[Any]) -> Any:
@@ -176,7 +177,7 @@ def _own_whole(each: TakenApart, values: Sequence[Any]) -> Any:
     if each.kind is None or not is_there:
         return None
     try:
-        return whole_of(each.kind, parts, each.dtypes)
+        return whole_of(each.kind, parts, each.kinds)
     except InfiniteError:
         return None  # nothing was made of it
 
@@ -200,7 +201,7 @@ def _taken_apart(
     if each.cure:
         fault = untold_parts(each.where, each.cure, is_traced=isinstance(same, Tracer))
         raise ConformanceError("what is computed of several does not tell its parts", [fault])
-    made = unfolded_parts(each.kind, whole, _others(each, values, whole), each.dtypes)
+    made = unfolded_parts(each.kind, whole, _others(each, values), each.kinds)
     if isinstance(same, Tracer):
         mine = [values[at] for at in each.own[: len(goals)] if at is not None]
         return [jnp.where(same, ours, theirs) for ours, theirs in zip(mine, made, strict=True)]
@@ -217,29 +218,28 @@ def untold_parts(where: str, cure: str, *, is_traced: bool = False) -> Mismatch:
         cure: What to do.
         is_traced: Whether it may be what was computed, but is not known yet.
     """
-    expected = "a rule that says what becomes of all parts but one"
+    expected = "a rule that says what becomes of the parts of what was computed"
     found = "none, and a tracer: it may be the whole that was" if is_traced else "none"
     return Mismatch(where, "rule", expected, found, cure)
 
 
 def _abstract_part(whole: Any, each: TakenApart, number: int, like: Any) -> Any:
+    kind = each.kinds[number]
     sharding = getattr(whole, "sharding", None) if number == 0 else None
-    dtype = leaves.dtype_of(each.dtypes[number])
-    part = jax.ShapeDtypeStruct(whole.shape, dtype, sharding=sharding)
+    part = jax.ShapeDtypeStruct(kind.shape, leaves.dtype_of(kind.dtype), sharding=sharding)
     return execution.as_like(part, like)
 
 
-def _others(each: TakenApart, values: Sequence[Any], whole: Any) -> list[Any]:
+def _others(each: TakenApart, values: Sequence[Any]) -> list[Any]:
     """The parts that are not made: what is there, or what they are by default."""
     assert each.kind is not None
     found: list[Any] = []
-    rest = zip(each.own, each.spare, each.dtypes, strict=True)
-    for at, spare, dtype in [*rest][each.kind.made :]:
+    for at, spare, kind in [*zip(each.own, each.spare, each.kinds, strict=True)][each.kind.made :]:
         if at is not None:
             found.append(values[at])
         else:
             assert spare is not None
-            found.append(jnp.full_like(whole, spare.value, dtype=leaves.dtype_of(dtype)))
+            found.append(np.full(kind.shape, spare.value, leaves.dtype_of(kind.dtype)))
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from ckpt_schema._layouts.paths import LogicalPath, named, unquoted
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.scope import GlobPath, Scope
-from ckpt_schema._lens.fold_rules import Total
+from ckpt_schema._lens.fold_rules import Adapter, Dequantize, Total
 from ckpt_schema._lens.rules import (
     Apart,
     Fuse,
@@ -123,6 +123,9 @@ def _globs(rule: Rule) -> Iterator[_Glob]:
         glob = _Glob(rule, "source", ("view",), (0,), at_root=isinstance(rule, Move))
     elif isinstance(rule, (Fuse, Total)):
         glob = _Glob(rule, "whole", ("parts",), (0, 1), at_root=False)
+    elif isinstance(rule, (Dequantize, Adapter)):
+        others = ("scale",) if isinstance(rule, Dequantize) else ("a", "b")
+        glob = _Glob(rule, "path", others, (0, 1), at_root=False)
     elif isinstance(rule, Tie):
         glob = _Glob(rule, "copy", ("of",), (0, 1), at_root=False)
     elif hasattr(rule, "path") and hasattr(rule, "__str__"):

@@ -48,6 +48,11 @@ class Joined(Protocol):
         """Rows that stand for several."""
         ...
 
+    @property
+    def wholes(self) -> tuple[Layout, Layout]:
+        """Both layouts, with these rows as what is computed."""
+        ...
+
 
 def through_the_middle(
     first: Joined, second: Joined, middle: Mapping[int, int], faults: list[Mismatch]

@@ -24,7 +24,7 @@ from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.middle import Joined
 from ckpt_schema._lens.plan import refusals
 from ckpt_schema._lens.plan.fallback_leaves import fallback_values, lost_copies, with_fallbacks
-from ckpt_schema._lens.plan.folded_leaves import FoldedLeaves, Unfolded
+from ckpt_schema._lens.plan.folded_leaves import FoldedLeaves, Unfolded, with_scales
 from ckpt_schema._lens.plan.labels import Carried, Labelled, carried
 from ckpt_schema._lens.plan.plan import (
     Dropped,
@@ -99,6 +99,7 @@ def compile_plan(
         ConformanceError: A leaf of the result has no source and no default, or a dim that is needed is unbound.
     """
     source, view, joins = sides.source, sides.view, sides.joins
+    sizes = with_scales(sides, sizes)
     wanted = _wanted(view, joins, tree, onto, sizes)
     base = len(tree.flat.leaves) + (len(onto.flat.leaves) if onto else 0)
     whole = with_fallbacks(tree, source, view, joins, onto)
@@ -348,6 +349,7 @@ class _Work:
         base: int,
     ) -> None:
         self.rows = sides.source.rows, sides.view.rows
+        self._wholes = sides.wholes[0].rows, sides.wholes[1].rows
         self.folds = FoldedLeaves(self.rows, sides.folds, sizes)
         self.tree, self.onto, self.sizes = tree, onto, sizes
         self.found = _Sources({}, [], [], [], {}, {}, {}, [])
@@ -360,13 +362,14 @@ class _Work:
     def add(self, join: Join) -> None:
         """Adds what a join makes of the tree."""
         row = self.rows[1][join.views[0]]
-        unbound = sorted(needed(join, self.rows) - self.sizes.keys())
+        wanted = needed(join, self._wholes) | self.folds.dims(join)
+        unbound = sorted(wanted - self.sizes.keys())
         wrong = [refusals.unbound(row, self.sizes, unbound)] if unbound else []
         wrong = wrong or [*refusals.too_short(join, row, self.sizes)]
         if wrong:
             self.faults += wrong
             return
-        for made in applications(join, self.rows, self.sizes):
+        for made in applications(join, self._wholes, self.sizes):
             parts = [part for slot in made.inputs for part in self.folds.parts(0, slot)]
             self.used.update(parts)
             if not made.inputs:
@@ -377,6 +380,8 @@ class _Work:
             lacking = [slot for slot in parts if slot not in self.tree.slots]
             if not lacking:
                 self._add(join, made)
+                self.faults += (f for slot in made.inputs for f in self.folds.faults(0, slot))
+                self.faults += (f for slot in made.results for f in self.folds.faults(1, slot))
             elif len(lacking) < len(parts):
                 self.faults += (refusals.absent(self.rows[0][slot[0]], slot) for slot in lacking)
 
@@ -426,7 +431,7 @@ class _Work:
         return self.folds.unfolded(made, task, extra, 0, lambda slot: _has_value(self.onto, slot))
 
     def _as_it_is(self, side: int, made: Application) -> Task:
-        return as_it_is(self.rows[side][made.inputs[0][0]], self.sizes)
+        return as_it_is(self._wholes[side][made.inputs[0][0]], self.sizes)
 
     def _job(self, join: Join, made: Application, unfolded: Unfolded) -> Job:
         """The job that makes them."""
@@ -469,7 +474,7 @@ class _Work:
     def _backward(self, join: Join) -> Sequence[Application]:
         """What the other direction does to the leaves of a join."""
         if self._last is None or self._last[0] is not join:
-            rows = self.rows[1], self.rows[0]
+            rows = self._wholes[1], self._wholes[0]
             self._last = join, [*applications(join.inverse, rows, self.sizes)]
         return self._last[1]
 

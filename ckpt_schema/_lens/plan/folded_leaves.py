@@ -3,17 +3,62 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.table import Row, Slot
+from ckpt_schema._lens.arrays.block_scales import grid_of
 from ckpt_schema._lens.arrays.blocks import Kind, Task
 from ckpt_schema._lens.arrays.fold_tasks import AnyTask, FoldTask, Gathered, TakenApart
 from ckpt_schema._lens.derive.folded_rows import FoldedRow, FoldedRows
+from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.derive.middle import Joined
+from ckpt_schema._lens.fold_rules import Scaling
 from ckpt_schema._lens.plan.tasks import Application, Sizes
+from ckpt_schema.errors import Mismatch
 
-__all__ = ["FoldedLeaves", "Unfolded"]
+__all__ = ["FoldedLeaves", "Unfolded", "scale_dims", "with_scales"]
+
+
+def with_scales(sides: Joined, sizes: Sizes) -> dict[str, int]:
+    """Sizes of dims, those of scales too that no tree tells: so many blocks as there are."""
+    known = dict(sizes)
+    for numbers, scales, kind in _scaled(sides):
+        shape = dims_.sizes_of(numbers.dims, known)
+        if shape is None or len(shape) != len(scales.dims):
+            continue
+        for name, count in zip(_names(scales), grid_of(shape, kind.block), strict=True):
+            if name is not None:
+                known.setdefault(name, count)
+    return known
+
+
+def scale_dims(sides: Joined) -> set[str]:
+    """The dims that count the blocks of others."""
+    counted: set[str] = set()
+    rest: set[str] = set()
+    scales = {id(row) for _, row, _ in _scaled(sides)}
+    for table in (sides.source, sides.view):
+        for row in table.rows:
+            names = {name for name in _names(row) if name} if id(row) in scales else set[str]()
+            counted |= names
+            rest |= dims_.dim_names(row.all_dims) - names
+    return counted - rest
+
+
+def _scaled(sides: Joined) -> Iterator[tuple[Row, Row, Scaling]]:
+    """The rows of numbers that have scales, with the rows of these."""
+    for table, folds in zip((sides.source, sides.view), sides.folds, strict=True):
+        for fold in folds:
+            if isinstance(fold.kind, Scaling):
+                yield table.rows[fold.row], table.rows[fold.others[0]], fold.kind
+
+
+def _names(row: Row) -> list[str | None]:
+    """For each axis its name, where it has one alone."""
+    names = [dims_.dim_names((dim,)) if len(dim) == 1 else frozenset[str]() for dim in row.dims]
+    return [next(iter(each)) if len(each) == 1 else None for each in names]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,10 +93,35 @@ class FoldedLeaves:
         """What a leaf stands for."""
         return self._folds[side].get(slot[0])
 
+    def dims(self, join: Join) -> set[str]:
+        """The dims of all leaves that those of a join stand for."""
+        found: set[str] = set()
+        for side, numbers in enumerate((join.sources, join.views)):
+            for fold in filter(None, map(self._folds[side].get, numbers)):
+                for number in fold.parts:
+                    found |= dims_.dim_names(self._rows[side][number].all_dims)
+        return found
+
     def parts(self, side: int, slot: Slot) -> list[Slot]:
         """The leaves that a leaf stands for, itself first."""
         fold = self.of(side, slot)
         return [slot] if fold is None else [(number, slot[1]) for number in fold.parts]
+
+    def faults(self, side: int, slot: Slot) -> Iterator[Mismatch]:
+        """What is wrong with the sizes of leaves of which something is computed."""
+        fold = self.of(side, slot)
+        if fold is None or not isinstance(fold.kind, Scaling):
+            return
+        numbers, scales = (self._kind(side, part).shape for part in self.parts(side, slot))
+        grid = grid_of(numbers, fold.kind.block)
+        # An axis with one block may be left out: nothing is meant by it.
+        if [n for n in grid if n != 1] == [n for n in scales if n != 1]:
+            return
+        row = self._rows[side][fold.others[0]]
+        block = " ".join("all" if each is None else str(each) for each in fold.kind.block)
+        expected = f"{list(grid)}, a scale for each block of {block} of {list(numbers)}"
+        where = paths.format_path(paths.fill(row.key, slot[1]))
+        yield Mismatch(where, "shape", expected, str(list(scales)), "say another block=")
 
     def touch(self, made: Application, read: int) -> bool:
         """Whether any of these leaves stands for several; ``read`` is the side that is read."""
@@ -133,7 +203,7 @@ class FoldedLeaves:
         return TakenApart(
             tuple(range(first, first + fold.kind.made)),
             fold.kind,
-            tuple(row.leaf.dtype for row in rows),
+            tuple(self._kind(side, slot) for slot in parts),
             own,
             tuple(spare),
             paths.format_path(paths.fill(rows[0].key, parts[0][1])),
