@@ -47,6 +47,7 @@ ORDER = """
     _frameworks.tracing
     _frameworks.optimizer_rows
     _frameworks.variables
+    _frameworks.linen_modules
     _frameworks.states
     _frameworks.kept_states
     _frameworks.packed_trees

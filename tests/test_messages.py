@@ -451,7 +451,7 @@ def test_options_that_do_not_fit_the_tree() -> None:
           blocks    expected a node of the model, found no leaf below it
                     -> write its path in the model, without params or model in front
           head_{i}  expected a repeated node of the model, found no such node
-                    -> write its path in the model, without params or model in front
+                    -> write its path in the model, without params or model in front; outside of the model, its whole key path
     """)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from ckpt_schema._frameworks.linen_modules import abstract_variables, is_linen
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row
@@ -32,8 +33,13 @@ None where leaves are not stacked.
 """
 
 
-def made_abstract(tree: Any) -> Any:
-    """The tree that a factory or a class of modules makes, abstract; anything else as it is."""
+def made_abstract(tree: Any, inputs: Sequence[Any] = ()) -> Any:
+    """The tree that a factory, a class of modules or a module of Linen makes, abstract; anything else as it is.
+
+    A module of Linen makes its variables of ``inputs``, which nothing else takes.
+    """
+    if inputs or is_linen(tree):
+        return abstract_variables(tree, inputs)
     if isinstance(tree, _FACTORIES) or (isinstance(tree, type) and not issubclass(tree, Schema)):
         from ckpt_schema._frameworks.variables import abstract_of
 

@@ -70,7 +70,7 @@ def _has_list(side: ReadSide, pattern: str) -> bool:
 
 def _refuse(unknown: Sequence[str], sides: ReadSides) -> None:
     here, there = (side.name for side in sides)
-    hint = "write the path of the node in the model, without params or model in front"
+    hint = "write the path of the node in the model, without params or model in front; outside of the model, its whole key path"
     faults = [
         Mismatch(pattern, "rule", f"repeated nodes of {here} or {there}", "no such nodes", hint)
         for pattern in unknown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._frameworks.envelopes import Envelope, Found, Read
@@ -11,9 +11,10 @@ from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, named
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Fold", "folded"]
+__all__ = ["Fold", "Folds", "folded"]
 
 _BARE = "write its path in the model, without params or model in front"
+_OR_WHOLE = f"{_BARE}; outside of the model, its whole key path"
 _OWN_AXIS = "give it its own beside, as scan={{{!r}: 0}}, or None where it is not stacked"
 
 
@@ -55,13 +56,26 @@ _Stack = tuple[int, int]
 """Which segment of a key is a stacked node, and the axis that the leaf is stacked on."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Folds:
+    """How keys are seen that are part of repeated nodes.
+
+    Attributes:
+        model: For keys in the model.
+        beside: For whole key paths of leaves outside of it.
+    """
+
+    model: dict[KeyPath, Fold]
+    beside: dict[KeyPath, Fold]
+
+
 def folded(
     read: Read,
     scan: Mapping[str, int | Mapping[Any, int] | None],
     lists: Sequence[str],
     kinds: Envelope,
-) -> dict[KeyPath, Fold]:
-    """For each key of a model that is part of a repeated node, how.
+) -> Folds:
+    """For each key of a tree that is part of a repeated node, how.
 
     Args:
         read: The leaves of the tree.
@@ -73,15 +87,15 @@ def folded(
         SchemaError: With every list and every stacked node that the model does not have, or not so.
     """
     if not scan and not lists and not any(isinstance(key, int) for key in read.segments):
-        return {}  # names alone show no list
+        return Folds({}, {})  # names alone show no list
     keys = {body: leaf for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None}
     faults: list[Mismatch] = []
     axes = {node: _by_kind(axis) for node, axis in scan.items()}
     patterns_ = [paths.parse_pattern(text) for text in lists]
     stacked = {paths.parse_path(text) for text in scan}
     listed = _Lists(keys, _heads(patterns_), stacked)
-    for at in range(max(map(len, keys), default=0)):
-        listed.fold(at)
+    outside = _outside(read, kinds) if lists else {}
+    others = _Lists(outside, _heads(patterns_), set(), named_alone=True)
     patterns = {key: pattern for pattern, inner in listed.members.items() for key in inner}
     stacks = dict(_stacked(keys, patterns, axes, kinds, faults))
     folds: dict[KeyPath, Fold] = {}
@@ -90,10 +104,23 @@ def folded(
             stack = stacks.get(key)
             if stack is not None or listed.counts[pattern]:
                 folds[key] = _fold(pattern, listed.counts[pattern], stack)
-    faults += _unused_lists(patterns_, listed.seen, folds)
+    lone: dict[KeyPath, Fold] = {}
+    for pattern, members in others.members.items():
+        if others.counts[pattern]:
+            lone |= dict.fromkeys(members, _fold(pattern, others.counts[pattern], None))
+    known = {fold.key for fold in (*folds.values(), *lone.values())}
+    faults += _unused_lists(patterns_, listed.seen | others.seen, known)
     if faults:
         raise SchemaError("scan= and lists= do not fit the tree", faults)
-    return folds
+    return Folds(folds, lone)
+
+
+def _outside(read: Read, kinds: Envelope) -> dict[KeyPath, Found]:
+    """The leaves that are not of the model, nor kept like it, nor an optimizer's, by their key paths."""
+    heads = [prefix for prefix, _ in kinds.weights] + [*kinds.copies]
+    heads += [kinds.optimizer] if kinds.optimizer is not None else []
+    own = [leaf for leaf in read.leaves if not any(leaf.key[: len(h)] == h for h in heads)]
+    return {leaf.key: leaf for leaf in own}
 
 
 def _heads(named: Sequence[Pattern]) -> list[Pattern]:
@@ -119,9 +146,14 @@ class _Lists:
     """
 
     def __init__(
-        self, keys: Mapping[KeyPath, Found], named: Sequence[Pattern], stacked: set[LogicalPath]
+        self,
+        keys: Mapping[KeyPath, Found],
+        named: Sequence[Pattern],
+        stacked: set[LogicalPath],
+        *,
+        named_alone: bool = False,
     ) -> None:
-        self._keys, self._stacked = keys, stacked
+        self._keys, self._stacked, self._named_alone = keys, stacked, named_alone
         self._named: dict[Pattern, list[Index]] = {}  # the symbols, by the node that each is in
         for *head, symbol in named:
             if isinstance(symbol, Index):
@@ -129,8 +161,10 @@ class _Lists:
         self.members: dict[Pattern, list[KeyPath]] = {key: [key] for key in keys}
         self.counts: dict[Pattern, tuple[int, ...]] = dict.fromkeys(self.members, ())
         self.seen: set[Pattern] = set()
+        for at in range(max(map(len, keys), default=0)):
+            self._take_together(at)
 
-    def fold(self, at: int) -> None:
+    def _take_together(self, at: int) -> None:
         """Takes the keys together that differ in one segment alone, where that counts alike members."""
         heads: dict[Pattern, dict[Pattern, dict[int, Pattern]]] = {}
         for pattern in self.members:
@@ -161,7 +195,8 @@ class _Lists:
             index = symbol.index(key)
             if index is not None:
                 return symbol, index
-        if not isinstance(key, int) or at == 0 or isinstance(pattern[at - 1], Index):
+        is_shown = at > 0 and not self._named_alone
+        if not isinstance(key, int) or not is_shown or isinstance(pattern[at - 1], Index):
             return (
                 None  # a mark stands on a name: of a list of lists, the outer one is folded alone
             )
@@ -318,10 +353,9 @@ def _stacked(
 
 
 def _unused_lists(
-    named: Sequence[Pattern], heads: set[Pattern], folds: Mapping[KeyPath, Fold]
+    named: Sequence[Pattern], heads: set[Pattern], keys: Iterable[Pattern]
 ) -> Iterator[Mismatch]:
     lengths = {len(one) for one in named}
-    keys = {fold.key for fold in folds.values()} if named else set[Pattern]()
     used = {_unquoted(key[:length]) for key in keys for length in lengths}
     seen = {_unquoted(head) for head in heads}
     for pattern in named:
@@ -336,4 +370,4 @@ def _unused_lists(
                     "members 0 .. n-1 must have the same leaves",
                 )
             else:
-                yield Mismatch(where, "rule", expected, "no such node", _BARE)
+                yield Mismatch(where, "rule", expected, "no such node", _OR_WHOLE)

@@ -111,7 +111,7 @@ def infer_tree(
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
     folds = folded(read, scan or {}, lists, kinds)
-    rows = _merge([*_Rows(read, kinds, folds)], name)
+    rows = _merge([*_Rows(read, kinds, folds.model, folds.beside)], name)
     if joined is not None:
         rows = tuple(_in_one_key(rows, flat, joined))
     # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
@@ -330,8 +330,14 @@ _Above = tuple[_Place, LogicalPath]
 class _Rows:
     """The rows of what was read. What all leaves of one node have in common is found once."""
 
-    def __init__(self, read: Read, kinds: Envelope, folds: Mapping[KeyPath, Fold]) -> None:
-        self._read, self._kinds, self._folds = read, kinds, folds
+    def __init__(
+        self,
+        read: Read,
+        kinds: Envelope,
+        folds: Mapping[KeyPath, Fold],
+        beside: Mapping[KeyPath, Fold],
+    ) -> None:
+        self._read, self._kinds, self._folds, self._beside = read, kinds, folds, beside
         self._places = [_Place(prefix, (WEIGHTS,), kind, True) for prefix, kind in kinds.weights]
         self._places += [_Place(p, (named(p[0]),), USUAL_COLLECTION, False) for p in kinds.copies]
         self._lone = {place.prefix for place in self._places if place.prefix}  # that may be leaves
@@ -411,6 +417,10 @@ class _Rows:
             rest = leaf.key[-1:]
         path = tuple(map(named, (OPTIMIZER_STATE, *rest) if inside else rest))
         more: dict[str, Any] = {"kind": leaf.kind, "metadata": leaf.metadata}
+        if leaf.key in self._beside:
+            fold = self._beside[leaf.key]
+            repeats = tuple(Repeat((count or 0,), None) for count in fold.levels)
+            return Row(fold.path, fold.key, stored, repeats, **more)
         return Row(path, leaf.key, stored, optimizer=int(inside), **more)
 
     def _row(self, leaf: Found, stored: Leaf, head: LogicalPath, prefix: KeyPath, kind: Any) -> Row:

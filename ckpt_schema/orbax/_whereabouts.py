@@ -23,6 +23,7 @@ from ckpt_schema.orbax._sides import Fit, locate, may_stand
 
 __all__ = [
     "Standing",
+    "all_meant",
     "candidates",
     "lower_nodes",
     "meant",
@@ -108,6 +109,37 @@ def meant(
     else:
         whole = _joined(path, items, item, aux)
     return part_below(whole, at)
+
+
+def all_meant(
+    path: epath.PathLike,
+    *,
+    item: str | None = None,
+    at: str | None = None,
+    items: Mapping[str, str] | None = None,
+) -> DiskTree:
+    """The same; where nothing says which of several pytrees is meant, each at the key that is its name.
+
+    Without private leaves, and without texts.
+
+    Raises:
+        CheckpointMismatchError: There is none.
+    """
+    verify_standing(at, items)
+    try:
+        disk = meant(path, item=item, at=at, items=items, aux=AUX)
+    except SeveralItemsError:
+        names = sorted(pytrees_of(absolute(path)) - {AUX}, key=paths.natural)
+        every = {paths.format_path((name,)): name for name in names}
+        disk = meant(path, item=None, at=at, items=every, aux=AUX)
+        text = "%s: all items are read, as one state; restore says so with items=%r"
+        logging.getLogger("ckpt_schema").info(text, disk.path, every)
+    else:
+        beside = sorted(disk.beside - {AUX, *([disk.item] if disk.item else [])})
+        if beside and item is None and items is None:
+            text = "%s: item %r is read, and not %s"
+            logging.getLogger("ckpt_schema").info(text, disk.path, disk.item, ", ".join(beside))
+    return disk.without(AUX).without_texts()
 
 
 def usual(
