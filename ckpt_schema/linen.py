@@ -21,8 +21,9 @@ class _TrainState:
     def __getitem__(self, item: Any) -> type[Schema]:
         """The schema for a body, the transformation that made its optimizer state, and sizes if its type depends on them."""
         body, tx, sizes = arguments("linen.TrainState", item)
+        name = f"linen.TrainState[{schema_name(body)}]"
 
-        class State(Schema, name=f"linen.TrainState[{schema_name(body)}]"):
+        class State(Schema, name=name):
             step: Int32[Array, ""]
             params: body = field(key={"params": "params/params", ...: "{collection}"})  # pyright: ignore[reportInvalidTypeForm]
             opt_state: OptState = optimizer(tx, of="params", sizes=sizes)
@@ -37,8 +38,9 @@ class _BareTrainState:
     def __getitem__(self, item: Any) -> type[Schema]:
         """The schema for a body, the transformation that made its optimizer state, and sizes if its type depends on them."""
         body, tx, sizes = arguments("linen.BareTrainState", item)
+        name = f"linen.BareTrainState[{schema_name(body)}]"
 
-        class State(Schema, name=f"linen.BareTrainState[{schema_name(body)}]"):
+        class State(Schema, name=name):
             step: Int32[Array, ""]
             params: body = field(key={"params": "params", ...: "{collection}"})  # pyright: ignore[reportInvalidTypeForm]
             opt_state: OptState = optimizer(tx, of="params", sizes=sizes)

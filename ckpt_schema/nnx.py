@@ -64,8 +64,9 @@ class _TrainState:
     def __getitem__(self, item: Any) -> type[Schema]:
         """The schema for a body, the transformation that made its optimizer state, and what it trains."""
         body, tx, sizes, wrt = _given("nnx.TrainState", item)
+        name = f"nnx.TrainState[{schema_name(body)}]"
 
-        class Training(State, name=f"nnx.TrainState[{schema_name(body)}]"):
+        class Training(State, name=name):
             params: body = field(key="model")  # pyright: ignore[reportInvalidTypeForm]
             step: UInt32[Array, ""] = field(key="optimizer/step", type=nnx.optimizer.OptState)
             opt_state: OptState = optimizer(
@@ -82,8 +83,9 @@ class _ModelAndOptimizer:
     def __getitem__(self, item: Any) -> type[Schema]:
         """The schema for a body, the transformation that made its optimizer state, and what it trains."""
         body, tx, sizes, wrt = _given("nnx.ModelAndOptimizer", item)
+        name = f"nnx.ModelAndOptimizer[{schema_name(body)}]"
 
-        class Training(State, name=f"nnx.ModelAndOptimizer[{schema_name(body)}]"):
+        class Training(State, name=name):
             params: body = field(key="model")  # pyright: ignore[reportInvalidTypeForm]
             step: UInt32[Array, ""] = field(type=nnx.optimizer.OptState)
             opt_state: OptState = optimizer(tx, of="params", wrt=wrt, sizes=sizes)
