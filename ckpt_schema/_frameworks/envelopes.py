@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -110,7 +111,8 @@ def envelope(read: Read) -> Envelope:
         else []
     )
     kept = {key[1] for key in states if len(key) > 1}
-    pair = _model_and_optimizer(read) if read.variables else None
+    may_be_run = read.variables or "opt_state" in read.segments
+    pair = _model_and_optimizer(read) if may_be_run else None
     if {"model", "optimizer"} <= top and kept <= {"step", "opt_state"}:
         pair = "model", "optimizer"
     if {"model", "opt_state"} <= top <= {"model", "opt_state", "step"} and _keeps_state(read):
@@ -119,7 +121,8 @@ def envelope(read: Read) -> Envelope:
     if pair is not None:
         model, optimizer = pair
         found = _mirrored(read, (((model,), None),), (optimizer, "opt_state"), ())
-        return dataclasses.replace(found, copies=tuple(_copies(read, (model,), optimizer)))
+        copies = tuple(_copies(read, (model,), optimizer, of_params=True))
+        return dataclasses.replace(found, copies=copies)
     if "params" in top and not read.variables:
         copies = tuple(_copies(read, ("params",), "opt_state"))
         own = sorted(top - {copy[0] for copy in copies}, key=str)
@@ -134,16 +137,49 @@ def envelope(read: Read) -> Envelope:
 
 
 def _model_and_optimizer(read: Read) -> tuple[Any, Any] | None:
-    """The names of a model and of its ``nnx.Optimizer``, where a module holds these two, told by their Variable types."""
-    kept: dict[Any, set[bool]] = {}
-    for name, kind in {(leaf.key[0], leaf.kind) for leaf in read.leaves}:
-        kept.setdefault(name, set()).add(_of_optimizer(kind))
-    states = [name for name, kinds in kept.items() if kinds == {True}]
-    models = [name for name, kinds in kept.items() if kinds == {False}]
-    if len(kept) != 2 or len(states) != 1 or len(models) != 1:
-        return None
-    below = {leaf.key[1] for leaf in read.leaves if leaf.key[0] == states[0] and len(leaf.key) > 1}
-    return (models[0], states[0]) if "opt_state" in below else None
+    """The names of a model and of its optimizer, where one reading of what is kept beside them exists."""
+    optimizer, models = _may_be_trained(read)
+    return (models[0], optimizer) if len(models) == 1 else None
+
+
+def _may_be_trained(read: Read) -> tuple[Any, Sequence[Any]]:
+    """The name of the one optimizer at the root, and those of what may be its model.
+
+    Variable types and what the optimizer mirrors tell, whatever the names; keys, metrics and
+    counters beside them are neither. Of several like it, one called an EMA is no model.
+    """
+    below: dict[Any, set[Any]] = {}
+    kinds: dict[Any, set[Any]] = {}
+    for leaf in read.leaves:
+        below.setdefault(leaf.key[0], set()).update(leaf.key[1:2])
+        kinds.setdefault(leaf.key[0], set()).add(leaf.kind)
+    states: list[Any] = []
+    for name, keys in below.items():
+        is_state = "opt_state" in keys and (read.variables or keys <= {"opt_state", "step"})
+        if is_state and (not read.variables or all(map(_of_optimizer, kinds[name]))):
+            states.append(name)
+    if len(states) != 1:
+        return None, ()
+    [optimizer] = states
+    names = [name for name in below if name != optimizer and below[name]]
+    if read.variables:
+        names = [name for name in names if any(map(_is_param, kinds[name]))]
+    mirrored: list[Any] = []
+    for name in names:
+        found = _mirrored(read, (((name,), None),), (optimizer, "opt_state"), ())
+        mirrored += [name] if found.mirrors else []
+    # Without moments, types alone tell; what was saved has lost them.
+    models = mirrored or (names if read.variables or len(below) == 2 else [])
+    trained = [name for name in models if not _EMA.search(str(name))]
+    return optimizer, trained if len(trained) == 1 else models
+
+
+_EMA = re.compile(r"(?:^|_)ema(?:_|$)", re.IGNORECASE)
+
+
+def _is_param(kind: Any) -> bool:
+    """Whether a Variable type is that of weights."""
+    return isinstance(kind, type) and any(base.__name__ == "Param" for base in kind.__mro__)
 
 
 def _keeps_state(read: Read) -> bool:
@@ -157,12 +193,20 @@ def _of_optimizer(kind: Any) -> bool:
     return isinstance(kind, type) and any(base.__name__ == "OptState" for base in kind.__mro__)
 
 
-def _copies(read: Read, weights: KeyPath, optimizer: Any) -> Iterator[KeyPath]:
-    """Key prefixes of trees that have the leaves of the weights, and of the same shapes."""
+def _copies(
+    read: Read, weights: KeyPath, optimizer: Any, *, of_params: bool = False
+) -> Iterator[KeyPath]:
+    """Key prefixes of trees that have the leaves of the weights, and of the same shapes.
+
+    With ``of_params`` also of those that have a module's params and leave its other state out.
+    """
     known = (weights[0], optimizer, "step", *_COLLECTIONS)
     shapes: dict[Any, dict[KeyPath, Any]] = {}
+    params: set[KeyPath] = set()
     for leaf, signature in zip(read.leaves, read.signatures, strict=True):
         shapes.setdefault(leaf.key[0], {})[leaf.key[1:]] = signature and signature[0]
+        if leaf.key[0] == weights[0] and _is_param(leaf.kind):
+            params.add(leaf.key[1:])
     inner = weights[1:]
     own = {
         key[len(inner) :]: shape
@@ -172,7 +216,9 @@ def _copies(read: Read, weights: KeyPath, optimizer: Any) -> Iterator[KeyPath]:
     for name, found in shapes.items():
         if name in known:
             continue
-        if found == own:
+        # A save loses which leaves of a module are params.
+        is_part = params <= found.keys() if params else len(found) > 1
+        if found == own or (of_params and is_part and found.items() <= own.items()):
             yield (name,)
         elif found == {(*inner, *key): shape for key, shape in own.items()}:
             yield (name, *inner)
@@ -198,10 +244,11 @@ def strays(
     apart = {key: what for key, what in found.items() if not home or key[:1] != home}
     if not apart:
         return
+    optimizer, models = _may_be_trained(read)
     others = [leaf for leaf in read.leaves if not any(_below(leaf.key, key) for key in found)]
     for key, what in apart.items():
         if others and not any(key != above and _below(key, above) for above in apart):
-            yield _stray(key, what)
+            yield _stray(key, what, models if key[:1] == (optimizer,) else ())
 
 
 def _below(key: KeyPath, node: KeyPath) -> bool:
@@ -236,14 +283,24 @@ def _moments(keys: Sequence[KeyPath]) -> Iterator[KeyPath]:
                 break
 
 
-def _stray(key: KeyPath, what: str) -> Mismatch:
+def _stray(key: KeyPath, what: str, models: Sequence[Any]) -> Mismatch:
     hint = (
         "give infer one train state at a time, {step, params, opt_state} or {model, optimizer}, as "
         "by infer(tree[...]), or declare the layout as a class"
     )
+    if len(models) > 1:
+        names = " and ".join(map(str, models))
+        hint = f"it may be that of each of {names}: say which, {_as_dict(models, key[0])}"
     expected = "weights, or the optimizer of a train state that infer knows"
     found = f"{what}: it would be taken for weights, and not follow those that it mirrors"
     return Mismatch(paths.format_path(key) or "the tree", "container", expected, found, hint)
+
+
+def _as_dict(models: Sequence[Any], optimizer: Any) -> str:
+    """A tree that says which of several is the model, as a program writes it of a module ``run``."""
+    first, *others = models
+    more = "".join(f', "{name}": run.{name}' for name in others)
+    return f'{{"model": run.{first}, "optimizer": run.{optimizer}{more}}}, or another as the model'
 
 
 def parts_of(nodes: Sequence[Node], kinds: Envelope) -> Iterator[Part]:

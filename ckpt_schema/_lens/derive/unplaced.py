@@ -79,7 +79,7 @@ def unplaced(
     ours = renames(judged.certain, source.rows, view.rows, onward, given)
     back = {there: here for here, there in judged.certain.items()}
     theirs = {there: ours[here] for there, here in back.items() if here in ours}
-    copy = _copy(source, view, loose)  # an average of the weights may be called otherwise
+    copy = _copy(source, view, loose, rules)  # an average of the weights may be called otherwise
     sides = (
         _Side(
             source,
@@ -100,6 +100,7 @@ def unplaced(
             _Left.of(loose[0], loose[1]),
             _streams(view),
             copy,
+            is_view=True,
         ),
     )
     ours_alone, our_state = _split(source, lost[0])
@@ -140,7 +141,8 @@ class _Copy:
 
     Attributes:
         rule: The rename that joins both.
-        is_certain: Whether they hold the same. Where they do not, the weights beside them do not yet either.
+        is_certain: Whether they hold the same, or one has all of the other. Where they do not, the
+            weights beside them do not yet either.
     """
 
     rule: Rename
@@ -151,8 +153,10 @@ class _Copy:
         return row.path[: row.body] in (self.rule.source, self.rule.view)
 
 
-def _copy(source: Layout, view: Layout, loose: Sequence[Sequence[Loose]]) -> _Copy | None:
-    """The two trees like the weights, if there are such."""
+def _copy(
+    source: Layout, view: Layout, loose: Sequence[Sequence[Loose]], rules: Sequence[Rule]
+) -> _Copy | None:
+    """The two trees like the weights, if there are such and no rule joins them."""
     heads: list[LogicalPath] = []
     held: list[collections.Counter[object]] = []
     tables = source, view
@@ -171,7 +175,10 @@ def _copy(source: Layout, view: Layout, loose: Sequence[Sequence[Loose]]) -> _Co
                 (row.leaf, tuple(repeat.size for repeat in row.repeats)) for row in rows
             )
         )
-    found = _Copy(Rename(heads[0], heads[1]), held[0] == held[1])
+    # A clone of a module has statistics besides, which an average of its params has not.
+    found = _Copy(Rename(heads[0], heads[1]), held[0] <= held[1] or held[1] <= held[0])
+    if found.rule in rules:
+        return None
     weights = [one for side in loose for one in side if not found.holds(one.row)]
     return found if found.is_certain or weights else None
 
@@ -261,6 +268,7 @@ class _Side:
         left: The far side's leaves that have no partner.
         streams: The nodes of this side that are a key and the count beside it, as each stream of NNX.
         copy: The rule that joins a tree like the weights with the far side's, if there is one.
+        is_view: Whether the first is the view.
     """
 
     near: Layout
@@ -271,6 +279,7 @@ class _Side:
     left: _Left
     streams: frozenset[LogicalPath]
     copy: _Copy | None = None
+    is_view: bool = False
 
     def fault(self, number: int, mirrors: Sequence[str]) -> Mismatch:
         """The fault of one row, and of those that mirror it."""
@@ -303,12 +312,22 @@ class _Side:
         if not candidates:
             candidates = self.left.other_form(row)
             several = len(candidates)
+        if several == 1 and row.leaf.is_key and candidates[0].leaf.is_key:
+            return self._stream(row, candidates[0]), ()
         if candidates:
             return _choice(row, candidates[:_LOOKED], several), ()
         repeated = self.left.plain.get(_plain(row))
         if repeated is not None:
             return _repeated(row, repeated), ()
         return self._alone(row)
+
+    def _stream(self, row: Row, other: Row) -> str:
+        """The two lines for a key that one key of the other side may be."""
+        pair = (other, row) if self.is_view else (row, other)
+        joined = Rename(pair[0].model_path, pair[1].model_path)
+        apart = " and ".join(str(Private(one.model_path, None)) for one in pair)
+        where = paths.format_path(other.key)
+        return f"it may be {where}, which nothing proves: {joined} if it is, or else {apart}"
 
     def _alone(self, row: Row) -> tuple[str, tuple[Rule, ...]]:
         """What to do about a row that nothing on the far side can be: by what it is."""
@@ -331,9 +350,10 @@ class _Side:
         if near:
             other = self.left.named[near[0]]
             return f"{told}; near is {paths.format_path(other.key)}, which is {other.stored}"
-        cure = (
-            f"declare it in {self.far.name} too, or leave it aside: {Private(row.model_path, None)}"
-        )
+        # A path in the model would mean the weights that it is an average of, too.
+        heads = {other.root for other in self.far.rows if other.body is not None}
+        path = row.model_path if row.root in heads else row.path
+        cure = f"declare it in {self.far.name} too, or leave it aside: {Private(path, None)}"
         return f"{told}, and a weight is not made up: {cure}"
 
 
