@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ckpt_schema._lens.fold_rules import lora as lora
     from ckpt_schema._lens.fold_rules import total as total
     from ckpt_schema._lens.lens import Lens as Lens
+    from ckpt_schema._lens.merged_lens import merge as merge
     from ckpt_schema._lens.registry import Registry as Registry
     from ckpt_schema._lens.rules import apart as apart
     from ckpt_schema._lens.rules import fuse as fuse
@@ -114,6 +115,7 @@ _HOMES = {
     "_layouts.leaves": ("constant_key", "fresh_key"),
     "_lens.derived_lens": ("derive",),
     "_lens.lens": ("Lens",),
+    "_lens.merged_lens": ("merge",),
     "_lens.registry": ("Registry",),
     "_lens.fold_rules": ("dequantize", "lora", "total"),
     "_lens.axis_rules": ("flip", "pad", "repeat", "replicated"),
@@ -195,6 +197,7 @@ __all__ = [
     "layout",
     "linen",
     "lora",
+    "merge",
     "move",
     "nnx",
     "optimizer",

@@ -172,6 +172,7 @@ ORDER = """
     _lens.lens_table
     _lens.lens
     _lens.derived_lens
+    _lens.merged_lens
     _lens.registry
     _lens.open_names
     _lens.lone_nodes

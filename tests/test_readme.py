@@ -96,6 +96,14 @@ def test_what_the_page_on_leaves_that_are_computed_says_runs(
     assert "rounded in float32" in capsys.readouterr().out
 
 
+def test_what_the_page_on_several_checkpoints_says_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = README.parent / "docs" / "merging.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "merging"})
+    assert "vision_encoder/layers/kernel" in capsys.readouterr().out
+
+
 def test_what_the_page_on_engines_says_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = README.parent / "docs" / "engines.md"
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "engines"})

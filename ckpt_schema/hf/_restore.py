@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from etils import epath
@@ -13,7 +13,7 @@ from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._safetensors.weights import read_weights
 from ckpt_schema.orbax import _restore as orbax_restore
 from ckpt_schema.orbax._agreement import raised_by_all
-from ckpt_schema.orbax._metadata import of_weights
+from ckpt_schema.orbax._metadata import of_weights, read_several
 from ckpt_schema.orbax._missing import Missing
 from ckpt_schema.orbax._sides import Side
 
@@ -23,7 +23,7 @@ Target = TypeVar("Target")
 
 
 def restore(
-    path: epath.PathLike,
+    path: epath.PathLike | Mapping[str, epath.PathLike],
     target: Target | Callable[[], Target],
     lens: Lens | None = None,
     *,
@@ -46,7 +46,8 @@ def restore(
     an error where anything can be read in two ways.
 
     Args:
-        path: A folder, a safetensors file, or the index of several. Nothing is downloaded.
+        path: A folder, a safetensors file, or the index of several; of a lens that
+            `ckpt_schema.merge` made, a path for each part, by its name. Nothing is downloaded.
         target: What is restored, as in `ckpt_schema.orbax.restore`: a module, a state, a dict, or a
             function that makes one.
         lens: The lens; one of its sides has dotted names, ``class Weights(cs.Schema, joined=".")``.
@@ -83,7 +84,7 @@ def restore(
         (3, 2)
     """
     with raised_by_all():
-        disk = of_weights(read_weights(path))
+        disk = read_several(path) if isinstance(path, Mapping) else of_weights(read_weights(path))
     where: Any = disk  # whose headers are not read twice
     return orbax_restore.restore(
         where,

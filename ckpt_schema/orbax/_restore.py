@@ -92,7 +92,7 @@ class RestoreTimes:
 
 
 def restore(
-    path: epath.PathLike,
+    path: epath.PathLike | Mapping[str, epath.PathLike],
     target: Target | Callable[[], Target],
     lens: Lens | Registry | None = None,
     *,
@@ -122,7 +122,8 @@ def restore(
     ``ckpt_schema``.
 
     Args:
-        path: A checkpoint directory, local or remote, written by Orbax's v1 or v0 API.
+        path: A checkpoint directory, local or remote, written by Orbax's v1 or v0 API. Of a lens that
+            `ckpt_schema.merge` made, a path for each part, by its name; a part may be a folder of Hugging Face.
         target: An abstract or concrete ``nnx.State``, ``TrainState`` or dict of either side, or a
             module, which is an ``nnx.Module`` or any ``nnx.Pytree``, or a dict that holds modules.
             Shardings of its leaves are kept; leaves without one are replicated over the mesh of the
@@ -162,6 +163,10 @@ def restore(
         ConformanceError: The target is on neither side, could be on either, or has shardings over a mesh without devices.
     """
     clock = [time.perf_counter()]
+    place: Any = path
+    if isinstance(path, Mapping):
+        with raised_by_all():
+            place, aux = metadata.read_several(path, item or at or items, aux=aux), None
     with raised_by_all():
         words = Words(rules, scan, lists)
         sides = target_side, disk_side
@@ -173,7 +178,7 @@ def restore(
             verify_standing(at, items)
             target = made_abstract(target)
             verify_readable(target)
-            first = usual(path, item, items, aux)
+            first = usual(place, item, items, aux)
             if first is not None and at is None:
                 same = same_layout(first, variables.state_of(target), lens)
             if same is not None and lens is not None:
@@ -193,7 +198,7 @@ def restore(
     with raised_by_all():
         given: dict[str, Any] = {"first": first, "missing": missing, "sides": sides, **where}
         ready = _through_recorded(first, target, given) if lens is None else None
-        ready = ready or prepared(path, target, lens, words, **given)
+        ready = ready or prepared(place, target, lens, words, **given)
         expected, side = ready.expected, ready.side
         kept = (
             kept_positions(expected, ready.state, side, ready.orders)
