@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _demo()
     # Questions are answered from metadata: no accelerator is taken for them, unless it is asked for.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    count = math.prod(size for _, size in arguments.get("mesh", ()))
+    if count > 1:
+        _pretend(count)
     from ckpt_schema.errors import CkptSchemaError
 
     try:
@@ -43,6 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CkptSchemaError as error:
         print(error, file=sys.stderr)
         return CANNOT
+
+
+def _pretend(devices: int) -> None:
+    """Makes as many devices of the CPU, for questions about a mesh that is elsewhere."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "device_count" not in flags:
+        flags = f"{flags} --xla_force_host_platform_device_count={devices}"
+        os.environ["XLA_FLAGS"] = flags.strip()
 
 
 def _answer(name: str, **arguments: Any) -> int:
@@ -149,8 +161,37 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--dry-run", action="store_true", help="print what would be done, and write nothing"
     )
+    plan = add("plan", "print what a restore would cost: faults, bytes that are read, memory")
+    plan.add_argument("given", metavar="PATH", help="a checkpoint")
+    plan.add_argument("target", metavar="TARGET", help=f"what it is restored into: {_TREE}")
+    plan.add_argument("lens", metavar="LENS", nargs="?", help="module:attr of a lens")
+    plan.add_argument("--item", help="which pytree of the checkpoint, where it holds several")
+    plan.add_argument("--at", metavar="KEY", help="where in it the state stands")
+    plan.add_argument(
+        "--mesh",
+        type=_mesh,
+        default=(),
+        metavar="8x16",
+        help="devices to pretend, or with names data=8,model=16; a function that takes mesh= is given it",
+    )
+    plan.add_argument(
+        "--processes", type=int, metavar="N", help="how many processes have the devices; one"
+    )
     _add_demo(commands)
     return parser
+
+
+def _mesh(text: str) -> tuple[tuple[str, int], ...]:
+    """The axes of a mesh, by name."""
+    parts = text.split(",") if "=" in text else text.split("x")
+    axes: list[tuple[str, int]] = []
+    for number, part in enumerate(parts):
+        name, equals, size = part.rpartition("=")
+        is_named = bool(equals and name.isidentifier()) if "=" in text else True
+        if not is_named or not (size.isascii() and size.isdecimal() and int(size)):
+            raise argparse.ArgumentTypeError(f"expected 8x16 or data=8,model=16, found {text!r}")
+        axes.append((name or f"axis_{number}", int(size)))
+    return tuple(axes)
 
 
 _RULES = ("READ", "WRITE", "RESUME", "EXACT")

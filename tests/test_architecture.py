@@ -238,6 +238,7 @@ ORDER = """
     orbax._targets
     orbax._same_layout
     orbax._restore
+    orbax._cost
     orbax._items
     orbax._managed
     orbax._save

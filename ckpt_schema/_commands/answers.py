@@ -14,7 +14,13 @@ from typing import Any
 
 from ckpt_schema._breaking.breaking import breaking
 from ckpt_schema._breaking.verdicts import RuleName, Verdict
-from ckpt_schema._commands.operands import Operand, read_locked, read_operand, wrong_operand
+from ckpt_schema._commands.operands import (
+    Operand,
+    made_mesh,
+    read_locked,
+    read_operand,
+    wrong_operand,
+)
 from ckpt_schema._diff.comparing import diff
 from ckpt_schema._json.json_text import kind_of_text, lock_text
 from ckpt_schema._layouts import dims as dims_
@@ -22,12 +28,14 @@ from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import NaturalOrder, format_path
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._messages.text import columns, counted
+from ckpt_schema._messages.text import columns, counted, in_bytes
 from ckpt_schema._source.source import to_source
+from ckpt_schema._trees.abstract_states import abstract
 from ckpt_schema._trees.conformance import check
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.orbax._adapt import adapt
 from ckpt_schema.orbax._convert import convert
+from ckpt_schema.orbax._cost import dry_run
 from ckpt_schema.orbax._rewriting import Conversion
 
 __all__ = [
@@ -38,6 +46,7 @@ __all__ = [
     "answer_explain",
     "answer_infer",
     "answer_lock",
+    "answer_plan",
     "answer_show",
 ]
 
@@ -68,7 +77,7 @@ def answer_show(given: str, item: str | None, scan: Mapping[str, int], *, as_jso
     if whole["bytes"] is not None:
         print(
             f"{counted(whole['leaves'] or 0, 'leaf', 'leaves')}, {whole['elements']:,} elements, "
-            f"{_bytes(whole['bytes'])}"
+            f"{in_bytes(whole['bytes'])}"
         )
     cells = [
         (format_path(row.key), str(row.stored), *_size_cells(size), _kind(row) or "")
@@ -177,6 +186,31 @@ def answer_breaking(
     return OK if found.passes else DIFFERS
 
 
+def answer_plan(
+    given: str,
+    target: str,
+    lens: str | None,
+    item: str | None,
+    at: str | None,
+    mesh: Sequence[tuple[str, int]],
+    processes: int | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Prints what a restore would cost, of which all is done but the reading."""
+    between = None if lens is None else _lens(read_operand(lens), None)
+    with made_mesh(mesh) as devices:
+        operand = read_operand(target, mesh=devices)
+        wanted = abstract(operand.value) if operand.is_declared else operand.value
+        cost = dry_run(given, wanted, between, item=item, at=at, processes=processes)
+    if as_json:
+        told = {name: getattr(cost, name) for name in ("leaves", "stored", "result", "peak")}
+        _print_json({**told, "read": cost.read, "read_at_most": cost.read_at_most})
+    else:
+        print(cost)
+    return OK
+
+
 def _verdict_json(verdict: Verdict) -> dict[str, Any]:
     lens = verdict.migration
     told: dict[str, Any] = {
@@ -252,7 +286,7 @@ def _plan(planned: Conversion) -> str:
 
 def _progress(done: int, whole: int) -> None:
     end = "\n" if done == whole else ""
-    print(f"\r{_bytes(done)} of {_bytes(whole)}", end=end, file=sys.stderr, flush=True)
+    print(f"\r{in_bytes(done)} of {in_bytes(whole)}", end=end, file=sys.stderr, flush=True)
 
 
 def _lens(operand: Operand, view: str | None) -> Lens:
@@ -299,17 +333,7 @@ def _sum(values: Any) -> int | None:
 
 def _size_cells(size: _Size) -> tuple[str, str]:
     several = "" if size.leaves in (None, 1) else f"x {size.leaves}"
-    return several, "" if size.bytes is None else _bytes(size.bytes)
-
-
-def _bytes(number: int) -> str:
-    """A number of bytes, in the unit that suits it."""
-    size, unit = float(number), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{number} B" if unit == "B" else f"{size:.1f} {unit}"
+    return several, "" if size.bytes is None else in_bytes(size.bytes)
 
 
 def _words(value: Any) -> str:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import inspect
+import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from ckpt_schema._diff.found_lists import found_lists
 from ckpt_schema._json.json_text import from_json, kind_of_text
@@ -21,7 +28,7 @@ from ckpt_schema._trees.infer import infer
 from ckpt_schema.errors import Mismatch, SchemaError
 from ckpt_schema.orbax._metadata import read_metadata
 
-__all__ = ["Operand", "from_text", "read_locked", "read_operand", "wrong_operand"]
+__all__ = ["Operand", "from_text", "made_mesh", "read_locked", "read_operand", "wrong_operand"]
 
 _DEFAULTS = ("lens", "layout")
 """What is meant in a file of which no name is given, as `to_source` calls it."""
@@ -82,7 +89,12 @@ def wrong_operand(text: str, expected: str, found: str, hint: str = "") -> Schem
     return SchemaError(f"{text} cannot be used", [fault])
 
 
-def read_operand(text: str, item: str | None = None, like: Sequence[Layout] = ()) -> Operand:
+def read_operand(
+    text: str,
+    item: str | None = None,
+    like: Sequence[Layout] = (),
+    mesh: Mesh | None = None,
+) -> Operand:
     """What is meant by a text: ``module:attr``, ``file.py``, ``file.py:attr``, a file of JSON, or the path of a checkpoint.
 
     Of a checkpoint the metadata alone is read. A name in a module imports it, which runs it.
@@ -91,6 +103,7 @@ def read_operand(text: str, item: str | None = None, like: Sequence[Layout] = ()
         text: The text.
         item: Which pytree of a checkpoint, where it holds several.
         like: Layouts that have types which a file of JSON may name.
+        mesh: What a function is called with that takes a mesh; what it gives is taken as it is.
 
     Raises:
         SchemaError: The module has no such name, or cannot be imported; or the file is damaged.
@@ -98,14 +111,14 @@ def read_operand(text: str, item: str | None = None, like: Sequence[Layout] = ()
     """
     module, colon, name = text.rpartition(":")
     if text.endswith(".py") and Path(text).exists():
-        return Operand(text, _usable(text, _in_module(text, _run(Path(text)), None)))
+        return Operand(text, _usable(text, _in_module(text, _run(Path(text)), None), mesh))
     if text.endswith(".json") and Path(text).is_file():
         return Operand(text, from_text(text, Path(text).read_bytes(), like))
     named = colon and "/" not in name and not Path(text).exists()
     if named and module.endswith(".py"):
-        return Operand(text, _usable(text, _in_module(text, _run(Path(module)), name)))
+        return Operand(text, _usable(text, _in_module(text, _run(Path(module)), name), mesh))
     if named and all(part.isidentifier() for part in module.split(".")):
-        return Operand(text, _usable(text, _in_module(text, _imported(text, module), name)))
+        return Operand(text, _usable(text, _in_module(text, _imported(text, module), name), mesh))
     disk = read_metadata(text, item)
     notes: dict[str, Any] = {"path": str(disk.path)}
     if disk.item is not None:
@@ -165,6 +178,28 @@ def read_locked(text: str, file: str, like: Sequence[Layout]) -> Operand:
     return Operand(where, from_text(where, shown.stdout, like))
 
 
+@contextlib.contextmanager
+def made_mesh(axes: Sequence[tuple[str, int]]) -> Generator[Mesh | None]:
+    """A mesh of these axes, in context; none where there are none.
+
+    Raises:
+        SchemaError: There are fewer devices.
+    """
+    if not axes:
+        yield None
+        return
+    count, there = math.prod(size for _, size in axes), jax.device_count()
+    text = "x".join(str(size) for _, size in axes)
+    if count > there:
+        hint = f"XLA_FLAGS=--xla_force_host_platform_device_count={count} makes as many of the CPU"
+        raise wrong_operand(text, f"{count} devices", str(there), hint)
+    names, sizes = zip(*axes, strict=True)
+    devices = np.asarray(jax.devices()[:count]).reshape(sizes)
+    mesh = Mesh(devices, names)
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
 def _run(file: Path) -> Any:
     """The module in a file."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -209,8 +244,14 @@ def _in_module(text: str, module: Any, name: str | None) -> Any:
     return value
 
 
-def _usable(text: str, value: Any) -> Any:
+def _usable(text: str, value: Any, mesh: Mesh | None = None) -> Any:
     """The value, made abstract where it is a function."""
+    if (
+        mesh is not None
+        and inspect.isfunction(value)
+        and "mesh" in inspect.signature(value).parameters
+    ):
+        return value(mesh=mesh)
     if isinstance(value, type) and not issubclass(value, Schema):
         hint = "write a function that makes one, def make(): return Model(nnx.Rngs(0))"
         raise wrong_operand(text, "a layout, a lens, a tree or a function", "a class", hint)

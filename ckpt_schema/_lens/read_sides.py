@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ckpt_schema._frameworks.linen_modules import abstract_variables, is_linen
+from ckpt_schema._layouts.dims import Dims
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row
@@ -122,5 +123,11 @@ ReadSides = tuple[ReadSide, ReadSide]
 
 def told_shape(row: Row) -> tuple[int, ...] | None:
     """The shape of one repeat of a leaf, where it is told in numbers."""
-    sizes = [dim[0] for dim in row.leaf.dims if len(dim) == 1 and isinstance(dim[0], int)]
-    return tuple(sizes) if len(sizes) == len(row.leaf.dims) else None
+    return _told(row.leaf.dims)
+
+
+@functools.lru_cache(maxsize=1024)
+def _told(dims: Dims) -> tuple[int, ...] | None:
+    """The sizes of axes, where they are told in numbers; most leaves have those of another one."""
+    sizes = [dim[0] for dim in dims if len(dim) == 1 and isinstance(dim[0], int)]
+    return tuple(sizes) if len(sizes) == len(dims) else None

@@ -205,6 +205,8 @@ def _plain_leaves(sides: ReadSides) -> Iterator[tuple[LogicalPath, _Leaf]]:
 
 def _levels(row: Row) -> list[tuple[int, int]]:
     """The levels of a row in lists: where each stands in the model's path, and its count."""
+    if not row.repeats:
+        return []
     marks = [at for at, segment in enumerate(row.model_path) if segment.endswith("[]")]
     return [
         (at, int(repeat.size[0]))

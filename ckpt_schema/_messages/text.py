@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["columns", "counted", "shown"]
+__all__ = ["columns", "counted", "in_bytes", "shown"]
 
 
 def counted(number: int, one: str, several: str = "") -> str:
@@ -20,6 +20,21 @@ def counted(number: int, one: str, several: str = "") -> str:
         ('1 leaf', '3 faults')
     """
     return f"{number} {one}" if number == 1 else f"{number} {several or one + 's'}"
+
+
+def in_bytes(number: int) -> str:
+    """A number of bytes, in the unit that suits it.
+
+    Example:
+        >>> in_bytes(12), in_bytes(3 * 2**30)
+        ('12 B', '3.0 GiB')
+    """
+    size, unit = float(number), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{number} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
 _SHOWN = 200  # characters of a value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ckpt_schema.orbax._convert import convert as convert
+from ckpt_schema.orbax._cost import RestoreCost as RestoreCost
+from ckpt_schema.orbax._cost import dry_run as dry_run
 from ckpt_schema.orbax._items import items_of as items_of
 from ckpt_schema.orbax._load import load as load
 from ckpt_schema.orbax._managed import abstract_items as abstract_items
@@ -15,9 +17,11 @@ from ckpt_schema.orbax._save import save as save
 
 __all__ = [
     "Conversion",
+    "RestoreCost",
     "RestoreTimes",
     "abstract_items",
     "convert",
+    "dry_run",
     "items_of",
     "load",
     "load_private",

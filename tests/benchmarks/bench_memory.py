@@ -139,8 +139,9 @@ def used() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def memory(row: str, gigabytes: float, folder: Path) -> float:
-    """The peak of a row, in bytes besides what the process had before."""
+def memory(row: str, gigabytes: float, folder: Path) -> tuple[float, float | None]:
+    """The peak of a row, in bytes besides what the process had before, and what ``dry_run`` says of it on all devices."""
+    told = None
     stacked = abstract(gigabytes)
     listed = lens().get(stacked)
     cold = jax.tree.map(lambda x: jax.ShapeDtypeStruct((DEPTH, 2, 2), x.dtype), stacked)
@@ -154,6 +155,8 @@ def memory(row: str, gigabytes: float, folder: Path) -> float:
         )
         path = folder / ("list" if saved is listed else "stacked")
         gives_up = way.endswith("given up")
+        if kind == "restore" and not gives_up and not way.endswith("onto arrays"):
+            told = cs.orbax.dry_run(path, target, lens()).peak * len(jax.devices())
         before = used()
         if gives_up or way.endswith("onto arrays"):
             target = concrete(target)
@@ -165,7 +168,7 @@ def memory(row: str, gigabytes: float, folder: Path) -> float:
         tree = concrete(source)
         made = (lens().put if kind == "put" else lens().get)(tree, donate=True)
     jax.block_until_ready(made)
-    return used() - before
+    return used() - before, told
 
 
 def _small(leaf: Any) -> Any:
@@ -257,8 +260,9 @@ def _print_table(gigabytes: float, again: list[str]) -> None:
     measured("save")
     print(f"{'peak memory':40}{'GB':>8}{'ratio':>8}{'bound':>8}")
     for row in MEMORY:
-        peak = measured(row)
-        print(f"{row:40}{peak / 1e9:8.2f}{peak / total:8.2f}{bound:8.2f}", flush=True)
+        peak, told = measured(row)
+        said = "" if told is None else f"  (a dry run says {told / 1e9:.2f} GB)"
+        print(f"{row:40}{peak / 1e9:8.2f}{peak / total:8.2f}{bound:8.2f}{said}", flush=True)
     print(f"{'speed':40}{'GB/s':>8}{'copy':>8}{'ratio':>8}")
     for row in SPEED:
         seconds, floor = measured(row)
