@@ -8,6 +8,7 @@ from typing import Any
 
 import families
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
@@ -258,3 +259,49 @@ def test_a_config_that_does_not_tell_all_is_refused(
     with pytest.raises(cs.CheckpointMismatchError) as raised:
         llama.dims_from(config)
     assert len(raised.value.mismatches) == paths
+
+
+def test_a_llama_of_few_bits_is_read_and_written_back_to_the_bit(tmp_path: Path) -> None:
+    folder = families.DATA / "llama"
+    rng = np.random.default_rng(0)
+    file: dict[str, Any] = {}
+    dense: dict[str, Any] = {}
+    for name, tensor in cs.hf.load(folder).items():
+        file[name] = dense[name] = np.asarray(tensor)
+        if not name.endswith("proj.weight"):
+            continue
+        file[name] = file[name].astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+        grid = [-(-size // 4) for size in tensor.shape]
+        scales = rng.uniform(0.5, 2, size=grid).astype(np.float32)
+        file[f"{name}_scale_inv"] = scales
+        spread = np.repeat(np.repeat(scales, 4, 0), 4, 1)[: tensor.shape[0], : tensor.shape[1]]
+        dense[name] = file[name].astype(np.float32) * spread
+    for where, tensors in (("fp8", file), ("dense", dense)):
+        cs.hf.save(tmp_path / where, tensors, config_from=folder)
+    rule = cs.dequantize("**/weight", scale="**/weight_scale_inv", block=(4, 4))
+    lens = cs.families.llama.lens_of(tmp_path / "fp8", rules=[rule])
+    model = cs.hf.restore(tmp_path / "fp8", families.model_of(folder, lens), lens)
+    plain = cs.families.llama.lens_of(tmp_path / "dense")
+    wanted = cs.hf.restore(tmp_path / "dense", families.model_of(folder, plain), plain)
+    cs.assert_trees_identical(nnx.state(model), nnx.state(wanted))
+    cs.hf.save(tmp_path / "again", model, lens, onto=cs.hf.load(tmp_path / "fp8"))
+    assert families.unlike(tmp_path / "fp8", tmp_path / "again") == []
+
+
+def test_two_families_are_one_model() -> None:
+    parts: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
+    for name in ("vit", "llama"):
+        family, folder = getattr(cs.families, name), families.DATA / name
+        lens = family.lens_of(folder)
+        known = lens.source.names() | lens.view.names()
+        sizes = {dim: n for dim, n in family.dims_from(folder).items() if dim in known}
+        parts[name], tensors[name] = (lens.bind(**sizes), name), cs.hf.load(folder)
+    both = cs.merge(**parts)
+    whole = both.get(tensors)
+    for name, (lens, _) in parts.items():
+        cs.assert_trees_identical(whole[name], lens.get(tensors[name]))
+    target = jax.tree.map(np.zeros_like, whole)
+    found = cs.hf.restore({name: families.DATA / name for name in parts}, target, both)
+    cs.assert_trees_identical(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, whole))
+    cs.assert_trees_identical(both.put(whole, onto=tensors), tensors)

@@ -7,13 +7,19 @@ import dataclasses
 import jax
 from etils import epath
 
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.paths import Index, Key, LogicalPath
 from ckpt_schema._layouts.schema import Schema, layout
-from ckpt_schema._layouts.table import Layout, verify_table
+from ckpt_schema._layouts.table import Layout, Row, verify_table
 from ckpt_schema._safetensors.weights import read_weights
 from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema._trees.slots import SlotFinder
 
 __all__ = ["as_stored"]
+
+
+_SCALES = ("_scale_inv", "_scale")
+"""What stands behind the name of a tensor in that of its scales."""
 
 
 def as_stored(schema: type[Schema] | Layout, path: epath.PathLike) -> Layout:
@@ -24,6 +30,10 @@ def as_stored(schema: type[Schema] | Layout, path: epath.PathLike) -> Layout:
     `ckpt_schema.derive` is an error that names it, until a rule says what becomes of it: with
     ``cs.private("vision_tower", cs.own)`` a restore does not read it, and a save writes what it is
     given, ``onto=cs.hf.load(folder)``.
+
+    A tensor that is called as a declared one with ``_scale_inv`` or ``_scale`` behind it holds its
+    scales, and stands beside it: ``weight_scale_inv`` beside ``weight``, which `ckpt_schema.dequantize`
+    takes.
 
     Args:
         schema: The layout, ``class Weights(cs.Schema, joined=".")``.
@@ -55,19 +65,51 @@ def as_stored(schema: type[Schema] | Layout, path: epath.PathLike) -> Layout:
     slot = SlotFinder(table).slot
     dtypes: dict[int, str] = {}
     others: dict[str, jax.ShapeDtypeStruct] = {}
+    scales: dict[LogicalPath, Row] = {}
     for name, tensor in read_weights(path).tree.items():
         at = slot((name,), stored=True)
-        if at is None:
+        if at is not None:
+            dtypes.setdefault(at[0], str(tensor.dtype))
+            continue
+        ending = next((end for end in _SCALES if name.endswith(end)), "")
+        of = slot((name.removesuffix(ending),), stored=True) if ending else None
+        if of is None:
             others[name] = tensor
         else:
-            dtypes.setdefault(at[0], str(tensor.dtype))
+            row = _scales_of(table.rows[of[0]], ending, tensor)
+            scales.setdefault(row.path, row)
     rows = [
         dataclasses.replace(row, leaf=dataclasses.replace(row.leaf, dtype=dtypes[number]))
         if number in dtypes
         else row
         for number, row in enumerate(table.rows)
     ]
+    rows += scales.values()
     if others:  # they are plain weights, as what is declared without a framework is
         found = infer_tree(others, joined=".").rows
         rows += [dataclasses.replace(row, path=row.model_path, body=0) for row in found]
     return verify_table(dataclasses.replace(table, rows=tuple(rows)))
+
+
+def _scales_of(row: Row, ending: str, tensor: jax.ShapeDtypeStruct) -> Row:
+    """The row of the scales of another one, each layer of which has as many."""
+    *above, last = row.key
+    dims = tuple((size,) for size in tensor.shape)
+    return Row(
+        (*row.path[:-1], row.path[-1] + ending),
+        (*above, _with_ending(last, ending)),
+        Leaf(dims, str(tensor.dtype)),
+        row.repeats,
+        body=row.body,
+    )
+
+
+def _with_ending(segment: Key | Index, ending: str) -> Key | Index:
+    """A segment of a key with something behind it."""
+    if not isinstance(segment, Index):
+        return f"{segment}{ending}"
+    if segment.then is None:
+        return dataclasses.replace(segment, suffix=segment.suffix + ending)
+    then = _with_ending(segment.then, ending)
+    assert isinstance(then, Index)
+    return dataclasses.replace(segment, then=then)
