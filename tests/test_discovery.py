@@ -312,7 +312,7 @@ def test_a_copy_that_is_turned_is_not_tied_as_it_stands(rows: int) -> None:
 
     found = discover(tied, old, untied, new)
     assert cs.tie("head", "table") not in found.rules
-    assert any(note.startswith("head is table turned") for note in found.notes)
+    assert any(each.reason.startswith("head is table turned") for each in found.open)
     with pytest.raises(cs.DerivationError, match="head"):
         found.lens()
 
@@ -372,6 +372,42 @@ def test_norms_of_other_sizes_are_shifted_together_beside_a_factor() -> None:
     for option in norms_of_heads.options:
         made = found.lens(option).get(values)
         np.testing.assert_allclose(other(made), run(values), rtol=1e-4)
+
+
+def test_a_list_in_each_member_of_a_list_is_one_pattern() -> None:
+    def run(layers: Sequence[Any]) -> Any:
+        x = X
+        for layer in layers:
+            x += jnp.tanh(x * layer["norm_0"]) @ layer["kernel"] * layer["norm_1"]
+        return x
+
+    layer = {"norm_0": jnp.ones(4), "kernel": jnp.ones((4, 4)), "norm_1": jnp.ones(4)}
+    apart = {f"layers_{i}": layer for i in range(3)}
+    stacked = {"layers": jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), layer)}
+    found = discover(
+        lambda p: run([p[f"layers_{i}"] for i in range(3)]),
+        apart,
+        lambda p: run([jax.tree.map(lambda leaf: leaf[i], p["layers"]) for i in range(3)]),  # noqa: B023
+        stacked,
+    )
+    assert found.status == "complete"
+    drawn = jax.tree.map(lambda leaf: leaf + jnp.arange(leaf.size).reshape(leaf.shape), stacked)
+    lens = found.lens()
+    cs.assert_trees_identical(lens.get(lens.put(drawn)), drawn)
+
+
+def test_what_no_rule_can_say_is_open() -> None:
+    def run(p: Any, factors: Sequence[float] = (1.0, 1.0)) -> Any:
+        x = X
+        for layer, factor in zip(p["layers"], factors, strict=True):
+            x += jnp.tanh(x @ layer["up"]) @ layer["down"] * factor
+        return x
+
+    layer = {"up": jnp.ones((4, 7)), "down": jnp.ones((7, 4))}
+    tree = {"layers": [layer, layer]}
+    found = discover(run, tree, lambda p: run(p, (1.0, 0.5)), tree)
+    assert found.status == "complete but for choices"
+    assert "it holds in 1 of 2 layers alone" in str(found.open)
 
 
 def test_what_no_value_changes_is_open() -> None:

@@ -420,8 +420,9 @@ def _told(
     asleep = open_asleep(matched, known)
     rules = tuple(dict.fromkeys([*found.rules, *values.settled, *known.rules]))
     skipped = open_skipped(models, found, rules) if matched.complete else []
-    opens = [*open_entries(matched, found), *asleep, *values.opens, *skipped]
-    notes = [*found.unsaid, *cautions]
+    unsaid = [Open((), (), what) for what in found.unsaid] if matched.complete else []
+    opens = [*open_entries(matched, found), *unsaid, *asleep, *values.opens, *skipped]
+    notes = [*cautions] if unsaid else [*found.unsaid, *cautions]
     if matched.odd:
         names = ", ".join(map(str, matched.odd))
         notes.append(f"outputs agree and gradients do not, as of a masked row: {names}")

@@ -121,12 +121,12 @@ def found_levels(
     lists: list[list[Pattern]] = []
     for side in (0, 1):
         groups = _sibling_groups(plain[side])
-        own = [
-            (*head, Index(stem, text=True))
-            for (head, stem), members in groups.items()
+        told = [
+            group
+            for group, members in groups.items()
             if _is_list(members, pieces[side], partners[side], plain[1 - side])
         ]
-        lists.append(own)
+        lists.append(_patterns(told, groups))
     levels: list[LayerLevels] = []
     for side in (0, 1):
         axes = _stacked(pieces[side], partners[side], plain[1 - side])
@@ -136,13 +136,16 @@ def found_levels(
     return levels[0], levels[1]
 
 
+_ListName = tuple[KeyPath, str]
+"""Where a list stands, and what stands in front of the numbers of its members."""
+
 _Group = dict[int, dict[KeyPath, str]]
 """By the number of the member: what stands in it, by the path below it, and its name."""
 
 
-def _sibling_groups(keys: Mapping[str, KeyPath]) -> dict[tuple[KeyPath, str], _Group]:
+def _sibling_groups(keys: Mapping[str, KeyPath]) -> dict[_ListName, _Group]:
     """Siblings whose names differ in a number, 0 to n-1, and that hold the same."""
-    found: dict[tuple[KeyPath, str], _Group] = collections.defaultdict(dict)
+    found: dict[_ListName, _Group] = collections.defaultdict(dict)
     for name, key in keys.items():
         for at, segment in enumerate(key):
             match = NUMBERED.fullmatch(segment) if isinstance(segment, str) else None
@@ -156,6 +159,24 @@ def _sibling_groups(keys: Mapping[str, KeyPath]) -> dict[tuple[KeyPath, str], _G
         and sorted(members) == [*range(len(members))]
         and len({frozenset(member) for member in members.values()}) == 1
     }
+
+
+def _patterns(told: Sequence[_ListName], groups: Iterable[_ListName]) -> list[Pattern]:
+    """The patterns of lists; one within the members of another is one pattern, where it is a list in each."""
+    outer = set(told)
+
+    def pattern(group: _ListName) -> Pattern:
+        head, stem = group
+        found: list[Key | Index] = []
+        for at, segment in enumerate(head):
+            match = NUMBERED.fullmatch(segment) if isinstance(segment, str) else None
+            is_outer = match is not None and (head[:at], match["stem"]) in outer
+            found.append(Index(match["stem"], text=True) if match and is_outer else segment)
+        return (*found, Index(stem, text=True))
+
+    counts = collections.Counter(map(pattern, groups))
+    found = collections.Counter(map(pattern, told))
+    return [each for each, count in found.items() if count == counts[each]]
 
 
 def _is_list(
@@ -245,7 +266,9 @@ def _by_node(
     A leaf that is stacked on another axis than its siblings is named beside its node.
     """
     unknown = {piece.leaf for piece in pieces} - axes.keys()
-    cut = {piece.leaf for piece in pieces if any(True for _ in single_axes(piece))}
+    cut: dict[str, set[int]] = collections.defaultdict(set)
+    for piece in pieces:
+        cut[piece.leaf] |= {axis for axis, _ in single_axes(piece)}
     found: dict[str, Axes] = {}
     done: set[str] = set()
     for leaf in axes:
@@ -254,7 +277,7 @@ def _by_node(
         for end in range(1, len(key)):
             below = [name for name, other in keys.items() if other[:end] == key[:end]]
             # What no gradient tells is stacked where its siblings are, if it is cut as they are.
-            if all(name in axes or (name in unknown and name in cut) for name in below):
+            if all(name in axes or (name in unknown and cut[name]) for name in below):
                 head, known = key[:end], [name for name in below if name in axes]
                 break
         if done.issuperset(known):
@@ -266,6 +289,9 @@ def _by_node(
         for name in known:
             if axes[name] != common:
                 found[format_path(_plain(keys[name]))] = axes[name]
+        for name in unknown:
+            if keys[name][: len(head)] == head and common not in cut[name]:
+                found[format_path(_plain(keys[name]))] = min(cut[name])
     return found
 
 
