@@ -8,10 +8,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.paths import KeyPath, LogicalPath, format_path
+from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.adaptation import adapt_trees
 from ckpt_schema._lens.derived_lens import derive
@@ -36,7 +38,14 @@ from ckpt_schema.orbax._folders import SeveralItemsError
 from ckpt_schema.orbax._metadata import AUX, DiskTree, read_metadata
 from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
 from ckpt_schema.orbax._sides import Side, interchangeable
-from ckpt_schema.orbax._whereabouts import candidates, lower_nodes, meant, several
+from ckpt_schema.orbax._whereabouts import (
+    candidates,
+    keys_named,
+    lower_nodes,
+    meant,
+    several,
+    verify_standing,
+)
 
 __all__ = ["Words", "adapt", "adapted", "adapted_item", "saved_through", "spare_words"]
 
@@ -54,6 +63,9 @@ def adapt(
     scan: Scan | None = None,
     lists: Sequence[str] | None = None,
     run: tuple[ModelRun | None, ModelRun | None] | None = None,
+    item: str | None = None,
+    at: str | None = None,
+    items: Mapping[str, str] | None = None,
 ) -> Lens:
     """The lens between two trees whose layouts nobody has declared.
 
@@ -78,12 +90,18 @@ def adapt(
         run: What computes the outputs of each side, as `discover` takes it. The lens that names give
             has to carry random values over to equal outputs then; where it does not, or names give
             none, running both tells which leaf is which.
+        item: Which pytree of a checkpoint that is the source, where it holds several.
+        at: The key path in the source where the state stands, as in ``{"model": state, "config": ...}``.
+            The lens is one for what is there, as `ckpt_schema.orbax.restore` with ``at=`` takes it.
+        items: For a state that is spread over several pytrees of a checkpoint, which one holds what is
+            at a key.
 
     Returns:
         A lens from the source to the view, to print, keep and test.
 
     Raises:
-        CheckpointMismatchError: There is no checkpoint at the path.
+        CheckpointMismatchError: There is no checkpoint at the path, or the state stands at another key.
+        ConformanceError: There is nothing at ``at``, or ``item`` and ``items`` are given of a tree.
         DiscoveryError: Both were run, and are no one function, or have a choice that is yours.
         DerivationError: With everything that has two readings, or no partner.
         SchemaError: A tree holds what is no leaf.
@@ -97,24 +115,33 @@ def adapt(
         source -> view: 1 joined, 0 private to source, 0 private to view
           params/layers/kernel  params/layers_{i}/kernel  3 4 8 -> {3} 4 8
     """
-    try:
-        left, here = _read(source)
-    except SeveralItemsError:
-        if is_path(view) or run is not None:
-            raise
-        told = Words(rules, scan, lists)
-        lens, _ = adapted_item(source, None, made_abstract(view), name_of(view, "view"), told, AUX)
-        return lens
+    verify_standing(at, items)
+    where: dict[str, Any] = {"item": item, "at": at, "items": items}
+    if is_path(view) or run is not None or any(each is not None for each in where.values()):
+        disk = _on_disk(source, where)
+    else:
+        try:
+            disk = _on_disk(source, where)
+        except SeveralItemsError:
+            told = Words(rules, scan, lists)
+            target, name = made_abstract(view), name_of(view, "view")
+            return adapted_item(source, None, target, name, told, AUX)[0]
+    left = _tree_below(source, **where) if disk is None else disk.without(AUX).tree
+    here = None if disk is None else disk.joined
     right, there = _read(view)
     beside: PrivateLeaves | None = None
-    if is_path(source) and here is None:  # what a restore reads of it
+    if disk is not None and here is None:  # what a restore reads of it
         left = _part(left, _weights_alone(left, made_abstract(view), rules))
-        beside = find(read_metadata(source), AUX, total=False)
+        beside = find(disk, AUX, total=False)
     names = name_of(source, "source"), name_of(view, "view")
     how: dict[str, Any] = {"names": names, "own": _kept_by(None, beside), "joined": (here, there)}
     words: dict[str, Any] = {"rules": rules, "scan": scan, "lists": lists}
     if run is None:
-        return adapt_trees(left, right, **words, **how)
+        try:
+            return adapt_trees(left, right, **words, **how)
+        except (DerivationError, SchemaError) as error:
+            below = None if at is not None else _below_root(source, disk, view, Words(**words))
+            raise below or error from None
     _verify_runs(run)
     # Running models takes modules that nothing else does.
     from ckpt_schema.discovery._discovery import discover, makes_one_function
@@ -375,9 +402,9 @@ def saved_through(
         return lens, side
     whole = state_of(state)
     given = whole if layout is None else layout
-    if is_path(given) and (at is not None or items is not None):
-        given = meant(given, item=None, at=at, items=items, aux=AUX).without(AUX).tree
-    made = adapt(given, whole, rules=rules, scan=scan, lists=lists)
+    # Of a tree, and of the state itself, it says where that will stand.
+    where: dict[str, Any] = {"at": at, "items": items} if is_path(given) else {}
+    made = adapt(given, whole, rules=rules, scan=scan, lists=lists, **where)
     return made, "source" if layout is None else "view"
 
 
@@ -390,10 +417,55 @@ def spare_words() -> ConformanceError:
 
 def _read(given: Any) -> tuple[Any, str | None]:
     """A side, and what joins its paths to keys; of a path, what metadata tells."""
-    if is_path(given):
-        disk = read_metadata(given).without(AUX).without_texts()
-        return disk.tree, disk.joined
-    return given, None
+    disk = _on_disk(given, {"item": None, "at": None, "items": None})
+    return (given, None) if disk is None else (disk.without(AUX).tree, disk.joined)
+
+
+def _on_disk(given: Any, where: Mapping[str, Any]) -> DiskTree | None:
+    """What metadata tells of a path, without texts; None of what is no path."""
+    return meant(given, **where, aux=AUX).without_texts() if is_path(given) else None
+
+
+def _tree_below(tree: Any, *, item: object, at: str | None, items: object) -> Any:
+    """The part of a tree at a key path.
+
+    Raises:
+        ConformanceError: There is none, or an item is named, which no tree has.
+    """
+    if item is not None or items is not None:
+        fault = Mismatch("item, items", "argument", "none of a tree", "some", "pass the path")
+        raise ConformanceError("wrong arguments", [fault])
+    if at is None:
+        return tree
+    name = name_of(tree, "source")
+    tree = state_of(made_abstract(tree))
+    for key in keys_named(at):
+        below: dict[str, Any] = {}
+        if isinstance(tree, Mapping):  # a state gives its parts as states
+            several: Mapping[Any, Any] = tree
+            below = {str(own): several[own] for own in several}
+        elif not jax.tree_util.all_leaves([tree]):  # a layout has no parts, either
+            below = {str(own): child for own, child in children(tree)}
+        if str(key) not in below:
+            there = ", ".join(below) or "no keys"
+            fault = Mismatch("at", "argument", f"a tree at {at}", there, "name one of these keys")
+            raise ConformanceError(f"{name} has nothing at {at}", [fault])
+        tree = below[str(key)]
+    return tree
+
+
+def _below_root(
+    source: Any, disk: DiskTree | None, view: Any, words: Words
+) -> CheckpointMismatchError | None:
+    """The error of a source that has the view's state below a key, and not at its root; None where it has not."""
+    if isinstance(view, (type, Layout)) or is_path(view):
+        return None
+    name = name_of(source, "source")
+    if disk is None and isinstance(source, dict):
+        disk = DiskTree(epath.Path(name), None, source)
+    if disk is None:
+        return None
+    return _elsewhere(disk.without(AUX), made_abstract(view), name_of(view, "view"), words)
 
 
 def _weights_alone(tree: Any, target: Any, rules: Sequence[Rule]) -> set[Any] | None:

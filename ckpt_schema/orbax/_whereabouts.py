@@ -25,6 +25,7 @@ __all__ = [
     "Standing",
     "all_meant",
     "candidates",
+    "keys_named",
     "lower_nodes",
     "meant",
     "part_below",
@@ -187,7 +188,7 @@ def _alone(disk: DiskTree, lens: Lens, aux: str | None) -> DiskTree:
     return disk.without(aux)
 
 
-def key_of(at: str) -> KeyPath:
+def keys_named(at: str) -> KeyPath:
     """The keys that a path names."""
     return tuple(key for key in paths.parse_pattern(at) if not isinstance(key, paths.Index))
 
@@ -200,12 +201,12 @@ def part_below(disk: DiskTree, at: str | None) -> DiskTree:
     """
     if at is None:
         return disk
-    part = disk.below(key_of(at))
+    part = disk.below(keys_named(at))
     if part is None:
         there = ", ".join(map(str, disk.tree)) if isinstance(disk.tree, dict) else "no keys"
         fault = Mismatch("at", "checkpoint", f"a tree at {at}", there, "name one of these keys")
         raise CheckpointMismatchError(f"{disk.where} has nothing at {at}", [fault])
-    beside = [str(key) for key in disk.tree if str(key) != str(key_of(at)[0])]
+    beside = [str(key) for key in disk.tree if str(key) != str(keys_named(at)[0])]
     if beside:
         text = "%s: what stands beside %s is not read: %s"
         logging.getLogger("ckpt_schema").info(text, disk.where, at, ", ".join(sorted(beside)))
@@ -229,7 +230,7 @@ def _joined(
     ]
     if faults:
         raise CheckpointMismatchError(f"{place} lacks items", faults)
-    parts = [(key_of(key), read_metadata(path, name, aux=aux)) for key, name in items.items()]
+    parts = [(keys_named(key), read_metadata(path, name, aux=aux)) for key, name in items.items()]
     left = rest or "state"
     if left in there - set(items.values()):
         parts.insert(0, ((), read_metadata(path, left, aux=aux)))
@@ -290,7 +291,7 @@ def _spread(disks: list[DiskTree], lens: Lens) -> dict[str, str] | None:
                     by_item.setdefault(paths.format_path((key,)), disk)
         rest = [disk for disk in disks if disk.item == "state" and disk not in by_item.values()]
         parts = [((), disk) for disk in rest] + [
-            (key_of(key), disk) for key, disk in by_item.items()
+            (keys_named(key), disk) for key, disk in by_item.items()
         ]
         if len(parts) > 1 and by_item and may_stand(DiskTree.of_parts(parts, frozenset()), lens):
             return {key: str(disk.item) for key, disk in by_item.items()}
@@ -318,7 +319,7 @@ def spread_over(tree: Any, item: str, at: str | None, items: Mapping[str, str]) 
         ConformanceError: With every key that the state does not have.
     """
     if at is not None:
-        tree = planted({}, key_of(at), tree)
+        tree = planted({}, keys_named(at), tree)
     if not items:
         return {item: tree}
     rest: dict[Any, Any] = dict(children(tree))
