@@ -18,6 +18,7 @@ ORDER = """
     _messages
     _messages.text
     _messages.html
+    _messages.pictures
     _messages.strict_json
     _messages.faults
     errors
@@ -326,7 +327,7 @@ PLACES = {
     "optax": {"_frameworks", "linen", "nnx", "demo"},
     "orbax": {"orbax"},
     "tensorstore": {"orbax"},
-    "rich": {"demo"},
+    "rich": {"demo", "_messages"},
     "hypothesis": {"testing"},
     "pytest": {"testing"},
 }
@@ -432,7 +433,7 @@ def test_a_module_is_short(module: str) -> None:
         ),
         (
             "def f():\n    import rich.table",
-            "_layouts.paths imports rich, whose place is ['demo']",
+            "_layouts.paths imports rich, whose place is ['_messages', 'demo']",
         ),
     ],
 )

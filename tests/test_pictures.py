@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from rich.console import Console
 
 import ckpt_schema as cs
 
@@ -122,3 +124,101 @@ def test_the_text_and_the_picture_say_the_same(lens: cs.Lens) -> None:
     for section in Reader(lens._repr_html_()).cells:
         for cells in section[1:]:
             assert {*" ".join(cells[:2]).split()} <= words
+
+
+# --- reports, diffs, discoveries; and all of them in a terminal  ---
+
+
+def wrong() -> Any:
+    """A tree that lacks a leaf, has one too many, and has one of another shape."""
+    made = state(stacked=True)
+    del made["params"]["layers"]["wi"]
+    made["params"]["layers"]["more"] = jnp.ones(2)
+    made["params"]["embed"]["embedding"] = jnp.ones((100, 9))
+    return made
+
+
+def report() -> cs.Report:
+    return cs.check(cs.infer(state(stacked=True)), wrong())
+
+
+def in_terminal(given: Any) -> list[str]:
+    """What Rich prints on 120 columns, without the blanks that it pads lines with."""
+    file = io.StringIO()
+    Console(width=120, file=file).print(given)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+REPORT = """\
+the tree does not conform to inferred: 3 faults
+3 patterns of faults
+  where                    expected         found           what to do
+  params/embed/embedding   float32[100 8]   float32[100 9]
+  params/layers/more       nothing          float32[2]
+  params/layers/wi/kernel  float32[3 8 32]  nothing         near: params/layers/more"""
+
+DIFF = """\
+source and view: 3 changes
+1 removed
+  path                     source           mirrored by
+  params/layers/wi/kernel  float32[3 8 32]  2 leaves
+1 added
+  path                view
+  params/layers/more  float32[2]
+1 reshaped
+  path                    source          view            mirrored by
+  params/embed/embedding  float32[100 8]  float32[100 9]  2 leaves"""
+
+
+def test_a_report_tells_each_pattern_of_faults() -> None:
+    found = report()
+    assert "\n".join(in_terminal(found)[:6]) == REPORT
+    shown = Reader(found._repr_html_())
+    assert shown.titles[0] == "3 patterns of faults"
+    assert shown.cells[0][1][:3] == ["params/embed/embedding", "float32[100 8]", "float32[100 9]"]
+    fine = cs.check(cs.infer(state(stacked=True)), state(stacked=True))
+    assert in_terminal(fine) == ["conforms to inferred"]
+    Reader(fine._repr_html_())
+
+
+def test_a_diff_tells_each_kind_of_change() -> None:
+    found = cs.diff(state(stacked=True), wrong())
+    assert "\n".join(in_terminal(found)) == DIFF
+    assert Reader(found._repr_html_()).titles == ["1 removed", "1 added", "1 reshaped"]
+    same = cs.diff(wrong(), wrong())
+    assert in_terminal(same) == ["source and view are the same"]
+    Reader(same._repr_html_())
+
+
+def test_a_discovery_tells_rules_and_evidence() -> None:
+    x = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
+    old = {"up": jnp.ones((4, 6)), "down": jnp.ones((6, 5))}
+    new = {"w1": jnp.ones((6, 4)), "w2": jnp.ones((5, 6))}
+    found = cs.discover(
+        lambda p: jnp.tanh(x @ p["up"]) @ p["down"],
+        old,
+        lambda p: jnp.tanh(x @ p["w1"].T) @ p["w2"].T,
+        new,
+    )
+    lines = in_terminal(found)
+    assert lines[:4] == [
+        "source -> view: complete",
+        "2 rules",
+        "  rename('down', 'w2', axes='1 0')",
+        "  rename('up', 'w1', axes='1 0')",
+    ]
+    shown = Reader(found._repr_html_())
+    assert shown.titles == ["2 rules", "2 pairs of pieces", "3 differences"]
+    assert ["down", "w2"] in shown.cells[1]
+
+
+def test_a_terminal_folds_thousands_of_rows_and_wraps_none(lens: cs.Lens) -> None:
+    leaf = jax.ShapeDtypeStruct((2,), "float32")
+    long = "a_name_that_is_longer_than_a_hundred_and_twenty_columns_" * 3
+    table = cs.infer({f"block_{n}_[bold]": {"a": leaf, long: leaf} for n in range(1000)})
+    lines = in_terminal(table)
+    assert len(lines) == 1 + 1 + 1 + 20 + 1  # title, heading, names of columns, rows, the rest
+    assert max(map(len, lines)) <= 120 and lines[-1] == "  ... and 1980 more"
+    assert any("[bold]" in line for line in lines), "keys are no markup"
+    assert "7 of the optimizer (print shows them)" in in_terminal(cs.infer(state(stacked=True)))
+    assert in_terminal(lens)[1] == "2 edited"

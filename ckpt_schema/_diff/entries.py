@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from ckpt_schema._lens.rules import Rule
+from ckpt_schema._messages.html import Section
+from ckpt_schema._messages.pictures import Picture, Pictured
 from ckpt_schema._messages.text import columns, counted
 
 __all__ = ["Change", "Diff", "ValueDifference"]
@@ -49,7 +51,7 @@ class ValueDifference:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Diff:
+class Diff(Pictured):
     """What `diff` found. It has no truth value: ask for `same`.
 
     Attributes:
@@ -85,6 +87,24 @@ class Diff:
         """The changes, a kind after the other; then the rules, and the values that differ."""
         return "\n".join(self._lines())
 
+    def _picture(self) -> Picture:
+        """The changes, a kind after the other; then the rules, and the values that differ."""
+        both = " and ".join(self.names)
+        if self.same:
+            return Picture(f"{both} are the same", [])
+        title = f"{both}: {counted(len(self.changes), 'change')}"
+        if self.respelled:
+            title += f", {counted(self.respelled, 'row')} under other keys and the same otherwise"
+        sections: list[Section] = []
+        for kind in _KINDS:
+            rows = [_row(change) for change in self.changes if change.kind == kind]
+            sections.append(Section(kind, ("path", *self.names, "mirrored by"), rows))
+        rules = [(line,) for line in _call(self.rules)] if self.mended else []
+        sections.append(Section("lines make a lens between them", ("",), rules))
+        values = [(v.path, f"{v.absolute:.3g}", f"{v.relative:.3g}") for v in self.values or ()]
+        sections.append(Section("values that differ", ("path", "absolute", "relative"), values))
+        return Picture(title, sections)
+
     def _lines(self) -> Iterator[str]:
         both = " and ".join(self.names)
         if self.same:
@@ -117,6 +137,12 @@ def _cells(change: Change) -> tuple[str, str]:
         change.path,
         f"{told}{f'  (and {change.mirrors} that mirror it)' if change.mirrors else ''}",
     )
+
+
+def _row(change: Change) -> tuple[str, str, str, str]:
+    """A change as a row of a table."""
+    mirrored = counted(change.mirrors, "leaf", "leaves") if change.mirrors else ""
+    return change.path, change.before, change.after, mirrored
 
 
 def _call(rules: tuple[Rule, ...]) -> list[str]:

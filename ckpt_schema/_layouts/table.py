@@ -14,7 +14,8 @@ from ckpt_schema._layouts.immutable import immutable
 from ckpt_schema._layouts.leaves import Default, Leaf
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema._layouts.pytrees import TreeDef
-from ckpt_schema._messages.html import Section, page
+from ckpt_schema._messages.html import Section
+from ckpt_schema._messages.pictures import Picture, Pictured
 from ckpt_schema._messages.text import columns
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -263,7 +264,7 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Pictured):
     """An ordered table of rows, with the containers that a tree of it is built of.
 
     Attributes:
@@ -350,8 +351,8 @@ class Layout:
         """The table, a line per row: logical path, key path, leaf, and what is declared of it."""
         return "\n".join([self._title(), *columns([_cells(row) for row in self.rows])])
 
-    def _repr_html_(self) -> str:
-        """The same as a notebook shows it: the model, what else there is, and the optimizer folded."""
+    def _picture(self) -> Picture:
+        """The same in parts: the model, what else there is, and the optimizer folded."""
         model = [_cells(row) for row in self.rows if row.body is not None and not row.optimizer]
         other = [_cells(row) for row in self.rows if row.body is None and not row.optimizer]
         optimizer = [_cells(row) for row in self.rows if row.optimizer]
@@ -361,7 +362,7 @@ class Layout:
             Section("beside it", header, other),
             Section("of the optimizer", header, optimizer, folded=bool(model)),
         ]
-        return page(self._title(), sections)
+        return Picture(self._title(), sections)
 
     def _title(self) -> str:
         return f"{self.name}: {len(self.rows)} rows"

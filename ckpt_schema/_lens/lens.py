@@ -50,6 +50,7 @@ from ckpt_schema._lens.step_dtypes import (
     verify_one_dtype,
     with_ends,
 )
+from ckpt_schema._messages.pictures import Picture, Pictured
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import DerivationError, Mismatch
 
@@ -57,7 +58,7 @@ __all__ = ["Lens", "joined_lens", "planned"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Lens:
+class Lens(Pictured):
     """A bidirectional translation between two layouts.
 
     Attributes:
@@ -442,9 +443,9 @@ class Lens:
         """The table: where each leaf goes, what is edited, what is private."""
         return self._table().text()
 
-    def _repr_html_(self) -> str:
-        """The same as a notebook shows it: moments beside their params, what only moves folded."""
-        return self._table().html()
+    def _picture(self) -> Picture:
+        """The same with moments beside their params, and what only moves folded."""
+        return self._table().picture()
 
     def _table(self) -> LensTable:
         return LensTable(self, {} if self.is_open else self.loss)

@@ -10,7 +10,8 @@ from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.middle import Joined
 from ckpt_schema._lens.description import described
-from ckpt_schema._messages.html import Section, page
+from ckpt_schema._messages.html import Section
+from ckpt_schema._messages.pictures import Picture
 from ckpt_schema._messages.text import columns
 
 __all__ = ["LensTable"]
@@ -89,7 +90,7 @@ class LensTable:
         cells = [(line.source, line.view, line.done) for line in lines]
         return "\n".join([self.title, *columns(cells)])
 
-    def html(self) -> str:
+    def picture(self) -> Picture:
         """First what is edited, then what is private, then what only moves; a moment stands beside its param."""
         here, there = called(*self._tables)
         followed, lines = _folded(self.joined)
@@ -103,7 +104,7 @@ class LensTable:
             cells = [(line.source, line.view, line.done, "") for line in own]
             sections.append(Section(f"private to {name}", header, cells))
         sections.append(Section("moved, and nothing else", header, moved, folded=bool(edited)))
-        return page(self.title, sections)
+        return Picture(self.title, sections)
 
 
 def _folded(lines: Sequence[_Line]) -> tuple[dict[str, list[str]], list[_Line]]:

@@ -11,9 +11,10 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from ckpt_schema._messages.html import Section
 from ckpt_schema._messages.text import counted
 
-__all__ = ["Mismatch", "format_faults"]
+__all__ = ["Mismatch", "fault_section", "format_faults"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,6 +96,14 @@ class _Pattern:
         if hint:
             lines.append(f"  {'':<{width}}  -> {hint}")
         return "\n".join(lines).split("\n")
+
+    def cells(self) -> tuple[str, ...]:
+        """The pattern as a row of a table."""
+        spans = [_span(column) for column in zip(*self.numbers, strict=True)]
+        count = self._count() if len(self.numbers) > 1 else ""
+        where = ", and in ".join((_shortened(self.path()), *self.places))
+        texts = [" ".join(_filled(text, spans).split()) for text in self.texts]
+        return where, count, *texts
 
     def path(self) -> str:
         """The path, each number that is not the same in all faults as the span of what it is."""
@@ -234,6 +243,18 @@ def _run(numbers: Sequence[str]) -> str:
     if len(numbers) <= 2:
         return ",".join(numbers)
     return f"{numbers[0]}..{numbers[-1]}"
+
+
+def fault_section(mismatches: Iterable[Mismatch], title: str) -> Section:
+    """The faults as a table, a pattern to a row.
+
+    Example:
+        >>> layers = [Mismatch(f"layers_{n}/w", "missing", "float32[8]", "nothing") for n in range(60)]
+        >>> fault_section(layers, "faults").rows
+        [('layers_{0..59}/w', '60 leaves', 'float32[8]', 'nothing', '')]
+    """
+    rows = [pattern.cells() for pattern in _patterns(mismatches)]
+    return Section(title, ("where", "how many", "expected", "found", "what to do"), rows)
 
 
 # --- the text  ---

@@ -55,7 +55,8 @@ def _section(section: Section) -> str:
     used = [
         number for number in range(len(section.header)) if any(row[number] for row in section.rows)
     ]
-    lines = [_line("th", [section.header[number] for number in used])]
+    names = [section.header[number] for number in used]
+    lines = [_line("th", names)] if any(names) else []
     for row in section.rows:
         lines.append(_line("td", [row[number] for number in used]))
     state = "" if section.folded or len(section.rows) > _LONG else " open"

@@ -19,6 +19,10 @@ from ckpt_schema._layouts.paths import KeyPath, Pattern
 from ckpt_schema._layouts.precision import open_rows
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row, Slot
+from ckpt_schema._messages.faults import fault_section
+from ckpt_schema._messages.html import Section
+from ckpt_schema._messages.pictures import Picture, Pictured
+from ckpt_schema._messages.text import counted
 from ckpt_schema._trees import foreign
 from ckpt_schema._trees.chains import OptimizerChain, with_mirrors
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten
@@ -35,7 +39,7 @@ __all__ = ["Match", "Matcher", "Report", "assert_conforms", "check"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Report:
+class Report(Pictured):
     """What `check` found. It has no truth value: ask for `ok`, or for `mismatches`.
 
     Attributes:
@@ -88,8 +92,21 @@ class Report:
         """The faults as an error would print them."""
         if not self.mismatches:
             return f"conforms to {self.layout}"
-        header = f"the tree does not conform to {self.layout}"
-        return format_faults(header, self.mismatches, self.notes)
+        return format_faults(self._header, self.mismatches, self.notes)
+
+    @property
+    def _header(self) -> str:
+        return f"the tree does not conform to {self.layout}"
+
+    def _picture(self) -> Picture:
+        """The faults, a pattern to a row, and the dims as they were bound."""
+        if not self.mismatches:
+            dims = [(name, str(size)) for name, size in self.dims.items()]
+            return Picture(str(self), [Section("dims", ("name", "size"), dims, folded=True)])
+        faults = fault_section(self.mismatches, "patterns of faults")
+        notes = [(line,) for note in self.notes for line in note.split("\n")]
+        title = f"{self._header}: {counted(len(self.mismatches), 'fault')}"
+        return Picture(title, [faults, Section("notes", ("",), notes)])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.one_sided import derived
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.stacks import Scan
+from ckpt_schema._messages.html import Section
+from ckpt_schema._messages.pictures import Picture, Pictured
 from ckpt_schema._messages.text import columns
 from ckpt_schema.discovery._beforehand import KnownLeaves, known_leaves
 from ckpt_schema.discovery._cautions import colliding_sizes, unexercised
@@ -72,7 +74,7 @@ class Evidence:
 
 
 @dataclasses.dataclass(frozen=True)
-class Discovery:
+class Discovery(Pictured):
     """What was found by running two models; a proposal, from which rules are made.
 
     Attributes:
@@ -159,6 +161,30 @@ class Discovery:
             head = "running the models does not tell these; say of each what it is, in rules=:"
             notes = [*error.notes, *(["\n".join([head, *lines])] if lines else [])]
             raise DerivationError(error.header, error.mismatches, notes) from error
+
+    def _picture(self) -> Picture:
+        """What is what, the rules, what is open, and the evidence."""
+        names = self.source.name, self.view.name
+        rules = [(str(rule),) for rule in self.rules]
+        pairs: list[tuple[str, str]] = []
+        for each in self.pairings:
+            sources = [piece_text(str(source), self._names[0]) for source in each.sources]
+            pairs.append((" and ".join(sources), piece_text(str(each.view), self._names[1])))
+        told = self.evidence
+        no_other = told.nearest == float("inf")
+        evidence = [
+            ("outputs at random values", f"{told.outputs:.1e}"),
+            ("gradients there", f"{told.gradients:.1e}"),
+            ("gradients of the next candidate", "none" if no_other else f"{told.nearest:.1e}"),
+        ]
+        sections = [
+            Section("open", ("where", "why"), [(each.where, each.reason) for each in self.open]),
+            Section("rules", ("",), rules),
+            Section("pairs of pieces", names, pairs, folded=bool(rules)),
+            Section("notes", ("",), [(note,) for note in self.notes]),
+            Section("differences", ("of", "relative to their size"), evidence),
+        ]
+        return Picture(f"{names[0]} -> {names[1]}: {self.status}", sections)
 
     def __str__(self) -> str:
         """A table: what is what, what is open, and the evidence."""
