@@ -69,6 +69,12 @@ def test_what_the_page_on_checkpoints_without_a_declaration_says_runs() -> None:
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "adapt"})
 
 
+def test_what_the_recipes_say_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = README.parent / "docs" / "recipes.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "recipes"})
+    assert "2 of 3 arrays on disk are read" in capsys.readouterr().out
+
+
 def test_what_the_page_on_checkpoints_on_disk_says_runs() -> None:
     page = README.parent / "docs" / "on-disk.md"
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "on_disk"})
