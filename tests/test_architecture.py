@@ -19,6 +19,7 @@ ORDER = """
     _messages.text
     _messages.html
     _messages.pictures
+    _messages.progress
     _messages.strict_json
     _messages.faults
     errors
@@ -197,6 +198,7 @@ ORDER = """
     _json.layout_json
     _json.rules_json
     _json.json_text
+    orbax._transfers
     orbax._contexts
     orbax._agreement
     orbax._places

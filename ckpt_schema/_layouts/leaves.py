@@ -47,6 +47,7 @@ __all__ = [
     "is_mutable",
     "is_narrowed",
     "is_scalar",
+    "itemsize",
     "key_dtype",
     "key_impl",
     "key_words",
@@ -416,6 +417,16 @@ def dtype_of(name: str) -> Any:
     if not name.startswith("key<"):
         return jnp.dtype(name)
     return jax.eval_shape(functools.partial(jax.random.key, impl=key_impl(name)), 0).dtype
+
+
+def itemsize(dtype: str) -> int:
+    """How many bytes an element takes.
+
+    Example:
+        >>> itemsize("bfloat16"), itemsize("key<fry>")
+        (2, 8)
+    """
+    return 4 * key_words(dtype) if dtype.startswith("key<") else int(jnp.dtype(dtype).itemsize)
 
 
 def describe(value: Any) -> str:

@@ -219,7 +219,7 @@ class _Costs:
         needed: list[set[_Box]] = [set() for _ in self.read]
         boxes: list[set[_Box]] = [set() for _ in self.read]
         most = [0 for _ in self.read]
-        size = _itemsize(leaf)
+        size = leaves.itemsize(str(leaf.dtype))
         assert leaf.sharding is not None
         for device, index in leaf.sharding.devices_indices_map(shape).items():
             box = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
@@ -260,13 +260,7 @@ def _elements(box: _Box) -> int:
 def _on_device(leaf: jax.ShapeDtypeStruct) -> int:
     """How many bytes of a leaf a device holds."""
     assert leaf.sharding is not None
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * _itemsize(leaf)
-
-
-def _itemsize(leaf: Any) -> int:
-    """How many bytes an element takes."""
-    dtype = str(leaf.dtype)
-    return 4 * leaves.key_words(dtype) if dtype.startswith("key<") else int(leaf.dtype.itemsize)
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaves.itemsize(str(leaf.dtype))
 
 
 def _chunks(disk: DiskTree) -> Mapping[str, Sequence[int]]:

@@ -36,6 +36,7 @@ from ckpt_schema.orbax._older import (
     read_packed_file,
 )
 from ckpt_schema.orbax._places import absolute
+from ckpt_schema.orbax._transfers import watched_arrays
 
 __all__ = [
     "AUX",
@@ -420,7 +421,7 @@ def _read(disk: DiskTree, order: Tree) -> Tree:
     if disk.reader is not None:
         return disk.reader(order)
     try:
-        with alone():
+        with alone(), watched_arrays("reading", order, "bytes_read"):
             return ocp.load(disk.path, order, checkpointable_name=disk.item)
     except Exception as error:  # Orbax has no one class for what may be wrong with its files
         hint = "a copy may be incomplete, or a file damaged"

@@ -29,6 +29,7 @@ from ckpt_schema.orbax._places import (
 )
 from ckpt_schema.orbax._records import RECORD, record_of
 from ckpt_schema.orbax._sides import Side
+from ckpt_schema.orbax._transfers import watched_arrays
 
 __all__ = ["save"]
 
@@ -119,12 +120,13 @@ def save(
     try:
         told = {**(custom_metadata or {}), RECORD: record_of(lens)}
         every = {**trees, **(also or {})}
-        with directories_first():
-            saving = ocp.save_checkpointables_async(site.draft, every, custom_metadata=told)
-        # Some of what Orbax waits for at the end has no bound that a caller could set: other
-        # processes, a store that does not answer. What has one says more than this does.
-        is_alone = jax.process_count() == 1 and not is_remote(place)
-        saving.result(timeout=None if is_alone else patience() + _GRACE)
+        with watched_arrays("writing", trees, "bytes_written"):
+            with directories_first():
+                saving = ocp.save_checkpointables_async(site.draft, every, custom_metadata=told)
+            # Some of what Orbax waits for at the end has no bound that a caller could set: other
+            # processes, a store that does not answer. What has one says more than this does.
+            is_alone = jax.process_count() == 1 and not is_remote(place)
+            saving.result(timeout=None if is_alone else patience() + _GRACE)
     except Exception as error:  # Orbax has no one class for what may go wrong
         raise site.failed(error) from error
     site.finish()
