@@ -181,6 +181,7 @@ ORDER = """
     _lens.lone_stacks
     _lens.one_sided
     _lens.siblings
+    _lens.scan_lines
     _lens.stacks
     _lens.adaptation
     _source

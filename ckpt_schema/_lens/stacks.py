@@ -12,6 +12,7 @@ from typing import Any
 from ckpt_schema._layouts.paths import LogicalPath, glob_means, parse_path
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.read_sides import Axes, ReadSide, ReadSides, told_shape
+from ckpt_schema._lens.scan_lines import ScanLine, scan_lines
 from ckpt_schema._messages.text import counted
 from ckpt_schema.errors import DerivationError, Mismatch
 
@@ -19,11 +20,6 @@ __all__ = ["Scan", "axes_of_sides", "with_stacks"]
 
 Scan = Mapping[str, Axes | tuple[Axes, Axes]]
 """The axis for each stacked node; two where both sides are stacked, the source's first."""
-
-_SHOWN = 4
-"""How many lines a message offers where several settle it."""
-
-_KIND = "nnx.{}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +42,8 @@ def with_stacks(sides: ReadSides, given: Scan) -> ReadSides:
     scans = axes_of_sides(sides, given)
     spoken = [parse_path(node) for node in given]
     alone = _leaves_of_one(sides, 0), _leaves_of_one(sides, 1)
+    for scan, lone in zip(scans, alone, strict=True):
+        scan.update(dict.fromkeys(_unstacked_in(scan, lone)))
     faults: list[Mismatch] = []
     moved: list[LogicalPath] = []
     for node, members in _stacked_nodes(sides, spoken):
@@ -106,6 +104,19 @@ def _unstacked(alone: Iterable[tuple[str, int]], axes: Axes) -> Iterator[str]:
     for path, rank in alone:
         if isinstance(axes, int) and not -rank <= axes < rank:
             yield path
+
+
+def _unstacked_in(
+    given: Mapping[str, Axes], alone: Mapping[LogicalPath, Sequence[tuple[str, int]]]
+) -> Iterator[str]:
+    """The same below nodes that were given, but for leaves that a longer path names."""
+    nodes = {text: parse_path(text) for text in given}
+    for text, axes in given.items():
+        node = nodes[text]
+        longer = _Nodes(other for other in nodes.values() if len(other) > len(node))
+        for path in _unstacked(alone.get(node, ()), axes):
+            if parse_path(path) not in longer:
+                yield path
 
 
 def _of_sides(
@@ -249,31 +260,51 @@ def _crossed(sides: ReadSides, given: Sequence[LogicalPath]) -> Iterator[Mismatc
             if not all(_is_said(node, given) for node, _ in stacks):
                 pairs[tuple(stacks)].append(leaf)
     for stacks, members in pairs.items():
-        ((left, first), (right, second)) = [("/".join(node), count) for node, count in stacks]
-        ranks = range(max(len(shape) for leaf in members for shape in leaf.shapes))
-        readings: list[_Stacks] = []
-        for axes in itertools.product(ranks, ranks):
-            if all(_is_crossed(leaf, axes, (first, second)) for leaf in members):
-                readings.append({left: (axes[0], None), right: (None, axes[1])})
+        ((left, first), (right, second)) = stacks
+        readings: list[ScanLine] = []
+        for each in _crossed_readings(members, (first, second)):
+            most = max(each, key=lambda axes: len(each[axes]))
+            axes = {"/".join(left): (most[0], None), "/".join(right): (None, most[1])}
+            rest = _otherwise(min(left, right, key=len), each, most)
+            readings.append({**axes, **dict(rest)})
         if readings:
             yield Mismatch(
-                max(left, right, key=len),
+                "/".join(max(left, right, key=len)),
                 "ambiguous",
                 "a list in a stack on both sides, or a stack in a list",
                 "one on each side",
-                f"say both axes: add {_lines(readings)}",
+                f"say both axes: add {scan_lines(readings)}",
             )
+
+
+def _crossed_readings(
+    members: Sequence[_Leaf], counts: tuple[int, int]
+) -> Iterator[Mapping[_Reading, Sequence[LogicalPath]]]:
+    """The ways to read leaves as stacked on one axis a side, those of each kind alike: which leaves on which."""
+    ranks = range(max(len(shape) for leaf in members for shape in leaf.shapes))
+    groups: dict[tuple[Any, Any], list[_Leaf]] = collections.defaultdict(list)
+    for leaf in members:
+        groups[leaf.kinds].append(leaf)
+    fits: list[list[_Reading]] = []
+    for inner in groups.values():
+        both = itertools.product(ranks, ranks)
+        fits.append([axes for axes in both if all(_is_crossed(x, axes, counts) for x in inner)])
+    for way in itertools.product(*fits):
+        each: dict[_Reading, list[LogicalPath]] = collections.defaultdict(list)
+        for axes, inner in zip(way, groups.values(), strict=True):
+            each[axes] += [leaf.path for leaf in inner]
+        yield each
 
 
 def _is_said(node: LogicalPath, given: Iterable[LogicalPath]) -> bool:
     return any(glob_means(one, node) for one in given)
 
 
-def _is_crossed(leaf: _Leaf, axes: tuple[int, int], counts: tuple[int, int]) -> bool:
+def _is_crossed(leaf: _Leaf, axes: _Reading, counts: tuple[int, int]) -> bool:
     """Whether the two sides are the same leaf, but for one axis each, of as many layers as the list of the other."""
     rests: list[list[int]] = []
     for shape, axis, count in zip(leaf.shapes, axes, counts, strict=True):
-        if axis >= len(shape) or shape[axis] != count:
+        if axis is None or axis >= len(shape) or shape[axis] != count:
             return False
         rests.append([*shape[:axis], *shape[axis + 1 :]])
     return rests[0] == rests[1]
@@ -338,10 +369,6 @@ def _read_so(leaf: _Leaf, reading: _Reading) -> _Order | None:
     return (*order[: axes[1]], axes[0], *order[axes[1] :])
 
 
-_Stacks = Mapping[str, tuple[Axes, Axes]]
-"""For a node, and for what is in it and stacked otherwise, the axes on both sides."""
-
-
 def _settled(
     node: LogicalPath, members: Sequence[_Leaf], faults: list[Mismatch]
 ) -> tuple[Mapping[str, Axes], Mapping[str, Axes]]:
@@ -371,7 +398,7 @@ def _stacks(
     node: LogicalPath,
     way: Mapping[tuple[Any, Any], _Reading],
     groups: Mapping[tuple[Any, Any], Sequence[_Leaf]],
-) -> _Stacks:
+) -> ScanLine:
     """Axes as they are said: one for all, or one for each kind, or for leaves that no kind tells apart by their paths."""
     text = "/".join(node)
     if all(_kinds_tell(way, at) for at in (0, 1)):
@@ -381,12 +408,17 @@ def _stacks(
         each[reading] += [leaf.path for leaf in groups[kinds]]
     # What most leaves have is said of the node.
     most = max(each, key=lambda reading: len(each[reading]))
-    found: dict[str, tuple[Axes, Axes]] = {text: most}
+    return {text: most, **dict(_otherwise(node, each, most))}
+
+
+def _otherwise(
+    node: LogicalPath, each: Mapping[_Reading, Sequence[LogicalPath]], most: _Reading
+) -> Iterator[tuple[str, _Reading]]:
+    """The paths of the leaves in a node that are read otherwise than most, and how."""
     for reading, own in each.items():
         if reading != most:
             others = [path for other, inner in each.items() if other != reading for path in inner]
-            found.update(dict.fromkeys(_called(node, own, others), reading))
-    return found
+            yield from ((path, reading) for path in _called(node, own, others))
 
 
 def _kinds_tell(way: Mapping[tuple[Any, Any], _Reading], at: int) -> bool:
@@ -416,42 +448,13 @@ def _by_side(way: Mapping[tuple[Any, Any], _Reading], at: int) -> Axes:
     return next(iter(own.values()), None)
 
 
-def _ambiguous(node: LogicalPath, count: int, readings: Iterable[_Stacks]) -> Mismatch:
+def _ambiguous(node: LogicalPath, count: int, readings: Iterable[ScanLine]) -> Mismatch:
     """The fault for a node that is stacked on one of several axes, and the lines that settle it."""
     text = "/".join(node)
     expected = f"one axis that the layers of {text} are stacked on"
     found = f"several that fit {counted(count, 'leaf', 'leaves')} each"
-    hint = f"the sizes do not tell; add one of {_lines(readings)}"
+    hint = f"the sizes do not tell; add one of {scan_lines(readings)}"
     return Mismatch(text, "ambiguous", expected, found, hint)
-
-
-def _lines(readings: Iterable[_Stacks]) -> str:
-    """The first of the lines that say readings."""
-    written: list[str] = []
-    for stacks in readings:
-        cells = [f"{path!r}: {_of_both(axes)}" for path, axes in stacks.items()]
-        written.append(f"scan={{{', '.join(cells)}}}")
-    more = f" or another of {len(written)}" if len(written) > _SHOWN else ""
-    return " or ".join(written[:_SHOWN]) + more
-
-
-def _of_both(axes: tuple[Axes, Axes]) -> str:
-    """The axes on both sides as they are pasted: one where one side alone is stacked."""
-    both = _written(axes[0]), _written(axes[1])
-    if axes[0] is None or axes[1] is None:
-        return both[axes[0] is None]
-    return f"({both[0]}, {both[1]})"
-
-
-def _written(axes: Axes) -> str:
-    """Axes as they are pasted."""
-    if not isinstance(axes, Mapping):
-        return repr(axes)
-    cells = [
-        f"{_KIND.format(kind.__name__) if isinstance(kind, type) else repr(kind)}: {axis}"
-        for kind, axis in axes.items()
-    ]
-    return f"{{{', '.join(cells)}}}"
 
 
 # --- Leaves that look as if they stayed  ---
