@@ -258,6 +258,7 @@ ORDER = """
     families._family
     families._decoders
     families._centered
+    families._maxtext
     families.llama
     families.qwen2
     families.qwen3

@@ -20,6 +20,7 @@ TWICE = {
     "TiedFiles": "the files of a model whose head is its embedding: each family's",
     "dims_from": "what a config tells: to each family",
     "lens_of": "the lens of a folder: of each family",
+    "maxtext": "how MaxText has a family: of each, and the module of what these have in common",
     "abstract": "the abstract value, of a leaf and of a whole layout",
     "Key": "a segment of a key path, and the annotation of a PRNG key, as jax calls both",
     "Params": "the layout of weights alone: Linen's and NNX's",

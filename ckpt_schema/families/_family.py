@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,16 @@ from ckpt_schema._messages.text import shown
 from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 
-__all__ = ["Family", "FileForm", "ToldSizes", "told_size", "width_of"]
+__all__ = [
+    "Family",
+    "FileForm",
+    "ToldSizes",
+    "config_of",
+    "tied_head",
+    "told_by",
+    "told_size",
+    "width_of",
+]
 
 ToldSizes = dict[str, tuple[str, Any]]
 """What a config has for each dim, and under which name."""
@@ -92,16 +101,27 @@ class Family:
         Example:
             ``model = cs.hf.restore(folder, model, cs.families.llama.lens_of(folder))``
         """
+        files = self.stored(path)
+        target = nnx.Params[self.view if view is None else view]
+        own = tied_head(files.files, target)
+        return derive(files.files, target, rules=[*files.rules, *own, *rules])
+
+    def stored(self, path: epath.PathLike, forms: Sequence[FileForm] = ()) -> FileForm:
+        """How the files of a folder are written, with the dtypes that they have.
+
+        Args:
+            path: The folder.
+            forms: Those that are meant, where it is not any of the family.
+
+        Raises:
+            CheckpointMismatchError: There is no such folder, its files are damaged, or its config
+                is that of another family.
+        """
         names = [*hf.metadata(path)]
         self._verify_type(path)
-        nearest = min(self._spelled(), key=lambda spelling: _distance(spelling.files, names))
-        files = hf.as_stored(nearest.files, path)
-        target = nnx.Params[self.view if view is None else view]
-        stored, wanted = ({row.model_path for row in table.rows} for table in (files, target))
-        head, embed = ("head", "weight"), ("embed", "weight")
-        tied = {head, embed} <= wanted and head not in stored
-        own = [tie("head/weight", "embed/weight")] if tied else []
-        return derive(files, target, rules=[*nearest.rules, *own, *rules])
+        spelled = self._spelled(forms or self.spellings)
+        nearest = min(spelled, key=lambda spelling: _distance(spelling.files, names))
+        return FileForm(hf.as_stored(nearest.files, path), nearest.rules)
 
     def dims_from(self, config: Mapping[str, Any] | epath.PathLike) -> dict[str, int]:
         """The sizes that a config of Hugging Face tells, by the names of these layouts.
@@ -122,9 +142,7 @@ class Family:
             >>> cs.families.llama.dims_from(sizes)
             {'embed': 8, 'heads': 4, 'kv': 4, 'head_dim': 2, 'mlp': 24, 'vocab': 32, 'depth': 2}
         """
-        told = _told(config)
-        text: Any = told.get("text_config", told)  # of a model that sees, the part that reads
-        found = self.sizes(cast(Mapping[str, Any], text) if isinstance(text, Mapping) else told)
+        found = self.sizes(told_by(config))
         faults = [
             Mismatch(key, "checkpoint", "a size", "none" if size is None else shown(size))
             for key, size in found.values()
@@ -134,10 +152,10 @@ class Family:
             raise CheckpointMismatchError(f"the config is none of {self.name}", faults)
         return {dim: cast(int, size) for dim, (_, size) in found.items()}
 
-    def _spelled(self) -> Iterator[FileForm]:
-        """The spellings, each with every prefix."""
+    def _spelled(self, forms: Iterable[FileForm]) -> Iterator[FileForm]:
+        """Spellings, each with every prefix."""
         first = self.prefixes[0]
-        for spelling in self.spellings:
+        for spelling in forms:
             table = layout(spelling.files)
             yield FileForm(table, spelling.rules)
             for prefix in self.prefixes[1:]:
@@ -148,8 +166,7 @@ class Family:
 
         Two families may have the same names, and compute other things with what they name.
         """
-        place = Path(path)
-        config = (place if place.is_dir() else place.parent) / "config.json"
+        config = _beside(path)
         found = _told(config).get("model_type") if config.is_file() else None
         if found is None or found in self.types:
             return
@@ -158,6 +175,40 @@ class Family:
         )
         fault = Mismatch("model_type", "checkpoint", " or ".join(self.types), shown(found), hint)
         raise CheckpointMismatchError(f"{config} is none of {self.name}", [fault])
+
+
+def tied_head(files: type[Schema] | Layout, view: type[Schema] | Layout) -> tuple[Rule, ...]:
+    """What to say of a head that the files leave out, for it is their embedding, and a model has."""
+    stored, wanted = ({row.model_path for row in layout(side).rows} for side in (files, view))
+    head, embed = ("head", "weight"), ("embed", "weight")
+    is_left_out = {head, embed} <= wanted and head not in stored
+    return (tie("head/weight", "embed/weight"),) if is_left_out else ()
+
+
+def told_by(config: Mapping[str, Any] | epath.PathLike) -> Mapping[str, Any]:
+    """What stands in a config; of that of a model that sees, what it says of the part that reads.
+
+    Raises:
+        CheckpointMismatchError: There is none, or it is no JSON.
+    """
+    told = _told(config)
+    text: Any = told.get("text_config", told)
+    return cast(Mapping[str, Any], text) if isinstance(text, Mapping) else told
+
+
+def config_of(path: epath.PathLike) -> Mapping[str, Any]:
+    """The same of a folder, or of the folder of a file.
+
+    Raises:
+        CheckpointMismatchError: There is none, or it is no JSON.
+    """
+    return told_by(_beside(path))
+
+
+def _beside(path: epath.PathLike) -> Path:
+    """Where the config of a folder stands, or of the folder of a file."""
+    place = Path(path)
+    return (place if place.is_dir() else place.parent) / "config.json"
 
 
 def told_size(told: Mapping[str, Any], *names: str) -> tuple[str, Any]:

@@ -2,7 +2,8 @@
 
 Both layouts keep the two halves of a rotation in front of one another, as Hugging Face does, and the
 query as it is. An NNX model is of this family if its weights are called as `Decoder` says, or with a
-rule for each name that differs.
+rule for each name that differs. MaxText keeps the query times the root of the width of its heads, and
+turns about the halves of a rotation for models that are called ``llama3.1...``.
 """
 
 from __future__ import annotations
@@ -22,8 +23,16 @@ from ckpt_schema.families._decoders import (
     decoder_sizes,
 )
 from ckpt_schema.families._family import Family, FileForm
+from ckpt_schema.families._maxtext import (
+    Maxtext,
+    MaxtextAttention,
+    MaxtextGated,
+    MaxtextNorms,
+    maxtext_layers,
+    query_is_scaled,
+)
 
-__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of"]
+__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of", "maxtext"]
 
 
 class FileLayer(FileAttention, FileGated, FileNorms):
@@ -54,6 +63,10 @@ class Decoder(TiedDecoder, Head):
     """A model with a head of its own."""
 
 
+class MaxtextLayer(MaxtextAttention, MaxtextGated, MaxtextNorms):
+    """A layer of MaxText."""
+
+
 _FAMILY = Family(
     "Llama",
     ("llama", "mistral"),
@@ -63,3 +76,4 @@ _FAMILY = Family(
     decoder_sizes,
 )
 lens_of, dims_from = _FAMILY.lens_of, _FAMILY.dims_from
+maxtext = Maxtext(_FAMILY, maxtext_layers(MaxtextLayer), query_is_scaled)

@@ -1,0 +1,135 @@
+"""Families against what MaxText's own converters make; ``python tests/families_maxtext.py --python PATH`` runs these anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import families_maxtext as told
+import jax
+import numpy as np
+import pytest
+from families_maxtext import CASES, FORMS
+from support.profiles import sampled
+
+import ckpt_schema as cs
+from ckpt_schema.testing import check_laws
+
+KEPT: dict[str, dict[str, str]] = json.loads(told.KEPT.read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder of a case."""
+    home = tmp_path_factory.mktemp("hub")
+
+    def made(name: str) -> Path:
+        path = home / name
+        return path if path.exists() else CASES[name].write(path)
+
+    return made
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_lens_makes_is_what_maxtext_does_and_goes_back(
+    name: str, form: str, folder: Any
+) -> None:
+    """Every bit, of every leaf; and the folder again, to the last bit of what nobody has changed."""
+    tensors, lens = cs.hf.load(folder(name)), told.lens_of(CASES[name], folder(name), form)
+    made = lens.get(tensors)
+    found = {key: told.digest(leaf) for key, leaf in told.leaves(made).items()}
+    assert found == KEPT[f"{name}, {form}"]
+    back = lens.put(made, onto=tensors)
+    assert back.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        assert told.digest(back[key]) == told.digest(tensor), key
+
+
+def test_a_root_that_is_a_power_of_two_loses_nothing(folder: Any) -> None:
+    """Heads of 4, of 16 or of 64; what stands in the lens for others is told."""
+    for name, is_exact in (("mistral", True), ("llama3.1", False)):
+        tensors, lens = cs.hf.load(folder(name)), told.lens_of(CASES[name], folder(name), "scanned")
+        assert [*lens.loss] == ["params/layers[]/query/weight"]
+        back = lens.put(lens.get(tensors))
+        same = {key for key in tensors if told.digest(back[key]) == told.digest(tensors[key])}
+        assert all("q_proj" in key for key in tensors.keys() - same)
+        assert (len(same) == len(tensors)) == is_exact
+
+
+def test_halves_are_turned_about_where_the_config_or_a_word_says_so(folder: Any) -> None:
+    """As MaxText has them for its models called llama3.1, in which 0 and 4, 1 and 5 stand side by side."""
+    tensors, maxtext = cs.hf.load(folder("llama3.1")), cs.families.llama.maxtext
+    path = folder("llama3.1")
+    said, unsaid, other = (
+        maxtext.lens_of(path, **words).get(tensors)["params"]["decoder"]["layers"]["self_attention"]
+        for words in ({"interleaved": True}, {}, {"interleaved": False})
+    )
+    for part in ("query", "key"):
+        pairs = np.asarray(other[part]["kernel"])[..., [0, 4, 1, 5, 2, 6, 3, 7]]
+        assert (np.asarray(unsaid[part]["kernel"]) == pairs).all()
+        assert (np.asarray(said[part]["kernel"]) == pairs).all()
+    assert (np.asarray(said["value"]["kernel"]) == np.asarray(other["value"]["kernel"])).all()
+    told_so = {"rope_scaling": {"type": "llama3"}, "rope_parameters": None}  # of older releases
+    (path.parent / "old").mkdir()
+    (path.parent / "old" / "model.safetensors").symlink_to(path / "model.safetensors")
+    config = json.dumps(CASES["llama3.1"].config | told_so)
+    (path.parent / "old" / "config.json").write_text(config)
+    assert "half*2" in str(maxtext.lens_of(path.parent / "old" / "model.safetensors"))
+
+
+def test_a_vocabulary_is_padded_with_zeros_which_are_verified(folder: Any) -> None:
+    tensors = cs.hf.load(folder("llama2"))
+    lens = cs.families.llama.maxtext.lens_of(folder("llama2"), vocab=20)
+    made = lens.get(tensors)["params"]
+    embedding = np.asarray(made["token_embedder"]["embedding"])
+    assert embedding.shape == (20, 16) and not embedding[16:].any()
+    head = np.asarray(made["decoder"]["logits_dense"]["kernel"])
+    assert head.shape == (16, 20) and not head[:, 16:].any()
+    made["token_embedder"]["embedding"] = jax.numpy.ones((20, 16))
+    with pytest.raises(cs.ConformanceError, match="token_embedder/embedding"):
+        lens.put({"params": made}, onto=tensors)
+
+
+def test_a_dtype_is_that_of_all_and_rounds_last(folder: Any) -> None:
+    """MaxText rounds first, and the query, which it scales then, once more."""
+    tensors, maxtext = cs.hf.load(folder("llama3.1")), cs.families.llama.maxtext
+    half = maxtext.lens_of(folder("llama3.1"), dtype="bfloat16").get(tensors)
+    single = maxtext.lens_of(folder("llama3.1")).get(tensors)
+    for key, leaf in told.leaves(single).items():
+        assert told.digest(told.leaves(half)[key]) == told.digest(leaf.astype("bfloat16"))
+    twice = {key: tensor.astype("bfloat16") for key, tensor in tensors.items()}
+    cs.hf.save(folder("llama3.1").with_name("rounded"), twice, config_from=folder("llama3.1"))
+    theirs = maxtext.lens_of(folder("llama3.1").with_name("rounded")).get(twice)
+    unlike = [
+        key
+        for key, leaf in told.leaves(theirs).items()
+        if told.digest(told.leaves(half)[key]) != told.digest(leaf)
+    ]
+    assert unlike == ["params/decoder/layers/self_attention/query/kernel"]
+
+
+def test_a_model_in_memory_is_a_target_sharded_or_not(folder: Any) -> None:
+    """As MaxText's model of NNX has the same weights."""
+    family, path = cs.families.llama, folder("llama3.1")
+    lens = family.maxtext.lens_of(path, scan=False, container="nnx")
+    target = cs.abstract(lens.view, {**family.dims_from(path), "half": 4})
+    found = cs.hf.restore(path, target, lens)
+    disk = family.maxtext.lens_of(path, scan=False).get(cs.hf.load(path))["params"]
+    for key, leaf in told.leaves(disk).items():
+        assert told.digest(told.leaves(found)[f"{key}/value"]) == told.digest(leaf)
+
+
+@pytest.mark.parametrize("name", sampled(["llama2"], 1))
+def test_the_laws_hold(name: str, folder: Any) -> None:
+    """On one example of each; all of them: ``python tests/families_maxtext.py --laws 3``."""
+    lens = told.lens_of(CASES[name], folder(name), "scanned")
+    check_laws(lens, ["GetPut", "PutGet"], max_examples=1, meshes=())
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    """Which tells how its heads rotate."""
+    cs.hf.save(tmp_path / "bare", cs.hf.load(told.DATA / "llama"))
+    with pytest.raises(cs.CheckpointMismatchError, match=r"config\.json"):
+        cs.families.llama.maxtext.lens_of(tmp_path / "bare")
