@@ -141,6 +141,15 @@ def test_scales_of_rows_of_all_and_of_blocks(dtype: Any, block: Any, scales: Any
     assert np.abs(again["w"] - 3 * found["w"]).max() <= np.abs(3 * found["w"]).max() / top * 0.51
 
 
+def test_a_block_of_zeros_has_the_scale_one() -> None:
+    model = {"layers": {"kernel": np.zeros((1, 8, 6), np.float32)}, "norm": np.ones(8, np.float32)}
+    model["layers"]["kernel"][0, 0, 0] = 448
+    found = on_host(ROUNDED.put(model))
+    name = "model.layers.0.q_proj.weight"
+    same(found[f"{name}_scale_inv"], np.ones((2, 2), np.float32))
+    same(by_hand(found), model["layers"]["kernel"][0].T)
+
+
 def test_on_a_mesh_the_bits_are_the_same_and_nothing_moves() -> None:
     file = quantized(16, 8)
     wanted = LENS.get(file)
