@@ -98,7 +98,8 @@ def envelope(read: Read) -> Envelope:
         )
         # Other fields of a TrainState, such as a key, are no collections of the model: they keep their own paths.
         below = {leaf.key[1] for leaf in read.leaves if leaf.key[0] == "params" and inner[1:]}
-        beside = [((c,), c) for c in _COLLECTIONS if c in top]
+        beside: list[tuple[KeyPath, str]] = [((c,), c) for c in _COLLECTIONS if c in top]
+        beside += _held_collections(read)
         beside += [(("params", c), c) for c in _COLLECTIONS if c in below]
         weights = ((inner, "params"), *beside)
         found = _mirrored(read, weights, ("opt_state",), inner[1:])
@@ -123,6 +124,10 @@ def envelope(read: Read) -> Envelope:
         found = _mirrored(read, (((model,), None),), (optimizer, "opt_state"), ())
         copies = tuple(_copies(read, (model,), optimizer, of_params=True))
         return dataclasses.replace(found, copies=copies)
+    if not read.variables and read.segments >= {"mu", "nu"}:
+        found = _under_other_names(read)
+        if found is not None:
+            return found
     if "params" in top and not read.variables:
         copies = tuple(_copies(read, ("params",), "opt_state"))
         own = sorted(top - {copy[0] for copy in copies}, key=str)
@@ -134,6 +139,40 @@ def envelope(read: Read) -> Envelope:
         frozenset(),
         (("model",),) if read.variables else (("params",), ("model",)),
     )
+
+
+def _held_collections(read: Read) -> Iterator[tuple[KeyPath, str]]:
+    """Where a field of a train state holds collections, and nothing else, as ``model_state`` does."""
+    held: dict[Key, set[Key]] = {}
+    for leaf in read.leaves:
+        held.setdefault(leaf.key[0], set()).update(leaf.key[1:2])
+    for name, inside in held.items():
+        if name not in ("params", "opt_state") and inside and inside <= {*_COLLECTIONS}:
+            yield from (((name, c), c) for c in _COLLECTIONS if c in inside)
+
+
+def _under_other_names(read: Read) -> Envelope | None:
+    """A train state whose weights and optimizer have names of the user's, told by the moments that mirror them.
+
+    None where there is none, or more than one reading.
+    """
+    states = {key[0] for key in _moments([leaf.key for leaf in read.leaves]) if len(key) > 1}
+    names = {leaf.key[0] for leaf in read.leaves if len(leaf.key) > 1} - states
+    if len(states) != 1 or not all(isinstance(name, str) for name in (*states, *names)):
+        return None
+    [state] = states
+    found: dict[Key, Envelope] = {}
+    beside = [*_held_collections(read)]
+    for name in sorted(names, key=str):
+        made = _mirrored(read, (((name,), "params"), *beside), (state,), ())
+        if made.mirrors:
+            found[name] = made
+    trained = [name for name in found if not _EMA.search(str(name))]
+    models = trained if len(trained) == 1 else [*found]
+    if len(models) != 1:
+        return None
+    [model] = models
+    return dataclasses.replace(found[model], copies=tuple(_copies(read, (model,), state)))
 
 
 def _model_and_optimizer(read: Read) -> tuple[Any, Any] | None:

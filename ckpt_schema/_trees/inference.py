@@ -114,9 +114,10 @@ def infer_tree(
     rows = _merge([*_Rows(read, kinds, folds.model, folds.beside)], name)
     if joined is not None:
         rows = tuple(_in_one_key(rows, flat, joined))
+    homes = (OPTIMIZER_STATE, *(kinds.optimizer or ())[:1])
     # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
     nodes = tuple(
-        nodes_of((key, node) for key, node in found if key[0] == OPTIMIZER_STATE or not flat.stored)
+        nodes_of((key, node) for key, node in found if key[0] in homes or not flat.stored)
     )
     table = verify_table(
         Layout(

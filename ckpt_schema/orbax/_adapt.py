@@ -296,7 +296,12 @@ def _fitted(
         homes = dict.fromkeys((*lens.view.homes, *lens.source.homes))
         own_layout = dataclasses.replace(lens.view, homes=tuple(homes))
         lens = derive(own_layout, own_layout)
-    return lens, read if kept is None else read.only({*kept, aux})
+    if kept is None:
+        return lens, read
+    part = read.below(tuple(kept)) if len(kept) == 1 else None
+    if part is not None and (*kept,) not in lens.source.homes:  # under a name of the user's
+        return lens, part
+    return lens, read.only({*kept, aux})
 
 
 def _adapted(disk: DiskTree, target: Any, name: str, words: Words) -> tuple[Lens, set[Any] | None]:

@@ -222,12 +222,14 @@ class _Left:
         named: By path; none where there are too many on either side to compare them all.
         raw: Those that may be the raw data of keys.
         keys: Those that are keys.
+        counts: Those that are counts.
     """
 
     plain: Mapping[Any, Row]
     named: Mapping[str, Row]
     raw: Sequence[Row]
     keys: Sequence[Row]
+    counts: Sequence[Row]
 
     @classmethod
     def of(cls, loose: Sequence[Loose], others: Sequence[Loose]) -> _Left:
@@ -237,7 +239,8 @@ class _Left:
         named = {"/".join(row.model_path): row for row in rows} if few else {}
         raw = [row for row in rows if row.leaf.dtype == "uint32" and row.leaf.dims[-1:] in _WORDS]
         keys = [row for row in rows if row.leaf.is_key]
-        return cls({_plain(row): row for row in rows}, named, raw, keys)
+        counts = [row for row in rows if _kind(row) == "count"]
+        return cls({_plain(row): row for row in rows}, named, raw, keys, counts)
 
     def other_form(self, row: Row) -> Sequence[Row]:
         """Raw data that a key may be, and keys that raw data may be."""
@@ -340,7 +343,13 @@ class _Side:
             rule = Private(own, Fill(False if row.leaf.dtype == "bool" else 0))
             return f"a {kind} of {self.near.name} alone: {rule} starts it at 0", (rule,)
         if kind == "count":
-            return f"a count: {Private(own, Fill(0))} starts it at 0, if nothing else is it", ()
+            anew = f"{Private(own, Fill(0))} starts it at 0"
+            if len(self.left.counts) != 1:
+                return f"a count: {anew}, if nothing else is it", ()
+            [other] = self.left.counts
+            pair = (other, row) if self.is_view else (row, other)
+            joined = Rename(pair[0].model_path, pair[1].model_path)
+            return f"a count: {joined} if these two are one, or else {anew}", ()
         return self._weight(row), ()
 
     def _weight(self, row: Row) -> str:
