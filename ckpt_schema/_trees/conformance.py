@@ -138,11 +138,22 @@ class Matcher:
     def _chain(self) -> OptimizerChain:
         return OptimizerChain(self.layout)
 
-    def match(self, tree: Tree, binder: Binder | None = None) -> Match:
+    def has_keys(self, tree: Tree | FlatTree) -> bool:
+        """Whether a tree has a leaf for each row, and no others; where names are others, the first of them tells it."""
+        flat = flatten(tree)
+        rows: set[int] = set()
+        for key in flat.keys:
+            found = self.slot(key, stored=flat.stored)
+            if found is None:
+                return False
+            rows.add(found[0])
+        return all(number in rows or row.optional for number, row in enumerate(self.layout.rows))
+
+    def match(self, tree: Tree | FlatTree, binder: Binder | None = None) -> Match:
         """Holds ``tree`` against the layout; collects every fault, raises none.
 
         Args:
-            tree: The tree.
+            tree: The tree, flattened or not.
             binder: Dims that are known already; learns those of the tree.
 
         Raises:

@@ -60,12 +60,14 @@ class FlatTree:
         return jax.tree.structure(self.tree)
 
 
-def flatten(tree: Tree) -> FlatTree:
-    """The leaves of ``tree`` with their key paths.
+def flatten(tree: Tree | FlatTree) -> FlatTree:
+    """The leaves of ``tree`` with their key paths; one that is flat already stays so.
 
     Raises:
         ConformanceError: jax cannot flatten it: a dict mixes int and string keys.
     """
+    if isinstance(tree, FlatTree):
+        return tree
     plain = flatten_plain(tree)
     if plain is not None:
         return plain

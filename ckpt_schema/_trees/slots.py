@@ -85,6 +85,7 @@ class SlotFinder:
         self._rows = table.rows
         self._plain = {row.key: (number, ()) for number, row in enumerate(table.rows)}
         self._inside = sorted({row.inside for row in table.rows})
+        self._walked: dict[tuple[KeyPath, bool], Slot | None] = {}
 
     @functools.cached_property
     def _odd(self) -> Mapping[Any, Key]:
@@ -115,6 +116,13 @@ class SlotFinder:
         found = self._plain.get(key)
         if found is not None:
             return found
+        # A tree is held against a layout more than once on its way.
+        if (key, stored) not in self._walked:
+            self._walked[key, stored] = self._spelled(key, stored=stored)
+        return self._walked[key, stored]
+
+    def _spelled(self, key: KeyPath, *, stored: bool) -> Slot | None:
+        """The slot of a key path that is no row's as it stands."""
         for bare, inside in self._spellings(key):
             plain = self._plain.get(bare)
             if plain is not None and inside in (None, self._rows[plain[0]].inside):

@@ -26,11 +26,11 @@ def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree
     Raises:
         CheckpointMismatchError: With every leaf that Orbax did not load, or not as it was asked to.
     """
-    asked, flat = jax.tree.leaves(wanted), flatten(expected)
+    asked, (goals, treedef) = jax.tree.leaves(wanted), jax.tree.flatten(expected)
     found = jax.tree.structure(wanted).flatten_up_to(loaded)
-    faults: list[Mismatch] = []
+    wrong: dict[int, tuple[str, str]] = {}
     made: list[Any] = []
-    for key, order, goal, value in zip(flat.keys, asked, flat.leaves, found, strict=True):
+    for at, (order, goal, value) in enumerate(zip(asked, goals, found, strict=True)):
         if order is SKIP:
             made.append(stand_in(goal))
             continue
@@ -48,20 +48,16 @@ def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree
             hint = (
                 f"{goal.dtype} does not hold it" if kind == "cast" else "the checkpoint is damaged"
             )
-            faults.append(
-                Mismatch(
-                    paths.format_path(key),
-                    kind,
-                    str(_leaf(goal)),
-                    leaves.describe(value),
-                    hint,
-                )
-            )
+            wrong[at] = kind, hint
         made.append(value)
-    if faults:
-        header = f"{disk.path} cannot be restored as expected"
-        raise CheckpointMismatchError(header, faults)
-    return flat.treedef.unflatten(made)
+    if wrong:
+        keys = flatten(expected).keys
+        faults: list[Mismatch] = []
+        for at, (kind, hint) in wrong.items():
+            told = str(_leaf(goals[at])), leaves.describe(made[at])
+            faults.append(Mismatch(paths.format_path(keys[at]), kind, *told, hint))
+        raise CheckpointMismatchError(f"{disk.path} cannot be restored as expected", faults)
+    return treedef.unflatten(made)
 
 
 def _leaf(goal: Any) -> Leaf:

@@ -19,7 +19,7 @@ from ckpt_schema._trees.containers import FlatTree, Tree, flatten
 from ckpt_schema.orbax._load import number_for
 from ckpt_schema.orbax._loaded_leaves import verified
 from ckpt_schema.orbax._metadata import DiskTree, read_arrays
-from ckpt_schema.orbax._sides import has_keys, interchangeable
+from ckpt_schema.orbax._sides import interchangeable
 from ckpt_schema.orbax._targets import goals, placed_abstract, spare_sharding, verify_meshes
 
 __all__ = ["SameLayout", "same_layout"]
@@ -84,7 +84,7 @@ def same_layout(disk: DiskTree, target: Tree, lens: Lens | None) -> SameLayout |
     dtypes: Mapping[int, str] = {}
     name = "the target's own"
     if lens is not None:
-        match = _match(target, asked, lens)
+        match = _match(asked, lens)
         if match is None:
             return None
         table, held = match
@@ -126,11 +126,11 @@ def _positions(stored: FlatTree, asked: FlatTree) -> tuple[int, ...] | None:
     return tuple(positions)
 
 
-def _match(target: Tree, flat: FlatTree, lens: Lens) -> tuple[Layout, Match] | None:
+def _match(flat: FlatTree, lens: Lens) -> tuple[Layout, Match] | None:
     """The one side of a lens that a target conforms to."""
-    tables = [lens.view, lens.source]
-    fitting = [table for table in tables if has_keys(flat, table)]
+    sides = Matcher(lens.view), Matcher(lens.source)
+    fitting = [side for side in sides if side.has_keys(flat)]
     if not fitting or (len(fitting) > 1 and not interchangeable(lens)):
         return None
-    match = Matcher(fitting[0]).match(target, Binder(lens.dims))
-    return (fitting[0], match) if match.report.ok else None
+    match = fitting[0].match(flat, Binder(lens.dims))
+    return (fitting[0].layout, match) if match.report.ok else None

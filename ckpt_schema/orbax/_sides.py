@@ -29,7 +29,6 @@ __all__ = [
     "Side",
     "ambiguous",
     "distance",
-    "has_keys",
     "interchangeable",
     "locate",
     "may_stand",
@@ -137,14 +136,15 @@ def toward(
     tried: list[tuple[Match, Layout]] = []
     fits: list[tuple[Lens, Match]] = []
     sides = {"view": lens, "source": ~lens}
-    turned = [(tree, side.view, (name, side)) for name, side in sides.items()]
-    for (name, side), has_others in _nearest_first(turned):
+    flat = flatten(tree)
+    turned = [(flat, Matcher(side.view), (name, side)) for name, side in sides.items()]
+    for (name, side), matcher, has_others in _nearest_first(turned):
         # A whole match of a side with other keys would only find these again, and is dear.
         if fits and has_others:
             break
         if told not in (None, name):
             continue
-        match = Matcher(side.view).match(tree, Binder(side.dims))
+        match = matcher.match(flat, Binder(side.dims))
         if match.report.ok:
             fits.append((side, match))
         tried.append((match, side.view))
@@ -264,14 +264,21 @@ def _fitting(
     What is wrong with the others is added to ``tried``.
     """
     fits: list[Fit] = []
-    found = [(each[2], each[0], each) for each in _candidates(disk, lens.view, lens.source)]
-    for (layout, prefix, tree), has_others in _nearest_first(found):
+    matchers = {id(layout): Matcher(layout) for layout in (lens.view, lens.source)}
+    flats: dict[int, FlatTree] = {}
+    found: list[tuple[FlatTree, Matcher, tuple[Layout, KeyPath, Tree]]] = []
+    for each in _candidates(disk, lens.view, lens.source):
+        layout, _, tree = each
+        if id(tree) not in flats:
+            flats[id(tree)] = flatten(tree)
+        found.append((flats[id(tree)], matchers[id(layout)], each))
+    for (layout, prefix, tree), matcher, has_others in _nearest_first(found):
         if fits and has_others:
             break
         if fits and (fits[0].prefix != prefix or fits[0].layout is layout):
             continue
         tree = read_as(tree, layout)
-        match = Matcher(layout).match(tree, Binder(lens.dims))
+        match = matcher.match(flats.get(id(tree), tree), Binder(lens.dims))
         if match.report.ok:
             fits.append(Fit(layout, prefix, tree, match.slots))
         tried.append((match, layout, prefix))
@@ -322,7 +329,7 @@ def _candidates(disk: DiskTree, *sides: Layout) -> Iterator[tuple[Layout, KeyPat
             )
 
 
-def distance(tree: Tree, layout: Layout) -> int:
+def distance(tree: Tree | FlatTree, layout: Layout) -> int:
     """How many leaves and rows are without the other: what has the least is tried first.
 
     A whole `Matcher.match` of the wrong side costs far more, because it also looks for the
@@ -336,37 +343,23 @@ def distance(tree: Tree, layout: Layout) -> int:
     )
 
 
-def has_keys(flat: FlatTree, layout: Layout) -> bool:
-    """Whether the distance is none: where names are others, this is known at the first of them."""
-    slot = SlotFinder(layout).slot
-    rows: set[int] = set()
-    for key in flat.keys:
-        found = slot(key, stored=flat.stored)
-        if found is None:
-            return False
-        rows.add(found[0])
-    return all(number in rows or row.optional for number, row in enumerate(layout.rows))
-
-
 def _nearest_first(
-    candidates: Sequence[tuple[Tree, Layout, Candidate]],
-) -> Iterator[tuple[Candidate, bool]]:
+    candidates: Sequence[tuple[FlatTree, Matcher, Candidate]],
+) -> Iterator[tuple[Candidate, Matcher, bool]]:
     """What is to be tried, by the distance of its tree from its layout, and whether it has others than its keys.
 
     How far such are is found out only where they are asked for.
     """
-    trees = {id(tree): tree for tree, _, _ in candidates}
-    flats = {number: flatten(tree) for number, tree in trees.items()}
-    far: list[tuple[Tree, Layout, Candidate]] = []
-    for tree, layout, candidate in candidates:
-        if has_keys(flats[id(tree)], layout):
-            yield candidate, False
+    far: list[tuple[FlatTree, Matcher, Candidate]] = []
+    for flat, matcher, candidate in candidates:
+        if matcher.has_keys(flat):
+            yield candidate, matcher, False
         else:
-            far.append((tree, layout, candidate))
+            far.append((flat, matcher, candidate))
     if len(far) > 1:
-        far.sort(key=lambda each: distance(each[0], each[1]))
-    for _, _, candidate in far:
-        yield candidate, True
+        far.sort(key=lambda each: distance(each[0], each[1].layout))
+    for _, matcher, candidate in far:
+        yield candidate, matcher, True
 
 
 def _likeness(match: Match, layout: Layout) -> tuple[int, int, int]:

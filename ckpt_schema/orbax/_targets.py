@@ -96,10 +96,11 @@ def verify_meshes(state: Tree) -> None:
     Raises:
         ConformanceError: With every such leaf.
     """
-    flat = flatten(state)
+    meshes = [getattr(getattr(x, "sharding", None), "mesh", None) for x in jax.tree.leaves(state)]
+    if all(own is None or isinstance(own, Mesh) or own.empty for own in meshes):
+        return
     faults: list[Mismatch] = []
-    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
-        own: Any = getattr(getattr(leaf, "sharding", None), "mesh", None)
+    for key, own in zip(flatten(state).keys, meshes, strict=True):
         if own is None or isinstance(own, Mesh) or own.empty:
             continue
         mesh = jax.sharding.get_mesh()
