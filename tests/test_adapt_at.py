@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
+
+TX = optax.adam(1e-3)
 
 
 class Model(nnx.Module):
@@ -90,3 +94,32 @@ def test_what_no_tree_has_is_an_error(words: dict[str, Any], said: str) -> None:
     with pytest.raises(cs.ConformanceError) as raised:
         cs.adapt(beside(), Model(), **words)
     assert said in str(raised.value)
+
+
+def run_state() -> dict[str, Any]:
+    params = state()["params"]
+    return {"params": params, "opt_state": TX.init(params), "step": jnp.int32(7)}
+
+
+def test_items_under_other_names_are_said_with_the_line(tmp_path: Path) -> None:
+    whole = run_state()
+    parts = {"train_params": whole["params"], "optim": whole["opt_state"]}
+    ocp.save_checkpointables(str(tmp_path / "1"), {**parts, "counter": {"step": whole["step"]}})
+    target = jax.tree.map(jnp.zeros_like, whole)
+    with pytest.raises(cs.CheckpointMismatchError) as raised:
+        cs.orbax.restore(tmp_path / "1", target)
+    [fault] = raised.value.mismatches
+    items = {"params": "train_params", "opt_state": "optim"}
+    assert fault.hint == f"pass items={items!r}, item='counter'"
+    made = cs.orbax.restore(tmp_path / "1", target, items=items, item="counter")
+    cs.assert_trees_identical(made, whole)
+
+
+def test_an_item_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> None:
+    parts: dict[str, Any] = {"meta": {"seen": jnp.ones(3)}, "state": run_state()}
+    ocp.save_checkpointables(str(tmp_path / "1"), parts)
+    target = jax.tree.map(jnp.zeros_like, run_state())
+    with pytest.raises(cs.CheckpointMismatchError, match="pass item='state'"):
+        cs.orbax.restore(tmp_path / "1", target, item="train_state")
+    with pytest.raises(cs.CheckpointMismatchError, match="near: 'params': 'state'"):
+        cs.orbax.restore(tmp_path / "1", target, items={"params": "states"})

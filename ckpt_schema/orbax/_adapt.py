@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from ckpt_schema._frameworks.state_names import OPTIMIZER_STATE, WEIGHTS
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.paths import KeyPath, LogicalPath, format_path
 from ckpt_schema._layouts.pytrees import children
@@ -244,20 +245,56 @@ def _not_in_items(
     aux: str | None,
 ) -> CkptSchemaError:
     """The error of a checkpoint of several pytrees, none of which fits: together they may."""
-    items = {disk.item: disk.item for disk in disks if disk.item not in (None, "state")}
-    parts = [((), disk) for disk in disks if disk.item == "state"]
-    parts += [((disk.item,), disk) for disk in disks if disk.item in items]
-    try:
-        _fitted(DiskTree.of_parts(parts, frozenset()), target, name, words, aux)
-    except CkptSchemaError:
+    said = _of_items(disks, target, name, words, aux)
+    if said is None:
         names = ", ".join(str(disk.item) for disk in disks)
         cure = 'item= says which is meant, and items={"params": ...} which is at which key'
         return type(wrong)(
             wrong.header, wrong.mismatches, [*wrong.notes, f"it holds {names}: {cure}"]
         )
-    found, hint = f"one in {', '.join(str(disk.item) for disk in disks)}", f"pass items={items!r}"
+    found, hint = f"one in {', '.join(str(disk.item) for disk in disks)}", f"pass {said}"
     fault = Mismatch("items", "checkpoint", "a state in one item", found, hint)
     return CheckpointMismatchError(f"{disks[0].path} has no such state where it is read", [fault])
+
+
+def _of_items(
+    disks: Sequence[DiskTree], target: Any, name: str, words: Words, aux: str | None
+) -> str | None:
+    """The words by which several items are one state; None where none are, or one reading is as good as another."""
+    own = {str(disk.item): str(disk.item) for disk in disks if disk.item not in (None, "state")}
+    readings: list[tuple[Mapping[str, str], str | None]] = [(own, None)]
+    by_item = {str(disk.item): disk for disk in disks}
+    several = [*by_item] if len(by_item) <= 4 else []  # a lens is derived for each reading
+    for weights, optimizer in itertools.permutations(several, 2):
+        if _is_run(by_item[weights].tree, by_item[optimizer].tree):
+            left = [item for item in several if item not in (weights, optimizer)]
+            items = {WEIGHTS: weights, OPTIMIZER_STATE: optimizer}
+            readings += [(items, rest) for rest in (None, *left)]
+    fits: list[tuple[Mapping[str, str], str | None]] = []
+    for items, rest in readings:
+        root = by_item.get(rest or "state")
+        parts = [] if root is None else [((), root)]
+        parts += [((key,), by_item[item]) for key, item in items.items()]
+        try:
+            _fitted(DiskTree.of_parts(parts, frozenset()), target, name, words, aux)
+        except CkptSchemaError:
+            continue
+        fits.append((items, rest))
+        if items is own:
+            break
+    if len(fits) != 1:
+        return None
+    [(items, rest)] = fits
+    return f"items={dict(items)!r}" + (f", item={rest!r}" if rest is not None else "")
+
+
+def _is_run(weights: Any, optimizer: Any) -> bool:
+    """Whether one tree is the state of an optimizer that keeps moments of another."""
+    try:
+        rows = infer_tree({WEIGHTS: weights, OPTIMIZER_STATE: optimizer}).rows
+    except SchemaError:
+        return False
+    return any(row.mirrors for row in rows)
 
 
 def adapted(

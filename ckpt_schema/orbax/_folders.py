@@ -6,6 +6,7 @@ Or what else, and what reads that.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -98,7 +99,8 @@ def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
     if wanted is None and (len(items) == 1 or "state" in items):
         return Item(items[0] if len(items) == 1 else "state", finished)
     found = f"{'a pytree without a name' if flat else ', '.join(items)}"
-    hint = "leave item= out" if flat else f"pass item={items[0]!r}, or another of them"
+    near = difflib.get_close_matches(wanted or "", items, n=1, cutoff=0.5) or items
+    hint = "leave item= out" if flat else f"pass item={near[0]!r}, or another of them"
     error = refusal(place, f"a checkpoint that holds {found}", hint)
     if wanted is None:
         raise SeveralItemsError(error.header, error.mismatches)

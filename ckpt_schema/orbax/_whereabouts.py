@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -223,11 +224,13 @@ def _joined(
     """
     place = absolute(path)
     there = pytrees_of(place)
-    faults = [
-        Mismatch(name, "checkpoint", f"an item for {key}", f"items {', '.join(sorted(there))}")
-        for key, name in items.items()
-        if name not in there
-    ]
+    faults: list[Mismatch] = []
+    for key, name in items.items():
+        if name not in there:
+            near = difflib.get_close_matches(name, sorted(there), n=1, cutoff=0.5)
+            hint = f"near: {key!r}: {near[0]!r}" if near else "name one of these for it"
+            expected, found = f"an item for {key}", f"items {', '.join(sorted(there))}"
+            faults.append(Mismatch(name, "checkpoint", expected, found, hint))
     if faults:
         raise CheckpointMismatchError(f"{place} lacks items", faults)
     parts = [(keys_named(key), read_metadata(path, name, aux=aux)) for key, name in items.items()]
