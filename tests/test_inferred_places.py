@@ -113,6 +113,8 @@ class Net(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """The output; what is asked of ``train`` cannot be traced."""
         x = nn.Dropout(0.1, deterministic=not train)(nn.Dense(self.width)(x))
+        if train:
+            x = nn.Dense(self.width, name="in_training")(x)
         return nn.BatchNorm(use_running_average=not train)(x)
 
 
@@ -120,7 +122,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize("train", [(), (True,), (False,)])
 def test_a_module_of_linen_is_read_with_its_inputs(x: Any, train: Any) -> None:
     layout = cs.infer(Net(), x, *train)
-    variables = Net().init(jax.random.key(0), jnp.ones((2, 3)))
+    variables = Net().init(jax.random.key(0), jnp.ones((2, 3)), *train)
     whole = cs.infer(variables)
     assert layout.name == "Net"
     assert {(row.path, row.key, row.stored, row.kind) for row in layout.rows} == {
