@@ -396,6 +396,39 @@ def test_a_list_in_each_member_of_a_list_is_one_pattern() -> None:
     cs.assert_trees_identical(lens.get(lens.put(drawn)), drawn)
 
 
+def test_layers_are_a_list_though_one_alone_has_the_stream_that_all_share() -> None:
+    class Layer(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.dense = nnx.Linear(4, 4, rngs=rngs)
+            self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            return self.dropout(jnp.tanh(self.dense(x)), deterministic=True)
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            rngs = nnx.Rngs(0)
+            self.layers_0, self.layers_1 = Layer(rngs), Layer(rngs)
+
+        def __call__(self, x: Any) -> Any:
+            return self.layers_1(self.layers_0(x))
+
+    def run(p: Any) -> Any:
+        x = X
+        for name in ("layers_0", "layers_1"):
+            x = jnp.tanh(x @ p[name]["w"] + p[name]["b"])
+        return x
+
+    layer = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
+    found = discover(run, {"layers_0": layer, "layers_1": layer}, lambda model: model(X), Model())
+    assert (found.status, found.lists) == ("complete", ("layers_{i}",))
+    assert [str(rule) for rule in found.rules] == [
+        "rename('layers[]/b', 'layers[]/dense/bias')",
+        "rename('layers[]/w', 'layers[]/dense/kernel', axes='0 1')",
+    ]
+    assert found.lens().private
+
+
 def test_what_no_rule_can_say_is_open() -> None:
     def run(p: Any, factors: Sequence[float] = (1.0, 1.0)) -> Any:
         x = X

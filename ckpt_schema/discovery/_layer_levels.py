@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, Pattern, fill, format_path
 from ckpt_schema._layouts.table import Layout, Row
@@ -52,6 +52,7 @@ class Addresses:
         rows: Its rows, by their logical paths in the model, without those of an optimizer.
         slots: For each leaf, its row, and which layer of it.
         keys: For each leaf, its key path from the model's root on.
+        streams: The leaves that are the key or the count of a stream.
     """
 
     def __init__(self, model: RunnableModel, levels: LayerLevels, name: str) -> None:
@@ -74,6 +75,16 @@ class Addresses:
             self.slots[format_path(key)] = row, slot[1]
             if row.body is not None and not row.mirrors:
                 self.keys[format_path(key)] = _body_key(row, slot[1])
+        beside = {key[:-1] for name, key in self.keys.items() if self._is_key(name)}
+        self.streams = frozenset(
+            name
+            for name, key in self.keys.items()
+            if self._is_key(name) or (key[-1] == "count" and key[:-1] in beside)
+        )
+
+    def _is_key(self, name: str) -> bool:
+        row, _ = self.slots[name]
+        return row.leaf.is_key
 
     def path(self, name: str) -> str:
         """The logical path of a leaf in its model."""
@@ -117,10 +128,11 @@ def found_levels(
         pieces: All their pieces.
         partners: What belongs to what, for each side.
     """
-    plain = [Addresses(model, LayerLevels(), "plain").keys for model in models]
+    addresses = [Addresses(model, LayerLevels(), "plain") for model in models]
+    plain = [each.keys for each in addresses]
     lists: list[list[Pattern]] = []
     for side in (0, 1):
-        groups = _sibling_groups(plain[side])
+        groups = _sibling_groups(plain[side], addresses[side].streams)
         told = [
             group
             for group, members in groups.items()
@@ -143,8 +155,13 @@ _Group = dict[int, dict[KeyPath, str]]
 """By the number of the member: what stands in it, by the path below it, and its name."""
 
 
-def _sibling_groups(keys: Mapping[str, KeyPath]) -> dict[_ListName, _Group]:
-    """Siblings whose names differ in a number, 0 to n-1, and that hold the same."""
+def _sibling_groups(
+    keys: Mapping[str, KeyPath], streams: Collection[str]
+) -> dict[_ListName, _Group]:
+    """Siblings whose names differ in a number, 0 to n-1, and that hold the same.
+
+    Of a stream that all members share NNX keeps the first, so one that some alone have tells nothing.
+    """
     found: dict[_ListName, _Group] = collections.defaultdict(dict)
     for name, key in keys.items():
         for at, segment in enumerate(key):
@@ -157,8 +174,13 @@ def _sibling_groups(keys: Mapping[str, KeyPath]) -> dict[_ListName, _Group]:
         for group, members in found.items()
         if len(members) > 1
         and sorted(members) == [*range(len(members))]
-        and len({frozenset(member) for member in members.values()}) == 1
+        and len({frozenset(_held(member, streams)) for member in members.values()}) == 1
     }
+
+
+def _held(member: Mapping[KeyPath, str], streams: Collection[str]) -> Iterator[KeyPath]:
+    """What stands in a member, without its streams."""
+    return (path for path, name in member.items() if name not in streams)
 
 
 def _patterns(told: Sequence[_ListName], groups: Iterable[_ListName]) -> list[Pattern]:
@@ -186,6 +208,8 @@ def _is_list(
     by_leaf = _by_leaf(pieces)
     told = False
     for rest in members[0]:
+        if any(rest not in member for member in members.values()):
+            continue  # a stream that not all have
         places: dict[object, list[set[object]]] = collections.defaultdict(list)
         for number, member in sorted(members.items()):
             for piece in by_leaf.get(member[rest], ()):
