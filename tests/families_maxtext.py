@@ -97,11 +97,35 @@ class Case:
         return folder
 
 
+EXPERTS = ("num_experts=3", "num_experts_per_tok=2", "base_moe_mlp_dim=10")
 TURNING = {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}
 CASES = {
     "llama2": Case("llama2-7b", "llama", SQUARE),
     "llama3.1": Case("llama3.1-8b", "llama", SMALL | TURNING),
     "llama3.1, bfloat16": Case("llama3.1-8b", "llama", SMALL | TURNING, dtype="bfloat16"),
+    "qwen2.5, tied": Case("qwen2.5-1.5b", "qwen2", SMALL | {"tie_word_embeddings": True}),
+    "qwen3": Case("qwen3-8b", "qwen3", SMALL),
+    "qwen3_moe": Case("qwen3-30b-a3b", "qwen3_moe", SMALL | {"moe_intermediate_size": 10}, EXPERTS),
+    "mixtral": Case("mixtral-8x7b", "mixtral", SMALL, EXPERTS),
+    "gemma2": Case(
+        "gemma2-2b",
+        "gemma2",
+        SMALL | {"num_hidden_layers": 4, "query_pre_attn_scalar": 8},
+        ("base_num_decoder_layers=2", "vocab_size=20"),
+        {"vocab": 20},
+    ),
+    "gemma3": Case(
+        "gemma3-4b",
+        "gemma3",
+        SMALL | {"num_hidden_layers": 8},
+        prefix="model.language_model.",
+    ),
+    "gemma3, no rest": Case(
+        "gemma3-4b",
+        "gemma3",
+        SMALL | {"num_hidden_layers": 6},
+        prefix="model.language_model.",
+    ),
     "mistral": Case("mistral-7b", "llama", SQUARE | {"model_type": "mistral"}),
 }
 FORMS = "scanned", "unrolled"
@@ -187,7 +211,20 @@ def converted(case: Case, folder: Path, form: str) -> dict[str, Any]:
             save_dtype=case.dtype,
             simulated_cpu_devices_count=1,
         )
-    return {key: np.array(leaf) for key, leaf in leaves(kept[0]).items()}
+    return {key: _made(key, leaf) for key, leaf in leaves(kept[0]).items()}
+
+
+def _made(key: str, leaf: Any) -> np.ndarray[Any, Any]:
+    """What `to_maxtext` makes of a leaf when it is saved.
+
+    Scanned routers of Mixtral it stacks on axis 0, as experts, and then refuses for their shape:
+    these are moved to where its own model has them.
+    """
+    if not key.endswith("MoeBlock_0/gate/kernel") or len(leaf.shape) < 3:
+        return np.array(leaf)
+    wrong = np.asarray(leaf._load_fn())
+    assert wrong.shape != leaf.shape, "MaxText has mended it: so may this"
+    return np.moveaxis(wrong, 0, 1)
 
 
 class Tensor:

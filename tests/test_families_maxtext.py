@@ -58,6 +58,32 @@ def test_a_root_that_is_a_power_of_two_loses_nothing(folder: Any) -> None:
         assert (len(same) == len(tensors)) == is_exact
 
 
+def test_gemma_2_is_scaled_by_what_its_config_says(folder: Any) -> None:
+    """Where MaxText's converter takes the width of a head, though the model computes with another number, as in 27B."""
+    tensors, path = cs.hf.load(folder("gemma2")), folder("gemma2").with_name("other")
+    cs.hf.save(path, tensors)
+    config = CASES["gemma2"].config | {"query_pre_attn_scalar": 16}
+    (path / "config.json").write_text(json.dumps(config))
+    made = told.leaves(told.lens_of(CASES["gemma2"], path, "unrolled").get(tensors))
+    unlike = {
+        key for key, leaf in made.items() if told.digest(leaf) != KEPT["gemma2, unrolled"][key]
+    }
+    assert unlike == {key for key in made if "query" in key}
+    stored = tensors["model.layers.1.self_attn.q_proj.weight"].T.reshape(12, 4, 8)
+    query = made["params/decoder/layers_0/self_attention_global/query/kernel"]
+    assert (np.asarray(query) == stored / 4).all()
+
+
+def test_an_odd_layer_of_gemma_2_is_an_error(folder: Any) -> None:
+    """MaxText's converter leaves it out where layers are unrolled, in silence."""
+    tensors, path = cs.hf.load(folder("gemma2")), folder("gemma2").with_name("odd")
+    cs.hf.save(path, {key: x for key, x in tensors.items() if "layers.3" not in key})
+    config = CASES["gemma2"].config | {"num_hidden_layers": 3}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(cs.CheckpointMismatchError, match="an even number of layers"):
+        told.lens_of(CASES["gemma2"], path, "unrolled")
+
+
 def test_halves_are_turned_about_where_the_config_or_a_word_says_so(folder: Any) -> None:
     """As MaxText has them for its models called llama3.1, in which 0 and 4, 1 and 5 stand side by side."""
     tensors, maxtext = cs.hf.load(folder("llama3.1")), cs.families.llama.maxtext

@@ -41,6 +41,7 @@ __all__ = [
     "MaxtextNorms",
     "MaxtextOuterNorms",
     "maxtext_layers",
+    "maxtext_pairs",
     "query_is_scaled",
 ]
 
@@ -115,16 +116,51 @@ class MaxtextOuterNorms(Schema):
     mlp_out_norm: Norm = field(key="post_ffw_norm")
 
 
-def maxtext_layers(layer: type[Schema]) -> tuple[type[Schema], type[Schema]]:
+def maxtext_layers(layer: type[Schema], depth: str = "depth") -> tuple[type[Schema], type[Schema]]:
     """Layers of one kind, scanned and unrolled."""
 
     class Scanned(Schema):
-        layers: layer = field(key="decoder/layers", scan="depth", axis=1)  # pyright: ignore[reportInvalidTypeForm]
+        layers: layer = field(key="decoder/layers", scan=depth, axis=1)  # pyright: ignore[reportInvalidTypeForm]
 
     class Unrolled(Schema):
-        layers: list[layer] = field(key="decoder/layers_{i}", length="depth")  # pyright: ignore[reportInvalidTypeForm]
+        layers: list[layer] = field(key="decoder/layers_{i}", length=depth)  # pyright: ignore[reportInvalidTypeForm]
 
     return Scanned, Unrolled
+
+
+def maxtext_pairs() -> tuple[type[Schema], type[Schema]]:
+    """Layers of Gemma 2, of which MaxText makes one of two: scanned and unrolled."""
+    near, far = _half_of_pair("local"), _half_of_pair("global")
+
+    class Scanned(Schema):
+        local: near = field(key="decoder/layers", scan="pairs", axis=1)  # pyright: ignore[reportInvalidTypeForm]
+        full: far = field(key="decoder/layers", scan="pairs", axis=1)  # pyright: ignore[reportInvalidTypeForm]
+
+    class Unrolled(Schema):
+        local: list[near] = field(key="decoder/layers_{i}", length="pairs")  # pyright: ignore[reportInvalidTypeForm]
+        full: list[far] = field(key="decoder/layers_{i}", length="pairs")  # pyright: ignore[reportInvalidTypeForm]
+
+    return Scanned, Unrolled
+
+
+def _half_of_pair(kind: str) -> type[Schema]:
+    """One of the two, whose every part is called by the kind of its attention."""
+    to_mlp, to_embed = {"inner": "embed", "out": "mlp"}, {"inner": "mlp", "out": "embed"}
+
+    class Half(Schema):
+        query: Heads = field(key=f"self_attention_{kind}/query")
+        key: Heads = field(key=f"self_attention_{kind}/key", dims={"heads": "kv"})
+        value: Heads = field(key=f"self_attention_{kind}/value", dims={"heads": "kv"})
+        out: Output = field(key=f"self_attention_{kind}/out")
+        gate: Kernel = field(key=f"mlp_{kind}/wi_0", dims=to_mlp)
+        up: Kernel = field(key=f"mlp_{kind}/wi_1", dims=to_mlp)
+        down: Kernel = field(key=f"mlp_{kind}/wo", dims=to_embed)
+        attention_norm: Norm = field(key=f"pre_self_attention_norm_{kind}")
+        attention_out_norm: Norm = field(key=f"post_self_attention_norm_{kind}")
+        mlp_norm: Norm = field(key=f"pre_ffw_norm_{kind}")
+        mlp_out_norm: Norm = field(key=f"post_ffw_norm_{kind}")
+
+    return Half
 
 
 def query_is_scaled(told: Mapping[str, Any]) -> tuple[Rule, ...]:
@@ -151,7 +187,7 @@ class Maxtext:
     family: Family
     layers: tuple[type[Schema], type[Schema]]
     rules: Callable[[Mapping[str, Any]], tuple[Rule, ...]] = _nothing
-    more: Callable[[Mapping[str, int]], Mapping[str, int]] = dict[str, int]
+    more: Callable[[Mapping[str, int]], Mapping[str, int]] = dict
     forms: tuple[FileForm, ...] = ()
 
     def layout(self, *, scan: bool = True, tied: bool = False) -> type[Schema]:
@@ -165,12 +201,12 @@ class Maxtext:
             >>> import ckpt_schema as cs
             >>> tied = cs.families.llama.maxtext.layout(tied=True)
             >>> print(cs.layout(cs.linen.Params[tied]).rows[0])
-            params/decoder/layers/pre_self_attention_layer_norm/scale  float32[embed depth]
+            params/token_embedder/embedding  float32[vocab embed]
         """
         ends = (MaxtextEnds,) if tied else (MaxtextEnds, MaxtextHead)
         name = f"{'Tied' if tied else ''}{'Scanned' if scan else 'Unrolled'}Maxtext"
-        body = self.layers[0 if scan else 1]
-        return type(Schema)(name, (*ends, body), {"__doc__": f"{self.family.name} of MaxText."})
+        body = self.layers[0 if scan else 1]  # stands first, for its series
+        return type(Schema)(name, (body, *ends), {"__doc__": f"{self.family.name} of MaxText."})
 
     def lens_of(
         self,
@@ -220,7 +256,7 @@ class Maxtext:
         body = self.layout(scan=scan, tied=tied)
         view = layout((linen.Params if container == "linen" else nnx.Params)[body])
         said = [*files.rules, *self.rules(told)]
-        sizes = dict(self.more(self.family.dims_from(told)))
+        sizes = dict(self.family.dims_from(told))
         if _has_turns(told) if interleaved is None else interleaved:
             source = _with_dims(source, _TURNED, {"head_dim": "2*half"})
             view = _with_dims(view, _TURNED, {"head_dim": "half*2"})
@@ -229,7 +265,11 @@ class Maxtext:
             said += [pad(f"{end}/weight", "vocab", "padded") for end in _ENDS[: 2 - tied]]
             sizes["padded"] = vocab
         view, rounded = _typed(view, source, dtype)
-        return derive(source, view, rules=[*said, *rounded, *rules], dims=sizes)
+        named = source.names() | view.names()
+        known = {
+            name: size for name, size in {**sizes, **self.more(sizes)}.items() if name in named
+        }
+        return derive(source, view, rules=[*said, *rounded, *rules], dims=known)
 
 
 _ENDS = ("embed", "head")

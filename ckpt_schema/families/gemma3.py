@@ -7,7 +7,15 @@ so by rules: ``lens_of(folder, rules=[cs.shift("**/*norm/weight", 1.0)])``.
 
 from __future__ import annotations
 
-from ckpt_schema._layouts.fields import field
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from ckpt_schema._layouts.fields import field, series
+from ckpt_schema._layouts.schema import Schema
+from ckpt_schema._lens.rules import Rule
+from ckpt_schema._lens.value_rules import scale, shift
 from ckpt_schema.families._decoders import (
     Attention,
     Ends,
@@ -24,8 +32,16 @@ from ckpt_schema.families._decoders import (
     decoder_sizes,
 )
 from ckpt_schema.families._family import Family, FileForm
+from ckpt_schema.families._maxtext import (
+    Maxtext,
+    MaxtextAttention,
+    MaxtextGated,
+    MaxtextHeadNorms,
+    MaxtextOuterNorms,
+    maxtext_layers,
+)
 
-__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of"]
+__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of", "maxtext"]
 
 
 class FileLayer(FileAttention, FileHeadNorms, FileGated, FileOuterNorms):
@@ -56,6 +72,47 @@ class Decoder(TiedDecoder, Head):
     """A model with a head of its own."""
 
 
+_DEPTH = "6*blocks+rest"
+
+
+class TiedBlockFiles(FileEnds, joined="."):
+    """The same files, layers counted as MaxText scans them."""
+
+    layers: list[FileLayer] = field(key="model/layers/{i}", length=_DEPTH)
+
+
+class BlockFiles(TiedBlockFiles, FileHead, joined="."):
+    """The same with a head of its own."""
+
+
+class MaxtextLayer(MaxtextAttention, MaxtextHeadNorms, MaxtextGated, MaxtextOuterNorms):
+    """A layer of MaxText."""
+
+
+class MaxtextBlock(Schema):
+    """Six layers, of which the last attends to all."""
+
+    layers: list[MaxtextLayer] = field(key="layers_{i}", length=6)
+
+
+class MaxtextBlocks(Schema):
+    """Blocks that are scanned, and what is left, which is not."""
+
+    blocks: MaxtextBlock = field(key="decoder/layers", scan="blocks", axis=1)
+    rest: list[MaxtextLayer] = field(key="decoder/layers_remainder/layers_{i}", length="rest")
+    layers = series("blocks[]/layers[]", "rest[]")
+
+
+def _blocks(sizes: Mapping[str, int]) -> Mapping[str, int]:
+    return {"blocks": sizes["depth"] // 6, "rest": sizes["depth"] % 6}
+
+
+def _otherwise(told: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """Norms as sums with one; the embedding times a root that is rounded, in any precision of weights."""
+    root = float(jnp.bfloat16(told["hidden_size"] ** 0.5))
+    return shift("**/*norm/weight", 1.0), scale("embed/weight", root)
+
+
 _FAMILY = Family(
     "Gemma 3",
     ("gemma3_text", "gemma3"),
@@ -65,3 +122,10 @@ _FAMILY = Family(
     decoder_sizes,
 )
 lens_of, dims_from = _FAMILY.lens_of, _FAMILY.dims_from
+maxtext = Maxtext(
+    _FAMILY,
+    (MaxtextBlocks, maxtext_layers(MaxtextLayer, _DEPTH)[1]),
+    _otherwise,
+    _blocks,
+    (FileForm(BlockFiles), FileForm(TiedBlockFiles)),
+)

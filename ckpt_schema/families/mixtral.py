@@ -21,13 +21,22 @@ from ckpt_schema.families._decoders import (
     FileNorms,
     FileStackedExperts,
     Head,
+    Kernel,
     Linear,
     Norms,
     expert_sizes,
 )
 from ckpt_schema.families._family import Family, FileForm
+from ckpt_schema.families._maxtext import (
+    Maxtext,
+    MaxtextAttention,
+    MaxtextExpert,
+    MaxtextNorms,
+    maxtext_layers,
+    query_is_scaled,
+)
 
-__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of"]
+__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of", "maxtext"]
 
 
 class FileExpert(Schema):
@@ -87,6 +96,17 @@ class Decoder(TiedDecoder, Head):
     """A model with a head of its own."""
 
 
+class MaxtextExperts(Schema):
+    """Experts, and what chooses among them."""
+
+    router: Kernel = field(key="MoeBlock_0/gate", dims={"inner": "embed", "out": "experts"})
+    experts: MaxtextExpert = field(key="MoeBlock_0", scan="experts")
+
+
+class MaxtextLayer(MaxtextAttention, MaxtextExperts, MaxtextNorms):
+    """A layer of MaxText."""
+
+
 _FAMILY = Family(
     "Mixtral",
     ("mixtral",),
@@ -101,3 +121,4 @@ _FAMILY = Family(
     expert_sizes,
 )
 lens_of, dims_from = _FAMILY.lens_of, _FAMILY.dims_from
+maxtext = Maxtext(_FAMILY, maxtext_layers(MaxtextLayer), query_is_scaled)

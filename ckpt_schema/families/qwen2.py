@@ -17,8 +17,15 @@ from ckpt_schema.families._decoders import (
     decoder_sizes,
 )
 from ckpt_schema.families._family import Family, FileForm
+from ckpt_schema.families._maxtext import (
+    Maxtext,
+    MaxtextBiasedAttention,
+    MaxtextGated,
+    MaxtextNorms,
+    maxtext_layers,
+)
 
-__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of"]
+__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of", "maxtext"]
 
 
 class FileLayer(FileBiasedAttention, FileGated, FileNorms):
@@ -49,6 +56,10 @@ class Decoder(TiedDecoder, Head):
     """A model with a head of its own."""
 
 
+class MaxtextLayer(MaxtextBiasedAttention, MaxtextGated, MaxtextNorms):
+    """A layer of MaxText."""
+
+
 _FAMILY = Family(
     "Qwen 2",
     ("qwen2",),
@@ -58,3 +69,4 @@ _FAMILY = Family(
     decoder_sizes,
 )
 lens_of, dims_from = _FAMILY.lens_of, _FAMILY.dims_from
+maxtext = Maxtext(_FAMILY, maxtext_layers(MaxtextLayer))

@@ -19,8 +19,16 @@ from ckpt_schema.families._decoders import (
     decoder_sizes,
 )
 from ckpt_schema.families._family import Family, FileForm
+from ckpt_schema.families._maxtext import (
+    Maxtext,
+    MaxtextAttention,
+    MaxtextGated,
+    MaxtextHeadNorms,
+    MaxtextNorms,
+    maxtext_layers,
+)
 
-__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of"]
+__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of", "maxtext"]
 
 
 class FileLayer(FileAttention, FileHeadNorms, FileGated, FileNorms):
@@ -51,6 +59,10 @@ class Decoder(TiedDecoder, Head):
     """A model with a head of its own."""
 
 
+class MaxtextLayer(MaxtextAttention, MaxtextHeadNorms, MaxtextGated, MaxtextNorms):
+    """A layer of MaxText."""
+
+
 _FAMILY = Family(
     "Qwen 3",
     ("qwen3",),
@@ -60,3 +72,4 @@ _FAMILY = Family(
     decoder_sizes,
 )
 lens_of, dims_from = _FAMILY.lens_of, _FAMILY.dims_from
+maxtext = Maxtext(_FAMILY, maxtext_layers(MaxtextLayer))

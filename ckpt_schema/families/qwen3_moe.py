@@ -23,13 +23,22 @@ from ckpt_schema.families._decoders import (
     FileStackedExperts,
     Head,
     HeadNorms,
+    Kernel,
     Linear,
     Norms,
     expert_sizes,
 )
 from ckpt_schema.families._family import Family, FileForm
+from ckpt_schema.families._maxtext import (
+    Maxtext,
+    MaxtextAttention,
+    MaxtextExpert,
+    MaxtextHeadNorms,
+    MaxtextNorms,
+    maxtext_layers,
+)
 
-__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of"]
+__all__ = ["Decoder", "Files", "TiedDecoder", "TiedFiles", "dims_from", "lens_of", "maxtext"]
 
 
 class FileExpert(Schema):
@@ -89,6 +98,17 @@ class Decoder(TiedDecoder, Head):
     """A model with a head of its own."""
 
 
+class MaxtextExperts(Schema):
+    """Experts, and what chooses among them."""
+
+    router: Kernel = field(key="moe_block/gate", dims={"inner": "embed", "out": "experts"})
+    experts: MaxtextExpert = field(key="moe_block", scan="experts")
+
+
+class MaxtextLayer(MaxtextAttention, MaxtextHeadNorms, MaxtextExperts, MaxtextNorms):
+    """A layer of MaxText."""
+
+
 _FAMILY = Family(
     "Qwen 3 with experts",
     ("qwen3_moe",),
@@ -103,3 +123,4 @@ _FAMILY = Family(
     expert_sizes,
 )
 lens_of, dims_from = _FAMILY.lens_of, _FAMILY.dims_from
+maxtext = Maxtext(_FAMILY, maxtext_layers(MaxtextLayer))
