@@ -184,30 +184,50 @@ _Reading = tuple[list[str], Layout]
 
 def _read_sides(a: Any, b: Any) -> tuple[_Reading, _Reading]:
     """Both sides by themselves; of siblings that are a list on one, and by themselves unlike on the other, each is told."""
+    sides = _Side(a), _Side(b)
     apart: set[str] = set()
     while True:
-        here, there = _reading(a, apart), _reading(b, apart)
+        here, there = sides[0].reading(apart), sides[1].reading(apart)
         unlike: set[str] = set()
-        both = _with_lists_of(a, here, there[0], unlike), _with_lists_of(b, there, here[0], unlike)
+        both = (
+            _with_lists_of(sides[0], here, there[0], unlike),
+            _with_lists_of(sides[1], there, here[0], unlike),
+        )
         if not unlike:
             return both
         apart |= unlike  # what such a list holds is looked at in each of its members
 
 
-def _reading(given: Any, apart: Collection[str]) -> _Reading:
-    if _is_declared(given):
-        return [], layout(given)
-    return found_lists(lambda known: infer(given, lists=known), apart)
+class _Side:
+    """One side, which is read with several choices of lists, with each of them once."""
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+        self._read: dict[tuple[str, ...], Layout] = {}
+        self.is_declared = isinstance(given, Layout) or (
+            isinstance(given, type) and issubclass(given, Schema)
+        )
+
+    def read(self, lists: Sequence[str]) -> Layout:
+        """Its layout, with these lists."""
+        key = tuple(lists)
+        if key not in self._read:
+            self._read[key] = infer(self._given, lists=lists)
+        return self._read[key]
+
+    def reading(self, apart: Collection[str]) -> _Reading:
+        """All lists that it shows by itself, but for some."""
+        return ([], layout(self._given)) if self.is_declared else found_lists(self.read, apart)
 
 
-def _with_lists_of(given: Any, own: _Reading, lists: Sequence[str], unlike: set[str]) -> _Reading:
+def _with_lists_of(side: _Side, own: _Reading, lists: Sequence[str], unlike: set[str]) -> _Reading:
     """A side with the lists of the other whose members it has: of one layer too. Those that are none are ``unlike``."""
     known, table = own
     for pattern in lists:
-        if pattern in known or _is_declared(given) or not stands_at(table, pattern):
+        if pattern in known or side.is_declared or not stands_at(table, pattern):
             continue
         try:
-            table = infer(given, lists=[*known, pattern])
+            table = side.read([*known, pattern])
         except SchemaError:
             unlike.add(pattern)
         else:
@@ -216,7 +236,7 @@ def _with_lists_of(given: Any, own: _Reading, lists: Sequence[str], unlike: set[
 
 
 def _is_declared(given: Any) -> bool:
-    return isinstance(given, Layout) or (isinstance(given, type) and issubclass(given, Schema))
+    return _Side(given).is_declared
 
 
 def _alike(

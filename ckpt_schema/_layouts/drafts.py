@@ -13,6 +13,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._layouts.fields import Body, Field, StateField, count, declaration
+from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import ConstantKey, Default, Fill, FreshKey, Leaf, Made, holds
 from ckpt_schema._layouts.paths import Index, KeyPath, LogicalPath, Pattern
@@ -65,7 +66,7 @@ class JoinedKeys:
         if end < 2:
             return draft
         key = (paths.joined_key(key[:end], self.separator), *key[end:])
-        return dataclasses.replace(draft, row=dataclasses.replace(draft.row, key=key))
+        return dataclasses.replace(draft, row=replaced(draft.row, key=key))
 
 
 class Declared(Protocol):
@@ -212,7 +213,7 @@ def _as_model(attribute: Attribute, drafts: tuple[Draft, ...], kinds: Dicts) -> 
             expected = "a model of params alone, or the key of each collection"
             told = f"a leaf of {draft.collection}"
             faults.append(Mismatch(where, "declaration", expected, told, hint))
-        models.append(Draft(dataclasses.replace(row, body=1), draft.axis, None))
+        models.append(Draft(replaced(row, body=1), draft.axis, None))
     if faults:
         called = getattr(attribute.target, "__name__", attribute.name)
         what = "Variable type" if kinds.container == "nnx" else "place"
@@ -288,7 +289,7 @@ def _state_table(schema: Declared, attribute: Attribute, others: Mapping[str, Ta
     drafts: list[Draft] = []
     for row in state.rows:
         # Its place in the model, and what it mirrors, are told from the schema's own root.
-        bare = dataclasses.replace(row, body=None, mirrors="")
+        bare = replaced(row, body=None, mirrors="")
         lifted = lift(Draft(bare, None, None), attribute, key).row
         body = None if row.body is None else 1 + row.body
         made = dataclasses.replace(lifted, body=body, optimizer=1, mirrors=row.mirrors)
@@ -322,7 +323,7 @@ def read_off(table: Layout) -> Iterator[Draft]:
         key = row.key[1:] if own else row.key
         collection = row.kind if isinstance(row.kind, str) else None
         path = row.path[row.body :]
-        yield Draft(dataclasses.replace(row, path=path, key=key, body=None), None, collection)
+        yield Draft(replaced(row, path=path, key=key, body=None), None, collection)
 
 
 def lift(draft: Draft, attribute: Attribute, key: paths.Pattern) -> Draft:

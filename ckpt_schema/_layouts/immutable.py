@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NoReturn, TypeVar, dataclass_transform
 
-__all__ = ["immutable"]
+__all__ = ["immutable", "replaced"]
 
 _Kind = TypeVar("_Kind", bound=type)
+_Made = TypeVar("_Made")
 
 
 @dataclass_transform(field_specifiers=(dataclasses.field,), frozen_default=True)
@@ -41,6 +42,7 @@ def immutable(kind: _Kind) -> _Kind:
         "__qualname__": kind.__qualname__,
         "__slots__": (),
         "__new__": _maker(opened),
+        "_replaced": _changer(opened),
         "__init__": object.__init__,
         "__setattr__": _refuse_assignment,
         "__delattr__": _refuse_deletion,
@@ -65,6 +67,40 @@ def _maker(opened: Any) -> Any:
     known: dict[str, Any] = {**defaults, "new": object.__new__, "opened": opened}
     exec("\n".join(lines), known)
     return known["__new__"]
+
+
+def _changer(opened: Any) -> Any:
+    """What makes an object like another one but for some fields."""
+    lines = [
+        "def _replaced(self, changes):",
+        "    made = new(opened)",
+        *[f"    made.{field.name} = self.{field.name}" for field in dataclasses.fields(opened)],
+        "    for name, value in changes.items():",
+        "        setattr(made, name, value)",
+        "    made.__class__ = self.__class__",
+        "    return made",
+    ]
+    known: dict[str, Any] = {"new": object.__new__, "opened": opened}
+    exec("\n".join(lines), known)
+    return known["_replaced"]
+
+
+def replaced(made: _Made, **changes: Any) -> _Made:
+    """What ``dataclasses.replace`` gives of an immutable object, at the price of making one.
+
+    Raises:
+        AttributeError: It has no such field.
+
+    Example:
+        >>> @immutable
+        ... class Point:
+        ...     x: int
+        ...     y: int = 0
+        >>> replaced(Point(1), y=2)
+        Point(x=1, y=2)
+    """
+    whole: Any = made
+    return whole._replaced(changes)
 
 
 def _refuse_assignment(self: object, name: str, value: object) -> NoReturn:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 from ckpt_schema._frameworks.state_names import USUAL_COLLECTION
+from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Row
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -30,7 +30,7 @@ class Dicts:
 
     def model(self, row: Row, collection: str | None) -> Row:
         """A leaf of a model; ``params`` is what a field that names no collection means."""
-        return dataclasses.replace(row, kind=collection or USUAL_COLLECTION)
+        return replaced(row, kind=collection or USUAL_COLLECTION)
 
     def leaf(self, row: Row) -> Row:
         """A leaf beside models and optimizers."""
@@ -75,7 +75,7 @@ class Untold(Dicts):
 
     def model(self, row: Row, collection: str | None) -> Row:
         """A leaf of a model, of no collection unless its field names one."""
-        return dataclasses.replace(row, kind=collection)
+        return replaced(row, kind=collection)
 
     def trained(self, wrt: Any) -> Callable[[Row, KeyPath], bool]:
         """Whether an optimizer trains a leaf of a model: all, unless collections are named."""

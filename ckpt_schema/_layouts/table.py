@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import overlaps, paths
 from ckpt_schema._layouts.dims import AxisName, Dim, Dims
-from ckpt_schema._layouts.immutable import immutable
+from ckpt_schema._layouts.immutable import immutable, replaced
 from ckpt_schema._layouts.leaves import Default, Leaf
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema._layouts.pytrees import TreeDef
@@ -334,7 +334,7 @@ class Layout(Pictured):
                 dataclasses.replace(repeat, size=dims_.known_dim(repeat.size, sizes))
                 for repeat in row.repeats
             )
-            rows.append(dataclasses.replace(row, leaf=leaf, repeats=repeats))
+            rows.append(replaced(row, leaf=leaf, repeats=repeats))
         nodes: list[Node] = []
         for node in self.nodes:
             counts = tuple(dims_.known_dim(dim, sizes) for dim in node.counts)

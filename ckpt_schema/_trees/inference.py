@@ -6,7 +6,6 @@ params. What it cannot show is asked for: that an axis stacks layers, and that `
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from ckpt_schema._frameworks.envelopes import (
 from ckpt_schema._frameworks.state_names import OPTIMIZER_STATE, USUAL_COLLECTION, WEIGHTS
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Dims
+from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import Key, KeyPath, LogicalPath, int_key, named
 from ckpt_schema._layouts.pytrees import inner_nodes
@@ -193,7 +193,7 @@ def _in_one_key(rows: Sequence[Row], flat: FlatTree, joined: str) -> Iterator[Ro
     for row in rows:
         end = len(row.key) - apart
         key = (paths.joined_key(row.key[:end], joined), *row.key[end:])
-        yield dataclasses.replace(row, key=key)
+        yield replaced(row, key=key)
 
 
 def _levels_on_disk(flat: FlatTree) -> Sequence[str]:
@@ -409,7 +409,7 @@ class _Rows:
             fold = self._folds.get(body)
             param = tuple(map(named, body)) if fold is None else fold.path
             mirrored = "/".join((WEIGHTS, *param))
-            return dataclasses.replace(row, optimizer=1, mirrors=mirrored)
+            return replaced(row, optimizer=1, mirrors=mirrored)
         inside = leaf.key[: len(optimizer)] == optimizer
         rest = leaf.key
         if inside:
