@@ -1000,7 +1000,7 @@ class OneSided(Mutant):
 
 
 def _parts(lens: Lens) -> Any:
-    return lens.source, lens.view, lens.joins, lens.dims, lens.derivations, lens.sums
+    return lens.source, lens.view, lens.joins, lens.dims, lens.derivations, lens.folds
 
 
 class _Lenient(Translator):
