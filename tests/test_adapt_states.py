@@ -141,3 +141,18 @@ def test_collections_in_a_field_are_the_models(tmp_path: Path) -> None:
     back = cs.orbax.restore(tmp_path / "2", jax.tree.map(jnp.zeros_like, state))
     cs.assert_trees_identical(back["model_state"], state["model_state"])
     cs.assert_trees_identical(back["params"], state["params"])
+
+
+def test_a_key_stored_as_raw_data_has_the_line(tmp_path: Path) -> None:
+    stored = {
+        "params": params(),
+        "opt_state": TX.init(params()),
+        "rng": jnp.array([3, 4], "uint32"),
+    }
+    ocp.save(str(tmp_path / "1"), stored)
+    target = {**jax.tree.map(jnp.zeros_like, stored), "rng": jax.random.key(0)}
+    with pytest.raises(cs.DerivationError) as raised:
+        cs.orbax.restore(tmp_path / "1", target)
+    assert str(cs.raw_key("rng")) in raised.value.mismatches[0].hint
+    made = cs.orbax.restore(tmp_path / "1", target, rules=[cs.raw_key("rng")])
+    assert np.array_equal(jax.random.key_data(made["rng"]), [3, 4])

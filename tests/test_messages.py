@@ -230,7 +230,7 @@ def test_rows_that_no_edit_relates() -> None:
           dtype           expected int32[x] as in the view, found float32[x] in the source
                           -> only integers are cast to integers, and floats to floats, where that keeps their values: declare one dtype on both sides, and cast the tree yourself
           raw             expected uint32[2] as in the view, found key<fry>[] in the source
-                          -> a key is no array of its data: declare Key["..."] on both sides, or say raw_key(...)
+                          -> a key is no array of its data: declare Key["..."] on both sides, or say raw_key('raw')
           layers[]/scale  expected float32[embed] as in the view, found float32[depth embed] in the source
                           -> repeats: layers in the view, depth in the source; count them with the same dim
     """)

@@ -201,6 +201,7 @@ def _codec(source: Row, view: Row, told: Told) -> Codec | Mismatch:
     if not isinstance(codec, str):
         return codec
     both_keys = source.leaf.is_key and view.leaf.is_key
+    codec = codec.replace("raw_key(...)", str(RawKey(view.model_path)))
     return fault(source, view, "impl" if both_keys else "dtype", codec)
 
 
