@@ -38,6 +38,7 @@ from ckpt_schema.discovery._open import (
     open_asleep,
     open_entries,
     open_skipped,
+    open_unsaid,
     piece_text,
     rules_text,
 )
@@ -446,9 +447,13 @@ def _told(
     asleep = open_asleep(matched, known)
     rules = tuple(dict.fromkeys([*found.rules, *values.settled, *known.rules]))
     skipped = open_skipped(models, found, rules) if matched.complete else []
-    unsaid = [Open((), (), what) for what in found.unsaid] if matched.complete else []
-    opens = [*open_entries(matched, found), *unsaid, *asleep, *values.opens, *skipped]
-    notes = [*cautions] if unsaid else [*found.unsaid, *cautions]
+    unsaid = open_unsaid(found)
+    opens = [*open_entries(matched, found), *asleep, *values.opens, *skipped]
+    notes = [*cautions]
+    if matched.complete:
+        opens += unsaid
+    else:
+        notes = [*map(str, unsaid), *cautions]
     if matched.odd:
         names = ", ".join(map(str, matched.odd))
         notes.append(f"outputs agree and gradients do not, as of a masked row: {names}")

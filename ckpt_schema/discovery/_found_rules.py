@@ -17,9 +17,26 @@ from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels, found_le
 from ckpt_schema.discovery._matching import Choice, Pairing
 from ckpt_schema.discovery._models import RunnableModel
 
-__all__ = ["FoundRules", "rules_of"]
+__all__ = ["FoundRules", "Unsaid", "rules_of"]
 
 Models = tuple[RunnableModel, RunnableModel]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsaid:
+    """What was found, and no rule says.
+
+    Attributes:
+        what: What it is.
+        why: Why no rule says it.
+    """
+
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        """As a sentence."""
+        return f"{self.what}: {self.why}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +58,7 @@ class FoundRules:
     levels: tuple[LayerLevels, LayerLevels]
     sides: tuple[Addresses, Addresses]
     options: tuple[tuple[Choice, tuple[tuple[Rule, ...], ...]], ...]
-    unsaid: tuple[str, ...]
+    unsaid: tuple[Unsaid, ...]
 
     @property
     def layouts(self) -> tuple[Layout, Layout]:
@@ -85,7 +102,7 @@ def rules_of(
         Addresses(model, own, name) for model, own, name in zip(models, levels, names, strict=True)
     ]
     both = sides[0], sides[1]
-    unsaid: list[str] = []
+    unsaid: list[Unsaid] = []
     pairs = _pairs(pairings, both, unsaid)
     said = _said(known, both)
     spoken = [each for each in _spoken(pairs, unsaid) if not _is_said(each, said)]
@@ -107,14 +124,14 @@ def _options(
     choices: Sequence[Choice],
     sides: tuple[Addresses, Addresses],
     scaled: Collection[str],
-    unsaid: list[str],
+    unsaid: list[Unsaid],
 ) -> tuple[tuple[tuple[Choice, tuple[tuple[Rule, ...], ...]], ...], tuple[Rule, ...]]:
     """The rules of each option of the choices; of those that all layers have alike, once.
 
     Returns:
         Each choice with the rules of its options, and what is so of the values whichever is chosen.
     """
-    known: list[str] = []
+    known: list[Unsaid] = []
     spoken = [*_spoken(told, known)]
     alike: dict[frozenset[frozenset[LayerPair]], list[Choice]] = {}
     ways: dict[frozenset[frozenset[LayerPair]], list[list[LayerPair]]] = {}
@@ -128,12 +145,14 @@ def _options(
     for mark, several in alike.items():
         options: list[tuple[list[Rule], list[Rule]]] = []
         for own in ways[mark]:
-            faults: list[str] = []
+            faults: list[Unsaid] = []
             more = [each for each in _spoken([*told, *own], faults) if each not in spoken]
             recodes = [*_recodes([one for one in own if one.view.leaf not in scaled], faults)]
             wanted = {_count(sides[1].rows[pair.view.leaf]) for pair in own}
             if wanted != {len(several)}:
-                faults.append("a choice that layers have each of their own: no rule says it")
+                faults.append(
+                    Unsaid("a choice that layers have each of their own", "no rule says it")
+                )
             faults = [fault for fault in faults if fault not in known]
             if faults:
                 unsaid += faults
@@ -173,7 +192,7 @@ def _is_said(found: _Saying | Rule, said: tuple[set[str], set[str]]) -> bool:
 
 
 def _pairs(
-    pairings: Sequence[Pairing], sides: tuple[Addresses, Addresses], unsaid: list[str]
+    pairings: Sequence[Pairing], sides: tuple[Addresses, Addresses], unsaid: list[Unsaid]
 ) -> list[LayerPair]:
     """What belongs together in one layer, where it is so in all."""
     layers = collections.Counter(_layer_pairs(pairings, sides, unsaid))
@@ -182,27 +201,27 @@ def _pairs(
         wanted = _count(sides[1].rows[pair.view.leaf])
         if count != wanted:
             why = f"it holds in {count} of {wanted} layers alone"
-            unsaid.append(f"{pair.source.leaf} is {pair.view.leaf}: {why}")
+            unsaid.append(Unsaid(f"{pair.source.leaf} is {pair.view.leaf}", why))
         else:
             found.append(pair)
     return found
 
 
 def _layer_pairs(
-    pairings: Sequence[Pairing], sides: tuple[Addresses, Addresses], unsaid: list[str]
+    pairings: Sequence[Pairing], sides: tuple[Addresses, Addresses], unsaid: list[Unsaid]
 ) -> Iterator[LayerPair]:
     """Each pairing, as its layer has it."""
     for pairing in pairings:
         if len(pairing.sources) > 1:
             own = " and ".join(map(str, pairing.sources))
-            unsaid.append(f"{pairing.view} is {own} together: no rule says it")
+            unsaid.append(Unsaid(f"{pairing.view} is {own} together", "no rule says it"))
             continue
         source, order = next(zip(pairing.sources, pairing.orders, strict=True))
         before, first = _layer(source, sides[0])
         after, second = _layer(pairing.view, sides[1])
         if first != second:
             why = "layers have other numbers, or another nesting, on the two sides"
-            unsaid.append(f"{source} is {pairing.view}: {why}")
+            unsaid.append(Unsaid(f"{source} is {pairing.view}", why))
             continue
         factor = pairing.view.scale / source.scale
         offset = pairing.view.offset - factor * source.offset
@@ -263,7 +282,7 @@ def _as_rule(said: _Saying | Rule) -> Rule:
     return said
 
 
-def _spoken(pairs: Sequence[LayerPair], unsaid: list[str]) -> Iterator[_Saying | Rule]:
+def _spoken(pairs: Sequence[LayerPair], unsaid: list[Unsaid]) -> Iterator[_Saying | Rule]:
     """A rule, or what may become one, for each leaf that is one, or that has parts."""
     by_source: dict[str, list[LayerPair]] = collections.defaultdict(list)
     by_view: dict[str, list[LayerPair]] = collections.defaultdict(list)
@@ -275,7 +294,7 @@ def _spoken(pairs: Sequence[LayerPair], unsaid: list[str]) -> Iterator[_Saying |
                 yield tie(pair.view.leaf, original.view.leaf)
             else:
                 why = "declare both layouts as classes, whose dims say how, beside a tie(...)"
-                unsaid.append(f"{pair.view.leaf} is {original.view.leaf} turned: {why}")
+                unsaid.append(Unsaid(f"{pair.view.leaf} is {original.view.leaf} turned", why))
             continue
         by_source[pair.source.leaf].append(pair)
         by_view[pair.view.leaf].append(pair)
@@ -291,7 +310,7 @@ def _spoken(pairs: Sequence[LayerPair], unsaid: list[str]) -> Iterator[_Saying |
             yield from _fused(path, own, unsaid, whole_is_view=False)
         elif len(own) > 1:
             why = "it is cut into parts on both sides; declare both layouts as classes"
-            unsaid.append(f"{path}: {why}")
+            unsaid.append(Unsaid(path, why))
 
 
 def _unlikeness(pair: LayerPair) -> tuple[bool, bool]:
@@ -299,12 +318,13 @@ def _unlikeness(pair: LayerPair) -> tuple[bool, bool]:
     return [*pair.order] != sorted(pair.order), pair.view.leaf != pair.source.leaf
 
 
-def _renamed(pair: LayerPair, unsaid: list[str]) -> _Saying:
+def _renamed(pair: LayerPair, unsaid: list[Unsaid]) -> _Saying:
     """A leaf that is one leaf on both sides."""
     source, view = pair.source, pair.view
     spelled = lettered_axes([pair], whole_is_view=False)
     if spelled is None:
-        unsaid.append(f"{source.leaf} is {view.leaf}: its axes are cut where no rule can say it")
+        why = "its axes are cut where no rule can say it"
+        unsaid.append(Unsaid(f"{source.leaf} is {view.leaf}", why))
         return _Saying(source.leaf, view.leaf)
     before, [after] = spelled
     plain = all("*" not in axis for axis in (*before, *after)) and len(before) == len(after)
@@ -323,7 +343,7 @@ def _is_square(part: LeafPiece) -> bool:
 
 
 def _fused(
-    path: str, pairs: Sequence[LayerPair], unsaid: list[str], *, whole_is_view: bool
+    path: str, pairs: Sequence[LayerPair], unsaid: list[Unsaid], *, whole_is_view: bool
 ) -> Iterator[Rule]:
     """A leaf that the other side has in parts."""
 
@@ -336,11 +356,12 @@ def _fused(
     held = sum(math.prod(whole.shape) for whole in wholes)
     if held < math.prod(wholes[0].flat):
         why = "what the rest of it is is open; fuse(...) says it once you know"
-        unsaid.append(f"{path} has {' and '.join(parts)} as parts: {why}")
+        unsaid.append(Unsaid(f"{path} has {' and '.join(parts)} as parts", why))
         return
     spelled = lettered_axes(ordered, whole_is_view=whole_is_view)
     if spelled is None:
-        unsaid.append(f"{path} is made of {', '.join(parts)}: in parts that no rule can say")
+        why = "in parts that no rule can say"
+        unsaid.append(Unsaid(f"{path} is made of {', '.join(parts)}", why))
         return
     whole, others = spelled
     words = [" ".join(each) for each in others]
@@ -391,7 +412,7 @@ def _is_all(source: str, view: str, plain: Mapping[str, str], paths: Sequence[se
     return len(own[0]) == len(own[1]) and all(plain.get(p) == v for p, v in wanted.items())
 
 
-def _recodes(pairs: Iterable[LayerPair], unsaid: list[str]) -> Iterator[Rule]:
+def _recodes(pairs: Iterable[LayerPair], unsaid: list[Unsaid]) -> Iterator[Rule]:
     """Rules for values that differ."""
     told: dict[str, set[tuple[float, float]]] = collections.defaultdict(set)
     for pair in pairs:
@@ -400,7 +421,7 @@ def _recodes(pairs: Iterable[LayerPair], unsaid: list[str]) -> Iterator[Rule]:
         if several == {(1.0, 0.0)}:
             continue
         if len(several) > 1:
-            unsaid.append(f"{path}: its parts hold other values each")
+            unsaid.append(Unsaid(path, "its parts hold other values each"))
             continue
         [(factor, offset)] = several
         if factor != 1:

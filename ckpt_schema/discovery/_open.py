@@ -24,6 +24,7 @@ __all__ = [
     "open_asleep",
     "open_entries",
     "open_skipped",
+    "open_unsaid",
     "piece_text",
     "rule_paths",
     "rules_text",
@@ -119,6 +120,18 @@ def rule_paths(rule: Rule) -> Iterator[LogicalPath]:
 def open_entries(matched: Matched, found: FoundRules) -> list[Open]:
     """Everything that a match leaves open, but what has no gradient."""
     return [*_choices(found), *_merged(matched), *_alone(matched)]
+
+
+def open_unsaid(found: FoundRules) -> list[Open]:
+    """What was found and no rule says, once for each reason: no lens follows without another word."""
+    alike: dict[str, list[str]] = collections.defaultdict(list)
+    for each in found.unsaid:
+        alike[each.why].append(each.what)
+    opens: list[Open] = []
+    for why, what in alike.items():
+        more = f" (and {len(what) - 1} more)" if len(what) > 1 else ""
+        opens.append(Open((), (), f"{what[0]}{more}: {why}"))
+    return opens
 
 
 def _choices(found: FoundRules) -> list[Open]:
