@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from ckpt_schema._frameworks.linen_modules import abstract_variables, is_linen
 from ckpt_schema._layouts.dims import Dims
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.schema import Schema, layout
@@ -39,8 +39,11 @@ def made_abstract(tree: Any, inputs: Sequence[Any] = ()) -> Any:
 
     A module of Linen makes its variables of ``inputs``, which nothing else takes.
     """
-    if inputs or is_linen(tree):
-        return abstract_variables(tree, inputs)
+    if inputs or "flax" in sys.modules:  # without it there is no module of Linen
+        from ckpt_schema._frameworks.linen_modules import abstract_variables, is_linen
+
+        if inputs or is_linen(tree):
+            return abstract_variables(tree, inputs)
     if isinstance(tree, _FACTORIES) or (isinstance(tree, type) and not issubclass(tree, Schema)):
         from ckpt_schema._frameworks.variables import abstract_of
 

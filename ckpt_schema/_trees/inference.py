@@ -38,7 +38,6 @@ from ckpt_schema._trees.containers import (
     verify_readable,
 )
 from ckpt_schema._trees.folds import Fold, folded
-from ckpt_schema._trees.optimizer_parts import with_parts
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = ["infer_tree"]
@@ -130,7 +129,11 @@ def infer_tree(
             states=() if kinds.optimizer is None else (((OPTIMIZER_STATE,), kinds.optimizer),),
         )
     )
-    return table if tx is None else with_parts(table, tree, tx, kinds)
+    if tx is None:
+        return table
+    from ckpt_schema._trees.optimizer_parts import with_parts
+
+    return with_parts(table, tree, tx, kinds)
 
 
 def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:
