@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ckpt_schema._layouts.paths import Index, LogicalPath, Pattern, format_path
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, format_path
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.read_sides import ReadSide, ReadSides
 from ckpt_schema._lens.rules import Move, Rename, Reset, Rule
 from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
 
-__all__ = ["NUMBERED", "names_in", "with_lists"]
+__all__ = ["NUMBERED", "is_stream", "model_start", "names_in", "with_lists"]
 
 NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
 """The name of one of several siblings that differ in a number."""
@@ -178,14 +179,19 @@ def _shared(
         number: {
             path: one
             for path, one in held.items()
-            if counts[path] == len(members) or not _is_stream(path, held)
+            if counts[path] == len(members) or not is_stream(path, held)
         }
         for number, held in members.items()
     }
 
 
-def _is_stream(path: LogicalPath, held: Mapping[LogicalPath, Any]) -> bool:
-    """Whether a leaf is a key, or the count beside one."""
+def is_stream(path: KeyPath, held: Mapping[Any, tuple[Leaf, Any]]) -> bool:
+    """Whether a leaf is a key, or the count beside one.
+
+    Args:
+        path: Where it stands.
+        held: All that stands beside it, and it: the leaves, and what else is known of them.
+    """
     is_count = path[-1:] == ("count",)  # a sibling that is a leaf itself has no path
     leaf, _ = held.get((*path[:-1], "key"), held[path]) if is_count else held[path]
     return leaf.is_key
@@ -205,16 +211,25 @@ def _strangers(own: ReadSide, other: ReadSide) -> set[tuple[int, Any]]:
     return {(counts[node], frozenset(leaves.items())) for node, leaves in held.items()}
 
 
+def model_start(row: Row) -> int:
+    """At which segment of a row's key its path in the model begins; less than 0 where all of the path is one key."""
+    return len(row.key) - len(row.model_path) - sum(map(_is_number, row.key))
+
+
+def _is_number(segment: Key | Index) -> bool:
+    """Whether a segment is a symbol alone, which is no segment of the path: the name of its list is."""
+    return isinstance(segment, Index) and not segment.prefix + segment.suffix
+
+
 def _heads(row: Row) -> list[Pattern]:
     """What each segment of a row's path in the model stands below, as it is spelled."""
     names = row.model_path
-    symbols = [isinstance(one, Index) and not one.prefix + one.suffix for one in row.key]
-    key = row.key[len(row.key) - len(names) - sum(symbols) :]
+    key = row.key[model_start(row) :]
     heads: list[Pattern] = []
     at = 0
     for _ in names:
         heads.append(key[:at])
         at += 1
-        if at < len(key) and isinstance(key[at], Index) and symbols[at - len(key)]:
+        if at < len(key) and _is_number(key[at]):
             at += 1
     return heads

@@ -149,6 +149,19 @@ class Matcher:
             rows.add(found[0])
         return all(number in rows or row.optional for number, row in enumerate(self.layout.rows))
 
+    def distance(self, tree: Tree | FlatTree) -> int:
+        """How many leaves and rows are without the other: what has the least is tried first.
+
+        A whole `match` of the wrong layout costs far more, because it also looks for the likeliest
+        cause of every fault.
+        """
+        flat = flatten(tree)
+        slots = [self.slot(key, stored=flat.stored) for key in flat.keys]
+        rows = {at[0] for at in slots if at is not None}
+        return slots.count(None) + sum(
+            number not in rows and not row.optional for number, row in enumerate(self.layout.rows)
+        )
+
     def match(self, tree: Tree | FlatTree, binder: Binder | None = None) -> Match:
         """Holds ``tree`` against the layout; collects every fault, raises none.
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, Pattern, fill, format_path
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.read_sides import Axes
-from ckpt_schema._lens.siblings import NUMBERED
+from ckpt_schema._lens.siblings import NUMBERED, is_stream, model_start
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema._trees.slots import SlotFinder
@@ -75,16 +75,8 @@ class Addresses:
             self.slots[format_path(key)] = row, slot[1]
             if row.body is not None and not row.mirrors:
                 self.keys[format_path(key)] = _body_key(row, slot[1])
-        beside = {key[:-1] for name, key in self.keys.items() if self._is_key(name)}
-        self.streams = frozenset(
-            name
-            for name, key in self.keys.items()
-            if self._is_key(name) or (key[-1] == "count" and key[:-1] in beside)
-        )
-
-    def _is_key(self, name: str) -> bool:
-        row, _ = self.slots[name]
-        return row.leaf.is_key
+        held = {key: (self.slots[name][0].leaf, name) for name, key in self.keys.items()}
+        self.streams = frozenset(name for name, key in self.keys.items() if is_stream(key, held))
 
     def path(self, name: str) -> str:
         """The logical path of a leaf in its model."""
@@ -94,8 +86,7 @@ class Addresses:
     def spoken(self, name: str) -> str:
         """The key path of a leaf in its model, without what a Variable adds: rules say it so, but for numbers of layers."""
         row, indices = self.slots[name]
-        symbols = [isinstance(one, Index) and not one.prefix + one.suffix for one in row.key]
-        head = len(row.key) - len(row.model_path) - sum(symbols)
+        head = model_start(row)
         if head < 0:  # all of it is one key
             return name
         return format_path(fill(row.key, indices)[head:])

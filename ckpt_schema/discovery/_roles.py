@@ -8,6 +8,7 @@ with which it may exchange a factor tells a key from a value, and a gate from wh
 from __future__ import annotations
 
 import collections
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -45,8 +46,6 @@ class LeafRoles:
     Attributes:
         groups: Leaves that may be treated alike, of one shape in each group, no group twice: those of one
             role, of one kind by name, of one shape, or one alone. Groups that are likelier come first.
-        scales: The leaves of one axis that let others through, as the scales of all norms do, whatever
-            their sizes: others are asleep where they are zero, or where they are -1, as 1 + w has it.
     """
 
     def __init__(self, model: RunnableModel, seed: int) -> None:
@@ -65,7 +64,15 @@ class LeafRoles:
         if len(model.shapes) <= _MOST_LEAVES:
             self._silenced = {name: self._asleep_at(0.0, name) for name in model.shapes}
         self.groups = self._groups()
-        self.scales = tuple(filter(self._is_scale, self._silenced))
+
+    @functools.cached_property
+    def scales(self) -> tuple[str, ...]:
+        """The leaves of one axis that let others through, as the scales of all norms do, whatever their sizes.
+
+        Others are asleep where they are zero, or where they are -1, as 1 + w has it. It takes more runs,
+        and is asked of one model alone.
+        """
+        return tuple(filter(self._is_scale, self._silenced))
 
     def _is_scale(self, name: str) -> bool:
         if len(self._model.shapes[name]) != 1:

@@ -28,7 +28,6 @@ __all__ = [
     "Fit",
     "Side",
     "ambiguous",
-    "distance",
     "interchangeable",
     "locate",
     "may_stand",
@@ -244,9 +243,10 @@ def may_stand(disk: DiskTree, lens: Lens) -> bool:
 def standing_distance(disk: DiskTree, layout: Layout) -> int:
     """How far a checkpoint is from a layout, wherever in it a tree of that may stand.
 
-    See `distance`.
+    See `Matcher.distance`.
     """
-    return min(distance(tree, layout) for _, _, tree in _candidates(disk, layout))
+    matcher = Matcher(layout)
+    return min(matcher.distance(tree) for _, _, tree in _candidates(disk, layout))
 
 
 _Tried = tuple[Match, Layout, KeyPath]
@@ -329,20 +329,6 @@ def _candidates(disk: DiskTree, *sides: Layout) -> Iterator[tuple[Layout, KeyPat
             )
 
 
-def distance(tree: Tree | FlatTree, layout: Layout) -> int:
-    """How many leaves and rows are without the other: what has the least is tried first.
-
-    A whole `Matcher.match` of the wrong side costs far more, because it also looks for the
-    likeliest cause of every fault.
-    """
-    flat, slot = flatten(tree), SlotFinder(layout).slot
-    slots = [slot(key, stored=flat.stored) for key in flat.keys]
-    rows = {at[0] for at in slots if at is not None}
-    return slots.count(None) + sum(
-        number not in rows and not row.optional for number, row in enumerate(layout.rows)
-    )
-
-
 def _nearest_first(
     candidates: Sequence[tuple[FlatTree, Matcher, Candidate]],
 ) -> Iterator[tuple[Candidate, Matcher, bool]]:
@@ -357,7 +343,7 @@ def _nearest_first(
         else:
             far.append((flat, matcher, candidate))
     if len(far) > 1:
-        far.sort(key=lambda each: distance(each[0], each[1].layout))
+        far.sort(key=lambda each: each[1].distance(each[0]))
     for _, matcher, candidate in far:
         yield candidate, matcher, True
 

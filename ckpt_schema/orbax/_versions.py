@@ -15,14 +15,13 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.registry import Registry
 from ckpt_schema._trees.conformance import Match, Matcher
 from ckpt_schema._trees.containers import Tree, without
-from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema._trees.undeclared import unread
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
 from ckpt_schema.orbax._folders import SeveralItemsError, pytrees_of
 from ckpt_schema.orbax._metadata import DiskTree
 from ckpt_schema.orbax._places import absolute
 from ckpt_schema.orbax._records import recorded_alone
-from ckpt_schema.orbax._sides import distance, interchangeable, locate, standing_distance
+from ckpt_schema.orbax._sides import interchangeable, locate, standing_distance
 from ckpt_schema.orbax._whereabouts import meant
 
 __all__ = ["lens_between"]
@@ -73,12 +72,13 @@ def _version_of(tree: Tree, registry: Registry) -> Layout:
     layouts: list[Layout] = []
     tried: list[tuple[int, Match, Layout]] = []
     for table in registry.layouts:
-        slot = SlotFinder(table).slot
+        matcher = Matcher(table)
+        slot = matcher.slot
         own = without(tree, unread(tree, lambda key: slot(key, stored=False) is not None))  # noqa: B023
-        far = distance(own, table)
+        far = matcher.distance(own)
         if tried and far > min(tried, key=lambda each: each[0])[0]:
             continue  # a whole match of a version that is further would only find its keys again
-        match = Matcher(table).match(own)
+        match = matcher.match(own)
         tried.append((far, match, table))
         layouts += [table] if match.report.ok else []
     if not layouts:
