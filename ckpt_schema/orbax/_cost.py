@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import jax
 from etils import epath
 
-from ckpt_schema._compat import ARRAY_METADATA_FILES
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._lens.adaptation import Scan
@@ -24,6 +22,7 @@ from ckpt_schema._trees.containers import flatten
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._adapt import Words
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
+from ckpt_schema.orbax._pytree_files import array_notes
 from ckpt_schema.orbax._restore import Prepared, prepared
 from ckpt_schema.orbax._sides import Side, interchangeable
 from ckpt_schema.orbax._targets import placed_abstract, spare_sharding
@@ -191,7 +190,11 @@ class _Costs:
     """
 
     def __init__(self, processes: int | None) -> None:
-        self._processes = processes
+        devices = sorted(jax.devices(), key=lambda one: one.id)
+        self._processes = {
+            device: device.process_index if processes is None else at * processes // len(devices)
+            for at, device in enumerate(devices)
+        }
         self.leaves = 0
         self.read = [0] * (processes or jax.process_count())
         self.read_at_most = [*self.read]
@@ -223,7 +226,7 @@ class _Costs:
         assert leaf.sharding is not None
         for device, index in leaf.sharding.devices_indices_map(shape).items():
             box = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-            process = self._process(device)
+            process = self._processes[device]
             if box in boxes[process]:
                 continue
             boxes[process].add(box)
@@ -231,12 +234,6 @@ class _Costs:
             needed[process].update(parts)
             most[process] += size * sum(map(_elements, parts))
         return [size * sum(map(_elements, parts)) for parts in needed], most
-
-    def _process(self, device: Any) -> int:
-        if self._processes is None:
-            return device.process_index
-        ordered = sorted(jax.devices(), key=lambda one: one.id)
-        return ordered.index(device) * self._processes // len(ordered)
 
 
 _Box = tuple[tuple[int, int], ...]
@@ -268,10 +265,9 @@ def _chunks(disk: DiskTree) -> Mapping[str, Sequence[int]]:
     found: dict[str, Sequence[int]] = {}
     parts = disk.parts or [((), disk)]
     for at, part in parts if disk.reader is None else ():
-        folder = part.path / (part.item or "") / ARRAY_METADATA_FILES
-        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-            for entry in json.loads(file.read_text())["array_metadatas"]:
-                array = entry["array_metadata"]
+        for _, arrays in array_notes(part.path / (part.item or "")):
+            for array in arrays:
                 name = ".".join((*map(str, at), array["param_name"]))
-                found[name] = array.get("chunk_shape") or array.get("write_shape")
+                chunk: Any = array.get("chunk_shape") or array.get("write_shape")
+                found[name] = chunk
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any, cast
@@ -14,7 +13,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from ckpt_schema._compat import ARRAY_METADATA_FILES, CHECKPOINT_FILE
+from ckpt_schema._compat import CHECKPOINT_FILE
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._layouts.pytrees import children, key_paths
@@ -36,6 +35,7 @@ from ckpt_schema.orbax._older import (
     read_packed_file,
 )
 from ckpt_schema.orbax._places import absolute
+from ckpt_schema.orbax._pytree_files import array_notes
 from ckpt_schema.orbax._transfers import watched_arrays
 
 __all__ = [
@@ -358,11 +358,8 @@ def _written(item: epath.Path) -> Mapping[str, str | None]:
     keeps it in. Where there is none, keys read as raw data, which conforms to no key.
     """
     impls: dict[str, str | None] = {}
-    folder = item / ARRAY_METADATA_FILES  # `glob` would take the whole path for a pattern
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    for file in files:
-        for entry in json.loads(file.read_text())["array_metadatas"]:
-            array = entry["array_metadata"]
+    for _, arrays in array_notes(item):
+        for array in arrays:
             impls[array["param_name"]] = (array.get("ext_metadata") or {}).get("random_key_impl")
     return impls
 

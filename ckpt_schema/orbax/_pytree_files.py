@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import tensorstore as ts
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from ckpt_schema._compat import ARRAY_METADATA_FILES, DATABASE_FILE, PYTREE_FILE
@@ -29,6 +30,7 @@ __all__ = [
     "Assembly",
     "PytreeFiles",
     "Stored",
+    "array_notes",
     "database",
     "linked",
     "linked_tree",
@@ -86,15 +88,10 @@ class PytreeFiles:
     @functools.cached_property
     def arrays(self) -> Mapping[str, Mapping[str, Entry]]:
         """What each process has said of the arrays that it wrote, by its file and their names."""
-        folder = self.folder / ARRAY_METADATA_FILES
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
-        entries: dict[str, Mapping[str, Entry]] = {}
-        for file in files:
-            said = [
-                each["array_metadata"] for each in json.loads(file.read_text())["array_metadatas"]
-            ]
-            entries[file.name] = {entry["param_name"]: entry for entry in said}
-        return entries
+        return {
+            file: {entry["param_name"]: entry for entry in said}
+            for file, said in array_notes(self.folder)
+        }
 
     @functools.cached_property
     def shardings(self) -> Mapping[str, str] | None:
@@ -104,6 +101,17 @@ class PytreeFiles:
             return None
         told: Mapping[str, str] = json.loads(file.read_text())
         return {base64.b64decode(name).decode(): text for name, text in told.items()}
+
+
+def array_notes(item: epath.Path | Path) -> Iterator[tuple[str, list[Entry]]]:
+    """What is noted of the arrays of a pytree beside it, by the name of the file of each process.
+
+    Of each array there are its name, its chunks, and what it was made of.
+    """
+    folder = item / ARRAY_METADATA_FILES  # `glob` would take the whole path for a pattern
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        said: list[Any] = json.loads(file.read_text())["array_metadatas"]
+        yield file.name, [each["array_metadata"] for each in said]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
