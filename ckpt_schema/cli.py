@@ -57,6 +57,22 @@ def _pretend(devices: int) -> None:
         os.environ["XLA_FLAGS"] = flags.strip()
 
 
+def _hub(**arguments: Any) -> int:
+    """Runs the command for families, once its words are seen to go together."""
+    from ckpt_schema._commands import folders_of_families
+
+    known = folders_of_families.FAMILIES
+    wrong = f"--family is one of {', '.join(known)}" if arguments["family"] not in known else ""
+    if (arguments["back"] is None) != (arguments["like"] is None):
+        wrong = "--from and --like belong together"
+    if arguments["dtype"] is not None and "nnx" in (arguments["to"], arguments["back"]):
+        wrong = "--dtype is for maxtext"
+    if wrong:
+        print(f"ckpt-schema hf: {wrong}", file=sys.stderr)
+        return 2
+    return folders_of_families.answer_hf(**arguments)
+
+
 def _answer(name: str, **arguments: Any) -> int:
     """Runs a command, which loads what it needs."""
     from ckpt_schema._commands import answers
@@ -161,6 +177,27 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--dry-run", action="store_true", help="print what would be done, and write nothing"
     )
+    hub = add("hf", "make a checkpoint of a folder of Hugging Face, or a folder of one", json=False)
+    hub.set_defaults(command=_hub)
+    hub.add_argument("given", metavar="SRC", help="the folder; with --from a checkpoint")
+    hub.add_argument("new", metavar="DST", help="what is to be made")
+    hub.add_argument("--family", required=True, metavar="NAME", help="llama, qwen3, gemma2, ...")
+    way = hub.add_mutually_exclusive_group(required=True)
+    forms = ("maxtext", "nnx")
+    way.add_argument("--to", choices=forms, help="what the checkpoint is for")
+    way.add_argument("--from", choices=forms, dest="back", help="what the checkpoint is of")
+    hub.add_argument(
+        "--like",
+        metavar="FOLDER",
+        help="with --from: whose names, dtypes, config and bits are kept",
+    )
+    hub.add_argument(
+        "--scan",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether layers are stacked, of MaxText",
+    )
+    hub.add_argument("--dtype", help="of all weights, of MaxText; as in the folder unless given")
     plan = add("plan", "print what a restore would cost: faults, bytes that are read, memory")
     plan.add_argument("given", metavar="PATH", help="a checkpoint")
     plan.add_argument("target", metavar="TARGET", help=f"what it is restored into: {_TREE}")

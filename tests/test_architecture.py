@@ -323,6 +323,7 @@ ORDER = """
     _commands
     _commands.operands
     _commands.answers
+    _commands.folders_of_families
     cli
     __main__
 """.split()  # noqa: SIM905  read line by line; a list would be formatted into a column

@@ -14,6 +14,7 @@ from families_maxtext import CASES, FORMS
 from support.profiles import sampled
 
 import ckpt_schema as cs
+from ckpt_schema import cli
 from ckpt_schema.testing import check_laws
 
 KEPT: dict[str, dict[str, str]] = json.loads(told.KEPT.read_text())
@@ -159,3 +160,18 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     cs.hf.save(tmp_path / "bare", cs.hf.load(told.DATA / "llama"))
     with pytest.raises(cs.CheckpointMismatchError, match=r"config\.json"):
         cs.families.llama.maxtext.lens_of(tmp_path / "bare")
+
+
+@pytest.mark.parametrize(("form", "more"), [("maxtext", ["--no-scan"]), ("nnx", [])])
+def test_a_command_makes_it_and_brings_it_back(
+    form: str, more: list[str], folder: Any, tmp_path: Path, capsys: Any
+) -> None:
+    hub, out, new = map(str, (folder("llama3.1"), tmp_path / "out", tmp_path / "new"))
+    words = ["--family", "llama", *more]
+    assert cli.main(["hf", hub, out, "--to", form, *words]) == 0
+    assert cli.main(["hf", out, new, "--from", form, "--like", hub, *words]) == 0
+    assert "leaves" in capsys.readouterr().out
+    for name in ("model.safetensors", "config.json"):
+        assert (Path(new) / name).read_bytes() == (Path(hub) / name).read_bytes()
+    assert cli.main(["hf", out, new, "--from", form, *words]) == 2
+    assert cli.main(["hf", hub, out, "--to", form, *words]) == 3  # which is there
