@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 
 from ckpt_schema import hf, orbax
+from ckpt_schema._frameworks.state_names import WEIGHTS
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._messages.text import counted
 
@@ -33,7 +34,7 @@ def answer_hf(
     form = to or back
     lens = _lens(folder, family, dtype, scan=scan, is_maxtext=form == "maxtext")
     # as load_parameters_path of MaxText wants it
-    place: dict[str, Any] = {"item": "items", "at": "params"} if form == "maxtext" else {}
+    place: dict[str, Any] = {"item": "items", "at": WEIGHTS} if form == "maxtext" else {}
     if back is None:
         made = lens.get(hf.load(folder))
         orbax.save(new, made, **place)
