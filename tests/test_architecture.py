@@ -185,6 +185,7 @@ ORDER = """
     _lens.stacks
     _lens.adaptation
     _source
+    _source.flat_keys
     _source.importing
     _source.branches
     _source.equal_parts

@@ -118,6 +118,62 @@ READINGS: dict[str, Reading] = {
 }
 
 
+class FlatNorm(cs.Schema):
+    """A norm in a flat file."""
+
+    scale: Float32[Array, " embed"]
+
+
+class FlatLayer(cs.Schema):
+    """A layer in a flat file."""
+
+    norm: FlatNorm = cs.field(key="LayerNorm_0")
+    up: Float32[Array, "embed mlp"] = cs.field(key="mlp/up")
+
+
+class FlatFile(cs.Schema, joined="."):
+    """Layers under joined keys."""
+
+    blocks: list[FlatLayer] = cs.field(key="model/blocks/{i}", length="depth")
+    norm: FlatNorm = cs.field(key="model/norm")
+
+
+class FlatItem(cs.Schema):
+    """A flat file beside a leaf and a class whose keys are apart."""
+
+    flat: FlatFile
+    apart: FlatLayer
+    step: Float32[Array, ""]
+
+
+class FlatElsewhere(cs.Schema):
+    """The same below a key of another name, and once more below a longer one."""
+
+    flat: FlatFile = cs.field(key="weights")
+    other: FlatFile = cs.field(key="old/weights")
+
+
+class FlatFiles(cs.Schema):
+    """Several, with slashes below a list."""
+
+    files: list[FlatFile] = cs.field(key="files/{i}", length=2)
+
+
+class FlatModel(cs.Schema):
+    """A model whose keys are joined, and what its optimizer keeps."""
+
+    params: FlatFile = cs.field(key={...: "{collection}"})
+    opt_state: cs.OptState = cs.optimizer(optax.adam(1e-3))
+
+
+@pytest.mark.parametrize("schema", [FlatFile, FlatItem, FlatElsewhere, FlatFiles, FlatModel])
+def test_keys_that_are_joined_below_a_key_are_written(schema: type[cs.Schema]) -> None:
+    layout = cs.layout(schema)
+    text = cs.to_source(layout, tx="optax.adam(1e-3)")
+    assert told(executed(text)) == told(layout)
+    assert text.count('joined="."') == 1
+
+
 @pytest.mark.parametrize("name", READINGS)
 def test_what_is_executed_is_the_layout_that_was_written(name: str) -> None:
     layout = READINGS[name]()

@@ -12,14 +12,12 @@ from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.dims import Dim, Dims
 from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._layouts.leaves import ConstantKey, Fill, FreshKey, Leaf
-from ckpt_schema._layouts.paths import Index, Pattern
+from ckpt_schema._layouts.paths import Index
 from ckpt_schema._layouts.table import Row
+from ckpt_schema._source.flat_keys import Placed, holds_levels, parted_key, separator_of
 from ckpt_schema._source.importing import Imports, quoted
 
-__all__ = ["Branch", "Grower", "Placed"]
-
-Placed = tuple[Row, Pattern]
-"""A row, and its key from the model's own root."""
+__all__ = ["Branch", "Grower"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,6 +32,7 @@ class Branch:
         leaf: What it is, where nothing is below it.
         stream: The implementation of the key, where it is an RNG stream.
         children: What is below it.
+        separator: What its class joins the keys below it by; empty where it does not.
     """
 
     name: str
@@ -43,6 +42,7 @@ class Branch:
     leaf: Leaf | None = None
     stream: str = ""
     children: tuple[Branch, ...] = ()
+    separator: str = ""
 
     def positions(self) -> Iterator[Dim]:
         """Every dim of it and of what is below it, in order."""
@@ -124,11 +124,14 @@ class Grower:
         tag = next((dict(one)["tag"] for one in tags if dict(one).get("tag")), name)
         if tag != name:
             said.append(("tag", quoted(tag)))
+        separator = separator_of(group, at.depth + 1, end)
+        if separator:
+            group = [(row, parted_key(key, end, separator)) for row, key in group]
         stream = _stream(group, inner)
         children = () if stream else self._branches(group, inner)
         if stream:
             said += self._declared(row)
-        return Branch(name, tuple(said), count, is_list, None, stream, children)
+        return Branch(name, tuple(said), count, is_list, None, stream, children, separator)
 
     def _leaf(self, row: Row, axes: Sequence[int | None]) -> Iterator[tuple[str, str]]:
         """What the field of a leaf says of it."""
@@ -172,8 +175,12 @@ def _end(group: Sequence[Placed], at: _At, name: str, is_list: bool) -> int:
     segment = first[at.start] if at.start < len(first) else ""
     if shares and not isinstance(segment, Index) and paths.named(segment) == name:
         return at.start + 1
-    # Below it, each level keeps one segment at least.
+    # Below it, each level keeps one segment at least, or all have one together.
     limit = min(len(key) - (len(row.path) - at.depth - 1) for row, key in group)
+    if limit <= at.start:
+        several = ((key, len(row.path) - at.depth - 1) for row, key in group)
+        if all(holds_levels(key, levels) for key, levels in several):
+            limit = min(len(key) for _, key in group) - 1
     end = at.start
     while end < limit and not isinstance(first[end], Index):
         if any(key[end] != first[end] for _, key in group):

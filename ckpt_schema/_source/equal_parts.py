@@ -30,6 +30,11 @@ class SharedClass:
     _own: tuple[Dim, ...] = ()
 
     @property
+    def separator(self) -> str:
+        """What the class joins keys by; empty where it does not."""
+        return self.first[-1].separator
+
+    @property
     def own(self) -> tuple[Dim, ...]:
         """What the class itself calls each dim: as all places do, or by a name that they rename."""
         if not self._own:
@@ -124,7 +129,8 @@ class Sharing:
             return *own, branch.leaf.dtype, len(branch.leaf.dims), labels
         if branch.stream:
             return own
-        below = tuple(self._visit(child, (*way, branch)) for child in branch.children)
+        children = (self._visit(child, (*way, branch)) for child in branch.children)
+        below = (branch.separator, *children)
         number = self._numbers.setdefault(below, len(self._numbers))
         self._shapes[id(branch)] = number
         known = self.classes.setdefault(number, SharedClass(branch.children, (*way, branch), {}))

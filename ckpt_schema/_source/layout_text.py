@@ -10,10 +10,12 @@ from typing import Any
 from ckpt_schema._frameworks.state_names import USUAL_COLLECTION
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._layouts.table import Layout, Node, Row
-from ckpt_schema._source.branches import Branch, Grower, Placed
+from ckpt_schema._source.branches import Branch, Grower
 from ckpt_schema._source.equal_parts import Sharing
+from ckpt_schema._source.flat_keys import Placed, holds_levels, parted_key, separator_of
 from ckpt_schema._source.importing import Imports, quoted
 from ckpt_schema._source.kept_text import KeptText, TrainedModel, container_items
 from ckpt_schema._source.python_text import ClassWriter, call, class_name, mapping
@@ -85,8 +87,9 @@ class LayoutText:
         self._tx = around.tx
         self._separator = _separator(table)
         if self._separator:
-            rows = tuple(_parted(row, self._separator) for row in table.rows)
-            table = dataclasses.replace(table, rows=rows)
+            sep = self._separator
+            rows = (replaced(row, key=parted_key(row.key, 0, sep)) for row in table.rows)
+            table = dataclasses.replace(table, rows=tuple(rows))
         self._table, self._imports = table, imports
         self._states = {path[0]: key for path, key in table.states if len(path) == 1}
         self._is_model = all(row.body == 0 for row in table.rows)
@@ -138,9 +141,14 @@ class LayoutText:
             usual = ("Param", "RngKey") if nnx else (USUAL_COLLECTION, USUAL_COLLECTION)
             heads = _heads(rows, one=nnx)
             placed = [(row, row.key[len(heads[_kind(row, one=nnx)]) :]) for row in rows]
-            children = Grower(self._imports, usual).grow(placed, 1)
+            separator = separator_of(placed, 1, 0)
+            parted = placed
+            if separator:
+                parted = [(row, parted_key(key, 0, separator)) for row, key in placed]
+            children = Grower(self._imports, usual).grow(parted, 1)
             said = tuple(self._model_key(name, heads))
-            roots.append(_Root(Branch(name, said, children=children), tuple(placed), True))
+            branch = Branch(name, said, children=children, separator=separator)
+            roots.append(_Root(branch, tuple(placed), True))
         return roots
 
     def _model_key(self, name: str, heads: Mapping[Any, Pattern]) -> Iterator[tuple[str, str]]:
@@ -261,6 +269,8 @@ def _heads(rows: Sequence[Row], *, one: bool) -> dict[Any, Pattern]:
 def _head(rows: Sequence[Row]) -> Pattern:
     first = rows[0].key
     end = min(len(row.key) - _segments(row) for row in rows)
+    if end <= 0 and all(holds_levels(row.key, _segments(row)) for row in rows):
+        end = min(len(row.key) for row in rows) - 1
     while end > 0 and any(row.key[:end] != first[:end] for row in rows):
         end -= 1
     return first[: max(end, 0)]
@@ -273,23 +283,7 @@ def _segments(row: Row) -> int:
 
 
 def _separator(table: Layout) -> str:
-    """What joins the segments of paths to one key, as in flat files; empty where nothing does."""
-    flat = all(len(row.key) == 1 for row in table.rows)
-    if not flat or all(len(row.path) - (row.body or 0) == 1 for row in table.rows):
-        return ""
-    joined = [paths.format_path(row.key) for row in table.rows]
-    return next((each for each in (".", "/") if any(each in key for key in joined)), "")
-
-
-def _parted(row: Row, separator: str) -> Row:
-    """A row whose key is in parts again."""
-    segment = row.key[0]
-    texts = (
-        [segment]
-        if isinstance(segment, str)
-        else [*paths.parts_of_key(segment)]
-        if isinstance(segment, Index)
-        else [str(segment)]
-    )
-    written = "".join(text if isinstance(text, str) else str(text).strip("'") for text in texts)
-    return dataclasses.replace(row, key=paths.parse_pattern(written.replace(separator, "/")))
+    """What joins the segments of all paths to one key, as in flat files; empty where nothing does."""
+    bodies = {row.body or 0 for row in table.rows}
+    placed = [(row, row.key) for row in table.rows]
+    return separator_of(placed, min(bodies, default=0), 0)

@@ -134,7 +134,10 @@ class ClassWriter:
         for child in shared.children:
             yield from self.classes(child)
         lines = [f'    """{self._counts(shared)}"""', ""]
-        body = "\n".join([*lines, *self.attributes(shared.children, shared.own)])
+        bases = "(cs.Schema):"
+        if shared.separator:
+            bases = f"(cs.Schema, joined={quoted(shared.separator)}):"
+        body = "\n".join([bases, *lines, *self.attributes(shared.children, shared.own)])
         known = self._known.get(body)
         if known is not None and known not in self._attributes:
             self._names[number] = known
@@ -142,7 +145,7 @@ class ClassWriter:
             return
         name = self._names[number] = self._known[body] = self._class_name(shared)
         self._written.add(name)
-        yield f"class {name}(cs.Schema):\n{body}"
+        yield f"class {name}{body}"
 
     def attributes(self, children: Sequence[Branch], own: Sequence[Dim]) -> Iterator[str]:
         """The lines of the attributes of a class, whose dims it calls so."""
