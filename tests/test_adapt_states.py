@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,60 @@ def test_a_key_stored_as_raw_data_has_the_line(tmp_path: Path) -> None:
     assert str(cs.raw_key("rng")) in raised.value.mismatches[0].hint
     made = cs.orbax.restore(tmp_path / "1", target, rules=[cs.raw_key("rng")])
     assert np.array_equal(jax.random.key_data(made["rng"]), [3, 4])
+
+
+# --- moments that stand on disk where nothing says that they are an optimizer's  ---
+
+
+def listed(adam: Any) -> Any:
+    return {"saved": jax.tree.leaves(adam)}
+
+
+def called_otherwise(adam: Any) -> Any:
+    return {"saved": {"first": adam.mu, "second": adam.nu, "updates": adam.count}}
+
+
+def beside_the_weights(adam: Any) -> Any:
+    return {"first": adam.mu, "second": adam.nu, "updates": adam.count}
+
+
+OPTIMIZER = "opt_state/0"
+LEAVES = itertools.product(("mu", "nu"), ("norm/bias", "norm/scale", "up/bias", "up/kernel"))
+LISTED = [("saved/0", "count")]
+LISTED += [(f"saved/{number}", "/".join(leaf)) for number, leaf in enumerate(LEAVES, 1)]
+NAMED = [("first", "mu"), ("second", "nu"), ("updates", "count")]
+BELOW = [(f"saved/{old}", new) for old, new in NAMED]
+
+
+@pytest.mark.parametrize("target", [Run, lambda: cs.infer(Run(), tx=TX)], ids=["run", "told"])
+@pytest.mark.parametrize(
+    ("kept", "names"),
+    [(listed, LISTED), (called_otherwise, BELOW), (beside_the_weights, NAMED)],
+)
+def test_moments_that_may_be_on_disk_are_not_offered_to_be_given_up(
+    kept: Any, names: Any, target: Any
+) -> None:
+    adam: Any = filled(TX.init(params()))[0]
+    state = {"params": params(), **STATS, "step": jnp.int32(0), **kept(adam)}
+    with pytest.raises(cs.DerivationError) as raised:
+        cs.adapt(state, target())
+    said = str(raised.value)
+    assert "own)" not in said and "reset(" not in said
+    assert not raised.value.rules
+    [hint] = {fault.hint for fault in raised.value.mismatches}
+    told = "source names no optimizer, and may have at "
+    assert hint.startswith(told + ", ".join(dict.fromkeys(n.split("/")[0] for n, _ in names)))
+    assert "keeps at opt_state: rename each node or leaf of it" in hint
+    rules = [cs.rename(old, f"{OPTIMIZER}/{new}") for old, new in names]
+    made = cs.adapt(state, target(), rules=rules).get(state, onto=nnx.state(Run()))
+    found: Any = made["optimizer"]["opt_state"][0]
+    assert np.array_equal(found["mu"]["up"]["kernel"][...], adam.mu["up"]["kernel"])
+    assert np.array_equal(found["nu"]["norm"]["bias"][...], adam.nu["norm"]["bias"])
+    assert int(found["count"][...]) == int(adam.count)
+
+
+def test_an_optimizer_that_is_not_on_disk_is_offered_to_keep_its_own() -> None:
+    """What else is there is not as many leaves of the shapes of weights as a moment has."""
+    state = {"params": {**params(), "head": {"bias": jnp.zeros(4)}}, **STATS, "step": jnp.int32(0)}
+    with pytest.raises(cs.DerivationError, match=r"# cs.private\('opt_state', cs.own\)"):
+        cs.adapt(state, Run())

@@ -118,6 +118,7 @@ ORDER = """
     _lens.derive.ties
     _lens.derive.alignment
     _lens.derive.names
+    _lens.derive.nameless_states
     _lens.derive.partners
     _lens.derive.restarts
     _lens.derive.unplaced

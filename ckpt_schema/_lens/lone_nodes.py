@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.derive.nameless_states import nameless_rows
 from ckpt_schema._lens.derive.partners import form
 from ckpt_schema.errors import CkptSchemaError
 
@@ -29,6 +30,13 @@ def lone_nodes(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
         For each side a heading and a line for each node; nothing where every leaf may have a partner.
     """
     sides = [_unplaced(error, table) for table in (source, view)]
+    for table, own, others in ((source, *sides), (view, *sides[::-1])):
+        nameless = nameless_rows(table, own.values(), others.values())
+        # One of them may be each moment of the other side: none of the two is to keep its own values.
+        for row in nameless:
+            own.pop(row.path)
+        for path in [path for path, row in others.items() if row.optimizer and nameless]:
+            others.pop(path)
     notes: list[str] = []
     for near, far, own, others in ((source, view, *sides), (view, source, *sides[::-1])):
         forms = {_kind(row) for row in others.values()}

@@ -39,6 +39,7 @@ class Lost:
         joined: The numbers of rows that are joined, and with which of the far side.
         rows: The numbers of those that must have a partner and have none.
         models: The numbers of such rows of the model.
+        nameless: What is said where the far side may have it, and says of no leaf that it is an optimizer's.
         is_view: Whether the near layout is the view.
     """
 
@@ -48,6 +49,7 @@ class Lost:
     joined: Mapping[int, int]
     rows: Sequence[int]
     models: set[int]
+    nameless: str
     is_view: bool
 
     def reset(self, path: LogicalPath) -> Reset:
@@ -285,6 +287,8 @@ class _Rows:
         moved = next((self._moves[head] for head in heads if head in self._moves), None)
         if moved is not None:
             return _Cure("nothing else keeps the same", (moved,), "joins them")
+        if state.nameless:
+            return _Cure(state.nameless)
         if self._is_bare and state.near.initial is not None:
             whole = tuple(state.reset(path) for path, _ in state.near.states)
             return _Cure(f"{state.far.name} keeps no optimizer state", whole, state.verb)

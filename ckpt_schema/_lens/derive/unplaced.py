@@ -19,6 +19,7 @@ from ckpt_schema._layouts.leaves import Fill, FreshKey
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.alignment import Alignment
+from ckpt_schema._lens.derive.nameless_states import nameless_rows, nameless_told
 from ckpt_schema._lens.derive.partners import Loose, partners, renames
 from ckpt_schema._lens.derive.restarts import Lost, restarts
 from ckpt_schema._lens.rules import Private, Rename, Rule
@@ -79,6 +80,7 @@ def unplaced(
     ours = renames(judged.certain, source.rows, view.rows, onward, given)
     back = {there: here for here, there in judged.certain.items()}
     theirs = {there: ours[here] for there, here in back.items() if here in ours}
+    nameless = _nameless(source, view, lost), _nameless(view, source, lost[::-1])
     copy = _copy(source, view, loose, rules)  # an average of the weights may be called otherwise
     sides = (
         _Side(
@@ -89,6 +91,7 @@ def unplaced(
             ours,
             _Left.of(loose[1], loose[0]),
             _streams(source),
+            nameless[0],
             copy,
         ),
         _Side(
@@ -99,16 +102,22 @@ def unplaced(
             theirs,
             _Left.of(loose[0], loose[1]),
             _streams(view),
+            nameless[1],
             copy,
             is_view=True,
         ),
     )
     ours_alone, our_state = _split(source, lost[0])
     theirs_alone, their_state = _split(view, lost[1])
+    ours_told, theirs_told = ("".join({*told.values()}) for told in nameless)
     yield from restarts(
         (
-            Lost(source, view, called[0], onward, our_state, ours_alone, is_view=False),
-            Lost(view, source, called[1], inverse, their_state, theirs_alone, is_view=True),
+            Lost(
+                source, view, called[0], onward, our_state, ours_alone, theirs_told, is_view=False
+            ),
+            Lost(
+                view, source, called[1], inverse, their_state, theirs_alone, ours_told, is_view=True
+            ),
         ),
         alignment,
     )
@@ -120,6 +129,16 @@ def unplaced(
 
 def _required(row: Row) -> bool:
     return row.default is None and not row.optional
+
+
+def _nameless(near: Layout, far: Layout, lost: Sequence[Sequence[int]]) -> dict[LogicalPath, str]:
+    """What is said of the leaves of a layout that may be what the other's optimizer keeps, by path."""
+    own, others = [near.rows[n] for n in lost[0]], [far.rows[n] for n in lost[1]]
+    rows = nameless_rows(near, own, others)
+    if not rows:
+        return {}
+    told = nameless_told(rows, near, [row for row in others if row.optimizer], far)
+    return dict.fromkeys((row.path for row in rows), told)
 
 
 def _loose(table: Layout, numbers: Sequence[int], called: Sequence[LogicalPath]) -> list[Loose]:
@@ -270,6 +289,7 @@ class _Side:
         rules: The rule that joins each certain pair, by the number of this side's row.
         left: The far side's leaves that have no partner.
         streams: The nodes of this side that are a key and the count beside it, as each stream of NNX.
+        nameless: What is said of leaves that may be what the far side's optimizer keeps, by path.
         copy: The rule that joins a tree like the weights with the far side's, if there is one.
         is_view: Whether the first is the view.
     """
@@ -281,6 +301,7 @@ class _Side:
     rules: Mapping[int, Rename]
     left: _Left
     streams: frozenset[LogicalPath]
+    nameless: Mapping[LogicalPath, str]
     copy: _Copy | None = None
     is_view: bool = False
 
@@ -339,6 +360,8 @@ class _Side:
         if kind == "stream" or (row.path[-1] == "count" and row.path[:-1] in self.streams):
             rule = Private(own, FreshKey(0))
             return f"a stream of {self.near.name} alone: {rule} makes it anew", (rule,)
+        if row.path in self.nameless:
+            return self.nameless[row.path], ()
         if kind in ("cache", "record"):
             rule = Private(own, Fill(False if row.leaf.dtype == "bool" else 0))
             return f"a {kind} of {self.near.name} alone: {rule} starts it at 0", (rule,)
