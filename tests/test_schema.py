@@ -104,6 +104,37 @@ def test_several_bases_are_resolved_as_python_resolves_attributes() -> None:
     assert rows(Both) == ["a | a  float32[changed]"]
 
 
+def test_class_keywords_and_series_of_several_bases_are_all_kept() -> None:
+    class Joined(cs.Schema, joined=".", containers={"a": list, "b": list}):
+        first: list[Mlp] = cs.field(key="a/{i}", length="one")
+        last: list[Mlp] = cs.field(key="b/{i}", length="two")
+        layers = cs.series("first[]", "last[]")
+
+    class Tuples(cs.Schema, containers={"c": tuple, "d": tuple}):
+        upper: list[Mlp] = cs.field(key="c/{i}", length="three")
+        lower: list[Mlp] = cs.field(key="d/{i}", length="four")
+        others = cs.series("upper[]", "lower[]")
+
+    class Turned(Joined, containers={"b": tuple}):
+        layers = cs.series("last[]", "first[]")
+
+    class Both(Tuples, Turned): ...
+
+    assert [*map(str, cs.layout(Both).series)] == [
+        "series('last[]', 'first[]', name='layers[]')",
+        "series('upper[]', 'lower[]', name='others[]')",
+    ]
+    assert {paths.format_path(node.key): node.type for node in Both.__containers__} == {
+        "a": list,
+        "b": tuple,
+        "c": tuple,
+        "d": tuple,
+    }
+    assert len(Both.__containers__) == 4
+    assert rows(Both)[0] == "first[]/wi | a.{i}.wi  float32[embed mlp]"
+    assert len(cs.layout(Joined).series) == len(cs.layout(Turned).series) == 1
+
+
 def test_dims_are_renamed_and_fixed_where_a_class_is_used() -> None:
     class Pair(cs.Schema):
         small: Mlp = cs.field(dims={"mlp": "narrow"})

@@ -163,7 +163,7 @@ class Schema(Open, metaclass=SchemaType):
         if joined is not None or nested:
             faults += _joined_faults(cls, joined, nested)
             cls.__joined__ = JoinedKeys(str(joined), nested)
-        cls.__containers__ += written_nodes("containers", containers or {})
+        cls.__containers__ = _containers(cls, written_nodes("containers", containers or {}))
         own: dict[str, Attribute] = {}
         scope = _scope(inspect.currentframe())
         for name, annotation in _annotations(cls, scope, faults):
@@ -179,7 +179,7 @@ class Schema(Open, metaclass=SchemaType):
         if faults:
             raise SchemaError(f"schema {cls.__qualname__} is not well formed", faults)
         cls.__attributes__ = tuple({**_inherited(cls), **own}.values())
-        cls.__series__ = (*cls.__series__, *_series(cls))
+        cls.__series__ = tuple(_series(cls))
         if models_of(cls):
             layout(cls)  # what is wrong with a train state is told where it is declared
 
@@ -218,6 +218,16 @@ def _inherited(cls: type) -> dict[str, Attribute]:
         attributes = base.__dict__.get("__attributes__", ())
         inherited |= {a.written: a for a in attributes if a.written in own}
     return inherited
+
+
+def _containers(cls: type[Schema], own: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The containers that a class declares, after those of its bases at other keys, the nearest base deciding."""
+    declared = {node.key for node in own}
+    inherited: dict[paths.KeyPath | paths.Pattern, Node] = {}
+    for base in reversed(cls.__mro__[1:]):
+        nodes: tuple[Node, ...] = base.__dict__.get("__containers__", ())
+        inherited |= {node.key: node for node in nodes if node.key not in declared}
+    return (*inherited.values(), *own)
 
 
 def _located(cls: type, name: str, error: SchemaError) -> Iterator[Mismatch]:
@@ -279,7 +289,7 @@ def _strays(cls: type, own: Mapping[str, Any]) -> Iterator[Mismatch]:
 
 
 def _series(cls: type[Schema]) -> Iterator[Series]:
-    """The series that the class declares, each under the name of its attribute.
+    """The series that the class and its bases declare, each under the name of its attribute.
 
     Raises:
         SchemaError: With every member that is no repeated node of the class.
@@ -290,7 +300,10 @@ def _series(cls: type[Schema]) -> Iterator[Series]:
         or "there is none"
     )
     faults: list[Mismatch] = []
-    for name, value in vars(cls).items():
+    declared: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        declared |= vars(base)
+    for name, value in declared.items():
         if isinstance(value, Series):
             for path in value.members:
                 if path not in known:
