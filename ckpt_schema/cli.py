@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check", "print all that is wrong with a checkpoint or a tree; 1 if anything is")
     check.add_argument("declared", metavar="LAYOUT", help="module:attr, file.py or file.py:attr")
     check.add_argument("given", metavar="WHAT", help=_TREE)
-    check.add_argument("--item", help="which pytree of the checkpoint, where it holds several")
+    _add_place(check)
     explain = add("explain", "print where a lens brings each leaf, and what is edited on the way")
     explain.add_argument("given", metavar="LENS", help="module:attr of a lens, or a side to adapt")
     explain.add_argument("view", metavar="VIEW", nargs="?", help="the other side to adapt")
@@ -169,8 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LAYOUT",
         help="module:attr of a lens, or of a tree or a function that makes one; or a checkpoint of the new layout",
     )
-    convert.add_argument("--item", help="which pytree of the checkpoint, where it holds several")
-    convert.add_argument("--at", metavar="KEY", help="the key path in it where the state stands")
+    _add_place(convert)
     convert.add_argument(
         "--verify", action="store_true", help="read all of both again, and compare bit for bit"
     )
@@ -202,8 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("given", metavar="PATH", help="a checkpoint")
     plan.add_argument("target", metavar="TARGET", help=f"what it is restored into: {_TREE}")
     plan.add_argument("lens", metavar="LENS", nargs="?", help="module:attr of a lens")
-    plan.add_argument("--item", help="which pytree of the checkpoint, where it holds several")
-    plan.add_argument("--at", metavar="KEY", help="where in it the state stands")
+    _add_place(plan)
     plan.add_argument(
         "--mesh",
         type=_mesh,
@@ -243,8 +241,13 @@ def _rules(text: str) -> tuple[str, ...]:
     return rules
 
 
-def _add_reading(command: argparse.ArgumentParser) -> None:
+def _add_place(command: argparse.ArgumentParser) -> None:
     command.add_argument("--item", help="which pytree of the checkpoint, where it holds several")
+    command.add_argument("--at", metavar="KEY", help="the key path in it where the state stands")
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    _add_place(command)
     command.add_argument(
         "--scan",
         action=_Axes,

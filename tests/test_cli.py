@@ -52,6 +52,60 @@ def test_show_prints_each_leaf(runs: Path, capsys: pytest.CaptureFixture[str]) -
     assert told["bytes"] == sum(row["bytes"] for row in told["rows"])
 
 
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("several") / "7"
+    whole = state()
+    averages = {"ema": {"scale": jnp.ones(5)}, "other": jnp.ones(3)}
+    parts = {name: whole[name] for name in ("params", "opt_state")}
+    ocp.save_checkpointables(path, {**parts, "averages": averages})
+    return path
+
+
+def test_show_and_infer_take_all_items_or_one(
+    several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*arguments: str) -> dict[str, Any]:
+        assert main(["show", "--json", str(several), *arguments]) == 0
+        told = json.loads(capsys.readouterr().out)
+        return told | {"keys": [row["key"] for row in told["rows"]]}
+
+    whole = shown()
+    assert whole["items"] == ["averages", "opt_state", "params"]
+    assert whole["step"] == 7
+    assert {"averages/other", "params/layers_{i}/wi/kernel"} < {*whole["keys"]}
+    assert any(key.startswith("opt_state/") for key in whole["keys"])
+    assert main(["show", str(several)]) == 0
+    assert "items averages, opt_state, params" in capsys.readouterr().out
+    assert shown("--item", "averages")["keys"] == ["ema/scale", "other"]
+    one = shown("--item", "averages", "--at", "ema")
+    assert (one["item"], one["at"], one["keys"]) == ("averages", "ema", ["scale"])
+    assert shown("--at", "averages")["keys"] == ["ema/scale", "other"]
+    # What is inferred is what is there, for `check` too.
+    file = tmp_path / "schemas.py"
+    assert main(["infer", str(several), "-o", str(file)]) == 0
+    assert main(["check", str(file), str(several)]) == 0
+    assert main(["check", str(file), str(several), "--item", "averages"]) == 1
+    assert main(["show", str(file), "--item", "averages", "--at", "ema"]) == 3
+    told = capsys.readouterr().err
+    assert "leave --item out" in told
+    assert "leave --at out" in told
+    assert main(["infer", str(several), "--item", "averages", "--at", "ema"]) == 0
+    assert '"embed": 5' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["show", "infer", "lock"])
+def test_an_item_that_is_not_there_is_told_with_those_that_are(
+    command: str, several: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(several), "--item", "average"]) == 3
+    told = capsys.readouterr().err
+    assert all(name in told for name in ("averages", "opt_state", "params"))
+    assert main([command, str(several), "--at", "average"]) == 3
+    told = capsys.readouterr().err
+    assert all(name in told for name in ("averages", "opt_state", "params"))
+
+
 def test_what_infer_writes_is_what_check_takes(runs: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "schemas.py")
     assert main(["infer", str(runs / "1000"), "-o", file]) == 0

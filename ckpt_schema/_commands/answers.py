@@ -53,9 +53,11 @@ __all__ = [
 OK, DIFFERS = 0, 1
 
 
-def answer_show(given: str, item: str | None, scan: Mapping[str, int], *, as_json: bool) -> int:
+def answer_show(
+    given: str, item: str | None, at: str | None, scan: Mapping[str, int], *, as_json: bool
+) -> int:
     """Prints what a checkpoint, a tree or a layout holds: each leaf with its dtype, its shape and its bytes."""
-    operand = read_operand(given, item)
+    operand = read_operand(given, item, at)
     if isinstance(operand.value, Lens):
         print(operand.value)
         return OK
@@ -91,11 +93,12 @@ def answer_infer(
     given: str,
     output: str | None,
     item: str | None,
+    at: str | None,
     scan: Mapping[str, int],
     lists: Sequence[str] | None,
 ) -> int:
     """Writes the classes that declare the layout of a checkpoint or a tree."""
-    text = to_source(read_operand(given, item).layout(scan, lists))
+    text = to_source(read_operand(given, item, at).layout(scan, lists))
     if output is None:
         print(text, end="")
         return OK
@@ -111,12 +114,13 @@ def answer_lock(
     given: str,
     output: str | None,
     item: str | None,
+    at: str | None,
     scan: Mapping[str, int],
     *,
     check: bool,
 ) -> int:
     """Writes the layout of a checkpoint or a tree as the text that git keeps."""
-    text = lock_text(read_operand(given, item).layout(scan))
+    text = lock_text(read_operand(given, item, at).layout(scan))
     if output is None:
         print(text, end="")
         return OK
@@ -131,9 +135,11 @@ def answer_lock(
     return OK
 
 
-def answer_check(declared: str, given: str, item: str | None, *, as_json: bool) -> int:
+def answer_check(
+    declared: str, given: str, item: str | None, at: str | None, *, as_json: bool
+) -> int:
     """Prints all that is wrong with a checkpoint or a tree; says so by its number."""
-    schema, tree = read_operand(declared), read_operand(given, item)
+    schema, tree = read_operand(declared), read_operand(given, item, at)
     if not schema.is_declared:
         raise wrong_operand(declared, "a layout or a schema", f"a {type(schema.value).__name__}")
     if tree.is_declared or isinstance(tree.value, Lens):

@@ -20,13 +20,14 @@ from jax.sharding import Mesh
 
 from ckpt_schema._diff.found_lists import found_lists
 from ckpt_schema._json.json_text import from_json, kind_of_text
+from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.read_sides import made_abstract
 from ckpt_schema._trees.infer import infer
 from ckpt_schema.errors import Mismatch, SchemaError
-from ckpt_schema.orbax._metadata import read_metadata
+from ckpt_schema.orbax._whereabouts import all_meant
 
 __all__ = ["Operand", "from_text", "made_mesh", "read_locked", "read_operand", "wrong_operand"]
 
@@ -41,7 +42,8 @@ class Operand:
     Attributes:
         text: As it was given.
         value: A layout, a schema, a lens, or a tree of arrays, abstract ones or metadata.
-        notes: What is known of a checkpoint besides: its item, and what stands beside that.
+        notes: What is known of a checkpoint besides: its item or its items, where in it the state stands,
+            and what else is in it.
         joined: What joins the segments of a path to one key, as in files of Hugging Face.
         stored: Whether it is a checkpoint.
     """
@@ -92,6 +94,7 @@ def wrong_operand(text: str, expected: str, found: str, hint: str = "") -> Schem
 def read_operand(
     text: str,
     item: str | None = None,
+    at: str | None = None,
     like: Sequence[Layout] = (),
     mesh: Mesh | None = None,
 ) -> Operand:
@@ -101,14 +104,32 @@ def read_operand(
 
     Args:
         text: The text.
-        item: Which pytree of a checkpoint, where it holds several.
+        item: Which pytree of a checkpoint, where it holds several; all, where none is called ``state``.
+        at: The key path in it where the state stands.
         like: Layouts that have types which a file of JSON may name.
         mesh: What a function is called with that takes a mesh; what it gives is taken as it is.
 
     Raises:
-        SchemaError: The module has no such name, or cannot be imported; or the file is damaged.
-        CheckpointMismatchError: There is no checkpoint at the path.
+        SchemaError: The module has no such name, or cannot be imported; or the file is damaged; or
+            ``item`` or ``at`` is said of what is no checkpoint.
+        CheckpointMismatchError: There is no checkpoint at the path, or nothing in it of this name.
     """
+    named = _named(text, like, mesh)
+    if named is None:
+        return _stored(text, item, at)
+    told = {"--item": item, "--at": at}
+    faults = [
+        Mismatch(name, "argument", "the path of a checkpoint", text, f"leave {name} out")
+        for name, given in told.items()
+        if given is not None
+    ]
+    if faults:
+        raise SchemaError(f"{text} is no checkpoint", faults)
+    return named
+
+
+def _named(text: str, like: Sequence[Layout], mesh: Mesh | None) -> Operand | None:
+    """What is in a file of Python or JSON, or has a name in a module; None for all other texts."""
     module, colon, name = text.rpartition(":")
     if text.endswith(".py") and Path(text).exists():
         return Operand(text, _usable(text, _in_module(text, _run(Path(text)), None), mesh))
@@ -119,10 +140,19 @@ def read_operand(
         return Operand(text, _usable(text, _in_module(text, _run(Path(module)), name), mesh))
     if named and all(part.isidentifier() for part in module.split(".")):
         return Operand(text, _usable(text, _in_module(text, _imported(text, module), name), mesh))
-    disk = read_metadata(text, item)
+    return None
+
+
+def _stored(text: str, item: str | None, at: str | None) -> Operand:
+    """What a checkpoint holds, of which the metadata is read."""
+    disk = all_meant(text, item=item, at=at)
     notes: dict[str, Any] = {"path": str(disk.path)}
     if disk.item is not None:
         notes["item"] = disk.item
+    if disk.parts:
+        notes["items"] = [str(part.item) for _, part in disk.parts]
+    if disk.root:
+        notes["at"] = format_path(disk.root)
     if disk.beside:
         notes["beside"] = sorted(disk.beside)
     if disk.path.name.isdecimal():
