@@ -63,6 +63,7 @@ DRAWN = ("--cases", "1700", "--devices", "0", "--disk", "0")
 COMMANDS = {
     "speed": Command(("tests/benchmarks/bench_lens.py",)),
     "memory": Command(("tests/benchmarks/bench_memory.py",)),
+    "gpu": Command(("-W", "ignore", "tests/on_gpu.py")),
     "restore": Command(("-W", "ignore", "tests/benchmarks/bench_restore.py")),
     "processes": Command(("tests/benchmarks/bench_processes.py",)),
     "convert": Command(("-W", "ignore", "tests/benchmarks/bench_convert.py")),

@@ -184,10 +184,16 @@ def _number(word: Times) -> float:
     return word.factor
 
 
+_CRUMBS = ("int2", "uint2")
+
+
 def _integers(value: Any, dtype: str) -> Any:
     if _is_numpy(value):
         # NumPy knows no cast between the integers narrower than a byte; int64 holds every value that both dtypes hold.
         value = value.astype(np.int64)
+    elif str(value.dtype) in _CRUMBS:
+        # In one program, XLA reads two bits as four on a GPU (seen with jaxlib 0.11.2); a whole byte between stands.
+        value = jax.lax.optimization_barrier(value.astype(np.int8))
     return value.astype(jnp.dtype(dtype))
 
 
