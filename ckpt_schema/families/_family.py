@@ -85,7 +85,7 @@ class Family:
         Args:
             path: A folder, a safetensors file, or the index of several.
             view: The family's own, with a head or without, or a layout of yours with the same
-                logical names; the one with a head unless given.
+                logical names; the one with a head unless given. A train state of NNX is one too.
             rules: What a layout of yours has otherwise, such as a query that is scaled, and what to
                 leave aside of a folder, such as a tower that sees: ``cs.private("vision_tower", cs.own)``.
 
@@ -102,7 +102,7 @@ class Family:
             ``model = cs.hf.restore(folder, model, cs.families.llama.lens_of(folder))``
         """
         files = self.stored(path)
-        target = nnx.Params[self.view if view is None else view]
+        target = _as_nnx(self.view if view is None else view)
         own = tied_head(files.files, target)
         return derive(files.files, target, rules=[*files.rules, *own, *rules])
 
@@ -175,6 +175,12 @@ class Family:
         )
         fault = Mismatch("model_type", "checkpoint", " or ".join(self.types), shown(found), hint)
         raise CheckpointMismatchError(f"{config} is none of {self.name}", [fault])
+
+
+def _as_nnx(view: type[Schema] | Layout) -> type[Schema]:
+    """A state of NNX; what is none is the model that it has."""
+    is_state = isinstance(view, type) and issubclass(view, nnx.State)
+    return view if is_state else nnx.Params[view]
 
 
 def tied_head(files: type[Schema] | Layout, view: type[Schema] | Layout) -> tuple[Rule, ...]:

@@ -452,12 +452,24 @@ def test_2_13_rules_speak_of_it_as_of_any_weights() -> None:
     assert made["b"][...].tolist() == [0, 2, 4]
 
 
-def test_2_13_a_plain_schema_beside_a_train_state_is_told_so() -> None:
-    error = refusal(Torch, cs.nnx.TrainState[Flax, TX], [])
-    (fault,) = error.mismatches
-    assert fault.found == "Torch, a plain schema, and nnx.TrainState[Flax], a train state"
-    assert "derive between Torch and weights alone" in fault.hint
-    assert not error.rules
+def test_2_13_beside_a_train_state_it_is_its_weights_and_the_rest_is_told() -> None:
+    state = cs.nnx.TrainState[Flax, TX]
+    error = refusal(Torch, state, [])
+    assert all(fault.path.split("/")[0] in ("opt_state", "step") for fault in error.mismatches)
+    rules = [cs.reset(view="opt_state"), cs.private("step", 0)]
+    lens = cs.derive(Torch, state, rules=rules)
+    assert joined(lens) == {"params/w": "params/w", "params/b": "params/b"}
+    made = lens.get(FILE)
+    np.testing.assert_array_equal(made["model"]["kernel"][...], FILE["lin.weight"].T)
+    np.testing.assert_array_equal(lens.put(made)["lin.weight"], FILE["lin.weight"])
+
+
+def test_2_13_a_plain_schema_with_none_of_the_weights_is_not_one_of_them() -> None:
+    class Other(cs.Schema):
+        scale: Float32[Array, " o"]
+
+    error = refusal(Other, cs.nnx.TrainState[Flax, TX], [])
+    assert "scale" in [fault.path for fault in error.mismatches]
 
 
 def test_2_13_an_envelope_of_ones_own_is_taken_at_its_word() -> None:

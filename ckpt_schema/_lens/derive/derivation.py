@@ -178,12 +178,6 @@ def join_rows(
         notes: list[str] = []
         if any(fault.kind == "chain" for fault in faults):
             notes = chains.side_by_side((source.name, view.name), parts)
-        apart = [*_plain_beside_state(source, view), *_plain_beside_state(view, source)]
-        if apart and not joined:  # that no leaf has a partner follows from it
-            faults = [*apart, *(f for f in faults if f.kind not in ("unplaced", "chain"))]
-            notes = []
-        else:
-            notes = [*notes, *(f"{fault.found}: {fault.hint}" for fault in apart)]
         raise DerivationError(f"no lens from {source.name} to {view.name}", faults, notes)
     rules = without_spare_casts((source, view), rules, joins)
     source = dataclasses.replace(source, name=names_of[0])
@@ -192,34 +186,29 @@ def join_rows(
 
 
 def _as_weights(table: Layout, other: Layout, rules: Sequence[Rule]) -> Layout:
-    """``table``; where it is a plain schema and the other one is weights alone, with its leaves called weights too.
+    """``table``; where it is a plain schema and the other one has one model, with its leaves called weights too.
 
     A plain schema says how a file's weights are called, and not that they are weights: beside nothing but weights there is
-    no doubt. A rename that says where they are has settled it.
+    no doubt, and beside a train state none where the model has one of its leaves. A rename that says where they are has
+    settled it.
     """
-    heads = {row.path[0] for row in other.rows if row.body == 1}
+    models = {row.path[: row.body] for row in other.rows if row.body and not row.optimizer}
+    heads = {model[0] for model in models}
     plain = all(row.body == 0 and row.path[0] not in heads for row in table.rows)
-    if not plain or len(heads) != 1 or any(row.body != 1 for row in other.rows):
+    if not plain or len(models) != 1:
         return table
+    (model,) = models
+    if any(row.body != 1 for row in other.rows):
+        weights = {row.model_path for row in other.rows if row.body and not row.optimizer}
+        if weights.isdisjoint(row.path for row in table.rows):
+            return table
     named = (rule for rule in rules if isinstance(rule, Rename))
-    if any(heads & {rule.source[0], rule.view[0]} for rule in named):
+    if any(heads & {*rule.source[:1], *rule.view[:1]} for rule in named):
         return table
     rows = [
-        dataclasses.replace(row, path=(*heads, *row.path), body=len(heads)) for row in table.rows
+        dataclasses.replace(row, path=(*model, *row.path), body=len(model)) for row in table.rows
     ]
     return dataclasses.replace(table, rows=tuple(rows))
-
-
-def _plain_beside_state(table: Layout, other: Layout) -> list[Mismatch]:
-    """The fault of a plain schema beside a train state, which has its leaves and more."""
-    if any(row.body != 0 for row in table.rows):
-        return []
-    weights = {row.path[row.body :] for row in other.rows if row.body and not row.optimizer}
-    if weights.isdisjoint(row.path for row in table.rows) or other.rows[0].body == 0:
-        return []
-    found = f"{table.name}, a plain schema, and {other.name}, a train state"
-    cure = f"derive between {table.name} and weights alone, linen.Params[...] or nnx.Params[...]"
-    return [Mismatch("", "layout", "two layouts of one kind", found, cure)]
 
 
 _Members = Mapping[int, Member]
