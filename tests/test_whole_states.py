@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jaxtyping import Array, BFloat16, Float32
 from safetensors.numpy import load_file, save_file
 
 import ckpt_schema as cs
@@ -162,3 +163,210 @@ def test_a_folder_in_bfloat16_is_trained_in_float32_and_written_back(
         np.testing.assert_array_equal(bits(array), in_bfloat16(wanted[name]), name)
         is_same = array.tobytes() == old[name].tobytes()
         assert is_same == ("embed" in name or "norm" in name), name
+
+
+# --- Adapters, trained on it  ---
+
+RANK, ALPHA = 2, 4
+
+
+class AdaptedKernel(cs.Schema):
+    weight: Float32[Array, "inner out"] = cs.field(key="kernel")
+    a: Float32[Array, "inner rank"] = cs.field(key="lora/lora_a", type=nnx.LoRAParam)
+    b: Float32[Array, "rank out"] = cs.field(key="lora/lora_b", type=nnx.LoRAParam)
+
+
+class AdaptedLayer(llama.ModelLayer):
+    gate: AdaptedKernel = cs.field(key="mlp/gate", dims={"inner": "embed", "out": "mlp"})
+
+
+class AdaptedDecoder(llama.Decoder):
+    layers: list[AdaptedLayer] = cs.field(length="depth")
+
+
+class Low(cs.Schema):
+    a: Float32[Array, "rank inner"] = cs.field(key="lora_A.weight")
+    b: Float32[Array, "out rank"] = cs.field(key="lora_B.weight")
+
+
+class PeftLayer(cs.Schema):
+    gate: Low = cs.field(key="mlp.gate_proj", dims={"inner": "embed", "out": "mlp"})
+
+
+class Peft(cs.Schema, joined="."):
+    layers: list[PeftLayer] = cs.field(key="base_model.model.model.layers.{i}", length="depth")
+
+
+class Scaled(nnx.LoRALinear):
+    """As PEFT computes it: the product of the adapter times alpha / rank."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.Linear.__call__(self, x) + ALPHA / RANK * self.lora(x)
+
+
+def adapted(folder: Path, lens: cs.Lens) -> Any:
+    model: Any = families.begun(folder, lens)
+    for layer in model.layers:
+        inner, out = layer.mlp.gate.kernel.shape
+        layer.mlp.gate = Scaled(inner, out, lora_rank=RANK, use_bias=False, rngs=nnx.Rngs(7))
+    return model
+
+
+def test_adapters_are_trained_and_written_for_peft_and_merged(folder: Path, tmp_path: Path) -> None:
+    old = tensors_of(folder)
+    plain = llama.lens_of(folder)
+    own = [cs.private("**/gate/a", cs.own), cs.private("**/gate/b", cs.own)]
+    lens = llama.lens_of(folder, AdaptedDecoder, rules=own)
+
+    def begun() -> Any:
+        return adapted(folder, plain)
+
+    model = cs.hf.restore(folder, begun, lens, missing=cs.init("**/gate/a", "**/gate/b"))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.LoRAParam)
+
+    @nnx.jit
+    def step(model: Any, optimizer: Any) -> jax.Array:
+        chosen = nnx.DiffState(0, nnx.LoRAParam)
+        loss, gradients = nnx.value_and_grad(loss_of, argnums=chosen)(model)
+        optimizer.update(model, gradients)
+        return loss
+
+    first, second = step(model, optimizer), step(model, optimizer)
+    assert second < first
+
+    class Hub(cs.Schema):
+        base: cs.hf.as_stored(llama.Files, folder)  # pyright: ignore[reportInvalidTypeForm]
+        adapter: Peft
+
+    view = cs.nnx.Params[AdaptedDecoder]
+    hub = cs.derive(Hub, view, rules=[cs.rename("base", ""), cs.rename("adapter", "")])
+    parts = hub.put(nnx.state(model))
+    cs.hf.save(tmp_path / "adapter", parts["adapter"])
+    cs.hf.save(tmp_path / "base", parts["base"])
+    assert families.unlike(folder, tmp_path / "base") == []
+    written = tensors_of(tmp_path / "adapter")
+    assert len(written) == 2 * len(model.layers)
+    for number, layer in enumerate(model.layers):
+        name = f"base_model.model.model.layers.{number}.mlp.gate_proj"
+        a, b = (
+            np.asarray(x[...]).T for x in (layer.mlp.gate.lora.lora_a, layer.mlp.gate.lora.lora_b)
+        )
+        assert a.any() and b.any()
+        np.testing.assert_array_equal(written[f"{name}.lora_A.weight"], a)
+        np.testing.assert_array_equal(written[f"{name}.lora_B.weight"], b)
+
+    where = {"base": folder, "adapter": tmp_path / "adapter"}
+    again = cs.hf.restore(where, nnx.eval_shape(begun), hub)
+    cs.assert_trees_identical(nnx.state(again), nnx.state(model))
+
+    merging = cs.lora("**/gate/weight", a="**/gate/a", b="**/gate/b", alpha=ALPHA)
+    rules = [merging, cs.cast("**/gate/weight", rounding="nearest")]
+    files = cs.hf.as_stored(llama.Files, folder)
+    cs.hf.save(tmp_path / "merged", nnx.state(model), ~cs.derive(view, files, rules=rules))
+    new = tensors_of(tmp_path / "merged")
+    assert new.keys() == old.keys()
+    for name, array in new.items():
+        if not name.endswith("gate_proj.weight"):
+            assert array.tobytes() == old[name].tobytes(), name
+            continue
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        a, b = (written[f"{stem}.lora_{part}.weight"].astype(np.float64) for part in "AB")
+        exact = old[name].astype(np.float64) + ALPHA / RANK * (b @ a)
+        # Rounding is monotone: float32 is as near as this, whatever the order of the sum.
+        low, high = (np.asarray(exact + off, ml_dtypes.bfloat16) for off in (-1e-6, 1e-6))
+        assert ((low <= array) & (array <= high)).all()
+        assert (low == high).mean() > 0.9
+        assert array.tobytes() != old[name].tobytes()
+
+
+# --- Two models, and a projector that is new  ---
+
+
+class VisionFile(cs.Schema, joined="."):
+    weight: BFloat16[Array, "out inner"] = cs.field(key="vit.patches.weight")
+
+
+class TextFile(cs.Schema, joined="."):
+    weight: BFloat16[Array, "vocab embed"] = cs.field(key="model.embed_tokens.weight")
+
+
+class Vision(cs.Schema):
+    weight: Float32[Array, "inner out"] = cs.field(key="kernel")
+
+
+class Text(cs.Schema):
+    weight: Float32[Array, "vocab embed"] = cs.field(key="embedding")
+
+
+class Projector(cs.Schema):
+    kernel: Float32[Array, "out embed"]
+    bias: Float32[Array, " embed"]
+
+
+class Whole(cs.Schema):
+    vision: Vision
+    text: Text
+    projector: Projector
+
+
+class Seeing(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.vision = nnx.Linear(6, 4, use_bias=False, rngs=rngs)
+        self.projector = nnx.Linear(4, 8, bias_init=nnx.initializers.normal(), rngs=rngs)
+        self.text = nnx.Embed(16, 8, rngs=rngs)
+
+    def __call__(self, picture: jax.Array) -> jax.Array:
+        return self.text.attend(self.projector(self.vision(picture)))
+
+
+def test_two_models_are_merged_with_a_projector_that_is_new_trained_and_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn = np.random.default_rng(3)
+    files: dict[str, Tensors] = {
+        "vision": {"vit.patches.weight": drawn.normal(size=(4, 6)).astype(ml_dtypes.bfloat16)},
+        "text": {
+            "model.embed_tokens.weight": drawn.normal(size=(16, 8)).astype(ml_dtypes.bfloat16)
+        },
+    }
+    for name, tensors in files.items():
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+    paths = {name: tmp_path / name for name in files}
+    vision = cs.derive(VisionFile, cs.nnx.Params[Vision])
+    text = cs.derive(TextFile, cs.nnx.Params[Text])
+    parts = {"vision": (vision, "vision"), "text": (text, "text")}
+    view = cs.nnx.Params[Whole]
+    with pytest.raises(cs.DerivationError, match="projector/bias"):
+        cs.merge(view, **parts)
+    lens = cs.merge(view, rules=[cs.private("projector", cs.own)], **parts)
+
+    def begun() -> Seeing:
+        return Seeing(nnx.Rngs(5))
+
+    with caplog.at_level("INFO", "ckpt_schema"):
+        model = cs.hf.restore(paths, begun, lens, missing=cs.init("projector/**"))
+    (said,) = [record.message for record in caplog.records if "made by" in record.message]
+    assert "2 leaves" in said and "projector/kernel" in said and "projector/bias" in said
+    before = nnx.state(begun().projector)
+    for name, made in nnx.to_pure_dict(nnx.state(model.projector)).items():
+        # One program makes both leaves, where begun() makes each by several: the last bit may differ.
+        np.testing.assert_allclose(made, before[name][...], rtol=1e-6)
+    see, read = (next(iter(tensors.values())).astype(np.float32) for tensors in files.values())
+    np.testing.assert_array_equal(model.vision.kernel[...], see.T)
+    np.testing.assert_array_equal(model.text.embedding[...], read)
+
+    new = nnx.All(nnx.Param, nnx.PathContains("projector"))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=new)
+    losses: list[float] = []
+    for _ in range(2):
+        loss, gradients = nnx.value_and_grad(
+            lambda model: (model(jnp.ones((2, 6))) ** 2).mean(), argnums=nnx.DiffState(0, new)
+        )(model)
+        optimizer.update(model, gradients)
+        losses.append(float(loss))
+    assert losses[1] < losses[0]
+    assert not (model.projector.kernel[...] == before["kernel"][...]).any()
+    for name, part in lens.put(nnx.state(model)).items():
+        cs.hf.save(tmp_path / "split" / name, part)
+        assert families.unlike(paths[name], tmp_path / "split" / name) == []
