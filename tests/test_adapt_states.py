@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -182,10 +183,13 @@ NAMED = [("first", "mu"), ("second", "nu"), ("updates", "count")]
 BELOW = [(f"saved/{old}", new) for old, new in NAMED]
 
 
-@pytest.mark.parametrize("target", [Run, lambda: cs.infer(Run(), tx=TX)], ids=["run", "told"])
 @pytest.mark.parametrize(
-    ("kept", "names"),
-    [(listed, LISTED), (called_otherwise, BELOW), (beside_the_weights, NAMED)],
+    ("kept", "names", "target"),
+    [
+        (listed, LISTED, Run),
+        (called_otherwise, BELOW, lambda: cs.infer(Run(), tx=TX)),
+        (beside_the_weights, NAMED, Run),
+    ],
 )
 def test_moments_that_may_be_on_disk_are_not_offered_to_be_given_up(
     kept: Any, names: Any, target: Any
@@ -214,3 +218,61 @@ def test_an_optimizer_that_is_not_on_disk_is_offered_to_keep_its_own() -> None:
     state = {"params": {**params(), "head": {"bias": jnp.zeros(4)}}, **STATS, "step": jnp.int32(0)}
     with pytest.raises(cs.DerivationError, match=r"# cs.private\('opt_state', cs.own\)"):
         cs.adapt(state, Run())
+
+
+# --- averages that stand deeper on one side than on the other  ---
+
+
+class Kept(Run):
+    """A run with a clone of its model."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        clone = nnx.clone(self.model)
+        if place == "averaged":
+            self.averaged = clone
+        else:
+            self.extra = nnx.Dict(shadow=clone)
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [("ema", "extra/shadow"), ("ema/params", "averaged"), ("extra/ema", "averaged")],
+)
+def test_averages_of_two_places_are_joined_by_one_line(key: str, place: str) -> None:
+    """What an average of params lacks of a clone, its statistics, is told when the two are joined."""
+    average: Any = filled(params())
+    kept = average
+    for name in reversed(key.split("/")):
+        kept = {name: kept}
+    adam = TX.init(params())
+    state = {"params": params(), **STATS, "opt_state": adam, "step": jnp.int32(0), **kept}
+    rules: list[Any] = []
+    while True:
+        try:
+            lens = cs.adapt(state, Kept(place), rules=rules)
+            break
+        except cs.DerivationError as error:
+            lines = re.findall(r"cs\.private\([^)]*\)", str(error))
+            if not rules:
+                assert error.rules == (cs.rename(key, place),)
+            else:
+                assert len(rules) == 1 and not error.rules and len(lines) == 2
+                assert all("norm" in line and place in line for line in lines)
+            rules += [*error.rules] or [eval(line, {"cs": cs}) for line in lines]
+    found: Any = lens.get(state, onto=nnx.state(Kept(place)))
+    for name in place.split("/"):
+        found = found[name]
+    assert np.array_equal(found["up"]["kernel"][...], average["up"]["kernel"])
+    assert np.array_equal(found["norm"]["bias"][...], average["norm"]["bias"])
+
+
+def test_what_an_average_lacks_of_a_clone_of_one_name_is_told_by_its_own_path() -> None:
+    run = Kept("averaged")
+    state = {"params": params(), **STATS, "opt_state": TX.init(params()), "step": jnp.int32(0)}
+    with pytest.raises(cs.DerivationError) as raised:
+        cs.adapt({**state, "averaged": params()}, run)
+    lines = re.findall(r"# (cs\.private\(.*\)),", str(raised.value))
+    assert lines == [f"cs.private('averaged/norm/{name}', cs.own)" for name in ("mean", "var")]
+    rules = [eval(line, {"cs": cs}) for line in lines]
+    assert len(cs.adapt({**state, "averaged": params()}, run, rules=rules).joins) == 20

@@ -13,6 +13,7 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.nameless_states import nameless_rows
 from ckpt_schema._lens.derive.partners import form
+from ckpt_schema._lens.derive.scope import said_paths
 from ckpt_schema.errors import CkptSchemaError
 
 __all__ = ["lone_nodes"]
@@ -85,8 +86,7 @@ def _said(table: Layout, far: Layout, lone: set[LogicalPath]) -> Iterator[str]:
     """The nodes that hold these leaves and no others, as rules call them."""
     total: collections.Counter[LogicalPath] = collections.Counter()
     held: collections.Counter[LogicalPath] = collections.Counter()
-    heads = {row.path[: row.body] for row in far.rows if row.body is not None and not row.mirrors}
-    spoken = {row.path: _spoken(row, heads) for row in table.rows}
+    spoken = said_paths(table, far)
     followers = {row.path for row in table.rows if tuple(row.mirrors.split("/")) in lone}
     for path, said in spoken.items():
         for end in range(1, len(said) + 1):
@@ -99,11 +99,6 @@ def _said(table: Layout, far: Layout, lone: set[LogicalPath]) -> Iterator[str]:
             ends = range(1, len(said) + 1)
             nodes[next(said[:end] for end in ends if total[said[:end]] == held[said[:end]])] = None
     yield from _globs([*nodes], {path for path, count in total.items() if count})
-
-
-def _spoken(row: Row, heads: set[LogicalPath]) -> LogicalPath:
-    """A leaf's path as rules say it: a weight's in the model that both sides have, any other's from the root."""
-    return row.model_path if row.root in heads else row.path
 
 
 def _globs(nodes: Sequence[LogicalPath], known: set[LogicalPath]) -> Iterator[str]:

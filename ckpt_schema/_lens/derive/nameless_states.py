@@ -14,6 +14,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.formats import FORMATS
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.derive.scope import said_paths
 
 __all__ = ["nameless_rows", "nameless_told"]
 
@@ -66,10 +67,8 @@ def nameless_told(rows: Iterable[Row], table: Layout, kept: Iterable[Row], far: 
         kept: The rows of the other side's optimizer that have no partner.
         far: The other side's layout.
     """
-    # A rule calls what is in no tree that both have by its whole path.
-    common = {row.root for row in far.rows if row.body is not None and not row.mirrors}
-    spoken = (row.model_path if row.root in common else row.path for row in rows)
-    here = list(dict.fromkeys(path[0] for path in spoken))
+    spoken = said_paths(table, far)
+    here = list(dict.fromkeys(spoken[row.path][0] for row in rows))
     there = list(dict.fromkeys(row.path[0] for row in kept))
     more = f", {len(here) - _SHOWN} more" if len(here) > _SHOWN else ""
     return (

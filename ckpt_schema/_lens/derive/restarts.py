@@ -23,7 +23,7 @@ from ckpt_schema._lens.derive.scope import is_mirror
 from ckpt_schema._lens.rules import Move, Rename, Reset, Rule
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Lost", "restarts"]
+__all__ = ["Lost", "is_param_row", "restarts"]
 
 _SHOWN = 3  # candidates of one part; more do not help
 
@@ -315,7 +315,7 @@ class _Rows:
         if here is None or there is None:
             return _Cure(f"{name} itself is private", reset, state.verb)
         near, far = state.near.rows[here], state.far.rows[there]
-        if _is_param(near) and not _is_param(far):
+        if is_param_row(near) and not is_param_row(far):
             kinds = f"{name} is {_kind(near)} here and {_kind(far)} there"
             return _Cure(f"{kinds}: declare it alike, by collection= in Linen and type= in NNX")
         same = [r for r in self._free.get(("", *far.model_path), ()) if self._is_field(row, r)]
@@ -341,7 +341,8 @@ class _Rows:
         return row.path[len(mine.path) : row.body] == other.path[len(theirs.path) : other.body]
 
 
-def _is_param(row: Row) -> bool:
+def is_param_row(row: Row) -> bool:
+    """Whether a leaf is a param of a model, and no statistic of it or the like."""
     if not isinstance(row.kind, type):
         return row.kind in (None, USUAL_COLLECTION)
     from ckpt_schema._frameworks import variables

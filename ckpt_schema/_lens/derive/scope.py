@@ -14,7 +14,7 @@ from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 
-__all__ = ["GlobPath", "Hit", "Scope", "Spoken", "is_mirror", "standing"]
+__all__ = ["GlobPath", "Hit", "Scope", "Spoken", "is_mirror", "said_paths", "standing"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -235,3 +235,24 @@ def _param_head(row: Row) -> LogicalPath:
 def is_mirror(row: Row) -> bool:
     """Whether a row is what an optimizer keeps for a param."""
     return bool(row.mirrors)
+
+
+def said_paths(table: Layout, far: Layout) -> dict[LogicalPath, LogicalPath]:
+    """What a rule calls each leaf of a layout: its path in the model, where that means no other leaf; else its whole path.
+
+    Args:
+        table: The layout.
+        far: The other side's, whose trees like the weights are called the same or not.
+    """
+    common = {row.root for row in far.rows if row.body is not None and not row.mirrors}
+    roots: dict[LogicalPath, set[LogicalPath]] = {}
+    for row in table.rows:
+        if not row.mirrors:
+            roots.setdefault(row.model_path, set()).add(row.root)
+    # A path in the model means an average of the weights, too.
+    return {
+        row.path: row.model_path
+        if row.root in common and len(roots.get(row.model_path, ())) < 2
+        else row.path
+        for row in table.rows
+    }

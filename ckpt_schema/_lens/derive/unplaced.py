@@ -21,7 +21,8 @@ from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.alignment import Alignment
 from ckpt_schema._lens.derive.nameless_states import nameless_rows, nameless_told
 from ckpt_schema._lens.derive.partners import Loose, partners, renames
-from ckpt_schema._lens.derive.restarts import Lost, restarts
+from ckpt_schema._lens.derive.restarts import Lost, is_param_row, restarts
+from ckpt_schema._lens.derive.scope import said_paths
 from ckpt_schema._lens.rules import Private, Rename, Rule
 from ckpt_schema.errors import Mismatch
 
@@ -91,6 +92,7 @@ def unplaced(
             ours,
             _Left.of(loose[1], loose[0]),
             _streams(source),
+            said_paths(source, view),
             nameless[0],
             copy,
         ),
@@ -102,6 +104,7 @@ def unplaced(
             theirs,
             _Left.of(loose[0], loose[1]),
             _streams(view),
+            said_paths(view, source),
             nameless[1],
             copy,
             is_view=True,
@@ -169,37 +172,64 @@ class _Copy:
 
     def holds(self, row: Row) -> bool:
         """Whether a leaf of the model is in one of the two."""
-        return row.path[: row.body] in (self.rule.source, self.rule.view)
+        return any(row.path[: len(head)] == head for head in (self.rule.source, self.rule.view))
 
 
 def _copy(
     source: Layout, view: Layout, loose: Sequence[Sequence[Loose]], rules: Sequence[Rule]
 ) -> _Copy | None:
     """The two trees like the weights, if there are such and no rule joins them."""
-    heads: list[LogicalPath] = []
+    sides = [_averages(source, view), _averages(view, source)]
+    if not any(sides) or max(map(len, sides)) > 1:
+        return None
+    for side in (0, 1):
+        if not sides[side]:
+            node = _like(sides[1 - side][0], loose[1 - side], loose[side])
+            if node is None:
+                return None
+            sides[side] = [node]
     held: list[collections.Counter[object]] = []
-    tables = source, view
-    for side, table in enumerate(tables):
-        others = {row.path[: row.body] for row in tables[1 - side].rows if row.body}
-        own = {row.path[: row.body]: 0 for row in table.rows if row.body and not row.mirrors}
-        own = [head for head in own if head not in others]
-        if len(own) != 1:
-            return None
-        [head] = own
-        heads.append(head)
-        rows = [one.row for one in loose[side] if one.row.path[: one.row.body] == head]
-        # A stack and a list of as many layers hold the same.
-        held.append(
-            collections.Counter(
-                (row.leaf, tuple(repeat.size for repeat in row.repeats)) for row in rows
-            )
-        )
+    for [head], leaves in zip(sides, loose, strict=True):
+        rows = [one.row for one in leaves if one.row.path[: len(head)] == head]
+        held.append(collections.Counter(map(_held, rows)))
     # A clone of a module has statistics besides, which an average of its params has not.
-    found = _Copy(Rename(heads[0], heads[1]), held[0] <= held[1] or held[1] <= held[0])
+    rule = Rename(sides[0][0], sides[1][0])
+    found = _Copy(rule, held[0] <= held[1] or held[1] <= held[0])
     if found.rule in rules:
         return None
     weights = [one for side in loose for one in side if not found.holds(one.row)]
     return found if found.is_certain or weights else None
+
+
+def _averages(table: Layout, far: Layout) -> list[LogicalPath]:
+    """Where a layout has trees like the weights, and the other has none."""
+    others = {row.path[: row.body] for row in far.rows if row.body}
+    own = (row.path[: row.body] for row in table.rows if row.body and not row.mirrors)
+    return [head for head in dict.fromkeys(own) if head not in others]
+
+
+def _held(row: Row) -> object:
+    """A leaf: a stack and a list of as many layers hold the same."""
+    return row.leaf, tuple(repeat.size for repeat in row.repeats)
+
+
+def _like(
+    head: LogicalPath, leaves: Sequence[Loose], others: Sequence[Loose]
+) -> LogicalPath | None:
+    """The one node, deeper in a tree of another kind, that has all params of such a tree under their names."""
+    rows = [one.row for one in leaves if one.row.root == head]
+    own = {row.path[len(head) :]: _held(row) for row in rows}
+    params = {row.path[len(head) :]: _held(row) for row in rows if is_param_row(row)}
+    below: dict[LogicalPath, dict[LogicalPath, object]] = {}
+    for row in (one.row for one in others if not one.row.body):
+        for end in range(1, len(row.path)):
+            below.setdefault(row.path[:end], {})[row.path[end:]] = _held(row)
+    nodes: list[LogicalPath] = []
+    for node, held in below.items():
+        has_more = own.items() <= held.items()
+        if params and (has_more or params.items() <= held.items() <= own.items()):
+            nodes.append(node)
+    return nodes[0] if len(nodes) == 1 else None
 
 
 def _given(source: Layout, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
@@ -289,6 +319,7 @@ class _Side:
         rules: The rule that joins each certain pair, by the number of this side's row.
         left: The far side's leaves that have no partner.
         streams: The nodes of this side that are a key and the count beside it, as each stream of NNX.
+        said: What rules call each leaf of this side.
         nameless: What is said of leaves that may be what the far side's optimizer keeps, by path.
         copy: The rule that joins a tree like the weights with the far side's, if there is one.
         is_view: Whether the first is the view.
@@ -301,6 +332,7 @@ class _Side:
     rules: Mapping[int, Rename]
     left: _Left
     streams: frozenset[LogicalPath]
+    said: Mapping[LogicalPath, LogicalPath]
     nameless: Mapping[LogicalPath, str]
     copy: _Copy | None = None
     is_view: bool = False
@@ -382,10 +414,8 @@ class _Side:
         if near:
             other = self.left.named[near[0]]
             return f"{told}; near is {paths.format_path(other.key)}, which is {other.stored}"
-        # A path in the model would mean the weights that it is an average of, too.
-        heads = {other.root for other in self.far.rows if other.body is not None}
-        path = row.model_path if row.root in heads else row.path
-        cure = f"declare it in {self.far.name} too, or leave it aside: {Private(path, None)}"
+        rule = Private(self.said[row.path], None)
+        cure = f"declare it in {self.far.name} too, or leave it aside: {rule}"
         return f"{told}, and a weight is not made up: {cure}"
 
 
