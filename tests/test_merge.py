@@ -243,6 +243,24 @@ def test_a_path_for_each_part_of_orbax_and_of_hugging_face(tmp_path: Path) -> No
     same(trained["projector"], jnp.ones((4, 6)))
 
 
+def test_a_part_may_stand_below_a_key_of_its_checkpoint(tmp_path: Path) -> None:
+    """Beside what is not read; the values of it need not even be there."""
+    parts = record()
+    cs.hf.save(tmp_path / "vit", parts["vision"])
+    run = {"old": {"text": parts["text"]}, "text": {"params": {"embed": floats(5, 6)}}}
+    cs.orbax.save(tmp_path / "run", jax.tree.map(jnp.asarray, run))
+    where = {"vision": tmp_path / "vit", "text": tmp_path / "run"}
+    wanted = BOTH.get(parts)
+    target = jax.eval_shape(lambda: wanted)
+    found = cs.orbax.restore(where, target, BOTH, at={"text": "old/text"})
+    same(on_host(found), on_host(wanted))
+    as_stored = cs.derive(cs.linen.Params[TextFile], cs.linen.Params[TextFile])
+    lens = cs.merge(text=(as_stored, "text"))
+    target = jax.eval_shape(lambda: {"text": parts["text"]})
+    found = cs.orbax.restore({"text": tmp_path / "run"}, target, lens, at={"text": "old/text"})
+    same(on_host(found), {"text": parts["text"]})
+
+
 def test_what_is_wrong_with_paths_is_told_of_all(tmp_path: Path) -> None:
     cs.hf.save(tmp_path / "vit", record()["vision"])
     target = jax.eval_shape(lambda: BOTH.get(record()))
@@ -252,7 +270,11 @@ def test_what_is_wrong_with_paths_is_told_of_all(tmp_path: Path) -> None:
     refused(lambda: restore({"vision": here}, target, BOTH), "text/params/embed", "found nothing")
     refused(lambda: restore({}, target, BOTH), "a path for each part")
     both = {"vision": here, "text": here}
-    refused(lambda: restore(both, target, BOTH, at="params"), "of one path")
+    refused(lambda: restore(both, target, BOTH, item="params"), "of one path")
+    said = "a key path for some of vision, text"
+    for at in ("params", {"txt": "params"}, {"text": ""}, {"text": 3}):
+        refused(lambda at=at: restore(both, target, BOTH, at=at), said)
+    refused(lambda: restore({"text": here}, target, BOTH, at={"text": "lm"}), "text: at", "lm")
     refused(lambda: restore(both, target, BOTH), "text/params/embed")
 
 

@@ -13,9 +13,10 @@ from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._safetensors.weights import read_weights
 from ckpt_schema.orbax import _restore as orbax_restore
 from ckpt_schema.orbax._agreement import raised_by_all
-from ckpt_schema.orbax._metadata import of_weights, read_several
+from ckpt_schema.orbax._metadata import of_weights
 from ckpt_schema.orbax._missing import Missing
 from ckpt_schema.orbax._sides import Side
+from ckpt_schema.orbax._whereabouts import read_several
 
 __all__ = ["restore"]
 

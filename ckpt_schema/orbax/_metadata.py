@@ -23,7 +23,7 @@ from ckpt_schema._safetensors.shards import read_sharded
 from ckpt_schema._safetensors.weights import Weights, is_of_weights, read_weights
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.containers import Tree, without
-from ckpt_schema.errors import CheckpointMismatchError, Mismatch
+from ckpt_schema.errors import CheckpointMismatchError
 from ckpt_schema.orbax._agreement import first_line
 from ckpt_schema.orbax._array_headers import read_headers
 from ckpt_schema.orbax._contexts import alone
@@ -46,7 +46,6 @@ __all__ = [
     "planted",
     "read_arrays",
     "read_metadata",
-    "read_several",
 ]
 
 _LOGGER = logging.getLogger("ckpt_schema")
@@ -220,38 +219,6 @@ def read_metadata(
         hint = "a copy may be incomplete, or a file was changed by hand"
         raise refusal(place / (name or ""), f"{which} that its metadata does not name", hint)
     return DiskTree(place, name, treedef.unflatten(typed), meant.every - {name or ""})
-
-
-def read_several(
-    several: Mapping[str, epath.PathLike], below: object = None, *, aux: str | None = None
-) -> DiskTree:
-    """Several checkpoints as one, of Orbax or of Hugging Face: the tree of each at its name.
-
-    Args:
-        several: Their paths by name.
-        below: What is said of where in one of them a state stands, which is not known of several.
-        aux: The item of each that holds its private leaves, which are not read.
-
-    Raises:
-        CheckpointMismatchError: With all that is wrong with any of them.
-    """
-    faults: list[Mismatch] = []
-    parts: list[tuple[KeyPath, DiskTree]] = []
-    for name, path in several.items():
-        try:
-            parts.append(((name,), read_metadata(path, aux=aux)))
-        except CheckpointMismatchError as error:
-            faults += (dataclasses.replace(f, path=f"{name}: {f.path}") for f in error.mismatches)
-    told = ", ".join(f"{name}: {path}" for name, path in several.items())
-    if below:
-        hint = "merge lenses whose sources are what the checkpoints hold"
-        faults.append(Mismatch("path", "argument", "item=, at= or items= of one path", told, hint))
-    if not several:
-        hint = 'such as {"vision": path, "text": other}'
-        faults.append(Mismatch("path", "argument", "a path for each part", "none", hint))
-    if faults:
-        raise CheckpointMismatchError(f"checkpoints cannot be read: {told}", faults)
-    return dataclasses.replace(DiskTree.of_parts(parts, frozenset()), path=epath.Path(told))
 
 
 def of_weights(weights: Weights) -> DiskTree:

@@ -67,7 +67,7 @@ from ckpt_schema.orbax._targets import (
     with_values,
 )
 from ckpt_schema.orbax._versions import lens_between
-from ckpt_schema.orbax._whereabouts import meant, stand, usual, verify_standing
+from ckpt_schema.orbax._whereabouts import meant, read_several, stand, usual, verify_standing
 
 __all__ = ["Prepared", "RestoreTimes", "prepared", "restore"]
 
@@ -101,7 +101,7 @@ def restore(
     lists: Sequence[str] | None = None,
     missing: Missing | None = None,
     item: str | None = None,
-    at: str | None = None,
+    at: str | Mapping[str, str] | None = None,
     items: Mapping[str, str] | None = None,
     target_side: Side | None = None,
     disk_side: Side | None = None,
@@ -139,6 +139,7 @@ def restore(
             globs. The target is a function then; nothing is computed that is not named.
         item: Which pytree of the checkpoint, where it holds several. The one that fits is found where none is named.
         at: The key path in it where the state stands, as in ``{"model": state, "config": ...}``; what is beside it is not read.
+            Of several paths, that of each part by its name, ``{"text": "params"}``; a part that is not named is at the root.
         items: For a state that is spread over several pytrees, which one holds what is at a key:
             ``{"params": "model_params", "opt_state": "optimizer_state"}``. All other keys are those of ``item``.
         target_side: The side of the lens that the target is on, for targets that conform to both.
@@ -166,7 +167,8 @@ def restore(
     place: Any = path
     if isinstance(path, Mapping):
         with raised_by_all():
-            place, aux = metadata.read_several(path, item or at or items, aux=aux), None
+            place = read_several(path, at, item or items, aux=aux)
+        at = aux = None
     with raised_by_all():
         words = Words(rules, scan, lists)
         sides = target_side, disk_side

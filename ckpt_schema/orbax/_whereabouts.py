@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import itertools
 import logging
@@ -18,7 +19,7 @@ from ckpt_schema._trees.containers import flatten
 from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
 from ckpt_schema.orbax._folders import SeveralItemsError, pytrees_of
-from ckpt_schema.orbax._metadata import AUX, DiskTree, planted, read_metadata
+from ckpt_schema.orbax._metadata import AUX, DiskTree, planted, read_arrays, read_metadata
 from ckpt_schema.orbax._places import absolute
 from ckpt_schema.orbax._sides import Fit, locate, may_stand
 
@@ -30,6 +31,7 @@ __all__ = [
     "lower_nodes",
     "meant",
     "part_below",
+    "read_several",
     "several",
     "spread_over",
     "stand",
@@ -336,6 +338,84 @@ def spread_over(tree: Any, item: str, at: str | None, items: Mapping[str, str]) 
         raise ConformanceError("the state has no such parts", faults)
     parts = {name: rest.pop(named[key]) for key, name in items.items()}
     return {**({item: rest} if rest else {}), **parts}
+
+
+def read_several(
+    several: Mapping[str, epath.PathLike],
+    standing: str | Mapping[str, str] | None = None,
+    below: object = None,
+    *,
+    aux: str | None = None,
+) -> DiskTree:
+    """Several checkpoints as one, of Orbax or of Hugging Face: the tree of each at its name.
+
+    Args:
+        several: Their paths by name.
+        standing: The key path at which the state stands in each of those that are named.
+        below: What is said of items, which are not known of several.
+        aux: The item of each that holds its private leaves, which are not read.
+
+    Raises:
+        CheckpointMismatchError: With all that is wrong with any of them.
+        ConformanceError: What is said of key paths is not said of each by its name.
+    """
+    _verify_standing_of_each(several, standing)
+    places = standing if isinstance(standing, Mapping) else {}
+    faults: list[Mismatch] = []
+    parts: list[tuple[KeyPath, DiskTree]] = []
+    for name, path in several.items():
+        try:
+            disk = read_metadata(path, aux=aux)
+            parts.append(((name,), _part_alone(disk, places.get(name))))
+        except CheckpointMismatchError as error:
+            faults += (dataclasses.replace(f, path=f"{name}: {f.path}") for f in error.mismatches)
+    told = ", ".join(f"{name}: {path}" for name, path in several.items())
+    if below:
+        hint = "merge lenses whose sources are what the checkpoints hold"
+        faults.append(Mismatch("path", "argument", "item= or items= of one path", told, hint))
+    if not several:
+        hint = 'such as {"vision": path, "text": other}'
+        faults.append(Mismatch("path", "argument", "a path for each part", "none", hint))
+    if faults:
+        raise CheckpointMismatchError(f"checkpoints cannot be read: {told}", faults)
+    return dataclasses.replace(DiskTree.of_parts(parts, frozenset()), path=epath.Path(told))
+
+
+def _part_alone(disk: DiskTree, at: str | None) -> DiskTree:
+    """The part of a checkpoint at a key path, as one that has nothing else.
+
+    Raises:
+        CheckpointMismatchError: There is no such part.
+    """
+    if at is None:
+        return disk
+    part, keys = part_below(disk, at), keys_named(at)
+    return dataclasses.replace(
+        part, root=(), whole=None, reader=lambda order: read_arrays(disk, keys, order)
+    )
+
+
+def _verify_standing_of_each(several: Mapping[str, epath.PathLike], standing: object) -> None:
+    """Raises unless key paths are those of parts, by their names, or None.
+
+    Raises:
+        ConformanceError: With everything that is otherwise.
+    """
+    if standing is None:
+        return
+    expected = f"a key path for some of {', '.join(several)}"
+    hint = f'at={{"{next(iter(several), "text")}": "params"}}'
+    if not isinstance(standing, Mapping):
+        faults = [Mismatch("at", "argument", expected, repr(standing), hint)]
+        raise ConformanceError("wrong arguments", faults)
+    named: Mapping[Any, Any] = standing
+    faults = [
+        Mismatch("at", "argument", expected, f"{name!r}: {at!r}", hint)
+        for name, at in named.items()
+        if name not in several or not (isinstance(at, str) and at)
+    ]
+    if faults:
+        raise ConformanceError("wrong arguments", faults)
 
 
 def verify_standing(at: object, items: object) -> None:
