@@ -22,6 +22,7 @@ from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = [
     "Dtypes",
+    "glob_reaches",
     "may_be_one",
     "open_rows",
     "said_dtypes",
@@ -198,9 +199,9 @@ def _most_specific(row: Row, globs: Sequence[_Glob]) -> list[_Glob]:
     best: list[_Glob] = []
     rank = (False, -1)
     for glob in globs:
-        from_root = _means(glob.path, row.path)
-        inside = _means(glob.path, row.model_path)
-        along = bool(row.mirrors) and _means(glob.path, paths.parse_path(row.mirrors))
+        from_root = glob_reaches(glob.path, row.path)
+        inside = glob_reaches(glob.path, row.model_path)
+        along = bool(row.mirrors) and glob_reaches(glob.path, paths.parse_path(row.mirrors))
         if not (from_root or inside or along):
             continue
         # Of an optimizer's state, what names that state decides before what names the param.
@@ -213,6 +214,6 @@ def _most_specific(row: Row, globs: Sequence[_Glob]) -> list[_Glob]:
     return best
 
 
-def _means(glob: LogicalPath, path: LogicalPath) -> bool:
+def glob_reaches(glob: LogicalPath, path: LogicalPath) -> bool:
     """Whether a glob means a leaf, or a node above it."""
     return any(paths.glob_means(glob, path[:end]) for end in range(1, len(path) + 1))

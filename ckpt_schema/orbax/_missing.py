@@ -13,7 +13,8 @@ import jax
 
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts import paths
-from ckpt_schema._layouts.paths import KeyPath, LogicalPath, glob_means
+from ckpt_schema._layouts.paths import KeyPath, LogicalPath
+from ckpt_schema._layouts.precision import glob_reaches
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._messages.text import counted
@@ -35,7 +36,7 @@ class Missing:
     def means(self, row: Row) -> bool:
         """Whether a row is named: by its path in the model, or that of the param that it mirrors."""
         own = paths.path_names(row.model_path)
-        return any(glob_means(glob, own) for glob in self.where)
+        return any(glob_reaches(glob, own) for glob in self.where)
 
     def rows(self, view: Layout) -> list[Row]:
         """The rows of a layout that are named."""
@@ -46,8 +47,9 @@ def init(*where: str) -> Missing:
     """Names leaves that a restore makes by the target's own function, where the checkpoint lacks them.
 
     Args:
-        *where: Globs of paths in the model: ``"**/lora_*"``, ``"head/**"``. What an optimizer keeps
-            for these leaves is made too, by the transformation.
+        *where: Globs of paths in the model, of leaves or of nodes above them, as in a rule:
+            ``"**/lora_*"``, ``"head"``. What an optimizer keeps for these leaves is made too, by the
+            transformation.
 
     Returns:
         What `ckpt_schema.orbax.restore` takes as ``missing=``.
