@@ -66,7 +66,7 @@ class JoinedKeys:
         if end < 2:
             return draft
         key = (paths.joined_key(key[:end], self.separator), *key[end:])
-        return dataclasses.replace(draft, row=replaced(draft.row, key=key))
+        return Draft(replaced(draft.row, key=key), draft.axis, draft.collection)
 
 
 class Declared(Protocol):
@@ -104,7 +104,8 @@ class Draft:
         """The same, with the kind of a leaf that is of no model and no optimizer."""
         if self.row.body is not None or self.row.optimizer:
             return self
-        return dataclasses.replace(self, row=kinds.leaf(self.row))
+        row = kinds.leaf(self.row)
+        return self if row is self.row else Draft(row, self.axis, self.collection)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -292,7 +293,7 @@ def _state_table(schema: Declared, attribute: Attribute, others: Mapping[str, Ta
         bare = replaced(row, body=None, mirrors="")
         lifted = lift(Draft(bare, None, None), attribute, key).row
         body = None if row.body is None else 1 + row.body
-        made = dataclasses.replace(lifted, body=body, optimizer=1, mirrors=row.mirrors)
+        made = replaced(lifted, body=body, optimizer=1, mirrors=row.mirrors)
         drafts.append(Draft(made, None, None))
     return Table(
         tuple(drafts),
@@ -329,7 +330,6 @@ def read_off(table: Layout) -> Iterator[Draft]:
 def lift(draft: Draft, attribute: Attribute, key: paths.Pattern) -> Draft:
     """One draft seen from the schema above: its path, key, repeats, dims and inherited declarations."""
     spec, row = attribute.field, draft.row
-    name = "/".join((attribute.name, *row.path))
     repeats = _renamed(row.repeats, spec.dims)
     repeated = attribute.many or spec.scan is not None
     axis = draft.axis
@@ -351,7 +351,9 @@ def lift(draft: Draft, attribute: Attribute, key: paths.Pattern) -> Draft:
         kind=row.kind if row.kind is not None else spec.type,
         metadata=row.metadata
         or ((("tag", spec.tag),) if row.kind in ("RngKey", "RngCount") else ()),
-        default=row.default if row.default is not None else _default(name, spec.default, row),
+        default=row.default
+        if row.default is not None
+        else _default(attribute.name, spec.default, row),
         optional=row.optional or spec.optional or spec.ephemeral,
         ephemeral=row.ephemeral or spec.ephemeral,
         held=row.held if spec.value is None else ((len(row.key), spec.value), *row.held),
@@ -379,7 +381,7 @@ def _default(name: str, value: Any, row: Row) -> Default | None:
         return None
     if isinstance(value, SameAs):
         return value.below(row.path)
-    leaf = row.leaf
+    leaf, name = row.leaf, "/".join((name, *row.path))
     default = value if isinstance(value, Made) else Fill(value)
     if leaf.is_key and not isinstance(default, (FreshKey, ConstantKey)):
         raise declaration(
@@ -422,8 +424,10 @@ def verify_fallbacks(name: str, rows: Sequence[Row]) -> None:
 
 
 def _verify_axis(row: Row) -> None:
+    if not row.repeats:
+        return
     rank = len(row.leaf.dims) + sum(r.axis is not None for r in row.repeats[1:])
-    first = row.repeats[0].axis if row.repeats else None
+    first = row.repeats[0].axis
     if first is not None and not -rank - 1 <= first <= rank:
         raise declaration(
             "/".join(row.path),

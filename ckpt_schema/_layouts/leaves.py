@@ -105,7 +105,7 @@ class Leaf:
 
     def renamed(self, renames: Mapping[str, str | int]) -> Leaf:
         """The leaf with names in its dims replaced; its axes are called what they were."""
-        if not renames.keys() & dims_.dim_names(self.dims):
+        if not renames or not renames.keys() & dims_.dim_names(self.dims):
             return self
         axes = [
             dims_.renamed_axis(dim, own, renames)

@@ -33,6 +33,7 @@ from ckpt_schema._layouts.drafts import (
     written_nodes,
 )
 from ckpt_schema._layouts.fields import Field, StateField, declaration, is_dim, verify_field
+from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.precision import Dtypes, typed
@@ -294,33 +295,24 @@ def _series(cls: type[Schema]) -> Iterator[Series]:
     Raises:
         SchemaError: With every member that is no repeated node of the class.
     """
-    known = {row.path[:end] for row, _ in body_rows(cls) for end in range(1, len(row.path) + 1)}
-    nodes = (
-        ", ".join(sorted("/".join(path) for path in known if path[-1].endswith("[]")))
-        or "there is none"
-    )
-    faults: list[Mismatch] = []
+    rows = body_rows(cls)
     declared: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         declared |= vars(base)
-    for name, value in declared.items():
-        if isinstance(value, Series):
-            for path in value.members:
-                if path not in known:
-                    where, hint = (
-                        f"{cls.__name__}.{name}",
-                        "declare it before, by scan= or as a list[...]",
-                    )
-                    faults.append(
-                        Mismatch(
-                            where,
-                            "rule",
-                            f"a repeated node of the class ({nodes})",
-                            "/".join(path),
-                            hint,
-                        )
-                    )
-            yield Series(value.path or (f"{name}[]",), value.members)
+    series = {name: value for name, value in declared.items() if isinstance(value, Series)}
+    if not series:
+        return
+    known = {row.path[:end] for row, _ in rows for end in range(1, len(row.path) + 1)}
+    nodes = ", ".join(sorted("/".join(path) for path in known if path[-1].endswith("[]")))
+    faults: list[Mismatch] = []
+    hint = "declare it before, by scan= or as a list[...]"
+    expected = f"a repeated node of the class ({nodes or 'there is none'})"
+    for name, value in series.items():
+        for path in value.members:
+            if path not in known:
+                where = f"{cls.__name__}.{name}"
+                faults.append(Mismatch(where, "rule", expected, "/".join(path), hint))
+        yield Series(value.path or (f"{name}[]",), value.members)
     if faults:
         raise SchemaError(f"schema {cls.__qualname__} is not well formed", faults)
 
@@ -538,7 +530,7 @@ def _layout(source: Any) -> Layout:
     found = [row for row, _ in body_rows(source)]
     table, kinds, models = table_of(source), source.__kinds__, models_of(source)
     if not models and not table.states:
-        found = [dataclasses.replace(row, body=0) for row in found]
+        found = [replaced(row, body=0) for row in found]
     rows = tuple(found)
     verify_fallbacks(source.__qualname__, rows)
     nodes = sorted((*holders(rows), *table.nodes), key=lambda node: len(node.key))

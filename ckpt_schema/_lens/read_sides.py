@@ -14,16 +14,20 @@ from ckpt_schema._layouts.dims import Dims
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.rules import Replicated
 from ckpt_schema._trees.inference import infer_tree
+from ckpt_schema.errors import SchemaError
 
 __all__ = [
     "Axes",
     "ReadSide",
     "ReadSides",
+    "have_in_common",
     "is_path",
     "made_abstract",
     "name_of",
     "plain",
+    "read_once",
     "told_shape",
 ]
 
@@ -83,7 +87,9 @@ class ReadSide:
 
     @classmethod
     def of(cls, given: Any, name: str, joined: str | None = None) -> ReadSide:
-        """A side as it is without a word."""
+        """A side as it is without a word; one that was read already, as it was."""
+        if isinstance(given, ReadSide):
+            return given
         if isinstance(given, Layout) or (isinstance(given, type) and issubclass(given, Schema)):
             return cls(None, name, layout(given))
         tree = made_abstract(given)
@@ -134,3 +140,36 @@ def _told(dims: Dims) -> tuple[int, ...] | None:
     """The sizes of axes, where they are told in numbers; most leaves have those of another one."""
     sizes = [dim[0] for dim in dims if len(dim) == 1 and isinstance(dim[0], int)]
     return tuple(sizes) if len(sizes) == len(dims) else None
+
+
+def read_once(
+    sides: tuple[Any, Any], names: tuple[str, str], rules: Sequence[Any]
+) -> ReadSides | None:
+    """Both sides as they are read, for more than one question; None where they are to be read again.
+
+    Args:
+        sides: A tree in memory, and what it is held against.
+        names: What messages call them.
+        rules: What is said of them.
+    """
+    left, right = sides
+    if not isinstance(left, dict) or isinstance(right, (type, Layout)) or is_path(right):
+        return None
+    if not isinstance(rules, (list, tuple)) or any(isinstance(r, Replicated) for r in rules):
+        return None  # wrong ones are told first; copies are of trees
+    try:
+        return ReadSide.of(left, names[0]), ReadSide.of(right, names[1])
+    except SchemaError:  # whoever reads them again says it
+        return None
+
+
+def have_in_common(*sides: Any) -> bool:
+    """Whether any weight of two trees, or of two sides that were read, has one path in both."""
+    paths: list[set[LogicalPath]] = []
+    for each in sides:
+        try:
+            rows = each.layout.rows if isinstance(each, ReadSide) else infer_tree(each).rows
+        except SchemaError:  # what holds a state below a key is none itself
+            return False
+        paths.append({row.path for row in rows if row.body is not None and not row.mirrors})
+    return not paths[0].isdisjoint(paths[1])

@@ -163,6 +163,8 @@ def _siblings(
     for path, row in side.weights.items():
         heads = _heads(row)
         for at, segment in enumerate(path):
+            if not segment[-1:].isdecimal():  # most, which no pattern has to be asked for
+                continue
             match = NUMBERED.fullmatch(segment) or (_NUMBER.fullmatch(segment) if at else None)
             if match and not row.path[(row.body or 0) + at].endswith("[]"):
                 members = groups.setdefault((path[:at], heads[at], match["stem"]), {})

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ckpt_schema._layouts.immutable import immutable, replaced
 from ckpt_schema._layouts.paths import LogicalPath, glob_means, parse_path
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.read_sides import Axes, ReadSide, ReadSides, told_shape
@@ -22,7 +23,7 @@ Scan = Mapping[str, Axes | tuple[Axes, Axes]]
 """The axis for each stacked node; two where both sides are stacked, the source's first."""
 
 
-@dataclasses.dataclass(frozen=True)
+@immutable
 class _Leaf:
     """A leaf that is stacked on one side or both, as both sides have it."""
 
@@ -46,14 +47,15 @@ def with_stacks(sides: ReadSides, given: Scan) -> ReadSides:
         scan.update(dict.fromkeys(_unstacked_in(scan, lone)))
     faults: list[Mismatch] = []
     moved: list[LogicalPath] = []
-    for node, members in _stacked_nodes(sides, spoken):
+    shared = [*_shared_leaves(sides)]
+    for node, members in _stacked_nodes(shared, spoken):
         text = "/".join(node)
         moved.append(node)
         for at, found in enumerate(_settled(node, members, faults)):
             scans[at].update(found)
             scans[at].update(dict.fromkeys(_unstacked(alone[at].get(node, ()), found.get(text))))
-    faults += _doubtful(sides, moved, spoken)
-    faults += _crossed(sides, spoken)
+    faults += _doubtful(shared, moved, spoken)
+    faults += _crossed(shared, spoken)
     if faults:
         here, there = (side.name for side in sides)
         unique = {fault.path: fault for fault in faults}
@@ -157,18 +159,18 @@ def _is_list(side: ReadSide, node: LogicalPath) -> bool:
 
 
 def _stacked_nodes(
-    sides: ReadSides, given: Sequence[LogicalPath]
+    shared: Sequence[_Shared], given: Sequence[LogicalPath]
 ) -> Iterator[tuple[LogicalPath, list[_Leaf]]]:
     """The nodes that both sides have and one side stacks, or both, each with the leaves below it, but those that are given."""
     listed: dict[LogicalPath, list[_Leaf]] = collections.defaultdict(list)
     spoken = _Nodes(given)
-    for path, leaf, levels in _shared_leaves(sides):
+    for path, leaf, levels in shared:
         alone = {*levels[0]} ^ {*levels[1]}  # what is a list on both sides is one layer here
         if len(alone) == 1 and path not in spoken:
             [(at, count)] = alone
-            listed[path[: at + 1]].append(dataclasses.replace(leaf, count=count))
+            listed[path[: at + 1]].append(replaced(leaf, count=count))
     yield from listed.items()
-    plain = {path: leaf for path, leaf in _plain_leaves(sides) if path not in spoken}
+    plain = {path: leaf for path, leaf in _plain_leaves(shared) if path not in spoken}
     yield from _moved((), plain)
 
 
@@ -191,9 +193,11 @@ class _Nodes:
 _Levels = Sequence[tuple[int, int]]
 
 
-def _shared_leaves(
-    sides: ReadSides,
-) -> Iterator[tuple[LogicalPath, _Leaf, tuple[_Levels, _Levels]]]:
+_Shared = tuple[LogicalPath, _Leaf, tuple[_Levels, _Levels]]
+"""A leaf that both sides have, with its levels in lists on both."""
+
+
+def _shared_leaves(sides: ReadSides) -> Iterator[_Shared]:
     """The leaves that both sides have, each with its levels in lists on both."""
     left, right = (side.weights for side in sides)
     for path, row in left.items():
@@ -207,11 +211,12 @@ def _shared_leaves(
         yield path, leaf, (_levels(rows[0]), _levels(rows[1]))
 
 
-def _plain_leaves(sides: ReadSides) -> Iterator[tuple[LogicalPath, _Leaf]]:
+def _plain_leaves(shared: Sequence[_Shared]) -> Iterator[tuple[LogicalPath, _Leaf]]:
     """Those that both sides have in the same lists, or in none."""
-    for path, leaf, levels in _shared_leaves(sides):
+    for path, leaf, levels in shared:
         if levels[0] == levels[1]:
-            yield path, dataclasses.replace(leaf, lists=tuple(at for at, _ in levels[0]))
+            lists = tuple([at for at, _ in levels[0]])
+            yield path, replaced(leaf, lists=lists) if lists else leaf
 
 
 def _levels(row: Row) -> list[tuple[int, int]]:
@@ -249,10 +254,12 @@ def _moved(
             yield from _moved((*node, name), inner)
 
 
-def _crossed(sides: ReadSides, given: Sequence[LogicalPath]) -> Iterator[Mismatch]:
+def _crossed(shared: Sequence[_Shared], given: Sequence[LogicalPath]) -> Iterator[Mismatch]:
     """Faults for a list in a stack, where the other side has a stack in a list: two axes are to be said at once."""
     pairs: dict[tuple[tuple[LogicalPath, int], ...], list[_Leaf]] = collections.defaultdict(list)
-    for path, leaf, (left, right) in _shared_leaves(sides):
+    for path, leaf, (left, right) in shared:
+        if not left and not right:
+            continue
         lists = {*left} - {*right}, {*right} - {*left}
         if [len(own) for own in lists] == [1, 1]:
             # Each side stacks what the other has as a list.
@@ -461,14 +468,14 @@ def _ambiguous(node: LogicalPath, count: int, readings: Iterable[ScanLine]) -> M
 
 
 def _doubtful(
-    sides: ReadSides, moved: Iterable[LogicalPath], given: Iterable[LogicalPath]
+    shared: Sequence[_Shared], moved: Iterable[LogicalPath], given: Iterable[LogicalPath]
 ) -> Iterator[Mismatch]:
     """Leaves of equal shapes on both sides, which the move of an axis that others show would not change.
 
     They are doubtful where they have as many layers as those that move, or stand below a node of the same name.
     """
     stacks, told = _Nodes(moved), _Nodes(given)
-    leaves = dict(_plain_leaves(sides))
+    leaves = dict(_plain_leaves(shared))
     shown = {path: leaf for path, leaf in leaves.items() if leaf.shapes[0] != leaf.shapes[1]}
     signs: set[tuple[str, _Reading]] = set()
     counts: set[tuple[int | None, _Reading]] = set()

@@ -11,6 +11,7 @@ from typing import Any
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.dims import Dim, Dims
 from ckpt_schema._layouts.fallbacks import SameAs
+from ckpt_schema._layouts.immutable import immutable, replaced
 from ckpt_schema._layouts.leaves import ConstantKey, Fill, FreshKey, Leaf
 from ckpt_schema._layouts.paths import Index
 from ckpt_schema._layouts.table import Row
@@ -20,7 +21,7 @@ from ckpt_schema._source.importing import Imports, quoted
 __all__ = ["Branch", "Grower"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@immutable
 class Branch:
     """An attribute of a class, and what is below it.
 
@@ -59,9 +60,9 @@ class Branch:
         leaf = self.leaf
         if leaf is not None:
             new: Dims = tuple(itertools.islice(dims, len(leaf.dims)))
-            leaf = dataclasses.replace(leaf, dims=new, names=leaf.names if new == leaf.dims else ())
+            leaf = Leaf(new, leaf.dtype, leaf.names if new == leaf.dims else (), leaf.any_float)
         children = tuple(child.with_dims(dims) for child in self.children)
-        return dataclasses.replace(self, count=count, leaf=leaf, children=children)
+        return replaced(self, count=count, leaf=leaf, children=children)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

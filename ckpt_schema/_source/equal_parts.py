@@ -54,6 +54,9 @@ class SharedClass:
         return {str(own[0]) for own, given in several if len(set(given)) > 1}
 
     def _named(self) -> Iterator[Dim]:
+        if len(self.uses) == 1:  # a class that stands once calls its dims as its place does
+            yield from next(iter(self.uses))
+            return
         given = [*zip(*self.uses, strict=True)]
         taken = dims_.dim_names(several[0] for several in given if len(set(several)) == 1)
         names: dict[tuple[Dim, ...], str] = {}

@@ -13,7 +13,7 @@ from etils import epath
 
 from ckpt_schema._frameworks.state_names import OPTIMIZER_STATE, WEIGHTS
 from ckpt_schema._frameworks.variables import state_of
-from ckpt_schema._layouts.paths import KeyPath, LogicalPath, format_path
+from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.adaptation import adapt_trees
@@ -21,7 +21,14 @@ from ckpt_schema._lens.derived_lens import derive
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.one_sided import Keeps
 from ckpt_schema._lens.plan.tasks import only_moves
-from ckpt_schema._lens.read_sides import is_path, made_abstract, name_of
+from ckpt_schema._lens.read_sides import (
+    ReadSides,
+    have_in_common,
+    is_path,
+    made_abstract,
+    name_of,
+    read_once,
+)
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.siblings import names_in
 from ckpt_schema._lens.stacks import Scan
@@ -138,10 +145,13 @@ def adapt(
     how: dict[str, Any] = {"names": names, "own": _kept_by(None, beside), "joined": (here, there)}
     words: dict[str, Any] = {"rules": rules, "scan": scan, "lists": lists}
     if run is None:
+        is_whole = disk is None and at is None
+        read = read_once((left, right), names, rules) if is_whole else None
         try:
-            return adapt_trees(left, right, **words, **how)
+            return adapt_trees(*(read or (left, right)), **words, **how)
         except (DerivationError, SchemaError) as error:
-            below = None if at is not None else _below_root(source, disk, view, Words(**words))
+            told = Words(**words)
+            below = None if at is not None else _below_root(source, disk, view, told, read)
             raise below or error from None
     _verify_runs(run)
     # Running models takes modules that nothing else does.
@@ -362,10 +372,10 @@ _TRIED = 8
 
 
 def _elsewhere(
-    disk: DiskTree, target: Any, name: str, words: Words
+    disk: DiskTree, target: Any, name: str, words: Words, read: ReadSides | None = None
 ) -> CheckpointMismatchError | None:
     """The error of a state that stands below a key of what was read, and not at its root; None where it does not."""
-    if disk.joined or _have_in_common(disk.tree, target):
+    if disk.joined or have_in_common(*(read or (disk.tree, target))):
         return None
     faults: list[Mismatch] = []
     found: list[KeyPath] = []
@@ -384,18 +394,6 @@ def _elsewhere(
         faults.append(Mismatch("at", "checkpoint", expected, f"one at {where}", hint))
     header = f"{disk.where} has no such state where it is read"
     return CheckpointMismatchError(header, faults) if faults else None
-
-
-def _have_in_common(tree: Any, target: Any) -> bool:
-    """Whether any weight of two trees has one path in both."""
-    paths: list[set[LogicalPath]] = []
-    for each in (tree, target):
-        try:
-            rows = infer_tree(each).rows
-        except SchemaError:  # what holds a state below a key is none itself
-            return False
-        paths.append({row.path for row in rows if _is_weight(row)})
-    return not paths[0].isdisjoint(paths[1])
 
 
 def _kept_by(own: Keeps | None, beside: PrivateLeaves | None) -> Keeps | None:
@@ -497,7 +495,7 @@ def _tree_below(tree: Any, *, item: object, at: str | None, items: object) -> An
 
 
 def _below_root(
-    source: Any, disk: DiskTree | None, view: Any, words: Words
+    source: Any, disk: DiskTree | None, view: Any, words: Words, read: ReadSides | None
 ) -> CheckpointMismatchError | None:
     """The error of a source that has the view's state below a key, and not at its root; None where it has not."""
     if isinstance(view, (type, Layout)) or is_path(view):
@@ -507,7 +505,7 @@ def _below_root(
         disk = DiskTree(epath.Path(name), None, source)
     if disk is None:
         return None
-    return _elsewhere(disk.without(AUX), made_abstract(view), name_of(view, "view"), words)
+    return _elsewhere(disk.without(AUX), made_abstract(view), name_of(view, "view"), words, read)
 
 
 def _weights_alone(tree: Any, target: Any, rules: Sequence[Rule]) -> set[Any] | None:
