@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -79,9 +80,31 @@ def test_a_narrower_float_refuses_what_it_does_not_have() -> None:
         said = text_of(lambda given=given: lens.get(given), cs.ConformanceError)
         assert "q  expected values that bfloat16 has" in said
         assert "at [1 2], which comes back as 1.0" in said
-        assert 'cast(..., rounding="nearest")' in said
+        assert "add cs.cast('q', rounding='nearest') to the rules" in said
     traced = text_of(lambda: jax.jit(lens.get)(jax.tree.map(jnp.asarray, state)))
     assert "is checked by value: translate outside of jit" in traced
+
+
+def test_the_line_that_rounds_is_in_the_words_of_the_view_both_ways() -> None:
+    """A stack against layers, under another name: the line pasted, the refused values go through."""
+    layers = {f"layers_{n}": {"kernel": np.full((2, 3), 1.001, "float32")} for n in range(2)}
+    stack = {"blocks": {"kernel": np.ones((2, 2, 3), "bfloat16")}}
+    rules = [cs.rename("layers[]", "blocks[]")]
+    for turned in (False, True):
+        sides = [{"params": layers}, {"params": stack}]
+        if turned:
+            sides, rules = sides[::-1], [cs.rename("blocks[]", "layers[]")]
+        words: Any = {"scan": {"blocks": 0}, "lists": ["layers_{i}"]}
+        lens = cs.adapt(*sides, rules=rules, **words)
+        said = text_of(
+            lambda lens=lens, turned=turned: (lens.put if turned else lens.get)({"params": layers}),
+            cs.ConformanceError,
+        )
+        [line] = re.findall(r"add (cs\.cast\(.*\)) to the rules", said)
+        assert line == f"cs.cast('{'layers' if turned else 'blocks'}[]/kernel', rounding='nearest')"
+        lens = cs.adapt(*sides, rules=[*rules, eval(line, {"cs": cs})], **words)
+        made = (lens.put if turned else lens.get)({"params": layers})
+        assert (made["params"]["blocks"]["kernel"] == 1).all()
 
 
 def test_a_rule_lets_floats_be_rounded() -> None:

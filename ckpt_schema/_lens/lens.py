@@ -144,7 +144,10 @@ class Lens(Pictured):
 
     @functools.cached_property
     def _backward(self) -> Translator:
-        return Translator(self._turned, self.dims, lambda view, source: ~self._closed(source, view))
+        def closed(view: Any, source: Any) -> Lens:
+            return ~self._closed(source, view)
+
+        return Translator(self._turned, self.dims, closed, is_put=True)
 
     def get(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 
 from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._lens.arrays import conversions, execution
 from ckpt_schema._lens.arrays.blocks import Block, Check, Copy, Kind, Step, Task, all_of
 from ckpt_schema._lens.arrays.comparison import difference, stray
@@ -19,7 +20,7 @@ from ckpt_schema._lens.codecs import Codec, Exact, Rounded
 from ckpt_schema._trees import placement
 from ckpt_schema.errors import ConformanceError, Mismatch
 
-__all__ = ["LeafTask", "deleted", "narrowed", "verify"]
+__all__ = ["LeafTask", "RulePaths", "deleted", "narrowed", "verify"]
 
 _ABORTING = frozenset({"int2", "uint2"})
 """XLA's CPU backend ends the process, or writes where it must not, where it cuts or joins arrays of
@@ -27,6 +28,23 @@ these, and where it edits one that is on several devices."""
 
 
 _Task = TypeVar("_Task")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RulePaths:
+    """What rules call the leaves of a task.
+
+    Attributes:
+        paths: For each input, or for each result.
+        of_inputs: For which of the two. A cast is said of the view, whichever way a lens goes.
+    """
+
+    paths: tuple[LogicalPath, ...]
+    of_inputs: bool
+
+    def of(self, copy: Copy) -> str:
+        """That of one side of a copy."""
+        return "/".join(self.paths[copy.source if self.of_inputs else copy.result])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,12 +56,14 @@ class LeafTask(Generic[_Task]):
         values: The inputs.
         likes: What the results stand for.
         paths: The key paths of the inputs.
+        said: What rules call the leaves, where that is known.
     """
 
     task: _Task
     values: Sequence[Any]
     likes: Sequence[Any]
     paths: Sequence[str]
+    said: RulePaths | None = None
 
 
 def verify(given: Sequence[LeafTask[Task]]) -> None:
@@ -282,7 +302,8 @@ def _changed(given: LeafTask[Task], copy: Copy, *, is_part: bool) -> Iterator[Mi
     if is_part:
         block = dataclasses.replace(copy.block, codec=())
         near = _read(near, block, given.task, copy.source, copy.turns)
-    lost = conversions.lost(near, codec)
+    said = None if given.said is None else given.said.of(copy)
+    lost = conversions.lost(near, codec, said)
     if lost is not None:
         yield Mismatch(path, kind, wanted, *lost)
 

@@ -232,7 +232,7 @@ def _kept(word: Word) -> str:
     return f"values of {word.view} ({info.min} to {info.max})"
 
 
-def lost(value: Any, codec: Codec) -> tuple[str, str] | None:
+def lost(value: Any, codec: Codec, said: str | None = None) -> tuple[str, str] | None:
     """What a concrete array has that a codec does not keep, and what to do about it; None where it keeps all.
 
     Of exact words, that is what does not come back by the inverse. The others may round, but lose a
@@ -244,7 +244,7 @@ def lost(value: Any, codec: Codec) -> tuple[str, str] | None:
         '257.0 (0x43808000) at [1], which comes back as 256.0 (0x43800000)'
     """
     for number, word in enumerate(codec):
-        found = _lost(value, word)
+        found = _lost(value, word, said)
         if found is not None:
             return found
         if number + 1 < len(codec):
@@ -252,7 +252,7 @@ def lost(value: Any, codec: Codec) -> tuple[str, str] | None:
     return None
 
 
-def _lost(value: Any, word: Word) -> tuple[str, str] | None:
+def _lost(value: Any, word: Word, said: str | None) -> tuple[str, str] | None:
     if isinstance(word, Exact) and not is_checked((word,)):
         return None
     if jnp.issubdtype(value.dtype, jnp.integer):
@@ -262,12 +262,13 @@ def _lost(value: Any, word: Word) -> tuple[str, str] | None:
     if differs is None:
         return None
     what = f"{differs[1]} at [{differs[0]}], which comes back as {differs[2]}"
-    return what, _cure(word)
+    return what, _cure(word, said)
 
 
-def _cure(word: Word) -> str:
+def _cure(word: Word, said: str | None) -> str:
     if isinstance(word, Exact) and not word.exponent:
-        return f'{word.view} does not have it: say cast(..., rounding="nearest"), or declare a wider dtype'
+        rule = f"cs.cast({'...' if said is None else repr(said)}, rounding='nearest')"
+        return f"{word.view} does not have it: add {rule} to the rules, or declare a wider dtype"
     if isinstance(word, Rounded):
         return f"{word.view} has nothing near it: declare a wider dtype"
     if isinstance(word, Plus):

@@ -271,7 +271,7 @@ def verify_tasks(given: Sequence[LeafTask[AnyTask]]) -> None:
     for each in given:
         task = each.task
         if isinstance(task, Task):
-            plain.append(LeafTask(task, each.values, each.likes, each.paths))
+            plain.append(LeafTask(task, each.values, each.likes, each.paths, each.said))
         else:
             faults += _faults(task, each)
     try:

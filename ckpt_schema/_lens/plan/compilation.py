@@ -17,7 +17,7 @@ from ckpt_schema._layouts.leaves import Init, Leaf, Made
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Layout, Row, Slot, called, slots_of
 from ckpt_schema._lens.arrays.blocks import Task
-from ckpt_schema._lens.arrays.checks import narrowed
+from ckpt_schema._lens.arrays.checks import RulePaths, narrowed
 from ckpt_schema._lens.arrays.own_bits import Echo
 from ckpt_schema._lens.codecs import is_undone
 from ckpt_schema._lens.derive.joins import Join
@@ -85,6 +85,7 @@ def compile_plan(
     sizes: Mapping[str, int],
     *,
     abstract: bool,
+    is_put: bool,
 ) -> Plan:
     """The plan that takes trees like ``tree`` from the left layout to the right one.
 
@@ -94,6 +95,7 @@ def compile_plan(
         onto: The tree whose container and private leaves the result takes, matched; or None.
         sizes: The dims as both trees bind them.
         abstract: Whether abstract leaves will do for the result.
+        is_put: Whether rules speak of what is on the left.
 
     Raises:
         ConformanceError: A leaf of the result has no source and no default, or a dim that is needed is unbound.
@@ -103,7 +105,7 @@ def compile_plan(
     wanted = _wanted(view, joins, tree, onto, sizes)
     base = len(tree.flat.leaves) + (len(onto.flat.leaves) if onto else 0)
     whole = with_fallbacks(tree, source, view, joins, onto)
-    sources = _sources(sides, whole, onto, sizes, base)
+    sources = _sources(sides, whole, onto, sizes, base, is_put=is_put)
     edited = base + sum(len(job.likes) for job in sources.jobs)
     makes: list[Make] = []
     places: dict[Slot, int] = {}
@@ -315,10 +317,12 @@ def _sources(
     onto: Match | None,
     sizes: Mapping[str, int],
     base: int,
+    *,
+    is_put: bool,
 ) -> _Sources:
     """Where each slot of the result comes from, as far as joins tell."""
     source, view, joins = sides.source, sides.view, sides.joins
-    work = _Work(sides, tree, onto, sizes, base)
+    work = _Work(sides, tree, onto, sizes, base, is_put=is_put)
     present = {number for number, _ in tree.slots}
     for join in joins:
         if not present.isdisjoint(join.sources):  # or else an optional leaf that this tree lacks
@@ -347,7 +351,10 @@ class _Work:
         onto: Match | None,
         sizes: Mapping[str, int],
         base: int,
+        *,
+        is_put: bool,
     ) -> None:
+        self._is_put = is_put
         self.rows = sides.source.rows, sides.view.rows
         self._wholes = sides.wholes[0].rows, sides.wholes[1].rows
         self.folds = FoldedLeaves(self.rows, sides.folds, sizes)
@@ -446,7 +453,11 @@ class _Work:
         likes = likes or [None] * len(unfolded.results)
         self.found.untold += refusals.all_untold(unfolded.untold)
         echoes = tuple(self._echoes(join, made, unfolded))
-        return Job(unfolded.task, tuple(places), spelled, tuple(likes), echoes, len(positions))
+        slots = unfolded.inputs if self._is_put else unfolded.results
+        rows = self.rows[0 if self._is_put else 1]
+        said = RulePaths(tuple(rows[slot[0]].model_path for slot in slots), of_inputs=self._is_put)
+        count = len(positions)
+        return Job(unfolded.task, tuple(places), spelled, tuple(likes), echoes, count, said)
 
     def _echoes(self, join: Join, made: Application, unfolded: Unfolded) -> Iterator[Echo]:
         """What the other direction makes of the leaves that results stand for, where that is not undone."""

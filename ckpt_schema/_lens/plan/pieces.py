@@ -163,7 +163,8 @@ def _make(job: Job, values: Sequence[Any]) -> list[Any]:
 def _verify(job: Job, values: Sequence[Any]) -> None:
     kinds = zip(values, job.task.inputs, strict=True)
     arrays = [leaves.materialized(value, kind.dtype) for value, kind in kinds]
-    verify_tasks([checks.LeafTask(job.task, arrays, [None] * len(job.likes), job.paths)])
+    likes = [None] * len(job.likes)
+    verify_tasks([checks.LeafTask(job.task, arrays, likes, job.paths, job.said)])
 
 
 def _default(make: Make, values: Sequence[Any]) -> list[Any]:

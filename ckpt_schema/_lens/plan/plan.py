@@ -150,6 +150,7 @@ class Job:
         likes: For each result, the position in ``onto`` of the leaf it stands for, or None.
         echoes: What the other direction makes of these, where something is lost on the way.
         count: How many inputs are the tree's; the others are onto's.
+        said: What rules call the leaves.
     """
 
     task: AnyTask
@@ -158,6 +159,7 @@ class Job:
     likes: tuple[int | None, ...]
     echoes: tuple[Echo, ...] = ()
     count: int = 0
+    said: checks.RulePaths | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -348,7 +350,7 @@ class Plan:
                 leaves.materialized(pool[i], kind.dtype)
                 for i, kind in zip(job.inputs, job.task.inputs, strict=True)
             ]
-            given.append(checks.LeafTask(job.task, inputs, likes, job.paths))
+            given.append(checks.LeafTask(job.task, inputs, likes, job.paths, job.said))
         return given
 
     def _make(self, pool: list[Any], kept: Sequence[Any]) -> None:

@@ -34,6 +34,8 @@ class Translator:
         sides: Joined,
         dims: Mapping[str, int],
         closed: Callable[[_Rows, _Rows], Joined],
+        *,
+        is_put: bool = False,
     ) -> None:
         """Starts without a plan.
 
@@ -41,9 +43,11 @@ class Translator:
             sides: The layouts of this direction, and what joins them.
             dims: The sizes that are bound.
             closed: What joins them once it is known which floats their leaves of any float are.
+            is_put: Whether it is the way back. Rules speak of what is on the left then.
         """
         self._sides, self.dims, self._closed = sides, dims, closed
         self.source, self.view = sides.source, sides.view
+        self._is_put = is_put
         self._is_open = bool(open_rows(self.source) or open_rows(self.view))
         self._matchers: tuple[Matcher, Matcher] | None = None
         self._plans: dict[str | None, list[Plan]] = {}
@@ -106,7 +110,8 @@ class Translator:
         sides = self._sides
         if self._is_open or dtype is not None:
             sides = self._closed(match.dtypes, self._dtypes(kept, dtype))
-        plan = compile_plan(sides, match, kept, binder.sizes, abstract=abstract)
+        said = self._is_put
+        plan = compile_plan(sides, match, kept, binder.sizes, abstract=abstract, is_put=said)
         return plan, match.flat.leaves, [] if kept is None else kept.flat.leaves
 
     def _dtypes(self, kept: Match | None, dtype: Dtypes | None) -> _Rows:
