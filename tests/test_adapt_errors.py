@@ -14,6 +14,8 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import ckpt_schema as cs
+from ckpt_schema._lens import read_sides
+from ckpt_schema.orbax import _adapt as adapting
 
 
 class One(nnx.Module):
@@ -162,3 +164,20 @@ def test_what_is_open_is_said_as_rules_call_it() -> None:
     assert "/value" not in str(found)
     lens = found.lens(rules=[cs.rename(*str(entry).partition(":")[0].split(" <-> "))])
     assert len(lens.joins) == 4
+
+
+def test_a_refused_adaptation_reads_each_tree_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    for module in (read_sides, adapting):
+        before = module.infer_tree
+
+        def counted(tree: object, _before: Any = before, **how: Any) -> Any:
+            read.append(tree)
+            return _before(tree, **how)
+
+        monkeypatch.setattr(module, "infer_tree", counted)
+    leaf, wide = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((2, 3), (5, 7)))
+    old, new = ({"params": {"a": leaf, "b": each}} for each in (leaf, wide))
+    with pytest.raises(cs.DerivationError):
+        cs.adapt(old, new)
+    assert [tree is old for tree in read] == [True, False]
