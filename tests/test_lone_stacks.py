@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
@@ -55,6 +56,47 @@ def test_a_stack_that_is_called_otherwise_is_told_with_its_axis(axis: int, turne
     assert "private(" not in text and "not made up" not in text
     lens = cs.adapt(*trees, scan=scan, rules=[cs.rename(*names)])
     cs.assert_trees_identical(lens.get(trees[0], onto=trees[1]), trees[1])
+
+
+class Inner(cs.Schema):
+    w: Float32[Array, "inputs outputs"]
+
+
+class ListOfInner(cs.Schema):
+    heads: list[Inner] = cs.field(length="inner")
+
+
+class StackOfInner(cs.Schema):
+    heads: Inner = cs.field(scan="inner", axis=1)
+
+
+class ListInList(cs.Schema):
+    layers: list[ListOfInner] = cs.field(length="outer")
+
+
+class StackInStack(cs.Schema):
+    layers: StackOfInner = cs.field(scan="outer", axis=1)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_leaf_that_is_stacked_twice_is_told_and_may_be_declared(turned: bool) -> None:
+    whole = np.arange(5 * 2 * 3 * 7, dtype=np.float32).reshape(5, 2, 3, 7)
+    apart = {"layers": [{"heads": [{"w": whole[:, at, of]} for of in range(3)]} for at in range(2)]}
+    trees: list[Any] = [apart, {"layers": {"heads": {"w": whole}}}]
+    layouts: list[type[cs.Schema]] = [ListInList, StackInStack]
+    if turned:
+        trees, layouts = trees[::-1], layouts[::-1]
+    text = refused(*trees)
+    told = "layers/heads/w is stacked twice, by 2 and by 3, which scan= does not say"
+    assert text.count(f"{told}: declare both layouts, with scan= in scan=, and derive") == 2
+    lens = cs.derive(*layouts)
+    cs.assert_trees_identical(lens.get(trees[0], onto=trees[1]), trees[1])
+
+
+def test_a_leaf_of_other_sizes_is_not_said_to_be_stacked_twice() -> None:
+    apart = {"layers": [{"heads": [{"w": numbers(5, 7)} for _ in range(3)]} for _ in range(2)]}
+    text = refused(apart, {"layers": {"heads": {"w": numbers(5, 2, 4, 7)}}})
+    assert "stacked twice" not in text
 
 
 def test_a_stack_that_was_renamed_to_a_list_is_told_with_its_axis() -> None:

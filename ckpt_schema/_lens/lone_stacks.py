@@ -10,6 +10,7 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
+from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.read_sides import told_shape
@@ -38,6 +39,7 @@ def with_lone_stacks(
     nodes = [_nodes(table, unplaced) for table in tables]
     hints: dict[str, str] = {}
     for near, far in ((0, 1), (1, 0)):
+        hints |= _stacked_twice(tables[near], tables[far], unplaced)
         for stack, layers, axes in _pairs(nodes[near], lists[far]):
             hint = "{} may be the layers of {}, stacked: add {} and {}"
             hint = hint.format(*map("/".join, (stack, layers)), *_words(stack, layers, axes, near))
@@ -63,6 +65,25 @@ def with_lone_stacks(
         for fault in error.mismatches
     ]
     return DerivationError(error.header, faults, error.notes)
+
+
+def _stacked_twice(near: Layout, far: Layout, unplaced: set[str]) -> dict[str, str]:
+    """What is said of the leaves of lists in lists that are one leaf of two axes more on the far side, and of that leaf."""
+    whole = {row.path: row for row in far.rows if "/".join(row.path) in unplaced}
+    hints: dict[str, str] = {}
+    for row in near.rows:
+        sizes = [size for repeat in row.repeats for size in repeat.size if repeat.axis is None]
+        counts = [size for size in sizes if isinstance(size, int)]
+        other = whole.get(tuple(name.removesuffix("[]") for name in row.path))
+        if len(counts) != 2 or other is None or "/".join(row.path) not in unplaced:
+            continue
+        shape, stacked = told_shape(row), told_shape(other)
+        if shape is None or stacked is None or sorted(stacked) != sorted((*shape, *counts)):
+            continue
+        said = f"{paths.format_path(other.key)} is stacked twice, by {counts[0]} and by {counts[1]}"
+        hint = f"{said}, which scan= does not say: declare both layouts, with scan= in scan=, and derive"
+        hints |= {"/".join(each.path): hint for each in (row, other)}
+    return hints
 
 
 def _words(
