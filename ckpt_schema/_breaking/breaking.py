@@ -155,7 +155,7 @@ class _Side:
 def _model(target: Any) -> Any:
     """The model in a state."""
     rows = infer_tree(target).rows
-    roots = {row.key[0] for row in rows if row.body is not None and not row.mirrors}
+    roots = {row.key[0] for row in rows if row.is_weight}
     model = roots - {row.key[0] for row in rows if row.optimizer}
     if not model or len(roots) == len({row.key[0] for row in rows}):
         return target

@@ -189,7 +189,7 @@ class _Reader:
                 if param is not None:
                     return self._mirror(head, param, self._stacked(param, text, leaf), rest[end:])
                 # A leaf that does not share the stack of its param is no repetition.
-                alike = [p for p in self._params if _unmarked(p) == rest[:end]]
+                alike = [p for p in self._params if paths.path_names(p) == rest[:end]]
                 if alike:
                     param = self._params[alike[0]]
                     lone = dataclasses.replace(param, path=("", *rest[:end]), repeats=(), leaf=leaf)
@@ -228,7 +228,3 @@ class _Reader:
         """The Variable type of a leaf; what a tree of dicts keeps is of no collection."""
         boxed = self._body.kinds.container == "nnx"
         return self._body.kinds.kept(mirror=mirror, boxed=mirror) if boxed else None
-
-
-def _unmarked(path: LogicalPath) -> LogicalPath:
-    return tuple(segment.removesuffix("[]") for segment in path)

@@ -105,6 +105,11 @@ class Row:
         return self.path[self.body or 0 :]
 
     @property
+    def is_weight(self) -> bool:
+        """Whether it is a leaf of a model, or of a tree like it, and nothing that an optimizer keeps for one."""
+        return self.body is not None and not self.mirrors
+
+    @property
     def all_dims(self) -> Dims:
         """The dims of one layer's leaf, and of each level of layers, whether stacked or in a list."""
         return (*self.leaf.dims, *(repeat.size for repeat in self.repeats))

@@ -56,7 +56,7 @@ def with_known_sizes(
 
 
 def _weights(table: Layout) -> Iterator[tuple[LogicalPath, Row]]:
-    return ((row.model_path, row) for row in table.rows if row.body is not None and not row.mirrors)
+    return ((row.model_path, row) for row in table.rows if row.is_weight)
 
 
 def _told(declared: Row, read: Row) -> Iterator[tuple[str, int]]:

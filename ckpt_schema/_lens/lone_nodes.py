@@ -36,8 +36,9 @@ def lone_nodes(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
         # One of them may be each moment of the other side: none of the two is to keep its own values.
         for row in nameless:
             own.pop(row.path)
-        for path in [path for path, row in others.items() if row.optimizer and nameless]:
-            others.pop(path)
+        if nameless:
+            for path in [path for path, row in others.items() if row.optimizer]:
+                others.pop(path)
     notes: list[str] = []
     for near, far, own, others in ((source, view, *sides), (view, source, *sides[::-1])):
         forms = {_kind(row) for row in others.values()}
@@ -48,7 +49,7 @@ def lone_nodes(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
             for path, row in own.items()
             if _kind(row) not in forms and (row.optimizer or path[-1] not in names)
         }
-        weights = {row.path for row in near.rows if row.body is not None and not row.mirrors}
+        weights = {row.path for row in near.rows if row.is_weight}
         if not lone or weights <= lone:  # then nothing is known of what the two have in common
             continue
         lines = [f"    # cs.private({path!r}, cs.own)," for path in _said(near, far, lone)]

@@ -74,7 +74,7 @@ def _stacked_twice(near: Layout, far: Layout, unplaced: set[str]) -> dict[str, s
     for row in near.rows:
         sizes = [size for repeat in row.repeats for size in repeat.size if repeat.axis is None]
         counts = [size for size in sizes if isinstance(size, int)]
-        other = whole.get(tuple(name.removesuffix("[]") for name in row.path))
+        other = whole.get(paths.path_names(row.path))
         if len(counts) != 2 or other is None or "/".join(row.path) not in unplaced:
             continue
         shape, stacked = told_shape(row), told_shape(other)
@@ -136,7 +136,7 @@ def _nodes(table: Layout, unplaced: set[str]) -> _Nodes:
 
 def _weights(table: Layout) -> Iterator[Row]:
     """The rows of the model itself: what mirrors it follows."""
-    return (row for row in table.rows if row.body is not None and not row.mirrors)
+    return (row for row in table.rows if row.is_weight)
 
 
 def _pairs(stacks: _Nodes, lists: _Nodes) -> Iterator[tuple[LogicalPath, LogicalPath, list[int]]]:

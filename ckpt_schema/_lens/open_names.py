@@ -56,7 +56,7 @@ def with_discovery(error: DerivationError, source: Layout, view: Layout) -> Deri
         fault.path for fault in error.mismatches if fault.kind == "unplaced" and not fault.rules
     }
     for table in (source, view):
-        weights = (row for row in table.rows if row.body is not None and not row.mirrors)
+        weights = (row for row in table.rows if row.is_weight)
         if not any("/".join(row.path) in unsettled for row in weights):
             return error
     # What stands last may be cut.
@@ -75,7 +75,7 @@ def _nodes(
     """The nodes of a model that hold leaves without a partner alone, each with what it holds."""
     rows_below: dict[LogicalPath, list[Row]] = collections.defaultdict(list)
     for row in rows:
-        if row.body is not None and not row.mirrors and len(row.path) > row.body + 1:
+        if row.is_weight and len(row.model_path) > 1:
             rows_below[row.path[row.body : -1]].append(row)
     return {
         node: _held(inner)

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ckpt_schema._layouts.dims import Dims
-from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.paths import LogicalPath, path_names
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.rules import Replicated
@@ -26,7 +26,6 @@ __all__ = [
     "is_path",
     "made_abstract",
     "name_of",
-    "plain",
     "read_once",
     "told_shape",
 ]
@@ -111,19 +110,14 @@ class ReadSide:
         """The leaves of the model, by their path in it without marks of repetition."""
         rows: dict[LogicalPath, Row] = {}
         for row in self.layout.rows if self.tree is not None else ():
-            if row.body is not None and not row.mirrors:
-                rows.setdefault(plain(row.path[row.body :]), row)
+            if row.is_weight:
+                rows.setdefault(path_names(row.model_path), row)
         return rows
 
     @functools.cached_property
     def nodes(self) -> frozenset[LogicalPath]:
         """Every node of the model, without marks of repetition."""
         return frozenset(path[:end] for path in self.weights for end in range(1, len(path) + 1))
-
-
-def plain(path: LogicalPath) -> LogicalPath:
-    """A logical path without marks of repetition."""
-    return tuple(segment.removesuffix("[]") for segment in path)
 
 
 ReadSides = tuple[ReadSide, ReadSide]
@@ -171,5 +165,5 @@ def have_in_common(*sides: Any) -> bool:
             rows = each.layout.rows if isinstance(each, ReadSide) else infer_tree(each).rows
         except SchemaError:  # what holds a state below a key is none itself
             return False
-        paths.append({row.path for row in rows if row.body is not None and not row.mirrors})
+        paths.append({row.path for row in rows if row.is_weight})
     return not paths[0].isdisjoint(paths[1])

@@ -513,8 +513,8 @@ def _weights_alone(tree: Any, target: Any, rules: Sequence[Rule]) -> set[Any] | 
     if isinstance(target, (type, Layout)) or is_path(target):
         return None
     whole, wanted = infer_tree(tree), infer_tree(target)
-    weights = [row for row in whole.rows if _is_weight(row)]
-    if not isinstance(tree, dict) or not all(map(_is_weight, wanted.rows)):
+    weights = [row for row in whole.rows if row.is_weight]
+    if not isinstance(tree, dict) or not all(row.is_weight for row in wanted.rows):
         return None
     # Averages beside the weights are none of the model's, unless a rule speaks of them.
     named = {row.path[0] for row in wanted.rows}
@@ -530,11 +530,6 @@ def _part(tree: Any, kept: set[Any] | None) -> Any:
         return tree
     parts = {key: child for key, child in tree.items() if key in kept}
     return parts if len(parts) > 1 else next(iter(parts.values()))
-
-
-def _is_weight(row: Row) -> bool:
-    """Whether a leaf is a model's, or that of a tree like it."""
-    return row.body is not None and not row.mirrors
 
 
 def _is_identity(lens: Lens) -> bool:

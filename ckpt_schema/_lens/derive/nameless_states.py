@@ -30,7 +30,8 @@ def nameless_rows(table: Layout, own: Iterable[Row], others: Iterable[Row]) -> l
         others: The other side's rows that have none.
 
     Returns:
-        None where an optimizer is known in the layout, or where no one field that is like the weights can be there as a whole.
+        Nothing where an optimizer is known in the layout, or where no one field that is like the
+        weights can be there as a whole.
     """
     own, others = [*own], [*others]
     kept = {_size(row) for row in others if row.optimizer}

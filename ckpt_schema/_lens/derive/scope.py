@@ -244,7 +244,7 @@ def said_paths(table: Layout, far: Layout) -> dict[LogicalPath, LogicalPath]:
         table: The layout.
         far: The other side's, whose trees like the weights are called the same or not.
     """
-    common = {row.root for row in far.rows if row.body is not None and not row.mirrors}
+    common = {row.root for row in far.rows if row.is_weight}
     roots: dict[LogicalPath, set[LogicalPath]] = {}
     for row in table.rows:
         if not row.mirrors:

@@ -112,7 +112,7 @@ def unplaced(
     )
     ours_alone, our_state = _split(source, lost[0])
     theirs_alone, their_state = _split(view, lost[1])
-    ours_told, theirs_told = ("".join({*told.values()}) for told in nameless)
+    ours_told, theirs_told = (next(iter(told.values()), "") for told in nameless)
     yield from restarts(
         (
             Lost(

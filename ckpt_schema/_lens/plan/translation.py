@@ -110,8 +110,9 @@ class Translator:
         sides = self._sides
         if self._is_open or dtype is not None:
             sides = self._closed(match.dtypes, self._dtypes(kept, dtype))
-        said = self._is_put
-        plan = compile_plan(sides, match, kept, binder.sizes, abstract=abstract, is_put=said)
+        plan = compile_plan(
+            sides, match, kept, binder.sizes, abstract=abstract, is_put=self._is_put
+        )
         return plan, match.flat.leaves, [] if kept is None else kept.flat.leaves
 
     def _dtypes(self, kept: Match | None, dtype: Dtypes | None) -> _Rows:
