@@ -38,6 +38,7 @@ __all__ = [
     "accepts",
     "constant_key",
     "describe",
+    "dtype_name",
     "dtype_of",
     "fresh_key",
     "holds",
@@ -218,7 +219,8 @@ def key_words(dtype: str) -> int:
 
 
 @functools.lru_cache(maxsize=256)  # more than there are, structured ones aside
-def _dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: Any) -> str:
+    """What a dtype is called; NumPy takes far longer to say it than a look-up does."""
     return str(dtype)
 
 
@@ -262,13 +264,13 @@ def signature(value: Any) -> LeafSignature | None:
     A Python number reads as a 0-d leaf of dtype ``int``, ``float``, ``complex`` or ``bool``.
     """
     if type(value) is jax.ShapeDtypeStruct:  # what most are where there are very many
-        return value.shape, _dtype_name(value.dtype)
+        return value.shape, dtype_name(value.dtype)
     if is_scalar(value):
         return (), next(kind.__name__ for kind in _NUMBERS if isinstance(value, kind))
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None or is_mutable(value):
         return None
-    return tuple(shape), _dtype_name(dtype)
+    return tuple(shape), dtype_name(dtype)
 
 
 def is_deleted(value: Any) -> bool:
@@ -295,7 +297,7 @@ def is_array_class(kind: type) -> bool:
 
 def is_narrowed(dtype: Any) -> bool:
     """Whether jax would make an array of another dtype: it has no 64-bit arrays unless told to."""
-    if _dtype_name(dtype) not in _WIDE:
+    if dtype_name(dtype) not in _WIDE:
         return False
     return jax.dtypes.canonicalize_dtype(dtype) != dtype
 

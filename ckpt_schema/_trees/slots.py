@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
@@ -48,33 +48,23 @@ class _Trie:
             child = self.literals[segment] = _Trie()
         return child
 
-    def find(self, key: KeyPath, *, stored: bool) -> list[Slot]:
-        """The slots that ``key`` may spell.
+    def below(self, segment: Key) -> Sequence[_Place]:
+        """The nodes below ``segment``, each with the indices that it spells where it stands at symbols.
 
         A literal key may stand beside a symbol that spells it too.
         """
-        here: list[tuple[_Trie, tuple[int, ...]]] = [(self, ())]
-        for segment in key:
-            number = int_key(segment) if stored and isinstance(segment, str) else None
-            keys = (segment,) if number is None else (segment, number)
-            here = [
-                (below, (*indices, *index))
-                for node, indices in here
-                for one in keys
-                for below, index in node._steps(one)
-            ]
-        return [(node.row, indices) for node, indices in here if node.row is not None]
-
-    def _steps(self, segment: Key) -> list[tuple[_Trie, tuple[int, ...]]]:
-        """The nodes below ``segment``, each with the indices that it spells where it stands at symbols."""
         literal = self.literals.get(segment)
-        steps: list[tuple[_Trie, tuple[int, ...]]] = [] if literal is None else [(literal, ())]
+        steps: list[_Place] = [] if literal is None else [(literal, ())]
         if self.symbols:
             for symbol, below in self.symbols.get(re.sub(r"\d+", "#", str(segment)), ()):
                 indices = symbol.indices(segment)
                 if indices is not None:
                     steps.append((below, indices))
         return steps
+
+
+_Place = tuple[_Trie, tuple[int, ...]]
+"""A node of the patterns, and the indices that were spelled on the way to it."""
 
 
 class SlotFinder:
@@ -86,6 +76,7 @@ class SlotFinder:
         self._plain = {row.key: (number, ()) for number, row in enumerate(table.rows)}
         self._inside = sorted({row.inside for row in table.rows})
         self._walked: dict[tuple[KeyPath, bool], Slot | None] = {}
+        self._parents: dict[tuple[KeyPath, bool], Sequence[_Place]] = {}
 
     @functools.cached_property
     def _odd(self) -> Mapping[Any, Key]:
@@ -128,14 +119,29 @@ class SlotFinder:
             if plain is not None and inside in (None, self._rows[plain[0]].inside):
                 return plain
         for bare, inside in self._spellings(key):
-            slots = [
-                s
-                for s in self._patterns.find(bare, stored=stored)
-                if inside in (None, self._rows[s[0]].inside)
-            ]
+            slots: list[Slot] = []
+            for node, indices in self._places(bare, stored=stored):
+                row = node.row
+                if row is not None and inside in (None, self._rows[row].inside):
+                    slots.append((row, indices))
             if slots:
                 return next(filter(self._within, slots), slots[0])
         return None
+
+    def _places(self, key: KeyPath, *, stored: bool) -> Sequence[_Place]:
+        """Where a key path, or the beginning of one, may stand in the patterns."""
+        if not key:
+            return [(self._patterns, ())]
+        parent, segment = (key[:-1], stored), key[-1]
+        if parent not in self._parents:  # siblings ask for it in turn
+            self._parents[parent] = self._places(key[:-1], stored=stored)
+        number = int_key(segment) if stored and isinstance(segment, str) else None
+        spelled = (segment,) if number is None else (segment, number)
+        places: list[_Place] = []
+        for node, indices in self._parents[parent]:
+            for one in spelled:
+                places += [(below, (*indices, *own)) for below, own in node.below(one)]
+        return places
 
     def _within(self, slot: Slot) -> bool:
         """Whether it is one of the slots that the row has, as far as its numbers of repeats are fixed."""

@@ -16,13 +16,13 @@ from orbax.checkpoint import v1 as ocp
 from ckpt_schema._compat import CHECKPOINT_FILE
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath, format_path
-from ckpt_schema._layouts.pytrees import children, key_paths
+from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._safetensors.header import Tensor
 from ckpt_schema._safetensors.ranges import read_tensor
 from ckpt_schema._safetensors.shards import read_sharded
 from ckpt_schema._safetensors.weights import Weights, is_of_weights, read_weights
 from ckpt_schema._trees import placement
-from ckpt_schema._trees.containers import Tree, without
+from ckpt_schema._trees.containers import Tree, flatten, without
 from ckpt_schema.errors import CheckpointMismatchError
 from ckpt_schema.orbax._agreement import first_line
 from ckpt_schema.orbax._array_headers import read_headers
@@ -126,9 +126,10 @@ class DiskTree:
 
     def without_texts(self) -> DiskTree:
         """The same without the leaves that are texts, which no state has a place for."""
-        kept = without(self.tree, _texts(self.tree, ()))
-        if len(jax.tree.leaves(kept)) == len(jax.tree.leaves(self.tree)):
+        texts = _texts(self.tree, ())
+        if not texts:
             return self
+        kept = without(self.tree, texts)
         _LOGGER.info("%s: what is text is not read", self.where)
         return dataclasses.replace(
             self, tree=kept, whole=self.tree if self.whole is None else self.whole
@@ -202,13 +203,12 @@ def read_metadata(
             return _of_values(place, name, tree, meant.every - {name or ""})
         if stored is None:
             stored = _found(place, name)
-        flat, treedef = jax.tree_util.tree_flatten_with_path(stored)
-        keys, _ = key_paths(at for at, _ in flat)
+        flat = flatten(stored)
         written = _written(place / (name or ""))
-        named = [".".join(map(str, key)) for key in keys]
+        named = [".".join(map(str, key)) for key in flat.keys]
         typed = [
             _abstract(leaf, written.get(at) if _may_be_key(leaf) else None)
-            for at, (_, leaf) in zip(named, flat, strict=True)
+            for at, leaf in zip(named, flat.leaves, strict=True)
         ]
     except Exception as error:  # Orbax has no one class for what may be wrong with a directory
         raise _unreadable(place, name, error) from error
@@ -218,7 +218,7 @@ def read_metadata(
         which = f"an array {lost[0]}" if len(lost) == 1 else f"{len(lost)} arrays, as {lost[0]},"
         hint = "a copy may be incomplete, or a file was changed by hand"
         raise refusal(place / (name or ""), f"{which} that its metadata does not name", hint)
-    return DiskTree(place, name, treedef.unflatten(typed), meant.every - {name or ""})
+    return DiskTree(place, name, flat.treedef.unflatten(typed), meant.every - {name or ""})
 
 
 def of_weights(weights: Weights) -> DiskTree:
@@ -302,7 +302,7 @@ def _may_be_key(leaf: Any) -> bool:
     return (
         leaves.signature(leaf) is not None
         and not leaves.is_scalar(leaf)
-        and str(leaf.dtype) == "uint32"
+        and leaves.dtype_name(leaf.dtype) == "uint32"
         and bool(leaf.shape)
     )
 
@@ -312,6 +312,8 @@ def _abstract(leaf: Any, impl: str | None) -> Any:
         return leaves.untold(type(leaf))
     if leaves.signature(leaf) is None:
         return leaf
+    if impl is None and leaves.is_abstract(leaf) and leaf.sharding is None:
+        return leaf  # as most are; of many leaves, making each anew takes as long as finding it
     if impl is None:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     key = jax.eval_shape(functools.partial(jax.random.key, impl=impl), 0)

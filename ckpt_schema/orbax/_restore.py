@@ -499,7 +499,7 @@ def _wanted(disk: DiskTree, place: Fit, expected: Tree, side: Lens, match: Match
         if number is not None:
             wanted[-1] = number
         elif position in read:
-            dtype = str(goals[position].dtype)
+            dtype = leaves.dtype_name(goals[position].dtype)
             if narrowed("", dtype) is not None:
                 where = paths.format_path((*place.prefix, *key))
                 faults += filter(None, [narrowed(where, dtype)])

@@ -168,6 +168,9 @@ def abstracted(state: Tree, side: Lens, match: Match) -> Tree:
 
 def placed_abstract(leaf: Any, spare: Any) -> jax.ShapeDtypeStruct:
     """A leaf without its value, with a sharding: its own, or the spare one."""
+    own = getattr(leaf, "sharding", None)
+    if own is not None and leaves.is_abstract(leaf) and on_devices(own) is own:
+        return leaf  # of many leaves, making each anew takes long
     leaf = leaves.abstract(leaf)  # a number on disk that no leaf of the target stands for
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_devices(leaf.sharding) or spare)
 
