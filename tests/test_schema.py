@@ -151,6 +151,26 @@ def test_dims_are_renamed_and_fixed_where_a_class_is_used() -> None:
     ]
 
 
+def test_an_axis_becomes_several_where_a_class_is_used() -> None:
+    class Dense(cs.Schema):
+        kernel: Float32[Array, "inputs outputs"]
+        bias: Float32[Array, " outputs"]
+
+    class Outer(cs.Schema):
+        query: Dense = cs.field(dims={"inputs": "embed", "outputs": "heads head_dim"})
+        square: Dense = cs.field(dims={"inputs": "a b", "outputs": "a b"})
+
+    class Renamed(cs.Schema):
+        outer: Outer = cs.field(dims={"heads": "kv*groups"})
+
+    assert rows(Renamed) == [
+        "outer/query/kernel | outer/query/kernel  float32[embed kv*groups head_dim]",
+        "outer/query/bias | outer/query/bias  float32[kv*groups head_dim]",
+        "outer/square/kernel | outer/square/kernel  float32[a b a b]",
+        "outer/square/bias | outer/square/bias  float32[a b]",
+    ]
+
+
 def test_the_number_of_repeats_is_renamed_too() -> None:
     class Stack(cs.Schema):
         layers: Norm = cs.field(scan="depth")
@@ -468,6 +488,12 @@ def test_each_string_that_does_not_evaluate_is_named() -> None:
 
 def test_every_fault_of_a_class_is_told_at_once() -> None:
     def declare() -> None:
+        class Fused(cs.Schema):
+            kernel: Float32[Array, "embed 3*heads"]
+
+        class Stack(cs.Schema):
+            layers: Norm = cs.field(scan="depth")
+
         class Bad(cs.Schema):
             module: nnx.Linear
             plain: int
@@ -491,7 +517,8 @@ def test_every_fault_of_a_class_is_told_at_once() -> None:
             brace: Norm = cs.field(key="a{b")
             collection: Norm = cs.field(collection="")
             renamed: Norm = cs.field(dims={"embd": "e"})
-            widened: Norm = cs.field(dims={"embed": "2 e"})
+            widened: Fused = cs.field(dims={"heads": "2 e"})
+            layered: Stack = cs.field(dims={"depth": "a b"})
             word: Float32[Array, " n"] = cs.field(default="zero")
             fraction: Int32[Array, " n"] = cs.field(default=0.5)
             negative: UInt32[Array, " n"] = cs.field(default=-1)
@@ -506,7 +533,8 @@ def test_every_fault_of_a_class_is_told_at_once() -> None:
     assert names == [
         "Bad.module", "Bad.plain", "Bad.listed", "Bad.several", "Bad.anything", "Bad.shaped", "Bad.key", "Bad.prng", "Bad.rest",
         "Bad.dots", "Bad.nameless", "Bad.counted", "Bad.both", "Bad.unindexed", "Bad.indexed", "Bad.twice", "Bad.product",
-        "Bad.empty", "Bad.slash", "Bad.brace", "Bad.collection", "Bad.renamed", "Bad.widened", "Bad.word", "Bad.fraction",
+        "Bad.empty", "Bad.slash", "Bad.brace", "Bad.collection", "Bad.renamed", "Bad.widened", "Bad.layered", "Bad.word",
+        "Bad.fraction",
         "Bad.negative", "Bad.filled", "Bad.deep[]/scale", "Bad.direct", "Bad.forgotten",
     ]  # fmt: skip
 

@@ -41,7 +41,7 @@ __all__ = [
     "own_names",
     "parse_axes",
     "parse_dims",
-    "renamed_axis",
+    "renamed_axes",
     "renamed_dims",
     "size_of",
     "sizes_of",
@@ -296,8 +296,7 @@ def format_axes(dims: Dims, own: Sequence[AxisName], sizes: Mapping[str, int] | 
 
     Example:
         >>> dims, own = parse_axes("inputs outputs")
-        >>> both = [renamed_axis(dim, axis, {"inputs": "embed", "outputs": "embed"}) for dim, axis in zip(dims, own)]
-        >>> format_axes(tuple(dim for dim, _ in both), tuple(axis for _, axis in both))
+        >>> format_axes(*renamed_axes(dims, own, dict.fromkeys(("inputs", "outputs"), "embed")))
         'inputs=embed outputs=embed'
     """
     every = [factor for factor in factors(dims) if factor != 1]
@@ -390,15 +389,26 @@ def _replaced(dim: Dim, renames: Mapping[str, Dim]) -> Dim:
     return tuple(replaced)
 
 
-def renamed_axis(dim: Dim, own: AxisName, renames: Mapping[str, str | int]) -> tuple[Dim, AxisName]:
-    """One axis with names in its dim replaced; it keeps what its class calls it."""
-    renamed: list[DimFactor] = []
-    called: list[str] = []
-    for factor, name in zip(dim, own.factors, strict=True):
-        new = renamed_dims(((factor,),), renames)[0]
-        renamed += new
-        called += [name] * len(new)
-    return tuple(renamed), AxisName(tuple(called), own.label)
+def renamed_axes(
+    dims: Dims, own: Sequence[AxisName], renames: Mapping[str, str | int]
+) -> tuple[Dims, tuple[AxisName, ...]]:
+    """Axes with names in their dims replaced; each keeps what its class calls it.
+
+    An axis that is one name may become several, which are called as they are spelled.
+    """
+    renamed: list[Dim] = []
+    names: list[AxisName] = []
+    for dim, called in zip(dims, own, strict=True):
+        several = parse_dims(str(renames.get(str(dim[0]), ""))) if len(dim) == 1 else ()
+        if len(several) > 1:
+            renamed += several
+            names += own_names(several)
+            continue
+        parts = [renamed_dims(((factor,),), renames)[0] for factor in dim]
+        kept = [(name,) * len(part) for part, name in zip(parts, called.factors, strict=True)]
+        renamed.append(sum(parts, ()))
+        names.append(AxisName(sum(kept, ()), called.label))
+    return tuple(renamed), tuple(names)
 
 
 def size_of(dim: Dim, sizes: Mapping[str, int]) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.dims import Dims
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.paths import Pattern
 from ckpt_schema._layouts.table import Initial, Node, Part, Row, Series
@@ -21,8 +22,8 @@ __all__ = [
     "StateField",
     "count",
     "declaration",
+    "faults_in_dims",
     "field",
-    "is_dim",
     "series",
     "verify_field",
     "wrong_types",
@@ -127,7 +128,8 @@ def field(
         scan: The dim that counts the repeats which are stacked in each leaf below, as ``nn.scan`` does.
         axis: The axis they are stacked on, 0 unless given. On a leaf inside a scanned schema: this leaf's own axis.
         length: The dim that counts the items of a ``list[...]`` attribute.
-        dims: New names (or fixed sizes) for dims of the schema used here: ``{"mlp": "ff"}``.
+        dims: New names (or fixed sizes) for dims of the schema used here: ``{"mlp": "ff"}``. An axis
+            may become several: ``{"out_features": "heads head_dim"}``.
         type: The NNX Variable type of the leaves below, as a class or by its name in ``flax.nnx``; ``Param`` unless given.
         collection: The Linen variable collection of the leaves below; ``params`` unless given.
         optional: Whether a tree may lack this attribute.
@@ -307,14 +309,39 @@ def verify_field(name: str, spec: Field, *, many: bool) -> None:
         count(name, repeats)
 
 
-def is_dim(size: str | int) -> bool:
-    """Whether this is the size of one axis."""
+def faults_in_dims(
+    name: str, renames: Mapping[str, str | int], rows: Iterable[Row]
+) -> Iterator[Mismatch]:
+    """What is wrong with new names for dims of some rows."""
+    known, single = set[str](), set[str]()
+    for row in rows:
+        known |= dims_.dim_names(row.all_dims)
+        single |= dims_.dim_names([repeat.size for repeat in row.repeats])
+        # A name that is no whole axis of a leaf stays one axis.
+        single |= dims_.dim_names([dim for dim in row.leaf.dims if dim != (str(dim[0]),)])
+    for old, new in renames.items():
+        if old not in known:
+            expected = (
+                f"dims= to rename a dim used below ({', '.join(sorted(known)) or 'there is none'})"
+            )
+            yield Mismatch(name, "rule", expected, repr(old), 'write dims={"old": "new"}')
+        if not _axes(new):
+            hint = 'such as "heads", 8, "kv*groups", "6*blocks+rest", or axes, "heads head_dim"'
+            yield Mismatch(name, "declaration", "a name or a size in dims=", repr(new), hint)
+        elif len(_axes(new)) > 1 and old in single:
+            hint = 'write a product, "heads*head_dim", or rename an axis that is this dim alone'
+            expected = f"one axis in dims= for {old}, which is part of an axis or counts layers"
+            yield Mismatch(name, "declaration", expected, repr(new), hint)
+
+
+def _axes(size: str | int) -> Dims:
+    """The axes that have this size; none where it is no size."""
     if isinstance(size, int) and size > dims_.LARGEST:
-        return False
+        return ()
     try:
-        return len(dims_.parse_dims(str(size))) == 1
+        return dims_.parse_dims(str(size))
     except SchemaError:
-        return False
+        return ()
 
 
 def count(name: str, size: str | int | None) -> dims_.Dim:
@@ -323,10 +350,11 @@ def count(name: str, size: str | int | None) -> dims_.Dim:
     Raises:
         SchemaError: It is none.
     """
-    if size is None or not is_dim(size):
+    axes = () if size is None else _axes(size)
+    if len(axes) != 1:
         hint = 'such as "depth", 6, "stages*layers" or "6*blocks+rest"'
         raise declaration(name, "one dim as the number of repeats", shown(size), hint)
-    return dims_.parse_dims(str(size))[0]
+    return axes[0]
 
 
 def declaration(path: str, expected: str, found: str, hint: str) -> SchemaError:

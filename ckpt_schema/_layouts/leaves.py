@@ -108,11 +108,7 @@ class Leaf:
         """The leaf with names in its dims replaced; its axes are called what they were."""
         if not renames or not renames.keys() & dims_.dim_names(self.dims):
             return self
-        axes = [
-            dims_.renamed_axis(dim, own, renames)
-            for dim, own in zip(self.dims, self.own, strict=True)
-        ]
-        return self._with(tuple(dim for dim, _ in axes), tuple(own for _, own in axes))
+        return self._with(*dims_.renamed_axes(self.dims, self.own, renames))
 
     def with_axis(self, at: int, dim: Dim) -> Leaf:
         """The leaf with another dim on one axis, which is called what it was."""

@@ -15,7 +15,6 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.annotations import from_annotation
 from ckpt_schema._layouts.drafts import (
@@ -32,7 +31,13 @@ from ckpt_schema._layouts.drafts import (
     verify_fallbacks,
     written_nodes,
 )
-from ckpt_schema._layouts.fields import Field, StateField, declaration, is_dim, verify_field
+from ckpt_schema._layouts.fields import (
+    Field,
+    StateField,
+    declaration,
+    faults_in_dims,
+    verify_field,
+)
 from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import Leaf
@@ -406,36 +411,15 @@ def _verify_below(attribute: Attribute) -> None:
     told = spec.dims or spec.default is not None or spec.axis is not None or spec.scan is not None
     if not told and not attribute.many:
         return  # of leaves that are what they are below
-    faults = [*_rename_faults(attribute)]
-    for draft in below(attribute):
+    drafts = below(attribute)
+    faults = [*faults_in_dims(attribute.name, spec.dims, [draft.row for draft in drafts])]
+    for draft in drafts:
         try:
             lift(draft, attribute, ())
         except SchemaError as error:
             faults += error.mismatches
     if faults:
         raise SchemaError(f"{attribute.name} is not well declared", faults)
-
-
-def _rename_faults(attribute: Attribute) -> Iterator[Mismatch]:
-    rows = [draft.row for draft in below(attribute)]
-    known = set[str]().union(*(dims_.dim_names(row.all_dims) for row in rows))
-    for name, new in attribute.field.dims.items():
-        if name not in known:
-            expected = (
-                f"dims= to rename a dim used below ({', '.join(sorted(known)) or 'there is none'})"
-            )
-            yield Mismatch(
-                attribute.name, "rule", expected, repr(name), 'write dims={"old": "new"}'
-            )
-        if not is_dim(new):
-            hint = 'such as "heads", 8, "kv*groups" or "6*blocks+rest"'
-            yield Mismatch(
-                attribute.name,
-                "declaration",
-                "the name or size of one axis in dims=",
-                repr(new),
-                hint,
-            )
 
 
 def body_rows(schema: type[Schema] | Layout) -> tuple[tuple[Row, str | None], ...]:

@@ -14,9 +14,7 @@ from etils import epath
 from jaxtyping import Array, Float32
 
 from ckpt_schema import linen, nnx
-from ckpt_schema._layouts import dims
 from ckpt_schema._layouts.fields import field
-from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.precision import with_dtypes
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout
@@ -287,20 +285,12 @@ def _has_turns(told: Mapping[str, Any]) -> bool:
 def _with_dims(table: Layout, nodes: Collection[str], renames: Mapping[str, str]) -> Layout:
     """The layout, dims of the leaves of these nodes renamed."""
     rows = [
-        dataclasses.replace(row, leaf=_redimmed(row.leaf, renames))
+        dataclasses.replace(row, leaf=row.leaf.renamed(renames))
         if row.model_path[-2] in nodes
         else row
         for row in table.rows
     ]
     return dataclasses.replace(table, rows=tuple(rows))
-
-
-def _redimmed(leaf: Leaf, renames: Mapping[str, str]) -> Leaf:
-    """A leaf, its dims renamed."""
-    axes = [
-        dims.renamed_axis(dim, own, renames) for dim, own in zip(leaf.dims, leaf.own, strict=True)
-    ]
-    return Leaf(tuple(dim for dim, _ in axes), leaf.dtype, tuple(own for _, own in axes))
 
 
 def _typed(view: Layout, source: Layout, dtype: str | None) -> tuple[Layout, tuple[Rule, ...]]:
