@@ -247,3 +247,33 @@ def test_names_without_a_like_are_settled_by_one_block_in_one_round() -> None:
         lens = cs.adapt(params, twin, rules=[*certain, *pasted])
     view = lens.get(params, onto=twin)
     assert np.array_equal(view.middle.kernel[...], params["params"]["Dense_1"]["kernel"])
+
+
+def test_a_list_of_another_name_is_one_though_its_layers_have_dropout() -> None:
+    """Its streams are of NNX alone; without a list no leaf had a type that the other side has."""
+
+    class Block(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.up = nnx.Linear(4, 5, rngs=rngs)
+            self.drop = nnx.Dropout(0.1, rngs=rngs)
+
+    class Model(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.blocks = nnx.List([Block(rngs) for _ in range(3)])
+
+    layers = {
+        f"Layer_{n}": {"Dense_0": {"kernel": stack(4, 5) + n, "bias": stack(5) + n}}
+        for n in range(3)
+    }
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.adapt({"params": layers}, lambda: Model(nnx.Rngs(0)))
+    assert caught.value.rules == (cs.rename("Layer[]/Dense_0", "blocks[]/up"),)
+
+
+def test_of_several_nodes_that_shapes_allow_the_one_of_its_own_name_is_offered_first() -> None:
+    heads = {name: {"kernel": stack(4, 3)} for name in ("key", "query", "value")}
+    old = {"Attention_0": heads, "Attention_1": heads}
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.adapt({"params": old}, {"params": {"own": heads, "cross": heads}})
+    told = str(caught.value)
+    assert "# cs.rename('Attention_0/query', 'cross/query'), or 'own/query' or " in told

@@ -17,6 +17,7 @@ ORDER = """
     _compat
     _messages
     _messages.text
+    _messages.warned
     _messages.html
     _messages.pictures
     _messages.progress

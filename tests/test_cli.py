@@ -201,6 +201,26 @@ def test_what_cannot_be_done_is_said_on_stderr(
     assert not captured.out
 
 
+def test_what_a_module_raises_is_said_in_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The faults of a lens and the rules that mend them are what the module was written to see."""
+    file = tmp_path / "lens_of_mine.py"
+    file.write_text(
+        "import ckpt_schema as cs, numpy as np\n"
+        "a, b = ({'params': {name: {'w': np.ones(3)}}} for name in ('up', 'wi'))\n"
+        "lens = cs.adapt(a, b)\n"
+    )
+    assert main(["explain", str(file)]) == 3
+    told = capsys.readouterr().err
+    assert "lens_of_mine raised DerivationError: no lens" in told
+    assert "cs.rename('up', 'wi')" in told
+    file.write_text("import jax.numpy as jnp\nlens = jnp.ones(3) + jnp.ones(4)\n")
+    assert main(["explain", str(file)]) == 3
+    told = capsys.readouterr().err
+    assert f"line 2 of {file}: lens = jnp.ones(3) + jnp.ones(4)" in told
+
+
 def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["show"], ["nothing"], ["show", "x", "--scan", "layers"]):
         with pytest.raises(SystemExit) as stop:

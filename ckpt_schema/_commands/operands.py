@@ -10,6 +10,7 @@ import inspect
 import math
 import subprocess
 import sys
+import traceback
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -26,7 +27,7 @@ from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.read_sides import made_abstract
 from ckpt_schema._trees.infer import infer
-from ckpt_schema.errors import Mismatch, SchemaError
+from ckpt_schema.errors import CkptSchemaError, DerivationError, Mismatch, SchemaError
 from ckpt_schema.orbax._whereabouts import all_meant
 
 __all__ = ["Operand", "from_text", "made_mesh", "read_locked", "read_operand", "wrong_operand"]
@@ -239,7 +240,7 @@ def _run(file: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise wrong_operand(str(file), "a file that runs", _first_line(error)) from error
+        raise _not_run(str(file), file.stem, "a file that runs", error) from error
     return module
 
 
@@ -251,8 +252,23 @@ def _imported(text: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:
+        raise _not_run(text, module, "a module to import", error) from error
+
+
+def _not_run(text: str, module: str, expected: str, error: Exception) -> CkptSchemaError:
+    """The error for a module that raised another: all of that, where it is one of this library."""
+    if isinstance(error, CkptSchemaError):
+        header = f"{text}: {module} raised {type(error).__name__}: {error.header}"
+        return DerivationError(header, error.mismatches, error.notes)
+    is_missing = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or module)
+    if is_missing:
         hint = "run the command where the module is, or install it"
-        raise wrong_operand(text, "a module to import", _first_line(error), hint) from error
+        return wrong_operand(text, expected, _first_line(error), hint)
+    # What the module's own code did last says more than where a library noticed it.
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).stem == module.rpartition(".")[2]]
+    hint = f"line {own[-1].lineno} of {own[-1].filename}: {own[-1].line}" if own else ""
+    return wrong_operand(text, expected, _first_line(error), hint)
 
 
 def _first_line(error: Exception) -> str:

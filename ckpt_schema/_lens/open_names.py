@@ -39,7 +39,9 @@ def open_names(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
         alike[leaves].append(node)
     lines: list[str] = []
     for node, leaves in here.items():
-        own, others = "/".join(node), ["/".join(one) for one in alike.get(leaves, ())]
+        # Of several, those of its own name stand first.
+        same_first = sorted(alike.get(leaves, ()), key=lambda one: one[-1] != node[-1])
+        own, others = "/".join(node), ["/".join(one) for one in same_first]
         if others:
             more = f", or {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
             choice = "".join(f" or {other!r}" for other in others[1:_SHOWN])

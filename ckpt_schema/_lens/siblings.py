@@ -144,8 +144,7 @@ def _lists(own: ReadSide, other: ReadSide, words: _Words, *, asked: bool) -> Ite
         called = words.calls_a_list(name)
         inner = members[first] if not stem else {(): None}
         shown = first == 0 and any((*node, *path) in other.nodes for path in inner)
-        held = collections.Counter(leaf for leaf, _ in members[first].values())
-        meant = (len(members), frozenset(held.items())) in strangers
+        meant = (len(members), _weights_held(members[first])) in strangers
         meant = meant and not spelled & words.segments
         if called or (not asked and not apart and (shown or meant)):
             taken.update((*head, one) for one in spelled)
@@ -187,6 +186,12 @@ def _shared(
     }
 
 
+def _weights_held(held: Mapping[LogicalPath, tuple[Leaf, Any]]) -> frozenset[tuple[Leaf, int]]:
+    """How many leaves of each type a node holds; a stream, as of dropout, is of one framework alone."""
+    leaves = (leaf for path, (leaf, _) in held.items() if not is_stream(path, held))
+    return frozenset(collections.Counter(leaves).items())
+
+
 def is_stream(path: KeyPath, held: Mapping[Any, tuple[Leaf, Any]]) -> bool:
     """Whether a leaf is a key, or the count beside one.
 
@@ -202,15 +207,15 @@ def is_stream(path: KeyPath, held: Mapping[Any, tuple[Leaf, Any]]) -> bool:
 def _strangers(own: ReadSide, other: ReadSide) -> set[tuple[int, Any]]:
     """The lists of a side that the first has no node for: how many layers, and what leaves each holds, whatever their names."""
     counts: dict[LogicalPath, int] = {}
-    held: dict[LogicalPath, collections.Counter[Any]] = collections.defaultdict(collections.Counter)
+    held: dict[LogicalPath, dict[LogicalPath, tuple[Leaf, Any]]] = collections.defaultdict(dict)
     for path, row in other.weights.items():
         marked = [n for n, one in enumerate(row.model_path) if one.endswith("[]")]
         for at, repeat in zip(marked, row.repeats, strict=True):
             node, count = path[: at + 1], repeat.size[0]
             if isinstance(count, int) and node not in own.nodes:
                 counts[node] = count
-                held[node][row.leaf] += 1
-    return {(counts[node], frozenset(leaves.items())) for node, leaves in held.items()}
+                held[node][path[at + 1 :]] = row.leaf, row.kind
+    return {(counts[node], _weights_held(leaves)) for node, leaves in held.items()}
 
 
 def model_start(row: Row) -> int:

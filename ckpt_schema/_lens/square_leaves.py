@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 from ckpt_schema._layouts.table import Row, called
 from ckpt_schema._lens.derive.axis_names import guessed, guessed_tie
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.middle import Joined
+from ckpt_schema._messages.warned import warn
 from ckpt_schema.errors import AxesWarning
 
 __all__ = ["warn_of_squares"]
@@ -36,10 +35,10 @@ def warn_of_squares(lens: Joined) -> None:
     if lines:
         header = (
             "{} and {} have square leaves, whose sizes do not show the order of their axes. They "
-            "were joined without a transpose. Say so, as here, in the place of rules that then decide "
-            "nothing, or say axes='1 0' for the transpose:"
+            "were joined without a transpose. If that is right, put these rules in the place of those "
+            "that then decide nothing; if a leaf is transposed, exchange the numbers of its axes:"
         ).format(*called(lens.source, lens.view))
-        warnings.warn(header + "".join(lines), AxesWarning, stacklevel=3)
+        warn(header + "".join(lines), AxesWarning)
 
 
 def _is_turned(join: Join) -> bool:

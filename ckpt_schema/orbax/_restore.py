@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import logging
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from ckpt_schema._lens.read_sides import made_abstract, name_of
 from ckpt_schema._lens.registry import Registry
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.stacks import Scan
+from ckpt_schema._messages.warned import warn
 from ckpt_schema._trees.conformance import Match
 from ckpt_schema._trees.containers import Tree, flatten, verify_readable
 from ckpt_schema._trees.defaults import stand_in
@@ -372,7 +372,7 @@ def prepared(
         _report(disk, aux)
     unserved = lacks_served(flatten(disk.tree).keys, place.layout)
     if unserved is not None:
-        warnings.warn(unserved, ServedWeightsWarning, stacklevel=3)
+        warn(unserved, ServedWeightsWarning)
     return Prepared(
         disk, place, side, match, expected, wanted, private, orders, target, whole, own, state
     )
@@ -385,7 +385,7 @@ def _report(disk: DiskTree, aux: str | None) -> None:
             f"{disk.path} has leaves of another layout beside its state ({aux}), which are not read"
         )
         cure = "ckpt_schema.orbax.load_private reads them, and save(..., private=) keeps them; with aux=None nobody asks"
-        warnings.warn(f"{text}: {cure}", stacklevel=4)
+        warn(f"{text}: {cure}")
 
 
 _OTHER_SIZES = (

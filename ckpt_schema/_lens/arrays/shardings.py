@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from ckpt_schema._lens.arrays.axes import Entries, deal, house
 from ckpt_schema._lens.arrays.blocks import Block, Copy, Task
 from ckpt_schema._lens.arrays.frames import frame, spots
 from ckpt_schema._messages.text import counted
+from ckpt_schema._messages.warned import warn
 from ckpt_schema.errors import ShardingWarning
 
 __all__ = [
@@ -194,7 +194,7 @@ def warn_of_whole(lost: Sequence[tuple[str, Sequence[str], Any]]) -> None:
     ]
     several = counted(len(lost), "edited leaf takes", "edited leaves take")
     header = f"{several} more memory than their source: give their shardings by onto="
-    warnings.warn(header + "".join(lines), ShardingWarning, stacklevel=2)
+    warn(header + "".join(lines), ShardingWarning)
 
 
 def _used(sharding: NamedSharding) -> list[str]:

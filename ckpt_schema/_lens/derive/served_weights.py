@@ -6,7 +6,6 @@ a run and drops the state of the optimizer has neither.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 
 import jax
@@ -14,6 +13,7 @@ import jax
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Layout
+from ckpt_schema._messages.warned import warn
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import ServedWeightsWarning
 
@@ -49,7 +49,7 @@ def _told(cure: str) -> str:
 def warn_of_unserved(told: str | None, tree: Tree) -> None:
     """Warns where there is something to say, and a tree has values."""
     if told is not None and not any(map(leaves.is_abstract, jax.tree.leaves(tree))):
-        warnings.warn(told, ServedWeightsWarning, stacklevel=3)
+        warn(told, ServedWeightsWarning)
 
 
 def lacks_served(keys: Collection[KeyPath], layout: Layout) -> str | None:
