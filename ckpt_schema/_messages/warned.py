@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 import warnings
 from pathlib import PurePath
 
@@ -19,7 +19,7 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
         category: The class of the warning.
     """
     # No fixed number of levels is right: a lens is derived by way of many calls.
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    level, frame = 1, inspect.currentframe()
+    while frame and frame.f_back and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, category, stacklevel=level)
