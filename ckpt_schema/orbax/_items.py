@@ -13,6 +13,7 @@ import numpy as np
 from ckpt_schema._compat import Tracer
 from ckpt_schema._frameworks import boxes, variables
 from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten, verify_readable, without
@@ -132,89 +133,62 @@ def _lasting(tree: Tree, table: Layout) -> Tree:
     )
 
 
-def verify_each(tree: Tree, check: Callable[[FlatTree], Iterator[Mismatch]]) -> None:
+Wrong = tuple[KeyPath, str, str, str, str]
+"""Where a leaf stands, and what is wrong with it: kind of fault, expected, found, what to do."""
+
+
+def verify_each(tree: Tree, check: Callable[[FlatTree], Iterator[Wrong]]) -> None:
     """Raises with every fault that a check finds in a tree."""
-    faults = sorted(check(flatten(tree)), key=lambda fault: paths.natural(fault.path))
+    # A path is written where it is asked for: of thousands of small leaves, writing each takes long.
+    faults = [Mismatch(paths.format_path(key), *told) for key, *told in check(flatten(tree))]
     if faults:
+        faults.sort(key=lambda fault: paths.natural(fault.path))
         raise ConformanceError("the state cannot be saved", faults)
 
 
-def valueless(flat: FlatTree) -> Iterator[Mismatch]:
+def valueless(flat: FlatTree) -> Iterator[Wrong]:
     """Leaves without values: Orbax would find out half-way through its write."""
     for key, leaf in zip(flat.keys, flat.leaves, strict=True):
-        where = paths.format_path(key)
         if leaves.is_abstract(leaf):
-            yield Mismatch(
-                where,
-                "abstract",
-                "a value",
-                "an abstract leaf",
-                "initialize the state before saving it",
-            )
+            hint = "initialize the state before saving it"
+            yield key, "abstract", "a value", "an abstract leaf", hint
         elif isinstance(leaf, Tracer):
-            yield Mismatch(where, "abstract", "a value", "a tracer", "save outside of jit")
+            yield key, "abstract", "a value", "a tracer", "save outside of jit"
         elif isinstance(leaf, jax.Array) and leaf.is_deleted():
-            yield Mismatch(
-                where,
-                "abstract",
-                "a value",
-                "a deleted array",
-                "it was donated; keep what jit returned",
-            )
+            hint = "it was donated; keep what jit returned"
+            yield key, "abstract", "a value", "a deleted array", hint
 
 
-def _unsavable(flat: FlatTree) -> Iterator[Mismatch]:
+def _unsavable(flat: FlatTree) -> Iterator[Wrong]:
     """What Orbax refuses half-way, or loses.
 
     Empty arrays, some dtypes, leaves with one name when joined by dots; and of several processes,
-    jax arrays that one has for
-    itself: whose would be written?
+    jax arrays that one has for itself: whose would be written?
     """
     several = jax.process_count() > 1
-    names = collections.Counter(".".join(map(str, key)) for key in flat.keys)
-    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
-        where, name = paths.format_path(key), ".".join(map(str, key))
-        if 0 in (leaves.signature(leaf) or ((),))[0]:
-            yield Mismatch(
-                where,
-                "shape",
-                "at least one element",
-                leaves.describe(leaf),
-                "Orbax saves no empty arrays",
-            )
-        if (leaves.signature(leaf) or ((), ""))[1] in _UNSTORABLE:
-            yield Mismatch(
-                where,
-                "dtype",
-                "a dtype that Orbax stores",
-                leaves.describe(leaf),
-                "TensorStore has no such dtype",
-            )
+    names = [".".join(map(str, key)) for key in flat.keys]
+    counts = collections.Counter(names)
+    for key, name, leaf in zip(flat.keys, names, flat.leaves, strict=True):
+        shape, dtype = leaves.signature(leaf) or ((), "")
+        if 0 in shape:
+            hint = "Orbax saves no empty arrays"
+            yield key, "shape", "at least one element", leaves.describe(leaf), hint
+        if dtype in _UNSTORABLE:
+            hint = "TensorStore has no such dtype"
+            yield key, "dtype", "a dtype that Orbax stores", leaves.describe(leaf), hint
         if type(leaf) is complex:
-            yield Mismatch(
-                where,
-                "dtype",
-                "a leaf that Orbax stores",
-                leaves.describe(leaf),
-                'make it an array of its dtype, jax.numpy.asarray(x, "complex64")',
-            )
+            hint = 'make it an array of its dtype, jax.numpy.asarray(x, "complex64")'
+            yield key, "dtype", "a leaf that Orbax stores", leaves.describe(leaf), hint
         if several and isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
             hint = (
                 "jax.device_put it to NamedSharding(mesh, PartitionSpec()), "
                 "or make it under jit with out_shardings"
             )
             found = f"{leaves.describe(leaf)} on devices of one process"
-            yield Mismatch(
-                where, "sharding", "a global array, over devices of all processes", found, hint
-            )
-        if names[name] > 1:
-            yield Mismatch(
-                where,
-                "ambiguous",
-                f"one leaf called {name}",
-                str(names[name]),
-                "Orbax would keep one of them",
-            )
+            yield key, "sharding", "a global array, over devices of all processes", found, hint
+        if counts[name] > 1:
+            hint = "Orbax would keep one of them"
+            yield key, "ambiguous", f"one leaf called {name}", str(counts[name]), hint
 
 
 def _savable(leaf: Any) -> Any:
