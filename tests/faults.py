@@ -951,9 +951,9 @@ def _layouts(table: Layout, rules: Sequence[Rule]) -> Iterator[tuple[str, Layout
 class _Faulty(Translator):
     """A direction of a lens with a fault in its plans."""
 
-    def __init__(self, *of: Any, fault: Callable[[Plan], Plan]) -> None:
+    def __init__(self, *of: Any, fault: Callable[[Plan], Plan], **how: Any) -> None:
         """Keeps what any direction has, and the fault."""
-        super().__init__(*of)
+        super().__init__(*of, **how)
         self._fault = fault
 
     def compile(self, tree: Any, onto: Any, **how: Any) -> Any:
@@ -971,13 +971,16 @@ class Mutant(Lens):
 
     @functools.cached_property
     def _forward(self) -> Translator:
-        of = self, self.dims, self._closed
+        of = self, self.dims, self._closed, self.matchers
         return _Faulty(*of, fault=self.fault) if self.forward else Translator(*of)
 
     @functools.cached_property
     def _backward(self) -> Translator:
-        of = Lens.__invert__(self), self.dims, self._closed
-        return Translator(*of) if self.forward else _Faulty(*of, fault=self.fault)
+        turned = Lens.__invert__(self)
+        of = turned, self.dims, turned._closed, turned.matchers
+        if self.forward:
+            return Translator(*of, is_put=True)
+        return _Faulty(*of, fault=self.fault, is_put=True)
 
     def bind(self, **dims: int) -> Mutant:
         """The mutant for fixed sizes."""

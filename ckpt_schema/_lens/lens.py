@@ -51,6 +51,7 @@ from ckpt_schema._lens.step_dtypes import (
     with_ends,
 )
 from ckpt_schema._messages.pictures import Picture, Pictured
+from ckpt_schema._trees.conformance import Matcher
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import DerivationError, Mismatch
 
@@ -139,15 +140,21 @@ class Lens(Pictured):
         return not self.loss
 
     @functools.cached_property
+    def matchers(self) -> tuple[Matcher, Matcher]:
+        """What holds trees against the source, and against the view. They remember the key paths that they met."""
+        return Matcher(self.source), Matcher(self.view)
+
+    @functools.cached_property
     def _forward(self) -> Translator:
-        return Translator(self, self.dims, self._closed)
+        return Translator(self, self.dims, self._closed, self.matchers)
 
     @functools.cached_property
     def _backward(self) -> Translator:
         def closed(view: Any, source: Any) -> Lens:
             return ~self._closed(source, view)
 
-        return Translator(self._turned, self.dims, closed, is_put=True)
+        sides = self.matchers[1], self.matchers[0]
+        return Translator(self._turned, self.dims, closed, sides, is_put=True)
 
     def get(
         self,

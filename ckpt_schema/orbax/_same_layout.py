@@ -14,7 +14,7 @@ from ckpt_schema._layouts.dims import Binder
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._trees.conformance import Match, Matcher
+from ckpt_schema._trees.conformance import Match
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten
 from ckpt_schema.orbax._load import number_for
 from ckpt_schema.orbax._loaded_leaves import verified
@@ -128,8 +128,7 @@ def _positions(stored: FlatTree, asked: FlatTree) -> tuple[int, ...] | None:
 
 def _match(flat: FlatTree, lens: Lens) -> tuple[Layout, Match] | None:
     """The one side of a lens that a target conforms to."""
-    sides = Matcher(lens.view), Matcher(lens.source)
-    fitting = [side for side in sides if side.has_keys(flat)]
+    fitting = [side for side in reversed(lens.matchers) if side.has_keys(flat)]
     if not fitting or (len(fitting) > 1 and not interchangeable(lens)):
         return None
     match = fitting[0].match(flat, Binder(lens.dims))

@@ -134,9 +134,9 @@ def toward(
     """
     tried: list[tuple[Match, Layout]] = []
     fits: list[tuple[Lens, Match]] = []
-    sides = {"view": lens, "source": ~lens}
     flat = flatten(tree)
-    turned = [(flat, Matcher(side.view), (name, side)) for name, side in sides.items()]
+    source, view = lens.matchers
+    turned = [(flat, view, ("view", lens)), (flat, source, ("source", ~lens))]
     for (name, side), matcher, has_others in _nearest_first(turned):
         # A whole match of a side with other keys would only find these again, and is dear.
         if fits and has_others:
@@ -264,7 +264,7 @@ def _fitting(
     What is wrong with the others is added to ``tried``.
     """
     fits: list[Fit] = []
-    matchers = {id(layout): Matcher(layout) for layout in (lens.view, lens.source)}
+    matchers = {id(matcher.layout): matcher for matcher in lens.matchers}
     flats: dict[int, FlatTree] = {}
     found: list[tuple[FlatTree, Matcher, tuple[Layout, KeyPath, Tree]]] = []
     for each in _candidates(disk, lens.view, lens.source):

@@ -34,6 +34,7 @@ class Translator:
         sides: Joined,
         dims: Mapping[str, int],
         closed: Callable[[_Rows, _Rows], Joined],
+        matchers: tuple[Matcher, Matcher],
         *,
         is_put: bool = False,
     ) -> None:
@@ -43,13 +44,14 @@ class Translator:
             sides: The layouts of this direction, and what joins them.
             dims: The sizes that are bound.
             closed: What joins them once it is known which floats their leaves of any float are.
+            matchers: What holds trees against either layout.
             is_put: Whether it is the way back. Rules speak of what is on the left then.
         """
         self._sides, self.dims, self._closed = sides, dims, closed
         self.source, self.view = sides.source, sides.view
         self._is_put = is_put
         self._is_open = bool(open_rows(self.source) or open_rows(self.view))
-        self._matchers: tuple[Matcher, Matcher] | None = None
+        self._matchers = matchers
         self._plans: dict[str | None, list[Plan]] = {}
 
     def __call__(
@@ -90,8 +92,6 @@ class Translator:
         dtype: Dtypes | None = None,
     ) -> tuple[Plan, list[Any], list[Any]]:
         """The plan for trees like these, and the leaves of both; ``abstract`` as the tree's leaves are, unless given."""
-        if self._matchers is None:
-            self._matchers = Matcher(self.source), Matcher(self.view)
         read, written = self._matchers
         binder = Binder(self.dims)
         match = read.match(tree, binder)
