@@ -129,6 +129,8 @@ ORDER = """
     _lens.derive.rename_faults
     _lens.derive.exemptions
     _lens.derive.disputes
+    _lens.derive.pairing
+    _lens.derive.leaf_joins
     _lens.derive.derivation
     _lens.derive.lists
     _lens.derive.middle

@@ -1,53 +1,66 @@
-"""The join: two layouts in, a total lens out, or one error that names everything that has no place."""
+"""The join: two layouts in, a total lens out, or one error that names everything that has no place.
+
+This is the flow of `derive`, and each step is a module:
+
+1. a rule for many leaves becomes one for each node (`globs`), and rows get the axes that rules
+   spell (`spelled_rows`);
+2. leaves that rules excuse from having a partner get their defaults (`exemptions`);
+3. the source's rows are called as the view's are (`names`, `alignment`, `wholes`);
+4. rows of one path are one leaf (`pairing`), but for tied copies (`ties`);
+5. each leaf gets its cells (`leaf_joins`);
+6. what is left has no place, and neither have rules that did nothing: all of it is told at once
+   (`idle_rules`, `unplaced`, `causes`).
+
+No step stops at what it finds wrong: it notes a fault, and goes on with the rest.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
-from ckpt_schema._layouts.sizes import ONE, Size, UndecidedError
-from ckpt_schema._layouts.table import Layout, Row, called
-from ckpt_schema._lens.cells import Cell
-from ckpt_schema._lens.derive.alignment import Alignment, Owners, Settled, align
-from ckpt_schema._lens.derive.bounds import composed_if_known
+from ckpt_schema._layouts.sizes import Size
+from ckpt_schema._layouts.table import Layout, called
+from ckpt_schema._lens.derive.alignment import Alignment, Settled, align
 from ckpt_schema._lens.derive.causes import causes
 from ckpt_schema._lens.derive.disputes import disputes
-from ckpt_schema._lens.derive.exemptions import declare, lone, owned, part, restart
+from ckpt_schema._lens.derive.exemptions import (
+    Alone,
+    Lone,
+    declare,
+    lone,
+    owned,
+    part,
+    restart,
+)
 from ckpt_schema._lens.derive.globs import as_written, by_node
-from ckpt_schema._lens.derive.idle_rules import (
-    Contested,
-    Unmatched,
-    idle,
-    partnered,
-    without_spare_casts,
-)
+from ckpt_schema._lens.derive.idle_rules import Unmatched, idle, partnered, without_spare_casts
 from ckpt_schema._lens.derive.joins import Join
-from ckpt_schema._lens.derive.leaf_rules import (
-    UNTOLD,
-    Told,
-    ValueRule,
-    spoken,
-    told,
-    unscaled,
-    unshifted,
-)
+from ckpt_schema._lens.derive.leaf_joins import LeafJoins, said_of_parts
+from ckpt_schema._lens.derive.leaf_rules import ValueRule, spoken
 from ckpt_schema._lens.derive.moments import Moments
-from ckpt_schema._lens.derive.names import Decision, Names, moved_paths, nowhere
-from ckpt_schema._lens.derive.relations import relate, undecided
+from ckpt_schema._lens.derive.names import Decision, Names
+from ckpt_schema._lens.derive.pairing import (
+    Members,
+    SharedLeaf,
+    paths_in_view,
+    rows_by_path,
+    same_parts,
+    seen_paths,
+    take_names_away,
+)
 from ckpt_schema._lens.derive.rename_faults import HalfRooted, nameless
-from ckpt_schema._lens.derive.repeats import unlike_moments
-from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken
+from ckpt_schema._lens.derive.scope import Spoken
 from ckpt_schema._lens.derive.spelled_rows import with_spelled_axes
 from ckpt_schema._lens.derive.ties import Copies
 from ckpt_schema._lens.derive.unplaced import unplaced
-from ckpt_schema._lens.derive.wholes import Member, both_divided, divided, groups, memberships
-from ckpt_schema._lens.rules import Apart, Fuse, Move, Private, Rename, Reset, Rule
-from ckpt_schema._lens.spellings import of_dim
+from ckpt_schema._lens.derive.wholes import groups, memberships
+from ckpt_schema._lens.rules import Move, Rename, Reset, Rule
 from ckpt_schema._trees import chains
 from ckpt_schema.errors import DerivationError, Mismatch
 
-__all__ = ["join_rows", "with_moments"]
+__all__ = ["join_rows"]
 
 
 def join_rows(
@@ -74,115 +87,317 @@ def join_rows(
         DerivationError: With every row of both sides that has no place, every pair of rows whose types
             do not go together, every ambiguity, and every rule that matches nothing.
     """
-    names_of = source.name, view.name
-    source, view = (
-        dataclasses.replace(table, name=name)
-        for table, name in zip((source, view), called(source, view), strict=True)
-    )
-    several, written, faults = by_node(source, view, rules)
-    rules = list({str(rule): rule for rule in several}.values())
-    source, view = with_spelled_axes((source, view), rules, faults)
-    unmatched, names, values = Unmatched(), Names.of(rules), spoken(rules)
-    source, view = _as_weights(source, view, rules), _as_weights(view, source, rules)
-    alone = lone((source, view), rules)
-    sides = declare((source, view), alone, rules, unmatched, faults)
-    kept = owned(sides, alone)
-    sides, parted = part(sides, alone, rules, unmatched, faults)
-    (source, view), anew = restart(sides, rules, unmatched, faults)
-    left, right = (one | other for one, other in zip(parted, anew, strict=True))
-    alignment = align(source, view, names.called, _settled(rules))
-    decisions, said = names.decisions(source.rows), values.along(view.rows)
-    known = {name: Size.of(size) for name, size in sizes.items()}
-    moments = moments or Moments(source, view)
-    members = tuple(
-        memberships(table, groups(table, other, rules))
-        for table, other in ((source, view), (view, source))
-    )
-    renamed = _renamed(source, names, decisions, alignment, left, members[0])
-    losers = _losers(source, renamed, decisions, alone[0])
-    faults += nameless(source, view, rules, names, decisions, unmatched)
-    half_rooted = HalfRooted.of(source, view, names, decisions)
-    faults += half_rooted.faults
-    said_of_parts = _said_of_parts(source, rules, said, members)
-    faults += disputes(source, view, rules, decisions, said, alone, members[0])
-    copies = Copies.by(source, view, rules)
-    twice = copies.of
-    expected = "one source leaf for one view leaf"
-    either = "rename one of them, or say that the one which no rule renames is private"
-    theirs = _by_path(source, renamed, members[0], twice[0].keys(), (expected, either), faults)
-    expected = "one view leaf for one source leaf"
-    seen = _seen(view, names, members[1])
-    ours = _by_path(
-        view, seen, members[1], twice[1].keys() | right, (expected, "rename one of them"), faults
-    )
-    pairs: list[tuple[int, int]] = []
-    joins: list[Join] = []
-    refused: tuple[set[int], set[int]] = set(), set()
-    for path, after in ours.items():
-        before = theirs.get(path, {})
-        if before.keys() == after.keys() and _alike((source, view), (before, after)):
-            pairs += [(before[part], after[part]) for part in after]
-        elif before:
-            made = _divided(
-                (source, view),
-                (before, after),
-                members,
-                (said_of_parts, said),
-                known,
-                moments,
-                faults,
-            )
-            joins += made
-            if not made:  # it has its fault: its leaves are not told besides to lack a partner
-                refused[0].update(before.values())
-                refused[1].update(after.values())
-    for lost, several in zip(refused, twice, strict=True):
-        lost.update(copy for copy, of in several.items() if of in lost)
-    onward, back = dict(pairs), {there: here for here, there in pairs}
-    copied = [(copy, onward[of]) for copy, of in twice[0].items() if of in onward]
-    copied += [(back[of], copy) for copy, of in twice[1].items() if of in back]
-    for pair in copied:  # it is joined, or has its fault
-        for side in (0, 1):
-            refused[side].update({pair[side]} & twice[side].keys())
-    contested = partnered(source, view, alone, [*pairs, *copied], losers)
-    joins += _joined(source, view, said, decisions, pairs, contested, faults, known, moments)
-    for copy, of in twice[1].items():  # what is said of a leaf is said of its copies
-        said = {**said, copy: (*said.get(copy, ()), *said.get(of, ()))}
-    told_of = {
-        **decisions,
-        **{copy: decisions[of] for copy, of in twice[0].items() if of in decisions},
-    }
-    joins += _joined(source, view, said, told_of, copied, contested, faults, known, moments, copies)
-    joins = _with_copies(joins, copies, known, faults)
-    faults += contested.faults()
-    divided_by = {member.group.rule for side in members for member in side.values()}
-    faults += idle(source, view, rules, names, joins, divided_by, {f.path for f in faults})
-    joined = [pair for one in joins for pair in one.pairs]
-    known = {f.path for f in faults}
-    # Of these rows a fault is told, or they are meant to lack a partner.
-    told: list[set[int]] = []
-    for side in (0, 1):
-        open_ = {pair[side] for pair in contested.pairs}
-        told.append(open_.union(parted[side], kept[side], refused[side], half_rooted.rows[side]))
-    known |= {"/".join(renamed[n]) for n in told[0]}
-    known |= {"/".join(view.rows[n].path) for n in told[1]}
-    faults += unplaced(source, view, renamed, joined, alignment, known, rules)
+    own_names = source.name, view.name
+    source, view = _told_apart(source, view)
+    node_rules, written, faults = by_node(source, view, rules)
+    # Two globs may mean one node, and say the same of it.
+    rules = list({str(rule): rule for rule in node_rules}.values())
+    derivation = _Derivation(source, view, rules, sizes, moments, faults)
+    joins = derivation.joins()
+    derivation.tell_idle_rules(joins)
+    derivation.tell_unplaced(joins)
+    source, view = derivation.source, derivation.view
     if written:
         # Of a rule for many leaves, what does nothing to its node is no rule for that.
         spare = {fault.path for fault in faults if fault.found.startswith("none")}
         rules = [rule for rule in rules if str(rule) not in spare]
         faults = list(as_written(faults, written))
     if faults:
-        faults = causes(source, view, joined, faults)
-        parts = [*map(str, source.parts)], [*map(str, view.parts)]
-        notes: list[str] = []
-        if any(fault.kind == "chain" for fault in faults):
-            notes = chains.side_by_side((source.name, view.name), parts)
-        raise DerivationError(f"no lens from {source.name} to {view.name}", faults, notes)
+        raise _error(source, view, joins, faults)
     rules = without_spare_casts((source, view), rules, joins)
-    source = dataclasses.replace(source, name=names_of[0])
-    view = dataclasses.replace(view, name=names_of[1])
+    source = dataclasses.replace(source, name=own_names[0])
+    view = dataclasses.replace(view, name=own_names[1])
     return source, view, tuple(joins), tuple(rules)
+
+
+def _told_apart(source: Layout, view: Layout) -> tuple[Layout, Layout]:
+    """Both layouts under names that differ, as faults name them: a layout may be both sides."""
+    names = called(source, view)
+    return dataclasses.replace(source, name=names[0]), dataclasses.replace(view, name=names[1])
+
+
+def _error(
+    source: Layout, view: Layout, joins: Sequence[Join], faults: Sequence[Mismatch]
+) -> DerivationError:
+    """The one error of all faults; two chains that differ are shown side by side below them."""
+    faults = causes(source, view, _pairs(joins), faults)
+    notes: list[str] = []
+    if any(fault.kind == "chain" for fault in faults):
+        parts = [*map(str, source.parts)], [*map(str, view.parts)]
+        notes = chains.side_by_side((source.name, view.name), parts)
+    return DerivationError(f"no lens from {source.name} to {view.name}", faults, notes)
+
+
+def _pairs(joins: Sequence[Join]) -> list[tuple[int, int]]:
+    """The numbers of the rows that share elements, of the source and of the view."""
+    pairs: list[tuple[int, int]] = []
+    for join in joins:
+        pairs += join.pairs
+    return pairs
+
+
+class _Derivation:
+    """The steps between rules for single nodes and faults.
+
+    Attributes:
+        source: The source, with the defaults that rules declare.
+        view: The view, the same.
+    """
+
+    def __init__(
+        self,
+        source: Layout,
+        view: Layout,
+        rules: Sequence[Rule],
+        sizes: Mapping[str, int],
+        moments: Moments | None,
+        faults: list[Mismatch],
+    ) -> None:
+        self._rules, self._faults = rules, faults
+        self._unmatched = Unmatched()
+        source, view = with_spelled_axes((source, view), rules, faults)
+        source, view = _as_weights(source, view, rules), _as_weights(view, source, rules)
+        self._excused = _Excused.of((source, view), rules, self._unmatched, faults)
+        self.source, self.view = self._excused.tables
+        self._names = _RowNames.of(self._excused, rules)
+        known = {name: Size.of(size) for name, size in sizes.items()}
+        moments = moments or Moments(self.source, self.view)
+        self._leaf_joins = LeafJoins(self._excused.tables, known, moments, faults)
+        # For each side, the rows of which a fault is told, or that are meant to lack a partner.
+        self._told: tuple[set[int], set[int]] = set(), set()
+        for side in (0, 1):
+            excused = self._excused
+            self._told[side].update(excused.parted[side], excused.own_values[side])
+
+    # --- the joins  ---
+
+    def joins(self) -> list[Join]:
+        """The joins of all rows that are one leaf, or parts of one."""
+        tables, rules, faults = self._excused.tables, self._rules, self._faults
+        names, alone, members = self._names, self._excused.alone, self._names.members
+        decisions, values = names.decisions, spoken(rules).along(self.view.rows)
+        faults += nameless(*tables, rules, names.rules, decisions, self._unmatched)
+        half_rooted = HalfRooted.of(*tables, names.rules, decisions)
+        faults += half_rooted.faults
+        source_values = said_of_parts(self.source, rules, values, members)
+        faults += disputes(*tables, rules, decisions, values, alone, members[0])
+
+        copies = Copies.by(*tables, rules)
+        whole_pairs, shared = self._paired(copies)
+        joins: list[Join] = []
+        refused: tuple[set[int], set[int]] = set(), set()
+        for leaf in shared:
+            made = self._leaf_joins.of_parts(leaf, members, (source_values, values))
+            joins += made
+            if not made:  # it has its fault: its leaves are not told besides to lack a partner
+                refused[0].update(leaf.before.values())
+                refused[1].update(leaf.after.values())
+        copied_pairs = _copied_pairs(copies, whole_pairs, refused)
+        contested = partnered(*tables, alone, [*whole_pairs, *copied_pairs], names.losers)
+        joins += self._leaf_joins.of_pairs(whole_pairs, values, decisions, contested)
+        joins += self._leaf_joins.of_pairs(
+            copied_pairs,
+            _values_of_copies(values, copies.of[1]),
+            _decisions_of_copies(decisions, copies.of[0]),
+            contested,
+            copies,
+        )
+        joins = self._leaf_joins.with_copies(joins, copies)
+        faults += contested.faults()
+
+        for side, told in enumerate(self._told):
+            told.update(refused[side], half_rooted.rows[side])
+            told.update(pair[side] for pair in contested.pairs)
+        return joins
+
+    def _paired(self, copies: Copies) -> tuple[list[tuple[int, int]], list[SharedLeaf]]:
+        """Rows that are one whole leaf, by number, and leaves of which one side has parts.
+
+        Tied copies are neither: they go with what they are copies of.
+        """
+        members, faults = self._names.members, self._faults
+        said = (
+            "one source leaf for one view leaf",
+            "rename one of them, or say that the one which no rule renames is private",
+        )
+        copied = copies.of[0].keys()
+        theirs = rows_by_path(self.source, self._names.paths, members[0], copied, said, faults)
+        said = "one view leaf for one source leaf", "rename one of them"
+        left_out = copies.of[1].keys() | self._excused.without_partner(1)
+        seen = seen_paths(self.view, self._names.rules, members[1])
+        ours = rows_by_path(self.view, seen, members[1], left_out, said, faults)
+
+        pairs: list[tuple[int, int]] = []
+        shared: list[SharedLeaf] = []
+        for path, after in ours.items():
+            before = theirs.get(path)
+            if before is None:
+                continue
+            if same_parts(self._excused.tables, before, after):
+                pairs += [(before[part], number) for part, number in after.items()]
+            else:
+                shared.append(SharedLeaf(before, after))
+        return pairs, shared
+
+    # --- what has no place  ---
+
+    def tell_idle_rules(self, joins: Sequence[Join]) -> None:
+        """Adds the faults of rules that did nothing."""
+        dividing: set[object] = set()
+        for members in self._names.members:
+            dividing.update(member.group.rule for member in members.values())
+        known = {fault.path for fault in self._faults}
+        tables, names = self._excused.tables, self._names.rules
+        self._faults += idle(*tables, self._rules, names, joins, dividing, known)
+
+    def tell_unplaced(self, joins: Sequence[Join]) -> None:
+        """Adds the faults of rows without a place, but for those of which a fault tells already."""
+        paths = self._names.paths
+        known = {fault.path for fault in self._faults}
+        # The source's rows are known by what the view calls them, as all faults name them.
+        known.update("/".join(paths[number]) for number in self._told[0])
+        known.update("/".join(self.view.rows[number].path) for number in self._told[1])
+        alignment = self._names.alignment
+        self._faults += unplaced(
+            self.source, self.view, paths, _pairs(joins), alignment, known, self._rules
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Excused:
+    """Both layouts, with what rules say of leaves without a partner.
+
+    Attributes:
+        tables: The source and the view, with the defaults that rules declare.
+        alone: For each side, the rules that excuse its rows.
+        own_values: For each side, the rows that keep their own value, for the rule gives no other.
+        parted: For each side, the rows that share no more than a name with the other side's.
+        restarted: For each side, the rows that begin as the transformation makes them.
+    """
+
+    tables: tuple[Layout, Layout]
+    alone: Alone
+    own_values: Lone
+    parted: Lone
+    restarted: Lone
+
+    @classmethod
+    def of(
+        cls,
+        tables: tuple[Layout, Layout],
+        rules: Sequence[Rule],
+        unmatched: Unmatched,
+        faults: list[Mismatch],
+    ) -> _Excused:
+        """Those by some rules."""
+        alone = lone(tables, rules)
+        tables = declare(tables, alone, rules, unmatched, faults)
+        own_values = owned(tables, alone)
+        tables, parted = part(tables, alone, rules, unmatched, faults)
+        # A reset says how a leaf starts, whatever a rule that makes it private says: so it is last.
+        tables, restarted = restart(tables, rules, unmatched, faults)
+        return cls(tables, alone, own_values, parted, restarted)
+
+    def without_partner(self, side: int) -> frozenset[int]:
+        """The rows of a side that no path is looked up for."""
+        return self.parted[side] | self.restarted[side]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _RowNames:
+    """What the rows of both sides are called, so that one leaf has one path on both.
+
+    Attributes:
+        rules: The rules that rename or move.
+        alignment: Which parts of the optimizer states are partners.
+        decisions: What the rules say of rows of the source, by number.
+        members: For each side, the rows that are parts of one leaf of the other.
+        paths: The path of each row of the source in the view's words.
+        losers: The paths of private rows of the source whose name others have in the view.
+    """
+
+    rules: Names
+    alignment: Alignment
+    decisions: Mapping[int, Decision]
+    members: tuple[Members, Members]
+    paths: Sequence[LogicalPath]
+    losers: frozenset[LogicalPath]
+
+    @classmethod
+    def of(cls, excused: _Excused, rules: Sequence[Rule]) -> _RowNames:
+        """Those by some rules."""
+        (source, view), names = excused.tables, Names.of(rules)
+        alignment = align(source, view, names.called, _settled(rules))
+        decisions = names.decisions(source.rows)
+        members = (
+            memberships(source, groups(source, view, rules)),
+            memberships(view, groups(view, source, rules)),
+        )
+        lone_rows = excused.without_partner(0)
+        paths = paths_in_view(source, names, decisions, alignment, lone_rows, members[0])
+        losers = take_names_away(source, paths, decisions, excused.alone[0])
+        return cls(names, alignment, decisions, members, paths, losers)
+
+
+def _settled(rules: Sequence[Rule]) -> list[Settled]:
+    """The parts of the optimizer state that rules place, which are aligned no more."""
+    settled: list[Settled] = []
+    for rule in rules:
+        if isinstance(rule, (Move, Reset)):
+            settled.append((rule.source, rule.view))
+    return settled
+
+
+# --- tied copies  ---
+
+
+def _copied_pairs(
+    copies: Copies, pairs: Sequence[tuple[int, int]], refused: tuple[set[int], set[int]]
+) -> list[tuple[int, int]]:
+    """The pairs of tied copies: each copy with what its original is paired with.
+
+    Where ``head`` is a copy of ``embed``, and ``embed`` is row 3 here and row 5 there, the pairs are
+    (3, 5) and (head, 5). Each copy that has a pair, or whose original has a fault, is added to the
+    rows that are ``refused``: no fault is told of it besides.
+    """
+    for lost, originals in zip(refused, copies.of, strict=True):
+        lost.update(copy for copy, original in originals.items() if original in lost)
+    onward = dict(pairs)
+    back = {there: here for here, there in pairs}
+    copied: list[tuple[int, int]] = []
+    for copy, original in copies.of[0].items():
+        if original in onward:
+            copied.append((copy, onward[original]))
+    for copy, original in copies.of[1].items():
+        if original in back:
+            copied.append((back[original], copy))
+    for pair in copied:
+        for side in (0, 1):
+            if pair[side] in copies.of[side]:
+                refused[side].add(pair[side])
+    return copied
+
+
+def _values_of_copies(values: Spoken[ValueRule], originals: Mapping[int, int]) -> Spoken[ValueRule]:
+    """What is said of rows of the view, where what is said of a leaf is said of its copies too."""
+    said = dict(values)
+    for copy, original in originals.items():
+        said[copy] = (*said.get(copy, ()), *said.get(original, ()))
+    return said
+
+
+def _decisions_of_copies(
+    decisions: Mapping[int, Decision], originals: Mapping[int, int]
+) -> Mapping[int, Decision]:
+    """What is said of the names of rows of the source, where a copy has what its original has."""
+    said = dict(decisions)
+    for copy, original in originals.items():
+        if original in decisions:
+            said[copy] = decisions[original]
+    return said
+
+
+# --- a plain schema beside a train state  ---
 
 
 def _as_weights(table: Layout, other: Layout, rules: Sequence[Rule]) -> Layout:
@@ -191,310 +406,34 @@ def _as_weights(table: Layout, other: Layout, rules: Sequence[Rule]) -> Layout:
     A plain schema says how a file's weights are called, and not that they are weights: beside nothing but weights there is
     no doubt, and beside a train state none where the model has one of its leaves. A rename that says where they are has
     settled it.
+
+    So ``wte/weight`` of a file beside ``params/wte/weight`` of a state is ``params/wte/weight`` too.
     """
-    models = {row.path[: row.body] for row in other.rows if row.body and not row.optimizer}
+    models: set[LogicalPath] = set()
+    for row in other.rows:
+        if row.body and not row.optimizer:
+            models.add(row.path[: row.body])
     heads = {model[0] for model in models}
-    plain = all(row.body == 0 and row.path[0] not in heads for row in table.rows)
-    if not plain or len(models) != 1:
+    is_plain = all(row.body == 0 and row.path[0] not in heads for row in table.rows)
+    if not is_plain or len(models) != 1:
         return table
     (model,) = models
-    if any(row.body != 1 for row in other.rows):
-        weights = {row.model_path for row in other.rows if row.body and not row.optimizer}
-        if weights.isdisjoint(row.path for row in table.rows):
-            return table
-    named = (rule for rule in rules if isinstance(rule, Rename))
-    if any(heads & {*rule.source[:1], *rule.view[:1]} for rule in named):
+    is_state = any(row.body != 1 for row in other.rows)
+    if is_state and not _has_a_weight(table, other):
         return table
+    for rule in rules:
+        if isinstance(rule, Rename) and heads & {*rule.source[:1], *rule.view[:1]}:
+            return table
     rows = [
         dataclasses.replace(row, path=(*model, *row.path), body=len(model)) for row in table.rows
     ]
     return dataclasses.replace(table, rows=tuple(rows))
 
 
-_Members = Mapping[int, Member]
-"""By the numbers of rows: what they are part of."""
-
-
-def _seen(view: Layout, names: Names, members: _Members) -> list[LogicalPath]:
-    """The path of each of the view's rows, parts under that of the whole; a rule calls it what the source does."""
-    seen = [row.path for row in view.rows]
-    for number, member in members.items():
-        path = member.path
-        seen[number] = (*path[: member.start], *names.called(path[member.start :]))
-    return seen
-
-
-def _by_path(
-    table: Layout,
-    found: Sequence[LogicalPath],
-    members: _Members,
-    left_out: Container[int],
-    said: tuple[str, str],
-    faults: list[Mismatch],
-) -> dict[LogicalPath, dict[int | None, int]]:
-    """The rows by path, and where they are parts of one leaf, by part."""
-    rows: dict[LogicalPath, dict[int | None, int]] = {}
-    for number, path in enumerate(found):
-        if number in left_out:
-            continue
-        parts = rows.setdefault(path, {})
-        part = members[number].number if number in members else None
-        first = parts.setdefault(part, number)
-        if first != number or (None in parts and len(parts) > 1):
-            other = first if first != number else next(n for n in parts.values() if n != number)
-            both = f"{'/'.join(table.rows[other].path)} and {'/'.join(table.rows[number].path)}"
-            expected, hint = said
-            faults.append(Mismatch("/".join(path), "ambiguous", expected, both, hint))
-    return rows
-
-
-def _parts(rows: Mapping[int | None, int]) -> dict[int, int]:
-    """The rows that are parts, and not the whole."""
-    return {part: number for part, number in rows.items() if part is not None}
-
-
-def _alike(
-    tables: tuple[Layout, Layout],
-    rows: tuple[Mapping[int | None, int], Mapping[int | None, int]],
-) -> bool:
-    """Whether rows are one leaf each; if parts of one, whether both sides have the same parts."""
-    if None in rows[0]:
-        return True
-    sizes: list[list[Size]] = []
-    for table, by_part in zip(tables, rows, strict=True):
-        numbers = [by_part[part] for part in sorted(by_part, key=str)]
-        sizes.append([_elements(table.rows[number]) for number in numbers])
-    return sizes[0] == sizes[1]
-
-
-def _elements(row: Row) -> Size:
-    """How many elements one repeat of a leaf has."""
-    count = ONE
-    for dim in row.leaf.dims:
-        count *= of_dim(dim)
-    return count
-
-
-_Told = Mapping[int, Sequence[Hit[ValueRule]]]
-"""What rules say of rows, by number."""
-
-
-def _said_of_parts(
-    source: Layout, rules: Sequence[Rule], said: _Told, members: Sequence[_Members]
-) -> _Told:
-    """What rules say of the source's rows that are parts, or have parts, by the source's own paths.
-
-    A rule speaks of the view's rows. One for none of these may be for a part that the view has in
-    a whole.
-    """
-    if not any(members):
-        return {}
-    used = {id(hit.rule) for hits in said.values() for hit in hits}
-    return spoken([rule for rule in rules if id(rule) not in used]).along(source.rows)
-
-
-def _divided(
-    tables: tuple[Layout, Layout],
-    rows: tuple[Mapping[int | None, int], Mapping[int | None, int]],
-    members: Sequence[_Members],
-    said: tuple[_Told, _Told],
-    known: Mapping[str, Size],
-    moments: Moments,
-    faults: list[Mismatch],
-) -> list[Join]:
-    """The joins of a row on one side with rows on the other that are parts of it."""
-    before, after = rows
-    parts = _parts(before), _parts(after)
-    if None in before and None in after:  # a whole beside its parts, which is told as ambiguous
-        return []
-
-    wrong: list[Mismatch] = []
-
-    def told_of(side: int, number: int) -> Told:
-        hits = said[side].get(number, ())
-        if not hits:
-            return UNTOLD
-        pair = [
-            tables[0].rows[next(iter(before.values()))],
-            tables[1].rows[next(iter(after.values()))],
-        ]
-        pair[side] = tables[side].rows[number]
-        found = with_moments(pair[0], pair[1], hits, told(pair[side], hits), moments)
-        if isinstance(found, Mismatch):
-            wrong.append(found)
-            return UNTOLD
-        return found
-
-    def turned(side: int, number: int) -> Told:
-        return told_of(1 - side, number).inverse
-
-    if None in before:
-        found = divided(tables, before[None], parts[1], members[1], told_of, known)
-    elif None in after:
-        found = divided((tables[1], tables[0]), after[None], parts[0], members[0], turned, known)
-    else:
-        found = both_divided(tables, parts, members, told_of, known)
-    faults += wrong
-    if wrong:
-        return []
-    if isinstance(found, Mismatch):
-        row = tables[1].rows[next(iter(after.values()))]
-        # A rule that names the order of the axes would speak of the whole, and not of a part.
-        faults.append(dataclasses.replace(found, mirrors=row.mirrors, rules=()))
-        return []
-    return [one.inverse for one in found] if None in after else found
-
-
-def _joined(
-    source: Layout,
-    view: Layout,
-    values: Spoken[ValueRule],
-    decisions: Mapping[int, Decision],
-    pairs: Sequence[tuple[int, int]],
-    contested: Contested,
-    faults: list[Mismatch],
-    known: Mapping[str, Size],
-    moments: Moments,
-    copies: Copies | None = None,
-) -> list[Join]:
-    """The joins of rows, by number, that are one leaf; of those that are private by a rule, that is the fault."""
-    joins: list[Join] = []
-    for one, other in pairs:
-        row, hits = view.rows[other], values.get(other, ())
-        said = _said(row, hits, decisions.get(one))
-        compares = False, False
-        if copies is not None:
-            compares, said = copies.compares(one, other), copies.said(said, one, other)
-        said = with_moments(source.rows[one], row, hits, said, moments)
-        if isinstance(said, Mismatch):
-            faults.append(said)
-            continue
-        made = relate(source.rows[one], row, said, known)
-        if isinstance(made, Mismatch):
-            if (one, other) not in contested.pairs:
-                faults.append(made if copies is None else copies.told(made, one, other))
-            continue
-        joins.append(Join(made.cells(one, other, compares), said, plain=True))
-    return joins
-
-
-def with_moments(
-    before: Row, after: Row, hits: Sequence[Hit[ValueRule]], said: Told, moments: Moments
-) -> Told | Mismatch:
-    """What is said of a leaf; what an optimizer keeps for one that rules scale and shift goes along."""
-    wrong = unlike_moments(before, after, hits)
-    if wrong is not None:
-        return wrong
-    started = moments.started(before, after, said)
-    if isinstance(started, Mismatch):
-        return started
-    said = started
-    if not hits:
-        return said
-    rows = after, before
-    factor = next(filter(None, (unscaled(row, hits) for row in rows)), None)
-    if factor is not None:
-        power = moments.power(before, after, factor)
-        if isinstance(power, Mismatch):
-            return power
-        said = said.scaled(factor, power)
-    shift = next(filter(None, (unshifted(row, hits) for row in rows)), None)
-    if shift is None:
-        return said
-    follows = moments.follows(before, after, shift)
-    return follows if isinstance(follows, Mismatch) else said.shifted(shift, follows=follows)
-
-
-def _with_copies(
-    joins: list[Join], copies: Copies, known: Mapping[str, Size], faults: list[Mismatch]
-) -> list[Join]:
-    """The joins; copies of what is part of a leaf, or has parts, go where it goes."""
-    with_copies = list(joins)
-    for side, table in enumerate(copies.tables):
-        by_row: dict[int, list[int]] = {}
-        for at, one in enumerate(with_copies):
-            for row in () if one.plain else (one.views if side else one.sources):
-                by_row.setdefault(row, []).append(at)
-        for copy, of in copies.of[side].items():
-            order = dataclasses.replace(UNTOLD, axes=copies.orders[side][copy])
-            for at in by_row.get(of, ()):
-                one = with_copies[at]
-                turned = one if side == 0 else one.inverse
-                onward = [cell for cell in turned.cells if cell.source == of]
-                made = relate(table.rows[copy], table.rows[of], order, known)
-                if isinstance(made, Mismatch):
-                    faults.append(made)
-                    continue
-                try:
-                    cells = composed_if_known(made.cells(copy, of), onward, known)
-                except UndecidedError as wrong:
-                    faults.append(undecided(table.rows[copy], table.rows[of], wrong))
-                    continue
-                again: list[Cell] = []
-                for cell in cells:
-                    if not cell.is_constant:  # or else it is padding, which the copy has too
-                        cell = dataclasses.replace(cell, compares=(cell.compares[0], True))
-                    again.append(cell)
-                both = dataclasses.replace(turned, cells=(*turned.cells, *again))
-                with_copies[at] = both if side == 0 else both.inverse
-    return with_copies
-
-
-def _said(view: Row, hits: Sequence[Hit[ValueRule]], decision: Decision | None) -> Told:
-    """What rules say of one leaf."""
-    said = told(view, hits) if hits else UNTOLD
-    rule = decision.inner.rule if decision is not None and decision.inner is not None else None
-    if not isinstance(rule, Rename) or rule.axes is None:
-        return said
-    return dataclasses.replace(said, axes=rule.axes, rules=(*said.rules, rule))
-
-
-def _settled(rules: Sequence[Rule]) -> list[Settled]:
-    """The parts of the optimizer state that rules place."""
-    moves: list[Settled] = [(rule.source, rule.view) for rule in rules if isinstance(rule, Move)]
-    return moves + [(rule.source, rule.view) for rule in rules if isinstance(rule, Reset)]
-
-
-def _renamed(
-    source: Layout,
-    names: Names,
-    decisions: Mapping[int, Decision],
-    alignment: Alignment,
-    restarted: frozenset[int],
-    members: _Members,
-) -> list[LogicalPath]:
-    """The path of each source row in the view's words."""
-    owners = Owners(source)
-    unnamed = dataclasses.replace(names, renames=Scope[Rename | Move](()))
-    found: list[LogicalPath] = []
-    for number, row in enumerate(source.rows):
-        if number in restarted:
-            found.append(nowhere(row))
-            continue
-        member = members.get(number)
-        part = owners.part(row) if source.parts else None
-        if member is None:
-            found.append(moved_paths(row, decisions.get(number), part, alignment))
-            continue
-        # A rule that fuses says the view's words already.
-        said = unnamed if isinstance(member.group.rule, Fuse) else names
-        whole = dataclasses.replace(row, path=member.path)
-        found.append(moved_paths(whole, said.decision(whole), part, alignment))
-    return found
-
-
-def _losers(
-    source: Layout,
-    renamed: list[LogicalPath],
-    decisions: Mapping[int, Decision],
-    alone: Spoken[Private | Apart],
-) -> frozenset[LogicalPath]:
-    """The paths of private rows whose name a rule gives to others, as EMA weights are served as the params."""
-    given = {renamed[n] for n in decisions if renamed[n] != source.rows[n].path}
-    losers: set[LogicalPath] = set()
-    for number, row in enumerate(source.rows) if given else ():
-        is_private = any(isinstance(hit.rule, Private) for hit in alone.get(number, ()))
-        if row.path in given and number not in decisions and is_private:
-            losers.add(row.path)
-            renamed[number] = nowhere(row)
-    return frozenset(losers)
+def _has_a_weight(table: Layout, state: Layout) -> bool:
+    """Whether a plain schema has one of the leaves of a state's model."""
+    weights: set[LogicalPath] = set()
+    for row in state.rows:
+        if row.body and not row.optimizer:
+            weights.add(row.model_path)
+    return any(row.path in weights for row in table.rows)

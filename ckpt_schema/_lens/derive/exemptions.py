@@ -16,7 +16,7 @@ from ckpt_schema._lens.derive.view_names import names_apart, renamed_row
 from ckpt_schema._lens.rules import Apart, Private, Reset, Rule
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Alone", "declare", "lone", "owned", "part", "restart"]
+__all__ = ["Alone", "Lone", "declare", "lone", "owned", "part", "restart"]
 
 Sides = tuple[Layout, Layout]
 Lone = tuple[frozenset[int], frozenset[int]]

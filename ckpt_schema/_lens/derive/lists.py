@@ -24,6 +24,7 @@ from ckpt_schema._lens.cells import Cell, tidy
 from ckpt_schema._lens.derive import derivation
 from ckpt_schema._lens.derive.bounds import composed_if_known
 from ckpt_schema._lens.derive.joins import Join, joins_of
+from ckpt_schema._lens.derive.leaf_joins import with_moments
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told, spoken, told
 from ckpt_schema._lens.derive.moments import Moments
 from ckpt_schema._lens.derive.parts import Divided, Numbered, listed
@@ -344,7 +345,7 @@ def _told(
         hits = [hit for hit in several if member and _reaches(hit, table.rows[at], member)]
         if hits:
             row = table.rows[at]
-            made = derivation.with_moments(row, row, hits, told(row, hits), moments)
+            made = with_moments(row, row, hits, told(row, hits), moments)
             if isinstance(made, Mismatch):
                 faults.append(made)
             else:
