@@ -125,6 +125,8 @@ ORDER = """
     _lens.derive.unplaced
     _lens.derive.wholes
     _lens.derive.causes
+    _lens.derive.missing_paths
+    _lens.derive.private_pairs
     _lens.derive.idle_rules
     _lens.derive.rename_faults
     _lens.derive.exemptions

@@ -35,10 +35,11 @@ from ckpt_schema._lens.derive.exemptions import (
     restart,
 )
 from ckpt_schema._lens.derive.globs import as_written, by_node
-from ckpt_schema._lens.derive.idle_rules import Unmatched, idle, partnered, without_spare_casts
+from ckpt_schema._lens.derive.idle_rules import idle_rules, without_spare_casts
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_joins import LeafJoins, said_of_parts
 from ckpt_schema._lens.derive.leaf_rules import ValueRule, spoken
+from ckpt_schema._lens.derive.missing_paths import MissingPaths
 from ckpt_schema._lens.derive.moments import Moments
 from ckpt_schema._lens.derive.names import Decision, Names
 from ckpt_schema._lens.derive.pairing import (
@@ -50,6 +51,7 @@ from ckpt_schema._lens.derive.pairing import (
     seen_paths,
     take_names_away,
 )
+from ckpt_schema._lens.derive.private_pairs import private_pairs
 from ckpt_schema._lens.derive.rename_faults import HalfRooted, nameless
 from ckpt_schema._lens.derive.scope import Spoken
 from ckpt_schema._lens.derive.spelled_rows import with_spelled_axes
@@ -154,10 +156,10 @@ class _Derivation:
         faults: list[Mismatch],
     ) -> None:
         self._rules, self._faults = rules, faults
-        self._unmatched = Unmatched()
+        self._missing_paths = MissingPaths()
         source, view = with_spelled_axes((source, view), rules, faults)
         source, view = _as_weights(source, view, rules), _as_weights(view, source, rules)
-        self._excused = _Excused.of((source, view), rules, self._unmatched, faults)
+        self._excused = _Excused.of((source, view), rules, self._missing_paths, faults)
         self.source, self.view = self._excused.tables
         self._names = _RowNames.of(self._excused, rules)
         known = {name: Size.of(size) for name, size in sizes.items()}
@@ -176,7 +178,7 @@ class _Derivation:
         tables, rules, faults = self._excused.tables, self._rules, self._faults
         names, alone, members = self._names, self._excused.alone, self._names.members
         decisions, values = names.decisions, spoken(rules).along(self.view.rows)
-        faults += nameless(*tables, rules, names.rules, decisions, self._unmatched)
+        faults += nameless(*tables, rules, names.rules, decisions, self._missing_paths)
         half_rooted = HalfRooted.of(*tables, names.rules, decisions)
         faults += half_rooted.faults
         source_values = said_of_parts(self.source, rules, values, members)
@@ -193,21 +195,21 @@ class _Derivation:
                 refused[0].update(leaf.before.values())
                 refused[1].update(leaf.after.values())
         copied_pairs = _copied_pairs(copies, whole_pairs, refused)
-        contested = partnered(*tables, alone, [*whole_pairs, *copied_pairs], names.losers)
-        joins += self._leaf_joins.of_pairs(whole_pairs, values, decisions, contested)
+        private = private_pairs(*tables, alone, [*whole_pairs, *copied_pairs], names.losers)
+        joins += self._leaf_joins.of_pairs(whole_pairs, values, decisions, private)
         joins += self._leaf_joins.of_pairs(
             copied_pairs,
             _values_of_copies(values, copies.of[1]),
             _decisions_of_copies(decisions, copies.of[0]),
-            contested,
+            private,
             copies,
         )
         joins = self._leaf_joins.with_copies(joins, copies)
-        faults += contested.faults()
+        faults += private.faults()
 
         for side, told in enumerate(self._told):
             told.update(refused[side], half_rooted.rows[side])
-            told.update(pair[side] for pair in contested.pairs)
+            told.update(pair[side] for pair in private.pairs)
         return joins
 
     def _paired(self, copies: Copies) -> tuple[list[tuple[int, int]], list[SharedLeaf]]:
@@ -248,7 +250,7 @@ class _Derivation:
             dividing.update(member.group.rule for member in members.values())
         known = {fault.path for fault in self._faults}
         tables, names = self._excused.tables, self._names.rules
-        self._faults += idle(*tables, self._rules, names, joins, dividing, known)
+        self._faults += idle_rules(*tables, self._rules, names, joins, dividing, known)
 
     def tell_unplaced(self, joins: Sequence[Join]) -> None:
         """Adds the faults of rows without a place, but for those of which a fault tells already."""
@@ -286,16 +288,16 @@ class _Excused:
         cls,
         tables: tuple[Layout, Layout],
         rules: Sequence[Rule],
-        unmatched: Unmatched,
+        missing_paths: MissingPaths,
         faults: list[Mismatch],
     ) -> _Excused:
         """Those by some rules."""
         alone = lone(tables, rules)
-        tables = declare(tables, alone, rules, unmatched, faults)
+        tables = declare(tables, alone, rules, missing_paths, faults)
         own_values = owned(tables, alone)
-        tables, parted = part(tables, alone, rules, unmatched, faults)
+        tables, parted = part(tables, alone, rules, missing_paths, faults)
         # A reset says how a leaf starts, whatever a rule that makes it private says: so it is last.
-        tables, restarted = restart(tables, rules, unmatched, faults)
+        tables, restarted = restart(tables, rules, missing_paths, faults)
         return cls(tables, alone, own_values, parted, restarted)
 
     def without_partner(self, side: int) -> frozenset[int]:

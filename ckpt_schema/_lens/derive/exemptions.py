@@ -10,7 +10,7 @@ from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.leaves import Default, Fill, Init
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
-from ckpt_schema._lens.derive.idle_rules import Unmatched
+from ckpt_schema._lens.derive.missing_paths import MissingPaths
 from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken, is_mirror
 from ckpt_schema._lens.derive.view_names import names_apart, renamed_row
 from ckpt_schema._lens.rules import Apart, Private, Reset, Rule
@@ -41,7 +41,7 @@ def declare(
     sides: Sides,
     alone: Alone,
     rules: Sequence[Rule],
-    unmatched: Unmatched,
+    missing_paths: MissingPaths,
     faults: list[Mismatch],
 ) -> Sides:
     """Both layouts with the defaults that rules declare."""
@@ -55,7 +55,7 @@ def declare(
     )
     for number, rule in enumerate(said):
         if number not in matched and isinstance(rule, Private):
-            faults.append(unmatched.fault(rule, rule.path, source, view))
+            faults.append(missing_paths.fault(rule, rule.path, source, view))
     return source, view
 
 
@@ -112,7 +112,7 @@ def part(
     sides: Sides,
     alone: Alone,
     rules: Sequence[Rule],
-    unmatched: Unmatched,
+    missing_paths: MissingPaths,
     faults: list[Mismatch],
 ) -> tuple[Sides, Lone]:
     """Both layouts, and the rows that rules part.
@@ -131,7 +131,7 @@ def part(
     for rule in said:
         there = [table for table, found in zip(sides, matched, strict=True) if rule.path in found]
         if not there:
-            faults.append(unmatched.fault(rule, rule.path, *sides))
+            faults.append(missing_paths.fault(rule, rule.path, *sides))
         elif len(there) == 1:
             (near,), (far,) = there, [table for table in sides if table is not there[0]]
             faults.append(_one_sided(rule, near, far))
@@ -183,11 +183,11 @@ def _names(table: Layout, lone: frozenset[int], *, parted: bool) -> set[str]:
 
 
 def restart(
-    sides: Sides, rules: Sequence[Rule], unmatched: Unmatched, faults: list[Mismatch]
+    sides: Sides, rules: Sequence[Rule], missing_paths: MissingPaths, faults: list[Mismatch]
 ) -> tuple[Sides, Lone]:
     """Both layouts with the transformation's own start on what is reset, and the rows that are."""
     (source, left), (view, right) = (
-        _restarted(table, list(_resets(rules, n)), unmatched, faults)
+        _restarted(table, list(_resets(rules, n)), missing_paths, faults)
         for n, table in enumerate(sides)
     )
     return (source, view), (left, right)
@@ -204,7 +204,7 @@ def _resets(rules: Sequence[Rule], side: int) -> Iterator[tuple[Reset, LogicalPa
 def _restarted(
     table: Layout,
     resets: Sequence[tuple[Reset, LogicalPath]],
-    unmatched: Unmatched,
+    missing_paths: MissingPaths,
     faults: list[Mismatch],
 ) -> tuple[Layout, frozenset[int]]:
     """``table`` with the transformation's own start on what is reset, and the numbers of these rows, which have no partner."""
@@ -224,7 +224,7 @@ def _restarted(
             unknown |= rooted
     for number, (rule, path) in enumerate(resets):
         if number not in matched:
-            faults.append(unmatched.fault(rule, path, table))
+            faults.append(missing_paths.fault(rule, path, table))
         if table.initial is None or number in unknown:
             hint = f"declare the train state with its transformation, or write {Private(path, Fill(0))}"
             expected = "a part of an optimizer state with a known start"

@@ -13,7 +13,6 @@ from ckpt_schema._layouts.sizes import Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.cells import Cell
 from ckpt_schema._lens.derive.bounds import composed_if_known
-from ckpt_schema._lens.derive.idle_rules import Contested
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import (
     UNTOLD,
@@ -27,6 +26,7 @@ from ckpt_schema._lens.derive.leaf_rules import (
 from ckpt_schema._lens.derive.moments import Moments
 from ckpt_schema._lens.derive.names import Decision
 from ckpt_schema._lens.derive.pairing import Members, RowsByPart, SharedLeaf
+from ckpt_schema._lens.derive.private_pairs import PrivatePairs
 from ckpt_schema._lens.derive.relations import relate, undecided
 from ckpt_schema._lens.derive.repeats import unlike_moments
 from ckpt_schema._lens.derive.scope import Hit, Spoken
@@ -83,7 +83,7 @@ class LeafJoins:
         pairs: Sequence[tuple[int, int]],
         values: Spoken[ValueRule],
         decisions: Mapping[int, Decision],
-        contested: Contested,
+        private: PrivatePairs,
         copies: Copies | None = None,
     ) -> list[Join]:
         """The joins of rows, each pair one leaf.
@@ -92,7 +92,7 @@ class LeafJoins:
             pairs: Their numbers, in the source and in the view.
             values: What rules say of the values in the view's rows.
             decisions: What rules say of the names of the source's rows.
-            contested: The pairs that a rule calls private: of these, that is the fault.
+            private: The pairs that a rule calls private: of these, that is the fault.
             copies: The tied rows, where one of each pair is such a copy.
         """
         source, view = self.tables
@@ -111,7 +111,7 @@ class LeafJoins:
             relation = relate(before, after, said, self.known)
             if not isinstance(relation, Mismatch):
                 joins.append(Join(relation.cells(number, other, compares), said, plain=True))
-            elif (number, other) not in contested.pairs:
+            elif (number, other) not in private.pairs:
                 own = relation if copies is None else copies.told(relation, number, other)
                 self.faults.append(own)
         return joins

@@ -1,4 +1,9 @@
-"""Levels of repetition: which layers of one row are which of another, whatever each side makes of them."""
+"""Levels of repetition: which layers of one row are which of another, whatever each side makes of them.
+
+`relations` asks it of two rows that are one leaf, before it looks at the leaf's own axes. A row of
+3 blocks of 2 layers has two levels; whether a level is an axis of a stack or the places in a list is
+no matter here.
+"""
 
 from __future__ import annotations
 
@@ -28,70 +33,102 @@ class Levels:
     blocks: tuple[list[Token], list[Token]] = dataclasses.field(default=([], []))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Factors:
+    """The factors of all levels of a row, outermost first.
+
+    Attributes:
+        sizes: The factors: ``["blocks", 2, "depth"]`` of the levels ``blocks`` and ``2*depth``.
+        levels: For each, the number of its level: ``[0, 1, 1]``.
+        count: How many levels there are.
+    """
+
+    sizes: list[DimFactor]
+    levels: list[int]
+    count: int
+
+    @classmethod
+    def of(cls, row: Row) -> _Factors:
+        """Those of a row."""
+        sizes: list[DimFactor] = []
+        levels: list[int] = []
+        for level, repeat in enumerate(row.repeats):
+            sizes += repeat.size
+            levels += [level] * len(repeat.size)
+        return cls(sizes, levels, len(row.repeats))
+
+    def by_level(self, tokens: Sequence[Token]) -> list[list[Token]]:
+        """A token for each factor, as lists of one level each."""
+        lists: list[list[Token]] = [[] for _ in range(self.count)]
+        for level, token in zip(self.levels, tokens, strict=True):
+            lists[level].append(token)
+        return lists
+
+
 def levels_of(source: Row, view: Row) -> Levels | Mismatch:
     """The levels of two rows: by name, or where names do not tell, by position.
 
     A number is no name: 3 blocks of 2 layers are 2 blocks of 3, and not each block a layer.
     """
-    sides = _factors(source), _factors(view)
-    factors = [[factor for _, factor in side] for side in sides]
-    if factors[0] == factors[1]:
-        named = [[("level", number) for number in range(len(factors[0]))]] * 2
-    elif sorted(map(str, factors[0])) != sorted(map(str, factors[1])) or any(
-        isinstance(one, int) and one != other for one, other in zip(*factors, strict=True)
-    ):
-        return _in_blocks(source, view, sides, factors)
-    elif len(set(factors[0])) < len(factors[0]):
+    ours, theirs = _Factors.of(source), _Factors.of(view)
+    if ours.sizes == theirs.sizes:
+        tokens: list[Token] = [("level", place) for place, _ in enumerate(ours.sizes)]
+        return Levels((ours.by_level(tokens), theirs.by_level(tokens)))
+    if not _are_reordered(ours.sizes, theirs.sizes):
+        return _in_blocks(source, view, ours, theirs)
+    if len(set(ours.sizes)) < len(ours.sizes):
         why = "levels of one size in another order: count them with named dims"
         return fault(source, view, "ambiguous", why)
-    else:
-        named = [[("level", factors[0].index(factor)) for factor in side] for side in factors]
-    return Levels((_by_level(source, sides[0], named[0]), _by_level(view, sides[1], named[1])))
+    # Every name stands once on each side, so it tells which level is which.
+    first: list[Token] = [("level", place) for place, _ in enumerate(ours.sizes)]
+    second: list[Token] = [("level", ours.sizes.index(factor)) for factor in theirs.sizes]
+    return Levels((ours.by_level(first), theirs.by_level(second)))
 
 
-def _factors(row: Row) -> list[tuple[int, DimFactor]]:
-    """The factors of all levels of a row, each with the number of its level."""
-    return [(level, f) for level, repeat in enumerate(row.repeats) for f in repeat.size]
+def _are_reordered(ours: Sequence[DimFactor], theirs: Sequence[DimFactor]) -> bool:
+    """Whether both sides count by the same factors, and only names have changed their places."""
+    if sorted(map(str, ours)) != sorted(map(str, theirs)):
+        return False
+    pairs = zip(ours, theirs, strict=True)
+    return not any(isinstance(factor, int) and factor != other for factor, other in pairs)
 
 
 def _counts(row: Row) -> str:
     return " ".join(dims_.format_dim(repeat.size) for repeat in row.repeats) or "none"
 
 
-def _by_level(
-    row: Row, factors: Sequence[tuple[int, DimFactor]], tokens: Sequence[Token]
-) -> list[list[Token]]:
-    levels: list[list[Token]] = [[] for _ in row.repeats]
-    for (number, _), token in zip(factors, tokens, strict=True):
-        levels[number].append(token)
-    return levels
+def _in_blocks(source: Row, view: Row, ours: _Factors, theirs: _Factors) -> Levels | Mismatch:
+    """The same where layers stand in other blocks on each side, as many in all.
 
-
-def _in_blocks(
-    source: Row,
-    view: Row,
-    sides: Sequence[Sequence[tuple[int, DimFactor]]],
-    factors: Sequence[Sequence[DimFactor]],
-) -> Levels | Mismatch:
-    """The same where layers stand in other blocks on each side, as many in all."""
-    one, other = factors
-    head = 0
-    while head < min(len(one), len(other)) and one[head] == other[head]:
-        head += 1
-    tail = 0
-    while tail < min(len(one), len(other)) - head and one[-1 - tail] == other[-1 - tail]:
-        tail += 1
-    middle = [side[head : len(side) - tail] for side in factors]
-    if not all(middle) or of_dim(tuple(middle[0])) != of_dim(tuple(middle[1])):
+    What both sides have alike at the outer and at the inner end is matched one by one. What is left
+    in between has as many layers on both sides, and no factor of it is one of the other side's:
+    ``depth 3 2`` beside ``depth 6`` leaves ``3 2`` and ``6``.
+    """
+    head = _common_start(ours.sizes, theirs.sizes)
+    tail = _common_start(ours.sizes[head:][::-1], theirs.sizes[head:][::-1])
+    middles = [factors.sizes[head : len(factors.sizes) - tail] for factors in (ours, theirs)]
+    if not all(middles) or of_dim(tuple(middles[0])) != of_dim(tuple(middles[1])):
         here, there = _counts(view), _counts(source)
         hint = f"repeats: {here} in the view, {there} in the source; count them with the same dim"
         return fault(source, view, "dims", hint)
-    named: list[list[Token]] = []
+    # Counted from the inner end, the last levels are the same on both sides, however long these are.
+    first: list[Token] = [("level", number) for number in range(head)]
+    last: list[Token] = [("level", -1 - number) for number in reversed(range(tail))]
     blocks: list[list[Token]] = []
-    for side, own in enumerate(middle):
-        blocks.append([("block", side, number) for number in range(len(own))])
-        first: list[Token] = [("level", number) for number in range(head)]
-        last: list[Token] = [("level", -1 - number) for number in reversed(range(tail))]
-        named.append([*first, *blocks[-1], *last])
-    tokens = _by_level(source, sides[0], named[0]), _by_level(view, sides[1], named[1])
+    for side, middle in enumerate(middles):
+        blocks.append([("block", side, number) for number, _ in enumerate(middle)])
+    tokens = (
+        ours.by_level([*first, *blocks[0], *last]),
+        theirs.by_level([*first, *blocks[1], *last]),
+    )
     return Levels(tokens, (blocks[0], blocks[1]))
+
+
+def _common_start(ours: Sequence[DimFactor], theirs: Sequence[DimFactor]) -> int:
+    """How many factors two sequences have alike before the first that differs."""
+    count = 0
+    for factor, other in zip(ours, theirs, strict=False):
+        if factor != other:
+            break
+        count += 1
+    return count

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath, path_names
 from ckpt_schema._layouts.table import Layout, Row
-from ckpt_schema._lens.derive.idle_rules import Unmatched
+from ckpt_schema._lens.derive.missing_paths import MissingPaths
 from ckpt_schema._lens.derive.names import Decision, Names, is_inner
 from ckpt_schema._lens.derive.scope import GlobPath, Hit, standing
 from ckpt_schema._lens.rules import Move, Rename, Rule
@@ -23,7 +23,7 @@ def nameless(
     rules: Sequence[Rule],
     names: Names,
     decisions: Mapping[int, Decision],
-    unmatched: Unmatched,
+    missing_paths: MissingPaths,
 ) -> Iterator[Mismatch]:
     """Rules that rename or move what is not there, on either side."""
     named = [rule for rule in rules if isinstance(rule, (Rename, Move))]
@@ -46,7 +46,7 @@ def nameless(
                 if not hint and path in as_keys[side]:
                     own = "/".join(as_keys[side][path])
                     hint = f"that is where {table.name} stores it; rules say its path in the model, {own}"
-                yield unmatched.fault(rule, path, table, hint=hint)
+                yield missing_paths.fault(rule, path, table, hint=hint)
 
 
 def _meant(
