@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -165,18 +166,39 @@ def test_a_state_that_nobody_declared_is_saved_like_a_folder(tmp_path: Path) -> 
     assert (found["fc.bias"] == 1).all()
 
 
-def test_what_is_sharded_is_written_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("short", "piece"), [(1, 1), (1 << 20, 1), (1 << 20, 192)])
+def test_what_is_sharded_is_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: int, piece: int
+) -> None:
+    """As it is where pieces are long, and put together where they are short: of one row, or of three."""
+    monkeypatch.setattr(_save, "_SHORT", short)
+    monkeypatch.setattr(_save, "_PIECE", piece)
     mesh = jax.make_mesh((2, 4), ("x", "y"))
-    array = jnp.arange(64.0).reshape(8, 8)
+    array = jnp.arange(256.0, dtype="bfloat16").reshape(8, 4, 8)
+    specs = [("x",), (None, "y"), ("y", "x"), (None, None, "y"), ("x", None, "y"), (("y", "x"),)]
     placed = {
         str(spec): jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
-        for spec in [("x",), (None, "y"), ("y", "x")]
+        for spec in specs
     }
     cs.hf.save(tmp_path / "it", {"a": placed, "n": 3})
-    found = load_file(tmp_path / "it" / "model.safetensors")
-    assert found.pop("a.('x',)").tolist() == array.tolist()
-    assert all((one == np.asarray(array)).all() for name, one in found.items() if name != "n")
-    assert found["n"] == 3
+    found = cs.hf.load(tmp_path / "it")
+    assert found.pop("n") == 3
+    assert len(found) == len(specs)
+    assert all(one.tobytes() == np.asarray(array).tobytes() for one in found.values())
+    assert all(one._npy_value is None for one in placed.values())  # jax keeps no copy of any
+
+
+def test_a_system_may_write_less_than_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, several = os.pwrite, os.pwritev
+    monkeypatch.setattr(os, "pwrite", lambda at, data, *place: whole(at, data[:7], *place))
+    monkeypatch.setattr(os, "pwritev", lambda at, parts, place: several(at, parts[:1], place))
+    monkeypatch.setattr(_save, "_SHORT", 1)
+    sharding = NamedSharding(jax.make_mesh((2, 4), ("x", "y")), PartitionSpec("x", "y"))
+    array = jax.device_put(jnp.arange(64.0).reshape(8, 8), sharding)
+    cs.hf.save(tmp_path / "it", {"a": array})
+    assert (cs.hf.load(tmp_path / "it")["a"] == np.asarray(array)).all()
 
 
 @pytest.mark.parametrize(

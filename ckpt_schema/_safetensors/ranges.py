@@ -21,6 +21,9 @@ Extent = tuple[tuple[int, int], ...]
 _PIECE = 1 << 24
 """Bytes that are read at once where parts of them go to several boxes: enough that a disk is busy, and few to hold."""
 
+_ALIGNED = 64
+"""Bytes of which the address of an array is a multiple, so that jax takes it over."""
+
 
 def read_tensor(tensor: Tensor) -> np.ndarray[Any, Any]:
     """All of a tensor."""
@@ -40,7 +43,7 @@ def read_extents(tensor: Tensor, boxes: Collection[Extent]) -> dict[Extent, np.n
             no value.
     """
     found = {
-        box: np.empty([end - start for start, end in box], tensor.dtype)
+        box: _empty([end - start for start, end in box], tensor.dtype)
         for box in dict.fromkeys(boxes)
     }
     try:
@@ -56,6 +59,14 @@ def read_extents(tensor: Tensor, boxes: Collection[Extent]) -> dict[Extent, np.n
             if made.size and made.view(np.uint8).max() > 1:
                 raise _refusal(tensor, "a byte that is neither 0 nor 1, in BOOL")
     return found
+
+
+def _empty(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """An array that is not filled yet, where jax takes it over as it is on a CPU, in the place of a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNED, np.uint8)
+    start = -memory.ctypes.data % _ALIGNED
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _refusal(tensor: Tensor, found: str) -> CheckpointMismatchError:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import math
+import operator
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +41,9 @@ from ckpt_schema.orbax._sides import Side, toward, verify_arguments, verify_writ
 __all__ = ["save"]
 
 FILE_BYTES = 5_000_000_000
+_AT_ONCE = 1024  # pieces that a system writes with one call, by POSIX
+_PIECE = 1 << 22  # bytes that are put together at once
+_SHORT = 4096  # bytes: shorter pieces are dearer to write each by itself than to put together
 _CARD = ".md"  # tells of the model that it was written for
 
 
@@ -121,6 +128,10 @@ def save(
             raise
         raise site.failed(error) from error
     site.finish()
+
+
+_Part = tuple[Sequence[tuple[int, int]], np.ndarray[Any, Any]]
+"""A part of an array: where it begins and ends on each axis, and what it is."""
 
 
 # --- what is asked for  ---
@@ -301,7 +312,9 @@ def _write(draft: Path, source: _Source, files: Sequence[WeightsFile]) -> None:
                     opened.write(file.header)
                     opened.truncate(file.size)
     with raised_by_all(), contextlib.ExitStack() as stack:
-        opened = {f.name: stack.enter_context((draft / f.name).open("r+b")) for f in files}
+        opened = {
+            f.name: stack.enter_context((draft / f.name).open("r+b", buffering=0)) for f in files
+        }
         for names, value in source:
             value = leaves.materialized(value, str(source.goals[names[0]].dtype))
             for name in names:
@@ -314,12 +327,84 @@ def _write_tensor(opened: Any, start: int, array: Any) -> None:
     """Writes what this process is to write of a tensor."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         width = array.dtype.itemsize
-        for shard in array.addressable_shards:
-            if shard.replica_id == 0:
-                spans = [s.indices(n)[:2] for s, n in zip(shard.index, array.shape, strict=True)]
-                _write_part(opened, start, array.shape, spans, np.asarray(shard.data), width)
+        for spans, part in _parts(array):
+            _write_part(opened, start, array.shape, spans, part, width)
     elif jax.process_index() == 0:
-        _write_bytes(opened, start, np.asarray(array))
+        parts = _parts(array) if isinstance(array, jax.Array) else []
+        if len(parts) < 2:
+            _write_bytes(opened, start, np.asarray(array))
+        elif _shortest(parts) < _SHORT:
+            _write_rows(opened, start, array.shape, parts)
+        else:
+            _write_runs(opened, start, parts)
+
+
+def _parts(array: jax.Array) -> list[_Part]:
+    """The shards that this process has, each of which no other writes."""
+    parts: list[_Part] = []
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            spans = zip(shard.index, array.shape, strict=True)
+            parts.append(([each.indices(size)[:2] for each, size in spans], np.asarray(shard.data)))
+    return parts
+
+
+def _shortest(parts: Sequence[_Part]) -> int:
+    """How many bytes of a shard stand in one run at least: up to the last axis that is cut."""
+    corner, part = max(parts, key=lambda each: each[0])
+    last = max(axis for axis, span in enumerate(corner) if span[0] > 0)
+    return part.itemsize * math.prod(part.shape[last:])
+
+
+def _write_rows(opened: Any, start: int, shape: Sequence[int], parts: Sequence[_Part]) -> None:
+    """Writes an array whose bytes begin at ``start``, of which as many rows are put together as are few.
+
+    ``np.asarray`` would put together all, and jax would keep that as long as the array.
+    """
+    _, some = parts[0]
+    row = some.itemsize * math.prod(shape[1:])
+    step = min(max(1, _PIECE // row), shape[0])
+    piece = np.empty([step, *shape[1:]], some.dtype)
+    for first in range(0, shape[0], step):
+        last = min(first + step, shape[0])
+        for spans, part in parts:
+            begin, end = spans[0]
+            low, high = max(begin, first), min(end, last)
+            if low < high:
+                inner = tuple(slice(*span) for span in spans[1:])
+                piece[(slice(low - first, high - first), *inner)] = part[low - begin : high - begin]
+        _write_bytes(opened, start + first * row, piece[: last - first])
+
+
+def _runs(parts: Sequence[_Part]) -> Iterator[np.ndarray[Any, Any]]:
+    """Pieces of the shards of an array, in the order in which its bytes stand."""
+    bands: dict[tuple[int, int], list[_Part]] = {}
+    for (first, *inner), part in sorted(parts, key=lambda each: each[0]):
+        bands.setdefault(first, []).append((inner, part))
+    for band in bands.values():
+        if len(band) == 1:
+            yield band[0][1]
+            continue
+        inner = [spans for spans, _ in band]
+        by_row = zip(*(part for _, part in band), strict=True)
+        if len({spans[0] for spans in inner}) == len(band):  # no deeper axis is cut
+            yield from itertools.chain.from_iterable(by_row)
+            continue
+        for rows in by_row:
+            yield from _runs([*zip(inner, rows, strict=True)])
+
+
+def _write_runs(opened: Any, start: int, parts: Sequence[_Part]) -> None:
+    """Writes an array whose bytes begin at ``start`` as its shards have it: all of it is in no one place."""
+    kind = f"u{parts[0][1].itemsize}"  # bytes are written of what NumPy alone knows
+    runs = _runs([(spans, np.ascontiguousarray(part).view(kind)) for spans, part in parts])
+    while several := list(itertools.islice(runs, _AT_ONCE)):
+        wanted = sum(map(operator.attrgetter("nbytes"), several))
+        count = os.pwritev(opened.fileno(), several, start)
+        if count < wanted:  # the rest says why
+            rest = b"".join(several)[count:]
+            _write_bytes(opened, start + count, np.frombuffer(rest, np.uint8))
+        start += wanted
 
 
 def _write_part(
@@ -341,8 +426,10 @@ def _write_part(
 
 
 def _write_bytes(opened: Any, start: int, array: np.ndarray[Any, Any]) -> None:
-    opened.seek(start)
-    opened.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    left = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    while left:
+        count = os.pwrite(opened.fileno(), left, start)
+        start, left = start + count, left[count:]
 
 
 def _finish(draft: Path, files: list[WeightsFile], config: Sequence[Path]) -> None:
