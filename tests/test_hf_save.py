@@ -257,6 +257,26 @@ def test_what_cannot_be_saved_is_told_before_anything_is_written(
     assert names_in(tmp_path) == []
 
 
+def test_all_that_a_dtype_does_not_hold_is_told_at_once(tmp_path: Path) -> None:
+    """By pattern, and to who takes leaf by leaf, too."""
+    cs.hf.save(tmp_path / "old", llama.tensors(ml_dtypes.bfloat16))
+    own = cs.hf.as_stored(llama.File, tmp_path / "old")
+    lens = cs.derive(own, cs.nnx.Params[llama.Model], rules=llama.RULES)
+    model = cs.hf.restore(tmp_path / "old", llama.Llama(nnx.Rngs(0)), lens)
+    changed = [model.norm.scale, *(layer.before.scale for layer in model.layers)]
+    for scale in changed:
+        scale[...] += 1e-4
+    with pytest.raises(cs.ConformanceError) as raised:
+        cs.hf.save(tmp_path / "new", model, lens)
+    assert names_in(tmp_path) == ["old"]
+    assert len(raised.value.mismatches) == len(changed) > 2
+    text = str(raised.value)
+    assert f"layers/{{0..{len(model.layers) - 1}}}/before/scale" in text and "norm/scale" in text
+    with pytest.raises(cs.ConformanceError) as streamed:
+        [*(~lens).stream(nnx.state(model, nnx.Param))]
+    assert str(streamed.value) == str(raised.value)
+
+
 def test_a_store_is_refused() -> None:
     with pytest.raises(cs.ConformanceError, match="save to a disk, and copy the folder"):
         cs.hf.save("gs://bucket/it", {"a": np.zeros(2)})

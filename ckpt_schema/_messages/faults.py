@@ -2,7 +2,8 @@
 
 A model has sixty equal layers, and its optimizer mirrors every param twice, so one cause is easily
 a thousand faults. The text tells each *pattern* once: faults that differ in nothing but the numbers
-in their paths are one, and a moment is told with the param that it mirrors.
+in their paths, or in a value that is lost, are one, and a moment is told with the param that it
+mirrors.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ _HOLE = re.compile("\0(\\d+)\0")
 # Faults of these kinds are not about leaves.
 _NO_LEAVES = frozenset({"chain", "checkpoint", "declaration", "law", "process", "rule"})
 
+# What is found is a value, which in each leaf is another: one is enough to tell.
+_VALUES = frozenset({"cast", "scale"})
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Pattern:
@@ -87,6 +91,8 @@ class _Pattern:
         """The pattern as it is printed, its path padded to ``width``."""
         spans = [_span(column) for column in zip(*self.numbers, strict=True)]
         expected, found, hint = (_filled(text, spans) for text in self.texts)
+        if self.first.kind in _VALUES and len(self.numbers) > 1:
+            found = f"{found}, in the first"
         line = f"expected {expected}, found {found}"
         if len(self.numbers) > 1:
             line = f"{self._count()}: {line}"
@@ -128,7 +134,8 @@ def _patterns(mismatches: Iterable[Mismatch]) -> list[_Pattern]:
             outline(fault.found, numbers),
             outline(fault.hint, numbers),
         )
-        key = (_NUMBER.sub("#", fault.path), fault.kind, texts, places)
+        alike = (texts[0], texts[2]) if fault.kind in _VALUES else texts
+        key = (_NUMBER.sub("#", fault.path), fault.kind, alike, places)
         pattern = patterns.get(key)
         if pattern is None:
             patterns[key] = _Pattern(texts, fault, [numbers], places)

@@ -130,7 +130,7 @@ def save(
     site.finish()
 
 
-_Part = tuple[Sequence[tuple[int, int]], np.ndarray[Any, Any]]
+_Part = tuple[tuple[tuple[int, int], ...], np.ndarray[Any, Any]]
 """A part of an array: where it begins and ends on each axis, and what it is."""
 
 
@@ -344,8 +344,9 @@ def _parts(array: jax.Array) -> list[_Part]:
     parts: list[_Part] = []
     for shard in array.addressable_shards:
         if shard.replica_id == 0:
-            spans = zip(shard.index, array.shape, strict=True)
-            parts.append(([each.indices(size)[:2] for each, size in spans], np.asarray(shard.data)))
+            axes = zip(shard.index, array.shape, strict=True)
+            spans = tuple(each.indices(size)[:2] for each, size in axes)
+            parts.append((spans, np.asarray(shard.data)))
     return parts
 
 
@@ -380,7 +381,7 @@ def _runs(parts: Sequence[_Part]) -> Iterator[np.ndarray[Any, Any]]:
     """Pieces of the shards of an array, in the order in which its bytes stand."""
     bands: dict[tuple[int, int], list[_Part]] = {}
     for (first, *inner), part in sorted(parts, key=lambda each: each[0]):
-        bands.setdefault(first, []).append((inner, part))
+        bands.setdefault(first, []).append(((*inner,), part))
     for band in bands.values():
         if len(band) == 1:
             yield band[0][1]
@@ -398,7 +399,10 @@ def _write_runs(opened: Any, start: int, parts: Sequence[_Part]) -> None:
     """Writes an array whose bytes begin at ``start`` as its shards have it: all of it is in no one place."""
     kind = f"u{parts[0][1].itemsize}"  # bytes are written of what NumPy alone knows
     runs = _runs([(spans, np.ascontiguousarray(part).view(kind)) for spans, part in parts])
-    while several := list(itertools.islice(runs, _AT_ONCE)):
+    while True:
+        several: list[Any] = list(itertools.islice(runs, _AT_ONCE))
+        if not several:
+            return
         wanted = sum(map(operator.attrgetter("nbytes"), several))
         count = os.pwritev(opened.fileno(), several, start)
         if count < wanted:  # the rest says why

@@ -15,6 +15,7 @@ from ckpt_schema._lens.arrays import checks, own_bits, tie_checks
 from ckpt_schema._lens.arrays.fold_tasks import run_task, verify_tasks
 from ckpt_schema._lens.plan import new_leaves
 from ckpt_schema._lens.plan.plan import Job, Make, Plan, Restart, Same
+from ckpt_schema.errors import ConformanceError
 
 __all__ = ["Piece", "Pieces", "pieces_of"]
 
@@ -55,6 +56,9 @@ class Pieces:
 
         Args:
             pool: The leaves of the tree, then of those it goes onto.
+
+        Raises:
+            ConformanceError: With all that is refused, by this piece and by those after it.
         """
         numbers: dict[int, list[int]] = {}
         for number, at in enumerate(self.places):
@@ -62,12 +66,25 @@ class Pieces:
         for at, own in numbers.items():
             if at < len(pool):
                 yield own, pool[at]
-        for piece in self.every:
-            made = piece.run([pool[at] for at in piece.inputs])
+        for turn, piece in enumerate(self.every):
+            try:
+                made = piece.run([pool[at] for at in piece.inputs])
+            except ConformanceError as error:
+                raise self._refusal(error, pool, turn + 1) from error
             for at, value in zip(piece.results, made, strict=True):
                 if at in numbers:
                     yield numbers[at], value
             del made  # before the next are made
+
+    def _refusal(self, first: ConformanceError, pool: Sequence[Any], start: int) -> Exception:
+        """The error of a piece, with what those from a number on would refuse too."""
+        faults = dict.fromkeys(first.mismatches)
+        for piece in self.every[start:]:
+            try:
+                piece.run([pool[at] for at in piece.inputs])
+            except ConformanceError as error:
+                faults.update(dict.fromkeys(error.mismatches))
+        return type(first)(first.header, faults, first.notes)
 
 
 def pieces_of(plan: Plan, *, verified: bool = False) -> Pieces:
