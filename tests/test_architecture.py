@@ -279,6 +279,7 @@ ORDER = """
     families
     _trees.infer
     _diff
+    _diff.both_sides
     _diff.found_lists
     _diff.entries
     _diff.comparing

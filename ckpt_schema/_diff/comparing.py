@@ -5,28 +5,35 @@ from __future__ import annotations
 import collections
 import dataclasses
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from ckpt_schema._diff.both_sides import BothSides, same_rows
 from ckpt_schema._diff.entries import Change, Diff, ValueDifference
-from ckpt_schema._diff.found_lists import found_lists, stands_at
+from ckpt_schema._diff.found_lists import with_common_lists
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath, NaturalOrder, format_path
 from ckpt_schema._layouts.precision import may_be_one
-from ckpt_schema._layouts.schema import Schema, layout
-from ckpt_schema._layouts.table import Layout, Repeat, Row
+from ckpt_schema._layouts.table import Repeat, Row
+from ckpt_schema._lens.adaptation import adapt_trees
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.read_sides import made_abstract
+from ckpt_schema._lens.read_sides import ReadSide, is_path, made_abstract, name_of
 from ckpt_schema._lens.rules import Rename, Rule
 from ckpt_schema._trees.containers import flatten
-from ckpt_schema._trees.infer import infer
-from ckpt_schema.errors import ConformanceError, DerivationError, Mismatch, SchemaError
-from ckpt_schema.orbax._adapt import adapt, name_of
+from ckpt_schema.errors import (
+    CheckpointMismatchError,
+    ConformanceError,
+    DerivationError,
+    Mismatch,
+    SchemaError,
+)
+from ckpt_schema.orbax._adapt import adapt
 from ckpt_schema.orbax._load import load
+from ckpt_schema.orbax._whereabouts import all_meant
 
 __all__ = ["diff"]
 
@@ -74,8 +81,10 @@ def diff(
     if lens is not None:
         rules = tuple([rule for each in lens.derivations for rule in each.rules])
     sides = _Sides(a, b, rules)
-    changes = sorted((*sides.changes(), *_resharded(a, b)), key=_order)
-    found = Diff(names, tuple(changes), sides.respelled, sides.rules, sides.mended)
+    changes = sorted((*sides.changes(), *sides.resharded()), key=_order)
+    found = Diff(
+        names, tuple(changes), sides.respelled, sides.rules, sides.mended, notes=sides.notes
+    )
     if not values:
         return found
     return dataclasses.replace(found, values=tuple(_values(_read(a), _read(b), lens)))
@@ -87,61 +96,91 @@ class _Sides:
     Attributes:
         rules: The rules with which there is a lens, or that are certain.
         mended: Whether there is one.
+        notes: Why there is none, where that can be said.
         respelled: How many rows have other keys, and are the same otherwise.
     """
 
     def __init__(self, a: Any, b: Any, rules: Sequence[Rule]) -> None:
         self.rules, self.mended, self.respelled = tuple(rules), False, 0
-        self.lens: Lens | None = None
+        self.notes: tuple[str, ...] = ()
+        both = with_common_lists(BothSides((_side(a, "source"), _side(b, "view"))))
+        lists = sorted({*both.sides[0].lists, *both.sides[1].lists}) or None
+        on_disk = is_path(a), is_path(b)
+        self._rows = [side.layout.rows for side in both.rest]
+        self._trees = [
+            None if is_stored else side.tree
+            for side, is_stored in zip(both.sides, on_disk, strict=True)
+        ]
+        lens: Lens | None = None
         found: list[Any] = [*rules]
-        readings = _read_sides(a, b)
-        lists = sorted({pattern for own, _ in readings for pattern in own}) or None
+        if rules or any(on_disk):  # which may be of any leaf; and is read as a restore reads it
+            lens = self._between((a, b), lists, found)
+        elif not any(self._rows):
+            self.mended = True
+        elif not _is_refuted(both, lists):
+            lens = self._between(both.sides, lists, found)
+        if lens is not None:
+            self.mended, self.rules = True, tuple(found)
+            same = same_rows(lens.source, lens.view)
+            tables = lens.source, lens.view
+            self._rows = [[row for row in table.rows if row.path not in same] for table in tables]
+        renames = [rule for rule in found if isinstance(rule, Rename)]
+        self._renames = [(rule.source, rule.view) for rule in renames if not _has_star(rule)]
+
+    def _between(
+        self, sides: tuple[Any, Any], lists: Sequence[str] | None, rules: list[Any]
+    ) -> Lens | None:
+        """The lens, with the rules that errors are certain of, which are added."""
         for _ in range(_TRIES):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of square leaves, which are no matter here
-                    self.lens = adapt(a, b, rules=found, lists=lists)
+                    return adapt(*sides, rules=rules, lists=lists)
             except DerivationError as error:
-                news = [rule for rule in error.rules if rule not in found]
+                news = [rule for rule in error.rules if rule not in rules]
                 if not news:
-                    break
-                found += news
-                continue
+                    return None
+                rules += news
+            except CheckpointMismatchError as error:  # the state stands elsewhere
+                for fault in error.mismatches:
+                    self.notes += (f"{error.header}, but {fault.found}: {fault.hint} to adapt",)
+                return None
             except SchemaError:
-                break
-            self.mended, self.rules = True, tuple(found)
-            break
-        renames = [rule for rule in found if isinstance(rule, Rename)]
-        self._renames = [(rule.source, rule.view) for rule in renames if not _has_star(rule)]
-        if self.lens is not None:
-            self._tables = self.lens.source, self.lens.view
-        else:
-            self._tables = readings[0][1], readings[1][1]
+                return None
+        return None
 
     def changes(self) -> Iterator[Change]:
         """What differs."""
-        before, after = self._tables
-        known = {row.path: row for row in after.rows}
-        mirrors = [
-            collections.Counter(r.mirrors for r in t.rows if r.mirrors) for t in self._tables
-        ]
+        before, after = self._rows
+        known = {row.path: row for row in after}
+        mirrors = [collections.Counter(r.mirrors for r in rows if r.mirrors) for rows in self._rows]
         removed: list[Row] = []
-        moved: set[LogicalPath] = set()
-        for row in before.rows:
+        kept: list[_Pair] = []  # by optimizers for params
+        told: set[str] = set()  # what each of these goes with
+        for row in before:
             path = self._renamed(row.path, row.body or 0)
             other = known.pop(path, None)
+            name = "/".join(row.path)
             if row.mirrors or (other is not None and other.mirrors):
-                continue  # what mirrors a param is told with it
+                kept.append((row, other))
+                continue
             if other is None:
                 removed.append(row)
                 continue
-            several = mirrors[0]["/".join(row.path)]
+            several = mirrors[0][name]
             if path != row.path:
-                moved.add(path)
-                yield Change("likely renamed", "/".join(row.path), "", "/".join(path), several)
-            yield from self._apart(row, other, several)
+                yield Change("likely renamed", name, "", "/".join(path), several)
+            apart = [*_apart(row, other, several)]
+            yield from apart
+            if apart:
+                told.add(name)
+            elif path == row.path and row.key != other.key:
+                self.respelled += 1
         added = [row for row in known.values() if not row.mirrors]
+        kept += [(None, row) for row in known.values() if row.mirrors]
         pairs = dict(_alike(removed, added))
+        taken = set(pairs.values())
+        told.update("/".join(row.path) for row in (*removed, *added))
         for row in removed:
             several = mirrors[0]["/".join(row.path)]
             if row.path in pairs:
@@ -149,21 +188,16 @@ class _Sides:
                 yield Change("likely renamed", "/".join(row.path), "", to, several)
             else:
                 yield Change("removed", "/".join(row.path), _told(row), "", several)
-        taken = set(pairs.values())
         for row in added:
             if row.path not in taken:
                 several = mirrors[1]["/".join(row.path)]
                 yield Change("added", "/".join(row.path), "", _told(row), several)
+        yield from _of_optimizers(kept, told)
 
-    def _apart(self, row: Row, other: Row, several: int) -> Iterator[Change]:
-        path = "/".join(row.path)
-        shape = Leaf(row.leaf.dims, ""), row.repeats
-        if shape != (Leaf(other.leaf.dims, ""), other.repeats):
-            yield Change("reshaped", path, _told(row), _told(other), several)
-        elif not may_be_one(row.leaf.dtype, other.leaf.dtype):
-            yield Change("recast", path, row.leaf.dtype, other.leaf.dtype, several)
-        elif row.path == other.path and row.key != other.key:
-            self.respelled += 1
+    def resharded(self) -> Iterator[Change]:
+        """What lies elsewhere."""
+        if all(tree is not None for tree in self._trees):
+            yield from _resharded(self._trees)
 
     def _renamed(self, path: LogicalPath, body: int) -> LogicalPath:
         """A path of the first side as the second calls it."""
@@ -174,69 +208,68 @@ class _Sides:
         return path
 
 
+_Pair = tuple[Row | None, Row | None]
+"""A row of the first side, and what the second has for it; None where one has nothing."""
+
+
+def _of_optimizers(kept: Sequence[_Pair], told: set[str]) -> Iterator[Change]:
+    """What differs in what optimizers keep for params, and does not go with what is told of the param itself."""
+    found: dict[Change, None] = {}  # of all params that one part keeps something for, once
+    for before, after in kept:
+        row = before or after
+        assert row is not None
+        part = "/".join((*row.root, "**"))
+        if told.intersection(each.mirrors for each in (before, after) if each is not None):
+            continue
+        if after is None:
+            found[Change("removed", part, row.leaf.dtype, "")] = None
+        elif before is None:
+            found[Change("added", part, "", row.leaf.dtype)] = None
+        else:
+            for change in _apart(before, after, 0):
+                alike = (
+                    dataclasses.replace(change, path=part) if change.kind == "recast" else change
+                )
+                found[alike] = None
+    yield from found
+
+
+def _apart(row: Row, other: Row, several: int) -> Iterator[Change]:
+    """How two rows differ, whatever they are called."""
+    path = "/".join(row.path)
+    shape = Leaf(row.leaf.dims, ""), row.repeats
+    if shape != (Leaf(other.leaf.dims, ""), other.repeats):
+        yield Change("reshaped", path, _told(row), _told(other), several)
+    elif not may_be_one(row.leaf.dtype, other.leaf.dtype):
+        yield Change("recast", path, row.leaf.dtype, other.leaf.dtype, several)
+
+
 def _has_star(rule: Rename) -> bool:
     return any("*" in segment for segment in (*rule.source, *rule.view))
 
 
-_Reading = tuple[list[str], Layout]
-"""The lists that one side shows, and its layout as it is read with them."""
+def _side(given: Any, name: str) -> ReadSide:
+    """One side, as it is read by itself; of a checkpoint, all of it."""
+    if not is_path(given):
+        return ReadSide.of(given, name)
+    disk = all_meant(given)
+    return ReadSide.of(disk.tree, name_of(given, name), disk.joined)
 
 
-def _read_sides(a: Any, b: Any) -> tuple[_Reading, _Reading]:
-    """Both sides by themselves; of siblings that are a list on one, and by themselves unlike on the other, each is told."""
-    sides = _Side(a), _Side(b)
-    apart: set[str] = set()
-    while True:
-        here, there = sides[0].reading(apart), sides[1].reading(apart)
-        unlike: set[str] = set()
-        both = (
-            _with_lists_of(sides[0], here, there[0], unlike),
-            _with_lists_of(sides[1], there, here[0], unlike),
-        )
-        if not unlike:
-            return both
-        apart |= unlike  # what such a list holds is looked at in each of its members
-
-
-class _Side:
-    """One side, which is read with several choices of lists, with each of them once."""
-
-    def __init__(self, given: Any) -> None:
-        self._given = given
-        self._read: dict[tuple[str, ...], Layout] = {}
-        self.is_declared = isinstance(given, Layout) or (
-            isinstance(given, type) and issubclass(given, Schema)
-        )
-
-    def read(self, lists: Sequence[str]) -> Layout:
-        """Its layout, with these lists."""
-        key = tuple(lists)
-        if key not in self._read:
-            self._read[key] = infer(self._given, lists=lists)
-        return self._read[key]
-
-    def reading(self, apart: Collection[str]) -> _Reading:
-        """All lists that it shows by itself, but for some."""
-        return ([], layout(self._given)) if self.is_declared else found_lists(self.read, apart)
-
-
-def _with_lists_of(side: _Side, own: _Reading, lists: Sequence[str], unlike: set[str]) -> _Reading:
-    """A side with the lists of the other whose members it has: of one layer too. Those that are none are ``unlike``."""
-    known, table = own
-    for pattern in lists:
-        if pattern in known or side.is_declared or not stands_at(table, pattern):
-            continue
-        try:
-            table = side.read([*known, pattern])
-        except SchemaError:
-            unlike.add(pattern)
-        else:
-            known = [*known, pattern]
-    return known, table
-
-
-def _is_declared(given: Any) -> bool:
-    return _Side(given).is_declared
+def _is_refuted(both: BothSides, lists: Sequence[str] | None) -> bool:
+    """Whether what differs has no lens, nor a rule that would help: then the whole has none, and need not be asked."""
+    few, whole = (sum(len(side.layout.rows) for side in each) for each in (both.rest, both.sides))
+    if few == whole:
+        return False
+    try:
+        adapt_trees(*both.rest, lists=lists)
+    except DerivationError as error:
+        # Which axis is stacked may be told by leaves that are alike.
+        is_open = any(fault.kind == "ambiguous" for fault in error.mismatches)
+        return not error.rules and not is_open
+    except SchemaError:
+        return True
+    return False
 
 
 def _alike(
@@ -273,18 +306,11 @@ def _order(change: Change) -> Any:
     return NaturalOrder()(change.path)
 
 
-def _is_tree(given: Any) -> bool:
-    """Whether values may be looked at without reading anything."""
-    return (
-        not _is_declared(given) and not isinstance(given, str) and not hasattr(given, "__fspath__")
-    )
-
-
-def _resharded(a: Any, b: Any) -> Iterator[Change]:
-    """Leaves under one key path whose elements lie on devices in two ways; those of all layers as one."""
-    if not _is_tree(a) or not _is_tree(b):
+def _resharded(trees: Sequence[Any]) -> Iterator[Change]:
+    """Leaves of two trees under one key path whose elements lie on devices in two ways; those of all layers as one."""
+    if any(map(_lies_nowhere, trees)):
         return
-    flat = [flatten(_state(made_abstract(each))) for each in (a, b)]
+    flat = [flatten(_state(tree)) for tree in trees]
     known = {_bare(key): leaf for key, leaf in zip(flat[0].keys, flat[0].leaves, strict=True)}
     told: dict[Change, None] = {}
     for key, leaf in zip(flat[1].keys, flat[1].leaves, strict=True):
@@ -297,6 +323,12 @@ def _resharded(a: Any, b: Any) -> Iterator[Change]:
     yield from told
 
 
+def _lies_nowhere(tree: Any) -> bool:
+    """Whether all of a tree is abstract, and nothing says where it lies."""
+    every = jax.tree.leaves(tree)
+    return all(type(leaf) is jax.ShapeDtypeStruct and leaf.sharding is None for leaf in every)
+
+
 def _spec(sharding: Any) -> str:
     """A sharding as it is told: how axes are split, and over how many devices."""
     spec = getattr(sharding, "spec", None)
@@ -306,7 +338,7 @@ def _spec(sharding: Any) -> str:
 
 def _read(given: Any) -> Any:
     """The tree of one side, with values."""
-    if isinstance(given, str) or hasattr(given, "__fspath__"):
+    if is_path(given):
         return load(given)
     return made_abstract(given)
 

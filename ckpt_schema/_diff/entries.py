@@ -61,6 +61,7 @@ class Diff(Pictured):
         rules: With these a lens goes from the first to the second, if `mended` says so.
         mended: Whether there is such a lens.
         values: The leaves whose values differ, where they were compared; None where they were not.
+        notes: What is to be said besides: that one side's state stands below a key of the other.
     """
 
     names: tuple[str, str]
@@ -69,6 +70,7 @@ class Diff(Pictured):
     rules: tuple[Rule, ...] = ()
     mended: bool = False
     values: tuple[ValueDifference, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -101,6 +103,8 @@ class Diff(Pictured):
             sections.append(Section(kind, ("path", *self.names, "mirrored by"), rows))
         rules = [(line,) for line in _call(self.rules)] if self.mended else []
         sections.append(Section("lines make a lens between them", ("",), rules))
+        notes = [(note,) for note in self.notes]
+        sections.append(Section("notes", ("",), notes))
         values = [(v.path, f"{v.absolute:.3g}", f"{v.relative:.3g}") for v in self.values or ()]
         sections.append(Section("values that differ", ("path", "absolute", "relative"), values))
         return Picture(title, sections)
@@ -122,6 +126,7 @@ class Diff(Pictured):
         if self.mended:
             yield "a lens goes from one to the other:"
             yield from (f"  {line}" for line in _call(self.rules))
+        yield from self.notes
         for number, value in enumerate(self.values or ()):
             if not number:
                 yield "values that differ, by at most (absolute, relative):"

@@ -410,18 +410,20 @@ def verify_table(table: Layout) -> Layout:
 
 
 def _clashes(table: Layout) -> Iterator[Mismatch]:
-    by_key = {row.key: row for row in table.rows}
-    if min(len(by_key), len({row.path for row in table.rows})) < len(table.rows):
+    keys = {row.key for row in table.rows}
+    if min(len(keys), len({row.path for row in table.rows})) < len(table.rows):
         yield from _shared(table)
-    below: dict[Pattern, list[Row]] = {}  # the rows of each node: most share theirs with others
-    for row in table.rows:
-        if row.key:
-            below.setdefault(row.key[:-1], []).append(row)
     yield from _overlaps(table)
-    yield from _mixed(table, below)
-    for node, rows in below.items():
-        above = [node[:end] for end in range(len(node) + 1) if node[:end] in by_key]
-        for row, key in itertools.product(rows, above):
+    # The keys of most nodes are strings: then one row of each says all.
+    rows = [row for row in table.rows if row.key]
+    told = {row.key[:-1]: row for row in rows if type(row.key[-1]) is str}
+    numbers = [row for row in rows if type(row.key[-1]) is not str]
+    yield from _mixed(table, [*told.values(), *numbers])
+    nodes = told.keys() | {row.key[:-1] for row in numbers}
+    are_nested = any(node[:end] in keys for node in nodes for end in range(len(node) + 1))
+    for row in rows if are_nested else ():
+        above = [row.key[:end] for end in range(len(row.key)) if row.key[:end] in keys]
+        for key in above:
             where, found = paths.format_path(row.key), f"the leaf {paths.format_path(key)}"
             yield Mismatch(where, "ambiguous", "no leaf above it", found, "check key=")
 
@@ -448,15 +450,11 @@ def _shared(table: Layout) -> Iterator[Mismatch]:
             )
 
 
-def _mixed(table: Layout, below: Mapping[Pattern, Sequence[Row]]) -> Iterator[Mismatch]:
+def _mixed(table: Layout, rows: Sequence[Row]) -> Iterator[Mismatch]:
     """Dicts that would have int keys beside string keys, which jax cannot put in order."""
     held = {node.key for node in table.nodes}
     kinds: dict[Pattern, dict[bool, Row]] = {}
-    told: list[Row] = []
-    for rows in below.values():
-        is_plain = {*map(type, [row.key[-1] for row in rows])} == {str}
-        told += rows[:1] if is_plain else rows
-    for row in told:
+    for row in rows:
         for end in range(len(row.key) - 1, -1, -1):
             segment, parent = row.key[end], row.key[:end]
             if parent in held:

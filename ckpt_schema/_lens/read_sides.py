@@ -65,6 +65,8 @@ def is_path(given: Any) -> bool:
 
 def name_of(given: Any, otherwise: str) -> str:
     """What messages call a side: the name of a directory, or of a class of the user's."""
+    if isinstance(given, ReadSide):
+        return given.name
     if is_path(given):
         return PurePath(given).name or otherwise
     kind: type = given if isinstance(given, type) else type(given)
@@ -75,7 +77,17 @@ def name_of(given: Any, otherwise: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ReadSide:
-    """One side: its tree, how it is read, and its layout when it is read so."""
+    """One side: its tree, how it is read, and its layout when it is read so.
+
+    Attributes:
+        tree: What is read; None where the layout is declared.
+        name: What messages call it.
+        layout: Its layout.
+        scan: The axes that it is read with, by node.
+        lists: The patterns of lists that it is read with.
+        joined: What joins its paths to keys, as in flat files.
+        left_out: The paths of rows that its layout leaves out, whatever it is read with.
+    """
 
     tree: Any
     name: str
@@ -83,6 +95,7 @@ class ReadSide:
     scan: Mapping[str, Axes] = dataclasses.field(default_factory=dict[str, Axes])
     lists: tuple[str, ...] = ()
     joined: str | None = None
+    left_out: frozenset[LogicalPath] = frozenset()
 
     @classmethod
     def of(cls, given: Any, name: str, joined: str | None = None) -> ReadSide:
@@ -98,12 +111,20 @@ class ReadSide:
         self, *, scan: Mapping[str, Axes] | None = None, lists: Sequence[str] = ()
     ) -> ReadSide:
         """The same, read with these nodes folded besides."""
-        if self.tree is None or not (scan or lists):
+        more = [pattern for pattern in lists if pattern not in self.lists]
+        if self.tree is None or not (scan or more):
             return self
-        both = {**self.scan, **(scan or {})}, (*self.lists, *lists)
+        both = {**self.scan, **(scan or {})}, (*self.lists, *more)
         how: dict[str, Any] = {"joined": self.joined, "name": self.name}
         made = infer_tree(self.tree, scan=both[0], lists=both[1], **how)
-        return dataclasses.replace(self, layout=made, scan=both[0], lists=both[1])
+        side = dataclasses.replace(self, layout=made, scan=both[0], lists=both[1])
+        return side.without(self.left_out) if self.left_out else side
+
+    def without(self, paths: frozenset[LogicalPath]) -> ReadSide:
+        """The same, of whose rows some are left out."""
+        rows = tuple([row for row in self.layout.rows if row.path not in paths])
+        table = dataclasses.replace(self.layout, rows=rows)
+        return dataclasses.replace(self, layout=table, left_out=paths)
 
     @functools.cached_property
     def weights(self) -> dict[LogicalPath, Row]:
@@ -147,7 +168,11 @@ def read_once(
         rules: What is said of them.
     """
     left, right = sides
-    if not isinstance(left, dict) or isinstance(right, (type, Layout)) or is_path(right):
+    if (
+        not isinstance(left, (dict, ReadSide))
+        or isinstance(right, (type, Layout))
+        or is_path(right)
+    ):
         return None
     if not isinstance(rules, (list, tuple)) or any(isinstance(r, Replicated) for r in rules):
         return None  # wrong ones are told first; copies are of trees

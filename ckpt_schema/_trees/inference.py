@@ -23,7 +23,7 @@ from ckpt_schema._frameworks.envelopes import (
 from ckpt_schema._frameworks.state_names import OPTIMIZER_STATE, USUAL_COLLECTION, WEIGHTS
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.dims import Dims
-from ckpt_schema._layouts.immutable import replaced
+from ckpt_schema._layouts.immutable import object_maker, replaced
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import Key, KeyPath, LogicalPath, int_key, named
 from ckpt_schema._layouts.pytrees import inner_nodes
@@ -140,9 +140,9 @@ def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:
     names = ("value",) if variables else _levels_on_disk(flat)
     if not names:
         none = itertools.repeat(None), itertools.repeat(()), itertools.repeat(0)
-        return Read(
-            [*map(Found._make, zip(flat.keys, flat.leaves, *none, strict=False))], bool(variables)
-        )
+        fields = zip(flat.keys, flat.leaves, *none, strict=False)
+        # As NamedTuples are made inside, without a call of Python's for each.
+        return Read([*map(tuple.__new__, itertools.repeat(Found), fields)], bool(variables))
     found: list[Found] = []
     for key, value in zip(flat.keys, flat.leaves, strict=True):
         levels = range(len(key) - 1, -1, -1)
@@ -369,25 +369,27 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Row]:
         """A row for each leaf; the members of a list have equal ones."""
-        shapes, folds = self._shapes, self._folds
+        shapes, folds, alone = self._shapes, self._folds, self._alone
+        made = object_maker(Row)
         for leaf, stored, above in zip(self._read.leaves, self._stored, self._above, strict=True):
             if above is None:
                 yield self._outside(leaf, stored)
                 continue
             place, names = above
-            rest = leaf.key[len(place.prefix) :]
-            dims = stored.dims if self._alone else shapes.get(rest)
+            key, _, kind, metadata, inside = leaf
+            rest = key[len(place.prefix) :]
+            dims = stored.dims if alone else shapes.get(rest)
             if not rest or dims is None or (folds and rest in folds):
                 yield self._row(leaf, stored, place.head, place.prefix, place.kind)
                 continue
-            yield Row(
+            yield made(
                 (*names, named(rest[-1])),
-                leaf.key,
+                key,
                 stored,
-                kind=leaf.kind or place.kind,
-                metadata=leaf.metadata,
+                kind=kind or place.kind,
+                metadata=metadata,
                 body=len(place.head),
-                inside=leaf.inside,
+                inside=inside,
                 reshaped=dims is not stored.dims and dims != stored.dims,
             )
 

@@ -22,6 +22,7 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.one_sided import Keeps
 from ckpt_schema._lens.plan.tasks import only_moves
 from ckpt_schema._lens.read_sides import (
+    ReadSide,
     ReadSides,
     have_in_common,
     is_path,
@@ -498,14 +499,15 @@ def _below_root(
     source: Any, disk: DiskTree | None, view: Any, words: Words, read: ReadSides | None
 ) -> CheckpointMismatchError | None:
     """The error of a source that has the view's state below a key, and not at its root; None where it has not."""
-    if isinstance(view, (type, Layout)) or is_path(view):
+    names = name_of(source, "source"), name_of(view, "view")
+    tree, target = (x.tree if isinstance(x, ReadSide) else x for x in (source, view))
+    if target is None or isinstance(target, (type, Layout)) or is_path(target):
         return None
-    name = name_of(source, "source")
-    if disk is None and isinstance(source, dict):
-        disk = DiskTree(epath.Path(name), None, source)
+    if disk is None and isinstance(tree, dict):
+        disk = DiskTree(epath.Path(names[0]), None, tree)
     if disk is None:
         return None
-    return _elsewhere(disk.without(AUX), made_abstract(view), name_of(view, "view"), words, read)
+    return _elsewhere(disk.without(AUX), made_abstract(target), names[1], words, read)
 
 
 def _weights_alone(tree: Any, target: Any, rules: Sequence[Rule]) -> set[Any] | None:
