@@ -40,12 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = math.prod(size for _, size in arguments.get("mesh", ()))
     if count > 1:
         _pretend(count)
-    from ckpt_schema.errors import CkptSchemaError
+    from ckpt_schema.errors import CkptSchemaError, format_faults
 
     try:
         return int(command(**arguments))
     except CkptSchemaError as error:
-        print(error, file=sys.stderr)
+        # Nobody has the exception, so what is to be pasted is printed whole.
+        told = error.header, error.mismatches, error.notes
+        print(format_faults(*told, counts=error.counts, at_length=True), file=sys.stderr)
         return CANNOT
 
 

@@ -277,3 +277,13 @@ def test_of_several_nodes_that_shapes_allow_the_one_of_its_own_name_is_offered_f
         cs.adapt({"params": old}, {"params": {"own": heads, "cross": heads}})
     told = str(caught.value)
     assert "# cs.rename('Attention_0/query', 'cross/query'), or 'own/query' or " in told
+
+
+def test_of_several_nodes_that_shapes_allow_those_beside_its_siblings_are_offered_first() -> None:
+    """One layer of each block is certain, and so the others are likely to be in that block too."""
+    square, first = {"w": stack(4, 4)}, [{"w": stack(2, size)} for size in (3, 5)]
+    old = {f"down_{n}": {"a_0": first[n], "a_1": square, "a_2": square} for n in range(2)}
+    new = {f"x{n}": {"p": first[1 - n], "q": square, "r": square} for n in range(2)}
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.adapt({"params": old}, {"params": new})
+    assert "# cs.rename('down_0/a_1', 'x1/q'), or 'x1/r' or 'x0/q'" in str(caught.value)

@@ -6,7 +6,7 @@ Where shapes do not tell, running both models does; the error says how.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
@@ -37,11 +37,12 @@ def open_names(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
     alike: dict[object, list[LogicalPath]] = collections.defaultdict(list)
     for node, leaves in there.items():
         alike[leaves].append(node)
+    heads = {(rule.source[:-1], rule.view[:-1]) for rule in certain}
     lines: list[str] = []
     for node, leaves in here.items():
-        # Of several, those of its own name stand first.
-        same_first = sorted(alike.get(leaves, ()), key=lambda one: one[-1] != node[-1])
-        own, others = "/".join(node), ["/".join(one) for one in same_first]
+        likely = _Likely(node, heads)
+        own = "/".join(node)
+        others = ["/".join(one) for one in sorted(alike.get(leaves, ()), key=likely)]
         if others:
             more = f", or {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
             choice = "".join(f" or {other!r}" for other in others[1:_SHOWN])
@@ -69,6 +70,19 @@ _BY_RUNNING = (
     "running both models tells which leaf is which: found = cs.discover(source_run, source, "
     "view_run, view), then rules=found.rules, scan=found.scan, lists=found.lists"
 )
+
+
+class _Likely:
+    """Puts first, of the nodes that one may be, those where its siblings are, and then those of its name."""
+
+    def __init__(self, node: LogicalPath, heads: Set[tuple[LogicalPath, LogicalPath]]) -> None:
+        """Of one node, and of what stands above those that are certain, on both sides."""
+        self._node, self._heads = node, heads
+
+    def __call__(self, other: LogicalPath) -> tuple[bool, bool]:
+        """The rank of one that it may be: smaller is likelier."""
+        are_there = (self._node[:-1], other[:-1]) in self._heads
+        return not are_there, self._node[-1] != other[-1]
 
 
 def _nodes(

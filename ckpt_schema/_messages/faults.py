@@ -278,6 +278,7 @@ def format_faults(
     *,
     counts: str = "fault",
     lines: int = 40,
+    at_length: bool = False,
 ) -> str:
     """The text of an error: a header, each pattern of faults, rules to paste, and notes.
 
@@ -287,6 +288,8 @@ def format_faults(
         notes: Lines printed after the faults, such as the dims that were bound.
         counts: What a fault is called in the header.
         lines: How long the text may be. What is left out is counted.
+        at_length: Whether rules and notes are all printed, however long they are: for whoever has
+            the text and not the exception.
 
     Returns:
         The text, without a trailing newline.
@@ -306,17 +309,18 @@ def format_faults(
     if not faults:
         return "\n".join([header, *notes])
     after = [line for note in notes for line in note.split("\n")]
-    pasted = _pasted(faults)
+    pasted = _pasted(faults, at_length=at_length)
     free = lines - 1 - len(pasted)
-    if len(after) > max(free - _LEAST, 0):
+    if len(after) > max(free - _LEAST, 0) and not at_length:
         kept = max(free - _LEAST, 0)
         after = [*after[:kept], f"... and {counted(len(after) - kept, 'more line')} in .notes"]
-    shown = _shown(_patterns(faults), max(free - len(after), _LEAST))
+    rest = "" if at_length else " in .mismatches"
+    shown = _shown(_patterns(faults), max(free - len(after), _LEAST), rest)
     return "\n".join([f"{header}: {counted(len(faults), counts)}", *shown, *pasted, *after])
 
 
-def _shown(patterns: Sequence[_Pattern], most: int) -> list[str]:
-    """As many patterns as ``most`` lines hold, and how many are left out."""
+def _shown(patterns: Sequence[_Pattern], most: int, where: str) -> list[str]:
+    """As many patterns as ``most`` lines hold, and how many are left out, and where these are."""
     width = min(max(len(pattern.path()) for pattern in patterns[:most]), _WIDEST)
     lines: list[str] = []
     for number, pattern in enumerate(patterns):
@@ -325,15 +329,13 @@ def _shown(patterns: Sequence[_Pattern], most: int) -> list[str]:
         if lines and len(lines) + len(more) > most - (not last):
             rest = patterns[number:]
             leaves = counted(sum(len(one.numbers) for one in rest), "leaf", "leaves")
-            lines.append(
-                f"  ... and {counted(len(rest), 'more pattern')} ({leaves}) in .mismatches"
-            )
+            lines.append(f"  ... and {counted(len(rest), 'more pattern')} ({leaves}){where}")
             break
         lines += more
     return lines
 
 
-def _pasted(faults: Sequence[Mismatch]) -> list[str]:
+def _pasted(faults: Sequence[Mismatch], *, at_length: bool) -> list[str]:
     """The rules that are certain to mend faults, as code."""
     rules = list(dict.fromkeys(rule for fault in faults for rule in fault.rules))
     if not rules:
@@ -341,8 +343,9 @@ def _pasted(faults: Sequence[Mismatch]) -> list[str]:
     mended = sum(bool(fault.rules) for fault in faults)
     which = "all of them" if mended == len(faults) > 1 else f"{mended} of {len(faults)}"
     said = "to paste:" if len(faults) == 1 else f"to paste, for {which}:"
-    code = [f"    {_as_code(rule)}," for rule in rules[:_PASTED]]
-    if len(rules) > _PASTED:
+    most = len(rules) if at_length else _PASTED
+    code = [f"    {_as_code(rule)}," for rule in rules[:most]]
+    if len(rules) > most:
         code.append(f"    # ... and {len(rules) - _PASTED} more in .rules")
     return [said, "rules=[", *code, "]"]
 
