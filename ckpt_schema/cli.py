@@ -198,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="whether layers are stacked, of MaxText",
     )
+    _add_place(hub)
     hub.add_argument("--dtype", help="of all weights, of MaxText; as in the folder unless given")
     plan = add("plan", "print what a restore would cost: faults, bytes that are read, memory")
     plan.add_argument("given", metavar="PATH", help="a checkpoint")

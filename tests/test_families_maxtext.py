@@ -162,7 +162,9 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
         cs.families.llama.maxtext.lens_of(tmp_path / "bare")
 
 
-@pytest.mark.parametrize(("form", "more"), [("maxtext", ["--no-scan"]), ("nnx", [])])
+@pytest.mark.parametrize(
+    ("form", "more"), [("maxtext", ["--no-scan"]), ("nnx", ["--item", "run", "--at", "model"])]
+)
 def test_a_command_makes_it_and_brings_it_back(
     form: str, more: list[str], folder: Any, tmp_path: Path, capsys: Any
 ) -> None:
@@ -171,6 +173,8 @@ def test_a_command_makes_it_and_brings_it_back(
     assert cli.main(["hf", hub, out, "--to", form, *words]) == 0
     assert cli.main(["hf", out, new, "--from", form, "--like", hub, *words]) == 0
     assert "leaves" in capsys.readouterr().out
+    if form == "nnx":
+        assert [*cs.orbax.load(out, item="run")] == ["model"]
     for name in ("model.safetensors", "config.json"):
         assert (Path(new) / name).read_bytes() == (Path(hub) / name).read_bytes()
     assert cli.main(["hf", out, new, "--from", form, *words]) == 2

@@ -462,3 +462,45 @@ def test_what_the_target_is_not_is_told_before_anything_is_read(
     assert "model.layers.1.mlp.up_proj.weight" in text
     assert "lm_head.weight" in text
     assert count() == 0
+
+
+def test_a_part_is_restored_by_what_its_names_begin_with(
+    tmp_path: Path, count: Callable[[], int]
+) -> None:
+    """Without it the lens and the rules name them; a part of several is told by its own name."""
+    tensors = llama.tensors()
+    other = {"vision_tower.patch.weight": np.ones((2, 2), np.float32)}
+    seeing = {f"language_model.{name}": array for name, array in tensors.items()} | other
+    written(tmp_path / "hub", seeing)
+    lens = cs.derive(llama.File, cs.nnx.Params[llama.Model], rules=llama.RULES)
+    found = cs.hf.restore(tmp_path / "hub", llama.Llama(nnx.Rngs(0)), lens, at="language_model")
+    assert count() == sum(array.nbytes for array in tensors.values())
+    back = lens.put(nnx.state(found, nnx.Param))
+    assert all(same(back[name], array) for name, array in tensors.items())
+
+    target = {"weight": jax.ShapeDtypeStruct(tensors["model.norm.weight"].shape, "float32")}
+    norm = cs.hf.restore(tmp_path / "hub", target, at="language_model.model.norm")
+    assert same(norm["weight"], tensors["model.norm.weight"])
+    path = {"text": tmp_path / "hub"}
+    several = cs.hf.restore(
+        path,
+        nnx.eval_shape(lambda: llama.Llama(nnx.Rngs(0))),
+        cs.merge(text=(lens, "")),
+        at={"text": "language_model"},
+    )
+    cs.assert_trees_identical(nnx.state(several, nnx.Param), nnx.state(found, nnx.Param))
+    with pytest.raises(cs.ConformanceError, match="a key path for some of text"):
+        cs.hf.restore(path, target, at="language_model")
+    with pytest.raises(cs.CheckpointMismatchError, match="found language_model, vision_tower"):
+        cs.hf.restore(tmp_path / "hub", target, at="text")
+
+
+def test_what_metadata_tells_is_a_target(tmp_path: Path, mesh: Mesh) -> None:
+    tensors = {"model.layers.0.w": np.ones((8, 2), "f4"), "norm": np.ones(3, "f4")}
+    written(tmp_path, tensors)
+    target = cs.hf.metadata(tmp_path)
+    rows = NamedSharding(mesh, PartitionSpec("x"))
+    target["model.layers.0.w"] = jax.ShapeDtypeStruct((8, 2), "float32", sharding=rows)
+    found = cs.hf.restore(tmp_path, target)
+    assert found["model.layers.0.w"].sharding == rows
+    assert all(same(found[name], array) for name, array in tensors.items())

@@ -131,6 +131,23 @@ def test_config_and_tokenizer_come_along(tmp_path: Path, model: nnx.Module) -> N
     assert (tmp_path / "new" / "tokenizer.json").read_text() == "tokenizer.json"
 
 
+@pytest.mark.parametrize("size", [1000, 20])
+def test_a_file_of_another_name_is_written_and_found(tmp_path: Path, size: int) -> None:
+    """As PEFT looks for it, and beside it a config of its own; of several, an index of that name."""
+    tensors = {f"base_model.model.q.lora_{part}.weight": np.ones((2, 3), "f4") for part in "AB"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "adapter_config.json").write_text("{}")
+    name = "adapter_model.safetensors"
+    words: dict[str, Any] = {"name": name, "config_from": tmp_path / "run", "shard_bytes": size}
+    cs.hf.save(tmp_path / "it", tensors, **words)
+    several = [f"adapter_model-{n:05}-of-00002.safetensors" for n in (1, 2)]
+    files = [name] if size > 24 else [*several, f"{name}.index.json"]
+    assert names_in(tmp_path / "it") == sorted(["adapter_config.json", *files])
+    found = cs.hf.load(tmp_path / "it")
+    assert found.keys() == tensors.keys()
+    assert all((found[key] == one).all() for key, one in tensors.items())
+
+
 class Tied(cs.Schema, joined="."):
     embed: llama.Linear = cs.field(key="wte", dims={"out": "vocab", "inner": "embed"})
 
@@ -237,6 +254,8 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "half of a character": ({"\ud800": np.zeros(2)}, {}, "a name that a file can have"),
     "no value": ({"a": jax.ShapeDtypeStruct((2,), "float32")}, {}, "initialize the state"),
     "no bytes": ({"a": np.zeros(2)}, {"shard_bytes": 0}, "a number of bytes"),
+    "no name": ({"a": np.zeros(2)}, {"name": "adapter_model"}, "the name of a file"),
+    "a path": ({"a": np.zeros(2)}, {"name": "a/b.safetensors"}, "the name of a file"),
     "no text": ({"a": np.zeros(2)}, {"metadata": {"a": 1}}, "texts by name"),
     "no config": ({"a": np.zeros(2)}, {"config_from": "."}, "a folder with a config.json"),
     "a file": ({"a": np.zeros(2)}, {"at": "model.safetensors"}, "pass the folder"),

@@ -26,15 +26,21 @@ def answer_hf(
     back: Literal["maxtext", "nnx"] | None,
     like: str | None,
     dtype: str | None,
+    item: str | None,
+    at: str | None,
     *,
     scan: bool,
 ) -> int:
-    """Makes a checkpoint of a folder, or a folder of a checkpoint; prints what was done."""
+    """Makes a checkpoint of a folder, or a folder of a checkpoint; prints what was done.
+
+    Where the weights stand in the checkpoint may be said, either way.
+    """
     folder = given if like is None else like
     form = to or back
     lens = _lens(folder, family, dtype, scan=scan, is_maxtext=form == "maxtext")
     # as load_parameters_path of MaxText wants it
     place: dict[str, Any] = {"item": "items", "at": WEIGHTS} if form == "maxtext" else {}
+    place |= {name: told for name, told in (("item", item), ("at", at)) if told is not None}
     if back is None:
         made = lens.get(hf.load(folder))
         orbax.save(new, made, **place)

@@ -42,6 +42,7 @@ def packed(
     tensors: Mapping[str, jax.ShapeDtypeStruct],
     file_bytes: int,
     metadata: Mapping[str, str],
+    name: str = FILE,
 ) -> list[WeightsFile]:
     """The files for some tensors, in the order of their names.
 
@@ -52,6 +53,7 @@ def packed(
             format's.
         file_bytes: How many bytes of tensors a file has at most, where it has more than one.
         metadata: What is saved besides in each file.
+        name: What the file is called; of several, what their names are made of.
 
     Example:
         >>> tensors = {name: jax.ShapeDtypeStruct((2,), "float32") for name in ("a", "b")}
@@ -60,8 +62,8 @@ def packed(
     """
     groups = list(_groups(tensors, file_bytes))
     if len(groups) < 2:
-        return [_file(FILE, dict(tensors), metadata)]
-    stem, _, ending = FILE.partition(".")
+        return [_file(name, dict(tensors), metadata)]
+    stem, _, ending = name.rpartition(".")
     return [
         _file(f"{stem}-{number:05}-of-{len(groups):05}.{ending}", group, metadata)
         for number, group in enumerate(groups, 1)

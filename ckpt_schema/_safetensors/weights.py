@@ -17,7 +17,16 @@ from ckpt_schema._messages.text import counted, shown
 from ckpt_schema._safetensors.header import Header, Tensor, read_header
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 
-__all__ = ["FILE", "INDEX", "Weights", "is_of_weights", "is_weights_file", "read_weights"]
+__all__ = [
+    "FILE",
+    "INDEX",
+    "INDEX_ENDING",
+    "Weights",
+    "is_name_of_file",
+    "is_of_weights",
+    "is_weights_file",
+    "read_weights",
+]
 
 FILE = "model.safetensors"
 """The one file of a folder."""
@@ -25,7 +34,10 @@ FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """What tells in which of several files each tensor is."""
 
-_ENDING, _INDEX_ENDING = ".safetensors", ".safetensors.index.json"
+INDEX_ENDING = ".index.json"
+"""What the name of an index has behind that of the file in whose place there are several."""
+
+_ENDING, _INDEX_ENDING = ".safetensors", f".safetensors{INDEX_ENDING}"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CURES = {
     **dict.fromkeys(
@@ -84,6 +96,11 @@ def is_of_weights(path: epath.PathLike) -> bool:
 
 def _is_named(name: str) -> bool:
     return name.endswith((_ENDING, _INDEX_ENDING))
+
+
+def is_name_of_file(name: object) -> bool:
+    """Whether a file of safetensors can be called so."""
+    return isinstance(name, str) and name.endswith(_ENDING) and name != _ENDING and _is_plain(name)
 
 
 def is_weights_file(name: str) -> bool:

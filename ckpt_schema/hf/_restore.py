@@ -16,7 +16,7 @@ from ckpt_schema.orbax._agreement import raised_by_all
 from ckpt_schema.orbax._metadata import of_weights
 from ckpt_schema.orbax._missing import Missing
 from ckpt_schema.orbax._sides import Side
-from ckpt_schema.orbax._whereabouts import read_several
+from ckpt_schema.orbax._whereabouts import part_below, read_several, verify_standing
 
 __all__ = ["restore"]
 
@@ -32,6 +32,7 @@ def restore(
     scan: Scan | None = None,
     lists: Sequence[str] | None = None,
     missing: Missing | None = None,
+    at: str | Mapping[str, str] | None = None,
     target_side: Side | None = None,
     disk_side: Side | None = None,
     donate_target: bool = False,
@@ -57,6 +58,9 @@ def restore(
         scan: The axis of stacked nodes, where no lens is given.
         lists: Patterns of lists of layers, where no lens is given.
         missing: What the folder lacks and the target's own function makes, `ckpt_schema.init`.
+        at: What the names of the tensors begin with, ``"language_model"``: no others are read, and
+            the lens, or the rules, name them without it. Of several paths, that of each part by its
+            name; of one that is a checkpoint of Orbax, the key path at which the state stands.
         target_side: The side of the lens that the target is on, for targets that conform to both.
         disk_side: The side that is on disk, for folders that could be of either.
         donate_target: Whether the caller gives up the arrays of the target, which are freed just
@@ -85,7 +89,12 @@ def restore(
         (3, 2)
     """
     with raised_by_all():
-        disk = read_several(path) if isinstance(path, Mapping) else of_weights(read_weights(path))
+        if isinstance(path, Mapping):
+            disk = read_several(path, at)
+        else:
+            verify_standing(at, None)
+            assert not isinstance(at, Mapping)
+            disk = part_below(of_weights(read_weights(path)), at)
     where: Any = disk  # whose headers are not read twice
     return orbax_restore.restore(
         where,

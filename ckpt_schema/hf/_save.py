@@ -28,7 +28,12 @@ from ckpt_schema._messages.text import shown
 from ckpt_schema._safetensors.dtypes import RANKS, name_of_dtype
 from ckpt_schema._safetensors.header import LENGTH_BYTES
 from ckpt_schema._safetensors.packing import WeightsFile, index_of, packed
-from ckpt_schema._safetensors.weights import INDEX, is_weights_file
+from ckpt_schema._safetensors.weights import (
+    FILE,
+    INDEX_ENDING,
+    is_name_of_file,
+    is_weights_file,
+)
 from ckpt_schema._trees.containers import Tree, flatten, verify_readable
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 from ckpt_schema.orbax._adapt import Words, saved_through
@@ -44,6 +49,7 @@ FILE_BYTES = 5_000_000_000
 _AT_ONCE = 1024  # pieces that a system writes with one call, by POSIX
 _PIECE = 1 << 22  # bytes that are put together at once
 _SHORT = 4096  # bytes: shorter pieces are dearer to write each by itself than to put together
+_CONFIGS = ("config.json", "adapter_config.json")  # of a model, and of an adapter of PEFT
 _CARD = ".md"  # tells of the model that it was written for
 
 
@@ -58,6 +64,7 @@ def save(
     lists: Sequence[str] | None = None,
     onto: Tree | None = None,
     side: Side | None = None,
+    name: str = FILE,
     shard_bytes: int = FILE_BYTES,
     metadata: Mapping[str, str] | None = None,
     config_from: epath.PathLike | None = None,
@@ -84,11 +91,13 @@ def save(
         lists: Patterns of lists of layers, where no lens is given.
         onto: Where the source's private leaves come from; see `Lens.put`.
         side: The side that the state is on, for states that conform to both.
+        name: What the file is called, such as ``"adapter_model.safetensors"``, which PEFT looks
+            for. Of several files, what the names of the files and of the index are made of.
         shard_bytes: How many bytes of tensors a file has at most; several have an index.
         metadata: What the files say besides, as text by name; ``{"format": "pt"}``, which
             transformers asks for, unless given.
-        config_from: A folder whose other files are copied: the config, the tokenizer, whatever is
-            no weights and no model card.
+        config_from: A folder whose other files are copied: the config of a model or of an adapter,
+            the tokenizer, whatever is no weights and no model card.
 
     Raises:
         CheckpointExistsError: There is something at ``path``; it is not touched.
@@ -112,16 +121,16 @@ def save(
         place = _place(path)
         config = _config(config_from)
         told = {"format": "pt"} if metadata is None else metadata
-        _verify_words(shard_bytes, told)
+        _verify_words(name, shard_bytes, told)
         source = _Source.of(state, lens, onto, side)
-        files = packed(source.goals, shard_bytes, told)
+        files = packed(source.goals, shard_bytes, told, name)
     agree("processes do not save the same", {"path": place, "tensors": [*source.goals.items()]})
     site = Site.beside(place)
     try:
         _write(Path(site.draft), source, files)
         with raised_by_all():
             if jax.process_index() == 0:
-                _finish(Path(site.draft), files, config)
+                _finish(Path(site.draft), files, name, config)
     except Exception as error:
         if not isinstance(error, OSError) and isinstance(error, CkptSchemaError):
             site.sweep()
@@ -169,8 +178,9 @@ def _config(path: epath.PathLike | None) -> list[Path]:
     if path is None:
         return []
     folder = Path(absolute(path))
-    if not (folder / "config.json").is_file():
-        fault = Mismatch(str(folder), "argument", "a folder with a config.json", "none")
+    if not any((folder / name).is_file() for name in _CONFIGS):
+        expected = f"a folder with a {' or '.join(_CONFIGS)}"
+        fault = Mismatch(str(folder), "argument", expected, "none")
         raise ConformanceError("config_from= names no folder of Hugging Face", [fault])
     return [
         file
@@ -182,8 +192,11 @@ def _config(path: epath.PathLike | None) -> list[Path]:
     ]
 
 
-def _verify_words(file_bytes: object, metadata: object) -> None:
+def _verify_words(name: object, file_bytes: object, metadata: object) -> None:
     faults: list[Mismatch] = []
+    if not is_name_of_file(name):
+        expected = "the name of a file, such as 'adapter_model.safetensors'"
+        faults.append(Mismatch("name", "argument", expected, shown(name)))
     if type(file_bytes) is not int or file_bytes < 1:
         expected = "a number of bytes, such as 5_000_000_000"
         faults.append(Mismatch("shard_bytes", "argument", expected, shown(file_bytes)))
@@ -436,12 +449,12 @@ def _write_bytes(opened: Any, start: int, array: np.ndarray[Any, Any]) -> None:
         start, left = start + count, left[count:]
 
 
-def _finish(draft: Path, files: list[WeightsFile], config: Sequence[Path]) -> None:
+def _finish(draft: Path, files: list[WeightsFile], name: str, config: Sequence[Path]) -> None:
     """Makes a model of what has been written: the headers come to be there last of all."""
     for file in config:
         shutil.copyfile(file, draft / file.name)
     if len(files) > 1:
-        (draft / INDEX).write_text(index_of(files))
+        (draft / f"{name}{INDEX_ENDING}").write_text(index_of(files))
     for file in files:
         with (draft / file.name).open("r+b") as opened:
             opened.write(len(file.header).to_bytes(LENGTH_BYTES, "little"))

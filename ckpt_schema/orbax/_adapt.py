@@ -363,7 +363,7 @@ def _adapted(disk: DiskTree, target: Any, name: str, words: Words) -> tuple[Lens
         lists=words.lists,
         names=(disk.path.name or "the checkpoint", name),
         own=words.own,
-        joined=(disk.joined, None),
+        joined=(disk.joined, disk.joined_in(target)),
     )
     return lens, kept
 

@@ -104,13 +104,47 @@ class DiskTree:
         told += [f"at {format_path(self.root)}"] if self.root else []
         return f"{self.path} ({', '.join(told)})" if told else str(self.path)
 
+    @property
+    def roots(self) -> list[str]:
+        """The keys of the root; of names that are joined, what they begin with."""
+        keys = map(str, self.tree) if isinstance(self.tree, dict) else ()
+        if self.joined is None:
+            return list(keys)
+        return list(dict.fromkeys(key.split(self.joined)[0] for key in keys))
+
+    def joined_in(self, tree: Tree) -> str | None:
+        """What joins the names of another tree, where they are like these: of ``cs.hf.metadata(folder)`` they are."""
+        joined = self.joined
+        if joined is None or not isinstance(tree, Mapping):
+            return None
+        return joined if any(joined in str(name) for name in tree) else None
+
     def below(self, prefix: KeyPath) -> DiskTree | None:
         """The part at ``prefix``, or None when there is none."""
+        if self.joined is not None:
+            return self._named_below(self.joined.join(map(str, prefix)) + self.joined)
         tree = self.at(prefix)
         if tree is None:
             return None
         whole = self.tree if self.whole is None else self.whole
         return dataclasses.replace(self, tree=tree, root=(*self.root, *prefix), whole=whole)
+
+    def _named_below(self, start: str) -> DiskTree | None:
+        """What has names that begin so, as a tree of the rest of these names."""
+        read = self.reader
+        tree = {
+            name.removeprefix(start): leaf
+            for name, leaf in self.tree.items()
+            if name.startswith(start)
+        }
+        if not tree or read is None:
+            return None
+
+        def read_part(order: Tree) -> Tree:
+            whole = read({start + name: asked for name, asked in order.items()})
+            return {name: whole[start + name] for name in order}
+
+        return dataclasses.replace(self, tree=tree, reader=read_part)
 
     def at(self, prefix: KeyPath) -> Tree | None:
         """The subtree at ``prefix``, or None when there is none."""

@@ -206,10 +206,10 @@ def part_below(disk: DiskTree, at: str | None) -> DiskTree:
         return disk
     part = disk.below(keys_named(at))
     if part is None:
-        there = ", ".join(map(str, disk.tree)) if isinstance(disk.tree, dict) else "no keys"
+        there = ", ".join(disk.roots) or "no keys"
         fault = Mismatch("at", "checkpoint", f"a tree at {at}", there, "name one of these keys")
         raise CheckpointMismatchError(f"{disk.where} has nothing at {at}", [fault])
-    beside = [str(key) for key in disk.tree if str(key) != str(keys_named(at)[0])]
+    beside = [key for key in disk.roots if key != str(keys_named(at)[0])]
     if beside:
         text = "%s: what stands beside %s is not read: %s"
         logging.getLogger("ckpt_schema").info(text, disk.where, at, ", ".join(sorted(beside)))
@@ -390,6 +390,8 @@ def _part_alone(disk: DiskTree, at: str | None) -> DiskTree:
     if at is None:
         return disk
     part, keys = part_below(disk, at), keys_named(at)
+    if part.joined is not None:  # which reads by its own names
+        return part
     return dataclasses.replace(
         part, root=(), whole=None, reader=lambda order: read_arrays(disk, keys, order)
     )
