@@ -31,32 +31,48 @@ def deal(
     """Mesh axes of a product dealt out to its factors, major first.
 
     Those that no factor can take come second.
+
+    Example:
+        >>> deal(["x", "y", "z"], [2, 12], {"x": 2, "y": 4, "z": 5})
+        ([('x',), ('y',)], ['z'])
     """
     dealt: list[tuple[str, ...]] = [()] * len(sizes)
     homeless: list[str] = []
     for axis in axes:
-        for i, size in enumerate(sizes):
-            if size % math.prod(ways[a] for a in (*dealt[i], axis)) == 0:
-                dealt[i] = (*dealt[i], axis)
+        for factor, size in enumerate(sizes):
+            taken = (*dealt[factor], axis)
+            if size % _shards(taken, ways) == 0:
+                dealt[factor] = taken
                 break
         else:
             homeless.append(axis)
     return dealt, homeless
 
 
+def _shards(axes: Sequence[str], ways: Mapping[str, int]) -> int:
+    """How many shards mesh axes make together."""
+    return math.prod(ways[axis] for axis in axes)
+
+
 def house(
     entries: Entries, shape: Sequence[int], homeless: Sequence[str], ways: Mapping[str, int]
 ) -> Entries:
-    """Gives each homeless mesh axis to the longest shard it divides, so that no leaf is gathered where that can be avoided."""
+    """Gives each homeless mesh axis to the longest shard it divides, so that no leaf is gathered where that can be avoided.
+
+    Example:
+        >>> house(((), ("x",)), (6, 16), ["y"], {"x": 2, "y": 2})
+        ((), ('x', 'y'))
+    """
     placed = list(entries)
-    for axis in homeless:
-        shards = [
-            (size // math.prod(ways[a] for a in placed[i]), i) for i, size in enumerate(shape)
-        ]
-        fits = [(length, -i) for length, i in shards if length and length % ways[axis] == 0]
-        if fits:
-            at = -max(fits)[1]
-            placed[at] = (*placed[at], axis)
+    for name in homeless:
+        best, longest = -1, 0
+        for axis, size in enumerate(shape):
+            length = size // _shards(placed[axis], ways)
+            # Of two shards of one length the first takes it.
+            if length > longest and length % ways[name] == 0:
+                best, longest = axis, length
+        if longest:
+            placed[best] = (*placed[best], name)
     return tuple(placed)
 
 
@@ -81,13 +97,13 @@ def merge_labels(labels: Sequence[Any]) -> Any:
     """
     if len(labels) == 1:
         return labels[0]
-    named = [
-        name
-        for label in labels
-        for name in (label if isinstance(label, tuple) else (label,))
-        if name is not None
-    ]
-    return None if not named else named[0] if len(named) == 1 else tuple(named)
+    named: list[Any] = []
+    for label in labels:
+        names = label if isinstance(label, tuple) else (label,)
+        named += [name for name in names if name is not None]
+    if len(named) < 2:
+        return named[0] if named else None
+    return tuple(named)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,5 +124,8 @@ def agreed(several: Sequence[Labels]) -> Labels:
         >>> agreed([("embed", None), ("embed", "mlp")])
         ('embed', Clash(names=(None, 'mlp')))
     """
-    columns = (tuple(dict.fromkeys(column)) for column in zip(*several, strict=True))
-    return tuple(column[0] if len(column) == 1 else Clash(column) for column in columns)
+    labels: list[Any] = []
+    for column in zip(*several, strict=True):
+        names = tuple(dict.fromkeys(column))
+        labels.append(names[0] if len(names) == 1 else Clash(names))
+    return tuple(labels)

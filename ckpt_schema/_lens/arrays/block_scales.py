@@ -1,4 +1,8 @@
-"""Numbers of few bits, with one scale for each block of them: what they stand for, and new ones for what is given."""
+"""Numbers of few bits, with one scale for each block of them: what they stand for, and new ones for what is given.
+
+A kernel ``float8[300 256]`` in blocks of 128 by 128 has scales ``float32[3 2]``; the last block of
+the first axis is cut short. `fold_arithmetic` calls this for the rule `dequantize`.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +34,18 @@ def grid_of(shape: Sequence[int], block: Blocks) -> tuple[int, ...]:
         >>> grid_of((300, 256), (128, 128)), grid_of((300, 256), (1, None))
         ((3, 2), (300, 1))
     """
-    pairs = zip(shape, _sizes(shape, block), strict=True)
-    return tuple(-(-size // each) for size, each in pairs)
+    counts: list[int] = []
+    for length, size in zip(shape, _sizes(shape, block), strict=True):
+        counts.append(-(-length // size))  # rounded up
+    return tuple(counts)
 
 
 def _sizes(shape: Sequence[int], block: Blocks) -> list[int]:
     """The elements of a block along each axis, at least one."""
-    return [max(1, size if each is None else each) for size, each in zip(shape, block, strict=True)]
+    sizes: list[int] = []
+    for length, size in zip(shape, block, strict=True):
+        sizes.append(max(1, length if size is None else size))
+    return sizes
 
 
 @functools.cache
@@ -70,22 +79,21 @@ def dequantized(values: Any, scales: Any, block: Blocks, dtype: str) -> tuple[An
         return made, _is_finite(made, values, grid, block, dtype)
 
     def of_shard(data: Any, index: tuple[slice, ...]) -> Any:
-        spans = [one.indices(size)[:2] for one, size in zip(index, shape, strict=True)]
-        firsts = [start // size for (start, _), size in zip(spans, sizes, strict=True)]
-        ends = [-(-end // size) for (_, end), size in zip(spans, sizes, strict=True)]
-        own = grid[tuple(slice(*pair) for pair in zip(firsts, ends, strict=True))]
-        offsets = tuple(
-            start - first * size
-            for (start, _), first, size in zip(spans, firsts, sizes, strict=True)
-        )
-        return _program(tuple(sizes), offsets, dtype)(data, own)
+        # Rows 192 to 300 of blocks of 128 have the scales 1 and 2, and begin 64 within the first.
+        own: list[slice] = []
+        offsets: list[int] = []
+        for span, length, size in zip(index, shape, sizes, strict=True):
+            start, end, _ = span.indices(length)
+            first = start // size
+            own.append(slice(first, -(-end // size)))
+            offsets.append(start - first * size)
+        return _program(tuple(sizes), tuple(offsets), dtype)(data, grid[tuple(own)])
 
     made = by_shards(placement.near(values), of_shard)
     if made is None:
         return _traced(values, scales, block, dtype), True
-    return placement.in_memory(made, values.sharding.memory_kind), _is_finite(
-        made, values, grid, block, dtype
-    )
+    is_finite = _is_finite(made, values, grid, block, dtype)
+    return placement.in_memory(made, values.sharding.memory_kind), is_finite
 
 
 def _traced(values: Any, scales: Any, block: Blocks, dtype: str) -> Any:
@@ -111,6 +119,7 @@ def by_shards(value: Any, make: Any) -> Any:
 
 
 def _times(values: Any, spread: Any, dtype: str) -> Any:
+    # Narrow floats have no product of their own on every backend.
     wide = jnp.promote_types("float32", dtype)
     return (values.astype(wide) * spread.astype(wide)).astype(leaves.dtype_of(dtype))
 
@@ -135,13 +144,15 @@ def _is_finite(made: Any, values: Any, grid: Any, block: Blocks, dtype: str) -> 
     """Whether every product is finite of a finite number and a finite scale."""
     with np.errstate(all="ignore"):
         known = np.abs(grid.astype(np.float64))
+    # Mostly the greatest scale says it already, and no product is looked at.
     most = float(known[np.isfinite(known)].max(initial=0)) * greatest(str(values.dtype))
     if most <= float(jnp.finfo(dtype).max):
         return True
-    numbers, host = (placement.gathered(each).astype(np.float64) for each in (values, made))
+    numbers = placement.gathered(values).astype(np.float64)
+    products = placement.gathered(made).astype(np.float64)
     sizes = _sizes(values.shape, block)
-    finite = _spread(np.isfinite(known), sizes, (0,) * host.ndim, host.shape)
-    return not (~np.isfinite(host) & np.isfinite(numbers) & finite).any()
+    finite = _spread(np.isfinite(known), sizes, (0,) * products.ndim, products.shape)
+    return not (~np.isfinite(products) & np.isfinite(numbers) & finite).any()
 
 
 def requantized(whole: Any, block: Blocks, kinds: Sequence[Kind]) -> tuple[list[Any], bool]:
@@ -157,33 +168,37 @@ def requantized(whole: Any, block: Blocks, kinds: Sequence[Kind]) -> tuple[list[
     """
     if isinstance(whole, Tracer):
         return _quantized(jnp, whole, block, kinds), True
-    host = placement.gathered(whole).astype(
-        np.float64 if kinds[1].dtype == "float64" else np.float32
-    )
+    wide = np.float64 if kinds[1].dtype == "float64" else np.float32
+    host = placement.gathered(whole).astype(wide)
     with np.errstate(all="ignore"):
         made = _quantized(np, host, block, kinds)
     if isinstance(whole, jax.Array):
         sharding = whole.sharding
-        spare = sharding
+        of_scales = sharding
+        # The grid of blocks need not divide as the numbers do: each device has all scales.
         if isinstance(sharding, jax.sharding.NamedSharding):
-            spare = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-        made = [placement.placed(made[0], sharding), placement.placed(made[1], spare)]
+            of_scales = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        made = [placement.placed(made[0], sharding), placement.placed(made[1], of_scales)]
     return made, bool(np.isfinite(host).all())
 
 
 def _quantized(xp: Any, whole: Any, block: Blocks, kinds: Sequence[Kind]) -> list[Any]:
     numbers, scales = kinds
     shape, sizes = whole.shape, _sizes(whole.shape, block)
-    grid = grid_of(shape, block)
     wide = jnp.promote_types("float32", scales.dtype)
-    more = [(0, count * size - n) for count, size, n in zip(grid, sizes, shape, strict=True)]
-    padded = xp.pad(whole.astype(wide), more)
-    parted = padded.reshape([n for pair in zip(grid, sizes, strict=True) for n in pair])
+    # (300, 256) in blocks of 128 is padded to (384, 256), and shown as (3, 128, 2, 128).
+    padding: list[tuple[int, int]] = []
+    parted: list[int] = []
+    for count, size, length in zip(grid_of(shape, block), sizes, shape, strict=True):
+        padding.append((0, count * size - length))
+        parted += [count, size]
+    blocks = xp.pad(whole.astype(wide), padding).reshape(parted)
     inner = tuple(range(1, 2 * len(shape), 2))
-    most = xp.abs(parted).max(axis=inner, initial=0)
+    most = xp.abs(blocks).max(axis=inner, initial=0)
     top = greatest(numbers.dtype)
     scale = (most / np.asarray(top, wide)).astype(leaves.dtype_of(scales.dtype))
     scale = xp.where(scale == 0, xp.ones_like(scale), scale)
+    # By the scale as it is stored: it may have been rounded, so that a quotient exceeds the top.
     spread = _spread(scale, sizes, (0,) * len(shape), shape).astype(wide)
     ratio = xp.clip(whole.astype(wide) / spread, -top, top)
     if numbers.dtype not in FORMATS:

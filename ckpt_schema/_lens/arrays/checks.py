@@ -1,4 +1,9 @@
-"""What would be lost of values, and leaves that jax cannot take as they are: found before anything is made."""
+"""What would be lost of values, and leaves that jax cannot take as they are: found before anything is made.
+
+`verify` stands before `execution` in the flow: it gets every task of a plan with its real leaves,
+and raises with all faults of all of them, or lets them pass. Three kinds of faults are looked for:
+leaves that jax cannot take, elements that a cast or a cut would lose, and copies that are not equal.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,16 @@ from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._lens.arrays import conversions, execution
-from ckpt_schema._lens.arrays.blocks import Block, Check, Copy, Kind, Step, Task, all_of
+from ckpt_schema._lens.arrays.blocks import (
+    Block,
+    Check,
+    Copy,
+    Filling,
+    Kind,
+    Step,
+    Task,
+    all_of,
+)
 from ckpt_schema._lens.arrays.comparison import difference, stray
 from ckpt_schema._lens.codecs import Codec, Exact, Rounded
 from ckpt_schema._trees import placement
@@ -73,10 +87,13 @@ def verify(given: Sequence[LeafTask[Task]]) -> None:
         ConformanceError: With every leaf that jax cannot take, and all whose values do not fit, or
             are not known under a trace.
     """
-    faults = [fault for each in given for fault in _refused(each)]
-    wrong = {fault.path for fault in faults}
+    faults: list[Mismatch] = []
     for each in given:
-        if wrong.isdisjoint(each.paths):
+        faults += _refused(each)
+    # Values are not read of a leaf that is refused: jax could not take it for that either.
+    refused = {fault.path for fault in faults}
+    for each in given:
+        if refused.isdisjoint(each.paths):
             faults += _faults(each)
     if faults:
         raise ConformanceError("values cannot be carried over exactly", faults)
@@ -95,13 +112,18 @@ def narrowed(path: str, dtype: str) -> Mismatch | None:
 
 
 def _refused(given: LeafTask[Task]) -> Iterator[Mismatch]:
+    """The faults of leaves that jax cannot take, whatever their values are."""
     values, names = given.values, given.paths
     if any(map(leaves.is_abstract, values)):
         return
-    faults = [
-        fault for value, name in zip(values, names, strict=True) if (fault := deleted(value, name))
-    ]
-    faults = faults or [*_apart(values, names), *_too_wide(given)]
+    faults: list[Mismatch] = []
+    for value, name in zip(values, names, strict=True):
+        fault = deleted(value, name)
+        if fault is not None:
+            faults.append(fault)
+    # A deleted array tells neither its devices nor its values.
+    if not faults:
+        faults = [*_apart(values, names), *_too_wide(given)]
     dtypes = {kind.dtype for kind in given.task.inputs} & _ABORTING
     if dtypes and _ends(given):
         hint = (
@@ -115,18 +137,22 @@ def _refused(given: LeafTask[Task]) -> Iterator[Mismatch]:
 def _ends(given: LeafTask[Task]) -> bool:
     """Whether moves of arrays of two bits would end the process."""
     arrays = [value for value in given.values if isinstance(value, jax.Array)]
-    divided = any(not copy.turns and _divides(copy, given.task) for copy in given.task.copies)
-    spread = any(
-        not isinstance(value, Tracer) and len(value.sharding.device_set) > 1 for value in arrays
-    )
-    return bool(arrays) and (divided or spread)
+    if not arrays:
+        return False  # NumPy moves them, a byte each
+    for copy in given.task.copies:
+        if not copy.turns and _divides(copy, given.task):
+            return True
+    # A tracer does not tell its devices.
+    placed = [array for array in arrays if not isinstance(array, Tracer)]
+    return any(len(array.sharding.device_set) > 1 for array in placed)
 
 
 def _divides(copy: Copy, task: Task) -> bool:
     """Whether a block is part of a leaf, on either side."""
     size = math.prod(step.size for step in copy.block.steps)
-    shapes = task.inputs[copy.source].shape, task.results[copy.result].shape
-    return any(size < math.prod(shape) for shape in shapes)
+    read = math.prod(task.inputs[copy.source].shape)
+    written = math.prod(task.results[copy.result].shape)
+    return size < read or size < written
 
 
 def deleted(value: Any, name: str) -> Mismatch | None:
@@ -139,21 +165,22 @@ def deleted(value: Any, name: str) -> Mismatch | None:
 
 def _apart(values: Sequence[Any], names: Sequence[str]) -> Iterator[Mismatch]:
     """Leaves on other devices than the first, of which one is to be made, where jax has been told to keep them there."""
-    placed = [
-        (name, value.sharding.device_set)
-        for name, value in zip(names, values, strict=True)
-        if isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.committed
-    ]
-    for name, devices in placed:
-        first, wanted = placed[0]
-        if devices != wanted:
+    first, wanted = "", None
+    for value, name in zip(values, names, strict=True):
+        # jax moves an array by itself that is not committed, and NumPy's.
+        if not isinstance(value, jax.Array) or isinstance(value, Tracer) or not value.committed:
+            continue
+        devices = value.sharding.device_set
+        if wanted is None:
+            first, wanted = name, devices
+        elif devices != wanted:
             expected = f"it on the devices of {first}, {_ids(wanted)}"
             hint = "put all of them on the same devices, by jax.device_put with one sharding"
             yield Mismatch(name, "sharding", expected, _ids(devices), hint)
 
 
 def _ids(devices: set[Any]) -> str:
-    """Devices as messages write them."""
+    """Devices as messages write them: ``cpu 0, 1``."""
     numbers = sorted(device.id for device in devices)
     return f"{next(iter(devices)).platform} {', '.join(map(str, numbers))}"
 
@@ -164,43 +191,55 @@ def _too_wide(given: LeafTask[Task]) -> Iterator[Mismatch]:
     NumPy moves its own.
     """
     for value, name, kind in zip(given.values, given.paths, given.task.inputs, strict=True):
-        if isinstance(value, jax.Array) and leaves.is_narrowed(kind.dtype):
-            yield from filter(None, [narrowed(name, kind.dtype)])
-    if any(getattr(like, "sharding", None) is not None for like in given.likes):
-        wide = {kind.dtype: None for kind in given.task.results if leaves.is_narrowed(kind.dtype)}
-        yield from filter(None, (narrowed(given.paths[0], dtype) for dtype in wide))
+        if isinstance(value, jax.Array):
+            fault = narrowed(name, kind.dtype)
+            if fault is not None:
+                yield fault
+    # What has a sharding becomes an array of jax's, whatever it is made of.
+    if not any(getattr(like, "sharding", None) is not None for like in given.likes):
+        return
+    for dtype in dict.fromkeys(kind.dtype for kind in given.task.results):
+        fault = narrowed(given.paths[0], dtype)
+        if fault is not None:
+            yield fault
 
 
 # --- Values that would be lost  ---
 
 
 def _faults(given: LeafTask[Task]) -> Iterator[Mismatch]:
-    told: set[int] = set()
+    """The faults of values: of each input no more than those of the first look that finds one."""
+    faulty: set[int] = set()  # inputs, by number
     for check in given.task.checks:
-        if check.source not in told:
+        if check.source not in faulty:
             for fault in _padding(given, check):
-                told.add(check.source)
+                faulty.add(check.source)
                 yield fault
-    changed = [copy for copy in given.task.copies if copy.block.codec]
-    alike = _alike(given.task) if changed else set[int]()
+    changing = [copy for copy in given.task.copies if copy.block.codec]
+    alike = _alike(given.task) if changing else set[int]()
     seen: set[tuple[int, Codec, _Region | None]] = set()
-    for copy in changed:
-        if copy.source in told or copy.block.is_empty:
+    for copy in changing:
+        if copy.source in faulty or copy.block.is_empty:
             continue
+        # A leaf that is read as a whole, in whatever parts, is looked at once, without cutting it.
         is_alike = copy.source in alike
         key = copy.source, copy.block.codec, None if is_alike else _region(copy)
         if key not in seen:
             seen.add(key)
             for fault in _changed(given, copy, is_part=not is_alike):
-                told.add(copy.source)
+                faulty.add(copy.source)
                 yield fault
-    if not told:
+    # Copies are compared last: each is read with its codec, which has to lose nothing.
+    if not faulty:
         for result in dict.fromkeys(copy.result for copy in given.task.copies if copy.compares):
             yield from _unlike(given, result)
 
 
 _Region = tuple[tuple[int, ...], tuple[tuple[int, int, int, int | None], ...]]
-"""What a copy reads: where it starts, and for each step the size, the axis, how far it goes, and which one is taken."""
+"""What a copy reads: where it starts, and for each step the size, the axis, how far it goes, and which one is taken.
+
+Layer 2 of a stack ``float32[6 512]`` is ``((0, 0), ((6, 0, 1, 2), (512, 1, 1, None)))``.
+"""
 
 
 def _region(copy: Copy) -> _Region:
@@ -220,18 +259,23 @@ def _alike(task: Task) -> set[int]:
     for copy in task.copies:
         codecs.setdefault(copy.source, set()).add(copy.block.codec)
         regions.setdefault(copy.source, set()).add(_region(copy))
-    equal: set[int] = set()
+    alike: set[int] = set()
     for source, several in regions.items():
+        # Cells of a leaf do not overlap: to see that all of it is read, counting is enough.
         count = sum(_count(region) for region in several)
         whole = math.prod(task.inputs[source].stored)
         if len(codecs[source]) == 1 and count == whole:
-            equal.add(source)
-    return equal
+            alike.add(source)
+    return alike
 
 
 def _count(region: _Region) -> int:
     """How many elements it has."""
-    return math.prod(size for size, _, _, turn in region[1] if turn is None)
+    count = 1
+    for size, _, _, turn in region[1]:
+        if turn is None:
+            count *= size
+    return count
 
 
 def _padding(given: LeafTask[Task], check: Check) -> Iterator[Mismatch]:
@@ -269,31 +313,32 @@ def _stray(value: Any, check: Check, axis: int, start: int, task: Task) -> Any:
 def _end_of_axis(check: Check) -> tuple[int, int]:
     """The axis that is padded, and from where on."""
     begins = check.block.starts[0]
-    axis = next((at for at, begin in enumerate(begins) if begin), 0)
-    return axis, begins[axis]
+    for axis, begin in enumerate(begins):
+        if begin:
+            return axis, begin
+    return 0, begins[0]
 
 
 def _changed(given: LeafTask[Task], copy: Copy, *, is_part: bool) -> Iterator[Mismatch]:
     """What a codec would change in a leaf, or in the part of it that is read."""
     value, path = given.values[copy.source], given.paths[copy.source]
     codec = copy.block.codec
-    casts = [word.view for word in codec if isinstance(word, (Exact, Rounded))]
     if not isinstance(value, (np.ndarray, np.generic)):
-        wide = next(filter(None, (narrowed(path, dtype) for dtype in casts)), None)
-        if wide is not None:
-            yield wide
-            return
+        for word in codec:
+            wide = narrowed(path, word.view) if isinstance(word, (Exact, Rounded)) else None
+            if wide is not None:
+                yield wide
+                return
     if leaves.is_abstract(value) or (not leaves.is_scalar(value) and 0 in value.shape):
         return
     first = codec[0]
-    kind = "scale"
-    if isinstance(first, (Exact, Rounded)) and first.source != first.view:
-        kind = "cast"
+    is_cast = isinstance(first, (Exact, Rounded)) and first.source != first.view
+    kind = "cast" if is_cast else "scale"
     wanted = conversions.expected(codec)
     if isinstance(value, Tracer):
         if conversions.is_checked(codec):
-            said = ", ".join(map(str, codec))
-            hint = f"{said} is checked by value: translate outside of jit"
+            words = ", ".join(map(str, codec))
+            hint = f"{words} is checked by value: translate outside of jit"
             yield Mismatch(path, kind, wanted, "a tracer", hint)
         return
     if leaves.is_scalar(value):
@@ -302,14 +347,17 @@ def _changed(given: LeafTask[Task], copy: Copy, *, is_part: bool) -> Iterator[Mi
     if is_part:
         block = dataclasses.replace(copy.block, codec=())
         near = _read(near, block, given.task, copy.source, copy.turns)
-    said = None if given.said is None else given.said.of(copy)
-    lost = conversions.lost(near, codec, said)
+    name = None if given.said is None else given.said.of(copy)
+    lost = conversions.lost(near, codec, name)
     if lost is not None:
         yield Mismatch(path, kind, wanted, *lost)
 
 
 def _read(value: Any, block: Block, task: Task, source: int, turns: Sequence[int] = ()) -> Any:
-    """What a block reads of a concrete leaf, by itself."""
+    """What a block reads of a concrete leaf, by itself: an array with one axis for each step.
+
+    Steps that read nothing, which write the same elements again, are left out.
+    """
     steps: list[Step] = []
     shape: list[int] = []
     for step in block.steps:
@@ -320,10 +368,11 @@ def _read(value: Any, block: Block, task: Task, source: int, turns: Sequence[int
             shape.append(step.size)
     alone = Block((block.starts[0], (0,) * len(shape)), tuple(steps))
     kind = task.inputs[source]
+    # Blocks count the words of keys as an axis, and shapes do not.
     if kind.dtype.startswith("key<"):
         shape = shape[:-1]
-    made = dataclasses.replace(kind, shape=tuple(shape))
-    inner = Task((kind,), (made,), (Copy(0, 0, alone, tuple(turns)),))
+    part = dataclasses.replace(kind, shape=tuple(shape))
+    inner = Task((kind,), (part,), (Copy(0, 0, alone, tuple(turns)),))
     return execution.run(inner, [value], [None])[0]
 
 
@@ -333,9 +382,13 @@ def _unlike(given: LeafTask[Task], result: int) -> Iterator[Mismatch]:
     What is compared may be another part of the result than any one copy writes: it is written over
     the result, which has to stay as it is.
     """
-    copies = [copy for copy in given.task.copies if copy.result == result]
-    writers = [copy for copy in copies if not copy.compares]
-    compared = [copy for copy in copies if copy.compares and not copy.block.is_empty]
+    writers: list[Copy] = []
+    compared: list[Copy] = []
+    for copy in given.task.copies:
+        if copy.result == result and not copy.compares:
+            writers.append(copy)
+        elif copy.result == result and not copy.block.is_empty:
+            compared.append(copy)
     if not writers or not compared:
         return
     values = [given.values[copy.source] for copy in (*writers, *compared)]
@@ -350,13 +403,16 @@ def _unlike(given: LeafTask[Task], result: int) -> Iterator[Mismatch]:
     made = _made(given, result, writers)
     for copy in compared:
         unlike = difference(made, _written_over(made, given, copy))
-        if unlike is not None:
-            place, here, there = unlike
-            said = [f"{here} in {given.paths[_writer(copy, writers).source]}"]
-            said += filter(None, (_at(given, each, place, here) for each in writers))
-            own = _at(given, copy, place, there) or there
-            hint = "copies of one leaf are equal to the last bit: make them so"
-            yield Mismatch(given.paths[copy.source], "tie", said[-1], own, hint)
+        if unlike is None:
+            continue
+        place, here, there = unlike
+        expected = f"{here} in {given.paths[_writer(copy, writers).source]}"
+        # The last writer has the say of an element that several write.
+        for writer in writers:
+            expected = _at(given, writer, place, here) or expected
+        found = _at(given, copy, place, there) or there
+        hint = "copies of one leaf are equal to the last bit: make them so"
+        yield Mismatch(given.paths[copy.source], "tie", expected, found, hint)
 
 
 def _writer(copy: Copy, writers: Sequence[Copy]) -> Copy:
@@ -368,26 +424,28 @@ def _writer(copy: Copy, writers: Sequence[Copy]) -> Copy:
 
 
 def _at(given: LeafTask[Task], copy: Copy, place: str, value: str) -> str | None:
-    """A value with where it stands in what a copy reads.
+    """A value with where it stands in what a copy reads: ``0.5 (0x3f000000) at [2 0] of params/kernel``.
 
     None if the copy has no such element, or reads keys.
+
+    Args:
+        given: The task, with its leaves.
+        copy: One of its copies.
+        place: The index of an element of the result.
+        value: What stands there, as messages write it.
     """
     kind = given.task.inputs[copy.source]
     if kind.shape != kind.stored:
         return None
-    counted, made = (Kind(each.shape, "int64") for each in (kind, given.task.results[copy.result]))
-    # Each element by its number, from 1 on: what is not written keeps 0.
+    # The same copy is run on the numbers of the elements, from 1 on: what it does not write keeps 0.
+    counted = Kind(kind.shape, "int64")
+    result = Kind(given.task.results[copy.result].shape, "int64")
     numbers = np.arange(1, math.prod(kind.shape) + 1).reshape(kind.shape)
     plain = dataclasses.replace(copy.block, codec=())
-    task = Task(
-        (made, counted),
-        (made,),
-        (
-            Copy(0, 0, all_of(made.stored)),
-            dataclasses.replace(copy, source=1, result=0, block=plain, compares=False),
-        ),
-    )
-    written = execution.run(task, [np.zeros(made.shape, "int64"), numbers], [None])[0]
+    zeros_first = Copy(0, 0, all_of(result.stored))
+    over_them = dataclasses.replace(copy, source=1, result=0, block=plain, compares=False)
+    task = Task((result, counted), (result,), (zeros_first, over_them))
+    written = execution.run(task, [np.zeros(result.shape, "int64"), numbers], [None])[0]
     number = int(written[tuple(map(int, place.split()))])
     if not number:
         return None
@@ -398,12 +456,14 @@ def _at(given: LeafTask[Task], copy: Copy, place: str, value: str) -> str | None
 def _made(given: LeafTask[Task], result: int, writers: Sequence[Copy]) -> Any:
     """One result of a task."""
     task = given.task
-    fillings = [
-        dataclasses.replace(each, result=0) for each in task.fillings if each.result == result
-    ]
+    # In the task that makes this result alone, it has the number 0.
+    fillings: list[Filling] = []
+    for filling in task.fillings:
+        if filling.result == result:
+            fillings.append(dataclasses.replace(filling, result=0))
     copies = tuple(dataclasses.replace(copy, result=0) for copy in writers)
     alone = Task(task.inputs, (task.results[result],), copies, tuple(fillings))
-    return execution.run(alone, [placement.near(each) for each in given.values], [None])[0]
+    return execution.run(alone, [placement.near(value) for value in given.values], [None])[0]
 
 
 def _written_over(made: Any, given: LeafTask[Task], copy: Copy) -> Any:

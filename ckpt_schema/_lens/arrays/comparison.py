@@ -1,4 +1,8 @@
-"""Where two arrays differ in any bit, found on the devices that they are on, or by NumPy where they are on none."""
+"""Where two arrays differ in any bit, found on the devices that they are on, or by NumPy where they are on none.
+
+Every look at values comes here: what a cast loses, what stands in a padding, whether tied leaves are
+equal, whether a leaf still is what a lens made of it. A NaN is equal to itself, and 0.0 is not -0.0.
+"""
 
 from __future__ import annotations
 
@@ -49,15 +53,17 @@ def stray(value: Any, fill: Any, axis: int, start: int) -> Difference | None:
     """
     wanted = np.asarray(fill, value.dtype)
     if isinstance(value, jax.Array):
-        place = _looked_for(_Beyond(axis, start), value, wanted)
+        found = _looked_for(_Beyond(axis, start), value, wanted)
     else:
         unlike = (octets(value) != octets(wanted)).any(axis=-1).reshape(value.shape)
         unlike[(*(slice(None),) * axis, slice(0, start))] = False
-        place = _looked_through(unlike, value, np.broadcast_to(wanted, value.shape))
-    if place is None:
+        found = _looked_through(unlike, value, np.broadcast_to(wanted, value.shape))
+    if found is None:
         return None
-    index = [int(at) - start * (axis == number) for number, at in enumerate(place[0].split())]
-    return " ".join(map(str, index)), *place[1:]
+    place, here, there = found
+    index = [int(number) for number in place.split()]
+    index[axis] -= start
+    return " ".join(map(str, index)), here, there
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,11 +82,13 @@ def _looked_for(where: Callable[..., Any], a: jax.Array, b: Any) -> Difference |
 
     The second may be one value for all.
     """
+    # Mostly they do not: the program that searches is not even compiled then.
     if not bool(_local(_program(_differ, where, a.sharding)(a, b))):
         return None
-    index, *values = (_local(x) for x in _program(_first, where, a.sharding)(a, b))
-    floats = jnp.issubdtype(a.dtype, jnp.floating)
-    here, there = (_shown(value.view(a.dtype) if floats else value) for value in values)
+    index, *values = map(_local, _program(_first, where, a.sharding)(a, b))
+    if jnp.issubdtype(a.dtype, jnp.floating):
+        values = [value.view(a.dtype) for value in values]
+    here, there = map(_shown, values)
     return " ".join(map(str, index)), here, there
 
 
@@ -91,7 +99,7 @@ def _looked_through(
     if not unlike.any():
         return None
     index = np.unravel_index(int(unlike.argmax()), a.shape)
-    here, there = (_shown(np.asarray(x[index])) for x in (a, b))
+    here, there = _shown(np.asarray(a[index])), _shown(np.asarray(b[index]))
     return " ".join(map(str, index)), here, there
 
 
@@ -101,16 +109,23 @@ def _together(first: Any, copy: Any) -> tuple[Any, Any]:
     As NumPy arrays where none is jax's, or jax would narrow the other.
     """
     if leaves.is_scalar(first) and leaves.is_scalar(copy):
-        both = np.asarray([first, copy])
+        both = np.asarray([first, copy])  # of one dtype that holds both
         return both[:1].reshape(()), both[1:].reshape(())
+    # A Python number has the dtype of the array that it is held against.
     dtype = (copy if leaves.is_scalar(first) else first).dtype
-    pair = [np.asarray(x, dtype) if leaves.is_scalar(x) else x for x in (first, copy)]
-    pair = [placement.near(x) for x in pair]
-    sharded = next((x.sharding for x in pair if isinstance(x, jax.Array)), None)
-    if sharded is None or leaves.is_narrowed(dtype):
-        return placement.gathered(pair[0]), placement.gathered(pair[1])
-    a, b = (x if isinstance(x, jax.Array) else placement.placed(x, sharded) for x in pair)
+    a, b = _near(first, dtype), _near(copy, dtype)
+    on_devices = [array for array in (a, b) if isinstance(array, jax.Array)]
+    if not on_devices or leaves.is_narrowed(dtype):
+        return placement.gathered(a), placement.gathered(b)
+    # The first one stays where it is, if it is anywhere.
+    if not isinstance(a, jax.Array):
+        a = placement.placed(a, on_devices[0].sharding)
     return a, placement.placed(b, a.sharding)
+
+
+def _near(value: Any, dtype: Any) -> Any:
+    """A leaf in the memory of its devices; a Python number as an array."""
+    return placement.near(np.asarray(value, dtype) if leaves.is_scalar(value) else value)
 
 
 @functools.lru_cache(maxsize=64)
@@ -137,12 +152,18 @@ def _first(
     where: Callable[..., Any], a: jax.Array, b: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The first index at which two arrays that differ do so, and what they have there."""
-    mask, index = where(a, b), list[Any]()
+    mask = where(a, b)
+    index: list[Any] = []
+    # Axis by axis: one number for all elements would exceed int32 in a large leaf.
     for _ in range(a.ndim):
         index.append(jnp.argmax(mask.any(axis=tuple(range(1, mask.ndim)))))
         mask = mask[index[-1]]
-    values = (x[tuple(index)] if x.ndim else x for x in (as_bits(_data(a)), as_bits(_data(b))))
-    return jnp.array(index, "int32"), *values
+    here, there = as_bits(_data(a)), as_bits(_data(b))
+    if here.ndim:
+        here = here[tuple(index)]
+    if there.ndim:  # what is one value for all has no axis
+        there = there[tuple(index)]
+    return jnp.array(index, "int32"), here, there
 
 
 def differs(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -155,6 +176,7 @@ def differs(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _data(value: Any) -> Any:
+    """A leaf, or the words of keys: a typed key cannot be compared."""
     return jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
 
 
@@ -164,8 +186,7 @@ def _local(value: jax.Array) -> np.ndarray[Any, Any]:
 
 def _shown(value: np.ndarray[Any, Any]) -> str:
     """A value and its bits: two floats may print alike and not be the same."""
-    with np.errstate(
-        invalid="ignore"
-    ):  # NumPy writes a number as a wider one, which tells of some NaNs
+    # NumPy writes a number as a wider one, which tells of some NaNs.
+    with np.errstate(invalid="ignore"):
         text = str(value)
     return f"{text} (0x{value.tobytes()[::-1].hex()})"

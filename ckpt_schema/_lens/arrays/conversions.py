@@ -71,22 +71,28 @@ def bits_converted(bits: Sequence[Any], dtype: str, codec: Codec) -> tuple[tuple
         dtype: The dtype of the leaf.
         codec: What happens to each element.
     """
-    made = tuple(bits)
+    parts = tuple(bits)
     for word in codec:
-        parts = [_by_word(each, dtype, word, is_real=not n) for n, each in enumerate(made)]
-        made, dtype = tuple(found for found, _ in parts), _dtype_after(dtype, word)
-    return made, dtype
+        after: list[Any] = []
+        for number, part in enumerate(parts):
+            made, _ = _by_word(part, dtype, word, is_real=number == 0)
+            after.append(made)
+        parts, dtype = tuple(after), _dtype_after(dtype, word)
+    return parts, dtype
 
 
 def linear(value: Any, codec: Codec) -> Any:
     """What becomes of a derivative, by operations that jax can turn around; its own rounding is good enough."""
     for word in codec:
         if isinstance(word, (Exact, Rounded)):
+            # Scaled in the wider of both dtypes.
             if holds(word.view, word.source):
                 value = value.astype(jnp.dtype(word.view))
-            half, rest = divmod(word.exponent if isinstance(word, Exact) else 0, 2)
-            for exponent in (half, half + rest) if half or rest else ():
-                value = value * value.dtype.type(2.0**exponent)
+            if isinstance(word, Exact) and word.exponent:
+                # In two halves: 2**200 is no float32, and a value times it may be one.
+                half, rest = divmod(word.exponent, 2)
+                value = value * value.dtype.type(2.0**half)
+                value = value * value.dtype.type(2.0 ** (half + rest))
             value = value.astype(jnp.dtype(word.view))
         elif isinstance(word, Times):
             factor = value.dtype.type(_number(word))
@@ -98,13 +104,13 @@ def linear(value: Any, codec: Codec) -> Any:
 
 
 def _to_bits(value: Any) -> tuple[Any, ...]:
+    """An array as unsigned integers: one, or two of complex numbers; other dtypes as they are."""
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
-        parts = (
-            (value.real, value.imag)
-            if _is_numpy(value)
-            else (jax.lax.real(value), jax.lax.imag(value))
-        )
-        return tuple(_to_bits(each)[0] for each in parts)
+        if _is_numpy(value):
+            real, imaginary = value.real, value.imag
+        else:
+            real, imaginary = jax.lax.real(value), jax.lax.imag(value)
+        return _to_bits(real) + _to_bits(imaginary)
     form = FORMATS.get(str(value.dtype))
     if form is None:
         return (value,)
@@ -114,12 +120,14 @@ def _to_bits(value: Any) -> tuple[Any, ...]:
 
 
 def _from_bits(bits: tuple[Any, ...], dtype: str) -> Any:
+    """The inverse of `_to_bits`."""
     kind = jnp.dtype(dtype)
     if len(bits) == 2:
         inner = str(jnp.finfo(kind).dtype)
-        real, imaginary = (_from_bits((each,), inner) for each in bits)
+        real, imaginary = _from_bits(bits[:1], inner), _from_bits(bits[1:], inner)
         if not _is_numpy(real):
             return jax.lax.complex(real, imaginary)
+        # A sum of both parts would compute on them: a NaN in one makes one of the other.
         made = np.empty(real.shape, kind)
         made.real, made.imag = real, imaginary
         return made
@@ -209,16 +217,23 @@ def is_checked(codec: Codec) -> bool:
         >>> is_checked((Exact("bfloat16", "float32"),)), is_checked((Exact("float32", "bfloat16"),))
         (False, True)
     """
-    return any(
-        isinstance(word, Exact) and (word.exponent != 0 or not holds(word.view, word.source))
-        for word in codec
-    )
+    return any(map(_loses, codec))
+
+
+def _loses(word: Word) -> bool:
+    """Whether a word that has to be exact is not so of every value."""
+    if not isinstance(word, Exact):
+        return False
+    # A power of two may over- or underflow, even where the dtype stays.
+    return word.exponent != 0 or not holds(word.view, word.source)
 
 
 def expected(codec: Codec) -> str:
     """Which values a codec keeps."""
-    said = [_kept(word) for word in codec if is_checked((word,))]
-    return said[0] if said else "numbers that stay numbers"
+    for word in codec:
+        if _loses(word):
+            return _kept(word)
+    return "numbers that stay numbers"
 
 
 def _kept(word: Word) -> str:
@@ -244,16 +259,17 @@ def lost(value: Any, codec: Codec, said: str | None = None) -> tuple[str, str] |
         '257.0 (0x43808000) at [1], which comes back as 256.0 (0x43800000)'
     """
     for number, word in enumerate(codec):
-        found = _lost(value, word, said)
-        if found is not None:
-            return found
+        first = _lost(value, word, said)
+        if first is not None:
+            return first
+        # What the next word is asked about are the values that it gets; nothing comes after the last.
         if number + 1 < len(codec):
             value = _run(_change, value, word)
     return None
 
 
 def _lost(value: Any, word: Word, said: str | None) -> tuple[str, str] | None:
-    if isinstance(word, Exact) and not is_checked((word,)):
+    if isinstance(word, Exact) and not _loses(word):
         return None
     if jnp.issubdtype(value.dtype, jnp.integer):
         return _wrapped(value, word)
@@ -291,6 +307,7 @@ def _range(value: Any) -> tuple[int, int]:
         array = np.asarray(value)
         return int(array.min()), int(array.max())
     low, high = (value, value) if value.ndim == 0 else (jnp.min(value), jnp.max(value))
+    # A reduction is on all devices of the array, each of which has the result.
     return int(np.asarray(low.addressable_data(0))), int(np.asarray(high.addressable_data(0)))
 
 
@@ -311,13 +328,14 @@ def _change(word: Word, value: Any) -> Any:
 def _round_trip(word: Word, value: Any) -> Any:
     """What comes back; where a word is allowed to round, the value itself unless it is ruined."""
     dtype, after = str(value.dtype), _dtype_after(str(value.dtype), word)
-    found: list[Any] = []
+    parts: list[Any] = []
     for number, bits in enumerate(_to_bits(value)):
-        made, ruined = _by_word(bits, dtype, word, is_real=not number)
-        back, _ = _by_word(made, after, word.inverse, is_real=not number)
-        rounds = not isinstance(word, Exact)
-        found.append(floats.xp_of(bits).where(ruined, back, bits) if rounds else back)
-    return _from_bits(tuple(found), dtype)
+        made, ruined = _by_word(bits, dtype, word, is_real=number == 0)
+        back, _ = _by_word(made, after, word.inverse, is_real=number == 0)
+        if not isinstance(word, Exact):
+            back = floats.xp_of(bits).where(ruined, back, bits)
+        parts.append(back)
+    return _from_bits(tuple(parts), dtype)
 
 
 def subnormal(value: Any) -> Any:

@@ -1,5 +1,8 @@
 """Freeing leaves that the caller gives up: each as soon as nothing needs it any more.
 
+A plan with ``donate=True`` has one of these for the tree that it is given, and tells it after each
+task what was read and what was made.
+
 Two arrays may share one buffer: ``device_put`` of an array to where it is, or the data of a key.
 What is counted are buffers, and where an array does not tell its own it is not freed.
 """
@@ -31,7 +34,10 @@ class Donation:
             needed: What will be needed yet: each leaf as often as it will be.
         """
         self._known: dict[int, _Buffers] = {}
-        self._given = {id(leaf): leaf for leaf in given if self._buffers(leaf)}
+        self._given: dict[int, Any] = {}
+        for leaf in given:
+            if self._buffers(leaf):  # what does not tell its buffers is not freed
+                self._given[id(leaf)] = leaf
         self._uses: Counter[Hashable] = Counter()
         for leaf in needed:
             self._uses.update(self._buffers(leaf))
@@ -49,7 +55,8 @@ class Donation:
 
     def _free(self, leaves: Iterable[Any]) -> None:
         for leaf in leaves:
-            if id(leaf) in self._given and not any(self._uses[b] for b in self._buffers(leaf)):
+            is_needed = any(self._uses[buffer] for buffer in self._buffers(leaf))
+            if id(leaf) in self._given and not is_needed:
                 self._given.pop(id(leaf)).delete()
 
     def _buffers(self, leaf: Any) -> _Buffers:
@@ -69,8 +76,10 @@ def _buffers(leaf: Any) -> _Buffers:
         return frozenset()
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    shards = [shard.data for shard in leaf.addressable_shards]
+    buffers: set[Hashable] = set()
     try:
-        return frozenset((x.device, x.unsafe_buffer_pointer()) for x in shards)
+        for shard in leaf.addressable_shards:
+            buffers.add((shard.data.device, shard.data.unsafe_buffer_pointer()))
     except Exception:  # each backend without pointers has an error of its own
         return frozenset()
+    return frozenset(buffers)

@@ -4,6 +4,9 @@ A program that has every layer among its results compiles the longer, the more t
 stack is taken apart by one small program that is told which layer to read, and put together by one
 that writes a layer into its place. What is read is freed as soon as it is written: no more than
 twice the bytes of what is made is held besides the inputs.
+
+This is the last step of a translation: a plan has said which `Task` makes which leaves, `checks` has
+let the values pass, and `run` makes the results.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +35,8 @@ from ckpt_schema._trees import placement
 
 __all__ = ["as_like", "run"]
 
-_AT_ONCE = 8  # so many blocks without turns are put together by one program
+_AT_ONCE = 8
+"""So many blocks without turns are put together by one program; more are written one after the other."""
 
 
 def run(
@@ -55,6 +59,7 @@ def run(
     inputs: list[Any] = []
     for value, kind in zip(values, task.inputs, strict=True):
         inputs.append(_array(value, kind.dtype, beside) if leaves.is_scalar(value) else value)
+    # One abstract input makes all results so, and a tracer is stronger than an array.
     if any(leaves.is_abstract(value) for value in inputs):
         results = _abstract(task, inputs)
     elif any(isinstance(value, Tracer) for value in inputs):
@@ -68,6 +73,8 @@ def run(
 
 
 def _array(value: complex, dtype: str, beside: Sequence[Any]) -> Any:
+    """A Python number as an array."""
+    # Every host has to have the same array, where several take part.
     mesh = shardings.mesh_of(beside) if jax.process_count() > 1 else None
     if mesh is None or leaves.is_narrowed(dtype):
         return leaves.materialized(value, dtype)
@@ -77,14 +84,20 @@ def _array(value: complex, dtype: str, beside: Sequence[Any]) -> Any:
 
 def _on_one_mesh(values: Sequence[Any]) -> list[Any]:
     """Leaves beside those on an explicit mesh are put on all of it, if nobody said where: no program takes both."""
-    named = [s for v in values if isinstance(s := getattr(v, "sharding", None), NamedSharding)]
+    named = [sharding for sharding in map(_sharding, values) if isinstance(sharding, NamedSharding)]
     if not named or len(named) == len(values) or AxisType.Explicit not in named[0].mesh.axis_types:
         return list(values)
     whole = NamedSharding(named[0].mesh, PartitionSpec())
-    return [
-        v if isinstance(getattr(v, "sharding", None), NamedSharding) else placement.placed(v, whole)
-        for v in values
-    ]
+    placed: list[Any] = []
+    for value in values:
+        is_there = isinstance(_sharding(value), NamedSharding)
+        placed.append(value if is_there else placement.placed(value, whole))
+    return placed
+
+
+def _sharding(value: Any) -> Any:
+    """How a leaf is sharded; nothing of NumPy's arrays."""
+    return getattr(value, "sharding", None)
 
 
 def _on_host(result: Any, *, number: bool) -> Any:
@@ -100,7 +113,7 @@ def _on_host(result: Any, *, number: bool) -> Any:
 def as_like(result: Any, like: Any) -> Any:
     """A result where the leaf is that it stands for, and of its kind: a Python number, NumPy's array, jax's."""
     if leaves.is_abstract(result):
-        target = getattr(like, "sharding", None)
+        target = _sharding(like)
         if leaves.is_scalar(like) or isinstance(like, (np.generic, np.ndarray)):
             # What it stands for is on no device.
             return jax.ShapeDtypeStruct(result.shape, result.dtype)
@@ -113,16 +126,17 @@ def as_like(result: Any, like: Any) -> Any:
         return placement.gathered(result)[()]
     if isinstance(like, np.ndarray):
         return placement.gathered(result)
-    target = on_devices(getattr(like, "sharding", None))
+    target = on_devices(_sharding(like))
     if target is None or (isinstance(result, jax.Array) and result.sharding == target):
         return result
     return programs.settled(placement.placed(result, target))
 
 
 def _abstract(task: Task, values: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
-    told = shardings.results(task, values) or [None] * len(task.results)
+    # Where the inputs do not tell how they are sharded, the results do not either.
+    known = shardings.results(task, values) or [None] * len(task.results)
     results: list[jax.ShapeDtypeStruct] = []
-    for kind, sharding in zip(task.results, told, strict=True):
+    for kind, sharding in zip(task.results, known, strict=True):
         dtype = leaves.dtype_of(kind.dtype)
         results.append(jax.ShapeDtypeStruct(kind.shape, dtype, sharding=sharding))
     return results
@@ -133,11 +147,10 @@ def _abstract(task: Task, values: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
 
 def _by_numpy(task: Task, values: Sequence[Any]) -> list[Any]:
     given = [np.asarray(value) for value in values]
-    fillings = _fillings(task)
-    return [
-        _made_by_numpy(kind, copies, filled, given)
-        for kind, copies, filled in zip(task.results, task.writers, fillings, strict=True)
-    ]
+    results: list[Any] = []
+    for kind, copies, fillings in zip(task.results, task.writers, _fillings(task), strict=True):
+        results.append(_made_by_numpy(kind, copies, fillings, given))
+    return results
 
 
 def _fillings(task: Task) -> list[list[Filling]]:
@@ -154,6 +167,7 @@ def _fillings(task: Task) -> list[list[Filling]]:
 def _made_by_numpy(
     kind: Kind, copies: Sequence[Copy], fillings: Sequence[Filling], given: Sequence[Any]
 ) -> Any:
+    """One result of NumPy arrays, written block by block."""
     is_key = kind.dtype.startswith("key<")  # which NumPy does not have: its words are moved
     dtype = programs.of_bits(kind.dtype)[0] if is_key else jnp.dtype(kind.dtype)
     made: Any = np.zeros(kind.stored, dtype)
@@ -169,41 +183,48 @@ def _made_by_numpy(
 
 def _changed(part: Any, codec: Codec) -> Any:
     """What a block reads of a NumPy array, each element changed."""
-    return converted(np.ascontiguousarray(part), codec).reshape(part.shape) if codec else part
+    if not codec:
+        return part  # a view: nothing is copied but to the result
+    return converted(np.ascontiguousarray(part), codec).reshape(part.shape)
 
 
 # --- Inside of a trace  ---
 
 
 def _traced(task: Task, values: Sequence[Any]) -> list[Any]:
-    each = [*zip(task.results, task.writers, _fillings(task), strict=True)]
+    fillings = _fillings(task)
 
     def made(*given: Any) -> list[Any]:
-        return [_differentiable(task, *one, given) for one in each]
+        results: list[Any] = []
+        for kind, copies, filled in zip(task.results, task.writers, fillings, strict=True):
+            results.append(_differentiable(task, kind, copies, filled, given))
+        return results
 
+    # Of a tracer, its type tells how it is sharded: on an explicit mesh, where that counts.
     known = [jax.typeof(value) if isinstance(value, Tracer) else value for value in values]
-    wanted = shardings.results(task, known)
-    named = [
-        s for s in wanted if isinstance(s, NamedSharding) and AxisType.Explicit in s.mesh.axis_types
-    ]
-    return programs.known_shardings(made, named)(*values) if named else made(*values)
+    wanted: list[NamedSharding] = []
+    for sharding in shardings.results(task, known):
+        if isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types:
+            wanted.append(sharding)
+    return programs.known_shardings(made, wanted)(*values) if wanted else made(*values)
 
 
 def _differentiable(
     task: Task, kind: Kind, copies: Sequence[Copy], fillings: Sequence[Filling], given: Any
 ) -> Any:
     """One result, with derivatives: an integer has none, but what moves floats is linear."""
-    told = [(copy.source, copy.block, copy.turns) for copy in copies]
+    blocks = [(copy.source, copy.block, copy.turns) for copy in copies]
 
     def made(*values: Any) -> Any:
         bits = [programs.to_bits(value) for value in values]
-        parts = programs.put_together(told, task.inputs, fillings, kind, bits)
+        parts = programs.put_together(blocks, task.inputs, fillings, kind, bits)
         return programs.from_bits(parts, kind.dtype)
 
-    numbers = [value for value in given if not _is_key(value)]
-    is_inexact = all(jnp.issubdtype(value.dtype, jnp.inexact) for value in numbers)
+    # Keys and integers have no derivative, so that there is nothing to say of them.
+    is_inexact = all(_is_key(value) or jnp.issubdtype(value.dtype, jnp.inexact) for value in given)
     if not is_inexact or kind.dtype.startswith("key<"):
         return made(*given)
+    # What is moved are bits, through which jax sees no derivative: it is given besides.
     moved = jax.custom_jvp(made)
 
     def tangents(primals: tuple[Any, ...], along: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -235,39 +256,56 @@ def _tangent(kind: Kind, copies: Sequence[Copy], along: Sequence[Any]) -> Any:
 def _by_programs(task: Task, values: Sequence[Any]) -> list[Any]:
     """The results, in the memory that the inputs were in."""
     held = [placement.near(value) for value in values]
-    if all(one is other for one, other in zip(held, values, strict=True)):
+    if all(near is value for near, value in zip(held, values, strict=True)):
         return _made(task, held)
-    to = shardings.results(task, values)
+    # Programs run on the device's memory; from the host's, leaves came and go back.
+    targets = shardings.results(task, values)
     made = _made(task, held)
-    return [placement.placed(x, s) for x, s in zip(made, to, strict=True)] if to else made
+    if not targets:
+        return made
+    return [placement.placed(x, target) for x, target in zip(made, targets, strict=True)]
 
 
 def _made(task: Task, held: list[Any]) -> list[Any]:
+    # The list is given away: what it lets go of is freed.
     work = _Work(task, held)
     return [work.result(number) for number in range(len(task.results))]
 
 
 class _Work:
-    """A task on arrays; each is let go when the last result that needs it is made."""
+    """A task on arrays; each is let go when the last result that needs it is made.
+
+    Attributes:
+        task: What is done.
+        held: The inputs, by number; None of one that nothing needs any more.
+        to: For each result, how it is to be sharded; `()` where nothing is said.
+        spread: How inputs are to be sharded before they are read, by number; each once.
+        writers: For each result, the copies that write it.
+        fillings: For each result, what is filled in.
+        uses: How often each input will be needed yet.
+    """
 
     def __init__(self, task: Task, held: list[Any]) -> None:
         self.task, self.held = task, held
-        to = shardings.results(task, held)
-        self.to: list[KnownShardings] = [(s,) if isinstance(s, NamedSharding) else () for s in to]
-        self.to = self.to or [()] * len(task.results)
+        self.to: list[KnownShardings] = []
+        for sharding in shardings.results(task, held):
+            self.to.append((sharding,) if isinstance(sharding, NamedSharding) else ())
+        if not self.to:
+            self.to = [()] * len(task.results)
         self.spread = self._off_turns()
-        self.writers = [
-            [copy for copy in copies if not copy.block.is_empty] for copies in task.writers
-        ]
+        self.writers: list[list[Copy]] = []
+        for copies in task.writers:
+            self.writers.append([copy for copy in copies if not copy.block.is_empty])
         self.fillings = _fillings(task)
         self.uses = [0] * len(held)
         for copies in self.writers:
             for copy in copies:
                 self.uses[copy.source] += 1
-        # A result that reads nothing takes its devices from the first input.
-        self.uses[0] += sum(not copies for copies in self.writers)
+            # A result that reads nothing takes its devices from the first input.
+            if not copies:
+                self.uses[0] += 1
 
-    def _off_turns(self) -> Mapping[int, NamedSharding]:
+    def _off_turns(self) -> dict[int, NamedSharding]:
         """Inputs that are sharded on an axis which turns run along: how else they are to be.
 
         Each slice would be gathered from all devices: once, other axes take its place.
@@ -276,43 +314,47 @@ class _Work:
         for copy in self.task.copies:
             for axis in _turned(copy):
                 axes.setdefault(copy.source, set()).add(axis)
-        moved = {at: shardings.off_axes(self.held[at], several) for at, several in axes.items()}
-        return {at: sharding for at, sharding in moved.items() if sharding is not None}
+        spread: dict[int, NamedSharding] = {}
+        for source, several in axes.items():
+            sharding = shardings.off_axes(self.held[source], several)
+            if sharding is not None:
+                spread[source] = sharding
+        return spread
 
-    def value(self, at: int) -> Any:
+    def value(self, source: int) -> Any:
         """An input, sharded as it is read best."""
-        if at in self.spread:
-            to = self.spread[at]
-            kind = self.task.inputs[at]
-            known = _known([self.held[at]])
-            handed = programs.spread(known, (to,), kind.dtype)(self.held[at])
-            self.held[at] = _taken(handed, kind, (to,))
-            self.spread = {n: s for n, s in self.spread.items() if n != at}
-        return self.held[at]
+        if source in self.spread:
+            to = self.spread.pop(source)
+            kind = self.task.inputs[source]
+            known = _known([self.held[source]])
+            handed = programs.spread(known, (to,), kind.dtype)(self.held[source])
+            self.held[source] = _taken(handed, kind, (to,))
+        return self.held[source]
 
-    def used(self, at: int) -> None:
+    def used(self, source: int) -> None:
         """Lets an input go that was needed for the last time."""
-        self.uses[at] -= 1
-        if not self.uses[at]:
-            self.held[at] = None
+        self.uses[source] -= 1
+        if not self.uses[source]:
+            self.held[source] = None
 
     def result(self, number: int) -> Any:
         """One result."""
         kind, to = self.task.results[number], self.to[number]
         copies, fillings = self.writers[number], tuple(self.fillings[number])
-        shape = kind.stored
         if not copies:
             # Nothing is read, but the devices are told by something.
             handed = programs.begun(kind, fillings, to)(self.value(0))
             self.used(0)
             return _taken(handed, kind, to)
-        if len(copies) == 1 and not fillings and _is_read(copies[0].block, shape):
+        if len(copies) == 1 and not fillings and _is_read(copies[0].block, kind.stored):
             return self._read(copies[0], kind, to)
+        # A program that puts together is compiled for each set of turns: layers do not share it.
         if len(copies) <= _AT_ONCE and not any(copy.turns for copy in copies):
             return self._at_once(copies, fillings, kind, to)
         return self._one_by_one(copies, fillings, kind, to)
 
     def _read(self, copy: Copy, kind: Kind, to: KnownShardings) -> Any:
+        """A result that is one block of one input: a layer that is taken out of a stack."""
         value = self.value(copy.source)
         kinds = self.task.inputs[copy.source], kind
         made = programs.read(copy.block, kinds, _known([value]), to, handed=False)
@@ -321,16 +363,19 @@ class _Work:
         return part
 
     def _at_once(self, copies: list[Copy], fillings: Any, kind: Kind, to: KnownShardings) -> Any:
+        """A result of a few blocks, by one program: a kernel of query, key and value."""
         needed = list(dict.fromkeys(copy.source for copy in copies))
-        values = [self.value(at) for at in needed]
-        told = tuple((needed.index(copy.source), copy.block, copy.turns) for copy in copies)
-        kinds = tuple(self.task.inputs[at] for at in needed)
-        handed = programs.assembled(told, kinds, fillings, kind, _known(values), to)(*values)
+        values = [self.value(source) for source in needed]
+        # The program knows only the inputs that it needs, by their place among these.
+        blocks = tuple((needed.index(copy.source), copy.block, copy.turns) for copy in copies)
+        kinds = tuple(self.task.inputs[source] for source in needed)
+        handed = programs.assembled(blocks, kinds, fillings, kind, _known(values), to)(*values)
         for copy in copies:
             self.used(copy.source)
         return _taken(handed, kind, to)
 
     def _one_by_one(self, copies: list[Copy], fillings: Any, kind: Kind, to: KnownShardings) -> Any:
+        """A result of many blocks, each written into its place: a stack of a hundred layers."""
         first = self.value(copies[0].source)
         whole = programs.begun(kind, fillings, to)(first)
         # A name would keep the array alive when `used` lets go of it: the bound on memory needs both.
@@ -338,13 +383,13 @@ class _Work:
         shape = kind.stored
         for copy in copies:
             value = self.value(copy.source)
-            inner = tuple(shardings.of_slice(each, copy.block, shape) for each in to)
+            inner = tuple(shardings.of_slice(sharding, copy.block, shape) for sharding in to)
             kinds = self.task.inputs[copy.source], kind
             turns = [*map(np.uint32, copy.turns)]
             piece = value
             if not _is_slice(copy, kinds, value, inner):
-                own = _known([value])
-                piece = programs.read(copy.block, kinds, own, inner, handed=True)(value, *turns)
+                known = _known([value])
+                piece = programs.read(copy.block, kinds, known, inner, handed=True)(value, *turns)
             del value
             self.used(copy.source)
             whole = programs.write(copy.block, to)(whole, piece, *turns)
@@ -364,14 +409,17 @@ def _is_slice(copy: Copy, kinds: tuple[Kind, Kind], value: Any, inner: KnownShar
     if read is None or written is None or not read.is_whole or read.steps != written.steps:
         return False
     # A step back turns the order of elements: what is read is not what is written.
-    if any((block.steps[number].at[1] or (0, 0))[1] < 0 for number in written.steps):
-        return False
+    for number in written.steps:
+        spot = block.steps[number].at[1]
+        if spot is not None and spot[1] < 0:
+            return False
     if not inner:
         return True
-    kept = [at for at, cut in enumerate(written.cuts) if not cut.turns]
-    return len(kept) == value.ndim and shardings.equivalent(
-        value, shardings.of_axes(inner[0], kept)
-    )
+    # The axes of the slice but those that turns run along, which the leaf does not have.
+    kept = [axis for axis, cut in enumerate(written.cuts) if not cut.turns]
+    if len(kept) != value.ndim:
+        return False
+    return shardings.equivalent(value, shardings.of_axes(inner[0], kept))
 
 
 def _is_read(block: Block, shape: tuple[int, ...]) -> bool:
@@ -391,15 +439,20 @@ def _taken(handed: Any, kind: Kind, to: KnownShardings) -> Any:
     return programs.taken(kind.dtype, to)(handed)
 
 
-def _turned(copy: Copy) -> list[int]:
+def _turned(copy: Copy) -> Iterator[int]:
     """The axes of what is read that turns run along."""
-    steps = copy.block.steps
-    return [step.at[0][0] for step in steps if step.is_turn and step.at[0] is not None]
+    for step in copy.block.steps:
+        if step.is_turn and step.at[0] is not None:
+            yield step.at[0][0]
 
 
 def _known(values: Sequence[Any]) -> KnownShardings:
     """How the leaves are sharded, if all of them are over one mesh."""
-    shardings_ = [getattr(value, "sharding", None) for value in values]
-    named = [each for each in shardings_ if isinstance(each, NamedSharding)]
-    is_one_mesh = len(named) == len(values) and len({each.mesh for each in named}) == 1
-    return tuple(named) if is_one_mesh else ()
+    known: list[NamedSharding] = []
+    for sharding in map(_sharding, values):
+        if not isinstance(sharding, NamedSharding):
+            return ()
+        if known and sharding.mesh != known[0].mesh:
+            return ()
+        known.append(sharding)
+    return tuple(known)

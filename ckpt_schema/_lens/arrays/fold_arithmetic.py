@@ -1,4 +1,8 @@
-"""What is computed of several leaves, and the parts of what was: sums, and what is left of them."""
+"""What is computed of several leaves, and the parts of what was: sums, and what is left of them.
+
+`fold_tasks` calls `whole_of` before a task and `unfolded_parts` after it. Here is which arithmetic a
+kind of fold stands for; that of scales and of narrow factors is in modules of their own.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +52,7 @@ def whole_of(kind: FoldKind, parts: Sequence[Any], kinds: Sequence[Kind]) -> Any
         first = leaves.abstract(parts[0])
         dtype = leaves.dtype_of(kind.dtype(dtypes))
         return jax.ShapeDtypeStruct(first.shape, dtype, sharding=first.sharding)
+    # From left to right: floats are not associative, and the way back takes them off in this order.
     if isinstance(kind, Addition):
         return functools.reduce(functools.partial(_computed, dtypes[0], True), parts)
     given = [leaves.materialized(part, dtype) for part, dtype in zip(parts, dtypes, strict=True)]
@@ -87,13 +92,19 @@ def unfolded_parts(
 
 
 def _computed(dtype: str, is_sum: bool, first: Any, second: Any) -> Any:
-    one, other = (leaves.materialized(value, dtype) for value in (first, second))
+    """A sum or a difference, where the first of both is.
+
+    Raises:
+        InfiniteError: It is no finite number where both are.
+    """
+    one, other = leaves.materialized(first, dtype), leaves.materialized(second, dtype)
     if isinstance(one, Tracer) or isinstance(other, Tracer):
         return one + other if is_sum else one - other
     if not isinstance(one, jax.Array):
         other = placement.gathered(other)
         with np.errstate(all="ignore"):
             made = np.asarray(one + other if is_sum else one - other, one.dtype)
+        # An infinity that was there before is nobody's fault.
         finite = np.isfinite(made) | ~np.isfinite(one) | ~np.isfinite(other)
     else:
         if not isinstance(other, jax.Array) or other.sharding != one.sharding:

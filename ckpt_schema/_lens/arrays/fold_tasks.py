@@ -1,7 +1,11 @@
 """Tasks whose leaves stand for several: what is computed of those is made first, or taken apart last.
 
 Between the two a task is what it always is. What is computed, the whole, is held only as long as
-the leaves that are made of it.
+the leaves that are made of it::
+
+    base, a, b  --Gathered-->  whole  --inner Task-->  whole  --TakenApart-->  base, a, b
+
+A plan makes such tasks of the rules `total`, `dequantize` and `lora`; `fold_arithmetic` computes.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ __all__ = [
     "FoldTask",
     "Gathered",
     "TakenApart",
+    "equal_in_trace",
     "folded_through",
     "run_task",
     "untold_parts",
@@ -49,6 +54,11 @@ class Gathered:
 
     places: tuple[int, ...]
     kind: FoldKind | None = None
+
+    @property
+    def returning(self) -> tuple[int, ...]:
+        """Those of the leaves that the way back makes: of a sum, the first."""
+        return self.places[: 1 if self.kind is None else self.kind.made]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,18 +107,19 @@ class FoldTask:
     @property
     def told(self) -> frozenset[int]:
         """The inputs that the other direction makes, by number; others are private there."""
-        found: set[int] = set()
-        for each in self.before:
-            found.update(each.places[: 1 if each.kind is None else each.kind.made])
-        return frozenset(found)
+        numbers: set[int] = set()
+        for gathered in self.before:
+            numbers.update(gathered.returning)
+        return frozenset(numbers)
 
     def of_wholes(self, flags: Sequence[Any]) -> list[Any]:
         """For each input of the task within, whether all hold that is said of its leaves; that may be traced."""
-        found: list[Any] = []
-        for each in self.before:
-            places = each.places[: 1 if each.kind is None else each.kind.made]
-            found.append(functools.reduce(operator.and_, [flags[at] for at in places]))
-        return found
+        by_whole: list[Any] = []
+        for gathered in self.before:
+            of_parts = [flags[number] for number in gathered.returning]
+            # `and` would ask for the value of a tracer.
+            by_whole.append(functools.reduce(operator.and_, of_parts))
+        return by_whole
 
 
 AnyTask = Task | FoldTask
@@ -147,63 +158,74 @@ def folded_through(
         likes: For each result, the leaf it stands for.
         inner: Makes the results within of the inputs within, and of what stands in their place.
     """
-    wholes = [_gathered(each, task, values) for each in task.before]
-    owns = [_own_whole(each, values) for each in task.after]
-    goals = [
-        likes[each.results[0]] if own is None else own
-        for each, own in zip(task.after, owns, strict=True)
-    ]
+    wholes = [_gathered(gathered, task, values) for gathered in task.before]
+    owns: list[Any] = []
+    goals: list[Any] = []
+    for apart in task.after:
+        # A whole goes where the whole is of the tree that results go onto, if that has all parts.
+        own = _own_whole(apart, values)
+        owns.append(own)
+        goals.append(likes[apart.results[0]] if own is None else own)
     results: list[Any] = [None] * len(task.results)
-    for each, whole, own in zip(task.after, inner(wholes, goals), owns, strict=True):
-        parts = _taken_apart(each, whole, own, values, likes)
-        for number, part in zip(each.results, parts, strict=True):
+    for apart, whole, own in zip(task.after, inner(wholes, goals), owns, strict=True):
+        parts = _taken_apart(apart, whole, own, values, likes)
+        for number, part in zip(apart.results, parts, strict=True):
             results[number] = part
     return results
 
 
-def _gathered(each: Gathered, task: FoldTask, values: Sequence[Any]) -> Any:
-    if each.kind is None:
-        return values[each.places[0]]
-    parts = [values[at] for at in each.places]
-    return whole_of(each.kind, parts, [task.inputs[at] for at in each.places])
+def _gathered(gathered: Gathered, task: FoldTask, values: Sequence[Any]) -> Any:
+    """An input of the task within."""
+    if gathered.kind is None:
+        return values[gathered.places[0]]
+    parts: list[Any] = []
+    kinds: list[Kind] = []
+    for number in gathered.places:
+        parts.append(values[number])
+        kinds.append(task.inputs[number])
+    return whole_of(gathered.kind, parts, kinds)
 
 
-def _own_whole(each: TakenApart, values: Sequence[Any]) -> Any:
-    """What is computed of the parts that the tree has which results go onto."""
-    parts = [None if at is None else values[at] for at in each.own]
-    is_there = all(
-        p is not None and not leaves.is_abstract(p) and not leaves.is_deleted(p) for p in parts
-    )
-    if each.kind is None or not is_there:
+def _own_whole(apart: TakenApart, values: Sequence[Any]) -> Any:
+    """What is computed of the parts that the tree has which results go onto; None where one is not there."""
+    if apart.kind is None:
         return None
+    parts: list[Any] = []
+    for number in apart.own:
+        part = None if number is None else values[number]
+        if part is None or leaves.is_abstract(part) or leaves.is_deleted(part):
+            return None
+        parts.append(part)
     try:
-        return whole_of(each.kind, parts, each.kinds)
+        return whole_of(apart.kind, parts, apart.kinds)
     except InfiniteError:
         return None  # nothing was made of it
 
 
 def _taken_apart(
-    each: TakenApart, whole: Any, own: Any, values: Sequence[Any], likes: Sequence[Any]
+    apart: TakenApart, whole: Any, own: Any, values: Sequence[Any], likes: Sequence[Any]
 ) -> list[Any]:
     """The leaves that are made of a whole: those that are there, where it is what was computed of them.
 
     Raises:
         ConformanceError: Nobody says what they are.
     """
-    if each.kind is None:
+    if apart.kind is None:
         return [whole]
-    goals = [likes[number] for number in each.results]
+    goals = [likes[number] for number in apart.results]
+    mine = [values[number] for number in apart.own[: len(goals)] if number is not None]
+    # Nobody has changed the whole: its parts stay, though no arithmetic would give them back.
     same = _is_same(whole, own)
     if same is True:
-        return [values[at] for at in each.own[: len(goals)] if at is not None]
+        return mine
     if leaves.is_abstract(whole):
-        return [_abstract_part(whole, each, number, like) for number, like in enumerate(goals)]
-    if each.cure:
-        fault = untold_parts(each.where, each.cure, is_traced=isinstance(same, Tracer))
+        return [_abstract_part(whole, apart, number, like) for number, like in enumerate(goals)]
+    if apart.cure:
+        fault = untold_parts(apart.where, apart.cure, is_traced=isinstance(same, Tracer))
         raise ConformanceError("what is computed of several does not tell its parts", [fault])
-    made = unfolded_parts(each.kind, whole, _others(each, values), each.kinds)
+    made = unfolded_parts(apart.kind, whole, _others(apart, values), apart.kinds)
+    # Under a trace the question has no answer yet: the program decides.
     if isinstance(same, Tracer):
-        mine = [values[at] for at in each.own[: len(goals)] if at is not None]
         return [jnp.where(same, ours, theirs) for ours, theirs in zip(mine, made, strict=True)]
     if isinstance(whole, Tracer):
         return made
@@ -223,36 +245,44 @@ def untold_parts(where: str, cure: str, *, is_traced: bool = False) -> Mismatch:
     return Mismatch(where, "rule", expected, found, cure)
 
 
-def _abstract_part(whole: Any, each: TakenApart, number: int, like: Any) -> Any:
-    kind = each.kinds[number]
+def _abstract_part(whole: Any, apart: TakenApart, number: int, like: Any) -> Any:
+    kind = apart.kinds[number]
+    # The first part has the axes of the whole; scales and narrow factors have others.
     sharding = getattr(whole, "sharding", None) if number == 0 else None
     part = jax.ShapeDtypeStruct(kind.shape, leaves.dtype_of(kind.dtype), sharding=sharding)
     return execution.as_like(part, like)
 
 
-def _others(each: TakenApart, values: Sequence[Any]) -> list[Any]:
+def _others(apart: TakenApart, values: Sequence[Any]) -> list[Any]:
     """The parts that are not made: what is there, or what they are by default."""
-    assert each.kind is not None
-    found: list[Any] = []
-    for at, spare, kind in [*zip(each.own, each.spare, each.kinds, strict=True)][each.kind.made :]:
-        if at is not None:
-            found.append(values[at])
+    assert apart.kind is not None
+    others: list[Any] = []
+    for part in range(apart.kind.made, len(apart.kinds)):
+        number, spare, kind = apart.own[part], apart.spare[part], apart.kinds[part]
+        if number is not None:
+            others.append(values[number])
         else:
             assert spare is not None
-            found.append(np.full(kind.shape, spare.value, leaves.dtype_of(kind.dtype)))
-    return found
+            others.append(np.full(kind.shape, spare.value, leaves.dtype_of(kind.dtype)))
+    return others
 
 
-def _is_same(one: Any, other: Any) -> Any:
+def _is_same(whole: Any, own: Any) -> Any:
     """Whether two leaves are equal to the last bit; under a trace that is traced, and what is not there is not."""
-    if one is other:
+    if whole is own:
         return True
-    if other is None or leaves.is_abstract(one):
+    if own is None or leaves.is_abstract(whole):
         return False
-    if isinstance(one, Tracer) or isinstance(other, Tracer):
-        pair = [jax.lax.stop_gradient(jnp.asarray(each)) for each in (one, other)]
-        return ~differs(*pair).any()
-    return difference(one, other) is None
+    if isinstance(whole, Tracer) or isinstance(own, Tracer):
+        return equal_in_trace(whole, own)
+    return difference(whole, own) is None
+
+
+def equal_in_trace(first: Any, second: Any) -> Any:
+    """Whether two leaves are equal to the last bit, traced. No derivative goes through the question."""
+    a = jax.lax.stop_gradient(jnp.asarray(first))
+    b = jax.lax.stop_gradient(jnp.asarray(second))
+    return ~differs(a, b).any()
 
 
 # --- What would be lost  ---
@@ -283,21 +313,25 @@ def verify_tasks(given: Sequence[LeafTask[AnyTask]]) -> None:
 
 
 def _faults(task: FoldTask, given: LeafTask[AnyTask]) -> list[Mismatch]:
-    pairs = zip(given.values, given.paths, strict=True)
-    lost = [fault for value, name in pairs if (fault := checks.deleted(value, name)) is not None]
-    if lost:
-        return lost
+    """What would be lost on the way in, in the task within, and on the way out: the first of these."""
     faults: list[Mismatch] = []
-    wholes: list[Any] = []
-    for each in task.before:
-        try:
-            wholes.append(_gathered(each, task, given.values))
-        except InfiniteError:
-            faults.append(_infinite(given.paths[each.places[0]]))
+    for value, path in zip(given.values, given.paths, strict=True):
+        fault = checks.deleted(value, path)
+        if fault is not None:
+            faults.append(fault)
     if faults:
         return faults
-    names = [given.paths[each.places[0]] for each in task.before]
-    likes = [given.likes[each.results[0]] for each in task.after]
+    wholes: list[Any] = []
+    for gathered in task.before:
+        try:
+            wholes.append(_gathered(gathered, task, given.values))
+        except InfiniteError:
+            faults.append(_infinite(given.paths[gathered.places[0]]))
+    if faults:
+        return faults
+    # A whole has no key path: messages call it by its first part.
+    names = [given.paths[gathered.places[0]] for gathered in task.before]
+    likes = [given.likes[apart.results[0]] for apart in task.after]
     try:
         checks.verify([LeafTask(task.inner, wholes, likes, names)])
     except ConformanceError as error:
@@ -307,17 +341,18 @@ def _faults(task: FoldTask, given: LeafTask[AnyTask]) -> list[Mismatch]:
 
 def _untold(task: FoldTask, given: LeafTask[AnyTask], wholes: Sequence[Any]) -> Iterator[Mismatch]:
     """What is wrong with wholes that are to be taken apart."""
-    if not any(each.kind for each in task.after):
+    if not any(apart.kind for apart in task.after):
         return
-    owns = [_own_whole(each, given.values) for each in task.after]
+    # Whether a whole can be taken apart shows when it is: the parts are dropped again.
+    owns = [_own_whole(apart, given.values) for apart in task.after]
     made = [wholes[0]] if task.moves else execution.run(task.inner, wholes, owns)
-    for each, whole, own in zip(task.after, made, owns, strict=True):
+    for apart, whole, own in zip(task.after, made, owns, strict=True):
         try:
-            _taken_apart(each, whole, own, given.values, given.likes)
+            _taken_apart(apart, whole, own, given.values, given.likes)
         except ConformanceError as error:
             yield from error.mismatches
         except InfiniteError:
-            yield _infinite(each.where)
+            yield _infinite(apart.where)
 
 
 def _infinite(where: str) -> Mismatch:

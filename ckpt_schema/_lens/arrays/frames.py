@@ -2,7 +2,9 @@
 
 Reshaping a row-major array moves nothing. Where the steps of an axis follow one another without a
 gap, they are a *run*: a slice of the axis as it is. Where they leave gaps, the axis is cut into one
-axis for each of them.
+axis for each of them: every second element of six, from 1 on, is the slice ``[:, 1:]`` of ``(3, 2)``.
+
+`moves` slices by frames, and `shardings` asks which steps go along an axis.
 """
 
 from __future__ import annotations
@@ -61,7 +63,10 @@ class Frame:
     @property
     def steps(self) -> tuple[int, ...]:
         """The numbers of the steps in their order in the slice."""
-        return tuple(step for cut in self.cuts for step in cut.steps)
+        numbers: list[int] = []
+        for cut in self.cuts:
+            numbers += cut.steps
+        return tuple(numbers)
 
     @property
     def is_whole(self) -> bool:
@@ -93,7 +98,7 @@ def steps_along(block: Block, side: int, axis: int) -> list[_Along]:
 
 def spots(block: Block, side: int, axis: int) -> list[_Along]:
     """The steps of a side along an axis that go anywhere: not those of one step."""
-    return [along for along in steps_along(block, side, axis) if along.size != 1]
+    return [step for step in steps_along(block, side, axis) if step.size != 1]
 
 
 @functools.lru_cache(1 << 12)
@@ -123,26 +128,36 @@ def frame(block: Block, side: int, shape: tuple[int, ...]) -> Frame | None:
 
 def _cuts(axis: int, length: int, start: int, along: Sequence[_Along]) -> list[Cut] | None:
     """The slices of one axis."""
-    inner = [each for each in along if not each.is_turn]
-    turns = [each for each in along if each.is_turn]
-    low = start - sum((each.size - 1) * each.stride for each in inner if each.is_back)
+    inner = [step for step in along if not step.is_turn]
+    turns = [step for step in along if step.is_turn]
+    # Where a step goes back, the slice begins at its end.
+    low = start - _backward(inner)
     if _is_run(inner):
-        moved = tuple(
-            (each.number, -each.stride if each.is_back else each.stride) for each in turns
-        )
-        size = math.prod(each.size for each in inner)
-        return [Cut(axis, length, low, size, tuple(each.number for each in inner), moved)]
-    low -= sum((each.size - 1) * each.stride for each in turns if each.is_back)
-    return _apart(axis, length, low, along)
+        size = math.prod(step.size for step in inner)
+        numbers = tuple(step.number for step in inner)
+        moved: list[tuple[int, int]] = []
+        for turn in turns:
+            moved.append((turn.number, -turn.stride if turn.is_back else turn.stride))
+        return [Cut(axis, length, low, size, numbers, tuple(moved))]
+    return _apart(axis, length, low - _backward(turns), along)
+
+
+def _backward(steps: Sequence[_Along]) -> int:
+    """How many elements before the first one those steps lead that go back."""
+    count = 0
+    for step in steps:
+        if step.is_back:
+            count += (step.size - 1) * step.stride
+    return count
 
 
 def _is_run(inner: Sequence[_Along]) -> bool:
-    """Whether steps follow one another without a gap."""
+    """Whether steps follow one another without a gap: as (3 steps of 4, 4 steps of 1) do."""
     stride = 1
-    for each in reversed(inner):
-        if each.stride != stride:
+    for step in reversed(inner):
+        if step.stride != stride:
             return False
-        stride *= each.size
+        stride *= step.size
     return True
 
 
@@ -150,20 +165,22 @@ def _apart(axis: int, length: int, low: int, along: Sequence[_Along]) -> list[Cu
     """A cut for each step, where each divides the one before and all of them the axis."""
     cuts: list[Cut] = []
     radix, rest = length, low
-    for each in along:
-        if radix % each.stride:
+    for step in along:
+        # An axis of `radix` elements becomes one of `count` times `stride`.
+        if radix % step.stride:
             return None
-        count = radix // each.stride
-        begin, rest = divmod(rest, each.stride)
-        if begin + each.size > count:
+        count = radix // step.stride
+        begin, rest = divmod(rest, step.stride)
+        if begin + step.size > count:
             return None
-        if each.is_turn:
-            turn = (each.number, -1 if each.is_back else 1)
-            first = begin + each.size - 1 if each.is_back else begin
+        if step.is_turn:
+            # A turn takes one of its steps; one that goes back starts at the last.
+            turn = (step.number, -1 if step.is_back else 1)
+            first = begin + step.size - 1 if step.is_back else begin
             cuts.append(Cut(axis, count, first, 1, (), (turn,)))
         else:
-            cuts.append(Cut(axis, count, begin, each.size, (each.number,)))
-        radix = each.stride
+            cuts.append(Cut(axis, count, begin, step.size, (step.number,)))
+        radix = step.stride
     if radix > 1:
         cuts.append(Cut(axis, radix, rest, 1))
     return cuts

@@ -1,4 +1,8 @@
-"""A product of two narrow leaves, added to a leaf or taken off it: computed whole, and the same on every mesh."""
+"""A product of two narrow leaves, added to a leaf or taken off it: computed whole, and the same on every mesh.
+
+``kernel + (alpha / r) * A @ B``, where A is ``[in r]`` and B ``[r out]``: `fold_arithmetic` calls it
+for the rule `lora`.
+"""
 
 from __future__ import annotations
 
@@ -63,14 +67,17 @@ def with_low_rank(
 
 
 def _traced(step: Any, base: Any, narrow: Sequence[Any]) -> Any:
+    # Fused with the sum, the product might be kept in more digits than the program alone gives it.
     product = jax.lax.optimization_barrier(step(*map(jnp.asarray, narrow)))
     return _added(jnp.asarray(base), product)
 
 
 def _rank(narrow: Sequence[Any], subscripts: str) -> int:
-    first, second = subscripts.split("->")[0].split(",")
-    shared = (set(first) & set(second)) - set(subscripts.split("->")[1])
-    return narrow[0].shape[first.index(shared.pop())]
+    """The size of the axis that is contracted: ``r`` of ``"ri,or->oi"``."""
+    inputs, output = subscripts.split("->")
+    first, second = inputs.split(",")
+    contracted = (set(first) & set(second)) - set(output)
+    return narrow[0].shape[first.index(contracted.pop())]
 
 
 def _stepper(subscripts: str, factor: float, wide: str) -> Any:

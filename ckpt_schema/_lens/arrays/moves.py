@@ -1,4 +1,8 @@
-"""Moves: the elements of a block, read from one array and written to another. What they are is not looked at."""
+"""Moves: the elements of a block, read from one array and written to another. What they are is not looked at.
+
+NumPy moves by strided views of both arrays. Programs reshape an array into the frame of a block and
+take a slice; where a block has no frame (its steps interlock), every element is indexed.
+"""
 
 from __future__ import annotations
 
@@ -91,18 +95,27 @@ def read(value: Any, block: Block, shape: tuple[int, ...], turns: Sequence[Any])
     """
     source = frame(block, 0, value.shape)
     target = frame(block, 1, shape)
+    # 1. What is read, an axis for each step, in the order in which the source has them.
     if source is None:
         part, order = value[_indices(block, 0, turns)], _inner(block, 0)
     else:
         part, order = _slice(value.reshape(source.dims), source, block, turns), source.steps
         part = part.reshape([block.steps[number].size for number in order])
+    # 2. The same in the order of the result, with an axis of 1 for each step that reads nothing:
+    # its elements stand there several times.
     wanted = _inner(block, 1) if target is None else target.steps
-    part = jnp.transpose(part, [order.index(number) for number in wanted if number in order])
-    back = _back(block, wanted)
     shaped = [block.steps[number].size for number in wanted]
-    if len(order) < len(wanted):  # what stands there several times
-        kept = [size if n in order else 1 for n, size in zip(wanted, shaped, strict=True)]
+    permutation: list[int] = []
+    kept: list[int] = []
+    for number, size in zip(wanted, shaped, strict=True):
+        if number in order:
+            permutation.append(order.index(number))
+        kept.append(size if number in order else 1)
+    part = jnp.transpose(part, permutation)
+    if len(order) < len(wanted):
         part = jnp.broadcast_to(part.reshape(kept), shaped)
+    # 3. Steps that go back in the result.
+    back = _back(block, wanted)
     if back:
         part = jnp.flip(part, back)
     return part.reshape(shaped if target is None else target.sizes)
@@ -126,12 +139,12 @@ def written(whole: Any, part: Any, block: Block, turns: Sequence[Any]) -> Any:
 
 def _back(block: Block, numbers: Sequence[int]) -> list[int]:
     """Which of some steps go back in what is written, by their place among these."""
-    order: list[int] = []
-    for at, number in enumerate(numbers):
+    axes: list[int] = []
+    for axis, number in enumerate(numbers):
         spot = block.steps[number].at[1]
         if spot is not None and spot[1] < 0:
-            order.append(at)
-    return order
+            axes.append(axis)
+    return axes
 
 
 def filled_in(whole: Any, block: Block, number: Any) -> Any:
@@ -139,22 +152,28 @@ def filled_in(whole: Any, block: Block, number: Any) -> Any:
     if block.is_empty:
         return whole
     target = frame(block, 1, whole.shape)
-    shape = [block.steps[n].size for n in _inner(block, 1)] if target is None else target.sizes
+    shape = [block.steps[step].size for step in _inner(block, 1)]
+    if target is not None:  # it has an axis of one step for each that is left out
+        shape = target.sizes
     part = jnp.full(shape, number, whole.dtype)
     return written(whole, part, block, ())
 
 
 def _inner(block: Block, side: int) -> tuple[int, ...]:
-    """The steps of a side that are not one alone, and no turns."""
-    return tuple(
-        number
-        for number, step in enumerate(block.steps)
-        if step.size != 1 and not step.is_turn and step.at[side] is not None
-    )
+    """The steps of a side that are not one alone, and no turns, by number."""
+    numbers: list[int] = []
+    for number, step in enumerate(block.steps):
+        if step.size != 1 and not step.is_turn and step.at[side] is not None:
+            numbers.append(number)
+    return tuple(numbers)
 
 
 def _indices(block: Block, side: int, turns: Sequence[Any]) -> tuple[Any, ...]:
-    """The index of every element of a side, where no frame tells them."""
+    """The index of every element of a side, where no frame tells them.
+
+    One array for each axis, to index with all of them: each step has a dimension of its own in
+    them, so that broadcasting adds up where the steps of one axis lead.
+    """
     numbers = _inner(block, side)
     indices: list[Any] = list(block.starts[side])
     taken = iter(turns)
@@ -164,24 +183,26 @@ def _indices(block: Block, side: int, turns: Sequence[Any]) -> tuple[Any, ...]:
             turn = next(taken)
             if spot is not None:
                 indices[spot[0]] = indices[spot[0]] + turn * spot[1]
-    for at, number in enumerate(numbers):
+    for dimension, number in enumerate(numbers):
         step = block.steps[number]
         spot = step.at[side]
         assert spot is not None
         shape = [1] * len(numbers)
-        shape[at] = step.size
+        shape[dimension] = step.size
         indices[spot[0]] = indices[spot[0]] + np.arange(step.size).reshape(shape) * spot[1]
     return tuple(indices)
 
 
 def _slice(value: Any, target: Frame, block: Block, turns: Sequence[Any]) -> Any:
+    """A frame's slice of an array that has its shape."""
     if target.is_whole:
         return value
-    if not any(cut.turns for cut in target.cuts):
-        starts = [cut.start for cut in target.cuts]
-        ends = [cut.start + cut.size for cut in target.cuts]
-        return jax.lax.slice(value, starts, ends)
-    return jax.lax.dynamic_slice(value, _starts(target, block, turns), target.sizes)
+    if any(cut.turns for cut in target.cuts):
+        return jax.lax.dynamic_slice(value, _starts(target, block, turns), target.sizes)
+    # Where nothing turns, XLA knows the slice when it compiles.
+    starts = [cut.start for cut in target.cuts]
+    ends = [cut.start + cut.size for cut in target.cuts]
+    return jax.lax.slice(value, starts, ends)
 
 
 def _starts(target: Frame, block: Block, turns: Sequence[Any]) -> list[Any]:
@@ -190,8 +211,8 @@ def _starts(target: Frame, block: Block, turns: Sequence[Any]) -> list[Any]:
     Numbers without a sign need no look at what a negative one would mean, for which jax keeps a
     program of its own.
     """
-    numbers = [number for number, step in enumerate(block.steps) if step.is_turn]
-    taken = dict(zip(numbers, turns, strict=True))
+    turning = [number for number, step in enumerate(block.steps) if step.is_turn]
+    taken = dict(zip(turning, turns, strict=True))
     starts: list[Any] = []
     for cut in target.cuts:
         start: Any = np.uint32(cut.start)

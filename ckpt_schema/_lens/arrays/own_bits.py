@@ -1,6 +1,7 @@
 """Leaves that still are what a lens made of a tree: that tree's own bits stand for them on the way back.
 
-What was rounded does not come back by the inverse alone. So a leaf is held against what the other
+A plan that knows a tree which results go onto calls this in the place of `run_task`. What was
+rounded does not come back by the inverse alone. So a leaf is held against what the other
 direction makes of the tree that the result goes onto, bit for bit. It is looked at as a whole: of a
 leaf in which one element is another one, all elements are made anew. Element by element, what a
 model was initialized with would stay wherever it happens to round to what a checkpoint holds.
@@ -19,11 +20,12 @@ import numpy as np
 from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
 from ckpt_schema._lens.arrays import checks, execution, programs
-from ckpt_schema._lens.arrays.blocks import Kind, Task
-from ckpt_schema._lens.arrays.comparison import difference, differs
+from ckpt_schema._lens.arrays.blocks import Copy, Kind, Task
+from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema._lens.arrays.fold_tasks import (
     AnyTask,
     FoldTask,
+    equal_in_trace,
     folded_through,
     run_task,
     verify_tasks,
@@ -68,10 +70,11 @@ def with_own_bits(
         pool: The leaves of both trees.
         count: How many inputs are of the tree that is translated; the others are such leaves.
     """
+    # For each input, whether it still is what the other direction makes: True, False, or a tracer.
     same: list[Any] = [False] * count + [True] * (len(values) - count)
     for echo in echoes:
-        for at, found in _same(echo, values, pool).items():
-            same[at] = found
+        for number, is_same in _same(echo, values, pool).items():
+            same[number] = is_same
     if isinstance(task, Task):
         return _own_or_made(task, same, values, likes, pool)
     inner, flags = task.inner, task.of_wholes(same)
@@ -96,9 +99,12 @@ def _own_or_made(
     made = execution.run(task, values, likes, pool)
     if all(owner is False for owner in owners):
         return made
-    flags = _flags(task, values, likes, same)
-    each = zip(owners, made, likes, flags, strict=True)
-    return [_one_of(owner, *of) for owner, *of in each]
+    # A stack of which some layers are the same: each element is asked for.
+    results: list[Any] = []
+    elements = _flags(task, values, likes, same)
+    for owner, value, like, flags in zip(owners, made, likes, elements, strict=True):
+        results.append(_one_of(owner, value, like, flags))
+    return results
 
 
 def stays(
@@ -117,42 +123,50 @@ def stays(
         pool: The leaves of both trees.
         count: How many inputs are of the tree that is translated.
     """
-    told = {at for at in task.told if at < count} if isinstance(task, FoldTask) else {*range(count)}
-    found: dict[int, Any] = {}
+    made_there = task.told if isinstance(task, FoldTask) else range(count)
+    wanted = {number for number in made_there if number < count}
+    same: dict[int, Any] = {}
     for echo in echoes:
-        found |= _same(echo, values, pool)
-    return found.keys() == told and all(flag is True for flag in found.values())
+        same |= _same(echo, values, pool)
+    return same.keys() == wanted and all(flag is True for flag in same.values())
 
 
 def _same(echo: Echo, values: Sequence[Any], pool: Sequence[Any]) -> dict[int, Any]:
     """For inputs, by number, whether they are what the other direction makes.
 
-    Under a trace that is traced.
+    Under a trace that is traced; nothing is said where one of the leaves is abstract or deleted.
     """
-    given = [pool[at] for at in echo.inputs]
-    every = [*given, *(values[at] for at in echo.stands if at is not None)]
-    if any(leaves.is_abstract(value) or leaves.is_deleted(value) for value in every):
-        return {}  # there are no bits
-    is_traced = any(isinstance(value, Tracer) for value in every)
-    likes = [None if at is None else values[at] for at in echo.stands]
+    given = [pool[number] for number in echo.inputs]
+    likes = [None if number is None else values[number] for number in echo.stands]
+    is_traced = False
+    for value in (*given, *likes):
+        if value is None:  # of a leaf that stands beside no input
+            continue
+        if leaves.is_abstract(value) or leaves.is_deleted(value):
+            return {}  # there are no bits
+        is_traced = is_traced or isinstance(value, Tracer)
+    # The other direction may refuse these values, which only says that nothing came of them.
     if not is_traced and not _is_defined(echo.task, given, likes):
         return {}
     made = run_task(echo.task, given, likes, pool)
-    by_result: dict[int, Any] = {}
-    for at, value in zip(echo.stands, made, strict=True):
-        if at is not None and is_traced:
-            pair = [jax.lax.stop_gradient(jnp.asarray(each)) for each in (values[at], value)]
-            by_result[at] = ~differs(*pair).any()
-        elif at is not None:
-            by_result[at] = difference(values[at], value) is None
-    return by_result
+    same: dict[int, Any] = {}
+    for number, value in zip(echo.stands, made, strict=True):
+        if number is None:
+            continue
+        if is_traced:
+            same[number] = equal_in_trace(values[number], value)
+        else:
+            same[number] = difference(values[number], value) is None
+    return same
 
 
 def _is_defined(task: AnyTask, values: Sequence[Any], likes: Sequence[Any]) -> bool:
     """Whether every value survives a task."""
-    pairs = zip(values, task.inputs, strict=True)
-    arrays = [leaves.materialized(value, kind.dtype) for value, kind in pairs]
+    arrays: list[Any] = []
+    for value, kind in zip(values, task.inputs, strict=True):
+        arrays.append(leaves.materialized(value, kind.dtype))
     try:
+        # Nobody reads these faults: the leaves need no names.
         verify_tasks([checks.LeafTask(task, arrays, likes, [""] * len(arrays))])
     except ConformanceError:
         return False
@@ -161,30 +175,34 @@ def _is_defined(task: AnyTask, values: Sequence[Any], likes: Sequence[Any]) -> b
 
 def _owner(task: Task, number: int, same: Sequence[Any]) -> bool | None:
     """Whether all of a result is as it was, or nothing; None: a part is, or a trace will tell."""
-    writers = task.writers[number]
-    told = [same[copy.source] for copy in writers]
+    flags = [same[copy.source] for copy in task.writers[number]]
+    # What is filled in is written anew, whatever stands there.
     if any(filling.result == number for filling in task.fillings):
-        told.append(False)
-    if all(each is True for each in told):
+        flags.append(False)
+    if all(flag is True for flag in flags):
         return True
-    return False if all(each is False for each in told) else None
+    if all(flag is False for flag in flags):
+        return False
+    return None
 
 
 def _flags(
     task: Task, values: Sequence[Any], likes: Sequence[Any], same: Sequence[Any]
 ) -> list[Any]:
-    """For each result, which elements are as they were: those of inputs that are."""
-    copies = [
-        dataclasses.replace(copy, block=dataclasses.replace(copy.block, codec=()))
-        for copies in task.writers
-        for copy in copies
-    ]
-    kinds = [
-        tuple(Kind(kind.shape, "uint8") for kind in each) for each in (task.inputs, task.results)
-    ]
+    """For each result, which elements are as they were: those of inputs that are.
+
+    The same task moves ones and zeros in the place of the values, which no codec is to touch.
+    """
+    copies: list[Copy] = []
+    for writers in task.writers:
+        for copy in writers:
+            plain = dataclasses.replace(copy.block, codec=())
+            copies.append(dataclasses.replace(copy, block=plain))
+    inputs = tuple(Kind(kind.shape, "uint8") for kind in task.inputs)
+    results = tuple(Kind(kind.shape, "uint8") for kind in task.results)
     flags = [_all_of(value, flag) for value, flag in zip(values, same, strict=True)]
     arrays = [like if isinstance(like, (jax.Array, np.ndarray)) else None for like in likes]
-    return execution.run(Task(kinds[0], kinds[1], tuple(copies)), flags, arrays)
+    return execution.run(Task(inputs, results, tuple(copies)), flags, arrays)
 
 
 def _all_of(value: Any, flag: Any) -> Any:
@@ -196,23 +214,32 @@ def _all_of(value: Any, flag: Any) -> Any:
 
 
 def _one_of(owner: bool | None, made: Any, like: Any, flags: Any) -> Any:
-    """What was made, but for the elements that are as they were."""
+    """What was made, but for the elements that are as they were.
+
+    Args:
+        owner: True where all of them are, False where none is, None where flags tell.
+        made: What was made.
+        like: The leaf that it stands for.
+        flags: 1 for each element that is as it was.
+    """
     if owner is not None:
         return like if owner else made
     if isinstance(made, np.ndarray):
         return np.where(flags.astype(bool), like, made)
     if isinstance(made, Tracer):
         return _chosen(made, jnp.asarray(leaves.materialized(like, str(made.dtype))), flags)
-    near = [placement.near(each) for each in (made, like, flags)]
+    near = [placement.near(value) for value in (made, like, flags)]
     return programs.settled(placement.placed(_CHOOSER(*near), made.sharding))
 
 
 @jax.custom_jvp
 def _chosen(made: Any, own: Any, flags: Any) -> Any:
     """Elements of two arrays, bit for bit."""
-    pairs = zip(programs.to_bits(made), programs.to_bits(own), strict=True)
-    chosen = tuple(jnp.where(flags.astype(bool), ours, theirs) for theirs, ours in pairs)
-    return programs.from_bits(chosen, str(made.dtype))
+    stays_own = flags.astype(bool)
+    chosen: list[Any] = []
+    for theirs, ours in zip(programs.to_bits(made), programs.to_bits(own), strict=True):
+        chosen.append(jnp.where(stays_own, ours, theirs))
+    return programs.from_bits(tuple(chosen), str(made.dtype))
 
 
 @_chosen.defjvp

@@ -1,5 +1,7 @@
 """Blocks inside of programs: floats travel as unsigned integers, so that no backend touches a bit of them.
 
+`execution` calls these programs, which are the only place where jax moves a leaf.
+
 XLA may compute on a wider float between two moves, which changes the payload of a NaN: its CPU
 backend does so where it fuses the slices and transposes of ``float8_e5m2``. Between devices it adds
 what each has of a slice to the zeros of the others, which changes one as well: complex numbers
@@ -74,14 +76,14 @@ def from_bits(bits: Bits, dtype: str) -> Any:
     kind = jnp.dtype(dtype)
     if jnp.issubdtype(kind, jnp.complexfloating):
         inner = str(jnp.finfo(kind).dtype)
-        return jax.lax.complex(*(from_bits((each,), inner) for each in bits))
+        return jax.lax.complex(from_bits(bits[:1], inner), from_bits(bits[1:], inner))
     if jnp.issubdtype(kind, jnp.floating):
         return jax.lax.bitcast_convert_type(bits[0], kind)
     return bits[0]
 
 
 def of_bits(dtype: str) -> list[Any]:
-    """The dtypes of the arrays that stand for a leaf."""
+    """The dtypes of the arrays that stand for a leaf: ``[uint32, uint32]`` of complex64."""
     if dtype.startswith("key<"):
         return [jnp.dtype("uint32")]
     kind = jnp.dtype(dtype)
@@ -95,27 +97,34 @@ def of_bits(dtype: str) -> list[Any]:
 def part(bits: Bits, block: Block, kinds: tuple[Kind, Kind], turns: Sequence[Any]) -> Bits:
     """What a block reads, in the shape of the slice that it writes, with each element changed."""
     shape = kinds[1].stored
-    words = tuple(moves.read(each, block, shape, turns) for each in bits)
+    moved = tuple(moves.read(array, block, shape, turns) for array in bits)
     if not block.codec:
-        return words
-    return bits_converted(words, kinds[0].dtype, block.codec)[0]
+        return moved
+    # Moved first, changed then: what is cut off is not computed on.
+    return bits_converted(moved, kinds[0].dtype, block.codec)[0]
 
 
 def empty(kind: Kind, fillings: Sequence[Filling]) -> Bits:
     """A leaf of zeros, with what is filled in."""
-    shape = kind.stored
-    zeros = [jnp.zeros(shape, dtype) for dtype in of_bits(kind.dtype)]
-    for filling in fillings:
-        for at, dtype in enumerate(of_bits(kind.dtype)):
-            zeros[at] = moves.filled_in(
-                zeros[at], filling.block, number_of(filling.bits, dtype, at)
-            )
-    return tuple(zeros)
+    made: list[Any] = []
+    for part_number, dtype in enumerate(of_bits(kind.dtype)):
+        array = jnp.zeros(kind.stored, dtype)
+        for filling in fillings:
+            number = number_of(filling.bits, dtype, part_number)
+            array = moves.filled_in(array, filling.block, number)
+        made.append(array)
+    return tuple(made)
 
 
 def number_of(bits: int, dtype: Any, part: int = 0) -> Any:
-    """One of the numbers that stand for a value, from its bits."""
+    """One of the numbers that stand for a value, from its bits.
+
+    Example:
+        >>> int(number_of(0x0002_0001, np.dtype("uint16"), part=1))
+        2
+    """
     size = dtype.itemsize
+    # Of a complex number the real part comes first, in the low bytes.
     raw = bits.to_bytes(max(size * (part + 1), (bits.bit_length() + 7) // 8), "little")
     return np.frombuffer(raw[size * part : size * (part + 1)], dtype)[0]
 
@@ -125,7 +134,9 @@ def number_of(bits: int, dtype: Any, part: int = 0) -> Any:
 
 def _placed(bits: Bits, to: KnownShardings) -> Bits:
     """The bits of a leaf, sharded as given."""
-    return tuple(shardings.constrained(each, to[0]) for each in bits) if to else bits
+    if not to:
+        return bits
+    return tuple(shardings.constrained(array, to[0]) for array in bits)
 
 
 def _handed(bits: Bits, dtype: str) -> Any:
@@ -160,10 +171,12 @@ def read(
     """
 
     def program(value: Any, *turns: Any) -> Any:
-        found = _placed(part(_placed(to_bits(value), own), block, kinds, turns), to)
+        bits = _placed(to_bits(value), own)
+        bits = _placed(part(bits, block, kinds, turns), to)
         if handed:
-            return _handed(found, kinds[1].dtype)
-        shaped = tuple(each.reshape(kinds[1].stored) for each in found)
+            return _handed(bits, kinds[1].dtype)
+        # A slice has an axis of one step for each turn, which the leaf has not.
+        shaped = tuple(array.reshape(kinds[1].stored) for array in bits)
         return from_bits(shaped, kinds[1].dtype)
 
     return jitted(program, to[0] if to else None)
@@ -190,10 +203,11 @@ def assembled(
     """
 
     def program(*values: Any) -> Any:
-        given = [to_bits(value) for value in values]
-        if own:
-            given = [_placed(bits, (each,)) for bits, each in zip(given, own, strict=True)]
-        return _handed(_placed(put_together(copies, kinds, fillings, kind, given), to), kind.dtype)
+        given: list[Bits] = []
+        for number, value in enumerate(values):
+            given.append(_placed(to_bits(value), own[number : number + 1]))
+        made = put_together(copies, kinds, fillings, kind, given)
+        return _handed(_placed(made, to), kind.dtype)
 
     return jitted(program, to[0] if to else None)
 
@@ -206,18 +220,21 @@ def put_together(
     given: Sequence[Bits],
 ) -> Bits:
     """The bits of a leaf, of blocks of others: see `assembled`."""
+    # One block that is all of the leaf needs no array of zeros to be written into.
     if len(copies) == 1 and not fillings and not copies[0][1].is_empty:
         source, block, turns = copies[0]
         moved = part(given[source], block, (kinds[source], kind), turns)
         if block.count == math.prod(kind.stored):
-            return tuple(each.reshape(kind.stored) for each in moved)
+            return tuple(array.reshape(kind.stored) for array in moved)
     made = empty(kind, fillings)
     for source, block, turns in copies:
         if block.is_empty:
             continue
         pieces = part(given[source], block, (kinds[source], kind), turns)
-        both = zip(made, pieces, strict=True)
-        made = tuple(moves.written(each, piece, block, turns) for each, piece in both)
+        wholes: list[Any] = []
+        for array, piece in zip(made, pieces, strict=True):
+            wholes.append(moves.written(array, piece, block, turns))
+        made = tuple(wholes)
     return made
 
 
@@ -228,8 +245,8 @@ def begun(kind: Kind, fillings: tuple[Filling, ...], to: KnownShardings) -> Any:
     def program(like: Any) -> Any:
         # The barrier costs nothing, and keeps the leaf among the arguments. jit's own `keep_unused` does too, but newer
         # versions of jax never let go of a program with it.
-        found, _ = jax.lax.optimization_barrier((empty(kind, fillings), to_bits(like)))
-        return _handed(found, kind.dtype)
+        made, _ = jax.lax.optimization_barrier((empty(kind, fillings), to_bits(like)))
+        return _handed(made, kind.dtype)
 
     return jitted(program, to[0] if to else None)
 
@@ -281,24 +298,24 @@ def jitted(program: Callable[..., Any], to: NamedSharding | None, **options: Any
     return lambda *values: settled(made(*values))
 
 
-def settled(found: Any) -> Any:
+def settled(made: Any) -> Any:
     """What a program made; where it runs on several CPU devices, once it is there.
 
     XLA runs no more than 32 programs per CPU device at once. The threads that would launch more
     wait, and if one of those programs goes between the devices, it may be these threads that it
     needs: a deadlock.
     """
-    some = next((x for x in jax.tree.leaves(found) if isinstance(x, jax.Array)), None)
-    if (
-        some is None
-        or len(devices := some.sharding.device_set) == 1
-        or next(iter(devices)).platform != "cpu"
-    ):
-        return found
-    return jax.block_until_ready(found)
+    for leaf in jax.tree.leaves(made):
+        if isinstance(leaf, jax.Array):
+            # All results of one program are on the same devices.
+            devices = leaf.sharding.device_set
+            if len(devices) > 1 and next(iter(devices)).platform == "cpu":
+                return jax.block_until_ready(made)
+            return made
+    return made
 
 
 def known_shardings(program: Callable[..., Any], to: Any) -> Callable[..., Any]:
     """``program`` with its results' shardings given: on an explicit mesh a sharded axis is not split or merged without."""
-    found: Any = jax.sharding.auto_axes(out_sharding=to)(program)
-    return found
+    automatic: Any = jax.sharding.auto_axes(out_sharding=to)(program)
+    return automatic

@@ -1,10 +1,16 @@
-"""How what is made of leaves is sharded, from the shardings of these."""
+"""How what is made of leaves is sharded, from the shardings of these.
+
+`execution` asks this of each task on jax's arrays. Mesh axes travel with the steps of blocks: a
+kernel ``float32[embed heads dim]`` that is sharded over ``heads`` becomes one ``[embed heads*dim]``
+that is sharded on its last axis. No leaf is gathered where some axis can take what shards it.
+"""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +44,7 @@ def results(task: Task, values: Sequence[Any]) -> list[Any]:
     shardings = [getattr(value, "sharding", None) for value in values]
     first = next((s for s in shardings if isinstance(s, NamedSharding)), None)
     if first is None:
+        # On one device, or told by devices alone: results stay there, where all inputs are.
         alike = shardings[0] is not None and all(s == shardings[0] for s in shardings)
         return [shardings[0]] * len(task.results) if alike else []
     ways: dict[str, int] = dict(first.mesh.shape)
@@ -48,11 +55,12 @@ def results(task: Task, values: Sequence[Any]) -> list[Any]:
             spec = sharding.spec
         split.append(_entries(spec, len(value.shape)))
     # What no axis could take on the way, one that came later may: the axis of a stack.
-    given = dict.fromkeys(axis for entries in split for axes in entries for axis in axes)
+    given = dict.fromkeys(itertools.chain.from_iterable(map(_names, split)))
     wanted: list[NamedSharding] = []
     for kind, copies in zip(task.results, task.writers, strict=True):
         entries = _result(kind.shape, copies, split, ways)
-        lost = [axis for axis in given if not _takes(entries, axis)]
+        taken = set(_names(entries))
+        lost = [axis for axis in given if axis not in taken]
         spec = _spec(house(entries, kind.shape, lost, ways))
         wanted.append(NamedSharding(first.mesh, spec, memory_kind=first.memory_kind))
     return wanted
@@ -64,15 +72,25 @@ def _result(
     split: Sequence[Entries],
     ways: Mapping[str, int],
 ) -> Entries:
-    """How one result is sharded: as the finest of what is copied to it."""
-    known = tuple(ways.items())
+    """How one result is sharded: as the finest of what is copied to it.
+
+    Args:
+        shape: That of the result.
+        copies: What writes it.
+        split: How each input is sharded.
+        ways: How many shards each mesh axis makes.
+    """
+    # Of a hundred layers, which are sharded alike, one is followed.
     unlike = dict.fromkeys((copy.block, split[copy.source]) for copy in copies)
-    followed = [_followed(block, entries, shape, known) for block, entries in unlike]
-    if not followed:
-        return ((),) * len(shape)
-    return max(
-        followed, key=lambda entries: math.prod(ways[axis] for axes in entries for axis in axes)
-    )
+    known = tuple(ways.items())
+    finest: Entries = ((),) * len(shape)
+    most = 0
+    for block, entries in unlike:
+        followed = _followed(block, entries, shape, known)
+        count = math.prod(ways[axis] for axis in _names(followed))
+        if count > most:
+            finest, most = followed, count
+    return finest
 
 
 @functools.lru_cache(1 << 12)
@@ -84,38 +102,48 @@ def _followed(
     One that fits none goes to another axis it divides.
     """
     ways = dict(known)
-    taken: dict[int, tuple[str, ...]] = {}
+    taken: dict[int, tuple[str, ...]] = {}  # for each step, by number
     homeless: list[str] = []
     for axis, axes in enumerate(entries):
         along = spots(block, 0, axis)
-        dealt, left = deal(axes, [each.size for each in along], ways)
+        dealt, left = deal(axes, [step.size for step in along], ways)
         homeless += left
-        for each, own in zip(along, dealt, strict=True):
-            if each.is_turn or block.steps[each.number].at[1] is None:
-                homeless += own
+        for step, names in zip(along, dealt, strict=True):
+            # A turn has left the leaf, and a step that writes nothing has no place in the result.
+            if step.is_turn or block.steps[step.number].at[1] is None:
+                homeless += names
             else:
-                taken[each.number] = own
+                taken[step.number] = names
     merged: list[tuple[str, ...]] = []
     for axis, size in enumerate(shape):
-        own = [name for each in spots(block, 1, axis) for name in taken.get(each.number, ())]
-        (kept,), left = deal(own, [size], ways)
+        names = []
+        for step in spots(block, 1, axis):
+            names += taken.get(step.number, ())
+        (kept,), left = deal(names, [size], ways)
         merged.append(kept)
         homeless += left
     return house(tuple(merged), shape, homeless, ways)
 
 
 def off_axes(value: Any, axes: Collection[int]) -> NamedSharding | None:
-    """A sharding that leaves some axes of an array whole: what sharded them shards others that it divides."""
+    """A sharding that leaves some axes of an array whole: what sharded them shards others that it divides.
+
+    None where nothing shards them.
+    """
     sharding = getattr(value, "sharding", None)
     if not isinstance(sharding, NamedSharding):
         return None
-    entries = _entries(sharding.spec, value.ndim)
-    homeless = [name for axis in axes if axis < len(entries) for name in entries[axis]]
+    kept: list[tuple[str, ...]] = []
+    shape: list[int] = []
+    homeless: list[str] = []
+    for axis, names in enumerate(_entries(sharding.spec, value.ndim)):
+        is_off = axis in axes
+        homeless += names if is_off else ()
+        kept.append(() if is_off else names)
+        shape.append(0 if is_off else value.shape[axis])  # no mesh axis is housed on none
     if not homeless:
         return None
-    kept = tuple(() if axis in axes else own for axis, own in enumerate(entries))
-    shape = [0 if axis in axes else size for axis, size in enumerate(value.shape)]
-    spec = _spec(house(kept, shape, homeless, dict(sharding.mesh.shape)))
+    spec = _spec(house(tuple(kept), shape, homeless, dict(sharding.mesh.shape)))
     return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
 
 
@@ -129,10 +157,11 @@ def of_slice(sharding: NamedSharding, block: Block, shape: tuple[int, ...]) -> N
     entries = _entries(sharding.spec, len(shape))
     ways = dict(sharding.mesh.shape)
     kept: list[tuple[str, ...]] = []
-    for axis, own in enumerate(entries):
+    for axis, names in enumerate(entries):
         cuts = [cut for cut in target.cuts if cut.axis == axis] if target is not None else []
+        # Of an axis that is cut the slice has a part, which no mesh axis is said to divide.
         wholes = [cut.size if cut.size == cut.length else 1 for cut in cuts]
-        kept += deal(own, wholes, ways)[0]
+        kept += deal(names, wholes, ways)[0]
     return NamedSharding(sharding.mesh, _spec(tuple(kept)), memory_kind=sharding.memory_kind)
 
 
@@ -141,10 +170,6 @@ def of_axes(sharding: NamedSharding, axes: Sequence[int]) -> NamedSharding:
     entries = _entries(sharding.spec, max([*axes, len(sharding.spec) - 1]) + 1)
     spec = _spec(tuple(entries[axis] for axis in axes))
     return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
-
-
-def _takes(entries: Entries, axis: str) -> bool:
-    return any(axis in axes for axes in entries)
 
 
 def equivalent(value: Any, sharding: NamedSharding) -> bool:
@@ -167,17 +192,16 @@ def lost_axes(inputs: Sequence[Any], result: Any) -> list[str]:
     after = getattr(result, "sharding", None)
     if not isinstance(after, NamedSharding) or not result.shape:  # a scalar is nobody's burden
         return []
-    kept = _used(after)
-    shardings = (getattr(value, "sharding", None) for value in inputs)
-    before = (
-        axis
-        for s in shardings
-        if isinstance(s, NamedSharding) and s.mesh == after.mesh
-        for axis in _used(s)
-    )
-    return [
-        axis for axis in dict.fromkeys(before) if axis not in kept and after.mesh.shape[axis] > 1
-    ]
+    kept = {*_used(after)}
+    lost: dict[str, None] = {}  # in the order of the inputs
+    for value in inputs:
+        before = getattr(value, "sharding", None)
+        if not isinstance(before, NamedSharding) or before.mesh != after.mesh:
+            continue
+        for axis in _used(before):
+            if axis not in kept and after.mesh.shape[axis] > 1:
+                lost[axis] = None
+    return [*lost]
 
 
 def warn_of_whole(lost: Sequence[tuple[str, Sequence[str], Any]]) -> None:
@@ -187,32 +211,48 @@ def warn_of_whole(lost: Sequence[tuple[str, Sequence[str], Any]]) -> None:
         lost: For each, the key path of what it is made of, the mesh axes that sharded this, and
             what is made of it.
     """
-    lines = [
-        f"\n  {path}  sharded over {', '.join(axes)}, which no axis of {leaves.describe(made)} divides by: each device of "
-        f"{'it' if len(axes) == 1 else 'them'} holds all of it"
-        for path, axes, made in lost
-    ]
     several = counted(len(lost), "edited leaf takes", "edited leaves take")
-    header = f"{several} more memory than their source: give their shardings by onto="
-    warn(header + "".join(lines), ShardingWarning)
+    text = f"{several} more memory than their source: give their shardings by onto="
+    for path, axes, made in lost:
+        names = "it" if len(axes) == 1 else "them"
+        text += (
+            f"\n  {path}  sharded over {', '.join(axes)}, which no axis of "
+            f"{leaves.describe(made)} divides by: each device of {names} holds all of it"
+        )
+    warn(text, ShardingWarning)
 
 
-def _used(sharding: NamedSharding) -> list[str]:
-    return [axis for axes in _entries(sharding.spec, len(sharding.spec)) for axis in axes]
+def _used(sharding: NamedSharding) -> Iterator[str]:
+    """The mesh axes that shard some axis."""
+    return _names(_entries(sharding.spec, len(sharding.spec)))
+
+
+def _names(entries: Entries) -> Iterator[str]:
+    """The mesh axes of all axes of a leaf, one after the other."""
+    return itertools.chain.from_iterable(entries)
 
 
 def _entries(spec: PartitionSpec | tuple[()], rank: int) -> Entries:
-    full = (*spec, *[None] * (rank - len(spec)))
-    return tuple(
-        axes if isinstance(axes, tuple) else (axes,) if isinstance(axes, str) else ()
-        for axes in full
-    )
+    """A spec at full length: ``P('data', ('x', 'y'))`` of rank 3 is ``(('data',), ('x', 'y'), ())``."""
+    entries: list[tuple[str, ...]] = []
+    for axes in (*spec, *[None] * (rank - len(spec))):
+        if isinstance(axes, tuple):
+            entries.append(axes)
+        else:
+            # Besides names there are None and `PartitionSpec.UNCONSTRAINED`, which shard nothing.
+            entries.append((axes,) if isinstance(axes, str) else ())
+    return tuple(entries)
 
 
 def _spec(entries: Entries) -> PartitionSpec:
-    return PartitionSpec(
-        *(None if not axes else axes[0] if len(axes) == 1 else axes for axes in entries)
-    )
+    """The inverse of `_entries`, in the short form that jax prints."""
+    axes: list[Any] = []
+    for names in entries:
+        if not names:
+            axes.append(None)
+        else:
+            axes.append(names[0] if len(names) == 1 else names)
+    return PartitionSpec(*axes)
 
 
 def on_devices(sharding: Any) -> Any:

@@ -1,4 +1,8 @@
-"""Tied leaves: that they are equal to the last bit."""
+"""Tied leaves: that they are equal to the last bit.
+
+A layout may say that a leaf stands in two places. Before a plan takes one of both, it asks here
+whether the other has anything else.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,7 @@ def verify_same(pairs: Sequence[Pair]) -> None:
 
 
 def _fault(first: Any, copy: Any, names: tuple[str, str, str], cure: str) -> list[Mismatch]:
+    # One array in two places, as an embedding that is shared, is not looked at.
     if first is copy or leaves.is_abstract(first) or leaves.is_abstract(copy):
         return []
     if isinstance(first, Tracer) or isinstance(copy, Tracer):
@@ -45,6 +50,7 @@ def _fault(first: Any, copy: Any, names: tuple[str, str, str], cure: str) -> lis
     unlike = difference(first, copy)
     if unlike is None:
         return []
-    place, *values = unlike
-    here, there = (f"{value} at {names[2]}[{place}]" for value in values)
-    return [Mismatch(names[1], "tie", f"what {names[0]} has, {here}", there, cure)]
+    place, here, there = unlike
+    spot = f"at {names[2]}[{place}]"
+    expected = f"what {names[0]} has, {here} {spot}"
+    return [Mismatch(names[1], "tie", expected, f"{there} {spot}", cure)]
