@@ -4,6 +4,11 @@ A series says that some nodes are one list. No tree has that list, and yet all e
 it is renamed, its leaves are fused, turned or scaled, and the other side may divide it elsewhere.
 So a layout with a series becomes one that has the list, that one is joined, and its cells are
 composed with those of the nodes.
+
+This is where `derive` enters: `join` gathers, hands two tables of whole lists to `derivation`, and
+divides what comes back.
+
+    dense[]/w (2 layers) + moe[]/w (4 layers)  ->  layers[]/w (6 layers)  ->  the other side
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths as paths_
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.leaves import ANY_FLOAT
-from ckpt_schema._layouts.paths import Index, LogicalPath
+from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath
 from ckpt_schema._layouts.sizes import ONE, Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Repeat, Row, Series, called
 from ckpt_schema._lens.cells import Cell, tidy
@@ -56,84 +61,111 @@ def join(
     if not any(wanted):
         return derivation.join_rows(source, view, rules, sizes)
     known = {name: Size.of(size) for name, size in sizes.items()}
-    # A list that cannot be gathered is told of first: all else would be a consequence.
     faults: list[Mismatch] = []
-    sides: list[_Lists] = []
-    for number, several in enumerate(wanted):
-        sides.append(_gathered(tables, number, several, rules, known, faults))
+    left = _Gathering(tables, 0, rules, known, faults).lists(wanted[0])
+    right = _Gathering(tables, 1, rules, known, faults).lists(wanted[1])
+    # A list that cannot be gathered is told of first: all else would be a consequence.
     if faults:
-        raise DerivationError("no lens from {} to {}".format(*called(source, view)), faults)
-    used = {*wanted[0], *wanted[1], *sides[0].rules, *sides[1].rules}
-    moments = Moments(source, view, (sides[0].originals, sides[1].originals))
-    left, right, joins, each = derivation.join_rows(
-        sides[0].whole, sides[1].whole, [rule for rule in rules if rule not in used], sizes, moments
+        raise _error(tables, faults)
+    # These are in the gathered rows and their cells already, and must not be done twice.
+    used = {*wanted[0], *wanted[1], *left.rules, *right.rules}
+    remaining = [rule for rule in rules if rule not in used]
+    moments = Moments(source, view, (left.originals, right.originals))
+    new_left, new_right, joins, node_rules = derivation.join_rows(
+        left.whole, right.whole, remaining, sizes, moments
     )
-    divided = _Divided((source, view), (sides[0], sides[1]), known)
-    inner = [one for join in joins for one in divided.joins(join)]
-    if divided.faults:
-        raise DerivationError("no lens from {} to {}".format(*called(source, view)), divided.faults)
-    inner.sort(key=lambda one: min(one.views))
-    each = *each, *(rule for rule in rules if rule in used)
-    return sides[0].restored(left), sides[1].restored(right), tuple(inner), each
+    node_joins = _NodeJoins(tables, (left, right), known)
+    divided: list[Join] = []
+    for list_join in joins:
+        divided += node_joins.of(list_join)
+    if node_joins.faults:
+        raise _error(tables, node_joins.faults)
+    divided.sort(key=lambda one: min(one.views))
+    all_rules = *node_rules, *(rule for rule in rules if rule in used)
+    return left.restored(new_left), right.restored(new_right), tuple(divided), all_rules
+
+
+def _error(tables: Tables, faults: Sequence[Mismatch]) -> DerivationError:
+    return DerivationError("no lens from {} to {}".format(*called(*tables)), faults)
 
 
 # --- Which lists  ---
 
 
 def _wanted(tables: Tables, rules: Sequence[Rule]) -> tuple[list[Series], list[Series]]:
-    """For each side, the series whose list the other side has as well: whole, or in other nodes."""
+    """For each side, the series whose list the other side has as well: whole, or in other nodes.
+
+    A series that both sides have, node by node and of the same lengths, is not among them: there
+    each node is joined by itself, as if nothing were said of a list.
+    """
     said = [rule for rule in rules if isinstance(rule, Series)]
     wanted: tuple[list[Series], list[Series]] = [], []
     if not (said or tables[0].series or tables[1].series):
         return wanted
-    several: list[dict[Series, list[Size]]] = []
-    for table in tables:
-        own = dict.fromkeys((*table.series, *said))
-        shares = {series: _shares(table, series) for series in own}
-        several.append({series: each for series, each in shares.items() if each is not None})
-    for number, own in enumerate(several):
-        other, table = several[1 - number], tables[1 - number]
-        for series, shares in own.items():
-            if other.get(series) == shares:
-                continue  # both sides have these nodes: each is joined by itself
-            paths = {series.path, *_called(series.path, number, rules)}
-            if standing(table, paths) or any(each.path in paths for each in other):
-                wanted[number].append(series)
+    lengths = _node_lengths(tables[0], said), _node_lengths(tables[1], said)
+    for side in (0, 1):
+        other_table, other_lengths = tables[1 - side], lengths[1 - side]
+        for series, counts in lengths[side].items():
+            if other_lengths.get(series) == counts:
+                continue
+            names = {series.path, *_names_there(series.path, side, rules)}
+            is_whole_there = bool(standing(other_table, names))
+            if is_whole_there or any(other.path in names for other in other_lengths):
+                wanted[side].append(series)
     return wanted
 
 
-def _shares(table: Layout, series: Series) -> list[Size] | None:
-    """How many layers each node of a series has; None where the table lacks one of them."""
-    scope = Scope((path, number) for number, path in enumerate(series.members))
-    sizes: dict[int, Size] = {}
-    for at, hits in scope.along(table.rows).items():
+def _node_lengths(table: Layout, said: Sequence[Series]) -> dict[Series, list[Size]]:
+    """The series of a side, by its schema or by rules, with the number of layers in each node.
+
+    One of which the side lacks a node is none of its.
+    """
+    lengths: dict[Series, list[Size]] = {}
+    for series in dict.fromkeys((*table.series, *said)):
+        by_node = _lengths_by_node(table, series)
+        if len(by_node) == len(series.members):
+            lengths[series] = [by_node[node] for node in sorted(by_node)]
+    return lengths
+
+
+def _lengths_by_node(table: Layout, series: Series) -> dict[int, Size]:
+    """How many layers each node of a series has, of those nodes that the table has."""
+    scope = Scope((path, node) for node, path in enumerate(series.members))
+    lengths: dict[int, Size] = {}
+    for number, hits in scope.along(table.rows).items():
+        row = table.rows[number]
         for hit in hits:
-            if hit.rule not in sizes:
-                outer = paths_.list_depth(table.rows[at].path[: hit.start])
-                repeats = table.rows[at].repeats[
-                    outer : outer + paths_.list_depth(series.members[hit.rule])
-                ]
-                size = ONE
-                for repeat in repeats:
-                    size *= of_dim(repeat.size)
-                sizes[hit.rule] = size
-    return [sizes[n] for n in sorted(sizes)] if len(sizes) == len(series.members) else None
+            if hit.rule in lengths:
+                continue  # any row of a node tells its length
+            first = paths_.list_depth(row.path[: hit.start])
+            depth = paths_.list_depth(series.members[hit.rule])
+            length = ONE
+            for repeat in row.repeats[first : first + depth]:
+                length *= of_dim(repeat.size)
+            lengths[hit.rule] = length
+    return lengths
 
 
-def _called(path: LogicalPath, number: int, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
-    """What a list may be called on the other side."""
+def _names_there(path: LogicalPath, side: int, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
+    """What a list of one side may be called on the other, by the rules that rename or fuse.
+
+    With ``rename("enc", "encoder")`` the source's ``enc/layers[]`` is ``encoder/layers[]`` there,
+    and with ``rename("enc/layers[]/mlp", "blocks[]/ff")`` the list ``enc/layers[]`` is ``blocks[]``.
+    """
     pairs: list[tuple[LogicalPath, LogicalPath]] = []
     for rule in rules:
         if isinstance(rule, Rename):
-            pairs.append((rule.view, rule.source) if number else (rule.source, rule.view))
+            pairs.append((rule.view, rule.source) if side else (rule.source, rule.view))
         elif isinstance(rule, Fuse):
+            # Either side may have the whole.
             pairs += [(rule.whole, part) for part in rule.parts]
             pairs += [(part, rule.whole) for part in rule.parts]
-    for own, there in pairs:
-        if path[: len(own)] == own:
-            yield (*there, *path[len(own) :])
-        elif own[: len(path)] == path:
-            yield there[: len(there) - len(own) + len(path)]
+    for here, there in pairs:
+        if path[: len(here)] == here:
+            yield (*there, *path[len(here) :])
+        elif here[: len(path)] == path:
+            below = len(here) - len(path)
+            yield there[: len(there) - below]
 
 
 # --- The table that has them whole  ---
@@ -166,133 +198,229 @@ class _Lists:
             if number in self.numbers:
                 rows[self.numbers[number]] = row
             elif row.default != self.whole.rows[number].default:
-                for at in {cell.view for cell in self.cells[number] if isinstance(cell.view, int)}:
-                    rows[at] = dataclasses.replace(rows[at], default=row.default)
+                # A default of the list is that of each of its nodes.
+                for cell in self.cells[number]:
+                    if isinstance(cell.view, int):
+                        node = rows[cell.view]
+                        rows[cell.view] = dataclasses.replace(node, default=row.default)
         return dataclasses.replace(whole, rows=tuple(rows), series=self.table.series)
 
 
-def _gathered(
-    tables: Tables,
-    number: int,
-    several: Sequence[Series],
-    rules: Sequence[Rule],
-    known: GivenSizes,
-    faults: list[Mismatch],
-) -> _Lists:
-    """A side with a row for each leaf of its lists."""
-    table = tables[number]
-    members = memberships(table, [Group(one.path, one.members, one) for one in several])
-    apart = _spoken_of(table, number, members, rules)
-    nodes: dict[LogicalPath, dict[int, int]] = {}
-    for at, member in members.items():
-        nodes.setdefault(member.path, {})[member.number] = at
-    said = _told(tables, number, members, rules, faults)
-    paths = {"/".join(table.rows[at].path): member.path for at, member in members.items()}
-    lists: dict[int, tuple[Row, list[int]]] = {}  # by the number of its first node
-    for path, parts in nodes.items():
-        numbers = [parts[part] for part in sorted(parts)]
-        rows = [table.rows[at] for at in numbers]
-        # A list takes no rule for one of its nodes, and has one default, or, where the other side
-        # has it whole, none: other nodes are joined by themselves.
-        several_defaults = len({row.default for row in rows}) > 1
-        names = {path, *_called(path, number, rules)}
-        if apart.intersection(numbers):
-            continue
-        if several_defaults and not standing(tables[1 - number], names):
-            continue
-        if several_defaults:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _ListRow:
+    """A leaf of a list: the row that stands for it, and the rows of the nodes, in their order."""
+
+    row: Row
+    nodes: list[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Gathering:
+    """How the nodes of one side become lists.
+
+    Attributes:
+        tables: The source and the view.
+        side: Which of them it is.
+        rules: All rules.
+        known: Sizes that are given beforehand.
+        faults: Takes what is wrong with a list.
+    """
+
+    tables: Tables
+    side: int
+    rules: Sequence[Rule]
+    known: GivenSizes
+    faults: list[Mismatch]
+
+    def lists(self, wanted: Sequence[Series]) -> _Lists:
+        """The side with a row for each leaf of the lists of some series."""
+        table = self.tables[self.side]
+        groups = [Group(series.path, series.members, series) for series in wanted]
+        members = memberships(table, groups)
+        kept_apart = _spoken_of(table, self.side, members, self.rules)
+        said = self._said_of_nodes(members)
+        by_list: dict[LogicalPath, dict[int, int]] = {}  # the rows of each leaf, by their nodes
+        list_paths: dict[
+            str, LogicalPath
+        ] = {}  # by the path of each of these rows, as mirrors say it
+        for number, member in members.items():
+            by_list.setdefault(member.path, {})[member.number] = number
+            list_paths["/".join(table.rows[number].path)] = member.path
+        list_rows: dict[int, _ListRow] = {}  # by the number of the first node's row
+        for path, by_node in by_list.items():
+            nodes = [by_node[node] for node in sorted(by_node)]
+            # A list takes no rule for one of its nodes.
+            if not kept_apart.isdisjoint(nodes):
+                continue
+            row = self._list_row(path, by_node, nodes, members, said.get(nodes[0], UNTOLD))
+            if row is not None:
+                mirrored = list_paths.get(row.mirrors)
+                if mirrored:
+                    row = dataclasses.replace(row, mirrors="/".join(mirrored))
+                list_rows[nodes[0]] = _ListRow(row, nodes)
+        return self._with_list_rows(list_rows, members, said)
+
+    def _list_row(
+        self,
+        path: LogicalPath,
+        by_node: Mapping[int, int],
+        nodes: Sequence[int],
+        members: Mapping[int, Member],
+        said: Told,
+    ) -> Row | None:
+        """The row of one leaf of a list; None where its nodes are joined by themselves."""
+        table, other = self.tables[self.side], self.tables[1 - self.side]
+        rows = [table.rows[number] for number in nodes]
+        # A list has one default. Where its nodes have several it has none, if the other side has it
+        # whole and so says what becomes of it; and else its nodes are joined by themselves.
+        if len({row.default for row in rows}) > 1:
+            if not standing(other, {path, *_names_there(path, self.side, self.rules)}):
+                return None
             rows = [dataclasses.replace(row, default=None) for row in rows]
-        missing = lacking(rows[0], members[numbers[0]].group, parts)
+        missing = lacking(rows[0], members[nodes[0]].group, by_node)
         if missing is not None:
+            # What may be absent, or has a default, need not be in every node.
             if all(row.default is None and not row.optional for row in rows):
-                faults.append(missing)
-            continue
-        spans = [span(table.rows[at], members[at]) for at in numbers]
-        row = _list(path, rows, spans, said.get(numbers[0], UNTOLD))
-        mirrors = "/".join(paths.get(row.mirrors, ())) or row.mirrors
-        lists[numbers[0]] = dataclasses.replace(row, mirrors=mirrors), numbers
-    return _with_lists(table, lists, members, said, known, faults)
+                self.faults.append(missing)
+            return None
+        spans = [span(table.rows[number], members[number]) for number in nodes]
+        return _list(path, rows, spans, said)
 
+    def _with_list_rows(
+        self,
+        list_rows: Mapping[int, _ListRow],
+        members: Mapping[int, Member],
+        said: Mapping[int, Told],
+    ) -> _Lists:
+        """The side with the rows of lists in the places of those of their first nodes."""
+        table = self.tables[self.side]
+        gathered: set[int] = set()
+        for leaf in list_rows.values():
+            gathered.update(leaf.nodes)
+        rows: list[Row] = []
+        numbers: dict[int, int] = {}
+        cells: dict[int, Sequence[Cell]] = {}
+        originals: dict[LogicalPath, Row] = {}
+        for number, row in enumerate(table.rows):
+            if number not in gathered:
+                numbers[len(rows)] = number
+                rows.append(row)
+            elif number in list_rows:
+                leaf = list_rows[number]
+                made = self._cells(Numbered(len(rows), leaf.row), leaf.nodes, members, said)
+                if isinstance(made, Mismatch):
+                    self.faults.append(made)
+                else:
+                    cells[len(rows)] = made
+                originals[leaf.row.path] = row
+                rows.append(leaf.row)
+        used: set[Rule] = set()
+        for number in gathered:
+            used.update(said.get(number, UNTOLD).rules)
+        whole = dataclasses.replace(table, rows=tuple(rows), series=())
+        return _Lists(table, whole, numbers, cells, originals, frozenset(used))
 
-def _with_lists(
-    table: Layout,
-    lists: Mapping[int, tuple[Row, list[int]]],
-    members: Mapping[int, Member],
-    said: Mapping[int, Told],
-    known: GivenSizes,
-    faults: list[Mismatch],
-) -> _Lists:
-    gone = {at for _, numbers in lists.values() for at in numbers}
-    rows: list[Row] = []
-    places: dict[int, int] = {}
-    cells: dict[int, list[Cell]] = {}
-    originals: dict[LogicalPath, Row] = {}
-    for at, row in enumerate(table.rows):
-        if at not in gone:
-            places[len(rows)] = at
-            rows.append(row)
-        elif at in lists:
-            whole, numbers = lists[at]
-            parts = tuple(Numbered(n, table.rows[n], said.get(n, UNTOLD)) for n in numbers)
-            spans = [span(table.rows[n], members[n]) for n in numbers]
-            both = Divided(Numbered(len(rows), whole), parts)
-            made = listed(both, spans[0][0], spans, known)
-            if isinstance(made, Mismatch):
-                faults.append(made)
+    def _cells(
+        self,
+        whole: Numbered,
+        nodes: Sequence[int],
+        members: Mapping[int, Member],
+        said: Mapping[int, Told],
+    ) -> list[Cell] | Mismatch:
+        """The cells from a leaf of a list to the rows of its nodes."""
+        rows = self.tables[self.side].rows
+        parts = tuple(Numbered(n, rows[n], said.get(n, UNTOLD)) for n in nodes)
+        spans = [span(rows[number], members[number]) for number in nodes]
+        level = spans[0][0]
+        joins = listed(Divided(whole, parts), level, spans, self.known)
+        if isinstance(joins, Mismatch):
+            return joins
+        cells: list[Cell] = []
+        for one in joins:
+            cells += one.cells
+        return cells
+
+    def _said_of_nodes(self, members: Mapping[int, Member]) -> dict[int, Told]:
+        """What rules say of the values in single nodes, on the way from the list."""
+        table = self.tables[self.side]
+        said: dict[int, Told] = {}
+        moments = Moments(table, table)
+        for number, over in spoken(self.rules).along(table.rows).items():
+            member, row = members.get(number), table.rows[number]
+            if member is None:
+                continue
+            hits = [hit for hit in over if _reaches(hit, row, member)]
+            if not hits:
+                continue
+            words = with_moments(row, row, hits, told(row, hits), moments)
+            if isinstance(words, Mismatch):
+                self.faults.append(words)
             else:
-                cells[len(rows)] = [cell for one in made for cell in one.cells]
-            originals[whole.path] = row
-            rows.append(whole)
-    used = frozenset(rule for at in gone for rule in said.get(at, UNTOLD).rules)
-    table_of_lists = dataclasses.replace(table, rows=tuple(rows), series=())
-    return _Lists(table, table_of_lists, places, cells, originals, used)
+                # Rules speak of the way to the view. A list stands in the middle of it, so from
+                # there it is the way on to nodes of the view, and the way back to those of the source.
+                said[number] = words if self.side else words.inverse
+        return said
 
 
 def _list(
     path: LogicalPath, rows: Sequence[Row], spans: Sequence[tuple[int, int]], said: Told
 ) -> Row:
-    """The row of a list whose nodes have these rows; of each, which levels are the list's."""
+    """The row of a list whose nodes have these rows; of each, which levels are the list's.
+
+    Nodes of ``dense`` and of ``moe`` layers make a list of ``dense+moe``.
+    """
     first, (start, end) = rows[0], spans[0]
-    shares: list[Dim] = []
+    lengths: list[Dim] = []
     for row, (low, high) in zip(rows, spans, strict=True):
-        shares.append(tuple(factor for repeat in row.repeats[low:high] for factor in repeat.size))
+        length: Dim = ()
+        for repeat in row.repeats[low:high]:
+            length += repeat.size
+        lengths.append(length)
+    # Where the layers stand in the nodes' arrays is the nodes' matter: in no tree is there a list.
     outer = [Repeat(repeat.size, None) for repeat in first.repeats[:start]]
     inner = [Repeat(repeat.size, None) for repeat in first.repeats[end:]]
-    dtypes = {row.leaf.dtype for row in rows}
     leaf = stripped(first, said).leaf
+    dtypes = {row.leaf.dtype for row in rows}
     if len(dtypes) > 1 and not any(row.leaf.is_key for row in rows):
         leaf = dataclasses.replace(leaf, dtype=_widest(dtypes))
-    key = [
-        each
-        for segment in path
-        for each in (segment.removesuffix("[]"), *_index(segment))
-        if each != ""
-    ]
     return dataclasses.replace(
         first,
         path=path,
-        key=tuple(key),
+        key=_key(path),
         leaf=leaf,
-        repeats=(*outer, Repeat(dims_.add(shares), None), *inner),
+        repeats=(*outer, Repeat(dims_.add(lengths), None), *inner),
         optional=all(row.optional for row in rows),
         inside=0,
         held=(),
     )
 
 
-def _index(segment: str) -> tuple[Index, ...]:
-    return (Index(),) if segment.endswith("[]") else ()
+def _key(path: LogicalPath) -> KeyPath:
+    """A key path that reads like a logical path: ``layers[]`` is the key ``layers`` and an index."""
+    key: list[Key] = []
+    for segment in path:
+        name = segment.removesuffix("[]")
+        if name:
+            key.append(name)
+        if name != segment:
+            key.append(Index())
+    return tuple(key)
 
 
 def _widest(dtypes: Collection[str]) -> str:
-    """A dtype that holds all values of some, if there is one; in it no array is ever made."""
+    """A dtype that holds all values of some, if there is one; in it no array is ever made.
+
+    So ``int8`` and ``int32`` give ``int32``, and ``int8`` and ``uint8``, of which neither holds the
+    other, give ``int64``.
+    """
     if ANY_FLOAT in dtypes:
         return ANY_FLOAT
     several = [jnp.dtype(dtype) for dtype in sorted(dtypes)]
     if all(jnp.issubdtype(dtype, jnp.integer) for dtype in several):
         wide = max(several, key=lambda dtype: (jnp.iinfo(dtype).bits, jnp.iinfo(dtype).max))
-        signed = any(jnp.iinfo(dtype).min < 0 for dtype in several)
-        return "int64" if signed and jnp.iinfo(wide).min == 0 else wide.name
+        is_signed = any(jnp.iinfo(dtype).min < 0 for dtype in several)
+        # The widest is unsigned and another is not: only a wider signed one holds both.
+        return "int64" if is_signed and jnp.iinfo(wide).min == 0 else wide.name
     return jnp.promote_types(*several[:2]).name if len(several) == 2 else "float32"
 
 
@@ -300,110 +428,107 @@ def _widest(dtypes: Collection[str]) -> str:
 
 
 def _reaches(hit: Hit[object], row: Row, member: Member) -> bool:
-    """Whether the path of a rule goes to a node of a list, and not to what that and the list stand in."""
-    both = zip(row.path[member.start :], member.group.whole, strict=False)
-    shared = next((n for n, (one, other) in enumerate(both) if one != other), 0)
+    """Whether the path of a rule goes to a node of a list, and not to what that and the list stand in.
+
+    Of the node ``decoder/dense[]`` of the list ``decoder/layers[]`` a rule for ``decoder/dense[]``
+    does, and one for ``decoder`` does not: that one speaks of the list as well.
+    """
+    segments = zip(row.path[member.start :], member.group.whole, strict=False)
+    shared = 0
+    for place, (segment, other) in enumerate(segments):
+        if segment != other:
+            shared = place
+            break
     return hit.end > member.start + shared
 
 
 def _spoken_of(
-    table: Layout, number: int, members: Mapping[int, Member], rules: Sequence[Rule]
+    table: Layout, side: int, members: Mapping[int, Member], rules: Sequence[Rule]
 ) -> set[int]:
     """The rows of nodes that a rule calls by their own path: these stay as they are."""
     entries: list[tuple[LogicalPath, Rule]] = []
     for rule in rules:
-        if isinstance(rule, (Private, Apart)):
-            entries.append((rule.path, rule))
-        elif isinstance(rule, Tie):
-            entries += [(rule.copy, rule), (rule.of, rule)]
-        elif isinstance(rule, Fuse):
-            entries += [(path, rule) for path in (rule.whole, *rule.parts)]
-        elif isinstance(rule, (Rename, Reset)):
-            path = (rule.source, rule.view)[number]
-            entries += [] if path is None else [(path, rule)]
+        for path in _own_paths(rule, side):
+            entries.append((path, rule))
     numbers: set[int] = set()
-    for at, hits in Scope(entries).along(table.rows).items():
-        member = members.get(at)
-        if member and any(_reaches(hit, table.rows[at], member) for hit in hits):
-            numbers.add(at)
+    for number, hits in Scope(entries).along(table.rows).items():
+        member, row = members.get(number), table.rows[number]
+        if member and any(_reaches(hit, row, member) for hit in hits):
+            numbers.add(number)
     return numbers
 
 
-def _told(
-    tables: Tables,
-    number: int,
-    members: Mapping[int, Member],
-    rules: Sequence[Rule],
-    faults: list[Mismatch],
-) -> dict[int, Told]:
-    """What rules say of the values in single nodes, on the way from the list."""
-    table = tables[number]
-    said: dict[int, Told] = {}
-    moments = Moments(table, table)
-    for at, several in spoken(rules).along(table.rows).items():
-        member = members.get(at)
-        hits = [hit for hit in several if member and _reaches(hit, table.rows[at], member)]
-        if hits:
-            row = table.rows[at]
-            made = with_moments(row, row, hits, told(row, hits), moments)
-            if isinstance(made, Mismatch):
-                faults.append(made)
-            else:
-                said[at] = made if number else made.inverse
-    return said
+def _own_paths(rule: Rule, side: int) -> Sequence[LogicalPath]:
+    """The paths by which a rule calls nodes of one side; none of a rule that speaks of values alone."""
+    if isinstance(rule, (Private, Apart)):
+        return (rule.path,)
+    if isinstance(rule, Tie):
+        return rule.copy, rule.of
+    if isinstance(rule, Fuse):
+        return (rule.whole, *rule.parts)
+    if isinstance(rule, (Rename, Reset)):
+        path = (rule.source, rule.view)[side]
+        return () if path is None else (path,)
+    return ()
 
 
 # --- The way back  ---
 
 
-class _Divided:
-    """Joins of lists, as those of their nodes."""
+class _NodeJoins:
+    """Joins of lists, as those of their nodes.
+
+    Attributes:
+        faults: What sizes alone would say of a list, added to with each join.
+    """
 
     def __init__(self, tables: Tables, sides: tuple[_Lists, _Lists], known: GivenSizes) -> None:
-        self._tables, self._sides, self._known = tables, sides, known
+        self._sides, self._known = sides, known
+        # The lists whose padding, by side and number, is in a join already: it is written once.
         self._padded: set[tuple[int, int]] = set()
         self._symbols = [[len(row.unrolled) for row in table.rows] for table in tables]
         self.faults: list[Mismatch] = []
 
-    def joins(self, one: Join) -> Iterator[Join]:
-        """A join of both tables as they are."""
+    def of(self, join: Join) -> Iterator[Join]:
+        """A join of two tables of lists, as joins of both tables as they are."""
         source, view = self._sides
-        is_whole = any(n in source.cells for n in one.sources) or any(
-            n in view.cells for n in one.views
-        )
+        is_of_lists = not source.cells.keys().isdisjoint(join.sources)
+        is_of_lists = is_of_lists or not view.cells.keys().isdisjoint(join.views)
         try:
-            cells = self._own(one.cells, 0)
-            turned = self._own([~cell for cell in cells], 1)
+            cells = self._from_nodes(join.cells, 0)
+            turned = self._from_nodes([~cell for cell in cells], 1)
         except UndecidedError as wrong:
-            rows = source.whole.rows[one.sources[0]], view.whole.rows[one.views[0]]
+            rows = source.whole.rows[join.sources[0]], view.whole.rows[join.views[0]]
             self.faults.append(undecided(*rows, wrong))
             return
-        # What is read goes forward.
-        back = (~cell for cell in turned)
-        cells = [dataclasses.replace(cell, geometry=tidy(cell.geometry)) for cell in back]
-        if not is_whole:
-            yield dataclasses.replace(one, cells=tuple(cells))
-            return
-        yield from joins_of(cells, lambda side, at: self._symbols[side][at])
+        cells = []
+        for cell in turned:  # what is read goes forward
+            forward = ~cell
+            cells.append(dataclasses.replace(forward, geometry=tidy(forward.geometry)))
+        if is_of_lists:
+            yield from joins_of(cells, lambda side, number: self._symbols[side][number])
+        else:
+            yield dataclasses.replace(join, cells=tuple(cells))
 
-    def _own(self, cells: Sequence[Cell], side: int) -> list[Cell]:
-        """Cells from rows of lists on, as from those of the table."""
+    def _from_nodes(self, cells: Sequence[Cell], side: int) -> list[Cell]:
+        """Cells from rows of lists on, as from those of the table: node -> list -> on."""
         lists = self._sides[side]
-        through = [cell for cell in cells if cell.source in lists.cells]
-        found = [
-            dataclasses.replace(cell, source=lists.numbers[cell.source])
-            if isinstance(cell.source, int)
-            else cell
-            for cell in cells
-            if cell.source not in lists.cells
-        ]
-        if not through:
-            return found
-        first: list[Cell] = []
-        for number in dict.fromkeys(cell.source for cell in through):
+        from_nodes: list[Cell] = []
+        from_lists: list[Cell] = []
+        for cell in cells:
+            if cell.source in lists.cells:
+                from_lists.append(cell)
+            elif isinstance(cell.source, int):
+                from_nodes.append(dataclasses.replace(cell, source=lists.numbers[cell.source]))
+            else:
+                from_nodes.append(cell)
+        if not from_lists:
+            return from_nodes
+        to_lists: list[Cell] = []
+        for number in dict.fromkeys(cell.source for cell in from_lists):
             assert isinstance(number, int)
             for cell in lists.cells[number]:
                 if not cell.is_constant or (side, number) not in self._padded:
-                    first.append(~cell)
+                    to_lists.append(~cell)
             self._padded.add((side, number))
-        return [*found, *composed_if_known(first, through, self._known)]
+        return [*from_nodes, *composed_if_known(to_lists, from_lists, self._known)]
