@@ -115,6 +115,7 @@ ORDER = """
     _lens.derive.levels
     _lens.derive.repeats
     _lens.derive.relations
+    _lens.derive.axis_shares
     _lens.derive.parts
     _lens.derive.ties
     _lens.derive.alignment

@@ -22,7 +22,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths as paths_
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.leaves import ANY_FLOAT
-from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath
+from ckpt_schema._layouts.paths import Index, Key, LogicalPath, Pattern
 from ckpt_schema._layouts.sizes import ONE, Size, UndecidedError
 from ckpt_schema._layouts.table import Layout, Repeat, Row, Series, called
 from ckpt_schema._lens.cells import Cell, tidy
@@ -395,9 +395,9 @@ def _list(
     )
 
 
-def _key(path: LogicalPath) -> KeyPath:
+def _key(path: LogicalPath) -> Pattern:
     """A key path that reads like a logical path: ``layers[]`` is the key ``layers`` and an index."""
-    key: list[Key] = []
+    key: list[Key | Index] = []
     for segment in path:
         name = segment.removesuffix("[]")
         if name:
