@@ -170,6 +170,9 @@ ORDER = """
     _lens.plan.fallback_leaves
     _lens.plan.pieces
     _lens.plan.refusals
+    _lens.plan.matched_trees
+    _lens.plan.leaf_sources
+    _lens.plan.restart_states
     _lens.plan.compilation
     _lens.plan.translation
     _lens.step_dtypes
