@@ -186,14 +186,15 @@ ORDER = """
     _lens.derived_lens
     _lens.merged_lens
     _lens.registry
-    _lens.open_names
-    _lens.lone_nodes
-    _lens.lone_stacks
-    _lens.one_sided
-    _lens.siblings
-    _lens.scan_lines
-    _lens.stacks
-    _lens.adaptation
+    _lens.adapt
+    _lens.adapt.open_names
+    _lens.adapt.lone_nodes
+    _lens.adapt.lone_stacks
+    _lens.adapt.one_sided
+    _lens.adapt.siblings
+    _lens.adapt.scan_lines
+    _lens.adapt.stacks
+    _lens.adapt.adaptation
     _source
     _source.flat_keys
     _source.importing

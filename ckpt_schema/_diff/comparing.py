@@ -19,7 +19,7 @@ from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath, NaturalOrder, format_path
 from ckpt_schema._layouts.precision import may_be_one
 from ckpt_schema._layouts.table import Repeat, Row
-from ckpt_schema._lens.adaptation import adapt_trees
+from ckpt_schema._lens.adapt.adaptation import adapt_trees
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.read_sides import ReadSide, is_path, made_abstract, name_of
 from ckpt_schema._lens.rules import Rename, Rule

@@ -8,10 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath, glob_means
+from ckpt_schema._lens.adapt.siblings import with_lists
+from ckpt_schema._lens.adapt.stacks import Scan, axes_of_sides
 from ckpt_schema._lens.read_sides import ReadSide
 from ckpt_schema._lens.rules import Fuse, Rename, Rule, verify_rules
-from ckpt_schema._lens.siblings import with_lists
-from ckpt_schema._lens.stacks import Scan, axes_of_sides
 from ckpt_schema._lens.value_rules import Factor, Offset
 from ckpt_schema.discovery._cuts import LeafPiece, Recode, narrowed_factor
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels

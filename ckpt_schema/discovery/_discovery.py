@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.adapt.one_sided import derived
+from ckpt_schema._lens.adapt.stacks import Scan
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.one_sided import derived
 from ckpt_schema._lens.rules import Rule
-from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._messages.html import Section
 from ckpt_schema._messages.pictures import Picture, Pictured
 from ckpt_schema._messages.text import columns

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, Pattern, fill, format_path
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.adapt.siblings import NUMBERED, is_stream, model_start
 from ckpt_schema._lens.read_sides import Axes
-from ckpt_schema._lens.siblings import NUMBERED, is_stream, model_start
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema._trees.slots import SlotFinder

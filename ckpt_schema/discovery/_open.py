@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
-from ckpt_schema._lens.one_sided import derived
+from ckpt_schema._lens.adapt.one_sided import derived
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema.discovery._beforehand import KnownLeaves
 from ckpt_schema.discovery._cuts import LeafPiece

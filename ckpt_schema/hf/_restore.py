@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from etils import epath
 
+from ckpt_schema._lens.adapt.stacks import Scan
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule
-from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._safetensors.weights import read_weights
 from ckpt_schema.orbax import _restore as orbax_restore
 from ckpt_schema.orbax._agreement import raised_by_all

@@ -20,10 +20,10 @@ from etils import epath
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._lens.adapt.stacks import Scan
 from ckpt_schema._lens.lens import Lens, planned
 from ckpt_schema._lens.plan.pieces import Pieces, pieces_of
 from ckpt_schema._lens.rules import Rule
-from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._messages.text import shown
 from ckpt_schema._safetensors.dtypes import RANKS, name_of_dtype
 from ckpt_schema._safetensors.header import LENGTH_BYTES

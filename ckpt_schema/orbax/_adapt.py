@@ -16,10 +16,12 @@ from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._layouts.table import Layout, Row
-from ckpt_schema._lens.adaptation import adapt_trees
+from ckpt_schema._lens.adapt.adaptation import adapt_trees
+from ckpt_schema._lens.adapt.one_sided import Keeps
+from ckpt_schema._lens.adapt.siblings import names_in
+from ckpt_schema._lens.adapt.stacks import Scan
 from ckpt_schema._lens.derived_lens import derive
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.one_sided import Keeps
 from ckpt_schema._lens.plan.tasks import only_moves
 from ckpt_schema._lens.read_sides import (
     ReadSide,
@@ -31,8 +33,6 @@ from ckpt_schema._lens.read_sides import (
     read_once,
 )
 from ckpt_schema._lens.rules import Rule
-from ckpt_schema._lens.siblings import names_in
-from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema.errors import (

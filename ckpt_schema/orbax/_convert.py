@@ -13,9 +13,9 @@ import jax
 from etils import epath
 
 from ckpt_schema._compat import ROOT_FILE
+from ckpt_schema._lens.adapt.stacks import Scan
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule
-from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._messages.text import counted
 from ckpt_schema._safetensors.weights import is_of_weights
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch

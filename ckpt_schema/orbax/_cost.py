@@ -13,7 +13,7 @@ from etils import epath
 
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath, format_path
-from ckpt_schema._lens.adaptation import Scan
+from ckpt_schema._lens.adapt.adaptation import Scan
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.registry import Registry
 from ckpt_schema._lens.rules import Rule

@@ -14,6 +14,7 @@ from etils import epath
 
 from ckpt_schema._frameworks import variables
 from ckpt_schema._layouts import leaves, paths
+from ckpt_schema._lens.adapt.stacks import Scan
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.derive.served_weights import lacks_served
 from ckpt_schema._lens.lens import Lens
@@ -21,7 +22,6 @@ from ckpt_schema._lens.plan.fallback_leaves import fallback_values
 from ckpt_schema._lens.read_sides import made_abstract, name_of
 from ckpt_schema._lens.registry import Registry
 from ckpt_schema._lens.rules import Rule
-from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._messages.warned import warn
 from ckpt_schema._trees.conformance import Match
 from ckpt_schema._trees.containers import Tree, flatten, verify_readable

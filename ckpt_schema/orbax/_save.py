@@ -10,9 +10,9 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from ckpt_schema._lens.adapt.stacks import Scan
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule
-from ckpt_schema._lens.stacks import Scan
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._adapt import Words, saved_through

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.adapt.lone_nodes import lone_nodes
+from ckpt_schema._lens.adapt.lone_stacks import with_lone_stacks
+from ckpt_schema._lens.adapt.open_names import open_names
 from ckpt_schema._lens.derived_lens import derive
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.lone_nodes import lone_nodes
-from ckpt_schema._lens.lone_stacks import with_lone_stacks
-from ckpt_schema._lens.open_names import open_names
 from ckpt_schema._lens.rules import Private, Rule
 from ckpt_schema.errors import DerivationError
 

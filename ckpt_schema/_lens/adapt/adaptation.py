@@ -11,16 +11,16 @@ from collections.abc import Sequence
 
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.adapt.one_sided import Keeps, derived
+from ckpt_schema._lens.adapt.open_names import with_discovery
+from ckpt_schema._lens.adapt.siblings import with_lists
+from ckpt_schema._lens.adapt.stacks import Scan, with_stacks
 from ckpt_schema._lens.axis_rules import Replicated
 from ckpt_schema._lens.derived_lens import of_copies
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.one_sided import Keeps, derived
-from ckpt_schema._lens.open_names import with_discovery
 from ckpt_schema._lens.read_sides import ReadSide, ReadSides
 from ckpt_schema._lens.replicas import CopiedTree, copies_fault, count_of_copies
 from ckpt_schema._lens.rules import Rule, verify_rules
-from ckpt_schema._lens.siblings import with_lists
-from ckpt_schema._lens.stacks import Scan, with_stacks
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import DerivationError
 

@@ -12,8 +12,8 @@ from typing import Any
 from ckpt_schema._layouts.immutable import immutable, replaced
 from ckpt_schema._layouts.paths import LogicalPath, glob_means, parse_path
 from ckpt_schema._layouts.table import Row
+from ckpt_schema._lens.adapt.scan_lines import ScanLine, scan_lines
 from ckpt_schema._lens.read_sides import Axes, ReadSide, ReadSides, told_shape
-from ckpt_schema._lens.scan_lines import ScanLine, scan_lines
 from ckpt_schema._messages.text import counted
 from ckpt_schema.errors import DerivationError, Mismatch
 
