@@ -13,7 +13,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._layouts.fields import Body, Field, StateField, count, declaration
-from ckpt_schema._layouts.immutable import replaced
+from ckpt_schema._layouts.immutable import immutable, object_maker, replaced
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import ConstantKey, Default, Fill, FreshKey, Leaf, Made, holds
 from ckpt_schema._layouts.paths import Index, KeyPath, LogicalPath, Pattern
@@ -92,7 +92,7 @@ class Attribute:
     written: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@immutable
 class Draft:
     """A row on its way up through nested schemas, with the stack axis its own field asks for."""
 
@@ -108,7 +108,10 @@ class Draft:
         return self if row is self.row else Draft(row, self.axis, self.collection)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+_made_row, _made_draft = object_maker(Row), object_maker(Draft)
+
+
+@immutable
 class Table:
     """All that a schema declares, as it sees it itself."""
 
@@ -148,22 +151,22 @@ def table_of(schema: Declared) -> Table:
     for attribute in schema.__attributes__:
         if attribute.name in states:
             continue
-        table = _attribute_table(attribute)
+        table = _attribute_table(attribute, is_model=attribute.name in models)
         if attribute.name in models:
-            table = dataclasses.replace(table, drafts=_as_model(attribute, table.drafts, kinds))
+            drafts = _as_model(attribute, table.drafts, kinds)
         else:
-            drafts = tuple(draft.seen_by(kinds) for draft in table.drafts)
-            table = dataclasses.replace(table, drafts=drafts)
-        tables[attribute.name] = table
+            drafts = tuple([draft.seen_by(kinds) for draft in table.drafts])
+        tables[attribute.name] = replaced(table, drafts=drafts)
     for name, attribute in states.items():
         tables[name] = _state_table(schema, attribute, tables)
     whole = Table.together([tables[attribute.name] for attribute in schema.__attributes__])
-    whole = dataclasses.replace(whole, nodes=whole.nodes + schema.__containers__)
+    whole = replaced(whole, nodes=whole.nodes + schema.__containers__)
     if schema.__joined__ is None:
         return whole
-    return dataclasses.replace(whole, drafts=tuple(map(schema.__joined__, whole.drafts)))
+    return replaced(whole, drafts=tuple(map(schema.__joined__, whole.drafts)))
 
 
+@functools.lru_cache(maxsize=256)
 def models_of(schema: Declared) -> set[str]:
     """The attributes that are models: what optimizers are of, what has the same schema, and what says so by its key."""
     targets = _trained(schema)
@@ -180,6 +183,7 @@ def models_of(schema: Declared) -> set[str]:
     }
 
 
+@functools.lru_cache(maxsize=256)
 def _trained(schema: Declared) -> list[Any]:
     """What the optimizers in a schema, and in the schemas in it, are of."""
     trained: list[Any] = []
@@ -201,20 +205,21 @@ def _as_model(attribute: Attribute, drafts: tuple[Draft, ...], kinds: Dicts) -> 
         hint = "infer the model of the same framework, or declare it as a class"
         fault = Mismatch(attribute.name, "declaration", expected, told, hint)
         raise SchemaError(f"{attribute.target.name} has no place in this train state", [fault])
+    together = kinds.container == "dict" and not isinstance(attribute.field.key, Mapping)
     for draft in drafts:
-        where = "/".join(draft.row.path[1:])
         try:
             row = kinds.model(draft.row, draft.collection)
         except SchemaError as error:
+            where = "/".join(draft.row.path[1:])
             faults += (dataclasses.replace(fault, path=where) for fault in error.mismatches)
             continue
-        apart = kinds.container == "dict" and draft.collection not in (None, USUAL_COLLECTION)
-        if apart and not isinstance(attribute.field.key, Mapping):
+        if together and draft.collection not in (None, USUAL_COLLECTION):
+            where = "/".join(draft.row.path[1:])
             hint = 'say where, key={"params": "params", ...: "{collection}"}'
             expected = "a model of params alone, or the key of each collection"
             told = f"a leaf of {draft.collection}"
             faults.append(Mismatch(where, "declaration", expected, told, hint))
-        models.append(Draft(replaced(row, body=1), draft.axis, None))
+        models.append(_made_draft(row, draft.axis, None))
     if faults:
         called = getattr(attribute.target, "__name__", attribute.name)
         what = "Variable type" if kinds.container == "nnx" else "place"
@@ -222,15 +227,16 @@ def _as_model(attribute: Attribute, drafts: tuple[Draft, ...], kinds: Dicts) -> 
     return tuple(models)
 
 
-def drafts_of(attribute: Attribute) -> tuple[Draft, ...]:
+def drafts_of(attribute: Attribute, *, is_model: bool = False) -> tuple[Draft, ...]:
     """The rows of an attribute, as its own schema's class has them."""
     drafts = below(attribute)
     keys = {name: _key(attribute, name) for name in {draft.collection for draft in drafts}}
-    return tuple([lift(draft, attribute, keys[draft.collection]) for draft in drafts])
+    lifted = [lift(d, attribute, keys[d.collection], is_model=is_model) for d in drafts]
+    return tuple(lifted)
 
 
-def _attribute_table(attribute: Attribute) -> Table:
-    drafts = drafts_of(attribute)
+def _attribute_table(attribute: Attribute, *, is_model: bool) -> Table:
+    drafts = drafts_of(attribute, is_model=is_model)
     if isinstance(attribute.target, (Leaf, Layout)) or attribute.target is OptState:
         return Table(drafts)
     inner, key = table_of(attribute.target), _key(attribute, None)
@@ -327,49 +333,61 @@ def read_off(table: Layout) -> Iterator[Draft]:
         yield Draft(replaced(row, path=path, key=key, body=None), None, collection)
 
 
-def lift(draft: Draft, attribute: Attribute, key: paths.Pattern) -> Draft:
-    """One draft seen from the schema above: its path, key, repeats, dims and inherited declarations."""
+def lift(
+    draft: Draft, attribute: Attribute, key: paths.Pattern, *, is_model: bool = False
+) -> Draft:
+    """One draft seen from the schema above: its path, key, repeats, dims and inherited declarations.
+
+    Args:
+        draft: The draft, as the schema below has it.
+        attribute: The attribute that it is below.
+        key: How the attribute is spelled.
+        is_model: Whether the attribute is a model, at whose root its path in the model begins.
+    """
     spec, row = attribute.field, draft.row
-    repeats = _renamed(row.repeats, spec.dims)
-    repeated = attribute.many or spec.scan is not None
-    axis = draft.axis
+    repeats, leaf, axis = row.repeats, row.leaf, draft.axis
+    if spec.dims:
+        repeats, leaf = _renamed(repeats, spec.dims), leaf.renamed(spec.dims)
+    name = attribute.name
     if attribute.many:
+        name += "[]"
         repeats = (Repeat(count(attribute.name, spec.length), None), *repeats)
     elif spec.scan is not None:
-        repeats = (
-            Repeat(count(attribute.name, spec.scan), (spec.axis or 0) if axis is None else axis),
-            *repeats,
-        )
+        name += "[]"
+        stacked = (spec.axis or 0) if axis is None else axis
+        repeats = (Repeat(count(attribute.name, spec.scan), stacked), *repeats)
         axis = None
-    elif spec.axis is not None and axis is None:
+    elif axis is None:
         axis = spec.axis
-    lifted = Row(
-        path=(attribute.name + ("[]" if repeated else ""), *row.path),
-        key=(*key, *row.key),
-        leaf=row.leaf.renamed(spec.dims),
-        repeats=repeats,
-        kind=row.kind if row.kind is not None else spec.type,
-        metadata=row.metadata
-        or ((("tag", spec.tag),) if row.kind in ("RngKey", "RngCount") else ()),
-        default=row.default
-        if row.default is not None
-        else _default(attribute.name, spec.default, row),
+    body = 0 if is_model else row.body
+    metadata, default = row.metadata, row.default
+    if not metadata and row.kind in ("RngKey", "RngCount"):
+        metadata = (("tag", spec.tag or attribute.name),)
+    if default is None and spec.default is not None:
+        default = _default(attribute.name, spec.default, row)
+    lifted = _made_row(
+        (name, *row.path),
+        (*key, *row.key),
+        leaf,
+        repeats,
+        kind=spec.type if row.kind is None else row.kind,
+        metadata=metadata,
+        default=default,
         optional=row.optional or spec.optional or spec.ephemeral,
         ephemeral=row.ephemeral or spec.ephemeral,
         held=row.held if spec.value is None else ((len(row.key), spec.value), *row.held),
-        body=None if row.body is None else 1 + row.body,
+        body=None if body is None else 1 + body,
         inside=row.inside,
         reshaped=row.reshaped,
         optimizer=row.optimizer and 1 + row.optimizer,
-        mirrors=row.mirrors and f"{attribute.name}{'[]' if repeated else ''}/{row.mirrors}",
+        mirrors=row.mirrors and f"{name}/{row.mirrors}",
     )
-    _verify_axis(lifted)
-    return Draft(lifted, axis, draft.collection or spec.collection)
+    if repeats:
+        _verify_axis(lifted)
+    return _made_draft(lifted, axis, draft.collection or spec.collection)
 
 
 def _renamed(repeats: tuple[Repeat, ...], renames: Mapping[str, str | int]) -> tuple[Repeat, ...]:
-    if not renames:
-        return repeats
     return tuple(
         dataclasses.replace(r, size=dims_.renamed_dims((r.size,), renames)[0]) for r in repeats
     )
@@ -424,8 +442,6 @@ def verify_fallbacks(name: str, rows: Sequence[Row]) -> None:
 
 
 def _verify_axis(row: Row) -> None:
-    if not row.repeats:
-        return
     rank = len(row.leaf.dims) + sum(r.axis is not None for r in row.repeats[1:])
     first = row.repeats[0].axis
     if first is not None and not -rank - 1 <= first <= rank:

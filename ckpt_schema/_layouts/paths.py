@@ -266,7 +266,7 @@ def parse_pattern(text: str) -> Pattern:
         >>> parse_pattern("'transformer/layer_0/attn'/w")
         ('transformer/layer_0/attn', 'w')
     """
-    return tuple([_segment(part, text) for part in _cut(text, text)])
+    return (text,) if text.isidentifier() else tuple([_segment(p, text) for p in _cut(text, text)])
 
 
 def _segment(part: tuple[str, bool, str], whole: str) -> Key | Index:

@@ -186,7 +186,8 @@ class Schema(Open, metaclass=SchemaType):
             raise SchemaError(f"schema {cls.__qualname__} is not well formed", faults)
         cls.__attributes__ = tuple({**_inherited(cls), **own}.values())
         cls.__series__ = tuple(_series(cls))
-        if models_of(cls):
+        kind: Any = cls  # hashable, whatever a schema is open to
+        if models_of(kind):
             layout(cls)  # what is wrong with a train state is told where it is declared
 
 
@@ -294,20 +295,21 @@ def _strays(cls: type, own: Mapping[str, Any]) -> Iterator[Mismatch]:
             )
 
 
-def _series(cls: type[Schema]) -> Iterator[Series]:
+def _series(cls: Any) -> Iterator[Series]:
     """The series that the class and its bases declare, each under the name of its attribute.
 
     Raises:
         SchemaError: With every member that is no repeated node of the class.
     """
-    rows = body_rows(cls)
+    drafts = table_of(cls).drafts
     declared: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         declared |= vars(base)
     series = {name: value for name, value in declared.items() if isinstance(value, Series)}
     if not series:
         return
-    known = {row.path[:end] for row, _ in rows for end in range(1, len(row.path) + 1)}
+    paths_ = [draft.row.path for draft in drafts]
+    known = {path[:end] for path in paths_ for end in range(1, len(path) + 1)}
     nodes = ", ".join(sorted("/".join(path) for path in known if path[-1].endswith("[]")))
     faults: list[Mismatch] = []
     hint = "declare it before, by scan= or as a list[...]"
@@ -340,8 +342,12 @@ def _foreign(cls: type) -> Iterator[Mismatch]:
                 )
 
 
+_UNTOLD = Field()
+"""That of an attribute of which the annotation says all."""
+
+
 def _attribute(cls: type, name: str, annotation: Any) -> Attribute:
-    given = vars(cls).get(name, Field())
+    given = vars(cls).get(name, _UNTOLD)
     inner, optional = _strip_optional(annotation)
     if given is None:
         # `leaf: T | None = None` is how a dataclass says that there may be none.
@@ -358,11 +364,9 @@ def _attribute(cls: type, name: str, annotation: Any) -> Attribute:
         )
     many = typing.get_origin(inner) is list
     target = _target(name, typing.get_args(inner)[0] if many else inner)
-    tag: Any = given.tag  # of any type still, an array among them
-    if tag is None or (isinstance(tag, str) and not tag):
-        tag = name
-    optional = optional if given.optional is False else given.optional
-    spec = dataclasses.replace(given, optional=optional, tag=tag)
+    spec = given
+    if optional and given.optional is False:
+        spec = dataclasses.replace(given, optional=True)
     if isinstance(spec, StateField) != (target is OptState):
         wanted = "OptState beside optimizer(...)"
         raise declaration(
@@ -371,7 +375,8 @@ def _attribute(cls: type, name: str, annotation: Any) -> Attribute:
     key: Any = spec.key  # of any type still, an array among them
     if isinstance(key, str) and not key and (many or isinstance(target, Leaf)):
         paths.parse_pattern("")  # which says that a leaf stands somewhere
-    verify_field(name, spec, many=many)
+    if many or spec is not _UNTOLD:
+        verify_field(name, spec, many=many)
     if spec.value is not None and isinstance(target, Leaf):
         raise declaration(
             name, "value= on a schema", f"on the leaf {target}", "a leaf is a value without parts"
@@ -447,7 +452,8 @@ def _verify_schema(schema: object) -> None:
         raise SchemaError("cannot make a layout", [fault])
 
 
-def body_series(schema: type[Schema]) -> tuple[Series, ...]:
+@functools.lru_cache(maxsize=256)
+def body_series(schema: Any) -> tuple[Series, ...]:
     """The series that a schema and the schemas in it declare, relative to the schema's root."""
     series, models = list(schema.__series__), models_of(schema)
     for attribute in schema.__attributes__:
@@ -511,8 +517,8 @@ def layout(
 
 @functools.lru_cache(maxsize=256)
 def _layout(source: Any) -> Layout:
-    found = [row for row, _ in body_rows(source)]
     table, kinds, models = table_of(source), source.__kinds__, models_of(source)
+    found = [draft.row for draft in table.drafts]
     if not models and not table.states:
         found = [replaced(row, body=0) for row in found]
     rows = tuple(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from ckpt_schema._layouts import dims as dims_
@@ -325,26 +325,26 @@ class Layout(Pictured):
         """The layout for trees of these sizes alone."""
         sizes = self.bound(dims)
         rows: list[Row] = []
-        known: dict[tuple[object, ...], Leaf] = {}  # most leaves are like another one
+        known: dict[int, Leaf] = {}  # by the leaf that it is made of, which most rows share
         for row in self.rows:
-            given = (row.leaf, row.leaf.names, row.leaf.any_float)
-            leaf = known.get(given)
+            leaf = known.get(id(row.leaf))
             if leaf is None:
                 # Axes of one size are told apart by what they were called.
                 leaf = dataclasses.replace(row.leaf, names=row.leaf.own)
                 for at, dim in enumerate(leaf.dims):
                     leaf = leaf.with_axis(at, dims_.known_dim(dim, sizes))
-                known[given] = leaf
-            repeats = tuple(
-                dataclasses.replace(repeat, size=dims_.known_dim(repeat.size, sizes))
-                for repeat in row.repeats
-            )
+                known[id(row.leaf)] = leaf
+            repeats = row.repeats
+            if repeats:
+                dims_of = [dims_.known_dim(repeat.size, sizes) for repeat in repeats]
+                both = zip(repeats, dims_of, strict=True)
+                repeats = tuple([dataclasses.replace(one, size=size) for one, size in both])
             rows.append(replaced(row, leaf=leaf, repeats=repeats))
         nodes: list[Node] = []
         for node in self.nodes:
             counts = tuple(dims_.known_dim(dim, sizes) for dim in node.counts)
             nodes.append(dataclasses.replace(node, counts=counts))
-        return verify_table(dataclasses.replace(self, rows=tuple(rows), nodes=tuple(nodes)))
+        return _verified(dataclasses.replace(self, rows=tuple(rows), nodes=tuple(nodes)), _overlaps)
 
     def names(self) -> set[str]:
         """Every dim name of the layout, layer counts included."""
@@ -403,7 +403,11 @@ def verify_table(table: Layout) -> Layout:
     Raises:
         SchemaError: Two rows share a key path or a logical path, or one's key path stands inside another's.
     """
-    faults = [*_clashes(table)]
+    return _verified(table, _clashes)
+
+
+def _verified(table: Layout, look: Callable[[Layout], Iterator[Mismatch]]) -> Layout:
+    faults = [*look(table)]
     if faults:
         raise SchemaError(f"layout {table.name} is not well formed", faults)
     return table
