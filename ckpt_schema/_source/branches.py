@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
+import operator
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt_schema._layouts import paths
-from ckpt_schema._layouts.dims import Dim, Dims
+from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.fallbacks import SameAs
-from ckpt_schema._layouts.immutable import immutable, replaced
+from ckpt_schema._layouts.immutable import immutable
 from ckpt_schema._layouts.leaves import ConstantKey, Fill, FreshKey, Leaf
-from ckpt_schema._layouts.paths import Index
+from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._source.flat_keys import Placed, holds_levels, parted_key, separator_of
 from ckpt_schema._source.importing import Imports, quoted
@@ -45,24 +45,11 @@ class Branch:
     children: tuple[Branch, ...] = ()
     separator: str = ""
 
-    def positions(self) -> Iterator[Dim]:
-        """Every dim of it and of what is below it, in order."""
-        if self.count is not None:
-            yield self.count
-        if self.leaf is not None:
-            yield from self.leaf.dims
-        for child in self.children:
-            yield from child.positions()
-
-    def with_dims(self, dims: Iterator[Dim]) -> Branch:
-        """The same with other dims, in the order of `positions`."""
-        count = None if self.count is None else next(dims)
-        leaf = self.leaf
-        if leaf is not None:
-            new: Dims = tuple(itertools.islice(dims, len(leaf.dims)))
-            leaf = Leaf(new, leaf.dtype, leaf.names if new == leaf.dims else (), leaf.any_float)
-        children = tuple(child.with_dims(dims) for child in self.children)
-        return replaced(self, count=count, leaf=leaf, children=children)
+    @property
+    def width(self) -> int:
+        """How many dims it and what is below it have together."""
+        own = (self.count is not None) + (0 if self.leaf is None else len(self.leaf.dims))
+        return own + sum(child.width for child in self.children)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +59,14 @@ class _At:
     depth: int = 0
     start: int = 0
     axes: tuple[int | None, ...] = ()
+
+
+class _Below(NamedTuple):
+    """What an attribute has below it, as `Branch` has it."""
+
+    stream: str
+    children: tuple[Branch, ...]
+    separator: str
 
 
 class Grower:
@@ -85,6 +80,8 @@ class Grower:
     def __init__(self, imports: Imports, usual: tuple[str, str]) -> None:
         """Has read nothing."""
         self._imports, self._usual = imports, usual
+        # Equal parts of a model are read once, and are one object: whatever is asked of them later is asked once.
+        self._known: dict[tuple[object, ...], _Below] = {}
 
     def grow(self, rows: Sequence[Placed], depth: int = 0) -> tuple[Branch, ...]:
         """The branches at the root of a model, whose paths begin after ``depth`` segments."""
@@ -114,7 +111,6 @@ class Grower:
             said.append(("key", quoted(paths.format_path(key))))
         if count is not None and axes[-1]:
             said.append(("axis", str(axes[-1])))
-        inner = _At(at.depth + 1, end, axes)
         if is_leaf:
             said += self._leaf(row, axes)
             return Branch(name, tuple(said), count, is_list, row.leaf)
@@ -125,14 +121,23 @@ class Grower:
         tag = next((dict(one)["tag"] for one in tags if dict(one).get("tag")), name)
         if tag != name:
             said.append(("tag", quoted(tag)))
-        separator = separator_of(group, at.depth + 1, end)
-        if separator:
-            group = [(row, parted_key(key, end, separator)) for row, key in group]
-        stream = _stream(group, inner)
-        children = () if stream else self._branches(group, inner)
-        if stream:
+        below = self._below(group, _At(at.depth + 1, end, axes))
+        if below.stream:
             said += self._declared(row)
-        return Branch(name, tuple(said), count, is_list, None, stream, children, separator)
+        return Branch(name, tuple(said), count, is_list, None, *below)
+
+    def _below(self, group: Sequence[Placed], at: _At) -> _Below:
+        """What is below an attribute."""
+        mark = (at.axes, *[_mark(row, key, at) for row, key in group])
+        known = self._known.get(mark)
+        if known is None:
+            separator = separator_of(group, at.depth, at.start)
+            if separator:
+                group = [(row, parted_key(key, at.start, separator)) for row, key in group]
+            stream = _stream(group, at)
+            children = () if stream else self._branches(group, at)
+            known = self._known[mark] = _Below(stream, children, separator)
+        return known
 
     def _leaf(self, row: Row, axes: Sequence[int | None]) -> Iterator[tuple[str, str]]:
         """What the field of a leaf says of it."""
@@ -164,6 +169,15 @@ class Grower:
             yield "ephemeral", "True"
         elif row.optional:
             yield "optional", "True"
+
+
+_told = operator.attrgetter("leaf", "repeats", "kind", "metadata", "default", "held")
+
+
+def _mark(row: Row, key: Pattern, at: _At) -> tuple[object, ...]:
+    """What tells a row from others of the same attribute elsewhere; objects by their identity, for rows share them."""
+    objects = tuple(map(id, _told(row)))
+    return row.path[at.depth :], key[at.start :], row.optional, row.ephemeral, *objects
 
 
 def _end(group: Sequence[Placed], at: _At, name: str, is_list: bool) -> int:

@@ -83,7 +83,7 @@ class SharedClass:
         names: list[tuple[int, str]] = []
         for child in self.children:
             if child.leaf is None:
-                names += [(0, "")] * len([*child.positions()])
+                names += [(0, "")] * child.width
                 continue
             if child.count is not None:
                 names.append((0, ""))
@@ -112,13 +112,29 @@ class Sharing:
         """Finds the classes below some attributes."""
         self.classes: dict[int, SharedClass] = {}
         self._numbers: dict[_Shape, int] = {}
-        self._shapes: dict[int, int] = {}
+        # By the identity of what is below an attribute, which equal parts of a model share.
+        self._shapes: dict[tuple[int, str], int] = {}
+        self._dims: dict[int, tuple[Dim, ...]] = {}
         for root in roots:
             self._visit(root, ())
 
+    def dims(self, branch: Branch) -> tuple[Dim, ...]:
+        """Every dim of an attribute and of what is below it, in order."""
+        own = () if branch.count is None else (branch.count,)
+        inner = self.inner_dims(branch.children) if branch.leaf is None else branch.leaf.dims
+        return (*own, *inner)
+
+    def inner_dims(self, children: tuple[Branch, ...]) -> tuple[Dim, ...]:
+        """Those of all attributes of a class."""
+        known = self._dims.get(id(children))
+        if known is None:
+            known = tuple([dim for child in children for dim in self.dims(child)])
+            self._dims[id(children)] = known
+        return known
+
     def shape(self, branch: Branch) -> int:
         """The shape of what is below an attribute: equal where one class will do."""
-        return self._shapes[id(branch)]
+        return self._shapes[id(branch.children), branch.separator]
 
     def shared(self, branch: Branch) -> SharedClass:
         """The class of an attribute."""
@@ -132,11 +148,13 @@ class Sharing:
             return *own, branch.leaf.dtype, len(branch.leaf.dims), labels
         if branch.stream:
             return own
-        children = (self._visit(child, (*way, branch)) for child in branch.children)
-        below = (branch.separator, *children)
-        number = self._numbers.setdefault(below, len(self._numbers))
-        self._shapes[id(branch)] = number
-        known = self.classes.setdefault(number, SharedClass(branch.children, (*way, branch), {}))
-        dims = tuple(dim for child in branch.children for dim in child.positions())
-        known.uses[dims] = None
+        mark = id(branch.children), branch.separator
+        number = self._shapes.get(mark)
+        if number is None:
+            children = [self._visit(child, (*way, branch)) for child in branch.children]
+            number = self._numbers.setdefault((branch.separator, *children), len(self._numbers))
+            self._shapes[mark] = number
+            first = SharedClass(branch.children, (*way, branch), {})
+            known = self.classes.setdefault(number, first)
+            known.uses[self.inner_dims(branch.children)] = None
         return *own, number

@@ -124,9 +124,11 @@ class LayoutText:
     def _with_names(self, root: _Root) -> _Root:
         if not root.is_model and not self._is_model:
             return root
-        below = [root.branch] if self._is_model else root.branch.children
-        dims = [dim for child in below for dim in self._sizes.dims(child)]
-        return dataclasses.replace(root, branch=root.branch.with_dims(iter(dims)))
+        branch, named = root.branch, self._sizes.named
+        if self._is_model:
+            return dataclasses.replace(root, branch=named(branch))
+        children = tuple([named(child) for child in branch.children])
+        return dataclasses.replace(root, branch=replaced(branch, children=children))
 
     def _read(self, groups: Mapping[str, Sequence[Row]]) -> list[_Root]:
         nnx = self._table.container == "nnx"
@@ -200,7 +202,7 @@ class LayoutText:
             if name in self._kept:
                 lines.append("    " + self._kept_line(name))
             elif root is not None:
-                dims = [*root.branch.positions()]
+                dims = self.writer.dims(root.branch)
                 lines.append("    " + self.writer.attribute(root.branch, dims, used))
         yield "\n".join(lines)
 
@@ -278,6 +280,8 @@ def _head(rows: Sequence[Row]) -> Pattern:
 
 def _segments(row: Row) -> int:
     """How many segments of a key a path in a model takes, if all are spelled as they are called."""
+    if not row.repeats:  # and no symbols, then
+        return len(row.path) - 1
     bare = [s for s in row.key if isinstance(s, Index) and not s.prefix and not s.suffix]
     return len(row.path) - 1 + len(bare)
 

@@ -93,11 +93,18 @@ class ClassWriter:
         """
         self._sharing, self._imports, self._sizes = sharing, imports, sizes
         self._names: dict[int, str] = {}
+        # What equal parts have, by their identity.
+        self._leaves: dict[int, int] = {}
+        self._totals: dict[tuple[int, tuple[Dim, ...]], int | None] = {}
         self._written: set[str] = set()  # these names
         self._taken, self._known, self._root = taken, known, root
         self._attributes = {
             child.name for shared in sharing.classes.values() for child in shared.children
         }
+
+    def dims(self, branch: Branch) -> tuple[Dim, ...]:
+        """Every dim of an attribute, see `Sharing`."""
+        return self._sharing.dims(branch)
 
     def name(self, branch: Branch) -> str:
         """The name of the class below an attribute."""
@@ -152,7 +159,7 @@ class ClassWriter:
         at = 0
         used: set[str] = set()
         for child in children:
-            end = at + len([*child.positions()])
+            end = at + len(self.dims(child))
             yield "    " + self.attribute(child, own[at:end], used)
             at = end
 
@@ -189,8 +196,11 @@ class ClassWriter:
     def _renames(self, shared: SharedClass, dims: Sequence[Dim]) -> dict[str, str]:
         """What the place of a class calls the dims that are the class's own."""
         found: dict[str, str] = {}
+        if tuple(dims) == shared.own:
+            return found
+        names = shared.renamed
         for inner, outer in zip(shared.own, dims, strict=True):
-            if inner == outer or len(inner) != 1 or str(inner[0]) not in shared.renamed:
+            if inner == outer or len(inner) != 1 or str(inner[0]) not in names:
                 continue
             new = dims_.format_dim(outer)
             found[str(inner[0])] = new if new.isdecimal() else quoted(new)
@@ -236,8 +246,8 @@ class ClassWriter:
 
     def _counts(self, shared: SharedClass) -> str:
         """How many leaves a class has, and how many parameters at the sizes that are known."""
-        totals = {_total(shared.children, dims, self._sizes) for dims in shared.uses}
-        rows = _rows(shared.children)
+        totals = {self._total(shared.children, dims) for dims in shared.uses}
+        rows = self._rows(shared.children)
         leaves = f"{rows} {'leaf' if rows == 1 else 'leaves'}"
         if None in totals or not self._sizes:
             return f"{leaves}."
@@ -245,35 +255,46 @@ class ClassWriter:
         least, most = f"{known[0]:,}", f"{known[-1]:,}"
         return f"{leaves}, {least if least == most else f'{least} to {most}'} parameters."
 
+    def _rows(self, children: tuple[Branch, ...]) -> int:
+        """How many leaves attributes have together."""
+        known = self._leaves.get(id(children))
+        if known is None:
+            several = [
+                1 if child.leaf is not None else 2 if child.stream else self._rows(child.children)
+                for child in children
+            ]
+            known = self._leaves[id(children)] = sum(several)
+        return known
+
+    def _total(self, children: tuple[Branch, ...], dims: tuple[Dim, ...]) -> int | None:
+        """How many elements they have with these dims, streams not counted; None where a size is not known."""
+        mark = id(children), dims
+        if mark not in self._totals:
+            at = whole = 0
+            for child in children:
+                end = at + len(self.dims(child))
+                total = self._elements(child, dims[at:end])
+                if total is None:
+                    whole = None
+                    break
+                at, whole = end, whole + total
+            self._totals[mark] = whole
+        return self._totals[mark]
+
+    def _elements(self, branch: Branch, dims: tuple[Dim, ...]) -> int | None:
+        times: int | None = 1
+        if branch.count is not None:
+            times, dims = dims_.size_of(dims[0], self._sizes), dims[1:]
+        if branch.leaf is None:
+            whole = self._total(branch.children, dims)
+        else:
+            shape = dims_.sizes_of(dims, self._sizes)
+            whole = None if shape is None else math.prod(shape)
+        return None if whole is None or times is None else times * whole
+
 
 def _one_of(branch: Branch) -> str:
     """What one of the repeats of an attribute is called."""
     name = "Model" if branch.name == USUAL_COLLECTION else class_name(branch.name)
     plural = branch.count is not None and name.endswith("s") and not name.endswith("ss")
     return name[:-1] if plural and len(name) > 2 else name
-
-
-def _rows(children: Sequence[Branch]) -> int:
-    several = (2 if child.stream else _rows(child.children) for child in children)
-    return sum(
-        1 if child.leaf is not None else below
-        for child, below in zip(children, several, strict=True)
-    )
-
-
-def _total(children: Sequence[Branch], dims: Sequence[Dim], sizes: Mapping[str, int]) -> int | None:
-    """How many elements there are, streams not counted; None where a size is not known."""
-    left = iter(dims)
-
-    def total(branch: Branch) -> int | None:
-        times = 1 if branch.count is None else dims_.size_of(next(left), sizes)
-        if branch.leaf is not None:
-            shape = dims_.sizes_of(tuple(next(left) for _ in branch.leaf.dims), sizes)
-            whole = None if shape is None else math.prod(shape)
-        else:
-            several = [total(child) for child in branch.children]
-            whole = None if None in several else sum(each or 0 for each in several)
-        return None if whole is None or times is None else times * whole
-
-    several = [total(child) for child in children]
-    return None if None in several else sum(each or 0 for each in several)

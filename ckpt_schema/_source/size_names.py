@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.immutable import replaced
+from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._source.branches import Branch
 
 __all__ = ["SizeNames", "guessed_names", "identifier"]
@@ -27,16 +31,31 @@ class SizeNames:
     counts: Mapping[tuple[str, ...], Dim]
     sizes: Mapping[str, int]
     doubts: Mapping[str, str]
+    _known: dict[Any, tuple[tuple[Branch, ...], tuple[Branch, ...]]] = dataclasses.field(
+        default_factory=dict[Any, Any], repr=False
+    )
 
-    def dims(self, branch: Branch, way: tuple[str, ...] = ()) -> Iterator[Dim]:
-        """The dims of an attribute and of what is below it, by name."""
+    def named(self, branch: Branch, way: tuple[str, ...] = ()) -> Branch:
+        """An attribute and what is below it, each dim by name; equal parts stay one object."""
         here = (*way, branch.name)
-        if branch.count is not None:
-            yield self.counts.get(here, branch.count)
-        for dim in () if branch.leaf is None else branch.leaf.dims:
-            yield self.axis(dim)
-        for child in branch.children:
-            yield from self.dims(child, here)
+        count, leaf = branch.count, branch.leaf
+        if count is not None:
+            count = self.counts.get(here, count)
+        if leaf is not None:
+            dims = tuple([self.axis(dim) for dim in leaf.dims])
+            names = leaf.names if dims == leaf.dims else ()
+            leaf = Leaf(dims, leaf.dtype, names, leaf.any_float)
+        # How often a node is repeated has a name for each place.
+        inside = here if self.counts else ()
+        known = self._known.get((id(branch.children), inside))
+        if known is None:
+            children = tuple([self.named(child, inside) for child in branch.children])
+            known = (
+                branch.children,
+                children,
+            )  # the first is kept, so that nothing else has its identity
+            self._known[id(branch.children), inside] = known
+        return replaced(branch, count=count, leaf=leaf, children=known[1])
 
     def axis(self, dim: Dim) -> Dim:
         """The dim of an axis, by name where its size has one."""
@@ -61,11 +80,11 @@ def guessed_names(roots: Sequence[Branch]) -> SizeNames:
     Args:
         roots: The attributes at the roots of the models; what stands at one path in two is one thing.
     """
-    votes: dict[int, collections.Counter[str]] = {}
-    counts: dict[tuple[str, ...], int] = {}
+    looked = _Sizes()
     for root in roots:
         for child in root.children:
-            _look(child, (), votes, counts)
+            looked.look(child, ())
+    votes, counts = looked.votes, looked.counts
     taken: set[str] = set()
     sizes: dict[str, int] = {}
     doubts: dict[str, str] = {}
@@ -88,33 +107,49 @@ def guessed_names(roots: Sequence[Branch]) -> SizeNames:
     return SizeNames(axes, levels, sizes, doubts)
 
 
-def _look(
-    branch: Branch,
-    way: tuple[str, ...],
-    votes: dict[int, collections.Counter[str]],
-    counts: dict[tuple[str, ...], int],
-) -> None:
-    """Gathers the sizes of an attribute and of what is below it."""
-    here = (*way, branch.name)
-    if branch.count is not None and isinstance(branch.count[0], int):
-        counts[here] = branch.count[0]
-    if branch.leaf is not None:
-        dims = branch.leaf.dims
-        for dim, name in zip(dims, _axes_of(here, len(dims)), strict=True):
-            if len(dim) == 1 and isinstance(dim[0], int) and dim[0] > 1:
-                votes.setdefault(dim[0], collections.Counter())[name] += 1
-    for child in branch.children:
-        _look(child, here, votes, counts)
+class _Sizes:
+    """The sizes in models.
+
+    Attributes:
+        votes: What axes of each size are called, and how often.
+        counts: How often a node is repeated, by its path.
+    """
+
+    def __init__(self) -> None:
+        """Has seen nothing."""
+        self.votes: dict[int, collections.Counter[str]] = {}
+        self.counts: dict[tuple[str, ...], int] = {}
+
+    def look(self, branch: Branch, way: tuple[str, ...]) -> None:
+        """Gathers the sizes of an attribute and of what is below it."""
+        here = (*way, branch.name)
+        if branch.count is not None and isinstance(branch.count[0], int):
+            self.counts[here] = branch.count[0]
+        if branch.leaf is not None:
+            dims = branch.leaf.dims
+            is_position = branch.name == "embedding" and "pos" in " ".join(here).lower()
+            node = way[-1] if way else ""
+            for dim, name in zip(
+                dims, _axes_of(branch.name, node, len(dims), is_position=is_position), strict=True
+            ):
+                size = dim[0]
+                if len(dim) == 1 and isinstance(size, int) and size > 1:
+                    several = self.votes.get(size)
+                    if several is None:
+                        several = self.votes[size] = collections.Counter()
+                    several[name] += 1
+        for child in branch.children:
+            self.look(child, here)
 
 
-def _axes_of(path: tuple[str, ...], rank: int) -> Sequence[str]:
-    """What the axes of a leaf are, as far as names tell."""
-    words, leaf = " ".join(path).lower(), path[-1]
+@functools.lru_cache(maxsize=4096)
+def _axes_of(leaf: str, node: str, rank: int, *, is_position: bool) -> Sequence[str]:
+    """What the axes of a leaf are, as far as its name tells and that of the node that it is in."""
     if leaf == "embedding" and rank == 2:
-        return ["positions" if "pos" in words else "vocab", "embed"]
+        return ["positions" if is_position else "vocab", "embed"]
     if leaf == "scale" and rank == 1:
         return ["embed"]
-    node = path[-2].lower() if len(path) > 1 else ""
+    node = node.lower()
     if rank == 3 and any(word in node for word in ("query", "key", "value", "q_proj", "q", "k")):
         return ["embed", "heads", "head_dim"]
     if rank == 3 and "out" in node:
