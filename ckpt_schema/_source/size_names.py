@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts.dims import Dim
@@ -80,11 +79,13 @@ def guessed_names(roots: Sequence[Branch]) -> SizeNames:
     Args:
         roots: The attributes at the roots of the models; what stands at one path in two is one thing.
     """
-    looked = _Sizes()
+    ballot = _Ballot()
+    votes: dict[int, collections.Counter[str]] = {}
+    counts: dict[tuple[str, ...], int] = {}
     for root in roots:
-        for child in root.children:
-            looked.look(child, ())
-    votes, counts = looked.votes, looked.counts
+        counts.update(_counts(root.children, ()))
+        for (size, name), times in ballot.votes(root.children, "", is_position=False).items():
+            votes.setdefault(size, collections.Counter())[name] += times
     taken: set[str] = set()
     sizes: dict[str, int] = {}
     doubts: dict[str, str] = {}
@@ -107,62 +108,91 @@ def guessed_names(roots: Sequence[Branch]) -> SizeNames:
     return SizeNames(axes, levels, sizes, doubts)
 
 
-class _Sizes:
-    """The sizes in models.
+def _counts(
+    children: Sequence[Branch], way: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], int]]:
+    """How often attributes, and what is below them, are repeated, by their paths."""
+    for child in children:
+        if child.count is not None and isinstance(child.count[0], int):
+            yield (*way, child.name), child.count[0]
+        if child.children:
+            yield from _counts(child.children, (*way, child.name))
 
-    Attributes:
-        votes: What axes of each size are called, and how often.
-        counts: How often a node is repeated, by its path.
-    """
+
+_Votes = collections.Counter[tuple[int, str]]
+"""How often an axis of a size is called so."""
+
+
+class _Ballot:
+    """What axes of each size are called, in equal parts of a model counted once."""
 
     def __init__(self) -> None:
-        """Has seen nothing."""
-        self.votes: dict[int, collections.Counter[str]] = {}
-        self.counts: dict[tuple[str, ...], int] = {}
+        """Has counted nothing."""
+        self._known: dict[tuple[object, ...], _Votes] = {}
 
-    def look(self, branch: Branch, way: tuple[str, ...]) -> None:
-        """Gathers the sizes of an attribute and of what is below it."""
-        here = (*way, branch.name)
-        if branch.count is not None and isinstance(branch.count[0], int):
-            self.counts[here] = branch.count[0]
-        if branch.leaf is not None:
-            dims = branch.leaf.dims
-            is_position = branch.name == "embedding" and "pos" in " ".join(here).lower()
-            node = way[-1] if way else ""
-            for dim, name in zip(
-                dims, _axes_of(branch.name, node, len(dims), is_position=is_position), strict=True
-            ):
-                size = dim[0]
-                if len(dim) == 1 and isinstance(size, int) and size > 1:
-                    several = self.votes.get(size)
-                    if several is None:
-                        several = self.votes[size] = collections.Counter()
-                    several[name] += 1
-        for child in branch.children:
-            self.look(child, here)
+    def votes(self, children: tuple[Branch, ...], node: str, *, is_position: bool) -> _Votes:
+        """Those of the axes of some attributes, and of what is below them.
+
+        Args:
+            children: The attributes.
+            node: The name of the node that they are in.
+            is_position: Whether that, or a node above it, is called after positions.
+        """
+        is_position = is_position or "pos" in node.lower()
+        usual = _usual_axes(node)
+        mark = id(children), is_position, *usual.values()
+        known = self._known.get(mark)
+        if known is None:
+            known = self._known[mark] = collections.Counter()
+            for child in children:
+                if child.leaf is None:
+                    below = self.votes(child.children, child.name, is_position=is_position)
+                else:
+                    below = _votes_of(child.name, child.leaf, usual, is_position=is_position)
+                for vote, times in below.items():
+                    known[vote] += times
+        return known
 
 
-@functools.lru_cache(maxsize=4096)
-def _axes_of(leaf: str, node: str, rank: int, *, is_position: bool) -> Sequence[str]:
-    """What the axes of a leaf are, as far as its name tells and that of the node that it is in."""
-    if leaf == "embedding" and rank == 2:
-        return ["positions" if is_position else "vocab", "embed"]
-    if leaf == "scale" and rank == 1:
-        return ["embed"]
+def _votes_of(
+    name: str, leaf: Leaf, usual: Mapping[int, tuple[str, ...]], *, is_position: bool
+) -> _Votes:
+    """What the axes of a leaf are, as far as its name tells and the node that it is in."""
+    rank = len(leaf.dims)
+    axes = usual.get(rank, ("",) * rank)
+    if name == "embedding" and rank == 2:
+        axes = "positions" if is_position else "vocab", "embed"
+    elif name == "scale" and rank == 1:
+        axes = ("embed",)
+    elif name == "kernel" and rank == 4:
+        axes = "height", "width", "", ""
+    votes: _Votes = collections.Counter()
+    for dim, axis in zip(leaf.dims, axes, strict=True):
+        size = dim[0]
+        if len(dim) == 1 and isinstance(size, int) and size > 1:
+            votes[size, axis] += 1
+    return votes
+
+
+def _usual_axes(node: str) -> Mapping[int, tuple[str, ...]]:
+    """What the axes of leaves of some ranks are in a node of this name."""
     node = node.lower()
-    if rank == 3 and any(word in node for word in ("query", "key", "value", "q_proj", "q", "k")):
-        return ["embed", "heads", "head_dim"]
-    if rank == 3 and "out" in node:
-        return ["heads", "head_dim", "embed"]
-    if rank == 2 and any(word in node for word in ("wi", "up", "gate", "fc1")):
-        return ["embed", "mlp"]
-    if rank == 2 and any(word in node for word in ("wo", "down", "fc2")):
-        return ["mlp", "embed"]
-    if rank == 2 and any(word in node for word in ("head", "logits")):
-        return ["embed", "vocab"]
-    if rank == 4 and leaf == "kernel":
-        return ["height", "width", "", ""]
-    return [""] * rank
+
+    def has(*words: str) -> bool:
+        return any(word in node for word in words)
+
+    axes: dict[int, tuple[str, ...]] = {}
+    if has("query", "key", "value", "q_proj", "q", "k"):
+        axes[3] = "embed", "heads", "head_dim"
+    elif has("out"):
+        axes[3] = "heads", "head_dim", "embed"
+    if has("wi", "up", "gate", "fc1"):
+        axes[2] = "embed", "mlp"
+    elif has("wo", "down", "fc2"):
+        axes[2] = "mlp", "embed"
+    elif has("head", "logits"):
+        axes[2] = "embed", "vocab"
+    return axes
 
 
 def _count_name(path: tuple[str, ...], counts: Mapping[tuple[str, ...], int]) -> str:
