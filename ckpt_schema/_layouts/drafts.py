@@ -153,10 +153,11 @@ def table_of(schema: Declared) -> Table:
             continue
         table = _attribute_table(attribute, is_model=attribute.name in models)
         if attribute.name in models:
-            drafts = _as_model(attribute, table.drafts, kinds)
-        else:
+            table = replaced(table, drafts=_as_model(attribute, table.drafts, kinds))
+        elif type(kinds).leaf is not Dicts.leaf:  # which leaves each as it is
             drafts = tuple([draft.seen_by(kinds) for draft in table.drafts])
-        tables[attribute.name] = replaced(table, drafts=drafts)
+            table = replaced(table, drafts=drafts)
+        tables[attribute.name] = table
     for name, attribute in states.items():
         tables[name] = _state_table(schema, attribute, tables)
     whole = Table.together([tables[attribute.name] for attribute in schema.__attributes__])
@@ -370,14 +371,14 @@ def lift(
         (*key, *row.key),
         leaf,
         repeats,
-        kind=spec.type if row.kind is None else row.kind,
-        metadata=metadata,
-        default=default,
+        spec.type if row.kind is None else row.kind,
+        metadata,
+        default,
         optional=row.optional or spec.optional or spec.ephemeral,
         ephemeral=row.ephemeral or spec.ephemeral,
-        held=row.held if spec.value is None else ((len(row.key), spec.value), *row.held),
         body=None if body is None else 1 + body,
         inside=row.inside,
+        held=row.held if spec.value is None else ((len(row.key), spec.value), *row.held),
         reshaped=row.reshaped,
         optimizer=row.optimizer and 1 + row.optimizer,
         mirrors=row.mirrors and f"{name}/{row.mirrors}",
@@ -425,11 +426,10 @@ def verify_fallbacks(name: str, rows: Sequence[Row]) -> None:
         SchemaError: With every such default.
     """
     faults: list[Mismatch] = []
-    by_path = {row.path: row for row in rows}
-    for row in rows:
-        if not isinstance(row.default, SameAs):
-            continue
-        path = row.default.of(row.path)
+    others = [(row, row.default) for row in rows if isinstance(row.default, SameAs)]
+    by_path = {row.path: row for row in rows} if others else {}
+    for row, default in others:
+        path = default.of(row.path)
         other = by_path.get(path)
         alike = other is not None and (other.leaf, other.repeats) == (row.leaf, row.repeats)
         if other is None or not alike or other.optional:

@@ -142,7 +142,8 @@ class LayoutText:
                 continue
             usual = ("Param", "RngKey") if nnx else (USUAL_COLLECTION, USUAL_COLLECTION)
             heads = _heads(rows, one=nnx)
-            placed = [(row, row.key[len(heads[_kind(row, one=nnx)]) :]) for row in rows]
+            starts = {kind: len(head) for kind, head in heads.items()}
+            placed = [(row, row.key[starts[None if nnx else row.kind] :]) for row in rows]
             separator = separator_of(placed, 1, 0)
             parted = placed
             if separator:
@@ -255,16 +256,11 @@ def _is_param(kind: Any) -> bool:
     return isinstance(kind, type) and any(base.__name__ == "Param" for base in kind.__mro__)
 
 
-def _kind(row: Row, *, one: bool) -> Any:
-    """What decides where a leaf of a model stands: its collection; of Variables, nothing."""
-    return None if one else row.kind
-
-
 def _heads(rows: Sequence[Row], *, one: bool) -> dict[Any, Pattern]:
-    """The key path below which the leaves of each collection stand."""
+    """The key path below which the leaves of each collection stand; of Variables, those of all."""
     groups: dict[Any, list[Row]] = collections.defaultdict(list)
     for row in rows:
-        groups[_kind(row, one=one)].append(row)
+        groups[None if one else row.kind].append(row)
     return {kind: _head(group) for kind, group in groups.items()}
 
 
@@ -288,6 +284,8 @@ def _segments(row: Row) -> int:
 
 def _separator(table: Layout) -> str:
     """What joins the segments of all paths to one key, as in flat files; empty where nothing does."""
+    if any(len(row.key) != 1 for row in table.rows):  # as of nearly all
+        return ""
     bodies = {row.body or 0 for row in table.rows}
     placed = [(row, row.key) for row in table.rows]
     return separator_of(placed, min(bodies, default=0), 0)

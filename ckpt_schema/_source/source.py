@@ -171,8 +171,9 @@ def _verify(text: str, tables: Mapping[str, Layout]) -> dict[str, Any]:
 
 def _differences(table: Layout, made: Layout) -> Iterator[Mismatch]:
     """In what a layout that was made of a text differs from the one that it was written for."""
-    known = {row.path: row for row in made.rows}
-    for row in table.rows:
+    rows = (table.rows, made.rows) if table.rows != made.rows else ((), ())
+    known = {row.path: row for row in rows[1]}
+    for row in rows[0]:
         other = known.pop(row.path, None)
         if other != row:
             hint = "declare it by hand; please report it, with the layout"
