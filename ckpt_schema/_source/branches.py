@@ -13,7 +13,7 @@ from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._layouts.immutable import immutable
 from ckpt_schema._layouts.leaves import ConstantKey, Fill, FreshKey, Leaf
-from ckpt_schema._layouts.paths import Index, Pattern
+from ckpt_schema._layouts.paths import Index
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._source.flat_keys import Placed, holds_levels, parted_key, separator_of
 from ckpt_schema._source.importing import Imports, quoted
@@ -128,7 +128,10 @@ class Grower:
 
     def _below(self, group: Sequence[Placed], at: _At) -> _Below:
         """What is below an attribute."""
-        mark = (at.axes, *[_mark(row, key, at) for row, key in group])
+        depth, start = at.depth, at.start
+        # What tells the rows from those of other parts; objects by their identity, for rows share them.
+        marks = [(row.path[depth:], key[start:], *map(id, _told(row))) for row, key in group]
+        mark = (at.axes, *marks)
         known = self._known.get(mark)
         if known is None:
             separator = separator_of(group, at.depth, at.start)
@@ -171,13 +174,9 @@ class Grower:
             yield "optional", "True"
 
 
-_told = operator.attrgetter("leaf", "repeats", "kind", "metadata", "default", "held")
-
-
-def _mark(row: Row, key: Pattern, at: _At) -> tuple[object, ...]:
-    """What tells a row from others of the same attribute elsewhere; objects by their identity, for rows share them."""
-    objects = tuple(map(id, _told(row)))
-    return row.path[at.depth :], key[at.start :], row.optional, row.ephemeral, *objects
+_told = operator.attrgetter(
+    "leaf", "repeats", "kind", "metadata", "default", "held", "optional", "ephemeral"
+)
 
 
 def _end(group: Sequence[Placed], at: _At, name: str, is_list: bool) -> int:
@@ -186,7 +185,7 @@ def _end(group: Sequence[Placed], at: _At, name: str, is_list: bool) -> int:
     if is_list:
         symbols = (n for n in range(at.start, len(first)) if isinstance(first[n], Index))
         return next(symbols, at.start) + 1
-    shares = all(key[at.start : at.start + 1] == first[at.start : at.start + 1] for _, key in group)
+    shares = len({key[at.start : at.start + 1] for _, key in group}) == 1
     segment = first[at.start] if at.start < len(first) else ""
     if shares and not isinstance(segment, Index) and paths.named(segment) == name:
         return at.start + 1
