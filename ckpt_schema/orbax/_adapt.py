@@ -385,6 +385,8 @@ def _elsewhere(
         is_below = any(key[: len(other)] == other for other in found)
         if is_below or part is None or not isinstance(part.tree, dict):
             continue
+        if not words.rules and not have_in_common(part.tree, target):
+            continue  # names that nothing else joins, which takes longer to tell
         try:
             _adapted(part, target, name, words)
         except CkptSchemaError:
