@@ -114,6 +114,9 @@ ORDER = """
     _lens.derive.view_names
     _lens.derive.levels
     _lens.derive.repeats
+    _lens.derive.named_axes
+    _lens.derive.row_spellings
+    _lens.derive.padded_rows
     _lens.derive.relations
     _lens.derive.axis_shares
     _lens.derive.parts

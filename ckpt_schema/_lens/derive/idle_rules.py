@@ -12,14 +12,19 @@ import difflib
 from collections.abc import Container, Iterator, Sequence
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts.dims import Dim
+from ckpt_schema._layouts.dims import Dim, Sum
+from ckpt_schema._layouts.formats import FORMATS
+from ckpt_schema._layouts.leaves import ANY_FLOAT
 from ckpt_schema._layouts.table import Layout, Row, Series
 from ckpt_schema._lens import expressions
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
 from ckpt_schema._lens.derive.joins import Join
-from ckpt_schema._lens.derive.leaf_rules import PaddedAxis, Told
+from ckpt_schema._lens.derive.leaf_rules import PaddedAxis, Told, ValueRule
+from ckpt_schema._lens.derive.named_axes import spots_called
 from ckpt_schema._lens.derive.names import Names
-from ckpt_schema._lens.derive.relations import applies, stripped
+from ckpt_schema._lens.derive.padded_rows import stripped
+from ckpt_schema._lens.derive.repeats import count_of
+from ckpt_schema._lens.derive.row_parts import mentions
 from ckpt_schema._lens.derive.scope import Scope, standing
 from ckpt_schema._lens.derive.ties import originals
 from ckpt_schema._lens.rules import Fuse, RawKey, Rename, Rule, Tie
@@ -228,8 +233,36 @@ def _applied(tables: Tables, join: Join) -> Iterator[int]:
     for before, after in [*pairs]:
         pairs.append((stripped(before, padding), stripped(after, padding)))
     for rule in changes:
-        if any(applies(rule, pair) for pair in pairs):
+        if any(_applies(rule, pair) for pair in pairs):
             yield id(rule)
+
+
+def _applies(rule: ValueRule, rows: tuple[Row, Row]) -> bool:
+    """Whether a rule says anything of a leaf that has these rows, one of which may be a part of the other."""
+    dtypes = {row.leaf.dtype for row in rows}
+    are_floats = dtypes <= FORMATS.keys() | {ANY_FLOAT}
+    if isinstance(rule, Reverse):
+        return any(spots_called(row, rule.dim) for row in rows)
+    if isinstance(rule, Repeated):
+        return count_of(rows[0], rule) != count_of(rows[1], rule)
+    if isinstance(rule, Rounding):
+        # Of any float it is not known which, or was not when the rule was written.
+        may_differ = any(row.leaf.any_float or row.leaf.is_open for row in rows)
+        return are_floats and (may_differ or len(dtypes) > 1)
+    # What changes nothing is meant so: it says of moments that they stay as they are.
+    is_float = rows[0].leaf.dtype in FORMATS or rows[0].leaf.is_open
+    if isinstance(rule, Factor):
+        return rule.factor == 1 or is_float
+    if isinstance(rule, Offset):
+        return not rule.amount or is_float
+    if isinstance(rule, RawKey):
+        return rows[0].leaf.is_key != rows[1].leaf.is_key
+    # Of a list in several parts each has a term of its length.
+    dims: list[Dim] = [rule.large]
+    for factor in rule.large:
+        if isinstance(factor, Sum):
+            dims += factor.terms
+    return any(mentions(row, dim) for row in rows for dim in dims)
 
 
 def _leaf_for(rule: _Change) -> str:

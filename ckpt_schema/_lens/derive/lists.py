@@ -32,8 +32,9 @@ from ckpt_schema._lens.derive.joins import Join, joins_of
 from ckpt_schema._lens.derive.leaf_joins import with_moments
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told, spoken, told
 from ckpt_schema._lens.derive.moments import Moments
+from ckpt_schema._lens.derive.padded_rows import stripped
 from ckpt_schema._lens.derive.parts import Divided, Numbered, listed
-from ckpt_schema._lens.derive.relations import GivenSizes, stripped, undecided
+from ckpt_schema._lens.derive.relations import GivenSizes, undecided
 from ckpt_schema._lens.derive.scope import Hit, Scope, standing
 from ckpt_schema._lens.derive.wholes import Group, Member, lacking, memberships, span
 from ckpt_schema._lens.rules import Apart, Fuse, Private, Rename, Reset, Rule, Tie, verify_rules

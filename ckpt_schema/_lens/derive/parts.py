@@ -23,11 +23,11 @@ from ckpt_schema._lens.derive.axis_shares import AxisShare, axis_shares, cut_by,
 from ckpt_schema._lens.derive.bounds import composed_if_known
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told
+from ckpt_schema._lens.derive.padded_rows import stripped
 from ckpt_schema._lens.derive.relations import (
     GivenSizes,
     Relation,
     relate,
-    stripped,
     undecided,
 )
 from ckpt_schema._lens.derive.row_parts import RowPart, Within
