@@ -65,6 +65,7 @@ COMMANDS = {
     "memory": Command(("tests/benchmarks/bench_memory.py",)),
     "gpu": Command(("-W", "ignore", "tests/on_gpu.py")),
     "restore": Command(("-W", "ignore", "tests/benchmarks/bench_restore.py")),
+    "hf": Command(("-W", "ignore", "tests/benchmarks/bench_hf.py")),
     "processes": Command(("tests/benchmarks/bench_processes.py",)),
     "convert": Command(("-W", "ignore", "tests/benchmarks/bench_convert.py")),
     "kills": Command(("-W", "ignore", "tests/support/killed.py")),
