@@ -18,7 +18,7 @@ from ckpt_schema._lens.derived_lens import derive
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule, tie
 from ckpt_schema._messages.text import shown
-from ckpt_schema._trees.slots import SlotFinder
+from ckpt_schema._trees.conformance import Matcher
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 
 __all__ = [
@@ -117,10 +117,10 @@ class Family:
             CheckpointMismatchError: There is no such folder, its files are damaged, or its config
                 is that of another family.
         """
-        names = [*hf.metadata(path)]
+        tensors = hf.metadata(path)
         self._verify_type(path)
         spelled = self._spelled(forms or self.spellings)
-        nearest = min(spelled, key=lambda spelling: _distance(spelling.files, names))
+        nearest = min(spelled, key=lambda form: Matcher(layout(form.files)).distance(tensors))
         return FileForm(hf.as_stored(nearest.files, path), nearest.rules)
 
     def dims_from(self, config: Mapping[str, Any] | epath.PathLike) -> dict[str, int]:
@@ -273,17 +273,3 @@ def _renamed(key: Pattern, old: str, new: str) -> Pattern:
     if isinstance(first, str) and first.startswith(old):
         return (new + first.removeprefix(old), *rest)
     return key
-
-
-def _distance(files: type[Schema] | Layout, names: Iterable[str]) -> int:
-    """How many names a layout has no place for, and how many of its rows have no name."""
-    table = layout(files)
-    slot = SlotFinder(table).slot
-    unknown, met = 0, set[int]()
-    for name in names:
-        found = slot((name,), stored=True)
-        if found is None:
-            unknown += 1
-        else:
-            met.add(found[0])
-    return unknown + len(table.rows) - len(met)
