@@ -1033,7 +1033,7 @@ class Lenient(Lens):
 
     @functools.cached_property
     def _forward(self) -> Translator:
-        return _Lenient(self, self.dims, self._closed)
+        return _Lenient(self, self.dims, self._closed, self.matchers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -168,7 +168,7 @@ def test_parts_of_unequal_sizes_are_offered_a_sum() -> None:
 
 def test_a_warning_of_square_leaves_can_be_followed() -> None:
     old, new = ({"params": {name: {"kernel": numbers(4, 4)}}} for name in ("Dense_0", "key"))
-    with pytest.warns(cs.AxesWarning, match="in the place of rules") as caught:
+    with pytest.warns(cs.AxesWarning, match="in the place of those") as caught:
         cs.adapt(old, new, rules=[cs.rename("Dense_0", "key")])
     [line] = re.findall(r"rename\(.*\)", str(caught[0].message))
     with warnings.catch_warnings():

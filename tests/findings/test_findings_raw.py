@@ -136,7 +136,7 @@ RAW: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "an int key beside a string key": (
         lambda: cs.layout(mixed()),
-        ["b ", "keys of one kind", "int key 0 and the string key b", "in quotes"],
+        ["0  expected", "keys of one kind", "int key 0 and the string key b", "in quotes"],
     ),
     "type": (declared(type=object()), ["Declared.w", "a Variable type", "object", "field"]),
     "type, a key": (declared(type=cs.fresh_key(0)), ["Declared.w", "a Variable type", "FreshKey"]),
