@@ -193,6 +193,7 @@ ORDER = """
     _lens.adapt.open_names
     _lens.adapt.lone_nodes
     _lens.adapt.lone_stacks
+    _lens.adapt.older_streams
     _lens.adapt.one_sided
     _lens.adapt.siblings
     _lens.adapt.scan_lines

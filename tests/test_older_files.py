@@ -45,7 +45,7 @@ MODULES = ["0.5.3", "0.11.0"]
 @pytest.fixture(scope="session")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("older")
-    for archive in ARCHIVES.glob("*.tar.xz"):
+    for archive in ARCHIVES.glob("orbax-*.tar.xz"):
         name = archive.name.removesuffix(".tar.xz").removeprefix("orbax-")
         with tarfile.open(archive) as packed:
             packed.extractall(folder / name, filter="data")
@@ -197,13 +197,10 @@ class Training(nnx.Module):
         self.optimizer = nnx.Optimizer(self.model, TX, wrt=nnx.Param)
 
 
-STREAMS = [cs.rename("**/rngs/default", "**/rngs"), cs.raw_key("**/rngs/key")]
-
-
 @pytest.mark.parametrize("release", MODULES)
 def test_an_optimizer_that_held_its_module(archives: Path, release: str) -> None:
     training = Training()
-    assert cs.orbax.restore(archives / release / "module", training, rules=STREAMS) is training
+    assert cs.orbax.restore(archives / release / "module", training) is training
     found = nnx.to_pure_dict(nnx.state(training))
     adam = found["optimizer"]["opt_state"][0]
     for times, node in ((1, found["model"]), (2, adam["mu"]), (3, adam["nu"])):
@@ -215,10 +212,3 @@ def test_an_optimizer_that_held_its_module(archives: Path, release: str) -> None
     raw = cs.orbax.load(archives / release / "module", only="**/key/*")
     own = raw["model"]["dropout"]["rngs"]["default"]["key"]
     assert np.array_equal(jax.random.key_data(stream["key"]), next(iter(own.values())))
-
-
-@pytest.mark.parametrize("release", MODULES)
-def test_a_stream_that_has_another_path_is_not_left_out(archives: Path, release: str) -> None:
-    with pytest.raises(cs.DerivationError) as error:
-        cs.orbax.restore(archives / release / "module", Training())
-    assert "dropout/rngs/default/count" in str(error.value)

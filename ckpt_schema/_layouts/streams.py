@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckpt_schema._layouts import leaves
@@ -11,7 +12,7 @@ from ckpt_schema._layouts.fields import Field
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.schema import Schema
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "is_raw_key"]
 
 if TYPE_CHECKING:
     from typing import Literal as Stream  # to a type checker, Stream["urbg"] is a legal annotation
@@ -33,3 +34,13 @@ def _stream(impl: str) -> type[Schema]:
         "count": Field(type="RngCount", axis=0),
     }
     return types.new_class(f"Stream[{impl}]", (Schema,), exec_body=lambda body: body.update(names))
+
+
+def is_raw_key(dtype: str, axes: Sequence[object]) -> bool:
+    """Whether a leaf may be the raw data of keys, whose last axis has 2 words for fry, and 4 for others.
+
+    Args:
+        dtype: Its dtype.
+        axes: Its shape, or its dims.
+    """
+    return dtype == "uint32" and len(axes) > 0 and axes[-1] in (2, 4, (2,), (4,))

@@ -9,6 +9,7 @@ from typing import Any
 from ckpt_schema._frameworks.envelopes import Envelope, Found, Read
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, named
+from ckpt_schema._layouts.streams import is_raw_key
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = ["Fold", "Folds", "folded"]
@@ -218,11 +219,14 @@ class _Lists:
     def _is_stream(self, key: KeyPath) -> bool:
         """Whether a leaf is a key, or the count beside one.
 
-        A checkpoint has lost its Variable type.
+        A checkpoint has lost its Variable type; an older one has lost what kind of key it is, too.
         """
-        beside = self._keys.get((*key[:-1], "key")) if key[-1] == "count" else self._keys[key]
-        told = leaves.signature(beside.value) if beside is not None else None
-        return told is not None and str(told[1]).startswith("key<")
+        at = (*key[:-1], "key") if key[-1] == "count" else key
+        told = leaves.signature(self._keys[at].value) if at in self._keys else None
+        if told is None or str(told[1]).startswith("key<"):
+            return told is not None
+        has_count = (*at[:-1], "count") in self._keys
+        return at[-1] == "key" and has_count and is_raw_key(str(told[1]), told[0])
 
     def _alike(self, rests: Mapping[Pattern, Mapping[int, Pattern]]) -> bool:
         """Whether every member of a list has every leaf, of one shape and dtype."""

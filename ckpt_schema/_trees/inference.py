@@ -202,15 +202,23 @@ def _in_one_key(rows: Sequence[Row], flat: FlatTree, joined: str) -> Iterator[Ro
 def _levels_on_disk(flat: FlatTree) -> Sequence[str]:
     """The names of the levels that Variables add, where the leaves stand in such, as a save writes them.
 
-    Under ``value`` they all stand; some have values with parts. Under ``raw_value`` the counts of
-    an optimizer do not.
+    Under ``value`` they all stand; some have values with parts. Under ``raw_value``, and under
+    ``value`` until Flax 0.10, the counts of an optimizer do not.
     """
     usual, older = VALUE_LEVELS
     ends = {key[-1] for key in flat.keys} if flat.stored else set[Key]()
     if older in ends:
         return (older,)
-    is_whole = usual in ends and all(usual in key[1:] for key in flat.keys)
-    return (usual,) if is_whole else ()
+    if usual not in ends:
+        return ()
+    bare = [at for at, key in enumerate(flat.keys) if usual not in key[1:]]
+    return (usual,) if all(_is_count(flat, at) for at in bare) else ()
+
+
+def _is_count(flat: FlatTree, at: int) -> bool:
+    """Whether a leaf is a number of an optimizer's own."""
+    told = leaves.signature(flat.leaves[at])
+    return OPTIMIZER_STATE in flat.keys[at] and told is not None and told[0] == ()
 
 
 def _numbered(read: Read, nodes: Sequence[_Held]) -> tuple[Read, list[_Held]]:

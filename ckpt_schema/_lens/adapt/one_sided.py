@@ -1,7 +1,7 @@
 """The lens between two layouts that were read off, whose one-sided leaves nobody has named.
 
-Streams, caches and records that one side alone has are private to it; what else has no partner is
-an error.
+Streams, caches and records that one side alone has are private to it, and streams of older releases
+go where they stand today; what else has no partner is an error.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.adapt.lone_nodes import lone_nodes
 from ckpt_schema._lens.adapt.lone_stacks import with_lone_stacks
+from ckpt_schema._lens.adapt.older_streams import older_streams
 from ckpt_schema._lens.adapt.open_names import open_names
 from ckpt_schema._lens.derived_lens import derive
 from ckpt_schema._lens.lens import Lens
@@ -28,6 +29,9 @@ def derived(left: Layout, right: Layout, rules: list[Rule], keeps: Keeps | None)
     try:
         return derive(left, right, rules=rules)
     except DerivationError as error:
+        streams = [rule for rule in older_streams(error, left, right) if rule not in rules]
+        if streams:
+            return derived(left, right, [*rules, *streams], keeps)
         # What derive calls certain of such leaves is a rule for each. A rename is never taken unasked:
         # it would carry the weights of one node into another that nobody has named.
         own = [rule for rule in error.rules if isinstance(rule, Private)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, format_path
+from ckpt_schema._layouts.streams import is_raw_key
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.read_sides import ReadSide, ReadSides
 from ckpt_schema._lens.rules import Move, Rename, Reset, Rule
@@ -199,9 +200,10 @@ def is_stream(path: KeyPath, held: Mapping[Any, tuple[Leaf, Any]]) -> bool:
         path: Where it stands.
         held: All that stands beside it, and it: the leaves, and what else is known of them.
     """
-    is_count = path[-1:] == ("count",)  # a sibling that is a leaf itself has no path
-    leaf, _ = held.get((*path[:-1], "key"), held[path]) if is_count else held[path]
-    return leaf.is_key
+    at = (*path[:-1], "key") if path[-1:] == ("count",) else path
+    leaf, _ = held.get(at, held[path])  # a sibling that is a leaf itself has no path
+    has_count = at[-1:] == ("key",) and (*at[:-1], "count") in held
+    return leaf.is_key or (has_count and is_raw_key(leaf.dtype, leaf.dims))
 
 
 def _strangers(own: ReadSide, other: ReadSide) -> set[tuple[int, Any]]:

@@ -17,6 +17,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import overlaps, paths
 from ckpt_schema._layouts.leaves import Fill, FreshKey
 from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.streams import is_raw_key
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.alignment import Alignment
 from ckpt_schema._lens.derive.nameless_states import nameless_rows, nameless_told
@@ -286,7 +287,7 @@ class _Left:
         rows = [one.row for one in loose]
         few = max(len(loose), len(others)) <= _NEAR
         named = {"/".join(row.model_path): row for row in rows} if few else {}
-        raw = [row for row in rows if row.leaf.dtype == "uint32" and row.leaf.dims[-1:] in _WORDS]
+        raw = [row for row in rows if is_raw_key(row.leaf.dtype, row.leaf.dims)]
         keys = [row for row in rows if row.leaf.is_key]
         counts = [row for row in rows if _kind(row) == "count"]
         return cls({_plain(row): row for row in rows}, named, raw, keys, counts)
@@ -295,12 +296,8 @@ class _Left:
         """Raw data that a key may be, and keys that raw data may be."""
         if row.leaf.is_key:
             return self.raw
-        is_raw = row.leaf.dtype == "uint32" and row.leaf.dims[-1:] in _WORDS
+        is_raw = is_raw_key(row.leaf.dtype, row.leaf.dims)
         return self.keys if is_raw else ()
-
-
-_WORDS = {((2,),), ((4,),)}
-"""The last axis of the raw data of keys."""
 
 
 def _plain(row: Row) -> Any:
