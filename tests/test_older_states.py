@@ -200,3 +200,20 @@ def test_raw_data_of_two_implementations_is_an_error_that_says_what_to_write() -
     old["dropout"]["rngs"]["default"]["key"] = np.ones(4, "uint32")
     with pytest.raises(cs.DerivationError, match=r"raw_key\('dropout/rngs/key'\)"):
         cs.adapt(old, newer_state("default", impl="rbg"))
+
+
+class Stack(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([Lone(rngs) for _ in range(2)])
+
+
+def test_a_stream_that_layers_share_keeps_no_list_apart() -> None:
+    first, second = older_state(default=1), older_state()
+    del second["dropout"]
+    old, new = {"layers_0": first, "layers_1": second}, nnx.state(Stack(nnx.Rngs(5)))
+    found = flat(nnx.to_pure_dict(cs.adapt(old, new).get(old, onto=new)))
+    own = flat(nnx.to_pure_dict(new))
+    for number in range(2):
+        key = f"layers/{number}/dropout/rngs/key"
+        assert found[f"layers/{number}/dense/kernel"].all()
+        assert found[key].tolist() == own[key].tolist()
