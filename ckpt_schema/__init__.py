@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckpt_schema import blocks as blocks
     from ckpt_schema import discovery as discovery
     from ckpt_schema import families as families
     from ckpt_schema import hf as hf
@@ -142,7 +143,7 @@ _HOMES = {
     "_source.source": ("to_source",),
     "_json.json_text": ("from_json", "to_json"),
 }
-_MODULES = ("discovery", "families", "hf", "linen", "nnx", "orbax")
+_MODULES = ("blocks", "discovery", "families", "hf", "linen", "nnx", "orbax")
 _NAMES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -174,6 +175,7 @@ __all__ = [
     "apart",
     "assert_conforms",
     "assert_trees_identical",
+    "blocks",
     "breaking",
     "cast",
     "check",

@@ -199,6 +199,10 @@ ORDER = """
     _lens.adapt.scan_lines
     _lens.adapt.stacks
     _lens.adapt.adaptation
+    blocks._around
+    blocks.linen
+    blocks.nnx
+    blocks
     _source
     _source.flat_keys
     _source.importing
@@ -365,7 +369,7 @@ PUBLIC = {
     *("families", "families.gemma2", "families.gemma3", "families.gpt2", "families.llama"),
     *("families.mixtral", "families.qwen2", "families.qwen3", "families.qwen3_moe"),
     *("families.vit", "families.whisper"),
-    *("testing", "testing.strategies"),
+    *("blocks", "blocks.linen", "blocks.nnx", "testing", "testing.strategies"),
     *("demo", "demo.corpus", "demo.linen_gpt", "demo.nnx_gpt", "demo.schemas", "demo.training"),
     *("demo.report", "demo.matrix"),
 }

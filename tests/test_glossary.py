@@ -14,6 +14,16 @@ GLOSSARY = ROOT.parent / "docs" / "glossary.md"
 ENTRY = re.compile(r"^\| (?P<word>[^|]+?) \| (?P<meaning>[^|]+?) \| (?P<where>[^|]+?) \|$", re.M)
 # Names that stand in two modules all the same, and why.
 TWICE = {
+    "linen": "Linen's layouts, and Linen's layers",
+    "nnx": "NNX's layouts, and NNX's layers",
+    **dict.fromkeys(
+        ("Bidirectional", "GRUCell", "LSTMCell", "MultiHeadAttention", "OptimizedLSTMCell"),
+        "a layer that NNX keeps otherwise than Linen",
+    ),
+    **dict.fromkeys(
+        ("RNN", "SimpleCell", "SpectralNorm", "WeightNorm"),
+        "a layer that NNX keeps otherwise than Linen",
+    ),
     "Decoder": "a model with a head of its own: each family's",
     "Files": "the files of a model with a head of its own: each family's",
     "TiedDecoder": "a model whose head is its embedding: each family's",

@@ -121,6 +121,12 @@ def test_what_the_page_on_leaves_of_which_one_side_has_more_says_runs() -> None:
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "parts"})
 
 
+def test_what_the_page_on_blocks_says_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = README.parent / "docs" / "blocks.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "blocks"})
+    assert "dropout/rngs/key" in capsys.readouterr().out
+
+
 def test_what_the_page_on_discovery_says_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = README.parent / "docs" / "discover.md"
     exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "discovery"})

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-MODULES = ("", ".linen", ".nnx", ".orbax", ".hf", ".discovery", ".testing")
+MODULES = (
+    "",
+    ".linen",
+    ".nnx",
+    ".blocks.linen",
+    ".blocks.nnx",
+    ".orbax",
+    ".hf",
+    ".discovery",
+    ".testing",
+)
 SHOWN_ELSEWHERE = {"discover"}  # of `ckpt_schema.discovery`, which `ckpt_schema` has too
 
 

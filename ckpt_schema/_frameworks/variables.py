@@ -143,7 +143,8 @@ class Variables(Dicts):
 
         ``Param``, or for keys ``RngKey``, is what a field that names no type means.
         """
-        kind = variable_type(row.kind, row.leaf)
+        # A plain array stays one: it is in no Variable, and nothing trains it.
+        kind = row.kind if row.kind is jax.Array else variable_type(row.kind, row.leaf)
         return dataclasses.replace(row, kind=kind, inside=row.held[0][0] if row.held else 0)
 
     def leaf(self, row: Row) -> Row:
@@ -161,7 +162,9 @@ class Variables(Dicts):
             fault = Mismatch("wrt", "declaration", "a filter of flax.nnx", repr(wrt), hint)
             raise SchemaError("an optimizer is not well declared", [fault])
         is_trained = nnx.filterlib.to_predicate(nnx.Param if wrt is None else wrt)
-        return lambda row, key: bool(is_trained(key, row.kind(0, **dict(row.metadata))))
+        return lambda row, key: (
+            row.kind is not jax.Array and bool(is_trained(key, row.kind(0, **dict(row.metadata))))
+        )
 
     def kept(self, *, mirror: bool, boxed: bool) -> Any:
         """The Variable type of a leaf of an optimizer state."""
@@ -233,6 +236,8 @@ def build_state(
     """
     structures: dict[Any, TreeDef] = {}
     for key, row in variables.items():
+        if row is not None and row.kind is jax.Array:
+            continue
         parent = values
         for segment in key[:-1]:
             parent = parent[segment]

@@ -266,7 +266,9 @@ def _plain(key: Pattern) -> KeyPath:
 
 def _key(attribute: Attribute, collection: str | None) -> Pattern:
     """How the layout spells an attribute: for a model whose collections stand apart, the leaves of one."""
-    text = attribute.field.key
+    text: Any = attribute.field.key
+    if isinstance(text, tuple):
+        return text
     if isinstance(text, Mapping):
         name = collection or USUAL_COLLECTION
         text = text.get(name, text.get(..., "")).replace("{collection}", name)

@@ -34,7 +34,7 @@ __all__ = [
 class Field:
     """What `field` was told; see there."""
 
-    key: str | Mapping[Any, str] | None = None
+    key: str | Mapping[Any, str] | tuple[Any, ...] | None = None
     default: Any = None
     scan: str | int | None = None
     axis: int | None = None
@@ -102,7 +102,7 @@ class StateField(Field):
 
 def field(
     *,
-    key: str | Mapping[Any, str] | None = None,
+    key: str | Mapping[Any, str] | tuple[Any, ...] | None = None,
     default: Any = None,
     scan: str | int | None = None,
     axis: int | None = None,
@@ -122,7 +122,8 @@ def field(
         key: How this layout spells the attribute, where that is not its name: ``"LayerNorm_0"``, ``"dropout/rngs"``, with an
             index symbol for a list: ``"layers/{i}"`` (int keys), ``"layers_{i}"``, ``"layers/'{i}'"`` (string keys), also
             ``{i+1}``, ``{2*i+1}`` and ``{i:02}``. Empty for a schema whose leaves stand beside this attribute's own, not below
-            it. Of a model with Linen collections, the key of each: ``{"params": "params", ...: "{collection}"}``.
+            it. Of a model with Linen collections, the key of each: ``{"params": "params", ...: "{collection}"}``. A tuple is
+            the keys themselves, where one is neither text nor a number: ``("batch_stats", ("kernel", "u"))``.
         default: What the leaves below hold where the other layout has no place for them: a number, `fresh_key`
             or `constant_key`; or another leaf, `same_as`, which an optional leaf falls back on.
         scan: The dim that counts the repeats which are stacked in each leaf below, as ``nn.scan`` does.
@@ -131,6 +132,7 @@ def field(
         dims: New names (or fixed sizes) for dims of the schema used here: ``{"mlp": "ff"}``. An axis
             may become several: ``{"out_features": "heads head_dim"}``.
         type: The NNX Variable type of the leaves below, as a class or by its name in ``flax.nnx``; ``Param`` unless given.
+            ``jax.Array`` is that of a plain array, which no Variable holds.
         collection: The Linen variable collection of the leaves below; ``params`` unless given.
         optional: Whether a tree may lack this attribute.
         ephemeral: Whether it is left out of checkpoints, as caches and intermediates are; a tree may lack it. A restore leaves
@@ -224,6 +226,8 @@ def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
             several: list[Any] = list(value.values())
             if not all(isinstance(each, str) for each in several):
                 yield argument, "a string for each collection", shown(dict(value))
+            continue
+        if argument == "key" and isinstance(value, tuple) and value:
             continue
         if value is not None and not isinstance(value, str):
             yield argument, "a string", shown(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -66,21 +67,21 @@ def abstract(
     table, given = layout(source, dtype=dtype), {} if axes is None else axes
     verify_closed(table, "an abstract state", 'add dtype="bfloat16"')
     sizes = table.bound(dims)
-    faults = [*_unsized(table, sizes), *_unknown(table, mesh, given)]
+    rows = tuple(row for row in table.rows if row.default is not None or not row.optional)
+    kept = dataclasses.replace(table, rows=rows)  # whose dims alone have to have sizes
+    faults = [*_unsized(kept, sizes), *_unknown(table, mesh, given)]
     if faults:
         raise SchemaError(f"no abstract state of {table.name}", faults)
-    rows = {n for n, row in enumerate(table.rows) if row.default is not None or not row.optional}
-    specs = {n: _spec(table.rows[n], sizes, mesh, given, faults) for n in sorted(rows)}
+    specs = [_spec(row, sizes, mesh, given, faults) for row in rows]
     if faults:
         raise SchemaError(f"no abstract state of {table.name}", faults)
     made: list[Any] = []
-    for entry in table.entries(sizes):
-        number, row = entry.slot[0], table.rows[entry.slot[0]]
-        if number in rows:
-            sharding = None if mesh is None else NamedSharding(mesh, specs[number])
-            dtype = leaves.dtype_of(row.leaf.dtype)
-            value = jax.ShapeDtypeStruct(entry.shape, dtype, sharding=sharding)
-            made.append((entry.key, row, value))
+    for entry in kept.entries(sizes):
+        number, row = entry.slot[0], rows[entry.slot[0]]
+        sharding = None if mesh is None else NamedSharding(mesh, specs[number])
+        dtype = leaves.dtype_of(row.leaf.dtype)
+        value = jax.ShapeDtypeStruct(entry.shape, dtype, sharding=sharding)
+        made.append((entry.key, row, value))
     return build(table, made, sizes)
 
 
