@@ -194,7 +194,9 @@ def _filled(tree: Any, seed: int) -> Any:
     def value(leaf: Any) -> Any:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.key(int(rng.integers(2**31)))
-        return jnp.asarray(rng.normal(size=leaf.shape) * 100, leaf.dtype)
+        values = rng.normal(size=leaf.shape) * 100
+        counts = jnp.issubdtype(leaf.dtype, jnp.integer)
+        return jnp.asarray(np.abs(values) if counts else values, leaf.dtype)
 
     return jax.tree.map(value, tree)
 

@@ -74,6 +74,7 @@ class OptimizerLeaf:
             self.repeats,
             kind,
             default=default,
+            optional=self.param.optional,  # of a leaf that a tree lacks nothing is kept
             body=len(start),
             inside=inside,
             mirrors="/".join(self.param.path),

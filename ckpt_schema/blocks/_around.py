@@ -48,7 +48,7 @@ class Beside(NamedTuple):
 def around(
     kind: type[Schema],
     layers: dict[str, Any],
-    beside: Callable[[Inner], tuple[Beside, ...]] | None = None,
+    beside: Callable[[Inner], tuple[Beside, ...]] = lambda inner: (),
 ) -> type[Schema]:
     """The class of a layer around others: one for each choice of them.
 
@@ -62,19 +62,20 @@ def around(
     """
     for layer in layers.values():
         schema_name(layer)
-    return _around(kind, tuple(layers.items()), beside)
+    made: Any = _around  # a class is hashable, whatever a schema is open to
+    return made(kind, tuple(layers.items()), beside)
 
 
 @functools.cache
 def _around(
     kind: type[Schema],
     layers: tuple[tuple[str, Any], ...],
-    beside: Callable[[Inner], tuple[Beside, ...]] | None,
+    beside: Callable[[Inner], tuple[Beside, ...]],
 ) -> type[Schema]:
     annotations: dict[str, Any] = dict(layers)
     members: dict[str, Any] = {"__module__": kind.__module__, "__doc__": kind.__doc__}
     for _, layer in layers:
-        for inner in _params(layer) if beside is not None else ():
+        for inner in _params(layer):
             for kept in beside(inner):
                 name = "_".join([*map(str, inner.key), kept.name])
                 annotations[name] = Leaf(dims_.parse_dims(kept.dims), ANY_FLOAT)
