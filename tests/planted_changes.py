@@ -106,6 +106,18 @@ def trained(*given: Any, tx: Any = ADAM) -> Any:
     return nnx.state(Training(Net(*given), tx))
 
 
+class Averaged(Training):
+    """A training that keeps an average of its model."""
+
+    def __init__(self) -> None:
+        super().__init__(Net())
+        self.ema = Net()
+
+
+def averaged() -> Any:
+    return nnx.state(Averaged())
+
+
 class Cached(nnx.Module):
     """A model that keeps what a pass leaves behind."""
 
@@ -217,6 +229,7 @@ PLANTED: Mapping[str, Change] = {
     "a stream added to a module": Change(trained, lambda: trained(nnx.Param, 1), "S"),
     "a key added": to(rng=jax.random.key(1), broken="S"),
     "averages added": to(ema_params=model(), broken="S"),
+    "averages added to a module": Change(trained, averaged, "S"),
     "what a pass leaves behind": Change(lambda: nnx.state(Net()), lambda: nnx.state(Cached()), "W"),
     "another implementation of a key": Change(
         lambda: state(rng=jax.random.key(0)), lambda: state(rng=jax.random.key(0, impl="rbg")), "SE"

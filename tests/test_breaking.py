@@ -39,7 +39,7 @@ def test_what_is_said_of_a_change_is_what_restores_do(name: str) -> None:
     assert not planted.fault(CHANGES[name])
 
 
-@pytest.mark.parametrize("name", sampled([*CHANGES], 3, 1))
+@pytest.mark.parametrize("name", CHANGES)  # without a disk all of them take 3 seconds
 def test_each_change_breaks_the_rules_that_it_should(name: str) -> None:
     _, own, _ = planted.found_broken(CHANGES[name])
     assert own == CHANGES[name].broken

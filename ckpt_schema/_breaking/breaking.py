@@ -14,6 +14,7 @@ from etils import epath
 from ckpt_schema._breaking.saved_form import saved_form
 from ckpt_schema._breaking.verdicts import MEANINGS, Breaking, Migration, RuleName, Verdict
 from ckpt_schema._diff.comparing import diff
+from ckpt_schema._frameworks.state_names import WEIGHTS
 from ckpt_schema._frameworks.variables import passing, state_of
 from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._layouts.schema import Schema, layout
@@ -153,11 +154,12 @@ class _Side:
 
 
 def _model(target: Any) -> Any:
-    """The model in a state."""
+    """The model in a state, without the averages of it that are kept beside it."""
     rows = infer_tree(target).rows
-    roots = {row.key[0] for row in rows if row.is_weight}
-    model = roots - {row.key[0] for row in rows if row.optimizer}
-    if not model or len(roots) == len({row.key[0] for row in rows}):
+    roots = {row.key[0] for row in rows}
+    weights = {row.key[0] for row in rows if row.is_weight and row.root == (WEIGHTS,)}
+    model = weights - {row.key[0] for row in rows if row.optimizer}
+    if not model or weights == roots:
         return target
     # A state of NNX hands out states of what is in it, and has something else as its children.
     each = target.items() if isinstance(target, Mapping) else children(target)
