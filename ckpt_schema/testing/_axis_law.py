@@ -221,10 +221,17 @@ def _along(lens: Lens, line: Any, starts: list[int]) -> list[tuple[_Axis, int]]:
         places = np.unravel_index(own, shape)
         for at, place in enumerate(places):
             if len(set(place.tolist())) > 1 or len(own) == 1:
-                steps = abs(int(place[1] - place[0])) if len(own) > 1 else 1
                 axis = at - first if at >= first else None
-                lengths[_Axis(number, axis, shape[at])] = steps
+                lengths[_Axis(number, axis, shape[at])] = _step(place)
     return [*lengths.items()]
+
+
+def _step(place: Any) -> int:
+    """How far apart the places of a line are, 0 where that is not even: such a line is no first factor of its axis."""
+    gaps = {abs(int(gap)) for gap in np.diff(place)}
+    if not gaps:
+        return 1
+    return gaps.pop() if len(gaps) == 1 else 0
 
 
 def _unlike(

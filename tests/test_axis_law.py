@@ -1,0 +1,52 @@
+"""What the law *Naming* asks of the names of axes, where factors of an axis change their places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jaxtyping import Array, Float32
+
+import ckpt_schema as cs
+from ckpt_schema.testing import _axis_law
+from ckpt_schema.testing._axis_law import axes_kept
+from ckpt_schema.testing._laws import LawError
+
+
+class Halves(cs.Schema):
+    """All first halves of a head's columns stand before all second ones, as in a file of Llama."""
+
+    kernel: Float32[Array, "kv*2*half embed"]
+
+
+class Pairs(cs.Schema):
+    """A pair of columns stands together, as where they are rotated in turns."""
+
+    kernel: Float32[Array, "embed kv half*2"]
+
+
+BOXES = _axis_law._boxes
+LENS = cs.derive(Halves, cs.linen.Params[Pairs])
+
+
+@pytest.mark.parametrize("kv", [2, 3, 4])
+@pytest.mark.parametrize("half", [1, 2, 3, 4])
+def test_a_factor_that_takes_turns_is_asked_for_no_name(kv: int, half: int) -> None:
+    lens = LENS.bind(kv=kv, half=half, embed=6)
+    axes_kept(lens)
+    axes_kept(~lens)
+
+
+def nameless(tree: Any) -> Any:
+    """What boxes say of their axes, had each lost its names."""
+    return {
+        at: (kind, (None,) * len(names), leaf) for at, (kind, names, leaf) in BOXES(tree).items()
+    }
+
+
+def test_the_first_factor_is_asked_for_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_axis_law, "_boxes", nameless)
+    with pytest.raises(LawError) as caught:
+        axes_kept(LENS.bind(kv=2, half=2, embed=6))
+    asked = [fault.expected.partition(" on ")[2] for fault in caught.value.mismatches]
+    assert [text.partition(" (")[0] for text in asked] == ["axis 0", "axis 1"]
