@@ -7,9 +7,15 @@ import ckpt_schema
 
 project = "ckpt_schema"
 release = ckpt_schema.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"ckpt_schema {release}"
+
+# The tutorial is a notebook, and runs anew for each site: what it shows is what this code printed.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True  # what fails there fails the build
+nb_execution_timeout = 300  # seconds for a cell, of which none takes ten
+nb_execution_show_tb = True
 
 # Links go to headings of other pages as they do where the pages are read unbuilt.
 myst_heading_anchors = 3

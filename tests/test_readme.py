@@ -54,6 +54,14 @@ def test_what_the_page_on_declaring_says_runs(
     assert "layers" in capsys.readouterr().out
 
 
+def test_what_the_tutorial_says_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = README.parent / "docs" / "tutorial.md"
+    exec(compile(python_of(page.read_text()), str(page), "exec"), {"__name__": "tutorial"})
+    printed = capsys.readouterr().out
+    assert re.search(r"Linen \d\.\d{6}, NNX \d\.\d{6}\n", printed)
+    assert "the models compute different things" in printed
+
+
 def test_each_page_that_the_readme_names_is_there() -> None:
     named = set(re.findall(r"\]\((docs/[\w-]+(?:\.md)?)\)", README.read_text()))
     pages = {f"docs/{page.name}" for page in README.parent.glob("docs/*") if page.is_file()}
@@ -177,6 +185,15 @@ def test_an_error_in_the_readme_names_its_line() -> None:
             {},
         )
     assert raised.traceback[-1].lineno == 7  # counted from 0
+
+
+def test_cells_of_a_notebook_are_read_as_blocks_are_without_their_options() -> None:
+    cell = "```{code-cell} python\n:tags: [hide-input]\n:name: it\n\nx = 1\n```\n"
+    page = f"text\n{cell}```text\ny\n```\n```python\nz = 2\n```\n"
+    lines = python_of(page).split("\n")
+    assert [line for line in lines if line] == ["x = 1", "z = 2"]
+    assert [page.split("\n").index(line) for line in ("x = 1", "z = 2")] == [5, 11]
+    assert [lines.index(line) for line in ("x = 1", "z = 2")] == [5, 11]
 
 
 def test_what_the_page_on_written_schemas_says_runs(capsys: pytest.CaptureFixture[str]) -> None:

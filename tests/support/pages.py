@@ -9,15 +9,18 @@ import re
 import sys
 from pathlib import Path
 
-FENCE = re.compile(r"(?<=^```python\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
+# A block of Python, or a cell of a page that is a notebook, whose options stand before its code.
+FENCE = re.compile(
+    r"^```(?:python|\{code-cell\} python)\n(?::[\w-]+:.*\n)*(?P<code>(?s:.*?))^```$", re.MULTILINE
+)
 
 
 def python_of(text: str) -> str:
     """The Python in a Markdown text, every line at its own line number."""
     lines = [""] * text.count("\n")
     for fence in FENCE.finditer(text):
-        start = text.count("\n", 0, fence.start())
-        code = fence.group().splitlines()
+        start = text.count("\n", 0, fence.start("code"))
+        code = fence["code"].splitlines()
         lines[start : start + len(code)] = code
     return "\n".join(lines)
 
