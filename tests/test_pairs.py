@@ -29,6 +29,14 @@ def test_random_pairs_and_triples_are_what_numpy_says() -> None:
     assert tally.composed >= 12 * TIMES
 
 
+def test_sizes_that_an_error_asks_for_are_asked_until_they_decide() -> None:
+    """One error asks for the size of a padded axis, and the next for that of what is padded."""
+    tally = Tally()
+    tried("0/cases/2338", tally)
+    verify_right(tally, 3)
+    assert tally.decided
+
+
 @pytest.mark.skipif(not THOROUGH, reason="compiles half a minute for a draw of three layouts")
 def test_random_pairs_on_devices() -> None:
     tally = Tally()

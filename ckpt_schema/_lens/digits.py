@@ -191,7 +191,8 @@ def _split(at: Size, unit: Size, width: Size) -> tuple[Size, Size]:
         if offset.nonnegative and (unit - offset - width).nonnegative:
             return slot, offset
     why = f"{width} elements from {at} on do not lie in one block of {unit} for all sizes"
-    raise UndecidedError(why, at, unit)
+    end = () if width.number is not None else (at + width,)
+    raise UndecidedError(why, at, *end, unit)
 
 
 def _length(low: Size, high: Size) -> Size:
