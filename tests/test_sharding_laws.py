@@ -253,6 +253,33 @@ def test_edits_under_a_trace(kind: AxisType) -> None:
     laws.identical(laws.gathered_leaves(traced), laws.gathered_leaves(at.lens.get(s)))
 
 
+class Noise(cs.Schema):
+    key: cs.Key["urbg"]
+
+
+class NoiseStacked(cs.Schema):
+    layers: Noise = cs.field(scan="depth", axis=0)
+
+
+class NoiseListed(cs.Schema):
+    layers: list[Noise] = cs.field(length="depth")
+
+
+def test_typed_keys_on_a_mesh_of_one_device_that_have_the_spec_of_their_words() -> None:
+    one = Mesh(np.array(jax.devices()[:1]), ("x",), axis_types=(AxisType.Auto,))
+    words = jnp.arange(16, dtype=jnp.uint32).reshape(4, 4)
+    placed = jax.device_put(words, NamedSharding(one, PartitionSpec("x", None)))
+    keys = jax.random.wrap_key_data(placed, impl="unsafe_rbg")
+    assert len(keys.sharding.spec) == keys.ndim + 1  # what this is about: red if jax changes
+    listed = cs.derive(NoiseStacked, NoiseListed).get({"layers": {"key": keys}})
+    for number in range(4):
+        key = listed["layers"][number]["key"]
+        assert key.dtype == keys.dtype
+        np.testing.assert_array_equal(jax.random.key_data(key), words[number])
+    stacked = cs.derive(NoiseStacked, NoiseListed).put(listed)
+    np.testing.assert_array_equal(jax.random.key_data(stacked["layers"]["key"]), words)
+
+
 # --- What cannot be kept  ---
 
 

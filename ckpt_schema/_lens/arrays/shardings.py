@@ -235,7 +235,9 @@ def _names(entries: Entries) -> Iterator[str]:
 def _entries(spec: PartitionSpec | tuple[()], rank: int) -> Entries:
     """A spec at full length: ``P('data', ('x', 'y'))`` of rank 3 is ``(('data',), ('x', 'y'), ())``."""
     entries: list[tuple[str, ...]] = []
-    for axes in (*spec, *[None] * (rank - len(spec))):
+    # jax gives typed keys on a mesh of one device the spec of their words, which has an axis more.
+    whole = (*spec, *[None] * (rank - len(spec)))[:rank]
+    for axes in whole:
         if isinstance(axes, tuple):
             entries.append(axes)
         else:
