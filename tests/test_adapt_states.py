@@ -145,6 +145,22 @@ def test_collections_in_a_field_are_the_models(tmp_path: Path) -> None:
     cs.assert_trees_identical(back["params"], state["params"])
 
 
+@pytest.mark.parametrize("model", ["model_state", None], ids=["in a field", "at the root"])
+def test_statistics_of_an_average_are_not_the_models(model: str | None, tmp_path: Path) -> None:
+    own = {model: STATS} if model else STATS
+    tree = {"params": params(), **own, "opt_state": TX.init(params()), "step": jnp.int32(0)}
+    state = filled({**tree, "ema_params": params(), "ema_state": STATS})
+    ocp.save(str(tmp_path / "1"), state)
+    cs.assert_trees_identical(
+        cs.orbax.restore(tmp_path / "1", jax.tree.map(jnp.zeros_like, state)), state
+    )
+    without = [cs.private("ema_params/**", 0.0), cs.private("ema_state/**", 0.0)]
+    run = cs.orbax.restore(tmp_path / "1", Run(), rules=without)
+    stats = (state[model] if model else state)["batch_stats"]["norm"]
+    assert np.array_equal(run.model.norm.mean[...], stats["mean"])
+    assert np.array_equal(run.model.norm.var[...], stats["var"])
+
+
 def test_a_key_stored_as_raw_data_has_the_line(tmp_path: Path) -> None:
     stored = {
         "params": params(),

@@ -99,7 +99,7 @@ def envelope(read: Read) -> Envelope:
         # Other fields of a TrainState, such as a key, are no collections of the model: they keep their own paths.
         below = {leaf.key[1] for leaf in read.leaves if leaf.key[0] == "params" and inner[1:]}
         beside: list[tuple[KeyPath, str]] = [((c,), c) for c in _COLLECTIONS if c in top]
-        beside += _held_collections(read)
+        beside += [held for held in _held_collections(read) if held[1] not in top]
         beside += [(("params", c), c) for c in _COLLECTIONS if c in below]
         weights = ((inner, "params"), *beside)
         found = _mirrored(read, weights, ("opt_state",), inner[1:])
@@ -142,13 +142,23 @@ def envelope(read: Read) -> Envelope:
 
 
 def _held_collections(read: Read) -> Iterator[tuple[KeyPath, str]]:
-    """Where a field of a train state holds collections, and nothing else, as ``model_state`` does."""
+    """Where a field of a train state holds collections, and nothing else, as ``model_state`` does.
+
+    Of several that hold the same one, an average is not the model's. Where this leaves more than
+    one, none is: each keeps its own path.
+    """
     held: dict[Key, set[Key]] = {}
     for leaf in read.leaves:
         held.setdefault(leaf.key[0], set()).update(leaf.key[1:2])
+    fields: list[Key] = []
     for name, inside in held.items():
         if name not in ("params", "opt_state") and inside and inside <= {*_COLLECTIONS}:
-            yield from (((name, c), c) for c in _COLLECTIONS if c in inside)
+            fields.append(name)
+    for collection in _COLLECTIONS:
+        holders = [name for name in fields if collection in held[name]]
+        trained = [name for name in holders if not _EMA.search(str(name))]
+        if len(trained) == 1:
+            yield (trained[0], collection), collection
 
 
 def _under_other_names(read: Read) -> Envelope | None:
