@@ -58,6 +58,20 @@ def test_a_stack_that_is_called_otherwise_is_told_with_its_axis(axis: int, turne
     cs.assert_trees_identical(lens.get(trees[0], onto=trees[1]), trees[1])
 
 
+def test_a_stack_that_has_the_name_of_the_list_is_told_without_a_rename() -> None:
+    # The leaves inside are called otherwise, so that names alone do not join the two.
+    trees = stacked(3, name="h"), listed(3)
+    for layer in trees[1]["params"]["h"]:
+        layer["bias"], layer["up"] = layer.pop("b"), layer.pop("u")
+    text = refused(*trees)
+    assert "h may be the layers of h[], stacked: add scan={'h': 0}\n" in text
+    text = refused(*trees, scan={"h": 0})
+    inside = ("h[]/b", "h[]/bias"), ("h[]/u", "h[]/up")
+    assert all(f"rename({one!r}, {other!r})" in text for one, other in inside)
+    lens = cs.adapt(*trees, scan={"h": 0}, rules=[cs.rename(*names) for names in inside])
+    cs.assert_trees_identical(lens.get(trees[0], onto=trees[1]), trees[1])
+
+
 class Inner(cs.Schema):
     w: Float32[Array, "inputs outputs"]
 

@@ -41,8 +41,12 @@ def with_lone_stacks(
     for near, far in ((0, 1), (1, 0)):
         hints |= _stacked_twice(tables[near], tables[far], unplaced)
         for stack, layers, axes in _pairs(nodes[near], lists[far]):
-            hint = "{} may be the layers of {}, stacked: add {} and {}"
-            hint = hint.format(*map("/".join, (stack, layers)), *_words(stack, layers, axes, near))
+            scan, rename = _words(stack, layers, axes, near)
+            hint = "{} may be the layers of {}, stacked: add {}"
+            hint = hint.format("/".join(stack), "/".join(layers), scan)
+            # A stack that is called what the list is needs no rename, once it is said to be one.
+            if (*stack[:-1], f"{stack[-1]}[]") != layers:
+                hint += f" and {rename}"
             for row in (*nodes[near][stack], *lists[far][layers]):
                 hints["/".join(row.path)] = hint
     told = {path for path in hints if path in unplaced}
