@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.sizes import Size
-from ckpt_schema._layouts.table import Layout, called
+from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.derive.alignment import Alignment, Settled, align
 from ckpt_schema._lens.derive.causes import causes
 from ckpt_schema._lens.derive.disputes import disputes
@@ -89,6 +89,7 @@ def join_rows(
         DerivationError: With every row of both sides that has no place, every pair of rows whose types
             do not go together, every ambiguity, and every rule that matches nothing.
     """
+    # Faults need two names that differ; the layouts that are handed back have those they came with.
     own_names = source.name, view.name
     source, view = _told_apart(source, view)
     node_rules, written, faults = by_node(source, view, rules)
@@ -101,11 +102,15 @@ def join_rows(
     source, view = derivation.source, derivation.view
     if written:
         # Of a rule for many leaves, what does nothing to its node is no rule for that.
-        spare = {fault.path for fault in faults if fault.found.startswith("none")}
-        rules = [rule for rule in rules if str(rule) not in spare]
+        idle: set[str] = set()
+        for fault in faults:
+            if fault.found.startswith("none"):
+                idle.add(fault.path)
+        rules = [rule for rule in rules if str(rule) not in idle]
         faults = list(as_written(faults, written))
     if faults:
         raise _error(source, view, joins, faults)
+    # Here and no sooner: without an error, a cast that does nothing is known by the cells that were made.
     rules = without_spare_casts((source, view), rules, joins)
     source = dataclasses.replace(source, name=own_names[0])
     view = dataclasses.replace(view, name=own_names[1])
@@ -159,6 +164,7 @@ class _Derivation:
         self._missing_paths = MissingPaths()
         source, view = with_spelled_axes((source, view), rules, faults)
         source, view = _as_weights(source, view, rules), _as_weights(view, source, rules)
+        # From here on rows are told by their numbers, so that no step adds one or drops one.
         self._excused = _Excused.of((source, view), rules, self._missing_paths, faults)
         self.source, self.view = self._excused.tables
         self._names = _RowNames.of(self._excused, rules)
@@ -186,6 +192,7 @@ class _Derivation:
 
         copies = Copies.by(*tables, rules)
         whole_pairs, shared = self._paired(copies)
+        # First the leaves that one side has in parts: a copy of one that is refused has no fault of its own.
         joins: list[Join] = []
         refused: tuple[set[int], set[int]] = set(), set()
         for leaf in shared:
@@ -194,6 +201,7 @@ class _Derivation:
             if not made:  # it has its fault: its leaves are not told besides to lack a partner
                 refused[0].update(leaf.before.values())
                 refused[1].update(leaf.after.values())
+        # Then those that are whole, and their tied copies, of which the same is said.
         copied_pairs = _copied_pairs(copies, whole_pairs, refused)
         private = private_pairs(*tables, alone, [*whole_pairs, *copied_pairs], names.losers)
         joins += self._leaf_joins.of_pairs(whole_pairs, values, decisions, private)
@@ -207,9 +215,11 @@ class _Derivation:
         joins = self._leaf_joins.with_copies(joins, copies)
         faults += private.faults()
 
+        # Each of these has a fault or a pair by now, and is not told besides to have no place.
         for side, told in enumerate(self._told):
             told.update(refused[side], half_rooted.rows[side])
-            told.update(pair[side] for pair in private.pairs)
+            for pair in private.pairs:
+                told.add(pair[side])
         return joins
 
     def _paired(self, copies: Copies) -> tuple[list[tuple[int, int]], list[SharedLeaf]]:
@@ -236,7 +246,9 @@ class _Derivation:
             if before is None:
                 continue
             if same_parts(self._excused.tables, before, after):
-                pairs += [(before[part], number) for part, number in after.items()]
+                # q, k and v on both sides are three pairs, though a rule fuses them.
+                for part, row_number in after.items():
+                    pairs.append((before[part], row_number))
             else:
                 shared.append(SharedLeaf(before, after))
         return pairs, shared
@@ -245,9 +257,11 @@ class _Derivation:
 
     def tell_idle_rules(self, joins: Sequence[Join]) -> None:
         """Adds the faults of rules that did nothing."""
+        # A rule that says what a leaf's parts are has done something, whatever became of the leaf.
         dividing: set[object] = set()
         for members in self._names.members:
-            dividing.update(member.group.rule for member in members.values())
+            for member in members.values():
+                dividing.add(member.group.rule)
         known = {fault.path for fault in self._faults}
         tables, names = self._excused.tables, self._names.rules
         self._faults += idle_rules(*tables, self._rules, names, joins, dividing, known)
@@ -257,8 +271,10 @@ class _Derivation:
         paths = self._names.paths
         known = {fault.path for fault in self._faults}
         # The source's rows are known by what the view calls them, as all faults name them.
-        known.update("/".join(paths[number]) for number in self._told[0])
-        known.update("/".join(self.view.rows[number].path) for number in self._told[1])
+        for row_number in self._told[0]:
+            known.add("/".join(paths[row_number]))
+        for row_number in self._told[1]:
+            known.add("/".join(self.view.rows[row_number].path))
         alignment = self._names.alignment
         self._faults += unplaced(
             self.source, self.view, paths, _pairs(joins), alignment, known, self._rules
@@ -329,6 +345,8 @@ class _RowNames:
     def of(cls, excused: _Excused, rules: Sequence[Rule]) -> _RowNames:
         """Those by some rules."""
         (source, view), names = excused.tables, Names.of(rules)
+        # `align` needs the renames, for parts of optimizers are told by the params that they keep
+        # something for; and the paths of what they keep need `align`.
         alignment = align(source, view, names.called, _settled(rules))
         decisions = names.decisions(source.rows)
         members = (
@@ -363,7 +381,9 @@ def _copied_pairs(
     rows that are ``refused``: no fault is told of it besides.
     """
     for lost, originals in zip(refused, copies.of, strict=True):
-        lost.update(copy for copy, original in originals.items() if original in lost)
+        for copy, original in originals.items():
+            if original in lost:
+                lost.add(copy)
     onward = dict(pairs)
     back = {there: here for here, there in pairs}
     copied: list[tuple[int, int]] = []
@@ -411,24 +431,27 @@ def _as_weights(table: Layout, other: Layout, rules: Sequence[Rule]) -> Layout:
 
     So ``wte/weight`` of a file beside ``params/wte/weight`` of a state is ``params/wte/weight`` too.
     """
+    # Where a state keeps its params and an average of them there are two, and a file may be either.
     models: set[LogicalPath] = set()
     for row in other.rows:
         if row.body and not row.optimizer:
             models.add(row.path[: row.body])
-    heads = {model[0] for model in models}
-    is_plain = all(row.body == 0 and row.path[0] not in heads for row in table.rows)
-    if not is_plain or len(models) != 1:
+    if len(models) != 1:
         return table
     (model,) = models
+    for row in table.rows:
+        # It stands in a model already, or its paths begin with `params` as those of a state do.
+        if row.body != 0 or row.path[0] == model[0]:
+            return table
     is_state = any(row.body != 1 for row in other.rows)
     if is_state and not _has_a_weight(table, other):
         return table
     for rule in rules:
-        if isinstance(rule, Rename) and heads & {*rule.source[:1], *rule.view[:1]}:
+        if isinstance(rule, Rename) and model[0] in (*rule.source[:1], *rule.view[:1]):
             return table
-    rows = [
-        dataclasses.replace(row, path=(*model, *row.path), body=len(model)) for row in table.rows
-    ]
+    rows: list[Row] = []
+    for row in table.rows:
+        rows.append(dataclasses.replace(row, path=(*model, *row.path), body=len(model)))
     return dataclasses.replace(table, rows=tuple(rows))
 
 
