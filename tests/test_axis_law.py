@@ -50,3 +50,47 @@ def test_the_first_factor_is_asked_for_its_name(monkeypatch: pytest.MonkeyPatch)
         axes_kept(LENS.bind(kv=2, half=2, embed=6))
     asked = [fault.expected.partition(" on ")[2] for fault in caught.value.mismatches]
     assert [text.partition(" (")[0] for text in asked] == ["axis 0", "axis 1"]
+
+
+class Apart(cs.Schema):
+    kernel: Float32[Array, "embed heads dim"]
+
+
+class Merged(cs.Schema):
+    kernel: Float32[Array, "heads*dim embed"]
+
+
+def told(monkeypatch: pytest.MonkeyPatch, said: Any, lens: cs.Lens) -> list[tuple[str, str]]:
+    """What the law says of a lens whose boxes are changed so."""
+
+    def changed(tree: Any) -> Any:
+        return {at: (kind, said(names), leaf) for at, (kind, names, leaf) in BOXES(tree).items()}
+
+    axes_kept(lens)
+    axes_kept.cache_clear()
+    monkeypatch.setattr(_axis_law, "_boxes", changed)
+    with pytest.raises(LawError) as caught:
+        axes_kept(lens)
+    return [(fault.expected, fault.found) for fault in caught.value.mismatches]
+
+
+def test_a_factor_after_the_first_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = cs.derive(Merged, cs.linen.Params[Apart]).bind(heads=2, dim=3, embed=5)
+    found = told(monkeypatch, lambda names: (*names[:2], names[1]), lens)
+    assert found == [("None on axis 2", "of ('heads', 'dim')")]
+
+
+@pytest.mark.parametrize("bad", ["turned", "the first alone", "the second alone", "no name"])
+def test_axes_that_are_one_have_all_their_names_in_order(
+    bad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, dim = "of ('heads',)", "of ('dim',)"
+    ways: dict[str, Any] = {
+        "turned": (dim, heads),
+        "the first alone": heads,
+        "the second alone": dim,
+        "no name": None,
+    }
+    lens = cs.derive(Apart, cs.linen.Params[Merged]).bind(heads=4, dim=5, embed=5)
+    found = told(monkeypatch, lambda names: (ways[bad], *names[1:]), lens)
+    assert found == [(f"{(heads, dim)} on axis 0", str(ways[bad]))]

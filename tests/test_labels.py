@@ -312,3 +312,30 @@ def test_names_that_only_move_come_back() -> None:
     there, back = both_ways("a b c", "c a b", sizes)
     assert labelled(there, [("x", "y", "z")]) == [("z", "x", "y")]
     assert labelled(back, labelled(there, [("x", "y", "z")])) == [("x", "y", "z")]
+
+
+class Apart(cs.Schema):
+    kernel: Float32[Array, "embed heads dim"]
+
+
+class Merged(cs.Schema):
+    kernel: Float32[Array, "embed heads*dim"]
+
+
+class Across(cs.Schema):
+    kernel: Float32[Array, "heads*embed dim"]
+
+
+@pytest.mark.parametrize(
+    ("embed", "heads", "dim"), [(3, 2, 2), (1, 2, 2), (3, 1, 2), (3, 2, 1), (1, 2, 1)]
+)
+def test_names_do_not_depend_on_sizes(embed: int, heads: int, dim: int) -> None:
+    """A factor of one element is one that has a name, and stands where it is declared; of two no stride tells which."""
+    whole = nn.Partitioned(jnp.ones((embed, heads * dim)), names=("embed", "heads"))
+    sizes = {"embed": embed, "heads": heads, "dim": dim}
+    for view, names in ((Apart, ("embed", "heads", None)), (Across, (("heads", "embed"), None))):
+        lens = cs.derive(Merged, view).bind(**sizes)
+        assert lens.get({"kernel": whole})["kernel"].names == names
+    parted = nn.Partitioned(jnp.ones((embed, heads, dim)), names=("embed", "heads", "dim"))
+    lens = cs.derive(Apart, Across).bind(**sizes)
+    assert lens.get({"kernel": parted})["kernel"].names == (("heads", "embed"), "dim")

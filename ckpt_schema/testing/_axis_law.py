@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,7 +29,15 @@ from ckpt_schema.errors import Mismatch
 from ckpt_schema.testing._applied import applied
 from ckpt_schema.testing._laws import LawError
 from ckpt_schema.testing._meshes import all_shardings, mesh
-from ckpt_schema.testing._named_arrays import bases, frame_of, indices_of, key_of, size
+from ckpt_schema.testing._named_arrays import (
+    Sizes,
+    bases,
+    factor_size,
+    frame_of,
+    indices_of,
+    key_of,
+    size,
+)
 from ckpt_schema.testing._naming import origins_of
 from ckpt_schema.testing._provenance import Origin
 
@@ -65,8 +73,8 @@ def axes_kept(lens: Lens) -> None:
         rows = [lens.source.rows[at] for at in origin.rows]
         if row.optimizer or not all(_has_names(each) for each in rows):
             continue
-        if any(size(dim, lens.dims) == 1 for each in (row, *rows) for _, dim in _own(each)):
-            continue  # of an axis of one element nothing tells what it runs along
+        if any(_has_lone(each, lens.dims) for each in (row, *rows)):
+            continue  # of a factor of one element nothing tells what it runs along
         for indices in indices_of(row, lens.dims)[:1]:
             key = key_of(row, indices)
             found = after.get(key[: len(key) - row.inside])
@@ -76,8 +84,8 @@ def axes_kept(lens: Lens) -> None:
                 continue
             if lens.source.container != "nnx" and found[0] is not kind:
                 faults.append(Mismatch(where, "box", kind.__name__, found[0].__name__))
-            for at, along in _runs(lens, row, origin, starts):
-                faults += _unlike(lens, where, at, along, found, alone=len(rows) == 1)
+            runs = _runs(lens, row, origin, starts)
+            faults += _unlike(lens, where, runs, found, alone=len(rows) == 1)
     if faults:
         raise LawError("names or mesh axes are not on the axes that they were on", faults)
 
@@ -87,6 +95,11 @@ def axes_kept(lens: Lens) -> None:
 
 def _has_names(row: Row) -> bool:
     return not row.optimizer and bool(row.dims)
+
+
+def _has_lone(row: Row, sizes: Sizes) -> bool:
+    """Whether a factor of an axis of a leaf has one element alone."""
+    return any(factor_size(factor, sizes) == 1 for _, dim in _own(row) for factor in dim)
 
 
 def _names(lens: Lens, number: int) -> tuple[str, ...]:
@@ -194,76 +207,132 @@ def _sharded_tree(layout: Layout, lens: Lens) -> Tree:
 # --- Which axis runs along which  ---
 
 
-def _runs(
-    lens: Lens, row: Row, origin: Origin, starts: list[int]
-) -> Iterator[tuple[int, list[tuple[_Axis, int]]]]:
-    """For each axis of a leaf of a row that has several elements: the axes that it runs along, and in which steps."""
-    ids = origin.ids
-    first = len(row.unrolled)
-    for at in range(first, first + len(_own(row))):
-        if ids.shape[at] < 2 or not ids.size:
-            continue
+@dataclasses.dataclass(frozen=True)
+class _Factor:
+    """Even steps along an axis.
+
+    Attributes:
+        axis: The axis of the source; None where the elements are copies, which run along none.
+        size: How many steps.
+        step: How far each goes, in elements of that axis.
+    """
+
+    axis: _Axis | None
+    size: int
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What an axis of a leaf of the view runs along.
+
+    Attributes:
+        axes: The axes of the source.
+        factors: The steps that it is a product of, major first; None where it is no product.
+    """
+
+    axes: tuple[_Axis, ...]
+    factors: tuple[_Factor, ...] | None
+
+
+def _runs(lens: Lens, row: Row, origin: Origin, starts: list[int]) -> dict[int, _Run]:
+    """What each axis of the leaves of a row runs along, if it has several elements; below zero the numbers of layers."""
+    ids, first = origin.ids, len(row.unrolled)
+    runs: dict[int, _Run] = {}
+    for at in range(first + len(_own(row)) if ids.size else 0):
         line = np.moveaxis(ids, at, 0).reshape(ids.shape[at], -1)[:, 0]
-        if (line < 0).any():
-            continue  # of padding nothing is said
-        yield at - first, _along(lens, line, starts)
+        if len(line) > 1 and not (line < 0).any():  # of padding nothing is said
+            runs[at - first] = _along(lens, line, starts)
+    return runs
 
 
-def _along(lens: Lens, line: Any, starts: list[int]) -> list[tuple[_Axis, int]]:
-    """The axes of the source that a line of elements runs along."""
-    lengths: dict[_Axis, int] = {}
+def _along(lens: Lens, line: Any, starts: list[int]) -> _Run:
+    """What a line of elements runs along."""
+    axes: list[_Axis] = []
+    factors: tuple[_Factor, ...] | None = None
     numbers = np.searchsorted(np.asarray(starts), line, side="right") - 1
     for number in dict.fromkeys(int(each) for each in numbers):
         row = lens.source.rows[number]
         shape = frame_of(row).shape(lens.dims)
         first = len(row.unrolled)
         own = line[numbers == number] - starts[number]
-        places = np.unravel_index(own, shape)
-        for at, place in enumerate(places):
-            if len(set(place.tolist())) > 1 or len(own) == 1:
-                axis = at - first if at >= first else None
-                lengths[_Axis(number, axis, shape[at])] = _step(place)
-    return [*lengths.items()]
+        places = np.stack(np.unravel_index(own, shape), axis=1)
+        known = [
+            _Axis(number, at - first if at >= first else None, size)
+            for at, size in enumerate(shape)
+        ]
+        axes += [
+            axis
+            for axis, place in zip(known, places.T, strict=True)
+            if len(own) == 1 or len({*place.tolist()}) > 1
+        ]
+        factors = _factors(places, known)
+    return _Run(tuple(axes), factors if len({*numbers.tolist()}) == 1 else None)
 
 
-def _step(place: Any) -> int:
-    """How far apart the places of a line are, 0 where that is not even: such a line is no first factor of its axis."""
-    gaps = {abs(int(gap)) for gap in np.diff(place)}
-    if not gaps:
-        return 1
-    return gaps.pop() if len(gaps) == 1 else 0
+def _factors(places: Any, axes: list[_Axis]) -> tuple[_Factor, ...] | None:
+    """The even steps, major first, that places are a product of; None where they are none."""
+    factors: list[_Factor] = []
+    while len(places) > 1:
+        step = places[1] - places[0]
+        even = (places == places[0] + np.arange(len(places))[:, None] * step).all(axis=1)
+        size = len(places) if even.all() else int(even.argmin())
+        along = np.flatnonzero(step)
+        if len(places) % size or len(along) > 1:
+            return None
+        whole = places.reshape(-1, size, places.shape[1])
+        if (whole - whole[:, :1] != whole[0] - whole[0, 0]).any():
+            return None
+        axis = axes[along[0]] if along.size else None
+        factors.append(_Factor(axis, size, abs(int(step[along[0]])) if along.size else 0))
+        places = whole[:, 0]
+    return tuple(reversed(factors))
+
+
+def _expected(lens: Lens, run: _Run, runs: Iterable[_Run]) -> Any:
+    """What an axis is called: as each axis of which it has the first factor, and by nothing else."""
+    longest: dict[_Axis | None, int] = {}
+    for factor in (factor for each in runs for factor in each.factors or ()):
+        longest[factor.axis] = max(longest.get(factor.axis, 0), factor.step)
+    names: list[str] = []
+    for factor in run.factors or ():
+        name = _name(lens, factor.axis) if factor.axis is not None else None
+        if name is not None and factor.step == longest[factor.axis]:
+            names.append(name)
+    return tuple(names) if len(names) > 1 else names[0] if names else None
 
 
 def _unlike(
-    lens: Lens,
-    where: str,
-    at: int,
-    along: list[tuple[_Axis, int]],
-    found: Any,
-    *,
-    alone: bool,
+    lens: Lens, where: str, runs: Mapping[int, _Run], found: Any, *, alone: bool
 ) -> Iterator[Mismatch]:
-    """What is wrong with what is said of an axis."""
+    """What is wrong with what is said of the axes of a leaf, which is made of one row alone or of several."""
     _, names, leaf = found
-    name = names[at] if at < len(names) else None
-    of = [_name(lens, axis) for axis, _ in along]
-    flat = [each for each in (name if isinstance(name, tuple) else (name,)) if each is not None]
-    others = [each for each in flat if each not in of]
-    if others:
-        yield Mismatch(where, "names", f"{of} on axis {at}", str(name))
-    if len(along) != 1:
-        several = len({axis.row for axis, _ in along}) == len(along) and len({*of}) > 1
-        if several and flat:
+    is_product = alone and all(run.factors is not None for run in runs.values())
+    for at, run in runs.items():
+        if at < 0:
+            continue
+        name = names[at] if at < len(names) else None
+        of = [_name(lens, axis) for axis in run.axes]
+        flat = name if isinstance(name, tuple) else () if name is None else (name,)
+        if any(each not in of for each in flat):
+            yield Mismatch(where, "names", f"{of} on axis {at}", str(name))
+        elif is_product:
+            expected = _expected(lens, run, runs.values())
+            if name != expected:
+                yield Mismatch(where, "names", f"{expected} on axis {at}", str(name))
+        elif flat and len({*of}) > 1 and len({axis.row for axis in run.axes}) == len(of):
             yield Mismatch(where, "names", f"no name on axis {at}, for parts differ", str(name))
-        return
-    (axis, steps), length = along[0], leaf.shape[at]
+        if alone and len(run.axes) == 1 and len(run.factors or ()) == 1:
+            yield from _unlike_sharding(lens, where, at, run.axes[0], leaf)
+
+
+def _unlike_sharding(lens: Lens, where: str, at: int, axis: _Axis, leaf: Any) -> Iterator[Mismatch]:
+    """What is wrong with the mesh axes of an axis that is a whole one of the source."""
     if axis.at is None or axis.at >= len(_own(lens.source.rows[axis.row])):
         return  # layers that are not stacked, and the words of keys
-    if alone and steps * length == axis.size and name != of[0]:
-        yield Mismatch(where, "names", f"{of[0]} on axis {at}", str(name))
     spec = _spec(lens, lens.source.rows[axis.row])[axis.at]
     sharded = getattr(leaf, "sharding", None)
-    if alone and length == axis.size and isinstance(sharded, NamedSharding):
+    if leaf.shape[at] == axis.size and isinstance(sharded, NamedSharding):
         entry = sharded.spec[at] if at < len(sharded.spec) else None
         told = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
         if told[: len(spec)] != spec:

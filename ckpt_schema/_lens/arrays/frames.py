@@ -93,7 +93,8 @@ def steps_along(block: Block, side: int, axis: int) -> list[_Along]:
         if spot is not None and spot[0] == axis:
             stride = spot[1]
             steps.append(_Along(number, step.size, abs(stride), step.is_turn, stride < 0))
-    return sorted(steps, key=lambda along: -along.stride)
+    # A step of one element goes as far as the wider one that it stands behind: heads*1.
+    return sorted(steps, key=lambda along: (-along.stride, -along.size))
 
 
 def spots(block: Block, side: int, axis: int) -> list[_Along]:
