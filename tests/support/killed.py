@@ -224,16 +224,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Kills each job, and prints what became of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=200, help="kills of each kind")
-    rounds = parser.parse_args(arguments).rounds
+    parser.add_argument("--jobs", nargs="*", default=[*JOBS], help="; ".join(JOBS))
+    given = parser.parse_args(arguments)
     logging.disable(logging.CRITICAL)
     good = True
     print("| killed in | kills | before the commit | within | after | half-made | not run again |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for name in JOBS:
+    for name in given.jobs:
         reads, writes = os.pipe()
         child = os.fork()  # each starts threads in the end
         if not child:
-            os.write(writes, _row(name, rounds).encode())
+            os.write(writes, _row(name, given.rounds).encode())
             os._exit(0)
         os.close(writes)
         with os.fdopen(reads) as told:
