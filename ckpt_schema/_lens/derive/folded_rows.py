@@ -2,6 +2,10 @@
 
 All that a lens does to such a leaf it does to the *whole*, what is computed, which stands in the
 place of one part. So a rule for a sum is a rename of that part, the others being private.
+
+Around a derivation this comes three times: `without_folds` turns the rules for folds into plain
+ones, `with_wholes` gives the rows the dtypes of what is computed, and when both layouts are joined
+`folded_rows` tells which rows it was.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from ckpt_schema._layouts.sizes import Size
 from ckpt_schema._layouts.table import Layout, Row, called
 from ckpt_schema._lens.derive.globs import by_node
 from ckpt_schema._lens.derive.joins import Join
-from ckpt_schema._lens.derive.scope import GlobPath, Scope, standing
+from ckpt_schema._lens.derive.scope import GlobPath, Hit, Scope, standing
 from ckpt_schema._lens.fold_rules import (
     Adapter,
     Addition,
@@ -105,37 +109,45 @@ def without_folds(
     """
     if not any(isinstance(rule, FoldRule) for rule in rules):
         return [*rules], []
-    single, _, faults = by_node(source, view, rules)
+    # Globs are taken apart here for the folds alone: the other rules go on to the derivation as written.
+    of_nodes, _, faults = by_node(source, view, rules)
     kept: list[Rule] = [rule for rule in rules if not isinstance(rule, FoldRule)]
-    privates = [rule.path for rule in single if isinstance(rule, Private)]
-    several: list[_Wanted] = []
-    for rule in single:
-        found: _Wanted | Mismatch | None = None
+    # First all of them, for a rule that makes a part private may stand behind the one for its sum.
+    privates = [rule.path for rule in of_nodes if isinstance(rule, Private)]
+    folds: list[_Wanted] = []
+    for rule in of_nodes:
+        fold: _Wanted | Mismatch | None = None
         if isinstance(rule, Total):
-            found = _wanted((source, view), rule, privates)
+            fold = _wanted((source, view), rule, privates)
         elif isinstance(rule, (Dequantize, Adapter)):
-            found = _wanted_beside((source, view), rule, privates)
-        if isinstance(found, Mismatch):
-            faults.append(found)
-        elif found is not None:
-            several.append(found)
+            fold = _wanted_beside((source, view), rule, privates)
+        if isinstance(fold, Mismatch):
+            faults.append(fold)
+        elif fold is not None:
+            folds.append(fold)
     if faults:
         raise DerivationError("no lens from {} to {}".format(*called(source, view)), faults)
-    for one in several:
-        if isinstance(one.rule, Total) and one.rest != one.rule.whole:
-            ways = (one.rest, one.rule.whole) if one.side == 0 else (one.rule.whole, one.rest)
-            kept.append(Rename(*ways))
-        kept += [Private(part, None) for part in one.others if not _is_said(part, privates)]
-    return kept, several
+    for fold in folds:
+        # Of parts in the source total("bias", ["bias_ih", "bias_hh"]) is rename("bias_hh", "bias").
+        # In the folds of other kinds the part that stands for the whole has its name already.
+        if isinstance(fold.rule, Total) and fold.rest != fold.rule.whole:
+            part, whole = fold.rest, fold.rule.whole
+            kept.append(Rename(whole, part) if fold.side else Rename(part, whole))
+        for part in fold.others:
+            if not _is_said(part, privates):
+                kept.append(Private(part, None))
+    return kept, folds
 
 
 def _is_said(part: LogicalPath, privates: Sequence[LogicalPath]) -> bool:
+    """Whether rules call a part private, or a node above it."""
     return any(part[: len(path)] == path for path in privates)
 
 
 def _wanted(
     tables: tuple[Layout, Layout], rule: Total, privates: Sequence[LogicalPath]
 ) -> _Wanted | Mismatch:
+    """Which side has the parts of a sum, and which of them has what the others do not."""
     sides: list[int] = []
     for side, table in enumerate(tables):
         there = standing(table, rule.parts) == set(rule.parts)
@@ -151,6 +163,7 @@ def _wanted(
     if not open_:
         expected = "one part without a private(...), which holds what the others do not"
         return Mismatch(str(rule), "rule", expected, "none", "drop one of them")
+    # Of total("bias", ["bias", "more"]) private("bias") would speak of the sum too, in the source.
     if sides[0] == 1 and rule.whole not in open_ and rule.whole in rule.parts:
         other = "/".join(open_[-1])
         expected = (
@@ -160,6 +173,7 @@ def _wanted(
         return Mismatch(
             str(rule), "rule", expected, f"private({'/'.join(rule.whole)!r}, ...)", hint
         )
+    # A part that is called as the sum needs no rename; else it is the last, as the others are private.
     rest = rule.whole if rule.whole in open_ else open_[-1]
     others = tuple(part for part in rule.parts if part != rest)
     return _Wanted(rule, sides[0], rest, others, len(open_) == 1)
@@ -173,33 +187,41 @@ def _wanted_beside(
     """Where a leaf stands beside the others that something is computed of; None of a glob's node that has no such leaf."""
     every = {rule.path, *rule.beside}
     there = [standing(table, every) for table in tables]
-    sides = [side for side, found in enumerate(there) if found == every]
-    if len(sides) == 1:
+    is_there = there[0] == every, there[1] == every
+    if is_there[0] != is_there[1]:
         said = all(_is_said(part, privates) for part in rule.beside)
         is_told = rule.rounds if isinstance(rule, Dequantize) else said
-        return _Wanted(rule, sides[0], rule.path, rule.beside, is_told)
-    if isinstance(rule.path, GlobPath) and not any(
-        _is_meant(*one, rule) for one in zip(tables, there, strict=True)
-    ):
+        return _Wanted(rule, int(is_there[1]), rule.path, rule.beside, is_told)
+    # Of dequantize("**/weight", ...) a norm's weight has no scales, and is none of the numbers.
+    is_meant = _is_meant(tables[0], there[0], rule) or _is_meant(tables[1], there[1], rule)
+    if isinstance(rule.path, GlobPath) and not is_meant:
         return None
-    names = {part: "/".join(part) for part in (rule.path, *rule.beside)}
-    expected = f"{' and '.join(names.values())} on one side"
-    hint = "print the layouts to see their paths"
+    # What is missing is told of the side that has more of the leaves: likely that one was meant.
     nearest = max(there, key=len)
-    lacking = [name for part, name in names.items() if part not in nearest]
-    found = "all on both sides" if sides else f"no {' and no '.join(lacking)}"
+    names: list[str] = []
+    lacking: list[str] = []
+    for part in dict.fromkeys((rule.path, *rule.beside)):
+        names.append("/".join(part))
+        if part not in nearest:
+            lacking.append(names[-1])
+    expected = f"{' and '.join(names)} on one side"
+    hint = "print the layouts to see their paths"
+    found = f"no {' and no '.join(lacking)}" if lacking else "all on both sides"
     return Mismatch(str(rule), "rule", expected, found, hint)
 
 
 def _is_meant(table: Layout, there: set[LogicalPath], rule: Dequantize | Adapter) -> bool:
     """Whether a layout has a leaf that a glob is for, though it lacks what belongs to it."""
     if isinstance(rule, Adapter):
+        # One narrow leaf of two beside it: the other was forgotten, or has another name.
         return rule.path in there and not there.isdisjoint(rule.beside)
+    # Numbers of few bits without scales: nobody could say what they stand for.
     rows = Scope([(rule.path, rule)]).along(table.rows)
     return any(_is_quantized(table.rows[number]) for number in rows)
 
 
 def _is_quantized(row: Row) -> bool:
+    """Whether a row has numbers of few bits, which take a scale to stand for anything."""
     form = FORMATS.get(row.leaf.dtype)
     return row.leaf.dtype in _NARROW or (form is not None and form.bits <= 8)
 
@@ -214,7 +236,8 @@ def with_wholes(tables: tuple[Layout, Layout], wanted: Sequence[_Wanted]) -> tup
         DerivationError: With every leaf that has no scales, or is none that could have.
     """
     faults: list[Mismatch] = []
-    left, right = (_with_wholes(table, wanted, side, faults) for side, table in enumerate(tables))
+    left = _with_wholes(tables[0], wanted, 0, faults)
+    right = _with_wholes(tables[1], wanted, 1, faults)
     if faults:
         raise DerivationError("no lens from {} to {}".format(*called(*tables)), faults)
     return left, right
@@ -223,31 +246,47 @@ def with_wholes(tables: tuple[Layout, Layout], wanted: Sequence[_Wanted]) -> tup
 def _with_wholes(
     table: Layout, wanted: Sequence[_Wanted], side: int, faults: list[Mismatch]
 ) -> Layout:
-    own = [one for one in wanted if one.side == side and isinstance(one.rule, Dequantize)]
-    if not own:
+    # Sums and adapters have the dtype of the part that stands for them: there is nothing to change.
+    scaled: list[tuple[LogicalPath, _Wanted]] = []
+    for fold in wanted:
+        if fold.side == side and isinstance(fold.rule, Dequantize):
+            scaled.append((fold.rest, fold))
+    if not scaled:
         return table
     rows, by_path = list(table.rows), {row.path: row for row in table.rows}
-    for at, hits in Scope((one.rest, one) for one in own).along(table.rows).items():
-        (part,), row = hits[0].rule.others, rows[at]
-        other = by_path.get((*row.path[: hits[0].start], *part, *row.path[hits[0].end :]))
-        rule = hits[0].rule.rule
-        if other is None or not isinstance(rule, Dequantize):
+    for number, hits in Scope(scaled).along(table.rows).items():
+        hit, row = hits[0], rows[number]
+        rule, (scale_path,) = hit.rule.rule, hit.rule.others
+        scales = by_path.get(_beside(row, hit, scale_path))
+        if scales is None or not isinstance(rule, Dequantize):
             continue
-        kind = _scaling(rule, row, other)
+        kind = _scaling(rule, row, scales)
         if isinstance(kind, Mismatch):
             faults.append(kind)
             continue
-        leaf = Leaf(row.leaf.dims, other.leaf.dtype, row.leaf.names, other.leaf.any_float)
-        rows[at] = dataclasses.replace(row, leaf=leaf)
+        # The product is of the dtype of the scales, which may be any float yet.
+        leaf = Leaf(row.leaf.dims, scales.leaf.dtype, row.leaf.names, scales.leaf.any_float)
+        rows[number] = dataclasses.replace(row, leaf=leaf)
     return dataclasses.replace(table, rows=tuple(rows))
+
+
+def _beside(row: Row, hit: Hit[_Wanted], part: LogicalPath) -> LogicalPath:
+    """The path of the leaf that has another part's path where a row has the one that a rule names.
+
+    A fold of nodes is one for each leaf: with ``ih`` beside ``hh`` it is ``cell/hh/bias`` of
+    ``cell/ih/bias``.
+    """
+    return (*row.path[: hit.start], *part, *row.path[hit.end :])
 
 
 def as_declared(table: Layout, of: Layout) -> Layout:
     """A layout; leaves that have stood for something else have the dtypes again that they have in another one."""
     rows = list(table.rows)
-    for number, (row, own) in enumerate(zip(table.rows, of.rows, strict=True)):
-        if row.leaf.dtype != own.leaf.dtype:
-            leaf = Leaf(row.leaf.dims, own.leaf.dtype, row.leaf.names, own.leaf.any_float)
+    for number, (row, declared) in enumerate(zip(table.rows, of.rows, strict=True)):
+        leaf = declared.leaf
+        if row.leaf.dtype != leaf.dtype:
+            # All but the dtype is as the derivation has left it.
+            leaf = Leaf(row.leaf.dims, leaf.dtype, row.leaf.names, leaf.any_float)
             rows[number] = dataclasses.replace(row, leaf=leaf)
     return dataclasses.replace(table, rows=tuple(rows))
 
@@ -255,12 +294,13 @@ def as_declared(table: Layout, of: Layout) -> Layout:
 def whole_table(table: Layout, folds: Sequence[FoldedRow]) -> Layout:
     """A layout, whose leaves that stand for several have the dtype of what is computed."""
     rows = list(table.rows)
-    for one in folds:
-        leaf = rows[one.row].leaf
-        dtype = one.kind.dtype([rows[number].leaf.dtype for number in one.parts])
+    for fold in folds:
+        leaf = rows[fold.row].leaf
+        dtype = fold.kind.dtype([rows[number].leaf.dtype for number in fold.parts])
         if dtype != leaf.dtype:
-            made = Leaf(leaf.dims, dtype, leaf.names)
-            rows[one.row] = dataclasses.replace(rows[one.row], leaf=made)
+            whole = Leaf(leaf.dims, dtype, leaf.names)
+            rows[fold.row] = dataclasses.replace(rows[fold.row], leaf=whole)
+    # The same layout where nothing is computed: it is kept by identity.
     return dataclasses.replace(table, rows=tuple(rows)) if folds else table
 
 
@@ -279,43 +319,55 @@ def folded_rows(
     folds: tuple[list[FoldedRow], list[FoldedRow]] = [], []
     used: set[int] = set()
     for side, table in enumerate(tables):
-        joined = {pair[side] for join in joins for pair in join.pairs}
-        scope = Scope((one.rest, one) for one in wanted if one.side == side)
+        joined: set[int] = set()
+        for join in joins:
+            joined.update(join.views if side else join.sources)
+        scope = Scope((fold.rest, fold) for fold in wanted if fold.side == side)
         numbers = {row.path: number for number, row in enumerate(table.rows)}
-        for at, hits in scope.along(table.rows).items():
-            row = table.rows[at]
-            if at not in joined or not hits:
+        for number, hits in scope.along(table.rows).items():
+            # Without a partner there is nothing that it would be computed for.
+            if number not in joined or not hits:
                 continue
-            one, start, end = hits[0].rule, hits[0].start, hits[0].end
-            if row.mirrors:
-                faults.append(_unlike_moments(row, one))
+            row = _folded_row(table, number, hits[0], numbers)
+            if isinstance(row, Mismatch):
+                faults.append(row)
                 continue
-            wanted_paths = [(*row.path[:start], *part, *row.path[end:]) for part in one.others]
-            found = [numbers.get(path) for path in wanted_paths]
-            others = [number for number in found if number is not None]
-            if len(others) < len(found):
-                hint = f"{one.rule} computes leaf by leaf: declare them alike"
-                expected = "the same leaves in each part"
-                faults.append(_fault(row, expected, "one that lacks some", hint))
-                continue
-            kind = _kind(one.rule, row, [table.rows[number] for number in others])
-            if isinstance(kind, Mismatch):
-                faults.append(kind)
-                continue
-            folds[side].append(FoldedRow(at, tuple(others), kind, one.is_told))
-            used.add(id(one))
-    for one in wanted:
-        if not faults and id(one) not in used:
-            expected = f"a partner of {'/'.join(one.rest)}, for what is computed"
-            faults.append(Mismatch(str(one.rule), "rule", expected, "none"))
+            folds[side].append(row)
+            used.add(id(hits[0].rule))
+    # A leaf with a fault is no row of a fold, and its rule would seem to be of no use.
+    for fold in wanted:
+        if not faults and id(fold) not in used:
+            expected = f"a partner of {'/'.join(fold.rest)}, for what is computed"
+            faults.append(Mismatch(str(fold.rule), "rule", expected, "none"))
     if faults:
         raise DerivationError("no lens from {} to {}".format(*called(*tables)), faults)
     return tuple(folds[0]), tuple(folds[1])
 
 
+def _folded_row(
+    table: Layout, number: int, hit: Hit[_Wanted], numbers: Mapping[LogicalPath, int]
+) -> FoldedRow | Mismatch:
+    """The row that a rule says stands for several, with these; or what keeps it from that."""
+    row, fold = table.rows[number], hit.rule
+    if row.mirrors:
+        return _unlike_moments(row, fold)
+    others: list[int] = []
+    for part in fold.others:
+        other = numbers.get(_beside(row, hit, part))
+        if other is None:
+            hint = f"{fold.rule} computes leaf by leaf: declare them alike"
+            return _fault(row, "the same leaves in each part", "one that lacks some", hint)
+        others.append(other)
+    kind = _kind(fold.rule, row, [table.rows[other] for other in others])
+    if isinstance(kind, Mismatch):
+        return kind
+    return FoldedRow(number, tuple(others), kind, fold.is_told)
+
+
 def _kind(rule: FoldRule, row: Row, others: Sequence[Row]) -> FoldKind | Mismatch:
     """What is computed of rows, or what keeps them from that."""
     for other in others:
+        # Computed is a whole leaf at once, all of its layers, and a part that is absent has no value.
         if other.repeats != row.repeats or other.optional or row.optional:
             hint = f"{rule} computes leaf by leaf: declare them alike"
             expected = f"{row.stored} and the others always there, with the same layers"
@@ -328,6 +380,8 @@ def _kind(rule: FoldRule, row: Row, others: Sequence[Row]) -> FoldKind | Mismatc
 
 
 def _is_float(row: Row) -> bool:
+    """Whether a row has floats, open ones included."""
+    # Neither has a dtype that numpy knows.
     if row.leaf.is_open or row.leaf.is_key:
         return row.leaf.is_open
     return jnp.issubdtype(leaves.dtype_of(row.leaf.dtype), jnp.floating)
@@ -355,63 +409,78 @@ def _scaling(rule: Dequantize, row: Row, scales: Row) -> FoldKind | Mismatch:
     if len(rule.block) > count:
         hint = "a block has a number, or None, for each of the last axes"
         return _fault(row, f"{len(rule.block)} axes, for {rule}", str(row.stored), hint)
-    own = [*[1] * (count - len(rule.block)), *rule.block]
-    # A stack has scales for each layer.
-    block = tuple(own[number] if what == "axis" else 1 for what, number in row.axes)
-    return Scaling(block, rule.rounds)
+    # (128, 128) of a leaf [experts in out] is (1, 128, 128): it is of the last axes.
+    of_axes = [*[1] * (count - len(rule.block)), *rule.block]
+    block: list[int | None] = []
+    for what, number in row.axes:
+        # A stack has scales for each layer.
+        block.append(of_axes[number] if what == "axis" else 1)
+    return Scaling(tuple(block), rule.rounds)
 
 
 def _low_rank(rule: Adapter, row: Row, others: Sequence[Row]) -> FoldKind | Mismatch:
-    for one in (row, *others):
-        if not _is_float(one):
-            return _fault(one, "floats", str(one.stored), f"{rule} multiplies and adds")
+    for part in (row, *others):
+        if not _is_float(part):
+            return _fault(part, "floats", str(part.stored), f"{rule} multiplies and adds")
     first, second = others
-    found = [*dict.fromkeys(_subscripts(row, first, second))]
-    if len(found) == 1:
-        return LowRank(rule.alpha, found[0])
+    # Of square leaves both ways fit, and they are two products.
+    ways = [*_subscripts(row, first, second)]
+    if len(ways) == 1:
+        return LowRank(rule.alpha, ways[0])
     both = f"{first.stored} and {second.stored}"
     hint = "declare a as [rank, in] and b as [out, rank], beside [out, in], with names for the dims"
-    if found:
+    if ways:
         return _fault(row, "one axis that is the rank", f"several in {both}", hint)
     return _fault(row, f"two leaves whose product is {row.stored}", both, hint)
 
 
+_LAYOUTS = ("ri", "or", "oi"), ("ir", "ro", "io")
+"""The axes of both narrow leaves and the base by letters, as PEFT has them, and as Flax does."""
+
+
 def _subscripts(row: Row, first: Row, second: Row) -> Iterator[str]:
     """The ways in which a product of two leaves is like another one."""
-    # By names, where all axes of each leaf have their own.
-    named = [_labels(one, [*map(of_dim, one.leaf.dims)]) for one in (first, second, row)]
-    a, b, whole = named
-    rank = set(a) & set(b) - set(whole)
-    apart = all(len(set(labels)) == len(labels) for labels in named)
-    if apart and len(rank) == 1 and set(whole) == (set(a) | set(b)) - rank:
+    # By names, where all axes of each leaf have their own: a [rank embed], b [mlp rank], [mlp embed].
+    named = [_labels(part, [*map(of_dim, part.leaf.dims)]) for part in (first, second, row)]
+    a, b, whole = map(set, named)
+    rank = a & b - whole
+    is_apart = [len(a), len(b), len(whole)] == [*map(len, named)]
+    if is_apart and len(rank) == 1 and whole == (a | b) - rank:
         yield _spelled(named)
         return
-    dims = [[*map(of_dim, one.leaf.dims)] for one in (row, first, second)]
-    if any(len(each) != 2 for each in dims):
+    # By sizes alone, where a leaf was read off a tree, in the two ways that libraries have.
+    parts = first, second, row
+    if [len(part.leaf.dims) for part in parts] != [2, 2, 2]:
         return
-    ways = (("oi", "ri", "or"), ("io", "ir", "ro"))  # as PEFT has them, and as Flax does
-    for way in ways:
-        sizes: dict[str, set[Size]] = {}
-        for letters, each in zip(way, dims, strict=True):
-            for letter, dim in zip(letters, each, strict=True):
-                sizes.setdefault(letter, set()).add(dim)
-        if all(len(one) == 1 for one in sizes.values()):
-            labelled = zip((row, first, second), way, strict=True)
-            whole, a, b = (_labels(one, [*letters]) for one, letters in labelled)
-            yield _spelled([a, b, whole])
+    for layout in _LAYOUTS:
+        size_of: dict[str, Size] = {}
+        labels: list[list[Hashable]] = []
+        fits = True
+        for part, letters in zip(parts, layout, strict=True):
+            labels.append(_labels(part, letters))
+            for letter, dim in zip(letters, part.leaf.dims, strict=True):
+                # A letter has one size, wherever it stands.
+                fits = fits and size_of.setdefault(letter, of_dim(dim)) == of_dim(dim)
+        if fits:
+            yield _spelled(labels)
 
 
-def _labels(row: Row, own: Sequence[Hashable]) -> list[Hashable]:
+def _labels(row: Row, names: Sequence[Hashable]) -> list[Hashable]:
     """What the axes of a leaf as it is stored are called, stacks included."""
-    return [own[number] if what == "axis" else ("level", number) for what, number in row.axes]
+    # A stack axis is in all three leaves, and so is contracted with none.
+    return [names[number] if what == "axis" else ("level", number) for what, number in row.axes]
 
 
 def _spelled(labels: Sequence[Sequence[Hashable]]) -> str:
+    """Labels of the axes of two factors and their product, as ``einsum`` takes them: ``ab,ca->cb``."""
     letters: dict[Hashable, str] = {}
-    for each in labels:
-        for label in each:
-            letters.setdefault(label, chr(ord("a") + len(letters)))
-    first, second, whole = ("".join(letters[label] for label in each) for each in labels)
+    words: list[str] = []
+    for of_leaf in labels:
+        word = ""
+        for label in of_leaf:
+            word += letters.setdefault(label, chr(ord("a") + len(letters)))
+        words.append(word)
+    first, second, whole = words
     return f"{first},{second}->{whole}"
 
 
@@ -419,13 +488,13 @@ def _fault(row: Row, expected: str, found: str, hint: str) -> Mismatch:
     return Mismatch("/".join(row.path), "rule", expected, found, hint)
 
 
-def _unlike_moments(row: Row, one: _Wanted) -> Mismatch:
+def _unlike_moments(row: Row, fold: _Wanted) -> Mismatch:
     """The fault of what an optimizer keeps for a part: both parts are trained, and the sum takes both steps."""
-    resets = Reset(view=row.path) if one.side else Reset(source=row.path)
+    resets = Reset(view=row.path) if fold.side else Reset(source=row.path)
     return Mismatch(
         "/".join(row.path),
         "rule",
-        f"what becomes of it where {one.rule} holds",
+        f"what becomes of it where {fold.rule} holds",
         "each part takes steps of its own, and the sum takes one",
         f"say {resets}, and the same of the other side, to start it anew",
         mirrors=row.mirrors,
@@ -437,17 +506,22 @@ def fold_losses(
     tables: tuple[Layout, Layout], folds: FoldedRows, joins: Sequence[Join]
 ) -> Mapping[str, str]:
     """What is lost of parts, by the logical path in the view."""
-    found: dict[str, str] = {}
-    for side, several in enumerate(folds):
-        for one in several:
-            rows = [tables[side].rows[number] for number in one.parts]
-            names = ["/".join(row.model_path) for row in rows]
-            what = one.kind.lost(names, [row.leaf.dtype for row in rows])
+    lost: dict[str, str] = {}
+    for side, of_side in enumerate(folds):
+        for fold in of_side:
+            names: list[str] = []
+            dtypes: list[str] = []
+            for number in fold.parts:
+                row = tables[side].rows[number]
+                names.append("/".join(row.model_path))
+                dtypes.append(row.leaf.dtype)
+            what = fold.kind.lost(names, dtypes)
+            # The whole may be cut in parts again, or be a part: each leaf of the view is told of.
             for join in joins:
-                views = {pair[1] for pair in join.pairs if pair[side] == one.row}
-                for number in views:
-                    found["/".join(tables[1].rows[number].path)] = what
-    return found
+                for pair in join.pairs:
+                    if pair[side] == fold.row:
+                        lost["/".join(tables[1].rows[pair[1]].path)] = what
+    return lost
 
 
 def verify_no_folds_between(*ends: tuple[Layout, Sequence[FoldedRow]]) -> None:
@@ -458,8 +532,8 @@ def verify_no_folds_between(*ends: tuple[Layout, Sequence[FoldedRow]]) -> None:
     """
     faults: list[Mismatch] = []
     for table, folds in ends:
-        for one in folds:
-            row = table.rows[one.row]
+        for fold in folds:
+            row = table.rows[fold.row]
             expected = "a leaf of which nothing is computed with others, between two lenses"
             hint = "go through both lenses one after the other, with onto= for the parts"
             fault = Mismatch("/".join(row.path), "rule", expected, f"one of {table.name}", hint)
