@@ -449,6 +449,23 @@ def test_half_an_adapter_is_an_error() -> None:
         refused(lambda rule=rule: cs.derive(Half, Merged, rules=[rule]), "found no b")
 
 
+class TwoProjs(cs.Schema):
+    p: Proj
+    q: Proj
+    norm: Float32[Array, " in"]
+
+
+class NoProj(cs.Schema):
+    norm: Float32[Array, " in"]
+
+
+def test_all_rules_whose_product_nobody_takes_are_told_at_once() -> None:
+    rules = [cs.dequantize(f"{name}/w", scale=f"{name}/scale") for name in ("p", "q")]
+    rules += [cs.private(name, cs.own) for name in ("p", "q")]
+    wrong = "expected a partner of p/w, for what is computed", "expected a partner of q/w, for"
+    refused(lambda: cs.derive(TwoProjs, NoProj, rules=rules), *wrong)
+
+
 # --- Laws  ---
 
 

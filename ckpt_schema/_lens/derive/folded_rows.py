@@ -335,8 +335,8 @@ def folded_rows(
             folds[side].append(row)
             used.add(id(hits[0].rule))
     # A leaf with a fault is no row of a fold, and its rule would seem to be of no use.
-    for fold in wanted:
-        if not faults and id(fold) not in used:
+    for fold in wanted if not faults else ():
+        if id(fold) not in used:
             expected = f"a partner of {'/'.join(fold.rest)}, for what is computed"
             faults.append(Mismatch(str(fold.rule), "rule", expected, "none"))
     if faults:
