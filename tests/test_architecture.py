@@ -328,6 +328,7 @@ ORDER = """
     testing._own_values
     testing._provenance
     testing._shares
+    testing._statements
     testing._origins
     testing._naming
     testing._known

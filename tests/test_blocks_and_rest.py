@@ -13,6 +13,9 @@ from support.words import done
 from test_combinations import held, schema
 
 import ckpt_schema as cs
+from ckpt_schema.testing import _naming
+from ckpt_schema.testing._laws import LawError
+from ckpt_schema.testing._naming import naming
 
 PER, BLOCKS, REST = 3, 2, 1
 LENGTH = f"{PER}*blocks+rest"
@@ -146,3 +149,28 @@ def test_abstract_values() -> None:
     assert made["blocks"]["layers_0"]["w"].shape == (2, BLOCKS, 3)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ours)
     assert jax.tree.map(np.shape, lens.get(like)) == jax.tree.map(np.shape, lens.get(ours))
+
+
+@pytest.mark.parametrize("path", ["layers[]/w", "blocks[]/layers[]/w", "**/w"])
+@pytest.mark.parametrize("edit", [cs.shift, cs.scale], ids=["shift", "scale"])
+def test_the_law_naming_expects_what_rules_say_of_all_layers_by_any_name(
+    edit: Any, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By that of the layers, of a part of them, or by a glob."""
+
+    def lens_of(number: float) -> cs.Lens:
+        paths = [path, "rest[]/w"] if path.startswith("blocks") else [path]
+        rules = [edit(each, number) for each in paths]
+        lens = cs.derive(listed(w="a b"), blocked(1, w="a b"), rules=rules)
+        return lens.bind(a=2, b=3, blocks=2, rest=1)
+
+    lens = lens_of(3.0)
+    s = tree_of(np.arange(7 * 6, dtype="float32").reshape(7, 2, 3))
+    v = lens.get(s)
+    naming(lens, s)
+    naming(~lens, v)
+    other = _naming.origins_of(lens_of(2.0)), _naming.origins_of(~lens_of(2.0))
+    for one, tree, told in ((lens, s, other[0]), (~lens, v, other[1])):
+        monkeypatch.setattr(_naming, "origins_of", lambda _, told=told: told)
+        with pytest.raises(LawError, match="not where their names say"):
+            naming(one, tree)

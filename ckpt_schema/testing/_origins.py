@@ -15,25 +15,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ckpt_schema._frameworks.moment_names import DEGREES
 from ckpt_schema._layouts.dims import Dim
-from ckpt_schema._layouts.paths import LogicalPath, parse_path
+from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row, Series
-from ckpt_schema._lens import expressions
 from ckpt_schema._lens.ancestry import Derivation
-from ckpt_schema._lens.axis_rules import Padding, Repeated, Reverse
 from ckpt_schema._lens.rules import (
     Apart,
-    Factor,
     Fuse,
     Move,
-    RawKey,
     Rename,
     Reset,
-    Rule,
     Tie,
 )
-from ckpt_schema._lens.value_rules import Offset, Rounding
 from ckpt_schema.testing._named_arrays import (
     FILLS,
     Ids,
@@ -48,6 +41,7 @@ from ckpt_schema.testing._named_arrays import (
 )
 from ckpt_schema.testing._provenance import Line, Origin, order_of_copy
 from ckpt_schema.testing._shares import PartOf, Share, fused, layers_of, merged_shares, split_axis
+from ckpt_schema.testing._statements import Statement, rules_over, start_in, statement_of
 from ckpt_schema.testing._sums import rules_without_sums
 
 __all__ = ["origins"]
@@ -56,105 +50,10 @@ T = TypeVar("T")
 _UNKNOWN = -1  # comes from no leaf that anything is known of
 
 
-# --- What rules say  ---
+# --- How both rows of a pair are looked at  ---
 
 
-def _starts(row: Row, prefix: LogicalPath) -> int | None:
-    """Where a path begins in that of a row: at the root or at the model's; None where it does not."""
-    for start in (0, row.body):
-        if start is not None and row.path[start : start + len(prefix)] == prefix:
-            return start
-    # What mirrors a param goes along with it, wherever the path of that one begins.
-    return row.body if parse_path(row.mirrors)[: len(prefix)] == prefix else None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Said:
-    """What rules say of a leaf: whether it is raw data on one side, what is flipped, padded and scaled.
-
-    It is open where each element comes from several, or nobody knows how it is scaled.
-    """
-
-    raw: bool = False
-    flips: frozenset[Dim] = frozenset()
-    pads: tuple[tuple[Dim, Dim, float], ...] = ()
-    exponent: int = 0
-    factor: float | str = 1.0
-    power: int = 1
-    amount: float = 0.0
-    rounds: bool = False
-    order: tuple[int, ...] | None = None
-    is_open: bool = False
-
-    def line(self, sizes: Sizes, dtypes: Sequence[str]) -> Line:
-        """What is said of floats, their power of two aside, whose dtypes are these."""
-        factor = self.factor
-        factor = expressions.value(factor, sizes) if isinstance(factor, str) else factor
-        factor, alike = factor**self.power, len({*dtypes}) == 1
-        keeps = abs(factor) == 1 and not self.amount and (alike or not self.rounds)
-        reach = abs(self.amount)
-        return Line(factor, self.amount, reach, frozenset[str]() if keeps else frozenset(dtypes))
-
-
-def _over(row: Row, rules: Iterable[tuple[LogicalPath, T]]) -> list[tuple[int, T]]:
-    """The rules that speak of a row, each with where its path begins in that of the row; the one that wins first.
-
-    The longest path wins; of what an optimizer keeps for a param, one that begins at the root.
-    """
-    mirror = bool(row.mirrors)
-    found: list[tuple[tuple[bool, int], int, T]] = []
-    for path, rule in rules:
-        start = _starts(row, path)
-        if start is not None:
-            found.append(((mirror and start > 0, -start - len(path)), start, rule))
-    found.sort(key=lambda each: each[0])
-    return [(start, rule) for _, start, rule in found]
-
-
-def _said(row: Row, rules: Iterable[Rule]) -> _Said:
-    """What rules say of a row of the view; of rules that say one kind of thing one wins. A moment is padded with 0."""
-    mirror = bool(row.mirrors)
-    flips, raw, exponent = set[Dim](), False, None
-    factor: float | str = 1.0
-    power, amount, rounds = 1, None, False
-    pads: dict[tuple[Dim, Dim], float] = {}
-    kinds = (RawKey, Reverse, Padding, Repeated, Factor, Offset, Rounding)
-    spoken = [(r.path, r) for r in rules if isinstance(r, kinds)]
-    is_open = False
-    for start, rule in _over(row, spoken):
-        if isinstance(rule, RawKey):
-            raw = True
-        elif isinstance(rule, Reverse):
-            flips.add(rule.dim)
-        elif isinstance(rule, Padding):
-            pads.setdefault((rule.small, rule.large), 0 if mirror and start > 0 else rule.fill)
-        elif isinstance(rule, Repeated):
-            is_open = True  # each element comes from several
-        elif isinstance(rule, Rounding):
-            rounds = True
-        elif isinstance(rule, Offset):
-            follows = mirror and start > 0  # what depends on gradients alone is not shifted
-            is_open = is_open or (amount is None and follows and _degree(row) is None)
-            amount = amount if amount is not None else 0.0 if follows else rule.amount
-        elif exponent is None:
-            degree = _degree(row) if mirror and start > 0 else -1
-            is_open = is_open or degree is None
-            power, factor = -(degree or 0), rule.rest
-            exponent = power * rule.exponent
-    # What stands where two paddings meet depends on their order, which is that of the rules.
-    order = list(dict.fromkeys((r.small, r.large) for r in rules if isinstance(r, Padding)))
-    told = tuple((*axis, pads[axis]) for axis in order if axis in pads)
-    scaled = exponent or 0, factor, power, amount or 0.0, rounds
-    return _Said(raw, frozenset(flips), told, *scaled, is_open=is_open)
-
-
-def _degree(row: Row) -> int | None:
-    """The degree of a moment in the gradient of its param, whose path ends its own."""
-    own = row.path[: len(row.path) - len(parse_path(row.mirrors)) + 1]
-    return next((DEGREES[name] for name in reversed(own) if name in DEGREES), None)
-
-
-def _framed(rows: tuple[Row, Row], said: _Said) -> tuple[NamedRow, NamedRow]:
+def _framed(rows: tuple[Row, Row], said: Statement) -> tuple[NamedRow, NamedRow]:
     """Both rows of a pair, the source's first, with what rules say of their axes."""
     raw = said.raw and bool(words(rows[0])) != bool(words(rows[1]))
     frames = [frame_of(row, raw=raw and not words(row)) for row in rows]
@@ -261,7 +160,7 @@ class _Side:
     def _original(self, row: Row) -> tuple[int, tuple[int, ...] | None] | None:
         """The row that a row is a copy of, by a rule that ties them, and the order of its axes."""
         ties = [(rule.copy, rule) for rule in self.rules if isinstance(rule, Tie)]
-        for start, rule in _over(row, ties):
+        for start, rule in rules_over(row, ties):
             of = (*row.path[:start], *rule.of, *row.path[start + len(rule.copy) :])
             if of in self.paths:
                 return self.paths[of], rule.axes
@@ -275,7 +174,7 @@ class _Side:
             there = all(_has(self.layout, part) for part in parts)
             if there and (isinstance(rule, Series) or _has(self.other, rule.whole)):
                 members += [(part, (rule, number)) for number, part in enumerate(parts)]
-        found = _over(row, members)
+        found = rules_over(row, members)
         lists = [hit for hit in found if isinstance(hit[1][0], Series)]
         for start, (rule, number) in [*lists, *found]:
             return PartOf(rule, number, start)
@@ -284,7 +183,7 @@ class _Side:
     def path(self, at: int) -> LogicalPath | None:
         """The path of a row in the words of the view; None where nothing is known, or it has no partner."""
         row = self.layout.rows[at]
-        if any(isinstance(r, Apart) and _starts(row, r.path) is not None for r in self.rules):
+        if any(isinstance(r, Apart) and start_in(row, r.path) is not None for r in self.rules):
             return None
         for rule in self.rules:
             reset = (rule.source, rule.view)[self.number] if isinstance(rule, Reset) else None
@@ -314,13 +213,13 @@ class _Side:
         """Which axis of a row of the source each of the view is, where a rename says so."""
         row = self.layout.rows[at]
         said = [(rule.source, rule) for rule in self.rules if isinstance(rule, Rename)]
-        hits = _over(row, said)
+        hits = rules_over(row, said)
         return getattr(hits[0][1], "axes", None) if hits else None
 
     def _renamed(self, row: Row, path: LogicalPath) -> LogicalPath:
         """A path of the source after the rename that wins."""
         said = [(rule.source, rule) for rule in self.rules if isinstance(rule, Rename)]
-        hits = _over(dataclasses.replace(row, path=path), said)
+        hits = rules_over(dataclasses.replace(row, path=path), said)
         if not hits:
             return path
         start, rule = hits[0]
@@ -340,7 +239,7 @@ class _Side:
 
 
 def _has(layout: Layout, path: LogicalPath) -> bool:
-    return any(_starts(row, path) is not None for row in layout.rows)
+    return any(start_in(row, path) is not None for row in layout.rows)
 
 
 def _moved(origin: Derivation) -> dict[LogicalPath, LogicalPath | None]:
@@ -440,7 +339,7 @@ class _Step:
         """Where a row comes from that is one leaf with a row of the other side."""
         rows = self.sides[0].layout.rows[one], self.sides[1].layout.rows[other]
         told = rows[::-1] if self.origin.inverted else rows
-        said = _said(told[1], self.origin.rules)
+        said = statement_of(told[1], self.origin.rules)
         if said.is_open:
             return None
         of, tied = self.sides[1].copies.get(other, other), self.sides[1].tied_axes.get(other)
@@ -453,19 +352,24 @@ class _Step:
         if ids is None:
             return None
         dtypes = [row.leaf.dtype for row in rows]
+        exponent, line = self._values(said, dtypes)
+        return Origin(ids, (one,), exponent, tuple(fill for _, _, fill in said.pads), line)
+
+    def _values(self, said: Statement, dtypes: Sequence[str]) -> tuple[int, Line]:
+        """What becomes of elements: a power of two, and then a line."""
         is_float = all("float" in dtype for dtype in dtypes)
         exponent = said.exponent if is_float else 0
         line = said.line(self.sizes, dtypes) if is_float else Line()
-        if self.origin.inverted:
-            line, exponent = line.back(exponent), -exponent
-        return Origin(ids, (one,), exponent, tuple(fill for _, _, fill in said.pads), line)
+        return (-exponent, line.back(exponent)) if self.origin.inverted else (exponent, line)
 
     def _add_parts(
         self, made: dict[int, Origin], whole: int, parts: Mapping[int | None, int]
     ) -> None:
         """A row of the one side is several rows of the other."""
-        shares = self._shares(self.sides[0].layout.rows[whole], self.sides[1], parts)
-        if shares is None:
+        one = self.sides[0].layout.rows[whole]
+        said = self._said_of_parts(one, self.sides[1], parts)
+        shares = self._shares(one, self.sides[1], parts)
+        if shares is None or said is None:
             return
         frame, cut = shares
         named = read_numbers(frame, self._ids(whole, frame), self.sizes)
@@ -474,12 +378,16 @@ class _Step:
             own = np.take(named.ids, range(start, stop), axis=at)
             ids = write_numbers(part, split_axis(own, named.tokens, at, inner), self.sizes)
             if ids is not None:
-                made[row] = Origin(ids, (whole,))
+                dtypes = [one.leaf.dtype, self.sides[1].layout.rows[row].leaf.dtype]
+                exponent, line = self._values(said, dtypes)
+                made[row] = Origin(ids, (whole,), exponent, line=line)
 
     def _whole(self, parts: Mapping[int | None, int], whole: int) -> Origin | None:
         """Several rows of the one side are a row of the other."""
-        shares = self._shares(self.sides[1].layout.rows[whole], self.sides[0], parts)
-        if shares is None:
+        one = self.sides[1].layout.rows[whole]
+        said = self._said_of_parts(one, self.sides[0], parts)
+        shares = self._shares(one, self.sides[0], parts)
+        if shares is None or said is None:
             return None
         frame, cut = shares
         tokens = tuple(token for axis in frame.tokens() for token, _ in axis)
@@ -493,7 +401,35 @@ class _Step:
             pieces.append(named)
         at = tokens.index(next(iter(cut.values()))[1])
         ids = write_numbers(frame, Named(tokens, np.concatenate(pieces, axis=at)), self.sizes)
-        return None if ids is None else Origin(ids, tuple(cut))
+        dtypes = [one.leaf.dtype, *(self.sides[0].layout.rows[row].leaf.dtype for row in cut)]
+        exponent, line = self._values(said, dtypes)
+        return None if ids is None else Origin(ids, tuple(cut), exponent, line=line)
+
+    def _said_of_parts(
+        self, whole: Row, side: _Side, parts: Mapping[int | None, int]
+    ) -> Statement | None:
+        """What rules say of a row of the view that is parts, or of each of its parts; None where that is not one thing.
+
+        Of parts that are a series rules speak by its name as well.
+        """
+        is_whole = self.origin.inverted == (side is self.sides[1])
+        rules, told = (
+            self.origin.rules,
+            {statement_of(whole, self.origin.rules)} if is_whole else set(),
+        )
+        for part, at in parts.items():
+            if part is None or is_whole:
+                continue
+            row, path = side.layout.rows[at], side.path(at)
+            own = statement_of(row, rules)
+            if path is not None and isinstance(side.parts[at].rule, Series):
+                by_name = statement_of(dataclasses.replace(row, path=path), rules)
+                if own not in (Statement(), by_name):
+                    told.add(own)
+                own = by_name if own == Statement() else own
+            told.add(own)
+        said = told.pop()
+        return said if not told and said.is_of_values else None
 
     def _shares(
         self, whole: Row, side: _Side, parts: Mapping[int | None, int]
@@ -501,13 +437,6 @@ class _Step:
         """How a row is looked at as a whole, and each of its parts: its share of which axis, and the factors of that."""
         numbers = [parts[number] for number in sorted(n for n in parts if n is not None)]
         rule = side.parts[numbers[0]].rule
-        view = (
-            [whole]
-            if self.origin.inverted == (side is self.sides[1])
-            else [side.layout.rows[n] for n in numbers]
-        )
-        if any(_said(row, self.origin.rules) != _Said() for row in view):
-            return None
         count = len(rule.parts if isinstance(rule, Fuse) else rule.members)
         if len(numbers) != count or None in parts:
             return None
