@@ -8,7 +8,7 @@ in float32 where it has bfloat16; these are cut here.
 
 With ``--write`` what it makes, a shape and a digest of each leaf, is kept where the suite reads it:
 `families_data/maxtext.json`. With ``--laws N`` the laws are tried on every lens instead, each on so many
-examples. Names of cases may be given to convert no other.
+examples: to MaxText, and from there to a model of NNX. Names of cases may be given to convert no other.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ import jax
 import numpy as np
 
 import ckpt_schema as cs
+from ckpt_schema.families import gemma2, gemma3, llama
+from ckpt_schema.families._decoders import Attention, Ends, Heads
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "families_data"
@@ -148,6 +150,53 @@ def leaves(tree: Any) -> dict[str, Any]:
 def lens_of(case: Case, folder: Path, form: str) -> cs.Lens:
     """The lens that is held against MaxText."""
     return case.family.maxtext.lens_of(folder, scan=form == "scanned", **case.words)
+
+
+class TurnedAttention(Attention):
+    """Heads whose halves are told apart, as those of the files are where MaxText turns them about."""
+
+    query: Heads = cs.field(key="attention/query", dims={"head_dim": "2*half"})
+    key: Heads = cs.field(key="attention/key", dims={"heads": "kv", "head_dim": "2*half"})
+
+
+class TurnedLayer(TurnedAttention, llama.ModelLayer):
+    """A layer of Llama 3.1."""
+
+
+class TurnedDecoder(llama.Decoder):
+    """Llama 3.1."""
+
+    layers: list[TurnedLayer] = cs.field(length="depth")  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class PairedDecoder(Ends):
+    """Gemma 2, layers counted by pairs."""
+
+    local: list[gemma2.ModelLayer] = cs.field(key="layers/{2*i}", length="pairs")
+    full: list[gemma2.ModelLayer] = cs.field(key="layers/{2*i+1}", length="pairs")
+
+
+class BlockDecoder(gemma3.TiedDecoder):
+    """Gemma 3, layers counted by blocks."""
+
+    layers: list[gemma3.ModelLayer] = cs.field(length="6*blocks+rest")
+
+
+def view_of(case: Case, folder: Path) -> type[cs.Schema]:
+    """The model of NNX that a case is, its layers and halves counted as its lens to MaxText counts those of the files."""
+    import families
+
+    if case.model.startswith("llama3.1"):
+        return TurnedDecoder
+    counted = {"gemma2": PairedDecoder, "gemma3": BlockDecoder}
+    return counted.get(case.like) or families.view_of(folder)
+
+
+def model_lens_of(case: Case, folder: Path, form: str) -> cs.Lens:
+    """The lens from MaxText to a model of NNX: through the files, of which none is made."""
+    near = lens_of(case, folder, form)
+    far = cs.derive(near.source, cs.nnx.Params[view_of(case, folder)])
+    return ~near >> far
 
 
 def ours(case: Case, folder: Path, form: str) -> dict[str, str]:
@@ -313,11 +362,13 @@ def lawful(name: str, count: int) -> bool:
     """Whether the lenses of a case obey the laws."""
     from families import lawful as holds
 
+    found: list[bool] = []
     with tempfile.TemporaryDirectory() as path:
         folder = CASES[name].write(Path(path) / "hub")
-        found = [
-            holds(f"{name}, {form}", lens_of(CASES[name], folder, form), count) for form in FORMS
-        ]
+        for form in FORMS:
+            found.append(holds(f"{name}, {form}", lens_of(CASES[name], folder, form), count))
+            through = model_lens_of(CASES[name], folder, form)
+            found.append(holds(f"{name}, {form}, to NNX", through, count))
     return all(found)
 
 
