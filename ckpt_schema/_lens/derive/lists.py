@@ -63,14 +63,18 @@ def join(
         return derivation.join_rows(source, view, rules, sizes)
     known = {name: Size.of(size) for name, size in sizes.items()}
     faults: list[Mismatch] = []
+    # Both sides are gathered before anything is raised: the faults of both are told at once.
     left = _Gathering(tables, 0, rules, known, faults).lists(wanted[0])
     right = _Gathering(tables, 1, rules, known, faults).lists(wanted[1])
     # A list that cannot be gathered is told of first: all else would be a consequence.
     if faults:
         raise _error(tables, faults)
-    # These are in the gathered rows and their cells already, and must not be done twice.
-    used = {*wanted[0], *wanted[1], *left.rules, *right.rules}
-    remaining = [rule for rule in rules if rule not in used]
+    # Some rules are in the gathered rows and their cells already, and must not be done twice.
+    in_gathered_rows = {*wanted[0], *wanted[1], *left.rules, *right.rules}
+    used: list[Rule] = []
+    remaining: list[Rule] = []
+    for rule in rules:
+        (used if rule in in_gathered_rows else remaining).append(rule)
     moments = Moments(source, view, (left.originals, right.originals))
     new_left, new_right, joins, node_rules = derivation.join_rows(
         left.whole, right.whole, remaining, sizes, moments
@@ -81,8 +85,9 @@ def join(
         divided += node_joins.of(list_join)
     if node_joins.faults:
         raise _error(tables, node_joins.faults)
-    divided.sort(key=lambda one: min(one.views))
-    all_rules = *node_rules, *(rule for rule in rules if rule in used)
+    # Joins are in the order of the view's rows, and nodes of a list need not stand side by side.
+    divided.sort(key=lambda join: min(join.views))
+    all_rules = *node_rules, *used
     return left.restored(new_left), right.restored(new_right), tuple(divided), all_rules
 
 
@@ -106,12 +111,13 @@ def _wanted(tables: Tables, rules: Sequence[Rule]) -> tuple[list[Series], list[S
     lengths = _node_lengths(tables[0], said), _node_lengths(tables[1], said)
     for side in (0, 1):
         other_table, other_lengths = tables[1 - side], lengths[1 - side]
+        lists_there = {series.path for series in other_lengths}
         for series, counts in lengths[side].items():
             if other_lengths.get(series) == counts:
                 continue
             names = {series.path, *_names_there(series.path, side, rules)}
             is_whole_there = bool(standing(other_table, names))
-            if is_whole_there or any(other.path in names for other in other_lengths):
+            if is_whole_there or not names.isdisjoint(lists_there):
                 wanted[side].append(series)
     return wanted
 
@@ -140,6 +146,7 @@ def _lengths_by_node(table: Layout, series: Series) -> dict[int, Size]:
                 continue  # any row of a node tells its length
             first = paths_.list_depth(row.path[: hit.start])
             depth = paths_.list_depth(series.members[hit.rule])
+            # A node that is no list, "blocks_0", has no level of its own: it is one layer.
             length = ONE
             for repeat in row.repeats[first : first + depth]:
                 length *= of_dim(repeat.size)
@@ -158,13 +165,14 @@ def _names_there(path: LogicalPath, side: int, rules: Sequence[Rule]) -> Iterato
         if isinstance(rule, Rename):
             pairs.append((rule.view, rule.source) if side else (rule.source, rule.view))
         elif isinstance(rule, Fuse):
-            # Either side may have the whole.
-            pairs += [(rule.whole, part) for part in rule.parts]
-            pairs += [(part, rule.whole) for part in rule.parts]
+            for part in rule.parts:
+                # Either side may have the whole.
+                pairs += [(rule.whole, part), (part, rule.whole)]
     for here, there in pairs:
         if path[: len(here)] == here:
             yield (*there, *path[len(here) :])
         elif here[: len(path)] == path:
+            # The rule is for a node below the list. As much of its end is below the list there.
             below = len(here) - len(path)
             yield there[: len(there) - below]
 
@@ -240,10 +248,10 @@ class _Gathering:
         members = memberships(table, groups)
         kept_apart = _spoken_of(table, self.side, members, self.rules)
         said = self._said_of_nodes(members)
-        by_list: dict[LogicalPath, dict[int, int]] = {}  # the rows of each leaf, by their nodes
-        list_paths: dict[
-            str, LogicalPath
-        ] = {}  # by the path of each of these rows, as mirrors say it
+        # The rows of each leaf of a list, by their nodes: {0: 4, 1: 9} for "layers[]/w".
+        by_list: dict[LogicalPath, dict[int, int]] = {}
+        # The list's path by the path of each of these rows, spelled as `Row.mirrors` spells it.
+        list_paths: dict[str, LogicalPath] = {}
         for number, member in members.items():
             by_list.setdefault(member.path, {})[member.number] = number
             list_paths["/".join(table.rows[number].path)] = member.path
@@ -255,6 +263,7 @@ class _Gathering:
                 continue
             row = self._list_row(path, by_node, nodes, members, said.get(nodes[0], UNTOLD))
             if row is not None:
+                # A moment of a node mirrors the node's param; that of the list mirrors the list's.
                 mirrored = list_paths.get(row.mirrors)
                 if mirrored:
                     row = dataclasses.replace(row, mirrors="/".join(mirrored))
@@ -281,7 +290,7 @@ class _Gathering:
         missing = lacking(rows[0], members[nodes[0]].group, by_node)
         if missing is not None:
             # What may be absent, or has a default, need not be in every node.
-            if all(row.default is None and not row.optional for row in rows):
+            if not any(row.default is not None or row.optional for row in rows):
                 self.faults.append(missing)
             return None
         spans = [span(table.rows[number], members[number]) for number in nodes]
@@ -298,6 +307,7 @@ class _Gathering:
         gathered: set[int] = set()
         for leaf in list_rows.values():
             gathered.update(leaf.nodes)
+        # Numbers are of the new table here, where a list stands for several rows of the old one.
         rows: list[Row] = []
         numbers: dict[int, int] = {}
         cells: dict[int, Sequence[Cell]] = {}
@@ -330,15 +340,18 @@ class _Gathering:
     ) -> list[Cell] | Mismatch:
         """The cells from a leaf of a list to the rows of its nodes."""
         rows = self.tables[self.side].rows
-        parts = tuple(Numbered(n, rows[n], said.get(n, UNTOLD)) for n in nodes)
-        spans = [span(rows[number], members[number]) for number in nodes]
-        level = spans[0][0]
-        joins = listed(Divided(whole, parts), level, spans, self.known)
+        parts: list[Numbered] = []
+        spans: list[tuple[int, int]] = []
+        for number in nodes:
+            parts.append(Numbered(number, rows[number], said.get(number, UNTOLD)))
+            spans.append(span(rows[number], members[number]))
+        # The list's level stands where the first of a node's own did.
+        joins = listed(Divided(whole, tuple(parts)), spans[0][0], spans, self.known)
         if isinstance(joins, Mismatch):
             return joins
         cells: list[Cell] = []
-        for one in joins:
-            cells += one.cells
+        for join in joins:
+            cells += join.cells
         return cells
 
     def _said_of_nodes(self, members: Mapping[int, Member]) -> dict[int, Told]:
@@ -350,6 +363,7 @@ class _Gathering:
             member, row = members.get(number), table.rows[number]
             if member is None:
                 continue
+            # What speaks of the whole list is said of its one row, when that is joined.
             hits = [hit for hit in over if _reaches(hit, row, member)]
             if not hits:
                 continue
@@ -373,15 +387,17 @@ def _list(
     first, (start, end) = rows[0], spans[0]
     lengths: list[Dim] = []
     for row, (low, high) in zip(rows, spans, strict=True):
+        # A dim is its factors: one node of 2 blocks of 3 layers is 2*3 layers of the list.
         length: Dim = ()
         for repeat in row.repeats[low:high]:
             length += repeat.size
         lengths.append(length)
     # Where the layers stand in the nodes' arrays is the nodes' matter: in no tree is there a list.
-    outer = [Repeat(repeat.size, None) for repeat in first.repeats[:start]]
-    inner = [Repeat(repeat.size, None) for repeat in first.repeats[end:]]
+    repeats = [Repeat(repeat.size, None) for repeat in first.repeats]
+    repeats[start:end] = [Repeat(dims_.add(lengths), None)]
     leaf = stripped(first, said).leaf
     dtypes = {row.leaf.dtype for row in rows}
+    # No dtype holds keys of two implementations: these stay, and are told where they are joined.
     if len(dtypes) > 1 and not any(row.leaf.is_key for row in rows):
         leaf = dataclasses.replace(leaf, dtype=_widest(dtypes))
     return dataclasses.replace(
@@ -389,8 +405,9 @@ def _list(
         path=path,
         key=_key(path),
         leaf=leaf,
-        repeats=(*outer, Repeat(dims_.add(lengths), None), *inner),
+        repeats=tuple(repeats),
         optional=all(row.optional for row in rows),
+        # These tell of containers in the first node's tree; the list is in no tree.
         inside=0,
         held=(),
     )
@@ -418,6 +435,7 @@ def _widest(dtypes: Collection[str]) -> str:
         return ANY_FLOAT
     several = [jnp.dtype(dtype) for dtype in sorted(dtypes)]
     if all(jnp.issubdtype(dtype, jnp.integer) for dtype in several):
+        # Of two that are as wide, the unsigned one has the greater maximum.
         wide = max(several, key=lambda dtype: (jnp.iinfo(dtype).bits, jnp.iinfo(dtype).max))
         is_signed = any(jnp.iinfo(dtype).min < 0 for dtype in several)
         # The widest is unsigned and another is not: only a wider signed one holds both.
@@ -435,6 +453,7 @@ def _reaches(hit: Hit[object], row: Row, member: Member) -> bool:
     does, and one for ``decoder`` does not: that one speaks of the list as well.
     """
     segments = zip(row.path[member.start :], member.group.whole, strict=False)
+    # How many segments the node has in common with the list: 1 in the example, "decoder".
     shared = 0
     for place, (segment, other) in enumerate(segments):
         if segment != other:
@@ -449,8 +468,7 @@ def _spoken_of(
     """The rows of nodes that a rule calls by their own path: these stay as they are."""
     entries: list[tuple[LogicalPath, Rule]] = []
     for rule in rules:
-        for path in _own_paths(rule, side):
-            entries.append((path, rule))
+        entries += [(path, rule) for path in _own_paths(rule, side)]
     numbers: set[int] = set()
     for number, hits in Scope(entries).along(table.rows).items():
         member, row = members.get(number), table.rows[number]
@@ -487,7 +505,7 @@ class _NodeJoins:
         self._sides, self._known = sides, known
         # The lists whose padding, by side and number, is in a join already: it is written once.
         self._padded: set[tuple[int, int]] = set()
-        self._symbols = [[len(row.unrolled) for row in table.rows] for table in tables]
+        self._tables = tables
         self.faults: list[Mismatch] = []
 
     def of(self, join: Join) -> Iterator[Join]:
@@ -496,6 +514,7 @@ class _NodeJoins:
         is_of_lists = not source.cells.keys().isdisjoint(join.sources)
         is_of_lists = is_of_lists or not view.cells.keys().isdisjoint(join.views)
         try:
+            # nodes of the source -> lists -> nodes of the view; the second half is done backwards.
             cells = self._from_nodes(join.cells, 0)
             turned = self._from_nodes([~cell for cell in cells], 1)
         except UndecidedError as wrong:
@@ -506,10 +525,15 @@ class _NodeJoins:
         for cell in turned:  # what is read goes forward
             forward = ~cell
             cells.append(dataclasses.replace(forward, geometry=tidy(forward.geometry)))
+        # The nodes of a list need not share a leaf: each group of cells that does is a join.
         if is_of_lists:
-            yield from joins_of(cells, lambda side, number: self._symbols[side][number])
+            yield from joins_of(cells, self._symbols)
         else:
             yield dataclasses.replace(join, cells=tuple(cells))
+
+    def _symbols(self, side: int, number: int) -> int:
+        """How many index symbols the key of a row has."""
+        return len(self._tables[side].rows[number].unrolled)
 
     def _from_nodes(self, cells: Sequence[Cell], side: int) -> list[Cell]:
         """Cells from rows of lists on, as from those of the table: node -> list -> on."""
@@ -525,6 +549,7 @@ class _NodeJoins:
                 from_nodes.append(cell)
         if not from_lists:
             return from_nodes
+        # Several cells may lead on from one list: what leads there is taken once.
         to_lists: list[Cell] = []
         for number in dict.fromkeys(cell.source for cell in from_lists):
             assert isinstance(number, int)

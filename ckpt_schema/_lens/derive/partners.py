@@ -14,7 +14,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -72,11 +71,15 @@ class Partners:
 
 def form(row: Row) -> Any:
     """What two rows share if any edit relates them, whatever the order and grouping of their dims."""
-    factors = dims_.factors(row.leaf.dims)
-    named = sorted(str(factor) for factor in factors if not isinstance(factor, int))
-    size = math.prod(factor for factor in factors if isinstance(factor, int))
+    named: list[str] = []
+    size = 1
+    for factor in dims_.factors(row.leaf.dims):
+        if isinstance(factor, int):
+            size *= factor
+        else:
+            named.append(str(factor))
     repeats = tuple(repeat.size for repeat in row.repeats)
-    return row.root, row.leaf.dtype, tuple(named), size, repeats
+    return row.root, row.leaf.dtype, tuple(sorted(named)), size, repeats
 
 
 def partners(left: Sequence[Loose], right: Sequence[Loose], placed: Iterable[Placed]) -> Partners:
@@ -88,22 +91,23 @@ def partners(left: Sequence[Loose], right: Sequence[Loose], placed: Iterable[Pla
         placed: The rows that are joined, and the path of the source's in the view's words.
     """
     forms = _Forms((*left, *right))
-    sides = [forms.groups(rows) for rows in (left, right)]
-    common = sides[0].keys() & sides[1].keys()
+    sides = forms.groups(left), forms.groups(right)
     # Structure proposes, and all that is known disposes: a pair is certain only after both.
     pairs = [*_undisputed(_paired(left, right, forms), sides, forms, placed)]
     certain = {one.number: other.number for one, other in pairs}
-    done = certain.keys(), set(certain.values())
+    taken = set(certain.values())
     compared = max(len(left), len(right)) <= _COMPARED
     open_: tuple[dict[int, Sequence[Loose]], dict[int, Sequence[Loose]]] = {}, {}
-    for kind in common:
-        rest = [_without(side[kind], known) for side, known in zip(sides, done, strict=True)]
-        for rows, others, candidates in (
-            (rest[0], rest[1], open_[0]),
-            (rest[1], rest[0], open_[1]),
-        ):
-            if others:
-                candidates |= {row.number: _ordered(row, others, rows, compared) for row in rows}
+    for kind in sides[0].keys() & sides[1].keys():
+        # What a certain partner has been found for is no candidate of any other leaf.
+        ours = _without(sides[0][kind], certain)
+        theirs = _without(sides[1][kind], taken)
+        if not ours or not theirs:
+            continue
+        for row in ours:
+            open_[0][row.number] = _ordered(row, theirs, ours, compared)
+        for row in theirs:
+            open_[1][row.number] = _ordered(row, ours, theirs, compared)
     return Partners(certain, open_)
 
 
@@ -119,7 +123,7 @@ class _Forms:
 
     def __init__(self, rows: Iterable[Loose]) -> None:
         self._numbers: dict[Any, int] = {}
-        self._any_float = any(each.row.leaf.is_open for each in rows)
+        self._any_float = any(loose.row.leaf.is_open for loose in rows)
 
     def number(self, value: Any) -> int:
         """The number of a form, or of the structure of a node."""
@@ -147,6 +151,7 @@ def _ordered(
         return others
     own = "/".join(row.path)
 
+    # A leaf of the same axes in the same order comes before one that is like it in name.
     def unlike(other: Loose) -> tuple[bool, float]:
         ratio = difflib.SequenceMatcher(None, own, "/".join(other.path)).ratio()
         return other.row.leaf != row.row.leaf, -ratio
@@ -194,11 +199,16 @@ def _trees(rows: Sequence[Loose], forms: _Forms) -> dict[LogicalPath, dict[str, 
                 made.append(node.below[segment])
             node = node.below[segment]
         node.leaf = row
-    for node in reversed(made):  # children before parents
+    for node in reversed(
+        made
+    ):  # children before parents, whose structure is that of their children
         own = None if node.leaf is None else forms.of(node.leaf.row)
-        children = node.below.values()
-        node.kind = forms.number((own, *sorted(child.kind for child in children)))
-        node.depth = max((1 + child.depth for child in children), default=0)
+        kinds: list[int] = []
+        for child in node.below.values():
+            kinds.append(child.kind)
+            node.depth = max(node.depth, 1 + child.depth)
+        # Sorted, for names are no part of a structure, and so neither is the order of children.
+        node.kind = forms.number((own, *sorted(kinds)))
     return {head: root.below for head, root in roots.items()}
 
 
@@ -209,43 +219,59 @@ def _paired(
 
     Those whose paths spell numbers in two ways are pairs before all others.
     """
-    numbered = [*_numbered(left, right, forms)]
-    yield from numbered
-    left = _without(left, {one.number for one, _ in numbered})
-    right = _without(right, {other.number for _, other in numbered})
-    trees = [_trees(rows, forms) for rows in (left, right)]
-    heads = trees[0].keys() & trees[1].keys()
-    waiting: list[tuple[_Children, _Children]] = [(trees[0][h], trees[1][h]) for h in heads]
     paired: tuple[set[int], set[int]] = set(), set()
+
+    def noted(one: Loose, other: Loose) -> tuple[Loose, Loose]:
+        paired[0].add(one.number)
+        paired[1].add(other.number)
+        return one, other
+
+    for pair in _numbered(left, right, forms):
+        yield noted(*pair)
+    # They stand at other depths on both sides: left in the trees, they would make nodes unlike.
+    left, right = _without(left, paired[0]), _without(right, paired[1])
+    ours, theirs = _trees(left, forms), _trees(right, forms)
+    waiting: list[tuple[_Children, _Children]] = []
+    for head in ours.keys() & theirs.keys():
+        waiting.append((ours[head], theirs[head]))
     while waiting:
-        for one, other in _counterparts(*waiting.pop(), waiting, forms):
-            paired[0].add(one.number)
-            paired[1].add(other.number)
-            yield one, other
-    ours = forms.groups(_without(left, paired[0]))
-    theirs = forms.groups(_without(right, paired[1]))
-    for kind in ours.keys() & theirs.keys():
-        if len(ours[kind]) == len(theirs[kind]) == 1:
-            yield ours[kind][0], theirs[kind][0]
+        for pair in _counterparts(*waiting.pop(), waiting, forms):
+            yield noted(*pair)
+    # What structure has left is a pair where each is alone of its form, wherever both stand.
+    here = forms.groups(_without(left, paired[0]))
+    there = forms.groups(_without(right, paired[1]))
+    for kind in here.keys() & there.keys():
+        if len(here[kind]) == len(there[kind]) == 1:
+            yield here[kind][0], there[kind][0]
 
 
 def _numbered(
     left: Sequence[Loose], right: Sequence[Loose], forms: _Forms
 ) -> Iterator[tuple[Loose, Loose]]:
-    """Leaves of layers that differ: one path has the number of a layer in its name, the other below it, in a list."""
-    sides: list[dict[object, list[Loose]]] = []
-    for rows in (left, right):
-        by_path: dict[object, list[Loose]] = {}
-        for row in rows:
-            spelled = tuple(one for segment in row.path for one in _in_list(segment))
-            by_path.setdefault((row.row.root, spelled), []).append(row)
-        sides.append(by_path)
-    for path, several in sides[0].items():
-        both = several + sides[1].get(path, [])
-        if len(several) != 1 or len(both) != 2 or forms.of(both[0].row) != forms.of(both[1].row):
+    """Leaves of layers that differ: one path has the number of a layer in its name, the other below it, in a list.
+
+    ``layers_0/w`` here is ``layers/0/w`` there.
+    """
+    ours, theirs = _by_spelled_path(left), _by_spelled_path(right)
+    for path, several in ours.items():
+        others = theirs.get(path, [])
+        if len(several) != 1 or len(others) != 1:
             continue
-        if len(both[0].path) != len(both[1].path):  # so one of them is of a list
-            yield both[0], both[1]
+        one, other = several[0], others[0]
+        # Of one length, both spell numbers in one way: then something else keeps them apart.
+        if len(one.path) != len(other.path) and forms.of(one.row) == forms.of(other.row):
+            yield one, other
+
+
+def _by_spelled_path(rows: Sequence[Loose]) -> dict[object, list[Loose]]:
+    """Leaves by where they would be, if all numbered siblings were items of lists."""
+    by_path: dict[object, list[Loose]] = {}
+    for row in rows:
+        spelled: list[str] = []
+        for segment in row.path:
+            spelled += _in_list(segment)
+        by_path.setdefault((row.row.root, *spelled), []).append(row)
+    return by_path
 
 
 def _in_list(segment: str) -> Sequence[str]:
@@ -262,18 +288,20 @@ def _counterparts(
     Nodes are put to those that are waiting, leaves are yielded.
     """
     rest = dict(left), dict(right)
-    pairs = [(left[name], right[name]) for name in left if name in right]
-    # One name may be a leaf here and a node there, or leaves of two forms: no counterparts.
-    pairs = [(a, b) for a, b in pairs if a.kind == b.kind or (a.below and b.below)]
-    for one, _ in pairs:
-        del rest[0][one.name], rest[1][one.name]
-    kinds = [collections.Counter(node.kind for node in side.values()) for side in rest]
-    by_kind = {node.kind: node for node in rest[1].values()}
-    for node in list(rest[0].values()):
-        if kinds[0][node.kind] == kinds[1][node.kind] == 1:
-            other = by_kind[node.kind]
-            pairs.append((node, other))
-            del rest[0][node.name], rest[1][other.name]
+    pairs: list[tuple[_Node, _Node]] = []
+    for name, one in left.items():
+        other = right.get(name)
+        # One name may be a leaf here and a node there, or leaves of two forms: no counterparts.
+        if other and (one.kind == other.kind or (one.below and other.below)):
+            pairs.append((one, other))
+            del rest[0][name], rest[1][name]
+    # Of those that are called otherwise, those are certain that are alone of their structure.
+    kinds = _by_kind(rest[0]), _by_kind(rest[1])
+    for kind, nodes in kinds[0].items():
+        others = kinds[1].get(kind, [])
+        if len(nodes) == len(others) == 1:
+            pairs.append((nodes[0], others[0]))
+            del rest[0][nodes[0].name], rest[1][others[0].name]
     for one, other in pairs:
         if one.leaf is not None and other.leaf is not None:
             yield one.leaf, other.leaf
@@ -284,20 +312,43 @@ def _counterparts(
         waiting.append(level)
 
 
+def _by_kind(children: _Children) -> dict[int, list[_Node]]:
+    """Nodes by their structure."""
+    by_kind: dict[int, list[_Node]] = {}
+    for node in children.values():
+        by_kind.setdefault(node.kind, []).append(node)
+    return by_kind
+
+
 def _level(left: _Children, right: _Children, forms: _Forms) -> tuple[_Children, _Children] | None:
-    """The children to go on with where all that is left on one side stands one level deeper on the other."""
-    for one, other, turned in ((left, right, False), (right, left, True)):
-        deeper = next(iter(other.values()), None)
-        if not one or deeper is None or len(other) > 1 or not deeper.below:
-            continue
-        if deeper.depth <= max(node.depth for node in one.values()):
-            continue
-        held = collections.Counter(forms.of(leaf.row) for leaf in deeper.leaves())
-        for node in one.values():
-            held.subtract(forms.of(leaf.row) for leaf in node.leaves())
-        if not any(held.values()):  # both hold the same leaves
-            return (deeper.below, one) if turned else (one, deeper.below)
+    """The children to go on with where all that is left on one side stands one level deeper on the other.
+
+    So ``encoder`` and ``head`` here are what stands in ``model`` there, ``model/backbone`` and ``model/top``.
+    """
+    if _is_one_level_up(left, right, forms):
+        (deeper,) = right.values()
+        return left, deeper.below
+    if _is_one_level_up(right, left, forms):
+        (deeper,) = left.values()
+        return deeper.below, right
     return None
+
+
+def _is_one_level_up(children: _Children, others: _Children, forms: _Forms) -> bool:
+    """Whether some nodes hold what one node of the other side holds one level deeper."""
+    if not children or len(others) != 1:
+        return False
+    (deeper,) = others.values()
+    # It has a level more, or else the nodes are unlike it for some other reason.
+    if not deeper.below or deeper.depth <= max(node.depth for node in children.values()):
+        return False
+    balance: collections.Counter[int] = collections.Counter()
+    for leaf in deeper.leaves():
+        balance[forms.of(leaf.row)] += 1
+    for node in children.values():
+        for leaf in node.leaves():
+            balance[forms.of(leaf.row)] -= 1
+    return not any(balance.values())
 
 
 # --- what speaks against a pair  ---
@@ -316,19 +367,27 @@ def _undisputed(
     where leaves of that outline are joined already, for then all of them may have another number
     there. Marks of repetition do where they alone differ.
     """
-    pairs, placed = list(pairs), list(placed)
-    numbered = {overlaps.outlined(path) for _, path, _ in placed if any(map(_has_number, path))}
-    names = [_last_names(side) for side in sides]
-    known = {(_node(before), _node(after)) for before, _, after in placed}
+    pairs = list(pairs)
+    names = _last_names(sides[0]), _last_names(sides[1])
+    numbered: set[LogicalPath] = set()
+    known: set[tuple[_Place, _Place]] = set()
+    for before, path, after in placed:
+        known.add((_node(before), _node(after)))
+        if any(map(_has_number, path)):
+            numbered.add(overlaps.outlined(path))
+    # With which nodes of the other side each node shares leaves, by what is joined or would be.
     met: tuple[dict[_Place, set[_Place]], dict[_Place, set[_Place]]] = {}, {}
-    for before, after in (*known, *((_node(a.row), _node(b.row)) for a, b in pairs)):
-        met[0].setdefault(before, set()).add(after)
-        met[1].setdefault(after, set()).add(before)
+    for here, there in (*known, *_nodes_of(pairs)):
+        met[0].setdefault(here, set()).add(there)
+        met[1].setdefault(there, set()).add(here)
     for one, other in pairs:
+        # What may lack a partner makes no certain pair: it may as well have none.
+        if not one.required or not other.required:
+            continue
         kind, before, after = forms.of(one.row), one.path, other.path
         nodes = _node(one.row), _node(other.row)
-        named = names[1][kind][before[-1]] or names[0][kind][after[-1]]
-        is_named = before[-1] != after[-1] and named
+        is_name_taken = before[-1] in names[1][kind] or after[-1] in names[0][kind]
+        is_named = before[-1] != after[-1] and is_name_taken
         is_torn = nodes not in known and (len(met[0][nodes[0]]) > 1 or len(met[1][nodes[1]]) > 1)
         is_shifted = (
             before != after and overlaps.outlined(before) == overlaps.outlined(after) in numbered
@@ -336,18 +395,22 @@ def _undisputed(
         # A list of stacks and a stack of lists have one name: which of their levels is which, as
         # well as how each is stored, is another matter than what they are called.
         is_regrouped = before != after and paths.path_names(before) == paths.path_names(after)
-        against = is_named or is_torn or is_shifted or is_regrouped
-        if one.required and other.required and not against:
+        if not (is_named or is_torn or is_shifted or is_regrouped):
             yield one, other
 
 
-def _last_names(
-    by_form: Mapping[int, Sequence[Loose]],
-) -> dict[int, collections.Counter[str]]:
-    """How often each name is that of a leaf of each form."""
-    return {
-        kind: collections.Counter(row.path[-1] for row in rows) for kind, rows in by_form.items()
-    }
+def _nodes_of(pairs: Iterable[tuple[Loose, Loose]]) -> Iterator[tuple[_Place, _Place]]:
+    """The nodes that both leaves of each pair stand in."""
+    for one, other in pairs:
+        yield _node(one.row), _node(other.row)
+
+
+def _last_names(by_form: Mapping[int, Sequence[Loose]]) -> dict[int, set[str]]:
+    """The names of the leaves of each form."""
+    names: dict[int, set[str]] = {}
+    for kind, rows in by_form.items():
+        names[kind] = {row.path[-1] for row in rows}
+    return names
 
 
 _Place = tuple[LogicalPath, LogicalPath]
@@ -390,6 +453,7 @@ def renames(
     judge = _Renames(certain, source, view, onward, given)
     rules: dict[int, Rename] = {}
     for number, other in certain.items():
+        # The shortest first: it is the one that renames the most.
         for before, after in _spellings(source[number].model_path, view[other].model_path):
             verdict = judge.verdict(before, after)
             if verdict == "later":
@@ -413,13 +477,16 @@ class _Renames:
     ) -> None:
         self._certain, self._source, self._view, self._onward = certain, source, view, onward
         self._given = given
-        self._taken, self._paired = set(onward.values()), set(certain.values())
+        # The rows of the view that no other leaf may be led to.
+        self._taken = {*onward.values(), *certain.values()}
+        # The rows of the source by each path that a rule for them may have.
         self._below: dict[LogicalPath, list[int]] = {}
         for number, row in enumerate(source):
             path = row.model_path
             for end in range(1, len(path) + 1) if not row.optimizer else ():
                 self._below.setdefault(path[:end], []).append(number)
         self._there = {(row.root, row.model_path): number for number, row in enumerate(view)}
+        # Verdicts by the two paths of a rule: leaves of one node ask for the same ones.
         self._known: dict[tuple[LogicalPath, LogicalPath], str] = {}
 
     def verdict(self, before: LogicalPath, after: LogicalPath) -> str:
@@ -431,33 +498,42 @@ class _Renames:
         pair = before, after
         if pair not in self._known:
             effects = {self._effect(number, before, after) for number in self._below[before]}
-            if before in self._given:
-                effects.add("wrong")
-            self._known[pair] = next((v for v in ("wrong", "later") if v in effects), "safe")
+            # Two rules for one path would be a dispute.
+            if "wrong" in effects or before in self._given:
+                self._known[pair] = "wrong"
+            else:
+                self._known[pair] = "later" if "later" in effects else "safe"
         return self._known[pair]
 
     def _effect(self, number: int, before: LogicalPath, after: LogicalPath) -> str:
         """What the rule does to one leaf below its path."""
         row = self._source[number]
         path = row.model_path
-        if any(path[:end] in self._given for end in range(len(before) + 1, len(path) + 1)):
-            return "safe"  # a rule for a longer path says where it goes
+        for end in range(len(before) + 1, len(path) + 1):
+            if path[:end] in self._given:
+                return "safe"  # a rule for a longer path says where it goes
         if number in self._onward:
             return "wrong"
         goal = self._there.get((row.root, (*after, *path[len(before) :])))
         if goal is None or self._certain.get(number) == goal:
             return "safe"
         if number in self._certain:
+            # It belongs elsewhere: a rule of its own keeps it from this one, if that is for a node
+            # further down.
             first, _ = next(_spellings(path, self._view[self._certain[number]].model_path))
             return "later" if len(first) > len(before) else "wrong"
-        taken = goal in self._taken or goal in self._paired
-        return "wrong" if taken or form(self._view[goal]) != form(row) else "safe"
+        return "wrong" if goal in self._taken or form(self._view[goal]) != form(row) else "safe"
 
 
 def _spellings(
     before: LogicalPath, after: LogicalPath
 ) -> Iterator[tuple[LogicalPath, LogicalPath]]:
-    """All rules that make one path of another, the shortest first."""
+    """All rules that make one path of another, the shortest first.
+
+    Of ``mlp/wi/kernel`` and ``ff/wi/kernel`` they are ``mlp`` to ``ff``, then ``mlp/wi`` to ``ff/wi``,
+    then both whole paths.
+    """
+    # How many segments both end in alike; one of each is left, for a rule has two paths.
     same = 0
     while same < min(len(before), len(after)) - 1 and before[-1 - same] == after[-1 - same]:
         same += 1

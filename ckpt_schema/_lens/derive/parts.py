@@ -26,7 +26,6 @@ from ckpt_schema._lens.derive.leaf_rules import UNTOLD, Told
 from ckpt_schema._lens.derive.padded_rows import stripped
 from ckpt_schema._lens.derive.relations import (
     GivenSizes,
-    Relation,
     relate,
     undecided,
 )
@@ -72,12 +71,14 @@ def listed(
         return _edited(divided, known, lambda inner: listed(inner, level, spans, known))
     row = divided.whole.row
     own = row.repeats[level]
+    # How many layers each part has: all its levels that are of the list, multiplied.
     shares: list[Dim] = []
     for part, (start, end) in zip(divided.parts, spans, strict=True):
         share: Dim = ()
         for repeat in part.row.repeats[start:end]:
             share += repeat.size
         shares.append(share)
+    # They are compared as sizes: "a+b" and "b+a" are written otherwise, and are as many.
     if of_dim(own.size) != sum(map(of_dim, shares), ZERO):
         wanted, found = dims_.format_dim(dims_.add(shares)), dims_.format_dim(own.size)
         hint = (
@@ -85,6 +86,7 @@ def listed(
             "or dims= where the class is used"
         )
         return Mismatch("/".join(row.path), "dims", f"{wanted} repeats", found, hint)
+    # 6 layers as 2 and 4 of them: the cuts are [2] from 0 and [4] from 2.
     cuts: list[RowPart] = []
     start = ZERO
     for share in shares:
@@ -152,9 +154,11 @@ def _edited(
             parts.append(dataclasses.replace(part, told=rounded))
         divided = dataclasses.replace(divided, parts=tuple(parts))
     inner = stripped(row, told, [part.row for part in divided.parts])
+    # A rule that only rounds leaves the row as it is, and this step copies it.
     relation = relate(row, inner, told, known)
     if isinstance(relation, Mismatch):
         return relation
+    # Nothing is said of the row between, so this comes here no second time.
     made = make(dataclasses.replace(divided, whole=Numbered(_BETWEEN, inner)))
     if isinstance(made, Mismatch):
         return made
@@ -195,17 +199,18 @@ def between_parts(
             f"the parts have {dims_.format_dim(theirs.axis)} together in the view: declare the same"
         )
         return fault(*both, "dims", why)
-    # Both count the shared axis alike, whatever its parts are.
+    # Both count the shared axis alike, whatever its parts are: "q+k+v" here is "q+kv" there.
     leaf = theirs.row.leaf.with_axis(theirs.share.at, ours.axis)
     theirs = dataclasses.replace(theirs, row=dataclasses.replace(theirs.row, leaf=leaf))
     relation = relate(ours.row, theirs.row)
+    if isinstance(relation, Mismatch):
+        return relation
     before = _cells_of_whole(ours, first, known)
+    if isinstance(before, Mismatch):
+        return before
     after = _cells_of_whole(theirs, second, known)
-    for made in (relation, before, after):
-        if isinstance(made, Mismatch):
-            return made
-    assert isinstance(relation, Relation)
-    assert not isinstance(before, Mismatch) and not isinstance(after, Mismatch)
+    if isinstance(after, Mismatch):
+        return after
     try:
         # parts of the source -> whole -> whole -> parts of the view
         onward = composed_if_known(relation.cells(_BETWEEN, _BETWEEN), after, known)
@@ -245,13 +250,16 @@ def _cells_of_whole(
 def _whole(parts: Sequence[Numbered], axis: Dim | None) -> _Whole | Mismatch:
     """The row that several would be together: ``[embed, q]`` and ``[embed, k]`` make ``[embed, q+k]``."""
     rows = [stripped(part.row, part.told) for part in parts]
-    if axis is None and not any(row.leaf.names for row in rows):
+    # Axes with names of their own stay where they are: what is put together of factors has none.
+    has_names = any(row.leaf.names for row in rows)
+    if axis is None and not has_names:
         by_factors = _by_factors(rows)
         if by_factors is not None:
             return by_factors
     unlike = _unlike_axes(rows)
+    # Parts of one size differ nowhere: [embed, dim] and [embed, dim]. Then the rule says the axis.
     if axis is not None and len(unlike) != 1:
-        unlike = [at for at, dim in enumerate(rows[0].leaf.dims) if dim == axis]
+        unlike = _axes_of_size(rows[0], axis)
     if len(unlike) != 1:
         names = " and ".join("/".join(row.path) for row in rows)
         hint = "say which axis they share, fuse(..., axis=...)"
@@ -264,16 +272,22 @@ def _whole(parts: Sequence[Numbered], axis: Dim | None) -> _Whole | Mismatch:
     return _Whole(dataclasses.replace(rows[0], leaf=leaf), AxisShare(at, None, terms))
 
 
+def _axes_of_size(row: Row, size: Dim) -> list[int]:
+    """The axes of a leaf that have a size."""
+    return [at for at, dim in enumerate(row.leaf.dims) if dim == size]
+
+
 def _unlike_axes(rows: Sequence[Row]) -> list[int]:
     """The axes on which some leaves differ; none where they have not equally many."""
-    dims = [row.leaf.dims for row in rows]
-    if len({len(each) for each in dims}) > 1:
-        return []
-    unlike: list[int] = []
-    for at, column in enumerate(zip(*dims, strict=True)):
-        if len(set(column)) > 1:
-            unlike.append(at)
-    return unlike
+    first = rows[0].leaf.dims
+    unlike: set[int] = set()
+    for row in rows[1:]:
+        if len(row.leaf.dims) != len(first):
+            return []
+        for at, (dim, other) in enumerate(zip(first, row.leaf.dims, strict=True)):
+            if dim != other:
+                unlike.add(at)
+    return sorted(unlike)
 
 
 def _by_factors(rows: Sequence[Row]) -> _Whole | None:
@@ -281,25 +295,33 @@ def _by_factors(rows: Sequence[Row]) -> _Whole | None:
 
     Of ``[embed, q]`` and ``[k*dim, embed]`` the whole is ``[embed, q+k*dim]``.
     """
-    factors_of = [[*sized(dims_.factors(row.leaf.dims))] for row in rows]
+    factors_of: list[list[DimFactor]] = []
+    for row in rows:
+        factors = [*sized(dims_.factors(row.leaf.dims))]
+        # Of a factor that a part has twice nobody can say which is the common one.
+        if len(set(factors)) < len(factors):
+            return None
+        factors_of.append(factors)
     common = set(factors_of[0]).intersection(*factors_of[1:])
-    # Of a factor that a part has twice nobody can say which is the common one.
-    if any(len(set(factors)) < len(factors) for factors in factors_of):
-        return None
     terms: list[Dim] = []
     for row in rows:
         term = _left_on_one_axis(row, common)
         if term is None:
             return None
         terms.append(term)
-    own = [(factor,) for factor in factors_of[0] if factor in common]
-    leaf = Leaf((*own, dims_.add(terms)), rows[0].leaf.dtype)
-    return _Whole(dataclasses.replace(rows[0], leaf=leaf), AxisShare(len(own), None, terms))
+    # No side has the whole, so its axes may stand in any order: the shared one is the last.
+    axes: list[Dim] = [(factor,) for factor in factors_of[0] if factor in common]
+    leaf = Leaf((*axes, dims_.add(terms)), rows[0].leaf.dtype)
+    return _Whole(dataclasses.replace(rows[0], leaf=leaf), AxisShare(len(axes), None, terms))
 
 
 def _left_on_one_axis(row: Row, common: set[DimFactor]) -> Dim | None:
     """What a part has beside the common factors; None if that is not one run of factors of one axis."""
-    axes = [dim for dim in row.leaf.dims if not common.issuperset(set(dim) - {1})]
+    axes: list[Dim] = []
+    for dim in row.leaf.dims:
+        if not common.issuperset(set(dim) - {1}):
+            axes.append(dim)
+    # A part that is all of the common factors is one element of the shared axis.
     if not axes:
         return (1,)
     if len(axes) > 1:
@@ -343,13 +365,13 @@ def _of_part(
         if isinstance(relation, Mismatch):
             return relation
         return relation.cells(whole.number, part.number)
-    share = relate(cut, cut.row, UNTOLD, known)
+    # What is wrong with the part is nearer to what its author wrote, so it is looked at first.
     rest = relate(cut.row, part.row, part.told, known)
-    # What is wrong with the part is nearer to what its author wrote.
-    for made in (rest, share):
-        if isinstance(made, Mismatch):
-            return made
-    assert isinstance(share, Relation) and isinstance(rest, Relation)
+    if isinstance(rest, Mismatch):
+        return rest
+    share = relate(cut, cut.row, UNTOLD, known)
+    if isinstance(share, Mismatch):
+        return share
     try:
         onward = rest.cells(_BETWEEN, part.number)
         return tuple(composed_if_known(share.cells(whole.number, _BETWEEN), onward, known))
@@ -369,6 +391,6 @@ def _unlike(found: Mismatch, whole: Row, cut: Row, part: Row) -> Mismatch:
 
 
 def _with_level(row: Row, level: int, repeat: Repeat) -> Row:
-    return dataclasses.replace(
-        row, repeats=(*row.repeats[:level], repeat, *row.repeats[level + 1 :])
-    )
+    repeats = [*row.repeats]
+    repeats[level] = repeat
+    return dataclasses.replace(row, repeats=tuple(repeats))

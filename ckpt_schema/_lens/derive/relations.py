@@ -62,7 +62,9 @@ class Relation:
         self, source: int, view: int, compares: tuple[bool, bool] = (False, False)
     ) -> tuple[Cell, ...]:
         """The cells of the rows of these numbers."""
-        cells = [Cell(source, view, each, self.codec, compares) for each in self.geometries]
+        cells: list[Cell] = []
+        for geometry in self.geometries:
+            cells.append(Cell(source, view, geometry, self.codec, compares))
         for side, region, fill in self.fills:
             # A region leads from the constant to the row; the source's padding ends in the constant.
             padding = Cell(fill.rest, (source, view)[side], region)
@@ -114,13 +116,15 @@ def _related_reshaped(
     both_once = once(*rows, told.repeats)
     if isinstance(both_once, Mismatch):
         return both_once
-    sizes = [sorted(map(dims_.format_dim, each.row.leaf.dims)) for each in both_once]
+    ours = sorted(map(dims_.format_dim, both_once[0].row.leaf.dims))
+    theirs = sorted(map(dims_.format_dim, both_once[1].row.leaf.dims))
     reset = Reset(rows[0].path, rows[1].path)
-    if rows[0].reshaped != rows[1].reshaped or sizes[0] != sizes[1]:
+    if rows[0].reshaped != rows[1].reshaped or ours != theirs:
         why = "an optimizer keeps a param in one of these shapes or in the other, with other values"
         return fault(*rows, "shape", f"{why}: start it anew, {reset}")
     is_turned = told.axes is not None and [*told.axes] != sorted(told.axes)
-    if is_turned and any(size != "1" for size in sizes[0]):
+    # What has one element is the same in any order of axes.
+    if is_turned and set(ours) - {"1"}:
         why = "a rule says another order of the axes of its param, not of what is left of them here"
         return fault(*rows, "rule", f"{why}: start it anew, {reset}")
     made = _related(source, view, dataclasses.replace(told, axes=None), known)
@@ -190,22 +194,26 @@ def _raw_fault(source: Row, view: Row) -> Mismatch | None:
     """Why one of two rows does not hold the raw data of the keys of the other."""
     raw, keys = (view, source) if source.leaf.is_key else (source, view)
     words = leaves.key_words(keys.leaf.dtype)
-    stack_axes = [repeat.axis for repeat in raw.repeats if repeat.axis is not None]
-    # A stack on an axis that is counted from the end would stand behind the words.
-    is_last = raw.dims[-1:] == ((words,),) and not any(axis < 0 for axis in stack_axes)
-    if raw.leaf.dtype == "uint32" and is_last:
+    are_words_last = raw.dims[-1:] == ((words,),)
+    for repeat in raw.repeats:
+        # A stack on an axis that is counted from the end would stand behind the words.
+        if repeat.axis is not None and repeat.axis < 0:
+            are_words_last = False
+    if raw.leaf.dtype == "uint32" and are_words_last:
         return None
     why = f"raw data of such a key is uint32, with {words} words on the last axis"
     return fault(source, view, "dtype", why)
 
 
 def _codec(source: Row, view: Row, told: Told) -> Codec | Mismatch:
+    """What happens to each element, or why nothing makes the one dtype of the other."""
     codec = codec_of(source.leaf.dtype, view.leaf.dtype, told)
     if not isinstance(codec, str):
         return codec
     are_keys = source.leaf.is_key and view.leaf.is_key
-    codec = codec.replace("raw_key(...)", str(RawKey(view.model_path)))
-    return fault(source, view, "impl" if are_keys else "dtype", codec)
+    # `codec_of` knows dtypes alone; here the rule that it names gets the path to copy.
+    why = codec.replace("raw_key(...)", str(RawKey(view.model_path)))
+    return fault(source, view, "impl" if are_keys else "dtype", why)
 
 
 # --- Geometry  ---
@@ -218,8 +226,11 @@ def _geometries(
     parts = source, view
     if is_raw:
         parts = _as_keys(source), _as_keys(view)
-    key_dtypes = [part.row.leaf.dtype for part in parts if part.row.leaf.is_key]
-    words = leaves.key_words(key_dtypes[0]) if key_dtypes else 0
+    # The words of keys are one more axis, which no row declares. Both sides have as many.
+    words = 0
+    for part in parts:
+        if part.row.leaf.is_key:
+            words = leaves.key_words(part.row.leaf.dtype)
     levels = levels_of(parts[0].row, parts[1].row)
     if isinstance(levels, Mismatch):
         return levels
@@ -275,11 +286,12 @@ def _flipped(
             if spots:
                 at, first, last = spots[0]
                 # Factors of size 1 have no token: they are left out of the count.
-                before = sum(len(sized(axis)) for axis in row.leaf.dims[:at])
+                before = len(sized(dims_.factors(row.leaf.dims[:at])))
                 before += len(sized(row.leaf.dims[at][:first]))
                 count = len(sized(row.leaf.dims[at][first:last]))
                 # What two rules reverse is as it was.
                 flipped ^= {*tokens[before : before + count]}
+                # Tokens are the same on both sides: one of them that has the axis is enough.
                 break
     return frozenset(flipped)
 
@@ -297,10 +309,14 @@ def _by_blocks(
     Raises:
         UndecidedError: The blocks of one side are cut by those of the other, and sizes alone say where.
     """
+    # Besides the blocks, what both rows have: each factor is an axis of the array between them.
     theirs = {*spellings.tokens(spelled[1])}
-    others = [[token] for token in spellings.tokens(spelled[0]) if token in theirs]
+    others: list[list[Token]] = []
+    for token in spellings.tokens(spelled[0]):
+        if token in theirs:
+            others.append([token])
     # One of both ways counts from the end what is flipped: the way in, so that the way out is plain.
     way_in = spellings.whole(spelled[0], [blocks[0], *others], flipped)
     way_out = spellings.whole(spelled[1], [blocks[1], *others], frozenset())
     paths = through(way_in.where(known), ~way_out.where(known))
-    return tuple([path.geometry for path in paths])
+    return tuple(path.geometry for path in paths)

@@ -57,63 +57,61 @@ def unplaced(
         known: Paths that have a fault already.
         rules: The rules that are given.
     """
-    onward, inverse = dict(joined), {there: here for here, there in joined}
+    onward = dict(joined)
+    inverse = {there: here for here, there in joined}
     called = list(renamed), [row.path for row in view.rows]
-
-    def left_over(paths_: Sequence[LogicalPath], placed: Mapping[int, int]) -> list[int]:
-        open_ = [number for number in range(len(paths_)) if number not in placed]
-        return [number for number in open_ if "/".join(paths_[number]) not in known]
-
-    left, right = left_over(called[0], onward), left_over(called[1], inverse)
-    lost = (
-        [n for n in left if _required(source.rows[n])],
-        [n for n in right if _required(view.rows[n])],
-    )
+    left = _without_place(called[0], onward, known)
+    right = _without_place(called[1], inverse, known)
+    lost = _required_among(source, left), _required_among(view, right)
     if not any(lost):
         return
+    # Leaves that need no partner are looked at as well: one that needs one may be one of them.
     loose = _loose(source, left, called[0]), _loose(view, right, called[1])
-    placed = [
-        (source.rows[a], called[0][a][source.rows[a].body or 0 :], view.rows[b])
-        for a, b in onward.items()
-        if not source.rows[a].optimizer
-    ]
-    judged = partners(*loose, placed)
-    given = set(_given(source, rules))
-    ours = renames(judged.certain, source.rows, view.rows, onward, given)
-    back = {there: here for here, there in judged.certain.items()}
-    theirs = {there: ours[here] for there, here in back.items() if here in ours}
+    judged = partners(*loose, _placed(source, view, called[0], onward))
+    ours = renames(
+        judged.certain, source.rows, view.rows, onward, set(_renamed_paths(source, rules))
+    )
+    # The same pairs and their rules, by the numbers of the view's rows.
+    back: dict[int, int] = {}
+    theirs: dict[int, Rename] = {}
+    for here, there in judged.certain.items():
+        back[there] = here
+        if here in ours:
+            theirs[there] = ours[here]
     nameless = _nameless(source, view, lost), _nameless(view, source, lost[::-1])
     copy = _copy(source, view, loose, rules)  # an average of the weights may be called otherwise
     sides = (
         _Side(
             source,
             view,
-            judged.certain,
-            judged.open[0],
-            ours,
-            _Left.of(loose[1], loose[0]),
-            _streams(source),
-            said_paths(source, view),
-            nameless[0],
-            copy,
+            certain=judged.certain,
+            open=judged.open[0],
+            rules=ours,
+            left=_Left.of(loose[1], loose[0]),
+            streams=_streams(source),
+            said=said_paths(source, view),
+            nameless=nameless[0],
+            copy=copy,
         ),
         _Side(
             view,
             source,
-            back,
-            judged.open[1],
-            theirs,
-            _Left.of(loose[0], loose[1]),
-            _streams(view),
-            said_paths(view, source),
-            nameless[1],
-            copy,
+            certain=back,
+            open=judged.open[1],
+            rules=theirs,
+            left=_Left.of(loose[0], loose[1]),
+            streams=_streams(view),
+            said=said_paths(view, source),
+            nameless=nameless[1],
+            copy=copy,
             is_view=True,
         ),
     )
     ours_alone, our_state = _split(source, lost[0])
     theirs_alone, their_state = _split(view, lost[1])
-    ours_told, theirs_told = (next(iter(told.values()), "") for told in nameless)
+    # One sentence is said of all nameless leaves of a side, and of the state that they may be.
+    ours_told = next(iter(nameless[0].values()), "")
+    theirs_told = next(iter(nameless[1].values()), "")
     yield from restarts(
         (
             Lost(
@@ -131,18 +129,48 @@ def unplaced(
             yield side.fault(number, mirrors.get(number, ()))
 
 
+def _without_place(
+    called: Sequence[LogicalPath], placed: Mapping[int, int], known: set[str]
+) -> list[int]:
+    """The numbers of rows, of which the paths are given, that are neither joined nor have a fault already."""
+    numbers: list[int] = []
+    for number, path in enumerate(called):
+        if number not in placed and "/".join(path) not in known:
+            numbers.append(number)
+    return numbers
+
+
 def _required(row: Row) -> bool:
     return row.default is None and not row.optional
 
 
+def _required_among(table: Layout, numbers: Sequence[int]) -> list[int]:
+    """Those of some rows that must have a partner."""
+    return [number for number in numbers if _required(table.rows[number])]
+
+
+def _placed(
+    source: Layout, view: Layout, called: Sequence[LogicalPath], onward: Mapping[int, int]
+) -> list[tuple[Row, LogicalPath, Row]]:
+    """The leaves of the model that are joined, as `partners` asks for them."""
+    placed: list[tuple[Row, LogicalPath, Row]] = []
+    for here, there in onward.items():
+        row = source.rows[here]
+        # An optimizer state is placed by its chain, and tells nothing of names in the model.
+        if not row.optimizer:
+            placed.append((row, called[here][row.body or 0 :], view.rows[there]))
+    return placed
+
+
 def _nameless(near: Layout, far: Layout, lost: Sequence[Sequence[int]]) -> dict[LogicalPath, str]:
     """What is said of the leaves of a layout that may be what the other's optimizer keeps, by path."""
-    own, others = [near.rows[n] for n in lost[0]], [far.rows[n] for n in lost[1]]
+    own = [near.rows[number] for number in lost[0]]
+    others = [far.rows[number] for number in lost[1]]
     rows = nameless_rows(near, own, others)
     if not rows:
         return {}
     told = nameless_told(rows, near, [row for row in others if row.optimizer], far)
-    return dict.fromkeys((row.path for row in rows), told)
+    return {row.path: told for row in rows}
 
 
 def _loose(table: Layout, numbers: Sequence[int], called: Sequence[LogicalPath]) -> list[Loose]:
@@ -173,16 +201,22 @@ class _Copy:
 
     def holds(self, row: Row) -> bool:
         """Whether a leaf of the model is in one of the two."""
-        return any(row.path[: len(head)] == head for head in (self.rule.source, self.rule.view))
+        here, there = self.rule.source, self.rule.view
+        return row.path[: len(here)] == here or row.path[: len(there)] == there
 
 
 def _copy(
     source: Layout, view: Layout, loose: Sequence[Sequence[Loose]], rules: Sequence[Rule]
 ) -> _Copy | None:
-    """The two trees like the weights, if there are such and no rule joins them."""
+    """The two trees like the weights, if there are such and no rule joins them.
+
+    ``ema/encoder/w`` here and ``average/encoder/w`` there, beside ``params/encoder/w`` on both sides.
+    """
     sides = [_averages(source, view), _averages(view, source)]
+    # Of several such trees nobody can say which is which.
     if not any(sides) or max(map(len, sides)) > 1:
         return None
+    # Where one side has none that is known as one, a node of its own may hold the same leaves.
     for side in (0, 1):
         if not sides[side]:
             node = _like(sides[1 - side][0], loose[1 - side], loose[side])
@@ -191,22 +225,30 @@ def _copy(
             sides[side] = [node]
     held: list[collections.Counter[object]] = []
     for [head], leaves in zip(sides, loose, strict=True):
-        rows = [one.row for one in leaves if one.row.path[: len(head)] == head]
-        held.append(collections.Counter(map(_held, rows)))
+        count: collections.Counter[object] = collections.Counter()
+        for leaf in leaves:
+            if leaf.row.path[: len(head)] == head:
+                count[_held(leaf.row)] += 1
+        held.append(count)
     # A clone of a module has statistics besides, which an average of its params has not.
-    rule = Rename(sides[0][0], sides[1][0])
-    found = _Copy(rule, held[0] <= held[1] or held[1] <= held[0])
-    if found.rule in rules:
+    is_certain = held[0] <= held[1] or held[1] <= held[0]
+    copy = _Copy(Rename(sides[0][0], sides[1][0]), is_certain)
+    if copy.rule in rules:
         return None
-    weights = [one for side in loose for one in side if not found.holds(one.row)]
-    return found if found.is_certain or weights else None
+    # Trees that differ may be one once the weights beside them have their rules, if any lack these.
+    has_weights = any(not copy.holds(leaf.row) for leaf in (*loose[0], *loose[1]))
+    return copy if is_certain or has_weights else None
 
 
 def _averages(table: Layout, far: Layout) -> list[LogicalPath]:
     """Where a layout has trees like the weights, and the other has none."""
-    others = {row.path[: row.body] for row in far.rows if row.body}
-    own = (row.path[: row.body] for row in table.rows if row.body and not row.mirrors)
-    return [head for head in dict.fromkeys(own) if head not in others]
+    others = {row.root for row in far.rows}
+    heads: dict[LogicalPath, None] = {}
+    for row in table.rows:
+        # The model's own place is no such tree, as long as the other side has its model there too.
+        if row.body and not row.mirrors and row.root not in others:
+            heads[row.root] = None
+    return list(heads)
 
 
 def _held(row: Row) -> object:
@@ -218,33 +260,50 @@ def _like(
     head: LogicalPath, leaves: Sequence[Loose], others: Sequence[Loose]
 ) -> LogicalPath | None:
     """The one node, deeper in a tree of another kind, that has all params of such a tree under their names."""
-    rows = [one.row for one in leaves if one.row.root == head]
-    own = {row.path[len(head) :]: _held(row) for row in rows}
-    params = {row.path[len(head) :]: _held(row) for row in rows if is_param_row(row)}
+    own: dict[LogicalPath, object] = {}
+    params: dict[LogicalPath, object] = {}
+    for leaf in leaves:
+        if leaf.row.root == head:
+            name = leaf.row.path[len(head) :]
+            own[name] = _held(leaf.row)
+            if is_param_row(leaf.row):
+                params[name] = own[name]
+    if not params:
+        return None
+    # What stands below each node outside of a model, under each of the nodes that lead to it.
     below: dict[LogicalPath, dict[LogicalPath, object]] = {}
-    for row in (one.row for one in others if not one.row.body):
-        for end in range(1, len(row.path)):
-            below.setdefault(row.path[:end], {})[row.path[end:]] = _held(row)
+    for leaf in others:
+        path = leaf.row.path
+        for end in range(1, len(path)) if not leaf.row.body else ():
+            below.setdefault(path[:end], {})[path[end:]] = _held(leaf.row)
     nodes: list[LogicalPath] = []
     for node, held in below.items():
-        has_more = own.items() <= held.items()
-        if params and (has_more or params.items() <= held.items() <= own.items()):
+        has_all = own.items() <= held.items()
+        # An average of the params may lack statistics, but has nothing that the tree lacks.
+        if has_all or params.items() <= held.items() <= own.items():
             nodes.append(node)
     return nodes[0] if len(nodes) == 1 else None
 
 
-def _given(source: Layout, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
-    """The paths in the model that rules rename, whether these say them from the root or not."""
-    heads = {row.path[: row.body] for row in source.rows if row.body}
+def _renamed_paths(source: Layout, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
+    """The paths in the model that rules rename, whether these say them from the root or not.
+
+    ``rename("params/enc", ...)`` renames ``enc`` where the model stands at ``params``.
+    """
+    heads = {row.root for row in source.rows}
     for rule in rules:
-        if isinstance(rule, Rename):
-            yield rule.source
-            yield from (rule.source[len(h) :] for h in heads if rule.source[: len(h)] == h)
+        if not isinstance(rule, Rename):
+            continue
+        yield rule.source
+        for head in heads:
+            if head and rule.source[: len(head)] == head:
+                yield rule.source[len(head) :]
 
 
 def _mirrors(table: Layout, numbers: set[int]) -> dict[int, list[str]]:
     """Where the optimizer state mirrors some rows of the model."""
-    model = {"/".join(table.rows[n].path): n for n in numbers}
+    # Mirrors name their params by written paths.
+    model = {"/".join(table.rows[number].path): number for number in numbers}
     mirrors: dict[int, list[str]] = {}
     for row in table.rows if model else ():
         if row.mirrors and _required(row):
@@ -256,7 +315,7 @@ def _mirrors(table: Layout, numbers: set[int]) -> dict[int, list[str]]:
 
 def _split(table: Layout, numbers: Sequence[int]) -> tuple[set[int], list[int]]:
     """The rows of the model among some, and those of the optimizer state."""
-    states = [n for n in numbers if table.rows[n].optimizer]
+    states = [number for number in numbers if table.rows[number].optimizer]
     return set(numbers).difference(states), states
 
 
@@ -284,13 +343,25 @@ class _Left:
     @classmethod
     def of(cls, loose: Sequence[Loose], others: Sequence[Loose]) -> _Left:
         """Those on one side, and those that look for their own among them."""
-        rows = [one.row for one in loose]
-        few = max(len(loose), len(others)) <= _NEAR
-        named = {"/".join(row.model_path): row for row in rows} if few else {}
-        raw = [row for row in rows if is_raw_key(row.leaf.dtype, row.leaf.dims)]
-        keys = [row for row in rows if row.leaf.is_key]
-        counts = [row for row in rows if _kind(row) == "count"]
-        return cls({_plain(row): row for row in rows}, named, raw, keys, counts)
+        plain: dict[Any, Row] = {}
+        named: dict[str, Row] = {}
+        raw: list[Row] = []
+        keys: list[Row] = []
+        counts: list[Row] = []
+        # Each lost leaf is compared with every name: of many that would take longer than all else.
+        are_few = max(len(loose), len(others)) <= _NEAR
+        for leaf in loose:
+            row = leaf.row
+            plain[_plain(row)] = row
+            if are_few:
+                named["/".join(row.model_path)] = row
+            if is_raw_key(row.leaf.dtype, row.leaf.dims):
+                raw.append(row)
+            if row.leaf.is_key:
+                keys.append(row)
+            if _kind(row) == "count":
+                counts.append(row)
+        return cls(plain, named, raw, keys, counts)
 
     def other_form(self, row: Row) -> Sequence[Row]:
         """Raw data that a key may be, and keys that raw data may be."""
@@ -337,27 +408,32 @@ class _Side:
     def fault(self, number: int, mirrors: Sequence[str]) -> Mismatch:
         """The fault of one row, and of those that mirror it."""
         row = self.near.rows[number]
-        hint, rules = self._cure(number, row)
+        # From what is certain to what is likely: the first that holds is told, and no other.
+        hint, rules = self._certain_cure(number, row) or self._likely_cure(number, row)
         expected = f"a partner in {self.far.name}"
         found = f"{row.stored} in {self.near.name} alone"
         where, also = "/".join(row.path), tuple(mirrors)
         return Mismatch(where, "unplaced", expected, found, hint, rules=rules, also=also)
 
-    def _cure(self, number: int, row: Row) -> tuple[str, tuple[Rule, ...]]:
-        """What would place a row, and the rules that do so for certain."""
-        # From what is certain to what is likely: the first that holds is told, and no other.
-        rule = self.rules.get(number)
+    def _certain_cure(self, number: int, row: Row) -> tuple[str, tuple[Rule, ...]] | None:
+        """What places a row whose partner is beyond doubt, and the rules that do so."""
+        # A tree beside the weights goes as a whole, whatever might be said of its single leaves.
         if self.copy is not None and self.copy.holds(row):
             told = "each side has one such tree beside the weights"
             if self.copy.is_certain:
                 return f"{told}; {self.copy.rule} joins them", (self.copy.rule,)
             return f"{told}; the lines for the weights come first", ()
-        if rule is not None:
-            only = paths.format_path(self.far.rows[self.certain[number]].key)
-            return f"only {only} can be it; {rule} joins them", (rule,)
-        if number in self.certain:
-            only = paths.format_path(self.far.rows[self.certain[number]].key)
+        if number not in self.certain:
+            return None
+        only = paths.format_path(self.far.rows[self.certain[number]].key)
+        rule = self.rules.get(number)
+        # Some rules for one leaf can be written down only when others have taken effect.
+        if rule is None:
             return f"only {only} may be it; the rules for other leaves come first", ()
+        return f"only {only} can be it; {rule} joins them", (rule,)
+
+    def _likely_cure(self, number: int, row: Row) -> tuple[str, tuple[Rule, ...]]:
+        """What might place a row, and a rule where no leaf can be its partner but it needs none."""
         open_ = self.open.get(number, ())
         # A few are looked at: each of thousands of leaves may have thousands of others.
         candidates = [other.row for other in open_[:_LOOKED]]
@@ -365,6 +441,7 @@ class _Side:
         if not candidates:
             candidates = self.left.other_form(row)
             several = len(candidates)
+        # Two lone keys fit each other whatever they are for: both lines are told, to choose from.
         if several == 1 and row.leaf.is_key and candidates[0].leaf.is_key:
             return self._stream(row, candidates[0]), ()
         if candidates:
@@ -378,7 +455,7 @@ class _Side:
         """The two lines for a key that one key of the other side may be."""
         pair = (other, row) if self.is_view else (row, other)
         joined = Rename(pair[0].model_path, pair[1].model_path)
-        apart = " and ".join(str(Private(one.model_path, None)) for one in pair)
+        apart = f"{Private(pair[0].model_path, None)} and {Private(pair[1].model_path, None)}"
         where = paths.format_path(other.key)
         return f"it may be {where}, which nothing proves: {joined} if it is, or else {apart}"
 
@@ -386,6 +463,7 @@ class _Side:
         """What to do about a row that nothing on the far side can be: by what it is."""
         own = row.model_path
         kind = _kind(row)
+        # A stream is made anew as a whole: the count beside a key goes with it.
         if kind == "stream" or (row.path[-1] == "count" and row.path[:-1] in self.streams):
             rule = Private(own, FreshKey(0))
             return f"a stream of {self.near.name} alone: {rule} makes it anew", (rule,)
@@ -398,6 +476,7 @@ class _Side:
             anew = f"{Private(own, Fill(0))} starts it at 0"
             if len(self.left.counts) != 1:
                 return f"a count: {anew}, if nothing else is it", ()
+            # The only count there may be this one by another name, and then 0 would be a loss.
             [other] = self.left.counts
             pair = (other, row) if self.is_view else (row, other)
             joined = Rename(pair[0].model_path, pair[1].model_path)
@@ -418,18 +497,21 @@ class _Side:
 
 def _streams(table: Layout) -> frozenset[LogicalPath]:
     """The nodes that hold a key and a count alone: streams, of which a checkpoint has lost the Variable types."""
-    held: dict[LogicalPath, dict[str, bool]] = {}
+    held: dict[LogicalPath, dict[str, bool]] = {}  # by node and name, whether a leaf is a key
     for row in table.rows:
         held.setdefault(row.path[:-1], {})[row.path[-1]] = row.leaf.is_key
-    return frozenset(
-        node for node, keys in held.items() if keys.keys() == {"key", "count"} and keys["key"]
-    )
+    nodes: set[LogicalPath] = set()
+    for node, is_key in held.items():
+        if is_key.keys() == {"key", "count"} and is_key["key"]:
+            nodes.add(node)
+    return frozenset(nodes)
 
 
 def _kind(row: Row) -> str:
     """What a leaf is to a model: a ``weight``, or something that it works without."""
     if row.leaf.is_key:
         return "stream"
+    # NNX says what a leaf is by a class, Linen by the name of its collection.
     if isinstance(row.kind, type):
         from ckpt_schema._frameworks import variables
 
@@ -452,19 +534,27 @@ def _choice(row: Row, candidates: Sequence[Row], several: int) -> str:
     Of ``several`` the first ones are given.
     """
     shown = [paths.format_path(other.key) for other in candidates[:_SHOWN]]
-    more = several - len(shown)
-    listed = ", ".join([*shown, *([f"{more} more"] if more else [])])
+    if several > len(shown):
+        shown.append(f"{several - len(shown)} more")
+    listed = ", ".join(shown)
     if several == 1:
         return f"it may be {listed}, which nothing proves: if it is, say so with a rename"
+    # An outline has "#" for each number: "layers_0/w" and "layers_1/w" are "layers_#/w" both, so
+    # one outline on each side looks like layers that nobody has called a list.
     outlines = {overlaps.outlined(other.path) for other in (row, *candidates)}
-    numbered = len(outlines) <= 2 and all("#" in "/".join(outline) for outline in outlines)
-    cure = "; where they count layers, declare each side's as a list" if numbered else ""
+    has_numbers = ["#" in "/".join(outline) for outline in outlines]
+    are_layers = len(outlines) <= 2 and all(has_numbers)
+    cure = "; where they count layers, declare each side's as a list" if are_layers else ""
     return f"one of {listed} may be it: say which with a rename{cure}"
 
 
 def _repeated(row: Row, other: Row) -> str:
-    there = " x ".join(dims_.format_dim(repeat.size) for repeat in other.repeats)
-    here = " x ".join(dims_.format_dim(repeat.size) for repeat in row.repeats)
+    """What to do about a leaf that is there under its name, and repeated otherwise."""
     where = paths.format_path(other.key)
-    told = f"repeats there: {there or 'none'}, here: {here or 'none'}"
+    told = f"repeats there: {_counts(other)}, here: {_counts(row)}"
     return f"likeliest: {where}; {told}; declare scan= or list[...] on both sides"
+
+
+def _counts(row: Row) -> str:
+    """How often a leaf is repeated at each level: ``blocks x 2``."""
+    return " x ".join(dims_.format_dim(repeat.size) for repeat in row.repeats) or "none"
