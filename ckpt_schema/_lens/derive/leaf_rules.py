@@ -1,9 +1,14 @@
-"""What rules say of one joined leaf, beyond what its types do."""
+"""What rules say of one joined leaf, beyond what its types do.
+
+`leaf_joins` asks `told` for it once for each pair of rows, and puts it to `relations`, which asks
+`codec_of` for what happens to the values. A leaf that no rule speaks of is ``UNTOLD``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 
 import jax.numpy as jnp
 
@@ -81,13 +86,11 @@ class Told:
     @property
     def inverse(self) -> Told:
         """The same said of the way back."""
+        # (2 0 1) is undone by (1 2 0): each place says where its axis has gone.
         back = self.axes and tuple(self.axes.index(at) for at in range(len(self.axes)))
-        return dataclasses.replace(
-            self,
-            fills=self.fills[::-1],
-            turned=not self.turned,
-            axes=back,
-        )
+        # What was put on last is taken off first.
+        fills = self.fills[::-1]
+        return dataclasses.replace(self, fills=fills, turned=not self.turned, axes=back)
 
     @property
     def changes(self) -> bool:
@@ -96,6 +99,7 @@ class Told:
 
     def scaled(self, factor: Factor, power: int) -> Told:
         """The same of what an optimizer keeps for a leaf that a rule scales, which goes by a power of the factor."""
+        # The factor comes before what else is said, as it does where one leaf has both rules.
         words = (*_times(factor, power), *self.words)
         exponent = factor.exponent * power
         both = (*self.rules, factor)
@@ -112,17 +116,24 @@ class Told:
         by_axis: dict[tuple[Dim, Dim], tuple[PaddedAxis, PaddedAxis]] = {}
         for fill in self.fills:
             pair = fill.small, fill.large
-            by_axis[pair] = by_axis.get(pair, (fill, fill))[0], fill
+            # A rule that stands alone speaks of both sides; of two the first is the source's.
+            first, _ = by_axis.get(pair, (fill, fill))
+            by_axis[pair] = first, fill
         return tuple(by_axis.values())
 
 
 def _times(factor: Factor, power: int = 1) -> Codec:
-    """What a power of a factor does to values, its power of two aside."""
+    """What a power of a factor does to values, its power of two aside.
+
+    Of the factor 12, which is 3 times 2**2, the power -2 divides by 9; the exponent says the rest.
+    """
     rest, count = factor.rest, abs(power)
     if not power or rest == 1 or (rest == -1 and count % 2 == 0):
         return ()
+    # A change of sign is its own inverse, so it is never written as a division.
     if rest == -1 or count == 1:
         return (Times(rest, divides=power < 0 and rest != -1),)
+    # A factor that names dims is no number before sizes are bound: its power is written down.
     several = rest**count if isinstance(rest, float) else f"({rest}) ** {count}"
     return (Times(several, divides=power < 0),)
 
@@ -137,6 +148,8 @@ UNTOLD = Told()
 
 ValueRule = RawKey | Reverse | Padding | Grown | Repeated | Factor | Offset | Rounding
 """A rule that speaks of what is in a leaf."""
+
+R = TypeVar("R", Factor, Offset)
 
 
 def spoken(rules: Iterable[Rule]) -> Scope[ValueRule]:
@@ -153,12 +166,16 @@ def by_family(row: Row, hits: Sequence[Hit[ValueRule]]) -> dict[Hashable, list[H
     mirror = is_mirror(row)
     families: dict[Hashable, list[Hit[ValueRule]]] = {}
     for hit in hits:
-        if not (isinstance(hit.rule, (Factor, Offset)) and mirror and hit.start > 0):
+        # A param's scale is not that of its moments, which go by a power of it: see `with_moments`.
+        is_of_param = mirror and hit.start > 0
+        if not (is_of_param and isinstance(hit.rule, (Factor, Offset))):
             families.setdefault(_family(hit.rule), []).append(hit)
     return families
 
 
 def _family(rule: ValueRule) -> Hashable:
+    """What a rule decides: two of one family are about one thing, and only one can hold."""
+    # Several axes may each be reversed, padded or repeated. A leaf has one scale and one offset.
     if isinstance(rule, Reverse):
         return Reverse, rule.dim
     if isinstance(rule, (Padding, Grown)):
@@ -170,9 +187,10 @@ def _family(rule: ValueRule) -> Hashable:
 
 def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
     """What rules that speak of a row of the view say of it."""
-    hits = [hits[0] for hits in by_family(row, spoken_of).values()]
+    hits = [family[0] for family in by_family(row, spoken_of).values()]
     if not hits:
         return UNTOLD
+    # In the order in which the rules are given: the second of two paddings goes around the first.
     hits.sort(key=lambda hit: hit.number)
     raw, rounds, exponent = False, False, 0
     factors: Codec = ()
@@ -197,6 +215,7 @@ def told(row: Row, spoken_of: Sequence[Hit[ValueRule]]) -> Told:
         else:
             fills.append(_more(rule, follows=hit.start > 0 and is_mirror(row)))
     rules = tuple([hit.rule for hit in hits])
+    # Values are scaled first and shifted then, whichever rule is given first.
     return Told(
         raw,
         frozenset(flips),
@@ -221,18 +240,21 @@ def _more(rule: Padding | Grown, *, follows: bool) -> PaddedAxis:
 
 def unscaled(row: Row, hits: Sequence[Hit[ValueRule]]) -> Factor | None:
     """The rule that scales the leaf which a row of the optimizer state mirrors, where none speaks of the row itself."""
-    rule = _unsaid(row, [hit for hit in hits if isinstance(hit.rule, Factor)])
-    return rule if isinstance(rule, Factor) else None
+    return _rule_of_param(row, hits, Factor)
 
 
 def unshifted(row: Row, hits: Sequence[Hit[ValueRule]]) -> Offset | None:
     """The same of the rule that shifts it."""
-    rule = _unsaid(row, [hit for hit in hits if isinstance(hit.rule, Offset)])
-    return rule if isinstance(rule, Offset) else None
+    return _rule_of_param(row, hits, Offset)
 
 
-def _unsaid(row: Row, hits: Sequence[Hit[ValueRule]]) -> ValueRule | None:
-    return hits[0].rule if hits and is_mirror(row) and hits[0].start > 0 else None
+def _rule_of_param(row: Row, hits: Sequence[Hit[ValueRule]], kind: type[R]) -> R | None:
+    """The rule of a kind that decides for a mirror, if it speaks of the mirror's param."""
+    for hit in hits:
+        if isinstance(hit.rule, kind):
+            # The first one decides. From the root on it speaks of the optimizer state itself.
+            return hit.rule if is_mirror(row) and hit.start > 0 else None
+    return None
 
 
 def codec_of(source: str, view: str, said: Told) -> Codec | str:
@@ -259,6 +281,7 @@ def codec_of(source: str, view: str, said: Told) -> Codec | str:
         >>> codec_of("float32", "int32", UNTOLD)  # doctest: +ELLIPSIS
         'only integers are cast to integers, and floats to floats, where that keeps their values: ...'
     """
+    # What is said of the way back is made as that way, and undone word by word.
     if said.turned:
         back = codec_of(view, source, dataclasses.replace(said, turned=False))
         return back if isinstance(back, str) else inverted(back)
@@ -290,6 +313,7 @@ def _standing_for(dtype: str, other: str) -> str:
 
 
 def _of_floats(source: str, view: str, said: Told) -> Codec | str:
+    """What happens to floats: cast to the wider dtype, scaled, shifted, and cast on from there."""
     wide = source if holds(source, view) and source != view else view
     if said.changes and FORMATS[wide].bits < 16:
         return f"{wide} has too few values to be scaled: scale it before it is cast"

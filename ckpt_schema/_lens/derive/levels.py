@@ -71,16 +71,16 @@ def levels_of(source: Row, view: Row) -> Levels | Mismatch:
     A number is no name: 3 blocks of 2 layers are 2 blocks of 3, and not each block a layer.
     """
     ours, theirs = _Factors.of(source), _Factors.of(view)
+    first: list[Token] = [("level", place) for place in range(len(ours.sizes))]
+    # The usual case: both count alike, and by the same levels or by others, "3 2" beside "3*2".
     if ours.sizes == theirs.sizes:
-        tokens: list[Token] = [("level", place) for place, _ in enumerate(ours.sizes)]
-        return Levels((ours.by_level(tokens), theirs.by_level(tokens)))
+        return Levels((ours.by_level(first), theirs.by_level(first)))
     if not _are_reordered(ours.sizes, theirs.sizes):
         return _in_blocks(source, view, ours, theirs)
     if len(set(ours.sizes)) < len(ours.sizes):
         why = "levels of one size in another order: count them with named dims"
         return fault(source, view, "ambiguous", why)
     # Every name stands once on each side, so it tells which level is which.
-    first: list[Token] = [("level", place) for place, _ in enumerate(ours.sizes)]
     second: list[Token] = [("level", ours.sizes.index(factor)) for factor in theirs.sizes]
     return Levels((ours.by_level(first), theirs.by_level(second)))
 
@@ -105,23 +105,27 @@ def _in_blocks(source: Row, view: Row, ours: _Factors, theirs: _Factors) -> Leve
     ``depth 3 2`` beside ``depth 6`` leaves ``3 2`` and ``6``.
     """
     head = _common_start(ours.sizes, theirs.sizes)
+    # Behind the head only: of "2 2" beside "2" the one 2 that both have is not counted twice.
     tail = _common_start(ours.sizes[head:][::-1], theirs.sizes[head:][::-1])
-    middles = [factors.sizes[head : len(factors.sizes) - tail] for factors in (ours, theirs)]
+    middles = (
+        ours.sizes[head : len(ours.sizes) - tail],
+        theirs.sizes[head : len(theirs.sizes) - tail],
+    )
     if not all(middles) or of_dim(tuple(middles[0])) != of_dim(tuple(middles[1])):
         here, there = _counts(view), _counts(source)
         hint = f"repeats: {here} in the view, {there} in the source; count them with the same dim"
         return fault(source, view, "dims", hint)
     # Counted from the inner end, the last levels are the same on both sides, however long these are.
     first: list[Token] = [("level", number) for number in range(head)]
-    last: list[Token] = [("level", -1 - number) for number in reversed(range(tail))]
-    blocks: list[list[Token]] = []
-    for side, middle in enumerate(middles):
-        blocks.append([("block", side, number) for number, _ in enumerate(middle)])
+    last: list[Token] = [("level", number) for number in range(-tail, 0)]
+    # Tokens of one side alone: that they are the other's together is for the core to work out.
+    our_blocks: list[Token] = [("block", 0, number) for number in range(len(middles[0]))]
+    their_blocks: list[Token] = [("block", 1, number) for number in range(len(middles[1]))]
     tokens = (
-        ours.by_level([*first, *blocks[0], *last]),
-        theirs.by_level([*first, *blocks[1], *last]),
+        ours.by_level([*first, *our_blocks, *last]),
+        theirs.by_level([*first, *their_blocks, *last]),
     )
-    return Levels(tokens, (blocks[0], blocks[1]))
+    return Levels(tokens, (our_blocks, their_blocks))
 
 
 def _common_start(ours: Sequence[DimFactor], theirs: Sequence[DimFactor]) -> int:

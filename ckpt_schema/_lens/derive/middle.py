@@ -1,4 +1,10 @@
-"""Cells through the layout between two lenses: which elements meet there, for all sizes."""
+"""Cells through the layout between two lenses: which elements meet there, for all sizes.
+
+`composition` asks it for the joins of ``a >> b`` once it is settled which row of the one is which of
+the other. Each cell into a row between is held against each cell out of it:
+
+    source  --first-->  middle  --second-->  view      becomes      source  -->  view
+"""
 
 from __future__ import annotations
 
@@ -72,8 +78,8 @@ def through_the_middle(
     # What has lost its partner behind the middle still has to be written, each side by itself.
     cells = _written(cells, left, 0)
     cells = _written(cells, right, 1)
-    symbols = [[len(row.unrolled) for row in table.rows] for table in (first.source, second.view)]
-    return [*joins_of(cells, lambda side, at: symbols[side][at])]
+    tables = first.source, second.view
+    return [*joins_of(cells, lambda side, at: len(tables[side].rows[at].unrolled))]
 
 
 class _Met:
@@ -83,10 +89,14 @@ class _Met:
         self, first: Joined, second: Joined, middle: Mapping[int, int], faults: list[Mismatch]
     ) -> None:
         self.first, self.second, self.middle, self.faults = first, second, middle, faults
-        tables = first.source, first.view, second.source, second.view
-        rows = [row for table in tables for row in table.rows]
-        joins = [*first.joins, *second.joins]
-        self.bounds = SizeBounds.of(rows, [cell for join in joins for cell in join.cells])
+        rows: list[Row] = []
+        for table in (first.source, first.view, second.source, second.view):
+            rows += table.rows
+        cells: list[Cell] = []
+        for join in (*first.joins, *second.joins):
+            cells += join.cells
+        # Padding says which size is the greater one, and so where some cells end.
+        self.bounds = SizeBounds.of(rows, cells)
         given = {**first.dims, **second.dims}
         self.sizes = {name: Size.of(size) for name, size in given.items()}
 
@@ -96,12 +106,14 @@ class _Met:
         For each outer side also those that lead nowhere: to what the middle is by default.
         """
         ends: list[Cell] = []
+        # The cells out of each row between, by its number in the second lens.
         onward: dict[int, list[Cell]] = {}
         for join in self.second.joins:
             for cell in join.cells:
                 if isinstance(cell.source, int):
                     onward.setdefault(cell.source, []).append(cell)
                 else:
+                    # It is padding of the view, or the like: nothing between has a part in it.
                     ends.append(cell)
         left: list[Cell] = []
         reached: set[int] = set()
@@ -112,18 +124,22 @@ class _Met:
                     continue
                 at = self.middle[cell.view]
                 reached.add(at)
+                # What the second lens drops comes back as the default of the row between.
                 if at not in onward and not cell.is_constant:
                     default = Constant(self.second.source.rows[at].default)
                     left.append(dataclasses.replace(cell, view=default))
                 for other in onward.get(at, ()):
                     ends += self._composed(dataclasses.replace(cell, view=at), other, cell.view)
         right: list[Cell] = []
-        named = {at: number for number, at in self.middle.items()}
-        for at, several in onward.items():
-            if at not in reached:
-                default = Constant(self.first.view.rows[named[at]].default)
-                real = (cell for cell in several if not cell.is_constant)
-                right += (dataclasses.replace(cell, source=default) for cell in real)
+        numbers_in_first = {at: number for number, at in self.middle.items()}
+        for at, cells in onward.items():
+            if at in reached:
+                continue
+            # What the first lens does not make is what the row between is by default.
+            default = Constant(self.first.view.rows[numbers_in_first[at]].default)
+            for cell in cells:
+                if not cell.is_constant:
+                    right.append(dataclasses.replace(cell, source=default))
         return ends, (left, right)
 
     def _composed(self, one: Cell, other: Cell, row: int) -> list[Cell]:
@@ -145,13 +161,14 @@ class _Met:
         return []
 
     def _undecided(self, one: Cell, other: Cell, wrong: UndecidedError) -> Mismatch:
-        points = tuple(point.where(self.bounds.back) for point in wrong.points)
+        # The bounds have put names of their own in the place of dims: users know these alone.
+        points = [point.where(self.bounds.back) for point in wrong.points]
         spelled = " and ".join(map(str, points))
         why = UndecidedError(f"which of {spelled} comes first depends on the sizes", *points)
-        tables = self.first.source, self.second.view
-        ends = zip((one.source, other.view), tables, strict=True)
-        rows = [table.rows[end if isinstance(end, int) else 0] for end, table in ends]
-        return undecided(rows[0], rows[1], why)
+        # A constant has no row to name; the first one stands for its side.
+        source = one.source if isinstance(one.source, int) else 0
+        view = other.view if isinstance(other.view, int) else 0
+        return undecided(self.first.source.rows[source], self.second.view.rows[view], why)
 
 
 def _unlike_padding(row: Row, wrong: ContradictionError) -> Mismatch:
@@ -160,10 +177,14 @@ def _unlike_padding(row: Row, wrong: ContradictionError) -> Mismatch:
     fills = " and ".join(str(end.value) for end in ends if isinstance(end, Constant))
     hint = "no tree is padded with both: give both lenses the same fill="
     where = paths.format_path(row.key)
+    # The padding is at the end of the one axis on which the cell does not start at 0.
+    padded = "it"
     starts = wrong.first.geometry.starts[1][len(row.unrolled) :]
-    axes = [dims_.format_dim(dim) for dim, start in zip(row.dims, starts, strict=False) if start]
-    expected = f"one fill in the padding of {axes[0] if axes else 'it'}"
-    return Mismatch(where, "rule", expected, fills, hint)
+    for dim, start in zip(row.dims, starts, strict=False):
+        if start:
+            padded = dims_.format_dim(dim)
+            break
+    return Mismatch(where, "rule", f"one fill in the padding of {padded}", fills, hint)
 
 
 # --- What has lost its writer  ---
@@ -176,28 +197,33 @@ def _written(cells: Sequence[Cell], ended: Sequence[Cell], side: int) -> list[Ce
     default, where other elements of the row have a partner; a row without any is private as a
     whole.
     """
-    open_ = list(cells)
-    rows = {(cell.source, cell.view)[side] for cell in open_ if not cell.is_constant}
+    written = list(cells)
+    rows: set[object] = set()
+    for cell in cells:
+        if not cell.is_constant:
+            rows.add((cell.source, cell.view)[side])
     for end in ended:
-        row = (end.source, end.view)[side]
-        if end.compares[side] or row not in rows:
+        # What compared elements has not written them: they have another writer.
+        if end.compares[side] or (end.source, end.view)[side] not in rows:
             continue
-        own = end.geometry.box(side)
-        heirs = (
-            at
-            for at, cell in enumerate(open_)
-            if (cell.source, cell.view)[side] == row
-            and cell.compares[side]
-            and cell.geometry.box(side) == own
-        )
-        heir = next(heirs, None)
+        heir = _heir(written, end, side)
         if heir is None:
-            open_.append(_alone(end, side))
+            written.append(_alone(end, side))
             continue
-        flags = list(open_[heir].compares)
+        flags = list(written[heir].compares)
         flags[side] = False
-        open_[heir] = dataclasses.replace(open_[heir], compares=(flags[0], flags[1]))
-    return open_
+        written[heir] = dataclasses.replace(written[heir], compares=(flags[0], flags[1]))
+    return written
+
+
+def _heir(cells: Sequence[Cell], end: Cell, side: int) -> int | None:
+    """The first cell, by number, that only compares the very elements that another cell wrote."""
+    row, elements = (end.source, end.view)[side], end.geometry.box(side)
+    for number, cell in enumerate(cells):
+        is_of_row = (cell.source, cell.view)[side] == row
+        if is_of_row and cell.compares[side] and cell.geometry.box(side) == elements:
+            return number
+    return None
 
 
 def _alone(end: Cell, side: int) -> Cell:

@@ -55,6 +55,7 @@ class MissingPaths:
                 self._slashes[id(table)] = _with_quoted_keys(table)
             for path in self._slashes[id(table)]:
                 if "/".join(map(paths.unquoted, path)).startswith(text):
+                    # Any one key in quotes shows how it is done.
                     key = next(segment for segment in path if "'" in segment)
                     return f"one key that holds a slash is written in quotes: {key}"
         return None
@@ -65,11 +66,12 @@ class MissingPaths:
             return None
         self._left -= 1
         # Rules speak of nodes as well as of leaves, so paths are cut to the length of the rule's.
-        key = length, tuple(id(table) for table in tables)
+        key = length, tuple(map(id, tables))
         if key not in self._paths:
             heads: set[str] = set()
             for table in tables:
-                heads.update("/".join(row.model_path[:length]) for row in table.rows)
+                for row in table.rows:
+                    heads.add("/".join(row.model_path[:length]))
             self._paths[key] = sorted(heads)
         return next(iter(difflib.get_close_matches(text, self._paths[key], n=1)), None)
 

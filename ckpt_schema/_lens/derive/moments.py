@@ -1,4 +1,9 @@
-"""What becomes of the moments of a param that a rule scales: their degrees tell, or a rule."""
+"""What becomes of the moments of a param that a rule scales: their degrees tell, or a rule.
+
+`leaf_joins` asks it of each mirror in an optimizer state whose param a rule scales, shifts or makes
+longer, and that no rule speaks of itself. What it answers comes from the transformations, which are
+run at small sizes in `_frameworks`; a layout that was read off a tree does not know its own.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +33,7 @@ T = TypeVar("T", int, bool)
 
 
 def _unknown_start(row: Row, fill: PaddedAxis) -> Mismatch:
+    """The fault of what starts with no one number: the user has to say it."""
     rule = Grown(row.path, Fill(0), fill.small, fill.large)
     return Mismatch(
         "/".join(row.path),
@@ -71,7 +77,7 @@ class Moments:
             The power, or the fault where none is known. A layout that was found in a tree, and does
             not know its transformation, follows the other one.
         """
-        powers: list[int | str] = []
+        powers: list[int | str] = []  # or why there is none
         for name, degree in self._degrees(before, after):
             told = degree if isinstance(degree, str) else degree.told
             powers.append(f"{told} ({name})" if isinstance(told, str) else told)
@@ -97,24 +103,28 @@ class Moments:
         self, before: Row, after: Row, rule: Factor | Offset, found: Sequence[T | str]
     ) -> T | Mismatch:
         """What all layouts tell alike."""
-        reasons = [each for each in found if isinstance(each, str)]
-        told = {each for each in found if not isinstance(each, str)}
-        if not reasons and len(told) == 1:
-            return told.pop()
+        answers: set[T] = set()
+        for answer in found:
+            # One layout that cannot say is enough: the moments of both sides are the same numbers.
+            if isinstance(answer, str):
+                return self._fault(before, after, rule, answer)
+            answers.add(answer)
+        if len(answers) == 1:
+            return answers.pop()
         differ = "the transformations of the two sides treat it differently"
-        return self._fault(before, after, rule, reasons[0] if reasons else differ)
+        return self._fault(before, after, rule, differ)
 
     def _degrees(self, before: Row, after: Row) -> list[tuple[str, Degree | NoDegree | str]]:
         """The degree by each layout that knows its transformation, or why there is none."""
         if not self._knowing:
             unknown = "its layout was found in a tree, and does not know the transformation"
             return [(self._view.name, unknown)]
-        found: list[tuple[str, Degree | NoDegree | str]] = []
+        by_layout: list[tuple[str, Degree | NoDegree | str]] = []
         before, after = self._of_layouts(before, after)
         for layout, degrees in self._knowing:
             row = before if layout is self._source else after
-            found.append((layout.name, degrees.of(row)))
-        return found
+            by_layout.append((layout.name, degrees.of(row)))
+        return by_layout
 
     def _of_layouts(self, before: Row, after: Row) -> tuple[Row, Row]:
         """The rows that stand for two, where a layout has not these."""
@@ -130,9 +140,11 @@ class Moments:
         fills: list[PaddedAxis] = []
         before, after = self._of_layouts(before, after)
         for fill in said.fills:
+            # `Init` stands for "as the transformation starts it"; another value has been said.
             if not isinstance(fill.rest.value, Init):
                 fills.append(fill)
                 continue
+            # The side that has the longer axis is the one that has more to start.
             is_view = bool(places_of(after, fill.large))
             layout, row = (self._view, after) if is_view else (self._source, before)
             value = _starting_value(layout, row) if layout.initial is not None else None
@@ -145,6 +157,7 @@ class Moments:
     def _knowing(self) -> list[tuple[Layout, Degrees]]:
         """The layouts that know their transformation."""
         several = [side for side in (self._source, self._view) if side.initial is not None]
+        # optax is loaded with the degrees: a lens without an optimizer has no need of it.
         if not several:
             return []
         from ckpt_schema._frameworks.degrees import Degrees
@@ -152,6 +165,7 @@ class Moments:
         return [(layout, Degrees(layout)) for layout in several]
 
     def _fault(self, before: Row, row: Row, rule: Factor | Offset, reason: str) -> Mismatch:
+        """The fault of a moment of which nobody can say what becomes of it, and the rules that say it."""
         where = "/".join(row.path)
         anew = Reset(before.path, row.path)
         known = self._source.initial is not None and self._view.initial is not None
@@ -163,6 +177,7 @@ class Moments:
             same = Factor(row.path, 1.0)
             found = "no power of the factor that carries it"
             hint = f"say {same} to leave it as it is, or another factor"
+            # Only a known transformation can start it anew.
             if known:
                 hint = (
                     f"say {anew} to start it anew, {same} to leave it as it is, or another factor"
@@ -186,6 +201,7 @@ def _is_copy(degree: Degree | NoDegree | str) -> bool | str:
 
     if not isinstance(degree, Degree):
         return degree.reason
+    # What does not go by the param stays where it is, though the param is shifted: mu, nu.
     if not degree.param:
         return False
     if (degree.param, degree.gradient) == (1, 0):

@@ -7,7 +7,6 @@ the optimizer keep its own values then, or to start it anew, would be to give up
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Iterable
 
 from ckpt_schema._layouts import dims as dims_
@@ -33,30 +32,39 @@ def nameless_rows(table: Layout, own: Iterable[Row], others: Iterable[Row]) -> l
         Nothing where an optimizer is known in the layout, or where no one field that is like the
         weights can be there as a whole.
     """
-    own, others = [*own], [*others]
-    kept = {_size(row) for row in others if row.optimizer}
-    if not kept or any(row.optimizer for row in table.rows):
+    own = [*own]
+    if any(row.optimizer for row in table.rows):
         return []
+    kept: set[object] = set()
+    # What each field, such as mu, keeps for the weights: it is there as a whole or not at all.
     fields: dict[LogicalPath, collections.Counter[object]] = {}
+    weights: collections.Counter[object] = collections.Counter()
     for row in others:
+        size = _size(row)
+        if row.optimizer:
+            kept.add(size)
+        else:
+            weights[size] += 1
         if row.mirrors:
-            fields.setdefault(row.path[: row.body], collections.Counter())[_size(row)] += 1
-    spare = collections.Counter(map(_size, own))
-    spare -= collections.Counter(_size(row) for row in others if not row.optimizer)
-    if not any(field <= spare for field in fields.values()):
+            fields.setdefault(row.path[: row.body], collections.Counter())[size] += 1
+    # Of the leaves here as many are weights as the other side has weights without a partner.
+    spare = collections.Counter(map(_size, own)) - weights
+    if not kept or not any(field <= spare for field in fields.values()):
         return []
     return [row for row in own if _size(row) in kept]
 
 
 def _size(row: Row) -> object:
     """What a leaf has in common with another of its shape, on one axis more or in a list; moments may be of another float."""
-    factors = [*dims_.factors(row.leaf.dims)]
-    for repeat in row.repeats:
-        factors += repeat.size
-    named = sorted(str(factor) for factor in factors if not isinstance(factor, int))
-    size = math.prod(factor for factor in factors if isinstance(factor, int))
+    named: list[str] = []
+    size = 1
+    for factor in dims_.factors(row.all_dims):
+        if isinstance(factor, int):
+            size *= factor
+        else:
+            named.append(str(factor))
     dtype = row.leaf.dtype
-    return "float" if dtype in FORMATS else dtype, tuple(named), size
+    return "float" if dtype in FORMATS else dtype, tuple(sorted(named)), size
 
 
 def nameless_told(rows: Iterable[Row], table: Layout, kept: Iterable[Row], far: Layout) -> str:
@@ -69,6 +77,7 @@ def nameless_told(rows: Iterable[Row], table: Layout, kept: Iterable[Row], far: 
         far: The other side's layout.
     """
     spoken = said_paths(table, far)
+    # The nodes on top, each once: a trainer keeps a field in one of them.
     here = list(dict.fromkeys(spoken[row.path][0] for row in rows))
     there = list(dict.fromkeys(row.path[0] for row in kept))
     more = f", {len(here) - _SHOWN} more" if len(here) > _SHOWN else ""

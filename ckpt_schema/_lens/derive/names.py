@@ -1,4 +1,10 @@
-"""What the leaves of the source are called in the view: by rules that rename or move, of which the longest path wins."""
+"""What the leaves of the source are called in the view: by rules that rename or move, of which the longest path wins.
+
+`derivation` asks for the *decision* of each row, and `pairing` for the path that follows from it:
+
+    rename("wi", "up")            params/mlp/wi/kernel  ->  params/mlp/up/kernel
+    move("opt_state/0", "adam")   opt_state/0/mu/wi/kernel  ->  adam/mu/wi/kernel
+"""
 
 from __future__ import annotations
 
@@ -56,12 +62,18 @@ class Names:
     @classmethod
     def of(cls, rules: Sequence[Rule]) -> Names:
         """Those among ``rules``."""
-        renames = [rule for rule in rules if isinstance(rule, Rename)]
-        moves = [rule for rule in rules if isinstance(rule, Move)]
-        by_source = Scope[Named]((rule.source, rule) for rule in renames)
-        by_view = Scope[Named]((rule.view, rule) for rule in renames)
-        moved = Scope[Named]((rule.source, rule) for rule in moves)
-        return cls(by_source, moved, by_view, Scope((rule.view, rule) for rule in moves))
+        renames: list[tuple[LogicalPath, Named]] = []
+        moves: list[tuple[LogicalPath, Named]] = []
+        views: list[tuple[LogicalPath, Named]] = []
+        goals: list[tuple[LogicalPath, Named]] = []
+        for rule in rules:
+            if isinstance(rule, Rename):
+                renames.append((rule.source, rule))
+                views.append((rule.view, rule))
+            elif isinstance(rule, Move):
+                moves.append((rule.source, rule))
+                goals.append((rule.view, rule))
+        return cls(Scope(renames), Scope(moves), Scope(views), Scope(goals))
 
     def __bool__(self) -> bool:
         """Whether there is any."""
@@ -75,19 +87,18 @@ class Names:
 
     def uncalled(self, path: LogicalPath) -> Iterator[LogicalPath]:
         """What a path in the view's words may be in the source's."""
-        rules = [hit.rule for hit in self.views.prefixes(path)]
-        for rule in rules:
-            yield (*rule.source, *path[len(rule.view) :])
+        for hit in self.views.prefixes(path):
+            yield (*hit.rule.source, *path[hit.end :])
 
     def matched(self, rows: Sequence[Row]) -> Iterator[Named]:
         """The rules that lead to a path at or above that of any of the view's rows, some several times."""
         last: object = None
         for hits in self.views.along(rows).values():
             if hits is not last:  # leaves of one node share them
-                yield from [hit.rule for hit in hits]
+                yield from (hit.rule for hit in hits)
                 last = hits
         for hits in self.goals.along(rows).values():
-            yield from [hit.rule for hit in _rooted(hits)]
+            yield from (hit.rule for hit in _rooted(hits))
 
     def decisions(self, rows: Sequence[Row]) -> dict[int, Decision]:
         """What is said of rows of the source, by number.
@@ -98,14 +109,15 @@ class Names:
         numbers = sorted(renames.keys() | moves.keys()) if moves else renames
         decided: dict[int, Decision] = {}
         last: tuple[object, object] = None, None
-        one = _UNDECIDED
+        decision = _UNDECIDED
         for number in numbers:
             hits = renames.get(number), moves.get(number)
             if hits[0] is not last[0] or hits[1] is not last[1]:  # of one node they are shared
-                one = _decided(rows[number], hits[0] or (), _rooted(hits[1] or ()))
+                decision = _decided(rows[number], hits[0] or (), _rooted(hits[1] or ()))
                 last = hits
-            if one.hits:
-                decided[number] = one
+            # A move that does not start at the root speaks of no state, and may be all there is.
+            if decision.hits:
+                decided[number] = decision
         return decided
 
     def decision(self, row: Row) -> Decision:
@@ -120,10 +132,12 @@ def moved_paths(
     whole = row.path
     if decision is not None and decision.inner is not None:
         inner = decision.inner
-        said = (*inner.rule.view, *row.path[inner.end :])
+        renamed = (*inner.rule.view, *row.path[inner.end :])
+        # A rule that starts at the root says where the model stands, too.
         if inner.start == 0 and row.body:
-            return said
-        whole = (*row.root, *said)
+            return renamed
+        whole = (*row.root, *renamed)
+    # After the half in the model: what is before that keeps its length, so the rule still fits it.
     if decision is not None and decision.outer is not None:
         outer = decision.outer
         return (*outer.rule.view, *whole[outer.end :])
@@ -153,9 +167,11 @@ def _decided(row: Row, renames: Sequence[Hit[Named]], moves: Sequence[Hit[Named]
     if inner is not None and inner.start == 0 and row.body:
         return Decision(hits, inner)  # it says the whole path
     outer = [hit for hit in hits if not is_inner(hit, row)]
+    # Renames and moves are each in their order, and not in one of both.
     return Decision(hits, inner, max(outer, key=lambda hit: (hit.rank, hit.end), default=None))
 
 
 def nowhere(row: Row) -> LogicalPath:
     """A path that no row has."""
+    # No attribute has an empty name.
     return ("", *row.path)

@@ -8,10 +8,11 @@ What was taken off is not forgotten: it stands in the row part, and becomes a co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens import spellings
 from ckpt_schema._lens.cells import Geometry
@@ -38,6 +39,7 @@ def unpadded(source: RowPart, view: RowPart, told: Told) -> tuple[RowPart, RowPa
             wrong = _unfilled(source.row, view.row, fill)
             if wrong is not None:
                 return wrong
+            # The next rule speaks of what is left: one axis may be padded twice, by two of them.
             inner[side] = inner[side].cut(*spots[0], fill)
     return inner[0], inner[1]
 
@@ -50,28 +52,33 @@ def _padded_sides(
     One is, where the other has that size, or is cut to it by another rule; and both, where a rule
     speaks of padding that both have.
     """
-    has_large = [
-        bool(places_of(inner[0].row, ours.large)),
-        bool(places_of(inner[1].row, theirs.large)),
-    ]
-    if all(has_large):
+    is_large_here = bool(places_of(inner[0].row, ours.large))
+    is_large_there = bool(places_of(inner[1].row, theirs.large))
+    if is_large_here and is_large_there:
         return [(0, ours), (1, theirs)]
     # The size without padding, or another that is padded from it: "vocab", or "padded_to_128".
     same_inside = {ours.small}
     for fill in told.fills:
         if fill.small == ours.small:
             same_inside.add(fill.large)
-    has_small = [any(places_of(part.row, dim) for dim in same_inside) for part in inner]
-    if has_large[0] and has_small[1]:
+    if is_large_here and _has_any(inner[1].row, same_inside):
         return [(0, ours)]
-    return [(1, theirs)] if has_large[1] and has_small[0] else []
+    if is_large_there and _has_any(inner[0].row, same_inside):
+        return [(1, theirs)]
+    return []
+
+
+def _has_any(row: Row, dims: Iterable[Dim]) -> bool:
+    """Whether a row has any of some dims."""
+    return any(places_of(row, dim) for dim in dims)
 
 
 def _unfilled(source: Row, view: Row, fill: PaddedAxis) -> Mismatch | None:
     """Why a leaf cannot be padded so."""
-    sizes = [dims_.size_of(dim, {}) for dim in (fill.small, fill.large)]
-    if None not in sizes and (sizes[0] or 0) > (sizes[1] or 0):
-        why = f"{sizes[0]} cannot be padded to {sizes[1]}, which is less"
+    small, large = dims_.size_of(fill.small, {}), dims_.size_of(fill.large, {})
+    # Names have no size yet: what they say of each other is seen when sizes are bound.
+    if small is not None and large is not None and small > large:
+        why = f"{small} cannot be padded to {large}, which is less"
         return fault(source, view, "dims", why)
     default = fill.rest.value
     if isinstance(default, leaves.Init):  # the transformation's own start fits
@@ -93,7 +100,8 @@ def stripped(row: Row, told: Told, parts: Sequence[Row] = ()) -> Row:
     part = RowPart(row)
     for fill, _ in told.ends:
         spots = places_of(part.row, fill.large)
-        if not spots and parts and not any(places_of(each, fill.small) for each in parts):
+        has_small = [bool(places_of(each, fill.small)) for each in parts]
+        if not spots and parts and not any(has_small):
             # It is the parts that are padded: the whole becomes as large as they are together.
             spots = places_of(part.row, fill.small)
             fill = PaddedAxis(fill.large, fill.small, fill.rest)
@@ -102,6 +110,7 @@ def stripped(row: Row, told: Told, parts: Sequence[Row] = ()) -> Row:
     row = part.row
     for rule in told.repeats:
         spots = repeated_by(row, rule)
+        # Several spots are a fault, which `relate` tells of this very row.
         if len(spots) == 1:
             row = Once(row, frozenset(spots)).row
     return row

@@ -66,6 +66,7 @@ def paths_in_view(
     without_renames = dataclasses.replace(names, renames=Scope[Rename | Move](()))
     paths: list[LogicalPath] = []
     for number, row in enumerate(source.rows):
+        # What begins anew, or shares no more than a name, has no partner whatever it is called.
         if number in restarted:
             paths.append(nowhere(row))
             continue
@@ -75,6 +76,7 @@ def paths_in_view(
             paths.append(moved_paths(row, decisions.get(number), optimizer_part, alignment))
             continue
         speaking = without_renames if isinstance(member.group.rule, Fuse) else names
+        # Rules are asked of the whole, which no row of the source is: of "attn/qkv" for "attn/q".
         whole = dataclasses.replace(row, path=member.path)
         paths.append(moved_paths(whole, speaking.decision(whole), optimizer_part, alignment))
     return paths
@@ -99,6 +101,7 @@ def take_names_away(
         return frozenset()
     losers: set[LogicalPath] = set()
     for number, row in enumerate(source.rows):
+        # A row that is renamed itself has another name to go by: two may change places.
         if row.path not in given_names or number in decisions:
             continue
         if any(isinstance(hit.rule, Private) for hit in alone.get(number, ())):
@@ -148,6 +151,7 @@ def rows_by_path(
             continue
         rows = by_path.setdefault(path, {})
         part = members[number].number if number in members else None
+        # The first of two rows keeps the place; the fault is told at the second.
         first = rows.setdefault(part, number)
         has_twin = first != number
         # A whole leaf beside parts of the same leaf: one of both is too many.
@@ -177,6 +181,7 @@ def same_parts(tables: tuple[Layout, Layout], before: RowsByPart, after: RowsByP
         return False
     if None in before:
         return True
+    # Parts that differ go by their wholes, element by element, and no longer one by one.
     for part, number in before.items():
         row, other = tables[0].rows[number], tables[1].rows[after[part]]
         if _elements(row) != _elements(other):

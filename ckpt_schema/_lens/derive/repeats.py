@@ -1,4 +1,10 @@
-"""Factors that repeat: what one side keeps several times, one beside the other, and the other side once."""
+"""Factors that repeat: what one side keeps several times, one beside the other, and the other side once.
+
+`relations` asks `once` for both rows without their copies, and relates those. The copies get tokens
+that the other side has not, which the core reads as the same elements again:
+
+    repeat("attn/k", times="group"):  [heads*group, dim]  ->  [heads, dim], and "group" again
+"""
 
 from __future__ import annotations
 
@@ -39,16 +45,21 @@ class Once:
         if not self.again:
             return self.full
         leaf = self.full.leaf
-        alone = [at for at, _ in self.again if len(leaf.dims[at]) == 1]
+        only_copies: list[int] = []
         for at, number in self.again:
+            if len(leaf.dims[at]) == 1:
+                only_copies.append(at)
+            # A factor of 1 in its place leaves the numbers of the others as they are.
             leaf = leaf.with_factors(at, number, number + 1, (1,))
-        for at in sorted(alone, reverse=True):
+        # From the last one on: what is taken away moves none of the axes that come next.
+        for at in sorted(only_copies, reverse=True):
             leaf = leaf.without_axis(at)
         return dataclasses.replace(self.full, leaf=leaf)
 
     def tokens(self, own: Sequence[Token]) -> list[Token]:
         """What each factor is, those of size 1 left out, from what each of the row with one of each is."""
-        left, tokens = iter(own), list[Token]()
+        left = iter(own)
+        tokens: list[Token] = []
         for at, dim in enumerate(self.full.leaf.dims):
             for number, factor in enumerate(dim):
                 if (at, number) in self.again:
@@ -66,6 +77,7 @@ def once(source: Row, view: Row, rules: Sequence[Repeated]) -> tuple[Once, Once]
         spots = [repeated_by(row, rule) for row in rows]
         if all(spots):
             continue  # both sides keep as many: to neither is it a repeat
+        # Where neither has the factor nothing is added: that the rule is idle is told elsewhere.
         side = 0 if spots[0] else 1
         if len(spots[side]) > 1:
             return fault(source, view, "ambiguous", _which(rows[side], rule, spots[side]))
@@ -77,14 +89,18 @@ def repeated_by(row: Row, rule: Repeated) -> list[Spot]:
     """Where a row has the factor that a rule says repeats."""
     spots: list[Spot] = []
     for at, dim in enumerate(row.leaf.dims):
-        if rule.axis in (None, dim):
-            spots += [(at, number) for number, factor in enumerate(dim) if factor == rule.times]
+        if rule.axis not in (None, dim):
+            continue
+        for number, factor in enumerate(dim):
+            if factor == rule.times:
+                spots.append((at, number))
     return spots
 
 
 def count_of(row: Row, rule: Repeated) -> int:
     """How often a row has the factor that a rule says repeats, in sums or by itself."""
-    count, waiting = 0, [*row.leaf.dims]
+    count = 0
+    waiting = [*row.leaf.dims]
     while waiting:
         for factor in waiting.pop():
             count += factor == rule.times
@@ -95,11 +111,15 @@ def count_of(row: Row, rule: Repeated) -> int:
 
 def _which(row: Row, rule: Repeated, spots: Sequence[Spot]) -> str:
     """What to do where a leaf has the factor of a rule more than once."""
-    axes = list(dict.fromkeys(dims_.format_dim(row.leaf.dims[at]) for at, _ in spots))
+    axes: dict[str, None] = {}
+    for at, _ in spots:
+        axes[dims_.format_dim(row.leaf.dims[at])] = None
     why = f"{rule.times} is a factor of {row.stored} more than once"
+    # An axis is said by its size: where two of them are written alike that would say nothing.
     if len(axes) < len(spots) or rule.axis is not None:
         return f"{why}: call the one that repeats by a name of its own"
-    return f"{why}: say which axis it repeats, axis={axes[0]!r} or axis={axes[1]!r}"
+    first, second, *_ = axes
+    return f"{why}: say which axis it repeats, axis={first!r} or axis={second!r}"
 
 
 def unlike_moments(before: Row, after: Row, hits: Sequence[Hit[object]]) -> Mismatch | None:
@@ -108,13 +128,18 @@ def unlike_moments(before: Row, after: Row, hits: Sequence[Hit[object]]) -> Mism
     Each copy gets a gradient of its own, and what stands once gets their sum: moments of copies are
     neither equal nor told by those of the one.
     """
-    rules = [hit for hit in hits if isinstance(hit.rule, Repeated)]
-    for hit in rules:
-        assert isinstance(hit.rule, Repeated)
-        rule, rows = hit.rule, (before, after)
-        here = [any(repeated_by(row, rule)) for row in rows]
-        own = any(each.start == 0 for each in rules)
-        if own or not any(is_mirror(row) for row in rows) or all(here) or not any(here):
+    if not is_mirror(before) and not is_mirror(after):
+        return None
+    rules: list[Repeated] = []
+    for hit in hits:
+        if isinstance(hit.rule, Repeated):
+            # From the root on, a rule speaks of the optimizer state itself.
+            if hit.start == 0:
+                return None
+            rules.append(hit.rule)
+    for rule in rules:
+        # Where both sides have copies, or neither has any, their moments are alike too.
+        if bool(repeated_by(before, rule)) == bool(repeated_by(after, rule)):
             continue
         anew = Reset(before.path, after.path)
         same = dataclasses.replace(rule, path=after.path)

@@ -64,31 +64,34 @@ class Lost:
 
 def restarts(states: tuple[Lost, Lost], alignment: Alignment) -> Iterator[Mismatch]:
     """A fault for each part of either optimizer state that has no partner, and for each row that has none of its own."""
-    apart = [_apart(state, paths_) for state, paths_ in zip(states, alignment.apart, strict=True)]
+    apart = _apart(states[0], alignment.apart[0]), _apart(states[1], alignment.apart[1])
     moves = _moves(*states)
-    for n, state in enumerate(states):
+    for side, state in enumerate(states):
         resets = _Resets(state)
-        for part, rows in apart[n].items():
-            yield _part_fault(state, part, rows, apart[1 - n], resets)
-        told = {number for rows in apart[n].values() for number in rows}
+        told: set[int] = set()
+        for part, rows in apart[side].items():
+            yield _part_fault(state, part, rows, apart[1 - side], resets)
+            told.update(rows)
         lost = {"/".join(state.near.rows[number].path) for number in state.models}
-        rest = [number for number in state.rows if number not in told]
-        # What places a row of the model places what mirrors it too.
-        rest = [number for number in rest if state.near.rows[number].mirrors not in lost]
+        rest: list[int] = []
+        for number in state.rows:
+            # What places a row of the model places what mirrors it too.
+            if number not in told and state.near.rows[number].mirrors not in lost:
+                rest.append(number)
         if rest:
-            yield from _Rows(state, states[1 - n], resets, moves).faults(rest)
+            yield from _Rows(state, states[1 - side], resets, moves).faults(rest)
 
 
 # --- parts  ---
 
 
-def _apart(state: Lost, found: frozenset[LogicalPath]) -> dict[Part, list[int]]:
-    """The parts that have no partner, with the numbers of their rows."""
+def _apart(state: Lost, paths_: frozenset[LogicalPath]) -> dict[Part, list[int]]:
+    """The parts that have no partner, by their paths, with the numbers of their rows."""
     owners = Owners(state.near)
     parts: dict[Part, list[int]] = {}
-    for number in state.rows if found else ():
+    for number in state.rows if paths_ else ():
         part = owners.part(state.near.rows[number])
-        if part is not None and part.path in found:
+        if part is not None and part.path in paths_:
             parts.setdefault(part, []).append(number)
     return parts
 
@@ -100,11 +103,22 @@ def _part_fault(
     others: Mapping[Part, Sequence[int]],
     resets: _Resets,
 ) -> Mismatch:
+    """The fault of a part without a partner: what of the other side may be it, or what starts it anew.
+
+    Args:
+        state: What its side keeps without a partner.
+        part: The part.
+        rows: The numbers of its rows.
+        others: The parts of the other side that have no partner, with theirs.
+        resets: The rules that reset rows of its side.
+    """
     fields = _fields(part, state.near, rows)
     alike = [other for other in others if other.type is part.type]
-    alike = alike or [
-        other for other, alone in others.items() if _fields(other, resets.far, alone) == fields
-    ]
+    # A state of another type that keeps fields of the same names may be what has become of it.
+    if not alike:
+        for other, alone in others.items():
+            if _fields(other, resets.far, alone) == fields:
+                alike.append(other)
     rules: tuple[Rule, ...] = ()
     if alike:
         shown = ", ".join("/".join(other.path) for other in alike[:_SHOWN])
@@ -128,11 +142,15 @@ def _untold(state: Lost) -> str:
 
 
 def _fields(part: Part, table: Layout, numbers: Sequence[int]) -> list[str]:
-    """What a part keeps, by name."""
+    """What a part keeps, by name: ``count``, ``mu``, ``nu``."""
     start = len(part.path)
-    rows = (table.rows[number] for number in numbers)
-    names = ("/".join(row.path[start : row.body]) if row.body else row.path[start] for row in rows)
-    return list(dict.fromkeys(names))
+    names: dict[str, None] = {}
+    for number in numbers:
+        row = table.rows[number]
+        # A field that is like the params ends where their own paths begin.
+        name = "/".join(row.path[start : row.body]) if row.body else row.path[start]
+        names[name] = None
+    return list(names)
 
 
 class _Resets:
@@ -142,6 +160,7 @@ class _Resets:
         self._state = state
         self.far = state.far
         self._owners = Owners(state.near)
+        # By each path at or above a row: how many rows stand there, and how many have no partner.
         self._total: collections.Counter[LogicalPath] = collections.Counter()
         self._lost: collections.Counter[LogicalPath] = collections.Counter()
         for number, row in enumerate(state.near.rows):
@@ -154,26 +173,29 @@ class _Resets:
 
     def of_part(self, part: Part, numbers: Sequence[int]) -> Iterator[Reset]:
         """Those of a part: of the whole where it holds no other, else of each of its own fields."""
-        own = {
-            row.path
-            for row in self._state.near.rows
-            if row.path[: len(part.path)] == part.path and self._owners.part(row) is part
-        }
+        depth = len(part.path)
+        count = 0
+        count_of_field: collections.Counter[LogicalPath] = collections.Counter()
+        for row in self._state.near.rows:
+            if row.path[:depth] == part.path and self._owners.part(row) is part:
+                count += 1
+                count_of_field[row.path[: depth + 1]] += 1
         # A wrapper holds what it wraps: a reset of the whole would lose moments that have a partner.
-        if self._total[part.path] == len(own):
+        if self._total[part.path] == count:
             yield self._state.reset(part.path)
             return
-        held = collections.Counter(path[: len(part.path) + 1] for path in own)
         reset_paths: dict[LogicalPath, None] = {}
         for number in numbers:
             path = self._state.near.rows[number].path
-            field = path[: len(part.path) + 1]
-            reset_paths[field if held[field] == self._total[field] else path] = None
+            field = path[: depth + 1]
+            is_whole_field = count_of_field[field] == self._total[field]
+            reset_paths[field if is_whole_field else path] = None
         yield from map(self._state.reset, reset_paths)
 
     def of_row(self, row: Row) -> Reset:
         """That of one row: of the whole field, or node of the model, where all in it have no partner."""
         part = self._owners.part(row)
+        # Never more than a field: what else the part keeps has faults of its own.
         first = len(part.path) + 1 if part is not None else (row.body or len(row.path))
         for end in range(first, len(row.path)):
             if self._lost[row.path[:end]] == self._total[row.path[:end]]:
@@ -188,20 +210,20 @@ def _moves(source: Lost, view: Lost) -> list[Move]:
     """The rules for parts that keep the same, where a chain does not tell what they are: those that can be no other."""
     if source.near.parts and view.near.parts:
         return []
-    sides = _kinds(source), _kinds(view)
-    waiting = dict(sides[0])
+    ours, theirs = _kinds(source), _kinds(view)
+    waiting = dict(ours)
     moves: list[Move] = []
     # A move must be the only one that fits, seen from either side, or it would be a guess.
     while waiting:
         path, kind = next(iter(waiting.items()))
-        cuts = _cuts(path, kind, sides[1])
-        able = [cut for cut in cuts if _below(sides[0], cut[0]) == _below(sides[1], cut[1])]
+        goals = _same_nodes(path, kind, ours, theirs)
         done = path
-        if len(able) == 1:
-            done, there = able[0]
-            back = _cuts((*there, *path[len(done) :]), kind, sides[0])
-            if sum(_below(sides[1], one) == _below(sides[0], two) for one, two in back) == 1:
+        if len(goals) == 1:
+            done, there = goals[0]
+            path_there = (*there, *path[len(done) :])
+            if len(_same_nodes(path_there, kind, theirs, ours)) == 1:
                 moves.append(Move(done, there))
+        # What stands below the node has its answer, be it a move or none.
         waiting = {p: k for p, k in waiting.items() if p[: len(done)] != done}
     return moves
 
@@ -215,12 +237,24 @@ def _kinds(state: Lost) -> _Kinds:
     return {state.called[number]: form(state.near.rows[number])[1:] for number in state.rows}
 
 
+def _same_nodes(
+    path: LogicalPath, kind: object, near: _Kinds, far: _Kinds
+) -> list[tuple[LogicalPath, LogicalPath]]:
+    """A node above a row and one of the other side, wherever both hold the same rows."""
+    same: list[tuple[LogicalPath, LogicalPath]] = []
+    for here, there in _cuts(path, kind, far):
+        if _below(near, here) == _below(far, there):
+            same.append((here, there))
+    return same
+
+
 def _cuts(path: LogicalPath, kind: object, others: _Kinds) -> set[tuple[LogicalPath, LogicalPath]]:
     """What would have to take the place of what on a path to make it another of its kind, in as few segments as will do."""
     cuts: set[tuple[LogicalPath, LogicalPath]] = set()
     for other, known in others.items():
         if known != kind or other[-1] != path[-1] or other == path:
             continue
+        # How many segments both end in alike, of which the heads are told no more.
         same = 1
         while same < min(len(path), len(other)) - 1 and path[-1 - same] == other[-1 - same]:
             same += 1
@@ -229,7 +263,12 @@ def _cuts(path: LogicalPath, kind: object, others: _Kinds) -> set[tuple[LogicalP
 
 
 def _below(kinds: _Kinds, head: LogicalPath) -> _Kinds:
-    return {path[len(head) :]: kind for path, kind in kinds.items() if path[: len(head)] == head}
+    """What stands below a node, by the rest of its path."""
+    below: dict[LogicalPath, object] = {}
+    for path, kind in kinds.items():
+        if path[: len(head)] == head:
+            below[path[len(head) :]] = kind
+    return below
 
 
 # --- rows of parts that have a partner  ---
@@ -251,16 +290,20 @@ class _Rows:
         self._state, self._resets = state, resets
         self._moves = {(rule.view if state.is_view else rule.source): rule for rule in moves}
         self._owners = Owners(state.near), Owners(state.far)
-        rows = state.near.rows
-        self._models = {"/".join(r.path): n for n, r in enumerate(rows) if not r.optimizer}
+        # The rows of the model by their paths, as mirrors write them.
+        self._models: dict[str, int] = {}
+        for number, row in enumerate(state.near.rows):
+            if not row.optimizer:
+                self._models["/".join(row.path)] = number
         self._is_bare = not any(row.optimizer for row in state.far.rows)
+        # What the other side's optimizer keeps without a partner: by path, and by param.
         self._free: dict[LogicalPath, list[Row]] = {}
         taken = set(state.joined.values())
         for number, row in enumerate(state.far.rows):
             if row.optimizer and number not in taken:
                 self._free.setdefault(other.called[number], []).append(row)
                 if is_mirror(row):
-                    self._free.setdefault(("", *row.model_path), []).append(row)
+                    self._free.setdefault(_name_of_param(row), []).append(row)
 
     def faults(self, numbers: Sequence[int]) -> Iterator[Mismatch]:
         """A fault for each, and one for all that mirror one leaf of the model."""
@@ -268,27 +311,41 @@ class _Rows:
         groups: dict[LogicalPath, list[int]] = {}
         for number in numbers:
             row = rows[number]
-            name = ("", *row.model_path) if is_mirror(row) else row.path
+            name = _name_of_param(row) if is_mirror(row) else row.path
             groups.setdefault(name, []).append(number)
         for group in groups.values():
             row = rows[group[0]]
             cures = [self._cure(number) for number in group]
-            rules = tuple(dict.fromkeys(rule for cure in cures for rule in cure.rules))
-            also = tuple("/".join(rows[n].path[: rows[n].body]) for n in group[1:])
+            # The first one speaks for all, with the rules of all: mu and nu are reset together.
+            rules: dict[Rule, None] = {}
+            for cure in cures:
+                rules.update(dict.fromkeys(cure.rules))
+            also: list[str] = []
+            for number in group[1:]:
+                also.append("/".join(rows[number].path[: rows[number].body]))
             done = f": {', '.join(map(str, rules))} {cures[0].does}" if rules else ""
             alone = f"{row.stored} in {self._state.near.name} alone"
             expected, hint = f"a partner in {self._state.far.name}", f"{cures[0].told}{done}"
-            where = "/".join(row.path)
-            yield Mismatch(where, "unplaced", expected, alone, hint, rules=rules, also=also)
+            yield Mismatch(
+                "/".join(row.path),
+                "unplaced",
+                expected,
+                alone,
+                hint,
+                rules=tuple(rules),
+                also=tuple(also),
+            )
 
     def _cure(self, number: int) -> _Cure:
+        """What to do about one row: from what joins it, if that is known, to what gives it up."""
         state, row, called = self._state, self._state.near.rows[number], self._state.called[number]
-        heads = (called[:end] for end in range(1, len(called)))
-        moved = next((self._moves[head] for head in heads if head in self._moves), None)
-        if moved is not None:
-            return _Cure("nothing else keeps the same", (moved,), "joins them")
+        for end in range(1, len(called)):
+            moved = self._moves.get(called[:end])
+            if moved is not None:
+                return _Cure("nothing else keeps the same", (moved,), "joins them")
         if state.nameless:
             return _Cure(state.nameless)
+        # Only what knows its transformation can be started anew, so a reset is told of no other.
         if self._is_bare and state.near.initial is not None:
             whole = tuple(state.reset(path) for path, _ in state.near.states)
             return _Cure(f"{state.far.name} keeps no optimizer state", whole, state.verb)
@@ -299,6 +356,7 @@ class _Rows:
             return _Cure(_untold(state))
         reset = (self._resets.of_row(row),)
         free = self._free.get(called, ())
+        # A rule has reset the one without the other: both ends of a pair have to be said.
         if any(other.default == Init() for other in free):
             return _Cure(f"{state.far.name} has it reset", reset, "to leave this one behind too")
         if is_mirror(row):
@@ -318,7 +376,11 @@ class _Rows:
         if is_param_row(near) and not is_param_row(far):
             kinds = f"{name} is {_kind(near)} here and {_kind(far)} there"
             return _Cure(f"{kinds}: declare it alike, by collection= in Linen and type= in NNX")
-        same = [r for r in self._free.get(("", *far.model_path), ()) if self._is_field(row, r)]
+        # The param may be called otherwise there, and what is kept for it goes by that name.
+        same: list[Row] = []
+        for other in self._free.get(_name_of_param(far), ()):
+            if self._is_field(row, other):
+                same.append(other)
         if len(same) == 1 and form(same[0])[1:] == form(row)[1:]:
             pair = (same[0], row) if state.is_view else (row, same[0])
             told = f"{state.far.name} keeps it in {'/'.join(same[0].path[: same[0].body])}"
@@ -328,8 +390,9 @@ class _Rows:
             return _Cure(f"one of {listed} may be it: say which with a rename")
         axes = ""
         if len(near.stored.dims) != len(far.stored.dims):
-            both = [dims_.format_dims(r.stored.dims) for r in (near, far)]
-            axes = f", the number of its axes: [{both[0]}] here, [{both[1]}] there"
+            ours = dims_.format_dims(near.stored.dims)
+            theirs = dims_.format_dims(far.stored.dims)
+            axes = f", the number of its axes: [{ours}] here, [{theirs}] there"
         why = f"wrt=, a mask, labels{axes}"
         return _Cure(f"{state.far.name} does not train {name} this way ({why})", reset, state.verb)
 
@@ -339,6 +402,11 @@ class _Rows:
         if mine is None or theirs is None or mine.type is not theirs.type:
             return False
         return row.path[len(mine.path) : row.body] == other.path[len(theirs.path) : other.body]
+
+
+def _name_of_param(row: Row) -> LogicalPath:
+    """What all that is kept for one param goes by; the empty segment keeps it apart from real paths."""
+    return ("", *row.model_path)
 
 
 def is_param_row(row: Row) -> bool:

@@ -1,4 +1,10 @@
-"""Part of a row: what is left of it where factors of its axes stand among more elements."""
+"""Part of a row: what is left of it where factors of its axes stand among more elements.
+
+What is padded, and what is a share of a longer axis, is a row part: a row as the other side has it,
+with a note of where its elements stand among more. `row_spellings` spells both together.
+
+    vocab within padded, from 0        q within q+k+v, from 0        k within q+k+v, from q
+"""
 
 from __future__ import annotations
 
@@ -67,7 +73,7 @@ class RowPart:
         own = Within(at, first, first + len(fill.small), of_dim(dim[first:last]), ZERO, fill)
         # What stands further on the axis has moved, where one factor has become several.
         shift = len(fill.small) - (last - first)
-        kept = [_shifted(each, at, first, shift) for each in self.within]
+        kept = [_shifted(within, at, first, shift) for within in self.within]
         return RowPart(row, (*kept, own))
 
 
@@ -75,6 +81,7 @@ def _shifted(within: Within, at: Where, first: int, shift: int) -> Within:
     """What stands on an axis where another factor is several now, or several are one."""
     if within.at != at or within.last <= first:
         return within
+    # What begins before the factor, or with it, holds it: it keeps its start and becomes longer.
     start = within.first + (shift if within.first > first else 0)
     return dataclasses.replace(within, first=start, last=within.last + shift)
 
@@ -84,26 +91,33 @@ def spots_of(row: Row, dim: Dim) -> list[tuple[int, int, int]]:
 
     Whole axes before those that it is a factor of.
     """
-    own: list[tuple[Where, Dim]] = [(("axis", at), axis) for at, axis in enumerate(row.leaf.dims)]
-    return [(at, first, last) for (_, at), first, last in _places(own, dim)]
+    return [(at, first, last) for (_, at), first, last in _places(_axes(row), dim)]
 
 
 def places_of(row: Row, dim: Dim) -> list[tuple[Where, int, int]]:
     """The same of axes and of levels of repetition."""
-    own: list[tuple[Where, Dim]] = [(("axis", at), axis) for at, axis in enumerate(row.leaf.dims)]
-    own += [(("level", at), repeat.size) for at, repeat in enumerate(row.repeats)]
-    return _places(own, dim)
+    sizes = _axes(row)
+    for number, repeat in enumerate(row.repeats):
+        sizes.append((("level", number), repeat.size))
+    return _places(sizes, dim)
 
 
-def _places(own: list[tuple[Where, Dim]], dim: Dim) -> list[tuple[Where, int, int]]:
-    whole = [(at, 0, len(each)) for at, each in own if each == dim]
+def _axes(row: Row) -> list[tuple[Where, Dim]]:
+    """The axes of a leaf's own, each with its size."""
+    return [(("axis", number), size) for number, size in enumerate(row.leaf.dims)]
+
+
+def _places(sizes: list[tuple[Where, Dim]], dim: Dim) -> list[tuple[Where, int, int]]:
+    """Where a dim stands among some axes."""
+    whole = [(at, 0, len(size)) for at, size in sizes if size == dim]
     # "embed" is the axis of that name, though it is a factor of "embed*mlp" too.
     if whole:
         return whole
     spots: list[tuple[Where, int, int]] = []
-    for at, each in own:
-        for first in range(len(each) - len(dim) + 1):
-            if each[first : first + len(dim)] == dim:
+    for at, size in sizes:
+        # A dim may be several factors itself: "q*dim" stands in "3*q*dim" from 1 to 3.
+        for first in range(len(size) - len(dim) + 1):
+            if size[first : first + len(dim)] == dim:
                 spots.append((at, first, first + len(dim)))
     return spots
 
@@ -112,9 +126,13 @@ def mentions(row: Row, dim: Dim) -> bool:
     """Whether a row has a dim as an axis, a level, a factor of one, or in a sum."""
     waiting = [*row.all_dims]
     while waiting:
-        each = waiting.pop()
-        if each == dim or any((factor,) == dim for factor in each):
+        size = waiting.pop()
+        if size == dim:
             return True
-        for factor in each:
-            waiting += factor.terms if isinstance(factor, Sum) else ()
+        for factor in size:
+            if (factor,) == dim:
+                return True
+            # The terms of a sum are dims themselves, and may have sums in them.
+            if isinstance(factor, Sum):
+                waiting += factor.terms
     return False

@@ -72,12 +72,15 @@ def spelled_row(
         levels: For each level of repetition, what each of its factors is.
         words: How many words the last axis has, of keys.
     """
-    row, remaining = part.row, iter(factors)
+    row = part.row
+    # Tokens are handed out in the order of the axes, for factors of size 1 have none.
+    remaining = iter(factors)
     axes: list[_Axis] = []
     for number, dim in enumerate(row.leaf.dims):
         tokens: list[tuple[Token | None, Size]] = []
         for factor in dim:
-            tokens.append((None if factor == 1 else next(remaining), of_dim((factor,))))
+            token = None if factor == 1 else next(remaining)
+            tokens.append((token, of_dim((factor,))))
         axes.append(_axis(("axis", number), tokens, part.within))
     stacks: list[_Axis] = []
     for number, (repeat, level) in enumerate(zip(row.repeats, levels, strict=True)):
@@ -92,6 +95,7 @@ def spelled_row(
             in_order.append(stacks[number])
     for kind, number in row.axes:
         in_order.append(axes[number] if kind == "axis" else stacks[number])
+    # A key's words are its last axis, as those of raw data are. No layer or part divides them.
     if words:
         size = Size.of(words)
         in_order.append([_KeptSpan(Span((("words", size),), size), None)])
@@ -113,16 +117,17 @@ def _axis(
     Of ``heads*dim``, where ``dim`` is padded to 128, they are ``heads``, and ``dim`` within 128.
     """
     axis: _Axis = []
-    begins = {each.first: each for each in within if each.at == at}
+    starting = {each.first: each for each in within if each.at == at}
     number = 0
     # What is within may have no factor of its own, at the end of the axis too: a part that is 1.
-    while number < len(factors) or number in begins:
-        own = begins.pop(number, None)
-        end = number + 1 if own is None else own.last
+    while number < len(factors) or number in starting:
+        held = starting.pop(number, None)
+        end = number + 1 if held is None else held.last
         inner = tuple([(token, size) for token, size in factors[number:end] if token is not None])
-        if own is not None:
-            axis.append(_KeptSpan(Span(inner, own.size, own.start), own))
+        if held is not None:
+            axis.append(_KeptSpan(Span(inner, held.size, held.start), held))
         elif inner:
             axis.append(_KeptSpan(Span(inner, inner[0][1]), None))
+        # Of none, the number stays, and what comes next there is found: each is taken out once.
         number = end
     return axis

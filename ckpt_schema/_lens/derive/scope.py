@@ -133,13 +133,15 @@ class Scope(Generic[T]):
                 more = [*self._mirrored(path, row), *more]
             # A rule may match at both starts, and counts once.
             known = {hit.number for hit in hits}
-            hits += [hit for hit in more if hit.number not in known]
+            for hit in more:
+                if hit.number not in known:
+                    hits.append(hit)
         if len(hits) > 1:
-            own = is_mirror(row)
+            mirrors = is_mirror(row)
 
             def rank(hit: Hit[T]) -> tuple[object, ...]:
                 at_root = int(hit.start == 0)
-                return (at_root, hit.rank, hit.end) if own else (hit.rank, at_root, hit.end)
+                return (at_root, hit.rank, hit.end) if mirrors else (hit.rank, at_root, hit.end)
 
             hits.sort(key=rank, reverse=True)
         return hits
@@ -148,9 +150,10 @@ class Scope(Generic[T]):
         """The rules that speak of the param that a row mirrors, from the root: here they speak of the same node."""
         head, body = _param_head(row), row.body or 0
         for hit in self._walk((*head, *path[body:])):
-            depth, literal = (max(0, one - len(head)) for one in hit.weight)
+            # Without the head it names as much as if it had been written in the model.
+            weight = max(0, hit.weight[0] - len(head)), max(0, hit.weight[1] - len(head))
             end = body + max(0, hit.end - len(head))
-            yield hit._replace(start=body, end=end, weight=(depth, literal))
+            yield hit._replace(start=body, end=end, weight=weight)
 
     def prefixes(self, path: LogicalPath) -> list[Hit[T]]:
         """The rules whose path ``path`` starts with, the longest first."""
@@ -169,6 +172,7 @@ class Scope(Generic[T]):
         leaves: list[Container[str]] = []
         for number, row in enumerate(rows) if heads else ():
             path, body = row.path, row.body
+            # Most rows are spoken of by no rule, and are told by their first segments.
             own = path[body] if body and body < len(path) else path[0]  # a collection may be a leaf
             spoken = path[0] in heads or own in heads
             if not spoken and not (self._follows and row.mirrors.split("/", 1)[0] in heads):
@@ -177,8 +181,10 @@ class Scope(Generic[T]):
             if above != node or body != start:  # leaves of one node stand side by side
                 node, start = above, body
                 shared = self._over(above, row)
+                # The leaves of the node that a rule names, by each way in which it may.
                 leaves = [self._below(above)]
-                leaves += [self._below(above[body:])] if body else []
+                if body:
+                    leaves.append(self._below(above[body:]))
                 if self._follows and row.mirrors:
                     leaves.append(self._below((*_param_head(row), *above[body or 0 :])))
             apart = any(path[-1] in names for names in leaves)
@@ -199,7 +205,10 @@ class Scope(Generic[T]):
 
     def matched(self, rows: Iterable[Row]) -> set[int]:
         """The numbers of the rules that speak of any of these rows."""
-        return {hit.number for hits in self.along(rows).values() for hit in hits}
+        numbers: set[int] = set()
+        for hits in self.along(rows).values():
+            numbers.update(hit.number for hit in hits)
+        return numbers
 
     def _walk(self, path: LogicalPath, start: int = 0) -> list[Hit[T]]:
         """The rules whose path stands in ``path`` at ``start``, the shortest first."""
@@ -211,14 +220,17 @@ class Scope(Generic[T]):
             node = below
             hits += node.hits
         if start:
-            return [one._replace(start=start, end=start + one.end) for one in hits]
+            return [hit._replace(start=start, end=start + hit.end) for hit in hits]
         return hits
 
 
 def standing(table: Layout, paths: Iterable[LogicalPath]) -> set[LogicalPath]:
     """Those of some paths that a row of ``table`` stands at or below."""
     scope = Scope((path, path) for path in paths)
-    return {hit.rule for hits in scope.along(table.rows).values() for hit in hits}
+    stand: set[LogicalPath] = set()
+    for hits in scope.along(table.rows).values():
+        stand.update(hit.rule for hit in hits)
+    return stand
 
 
 def _param_head(row: Row) -> LogicalPath:
@@ -249,10 +261,9 @@ def said_paths(table: Layout, far: Layout) -> dict[LogicalPath, LogicalPath]:
     for row in table.rows:
         if not row.mirrors:
             roots.setdefault(row.model_path, set()).add(row.root)
-    # A path in the model means an average of the weights, too.
-    return {
-        row.path: row.model_path
-        if row.root in common and len(roots.get(row.model_path, ())) < 2
-        else row.path
-        for row in table.rows
-    }
+    said: dict[LogicalPath, LogicalPath] = {}
+    for row in table.rows:
+        # A path in the model means an average of the weights, too.
+        is_alone = len(roots.get(row.model_path, ())) < 2
+        said[row.path] = row.model_path if row.root in common and is_alone else row.path
+    return said

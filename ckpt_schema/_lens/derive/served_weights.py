@@ -12,7 +12,7 @@ import jax
 
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath
-from ckpt_schema._layouts.table import Layout
+from ckpt_schema._layouts.table import Layout, Part
 from ckpt_schema._messages.warned import warn
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import ServedWeightsWarning
@@ -26,8 +26,8 @@ _FIELDS = {"weight_sum", "max_lr", "z"}
 def unserved(near: Layout, joined: Collection[int]) -> str | None:
     """What to say where a lens drops a state of ``near`` that the weights to serve are made of."""
     for part in near.parts:
-        below = [n for n, r in enumerate(near.rows) if r.path[: len(part.path)] == part.path]
-        if part.type.__name__ != "ScheduleFreeState" or all(number in joined for number in below):
+        # By its name: to compare types would be to load optax for every lens.
+        if part.type.__name__ != "ScheduleFreeState" or _is_carried(near, part, joined):
             continue
         from ckpt_schema._frameworks import optimizer_rows
 
@@ -37,7 +37,17 @@ def unserved(near: Layout, joined: Collection[int]) -> str | None:
     return None
 
 
+def _is_carried(table: Layout, part: Part, joined: Collection[int]) -> bool:
+    """Whether all that a part keeps has a partner."""
+    for number, row in enumerate(table.rows):
+        is_of_part = row.path[: len(part.path)] == part.path
+        if is_of_part and number not in joined:
+            return False
+    return True
+
+
 def _carries_weights(table: Layout, joined: Collection[int]) -> bool:
+    # A lens of nothing but the optimizer serves no weights.
     return not all(table.rows[number].optimizer for number in joined)
 
 
@@ -54,8 +64,13 @@ def warn_of_unserved(told: str | None, tree: Tree) -> None:
 
 def lacks_served(keys: Collection[KeyPath], layout: Layout) -> str | None:
     """What to say where a checkpoint has a state that the weights to serve are made of, and a layout has no place for it."""
-    segments = {segment for key in keys for segment in key}
-    known = {segment for row in layout.rows for segment in row.key}
+    segments: set[object] = set()
+    for key in keys:
+        segments.update(key)
+    known: set[object] = set()
+    for row in layout.rows:
+        known.update(row.key)
+    # A checkpoint has no types, so the state is told by the fields that it alone has.
     if not segments >= _FIELDS or known >= _FIELDS:
         return None
     return f"the checkpoint keeps a ScheduleFreeState: {_told('optax.contrib.schedule_free_eval_params')}"

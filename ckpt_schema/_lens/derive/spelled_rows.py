@@ -45,29 +45,32 @@ def with_spelled_axes(tables: Tables, rules: Sequence[Rule], faults: list[Mismat
     spoken = _spoken(rules)
     if not spoken:
         return tables
-    met = [_met(table, side, spoken) for side, table in enumerate(tables)]
+    met = _met(tables[0], 0, spoken), _met(tables[1], 1, spoken)
+    # The sizes of names hold within one rule, and are learned from all of its leaves: a whole with
+    # "heads*dim" tells neither, until a part with "heads" alone does.
     sizes: dict[int, dict[str, int]] = {}
-    wrong: dict[int, Mismatch] = {}
     for rule in spoken:
         binder = Binder()
-        for table, own in zip(tables, met, strict=True):
-            for number, spelling in own:
+        for table, spelled in zip(tables, met, strict=True):
+            for number, spelling in spelled:
                 if spelling.rule is rule:
                     _see(binder, table.rows[number], spelling.dims)
         binder.settle()
         sizes[id(rule)] = binder.sizes
-    found: list[Layout] = []
-    for table, own in zip(tables, met, strict=True):
+    respelled: list[Layout] = []
+    wrong: dict[int, Mismatch] = {}
+    for table, spelled in zip(tables, met, strict=True):
         rows = list(table.rows)
-        for number, spelling in own:
+        for number, spelling in spelled:
             made = _respelled(rows[number], spelling, sizes[id(spelling.rule)])
             if isinstance(made, Mismatch):
+                # One fault a rule: what is wrong with it shows at the first leaf.
                 wrong.setdefault(id(spelling.rule), made)
             else:
                 rows[number] = made
-        found.append(dataclasses.replace(table, rows=tuple(rows)))
+        respelled.append(dataclasses.replace(table, rows=tuple(rows)))
     faults += wrong.values()
-    return found[0], found[1]
+    return respelled[0], respelled[1]
 
 
 def as_read(tables: Tables, rules: Sequence[Rule]) -> Tables:
@@ -78,16 +81,17 @@ def as_read(tables: Tables, rules: Sequence[Rule]) -> Tables:
     spoken = _spoken(rules)
     if not spoken:
         return tables
-    found: list[Layout] = []
+    plain: list[Layout] = []
     for side, table in enumerate(tables):
         rows = list(table.rows)
         for number, _ in _met(table, side, spoken):
+            # Dims without a size are those of a class, which no rule has spelled.
             shape = dims_.sizes_of(rows[number].leaf.dims, {})
             if shape is not None:
                 leaf = Leaf(tuple((size,) for size in shape), rows[number].leaf.dtype)
                 rows[number] = dataclasses.replace(rows[number], leaf=leaf)
-        found.append(dataclasses.replace(table, rows=tuple(rows)))
-    return found[0], found[1]
+        plain.append(dataclasses.replace(table, rows=tuple(rows)))
+    return plain[0], plain[1]
 
 
 def _spoken(rules: Sequence[Rule]) -> list[Rename | Fuse]:
@@ -97,13 +101,20 @@ def _spoken(rules: Sequence[Rule]) -> list[Rename | Fuse]:
 
 def _met(table: Layout, side: int, spoken: Sequence[Rename | Fuse]) -> list[tuple[int, _Spelling]]:
     """The rows of one side whose axes rules spell, by number, and how."""
-    scope = Scope(entry for rule in spoken for entry in _entries(rule, side))
+    entries: list[tuple[LogicalPath, _Spelling]] = []
+    for rule in spoken:
+        entries += _entries(rule, side)
     met: list[tuple[int, _Spelling]] = []
-    for number, hits in scope.along(table.rows).items():
+    for number, hits in Scope(entries).along(table.rows).items():
         row = table.rows[number]
-        hit = next((hit for hit in hits if hit.end == len(row.path)), None)
-        if hit is not None and not row.reshaped:
-            met.append((number, hit.rule))
+        # What an optimizer keeps in a shape of its own has not the axes that are spelled.
+        if row.reshaped:
+            continue
+        for hit in hits:
+            # A rule for a node above spells the axes of no leaf below it.
+            if hit.end == len(row.path):
+                met.append((number, hit.rule))
+                break
     return met
 
 
@@ -124,12 +135,16 @@ def _entries(rule: Rename | Fuse, side: int) -> Iterator[tuple[LogicalPath, _Spe
 def _parted(dims: Dims, count: int) -> Dims:
     """The axes of a whole; the factor that counts its parts is a sum, lest a size that is as large be meant."""
     ones = Sum(((1,),) * count)
-    return tuple(tuple(ones if factor == count else factor for factor in dim) for dim in dims)
+    parted: list[Dim] = []
+    for dim in dims:
+        parted.append(tuple(ones if factor == count else factor for factor in dim))
+    return tuple(parted)
 
 
 def _see(binder: Binder, row: Row, dims: Dims) -> None:
     """Learns the sizes of names from one leaf."""
     shape = dims_.sizes_of(row.leaf.dims, {})
+    # What does not fit is told by `_respelled`, once all sizes are known.
     if shape is not None and len(shape) == len(dims):
         binder.see(dims, shape, "/".join(row.path))
 
@@ -171,12 +186,12 @@ def _called(factor: DimFactor) -> str:
 
 def _numbered(dim: Dim, sizes: Mapping[str, int]) -> Dim:
     """An axis with the sizes of its names; a sum keeps its terms, for parts are told by them."""
-    found: list[DimFactor] = []
+    numbers: list[DimFactor] = []
     for factor in dim:
         if isinstance(factor, Sum):
-            found.append(Sum(tuple(_numbered(term, sizes) for term in factor.terms)))
+            numbers.append(Sum(tuple(_numbered(term, sizes) for term in factor.terms)))
         elif isinstance(factor, str):
-            found.append(sizes[factor])
+            numbers.append(sizes[factor])
         else:
-            found.append(factor)
-    return tuple(found)
+            numbers.append(factor)
+    return tuple(numbers)

@@ -1,4 +1,10 @@
-"""Tied leaves: which rows of a layout are one leaf, stored twice."""
+"""Tied leaves: which rows of a layout are one leaf, stored twice.
+
+`derivation` leaves copies out where it looks for partners, and then joins each of them with what its
+original is joined with. Such a join writes nothing on the copy's other side: it compares.
+
+    tie("head", of="embed"):  embed -> wte is written, head -> wte is compared with it
+"""
 
 from __future__ import annotations
 
@@ -24,6 +30,7 @@ def originals(table: Layout, ties: Scope[Tie]) -> dict[int, list[tuple[Hit[Tie],
     for number, hits in ties.along(table.rows).items():
         row = table.rows[number]
         for hit in hits:
+            # A rule for a node ties each leaf below it with the one of the same name there.
             of = numbers.get((*row.path[: hit.start], *hit.rule.of, *row.path[hit.end :]))
             if of is not None:
                 of_copies.setdefault(number, []).append((hit, of))
@@ -52,13 +59,13 @@ class Copies:
     def by(cls, source: Layout, view: Layout, rules: Sequence[Rule]) -> Copies:
         """Those by some rules."""
         ties = Scope((rule.copy, rule) for rule in rules if isinstance(rule, Tie))
-        of: list[dict[int, int]] = []
-        orders: list[dict[int, Order | None]] = []
-        for table in (source, view):
-            found = originals(table, ties)
-            of.append({number: hits[0][1] for number, hits in found.items()})
-            orders.append({number: hits[0][0].rule.axes for number, hits in found.items()})
-        return cls((source, view), (of[0], of[1]), (orders[0], orders[1]))
+        of: tuple[dict[int, int], dict[int, int]] = {}, {}
+        orders: tuple[dict[int, Order | None], dict[int, Order | None]] = {}, {}
+        for side, table in enumerate((source, view)):
+            for number, several in originals(table, ties).items():
+                hit, of[side][number] = several[0]
+                orders[side][number] = hit.rule.axes
+        return cls((source, view), of, orders)
 
     def compares(self, source: int, view: int) -> tuple[bool, bool]:
         """For each side of a pair, whether it has another partner, which writes it: a copy is compared with it."""
@@ -66,18 +73,20 @@ class Copies:
 
     def said(self, said: Told, source: int, view: int) -> Told:
         """What is said of a pair of which one is a copy, from what is said of what that is a copy of."""
-        orders = self.orders[0].get(source), self.orders[1].get(view)
-        told = next((each for each in orders if each is not None), None)
-        if told is None:
+        before, after = self.orders[0].get(source), self.orders[1].get(view)
+        order = after if before is None else before
+        if order is None:
             return said
-        axes = [*range(len(told))] if said.axes is None else [*said.axes]
-        if len(axes) == len(told):  # or else it is refused, as it was said
-            if orders[0] is not None:
-                axes = [orders[0][axis] for axis in axes]
-            if orders[1] is not None:
-                axes = [axes[orders[1].index(at)] for at in range(len(axes))]
-            told = tuple(axes)
-        return dataclasses.replace(said, axes=told)
+        axes = [*range(len(order))] if said.axes is None else [*said.axes]
+        if len(axes) == len(order):  # or else it is refused, as it was said
+            # copy -> original -> view: for each axis of the original the rule has one of the copy.
+            if before is not None:
+                axes = [before[axis] for axis in axes]
+            # source -> original -> copy: on the way to the copy the same rule is read backwards.
+            if after is not None:
+                axes = [axes[after.index(at)] for at in range(len(axes))]
+            order = tuple(axes)
+        return dataclasses.replace(said, axes=order)
 
     def told(self, fault: Mismatch, source: int, view: int) -> Mismatch:
         """A fault of such a pair: the order of axes is said by the rule that ties them."""
@@ -86,6 +95,7 @@ class Copies:
         rows = self.tables[side].rows
         hint = fault.hint
         ties: list[Any] = []
+        # The fault knows no ties, and offers a rename. That would speak of the original as well.
         for rule in fault.rules:
             if not isinstance(rule, Rename) or rule.axes is None:
                 continue

@@ -1,4 +1,11 @@
-"""Which rows of a layout are parts of one leaf of the other: by a series of its schema, or by a rule."""
+"""Which rows of a layout are parts of one leaf of the other: by a series of its schema, or by a rule.
+
+First `groups` tells which nodes are together, then `memberships` which rows below them are. `pairing`
+meets the rows by the path of their whole; what `divided` and `both_divided` put together here goes to
+`parts` for the cells.
+
+    fuse("attn/qkv", ["attn/q", "attn/k", "attn/v"]):   attn/q/kernel is part 0 of attn/qkv/kernel
+"""
 
 from __future__ import annotations
 
@@ -70,13 +77,18 @@ class Member:
 def groups(table: Layout, other: Layout, rules: Iterable[Rule]) -> list[Group]:
     """The groups of ``table`` that rules name."""
     fused = [rule for rule in rules if isinstance(rule, Fuse)]
-    parts = standing(table, [path for rule in fused for path in rule.parts])
-    wholes = standing(other, [rule.whole for rule in fused])
-    named = collections.Counter(rule.whole for rule in fused)
-    virtual = {whole for whole, count in named.items() if count > 1}  # neither side need have it
+    paths_of_parts: list[LogicalPath] = []
+    counts: collections.Counter[LogicalPath] = collections.Counter()
+    for rule in fused:
+        paths_of_parts += rule.parts
+        counts[rule.whole] += 1
+    parts = standing(table, paths_of_parts)
+    wholes = standing(other, counts)
     named_groups: list[Group] = []
     for rule in fused:
-        if parts.issuperset(rule.parts) and (rule.whole in wholes or rule.whole in virtual):
+        # Of two rules for one whole, q+k+v and q+kv, neither side need have that.
+        has_whole = rule.whole in wholes or counts[rule.whole] > 1
+        if has_whole and parts.issuperset(rule.parts):
             named_groups.append(Group(rule.whole, rule.parts, rule))
     return named_groups
 
@@ -85,15 +97,16 @@ def memberships(table: Layout, several: Sequence[Group]) -> dict[int, Member]:
     """What the rows of ``table`` are parts of, by number: by the longest path."""
     members: list[tuple[LogicalPath, tuple[Group, int]]] = []
     for group in several:
-        members += [(path, (group, number)) for number, path in enumerate(group.members)]
-    scope = Scope(members)
+        for part, path in enumerate(group.members):
+            members.append((path, (group, part)))
     by_number: dict[int, Member] = {}
-    for at, hits in scope.along(table.rows).items():
-        row = table.rows[at]
+    for number, hits in Scope(members).along(table.rows).items():
+        row = table.rows[number]
+        # The first has the longest path: a leaf of a fused node may be fused by itself.
         hit = hits[0]
         group, part = hit.rule
         path = (*row.path[: hit.start], *group.whole, *row.path[hit.end :])
-        by_number[at] = Member(group, part, hit.start, path)
+        by_number[number] = Member(group, part, hit.start, path)
     return by_number
 
 
@@ -116,15 +129,16 @@ def divided(
             and its number.
         known: Sizes that are given beforehand.
     """
-    row, member = tables[0].rows[whole], next(members[number] for number in parts.values())
-    group = member.group
+    row = tables[0].rows[whole]
+    any_part = next(iter(parts.values()))
+    group = members[any_part].group
     missing = lacking(row, group, parts)
     if missing is not None:
         return missing
-    numbered = [
-        parts_.Numbered(number, tables[1].rows[number], told(1, number))
-        for _, number in sorted(parts.items())
-    ]
+    # In the order in which the rule names them: that is how they lie on the axis.
+    numbered: list[parts_.Numbered] = []
+    for _, number in sorted(parts.items()):
+        numbered.append(parts_.Numbered(number, tables[1].rows[number], told(1, number)))
     both = parts_.Divided(parts_.Numbered(whole, row, told(0, whole)), tuple(numbered))
     return parts_.split(both, group.axis, known)
 
@@ -148,34 +162,38 @@ def both_divided(
     several: list[list[parts_.Numbered]] = []
     axes: list[Dim | None] = []
     for side, table in enumerate(tables):
+        # Each side in the order of its own rule: q, k, v here may be qk, v there.
         numbers = [number for _, number in sorted(parts[side].items())]
         member = members[side][numbers[0]]
         row = table.rows[numbers[0]]
         missing = lacking(row, member.group, parts[side])
         if missing is not None:
             return missing
-        several.append([])
+        numbered: list[parts_.Numbered] = []
         for number in numbers:
-            said = told(side, number)
-            several[side].append(
-                parts_.Numbered(number, table.rows[number], said if side else said.inverse)
-            )
+            # Rules speak of the way to the view; a part is told on the way from its whole.
+            said = told(side, number) if side else told(side, number).inverse
+            numbered.append(parts_.Numbered(number, table.rows[number], said))
+        several.append(numbered)
         axes.append(member.group.axis)
     return parts_.between_parts(several[0], several[1], axes, known)
 
 
 def lacking(row: Row, group: Group, parts: Mapping[int, int]) -> Mismatch | None:
     """The fault of a leaf of which some part is not there."""
-    missing = ["/".join(path) for number, path in enumerate(group.members) if number not in parts]
+    # A leaf that one part has, "q/bias", has to be in all of them: half a whole is none.
+    members = ["/".join(path) for path in group.members]
+    missing = [path for number, path in enumerate(members) if number not in parts]
     if not missing:
         return None
     hint = "parts of one leaf are alike: declare it in all of them, or give the parts names of their own"
-    expected = f"this leaf in {' and in '.join('/'.join(path) for path in group.members)}"
+    expected = f"this leaf in {' and in '.join(members)}"
     absent = f"none in {' or '.join(missing)}"
     return Mismatch("/".join(row.path), "unplaced", expected, absent, hint)
 
 
 def span(row: Row, member: Member) -> tuple[int, int]:
-    """Which levels of repetition of a row make up its share of a list."""
+    """Which levels of repetition of a row make up its share of a list: the first, and the one after the last."""
+    # Each "[]" of a path is one level; those before the group's path repeat the list as a whole.
     outer = paths.list_depth(row.path[: member.start])
     return outer, outer + paths.list_depth(member.group.members[member.number])
