@@ -504,3 +504,86 @@ def test_what_metadata_tells_is_a_target(tmp_path: Path, mesh: Mesh) -> None:
     found = cs.hf.restore(tmp_path, target)
     assert found["model.layers.0.w"].sharding == rows
     assert all(same(found[name], array) for name, array in tensors.items())
+
+
+# --- names with dots in memory ---
+
+
+class Block(nnx.Module):
+    """A layer."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        """Makes it."""
+        self.up = nnx.Linear(4, 6, rngs=rngs)
+        self.norm = nnx.RMSNorm(4, rngs=rngs)
+
+
+class Net(nnx.Module):
+    """Two layers and a head."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        """Makes them."""
+        self.layers = nnx.List([Block(rngs) for _ in range(2)])
+        self.head = nnx.Linear(4, 6, rngs=rngs)
+
+
+def named_as_net() -> dict[str, np.ndarray[Any, Any]]:
+    """Tensors with the names of the leaves of `Net`, no two of them alike."""
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for number, node in enumerate(("layers.0.up", "layers.1.up", "head")):
+        found[f"{node}.kernel"] = np.arange(24, dtype="f4").reshape(4, 6) + number
+        found[f"{node}.bias"] = np.full(6, number, "f4")
+    for number in range(2):
+        found[f"layers.{number}.norm.scale"] = np.full(4, 9 + number, "f4")
+    return found
+
+
+@pytest.mark.parametrize("how", ["load", "metadata", "layout"])
+def test_what_a_folder_gives_is_adapted_as_the_folder_is(how: str, tmp_path: Path) -> None:
+    """Names are paths, and numbers in them layers of a list; so is a flat dict that nobody has written."""
+    tensors, net = named_as_net(), Net(nnx.Rngs(0))
+    folder = written(tmp_path / "hub", tensors)
+    given = {"load": cs.hf.load, "metadata": cs.hf.metadata, "layout": cs.infer}[how](folder)
+    lens, of_folder = cs.adapt(given, net), cs.adapt(folder, net)
+    assert str(lens).splitlines()[1:] == str(of_folder).splitlines()[1:]
+    assert str(cs.adapt(net, given)).splitlines()[1:] == str(~lens).splitlines()[1:]
+    made = lens.get(tensors, onto=net)
+    assert same(made.layers[1].up.kernel[...], tensors["layers.1.up.kernel"])
+    assert all(same(array, tensors[name]) for name, array in lens.put(made).items())
+    assert cs.infer(cs.hf.load(folder)).rows == cs.infer(folder).rows
+
+
+def test_of_names_in_memory_a_part_is_what_begins_so(tmp_path: Path) -> None:
+    part = named_as_net()
+    whole = {f"language_model.{name}": array for name, array in part.items()}
+    whole["vision_tower.weight"] = np.ones(3, "f4")
+    lens = cs.adapt(whole, Net(nnx.Rngs(0)), at="language_model")
+    assert str(lens) == str(cs.adapt(part, Net(nnx.Rngs(0))))
+    with pytest.raises(cs.ConformanceError, match="nothing at language"):
+        cs.adapt(whole, Net(nnx.Rngs(0)), at="language")
+
+
+def test_the_rules_of_an_error_are_of_paths() -> None:
+    """In which one rule is one of all layers; the second error says that torch turns its weights."""
+    torch = {
+        name.replace("kernel", "weight"): array.T if "kernel" in name else array
+        for name, array in named_as_net().items()
+    }
+    rules: list[Any] = []
+    for axes in ("", ", axes='1 0'"):
+        with pytest.raises(cs.DerivationError) as caught:
+            cs.adapt(torch, Net(nnx.Rngs(0)), rules=rules)
+        rules = [*caught.value.rules]
+        assert [*map(str, rules)] == [
+            f"rename('head/weight', 'head/kernel'{axes})",
+            f"rename('layers[]/up/weight', 'layers[]/up/kernel'{axes})",
+        ]
+    assert len(cs.adapt(torch, Net(nnx.Rngs(0)), rules=rules).joins) == 5
+
+
+@pytest.mark.parametrize("names", [("a", "a.b"), ("a..b", "c"), (".a", "c"), ("a.", "c")])
+def test_names_that_are_no_paths_stay_names(names: tuple[str, str]) -> None:
+    """A leaf that is a node as well, and a dot beside nothing."""
+    tree = {name: np.ones(2, "f4") for name in names}
+    assert [row.model_path for row in cs.infer(tree).rows] == [(name,) for name in names]
+    assert cs.infer({"node": tree, "other": {"x.y": np.ones(2)}}).rows[-1].path[-1] == "x.y"

@@ -48,8 +48,9 @@ def infer(
             says that they are not stacked.
         lists: Patterns of other repeated nodes: in the model by their path in it, ``"layers_{i}"``; outside
             of it by the whole key path, ``"extra/blocks_{i}"``.
-        joined: What joins the segments of a path to one key, as ``"."`` does in files of Hugging Face:
-            the keys at the root are read as paths, ``"layers.0.norm"`` as the first of a list.
+        joined: What joins the segments of a path to one key: the keys at the root are read as paths,
+            ``"layers.0.norm"`` as the first of a list. Unless given, the dot does where all leaves are
+            at the root and dots part names, as in files of Hugging Face.
         name: What messages call the layout; unless given, it is that of the path, or of the class.
         item: Which pytree of a checkpoint, where it holds several. Where none is called ``state`` and none is
             named, all are read, each at the key that is its name.

@@ -102,6 +102,7 @@ def infer_tree(
     if flat.stored:
         read, found = _numbered(read, found)
     _verify_leaves(read, name)
+    joined = _dotted(read) if joined is None else joined
     if joined is not None:
         read = _as_paths(read, joined, name)
     kinds = envelope(read)
@@ -155,6 +156,21 @@ def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:
             Found((*key[:at], *key[at + 1 :]), value, kind, metadata, max(len(key) - 1 - at, 0))
         )
     return Read(found, bool(variables))
+
+
+def _dotted(read: Read) -> str | None:
+    """The dot, where every leaf is at the root and names with dots are paths, as in files of Hugging Face; else None."""
+    roots = [leaf.key[0] if len(leaf.key) == 1 else None for leaf in read.leaves]
+    names = [root for root in roots if isinstance(root, str)]
+    if read.variables or len(names) < len(roots) or not any("." in name for name in names):
+        return None
+    spelled = [tuple(name.split(".")) for name in names]
+    whole = set(spelled)
+    for path in spelled:
+        # A name that others begin with is a leaf, and no node as well: then no dot parts them.
+        if not all(path) or any(path[:end] in whole for end in range(1, len(path))):
+            return None
+    return "."
 
 
 def _as_paths(read: Read, joined: str, name: str) -> Read:

@@ -8,13 +8,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 from etils import epath
 
 from ckpt_schema._frameworks.state_names import OPTIMIZER_STATE, WEIGHTS
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.paths import KeyPath, format_path
-from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.adapt.adaptation import adapt_trees
 from ckpt_schema._lens.adapt.one_sided import Keeps
@@ -49,10 +47,10 @@ from ckpt_schema.orbax._private_leaves import PrivateLeaves, find
 from ckpt_schema.orbax._sides import Side, interchangeable
 from ckpt_schema.orbax._whereabouts import (
     candidates,
-    keys_named,
     lower_nodes,
     meant,
     several,
+    tree_below,
     verify_standing,
 )
 
@@ -86,7 +84,8 @@ def adapt(
 
     Args:
         source: The path of a checkpoint, of which the metadata alone is read; or a tree of arrays or
-            abstract values, a module, a function that makes either, a schema or a layout.
+            abstract values, a module, a function that makes either, a schema or a layout. Of a dict of
+            leaves whose names have dots, as `ckpt_schema.hf.load` gives it, the names are paths.
         view: The same, of the other side.
         rules: What names and shapes do not tell, as in `derive`. Print the lens, or the error, for
             the paths.
@@ -135,7 +134,7 @@ def adapt(
             told = Words(rules, scan, lists)
             target, name = made_abstract(view), name_of(view, "view")
             return adapted_item(source, None, target, name, told, AUX)[0]
-    left = _tree_below(source, **where) if disk is None else disk.without(AUX).tree
+    left = tree_below(source, **where) if disk is None else disk.without(AUX).tree
     here = None if disk is None else disk.joined
     right, there = _read(view)
     beside: PrivateLeaves | None = None
@@ -363,7 +362,7 @@ def _adapted(disk: DiskTree, target: Any, name: str, words: Words) -> tuple[Lens
         lists=words.lists,
         names=(disk.path.name or "the checkpoint", name),
         own=words.own,
-        joined=(disk.joined, disk.joined_in(target)),
+        joined=(disk.joined, None),
     )
     return lens, kept
 
@@ -467,34 +466,6 @@ def _read(given: Any) -> tuple[Any, str | None]:
 def _on_disk(given: Any, where: Mapping[str, Any]) -> DiskTree | None:
     """What metadata tells of a path, without texts; None of what is no path."""
     return meant(given, **where, aux=AUX).without_texts() if is_path(given) else None
-
-
-def _tree_below(tree: Any, *, item: object, at: str | None, items: object) -> Any:
-    """The part of a tree at a key path.
-
-    Raises:
-        ConformanceError: There is none, or an item is named, which no tree has.
-    """
-    if item is not None or items is not None:
-        fault = Mismatch("item, items", "argument", "none of a tree", "some", "pass the path")
-        raise ConformanceError("wrong arguments", [fault])
-    if at is None:
-        return tree
-    name = name_of(tree, "source")
-    tree = state_of(made_abstract(tree))
-    for key in keys_named(at):
-        below: dict[str, Any] = {}
-        if isinstance(tree, Mapping):  # a state gives its parts as states
-            several: Mapping[Any, Any] = tree
-            below = {str(own): several[own] for own in several}
-        elif not jax.tree_util.all_leaves([tree]):  # a layout has no parts, either
-            below = {str(own): child for own, child in children(tree)}
-        if str(key) not in below:
-            there = ", ".join(below) or "no keys"
-            fault = Mismatch("at", "argument", f"a tree at {at}", there, "name one of these keys")
-            raise ConformanceError(f"{name} has nothing at {at}", [fault])
-        tree = below[str(key)]
-    return tree
 
 
 def _below_root(

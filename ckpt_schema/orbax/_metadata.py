@@ -112,13 +112,6 @@ class DiskTree:
             return list(keys)
         return list(dict.fromkeys(key.split(self.joined)[0] for key in keys))
 
-    def joined_in(self, tree: Tree) -> str | None:
-        """What joins the names of another tree, where they are like these: of ``cs.hf.metadata(folder)`` they are."""
-        joined = self.joined
-        if joined is None or not isinstance(tree, Mapping):
-            return None
-        return joined if any(joined in str(name) for name in tree) else None
-
     def below(self, prefix: KeyPath) -> DiskTree | None:
         """The part at ``prefix``, or None when there is none."""
         if self.joined is not None:

@@ -9,12 +9,15 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
+from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.read_sides import made_abstract, name_of
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
@@ -35,6 +38,7 @@ __all__ = [
     "several",
     "spread_over",
     "stand",
+    "tree_below",
     "usual",
     "verify_standing",
 ]
@@ -194,6 +198,51 @@ def _alone(disk: DiskTree, lens: Lens, aux: str | None) -> DiskTree:
 def keys_named(at: str) -> KeyPath:
     """The keys that a path names."""
     return tuple(key for key in paths.parse_pattern(at) if not isinstance(key, paths.Index))
+
+
+def tree_below(tree: Any, *, item: object, at: str | None, items: object) -> Any:
+    """The part of a tree at a key path; of names with dots, what has names that begin so.
+
+    Raises:
+        ConformanceError: There is none, or an item is named, which no tree has.
+    """
+    if item is not None or items is not None:
+        fault = Mismatch("item, items", "argument", "none of a tree", "some", "pass the path")
+        raise ConformanceError("wrong arguments", [fault])
+    if at is None:
+        return tree
+    name = name_of(tree, "source")
+    tree = state_of(made_abstract(tree))
+    named = _named_below(tree, at)
+    if named:
+        return named
+    for key in keys_named(at):
+        below: dict[str, Any] = {}
+        if isinstance(tree, Mapping):  # a state gives its parts as states
+            several: Mapping[Any, Any] = tree
+            below = {str(own): several[own] for own in several}
+        elif not jax.tree_util.all_leaves([tree]):  # a layout has no parts, either
+            below = {str(own): child for own, child in children(tree)}
+        if str(key) not in below:
+            there = ", ".join(below) or "no keys"
+            fault = Mismatch("at", "argument", f"a tree at {at}", there, "name one of these keys")
+            raise ConformanceError(f"{name} has nothing at {at}", [fault])
+        tree = below[str(key)]
+    return tree
+
+
+def _named_below(tree: Any, at: str) -> dict[str, Any]:
+    """What has names with dots that begin so, by the rest of their names; nothing of a tree that has the key itself."""
+    keys = keys_named(at)
+    if not isinstance(tree, dict) or not keys or keys[0] in tree:
+        return {}
+    start = ".".join(map(str, keys)) + "."
+    several: dict[Any, Any] = tree
+    return {
+        name.removeprefix(start): leaf
+        for name, leaf in several.items()
+        if isinstance(name, str) and name.startswith(start)
+    }
 
 
 def part_below(disk: DiskTree, at: str | None) -> DiskTree:
