@@ -26,6 +26,18 @@ def test_all_faults_can_be_read() -> None:
     assert {each.name for each in faults()} == {path.stem for path in FAULTS.iterdir()}
 
 
+def test_the_old_text_of_every_fault_stands_in_its_module() -> None:
+    """A module that is rewritten takes the faults along that stand on its lines."""
+    stale: list[str] = []
+    for fault in faults():
+        for change in fault.changes:
+            module = planted_faults.ROOT / change.module
+            count = module.read_text().count(change.old) if module.exists() else 0
+            if count != 1:
+                stale.append(f"{fault.name}: {count} times in {change.module}")
+    assert not stale, stale
+
+
 def test_a_fault_is_planted_once(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text("x = 1\ny = 1\n")
     twice = Fault("twice", "it", (Change("m.py", "= 1", "= 2"),))
