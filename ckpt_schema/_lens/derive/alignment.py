@@ -32,10 +32,14 @@ class Owners:
         """The innermost part that the row stands in."""
         if not row.optimizer:
             return None
-        ends = range(min(row.body or len(row.path), len(row.path) - 1), 0, -1)
-        return next(
-            (self._parts[row.path[:end]] for end in ends if row.path[:end] in self._parts), None
-        )
+        # From the inside out, and never within a param's own path, nor at the row itself: of
+        # `opt_state/0/mu/wi/kernel` it is looked for at `opt_state/0/mu`, then at `opt_state/0`.
+        innermost = min(row.body or len(row.path), len(row.path) - 1)
+        for end in range(innermost, 0, -1):
+            part = self._parts.get(row.path[:end])
+            if part is not None:
+                return part
+        return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,55 +71,70 @@ def align(
         settled: Parts that rules have placed already: paths in the source and in the view, either
             of which may be None.
     """
-    types = [{(part.path, part.type) for part in table.parts} for table in (source, view)]
+    parts = set(source.parts), set(view.parts)
     # Where a tree does not tell types, a part is where it stands.
-    if not all(types) or (types[0] == types[1] and not settled):
+    if not all(parts) or (parts[0] == parts[1] and not settled):
         return Alignment({}, (frozenset(), frozenset()))
-    common = {called(path) for path in _model(source)} & set(_model(view))
+    # A param that one side alone has is in no part of the other, so that parts are held against
+    # each other without it.
+    common = set(map(called, _model(source))) & set(_model(view))
     left, right = _kept(source, called, common), _kept(view, lambda path: path, common)
-    left = _unsettled(left, {before for before, _ in settled if before is not None})
-    right = _unsettled(right, {after for _, after in settled if after is not None})
+    for before, after in settled:
+        _settle(left, before)
+        _settle(right, after)
     pairs: dict[LogicalPath, LogicalPath] = {}
     # Labels are what a user called the parts, so these come before types, of which there may be two.
     for kind in (_labelled, _typed):
-        partners = set(pairs.values())
-        pairs |= _paired(
-            kind,
-            [left[p] for p in left if p not in pairs],
-            [right[p] for p in right if p not in partners],
-        )
+        pairs |= _paired(kind, *_unpaired(left, right, pairs))
+    # What is left may have gone into a wrapper as a whole, or have come out of one.
+    pairs |= _wrapped(*_unpaired(left, right, pairs))
+    moved: dict[LogicalPath, LogicalPath] = {}
+    for path, to in pairs.items():
+        if path != to:
+            moved[path] = to
+    lonely = left.keys() - pairs.keys(), right.keys() - set(pairs.values())
+    return Alignment(moved, (frozenset(lonely[0]), frozenset(lonely[1])))
+
+
+def _unpaired(
+    left: Mapping[LogicalPath, _Kept],
+    right: Mapping[LogicalPath, _Kept],
+    pairs: Mapping[LogicalPath, LogicalPath],
+) -> tuple[list[_Kept], list[_Kept]]:
+    """The parts of both sides that are in no pair."""
     partners = set(pairs.values())
-    pairs |= _wrapped(
-        [left[p] for p in left if p not in pairs], [right[p] for p in right if p not in partners]
-    )
-    moved = {path: to for path, to in pairs.items() if path != to}
-    return Alignment(
-        moved,
-        (frozenset(left.keys() - pairs.keys()), frozenset(right.keys() - set(pairs.values()))),
+    return (
+        [part for path, part in left.items() if path not in pairs],
+        [part for path, part in right.items() if path not in partners],
     )
 
 
-def _unsettled(
-    parts: Mapping[LogicalPath, _Kept], settled: set[LogicalPath]
-) -> dict[LogicalPath, _Kept]:
-    """The parts that do not stand at or below any of some paths."""
-    rest: dict[LogicalPath, _Kept] = {}
-    for path, part in parts.items():
-        heads = [path[:end] for end in range(len(path) + 1)]
-        if settled.isdisjoint(heads):
-            rest[path] = part
-    return rest
+def _settle(parts: dict[LogicalPath, _Kept], settled: LogicalPath | None) -> None:
+    """Takes those parts out that a rule has placed: with ``opt_state/1`` it has placed ``opt_state/1/0`` too."""
+    if settled is None:
+        return
+    for path in [*parts]:
+        if path[: len(settled)] == settled:
+            del parts[path]
 
 
 def _model(table: Layout) -> Iterator[LogicalPath]:
-    return (
-        row.path[row.body :] for row in table.rows if row.body is not None and not row.optimizer
-    )
+    """The paths of the params, and of averages of them, within the model."""
+    for row in table.rows:
+        if row.body is not None and not row.optimizer:
+            yield row.path[row.body :]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Kept:
-    """A part that keeps something: leaves of its own, or what mirrors the params."""
+    """A part that keeps something: leaves of its own, or what mirrors the params.
+
+    Attributes:
+        path: Its path in its own layout.
+        type: The class of its state.
+        leaves: What it keeps, in the view's words: of its own leaves the path and the leaf, of
+            mirrors the field and the param, ``(("mu",), ("wi", "kernel"))``.
+    """
 
     path: LogicalPath
     type: type
@@ -125,25 +144,30 @@ class _Kept:
 def _kept(
     table: Layout, called: Callable[[LogicalPath], LogicalPath], common: set[LogicalPath]
 ) -> dict[LogicalPath, _Kept]:
+    """The parts of a layout that keep something, by path."""
     owners = Owners(table)
-    fields_of: dict[LogicalPath, set[Any]] = {}
+    leaves_of: dict[LogicalPath, set[Any]] = {}
     types: dict[LogicalPath, type] = {}
     for row in table.rows:
         part = owners.part(row)
         if part is None:
             continue
-        leaves = fields_of.setdefault(part.path, set())
+        leaves = leaves_of.setdefault(part.path, set())
         types[part.path] = part.type
         start = len(part.path)
         if row.body is None:
             leaves.add((row.path[start:], row.leaf))
         elif called(row.path[row.body :]) in common:
             leaves.add((row.path[start : row.body], called(row.path[row.body :])))
-    return {path: _Kept(path, types[path], frozenset(leaves)) for path, leaves in fields_of.items()}
+    kept: dict[LogicalPath, _Kept] = {}
+    for path, leaves in leaves_of.items():
+        kept[path] = _Kept(path, types[path], frozenset(leaves))
+    return kept
 
 
 def _labelled(part: _Kept) -> Any:
     """The type of a part, and the names on the way to it."""
+    # Numbers are positions in a chain, which is what may have changed.
     return part.type, tuple(segment for segment in part.path if not segment.isdecimal())
 
 
@@ -156,23 +180,26 @@ def _paired(
     kind: Callable[[_Kept], Any], left: Sequence[_Kept], right: Sequence[_Kept]
 ) -> Iterator[tuple[LogicalPath, LogicalPath]]:
     """Parts of one kind, in their order, where both sides have as many of it and what they keep is the same."""
-    groups: tuple[dict[Any, list[_Kept]], ...] = (
-        collections.defaultdict(list),
-        collections.defaultdict(list),
-    )
-    for parts, by_type in zip((left, right), groups, strict=True):
+    groups: dict[Any, tuple[list[_Kept], list[_Kept]]] = {}
+    for side, parts in enumerate((left, right)):
         for part in parts:
-            by_type[kind(part)].append(part)
-    for key, members in groups[0].items():
-        others = groups[1].get(key, [])
-        if len(members) == len(others) and (kind is _labelled or len(members) == 1):
-            for a, b in zip(members, others, strict=True):
-                if a.path == b.path or a.leaves == b.leaves:
-                    yield a.path, b.path
+            groups.setdefault(kind(part), ([], []))[side].append(part)
+    for ours, theirs in groups.values():
+        # Several of one label keep their order; several of one type have labels that differ.
+        if len(ours) == len(theirs) and (kind is _labelled or len(ours) == 1):
+            for one, other in zip(ours, theirs, strict=True):
+                # What keeps other things is another part, unless it stands in the same place: there
+                # the rows themselves are told to be unlike.
+                if one.path == other.path or one.leaves == other.leaves:
+                    yield one.path, other.path
 
 
 def _wrapped(left: Sequence[_Kept], right: Sequence[_Kept]) -> Mapping[LogicalPath, LogicalPath]:
-    """Parts that stand inside of a wrapper on one side: by the one change of what their paths start with that places all."""
+    """Parts that stand inside of a wrapper on one side: by the one change of what their paths start with that places all.
+
+    Where ``opt_state/0`` and ``opt_state/1`` are ``opt_state/inner/0`` and ``opt_state/inner/1`` in
+    the view, it is ``opt_state`` that became ``opt_state/inner``.
+    """
     wrappers: dict[tuple[LogicalPath, LogicalPath], dict[LogicalPath, LogicalPath]] = {}
     for one in left:
         for other in right:
@@ -182,9 +209,9 @@ def _wrapped(left: Sequence[_Kept], right: Sequence[_Kept]) -> Mapping[LogicalPa
                     before.pop()
                     after.pop()
                 wrappers.setdefault((tuple(before), tuple(after)), {})[one.path] = other.path
-    types = collections.Counter(part.type for part in left) & collections.Counter(
-        part.type for part in right
-    )
+    # By their types, so many parts could have a partner at all.
+    types = collections.Counter(part.type for part in left)
+    count = (types & collections.Counter(part.type for part in right)).total()
     # A wrapper that explains only some of the parts is none: two of them would be a guess.
-    whole = [pairs for pairs in wrappers.values() if len(pairs) == types.total()]
+    whole = [pairs for pairs in wrappers.values() if len(pairs) == count]
     return whole[0] if len(whole) == 1 else {}

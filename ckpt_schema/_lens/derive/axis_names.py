@@ -4,6 +4,9 @@ Axes match by the names of their dims where these differ within the leaf. Axes t
 have one dim, `twins`, match by what the class of each side calls them, before ``dims=`` and beside
 a label. What only one side tells apart is an error: a square leaf that is taken for its transpose
 conforms to everything, and nobody sees it.
+
+`relations` asks `matched` of each pair of rows whose axes need a look; what `matched` cannot say
+becomes a fault, with a rule to paste where a rule would settle it.
 """
 
 from __future__ import annotations
@@ -55,9 +58,11 @@ def same_axes(one: Leaf, other: Leaf) -> bool:
     """Whether leaves of equal dims need no look at what their axes are called."""
     if one.names == other.names:
         return True
+    # A size may be another axis's by chance, and `embed_or_mlp` is a name of two.
     atoms = [*_atoms(one), *_atoms(other)]
-    sizes = any(isinstance(factor, int) for factor, _ in atoms)
-    return not sizes and not _twins(one) and not any(EITHER in name for _, name in atoms)
+    is_unsure = any(isinstance(factor, int) or EITHER in name for factor, name in atoms)
+    # Without twins each axis has a dim of its own, and is found by it.
+    return not is_unsure and not _twins(one)
 
 
 def square(leaf: Leaf) -> bool:
@@ -82,6 +87,7 @@ def guessed(source: Row, view: Row, told: Told, *, turned: bool = False) -> str:
         return ""
     if not square(source.leaf) or not square(view.leaf):
         return ""
+    # The order that was taken is that of both: 0 1. Whoever knows better writes 1 0.
     rule = Rename(source.model_path, view.model_path, tuple(range(len(source.leaf.dims))))
     return f"{rule}  {source.leaf}"
 
@@ -97,14 +103,26 @@ def guessed_tie(copy: Row, of: Row) -> str:
 def axes_called(leaf: Leaf, dim: Dim) -> list[int]:
     """The axes with this dim, or where there are none, those that their class calls so."""
     spelled = dims_.format_dim(dim)
-    axes = [at for at, own in enumerate(leaf.dims) if own == dim]
-    return axes or [at for at, own in enumerate(leaf.own) if str(own) == spelled]
+    with_dim: list[int] = []
+    with_name: list[int] = []
+    for axis, (its_dim, name) in enumerate(zip(leaf.dims, leaf.own, strict=True)):
+        if its_dim == dim:
+            with_dim.append(axis)
+        if str(name) == spelled:
+            with_name.append(axis)
+    # With dims={"vocab": 32} the axis `vocab` of the class has the dim 32, and rules still say vocab.
+    return with_dim or with_name
 
 
 def _atoms(leaf: Leaf) -> list[_Atom]:
-    axes = zip(leaf.dims, leaf.own, strict=True)
-    pairs = (pair for dim, own in axes for pair in zip(dim, own.parts, strict=True))
-    return [(factor, name) for factor, name in pairs if factor != 1]
+    """The factors of all axes, each with its name: of ``embed 3*heads`` with 3 heads, embed, 3 and 3 called heads."""
+    atoms: list[_Atom] = []
+    for dim, name in zip(leaf.dims, leaf.own, strict=True):
+        for factor, called in zip(dim, name.parts, strict=True):
+            # An axis of size 1 holds nothing that could be in the wrong place.
+            if factor != 1:
+                atoms.append((factor, called))
+    return atoms
 
 
 def _twins(leaf: Leaf) -> set[DimFactor]:
@@ -127,34 +145,19 @@ def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
     atoms = _atoms(source.leaf), _atoms(view.leaf)
     before = [factor for factor, _ in atoms[0]]
     after = [factor for factor, _ in atoms[1]]
+    # As text, for numbers, names and sums are in no order among one another.
     if sorted(map(str, before)) != sorted(map(str, after)):
-        lacking = (
-            " ".join(sorted(set(map(str, before)) ^ set(map(str, after))))
-            or "how often each occurs"
-        )
-        hint = f"the dims must have the same factors; they differ in: {lacking}"
-        offered = _spelled(source, view)
-        if offered:
-            return fault(source, view, "ambiguous", f"{hint}. Say {offered}")
-        if source.body is not None and source.model_path == view.model_path:
-            name = Apart(source.model_path, None)
-            hint = f"{hint}. Declare the same on both sides, or say {name} if the two share only their name"
-            more = (collections.Counter(before) - collections.Counter(after)) or (
-                collections.Counter(after) - collections.Counter(before)
-            )
-            if abs(len(before) - len(after)) == 1 and more.total() == 1:
-                hint = (
-                    f"{hint}, or {Repeated(view.model_path, next(iter(more)))} if they are copies"
-                )
-        return fault(source, view, "dims", hint)
+        return _unlike_factors(source, view, before, after)
     keys, conflict = _keyed(*atoms)
     # A rule that says the order comes before all names: it is how a user settles what they leave open.
     if told.axes is not None:
         return _ordered(source, view, told.axes, keys)
     if conflict is not None:
         return _conflict(source, view, conflict)
+    # Even where two axes are as long, [8 8] beside [8 8]: without names that is the same leaf.
     if keys[0] == keys[1] and source.leaf.dims == view.leaf.dims:
         return [*range(len(before))]
+    # [8 4] beside [4 8] may be its transpose, or the same elements in another shape.
     if before != after and not any(isinstance(factor, str) for factor in before):
         if _named(atoms[0]) and sorted(map(str, atoms[0])) == sorted(map(str, atoms[1])):
             keys = [*atoms[0]], [*atoms[1]]
@@ -164,15 +167,40 @@ def matched(source: Row, view: Row, told: Told) -> list[int] | Mismatch:
                 f"declare the axes with named dims, or {_orders(source, view)}"
             )
             return fault(source, view, "ambiguous", hint, _only_order(source, view))
-    if len(set(keys[0])) < len(keys[0]):
-        counts = collections.Counter(keys[0])
-        twice = " ".join(sorted({str(factor) for (factor, _), n in counts.items() if n > 1}))
+    twice: set[str] = set()
+    for (factor, _), count in collections.Counter(keys[0]).items():
+        if count > 1:
+            twice.add(str(factor))
+    if twice:
         hint = (
-            f"{twice} occurs twice in one leaf: name the axes apart with different dims or labels, "
+            f"{' '.join(sorted(twice))} occurs twice in one leaf: "
+            "name the axes apart with different dims or labels, "
             f"or {_orders(source, view)}"
         )
         return fault(source, view, "ambiguous", hint)
     return [keys[0].index(key) for key in keys[1]]
+
+
+def _unlike_factors(
+    source: Row, view: Row, before: Sequence[DimFactor], after: Sequence[DimFactor]
+) -> Mismatch:
+    """The fault of two rows whose axes are products of other factors."""
+    differing = sorted({*map(str, before)} ^ {*map(str, after)})
+    lacking = " ".join(differing) or "how often each occurs"
+    hint = f"the dims must have the same factors; they differ in: {lacking}"
+    offered = _spelled(source, view)
+    if offered:
+        return fault(source, view, "ambiguous", f"{hint}. Say {offered}")
+    # What a rule has renamed was meant as one leaf; two of one name may share nothing else.
+    if source.body is not None and source.model_path == view.model_path:
+        name = Apart(source.model_path, None)
+        hint = f"{hint}. Declare the same on both sides, or say {name} if the two share only their name"
+        counts = collections.Counter(before), collections.Counter(after)
+        more = (counts[0] - counts[1]) or (counts[1] - counts[0])
+        # One factor more, such as heads where one side has a value for each: it may be repeated.
+        if abs(len(before) - len(after)) == 1 and more.total() == 1:
+            hint = f"{hint}, or {Repeated(view.model_path, next(iter(more)))} if they are copies"
+    return fault(source, view, "dims", hint)
 
 
 _Keys = tuple[list[_Atom], list[_Atom]]
@@ -181,28 +209,43 @@ _Keys = tuple[list[_Atom], list[_Atom]]
 
 def _keyed(one: Sequence[_Atom], other: Sequence[_Atom]) -> tuple[_Keys, DimFactor | None]:
     """What the factors of both sides are matched by, and one whose names do not match, if there is any."""
-    told: set[DimFactor] = set()
+    # Factors that are matched by their names besides.
+    named: set[DimFactor] = set()
     conflict: DimFactor | None = None
-    for factor in dict.fromkeys(factor for factor, _ in one):
-        ours = [name for each, name in one if each == factor]
-        theirs = [name for each, name in other if each == factor]
-        unsure = any(EITHER in name for name in (*ours, *theirs))
-        if len(ours) == 1 and not unsure:
+    names_here, names_there = _names_by_factor(one), _names_by_factor(other)
+    for factor, here in names_here.items():
+        there = names_there.get(factor, [])
+        # What an optimizer keeps of one of two equal axes is called by both names.
+        is_unsure = any(EITHER in name for name in (*here, *there))
+        if len(here) == 1 and not is_unsure:
             continue  # it is the only one of its size: nothing has to tell it apart
-        if sorted(ours) == sorted(theirs):
-            told.add(factor)
-        elif unsure or len(set(ours)) > 1 or len(set(theirs)) > 1:
+        if sorted(here) == sorted(there):
+            named.add(factor)
+        elif is_unsure or len(set(here)) > 1 or len(set(there)) > 1:
             conflict = factor
 
-    def keys(side: Sequence[_Atom]) -> list[_Atom]:
-        return [(factor, name if factor in told else "") for factor, name in side]
+    def keys(atoms: Sequence[_Atom]) -> list[_Atom]:
+        return [(factor, name if factor in named else "") for factor, name in atoms]
 
     return (keys(one), keys(other)), conflict
 
 
+def _names_by_factor(atoms: Sequence[_Atom]) -> dict[DimFactor, list[str]]:
+    """What the factors of each kind are called, in their order: of ``in=embed out=embed`` embed is in and out."""
+    names: dict[DimFactor, list[str]] = {}
+    for factor, name in atoms:
+        names.setdefault(factor, []).append(name)
+    return names
+
+
 def _named(atoms: Sequence[_Atom]) -> bool:
     """Whether every axis has a name, and different ones."""
-    names = {name for factor, name in atoms if name != str(factor)}
+    # An axis that is declared as 8 is called 8, which says no more than its size.
+    names: set[str] = set()
+    for factor, name in atoms:
+        if name == str(factor):
+            return False
+        names.add(name)
     return len(names) == len(atoms)
 
 
@@ -210,8 +253,8 @@ def _conflict(source: Row, view: Row, factor: DimFactor) -> Mismatch:
     """The fault of twins that one side alone tells apart, or each side by other names."""
     telling: list[str] = []
     for side, row in (("the source", source), ("the view", view)):
-        names = {name for each, name in _atoms(row.leaf) if each == factor}
-        if len(names) > 1:
+        names = _names_by_factor(_atoms(row.leaf)).get(factor, ())
+        if len(set(names)) > 1:
             telling.append(side)
     # A factored moment keeps an axis of its param, and its class has no name for which.
     if source.reshaped or view.reshaped:
@@ -233,6 +276,7 @@ def _orders(source: Row, view: Row) -> str:
     count = len(source.leaf.dims)
     if count != len(view.leaf.dims):
         return "declare both sides with the same number of axes"
+    # Three tell whether it is one, two or more; of many equal axes there are thousands.
     fitting = [*itertools.islice(_fitting(source.leaf.dims, view.leaf.dims), 3)]
     if not fitting:
         return "declare both sides with the same axes"
@@ -250,21 +294,24 @@ def _orders(source: Row, view: Row) -> str:
 def _spelled(source: Row, view: Row) -> str:
     """How to say that axes of the one side are products of those of the other.
 
-    Nothing where they are none.
+    Nothing where they are none. Of ``[8 6]`` and ``[8 2 3]`` it is ``a b*c -> a b c``.
 
     The order of the factors is never certain: heads may come first or last.
     """
-    shapes = [_plain_shape(row) for row in (source, view)]
-    before, after = shapes
+    before, after = _plain_shape(source), _plain_shape(view)
     if before is None or after is None or len(before) == len(after):
         return ""
     coarse, fine = sorted((before, after), key=len)
     letters = "abcdefghijklmnop"[: len(fine)]
-    split = after is fine
     offered: list[str] = []
+    # Two are shown, and the third tells that there are more.
     for groups in itertools.islice(_grouped(coarse, fine), 3):
-        joined = " ".join("*".join(letters[at] for at in group) or "1" for group in groups)
-        sides = (joined, " ".join(letters)) if split else (" ".join(letters), joined)
+        products: list[str] = []
+        for group in groups:
+            products.append("*".join(letters[axis] for axis in group) or "1")
+        sides = [" ".join(products), " ".join(letters)]
+        if before is fine:
+            sides.reverse()
         axes = SpelledAxes((), (), " -> ".join(sides))
         offered.append(str(Rename(source.model_path, view.model_path, spelled=axes)))
     if len(offered) < 3:
@@ -274,6 +321,7 @@ def _spelled(source: Row, view: Row) -> str:
 
 def _plain_shape(row: Row) -> tuple[int, ...] | None:
     """The shape of a leaf that was read off a tree."""
+    # Who has declared the axes by name writes the product there, and needs no rule.
     if row.leaf.names or not row.leaf.dims:
         return None
     return dims_.sizes_of(row.leaf.dims, {})
@@ -287,10 +335,11 @@ def _grouped(
         if len(taken) == len(fine):
             yield ()
         return
-    free = [at for at in range(len(fine)) if at not in taken]
+    free = [axis for axis in range(len(fine)) if axis not in taken]
+    # Each of the axes that come after this one needs one of the free ones at least.
     for count in range(1, len(free) - len(coarse) + 2):
         for group in itertools.combinations(free, count):
-            if math.prod(fine[at] for at in group) != coarse[0]:
+            if math.prod(fine[axis] for axis in group) != coarse[0]:
                 continue
             for rest in _grouped(coarse[1:], fine, (*taken, *group)):
                 yield (group, *rest)
@@ -317,28 +366,31 @@ def _fitting(source: Dims, view: Dims, chosen: tuple[int, ...] = ()) -> Iterator
 
 def _ordered(source: Row, view: Row, axes: Sequence[int], keys: _Keys) -> list[int] | Mismatch:
     """The order that a rule says, if it is one of these leaves, and their names do not say another."""
-    sides = source.leaf.dims, view.leaf.dims
+    before, after = source.leaf.dims, view.leaf.dims
     said = " ".join(map(str, axes))
-    if len(sides[0]) != len(axes) or len(sides[1]) != len(axes):
+    # A rule for a node speaks of all leaves below it, of a bias as well as of a kernel.
+    if len(before) != len(axes) or len(after) != len(axes):
         hint = (
             f"axes={said!r} orders {len(axes)} axes: say it of this leaf alone, "
             "in a rename of its own"
         )
         return fault(source, view, "rule", hint)
+    # A rule counts axes, and what is returned counts factors: of `2*heads dim` axis 1 is factor 2.
     starts = [0]
-    for dim in sides[0]:
+    for dim in before:
         starts.append(starts[-1] + len(sized(dim)))
     order: list[int] = []
-    for at, axis in enumerate(axes):
-        if sized(sides[0][axis]) != sized(sides[1][at]):
-            there, here = dims_.format_dim(sides[0][axis]), dims_.format_dim(sides[1][at])
+    for place, axis in enumerate(axes):
+        if sized(before[axis]) != sized(after[place]):
+            there, here = dims_.format_dim(before[axis]), dims_.format_dim(after[place])
             hint = (
                 f"axes={said!r} makes axis {axis} of the source, {there}, "
-                f"axis {at} of the view, {here}"
+                f"axis {place} of the view, {here}"
             )
             return fault(source, view, "rule", hint)
         order += range(starts[axis], starts[axis + 1])
-    if any(keys[0][place] != key for place, key in zip(order, keys[1], strict=True)):
+    # A rule may say once more what the names say, and nothing else.
+    if [keys[0][factor] for factor in order] != keys[1]:
         hint = f"axes={said!r} is not the order that the names of the axes say: drop one of the two"
         return fault(source, view, "rule", hint)
     return order

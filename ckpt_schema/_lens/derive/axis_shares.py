@@ -52,6 +52,7 @@ def axis_shares(row: Row, parts: Sequence[Row], axis: Dim | None) -> list[AxisSh
     if len(fitting) == 1:
         return fitting
     by_parts = [*_shared_by(row, parts, axis)]
+    # If the parts do not tell it either, the caller has an error of what was written, which it shows.
     return by_parts if len(by_parts) == 1 else written
 
 
@@ -76,6 +77,7 @@ def _terms(factor: DimFactor, count: int) -> list[Dim] | None:
         if len(terms) != count:
             terms = _single(factor)
         return terms if len(terms) == count else None
+    # A name is as long as sizes say, so it is never known to be shared among so many.
     return list[Dim]([(1,)]) * count if factor == count else None
 
 
@@ -97,6 +99,7 @@ def _fits(row: Row, share: AxisShare, parts: Sequence[Row]) -> bool:
     """Whether each part has its term of a factor, and all others."""
     others = collections.Counter(dims_.factors(row.leaf.dims))
     others.subtract([row.leaf.dims[share.at][share.factor or 0]])
+    # Their order does not count: a part may have its axes in another one than the whole.
     for term, part in zip(share.terms, parts, strict=True):
         left = collections.Counter(dims_.factors(part.leaf.dims))
         left.subtract(others)
@@ -123,6 +126,7 @@ def _shared_by(row: Row, parts: Sequence[Row], axis: Dim | None) -> Iterator[Axi
             if terms is None:
                 continue
             ends, cuts = _ends(terms), _ends(_single(factor))
+            # Else the parts are of other sizes than the terms, or stand in another order.
             if ends[-1] == cuts[-1] and {*ends} <= {*cuts}:
                 yield AxisShare(at, number, terms)
 
@@ -131,12 +135,16 @@ def _left_of_each(parts: Sequence[Row], others: collections.Counter[DimFactor]) 
     """What each part has beside some factors, ones left out; None where one of them lacks a factor."""
     terms: list[Dim] = []
     for part in parts:
-        own = dims_.factors(part.leaf.dims)
-        left = collections.Counter(own)
+        factors = dims_.factors(part.leaf.dims)
+        left = collections.Counter(factors)
         left.subtract(others)
         if any(count < 0 and factor != 1 for factor, count in left.items()):
             return None
-        term = [factor for factor in own if factor != 1 and left[factor] > 0]
+        term: list[DimFactor] = []
+        for factor in factors:
+            if factor != 1 and left[factor] > 0:
+                term.append(factor)
+        # A part with all other factors, and nothing more, has one step of the axis.
         terms.append(tuple(term) or (1,))
     return terms
 
@@ -150,6 +158,7 @@ def _term_names(leaf: Leaf, at: int, factor: int, terms: Sequence[Dim]) -> list[
     own = leaf.own[at]
     called = own.factors[factor]
     written: list[Dim] | None = None
+    # `embed_or_mlp` was given by a trace, and is no dim that anybody wrote.
     if EITHER not in called:
         parsed = dims_.parse_dims(called)[0]
         written = _terms(parsed[0], len(terms)) if len(parsed) == 1 else None
@@ -174,6 +183,7 @@ def cut_by(row: Row, share: AxisShare) -> list[RowPart]:
     cuts: list[RowPart] = []
     for term, name in zip(share.terms, names, strict=True):
         leaf = row.leaf.with_factors(share.at, first, last, term)
+        # A leaf without names has those of its dims, which are the part's own now.
         if row.leaf.names:
             own = row.leaf.own[share.at]
             axes = [*leaf.names]
@@ -215,6 +225,7 @@ def _undeclared(row: Row, parts: Sequence[Row]) -> str:
         return ""
     count, letters = len(parts), "abcdefgh"[: len(shape)]
     axes = [at for at in range(len(shape)) if _joined_along(shape, part_shapes, at)]
+    # None where the parts have more axes than the whole: nobody could guess which become one.
     if len(axes) != 1:
         return (
             "sizes alone do not say how; write the axes of the whole, and then those of its parts, "
@@ -234,8 +245,11 @@ def _undeclared(row: Row, parts: Sequence[Row]) -> str:
         )
     # Parts of several sizes can only stand one after the other.
     names = [f"{letters[at]}{number}" for number in range(count)]
-    whole, each = with_axis("+".join(names)), ", ".join(map(with_axis, names))
-    return f"sizes alone do not say how: axes='{whole} -> {each}' where the parts stand one after the other"
+    whole, spelled = with_axis("+".join(names)), ", ".join(map(with_axis, names))
+    return (
+        f"sizes alone do not say how: axes='{whole} -> {spelled}' "
+        "where the parts stand one after the other"
+    )
 
 
 def _joined_along(

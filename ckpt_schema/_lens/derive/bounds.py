@@ -1,4 +1,9 @@
-"""What is known of sizes beyond that a dim is at least 1: what is padded is no shorter, and of a rest there may be none."""
+"""What is known of sizes beyond that a dim is at least 1: what is padded is no shorter, and of a rest there may be none.
+
+Composition holds blocks against each other for all sizes. A size is at least 0 there if each dim
+is 1 plus something; so a dim of which more is known, or less, is replaced by a name that is at
+least 0, its *slack*, and put back in what comes out.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +24,8 @@ class SizeBounds:
     """What is put in for names that are at least another size, or may be 0; and the way back.
 
     Attributes:
-        there: By name.
-        back: By the name of what is put in.
+        there: By name: that ``padded`` is ``vocab`` and a slack.
+        back: By the name of what is put in: that this slack is ``padded - vocab``.
     """
 
     there: Mapping[str, Size]
@@ -36,8 +41,9 @@ class SizeBounds:
             back[str(slack(name))] = Size.of(name)
         # A cell of padding has a digit as long as the padding, and no lens has less than none of it.
         for cell in cells:
-            for digit in cell.geometry.digits if cell.is_constant else ():
-                _read_bound(digit.size, there, back)
+            if cell.is_constant:
+                for digit in cell.geometry.digits:
+                    _read_bound(digit.size, there, back)
         return cls(there, back)
 
     def composed(self, first: Iterable[Cell], second: Iterable[Cell]) -> list[Cell]:
@@ -67,6 +73,7 @@ def composed_if_known(
     except UndecidedError:
         if not known:
             raise
+    # Last, for such cells are right for these sizes alone.
     return cells_.composed(_known(one, known), _known(other, known))
 
 
@@ -77,26 +84,33 @@ def _known(cells: Iterable[Cell], sizes: Mapping[str, Size]) -> list[Cell]:
 
 def _rests(rows: Iterable[Row]) -> set[str]:
     """The names that count what is left of a list: there may be none."""
+    # All layers of a stack have the same repeats, so most of them were seen before.
+    counts: set[Dim] = set()
+    for row in rows:
+        for repeat in row.repeats:
+            counts.add(repeat.size)
     names: set[str] = set()
-    for dim in {repeat.size for row in rows for repeat in row.repeats}:
-        for factor in dim:
-            if isinstance(factor, Sum):
-                names |= {str(term[0]) for term in factor.terms if _is_name(term)}
+    for count in counts:
+        for factor in count:
+            for term in factor.terms if isinstance(factor, Sum) else ():
+                # Of 6*blocks+rest only the rest may be none: a dim that counts blocks is at least 1.
+                if len(term) == 1 and isinstance(term[0], str):
+                    names.add(term[0])
     return names
-
-
-def _is_name(dim: Dim) -> bool:
-    return len(dim) == 1 and isinstance(dim[0], str)
 
 
 def _read_bound(more: Size, there: dict[str, Size], back: dict[str, Size]) -> None:
     """Reads, off how much longer a padded axis is, that it is no shorter: its name becomes the other size and a slack."""
-    if more.nonnegative:
+    if more.nonnegative:  # of vocab+64 there is nothing to be read
         return
     # The first name that stands alone is the longer axis: "padded" of "padded - vocab".
     for names, count in more.terms:
-        least = Size.of(names[0]) - more if count == 1 and len(names) == 1 else None
-        if least is not None and names[0] not in there and names[0] not in least.names:
-            there[names[0]] = least.where(there) + slack(names[0])
-            back[str(slack(names[0]))] = more
+        if count != 1 or len(names) != 1 or names[0] in there:
+            continue
+        longer = names[0]
+        least = Size.of(longer) - more
+        # A size that has the name in it grows with it, and is no bound.
+        if longer not in least.names:
+            there[longer] = least.where(there) + slack(longer)
+            back[str(slack(longer))] = more
             return

@@ -1,4 +1,8 @@
-"""One cause behind many faults of a derivation: it is told, and its consequences are not."""
+"""One cause behind many faults of a derivation: it is told, and its consequences are not.
+
+The last step of `derivation`, on the faults of all the others. There is one such cause so far:
+``layers_0``, ``layers_1``, ... on one side, and a list on the other, where no leaf has a partner.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +30,19 @@ def causes(
         placed: The numbers of rows that are joined.
         faults: All faults.
     """
-    left = _without(source, {one for one, _ in placed})
-    right = _without(view, {other for _, other in placed})
+    left = _without(source, {here for here, _ in placed})
+    right = _without(view, {there for _, there in placed})
     remaining = [*faults]
+    # Either side may have the list.
     for near, rows, far, others in ((source, left, view, right), (view, right, source, left)):
         for numbered in _numbered(rows, others):
             told = numbered.consequences(others)
-            remaining = [f for f in remaining if f.kind != "unplaced" or f.path not in told]
-            remaining.insert(0, numbered.fault(near.name, far.name))
+            kept = [numbered.fault(near.name, far.name)]
+            for fault in remaining:
+                # What is wrong with a leaf besides is a fault with the list, too.
+                if fault.kind != "unplaced" or fault.path not in told:
+                    kept.append(fault)
+            remaining = kept
     return remaining
 
 
@@ -65,13 +74,20 @@ class _Numbered:
 
     def consequences(self, others: Sequence[Row]) -> Container[str]:
         """The paths of the leaves that have no place for want of the list, on both sides."""
-        nodes = [(*self.head, f"{self.stem}{number}") for number in self.numbers]
-        own = {"/".join((*node, *tail)) for node in nodes for tail in self.tails}
-        return own | {"/".join(row.path) for row in others if _below_list(row) in self.tails}
+        paths: set[str] = set()
+        for number in self.numbers:
+            node = (*self.head, f"{self.stem}{number}")
+            for tail in self.tails:
+                paths.add("/".join((*node, *tail)))
+        for row in others:
+            if _below_list(row) in self.tails:
+                paths.add("/".join(row.path))
+        return paths
 
     def fault(self, near: str, far: str) -> Mismatch:
         """The one fault."""
         first, last = self.numbers[0], self.numbers[-1]
+        # As a key is written in a class: layers_{i}, and layers_{i+1} where they count from 1.
         symbol = f"{self.stem}{{i+{first}}}" if first else f"{self.stem}{{i}}"
         pattern = "/".join((*self.head[self.body :], symbol))
         hint = (
@@ -92,41 +108,45 @@ def _numbered(rows: Sequence[Row], others: Sequence[Row]) -> Iterator[_Numbered]
     lists = _lists(others)
     if not lists:
         return
+    # For each stem, by its place in the tree, the paths below the node of each number.
     nodes: dict[tuple[LogicalPath, int, str], dict[int, set[LogicalPath]]] = {}
     for row in rows:
+        # Of what an optimizer keeps for a param there is one cause, and it is told of the param.
         if row.body is None or row.mirrors:
             continue
-        for at in range(row.body, len(row.path)):
-            match = _NUMBERED.fullmatch(row.path[at])
+        for depth in range(row.body, len(row.path)):
+            match = _NUMBERED.fullmatch(row.path[depth])
             if match is not None:
-                key = (row.path[:at], row.body, match[1])
+                key = (row.path[:depth], row.body, match[1])
                 below = nodes.setdefault(key, {}).setdefault(int(match[2]), set())
-                below.add(row.path[at + 1 :])
+                below.add(row.path[depth + 1 :])
     for (head, body, stem), tails_of in nodes.items():
         numbers = tuple(sorted(tails_of))
-        tails = frozenset(tails_of[numbers[0]])
+        tails = tails_of[numbers[0]]
         in_turn = numbers == tuple(range(numbers[0], numbers[0] + len(numbers)))
-        alike = all(frozenset(tails_of[number]) == tails for number in numbers)
+        alike = all(other == tails for other in tails_of.values())
         # Two norms of one block differ in a number too, and are no layers: a layer has all that
         # an item of the other side's list has.
         if len(numbers) > 1 and in_turn and alike and tails in lists:
-            yield _Numbered(head, body, stem, numbers, tails)
+            yield _Numbered(head, body, stem, numbers, frozenset(tails))
 
 
-def _lists(rows: Sequence[Row]) -> set[frozenset[LogicalPath]]:
+def _lists(rows: Sequence[Row]) -> list[set[LogicalPath]]:
     """What an item of each list holds that rows of the model stand in."""
     items: dict[LogicalPath, set[LogicalPath]] = {}
     for row in rows:
         below = _below_list(row)
         if below is not None:
-            items.setdefault(row.path[: len(row.path) - len(below)], set()).add(below)
-    return {frozenset(item) for item in items.values()}
+            node = row.path[: len(row.path) - len(below)]
+            items.setdefault(node, set()).add(below)
+    return [*items.values()]
 
 
 def _below_list(row: Row) -> LogicalPath | None:
     """The path below the first list that a row of the model stands in."""
     if row.mirrors:
         return None
-    ends = (at for at, segment in enumerate(row.path) if segment.endswith("[]"))
-    at = next(ends, None)
-    return None if at is None else row.path[at + 1 :]
+    for depth, segment in enumerate(row.path):
+        if segment.endswith("[]"):
+            return row.path[depth + 1 :]
+    return None

@@ -1,4 +1,8 @@
-"""Composition: cells through the rows between two lenses. The layout between them is never built."""
+"""Composition: cells through the rows between two lenses. The layout between them is never built.
+
+`middle` composes the cells. Here is the rest: that both lenses mean the same layout between them,
+and what becomes of rows whose partner there has none on the far side.
+"""
 
 from __future__ import annotations
 
@@ -29,64 +33,61 @@ def compose(first: Joined, second: Joined) -> tuple[Layout, Layout, tuple[Join, 
     """
     faults: list[Mismatch] = []
     verify_alike(first.view, second.source, _contradictions(first, second))
-    number = {row.key: n for n, row in enumerate(first.view.rows)}
+    numbers = {row.key: number for number, row in enumerate(first.view.rows)}
     # From the rows of the first's view to those of the second's source, which are the same.
-    middle = {number[row.key]: n for n, row in enumerate(second.source.rows)}
-    onward: dict[int, list[Join]] = {}
+    middle = {numbers[row.key]: number for number, row in enumerate(second.source.rows)}
+    joins_onward: dict[int, list[Join]] = {}
     for join in second.joins:
-        for at in join.sources:
-            onward.setdefault(at, []).append(join)
-    back = {middle[at] for join in first.joins for at in join.views}
+        for row_number in join.sources:
+            joins_onward.setdefault(row_number, []).append(join)
+    reached: set[int] = set()
     source, view = list(first.source.rows), list(second.view.rows)
-    for before in first.joins:
-        for one, at in before.pairs:
-            if middle[at] not in onward:
-                row = second.source.rows[middle[at]]
-                source[one] = _left_over(source[one], row, first.source, faults)
+    for join in first.joins:
+        for outer, inner in join.pairs:
+            reached.add(middle[inner])
+            if middle[inner] not in joins_onward:
+                row = second.source.rows[middle[inner]]
+                source[outer] = _left_over(source[outer], row, first.source, faults)
     # Where one end lacks an optional leaf, the layout between them fills it in before the other end can.
-    for before in first.joins:
-        for one, row in before.pairs:
-            for other in {at for after in onward.get(middle[row], ()) for at in after.views}:
-                if first.source.rows[one].optional:
-                    view[other] = _defaulted(
-                        view[other], first.view.rows[row].default, second.view, faults
-                    )
-                if second.view.rows[other].optional:
-                    source[one] = _defaulted(
-                        source[one], second.source.rows[middle[row]].default, first.source, faults
-                    )
+    for join in first.joins:
+        for outer, inner in join.pairs:
+            far_rows: set[int] = set()
+            for after in joins_onward.get(middle[inner], ()):
+                far_rows.update(after.views)
+            # Both lenses have rules of their own, so each has its own defaults in the middle.
+            onward, back = first.view.rows[inner].default, second.source.rows[middle[inner]].default
+            for far in far_rows:
+                if first.source.rows[outer].optional:
+                    view[far] = _defaulted(view[far], onward, second.view, faults)
+                if second.view.rows[far].optional:
+                    source[outer] = _defaulted(source[outer], back, first.source, faults)
     joins = through_the_middle(first, second, middle, faults)
-    by_second = {m: n for n, m in middle.items()}
+    # The same as above for the other end: what the first lens has no partner for.
+    in_first = {there: here for here, there in middle.items()}
     for join in second.joins:
-        for at, other in join.pairs:
-            if at not in back:
-                row = first.view.rows[by_second[at]]
-                view[other] = _left_over(view[other], row, second.view, faults)
+        for inner, outer in join.pairs:
+            if inner not in reached:
+                row = first.view.rows[in_first[inner]]
+                view[outer] = _left_over(view[outer], row, second.view, faults)
     if faults:
-        raise DerivationError(
-            f"no lens from {first.source.name} to {second.view.name}",
-            faults,
-        )
+        raise DerivationError(f"no lens from {first.source.name} to {second.view.name}", faults)
     return (
         dataclasses.replace(first.source, rows=tuple(source)),
         dataclasses.replace(second.view, rows=tuple(view)),
+        # In the view's order, as those of a derivation are.
         tuple(sorted(joins, key=lambda join: min(join.views))),
     )
 
 
 def _contradictions(first: Joined, second: Joined) -> list[Mismatch]:
     """Dims that both lenses are bound to, differently."""
-    return [
-        Mismatch(
-            name,
-            "dims",
-            f"{first.dims[name]}, as in the first",
-            f"{size} in the second",
-            "bind both to the same",
-        )
-        for name, size in second.dims.items()
-        if first.dims.get(name, size) != size
-    ]
+    faults: list[Mismatch] = []
+    for name, size in second.dims.items():
+        other = first.dims.get(name, size)
+        if other != size:
+            both = f"{other}, as in the first", f"{size} in the second"
+            faults.append(Mismatch(name, "dims", *both, "bind both to the same"))
+    return faults
 
 
 def _left_over(row: Row, middle: Row, table: Layout, faults: list[Mismatch]) -> Row:
@@ -108,11 +109,13 @@ def _defaulted(row: Row, default: Default | None, table: Layout, faults: list[Mi
     """``row`` with the default that the layout in the middle declares, if it does."""
     if default is None:
         return row
+    # The layout between knew its transformation, and the outer one has to make the start itself.
     if isinstance(default, Init) and table.initial is None:
         hint = f"declare {table.name} with its transformation"
         faults.append(
             Mismatch("/".join(row.path), "chain", "a transformation that starts it", "none", hint)
         )
+    # It names another leaf of the layout between, which may be none of the outer one's.
     if isinstance(default, SameAs):
         expected = f"a default of {table.name} itself"
         found, hint = f"{default} in the layout between", "declare it on the outer layout"
@@ -152,13 +155,15 @@ def verify_alike(first: Layout, second: Layout, more: Iterable[Mismatch] = ()) -
 
 
 def _differences(first: Layout, second: Layout) -> list[Mismatch]:
+    """A fault for each leaf that only one of two layouts has, or that they have in two shapes or dtypes."""
+    # By key path, for that is what a tree shows: each class may have names of its own.
     left = {row.key: row.stored for row in first.rows}
     right = {row.key: row.stored for row in second.rows}
     faults: list[Mismatch] = []
     for key in sorted({**left, **right}, key=lambda key: paths.natural(paths.format_path(key))):
         one, other = left.get(key), right.get(key)
         if one is None or other is None or not _may_be_one(one, other):
-            both = ("nothing" if leaf is None else str(leaf) for leaf in (one, other))
+            both = str(one or "nothing"), str(other or "nothing")
             faults.append(Mismatch(paths.format_path(key), "unplaced", *both))
     return [*with_mirrors(first, faults)]
 

@@ -1,10 +1,15 @@
-"""Rules that speak of one leaf: the longest path decides, and a rule that decides nothing at all is an error."""
+"""Rules that speak of one leaf: the longest path decides, and a rule that decides nothing at all is an error.
+
+The steps of `derivation` each take the rule that decides; nobody but this module looks at those
+that do not. For each leaf they are noted, and at the end it is known which of them never won.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ckpt_schema._layouts.table import Layout
+from ckpt_schema._layouts.paths import LogicalPath
+from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.exemptions import Alone
 from ckpt_schema._lens.derive.leaf_rules import ValueRule, by_family
 from ckpt_schema._lens.derive.names import Decision, is_inner
@@ -53,8 +58,11 @@ class _Contest:
     """Who decided a leaf, and who did not."""
 
     def __init__(self) -> None:
+        # The ids of rules that decided a leaf: such a rule may lose any number of others.
         self._deciding: set[int] = set()
+        # By its id, a rule that has lost a leaf, and the rules that won; a dict keeps their order.
         self._beaten: dict[int, tuple[Rule, dict[str, None]]] = {}
+        # Two rules for one path, the first one first: each pair is told once, however many leaves it has.
         self._contradictions: dict[tuple[str, str], None] = {}
 
     def settle(self, hits: Sequence[Hit[Rule]]) -> None:
@@ -85,14 +93,18 @@ class _Contest:
 
     def faults(self) -> Iterator[Mismatch]:
         """What is wrong with the rules."""
-        named = {rule for pair in self._contradictions for rule in pair}
-        for first, other in self._contradictions:
+        contradicting: set[str] = set()
+        for pair in self._contradictions:
+            contradicting.update(pair)
             hint = "they contradict one another: drop one of the two"
+            first, other = pair
             yield Mismatch(other, "rule", "one rule for one path", f"{first} too", hint)
         for number, (rule, winners) in self._beaten.items():
-            if number in self._deciding or str(rule) in named or isinstance(rule, Apart):
+            if number in self._deciding or str(rule) in contradicting or isinstance(rule, Apart):
                 continue  # what parts two leaves does so whatever they hold then
-            shown = [*list(winners)[:_NAMED], *["..."][: len(winners) - _NAMED]]
+            shown = list(winners)
+            if len(shown) > _NAMED:
+                shown[_NAMED:] = ["..."]
             yield Mismatch(
                 str(rule),
                 "rule",
@@ -103,6 +115,8 @@ class _Contest:
 
 
 def _family(rule: Rule) -> object:
+    """What kind of rule it is; only those of one kind can contradict one another."""
+    # Both say what a leaf without a partner holds.
     return Private if isinstance(rule, Apart) else type(rule)
 
 
@@ -117,6 +131,7 @@ def _named(
     members: Mapping[int, Member],
     contest: _Contest,
 ) -> None:
+    """A rename or a move for each half of a path; a part of a leaf has the name of its whole."""
     last: Decision | None = None
     for number, decision in decisions.items():
         row, member = source.rows[number], members.get(number)
@@ -124,12 +139,14 @@ def _named(
             continue  # leaves of one node, of which the same is said
         last = decision if member is None else None
         if member is not None:
+            # A part is called as its whole is, so that a rename of the part decides nothing.
             for hit in decision.hits:
                 if isinstance(hit.rule, Rename):
                     contest.yields(hit.rule, member.group.rule)
             continue
         inner, outer = decision.inner, decision.outer
         for hit in decision.hits:
+            # A rule gives way to the one for its own half of the path, if there is one.
             winner = inner if inner is not None and is_inner(hit, row) else outer
             winner = winner or inner
             if hit is inner or hit is outer:
@@ -139,31 +156,43 @@ def _named(
 
 
 def _ties(source: Layout, view: Layout, rules: Sequence[Rule], contest: _Contest) -> None:
+    """Of several ties a leaf is the copy that the first one says."""
     ties: Scope[Tie] = Scope((rule.copy, rule) for rule in rules if isinstance(rule, Tie))
     for table in (source, view):
-        for hits in originals(table, ties).values():
-            contest.settle([hit for hit, _ in hits])
+        for of_copy in originals(table, ties).values():
+            contest.settle([hit for hit, _ in of_copy])
 
 
 def _defaults(
     source: Layout, view: Layout, rules: Sequence[Rule], alone: Alone, contest: _Contest
 ) -> None:
     """A reset says how a leaf starts, whatever a rule that makes it private says."""
-    resets = [rule for rule in rules if isinstance(rule, Reset)]
-    sides = zip((source, view), ("source", "view"), alone, strict=True)
-    for table, side, spoken_of in sides:
-        given = [(getattr(rule, side), rule) for rule in resets]
-        anew = Scope((path, rule) for path, rule in given if path is not None)
-        for number, several in spoken_of.items():
-            hits = [
-                hit
-                for hit in several
-                if isinstance(hit.rule, Private) or hit.rule.default is not None
-            ]
-            resetting = anew.over(table.rows[number]) if hits and anew else ()
-            over = [hit.rule for hit in resetting if hit.start == 0]
-            if over:
-                for hit in hits:
-                    contest.yields(hit.rule, over[0])
-            else:
+    resets: tuple[list[tuple[LogicalPath, Reset]], list[tuple[LogicalPath, Reset]]] = [], []
+    for rule in rules:
+        if isinstance(rule, Reset):
+            for of_side, path in zip(resets, (rule.source, rule.view), strict=True):
+                if path is not None:
+                    of_side.append((path, rule))
+    for table, of_side, spoken_of in zip((source, view), resets, alone, strict=True):
+        anew = Scope(of_side)
+        for number, lone_hits in spoken_of.items():
+            # An `apart` without a default says nothing of what the leaf holds.
+            hits: list[Hit[Private | Apart]] = []
+            for hit in lone_hits:
+                if isinstance(hit.rule, Private) or hit.rule.default is not None:
+                    hits.append(hit)
+            reset = _reset_of(table.rows[number], anew) if hits else None
+            if reset is None:
                 contest.settle(hits)
+            else:
+                for hit in hits:
+                    contest.yields(hit.rule, reset)
+
+
+def _reset_of(row: Row, resets: Scope[Reset]) -> Reset | None:
+    """The reset that a row begins anew by."""
+    for hit in resets.over(row) if resets else ():
+        # A reset speaks of the optimizer state alone: a path in the model is not meant.
+        if hit.start == 0:
+            return hit.rule
+    return None

@@ -1,9 +1,13 @@
-"""What rules say of leaves without a partner: their defaults, those that start anew, and those that are parted."""
+"""What rules say of leaves without a partner: their defaults, those that start anew, and those that are parted.
+
+The second step of `derivation`, before any row has found its partner: so what a rule says here of
+a leaf that has one after all is told later, by `private_pairs`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
@@ -31,7 +35,11 @@ Alone = tuple[Spoken[LoneRule], Spoken[LoneRule]]
 
 def lone(sides: Sides, rules: Sequence[Rule]) -> Alone:
     """The rules for leaves without a partner, by the rows that they speak of."""
-    entries = ((rule.path, rule) for rule in rules if isinstance(rule, LoneRule))
+    entries: list[tuple[LogicalPath, LoneRule]] = []
+    for rule in rules:
+        if isinstance(rule, LoneRule):
+            entries.append((rule.path, rule))
+    # What it says of a param it says of that param's moments, which have no partner then either.
     scope = Scope(entries, follows=True)
     source, view = sides
     return scope.along(source.rows), scope.along(view.rows)
@@ -48,12 +56,12 @@ def declare(
     said = [rule for rule in rules if isinstance(rule, LoneRule)]
     if not said:
         return sides
+    # By number, the rules that have found a leaf on either side.
     matched: set[int] = set()
-    source, view = (
-        _with_defaults(table, over, matched, faults)
-        for table, over in zip(sides, alone, strict=True)
-    )
+    source = _with_defaults(sides[0], alone[0], matched, faults)
+    view = _with_defaults(sides[1], alone[1], matched, faults)
     for number, rule in enumerate(said):
+        # What parts two leaves has to find one on both sides: `part` looks for that.
         if number not in matched and isinstance(rule, Private):
             faults.append(missing_paths.fault(rule, rule.path, source, view))
     return source, view
@@ -71,6 +79,7 @@ def _with_defaults(
     for number, hits in over.items():
         row = rows[number]
         # Without its transformation nobody knows how a mirror starts: a rule must name it itself.
+        # So private("head", 0) is for `params/head`, and `opt_state/0/mu/head` takes its own.
         if is_mirror(row) and table.initial is None:
             hits = [hit for hit in hits if hit.start == 0]
         if not hits:
@@ -91,9 +100,12 @@ def _with_defaults(
 
 
 def _default(row: Row, hits: Sequence[Hit[LoneRule]]) -> Default | None:
+    """What a row is made of by the rules that speak of it; its own default where none says it."""
+    # A rule for a param says how that starts, and not how its moments do.
     if is_mirror(row) and hits[0].start > 0:
         return Init()
     for hit in hits:
+        # None of a private leaf is a word, to keep its own; of one that is apart nothing was said.
         if isinstance(hit.rule, Private) or hit.rule.default is not None:
             return hit.rule.default
     return row.default
@@ -101,11 +113,12 @@ def _default(row: Row, hits: Sequence[Hit[LoneRule]]) -> Default | None:
 
 def owned(sides: Sides, alone: Alone) -> Lone:
     """The rows that keep their own value, by a rule that gives no other."""
-    keeping: list[frozenset[int]] = []
-    for table, over in zip(sides, alone, strict=True):
-        private = [number for number, hits in over.items() if isinstance(hits[0].rule, Private)]
-        keeping.append(frozenset(n for n in private if table.rows[n].default is None))
-    return keeping[0], keeping[1]
+    keeping: tuple[set[int], set[int]] = set(), set()
+    for table, over, kept in zip(sides, alone, keeping, strict=True):
+        for number, hits in over.items():
+            if isinstance(hits[0].rule, Private) and table.rows[number].default is None:
+                kept.add(number)
+    return frozenset(keeping[0]), frozenset(keeping[1])
 
 
 def part(
@@ -122,29 +135,28 @@ def part(
     said = [rule for rule in rules if isinstance(rule, Apart)]
     if not said:
         return sides, (frozenset(), frozenset())
-    parted: list[frozenset[int]] = []
-    matched: list[set[LogicalPath]] = []
-    for over in alone:
-        found = {n: _parting(hits) for n, hits in over.items()}
-        parted.append(frozenset(n for n, paths in found.items() if paths))
-        matched.append({path for paths in found.values() for path in paths})
+    rows: tuple[set[int], set[int]] = set(), set()
+    paths: tuple[set[LogicalPath], set[LogicalPath]] = set(), set()
+    for side in (0, 1):
+        for number, hits in alone[side].items():
+            for hit in hits:
+                if isinstance(hit.rule, Apart):
+                    rows[side].add(number)
+                    paths[side].add(hit.rule.path)
     for rule in said:
-        there = [table for table, found in zip(sides, matched, strict=True) if rule.path in found]
-        if not there:
+        is_there = [rule.path in of_side for of_side in paths]
+        if not any(is_there):
             faults.append(missing_paths.fault(rule, rule.path, *sides))
-        elif len(there) == 1:
-            (near,), (far,) = there, [table for table in sides if table is not there[0]]
+        elif not all(is_there):
+            near, far = sides if is_there[0] else (sides[1], sides[0])
             faults.append(_one_sided(rule, near, far))
-    source, view = parted
-    return (sides[0], _with_own_dims(sides, (source, view))), (source, view)
-
-
-def _parting(hits: Sequence[Hit[LoneRule]]) -> list[LogicalPath]:
-    """The paths of the rules among some that part two leaves of one name."""
-    return [hit.rule.path for hit in hits if isinstance(hit.rule, Apart)]
+    parted = frozenset(rows[0]), frozenset(rows[1])
+    # The view's dims get the new names, and the source's rows stay as they are.
+    return (sides[0], _with_own_dims(sides, parted)), parted
 
 
 def _one_sided(rule: Apart, near: Layout, far: Layout) -> Mismatch:
+    """The fault of a rule that parts what only one side has."""
     hint = f"what one side has alone is private: {Private(rule.path, rule.default or Fill(0))}"
     expected = f"leaves of {far.name} too at {'/'.join(rule.path)} or below"
     return Mismatch(str(rule), "rule", expected, f"leaves of {near.name} alone", hint)
@@ -163,10 +175,10 @@ def _with_own_dims(sides: Sides, lone: Lone) -> Layout:
     if not mine:
         return view
     renames = names_apart(mine, source.names() | view.names())
-    rows = [
-        renamed_row(row, renames) if number in lone[1] else row
-        for number, row in enumerate(view.rows)
-    ]
+    rows = list(view.rows)
+    for number in lone[1]:
+        rows[number] = renamed_row(rows[number], renames)
+    # A size that the view was declared for is that of the dim of the view, whatever it is called now.
     sizes = tuple((renames.get(name, name), size) for name, size in view.sizes)
     return dataclasses.replace(view, rows=tuple(rows), sizes=sizes)
 
@@ -177,8 +189,10 @@ def _names(table: Layout, lone: frozenset[int], *, parted: bool) -> set[str]:
     for number, row in enumerate(table.rows):
         if (number in lone) == parted:
             names |= dims_.dim_names(row.all_dims)
+    # Nodes keep their dims whatever is parted: one that counts a list of them stays what it is.
     if not parted:
-        names |= dims_.dim_names(count for node in table.nodes for count in node.counts)
+        for node in table.nodes:
+            names |= dims_.dim_names(node.counts)
     return names
 
 
@@ -186,50 +200,49 @@ def restart(
     sides: Sides, rules: Sequence[Rule], missing_paths: MissingPaths, faults: list[Mismatch]
 ) -> tuple[Sides, Lone]:
     """Both layouts with the transformation's own start on what is reset, and the rows that are."""
-    (source, left), (view, right) = (
-        _restarted(table, list(_resets(rules, n)), missing_paths, faults)
-        for n, table in enumerate(sides)
-    )
-    return (source, view), (left, right)
-
-
-def _resets(rules: Sequence[Rule], side: int) -> Iterator[tuple[Reset, LogicalPath]]:
-    """What rules reset on the source, or on the view."""
+    resets: tuple[list[tuple[LogicalPath, Reset]], list[tuple[LogicalPath, Reset]]] = [], []
     for rule in rules:
-        path = (rule.source, rule.view)[side] if isinstance(rule, Reset) else None
-        if isinstance(rule, Reset) and path is not None:
-            yield rule, path
+        if isinstance(rule, Reset):
+            for of_side, path in zip(resets, (rule.source, rule.view), strict=True):
+                if path is not None:
+                    of_side.append((path, rule))
+    source, left = _restarted(sides[0], resets[0], missing_paths, faults)
+    view, right = _restarted(sides[1], resets[1], missing_paths, faults)
+    return (source, view), (left, right)
 
 
 def _restarted(
     table: Layout,
-    resets: Sequence[tuple[Reset, LogicalPath]],
+    resets: Sequence[tuple[LogicalPath, Reset]],
     missing_paths: MissingPaths,
     faults: list[Mismatch],
 ) -> tuple[Layout, frozenset[int]]:
     """``table`` with the transformation's own start on what is reset, and the numbers of these rows, which have no partner."""
     if not resets:
         return table, frozenset()
-    scope = Scope((path, rule) for rule, path in resets)
-    hit: set[int] = set()
+    rows = list(table.rows)
+    restarted: set[int] = set()
+    # By number, the resets that have found a row, and those that have found one outside of an optimizer.
     matched: set[int] = set()
-    unknown: set[int] = set()
-    for number, hits in scope.along(table.rows).items():
+    misplaced: set[int] = set()
+    for number, hits in Scope(resets).along(table.rows).items():
         # A reset speaks of the optimizer state alone: a path in the model is not meant.
-        rooted = {one.number for one in hits if one.start == 0}
+        rooted = {hit.number for hit in hits if hit.start == 0}
+        if not rooted:
+            continue
         matched |= rooted
-        if rooted:
-            hit.add(number)
-        if not table.rows[number].optimizer:
-            unknown |= rooted
-    for number, (rule, path) in enumerate(resets):
+        restarted.add(number)
+        rows[number] = dataclasses.replace(rows[number], default=Init())
+        if not rows[number].optimizer:
+            misplaced |= rooted
+    for number, (path, rule) in enumerate(resets):
         if number not in matched:
             faults.append(missing_paths.fault(rule, path, table))
-        if table.initial is None or number in unknown:
+        # Only what a transformation makes has a start of its own; a param takes a default in words.
+        if table.initial is None or number in misplaced:
             hint = f"declare the train state with its transformation, or write {Private(path, Fill(0))}"
             expected = "a part of an optimizer state with a known start"
             faults.append(Mismatch(str(rule), "rule", expected, table.name, hint))
-    rows = tuple(
-        dataclasses.replace(r, default=Init()) if n in hit else r for n, r in enumerate(table.rows)
-    )
-    return dataclasses.replace(table, rows=rows) if hit else table, frozenset(hit)
+    if not restarted:
+        return table, frozenset()
+    return dataclasses.replace(table, rows=tuple(rows)), frozenset(restarted)

@@ -113,7 +113,10 @@ def without_folds(
     of_nodes, _, faults = by_node(source, view, rules)
     kept: list[Rule] = [rule for rule in rules if not isinstance(rule, FoldRule)]
     # First all of them, for a rule that makes a part private may stand behind the one for its sum.
-    privates = [rule.path for rule in of_nodes if isinstance(rule, Private)]
+    privates: list[LogicalPath] = []
+    for rule in of_nodes:
+        if isinstance(rule, Private):
+            privates.append(rule.path)
     folds: list[_Wanted] = []
     for rule in of_nodes:
         fold: _Wanted | Mismatch | None = None
@@ -322,9 +325,12 @@ def folded_rows(
         joined: set[int] = set()
         for join in joins:
             joined.update(join.views if side else join.sources)
-        scope = Scope((fold.rest, fold) for fold in wanted if fold.side == side)
+        of_side: list[tuple[LogicalPath, _Wanted]] = []
+        for fold in wanted:
+            if fold.side == side:
+                of_side.append((fold.rest, fold))
         numbers = {row.path: number for number, row in enumerate(table.rows)}
-        for number, hits in scope.along(table.rows).items():
+        for number, hits in Scope(of_side).along(table.rows).items():
             # Without a partner there is nothing that it would be computed for.
             if number not in joined or not hits:
                 continue

@@ -329,19 +329,19 @@ def _captured(pattern: LogicalPath, path: LogicalPath) -> tuple[LogicalPath, str
     # There is one ** at most, so it has all segments that no other one has.
     surplus = len(path) - len(pattern) + 1 if _DEEP in pattern else 0
     deep: LogicalPath = ()
-    part, at = "", 0
+    part, place = "", 0
     for segment in pattern:
         if segment == _DEEP:
-            deep = path[at : at + surplus]
-            at += surplus
+            deep = path[place : place + surplus]
+            place += surplus
             continue
         if segment == "*":
-            part = path[at]
+            part = path[place]
         elif _is_star(segment):
             before, after = segment.split("*")
-            text = unquoted(path[at])
+            text = unquoted(path[place])
             part = text[len(before) : len(text) - len(after)]
-        at += 1
+        place += 1
     return deep, part
 
 
@@ -398,12 +398,12 @@ class _State:
         ends = segment.split("*")
         before, after = ends[0], ends[-1]
         alike = self.parts.setdefault((len(before), len(after)), {})
-        several = alike.setdefault((before, after), [])
-        for text, state in several:
-            if text == segment:
+        patterns = alike.setdefault((before, after), [])
+        for pattern, state in patterns:
+            if pattern == segment:
                 return state
-        several.append((segment, _State()))
-        return several[-1][1]
+        patterns.append((segment, _State()))
+        return patterns[-1][1]
 
     def steps(self, segment: str) -> Iterator[_State]:
         """The states after one segment of a path."""

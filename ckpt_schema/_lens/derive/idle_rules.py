@@ -14,7 +14,8 @@ from collections.abc import Container, Iterator, Sequence
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Dim, Sum
 from ckpt_schema._layouts.formats import FORMATS
-from ckpt_schema._layouts.leaves import ANY_FLOAT
+from ckpt_schema._layouts.leaves import ANY_FLOAT, Leaf
+from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row, Series
 from ckpt_schema._lens import expressions
 from ckpt_schema._lens.axis_rules import Grown, Padding, Repeated, Reverse
@@ -76,9 +77,9 @@ def _idle_keys(
 ) -> Iterator[Mismatch]:
     """Raw keys that are none."""
     raw_keys = [rule for rule in rules if isinstance(rule, RawKey)]
-    scope = Scope((rule.path, rule) for rule in raw_keys)
-    if not scope:
+    if not raw_keys:
         return
+    scope = Scope((rule.path, rule) for rule in raw_keys)
     used_rows: list[Row] = []
     for join in joins:
         for here, there in join.pairs:
@@ -103,16 +104,14 @@ def _idle_ties(tables: Tables, rules: Sequence[Rule]) -> Iterator[Mismatch]:
     """Ties of leaves that both sides have, or none: a tie is for a leaf that one side stores twice."""
     ties = [rule for rule in rules if isinstance(rule, Tie)]
     scope = Scope((rule.copy, rule) for rule in ties)
-    # By the number of a tie: the layouts that have both of its leaves.
-    names_of: dict[int, list[str]] = {number: [] for number, _ in enumerate(ties)}
+    # By the number of a tie: the layouts that have both of its leaves, each once.
+    names_of: dict[int, dict[str, None]] = {}
     for table in tables:
-        used: set[int] = set()
         for copies in originals(table, scope).values():
-            used.update(hit.number for hit, _ in copies)
-        for number in used:
-            names_of[number].append(table.name)
+            for hit, _ in copies:
+                names_of.setdefault(hit.number, {})[table.name] = None
     for number, rule in enumerate(ties):
-        names = names_of[number]
+        names = names_of.get(number, {})
         if len(names) == 1:
             continue
         both = f"leaves at {'/'.join(rule.copy)} and at {'/'.join(rule.of)}"
@@ -125,7 +124,10 @@ def _idle_ties(tables: Tables, rules: Sequence[Rule]) -> Iterator[Mismatch]:
 
 def _idle_orders(rules: Sequence[Rule], joins: Sequence[Join]) -> Iterator[Mismatch]:
     """Rules that say the order of axes of no leaf that is one on both sides."""
-    ordering = [rule for rule in rules if isinstance(rule, Rename) and rule.axes is not None]
+    ordering: list[Rename] = []
+    for rule in rules:
+        if isinstance(rule, Rename) and rule.axes is not None:
+            ordering.append(rule)
     if not ordering:
         return
     used: set[Rule] = set()
@@ -156,6 +158,7 @@ def _unknown_factors(tables: Tables, rules: Sequence[Rule]) -> Iterator[Mismatch
     dims: dict[str, None] = {}
     for table in tables:
         dims.update(dict.fromkeys(sorted(table.names())))
+    # Where neither side has a dim of that name, no tree could ever tell what the factor is.
     for rule in rules:
         if not isinstance(rule, Factor) or not isinstance(rule.factor, str):
             continue
@@ -178,7 +181,7 @@ def _without_faulty(tables: Tables, rules: Sequence[Rule], known: set[str]) -> l
     But a padding of dims that no leaf has is a fault of its own, and often the reason for the other.
     """
     rules = [rule for rule in rules if str(rule) not in known]
-    changes = [rule for rule in rules if isinstance(rule, _CHANGES)]
+    changes = _changes(rules)
     if not changes:
         return rules
     scope = Scope((rule.path, rule) for rule in changes)
@@ -187,6 +190,7 @@ def _without_faulty(tables: Tables, rules: Sequence[Rule], known: set[str]) -> l
     for table in tables:
         for row in table.rows:
             dims.update(row.all_dims)
+    # By id, for two rules that are equal may stand in the list.
     dropped: set[int] = set()
     for number, rule in enumerate(changes):
         is_misnamed = isinstance(rule, (Padding, Grown)) and not {rule.small, rule.large} <= dims
@@ -195,22 +199,29 @@ def _without_faulty(tables: Tables, rules: Sequence[Rule], known: set[str]) -> l
     return [rule for rule in rules if id(rule) not in dropped]
 
 
+def _changes(rules: Sequence[Rule]) -> list[_Change]:
+    """Those of some rules that change values, or where they stand."""
+    return [rule for rule in rules if isinstance(rule, _CHANGES)]
+
+
 def _idle_changes(
     tables: Tables, rules: Sequence[Rule], names: Names, joins: Sequence[Join]
 ) -> Iterator[Mismatch]:
     """Rules for the values of leaves that change none."""
-    changes = [rule for rule in rules if isinstance(rule, _CHANGES)]
+    changes = _changes(rules)
     if not changes:
         return
     used: set[int] = set()
     for join in joins:
         used.update(_applied(tables, join))
-    unused = [rule for rule in changes if id(rule) not in used]
-    # Such a rule speaks of the view's paths. Who wrote the source's is told the view's.
-    in_view_words = {id(rule): names.called(rule.path) for rule in unused}
-    there = standing(tables[1], in_view_words.values())
-    for rule in unused:
-        hint, path = "print the layouts to see their dims", in_view_words[id(rule)]
+    unused: list[tuple[_Change, LogicalPath]] = []
+    for rule in changes:
+        if id(rule) not in used:
+            # Such a rule speaks of the view's paths. Who wrote the source's is told the view's.
+            unused.append((rule, names.called(rule.path)))
+    there = standing(tables[1], [path for _, path in unused])
+    for rule, path in unused:
+        hint = "print the layouts to see their dims"
         if path != rule.path and path in there:
             meant = dataclasses.replace(rule, path=path)
             hint = f"it is in the words of {tables[1].name}: {meant}"
@@ -220,18 +231,19 @@ def _idle_changes(
 
 def _applied(tables: Tables, join: Join) -> Iterator[int]:
     """The ids of the rules that change something of a join's leaf."""
-    changes = [rule for rule in join.told.rules if isinstance(rule, _CHANGES)]
-    if not changes:
+    changes = _changes(join.told.rules)
+    if not changes:  # as of nearly all joins
         return
+    fills: list[PaddedAxis] = []
+    for rule in changes:
+        if isinstance(rule, Padding):
+            fills.append(PaddedAxis.of(rule.small, rule.large, rule.fill))
+    padding = Told(fills=tuple(fills))
     pairs: list[tuple[Row, Row]] = []
     for here, there in join.pairs:
-        pairs.append((tables[0].rows[here], tables[1].rows[there]))
-    # A rule may speak of a dim that shows only where the padding is cut off: "vocab" of "padded".
-    paddings = [rule for rule in join.told.rules if isinstance(rule, Padding)]
-    fills = [PaddedAxis.of(rule.small, rule.large, rule.fill) for rule in paddings]
-    padding = Told(fills=tuple(fills))
-    for before, after in [*pairs]:
-        pairs.append((stripped(before, padding), stripped(after, padding)))
+        before, after = tables[0].rows[here], tables[1].rows[there]
+        # A rule may speak of a dim that shows only where the padding is cut off: "vocab" of "padded".
+        pairs += [(before, after), (stripped(before, padding), stripped(after, padding))]
     for rule in changes:
         if any(_applies(rule, pair) for pair in pairs):
             yield id(rule)
@@ -239,30 +251,38 @@ def _applied(tables: Tables, join: Join) -> Iterator[int]:
 
 def _applies(rule: ValueRule, rows: tuple[Row, Row]) -> bool:
     """Whether a rule says anything of a leaf that has these rows, one of which may be a part of the other."""
-    dtypes = {row.leaf.dtype for row in rows}
-    are_floats = dtypes <= FORMATS.keys() | {ANY_FLOAT}
+    source, view = rows
     if isinstance(rule, Reverse):
-        return any(spots_called(row, rule.dim) for row in rows)
+        return bool(spots_called(source, rule.dim) or spots_called(view, rule.dim))
     if isinstance(rule, Repeated):
-        return count_of(rows[0], rule) != count_of(rows[1], rule)
+        return count_of(source, rule) != count_of(view, rule)
     if isinstance(rule, Rounding):
-        # Of any float it is not known which, or was not when the rule was written.
-        may_differ = any(row.leaf.any_float or row.leaf.is_open for row in rows)
-        return are_floats and (may_differ or len(dtypes) > 1)
+        return _may_round(source.leaf, view.leaf)
     # What changes nothing is meant so: it says of moments that they stay as they are.
-    is_float = rows[0].leaf.dtype in FORMATS or rows[0].leaf.is_open
+    is_float = source.leaf.dtype in FORMATS or source.leaf.is_open
     if isinstance(rule, Factor):
         return rule.factor == 1 or is_float
     if isinstance(rule, Offset):
         return not rule.amount or is_float
     if isinstance(rule, RawKey):
-        return rows[0].leaf.is_key != rows[1].leaf.is_key
+        return source.leaf.is_key != view.leaf.is_key
     # Of a list in several parts each has a term of its length.
     dims: list[Dim] = [rule.large]
     for factor in rule.large:
         if isinstance(factor, Sum):
             dims += factor.terms
-    return any(mentions(row, dim) for row in rows for dim in dims)
+    return any(mentions(source, dim) or mentions(view, dim) for dim in dims)
+
+
+def _may_round(leaf: Leaf, other: Leaf) -> bool:
+    """Whether a cast may have something to do between two leaves."""
+    if not {leaf.dtype, other.dtype} <= FORMATS.keys() | {ANY_FLOAT}:
+        return False
+    # Of any float it is not known which, or was not when the rule was written.
+    for one in (leaf, other):
+        if one.any_float or one.is_open:
+            return True
+    return leaf.dtype != other.dtype
 
 
 def _leaf_for(rule: _Change) -> str:
@@ -289,5 +309,5 @@ def without_spare_casts(tables: Tables, rules: Sequence[Rule], joins: Sequence[J
         for here, there in join.pairs:
             leaf, other = tables[0].rows[here].leaf, tables[1].rows[there].leaf
             if leaf.is_open or other.is_open or leaf.dtype != other.dtype:
-                used.update(id(rule) for rule in join.told.rules)
+                used.update(map(id, join.told.rules))
     return [rule for rule in rules if not isinstance(rule, Rounding) or id(rule) in used]

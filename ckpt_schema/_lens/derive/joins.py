@@ -1,10 +1,13 @@
-"""Joins: rows that are one leaf, or parts of one, and the cells that say which element of one is which of the other."""
+"""Joins: rows that are one leaf, or parts of one, and the cells that say which element of one is which of the other.
+
+A derivation makes joins leaf by leaf. Where cells were cut anew, by composition or for a list in
+several nodes, `joins_of` finds which of them belong together: those that touch one leaf of a tree.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 from ckpt_schema._layouts.sizes import UndecidedError
@@ -33,9 +36,12 @@ class Join:
     @functools.cached_property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """Each row of the source with each of the view that it shares elements with."""
-        both = [cell for cell in self.cells if not cell.is_constant]
-        found = [(_row(cell.source), _row(cell.view)) for cell in both]
-        return (found[0],) if len(found) == 1 else tuple(dict.fromkeys(found))
+        # A dict keeps each pair once, in the order of the cells: several layers are one row.
+        pairs: dict[tuple[int, int], None] = {}
+        for cell in self.cells:
+            if not cell.is_constant:
+                pairs[_row(cell.source), _row(cell.view)] = None
+        return tuple(pairs)
 
     @functools.cached_property
     def sources(self) -> tuple[int, ...]:
@@ -50,14 +56,22 @@ class Join:
     @property
     def compares(self) -> tuple[bool, bool]:
         """For each side, whether all its elements there have another cell that writes them."""
-        both = [cell.compares for cell in self.cells if not cell.is_constant]
-        return all(one for one, _ in both), all(other for _, other in both)
+        source_compares = view_compares = True
+        for cell in self.cells:
+            # Padding has no partner that it could be compared with.
+            if not cell.is_constant:
+                source_compares &= cell.compares[0]
+                view_compares &= cell.compares[1]
+        return source_compares, view_compares
 
     @functools.cached_property
     def inverse(self) -> Join:
         """The same join seen from the other side."""
-        turned = (~cell for cell in self.cells)
-        cells = (dataclasses.replace(cell, geometry=tidy(cell.geometry)) for cell in turned)
+        cells: list[Cell] = []
+        for cell in self.cells:
+            turned = ~cell
+            # How steps are spelled depends on which side comes last, so it is spelled anew.
+            cells.append(dataclasses.replace(turned, geometry=tidy(turned.geometry)))
         return Join(tuple(cells), self.told.inverse, self.plain)
 
     @functools.cached_property
@@ -70,7 +84,8 @@ class Join:
 
 
 def _row(end: object) -> int:
-    assert isinstance(end, int) and not isinstance(end, Constant)
+    """The row at an end of a cell that has one at both."""
+    assert isinstance(end, int)
     return end
 
 
@@ -84,27 +99,32 @@ def joins_of(cells: Iterable[Cell], symbols: Callable[[int, int], int]) -> Itera
         cells: The cells.
         symbols: How many index symbols the key of a row has, by side and number.
     """
-    groups = [*_grouped(cells, symbols)]
+    shared: list[list[Cell]] = []
+    constants: list[Cell] = []
+    for group in _grouped(cells, symbols):
+        if all(cell.is_constant for cell in group):
+            constants += group
+        else:
+            shared.append(group)
+    # For each row, by side and number, the first group of cells that has a leaf of it.
     homes: dict[tuple[int, object], list[Cell]] = {}
-    for group in groups:
+    for group in shared:
         for cell in group:
             if not cell.is_constant:
                 homes.setdefault((0, cell.source), group)
                 homes.setdefault((1, cell.view), group)
-    alone = [group for group in groups if all(cell.is_constant for cell in group)]
-    for cell in itertools.chain.from_iterable(alone):
+    for cell in constants:
         side, number, _ = cell.alone
         if (side, number) in homes:
             homes[side, number].append(cell)
     plain: dict[tuple[object, object], list[Cell]] = {}
-    for group in groups:
-        if any(group is other for other in alone):
-            continue
+    for group in shared:
         merged = tuple(group) if len(group) == 1 else normal(group)
         if len(merged) == 1:
             plain.setdefault((merged[0].source, merged[0].view), []).append(merged[0])
         else:
-            yield Join(merged, plain=sum(not cell.is_constant for cell in merged) == 1)
+            # Padding beside one cell is still one row on both sides.
+            yield Join(merged, plain=[cell.is_constant for cell in merged].count(False) == 1)
     for several in plain.values():
         # Layers of a list that no leaf holds together may still go the same way, blocks and a rest.
         for cell in several if len(several) == 1 else normal(several):
@@ -118,31 +138,34 @@ def _grouped(cells: Iterable[Cell], symbols: Callable[[int, int], int]) -> Itera
         cells: The cells.
         symbols: How many index symbols the key of a row has, by side and number.
     """
-    of: dict[int, int] = {}  # of each cell, by place: its group
-    known: dict[tuple[int, int], list[tuple[int, Geometry]]] = {}
-    several = [*cells]
-    for place, cell in enumerate(several):
-        of[place] = place
+    # Of each cell, by its place, the number of its group: at first it is one by itself.
+    group_of: dict[int, int] = {}
+    boxes_of: dict[tuple[int, int], list[tuple[int, Geometry]]] = {}
+    numbered = [*enumerate(cells)]
+    for place, cell in numbered:
+        group_of[place] = place
         for side, end in enumerate((cell.source, cell.view)):
             if isinstance(end, Constant):
                 continue
             row = (side, _row(end))
-            box = cell.geometry.box(side, symbols(*row))  # which leaves it touches
-            for other, its in known.setdefault(row, []):
-                if of[other] != of[place] and _meet(box, its):
-                    _merge(of, of[other], of[place])
-            known[row].append((place, box))
-    places: dict[int, list[int]] = {}
-    for place, group in of.items():
-        places.setdefault(group, []).append(place)
-    for group in sorted(places.values(), key=min):
-        yield [several[place] for place in group]
+            # Which leaves it touches: of `layers/3/kernel` the 3 is all that counts.
+            box = cell.geometry.box(side, symbols(*row))
+            for other, other_box in boxes_of.setdefault(row, []):
+                if group_of[other] != group_of[place] and _meet(box, other_box):
+                    _merge(group_of, group_of[other], group_of[place])
+            boxes_of[row].append((place, box))
+    members: dict[int, list[Cell]] = {}
+    # By place, so that groups come in the order of their first cells, and cells as they were given.
+    for place, cell in numbered:
+        members.setdefault(group_of[place], []).append(cell)
+    yield from members.values()
 
 
-def _merge(of: dict[int, int], one: int, other: int) -> None:
-    for place, group in of.items():
+def _merge(group_of: dict[int, int], one: int, other: int) -> None:
+    """Puts what is in another group into one."""
+    for place, group in group_of.items():
         if group == other:
-            of[place] = one
+            group_of[place] = one
 
 
 def _meet(one: Geometry, other: Geometry) -> bool:
@@ -151,5 +174,6 @@ def _meet(one: Geometry, other: Geometry) -> bool:
         return True
     try:
         return bool(through(one, ~other))
+    # Sizes decide it, so they may meet: with too small a group a leaf would be made by halves.
     except UndecidedError:
         return True

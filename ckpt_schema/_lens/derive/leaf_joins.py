@@ -54,9 +54,11 @@ def said_of_parts(
     """
     if not any(members):
         return {}
+    # What speaks of a row of the view is for that row alone, though the source may have such a path.
     used: set[int] = set()
     for hits in said.values():
-        used.update([id(hit.rule) for hit in hits])
+        for hit in hits:
+            used.add(id(hit.rule))
     return spoken([rule for rule in rules if id(rule) not in used]).along(source.rows)
 
 
@@ -112,8 +114,9 @@ class LeafJoins:
             if not isinstance(relation, Mismatch):
                 joins.append(Join(relation.cells(number, other, compares), said, plain=True))
             elif (number, other) not in private.pairs:
-                own = relation if copies is None else copies.told(relation, number, other)
-                self.faults.append(own)
+                # Of a copy it is the tie that may say how its axes lie, and no rename.
+                fault = relation if copies is None else copies.told(relation, number, other)
+                self.faults.append(fault)
         return joins
 
     # --- a leaf that is several rows on one side, or on both  ---
@@ -142,6 +145,7 @@ class LeafJoins:
             made = divided(tables, whole, parts[0], members[0], words.back, self.known)
         else:
             made = both_divided(self.tables, parts, members, words.onward, self.known)
+        # The parts were cut without the word that has a fault, and would not hold what it says.
         self.faults.extend(words.faults)
         if words.faults:
             return []
@@ -262,6 +266,7 @@ def _said(view: Row, hits: Sequence[Hit[ValueRule]], decision: Decision | None) 
     rule = decision.inner.rule if decision is not None and decision.inner is not None else None
     if not isinstance(rule, Rename) or rule.axes is None:
         return said
+    # It is kept among the rules that had a say: one that orders no leaf is told as idle.
     return dataclasses.replace(said, axes=rule.axes, rules=(*said.rules, rule))
 
 
@@ -280,6 +285,7 @@ def with_moments(
     if isinstance(said_of_rest, Mismatch) or not hits:
         return said_of_rest
     said = said_of_rest
+    # Only mirrors have such a factor: of the param itself `told` has read the rule already.
     factor = unscaled(after, hits) or unscaled(before, hits)
     if factor is not None:
         power = moments.power(before, after, factor)
