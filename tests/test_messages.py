@@ -279,6 +279,22 @@ def test_lenses_that_do_not_compose() -> None:
     """)
 
 
+def test_lenses_whose_layout_between_is_declared_in_two_ways() -> None:
+    class Whole(cs.Schema):
+        q: Float32[Array, "heads*head_dim embed"]
+
+    class Halves(cs.Schema):
+        q: Float32[Array, "heads*2*half embed"]
+
+    assert told(
+        lambda: cs.derive(Whole, Whole) >> cs.derive(Halves, Halves), cs.DerivationError
+    ) == text("""
+        test_lenses_whose_layout_between_is_declared_in_two_ways.<locals>.Whole and test_lenses_whose_layout_between_is_declared_in_two_ways.<locals>.Halves are not one layout, so their lenses do not compose: 1 fault
+          q  expected float32[heads*head_dim embed], found float32[heads*2*half embed]
+             -> the axes are declared otherwise; if it is one array all the same, derive the second lens from the layout that the first one makes: derive(first.view, ...)
+    """)
+
+
 def test_a_dim_that_is_bound_and_is_none() -> None:
     assert told(lambda: LENS.bind(head=2), cs.DerivationError) == text("""
         no dims to bind between linen.TrainState[Linen] and nnx.TrainState[Nnx]: 1 fault

@@ -164,8 +164,22 @@ def _differences(first: Layout, second: Layout) -> list[Mismatch]:
         one, other = left.get(key), right.get(key)
         if one is None or other is None or not _may_be_one(one, other):
             both = str(one or "nothing"), str(other or "nothing")
-            faults.append(Mismatch(paths.format_path(key), "unplaced", *both))
+            hint = _OTHER_AXES if _differ_in_axes(one, other) else ""
+            faults.append(Mismatch(paths.format_path(key), "unplaced", *both, hint))
     return [*with_mirrors(first, faults)]
+
+
+_OTHER_AXES = (
+    "the axes are declared otherwise; if it is one array all the same, derive the second lens from "
+    "the layout that the first one makes: derive(first.view, ...)"
+)
+
+
+def _differ_in_axes(leaf: Leaf | None, other: Leaf | None) -> bool:
+    """Whether two leaves may be one array whose axes have other names."""
+    if leaf is None or other is None or len(leaf.dims) != len(other.dims):
+        return False
+    return leaf.dtype == other.dtype
 
 
 def _may_be_one(leaf: Leaf, other: Leaf) -> bool:
