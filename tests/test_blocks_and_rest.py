@@ -151,10 +151,11 @@ def test_abstract_values() -> None:
     assert jax.tree.map(np.shape, lens.get(like)) == jax.tree.map(np.shape, lens.get(ours))
 
 
+@pytest.mark.parametrize(("blocks", "rest"), [(2, 1), (2, 0)])
 @pytest.mark.parametrize("path", ["layers[]/w", "blocks[]/layers[]/w", "**/w"])
 @pytest.mark.parametrize("edit", [cs.shift, cs.scale], ids=["shift", "scale"])
 def test_the_law_naming_expects_what_rules_say_of_all_layers_by_any_name(
-    edit: Any, path: str, monkeypatch: pytest.MonkeyPatch
+    edit: Any, path: str, blocks: int, rest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By that of the layers, of a part of them, or by a glob."""
 
@@ -162,10 +163,11 @@ def test_the_law_naming_expects_what_rules_say_of_all_layers_by_any_name(
         paths = [path, "rest[]/w"] if path.startswith("blocks") else [path]
         rules = [edit(each, number) for each in paths]
         lens = cs.derive(listed(w="a b"), blocked(1, w="a b"), rules=rules)
-        return lens.bind(a=2, b=3, blocks=2, rest=1)
+        return lens.bind(a=2, b=3, blocks=blocks, rest=rest)
 
     lens = lens_of(3.0)
-    s = tree_of(np.arange(7 * 6, dtype="float32").reshape(7, 2, 3))
+    count = PER * blocks + rest
+    s = tree_of(np.arange(count * 6, dtype="float32").reshape(count, 2, 3))
     v = lens.get(s)
     naming(lens, s)
     naming(~lens, v)

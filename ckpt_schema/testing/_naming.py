@@ -16,7 +16,7 @@ from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.testing._held import by_key, first, same, whole_array
 from ckpt_schema.testing._laws import LawError
-from ckpt_schema.testing._named_arrays import FILLS, bases
+from ckpt_schema.testing._named_arrays import FILLS, bases, indices_of
 from ckpt_schema.testing._origins import origins
 from ckpt_schema.testing._provenance import Origin, is_alike
 from ckpt_schema.testing._sums import add_sums, alike_sums
@@ -37,14 +37,18 @@ def naming(lens: Lens, s: Tree) -> None:
     faults: list[Mismatch] = []
     for number, origin in by_row.items():
         row, rows = lens.view.rows[number], [lens.source.rows[at] for at in origin.rows]
-        ours = [whole_array(each, before, lens.dims) for each in rows]
+        # Of no layers there is no leaf.
+        held = [at for at in origin.rows if indices_of(lens.source.rows[at], lens.dims)]
+        if not held or not indices_of(row, lens.dims):
+            continue
+        ours = [whole_array(lens.source.rows[at], before, lens.dims) for at in held]
         if any(each is None for each in ours):
             continue
         theirs = whole_array(row, after, lens.dims)
         if theirs is None:
             faults.append(_fault(rows, row, "nothing"))
             continue
-        expected = _expected(origin, [starts[at] for at in origin.rows], ours)
+        expected = _expected(origin, [starts[at] for at in held], ours)
         if origin.line.dtypes and is_alike(origin.line, expected, theirs):
             continue
         if (number in summed[1] or summed[0].intersection(origin.rows)) and alike_sums(
