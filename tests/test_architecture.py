@@ -263,6 +263,7 @@ ORDER = """
     orbax._same_layout
     orbax._restore
     orbax._cost
+    orbax._raw_keys
     orbax._items
     orbax._managed
     orbax._save

@@ -275,6 +275,44 @@ def test_what_v0_gives_silently_is_an_error() -> None:
         cs.orbax.state_of({"state": state, "nnx_aux": other}, new(), SMALL)
 
 
+def test_keys_go_as_words_through_managers_that_hold_none(tmp_path: Path) -> None:
+    state, target = new(), abstract(new())
+    items = cs.orbax.items_of(state, SMALL, raw_keys=True)
+    wanted = cs.orbax.abstract_items(target, SMALL, raw_keys=True)
+    assert str(items["state"]["noise"].dtype) == "uint32"
+    same(items, jax.tree.map(_as_words, cs.orbax.items_of(state, SMALL)))
+    assert jax.tree.structure(items) == jax.tree.structure(wanted)
+    for asked, saved in zip(jax.tree.leaves(wanted), jax.tree.leaves(items), strict=True):
+        assert (asked.shape, asked.dtype) == (saved.shape, saved.dtype)
+        assert asked.sharding.mesh.size == 2
+    with v0.CheckpointManager(tmp_path) as manager:  # whose PyTreeRestore knows no typed key
+        args = {name: v0.args.PyTreeSave(tree) for name, tree in items.items()}
+        manager.save(1, args=v0.args.Composite(**args))
+        asked = {name: v0.args.PyTreeRestore(tree) for name, tree in wanted.items()}
+        found = manager.restore(1, args=v0.args.Composite(**asked))
+    again = cs.orbax.state_of(found, target, SMALL, raw_keys=True)
+    same(
+        jax.tree.map(_as_words, again),
+        jax.tree.map(_as_words, jax.device_put(state, _sharding(target))),
+    )
+    assert jax.random.key_impl(again["rngs"]["dropout"]) == "unsafe_rbg"
+    below = cs.orbax.items_of(state, SMALL, at="a/b", raw_keys=True)
+    same(cs.orbax.state_of(below, state, SMALL, at="a/b", raw_keys=True), state)
+    other = {"state": SMALL.put(state)} | {"nnx_aux": items["nnx_aux"]}  # some are typed
+    same(cs.orbax.state_of(other, state, SMALL, raw_keys=True), state)
+    of_view = {"state": jax.tree.map(_as_words, state)}
+    same(cs.orbax.state_of(of_view, state, SMALL, disk_side="view", raw_keys=True), state)
+    with pytest.raises(cs.CheckpointMismatchError, match=r"noise .*expected key<rbg>"):
+        shorter = {**items["state"], "noise": jnp.zeros(2, "uint32")}
+        cs.orbax.state_of({**items, "state": shorter}, state, SMALL, raw_keys=True)
+    with pytest.raises(cs.CheckpointMismatchError, match=r"(?s)rngs/dropout .*raw_keys=True"):
+        cs.orbax.state_of({**items, "state": SMALL.put(state)}, state, SMALL)
+
+
+def _as_words(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
 def test_a_step_that_takes_the_state_does_not_change_what_is_being_saved(tmp_path: Path) -> None:
     state = {
         "w": jnp.ones((512, 512)),

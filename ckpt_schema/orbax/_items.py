@@ -22,6 +22,7 @@ from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._places import verify_name
 from ckpt_schema.orbax._private_leaves import private_leaves, verify_private
+from ckpt_schema.orbax._raw_keys import in_words
 from ckpt_schema.orbax._sides import Side, toward, verify_arguments, verify_written
 from ckpt_schema.orbax._whereabouts import spread_over, verify_standing
 
@@ -44,6 +45,7 @@ def items_of(
     items: Mapping[str, str] | None = None,
     aux: str | None = "nnx_aux",
     private: Tree | None = None,
+    raw_keys: bool = False,
 ) -> dict[str, Tree]:
     """What `save` would write of ``state``: items by name, for any call of Orbax that takes some.
 
@@ -64,6 +66,8 @@ def items_of(
         aux: The name of the item that holds the private leaves. With None, there is none.
         private: The private leaves that it holds, as `load_private` returns them; those of the
             state unless given.
+        raw_keys: Whether typed keys become their raw data, for managers that hold no typed keys, as
+            those of emergencies. `state_of` is told the same.
 
     Returns:
         The tree of ``lens.source`` under ``item``, and the private leaves under ``aux``, if
@@ -102,6 +106,7 @@ def items_of(
         source = _lasting(source, turned.view if source is tree else turned.source)
         trees = spread_over(source, item, at, items or {})
         trees |= {aux: private} if aux is not None and private else {}
+        trees = in_words(trees) if raw_keys else trees
         for tree in trees.values():
             verify_each(tree, valueless)
             verify_each(tree, _unsavable)

@@ -22,6 +22,7 @@ from ckpt_schema.orbax._items import STATE
 from ckpt_schema.orbax._metadata import DiskTree
 from ckpt_schema.orbax._places import verify_name
 from ckpt_schema.orbax._private_leaves import PrivateLeaves, find, private_leaves
+from ckpt_schema.orbax._raw_keys import abstract_words, rewrapped
 from ckpt_schema.orbax._sides import (
     Fit,
     Side,
@@ -58,6 +59,7 @@ def abstract_items(
     disk_side: Side = "source",
     item: str = STATE,
     aux: str | None = "nnx_aux",
+    raw_keys: bool = False,
 ) -> dict[str, Tree]:
     """What a manager is asked for, so that `state_of` makes the target of it: abstract items by name.
 
@@ -73,6 +75,7 @@ def abstract_items(
         item: The name of the item that holds the state.
         aux: The name of the item that holds the private leaves. With None there is none, as in
             checkpoints of a run that has no such leaves.
+        raw_keys: Whether typed keys are asked for as their raw data, as `items_of` made them.
 
     Raises:
         ConformanceError: The target is on neither side, or could be on either; or an argument is
@@ -101,7 +104,8 @@ def abstract_items(
         held = with_values(state, dict(enumerate(jax.tree.leaves(goal))))
         private = private_leaves(_matched(match, held), side)
         items |= {aux: private} if aux is not None and private else {}
-    return jax.tree.map(lambda leaf: placed_abstract(leaf, spare), boxes.unboxed(items))
+    asked = jax.tree.map(lambda leaf: placed_abstract(leaf, spare), boxes.unboxed(items))
+    return abstract_words(asked) if raw_keys else asked
 
 
 def _matched(match: Any, tree: Tree) -> Any:
@@ -119,6 +123,7 @@ def state_of(
     item: str = STATE,
     at: str | None = None,
     aux: str | None = "nnx_aux",
+    raw_keys: bool = False,
 ) -> Target:
     """The target's form of what a manager has read: `items_of` in the other direction.
 
@@ -134,6 +139,9 @@ def state_of(
         item: The name of the item that holds the state.
         at: The key path in it where the state stands.
         aux: The name of the item that holds the private leaves. They are taken if they are there.
+        raw_keys: Whether keys are to be made of raw data, where the state that was read has keys.
+            Raw data do not tell the implementation: it is that of the target. ``disk_side`` is the
+            source unless given, which `items_of` writes.
 
     Returns:
         A state of the target's own kind; modules are updated, and returned.
@@ -153,6 +161,12 @@ def state_of(
         {'b': {'w': Array([0., 0.], dtype=float32)}}
     """
     verify_arguments(lens, target_side=target_side, disk_side=disk_side)
+    if raw_keys:
+        disk_side = disk_side or "source"
+        wanted = abstract_items(
+            target, lens, target_side=target_side, disk_side=disk_side, item=item, aux=aux
+        )
+        items = rewrapped(items, wanted, at)
     disk = _read(items, item, at, aux)
     verify_readable(target)
     whole = variables.state_of(target)

@@ -187,8 +187,9 @@ class PrivateLeaves:
                     if row.leaf.is_key
                     else "dtype"
                 )
+                hint = _RAW if kind == "impl" and str(stored.dtype) == "uint32" else _HINT
                 faults.append(
-                    Mismatch(where, kind, leaves.describe(goal), leaves.describe(stored), _HINT)
+                    Mismatch(where, kind, leaves.describe(goal), leaves.describe(stored), hint)
                 )
             orders[position] = key, goal
         if faults:
@@ -241,6 +242,7 @@ class PrivateLeaves:
 _LOGGER = logging.getLogger("ckpt_schema")
 _NAMED = 5
 _HINT = "the model has changed since; restore with aux=None, and they are made anew"
+_RAW = "raw data of a key: state_of(..., raw_keys=True) makes a key of it, or pass aux=None, and it is made anew"
 
 
 def find(disk: DiskTree, aux: str | None, *, total: bool = True) -> PrivateLeaves | None:
