@@ -311,6 +311,37 @@ def refused(kind: type[cs.CkptSchemaError], *args: Any, **named: Any) -> str:
     return str(caught.value)
 
 
+IN_PLACE = [cs.rename(name, f"model/{name}/kernel", axes="0 1") for name in "ab"]
+
+
+def test_what_is_there_already_is_what_would_be_made(tmp_path: Path) -> None:
+    run, new = tmp_path / "run", tmp_path / "new"
+    state = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+    for step in ("1", "2"):
+        ocp.save(run / step, state)
+    cs.orbax.convert(run / "1", new / "1", RENAMED)
+    assert cs.orbax.convert(run, new, RENAMED, dry_run=True).already == 1
+    told = str(cs.orbax.convert(run, new, RENAMED))
+    assert told.startswith("1 checkpoint: 2 leaves moved") and "; 1 checkpoint there" in told
+    there = str(cs.orbax.convert(run, new, RENAMED))
+    assert there == "nothing to do: 2 checkpoints there already"
+    shutil.rmtree(new / "2")
+    other = {"model": {"a": state["a"]}, "c": state["b"]}
+    rules = [cs.rename("a", "model/a", axes="0 1"), cs.rename("b", "c", axes="0 1")]
+    before = files(new)
+    for dry_run in (True, False):
+        error = refused(cs.CheckpointExistsError, run, new, other, rules=rules, dry_run=dry_run)
+        assert f"{new}/1 is not what this makes" in error
+        assert "model.a.kernel  expected no such leaf, found float32[2 2]" in error
+    assert files(new) == before
+    wider = {"model": {name: {"kernel": jnp.ones((2, 2), "float16")} for name in "ab"}}
+    lens = cs.adapt(state, wider, rules=[*IN_PLACE, cs.cast("**", rounding="nearest")])
+    error = refused(cs.CheckpointExistsError, run, new, lens)
+    assert "expected float16[2 2], found float32[2 2]" in error
+    (new / "2").mkdir()
+    assert "2" in refused(cs.CheckpointMismatchError, run, new, RENAMED)
+
+
 def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
     ocp.save(tmp_path / "old", apart())
     taken = tmp_path / "taken"

@@ -64,8 +64,8 @@ def convert(
     killed leaves a directory beside it whose name says that it is unfinished.
 
     Of the directory of a run, each checkpoint is converted, into one of the same name. Those that
-    the new directory has already are left as they are: what was stopped can so be run again. How
-    each is to be converted is known before anything is written.
+    the new directory has already are left as they are: what was stopped can so be run again. They
+    are to have the new layout. How each is to be converted is known before anything is written.
 
     Args:
         src: The directory of a checkpoint, written by Orbax's v1 or v0 API; or a directory of such.
@@ -91,7 +91,8 @@ def convert(
         What was done.
 
     Raises:
-        CheckpointExistsError: There is something at ``dst``.
+        CheckpointExistsError: There is something at ``dst``, or a checkpoint of another layout in
+            the place of one of a run.
         CheckpointMismatchError: There is no checkpoint at ``src``, or of another layout.
         CheckpointWriteError: The new one could not be written; nothing of it is left.
         ConformanceError: A value does not survive, or an argument is none.
@@ -185,7 +186,11 @@ def _convert_run(
         verify_free(place)
     missing = [step for step in steps if not (place / step).exists()]
     works = {step: order.planned(source / step) for step in missing}
-    done = Conversion.of_steps({step: work.outcome for step, work in works.items()})
+    for step in steps:
+        if step not in works:
+            order.planned(source / step).verify_there(place / step)
+    outcomes = {step: work.outcome for step, work in works.items()}
+    done = Conversion.of_steps(outcomes, len(steps) - len(missing))
     text = "%s: of %s, %s are converted already"
     _LOGGER.info(text, place, counted(len(steps), "checkpoint"), len(steps) - len(missing))
     if dry_run:

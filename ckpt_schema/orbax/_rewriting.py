@@ -24,7 +24,12 @@ from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema._lens.plan.pieces import Piece
 from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.containers import Tree, flatten
-from ckpt_schema.errors import CheckpointWriteError, ConformanceError, Mismatch
+from ckpt_schema.errors import (
+    CheckpointExistsError,
+    CheckpointWriteError,
+    ConformanceError,
+    Mismatch,
+)
 from ckpt_schema.orbax._items import STATE
 from ckpt_schema.orbax._load import on_host, ordered
 from ckpt_schema.orbax._metadata import SKIP, DiskTree, planted, read_arrays, read_metadata
@@ -61,6 +66,7 @@ class Conversion:
         written: The bytes of those that were edited or made.
         rewritten: The key paths of those, in the new checkpoint.
         steps: Of a directory of checkpoints, what was done with each.
+        already: How many of its checkpoints were there already, and stay as they are.
     """
 
     moved: int
@@ -70,20 +76,24 @@ class Conversion:
     written: int
     rewritten: Sequence[str] = ()
     steps: Mapping[str, Conversion] = dataclasses.field(default_factory=dict[str, "Conversion"])
+    already: int = 0
 
     @classmethod
-    def of_steps(cls, steps: Mapping[str, Conversion]) -> Conversion:
+    def of_steps(cls, steps: Mapping[str, Conversion], already: int) -> Conversion:
         """Those of several checkpoints as one."""
         sums = [sum(getattr(each, name) for each in steps.values()) for name in _NUMBERS]
         paths_ = dict.fromkeys(path for each in steps.values() for path in each.rewritten)
-        return cls(*sums, rewritten=tuple(paths_), steps=steps)
+        return cls(*sums, rewritten=tuple(paths_), steps=steps, already=already)
 
     def __str__(self) -> str:
         """It in one line."""
+        if self.already and not self.steps:
+            return f"nothing to do: {counted(self.already, 'checkpoint')} there already"
         several = f"{counted(len(self.steps), 'checkpoint')}: " if self.steps else ""
+        there = f"; {counted(self.already, 'checkpoint')} there already" if self.already else ""
         return (
             f"{several}{counted(self.moved, 'leaf', 'leaves')} moved ({self.linked:,} bytes, none of them read), "
-            f"{self.edited} edited and {self.made} made ({self.written:,} bytes)"
+            f"{self.edited} edited and {self.made} made ({self.written:,} bytes){there}"
         )
 
 
@@ -150,7 +160,8 @@ class Rewriting:
         """
         scrap.mkdir(parents=True)
         self._make(scrap, told)
-        self.trees = self._items()
+        places = self.route.pieces.places
+        self.trees = self._items([self.stored[at] for at in places])
         for name, tree in self.trees.items():
             self._write_item(name, tree, draft, scrap)
         self._write_rest(draft, place)
@@ -225,10 +236,10 @@ class Rewriting:
             values_of |= {Stored(self._files[folder], name): x for name, x in values.items()}
         return [values_of[each] for each in wanted]
 
-    def _items(self) -> dict[str | None, Tree]:
-        """The new trees by name, with the place of each leaf in files."""
+    def _items(self, found: Sequence[Any]) -> dict[str | None, Tree]:
+        """The new trees by name, with what each leaf of the state is."""
         route = self.route
-        state = route.result.treedef.unflatten([self.stored[at] for at in route.pieces.places])
+        state = route.result.treedef.unflatten(found)
         main, aux = route.disk.item, self.where.aux
         beside = self._beside()
         is_flat = main is None and not route.disk.parts
@@ -245,11 +256,11 @@ class Rewriting:
         return items
 
     def _beside(self) -> Tree:
-        """What the new layout has no place for, as nested dicts."""
+        """What the new layout has no place for, as nested dicts, with the place of each leaf in files."""
         route = self.route
         beside: Tree = {}
         for at, key in route.beside.items():
-            beside = planted(beside, key, self.stored[at])
+            beside = planted(beside, key, self.stored.get(at, Stored(self.main, "")))
         for key in route.kept:
             assert route.private is not None
             place = (*route.private.prefix, *key)
@@ -313,6 +324,30 @@ class Rewriting:
         return {**told, "item_handlers": rest | dict.fromkeys(filter(None, self.trees), own)}
 
     # --- looking again  ---
+
+    def verify_there(self, place: epath.Path) -> None:
+        """Raises unless what is there already has the leaves that the new checkpoint would have; reads metadata only.
+
+        Raises:
+            CheckpointExistsError: It has others.
+            CheckpointMismatchError: It is no checkpoint.
+        """
+        faults: list[Mismatch] = []
+        for name, tree in self._items(self.route.result.leaves).items():
+            if name == self.where.aux:  # a run that went on there may have other ones
+                continue
+            disk = read_metadata(place, name, aux=self.where.aux)
+            found = _leaves(disk)
+            flat = flatten(tree)
+            wanted = dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
+            for key in sorted({*wanted, *found}):
+                told = [_described(each.get(key)) for each in (wanted, found)]
+                if None not in told and told[0] != told[1]:
+                    faults.append(Mismatch(key, "exists", *map(str, told)))
+        if faults:
+            hint = "it was converted by other words, or is another run's: remove it, or convert to another directory"
+            faults[-1] = dataclasses.replace(faults[-1], hint=hint)
+            raise CheckpointExistsError(f"{place} is not what this makes", faults)
 
     def verify(self, draft: Path, *, values: bool) -> None:
         """Raises unless the new checkpoint has the leaves that it should have, and with ``values``, their bits."""
@@ -384,6 +419,13 @@ _BESIDE = (COMMIT_FILE, "orbax.checkpoint", "descriptor")
 def _bytes(leaf: Any) -> int:
     shape = getattr(leaf, "shape", ())
     return math.prod(shape) * getattr(getattr(leaf, "dtype", None), "itemsize", 8)
+
+
+def _described(leaf: Any) -> str | None:
+    """What a leaf is, or that there is none; None of what only has a place in files."""
+    if leaf is None:
+        return "no such leaf"
+    return leaves.describe(leaf) if leaves.signature(leaf) is not None else None
 
 
 def _savable(value: Any) -> Any:
