@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,19 @@ def test_the_item_that_is_of_a_version_is_found(tmp_path: Path) -> None:
         also={"x": {"y": jnp.ones(2)}},
     )
     same(cs.orbax.restore(tmp_path / "0", abstract(every["V3"]), REGISTRY), every["V3"])
+
+
+def test_what_takes_one_lens_says_how_a_registry_has_it(tmp_path: Path) -> None:
+    state = states()["V3"]
+    ocp.save(tmp_path / "0", state)
+    calls: list[Callable[[Any], Any]] = [
+        lambda registry: cs.orbax.convert(tmp_path / "0", tmp_path / "1", registry),
+        lambda registry: cs.orbax.items_of(state, registry),
+        lambda registry: cs.orbax.abstract_items(state, registry),
+        lambda registry: cs.orbax.state_of({"state": state}, state, registry),
+        lambda registry: cs.orbax.save(tmp_path / "1", state, registry),
+    ]
+    for call in calls:
+        with pytest.raises(cs.ConformanceError, match=r"registry\.lens\(V1, V3\)"):
+            call(REGISTRY)
+    assert not (tmp_path / "1").exists()

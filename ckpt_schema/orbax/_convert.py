@@ -15,6 +15,7 @@ from etils import epath
 from ckpt_schema._compat import ROOT_FILE
 from ckpt_schema._lens.adapt.stacks import Scan
 from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.registry import Registry
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._messages.text import counted
 from ckpt_schema._safetensors.weights import is_of_weights
@@ -148,8 +149,9 @@ class _Order:
             hint = "ckpt_schema.hf.restore reads it, and save of ckpt_schema.orbax writes what it returns"
             found = "a folder of Hugging Face, whose files are no arrays of Orbax"
             raise refusal(source, found, hint)
-        if isinstance(self.lens_or_target, Lens):
+        if isinstance(self.lens_or_target, (Lens, Registry)):
             verify_arguments(self.lens_or_target, disk_side=self.disk_side)
+        if isinstance(self.lens_or_target, Lens):
             route = route_through(source, self.lens_or_target, self.disk_side, self.where)
         else:
             route = route_to(source, self.lens_or_target, self.words, self.where)

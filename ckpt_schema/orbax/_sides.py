@@ -17,6 +17,7 @@ from ckpt_schema._layouts.table import Layout, Slot, called
 from ckpt_schema._lens.axis_rules import Replicated
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import only_moves
+from ckpt_schema._lens.registry import Registry
 from ckpt_schema._lens.replicas import CopiedTree, copies_fault
 from ckpt_schema._trees.conformance import Match, Matcher
 from ckpt_schema._trees.containers import FlatTree, Tree, flatten
@@ -65,6 +66,11 @@ class Fit:
     slots: Mapping[Slot, int]
 
 
+_OF_VERSIONS = (
+    "name the two versions: registry.lens(V1, V3); restore alone finds out which one is on disk"
+)
+
+
 def verify_arguments(lens: object, **sides: object) -> None:
     """Raises unless these are a lens, and sides by name or None.
 
@@ -74,6 +80,8 @@ def verify_arguments(lens: object, **sides: object) -> None:
     faults: list[Mismatch] = []
     if not isinstance(lens, Lens):
         hint = "the path comes first, then the tree, then the lens"
+        if isinstance(lens, Registry):
+            hint = _OF_VERSIONS
         faults.append(Mismatch("lens", "argument", "a Lens", f"a {type(lens).__name__}", hint))
     faults += (
         Mismatch(name, "argument", '"source" or "view"', repr(side))
