@@ -13,6 +13,7 @@ import pytest
 from absl import flags
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
+from support.profiles import sampled
 
 import ckpt_schema as cs
 from ckpt_schema.testing._distributed import run_distributed
@@ -116,7 +117,7 @@ def in_a_slice(name: str, folder: Path) -> list[Any]:
     return JOBS[name](folder, number)
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", sampled([*JOBS], 2))
 def test_a_run_of_slices_goes_on_through_a_lens(tmp_path: Path, name: str) -> None:
     found = run_distributed(SLICES, in_a_slice, name, tmp_path, devices=2)
     assert found == [[2, ["nnx_aux", "state"]]] * SLICES
