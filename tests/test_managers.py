@@ -313,6 +313,71 @@ def _as_words(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
+# --- each door of Orbax: what is saved, and what comes back of what is asked for  ---
+
+Door = Callable[[Path, Any, Any], Any]
+
+
+def by_items(path: Path, items: Any, wanted: Any) -> Any:
+    v1.save_checkpointables(path, items)
+    return v1.load_checkpointables(path, wanted)
+
+
+def by_items_async(path: Path, items: Any, wanted: Any) -> Any:
+    v1.save_checkpointables_async(path, items).result()
+    return v1.load_checkpointables(path, wanted)
+
+
+def as_one_pytree(path: Path, items: Any, wanted: Any) -> Any:
+    v1.save(path, items)
+    return v1.load(path, wanted)
+
+
+def by_arguments(kind: Any) -> Door:
+    def door(path: Path, items: Any, wanted: Any) -> Any:
+        with kind(v0.CompositeCheckpointHandler()) as checkpointer:
+            told = {name: v0.args.StandardSave(tree) for name, tree in items.items()}
+            config = {"config": v0.args.JsonSave({"lr": 0.1})}
+            checkpointer.save(path, args=v0.args.Composite(**told, **config))
+            if kind is v0.AsyncCheckpointer:
+                checkpointer.wait_until_finished()
+            asked = {name: v0.args.StandardRestore(tree) for name, tree in wanted.items()}
+            config = {"config": v0.args.JsonRestore()}
+            found = checkpointer.restore(path, args=v0.args.Composite(**asked, **config))
+        assert found["config"] == {"lr": 0.1}
+        return found
+
+    return door
+
+
+def by_standard(path: Path, items: Any, wanted: Any) -> Any:
+    with v0.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, items)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(path, wanted)
+
+
+DOORS: dict[str, Door] = {
+    "save_checkpointables": by_items,
+    "save_checkpointables_async": by_items_async,
+    "save": as_one_pytree,
+    "Checkpointer": by_arguments(v0.Checkpointer),
+    "AsyncCheckpointer": by_arguments(v0.AsyncCheckpointer),
+    "StandardCheckpointer": by_standard,
+}
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_every_door_takes_items_and_gives_the_state_back(tmp_path: Path, name: str) -> None:
+    state, target = new(), abstract(new())
+    items = cs.orbax.items_of(state, SMALL)
+    found = DOORS[name](tmp_path / "0", items, cs.orbax.abstract_items(target, SMALL))
+    expected = jax.device_put(state, _sharding(target))
+    same(cs.orbax.state_of(found, target, SMALL), expected)
+    if name not in ("save", "StandardCheckpointer"):
+        same(cs.orbax.restore(tmp_path / "0", target, SMALL), expected)
+
+
 def test_a_step_that_takes_the_state_does_not_change_what_is_being_saved(tmp_path: Path) -> None:
     state = {
         "w": jnp.ones((512, 512)),
