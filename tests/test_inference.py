@@ -613,3 +613,22 @@ def test_a_row_is_closed_once_it_is_made_and_can_be_copied() -> None:
     for one in (*copies, dataclasses.replace(row)):
         assert one == row and hash(one) == hash(row) and type(one) is type(row)
     assert dataclasses.replace(row, optional=True) != row
+
+
+class Scaled(nnx.Module):
+    """A module that keeps arrays and keys in no Variable."""
+
+    def __init__(self) -> None:
+        self.kernel = nnx.Param(jnp.ones(3))
+        self.scale = nnx.data(jnp.full(3, 2.0))
+        self.key = nnx.data(jax.random.key(5))
+
+
+def test_an_array_that_is_in_no_variable_stays_one() -> None:
+    state = nnx.state(Scaled())
+    layout = cs.infer(state)
+    kinds = {row.key: row.kind for row in layout.rows}
+    assert kinds == {("kernel",): nnx.Param, ("scale",): jax.Array, ("key",): jax.Array}
+    assert "float32[3]  Array" in str(layout)
+    cs.assert_trees_identical(cs.adapt(state, state).get(state), state)
+    assert cs.from_json(cs.to_json(layout), cs.Layout) == layout

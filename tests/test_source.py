@@ -17,7 +17,7 @@ import pytest
 import whisper_models
 from flax import nnx
 from jaxtyping import Array, Float32
-from support import optimizers
+from support import flax_layers, optimizers
 
 import ckpt_schema as cs
 
@@ -180,6 +180,26 @@ def test_what_is_executed_is_the_layout_that_was_written(name: str) -> None:
     text = cs.to_source(layout)
     assert told(executed(text)) == told(layout)
     assert cs.to_source(READINGS[name]()) == text
+
+
+LAYERS = {
+    **{f"Linen's {name}": (flax_layers.of_linen, name) for name in flax_layers.LINEN},
+    **{f"NNX's {name}": (flax_layers.of_nnx, name) for name in flax_layers.NNX},
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:keep_rngs")
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_each_layer_of_flax_is_written(layer: str, full: bool) -> None:
+    make, name = LAYERS[layer]
+    state = make(name, 2, full)
+    layout = cs.infer(state)
+    found = executed(cs.to_source(layout))
+    assert told(found) == told(layout)
+    assert cs.check(found, state).ok
+    if layout.rows:  # what is made anew is of the same kinds, plain arrays too
+        cs.assert_trees_identical(cs.derive(found, found).get(state), state)
 
 
 def states(names: list[str]) -> list[str]:

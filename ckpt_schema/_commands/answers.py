@@ -82,7 +82,7 @@ def answer_show(
             f"{in_bytes(whole['bytes'])}"
         )
     cells = [
-        (format_path(row.key), str(row.stored), *_size_cells(size), _kind(row) or "")
+        (format_path(row.key), str(row.stored), *_size_cells(size), leaves.kind_name(row.kind))
         for row, size in zip(rows, sizes, strict=True)
     ]
     print("\n".join(columns(cells)))
@@ -346,17 +346,13 @@ def _words(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def _kind(row: Row) -> str | None:
-    return row.kind.__name__ if isinstance(row.kind, type) else row.kind
-
-
 def _row_json(row: Row, size: _Size) -> dict[str, Any]:
     known = {
         "key": format_path(row.key),
         "path": "/".join(row.path),
         "dtype": row.leaf.dtype,
         "shape": [dims_.format_dim(dim) for dim in row.dims],
-        "kind": _kind(row),
+        "kind": leaves.kind_name(row.kind) or None,
         "leaves": size.leaves,
         "bytes": size.bytes,
     }

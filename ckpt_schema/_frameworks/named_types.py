@@ -14,6 +14,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
+import jax
 from flax import nnx
 
 from ckpt_schema._layouts.paths import Key
@@ -36,6 +37,7 @@ _PLAIN: Mapping[str, type] = {
     "list": list,
     "dict": dict,
     "collections.OrderedDict": collections.OrderedDict,
+    "jax.Array": jax.Array,
 }
 _LIBRARIES = ("flax", "optax")
 """What is loaded already, and may be named."""
@@ -136,8 +138,10 @@ class KnownTypes:
         self._traits[name] = traits
 
     def variable(self, name: str) -> type | None:
-        """The Variable type of this name; None where it stands for something else."""
+        """The Variable type of this name, or that of a plain array; None where it stands for something else."""
         found = self._found(name)
+        if found is jax.Array:
+            return found
         if found is None:
             base = self._traits.get(name, TypeTraits()).variable
             whole = _of_library(base) if base else nnx.Variable
@@ -149,7 +153,7 @@ class KnownTypes:
         found = self._found(name)
         if found is None:
             found = _stand_in(name, object, self._traits.get(name, TypeTraits()).fields)
-        return None if issubclass(found, nnx.Variable) else found
+        return None if found is jax.Array or issubclass(found, nnx.Variable) else found
 
     def structure(self, key: Any, kind: type, names: tuple[Key, ...]) -> Any:
         """What a found container is built by anew: what a known layout has there, or what nobody tells."""

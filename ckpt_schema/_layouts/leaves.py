@@ -52,6 +52,7 @@ __all__ = [
     "key_dtype",
     "key_impl",
     "key_words",
+    "kind_name",
     "materialized",
     "number_bits",
     "signature",
@@ -289,6 +290,19 @@ def is_mutable(value: Any) -> bool:
 def is_array_class(kind: type) -> bool:
     """Whether values of a class are arrays, abstract or traced ones too."""
     return issubclass(kind, (jax.Array, Tracer, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+
+
+def kind_name(kind: type | str | None) -> str:
+    """What a leaf is, in a word: its collection or its Variable type, ``Array`` where it is in no Variable.
+
+    Example:
+        >>> kind_name("batch_stats"), kind_name(jax.Array), kind_name(None)
+        ('batch_stats', 'Array', '')
+    """
+    if isinstance(kind, type):
+        # jax calls the class of its arrays after the module that it is compiled in.
+        return kind.__name__.rpartition(".")[2]
+    return kind or ""
 
 
 def is_narrowed(dtype: Any) -> bool:

@@ -11,7 +11,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import overlaps, paths
 from ckpt_schema._layouts.dims import AxisName, Dim, Dims
 from ckpt_schema._layouts.immutable import immutable, replaced
-from ckpt_schema._layouts.leaves import Default, Leaf
+from ckpt_schema._layouts.leaves import Default, Leaf, kind_name
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema._layouts.pytrees import TreeDef
 from ckpt_schema._messages.html import Section
@@ -65,7 +65,8 @@ class Row:
         key: The key path, with one index symbol per unrolled repeat.
         leaf: The leaf of *one* repeat: its dims and dtype.
         repeats: The levels of repetition, outermost first, one per ``[]`` of the path.
-        kind: The NNX Variable type, or the name of the Linen collection, or None.
+        kind: The NNX Variable type, ``jax.Array`` for a plain array beside Variables, or the name of the Linen collection,
+            or None.
         metadata: What a new Variable of this row carries besides its value.
         default: How the leaf is made where the other side has no place for it; None makes it required.
         optional: Whether a tree may lack it.
@@ -392,9 +393,9 @@ def _cells(row: Row) -> tuple[str, str, str, str]:
 
 
 def _remarks(row: Row) -> str:
-    kind = row.kind if isinstance(row.kind, str) or row.kind is None else row.kind.__name__
     absent = "ephemeral" if row.ephemeral else "optional" if row.optional else ""
-    return ", ".join(filter(None, [kind, f"default {row.default}" if row.default else "", absent]))
+    default = f"default {row.default}" if row.default else ""
+    return ", ".join(filter(None, [kind_name(row.kind), default, absent]))
 
 
 def verify_table(table: Layout) -> Layout:

@@ -107,7 +107,10 @@ class Grower:
         key = group[0][1][at.start : end]
         said: list[tuple[str, str]] = []
         usual = f"{name}/{{i}}" if is_list else name
-        if paths.format_path(key) != usual:
+        segments: tuple[Any, ...] = key  # of any type that a dict has keys of
+        if not all(isinstance(segment, (str, int, Index)) for segment in segments):
+            said.append(("key", repr(key)))  # no text is read as such a key
+        elif paths.format_path(key) != usual:
             said.append(("key", quoted(paths.format_path(key))))
         if count is not None and axes[-1]:
             said.append(("axis", str(axes[-1])))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 
+import jax
+
 from ckpt_schema._frameworks.named_types import given_out_by
+from ckpt_schema._layouts.leaves import kind_name
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["Imports", "quoted"]
 
 _KNOWN = {
+    "jax": ("jax", "import jax"),
     "flax.nnx": ("nnx", "from flax import nnx"),
     "flax.nnx.optimizer": ("nnx.optimizer", "from flax import nnx"),
     "optax": ("optax", "import optax"),
@@ -47,9 +51,10 @@ class Imports:
         if kind.__module__ == "builtins":
             return kind.__qualname__
         for module, (alias, line) in _KNOWN.items():
-            if getattr(sys.modules.get(module), kind.__qualname__, None) is kind:
+            name = kind_name(kind) if kind is jax.Array else kind.__qualname__
+            if getattr(sys.modules.get(module), name, None) is kind:
                 self._lines.add(line)
-                return f"{alias}.{kind.__qualname__}"
+                return f"{alias}.{name}"
         # What a package gives out is imported from there, and not from where it is written.
         module = given_out_by(kind)
         if module is not None:

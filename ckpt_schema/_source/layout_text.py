@@ -183,6 +183,9 @@ class LayoutText:
         for root in self._roots:
             yield from self.writer.classes(root.branch)
         base = "cs.Schema"
+        if not self._order:  # a model without a leaf
+            base = "cs.Plain"
+            yield "class Nothing(cs.Schema):\n    pass"
         if self._table.container == "nnx":
             base = "cs.nnx.State"
         elif any(root.is_model and root.rows[0][0].kind is None for root in self._roots):
@@ -205,6 +208,8 @@ class LayoutText:
             elif root is not None:
                 dims = self.writer.dims(root.branch)
                 lines.append("    " + self.writer.attribute(root.branch, dims, used))
+        if not self._order:
+            lines.append('    params: Nothing = cs.field(key="")')
         yield "\n".join(lines)
 
     def _outer_nodes(self) -> list[Node]:

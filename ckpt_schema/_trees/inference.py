@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from ckpt_schema._frameworks.envelopes import (
     Envelope,
     Found,
@@ -151,7 +153,8 @@ def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:
             (n for n in levels if key[n] in names and (key[:n] in variables or not variables)),
             len(key),
         )
-        kind, metadata = variables.get(key[:at], (None, ()))
+        # Beside Variables, an array that is in none of them is a plain one, and stays one.
+        kind, metadata = variables.get(key[:at], (jax.Array if variables else None, ()))
         found.append(
             Found((*key[:at], *key[at + 1 :]), value, kind, metadata, max(len(key) - 1 - at, 0))
         )

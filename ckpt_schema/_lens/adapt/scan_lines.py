@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import jax
+
 from ckpt_schema._lens.read_sides import Axes
 
 __all__ = ["ScanLine", "scan_lines"]
@@ -39,8 +41,12 @@ def _written(axes: Axes) -> str:
     """Axes as they are pasted."""
     if not isinstance(axes, Mapping):
         return repr(axes)
-    cells = [
-        f"{_KIND.format(kind.__name__) if isinstance(kind, type) else repr(kind)}: {axis}"
-        for kind, axis in axes.items()
-    ]
+    cells = [f"{_kind(kind)}: {axis}" for kind, axis in axes.items()]
     return f"{{{', '.join(cells)}}}"
+
+
+def _kind(kind: type | str) -> str:
+    """A collection or a Variable type as it is pasted."""
+    if not isinstance(kind, type):
+        return repr(kind)
+    return "jax.Array" if kind is jax.Array else _KIND.format(kind.__name__)

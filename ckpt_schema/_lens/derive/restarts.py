@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ckpt_schema._frameworks.state_names import USUAL_COLLECTION
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
-from ckpt_schema._layouts.leaves import Init
+from ckpt_schema._layouts.leaves import Init, kind_name
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Part, Row
 from ckpt_schema._lens.derive.alignment import Alignment, Owners
@@ -419,4 +419,4 @@ def is_param_row(row: Row) -> bool:
 
 
 def _kind(row: Row) -> str:
-    return row.kind if isinstance(row.kind, str) else getattr(row.kind, "__name__", "of no kind")
+    return kind_name(row.kind) or "of no kind"
