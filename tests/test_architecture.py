@@ -37,6 +37,7 @@ ORDER = """
     _layouts.pytrees
     _layouts.table
     _layouts.precision
+    _layouts.presence
     _frameworks
     _frameworks.state_names
     _layouts.kinds
@@ -208,6 +209,7 @@ ORDER = """
     _source.importing
     _source.branches
     _source.equal_parts
+    _source.ready_blocks
     _source.size_names
     _source.python_text
     _source.kept_text

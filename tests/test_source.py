@@ -202,6 +202,87 @@ def test_each_layer_of_flax_is_written(layer: str, full: bool) -> None:
         cs.assert_trees_identical(cs.derive(found, found).get(state), state)
 
 
+WRITTEN = {
+    "Linen's Dense": "blocks.linen.Dense",
+    "Linen's BatchNorm": "blocks.linen.BatchNorm",
+    "Linen's MultiHeadAttention": "blocks.linen.MultiHeadAttention",
+    "NNX's BatchNorm": "blocks.nnx.BatchNorm",
+    "NNX's Conv": "blocks.nnx.Conv",
+    "NNX's Einsum": "blocks.nnx.Einsum",
+    "NNX's Embed": "blocks.nnx.Embed",
+    "NNX's LSTMCell": "blocks.nnx.LSTMCell",
+    "NNX's LayerNorm": "blocks.nnx.RMSNorm",  # which is what it is without a bias
+    "NNX's Linear": "blocks.nnx.Linear",
+    "NNX's LoRALinear": "blocks.nnx.LoRALinear",
+    "NNX's MultiHeadAttention": "blocks.nnx.MultiHeadAttention",
+    "NNX's PReLU": "blocks.nnx.PReLU",
+}
+
+
+@pytest.mark.parametrize("layer", WRITTEN)
+def test_a_layer_of_flax_is_written_as_its_block(layer: str) -> None:
+    make, name = LAYERS[layer]
+    text = cs.to_source(cs.infer(make(name, 2, False)))
+    assert f"    layer: {WRITTEN[layer]}" in text
+
+
+def test_where_a_block_says_something_else_a_class_is_written() -> None:
+    kernel, bias = jnp.zeros((2, 3)), jnp.zeros(3)
+    others: list[dict[str, Any]] = [
+        {"kernel": kernel, "bias": jnp.zeros(2)},
+        {"kernel": kernel.astype(int), "bias": bias},
+        {"kernel": kernel, "bias": bias, "more": bias},
+        {"bias": bias},
+        {"kernel": [kernel, kernel]},
+    ]
+    for layer in others:
+        layout = cs.infer({"params": {"layer": layer}})
+        text = cs.to_source(layout)
+        assert "blocks" not in text and told(executed(text)) == told(layout)
+    text = cs.to_source(cs.infer({"params": {"layer": {"kernel": kernel, "bias": bias}}}))
+    assert "    layer: blocks.linen.Dense = " in text
+
+
+def test_an_attribute_called_blocks_hides_no_block() -> None:
+    layer = {"up": {"kernel": jnp.zeros((2, 3))}}
+    layout = cs.infer({"params": {"blocks": [layer, layer], "head": layer["up"]}})
+    text = cs.to_source(layout)
+    assert "    blocks: list[Block]" in text and "    head: cs.blocks.linen.Dense" in text
+    assert told(executed(text)) == told(layout)
+
+
+def test_layers_of_several_dtypes_are_told_by_globs() -> None:
+    norm = {"scale": jnp.zeros(3)}
+    layer = {"up": {"kernel": jnp.zeros((2, 3), "bfloat16")}, "norm": norm}
+    layout = cs.infer({"params": {"a": layer, "b": layer, "c": {"up": layer["up"]}}})
+    text = cs.to_source(layout)
+    assert 'dtype={"**": "bfloat16", "**/scale": "float32"}' in text
+    assert told(executed(text)) == told(layout)
+
+
+def test_a_small_change_of_a_model_is_a_small_change_of_the_text() -> None:
+    def text(bias: bool) -> list[str]:
+        layer: dict[str, Any] = {"kernel": jnp.zeros((2, 3))}
+        changed = {**layer, "bias": jnp.zeros(3)} if bias else layer
+        layers = {f"layer_{n}": layer for n in range(20)}
+        return cs.to_source(cs.infer({"params": {**layers, "layer_7": changed}})).splitlines()
+
+    pair = text(False), text(True)
+    assert len(set(pair[0]) ^ set(pair[1])) <= 6
+
+
+def test_a_schema_of_blocks_is_written_as_itself() -> None:
+    class Layer(cs.Schema):
+        up: cs.blocks.linen.Dense = cs.field(dims={"out_features": "mlp"})
+        norm: cs.blocks.linen.BatchNorm = cs.field(dims={"features": "mlp"})
+
+    for schema in (Layer, cs.linen.Params[Layer], cs.nnx.Params[Layer]):
+        text = cs.to_source(schema)
+        assert told(executed(text)) == told(cs.layout(schema))
+        assert "dtype=" not in text and "has=" not in text
+        assert "up: blocks." in text and "norm: blocks." in text
+
+
 def states(names: list[str]) -> list[str]:
     """The transformations of optax whose states are not written as they are."""
     wrong: list[str] = []

@@ -218,6 +218,7 @@ class _Reader:
             shape.leaf,
             shape.repeats,
             self._kind(mirror=True),
+            optional=param.optional,  # of a leaf that a tree lacks nothing is kept
             body=len(start),
             inside=len(tail) if boxed else 0,
             mirrors="/".join(param.path),

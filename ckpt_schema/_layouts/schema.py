@@ -42,6 +42,7 @@ from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.precision import Dtypes, typed
+from ckpt_schema._layouts.presence import with_presence
 from ckpt_schema._layouts.table import Layout, Node, Row, Series, holders, verify_table
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
@@ -487,6 +488,7 @@ def layout(
     *,
     dims: Mapping[str, int] | None = None,
     dtype: Dtypes | None = None,
+    has: Iterable[str] | None = None,
 ) -> Layout:
     """The layout of a schema on its own: nested dicts, spelled as the schema says. A `Layout` is returned as it is.
 
@@ -495,10 +497,12 @@ def layout(
         dims: Sizes in elements, of all dims or of some: the layout is for trees of these sizes alone.
         dtype: Which floats its leaves of any float are: one dtype, or several by globs of logical
             paths, ``{"**": "bfloat16", "norm": "float32"}``, of which the one that names more decides.
+        has: Which of the leaves that a tree may lack it has, by globs of logical paths, ``["**/bias"]``:
+            a tree has to have these, and has none of the others. Unless given, a tree may lack them all.
 
     Raises:
         SchemaError: It is no schema, or two leaves have one key path, or a size is none, or a leaf
-            of any float has no dtype or two.
+            of any float has no dtype or two, or a glob means no leaf that a tree may lack.
 
     Example:
         >>> from jaxtyping import Array, Float32
@@ -511,7 +515,8 @@ def layout(
     if not isinstance(source, Layout):
         _verify_schema(source)
         source = _layout(source)
-    table = source if dtype is None else typed(source, dtype)
+    table = source if has is None else with_presence(source, has)
+    table = table if dtype is None else typed(table, dtype)
     return table if dims is None else table.sized(dims)
 
 

@@ -33,6 +33,7 @@ class Imports:
         """Knows what each text imports."""
         self._lines: set[str] = set()
         self._from: dict[str, set[str]] = {}
+        self._has_blocks = False
         self.faults: list[Mismatch] = []
 
     def jaxtyping(self, name: str) -> str:
@@ -43,6 +44,19 @@ class Imports:
     def whole(self, module: str) -> None:
         """Notes a module."""
         self._lines.add(f"import {module}")
+
+    def block(self, library: str, name: str, is_taken: bool) -> str:
+        """A ready-made block.
+
+        Args:
+            library: The module that has it.
+            name: What it is called there.
+            is_taken: Whether a class has an attribute ``blocks``, which would stand for it.
+        """
+        if is_taken:
+            return f"cs.blocks.{library}.{name}"
+        self._has_blocks = True
+        return f"blocks.{library}.{name}"
 
     def spell(self, kind: type) -> str:
         """How a class is written."""
@@ -69,7 +83,8 @@ class Imports:
     def names(self) -> set[str]:
         """Every name that the statements bind."""
         whole = {line.rpartition(" ")[2].partition(".")[0] for line in self._lines}
-        return whole.union({"cs"}, *self._from.values())
+        own = {"cs", "blocks"} if self._has_blocks else {"cs"}
+        return whole.union(own, *self._from.values())
 
     def lines(self) -> list[str]:
         """The statements."""
@@ -78,7 +93,10 @@ class Imports:
             for module, names in self._from.items()
         ]
         found = sorted([*self._lines, *several], key=lambda line: (line.startswith("from"), line))
-        return [*found, "", "import ckpt_schema as cs"] if found else ["import ckpt_schema as cs"]
+        own = ["import ckpt_schema as cs"]
+        if self._has_blocks:
+            own.append("from ckpt_schema import blocks")
+        return [*found, "", *own] if found else own
 
 
 def quoted(text: str) -> str:

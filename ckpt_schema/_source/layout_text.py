@@ -11,14 +11,17 @@ from ckpt_schema._frameworks.state_names import USUAL_COLLECTION
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.immutable import replaced
-from ckpt_schema._layouts.paths import Index, Pattern
+from ckpt_schema._layouts.paths import Index, LogicalPath, Pattern
+from ckpt_schema._layouts.precision import open_rows
+from ckpt_schema._layouts.presence import may_lack
 from ckpt_schema._layouts.table import Layout, Node, Row
 from ckpt_schema._source.branches import Branch, Grower
 from ckpt_schema._source.equal_parts import Sharing
 from ckpt_schema._source.flat_keys import Placed, holds_levels, parted_key, separator_of
 from ckpt_schema._source.importing import Imports, quoted
 from ckpt_schema._source.kept_text import KeptText, TrainedModel, container_items
-from ckpt_schema._source.python_text import ClassWriter, call, class_name, mapping
+from ckpt_schema._source.python_text import ClassWriter, bracketed, call, class_name, mapping
+from ckpt_schema._source.ready_blocks import BlockKind, ReadyBlocks, globs_of
 from ckpt_schema._source.size_names import SizeNames, guessed_names
 from ckpt_schema.errors import SchemaError
 
@@ -118,8 +121,34 @@ class LayoutText:
             self._sizes = guessed_names([root.branch for root in models])
             self._roots = [self._with_names(root) for root in self._roots]
         sharing = Sharing([root.branch for root in self._roots])
-        sizes = self._sizes.sizes
-        self.writer = ClassWriter(sharing, imports, sizes, taken, around.known, self.name)
+        self.writer = ClassWriter(
+            sharing,
+            imports,
+            self._sizes.sizes,
+            taken,
+            around.known,
+            self.name,
+            ready=ReadyBlocks(
+                self._side(),
+                tells_dtypes=not open_rows(self._table),
+                tells_presence=not any(map(may_lack, self._table.rows)),
+                axes=frozenset(_stack_axes(self._table)),
+            ),
+            models=[root.branch for root in self._roots if root.is_model],
+        )
+
+    def _side(self) -> BlockKind:
+        """What the leaves of blocks are in this layout."""
+        if self._table.container == "nnx":
+            return "nnx"
+        if self._is_model:
+            return "bare"
+        return "plain" if self._is_plain else "linen"
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether models in it tell of no framework."""
+        return any(root.is_model and root.rows[0][0].kind is None for root in self._roots)
 
     def _with_names(self, root: _Root) -> _Root:
         if not root.is_model and not self._is_model:
@@ -181,14 +210,14 @@ class LayoutText:
     def classes(self) -> Iterator[str]:
         """The class statements, that of the whole tree last."""
         for root in self._roots:
-            yield from self.writer.classes(root.branch)
+            yield from self.writer.classes(root.branch, self.writer.dims(root.branch))
         base = "cs.Schema"
         if not self._order:  # a model without a leaf
             base = "cs.Plain"
             yield "class Nothing(cs.Schema):\n    pass"
         if self._table.container == "nnx":
             base = "cs.nnx.State"
-        elif any(root.is_model and root.rows[0][0].kind is None for root in self._roots):
+        elif self._is_plain:
             base = "cs.Plain"
         arguments = [base]
         if self.name != self._table.name:
@@ -207,10 +236,24 @@ class LayoutText:
                 lines.append("    " + self._kept_line(name))
             elif root is not None:
                 dims = self.writer.dims(root.branch)
-                lines.append("    " + self.writer.attribute(root.branch, dims, used))
+                branch = root.branch
+                if root.is_model and not dict(branch.said).get("key", "").startswith("{"):
+                    branch = self._with_collections(root.branch, dims)
+                lines.append("    " + self.writer.attribute(branch, dims, used))
         if not self._order:
             lines.append('    params: Nothing = cs.field(key="")')
         yield "\n".join(lines)
+
+    def _with_collections(self, branch: Branch, dims: Sequence[Dim]) -> Branch:
+        """A model of params alone, with a key for the other collections that blocks in it speak of."""
+        if self._side() != "linen":
+            return branch
+        if not any(fit.has_collections for _, fit in self.writer.fits(branch, dims)):
+            return branch
+        said = dict(branch.said)
+        own = said.get("key", quoted(branch.name))
+        said["key"] = f'{{"{USUAL_COLLECTION}": {own}, ...: "{{collection}}"}}'
+        return replaced(branch, said=tuple(said.items()))
 
     def _outer_nodes(self) -> list[Node]:
         homes = [*self._states.values()]
@@ -248,13 +291,47 @@ class LayoutText:
 
     def last_lines(self, layout: str = "layout", sizes: str = "SIZES") -> list[str]:
         """The sizes of all dims, and the layout at these."""
-        if not self._sizes.sizes:
-            return [f"{layout} = cs.layout({self.name})"]
-        lines = [f"{sizes} = {{"]
-        for name, size in self._sizes.sizes.items():
-            doubt = self._sizes.doubts.get(name)
-            lines.append(f"    {quoted(name)}: {size},{f'  # {doubt}' if doubt else ''}")
-        return [*lines, "}", f"{layout} = cs.layout({self.name}, dims={sizes})"]
+        lines: list[str] = []
+        said = [*self._of_blocks()]
+        if self._sizes.sizes:
+            lines.append(f"{sizes} = {{")
+            for name, size in self._sizes.sizes.items():
+                doubt = self._sizes.doubts.get(name)
+                lines.append(f"    {quoted(name)}: {size},{f'  # {doubt}' if doubt else ''}")
+            lines.append("}")
+            said.insert(0, f"dims={sizes}")
+        return [*lines, f"{layout} = {bracketed('cs.layout(', [self.name, *said], ')', 0)}"]
+
+    def _of_blocks(self) -> Iterator[str]:
+        """What the layout says of all its blocks: of which floats they are, and what they have."""
+        dtypes: dict[LogicalPath, str] = {}
+        present: list[LogicalPath] = []
+        absent: list[LogicalPath] = []
+        rows = {row.path: row for row in self._table.rows}
+        for root in self._roots:
+            for path, fit in self.writer.fits(root.branch, self.writer.dims(root.branch)):
+                dtypes |= {(*path, *own): rows[*path, *own].leaf.dtype for own in fit.open_leaves}
+                present += [(*path, *own) for own in fit.present]
+                absent += [(*path, *own) for own in fit.absent]
+        if dtypes:
+            yield f"dtype={_dtype_text(dtypes)}"
+        if present or absent:
+            yield f"has={bracketed('[', map(quoted, globs_of(present, absent)), ']', 4)}"
+
+
+def _dtype_text(dtypes: Mapping[LogicalPath, str]) -> str:
+    """The dtypes of leaves as ``dtype=`` says them: the usual one of all, and of the others by globs."""
+    groups: dict[str, list[LogicalPath]] = collections.defaultdict(list)
+    for path, dtype in dtypes.items():
+        groups[dtype].append(path)
+    usual, *others = sorted(groups, key=lambda dtype: -len(groups[dtype]))
+    if not others:
+        return quoted(usual)
+    said = {"**": quoted(usual)}
+    for dtype in others:
+        rest = [path for path, other in dtypes.items() if other != dtype]
+        said |= dict.fromkeys(globs_of(groups[dtype], rest), quoted(dtype))
+    return mapping(said, 4)
 
 
 def _is_param(kind: Any) -> bool:
@@ -285,6 +362,12 @@ def _segments(row: Row) -> int:
         return len(row.path) - 1
     bare = [s for s in row.key if isinstance(s, Index) and not s.prefix and not s.suffix]
     return len(row.path) - 1 + len(bare)
+
+
+def _stack_axes(table: Layout) -> Iterator[int]:
+    """The axes that layers are stacked on."""
+    for row in table.rows:
+        yield from (repeat.axis for repeat in row.repeats if repeat.axis is not None)
 
 
 def _separator(table: Layout) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jaxtyping
 
@@ -12,13 +12,15 @@ from ckpt_schema._frameworks.state_names import USUAL_COLLECTION
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._source.branches import Branch
 from ckpt_schema._source.equal_parts import SharedClass, Sharing
 from ckpt_schema._source.importing import Imports, quoted
+from ckpt_schema._source.ready_blocks import BlockFit, ReadyBlocks
 from ckpt_schema._source.size_names import identifier
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["ClassWriter", "call", "class_name", "mapping"]
+__all__ = ["ClassWriter", "bracketed", "call", "class_name", "mapping"]
 
 _WIDTH = 100
 _DTYPES = {"bfloat16": "BFloat16", "bool": "Bool"}
@@ -38,19 +40,35 @@ def call(function: str, arguments: Sequence[tuple[str, str]], indent: int = 4) -
         >>> call("cs.field", [("length", '"depth"')])
         'cs.field(length="depth")'
     """
-    written = [f"{name}={value}" for name, value in arguments]
-    line = f"{function}({', '.join(written)})"
+    return bracketed(f"{function}(", [f"{name}={value}" for name, value in arguments], ")", indent)
+
+
+def bracketed(start: str, several: Iterable[str], end: str, indent: int) -> str:
+    """What is written between brackets, on one line where it fits.
+
+    Example:
+        >>> bracketed("[", ['"a"', '"b"'], "]", 4)
+        '["a", "b"]'
+    """
+    written = [*several]
+    line = f"{start}{', '.join(written)}{end}"
     if indent + len(line) <= _WIDTH and "\n" not in line:
         return line
     inner = "".join(f"{' ' * (indent + 4)}{each},\n" for each in written)
-    return f"{function}(\n{inner}{' ' * indent})"
+    return f"{start}\n{inner}{' ' * indent}{end}"
 
 
-def mapping(items: Mapping[str, str], indent: int = 8) -> str:
-    """A dict from strings to what is written for them."""
+def mapping(items: Mapping[str, str], indent: int = 8, beside: int = 20) -> str:
+    """A dict from strings to what is written for them.
+
+    Args:
+        items: What is in it.
+        indent: Where its line begins.
+        beside: How much of the line is for what stands around it.
+    """
     written = [f"{quoted(name)}: {value}" for name, value in items.items()]
     line = f"{{{', '.join(written)}}}"
-    if len(line) + indent <= _WIDTH - 20:
+    if len(line) + indent <= _WIDTH - beside:
         return line
     inner = "".join(f"{' ' * (indent + 4)}{each},\n" for each in written)
     return f"{{\n{inner}{' ' * indent}}}"
@@ -80,6 +98,9 @@ class ClassWriter:
         taken: set[str],
         known: dict[str, str],
         root: str = "",
+        *,
+        ready: ReadyBlocks | None = None,
+        models: Sequence[Branch] = (),
     ) -> None:
         """Has written nothing.
 
@@ -90,6 +111,8 @@ class ClassWriter:
             taken: Names that no class may have.
             known: The classes that are written already, by what stands in them; these are added.
             root: What the class of the whole tree is called.
+            ready: The blocks that stand in the place of classes; none unless given.
+            models: What has a class of its own, whatever is in it.
         """
         self._sharing, self._imports, self._sizes = sharing, imports, sizes
         self._names: dict[int, str] = {}
@@ -98,6 +121,7 @@ class ClassWriter:
         self._totals: dict[tuple[int, tuple[Dim, ...]], int | None] = {}
         self._written: set[str] = set()  # these names
         self._taken, self._known, self._root = taken, known, root
+        self._ready, self._models = ready, models
         self._attributes = {
             child.name for shared in sharing.classes.values() for child in shared.children
         }
@@ -130,16 +154,52 @@ class ClassWriter:
         taken.add(f"{longer[0]}{number}")
         return f"{longer[0]}{number}"
 
-    def classes(self, branch: Branch) -> Iterator[str]:
-        """The class of an attribute, and before it those that it is made of, as far as they are not written yet."""
+    def fit(self, branch: Branch, dims: Sequence[Dim]) -> BlockFit | None:
+        """The block in the place of the class below an attribute, whose dims the class around it calls so."""
+        # Of a model by its children: its field may say more by now.
+        if self._ready is None or any(branch.children is m.children for m in self._models):
+            return None
+        return self._ready.fit(branch, dims if branch.count is None else dims[1:])
+
+    def fits(
+        self, branch: Branch, dims: Sequence[Dim], above: LogicalPath = ()
+    ) -> Iterator[tuple[LogicalPath, BlockFit]]:
+        """The blocks in and below an attribute, each at its logical path."""
         if branch.leaf is not None or branch.stream:
+            return
+        here = (*above, branch.name + ("" if branch.count is None else "[]"))
+        fit = self.fit(branch, dims)
+        if fit is not None:
+            yield here, fit
+            return
+        for child, own in self._with_dims(branch.children, self._sharing.shared(branch).own):
+            yield from self.fits(child, own, here)
+
+    def _with_dims(
+        self, children: Sequence[Branch], own: Sequence[Dim]
+    ) -> Iterator[tuple[Branch, Sequence[Dim]]]:
+        """The attributes of a class, each with what the class calls its dims."""
+        at = 0
+        for child in children:
+            end = at + len(self.dims(child))
+            yield child, own[at:end]
+            at = end
+
+    def classes(self, branch: Branch, dims: Sequence[Dim]) -> Iterator[str]:
+        """The class of an attribute, and before it those that it is made of, as far as they are not written yet.
+
+        Args:
+            branch: The attribute.
+            dims: What the class around it calls its dims.
+        """
+        if branch.leaf is not None or branch.stream or self.fit(branch, dims) is not None:
             return
         number = self._sharing.shape(branch)
         if number in self._names:
             return
         shared = self._sharing.shared(branch)
-        for child in shared.children:
-            yield from self.classes(child)
+        for child, own in self._with_dims(shared.children, shared.own):
+            yield from self.classes(child, own)
         lines = [f'    """{self._counts(shared)}"""', ""]
         bases = "(cs.Schema):"
         if shared.separator:
@@ -156,12 +216,9 @@ class ClassWriter:
 
     def attributes(self, children: Sequence[Branch], own: Sequence[Dim]) -> Iterator[str]:
         """The lines of the attributes of a class, whose dims it calls so."""
-        at = 0
         used: set[str] = set()
-        for child in children:
-            end = at + len(self.dims(child))
-            yield "    " + self.attribute(child, own[at:end], used)
-            at = end
+        for child, dims in self._with_dims(children, own):
+            yield "    " + self.attribute(child, dims, used)
 
     def attribute(
         self,
@@ -176,6 +233,7 @@ class ClassWriter:
         if written != branch.name:
             said.insert(0, ("name", quoted(branch.name)))
         dims = [*own]
+        fit = self.fit(branch, own)
         if branch.count is not None:
             count = dims_.format_dim(dims.pop(0))
             word = "length" if branch.is_list else "scan"
@@ -184,14 +242,19 @@ class ClassWriter:
             kind = self._annotation(branch.leaf, dims)
         elif branch.stream:
             kind = f'cs.Stream["{branch.stream}"]'
+        elif fit is not None and self._ready is not None:
+            kind = self._imports.block(self._ready.library, fit.name, "blocks" in self._attributes)
+            if fit.dims:
+                said.append(("dims", mapping(_as_written(fit.dims), beside=len("dims=,"))))
         else:
             kind = self.name(branch)
             renames = self._renames(self._sharing.shared(branch), dims)
             if renames:
-                said.append(("dims", mapping(renames)))
+                said.append(("dims", mapping(renames, beside=len("dims=,"))))
         kind = f"list[{kind}]" if branch.is_list else kind
-        field = f" = {call('cs.field', said)}" if said else ""
-        return f"{written}: {kind}{field}"
+        if not said:
+            return f"{written}: {kind}"
+        return call(f"{written}: {kind} = cs.field", said)
 
     def _renames(self, shared: SharedClass, dims: Sequence[Dim]) -> dict[str, str]:
         """What the place of a class calls the dims that are the class's own."""
@@ -202,9 +265,8 @@ class ClassWriter:
         for inner, outer in zip(shared.own, dims, strict=True):
             if inner == outer or len(inner) != 1 or str(inner[0]) not in names:
                 continue
-            new = dims_.format_dim(outer)
-            found[str(inner[0])] = new if new.isdecimal() else quoted(new)
-        return dict(sorted(found.items()))
+            found[str(inner[0])] = dims_.format_dim(outer)
+        return _as_written(dict(sorted(found.items())))
 
     def _identifier(self, name: str, used: set[str]) -> str:
         classes, imported = self._written, self._imports.names()
@@ -291,6 +353,11 @@ class ClassWriter:
             shape = dims_.sizes_of(dims, self._sizes)
             whole = None if shape is None else math.prod(shape)
         return None if whole is None or times is None else times * whole
+
+
+def _as_written(dims: Mapping[str, str]) -> dict[str, str]:
+    """Names of dims as they are written: a size as a number."""
+    return {old: new if new.isdecimal() else quoted(new) for old, new in dims.items()}
 
 
 def _one_of(branch: Branch) -> str:

@@ -27,7 +27,8 @@ __all__ = ["to_source"]
 def to_source(given: Layout | type[Schema] | Lens, *, tx: str = "") -> str:
     """A layout or a lens as Python: the classes that declare it, in a text that can be imported.
 
-    What is equal is one class, and layers are one list or one stack. Dims of which numbers alone are known get names, one
+    A layer of Flax is its block, `ckpt_schema.blocks`, where that says just what is there. What is equal is one class, and
+    layers are one list or one stack. Dims of which numbers alone are known get names, one
     for each size: the text says what is to be doubted. Executed, it gives the same layout, under the name ``layout``.
 
     Of a lens both layouts are written, and the rules: executed, the text gives an equal lens under the name ``lens``.
@@ -46,22 +47,18 @@ def to_source(given: Layout | type[Schema] | Lens, *, tx: str = "") -> str:
         >>> kernel, bias = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((4, 8), (8,)))
         >>> layers = {f"layers_{n}": {"kernel": kernel, "bias": bias} for n in range(3)}
         >>> print(to_source(infer({"params": layers}, lists=["layers_{i}"])))
-        from jaxtyping import Array, Float32
-        <BLANKLINE>
         import ckpt_schema as cs
-        <BLANKLINE>
-        <BLANKLINE>
-        class Linear(cs.Schema):
-            \"\"\"2 leaves, 40 parameters.\"\"\"
-        <BLANKLINE>
-            bias: Float32[Array, " size_8"]
-            kernel: Float32[Array, "size_4 size_8"]
+        from ckpt_schema import blocks
         <BLANKLINE>
         <BLANKLINE>
         class Model(cs.Schema):
             \"\"\"2 leaves, 120 parameters.\"\"\"
         <BLANKLINE>
-            layers: list[Linear] = cs.field(key="layers_{i}", length="depth")
+            layers: list[blocks.linen.Dense] = cs.field(
+                key="layers_{i}",
+                length="depth",
+                dims={"in_features": "size_4", "out_features": "size_8"},
+            )
         <BLANKLINE>
         <BLANKLINE>
         class Inferred(cs.Schema, name="inferred"):
@@ -73,7 +70,7 @@ def to_source(given: Layout | type[Schema] | Lens, *, tx: str = "") -> str:
             "size_8": 8,  # nothing tells what it is
             "size_4": 4,  # nothing tells what it is
         }
-        layout = cs.layout(Inferred, dims=SIZES)
+        layout = cs.layout(Inferred, dims=SIZES, dtype="float32", has=["**/bias"])
         <BLANKLINE>
     """
     around = Around(tx=tx)

@@ -1,44 +1,8 @@
 from flax import nnx
-from jaxtyping import Array, Float32, Int32, UInt32
+from jaxtyping import Array, Int32, UInt32
 
 import ckpt_schema as cs
-
-
-class Embed(cs.Schema):
-    """1 leaf, 88 parameters."""
-
-    embedding: Float32[Array, "vocab embed"]
-
-
-class Linear(cs.Schema):
-    """2 leaves, 99 to 144 parameters."""
-
-    bias: Float32[Array, " outputs"]
-    kernel: Float32[Array, "inputs outputs"]
-
-
-class Projection(cs.Schema):
-    """2 leaves, 72 parameters."""
-
-    bias: Float32[Array, "heads head_dim"]
-    kernel: Float32[Array, "embed heads head_dim"]
-
-
-class Out(cs.Schema):
-    """2 leaves, 72 parameters."""
-
-    bias: Float32[Array, " embed"]
-    kernel: Float32[Array, "heads head_dim embed"]
-
-
-class Attention(cs.Schema):
-    """10 leaves, 288 parameters."""
-
-    key: Projection
-    out: Out
-    query: Projection
-    rngs: cs.Stream["fry"] = cs.field(tag="default")
-    value: Projection
+from ckpt_schema import blocks
 
 
 class Dropout(cs.Schema):
@@ -47,31 +11,31 @@ class Dropout(cs.Schema):
     rngs: cs.Stream["fry"] = cs.field(tag="default")
 
 
-class Norm(cs.Schema):
-    """2 leaves, 16 parameters."""
-
-    bias: Float32[Array, " embed"]
-    scale: Float32[Array, " embed"]
-
-
 class Layer(cs.Schema):
     """20 leaves, 600 parameters."""
 
-    attention: Attention
+    attention: blocks.nnx.MultiHeadAttention = cs.field(
+        dims={
+            "in_features": "embed",
+            "in_kv_features": "embed",
+            "num_heads": "heads",
+            "out_features": "embed",
+        },
+    )
     dropout: Dropout
-    norm1: Norm
-    norm2: Norm
-    wi: Linear = cs.field(dims={"inputs": "embed", "outputs": "mlp"})
-    wo: Linear = cs.field(dims={"inputs": "mlp", "outputs": "embed"})
+    norm1: blocks.nnx.LayerNorm = cs.field(dims={"features": "embed"})
+    norm2: blocks.nnx.LayerNorm = cs.field(dims={"features": "embed"})
+    wi: blocks.nnx.Linear = cs.field(dims={"in_features": "embed", "out_features": "mlp"})
+    wo: blocks.nnx.Linear = cs.field(dims={"in_features": "mlp", "out_features": "embed"})
 
 
 class Model(cs.Schema):
     """25 leaves, 2,003 parameters."""
 
-    embed: Embed
-    head: Linear = cs.field(dims={"inputs": "embed", "outputs": "vocab"})
+    embed: blocks.nnx.Embed = cs.field(dims={"features": "embed", "num_embeddings": "vocab"})
+    head: blocks.nnx.Linear = cs.field(dims={"in_features": "embed", "out_features": "vocab"})
     layers: list[Layer] = cs.field(length="depth")
-    norm: Norm
+    norm: blocks.nnx.LayerNorm = cs.field(dims={"features": "embed"})
 
 
 class State(cs.nnx.State):
@@ -93,4 +57,9 @@ SIZES = {
     "mlp": 16,
     "vocab": 11,
 }
-layout = cs.layout(State, dims=SIZES)
+layout = cs.layout(
+    State,
+    dims=SIZES,
+    dtype="float32",
+    has=["**/bias", "**/rngs", "**/norm1/scale", "**/norm2/scale", "**/norm/scale"],
+)
