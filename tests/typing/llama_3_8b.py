@@ -1,0 +1,71 @@
+from flax import nnx
+from jaxtyping import Array, Int32, UInt32
+
+import ckpt_schema as cs
+from ckpt_schema import blocks
+
+
+class Attention(cs.Schema):
+    """4 leaves, 41,943,040 parameters."""
+
+    k_proj: blocks.nnx.LinearGeneral = cs.field(
+        dims={"in_features": "embed", "out_features": "heads_2 head_dim"},
+    )
+    o_proj: blocks.nnx.LinearGeneral = cs.field(
+        dims={"in_features": "heads head_dim", "out_features": "embed"},
+    )
+    q_proj: blocks.nnx.LinearGeneral = cs.field(
+        dims={"in_features": "embed", "out_features": "heads head_dim"},
+    )
+    v_proj: blocks.nnx.LinearGeneral = cs.field(
+        dims={"in_features": "embed", "out_features": "heads_2 head_dim"},
+    )
+
+
+class Mlp(cs.Schema):
+    """3 leaves, 176,160,768 parameters."""
+
+    down_proj: blocks.nnx.Linear = cs.field(dims={"in_features": "mlp", "out_features": "embed"})
+    gate_proj: blocks.nnx.Linear = cs.field(dims={"in_features": "embed", "out_features": "mlp"})
+    up_proj: blocks.nnx.Linear = cs.field(dims={"in_features": "embed", "out_features": "mlp"})
+
+
+class Layer(cs.Schema):
+    """9 leaves, 218,112,000 parameters."""
+
+    attention: Attention
+    input_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
+    mlp: Mlp
+    post_attention_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
+
+
+class Model(cs.Schema):
+    """12 leaves, 8,030,261,248 parameters."""
+
+    embed_tokens: blocks.nnx.Embed = cs.field(dims={"features": "embed", "num_embeddings": "vocab"})
+    layers: list[Layer] = cs.field(length="depth")
+    lm_head: blocks.nnx.Linear = cs.field(dims={"in_features": "embed", "out_features": "vocab"})
+    norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
+
+
+class Training(cs.nnx.State):
+    params: Model = cs.field(key="model")
+    opt_state: cs.OptState = cs.kept(
+        of="params",
+        key="optimizer/opt_state",
+        mirrors=["0/mu", "0/nu"],
+        leaves={"0/count": Int32[Array, ""]},
+    )
+    step: UInt32[Array, ""] = cs.field(key="optimizer/step", type=nnx.OptState)
+
+
+SIZES = {
+    "depth": 32,
+    "embed": 4096,
+    "head_dim": 128,
+    "mlp": 14336,
+    "vocab": 128256,
+    "heads": 32,
+    "heads_2": 8,
+}
+layout = cs.layout(Training, dims=SIZES, dtype="float32", has=["**/scale"])
