@@ -1,4 +1,8 @@
-"""An optimizer state of another chain, told as such: by parts that are missing or extra, and the two chains side by side."""
+"""An optimizer state of another chain, told as such: by parts that are missing or extra, and the two chains side by side.
+
+`conformance` asks where leaves are missing or extra. Without this a chain that has grown at its front
+would be an error for each leaf of each moment, since all later parts have other numbers.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,13 @@ __all__ = ["OptimizerChain", "side_by_side", "with_mirrors"]
 _HINT = "declare the transformation that made the state; a lens between both chains then aligns their parts"
 
 
+# Such as ("opt_state", "1", "0"): the first part of a chain that is the second of another.
 _Part = tuple[str, ...]
 
 
 def _spelled(key: Pattern) -> _Part:
     """A key path without the difference between numbers and strings of digits, which a save does not keep."""
-    return tuple(k if isinstance(k, str) else str(k) for k in key)
+    return tuple(map(str, key))
 
 
 class OptimizerChain:
@@ -32,21 +37,23 @@ class OptimizerChain:
         """Reads the rows of ``table``."""
         self._name = table.name
         self._heads = tuple(_spelled(key) for _, key in table.states)
+        # The layout names parts by logical paths, faults are told by key paths.
         types: dict[_Part, str] = {}
         for path, key in table.states:
             for part in table.parts:
                 if part.path[: len(path)] == path:
                     types[(*_spelled(key), *part.path[len(path) :])] = part.type.__name__
-        fields = self._fields(row.key for row in table.rows if row.optimizer)
+        # Which model each part keeps moments of: of two models, their chains may be equal.
         self._models: dict[_Part, str] = {}
         for row in table.rows:
             part = self.part(row.key) if row.mirrors else None
             if part is not None:
                 self._models.setdefault(part, row.mirrors.partition("/")[0])
-        self._parts = {
-            part: f"{types[part]}: {told}" if part in types else told
-            for part, told in fields.items()
-        }
+        # What an error says of each part: "ScaleByAdamState: count, mu, nu".
+        self._parts: dict[_Part, str] = {}
+        kept = self._fields(row.key for row in table.rows if row.optimizer)
+        for part, names in kept.items():
+            self._parts[part] = f"{types[part]}: {names}" if part in types else names
 
     @property
     def parts(self) -> Sequence[_Part]:
@@ -72,10 +79,12 @@ class OptimizerChain:
         head = self._head(spelled)
         if head is None or len(key) == len(head):
             return None  # outside, or a leaf where a chain should be
+        # opt_state/1/0/mu/w stands in opt_state/1/0: positions are numbers, fields have names.
         return (*head, *itertools.takewhile(str.isdecimal, spelled[len(head) : -1]))
 
     def _fields(self, keys: Iterable[Pattern]) -> dict[_Part, str]:
         """What each part keeps, by name."""
+        # Dicts instead of sets: names stand in the order in which the state has them.
         fields: dict[_Part, dict[str, None]] = collections.defaultdict(dict)
         for key in keys:
             part = self.part(key)
@@ -93,31 +102,36 @@ class OptimizerChain:
             strays: Those of leaves that no row has.
             present: Those of the others.
         """
-        there = {self.part(key) for key in present}
-        lost, extra = (
-            [key for key in keys if self.part(key) not in {None, *there}]
-            for keys in (absent, strays)
-        )
-        fields = self._fields(lost), self._fields(extra)
-        for part, told in fields[0].items():
-            if part not in self._models or fields[1].get(part) != told:
+        # A part of which one leaf is there is not missing as a whole: its leaves are told one by one.
+        partly_there = {None, *map(self.part, present)}
+        lost = [key for key in absent if self.part(key) not in partly_there]
+        extra = [key for key in strays if self.part(key) not in partly_there]
+        lost_fields, extra_fields = self._fields(lost), self._fields(extra)
+        for part, names in lost_fields.items():
+            if part not in self._models or extra_fields.get(part) != names:
                 yield Mismatch("/".join(part), "chain", self._parts[part], "nothing", _HINT)
                 continue
-            ends = [next(k for k in keys if self.part(k) == part) for keys in (lost, extra)]
-            leaves = [format_path(key[len(part) + 1 :]) for key in ends]
+            # The same part with the same fields, and not one leaf in common: of another model.
+            expected_leaf, found_leaf = self._leaf_of(part, lost), self._leaf_of(part, extra)
             model = self._models[part]
-            expected = f"{self._parts[part]}, for the leaves of {model}, such as {leaves[0]}"
-            found = f"the same for other leaves, such as {leaves[1]}"
+            expected = f"{self._parts[part]}, for the leaves of {model}, such as {expected_leaf}"
+            found = f"the same for other leaves, such as {found_leaf}"
             hint = f"it was made of another model than {model}: say which, optimizer(tx, of=...)"
             yield Mismatch("/".join(part), "chain", expected, found, hint)
-        for part, told in fields[1].items():
-            if fields[0].get(part) != told or part not in self._models:
-                yield Mismatch("/".join(part), "chain", "nothing", told, _HINT)
+        # A part of another model has been told already, above.
+        for part, names in extra_fields.items():
+            if lost_fields.get(part) != names or part not in self._models:
+                yield Mismatch("/".join(part), "chain", "nothing", names, _HINT)
+
+    def _leaf_of(self, part: _Part, keys: Iterable[Pattern]) -> str:
+        """The path below a field of a part, of the first of some keys that stands in it."""
+        key = next(key for key in keys if self.part(key) == part)
+        return format_path(key[len(part) + 1 :])
 
     def notes(self, keys: Sequence[Pattern]) -> list[str]:
         """Both chains side by side, as lines: this one, and that of a tree with leaves at ``keys``."""
-        fields = self._fields(keys)
-        declared, there = self._lines(self._parts), self._lines(fields)
+        # Of a tree's parts the types are not known, for a save keeps none.
+        declared, there = self._lines(self._parts), self._lines(self._fields(keys))
         return side_by_side((self._name, "the tree"), (declared, there))
 
     def _lines(self, parts: Mapping[_Part, str]) -> list[str]:
@@ -143,8 +157,9 @@ def with_mirrors(table: Layout, faults: Iterable[Mismatch]) -> Iterator[Mismatch
     if not homes:
         yield from faults
         return
+    # opt_state/0/mu/dense/kernel mirrors params/dense/kernel: opt_state/0/mu/ is replaced by params/.
     for fault in faults:
-        place = next((place for place in homes if fault.path.startswith(place)), None)
+        place = next(filter(fault.path.startswith, homes), None)
         if place is None:
             yield fault
         else:
@@ -178,6 +193,6 @@ def _before(place: Pattern) -> str:
 
 def side_by_side(names: tuple[str, str], sides: tuple[Sequence[str], Sequence[str]]) -> list[str]:
     """Two chains, as lines below a header."""
-    length = max(map(len, sides))
-    cells = [names, *zip(*([*side, *[""] * (length - len(side))] for side in sides), strict=True)]
-    return ["  the two chains:", *columns(cells, indent=4)]
+    # The shorter chain is filled up with empty cells.
+    rows = itertools.zip_longest(*sides, fillvalue="")
+    return ["  the two chains:", *columns([names, *rows], indent=4)]

@@ -1,8 +1,14 @@
-"""Repeated nodes of a model that nobody has declared: lists of layers, in one another, and layers that are stacked."""
+"""Repeated nodes of a model that nobody has declared: lists of layers, in one another, and layers that are stacked.
+
+`inference` asks before it makes rows of the leaves of a tree. ``layers/0/w`` and ``layers/1/w`` are
+one row, ``layers/{i}/w``; so are they where ``lists=`` says it of ``layers_0`` and ``layers_1``. A key
+under ``scan=`` stays one row with one level more.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +20,7 @@ from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = ["Fold", "Folds", "folded"]
 
+# What to do about a path in scan= or lists= that leads nowhere, and about a leaf without the axis.
 _BARE = "write its path in the model, without params or model in front"
 _OR_WHOLE = f"{_BARE}; outside of the model, its whole key path"
 _OWN_AXIS = "give it its own beside, as scan={{{!r}: 0}}, or None where it is not stacked"
@@ -27,13 +34,18 @@ _Axes = Mapping[Any, int | None]
 
 
 def _by_kind(given: int | Mapping[Any, int] | None) -> _Axes:
+    # One axis is the axis of all leaves: scan={"layers": 0} is scan={"layers": {object: 0}}.
     return given if isinstance(given, Mapping) else {object: given}
 
 
 def _axis_of(kind: Any, axes: _Axes) -> int | None:
     """The axis for a leaf of a collection or Variable type: that of the nearest type that is named."""
-    own: list[Any] = [*kind.__mro__] if isinstance(kind, type) else [kind, object]
-    return next((axes[one] for one in own if one in axes), None)
+    # A collection of Linen is a string, which is of no type but any.
+    kinds: list[Any] = [*kind.__mro__] if isinstance(kind, type) else [kind, object]
+    for nearest in kinds:
+        if nearest in axes:
+            return axes[nearest]
+    return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,16 +101,25 @@ def folded(
     """
     if not scan and not lists and not any(isinstance(key, int) for key in read.segments):
         return Folds({}, {})  # names alone show no list
-    keys = {body: leaf for leaf in read.leaves if (body := kinds.body(leaf.key)) is not None}
+    # The leaves of the model by their keys in it, without params or model in front.
+    keys: dict[KeyPath, Found] = {}
+    for leaf in read.leaves:
+        body = kinds.body(leaf.key)
+        if body is not None:
+            keys[body] = leaf
     faults: list[Mismatch] = []
     axes = {node: _by_kind(axis) for node, axis in scan.items()}
-    patterns_ = [paths.parse_pattern(text) for text in lists]
+    lists_named = [paths.parse_pattern(text) for text in lists]
     stacked = {paths.parse_path(text) for text in scan}
-    listed = _Lists(keys, _heads(patterns_), stacked)
+    listed = _Lists(keys, _heads(lists_named), stacked)
+    # Outside of the model a number may mean anything, so a list is one there by its name alone.
     outside = _outside(read, kinds) if lists else {}
-    others = _Lists(outside, _heads(patterns_), set(), named_alone=True)
-    patterns = {key: pattern for pattern, inner in listed.members.items() for key in inner}
+    others = _Lists(outside, _heads(lists_named), set(), named_alone=True)
+    patterns: dict[KeyPath, Pattern] = {}
+    for pattern, members in listed.members.items():
+        patterns |= dict.fromkeys(members, pattern)
     stacks = dict(_stacked(keys, patterns, axes, kinds, faults))
+    # What is in no list and no stack gets no fold: its path is its key.
     folds: dict[KeyPath, Fold] = {}
     for pattern, members in listed.members.items():
         for key in members:
@@ -110,7 +131,7 @@ def folded(
         if others.counts[pattern]:
             lone |= dict.fromkeys(members, _fold(pattern, others.counts[pattern], None))
     known = {fold.key for fold in (*folds.values(), *lone.values())}
-    faults += _unused_lists(patterns_, listed.seen | others.seen, known)
+    faults += _unused_lists(lists_named, listed.seen | others.seen, known)
     if faults:
         raise SchemaError("scan= and lists= do not fit the tree", faults)
     return Folds(folds, lone)
@@ -120,19 +141,22 @@ def _outside(read: Read, kinds: Envelope) -> dict[KeyPath, Found]:
     """The leaves that are not of the model, nor kept like it, nor an optimizer's, by their key paths."""
     heads = [prefix for prefix, _ in kinds.weights] + [*kinds.copies]
     heads += [kinds.optimizer] if kinds.optimizer is not None else []
-    own = [leaf for leaf in read.leaves if not any(leaf.key[: len(h)] == h for h in heads)]
-    return {leaf.key: leaf for leaf in own}
+    outside: dict[KeyPath, Found] = {}
+    for leaf in read.leaves:
+        if not any(leaf.key[: len(head)] == head for head in heads):
+            outside[leaf.key] = leaf
+    return outside
 
 
 def _heads(named: Sequence[Pattern]) -> list[Pattern]:
     """The lists that patterns name, those on the way to another included."""
-    ends = [
-        (pattern, end + 1)
-        for pattern in named
-        for end, segment in enumerate(pattern)
-        if isinstance(segment, Index)
-    ]
-    return [pattern[:end] for pattern, end in ends]
+    # towers_{i}/layers_{j}/w names two: towers_{i}, and towers_{i}/layers_{j}.
+    heads: list[Pattern] = []
+    for pattern in named:
+        for at, segment in enumerate(pattern):
+            if isinstance(segment, Index):
+                heads.append(pattern[: at + 1])
+    return heads
 
 
 class _Lists:
@@ -159,14 +183,17 @@ class _Lists:
         for *head, symbol in named:
             if isinstance(symbol, Index):
                 self._named.setdefault(_unquoted(head), []).append(symbol)
+        # At first each key is a pattern of its own, without a symbol.
         self.members: dict[Pattern, list[KeyPath]] = {key: [key] for key in keys}
         self.counts: dict[Pattern, tuple[int, ...]] = dict.fromkeys(self.members, ())
         self.seen: set[Pattern] = set()
+        # From the front, so that an inner list is read once for all members of the outer one.
         for at in range(max(map(len, keys), default=0)):
             self._take_together(at)
 
     def _take_together(self, at: int) -> None:
         """Takes the keys together that differ in one segment alone, where that counts alike members."""
+        # layers/0/w stands under the head layers/{i}, the rest w and the number 0.
         heads: dict[Pattern, dict[Pattern, dict[int, Pattern]]] = {}
         for pattern in self.members:
             found = self._symbol(pattern, at)
@@ -174,15 +201,19 @@ class _Lists:
                 symbol, number = found
                 rests = heads.setdefault((*pattern[:at], symbol), {})
                 rests.setdefault(pattern[at + 1 :], {})[number] = pattern
+        # An error tells these from nodes that the tree does not have at all.
         self.seen.update(heads)
         for head, every in heads.items():
             rests = self._shared(every)
+            # All leaves of a node or none: a half of it that is a list would be two nodes.
             if not self._alike(rests):
                 continue
-            for rest, each in rests.items():
-                inner = [each[number] for number in sorted(each)]
+            for rest, numbered in rests.items():
+                inner = [numbered[number] for number in sorted(numbered)]
                 count = self.counts[inner[0]]
-                keys = [key for pattern in inner for key in self.members.pop(pattern)]
+                keys: list[KeyPath] = []
+                for pattern in inner:
+                    keys += self.members.pop(pattern)
                 self.members[(*head, *rest)] = keys
                 self.counts[(*head, *rest)] = (*count, len(inner))
 
@@ -191,16 +222,19 @@ class _Lists:
         key = pattern[at] if at < len(pattern) else None
         if key is None or isinstance(key, Index):
             return None
+        # What lists= says comes first: it may be of names, layers_0, which show nothing by themselves.
         for said in self._named.get(_unquoted(pattern[:at]), ()) if self._named else ():
             symbol = _as_spelled(said, key)
             index = symbol.index(key)
             if index is not None:
                 return symbol, index
         is_shown = at > 0 and not self._named_alone
-        if not isinstance(key, int) or not is_shown or isinstance(pattern[at - 1], Index):
-            return (
-                None  # a mark stands on a name: of a list of lists, the outer one is folded alone
-            )
+        if not isinstance(key, int) or not is_shown:
+            return None
+        # A mark stands on a name: of a list of lists, the outer one is folded alone.
+        if isinstance(pattern[at - 1], Index):
+            return None
+        # scan= says that the node is a stack; its numbers are no layers then.
         above = tuple(named(one) for one in pattern[:at] if not isinstance(one, Index))
         return None if above in self._stacked else (Index(), key)
 
@@ -208,36 +242,55 @@ class _Lists:
         self, rests: Mapping[Pattern, Mapping[int, Pattern]]
     ) -> Mapping[Pattern, Mapping[int, Pattern]]:
         """The leaves without the streams that some members alone have: of one that all share, NNX keeps the first."""
-        numbers = {number for each in rests.values() for number in each}
-        return {
-            rest: each
-            for rest, each in rests.items()
-            if len(each) == len(numbers)
-            or not all(self._is_stream(key) for p in each.values() for key in self.members[p])
-        }
+        numbers: set[int] = set()
+        for numbered in rests.values():
+            numbers.update(numbered)
+        shared: dict[Pattern, Mapping[int, Pattern]] = {}
+        for rest, numbered in rests.items():
+            if len(numbered) == len(numbers) or not self._are_streams(numbered.values()):
+                shared[rest] = numbered
+        return shared
+
+    def _are_streams(self, patterns: Iterable[Pattern]) -> bool:
+        """Whether all keys that some patterns spell are of streams."""
+        keys = itertools.chain.from_iterable(map(self.members.__getitem__, patterns))
+        return all(map(self._is_stream, keys))
 
     def _is_stream(self, key: KeyPath) -> bool:
         """Whether a leaf is a key, or the count beside one.
 
         A checkpoint has lost its Variable type; an older one has lost what kind of key it is, too.
         """
-        at = (*key[:-1], "key") if key[-1] == "count" else key
-        told = leaves.signature(self._keys[at].value) if at in self._keys else None
-        if told is None or str(told[1]).startswith("key<"):
-            return told is not None
-        has_count = (*at[:-1], "count") in self._keys
-        return at[-1] == "key" and has_count and is_raw_key(str(told[1]), told[0])
+        own_key = (*key[:-1], "key") if key[-1] == "count" else key
+        told = leaves.signature(self._keys[own_key].value) if own_key in self._keys else None
+        if told is None:
+            return False
+        shape, dtype = told[0], str(told[1])
+        if dtype.startswith("key<"):
+            return True
+        # uint32[2] may be anything: it is a raw key where it is called so and has a count beside it.
+        has_count = (*own_key[:-1], "count") in self._keys
+        return own_key[-1] == "key" and has_count and is_raw_key(dtype, shape)
 
     def _alike(self, rests: Mapping[Pattern, Mapping[int, Pattern]]) -> bool:
         """Whether every member of a list has every leaf, of one shape and dtype."""
-        numbers = {tuple(sorted(each)) for each in rests.values()}
-        if len(numbers) != 1 or any(one != tuple(range(len(one))) for one in numbers):
+        numbers = {tuple(sorted(numbered)) for numbered in rests.values()}
+        if len(numbers) != 1:
             return False
-        for each in rests.values():
-            first = [self.members[pattern][0] for pattern in each.values()]
-            if len({leaves.signature(self._keys[k].value) for k in first}) != 1:
-                return False
-            if len({self.counts[pattern] for pattern in each.values()}) != 1:
+        # Members 0, 1, ... without a gap: a dict by number of step, 100 and 200, is no list.
+        (members,) = numbers
+        if members != tuple(range(len(members))):
+            return False
+        for numbered in rests.values():
+            signatures: set[Any] = set()
+            counts: set[tuple[int, ...]] = set()
+            for pattern in numbered.values():
+                # Keys that were folded before are alike already, so that the first stands for all.
+                first = self.members[pattern][0]
+                signatures.add(leaves.signature(self._keys[first].value))
+                # Two towers of three and of four layers are no list of towers.
+                counts.add(self.counts[pattern])
+            if len(signatures) != 1 or len(counts) != 1:
                 return False
         return True
 
@@ -265,6 +318,7 @@ def _fold(pattern: Pattern, counts: Sequence[int], stack: _Stack | None) -> Fold
     for at, segment in enumerate(pattern):
         if isinstance(segment, Index):
             levels.append(next(left))
+            # A symbol that is all of its key has no name, and marks the node above it.
             stem = named((segment.prefix + segment.suffix).strip("_-."))
             if stem != named(""):
                 names.append(stem)
@@ -279,6 +333,7 @@ def _fold(pattern: Pattern, counts: Sequence[int], stack: _Stack | None) -> Fold
 
 def _ends(pattern: Pattern) -> dict[LogicalPath, int]:
     """The nodes on a pattern by their names without numbers, and the segment after each."""
+    # layers_{i}/mlp/w: layers ends at 1, layers/mlp at 2, layers/mlp/w at 3.
     ends: dict[LogicalPath, int] = {}
     names: LogicalPath = ()
     for at, segment in enumerate(pattern):
@@ -298,7 +353,8 @@ class _StackPaths:
 
     def __init__(self, scan: Mapping[str, _Axes]) -> None:
         self.axes = {paths.parse_path(text): axes for text, axes in scan.items()}
-        self._globs = [path for path in self.axes if any("*" in one for one in path)]
+        # Most are plain paths, which a dict finds; each glob is tried on each node.
+        self._globs = [path for path in self.axes if "*" in "".join(path)]
 
     def along(self, ends: Mapping[LogicalPath, int]) -> list[tuple[int, int, LogicalPath]]:
         """Those that lead to a node on the way to a leaf: where each ends, and how many segments it names; the last decides."""
@@ -308,7 +364,9 @@ class _StackPaths:
                 found.append((end, len(node), node))
             for glob in self._globs:
                 if paths.glob_means(glob, node):
-                    found.append((end, sum("*" not in one for one in glob), glob))
+                    plain = [name for name in glob if "*" not in name]
+                    found.append((end, len(plain), glob))
+        # The innermost node comes last, and of several paths to one node the one with fewest stars.
         return sorted(found)
 
 
@@ -327,30 +385,34 @@ def _stacked(
     heads = _StackPaths(scan)
     used: set[LogicalPath] = set()
     for key, leaf in keys.items() if scan else ():
+        # A node in a list may be said with its number, layers/0/blocks, or without.
         spelled = tuple(map(named, key))
         ends = {spelled[:end]: end for end in range(1, len(key) + 1)}
         ends |= _ends(patterns[key])
         above = heads.along(ends)
+        if not above:
+            continue
         used.update(head for _, _, head in above)
+        # The outermost path says which node is the stack, the innermost on what axis this leaf is.
+        node = above[0][0] - 1
         kind = leaf.kind or kinds.collection(leaf.key)
-        axis = _axis_of(kind, heads.axes[above[-1][2]]) if above else None
+        axis = _axis_of(kind, heads.axes[above[-1][2]])
         if axis is None:
             continue
         rank = len((leaves.signature(leaf.value) or ((),))[0])
-        at = above[0][0] - 1
         where = paths.format_path(key)
         if not -rank <= axis < rank:
             expected, found = f"a leaf with axis {axis}", leaves.describe(leaf.value)
             hint = _OWN_AXIS.format("/".join(max(_ends(patterns[key]), key=len)))
             faults.append(Mismatch(where, "shape", expected, found, hint))
-        following = patterns[key][at + 1 : at + 2]
-        if isinstance(patterns[key][at], Index) or following == (Index(),):
-            expected, found = (
-                "a stack of layers",
-                "a stack that is a list, or is in one, by one name",
-            )
+        # The logical node would be layers[][]: two marks on one name, which no path can spell.
+        following = patterns[key][node + 1 : node + 2]
+        if isinstance(patterns[key][node], Index) or following == (Index(),):
+            expected = "a stack of layers"
+            found = "a stack that is a list, or is in one, by one name"
             faults.append(Mismatch(where, "declaration", expected, found, "declare it as a class"))
-        yield key, (at, axis % max(rank, 1))
+        # Faults are collected, so the axis of a wrong leaf has to be some axis as well.
+        yield key, (node, axis % max(rank, 1))
     for head in heads.axes.keys() - used:
         where = "/".join(head)
         faults.append(Mismatch(where, "rule", "a node of the model", "no leaf below it", _BARE))
@@ -359,19 +421,17 @@ def _stacked(
 def _unused_lists(
     named: Sequence[Pattern], heads: set[Pattern], keys: Iterable[Pattern]
 ) -> Iterator[Mismatch]:
-    lengths = {len(one) for one in named}
-    used = {_unquoted(key[:length]) for key in keys for length in lengths}
-    seen = {_unquoted(head) for head in heads}
+    """A fault for each pattern of ``lists=`` that made no list."""
+    lengths = set(map(len, named))
+    used: set[Pattern] = set()
+    for key in keys:
+        used.update(_unquoted(key[:length]) for length in lengths)
+    seen = set(map(_unquoted, heads))
     for pattern in named:
-        if _unquoted(pattern) not in used:
-            where, expected = paths.format_path(pattern), "a repeated node of the model"
-            if _unquoted(pattern) in seen:
-                yield Mismatch(
-                    where,
-                    "rule",
-                    expected,
-                    "members that differ",
-                    "members 0 .. n-1 must have the same leaves",
-                )
-            else:
-                yield Mismatch(where, "rule", expected, "no such node", _OR_WHOLE)
+        if _unquoted(pattern) in used:
+            continue
+        found, hint = "no such node", _OR_WHOLE
+        if _unquoted(pattern) in seen:
+            found, hint = "members that differ", "members 0 .. n-1 must have the same leaves"
+        where, expected = paths.format_path(pattern), "a repeated node of the model"
+        yield Mismatch(where, "rule", expected, found, hint)

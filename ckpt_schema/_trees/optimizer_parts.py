@@ -45,30 +45,36 @@ def with_parts(table: Layout, tree: Tree, tx: Any, kinds: Envelope) -> Layout:
         hint = "leave tx= out, or give infer the whole train state"
         fault = Mismatch("tx", "argument", expected, "no optimizer state that infer knows", hint)
         raise SchemaError(f"no layout ({table.name}) can be read off the tree", [fault])
-    wrong: SchemaError | None = None
+    first_error: SchemaError | None = None
     head = _head(kinds)
     for trained in _trained(table, head):
+        # A transformation may refuse leaves that it was never given.
         try:
             made = _made(table, tx, kinds, trained, head)
         except SchemaError as error:
-            wrong = wrong or error
+            first_error = first_error or error
             continue
+        # The tree itself decides whether this is what the transformation was given.
         report = check(made, tree)
         if report.ok:
             return made
         header = f"the optimizer state of {table.name} is not one that tx= makes"
-        wrong = wrong or SchemaError(header, report.mismatches, report.notes)
-    assert wrong is not None
-    raise wrong
+        first_error = first_error or SchemaError(header, report.mismatches, report.notes)
+    # The error of the likeliest choice is told; those of the others would mislead.
+    assert first_error is not None
+    raise first_error
 
 
 def _trained(table: Layout, head: KeyPath) -> Iterator[list[Row]]:
     """What an optimizer may have been given: the params, as most are; what it keeps something for; or all."""
+    # Only the model's own leaves can have been given to it.
     weights = [row for row in table.rows if row.path[:1] == (WEIGHTS,) and row.body == 1]
+    yield list(filter(_is_param, weights))
+    # Some params may be frozen, or statistics trained: the moments tell.
     mirrored = {row.mirrors for row in table.rows if row.mirrors}
-    yield [row for row in weights if _is_param(row)]
     if mirrored:
         yield [row for row in weights if "/".join(row.path) in mirrored]
+    # tx.init(variables) was given the statistics too.
     yield [row for row in weights if row.key[: len(head)] == head and not row.leaf.is_key]
 
 
@@ -86,6 +92,7 @@ def _head(kinds: Envelope) -> KeyPath:
 
     What mirrors the params says so: a whole variables dict, or the params in it.
     """
+    # Mirrors at opt_state/0/mu/params are of the dict that has params, at .../mu of params itself.
     prefix = kinds.weights[0][0]
     is_whole = len(prefix) > 1 and all(key[-1:] == prefix[-1:] for key in kinds.mirrors)
     return prefix[:-1] if is_whole else prefix
@@ -96,17 +103,20 @@ def _made(table: Layout, tx: Any, kinds: Envelope, trained: Sequence[Row], head:
     framework, wrt = _framework(table, trained)
     spec = optimizer(tx, of=WEIGHTS, wrt=wrt, root=paths.format_path(head))
     body = Body(WEIGHTS, kinds.weights[0][0], tuple(trained), framework)
-    state: OptimizerTable = spec.state(table.name, kinds.optimizer or (), body)
     home = kinds.optimizer or ()
+    state: OptimizerTable = spec.state(table.name, home, body)
+    # What was read off of the state gives way to what the transformation says of it.
     rows = [row for row in table.rows if not row.optimizer]
-    rows += [_below(row, home) for row in state.rows]
+    for row in state.rows:
+        rows.append(_below(row, home))
     nodes = [node for node in table.nodes if node.key[: len(home)] != home]
-    nodes += (
-        dataclasses.replace(node, key=(*home, *node.key)) for node in _nodes(table, state, kinds)
-    )
-    parts = tuple(Part((OPTIMIZER_STATE, *part.path), part.type) for part in state.parts)
+    for node in _nodes(table, state, kinds):
+        nodes.append(dataclasses.replace(node, key=(*home, *node.key)))
+    parts: list[Part] = []
+    for part in state.parts:
+        parts.append(Part((OPTIMIZER_STATE, *part.path), part.type))
     made = dataclasses.replace(
-        table, rows=tuple(rows), nodes=tuple(nodes), parts=parts, initial=state.initial
+        table, rows=tuple(rows), nodes=tuple(nodes), parts=tuple(parts), initial=state.initial
     )
     return verify_table(made)
 
@@ -115,22 +125,25 @@ def _framework(table: Layout, trained: Sequence[Row]) -> tuple[Dicts, Any]:
     """What the leaves of a model are, and what is trained of those that are given: all."""
     if table.container == "nnx":
         return Variables(), ...
-    collections = sorted({row.kind for row in trained if row.kind is not None})
-    return (Dicts(), collections) if collections else (Untold(), None)
+    collections = {row.kind for row in trained if row.kind is not None}
+    # A dict of params alone names no collection: it may be of any framework.
+    return (Dicts(), sorted(collections)) if collections else (Untold(), None)
 
 
 def _nodes(table: Layout, state: OptimizerTable, kinds: Envelope) -> Iterator[Node]:
     """The containers of the state: of NNX those that the tree has, for its chain is of dicts."""
     home = kinds.optimizer or ()
-    if table.container == "nnx" or kinds.weights[0][1] is None:
-        own = [node for node in table.nodes if node.key[: len(home)] == home]
-        yield from (dataclasses.replace(node, key=node.key[len(home) :]) for node in own)
-    else:
+    if table.container != "nnx" and kinds.weights[0][1] is not None:
         yield from state.nodes
+        return
+    for node in table.nodes:
+        if node.key[: len(home)] == home:
+            yield dataclasses.replace(node, key=node.key[len(home) :])
 
 
 def _below(row: Row, home: KeyPath) -> Row:
     """A row of the state, seen from the root."""
+    # Paths and keys begin with the state now, and the model in a mirror so much further down.
     body = None if row.body is None else 1 + row.body
     path, key = (OPTIMIZER_STATE, *row.path), (*home, *row.key)
     return dataclasses.replace(row, path=path, key=key, body=body, optimizer=1)

@@ -1,4 +1,8 @@
-"""Which slot of a layout a key path spells."""
+"""Which slot of a layout a key path spells.
+
+`conformance` asks for each leaf of a tree. Of the row ``layers/{i}/w`` with the number 4 the key path
+``layers/3/w`` spells the slot ``(4, (3,))``.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +60,7 @@ class _Trie:
         literal = self.literals.get(segment)
         steps: list[_Place] = [] if literal is None else [(literal, ())]
         if self.symbols:
+            # layer_07_out has the outline layer_#_out; only symbols of that outline are tried.
             for symbol, below in self.symbols.get(re.sub(r"\d+", "#", str(segment)), ()):
                 indices = symbol.indices(segment)
                 if indices is not None:
@@ -73,6 +78,7 @@ class SlotFinder:
     def __init__(self, table: Layout) -> None:
         """Reads the key patterns of ``table``."""
         self._rows = table.rows
+        # Patterns with symbols are in it as well: no tree has a symbol for a key, so none meets them.
         self._plain = {row.key: (number, ()) for number, row in enumerate(table.rows)}
         self._inside = sorted({row.inside for row in table.rows})
         self._walked: dict[tuple[KeyPath, bool], Slot | None] = {}
@@ -81,13 +87,20 @@ class SlotFinder:
     @functools.cached_property
     def _odd(self) -> Mapping[Any, Key]:
         """The keys that are neither strings nor numbers, such as tuples, by what a save makes of them."""
-        segments: set[Any] = {segment for row in self._rows for segment in row.key}
-        plain = (str, int, Index)
-        odd = {str(key): key for key in segments if not isinstance(key, plain)}
-        return {text: key for text, key in odd.items() if text not in segments}
+        segments: set[Any] = set()
+        for row in self._rows:
+            segments.update(row.key)
+        odd: dict[Any, Key] = {}
+        for segment in segments:
+            is_usual = isinstance(segment, (str, int, Index))
+            # A string that the layout has itself means itself.
+            if not is_usual and str(segment) not in segments:
+                odd[str(segment)] = segment
+        return odd
 
     @functools.cached_property
     def _patterns(self) -> _Trie:
+        # Made late: a tree whose keys are all rows' own needs none.
         root = _Trie()
         for number, row in enumerate(self._rows):
             root.insert(row.key, number)
@@ -114,8 +127,10 @@ class SlotFinder:
 
     def _spelled(self, key: KeyPath, *, stored: bool) -> Slot | None:
         """The slot of a key path that is no row's as it stands."""
+        # Without symbols first, for a key that is declared by itself is no item of a list.
         for bare, inside in self._spellings(key):
             plain = self._plain.get(bare)
+            # A level is a Variable's only where it stands as deep as this row has it.
             if plain is not None and inside in (None, self._rows[plain[0]].inside):
                 return plain
         for bare, inside in self._spellings(key):
@@ -124,6 +139,8 @@ class SlotFinder:
                 row = node.row
                 if row is not None and inside in (None, self._rows[row].inside):
                     slots.append((row, indices))
+            # Items 0 to 3 of one row and 4 on of another are spelled alike: the counts tell which.
+            # An item past the end of all is still told as one of the first.
             if slots:
                 return next(filter(self._within, slots), slots[0])
         return None
@@ -135,25 +152,31 @@ class SlotFinder:
         parent, segment = (key[:-1], stored), key[-1]
         if parent not in self._parents:  # siblings ask for it in turn
             self._parents[parent] = self._places(key[:-1], stored=stored)
+        # After a save "3" may have been 3.
         number = int_key(segment) if stored and isinstance(segment, str) else None
-        spelled = (segment,) if number is None else (segment, number)
+        spellings = (segment,) if number is None else (segment, number)
         places: list[_Place] = []
         for node, indices in self._parents[parent]:
-            for one in spelled:
-                places += [(below, (*indices, *own)) for below, own in node.below(one)]
+            for spelled in spellings:
+                for below, further in node.below(spelled):
+                    places.append((below, (*indices, *further)))
         return places
 
     def _within(self, slot: Slot) -> bool:
         """Whether it is one of the slots that the row has, as far as its numbers of repeats are fixed."""
-        counts = (dims_.size_of(dim, {}) for dim in self._rows[slot[0]].unrolled)
-        return all(
-            count is None or index < count for index, count in zip(slot[1], counts, strict=True)
-        )
+        number, indices = slot
+        for index, dim in zip(indices, self._rows[number].unrolled, strict=True):
+            # No sizes are known yet: a number says itself, a name nothing.
+            count = dims_.size_of(dim, {})
+            if count is not None and index >= count:
+                return False
+        return True
 
     def _spellings(self, key: KeyPath) -> Iterator[tuple[KeyPath, int | None]]:
         """The key path as it is, and without a level of a Variable or box, with how many segments stand inside of that."""
         yield key, None
+        # w/value is w; of a leaf with two segments inside of its Variable, w/value/scale/0 is w/scale/0.
         for inside in self._inside:
-            at = len(key) - 1 - inside
-            if at >= 0 and key[at] in VALUE_LEVELS:
-                yield (*key[:at], *key[at + 1 :]), inside
+            level = len(key) - 1 - inside
+            if level >= 0 and key[level] in VALUE_LEVELS:
+                yield (*key[:level], *key[level + 1 :]), inside
