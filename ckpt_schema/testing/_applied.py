@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._layouts.table import Row, Slot
 from ckpt_schema._lens.arrays import execution
-from ckpt_schema._lens.arrays.blocks import Task
+from ckpt_schema._lens.arrays.blocks import Task, bits_of
 from ckpt_schema._lens.arrays.conversions import is_checked
 from ckpt_schema._lens.codecs import Codec, Exact, Plus, Times, Word
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.plan.tasks import Application, applications, as_it_is, bits_of
+from ckpt_schema._lens.plan.tasks import Application, applications, as_it_is
 
 __all__ = [
     "applied",

@@ -55,36 +55,49 @@ def adapt_trees(
         SchemaError: A tree holds what is no leaf, or `scan` and `lists` fit neither tree.
     """
     verify_rules(rules)
-    copied = [rule for rule in rules if isinstance(rule, Replicated)]
-    one_copy: list[Rule] = [rule for rule in rules if not isinstance(rule, Replicated)]
-    several = [CopiedTree.of((source, view)[rule.is_view], rule) for rule in copied]
-    for rule, each in zip(copied, several, strict=True):
-        source, view = (source, each.tree) if rule.is_view else (each.tree, view)
-    sides = (
+    # Layouts are read off one copy of each leaf: an axis of copies would look like stacked layers.
+    one_copy: list[Rule] = []
+    copied: list[tuple[Replicated, CopiedTree]] = []
+    given = source, view
+    for rule in rules:
+        if not isinstance(rule, Replicated):
+            one_copy.append(rule)
+            continue
+        copies = CopiedTree.of(given[rule.is_view], rule)
+        copied.append((rule, copies))
+        if rule.is_view:
+            view = copies.tree
+        else:
+            source = copies.tree
+    plain = (
         ReadSide.of(source, names[0], joined[0]),
         ReadSide.of(view, names[1], joined[1]),
     )
-    plain = sides
+    sides = plain
     try:
+        # A stack is known by the list that the other side has, so lists are read first.
         sides = with_lists(sides, lists, one_copy)
         sides = with_stacks(sides, scan or {})
-        left, right = (side.layout for side in sides)
-        lens = derived(left, right, one_copy, own)
+        lens = derived(sides[0].layout, sides[1].layout, one_copy, own)
     except DerivationError as error:
-        left, right = (side.layout for side in sides)
-        raise _as_copies(plain) or with_discovery(error, left, right) from None
-    for rule, each in zip(copied, several, strict=True):
+        # If one side is a state of copies, no leaf fits: that is the one thing to say.
+        cause = _as_copies(plain)
+        raise cause or with_discovery(error, sides[0].layout, sides[1].layout) from None
+    # The axis of copies comes back last, on the lens between single copies.
+    for rule, copies in copied:
         table = lens.view if rule.is_view else lens.source
-        lens = of_copies(lens, rule, each.count, each.single_rows(table))
+        lens = of_copies(lens, rule, copies.count, copies.single_rows(table))
     return lens
 
 
 def _as_copies(sides: ReadSides) -> DerivationError | None:
     """The error of trees of which one has copies of the other's leaves, and nobody said so: all else follows from it."""
-    for number, name in enumerate(("source", "view")):
-        near, far = sides[number], sides[1 - number]
+    source, view = sides
+    for near, far in ((source, view), (view, source)):
         count = count_of_copies(near.layout, far.layout)
         if count is not None:
-            fault = copies_fault(near.name, count, Replicated(0, is_view=name == "view"))
-            return DerivationError(f"no lens from {sides[0].name} to {sides[1].name}", [fault])
+            # `pmap` and `flax.jax_utils.replicate` put the axis of devices in front.
+            rule = Replicated(0, is_view=near is view)
+            fault = copies_fault(near.name, count, rule)
+            return DerivationError(f"no lens from {source.name} to {view.name}", [fault])
     return None

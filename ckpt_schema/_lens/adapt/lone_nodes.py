@@ -7,7 +7,7 @@ holds nothing else, and of all nodes of a name by one glob.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
@@ -30,28 +30,17 @@ def lone_nodes(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
     Returns:
         For each side a heading and a line for each node; nothing where every leaf may have a partner.
     """
-    sides = [_unplaced(error, table) for table in (source, view)]
-    for table, own, others in ((source, *sides), (view, *sides[::-1])):
-        nameless = nameless_rows(table, own.values(), others.values())
-        # One of them may be each moment of the other side: none of the two is to keep its own values.
-        for row in nameless:
-            own.pop(row.path)
-        if nameless:
-            for path in [path for path, row in others.items() if row.optimizer]:
-                others.pop(path)
+    ours, theirs = _unplaced(error, source), _unplaced(error, view)
+    _leave_nameless_out(source, ours, theirs)
+    _leave_nameless_out(view, theirs, ours)
     notes: list[str] = []
-    for near, far, own, others in ((source, view, *sides), (view, source, *sides[::-1])):
-        forms = {_kind(row) for row in others.values()}
-        # A leaf of one name may be it in another shape, as when its layers are stacked.
-        names = {row.path[-1] for row in others.values() if not row.optimizer}
-        lone = {
-            path
-            for path, row in own.items()
-            if _kind(row) not in forms and (row.optimizer or path[-1] not in names)
-        }
+    for near, far, own, others in ((source, view, ours, theirs), (view, source, theirs, ours)):
+        lone = _lone_paths(own, others)
         weights = {row.path for row in near.rows if row.is_weight}
-        if not lone or weights <= lone:  # then nothing is known of what the two have in common
+        # Two trees of which no weight has a partner are no model and its adapter: say nothing.
+        if not lone or weights <= lone:
             continue
+        # Pasted as they are they change nothing: that such a node may keep its values is a guess.
         lines = [f"    # cs.private({path!r}, cs.own)," for path in _said(near, far, lone)]
         head = (
             f"open: nothing in {far.name} can be these of {near.name}; paste the lines of those that "
@@ -59,6 +48,44 @@ def lone_nodes(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
         )
         notes.append("\n".join([head, *lines]))
     return notes
+
+
+def _leave_nameless_out(
+    table: Layout, own: dict[LogicalPath, Row], others: dict[LogicalPath, Row]
+) -> None:
+    """Takes out what may be the moments of the other side under names of a trainer's own, and these.
+
+    One of them may be each moment of the other side: none of the two is to keep its own values.
+    """
+    nameless = nameless_rows(table, own.values(), others.values())
+    for row in nameless:
+        own.pop(row.path)
+    if not nameless:
+        return
+    # A copy of the rows is walked, for the dict changes on the way.
+    for row in [*others.values()]:
+        if row.optimizer:
+            others.pop(row.path)
+
+
+def _lone_paths(
+    own: Mapping[LogicalPath, Row], others: Mapping[LogicalPath, Row]
+) -> set[LogicalPath]:
+    """Those of a side's leaves without a partner that none of the other side's can be."""
+    kinds: set[object] = set()
+    names: set[str] = set()
+    for row in others.values():
+        kinds.add(_kind(row))
+        # A leaf of one name may be it in another shape, as when its layers are stacked.
+        if not row.optimizer:
+            names.add(row.path[-1])
+    lone: set[LogicalPath] = set()
+    for path, row in own.items():
+        # The last name of a moment is that of its param, and so tells nothing.
+        is_named_alike = not row.optimizer and path[-1] in names
+        if _kind(row) not in kinds and not is_named_alike:
+            lone.add(path)
+    return lone
 
 
 def _kind(row: Row) -> object:
@@ -72,6 +99,7 @@ def _unplaced(error: CkptSchemaError, table: Layout) -> dict[LogicalPath, Row]:
     unplaced: dict[LogicalPath, Row] = {}
     for fault in error.mismatches:
         row = rows.get(tuple(fault.path.split("/")))
+        # A fault that has rules is mended by pasting these.
         if fault.kind != "unplaced" or fault.rules or row is None:
             continue
         unplaced[row.path] = row
@@ -85,33 +113,65 @@ def _unplaced(error: CkptSchemaError, table: Layout) -> dict[LogicalPath, Row]:
 
 def _said(table: Layout, far: Layout, lone: set[LogicalPath]) -> Iterator[str]:
     """The nodes that hold these leaves and no others, as rules call them."""
+    # Below each node: how many leaves need a word said of them, and how many of these are lone.
     total: collections.Counter[LogicalPath] = collections.Counter()
-    held: collections.Counter[LogicalPath] = collections.Counter()
+    lone_count: collections.Counter[LogicalPath] = collections.Counter()
     spoken = said_paths(table, far)
-    followers = {row.path for row in table.rows if tuple(row.mirrors.split("/")) in lone}
+    # The moments of a lone weight follow it, so they do not keep a node from being said as one.
+    followers: set[LogicalPath] = set()
+    for row in table.rows:
+        if tuple(row.mirrors.split("/")) in lone:
+            followers.add(row.path)
     for path, said in spoken.items():
         for end in range(1, len(said) + 1):
             total[said[:end]] += path not in followers
-            held[said[:end]] += path in lone
+            lone_count[said[:end]] += path in lone
     nodes: dict[LogicalPath, None] = {}
-    for path in spoken:
-        if path in lone:
-            said = spoken[path]
-            ends = range(1, len(said) + 1)
-            nodes[next(said[:end] for end in ends if total[said[:end]] == held[said[:end]])] = None
-    yield from _globs([*nodes], {path for path, count in total.items() if count})
+    for path, said in spoken.items():
+        if path not in lone:
+            continue
+        # From the root down, the first node that holds no other leaf: one line for all in it.
+        for end in range(1, len(said) + 1):
+            node = said[:end]
+            if total[node] == lone_count[node]:
+                nodes[node] = None
+                break
+    # What holds followers alone has a count of 0: no glob has to spare it.
+    known = {path for path, count in total.items() if count}
+    yield from _globs([*nodes], known)
 
 
 def _globs(nodes: Sequence[LogicalPath], known: set[LogicalPath]) -> Iterator[str]:
-    """Nodes by path; those of one name, or of one beginning, by a glob where it means no others."""
+    """Nodes by path; those of one name, or of one beginning, by a glob where it means no others.
+
+    Of ``0/lora_a``, ``0/lora_b``, ``1/lora_a`` and ``1/lora_b`` that is ``**/lora_*``, unless a node
+    ``lora_c`` has a partner.
+    """
     rest = [*nodes]
-    names = list(dict.fromkeys(node[-1] for node in nodes if len(node) > 1))
-    stems = list(dict.fromkeys(name[: name.rfind("_") + 1] for name in names if "_" in name))
-    for stem in (*(f"{stem}*" for stem in stems), *names):
-        start = stem.removesuffix("*")
-        meant = {p for p in known if p[-1] == stem or (stem != start and p[-1].startswith(start))}
+    # What stands at the root is one node: its path is as short as a glob.
+    names = dict.fromkeys(node[-1] for node in nodes if len(node) > 1)
+    globs: dict[str, None] = {}
+    for name in names:
+        if "_" in name:
+            globs[name[: name.rfind("_") + 1] + "*"] = None
+    # The wider glob comes first: what it says needs no line for each name.
+    for last in (*globs, *names):
+        meant = _meant(last, known)
         means = [node for node in rest if node in meant]
+        # One that means other nodes too would let these keep their own values.
         if len(means) > 1 and meant == set(means):
             rest = [node for node in rest if node not in means]
-            yield f"**/{stem}"
-    yield from ("/".join(node) for node in rest)
+            yield f"**/{last}"
+    for node in rest:
+        yield "/".join(node)
+
+
+def _meant(last: str, known: set[LogicalPath]) -> set[LogicalPath]:
+    """The nodes of a name, or with a star of the names that begin so."""
+    start = last.removesuffix("*")
+    meant: set[LogicalPath] = set()
+    for path in known:
+        is_begun = last != start and path[-1].startswith(start)
+        if is_begun or path[-1] == last:
+            meant.add(path)
+    return meant

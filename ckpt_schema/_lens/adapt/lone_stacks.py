@@ -15,7 +15,7 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.read_sides import told_shape
 from ckpt_schema._lens.rules import Rename, Rule
-from ckpt_schema.errors import DerivationError
+from ckpt_schema.errors import DerivationError, Mismatch
 
 __all__ = ["with_lone_stacks"]
 
@@ -35,58 +35,74 @@ def with_lone_stacks(
     """
     unplaced = {fault.path for fault in error.mismatches if fault.kind == "unplaced"}
     tables = source, view
-    lists = [_lists(table, unplaced) for table in tables]
-    nodes = [_nodes(table, unplaced) for table in tables]
-    hints: dict[str, str] = {}
+    lists = _lists(source, unplaced), _lists(view, unplaced)
+    nodes = _nodes(source, unplaced), _nodes(view, unplaced)
+    hints: dict[str, str] = {}  # by the path of a leaf, as faults write it
     for near, far in ((0, 1), (1, 0)):
         hints |= _stacked_twice(tables[near], tables[far], unplaced)
         for stack, layers, axes in _pairs(nodes[near], lists[far]):
-            scan, rename = _words(stack, layers, axes, near)
-            hint = "{} may be the layers of {}, stacked: add {}"
-            hint = hint.format("/".join(stack), "/".join(layers), scan)
-            # A stack that is called what the list is needs no rename, once it is said to be one.
-            if (*stack[:-1], f"{stack[-1]}[]") != layers:
-                hint += f" and {rename}"
+            hint = _joined_by(stack, layers, axes, near)
             for row in (*nodes[near][stack], *lists[far][layers]):
                 hints["/".join(row.path)] = hint
-    told = {path for path in hints if path in unplaced}
+    hinted = unplaced.intersection(hints)
+    # Leaves that a rename joins are not unplaced: their fault is that one has an axis more.
     for near, stack, layers in _said(rules):
-        stacks = [row for row in _weights(tables[near]) if row.model_path[: len(stack)] == stack]
-        members = [r for r in _weights(tables[1 - near]) if r.model_path[: len(layers)] == layers]
-        axes = _axes(stacks, members) if stacks and members else []
+        stacked = _weights_below(tables[near], stack)
+        members = _weights_below(tables[1 - near], layers)
+        axes = _axes(stacked, members) if stacked and members else []
         if axes:
             hint = "the layers of {} are stacked there: add {} and write {}"
             hint = hint.format("/".join(stack), *_words(stack, layers, axes, near))
-            for row in (*stacks, *members):
+            for row in (*stacked, *members):
                 hints["/".join(row.path)] = hint
-                told.add("/".join(row.path))
-    if not told:
+                hinted.add("/".join(row.path))
+    if not hinted:
         return error
-    faults = [
-        dataclasses.replace(fault, hint=hints[fault.path])
-        if fault.path in told and not fault.rules
-        else fault
-        for fault in error.mismatches
-    ]
+    faults: list[Mismatch] = []
+    for fault in error.mismatches:
+        # Rules that are certain are more than a guess from shapes.
+        if fault.path in hinted and not fault.rules:
+            faults.append(dataclasses.replace(fault, hint=hints[fault.path]))
+        else:
+            faults.append(fault)
     return DerivationError(error.header, faults, error.notes)
+
+
+def _joined_by(stack: LogicalPath, layers: LogicalPath, axes: Sequence[int], near: int) -> str:
+    """What to do where a node of one side may be a list of the other, stacked."""
+    scan, rename = _words(stack, layers, axes, near)
+    hint = f"{'/'.join(stack)} may be the layers of {'/'.join(layers)}, stacked: add {scan}"
+    # A stack that is called what the list is needs no rename, once it is said to be one.
+    if (*stack[:-1], f"{stack[-1]}[]") != layers:
+        hint += f" and {rename}"
+    return hint
 
 
 def _stacked_twice(near: Layout, far: Layout, unplaced: set[str]) -> dict[str, str]:
     """What is said of the leaves of lists in lists that are one leaf of two axes more on the far side, and of that leaf."""
-    whole = {row.path: row for row in far.rows if "/".join(row.path) in unplaced}
+    # A tree whose two axes were never said to be layers has the path of the lists without their marks:
+    # towers[]/layers[]/kernel float32[4 8], in a list of 2 lists of 3, and towers/layers/kernel float32[2 3 4 8].
+    wholes = {row.path: row for row in far.rows if "/".join(row.path) in unplaced}
     hints: dict[str, str] = {}
     for row in near.rows:
-        sizes = [size for repeat in row.repeats for size in repeat.size if repeat.axis is None]
-        counts = [size for size in sizes if isinstance(size, int)]
-        other = whole.get(paths.path_names(row.path))
-        if len(counts) != 2 or other is None or "/".join(row.path) not in unplaced:
+        counts: list[int] = []
+        for repeat in row.repeats:
+            if repeat.axis is None and isinstance(repeat.size[0], int):
+                counts.append(repeat.size[0])
+        whole = wholes.get(paths.path_names(row.path))
+        if len(counts) != 2 or whole is None or "/".join(row.path) not in unplaced:
             continue
-        shape, stacked = told_shape(row), told_shape(other)
+        shape, stacked = told_shape(row), told_shape(whole)
+        # On which axes the layers are nobody knows, so sizes are compared in any order.
         if shape is None or stacked is None or sorted(stacked) != sorted((*shape, *counts)):
             continue
-        said = f"{paths.format_path(other.key)} is stacked twice, by {counts[0]} and by {counts[1]}"
-        hint = f"{said}, which scan= does not say: declare both layouts, with scan= in scan=, and derive"
-        hints |= {"/".join(each.path): hint for each in (row, other)}
+        key = paths.format_path(whole.key)
+        hint = (
+            f"{key} is stacked twice, by {counts[0]} and by {counts[1]}, which scan= does not say: "
+            "declare both layouts, with scan= in scan=, and derive"
+        )
+        hints["/".join(row.path)] = hint
+        hints["/".join(whole.path)] = hint
     return hints
 
 
@@ -95,6 +111,7 @@ def _words(
 ) -> tuple[str, str]:
     """The axis of a stack as it is said, one of those that fit; and the rule that then joins it to a list."""
     scan = " or ".join(f"scan={{{'/'.join(stack)!r}: {axis}}}" for axis in axes)
+    # Rules speak of a layout as it is read then: with scan= the node is repeated, and so marked.
     stacked = (*stack[:-1], f"{stack[-1]}[]")
     return scan, str(Rename(layers, stacked) if near else Rename(stacked, layers))
 
@@ -103,39 +120,49 @@ def _said(rules: Sequence[Rule]) -> Iterator[tuple[int, LogicalPath, LogicalPath
     """The renames of a node that is no list to a list, or back: the side of the first, and both paths."""
     for rule in rules:
         if isinstance(rule, Rename) and rule.source and rule.view:
-            ends = rule.source, rule.view
-            marked = [end[-1].endswith("[]") for end in ends]
-            if marked[0] != marked[1]:
-                near = marked.index(False)
-                yield near, ends[near], ends[1 - near]
+            from_list = rule.source[-1].endswith("[]")
+            to_list = rule.view[-1].endswith("[]")
+            if to_list and not from_list:
+                yield 0, rule.source, rule.view
+            elif from_list and not to_list:
+                yield 1, rule.view, rule.source
 
 
 def _lists(table: Layout, unplaced: set[str]) -> _Nodes:
     """The lists of a model of which no leaf has a partner, by the path that rules call them."""
-    found: dict[LogicalPath, list[Row]] = collections.defaultdict(list)
+    members: dict[LogicalPath, list[Row]] = collections.defaultdict(list)
     placed: set[LogicalPath] = set()
     for row in _weights(table):
-        marks = [at for at, name in enumerate(row.model_path) if name.endswith("[]")]
-        if len(marks) != 1:
+        # Lists in lists are stacked on two axes, which one line does not say.
+        if paths.list_depth(row.model_path) != 1:
             continue
-        node = row.model_path[: marks[0] + 1]
-        found[node].append(row)
-        if "/".join(row.path) not in unplaced:
-            placed.add(node)
-    return {node: rows for node, rows in found.items() if node not in placed}
+        for end, name in enumerate(row.model_path, 1):
+            if name.endswith("[]"):
+                node = row.model_path[:end]
+                members[node].append(row)
+                if "/".join(row.path) not in unplaced:
+                    placed.add(node)
+    return _without(placed, members)
 
 
 def _nodes(table: Layout, unplaced: set[str]) -> _Nodes:
     """The other nodes of a model of which no leaf has a partner."""
-    found: dict[LogicalPath, list[Row]] = collections.defaultdict(list)
+    members: dict[LogicalPath, list[Row]] = collections.defaultdict(list)
     placed: set[LogicalPath] = set()
     for row in _weights(table):
         path = row.model_path
+        # What holds a list is no stack of layers itself: it is left out as if it were placed.
+        is_out = "/".join(row.path) not in unplaced or paths.list_depth(path) > 0
         for end in range(1, len(path)):
-            found[path[:end]].append(row)
-            if "/".join(row.path) not in unplaced or any(name.endswith("[]") for name in path):
+            members[path[:end]].append(row)
+            if is_out:
                 placed.add(path[:end])
-    return {node: rows for node, rows in found.items() if node not in placed}
+    return _without(placed, members)
+
+
+def _without(placed: set[LogicalPath], members: _Nodes) -> _Nodes:
+    """The nodes that no leaf with a partner stands in: the other side may have all of each."""
+    return {node: rows for node, rows in members.items() if node not in placed}
 
 
 def _weights(table: Layout) -> Iterator[Row]:
@@ -143,31 +170,48 @@ def _weights(table: Layout) -> Iterator[Row]:
     return (row for row in table.rows if row.is_weight)
 
 
+def _weights_below(table: Layout, node: LogicalPath) -> list[Row]:
+    """Those in a node."""
+    return [row for row in _weights(table) if row.model_path[: len(node)] == node]
+
+
 def _pairs(stacks: _Nodes, lists: _Nodes) -> Iterator[tuple[LogicalPath, LogicalPath, list[int]]]:
     """Each stack and list of which one can be the other and nothing else, and the axes on which it fits."""
-    found = [
-        (stack, layers, axes)
-        for layers, own in lists.items()
-        for stack, rows in stacks.items()
-        if (axes := _axes(rows, own))
-    ]
-    both = collections.Counter(node for stack, layers, _ in found for node in (stack, layers))
-    for stack, layers, axes in found:
-        if both[stack] == both[layers] == 1:
+    fitting: list[tuple[LogicalPath, LogicalPath, list[int]]] = []
+    # A stack and a list are of two sides, and a list has its mark: no node is counted as both.
+    choices: collections.Counter[LogicalPath] = collections.Counter()
+    for layers, members in lists.items():
+        for stack, stacked in stacks.items():
+            axes = _axes(stacked, members)
+            if axes:
+                fitting.append((stack, layers, axes))
+                choices.update((stack, layers))
+    # Where several fit, shapes do not tell which is which: a line to paste would be a guess.
+    for stack, layers, axes in fitting:
+        if choices[stack] == choices[layers] == 1:
             yield stack, layers, axes
 
 
 def _axes(stacked: list[Row], layers: list[Row]) -> list[int]:
     """The axes without which the leaves of a node are those of a list, as many as that has layers."""
     (count,) = layers[0].repeats[0].size
-    shapes = [told_shape(row) for row in stacked]
-    wanted = sorted(map(str, (told_shape(row) for row in layers)))
-    if len(shapes) != len(wanted) or not isinstance(count, int) or None in shapes:
+    if len(stacked) != len(layers) or not isinstance(count, int):
         return []
-    known = [shape for shape in shapes if shape is not None]
+    shapes: list[tuple[int, ...]] = []
+    for row in stacked:
+        shape = told_shape(row)
+        # A shape that has names in it was declared, and says itself what is stacked.
+        if shape is None:
+            return []
+        shapes.append(shape)
+    # Names may differ, so shapes are held against each other as two bags: sorted.
+    wanted = sorted(str(told_shape(row)) for row in layers)
     fitting: list[int] = []
-    for axis in range(min(map(len, known))):
-        rests = sorted(str((*shape[:axis], *shape[axis + 1 :])) for shape in known)
-        if rests == wanted and all(shape[axis] == count for shape in known):
+    for axis in range(min(map(len, shapes))):
+        rests: list[str] = []
+        for shape in shapes:
+            if shape[axis] == count:
+                rests.append(str((*shape[:axis], *shape[axis + 1 :])))
+        if sorted(rests) == wanted:
             fitting.append(axis)
     return fitting

@@ -33,7 +33,8 @@ def older_streams(error: CkptSchemaError, source: Layout, view: Layout) -> list[
         view: The view's layout.
     """
     lost = {fault.path for fault in error.mismatches if fault.kind == "unplaced"}
-    ours, theirs = (_streams(table, lost) for table in (source, view))
+    ours, theirs = _streams(source, lost), _streams(view, lost)
+    # By the path of a layer's streams, `dropout/rngs`, the names that it had: `default`, `dropout`.
     homes: dict[LogicalPath, list[str]] = collections.defaultdict(list)
     for *home, name in ours:
         if home[-1:] == [_HOME]:
@@ -45,30 +46,37 @@ def older_streams(error: CkptSchemaError, source: Layout, view: Layout) -> list[
             stream = (*home, name)
             if name == drawn:
                 rules += _joined(stream, ours[stream], theirs[home])
+            # If the layer has a stream today and no name tells which, nothing here is certain.
             elif home not in theirs or drawn is not None:
-                rules += [Private((*stream, leaf), None) for leaf in ("key", "count")]
+                rules.append(Private((*stream, "key"), None))
+                rules.append(Private((*stream, "count"), None))
     return rules
 
 
 def _streams(table: Layout, lost: set[str]) -> Mapping[LogicalPath, Row]:
     """The keys of streams that have no partner, by the path of the stream in the model."""
     rows = {row.model_path: row for row in table.rows if "/".join(row.path) in lost}
-    return {
-        path[:-1]: row
-        for path, row in rows.items()
-        if path[-1] == "key"
-        and (*path[:-1], "count") in rows
-        and (row.leaf.is_key or is_raw_key(row.leaf.dtype, row.leaf.dims))
-    }
+    streams: dict[LogicalPath, Row] = {}
+    for path, row in rows.items():
+        # A leaf may be called key and be a weight: a stream has a count beside it.
+        is_stream = path[-1] == "key" and (*path[:-1], "count") in rows
+        if is_stream and (row.leaf.is_key or is_raw_key(row.leaf.dtype, row.leaf.dims)):
+            streams[path[:-1]] = row
+    return streams
 
 
 def _drawn_from(names: Sequence[str], row: Row) -> str | None:
     """Which of a layer's streams it drew from: that of its own name, or else the one that stands for all."""
+    # The Variable of a stream says in its metadata what it was called.
     tag = dict(row.metadata).get("tag")
-    return next((str(name) for name in (tag, _SHARED) if name in names), None)
+    for name in (tag, _SHARED):
+        if name in names:
+            return str(name)
+    return None
 
 
 def _joined(stream: LogicalPath, old: Row, new: Row) -> Iterator[Rule]:
+    """The rules by which a stream of an older state is that of today's layer."""
     yield Rename(stream, new.model_path[:-1])
     # Two words are a key of one implementation alone; of four, somebody has to say which.
     is_fry = new.leaf.dtype == "key<fry>" and old.leaf.dims == (*new.leaf.dims, (2,))

@@ -29,19 +29,22 @@ def derived(left: Layout, right: Layout, rules: list[Rule], keeps: Keeps | None)
     try:
         return derive(left, right, rules=rules)
     except DerivationError as error:
+        # Those that are among the rules were tried: without this it would never end.
         streams = [rule for rule in older_streams(error, left, right) if rule not in rules]
         if streams:
             return derived(left, right, [*rules, *streams], keeps)
         # What derive calls certain of such leaves is a rule for each. A rename is never taken unasked:
         # it would carry the weights of one node into another that nobody has named.
-        own = [rule for rule in error.rules if isinstance(rule, Private)]
-        own += () if keeps is None else _kept(error, right, keeps, own)
-        if not own:
+        private = [rule for rule in error.rules if isinstance(rule, Private)]
+        if keeps is not None:
+            private += _kept(error, right, keeps, private)
+        if not private:
             raise _with_open_names(error, left, right, rules) from None
         first = error
     try:
-        return derive(left, right, rules=[*rules, *own])
+        return derive(left, right, rules=[*rules, *private])
     except DerivationError as error:
+        # Only what is wrong besides is left in this error: private leaves are out of the way.
         raise _with_open_names(error, left, right, rules) from first
 
 
@@ -63,6 +66,7 @@ def _kept(
     kept: list[Private] = []
     for fault in error.mismatches:
         row = by_path.get(fault.path)
+        # What an optimizer keeps for a leaf goes where that goes, and needs no rule.
         if row is None or row.body is None or row.mirrors:
             continue
         if row.model_path not in ruled:

@@ -31,36 +31,52 @@ def open_names(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
         A heading and a line for each node; nothing where no node is in doubt.
     """
     unplaced = {fault.path for fault in error.mismatches if fault.kind == "unplaced"}
-    certain = [rule for rule in error.rules if isinstance(rule, Rename)]
-    here = _nodes(source.rows, unplaced, {rule.source for rule in certain})
-    there = _nodes(view.rows, unplaced, {rule.view for rule in certain})
+    # What a certain rename places is no more in doubt, on either side.
+    renamed: set[LogicalPath] = set()
+    taken: set[LogicalPath] = set()
+    heads: set[tuple[LogicalPath, LogicalPath]] = set()
+    for rule in error.rules:
+        if isinstance(rule, Rename):
+            renamed.add(rule.source)
+            taken.add(rule.view)
+            heads.add((rule.source[:-1], rule.view[:-1]))
+    here = _nodes(source.rows, unplaced, renamed)
     alike: dict[object, list[LogicalPath]] = collections.defaultdict(list)
-    for node, leaves in there.items():
+    for node, leaves in _nodes(view.rows, unplaced, taken).items():
         alike[leaves].append(node)
-    heads = {(rule.source[:-1], rule.view[:-1]) for rule in certain}
     lines: list[str] = []
     for node, leaves in here.items():
-        likely = _Likely(node, heads)
-        own = "/".join(node)
-        others = ["/".join(one) for one in sorted(alike.get(leaves, ()), key=likely)]
-        if others:
-            more = f", or {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-            choice = "".join(f" or {other!r}" for other in others[1:_SHOWN])
-            lines.append(f"    # cs.rename({own!r}, {others[0]!r}),{choice}{more}")
+        candidates = sorted(alike.get(leaves, ()), key=_Likely(node, heads))
+        if candidates:
+            lines.append(_line("/".join(node), ["/".join(other) for other in candidates]))
     if not lines:
         return []
     head = "open: shapes allow these, and do not tell; paste the lines that are true into rules=:"
     return ["\n".join([head, *lines])]
 
 
+def _line(node: str, candidates: Sequence[str]) -> str:
+    """The likeliest rename, in a comment that says what else the node may be.
+
+    ``# cs.rename('encoder', 'enc'), or 'dec' or 'head'``: the name is changed by hand where another is true.
+    """
+    line = f"    # cs.rename({node!r}, {candidates[0]!r}),"
+    for other in candidates[1:_SHOWN]:
+        line += f" or {other!r}"
+    if len(candidates) > _SHOWN:
+        line += f", or {len(candidates) - _SHOWN} more"
+    return line
+
+
 def with_discovery(error: DerivationError, source: Layout, view: Layout) -> DerivationError:
     """An error that says how running both models tells which leaf is which, where both sides have weights in doubt."""
-    unsettled = {
-        fault.path for fault in error.mismatches if fault.kind == "unplaced" and not fault.rules
-    }
+    unsettled: set[str] = set()
+    for fault in error.mismatches:
+        if fault.kind == "unplaced" and not fault.rules:
+            unsettled.add(fault.path)
+    # If one side has all of its weights placed, there is nothing that the other's could be.
     for table in (source, view):
-        weights = (row for row in table.rows if row.is_weight)
-        if not any("/".join(row.path) in unsettled for row in weights):
+        if not any(row.is_weight and "/".join(row.path) in unsettled for row in table.rows):
             return error
     # What stands last may be cut.
     return DerivationError(error.header, error.mismatches, [_BY_RUNNING, *error.notes])
@@ -89,20 +105,29 @@ def _nodes(
     rows: Iterable[Row], unplaced: set[str], named: set[LogicalPath]
 ) -> dict[LogicalPath, object]:
     """The nodes of a model that hold leaves without a partner alone, each with what it holds."""
-    rows_below: dict[LogicalPath, list[Row]] = collections.defaultdict(list)
+    rows_in: dict[LogicalPath, list[Row]] = collections.defaultdict(list)
+    placed: set[LogicalPath] = set()
     for row in rows:
+        # A leaf at the root of a model stands in no node.
         if row.is_weight and len(row.model_path) > 1:
-            rows_below[row.path[row.body : -1]].append(row)
-    return {
-        node: _held(inner)
-        for node, inner in rows_below.items()
-        if all("/".join(row.path) in unplaced for row in inner)
-        and not any(node[: len(name)] == name for name in named)
-    }
+            node = row.model_path[:-1]
+            rows_in[node].append(row)
+            if "/".join(row.path) not in unplaced:
+                placed.add(node)
+    held: dict[LogicalPath, object] = {}
+    for node, inner in rows_in.items():
+        # A rename of a node places all that is below it.
+        is_named = any(node[:end] in named for end in range(len(node) + 1))
+        if node not in placed and not is_named:
+            held[node] = _held(inner)
+    return held
 
 
 def _held(rows: Sequence[Row]) -> object:
     """What a node holds: the names, shapes and repeats of its leaves."""
-    return frozenset(
-        (row.path[-1], row.leaf, tuple(repeat.size for repeat in row.repeats)) for row in rows
-    )
+    leaves: set[object] = set()
+    for row in rows:
+        # On which axis layers are stacked a lens changes, and how many there are it does not.
+        counts = tuple([repeat.size for repeat in row.repeats])
+        leaves.add((row.path[-1], row.leaf, counts))
+    return frozenset(leaves)

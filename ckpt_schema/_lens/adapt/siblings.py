@@ -34,19 +34,22 @@ def with_lists(sides: ReadSides, given: Sequence[str] | None, rules: Sequence[Ru
     words = _Words.of(rules, 0), _Words.of(rules, 1)
     left, right = sides
     if given is not None:
-        (left, ours), (right, theirs) = (_with_lists(side, given) for side in sides)
+        left, ours = _with_lists(left, given)
+        right, theirs = _with_lists(right, given)
         unknown = [pattern for pattern in given if pattern not in {*ours, *theirs}]
         if unknown:
             _refuse(unknown, sides)
-    while True:  # lists inside of lists are seen when these are
-        asked = given is not None
-        found = (
+    asked = given is not None
+    while True:
+        # Both look at the sides as they were before: what is read as a list has other nodes.
+        patterns = (
             [*_lists(left, right, words[0], asked=asked)],
             [*_lists(right, left, words[1], asked=asked)],
         )
-        if not any(found):
+        if not any(patterns):
             return left, right
-        left, right = left.read(lists=found[0]), right.read(lists=found[1])
+        left, right = left.read(lists=patterns[0]), right.read(lists=patterns[1])
+        # Lists inside of these are seen now, in the next round.
 
 
 def _with_lists(side: ReadSide, given: Sequence[str]) -> tuple[ReadSide, Sequence[str]]:
@@ -55,14 +58,16 @@ def _with_lists(side: ReadSide, given: Sequence[str]) -> tuple[ReadSide, Sequenc
         return side.read(lists=given), given
     except SchemaError as error:
         unfit = {fault.path for fault in error.mismatches}
-    left = [pattern for pattern in given if pattern not in unfit]
-    if len(left) < len(given):
-        return _with_lists(side, left)
-    left = [pattern for pattern in given if _has_list(side, pattern)]
-    return side.read(lists=left), left
+    fitting = [pattern for pattern in given if pattern not in unfit]
+    if len(fitting) < len(given):
+        return _with_lists(side, fitting)
+    # The error names other paths than the patterns, so each is tried by itself.
+    fitting = [pattern for pattern in given if _has_list(side, pattern)]
+    return side.read(lists=fitting), fitting
 
 
 def _has_list(side: ReadSide, pattern: str) -> bool:
+    """Whether a side can be read with one of the lists that were given."""
     try:
         side.read(lists=[pattern])
     except SchemaError:
@@ -71,12 +76,11 @@ def _has_list(side: ReadSide, pattern: str) -> bool:
 
 
 def _refuse(unknown: Sequence[str], sides: ReadSides) -> None:
-    here, there = (side.name for side in sides)
+    """Raises the error of lists that neither side has."""
+    here, there = sides[0].name, sides[1].name
+    expected = f"repeated nodes of {here} or {there}"
     hint = "write the path of the node in the model, without params or model in front; outside of the model, its whole key path"
-    faults = [
-        Mismatch(pattern, "rule", f"repeated nodes of {here} or {there}", "no such nodes", hint)
-        for pattern in unknown
-    ]
+    faults = [Mismatch(pattern, "rule", expected, "no such nodes", hint) for pattern in unknown]
     raise DerivationError(f"lists= does not fit {here} or {there}", faults)
 
 
@@ -87,16 +91,17 @@ class _Words:
     segments: frozenset[str]
 
     @classmethod
-    def of(cls, rules: Sequence[Rule], at: int) -> _Words:
-        """Those of the paths that speak of the source, or of the view."""
-        names: set[str] = set()
+    def of(cls, rules: Sequence[Rule], side: int) -> _Words:
+        """Those of the paths that speak of the source (0), or of the view (1)."""
+        segments: set[str] = set()
         for rule in rules:
-            fields = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
-            if isinstance(rule, (Rename, Move, Reset)):
-                fields.pop(("view", "source")[at])
-            for value in fields.values():
-                names.update(_segments(value))
-        return cls(frozenset(names))
+            # Rules of both sides have a path for each: that of the other side says nothing here.
+            has_two = isinstance(rule, (Rename, Move, Reset))
+            others = ("view", "source")[side] if has_two else None
+            for field in dataclasses.fields(rule):
+                if field.name != others:
+                    segments.update(_segments(getattr(rule, field.name)))
+        return cls(frozenset(segments))
 
     def calls_a_list(self, name: str) -> bool:
         """Whether a rule calls nodes of this name a list."""
@@ -110,49 +115,76 @@ def names_in(rule: Rule) -> Iterator[str]:
 
 
 def _segments(value: object) -> Iterator[str]:
-    """The segments of a path, or of several."""
+    """The segments of a path, or of several: a field of a rule may hold numbers and values too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, tuple):
-        several: tuple[object, ...] = value
-        for one in several:
-            yield from _segments(one)
+        parts: tuple[object, ...] = value
+        for part in parts:
+            yield from _segments(part)
 
 
-def _lists(own: ReadSide, other: ReadSide, words: _Words, *, asked: bool) -> Iterator[str]:
+def _lists(near: ReadSide, far: ReadSide, words: _Words, *, asked: bool) -> Iterator[str]:
     """Patterns of siblings with numbers, equal in all else, that are to be read as lists.
 
     Where the lists were asked for by name, only rules call others so.
     """
-    if own.joined is not None:  # there a number is a segment of its own, and read as a list
+    # In a joined key a number is a segment of its own, and was read as a list.
+    if near.joined is not None:
         return
-    strangers = _strangers(own, other)
+    strangers = _strangers(near, far)
     taken: set[LogicalPath] = set()
-    outer_first = sorted(_siblings(own).items(), key=lambda group: len(group[0][0]))
+    outer_first = sorted(_siblings(near).items(), key=lambda group: len(group[0][0]))
     for (head, key, stem), members in outer_first:
+        # What a list holds is looked at when it is read as one: then its members are one node.
         if any(head[:end] in taken for end in range(len(head) + 1)):
-            continue  # what such a list holds is looked at when it is one
+            continue
+        # A list starts at 0, or at 1 as in files of other frameworks, and skips no number.
+        first = min(members)
+        in_turn = sorted(members) == list(range(first, first + len(members)))
+        alike = all(member == members[first] for member in members.values())
+        if not in_turn or not alike or first not in (0, 1):
+            continue
         # Of members that are called by their numbers alone, the node above is the list.
         name = stem.strip("_-.") if stem else head[-1]
-        node = (*head, name) if stem else head
-        first, *more = sorted(members)
-        in_turn = [first, *more] == list(range(first, first + len(members)))
-        alike = all(member == members[first] for member in members.values())
-        if not (in_turn and alike and first in (0, 1)):
+        names = {f"{stem}{number}" for number in members}
+        is_list = words.calls_a_list(name)
+        if not is_list and not asked:
+            # Where the other side has a member under its own name, they join one by one.
+            apart = any((*head, member) in far.nodes for member in names)
+            is_list = not apart and (
+                _is_shown(head, name, stem, members, far)
+                or (
+                    (len(members), _weights_held(members[first])) in strangers
+                    # A rule that speaks of one member means it as a node.
+                    and names.isdisjoint(words.segments)
+                )
+            )
+        if not is_list:
             continue
-        spelled = {f"{stem}{number}" for number in members}
-        apart = any((*head, one) in other.nodes for one in spelled)
-        called = words.calls_a_list(name)
-        inner = members[first] if not stem else {(): None}
-        shown = first == 0 and any((*node, *path) in other.nodes for path in inner)
-        meant = (len(members), _weights_held(members[first])) in strangers
-        meant = meant and not spelled & words.segments
-        if called or (not asked and not apart and (shown or meant)):
-            taken.update((*head, one) for one in spelled)
-            symbol = "{i+1}" if first else "{i}"
-            pattern = format_path((*key, stem)) + symbol if stem else f"{format_path(key)}/{symbol}"
-            if pattern not in own.lists:  # what is left of such a list is the stream of one member
-                yield pattern
+        for member in names:
+            taken.add((*head, member))
+        symbol = "{i+1}" if first else "{i}"
+        pattern = format_path((*key, stem)) + symbol if stem else f"{format_path(key)}/{symbol}"
+        # What is left of a list that was read before is the stream of one member.
+        if pattern not in near.lists:
+            yield pattern
+
+
+def _is_shown(
+    head: LogicalPath,
+    name: str,
+    stem: str,
+    members: Mapping[int, Mapping[LogicalPath, Any]],
+    far: ReadSide,
+) -> bool:
+    """Whether the other side has one node in the place of siblings: ``layers`` where these are ``layers_0``, ``layers_1``."""
+    if 0 not in members:
+        return False
+    if stem:
+        return (*head, name) in far.nodes
+    # Members that are numbers stand in a node that both sides have: what each holds stands in it there.
+    return any((*head, *path) in far.nodes for path in members[0])
 
 
 def _siblings(
@@ -162,13 +194,18 @@ def _siblings(
     groups: dict[tuple[LogicalPath, Pattern, str], dict[int, dict[LogicalPath, Any]]] = {}
     for path, row in side.weights.items():
         heads = _heads(row)
-        for at, segment in enumerate(path):
-            if not segment[-1:].isdecimal():  # most, which no pattern has to be asked for
+        for depth, segment in enumerate(path):
+            # Most segments end in a letter, and no pattern has to be asked for these.
+            if not segment[-1:].isdecimal():
                 continue
-            match = NUMBERED.fullmatch(segment) or (_NUMBER.fullmatch(segment) if at else None)
-            if match and not row.path[(row.body or 0) + at].endswith("[]"):
-                members = groups.setdefault((path[:at], heads[at], match["stem"]), {})
-                members.setdefault(int(match["number"]), {})[path[at + 1 :]] = row.leaf, row.kind
+            match = NUMBERED.fullmatch(segment)
+            # A number alone at the root has no node above that could be the list.
+            if match is None and depth:
+                match = _NUMBER.fullmatch(segment)
+            if match and not row.model_path[depth].endswith("[]"):
+                members = groups.setdefault((path[:depth], heads[depth], match["stem"]), {})
+                held = members.setdefault(int(match["number"]), {})
+                held[path[depth + 1 :]] = row.leaf, row.kind
     return {group: _shared(members) for group, members in groups.items()}
 
 
@@ -176,21 +213,25 @@ def _shared(
     members: Mapping[int, Mapping[LogicalPath, Any]],
 ) -> Mapping[int, Mapping[LogicalPath, Any]]:
     """What siblings hold, without the streams that some alone have: of one that all share, NNX keeps the first."""
-    counts = collections.Counter(path for held in members.values() for path in held)
-    return {
-        number: {
-            path: one
-            for path, one in held.items()
-            if counts[path] == len(members) or not is_stream(path, held)
-        }
-        for number, held in members.items()
-    }
+    counts: collections.Counter[LogicalPath] = collections.Counter()
+    for held in members.values():
+        counts.update(held.keys())
+    shared: dict[int, dict[LogicalPath, Any]] = {}
+    for number, held in members.items():
+        shared[number] = {}
+        for path, leaf in held.items():
+            if counts[path] == len(members) or not is_stream(path, held):
+                shared[number][path] = leaf
+    return shared
 
 
 def _weights_held(held: Mapping[LogicalPath, tuple[Leaf, Any]]) -> frozenset[tuple[Leaf, int]]:
     """How many leaves of each type a node holds; a stream, as of dropout, is of one framework alone."""
-    leaves = (leaf for path, (leaf, _) in held.items() if not is_stream(path, held))
-    return frozenset(collections.Counter(leaves).items())
+    counts: collections.Counter[Leaf] = collections.Counter()
+    for path, (leaf, _) in held.items():
+        if not is_stream(path, held):
+            counts[leaf] += 1
+    return frozenset(counts.items())
 
 
 def is_stream(path: KeyPath, held: Mapping[Any, tuple[Leaf, Any]]) -> bool:
@@ -200,23 +241,28 @@ def is_stream(path: KeyPath, held: Mapping[Any, tuple[Leaf, Any]]) -> bool:
         path: Where it stands.
         held: All that stands beside it, and it: the leaves, and what else is known of them.
     """
-    at = (*path[:-1], "key") if path[-1:] == ("count",) else path
-    leaf, _ = held.get(at, held[path])  # a sibling that is a leaf itself has no path
-    has_count = at[-1:] == ("key",) and (*at[:-1], "count") in held
+    # A count tells nothing by itself: it is asked whether the leaf beside it is a key.
+    key = (*path[:-1], "key") if path[-1:] == ("count",) else path
+    # Of a sibling that is a leaf itself the path is empty, and so are all slices of it.
+    leaf, _ = held.get(key, held[path])
+    has_count = key[-1:] == ("key",) and (*key[:-1], "count") in held
     return leaf.is_key or (has_count and is_raw_key(leaf.dtype, leaf.dims))
 
 
-def _strangers(own: ReadSide, other: ReadSide) -> set[tuple[int, Any]]:
-    """The lists of a side that the first has no node for: how many layers, and what leaves each holds, whatever their names."""
+def _strangers(near: ReadSide, far: ReadSide) -> set[tuple[int, Any]]:
+    """The far side's lists that the near one has no node for: how many layers, and what leaves each holds, by any name."""
     counts: dict[LogicalPath, int] = {}
     held: dict[LogicalPath, dict[LogicalPath, tuple[Leaf, Any]]] = collections.defaultdict(dict)
-    for path, row in other.weights.items():
-        marked = [n for n, one in enumerate(row.model_path) if one.endswith("[]")]
-        for at, repeat in zip(marked, row.repeats, strict=True):
-            node, count = path[: at + 1], repeat.size[0]
-            if isinstance(count, int) and node not in own.nodes:
+    for path, row in far.weights.items():
+        # One repeat for each mark, outermost first: layers[]/experts[]/w has two.
+        repeats = iter(row.repeats)
+        for end, segment in enumerate(row.model_path, 1):
+            if not segment.endswith("[]"):
+                continue
+            node, count = path[:end], next(repeats).size[0]
+            if isinstance(count, int) and node not in near.nodes:
                 counts[node] = count
-                held[node][path[at + 1 :]] = row.leaf, row.kind
+                held[node][path[end:]] = row.leaf, row.kind
     return {(counts[node], _weights_held(leaves)) for node, leaves in held.items()}
 
 
@@ -232,13 +278,13 @@ def _is_number(segment: Key | Index) -> bool:
 
 def _heads(row: Row) -> list[Pattern]:
     """What each segment of a row's path in the model stands below, as it is spelled."""
-    names = row.model_path
     key = row.key[model_start(row) :]
     heads: list[Pattern] = []
-    at = 0
-    for _ in names:
-        heads.append(key[:at])
-        at += 1
-        if at < len(key) and _is_number(key[at]):
-            at += 1
+    end = 0
+    for _ in row.model_path:
+        heads.append(key[:end])
+        end += 1
+        # The number of a layer belongs to the name of its list: layers[] is spelled layers/{i}.
+        if end < len(key) and _is_number(key[end]):
+            end += 1
     return heads

@@ -15,10 +15,24 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from ckpt_schema._layouts.leaves import key_words
+import numpy as np
+
+from ckpt_schema._layouts.leaves import dtype_of, key_words
 from ckpt_schema._lens.codecs import Codec
 
-__all__ = ["Block", "Check", "Copy", "Filling", "Kind", "Spot", "Step", "Task", "all_of"]
+__all__ = [
+    "Block",
+    "Check",
+    "Copy",
+    "Filling",
+    "Kind",
+    "Spot",
+    "Step",
+    "Task",
+    "all_of",
+    "bits_of",
+    "gaps",
+]
 
 Spot = tuple[int, int]
 """An axis of a leaf, and how many elements a step goes there; it may go back on the view's side."""
@@ -171,3 +185,40 @@ class Task:
             if not copy.compares:
                 copies[copy.result].append(copy)
         return copies
+
+    @property
+    def is_move(self) -> bool:
+        """Whether the one leaf that is made is the one that is read, as it is."""
+        if len(self.copies) != 1 or self.fillings or self.checks or self.inputs != self.results:
+            return False
+        block = self.copies[0].block
+        if block.codec or any(step.is_turn or step.at[0] != step.at[1] for step in block.steps):
+            return False
+        # Each step goes on both sides alike, but only a part of the leaf may be read.
+        return block.count == math.prod(self.inputs[0].stored)
+
+
+def gaps(task: Task) -> list[int]:
+    """The results of which not every element is written once, by number.
+
+    Cells are derived for sizes of at least 1. Where a dim is 0, what was said to lie behind another
+    element may lie before it.
+    """
+    left = [math.prod(kind.stored) for kind in task.results]
+    for copy in task.copies:
+        if not copy.compares:
+            left[copy.result] -= copy.block.count
+    for filling in task.fillings:
+        left[filling.result] -= filling.block.count
+    return [number for number, elements in enumerate(left) if elements]
+
+
+def bits_of(value: float | int | bool, dtype: str) -> int:
+    """The bits of a number in a dtype, as an unsigned integer.
+
+    Example:
+        >>> hex(bits_of(1.0, "bfloat16")), bits_of(-1, "int8")
+        ('0x3f80', 255)
+    """
+    array = np.asarray(value).astype(dtype_of(dtype))
+    return int.from_bytes(array.tobytes(), "little")

@@ -124,7 +124,9 @@ class _Places:
         self._view, self._trees, self._sources = view, trees, sources
         self._copies: list[Slot] = []  # of other leaves of the result
         # Defaults stand in the pool behind all that is edited.
-        self._edited = trees.count + sum(len(job.likes) for job in sources.jobs)
+        self._edited = trees.count
+        for job in sources.jobs:
+            self._edited += len(job.likes)
 
     def add(self, slot: Slot) -> None:
         """Finds the place of a leaf, or makes it; those that need the params come later."""
@@ -139,8 +141,9 @@ class _Places:
             self.known[slot] = self._trees.kept_place(slot)
             return
         default = sources.filled.get(slot) or sources.alone.get(slot, row.default)
+        # Made from the params, once these have their places.
         if isinstance(default, Init):
-            return  # made from the params, once these have their places
+            return
         if isinstance(default, SameAs):
             self._copies.append(slot)
         elif default is None:
@@ -171,6 +174,7 @@ class _Places:
         for slot in wanted:
             if slot not in self.known and isinstance(self._view.rows[slot[0]].default, Init):
                 fresh.append(slot)
+        # With faults some params have no place, and the state cannot be traced.
         if not fresh or self.faults:
             return
         restart = restart_of(self._view, self._trees, wanted, fresh, self.known)
@@ -210,7 +214,10 @@ def _dropped(
         keys: For slots of the result, the key path of what the tree has for them.
     """
     tree, onto = trees.tree, trees.onto
-    lost = [slot for slot in keys if onto is not None and slot not in onto.slots]
+    # Without onto the result has all that the tree has.
+    if onto is None:
+        return
+    lost = [slot for slot in keys if slot not in onto.slots]
     if not lost:
         return
     slots: dict[KeyPath, tuple[Slot, int]] = {}
@@ -236,6 +243,7 @@ def _dropped(
 
 def _declared(table: Layout, match: Match) -> Callable[[int], Leaf]:
     """What each leaf of a matched tree, by position, is declared to be."""
+    # One look-up for each leaf that is asked for: most trees have no Python number, and ask for none.
     numbers = {position: number for (number, _), position in match.slots.items()}
     return lambda position: table.rows[numbers[position]].stored
 
@@ -283,6 +291,7 @@ def _container(
         row = view.rows[slot[0]]
         leaf = _Placed(slot, _dtype(row.leaf.dtype))
         placed.append((paths.fill(row.key, slot[1]), row, leaf))
+    # jax puts the keys of dicts in order, and other containers have an order of their own.
     order, treedef = jax.tree.flatten(build(view, placed, trees.sizes, labelled))
     return treedef, [leaf.slot for leaf in order]
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.fallbacks import SameAs
-from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.paths import KeyPath, LogicalPath
 from ckpt_schema._layouts.table import Layout, Slot
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.plan.plan import Same
@@ -20,17 +20,18 @@ _LOST = "nothing else would keep it: give onto a leaf of its own there, or make 
 
 def fallback_values(table: Layout) -> dict[int, int]:
     """For each row that falls back on another one: that one, unless other dtypes were given to both."""
-    spoken = [
-        (number, row.default.of(row.path))
-        for number, row in enumerate(table.rows)
-        if isinstance(row.default, SameAs)
-    ]
-    if not spoken:
+    originals: dict[int, LogicalPath] = {}
+    for number, row in enumerate(table.rows):
+        if isinstance(row.default, SameAs):
+            originals[number] = row.default.of(row.path)
+    # Few layouts have any: the others need no table of their paths.
+    if not originals:
         return {}
     numbers = {row.path: number for number, row in enumerate(table.rows)}
     others: dict[int, int] = {}
-    for number, path in spoken:
+    for number, path in originals.items():
         other = numbers.get(path)
+        # A leaf of another dtype would not be the same, to the last bit, after the way back.
         if other is not None and table.rows[other].leaf == table.rows[number].leaf:
             others[number] = other
     return others
@@ -43,17 +44,22 @@ def with_fallbacks(
     others = fallback_values(source)
     if not others:
         return tree
-    after: dict[int, set[int]] = {}
+    results: dict[int, set[int]] = {}  # the rows of the view that are made of a row of the source
     for join in joins:
         for number in join.sources:
-            after.setdefault(number, set()).update(join.views)
-    there = None if onto is None else {number for number, _ in onto.slots}
+            results.setdefault(number, set()).update(join.views)
+    # Onto says which leaves the result has; without it, where both sides may lack a leaf, nothing
+    # asks for what stands for it.
+    if onto is None:
+        asked = {number for number, row in enumerate(view.rows) if not row.optional}
+    else:
+        asked = {number for number, _ in onto.slots}
     slots = dict(tree.slots)
     for number, other in others.items():
-        # Where both sides may lack it, nothing asks for what stands for it.
-        wanted = {at for at in after.get(number, ()) if there or not view.rows[at].optional}
-        is_wanted = bool(wanted if there is None else wanted & there)
-        for (row, indices), position in tree.slots.items() if is_wanted else ():
+        if asked.isdisjoint(results.get(number, ())):
+            continue
+        for (row, indices), position in tree.slots.items():
+            # What the tree has itself stays.
             if row == other:
                 slots.setdefault((number, indices), position)
     return dataclasses.replace(tree, slots=slots)
@@ -71,9 +77,11 @@ def lost_copies(
         kept: The leaves that the result has.
     """
     others = fallback_values(view)
-    for slot in [slot for slot in keys if slot[0] in others and slot not in kept]:
+    for slot in keys:
+        if slot[0] not in others or slot in kept:
+            continue
         other = others[slot[0]], slot[1]
         if other in places:
-            first, copy = (paths.format_path(keys[each]) for each in (other, slot))
+            first, copy = paths.format_path(keys[other]), paths.format_path(keys[slot])
             there = paths.format_path(paths.fill(view.rows[other[0]].key, slot[1]))
             yield slot, Same(places[other], places[slot], (first, copy, there), _LOST)

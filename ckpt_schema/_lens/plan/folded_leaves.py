@@ -22,7 +22,10 @@ __all__ = ["FoldedLeaves", "Unfolded", "scale_dims", "with_scales"]
 
 
 def with_scales(sides: Joined, sizes: Sizes) -> dict[str, int]:
-    """Sizes of dims, those of scales too that no tree tells: so many blocks as there are."""
+    """Sizes of dims, those of scales too that no tree tells: so many blocks as there are.
+
+    Numbers ``[10 8]`` in blocks of 4 by all have scales ``[blocks 1]``, and ``blocks`` is 3.
+    """
     known = dict(sizes)
     for numbers, scales, kind in _scaled(sides):
         shape = dims_.sizes_of(numbers.dims, known)
@@ -36,15 +39,18 @@ def with_scales(sides: Joined, sizes: Sizes) -> dict[str, int]:
 
 def scale_dims(sides: Joined) -> set[str]:
     """The dims that count the blocks of others."""
-    counted: set[str] = set()
-    rest: set[str] = set()
+    counting: set[str] = set()
+    others: set[str] = set()
+    # By identity: rows of both sides may be equal, and one of them a scale alone.
     scales = {id(row) for _, row, _ in _scaled(sides)}
-    for table in (sides.source, sides.view):
-        for row in table.rows:
-            names = {name for name in _names(row) if name} if id(row) in scales else set[str]()
-            counted |= names
-            rest |= dims_.dim_names(row.all_dims) - names
-    return counted - rest
+    for row in (*sides.source.rows, *sides.view.rows):
+        names: set[str] = set()
+        if id(row) in scales:
+            names.update(filter(None, _names(row)))
+        counting |= names
+        others |= dims_.dim_names(row.all_dims) - names
+    # What any other leaf has for an axis is told by that leaf.
+    return counting - others
 
 
 def _scaled(sides: Joined) -> Iterator[tuple[Row, Row, Scaling]]:
@@ -57,8 +63,12 @@ def _scaled(sides: Joined) -> Iterator[tuple[Row, Row, Scaling]]:
 
 def _names(row: Row) -> list[str | None]:
     """For each axis its name, where it has one alone."""
-    names = [dims_.dim_names((dim,)) if len(dim) == 1 else frozenset[str]() for dim in row.dims]
-    return [next(iter(each)) if len(each) == 1 else None for each in names]
+    names: list[str | None] = []
+    for dim in row.dims:
+        # Of a product or a sum the size tells none of its names.
+        inner = [*dims_.dim_names((dim,))] if len(dim) == 1 else []
+        names.append(inner[0] if len(inner) == 1 else None)
+    return names
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,8 +96,12 @@ class FoldedLeaves:
     def __init__(
         self, rows: tuple[Sequence[Row], Sequence[Row]], folds: FoldedRows, sizes: Sizes
     ) -> None:
+        """Knows the folds of each side, by the row that stands for several."""
         self._rows, self._sizes = rows, sizes
-        self._folds = [{one.row: one for one in several} for several in folds]
+        self._folds: tuple[dict[int, FoldedRow], dict[int, FoldedRow]] = ({}, {})
+        for by_row, of_side in zip(self._folds, folds, strict=True):
+            for fold in of_side:
+                by_row[fold.row] = fold
 
     def of(self, side: int, slot: Slot) -> FoldedRow | None:
         """What a leaf stands for."""
@@ -95,12 +109,12 @@ class FoldedLeaves:
 
     def dims(self, join: Join) -> set[str]:
         """The dims of all leaves that those of a join stand for."""
-        found: set[str] = set()
+        names: set[str] = set()
         for side, numbers in enumerate((join.sources, join.views)):
             for fold in filter(None, map(self._folds[side].get, numbers)):
                 for number in fold.parts:
-                    found |= dims_.dim_names(self._rows[side][number].all_dims)
-        return found
+                    names |= dims_.dim_names(self._rows[side][number].all_dims)
+        return names
 
     def parts(self, side: int, slot: Slot) -> list[Slot]:
         """The leaves that a leaf stands for, itself first."""
@@ -112,21 +126,24 @@ class FoldedLeaves:
         fold = self.of(side, slot)
         if fold is None or not isinstance(fold.kind, Scaling):
             return
-        numbers, scales = (self._kind(side, part).shape for part in self.parts(side, slot))
+        of_numbers, of_scales = self.parts(side, slot)
+        numbers, scales = self._kind(side, of_numbers).shape, self._kind(side, of_scales).shape
         grid = grid_of(numbers, fold.kind.block)
         # An axis with one block may be left out: nothing is meant by it.
-        if [n for n in grid if n != 1] == [n for n in scales if n != 1]:
+        if [count for count in grid if count != 1] == [count for count in scales if count != 1]:
             return
         row = self._rows[side][fold.others[0]]
-        block = " ".join("all" if each is None else str(each) for each in fold.kind.block)
+        block = " ".join("all" if length is None else str(length) for length in fold.kind.block)
         expected = f"{list(grid)}, a scale for each block of {block} of {list(numbers)}"
         where = paths.format_path(paths.fill(row.key, slot[1]))
         yield Mismatch(where, "shape", expected, str(list(scales)), "say another block=")
 
     def touch(self, made: Application, read: int) -> bool:
         """Whether any of these leaves stands for several; ``read`` is the side that is read."""
-        slots = [*((read, slot) for slot in made.inputs), *((1 - read, s) for s in made.results)]
-        return any(self.of(side, slot) is not None for side, slot in slots)
+        for slot in made.inputs:
+            if self.of(read, slot) is not None:
+                return True
+        return any(self.of(1 - read, slot) is not None for slot in made.results)
 
     def unfolded(
         self,
@@ -147,6 +164,7 @@ class FoldedLeaves:
         """
         if not self.touch(made, read):
             return Unfolded(task, made.inputs, tuple(kept), made.results)
+        # In this order a plan numbers what is read: the tree's leaves, then those of onto.
         inputs: list[Slot] = []
         before: list[Gathered] = []
         for slot in made.inputs:
@@ -164,17 +182,22 @@ class FoldedLeaves:
                 after.append(TakenApart((first,)))
                 results.append(slot)
                 continue
+            # One number does not tell the parts of a sum: those that onto has say how it is shared.
             parts = self.parts(1 - read, slot)
             own: list[int | None] = []
             for part in parts:
-                own.append(len(inputs) if there(part) else None)
-                inputs += [part] if there(part) else []
-            each = self._taken_apart(fold, parts, first, tuple(own), 1 - read)
-            if each.cure and None in own:
-                untold.append((each.where, each.cure))
-            after.append(each)
+                if there(part):
+                    own.append(len(inputs))
+                    inputs.append(part)
+                else:
+                    own.append(None)
+            apart = self._taken_apart(fold, parts, first, tuple(own), 1 - read)
+            if apart.cure and None in own:
+                untold.append((apart.where, apart.cure))
+            after.append(apart)
             results += parts[: fold.kind.made]
-        kinds = [self._kind(read if at < count else 1 - read, s) for at, s in enumerate(inputs)]
+        kinds = [self._kind(read, slot) for slot in inputs[:count]]
+        kinds += [self._kind(1 - read, slot) for slot in inputs[count:]]
         goals = [self._kind(1 - read, slot) for slot in results]
         whole = FoldTask(task, tuple(kinds), tuple(goals), tuple(before), tuple(after), made.moves)
         return Unfolded(
@@ -197,13 +220,17 @@ class FoldedLeaves:
         own: tuple[int | None, ...],
         side: int,
     ) -> TakenApart:
+        """What is made of a result that stands for several leaves."""
         rows = [self._rows[side][number] for number in fold.parts]
-        spare = (row.default if isinstance(row.default, leaves.Fill) else None for row in rows)
+        spare: list[leaves.Fill | None] = []
+        for row in rows:
+            # A default that has to be made first is no number to compute with.
+            spare.append(row.default if isinstance(row.default, leaves.Fill) else None)
         others = ["/".join(row.model_path) for row in rows[1:]]
         return TakenApart(
             tuple(range(first, first + fold.kind.made)),
             fold.kind,
-            tuple(self._kind(side, slot) for slot in parts),
+            tuple([self._kind(side, slot) for slot in parts]),
             own,
             tuple(spare),
             paths.format_path(paths.fill(rows[0].key, parts[0][1])),

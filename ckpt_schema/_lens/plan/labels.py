@@ -53,28 +53,38 @@ def carried(
     faults: list[Mismatch] = []
     slots = {position: slot for slot, position in tree.slots.items()}
     for task, outputs, positions in moves:
-        told = [said.get(p) for p in positions]
-        rows = [source.rows[slots[p][0]] for p in positions]
-        if any(told) and rows[0].optimizer:
-            mirrors |= {_key(view, slot) for slot in outputs}
-        elif any(told):
-            edited = _edited(paths.format_path(tree.flat.keys[positions[0]]), rows, told, task)
-            if isinstance(edited, Mismatch):
-                faults.append(edited)
-                continue
-            for slot, labels in zip(outputs, edited, strict=True):
-                by_key.setdefault(_key(view, slot), labels)  # of a tied pair, the first says it
+        told = [said.get(position) for position in positions]
+        if not any(told):
+            continue
+        rows = [source.rows[slots[position][0]] for position in positions]
+        # What an optimizer state says is not edited: it is what the params say, told below.
+        if rows[0].optimizer:
+            for slot in outputs:
+                mirrors.add(_key(view, slot))
+            continue
+        where = paths.format_path(tree.flat.keys[positions[0]])
+        edited = _edited(where, rows, told, task)
+        if isinstance(edited, Mismatch):
+            faults.append(edited)
+            continue
+        for slot, labels in zip(outputs, edited, strict=True):
+            # Of a tied pair, the first says it.
+            by_key.setdefault(_key(view, slot), labels)
     if faults:
         raise ConformanceError(f"the names of axes do not fit {source.name}", faults)
-    if mirrors:  # holes, and what starts anew, is made as they were
-        mirrors |= {key for node in view.nodes for key in node.keys(sizes)}
-        mirrors |= {
-            _key(view, slot) for slot in wanted if isinstance(view.rows[slot[0]].default, Init)
-        }
+    if not mirrors:
+        return by_key
+    # Holes, and what starts anew, are made as the leaves were that say something.
+    for node in view.nodes:
+        mirrors.update(node.keys(sizes))
+    for slot in wanted:
+        if isinstance(view.rows[slot[0]].default, Init):
+            mirrors.add(_key(view, slot))
     return by_key | _mirrored(view, by_key, mirrors)
 
 
 def _key(view: Layout, slot: Slot) -> KeyPath:
+    """The key path of the box or Variable that a leaf stands in: the leaf's, but for what is inside."""
     row = view.rows[slot[0]]
     return paths.fill(row.key, slot[1])[: len(row.key) - row.inside]
 
@@ -87,25 +97,52 @@ def _mirrored(
     Where a state mirrors nothing that is there, as of a model that is masked as a whole, all but
     the model's own root tells.
     """
-    rows = {"/".join(row.path): row for row in view.rows if not row.optimizer} if mirrors else {}
-    pairs = ((row, rows.get(row.mirrors)) for row in view.rows if row.mirrors and rows)
-    homes = {_roots(row, param) for row, param in pairs if param is not None}
+    rows: dict[str, Row] = {}
+    for row in view.rows:
+        if not row.optimizer:
+            rows["/".join(row.path)] = row
+    homes: set[tuple[Pattern, Pattern]] = set()
+    for row in view.rows:
+        param = rows.get(row.mirrors) if row.mirrors else None
+        if param is not None:
+            homes.add(_roots(row, param))
+    # params/Dense_0/kernel without its root: Dense_0/kernel.
     below = {key[1:]: labels for key, labels in params.items()}
     by_key: dict[KeyPath, Labelled] = {}
     for key in mirrors:
-        ends: Iterable[Any] = (
-            (*home, *key[len(at) :]) for at, home in homes if key[: len(at)] == at
-        )
-        labels = next((params[end] for end in ends if end in params), None)
-        rest = (below[key[at:]] for at in range(1, len(key)) if key[at:] in below)
-        labels = next(rest, None) if labels is None else labels
+        labels = _in_home(key, homes, params)
+        if labels is None:
+            labels = _in_tail(key, below)
         if labels is not None:
             by_key[key] = labels
     return by_key
 
 
+def _in_home(
+    key: KeyPath, homes: Iterable[tuple[Pattern, Pattern]], params: Mapping[KeyPath, Labelled]
+) -> Labelled | None:
+    """The labels of the param that has the key of a mirror, where the model's root is that of the state."""
+    for root, home in homes:
+        if key[: len(root)] == root:
+            param: Any = (*home, *key[len(root) :])
+            if param in params:
+                return params[param]
+    return None
+
+
+def _in_tail(key: KeyPath, below: Mapping[KeyPath, Labelled]) -> Labelled | None:
+    """The labels of the param whose key below its root is an end of this one, the longest that is one."""
+    for start in range(1, len(key)):
+        if key[start:] in below:
+            return below[key[start:]]
+    return None
+
+
 def _roots(mirror: Row, param: Row) -> tuple[Pattern, Pattern]:
-    """Where a state, and where the model stands that it mirrors: what is before the part of both keys that is the same."""
+    """Where a state, and where the model stands that it mirrors: what is before the part of both keys that is the same.
+
+    Of ``opt_state/0/mu/Dense_0/kernel`` and ``params/Dense_0/kernel``: ``opt_state/0/mu``, ``params``.
+    """
     left, right = mirror.key[: len(mirror.key) - mirror.inside], param.key
     right = right[: len(right) - param.inside]
     while left and right and left[-1] == right[-1]:
@@ -134,24 +171,37 @@ def _edited(
     """What is said of each result, or what is wrong with the names of leaves that become one."""
     said = [labels for labels in told if labels is not None]
     for labels, row in zip(told, rows, strict=True):
-        own: tuple[Any, ...] = () if labels is None else tuple(labels[_NAMES])
+        names: tuple[Any, ...] = () if labels is None else tuple(labels[_NAMES])
         # Of fewer names the first axes have theirs; but whoever forgot that of a stack would see another axis lose its own.
         stacked = task is not None and any(repeat.axis is not None for repeat in row.repeats)
-        if len(own) > len(row.dims) or (stacked and 0 < len(own) < len(row.dims)):
+        if len(names) > len(row.dims) or (stacked and 0 < len(names) < len(row.dims)):
             expected = f"{len(row.dims)} names, for {row.stored}"
-            return Mismatch(where, "sharding", expected, str(own), "one name for each axis")
+            return Mismatch(where, "sharding", expected, str(names), "one name for each axis")
     if task is None:
         return [*said]
-    rest = [{key: value for key, value in labels.items() if key != _NAMES} for labels in said]
-    full = [
-        (*labels[_NAMES], *[None] * (len(row.dims) - len(labels[_NAMES])))
-        for labels, row in zip(said, rows, strict=False)
-    ]
-    whole = len(said) == len(told) and all(other == rest[0] for other in rest)
-    edited = labelled(task, full) if whole else []
-    if not edited or any(isinstance(name, Clash) for names in edited for name in names):
-        names = " and ".join(dict.fromkeys(str(tuple(labels[_NAMES])) for labels in said))
+    # What is said besides the names, as rules for a mesh, goes with the leaf as it is.
+    besides = [_without_names(labels) for labels in said]
+    edited: Sequence[Sequence[Any]] = []
+    if len(said) == len(told) and all(other == besides[0] for other in besides):
+        full: list[tuple[Any, ...]] = []
+        for labels, row in zip(said, rows, strict=True):
+            missing = len(row.dims) - len(labels[_NAMES])
+            full.append((*labels[_NAMES], *[None] * missing))
+        edited = labelled(task, full)
+    if not edited or any(map(_has_clash, edited)):
+        both = " and ".join(dict.fromkeys(str(tuple(labels[_NAMES])) for labels in said))
         hint = "all that are stacked together are named alike, or not at all"
-        known = names if len(said) == len(told) else f"{names}, or none"
+        known = both if len(said) == len(told) else f"{both}, or none"
         return Mismatch(where, "sharding", "one set of names", known, hint)
-    return [{**rest[0], _NAMES: names} for names in edited]
+    return [{**besides[0], _NAMES: names} for names in edited]
+
+
+def _without_names(labels: Labelled) -> Labelled:
+    besides = dict(labels)
+    del besides[_NAMES]
+    return besides
+
+
+def _has_clash(names: Iterable[Any]) -> bool:
+    """Whether leaves that become one say two names of an axis."""
+    return any(isinstance(name, Clash) for name in names)

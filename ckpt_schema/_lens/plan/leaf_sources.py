@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from ckpt_schema._layouts import leaves, paths
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Row, Slot, called
-from ckpt_schema._lens.arrays.blocks import Task
+from ckpt_schema._lens.arrays.blocks import Task, gaps
 from ckpt_schema._lens.arrays.checks import RulePaths
 from ckpt_schema._lens.arrays.own_bits import Echo
 from ckpt_schema._lens.codecs import is_undone
@@ -22,7 +22,7 @@ from ckpt_schema._lens.plan.folded_leaves import FoldedLeaves, Unfolded
 from ckpt_schema._lens.plan.labels import Carried
 from ckpt_schema._lens.plan.matched_trees import MatchedTrees
 from ckpt_schema._lens.plan.plan import Job, Same
-from ckpt_schema._lens.plan.tasks import Application, applications, as_it_is, gaps, needed
+from ckpt_schema._lens.plan.tasks import Application, applications, as_it_is, needed
 from ckpt_schema._trees.chains import with_mirrors
 from ckpt_schema.errors import ConformanceError, Mismatch
 
@@ -89,7 +89,8 @@ def leaf_sources(sides: Joined, trees: MatchedTrees, *, is_put: bool) -> LeafSou
     gathering = _Gathering(sides, trees, is_put=is_put)
     present = {number for number, _ in trees.tree.slots}
     for join in sides.joins:
-        if not present.isdisjoint(join.sources):  # or else an optional leaf that this tree lacks
+        # A join of which the tree has no row is of optional leaves that it lacks.
+        if not present.isdisjoint(join.sources):
             gathering.add(join)
     faults = gathering.faults
     if not faults:
@@ -132,6 +133,7 @@ class _Gathering:
         if unbound:
             self.faults.append(refusals.unbound(row, sizes, unbound))
             return
+        # What types could not decide for all sizes is decided for these.
         short = [*refusals.too_short(join, row, sizes)]
         if short:
             self.faults += short
@@ -148,8 +150,10 @@ class _Gathering:
         if not made.inputs:
             self._add_alone(made)
             return
-        if not made.results and not made.task.checks:  # private: nothing is asked of it
+        # Private leaves: nothing is made of them, and nothing is asked.
+        if not made.results and not made.task.checks:
             return
+        # If all are lacking they are optional, and so is what would be made of them.
         lacking = [slot for slot in parts if slot not in self._trees.tree.slots]
         if not lacking:
             self._add_whole(join, made)
@@ -207,7 +211,8 @@ class _Gathering:
         for part in homeless:
             slot = made.results[part.result]
             self.faults.append(refusals.homeless(self._rows[1][slot[0]], slot, abstract=False))
-        if not homeless:  # of which each would be a gap besides
+        # Each of those without a home would be a gap besides.
+        if not homeless:
             for number in gaps(task):
                 row = self._rows[1][made.results[number][0]]
                 self.faults.append(refusals.gap(row, join, self._trees.sizes))
@@ -250,6 +255,7 @@ class _Gathering:
         stands = {slot: number for number, slot in enumerate(unfolded.inputs)}
         for back in self._backward(join):
             task, kept, homeless = back.onto(tree.slots.__contains__)
+            # Other layers of the join have jobs, and so echoes, of their own.
             if homeless or stands.keys().isdisjoint(back.results):
                 continue
             if back.moves:
@@ -264,7 +270,7 @@ class _Gathering:
 
     def _is_lossy(self, made: Application) -> bool:
         """Whether the way back and forth may make other values of what it is given, and rules allow that."""
-        folds = [fold for slot in made.inputs if (fold := self._folds.of(0, slot)) is not None]
+        folds = [*filter(None, [self._folds.of(0, slot) for slot in made.inputs])]
         # What is computed is the same again of the same parts: only parts that were made may differ.
         if folds:
             return all(fold.is_told for fold in folds)

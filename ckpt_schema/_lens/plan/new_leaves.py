@@ -35,6 +35,7 @@ def default(
     One of 64 bits that jax would narrow is NumPy's, as a file of such leaves needs it.
     """
     sharding = getattr(like, "sharding", None)
+    # An abstract mesh is no place to put values on.
     if not abstract:
         sharding = on_devices(sharding)
     if sharding is None and mesh is not None:
@@ -58,16 +59,16 @@ def anew(
     """Leaves that ``run`` makes of params, sharded like ``likes``, or else like their params, or replicated over ``mesh``."""
     spare = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     shardings: list[Any] = []
-    for like, at in zip(likes, along, strict=True):
-        own = None if at is None else getattr(params[at], "sharding", None)
-        shardings.append(getattr(like, "sharding", None) or own or spare)
+    for like, number in zip(likes, along, strict=True):
+        of_param = None if number is None else getattr(params[number], "sharding", None)
+        shardings.append(getattr(like, "sharding", None) or of_param or spare)
     if abstract:
-        made = jax.eval_shape(run, [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in params])
-        return [
-            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-            for x, s in zip(made, shardings, strict=True)
-        ]
+        shapes = [jax.ShapeDtypeStruct(param.shape, param.dtype) for param in params]
+        made: list[Any] = []
+        for leaf, sharding in zip(jax.eval_shape(run, shapes), shardings, strict=True):
+            made.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding))
+        return made
     # Within a trace the caller's own jit says where results are to be.
-    if any(isinstance(p, Tracer) for p in params):
+    if any(isinstance(param, Tracer) for param in params):
         return run(params)
-    return jax.jit(run, out_shardings=[on_devices(s) for s in shardings])(params)
+    return jax.jit(run, out_shardings=[*map(on_devices, shardings)])(params)

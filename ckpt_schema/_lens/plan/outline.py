@@ -56,16 +56,17 @@ def outline(treedef: TreeDef) -> Outline:
         >>> of_pair.fits({"a": (3, [4])}), of_pair.fits({"a": [3, 4]})
         (True, False)
     """
-    keys = None if treedef.node_data() is None else _keys(treedef)
-    below = zip(keys[:_MOST], treedef.children(), strict=False) if keys else ()
-    nodes = [(0, 0, treedef), *((1, key, child) for key, child in below)]
-    return Outline(
-        tuple(
-            (parent, key, *_container(node))
-            for parent, key, node in nodes
-            if node.node_data() is not None
-        )
-    )
+    # A leaf has no node data: any tree may stand in its place.
+    if treedef.node_data() is None:
+        return Outline(())
+    # `fits` holds the tree in a tuple, from which it looks up the root as it does all else.
+    nodes = [(0, 0, *_container(treedef))]
+    # One level below it is enough: {'params': {...}} and {'params': [...]} differ there.
+    keys = _keys(treedef) or ()
+    for key, child in zip(keys[:_MOST], treedef.children(), strict=False):
+        if child.node_data() is not None:
+            nodes.append((1, key, *_container(child)))
+    return Outline(tuple(nodes))
 
 
 def _container(node: TreeDef) -> tuple[type, int | None]:

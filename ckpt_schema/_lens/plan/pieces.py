@@ -13,6 +13,7 @@ from typing import Any
 from ckpt_schema._layouts import leaves
 from ckpt_schema._lens.arrays import checks, own_bits, tie_checks
 from ckpt_schema._lens.arrays.fold_tasks import run_task, verify_tasks
+from ckpt_schema._lens.arrays.own_bits import Echo
 from ckpt_schema._lens.plan import new_leaves
 from ckpt_schema._lens.plan.plan import Job, Make, Plan, Restart, Same
 from ckpt_schema.errors import ConformanceError
@@ -60,31 +61,39 @@ class Pieces:
         Raises:
             ConformanceError: With all that is refused, by this piece and by those after it.
         """
+        # Tied leaves of the result are one value, with two numbers.
         numbers: dict[int, list[int]] = {}
-        for number, at in enumerate(self.places):
-            numbers.setdefault(at, []).append(number)
-        for at, own in numbers.items():
-            if at < len(pool):
-                yield own, pool[at]
+        for number, place in enumerate(self.places):
+            numbers.setdefault(place, []).append(number)
+        for place, leaf_numbers in numbers.items():
+            if place < len(pool):
+                yield leaf_numbers, pool[place]
         for turn, piece in enumerate(self.every):
             try:
-                made = piece.run([pool[at] for at in piece.inputs])
+                made = piece.run(_picked(pool, piece.inputs))
             except ConformanceError as error:
                 raise self._refusal(error, pool, turn + 1) from error
-            for at, value in zip(piece.results, made, strict=True):
-                if at in numbers:
-                    yield numbers[at], value
-            del made  # before the next are made
+            for place, value in zip(piece.results, made, strict=True):
+                if place in numbers:
+                    yield numbers[place], value
+            # Before the next are made: of a tree too large for memory there is never more than one piece.
+            del made
 
     def _refusal(self, first: ConformanceError, pool: Sequence[Any], start: int) -> Exception:
         """The error of a piece, with what those from a number on would refuse too."""
         faults = dict.fromkeys(first.mismatches)
+        # What they make is thrown away: all that is wrong is told at once.
         for piece in self.every[start:]:
             try:
-                piece.run([pool[at] for at in piece.inputs])
+                piece.run(_picked(pool, piece.inputs))
             except ConformanceError as error:
                 faults.update(dict.fromkeys(error.mismatches))
         return type(first)(first.header, faults, first.notes)
+
+
+def _picked(pool: Mapping[int, Any] | Sequence[Any], places: Sequence[int]) -> list[Any]:
+    """The leaves at some positions."""
+    return [pool[place] for place in places]
 
 
 def pieces_of(plan: Plan, *, verified: bool = False) -> Pieces:
@@ -96,71 +105,88 @@ def pieces_of(plan: Plan, *, verified: bool = False) -> Pieces:
             of what the result goes onto but its private leaves: all else is made anew.
     """
     count = len(plan.source.shapes)
-    base = count + (0 if plan.onto is None else len(plan.onto.shapes))
+    # In the pool: the tree's leaves, those of onto, then what is made, in the order of a run.
+    end = count + (0 if plan.onto is None else len(plan.onto.shapes))
     pieces: list[Piece] = []
-    at = base
     for job in plan.jobs:
-        results = tuple(range(at, at + len(job.likes)))
+        results = tuple(range(end, end + len(job.likes)))
         if verified:
             pieces.append(Piece(job.inputs, results, functools.partial(_make, job)))
+        elif job.echoes:
+            pieces.append(_with_kept(job, results, count))
         else:
-            pieces.append(_with_kept(job, results, count) if job.echoes else _edited(job, results))
-        at += len(job.likes)
+            pieces.append(_edited(job, results))
+        end += len(job.likes)
     for make in plan.makes:
-        pieces.append(Piece((), (at,), functools.partial(_default, make)))
-        at += 1
-    made_by = {result: piece for piece in pieces for result in piece.results}
+        pieces.append(Piece((), (end,), functools.partial(_default, make)))
+        end += 1
+    made_by: dict[int, Piece] = {}
+    for piece in pieces:
+        made_by.update(dict.fromkeys(piece.results, piece))
     if plan.restart is not None:
-        again, results = plan.restart, tuple(range(at, at + len(plan.restart.likes)))
+        again, results = plan.restart, tuple(range(end, end + len(plan.restart.likes)))
         pieces.append(_joined(again.inputs, results, functools.partial(_anew, again), made_by))
-        at += len(results)
+        end += len(results)
     looks: list[Piece] = []
     for same in plan.same:
         verify = functools.partial(_verify_same, same)
         looks.append(_joined((same.first, same.copy), (), verify, made_by))
+    # What a result is, is told by gathering the numbers of the pool instead of its leaves.
+    places = tuple(plan.gather([*range(end)]))
     # What may be refused is looked at before anything is handed over.
-    return Pieces(count, tuple(plan.gather(list(range(at)))), (*looks, *pieces))
+    return Pieces(count, places, (*looks, *pieces))
 
 
 def _joined(
     wanted: Sequence[int], results: tuple[int, ...], run: _Run, made_by: Mapping[int, Piece]
 ) -> Piece:
     """A piece made of what may itself be made: the pieces that do so are run within it, once more."""
-    inner = {id(piece): piece for at in wanted if (piece := made_by.get(at)) is not None}
-    direct = [at for at in wanted if at not in made_by]
-    below = [at for piece in inner.values() for at in piece.inputs]
-    inputs = tuple(dict.fromkeys((*direct, *below)))
+    inner: dict[int, Piece] = {}  # by id: one piece may make several of what is wanted
+    direct: list[int] = []
+    for place in wanted:
+        piece = made_by.get(place)
+        if piece is None:
+            direct.append(place)
+        else:
+            inner[id(piece)] = piece
+    for piece in inner.values():
+        direct += piece.inputs
+    inputs = tuple(dict.fromkeys(direct))
 
     def whole(values: Sequence[Any]) -> list[Any]:
         known = dict(zip(inputs, values, strict=True))
         for piece in inner.values():
-            made_here = piece.run([known[at] for at in piece.inputs])
-            known.update(zip(piece.results, made_here, strict=True))
-        return run([known[at] for at in wanted])
+            made = piece.run(_picked(known, piece.inputs))
+            known.update(zip(piece.results, made, strict=True))
+        return run(_picked(known, wanted))
 
     return Piece(inputs, results, whole)
 
 
 def _edited(job: Job, results: tuple[int, ...]) -> Piece:
+    """A piece that makes its results anew, whatever they stand for."""
     return Piece(job.inputs, results, functools.partial(_edit, job))
 
 
 def _with_kept(job: Job, results: tuple[int, ...], count: int) -> Piece:
     """A piece whose results may be what the leaves already hold that it goes onto: it reads these too."""
+    read = [*job.inputs]
+    for echo in job.echoes:
+        read += echo.inputs
+    # A job counts the leaves of onto by themselves, and a piece behind those of the tree.
     likes = [None if like is None else count + like for like in job.likes]
-    read = [*job.inputs, *(at for echo in job.echoes for at in echo.inputs)]
-    read += (at for at in likes if at is not None)
+    read += [like for like in likes if like is not None]
     inputs = tuple(dict.fromkeys(read))
-    place = {at: number for number, at in enumerate(inputs)}
     # Of a piece only its own leaves are at hand: they are counted anew.
-    echoes = [
-        dataclasses.replace(echo, inputs=tuple(place[at] for at in echo.inputs))
-        for echo in job.echoes
-    ]
+    places = {position: place for place, position in enumerate(inputs)}
+    echoes: list[Echo] = []
+    for echo in job.echoes:
+        echoes.append(dataclasses.replace(echo, inputs=tuple(_picked(places, echo.inputs))))
 
     def run(values: Sequence[Any]) -> list[Any]:
-        given = [values[place[at]] for at in job.inputs]
-        own = [None if at is None else values[place[at]] for at in likes]
+        given = _picked(values, _picked(places, job.inputs))
+        own = [None if like is None else values[places[like]] for like in likes]
+        # What is equal to its echo is onto's own, and so is never refused.
         if not own_bits.stays(job.task, echoes, given, values, job.count):
             _verify(job, given)
         return own_bits.with_own_bits(job.task, echoes, given, own, values, job.count)

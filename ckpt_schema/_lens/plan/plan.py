@@ -74,28 +74,30 @@ class Signature:
         if not self.outline.fits(tree):
             return None
         try:
-            flat: list[Any] = self.treedef.flatten_up_to(
-                tree
-            )  # verifies containers, keys and metadata on its way
+            # Verifies containers, keys and metadata on its way.
+            flat: list[Any] = self.treedef.flatten_up_to(tree)
         except (ValueError, TypeError):
             return None
         if self.dtypes is None:
-            same = list(map(_token, flat)) == self.shapes
-            return (
-                flat
-                if same and all(leaves.accepts(leaf, flat[at]) for at, leaf in self.numbers)
-                else None
-            )
+            if list(map(_token, flat)) != self.shapes:
+                return None
+            for position, leaf in self.numbers:
+                # The same plan serves every number that the declared dtype holds.
+                if not leaves.accepts(leaf, flat[position]):
+                    return None
+            return flat
+        # From here on every line is a `map`: a loop over the leaves would take longer than all else.
+        # A Variable passes for its value where only attributes are compared.
         if not all(map(leaves.is_array_class, set(map(type, flat)))):
-            return None  # a Variable passes for its value where only attributes are compared
+            return None
         try:
             if all(map(operator.is_, map(_avals, flat), self.avals)):
                 return flat
-            avals = list(
-                map(_avals, flat)
-            )  # one look-up per leaf: both shape and dtype are the aval's
+            # One look-up per leaf: both shape and dtype are the aval's.
+            avals = list(map(_avals, flat))
+            # A reference has the shape and dtype of what it refers to.
             if set(map(type, avals)) - self.kinds:
-                return None  # a reference has the shape and dtype of what it refers to
+                return None
         except AttributeError:
             return None
         if list(map(_shapes, avals)) != self.shapes or list(map(_dtypes, avals)) != self.dtypes:
@@ -105,23 +107,25 @@ class Signature:
 
 
 def signature_of(
-    treedef: TreeDef, found: Sequence[Any], declared: Callable[[int], Leaf]
+    treedef: TreeDef, values: Sequence[Any], declared: Callable[[int], Leaf]
 ) -> Signature:
     """The signature of a tree from its structure and leaves.
 
     Args:
         treedef: The structure.
-        found: The leaves.
+        values: The leaves.
         declared: What the leaf at a position is declared to be.
     """
     try:
-        avals = list(map(_avals, found))
+        avals = list(map(_avals, values))
     except AttributeError:
-        numbers = tuple(
-            (at, declared(at)) for at, value in enumerate(found) if leaves.is_scalar(value)
-        )
-        told = list(map(_token, found))
-        return Signature(treedef, outline(treedef), told, None, numbers, frozenset(), [])
+        # One leaf of NumPy, or a Python number, and each leaf has a token.
+        numbers: list[tuple[int, Leaf]] = []
+        for position, value in enumerate(values):
+            if leaves.is_scalar(value):
+                numbers.append((position, declared(position)))
+        tokens = list(map(_token, values))
+        return Signature(treedef, outline(treedef), tokens, None, tuple(numbers), frozenset(), [])
     shapes, dtypes = list(map(_shapes, avals)), list(map(_dtypes, avals))
     kinds = frozenset(map(type, avals))
     return Signature(treedef, outline(treedef), shapes, dtypes, (), kinds, avals)
@@ -200,6 +204,7 @@ class Dropped:
     def loses(self, value: Any) -> bool:
         """Whether a leaf is another than the way back would make."""
         spare = self.spare
+        # A value that is not known yet may be any.
         if spare is None or isinstance(value, Tracer):
             return True
         if leaves.is_abstract(value):
@@ -290,14 +295,17 @@ class Plan:
         Raises:
             ConformanceError: A value cannot be cast exactly, or a copy is not equal to its original; every such leaf is named.
         """
-        pool = found  # grown in place: a copy would cost as much as the gathering itself
+        # Grown in place: a copy would cost as much as the gathering itself.
+        pool = found
         pool += kept
         if self.jobs:
             self._edit(pool, kept, donate=donate)
         if self.same:
-            tie_checks.verify_same(
-                [(pool[one.first], pool[one.copy], one.paths, one.hint) for one in self.same]
-            )
+            pairs: list[tie_checks.Pair] = []
+            for same in self.same:
+                pairs.append((pool[same.first], pool[same.copy], same.paths, same.hint))
+            tie_checks.verify_same(pairs)
+        # Last, for what starts anew is made of params that jobs may have made.
         if self.makes or self.restart is not None:
             self._make(pool, kept)
         return self.treedef.unflatten(self.gather(pool))
@@ -308,32 +316,33 @@ class Plan:
         self.verify(pool, kept)
         donation = None
         if donate:
+            # What is given up is the tree's: the leaves of onto stay, and what the result still needs.
             given = pool[: len(pool) - len(kept)]
-            needed = [pool[at] for at in self._needed(len(pool))]
+            needed = [pool[position] for position in self._needed(len(pool))]
             donation = Donation(given, [*kept, *needed])
-        whole: list[tuple[str, list[str], Any]] = []
+        gathered: list[tuple[str, list[str], Any]] = []
         for job in self.jobs:
-            likes = [None if at is None else kept[at] for at in job.likes]
-            inputs = [pool[i] for i in job.inputs]
+            likes = _likes(job.likes, kept)
+            inputs = [pool[position] for position in job.inputs]
             # Of what the other side has no place for, only the values are looked at.
             results = _results(job, inputs, likes, pool) if job.task.results else []
             pool += results
-            if (
-                results
-                and getattr(likes[0], "sharding", None) is None
-                and (lost := shardings.lost_axes(inputs, results[0]))
-            ):
-                whole.append((job.paths[0], lost, results[0]))
+            # A sharding that onto has was asked for, and nobody has to be warned of it.
+            if results and getattr(likes[0], "sharding", None) is None:
+                lost = shardings.lost_axes(inputs, results[0])
+                if lost:
+                    gathered.append((job.paths[0], lost, results[0]))
             if donation is not None:
                 donation.used(inputs, results)
-        if whole:
-            shardings.warn_of_whole(whole)
+        if gathered:
+            shardings.warn_of_whole(gathered)
 
     def verify(self, pool: Sequence[Any], kept: Sequence[Any]) -> None:
         """Raises unless every value survives, or is to be what ``onto`` has already."""
         try:
             verify_tasks(self._leaf_tasks(self.jobs, pool, kept))
         except ConformanceError:
+            # Which leaves onto has already is asked only now: the answer makes each of them once more.
             anew = [job for job in self.jobs if not _stays(job, pool)]
             if len(anew) == len(self.jobs):
                 raise
@@ -343,15 +352,14 @@ class Plan:
         self, jobs: Sequence[Job], pool: Sequence[Any], kept: Sequence[Any]
     ) -> list[checks.LeafTask[AnyTask]]:
         """What is to be looked at."""
-        given: list[checks.LeafTask[AnyTask]] = []
+        tasks: list[checks.LeafTask[AnyTask]] = []
         for job in jobs:
-            likes = [None if at is None else kept[at] for at in job.likes]
-            inputs = [
-                leaves.materialized(pool[i], kind.dtype)
-                for i, kind in zip(job.inputs, job.task.inputs, strict=True)
-            ]
-            given.append(checks.LeafTask(job.task, inputs, likes, job.paths, job.said))
-        return given
+            inputs: list[Any] = []
+            for position, kind in zip(job.inputs, job.task.inputs, strict=True):
+                inputs.append(leaves.materialized(pool[position], kind.dtype))
+            likes = _likes(job.likes, kept)
+            tasks.append(checks.LeafTask(job.task, inputs, likes, job.paths, job.said))
+        return tasks
 
     def _make(self, pool: list[Any], kept: Sequence[Any]) -> None:
         """Appends defaults, and what starts anew."""
@@ -376,38 +384,42 @@ class Plan:
             )
         if self.restart is not None:
             again = self.restart
-            likes = [None if at is None else kept[at] for at in again.likes]
-            inputs = [pool[i] for i in again.inputs]
-            pool += new_leaves.anew(
-                again.run,
-                inputs,
-                likes,
-                again.along,
-                shardings.mesh_of(pool),
-                abstract=again.abstract,
-            )
+            params = [pool[position] for position in again.inputs]
+            likes = _likes(again.likes, kept)
+            mesh = shardings.mesh_of(pool)
+            along, abstract = again.along, again.abstract
+            pool += new_leaves.anew(again.run, params, likes, along, mesh, abstract=abstract)
 
     def kept(self) -> set[int]:
         """The positions in ``onto`` of the leaves whose values a run needs."""
         start = len(self.source.shapes)
         count = 0 if self.onto is None else len(self.onto.shapes)
-        places = {at - start for at in self._needed(start + count)}
-        return {at for at in places if at >= 0}
+        positions: set[int] = set()
+        for position in self._needed(start + count):
+            if position >= start:
+                positions.add(position - start)
+        return positions
 
     def _needed(self, count: int) -> list[int]:
         """The positions of the leaves that a run needs, each as often as it does, where both trees have so many."""
-        made = (
-            sum(len(job.likes) for job in self.jobs)
-            + len(self.makes)
-            + len(self.restart.likes if self.restart else ())
-        )
-        places = [
-            *self.gather([*range(count + made)]),
-            *(at for same in self.same for at in (same.first, same.copy)),
-        ]
-        places += [at for job in self.jobs for at in job.inputs]
-        places += self.restart.inputs if self.restart else ()
-        return [at for at in places if at < count]
+        end = count + len(self.makes)
+        positions: list[int] = []
+        for job in self.jobs:
+            end += len(job.likes)
+            positions += job.inputs
+        for same in self.same:
+            positions += (same.first, same.copy)
+        if self.restart is not None:
+            end += len(self.restart.likes)
+            positions += self.restart.inputs
+        # What the result takes is told by gathering the numbers of the pool instead of its leaves.
+        positions += self.gather([*range(end)])
+        return [position for position in positions if position < count]
+
+
+def _likes(positions: Sequence[int | None], kept: Sequence[Any]) -> list[Any]:
+    """The leaves of ``onto`` that results stand for; None for each that stands for none."""
+    return [None if position is None else kept[position] for position in positions]
 
 
 def _results(job: Job, inputs: Sequence[Any], likes: Sequence[Any], pool: list[Any]) -> list[Any]:
@@ -419,7 +431,7 @@ def _results(job: Job, inputs: Sequence[Any], likes: Sequence[Any], pool: list[A
 
 def _stays(job: Job, pool: Sequence[Any]) -> bool:
     """Whether the inputs of a job still are what the other direction makes of what they go onto."""
-    inputs = [pool[at] for at in job.inputs]
+    inputs = [pool[position] for position in job.inputs]
     return bool(job.echoes) and own_bits.stays(job.task, job.echoes, inputs, pool, job.count)
 
 
@@ -427,4 +439,5 @@ def gatherer(positions: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:
     """A function that picks ``positions`` from a list, as fast as Python can."""
     if len(positions) > 1:
         return operator.itemgetter(*positions)
-    return lambda pool: [pool[i] for i in positions]
+    # Of one position an itemgetter makes no tuple, and of none there is no itemgetter.
+    return lambda pool: [pool[position] for position in positions]

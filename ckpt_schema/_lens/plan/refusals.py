@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.sizes import Size
 from ckpt_schema._layouts.table import Layout, Row, Slot
@@ -26,36 +27,39 @@ def not_read(
     sizes: Mapping[str, int],
 ) -> Iterator[Mismatch]:
     """Stacks of no layers: nothing is made of them on the other side."""
-    flat = tree.flat.leaves
-    empty = [
-        (slot, at)
-        for slot, at in tree.slots.items()
-        if slot not in used and 0 in getattr(flat[at], "shape", ())
-    ]
-    if not empty:
+    positions: dict[int, list[int]] = {}  # of what is empty, by row
+    for slot, position in tree.slots.items():
+        if slot not in used and 0 in getattr(tree.flat.leaves[position], "shape", ()):
+            positions.setdefault(slot[0], []).append(position)
+    if not positions:
         return
-    by_row: dict[int, list[int]] = {}
-    for (number, _), at in empty:
-        by_row.setdefault(number, []).append(at)
     for join in joins:
         after = view.rows[join.views[0]]
         for number in join.sources:
-            for at in by_row.pop(number, ()):
-                yield _no_layers(source.rows[number], tree.flat.keys[at], after, sizes)
+            # A row of several joins is told once.
+            for position in positions.pop(number, ()):
+                yield _no_layers(source.rows[number], tree.flat.keys[position], after, sizes)
 
 
 def _no_layers(before: Row, key: KeyPath, after: Row, sizes: Mapping[str, int]) -> Mismatch:
     """A stack of nothing, or no copy, of which the other side would keep no shape."""
-    counts = [factor for repeat in before.repeats for factor in repeat.size]
-    own = [factor for dim in before.leaf.dims for factor in dim]
-    what = "layer", "a list of no layers cannot be stacked again"
-    none = [factor for factor in counts if dims_.size_of((factor,), sizes) == 0]
+    kind, hint = "layer", "a list of no layers cannot be stacked again"
+    none = _of_size_0([repeat.size for repeat in before.repeats], sizes)
     if not none:
-        what = "copy", "of no copies nothing is left to be read"
-        none = [factor for factor in own if dims_.size_of((factor,), sizes) == 0]
-    told = " ".join(f"{dims_.format_dim((factor,))}=0" for factor in none)
-    expected = f"at least one {what[0]}, for {paths.format_path(after.key)} to be made of"
-    return Mismatch(paths.format_path(key), "dims", expected, told, what[1])
+        kind, hint = "copy", "of no copies nothing is left to be read"
+        none = _of_size_0(before.leaf.dims, sizes)
+    expected = f"at least one {kind}, for {paths.format_path(after.key)} to be made of"
+    return Mismatch(paths.format_path(key), "dims", expected, " ".join(none), hint)
+
+
+def _of_size_0(dims: Iterable[Dim], sizes: Mapping[str, int]) -> list[str]:
+    """The factors that make dims empty, ``layers=0`` each."""
+    empty: list[str] = []
+    for dim in dims:
+        for factor in dim:
+            if dims_.size_of((factor,), sizes) == 0:
+                empty.append(f"{dims_.format_dim((factor,))}=0")
+    return empty
 
 
 def gap(row: Row, join: Join, sizes: Mapping[str, int]) -> Mismatch:
@@ -70,28 +74,31 @@ def gap(row: Row, join: Join, sizes: Mapping[str, int]) -> Mismatch:
 
 def too_short(join: Join, row: Row, sizes: Mapping[str, int]) -> Iterator[Mismatch]:
     """Axes that are to be padded to less than they have."""
-    told: set[Size] = set()
+    seen: set[Size] = set()
     for cell in join.cells:
-        more = [digit.size for digit in cell.geometry.digits] if cell.is_constant else []
-        for size in more:
-            if size in told or size.at(sizes) >= 0:
+        # Padding is a constant, of as many elements as the axis is longer: padded-vocab.
+        if not cell.is_constant:
+            continue
+        for digit in cell.geometry.digits:
+            size = digit.size
+            if size in seen or size.at(sizes) >= 0:
                 continue
-            told.add(size)
+            seen.add(size)
             large, small = size.parts
             expected = f"{large} of {small} or more"
-            found = ", ".join(f"{each}={each.at(sizes)}" for each in (large, small))
+            found = f"{large}={large.at(sizes)}, {small}={small.at(sizes)}"
             where = paths.format_path(row.key)
             yield Mismatch(where, "dims", expected, found, "pad to a larger size")
 
 
 def unbound(row: Row, sizes: Mapping[str, int], needed: Sequence[str] = ()) -> Mismatch:
+    """A leaf with dims that neither tree tells: those that are needed, or else all without a size."""
     unknown = [*needed] or sorted(dims_.dim_names(row.all_dims) - sizes.keys())
-    several = (
-        "; of the factors or terms of one axis, one follows from the others"
-        if len(unknown) > 1
-        else ""
-    )
-    hint = f"no tree tells: lens.bind({', '.join(f'{name}=...' for name in unknown)}){several}"
+    arguments = ", ".join(f"{name}=..." for name in unknown)
+    hint = f"no tree tells: lens.bind({arguments})"
+    # Of heads*head_dim the tree tells the product: who says one has said both.
+    if len(unknown) > 1:
+        hint += "; of the factors or terms of one axis, one follows from the others"
     where = paths.format_path(row.key)
     return Mismatch(
         where, "dims", f"every dim of {row.stored} bound", f"no size for {', '.join(unknown)}", hint
@@ -99,6 +106,7 @@ def unbound(row: Row, sizes: Mapping[str, int], needed: Sequence[str] = ()) -> M
 
 
 def absent(row: Row, slot: Slot) -> Mismatch:
+    """A leaf that a tree lacks, of several that are made into one."""
     where = paths.format_path(paths.fill(row.key, slot[1]))
     hint = (
         "optional leaves that are stacked on the other side are there for all repeats, or for none"
@@ -109,6 +117,7 @@ def absent(row: Row, slot: Slot) -> Mismatch:
 
 
 def homeless(row: Row, slot: Slot, abstract: bool) -> Mismatch:
+    """A leaf of the result that is made of nothing; or of an abstract leaf of onto alone."""
     where = paths.format_path(paths.fill(row.key, slot[1]))
     if abstract:
         return Mismatch(

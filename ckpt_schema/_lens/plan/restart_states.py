@@ -42,6 +42,7 @@ def restart_of(
     initial, rows = view.initial, view.rows
     if initial is None:
         return [refusals.homeless(rows[slot[0]], slot, abstract=False) for slot in fresh]
+    # A mask may hide leaves of the model from the optimizer.
     params = [slot for slot in wanted if initial.trains(rows[slot[0]])]
 
     def state(values: Sequence[Any]) -> Any:
@@ -58,6 +59,7 @@ def restart_of(
         shapes.append(jax.ShapeDtypeStruct(shape, rows[number].leaf.dtype))
     flat, find = flatten(jax.eval_shape(state, shapes)), SlotFinder(view).slot
     positions = {find(key, stored=False): place for place, key in enumerate(flat.keys)}
+    # A transformation that was changed since may make a leaf of another shape.
     faults: list[Mismatch] = []
     for slot in fresh:
         row, place = rows[slot[0]], positions.get(slot)
@@ -69,9 +71,14 @@ def restart_of(
     if faults:
         return faults
     picked = [positions[slot] for slot in fresh]
+
+    def run(values: Sequence[Any]) -> list[Any]:
+        made = jax.tree.leaves(state(values))
+        return [made[place] for place in picked]
+
     return Restart(
-        lambda values: [jax.tree.leaves(state(values))[place] for place in picked],
-        inputs=tuple(places[slot] for slot in params),
+        run,
+        inputs=tuple([places[slot] for slot in params]),
         likes=tuple(map(trees.like, fresh)),
         along=tuple(_along(view, params, fresh)),
         abstract=trees.abstract,

@@ -7,8 +7,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
-
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.table import Row, Slot
@@ -23,8 +21,9 @@ from ckpt_schema._lens.arrays.blocks import (
     Step,
     Task,
     all_of,
+    bits_of,
 )
-from ckpt_schema._lens.cells import Cell, Constant, Geometry
+from ckpt_schema._lens.cells import Cell, Constant, Digit, Geometry, Place
 from ckpt_schema._lens.codecs import Codec
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema.errors import ConformanceError, Mismatch
@@ -34,8 +33,6 @@ __all__ = [
     "Kept",
     "applications",
     "as_it_is",
-    "bits_of",
-    "gaps",
     "needed",
     "only_moves",
 ]
@@ -89,28 +86,28 @@ class Application:
             The task; the slots of that tree's leaves that it reads, after its own inputs; and
             what is neither there nor filled with a number by default.
         """
-        copies, fillings, inputs = (
-            list(self.task.copies),
-            list(self.task.fillings),
-            list(self.task.inputs),
-        )
+        copies = list(self.task.copies)
+        fillings = list(self.task.fillings)
+        inputs = list(self.task.inputs)
         read: list[Slot] = []
         open_: list[Kept] = []
-        for each in self.kept:
-            slot, kind = self.results[each.result], self.task.results[each.result]
+        for kept in self.kept:
+            slot, kind = self.results[kept.result], self.task.results[kept.result]
             if there(slot):
-                steps = tuple(
-                    Step(step.size, (step.at[1], step.at[1])) for step in each.block.steps
-                )
-                starts = each.block.starts[1], each.block.starts[1]
-                copies.append(Copy(len(inputs), each.result, Block(starts, steps)))
+                # Both sides of the copy are the same elements, for onto's leaf is of the same layout.
+                start = kept.block.starts[1]
+                steps: list[Step] = []
+                for step in kept.block.steps:
+                    steps.append(Step(step.size, (step.at[1], step.at[1])))
+                block = Block((start, start), tuple(steps))
+                copies.append(Copy(len(inputs), kept.result, block))
                 inputs.append(kind)
                 read.append(slot)
-            elif isinstance(each.default, leaves.Fill):
-                bits = bits_of(each.default.value, kind.dtype)
-                fillings.append(Filling(each.result, each.block, bits))
+            elif isinstance(kept.default, leaves.Fill):
+                bits = bits_of(kept.default.value, kind.dtype)
+                fillings.append(Filling(kept.result, kept.block, bits))
             else:
-                open_.append(each)
+                open_.append(kept)
         made = dataclasses.replace(
             self.task, inputs=tuple(inputs), copies=tuple(copies), fillings=tuple(fillings)
         )
@@ -130,20 +127,31 @@ def only_moves(join: Join, rows: Rows) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _End:
-    """A row at one end of a cell."""
+    """A row at one end of a cell.
+
+    The axes of a cell are the index symbols of the row's key, and behind these the axes of its leaf:
+    of ``layers/{i}/kernel`` with two axes, axis 0 is the layer, and axis 1 the first of a leaf.
+    """
 
     number: int
     row: Row
     symbols: int
 
+    @classmethod
+    def of(cls, number: object, rows: Sequence[Row]) -> _End:
+        """The row of this number; cells of constants have no two ends."""
+        assert isinstance(number, int)
+        return cls(number, rows[number], len(rows[number].unrolled))
+
+    def in_leaf(self, place: Place | None) -> Place | None:
+        """Where a digit steps in a leaf of the row; None of one that goes from leaf to leaf."""
+        if place is None or place[0] < self.symbols:
+            return None
+        return place[0] - self.symbols, place[1]
+
 
 def _ends(cell: Cell, rows: Rows) -> tuple[_End, _End]:
-    assert isinstance(cell.source, int) and isinstance(cell.view, int)
-    both = [
-        _End(number, table[number], len(table[number].unrolled))
-        for number, table in zip((cell.source, cell.view), rows, strict=True)
-    ]
-    return both[0], both[1]
+    return _End.of(cell.source, rows[0]), _End.of(cell.view, rows[1])
 
 
 def _is_identity(geometry: Geometry, source: _End, view: _End) -> bool:
@@ -152,19 +160,11 @@ def _is_identity(geometry: Geometry, source: _End, view: _End) -> bool:
         return False
     if len(source.row.dims) != len(view.row.dims):
         return False
-    starts = [
-        start[end.symbols :] for start, end in zip(geometry.starts, (source, view), strict=True)
-    ]
-    if any(any(start) for start in starts):
+    # A leaf that starts elsewhere than at 0 is a part.
+    if any(geometry.starts[0][source.symbols :]) or any(geometry.starts[1][view.symbols :]):
         return False
-    for digit in geometry.digits:
-        spots = [
-            None if place is None or place[0] < end.symbols else (place[0] - end.symbols, place[1])
-            for place, end in zip(digit.at, (source, view), strict=True)
-        ]
-        if spots[0] != spots[1]:
-            return False
-    return True
+    digits = geometry.digits
+    return all(source.in_leaf(digit.at[0]) == view.in_leaf(digit.at[1]) for digit in digits)
 
 
 def needed(join: Join, rows: Rows) -> frozenset[str]:
@@ -172,14 +172,20 @@ def needed(join: Join, rows: Rows) -> frozenset[str]:
     if not only_moves(join, rows):
         return join.names
     geometry = join.cells[0].geometry
-    counts = [end.symbols for end in _ends(join.cells[0], rows)]
-    found = [
-        size for start, count in zip(geometry.starts, counts, strict=True) for size in start[:count]
-    ]
-    for number in _along_keys(geometry, (counts[0], counts[1])):
+    source, view = _ends(join.cells[0], rows)
+    symbols = source.symbols, view.symbols
+    # The shapes need not be known: only how many leaves there are, and which is which.
+    names: set[str] = set()
+    for start, count in zip(geometry.starts, symbols, strict=True):
+        for size in start[:count]:
+            names |= size.names
+    for number in _along_keys(geometry, symbols):
         digit = geometry.digits[number]
-        found += [digit.size, *(place[1] for place in digit.at if place is not None)]
-    return frozenset[str]().union(*(size.names for size in found))
+        names |= digit.size.names
+        for place in digit.at:
+            if place is not None:
+                names |= place[1].names
+    return frozenset(names)
 
 
 def applications(join: Join, rows: Rows, sizes: Sizes) -> Iterator[Application]:
@@ -193,12 +199,13 @@ def applications(join: Join, rows: Rows, sizes: Sizes) -> Iterator[Application]:
     if only_moves(join, rows):
         yield from _moves(join, rows, sizes)
         return
-    found = _Found(rows, sizes)
+    gathering = _BlocksOfLeaves(rows, sizes)
     for cell in join.cells:
-        if join.compares[1]:  # nothing here writes: a leaf of its own is made, padding and all
+        # Nothing here writes: a leaf of its own is made, padding and all.
+        if join.compares[1]:
             cell = dataclasses.replace(cell, compares=(cell.compares[0], False))
-        found.add(cell)
-    yield from found.applications()
+        gathering.add(cell)
+    yield from gathering.applications()
 
 
 def _moves(join: Join, rows: Rows, sizes: Sizes) -> Iterator[Application]:
@@ -206,11 +213,13 @@ def _moves(join: Join, rows: Rows, sizes: Sizes) -> Iterator[Application]:
     (cell,) = join.cells
     source, view = _ends(cell, rows)
     nothing = Task((), (), ())
+    # Most rows are one leaf, and need no look at the cell.
     if not source.symbols and not view.symbols:
         yield Application(((source.number, ()),), ((view.number, ()),), nothing, moves=True)
         return
-    for one, other, _ in _instances(cell.geometry, (source.symbols, view.symbols), sizes):
-        before, after = (source.number, one), (view.number, other)
+    symbols = source.symbols, view.symbols
+    for left, right, _ in _instances(cell.geometry, symbols, sizes):
+        before, after = (source.number, left), (view.number, right)
         yield Application((before,), (after,), nothing, moves=True)
 
 
@@ -220,38 +229,45 @@ _Turns = tuple[int, ...]
 def _instances(
     geometry: Geometry, symbols: tuple[int, int], sizes: Sizes
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], _Turns]]:
-    """The leaves of both sides that a cell joins, with the step that each takes of digits along their keys."""
-    starts = [
-        [size.at(sizes) for size in start[:count]]
-        for start, count in zip(geometry.starts, symbols, strict=True)
-    ]
-    along = _along_keys(geometry, symbols)
-    digits = [geometry.digits[number] for number in along]
-    ranges = [range(digit.size.at(sizes)) for digit in digits]
-    strides = [
-        [
-            None if place is None or place[0] >= count else (place[0], place[1].at(sizes))
-            for place, count in zip(digit.at, symbols, strict=True)
-        ]
-        for digit in digits
-    ]
+    """The leaves of both sides that a cell joins, with the step that each takes of digits along their keys.
+
+    Blocks of two layers, ``blocks/{i}/layers/{j}``, against one list ``layers/{i}``: at the steps (1, 0)
+    the leaf (1, 0) here is (2,) there.
+    """
+    first = [size.at(sizes) for size in geometry.starts[0][: symbols[0]]]
+    second = [size.at(sizes) for size in geometry.starts[1][: symbols[1]]]
+    ranges: list[range] = []
+    strides: list[tuple[Spot | None, Spot | None]] = []
+    for number in _along_keys(geometry, symbols):
+        digit = geometry.digits[number]
+        ranges.append(range(digit.size.at(sizes)))
+        left, right = (_along_key(digit, side, symbols[side], sizes) for side in (0, 1))
+        strides.append((left, right))
     for steps in itertools.product(*ranges):
-        indices = [list(start) for start in starts]
-        for step, both in zip(steps, strides, strict=True):
-            for index, spot in zip(indices, both, strict=True):
+        indices = [*first], [*second]
+        for step, spots in zip(steps, strides, strict=True):
+            for index, spot in zip(indices, spots, strict=True):
                 if spot is not None:
                     index[spot[0]] += spot[1] * step
         yield tuple(indices[0]), tuple(indices[1]), steps
 
 
+def _along_key(digit: Digit, side: int, symbols: int, sizes: Sizes) -> Spot | None:
+    """Which index symbol a digit steps along on a side, and how far; None where it steps in a leaf."""
+    place = digit.at[side]
+    if place is None or place[0] >= symbols:
+        return None
+    return place[0], place[1].at(sizes)
+
+
 def _along_keys(geometry: Geometry, symbols: tuple[int, int]) -> list[int]:
     """The digits that go from leaf to leaf on a side, by number."""
-    found: list[int] = []
+    numbers: list[int] = []
     for number, digit in enumerate(geometry.digits):
         both = zip(digit.at, symbols, strict=True)
         if any(place is not None and place[0] < count for place, count in both):
-            found.append(number)
-    return found
+            numbers.append(number)
+    return numbers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -275,10 +291,11 @@ class _Alone:
     constant: Constant
 
 
-class _Found:
-    """What cells make of leaves, while it is gathered."""
+class _BlocksOfLeaves:
+    """What cells make of leaves, while it is gathered cell by cell, and then put together to applications."""
 
     def __init__(self, rows: Rows, sizes: Sizes) -> None:
+        """Knows of no block yet."""
         self.rows, self.sizes = rows, sizes
         self.copies: list[_Copied] = []
         self.alone: list[_Alone] = []
@@ -295,22 +312,29 @@ class _Found:
         symbols = source.symbols, view.symbols
         blocks = _blocks(cell, symbols, self.sizes)
         repeats = _repeats(cell.geometry, symbols)
-        along = _along_keys(cell.geometry, symbols)
-        turning = [place for place, number in enumerate(along) if _turns(cell, number, symbols)]
-        again = [place for place, number in enumerate(along) if number in repeats]
-        for one, other, steps in _instances(cell.geometry, symbols, self.sizes):
-            turns = tuple(steps[place] for place in turning)
+        # Which of the steps of an instance are turns of the block, and which read a copy once more.
+        turning: list[int] = []
+        again: list[int] = []
+        for place, number in enumerate(_along_keys(cell.geometry, symbols)):
+            if _turns(cell, number, symbols):
+                turning.append(place)
+            if number in repeats:
+                again.append(place)
+        for left, right, steps in _instances(cell.geometry, symbols, self.sizes):
+            turns = tuple([steps[place] for place in turning])
             is_later = any(steps[place] for place in again)
             for number, block in enumerate(blocks):
                 # Of elements that stand several times in what is read, the first are read.
                 compares = cell.compares[1] or is_later or number > 0
-                yield _Copied((source.number, one), (view.number, other), block, turns, compares)
+                yield _Copied((source.number, left), (view.number, right), block, turns, compares)
 
     def _constants(self, cell: Cell) -> Iterator[_Alone]:
         side, number, constant = cell.alone
         assert isinstance(number, int)
+        # What it is a copy of fills it.
         if side == 1 and cell.compares[1]:
-            return  # what it is a copy of fills it
+            return
+        # On the side of the constant there is no key.
         symbols = [0, 0]
         symbols[side] = len(self.rows[side][number].unrolled)
         both = symbols[0], symbols[1]
@@ -324,62 +348,77 @@ class _Found:
         """What is made together; what is only compared with all of a leaf is made by itself."""
         together: list[_Copied] = []
         apart: list[_Copied] = []
-        written = {(each.source, each.view) for each in self.copies if not each.compares}
+        written: set[tuple[Slot, Slot]] = set()
+        for copied in self.copies:
+            if not copied.compares:
+                written.add((copied.source, copied.view))
         for copied in self.copies:
             # A leaf that holds its own copies is looked at as one.
             is_own = (copied.source, copied.view) in written
             by_itself = copied.compares and not is_own and self._is_whole(copied)
             (apart if by_itself else together).append(copied)
         read = {copied.source for copied in together}
-        lone: dict[Slot, list[_Alone]] = {}  # the padding of what is only compared
+        compared = {copied.source for copied in apart} - read
+        # The padding of what is only compared goes with that.
+        padding: dict[Slot, list[_Alone]] = {}
+        rest: list[_Alone] = []
         for alone in self.alone:
-            if alone.side == 0 and alone.slot not in read:
-                lone.setdefault(alone.slot, []).append(alone)
-        compared = lone.keys() & {copied.source for copied in apart}
-        self.alone = [each for each in self.alone if each.side or each.slot not in compared]
-        yield from self._together(together)
+            if alone.side == 0 and alone.slot in compared:
+                padding.setdefault(alone.slot, []).append(alone)
+            else:
+                rest.append(alone)
+        yield from self._together(together, rest)
+        # A copy becomes a leaf by itself, which a plan then holds against the one that is there.
         for copied in apart:
-            padding = lone.pop(copied.source, [])
-            yield self._application([dataclasses.replace(copied, compares=False)], padding)
+            own_padding = padding.pop(copied.source, [])
+            yield self._application([dataclasses.replace(copied, compares=False)], own_padding)
 
     def _is_whole(self, copied: _Copied) -> bool:
         """Whether all of a leaf of the view is one block."""
         return copied.block.count == math.prod(self._kind(1, copied.view).stored)
 
-    def _together(self, together: Sequence[_Copied]) -> Iterator[Application]:
+    def _together(
+        self, together: Sequence[_Copied], alone: Sequence[_Alone]
+    ) -> Iterator[Application]:
+        """What is made of blocks, those of one application that reach one leaf, by way of whatever others."""
         groups = _Groups()
         for copied in together:
             groups.join((0, copied.source), (1, copied.view))
-        for alone in self.alone:
-            groups.join((alone.side, alone.slot), (alone.side, alone.slot))
+        # What no copy reaches is a group of its own; its place is behind those of all copies.
+        for block in alone:
+            groups.join((block.side, block.slot), (block.side, block.slot))
         copies: dict[int, list[_Copied]] = {}
         for copied in together:
             copies.setdefault(groups.of((0, copied.source)), []).append(copied)
         rest: dict[int, list[_Alone]] = {}
-        for alone in self.alone:
-            rest.setdefault(groups.of((alone.side, alone.slot)), []).append(alone)
+        for block in alone:
+            rest.setdefault(groups.of((block.side, block.slot)), []).append(block)
         for group in sorted(copies.keys() | rest.keys()):
             yield self._application(copies.get(group, []), rest.get(group, []))
 
     def _application(self, copies: list[_Copied], alone: list[_Alone]) -> Application:
         # Writers before what only compares; results in the order of the view's leaves.
-        copies.sort(key=lambda each: (each.compares, each.view, each.source))
-        slots: list[dict[Slot, int]] = [{}, {}]
-        for each in copies:
-            slots[0].setdefault(each.source, len(slots[0]))
-            slots[1].setdefault(each.view, len(slots[1]))
+        copies.sort(key=lambda copied: (copied.compares, copied.view, copied.source))
+        slots: list[dict[Slot, int]] = [
+            {},
+            {},
+        ]  # on each side the leaves, numbered as the task does
+        for copied in copies:
+            slots[0].setdefault(copied.source, len(slots[0]))
+            slots[1].setdefault(copied.view, len(slots[1]))
         for each in alone:
             slots[each.side].setdefault(each.slot, len(slots[each.side]))
         made: list[Copy] = []
-        for each in copies:
-            numbers = slots[0][each.source], slots[1][each.view]
-            made.append(Copy(*numbers, each.block, each.turns, each.compares))
+        for copied in copies:
+            numbers = slots[0][copied.source], slots[1][copied.view]
+            made.append(Copy(*numbers, copied.block, copied.turns, copied.compares))
         fillings: list[Filling] = []
         values: list[leaves.Fill] = []
         checks: list[Check] = []
         kept: list[Kept] = []
         for each in alone:
             number, value = slots[each.side][each.slot], each.constant.value
+            # What has a default alone is nobody's padding: of what is read nothing is asked.
             if not each.constant.is_fill:
                 if each.side == 1:
                     kept.append(Kept(number, each.block, _default(value)))
@@ -391,10 +430,15 @@ class _Found:
                 values.append(value)
             else:
                 checks.append(Check(number, each.block, bits, value.value))
-        kinds = [tuple(self._kind(side, slot) for slot in each) for side, each in enumerate(slots)]
-        task = Task(kinds[0], kinds[1], tuple(made), tuple(fillings), tuple(checks))
-        inputs, results = (tuple(each) for each in slots)
-        is_move = not kept and _is_move(task)
+        inputs, results = tuple(slots[0]), tuple(slots[1])
+        task = Task(
+            tuple([self._kind(0, slot) for slot in inputs]),
+            tuple([self._kind(1, slot) for slot in results]),
+            tuple(made),
+            tuple(fillings),
+            tuple(checks),
+        )
+        is_move = not kept and task.is_move
         return Application(inputs, results, task, tuple(kept), is_move, tuple(values))
 
     def _kind(self, side: int, slot: Slot) -> Kind:
@@ -402,21 +446,6 @@ class _Found:
         shape = dims_.sizes_of(row.dims, self.sizes)
         assert shape is not None, f"unbound dims in {row}"
         return Kind(shape, row.leaf.dtype)
-
-
-def gaps(task: Task) -> list[int]:
-    """The results of which not every element is written once, by number.
-
-    Cells are derived for sizes of at least 1. Where a dim is 0, what was said to lie behind another
-    element may lie before it.
-    """
-    left = [math.prod(kind.stored) for kind in task.results]
-    for copy in task.copies:
-        if not copy.compares:
-            left[copy.result] -= copy.block.count
-    for filling in task.fillings:
-        left[filling.result] -= filling.block.count
-    return [number for number, elements in enumerate(left) if elements]
 
 
 def as_it_is(row: Row, sizes: Sizes) -> Task:
@@ -430,24 +459,11 @@ def _default(value: object) -> leaves.Default | None:
     return value
 
 
-def _is_move(task: Task) -> bool:
-    """Whether the one leaf that is made is the one that is read, as it is."""
-    if len(task.copies) != 1 or task.fillings or task.checks or task.inputs != task.results:
-        return False
-    (copy,) = task.copies
-    block = copy.block
-    if block.codec or any(step.is_turn or step.at[0] != step.at[1] for step in block.steps):
-        return False
-    return block.count == math.prod(task.inputs[0].stored)
-
-
 def _blocks(cell: Cell, symbols: tuple[int, int], sizes: Sizes) -> list[Block]:
     """A cell's block; several where what is read stands there several times, one for each."""
     geometry = cell.geometry
-    begin = [
-        tuple(size.at(sizes) for size in start[count:])
-        for start, count in zip(geometry.starts, symbols, strict=True)
-    ]
+    read = [size.at(sizes) for size in geometry.starts[0][symbols[0] :]]
+    written = tuple([size.at(sizes) for size in geometry.starts[1][symbols[1] :]])
     steps: list[Step] = []
     repeats: list[tuple[int, Spot]] = []
     for digit in geometry.digits:
@@ -462,27 +478,31 @@ def _blocks(cell: Cell, symbols: tuple[int, int], sizes: Sizes) -> list[Block]:
                 spots.append((place[0] - count, place[1].at(sizes)))
         size = digit.size.at(sizes)
         if along_key:
+            # From leaf to leaf on both sides is no step of a block: each leaf has its own copy.
             if spots != [None, None]:
                 steps.append(Step(size, (spots[0], spots[1]), is_turn=True))
+        # Steps that read and write nothing new: the same elements stand there again.
         elif spots[0] is not None and spots[1] is None and not cell.is_constant:
             repeats.append((size, spots[0]))
         else:
             steps.append(Step(size, (spots[0], spots[1])))
-    found: list[Block] = []
+    blocks: list[Block] = []
     codec = _bound(cell.codec, sizes)
-    for taken in itertools.product(*(range(size) for size, _ in repeats)):
-        start = list(begin[0])
+    ranges = [range(size) for size, _ in repeats]
+    for taken in itertools.product(*ranges):
+        start = [*read]
         for step, (_, (axis, stride)) in zip(taken, repeats, strict=True):
             start[axis] += step * stride
-        found.append(Block((tuple(start), begin[1]), tuple(steps), codec))
-    return found
+        blocks.append(Block((tuple(start), written), tuple(steps), codec))
+    return blocks
 
 
 def _bound(codec: Codec, sizes: Sizes) -> Codec:
+    """A codec whose factors are numbers: scale('head_dim**-0.5') is the 0.125 of 64."""
     try:
         return codecs.evaluated(codec, sizes)
     except ArithmeticError as error:
-        said = ", ".join(str(word) for word in codec)
+        said = ", ".join(map(str, codec))
         given = " ".join(f"{name}={sizes[name]}" for name in sorted(codecs.dims_of(codec)))
         found = f"{error}, where {given}"
         hint = "declare another factor, or other sizes"
@@ -492,11 +512,12 @@ def _bound(codec: Codec, sizes: Sizes) -> Codec:
 
 def _repeats(geometry: Geometry, symbols: tuple[int, int]) -> set[int]:
     """The digits from leaf to leaf of what is read, which stay in what is written."""
-    return {
-        number
-        for number, digit in enumerate(geometry.digits)
-        if digit.at[1] is None and digit.at[0] is not None and digit.at[0][0] < symbols[0]
-    }
+    numbers: set[int] = set()
+    for number, digit in enumerate(geometry.digits):
+        source, view = digit.at
+        if view is None and source is not None and source[0] < symbols[0]:
+            numbers.add(number)
+    return numbers
 
 
 def _turns(cell: Cell, number: int, symbols: tuple[int, int]) -> bool:
@@ -505,21 +526,14 @@ def _turns(cell: Cell, number: int, symbols: tuple[int, int]) -> bool:
     return any(place is not None and place[0] >= count for place, count in both)
 
 
-def bits_of(value: float | int | bool, dtype: str) -> int:
-    """The bits of a number in a dtype, as an unsigned integer.
-
-    Example:
-        >>> hex(bits_of(1.0, "bfloat16")), bits_of(-1, "int8")
-        ('0x3f80', 255)
-    """
-    array = np.asarray(value).astype(leaves.dtype_of(dtype))
-    return int.from_bytes(array.tobytes(), "little")
-
-
 class _Groups:
-    """Leaves that have something in common, by union and find."""
+    """Leaves that have something in common, by union and find.
+
+    A leaf is a side and a slot. Of q, k and v that become one leaf all four are a group.
+    """
 
     def __init__(self) -> None:
+        """Knows no leaf yet."""
         self._parents: list[int] = []
         self._numbers: dict[tuple[int, Slot], int] = {}
 
@@ -529,6 +543,7 @@ class _Groups:
         if number is None:
             number = self._numbers[leaf] = len(self._parents)
             self._parents.append(number)
+        # Halves the way for whoever asks next: each leaf on it is hung where its parent hangs.
         while self._parents[number] != number:
             self._parents[number] = number = self._parents[self._parents[number]]
         return number
