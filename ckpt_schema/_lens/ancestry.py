@@ -38,14 +38,21 @@ class Derivation:
 
     def renamed(self, names: Mapping[str, str]) -> Derivation:
         """The same in a lens that calls dims otherwise."""
-        called = {own: names.get(new, new) for own, new in self.called}
-        called |= {own: new for own, new in names.items() if own not in called}
+        # What the lens calls otherwise already is renamed from there: a dim has one name in a lens.
+        called: dict[str, str] = {}
+        for own, new in self.called:
+            called[own] = names.get(new, new)
+        for own, new in names.items():
+            called.setdefault(own, new)
         return dataclasses.replace(self, called=tuple(called.items()))
 
     def sized(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """The sizes of these two layouts' dims, from those of the lens."""
-        own = {own: sizes[new] for own, new in self.called if new in sizes}
-        return {**sizes, **own}
+        known = dict(sizes)
+        for own, new in self.called:
+            if new in sizes:
+                known[own] = sizes[new]
+        return known
 
     @property
     def ends(self) -> tuple[Layout, Layout]:

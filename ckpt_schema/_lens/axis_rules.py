@@ -47,6 +47,7 @@ class Padding:
     path: LogicalPath
     small: Dim
     large: Dim
+    # Compared by its bits: 0.0 is not -0.0, and a NaN is equal to itself.
     fill: float | int | bool = dataclasses.field(compare=False)
     _bits: object = dataclasses.field(init=False, repr=False)
 
@@ -180,6 +181,7 @@ def repeat(path: str | type, times: str | int, *, axis: str | None = None) -> Re
         repeat('layers[]/attention/key/kernel', 'rep')
     """
     verify_paths("repeat", path=path)
+    # As text a number goes through the same reader as a name: 1 and 0 are no factors of a dim.
     is_number = isinstance(times, int) and not isinstance(times, bool)
     factors = one_dim("repeat", str(times) if is_number else times)
     if len(factors) != 1 or factors[0] in (0, 1):
@@ -214,6 +216,7 @@ def replicated(axis: int = 0, *, side: Literal["source", "view"] = "source") -> 
         replicated(0)
     """
     faults: list[Mismatch] = []
+    # True is an int to Python.
     if not isinstance(axis, int) or isinstance(axis, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         hint = "replicate puts the copies in front, on axis 0"
         faults.append(Mismatch("axis", "declaration", "the number of an axis", shown(axis), hint))

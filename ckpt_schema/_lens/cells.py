@@ -66,7 +66,7 @@ class Digit:
 
     def __str__(self) -> str:
         """The size, and for each side the axis and the stride."""
-        places = ("-" if place is None else f"{place[0]}:{place[1]}" for place in self.at)
+        places = ["-" if place is None else f"{place[0]}:{place[1]}" for place in self.at]
         return f"{self.size}({' '.join(places)})"
 
 
@@ -84,13 +84,18 @@ class Geometry:
 
     def __invert__(self) -> Geometry:
         """The same, the sides exchanged."""
-        digits = tuple(Digit(digit.size, (digit.at[1], digit.at[0])) for digit in self.digits)
-        return Geometry((self.starts[1], self.starts[0]), digits)
+        digits: list[Digit] = []
+        for digit in self.digits:
+            digits.append(Digit(digit.size, (digit.at[1], digit.at[0])))
+        return Geometry((self.starts[1], self.starts[0]), tuple(digits))
 
     @property
     def volume(self) -> Size:
         """How many pairs of elements it has."""
-        return functools.reduce(Size.__mul__, (digit.size for digit in self.digits), ONE)
+        volume = ONE
+        for digit in self.digits:
+            volume *= digit.size
+        return volume
 
     @property
     def names(self) -> frozenset[str]:
@@ -103,7 +108,8 @@ class Geometry:
         def place(at: Place | None) -> Place | None:
             return at and (at[0], at[1].where(known))
 
-        source, view = (tuple(size.where(known) for size in start) for start in self.starts)
+        source = tuple([size.where(known) for size in self.starts[0]])
+        view = tuple([size.where(known) for size in self.starts[1]])
         digits: list[Digit] = []
         for digit in self.digits:
             digits.append(Digit(digit.size.where(known), (place(digit.at[0]), place(digit.at[1]))))
@@ -120,30 +126,34 @@ class Geometry:
         digits: list[Digit] = []
         for digit in self.digits:
             place = digit.at[side]
+            # A repeat stays on one element of this side: in the box that is there once.
             if place is not None and place[0] < len(starts):
                 digits.append(Digit(digit.size, (None, place)))
         return tidy(Geometry(((), starts), tuple(digits)))
 
     def moved(self, digit: Digit, steps: Size | int) -> Geometry:
         """The same, which starts so many steps of a digit later on both sides."""
-        source, view = (
-            _stepped(start, place, steps)
-            for start, place in zip(self.starts, digit.at, strict=True)
-        )
+        source = _stepped(self.starts[0], digit.at[0], steps)
+        view = _stepped(self.starts[1], digit.at[1], steps)
         return Geometry((source, view), self.digits)
 
     def __str__(self) -> str:
         """Starts and digits."""
-        source, view = ("[" + " ".join(map(str, start)) + "]" for start in self.starts)
-        return " ".join([f"{source} ~ {view}", *map(str, self.digits)])
+        source, view = (" ".join(map(str, start)) for start in self.starts)
+        return " ".join([f"[{source}] ~ [{view}]", *map(str, self.digits)])
 
 
+# Rows of one kind have equal geometries, so that most of what is asked of one was asked before.
 @functools.lru_cache(1 << 14)
 def _names(geometry: Geometry) -> frozenset[str]:
-    sizes = [size for start in geometry.starts for size in start]
+    """Every dim in a geometry."""
+    sizes = [*geometry.starts[0], *geometry.starts[1]]
     for digit in geometry.digits:
-        sizes += [digit.size, *(place[1] for place in digit.at if place)]
-    return frozenset[str]().union(*(size.names for size in sizes))
+        sizes.append(digit.size)
+        for place in digit.at:
+            if place is not None:
+                sizes.append(place[1])
+    return frozenset[str]().union(*[size.names for size in sizes])
 
 
 def _stepped(start: Sequence[Size], place: Place | None, steps: Size | int) -> tuple[Size, ...]:
@@ -220,8 +230,10 @@ class Cell:
 def identity(row: Hashable, dims: Sequence[Size]) -> Cell:
     """A row as it is."""
     start = (ZERO,) * len(dims)
-    digits = tuple(Digit(size, ((n, ONE), (n, ONE))) for n, size in enumerate(dims))
-    return Cell(row, row, tidy(Geometry((start, start), digits)))
+    digits: list[Digit] = []
+    for axis, size in enumerate(dims):
+        digits.append(Digit(size, ((axis, ONE), (axis, ONE))))
+    return Cell(row, row, tidy(Geometry((start, start), tuple(digits))))
 
 
 # --- One spelling of a geometry ---
@@ -240,23 +252,29 @@ def tidy(geometry: Geometry) -> Geometry:
     # The source comes last: a digit that can step forward on one side alone does so there.
     geometry = _forward(_forward(geometry, 1), 0)
     digits = [digit for digit in geometry.digits if digit.size != ONE and digit.at != (None, None)]
-    while (pair := _first_pair(digits)) is not None:
+    # What a pair makes may be the outer or the inner one of another pair.
+    pair = _first_pair(digits)
+    while pair is not None:
         outer, inner = pair
         digits.remove(outer)
         digits.remove(inner)
         digits.append(Digit(outer.size * inner.size, inner.at))
+        pair = _first_pair(digits)
+    # The order of digits means nothing: sorted, geometries that say the same are equal.
     return Geometry(geometry.starts, tuple(sorted(digits, key=str)))
 
 
 def _first_pair(digits: Sequence[Digit]) -> tuple[Digit, Digit] | None:
     """An outer and an inner digit that are one: a step of the outer is all steps of the inner."""
     for outer, inner in itertools.permutations(digits, 2):
-        if all(_continues(*at, inner.size) for at in zip(outer.at, inner.at, strict=True)):
+        continues = _continues(outer.at[0], inner.at[0], inner.size)
+        if continues and _continues(outer.at[1], inner.at[1], inner.size):
             return outer, inner
     return None
 
 
 def _continues(outer: Place | None, inner: Place | None, size: Size) -> bool:
+    """Whether on a side a step of the outer digit leads to where the inner one would go next."""
     if outer is None or inner is None:
         return outer is inner
     return outer[0] == inner[0] and outer[1] == inner[1] * size
@@ -267,29 +285,40 @@ def _forward(geometry: Geometry, side: int) -> Geometry:
     forward, digits = geometry, list[Digit]()
     for digit in geometry.digits:
         place = digit.at[side]
+        # Counted from its last step, and back: the same pairs of elements.
         if place is not None and not place[1].nonnegative:
             forward = forward.moved(digit, digit.size - 1)
-            source, view = (at and (at[0], -at[1]) for at in digit.at)
-            digit = Digit(digit.size, (source, view))
+            digit = Digit(digit.size, (_turned(digit.at[0]), _turned(digit.at[1])))
         digits.append(digit)
     return Geometry(forward.starts, tuple(digits))
 
 
+def _turned(place: Place | None) -> Place | None:
+    """Where a digit goes that steps the other way."""
+    return place and (place[0], -place[1])
+
+
 def taken_apart(geometry: Geometry, most: int = 6) -> list[Geometry]:
-    """A geometry whose digits of a known size, up to ``most``, are taken step by step."""
-    short = [
-        digit
-        for digit in geometry.digits
-        if digit.size.number is not None and digit.size.number <= most
-    ]
-    rest = tuple(digit for digit in geometry.digits if digit not in short)
-    ranges = (range(digit.size.number or 0) for digit in short)
+    """A geometry whose digits of a known size, up to ``most``, are taken step by step.
+
+    Of ``3(0:dim 0:1) dim(0:1 0:3)`` there are three, each ``dim(0:1 0:3)`` with a start of its own.
+    """
+    short: list[Digit] = []
+    ranges: list[range] = []
+    rest: list[Digit] = []
+    for digit in geometry.digits:
+        count = digit.size.number
+        if count is not None and count <= most:
+            short.append(digit)
+            ranges.append(range(count))
+        else:
+            rest.append(digit)
     boxes: list[Geometry] = []
     for steps in itertools.product(*ranges):
-        one = Geometry(geometry.starts, rest)
+        box = Geometry(geometry.starts, tuple(rest))
         for digit, step in zip(short, steps, strict=True):
-            one = one.moved(digit, step)
-        boxes.append(one)
+            box = box.moved(digit, step)
+        boxes.append(box)
     return boxes
 
 
@@ -323,18 +352,24 @@ def through(first: Geometry, second: Geometry) -> tuple[Path, ...]:
         ours, theirs = taken_apart(first), taken_apart(second)
         if len(ours) == len(theirs) == 1:
             raise
-        pairs = itertools.product(ours, theirs)
-        return tuple(part for one, other in pairs for part in _through(one, other))
+        paths: list[Path] = []
+        for one, other in itertools.product(ours, theirs):
+            paths += _through(one, other)
+        return tuple(paths)
 
 
 def _through(first: Geometry, second: Geometry) -> Iterator[Path]:
+    """The same as both geometries stand."""
+    # `meet` takes blocks that step forward.
     both = _forward(first, 1), _forward(second, 0)
     common: list[list[Common]] = []
     for axis in range(len(first.starts[1])):
-        at = both[1].starts[0][axis] - both[0].starts[1][axis]
-        common.append(meet(at, _runs(both, 0, axis), _runs(both, 1, axis)))
+        offset = both[1].starts[0][axis] - both[0].starts[1][axis]
+        common.append(meet(offset, _runs(both, 0, axis), _runs(both, 1, axis)))
+        # What has nothing in common on one axis has nothing in common.
         if not common[-1]:
             return
+    # Axes do not depend on one another: each common part of one goes with each of another.
     for chosen in itertools.product(*common):
         yield _from_end_to_end(both, chosen)
 
@@ -353,18 +388,23 @@ def _from_end_to_end(both: tuple[Geometry, Geometry], common: Sequence[Common]) 
     """What is common on each axis of the row between, as it stands on the outer sides."""
     starts, is_copy = [both[0].starts[0], both[1].starts[1]], [False, False]
     digits: list[Digit] = []
-    for each in common:
-        for shift in each.shifts:
+    for part in common:
+        for shift in part.shifts:
             place = both[shift.side].digits[shift.digit].at[shift.side]
             starts[shift.side] = _stepped(starts[shift.side], place, shift.steps)
+            # A digit that goes nowhere on its outer side makes copies there of what it steps through.
             if place is None and shift.steps:
                 is_copy[shift.side] = _is_later(shift.steps)
-        for shared in each.digits:
-            source, view = (_outer(both, which, end) for which, end in enumerate(shared.ends))
+        for shared in part.digits:
+            source, view = _outer(both, 0, shared.ends[0]), _outer(both, 1, shared.ends[1])
             digits.append(Digit(shared.size, (source, view)))
     # Steps that stay on the row between are repeats of the side that they go along.
-    digits += [Digit(d.size, (d.at[0], None)) for d in both[0].digits if d.at[1] is None]
-    digits += [Digit(d.size, (None, d.at[1])) for d in both[1].digits if d.at[0] is None]
+    for digit in both[0].digits:
+        if digit.at[1] is None:
+            digits.append(Digit(digit.size, (digit.at[0], None)))
+    for digit in both[1].digits:
+        if digit.at[0] is None:
+            digits.append(Digit(digit.size, (None, digit.at[1])))
     geometry = tidy(Geometry((starts[0], starts[1]), tuple(digits)))
     return Path(geometry, (is_copy[0], is_copy[1]))
 
@@ -451,4 +491,5 @@ def _verify_constants(first: Cell, second: Cell) -> None:
 
 
 def _is_fill(end: Hashable) -> bool:
+    """Whether an end of a cell is padding."""
     return isinstance(end, Constant) and end.is_fill

@@ -154,7 +154,8 @@ def _append(words: list[Word], word: Word) -> None:
             words.append(rest[0])
             return
         words.pop()
-        rest = merged  # which may merge with the word before in turn
+        # What they make may merge with the word before in turn.
+        rest = merged
 
 
 def _is_identity(word: Word) -> bool:
@@ -168,7 +169,7 @@ def _is_identity(word: Word) -> bool:
 
 def inverted(codec: Codec) -> Codec:
     """The codec of the way back."""
-    return tuple(word.inverse for word in reversed(codec))
+    return tuple([word.inverse for word in reversed(codec)])
 
 
 def is_undone(codec: Codec) -> bool:
@@ -178,10 +179,13 @@ def is_undone(codec: Codec) -> bool:
         >>> is_undone((Rounded("float32", "bfloat16"),)), is_undone((Rounded("bfloat16", "float32"),))
         (True, False)
     """
-    return all(
-        holds(word.source, word.view) if isinstance(word, Rounded) else is_exact(word)
-        for word in codec
-    )
+    for word in codec:
+        # To a dtype that has all values nothing is rounded on the way there.
+        if isinstance(word, Rounded) and not holds(word.source, word.view):
+            return False
+        if not isinstance(word, Rounded) and not is_exact(word):
+            return False
+    return True
 
 
 def is_exact(word: Word) -> bool:
@@ -201,9 +205,11 @@ def dims_of(codec: Codec) -> frozenset[str]:
         >>> sorted(dims_of((Times("2 * heads"), Plus(1.0))))
         ['heads']
     """
-    texts = [word.factor for word in codec if isinstance(word, Times)]
-    found = [expressions.dims_in(text) for text in texts if isinstance(text, str)]
-    return frozenset[str]().union(*found)
+    names: set[str] = set()
+    for word in codec:
+        if isinstance(word, Times) and isinstance(word.factor, str):
+            names |= expressions.dims_in(word.factor)
+    return frozenset(names)
 
 
 def reworded(codec: Codec, called: Mapping[str, str]) -> Codec:
@@ -213,12 +219,12 @@ def reworded(codec: Codec, called: Mapping[str, str]) -> Codec:
         >>> reworded((Times("2 * heads"),), {"heads": "q_heads"})
         (Times(factor='2 * q_heads', divides=False),)
     """
-    found: list[Word] = []
+    words: list[Word] = []
     for word in codec:
         if isinstance(word, Times) and isinstance(word.factor, str):
             word = dataclasses.replace(word, factor=expressions.with_dims(word.factor, called))
-        found.append(word)
-    return tuple(found)
+        words.append(word)
+    return tuple(words)
 
 
 def evaluated(codec: Codec, sizes: Mapping[str, int]) -> Codec:
@@ -235,13 +241,15 @@ def evaluated(codec: Codec, sizes: Mapping[str, int]) -> Codec:
         >>> evaluated((Times("head_dim ** -0.5"),), {"head_dim": 16})
         (Times(factor=0.25, divides=False),)
     """
-    return tuple(_bound(word, sizes) for word in codec)
+    return tuple([_bound(word, sizes) for word in codec])
 
 
 def _bound(word: Word, sizes: Mapping[str, int]) -> Word:
+    """A word with a number for its expression."""
     if not isinstance(word, Times) or not isinstance(word.factor, str):
         return word
     factor = expressions.value(word.factor, sizes)
+    # The way back would divide by it.
     if not factor:
         raise ArithmeticError("it is 0")
     return dataclasses.replace(word, factor=factor)
@@ -254,6 +262,7 @@ def _merged(one: Word, other: Word) -> Codec | None:
         return () if _is_identity(merged) else (merged,)
     if not isinstance(one, (Exact, Rounded)) or not isinstance(other, (Exact, Rounded)):
         return None
+    # With a factor the middle may overflow where both ends do not.
     if any(isinstance(word, Exact) and word.exponent for word in (one, other)):
         return None
     # A middle that holds both ends loses nothing, whether it would round or refuse.
@@ -263,7 +272,8 @@ def _merged(one: Word, other: Word) -> Codec | None:
         return ()
     if isinstance(one, Rounded) and isinstance(other, Rounded):
         return (Rounded(one.source, other.view),)
-    return None  # one way back rounds, the other refuses
+    # One way back rounds, the other refuses.
+    return None
 
 
 @functools.cache
@@ -278,13 +288,7 @@ def holds(wide: str, narrow: str) -> bool:
         return True
     if wide in formats.FORMATS and narrow in formats.FORMATS:
         return formats.holds(wide, narrow)
-    if all(jnp.issubdtype(dtype, jnp.integer) for dtype in (wide, narrow)):
-
-        def least(dtype: str) -> int:
-            return int(jnp.iinfo(dtype).min)
-
-        def most(dtype: str) -> int:
-            return int(jnp.iinfo(dtype).max)
-
-        return least(wide) <= least(narrow) and most(wide) >= most(narrow)
-    return False
+    if not jnp.issubdtype(wide, jnp.integer) or not jnp.issubdtype(narrow, jnp.integer):
+        return False
+    outer, inner = jnp.iinfo(wide), jnp.iinfo(narrow)
+    return int(outer.min) <= int(inner.min) and int(outer.max) >= int(inner.max)

@@ -61,20 +61,26 @@ def flaws(
 def _of_row(
     row: Hashable, dims: Sequence[Size], side: int, cells: Sequence[Cell]
 ) -> Iterator[Flaw]:
-    boxes = [(cell, cell.geometry.box(side)) for cell in cells]
-    for cell, box in boxes:
+    """What is wrong with one row, whose writers are these cells."""
+    boxes: list[tuple[Cell, Geometry]] = []
+    missing = functools.reduce(Size.__mul__, dims, ONE)
+    for cell in cells:
+        # A box goes from a constant to the row: its elements, whatever they are on the other side.
+        box = cell.geometry.box(side)
+        boxes.append((cell, box))
+        missing -= box.volume
         if not _is_inside(box, dims):
             yield Flaw(row, "outside", (cell,))
-    for (one, box), (other, its) in itertools.combinations(boxes, 2):
-        if through(box, ~its):
+    for (one, box), (other, other_box) in itertools.combinations(boxes, 2):
+        # Composed by way of the row, from constant to constant: what is left is what both have.
+        if through(box, ~other_box):
             yield Flaw(row, "overlap", (one, other))
-    whole = functools.reduce(Size.__mul__, dims, ONE)
-    missing = whole - sum((box.volume for _, box in boxes), ZERO)
     if missing:
         yield Flaw(row, "gap", tuple(cells), missing)
 
 
 def _is_inside(box: Geometry, dims: Sequence[Size]) -> bool:
+    """Whether the first and the last element of a block stand in a row with these axes."""
     last = list(box.starts[1])
     for digit in box.digits:
         if digit.at[1] is not None:
@@ -82,9 +88,11 @@ def _is_inside(box: Geometry, dims: Sequence[Size]) -> bool:
             last[axis] += stride * (digit.size - 1)
     first = box.starts[1]
     # A block of a slack may have no element; what matters is where its last one is if it has any.
-    slacks = {name for digit in box.digits for name in digit.size.slacks}
-    some = {name: Size.of(name) + 1 for name in slacks}
-    both = zip(first, last, dims, strict=True)
-    return all(
-        low.nonnegative and (size - 1 - high).where(some).nonnegative for low, high, size in both
-    )
+    some: dict[str, Size] = {}
+    for digit in box.digits:
+        for name in digit.size.slacks:
+            some[name] = Size.of(name) + 1
+    for low, high, size in zip(first, last, dims, strict=True):
+        if not low.nonnegative or not (size - 1 - high).where(some).nonnegative:
+            return False
+    return True

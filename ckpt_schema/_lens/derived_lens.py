@@ -69,11 +69,13 @@ def derive(
     verify_rules(rules)
     sides, dims = with_known_sizes(layout(source), layout(view), rules, dims or {})
     sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **dims}
+    # All other rules speak of one copy.
     one_copy = [rule for rule in rules if not isinstance(rule, Replicated)]
     lens = joined_lens(sides, one_copy, sizes)
     warn_of_squares(lens)
     for rule in rules:
-        lens = of_copies(lens, rule) if isinstance(rule, Replicated) else lens
+        if isinstance(rule, Replicated):
+            lens = of_copies(lens, rule)
     return lens.bind(**sizes)
 
 
@@ -89,6 +91,7 @@ def of_copies(
         single: The numbers of that side's rows that are there once.
     """
     table = lens.view if rule.is_view else lens.source
+    # A model may have a dim of that name itself.
     name, taken = "devices", lens.source.names() | lens.view.names()
     while name in taken:
         name += "_"

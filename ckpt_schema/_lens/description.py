@@ -41,25 +41,19 @@ def described(join: Join, rows: Rows) -> str:
 
 
 def _constant(cell: Cell, rows: Rows) -> str:
+    """What one side has alone: ``axis 0 from vocab on padded with 0``."""
     side, number, constant = cell.alone
     assert isinstance(number, int)
-    row = rows[side][number]
-    symbols = len(row.unrolled)
-    axes = [
-        axis - symbols
-        for axis, start in enumerate(cell.geometry.starts[side])
-        if start and axis >= symbols
-    ]
-    layers = [start for start in cell.geometry.starts[side][:symbols] if start]
-    where = (
-        f"layers from {layers[0]} on"
-        if layers
-        else (
-            f"axis {axes[0]} from {cell.geometry.starts[side][axes[0] + symbols]} on"
-            if axes
-            else "all"
-        )
-    )
+    # Axes of the key come first: what starts later on one of these is layers.
+    symbols = len(rows[side][number].unrolled)
+    where = "all"
+    for axis, start in enumerate(cell.geometry.starts[side]):
+        if start:
+            where = f"axis {axis - symbols} from {start} on"
+            if axis < symbols:
+                where = f"layers from {start} on"
+            break
+    # A fill has a number of its own, and all else is written as it is.
     value = shown(getattr(constant.value, "value", constant.value))
     if not constant.is_fill:
         return f"{where} private"
@@ -67,41 +61,52 @@ def _constant(cell: Cell, rows: Rows) -> str:
 
 
 def _cell(cell: Cell, rows: Rows) -> str:
+    """What happens to elements that both sides have: their axes first, then their values."""
     assert isinstance(cell.source, int) and isinstance(cell.view, int)
     both = rows[0][cell.source], rows[1][cell.view]
     symbols = len(both[0].unrolled), len(both[1].unrolled)
     is_open = any(row.leaf.is_open for row in both)
     words: list[str] = []
     for word in cell.codec:
-        if is_open and isinstance(word, (Exact, Rounded)):  # of dtypes that stand for others
+        # The dtypes of any float stand for others: of a cast there the factor alone is known.
+        if is_open and isinstance(word, (Exact, Rounded)):
             word = Exact("", "", word.exponent if isinstance(word, Exact) else 0)
-        words += [str(word)] if str(word) else []
+        if str(word):
+            words.append(str(word))
     if is_open:
-        words.append(" -> ".join(row.leaf.dtype for row in both))
-    keys = both[0].leaf.is_key, both[1].leaf.is_key
-    if keys[0] != keys[1]:
-        names = [row.leaf.dtype if row.leaf.is_key else "raw data" for row in both]
-        words.append(" -> ".join(names))
+        words.append(f"{both[0].leaf.dtype} -> {both[1].leaf.dtype}")
+    if both[0].leaf.is_key != both[1].leaf.is_key:
+        words.append(f"{_dtype_of_key(both[0])} -> {_dtype_of_key(both[1])}")
     spelled = _spellings(both)
-    axes = [_spelled(cell, side, both[side], symbols, spelled) for side in (0, 1)]
-    keys_alike = axes[0][: symbols[0]] == axes[1][: symbols[1]]
-    if keys_alike:  # each leaf goes to the one of its number
-        axes = [own[count:] for own, count in zip(axes, symbols, strict=True)]
-    sides = [" ".join(own) for own in axes]
-    if sides[0] != sides[1]:
-        words.insert(0, f"{sides[0] or '()'} -> {sides[1] or '()'}")
+    before = _spelled(cell, 0, both[0], symbols, spelled)
+    after = _spelled(cell, 1, both[1], symbols, spelled)
+    # If the keys are alike each leaf goes to the one of its number: only what is in a leaf is said.
+    if before[: symbols[0]] == after[: symbols[1]]:
+        before, after = before[symbols[0] :], after[symbols[1] :]
+    before_text, after_text = " ".join(before), " ".join(after)
+    if before_text != after_text:
+        words.insert(0, f"{before_text or '()'} -> {after_text or '()'}")
     else:
         order = _order(cell)
-        if order != sorted(order):  # of axes that are as long nothing else tells it
+        # Of axes that are as long nothing else tells it.
+        if order != sorted(order):
             words.insert(0, f"axes {' '.join(str(axis - symbols[0]) for axis in order)}")
     return ", ".join(words)
 
 
+def _dtype_of_key(row: Row) -> str:
+    """What a side of `raw_key` has."""
+    return row.leaf.dtype if row.leaf.is_key else "raw data"
+
+
 def _order(cell: Cell) -> list[int]:
     """For each digit, in the order of the view's axes: the axis of the source that it is on."""
-    places = [digit.at for digit in cell.geometry.digits]
-    both = [(after[0], before[0]) for before, after in places if before and after]
-    return [before for _, before in sorted(both)]
+    axes: list[tuple[int, int]] = []  # of the view, and of the source
+    for digit in cell.geometry.digits:
+        before, after = digit.at
+        if before and after:
+            axes.append((after[0], before[0]))
+    return [before for _, before in sorted(axes)]
 
 
 def _spelled(
@@ -112,6 +117,7 @@ def _spelled(
     count = symbols[side]
     ranks = len(cell.geometry.starts[side])
     for axis in range(ranks):
+        # The last axis of keys are their words, which nobody has declared.
         if row.leaf.is_key and axis == ranks - 1:
             continue
         own: list[tuple[Place, Digit]] = []
@@ -120,9 +126,9 @@ def _spelled(
             if place is not None and place[0] == axis:
                 own.append((place, digit))
         own.sort(key=lambda each: _rank(each[0]), reverse=True)
-        start = cell.geometry.starts[side][axis]
         text = "*".join(_digit(digit, side, spelled) for _, digit in own) or "1"
-        low = start
+        # A digit that goes back starts at its last element, and what is said is where it ends.
+        low = cell.geometry.starts[side][axis]
         for place, digit in own:
             if not place[1].nonnegative:
                 low = low + place[1] * (digit.size - 1)
@@ -133,12 +139,14 @@ def _spelled(
 
 
 def _rank(place: Place) -> tuple[int, str]:
+    """Puts digits of one axis in order, major first: the stride of an outer one has more factors."""
     stride = place[1]
     size = stride if stride.nonnegative else -stride
     return len(size.terms[0][0]) if size != ONE else 0, str(size)
 
 
 def _digit(digit: Digit, side: int, spelled: Mapping[Size, str]) -> str:
+    """A digit by its size, with a minus where it goes back."""
     place = digit.at[side]
     back = place is not None and not place[1].nonnegative
     text = _size(digit.size, spelled)
@@ -146,6 +154,7 @@ def _digit(digit: Digit, side: int, spelled: Mapping[Size, str]) -> str:
 
 
 def _size(size: Size, spelled: Mapping[Size, str]) -> str:
+    """A size as the rows write it: a polynomial has its factors in an order of its own."""
     return spelled.get(size, str(size))
 
 
@@ -156,13 +165,15 @@ def _spellings(rows: Sequence[Row]) -> Mapping[Size, str]:
         dims = [*row.all_dims]
         while dims:
             dim = dims.pop()
+            # Of 3*heads*dim also 3*heads and heads*dim: what a digit has may be a part of an axis.
             for first in range(len(dim)):
                 for last in range(first + 1, len(dim) + 1):
-                    own = dim[first:last]
-                    is_number = dims_.size_of(own, {}) is not None
-                    if is_number and any(isinstance(factor, Sum) for factor in own):
-                        continue  # parts of an axis in numbers say no more than their sum
-                    spellings.setdefault(of_dim(own), dims_.format_dim(own))
+                    factors = dim[first:last]
+                    is_number = dims_.size_of(factors, {}) is not None
+                    # Parts of an axis in numbers say no more than their sum.
+                    if is_number and any(isinstance(factor, Sum) for factor in factors):
+                        continue
+                    spellings.setdefault(of_dim(factors), dims_.format_dim(factors))
             for factor in dim:
                 if isinstance(factor, Sum):
                     dims += factor.terms

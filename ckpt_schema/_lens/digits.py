@@ -119,14 +119,18 @@ def meet(at: Size, one: Sequence[Run], other: Sequence[Run]) -> list[Common]:
         ...     print(common.digits[0].size, [str(shift.steps) for shift in common.shifts])
         kv ['q', '0']
     """
+    # A digit of one step goes nowhere.
     one = [run for run in one if run.size != ONE]
     other = [run for run in other if run.size != ONE]
+    # One ends before the other starts.
     if (at - _extent(one)).nonnegative or (-at - _extent(other)).nonnegative:
         return []
     if not one and not other:
+        # One element each: it is the same one where `at` is 0.
         if at:
             raise UndecidedError(f"whether {at} is 0 depends on the sizes", at, ZERO)
         return [Common()]
+    # The coarser one is cut into slots: heads of dim elements, and not the elements.
     if not one or (other and _is_coarser(other[0].stride, one[0].stride)):
         return meet(-at, other, one)
     return _met(at, one, other)
@@ -137,6 +141,7 @@ def _met(at: Size, one: Sequence[Run], other: Sequence[Run]) -> list[Common]:
     # Slots are counted from where one of the two blocks starts. Mostly either will do.
     from_one, from_other = (ZERO, at), (-at, ZERO)
     either_way = (from_one, from_other)
+    # What starts within a slot of the first is cut by these slots; counted from itself it is not.
     if at.over(one[0].stride) is None:
         either_way = (from_other, from_one)
     faults: list[UndecidedError] = []
@@ -158,6 +163,7 @@ def coarse_first(runs: Sequence[Run]) -> list[Run]:
 
 @functools.cmp_to_key
 def _coarseness(one: Run, other: Run) -> int:
+    """Puts finer digits first; polynomials have no order that `sorted` could ask for."""
     if one.stride == other.stride:
         return 0
     return 1 if _is_coarser(one.stride, other.stride) else -1
@@ -175,7 +181,10 @@ def _is_coarser(stride: Size, other: Size) -> bool:
 
 def _extent(runs: Sequence[Run]) -> Size:
     """From the first to the last element of a block, both counted."""
-    return sum(((run.size - 1) * run.stride for run in runs), ONE)
+    extent = ONE
+    for run in runs:
+        extent += (run.size - 1) * run.stride
+    return extent
 
 
 def _split(at: Size, unit: Size, width: Size) -> tuple[Size, Size]:
@@ -211,9 +220,11 @@ def _slotwise(
     first, offset = _split(mine, run.stride, _extent(inner))
     end = first + run.size
     for part in _in_slots(yours, other, run.stride, (first, end)):
+        # Within a slot both are blocks again, of finer digits.
         within = meet(part.offset - offset, inner, part.runs)
         if not within or (part.first - end).nonnegative or (first - part.end).nonnegative:
             continue
+        # The slots that both have: from where the later one starts to where the first one ends.
         low, high = greater(first, part.first), lesser(end, part.end)
         count = _length(low, high)
         if not count:
@@ -240,6 +251,7 @@ def _in_slots(
         slot, offset = _split(at, unit, _extent(inner))
         yield _Slots(slot, run.size, (run.digit, run.times), offset, inner)
         return
+    # All of it in one slot, or else its first digit goes on over several.
     try:
         slot, offset = _split(at, unit, _extent(runs))
     except UndecidedError:
@@ -268,6 +280,7 @@ def _cut(at: Size, runs: Sequence[Run], unit: Size, window: tuple[Size, Size]) -
         digits = [dataclasses.replace(run, size=size), *inner]
         return _Slots(slot, count, step, offset + gap * run.stride, digits, (shift,))
 
+    # Steps 2 to 9, in slots of 4: the 2 steps left of slot 0, slot 1 as a whole, 2 steps of slot 2.
     left = _length(low, high)
     slot, gap = _slot_of(low, per_slot)
     if gap:
@@ -300,6 +313,7 @@ def _unrolled(at: Size, one: Sequence[Run], other: Sequence[Run]) -> Iterator[Co
 
     Where so many steps of the one are some of the other, for all sizes, those are taken one by one.
     """
+    # Of strides 2*dim and 3*dim: 3 steps of the first are 2 of the second.
     run = one[0]
     turns = _turns(run.stride, other[0].stride)
     if turns is None:
@@ -308,6 +322,7 @@ def _unrolled(at: Size, one: Sequence[Run], other: Sequence[Run]) -> Iterator[Co
             "name the factors alike"
         )
         raise UndecidedError(why, run.stride, other[0].stride)
+    # Each turn is a digit of its own: of three, every third step.
     whole, left = divmod(run.size, Size.of(turns))
     if left.number is None:
         why = f"{run.size} is no multiple of {turns} for all sizes"

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 __all__ = ["dims_in", "value", "with_dims", "wrong"]
 
 _LONGEST = 200
-_NAME = re.compile(r"\b[^\W\d]\w*")  # the e of 1e3 follows a digit, and is none
+# The e of 1e3 follows a digit, and is no name.
+_NAME = re.compile(r"\b[^\W\d]\w*")
 _OPERATORS: Mapping[type, Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -38,6 +39,7 @@ def wrong(text: str) -> str | None:
     """
     if len(text) > _LONGEST:
         return f"it has more than {_LONGEST} characters"
+    # A text of many parentheses may be more than the parser takes.
     try:
         parsed = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -54,10 +56,15 @@ def _stray(node: ast.expr, text: str) -> str | None:
         inner = [node.operand]
     elif not isinstance(node, ast.Name) and not _is_number(node):
         return f"{ast.get_source_segment(text, node)!r} is no name, number or operator"
-    return next(filter(None, (_stray(each, text) for each in inner)), None)
+    for operand in inner:
+        stray = _stray(operand, text)
+        if stray is not None:
+            return stray
+    return None
 
 
 def _is_number(node: ast.expr) -> bool:
+    """Whether a node is a real number: True is an int to Python, and 1j a number."""
     return isinstance(node, ast.Constant) and type(node.value) in (int, float)
 
 
@@ -98,15 +105,17 @@ def value(text: str, sizes: Mapping[str, int]) -> float:
         0.125
     """
     try:
-        found = _value(ast.parse(text.strip(), mode="eval").body, sizes)
-    except ValueError as error:  # of math.pow, such as the root of a negative number
+        number = _value(ast.parse(text.strip(), mode="eval").body, sizes)
+    # `math.pow` raises it for the root of a negative number, of which `**` makes a complex one.
+    except ValueError as error:
         raise ArithmeticError(str(error)) from error
-    if not math.isfinite(found):
-        raise ArithmeticError(f"it is {found}")
-    return found
+    if not math.isfinite(number):
+        raise ArithmeticError(f"it is {number}")
+    return number
 
 
 def _value(node: ast.expr, sizes: Mapping[str, int]) -> float:
+    """What a part of an expression is worth."""
     if isinstance(node, ast.BinOp):
         return _OPERATORS[type(node.op)](_value(node.left, sizes), _value(node.right, sizes))
     if isinstance(node, ast.UnaryOp):

@@ -49,6 +49,7 @@ class Addition:
 
     def lost(self, parts: Sequence[str], dtypes: Sequence[str]) -> str:
         """What is lost of the parts."""
+        # All parts of a sum are alike, so that any of them tells.
         dtype = dtypes[0]
         return f"the sum of {' and '.join(parts)} alone is kept, rounded in {dtype}"
 
@@ -76,6 +77,7 @@ class Scaling:
     @property
     def made(self) -> int:
         """How many of the parts the way back makes, the first ones; the others are private."""
+        # Without rounding scales are only read: numbers that no longer fit them are refused.
         return 2 if self.rounds else 1
 
     def told(self, parts: str) -> str:
@@ -84,6 +86,7 @@ class Scaling:
 
     def dtype(self, parts: Sequence[str]) -> str:
         """What the whole is, from what the parts are."""
+        # The scales are floats, and the numbers have too few bits for the product.
         return parts[1]
 
     def lost(self, parts: Sequence[str], dtypes: Sequence[str]) -> str:
@@ -201,8 +204,8 @@ class Adapter:
 
     def __str__(self) -> str:
         """The rule as it is written."""
-        path, a, b = ("/".join(each) for each in (self.path, self.a, self.b))
-        return f"lora({path!r}, a={a!r}, b={b!r}, alpha={self.alpha!r})"
+        a, b = "/".join(self.a), "/".join(self.b)
+        return f"lora({'/'.join(self.path)!r}, a={a!r}, b={b!r}, alpha={self.alpha!r})"
 
     __repr__ = __str__
 
@@ -235,8 +238,10 @@ def total(whole: str, parts: Sequence[str]) -> Total:
         >>> print(total("bias", ["bias_ih", "bias_hh"]))
         total('bias', ['bias_ih', 'bias_hh'])
     """
+    # A string is a sequence of strings too: of its letters.
     several: list[str] = list(parts) if isinstance(parts, (list, tuple)) else []
-    verify_paths("total", whole=whole, **{f"parts[{n}]": part for n, part in enumerate(several)})
+    numbered = {f"parts[{number}]": part for number, part in enumerate(several)}
+    verify_paths("total", whole=whole, **numbered)
     if len(several) < 2 or len({*several}) < len(several):
         expected = "the paths of at least two leaves, each once"
         hint = 'such as total("bias", ["bias_ih", "bias_hh"])'
@@ -324,6 +329,7 @@ def lora(path: str, *, a: str, b: str, alpha: float | None = None) -> Adapter:
         lora('**/kernel', a='**/lora_a', b='**/lora_b', alpha=16.0)
     """
     verify_paths("lora", path=path, a=a, b=b)
+    # Without a default: whoever forgets it would merge an adapter of another strength.
     number: Any = alpha
     is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
     if not is_number or not math.isfinite(number) or not number:

@@ -32,31 +32,45 @@ def with_known_sizes(
         The layouts, and the sizes that are given and that no leaf tells.
     """
     tables = source, view
-    named = [bool(table.names()) for table in tables]
-    if named[0] == named[1]:
+    # Where both have names they mean one another; where none has, there is nothing to tell.
+    is_source_declared = bool(source.names())
+    if is_source_declared == bool(view.names()):
         return tables, dims
+    # A leaf is called as in the view: only renames say how, of all rules.
     renames, _, _ = by_node(source, view, [rule for rule in rules if isinstance(rule, Rename)])
     names = Names.of(renames)
-    here = {names.called(path): row for path, row in _weights(source)}
-    there = dict(_weights(view))
+    here: dict[LogicalPath, Row] = {}
+    for row in _weights(source):
+        here[names.called(row.model_path)] = row
+    there: dict[LogicalPath, Row] = {}
+    for row in _weights(view):
+        there[row.model_path] = row
     told: dict[str, set[int]] = {}
     for path in here.keys() & there.keys():
         pair = here[path], there[path]
-        declared, read = pair if named[0] else (pair[1], pair[0])
+        declared, read = pair if is_source_declared else pair[::-1]
         for name, size in _told(declared, read):
             told.setdefault(name, set()).add(size)
-    sizes = {name: several.pop() for name, several in told.items() if len(several) == 1}
-    left = {name: size for name, size in dims.items() if sizes.get(name) != size}
-    sizes = {name: size for name, size in sizes.items() if name not in left}
-    if named[0]:
+    # A size that is given and is not the one that leaves tell is left to whoever joins the two.
+    left = dict(dims)
+    sizes: dict[str, int] = {}
+    for name, several in told.items():
+        if len(several) > 1:
+            continue
+        (size,) = several
+        if dims.get(name, size) == size:
+            left.pop(name, None)
+            sizes[name] = size
+    if is_source_declared:
         source = source.sized(sizes)
     else:
         view = view.sized(sizes)
     return (source, view), left
 
 
-def _weights(table: Layout) -> Iterator[tuple[LogicalPath, Row]]:
-    return ((row.model_path, row) for row in table.rows if row.is_weight)
+def _weights(table: Layout) -> Iterator[Row]:
+    """The rows of the model: what mirrors them has the same dims."""
+    return (row for row in table.rows if row.is_weight)
 
 
 def _told(declared: Row, read: Row) -> Iterator[tuple[str, int]]:
@@ -65,8 +79,9 @@ def _told(declared: Row, read: Row) -> Iterator[tuple[str, int]]:
     if len(declared.leaf.dims) == len(read.leaf.dims):
         pairs += zip(declared.leaf.dims, read.leaf.dims, strict=True)
     if len(declared.repeats) == len(read.repeats):
-        several = zip(declared.repeats, read.repeats, strict=True)
-        pairs += [(one.size, other.size) for one, other in several]
+        for one, other in zip(declared.repeats, read.repeats, strict=True):
+            pairs.append((one.size, other.size))
+    # Of a product or a sum the number tells no name.
     for dim, number in pairs:
         if len(dim) == len(number) == 1:
             name, size = dim[0], number[0]

@@ -51,6 +51,7 @@ def fed(
 
 
 def _named(pieces: Pieces, pool: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Each leaf with its name. A generator by itself: what is wrong with the arguments is said at once."""
     for numbers, value in pieces.values(pool):
         for number in numbers:
             yield names[number], value
@@ -90,9 +91,11 @@ def transferred(
     for numbers, value in pieces.values(pool):
         for number in numbers:
             own = kept[number]
-            if start <= pieces.places[number] < len(pool):  # a private leaf is what it was
+            # A private leaf is what it was.
+            if start <= pieces.places[number] < len(pool):
                 results[number] = value
                 continue
+            # Freed before its place is taken, so that both are never there at once.
             if donation is not None:
                 donation.used([own], [])
             results[number] = _placed(value, own)
@@ -115,13 +118,19 @@ def _placed(value: Any, own: Any) -> Any:
 
 def _donation(pieces: Pieces, found: Sequence[Any], kept: Sequence[Any]) -> Donation:
     """Frees each leaf that the result goes onto in its turn, unless something else needs it."""
-    start = len(found)
-    read = [at for piece in pieces.every for at in piece.inputs]
-    stays = [at for at in (*pieces.places, *read) if start <= at < start + len(kept)]
-    return Donation(kept, [*found, *kept, *(kept[at - start] for at in stays)])
+    positions = [*pieces.places]
+    for piece in pieces.every:
+        positions += piece.inputs
+    # Each leaf once for its own turn, and once more for whatever else it is read for.
+    needed: list[Any] = [*found, *kept]
+    for position in positions:
+        if 0 <= position - len(found) < len(kept):
+            needed.append(kept[position - len(found)])
+    return Donation(kept, needed)
 
 
 def _verify_chunk(chunk_bytes: object) -> None:
+    """Raises unless so many bytes can be under way."""
     if type(chunk_bytes) is not int or chunk_bytes < 1:
         expected = "a number of bytes, such as 2**28"
         fault = Mismatch("chunk_bytes", "argument", expected, shown(chunk_bytes))
@@ -131,10 +140,10 @@ def _verify_chunk(chunk_bytes: object) -> None:
 def _verify_valued(tree: Tree, what: str) -> None:
     """Raises where leaves have no value that could be handed over."""
     flat = flatten(tree)
-    faults = [
-        Mismatch(paths.format_path(key), "abstract", "a value", leaves.describe(leaf))
-        for key, leaf in zip(flat.keys, flat.leaves, strict=True)
-        if leaves.is_abstract(leaf) or isinstance(leaf, Tracer)
-    ]
+    faults: list[Mismatch] = []
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        if leaves.is_abstract(leaf) or isinstance(leaf, Tracer):
+            where, found = paths.format_path(key), leaves.describe(leaf)
+            faults.append(Mismatch(where, "abstract", "a value", found))
     if faults:
         raise ConformanceError(f"the tree has leaves without values: {what}", faults)

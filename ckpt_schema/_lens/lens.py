@@ -86,8 +86,12 @@ class Lens(Pictured):
     @functools.cached_property
     def joined(self) -> tuple[frozenset[int], frozenset[int]]:
         """The numbers of the rows of the source, and of the view, that have a partner."""
-        pairs = [pair for one in self.joins for pair in one.pairs]
-        return frozenset(before for before, _ in pairs), frozenset(after for _, after in pairs)
+        here: set[int] = set()
+        there: set[int] = set()
+        for one in self.joins:
+            here.update(one.sources)
+            there.update(one.views)
+        return frozenset(here), frozenset(there)
 
     @functools.cached_property
     def private(self) -> tuple[frozenset[int], frozenset[int]]:
@@ -95,10 +99,13 @@ class Lens(Pictured):
         alone = [set(range(len(self.source.rows))), set(range(len(self.view.rows)))]
         for rows, joined in zip(alone, self.joined, strict=True):
             rows -= joined
-        for cell in (cell for one in self.joins for cell in one.cells if cell.is_constant):
-            side, row, constant = cell.alone
-            if not constant.is_fill and isinstance(row, int):
-                alone[side].add(row)
+        for one in self.joins:
+            for cell in one.cells:
+                if cell.is_constant:
+                    side, row, constant = cell.alone
+                    # Padding is the same in every tree: nobody has to keep it.
+                    if not constant.is_fill and isinstance(row, int):
+                        alone[side].add(row)
         return frozenset(alone[0]), frozenset(alone[1])
 
     @functools.cached_property
@@ -129,10 +136,11 @@ class Lens(Pictured):
             {'kernel': 'bfloat16 keeps 8 of the 24 bits of float32: at most 2**-8 of each value'}
         """
         verify_one_dtype(self.source, self.view, "a loss")
-        found = dict(losses(*self.wholes, self.joins))
+        lost = dict(losses(*self.wholes, self.joins))
+        # What is computed of several leaves may be cast besides.
         for path, what in fold_losses((self.source, self.view), self.folds, self.joins).items():
-            found[path] = f"{found[path]}; {what}" if path in found else what
-        return found
+            lost[path] = f"{lost[path]}; {what}" if path in lost else what
+        return lost
 
     @property
     def exact(self) -> bool:
@@ -320,19 +328,18 @@ class Lens(Pictured):
             DerivationError: Neither layout has a dim of that name.
         """
         dims_.verify_sizes(dims)
-        known = _dim_names(self) if dims else set[str]()  # of 100,000 rows they take a while
+        # Of 100,000 rows the names take a while.
+        known = _dim_names(self) if dims else set[str]()
         expected = f"a dim of either layout ({', '.join(sorted(known))})"
-        faults = [
-            Mismatch(name, "dims", expected, "an unknown name")
-            for name in sorted(dims.keys() - known)
-        ]
+        faults: list[Mismatch] = []
+        for name in sorted(dims.keys() - known):
+            faults.append(Mismatch(name, "dims", expected, "an unknown name"))
         for table in (self.source, self.view):
-            own = dict(table.sizes)
-            wrong = [(name, size) for name, size in dims.items() if own.get(name, size) != size]
-            faults += [
-                Mismatch(n, "dims", f"{own[n]}, as {table.name} is declared for", str(size))
-                for n, size in wrong
-            ]
+            declared = dict(table.sizes)
+            for name, size in dims.items():
+                if declared.get(name, size) != size:
+                    expected = f"{declared[name]}, as {table.name} is declared for"
+                    faults.append(Mismatch(name, "dims", expected, str(size)))
         if faults:
             header = "no dims to bind between {} and {}".format(*called(self.source, self.view))
             raise DerivationError(header, faults)
@@ -360,11 +367,9 @@ class Lens(Pictured):
             Model (source) -> Model (view): 1 joined, 0 private to Model (source), 0 private to Model (view)
               kernel  kernel  bfloat16 -> float32
         """
-        said = [
-            {} if dtype is None else said_dtypes(table, dtype)
-            for table, dtype in ((self.source, source), (self.view, view))
-        ]
-        return self._of_dtypes(said[0], said[1]) if any(said) else self
+        here = {} if source is None else said_dtypes(self.source, source)
+        there = {} if view is None else said_dtypes(self.view, view)
+        return self._of_dtypes(here, there) if here or there else self
 
     def _closed(self, source: Mapping[int, str], view: Mapping[int, str]) -> Lens:
         """The lens for one dtype of each row; what neither tree has stands for what its partner is."""
@@ -378,6 +383,7 @@ class Lens(Pictured):
         self, source: Mapping[int, str], view: Mapping[int, str], *, is_whole: bool = False
     ) -> Lens:
         """The lens for these dtypes of rows, by number; ``is_whole`` where nothing stays open."""
+        # Trees come in few precisions, and to derive a lens takes longer than to run it.
         key = tuple(sorted(source.items())), tuple(sorted(view.items())), is_whole
         if key not in self._lenses:
             steps = with_ends(self.derivations, source, view)
@@ -386,17 +392,15 @@ class Lens(Pictured):
 
     def _through(self, steps: Sequence[Derivation]) -> Lens:
         """This lens, derived again by steps whose layouts say more of their dtypes."""
-        found = _gone_through(steps, [step.sized(self.dims) for step in steps])
+        lens = _gone_through(steps, [step.sized(self.dims) for step in steps])
         # Of what was composed in another order, dims may be told apart by other names.
-        names: dict[str, str] = {}
-        for table, own in ((found.source, self.source), (found.view, self.view)):
-            names |= names_between(table, own)
-        return dataclasses.replace(found.renamed(names), dims=self.dims)
+        names = {**names_between(lens.source, self.source), **names_between(lens.view, self.view)}
+        return dataclasses.replace(lens.renamed(names), dims=self.dims)
 
     def __invert__(self) -> Lens:
         """The lens in the other direction: its ``get`` is this lens's `put`."""
-        joins = tuple(j.inverse for j in self.joins)
-        origins = tuple(each.inverse for each in reversed(self.derivations))
+        joins = tuple([join.inverse for join in self.joins])
+        origins = tuple([step.inverse for step in reversed(self.derivations)])
         folds = self.folds[1], self.folds[0]
         return Lens(self.view, self.source, joins, self.dims, origins, folds)
 
@@ -412,11 +416,14 @@ class Lens(Pictured):
         """
         verify_no_folds_between((self.view, self.folds[1]), (other.source, other.folds[0]))
         other = other.renamed(as_called(other.source, self.view))
+        # With any float between, cells tell no dtype: the layouts have to be joined once more.
         if self.is_open or other.is_open:
             verify_alike(self.view, other.source)
             steps = (*self.derivations, *other.derivations)
-            sizes = [step.sized(each.dims) for each in (self, other) for step in each.derivations]
+            sizes = [step.sized(self.dims) for step in self.derivations]
+            sizes += [step.sized(other.dims) for step in other.derivations]
             return _gone_through(steps, sizes)
+        # Dims of one name at both ends are two things, if nothing between has them.
         other = other.beside(self)
         dims, derivations = {**self.dims, **other.dims}, (*self.derivations, *other.derivations)
         folds = self.folds[0], other.folds[1]
@@ -440,7 +447,7 @@ class Lens(Pictured):
             renamed_layout(self.view, names),
             renamed_joins(self.joins, names),
             {names.get(name, name): size for name, size in self.dims.items()},
-            tuple(each.renamed(names) for each in self.derivations),
+            tuple([step.renamed(names) for step in self.derivations]),
             self.folds,
         )
 
@@ -464,10 +471,13 @@ class Lens(Pictured):
 def _dim_names(lens: Lens) -> set[str]:
     """The dims of both layouts, and of what is done between them."""
     names = lens.source.names() | lens.view.names()
-    names.update(*(join.names for join in lens.joins))
-    for each in lens.derivations:  # what both sides pad has a name in rules alone
-        pads = [rule for rule in each.rules if isinstance(rule, Padding)]
-        names |= dims_.dim_names(rule.small for rule in pads)
+    for one in lens.joins:
+        names |= one.names
+    # What both sides pad has a name in rules alone.
+    for step in lens.derivations:
+        for rule in step.rules:
+            if isinstance(rule, Padding):
+                names |= dims_.dim_names((rule.small,))
     return names
 
 
@@ -482,11 +492,13 @@ def _gone_through(steps: Sequence[Derivation], sizes: Sequence[Mapping[str, int]
     for step, own in zip(closed_steps(steps), sizes, strict=True):
         tables = as_read((step.source, step.view), step.rules)
         lens = joined_lens(tables, step.rules, own, step.pairs)
+        # A step knows the sizes of all, and a lens refuses those of dims that it does not have.
         known = _dim_names(lens)
         dims = {name: size for name, size in own.items() if name in known}
         lens = dataclasses.replace(lens, dims=dims)
         lenses.append(~lens if step.inverted else lens)
     whole = functools.reduce(operator.rshift, lenses)
+    # Joined as what is known, and shown as it was declared: the ends are open to the next tree.
     ends = steps[0].ends[0], steps[-1].ends[1]
     if not any(map(open_rows, ends)):
         return whole
@@ -522,11 +534,16 @@ def joined_lens(
         pairs: Which rows are one leaf, where that is known.
     """
     spelled, wanted = without_folds(*tables, rules)
-    left, right, joins, each = join(*with_wholes(tables, wanted), spelled, sizes)
-    if wanted:  # as they were said
-        each = tuple(rules)
+    left, right, joins, said = join(*with_wholes(tables, wanted), spelled, sizes)
+    # Rows that stand for several are joined as one, and kept as they were declared.
+    if wanted:
+        said = tuple(rules)
         left, right = as_declared(left, tables[0]), as_declared(right, tables[1])
-    found = tuple(pair for one in joins for pair in one.pairs)
-    made = Derivation(left, right, each, pairs=found if pairs is None else pairs)
+    if pairs is None:
+        joined: list[tuple[int, int]] = []
+        for one in joins:
+            joined += one.pairs
+        pairs = tuple(joined)
+    made = Derivation(left, right, said, pairs=pairs)
     folds = folded_rows((left, right), wanted, joins)
     return Lens(left, right, joins, derivations=(made,), folds=folds)

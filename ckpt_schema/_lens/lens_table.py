@@ -46,39 +46,47 @@ class LensTable:
         self._wholes = lens.wholes
         self._losses = losses
         self._folds = lens.folds
-        pairs = [pair for join in lens.joins for pair in join.pairs]
-        joined = [{pair[side] for pair in pairs} for side in (0, 1)]
-        self.joined = [self._line(join) for join in lens.joins]
-        self.private = (
-            [_Line(_key(r), "-", _private(r), r) for r in _others(lens.source, joined[0])],
-            [_Line("-", _key(r), _private(r), r) for r in _others(lens.view, joined[1])],
-        )
+        self.joined: list[_Line] = []
+        here: set[int] = set()
+        there: set[int] = set()
+        for join in lens.joins:
+            self.joined.append(self._line(join))
+            for before, after in join.pairs:
+                here.add(before)
+                there.add(after)
+        self.private: tuple[list[_Line], list[_Line]] = ([], [])
+        for row in _others(lens.source, here):
+            self.private[0].append(_Line(_key(row), "-", _private(row), row))
+        for row in _others(lens.view, there):
+            self.private[1].append(_Line("-", _key(row), _private(row), row))
 
     def _line(self, join: Join) -> _Line:
+        """The line of leaves that go from side to side."""
         source, view = self._tables
-        said = [described(join, (self._wholes[0].rows, self._wholes[1].rows))]
-        if any(join.compares):  # it is a copy of what another carries
-            said.append("tied")
+        # The joins speak of what is computed of several leaves, and so do their words.
+        words = [described(join, (self._wholes[0].rows, self._wholes[1].rows))]
+        # It is a copy of what another carries.
+        if any(join.compares):
+            words.append("tied")
         for table, folds, rows in zip(
             self._tables, self._folds, (join.sources, join.views), strict=True
         ):
-            for one in folds:
-                if one.row in rows:
-                    said.append(one.kind.told(_keys(table, one.parts)))
-        if any("/".join(view.rows[number].path) in self._losses for number in join.views):
-            said.append("not exact")
+            for fold in folds:
+                if fold.row in rows:
+                    words.append(fold.kind.told(_keys(table, fold.parts)))
+        if any(_path(view.rows[number]) in self._losses for number in join.views):
+            words.append("not exact")
         row = view.rows[join.views[0]] if join.views else source.rows[join.sources[0]]
         keys = _keys(source, join.sources), _keys(view, join.views)
-        return _Line(*keys, ", ".join(filter(None, said)), row)
+        return _Line(*keys, ", ".join(filter(None, words)), row)
 
     @property
     def title(self) -> str:
         """Which layouts, and how much of them is joined."""
         here, there = called(*self._tables)
-        own = [len(lines) for lines in self.private]
         title = (
             f"{here} -> {there}: {len(self.joined)} joined, "
-            f"{own[0]} private to {here}, {own[1]} private to {there}"
+            f"{len(self.private[0])} private to {here}, {len(self.private[1])} private to {there}"
         )
         if self._losses:
             title += f", {len(self._losses)} not exact (lens.loss says by how much)"
@@ -96,12 +104,13 @@ class LensTable:
         followed, lines = _folded(self.joined)
         edited, moved = [], []
         for line in lines:
-            cells = line.source, line.view, line.done, ", ".join(followed.get(_path(line.row), ()))
+            moments = ", ".join(followed.get(_path(line.row), ()))
+            cells = line.source, line.view, line.done, moments
             (edited if line.done else moved).append(cells)
         header = here, there, "what happens", "optimizer"
         sections = [Section("edited", header, edited)]
-        for name, own in zip((here, there), self.private, strict=True):
-            cells = [(line.source, line.view, line.done, "") for line in own]
+        for name, lines in zip((here, there), self.private, strict=True):
+            cells = [(line.source, line.view, line.done, "") for line in lines]
             sections.append(Section(f"private to {name}", header, cells))
         sections.append(Section("moved, and nothing else", header, moved, folded=bool(edited)))
         return Picture(self.title, sections)
@@ -114,16 +123,19 @@ def _folded(lines: Sequence[_Line]) -> tuple[dict[str, list[str]], list[_Line]]:
     left: list[_Line] = []
     for line in lines:
         param = params.get(line.row.mirrors)
+        # What is done otherwise than to the param is told: a scale of its own, another dtype.
         if param is None or param.done != line.done:
             left.append(line)
             continue
-        own = line.row.path[line.row.optimizer :]
-        below = len(param.row.model_path)
-        followed.setdefault(_path(param.row), []).append("/".join(own[: len(own) - below]))
+        # opt_state/0/mu/dense/kernel stands beside dense/kernel as 0/mu.
+        in_state = line.row.path[line.row.optimizer :]
+        moment = in_state[: len(in_state) - len(param.row.model_path)]
+        followed.setdefault(_path(param.row), []).append("/".join(moment))
     return followed, left
 
 
 def _others(table: Layout, joined: set[int]) -> Iterator[Row]:
+    """The rows that have no partner."""
     return (row for number, row in enumerate(table.rows) if number not in joined)
 
 
@@ -140,9 +152,10 @@ def _key(row: Row) -> str:
 
 
 def _private(row: Row) -> str:
+    """What a leaf without a partner is, and what becomes of it where no tree has it."""
     if row.default is None:
         return f"private, {row.stored}, {'optional' if row.optional else 'from onto'}"
-    counts = (
-        isinstance(row.default, leaves.FreshKey | leaves.ConstantKey) and not row.leaf.is_key
-    )  # beside the key of a stream
-    return f"private, {row.stored}, default {0 if counts else row.default}"
+    # The count beside the key of a stream has the default of the stream, and starts at 0.
+    is_of_stream = isinstance(row.default, leaves.FreshKey | leaves.ConstantKey)
+    default = 0 if is_of_stream and not row.leaf.is_key else row.default
+    return f"private, {row.stored}, default {default}"

@@ -38,19 +38,22 @@ def loss(codec: Codec, dtype: str = "") -> str | None:
 
 def losses(source: Layout, view: Layout, joins: Sequence[Join]) -> Mapping[str, str]:
     """What is lost of each leaf of the view, by its logical path; see `Lens.loss`."""
-    found: dict[str, dict[str, None]] = {}
-    for one in joins:
-        for cell in one.cells:
+    lost_of: dict[str, dict[str, None]] = {}
+    for join in joins:
+        for cell in join.cells:
+            # A constant is made anew, and loses nothing.
             if not isinstance(cell.source, int) or not isinstance(cell.view, int):
                 continue
             lost = loss(cell.codec, source.rows[cell.source].leaf.dtype)
             if lost is not None:
+                # A leaf may have several parts: each thing is said of it once.
                 path = "/".join(view.rows[cell.view].path)
-                found.setdefault(path, {})[lost] = None  # of several parts, each thing once
-    return {path: "; ".join(several) for path, several in found.items()}
+                lost_of.setdefault(path, {})[lost] = None
+    return {path: "; ".join(several) for path, several in lost_of.items()}
 
 
 def _losses(codec: Codec, dtype: str) -> Iterator[str]:
+    """What each word of a codec loses, if anything."""
     for word in codec:
         if isinstance(word, Times) and is_exact(word):
             continue
@@ -76,11 +79,13 @@ def _rounded(what: str, dtype: str, of: str, each_way: int) -> str:
 def _fewer(word: Rounded) -> str | None:
     """The loss of a cast, in the direction that has one."""
     ways = (word.source, word.view), (word.view, word.source)
-    lossy = [_cast(*way) for way in ways if not holds(way[1], way[0])]
+    # Of bfloat16 and float16 neither has all values of the other.
+    lossy = [_cast(wide, narrow) for wide, narrow in ways if not holds(narrow, wide)]
     return " and ".join(lossy) or None
 
 
 def _cast(wide: str, narrow: str) -> str:
+    """The loss of a cast to fewer digits, or to a smaller range."""
     before, after = FORMATS.get(wide), FORMATS.get(narrow)
     if before is None or after is None:
         return f"{narrow} does not have all values of {wide}"

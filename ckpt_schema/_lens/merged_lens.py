@@ -18,7 +18,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import KeyPath, LogicalPath, VariableKind, unquoted
 from ckpt_schema._layouts.schema import Schema, layout
-from ckpt_schema._layouts.table import Layout, Node, Row, verify_table
+from ckpt_schema._layouts.table import Layout, Node, Row, Series, verify_table
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.axis_rules import Replicated
 from ckpt_schema._lens.derive.globs import by_node
@@ -82,20 +82,27 @@ def merge(
         >>> both["decoder"]["weight"].shape
         (5, 4)
     """
-    found = _parts(parts)
-    _verify_weights(found)
-    lens = functools.reduce(operator.rshift, _steps(found))
+    members = _parts(parts)
+    _verify_weights(members)
+    lens = functools.reduce(operator.rshift, _steps(members))
     sizes: dict[str, int] = {}
-    for part in found:
-        sizes |= {part.names.get(name, name): size for name, size in part.lens.dims.items()}
-    pairs = sum(len(join.pairs) for part in found for join in part.lens.joins)
-    assert pairs == sum(len(join.pairs) for join in lens.joins), "a part has lost a leaf"
+    pairs = 0
+    for part in members:
+        pairs += _count_of_pairs(part.lens)
+        for name, size in part.lens.dims.items():
+            sizes[part.names.get(name, name)] = size
+    assert pairs == _count_of_pairs(lens), "a part has lost a leaf"
     lens = lens.bind(**sizes)
     if view is None:
         return lens
     whole = layout(view)
     lens = _called_as(lens, whole)
     return lens >> _within(lens.view, whole, rules)
+
+
+def _count_of_pairs(lens: Lens) -> int:
+    """How many leaves of a lens are those of the other side."""
+    return sum(len(join.pairs) for join in lens.joins)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,13 +128,16 @@ class _Part:
 
     def called(self, step: Derivation) -> _Names:
         """What the dims of a step are called in the whole."""
-        known = step.source.names() | step.view.names() | {name for name, _ in step.called}
-        own = dict(step.called)
-        called = {name: own.get(name, name) for name in known}
-        whole = {name: self.names.get(new, new) for name, new in called.items()}
+        # Two steps away: the lens has a name for the dim, and the whole has one for that.
+        by_lens = dict(step.called)
         # Dims that rules alone name are called as the lens calls them.
-        whole |= {name: new for name, new in self.names.items() if name not in whole}
-        return {name: new for name, new in whole.items() if name != new}
+        names = dict(self.names)
+        for name in step.source.names() | step.view.names() | by_lens.keys():
+            in_lens = by_lens.get(name, name)
+            names[name] = self.names.get(in_lens, in_lens)
+        for name in [name for name, new in names.items() if name == new]:
+            del names[name]
+        return names
 
 
 def _parts(given: Mapping[str, Any]) -> list[_Part]:
@@ -137,8 +147,8 @@ def _parts(given: Mapping[str, Any]) -> list[_Part]:
         SchemaError: With each that is no lens with a place.
     """
     faults: list[Mismatch] = []
-    found: list[_Part] = []
-    taken: set[str] = set()
+    parts: list[_Part] = []
+    taken: set[str] = set()  # names of dims
     expected = 'a lens and a place, such as (lens, "encoder")'
     for name, pair in given.items():
         is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
@@ -146,22 +156,31 @@ def _parts(given: Mapping[str, Any]) -> list[_Part]:
             faults.append(Mismatch(name, "declaration", expected, shown(pair)))
             continue
         lens: Lens = pair[0]
-        own = lens.source.names() | lens.view.names()
-        own = own.union(*(join.names for join in lens.joins))
+        dims = _dims_of(lens)
         names: dict[str, str] = {}
-        for dim in sorted(own & taken):
+        # In one lens a name is one size: the text model's embed is not the vision model's.
+        for dim in sorted(dims & taken):
             new = f"{dim}_{name}"
-            while new in taken | own:
+            while new in taken | dims:
                 new += "_"
             names[dim] = new
-        taken |= {names.get(dim, dim) for dim in own}
+        for dim in dims:
+            taken.add(names.get(dim, dim))
         place = tuple(map(unquoted, paths.parse_path(pair[1]))) if pair[1] else ()
-        found.append(_Part(name, lens, place, names))
-    if not faults and not found:
+        parts.append(_Part(name, lens, place, names))
+    if not faults and not parts:
         faults.append(Mismatch("parts", "declaration", f"at least one: name={expected}", "none"))
     if faults:
         raise SchemaError("merge(...) is not well formed", faults)
-    return found
+    return parts
+
+
+def _dims_of(lens: Lens) -> set[str]:
+    """The dims of both layouts, and those that stand in joins alone."""
+    dims = lens.source.names() | lens.view.names()
+    for join in lens.joins:
+        dims |= join.names
+    return dims
 
 
 def _verify_weights(parts: Sequence[_Part]) -> None:
@@ -172,15 +191,19 @@ def _verify_weights(parts: Sequence[_Part]) -> None:
     """
     faults: list[Mismatch] = []
     for part in parts:
-        tables = [table for step in part.steps for table in step.ends]
+        tables: list[Layout] = []
+        rules: list[Rule] = []
+        for step in part.steps:
+            tables += step.ends
+            rules += step.rules
         hint = "merge lenses between weights, and derive the train state from what is merged"
+        # Of a train state there is one optimizer for all: two of them are none of the whole.
         if any(table.parts or table.initial or table.states for table in tables):
             fault = Mismatch(part.name, "layout", "weights alone", "an optimizer state", hint)
             faults.append(fault)
         elif any(len(_roots(table)) > 1 for table in tables):
             fault = Mismatch(part.name, "layout", "weights of one model", "those of several", hint)
             faults.append(fault)
-        rules = [rule for step in part.steps for rule in step.rules]
         for rule in rules:
             if isinstance(rule, (Replicated, Move, Reset)):
                 hint = "go through such a lens before, or afterwards"
@@ -198,29 +221,40 @@ def _roots(table: Layout) -> set[LogicalPath]:
 
 
 def _steps(parts: Sequence[_Part]) -> Iterator[Lens]:
-    """The lenses that the whole goes through, one after the other: in each, some parts go on, and others wait."""
-    at = [0] * len(parts)
-    while any(n < len(part.steps) for n, part in zip(at, parts, strict=True)):
-        waiting = [p.steps[n] for n, p in zip(at, parts, strict=True) if n < len(p.steps)]
-        inverted = waiting[0].inverted
+    """The lenses that the whole goes through, one after the other: in each, some parts go on, and others wait.
+
+    A step goes one way for all parts. Of ``a >> b`` beside ``~c``, a goes first, then b, then ~c.
+    """
+    done = [0] * len(parts)  # of each part, how many of its steps
+    following = _following(parts, done)
+    while following:
+        inverted = following[0].inverted
         taken: list[tuple[_Part, Derivation]] = []
         for number, part in enumerate(parts):
-            step = part.steps[at[number]] if at[number] < len(part.steps) else None
+            step = part.steps[done[number]] if done[number] < len(part.steps) else None
             if step is not None and step.inverted == inverted:
-                at[number] += 1
+                done[number] += 1
                 taken.append((part, step))
             else:
-                table, called = _standing(part, at[number])
+                table, called = _standing(part, done[number])
                 still = Derivation(table, table, inverted=inverted, called=called)
                 taken.append((part, still))
-        is_last = not any(n < len(part.steps) for n, part in zip(at, parts, strict=True))
-        yield _step(taken, inverted=inverted, is_last=is_last)
+        following = _following(parts, done)
+        yield _step(taken, inverted=inverted, is_last=not following)
 
 
-def _standing(part: _Part, at: int) -> tuple[Layout, tuple[tuple[str, str], ...]]:
+def _following(parts: Sequence[_Part], done: Sequence[int]) -> list[Derivation]:
+    """The next step of each part that has one, where so many are done."""
+    following: list[Derivation] = []
+    for part, count in zip(parts, done, strict=True):
+        following += part.steps[count : count + 1]
+    return following
+
+
+def _standing(part: _Part, done: int) -> tuple[Layout, tuple[tuple[str, str], ...]]:
     """Which layout a part has before one of its steps, or after all of them."""
-    step = part.steps[min(at, len(part.steps) - 1)]
-    return step.ends[0 if at < len(part.steps) else 1], step.called
+    step = part.steps[min(done, len(part.steps) - 1)]
+    return step.ends[0 if done < len(part.steps) else 1], step.called
 
 
 def _step(taken: Sequence[tuple[_Part, Derivation]], *, inverted: bool, is_last: bool) -> Lens:
@@ -233,18 +267,20 @@ def _step(taken: Sequence[tuple[_Part, Derivation]], *, inverted: bool, is_last:
     rules: list[Rule] = []
     for part, step in taken:
         names = part.called(step)
+        # The record has each part under its name; only the last step takes it to its place.
         homes = (part.name,), part.place if is_last else (part.name,)
         for side, (table, home) in enumerate(zip(step.ends, homes, strict=True)):
             ends[side].append(_moved(renamed_layout(table, names), part.name, home))
         rules += _rules(step, part.name, names)
-    source, view = (_whole(several) for several in (ends[::-1] if inverted else ends))
+    first, last = _whole(ends[0]), _whole(ends[1])
+    source, view = (last, first) if inverted else (first, last)
     pair = as_read((source, view), rules)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AxesWarning)  # who derived the parts was warned
+        # Who derived the parts was warned.
+        warnings.simplefilter("ignore", AxesWarning)
         lens = joined_lens(pair, rules, {**dict(source.sizes), **dict(view.sizes)})
-    lens = (
-        lens.bind(**dict(source.sizes), **dict(view.sizes)) if source.sizes or view.sizes else lens
-    )
+    if source.sizes or view.sizes:
+        lens = lens.bind(**dict(source.sizes), **dict(view.sizes))
     return ~lens if inverted else lens
 
 
@@ -252,18 +288,15 @@ def _moved(table: Layout, name: str, home: KeyPath) -> Layout:
     """A layout below a name, and at a key path."""
     rows: list[Row] = []
     for row in table.rows:
+        # In the whole there is one model, of which the part is a node.
         path = row.model_path if row.body is not None else row.path
         body = None if row.body is None else 0
         rows.append(dataclasses.replace(row, path=(name, *path), key=(*home, *row.key), body=body))
     nodes = [dataclasses.replace(node, key=(*home, *node.key)) for node in table.nodes]
-    series = [
-        dataclasses.replace(
-            each,
-            path=(name, *each.path),
-            members=tuple((name, *member) for member in each.members),
-        )
-        for each in table.series
-    ]
+    series: list[Series] = []
+    for one in table.series:
+        members = tuple([(name, *member) for member in one.members])
+        series.append(dataclasses.replace(one, path=(name, *one.path), members=members))
     return Layout(
         table.name,
         tuple(rows),
@@ -280,17 +313,26 @@ def _whole(tables: Sequence[Layout]) -> Layout:
     Raises:
         DerivationError: Two have leaves at one place.
     """
+    rows: list[Row] = []
     nodes: dict[Any, Node] = {}
-    for node in (node for table in tables for node in table.nodes):
-        nodes.setdefault(node.key, node)
+    series: list[Series] = []
+    sizes: list[tuple[str, int]] = []
+    for table in tables:
+        rows += table.rows
+        series += table.series
+        sizes += table.sizes
+        # Of a container that two parts stand in, the first says what it is.
+        for node in table.nodes:
+            nodes.setdefault(node.key, node)
     is_nnx = all(table.container == "nnx" for table in tables)
     whole = Layout(
         " + ".join(table.name for table in tables),
-        tuple(row for table in tables for row in table.rows),
+        tuple(rows),
+        # Parents first, as trees are built.
         tuple(sorted(nodes.values(), key=lambda node: len(node.key))),
         "nnx" if is_nnx else "dict",
-        sizes=tuple(size for table in tables for size in table.sizes),
-        series=tuple(series for table in tables for series in table.series),
+        sizes=tuple(sizes),
+        series=tuple(series),
     )
     try:
         return verify_table(whole)
@@ -311,7 +353,9 @@ _T = TypeVar("_T", bound=Any)
 
 def _rules(step: Derivation, name: str, names: _Names) -> Iterator[Rule]:
     """The rules of a step, each for one node, in the words of the whole."""
-    roots = [root for table in (step.source, step.view) for root in _roots(table) if root]
+    roots: list[LogicalPath] = []
+    for table in (step.source, step.view):
+        roots += filter(None, _roots(table))
     single, _, _ = by_node(step.source, step.view, step.rules)
     plain = {(type(rule), _speaks_of(rule)) for rule in single if not _is_of_glob(rule)}
     for rule in single:
@@ -322,12 +366,14 @@ def _rules(step: Derivation, name: str, names: _Names) -> Iterator[Rule]:
 
 
 def _speaks_of(rule: Rule) -> object:
+    """The first path of a rule: what two rules of one kind would have to share to be a contradiction."""
     return (
         getattr(rule, "path", None) or getattr(rule, "source", None) or getattr(rule, "whole", None)
     )
 
 
 def _is_of_glob(rule: Rule) -> bool:
+    """Whether a rule was one for many nodes, ``**/kernel``, before it was one for each."""
     return isinstance(_speaks_of(rule), GlobPath)
 
 
@@ -336,17 +382,24 @@ def _below(rule: _T, name: str, roots: Sequence[LogicalPath]) -> _T:
 
     def moved(path: LogicalPath) -> LogicalPath:
         assert not any(isinstance(segment, VariableKind) for segment in path)
-        own = next((root for root in roots if path[: len(root)] == root and path != root), ())
-        below = (name, *path[len(own) :])
+        # A path may start at the root of the tree, params/encoder, or in the model, encoder.
+        start = 0
+        for root in roots:
+            if path[: len(root)] == root and path != root:
+                start = len(root)
+                break
+        below = (name, *path[start:])
         if not isinstance(path, GlobPath):
             return below
+        # The name is one literal segment more, and those of the root are gone.
         depth, literal = path.weight
-        return GlobPath(below, literal + 1 - len(own), by_depth=depth != literal)
+        return GlobPath(below, literal + 1 - start, by_depth=depth != literal)
 
     fields: dict[str, Any] = {}
     for field in _PATHS:
         value: Any = getattr(rule, field, None)
         if isinstance(value, tuple):
+            # One path is a tuple of names, and several are a tuple of such.
             several = bool(value) and isinstance(value[0], tuple)
             fields[field] = tuple(map(moved, value)) if several else moved(value)
     return dataclasses.replace(rule, **fields)
@@ -364,9 +417,11 @@ def _renamed(rule: _T, names: _Names) -> _T:
     times: Any = getattr(rule, "times", None)
     if times is not None:
         (fields["times"],) = dims_.renamed_dims(((times,),), names)[0]
+    # A scale may be an expression of dims, "head_dim ** -0.5".
     factor: Any = getattr(rule, "factor", None)
     if isinstance(factor, str):
         fields["factor"] = _reworded(factor, names)
+    # The names in axes= hold within the rule, but those that dims have too are theirs.
     spelled: Any = getattr(rule, "spelled", None)
     if isinstance(spelled, SpelledAxes):
         count = len(spelled.others) if len(spelled.others) > 1 else None
@@ -375,6 +430,7 @@ def _renamed(rule: _T, names: _Names) -> _T:
 
 
 def _reworded(text: str, names: _Names) -> str:
+    """A text of dims in the words of the whole: ``heads*dim embed -> embed heads dim``."""
     return re.sub(r"[^\W\d]\w*", lambda word: names.get(word[0], word[0]), text)
 
 
@@ -386,19 +442,20 @@ _WORD = re.compile(r"\w+|\W")
 
 def _called_as(lens: Lens, whole: Layout) -> Lens:
     """The lens, whose dims are called as a layout calls them that has the rows of its view."""
-    known = {row.key: row for row in whole.rows}
+    twins = {row.key: row for row in whole.rows}
     names: dict[str, str] = {}
     for row in lens.view.rows:
-        if row.key not in known:
+        twin = twins.get(row.key)
+        if twin is None:
             continue
-        twin = known[row.key]
-        own, theirs = (_WORD.findall(dims_.format_dims(one.all_dims)) for one in (row, twin))
-        if len(own) == len(theirs):
-            for name, new in zip(own, theirs, strict=True):
+        # Word by word, so that names in products and sums are told too: 3 * heads and 3 * h.
+        words = _WORD.findall(dims_.format_dims(row.all_dims))
+        twin_words = _WORD.findall(dims_.format_dims(twin.all_dims))
+        if len(words) == len(twin_words):
+            for name, new in zip(words, twin_words, strict=True):
                 if name != new and dims_.is_name(name) and dims_.is_name(new):
                     names.setdefault(name, new)
-    every = lens.source.names() | lens.view.names()
-    every = every.union(*(join.names for join in lens.joins))
+    every = _dims_of(lens)
     # What only shares such a name is another dim.
     for name in sorted((every - names.keys()) & set(names.values())):
         if name in lens.view.names():
@@ -416,16 +473,20 @@ def _within(merged: Layout, whole: Layout, rules: Sequence[Rule]) -> Lens:
     Raises:
         DerivationError: With all that only one of both has.
     """
-    known = {row.key: row for row in whole.rows}
-    lacking = [row for row in merged.rows if row.key not in known]
-    if lacking:
-        faults: list[Mismatch] = []
-        for row in lacking:
+    known = {row.key for row in whole.rows}
+    faults: list[Mismatch] = []
+    for row in merged.rows:
+        if row.key not in known:
             where, hint = paths.format_path(row.key), "merge it at another place"
             expected = f"a leaf of {whole.name}"
             faults.append(Mismatch(where, "unplaced", expected, f"{row.stored} of a part", hint))
+    if faults:
         raise DerivationError(f"parts of a merge have no place in {whole.name}", faults)
+    # What parts make has no default here: it is joined, and all else is the whole's own.
     keys = {row.key for row in merged.rows}
-    own = [dataclasses.replace(row, default=None) for row in whole.rows if row.key in keys]
-    inner = dataclasses.replace(whole, name=merged.name, rows=tuple(own))
+    shared: list[Row] = []
+    for row in whole.rows:
+        if row.key in keys:
+            shared.append(dataclasses.replace(row, default=None))
+    inner = dataclasses.replace(whole, name=merged.name, rows=tuple(shared))
     return derive(inner, whole, rules=rules)

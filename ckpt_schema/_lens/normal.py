@@ -34,7 +34,8 @@ def normal(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     # What is only compared comes last: it may lie in what is written.
     for group in sorted(groups.values(), key=lambda group: all(group[0].compares)):
         first = group[0]
-        for geometry in merged(tuple(cell.geometry for cell in group), first.is_constant):
+        geometries = tuple([cell.geometry for cell in group])
+        for geometry in merged(geometries, first.is_constant):
             cell = dataclasses.replace(first, geometry=geometry)
             if not all(first.compares) or not any(_says(other, cell) for other in merged_cells):
                 merged_cells.append(cell)
@@ -59,7 +60,10 @@ def merged(geometries: tuple[Geometry, ...], is_constant: bool = False) -> tuple
     if len(whole) == 1:
         return tuple(whole)
     # However a block of a known size was cut, its single steps are the same.
-    parts = list(dict.fromkeys(tidy(part) for each in whole for part in taken_apart(each)))
+    steps: dict[Geometry, None] = {}
+    for geometry in whole:
+        steps.update(dict.fromkeys(map(tidy, taken_apart(geometry))))
+    parts = [*steps]
     if not is_constant:
         parts = _absorbed(parts)
     parts = _put_together(parts)
@@ -110,7 +114,7 @@ def _put_together(parts: Iterable[Geometry]) -> list[Geometry]:
 
 
 _Digits = frozenset[Digit]
-_At = tuple[Place | None, Place | None]
+_Places = tuple[Place | None, Place | None]
 
 
 class _Index:
@@ -121,19 +125,21 @@ class _Index:
     """
 
     def __init__(self) -> None:
+        """Knows no part yet."""
         self.parts: dict[Geometry, _Digits] = {}
-        self._found: dict[Hashable, dict[Geometry, None]] = {}
+        # Dicts, as ordered sets: what is found first does not depend on hashes.
+        self._by_key: dict[Hashable, dict[Geometry, None]] = {}
 
     def add(self, part: Geometry) -> None:
         """Takes a part up."""
         self.parts[part] = frozenset(part.digits)
         for key in self._keys(part):
-            self._found.setdefault(key, {})[part] = None
+            self._by_key.setdefault(key, {})[part] = None
 
     def remove(self, part: Geometry) -> None:
         """Forgets a part."""
         for key in self._keys(part):
-            self._found[key].pop(part, None)
+            self._by_key[key].pop(part, None)
         del self.parts[part]
 
     def _keys(self, part: Geometry) -> Iterator[Hashable]:
@@ -150,11 +156,13 @@ class _Index:
             yield "begins after", rest, part.moved(digit, -1).starts
 
     def _with(self, *key: Hashable) -> list[Geometry]:
-        return list(self._found.get(key, ()))
+        """The parts that are looked for by a key."""
+        return list(self._by_key.get(key, ()))
 
     def joins(self, part: Geometry) -> Iterator[_Join]:
         """Every way in which a part and another one are one."""
         digits = self.parts[part]
+        # Read along each of its own digits: what follows on the part, and what it follows on.
         for digit in part.digits:
             rest, end = digits - {digit}, part.moved(digit, digit.size).starts
             for other in self._with("begins", rest, digit.at, end):
@@ -165,29 +173,34 @@ class _Index:
                 yield from self._along(digit.at, other, part)
             for other in self._with("one step", rest, part.moved(digit, -1).starts):
                 yield from self._along(digit.at, other, part)
+        # Read as one step of a digit that only the other has.
         for other in self._with("begins after", digits, part.starts):
-            for at in self._extra(other, digits):
-                yield from self._along(at, part, other)
+            for places in self._extra(other, digits):
+                yield from self._along(places, part, other)
         for other in self._with("ends before", digits, part.starts):
-            for at in self._extra(other, digits):
-                yield from self._along(at, other, part)
+            for places in self._extra(other, digits):
+                yield from self._along(places, other, part)
         yield from self._side_by_side(part)
 
-    def _extra(self, part: Geometry, rest: _Digits) -> list[_At]:
+    def _extra(self, part: Geometry, rest: _Digits) -> list[_Places]:
         """Where the one digit steps that a part has besides the rest."""
         return [digit.at for digit in self.parts[part] - rest]
 
-    def _along(self, at: _At, one: Geometry, other: Geometry) -> Iterator[_Join]:
-        """One part and what follows on it, as one, if it does along such a digit."""
+    def _along(self, places: _Places, one: Geometry, other: Geometry) -> Iterator[_Join]:
+        """One part and what follows on it, as one, if it does along such a digit.
+
+        Layers 0 to 3 and layers 4 to 9 of a stack are layers 0 to 9, and layer 10 is one step more.
+        """
         if one == other:
             return
-        ours, theirs = _read(one, at), _read(other, at)
+        ours, theirs = _read(one, places), _read(other, places)
+        # Of two single steps nothing says how far apart they are: that is `_side_by_side`.
         if ours is None and theirs is None:
             return
         rest, size = ours or (self.parts[one], ONE)
         their_rest, more = theirs or (self.parts[other], ONE)
-        if rest == their_rest and one.moved(Digit(size, at), size).starts == other.starts:
-            longer = Digit(size + more, at)
+        if rest == their_rest and one.moved(Digit(size, places), size).starts == other.starts:
+            longer = Digit(size + more, places)
             made = tidy(Geometry(one.starts, (*rest, longer)))
             yield _Join(0, one, other, made)
 
@@ -200,24 +213,27 @@ class _Index:
                 near.update(dict.fromkeys(self._with("side", digits, side, start)))
         for other in near:
             for one, two in ((part, other), (other, part)):
-                moves = [_moves(*starts) for starts in zip(one.starts, two.starts, strict=True)]
-                if any(len(move) > 1 for move in moves) or not any(moves):
+                before = _moves(one.starts[0], two.starts[0])
+                after = _moves(one.starts[1], two.starts[1])
+                # A digit steps along one axis of a side.
+                if len(before) > 1 or len(after) > 1 or not (before or after):
                     continue
-                source, view = (move[0] if move else None for move in moves)
-                step = Digit(Size.of(2), (source, view))
+                step = Digit(
+                    Size.of(2), (before[0] if before else None, after[0] if after else None)
+                )
                 looseness = 1 + _room(one, 0, step) + _room(one, 1, step)
                 if looseness <= _LOOSEST:
                     made = tidy(Geometry(one.starts, (*one.digits, step)))
                     yield _Join(looseness, one, two, made)
 
 
-def _read(part: Geometry, at: _At) -> tuple[_Digits, Size] | None:
+def _read(part: Geometry, places: _Places) -> tuple[_Digits, Size] | None:
     """The rest of a part, and how many steps it has along a digit.
 
     None where it has no such digit.
     """
     for digit in part.digits:
-        if digit.at == at:
+        if digit.at == places:
             return frozenset(part.digits) - {digit}, digit.size
     return None
 
@@ -232,8 +248,11 @@ def _near(part: Geometry, side: int) -> Iterator[tuple[Size, ...]]:
             place = digit.at[side]
             if place is not None and place[0] == axis:
                 stride = _positive(place[1])
+                # Behind the last step of the digit, or halfway between two: interleaved halves.
+                steps.add(digit.size * stride)
                 half = stride.over(Size.of(2))
-                steps |= {digit.size * stride} | ({half} if half is not None else set())
+                if half is not None:
+                    steps.add(half)
         for step in steps:
             for there in (start[axis] + step, start[axis] - step):
                 yield (*start[:axis], there, *start[axis + 1 :])
@@ -241,8 +260,11 @@ def _near(part: Geometry, side: int) -> Iterator[tuple[Size, ...]]:
 
 def _moves(start: Sequence[Size], other: Sequence[Size]) -> list[Place]:
     """On which axes two starts differ, and by how much."""
-    both = enumerate(zip(start, other, strict=True))
-    return [(axis, there - here) for axis, (here, there) in both if here != there]
+    moves: list[Place] = []
+    for axis, (here, there) in enumerate(zip(start, other, strict=True)):
+        if here != there:
+            moves.append((axis, there - here))
+    return moves
 
 
 def _room(geometry: Geometry, side: int, along: Digit) -> int:
@@ -254,19 +276,24 @@ def _room(geometry: Geometry, side: int, along: Digit) -> int:
     if place is None:
         return 0
     axis, stride = place[0], _positive(place[1])
-    own: list[tuple[Size, Size]] = []
+    inner: list[Size] = []  # what each digit inside of a step reaches
     for digit in geometry.digits:
-        at = digit.at[side]
-        if at is not None and at[0] == axis:
-            own.append((digit.size, _positive(at[1])))
-    if any(other == stride * 2 for _, other in own):
-        return 0  # it fills the gap that an outer digit leaves
-    inner = [size * other for size, other in own if other != stride and stride.over(other)]
+        other = digit.at[side]
+        if other is None or other[0] != axis:
+            continue
+        other_stride = _positive(other[1])
+        # The step fills the gap that an outer digit leaves.
+        if other_stride == stride * 2:
+            return 0
+        if other_stride != stride and stride.over(other_stride):
+            inner.append(digit.size * other_stride)
+    # No room is left if one of them ends where the next step begins.
     is_tight = stride in inner if inner else stride == ONE
     return 0 if is_tight else 1
 
 
 def _positive(stride: Size) -> Size:
+    """How far a step goes, in whichever direction."""
     return stride if stride.nonnegative else -stride
 
 
@@ -290,23 +317,30 @@ def _is_within(one: Geometry, other: Geometry) -> bool:
         return False
     ours, theirs = _unrepeated(one), _unrepeated(other)
     try:
-        both = [path.geometry for path in through(~ours, theirs)]
+        paths = through(~ours, theirs)
     except UndecidedError:
         return False
     # All of it lies in the other, and each element there is paired with the same one.
-    volume = sum((part.volume for part in both), ZERO)
-    return volume == ours.volume and all(_is_identity(part) for part in both)
+    volume = ZERO
+    for path in paths:
+        if not _is_identity(path.geometry):
+            return False
+        volume += path.geometry.volume
+    return volume == ours.volume
 
 
 def _repeats(geometry: Geometry) -> set[Digit]:
+    """The digits that stay on one side."""
     return {digit for digit in geometry.digits if None in digit.at}
 
 
 def _unrepeated(geometry: Geometry) -> Geometry:
-    digits = tuple(digit for digit in geometry.digits if None not in digit.at)
+    """The first of all copies."""
+    digits = tuple([digit for digit in geometry.digits if None not in digit.at])
     return Geometry(geometry.starts, digits)
 
 
 def _is_identity(geometry: Geometry) -> bool:
+    """Whether each element of one side is the same one of the other."""
     source, view = geometry.starts
     return source == view and all(digit.at[0] == digit.at[1] for digit in geometry.digits)

@@ -42,7 +42,8 @@ def made_abstract(tree: Any, inputs: Sequence[Any] = ()) -> Any:
 
     A module of Linen makes its variables of ``inputs``, which nothing else takes.
     """
-    if inputs or "flax" in sys.modules:  # without it there is no module of Linen
+    # Unless flax is loaded there is no module of Linen, and it is not loaded to find that out.
+    if inputs or "flax" in sys.modules:
         from ckpt_schema._frameworks.linen_modules import abstract_variables, is_linen
 
         if inputs or is_linen(tree):
@@ -130,7 +131,9 @@ class ReadSide:
     def weights(self) -> dict[LogicalPath, Row]:
         """The leaves of the model, by their path in it without marks of repetition."""
         rows: dict[LogicalPath, Row] = {}
+        # A declared layout says itself what is stacked, and on which axis: nothing is to be found out.
         for row in self.layout.rows if self.tree is not None else ():
+            # Of an average of the weights the first tree tells all.
             if row.is_weight:
                 rows.setdefault(path_names(row.model_path), row)
         return rows
@@ -138,7 +141,11 @@ class ReadSide:
     @functools.cached_property
     def nodes(self) -> frozenset[LogicalPath]:
         """Every node of the model, without marks of repetition."""
-        return frozenset(path[:end] for path in self.weights for end in range(1, len(path) + 1))
+        nodes: set[LogicalPath] = set()
+        for path in self.weights:
+            for end in range(1, len(path) + 1):
+                nodes.add(path[:end])
+        return frozenset(nodes)
 
 
 ReadSides = tuple[ReadSide, ReadSide]
@@ -153,8 +160,12 @@ def told_shape(row: Row) -> tuple[int, ...] | None:
 @functools.lru_cache(maxsize=1024)
 def _told(dims: Dims) -> tuple[int, ...] | None:
     """The sizes of axes, where they are told in numbers; most leaves have those of another one."""
-    sizes = [dim[0] for dim in dims if len(dim) == 1 and isinstance(dim[0], int)]
-    return tuple(sizes) if len(sizes) == len(dims) else None
+    sizes: list[int] = []
+    for dim in dims:
+        if len(dim) != 1 or not isinstance(dim[0], int):
+            return None
+        sizes.append(dim[0])
+    return tuple(sizes)
 
 
 def read_once(
@@ -174,11 +185,16 @@ def read_once(
         or is_path(right)
     ):
         return None
-    if not isinstance(rules, (list, tuple)) or any(isinstance(r, Replicated) for r in rules):
-        return None  # wrong ones are told first; copies are of trees
+    # Wrong rules are told before wrong trees.
+    if not isinstance(rules, (list, tuple)):
+        return None
+    # Copies are taken out of the trees before these are read.
+    if any(isinstance(rule, Replicated) for rule in rules):
+        return None
+    # What is wrong with the trees is said by whoever reads them again.
     try:
         return ReadSide.of(left, names[0]), ReadSide.of(right, names[1])
-    except SchemaError:  # whoever reads them again says it
+    except SchemaError:
         return None
 
 
@@ -188,7 +204,8 @@ def have_in_common(*sides: Any) -> bool:
     for each in sides:
         try:
             rows = each.layout.rows if isinstance(each, ReadSide) else infer_tree(each).rows
-        except SchemaError:  # what holds a state below a key is none itself
+        # What holds a state below a key is none itself.
+        except SchemaError:
             return False
         paths.append({row.path for row in rows if row.is_weight})
     return not paths[0].isdisjoint(paths[1])

@@ -27,7 +27,10 @@ Fingerprint = frozenset[tuple[str, str]]
 
 def fingerprint(table: Layout) -> Fingerprint:
     """What makes a layout the one that it is: each key path with what is stored there, whatever it is called."""
-    return frozenset((paths.format_path(row.key), str(row.stored)) for row in table.rows)
+    pairs: set[tuple[str, str]] = set()
+    for row in table.rows:
+        pairs.add((paths.format_path(row.key), str(row.stored)))
+    return frozenset(pairs)
 
 
 def digest(table: Layout) -> str:
@@ -71,17 +74,19 @@ class Registry:
     """
 
     def __init__(self, lenses: Iterable[Lens]) -> None:
+        """Keeps the lenses; they are composed when two versions are asked for."""
         given: list[Any] = list(lenses)
-        self.lenses: tuple[Lens, ...] = tuple(each for each in given if isinstance(each, Lens))
-        if not given or len(self.lenses) != len(given):
-            strays = [type(each).__name__ for each in given if not isinstance(each, Lens)]
+        strays = [type(lens).__name__ for lens in given if not isinstance(lens, Lens)]
+        if strays or not given:
             found = f"a {strays[0]}" if strays else "none"
             hint = "Registry([cs.derive(V1, V2), cs.derive(V2, V3)])"
             fault = Mismatch("lenses", "argument", "lenses", found, hint)
             raise SchemaError("a registry is made of lenses", [fault])
+        self.lenses: tuple[Lens, ...] = tuple(given)
+        # The first lens that names a version says what it is called.
         known: dict[Fingerprint, Layout] = {}
-        for each in self.lenses:
-            for end in (each.source, each.view):
+        for lens in self.lenses:
+            for end in (lens.source, lens.view):
                 known.setdefault(fingerprint(end), end)
         self._layouts: Mapping[Fingerprint, Layout] = known
         self._lenses: dict[tuple[Fingerprint, Fingerprint], Lens] = {}
@@ -118,10 +123,12 @@ class Registry:
         if source == view:
             table = self._layouts[source]
             return derive(table, table)
+        # All ways have to do the same: whoever takes the shorter one gets what the longer one gives.
         first, *others = sorted(self._paths(source, view), key=len)
         lens = _through(first)
         faults: list[Mismatch] = []
-        if others:  # which differ or not by what floats there are between
+        # Whether two ways differ may depend on what floats there are between.
+        if others:
             verify_one_dtype(lens.source, lens.view, "a registry with two ways")
         for other in others:
             for where, here, there in _differences(lens, _through(other)):
@@ -154,8 +161,8 @@ class Registry:
         walks = [*itertools.islice(self._walks(source, view, (source,)), _MOST_PATHS)]
         if not walks:
             ends = self._layouts[source].name, self._layouts[view].name
-            there = ", ".join(self._layouts[each].name for each in self._reached(source))
-            hint = f"add a lens from one of {there} to {ends[1]}"
+            reached = ", ".join(self._layouts[each].name for each in self._reached(source))
+            hint = f"add a lens from one of {reached} to {ends[1]}"
             fault = Mismatch(
                 ends[1], "unplaced", f"lenses that lead from {ends[0]} to it", "none", hint
             )
@@ -165,6 +172,7 @@ class Registry:
     def _walks(
         self, source: Fingerprint, view: Fingerprint, seen: tuple[Fingerprint, ...]
     ) -> Iterator[tuple[Lens, ...]]:
+        """All ways from one version to another but by those that were seen; as there may be many, one at a time."""
         if source == view:
             yield ()
             return
@@ -175,23 +183,29 @@ class Registry:
 
     def _steps(self, source: Fingerprint) -> Iterator[tuple[Lens, Fingerprint]]:
         """The lenses that begin at a version, each as it goes from there, and where they end."""
-        for each in self.lenses:
-            ends = fingerprint(each.source), fingerprint(each.view)
-            if ends[0] == source:
-                yield each, ends[1]
-            elif ends[1] == source:
-                yield ~each, ends[0]
+        for lens in self.lenses:
+            start, end = fingerprint(lens.source), fingerprint(lens.view)
+            if start == source:
+                yield lens, end
+            elif end == source:
+                yield ~lens, start
 
     def _reached(self, source: Fingerprint) -> list[Fingerprint]:
+        """All versions that some way leads to, itself first."""
         reached = [source]
-        for at in reached:
-            reached += [end for _, end in self._steps(at) if end not in reached]
+        # The list grows while it is walked: what is reached now is gone on from later.
+        for version in reached:
+            for _, end in self._steps(version):
+                if end not in reached:
+                    reached.append(end)
         return reached
 
     def __str__(self) -> str:
         """Its versions, and the lenses between them."""
-        lines = ["  {} -> {}".format(*called(each.source, each.view)) for each in self.lenses]
-        return "\n".join([f"{len(self._layouts)} versions, {len(lines)} lenses", *lines])
+        lines = [f"{len(self._layouts)} versions, {len(self.lenses)} lenses"]
+        for lens in self.lenses:
+            lines.append("  {} -> {}".format(*called(lens.source, lens.view)))
+        return "\n".join(lines)
 
 
 def _through(steps: Sequence[Lens]) -> Lens:
@@ -233,10 +247,12 @@ def _in_words(lens: Lens, key: str) -> str:
     """What a row of the view is made of, and how."""
     rows = lens.source.rows, lens.view.rows
     for join in lens.joins:
-        if key in (paths.format_path(rows[1][at].key) for at in join.views):
-            origins = ", ".join(paths.format_path(rows[0][at].key) for at in join.sources)
+        made = [paths.format_path(rows[1][number].key) for number in join.views]
+        if key in made:
+            origins = [paths.format_path(rows[0][number].key) for number in join.sources]
+            text = f"made of {', '.join(origins)}"
             words = described(join, rows)
-            return f"made of {origins}{f' ({words})' if words else ''}"
+            return f"{text} ({words})" if words else text
     return "made of nothing"
 
 
@@ -244,12 +260,17 @@ def _alone(lens: Lens) -> dict[str, str]:
     """The rows that have no partner, by key path, and what they are then."""
     alone: dict[str, str] = {}
     for side, table in enumerate((lens.source, lens.view)):
-        added = {other: one.row for one in lens.folds[side] for other in one.others}
+        # A part of a sum has no join of its own, and still is not left out.
+        wholes: dict[int, int] = {}
+        for fold in lens.folds[side]:
+            wholes.update(dict.fromkeys(fold.others, fold.row))
         for number, row in enumerate(table.rows):
-            if number not in lens.joined[side]:
-                whole = table.rows[added[number]].key if number in added else ()
-                to = f", added to {paths.format_path(whole)}" if whole else ""
-                alone[paths.format_path(row.key)] = f"private, default {row.default}{to}"
+            if number in lens.joined[side]:
+                continue
+            text = f"private, default {row.default}"
+            if number in wholes:
+                text += f", added to {paths.format_path(table.rows[wholes[number]].key)}"
+            alone[paths.format_path(row.key)] = text
     return alone
 
 
@@ -267,6 +288,7 @@ def _by_rows(lens: Lens) -> dict[tuple[str, str], list[Cell]]:
 
 
 def _wording(cell: Cell) -> str:
+    """What a cell says, but for the numbers of its rows, which are others in another lens."""
     return ", ".join([str(cell.geometry), *map(str, cell.codec)])
 
 
@@ -274,7 +296,10 @@ def _equal(one: Sequence[Cell], other: Sequence[Cell]) -> bool:
     """Whether cells say the same of every element."""
     if sorted(map(_wording, one)) == sorted(map(_wording, other)):
         return True
-    names = frozenset[str]().union(*(cell.geometry.names for cell in (*one, *other)))
+    names: set[str] = set()
+    for cell in (*one, *other):
+        names |= cell.geometry.names
+    # Primes: sizes of which none is a multiple of another do not make two geometries alike by chance.
     sizes = dict(zip(sorted(names), itertools.cycle((2, 3, 5, 7)), strict=False))
     count = sum(cell.geometry.volume.at(sizes) for cell in (*one, *other))
     # Of the sizes of a real model, as they are read off a tree, only the wording is compared.
@@ -285,14 +310,16 @@ def _elements(cells: Sequence[Cell], sizes: Mapping[str, int]) -> set[tuple[Any,
     """Each pair of elements that cells have, and what is done on the way."""
     elements: set[tuple[Any, ...]] = set()
     for cell in cells:
-        starts = [[size.at(sizes) for size in start] for start in cell.geometry.starts]
         digits = cell.geometry.digits
         codec = tuple(map(str, cell.codec))
-        for steps in itertools.product(*(range(digit.size.at(sizes)) for digit in digits)):
-            ends = [list(start) for start in starts]
+        first, second = ([size.at(sizes) for size in start] for start in cell.geometry.starts)
+        ranges = [range(digit.size.at(sizes)) for digit in digits]
+        for steps in itertools.product(*ranges):
+            before, after = [*first], [*second]
+            # One step of each digit: on either side that is one element, by its index.
             for step, digit in zip(steps, digits, strict=True):
-                for end, place in zip(ends, digit.at, strict=True):
+                for index, place in zip((before, after), digit.at, strict=True):
                     if place is not None:
-                        end[place[0]] += step * place[1].at(sizes)
-            elements.add((tuple(ends[0]), tuple(ends[1]), codec, cell.compares))
+                        index[place[0]] += step * place[1].at(sizes)
+            elements.add((tuple(before), tuple(after), codec, cell.compares))
     return elements

@@ -76,8 +76,9 @@ def _with_copies(row: Row, at: int, name: str) -> Row:
             repeats.append(repeat)
             continue
         # Levels are inserted innermost first: those outside of this one do not count.
-        inner = [(kind, n) for kind, n in stored if kind != "level" or n >= number]
+        inner = [(kind, level) for kind, level in stored if kind != "level" or level >= number]
         repeats.append(Repeat(repeat.size, inner.index(("level", number))))
+    # The leaf of one layer has its own axes alone: those of stacked layers are not counted.
     own = sum(kind == "axis" for kind, _ in stored[:at])
     dims = (*row.leaf.dims[:own], (name,), *row.leaf.dims[own:])
     names = row.leaf.names
@@ -128,6 +129,7 @@ class CopiedTree:
         made: list[Any] = []
         for key, leaf in zip(flat.keys, flat.leaves, strict=True):
             made.append(leaf)
+            # A scalar may be there once: it is left as it is.
             if not _has(leaf, rule.axis):
                 single.append(key)
             elif leaf.shape[rule.axis] != count:
@@ -145,9 +147,13 @@ class CopiedTree:
 
     def single_rows(self, table: Layout) -> set[int]:
         """The numbers of the rows that are there once."""
-        slot = SlotFinder(table).slot
-        slots = [slot(key, stored=self.stored) for key in self.single]
-        return {at[0] for at in slots if at is not None}
+        find = SlotFinder(table).slot
+        numbers: set[int] = set()
+        for key in self.single:
+            slot = find(key, stored=self.stored)
+            if slot is not None:
+                numbers.add(slot[0])
+        return numbers
 
 
 def _has(leaf: Any, axis: int) -> bool:
@@ -165,6 +171,7 @@ def count_of_copies(table: Layout, other: Layout) -> int | None:
     counts: set[Dim] = set()
     for row in table.rows:
         own = theirs.get(row.path)
+        # Of a scalar on both sides nothing is to be seen.
         if own is None or not (row.dims or own):
             continue
         if not row.dims or row.dims[1:] != own:

@@ -22,7 +22,7 @@ from ckpt_schema._lens.fold_rules import FoldRule
 from ckpt_schema._lens.spelled_axes import ARROW, SpelledAxes, parse_spelled
 from ckpt_schema._lens.value_rules import Factor, Offset, Rounding
 from ckpt_schema._lens.wellformed import default_of, not_well_formed, one_dim, verify_paths
-from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
+from ckpt_schema.errors import DerivationError, Mismatch
 
 __all__ = [
     "Apart",
@@ -136,8 +136,10 @@ class Reset:
 
     def __str__(self) -> str:
         """The rule as it is written."""
-        given = {"source": self.source, "view": self.view}
-        written = (f"{side}={'/'.join(path)!r}" for side, path in given.items() if path is not None)
+        written: list[str] = []
+        for side, path in (("source", self.source), ("view", self.view)):
+            if path is not None:
+                written.append(f"{side}={'/'.join(path)!r}")
         return f"reset({', '.join(written)})"
 
     __repr__ = __str__
@@ -185,7 +187,8 @@ class Fuse:
         """The rule as it is written."""
         axis = "" if self.axis is None else f", axis={dims_.format_dim(self.axis)!r}"
         axis += "" if self.spelled is None else f", axes={str(self.spelled)!r}"
-        return f"fuse({'/'.join(self.whole)!r}, {['/'.join(part) for part in self.parts]}{axis})"
+        parts = ["/".join(part) for part in self.parts]
+        return f"fuse({'/'.join(self.whole)!r}, {parts}{axis})"
 
     __repr__ = __str__
 
@@ -236,8 +239,10 @@ def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
         >>> print(rename("q_proj/weight", "query/kernel", axes="heads*dim embed -> embed heads dim"))
         rename('q_proj/weight', 'query/kernel', axes='heads*dim embed -> embed heads dim')
     """
+    # An empty path is one level less in the view alone: of the source it would be all.
     verify_paths("rename", source=source, view="one level less" if view == "" else view)
     paths = rule_path(source), rule_path(view)
+    # An order in numbers has no arrow, and words have one.
     if isinstance(axes, str) and ARROW in axes:
         return Rename(*paths, spelled=parse_spelled("rename", axes))
     return Rename(*paths, None if axes is None else _axes("rename", axes))
@@ -246,7 +251,8 @@ def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
 def _axes(rule: str, text: object) -> tuple[int, ...]:
     """The order of axes that a rule says."""
     words = text.split() if isinstance(text, str) else []
-    order = tuple(int(word) for word in words if word.isascii() and word.isdecimal())
+    # `isdecimal` is true of digits of every script.
+    order = tuple([int(word) for word in words if word.isascii() and word.isdecimal()])
     if not order or len(order) < len(words) or sorted(order) != [*range(len(order))]:
         expected = 'the axes of the leaf in another order, such as "1 0" or "0 2 1"'
         hint = "for each axis of the second: which axis of the first it is, counted from 0"
@@ -291,6 +297,7 @@ def private(
     """
     verify_paths("private", path=path)
     where, whole = rule_path(path), small is None and large is None
+    # Of a part the rest has a partner, so that nothing of it is only the target's.
     if whole and isinstance(default, Own):
         return Private(where, None)
     held = default_of("private", default)
@@ -354,9 +361,14 @@ def reset(*, source: str | type | None = None, view: str | type | None = None) -
         >>> print(reset(view="opt_state/1/2"))
         reset(view='opt_state/1/2')
     """
-    given = {side: path for side, path in (("source", source), ("view", view)) if path is not None}
+    given: dict[str, str | type] = {}
+    if source is not None:
+        given["source"] = source
+    if view is not None:
+        given["view"] = view
+    # Where neither is given the fault has to name one of both.
     verify_paths("reset", **(given or {"view": None}))
-    return Reset(*(None if path is None else rule_path(path) for path in (source, view)))
+    return Reset(**{side: rule_path(path) for side, path in given.items()})
 
 
 def raw_key(path: str | type) -> RawKey:
@@ -427,23 +439,22 @@ def fuse(
         >>> print(fuse("qkv", ["q", "k", "v"], axes="heads*3*dim embed -> embed heads dim"))
         fuse('qkv', ['q', 'k', 'v'], axes='heads*3*dim embed -> embed heads dim')
     """
+    # A string is a sequence of strings too: of its letters.
     several: list[str] = list(parts) if isinstance(parts, (list, tuple)) else [str(parts)]
-    verify_paths(
-        "fuse", whole=whole, **{f"parts[{n}]": part for n, part in enumerate(several or [None])}
-    )
-    twice = sorted({part for part in several if several.count(part) > 1})
-    if twice:
-        faults = [
-            Mismatch(
-                "parts", "declaration", "each part once", f"{p!r} twice", "a leaf has one place"
-            )
-            for p in twice
-        ]
-        raise SchemaError("fuse(...) is not well formed", faults)
+    # Of no parts at all the fault is that there is no first one.
+    numbered = {f"parts[{number}]": part for number, part in enumerate(several or [None])}
+    verify_paths("fuse", whole=whole, **numbered)
+    faults: list[Mismatch] = []
+    for part in sorted(set(several)):
+        if several.count(part) > 1:
+            found, hint = f"{part!r} twice", "a leaf has one place"
+            faults.append(Mismatch("parts", "declaration", "each part once", found, hint))
+    if faults:
+        raise not_well_formed("fuse", *faults)
     shared = None if axis is None else one_dim("fuse", axis)
     return Fuse(
         rule_path(whole),
-        tuple(rule_path(part) for part in several),
+        tuple(map(rule_path, several)),
         shared,
         None if axes is None else parse_spelled("fuse", axes, len(several)),
     )
@@ -455,10 +466,10 @@ def verify_rules(rules: object) -> None:
     Raises:
         DerivationError: With everything that is none.
     """
-    several = isinstance(
-        rules, (list, tuple)
-    )  # a lone rule is no sequence, and a string is one of the wrong things
-    wrong: list[object] = [r for r in rules if not isinstance(r, Rule)] if several else [rules]
+    # A lone rule is no sequence, and a string is one of the wrong things.
+    wrong: list[object] = [rules]
+    if isinstance(rules, (list, tuple)):
+        wrong = [rule for rule in rules if not isinstance(rule, Rule)]
     if wrong:
         expected = (
             "a list of rename(...), private(...), apart(...), move(...), reset(...), raw_key(...), "
@@ -471,4 +482,5 @@ def verify_rules(rules: object) -> None:
 
 
 def _spelled(rule: object) -> str:
+    """What was given in the place of a list of rules."""
     return f"{rule} by itself" if isinstance(rule, Rule) else repr(rule)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator
+from typing import TypeVar
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Dims, Sum
@@ -19,6 +20,8 @@ from ckpt_schema.errors import Mismatch, SchemaError
 __all__ = ["ARROW", "SpelledAxes", "parse_spelled"]
 
 ARROW = "->"
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,11 +65,8 @@ def parse_spelled(rule: str, text: str, parts: int | None = None) -> SpelledAxes
         ('heads*dim embed', 'embed heads dim')
     """
     before, _, after = text.partition(ARROW)
-    spelled = SpelledAxes(
-        dims_.parse_dims(before),
-        tuple(dims_.parse_dims(each) for each in after.split(",")),
-        " ".join(text.split()),
-    )
+    others = tuple(map(dims_.parse_dims, after.split(",")))
+    spelled = SpelledAxes(dims_.parse_dims(before), others, " ".join(text.split()))
     faults = [*_faults(spelled, parts)]
     if faults:
         raise SchemaError(f"{rule}(...) is not well formed", faults)
@@ -74,6 +74,7 @@ def parse_spelled(rule: str, text: str, parts: int | None = None) -> SpelledAxes
 
 
 def _faults(spelled: SpelledAxes, parts: int | None) -> Iterator[Mismatch]:
+    """What is wrong with axes that were spelled."""
     example = "heads*dim embed -> embed heads dim"
     if parts is not None:
         example = "embed q+k+v -> embed q, embed k, embed v"
@@ -87,43 +88,57 @@ def _faults(spelled: SpelledAxes, parts: int | None) -> Iterator[Mismatch]:
         return
     if len(spelled.others) not in (1, count):
         yield fault(f"axes for each of {count} leaves behind the arrow", f"{len(spelled.others)}")
-    own = _names(spelled.first)
-    twice = [name for name, number in own.items() if number > 1]
+    before = _names(spelled.first)
+    twice = _several(before)
+    behind: set[str] = set()
     for dims in spelled.others:
         there = _names(dims)
-        twice += [name for name, number in there.items() if number > 1]
-        unknown = sorted(there.keys() - own.keys())
+        twice += _several(there)
+        behind |= there.keys()
+        unknown = sorted(there.keys() - before.keys())
         if unknown:
             yield fault("the same names on both sides", f"{' '.join(unknown)} behind the arrow")
     if twice:
         yield fault("each name once on each side", f"{' '.join(dict.fromkeys(twice))} again")
-    behind = {name for dims in spelled.others for name in _names(dims)}
-    lost = sorted(own.keys() - behind)
+    # A part need not have all of them, but together the parts are the whole.
+    lost = sorted(before.keys() - behind)
     if lost:
         yield fault("the same names on both sides", f"{' '.join(lost)} before the arrow alone")
+    # The axis that parts share is a sum, or has a number: what follows is of one leaf alone.
     if parts is not None:
         return
     if any(isinstance(factor, Sum) for factor in dims_.factors(spelled.first)):
         yield fault("names and products of them", dims_.format_dims(spelled.first))
-    numbers = [_numbers(dims) for dims in (spelled.first, *spelled.others)]
-    if any(count > 1 for each in numbers for count in each.values()):
+    # A number is told by being the only one of its size: of "2 2 -> 2 2" nobody knows which is which.
+    numbers = _numbers(spelled.first)
+    others = [_numbers(dims) for dims in spelled.others]
+    if any(map(_several, (numbers, *others))):
         yield fault("each number once on each side", spelled.text)
-    elif any(each != numbers[0] for each in numbers[1:]):
+    elif any(there != numbers for there in others):
         yield fault("the same numbers on both sides", spelled.text)
+
+
+def _several(counts: collections.Counter[_T]) -> list[_T]:
+    """What occurs more than once."""
+    return [one for one, count in counts.items() if count > 1]
 
 
 def _numbers(dims: Dims) -> collections.Counter[int]:
     """How often each number but 1 occurs."""
-    found = (factor for factor in dims_.factors(dims) if isinstance(factor, int))
-    return collections.Counter(number for number in found if number != 1)
+    counts: collections.Counter[int] = collections.Counter()
+    for factor in dims_.factors(dims):
+        # An axis of size 1 may stand anywhere, and on one side alone.
+        if isinstance(factor, int) and factor != 1:
+            counts[factor] += 1
+    return counts
 
 
 def _names(dims: Dims) -> collections.Counter[str]:
     """How often each name occurs."""
-    found: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for factor in dims_.factors(dims):
         if isinstance(factor, str):
-            found[factor] += 1
+            counts[factor] += 1
         elif isinstance(factor, Sum):
-            found += _names(factor.terms)
-    return found
+            counts += _names(factor.terms)
+    return counts

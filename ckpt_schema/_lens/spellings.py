@@ -78,7 +78,7 @@ def _of_factor(factor: DimFactor) -> Size:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Kept:
-    """Where a row keeps a factor."""
+    """Where a row keeps a factor: of ``heads*dim``, heads on the axis in steps of dim, dim in steps of 1."""
 
     size: Size
     place: Place
@@ -91,7 +91,8 @@ def stored_places(spelling: Spelling) -> tuple[Mapping[Token, _Kept], tuple[Size
     starts: list[Size] = []
     for number, axis in enumerate(spelling):
         stride, start = ONE, ZERO
-        for span in reversed(axis):  # the last factor is the one whose steps are next to each other
+        # The last factor is the one whose steps are next to each other.
+        for span in reversed(axis):
             start += span.start * stride
             inner = stride
             for token, size in reversed(span.factors):
@@ -122,6 +123,7 @@ def between(source: Spelling, view: Spelling, flipped: frozenset[Token]) -> Geom
     """
     (ours, begin), (theirs, end) = stored_places(source), stored_places(view)
     starts, digits = list(end), list[Digit]()
+    # What one side alone has goes nowhere on the other: each step is the same elements there.
     for token in theirs.keys() - ours.keys():
         digits.append(Digit(theirs[token].size, (None, theirs[token].place)))
     for token, kept in ours.items():
@@ -129,6 +131,7 @@ def between(source: Spelling, view: Spelling, flipped: frozenset[Token]) -> Geom
             digits.append(Digit(kept.size, (kept.place, None)))
             continue
         axis, stride = theirs[token].place
+        # From its last element, and back.
         if token in flipped:
             starts[axis] += (kept.size - 1) * stride
             stride = -stride
@@ -143,10 +146,15 @@ def whole(
 
     Some are counted from their end.
     """
-    sizes = {token: kept.size for token, kept in stored_places(spelling)[0].items()}
+    places, _ = stored_places(spelling)
     axes: list[tuple[Span, ...]] = []
     for axis in logical:
-        axes.append(tuple(Span(((token, sizes[token]),), sizes[token]) for token in axis))
+        spans: list[Span] = []
+        for token in axis:
+            # Of a logical array nothing is padded: a factor has all of its span.
+            size = places[token].size
+            spans.append(Span(((token, size),), size))
+        axes.append(tuple(spans))
     return between(spelling, tuple(axes), flipped)
 
 
@@ -162,17 +170,24 @@ def beside(spelling: Spelling, order: tuple[tuple[int, int], ...]) -> tuple[Geom
     Returns:
         For each, the elements, from a constant on.
     """
-    return tuple(_rest(spelling, spot, order[at + 1 :]) for at, spot in enumerate(order))
+    boxes: list[Geometry] = []
+    for number, spot in enumerate(order):
+        boxes.append(_rest(spelling, spot, order[number + 1 :]))
+    return tuple(boxes)
 
 
 def _rest(spelling: Spelling, spot: tuple[int, int], after: Sequence[tuple[int, int]]) -> Geometry:
+    """What follows on the factors of one span; of the spans after it, all, and of others their factors."""
     starts: list[Size] = []
     digits: list[Digit] = []
     for number, axis in enumerate(spelling):
         stride, start = ONE, ZERO
         for at, span in reversed([*enumerate(axis)]):
-            size = functools.reduce(Size.__mul__, (size for _, size in span.factors), ONE)
+            size = ONE
+            for _, factor_size in span.factors:
+                size *= factor_size
             start += span.start * stride
+            # vocab of a span of padded: padded-vocab more, from vocab on.
             if (number, at) == spot:
                 start += size * stride
                 size = span.size - size

@@ -18,27 +18,29 @@ def warn_of_squares(lens: Joined) -> None:
     Those of one name are taken for the same leaf, unless a rule says of another that the sides order axes in two ways.
     """
     turned = any(map(_is_turned, lens.joins))
-    found: dict[str, None] = {}
+    guesses: dict[str, None] = {}  # rules to paste; an empty one where nothing is guessed
+    # For a row of either side, the first row that it is joined with: a later one makes it a copy.
     originals: tuple[dict[int, Row], dict[int, Row]] = {}, {}
-    for one in lens.joins:
-        here, there = one.pairs[0]
-        rows = lens.source.rows[here], lens.view.rows[there]
-        # A copy has the order of its original, unless a rule says another.
-        of = originals[0].setdefault(here, rows[1]), originals[1].setdefault(there, rows[0])
-        if not one.plain:
+    for join in lens.joins:
+        here, there = join.pairs[0]
+        before, after = lens.source.rows[here], lens.view.rows[there]
+        first_after = originals[0].setdefault(here, after)
+        first_before = originals[1].setdefault(there, before)
+        if not join.plain:
             continue
-        if of[0] is rows[1] and of[1] is rows[0]:
-            found[guessed(*rows, one.told, turned=turned)] = None
-        elif one.told.axes is None:
-            found[guessed_tie(rows[0], of[1]) or guessed_tie(rows[1], of[0])] = None
-    lines = [f"\n  {line}" for line in found if line]
+        # A copy has the order of its original, unless a rule says another.
+        if first_after is after and first_before is before:
+            guesses[guessed(before, after, join.told, turned=turned)] = None
+        elif join.told.axes is None:
+            guesses[guessed_tie(before, first_before) or guessed_tie(after, first_after)] = None
+    lines = "".join(f"\n  {line}" for line in guesses if line)
     if lines:
         header = (
             "{} and {} have square leaves, whose sizes do not show the order of their axes. They "
             "were joined without a transpose. If that is right, put these rules in the place of those "
             "that then decide nothing; if a leaf is transposed, exchange the numbers of its axes:"
         ).format(*called(lens.source, lens.view))
-        warn(header + "".join(lines), AxesWarning)
+        warn(header + lines, AxesWarning)
 
 
 def _is_turned(join: Join) -> bool:

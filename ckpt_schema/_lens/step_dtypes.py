@@ -35,10 +35,13 @@ def with_ends(
     Raises:
         SchemaError: With every default that a leaf of its dtype cannot hold.
     """
-    found = list(steps)
-    found[0] = _with_layouts(found[0], with_dtypes(found[0].ends[0], source), found[0].ends[1])
-    found[-1] = _with_layouts(found[-1], found[-1].ends[0], with_dtypes(found[-1].ends[1], view))
-    return tuple(found)
+    closed = [*steps]
+    start, end = closed[0].ends
+    closed[0] = _with_layouts(closed[0], with_dtypes(start, source), end)
+    # Read again: of one step both ends are its own.
+    start, end = closed[-1].ends
+    closed[-1] = _with_layouts(closed[-1], start, with_dtypes(end, view))
+    return tuple(closed)
 
 
 def closed_steps(steps: Sequence[Derivation]) -> tuple[Derivation, ...]:
@@ -47,17 +50,21 @@ def closed_steps(steps: Sequence[Derivation]) -> tuple[Derivation, ...]:
     Raises:
         SchemaError: With every default that a leaf of its dtype cannot hold.
     """
-    sides = [_Side(table) for step in steps for table in step.ends]
+    # Of two steps: source and view of the first, source and view of the second. A link goes from
+    # each to the next one: through a step, from one step to the next, through a step.
+    sides: list[_Side] = []
     links: list[_Link] = []
     for number, step in enumerate(steps):
+        sides += map(_Side, step.ends)
         links.append(_within(step))
         if number + 1 < len(steps):
             links.append(_between(step.ends[1], steps[number + 1].ends[0]))
     # What one lens declares of a layout holds for the other, which leaves it open.
-    for at in range(1, len(links), 2):
-        sides[at + 1].take(sides[at], links[at])
-        sides[at].take(sides[at + 1], _turned(links[at]))
+    for number in range(1, len(links), 2):
+        sides[number + 1].take(sides[number], links[number])
+        sides[number].take(sides[number + 1], _turned(links[number]))
     forth = [*zip(sides, sides[1:], links, strict=False)]
+    # Of a leaf with two partners, what comes back from the one goes on to the other: so twice.
     for _ in range(2):
         for one, other, link in forth:
             other.take(one, link)
@@ -65,8 +72,8 @@ def closed_steps(steps: Sequence[Derivation]) -> tuple[Derivation, ...]:
             one.take(other, _turned(link))
     closed: list[Derivation] = []
     for number, step in enumerate(steps):
-        layouts = [side.closed() for side in sides[2 * number : 2 * number + 2]]
-        closed.append(_with_layouts(step, layouts[0], layouts[1]))
+        start, end = sides[2 * number].closed(), sides[2 * number + 1].closed()
+        closed.append(_with_layouts(step, start, end))
     return tuple(closed)
 
 
@@ -77,12 +84,12 @@ def opened(table: Layout, like: Layout) -> Layout:
 
 def opened_steps(steps: Sequence[Derivation], like: Sequence[Derivation]) -> tuple[Derivation, ...]:
     """The same of the layouts of steps; a rule that does nothing to floats that stand for others stays."""
-    found: list[Derivation] = []
+    open_steps: list[Derivation] = []
     for step, other in zip(steps, like, strict=True):
-        layouts = [opened(*pair) for pair in zip(step.ends, other.ends, strict=True)]
-        made = _with_layouts(step, layouts[0], layouts[1])
-        found.append(dataclasses.replace(made, rules=other.rules))
-    return tuple(found)
+        start, end = opened(step.ends[0], other.ends[0]), opened(step.ends[1], other.ends[1])
+        made = _with_layouts(step, start, end)
+        open_steps.append(dataclasses.replace(made, rules=other.rules))
+    return tuple(open_steps)
 
 
 def _with_layouts(step: Derivation, first: Layout, last: Layout) -> Derivation:
@@ -96,54 +103,69 @@ _Link = Mapping[int, Sequence[int]]
 
 
 def _within(step: Derivation) -> _Link:
-    pairs = step.pairs
+    """Which rows a step joins, as it is gone through."""
+    # Pairs are of the source and the view, whichever way the step goes.
     if step.inverted:
-        pairs = tuple((there, here) for here, there in pairs)
-    return _gathered((there, here) for here, there in pairs)
+        return _gathered(step.pairs)
+    return _gathered((there, here) for here, there in step.pairs)
 
 
 def _between(one: Layout, other: Layout) -> _Link:
     """Two layouts between lenses are one: their rows have the same keys."""
     numbers: dict[Pattern, int] = {row.key: number for number, row in enumerate(one.rows)}
-    pairs = ((at, numbers.get(row.key)) for at, row in enumerate(other.rows))
-    return _gathered((at, number) for at, number in pairs if number is not None)
+    link: dict[int, list[int]] = {}
+    for number, row in enumerate(other.rows):
+        if row.key in numbers:
+            link[number] = [numbers[row.key]]
+    return link
 
 
 def _turned(link: _Link) -> _Link:
-    return _gathered((one, other) for other, several in link.items() for one in several)
+    """The same from the layout before: its rows, with their partners in the next."""
+    turned: dict[int, list[int]] = {}
+    for other, several in link.items():
+        for one in several:
+            turned.setdefault(one, []).append(other)
+    return turned
 
 
 def _gathered(pairs: Iterable[tuple[int, int]]) -> _Link:
-    found: dict[int, list[int]] = {}
+    """The partners of each row: a fused leaf has several, and so has a tied one."""
+    link: dict[int, list[int]] = {}
     for one, other in pairs:
-        found.setdefault(one, []).append(other)
-    return found
+        link.setdefault(one, []).append(other)
+    return link
 
 
 class _Side:
     """A layout, and the floats that its rows are as far as that is known."""
 
     def __init__(self, table: Layout) -> None:
+        """Knows the floats that are declared."""
         self.table = table
         self.open = open_rows(table)
-        self.dtypes = {
-            number: row.leaf.dtype
-            for number, row in enumerate(table.rows)
-            if row.leaf.dtype in FORMATS
-        }
+        self.dtypes: dict[int, str] = {}
+        for number, row in enumerate(table.rows):
+            if row.leaf.dtype in FORMATS:
+                self.dtypes[number] = row.leaf.dtype
 
     def take(self, other: _Side, link: _Link) -> None:
         """Takes from another side what is open here and known there."""
         for number in self.open:
             if number in self.dtypes:
                 continue
-            known = {other.dtypes[at] for at in link.get(number, ()) if at in other.dtypes}
+            known: set[str] = set()
+            for partner in link.get(number, ()):
+                if partner in other.dtypes:
+                    known.add(other.dtypes[partner])
+            # One leaf of several loses nothing of any of them.
             if known:
                 self.dtypes[number] = _widest(known)
 
     def closed(self) -> Layout:
         """The layout with what is known; what nobody knows is float32."""
-        return with_dtypes(self.table, {n: self.dtypes.get(n, "float32") for n in self.open})
+        dtypes = {number: self.dtypes.get(number, "float32") for number in self.open}
+        return with_dtypes(self.table, dtypes)
 
 
 def _widest(dtypes: set[str]) -> str:

@@ -36,6 +36,7 @@ class Factor:
         """Of two, where the factor is a power of two or minus that; otherwise 0."""
         if isinstance(self.factor, str):
             return 0
+        # `frexp` has its mantissa from 0.5 to 1: 8 is 0.5 times 2**4.
         mantissa, exponent = math.frexp(self.factor)
         return exponent - 1 if abs(mantissa) == 0.5 else 0
 
@@ -46,6 +47,7 @@ class Factor:
 
     def __str__(self) -> str:
         """The rule as it is written."""
+        # Pasted back, 8 is the same rule as 8.0, and is what most would write.
         factor = self.factor
         if isinstance(factor, float) and factor.is_integer():
             factor = int(factor)
@@ -152,6 +154,7 @@ def scale(path: str | type, factor: float | str) -> Factor:
             raise not_well_formed(
                 "scale", Mismatch("factor", "declaration", expected, repr(factor), hint)
             )
+        # With dims in it the number is known once a tree has bound these.
         if expressions.dims_in(factor):
             return Factor(rule_path(path), factor)
         number = _constant(factor)
@@ -193,6 +196,7 @@ def shift(path: str | type, amount: float) -> Offset:
         shift('norm/scale', 1.0)
     """
     verify_paths("shift", path=path)
+    # Further from 1 a sum has no digit left of one of the two. The bound is for all dtypes alike.
     is_far = not _is_finite(amount) or (amount and abs(math.frexp(amount)[1] - 1) > _FAR)
     if is_far:
         expected = f"0, or a number from 2**-{_FAR} to 2**{_FAR}, or minus that"
@@ -207,6 +211,7 @@ def _is_finite(number: object) -> bool:
     """Whether something is a number that a float64 holds."""
     if not isinstance(number, (int, float)) or isinstance(number, bool):
         return False
+    # A comparison, for `math.isfinite` raises for an int that no float64 holds.
     return abs(number) <= sys.float_info.max
 
 

@@ -31,20 +31,20 @@ def verify_paths(rule: str, **given: object) -> None:
     Raises:
         SchemaError: With each that is none.
     """
+    expected = 'a logical path, such as "layers[]/norm"'
     hint = "print the layout to see its paths"
-    faults = [
-        Mismatch(
-            argument, "declaration", 'a logical path, such as "layers[]/norm"', shown(value), hint
-        )
-        for argument, value in given.items()
-        if not (isinstance(value, (str, type)) and value)
-    ]
+    faults: list[Mismatch] = []
+    for argument, value in given.items():
+        # A Variable type stands for all leaves of it.
+        if not isinstance(value, (str, type)) or not value:
+            faults.append(Mismatch(argument, "declaration", expected, shown(value), hint))
     if faults:
         raise not_well_formed(rule, *faults)
 
 
 def one_dim(rule: str, text: object) -> Dim:
     """The dim that an argument spells, which is one axis."""
+    # A text with a space in it is several axes.
     parsed = dims_.parse_dims(text) if isinstance(text, str) else ()
     if len(parsed) != 1:
         fault = Mismatch(
@@ -58,6 +58,7 @@ def default_of(rule: str, given: object) -> Default:
     """The default that an argument is."""
     if isinstance(given, Default) and not isinstance(given, SameAs):
         return given
+    # Of a number of another kind than the leaf's, whoever knows the leaf says what is wrong.
     if isinstance(given, (bool, int, float, complex, np.generic)):
         number: Any = given
         return Fill(number)
