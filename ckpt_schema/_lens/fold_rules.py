@@ -77,7 +77,7 @@ class Scaling:
     @property
     def made(self) -> int:
         """How many of the parts the way back makes, the first ones; the others are private."""
-        # Without rounding scales are only read: numbers that no longer fit them are refused.
+        # Without rounding the scales stay as they are, and values that do not fit them are refused.
         return 2 if self.rounds else 1
 
     def told(self, parts: str) -> str:

@@ -239,7 +239,7 @@ def rename(source: str, view: str, *, axes: str | None = None) -> Rename:
         >>> print(rename("q_proj/weight", "query/kernel", axes="heads*dim embed -> embed heads dim"))
         rename('q_proj/weight', 'query/kernel', axes='heads*dim embed -> embed heads dim')
     """
-    # An empty path is one level less in the view alone: of the source it would be all.
+    # The empty path is one in the view alone.
     verify_paths("rename", source=source, view="one level less" if view == "" else view)
     paths = rule_path(source), rule_path(view)
     # An order in numbers has no arrow, and words have one.

@@ -136,9 +136,8 @@ def _said(table: Layout, far: Layout, lone: set[LogicalPath]) -> Iterator[str]:
             if total[node] == lone_count[node]:
                 nodes[node] = None
                 break
-    # What holds followers alone has a count of 0: no glob has to spare it.
-    known = {path for path, count in total.items() if count}
-    yield from _globs([*nodes], known)
+    # What holds followers alone has a count of 0, which `+` leaves out: no glob has to spare it.
+    yield from _globs([*nodes], {*(+total)})
 
 
 def _globs(nodes: Sequence[LogicalPath], known: set[LogicalPath]) -> Iterator[str]:

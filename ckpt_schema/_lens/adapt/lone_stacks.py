@@ -82,7 +82,10 @@ def _stacked_twice(near: Layout, far: Layout, unplaced: set[str]) -> dict[str, s
     """What is said of the leaves of lists in lists that are one leaf of two axes more on the far side, and of that leaf."""
     # A tree whose two axes were never said to be layers has the path of the lists without their marks:
     # towers[]/layers[]/kernel float32[4 8], in a list of 2 lists of 3, and towers/layers/kernel float32[2 3 4 8].
-    wholes = {row.path: row for row in far.rows if "/".join(row.path) in unplaced}
+    wholes: dict[LogicalPath, Row] = {}
+    for row in far.rows:
+        if "/".join(row.path) in unplaced:
+            wholes[row.path] = row
     hints: dict[str, str] = {}
     for row in near.rows:
         counts: list[int] = []
@@ -205,7 +208,7 @@ def _axes(stacked: list[Row], layers: list[Row]) -> list[int]:
             return []
         shapes.append(shape)
     # Names may differ, so shapes are held against each other as two bags: sorted.
-    wanted = sorted(str(told_shape(row)) for row in layers)
+    wanted = sorted(map(str, map(told_shape, layers)))
     fitting: list[int] = []
     for axis in range(min(map(len, shapes))):
         rests: list[str] = []

@@ -48,7 +48,7 @@ def open_names(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
     for node, leaves in here.items():
         candidates = sorted(alike.get(leaves, ()), key=_Likely(node, heads))
         if candidates:
-            lines.append(_line("/".join(node), ["/".join(other) for other in candidates]))
+            lines.append(_line("/".join(node), [*map("/".join, candidates)]))
     if not lines:
         return []
     head = "open: shapes allow these, and do not tell; paste the lines that are true into rules=:"

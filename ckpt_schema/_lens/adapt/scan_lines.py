@@ -172,7 +172,7 @@ def _called(
         names = {path[-end] for path in members}
         if len(names) == 1 and not any(names.intersection(path[len(node) :]) for path in others):
             return ["/".join((*node, "**", *names))]
-    return ["/".join(path) for path in members]
+    return [*map("/".join, members)]
 
 
 def _by_side(way: Mapping[Kinds, AxisPair], side: int) -> Axes:

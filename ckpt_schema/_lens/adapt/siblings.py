@@ -263,7 +263,10 @@ def _strangers(near: ReadSide, far: ReadSide) -> set[tuple[int, Any]]:
             if isinstance(count, int) and node not in near.nodes:
                 counts[node] = count
                 held[node][path[end:]] = row.leaf, row.kind
-    return {(counts[node], _weights_held(leaves)) for node, leaves in held.items()}
+    strangers: set[tuple[int, Any]] = set()
+    for node, leaves in held.items():
+        strangers.add((counts[node], _weights_held(leaves)))
+    return strangers
 
 
 def model_start(row: Row) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.immutable import immutable, replaced
@@ -61,7 +62,9 @@ def with_stacks(sides: ReadSides, given: Scan) -> ReadSides:
     if faults:
         here, there = sides[0].name, sides[1].name
         # A node may be in doubt in two ways. The last is the more exact: it says both axes.
-        unique = {fault.path: fault for fault in faults}
+        unique: dict[str, Mismatch] = {}
+        for fault in faults:
+            unique[fault.path] = fault
         raise DerivationError(
             f"{here} and {there} can be read in more than one way",
             [*with_globs(unique.values())],
@@ -133,9 +136,9 @@ def _of_sides(
         raise DerivationError(f"scan= does not fit {here} or {there}", [fault])
     # The outermost node above this one of which an axis is said; it may be this one itself.
     stack = min([outer for outer in given if outer == path[: len(outer)]], key=len)
-    around = [_is_list(side, stack) for side in sides]
-    inside = [_is_list(side, path) for side in sides]
-    crossed = [False, False]
+    around = _is_list(sides[0], stack), _is_list(sides[1], stack)
+    inside = _is_list(sides[0], path), _is_list(sides[1], path)
+    crossed = False, False
     if path != stack and around != inside and sorted(around) == sorted(inside) == [False, True]:
         # A list in a stack, and on the other side a stack in a list: the inner axis is that of the latter.
         crossed = around
@@ -309,8 +312,7 @@ def _crossed_readings(
     for way in itertools.product(*fits):
         leaves_by_axes: dict[AxisPair, list[LogicalPath]] = collections.defaultdict(list)
         for axes, group in zip(way, groups.values(), strict=True):
-            for leaf in group:
-                leaves_by_axes[axes].append(leaf.path)
+            leaves_by_axes[axes] += map(_path, group)
         yield leaves_by_axes
 
 
@@ -320,6 +322,9 @@ def _by_kinds(members: Iterable[_Leaf]) -> dict[Kinds, list[_Leaf]]:
     for leaf in members:
         groups[leaf.kinds].append(leaf)
     return groups
+
+
+_path = operator.attrgetter("path")
 
 
 def _greatest_rank(members: Iterable[_Leaf]) -> int:
@@ -428,7 +433,7 @@ def _settled(
         # A kind that no axis fits is not stacked here; what is wrong with it derivation says.
         if readings:
             readings_of[kinds] = readings
-            paths_of[kinds] = [leaf.path for leaf in group]
+            paths_of[kinds] = [*map(_path, group)]
     lines: list[ScanLine] = []
     for way in itertools.product(*readings_of.values()):
         if way:

@@ -126,8 +126,7 @@ class FoldedLeaves:
         fold = self.of(side, slot)
         if fold is None or not isinstance(fold.kind, Scaling):
             return
-        of_numbers, of_scales = self.parts(side, slot)
-        numbers, scales = self._kind(side, of_numbers).shape, self._kind(side, of_scales).shape
+        numbers, scales = [kind.shape for kind in self._kinds(side, self.parts(side, slot))]
         grid = grid_of(numbers, fold.kind.block)
         # An axis with one block may be left out: nothing is meant by it.
         if [count for count in grid if count != 1] == [count for count in scales if count != 1]:
@@ -162,6 +161,7 @@ class FoldedLeaves:
             read: The side that is read.
             there: Whether that tree has a leaf with values in a slot.
         """
+        # Most leaves are told as they are, and need no task around theirs.
         if not self.touch(made, read):
             return Unfolded(task, made.inputs, tuple(kept), made.results)
         # In this order a plan numbers what is read: the tree's leaves, then those of onto.
@@ -192,14 +192,14 @@ class FoldedLeaves:
                 else:
                     own.append(None)
             apart = self._taken_apart(fold, parts, first, tuple(own), 1 - read)
+            # Without all parts there is no whole to hold the result against.
             if apart.cure and None in own:
                 untold.append((apart.where, apart.cure))
             after.append(apart)
             results += parts[: fold.kind.made]
-        kinds = [self._kind(read, slot) for slot in inputs[:count]]
-        kinds += [self._kind(1 - read, slot) for slot in inputs[count:]]
-        goals = [self._kind(1 - read, slot) for slot in results]
-        whole = FoldTask(task, tuple(kinds), tuple(goals), tuple(before), tuple(after), made.moves)
+        kinds = (*self._kinds(read, inputs[:count]), *self._kinds(1 - read, inputs[count:]))
+        goals = self._kinds(1 - read, results)
+        whole = FoldTask(task, kinds, goals, tuple(before), tuple(after), made.moves)
         return Unfolded(
             whole, tuple(inputs[:count]), tuple(inputs[count:]), tuple(results), tuple(untold)
         )
@@ -230,12 +230,15 @@ class FoldedLeaves:
         return TakenApart(
             tuple(range(first, first + fold.kind.made)),
             fold.kind,
-            tuple([self._kind(side, slot) for slot in parts]),
+            self._kinds(side, parts),
             own,
             tuple(spare),
             paths.format_path(paths.fill(rows[0].key, parts[0][1])),
             "" if fold.is_told else fold.kind.cure(others),
         )
+
+    def _kinds(self, side: int, slots: Sequence[Slot]) -> tuple[Kind, ...]:
+        return tuple([self._kind(side, slot) for slot in slots])
 
     def _kind(self, side: int, slot: Slot) -> Kind:
         row = self._rows[side][slot[0]]

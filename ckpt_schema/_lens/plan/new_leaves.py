@@ -42,6 +42,7 @@ def default(
         sharding = NamedSharding(mesh, PartitionSpec())
     if abstract:
         return jax.ShapeDtypeStruct(shape, leaves.dtype_of(dtype), sharding=sharding)
+    # Unless 64 bits are enabled, jax would make a leaf of 32 of it.
     if leaves.is_narrowed(dtype):
         return np.full(shape, how.value if isinstance(how, Fill) else 0, jnp.dtype(dtype))
     return defaults.make_default(how, dtype, shape, sharding, spot)

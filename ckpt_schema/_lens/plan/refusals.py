@@ -64,6 +64,7 @@ def _of_size_0(dims: Iterable[Dim], sizes: Mapping[str, int]) -> list[str]:
 
 def gap(row: Row, join: Join, sizes: Mapping[str, int]) -> Mismatch:
     """A leaf of which not every element is written once, where a dim is 0."""
+    # Blocks are derived for sizes of at least 1: only a 0 makes one of them lie in another.
     told = ", ".join(f"{name}=0" for name in sorted(join.names) if sizes[name] == 0)
     hint = (
         "where a dim is 0, this lens does not know which element is which: derive it for these dims"

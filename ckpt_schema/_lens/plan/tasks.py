@@ -121,6 +121,7 @@ def only_moves(join: Join, rows: Rows) -> bool:
     """
     if len(join.cells) != 1 or not join.plain:
         return False
+    # A part of a row is cut out, and so is made: only of whole rows leaves may move.
     cell = join.cells[0]
     return not cell.codec and _is_identity(cell.geometry, *_ends(cell, rows))
 
@@ -310,6 +311,7 @@ class _BlocksOfLeaves:
     def _copies(self, cell: Cell) -> Iterator[_Copied]:
         source, view = _ends(cell, self.rows)
         symbols = source.symbols, view.symbols
+        # All instances of a cell share its blocks: a hundred layers are one block and a hundred turns.
         blocks = _blocks(cell, symbols, self.sizes)
         repeats = _repeats(cell.geometry, symbols)
         # Which of the steps of an instance are turns of the block, and which read a copy once more.

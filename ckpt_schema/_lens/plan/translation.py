@@ -73,6 +73,7 @@ class Translator:
         """A plan that fits, compiled if need be, and the leaves of both trees."""
         said = None if dtype is None else str(dtype)
         plans = self._plans.get(said, [])
+        # Whether a plan fits is told by flattening both trees: the leaves are handed on with the answer.
         for plan in plans:
             flat = plan.accepts(tree, onto)
             if flat is not None:
@@ -97,6 +98,7 @@ class Translator:
         match = read.match(tree, binder)
         if not match.report.ok:
             self._refuse(match, tree, written)
+        # A second tree tells sizes from here on: an error says which of both told which.
         if onto is not None:
             binder.credit(called(self.source, self.view)[0])
         kept = None if onto is None else written.match(onto, binder)
@@ -105,8 +107,10 @@ class Translator:
             raise ConformanceError(header, kept.report.mismatches, kept.report.notes)
         if kept is not None:
             _verify_counts(binder, self.source, self.view)
+        # One abstract leaf is enough: what is made of it has no value either.
         if abstract is None:
             abstract = any(map(leaves.is_abstract, match.flat.leaves))
+        # Any float is a dtype that no array has: a plan is made of what these trees hold.
         sides = self._sides
         if self._is_open or dtype is not None:
             sides = self._closed(match.dtypes, self._dtypes(kept, dtype))
@@ -141,6 +145,7 @@ class Translator:
         report = match.report
         here, there = called(self.source, self.view)
         header = f"the tree does not conform to {here}"
+        # The commonest mistake has a line of its own, instead of a fault for each leaf.
         if written.match(tree).report.ok:
             turned = "it is on the other side of the lens already, swap get and put"
             header = f"the tree conforms to {there}, not to {here}; {turned}"
