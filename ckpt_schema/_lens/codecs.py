@@ -195,6 +195,7 @@ def is_exact(word: Word) -> bool:
         >>> is_exact(Exact("float32", "bfloat16")), is_exact(Times(-1.0)), is_exact(Times(0.3))
         (True, True, False)
     """
+    # Of all factors minus one alone is no power of two and loses nothing: only the sign is another.
     return isinstance(word, Exact) or word == Times(-1.0)
 
 
@@ -286,6 +287,7 @@ def holds(wide: str, narrow: str) -> bool:
     """
     if wide == narrow:
         return True
+    # Of floats both the digits and the range count: float16 has more digits than bfloat16, and less range.
     if wide in formats.FORMATS and narrow in formats.FORMATS:
         return formats.holds(wide, narrow)
     if not jnp.issubdtype(wide, jnp.integer) or not jnp.issubdtype(narrow, jnp.integer):

@@ -158,6 +158,7 @@ class Lens(Pictured):
 
     @functools.cached_property
     def _backward(self) -> Translator:
+        # A translator knows the dtypes of what it reads first, and of what it writes then.
         def closed(view: Any, source: Any) -> Lens:
             return ~self._closed(source, view)
 
@@ -399,6 +400,7 @@ class Lens(Pictured):
 
     def __invert__(self) -> Lens:
         """The lens in the other direction: its ``get`` is this lens's `put`."""
+        # Nothing is derived again: cells are turned, and codecs inverted.
         joins = tuple([join.inverse for join in self.joins])
         origins = tuple([step.inverse for step in reversed(self.derivations)])
         folds = self.folds[1], self.folds[0]
@@ -431,6 +433,7 @@ class Lens(Pictured):
 
     def beside(self, first: Lens) -> Lens:
         """This lens, to come after ``first``: dims of its view that mean others there have names of their own."""
+        # What the layout between has is one dim at both ends; what it has not are two of one name.
         between = first.view.names() | self.source.names()
         between |= common_names(first.joins) | common_names(self.joins)
         before = first.source.names()
@@ -533,6 +536,7 @@ def joined_lens(
         sizes: Sizes that are given beforehand.
         pairs: Which rows are one leaf, where that is known.
     """
+    # A fold is joined as if the whole were a leaf; how its parts make it is kept besides.
     spelled, wanted = without_folds(*tables, rules)
     left, right, joins, said = join(*with_wholes(tables, wanted), spelled, sizes)
     # Rows that stand for several are joined as one, and kept as they were declared.

@@ -102,6 +102,7 @@ class LensTable:
         """First what is edited, then what is private, then what only moves; a moment stands beside its param."""
         here, there = called(*self._tables)
         followed, lines = _folded(self.joined)
+        # What only moves is most of a lens, and folded away: what is done is to be seen at once.
         edited, moved = [], []
         for line in lines:
             moments = ", ".join(followed.get(_path(line.row), ()))

@@ -115,6 +115,7 @@ class Registry:
                 two that differ; or lenses on the way do not compose.
         """
         ends = self._known(source), self._known(view)
+        # A checkpoint of each age is asked for again with each restore.
         if ends not in self._lenses:
             self._lenses[ends] = self._composed(*ends)
         return self._lenses[ends]
@@ -158,6 +159,7 @@ class Registry:
         Raises:
             DerivationError: There is none.
         """
+        # Of many lenses there are more ways than anybody would wait for.
         walks = [*itertools.islice(self._walks(source, view, (source,)), _MOST_PATHS)]
         if not walks:
             ends = self._layouts[source].name, self._layouts[view].name
@@ -294,6 +296,7 @@ def _wording(cell: Cell) -> str:
 
 def _equal(one: Sequence[Cell], other: Sequence[Cell]) -> bool:
     """Whether cells say the same of every element."""
+    # Cells are in one spelling, so that those that say the same mostly have the same words.
     if sorted(map(_wording, one)) == sorted(map(_wording, other)):
         return True
     names: set[str] = set()

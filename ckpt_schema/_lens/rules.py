@@ -327,6 +327,7 @@ def apart(path: str | type, default: Default | float | None = None) -> Apart:
         apart('head') apart('head', 0.0)
     """
     verify_paths("apart", path=path)
+    # None is no default at all: then the one that the field declares holds, if there is one.
     given = None if default is None else default_of("apart", default)
     return Apart(rule_path(path), given)
 

@@ -64,6 +64,7 @@ def parse_spelled(rule: str, text: str, parts: int | None = None) -> SpelledAxes
         >>> dims_.format_dims(spelled.first), dims_.format_dims(spelled.of_part(0))
         ('heads*dim embed', 'embed heads dim')
     """
+    # Commas part the leaves behind the arrow, and spaces the axes of each.
     before, _, after = text.partition(ARROW)
     others = tuple(map(dims_.parse_dims, after.split(",")))
     spelled = SpelledAxes(dims_.parse_dims(before), others, " ".join(text.split()))

@@ -182,6 +182,7 @@ def _rest(spelling: Spelling, spot: tuple[int, int], after: Sequence[tuple[int, 
     digits: list[Digit] = []
     for number, axis in enumerate(spelling):
         stride, start = ONE, ZERO
+        # From the last span on, whose elements are next to each other: the stride of one is known then.
         for at, span in reversed([*enumerate(axis)]):
             size = ONE
             for _, factor_size in span.factors:
