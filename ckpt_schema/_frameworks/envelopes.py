@@ -22,11 +22,8 @@ from ckpt_schema.errors import Mismatch
 
 __all__ = ["Envelope", "Found", "Read", "envelope", "param_of", "parts_of", "strays"]
 
-_COLLECTIONS = (
-    "batch_stats",
-    "cache",
-    "_overwrite_with_gradient",
-)  # those of Flax's own layers that a train state keeps beside the params
+# Those of Flax's own layers that a train state keeps beside the params.
+_COLLECTIONS = ("batch_stats", "cache", "_overwrite_with_gradient")
 
 
 class Found(NamedTuple):
@@ -84,36 +81,30 @@ class Envelope:
 
     def collection(self, key: KeyPath) -> str | None:
         """The Linen collection that a weight is in; None where that is not told."""
-        return next((kind for p, kind in self.weights if key[: len(p)] == p), None)
+        for head, collection in self.weights:
+            if key[: len(head)] == head:
+                return collection
+        return None
+
+
+_Weights = tuple[tuple[KeyPath, str | None], ...]
+"""See `Envelope`."""
 
 
 def envelope(read: Read) -> Envelope:
     """Where a tree keeps what."""
+    # From what says the most to what says the least: a tree that none of them knows is weights alone.
     top = {leaf.key[0] for leaf in read.leaves if leaf.key}
     if "params" in top and not read.variables and top & {"step", "opt_state"}:
-        inner: KeyPath = (
-            ("params", "params")
-            if all(_in_collection(leaf.key) for leaf in read.leaves)
-            else ("params",)
-        )
-        # Other fields of a TrainState, such as a key, are no collections of the model: they keep their own paths.
-        below = {leaf.key[1] for leaf in read.leaves if leaf.key[0] == "params" and inner[1:]}
-        beside: list[tuple[KeyPath, str]] = [((c,), c) for c in _COLLECTIONS if c in top]
-        beside += [held for held in _held_collections(read) if held[1] not in top]
-        beside += [(("params", c), c) for c in _COLLECTIONS if c in below]
-        weights = ((inner, "params"), *beside)
-        found = _mirrored(read, weights, ("opt_state",), inner[1:])
-        if inner[1:] and not found.mirrors:  # the optimizer was made of the params themselves
-            found = _mirrored(read, weights, ("opt_state",), ())
-        return dataclasses.replace(found, copies=tuple(_copies(read, inner, "opt_state")))
-    states = (
-        [leaf.key for leaf in read.leaves if leaf.key[0] == "optimizer"]
-        if "optimizer" in top
-        else []
-    )
-    kept = {key[1] for key in states if len(key) > 1}
+        return _linen_state(read, top)
+    kept: set[Key] = set()
+    for leaf in read.leaves if "optimizer" in top else ():
+        if leaf.key[0] == "optimizer":
+            kept.update(leaf.key[1:2])
+    # Most trees have neither, and their leaves need not be asked one by one.
     may_be_run = read.variables or "opt_state" in read.segments
     pair = _model_and_optimizer(read) if may_be_run else None
+    # A state that was saved has lost its types; under these names it needs none.
     if {"model", "optimizer"} <= top and kept <= {"step", "opt_state"}:
         pair = "model", "optimizer"
     if {"model", "opt_state"} <= top <= {"model", "opt_state", "step"} and _keeps_state(read):
@@ -121,24 +112,49 @@ def envelope(read: Read) -> Envelope:
         return _mirrored(read, ((("model",), None),), ("opt_state",), ())
     if pair is not None:
         model, optimizer = pair
-        found = _mirrored(read, (((model,), None),), (optimizer, "opt_state"), ())
+        made = _mirrored(read, (((model,), None),), (optimizer, "opt_state"), ())
         copies = tuple(_copies(read, (model,), optimizer, of_params=True))
-        return dataclasses.replace(found, copies=copies)
+        return dataclasses.replace(made, copies=copies)
     if not read.variables and read.segments >= {"mu", "nu"}:
-        found = _under_other_names(read)
-        if found is not None:
-            return found
+        renamed = _under_other_names(read)
+        if renamed is not None:
+            return renamed
     if "params" in top and not read.variables:
+        # The variables of a Linen model: each key at the root is a collection, but for averages of it.
         copies = tuple(_copies(read, ("params",), "opt_state"))
-        own = sorted(top - {copy[0] for copy in copies}, key=str)
-        weights = tuple(((c,), str(c)) for c in own)
+        names = sorted(top - {copy[0] for copy in copies}, key=str)
+        weights = tuple([((name,), str(name)) for name in names])
         return Envelope(weights, None, frozenset(), Dicts.homes, copies)
-    return Envelope(
-        (((), None),),
-        None,
-        frozenset(),
-        (("model",),) if read.variables else (("params",), ("model",)),
-    )
+    homes: tuple[KeyPath, ...] = (("model",),) if read.variables else (("params",), ("model",))
+    return Envelope((((), None),), None, frozenset(), homes)
+
+
+def _linen_state(read: Read, top: set[Key]) -> Envelope:
+    """That of a Linen train state; ``top`` are the keys at its root."""
+    # A whole variables dict at `params` has its weights at `params/params`.
+    is_whole = all(_in_collection(leaf.key) for leaf in read.leaves)
+    inner: KeyPath = ("params", "params") if is_whole else ("params",)
+    below: set[Key] = set()
+    for leaf in read.leaves if is_whole else ():
+        if leaf.key[0] == "params":
+            below.add(leaf.key[1])
+    # Other fields of a TrainState, such as a key, are no collections of the model: they keep their own paths.
+    beside: list[tuple[KeyPath, str]] = []
+    for collection in _COLLECTIONS:
+        if collection in top:
+            beside.append(((collection,), collection))
+    for prefix, collection in _held_collections(read):
+        # What stands at the root is the model's own, and what a field holds a copy of it.
+        if collection not in top:
+            beside.append((prefix, collection))
+    for collection in _COLLECTIONS:
+        if collection in below:
+            beside.append((("params", collection), collection))
+    weights = ((inner, "params"), *beside)
+    made = _mirrored(read, weights, ("opt_state",), inner[1:])
+    if is_whole and not made.mirrors:  # the optimizer was made of the params themselves
+        made = _mirrored(read, weights, ("opt_state",), ())
+    return dataclasses.replace(made, copies=tuple(_copies(read, inner, "opt_state")))
 
 
 def _held_collections(read: Read) -> Iterator[tuple[KeyPath, str]]:
@@ -156,9 +172,9 @@ def _held_collections(read: Read) -> Iterator[tuple[KeyPath, str]]:
             fields.append(name)
     for collection in _COLLECTIONS:
         holders = [name for name in fields if collection in held[name]]
-        trained = [name for name in holders if not _EMA.search(str(name))]
-        if len(trained) == 1:
-            yield (trained[0], collection), collection
+        models = [name for name in holders if not _EMA.search(str(name))]
+        if len(models) == 1:
+            yield (models[0], collection), collection
 
 
 def _under_other_names(read: Read) -> Envelope | None:
@@ -168,21 +184,22 @@ def _under_other_names(read: Read) -> Envelope | None:
     """
     states = {key[0] for key in _moments([leaf.key for leaf in read.leaves]) if len(key) > 1}
     names = {leaf.key[0] for leaf in read.leaves if len(leaf.key) > 1} - states
+    # A train state names its fields: numbers at the root are those of a list, or of a chain alone.
     if len(states) != 1 or not all(isinstance(name, str) for name in (*states, *names)):
         return None
     [state] = states
-    found: dict[Key, Envelope] = {}
+    # Each field is tried as the model: it is one where the moments mirror it.
+    readings: dict[Key, Envelope] = {}
     beside = [*_held_collections(read)]
     for name in sorted(names, key=str):
         made = _mirrored(read, (((name,), "params"), *beside), (state,), ())
         if made.mirrors:
-            found[name] = made
-    trained = [name for name in found if not _EMA.search(str(name))]
-    models = trained if len(trained) == 1 else [*found]
+            readings[name] = made
+    models = _trained(readings)
     if len(models) != 1:
         return None
     [model] = models
-    return dataclasses.replace(found[model], copies=tuple(_copies(read, (model,), state)))
+    return dataclasses.replace(readings[model], copies=tuple(_copies(read, (model,), state)))
 
 
 def _model_and_optimizer(read: Read) -> tuple[Any, Any] | None:
@@ -197,8 +214,8 @@ def _may_be_trained(read: Read) -> tuple[Any, Sequence[Any]]:
     Variable types and what the optimizer mirrors tell, whatever the names; keys, metrics and
     counters beside them are neither. Of several like it, one called an EMA is no model.
     """
-    below: dict[Any, set[Any]] = {}
-    kinds: dict[Any, set[Any]] = {}
+    below: dict[Any, set[Any]] = {}  # by the key at the root, those under it
+    kinds: dict[Any, set[Any]] = {}  # and the types of its Variables
     for leaf in read.leaves:
         below.setdefault(leaf.key[0], set()).update(leaf.key[1:2])
         kinds.setdefault(leaf.key[0], set()).add(leaf.kind)
@@ -210,24 +227,35 @@ def _may_be_trained(read: Read) -> tuple[Any, Sequence[Any]]:
     if len(states) != 1:
         return None, ()
     [optimizer] = states
-    names = [name for name in below if name != optimizer and below[name]]
-    if read.variables:
-        names = [name for name in names if any(map(_is_param, kinds[name]))]
+    names: list[Any] = []
+    for name, keys in below.items():
+        # A counter is a leaf at the root, and has nothing below it.
+        if name != optimizer and keys and (not read.variables or any(map(_is_param, kinds[name]))):
+            names.append(name)
     mirrored: list[Any] = []
     for name in names:
-        found = _mirrored(read, (((name,), None),), (optimizer, "opt_state"), ())
-        mirrored += [name] if found.mirrors else []
+        made = _mirrored(read, (((name,), None),), (optimizer, "opt_state"), ())
+        if made.mirrors:
+            mirrored.append(name)
     # Without moments, types alone tell; what was saved has lost them.
     models = mirrored or (names if read.variables or len(below) == 2 else [])
-    trained = [name for name in models if not _EMA.search(str(name))]
-    return optimizer, trained if len(trained) == 1 else models
+    return optimizer, _trained(models)
 
 
+def _trained(models: Iterable[Any]) -> list[Any]:
+    """Of trees that may be the model, the one that is no average; all where that leaves none, or several."""
+    several = [*models]
+    trained = [name for name in several if not _EMA.search(str(name))]
+    return trained if len(trained) == 1 else several
+
+
+# As `ema`, `params_ema`, `ema_model`, and not `schema`.
 _EMA = re.compile(r"(?:^|_)ema(?:_|$)", re.IGNORECASE)
 
 
 def _is_param(kind: Any) -> bool:
     """Whether a Variable type is that of weights."""
+    # By name: this module imports no framework, which a tree of dicts does not need.
     return isinstance(kind, type) and any(base.__name__ == "Param" for base in kind.__mro__)
 
 
@@ -257,19 +285,20 @@ def _copies(
         if leaf.key[0] == weights[0] and _is_param(leaf.kind):
             params.add(leaf.key[1:])
     inner = weights[1:]
-    own = {
-        key[len(inner) :]: shape
-        for key, shape in shapes[weights[0]].items()
-        if key[: len(inner)] == inner
-    }
-    for name, found in shapes.items():
+    model: dict[KeyPath, Any] = {}
+    for key, shape in shapes[weights[0]].items():
+        if key[: len(inner)] == inner:
+            model[key[len(inner) :]] = shape
+    wrapped = {(*inner, *key): shape for key, shape in model.items()}
+    for name, held in shapes.items():
         if name in known:
             continue
-        # A save loses which leaves of a module are params.
-        is_part = params <= found.keys() if params else len(found) > 1
-        if found == own or (of_params and is_part and found.items() <= own.items()):
+        # A save loses which leaves of a module are params; one leaf alone may be like one by chance.
+        has_params = params <= held.keys() if params else len(held) > 1
+        if held == model or (of_params and has_params and held.items() <= model.items()):
             yield (name,)
-        elif found == {(*inner, *key): shape for key, shape in own.items()}:
+        # An average of a whole variables dict, as the weights of a train state may stand in one.
+        elif held == wrapped:
             yield (name, *inner)
 
 
@@ -278,6 +307,7 @@ def strays(
 ) -> Iterator[Mismatch]:
     """The states of optimizers that stand where none is known to, beside weights that they would be taken for."""
     home = (kinds.optimizer or ())[:1]
+    # By the key of each state, what it was known by; the surest sign is asked first, and stays.
     found: dict[KeyPath, str] = {}
     for leaf in read.leaves if read.variables or "opt_state" in read.segments else ():
         if _of_optimizer(leaf.kind):
@@ -294,10 +324,17 @@ def strays(
     if not apart:
         return
     optimizer, models = _may_be_trained(read)
-    others = [leaf for leaf in read.leaves if not any(_below(leaf.key, key) for key in found)]
+    # An optimizer state by itself has no weights beside it, which it could be taken for.
+    if all(_is_in_any(leaf.key, found) for leaf in read.leaves):
+        return
     for key, what in apart.items():
-        if others and not any(key != above and _below(key, above) for above in apart):
+        # A state inside another, as of a chain in a chain, is told with the outer one.
+        if not _is_in_any(key, [above for above in apart if above != key]):
             yield _stray(key, what, models if key[:1] == (optimizer,) else ())
+
+
+def _is_in_any(key: KeyPath, nodes: Iterable[KeyPath]) -> bool:
+    return any(_below(key, node) for node in nodes)
 
 
 def _below(key: KeyPath, node: KeyPath) -> bool:
@@ -308,7 +345,10 @@ def _state(key: KeyPath) -> KeyPath:
     """The state that a key of an optimizer's is in: what is above its chain, which has numbers."""
     if "opt_state" in key:
         return key[: key.index("opt_state") + 1]
-    return next((key[:at] for at, segment in enumerate(key) if isinstance(segment, int)), key[:-1])
+    for place, segment in enumerate(key):
+        if isinstance(segment, int):
+            return key[:place]
+    return key[:-1]
 
 
 def _moments(keys: Sequence[KeyPath]) -> Iterator[KeyPath]:
@@ -322,12 +362,14 @@ def _moments(keys: Sequence[KeyPath]) -> Iterator[KeyPath]:
     for node, sides in below.items():
         if len(sides) < 2 or sides["mu"] != sides["nu"]:
             continue
+        # Where one leaf of mu stands elsewhere too, all of them have to, below the same node.
         first, *_ = sides["mu"]
-        ends = (
-            key[: len(key) - len(first)] for key in keys if key[len(key) - len(first) :] == first
-        )
-        for head in ends:
-            if not _below(head, node) and all((*head, *rest) in everything for rest in sides["mu"]):
+        for key in keys:
+            cut = len(key) - len(first)
+            head = key[:cut]
+            if key[cut:] != first or _below(head, node):
+                continue
+            if all((*head, *rest) in everything for rest in sides["mu"]):
                 yield (*node, "mu")
                 break
 
@@ -348,7 +390,7 @@ def _stray(key: KeyPath, what: str, models: Sequence[Any]) -> Mismatch:
 def _as_dict(models: Sequence[Any], optimizer: Any) -> str:
     """A tree that says which of several is the model, as a program writes it of a module ``run``."""
     first, *others = models
-    more = "".join(f', "{name}": run.{name}' for name in others)
+    more = "".join([f', "{name}": run.{name}' for name in others])
     return f'{{"model": run.{first}, "optimizer": run.{optimizer}{more}}}, or another as the model'
 
 
@@ -356,6 +398,7 @@ def parts_of(nodes: Sequence[Node], kinds: Envelope) -> Iterator[Part]:
     """The parts of the optimizer state whose types the tree tells."""
     head = kinds.optimizer or ()
     for node in nodes:
+        # Below a mirror a NamedTuple holds the factors of a param, and is no step of the chain.
         mirrored = any(node.key[:end] in kinds.mirrors for end in range(len(node.key) + 1))
         # What a mask leaves stands for a leaf, and tells no part of the chain.
         mirrored = mirrored or node.type.__name__ == "MaskedNode"
@@ -367,12 +410,15 @@ def _in_collection(key: KeyPath) -> bool:
     return key[0] != "params" or (len(key) > 1 and key[1] in ("params", *_COLLECTIONS))
 
 
-def _mirrored(
-    read: Read, weights: tuple[tuple[KeyPath, str | None], ...], optimizer: KeyPath, inner: KeyPath
-) -> Envelope:
+def _mirrored(read: Read, weights: _Weights, optimizer: KeyPath, inner: KeyPath) -> Envelope:
     """The envelope of a train state; a subtree of the optimizer state mirrors the params when all its leaves do."""
     bare = Envelope(weights, optimizer, frozenset(), ())
-    params = {(*inner, *body) for leaf in read.leaves if (body := bare.body(leaf.key)) is not None}
+    params: set[KeyPath] = set()
+    for leaf in read.leaves:
+        body = bare.body(leaf.key)
+        if body is not None:
+            params.add((*inner, *body))
+    # By node of the optimizer state: how many leaves it has, and how many of them stand at a param's place.
     total: collections.Counter[KeyPath] = collections.Counter()
     hits: collections.Counter[KeyPath] = collections.Counter()
     for leaf in read.leaves:
@@ -380,12 +426,17 @@ def _mirrored(
             for end in range(len(optimizer), len(leaf.key)):
                 total[leaf.key[:end]] += 1
                 hits[leaf.key[:end]] += param_of(leaf.key[end:], params) is not None
-    found = {(*p, *inner) for p, n in hits.items() if n == total[p] and (n > 1 or n == len(params))}
-    return dataclasses.replace(bare, mirrors=frozenset(found))
+    mirrors: set[KeyPath] = set()
+    for node, count in hits.items():
+        # A mask may hide params, but one leaf alone at a place like a param's may be there by chance.
+        if count == total[node] and (count > 1 or count == len(params)):
+            mirrors.add((*node, *inner))
+    return dataclasses.replace(bare, mirrors=frozenset(mirrors))
 
 
 def param_of(key: KeyPath, params: Container[KeyPath]) -> KeyPath | None:
     """The param at whose place a leaf of a mirror stands, or inside of whose place it does."""
+    # The whole key first: with params `w` and `w/scale`, a leaf at w/scale is of the second.
     for end in range(len(key), 0, -1):
         if key[:end] in params:
             return key[:end]

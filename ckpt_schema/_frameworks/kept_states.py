@@ -12,7 +12,7 @@ from ckpt_schema._layouts.drafts import written_nodes
 from ckpt_schema._layouts.fields import Body, OptimizerTable, StateField
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath, Pattern
-from ckpt_schema._layouts.table import Node, Part, Row, is_part
+from ckpt_schema._layouts.table import Node, Part, Repeat, Row, is_part
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
@@ -102,19 +102,20 @@ class _Kept(StateField):
         if reader.faults:
             raise SchemaError(f"what an optimizer of {owner} keeps has no params", reader.faults)
         nodes = written_nodes("containers", self.containers)
-        parts = tuple(
-            Part(tuple(map(paths.named, node.key)), node.type)
-            for node in nodes
-            if is_part(node.type) and not reader.is_mirrored(node)
-        )
-        return OptimizerTable(tuple(rows), nodes, parts, None, {})
+        parts: list[Part] = []
+        for node in nodes:
+            # A NamedTuple where a param stands is a param's factors, and no step of the chain.
+            if is_part(node.type) and not reader.is_mirrored(node):
+                parts.append(Part(tuple(map(paths.named, node.key)), node.type))
+        return OptimizerTable(tuple(rows), nodes, tuple(parts), None, {})
 
     def _faults(self) -> Iterator[Mismatch]:
         """What is of another type than declared."""
-        told = {"leaves": self.leaves, "dtypes": self.dtypes, "axes": self.axes}
-        for argument, given in told.items():
+        by_path = {"leaves": self.leaves, "dtypes": self.dtypes, "axes": self.axes}
+        for argument, given in by_path.items():
             if not isinstance(given, Mapping):
                 yield Mismatch(argument, "declaration", "a dict by path", shown(given))
+        # A text is a sequence too, and "0/mu" would be read as four paths of one letter.
         if isinstance(self.mirrors, str) or not isinstance(self.mirrors, (Sequence, Mapping)):
             hint = 'write mirrors=["0/mu", "0/nu"]'
             yield Mismatch("mirrors", "declaration", "a list of paths", shown(self.mirrors), hint)
@@ -132,24 +133,29 @@ class _Reader:
         self._params = {row.path[1:]: row for row in body.rows}
         self._trained = [path for path, row in self._params.items() if is_trained(row, ())]
         self._heads = [paths.parse_pattern(text) if text else () for text in spec.mirrors]
-        self._own = {paths.parse_path(text): text for text in spec.leaves}
+        # Leaves that are written out, by path: a mirror makes none of its own there.
+        self._written = {paths.parse_path(text): text for text in spec.leaves}
 
     def is_mirrored(self, node: Node) -> bool:
         """Whether a container stands where a param does."""
-        heads = [(*head, *self._root) for head in self._heads]
-        return any(node.key[: len(head)] == head for head in heads)
+        for head in self._heads:
+            place = (*head, *self._root)
+            if node.key[: len(place)] == place:
+                return True
+        return False
 
     def rows(self) -> Iterator[Row]:
         """All rows, those of mirrors first."""
         for text, head in zip(self._spec.mirrors, self._heads, strict=True):
             start = tuple(map(paths.named, head))
             for path in self._wanted(text):
-                if (*start, *path) not in self._own:
+                if (*start, *path) not in self._written:
                     param = self._params[path]
+                    # As by optax.adam(mu_dtype="bfloat16"), whose mu is narrower than its params.
                     dtype = self._spec.dtypes.get(text, param.leaf.dtype)
                     leaf = dataclasses.replace(param.leaf, dtype=dtype)
                     yield self._mirror(head, param, dataclasses.replace(param, leaf=leaf), ())
-        for path, text in self._own.items():
+        for path, text in self._written.items():
             leaf = from_annotation(self._spec.leaves[text])
             if leaf is None:
                 hint = 'write leaves={"0/count": Int32[Array, ""]}'
@@ -157,6 +163,7 @@ class _Reader:
                 found = shown(self._spec.leaves[text])
                 self.faults.append(Mismatch(text, "declaration", expected, found, hint))
                 continue
+            # What stands at no param's place is a leaf of the state itself, as Adam's count.
             yield self._shaped(path, text, leaf) or Row(
                 path, paths.parse_pattern(text), leaf, kind=self._kind(mirror=False)
             )
@@ -166,55 +173,62 @@ class _Reader:
         given = self._spec.mirrors[text] if isinstance(self._spec.mirrors, Mapping) else None
         if given is None:
             return self._trained
-        wanted = [paths.parse_path(path) for path in given]
-        for path in wanted:
-            if path not in self._params:
+        wanted: list[LogicalPath] = []
+        for path in map(paths.parse_path, given):
+            if path in self._params:
+                wanted.append(path)
+            else:
                 expected = f"a param of {self._body.name}"
                 found = "/".join(path)
                 self.faults.append(Mismatch(text, "declaration", expected, found))
-        return [path for path in wanted if path in self._params]
+        return wanted
 
     def _shaped(self, path: LogicalPath, text: str, leaf: Leaf) -> Row | None:
         """The row of a leaf that is kept for a param in a shape of its own.
 
         None for any other leaf.
         """
+        # The deepest mirror first: with mirrors "" and "0/mu", a leaf at 0/mu/w is of the second.
         for head in sorted(self._heads, key=len, reverse=True):
             start = tuple(map(paths.named, head))
             if path[: len(start)] != start:
                 continue
             rest = path[len(start) :]
+            # Of kernel/0 the param is kernel, and 0 the number of a factor that is kept for it.
             for end in range(len(rest), 0, -1):
-                param = self._params.get(rest[:end])
+                place, tail = rest[:end], rest[end:]
+                param = self._params.get(place)
                 if param is not None:
-                    return self._mirror(head, param, self._stacked(param, text, leaf), rest[end:])
-                # A leaf that does not share the stack of its param is no repetition.
-                alike = [p for p in self._params if paths.path_names(p) == rest[:end]]
+                    return self._mirror(head, param, self._stacked(param, text, leaf), tail)
+                # A leaf that does not share the stack of its param is no repetition: it is written
+                # layers/w where the param is layers[]/w.
+                alike = [p for p in self._params if paths.path_names(p) == place]
                 if alike:
                     param = self._params[alike[0]]
-                    lone = dataclasses.replace(param, path=("", *rest[:end]), repeats=(), leaf=leaf)
-                    return self._mirror(head, param, lone, rest[end:])
+                    lone = dataclasses.replace(param, path=("", *place), repeats=(), leaf=leaf)
+                    return self._mirror(head, param, lone, tail)
         return None
 
     def _stacked(self, param: Row, text: str, leaf: Leaf) -> Row:
+        """The param with a leaf of another shape, its layers on the axis that the leaf has them on."""
         axis = self._spec.axes.get(text)
-        repeats = tuple(
-            repeat
-            if axis is None or repeat.axis is None
-            else dataclasses.replace(repeat, axis=axis)
-            for repeat in param.repeats
-        )
-        return dataclasses.replace(param, leaf=leaf, repeats=repeats)
+        repeats: list[Repeat] = []
+        for repeat in param.repeats:
+            # A level without an axis is a list of leaves, which no array stacks.
+            if axis is not None and repeat.axis is not None:
+                repeat = dataclasses.replace(repeat, axis=axis)
+            repeats.append(repeat)
+        return dataclasses.replace(param, leaf=leaf, repeats=tuple(repeats))
 
     def _mirror(self, head: Pattern, param: Row, shape: Row, tail: LogicalPath) -> Row:
         """The row of what is kept for a param, of the leaf and the repeats of ``shape``."""
-        own = param.key[len(self._body.key) :]
+        param_key = param.key[len(self._body.key) :]
         boxed = self._body.kinds.container == "nnx"
-        keys = paths.parse_pattern("/".join(tail)) if tail else ()
+        tail_key = paths.parse_pattern("/".join(tail)) if tail else ()
         start = tuple(map(paths.named, head))
         made = Row(
             (*start, *shape.path[1:], *tail),
-            (*head, *self._root, *own, *keys),
+            (*head, *self._root, *param_key, *tail_key),
             shape.leaf,
             shape.repeats,
             self._kind(mirror=True),
@@ -223,6 +237,7 @@ class _Reader:
             inside=len(tail) if boxed else 0,
             mirrors="/".join(param.path),
         )
+        # Only the finished row knows its dims with the stack in them.
         return dataclasses.replace(made, reshaped=made.dims != param.dims)
 
     def _kind(self, *, mirror: bool) -> Any:

@@ -36,18 +36,21 @@ def abstract_variables(module: Any, inputs: Sequence[Any]) -> Any:
         name = getattr(module, "__name__", type(module).__name__)
         expected, found = "a module of Linen, called with inputs", "another thing, and inputs"
         hint = "leave the inputs out, or pass what makes the tree, lambda: ..."
+        # `infer(MLP, x)` for `infer(MLP(), x)` is a slip that the hint can spell out.
         if is_linen(module):
             found, hint = "its class", f"pass {name}(...) and the inputs"
         raise _unreadable(name, expected, found, hint)
     name = type(module).__name__
+    # Linen makes a kernel when it sees its input: Dense(8) alone does not say how many rows it has.
     if not inputs:
         hint = f"infer({name}(...), x), or pass what makes them, lambda: {name}(...).init(...)"
         raise _unreadable(name, "the inputs too, which its variables depend on", "none", hint)
 
     def make() -> Any:
+        # Any key will do: shapes and dtypes do not depend on it, and nothing is drawn.
         return module.init(jax.random.key(0), *jax.tree.map(_value, tuple(inputs)))
 
-    make.__name__ = name
+    make.__name__ = name  # what an error calls it, if the module fails
     return abstract_of(make)
 
 

@@ -52,6 +52,7 @@ def given_out_by(kind: type) -> str | None:
         >>> given_out_by(nnx.Param), given_out_by(collections.OrderedDict)
         ('flax.nnx', 'collections')
     """
+    # Users write flax.nnx.Param, though the class is in flax/nnx/variablelib.py: a text says the same.
     parts = kind.__module__.split(".")
     for end in range(1, len(parts) + 1):
         module = ".".join(parts[:end])
@@ -68,6 +69,7 @@ def type_name(kind: type) -> str:
         >>> type_name(tuple), type_name(type(None)), type_name(nnx.BatchStat)
         ('tuple', 'None', 'flax.nnx.BatchStat')
     """
+    # By identity: a class of the user's may derive from tuple, and be named tuple.
     for name, plain in _PLAIN.items():
         if kind is plain:
             return name
@@ -92,8 +94,10 @@ def traits_of(kind: type) -> TypeTraits | None:
     if _of_library(type_name(kind)) is kind:
         return None
     if issubclass(kind, nnx.Variable):
-        known = (base for base in kind.__mro__ if _of_library(type_name(base)) is base)
-        return TypeTraits(variable=type_name(next(known)))
+        # The nearest base that everybody has: of a LoRAParam of the user's own it is nnx.LoRAParam.
+        for base in kind.__mro__:
+            if _of_library(type_name(base)) is base:
+                return TypeTraits(variable=type_name(base))
     fields: Any = getattr(kind, "_fields", None)
     return TypeTraits(fields=None if fields is None else tuple(fields))
 
@@ -105,7 +109,9 @@ def _of_library(name: str) -> type | None:
     module, _, own = name.rpartition(".")
     if module.partition(".")[0] not in _LIBRARIES:
         return None
+    # vars and not getattr: a module may make what it is asked for, and a name in a text must run nothing.
     found = vars(sys.modules[module]).get(own) if module in sys.modules else None
+    # A text may name any class of these libraries, and only some are safe to make.
     is_used = isinstance(found, type) and (issubclass(found, nnx.Variable) or _is_container(found))
     return found if is_used else None
 
@@ -128,6 +134,7 @@ class KnownTypes:
         self._nodes: dict[tuple[Any, type], Node] = {}
         self._traits: dict[str, TypeTraits] = {}
         for table in like:
+            # The first of a name stays, so that the order of the layouts decides.
             for kind in types_in(table):
                 self._known.setdefault(type_name(kind), kind)
             for node in table.nodes:
@@ -143,6 +150,7 @@ class KnownTypes:
         if found is jax.Array:
             return found
         if found is None:
+            # What a text says of a type's base is held against Flax as well: it may name anything.
             base = self._traits.get(name, TypeTraits()).variable
             whole = _of_library(base) if base else nnx.Variable
             found = None if whole is None else _stand_in(name, whole)
@@ -158,11 +166,13 @@ class KnownTypes:
     def structure(self, key: Any, kind: type, names: tuple[Key, ...]) -> Any:
         """What a found container is built by anew: what a known layout has there, or what nobody tells."""
         node = self._nodes.get((key, kind))
+        # The names of the children have to be the same too, or the data could be of another shape.
         if node is not None and node.static is not None and node.static[1] == names:
             return node.static
         return UntoldStructure(type_name(kind)), names
 
     def _found(self, name: str) -> type | None:
+        # Flax's own first: no layout can put another class under a name of Flax.
         return _of_library(name) or self._known.get(name)
 
 
@@ -171,9 +181,12 @@ def types_in(table: Layout) -> Iterator[type]:
     for row in table.rows:
         if isinstance(row.kind, type):
             yield row.kind
-        yield from (kind for _, kind in row.held)
-    yield from (node.type for node in table.nodes)
-    yield from (part.type for part in table.parts)
+        for _, container in row.held:
+            yield container
+    for node in table.nodes:
+        yield node.type
+    for part in table.parts:
+        yield part.type
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -195,6 +208,7 @@ class UntoldStructure:
         raise _unmade(self.name)
 
 
+# Cached, so that two layouts of one text have one type, and are equal.
 @functools.cache
 def _stand_in(name: str, base: type, fields: tuple[str, ...] | None = None) -> type:
     """A type that has nothing but a name, and is equal to those of the same name alone."""
@@ -203,6 +217,7 @@ def _stand_in(name: str, base: type, fields: tuple[str, ...] | None = None) -> t
     def refuse(cls: type, *values: Any, **named: Any) -> NoReturn:
         raise _unmade(name)
 
+    # Everything may be asked of a stand-in but an object of it.
     def fill(body: dict[str, Any]) -> None:
         body.update(__module__=module, __qualname__=own, __new__=refuse, __doc__="A stand-in.")
         if fields is not None:

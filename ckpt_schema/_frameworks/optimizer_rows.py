@@ -62,6 +62,7 @@ class OptimizerLeaf:
         """Its row, as the state itself sees it."""
         start, tail = tuple(map(named, self.place.prefix)), self.place.tail
         key = (*self.place.prefix, *(self.place.param or ()), *tail)
+        # A count or a placeholder: no param lends it a path, so it is called by its key path.
         if self.param is None:
             return Row((*start, *map(named, tail)), key, self.leaf, kind=kind)
         default = None if self.param.default is None else Init()  # what a new param brings with it
@@ -87,11 +88,16 @@ def _path(param: Row, repeats: Sequence[Repeat]) -> LogicalPath:
 
     A level that this leaf does not share is no repetition of it.
     """
-    shared = iter(r.size in [s.size for s in repeats] for r in param.repeats)
-    return tuple(
-        segment.removesuffix("[]") if segment.endswith("[]") and not next(shared) else segment
-        for segment in param.model_path
-    )
+    sizes = [repeat.size for repeat in repeats]
+    # One for each [] of the path, in order. What Adafactor keeps once for a stack at layers[]/w is
+    # at layers/w.
+    levels = iter(param.repeats)
+    path: list[str] = []
+    for segment in param.model_path:
+        if segment.endswith("[]") and next(levels).size not in sizes:
+            segment = segment.removesuffix("[]")
+        path.append(segment)
+    return tuple(path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,8 +117,12 @@ class OptimizerState:
     @property
     def parts(self) -> tuple[Part, ...]:
         """What each transformation of the chain keeps, by its logical path in the state."""
-        own = [n for n in self.nodes if n not in self.inner and is_part(n.type)]
-        return tuple(Part(tuple(map(named, n.key)), n.type) for n in own)
+        parts: list[Part] = []
+        for node in self.nodes:
+            # A NamedTuple where a param stands is a param's factors, and no step of the chain.
+            if node not in self.inner and is_part(node.type):
+                parts.append(Part(tuple(map(named, node.key)), node.type))
+        return tuple(parts)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -135,9 +145,14 @@ class Start:
 
     def state(self, params: Sequence[tuple[KeyPath, Row, Any]]) -> Any:
         """The state for params of a layout, of which those of other optimizers are left out."""
-        start, own = len(self.head), [p for p in params if "/".join(p[1].path) in self.trained]
-        values = nested({key[start:]: value for key, _, value in own})
-        return self.tx.init(self.box.close(values, {key[start:]: row for key, row, _ in own}))
+        values: dict[KeyPath, Any] = {}
+        rows: dict[KeyPath, Row] = {}
+        for key, row, value in params:
+            if "/".join(row.path) in self.trained:
+                # tx.init is given the params alone, and so their keys without what is above them.
+                place = key[len(self.head) :]
+                values[place], rows[place] = value, row
+        return self.tx.init(self.box.close(nested(values), rows))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -197,21 +212,21 @@ def optimizer_state(
             determine, or a state whose type depends on sizes that are not given.
     """
     if not params:
-        fault = Mismatch(
-            "opt_state",
-            "declaration",
-            "at least one trainable leaf",
-            "none",
-            "the schema declares no params",
-        )
+        expected, hint = "at least one trainable leaf", "the schema declares no params"
+        fault = Mismatch("opt_state", "declaration", expected, "none", hint)
         raise SchemaError("an optimizer state needs params", [fault])
-    names = sorted(set().union(*(dims_.dim_names(row.dims) for row in params)))
-    counting = set[str]().union(*(dims_.dim_names(row.unrolled) for row in params))
+    # Two kinds of names: those of axes, which shapes are told apart by, and those that count the
+    # members of lists, which are in no shape.
+    in_axes, counting = set[str](), set[str]()
+    for row in params:
+        in_axes |= dims_.dim_names(row.dims)
+        counting |= dims_.dim_names(row.unrolled)
+    names = sorted(in_axes)
     counts = {name: size for name, size in given.items() if name in counting}
     _verify_given(name, names, counts, given)
 
-    def typed(*sizes: Sizes) -> _Typing:
-        return _Typing(params, [trace(tx, params, each, counts, box or Box()) for each in sizes])
+    def typed(*several: Sizes) -> _Typing:
+        return _Typing(params, [trace(tx, params, at, counts, box or Box()) for at in several])
 
     # Dims that are equally long at the given sizes are told apart by sizes near them. Both orders are
     # tried, for an optimizer may treat the longer of two axes in its own way.
@@ -219,32 +234,33 @@ def optimizer_state(
         near = [typed(*_around(names, given, step)) for step in (1, -1)]
         return typed(given).agreed_near(near, name)
     # A type that holds at small primes and at large ones, in the other order, holds for all sizes.
-    small = typed(*(dict(zip(names, _primes(3, skip), strict=False)) for skip in (0, 1)))
-    large = typed(
-        *(dict(zip(reversed(names), _primes(1009, skip), strict=False)) for skip in (0, 1))
-    )
-    sizes = ", ".join(f'"{n}": ...' for n in names)
+    # Two sizes of each, for an axis of 3 may be a dim of that length, or a number of its own.
+    small = typed(_prime_sizes(names, 3, 0), _prime_sizes(names, 3, 1))
+    turned = names[::-1]
+    large = typed(_prime_sizes(turned, 1009, 0), _prime_sizes(turned, 1009, 1))
+    sizes = ", ".join([f'"{n}": ...' for n in names])
     return small.agreed(large, name, spelled.replace("{SIZES}", f"{{{sizes}}}"))
 
 
 def _verify_given(name: str, names: Sequence[str], counts: Sizes, given: Sizes) -> None:
-    missing = [n for n in names if n not in given] if given else []
-    unknown = [n for n in given if n not in names and n not in counts]
-    faults = [
-        Mismatch(n, "dims", "the size of every dim of the params", "none", f'add "{n}": ...')
-        for n in missing
-    ]
-    faults += [
-        Mismatch(n, "dims", f"a dim of the params ({', '.join(names)})", "an unknown name")
-        for n in unknown
-    ]
+    faults: list[Mismatch] = []
+    for dim in names if given else ():  # without sizes the type has to hold for all of them
+        if dim not in given:
+            expected, hint = "the size of every dim of the params", f'add "{dim}": ...'
+            faults.append(Mismatch(dim, "dims", expected, "none", hint))
+    for dim in given:
+        if dim not in names and dim not in counts:
+            expected = f"a dim of the params ({', '.join(names)})"
+            faults.append(Mismatch(dim, "dims", expected, "an unknown name"))
     if faults:
         raise SchemaError(f"the sizes of {name}[...] are not well formed", faults)
 
 
-def _primes(start: int, skip: int) -> Iterator[int]:
+def _prime_sizes(names: Sequence[str], start: int, skip: int) -> Sizes:
     """Distinct primes from an odd ``start`` on, so that sizes that agree do so because their dims do."""
-    return itertools.islice(filter(_is_odd_prime, itertools.count(start, 2)), skip, None)
+    # Of a, b, c from 3 on they are 3, 5, 7; with one left out, 5, 7, 11.
+    primes = filter(_is_odd_prime, itertools.count(start, 2))
+    return dict(zip(names, itertools.islice(primes, skip, None), strict=False))
 
 
 def _is_odd_prime(number: int) -> bool:
@@ -256,11 +272,14 @@ def _around(names: Sequence[str], given: Sizes, step: int) -> Iterator[Sizes]:
 
     ``step`` says which of equal ones comes first.
     """
-    order = sorted(names[::step], key=lambda n: given[n])
+    # The sort is stable: of a=4, b=4, c=8 it is a, b, c, and with step -1 b, a, c.
+    order = sorted(names[::step], key=lambda name: given[name])
     for skip in (1, len(names) + 1):
         sizes: dict[str, int] = {}
-        for n in order:
-            sizes[n] = max(given[n] + skip, max(sizes.values(), default=0) + 1)
+        last = 0
+        for name in order:
+            # a=5, b=6, c=9: each is longer than those before it, as equal axes could not be told apart.
+            last = sizes[name] = max(given[name] + skip, last + 1)
         yield sizes
 
 
@@ -274,27 +293,19 @@ class _Typing:
     def agreed(self, other: _Typing, name: str, spelled: str) -> OptimizerState:
         """The type that holds at the sizes of both; ``spelled`` is how to declare it for one."""
         mine, theirs = dict(self._types()), dict(other._types())
-        faults = [t for t in mine.values() if isinstance(t, Mismatch)]
+        faults = [kind for kind in mine.values() if isinstance(kind, Mismatch)]
+        # What has no type at these sizes has another fault at others, which says nothing new.
         if not faults:
             hint = f"its type depends on the sizes: give them, {spelled}"
-            places = {**mine, **theirs}
-            faults = [
-                Mismatch(
-                    str(place),
-                    "dims",
-                    "one type for all sizes",
-                    _either(mine.get(place), theirs.get(place)),
-                    hint,
-                )
-                for place in places
-                if mine.get(place) != theirs.get(place)
-            ]
+            for place in {**mine, **theirs}:
+                here, there = mine.get(place), theirs.get(place)
+                if here != there:
+                    found, expected = _either(here, there), "one type for all sizes"
+                    faults.append(Mismatch(str(place), "dims", expected, found, hint))
         if faults:
-            raise SchemaError(
-                f"the optimizer state of {name} cannot be typed for all sizes",
-                faults,
-            )
-        return self._state([t for t in mine.values() if not isinstance(t, Mismatch)])
+            header = f"the optimizer state of {name} cannot be typed for all sizes"
+            raise SchemaError(header, faults)
+        return self._state(mine)
 
     def agreed_near(self, near: Sequence[_Typing], name: str) -> OptimizerState:
         """The type at one size, that of this trace.
@@ -312,68 +323,69 @@ class _Typing:
             shape = dims_.sizes_of(_stored(kind), truth.sizes)
             assert shape is not None  # at one size every axis has a length
             if kind.param is not None:
-                dims = [_stored(g) for g in guesses if isinstance(g, OptimizerLeaf)]
-                dims = [d for d in dims if dims_.sizes_of(d, truth.sizes) == shape]
-                item, repeats = _unstacked(
-                    _settled(kind.param.dims, shape, dims, truth.sizes), kind.param
-                )
-                types[place] = dataclasses.replace(
-                    kind, leaf=_called(item, kind.leaf.dtype, kind.param), repeats=repeats
-                )
-            elif any(guess != kind for guess in guesses):
+                told: list[Dims] = []
+                for guess in guesses:
+                    dims = _stored(guess) if isinstance(guess, OptimizerLeaf) else None
+                    # Near a threshold the transformation may keep another kind of leaf, of another shape.
+                    if dims is not None and dims_.sizes_of(dims, truth.sizes) == shape:
+                        told.append(dims)
+                settled = _settled(kind.param.dims, shape, told, truth.sizes)
+                item, repeats = _unstacked(settled, kind.param)
+                leaf = _called(item, kind.leaf.dtype, kind.param)
+                types[place] = dataclasses.replace(kind, leaf=leaf, repeats=repeats)
+            elif guesses != [kind] * len(guesses):
+                # Its size is that of several params together, as where all are kept in one vector.
                 faults.append(Mismatch(str(place), "shape", *_mixed(place, shape, kind.leaf.dtype)))
         if faults:
-            raise SchemaError(
-                f"the optimizer state of {name} belongs to no params",
-                faults,
-            )
-        return self._state([t for t in types.values() if not isinstance(t, Mismatch)])
+            raise SchemaError(f"the optimizer state of {name} belongs to no params", faults)
+        return self._state(types)
 
-    def _state(self, found: Sequence[OptimizerLeaf | Node]) -> OptimizerState:
-        nodes = tuple(t for t in found if isinstance(t, Node))
-        inner = [
-            t
-            for place, t in zip(self.traces[0].found, found, strict=True)
-            if isinstance(t, Node) and place.param is not None
-        ]
-        nodes += self._held()
-        return OptimizerState(
-            tuple(t for t in found if isinstance(t, OptimizerLeaf)), nodes, frozenset(inner)
-        )
+    def _state(self, types: Mapping[StatePlace, OptimizerLeaf | Node | Mismatch]) -> OptimizerState:
+        state_leaves: list[OptimizerLeaf] = []
+        nodes: list[Node] = []
+        inner: set[Node] = set()
+        for place, kind in types.items():
+            if isinstance(kind, OptimizerLeaf):
+                state_leaves.append(kind)
+            elif isinstance(kind, Node):
+                nodes.append(kind)
+                if place.param is not None:
+                    inner.add(kind)
+        return OptimizerState(tuple(state_leaves), (*nodes, *self._held()), frozenset(inner))
 
     def _held(self) -> tuple[Node, ...]:
         """The containers of params with parts, wherever they are mirrored."""
         rows = {row.key: row for row in self.params if row.held}
-        mirrored = [
-            (place.prefix, rows[place.param])
-            for place in self.traces[0].found
-            if place.param in rows
-        ]
-        return tuple(
-            {
-                n
-                for head, row in mirrored
-                for n in holders([dataclasses.replace(row, key=(*head, *row.key))])
-            }
-        )
+        held: dict[Node, None] = {}
+        for place in self.traces[0].found:
+            row = rows.get(place.param) if place.param is not None else None
+            if row is not None:
+                # A quantized param is an array and its scale in one class, and so is its momentum.
+                mirror = dataclasses.replace(row, key=(*place.prefix, *row.key))
+                held |= dict.fromkeys(holders([mirror]))
+        return tuple(held)
 
     def _types(self) -> Iterator[tuple[StatePlace, OptimizerLeaf | Node | Mismatch]]:
+        """What stands at each place, at all the sizes; or what is wrong with it."""
         rows = {row.key: row for row in self.params}
         first, *others = self.traces
         for place, here in first.found.items():
-            several = [here, *(other.found.get(place) for other in others)]
+            several = [here, *[other.found.get(place) for other in others]]
             if isinstance(here, type):
+                if set(several) != {here}:
+                    yield place, _unlike(place, several)
+                    continue
                 key = (*place.prefix, *(place.param or ()), *place.tail)
-                yield (
-                    place,
-                    Node(key, here, self._counts(place))
-                    if set(several) == {here}
-                    else _unlike(place, several),
-                )
-            elif any(not isinstance(s, tuple) or s[1] != here[1] for s in several):
+                yield place, Node(key, here, self._counts(place))
+                continue
+            shapes: list[tuple[int, ...]] = []
+            for found in several:
+                if isinstance(found, tuple) and found[1] == here[1]:
+                    shapes.append(found[0])
+            # Some sizes may have a container there, or nothing, or a leaf of another dtype.
+            if len(shapes) < len(several):
                 yield place, _unlike(place, several)
             else:
-                shapes = [s[0] for s in several if isinstance(s, tuple)]
                 param = rows.get(place.param) if place.param is not None else None
                 yield place, self._leaf(place, param, shapes, here[1])
 
@@ -381,8 +393,10 @@ class _Typing:
         """The sizes of the lists on the way to a place."""
         count = symbols(place.param or ())
         length = len(place.param or ())
-        if count:
-            return next(r.unrolled[:count] for r in self.params if r.key[:length] == place.param)
+        # All params below one node count its lists by the same dims, so the first may tell.
+        for row in self.params if count else ():
+            if row.key[:length] == place.param:
+                return row.unrolled[:count]
         return ()
 
     def _leaf(
@@ -405,10 +419,16 @@ def _dims(param: Dims, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]
     """
     if len({len(shape) for shape in shapes}) > 1:
         return None
+    # A shape like the param's own is that of the param, though two of its axes may be of one dim.
     if [dims_.sizes_of(param, at) for at in sizes] == list(shapes):
         return param
-    dims = [_axis(param, lengths, sizes) for lengths in zip(*shapes, strict=True)]
-    return None if None in dims else tuple(dim for dim in dims if dim is not None)
+    dims: list[Dim] = []
+    for lengths in zip(*shapes, strict=True):
+        dim = _axis(param, lengths, sizes)
+        if dim is None:
+            return None
+        dims.append(dim)
+    return tuple(dims)
 
 
 def _axis(param: Dims, lengths: Sequence[int], sizes: Sequence[Sizes]) -> Dim | None:
@@ -416,18 +436,24 @@ def _axis(param: Dims, lengths: Sequence[int], sizes: Sequence[Sizes]) -> Dim | 
 
     If there is none, its one length.
     """
-    fits = {dim for dim in param if [dims_.size_of(dim, at) for at in sizes] == list(lengths)}
+
+    def is_as_long(dim: Dim) -> bool:
+        return [dims_.size_of(dim, at) for at in sizes] == list(lengths)
+
+    fits = set(filter(is_as_long, param))
+    # At one size a length alone tells nothing: 8 may be a dim of 8, or the number 8.
     if len(fits) == 1 and not (len(set(lengths)) == 1 and len(sizes) == 1):
         return fits.pop()
     # An axis that no size changes is a number of the transformation's own.
     if len(set(lengths)) == 1:
         return (lengths[0],)
-    runs = (
-        dims_.factors(param[i:j]) for i in range(len(param)) for j in range(i + 2, len(param) + 1)
-    )
-    return next(
-        (run for run in runs if [dims_.size_of(run, at) for at in sizes] == list(lengths)), None
-    )
+    # Some flatten a param: of [a b c] the axis may be a*b, b*c or a*b*c.
+    for start in range(len(param)):
+        for end in range(start + 2, len(param) + 1):
+            run = dims_.factors(param[start:end])
+            if is_as_long(run):
+                return run
+    return None
 
 
 def _settled(param: Dims, shape: Sequence[int], guesses: Sequence[Dims], sizes: Sizes) -> Dims:
@@ -445,7 +471,9 @@ def _settled(param: Dims, shape: Sequence[int], guesses: Sequence[Dims], sizes: 
         if len(told) == 1:
             dims.append(told.pop())
         elif len(set(fits)) > 1:
-            dims.append(("_or_".join(dims_.format_dim(dim).replace("*", "_x_") for dim in fits),))
+            # The sizes near by tell nothing of it, or two things: it may be either, so it is called both.
+            either = [dims_.format_dim(dim).replace("*", "_x_") for dim in fits]
+            dims.append(("_or_".join(either),))
         else:
             dims.append(fits[0] if fits else (length,))
     return tuple(dims)
@@ -473,25 +501,30 @@ def _called(dims: Dims, dtype: str, param: Row) -> Leaf:
     order: it is the same in two layouts only if both keep these axes in one order, for which of
     them an optimizer reduces may hang on that.
     """
-    own = param.leaf
-    if dims == own.dims:
-        return Leaf(dims, dtype, own.names)
-    if not own.names:
+    if dims == param.leaf.dims:
+        return Leaf(dims, dtype, param.leaf.names)
+    if not param.leaf.names:
         return Leaf(dims, dtype)
-    return Leaf(dims, dtype, tuple(_axis_name(dim, own) for dim in dims))
+    return Leaf(dims, dtype, tuple([_axis_name(dim, param.leaf) for dim in dims]))
 
 
-def _axis_name(dim: Dim, own: Leaf) -> AxisName:
-    several = [name for each, name in zip(own.dims, own.names, strict=True) if each == dim]
+def _axis_name(dim: Dim, of_param: Leaf) -> AxisName:
+    """What an axis of this dim is called after those of the param's leaf."""
+    axes = zip(of_param.dims, of_param.names, strict=True)
+    several = [name for axis, name in axes if axis == dim]
     if len(several) == 1:
         return several[0]
     if several:
         return AxisName((EITHER.join(map(str, several)),) * len(dim))
-    ends = range(len(own.dims) + 1)
-    runs = ((start, end) for start in ends for end in ends if start < end)
-    for start, end in runs:
-        if dims_.factors(own.dims[start:end]) == dim:
-            return AxisName(tuple(part for name in own.names[start:end] for part in name.parts))
+    # An axis of several neighbours has the names of each: a flattened [heads head_dim] keeps both.
+    count = len(of_param.dims)
+    for start in range(count):
+        for end in range(start + 1, count + 1):
+            if dims_.factors(of_param.dims[start:end]) == dim:
+                parts: list[str] = []
+                for name in of_param.names[start:end]:
+                    parts += name.parts
+                return AxisName(tuple(parts))
     return AxisName(tuple(map(str, dim)))
 
 
@@ -509,18 +542,13 @@ def _stored(leaf: OptimizerLeaf) -> Dims:
 
 
 def _unlike(place: StatePlace, several: Sequence[Any]) -> Mismatch:
-    kinds = " or ".join(dict.fromkeys(told_state(s) for s in several))
-    return Mismatch(
-        str(place),
-        "shape",
-        "the same structure for all sizes",
-        kinds,
-        "declare this state with ckpt_schema.infer",
-    )
+    kinds = " or ".join(dict.fromkeys(map(told_state, several)))
+    hint = "declare this state with ckpt_schema.infer"
+    return Mismatch(str(place), "shape", "the same structure for all sizes", kinds, hint)
 
 
 def _either(first: Any, second: Any) -> str:
-    return " or ".join(_type(t) for t in (first, second))
+    return f"{_type(first)} or {_type(second)}"
 
 
 def _type(found: OptimizerLeaf | Node | Mismatch | None) -> str:

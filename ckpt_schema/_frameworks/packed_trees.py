@@ -14,6 +14,7 @@ ELSEWHERE = "//GDAPlaceholder:"
 
 def is_packed(head: bytes) -> bool:
     """Whether bytes begin a map in msgpack, as Flax writes a state."""
+    # The tags of msgpack: a map of up to 15 entries has its length in the tag, longer ones after it.
     return bool(head) and (0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF))
 
 

@@ -30,11 +30,14 @@ def starting_value(layout: Layout, row: Row) -> float | int | bool | None:
         if row.mirrors not in start.trained or isinstance(bench, NoDegree):
             continue
         starts: list[np.ndarray[tuple[int], np.dtype[np.generic]]] = []
+        # Two draws of params: what copies a param starts with other values in each.
         for seed in (0, 1):
-            for number, value in zip(bench.rows, bench.init(bench.drawn(seed)), strict=True):
+            state = bench.init(bench.drawn(seed))
+            for number, value in zip(bench.rows, state, strict=True):
                 if number is not None and bench.table[number].path == row.path:
                     starts.append(np.ravel(np.asarray(value)))
         values = np.concatenate(starts) if starts else np.zeros(0)
-        if values.size and len({each.tobytes() for each in values}) == 1:
+        # Bytes tell 0.0 and -0.0 apart, and a NaN equals itself.
+        if values.size and len({value.tobytes() for value in values}) == 1:
             return values[0].item()
     return None

@@ -26,6 +26,7 @@ _Made = TypeVar("_Made")
 
 def remembered(make: Callable[[Any, Any], _Made]) -> Callable[[Any, Any], _Made]:
     """What makes a class of what stands in its brackets: of the same, the same one again."""
+    # With it, Params[Body] in two annotations is one class, and its layout is made once.
     known = functools.lru_cache(maxsize=64)(make)
 
     @functools.wraps(make)
@@ -49,7 +50,7 @@ def arguments(name: str, item: Any) -> tuple[Any, optax.GradientTransformation, 
     given: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)
     hint = f"write {name}[Body, optax.adamw(3e-4)]; for weights alone, {name.split('.')[0]}.Params[Body]"
     expected = "a Schema class and an optax transformation"
-    found = ""
+    found = ""  # what is wrong, in a few words; empty where nothing is
     if len(given) not in (2, 3):
         found = f"{len(given)} arguments" if isinstance(item, tuple) else "no transformation"
     elif not callable(getattr(given[1], "init", None)):
@@ -140,6 +141,7 @@ class _Optimizer(StateField):
         head = self._head(body)
         is_trained = _told(body.kinds.trained(self.wrt), body)
         trained = [row for row in body.rows if is_trained(row)]
+        # With root="params", a trained leaf at `batch_stats/mean` is not in what tx.init was given.
         outside = [row for row in trained if row.key[: len(head)] != head]
         if outside:
             where, found = paths.format_path(head), paths.format_path(outside[0].key)
@@ -147,35 +149,39 @@ class _Optimizer(StateField):
             fault = Mismatch("root", "declaration", expected, found, "give root=, or another wrt=")
             raise SchemaError(f"the optimizer state of {owner} belongs to no params", [fault])
         box = body.kinds.box or Box()
+        # The transformation sees the params alone, so their keys begin at the tree that it is given.
         given = [dataclasses.replace(row, key=row.key[len(head) :]) for row in trained]
         try:
             name = owner.split("[")[0]
-            found = optimizer_state(
-                name, self.tx, given, self.sizes, box, self._spelled(name, owner)
-            )
+            spelled = self._spelled(name, owner)
+            typed = optimizer_state(name, self.tx, given, self.sizes, box, spelled)
         except SchemaError as error:
+            # Where params have parts, these are the cause, whatever the trace said of it.
             raise body.kinds.parted(owner, trained) or _placed(error, key) from None
-        rows = [
-            leaf.row(body.kinds.kept(mirror=leaf.param is not None, boxed=leaf.boxed))
-            for leaf in found.leaves
-        ]
+        rows: list[Row] = []
+        for leaf in typed.leaves:
+            kind = body.kinds.kept(mirror=leaf.param is not None, boxed=leaf.boxed)
+            rows.append(leaf.row(kind))
         names = frozenset("/".join(row.path) for row in trained)
         start = Start(self.tx, _fixed(head), _fixed(key), names, box)
-        nodes: tuple[Node, ...] = found.nodes
+        nodes: tuple[Node, ...] = typed.nodes
         if body.kinds.container == "nnx":
             # Outside of Variables, a state has no containers but dicts, and nothing where there is no leaf.
-            nodes = tuple(node for node in nodes if node in found.inner)
-        return OptimizerTable(tuple(rows), nodes, found.parts, Starts((start,)), self.sizes)
+            nodes = tuple([node for node in nodes if node in typed.inner])
+        return OptimizerTable(tuple(rows), nodes, typed.parts, Starts((start,)), self.sizes)
 
     def _head(self, body: Body) -> Pattern:
         """Where the tree stands that the transformation was given."""
         if self.root is not None:
             return paths.parse_pattern(self.root) if self.root else ()
+        # A variables dict at `params` has its weights at `params/params`, and Linen users hand tx.init
+        # the whole dict.
         twice = len(body.key) > 1 and body.key[-1] == body.key[-2]
         return body.key[:-1] if twice and body.kinds.container == "dict" else body.key
 
     def _spelled(self, name: str, owner: str) -> str:
         """How sizes are given, for a cure to say it with."""
+        # A train state is named with its brackets, `linen.TrainState[Body]`; a schema has none.
         if name != owner:
             return f"{name}[Body, tx, {{SIZES}}]"
         return f"cs.optimizer(tx, of={self.of!r}, sizes={{SIZES}})"
@@ -208,29 +214,32 @@ def _told(is_trained: Any, body: Body) -> Any:
     """
 
     def trains(row: Row) -> bool:
-        own = row.key[len(body.key) :]
-        symbols = paths.symbols(own)
-        told = {bool(is_trained(row, paths.fill(own, (n,) * symbols))) for n in range(3)}
-        if len(told) > 1:
+        key = row.key[len(body.key) :]
+        symbols = paths.symbols(key)
+        # A filter by path may ask for the layer's number: three layers are tried in the place of all.
+        answers: set[bool] = set()
+        for member in range(3):
+            answers.add(bool(is_trained(row, paths.fill(key, (member,) * symbols))))
+        if len(answers) > 1:
+            where = "/".join(row.path)
             hint = "declare the members that are trained as attributes of their own"
-            where, expected = (
-                "/".join(row.path),
-                "a filter that takes all members of a list, or none",
-            )
+            expected = "a filter that takes all members of a list, or none"
             fault = Mismatch(where, "ambiguous", expected, "some of them", hint)
             raise SchemaError("an optimizer trains members of a list differently", [fault])
-        return told.pop()
+        return answers.pop()
 
     return trains
 
 
 def _placed(error: SchemaError, key: Pattern) -> SchemaError:
     """The error, its faults where the state stands in this schema."""
+    # What types a state knows no schema, and calls the state `opt_state`; here it may be `run/momentum`.
     home, usual = paths.format_path(key), "opt_state"
-    faults = [
-        dataclasses.replace(fault, path=home + fault.path.removeprefix(usual))
-        if fault.path.split("/")[0] == usual
-        else fault
-        for fault in error.mismatches
-    ]
-    return SchemaError(error.header, faults, error.notes) if home != usual else error
+    if home == usual:
+        return error
+    faults: list[Mismatch] = []
+    for fault in error.mismatches:
+        if fault.path.split("/")[0] == usual:
+            fault = dataclasses.replace(fault, path=home + fault.path.removeprefix(usual))
+        faults.append(fault)
+    return SchemaError(error.header, faults, error.notes)

@@ -103,8 +103,8 @@ def trace(
     if not any(row.leaf.is_open for row in params):
         return _traced(tx, params, sizes, counts, box)
     # What is of the one dtype and of the other as its params are is any float; all else is as it is.
-    both = [_traced(tx, _of_dtype(params, dtype), sizes, counts, box) for dtype in _TRIED]
-    return _followed(both[0], both[1])
+    wide, narrow = (_traced(tx, _of_dtype(params, dtype), sizes, counts, box) for dtype in _TRIED)
+    return _followed(wide, narrow)
 
 
 def _traced(
@@ -115,28 +115,27 @@ def _traced(
     box: Box,
 ) -> Trace:
     """The trace of params of one dtype each."""
-    rows = {paths.fill(row.key, at): row for row in params for at in _members(row, counts)}
-    patterns = {
-        key[:end]: row.key[:end] for key, row in rows.items() for end in range(len(key) + 1)
-    }
+    # Of the row layers/{i}/w the params at layers/0/w and layers/1/w, for tx.init takes real trees.
+    rows: dict[KeyPath, Row] = {}
+    for row in params:
+        for members in _members(row, counts):
+            rows[paths.fill(row.key, members)] = row
+    # The way back: of layers/1 the pattern is layers/{i}, by which its members are grouped again.
+    patterns: dict[KeyPath, Pattern] = {}
+    for key, row in rows.items():
+        for end in range(len(key) + 1):
+            patterns[key[:end]] = row.key[:end]
     abstract = {key: _abstract(row, sizes) for key, row in rows.items()}
     try:
         state = jax.eval_shape(tx.init, box.close(nested(abstract), rows))
     except Exception as error:  # a transformation may raise anything
         cure = "masks and labels must be callables of the params, or fit them; for another kind of state use ckpt_schema.infer"
-        fault = Mismatch(
-            "opt_state",
-            "declaration",
-            "tx.init to accept the schema's params",
-            type(error).__name__,
-            cure,
-        )
-        raise SchemaError(
-            "the transformation's init fails on the params of the schema",
-            [fault],
-            [str(error)],
-        ) from error
-    return _grouped(list(_Walk(nested(abstract), patterns, box).below(state, ())), patterns, sizes)
+        expected, found = "tx.init to accept the schema's params", type(error).__name__
+        fault = Mismatch("opt_state", "declaration", expected, found, cure)
+        header = "the transformation's init fails on the params of the schema"
+        raise SchemaError(header, [fault], [str(error)]) from error
+    walk = _Walk(nested(abstract), patterns, box)
+    return _grouped([*walk.below(state, ())], patterns, sizes)
 
 
 _TRIED = "float32", "bfloat16"
@@ -163,21 +162,24 @@ def _followed(wide: Trace, narrow: Trace) -> Trace:
     for place in {**wide.found, **narrow.found}:
         one, other = wide.found.get(place), narrow.found.get(place)
         if one == other and one is not None:
-            found[place] = one
-        elif (
-            isinstance(one, tuple)
-            and isinstance(other, tuple)
-            and ((one[0], one[1], other[1]) == (other[0], *_TRIED))
-        ):
-            found[place] = one[0], leaves.ANY_FLOAT
+            found[place] = one  # a count, a placeholder: no dtype of a param changes it
+        elif (shape := _shape_as_params(one, other)) is not None:
+            found[place] = shape, leaves.ANY_FLOAT
         else:
-            told = " or ".join(told_state(each) for each in (one, other))
+            told = f"{told_state(one)} or {told_state(other)}"
             hint = "declare one dtype of each param, such as BFloat16"
             expected = "one type for all floats, or that of its param"
             faults.append(Mismatch(str(place), "dtype", expected, told, hint))
     if faults:
         raise SchemaError("a transformation keeps another state for each float", faults)
     return dataclasses.replace(wide, found=found)
+
+
+def _shape_as_params(wide: StateLeaf | None, narrow: StateLeaf | None) -> tuple[int, ...] | None:
+    """The shape of a leaf that has the dtype of the params in both traces; None for anything else."""
+    if not isinstance(wide, tuple) or not isinstance(narrow, tuple):
+        return None
+    return wide[0] if (wide[0], wide[1], narrow[1]) == (narrow[0], *_TRIED) else None
 
 
 def told_state(found: StateLeaf | None) -> str:
@@ -196,16 +198,17 @@ def _verify_trained(params: Sequence[Row]) -> None:
         SchemaError: With every such key.
     """
     hint = 'give it a collection of its own, field(collection="rngs"), or keep it out of the model'
-    faults = [
-        Mismatch("/".join(row.path), "declaration", "params that are arrays", str(row.stored), hint)
-        for row in params
-        if row.leaf.is_key
-    ]
+    faults: list[Mismatch] = []
+    for row in params:
+        if row.leaf.is_key:
+            path, expected = "/".join(row.path), "params that are arrays"
+            faults.append(Mismatch(path, "declaration", expected, str(row.stored), hint))
     if faults:
         raise SchemaError("the params of an optimizer state hold random keys", faults)
 
 
 def _members(row: Row, counts: Mapping[str, int]) -> Iterator[tuple[int, ...]]:
+    # Two where nobody says how many: with one alone, a mask by number would go unseen.
     return itertools.product(*(range(dims_.size_of(dim, counts) or 2) for dim in row.unrolled))
 
 
@@ -216,7 +219,10 @@ def _abstract(row: Row, sizes: Mapping[str, int]) -> jax.ShapeDtypeStruct:
 
 
 def nested(found: Mapping[KeyPath, Any]) -> dict[Any, Any]:
-    """Nested dicts from key paths."""
+    """Nested dicts from key paths.
+
+    Of ``a/b`` and ``a/c`` it is ``{"a": {"b": ..., "c": ...}}``.
+    """
     root: dict[Any, Any] = {}
     for key, value in found.items():
         node = root
@@ -245,24 +251,25 @@ class _Walk:
 
     def below(self, node: Any, at: KeyPath) -> Iterator[_Sight]:
         """Everything at and below ``node``, which is inside of no mirror."""
+        # Adam's mu has the structure of the params, and is walked beside them: its leaf at w is w's.
         if self._mirrors(node, self.params):
             yield from self._mirror(node, self.params, at, ())
             return
         here = _what(node)
         if here is not None:
             yield _Sight(StatePlace(at), here, False)
-        if not isinstance(here, tuple):
+        if not isinstance(here, tuple):  # a container: a leaf is told by its shape and dtype
             for key, child in children(node):
                 yield from self.below(child, (*at, key))
 
     def _mirrors(self, node: Any, params: Any) -> bool:
         """Whether ``node`` has the structure of ``params``, parts that a mask hides aside."""
+        # Whatever stands where a param does is kept for it: an array, or the factors of one.
         if not isinstance(params, dict):
             return True
-        same = isinstance(node, Mapping) and node.keys() == params.keys()
-        return same and all(
-            _hidden(node[key]) or self._mirrors(node[key], params[key]) for key in params
-        )
+        if not isinstance(node, Mapping) or node.keys() != params.keys():
+            return False
+        return all(_hidden(node[key]) or self._mirrors(node[key], params[key]) for key in params)
 
     def _mirror(self, node: Any, params: Any, at: KeyPath, key: KeyPath) -> Iterator[_Sight]:
         if isinstance(params, dict) and not _hidden(node):
@@ -270,6 +277,7 @@ class _Walk:
                 yield from self._mirror(node[segment], params[segment], at, (*key, segment))
             return
         value = self.box.open(node)
+        # A box that opens to something else was a Variable: a layout says so of what is in it.
         yield from self._inside(value, StatePlace(at, self.patterns[key]), value is not node)
 
     def _inside(self, value: Any, place: StatePlace, boxed: bool) -> Iterator[_Sight]:
@@ -279,9 +287,8 @@ class _Walk:
             yield _Sight(place, here, boxed)
         if not isinstance(here, tuple):
             for segment, child in children(value):
-                yield from self._inside(
-                    child, dataclasses.replace(place, tail=(*place.tail, segment)), boxed
-                )
+                inner = dataclasses.replace(place, tail=(*place.tail, segment))
+                yield from self._inside(child, inner, boxed)
 
 
 def _hidden(node: Any) -> bool:
@@ -290,6 +297,7 @@ def _hidden(node: Any) -> bool:
 
 def _what(node: Any) -> StateLeaf | None:
     """What ``node`` is; None for a dict, unless it is empty."""
+    # An empty dict has no leaf whose key path would tell of it, so it is told itself.
     return leaves.signature(node) or (None if type(node) is dict and node else type(node))
 
 
@@ -301,29 +309,23 @@ def _grouped(
     Raises:
         SchemaError: Some members have what others have not.
     """
+    # layers/0 and layers/1 have the pattern layers/{i}, which so has two members.
     expected = collections.Counter(patterns.values())
     groups: dict[StatePlace, list[StateLeaf]] = {}
+    boxed: set[StatePlace] = set()
     for sight in sights:
         groups.setdefault(sight.place, []).append(sight.found)
+        if sight.boxed:
+            boxed.add(sight.place)
     faults: list[Mismatch] = []
     for place, members in groups.items():
-        if len(set(members)) > 1 or len(members) != (
-            1 if place.param is None else expected[place.param]
-        ):
+        count = 1 if place.param is None else expected[place.param]
+        # A mask may hide what is kept for one layer: then fewer members are there, and all alike.
+        if len(set(members)) > 1 or len(members) != count:
             hint = "a mask or label tells them apart: declare them as attributes of their own, or use ckpt_schema.infer"
-            faults.append(
-                Mismatch(
-                    str(place),
-                    "ambiguous",
-                    "the same for every member of the list",
-                    "members that differ",
-                    hint,
-                )
-            )
+            wanted, differing = "the same for every member of the list", "members that differ"
+            faults.append(Mismatch(str(place), "ambiguous", wanted, differing, hint))
     if faults:
-        raise SchemaError(
-            "the transformation treats members of a list differently",
-            faults,
-        )
+        raise SchemaError("the transformation treats members of a list differently", faults)
     first = {place: members[0] for place, members in groups.items()}
-    return Trace(sizes, first, frozenset(sight.place for sight in sights if sight.boxed))
+    return Trace(sizes, first, frozenset(boxed))

@@ -52,10 +52,14 @@ def abstract_of(factory: Callable[..., Any]) -> Any:
     """
     if not isinstance(factory, type):
         return _traced(factory, factory)
-    # The metaclass of modules takes anything.
+    # The signature of the class itself is that of its metaclass, which takes anything.
     _, *taken = inspect.signature(factory.__init__).parameters.values()
+    # *args and **kwargs have no default either, and may be left out.
     several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    needed = [p.name for p in taken if p.default is p.empty and p.kind not in several]
+    needed: list[str] = []
+    for parameter in taken:
+        if parameter.default is parameter.empty and parameter.kind not in several:
+            needed.append(parameter.name)
     if not issubclass(factory, nnx.Pytree) or {*needed} - {"rngs"}:
         name = factory.__name__
         expected = "a class of modules that needs no arguments but rngs"
@@ -65,7 +69,8 @@ def abstract_of(factory: Callable[..., Any]) -> Any:
             f"no layout ({name}) can be read off the class",
             [Mismatch(name, "argument", expected, found, hint)],
         )
-    is_random = any(p.name == "rngs" for p in taken)
+    # Given though it may have a default: with rngs=None a module may have fewer leaves.
+    is_random = any(parameter.name == "rngs" for parameter in taken)
 
     def make() -> Any:
         given: dict[str, Any] = {"rngs": nnx.Rngs(0)} if is_random else {}
@@ -82,7 +87,7 @@ def _traced(make: Callable[[], Any], factory: Callable[..., Any]) -> Any:
     """
     try:
         return nnx.eval_shape(make)
-    except CkptSchemaError:
+    except CkptSchemaError:  # it says already what to do
         raise
     except Exception as error:  # of the user's own code, or of jax in it
         name = getattr(factory, "__name__", type(factory).__name__)
@@ -107,17 +112,13 @@ def variable_type(kind: Any, leaf: Leaf) -> type[nnx.Variable[Any]]:
     """
     if kind is None:
         return nnx.RngKey if leaf.is_key else nnx.Param
+    # By name, so that a schema need not import NNX to be one of a model of it.
     variable = getattr(nnx, kind, None) if isinstance(kind, str) else kind
     if isinstance(variable, type) and issubclass(variable, nnx.Variable):
         return variable
     hint = "write type=nnx.BatchStat, type='BatchStat' or your own subclass"
-    fault = Mismatch(
-        "type",
-        "declaration",
-        "a subclass of nnx.Variable, or the name of one in flax.nnx",
-        repr(kind),
-        hint,
-    )
+    expected = "a subclass of nnx.Variable, or the name of one in flax.nnx"
+    fault = Mismatch("type", "declaration", expected, repr(kind), hint)
     raise SchemaError(f"{kind!r} is no Variable type", [fault])
 
 
@@ -127,6 +128,7 @@ def is_filter(value: Any) -> bool:
         nnx.filterlib.to_predicate(value)
     except (TypeError, ValueError):  # its own message fails on what it cannot format
         return False
+    # Flax takes any class; one that is no Variable would pass no leaf, and nobody would be told.
     if isinstance(value, type):
         return issubclass(value, nnx.Variable)
     return not isinstance(value, Mapping)
@@ -161,10 +163,15 @@ class Variables(Dicts):
             hint = 'write wrt=nnx.LoRAParam, or wrt=nnx.All(nnx.Param, nnx.PathContains("head"))'
             fault = Mismatch("wrt", "declaration", "a filter of flax.nnx", repr(wrt), hint)
             raise SchemaError("an optimizer is not well declared", [fault])
-        is_trained = nnx.filterlib.to_predicate(nnx.Param if wrt is None else wrt)
-        return lambda row, key: (
-            row.kind is not jax.Array and bool(is_trained(key, row.kind(0, **dict(row.metadata))))
-        )
+        passes = nnx.filterlib.to_predicate(nnx.Param if wrt is None else wrt)
+
+        def is_trained(row: Row, key: KeyPath) -> bool:
+            if row.kind is jax.Array:
+                return False
+            # A filter may ask for the type, the path or a tag, so it is given a Variable with these.
+            return bool(passes(key, row.kind(0, **dict(row.metadata))))
+
+        return is_trained
 
     def kept(self, *, mirror: bool, boxed: bool) -> Any:
         """The Variable type of a leaf of an optimizer state."""
@@ -173,17 +180,12 @@ class Variables(Dicts):
     def parted(self, owner: str, trained: Sequence[Row]) -> SchemaError | None:
         """The error for params with parts, which no optimizer state of NNX is typed for."""
         hint = "train params without parts, or read the layout off a state with ckpt_schema.infer"
-        faults = [
-            Mismatch(
-                "/".join(row.path[1:]),
-                "declaration",
-                "a param without parts",
-                f"a part of a {row.held[0][1].__name__}",
-                hint,
-            )
-            for row in trained
-            if row.held
-        ]
+        faults: list[Mismatch] = []
+        for row in trained:
+            if row.held:
+                path, found = "/".join(row.path[1:]), f"a part of a {row.held[0][1].__name__}"
+                expected = "a param without parts"
+                faults.append(Mismatch(path, "declaration", expected, found, hint))
         header = f"{owner.split('[')[0]} has no place for these params"
         return SchemaError(header, faults) if faults else None
 
@@ -194,6 +196,7 @@ class Variables(Dicts):
 
 
 def _state_of_params(params: dict[Any, Any], rows: Mapping[KeyPath, Row]) -> nnx.State[Any, Any]:
+    # The parts of one value, as an array and its scale, are in one Variable, which stands above them.
     return build_state(params, {key[: len(key) - row.inside]: row for key, row in rows.items()})
 
 
@@ -214,7 +217,10 @@ def passing(kind: type) -> str | None:
 
     A record is what a pass leaves behind: an intermediate, a metric.
     """
-    return next((name for known, name in _KINDS if issubclass(kind, known)), None)
+    for known, name in _KINDS:
+        if issubclass(kind, known):
+            return name
+    return None
 
 
 def is_param(kind: type) -> bool:
@@ -234,33 +240,28 @@ def build_state(
         variables: Where they stand. Without a row, what a mask left of an optimizer's Variable.
         labelled: What some of them say of their axes.
     """
+    # This runs for each leaf of a model. Variables of one type and metadata share a structure.
     structures: dict[Any, TreeDef] = {}
     for key, row in variables.items():
         if row is not None and row.kind is jax.Array:
-            continue
+            continue  # a plain array stays one
         parent = values
         for segment in key[:-1]:
             parent = parent[segment]
         kind = nnx.optimizer.OptVariable if row is None else variable_type(row.kind, row.leaf)
         alike = kind, row.metadata if row else ()
-        if (
-            alike not in structures
-        ):  # to make a Variable of its structure takes a fifth of what its constructor takes
+        # To make a Variable of its structure takes a fifth of what its constructor takes.
+        if alike not in structures:
             structures[alike] = jax.tree.structure(kind(0, **dict(alike[1])))
         made = parent[key[-1]] = structures[alike].unflatten([parent[key[-1]]])
         if labelled and key in labelled:
-            made.set_metadata(
-                **labelled[key]
-            )  # said when it is made, they would move its value onto the mesh in context
+            # Said when it is made, they would move its value onto the mesh in context.
+            made.set_metadata(**labelled[key])
     return nnx.State(values)
 
 
-_LABELS = (
-    "out_sharding",
-    "mesh",
-    "sharding_rules",
-    "linen_meta_type",
-)  # the last three as ``Partitioned`` hands them over
+# The last three as ``Partitioned`` hands them over.
+_LABELS = ("out_sharding", "mesh", "sharding_rules", "linen_meta_type")
 
 
 def variable_labels(state: Any) -> dict[int, dict[str, Any]]:
@@ -269,9 +270,10 @@ def variable_labels(state: Any) -> dict[int, dict[str, Any]]:
     flat: Any = nnx.to_flat_state(state) if isinstance(state, nnx.State) else ()
     for _, variable in flat:
         said = variable.get_metadata() if is_variable(variable) else {}
+        # Metadata holds much else, as tags and hooks, which no axis is named by.
         if said.get("out_sharding") is not None:
-            own = {name: said[name] for name in _LABELS if name in said}
-            labels |= dict.fromkeys(jax.tree.leaves(variable.get_value()), own)
+            label = {name: said[name] for name in _LABELS if name in said}
+            labels |= dict.fromkeys(jax.tree.leaves(variable.get_value()), label)
     return labels
 
 
@@ -292,6 +294,7 @@ def state_of(value: Any) -> Any:
     if whole is not None:
         return _read(nnx.state(whole))
     parts = dict(_modules(value, ()))
+    # A module of its own keeps what it shares once; two states beside one another would both have it.
     _verify_apart(parts)
     return _replaced(value, lambda module, _: _read(nnx.state(module)), value) if parts else value
 
@@ -331,19 +334,23 @@ def completed(state: Any, whole: Any) -> Any:
     """
     if not isinstance(state, nnx.State) or not isinstance(whole, nnx.State):
         return state
-    made: Any = dict(nnx.to_flat_state(state))
+    flat: Any = dict(nnx.to_flat_state(state))
     parts: Any = nnx.to_flat_state(whole)
-    left = {key: variable for key, variable in parts if key not in made}
-    return nnx.from_flat_state({**made, **left}) if left else state
+    # A lens may speak of a part of a state alone, and a restore hands all of it back.
+    lacking = {key: variable for key, variable in parts if key not in flat}
+    return nnx.from_flat_state({**flat, **lacking}) if lacking else state
 
 
 def _whole(value: Any) -> nnx.Pytree | None:
     """A module, or a dict of nothing but modules as the one module that it stands for."""
     if isinstance(value, nnx.Pytree):
         return value
-    named = type(value) is dict and all(isinstance(key, str) for key in value)
-    if not named or not value or not all(isinstance(x, nnx.Pytree) for x in value.values()):
+    # Only text can be an attribute of a module, which nnx.Dict keeps its items as.
+    if type(value) is not dict or not value or not all(isinstance(key, str) for key in value):
         return None
+    if not all(isinstance(child, nnx.Pytree) for child in value.values()):
+        return None
+    # One graph, so that what both modules share is once in the state, as NNX has it.
     return nnx.Dict(value)
 
 
@@ -354,6 +361,7 @@ def _modules(tree: Any, at: KeyPath) -> Iterator[tuple[KeyPath, nnx.Pytree]]:
     elif isinstance(tree, (dict, list, tuple)):
         items: Any = tree.items() if isinstance(tree, dict) else enumerate(tree)
         for key, child in items:
+            # Not asked of each of very many leaves, as above.
             if not leaves.is_array_class(type(child)):
                 yield from _modules(child, (*at, key))
 
@@ -368,21 +376,24 @@ def _replaced(tree: Any, made: Callable[[Any, Any], Any], other: Any) -> Any:
         kind: Any = type(tree)
         return kind({key: _replaced(child, made, other[key]) for key, child in tree.items()})
     both = [_replaced(child, made, theirs) for child, theirs in zip(tree, other, strict=True)]
+    # A NamedTuple takes its fields one by one, and a tuple or list takes them together.
     return type(tree)(*both) if hasattr(tree, "_fields") else type(tree)(both)
 
 
 def _verify_apart(parts: Mapping[KeyPath, nnx.Pytree]) -> None:
     """Raises where two modules share a Variable."""
+    # By the id of a Variable, the module that has it first, and where it stands there.
     seen: dict[int, tuple[KeyPath, str]] = {}
     faults: list[Mismatch] = []
     for key, module in parts.items() if len(parts) > 1 else ():
         for path, node in nnx.iter_graph(module):
             whole: tuple[Any, ...] = (*key, *path)
             where = format_path(whole)
+            # What one module shares in itself, as tied embeddings, its state has once.
             if is_variable(node) and seen.setdefault(id(node), (key, where))[0] != key:
                 hint = "put both modules into one nnx.Dict, which has each Variable once"
-                found_ = f"that of {seen[id(node)][1]}"
-                faults.append(Mismatch(where, "ambiguous", "a Variable of its own", found_, hint))
+                other = f"that of {seen[id(node)][1]}"
+                faults.append(Mismatch(where, "ambiguous", "a Variable of its own", other, hint))
     if faults:
         raise ConformanceError("modules of the tree share Variables", faults)
 
@@ -394,6 +405,7 @@ def _read(state: Any) -> Any:
 
     def plain(node: Any) -> Any:
         if is_variable(node) and jax.tree_util.all_leaves([node]):  # of hijax: a leaf to jax
+            # So a new Variable has its value, and all that its metadata says but that it is one.
             kind: Any = node.type
             made = jax.tree.structure(kind(0)).unflatten([node.get_value()])
             made.set_metadata(**{**node.get_metadata(), "hijax": False})
@@ -408,9 +420,13 @@ def _update(module: Any, state: Any) -> Any:
 
     A reference that one holds is written to, and stays.
     """
-    before = [x for _, x in nnx.iter_graph(module) if is_variable(x)]
-    held = [(x, x.get_raw_value()) for x in before]
+    held: list[tuple[Any, Any]] = []
+    for _, node in nnx.iter_graph(module):
+        if is_variable(node):
+            held.append((node, node.get_raw_value()))
     nnx.update(module, state)
+    # The update has put plain arrays in the place of references. Other code may hold the reference,
+    # so the new value goes into it, and it goes back into the Variable.
     for variable, raw in held:
         if leaves.is_mutable(raw):
             raw[...] = variable.get_value()
@@ -436,6 +452,7 @@ def variables_of(state: Any) -> dict[KeyPath, tuple[type, tuple[tuple[str, Any],
         flat: Any = nnx.to_flat_state(state)  # its own path type admits more than keys
         for key, variable in flat:
             if is_variable(variable):
+                # The tag of a stream is its name, "params" or "dropout": it tells one key from another.
                 tag = variable.get_metadata().get("tag")
                 variables[key] = (type(variable), (("tag", tag),) if tag is not None else ())
     return variables
