@@ -88,6 +88,7 @@ def breaking(
     if unknown:
         fault = Mismatch("rules", "argument", f"some of {', '.join(RULES)}", shown(unknown[0]))
         raise SchemaError("there is no such rule", [fault])
+    # A restore warns of what it would do to a state, and here nothing is restored.
     with _quietly():
         change = _Change(_Side.of(old, "old"), _Side.of(new, "new"), lens)
         verdicts = [change.verdict(rule) for rule in RULES if rule in rules]
@@ -139,6 +140,7 @@ class _Side:
             CheckpointMismatchError: It is a path without a checkpoint.
         """
         if is_path(given):
+            # A checkpoint may keep what NNX writes beside a state, which no code restores into.
             disk = read_metadata(given).without("nnx_aux")
             target, table = disk.tree, infer_tree(disk.tree, name=name, joined=disk.joined)
         else:
@@ -148,6 +150,7 @@ class _Side:
             else:
                 target = state_of(made_abstract(given))
                 table = infer_tree(target, name=name)
+            # Nobody has saved it, so its checkpoint is made up: a save of this state would hold this.
             disk = dataclasses.replace(saved_form(table), path=epath.Path(name))
             target = abstract(table) if target is None else target
         return cls(name, given, table, disk, target, _model(target))
@@ -159,11 +162,13 @@ def _model(target: Any) -> Any:
     roots = {row.key[0] for row in rows}
     weights = {row.key[0] for row in rows if row.is_weight and row.root == (WEIGHTS,)}
     model = weights - {row.key[0] for row in rows if row.optimizer}
+    # Nothing but a model, or nothing that is known for one: then all of it is loaded.
     if not model or weights == roots:
         return target
     # A state of NNX hands out states of what is in it, and has something else as its children.
     each = target.items() if isinstance(target, Mapping) else children(target)
     parts = {key: child for key, child in each if key in model}
+    # Of {"params": ..., "batch_stats": ...} both are the model; of {"model": ..., "step": ...} one is it.
     return parts if len(parts) > 1 else next(iter(parts.values()))
 
 
@@ -187,6 +192,7 @@ def _restored(source: _Side, view: _Side, target: Any, lens: Lens | None) -> _Ou
     try:
         ready = prepared(source.disk, target, lens, Words(), name=view.name, valued=True)
     except CkptSchemaError as error:
+        # Some errors have a header alone; a rule that breaks for no reason would be taken to hold.
         faults = error.mismatches or (Mismatch("", "checkpoint", error.header, "an error"),)
         return _Outcome(tuple(faults), error.notes)
     return _Outcome(tuple(_refused(ready.side)), (), ready)
@@ -197,6 +203,7 @@ def _recast(lens: Lens) -> Iterator[tuple[Row, Row, Word]]:
     rows = lens.source.rows, lens.view.rows
     for join in lens.joins:
         for cell in join.cells:
+            # A constant, as padding or a default, is of no row, and no dtype of it changes.
             if not isinstance(cell.source, int) or not isinstance(cell.view, int):
                 continue
             before, after = rows[0][cell.source], rows[1][cell.view]
@@ -207,6 +214,7 @@ def _recast(lens: Lens) -> Iterator[tuple[Row, Row, Word]]:
 def _refused(lens: Lens) -> Iterator[Mismatch]:
     """Casts to a dtype that does not hold every value: one that it does not hold is refused when it is read."""
     for before, after, word in _recast(lens):
+        # No count of steps comes near the bounds of an integer, and so int64 to int32 is no risk.
         is_counter = not before.leaf.dims and before.leaf.dtype.lstrip("u").startswith("int")
         if isinstance(word, Exact) and not holds(word.view, word.source) and not is_counter:
             path = "/".join(after.path)
@@ -222,20 +230,23 @@ def _turned(source: Layout, view: Layout) -> Iterator[Mismatch]:
         other = known.get(row.path)
         if other is None or row.dims != other.dims:
             continue
-        names = [[str(name) for name in one.stored.own] for one in (row, other)]
-        if names[0] != names[1] and sorted(names[0]) == sorted(names[1]):
-            here, there = (" ".join(each) for each in names)
+        # float32[embed heads] became float32[heads embed], and both are 512 long.
+        here, there = [*map(str, row.stored.own)], [*map(str, other.stored.own)]
+        if here != there and sorted(here) == sorted(there):
+            path, expected, found = "/".join(row.path), " ".join(here), " ".join(there)
             hint = "its sizes do not show the order: give a lens, which is derived from the names"
-            yield Mismatch("/".join(row.path), "shape", here, there, hint, mirrors=row.mirrors)
+            yield Mismatch(path, "shape", expected, found, hint, mirrors=row.mirrors)
 
 
 def _left(ready: Prepared) -> Iterator[Mismatch]:
     """What training needs and no checkpoint tells: streams, and what an optimizer starts anew."""
     view = ready.side.view
     there = {number for number, _ in ready.match.slots}
+    # Private rows of the view are those that no leaf of the checkpoint goes to.
     for number in sorted(ready.side.private[1] & there):
         row = view.rows[number]
         kind = passing(row.kind) if isinstance(row.kind, type) else None
+        # Training goes on as well without these; another stream would be other dropout.
         if row.ephemeral or kind in ("cache", "record") or row.kind in _RECORDS:
             continue
         hint = "it starts anew, or keeps what the target has"
@@ -265,6 +276,7 @@ class _Change:
     def loaded(self, way: str, *, whole: bool = False) -> _Outcome:
         """How the restore of an old checkpoint into new code ends, or the other way round."""
         source, view = (self.old, self.new) if way == "read" else (self.new, self.old)
+        # Several rules ask for one restore, and each takes as long as to derive a lens.
         known = self._outcomes.get((way, whole))
         if known is None:
             target = view.target if whole else view.model
@@ -285,8 +297,11 @@ class _Change:
         """See `breaking`."""
         whole = self.loaded("read", whole=True)
         known = {fault.path for fault in self.read().faults}
-        faults = [fault for fault in whole.faults if fault.path not in known]
-        faults = [fault for fault in faults if fault.mirrors not in known]
+        faults: list[Mismatch] = []
+        for fault in whole.faults:
+            # What READ tells of a param is not told again of it, nor of its mu and nu.
+            if fault.path not in known and fault.mirrors not in known:
+                faults.append(fault)
         if whole.ready is not None:
             faults += _left(whole.ready)
         follows: RuleName | None = "READ" if known else None
@@ -302,13 +317,14 @@ class _Change:
 
     def _other_dtypes(self, whole: _Outcome) -> Iterator[Mismatch]:
         """Rows that have another dtype on the other side."""
-        told: dict[Mismatch, None] = {}
+        told: dict[Mismatch, None] = {}  # a row in several cells is told once
         if whole.ready is not None:
             for before, after, _ in _recast(whole.ready.side):
                 both = before.leaf.dtype, after.leaf.dtype
                 path = "/".join(after.path)
                 told[Mismatch(path, "dtype", *both, mirrors=after.mirrors)] = None
         else:
+            # There is no lens to ask, for the restore fails; a diff needs none.
             for change in diff(self.old.given, self.new.given).changes:
                 if change.kind == "recast":
                     told[Mismatch(change.path, "dtype", change.before, change.after)] = None
@@ -318,23 +334,25 @@ class _Change:
         """What the lens does about a rule."""
         source, view = (self.new, self.old) if rule == "WRITE" else (self.old, self.new)
         # A lens of the model alone serves the model alone.
-        found = _restored(source, view, view.target, lens)
-        if found.ready is None and rule in ("READ", "WRITE"):
-            model = _restored(source, view, view.model, lens)
-            found = model if model.ready is not None else found
+        outcome = _restored(source, view, view.target, lens)
+        if outcome.ready is None and rule in ("READ", "WRITE"):
+            of_model = _restored(source, view, view.model, lens)
+            outcome = of_model if of_model.ready is not None else outcome
         name = f"{lens.source.name} -> {lens.view.name}"
-        if found.ready is None:
+        if outcome.ready is None:
             total = len(infer_tree(view.target).rows)
-            return Migration(name, 0, total, lens.exact, found.faults)
-        faults = [*found.faults]
-        slots = [number for number, _ in found.ready.match.slots]
-        joined = found.ready.side.joined[1]
+            return Migration(name, 0, total, lens.exact, outcome.faults)
+        faults = [*outcome.faults]
         if rule == "RESUME":
-            faults += _left(found.ready)
+            faults += _left(outcome.ready)
+        # A lens may restore all, and lose bits on the way: that is no error, but breaks this rule.
         if rule == "EXACT" and not lens.exact:
             for path, lost in lens.loss.items():
                 faults.append(Mismatch(path, "dtype", "every bit", lost))
-        carried = sum(number in joined for number in slots)
+        # Leaves and not rows: of a list of twelve layers twelve are carried.
+        slots = [number for number, _ in outcome.ready.match.slots]
+        joined = outcome.ready.side.joined[1]
+        carried = sum([number in joined for number in slots])
         return Migration(name, carried, len(slots), lens.exact, tuple(faults))
 
 

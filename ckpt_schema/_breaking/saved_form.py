@@ -32,20 +32,26 @@ def saved_form(table: Layout) -> DiskTree:
     tops: set[KeyPath] = set()
     for entry in table.entries(sizes):
         row = table.rows[entry.slot[0]]
+        # No save has a cache, and of what a tree may lack nobody knows that it is there.
         if row.ephemeral or (row.optional and row.default is None):
             continue
         key = entry.key
+        # A save of an NNX state puts a level below each Variable: kernel/value, or kernel/value/scale.
         if table.container == "nnx":
             end = len(key) - row.inside
             tops.add(key[:end])
             key = (*key[:end], VALUE_LEVELS[0], *key[end:])
         dtype = leaves.dtype_of(row.leaf.dtype)
         _put(root, key, jax.ShapeDtypeStruct(entry.shape, dtype))
+    # The innermost first: a list is made of what is in it already.
     for key, node in sorted(_containers(table, sizes), key=lambda one: -len(one[0])):
         place = key
         if table.container == "nnx":
             # What has no leaves is the value of a Variable itself.
-            end = next((n for n in range(len(key), 0, -1) if key[:n] in tops), len(key))
+            end = len(key)
+            while end and key[:end] not in tops:
+                end -= 1
+            end = end or len(key)
             place = (*key[:end], VALUE_LEVELS[0], *key[end:])
         _put(root, place, _saved(node, _at(root, place)))
     return DiskTree(epath.Path(table.name), None, root)
@@ -54,6 +60,7 @@ def saved_form(table: Layout) -> DiskTree:
 def _verify_sized(table: Layout, sizes: Mapping[str, int]) -> None:
     missing = sorted(table.names() - sizes.keys())
     hint = f"give sizes, cs.layout({table.name.rpartition('.')[2]}, dims={{...}})"
+    # All of them at once: with one alone the next call would fail by the next.
     faults = [Mismatch(name, "dims", "the size of every dim", "none", hint) for name in missing]
     if faults:
         raise SchemaError(f"no checkpoint of {table.name} is known", faults)
@@ -85,6 +92,7 @@ def _saved(node: Node, below: Any) -> Any:
     if node.type in (tuple, list):
         if not children:
             return node.type()
+        # By number: as text "10" would come before "2".
         return [children[key] for key in sorted(children, key=_number)]
     if not children:
         return {} if issubclass(node.type, Mapping) else None

@@ -94,6 +94,7 @@ class Verdict:
             yield f"{self.rule} holds: {meaning}"
             return
         header = f"{self.rule} {self.state}"
+        # The rule that it builds on has told all that is wrong.
         if self.follows is not None and not self.faults:
             yield f"{header}, with {self.follows}"
             return
@@ -102,7 +103,8 @@ class Verdict:
         if self.migration is not None and self.migration.faults:
             header = f"with {self.migration.name}"
             text = format_faults(header, self.migration.faults, counts="fault", lines=_LINES)
-            yield from (f"  {line}" for line in text.splitlines())
+            for line in text.splitlines():
+                yield f"  {line}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class Breaking:
         verdicts: list[Verdict] = []
         for verdict in self.verdicts:
             migration = verdict.migration
+            # A command knows the lens by its file, which is what its user knows it by.
             if migration is not None and lens:
                 migration = dataclasses.replace(migration, name=lens)
             verdicts.append(dataclasses.replace(verdict, migration=migration))

@@ -34,6 +34,7 @@ def same_rows(one: Layout, other: Layout) -> frozenset[LogicalPath]:
     """
     known = {row.path: row for row in other.rows}
     same = {row.path for row in one.rows if known.get(row.path) == row}
+    # Weights alone need not be held together with anything.
     if not any(row.optimizer for row in one.rows):
         return frozenset(same)
     params: set[str] = set()  # those that differ, or that have a mirror that does
@@ -43,6 +44,7 @@ def same_rows(one: Layout, other: Layout) -> frozenset[LogicalPath]:
                 params.add(row.mirrors or "/".join(row.path))
     for row in one.rows:
         param = row.mirrors or "/".join(row.path)
+        # A count mirrors nothing, and shows which optimizer it is of.
         if param in params or (row.optimizer and not row.mirrors):
             same.discard(row.path)
     return frozenset(same)

@@ -21,7 +21,7 @@ from ckpt_schema._layouts.precision import may_be_one
 from ckpt_schema._layouts.table import Repeat, Row
 from ckpt_schema._lens.adapt.adaptation import adapt_trees
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.read_sides import ReadSide, is_path, made_abstract, name_of
+from ckpt_schema._lens.read_sides import ReadSide, ReadSides, is_path, made_abstract, name_of
 from ckpt_schema._lens.rules import Rename, Rule
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema.errors import (
@@ -79,7 +79,11 @@ def diff(
     """
     names = name_of(a, "source"), name_of(b, "view")
     if lens is not None:
-        rules = tuple([rule for each in lens.derivations for rule in each.rules])
+        # A lens composed of others has the rules of each.
+        several: list[Rule] = []
+        for derivation in lens.derivations:
+            several += derivation.rules
+        rules = tuple(several)
     sides = _Sides(a, b, rules)
     changes = sorted((*sides.changes(), *sides.resharded()), key=_order)
     found = Diff(
@@ -106,26 +110,33 @@ class _Sides:
         both = with_common_lists(BothSides((_side(a, "source"), _side(b, "view"))))
         lists = sorted({*both.sides[0].lists, *both.sides[1].lists}) or None
         on_disk = is_path(a), is_path(b)
-        self._rows = [side.layout.rows for side in both.rest]
-        self._trees = [
-            None if is_stored else side.tree
-            for side, is_stored in zip(both.sides, on_disk, strict=True)
-        ]
+        # What is the same row of both is no matter from here on: of two large trees that is most.
+        left, right = both.rest
+        self._rows: list[list[Row]] = [[*left.layout.rows], [*right.layout.rows]]
+        # Where a leaf of a checkpoint will lie, the code that restores it decides.
+        self._trees: list[Any] = []
+        for side, is_stored in zip(both.sides, on_disk, strict=True):
+            self._trees.append(None if is_stored else side.tree)
         lens: Lens | None = None
-        found: list[Any] = [*rules]
+        with_certain: list[Any] = [*rules]
         if rules or any(on_disk):  # which may be of any leaf; and is read as a restore reads it
-            lens = self._between((a, b), lists, found)
+            lens = self._between((a, b), lists, with_certain)
         elif not any(self._rows):
             self.mended = True
         elif not _is_refuted(both, lists):
-            lens = self._between(both.sides, lists, found)
+            lens = self._between(both.sides, lists, with_certain)
         if lens is not None:
-            self.mended, self.rules = True, tuple(found)
+            self.mended, self.rules = True, tuple(with_certain)
+            # The lens may have read the trees in another way, so the rows are now those that it has.
             same = same_rows(lens.source, lens.view)
-            tables = lens.source, lens.view
-            self._rows = [[row for row in table.rows if row.path not in same] for table in tables]
-        renames = [rule for rule in found if isinstance(rule, Rename)]
-        self._renames = [(rule.source, rule.view) for rule in renames if not _has_star(rule)]
+            self._rows = [[], []]
+            for rows, table in zip(self._rows, (lens.source, lens.view), strict=True):
+                rows += [row for row in table.rows if row.path not in same]
+        # Without a lens the renames that are certain are told all the same.
+        self._renames: list[tuple[LogicalPath, LogicalPath]] = []
+        for rule in with_certain:
+            if isinstance(rule, Rename) and not _has_star(rule):
+                self._renames.append((rule.source, rule.view))
 
     def _between(
         self, sides: tuple[Any, Any], lists: Sequence[str] | None, rules: list[Any]
@@ -153,7 +164,12 @@ class _Sides:
         """What differs."""
         before, after = self._rows
         known = {row.path: row for row in after}
-        mirrors = [collections.Counter(r.mirrors for r in rows if r.mirrors) for rows in self._rows]
+        # By param, how many leaves optimizers keep for it: they are counted, and not told one by one.
+        mirrors: tuple[collections.Counter[str], ...] = collections.Counter(), collections.Counter()
+        for counter, rows in zip(mirrors, self._rows, strict=True):
+            for row in rows:
+                if row.mirrors:
+                    counter[row.mirrors] += 1
         removed: list[Row] = []
         kept: list[_Pair] = []  # by optimizers for params
         told: set[str] = set()  # what each of these goes with
@@ -174,24 +190,31 @@ class _Sides:
             yield from apart
             if apart:
                 told.add(name)
+            # As `layers_0` of Linen and `layers/0` of NNX: one leaf under two keys.
             elif path == row.path and row.key != other.key:
                 self.respelled += 1
-        added = [row for row in known.values() if not row.mirrors]
-        kept += [(None, row) for row in known.values() if row.mirrors]
+        # What is left is on the second side alone.
+        added: list[Row] = []
+        for row in known.values():
+            if row.mirrors:
+                kept.append((None, row))
+            else:
+                added.append(row)
         pairs = dict(_alike(removed, added))
         taken = set(pairs.values())
-        told.update("/".join(row.path) for row in (*removed, *added))
         for row in removed:
-            several = mirrors[0]["/".join(row.path)]
+            name = "/".join(row.path)
+            told.add(name)
             if row.path in pairs:
                 to = "/".join(pairs[row.path])
-                yield Change("likely renamed", "/".join(row.path), "", to, several)
+                yield Change("likely renamed", name, "", to, mirrors[0][name])
             else:
-                yield Change("removed", "/".join(row.path), _told(row), "", several)
+                yield Change("removed", name, _told(row), "", mirrors[0][name])
         for row in added:
+            name = "/".join(row.path)
+            told.add(name)
             if row.path not in taken:
-                several = mirrors[1]["/".join(row.path)]
-                yield Change("added", "/".join(row.path), "", _told(row), several)
+                yield Change("added", name, "", _told(row), mirrors[1][name])
         yield from _of_optimizers(kept, told)
 
     def resharded(self) -> Iterator[Change]:
@@ -201,6 +224,7 @@ class _Sides:
 
     def _renamed(self, path: LogicalPath, body: int) -> LogicalPath:
         """A path of the first side as the second calls it."""
+        # A rule is from the root of the model: of opt_state/0/mu/w it renames w alone.
         head, rest = path[:body], path[body:]
         for old, new in self._renames:
             if rest[: len(old)] == old:
@@ -219,7 +243,8 @@ def _of_optimizers(kept: Sequence[_Pair], told: set[str]) -> Iterator[Change]:
         row = before or after
         assert row is not None
         part = "/".join((*row.root, "**"))
-        if told.intersection(each.mirrors for each in (before, after) if each is not None):
+        # A param that is gone takes its mu and nu with it, which is no news.
+        if (before and before.mirrors in told) or (after and after.mirrors in told):
             continue
         if after is None:
             found[Change("removed", part, row.leaf.dtype, "")] = None
@@ -227,10 +252,10 @@ def _of_optimizers(kept: Sequence[_Pair], told: set[str]) -> Iterator[Change]:
             found[Change("added", part, "", row.leaf.dtype)] = None
         else:
             for change in _apart(before, after, 0):
-                alike = (
-                    dataclasses.replace(change, path=part) if change.kind == "recast" else change
-                )
-                found[alike] = None
+                # All of mu in another dtype is one change; a shape is that of one param.
+                if change.kind == "recast":
+                    change = dataclasses.replace(change, path=part)
+                found[change] = None
     yield from found
 
 
@@ -258,8 +283,8 @@ def _side(given: Any, name: str) -> ReadSide:
 
 def _is_refuted(both: BothSides, lists: Sequence[str] | None) -> bool:
     """Whether what differs has no lens, nor a rule that would help: then the whole has none, and need not be asked."""
-    few, whole = (sum(len(side.layout.rows) for side in each) for each in (both.rest, both.sides))
-    if few == whole:
+    # Where all differs, to ask for what differs would be to ask for the whole, and twice.
+    if _count_rows(both.rest) == _count_rows(both.sides):
         return False
     try:
         adapt_trees(*both.rest, lists=lists)
@@ -272,22 +297,27 @@ def _is_refuted(both: BothSides, lists: Sequence[str] | None) -> bool:
     return False
 
 
+def _count_rows(sides: ReadSides) -> int:
+    left, right = sides
+    return len(left.layout.rows) + len(right.layout.rows)
+
+
 def _alike(
     removed: Sequence[Row], added: Sequence[Row]
 ) -> Iterator[tuple[LogicalPath, LogicalPath]]:
     """Rows of which each side alone has exactly one like it."""
-    groups: tuple[dict[Any, list[Row]], ...] = ({}, {})
-    for group, rows in zip(groups, (removed, added), strict=True):
-        for row in rows:
-            last = row.path[-1] if row.leaf.dims else ""
-            group.setdefault((str(row.stored), _counts(row.repeats), last), []).append(row)
+    # With the name of the leaf, and then without it: of two square arrays the kernel is the kernel.
+    named: tuple[dict[Any, list[Row]], ...] = ({}, {})
     loose: tuple[dict[Any, list[Row]], ...] = ({}, {})
-    for group, rows in zip(loose, (removed, added), strict=True):
+    for at, rows in enumerate((removed, added)):
         for row in rows:
-            group.setdefault((str(row.stored), _counts(row.repeats)), []).append(row)
-    for one in (groups, loose):
-        for shape, rows in one[0].items():
-            others = one[1].get(shape, [])
+            shape = str(row.stored), _counts(row.repeats)
+            last = row.path[-1] if row.leaf.dims else ""
+            named[at].setdefault((*shape, last), []).append(row)
+            loose[at].setdefault(shape, []).append(row)
+    for left, right in (named, loose):
+        for shape, rows in left.items():
+            others = right.get(shape, [])
             if len(rows) == len(others) == 1:
                 yield rows[0].path, others[0].path
 
@@ -298,8 +328,9 @@ def _counts(repeats: Sequence[Repeat]) -> tuple[Any, ...]:
 
 def _told(row: Row) -> str:
     """A row as it is stored, and how often."""
+    # A list of twelve layers is "12 x float32[4 8]".
     counts = [str(dim[0]) if len(dim) == 1 else str(dim) for dim in row.unrolled]
-    return f"{' x '.join((*counts, str(row.stored)))}"
+    return " x ".join((*counts, str(row.stored)))
 
 
 def _order(change: Change) -> Any:
@@ -310,17 +341,26 @@ def _resharded(trees: Sequence[Any]) -> Iterator[Change]:
     """Leaves of two trees under one key path whose elements lie on devices in two ways; those of all layers as one."""
     if any(map(_lies_nowhere, trees)):
         return
-    flat = [flatten(_state(tree)) for tree in trees]
-    known = {_bare(key): leaf for key, leaf in zip(flat[0].keys, flat[0].leaves, strict=True)}
+    known = _by_bare_key(trees[0])
     told: dict[Change, None] = {}
-    for key, leaf in zip(flat[1].keys, flat[1].leaves, strict=True):
-        before = getattr(known.get(_bare(key)), "sharding", None)
+    flat = flatten(_state(trees[1]))
+    for place, leaf in zip(flat.keys, flat.leaves, strict=True):
+        key = _bare(place)
+        before = getattr(known.get(key), "sharding", None)
         after = getattr(leaf, "sharding", None)
+        # P("x") and P("x", None) split a matrix in the same way.
         if before is None or after is None or before.is_equivalent_to(after, len(leaf.shape)):
             continue
-        path = "/".join("{i}" if segment.isdecimal() else segment for segment in _bare(key))
-        told[Change("resharded", path, _spec(before), _spec(after))] = None
+        # All layers of a list that lie in one way are one change.
+        numberless = ["{i}" if segment.isdecimal() else segment for segment in key]
+        told[Change("resharded", "/".join(numberless), _spec(before), _spec(after))] = None
     yield from told
+
+
+def _by_bare_key(tree: Any) -> dict[tuple[Any, ...], Any]:
+    """The leaves of a tree or module, by key paths that are the same before a save and after it."""
+    flat = flatten(_state(tree))
+    return {_bare(key): leaf for key, leaf in zip(flat.keys, flat.leaves, strict=True)}
 
 
 def _lies_nowhere(tree: Any) -> bool:
@@ -347,25 +387,26 @@ def _values(a: Any, b: Any, lens: Lens | None) -> Iterator[ValueDifference]:
     """The leaves whose values differ, one at a time."""
     if lens is not None:
         a = lens.get(a)
-    flat = [flatten(_state(each)) for each in (a, b)]
-    keys = [{_bare(key): leaf for key, leaf in zip(f.keys, f.leaves, strict=True)} for f in flat]
-    if keys[0].keys() != keys[1].keys():
-        alone = sorted(format_path(key) for key in keys[0].keys() ^ keys[1].keys())
+    left, right = _by_bare_key(a), _by_bare_key(b)
+    if left.keys() != right.keys():
         hint = "give lens=, the lens between them"
-        faults = [Mismatch(key, "key", "in both trees", "in one alone", hint) for key in alone]
+        faults: list[Mismatch] = []
+        for key in sorted(map(format_path, left.keys() ^ right.keys())):
+            faults.append(Mismatch(key, "key", "in both trees", "in one alone", hint))
         raise ConformanceError("values of two layouts cannot be compared leaf by leaf", faults)
-    for key, leaf in keys[0].items():
-        apart = _distance(leaf, keys[1][key])
+    for key, leaf in left.items():
+        apart = _distance(leaf, right[key])
         if apart != (0.0, 0.0):
             yield ValueDifference(format_path(key), *apart)
 
 
 def _bare(key: tuple[Any, ...]) -> tuple[Any, ...]:
     """A key path without what a save makes of it: numbers as strings, and the level that a Variable adds."""
-    return tuple(str(segment) for segment in key if segment != "value")
+    return tuple([str(segment) for segment in key if segment != "value"])
 
 
 def _state(tree: Any) -> Any:
+    # Imported here, for it loads NNX, and a comparison of layouts does without.
     from ckpt_schema._frameworks.variables import state_of
 
     return state_of(tree)
@@ -373,22 +414,25 @@ def _state(tree: Any) -> Any:
 
 def _distance(a: Any, b: Any) -> tuple[float, float]:
     """The greatest absolute and relative difference of two leaves."""
-    both = [_numbers(leaf) for leaf in (a, b)]
-    if both[0].shape != both[1].shape:
+    first, second = _numbers(a), _numbers(b)
+    if first.shape != second.shape:
         return float("inf"), float("inf")
-    first, second = both
     with np.errstate(all="ignore"):
+        # Two NaNs are the same here, and so are two infinities, whose difference would be a NaN.
         equal = (first == second) | ((first != first) & (second != second))
         apart = np.where(equal, 0.0, np.abs(first - second))
+        # A NaN that is left is of a NaN on one side alone.
         apart = np.where(np.isnan(apart), np.inf, apart)
         largest = np.maximum(np.abs(first), np.abs(second))
         relative = np.where(equal, 0.0, apart / largest)
+        # So is one that is left here, or it is infinity by infinity.
         relative = np.where(np.isnan(relative), np.inf, relative)
     return (float(apart.max()), float(relative.max())) if apart.size else (0.0, 0.0)
 
 
 def _numbers(leaf: Any) -> np.ndarray[Any, Any]:
     """The values of a leaf, wide enough to be subtracted."""
+    # A random key has no values that could be subtracted, but those that it is stored as.
     if not leaves.is_scalar(leaf) and str(leaf.dtype).startswith("key<"):
         leaf = jax.random.key_data(leaf)
     array = np.asarray(leaf)

@@ -101,11 +101,13 @@ class Diff(Pictured):
         for kind in _KINDS:
             rows = [_row(change) for change in self.changes if change.kind == kind]
             sections.append(Section(kind, ("path", *self.names, "mirrored by"), rows))
+        # Rules that are certain, but do not make a lens, are in the text of the error that adapt raises.
         rules = [(line,) for line in _call(self.rules)] if self.mended else []
         sections.append(Section("lines make a lens between them", ("",), rules))
-        notes = [(note,) for note in self.notes]
-        sections.append(Section("notes", ("",), notes))
-        values = [(v.path, f"{v.absolute:.3g}", f"{v.relative:.3g}") for v in self.values or ()]
+        sections.append(Section("notes", ("",), [(note,) for note in self.notes]))
+        values: list[tuple[str, ...]] = []
+        for value in self.values or ():
+            values.append((value.path, f"{value.absolute:.3g}", f"{value.relative:.3g}"))
         sections.append(Section("values that differ", ("path", "absolute", "relative"), values))
         return Picture(title, sections)
 
@@ -118,14 +120,17 @@ class Diff(Pictured):
         if self.respelled:
             yield f"  {counted(self.respelled, 'row')} under other keys, the same otherwise"
         for kind in _KINDS:
-            alike = [change for change in self.changes if change.kind == kind]
-            if not alike:
-                continue
-            yield f"{kind}:"
-            yield from columns([_cells(change) for change in alike])
+            alike: list[tuple[str, str]] = []
+            for change in self.changes:
+                if change.kind == kind:
+                    alike.append(_cells(change))
+            if alike:
+                yield f"{kind}:"
+                yield from columns(alike)
         if self.mended:
             yield "a lens goes from one to the other:"
-            yield from (f"  {line}" for line in _call(self.rules))
+            for line in _call(self.rules):
+                yield f"  {line}"
         yield from self.notes
         for number, value in enumerate(self.values or ()):
             if not number:
@@ -134,14 +139,15 @@ class Diff(Pictured):
 
 
 def _cells(change: Change) -> tuple[str, str]:
+    # What was added has nothing before, and what was removed nothing after.
     arrow = " -> " if change.before and change.after else ""
     told = f"{change.before}{arrow}{change.after}"
+    # Here the path stands to the left already, and what it is called now is all that is new.
     if change.kind == "likely renamed":
         told = f"-> {change.after}"
-    return (
-        change.path,
-        f"{told}{f'  (and {change.mirrors} that mirror it)' if change.mirrors else ''}",
-    )
+    if change.mirrors:
+        told += f"  (and {change.mirrors} that mirror it)"
+    return change.path, told
 
 
 def _row(change: Change) -> tuple[str, str, str, str]:
@@ -154,4 +160,7 @@ def _call(rules: tuple[Rule, ...]) -> list[str]:
     """The call that makes the lens."""
     if not rules:
         return ["cs.adapt(a, b)"]
-    return ["cs.adapt(a, b, rules=[", *(f"    cs.{rule}," for rule in rules), "])"]
+    lines = ["cs.adapt(a, b, rules=["]
+    for rule in rules:
+        lines.append(f"    cs.{rule},")
+    return [*lines, "])"]

@@ -50,9 +50,10 @@ def found_lists(read: Callable[[Sequence[str]], Layout]) -> tuple[list[str], Lay
     known: list[str] = []
     table = read(known)
     while True:  # lists inside of lists are seen when these are
-        siblings = _siblings(table.rows)
-        shown = [stem.pattern for stem, members in siblings.items() if _are_list(stem, members)]
-        news = [pattern for pattern in shown if pattern not in known]
+        news: list[str] = []
+        for stem, members in _siblings(table.rows).items():
+            if _are_list(stem, members) and stem.pattern not in known:
+                news.append(stem.pattern)
         if not news:
             return known, table
         try:
@@ -72,13 +73,23 @@ def with_common_lists(both_sides: BothSides) -> BothSides:
     while True:  # lists inside of lists are seen when these are, or are none
         sides, rest = both_sides.sides, both_sides.rest
         apart |= _parted(rest)
-        places = (place for side in rest for row in side.layout.rows for place in _places(row))
-        wanted = {place.stem for place in places} - apart
+        # Only what differs is worth a list: of two large trees that is little.
+        wanted: set[_Stem] = set()
+        for side in rest:
+            for row in side.layout.rows:
+                for place in _places(row):
+                    wanted.add(place.stem)
+        wanted -= apart
         if not wanted:
             return both_sides
-        both = [_siblings(side.layout.rows, apart, wanted) for side in sides]
+        left, right = sides
+        both = (
+            _siblings(left.layout.rows, apart, wanted),
+            _siblings(right.layout.rows, apart, wanted),
+        )
         news: dict[_Stem, list[int]] = {}
         for stem in {**both[0], **both[1]}:
+            # The sides on which it would be one: 0, 1 or both. A side that lacks it has no say.
             read = [at for at in (0, 1) if stem in both[at] and _may_be_read(sides[at], stem)]
             shown = any(_are_list(stem, both[at][stem]) for at in read)
             if shown and all(_are_alike(both[at][stem]) for at in read):
@@ -86,22 +97,30 @@ def with_common_lists(both_sides: BothSides) -> BothSides:
             else:
                 apart.add(stem)
         if not news:
-            continue
+            continue  # what is in siblings that are none is looked at in the next round
         try:
             both_sides = BothSides(_read(sides, news))
         except SchemaError:  # what is alike in one model is not in all that mirrors it
-            apart |= {stem for stem in news if not _fits(sides, stem, news[stem])} or news.keys()
+            # Each may fit by itself and fail beside the others: then none is read, or this would not end.
+            misfits = {stem for stem in news if not _fits(sides, stem, news[stem])}
+            apart |= misfits or news.keys()
 
 
 def _parted(rest: ReadSides) -> set[_Stem]:
     """Siblings that are no list on one side at least: one differs from that of the other side, and one before it does not."""
-    left, right = (side.layout.rows for side in rest)
-    known = {row.path for row in right}
+    left, right = rest
+    known = {row.path for row in right.layout.rows}
+    # Of rows that differ under one path: in which siblings they are, by the leaf that differs there.
     numbers: dict[tuple[_Stem, Pattern], set[int]] = {}
-    for row in left:
+    for row in left.layout.rows:
         for stem, number, inside in _places(row) if row.path in known else ():
             numbers.setdefault((stem, (*inside, row.key[-1])), set()).add(number)
-    return {stem for (stem, _), several in numbers.items() if max(several) >= len(several)}
+    parted: set[_Stem] = set()
+    for (stem, _), several in numbers.items():
+        # {1, 2}: three would be 0, 1, 2, so layer 0 is as it was.
+        if max(several) >= len(several):
+            parted.add(stem)
+    return parted
 
 
 def _may_be_read(side: ReadSide, stem: _Stem) -> bool:
@@ -111,11 +130,12 @@ def _may_be_read(side: ReadSide, stem: _Stem) -> bool:
 
 def _read(sides: ReadSides, lists: Mapping[_Stem, Collection[int]]) -> ReadSides:
     """Both sides, each with its lists."""
-    left, right = (
-        side.read(lists=[stem.pattern for stem, read in lists.items() if at in read])
-        for at, side in enumerate(sides)
-    )
-    return left, right
+    patterns: tuple[list[str], list[str]] = ([], [])
+    for stem, read in lists.items():
+        for at in read:
+            patterns[at].append(stem.pattern)
+    left, right = sides
+    return left.read(lists=patterns[0]), right.read(lists=patterns[1])
 
 
 def _fits(sides: ReadSides, stem: _Stem, read: Collection[int]) -> bool:
@@ -129,8 +149,10 @@ def _fits(sides: ReadSides, stem: _Stem, read: Collection[int]) -> bool:
 
 def _are_list(stem: _Stem, members: _Members) -> bool:
     """Whether siblings are a list by what they hold."""
-    own = stem.text[0].isupper() and all(len(path) == 1 for path in members[min(members)])
-    return len(members) > 1 and not own and _are_alike(members)
+    # Linen's own names begin with the class: Dense_0 and Dense_1 with leaves alone are no list.
+    first = members[min(members)]
+    is_linens_own = stem.text[0].isupper() and all(len(path) == 1 for path in first)
+    return len(members) > 1 and not is_linens_own and _are_alike(members)
 
 
 def _are_alike(members: _Members) -> bool:
@@ -155,28 +177,38 @@ def _siblings(
     known: dict[Pattern, tuple[dict[Pattern, Any], Pattern] | None] = {}  # by node
     for row in rows:
         node = row.key[:-1]
+        # Most nodes have several leaves, and all of them are in the same siblings.
         if node not in known:
             known[node] = None
-            place = next((each for each in _places(row) if each.stem not in apart), None)
-            if place is not None and (wanted is None or place.stem in wanted):
-                members = groups.setdefault(place.stem, {})
-                known[node] = members.setdefault(place.number, {}), place.inside
-        found = known[node]
-        if found is not None:
-            held, inside = found
+            for place in _places(row):
+                if place.stem in apart:
+                    continue
+                if wanted is None or place.stem in wanted:
+                    members = groups.setdefault(place.stem, {})
+                    known[node] = members.setdefault(place.number, {}), place.inside
+                break  # what is inside of these is seen when they are a list
+        member = known[node]
+        if member is not None:
+            held, inside = member
             held[(*inside, row.key[-1])] = row.leaf, row.repeats, row.kind
     return groups
 
 
 def _places(row: Row) -> Iterator[_Place]:
     """The siblings with numbers that the node of a row is in, the outermost first."""
+    # What mirrors a model has its lists, and is read with them.
     if row.body is None or row.optimizer:
         return
-    bare = [s for s in row.key if isinstance(s, Index) and not s.prefix and not s.suffix]
+    bare: list[Index] = []
+    for segment in row.key:
+        # Of layers/{i} the key has a segment more than the path layers[], and of layers_{i} it has not.
+        if isinstance(segment, Index) and not segment.prefix and not segment.suffix:
+            bare.append(segment)
     start = len(row.key) - (len(row.path) - row.body) - len(bare)  # the root of its model
     node = row.key[start:-1]
     for at, segment in enumerate(node):
         if isinstance(segment, str):
+            # "layers_12" is text "layers_" and number 12; a number alone is a key, and no name.
             text = segment.rstrip("0123456789")
             number = int_key(segment[len(text) :])
             if text and number is not None:
