@@ -68,6 +68,7 @@ def flatten(tree: Tree | FlatTree) -> FlatTree:
     """
     if isinstance(tree, FlatTree):
         return tree
+    # The quickest first. What it says no to may be anything, a tree that jax would choke on too.
     plain = flatten_plain(tree)
     if plain is not None:
         return plain
@@ -93,6 +94,7 @@ def flatten_plain(tree: Tree) -> FlatTree | None:
         [('a', 'c'), ('b',)]
         >>> flatten_plain({"b": (np.ones(2),)})
     """
+    # All three are filled on the way, so that no level makes lists of its own.
     keys: list[KeyPath] = []
     found: list[Any] = []
     arrays: set[type] = set()
@@ -136,6 +138,7 @@ def verify_readable(tree: Tree) -> None:
         ConformanceError: A dict has keys of several kinds, or the tree is nested too deep.
     """
     faults: list[Mismatch] = []
+    # Level by level, for Python's own recursion would fail where this is to say so.
     level: list[tuple[Any, _Place | None]] = [(tree, None)]
     for _ in range(_DEEPEST):
         below: list[tuple[Any, _Place | None]] = []
@@ -148,11 +151,9 @@ def verify_readable(tree: Tree) -> None:
             elif isinstance(node, (list, tuple)):
                 members: Iterable[Any] = node
                 items = enumerate(members)
-            below += [
-                (child, (place, key))
-                for key, child in items
-                if isinstance(child, (dict, list, tuple))
-            ]
+            for key, child in items:
+                if isinstance(child, (dict, list, tuple)):
+                    below.append((child, (place, key)))
         level = below
         if not level:
             break
@@ -178,6 +179,7 @@ def _path(place: _Place | None) -> KeyPath:
 
 def _mixed(node: Mapping[Any, Any], place: _Place | None) -> Iterator[Mismatch]:
     """The fault of a dict whose keys jax cannot put in order."""
+    # Of nearly all dicts the keys are of one of these kinds, which jax can sort; none is sorted here.
     if {*map(type, node)} in ({str}, {int}, set[type]()):
         where = format_path(_path(place))
         for key in node:
@@ -213,14 +215,19 @@ def build(
         An ``nnx.State`` of Variables, or nested dicts with the optimizer's own tuples and
         NamedTuples in them.
     """
+    # Every container is a dict at first, and becomes what it is when its children are there.
     root: dict[Any, Any] = {}
-    nodes = [(node, key) for node in layout.nodes for key in node.keys(sizes)]
+    nodes: list[tuple[Node, KeyPath]] = []
+    for node in layout.nodes:
+        nodes += [(node, key) for key in node.keys(sizes)]
     for _, key in nodes:
         _parent(root, key).setdefault(key[-1], {})
+    # A Variable may hold a container: it stands so many segments above its leaves.
     variables: dict[KeyPath, Row | None] = {}
     for key, row, value in leaves:
         _parent(root, key)[key[-1]] = value
         variables[key[: len(key) - row.inside]] = row
+    # Containers that are in no Variable stay what they are in an nnx.State, too.
     holes: list[KeyPath] = []
     for _, key in nodes:
         heads = [key[:end] for end in range(1, len(key) + 1)]
@@ -240,6 +247,7 @@ def build(
 def _boxed(root: dict[Any, Any], labelled: Mapping[KeyPath, Mapping[str, Any]]) -> Tree:
     from ckpt_schema._frameworks import boxes
 
+    # jax tells paths in its own classes; what is said goes by key paths.
     def said(path: tuple[Any, ...]) -> Mapping[str, Any] | None:
         return labelled.get(key_paths([path])[0][0])
 
@@ -261,6 +269,7 @@ def _parent(root: dict[Any, Any], key: KeyPath) -> dict[Any, Any]:
 def _container(node: Node, key: KeyPath, children: Mapping[Any, Any]) -> Any:
     if node.type is type(None):
         return None
+    # Found in a tree: its data are known, and stay.
     if node.static is not None:
         treedef, names = node.static
         return treedef.unflatten(children.get(name) for name in names)
@@ -270,18 +279,14 @@ def _container(node: Node, key: KeyPath, children: Mapping[Any, Any]) -> Any:
         kind: Any = node.type
         return kind(children)
     fields = getattr(node.type, "_fields", None) or [f.name for f in _fields(node.type)]
+    # A field without a leaf is an empty one, as the None of an optimizer that keeps nothing.
     try:
         return node.type(**{name: children.get(name) for name in fields})
     except TypeError as error:
+        # A dataclass may have fields that are no children: no leaf tells these.
         hint = "pass onto=, a tree that has one"
-        found = str(error).splitlines()[0]
-        fault = Mismatch(
-            format_path(key),
-            "container",
-            f"a {node.type.__name__} of its leaves alone",
-            found,
-            hint,
-        )
+        expected, found = f"a {node.type.__name__} of its leaves alone", str(error).splitlines()[0]
+        fault = Mismatch(format_path(key), "container", expected, found, hint)
         raise ConformanceError(f"{node.type.__name__} cannot be made", [fault]) from error
 
 
@@ -299,9 +304,11 @@ def nodes_of(found: Iterable[tuple[KeyPath, Any]]) -> Iterator[Node]:
     for key, node in found:
         if node is None or isinstance(node, (tuple, list, Mapping)):
             yield Node(key, type(node))
+        # A box is not built with the tree: it goes around its leaf at the end.
         elif not hasattr(node, "unbox"):
             treedef = jax.tree.structure(node, is_leaf=lambda child, node=node: child is not node)
-            yield Node(key, type(node), static=(treedef, tuple(name for name, _ in children(node))))
+            names = tuple([name for name, _ in children(node)])
+            yield Node(key, type(node), static=(treedef, names))
 
 
 _DROPPED = object()
@@ -322,10 +329,12 @@ def _without(node: Any, dropped: Container[KeyPath], at: KeyPath) -> Any:
     if jax.tree_util.all_leaves([node]):
         return _DROPPED if at in dropped else node
     below = {key: _without(child, dropped, (*at, key)) for key, child in children(node)}
+    # What was empty before stays: an empty dict of a chain is a part of its structure.
     if below and all(child is _DROPPED for child in below.values()):
         return _DROPPED
     if isinstance(node, Mapping):
         kind: Any = type(node)
         return kind({key: child for key, child in below.items() if child is not _DROPPED})
+    # Other containers have their members by position, so that an empty dict takes the place.
     treedef = jax.tree.structure(node, is_leaf=lambda child: child is not node)
     return treedef.unflatten({} if child is _DROPPED else child for child in below.values())

@@ -1,4 +1,8 @@
-"""Defaults, made: the leaves of a tree that nothing else tells."""
+"""Defaults, made: the leaves of a tree that nothing else tells.
+
+A plan makes them last, when all that moves and all tasks are done. Of keys each leaf gets its own,
+which follows from where it stands in the model and not from how the layout keeps it.
+"""
 
 from __future__ import annotations
 
@@ -49,19 +53,26 @@ def spot_of(row: Row, indices: Sequence[int], sizes: Mapping[str, int]) -> Recei
     counts = dims_.sizes_of(tuple(repeat.size for repeat in row.repeats), sizes)
     if counts is None:
         return None
-    axes = {number: at for at, (kind, number) in enumerate(row.axes) if kind == "level"}
+    axes: dict[int, int] = {}
+    for axis, (kind, level) in enumerate(row.axes):
+        if kind == "level":
+            axes[level] = axis
+    # Item 1 of a list, of stacks of 3 layers each: [3 4 5], on the stack axis.
     numbers, unrolled = np.zeros((1,) * len(row.axes), np.uint32), iter(indices)
     for level, count in enumerate(counts):
-        here: Any = (
-            next(unrolled) if level not in axes else _along(axes[level], count, numbers.ndim)
-        )
-        numbers = numbers * np.uint32(count) + np.asarray(here, np.uint32)
+        if level in axes:
+            within: Any = _along(axes[level], count, numbers.ndim)
+        else:
+            within = next(unrolled)
+        numbers = numbers * np.uint32(count) + np.asarray(within, np.uint32)
     return Receiver(path, numbers)
 
 
 def _along(axis: int, count: int, rank: int) -> np.ndarray[Any, Any]:
     """The numbers from 0 on, on one axis of many."""
-    return np.arange(count).reshape([count if at == axis else 1 for at in range(rank)])
+    shape = [1] * rank
+    shape[axis] = count
+    return np.arange(count).reshape(shape)
 
 
 def make_default(
@@ -99,7 +110,9 @@ def _words(default: Made, dtype: str, spot: Receiver) -> np.ndarray[Any, Any]:
     with jax.ensure_compile_time_eval():
         key = jax.random.key(seed, impl=key_impl(dtype))
         if isinstance(default, FreshKey):
+            # Python's hash of a string is another one in each process.
             key = jax.random.fold_in(key, np.uint32(zlib.crc32(spot.path.encode())))
+            # As a list, for fold_in takes one number; then back on the axes of the leaf.
             if spot.numbers is not None:
                 key = _folded(key, spot.numbers.ravel()).reshape(spot.numbers.shape)
         return np.asarray(jax.random.key_data(key))
@@ -114,6 +127,7 @@ def _folded(key: jax.Array, numbers: jax.Array) -> jax.Array:
 def _made(dtype: str, shape: tuple[int, ...], data: Any) -> jax.Array:
     if not dtype.startswith("key<"):
         return jnp.broadcast_to(data, shape)
+    # A key's words are one more axis, which the shape of keys does not have.
     words = jnp.broadcast_to(data, (*shape, data.shape[-1]))
     return jax.random.wrap_key_data(words, impl=key_impl(dtype))
 
@@ -126,6 +140,7 @@ def _program(dtype: str, shape: tuple[int, ...], sharding: Any) -> Any:
 
 def stand_in(goal: Any) -> Any:
     """A leaf of no bytes for one whose value nobody asks for."""
+    # NumPy has no keys, so that these alone cannot be a view of one element.
     if leaves.describe(goal).startswith("key<"):
         return make_default(ConstantKey(0), str(goal.dtype), goal.shape)
     return np.broadcast_to(np.zeros((), goal.dtype), goal.shape)

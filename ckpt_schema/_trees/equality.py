@@ -23,7 +23,7 @@ from ckpt_schema._layouts.paths import Key, KeyPath
 from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._messages.text import shown
 from ckpt_schema._trees import placement
-from ckpt_schema._trees.containers import Tree, flatten
+from ckpt_schema._trees.containers import FlatTree, Tree, flatten
 from ckpt_schema._trees.placement import octets
 from ckpt_schema.errors import CkptSchemaError, Mismatch
 
@@ -86,21 +86,19 @@ def differences(left: Tree, right: Tree) -> tuple[Mismatch, ...]:
     try:
         chex.assert_trees_all_equal_structs(left, right)
     except AssertionError:
-        return (
-            *_structures(left, right, ()),
-            *_shared_leaves(first.keys, first.leaves, second.keys, second.leaves),
-        )
-    pairs = zip(first.keys, first.leaves, second.leaves, strict=True)
-    return tuple(fault for key, a, b in pairs for fault in _leaf(key, a, b))
+        return (*_structures(left, right, ()), *_shared_leaves(first, second))
+    unlike: list[Mismatch] = []
+    for key, ours, theirs in zip(first.keys, first.leaves, second.leaves, strict=True):
+        unlike += _leaf(key, ours, theirs)
+    return tuple(unlike)
 
 
-def _shared_leaves(
-    keys: list[KeyPath], found: list[Any], others: list[KeyPath], values: list[Any]
-) -> Iterator[Mismatch]:
-    at = dict(zip(others, values, strict=True))
-    for key, value in zip(keys, found, strict=True):
-        if key in at:
-            yield from _leaf(key, value, at[key])
+def _shared_leaves(first: FlatTree, second: FlatTree) -> Iterator[Mismatch]:
+    """Where leaves differ that both trees have. What one alone has, the structures tell."""
+    others = dict(zip(second.keys, second.leaves, strict=True))
+    for key, value in zip(first.keys, first.leaves, strict=True):
+        if key in others:
+            yield from _leaf(key, value, others[key])
 
 
 def _structures(left: Tree, right: Tree, at: KeyPath) -> Iterator[Mismatch]:
@@ -108,43 +106,27 @@ def _structures(left: Tree, right: Tree, at: KeyPath) -> Iterator[Mismatch]:
     if jax.tree.structure(left) == jax.tree.structure(right):
         return
     here = paths.format_path(at)
-    if type(left) is not type(right) or jax.tree_util.all_leaves(
-        [left]
-    ) != jax.tree_util.all_leaves([right]):
+    # jax takes an object that it does not know for a leaf: one class may be a leaf here, and none there.
+    is_leaf, is_other_leaf = (jax.tree_util.all_leaves([node]) for node in (left, right))
+    if type(left) is not type(right) or is_leaf != is_other_leaf:
         yield Mismatch(here, "container", _container(left), _container(right))
         return
     ours, theirs = dict(children(left)), dict(children(right))
     for key in ours.keys() - theirs.keys():
-        yield Mismatch(
-            paths.format_path((*at, key)),
-            "missing",
-            _container(ours[key]),
-            "nothing",
-            _near(key, theirs),
-        )
+        where, hint = paths.format_path((*at, key)), _near(key, theirs)
+        yield Mismatch(where, "missing", _container(ours[key]), "nothing", hint)
     for key in theirs.keys() - ours.keys():
-        yield Mismatch(
-            paths.format_path((*at, key)),
-            "extra",
-            "nothing",
-            _container(theirs[key]),
-            _near(key, ours),
-        )
-    below = [
-        fault
-        for key in ours
-        if key in theirs
-        for fault in _structures(ours[key], theirs[key], (*at, key))
-    ]
+        where, hint = paths.format_path((*at, key)), _near(key, ours)
+        yield Mismatch(where, "extra", "nothing", _container(theirs[key]), hint)
+    below: list[Mismatch] = []
+    for key in ours:
+        if key in theirs:
+            below += _structures(ours[key], theirs[key], (*at, key))
     yield from below
+    # The structures differ, and neither keys nor what is below: so data that no leaf tells do.
     if not below and ours.keys() == theirs.keys():
-        yield Mismatch(
-            here,
-            "container",
-            _static(left),
-            _static(right),
-            f"static data of the {type(left).__name__} differ",
-        )
+        hint = f"static data of the {type(left).__name__} differ"
+        yield Mismatch(here, "container", _static(left), _static(right), hint)
 
 
 def _container(node: Any) -> str:
@@ -164,9 +146,11 @@ def _near(key: Key, others: Mapping[Key, Any]) -> str:
 
 def _leaf(key: KeyPath, left: Any, right: Any) -> Iterator[Mismatch]:
     """In what one leaf differs: its kind, else its type, else its sharding and its bits."""
-    if left is right or (
-        isinstance(left, (str, bytes)) and type(left) is type(right) and left == right
-    ):
+    # The same object is equal to itself, whatever it is: what only moves is not even read.
+    if left is right:
+        return
+    # Text is no array, but some trees hold it, and it can be compared.
+    if isinstance(left, (str, bytes)) and type(left) is type(right) and left == right:
         return
     where = paths.format_path(key)
     if _kind(left) != _kind(right):
@@ -174,19 +158,15 @@ def _leaf(key: KeyPath, left: Any, right: Any) -> Iterator[Mismatch]:
         return
     ours, theirs = leaves.signature(left), leaves.signature(right)
     # A deleted array still has a shape, and no bits that could be looked at.
-    if any(map(leaves.is_deleted, (left, right))):
+    if leaves.is_deleted(left) or leaves.is_deleted(right):
         ours, theirs = ("deleted" if leaves.is_deleted(x) else "an array" for x in (left, right))
         hint = "a deleted array has no values to compare"
         yield Mismatch(where, "deleted", ours, theirs, hint)
         return
+    # Under a trace nobody knows the values, and NumPy's objects need not have bits.
     if ours is None or isinstance(left, Tracer) or ours[1] == "object":
-        yield Mismatch(
-            where,
-            "leaf",
-            shown(left),
-            shown(right),
-            "not the same object, and nothing that could be compared",
-        )
+        hint = "not the same object, and nothing that could be compared"
+        yield Mismatch(where, "leaf", shown(left), shown(right), hint)
         return
     if ours != theirs:
         kind = "shape" if ours[0] != (theirs or ours)[0] else "dtype"
@@ -204,14 +184,15 @@ def _kind(value: Any) -> str:
     """What sort of leaf it is: equal bits in leaves of two sorts are no equality."""
     if leaves.is_scalar(value):
         return f"a Python {type(value).__name__}"
-    return next(
-        (f"a {name}" for kind, name in _KINDS if isinstance(value, kind)),
-        f"a {type(value).__name__}",
-    )
+    for kind, name in _KINDS:
+        if isinstance(value, kind):
+            return f"a {name}"
+    return f"a {type(value).__name__}"
 
 
 def _same_sharding(left: Any, right: Any) -> bool:
     ours, theirs = getattr(left, "sharding", None), getattr(right, "sharding", None)
+    # An abstract leaf may have none, and differs then from one that has one.
     if ours is None or theirs is None or ours == theirs:
         return ours is theirs or ours == theirs
     if not ours.is_equivalent_to(theirs, len(left.shape)):
@@ -229,23 +210,24 @@ def _bits(where: str, left: Any, right: Any) -> Iterator[Mismatch]:
     if leaves.is_scalar(left):
         ours, theirs = _number(left), _number(right)
         if ours != theirs:
-            yield Mismatch(
-                where, "bits", f"{shown(left)}, bits {ours}", f"{shown(right)}, bits {theirs}"
-            )
+            expected, found = f"{shown(left)}, bits {ours}", f"{shown(right)}, bits {theirs}"
+            yield Mismatch(where, "bits", expected, found)
         return
-    for (a, start), (b, _) in zip(_blocks(left), _blocks(right), strict=True):
-        ours, theirs = octets(a), octets(b)
+    for (block, start), (other, _) in zip(_blocks(left), _blocks(right), strict=True):
+        ours, theirs = octets(block), octets(other)
         unlike = (ours != theirs).any(axis=-1)
-        if unlike.any():
-            first = int(unlike.argmax())
-            here, there = (f"0x{o[first, ::-1].tobytes().hex()}" for o in (ours, theirs))
-            place = " ".join(
-                str(i + offset)
-                for i, offset in zip(np.unravel_index(first, a.shape), start, strict=True)
-            )
-            many = f"{int(unlike.sum())} of {unlike.size} elements differ, the first at [{place}]"
-            yield Mismatch(where, "bits", f"bits {here}", there, many)
-            return
+        if not unlike.any():
+            continue
+        first = int(unlike.argmax())
+        # Bytes are in order from the lowest; people read from the highest.
+        here, there = (f"0x{o[first, ::-1].tobytes().hex()}" for o in (ours, theirs))
+        # Of a shard that starts at row 8, element [0 3] is [8 3] of the array.
+        place = map(sum, zip(np.unravel_index(first, block.shape), start, strict=True))
+        many = f"{int(unlike.sum())} of {unlike.size} elements differ"
+        hint = f"{many}, the first at [{' '.join(map(str, place))}]"
+        yield Mismatch(where, "bits", f"bits {here}", there, hint)
+        # One fault for a leaf, though other shards of it may differ too.
+        return
 
 
 def _number(value: complex) -> str:
@@ -262,12 +244,15 @@ def _blocks(value: Any) -> list[tuple[np.ndarray[Any, Any], tuple[int, ...]]]:
     Each with its start.
     """
     data = value
+    # NumPy has no keys: their words are compared.
     if isinstance(value, jax.Array):
         data = jax.random.key_data(value) if leaves.describe(value).startswith("key<") else value
     if not isinstance(data, jax.Array) or data.is_fully_addressable:
         whole = np.asarray(data)
         return [(whole, (0,) * whole.ndim)]
-    return [
-        (np.asarray(s.data), tuple(part.start or 0 for part in s.index))
-        for s in data.addressable_shards
-    ]
+    blocks: list[tuple[np.ndarray[Any, Any], tuple[int, ...]]] = []
+    for shard in data.addressable_shards:
+        # An axis that is not cut has slice(None).
+        start = tuple([part.start or 0 for part in shard.index])
+        blocks.append((np.asarray(shard.data), start))
+    return blocks

@@ -79,27 +79,23 @@ def infer_tree(
     if plain is None:
         verify_readable(tree)
         tree = whole_state(state_of(tree))
+    container = "a dict or another container"
     if tree is None:
-        fault = Mismatch(
-            "the tree", "container", "a dict or another container", "None", "pass the state itself"
-        )
+        fault = Mismatch("the tree", "container", container, "None", "pass the state itself")
         raise SchemaError(f"no layout ({name}) can be read off nothing", [fault])
     flat, variables = plain or flatten(tree), variables_of(tree)
+    # A box of Linen adds a level called value. A tree without one is not walked for boxes.
     if plain is None and not variables and any(key and key[-1] == "value" for key in flat.keys):
         tree = unboxed(tree)
         flat = flatten(tree)
     if () in flat.keys:
-        fault = Mismatch(
-            "the tree",
-            "leaf",
-            "a dict or another container",
-            leaves.describe(flat.leaves[0]),
-            "give the leaf a name",
-        )
+        found_leaf, hint = leaves.describe(flat.leaves[0]), "give the leaf a name"
+        fault = Mismatch("the tree", "leaf", container, found_leaf, hint)
         raise SchemaError(f"no layout ({name}) can be read off a lone leaf", [fault])
     found: list[_Held] = []
     if plain is None:
         found += inner_containers(tree) if variables else inner_nodes(tree)
+    # Keys become what they were before a save, then paths; after that nothing knows of files.
     read = _read(flat, variables)
     if flat.stored:
         read, found = _numbered(read, found)
@@ -108,7 +104,6 @@ def infer_tree(
     if joined is not None:
         read = _as_paths(read, joined, name)
     kinds = envelope(read)
-    container = "nnx" if read.variables else "dict"
     faults = [*strays(read, kinds, found)]
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
@@ -118,20 +113,18 @@ def infer_tree(
         rows = tuple(_in_one_key(rows, flat, joined))
     homes = (OPTIMIZER_STATE, *(kinds.optimizer or ())[:1])
     # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
-    nodes = tuple(
-        nodes_of((key, node) for key, node in found if key[0] in homes or not flat.stored)
+    held = [(key, node) for key, node in found if key[0] in homes or not flat.stored]
+    nodes = tuple(nodes_of(held))
+    table = Layout(
+        name,
+        rows,
+        nodes,
+        "nnx" if read.variables else "dict",
+        kinds.homes,
+        parts=tuple(parts_of(nodes, kinds)),
+        states=() if kinds.optimizer is None else (((OPTIMIZER_STATE,), kinds.optimizer),),
     )
-    table = verify_table(
-        Layout(
-            name,
-            rows,
-            nodes,
-            container,
-            kinds.homes,
-            parts=tuple(parts_of(nodes, kinds)),
-            states=() if kinds.optimizer is None else (((OPTIMIZER_STATE,), kinds.optimizer),),
-        )
-    )
+    table = verify_table(table)
     if tx is None:
         return table
     from ckpt_schema._trees.optimizer_parts import with_parts
@@ -163,9 +156,11 @@ def _read(flat: FlatTree, variables: Mapping[KeyPath, Any]) -> Read:
 
 def _dotted(read: Read) -> str | None:
     """The dot, where every leaf is at the root and names with dots are paths, as in files of Hugging Face; else None."""
-    roots = [leaf.key[0] if len(leaf.key) == 1 else None for leaf in read.leaves]
-    names = [root for root in roots if isinstance(root, str)]
-    if read.variables or len(names) < len(roots) or not any("." in name for name in names):
+    names: list[str] = []
+    for leaf in read.leaves:
+        if len(leaf.key) == 1 and isinstance(leaf.key[0], str):
+            names.append(leaf.key[0])
+    if read.variables or len(names) < len(read.leaves) or "." not in "".join(names):
         return None
     spelled = [tuple(name.split(".")) for name in names]
     whole = set(spelled)
@@ -179,31 +174,26 @@ def _dotted(read: Read) -> str | None:
 def _as_paths(read: Read, joined: str, name: str) -> Read:
     """What was read, the keys at the root as the paths that they are made of."""
     depths = {len(leaf.key) for leaf in read.leaves}
-    lone = [leaf.key[0] for leaf in read.leaves if not isinstance(leaf.key[0], str)]
-    if not joined or any(map(str.isdigit, joined)) or len(depths) > 1 or lone:
+    is_text = all(isinstance(leaf.key[0], str) for leaf in read.leaves)
+    # A joint with digits would split the numbers in the keys.
+    if not joined or any(map(str.isdigit, joined)) or len(depths) > 1 or not is_text:
         expected = "a text without digits that joins the string keys of a tree of one depth"
-        depth = " and ".join(map(str, sorted(depths)))
-        fault = Mismatch(
-            "joined", "declaration", expected, f"{joined!r}, and keys of depth {depth}"
-        )
+        spelled = f"{joined!r}, and keys of depth {' and '.join(map(str, sorted(depths)))}"
+        fault = Mismatch("joined", "declaration", expected, spelled)
         raise SchemaError(f"no layout ({name}) can be read off the tree", [fault])
-    found = [
-        leaf._replace(key=(*str(leaf.key[0]).split(joined), *leaf.key[1:])) for leaf in read.leaves
-    ]
+    found: list[Found] = []
+    for leaf in read.leaves:
+        found.append(leaf._replace(key=(*str(leaf.key[0]).split(joined), *leaf.key[1:])))
     whole = {leaf.key for leaf in found}
     hint = "as they stand the keys can be read without joined="
-    faults = [
-        Mismatch(
-            paths.format_path(leaf.key[:at]),
-            "ambiguous",
-            "a leaf, or what has leaves",
-            "both",
-            hint,
-        )
-        for leaf in found
-        for at in range(1, len(leaf.key))
-        if leaf.key[:at] in whole
-    ]
+    expected = "a leaf, or what has leaves"
+    faults: list[Mismatch] = []
+    for leaf in found:
+        for end in range(1, len(leaf.key)):
+            # As paths, "a" and "a.b" would be a leaf and a dict in one place.
+            if leaf.key[:end] in whole:
+                where = paths.format_path(leaf.key[:end])
+                faults.append(Mismatch(where, "ambiguous", expected, "both", hint))
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
     return _numbered(Read(found, read.variables), [])[0]
@@ -211,6 +201,7 @@ def _as_paths(read: Read, joined: str, name: str) -> Read:
 
 def _in_one_key(rows: Sequence[Row], flat: FlatTree, joined: str) -> Iterator[Row]:
     """Rows with the keys that the tree has."""
+    # All keys have one depth: what stood behind the joined key still does.
     apart = len(flat.keys[0]) - 1
     for row in rows:
         end = len(row.key) - apart
@@ -248,11 +239,12 @@ def _numbered(read: Read, nodes: Sequence[_Held]) -> tuple[Read, list[_Held]]:
     segments = read.segments.union(*[key for key, _ in nodes])
     if not any(isinstance(key, str) and int_key(key) is not None for key in segments):
         return read, [*nodes]
-    whole = [*[leaf.key for leaf in read.leaves], *[key for key, _ in nodes]]
-    names = {(path[:at], key) for path in whole for at, key in enumerate(path)}
-    words = {
-        parent for parent, key in names if not (isinstance(key, str) and int_key(key) is not None)
-    }
+    # Nodes with a key that is no number: {"0": ..., "head": ...} had strings before the save too.
+    words: set[KeyPath] = set()
+    for path in (*[leaf.key for leaf in read.leaves], *[key for key, _ in nodes]):
+        for at, key in enumerate(path):
+            if not isinstance(key, str) or int_key(key) is None:
+                words.add(path[:at])
 
     def numbered(path: KeyPath) -> KeyPath:
         return tuple(k if path[:at] in words else int(k) for at, k in enumerate(path))
@@ -263,38 +255,35 @@ def _numbered(read: Read, nodes: Sequence[_Held]) -> tuple[Read, list[_Held]]:
 
 def _verify_arguments(scan: object, lists: object) -> None:
     faults: list[Mismatch] = []
-    given: Mapping[Any, Any] | None = scan if isinstance(scan, Mapping) else None
-    if scan is not None and not (
-        given is not None and all(isinstance(n, str) and _is_axis(a) for n, a in given.items())
-    ):
-        faults.append(
-            Mismatch("scan", "declaration", "axes by path", repr(scan), 'write scan={"layers": 0}')
-        )
-    several: Sequence[Any] | None = (
-        lists if isinstance(lists, Sequence) and not isinstance(lists, str) else None
-    )
-    if several is None or not all(isinstance(pattern, str) for pattern in several):
-        faults.append(
-            Mismatch(
-                "lists",
-                "declaration",
-                "a list of patterns",
-                repr(lists),
-                'write lists=["layers_{i}"]',
-            )
-        )
+    if scan is not None and not _are_axes(scan):
+        hint = 'write scan={"layers": 0}'
+        faults.append(Mismatch("scan", "declaration", "axes by path", repr(scan), hint))
+    # A string is a sequence of strings too: lists="layers_{i}" would be a pattern for each letter.
+    given: Any = lists
+    is_list = isinstance(lists, Sequence) and not isinstance(lists, str)
+    if not is_list or not all(isinstance(pattern, str) for pattern in given):
+        hint = 'write lists=["layers_{i}"]'
+        faults.append(Mismatch("lists", "declaration", "a list of patterns", repr(lists), hint))
     if faults:
         raise SchemaError("the arguments of infer are not well formed", faults)
 
 
+def _are_axes(scan: object) -> bool:
+    """Whether these are axes by the paths of nodes."""
+    if not isinstance(scan, Mapping):
+        return False
+    given: Mapping[Any, Any] = scan
+    return all(isinstance(path, str) and _is_axis(axis) for path, axis in given.items())
+
+
 def _is_axis(given: object) -> bool:
     """Whether this is an axis or None, or axes by collection or Variable type."""
+    # Not isinstance: True is an int and no axis.
     if not isinstance(given, Mapping):
         return given is None or type(given) is int
     axes: Mapping[Any, Any] = given
-    return bool(axes) and all(
-        isinstance(kind, (str, type)) and type(axis) is int for kind, axis in axes.items()
-    )
+    are_kinds = all(isinstance(kind, (str, type)) for kind in axes)
+    return bool(axes) and are_kinds and all(type(axis) is int for axis in axes.values())
 
 
 def _has_dtype(value: Any) -> bool:
@@ -369,8 +358,11 @@ class _Rows:
         beside: Mapping[KeyPath, Fold],
     ) -> None:
         self._read, self._kinds, self._folds, self._beside = read, kinds, folds, beside
-        self._places = [_Place(prefix, (WEIGHTS,), kind, True) for prefix, kind in kinds.weights]
-        self._places += [_Place(p, (named(p[0]),), USUAL_COLLECTION, False) for p in kinds.copies]
+        self._places: list[_Place] = []
+        for prefix, kind in kinds.weights:
+            self._places.append(_Place(prefix, (WEIGHTS,), kind, True))
+        for prefix in kinds.copies:
+            self._places.append(_Place(prefix, (named(prefix[0]),), USUAL_COLLECTION, False))
         self._lone = {place.prefix for place in self._places if place.prefix}  # that may be leaves
         # A model alone has no leaf that is like one of another tree.
         self._alone = len(self._places) == 1 and not folds and not kinds.mirrors
@@ -378,9 +370,8 @@ class _Rows:
         self._stored: list[Leaf] = []
         self._above: list[_Above | None] = []
         self._shapes: dict[KeyPath, Dims] = {}  # of the leaves of the model, by their keys in it
-        known: dict[
-            leaves.LeafSignature | None, Leaf
-        ] = {}  # most leaves of a tree are like another one
+        # Most leaves of a tree are like another one.
+        known: dict[leaves.LeafSignature | None, Leaf] = {}
         for leaf, signature in zip(read.leaves, read.signatures, strict=True):
             stored = known.get(signature)
             if stored is None:
@@ -433,10 +424,12 @@ class _Rows:
         heads = (leaf.key[:end] for end in range(len(leaf.key)))
         mirror = next((head for head in heads if head in kinds.mirrors), None)
         optimizer = kinds.optimizer or ()
+        # opt_state/0/mu/dense/kernel: below the mirror opt_state/0/mu stands what stands in the model.
         if mirror is not None:
             start = tuple(map(named, _strip(mirror, optimizer, kinds)))
             row = self._row(leaf, stored, (OPTIMIZER_STATE, *start), mirror, None)
             rest = leaf.key[len(mirror) :]
+            # An optimizer may keep several leaves for one param, below its key.
             body = param_of(rest, self._shapes) or rest
             fold = self._folds.get(body)
             param = tuple(map(named, body)) if fold is None else fold.path
@@ -471,19 +464,23 @@ class _Rows:
         }
         fold = self._folds.get(body)
         axis = None
+        # What is kept for a param may have another shape, as Adafactor's rows do.
         if fold is not None and fold.axis is not None:
             axis = _shared_axis(fold.axis, stored.dims, self._shapes[body])
         if fold is None or (fold.axis is not None and axis is None):
             return Row((*head, *map(named, rest)), leaf.key, stored, **more)
+        # A row has the leaf of one layer; the stack axis is of its repeats.
         item = stored
         if axis is not None:
             item = Leaf((*stored.dims[:axis], *stored.dims[axis + 1 :]), stored.dtype)
-        repeats = tuple(
-            Repeat(stored.dims[axis or 0], axis) if count is None else Repeat((count,), None)
-            for count in fold.levels
-        )
+        repeats: list[Repeat] = []
+        for count in fold.levels:
+            is_stack = count is None
+            repeats.append(
+                Repeat(stored.dims[axis or 0], axis) if is_stack else Repeat((count,), None)
+            )
         path = (*head, *fold.path, *map(named, tail))
-        return Row(path, (*prefix, *fold.key, *tail), item, repeats, **more)
+        return Row(path, (*prefix, *fold.key, *tail), item, tuple(repeats), **more)
 
 
 def _strip(mirror: KeyPath, optimizer: KeyPath, kinds: Envelope) -> KeyPath:
@@ -520,17 +517,11 @@ def _merge(rows: Sequence[Row], name: str) -> tuple[Row, ...]:
     faults: list[Mismatch] = []
     for row in rows:
         first = merged.setdefault(row.path, row)
+        # The members of a list give equal rows. Unequal ones cannot be one row.
         if first is not row and (first.leaf != row.leaf or first.key != row.key):
-            where = "/".join(row.path)
-            faults.append(
-                Mismatch(
-                    where,
-                    "shape",
-                    f"{first} for all members",
-                    str(row),
-                    "declare this layout as a class",
-                )
-            )
+            where, expected = "/".join(row.path), f"{first} for all members"
+            hint = "declare this layout as a class"
+            faults.append(Mismatch(where, "shape", expected, str(row), hint))
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
     return tuple(merged.values())

@@ -1,8 +1,11 @@
-"""What is wrong with one leaf that was found where a row of a layout is."""
+"""What is wrong with one leaf that was found where a row of a layout is.
+
+`conformance` asks for each kind of leaf once, when all dims are bound, and writes the path into the fault.
+The first thing that is wrong is told: of a leaf of another rank the sizes say nothing.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
@@ -37,34 +40,29 @@ def leaf_fault(
         none = "a leaf is an array, a ShapeDtypeStruct or a Python number"
         hint = foreign.leaf_cure(value) or none
         return Mismatch("", "leaf", expected_leaf(leaf, binder), leaves.describe(value), hint)
+    # A Python number has no dtype of its own: what counts is whether the leaf's dtype holds it.
     if leaves.is_scalar(value):
         return _number_fault(leaf, value, binder)
-    shape, its = found
-    if its != (dtype or leaf.dtype):
-        return _dtype_fault(leaf, value, its, binder, dtype)
+    shape, found_dtype = found
+    if found_dtype != (dtype or leaf.dtype):
+        return _dtype_fault(leaf, value, found_dtype, binder, dtype)
     if len(shape) != len(leaf.dims):
-        return Mismatch(
-            "",
-            "shape",
-            expected_leaf(leaf, binder),
-            leaves.describe(value),
-            f"rank {len(leaf.dims)} is declared",
-        )
-    expected: list[int] = []
+        hint = f"rank {len(leaf.dims)} is declared"
+        expected, described = expected_leaf(leaf, binder), leaves.describe(value)
+        return Mismatch("", "shape", expected, described, hint)
+    is_other, reason = False, ""
     for size, dim in zip(shape, leaf.dims, strict=True):
         known = dims_.size_of(dim, binder.sizes)
-        expected.append(size if known is None else known)
-    open_fault = next((f for f in map(open_dim, leaf.dims, shape, [binder] * len(shape)) if f), "")
-    if tuple(expected) == shape and not open_fault:
+        if known is not None:
+            is_other = is_other or known != size
+        # Though 3*heads is not bound, it is not 7.
+        elif not reason:
+            reason = open_dim(dim, size, binder)
+    if not is_other and not reason:
         return None
-    origins = binder.notes(dims_.dim_names(leaf.dims))
-    return Mismatch(
-        "",
-        "shape",
-        expected_leaf(leaf, binder),
-        leaves.describe(value),
-        open_fault or "".join(origins),
-    )
+    # Where each size was bound: the wrong leaf may be the other one.
+    hint = reason or "".join(binder.notes(dims_.dim_names(leaf.dims)))
+    return Mismatch("", "shape", expected_leaf(leaf, binder), leaves.describe(value), hint)
 
 
 def open_dim(dim: dims_.Dim, size: int, binder: Binder) -> str:
@@ -72,17 +70,24 @@ def open_dim(dim: dims_.Dim, size: int, binder: Binder) -> str:
     if dims_.size_of(dim, binder.sizes) is not None:
         return ""
     if len(dim) == 1 and isinstance(dim[0], dims_.Sum):
+        # heads*8+4 is 4 at least. What is left of the size has to be a heads*8.
         least = sum(dims_.size_of(term, binder.sizes) or 0 for term in dim[0].terms)
         if size < least:
             return f"{size} is less than {least}, which is known of {dims_.format_dim(dim)}"
         rest = [term for term in dim[0].terms if dims_.size_of(term, binder.sizes) is None]
         return open_dim(rest[0], size - least, binder) if len(rest) == 1 else ""
-    known = math.prod(dims_.size_of((factor,), binder.sizes) or 1 for factor in dim)
+    # A known factor of 0 counts as 1 here: nothing can be said of its quotient.
+    known, unbound = 1, list[dims_.DimFactor]()
+    for factor in dim:
+        factor_size = dims_.size_of((factor,), binder.sizes)
+        if factor_size is None:
+            unbound.append(factor)
+        known *= factor_size or 1
     if size % known:
         return f"{size} is no multiple of {known} in {dims_.format_dim(dim)}"
-    sums = [factor for factor in dim if dims_.size_of((factor,), binder.sizes) is None]
-    if len(sums) == 1 and isinstance(sums[0], dims_.Sum):
-        return open_dim((sums[0],), size // known, binder)
+    # A name may be any quotient; a sum may be too small for it.
+    if len(unbound) == 1 and isinstance(unbound[0], dims_.Sum):
+        return open_dim((unbound[0],), size // known, binder)
     return ""
 
 
@@ -90,6 +95,7 @@ def _number_fault(leaf: leaves.Leaf, value: Any, binder: Binder) -> Mismatch | N
     """What is wrong with a Python number; nothing where the leaf's dtype holds its value."""
     if leaves.accepts(leaf, value):
         return None
+    # An int that a scalar cannot hold would wrap in a cast; anything else has another dtype.
     is_int = isinstance(value, int) and not isinstance(value, bool)
     kind = "cast" if is_int and not leaf.dims else "dtype"
     hint = "the value must fit the dtype exactly"
@@ -110,14 +116,10 @@ def _dtype_fault(
         hint = "raw key data: wrap it with jax.random.wrap_key_data(data, impl=...), with the impl it was made with"
         return Mismatch("", "dtype", expected, found, hint)
     if dtype.startswith("key<"):
-        return Mismatch(
-            "",
-            "dtype",
-            expected,
-            found,
-            'a typed key: declare Key["..."] or take jax.random.key_data of it',
-        )
+        hint = 'a typed key: declare Key["..."] or take jax.random.key_data of it'
+        return Mismatch("", "dtype", expected, found, hint)
     cast = "nothing is cast silently; cast it yourself, or declare this dtype"
+    # Any float is right, but all layers of one row have to be the same one.
     if leaf.is_open and dtype in FORMATS:
         cast = f"all of a list are one dtype, and most are {others}: cast it, or declare it apart"
     hint = foreign.dtype_cure(value, "" if leaf.is_open else leaf.dtype) or cast
