@@ -69,9 +69,11 @@ def abstract(
     sizes = table.bound(dims)
     rows = tuple(row for row in table.rows if row.default is not None or not row.optional)
     kept = dataclasses.replace(table, rows=rows)  # whose dims alone have to have sizes
+    # First what is given, then what follows from it: without sizes no axis can be divided.
     faults = [*_unsized(kept, sizes), *_unknown(table, mesh, given)]
     if faults:
         raise SchemaError(f"no abstract state of {table.name}", faults)
+    # Once for a row, and not for each of its layers.
     specs = [_spec(row, sizes, mesh, given, faults) for row in rows]
     if faults:
         raise SchemaError(f"no abstract state of {table.name}", faults)
@@ -92,7 +94,10 @@ def _unsized(table: Layout, sizes: Mapping[str, int]) -> Iterator[Mismatch]:
 
 def _unknown(table: Layout, mesh: Mesh | None, axes: Mapping[str, MeshAxes]) -> Iterator[Mismatch]:
     """What is wrong with the axes as they are given."""
-    known = table.names() | {dims_.format_dim(dim) for row in table.rows for dim in row.dims}
+    # A name, or a whole axis as the layout spells it: heads, or heads*head_dim.
+    known = set(table.names())
+    for row in table.rows:
+        known.update(map(dims_.format_dim, row.dims))
     there: tuple[Any, ...] = () if mesh is None else mesh.axis_names
     for name, several in axes.items():
         if name not in known:
@@ -125,12 +130,14 @@ def _spec(
     for dim in row.dims:
         name, first = _named(dim, axes)
         wanted = _several(axes.get(name))
+        # No mesh axis can shard two axes of one leaf.
         if mesh is None or not wanted or not taken.isdisjoint(wanted):
             parts.append(None)
             continue
         taken.update(wanted)
         parts.append(wanted[0] if len(wanted) == 1 else wanted)
         count = math.prod(mesh.shape[axis] for axis in wanted)
+        # Of heads*head_dim over two devices each has whole heads: the first factor is divided.
         size = dims_.size_of(first, sizes)
         if size is None or size % count:
             expected = f"{name} in {count} equal shares, over {', '.join(wanted)}"

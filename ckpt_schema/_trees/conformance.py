@@ -156,11 +156,15 @@ class Matcher:
         cause of every fault.
         """
         flat = flatten(tree)
-        slots = [self.slot(key, stored=flat.stored) for key in flat.keys]
-        rows = {at[0] for at in slots if at is not None}
-        return slots.count(None) + sum(
-            number not in rows and not row.optional for number, row in enumerate(self.layout.rows)
-        )
+        lacking = {number for number, row in enumerate(self.layout.rows) if not row.optional}
+        strays = 0
+        for key in flat.keys:
+            slot = self.slot(key, stored=flat.stored)
+            if slot is None:
+                strays += 1
+            else:
+                lacking.discard(slot[0])
+        return strays + len(lacking)
 
     def match(self, tree: Tree | FlatTree, binder: Binder | None = None) -> Match:
         """Holds ``tree`` against the layout; collects every fault, raises none.
@@ -178,11 +182,13 @@ class Matcher:
         strays: list[int] = []
         for position, key in enumerate(flat.keys):
             slot = self.slot(key, stored=flat.stored)
+            # A leaf of which only the spelling is wrong is held against its row all the same.
             if slot is None:
                 slot, fault = self._respelled(key)
                 faults += fault
             if slot is None:
                 strays.append(position)
+            # Such as w beside w/value: one tree has both spellings.
             elif slots.setdefault(slot, position) != position:
                 both = f"{paths.format_path(flat.keys[slots[slot]])} and {paths.format_path(key)}"
                 faults.append(
@@ -216,12 +222,17 @@ class Matcher:
         )
         if slot is None:
             return None, []
-        wanted = paths.fill(self.layout.rows[slot[0]].key, slot[1])
-        differing = [(w, k) for w, k in zip(wanted, key, strict=False) if w != k]
-        expected = " ".join(f"{type(w).__name__} key {w!r}" for w, _ in differing)
-        found = " ".join(f"{type(k).__name__} key {k!r}" for _, k in differing)
+        declared = paths.fill(self.layout.rows[slot[0]].key, slot[1])
+        expected: list[str] = []
+        found: list[str] = []
+        # Not strict: the tree may have a level of a Variable more.
+        for wanted, segment in zip(declared, key, strict=False):
+            if wanted != segment:
+                expected.append(f"{type(wanted).__name__} key {wanted!r}")
+                found.append(f"{type(segment).__name__} key {segment!r}")
         hint = "a save turns int keys into strings; pass the tree as it was loaded, or declare the keys it has"
-        return slot, [Mismatch(paths.format_path(key), "key", expected, found, hint)]
+        where = paths.format_path(key)
+        return slot, [Mismatch(where, "key", " ".join(expected), " ".join(found), hint)]
 
     def _conforms(
         self, flat: FlatTree, slots: Mapping[Slot, int], strays: list[int], binder: Binder
@@ -241,12 +252,10 @@ class Matcher:
         absent = list(self._missing(slots, binder))
         whole: list[Mismatch] = []
         if absent or strays:
-            lost = [flat.keys[at] for at in strays]
-            whole = [
-                *self._chain.faults(
-                    [key for key, _ in absent], lost, [flat.keys[at] for at in slots.values()]
-                )
-            ]
+            absent_keys = [key for key, _ in absent]
+            stray_keys = [flat.keys[position] for position in strays]
+            matched_keys = [flat.keys[position] for position in slots.values()]
+            whole = list(self._chain.faults(absent_keys, stray_keys, matched_keys))
             # A transformation that is missing as a whole is one fault, and not one for each of its leaves.
             places = {fault.path for fault in whole}
             absent = [(key, row) for key, row in absent if not self._chain.inside(key, places)]
@@ -262,15 +271,16 @@ class Matcher:
         told: set[dims_.Dim] = set()
         for row in self.layout.rows:
             for dim in row.unrolled:
+                # Once for a dim: all rows of one list have it.
                 size = None if dim in told else binder.size(dim)
                 told.add(dim)
+                # Of 7 items no number of pairs makes 2*pairs.
                 fault = "" if size is None else open_dim(dim, size, binder)
                 if fault:
                     expected = f"a number of repeats that is {dims_.format_dim(dim)}"
                     notes = "".join(binder.notes(dims_.dim_names((dim,))))
-                    yield Mismatch(
-                        paths.format_path(row.key), "dims", expected, str(size), f"{fault}; {notes}"
-                    )
+                    where, hint = paths.format_path(row.key), f"{fault}; {notes}"
+                    yield Mismatch(where, "dims", expected, str(size), hint)
 
     @functools.cached_property
     def _dims(self) -> list[dims_.Dims]:
@@ -279,16 +289,19 @@ class Matcher:
 
     def _dtypes(self, flat: FlatTree, slots: Mapping[Slot, int]) -> dict[int, str]:
         """Which float each row is whose leaves may be any: that of most of them, for it is one."""
-        votes: dict[int, collections.Counter[str]] = {
-            number: collections.Counter() for number in self._open
-        }
+        votes: dict[int, collections.Counter[str]] = {}
+        for number in self._open:
+            votes[number] = collections.Counter()
+        # Most layouts have no such row, and their leaves are not looked at.
         for (number, _), position in slots.items() if votes else ():
             found = leaves.signature(flat.leaves[position]) if number in votes else None
             if found is not None and found[1] in FORMATS:
                 votes[number][found[1]] += 1
-        return {
-            number: several.most_common(1)[0][0] for number, several in votes.items() if several
-        }
+        dtypes: dict[int, str] = {}
+        for number, floats in votes.items():
+            if floats:
+                dtypes[number] = floats.most_common(1)[0][0]
+        return dtypes
 
     @functools.cached_property
     def _open(self) -> list[int]:
@@ -306,9 +319,11 @@ class Matcher:
             dim = self.layout.rows[number].unrolled[level]
             votes.setdefault(dim, {}).setdefault(count, []).append(self._number_of(number))
         for dim, sizes in votes.items():
+            # Of a product a vote would say nothing of one of its names.
             if len(dim) != 1:
                 continue
             size, origins = max(sizes.items(), key=lambda item: len(item[1]))  # the first of equals
+            # The path of a leaf is written here, for one of all that voted.
             first = origins[0]
             if isinstance(first, int):
                 first = paths.format_path(flat.keys[first])
@@ -328,6 +343,7 @@ class Matcher:
                 continue
             seen.add((stored, signature[0]))
             binder.see(stored, signature[0], paths.format_path(flat.keys[position]))
+        # The longest list says how many there are: where one row lacks an item, that is the fault.
         most: dict[tuple[dims_.Dim, int], tuple[int, int]] = {}
         for (number, level), count in _counted(slots).items():
             at = (self.layout.rows[number].unrolled[level], level)
@@ -349,6 +365,7 @@ class Matcher:
                     yield row.key, row
                 continue
             counts = [binder.size(dim) for dim in row.unrolled]
+            # Nothing tells how many there are, so no item is there: the row is told as a whole.
             if None in counts:
                 yield row.key, row
                 continue
@@ -364,7 +381,8 @@ class Matcher:
         self, absent: list[tuple[Pattern, Row]], strays: list[int], flat: FlatTree, binder: Binder
     ) -> Iterator[Mismatch]:
         """Missing and extra leaves, each with the likeliest other half."""
-        spelled = {paths.format_path(flat.keys[p]): p for p in strays}
+        spelled = {paths.format_path(flat.keys[position]): position for position in strays}
+        # A cure that is known goes before a likely other spelling.
         cures = undeclared(flat, strays) if strays else {}
         named = [(paths.format_path(key), row) for key, row in absent]
         there, wanted = list(spelled), [path for path, _ in named]
@@ -373,10 +391,9 @@ class Matcher:
         roots = {str(key[0]) for key in flat.keys if key}
         as_one = one_key(flat.keys[position] for position in strays)
         for path, row in named:
-            lenient = (
-                "a default is for lenses that make a tree; this one lacks it" if row.default else ""
-            )
-            hint = as_one.get(path) or _near(path, there) or lenient
+            hint = as_one.get(path) or _near(path, there)
+            if not hint and row.default:
+                hint = "a default is for lenses that make a tree; this one lacks it"
             yield Mismatch(path, "missing", expected_leaf(row.stored, binder), "nothing", hint)
         for path, position in spelled.items():
             leaf = flat.leaves[position]
@@ -389,6 +406,7 @@ class Matcher:
     def _stray(self, key: KeyPath, path: str, wanted: list[str], roots: set[str]) -> str:
         """What may be done about a leaf that no row has."""
         near = _near(path, wanted)
+        # Of a train state: beside the fields that are declared stands one that is not.
         if near or not self._chain.parts or str((*key, "")[0]) in self._fields:
             return near
         cure = ": declare what is beside it in a schema of your own, or pass these alone"
@@ -421,6 +439,7 @@ class Matcher:
             if fault is not None:
                 path = paths.format_path(flat.keys[position])
                 yield Mismatch(path, fault.kind, fault.expected, fault.found, fault.hint)
+            # An item past the end, where the number of items is declared or said.
             if indices:
                 if number not in counts:
                     counts[number] = tuple([binder.size(dim) for dim in row.unrolled])
@@ -451,6 +470,7 @@ def _outside(
             name = dims_.format_dim(dim)
             hint = "".join(binder.notes({name}))
             expected = f"{size} repeats ({name})"
+            # A number in the layout has no origin that could be noted.
             if name == str(size):
                 expected, hint = f"{size} repeats", "their number is declared, by length="
             yield Mismatch(paths.format_path(key), "extra", expected, f"index {index}", hint)
@@ -495,17 +515,13 @@ def check(
     table = layout(source)
     report = Matcher(table).match(tree, Binder(table.bound(dims or {}))).report
     known = table.names()
-    unknown = tuple(
-        Mismatch(
-            name,
-            "dims",
-            f"a dim of {table.name} ({', '.join(sorted(known))})",
-            "an unknown name",
-            _near(name, [*known]),
-        )
-        for name in dims or ()
-        if name not in known
-    )
+    # These are faults of the call. Beside those of the tree, for one may explain the other.
+    unknown: list[Mismatch] = []
+    expected = f"a dim of {table.name} ({', '.join(sorted(known))})"
+    for name in dims or ():
+        if name not in known:
+            near = _near(name, [*known])
+            unknown.append(Mismatch(name, "dims", expected, "an unknown name", near))
     if unknown:
         return dataclasses.replace(report, mismatches=(*unknown, *report.mismatches))
     return report

@@ -57,6 +57,7 @@ def dtype_cure(value: Any, wanted: str = "") -> str:
         >>> dtype_cure(np.zeros(2, np.dtype("float32").newbyteorder()), "float32")
         'its bytes are in reverse: x.astype("float32") has them in order'
     """
+    # Bytes without a dtype are of the kind V, as records are, and have a better cure.
     raw = raw_bytes.cure(value, wanted)
     if raw:
         return raw

@@ -27,15 +27,15 @@ def placed(value: Any, sharding: Any) -> jax.Array:
     spread = isinstance(value, jax.Array) and not value.is_fully_addressable
     if sharding.is_fully_addressable and not spread:
         return jax.device_put(value, sharding)
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):  # which jax moves within one process only
+    # jax moves keys within one process only. Their words are an array like any, with one axis more.
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         spec = getattr(sharding, "spec", None)
         if spec is not None:
-            sharding = NamedSharding(
-                sharding.mesh, PartitionSpec(*spec, *[None] * (value.ndim - len(spec)), None)
-            )
-        return jax.random.wrap_key_data(
-            placed(jax.random.key_data(value), sharding), impl=jax.random.key_impl(value)
-        )
+            unsharded = [None] * (value.ndim - len(spec))
+            sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec, *unsharded, None))
+        words = placed(jax.random.key_data(value), sharding)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(value))
+    # From several processes to several: jax moves it, and does so without a change only to integers.
     if spread and not sharding.is_fully_addressable:
         return _from_bits(value.dtype, sharding)(jax.device_put(as_bits(value), sharding))
     # jax would compare it with what the others have, and take two NaNs for different.
@@ -47,11 +47,9 @@ def placed(value: Any, sharding: Any) -> jax.Array:
 
 def gathered(value: Any) -> np.ndarray[Any, Any]:
     """An array as NumPy has it, from other processes too."""
-    if (
-        isinstance(value, jax.Array)
-        and not value.is_fully_addressable
-        and not value.is_fully_replicated
-    ):
+    is_spread = isinstance(value, jax.Array) and not value.is_fully_addressable
+    # What each process has whole is read from its own devices, without the others.
+    if is_spread and not value.is_fully_replicated:
         return process_allgather(as_bits(value), tiled=True).view(value.dtype)
     return np.asarray(value)
 
@@ -91,12 +89,9 @@ def octets(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
     Of an element narrower than a byte, its own bits.
     """
-    found = (
-        np.ascontiguousarray(array)
-        .reshape(-1)
-        .view(np.uint8)
-        .reshape(array.size, array.dtype.itemsize)
-    )
+    flat = np.ascontiguousarray(array).reshape(-1)
+    found = flat.view(np.uint8).reshape(array.size, array.dtype.itemsize)
+    # An int4 has a byte in memory, whose upper half may be anything.
     width = _width(array.dtype)
     return found & ((1 << width) - 1) if width < 8 else found
 
@@ -129,18 +124,17 @@ def describe_shardings(*shardings: Any) -> tuple[str, ...]:
 def _short(sharding: Any) -> str:
     if not isinstance(sharding, NamedSharding) or not _in_usual_memory(sharding):
         return "no sharding" if sharding is None else str(sharding)
-    axes = zip(
-        sharding.mesh.axis_names, sharding.mesh.axis_sizes, sharding.mesh.axis_types, strict=True
-    )
-    sizes = " ".join(
-        f"{name}={size}{'' if kind == AxisType.Auto else f' ({kind.name.lower()})'}"
-        for name, size, kind in axes
-    )
-    return f"P({', '.join(map(repr, sharding.spec))}) over {sizes}"
+    mesh, sizes = sharding.mesh, list[str]()
+    for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True):
+        # Most axes are of the usual kind, which is not worth a word.
+        remark = "" if kind == AxisType.Auto else f" ({kind.name.lower()})"
+        sizes.append(f"{name}={size}{remark}")
+    return f"P({', '.join(map(repr, sharding.spec))}) over {' '.join(sizes)}"
 
 
 def _in_usual_memory(sharding: NamedSharding) -> bool:
-    return not isinstance(sharding.mesh, Mesh) or sharding.memory_kind in (
-        None,
-        sharding.mesh.devices.flat[0].default_memory().kind,
-    )
+    # An abstract mesh has no devices, and no memory of theirs.
+    if not isinstance(sharding.mesh, Mesh):
+        return True
+    usual = sharding.mesh.devices.flat[0].default_memory().kind
+    return sharding.memory_kind in (None, usual)
