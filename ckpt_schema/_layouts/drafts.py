@@ -132,14 +132,18 @@ class Table:
         if len(known) == len(kept):
             for one in known:
                 initial = one if initial is None else initial.beside(one)
-        return cls(
-            tuple([draft for table in several for draft in table.drafts]),
-            tuple([node for table in several for node in table.nodes]),
-            tuple([part for table in several for part in table.parts]),
-            tuple([state for table in several for state in table.states]),
-            initial,
-            tuple([size for table in several for size in table.sizes]),
-        )
+        drafts: list[Draft] = []
+        nodes: list[Node] = []
+        parts: list[Part] = []
+        states: list[tuple[LogicalPath, Pattern]] = []
+        sizes: list[tuple[str, int]] = []
+        for table in several:
+            drafts += table.drafts
+            nodes += table.nodes
+            parts += table.parts
+            states += table.states
+            sizes += table.sizes
+        return cls(tuple(drafts), tuple(nodes), tuple(parts), tuple(states), initial, tuple(sizes))
 
 
 @functools.lru_cache(maxsize=256)  # classes of the models at work; what is kept here is never freed
@@ -147,6 +151,7 @@ def table_of(schema: Declared) -> Table:
     """What a schema declares."""
     tables: dict[str, Table] = {}
     models, kinds = models_of(schema), schema.__kinds__
+    # These last, for each needs the finished table of the model that it is of.
     states = {a.name: a for a in schema.__attributes__ if isinstance(a.field, StateField)}
     for attribute in schema.__attributes__:
         if attribute.name in states:
@@ -160,6 +165,7 @@ def table_of(schema: Declared) -> Table:
         tables[attribute.name] = table
     for name, attribute in states.items():
         tables[name] = _state_table(schema, attribute, tables)
+    # In the order of the class, whatever was made first.
     whole = Table.together([tables[attribute.name] for attribute in schema.__attributes__])
     whole = replaced(whole, nodes=whole.nodes + schema.__containers__)
     if schema.__joined__ is None:
@@ -170,18 +176,18 @@ def table_of(schema: Declared) -> Table:
 @functools.lru_cache(maxsize=256)
 def models_of(schema: Declared) -> set[str]:
     """The attributes that are models: what optimizers are of, what has the same schema, and what says so by its key."""
-    targets = _trained(schema)
-    return {
-        a.name
-        for a in schema.__attributes__
-        if not isinstance(a.target, Leaf)
-        and not isinstance(a.field, StateField)
-        and (
-            any(a.target is one for one in targets)
-            or a.field.key == ""
-            or isinstance(a.field.key, Mapping)
-        )
-    }
+    trained = _trained(schema)
+    models: set[str] = set()
+    for attribute in schema.__attributes__:
+        if isinstance(attribute.target, Leaf) or isinstance(attribute.field, StateField):
+            continue
+        # By identity: two layouts that are equal may be of two models.
+        is_trained = any(attribute.target is target for target in trained)
+        # A key of nothing, or one for each collection, is how weights alone are spelled.
+        key = attribute.field.key
+        if is_trained or key == "" or isinstance(key, Mapping):
+            models.add(attribute.name)
+    return models
 
 
 @functools.lru_cache(maxsize=256)
@@ -206,6 +212,7 @@ def _as_model(attribute: Attribute, drafts: tuple[Draft, ...], kinds: Dicts) -> 
         hint = "infer the model of the same framework, or declare it as a class"
         fault = Mismatch(attribute.name, "declaration", expected, told, hint)
         raise SchemaError(f"{attribute.target.name} has no place in this train state", [fault])
+    # One key for all collections would put params and batch_stats into one dict.
     together = kinds.container == "dict" and not isinstance(attribute.field.key, Mapping)
     for draft in drafts:
         try:
@@ -244,18 +251,21 @@ def _attribute_table(attribute: Attribute, *, is_model: bool) -> Table:
     repeated = attribute.many or attribute.field.scan is not None
     name = attribute.name + ("[]" if repeated else "")
     counts = (count(name, attribute.field.length),) if attribute.many else ()
+    # A list of optimizer states is not made by one call.
     initial = None if repeated or inner.initial is None else inner.initial.below(name, _plain(key))
     renames = attribute.field.dims
+    # All of the inner schema, as it is seen from here: one name and one key further down.
+    nodes: list[Node] = []
+    for node in inner.nodes:
+        below_key, all_counts = (*key, *node.key), (*counts, *node.counts)
+        nodes.append(dataclasses.replace(node, key=below_key, counts=all_counts))
     return Table(
         drafts,
-        tuple(
-            dataclasses.replace(n, key=(*key, *n.key), counts=(*counts, *n.counts))
-            for n in inner.nodes
-        ),
-        tuple(Part((name, *part.path), part.type) for part in inner.parts),
-        tuple(((name, *path), (*key, *at)) for path, at in inner.states),
+        tuple(nodes),
+        tuple([Part((name, *part.path), part.type) for part in inner.parts]),
+        tuple([((name, *path), (*key, *at)) for path, at in inner.states]),
         initial,
-        tuple((str(renames.get(dim, dim)), size) for dim, size in inner.sizes),
+        tuple([(str(renames.get(dim, dim)), size) for dim, size in inner.sizes]),
     )
 
 
@@ -391,9 +401,11 @@ def lift(
 
 
 def _renamed(repeats: tuple[Repeat, ...], renames: Mapping[str, str | int]) -> tuple[Repeat, ...]:
-    return tuple(
-        dataclasses.replace(r, size=dims_.renamed_dims((r.size,), renames)[0]) for r in repeats
-    )
+    renamed: list[Repeat] = []
+    for repeat in repeats:
+        (size,) = dims_.renamed_dims((repeat.size,), renames)
+        renamed.append(dataclasses.replace(repeat, size=size))
+    return tuple(renamed)
 
 
 def _default(name: str, value: Any, row: Row) -> Default | None:
@@ -405,19 +417,12 @@ def _default(name: str, value: Any, row: Row) -> Default | None:
     leaf, name = row.leaf, "/".join((name, *row.path))
     default = value if isinstance(value, Made) else Fill(value)
     if leaf.is_key and not isinstance(default, (FreshKey, ConstantKey)):
-        raise declaration(
-            name,
-            "fresh_key(seed) as the default of a key",
-            shown(value),
-            "write default=fresh_key(0)",
-        )
+        expected, hint = "fresh_key(seed) as the default of a key", "write default=fresh_key(0)"
+        raise declaration(name, expected, shown(value), hint)
+    # A default that is rounded would not be what the class says.
     if not holds(leaf, default):
-        raise declaration(
-            name,
-            f"a default that {leaf.dtype} can hold",
-            shown(value),
-            "a number of the leaf's own kind",
-        )
+        expected, hint = f"a default that {leaf.dtype} can hold", "a number of the leaf's own kind"
+        raise declaration(name, expected, shown(value), hint)
     return default
 
 
@@ -444,7 +449,8 @@ def verify_fallbacks(name: str, rows: Sequence[Row]) -> None:
 
 
 def _verify_axis(row: Row) -> None:
-    rank = len(row.leaf.dims) + sum(r.axis is not None for r in row.repeats[1:])
+    # The outermost level alone: those inside were looked at when they were the outermost.
+    rank = len(row.leaf.dims) + sum(repeat.axis is not None for repeat in row.repeats[1:])
     first = row.repeats[0].axis
     if first is not None and not -rank - 1 <= first <= rank:
         raise declaration(
