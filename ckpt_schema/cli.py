@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = math.prod(size for _, size in arguments.get("mesh", ()))
     if count > 1:
         _pretend(count)
+    from ckpt_schema._messages.pictures import put
     from ckpt_schema.errors import CkptSchemaError, format_faults
 
     try:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CkptSchemaError as error:
         # Nobody has the exception, so what is to be pasted is printed whole.
         told = error.header, error.mismatches, error.notes
-        print(format_faults(*told, counts=error.counts, at_length=True), file=sys.stderr)
+        put(format_faults(*told, counts=error.counts, at_length=True), file=sys.stderr)
         return CANNOT
 
 

@@ -19,6 +19,7 @@ ORDER = """
     _messages.text
     _messages.warned
     _messages.html
+    _messages.terminal
     _messages.pictures
     _messages.progress
     _messages.strict_json
@@ -35,6 +36,8 @@ ORDER = """
     _layouts.leaves
     _layouts.annotations
     _layouts.pytrees
+    _layouts.row_sizes
+    _layouts.leaf_trees
     _layouts.table
     _layouts.precision
     _layouts.presence
@@ -347,6 +350,7 @@ ORDER = """
     testing
     _commands
     _commands.operands
+    _commands.device_layouts
     _commands.answers
     _commands.folders_of_families
     cli

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
 import shutil
+import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,103 @@ def test_show_prints_each_leaf(runs: Path, capsys: pytest.CaptureFixture[str]) -
     rows = {row["key"]: row for row in told["rows"]}
     assert rows["params/layers_{i}/wi/kernel"]["shape"] == [4, 8]
     assert told["bytes"] == sum(row["bytes"] for row in told["rows"])
+
+
+class Terminal(io.StringIO):
+    """A terminal, as far as anybody asks."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command on a terminal of some width; gives its text, without what makes it bold."""
+
+    def run(width: int, *arguments: str, status: int = 0) -> str:
+        screen = Terminal()
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setenv("TERM", "xterm-256color")
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, screen)
+        assert main([*arguments]) == status
+        colours = {*re.findall(r"\x1b\[([0-9;]*)m", screen.getvalue())}
+        assert colours <= {"0", "1", "2"}, "bold and dim are read on every background"
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).splitlines()
+        assert max(map(len, lines)) <= width
+        return "\n".join(lines)
+
+    return run
+
+
+SHOWN = """\
+20 leaves, 326 elements, 1.3 KiB
+6 leaves of the model, 432 B
+  params/layers_{i}                     432 B
+    norm/scale       float32[4]    x 3   48 B
+    wi/kernel        float32[4 8]  x 3  384 B
+1 leaf beside the model, 4 B
+  step  int32[]  4 B
+13 leaves of the optimizer, 868 B (| less shows all)
+  opt_state/0                                  868 B
+    count          int32[]                       4 B
+    mu/layers_{i}  6 leaves like their params  432 B
+    nu/layers_{i}  6 leaves like their params  432 B"""
+
+
+def test_show_draws_a_tree_on_a_terminal(runs: Path, terminal: Callable[..., str]) -> None:
+    for width in (120, 60):
+        shown = terminal(width, "show", str(runs / "1000"))
+        assert "item state, step 1000" in shown.replace("\n", " ")
+        assert shown[shown.index("20 leaves") :] == SHOWN
+
+
+def test_each_command_fits_a_narrow_terminal(
+    runs: Path, tmp_path: Path, terminal: Callable[..., str]
+) -> None:
+    file = tmp_path / "ckpt.lock.json"
+    assert main(["lock", str(runs / "1000"), "-o", str(file)]) == 0
+    old, new = str(runs / "1000"), str(runs / "3000")
+    assert "conforms to" in terminal(60, "check", str(file), old)
+    assert "expected: float32[4 8]" in terminal(
+        60, "check", str(file), str(runs / "2000"), status=1
+    )
+    assert "likely renamed" in terminal(60, "diff", old, new, status=1)
+    # An error folds too, and its rules are still code.
+    told = terminal(60, "explain", old, new, status=3)
+    code = told[told.index("rules=[") :].split("]", 1)[0]
+    assert code.count("    cs.rename('layers_") == 3
+    assert "a device holds" in terminal(60, "plan", old, str(file))
+
+
+def test_show_tells_how_leaves_lie_on_devices(tmp_path: Path, terminal: Callable[..., str]) -> None:
+    mesh = Mesh(np.asarray(jax.devices()[:8]).reshape(4, 2), ("fsdp", "tp"))
+    split = NamedSharding(mesh, PartitionSpec(None, ("fsdp", "tp")))
+    whole = NamedSharding(mesh, PartitionSpec())
+    w, b = jnp.ones((4, 8)), jnp.ones(8)
+    params = {"w": jax.device_put(w, split), "b": jax.device_put(b, whole)}
+    cs.orbax.save(tmp_path / "1", {"params": params, "step": jnp.int32(1)})
+    shown = terminal(120, "show", str(tmp_path / "1"))
+    assert "3 leaves, 41 elements, 164 B, sharded over fsdp=4, tp=2" in shown
+    assert re.search(r"w +float32\[4 8\] +128 B +P\(None, \('fsdp', 'tp'\)\)", shown)
+    assert re.search(r"b +float32\[8\] +32 B +whole", shown)
+    narrow = terminal(45, "show", str(tmp_path / "1"))
+    assert "sharding: P(None, ('fsdp', 'tp'))" in narrow
+    assert re.search("w +float32", terminal(120, "show", str(tmp_path / "1"), "--at", "params"))
+
+
+def test_what_is_piped_is_all_there_is(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No picture, no colour, and no row that is left out: not even of a report with many faults."""
+    tree = {chr(97 + n % 26) + "_" + chr(97 + n // 26): jnp.ones(2) for n in range(200)}
+    file = tmp_path / "ckpt.lock.json"
+    cs.orbax.save(tmp_path / "1", tree)
+    assert main(["lock", str(tmp_path / "1"), "-o", str(file)]) == 0
+    assert main(["check", str(file), str(runs / "1000")]) == 1
+    printed = capsys.readouterr().out
+    assert "more pattern" not in printed and "\x1b" not in printed
+    assert all(f"  {name} " in printed for name in tree)
 
 
 @pytest.fixture(scope="module")

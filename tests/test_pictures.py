@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -101,8 +102,15 @@ def test_what_is_private_is_shown_and_what_is_empty_is_not(lens: cs.Lens) -> Non
 def test_a_layout_shows_its_model_and_folds_its_optimizer() -> None:
     table = cs.infer(state(stacked=True))
     shown = Reader(table._repr_html_())
-    assert shown.titles == ["3 of the model", "1 beside it", "7 of the optimizer"]
+    assert shown.titles == [
+        "3 leaves of the model, 6.2 KiB",
+        "1 leaf beside the model, 4 B",
+        "7 leaves of the optimizer, 12.4 KiB",
+    ]
     assert shown.folded == [False, False, True]
+    assert shown.cells[0][0] == ["path", "key path", "leaf", "bytes"]
+    kernel = "params/layers/wi/kernel"
+    assert shown.cells[0][3] == [kernel, kernel, "float32[3 8 32]", "3.0 KiB"]
     paths = [cells[0] for section in shown.cells for cells in section[1:]]
     assert sorted(paths) == sorted("/".join(row.path) for row in table.rows)
 
@@ -142,10 +150,10 @@ def report() -> cs.Report:
     return cs.check(cs.infer(state(stacked=True)), wrong())
 
 
-def in_terminal(given: Any) -> list[str]:
-    """What Rich prints on 120 columns, without the blanks that it pads lines with."""
+def in_terminal(given: Any, width: int = 120) -> list[str]:
+    """What Rich prints on so many columns, without the blanks that it pads lines with."""
     file = io.StringIO()
-    Console(width=120, file=file).print(given)
+    Console(width=width, file=file).print(given)
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
@@ -212,13 +220,116 @@ def test_a_discovery_tells_rules_and_evidence() -> None:
     assert ["down", "w2"] in shown.cells[1]
 
 
-def test_a_terminal_folds_thousands_of_rows_and_wraps_none(lens: cs.Lens) -> None:
-    leaf = jax.ShapeDtypeStruct((2,), "float32")
+LAYOUT = """\
+inferred: 11 rows, 11 leaves, 4,778 elements, 18.7 KiB
+3 leaves of the model, 6.2 KiB
+  params                              6.2 KiB
+    embed/embedding  float32[100 8]   3.1 KiB
+    layers                            3.1 KiB
+      norm/scale     float32[3 8]        96 B
+      wi/kernel      float32[3 8 32]  3.0 KiB
+1 leaf beside the model, 4 B
+  step  int32[]  4 B
+7 leaves of the optimizer, 12.4 KiB (print shows all)
+  opt_state/0                              12.4 KiB
+    count      int32[]                          4 B
+    mu         3 leaves like their params   6.2 KiB
+    nu         3 leaves like their params   6.2 KiB"""
+
+
+def test_a_layout_is_a_tree_with_sizes() -> None:
+    assert "\n".join(in_terminal(cs.infer(state(stacked=True)))) == LAYOUT
+    assert "\n".join(in_terminal(cs.infer(state(stacked=True)), 60)) == LAYOUT, (
+        "it fits into sixty columns"
+    )
+
+
+def test_moments_of_another_dtype_are_told_by_it_and_those_of_another_shape_one_by_one() -> None:
+    whole = state(stacked=True)
+    adam = whole["opt_state"][0]
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), adam.mu)
+    odd = jax.tree.map(lambda leaf: leaf[..., :1], adam.nu)
+    whole["opt_state"] = (adam._replace(mu=half, nu=odd), *whole["opt_state"][1:])
+    text = "\n".join(in_terminal(cs.infer(whole)))
+    assert re.search(r"mu +3 leaves like their params, in bfloat16 +3\.1 KiB", text)
+    assert re.search(r"nu +508 B\n +embed/embedding +float32\[100 1\] +400 B", text)
+
+
+def without_blanks(lines: list[str]) -> str:
+    return re.sub(r"\s", "", "".join(lines))
+
+
+@pytest.mark.parametrize("width", [120, 80, 60, 40, 25])
+def test_nothing_is_cut_on_any_terminal(lens: cs.Lens, width: int) -> None:
+    """What does not fit folds: in every width each cell is there, from its beginning to its end."""
     long = "a_name_that_is_longer_than_a_hundred_and_twenty_columns_" * 3
-    table = cs.infer({f"block_{n}_[bold]": {"a": leaf, long: leaf} for n in range(1000)})
-    lines = in_terminal(table)
-    assert len(lines) == 1 + 1 + 1 + 20 + 1  # title, heading, names of columns, rows, the rest
-    assert max(map(len, lines)) <= 120 and lines[-1] == "  ... and 1980 more"
-    assert any("[bold]" in line for line in lines), "keys are no markup"
-    assert "7 of the optimizer (print shows them)" in in_terminal(cs.infer(state(stacked=True)))
+    odd = cs.infer({long: {"a/b": jnp.ones((2, 3)), "b": jnp.ones(3)}, "\x1b[31m": jnp.ones(2)})
+    sides = cs.infer(state(stacked=True)), state(stacked=False)
+    for given in (lens, report(), cs.diff(state(stacked=True), wrong()), odd, cs.check(*sides)):
+        lines = in_terminal(given, width)
+        assert max(map(len, lines)) <= width
+        text = without_blanks(lines)
+        _, sections = given._drawing()
+        for section in sections:
+            assert (
+                section.rows and (section.folded or len(section.rows) <= 60)
+            ) or not section.rows
+            for row in [] if section.folded else section.rows:
+                for cell in row:
+                    assert without_blanks([cell]).replace("\x1b", "\\x1b") in text
+        assert "\x1b[31m" not in "".join(lines), "a key moves no cursor"
+
+
+def test_a_name_breaks_behind_a_slash_and_code_not_in_a_string() -> None:
+    wide = cs.check(cs.infer({"a_long_node": {"of_a_long_name": jnp.ones(2)}}), {})
+    assert in_terminal(wide, 22)[4:6] == ["  a_long_node/", "    of_a_long_name"]
+    rule = cs.rename("a", "b", axes="embed mlp heads -> heads mlp embed")
+    found = cs.diff(state(stacked=True), wrong())
+    lines = in_terminal(dataclasses.replace(found, rules=(rule,), mended=True), 50)
+    code = lines[lines.index("a lens goes from one to the other") + 1 :]
+    compile("\n".join(code).strip(), "pasted", "eval")
+
+
+RECORDS = """\
+3 patterns of faults
+  params/embed/embedding
+      expected: float32[100 8]   found: float32[100 9]
+  params/layers/more
+      expected: nothing   found: float32[2]
+  params/layers/wi/kernel
+      expected: float32[3 8 32]   found: nothing
+      what to do: near: params/layers/more"""
+
+
+def test_a_row_that_does_not_fit_is_a_record() -> None:
+    assert "\n".join(in_terminal(report(), 60)[1:9]) == RECORDS
+
+
+def test_what_to_do_is_said_once_of_rows_that_follow_one_another() -> None:
+    table = cs.infer(state(stacked=True))
+    found = cs.check(table, {"model": {"u": jnp.ones(2), "v": jnp.ones(3)}})
+    hints = [row[4] for row in found._picture().sections[0].rows]
+    assert hints[1] == "the same" and hints[0] not in ("", "the same")
+
+
+def test_a_terminal_folds_thousands_of_rows_with_counts(lens: cs.Lens) -> None:
+    leaf = jax.ShapeDtypeStruct((2,), "float32")
+    other = jax.ShapeDtypeStruct((4,), "int8")
+    alike = cs.infer({f"block_{n}_[bold]": {"a": leaf, "b": leaf} for n in range(1000)})
+    lines = in_terminal(alike)
+    assert len(lines) == 1 + 1 + 3
+    name = r" +'?block_\{0\.\.999\}_\[bold\]'? +15\.6 KiB"
+    assert any(re.fullmatch(name, line) for line in lines), "keys are no markup"
+    assert lines[-1].split() == ["b", "float32[2]", "x", "1000", "7.8", "KiB"]
+    # Where they are not alike, the first are shown, and all others counted.
+    unlike = {
+        f"{chr(97 + n % 26)}_{chr(97 + n // 26 % 26)}_{chr(97 + n // 676)}": {"a": leaf, "b": other}
+        for n in range(1000)
+    }
+    lines = in_terminal(cs.infer(unlike))
+    assert len(lines) <= 64 and "(print shows all)" in lines[1]
+    assert lines[-1].split() == ["...", "and", "980", "more", "1960", "leaves", "11.5", "KiB"]
     assert in_terminal(lens)[1] == "2 edited"
+    # Rows that are no tree are the first twenty of them.
+    many = cs.check(cs.infer(unlike), {})
+    assert in_terminal(many)[-1] == "  ... and 1980 more (print shows them)"

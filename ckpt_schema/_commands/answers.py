@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from ckpt_schema._breaking.breaking import breaking
 from ckpt_schema._breaking.verdicts import RuleName, Verdict
+from ckpt_schema._commands.device_layouts import shardings_of
 from ckpt_schema._commands.operands import (
     Operand,
     made_mesh,
@@ -25,10 +25,13 @@ from ckpt_schema._diff.comparing import diff
 from ckpt_schema._json.json_text import kind_of_text, lock_text
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.leaf_trees import tree_picture
 from ckpt_schema._layouts.paths import NaturalOrder, format_path
-from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._layouts.row_sizes import RowSize, row_size, summed
+from ckpt_schema._layouts.table import Layout, Row, shown_leaves
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._messages.text import columns, counted, in_bytes
+from ckpt_schema._messages.pictures import put
+from ckpt_schema._messages.text import columns, in_bytes
 from ckpt_schema._source.source import to_source
 from ckpt_schema._trees.abstract_states import abstract
 from ckpt_schema._trees.conformance import check
@@ -59,34 +62,38 @@ def answer_show(
     """Prints what a checkpoint, a tree or a layout holds: each leaf with its dtype, its shape and its bytes."""
     operand = read_operand(given, item, at)
     if isinstance(operand.value, Lens):
-        print(operand.value)
+        put(operand.value)
         return OK
     table = operand.layout(scan)
     order = NaturalOrder()
     rows = sorted(table.rows, key=lambda row: order(format_path(row.key)))
-    sizes = [_size(row) for row in rows]
-    whole = {
-        "leaves": _sum(size.leaves for size in sizes),
-        "elements": _sum(size.elements for size in sizes),
-        "bytes": _sum(size.bytes for size in sizes),
-    }
+    sizes = [row_size(row.stored, row.unrolled) for row in rows]
+    whole = summed(sizes)
     if as_json:
         found = [_row_json(row, size) for row, size in zip(rows, sizes, strict=True)]
-        _print_json({**operand.notes, **whole, "rows": found})
+        _print_json({**operand.notes, **dataclasses.asdict(whole), "rows": found})
         return OK
     notes = [f"{word} {_words(value)}" for word, value in operand.notes.items() if word != "path"]
-    print(": ".join([str(operand.notes.get("path", given)), ", ".join(notes)]) if notes else given)
-    if whole["bytes"] is not None:
-        print(
-            f"{counted(whole['leaves'] or 0, 'leaf', 'leaves')}, {whole['elements']:,} elements, "
-            f"{in_bytes(whole['bytes'])}"
-        )
+    title = ": ".join([str(operand.notes.get("path", given)), ", ".join(notes)]) if notes else given
+    if not sys.stdout.isatty():
+        lines = [title] if whole.bytes is None else [title, str(whole)]
+        print("\n".join([*lines, *_show_lines(rows, sizes)]))
+        return OK
+    lying = shardings_of(operand, table)
+    told = [str(whole), f"sharded over {lying.mesh}" if lying.mesh else ""]
+    shown = shown_leaves(dataclasses.replace(table, rows=tuple(rows)), lying.texts)
+    title = "\n".join([title, ", ".join(filter(None, told))]).strip()
+    put(tree_picture(title, shown)._replace(title=title))
+    return OK
+
+
+def _show_lines(rows: Sequence[Row], sizes: Sequence[RowSize]) -> list[str]:
+    """A line for each row."""
     cells = [
         (format_path(row.key), str(row.stored), *_size_cells(size), leaves.kind_name(row.kind))
         for row, size in zip(rows, sizes, strict=True)
     ]
-    print("\n".join(columns(cells)))
-    return OK
+    return columns(cells)
 
 
 def answer_infer(
@@ -149,7 +156,7 @@ def answer_check(
         faults = [_fault_json(fault) for fault in report.mismatches]
         _print_json({"ok": report.ok, "dims": dict(report.dims), "faults": faults})
     else:
-        print(report)
+        put(report, report.in_full())
     return OK if report.ok else DIFFERS
 
 
@@ -157,7 +164,7 @@ def answer_explain(given: str, view: str | None, *, as_json: bool) -> int:
     """Prints where a lens brings each leaf, and what is edited on the way."""
     lens = _lens(read_operand(given), view)
     if not as_json:
-        print(lens)
+        put(lens)
         return OK
     rules = [str(rule) for each in lens.derivations for rule in each.rules]
     lines = [" ".join(line.split()) for line in str(lens).splitlines()[1:]]
@@ -188,7 +195,7 @@ def answer_breaking(
         told = [_verdict_json(verdict) for verdict in found.verdicts]
         _print_json({"passes": found.passes, "old": old.text, "new": new.text, "rules": told})
     else:
-        print(found)
+        put(found)
     return OK if found.passes else DIFFERS
 
 
@@ -213,7 +220,7 @@ def answer_plan(
         told = {name: getattr(cost, name) for name in ("leaves", "stored", "result", "peak")}
         _print_json({**told, "read": cost.read, "read_at_most": cost.read_at_most})
     else:
-        print(cost)
+        put(cost)
     return OK
 
 
@@ -245,7 +252,7 @@ def answer_diff(given: str, other: str, lens: str | None, *, values: bool, as_js
         rules = [str(rule) for rule in found.rules]
         _print_json({"same": found.same, **told, "rules": rules})
     else:
-        print(found)
+        put(found)
     return OK if found.same else DIFFERS
 
 
@@ -269,12 +276,12 @@ def answer_convert(
     planned = run(dry_run=True)
     done = planned
     if not dry_run:
-        print(_plan(planned), file=sys.stderr)
+        put(_plan(planned), file=sys.stderr)
         done = run(verify=verify, progress=_progress if sys.stderr.isatty() else None)
     if as_json:
         _print_json(dataclasses.asdict(done))
     else:
-        print(_plan(planned) if dry_run else done)
+        put(_plan(planned) if dry_run else done)
     return OK
 
 
@@ -305,39 +312,7 @@ def _lens(operand: Operand, view: str | None) -> Lens:
     return operand.value
 
 
-class _Size:
-    """How large a row is; None where a dim of it has no size, or it is any float."""
-
-    def __init__(self, row: Row) -> None:
-        shape = dims_.sizes_of(row.dims, {})
-        counts = dims_.sizes_of(row.unrolled, {})
-        self.leaves = None if counts is None else math.prod(counts)
-        self.elements = None
-        self.bytes = None
-        if shape is not None and self.leaves is not None:
-            self.elements = math.prod(shape) * self.leaves
-            if not row.leaf.is_open:
-                self.bytes = math.ceil(self.elements * _bits(row.leaf.dtype) / 8)
-
-
-def _size(row: Row) -> _Size:
-    return _Size(row)
-
-
-def _bits(dtype: str) -> int:
-    """How many bits an element takes."""
-    if dtype.startswith("key<"):
-        return 32 * leaves.key_words(dtype)
-    narrow = [int(bits) for bits in ("2", "4") if dtype in (f"int{bits}", f"uint{bits}")]
-    return narrow[0] if narrow else 8 * int(leaves.dtype_of(dtype).itemsize)
-
-
-def _sum(values: Any) -> int | None:
-    several = [*values]
-    return None if None in several else sum(several)
-
-
-def _size_cells(size: _Size) -> tuple[str, str]:
+def _size_cells(size: RowSize) -> tuple[str, str]:
     several = "" if size.leaves in (None, 1) else f"x {size.leaves}"
     return several, "" if size.bytes is None else in_bytes(size.bytes)
 
@@ -346,7 +321,7 @@ def _words(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-def _row_json(row: Row, size: _Size) -> dict[str, Any]:
+def _row_json(row: Row, size: RowSize) -> dict[str, Any]:
     known = {
         "key": format_path(row.key),
         "path": "/".join(row.path),

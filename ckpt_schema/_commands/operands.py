@@ -28,6 +28,7 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.read_sides import made_abstract
 from ckpt_schema._trees.infer import infer
 from ckpt_schema.errors import CkptSchemaError, DerivationError, Mismatch, SchemaError
+from ckpt_schema.orbax._metadata import DiskTree
 from ckpt_schema.orbax._whereabouts import all_meant
 
 __all__ = ["Operand", "from_text", "made_mesh", "read_locked", "read_operand", "wrong_operand"]
@@ -46,14 +47,19 @@ class Operand:
         notes: What is known of a checkpoint besides: its item or its items, where in it the state stands,
             and what else is in it.
         joined: What joins the segments of a path to one key, as in files of Hugging Face.
-        stored: Whether it is a checkpoint.
+        disk: The checkpoint, where it is one.
     """
 
     text: str
     value: Any
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     joined: str | None = None
-    stored: bool = False
+    disk: DiskTree | None = None
+
+    @property
+    def stored(self) -> bool:
+        """Whether it is a checkpoint."""
+        return self.disk is not None
 
     @property
     def is_declared(self) -> bool:
@@ -158,7 +164,7 @@ def _stored(text: str, item: str | None, at: str | None) -> Operand:
         notes["beside"] = sorted(disk.beside)
     if disk.path.name.isdecimal():
         notes["step"] = int(disk.path.name)
-    return Operand(text, disk.tree, notes, disk.joined, stored=True)
+    return Operand(text, disk.tree, notes, disk.joined, disk)
 
 
 def from_text(where: str, content: bytes, like: Sequence[Layout] = ()) -> Layout | Lens:

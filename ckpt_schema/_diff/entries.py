@@ -103,12 +103,17 @@ class Diff(Pictured):
             sections.append(Section(kind, ("path", *self.names, "mirrored by"), rows))
         # Rules that are certain, but do not make a lens, are in the text of the error that adapt raises.
         rules = [(line,) for line in _call(self.rules)] if self.mended else []
-        sections.append(Section("lines make a lens between them", ("",), rules))
-        sections.append(Section("notes", ("",), [(note,) for note in self.notes]))
+        lens = "a lens goes from one to the other"
+        sections.append(Section(lens, ("",), rules, number=0, code=True))
+        notes = [(note,) for note in self.notes]
+        sections.append(Section("notes", ("",), notes, one="note"))
         values: list[tuple[str, ...]] = []
         for value in self.values or ():
             values.append((value.path, f"{value.absolute:.3g}", f"{value.relative:.3g}"))
-        sections.append(Section("values that differ", ("path", "absolute", "relative"), values))
+        header = "path", "absolute", "relative"
+        one = "leaf whose values differ, by at most"
+        several = "leaves whose values differ, by at most"
+        sections.append(Section(several, header, values, one=one))
         return Picture(title, sections)
 
     def _lines(self) -> Iterator[str]:

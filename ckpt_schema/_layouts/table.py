@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts import overlaps, paths
+from ckpt_schema._layouts import leaf_trees, overlaps, paths
 from ckpt_schema._layouts.dims import AxisName, Dim, Dims
 from ckpt_schema._layouts.immutable import immutable, replaced
 from ckpt_schema._layouts.leaves import Default, Leaf, kind_name
 from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema._layouts.pytrees import TreeDef
-from ckpt_schema._messages.html import Section
+from ckpt_schema._layouts.row_sizes import row_size
 from ckpt_schema._messages.pictures import Picture, Pictured
-from ckpt_schema._messages.text import columns
+from ckpt_schema._messages.text import columns, counted
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "called",
     "holders",
     "is_part",
+    "shown_leaves",
     "verify_table",
 ]
 
@@ -358,20 +359,15 @@ class Layout(Pictured):
         return "\n".join([self._title(), *columns([_cells(row) for row in self.rows])])
 
     def _picture(self) -> Picture:
-        """The same in parts: the model, what else there is, and the optimizer folded."""
-        model = [_cells(row) for row in self.rows if row.body is not None and not row.optimizer]
-        other = [_cells(row) for row in self.rows if row.body is None and not row.optimizer]
-        optimizer = [_cells(row) for row in self.rows if row.optimizer]
-        header = "path", "key path", "leaf", "kind"
-        sections = [
-            Section("of the model", header, model),
-            Section("beside it", header, other),
-            Section("of the optimizer", header, optimizer, folded=bool(model)),
-        ]
-        return Picture(self._title(), sections)
+        """The same in parts, with sizes: the model, what else there is, and the optimizer folded."""
+        return leaf_trees.table_picture(self._title(), shown_leaves(self))
+
+    def _drawing(self) -> Picture:
+        """The same in parts, each as a tree of key paths."""
+        return leaf_trees.tree_picture(self._title(), shown_leaves(self))
 
     def _title(self) -> str:
-        return f"{self.name}: {len(self.rows)} rows"
+        return f"{self.name}: {counted(len(self.rows), 'row')}"
 
 
 def slots_of(row: Row, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
@@ -390,6 +386,33 @@ def _members(counts: tuple[Dim, ...], sizes: Mapping[str, int]) -> list[tuple[in
 
 def _cells(row: Row) -> tuple[str, str, str, str]:
     return "/".join(row.path), paths.format_path(row.key), str(row.stored), _remarks(row)
+
+
+def shown_leaves(
+    table: Layout, shardings: Mapping[Pattern, str] | None = None
+) -> list[leaf_trees.ShownLeaf]:
+    """The rows as pictures show them, with how their leaves lie on devices, by key paths."""
+    lying = {} if shardings is None else shardings
+    params = {"/".join(row.path): row for row in table.rows if not row.mirrors}
+    return [_shown(row, params.get(row.mirrors), lying) for row in table.rows]
+
+
+def _shown(row: Row, param: Row | None, lying: Mapping[Pattern, str]) -> leaf_trees.ShownLeaf:
+    part = leaf_trees.MODEL if row.body is not None else leaf_trees.BESIDE
+    one = leaf_trees.ShownLeaf(
+        leaf_trees.OPTIMIZER if row.optimizer else part,
+        "/".join(row.path),
+        tuple([paths.format_path((segment,)) for segment in row.key]),
+        str(row.stored),
+        row_size(row.stored, row.unrolled),
+        lying.get(row.key, ""),
+        _remarks(row),
+    )
+    if param is None or one.remarks or one.sharding != lying.get(param.key, ""):
+        return one
+    dtypes = row.leaf.dtype, param.leaf.dtype
+    alike = row.stored.with_dtype(dtypes[1]), row.unrolled
+    return one._replace(twins=dtypes) if alike == (param.stored, param.unrolled) else one
 
 
 def _remarks(row: Row) -> str:

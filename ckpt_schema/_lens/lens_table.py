@@ -111,8 +111,8 @@ class LensTable:
         header = here, there, "what happens", "optimizer"
         sections = [Section("edited", header, edited)]
         for name, lines in zip((here, there), self.private, strict=True):
-            cells = [(line.source, line.view, line.done, "") for line in lines]
-            sections.append(Section(f"private to {name}", header, cells))
+            cells = [(_there(line.source), _there(line.view), _bare(line.done)) for line in lines]
+            sections.append(Section(f"private to {name}", (here, there, "leaf"), cells))
         sections.append(Section("moved, and nothing else", header, moved, folded=bool(edited)))
         return Picture(self.title, sections)
 
@@ -150,6 +150,16 @@ def _path(row: Row) -> str:
 
 def _key(row: Row) -> str:
     return paths.format_path(row.key)
+
+
+def _there(keys: str) -> str:
+    """Key paths; nothing for those of a side that has none."""
+    return "" if keys == "-" else keys
+
+
+def _bare(done: str) -> str:
+    """What is said of a private leaf, but that it is private."""
+    return done.removeprefix("private, ")
 
 
 def _private(row: Row) -> str:

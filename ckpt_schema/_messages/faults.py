@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckpt_schema._messages.html import Section
-from ckpt_schema._messages.text import counted
+from ckpt_schema._messages.text import counted, number_span
 
 __all__ = ["Mismatch", "fault_section", "format_faults"]
 
@@ -89,7 +89,7 @@ class _Pattern:
 
     def lines(self, width: int) -> list[str]:
         """The pattern as it is printed, its path padded to ``width``."""
-        spans = [_span(column) for column in zip(*self.numbers, strict=True)]
+        spans = [number_span(column) for column in zip(*self.numbers, strict=True)]
         expected, found, hint = (_filled(text, spans) for text in self.texts)
         if self.first.kind in _VALUES and len(self.numbers) > 1:
             found = f"{found}, in the first"
@@ -105,7 +105,7 @@ class _Pattern:
 
     def cells(self) -> tuple[str, ...]:
         """The pattern as a row of a table."""
-        spans = [_span(column) for column in zip(*self.numbers, strict=True)]
+        spans = [number_span(column) for column in zip(*self.numbers, strict=True)]
         count = self._count() if len(self.numbers) > 1 else ""
         where = ", and in ".join((_shortened(self.path()), *self.places))
         texts = [" ".join(_filled(text, spans).split()) for text in self.texts]
@@ -113,7 +113,7 @@ class _Pattern:
 
     def path(self) -> str:
         """The path, each number that is not the same in all faults as the span of what it is."""
-        spans = iter([_span(column) for column in zip(*self.numbers, strict=True)])
+        spans = iter([number_span(column) for column in zip(*self.numbers, strict=True)])
         return _NUMBER.sub(lambda _: next(spans), self.first.path) or "(root)"
 
     def _count(self) -> str:
@@ -219,7 +219,6 @@ def _filled(text: str, spans: Sequence[str]) -> str:
     return _shortened(_HOLE.sub(fill, text))
 
 
-_RUNS = 4  # how many runs of numbers are written out
 _CELL = 1500  # characters; a key may have any length
 
 
@@ -228,40 +227,28 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _CELL else f"{text[: _CELL - 200]} ... {text[-190:]}"
 
 
-def _span(column: Sequence[str]) -> str:
-    """The numbers that stand in one place of several paths: ``{0..59}``, or the one that all have."""
-    spelled = sorted(set(column), key=lambda number: (len(number.lstrip("0")), number))
-    if len(spelled) == 1:
-        return spelled[0]
-    if max(map(len, spelled)) > 18:  # no numbers of layers
-        return f"{{{len(spelled)} numbers}}"
-    runs: list[list[str]] = []
-    for number in spelled:
-        if runs and int(number) - int(runs[-1][-1]) == 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    shown = [_run(run) for run in runs[:_RUNS]]
-    rest = ["..", spelled[-1]] if len(runs) > _RUNS else []
-    return f"{{{','.join([*shown, *rest])}}}"
+def fault_section(mismatches: Iterable[Mismatch], title: str, one: str = "") -> Section:
+    """The faults as a table, a pattern to a row. What to do is said once of rows that follow one another.
 
-
-def _run(numbers: Sequence[str]) -> str:
-    if len(numbers) <= 2:
-        return ",".join(numbers)
-    return f"{numbers[0]}..{numbers[-1]}"
-
-
-def fault_section(mismatches: Iterable[Mismatch], title: str) -> Section:
-    """The faults as a table, a pattern to a row.
+    Args:
+        mismatches: The faults.
+        title: What several patterns are called.
+        one: What one pattern is called, where that is not the same.
 
     Example:
         >>> layers = [Mismatch(f"layers_{n}/w", "missing", "float32[8]", "nothing") for n in range(60)]
         >>> fault_section(layers, "faults").rows
         [('layers_{0..59}/w', '60 leaves', 'float32[8]', 'nothing', '')]
     """
-    rows = [pattern.cells() for pattern in _patterns(mismatches)]
-    return Section(title, ("where", "how many", "expected", "found", "what to do"), rows)
+    rows: list[tuple[str, ...]] = []
+    above = ""
+    for pattern in _patterns(mismatches):
+        *cells, hint = pattern.cells()
+        said = "the same" if hint and hint == above else hint
+        rows.append((*cells, said))
+        above = hint
+    header = "where", "how many", "expected", "found", "what to do"
+    return Section(title, header, rows, one=one)
 
 
 # --- the text  ---

@@ -1,23 +1,20 @@
-"""What a thing looks like in a notebook and in a terminal that has Rich: one picture, drawn in two ways."""
+"""What a thing looks like in a notebook and in a terminal: one picture, drawn in two ways."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import sys
+from typing import Any, NamedTuple, TextIO
 
 from ckpt_schema._messages.html import Section, page
 
-__all__ = ["Picture", "Pictured"]
-
-_LONG = 60  # rows of a section that a terminal shows whole
-_FIRST = 20  # rows of a longer one that it shows
-_FEW = 3  # rows that are shown though they are folded elsewhere
+__all__ = ["Picture", "Pictured", "put"]
 
 
 class Picture(NamedTuple):
     """A title, and what stands below it.
 
     Attributes:
-        title: One line.
+        title: One line, or several.
         sections: Tables; those that have no rows are not drawn.
     """
 
@@ -34,43 +31,41 @@ class Pictured:
         """The picture."""
         raise NotImplementedError
 
+    def _drawing(self) -> Picture:
+        """The picture for a terminal, where that is not the same."""
+        return self._picture()
+
     def _repr_html_(self) -> str:
         """It as a notebook shows it."""
         return page(*self._picture())
 
-    def __rich__(self) -> Any:
-        """It as Rich prints it: each row on one line, of which what is too long is cut; many rows are folded."""
-        from rich.console import Group
-        from rich.text import Text
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        """It as Rich prints it: what is too long for a line folds, and of many rows the first are shown."""
+        from ckpt_schema._messages.terminal import drawn
 
-        title, sections = self._picture()
-        drawn: list[Any] = [Text(title, style="bold")]
-        for section in sections:
-            if section.rows:
-                drawn += _drawn(section)
-        return Group(*drawn)
+        yield drawn(*self._drawing(), options.max_width, more="print", whole=False)
 
 
-def _drawn(section: Section) -> list[Any]:
-    """The heading of a section, its rows, and how many are not shown; of one that is folded the heading alone."""
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
+def put(given: Any, text: str = "", file: TextIO | None = None) -> None:
+    """Prints for whoever runs a command: on a terminal as a picture, or as text that folds; elsewhere as plain text.
 
-    count = len(section.rows)
-    first = _FIRST if count > _LONG else count
-    heading = Text(f"{count} {section.title}", style="cyan")
-    if section.folded and count > _FEW:
-        return [heading + Text(" (print shows them)", style="dim")]
-    used = [n for n in range(len(section.header)) if any(row[n] for row in section.rows)]
-    names = [section.header[number] for number in used]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(names))
-    table.header_style = "dim"
-    for name in names:
-        table.add_column(Text(name), no_wrap=True, overflow="ellipsis")
-    for row in section.rows[:first]:
-        table.add_row(*[Text(row[number]) for number in used])
-    drawn = [heading, Padding(table, (0, 0, 0, 2))]
-    if first < count:
-        drawn.append(Text(f"  ... and {count - first} more", style="dim"))
-    return drawn
+    Args:
+        given: What is printed.
+        text: The plain text, where that is not what `print` shows.
+        file: Where to; stdout unless given.
+    """
+    out = sys.stdout if file is None else file
+    if not out.isatty():
+        print(text or given, file=out)
+        return
+    from rich.console import Console
+
+    from ckpt_schema._messages.terminal import drawn, fitted
+
+    console = Console(file=out, highlight=False)
+    if isinstance(given, Pictured):
+        given = given._drawing()  # pyright: ignore[reportPrivateUsage]
+    if isinstance(given, Picture):
+        console.print(drawn(*given, console.width, more="| less", whole=True))
+    else:
+        print(fitted(text or str(given), console.width), file=out)

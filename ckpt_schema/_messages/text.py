@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["columns", "counted", "in_bytes", "shown"]
+__all__ = ["columns", "counted", "in_bytes", "number_span", "shown"]
 
 
 def counted(number: int, one: str, several: str = "") -> str:
@@ -53,6 +53,38 @@ def shown(value: object) -> str:
         text = f"an {type(value).__name__} of too many digits"
     text = " ".join(text.split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+
+_RUNS = 4  # how many runs of numbers are written out
+
+
+def number_span(column: Sequence[str]) -> str:
+    """The numbers that stand in one place of several paths: ``{0..59}``, or the one that all have.
+
+    Example:
+        >>> number_span(["0", "1", "2", "5"]), number_span(["7", "7"])
+        ('{0..2,5}', '7')
+    """
+    spelled = sorted(set(column), key=lambda number: (len(number.lstrip("0")), number))
+    if len(spelled) == 1:
+        return spelled[0]
+    if max(map(len, spelled)) > 18:  # no numbers of layers
+        return f"{{{len(spelled)} numbers}}"
+    runs: list[list[str]] = []
+    for number in spelled:
+        if runs and int(number) - int(runs[-1][-1]) == 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    shown = [_run(run) for run in runs[:_RUNS]]
+    rest = ["..", spelled[-1]] if len(runs) > _RUNS else []
+    return f"{{{','.join([*shown, *rest])}}}"
+
+
+def _run(numbers: Sequence[str]) -> str:
+    if len(numbers) <= 2:
+        return ",".join(numbers)
+    return f"{numbers[0]}..{numbers[-1]}"
 
 
 def columns(rows: Sequence[Sequence[str]], indent: int = 2) -> list[str]:

@@ -37,6 +37,8 @@ _COMPARED = 40_000  # pairs of paths that are compared for a hint
 
 __all__ = ["Match", "Matcher", "Report", "assert_conforms", "check"]
 
+_ALL = 10**9  # lines
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report(Pictured):
@@ -94,6 +96,13 @@ class Report(Pictured):
             return f"conforms to {self.layout}"
         return format_faults(self._header, self.mismatches, self.notes)
 
+    def in_full(self) -> str:
+        """Every pattern of faults, where `print` shows the first forty lines."""
+        if not self.mismatches:
+            return str(self)
+        told = self._header, self.mismatches, self.notes
+        return format_faults(*told, lines=_ALL, at_length=True)
+
     @property
     def _header(self) -> str:
         return f"the tree does not conform to {self.layout}"
@@ -102,11 +111,15 @@ class Report(Pictured):
         """The faults, a pattern to a row, and the dims as they were bound."""
         if not self.mismatches:
             dims = [(name, str(size)) for name, size in self.dims.items()]
-            return Picture(str(self), [Section("dims", ("name", "size"), dims, folded=True)])
-        faults = fault_section(self.mismatches, "patterns of faults")
+            return Picture(
+                str(self), [Section("dims", ("name", "size"), dims, folded=True, one="dim")]
+            )
+        faults = fault_section(self.mismatches, "patterns of faults", "pattern of faults")
         notes = [(line,) for note in self.notes for line in note.split("\n")]
         title = f"{self._header}: {counted(len(self.mismatches), 'fault')}"
-        return Picture(title, [faults, Section("notes", ("",), notes)])
+        return Picture(
+            title, [faults, Section("notes", ("",), notes, one="note", number=len(self.notes))]
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

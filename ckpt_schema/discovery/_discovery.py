@@ -180,9 +180,9 @@ class Discovery(Pictured):
         ]
         sections = [
             Section("open", ("where", "why"), [(each.where, each.reason) for each in self.open]),
-            Section("rules", ("",), rules),
-            Section("pairs of pieces", names, pairs, folded=bool(rules)),
-            Section("notes", ("",), [(note,) for note in self.notes]),
+            Section("rules", ("",), rules, one="rule", code=True),
+            Section("pairs of pieces", names, pairs, folded=bool(rules), one="pair of pieces"),
+            Section("notes", ("",), [(note,) for note in self.notes], one="note"),
             Section("differences", ("of", "relative to their size"), evidence),
         ]
         return Picture(f"{names[0]} -> {names[1]}: {self.status}", sections)

@@ -35,6 +35,7 @@ __all__ = [
     "linked",
     "linked_tree",
     "saved",
+    "sharding_notes",
     "skeleton",
 ]
 
@@ -96,11 +97,16 @@ class PytreeFiles:
     @functools.cached_property
     def shardings(self) -> Mapping[str, str] | None:
         """How each array was sharded, in Orbax's own words; None where no file says it."""
-        file = self.folder / _SHARDINGS
-        if not file.exists():
+        if not (self.folder / _SHARDINGS).exists():
             return None
-        told: Mapping[str, str] = json.loads(file.read_text())
-        return {base64.b64decode(name).decode(): text for name, text in told.items()}
+        return sharding_notes(self.folder)
+
+
+def sharding_notes(item: epath.Path | Path) -> Mapping[str, str]:
+    """How each array of a pytree was sharded, by its dotted name, in Orbax's own words; none where no file says it."""
+    file = item / _SHARDINGS
+    told: Mapping[str, str] = json.loads(file.read_text()) if file.exists() else {}
+    return {base64.b64decode(name).decode(): text for name, text in told.items()}
 
 
 def array_notes(item: epath.Path | Path) -> Iterator[tuple[str, list[Entry]]]:

@@ -1,0 +1,99 @@
+"""How many leaves a row is, and how many elements and bytes they have."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+
+from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.dims import Dims
+from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._messages.text import counted, in_bytes
+
+__all__ = ["RowSize", "row_size", "summed"]
+
+_NARROW = re.compile(r"(?:u?int|float)([1246])(?:_\w+)?")
+"""A dtype of fewer bits than a byte has, by its name: numpy counts a byte for an element of it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RowSize:
+    """How large a row is, or several; what a dim without a size decides, or a dtype that is not told, is None.
+
+    Attributes:
+        leaves: How many leaves it is.
+        elements: How many elements they have.
+        bytes: How many bytes.
+    """
+
+    leaves: int | None
+    elements: int | None
+    bytes: int | None
+
+    def __str__(self) -> str:
+        """What is known of it."""
+        said: list[str] = []
+        if self.leaves is not None:
+            said.append(counted(self.leaves, "leaf", "leaves"))
+        if self.elements is not None:
+            said.append(f"{self.elements:,} elements")
+        if self.bytes is not None:
+            said.append(in_bytes(self.bytes))
+        return ", ".join(said)
+
+
+def row_size(stored: Leaf, unrolled: Dims = ()) -> RowSize:
+    """How large a row is.
+
+    Args:
+        stored: One leaf of it.
+        unrolled: How many of these there are, level by level.
+
+    Example:
+        >>> from ckpt_schema._layouts.dims import parse_dims
+        >>> print(row_size(Leaf(parse_dims("3 5"), "int4"), ((4,),)))
+        4 leaves, 60 elements, 30 B
+    """
+    counts, shape = dims_.sizes_of(unrolled, {}), dims_.sizes_of(stored.dims, {})
+    if counts is None:
+        return RowSize(None, None, None)
+    several = math.prod(counts)
+    if shape is None:
+        return RowSize(several, None, None)
+    elements = math.prod(shape) * several
+    if stored.is_open:
+        return RowSize(several, elements, None)
+    return RowSize(several, elements, math.ceil(elements * _bits(stored.dtype) / 8))
+
+
+def summed(sizes: Iterable[RowSize]) -> RowSize:
+    """The size of several rows together.
+
+    Example:
+        >>> summed([RowSize(1, 2, 8), RowSize(3, 6, None)])
+        RowSize(leaves=4, elements=8, bytes=None)
+    """
+    several = [*sizes]
+    return RowSize(
+        _sum(one.leaves for one in several),
+        _sum(one.elements for one in several),
+        _sum(one.bytes for one in several),
+    )
+
+
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    whole = 0
+    for number in numbers:
+        if number is None:
+            return None
+        whole += number
+    return whole
+
+
+def _bits(dtype: str) -> int:
+    """How many bits an element takes."""
+    narrow = _NARROW.fullmatch(dtype)
+    return int(narrow[1]) if narrow else 8 * leaves.itemsize(dtype)
