@@ -120,6 +120,11 @@ def test_what_is_long_is_folded() -> None:
     assert Reader(cs.infer(tree)._repr_html_()).folded == [True]
 
 
+def test_a_cell_of_a_page_keeps_its_line_unless_it_is_the_last() -> None:
+    text = report()._repr_html_()
+    assert "td {white-space: pre}" in text and "td:last-child {white-space: pre-wrap}" in text
+
+
 def test_a_name_is_text_and_no_markup() -> None:
     table = cs.infer({"<script>alert(1)</script>": jnp.ones(2), "a&b": jnp.ones(2)})
     text = table._repr_html_()

@@ -9,16 +9,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import rich.progress  # noqa: F401  # which takes longer than the bars of these tests
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import ckpt_schema as cs
 from ckpt_schema._messages import progress
 from ckpt_schema._messages.progress import watched
 from ckpt_schema.orbax import _transfers
+from ckpt_schema.testing import _suite, check_laws
 
 
 class Terminal(io.StringIO):
@@ -54,6 +57,45 @@ def test_a_terminal_shows_leaves_bytes_and_rate(monkeypatch: pytest.MonkeyPatch)
     work([0])
     shown = plain(terminal.getvalue())
     assert "reading 3 leaves" in shown and "MiB" in shown and "/s" in shown
+
+
+def try_laws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries two laws, each of which takes long for the impatient."""
+    tried: list[str] = []
+
+    def check_law(lens: cs.Lens, law: Any, options: Any) -> None:
+        tried.append(law.name)
+        time.sleep(0.4)
+
+    monkeypatch.setattr(_suite, "check_law", check_law)
+    lens = cs.adapt({"a": np.ones(2)}, {"b": np.ones(2)}, rules=[cs.rename("a", "b")])
+    check_laws(lens, ["GetPut", "PutGet"])
+    assert tried == ["GetPut", "PutGet"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_terminal_shows_which_law_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    try_laws(monkeypatch)
+    shown = plain(terminal.getvalue())
+    assert "laws of source -> view: GetPut" in shown and "0/2" in shown
+    assert "laws of source -> view: PutGet" in shown and "1/2" in shown
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_law_that_takes_long_is_a_line_of_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, logger="ckpt_schema"):
+        try_laws(monkeypatch)
+    lines = [line for line in caplog.messages if "took" in line]
+    for law, line in zip(("GetPut", "PutGet"), lines, strict=True):
+        assert re.fullmatch(rf"laws of source -> view: {law} took 0\.\d s", line)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("impatient")

@@ -20,8 +20,9 @@ _STYLE = """<style>
 .ckpt-schema table {border-collapse: collapse; font-family: monospace; font-size: 0.9em}
 .ckpt-schema tr, .ckpt-schema tr:nth-child(odd) {background: none}
 .ckpt-schema th, .ckpt-schema td {text-align: left; vertical-align: top; padding: 0 1.5em 0.1em 0}
-.ckpt-schema td:first-child {white-space: nowrap}
-.ckpt-schema th.number, .ckpt-schema td.number {text-align: right; white-space: nowrap}
+.ckpt-schema th, .ckpt-schema td {white-space: pre}
+.ckpt-schema td:last-child {white-space: pre-wrap}
+.ckpt-schema th.number, .ckpt-schema td.number {text-align: right; white-space: pre}
 .ckpt-schema th {font-weight: normal; opacity: 0.6}
 .ckpt-schema summary {cursor: pointer; padding: 0.2em 0}
 </style>"""

@@ -117,9 +117,7 @@ class Report(Pictured):
         faults = fault_section(self.mismatches, "patterns of faults", "pattern of faults")
         notes = [(line,) for note in self.notes for line in note.split("\n")]
         title = f"{self._header}: {counted(len(self.mismatches), 'fault')}"
-        return Picture(
-            title, [faults, Section("notes", ("",), notes, one="note", number=len(self.notes))]
-        )
+        return Picture(title, [faults, Section("notes", ("",), notes, number=0)])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

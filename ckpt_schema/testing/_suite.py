@@ -18,6 +18,7 @@ from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts.table import slots_of
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.step_dtypes import verify_one_dtype
+from ckpt_schema._messages.progress import watched_steps
 from ckpt_schema.errors import CkptSchemaError, Mismatch, ShardingWarning
 from ckpt_schema.testing._applied import looked_at
 from ckpt_schema.testing._devices import verify_devices
@@ -221,6 +222,9 @@ def _reproduced(error: BaseException) -> list[str]:
 def check_laws(lens: Lens, laws: Iterable[str] = tuple(LAWS), **options: Any) -> None:
     """Tries the laws on a lens, without pytest.
 
+    On a terminal a bar shows which law is tried, if all of them take long; each law that takes long is a
+    line to the logger ``ckpt_schema``.
+
     Args:
         lens: The lens.
         laws: The names of the laws, of `LAWS`.
@@ -240,11 +244,15 @@ def check_laws(lens: Lens, laws: Iterable[str] = tuple(LAWS), **options: Any) ->
     """
     broken: list[BrokenLawError] = []
     told = Options(**options)
-    for law in [law for law in _named(laws) if not idle(lens, law, told)]:
-        try:
-            check_law(lens, law, told)
-        except BrokenLawError as error:
-            broken.append(error)
+    chosen = [law for law in _named(laws) if not idle(lens, law, told)]
+    what = f"laws of {lens.source.name} -> {lens.view.name}"
+    with watched_steps(what, len(chosen)) as steps:
+        for law in chosen:
+            steps.begin(law.name)
+            try:
+                check_law(lens, law, told)
+            except BrokenLawError as error:
+                broken.append(error)
     if len(broken) == 1:
         raise broken[0]
     if broken:
