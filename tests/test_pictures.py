@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 import ckpt_schema as cs
+from ckpt_schema._messages.terminal import fitted
 
 LAYERS = 3
 
@@ -293,6 +294,32 @@ def test_a_name_breaks_behind_a_slash_and_code_not_in_a_string() -> None:
     lines = in_terminal(dataclasses.replace(found, rules=(rule,), mended=True), 50)
     code = lines[lines.index("a lens goes from one to the other") + 1 :]
     compile("\n".join(code).strip(), "pasted", "eval")
+
+
+ERROR = """\
+no lens: 1 fault
+  params/norm/scale  expected a partner
+      -> only
+          model/layers/{i}/norm/scale
+          can be it
+to paste:
+rules=[
+    cs.rename('layers[]/LayerNorm_0',
+        'layers[]/norm'),
+]"""
+
+
+def test_an_error_folds_and_its_rules_are_still_code() -> None:
+    wide = """\
+no lens: 1 fault
+  params/norm/scale  expected a partner
+                     -> only model/layers/{i}/norm/scale can be it
+to paste:
+rules=[
+    cs.rename('layers[]/LayerNorm_0', 'layers[]/norm'),
+]"""
+    assert fitted(wide, 40) == ERROR
+    assert fitted(wide, 80) == wide
 
 
 RECORDS = """\

@@ -25,6 +25,7 @@ _INDENT = 2
 _GAP = 2
 _BELOW = 4  # how far what belongs to a line is indented below it
 _PROSE = 30  # columns that a text needs to be read where it is folded in a table
+_DEEP = 12  # columns that a line is indented by where it is aligned with something above
 _NAME = 24  # columns that are enough for most first cells
 
 _WORD = re.compile(r"(\s*)(\S+)")
@@ -87,8 +88,11 @@ def fitted(text: str, width: int) -> str:
     """
     lines: list[str] = []
     is_code = False
+    is_wide = any(cell_len(line) > width for line in text.split("\n"))
     for line in text.split("\n"):
         is_code = (is_code and line != "]") or line == "rules=["
+        if is_wide and _indent(line) > _DEEP:  # aligned with what is now on a line of its own
+            line = " " * (_INDENT + _BELOW) + line.lstrip()
         lines += wrapped(line, width, hang=_indent(line) + _BELOW, code=is_code)
     return "\n".join(lines)
 
