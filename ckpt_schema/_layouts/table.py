@@ -392,9 +392,8 @@ def shown_leaves(
     table: Layout, shardings: Mapping[Pattern, str] | None = None
 ) -> list[leaf_trees.ShownLeaf]:
     """The rows as pictures show them, with how their leaves lie on devices, by key paths."""
-    lying = {} if shardings is None else shardings
     params = {"/".join(row.path): row for row in table.rows if not row.mirrors}
-    return [_shown(row, params.get(row.mirrors), lying) for row in table.rows]
+    return [_shown(row, params.get(row.mirrors), shardings or {}) for row in table.rows]
 
 
 def _shown(row: Row, param: Row | None, lying: Mapping[Pattern, str]) -> leaf_trees.ShownLeaf:
