@@ -69,6 +69,8 @@ class SharedClass:
             if not name:
                 first = several[0]
                 name = str(first[0]) if len(first) == 1 and isinstance(first[0], str) else "size"
+                # Of several sizes no number tells which: that is for the places to say.
+                name = name.rstrip("0123456789").removesuffix("_")
             number, free = 1, name
             while free in taken:
                 number += 1

@@ -141,7 +141,14 @@ class ClassWriter:
         known = _LEAVES.get(leaves)
         if leaves in (("kernel",), ("bias", "kernel")):
             known = _KERNELS.get(max(ranks, default=0))
-        way = [_one_of(branch) for branch in shared.first]
+        way: list[str] = []
+        for branch in shared.first:
+            if branch.name.isdigit() and way:  # one of what it is in
+                one = _singular(way.pop())
+                way.append(f"{one}{branch.name}")
+                known = one if branch is shared.first[-1] else known
+            else:
+                way.append(_one_of(branch))
         longer = ["".join(way[at:]) for at in range(len(way) - 1, -1, -1)]
         longer.append(f"{self._root}{longer[0]}")
         for name in ([known] if known else []) + longer:
@@ -363,5 +370,15 @@ def _as_written(dims: Mapping[str, str]) -> dict[str, str]:
 def _one_of(branch: Branch) -> str:
     """What one of the repeats of an attribute is called."""
     name = "Model" if branch.name == USUAL_COLLECTION else class_name(branch.name)
-    plural = branch.count is not None and name.endswith("s") and not name.endswith("ss")
-    return name[:-1] if plural and len(name) > 2 else name
+    return name if branch.count is None else _singular(name)
+
+
+def _singular(name: str) -> str:
+    """What one of several is called.
+
+    Example:
+        >>> _singular("Layers"), _singular("Mass")
+        ('Layer', 'Mass')
+    """
+    is_plural = name.endswith("s") and not name.endswith("ss") and len(name) > 2
+    return name[:-1] if is_plural else name

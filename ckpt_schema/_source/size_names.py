@@ -98,6 +98,8 @@ def guessed_names(roots: Sequence[Branch]) -> SizeNames:
     # What most leaves say has the first choice.
     for size in sorted(votes, key=lambda size: (-votes[size].total(), -size)):
         told = [name for name, _ in votes[size].most_common() if name]
+        if "heads" in told and "kv_heads" in told:  # as many as those of queries
+            told.remove("kv_heads")
         name = _free(told[0] if told else "size", taken, size)
         axes[size] = (name,)
         sizes[name] = size
@@ -159,7 +161,8 @@ def _votes_of(
 ) -> _Votes:
     """What the axes of a leaf are, as far as its name tells and the node that it is in."""
     rank = len(leaf.dims)
-    axes = usual.get(rank, ("",) * rank)
+    # What is no kernel of a layer may be a layer's weight itself.
+    axes = usual.get(rank) or _usual_axes(name).get(rank, ("",) * rank)
     if name == "embedding" and rank == 2:
         axes = "positions" if is_position else "vocab", "embed"
     elif name == "scale" and rank == 1:
@@ -182,16 +185,22 @@ def _usual_axes(node: str) -> Mapping[int, tuple[str, ...]]:
         return any(word in node for word in words)
 
     axes: dict[int, tuple[str, ...]] = {}
-    if has("query", "key", "value", "q_proj", "q", "k"):
-        axes[3] = "embed", "heads", "head_dim"
-    elif has("out"):
-        axes[3] = "heads", "head_dim", "embed"
     if has("wi", "up", "gate", "fc1"):
         axes[2] = "embed", "mlp"
+        axes[3] = "experts", "embed", "expert_mlp"
     elif has("wo", "down", "fc2"):
         axes[2] = "mlp", "embed"
+        axes[3] = "experts", "expert_mlp", "embed"
+    elif has("router"):
+        axes[2] = "embed", "experts"
     elif has("head", "logits"):
         axes[2] = "embed", "vocab"
+    if has("query", "q"):
+        axes[3] = "embed", "heads", "head_dim"
+    elif has("key", "value", "k", "v_proj"):
+        axes[3] = "embed", "kv_heads", "head_dim"
+    elif has("out", "o_proj"):
+        axes[3] = "heads", "head_dim", "embed"
     return axes
 
 

@@ -11,7 +11,7 @@ class GlobalLayer(cs.Schema):
     down_proj: blocks.linen.Dense = cs.field(dims={"in_features": "mlp", "out_features": "embed"})
     gate_proj: blocks.linen.Dense = cs.field(dims={"in_features": "embed", "out_features": "mlp"})
     k_proj: blocks.linen.DenseGeneral = cs.field(
-        dims={"in_features": "embed", "out_features": "heads_2 head_dim"},
+        dims={"in_features": "embed", "out_features": "kv_heads head_dim"},
     )
     o_proj: blocks.linen.DenseGeneral = cs.field(
         dims={"in_features": "heads head_dim", "out_features": "embed"},
@@ -25,7 +25,7 @@ class GlobalLayer(cs.Schema):
     )
     up_proj: blocks.linen.Dense = cs.field(dims={"in_features": "embed", "out_features": "mlp"})
     v_proj: blocks.linen.DenseGeneral = cs.field(
-        dims={"in_features": "embed", "out_features": "heads_2 head_dim"},
+        dims={"in_features": "embed", "out_features": "kv_heads head_dim"},
     )
 
 
@@ -67,7 +67,7 @@ SIZES = {
     "head_dim": 256,
     "mlp": 14336,
     "heads": 16,
-    "heads_2": 8,
+    "kv_heads": 8,
     "vocab": 256000,
 }
 layout = cs.layout(Inferred, dims=SIZES, dtype="float32", has=["**/scale"])

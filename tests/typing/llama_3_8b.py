@@ -9,7 +9,7 @@ class Attention(cs.Schema):
     """4 leaves, 41,943,040 parameters."""
 
     k_proj: blocks.nnx.LinearGeneral = cs.field(
-        dims={"in_features": "embed", "out_features": "heads_2 head_dim"},
+        dims={"in_features": "embed", "out_features": "kv_heads head_dim"},
     )
     o_proj: blocks.nnx.LinearGeneral = cs.field(
         dims={"in_features": "heads head_dim", "out_features": "embed"},
@@ -18,7 +18,7 @@ class Attention(cs.Schema):
         dims={"in_features": "embed", "out_features": "heads head_dim"},
     )
     v_proj: blocks.nnx.LinearGeneral = cs.field(
-        dims={"in_features": "embed", "out_features": "heads_2 head_dim"},
+        dims={"in_features": "embed", "out_features": "kv_heads head_dim"},
     )
 
 
@@ -66,6 +66,6 @@ SIZES = {
     "mlp": 14336,
     "vocab": 128256,
     "heads": 32,
-    "heads_2": 8,
+    "kv_heads": 8,
 }
 layout = cs.layout(Training, dims=SIZES, dtype="float32", has=["**/scale"])
