@@ -203,6 +203,26 @@ def test_a_pull_request_is_held_against_the_lock_of_a_commit(
         main(["breaking", "old_code.py:state", "--against", "HEAD", "--rules", "nothing"])
 
 
+def test_a_command_prints_every_row_that_breaks_a_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Leaves of sizes of their own, so that no two rows are one pattern.
+    text = "import jax.numpy as jnp\n"
+    for state, first in (("old", 2), ("new", 3)):
+        names = "{chr(97 + n // 26) + chr(97 + n % 26): "
+        text += f"{state} = {names}jnp.ones((n + 2, n + {first})) for n in range(60)}}\n"
+    (tmp_path / "wide.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert main(["lock", "wide.py:old", "-o", "ckpt.lock.json"]) == 0
+    capsys.readouterr()
+    assert main(["breaking", "wide.py:new", "--against", "ckpt.lock.json"]) == 1
+    printed = capsys.readouterr().out
+    for number in range(60):
+        name = chr(97 + number // 26) + chr(97 + number % 26)
+        assert f"{name}  expected float32[{number + 2} {number + 3}]" in printed, printed
+    assert ".mismatches" not in printed
+
+
 @pytest.mark.parametrize("name", sampled(["NNX's adapters", "Linen, unrolled", "NNX"], 3))
 def test_a_real_state_breaks_nothing_of_its_own_lock(name: str) -> None:
     layout = test_source.READINGS[name]()

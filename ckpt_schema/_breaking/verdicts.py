@@ -21,7 +21,7 @@ MEANINGS: Mapping[RuleName, str] = {
 }
 """What each rule asks for."""
 
-_LINES = 40
+_LINES, _ALL = 40, 10**9
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,8 +87,9 @@ class Verdict:
             return f"breaking, migrated by {self.migration}"
         return f"breaking, not migrated by {self.migration}"
 
-    def lines(self) -> Iterator[str]:
-        """The lines that tell it."""
+    def lines(self, *, in_full: bool = False) -> Iterator[str]:
+        """The lines that tell it: all of them, or the first forty of each list of faults."""
+        most = _ALL if in_full else _LINES
         meaning = MEANINGS[self.rule]
         if not self.breaks:
             yield f"{self.rule} holds: {meaning}"
@@ -98,11 +99,13 @@ class Verdict:
         if self.follows is not None and not self.faults:
             yield f"{header}, with {self.follows}"
             return
-        text = format_faults(header, self.faults, self.notes, counts="fault", lines=_LINES)
+        told = header, self.faults, self.notes
+        text = format_faults(*told, lines=most, at_length=in_full)
         yield from text.splitlines()
         if self.migration is not None and self.migration.faults:
             header = f"with {self.migration.name}"
-            text = format_faults(header, self.migration.faults, counts="fault", lines=_LINES)
+            told = header, self.migration.faults
+            text = format_faults(*told, lines=most, at_length=in_full)
             for line in text.splitlines():
                 yield f"  {line}"
 
@@ -151,9 +154,13 @@ class Breaking:
         """What is broken, a rule after the other."""
         return "\n".join(self._lines())
 
-    def _lines(self) -> Iterator[str]:
+    def in_full(self) -> str:
+        """Every pattern of faults, where `print` shows the first forty lines of each rule."""
+        return "\n".join(self._lines(in_full=True))
+
+    def _lines(self, *, in_full: bool = False) -> Iterator[str]:
         broken = [verdict for verdict in self.verdicts if verdict.breaks]
         said = f"{counted(len(broken), 'rule')} broken" if broken else "nothing breaks"
         yield f"{self.names[0]} -> {self.names[1]}: {said}"
         for verdict in self.verdicts:
-            yield from verdict.lines()
+            yield from verdict.lines(in_full=in_full)

@@ -195,7 +195,7 @@ def answer_breaking(
         told = [_verdict_json(verdict) for verdict in found.verdicts]
         _print_json({"passes": found.passes, "old": old.text, "new": new.text, "rules": told})
     else:
-        put(found)
+        put(found, found.in_full())
     return OK if found.passes else DIFFERS
 
 
