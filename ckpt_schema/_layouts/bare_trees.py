@@ -21,7 +21,7 @@ class Plain(Schema):
         >>> class File(Plain):
         ...     params: Dense = field(key="")
         >>> print(layout(File))
-        File: 1 rows
+        File: 1 row
           params/kernel  kernel  float32[embed mlp]
     """
 

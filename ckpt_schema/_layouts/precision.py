@@ -116,7 +116,7 @@ def typed(table: Layout, dtype: Dtypes) -> Layout:
         >>> class Norm(cs.Schema):
         ...     scale: Float[Array, " embed"]
         >>> print(typed(cs.layout(Norm), jnp.bfloat16))
-        Norm: 1 rows
+        Norm: 1 row
           scale  scale  bfloat16[embed]
     """
     return with_dtypes(table, said_dtypes(table, dtype))

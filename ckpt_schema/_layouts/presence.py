@@ -40,7 +40,7 @@ def with_presence(table: Layout, has: Iterable[str]) -> Layout:
     Example:
         >>> import ckpt_schema as cs
         >>> print(with_presence(cs.layout(cs.blocks.linen.LayerNorm), ["scale"]))
-        LayerNorm: 1 rows
+        LayerNorm: 1 row
           scale  scale  Float[features]
     """
     globs = _read(has)

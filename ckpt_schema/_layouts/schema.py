@@ -123,12 +123,12 @@ class Schema(Open, metaclass=SchemaType):
         >>> class Block(Schema):
         ...     norm: Norm = field(key="LayerNorm_0")
         >>> print(layout(Block))
-        Block: 1 rows
+        Block: 1 row
           norm/scale  LayerNorm_0/scale  float32[embed]
         >>> class Flat(Schema, joined="."):
         ...     blocks: list[Block] = field(key="model/blocks/{i}", length="depth")
         >>> print(layout(Flat))
-        Flat: 1 rows
+        Flat: 1 row
           blocks[]/norm/scale  model.blocks.{i}.LayerNorm_0.scale  float32[embed]
     """
 
@@ -509,7 +509,7 @@ def layout(
         >>> class Dense(Schema):
         ...     kernel: Float32[Array, "embed mlp"]
         >>> print(layout(Dense, dims={"embed": 4}))
-        Dense: 1 rows
+        Dense: 1 row
           kernel  kernel  float32[4 mlp]
     """
     if not isinstance(source, Layout):

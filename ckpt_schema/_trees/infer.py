@@ -71,7 +71,7 @@ def infer(
         >>> import jax
         >>> leaf = jax.ShapeDtypeStruct((2, 3), "float32")
         >>> print(infer({"params": {"layers_0": {"kernel": leaf}, "layers_1": {"kernel": leaf}}}, lists=["layers_{i}"]))
-        inferred: 1 rows
+        inferred: 1 row
           params/layers[]/kernel  params/layers_{i}/kernel  float32[2 3]  params
     """
     told = {"item": item, "at": at, "items": items}

@@ -63,7 +63,7 @@ def infer_tree(
         >>> import jax
         >>> leaf = jax.ShapeDtypeStruct((2, 3), "float32")
         >>> print(infer_tree({"params": {"kernel": leaf}}, name="old"))
-        old: 1 rows
+        old: 1 row
           params/kernel  params/kernel  float32[2 3]  params
     """
     from ckpt_schema._frameworks.boxes import unboxed
