@@ -83,6 +83,16 @@ def test_what_an_optimizer_keeps_goes_with_its_param(kept: bool) -> None:
     assert found == {f"params/{leaf}" for leaf in model} | moments
 
 
+def test_an_optimizer_that_is_declared_first_goes_with_its_params_too() -> None:
+    class State(cs.Schema):
+        opt_state: cs.OptState = cs.optimizer(optax.adam(1e-3), of="params")
+        params: Model
+
+    found = keys(cs.layout(State, has=["params/up/bias"]))
+    bias = [key for key in found if key.endswith("up/bias")]
+    assert bias == ["opt_state/0/mu/up/bias", "opt_state/0/nu/up/bias", "params/up/bias"]
+
+
 def test_caches_are_leaves_like_any_other_where_they_are_named() -> None:
     layout = cs.layout(blocks.nnx.MultiHeadAttention, has=["cached_*", "cache_index"])
     caches = [row for row in layout.rows if row.path[0].startswith("cache")]

@@ -46,13 +46,15 @@ def with_presence(table: Layout, has: Iterable[str]) -> Layout:
     globs = _read(has)
     used: set[str] = set()
     present: dict[str, bool] = {}
-    rows: list[Row] = []
-    for row in table.rows:
-        path = "/".join(row.path)
+    # Params are asked before what mirrors them, wherever a class declares its optimizer.
+    for row in sorted(table.rows, key=lambda row: bool(row.mirrors)):
         if may_lack(row) and row.mirrors not in present:
             found = [text for text, glob in globs.items() if _means(glob, row)]
             used.update(found)
-            present[path] = bool(found)
+            present["/".join(row.path)] = bool(found)
+    rows: list[Row] = []
+    for row in table.rows:
+        path = "/".join(row.path)
         if present.get(path, True) and present.get(row.mirrors, True):
             had = dataclasses.replace(row, optional=False, ephemeral=False)
             rows.append(had if may_lack(row) else row)
