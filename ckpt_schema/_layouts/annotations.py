@@ -33,6 +33,7 @@ else:
 def _leaf(text: str, dtype: str) -> Leaf:
     """The leaf of a dimension string."""
     dims, names = dims_.parse_axes(text)
+    # Without labels an axis is called as its dim is spelled, which a leaf knows by itself.
     return Leaf(dims, dtype, names if any(name.label for name in names) else ())
 
 
@@ -51,8 +52,10 @@ def from_annotation(annotation: Any) -> Leaf | None:
         >>> from_annotation(Float[Array, " embed"]).is_open
         True
     """
+    # `Key[...]` is a leaf already when Python has read it.
     if isinstance(annotation, Leaf):
         return annotation
+    # jaxtyping has no public way to ask what an annotation is, other than these two attributes.
     dim_str, dtypes = getattr(annotation, "dim_str", None), getattr(annotation, "dtypes", None)
     if not isinstance(dim_str, str) or dtypes is None:
         return None
@@ -60,13 +63,15 @@ def from_annotation(annotation: Any) -> Leaf | None:
 
 
 def _one_dtype(annotation: Any, dtypes: Any) -> str:
-    names = (
-        {"bool" if d == "bool_" else d for d in dtypes}
-        if isinstance(dtypes, (tuple, list))
-        else set[str]()
-    )
+    # What is no list is jaxtyping's mark for any dtype at all, as `Shaped` has it.
+    names: set[str] = set()
+    if isinstance(dtypes, (tuple, list)):
+        for name in dtypes:
+            # jaxtyping knows the bool of NumPy by both of its names.
+            names.add("bool" if name == "bool_" else name)
     if len(names) == 1 and "prng_key" not in names:
         return names.pop()
+    # Exactly the floats of `Float`: a leaf of `Inexact` could be complex, and is none that is open.
     if names == _FLOATS:
         return ANY_FLOAT
     what = "several dtypes" if names else "any dtype"

@@ -31,60 +31,86 @@ def immutable(kind: _Kind) -> _Kind:
         Traceback (most recent call last):
         dataclasses.FrozenInstanceError: cannot assign to field 'x'
     """
+    # Two classes: the open one has the slots and plain stores, the closed one refuses every store.
+    # An object is made as an open one, and given the closed class when all its fields are stored.
     opened: Any = dataclasses.dataclass(slots=True, unsafe_hash=True)(kind)
-    fields = dataclasses.fields(opened)
+    names = _field_names(opened)
 
     def rebuilt(self: Any) -> tuple[Any, tuple[Any, ...]]:
         """What a copy is made of."""
-        return type(self), tuple([getattr(self, field.name) for field in fields])
+        values: list[Any] = []
+        for name in names:
+            values.append(getattr(self, name))
+        return type(self), tuple(values)
 
     members = {
         "__doc__": kind.__doc__,
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
+        # No slots of its own: Python lets an object change class only between classes of one form.
         "__slots__": (),
         "__new__": _maker(opened),
         "_replaced": _changer(opened),
+        # The dataclass's own would store all fields again, into an object that is closed by then.
         "__init__": object.__init__,
         "__setattr__": _refuse_assignment,
         "__delattr__": _refuse_deletion,
+        # What copies and pickles would do otherwise is to store the fields one by one, which is refused.
         "__reduce__": rebuilt,
     }
     closed: Any = type(kind.__name__, (opened,), members)
     return closed
 
 
+def _field_names(opened: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(opened)]
+
+
 def _maker(opened: Any) -> Any:
     """What makes an object, open until each of its fields is stored: written out for the fields, as dataclasses do."""
-    fields = dataclasses.fields(opened)
-    defaults = {f"_{f.name}": f.default for f in fields if f.default is not dataclasses.MISSING}
-    names = [f"{f.name}=_{f.name}" if f"_{f.name}" in defaults else f.name for f in fields]
+    # Of `Point` above: def __new__(cls, x, y=_y), where _y is 0 among the names that the text knows.
+    defaults: dict[str, Any] = {}
+    parameters: list[str] = []
+    stores: list[str] = []
+    for field in dataclasses.fields(opened):
+        name = field.name
+        stores.append(f"    made.{name} = {name}")
+        if field.default is dataclasses.MISSING:
+            parameters.append(name)
+        else:
+            defaults[f"_{name}"] = field.default
+            parameters.append(f"{name}=_{name}")
     lines = [
-        f"def __new__(cls, {', '.join(names)}):",
+        f"def __new__(cls, {', '.join(parameters)}):",
         "    made = new(opened)",
-        *[f"    made.{field.name} = {field.name}" for field in fields],
+        *stores,
         "    made.__class__ = cls",
         "    return made",
     ]
     known: dict[str, Any] = {**defaults, "new": object.__new__, "opened": opened}
-    exec("\n".join(lines), known)
-    return known["__new__"]
+    return _written_out("__new__", lines, known)
 
 
 def _changer(opened: Any) -> Any:
     """What makes an object like another one but for some fields."""
+    # The copy is open while `setattr` is called, which is why a name that is no field raises
+    # AttributeError here: an open object has slots for its fields alone.
     lines = [
         "def _replaced(self, changes):",
         "    made = new(opened)",
-        *[f"    made.{field.name} = self.{field.name}" for field in dataclasses.fields(opened)],
+        *[f"    made.{name} = self.{name}" for name in _field_names(opened)],
         "    for name, value in changes.items():",
         "        setattr(made, name, value)",
         "    made.__class__ = self.__class__",
         "    return made",
     ]
-    known: dict[str, Any] = {"new": object.__new__, "opened": opened}
+    return _written_out("_replaced", lines, {"new": object.__new__, "opened": opened})
+
+
+def _written_out(name: str, lines: list[str], known: dict[str, Any]) -> Any:
+    """The function of this name that the lines define, with the names that they know."""
     exec("\n".join(lines), known)
-    return known["_replaced"]
+    return known[name]
 
 
 def replaced(made: _Made, **changes: Any) -> _Made:

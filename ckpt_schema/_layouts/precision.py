@@ -37,6 +37,7 @@ Dtypes = Any
 
 def open_rows(table: Layout) -> list[int]:
     """The numbers of the rows that are any float."""
+    # By number and not as rows: whoever closes one puts a new row in its place.
     return [number for number, row in enumerate(table.rows) if row.leaf.is_open]
 
 
@@ -86,9 +87,11 @@ def with_dtypes(table: Layout, dtypes: Mapping[int, str]) -> Layout:
     for number, dtype in dtypes.items():
         row = rows[number]
         leaf = row.leaf.with_dtype(dtype)
+        # A default of 1e6 fits any float while that is not told, and no float16.
         if row.default is not None and not leaves.holds(leaf, row.default):
             expected = f"a default that {dtype} can hold"
             faults.append(Mismatch("/".join(row.path), "dtype", expected, str(row.default)))
+        # All faults are told at once, so the row is closed whether or not its default fits.
         rows[number] = dataclasses.replace(row, leaf=leaf)
     if faults:
         raise SchemaError(f"{table.name} has defaults that are too great for its floats", faults)
@@ -125,17 +128,21 @@ def typed(table: Layout, dtype: Dtypes) -> Layout:
 def said_dtypes(table: Layout, dtype: Dtypes) -> dict[int, str]:
     """Which float each row of any float is, by its number, as a user says it; see `typed`."""
     faults: list[Mismatch] = []
-    globs = [*_read(dtype, faults)]
+    globs = _read(dtype, faults)
     used: set[str] = set()
-    found: dict[int, str] = {}
+    dtype_of: dict[int, str] = {}
+    # Where a glob is not well formed, its leaves would be told as without a dtype besides.
     for number in [] if faults else open_rows(table):
         row = table.rows[number]
         path = "/".join(row.path)
         best = _most_specific(row, globs)
-        used.update(glob.text for glob in best)
-        dtypes = sorted({glob.dtype for glob in best})
+        dtypes: set[str] = set()
+        for glob in best:
+            used.add(glob.text)
+            dtypes.add(glob.dtype)
+        # Two globs of one rank may mean a leaf, as long as they say the same of it.
         if len(dtypes) == 1:
-            found[number] = dtypes[0]
+            dtype_of[number] = dtypes.pop()
         elif dtypes:
             both = " and ".join(repr(glob.text) for glob in best)
             hint = "write one glob that names more of the path"
@@ -143,6 +150,8 @@ def said_dtypes(table: Layout, dtype: Dtypes) -> dict[int, str]:
         else:
             hint = f'name it in dtype=, as {{"{path}": "float32"}}'
             faults.append(Mismatch(path, "dtype", "one dtype", str(row.stored), hint))
+    # A glob that decides nothing is most often misspelled. Where there are faults already, it may
+    # be idle because of them.
     for glob in globs:
         if glob.text not in used and not faults:
             hint = "drop it, or print the layout to see its paths"
@@ -150,7 +159,7 @@ def said_dtypes(table: Layout, dtype: Dtypes) -> dict[int, str]:
             faults.append(Mismatch(f"dtype={glob.text!r}", "rule", expected, "none", hint))
     if faults:
         raise SchemaError(f"dtype= does not say which floats {table.name} holds", faults)
-    return found
+    return dtype_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -197,23 +206,25 @@ def _float_name(dtype: Any) -> str | None:
 def _most_specific(row: Row, globs: Sequence[_Glob]) -> list[_Glob]:
     """The globs that decide which dtype a row has; several where none names more than the others."""
     best: list[_Glob] = []
-    rank = (False, -1)
+    highest = (False, -1)
     for glob in globs:
         from_root = glob_reaches(glob.path, row.path)
         inside = glob_reaches(glob.path, row.model_path)
+        # What an optimizer keeps for a param is as precise as the param: the param's globs mean it too.
         along = bool(row.mirrors) and glob_reaches(glob.path, paths.parse_path(row.mirrors))
         if not (from_root or inside or along):
             continue
         # Of an optimizer's state, what names that state decides before what names the param.
-        is_own = bool(row.mirrors) and glob.path[0] == row.path[0]
-        own = is_own, glob.named
-        if own > rank:
-            best, rank = [], own
-        if own == rank:
+        names_state = bool(row.mirrors) and glob.path[0] == row.path[0]
+        rank = names_state, glob.named
+        if rank > highest:
+            best, highest = [], rank
+        if rank == highest:
             best.append(glob)
     return best
 
 
 def glob_reaches(glob: LogicalPath, path: LogicalPath) -> bool:
     """Whether a glob means a leaf, or a node above it."""
+    # Of a/b/c it is held against a, a/b and a/b/c: "norm" means all that stands below it.
     return any(paths.glob_means(glob, path[:end]) for end in range(1, len(path) + 1))

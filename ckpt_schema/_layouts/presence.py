@@ -6,7 +6,7 @@ A schema of layers serves models with and without biases. A layout of one model 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ckpt_schema._layouts import paths
@@ -45,24 +45,29 @@ def with_presence(table: Layout, has: Iterable[str]) -> Layout:
     """
     globs = _read(has)
     used: set[str] = set()
+    # By logical path, of the leaves that may be absent. Params are asked for before what mirrors
+    # them, wherever a class declares its optimizer.
     present: dict[str, bool] = {}
-    # Params are asked before what mirrors them, wherever a class declares its optimizer.
     for row in sorted(table.rows, key=lambda row: bool(row.mirrors)):
+        # A mirror of a param that may be absent is not asked for itself: it goes with the param.
         if may_lack(row) and row.mirrors not in present:
-            found = [text for text, glob in globs.items() if _means(glob, row)]
-            used.update(found)
-            present["/".join(row.path)] = bool(found)
+            naming = _globs_of(row, globs)
+            used.update(naming)
+            present["/".join(row.path)] = bool(naming)
     rows: list[Row] = []
     for row in table.rows:
         path = "/".join(row.path)
+        # What is not among them is always there, and so is the mirror of what is always there.
         if present.get(path, True) and present.get(row.mirrors, True):
+            # The layout of one model says of each leaf that it is there: none is optional any more.
             had = dataclasses.replace(row, optional=False, ephemeral=False)
             rows.append(had if may_lack(row) else row)
-    hint = "drop it, or print the layout to see what a tree may lack"
-    idle = [text for text in globs if text not in used]
-    faults = [
-        Mismatch(f"has={t!r}", "rule", "leaves that a tree may lack", "none", hint) for t in idle
-    ]
+    faults: list[Mismatch] = []
+    for text in globs:
+        if text not in used:
+            where, expected = f"has={text!r}", "leaves that a tree may lack"
+            hint = "drop it, or print the layout to see what a tree may lack"
+            faults.append(Mismatch(where, "rule", expected, "none", hint))
     if faults:
         raise SchemaError(f"has= does not say which leaves {table.name} has", faults)
     # A container goes with the last of its leaves.
@@ -74,6 +79,7 @@ def with_presence(table: Layout, has: Iterable[str]) -> Layout:
 def _read(has: Any) -> dict[str, LogicalPath]:
     """The globs that are given, each as the path that it spells."""
     is_list = isinstance(has, Iterable) and not isinstance(has, (str, bytes))
+    # has="bias" would be read as four globs of one letter each.
     given: list[Any] = [*has] if is_list else []
     if not is_list or not all(isinstance(text, str) for text in given):
         hint = 'write has=["**/bias"], and has=[] where it has none of them'
@@ -82,5 +88,11 @@ def _read(has: Any) -> dict[str, LogicalPath]:
     return {text: paths.rule_path(text) for text in given}
 
 
-def _means(glob: LogicalPath, row: Row) -> bool:
-    return glob_reaches(glob, row.path) or glob_reaches(glob, row.model_path)
+def _globs_of(row: Row, globs: Mapping[str, LogicalPath]) -> list[str]:
+    """The globs that mean a row, as they are written."""
+    naming: list[str] = []
+    for text, glob in globs.items():
+        # Of a train state `params/norm/bias`: from the root, or `norm/bias` from that of the model.
+        if glob_reaches(glob, row.path) or glob_reaches(glob, row.model_path):
+            naming.append(text)
+    return naming

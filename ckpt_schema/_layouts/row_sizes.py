@@ -57,15 +57,18 @@ def row_size(stored: Leaf, unrolled: Dims = ()) -> RowSize:
         >>> print(row_size(Leaf(parse_dims("3 5"), "int4"), ((4,),)))
         4 leaves, 60 elements, 30 B
     """
+    # A dim that is a number needs no sizes; of any other one the size is None here.
     counts, shape = dims_.sizes_of(unrolled, {}), dims_.sizes_of(stored.dims, {})
     if counts is None:
         return RowSize(None, None, None)
+    # Of layers in lists in lists; 1 where there is no list.
     several = math.prod(counts)
     if shape is None:
         return RowSize(several, None, None)
     elements = math.prod(shape) * several
     if stored.is_open:
         return RowSize(several, elements, None)
+    # Elements of 4 bits stand two in a byte: an odd number of them ends in half a byte.
     return RowSize(several, elements, math.ceil(elements * _bits(stored.dtype) / 8))
 
 
@@ -76,24 +79,24 @@ def summed(sizes: Iterable[RowSize]) -> RowSize:
         >>> summed([RowSize(1, 2, 8), RowSize(3, 6, None)])
         RowSize(leaves=4, elements=8, bytes=None)
     """
-    several = [*sizes]
-    return RowSize(
-        _sum(one.leaves for one in several),
-        _sum(one.elements for one in several),
-        _sum(one.bytes for one in several),
-    )
-
-
-def _sum(numbers: Iterable[int | None]) -> int | None:
-    whole = 0
-    for number in numbers:
-        if number is None:
-            return None
-        whole += number
+    whole = RowSize(0, 0, 0)
+    for size in sizes:
+        # Each by itself: of a float without a dtype the elements are known, and only the bytes not.
+        whole = RowSize(
+            _both(whole.leaves, size.leaves),
+            _both(whole.elements, size.elements),
+            _both(whole.bytes, size.bytes),
+        )
     return whole
+
+
+def _both(count: int | None, other: int | None) -> int | None:
+    # Once a count is not known it stays so: what is known of the rest would be read as the whole.
+    return None if count is None or other is None else count + other
 
 
 def _bits(dtype: str) -> int:
     """How many bits an element takes."""
+    # int4, float4_e2m1fn: the number in the name. From 8 bits on, numpy counts right.
     narrow = _NARROW.fullmatch(dtype)
     return int(narrow[1]) if narrow else 8 * leaves.itemsize(dtype)

@@ -83,6 +83,7 @@ class Size:
 
     def __neg__(self) -> Size:
         """The size with the opposite sign."""
+        # The order of terms is that of their names, and stays right when every sign turns.
         return Size(tuple((names, -count) for names, count in self.terms))
 
     def __bool__(self) -> bool:
@@ -123,6 +124,7 @@ class Size:
         """Its value, if that is the same for all sizes."""
         if not self.terms:
             return 0
+        # The longest product stands first: where that is (), there is nothing but a number.
         names, count = self.terms[0]
         return None if names else count
 
@@ -134,13 +136,20 @@ class Size:
             >>> print(*(Size.of("padded") - Size.of("vocab")).parts)
             padded vocab
         """
-        added = Size(tuple(term for term in self.terms if term[1] > 0))
-        return added, added - self
+        added: list[tuple[Monomial, int]] = []
+        for names, count in self.terms:
+            if count > 0:
+                added.append((names, count))
+        whole = Size(tuple(added))
+        return whole, whole - self
 
     @property
     def names(self) -> frozenset[str]:
         """Every dim in it."""
-        return frozenset(name for names, _ in self.terms for name in names)
+        every: set[str] = set()
+        for names, _ in self.terms:
+            every.update(names)
+        return frozenset(every)
 
     @property
     def slacks(self) -> frozenset[str]:
@@ -155,7 +164,8 @@ class Size:
         """
         total = 0
         for names, count in self.terms:
-            total += count * math.prod(sizes[name] for name in names)
+            # The product of no names is 1, so that the number at the end counts as it is.
+            total += count * math.prod([sizes[name] for name in names])
         return total
 
     def where(self, known: Mapping[str, Size]) -> Size:
@@ -170,6 +180,7 @@ class Size:
             return self
         total = ZERO
         for names, count in self.terms:
+            # What is known may be a sum, so each product is multiplied out anew.
             term = Size.of(count)
             for name in names:
                 term *= known[name] if name in known else Size.of(name)
@@ -178,7 +189,8 @@ class Size:
 
     def __str__(self) -> str:
         """Its spelling as a dim's: ``heads*dim+2``."""
-        spelled = "+".join(_spelled(names, count) for names, count in self.terms)
+        spelled = "+".join([_spelled(names, count) for names, count in self.terms])
+        # A term that is taken off has a sign of its own: a+-b is a-b. Without terms the size is 0.
         return spelled.replace("+-", "-") or "0"
 
 
@@ -210,6 +222,7 @@ def greater(a: Size, b: Size) -> Size:
     Raises:
         UndecidedError: Which one it is depends on the dims.
     """
+    # By way of the smaller one, so that both are undecided for the same pairs.
     return b if lesser(a, b) == a else a
 
 
@@ -222,6 +235,7 @@ def _spelled(names: Monomial, count: int) -> str:
 
 def _from_terms(counts: Mapping[Monomial, int]) -> Size:
     """A size of products with their coefficients."""
+    # A size has one spelling only, for equality compares terms: no term of it counts 0 times.
     kept = [(names, count) for names, count in counts.items() if count]
     # Any order does that a common factor does not change: then division ends, and is exact where it can be.
     kept.sort(key=lambda term: (len(term[0]), term[0]), reverse=True)
@@ -232,6 +246,7 @@ ZERO = Size(())
 ONE = _from_terms({(): 1})
 
 
+# A derivation meets the same few sizes thousands of times: what is made of them is remembered.
 @functools.lru_cache(1 << 16)
 def _sum(a: Size, b: Size) -> Size:
     counts = collections.defaultdict[Monomial, int](int, a.terms)
@@ -245,6 +260,7 @@ def _product(a: Size, b: Size) -> Size:
     counts = collections.defaultdict[Monomial, int](int)
     for ours, count in a.terms:
         for theirs, times in b.terms:
+            # Factors are in order, so that a*b and b*a are one term.
             counts[tuple(sorted(ours + theirs))] += count * times
     return _from_terms(counts)
 
@@ -252,12 +268,15 @@ def _product(a: Size, b: Size) -> Size:
 @functools.lru_cache(1 << 16)
 def _division(size: Size, by: Size) -> tuple[Size, Size]:
     """Long division by the leading term."""
+    # a*b+2*a by a: a*b gives b, then 2*a gives 2, and nothing is left.
     lead, divisor = by.terms[0]
     quotient, rest, left = ZERO, ZERO, size
     while left:
         names, count = left.terms[0]
         other = _without(names, lead)
+        # Whole numbers only: of 3*a by 2*a the quotient is 1, and the a that is over goes to the rest.
         times = 0 if other is None else count // divisor
+        # A leading term is gone in two turns at most, and all that follows it is less: this ends.
         if other is None or not times:
             term = _from_terms({names: count})
             rest, left = rest + term, left - term
@@ -270,6 +289,7 @@ def _division(size: Size, by: Size) -> tuple[Size, Size]:
 def _without(names: Monomial, factors: Monomial) -> Monomial | None:
     """A product without some of its factors; None where it does not have all of them."""
     left = list(names)
+    # One by one, for a factor may occur several times: a*a without a is a.
     for factor in factors:
         if factor not in left:
             return None
@@ -279,7 +299,15 @@ def _without(names: Monomial, factors: Monomial) -> Monomial | None:
 
 @functools.lru_cache(1 << 16)
 def _nonnegative(size: Size) -> bool:
-    if all(count > 0 for _, count in size.terms):
+    # The commonest case, which nothing has to be put in for.
+    if _adds_only(size):
         return True
+    # a*b-a is no such sum, but with a = 1+a' and b = 1+b' it is b'+a'*b'.
+    # A name stands for its own rest here. A slack may be 0, and stays as it is.
     at_least_one = {name: Size.of(name) + 1 for name in size.names - size.slacks}
-    return all(count > 0 for _, count in size.where(at_least_one).terms)
+    return _adds_only(size.where(at_least_one))
+
+
+def _adds_only(size: Size) -> bool:
+    """Whether no term of it is taken off."""
+    return all(count > 0 for _, count in size.terms)
