@@ -61,7 +61,7 @@ class Sum:
 
     def __str__(self) -> str:
         """Its spelling: ``heads+2*kv_heads``."""
-        return "+".join(format_dim(term) for term in self.terms)
+        return "+".join(map(format_dim, self.terms))
 
 
 DimFactor = str | int | Sum
@@ -102,10 +102,8 @@ EITHER = " or "
 LARGEST = 10**18 - 1
 """The largest size of an axis that can be written; no array is larger."""
 
-_FACTOR = re.compile(
-    r"[A-Za-z]\w*|\d{1,18}"
-)  # to jaxtyping, a name with a leading underscore is anonymous
-
+# To jaxtyping, a name with a leading underscore is anonymous: it would have no size.
+_FACTOR = re.compile(r"[A-Za-z]\w*|\d{1,18}")
 
 _WORD = re.compile(r"[\w.]+|\S")
 _DEEPEST = 20  # parentheses in parentheses: no axis has more
@@ -141,13 +139,8 @@ def _parse_dim(axis: str, whole: str) -> Dim:
             "write names, integers, products and sums such as 3*heads*head_dim or groups*(per+2)*dim; "
             "'...', '_', '*x', '#x' and '_x' have no size"
         )
-        fault = Mismatch(
-            repr(whole),
-            "declaration",
-            "an axis that is a product of names, integers and sums in parentheses",
-            repr(axis),
-            hint,
-        )
+        expected = "an axis that is a product of names, integers and sums in parentheses"
+        fault = Mismatch(repr(whole), "declaration", expected, repr(axis), hint)
         raise SchemaError(f"{whole!r} is no dimension string of a layout", [fault])
     return dim
 
@@ -171,6 +164,7 @@ class _Reader:
 
     def _sum(self, depth: int) -> Dim | None:
         terms: list[Dim] = []
+        # Each parenthesis is a call of its own: without a bound, many of them end Python's stack.
         while depth <= _DEEPEST:
             term = self._product(depth)
             if term is None:
@@ -218,21 +212,20 @@ def parse_axes(text: str) -> tuple[Dims, tuple[AxisName, ...]]:
         >>> print(format_axes(dims, own))
         in=embed out=2*embed
     """
-    labels, dims = list[str](), list[Dim]()
+    dims, names = list[Dim](), list[AxisName]()
     for axis in text.split():
         label, equals, size = axis.rpartition("=")
         if equals and not is_name(label):
             hint = 'write "in=embed out=embed": before = stands one name, which labels the axis'
             fault = Mismatch(repr(text), "declaration", "a name as the label", repr(axis), hint)
             raise SchemaError(f"{text!r} is no dimension string of a layout", [fault])
-        labels.append(label)
-        dims.append(_parse_dim(size, text))
-    found = tuple(dims)
-    named = zip(own_names(found), labels, strict=True)
-    return found, tuple(AxisName(axis.factors, label) for axis, label in named)
+        dim = _parse_dim(size, text)
+        dims.append(dim)
+        names.append(AxisName(tuple(map(str, dim)), label))
+    return tuple(dims), tuple(names)
 
 
-def own_names(dims: Dims) -> tuple[AxisName, ...]:
+def own_names(dims: Iterable[Dim]) -> tuple[AxisName, ...]:
     """What axes are called that nothing has renamed: as their dims are."""
     return tuple(AxisName(tuple(map(str, dim))) for dim in dims)
 
@@ -246,21 +239,27 @@ def add(terms: Sequence[Dim]) -> Dim:
     """
     if len(terms) == 1:
         return terms[0]
-    parts = _gathered(part for term in terms for part in _parts(term))
-    if len(parts) == 1:
-        return parts[0]
-    size = size_of((Sum(parts),), {})
-    return (Sum(parts) if size is None else size,)
+    # A sum in a sum is one sum: (q+k)+v has the parts of q+k+v.
+    parts: list[Dim] = []
+    for term in terms:
+        parts += _parts(term)
+    whole = Sum(_gathered(parts))
+    if len(whole.terms) == 1:
+        return whole.terms[0]
+    size = size_of((whole,), {})
+    return (whole if size is None else size,)
 
 
 def _gathered(terms: Iterable[Dim]) -> tuple[Dim, ...]:
     """The same terms, those alike that follow each other as one: a sum has one spelling."""
+    # How often, and what: q+k+k is (1, q), (2, k). Order matters, so k+q+k stays as it is.
     gathered: list[tuple[int, Dim]] = []
     for term in terms:
         count, rest = (term[0], term[1:]) if isinstance(term[0], int) else (1, term)
         if gathered and gathered[-1][1] == rest:
             count += gathered.pop()[0]
         gathered.append((count, rest))
+    # Of a number there is no rest: 1 stays 1, while 1*q is q.
     return tuple(rest if count == 1 and rest else (count, *rest) for count, rest in gathered)
 
 
@@ -272,13 +271,12 @@ def _parts(term: Dim) -> tuple[Dim, ...]:
 
 
 def format_dim(dim: Dim) -> str:
-    """The spelling of one dim: ``3*heads*head_dim``.
-
-    A sum that is multiplied stands in parentheses.
-    """
-    return "*".join(
-        f"({factor})" if isinstance(factor, Sum) and len(dim) > 1 else str(factor) for factor in dim
-    )
+    """The spelling of one dim: ``3*heads*head_dim``; a sum that is multiplied stands in parentheses."""
+    words: list[str] = []
+    for factor in dim:
+        is_inner = isinstance(factor, Sum) and len(dim) > 1
+        words.append(f"({factor})" if is_inner else str(factor))
+    return "*".join(words)
 
 
 def format_dims(dims: Dims, sizes: Mapping[str, int] | None = None) -> str:
@@ -299,6 +297,7 @@ def format_axes(dims: Dims, own: Sequence[AxisName], sizes: Mapping[str, int] | 
         >>> format_axes(*renamed_axes(dims, own, dict.fromkeys(("inputs", "outputs"), "embed")))
         'inputs=embed outputs=embed'
     """
+    # Which of two axes of 1 is which makes no difference: they are no twins.
     every = [factor for factor in factors(dims) if factor != 1]
     twins = len(set(every)) < len(every)
     words: list[str] = []
@@ -310,11 +309,10 @@ def format_axes(dims: Dims, own: Sequence[AxisName], sizes: Mapping[str, int] | 
 
 
 def _format_bound(dim: Dim, sizes: Mapping[str, int]) -> str:
-    known = size_of(dim, sizes)
-    spelled = format_dim(dim)
-    return (
-        spelled if known is None or all(isinstance(f, int) for f in dim) else f"{spelled}={known}"
-    )
+    known, spelled = size_of(dim, sizes), format_dim(dim)
+    # A number says its size itself: 4, and not 4=4.
+    is_told = all(isinstance(factor, int) for factor in dim)
+    return spelled if known is None or is_told else f"{spelled}={known}"
 
 
 def verify_sizes(given: object) -> None:
@@ -326,23 +324,23 @@ def verify_sizes(given: object) -> None:
     Example:
         >>> verify_sizes({"embed": 512})
     """
+    hint = 'write dims={"embed": 512}'
+    faults: list[Mismatch] = []
     if not isinstance(given, Mapping):
-        found = [("dims", "sizes by the names of dims", shown(given))]
+        expected = "sizes by the names of dims"
+        faults.append(Mismatch("dims", "dims", expected, shown(given), hint))
     else:
         sizes: Mapping[Any, Any] = given
-        found = [
-            (shown(name), "the name of a dim", shown(name))
-            for name in sizes
-            if not isinstance(name, str)
-        ]
-        found += [
-            (str(name), "a size in elements", shown(size))
-            for name, size in sizes.items()
-            if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 0
-        ]
-    if found:
-        hint = 'write dims={"embed": 512}'
-        faults = [Mismatch(path, "dims", expected, what, hint) for path, expected, what in found]
+        for name in sizes:
+            if not isinstance(name, str):
+                found = shown(name)
+                faults.append(Mismatch(found, "dims", "the name of a dim", found, hint))
+        for name, size in sizes.items():
+            # Python takes True for a 1; who writes it means no size.
+            if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 0:
+                found = shown(size)
+                faults.append(Mismatch(str(name), "dims", "a size in elements", found, hint))
+    if faults:
         raise SchemaError("dims= is not well formed", faults)
 
 
@@ -360,7 +358,7 @@ def dim_names(dims: Iterable[Dim]) -> set[str]:
 
 def factors(dims: Dims) -> Dim:
     """All factors of all axes in order: the axes of the array when every product is split."""
-    return tuple(factor for dim in dims for factor in dim)
+    return sum(dims, ())
 
 
 def renamed_dims(dims: Dims, renames: Mapping[str, str | int]) -> Dims:
@@ -372,10 +370,9 @@ def renamed_dims(dims: Dims, renames: Mapping[str, str | int]) -> Dims:
     """
     if not renames:
         return dims
-    parsed = {
-        name: (new,) if isinstance(new, int) else parse_dims(new)[0]
-        for name, new in renames.items()
-    }
+    parsed: dict[str, Dim] = {}
+    for name, new in renames.items():
+        parsed[name] = (new,) if isinstance(new, int) else parse_dims(new)[0]
     return tuple(_replaced(dim, parsed) for dim in dims)
 
 
@@ -383,6 +380,7 @@ def _replaced(dim: Dim, renames: Mapping[str, Dim]) -> Dim:
     replaced: list[DimFactor] = []
     for factor in dim:
         if isinstance(factor, Sum):
+            # Added anew: with numbers for all of its names, the sum is a number.
             replaced += add([_replaced(term, renames) for term in factor.terms])
         else:
             replaced += renames.get(factor, (factor,)) if isinstance(factor, str) else (factor,)
@@ -404,10 +402,15 @@ def renamed_axes(
             renamed += several
             names += own_names(several)
             continue
-        parts = [renamed_dims(((factor,),), renames)[0] for factor in dim]
-        kept = [(name,) * len(part) for part, name in zip(parts, called.factors, strict=True)]
-        renamed.append(sum(parts, ()))
-        names.append(AxisName(sum(kept, ()), called.label))
+        parts: Dim = ()
+        kept: tuple[str, ...] = ()
+        for factor, name in zip(dim, called.factors, strict=True):
+            # Where heads becomes kv*groups, both are parts of what the class calls heads.
+            part = renamed_dims(((factor,),), renames)[0]
+            parts += part
+            kept += (name,) * len(part)
+        renamed.append(parts)
+        names.append(AxisName(kept, called.label))
     return tuple(renamed), tuple(names)
 
 
@@ -415,20 +418,16 @@ def size_of(dim: Dim, sizes: Mapping[str, int]) -> int | None:
     """The size of one axis in elements, or None while a factor is unbound."""
     if len(dim) == 1:  # by far the commonest dim
         factor = dim[0]
-        return (
-            factor
-            if isinstance(factor, int)
-            else sizes.get(factor)
-            if isinstance(factor, str)
-            else _total(factor, sizes)
-        )
-    known = [size_of((factor,), sizes) for factor in dim]
-    return None if None in known else math.prod(k for k in known if k is not None)
+        if isinstance(factor, int):
+            return factor
+        return sizes.get(factor) if isinstance(factor, str) else _total(factor, sizes)
+    parts = sizes_of([(factor,) for factor in dim], sizes)
+    return None if parts is None else math.prod(parts)
 
 
 def _total(factor: Sum, sizes: Mapping[str, int]) -> int | None:
-    known = [size_of(term, sizes) for term in factor.terms]
-    return None if None in known else sum(k for k in known if k is not None)
+    parts = sizes_of(factor.terms, sizes)
+    return None if parts is None else sum(parts)
 
 
 def known_dim(dim: Dim, sizes: Mapping[str, int]) -> Dim:
@@ -442,10 +441,15 @@ def known_dim(dim: Dim, sizes: Mapping[str, int]) -> Dim:
     return renamed_dims((dim,), sizes)[0] if whole is None else (whole,)
 
 
-def sizes_of(dims: Dims, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+def sizes_of(dims: Iterable[Dim], sizes: Mapping[str, int]) -> tuple[int, ...] | None:
     """The shape that ``dims`` take under ``sizes``, or None while a name is unbound."""
-    shape = [size_of(dim, sizes) for dim in dims]
-    return None if None in shape else tuple(s for s in shape if s is not None)
+    shape: list[int] = []
+    for dim in dims:
+        size = size_of(dim, sizes)
+        if size is None:
+            return None
+        shape.append(size)
+    return tuple(shape)
 
 
 class Binder:
@@ -469,18 +473,12 @@ class Binder:
     def copy(self) -> Binder:
         """A binder that knows what this one knows now."""
         twin = Binder(self.sizes)
-        twin.origins, twin._open, twin._seen = (
-            dict(self.origins),
-            list(self._open),
-            dict(self._seen),
-        )
+        twin.origins = dict(self.origins)
+        twin._open, twin._seen = list(self._open), dict(self._seen)
         return twin
 
     def see(self, dims: Dims, shape: tuple[int, ...], origin: str) -> None:
-        """Learns what it can from one leaf of the right rank.
-
-        Contradictions are left for the shape check to report.
-        """
+        """Learns what it can from one leaf of the right rank; contradictions are left for the shape check to report."""
         for dim, size in zip(dims, shape, strict=True):
             self.see_dim(dim, size, origin)
 
@@ -490,15 +488,13 @@ class Binder:
             if isinstance(dim[0], str) and dim[0] not in self.sizes:
                 self._bind(dim[0], size, origin)
             return
+        # A name that is bound later may make this dim another size than it was seen with: see `broken`.
         self._seen.setdefault(dim, (size, origin))
         if not self._solve(dim, size, origin):
             self._open.append((dim, size, origin))
 
     def size(self, dim: Dim) -> int | None:
-        """The size of ``dim``, or what was first seen of it while a name in it is unbound.
-
-        None where nothing was.
-        """
+        """The size of ``dim``, or what was first seen of it while a name in it is unbound; None where nothing was."""
         known = size_of(dim, self.sizes)
         return self._seen.get(dim, (None,))[0] if known is None else known
 
@@ -510,12 +506,13 @@ class Binder:
 
     def credit(self, name: str) -> None:
         """Says of every size learned so far that it came from the tree called ``name``, before another tree is seen."""
-        self.origins = {
-            n: o if o == "argument" else f"{o} of {name}" for n, o in self.origins.items()
-        }
+        for dim, origin in self.origins.items():
+            if origin != "argument":
+                self.origins[dim] = f"{origin} of {name}"
 
     def settle(self) -> None:
         """Solves the products that were kept, until nothing more follows."""
+        # With a from a*b a later a*c gives c: the same dims are tried until a round solves none.
         progress = True
         while progress:
             pending, self._open = self._open, []
@@ -525,13 +522,12 @@ class Binder:
             progress = len(self._open) < len(pending)
 
     def notes(self, used: Iterable[str] | None = None) -> list[str]:
-        """One line that lists the bound names (those in ``used``) and their origins.
-
-        Empty when there are none.
-        """
-        wanted = [n for n in self.sizes if used is None or n in used]
-        bound = ", ".join(f"{n}={self.sizes[n]} (from {self.origins[n]})" for n in wanted)
-        return [f"dims: {bound}"] if bound else []
+        """One line that lists the bound names (those in ``used``) and their origins; empty when there are none."""
+        bound: list[str] = []
+        for name, size in self.sizes.items():
+            if used is None or name in used:
+                bound.append(f"{name}={size} (from {self.origins[name]})")
+        return [f"dims: {', '.join(bound)}"] if bound else []
 
     def _bind(self, name: str, size: int, origin: str) -> None:
         self.sizes[name] = size
@@ -542,19 +538,22 @@ class Binder:
         unbound = [factor for factor in dim if size_of((factor,), self.sizes) is None]
         if len(unbound) != 1:
             return not unbound
-        rest = math.prod(size_of((f,), self.sizes) or 0 for f in dim if f is not unbound[0])
+        (last,) = unbound
+        known = [(factor,) for factor in dim if factor is not last]
+        rest = math.prod(sizes_of(known, self.sizes) or ())
+        # 10 is no 3*n, and no n is known of 0*n: nothing follows, and the shape check says why.
         if not rest or size % rest:
             return True
-        if isinstance(unbound[0], Sum):
-            return self._solve_sum(unbound[0], size // rest, origin)
-        self._bind(str(unbound[0]), size // rest, origin)
+        if isinstance(last, Sum):
+            return self._solve_sum(last, size // rest, origin)
+        self._bind(str(last), size // rest, origin)
         return True
 
     def _solve_sum(self, factor: Sum, size: int, origin: str) -> bool:
         unbound = [term for term in factor.terms if size_of(term, self.sizes) is None]
         if len(unbound) != 1:
             return not unbound
-        rest = sum(
-            size_of(term, self.sizes) or 0 for term in factor.terms if term is not unbound[0]
-        )
+        known = [term for term in factor.terms if term is not unbound[0]]
+        rest = sum(sizes_of(known, self.sizes) or ())
+        # What is left of 12 for the k of q+k is 12 less q; it cannot be less than nothing.
         return size < rest or self._solve(unbound[0], size - rest, origin)

@@ -63,17 +63,29 @@ class _Node:
 
     def lines(self) -> int:
         """How many lines it is, if all of it is shown."""
-        return 1 + sum(child.lines() for child in self.children.values())
+        count = 1
+        for child in self.children.values():
+            count += child.lines()
+        return count
 
     def likeness(self) -> str:
         """What is said of moments that are all like their params; nothing of other leaves, or of one alone."""
-        pairs = [leaf.twins for leaf in self.shown()]
-        if len(pairs) < 2 or None in pairs:
+        pairs: list[tuple[str, str]] = []
+        for leaf in self.shown():
+            # One leaf that has something of its own to say, and all of them are shown.
+            if leaf.twins is None:
+                return ""
+            pairs.append(leaf.twins)
+        if len(pairs) < 2:
             return ""
-        unlike = {pair for pair in pairs if pair and pair[0] != pair[1]}
-        if not unlike:
+        dtypes: set[str] = set()
+        is_cast = False
+        for dtype, of_param in pairs:
+            dtypes.add(dtype)
+            is_cast = is_cast or dtype != of_param
+        if not is_cast:
             return " like their params"
-        dtypes = {pair[0] for pair in pairs if pair}
+        # Moments of two dtypes cannot be told in a word: then each has a line.
         return f" like their params, in {dtypes.pop()}" if len(dtypes) == 1 else ""
 
     @property
@@ -84,6 +96,7 @@ class _Node:
 
     def content(self) -> tuple[object, ...]:
         """What is in it; equal for nodes that differ in their names alone."""
+        # The paths hold the name of the node: layers_0 and layers_1 would never be equal with them.
         leaf = None if self.leaf is None else self.leaf._replace(path="", key=())
         inside = [(child.name, child.content()) for child in self.children.values()]
         return leaf, tuple(inside)
@@ -101,6 +114,7 @@ def table_picture(title: str, shown: Sequence[ShownLeaf]) -> Picture:
         rows: list[tuple[str, ...]] = []
         for leaf in own:
             rows.append((leaf.path, "/".join(leaf.key), *_leaf_cells(leaf)))
+        # Few open the optimizer's leaves; where there is nothing else, they are what was asked for.
         is_folded = part == OPTIMIZER and bool(sections)
         sections.append(_section(part, own, ("path", *_HEADER), rows)._replace(folded=is_folded))
     return Picture(_whole(title, shown), sections)
@@ -133,6 +147,7 @@ def tree_picture(title: str, shown: Sequence[ShownLeaf]) -> Picture:
         root = _Node("")
         for leaf in own:
             _put(root, leaf)
+        # In this order: siblings are compared when each of them is one node, and lines are counted last.
         _join(root)
         if root.lines() > _LINES:
             _merge(root)
@@ -145,14 +160,15 @@ def tree_picture(title: str, shown: Sequence[ShownLeaf]) -> Picture:
 def _parts(shown: Sequence[ShownLeaf]) -> Iterator[tuple[str, list[ShownLeaf]]]:
     """The leaves by what they are of."""
     for part in (MODEL, BESIDE, OPTIMIZER):
-        own = [leaf for leaf in shown if leaf.part == part]
-        if own:
-            yield part, own
+        of_part = [leaf for leaf in shown if leaf.part == part]
+        if of_part:
+            yield part, of_part
 
 
 def _whole(title: str, shown: Sequence[ShownLeaf]) -> str:
     """What is said of all leaves."""
-    size = str(summed(leaf.size for leaf in shown))
+    size = str(_summed(shown))
+    # A title with a count in it, "Model: 3 rows", has a colon already.
     between = ", " if ": " in title else ": "
     return between.join(filter(None, [title, size]))
 
@@ -161,7 +177,7 @@ def _section(
     part: str, shown: Sequence[ShownLeaf], header: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> Section:
     """A section whose heading says how many leaves there are, and how many bytes they have."""
-    size = summed(leaf.size for leaf in shown)
+    size = _summed(shown)
     titles = f"leaves {part}", f"leaf {part}"
     if size.leaves is None:  # a dim that has no size says it
         titles = f"rows {part}", f"row {part}"
@@ -170,6 +186,7 @@ def _section(
 
 
 def _put(root: _Node, leaf: ShownLeaf) -> None:
+    # A node of the tree is a leaf, or has children: no leaf of a layout stands inside of another.
     node = root
     for segment in leaf.key:
         node = node.children.setdefault(segment, _Node(segment))
@@ -182,6 +199,7 @@ def _join(node: _Node) -> None:
     for child in node.children.values():
         _join(child)
         only = [*child.children.values()]
+        # Below comes first, so that a chain of single nodes a, b, c is a/b/c in the end.
         if len(only) == 1 and child.leaf is None:
             only[0].name = f"{child.name}/{only[0].name}"
             child = only[0]
@@ -193,6 +211,7 @@ def _merge(node: _Node) -> None:
     """Makes one of siblings that differ in one number of their names."""
     for child in node.children.values():
         _merge(child)
+    # layers_0 to layers_11 are one family, layers_12 with another dtype inside is one by itself.
     families: dict[object, list[_Node]] = {}
     for child in node.children.values():
         outline = re.sub(r"\d+", "#", child.name)
@@ -201,36 +220,36 @@ def _merge(node: _Node) -> None:
     for family in families.values():
         names = _span([child.name for child in family]) if len(family) > 1 else None
         if names is not None:
+            # The first stands for all, which are equal to it but for their names.
             family[0].name = names
             _multiply(family[0], len(family))
             family = family[:1]
-        merged.update({child.name: child for child in family})
+        for child in family:
+            merged[child.name] = child
     node.children = merged
 
 
 def _span(names: Sequence[str]) -> str | None:
     """One name for all, in which the number that is not the same is a span; None where several are not."""
-    columns = [*zip(*[re.split(r"(\d+)", name) for name in names], strict=True)]
-    unlike = [at for at, column in enumerate(columns) if len(set(column)) > 1]
-    if len(unlike) != 1:
-        return None
-    parts = [column[0] for column in columns]
-    parts[unlike[0]] = number_span(columns[unlike[0]])
-    return "".join(parts)
+    # h_0_a and h_1_a are cut to h_ 0 _a and h_ 1 _a: of three columns, the second differs.
+    cut = [re.split(r"(\d+)", name) for name in names]
+    parts: list[str] = []
+    spans = 0
+    for column in zip(*cut, strict=True):
+        is_same = len(set(column)) == 1
+        parts.append(column[0] if is_same else number_span(column))
+        spans += not is_same
+    return "".join(parts) if spans == 1 else None
 
 
 def _multiply(node: _Node, count: int) -> None:
     """Makes a node stand for several."""
     if node.leaf is not None:
         size = node.leaf.size
-        numbers = [None if one is None else one * count for one in _numbers(size)]
-        node.leaf = node.leaf._replace(size=RowSize(*numbers))
+        # As a sum, for what is not known of one is not known of several.
+        node.leaf = node.leaf._replace(size=summed([size] * count))
     for child in node.children.values():
         _multiply(child, count)
-
-
-def _numbers(size: RowSize) -> tuple[int | None, ...]:
-    return size.leaves, size.elements, size.bytes
 
 
 def _open(root: _Node) -> None:
@@ -242,6 +261,8 @@ def _open(root: _Node) -> None:
         more = len(node.children)
         if node.likeness() or (more > left and left <= _FIRST and node is not root):
             continue
+        # With few lines left, a node that does not fit stays closed. Of the outermost one the first
+        # children are shown in any case.
         node.opened = more if more <= left else _FIRST
         left -= node.opened + (node.opened < more)
         waiting.extend([*node.children.values()][: node.opened])
@@ -256,7 +277,9 @@ def _rows(node: _Node, depth: int) -> Iterator[tuple[str, ...]]:
         yield from _rows(child, depth + 1)
     rest = children[node.opened :]
     if node.opened and rest:
-        inside = [leaf for child in rest for leaf in child.shown()]
+        inside: list[ShownLeaf] = []
+        for child in rest:
+            inside += child.shown()
         yield (f"{indent}... and {len(rest)} more", *_group(inside, ""))
 
 
@@ -266,7 +289,7 @@ def _cells(node: _Node) -> tuple[str, ...]:
         return _leaf_cells(node.leaf)
     inside = [*node.shown()]
     if node.opened:
-        return "", "", _bytes(summed(one.size for one in inside)), "", ""
+        return "", "", _bytes(_summed(inside)), "", ""
     return _group(inside, node.likeness())
 
 
@@ -279,11 +302,16 @@ def _leaf_cells(leaf: ShownLeaf) -> tuple[str, ...]:
 
 def _group(inside: Sequence[ShownLeaf], likeness: str) -> tuple[str, ...]:
     """What is said of leaves that have no lines of their own."""
-    whole = summed(leaf.size for leaf in inside)
+    whole = _summed(inside)
     count = len(inside) if whole.leaves is None else whole.leaves
+    # Where leaves lie otherwise nothing is said of how they lie, rather than what holds for some.
     alike = {leaf.sharding for leaf in inside}
     sharding = alike.pop() if len(alike) == 1 and not likeness else ""
     return counted(count, "leaf", "leaves") + likeness, "", _bytes(whole), sharding, ""
+
+
+def _summed(shown: Sequence[ShownLeaf]) -> RowSize:
+    return summed([leaf.size for leaf in shown])
 
 
 def _bytes(size: RowSize) -> str:

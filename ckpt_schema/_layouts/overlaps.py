@@ -19,10 +19,12 @@ def outlined(pattern: Pattern) -> tuple[str, ...]:
         >>> outlined(parse_pattern("layers_{i}/0")) == outlined(parse_pattern("layers_12/{i}")) == ("layers_#", "#")
         True
     """
-    return tuple(
-        re.sub(r"\d+", "#", str(s.key(*[0] * s.count)) if isinstance(s, Index) else str(s))
-        for s in pattern
-    )
+    outline: list[str] = []
+    for segment in pattern:
+        # Of layers_{i} the key of index 0 will do: which number it is makes no difference.
+        key = segment.key(*[0] * segment.count) if isinstance(segment, Index) else segment
+        outline.append(re.sub(r"\d+", "#", str(key)))
+    return tuple(outline)
 
 
 def may_coincide(
@@ -48,9 +50,13 @@ def may_coincide(
     if not isinstance(right, Index):
         index = left.index(right)
         return index is not None and (counts[0] is None or index < counts[0])
-    ends = ((left.prefix, right.prefix), (left.suffix[::-1], right.suffix[::-1]))
-    if left.text != right.text or not all(_digits_apart(a, b) for a, b in ends):
+    # h{i} and h1{i} can both spell h12, for the 1 may be of the number; h{i} and hx{i} nothing.
+    if left.text != right.text or not _digits_apart(left.prefix, right.prefix):
         return False
+    # Ends are held against each other from behind: {i}a beside {i}1a.
+    if not _digits_apart(left.suffix[::-1], right.suffix[::-1]):
+        return False
+    # Where texts differ nothing is known of the numbers, and the answer is yes.
     return (left.prefix, left.suffix) != (right.prefix, right.suffix) or left.meets(right, counts)
 
 
@@ -72,18 +78,21 @@ def coincide(
         >>> coincide(some[0], some[1], ([None], [None])), coincide(some[0], some[2], ([None], [2, 2]))
         (True, False)
     """
+    # One count for each symbol in turn, through all segments.
     remaining = iter(counts[0]), iter(counts[1])
     for one, other in zip(left, right, strict=True):
         parts = [[one], [other]]
         if isinstance(one, Index) or isinstance(other, Index):
+            # 0 and "0" are two keys.
             if _is_text(one) != _is_text(other):
                 return False
+            # a.{i}.b.0 beside a.0.b.{i}: as many numbers in both, and each is asked alone.
             parts = [_chunks(one), _chunks(other)]
             if len(parts[0]) != len(parts[1]):
                 return False
         sizes: list[list[int | None]] = []
-        for counted, own in zip(remaining, parts, strict=True):
-            sizes.append([next(counted) if isinstance(part, Index) else 1 for part in own])
+        for counted, chunks in zip(remaining, parts, strict=True):
+            sizes.append([next(counted) if isinstance(part, Index) else 1 for part in chunks])
         if not all(map(may_coincide, parts[0], parts[1], zip(*sizes, strict=True))):
             return False
     return True
@@ -103,6 +112,7 @@ def _chunks(segment: Key | Index) -> list[Key | Index]:
         if isinstance(part, Index):
             chunks[-1] = dataclasses.replace(part, prefix=str(last), text=True)
             continue
+        # .b.0.c is cut to .b.0 and .c: a chunk ends with its number.
         after, *rest = re.findall(r"\D+\d*|^\d+", part) or [""]
         if isinstance(last, Index) and after.isdecimal():
             chunks[-1] = dataclasses.replace(last, suffix=after)
@@ -115,6 +125,7 @@ def _chunks(segment: Key | Index) -> list[Key | Index]:
 
 
 def _digits_apart(left: str, right: str) -> bool:
+    # What one has more than the other may be digits, which could be those of a number.
     short, long = sorted((left, right), key=len)
     rest = long.removeprefix(short)
     return long.startswith(short) and (not rest or rest.isdecimal())
@@ -158,11 +169,16 @@ class KeyTrie:
         for segment, shape in zip(key, outline, strict=True):
             below: list[KeyTrie] = []
             for node in nodes:
-                below += (n for i, n in node.open.get(shape, {}).items() if _meet(i, segment))
+                for index, child in node.open.get(shape, {}).items():
+                    if _meet(index, segment):
+                        below.append(child)
+                # Two keys without symbols meet where they are equal, which one look-up tells.
                 if not isinstance(segment, Index):
                     below += filter(None, (node.fixed.get(segment),))
                     continue
-                below += (n for k, n in node.alike.get(shape, {}).items() if _meet(segment, k))
+                for fixed, child in node.alike.get(shape, {}).items():
+                    if _meet(segment, fixed):
+                        below.append(child)
             nodes = below
         for node in nodes:
             yield from node.rows

@@ -66,8 +66,7 @@ class Row:
         key: The key path, with one index symbol per unrolled repeat.
         leaf: The leaf of *one* repeat: its dims and dtype.
         repeats: The levels of repetition, outermost first, one per ``[]`` of the path.
-        kind: The NNX Variable type, ``jax.Array`` for a plain array beside Variables, or the name of the Linen collection,
-            or None.
+        kind: The NNX Variable type, ``jax.Array`` for a plain array beside Variables, or the Linen collection, or None.
         metadata: What a new Variable of this row carries besides its value.
         default: How the leaf is made where the other side has no place for it; None makes it required.
         optional: Whether a tree may lack it.
@@ -118,14 +117,13 @@ class Row:
 
     @property
     def axes(self) -> tuple[tuple[str, int], ...]:
-        """The axes of the leaf as it is stored: each an ``axis`` of its own or that of a stacked ``level``, by number.
-
-        Stacked levels are inserted innermost first.
-        """
+        """The axes of the leaf as it is stored: each an ``axis`` of its own or that of a stacked ``level``, by number."""
+        # Levels are inserted innermost first: [a b], stacked on axis 1 twice, is [a l b], then [a L l b].
         stored: list[tuple[str, int]] = [("axis", n) for n in range(len(self.leaf.dims))]
         for number in reversed(range(len(self.repeats))):
             axis = self.repeats[number].axis
             if axis is not None:
+                # Counted from the end, -1 is the last place of an array that has one axis more by then.
                 stored.insert(axis if axis >= 0 else len(stored) + 1 + axis, ("level", number))
         return tuple(stored)
 
@@ -134,9 +132,10 @@ class Row:
         """The dims of the leaf as it is stored."""
         if not self.repeats:
             return self.leaf.dims
-        return tuple(
-            self.leaf.dims[n] if kind == "axis" else self.repeats[n].size for kind, n in self.axes
-        )
+        stored: list[Dim] = []
+        for kind, n in self.axes:
+            stored.append(self.leaf.dims[n] if kind == "axis" else self.repeats[n].size)
+        return tuple(stored)
 
     @property
     def unrolled(self) -> tuple[Dim, ...]:
@@ -152,11 +151,10 @@ class Row:
 
     def _names(self) -> tuple[AxisName, ...]:
         """What the axes of the leaf as it is stored are called."""
+        # The class of the leaf knows nothing of layers: a level is called as its size is spelled.
+        levels = dims_.own_names([one.size for one in self.repeats])
         own = self.leaf.own
-        return tuple(
-            own[n] if kind == "axis" else AxisName(tuple(map(str, self.repeats[n].size)))
-            for kind, n in self.axes
-        )
+        return tuple([own[n] if kind == "axis" else levels[n] for kind, n in self.axes])
 
     def __str__(self) -> str:
         """The row on one line: key path, then leaf."""
@@ -190,6 +188,7 @@ def holders(rows: Iterable[Row]) -> tuple[Node, ...]:
     for row in rows:
         for inside, kind in row.held:
             key = row.key[: len(row.key) - inside]
+            # The lists that the container stands in; those inside of it are its own.
             counts = row.unrolled[: paths.symbols(key)]
             if kind is not dict:
                 found.setdefault(key, Node(key, kind, counts))
@@ -235,6 +234,7 @@ class Series:
 
 def is_part(kind: type) -> bool:
     """Whether a container is the state of a transformation, and not what merely holds several."""
+    # The states of optax are NamedTuples; a chain of transformations is a plain tuple of them.
     return hasattr(kind, "_fields")
 
 
@@ -314,11 +314,11 @@ class Layout(Pictured):
         """
         dims_.verify_sizes({} if dims is None else dims)
         own = dict(self.sizes)
-        faults = [
-            Mismatch(name, "dims", f"{own[name]}, as {self.name} is declared for", str(size))
-            for name, size in (dims or {}).items()
-            if own.get(name, size) != size
-        ]
+        faults: list[Mismatch] = []
+        for name, size in (dims or {}).items():
+            if own.get(name, size) != size:
+                expected = f"{own[name]}, as {self.name} is declared for"
+                faults.append(Mismatch(name, "dims", expected, str(size)))
         if faults:
             raise SchemaError(f"{self.name} is not declared for these sizes", faults)
         return {**own, **(dims or {})}
@@ -336,22 +336,19 @@ class Layout(Pictured):
                 for at, dim in enumerate(leaf.dims):
                     leaf = leaf.with_axis(at, dims_.known_dim(dim, sizes))
                 known[id(row.leaf)] = leaf
-            repeats = row.repeats
-            if repeats:
-                dims_of = [dims_.known_dim(repeat.size, sizes) for repeat in repeats]
-                both = zip(repeats, dims_of, strict=True)
-                repeats = tuple([dataclasses.replace(one, size=size) for one, size in both])
-            rows.append(replaced(row, leaf=leaf, repeats=repeats))
+            repeats = [Repeat(dims_.known_dim(one.size, sizes), one.axis) for one in row.repeats]
+            rows.append(replaced(row, leaf=leaf, repeats=tuple(repeats)))
         nodes: list[Node] = []
         for node in self.nodes:
             counts = tuple(dims_.known_dim(dim, sizes) for dim in node.counts)
             nodes.append(dataclasses.replace(node, counts=counts))
+        # With numbers for counts it is known where a list ends: keys may overlap that did not before.
         return _verified(dataclasses.replace(self, rows=tuple(rows), nodes=tuple(nodes)), _overlaps)
 
     def names(self) -> set[str]:
         """Every dim name of the layout, layer counts included."""
-        several = {row.leaf.dims for row in self.rows}
-        several.update(tuple([one.size for one in row.repeats]) for row in self.rows if row.repeats)
+        # Most rows of a large model share their dims with others: each is looked through once.
+        several = {row.all_dims for row in self.rows}
         return dims_.dim_names(itertools.chain.from_iterable(several))
 
     def __str__(self) -> str:
@@ -376,12 +373,13 @@ def slots_of(row: Row, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
 
 
 def _members(counts: tuple[Dim, ...], sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = [()]
+    # Two blocks of three layers: (0, 0), (0, 1), (0, 2), (1, 0), ...; of no counts it is (), once.
+    ranges: list[range] = []
     for dim in counts:
         size = dims_.size_of(dim, sizes)
         assert size is not None, f"unbound number of repeats {dims_.format_dim(dim)}"
-        found = [(*head, index) for head in found for index in range(size)]
-    return found
+        ranges.append(range(size))
+    return [*itertools.product(*ranges)]
 
 
 def _cells(row: Row) -> tuple[str, str, str, str]:
@@ -438,21 +436,28 @@ def _verified(table: Layout, look: Callable[[Layout], Iterator[Mismatch]]) -> La
 
 def _clashes(table: Layout) -> Iterator[Mismatch]:
     keys = {row.key for row in table.rows}
+    # Two sets tell most tables well formed; which rows are at fault is asked only where they do not.
     if min(len(keys), len({row.path for row in table.rows})) < len(table.rows):
         yield from _shared(table)
     yield from _overlaps(table)
     # The keys of most nodes are strings: then one row of each says all.
-    rows = [row for row in table.rows if row.key]
-    told = {row.key[:-1]: row for row in rows if type(row.key[-1]) is str}
-    numbers = [row for row in rows if type(row.key[-1]) is not str]
+    told: dict[Pattern, Row] = {}
+    numbers: list[Row] = []
+    for row in table.rows:
+        if row.key and type(row.key[-1]) is str:
+            told[row.key[:-1]] = row
+        elif row.key:
+            numbers.append(row)
     yield from _mixed(table, [*told.values(), *numbers])
-    nodes = told.keys() | {row.key[:-1] for row in numbers}
-    are_nested = any(node[:end] in keys for node in nodes for end in range(len(node) + 1))
-    for row in rows if are_nested else ():
-        above = [row.key[:end] for end in range(len(row.key)) if row.key[:end] in keys]
-        for key in above:
-            where, found = paths.format_path(row.key), f"the leaf {paths.format_path(key)}"
-            yield Mismatch(where, "ambiguous", "no leaf above it", found, "check key=")
+    # Leaves of one node have the same nodes above them, so that all rows are looked at only for a fault.
+    nodes = {row.key[:-1] for row in table.rows if row.key}
+    if any(node[:end] in keys for node in nodes for end in range(len(node) + 1)):
+        for row in table.rows:
+            for end in range(len(row.key)):
+                if row.key[:end] in keys:
+                    where = paths.format_path(row.key)
+                    found = f"the leaf {paths.format_path(row.key[:end])}"
+                    yield Mismatch(where, "ambiguous", "no leaf above it", found, "check key=")
 
 
 def _shared(table: Layout) -> Iterator[Mismatch]:
@@ -462,19 +467,12 @@ def _shared(table: Layout) -> Iterator[Mismatch]:
     for row in table.rows:
         other = by_key.setdefault(row.key, row)
         if other is not row:
-            where = paths.format_path(row.key)
+            where, hint = paths.format_path(row.key), "give one of them another key="
             both = f"{'/'.join(other.path)} and {'/'.join(row.path)}"
-            yield Mismatch(
-                where, "ambiguous", "one leaf at a key path", both, "give one of them another key="
-            )
+            yield Mismatch(where, "ambiguous", "one leaf at a key path", both, hint)
         if by_path.setdefault(row.path, row) is not row:
-            yield Mismatch(
-                "/".join(row.path),
-                "ambiguous",
-                "one leaf at a logical path",
-                "two",
-                "rename one attribute",
-            )
+            where, hint = "/".join(row.path), "rename one attribute"
+            yield Mismatch(where, "ambiguous", "one leaf at a logical path", "two", hint)
 
 
 def _mixed(table: Layout, rows: Sequence[Row]) -> Iterator[Mismatch]:
@@ -484,6 +482,7 @@ def _mixed(table: Layout, rows: Sequence[Row]) -> Iterator[Mismatch]:
     for row in rows:
         for end in range(len(row.key) - 1, -1, -1):
             segment, parent = row.key[end], row.key[:end]
+            # A tuple has numbers for keys and NamedTuples have names: only a dict may have both.
             if parent in held:
                 continue
             is_text = segment.text if isinstance(segment, Index) else isinstance(segment, str)
@@ -491,14 +490,12 @@ def _mixed(table: Layout, rows: Sequence[Row]) -> Iterator[Mismatch]:
             if both.setdefault(is_text, row) is not row:
                 break  # what is above was looked at with the row before
             if len(both) == 2:
-                number, word = (
-                    paths.format_path(both[side].key[: end + 1]) for side in (False, True)
-                )
+                number = paths.format_path(both[False].key[: end + 1])
+                word = paths.format_path(both[True].key[: end + 1])
                 hint = "a string key that looks like a number is written in quotes, key=\"'0'\""
                 found = f"the int key {number} and the string key {word}"
-                yield Mismatch(
-                    paths.format_path(row.key), "key", "keys of one kind in a dict", found, hint
-                )
+                where = paths.format_path(row.key)
+                yield Mismatch(where, "key", "keys of one kind in a dict", found, hint)
 
 
 def _counts(row: Row) -> list[int | None]:
@@ -524,6 +521,7 @@ def _apart(first: Row, other: Row) -> str:
         if left == right or not isinstance(left, Index):
             continue
         start = right.first if isinstance(right, Index) else None
+        # layers_{i} beside layers_{i+6}: six of the first are all that there is room for.
         if start is not None and start > left.first and (start - left.first) % left.step == 0:
             count = (start - left.first) // left.step
             node = "/".join(first.path[: 1 + _list_of(first.path)])
@@ -550,7 +548,9 @@ def _overlaps(table: Layout) -> Iterator[Mismatch]:
     for number, first in enumerate(table.rows):
         if not first.unrolled:
             continue
-        for other in (table.rows[n] for n in sorted(keys.near(first.key, outlines[number]))):
+        for n in sorted(keys.near(first.key, outlines[number])):
+            other = table.rows[n]
+            # One key was told before; of two repeated rows each finds the other, and one tells it.
             if other.key == first.key or (other.unrolled and other.path < first.path):
                 continue
             if overlaps.coincide(first.key, other.key, (_counts(first), _counts(other))):
