@@ -25,6 +25,7 @@ class SameAs:
 
     def of(self, path: LogicalPath) -> LogicalPath:
         """The path of the other leaf, for a leaf at ``path``."""
+        # For layers[]/head/kernel and depth 2, the path of the other leaf goes on from layers[].
         return (*path[: len(path) - self.depth], *self.path)
 
     def below(self, path: LogicalPath) -> SameAs:

@@ -146,6 +146,7 @@ def field(
     Returns:
         A marker that the schema class reads; typed ``Any`` so that any annotation may stand beside it.
     """
+    # A copy, for a dict that is changed after the class statement would change the class.
     given: Any = {} if dims is None else dims
     renames = dict(given) if isinstance(given, Mapping) else given
     return Field(
@@ -185,15 +186,15 @@ def series(*members: str, name: str | None = None) -> Any:
         >>> print(series("blocks[]/layers[]", "rest[]", name="layers[]"))
         series('blocks[]/layers[]', 'rest[]', name='layers[]')
     """
-    given: list[Any] = [*members, *([] if name is None else [name])]
+    given: list[Any] = [*members]
+    if name is not None:
+        given.append(name)
     hint = 'logical paths, such as "blocks[]/layers[]"; print the layout to see them'
-    faults = [
-        Mismatch(
-            "series", "declaration", "the path of a repeated node, ending in []", repr(path), hint
-        )
-        for path in given
-        if not (isinstance(path, str) and path.endswith("[]"))
-    ]
+    faults: list[Mismatch] = []
+    for path in given:
+        if not isinstance(path, str) or not path.endswith("[]"):
+            expected = "the path of a repeated node, ending in []"
+            faults.append(Mismatch("series", "declaration", expected, repr(path), hint))
     if not members:
         faults.append(
             Mismatch("series", "declaration", "the nodes that the list consists of", "none", hint)
@@ -201,10 +202,9 @@ def series(*members: str, name: str | None = None) -> Any:
     # What is no string is a fault already, and may not be hashable.
     named = [path for path in given[: len(members)] if isinstance(path, str)]
     twice = sorted({path for path in named if named.count(path) > 1})
-    faults += (
-        Mismatch("series", "declaration", "each node once", f"{p!r} twice", "a layer has one place")
-        for p in twice
-    )
+    for path in twice:
+        found, cure = f"{path!r} twice", "a layer has one place"
+        faults.append(Mismatch("series", "declaration", "each node once", found, cure))
     if faults:
         raise SchemaError("series(...) is not well formed", faults)
     return Series(
@@ -227,6 +227,7 @@ def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
             if not all(isinstance(each, str) for each in several):
                 yield argument, "a string for each collection", shown(dict(value))
             continue
+        # A tuple is the keys themselves, of whatever kind they are.
         if argument == "key" and isinstance(value, tuple) and value:
             continue
         if value is not None and not isinstance(value, str):
@@ -264,15 +265,18 @@ def _are_renames(given: Any) -> bool:
 
 
 def _is_integer(value: Any) -> bool:
+    # Python takes True for a 1.
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def verify_field(name: str, spec: Field, *, many: bool) -> None:
     """Rejects values of other types, and contradictions that need no more than the field to be seen."""
+    # Nothing else can be asked of a field while a value in it is of another type.
     for argument, expected, found in wrong_types(spec):
         raise declaration(name, f"{expected} as {argument}=", found, "see ckpt_schema.field")
     pattern = paths.parse_pattern(spec.key) if isinstance(spec.key, str) and spec.key else ()
     symbols = paths.symbols(pattern)
+    # Without a key a list is spelled layers/{i}, with the one symbol that it needs.
     if spec.key is None or isinstance(spec.key, Mapping):
         symbols = int(many)
     if many and spec.length is None:
@@ -354,6 +358,7 @@ def count(name: str, size: str | int | None) -> dims_.Dim:
     Raises:
         SchemaError: It is none.
     """
+    # A string may spell several axes, of which none would be the number of layers.
     axes = () if size is None else _axes(size)
     if len(axes) != 1:
         hint = 'such as "depth", 6, "stages*layers" or "6*blocks+rest"'

@@ -42,6 +42,7 @@ class Format:
     @property
     def bits(self) -> int:
         """How many bits there are in all."""
+        # A scale is a power of two and no more: there is no bit for a sign.
         return (self.kind != "scale") + self.exponent + self.mantissa
 
     @property
@@ -52,6 +53,8 @@ class Format:
     @property
     def greatest(self) -> int:
         """The magnitude of the greatest number, as bits."""
+        # IEEE 754 gives the whole highest exponent away to infinities and NaNs. The others give one
+        # value of it to a NaN, or none.
         if self.kind == "ieee":
             return self.magnitudes - (1 << self.mantissa)
         return self.magnitudes - (self.kind in ("fn", "scale"))
@@ -63,6 +66,7 @@ class Format:
         None if there is none.
         """
         if self.kind == "ieee":
+            # Infinity comes after the greatest number; a quiet NaN is that with the first bit set.
             return self.greatest + 1 + (1 << (self.mantissa - 1))
         return {"fn": self.magnitudes, "scale": self.magnitudes, "fnuz": self.magnitudes + 1}.get(
             self.kind
@@ -71,6 +75,7 @@ class Format:
     @property
     def normal(self) -> int:
         """Two to this is the least number that has all bits of the mantissa."""
+        # Exponent 0 means numbers below this one, but in a scale, which has none that are subnormal.
         return 1 - self.bias if self.kind != "scale" else -self.bias
 
     @property
@@ -133,6 +138,7 @@ def holds(wide: str, narrow: str) -> bool:
     ours, theirs = FORMATS[wide], FORMATS[narrow]
     if ours == theirs:
         return True
+    # As many digits, and as far up and down: then each number of the one is a number of the other.
     numbers = (
         ours.mantissa >= theirs.mantissa and ours.top >= theirs.top and ours.least <= theirs.least
     )

@@ -45,6 +45,7 @@ class Dicts:
         Raises:
             SchemaError: It is none of these.
         """
+        # A filter of NNX would name Variable types, which dicts tell nothing of.
         several: Any = [wrt] if isinstance(wrt, str) else [USUAL_COLLECTION] if wrt is None else wrt
         if not isinstance(several, (list, tuple, set)) or not all(
             isinstance(each, str) for each in several
@@ -56,6 +57,7 @@ class Dicts:
 
     def kept(self, *, mirror: bool, boxed: bool) -> Any:
         """The kind of a leaf of an optimizer state."""
+        # What mirrors a param is told as one; a count is of no collection.
         return USUAL_COLLECTION if mirror else None
 
     def parted(self, owner: str, trained: Sequence[Row]) -> SchemaError | None:

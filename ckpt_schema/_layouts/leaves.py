@@ -113,6 +113,7 @@ class Leaf:
 
     def with_axis(self, at: int, dim: Dim) -> Leaf:
         """The leaf with another dim on one axis, which is called what it was."""
+        # Where the new dim has other factors than the old one, each is called as the whole axis was.
         own = self.own[at]
         kept = own.factors if len(own.factors) == len(dim) else (str(own),) * len(dim)
         dims = (*self.dims[:at], dim, *self.dims[at + 1 :])
@@ -131,6 +132,7 @@ class Leaf:
         axis, own = self.dims[at], self.own[at]
         if (first, last) == (0, len(axis)):
             return self.with_axis(at, dim)
+        # Factors that are parts of one name, as kv and groups of heads, are called by it once.
         called = "*".join(dict.fromkeys(own.factors[first:last]))
         names = (*own.factors[:first], *[called] * len(dim), *own.factors[last:])
         dims = (*self.dims[:at], (*axis[:first], *dim, *axis[last:]), *self.dims[at + 1 :])
@@ -210,6 +212,7 @@ def key_words(dtype: str) -> int:
         >>> key_words("key<fry>"), key_words("key<rbg>")
         (2, 4)
     """
+    # As a shape alone: a key of its own would be made on a device.
     return jax.eval_shape(
         lambda: jax.random.key_data(jax.random.key(0, impl=key_impl(dtype)))
     ).shape[-1]
@@ -263,6 +266,7 @@ def signature(value: Any) -> LeafSignature | None:
     if type(value) is jax.ShapeDtypeStruct:  # what most are where there are very many
         return value.shape, dtype_name(value.dtype)
     if is_scalar(value):
+        # bool stands first among these, for True is an int as well.
         return (), next(kind.__name__ for kind in _NUMBERS if isinstance(value, kind))
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None or is_mutable(value):
@@ -325,6 +329,7 @@ def materialized(value: Any, dtype: str) -> Any:
         return np.asarray(value)
     if not is_scalar(value):
         return value
+    # By way of NumPy, which makes an int64 whether or not jax has any.
     array = np.asarray(value, jnp.dtype(dtype))
     return array if is_narrowed(array.dtype) else jnp.asarray(array)
 
@@ -346,6 +351,7 @@ def number_bits(value: Any) -> Any:
         return number_bits(value.real), number_bits(value.imag)
     if not isinstance(value, float) or (value and value == value):
         return value
+    # What is left are zeros and NaNs. A 0.0 is compared as the int 0 is, a -0.0 and a NaN by their bits.
     return struct.pack("<d", value) if value or math.copysign(1, value) < 0 else 0
 
 
@@ -383,6 +389,7 @@ def accepts(leaf: Leaf, value: Any) -> bool:
         return int(info.min) <= value <= int(info.max)
     if not jnp.issubdtype(dtype, jnp.floating if isinstance(value, float) else jnp.complexfloating):
         return False
+    # A NaN is held by each float, and equal to nothing.
     number, held = complex(value), complex(_as(value, dtype))
     pairs = (number.real, held.real), (number.imag, held.imag)
     return all(one != one or one == other for one, other in pairs)
@@ -411,6 +418,7 @@ def holds(leaf: Leaf, default: Default) -> bool:
     if accepts(Leaf((), leaf.dtype), default.value):
         return True
     dtype = jnp.dtype(leaf.dtype)
+    # From here on the value is none that the dtype has exactly: 0.1 is meant as near as it gets.
     if isinstance(default.value, bool) or not jnp.issubdtype(dtype, jnp.inexact):
         return False
     try:
@@ -428,6 +436,7 @@ def dtype_of(name: str) -> Any:
     """The dtype of this name, a key's too."""
     if not name.startswith("key<"):
         return jnp.dtype(name)
+    # The dtype of a key is no NumPy dtype, and is known to jax alone.
     return jax.eval_shape(functools.partial(jax.random.key, impl=key_impl(name)), 0).dtype
 
 

@@ -348,7 +348,7 @@ class Layout(Pictured):
     def names(self) -> set[str]:
         """Every dim name of the layout, layer counts included."""
         # Most rows of a large model share their dims with others: each is looked through once.
-        several = {row.all_dims for row in self.rows}
+        several = {row.all_dims if row.repeats else row.leaf.dims for row in self.rows}
         return dims_.dim_names(itertools.chain.from_iterable(several))
 
     def __str__(self) -> str:
