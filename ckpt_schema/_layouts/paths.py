@@ -1,13 +1,11 @@
 """Key paths, key patterns and logical paths.
 
-A *key path* is how one layout spells a leaf: ``("model", "layers", 0, "scale")``, written
-``model/layers/0/scale``. A string key that looks like a number, is empty, or holds a slash, a
-quote, a brace, a bracket or a star is written in quotes, ``'0'`` or ``'mlp/~/linear_0'``; a quote
-inside is written twice, and so is a brace.
-A *pattern* is a key path in which a segment may hold index symbols. ``layers/{i}`` has int keys,
-``layers_{i}`` string keys, ``layers/'{i}'`` string keys that look like numbers, and
-``layers.{i}.experts.{j}`` one key with two symbols. The numbers may start elsewhere, skip some,
-and be padded with zeros: ``{i+1}``, ``{2*i+1}``, ``{i:02}``.
+A *key path* is how one layout spells a leaf: ``("model", "layers", 0, "scale")``, written ``model/layers/0/scale``. A string
+key that looks like a number, is empty, or holds a slash, a quote, a brace, a bracket or a star is written in quotes,
+``'0'`` or ``'mlp/~/linear_0'``; a quote inside is written twice, and so is a brace.
+A *pattern* is a key path in which a segment may hold index symbols. ``layers/{i}`` has int keys, ``layers_{i}`` string keys,
+``layers/'{i}'`` string keys that look like numbers, and ``layers.{i}.experts.{j}`` one key with two symbols. The numbers may
+start elsewhere, skip some, and be padded with zeros: ``{i+1}``, ``{2*i+1}``, ``{i:02}``.
 A *logical path* is the chain of attribute names, in which a repeated node is written ``layers[]``.
 Its segments are kept as they are written: what is joined by slashes can be read back.
 """
@@ -64,8 +62,7 @@ class Index:
     Attributes:
         prefix: What stands before the number, ``"layers_"``; empty for a bare number.
         suffix: What stands after it; empty where another symbol follows.
-        text: Whether the key is a string; a bare number may be an int key (``nnx.List``) or a
-            string key.
+        text: Whether the key is a string; a bare number may be an int key (``nnx.List``) or a string key.
         first: The number of the first key.
         step: How far the numbers of two keys in turn are apart.
         width: To how many digits numbers are padded with zeros; 0 where they are not.
@@ -135,21 +132,22 @@ class Index:
         for number in range(start, start + self.step * other.step):
             mine, theirs = self._counted(number), other._counted(number)
             if mine is not None and theirs is not None:
-                return (counts[0] is None or mine < counts[0]) and (
-                    counts[1] is None or theirs < counts[1]
-                )
+                is_ours = counts[0] is None or mine < counts[0]
+                return is_ours and (counts[1] is None or theirs < counts[1])
         return False
 
     def __str__(self) -> str:
         """The segment as it is written in a pattern."""
-        parts: list[str | Index] = [*parts_of_key(self)]
-        bare = len(parts) == 1
-        texts = [part for part in parts if isinstance(part, str)]
         names = iter("ijklmn" if self.count <= len("ijklmn") else (f"i{n}" for n in range(99)))
-        body = "".join(
-            _escaped(part) if isinstance(part, str) else part._symbol(next(names)) for part in parts
-        )
-        return f"'{body}'" if self.text and (bare or any(map(_is_special, texts))) else body
+        # A string key that is a number alone stands in quotes, or it would be read as an int key.
+        parts = [*parts_of_key(self)]
+        quoted = len(parts) == 1
+        body = ""
+        for part in parts:
+            if isinstance(part, str):
+                quoted = quoted or _is_special(part)
+            body += _escaped(part) if isinstance(part, str) else part._symbol(next(names))
+        return f"'{body}'" if self.text and quoted else body
 
     def _symbol(self, name: str) -> str:
         """The symbol alone, as it is written."""
@@ -253,9 +251,8 @@ def parse_pattern(text: str) -> Pattern:
     """The pattern that ``text`` spells.
 
     Args:
-        text: Segments joined by ``/``. ``0`` is an int key, ``'0'`` a string key, ``'a/b'`` one key
-            with a slash in it, ``{i}`` an index symbol, ``{2*i+1:03}`` one with numbers from 1 on,
-            in steps of 2, of three digits. ``{{`` is a brace.
+        text: Segments joined by ``/``. ``0`` is an int key, ``'0'`` a string key, ``'a/b'`` one key with a slash in it,
+            ``{i}`` an index symbol, ``{2*i+1:03}`` one with numbers from 1 on, in steps of 2, of three digits; ``{{`` a brace.
 
     Raises:
         SchemaError: An empty segment, an open quote, index symbols that touch, padded int keys.
@@ -448,23 +445,25 @@ def path_names(path: LogicalPath) -> LogicalPath:
 
 def glob_means(pattern: LogicalPath, path: LogicalPath) -> bool:
     """Whether a glob means a path: segment by segment, with every length that ``**`` may have."""
+    # How many segments of the path may be used up; of a/b/c by **/b it is 0 to 3, and then 2.
     reached = {0}
     for segment in pattern:
         if segment == "**":
-            reached = set(range(min(reached, default=0), len(path) + 1)) if reached else reached
-        else:
-            literal = segment.startswith("'")
-            reached = {
-                at + 1
-                for at in reached
-                if at < len(path)
-                and (
-                    path[at] == segment
-                    if literal
-                    else fnmatch.fnmatchcase(path[at], segment.replace("[", "[[]"))
-                )
-            }
+            reached = set(range(min(reached), len(path) + 1)) if reached else reached
+            continue
+        after: set[int] = set()
+        for at in reached:
+            if at < len(path) and _segment_means(segment, path[at]):
+                after.add(at + 1)
+        reached = after
     return len(path) in reached
+
+
+def _segment_means(pattern: str, segment: str) -> bool:
+    # What stands in quotes is literal, stars too. A bracket is no class of letters: layers[] has them.
+    if pattern.startswith("'"):
+        return segment == pattern
+    return fnmatch.fnmatchcase(segment, pattern.replace("[", "[[]"))
 
 
 class VariableKind(str):
@@ -530,11 +529,12 @@ def natural(text: str) -> list[tuple[int, int | str]]:
         >>> sorted(["a10", "a2", "a"], key=natural)
         ['a', 'a2', 'a10']
     """
-    return [
-        (0, int(part)) if part.isdecimal() and len(part) <= _LONGEST else (1, part)
-        for part in re.split(r"(\d+)", text)
-        if part
-    ]
+    ranks: list[tuple[int, int | str]] = []
+    for part in re.split(r"(\d+)", text):
+        if part:
+            is_number = part.isdecimal() and len(part) <= _LONGEST
+            ranks.append((0, int(part)) if is_number else (1, part))
+    return ranks
 
 
 class NaturalOrder:
