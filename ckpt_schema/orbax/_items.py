@@ -31,6 +31,7 @@ __all__ = ["STATE", "items_of", "valueless", "verify_each"]
 STATE = "state"
 """What Orbax's own save calls the one pytree of a checkpoint."""
 
+# As TensorStore has it; a new release may store more.
 _UNSTORABLE = ("uint2", "uint4", "float8_e4m3")
 
 
@@ -90,7 +91,10 @@ def items_of(
             verify_name(aux, "aux", "the private leaves", taken)
         verify_readable(state)
         tree = variables.state_of(state)
+        # Turned so that the state is on the view's side, whichever side of the user's lens that is.
         turned, match = toward(tree, lens, "the state", side, "side")
+        # Only from the view there is anything to translate:
+        # a state of the source is written as it is.
         if turned.view is lens.view:
             verify_written(lens.source, lens, onto)
         verify_each(tree, valueless)
@@ -101,12 +105,15 @@ def items_of(
         source = tree
         if turned.view is lens.view:
             source = turned.put(tree, onto=onto)
+            # Boxes are written only where the caller's own tree has them.
             source = boxes.unboxed(source) if onto is None else source
             private = private_leaves(match, turned) if private is None else private
         source = _lasting(source, turned.view if source is tree else turned.source)
         trees = spread_over(source, item, at, items or {})
         trees |= {aux: private} if aux is not None and private else {}
         trees = in_words(trees) if raw_keys else trees
+        # Once more, of what will be written:
+        # `onto` and `private` may hold leaves without values too.
         for tree in trees.values():
             verify_each(tree, valueless)
             verify_each(tree, _unsavable)
@@ -116,26 +123,31 @@ def items_of(
 def _of_hosts(tree: Tree) -> dict[str, str]:
     """The leaves that each process has for itself, with what all must agree on: value, checksum."""
     flat = flatten(tree)
-    pairs = [
-        (paths.format_path(key), leaf) for key, leaf in zip(flat.keys, flat.leaves, strict=True)
-    ]
-    numbers = {where: repr(leaf) for where, leaf in pairs if leaves.is_scalar(leaf)}
-    arrays = {where: leaf for where, leaf in pairs if isinstance(leaf, (np.ndarray, np.generic))}
-    return numbers | {
-        at: f"{leaves.describe(x)} with checksum {zlib.crc32(np.asarray(x).tobytes()):08x}"
-        for at, x in arrays.items()
-    }
+    numbers: dict[str, str] = {}
+    arrays: dict[str, str] = {}
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        where = paths.format_path(key)
+        if leaves.is_scalar(leaf):
+            numbers[where] = repr(leaf)
+        elif isinstance(leaf, (np.ndarray, np.generic)):
+            # The arrays themselves would be too much for the service by which processes agree.
+            checksum = zlib.crc32(np.asarray(leaf).tobytes())
+            arrays[where] = f"{leaves.describe(leaf)} with checksum {checksum:08x}"
+    return numbers | arrays
 
 
 def _lasting(tree: Tree, table: Layout) -> Tree:
     """The tree without its ephemeral leaves."""
     if not any(row.ephemeral for row in table.rows):
         return tree
-    flat, slot = flatten(tree), SlotFinder(table).slot
-    slots = ((key, slot(key, stored=flat.stored)) for key in flat.keys)
-    return without(
-        tree, {key for key, at in slots if at is not None and table.rows[at[0]].ephemeral}
-    )
+    flat, finder = flatten(tree), SlotFinder(table)
+    ephemeral: set[KeyPath] = set()
+    for key in flat.keys:
+        slot = finder.slot(key, stored=flat.stored)
+        # A leaf without a slot is none of the layout's, and stays.
+        if slot is not None and table.rows[slot[0]].ephemeral:
+            ephemeral.add(key)
+    return without(tree, ephemeral)
 
 
 Wrong = tuple[KeyPath, str, str, str, str]
@@ -144,7 +156,8 @@ Wrong = tuple[KeyPath, str, str, str, str]
 
 def verify_each(tree: Tree, check: Callable[[FlatTree], Iterator[Wrong]]) -> None:
     """Raises with every fault that a check finds in a tree."""
-    # A path is written where it is asked for: of thousands of small leaves, writing each takes long.
+    # A path is written where it is asked for: of thousands of small leaves,
+    # writing each takes long.
     faults = [Mismatch(paths.format_path(key), *told) for key, *told in check(flatten(tree))]
     if faults:
         faults.sort(key=lambda fault: paths.natural(fault.path))
@@ -171,6 +184,7 @@ def _unsavable(flat: FlatTree) -> Iterator[Wrong]:
     jax arrays that one has for itself: whose would be written?
     """
     several = jax.process_count() > 1
+    # Orbax joins the keys of an array by dots: {"a": {"b": x}} and {"a.b": y} are both a.b.
     names = [".".join(map(str, key)) for key in flat.keys]
     counts = collections.Counter(names)
     for key, name, leaf in zip(flat.keys, names, flat.leaves, strict=True):
@@ -184,6 +198,8 @@ def _unsavable(flat: FlatTree) -> Iterator[Wrong]:
         if type(leaf) is complex:
             hint = 'make it an array of its dtype, jax.numpy.asarray(x, "complex64")'
             yield key, "dtype", "a leaf that Orbax stores", leaves.describe(leaf), hint
+        # A NumPy array is no matter: each process has the same one,
+        # which is checked by its checksum.
         if several and isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
             hint = (
                 "jax.device_put it to NamedSharding(mesh, PartitionSpec()), "

@@ -165,6 +165,7 @@ def restore(
     """
     clock = [time.perf_counter()]
     place: Any = path
+    # The checkpoints of a merged lens are read as one tree, with a key for each.
     if isinstance(path, Mapping):
         with raised_by_all():
             place = read_several(path, at, item or items, aux=aux)
@@ -174,6 +175,7 @@ def restore(
         sides = target_side, disk_side
         where: dict[str, Any] = {"item": item, "at": at, "items": items, "aux": aux}
         first = same = None
+        # Most restores are of the target's own layout: these need no lens and no plan.
         is_plain = words == Words() and missing is None and not donate_target
         if is_plain and sides == (None, None) and isinstance(lens, (Lens, type(None))):
             verify_names(item=item, aux=aux)
@@ -202,6 +204,8 @@ def restore(
         ready = _through_recorded(first, target, given) if lens is None else None
         ready = ready or prepared(place, target, lens, words, **given)
         expected, side = ready.expected, ready.side
+        # Only the plan tells what of a target lives on in the result:
+        # it is asked before a byte is freed.
         kept = (
             kept_positions(expected, ready.state, side, ready.orders)
             if donate_target
@@ -213,20 +217,25 @@ def restore(
         {"path": disk.path, "item": disk.item, "layout": ready.place.layout.name},
     )
     clock.append(time.perf_counter())
+    # All is validated by now. What fails from here on says that the values are gone.
     if donate_target:
         state = given_up(ready.whole, ready.own, state, kept)
     with told_of_loss(is_lost=donate_target):
         with raised_by_all():
             loaded = metadata.read_arrays(disk, ready.place.prefix, ready.wanted)
+            # Private leaves are not translated:
+            # they are values of the target that the rest goes onto.
             if ready.private is not None:
                 state = with_values(state, ready.private.load(ready.orders))
             loaded = verified(loaded, ready.wanted, expected, disk)
         clock.append(time.perf_counter())
         result = _translated(loaded, state, side, disk)
     if times is not None:
+        # jax returns before it has computed: without the wait the lens would seem to take no time.
         jax.block_until_ready(result)
         clock.append(time.perf_counter())
-        times(RestoreTimes(*(after - before for before, after in itertools.pairwise(clock))))
+        spans = [after - before for before, after in itertools.pairwise(clock)]
+        times(RestoreTimes(*spans))
     return variables.updated(ready.target, variables.completed(result, ready.whole))
 
 
@@ -244,6 +253,7 @@ def _through_recorded(
     if first is None or lens is None:
         return None
     try:
+        # A save writes the source of its lens, whichever side its state was on.
         named: dict[str, Any] = {**given, "sides": (None, "source")}
         found = prepared(first.path, target, lens, Words(), **named)
     except (CheckpointMismatchError, ConformanceError):  # the structure has the last word
@@ -335,9 +345,11 @@ def prepared(
     where: dict[str, Any] = {"item": item, "at": at, "items": items, "aux": aux}
     target_side, disk_side = sides
     is_adapted, read = lens is None, known
+    # A lens made here goes from the disk to the target; one that is given may go either way.
     if lens is None:
         words = dataclasses.replace(words, own=missing and missing.rows)
         called = name_of(target, "the target") if name is None else name
+        # Where nobody has said which pytree is meant, all of the checkpoint's are looked at.
         if known is None and item is None and at is None and items is None:
             lens, read = adapted_item(place_on_disk, first, whole, called, words, aux)
         else:
@@ -357,11 +369,9 @@ def prepared(
     if missing is not None:
         state = with_values(state, initialised(missing, factory, state, side, match))
     disk, places = stand(place_on_disk, side, read, first, **where, texts=False)
-    private = (
-        find(disk, aux, total=not is_adapted)
-        if any(place.layout is not side.view for place in places)
-        else None
-    )
+    # They stand beside a state of the other layout; the target's own layout has them in it.
+    has_other_layout = any(place.layout is not side.view for place in places)
+    private = find(disk, aux, total=not is_adapted) if has_other_layout else None
     values = with_stand_ins(state) if valued else state
     place, side, expected, orders = _source(
         disk, places, (state, values), match, side, lens, disk_side, private
@@ -417,30 +427,31 @@ def _source(
     fits: list[_Reading] = []
     faults: list[CheckpointMismatchError] = []
     for place in places:
-        if (
-            disk_side is not None
-            and len(places) > 1
-            and (place.layout is lens.source) != (disk_side == "source")
-        ):
+        # The user's word decides only where the structure does not: a sole reading is taken anyhow.
+        is_of_source = place.layout is lens.source
+        if disk_side is not None and len(places) > 1 and is_of_source != (disk_side == "source"):
             continue
+        # Of the target's own layout nothing is translated, but it is validated by the same steps.
         through = identity_on(side) if place.layout is side.view else side
         try:
             orders = private.wanted(state, through, match) if private is not None else {}
-            held = with_values(values, {at: stand_in(goal) for at, (_, goal) in orders.items()})
+            # Private leaves will have values by then: something stands in for them meanwhile.
+            fillers: dict[int, Any] = {}
+            for position, (_, asked) in orders.items():
+                fillers[position] = stand_in(asked)
+            held = with_values(values, fillers)
             goal = abstracted(state, through, match)
             expected, spare = _expected(disk, place, goal, held, through)
-            fits.append(
-                (
-                    place,
-                    through,
-                    expected,
-                    {at: (key, placed_abstract(goal, spare)) for at, (key, goal) in orders.items()},
-                )
-            )
         except CheckpointMismatchError as error:
             faults.append(error)
+            continue
+        placed: Orders = {}
+        for position, (key, asked) in orders.items():
+            placed[position] = (key, placed_abstract(asked, spare))
+        fits.append((place, through, expected, placed))
     if not fits:
         raise faults[0]
+    # Two readings of the same values are no choice; of others, the record of the save decides.
     if len(fits) > 1 and not interchangeable(side):
         fits = recorded_alone(disk.path, fits, lambda fit: fit[0].layout)
         if len(fits) != 1:
@@ -485,15 +496,29 @@ def _wanted(disk: DiskTree, place: Fit, expected: Tree, side: Lens, match: Match
         CheckpointMismatchError: With every leaf of 64 bits that jax would narrow.
     """
     present = {number for number, _ in match.slots}
-    rows = {before for join in side.joins for before, after in join.pairs if after in present}
-    rows.update(other for number, other in fallback_values(side.source).items() if number in rows)
-    rows.update(other for one in side.folds[0] if one.row in rows for other in one.others)
-    read = {position for (number, _), position in place.slots.items() if number in rows}
+    rows: set[int] = set()
+    for join in side.joins:
+        for before, after in join.pairs:
+            if after in present:
+                rows.add(before)
+    # A row that the disk lacks has the value of the one it falls back on: that one is read too.
+    for number, other in fallback_values(side.source).items():
+        if number in rows:
+            rows.add(other)
+    # A folded leaf is made of several: of fp8 weights the scale is read beside them.
+    for fold in side.folds[0]:
+        if fold.row in rows:
+            rows.update(fold.others)
+    read: set[int] = set()
+    for (number, _), position in place.slots.items():
+        if number in rows:
+            read.add(position)
     flat = flatten(place.tree)
     goals = flat.treedef.flatten_up_to(expected)
     wanted: list[Any] = []
     faults: list[Mismatch] = []
     for position, (key, stored) in enumerate(zip(flat.keys, flat.leaves, strict=True)):
+        # Ordered as a plain number: an array would be cut down to the bits of its dtype.
         number = None if position not in read else number_for(stored)
         wanted.append(SKIP if position not in read else goals[position])
         if number is not None:
@@ -519,6 +544,7 @@ def _translated(loaded: Tree, state: Tree, side: Lens, disk: DiskTree) -> Tree:
     except ConformanceError as error:
         header = f"{disk.path} does not fit the target"
         raise CheckpointMismatchError(header, error.mismatches) from error
+    # A step that is a Python number in the target stays one: the lens has made an array of it.
     if not any(map(leaves.is_scalar, jax.tree.leaves(state))):
         return result
     return jax.tree.map(

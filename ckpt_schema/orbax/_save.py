@@ -96,6 +96,7 @@ def save(
         ConformanceError: The state is on neither side, or could be on either, or holds leaves that
             Orbax cannot save, or values that cannot be carried over; or an argument is none.
     """
+    # What one process refuses none may write: a save that some do not come to would wait for them.
     with raised_by_all():
         lens, side = saved_through(
             state, lens, side, layout, Words(rules, scan, lists), at=at, items=items
@@ -109,6 +110,8 @@ def save(
                 "also", "argument", "items by name, or None", f"a {type(also).__name__}"
             )
             raise ConformanceError("also holds no items", [fault])
+        # Two items of one name would be one entry of what Orbax is given,
+        # and the later one would win.
         for name in also or ():
             taken = (item, aux or "", *(items.values() if isinstance(items, Mapping) else ()))
             verify_name(name, "also", "an item beside the state", taken)
@@ -116,11 +119,15 @@ def save(
     agree("processes do not save the same", {"path": place})
     given: dict[str, Any] = {"onto": onto, "side": side, "aux": aux, "private": private}
     trees = items_of(state, lens, item=item, at=at, items=items, **given)
+    # Nothing is written where the checkpoint will stand:
+    # a save that dies leaves no half of one there.
     site = Site.beside(place)
     try:
+        # The record is what a restore without a lens goes by; see `recorded`.
         told = {**(custom_metadata or {}), RECORD: record_of(lens)}
         every = {**trees, **(also or {})}
         with watched_arrays("writing", trees, "bytes_written"):
+            # Where no directory can be made, this raises here, in each process, before any waits.
             with directories_first():
                 saving = ocp.save_checkpointables_async(site.draft, every, custom_metadata=told)
             # Some of what Orbax waits for at the end has no bound that a caller could set: other
@@ -132,12 +139,14 @@ def save(
     site.finish()
 
 
-_GRACE = 5.0  # seconds
+# Seconds, so that a wait of Orbax that has a bound of its own ends first, and says why.
+_GRACE = 5.0
 
 
 def _verify_json(told: Any) -> None:
     if told is None:
         return
+    # Through JSON and back: a key counts as what JSON makes of it, which is what is written.
     try:
         if RECORD in json.loads(json.dumps(dict(told))):
             raise ValueError(f"{RECORD}, which is this library's own")

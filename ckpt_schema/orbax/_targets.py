@@ -46,8 +46,13 @@ __all__ = [
 
 def declared(state: Tree, lens: Lens) -> Tree:
     """The target without what neither side declares and a model works without: streams, caches, records of a pass."""
-    slots = [SlotFinder(table).slot for table in (lens.source, lens.view)]
-    left = unread(state, lambda key: any(slot(key, stored=False) is not None for slot in slots))
+    finders = [SlotFinder(lens.source), SlotFinder(lens.view)]
+
+    # Which side the target is on is not known yet: what either side declares may be read.
+    def is_declared(key: paths.KeyPath) -> bool:
+        return any(finder.slot(key, stored=False) is not None for finder in finders)
+
+    left = unread(state, is_declared)
     return without(state, left) if left else state
 
 
@@ -73,6 +78,8 @@ def goals(target: Tree) -> Any:
     spare = None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
     def goal(leaf: Any) -> Any:
+        # An int64 that jax would make an int32 stays NumPy's: the layout has a fault for it,
+        # with its path.
         if isinstance(leaf, (np.ndarray, np.generic)) and not narrowed("", str(leaf.dtype)):
             leaf = _as_jax(leaf)
         loose = (
@@ -81,6 +88,7 @@ def goals(target: Tree) -> Any:
             and spare is not None
             and not leaf.committed
         )
+        # A training step may have donated it: shape, dtype and sharding are still known.
         if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
             return jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=spare if loose else leaf.sharding
@@ -96,28 +104,31 @@ def verify_meshes(state: Tree) -> None:
     Raises:
         ConformanceError: With every such leaf.
     """
-    meshes = [getattr(getattr(x, "sharding", None), "mesh", None) for x in jax.tree.leaves(state)]
-    if all(own is None or isinstance(own, Mesh) or own.empty for own in meshes):
+    meshes: list[Any] = [
+        getattr(getattr(x, "sharding", None), "mesh", None) for x in jax.tree.leaves(state)
+    ]
+    # Nearly all targets name devices, or nothing at all: these need no key paths.
+    if not any(map(_is_without_devices, meshes)):
         return
+    hint = "restore within jax.set_mesh(mesh), or give the target shardings over a mesh of devices"
     faults: list[Mismatch] = []
     for key, own in zip(flatten(state).keys, meshes, strict=True):
-        if own is None or isinstance(own, Mesh) or own.empty:
+        if not _is_without_devices(own):
             continue
+        # An abstract mesh has axes and no devices.
+        # The mesh in context stands for it if it has these axes.
         mesh = jax.sharding.get_mesh()
         if not dict(own.shape).items() <= dict(mesh.shape).items():
             where, expected = paths.format_path(key), f"a mesh with {dict(own.shape)} in context"
-            hint = "restore within jax.set_mesh(mesh), or give the target shardings over a mesh of devices"
-            faults.append(
-                Mismatch(
-                    where,
-                    "sharding",
-                    expected,
-                    "no mesh" if mesh.empty else f"{dict(mesh.shape)}",
-                    hint,
-                )
-            )
+            found = "no mesh" if mesh.empty else f"{dict(mesh.shape)}"
+            faults.append(Mismatch(where, "sharding", expected, found, hint))
     if faults:
         raise ConformanceError("the target's shardings name no devices", faults)
+
+
+def _is_without_devices(mesh: Any) -> bool:
+    """Whether a mesh is an abstract one, which says how many devices there are and not which."""
+    return mesh is not None and not isinstance(mesh, Mesh) and not mesh.empty
 
 
 def with_values(state: Tree, values: Mapping[int, Any]) -> Tree:
@@ -137,33 +148,35 @@ def restarted(state: Tree, side: Lens, match: Match) -> Tree:
     """The target without the values of what its transformation starts: it starts from the params that are restored."""
     joined = side.joined[1]
     rows = side.view.rows
-    fresh = {
-        position
-        for (number, _), position in match.slots.items()
-        if number not in joined and isinstance(rows[number].default, Init)
-    }
     flat = jax.tree.leaves(state)
-    return with_values(state, {at: leaves.abstract(flat[at]) for at in fresh})
+    fresh: dict[int, Any] = {}
+    for (number, _), position in match.slots.items():
+        # Its own moments belong to params that the restore is about to replace.
+        if number not in joined and isinstance(rows[number].default, Init):
+            fresh[position] = leaves.abstract(flat[position])
+    return with_values(state, fresh)
 
 
 def identity_on(side: Lens) -> Lens:
     """From the target's own layout to itself."""
     known = side.view.names()
-    return derive(
-        side.view, side.view, dims={name: size for name, size in side.dims.items() if name in known}
-    )
+    # The source may have dims that the view never names, and `derive` refuses those.
+    dims = {name: size for name, size in side.dims.items() if name in known}
+    return derive(side.view, side.view, dims=dims)
 
 
 def abstracted(state: Tree, side: Lens, match: Match) -> Tree:
     """The target without its values, its numbers as what they are declared to be, whatever jax would make of them."""
     declared = {at: side.view.rows[number].leaf.dtype for (number, _), at in match.slots.items()}
     flat, treedef = jax.tree.flatten(state)
-    return treedef.unflatten(
-        jax.ShapeDtypeStruct((), np.dtype(declared[at]))
-        if leaves.is_scalar(leaf) and at in declared
-        else leaves.abstract(leaf)
-        for at, leaf in enumerate(flat)
-    )
+    abstract: list[Any] = []
+    for position, leaf in enumerate(flat):
+        # A step that is a Python int may be declared uint32, which no number says of itself.
+        if leaves.is_scalar(leaf) and position in declared:
+            abstract.append(jax.ShapeDtypeStruct((), np.dtype(declared[position])))
+        else:
+            abstract.append(leaves.abstract(leaf))
+    return treedef.unflatten(abstract)
 
 
 def placed_abstract(leaf: Any, spare: Any) -> jax.ShapeDtypeStruct:
@@ -193,6 +206,7 @@ def kept_positions(expected: Tree, state: Tree, side: Lens, read: Collection[int
         read: The positions of private leaves that are read too.
     """
     flat = jax.tree.leaves(state)
+    # Private leaves that are read too have values of the disk's: those of the target are not kept.
     held = with_values(state, {at: stand_in(flat[at]) for at in read})
     return planned(side, expected, held).kept() - set(read)
 
@@ -207,15 +221,26 @@ def given_up(whole: Tree, own: Tree, state: Tree, kept: Collection[int]) -> Tree
         kept: The positions, in both of these, of the leaves that are kept.
     """
     flat, flat_own, flat_whole = jax.tree.leaves(state), flatten(own), flatten(whole)
-    lost = [at for at in range(len(flat)) if at not in kept]
-    keys = {flat_own.keys[at] for at in lost}
-    pairs = zip(flat_whole.keys, flat_whole.leaves, strict=True)
-    needed = [leaf for key, leaf in pairs if key not in keys]
-    needed += (flat[at] for at in kept)
-    arrays = {at: flat[at] for at in lost if isinstance(flat[at], jax.Array)}
-    without_values = {at: leaves.abstract(leaf) for at, leaf in arrays.items()}
-    # What a leaf asks for may be a copy of it, on the mesh of the others.
-    Donation([*arrays.values(), *(flat_own.leaves[at] for at in lost)], needed)
+    lost = [position for position in range(len(flat)) if position not in kept]
+    lost_keys = {flat_own.keys[position] for position in lost}
+    # What no layout declares, a cache or a stream, stays with its values;
+    # so do leaves that are kept.
+    needed: list[Any] = []
+    for key, leaf in zip(flat_whole.keys, flat_whole.leaves, strict=True):
+        if key not in lost_keys:
+            needed.append(leaf)
+    needed += [flat[position] for position in kept]
+    given: list[Any] = []
+    without_values: dict[int, jax.ShapeDtypeStruct] = {}
+    for position in lost:
+        leaf = flat[position]
+        if isinstance(leaf, jax.Array):
+            given.append(leaf)
+            without_values[position] = leaves.abstract(leaf)
+        # What a leaf asks for may be a copy of it, on the mesh of the others:
+        # the leaf itself goes too.
+        given.append(flat_own.leaves[position])
+    Donation(given, needed)
     return with_values(state, without_values)
 
 
@@ -229,6 +254,7 @@ def told_of_loss(*, is_lost: bool) -> Generator[None]:
     try:
         yield
     except CkptSchemaError as error:
+        # An error of this library shows its own notes, and is sent with them to other processes.
         error.notes += (text,) * is_lost
         raise
     except BaseException as error:
