@@ -125,7 +125,10 @@ def adapt(
     """
     verify_standing(at, items)
     where: dict[str, Any] = {"item": item, "at": at, "items": items}
-    if is_path(view) or run is not None or any(each is not None for each in where.values()):
+    is_told = any(word is not None for word in where.values())
+    # Where it is said which pytree is meant, or there is no tree to try them on,
+    # none is looked for.
+    if is_path(view) or run is not None or is_told:
         disk = _on_disk(source, where)
     else:
         try:
@@ -145,6 +148,7 @@ def adapt(
     how: dict[str, Any] = {"names": names, "own": _kept_by(None, beside), "joined": (here, there)}
     words: dict[str, Any] = {"rules": rules, "scan": scan, "lists": lists}
     if run is None:
+        # Two plain trees are read once, for the lens and for the error, if there is one.
         is_whole = disk is None and at is None
         read = read_once((left, right), names, rules) if is_whole else None
         try:
@@ -162,6 +166,7 @@ def adapt(
         model_of(run[0], left, names[0], here),
         model_of(run[1], right, names[1], there),
     )
+    # Names first, which is quick. They may join leaves wrongly, so outputs have the last word.
     try:
         lens = adapt_trees(left, right, **words, **how)
     except DerivationError:
@@ -170,6 +175,7 @@ def adapt(
         return lens
     found = discover(None, models[0], None, models[1], names=names, **words)
     lens = found.lens()
+    # Of private leaves beside the state running tells nothing: they come in by a second derivation.
     if how["own"] is None:
         return lens
     return adapt_trees(left, right, rules=found.rules, scan=found.scan, lists=found.lists, **how)
@@ -228,6 +234,7 @@ def adapted_item(
             wrong = error
     fits: list[tuple[Lens, DiskTree]] = []
     others: list[DiskTree] = []
+    # All of them are tried, though one fits: a second one that fits is a choice of the user's.
     for item in rest:
         others.append(read_metadata(path, item, aux=aux).without_texts())
         try:
@@ -267,20 +274,33 @@ def _not_in_items(
     return CheckpointMismatchError(f"{disks[0].path} has no such state where it is read", [fault])
 
 
+_Items = tuple[Mapping[str, str], str | None]
+"""What ``items=`` and ``item=`` would be."""
+
+
 def _of_items(
     disks: Sequence[DiskTree], target: Any, name: str, words: Words, aux: str | None
 ) -> str | None:
     """The words by which several items are one state; None where none are, or one reading is as good as another."""
-    own = {str(disk.item): str(disk.item) for disk in disks if disk.item not in (None, "state")}
-    readings: list[tuple[Mapping[str, str], str | None]] = [(own, None)]
-    by_item = {str(disk.item): disk for disk in disks}
+    # The first reading: each item at the key of its own name, {"params": "params", "step": "step"}.
+    by_name: dict[str, str] = {}
+    by_item: dict[str, DiskTree] = {}
+    for disk in disks:
+        by_item[str(disk.item)] = disk
+        if disk.item not in (None, "state"):
+            by_name[str(disk.item)] = str(disk.item)
+    readings: list[_Items] = [(by_name, None)]
     several = [*by_item] if len(by_item) <= 4 else []  # a lens is derived for each reading
+    # The others: weights and optimizer are items of any names,
+    # and the rest of the state is a third.
     for weights, optimizer in itertools.permutations(several, 2):
         if _is_run(by_item[weights].tree, by_item[optimizer].tree):
-            left = [item for item in several if item not in (weights, optimizer)]
             items = {WEIGHTS: weights, OPTIMIZER_STATE: optimizer}
-            readings += [(items, rest) for rest in (None, *left)]
-    fits: list[tuple[Mapping[str, str], str | None]] = []
+            readings.append((items, None))
+            for item in several:
+                if item not in (weights, optimizer):
+                    readings.append((items, item))
+    fits: list[_Items] = []
     for items, rest in readings:
         root = by_item.get(rest or "state")
         parts = [] if root is None else [((), root)]
@@ -290,7 +310,7 @@ def _of_items(
         except CkptSchemaError:
             continue
         fits.append((items, rest))
-        if items is own:
+        if items is by_name:  # names that say themselves what they are leave no choice
             break
     if len(fits) != 1:
         return None
@@ -331,12 +351,14 @@ def _fitted(
     read: DiskTree, target: Any, name: str, words: Words, aux: str | None
 ) -> tuple[Lens, DiskTree]:
     """The same, not told yet."""
+    # What stands beside the state is none of its layout, but a restore reads it from there.
     disk = read.without(aux)
     own = _kept_by(words.own, find(read, aux, total=False))
     words = dataclasses.replace(words, own=own)
     try:
         lens, kept = _adapted(disk, target, name, words)
     except (DerivationError, SchemaError) as error:
+        # A state below a key shares no name with the target: that error would name every leaf.
         raise _elsewhere(disk, target, name, words) or error from None
     if _is_identity(lens):
         # What is on disk may be the target's own layout, and stand where its own side has such.
@@ -345,6 +367,8 @@ def _fitted(
         lens = derive(own_layout, own_layout)
     if kept is None:
         return lens, read
+    # Weights alone are wanted of a train state. They are read where they stand,
+    # without what is beside.
     part = read.below(tuple(kept)) if len(kept) == 1 else None
     if part is not None and (*kept,) not in lens.source.homes:  # under a name of the user's
         return lens, part
@@ -381,6 +405,8 @@ def _elsewhere(
     found: list[KeyPath] = []
     for key in itertools.islice(lower_nodes(disk), _TRIED):
         part = disk.below(key)
+        # In {"model": {"params": ...}} both `model` and `model/params` may fit:
+        # the upper one is told.
         is_below = any(key[: len(other)] == other for other in found)
         if is_below or part is None or not isinstance(part.tree, dict):
             continue
@@ -488,6 +514,7 @@ def _weights_alone(tree: Any, target: Any, rules: Sequence[Rule]) -> set[Any] | 
     if isinstance(target, (type, Layout)) or is_path(target):
         return None
     whole, wanted = infer_tree(tree), infer_tree(target)
+    # A target with a step or moments takes the whole train state.
     weights = [row for row in whole.rows if row.is_weight]
     if not isinstance(tree, dict) or not all(row.is_weight for row in wanted.rows):
         return None
@@ -509,17 +536,21 @@ def _part(tree: Any, kept: set[Any] | None) -> Any:
 
 def _is_identity(lens: Lens) -> bool:
     """Whether what is on disk is the target's own layout."""
-    joined = [len(rows) for rows in lens.joined]
-    return joined == [len(lens.source.rows), len(lens.view.rows)] and interchangeable(lens)
+    source_count, view_count = (len(rows) for rows in lens.joined)
+    is_total = (source_count, view_count) == (len(lens.source.rows), len(lens.view.rows))
+    return is_total and interchangeable(lens)
 
 
 def _summary(lens: Lens) -> str:
     """What a lens does, in one line."""
-    joined = [len(rows) for rows in lens.joined]
     rows = lens.source.rows, lens.view.rows
-    edited = sum(not only_moves(one, rows) for one in lens.joins)
-    left = len(lens.source.rows) - joined[0]
-    made = len(lens.view.rows) - joined[1]
+    edited = 0
+    for join in lens.joins:
+        if not only_moves(join, rows):
+            edited += 1
+    # What has no partner: of the disk it is left there, of the target it is made by its default.
+    left = len(lens.source.rows) - len(lens.joined[0])
+    made = len(lens.view.rows) - len(lens.joined[1])
     return (
         f"adapted {lens.source.name} to {lens.view.name}: "
         f"{counted(len(lens.joins) - edited, 'leaf moved', 'leaves moved')}, "

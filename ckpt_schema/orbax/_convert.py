@@ -112,6 +112,7 @@ def convert(
     """
     verify_names(item=item, aux=aux)
     verify_standing(at, items)
+    # These are words for making a lens: beside one that is given they would mean nothing.
     if isinstance(lens_or_target, Lens) and (rules or scan is not None or lists is not None):
         raise spare_words()
     words, where = Words(rules, scan, lists), Whereabouts(item, at, items, aux)
@@ -120,10 +121,12 @@ def convert(
     _verify_mounted(source, place)
     verify_writable(place)
     steps = steps_of(source)
+    # The directory of a run holds checkpoints and is none itself.
     if steps:
         return _convert_run(source, place, steps, order, verify, dry_run, progress)
     verify_free(place)
     work = order.planned(source)
+    # Known from metadata already, so that a dry run returns what the conversion would.
     done = work.outcome
     if not dry_run:
         _write(work, place, verify, _Meter(done.written, progress))
@@ -151,11 +154,17 @@ class _Order:
             raise refusal(source, found, hint)
         if isinstance(self.lens_or_target, (Lens, Registry)):
             verify_arguments(self.lens_or_target, disk_side=self.disk_side)
+        # A registry has a lens for each version,
+        # and which is on disk is known only when it is read.
         if isinstance(self.lens_or_target, Lens):
             route = route_through(source, self.lens_or_target, self.disk_side, self.where)
         else:
             route = route_to(source, self.lens_or_target, self.words, self.where)
-        if any(disk.reader for disk in (route.disk, *(part for _, part in route.disk.parts))):
+        # What has a reader of its own has no arrays in files of Orbax that a link could share.
+        disks = [route.disk]
+        for _, part in route.disk.parts:
+            disks.append(part)
+        if any(disk.reader is not None for disk in disks):
             hint = "restore it, and save what that returns: it is read whole in any case"
             raise refusal(source, "a file of an older release", hint)
         return Rewriting(route, self.where, Path(source))
@@ -184,10 +193,13 @@ def _convert_run(
     progress: Callable[[int, int], None] | None,
 ) -> Conversion:
     """Converts each checkpoint of a run that is not there yet."""
+    # A directory that has some of the steps is that of a conversion which was stopped, and goes on.
     if is_checkpoint(place) or not place.is_dir():
         verify_free(place)
     missing = [step for step in steps if not (place / step).exists()]
+    # All plans come before the first write: a step that cannot be converted stops the run at once.
     works = {step: order.planned(source / step) for step in missing}
+    # What is there already may come of other rules, and a run of two layouts is of use to nobody.
     for step in steps:
         if step not in works:
             order.planned(source / step).verify_there(place / step)
@@ -197,9 +209,11 @@ def _convert_run(
     _LOGGER.info(text, place, counted(len(steps), "checkpoint"), len(steps) - len(missing))
     if dry_run:
         return done
+    # One meter for all steps: progress goes from nothing to the end once.
     meter = _Meter(done.written, progress)
     for step, work in works.items():
         _write(work, place / step, verify, meter)
+    # The file by which a manager knows the directory for its own; it may have its own already.
     root, own = source / ROOT_FILE, place / ROOT_FILE
     if root.exists() and not own.exists():
         own.parent.mkdir(parents=True, exist_ok=True)
@@ -211,10 +225,14 @@ def _write(work: Rewriting, place: epath.Path, verify: bool, meter: _Meter) -> N
     """Writes a checkpoint beside its place, and puts it there when it is whole."""
     site = Site.beside(place)
     scrap = Path(site.own) / "scrap"
+    # The scrap holds arrays that are made, until the new pytree links them:
+    # it is no part of the draft.
     try:
         work.write(Path(site.draft), Path(place), scrap, meter.add)
         work.verify(Path(site.draft), values=verify)
         shutil.rmtree(scrap, ignore_errors=True)
+    # An error of the library says what is wrong; any other would be a riddle,
+    # and gets a text around it.
     except CkptSchemaError:
         site.sweep()
         raise
@@ -225,6 +243,7 @@ def _write(work: Rewriting, place: epath.Path, verify: bool, meter: _Meter) -> N
 
 def _verify_mounted(*places: epath.Path) -> None:
     faults: list[Mismatch] = []
+    # A store has neither links nor a rename in one step, and both are what this stands on.
     for place in places:
         if is_remote(place):
             hint = "copy the checkpoint to a disk, or restore it and save it elsewhere"

@@ -93,6 +93,7 @@ class DiskTree:
     ) -> DiskTree:
         """Several pytrees as one, each at its key path."""
         tree: Tree = {}
+        # `read_arrays` takes an order for this tree apart again, by the same key paths.
         for at, part in parts:
             tree = planted(tree, at, part.tree)
         return cls(parts[0][1].path, None, tree, beside, parts=tuple(parts))
@@ -107,10 +108,15 @@ class DiskTree:
     @property
     def roots(self) -> list[str]:
         """The keys of the root; of names that are joined, what they begin with."""
-        keys = map(str, self.tree) if isinstance(self.tree, dict) else ()
+        keys = [*map(str, self.tree)] if isinstance(self.tree, dict) else []
         if self.joined is None:
-            return list(keys)
-        return list(dict.fromkeys(key.split(self.joined)[0] for key in keys))
+            return keys
+        # "model.layers.0.weight" and "model.norm.weight" have one root: a dict keeps it once,
+        # in order.
+        first: dict[str, None] = {}
+        for key in keys:
+            first[key.split(self.joined)[0]] = None
+        return list(first)
 
     def below(self, prefix: KeyPath) -> DiskTree | None:
         """The part at ``prefix``, or None when there is none."""
@@ -119,20 +125,23 @@ class DiskTree:
         tree = self.at(prefix)
         if tree is None:
             return None
+        # Orbax asks for all containers of a pytree, however little of it is read: they are kept.
         whole = self.tree if self.whole is None else self.whole
         return dataclasses.replace(self, tree=tree, root=(*self.root, *prefix), whole=whole)
 
     def _named_below(self, start: str) -> DiskTree | None:
         """What has names that begin so, as a tree of the rest of these names."""
         read = self.reader
-        tree = {
-            name.removeprefix(start): leaf
-            for name, leaf in self.tree.items()
-            if name.startswith(start)
-        }
+        # Below "text.", the leaf "text.norm.weight" is called "norm.weight".
+        tree: dict[str, Any] = {}
+        for name, leaf in self.tree.items():
+            if name.startswith(start):
+                tree[name.removeprefix(start)] = leaf
         if not tree or read is None:
             return None
 
+        # Files know the full names alone: an order goes to them under these,
+        # and what comes is renamed.
         def read_part(order: Tree) -> Tree:
             whole = read({start + name: asked for name, asked in order.items()})
             return {name: whole[start + name] for name in order}
@@ -147,9 +156,8 @@ class DiskTree:
         """The same without what is at one key of the root."""
         if not isinstance(self.tree, dict) or key not in self.tree:
             return self
-        return dataclasses.replace(
-            self, tree={name: child for name, child in self.tree.items() if name != key}
-        )
+        kept = {name: child for name, child in self.tree.items() if name != key}
+        return dataclasses.replace(self, tree=kept)
 
     def without_texts(self) -> DiskTree:
         """The same without the leaves that are texts, which no state has a place for."""
@@ -174,13 +182,15 @@ def _texts(tree: Tree, at: KeyPath) -> set[KeyPath]:
     """The key paths of texts."""
     if isinstance(tree, str):
         return {at}
-    found: set[KeyPath] = set()
+    texts: set[KeyPath] = set()
     for key, child in children(tree) if isinstance(tree, (dict, list, tuple)) else ():
-        found |= _texts(child, (*at, key))
-    return found
+        texts |= _texts(child, (*at, key))
+    return texts
 
 
 def _at(tree: Tree, prefix: KeyPath) -> Tree | None:
+    # A key path that a user wrote is of texts: `layers/0` means the item 0 of a list,
+    # or a key 0 or "0".
     for key in prefix:
         if isinstance(tree, (list, tuple)) and str(key).isdecimal() and int(key) < len(tree):
             tree = tree[int(key)]
@@ -209,6 +219,8 @@ def read_metadata(
     if isinstance(path, DiskTree):
         return path
     place = absolute(path)
+    # What is no checkpoint of Orbax is told by its files, and holds one pytree,
+    # so that none is named.
     if item is None and is_of_weights(path):
         return of_weights(read_weights(path))
     try:
@@ -224,6 +236,8 @@ def read_metadata(
     try:
         # Without this file Orbax takes some checkpoints for none.
         is_known = (place / CHECKPOINT_FILE).exists()
+        # The headers are what Orbax reads too, in a fraction of its time. None:
+        # they were not understood.
         stored = read_headers(place / (name or "")) if is_known else None
         if stored is None and is_older_pytree(place / (name or "")):
             tree = read_older_pytree(place / (name or ""))
@@ -233,10 +247,12 @@ def read_metadata(
         flat = flatten(stored)
         written = _written(place / (name or ""))
         named = [".".join(map(str, key)) for key in flat.keys]
-        typed = [
-            _abstract(leaf, written.get(at) if _may_be_key(leaf) else None)
-            for at, leaf in zip(named, flat.leaves, strict=True)
-        ]
+        typed: list[Any] = []
+        for dotted, leaf in zip(named, flat.leaves, strict=True):
+            # Orbax's metadata has a key's raw words, uint32:
+            # a note beside them says that it is a key.
+            impl = written.get(dotted) if _may_be_key(leaf) else None
+            typed.append(_abstract(leaf, impl))
     except Exception as error:  # Orbax has no one class for what may be wrong with a directory
         raise _unreadable(place, name, error) from error
     # An array whose name is gone would be read as one that was never saved, and get a default.
@@ -262,6 +278,7 @@ def _of_values(
 ) -> DiskTree:
     """A pytree that had to be read to know its leaves."""
 
+    # The values are held until this is read, and are not read a second time.
     def read(order: Tree) -> Tree:
         return jax.tree.map(_placed, order, values)
 
@@ -311,6 +328,7 @@ def _found(place: epath.Path, name: str | None) -> Tree:
         stored = ocp.metadata(place, checkpointable_name=name).metadata
     if stored is not None:
         return stored
+    # Of all that Orbax logs, the cause comes after these words.
     _, _, why = "\n".join(said).partition("Error details: ")
     raise ValueError(why.strip() or "no metadata could be read; the log says why")
 
@@ -343,6 +361,7 @@ def _abstract(leaf: Any, impl: str | None) -> Any:
         return leaf  # as most are; of many leaves, making each anew takes as long as finding it
     if impl is None:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    # The last axis on disk is the words of each key, which a typed key does not have.
     key = jax.eval_shape(functools.partial(jax.random.key, impl=impl), 0)
     return jax.ShapeDtypeStruct(leaf.shape[:-1], key.dtype)
 
@@ -354,6 +373,7 @@ def _written(item: epath.Path) -> Mapping[str, str | None]:
     keeps it in. Where there is none, keys read as raw data, which conforms to no key.
     """
     impls: dict[str, str | None] = {}
+    # Each process has noted the arrays that it wrote itself: all notes together name all.
     for _, arrays in array_notes(item):
         for array in arrays:
             impls[array["param_name"]] = (array.get("ext_metadata") or {}).get("random_key_impl")
@@ -381,8 +401,11 @@ def read_arrays(disk: DiskTree, prefix: KeyPath, wanted: Tree) -> Tree:
     order, whole = _completed(planted(skipped, place, wanted), skipped), skipped
     for at, part in disk.parts or [((), disk)]:
         own = _at(order, at)
+        # The root of a spread state has the keys of the other pytrees too,
+        # which are none of its own.
         if disk.parts and isinstance(own, dict):
             own = {key: own[key] for key in part.tree}
+        # A pytree of which nothing is wanted is not opened.
         if not disk.parts or any(leaf is not SKIP for leaf in jax.tree.leaves(own)):
             whole = planted(whole, at, _read(part, own))
     return _picked(_at(whole, place), wanted)
@@ -392,10 +415,10 @@ def _completed(order: Tree, skipped: Tree) -> Tree:
     """An order with a placeholder for what it leaves out of dicts."""
     if not isinstance(order, dict) or not isinstance(skipped, dict):
         return order
-    return {
-        **skipped,
-        **{key: _completed(child, skipped.get(key)) for key, child in order.items()},
-    }
+    completed = dict(skipped)
+    for key, child in order.items():
+        completed[key] = _completed(child, skipped.get(key))
+    return completed
 
 
 def _picked(loaded: Tree, wanted: Tree) -> Tree:
@@ -427,6 +450,7 @@ def planted(tree: Any, prefix: KeyPath, wanted: Tree) -> Tree:
     if not prefix:
         return {**tree, **wanted} if isinstance(wanted, dict) and tree is not None else wanted
     key: Any = prefix[0]
+    # Each container on the way is made anew: the tree that was given is not changed.
     if isinstance(tree, (list, tuple)):
         made = list(cast(Sequence[Any], tree))
         made[int(key)] = planted(made[int(key)], prefix[1:], wanted)

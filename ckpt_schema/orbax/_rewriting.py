@@ -49,9 +49,8 @@ from ckpt_schema.orbax._whereabouts import spread_over
 
 __all__ = ["Conversion", "Rewriting"]
 
-_SMALL = (
-    2**26
-)  # bytes that are held without a thought: trees of small leaves are not read one by one
+# Bytes that are held without a thought: trees of small leaves are not read one by one.
+_SMALL = 2**26
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,9 +80,14 @@ class Conversion:
     @classmethod
     def of_steps(cls, steps: Mapping[str, Conversion], already: int) -> Conversion:
         """Those of several checkpoints as one."""
-        sums = [sum(getattr(each, name) for each in steps.values()) for name in _NUMBERS]
-        paths_ = dict.fromkeys(path for each in steps.values() for path in each.rewritten)
-        return cls(*sums, rewritten=tuple(paths_), steps=steps, already=already)
+        sums = dict.fromkeys(_NUMBERS, 0)
+        # The same leaf is rewritten in each step, and is named once: a dict keeps the order.
+        rewritten: dict[str, None] = {}
+        for step in steps.values():
+            for name in _NUMBERS:
+                sums[name] += getattr(step, name)
+            rewritten |= dict.fromkeys(step.rewritten)
+        return cls(**sums, rewritten=tuple(rewritten), steps=steps, already=already)
 
     def __str__(self) -> str:
         """It in one line."""
@@ -97,6 +101,7 @@ class Conversion:
         )
 
 
+# The fields that are sums where several checkpoints are told of as one.
 _NUMBERS = ("moved", "edited", "made", "linked", "written")
 
 
@@ -115,6 +120,8 @@ class Rewriting:
         self.disks: dict[Path, DiskTree] = {}
         self._files: dict[Path, PytreeFiles] = {}
         self._numbers = itertools.count()
+        # Files that are written have the format of the first pytree's,
+        # and go by what it says of itself.
         parts = [part for _, part in route.disk.parts] or [route.disk]
         self.main = self._known(parts[0])
         for part in parts[1:]:
@@ -122,12 +129,18 @@ class Rewriting:
         if route.private is not None:
             self._known(route.private.disk)
         pieces = route.pieces
+        # Where each value of the plan stands, by its position there.
+        # What is made is added when it is saved.
         self.stored = {at: self._stored(*told) for at, told in route.sources.items()}
-        self.goals = {
-            self.stored[at]: leaf for at, leaf in enumerate(jax.tree.leaves(route.fit.tree))
-        }
-        moves = [at for at in {*pieces.places, *route.beside} if at in self.stored]
-        self._foreign = [at for at in moves if not self.stored[at].files.is_like(self.main)]
+        self.goals: dict[Stored, Any] = {}
+        for at, leaf in enumerate(jax.tree.leaves(route.fit.tree)):
+            self.goals[self.stored[at]] = leaf
+        # An array of zarr2 cannot be linked into files of zarr3: it is read and written,
+        # but not edited.
+        self._foreign: list[int] = []
+        for at in {*pieces.places, *route.beside}:
+            if at in self.stored and not self.stored[at].files.is_like(self.main):
+                self._foreign.append(at)
         self.trees: dict[str | None, Tree] = {}
 
     # --- where things are  ---
@@ -142,6 +155,8 @@ class Rewriting:
 
     def _stored(self, disk: DiskTree, key: KeyPath) -> Stored:
         """The array at a key path of a tree on disk."""
+        # The longest prefix first: a pytree at the root has all key paths,
+        # also those of the others.
         for at, part in sorted(disk.parts, key=lambda each: -len(each[0])):
             if key[: len(at)] == at:
                 return self._stored(part, key[len(at) :])
@@ -170,8 +185,16 @@ class Rewriting:
     def outcome(self) -> Conversion:
         """What becomes of the leaves of the new state."""
         pieces, result = self.route.pieces, self.route.result
-        anew = {at for piece in pieces.every if not piece.inputs for at in piece.results}
-        edited = {at for piece in self.pieces for at in piece.results} - anew
+        # What is made of nothing is a default; what is made of leaves is edited;
+        # all else only moves.
+        anew: set[int] = set()
+        edited: set[int] = set()
+        for piece in pieces.every:
+            if not piece.inputs:
+                anew.update(piece.results)
+        for piece in self.pieces:
+            edited.update(piece.results)
+        edited -= anew
         numbers = dict.fromkeys(_NUMBERS, 0)
         rewritten: list[str] = []
         for at, key, leaf in zip(pieces.places, result.keys, result.leaves, strict=True):
@@ -192,6 +215,7 @@ class Rewriting:
         """Makes and saves what does not only move, so much at a time as may be held."""
         places = {*self.route.pieces.places, *self._foreign, *self.route.beside}
         sizes = self._sizes()
+        # The unit of what may be held: one leaf, the largest. Two of them are the promised peak.
         most = max([*sizes.values(), _SMALL // 2])
         held: dict[str, Any] = {}
         used = 0
@@ -229,12 +253,18 @@ class Rewriting:
     def _read(self, wanted: Sequence[Stored]) -> list[Any]:
         """The values of arrays of the source."""
         values_of: dict[Stored, Any] = {}
-        for folder in {each.files.folder for each in wanted}:
-            names = {each.name for each in wanted if each.files.folder == folder}
-            goals = {s.name: leaf for s, leaf in self.goals.items() if s.files.folder == folder}
+        # Orbax reads one pytree at a call: what is wanted of each is read together.
+        names_in: dict[Path, set[str]] = {}
+        for stored in wanted:
+            names_in.setdefault(stored.files.folder, set()).add(stored.name)
+        for folder, names in names_in.items():
+            goals: dict[str, Any] = {}
+            for stored, leaf in self.goals.items():
+                if stored.files.folder == folder:
+                    goals[stored.name] = leaf
             values = _values(self.disks[folder], names, goals)
             values_of |= {Stored(self._files[folder], name): x for name, x in values.items()}
-        return [values_of[each] for each in wanted]
+        return [values_of[stored] for stored in wanted]
 
     def _items(self, found: Sequence[Any]) -> dict[str | None, Tree]:
         """The new trees by name, with what each leaf of the state is."""
@@ -242,6 +272,8 @@ class Rewriting:
         state = route.result.treedef.unflatten(found)
         main, aux = route.disk.item, self.where.aux
         beside = self._beside()
+        # Older releases wrote one pytree at the root of the directory:
+        # what is beside has a key in it.
         is_flat = main is None and not route.disk.parts
         if beside and aux is not None and (is_flat or route.disk.at((aux,)) is not None):
             state = {**dict(children(state)), aux: beside}
@@ -249,6 +281,7 @@ class Rewriting:
         items: dict[str | None, Tree] = {main: self._in_whole(state)}
         if route.disk.parts:
             spread = self.where.items or {}
+            # Spread as the source is if the new layout has these keys too, as `convert` says.
             keys = {paths.format_path(key[:1]) for key in route.result.keys}
             items = {**spread_over(state, STATE, None, spread if keys >= spread.keys() else {})}
         if beside and aux is not None:
@@ -280,6 +313,7 @@ class Rewriting:
     def _write_item(self, name: str | None, tree: Tree, draft: Path, scrap: Path) -> None:
         flat = flatten(tree)
         named = dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
+        # {"a": {"b": x}} and {"a.b": y} would both be the array a.b.
         if len(named) != len(flat.keys):
             fault = Mismatch("", "ambiguous", "leaves of different names", "two of one name")
             raise ConformanceError("the state cannot be saved", [fault])
@@ -300,6 +334,7 @@ class Rewriting:
             if flat and part.name not in _BESIDE:
                 continue  # files of the pytree, which is all of the folder
             copy = linked_tree if part.is_dir() else linked
+            # It names the directory that it commits, and would commit the old one.
             if part.name == COMMIT_FILE:
                 text = part.read_text().replace(str(self.source), str(place))
                 (draft / part.name).write_text(text)
@@ -337,13 +372,14 @@ class Rewriting:
             if name == self.where.aux:  # a run that went on there may have other ones
                 continue
             disk = read_metadata(place, name, aux=self.where.aux)
-            found = _leaves(disk)
+            there = _leaves(disk)
             flat = flatten(tree)
             wanted = dict(zip(map(dotted, flat.keys), flat.leaves, strict=True))
-            for key in sorted({*wanted, *found}):
-                told = [_described(each.get(key)) for each in (wanted, found)]
-                if None not in told and told[0] != told[1]:
-                    faults.append(Mismatch(key, "exists", *map(str, told)))
+            for key in sorted({*wanted, *there}):
+                expected, found = _described(wanted.get(key)), _described(there.get(key))
+                # Of what comes along as it is nothing is known but its place: that says no dtype.
+                if expected is not None and found is not None and expected != found:
+                    faults.append(Mismatch(key, "exists", expected, found))
         if faults:
             hint = "it was converted by other words, or is another run's: remove it, or convert to another directory"
             faults[-1] = dataclasses.replace(faults[-1], hint=hint)
@@ -357,6 +393,8 @@ class Rewriting:
             disk = read_metadata(epath.Path(draft), name, aux=aux)
             flat = flatten(tree)
             there = {dotted(key) for key in flatten(disk.tree).keys}
+            # What one of them has alone: a leaf that was lost on the way,
+            # or one that nobody asked for.
             for name_ in sorted({dotted(key) for key in flat.keys} ^ there):
                 faults.append(Mismatch(name_, "key", "the leaves of the new layout", "another"))
             if values and not faults:
@@ -375,6 +413,8 @@ class Rewriting:
                 made.setdefault(each, []).append(name)
             else:
                 moved[name] = each
+        # What moved has the same bits on both sides; what was made is made again,
+        # and compared with that.
         for names in _batches(moved, sizes):
             yield from self._unlike_moved(disk, {name: moved[name] for name in names})
         for piece in self.pieces:
@@ -382,7 +422,8 @@ class Rewriting:
             for number, at in enumerate(piece.results):
                 if at not in self.stored:
                     continue  # a leaf that the new layout has no place for
-                named += ((name, number) for name in made.get(self.stored[at], []))
+                for name in made.get(self.stored[at], []):
+                    named.append((name, number))
             if named:
                 yield from self._unlike_made(disk, piece, named)
 
@@ -463,8 +504,11 @@ def _values(disk: DiskTree, names: set[str], goals: Mapping[str, Any]) -> dict[s
     # own let go of the original: it is freed when Python next looks for garbage, however little.
     jax.block_until_ready(loaded)
     gc.collect(0)
-    values = zip(flat.keys, flat.treedef.flatten_up_to(loaded), strict=True)
-    return {name: value for key, value in values if (name := dotted(key)) in names}
+    values: dict[str, Any] = {}
+    for key, value in zip(flat.keys, flat.treedef.flatten_up_to(loaded), strict=True):
+        if dotted(key) in names:
+            values[dotted(key)] = value
+    return values
 
 
 def _batches(names: Iterable[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
@@ -483,11 +527,12 @@ def _batches(names: Iterable[str], sizes: Mapping[str, int]) -> Iterator[list[st
 
 
 def _bits(name: str, expected: Any, found: Any) -> Iterator[Mismatch]:
-    a, b = (_savable(value) for value in (expected, found))
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
-        yield Mismatch(name, "dtype", leaves.describe(a), leaves.describe(b))
+    # A Python number has no bits to compare: it becomes an array, as it was when it was saved.
+    wanted, there = _savable(expected), _savable(found)
+    if (wanted.shape, wanted.dtype) != (there.shape, there.dtype):
+        yield Mismatch(name, "dtype", leaves.describe(wanted), leaves.describe(there))
         return
-    differs = difference(a, b)
+    differs = difference(wanted, there)
     if differs is not None:
         index, own, other = differs
         yield Mismatch(name, "value", f"{own} at {index}", other, "a disk may be damaged")

@@ -119,8 +119,7 @@ def save(
     agree("processes do not save the same", {"path": place})
     given: dict[str, Any] = {"onto": onto, "side": side, "aux": aux, "private": private}
     trees = items_of(state, lens, item=item, at=at, items=items, **given)
-    # Nothing is written where the checkpoint will stand:
-    # a save that dies leaves no half of one there.
+    # A folder beside the place: a save that dies leaves no half of a checkpoint under its name.
     site = Site.beside(place)
     try:
         # The record is what a restore without a lens goes by; see `recorded`.
