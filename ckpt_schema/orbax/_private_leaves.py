@@ -44,6 +44,7 @@ def private_leaves(match: Match, lens: Lens) -> dict[Any, Any]:
     private = lens.private[1]
     root: dict[Any, Any] = {}
     for (number, indices), position in match.slots.items():
+        # A cache is private too, and no checkpoint keeps it.
         if number in private and not lens.view.rows[number].ephemeral:
             *above, last = paths.fill(lens.view.rows[number].key, indices)
             node = root
@@ -60,22 +61,16 @@ def verify_private(private: Tree, lens: Lens) -> None:
         ConformanceError: With every leaf that the view does not have, or that the source has a
             place for.
     """
-    private_rows, slot = lens.private[1], SlotFinder(lens.view).slot
+    private_rows, finder = lens.private[1], SlotFinder(lens.view)
+    expected = f"a private leaf of {lens.view.name}"
     flat = flatten(private)
-    unlike = [
-        (key, leaf, slot(key, stored=True))
-        for key, leaf in zip(flat.keys, flat.leaves, strict=True)
-    ]
-    faults = [
-        Mismatch(
-            paths.format_path(key),
-            "extra",
-            f"a private leaf of {lens.view.name}",
-            leaves.describe(leaf),
-        )
-        for key, leaf, at in unlike
-        if at is None or at[0] not in private_rows
-    ]
+    faults: list[Mismatch] = []
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        # `load_private` gives keys as the disk has them, where an int is a text.
+        slot = finder.slot(key, stored=True)
+        if slot is None or slot[0] not in private_rows:
+            where, found = paths.format_path(key), leaves.describe(leaf)
+            faults.append(Mismatch(where, "extra", expected, found))
     if faults:
         raise ConformanceError(
             f"private= is not what {lens.source.name} has no place for",
@@ -153,15 +148,15 @@ class PrivateLeaves:
         goals = jax.tree.leaves(state)
         here = self.slots(side)
         strays = self.strays(side)
-        own = [
-            (slot, position)
-            for slot, position in match.slots.items()
-            if slot[0] in private and not side.view.rows[slot[0]].ephemeral
-        ]
-        faults = [
-            Mismatch(paths.format_path(k), "extra", "no such leaf", stored, _HINT)
-            for k, stored in (strays if self.total and own else ())
-        ]
+        own: list[tuple[Slot, int]] = []
+        for slot, position in match.slots.items():
+            if slot[0] in private and not side.view.rows[slot[0]].ephemeral:
+                own.append((slot, position))
+        # A target without private leaves of its own, as one for serving,
+        # leaves those on disk alone.
+        faults: list[Mismatch] = []
+        for key, stored in strays if self.total and own else ():
+            faults.append(Mismatch(paths.format_path(key), "extra", "no such leaf", stored, _HINT))
         if strays and not self.total:
             _LOGGER.info(
                 "%s not read, as the target has no place for them: %s",
@@ -179,6 +174,7 @@ class PrivateLeaves:
                     )
                 continue
             key, stored = here[slot]
+            # They come from a run of the same model: nothing is cast, and a difference is a fault.
             if leaves.signature(stored) != leaves.signature(goal):
                 kind = (
                     "shape"
@@ -200,15 +196,19 @@ class PrivateLeaves:
 
     def slots(self, side: Lens) -> dict[Slot, tuple[KeyPath, Any]]:
         """The key path of each that is a leaf of the view, and the leaf, by what it is there."""
-        return {slot: (key, leaf) for key, leaf, slot in self._found(side.view) if slot is not None}
+        known: dict[Slot, tuple[KeyPath, Any]] = {}
+        for key, leaf, slot in self._found(side.view):
+            if slot is not None:
+                known[slot] = (key, leaf)
+        return known
 
     def strays(self, side: Lens) -> list[tuple[KeyPath, str]]:
         """The key path of each that is no leaf of the view, and what it is."""
-        return [
-            (key, leaves.describe(leaf))
-            for key, leaf, slot in self._found(side.view)
-            if slot is None
-        ]
+        strays: list[tuple[KeyPath, str]] = []
+        for key, leaf, slot in self._found(side.view):
+            if slot is None:
+                strays.append((key, leaves.describe(leaf)))
+        return strays
 
     def rows(self, view: Layout) -> list[Row]:
         """The rows of a layout of which leaves are here."""
@@ -220,17 +220,23 @@ class PrivateLeaves:
 
         Where the view is weights alone, only those of the weights.
         """
-        flat, slot = flatten(self.tree), SlotFinder(view).slot
-        home = next((h for h in view.homes if any(key[: len(h)] == h for key in flat.keys)), ())
-        pairs = [
-            (key, leaf)
-            for key, leaf in zip(flat.keys, flat.leaves, strict=True)
-            if key[: len(home)] == home
-        ]
-        return [(key, leaf, slot(key[len(home) :], stored=True)) for key, leaf in pairs]
+        flat, finder = flatten(self.tree), SlotFinder(view)
+        # A train state has its weights under a home, as `params`,
+        # which a view of weights does not have.
+        home: KeyPath = ()
+        for place in view.homes:
+            if any(key[: len(place)] == place for key in flat.keys):
+                home = place
+                break
+        located: list[tuple[KeyPath, Any, Slot | None]] = []
+        for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+            if key[: len(home)] == home:
+                located.append((key, leaf, finder.slot(key[len(home) :], stored=True)))
+        return located
 
     def load(self, orders: Orders) -> dict[int, Any]:
         """The values, by position in the target."""
+        # Orbax is given all of the tree, with a placeholder for what is not read.
         by_key = dict(orders.values())
         flat = flatten(self.tree)
         order = flat.treedef.unflatten([by_key.get(key, SKIP) for key in flat.keys])
@@ -252,6 +258,8 @@ def find(disk: DiskTree, aux: str | None, *, total: bool = True) -> PrivateLeave
     """
     if aux is None:
         return None
+    # Inside first: some trainers keep them under a key of the state,
+    # and older releases have one pytree.
     inside = disk.at((aux,))
     if inside is not None:
         return PrivateLeaves(disk, (aux,), inside, total)

@@ -89,10 +89,10 @@ class PytreeFiles:
     @functools.cached_property
     def arrays(self) -> Mapping[str, Mapping[str, Entry]]:
         """What each process has said of the arrays that it wrote, by its file and their names."""
-        return {
-            file: {entry["param_name"]: entry for entry in said}
-            for file, said in array_notes(self.folder)
-        }
+        by_file: dict[str, Mapping[str, Entry]] = {}
+        for file, said in array_notes(self.folder):
+            by_file[file] = {entry["param_name"]: entry for entry in said}
+        return by_file
 
     @functools.cached_property
     def shardings(self) -> Mapping[str, str] | None:
@@ -137,16 +137,22 @@ def skeleton(tree: Tree, folder: Path) -> list[Entry]:
 
     Orbax itself is asked to save the tree with nothing in it, so that no other is to know its rules.
     """
+    # The number beside the tree is an array: without one, Orbax warns that it has none to merge.
     empty = jax.tree.map(lambda _: None, tree)
     ocp.save(str(folder), {"tree": empty, "number": 0})
     told = PytreeFiles.read(folder / "state").told["tree_metadata"]
     shutil.rmtree(folder)
-    inner = [entry for entry in told.values() if entry["key_metadata"][0]["key"] == "tree"]
-    return [{**entry, "key_metadata": entry["key_metadata"][1:]} for entry in inner]
+    entries: list[Entry] = []
+    for entry in told.values():
+        if entry["key_metadata"][0]["key"] == "tree":
+            # Without the level that was put around the tree to save it.
+            entries.append({**entry, "key_metadata": entry["key_metadata"][1:]})
+    return entries
 
 
 def saved(leaves: Mapping[str, Any], like: PytreeFiles, folder: Path) -> PytreeFiles:
     """The files of leaves that Orbax writes under their dotted names, in the format of other files."""
+    # An array of another format could not be linked beside those that only move.
     context = ocp.Context()
     context.array.saving.use_ocdbt = like.is_database
     context.array.saving.use_zarr3 = like.is_zarr3
@@ -202,6 +208,7 @@ class Assembly:
         told: dict[str, Any] = {}
         for entry in self.entries:
             stored = self.leaves.get(_name(entry))
+            # The skeleton was saved without values: what a leaf is, is told where the leaf stands.
             if stored is not None:
                 value = stored.files.entries[stored.name]["value_metadata"]
                 entry = {**entry, "value_metadata": value}
@@ -217,6 +224,8 @@ class Assembly:
             said: list[dict[str, Any]] = []
             for name, stored in self.leaves.items():
                 arrays = stored.files.arrays
+                # What was made here was written by one process,
+                # and is noted for each of the old ones.
                 entry = arrays.get(file, _first(arrays)).get(stored.name)
                 if entry is not None:
                     said.append({"array_metadata": {**entry, "param_name": name}})
@@ -229,6 +238,8 @@ class Assembly:
             return
         shardings: dict[str, str] = {}
         spare = _whole(next(iter(self.like.shardings.values()), None))
+        # What was made has the sharding of this process,
+        # which says nothing of the run that reads it.
         for name, stored in self.leaves.items():
             own = (stored.files.shardings or {}).get(stored.name)
             if own is not None:
@@ -252,12 +263,12 @@ class Assembly:
         whole = ts.Transaction(atomic=True)
         target = database(folder, context, for_writing=True)
         sources = {own: database(place, context) for own, place in others.items()}
-        copies = [
-            (sources[stored.files.folder] / f"{stored.name}/").experimental_copy_range_to(
-                (target / f"{name}/").with_transaction(whole)
-            )
-            for name, stored in self.leaves.items()
-        ]
+        # All copies are begun before the first is waited for. They copy references, and no values.
+        copies: list[Any] = []
+        for name, stored in self.leaves.items():
+            old_range = sources[stored.files.folder] / f"{stored.name}/"
+            new_range = (target / f"{name}/").with_transaction(whole)
+            copies.append(old_range.experimental_copy_range_to(new_range))
         for copy in copies:
             copy.result()
         whole.commit_async().result()
@@ -304,6 +315,8 @@ def _prune(folder: Path) -> None:
     Raises:
         CheckpointWriteError: It refers to some that are not there.
     """
+    # The linked databases hold all arrays of the old checkpoint,
+    # also those that nobody has any more.
     needed = {folder / name for name in _referred(folder)} | {folder / DATABASE_FILE}
     there = {file for file in folder.rglob("*") if file.is_file()}
     lost = sorted(needed - there)
@@ -312,7 +325,9 @@ def _prune(folder: Path) -> None:
         raise CheckpointWriteError(f"{folder} could not be put together", [fault])
     for file in there - needed:
         file.unlink()
-    for below in sorted((part for part in folder.rglob("*") if part.is_dir()), reverse=True):
+    # Backwards, so that a folder comes after those in it, which may be all that it holds.
+    folders = [part for part in folder.rglob("*") if part.is_dir()]
+    for below in sorted(folders, reverse=True):
         if not any(below.iterdir()):
             below.rmdir()
 
@@ -321,12 +336,19 @@ def _referred(folder: Path) -> Iterator[str]:
     """The files that hold the nodes and values of a database, below its folder."""
     base = ts.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
     manifest = ts.ocdbt.dump(base).result()
-    waiting = [each["location"] for each in manifest["version_tree_nodes"]]
-    waiting += [root for each in manifest["versions"] if (root := each["root"].get("location"))]
+    # From the roots down: the tree of versions, the root of each, their nodes, and the values.
+    waiting: list[str] = [node["location"] for node in manifest["version_tree_nodes"]]
+    for version in manifest["versions"]:
+        root = version["root"].get("location")
+        if root:  # a version that holds nothing has none
+            waiting.append(root)
     while waiting:
         location = waiting.pop()
         kind, below, file, *_ = location.split(":")  # its kind, where it stands, offset and length
         yield f"{below}{file}"
         if kind != "value":
             for entry in ts.ocdbt.dump(base, location).result()["entries"]:
-                waiting += [entry[key] for key in ("location", "indirect_value") if key in entry]
+                # A node below, or a value in a file; small values stand in the node itself.
+                for key in ("location", "indirect_value"):
+                    if key in entry:
+                        waiting.append(entry[key])

@@ -83,6 +83,7 @@ def route_to(place: epath.Path, target: Any, words: Words, where: Whereabouts) -
     whole = variables.state_of(target)
     lens, read = adapted(read, whole, name_of(target, "the target"), words, where.aux)
     disk, fits = stand(place, lens, read, **given)
+    # A target says types alone here: what is on no disk has no value that could be linked.
     onto = jax.tree.map(_plain, declared(whole, lens))
     return _route(disk, _of_source(fits, lens), lens, onto, where)
 
@@ -95,6 +96,7 @@ def route_through(
     if disk_side is not None and len(fits) > 1:
         wanted = lens.source if disk_side == "source" else lens.view
         fits = [fit for fit in fits if fit.layout is wanted]
+    # What fits both sides, and means something else in each, is what its own record says.
     if len(fits) > 1 and not interchangeable(lens):
         fits = recorded_alone(disk.path, fits, lambda fit: fit.layout)
     if not fits:
@@ -118,6 +120,7 @@ def _plain(leaf: Any) -> Any:
 def _route(disk: DiskTree, fit: Fit, through: Lens, onto: Tree | None, where: Whereabouts) -> Route:
     private = find(disk, where.aux, total=False)
     slots = {} if private is None else private.slots(through)
+    # Private leaves that the new layout has a place for go back into the state.
     taken = {slot: at for slot, at in slots.items() if slot[0] in through.private[1]}
     if taken:
         onto = _filled(through, fit, taken) if onto is None else onto
@@ -132,8 +135,11 @@ def _route(disk: DiskTree, fit: Fit, through: Lens, onto: Tree | None, where: Wh
     sources = {at: (disk, (*fit.prefix, *key)) for at, key in enumerate(flatten(fit.tree).keys)}
     if onto is not None:
         sources |= _kept_sources(onto, through, taken, private, pieces, disk)
+    # The others stay beside it, so that nothing is lost on the way there and back.
     used = {key for key, _ in taken.values()}
-    rest = [] if private is None else [k for k in flatten(private.tree).keys if k not in used]
+    rest: list[KeyPath] = []
+    if private is not None:
+        rest = [key for key in flatten(private.tree).keys if key not in used]
     _report(disk, fit)
     beside = _beside(through, fit)
     return Route(disk, fit, private, rest, beside, pieces, sources, flatten(boxes.unboxed(result)))
@@ -141,6 +147,7 @@ def _route(disk: DiskTree, fit: Fit, through: Lens, onto: Tree | None, where: Wh
 
 def _filled(through: Lens, fit: Fit, taken: Mapping[Slot, Any]) -> Tree:
     """The state that a lens makes of what is on disk, with the private leaves that stand beside it."""
+    # No target says the sizes of dims that the view alone has: those of the disk are all there is.
     binder, view = Binder(through.dims), through.view
     Matcher(through.source).match(fit.tree, binder)
     unbound = sorted(view.names() - binder.sizes.keys())
@@ -149,9 +156,11 @@ def _filled(through: Lens, fit: Fit, taken: Mapping[Slot, Any]) -> Tree:
         fault = Mismatch(", ".join(unbound), "dims", f"every dim of {view.name}", "no size", hint)
         raise CheckpointMismatchError(f"{view.name} cannot be bound", [fault])
     there = {number for number, _ in fit.slots}
-    joined = {
-        after for one in through.joins if not there.isdisjoint(one.sources) for after in one.views
-    }
+    # An optional leaf stands in the result where the disk has what it is made of, and else not.
+    joined: set[int] = set()
+    for join in through.joins:
+        if not there.isdisjoint(join.sources):
+            joined.update(join.views)
     made: list[tuple[KeyPath, Any, Any]] = []
     for entry in view.entries(binder.sizes):
         number, row = entry.slot[0], view.rows[entry.slot[0]]
@@ -189,8 +198,12 @@ def _kept_sources(
     flat, slot = flatten(onto), SlotFinder(through.view).slot
     sources: dict[int, tuple[DiskTree, KeyPath]] = {}
     faults: list[Mismatch] = []
-    read = {*pieces.places, *(at for piece in pieces.every for at in piece.inputs)}
+    # A leaf of the target that nothing reads needs no source, as one that is made by a default.
+    read: set[int] = set(pieces.places)
+    for piece in pieces.every:
+        read.update(piece.inputs)
     for number, key in enumerate(flat.keys):
+        # Positions of the plan count the leaves of the disk first, then those of the target.
         at, own = pieces.count + number, slot(key, stored=flat.stored)
         if own is not None and own in taken and private is not None:
             sources[at] = private.disk, (*private.prefix, *taken[own][0])
@@ -207,11 +220,11 @@ def _kept_sources(
 def _beside(through: Lens, fit: Fit) -> dict[int, KeyPath]:
     """The leaves of the state that the view has no place for, by position, and their key paths beside the new state."""
     rows, alone = through.source.rows, through.private[0]
-    return {
-        position: paths.fill(rows[number].key, indices)
-        for (number, indices), position in fit.slots.items()
-        if number in alone and not rows[number].ephemeral
-    }
+    beside: dict[int, KeyPath] = {}
+    for (number, indices), position in fit.slots.items():
+        if number in alone and not rows[number].ephemeral:
+            beside[position] = paths.fill(rows[number].key, indices)
+    return beside
 
 
 def _report(disk: DiskTree, fit: Fit) -> None:

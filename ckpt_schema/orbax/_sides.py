@@ -83,11 +83,9 @@ def verify_arguments(lens: object, **sides: object) -> None:
         if isinstance(lens, Registry):
             hint = _OF_VERSIONS
         faults.append(Mismatch("lens", "argument", "a Lens", f"a {type(lens).__name__}", hint))
-    faults += (
-        Mismatch(name, "argument", '"source" or "view"', repr(side))
-        for name, side in sides.items()
-        if side not in (None, "source", "view")
-    )
+    for name, side in sides.items():
+        if side not in (None, "source", "view"):
+            faults.append(Mismatch(name, "argument", '"source" or "view"', repr(side)))
     if faults:
         raise ConformanceError("wrong arguments", faults)
 
@@ -115,11 +113,11 @@ def verify_names(**names: object) -> None:
     Raises:
         ConformanceError: With every argument that is none.
     """
-    faults = [
-        Mismatch(argument, "argument", "the name of an item, or None", repr(name))
-        for argument, name in names.items()
-        if name is not None and not isinstance(name, str)
-    ]
+    faults: list[Mismatch] = []
+    for argument, name in names.items():
+        if name is not None and not isinstance(name, str):
+            expected = "the name of an item, or None"
+            faults.append(Mismatch(argument, "argument", expected, repr(name)))
     if faults:
         raise ConformanceError("wrong arguments", faults)
 
@@ -145,6 +143,7 @@ def toward(
     flat = flatten(tree)
     source, view = lens.matchers
     turned = [(flat, view, ("view", lens)), (flat, source, ("source", ~lens))]
+    # Both sides are matched, though one fits: a tree that fits both is told, and not guessed at.
     for (name, side), matcher, has_others in _nearest_first(turned):
         # A whole match of a side with other keys would only find these again, and is dear.
         if fits and has_others:
@@ -172,6 +171,7 @@ def toward(
 
 def interchangeable(lens: Lens) -> bool:
     """Whether a tree that conforms to both sides is the same tree on both, as a checkpoint keeps it."""
+    # Where leaves only move, and to the same keys, the bytes on disk mean the same on both sides.
     rows = lens.source.rows, lens.view.rows
     return not any(lens.folds) and all(
         only_moves(join, rows) and _stored(rows[0][a].key) == _stored(rows[1][b].key)
@@ -283,6 +283,7 @@ def _fitting(
     for (layout, prefix, tree), matcher, has_others in _nearest_first(found):
         if fits and has_others:
             break
+        # One place is enough. Only the other side, on the same leaves, would be another reading.
         if fits and (fits[0].prefix != prefix or fits[0].layout is layout):
             continue
         tree = read_as(tree, layout)
@@ -330,11 +331,8 @@ def _candidates(disk: DiskTree, *sides: Layout) -> Iterator[tuple[Layout, KeyPat
                 yield layout, home, inner
         # A Linen train state may keep its weights bare, beside the step and the optimizer state.
         if layout.homes and isinstance(disk.tree, dict) and disk.tree.keys() >= set(_ENVELOPE):
-            yield (
-                layout,
-                (),
-                {key: child for key, child in disk.tree.items() if key not in _ENVELOPE},
-            )
+            bare = {key: child for key, child in disk.tree.items() if key not in _ENVELOPE}
+            yield layout, (), bare
 
 
 def _nearest_first(
@@ -350,6 +348,7 @@ def _nearest_first(
             yield candidate, matcher, False
         else:
             far.append((flat, matcher, candidate))
+    # A distance takes a walk of all leaves, and of one candidate alone nobody asks for it.
     if len(far) > 1:
         far.sort(key=lambda each: each[1].distance(each[0]))
     for _, matcher, candidate in far:

@@ -84,6 +84,7 @@ def stand(
     if read is not None:
         read = read if texts else read.without_texts()
         return read, locate(_alone(read, lens, aux), lens)
+    # Nobody has said where: what is usually meant comes first, then each other pytree.
     usual, rest, unnamed = candidates(path, item, aux, first)
     fits: list[Standing] = []
     tried: list[tuple[DiskTree, CheckpointMismatchError]] = []
@@ -138,6 +139,7 @@ def all_meant(
         disk = meant(path, item=item, at=at, items=items, aux=AUX)
     except SeveralItemsError:
         names = sorted(pytrees_of(absolute(path)) - {AUX}, key=paths.natural)
+        # As Orbax's managers keep it: the items `params` and `opt_state` are keys of one state.
         every = {paths.format_path((name,)): name for name in names}
         disk = meant(path, item=None, at=at, items=every, aux=AUX)
         text = "%s: all items are read, as one state; restore says so with items=%r"
@@ -189,8 +191,10 @@ def _looked(
 
 def _alone(disk: DiskTree, lens: Lens, aux: str | None) -> DiskTree:
     """A state without the private leaves that stand inside of it, whether anybody asks for them or not."""
-    tables = lens.source, lens.view
-    if aux is None and not any(row.key[:1] == (AUX,) for table in tables for row in table.rows):
+    # Left in, they would be leaves too many.
+    # A layout that has that very key means a part of its own.
+    rows = [*lens.source.rows, *lens.view.rows]
+    if aux is None and not any(row.key[:1] == (AUX,) for row in rows):
         aux = AUX
     return disk.without(aux)
 
@@ -238,11 +242,12 @@ def _named_below(tree: Any, at: str) -> dict[str, Any]:
         return {}
     start = ".".join(map(str, keys)) + "."
     several: dict[Any, Any] = tree
-    return {
-        name.removeprefix(start): leaf
-        for name, leaf in several.items()
-        if isinstance(name, str) and name.startswith(start)
-    }
+    # Below "text", the leaf "text.norm.weight" is called "norm.weight".
+    named: dict[str, Any] = {}
+    for name, leaf in several.items():
+        if isinstance(name, str) and name.startswith(start):
+            named[name.removeprefix(start)] = leaf
+    return named
 
 
 def part_below(disk: DiskTree, at: str | None) -> DiskTree:
@@ -284,8 +289,11 @@ def _joined(
             faults.append(Mismatch(name, "checkpoint", expected, found, hint))
     if faults:
         raise CheckpointMismatchError(f"{place} lacks items", faults)
-    parts = [(keys_named(key), read_metadata(path, name, aux=aux)) for key, name in items.items()]
+    parts: list[tuple[KeyPath, DiskTree]] = []
+    for key, name in items.items():
+        parts.append((keys_named(key), read_metadata(path, name, aux=aux)))
     left = rest or "state"
+    # What no key was named for is at the root, below the others: they are planted into it.
     if left in there - set(items.values()):
         parts.insert(0, ((), read_metadata(path, left, aux=aux)))
     return DiskTree.of_parts(parts, there - set(items.values()) - {left})
@@ -308,6 +316,7 @@ def _nowhere(
 ) -> CheckpointMismatchError:
     """The error of the first that was tried, with the key path and the item that would have fitted."""
     faults: list[Mismatch] = []
+    # A state that was saved inside of something, {"model": state}, is what is meant most often.
     for disk, _ in tried:
         for key in lower_nodes(disk):
             part = disk.below(key)
@@ -317,6 +326,7 @@ def _nowhere(
                 hint = f"pass {named}at={where!r}"
                 found = f"one in {disk.where}, at {where}"
                 faults.append(Mismatch("at", "checkpoint", "a state where it is read", found, hint))
+    # Next in line: one item for each key of the state, of which none alone fits.
     items = _spread([disk for disk, _ in tried], lens)
     if items is not None:
         found, hint = f"one in {', '.join(items.values())}", f"pass items={items!r}"
@@ -336,17 +346,23 @@ def _spread(disks: list[DiskTree], lens: Lens) -> dict[str, str] | None:
     for table in (lens.view, lens.source):
         slot = SlotFinder(table).slot
         by_item: dict[str, DiskTree] = {}
-        roots = dict.fromkeys(row.key[0] for row in table.rows)
-        for key in [key for key in roots if not isinstance(key, paths.Index)]:
+        # An item holds what is at a key where each leaf of it, below that key,
+        # is one of the layout's.
+        for root in dict.fromkeys(row.key[0] for row in table.rows):
+            if isinstance(root, paths.Index):  # the items of a list have no names
+                continue
             for disk in disks:
                 flat = flatten(disk.tree)
-                known = (slot((key, *each), stored=flat.stored) is not None for each in flat.keys)
+                known = (slot((root, *key), stored=flat.stored) is not None for key in flat.keys)
                 if disk.item is not None and flat.keys and all(known):
-                    by_item.setdefault(paths.format_path((key,)), disk)
-        rest = [disk for disk in disks if disk.item == "state" and disk not in by_item.values()]
-        parts = [((), disk) for disk in rest] + [
-            (keys_named(key), disk) for key, disk in by_item.items()
-        ]
+                    by_item.setdefault(paths.format_path((root,)), disk)
+        parts: list[tuple[KeyPath, DiskTree]] = []
+        for disk in disks:
+            if disk.item == "state" and disk not in by_item.values():
+                parts.append(((), disk))
+        parts += [(keys_named(key), disk) for key, disk in by_item.items()]
+        # That each leaf is known does not say that none is missing:
+        # the whole is looked at once more.
         if len(parts) > 1 and by_item and may_stand(DiskTree.of_parts(parts, frozenset()), lens):
             return {key: str(disk.item) for key, disk in by_item.items()}
     return None
@@ -361,9 +377,12 @@ def lower_nodes(disk: DiskTree) -> Iterator[KeyPath]:
         key, node = waiting.pop(0)
         if key:
             yield key
+        # By breadth, so that of two nodes that would do the upper one comes first.
         if len(key) < _DEEPEST and isinstance(node, (dict, list)):
             pairs: Any = node.items() if isinstance(node, dict) else enumerate(node)
-            waiting += [((*key, name), x) for name, x in pairs if isinstance(x, (dict, list))]
+            for name, child in pairs:
+                if isinstance(child, (dict, list)):
+                    waiting.append(((*key, name), child))
 
 
 def spread_over(tree: Any, item: str, at: str | None, items: Mapping[str, str]) -> dict[str, Any]:
@@ -377,12 +396,13 @@ def spread_over(tree: Any, item: str, at: str | None, items: Mapping[str, str]) 
     if not items:
         return {item: tree}
     rest: dict[Any, Any] = dict(children(tree))
+    # The user writes keys as text; a state may have an int there.
     named = {str(key): key for key in rest}
-    faults = [
-        Mismatch(key, "argument", f"a key of the state ({', '.join(named)})", "none", "")
-        for key in items
-        if key not in named
-    ]
+    faults: list[Mismatch] = []
+    for key in items:
+        if key not in named:
+            expected = f"a key of the state ({', '.join(named)})"
+            faults.append(Mismatch(key, "argument", expected, "none", ""))
     if faults:
         raise ConformanceError("the state has no such parts", faults)
     parts = {name: rest.pop(named[key]) for key, name in items.items()}
@@ -412,6 +432,7 @@ def read_several(
     places = standing if isinstance(standing, Mapping) else {}
     faults: list[Mismatch] = []
     parts: list[tuple[KeyPath, DiskTree]] = []
+    # One after another, though one is wrong: all that is wrong with any is told at once.
     for name, path in several.items():
         try:
             disk = read_metadata(path, aux=aux)
@@ -441,9 +462,13 @@ def _part_alone(disk: DiskTree, at: str | None) -> DiskTree:
     part, keys = part_below(disk, at), keys_named(at)
     if part.joined is not None:  # which reads by its own names
         return part
-    return dataclasses.replace(
-        part, root=(), whole=None, reader=lambda order: read_arrays(disk, keys, order)
-    )
+
+    # Among parts of other checkpoints it has no place of its own:
+    # only the reader knows the key path.
+    def read_part(order: Any) -> Any:
+        return read_arrays(disk, keys, order)
+
+    return dataclasses.replace(part, root=(), whole=None, reader=read_part)
 
 
 def _verify_standing_of_each(several: Mapping[str, epath.PathLike], standing: object) -> None:
@@ -457,14 +482,13 @@ def _verify_standing_of_each(several: Mapping[str, epath.PathLike], standing: ob
     expected = f"a key path for some of {', '.join(several)}"
     hint = f'at={{"{next(iter(several), "text")}": "params"}}'
     if not isinstance(standing, Mapping):
-        faults = [Mismatch("at", "argument", expected, repr(standing), hint)]
-        raise ConformanceError("wrong arguments", faults)
+        fault = Mismatch("at", "argument", expected, repr(standing), hint)
+        raise ConformanceError("wrong arguments", [fault])
     named: Mapping[Any, Any] = standing
-    faults = [
-        Mismatch("at", "argument", expected, f"{name!r}: {at!r}", hint)
-        for name, at in named.items()
-        if name not in several or not (isinstance(at, str) and at)
-    ]
+    faults: list[Mismatch] = []
+    for name, at in named.items():
+        if name not in several or not (isinstance(at, str) and at):
+            faults.append(Mismatch("at", "argument", expected, f"{name!r}: {at!r}", hint))
     if faults:
         raise ConformanceError("wrong arguments", faults)
 
