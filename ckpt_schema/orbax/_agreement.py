@@ -194,8 +194,8 @@ def _told(fault: Mismatch) -> dict[str, Any]:
 def _decoded(message: bytes, number: int) -> CkptSchemaError:
     name, header, faults, notes = json.loads(message)
     kind: type[CkptSchemaError] = getattr(errors, name, CkptSchemaError)
-    mismatches = [
-        Mismatch(*fault["words"], mirrors=fault["mirrors"], also=tuple(fault["also"]))
-        for fault in faults
-    ]
+    mismatches: list[Mismatch] = []
+    for fault in faults:
+        also = tuple(fault["also"])
+        mismatches.append(Mismatch(*fault["words"], mirrors=fault["mirrors"], also=also))
     return kind(header, mismatches, [*notes, f"found by process {number}"])

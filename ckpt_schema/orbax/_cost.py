@@ -142,11 +142,13 @@ def _cost(ready: Prepared, processes: int | None) -> RestoreCost:
     asked = flatten(ready.state)
     spare = spare_sharding(ready.state)
     made = [placed_abstract(leaf, spare) for leaf in asked.leaves]
+    # Neither the target nor what is read may be cut unevenly; both are told in one error.
     _verify_even(zip((*asked.keys, *flat.keys), (*made, *goals), strict=True))
     costs = _Costs(processes)
     for key, order, goal in zip(flat.keys, wanted, goals, strict=True):
         if order is not SKIP:
             costs.add(goal, chunks.get(".".join(map(str, (*below, *key)))))
+    # What only moves is its own result. An edit has a leaf and what it makes of it at one time.
     held = [_on_device(leaf) for leaf in made]
     largest = max((*costs.shards, *held), default=0)
     edited = not (ready.side.source is ready.side.view or interchangeable(ready.side))
@@ -191,10 +193,11 @@ class _Costs:
 
     def __init__(self, processes: int | None) -> None:
         devices = sorted(jax.devices(), key=lambda one: one.id)
-        self._processes = {
-            device: device.process_index if processes is None else at * processes // len(devices)
-            for at, device in enumerate(devices)
-        }
+        self._processes: dict[Any, int] = {}
+        for place, device in enumerate(devices):
+            # 8 devices of 2 processes: the first 4 are of process 0, the others of process 1.
+            shared = None if processes is None else place * processes // len(devices)
+            self._processes[device] = device.process_index if shared is None else shared
         self.leaves = 0
         self.read = [0] * (processes or jax.process_count())
         self.read_at_most = [*self.read]
@@ -227,6 +230,7 @@ class _Costs:
         for device, index in leaf.sharding.devices_indices_map(shape).items():
             box = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
             process = self._processes[device]
+            # Two devices of one process that hold the same part: it is read once.
             if box in boxes[process]:
                 continue
             boxes[process].add(box)
@@ -246,6 +250,8 @@ def _cut(box: _Box, chunk: Sequence[int], shape: Sequence[int]) -> Iterator[_Box
     for (start, stop), size, length in zip(box, chunk, shape, strict=True):
         step = max(size, 1)
         numbers = range(start // step, -(-stop // step))
+        # 2 to 7 of an axis of 10, in chunks of 4: the chunks 0 to 4 and 4 to 8.
+        # The last may be shorter.
         sides.append([(n * step, min((n + 1) * step, length)) for n in numbers])
     yield from itertools.product(*sides)
 
@@ -264,6 +270,7 @@ def _chunks(disk: DiskTree) -> Mapping[str, Sequence[int]]:
     """The shapes of the chunks of arrays, by dotted name, where Orbax has noted them."""
     found: dict[str, Sequence[int]] = {}
     parts = disk.parts or [((), disk)]
+    # What is read by a reader of its own has no chunks, or none that Orbax has noted.
     for at, part in parts if disk.reader is None else ():
         for _, arrays in array_notes(part.path / (part.item or "")):
             for array in arrays:

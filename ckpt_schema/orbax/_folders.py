@@ -76,16 +76,21 @@ def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
     # Orbax would read what an unfinished save has left as if it were whole.
     if UNFINISHED in place.name or not place.is_dir():
         raise _other(place, [])
-    children = sorted((child.name for child in place.iterdir()), key=paths.natural)
-    steps = [name for name in children if (place / name / CHECKPOINT_FILE).exists()]
-    every = [name for name in children if is_pytree(place / name)]
+    children = sorted([child.name for child in place.iterdir()], key=paths.natural)
+    steps: list[str] = []
+    every: list[str] = []
+    for name in children:
+        if (place / name / CHECKPOINT_FILE).exists():
+            steps.append(name)
+        if is_pytree(place / name):
+            every.append(name)
     finished = frozenset(name for name in every if UNFINISHED not in name)
+    # A pytree in a checkpoint is a part of it, and not one that an older release wrote at the root.
     flat = is_pytree(place) and not (place.parent / CHECKPOINT_FILE).exists()
-    if (steps and CHECKPOINT_FILE not in children) or not (
-        flat or every or CHECKPOINT_FILE in children
-    ):
+    is_listed = CHECKPOINT_FILE in children
+    if (steps and not is_listed) or not (flat or every or is_listed):
         raise _other(place, steps)
-    listed = _listed(place) if CHECKPOINT_FILE in children else {}
+    listed = _listed(place) if is_listed else {}
     _verify_whole(place, children, listed, wanted, aux, finished)
     # Private leaves stand beside the state, and are meant only where nothing else is there.
     items = [name for name in every if name in finished - {aux or ""}] or [*finished]
@@ -111,8 +116,11 @@ def pytrees_of(place: epath.Path) -> frozenset[str]:
     """The names of the pytrees of a checkpoint that are finished."""
     if not place.is_dir():
         return frozenset()
-    names = (child.name for child in place.iterdir() if is_pytree(child))
-    return frozenset(name for name in names if UNFINISHED not in name)
+    names: set[str] = set()
+    for child in place.iterdir():
+        if is_pytree(child) and UNFINISHED not in child.name:
+            names.add(child.name)
+    return frozenset(names)
 
 
 def is_checkpoint(place: epath.Path) -> bool:
@@ -125,12 +133,12 @@ def steps_of(place: epath.Path) -> list[str]:
     if is_checkpoint(place) or not place.is_dir():
         return []
     children = sorted(place.iterdir(), key=lambda child: paths.natural(child.name))
-    return [
-        child.name
-        for child in children
-        if UNFINISHED not in child.name
-        and ((child / CHECKPOINT_FILE).exists() or _holds_items(child))
-    ]
+    steps: list[str] = []
+    for child in children:
+        is_step = (child / CHECKPOINT_FILE).exists() or _holds_items(child)
+        if is_step and UNFINISHED not in child.name:
+            steps.append(child.name)
+    return steps
 
 
 def _listed(place: epath.Path) -> Mapping[str, str]:
@@ -159,17 +167,18 @@ def _verify_whole(
     finished: frozenset[str],
 ) -> None:
     """Raises where something is missing or unfinished that could be what is read."""
-    unfinished = {name.partition(UNFINISHED)[0]: name for name in children if UNFINISHED in name}
-    lost = {
-        name: "a checkpoint without its item {!r}, which it lists"
-        for name, handler in listed.items()
-        if not _is_there(place / name, handler)
-    }
-    lost |= {
-        base: f"a checkpoint whose item {{!r}} is unfinished: {name}"
-        for base, name in unfinished.items()
-        if base not in finished
-    }
+    # What is wrong with each item, by its name.
+    lost: dict[str, str] = {}
+    for name, handler in listed.items():
+        if not _is_there(place / name, handler):
+            lost[name] = "a checkpoint without its item {!r}, which it lists"
+    # An item that is there may have been saved again, and that save be killed:
+    # the old one is whole.
+    for name in children:
+        base, mark, _ = name.partition(UNFINISHED)
+        if mark and base not in finished:
+            lost[base] = f"a checkpoint whose item {{!r}} is unfinished: {name}"
+    # What is not read may be missing: a copy without a data iterator is good enough for weights.
     for name, missing in lost.items():
         if wanted is None or name in (wanted, aux):
             hint = f"take a copy that has {name}"
@@ -237,15 +246,19 @@ def _folder(place: epath.Path) -> tuple[str, str]:
     children = sorted(place.iterdir(), key=lambda child: paths.natural(child.name))
     if not children:
         return "an empty directory", "check the path"
-    for what, here in (
-        ("msgpack file of Flax", [child for child in children if is_packed_file(child)]),
-        ("step of an old CheckpointManager", [child for child in children if _holds_items(child)]),
-    ):
+    packed = [child for child in children if is_packed_file(child)]
+    old_steps = [child for child in children if _holds_items(child)]
+    kinds = [("msgpack file of Flax", packed), ("step of an old CheckpointManager", old_steps)]
+    for what, here in kinds:
         if here:
             latest = ", ".join(map(str, here[-3:]))
             found = f"a directory with {counted(len(here), what, what.replace(' of', 's of', 1))}"
             return found, f"pass one of them: {latest}"
-    holders = [place, *(child for child in children if child.is_dir())]
+    # A pytree whose file of metadata is lost still has its database, in itself or one level down.
+    holders = [place]
+    for child in children:
+        if child.is_dir():
+            holders.append(child)
     if any((holder / DATABASE_FILE).exists() for holder in holders):
         return f"arrays without the {PYTREE_FILE} that tells their tree", "a copy may be incomplete"
     return (

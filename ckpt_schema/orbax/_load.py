@@ -70,6 +70,7 @@ def load(
         order: list[Any] = []
         faults: list[Mismatch] = []
         for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+            # A placeholder counts as settled: neither a sharding nor a dtype is asked for.
             number = number_for(leaf) if key in wanted else SKIP
             order.append(ordered(key, leaf, place) if number is None else number)
             fault = narrowed(paths.format_path(key), str(leaf.dtype)) if number is None else None
@@ -79,6 +80,7 @@ def load(
     agree("processes do not load the same", {"path": disk.path, "item": disk.item, "only": globs})
     with raised_by_all():
         arrays = metadata.read_arrays(disk, (), flat.treedef.unflatten(order))
+    # Orbax gives back the placeholders too, which are nothing to a caller.
     return arrays if len(wanted) == len(flat.keys) else _without(arrays, wanted, ())
 
 
@@ -117,6 +119,7 @@ def number_for(stored: Any) -> Any:
     if isinstance(stored, str):  # which of Orbax's own trees may hold
         return stored
     if leaves.is_scalar(stored):
+        # A bool is an int too, so that it is asked for first.
         return next(kind() for kind in (bool, int, float, complex) if isinstance(stored, kind))
     if stored.shape or not leaves.is_narrowed(stored.dtype):
         return None
@@ -155,11 +158,15 @@ def _without(node: Any, wanted: set[KeyPath], at: KeyPath) -> Any:
     Members of a list keep their places.
     """
     if isinstance(node, dict):
-        children = {key: _without(child, wanted, (*at, key)) for key, child in node.items()}
-        kept = {key: child for key, child in children.items() if child is not _UNREAD}
+        kept: dict[Any, Any] = {}
+        for key, child in node.items():
+            left = _without(child, wanted, (*at, key))
+            if left is not _UNREAD:
+                kept[key] = left
+        # The root stays, though nothing is in it: an empty checkpoint is an empty dict.
         return kept if kept or not at else _UNREAD
     if isinstance(node, (list, tuple)):
-        members = [_without(child, wanted, (*at, n)) for n, child in enumerate(node)]
+        members = [_without(child, wanted, (*at, place)) for place, child in enumerate(node)]
         if members and all(member is _UNREAD for member in members):
             return _UNREAD
         return [None if member is _UNREAD else member for member in members]

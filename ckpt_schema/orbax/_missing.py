@@ -99,28 +99,39 @@ def initialised(
         ConformanceError: Some name means no leaf that is missing.
     """
     joined, rows = side.joined[1], side.view.rows
-    alone = {at: rows[slot[0]] for slot, at in match.slots.items() if slot[0] not in joined}
+    # The leaves that nothing on disk is joined to. A glob may mean others too: those are restored.
+    alone: dict[int, Row] = {}
+    for (number, _), position in match.slots.items():
+        if number not in joined:
+            alone[position] = rows[number]
     _verify_each_is_used(missing, list(alone.values()))
-    positions = [at for at, row in sorted(alone.items()) if missing.means(row)]
+    positions: list[int] = []
+    for position, row in sorted(alone.items()):
+        if missing.means(row):
+            positions.append(position)
     keys, goals = flatten(state).keys, jax.tree.leaves(state)
 
+    # Under jit only what is returned is computed: the rest of the model is never made.
     def made() -> list[Any]:
         flat = flatten(state_of(factory()))
         by_key: dict[KeyPath, Any] = dict(zip(flat.keys, flat.leaves, strict=True))
-        return [by_key[keys[at]] for at in positions]
+        return [by_key[keys[position]] for position in positions]
 
-    shardings = [getattr(goals[at], "sharding", None) for at in positions]
+    # Made where the target wants them, and on no single device first.
+    shardings = [getattr(goals[position], "sharding", None) for position in positions]
     values = jax.jit(made, out_shardings=shardings)()
-    _LOGGER.info(
-        "made by the target's function: %s (%s)",
-        counted(len(positions), "leaf", "leaves"),
-        ", ".join(dict.fromkeys("/".join(alone[at].path) for at in positions)),
-    )
+    # Layers of a list are several leaves of one row, and told once.
+    names: dict[str, None] = {}
+    for position in positions:
+        names["/".join(alone[position].path)] = None
+    count = counted(len(positions), "leaf", "leaves")
+    _LOGGER.info("made by the target's function: %s (%s)", count, ", ".join(names))
     return dict(zip(positions, values, strict=True))
 
 
 def _verify_each_is_used(missing: Missing, rows: Sequence[Row]) -> None:
     faults: list[Mismatch] = []
+    # A glob that means nothing is a slip of the pen, or the checkpoint has these leaves after all.
     for glob in missing.where:
         if not any(Missing((glob,)).means(row) for row in rows):
             near = ", ".join(dict.fromkeys("/".join(row.path) for row in rows[:3])) or "none"

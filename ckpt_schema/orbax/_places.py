@@ -127,11 +127,10 @@ def verify_writable(place: epath.Path) -> None:
     text = str(place)
     faults: list[Mismatch] = []
     if not is_remote(text):
-        faults += (
-            Mismatch(text, "argument", f"a path without {char!r}", char, f"{why}: save elsewhere")
-            for char, why in _UNREAD.items()
-            if char in text
-        )
+        for char, why in _UNREAD.items():
+            if char in text:
+                expected, hint = f"a path without {char!r}", f"{why}: save elsewhere"
+                faults.append(Mismatch(text, "argument", expected, char, hint))
         if len(os.fsencode(place.name)) > _LONGEST:
             expected, found = f"a name of at most {_LONGEST} bytes", f"{len(place.name)} characters"
             faults.append(Mismatch(text, "argument", expected, found, "choose a shorter one"))
@@ -258,11 +257,12 @@ class Site:
             self.sweep()
         causes = {"": own}
         if is_waiting and any(other != "" for other in others.values()):
-            causes = {
-                f"process {n}": "no answer" if t is None else t
-                for n, t in others.items()
-                if t != ""
-            }
+            # A process that says nothing has only waited as well;
+            # one that does not answer may be gone.
+            causes = {}
+            for number, told in others.items():
+                if told != "":
+                    causes[f"process {number}"] = "no answer" if told is None else told
         elif is_waiting and (late := _LATE.search(own)):
             causes = {f"process {late[1]}": "others have waited for it in vain"}
         return _not_written(self.place, causes, again)

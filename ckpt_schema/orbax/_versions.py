@@ -76,6 +76,7 @@ def _version_of(tree: Tree, registry: Registry) -> Layout:
         slot = matcher.slot
         own = without(tree, unread(tree, lambda key: slot(key, stored=False) is not None))  # noqa: B023
         far = matcher.distance(own)
+        # As in `toward`: the version whose keys are nearest tells the faults.
         if tried and far > min(tried, key=lambda each: each[0])[0]:
             continue  # a whole match of a version that is further would only find its keys again
         match = matcher.match(own)
@@ -105,6 +106,7 @@ def _version_on_disk(
     nearest = ranked[0][0]
     fitting: list[tuple[DiskTree, Layout]] = []
     faults: list[CheckpointMismatchError] = []
+    # Versions that differ in shapes alone are equally near: each of these is matched as a whole.
     for far, disk, table in ranked:
         if far > nearest:
             break
@@ -126,6 +128,7 @@ def _version_on_disk(
         hint = f"say which: item={fitting[0][0].item!r}, or another of them"
         fault = Mismatch("item", "ambiguous", "one item that fits", names, hint)
         raise CheckpointMismatchError(f"{fitting[0][0].path} holds several such states", [fault])
+    # The record of the save has the word where two versions are the same tree on disk.
     named = recorded_alone(fitting[0][0].path, fitting, lambda each: each[1])
     if len(named) == 1:
         return named[0]
