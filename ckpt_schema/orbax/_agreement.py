@@ -72,17 +72,14 @@ def agree(header: str, told: Mapping[str, object]) -> None:
         return
     own = json.dumps({name: str(value) for name, value in told.items()})
     first, *others = map(json.loads, _exchanged(own.encode()))
-    faults = [
-        Mismatch(
-            name,
-            "process",
-            f"{first.get(name, 'nothing')}, as in process 0",
-            f"{other.get(name, 'nothing')} in process {n}",
-        )
-        for n, other in enumerate(others, 1)
-        for name in {**first, **other}
-        if other.get(name) != first.get(name)
-    ]
+    # Every process has all messages, so that all of them find the same faults, and raise.
+    faults: list[Mismatch] = []
+    for number, other in enumerate(others, 1):
+        for name in {**first, **other}:  # one may have a leaf that the other has not
+            if other.get(name) != first.get(name):
+                expected = f"{first.get(name, 'nothing')}, as in process 0"
+                found = f"{other.get(name, 'nothing')} in process {number}"
+                faults.append(Mismatch(name, "process", expected, found))
     if faults:
         raise ConformanceError(header, faults)
 

@@ -222,6 +222,7 @@ def _near(place: epath.Path) -> str:
     above = place.parent
     if not above.is_dir():
         return "check the path"
+    # A step that a manager has removed meanwhile: the ones that are there are what can be read.
     steps = [child.name for child in above.iterdir() if (child / CHECKPOINT_FILE).exists()]
     if not steps:
         return "check the path"

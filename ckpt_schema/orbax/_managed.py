@@ -176,13 +176,18 @@ def state_of(
     place = _place(disk.without(aux), side, lens, disk_side)
     through = identity_on(side) if place.layout is side.view else side
     spare = spare_sharding(abstracted(state, through, match))
+    # Of the target's own layout nothing stands beside: its private leaves are in it.
     private = None if through is not side else _private(disk, items, aux)
     held = state
     if private is not None:
         orders = private.wanted(state, through, match)
         flat = flatten(private.tree)
-        values = dict(zip(flat.keys, flat.leaves, strict=True))
-        held = with_values(state, {at: values[key] for at, (key, _) in orders.items()})
+        by_key = dict(zip(flat.keys, flat.leaves, strict=True))
+        # A manager has read them already: what is ordered is looked up, and no disk is touched.
+        values: dict[int, Any] = {}
+        for position, (key, _) in orders.items():
+            values[position] = by_key[key]
+        held = with_values(state, values)
     try:
         made = through.get(place.tree, onto=restarted(held, through, match), drop=True)
     except ConformanceError as error:
@@ -233,6 +238,7 @@ def _like(like: Any, value: Any, spare: Any) -> Any:
     """A leaf as the target has it: a number, or an array with its sharding."""
     if leaves.is_scalar(like):
         return type(like)(value)
+    # jax would cut an int64 of NumPy's to 32 bits.
     if leaves.is_narrowed(value.dtype) and not isinstance(value, jax.Array):
         return value
     sharding = placed_abstract(like, spare).sharding

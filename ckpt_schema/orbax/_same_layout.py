@@ -89,6 +89,7 @@ def same_layout(disk: DiskTree, target: Tree, lens: Lens | None) -> SameLayout |
             return None
         table, held = match
         name = table.name
+        # A Python number of the target says no dtype: the lens does.
         dtypes = {at: table.rows[number].leaf.dtype for (number, _), at in held.slots.items()}
     state = goals(target)
     verify_meshes(state)
@@ -118,6 +119,7 @@ def _positions(stored: FlatTree, asked: FlatTree) -> tuple[int, ...] | None:
         found = leaves.signature(leaf)
         if place is None or found is None or found != leaves.signature(stored.leaves[place]):
             return None
+        # A bool or a complex number is read by the longer way, which has faults for it.
         if leaves.is_scalar(leaf) and type(leaf) not in _WIDEST:
             return None
         if not leaves.is_scalar(leaf) and narrowed("", found[1]):
@@ -128,6 +130,7 @@ def _positions(stored: FlatTree, asked: FlatTree) -> tuple[int, ...] | None:
 
 def _match(flat: FlatTree, lens: Lens) -> tuple[Layout, Match] | None:
     """The one side of a lens that a target conforms to."""
+    # A target that fits both sides is left to `toward`, which says what to do, unless both are one.
     fitting = [side for side in reversed(lens.matchers) if side.has_keys(flat)]
     if not fitting or (len(fitting) > 1 and not interchangeable(lens)):
         return None

@@ -171,21 +171,26 @@ def toward(
 
 def interchangeable(lens: Lens) -> bool:
     """Whether a tree that conforms to both sides is the same tree on both, as a checkpoint keeps it."""
-    # Where leaves only move, and to the same keys, the bytes on disk mean the same on both sides.
     rows = lens.source.rows, lens.view.rows
-    return not any(lens.folds) and all(
-        only_moves(join, rows) and _stored(rows[0][a].key) == _stored(rows[1][b].key)
-        for join in lens.joins
-        for a, b in join.pairs
-    )
+    if any(lens.folds):
+        return False
+    # Where leaves only move, and to the same keys, the bytes on disk mean the same on both sides.
+    for join in lens.joins:
+        moves = only_moves(join, rows)
+        for before, after in join.pairs:
+            has_same_key = _stored(rows[0][before].key) == _stored(rows[1][after].key)
+            if not (moves and has_same_key):
+                return False
+    return True
 
 
 def _stored(key: Pattern) -> Pattern:
     """A key as a checkpoint has it, where int keys are strings."""
-    return tuple(
-        dataclasses.replace(part, text=True) if isinstance(part, Index) else str(part)
-        for part in key
-    )
+    parts: list[Any] = []
+    for part in key:
+        is_index = isinstance(part, Index)
+        parts.append(dataclasses.replace(part, text=True) if is_index else str(part))
+    return tuple(parts)
 
 
 def ambiguous(

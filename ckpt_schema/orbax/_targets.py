@@ -104,9 +104,9 @@ def verify_meshes(state: Tree) -> None:
     Raises:
         ConformanceError: With every such leaf.
     """
-    meshes: list[Any] = [
-        getattr(getattr(x, "sharding", None), "mesh", None) for x in jax.tree.leaves(state)
-    ]
+    meshes: list[Any] = []
+    for leaf in jax.tree.leaves(state):
+        meshes.append(getattr(getattr(leaf, "sharding", None), "mesh", None))
     # Nearly all targets name devices, or nothing at all: these need no key paths.
     if not any(map(_is_without_devices, meshes)):
         return
