@@ -135,8 +135,10 @@ def steps_of(place: epath.Path) -> list[str]:
     children = sorted(place.iterdir(), key=lambda child: paths.natural(child.name))
     steps: list[str] = []
     for child in children:
-        is_step = (child / CHECKPOINT_FILE).exists() or _holds_items(child)
-        if is_step and UNFINISHED not in child.name:
+        # What a save is at work in is not looked into: it may be renamed under our eyes.
+        if UNFINISHED in child.name:
+            continue
+        if (child / CHECKPOINT_FILE).exists() or _holds_items(child):
             steps.append(child.name)
     return steps
 
