@@ -274,6 +274,12 @@ def signature(value: Any) -> LeafSignature | None:
     return tuple(shape), dtype_name(dtype)
 
 
+def is_typed_key(value: Any) -> bool:
+    """Whether ``value`` is an array of typed keys, also an abstract or a traced one."""
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def is_deleted(value: Any) -> bool:
     """Whether ``value`` is an array whose buffers were given up, as by donation."""
     return isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_deleted()

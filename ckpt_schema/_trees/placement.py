@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ckpt_schema._compat import Tracer, process_allgather
+from ckpt_schema._layouts.leaves import is_typed_key
 from ckpt_schema._trees.jitted import Program
 
 __all__ = ["as_bits", "describe_shardings", "gathered", "in_memory", "near", "octets", "placed"]
@@ -28,7 +29,7 @@ def placed(value: Any, sharding: Any) -> jax.Array:
     if sharding.is_fully_addressable and not spread:
         return jax.device_put(value, sharding)
     # jax moves keys within one process only. Their words are an array like any, with one axis more.
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if is_typed_key(value):
         spec = getattr(sharding, "spec", None)
         if spec is not None:
             unsharded = [None] * (value.ndim - len(spec))

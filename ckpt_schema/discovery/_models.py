@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ckpt_schema._frameworks.variables import state_of, whole_state
+from ckpt_schema._layouts.leaves import is_typed_key
 from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.table import Layout
@@ -137,8 +138,7 @@ def named_values(model: RunnableModel, tree: Any) -> dict[str, np.ndarray[Any, A
 
 
 def _is_abstract_number(leaf: Any) -> bool:
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return isinstance(leaf, jax.ShapeDtypeStruct) and not is_key
+    return isinstance(leaf, jax.ShapeDtypeStruct) and not is_typed_key(leaf)
 
 
 def _beside(tree: Any, joined: str | None) -> dict[str, bool]:

@@ -16,7 +16,7 @@ __all__ = ["abstract_words", "in_words", "rewrapped"]
 
 def in_words(tree: Tree) -> Tree:
     """The tree with each typed key as its raw data."""
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+    return jax.tree.map(lambda x: jax.random.key_data(x) if leaves.is_typed_key(x) else x, tree)
 
 
 def abstract_words(tree: Tree) -> Tree:
@@ -39,7 +39,7 @@ def rewrapped(items: Mapping[str, Any], wanted: Mapping[str, Tree], at: str | No
     for name, tree in wanted.items():
         if told.get(name) is None:
             continue
-        keys = {path: leaf for path, leaf in _named(tree) if _is_key(leaf)}
+        keys = {path: leaf for path, leaf in _named(tree) if leaves.is_typed_key(leaf)}
         below = f"{at}/" if at else ""
         kinds = {below + path: leaf for path, leaf in keys.items()} | keys
         read = [_key(leaf, kinds.get(path)) for path, leaf in _named(told[name])]
@@ -47,12 +47,8 @@ def rewrapped(items: Mapping[str, Any], wanted: Mapping[str, Tree], at: str | No
     return told
 
 
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _abstract(leaf: Any) -> Any:
-    if not _is_key(leaf):
+    if not leaves.is_typed_key(leaf):
         return leaf
     words = leaves.key_words(str(leaf.dtype))
     return jax.ShapeDtypeStruct((*leaf.shape, words), jnp.uint32, sharding=leaf.sharding)
@@ -65,7 +61,7 @@ def _named(tree: Tree) -> list[tuple[str, Any]]:
 
 
 def _key(leaf: Any, kind: Any) -> Any:
-    if kind is None or _is_key(leaf):
+    if kind is None or leaves.is_typed_key(leaf):
         return leaf
     dtype = str(kind.dtype)
     if leaves.signature(leaf) != ((*kind.shape, leaves.key_words(dtype)), "uint32"):

@@ -168,7 +168,7 @@ def _first(
 
 def differs(a: jax.Array, b: jax.Array) -> jax.Array:
     """Where two arrays differ in any bit."""
-    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+    if leaves.is_typed_key(a):
         return (_data(a) != _data(b)).any(axis=-1)
     if jnp.issubdtype(a.dtype, jnp.complexfloating):
         return differs(a.real, b.real) | differs(a.imag, b.imag)
@@ -177,7 +177,7 @@ def differs(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _data(value: Any) -> Any:
     """A leaf, or the words of keys: a typed key cannot be compared."""
-    return jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
+    return jax.random.key_data(value) if leaves.is_typed_key(value) else value
 
 
 def _local(value: jax.Array) -> np.ndarray[Any, Any]:

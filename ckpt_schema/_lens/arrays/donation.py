@@ -14,9 +14,9 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ckpt_schema._compat import Tracer
+from ckpt_schema._layouts.leaves import is_typed_key
 
 __all__ = ["Donation"]
 
@@ -74,7 +74,7 @@ def _buffers(leaf: Any) -> _Buffers:
     """
     if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer) or leaf.is_deleted():
         return frozenset()
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_typed_key(leaf):
         leaf = jax.random.key_data(leaf)
     buffers: set[Hashable] = set()
     try:

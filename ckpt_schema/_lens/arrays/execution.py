@@ -221,7 +221,9 @@ def _differentiable(
         return programs.from_bits(parts, kind.dtype)
 
     # Keys and integers have no derivative, so that there is nothing to say of them.
-    is_inexact = all(_is_key(value) or jnp.issubdtype(value.dtype, jnp.inexact) for value in given)
+    is_inexact = all(
+        leaves.is_typed_key(value) or jnp.issubdtype(value.dtype, jnp.inexact) for value in given
+    )
     if not is_inexact or kind.dtype.startswith("key<"):
         return made(*given)
     # What is moved are bits, through which jax sees no derivative: it is given besides.
@@ -232,10 +234,6 @@ def _differentiable(
 
     moved.defjvp(tangents)
     return moved(*given)
-
-
-def _is_key(value: Any) -> bool:
-    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _tangent(kind: Kind, copies: Sequence[Copy], along: Sequence[Any]) -> Any:

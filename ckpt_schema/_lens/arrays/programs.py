@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
-from ckpt_schema._layouts.leaves import key_impl
+from ckpt_schema._layouts.leaves import is_typed_key, key_impl
 from ckpt_schema._lens.arrays import moves, shardings
 from ckpt_schema._lens.arrays.blocks import Block, Filling, Kind
 from ckpt_schema._lens.arrays.conversions import bits_converted
@@ -60,7 +60,7 @@ KnownShardings = tuple[NamedSharding, ...]
 
 def to_bits(value: Any) -> Bits:
     """A leaf as arrays that no backend computes on: itself, its bits, the words of keys, or both parts of a complex number."""
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if is_typed_key(value):
         return (jax.random.key_data(value),)
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         return *to_bits(jax.lax.real(value)), *to_bits(jax.lax.imag(value))

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ckpt_schema._layouts import leaves
@@ -180,7 +179,7 @@ def equivalent(value: Any, sharding: NamedSharding) -> bool:
 
 def constrained(value: Any, sharding: NamedSharding | None) -> Any:
     """A traced leaf with its sharding given; keys are as jax shards them."""
-    if sharding is None or jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if sharding is None or leaves.is_typed_key(value):
         return value
     # Inside of `jax.sharding.auto_axes` the mesh is another.
     explicit = AxisType.Explicit in sharding.mesh.axis_types
