@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
-from ckpt_schema._lens.derive.exemptions import Alone
+from ckpt_schema._lens.derive.exemptions import Alone, resets_by_side
 from ckpt_schema._lens.derive.leaf_rules import ValueRule, by_family
 from ckpt_schema._lens.derive.names import Decision, is_inner
 from ckpt_schema._lens.derive.scope import Hit, Scope, Spoken
@@ -167,12 +166,7 @@ def _defaults(
     source: Layout, view: Layout, rules: Sequence[Rule], alone: Alone, contest: _Contest
 ) -> None:
     """A reset says how a leaf starts, whatever a rule that makes it private says."""
-    resets: tuple[list[tuple[LogicalPath, Reset]], list[tuple[LogicalPath, Reset]]] = [], []
-    for rule in rules:
-        if isinstance(rule, Reset):
-            for of_side, path in zip(resets, (rule.source, rule.view), strict=True):
-                if path is not None:
-                    of_side.append((path, rule))
+    resets = resets_by_side(rules)
     for table, of_side, spoken_of in zip((source, view), resets, alone, strict=True):
         anew = Scope(of_side)
         for number, lone_hits in spoken_of.items():

@@ -20,7 +20,7 @@ from ckpt_schema._lens.derive.view_names import names_apart, renamed_row
 from ckpt_schema._lens.rules import Apart, Private, Reset, Rule
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Alone", "Lone", "declare", "lone", "owned", "part", "restart"]
+__all__ = ["Alone", "Lone", "declare", "lone", "owned", "part", "resets_by_side", "restart"]
 
 Sides = tuple[Layout, Layout]
 Lone = tuple[frozenset[int], frozenset[int]]
@@ -196,16 +196,24 @@ def _names(table: Layout, lone: frozenset[int], *, parted: bool) -> set[str]:
     return names
 
 
-def restart(
-    sides: Sides, rules: Sequence[Rule], missing_paths: MissingPaths, faults: list[Mismatch]
-) -> tuple[Sides, Lone]:
-    """Both layouts with the transformation's own start on what is reset, and the rows that are."""
+def resets_by_side(
+    rules: Sequence[Rule],
+) -> tuple[list[tuple[LogicalPath, Reset]], list[tuple[LogicalPath, Reset]]]:
+    """The resets that speak of each side, by their paths there."""
     resets: tuple[list[tuple[LogicalPath, Reset]], list[tuple[LogicalPath, Reset]]] = [], []
     for rule in rules:
         if isinstance(rule, Reset):
             for of_side, path in zip(resets, (rule.source, rule.view), strict=True):
                 if path is not None:
                     of_side.append((path, rule))
+    return resets
+
+
+def restart(
+    sides: Sides, rules: Sequence[Rule], missing_paths: MissingPaths, faults: list[Mismatch]
+) -> tuple[Sides, Lone]:
+    """Both layouts with the transformation's own start on what is reset, and the rows that are."""
+    resets = resets_by_side(rules)
     source, left = _restarted(sides[0], resets[0], missing_paths, faults)
     view, right = _restarted(sides[1], resets[1], missing_paths, faults)
     return (source, view), (left, right)
