@@ -60,13 +60,12 @@ def shardings_of(operand: Operand, table: Layout) -> Shardings:
         one = noted.get(".".join(map(str, key))) or _of_leaf(leaf)
         if slot is not None and one is not None:
             found.setdefault(table.rows[slot[0]].key, {})[one] = None
-    meshes = {one.mesh for several in found.values() for one in several}
+    meshes = {_mesh(one) for several in found.values() for one in several}
     texts: dict[Pattern, str] = {}
     for key, several in found.items():
         said = [str(one) if len(meshes) == 1 else f"{one} on {_mesh(one)}" for one in several]
         texts[key] = " or ".join(said)
-    only = [_mesh(one) for several in found.values() for one in several][:1]
-    return Shardings(texts, only[0] if len(meshes) == 1 else "")
+    return Shardings(texts, meshes.pop() if len(meshes) == 1 else "")
 
 
 def _of_leaf(leaf: Any) -> _Sharding | None:

@@ -43,8 +43,15 @@ def call(function: str, arguments: Sequence[tuple[str, str]], indent: int = 4) -
     return bracketed(f"{function}(", [f"{name}={value}" for name, value in arguments], ")", indent)
 
 
-def bracketed(start: str, several: Iterable[str], end: str, indent: int) -> str:
+def bracketed(start: str, several: Iterable[str], end: str, indent: int, beside: int = 0) -> str:
     """What is written between brackets, on one line where it fits.
+
+    Args:
+        start: What opens them.
+        several: What is between them.
+        end: What closes them.
+        indent: Where its line begins.
+        beside: How much of the line is for what stands around it.
 
     Example:
         >>> bracketed("[", ['"a"', '"b"'], "]", 4)
@@ -52,7 +59,7 @@ def bracketed(start: str, several: Iterable[str], end: str, indent: int) -> str:
     """
     written = [*several]
     line = f"{start}{', '.join(written)}{end}"
-    if indent + len(line) <= _WIDTH and "\n" not in line:
+    if indent + len(line) <= _WIDTH - beside and "\n" not in line:
         return line
     inner = "".join(f"{' ' * (indent + 4)}{each},\n" for each in written)
     return f"{start}\n{inner}{' ' * indent}{end}"
@@ -67,11 +74,7 @@ def mapping(items: Mapping[str, str], indent: int = 8, beside: int = 20) -> str:
         beside: How much of the line is for what stands around it.
     """
     written = [f"{quoted(name)}: {value}" for name, value in items.items()]
-    line = f"{{{', '.join(written)}}}"
-    if len(line) + indent <= _WIDTH - beside:
-        return line
-    inner = "".join(f"{' ' * (indent + 4)}{each},\n" for each in written)
-    return f"{{\n{inner}{' ' * indent}}}"
+    return bracketed("{", written, "}", indent, beside)
 
 
 def class_name(text: str) -> str:
