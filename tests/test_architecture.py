@@ -45,6 +45,7 @@ ORDER = """
     _frameworks.state_names
     _layouts.kinds
     _layouts.fields
+    _layouts.mixed_lists
     _layouts.drafts
     _layouts.schema
     _layouts.streams
@@ -212,6 +213,7 @@ ORDER = """
     _source.importing
     _source.branches
     _source.equal_parts
+    _source.mixed_lists_text
     _source.ready_blocks
     _source.size_names
     _source.python_text

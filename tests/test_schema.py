@@ -279,6 +279,119 @@ def built(keys: list[tuple[Any, ...]]) -> Any:
     return tree
 
 
+class Local(cs.Schema):
+    window: Float32[Array, "embed mlp"]
+
+
+class Global(cs.Schema):
+    wide: Float32[Array, "mlp embed"]
+
+
+@pytest.mark.parametrize(
+    ("given", "paths", "keys"),
+    [
+        ({}, ["layers/0", "layers/1", "layers/2"], [("layers", n) for n in range(3)]),
+        (
+            {"key": "model/layers/'{i}'"},
+            ["layers/0", "layers/1", "layers/2"],
+            [("model", "layers", str(n)) for n in range(3)],
+        ),
+        (
+            {"key": "block_{i+1}/inner"},
+            ["layers/0", "layers/1", "layers/2"],
+            [(f"block_{n + 1}", "inner") for n in range(3)],
+        ),
+        (
+            {"name": "layers_{i}"},
+            ["layers_0", "layers_1", "layers_2"],
+            [(f"layers_{n}",) for n in range(3)],
+        ),
+        (
+            {"name": "layers_{i}", "key": "model/{i}"},
+            ["layers_0", "layers_1", "layers_2"],
+            [("model", n) for n in range(3)],
+        ),
+    ],
+)
+def test_items_of_a_list_may_differ(
+    given: dict[str, Any], paths: list[str], keys: list[tuple[Any, ...]]
+) -> None:
+    class Model(cs.Schema):
+        first: Norm
+        layers: list[Local | Global] = cs.field(
+            items=[Local, *[Global] * 2], dims={"mlp": "ff"}, **given
+        )
+        last: Norm
+
+    table = cs.layout(Model)
+    rows = table.rows[1:-1]
+    assert ["/".join(row.path[:-1]) for row in rows] == paths
+    assert [row.path[-1] for row in rows] == ["window", "wide", "wide"]
+    assert [row.key[:-1] for row in rows] == keys
+    assert [str(row.leaf) for row in rows] == ["float32[embed ff]", *["float32[ff embed]"] * 2]
+    assert [row.path for row in (table.rows[0], table.rows[-1])] == [
+        ("first", "scale"),
+        ("last", "scale"),
+    ]
+
+
+def test_a_list_of_items_is_inherited_and_overridden_and_may_be_lacking() -> None:
+    class Base(cs.Schema):
+        layers: list[Local | Global] = cs.field(items=[Local, Global], name="layers_{i}")
+        head: Norm
+
+    class More(Base):
+        extra: list[Local] | None = cs.field(items=[Local] * 2)
+
+    class Fewer(Base):
+        layers: list[Local] = cs.field(items=[Local], name="layers_{i}")
+
+    def named(schema: Any) -> list[str]:
+        return ["/".join(row.path) for row in cs.layout(schema).rows]
+
+    base = ["layers_0/window", "layers_1/wide", "head/scale"]
+    assert named(More) == [*base, "extra/0/window", "extra/1/window"]
+    assert [row.optional for row in cs.layout(More).rows] == [False] * 3 + [True] * 2
+    assert named(Fewer) == ["layers_0/window", "head/scale"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given", "expected"),
+    [
+        (Local, {"items": [Local, Global]}, "a list[...] annotation beside items="),
+        (list[Local], {"items": [Local, Global]}, "the schemas of items= in the annotation"),
+        (list[Local | Global], {"items": [Local]}, "the schemas of items= in the annotation"),
+        (list[Local], {"items": []}, "at least one schema in items="),
+        (list[Local], {"items": 3}, "a list of schemas as items="),
+        (list[Local], {"items": [Local], "length": 1}, "items= alone to say how many there are"),
+        (list[Local], {"items": [Local], "scan": 1}, "items= alone to say how many there are"),
+        (list[Local], {"items": [Local], "tag": "t"}, "value= and tag= on one schema"),
+        (list[Local], {"items": [Local], "key": "x"}, "one index symbol in key= beside items="),
+        (
+            list[Local],
+            {"items": [Local], "name": "a/{i}"},
+            "one segment with one index symbol as name=",
+        ),
+        (list[int], {"items": [int]}, "a leaf or a schema"),
+    ],
+)
+def test_what_is_no_list_of_items_is_a_fault(
+    annotation: Any, given: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(cs.SchemaError) as caught:
+        types.new_class(
+            "Model",
+            (cs.Schema,),
+            {},
+            lambda body: body.update(
+                __annotations__={"layers": annotation}, layers=cs.field(**given)
+            ),
+        )
+    (fault,) = caught.value.mismatches
+    assert fault.path.startswith("Model.layers")
+    assert fault.expected == expected
+
+
 def test_a_list_of_leaves() -> None:
     class Tables(cs.Schema):
         tables: list[Int32[Array, "rows 4"]] = cs.field(length="n")

@@ -428,6 +428,39 @@ def test_what_classes_cannot_say_is_an_error() -> None:
         cs.to_source(cs.infer({1: Local(jnp.zeros(2))}))
 
 
+def mixed(depth: int, kind: str) -> cs.Layout:
+    """Layers of two kinds: a first one that differs, or one of each in turn; as a list, or side by side."""
+    dense = {"up": jnp.zeros((3, 4)), "down": jnp.zeros((4, 3))}
+    experts = {"router": jnp.zeros((3, 5)), "up": jnp.zeros((5, 3, 4))}
+    is_dense = [n % 2 == 0 if "turns" in kind else n == 0 for n in range(depth)]
+    layers = [dense if one else experts for one in is_dense]
+    if "list" in kind:
+        return cs.infer({"model": {"layers": layers, "head": jnp.zeros((3, 7))}})
+    beside = {f"layers_{n}": layer for n, layer in enumerate(layers)}
+    if "bare" in kind:
+        return cs.layout(cs.infer(beside))
+    return cs.infer({"params": {**beside, "head": jnp.zeros((3, 7))}})
+
+
+@pytest.mark.parametrize("kind", ["list", "list, in turns", "beside", "beside, in turns", "bare"])
+def test_a_list_whose_items_differ_does_not_grow_with_the_depth(kind: str) -> None:
+    texts = [cs.to_source(mixed(depth, kind)) for depth in (6, 40)]
+    for text, depth in zip(texts, (6, 40), strict=True):
+        assert told(executed(text)) == told(mixed(depth, kind))
+        assert "items=" in text
+    counts = [text.count("\n") for text in texts]
+    assert counts[0] == counts[1]
+
+
+def test_items_whose_fields_differ_keep_a_line_each() -> None:
+    """Of which a list would lose what the field of one says."""
+    layers = [{"up": jnp.zeros((3, 4))}, {"up": jnp.zeros((3, 6))}, {"up": jnp.zeros((3, 4))}]
+    layout = cs.infer({"model": {"layers": layers}})
+    text = cs.to_source(layout)
+    assert "items=" not in text
+    assert told(executed(text)) == told(layout)
+
+
 def test_a_schema_is_written_with_the_names_of_its_dims() -> None:
     text = cs.to_source(flax_models.ScannedSchema)
     assert told(executed(text)) == told(cs.layout(flax_models.ScannedSchema))

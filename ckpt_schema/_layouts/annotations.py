@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import types
+import typing
 from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts.leaves import ANY_FLOAT, Leaf, key_dtype
+from ckpt_schema._layouts.leaves import ANY_FLOAT, Leaf, OrNone, key_dtype
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Key", "from_annotation"]
+__all__ = ["Key", "from_annotation", "spelled_annotation", "strip_optional"]
 
 _AnyFloat: Any = jaxtyping.Float  # which a checker takes for an alias
 _FLOATS: set[str] = set(_AnyFloat.dtypes)
@@ -80,3 +82,19 @@ def _one_dtype(annotation: Any, dtypes: Any) -> str:
         what, cure = "a key of no known implementation", 'write ckpt_schema.Key["urbg"]'
     fault = Mismatch(str(annotation), "declaration", "exactly one dtype", what, cure)
     raise SchemaError(f"{annotation} does not say which dtype the leaf has", [fault])
+
+
+def strip_optional(annotation: Any) -> tuple[Any, bool]:
+    """An annotation without ``| None``, and whether it had that."""
+    if isinstance(annotation, OrNone):
+        return annotation.leaf, True
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [a for a in typing.get_args(annotation) if a is not type(None)]
+        if len(members) == 1 and len(typing.get_args(annotation)) == 2:
+            return members[0], True
+    return annotation, False
+
+
+def spelled_annotation(annotation: Any) -> str:
+    """An annotation as messages show it."""
+    return annotation.__qualname__ if isinstance(annotation, type) else repr(annotation)

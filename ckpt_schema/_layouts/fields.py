@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import dims as dims_
@@ -47,6 +47,7 @@ class Field:
     value: type | None = None
     tag: str | None = None
     name: str | None = None
+    items: tuple[Any, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ def field(
     value: type | None = None,
     tag: str | None = None,
     name: str | None = None,
+    items: Sequence[Any] | None = None,
 ) -> Any:
     """Says of a schema's attribute what its annotation cannot.
 
@@ -141,7 +143,10 @@ def field(
             ``dict``, ``tuple``, ``list``, a NamedTuple or a dataclass that is a pytree. NNX keeps it in one Variable. Fields
             that are not declared are None.
         tag: The stream name a new RNG Variable carries; the attribute's name unless given.
-        name: The logical name, where no attribute of a class can be called so: ``"0"``, ``"'a/b'"``.
+        name: The logical name, where no attribute of a class can be called so: ``"0"``, ``"'a/b'"``. With ``items``, the
+            logical name of each, ``"layers_{i}"``, where they stand side by side.
+        items: The schema of each item of a ``list[...]`` whose items differ: ``[Dense, *[Experts] * 27]``, beside the
+            annotation ``list[Dense | Experts]``. Each item has rows of its own, ``layers/0``; ``key`` spells them.
 
     Returns:
         A marker that the schema class reads; typed ``Any`` so that any annotation may stand beside it.
@@ -149,6 +154,7 @@ def field(
     # A copy, for a dict that is changed after the class statement would change the class.
     given: Any = {} if dims is None else dims
     renames = dict(given) if isinstance(given, Mapping) else given
+    several: Any = tuple(items) if isinstance(items, list) else items
     return Field(
         key,
         default,
@@ -163,6 +169,7 @@ def field(
         value,
         tag,
         name,
+        several,
     )
 
 
@@ -252,6 +259,8 @@ def wrong_types(spec: Field) -> Iterator[tuple[str, str, str]]:
         yield "value", "the class of a container", shown(spec.value)
     if spec.axis is not None and not _is_integer(spec.axis):
         yield "axis", "an integer", shown(spec.axis)
+    if spec.items is not None and not isinstance(spec.items, tuple):  # pyright: ignore[reportUnnecessaryIsInstance]
+        yield "items", "a list of schemas", shown(spec.items)
 
 
 def _are_renames(given: Any) -> bool:

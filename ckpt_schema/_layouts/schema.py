@@ -10,13 +10,18 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import itertools
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ckpt_schema._layouts import leaves, paths
-from ckpt_schema._layouts.annotations import from_annotation
+from ckpt_schema._layouts import paths
+from ckpt_schema._layouts.annotations import (
+    from_annotation,
+    spelled_annotation,
+    strip_optional,
+)
 from ckpt_schema._layouts.drafts import (
     Attribute,
     JoinedKeys,
@@ -41,6 +46,7 @@ from ckpt_schema._layouts.fields import (
 from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import Leaf
+from ckpt_schema._layouts.mixed_lists import named_items
 from ckpt_schema._layouts.precision import Dtypes, typed
 from ckpt_schema._layouts.presence import with_presence
 from ckpt_schema._layouts.table import Layout, Node, Row, Series, holders, verify_table
@@ -171,21 +177,24 @@ class Schema(Open, metaclass=SchemaType):
             faults += _joined_faults(cls, joined, nested)
             cls.__joined__ = JoinedKeys(str(joined), nested)
         cls.__containers__ = _containers(cls, written_nodes("containers", containers or {}))
-        own: dict[str, Attribute] = {}
+        own: dict[str, tuple[Attribute, ...]] = {}
         scope = _scope(inspect.currentframe())
         for name, annotation in _annotations(cls, scope, faults):
             try:
-                own[name] = _attribute(cls, name, annotation)
-                _verify_below(own[name])
+                own[name] = _attributes(name, annotation, vars(cls).get(name, _UNTOLD))
+                for attribute in own[name]:
+                    _verify_below(attribute)
             except SchemaError as error:
                 faults.extend(_located(cls, name, error))
         faults.extend(_strays(cls, own))
         faults.extend(_foreign(cls))
         if cls.__joined__ is not None and not faults:
-            faults.extend(_parted_values(cls, own.values(), cls.__joined__))
+            attributes = itertools.chain.from_iterable(own.values())
+            faults.extend(_parted_values(cls, attributes, cls.__joined__))
         if faults:
             raise SchemaError(f"schema {cls.__qualname__} is not well formed", faults)
-        cls.__attributes__ = tuple({**_inherited(cls), **own}.values())
+        declared = {**_inherited(cls), **own}
+        cls.__attributes__ = tuple(itertools.chain.from_iterable(declared.values()))
         cls.__series__ = tuple(_series(cls))
         kind: Any = cls  # hashable, whatever a schema is open to
         if models_of(kind):
@@ -218,13 +227,15 @@ def _parted_values(
                 yield Mismatch(where, "declaration", "a value in one key", found, hint)
 
 
-def _inherited(cls: type) -> dict[str, Attribute]:
+def _inherited(cls: type) -> dict[str, tuple[Attribute, ...]]:
     """The attributes of the bases, each as the first class in the method resolution order that declares it has it."""
-    inherited: dict[str, Attribute] = {}
+    inherited: dict[str, tuple[Attribute, ...]] = {}
     for base in reversed(cls.__mro__[1:]):
-        own = inspect.get_annotations(base)
-        attributes = base.__dict__.get("__attributes__", ())
-        inherited |= {a.written: a for a in attributes if a.written in own}
+        attributes: tuple[Attribute, ...] = base.__dict__.get("__attributes__", ())
+        for name in inspect.get_annotations(base):
+            declared = tuple([one for one in attributes if one.written == name])
+            if declared:
+                inherited[name] = declared
     return inherited
 
 
@@ -347,9 +358,19 @@ _UNTOLD = Field()
 """That of an attribute of which the annotation says all."""
 
 
-def _attribute(cls: type, name: str, annotation: Any) -> Attribute:
-    given = vars(cls).get(name, _UNTOLD)
-    inner, optional = _strip_optional(annotation)
+def _attributes(name: str, annotation: Any, given: Any) -> tuple[Attribute, ...]:
+    """What an annotation and its value declare: one attribute, or one for each item of a list."""
+    if not isinstance(given, Field) or given.items is None:
+        return (_attribute(name, annotation, given),)
+    # A tree may lack such a list as a whole: list[A | B] | None.
+    inner, optional = strip_optional(annotation)
+    spec = dataclasses.replace(given, optional=True) if optional else given
+    several = named_items(name, inner, spec, Schema)
+    return tuple([_attribute(name, target, own) for target, own in several])
+
+
+def _attribute(name: str, annotation: Any, given: Any) -> Attribute:
+    inner, optional = strip_optional(annotation)
     if given is None:
         # `leaf: T | None = None` is how a dataclass says that there may be none.
         if not optional:
@@ -371,7 +392,10 @@ def _attribute(cls: type, name: str, annotation: Any) -> Attribute:
     if isinstance(spec, StateField) != (target is OptState):
         wanted = "OptState beside optimizer(...)"
         raise declaration(
-            name, wanted, _spell(annotation), f"write {name}: cs.OptState = cs.optimizer(tx)"
+            name,
+            wanted,
+            spelled_annotation(annotation),
+            f"write {name}: cs.OptState = cs.optimizer(tx)",
         )
     key: Any = spec.key  # of any type still, an array among them
     if isinstance(key, str) and not key and (many or isinstance(target, Leaf)):
@@ -385,16 +409,6 @@ def _attribute(cls: type, name: str, annotation: Any) -> Attribute:
     return Attribute(name if spec.name is None else spec.name, target, many, spec, name)
 
 
-def _strip_optional(annotation: Any) -> tuple[Any, bool]:
-    if isinstance(annotation, leaves.OrNone):
-        return annotation.leaf, True
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        members = [a for a in typing.get_args(annotation) if a is not type(None)]
-        if len(members) == 1 and len(typing.get_args(annotation)) == 2:
-            return members[0], True
-    return annotation, False
-
-
 def _target(name: str, annotation: Any) -> Leaf | type[Schema] | type[OptState] | Layout:
     if annotation is OptState or isinstance(annotation, Layout):
         return annotation
@@ -403,12 +417,8 @@ def _target(name: str, annotation: Any) -> Leaf | type[Schema] | type[OptState] 
     leaf = from_annotation(annotation)
     if leaf is None:
         hint = 'write Float32[Array, "embed mlp"], Key["urbg"], Stream["urbg"], a Schema class, or list[...] of one of them'
-        raise declaration(name, "a leaf or a schema", _spell(annotation), hint)
+        raise declaration(name, "a leaf or a schema", spelled_annotation(annotation), hint)
     return leaf
-
-
-def _spell(annotation: Any) -> str:
-    return annotation.__qualname__ if isinstance(annotation, type) else repr(annotation)
 
 
 def _verify_below(attribute: Attribute) -> None:

@@ -228,9 +228,13 @@ class LayoutText:
         if items:
             arguments.append(f"containers={mapping(items, 0)}")
         lines = [f"class {self.name}({', '.join(arguments)}):"]
+        if self._is_model:
+            attributes = [root.branch for root in self._roots]
+            own = [dim for branch in attributes for dim in self.writer.dims(branch)]
+            lines += self.writer.attributes(attributes, own)
         used: set[str] = set()
         by_name = {root.branch.name: root for root in self._roots}
-        for name in self._order:
+        for name in () if self._is_model else self._order:
             root = by_name.get(name.removesuffix("[]"))
             if name in self._kept:
                 lines.append("    " + self._kept_line(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import keyword
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._source.branches import Branch
 from ckpt_schema._source.equal_parts import SharedClass, Sharing
 from ckpt_schema._source.importing import Imports, quoted
+from ckpt_schema._source.mixed_lists_text import item_key, items_text, numbered_runs
 from ckpt_schema._source.ready_blocks import BlockFit, ReadyBlocks
 from ckpt_schema._source.size_names import identifier
 from ckpt_schema.errors import Mismatch
@@ -153,16 +155,20 @@ class ClassWriter:
             else:
                 way.append(_one_of(branch))
         longer = ["".join(way[at:]) for at in range(len(way) - 1, -1, -1)]
+        # layers_3 beside a layers_0 of another kind: Layer3.
+        number = _number_of(shared.first[-1])
+        if number:
+            longer.insert(1, f"{longer[0]}{number}")
         longer.append(f"{self._root}{longer[0]}")
         for name in ([known] if known else []) + longer:
             if name not in taken and name not in self._attributes and not keyword.iskeyword(name):
                 taken.add(name)
                 return name
-        number = 2
-        while f"{longer[0]}{number}" in taken | self._attributes:
-            number += 1
-        taken.add(f"{longer[0]}{number}")
-        return f"{longer[0]}{number}"
+        free = 2
+        while f"{longer[0]}{free}" in taken | self._attributes:
+            free += 1
+        taken.add(f"{longer[0]}{free}")
+        return f"{longer[0]}{free}"
 
     def fit(self, branch: Branch, dims: Sequence[Dim]) -> BlockFit | None:
         """The block in the place of the class below an attribute, whose dims the class around it calls so."""
@@ -205,11 +211,13 @@ class ClassWriter:
         if branch.leaf is not None or branch.stream or self.fit(branch, dims) is not None:
             return
         number = self._sharing.shape(branch)
-        if number in self._names:
-            return
         shared = self._sharing.shared(branch)
+        if number in self._names and not self._may_be_items(branch):
+            return
         for child, own in self._with_dims(shared.children, shared.own):
             yield from self.classes(child, own)
+        if number in self._names or self._own_items(branch):
+            return
         lines = [f'    """{self._counts(shared)}"""', ""]
         bases = "(cs.Schema):"
         if shared.separator:
@@ -227,8 +235,50 @@ class ClassWriter:
     def attributes(self, children: Sequence[Branch], own: Sequence[Dim]) -> Iterator[str]:
         """The lines of the attributes of a class, whose dims it calls so."""
         used: set[str] = set()
-        for child, dims in self._with_dims(children, own):
-            yield "    " + self.attribute(child, dims, used)
+        dims = {id(child): own_dims for child, own_dims in self._with_dims(children, own)}
+        for stem, run in numbered_runs(children):
+            named = self._item_classes(run, [dims[id(child)] for child in run])
+            if named and stem and not run[0].said:
+                yield "    " + self._siblings(stem, named, used)
+                continue
+            for child in run:
+                yield "    " + self.attribute(child, dims[id(child)], used)
+
+    def _siblings(self, stem: str, named: Sequence[str], used: set[str]) -> str:
+        """The line of a list whose items stand side by side, ``layers_0`` and so on."""
+        written = self._identifier(stem.strip("_") or "items", used)
+        said = [("items", items_text(named)), ("name", quoted(f"{stem}{{i}}"))]
+        return call(f"{written}: {_list_of(named)} = cs.field", said)
+
+    def _item_classes(
+        self, run: Sequence[Branch], several: Sequence[Sequence[Dim]]
+    ) -> Sequence[str]:
+        """The classes of attributes that may be one list; none where a line for each says more."""
+        named: list[str] = []
+        for child, dims in zip(run, several, strict=True):
+            is_class = child.leaf is None and not child.stream
+            if len(run) == 1 or not is_class or self.fit(child, dims) is not None:
+                return []
+            if self._renames(self._sharing.shared(child), dims):
+                return []
+            named.append(self.name(child))
+        return named if len(set(named)) < len(named) else []
+
+    def _may_be_items(self, branch: Branch) -> bool:
+        """Whether what is below an attribute counts from 0, and nothing else is there."""
+        key = ast.literal_eval(dict(branch.said).get("key", '""'))
+        is_model = any(branch.children is model.children for model in self._models)
+        plain = branch.count is None and not branch.separator and isinstance(key, str)
+        runs = [*numbered_runs(branch.children)]
+        return plain and not is_model and [stem for stem, _ in runs] == [""]
+
+    def _own_items(self, branch: Branch) -> Sequence[str]:
+        """The classes of the items of an attribute that is a list of them; none where it has a class of its own."""
+        if not self._may_be_items(branch) or item_key(branch.children[0]) is None:
+            return []
+        shared = self._sharing.shared(branch)
+        pairs = [*self._with_dims(shared.children, shared.own)]
+        return self._item_classes([child for child, _ in pairs], [dims for _, dims in pairs])
 
     def attribute(
         self,
@@ -257,7 +307,12 @@ class ClassWriter:
             if fit.dims:
                 said.append(("dims", mapping(_as_written(fit.dims), beside=len("dims=,"))))
         else:
-            kind = self.name(branch)
+            items = self._own_items(branch)
+            if items:
+                kind = _list_of(items)
+                said = _with_items(branch, said, items)
+            else:
+                kind = self.name(branch)
             renames = self._renames(self._sharing.shared(branch), dims)
             if renames:
                 said.append(("dims", mapping(renames, beside=len("dims=,"))))
@@ -365,6 +420,24 @@ class ClassWriter:
         return None if whole is None or times is None else times * whole
 
 
+def _list_of(named: Sequence[str]) -> str:
+    """The annotation of a list of items of these classes."""
+    return f"list[{' | '.join(dict.fromkeys(named))}]"
+
+
+def _with_items(
+    branch: Branch, said: Sequence[tuple[str, str]], items: Sequence[str]
+) -> list[tuple[str, str]]:
+    """What the field of a list of items says, whose key spells their numbers."""
+    symbol = item_key(branch.children[0])
+    told = dict(said)
+    own = ast.literal_eval(told.pop("key", quoted(branch.name)))
+    key = f"{own}/{symbol}" if own else symbol
+    if key != f"{branch.name}/{{i}}":
+        told["key"] = quoted(str(key))
+    return [("items", items_text(items)), *told.items()]
+
+
 def _as_written(dims: Mapping[str, str]) -> dict[str, str]:
     """Names of dims as they are written: a size as a number."""
     return {old: new if new.isdecimal() else quoted(new) for old, new in dims.items()}
@@ -373,7 +446,18 @@ def _as_written(dims: Mapping[str, str]) -> dict[str, str]:
 def _one_of(branch: Branch) -> str:
     """What one of the repeats of an attribute is called."""
     name = "Model" if branch.name == USUAL_COLLECTION else class_name(branch.name)
-    return name if branch.count is None else _singular(name)
+    return name if branch.count is None and not _number_of(branch) else _singular(name)
+
+
+def _number_of(branch: Branch) -> str:
+    """The number at the end of the name of one of several siblings; empty where it has none.
+
+    Example:
+        >>> _number_of(Branch("layers_3")), _number_of(Branch("wi_fused"))
+        ('3', '')
+    """
+    stem, _, number = branch.name.rpartition("_")
+    return number if stem and number.isdecimal() and branch.leaf is None else ""
 
 
 def _singular(name: str) -> str:

@@ -58,44 +58,11 @@ class Layer1(cs.Schema):
     post_attention_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
 
 
-class Layers(cs.Schema):
-    """360 leaves, 15,956,295,680 parameters."""
-
-    item_0: Layer = cs.field(name="0")
-    item_1: Layer1 = cs.field(name="1")
-    item_2: Layer1 = cs.field(name="2")
-    item_3: Layer1 = cs.field(name="3")
-    item_4: Layer1 = cs.field(name="4")
-    item_5: Layer1 = cs.field(name="5")
-    item_6: Layer1 = cs.field(name="6")
-    item_7: Layer1 = cs.field(name="7")
-    item_8: Layer1 = cs.field(name="8")
-    item_9: Layer1 = cs.field(name="9")
-    item_10: Layer1 = cs.field(name="10")
-    item_11: Layer1 = cs.field(name="11")
-    item_12: Layer1 = cs.field(name="12")
-    item_13: Layer1 = cs.field(name="13")
-    item_14: Layer1 = cs.field(name="14")
-    item_15: Layer1 = cs.field(name="15")
-    item_16: Layer1 = cs.field(name="16")
-    item_17: Layer1 = cs.field(name="17")
-    item_18: Layer1 = cs.field(name="18")
-    item_19: Layer1 = cs.field(name="19")
-    item_20: Layer1 = cs.field(name="20")
-    item_21: Layer1 = cs.field(name="21")
-    item_22: Layer1 = cs.field(name="22")
-    item_23: Layer1 = cs.field(name="23")
-    item_24: Layer1 = cs.field(name="24")
-    item_25: Layer1 = cs.field(name="25")
-    item_26: Layer1 = cs.field(name="26")
-    item_27: Layer1 = cs.field(name="27")
-
-
 class Model(cs.Schema):
     """363 leaves, 16,375,728,128 parameters."""
 
     embed_tokens: blocks.nnx.Embed = cs.field(dims={"features": "embed", "num_embeddings": "vocab"})
-    layers: Layers
+    layers: list[Layer | Layer1] = cs.field(items=[Layer, *[Layer1] * 27])
     lm_head: blocks.nnx.Linear = cs.field(dims={"in_features": "embed", "out_features": "vocab"})
     norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
 
