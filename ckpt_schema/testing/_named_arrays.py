@@ -69,7 +69,7 @@ def words(row: Row) -> int:
 def indices_of(row: Row, sizes: Sizes) -> list[tuple[int, ...]]:
     """The indices of all leaves of a row, the outermost level counted through last."""
     counts = [size(repeat.size, sizes) for repeat in row.repeats if repeat.axis is None]
-    return [tuple(index) for index in np.ndindex(*counts)]
+    return list(np.ndindex(*counts))
 
 
 def key_of(row: Row, indices: Sequence[int]) -> tuple[str, ...]:
@@ -81,6 +81,7 @@ def key_of(row: Row, indices: Sequence[int]) -> tuple[str, ...]:
             segments.append(str(segment))
             continue
         spelled, symbol = "", segment
+        # One segment may have several numbers: `block_{stage}_{layer}`.
         while symbol is not None:
             number = str(symbol.first + symbol.step * left.pop(0))
             spelled += symbol.prefix + number.rjust(symbol.width, "0") + symbol.suffix
@@ -94,6 +95,7 @@ def _axes(row: Row, *, raw: bool) -> list[Axis]:
     stored: list[Axis] = [("axis", dim) for dim in row.leaf.dims]
     if raw and stored:
         stored[-1] = ("words", stored[-1][1])
+    # An outer scan stacks what an inner one has stacked: its axis is counted with the inner one.
     for repeat in reversed(row.repeats):
         if repeat.axis is not None:
             place = repeat.axis if repeat.axis >= 0 else len(stored) + 1 + repeat.axis
@@ -132,10 +134,11 @@ class NamedRow:
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         """The shape of all leaves as one array, as they are stored."""
-        dims = (
-            self.large[at][0] if at in self.large else dim for at, (_, dim) in enumerate(self.axes)
-        )
-        return tuple(size(dim, sizes) for dim in dims)
+        lengths: list[int] = []
+        for at, (_, dim) in enumerate(self.axes):
+            stored = self.large[at][0] if at in self.large else dim
+            lengths.append(size(stored, sizes))
+        return tuple(lengths)
 
     def tokens(self) -> list[list[tuple[AxisToken, Any]]]:
         """For each axis its factors by name, each with the factor itself.
@@ -150,11 +153,20 @@ class NamedRow:
             for factor, own in zip(dim, names, strict=True):
                 if factor == 1:
                     continue
+                # However many nodes a list is told as, and whatever counts them: it is one list.
                 name = "list" if at in self.listed else own
+                # Of `embed embed` the first is `embed` number 0, and the second number 1.
                 number = seen[kind, name]
                 seen[kind, name] += 1
                 tokens[at].append(((kind, name, number), factor))
         return tokens
+
+    def factors(self) -> list[tuple[AxisToken, Any]]:
+        """The factors of all axes in turn, each by name and the factor itself."""
+        factors: list[tuple[AxisToken, Any]] = []
+        for axis in self.tokens():
+            factors += axis
+        return factors
 
     def own(self) -> list[int]:
         """Which axes are the leaf's own, in their order."""
@@ -175,12 +187,13 @@ def frame_of(row: Row, *, raw: bool = False) -> NamedRow:
     With ``raw`` its last axis has the words of keys.
     """
     axes = _axes(row, raw=raw)
-    unrolled = [n for n, repeat in enumerate(row.repeats) if repeat.axis is None]
+    unrolled = [level for level, repeat in enumerate(row.repeats) if repeat.axis is None]
+    # Level by level in the order in which `_axes` puts them: `[None, 0, None]` of a scan on axis 1.
     stacked: list[int | None] = [None] * len(row.leaf.dims)
-    for n in reversed(range(len(row.repeats))):
-        axis = row.repeats[n].axis
+    for level in reversed(range(len(row.repeats))):
+        axis = row.repeats[level].axis
         if axis is not None:
-            stacked.insert(axis if axis >= 0 else len(stacked) + 1 + axis, n)
+            stacked.insert(axis if axis >= 0 else len(stacked) + 1 + axis, level)
     held = [None] if words(row) else []
     return NamedRow(row, tuple(axes), (*unrolled, *stacked, *held))
 
@@ -200,18 +213,22 @@ def read_numbers(frame: NamedRow, ids: Ids, sizes: Sizes) -> Named:
         ids = np.take(ids, range(kept), axis=at)
     for at in frame.flipped:
         ids = np.flip(ids, axis=at)
-    both = [pair for axis in frame.tokens() for pair in axis]
-    shape = tuple(factor_size(factor, sizes) for _, factor in both)
-    return Named(tuple(token for token, _ in both), ids.reshape(shape))
+    tokens: list[AxisToken] = []
+    shape: list[int] = []
+    for token, factor in frame.factors():
+        tokens.append(token)
+        shape.append(factor_size(factor, sizes))
+    return Named(tuple(tokens), ids.reshape(shape))
 
 
 def write_numbers(frame: NamedRow, named: Named, sizes: Sizes) -> Ids | None:
     """The leaves of a row made of what has the same names; None where the names are others."""
-    tokens = [token for axis in frame.tokens() for token, _ in axis]
+    tokens = [token for token, _ in frame.factors()]
     if sorted(tokens) != sorted(named.tokens):
         return None
     ids = np.transpose(named.ids, [named.tokens.index(token) for token in tokens])
-    ids = ids.reshape(tuple(size(dim, sizes) for _, dim in frame.axes))
+    ids = ids.reshape([size(dim, sizes) for _, dim in frame.axes])
+    # The other way round than `read_numbers`: what is padded is flipped before there is padding.
     for at in frame.flipped:
         ids = np.flip(ids, axis=at)
     for at, (dim, fill) in frame.large.items():

@@ -57,17 +57,19 @@ def merged_shares(
     inner: Sequence[tuple[AxisToken, int]],
 ) -> Ids | None:
     """A part by the names of the whole: the factors of its share as one axis."""
-    wanted = [each for one in tokens for each in ([t for t, _ in inner] if one == token else [one])]
+    own = [inner_token for inner_token, _ in inner]
+    at = tokens.index(token)
+    # The share stands where the whole has the axis: `embed [q heads] [dim]` for `embed qkv`.
+    wanted = [*tokens[:at], *own, *tokens[at + 1 :]]
     if sorted(wanted) != sorted(named.tokens):
         return None
     ids = np.transpose(named.ids, [named.tokens.index(each) for each in wanted])
-    at = tokens.index(token)
     length = math.prod(length for _, length in inner)
     return ids.reshape((*ids.shape[:at], length, *ids.shape[at + len(inner) :]))
 
 
 def fused(
-    whole: Row, rule: Fuse, parts: Sequence[tuple[int, Row]], sizes: Sizes
+    whole: Row, rule: Fuse, parts: Sequence[tuple[int, Row, PartOf]], sizes: Sizes
 ) -> tuple[NamedRow, dict[int, Share]] | None:
     """The axis that parts of a leaf share: a sum of as many terms, or so many times a dim."""
     frame = frame_of(whole)
@@ -77,21 +79,25 @@ def fused(
             terms = _terms(factor, len(parts))
             if terms is not None and rule.axis in (None, (factor,), dim):
                 tokens.append((token, terms))
+    # Where two axes could be shared, as in `3*heads 3*dim`, nothing but the rule tells which is.
     if len(tokens) != 1:
         return None
     token, terms = tokens[0]
-    names = {each[:2] for axis in frame.tokens() for each, _ in axis}
+    names = {known[:2] for known, _ in frame.factors()}
     shares: dict[int, Share] = {}
+    # The parts stand side by side: each begins where the one before it ends.
     start = 0
-    for (number, row), term in zip(parts, terms, strict=True):
-        factors = [factor for factor in term if factor != 1]
-        if len({*map(str, factors)}) < len(factors) or any(
-            ("axis", str(f)) in names for f in factors
-        ):
-            return None  # names do not tell them apart
-        inner: list[tuple[AxisToken, int]] = [
-            (("axis", str(f), 0), factor_size(f, sizes)) for f in factors
-        ]
+    for (number, row, _), term in zip(parts, terms, strict=True):
+        inner: list[tuple[AxisToken, int]] = []
+        seen: set[tuple[str, str]] = set()
+        for factor in term:
+            if factor == 1:
+                continue
+            name = "axis", str(factor)
+            if name in names or name in seen:
+                return None  # names do not tell them apart
+            seen.add(name)
+            inner.append(((*name, 0), factor_size(factor, sizes)))
         length = size(term, sizes)
         shares[number] = (frame_of(row), token, start, start + length, inner)
         start += length
@@ -100,12 +106,14 @@ def fused(
 
 def _terms(factor: Any, count: int) -> list[Dim] | None:
     """What each of so many parts has of a factor; None where it is not shared among so many."""
+    # `3*heads*dim` of q, k and v: each has one of the 3, whatever stands beside it.
     if isinstance(factor, int):
         return list[Dim]([(1,)]) * count if factor == count else None
     if not isinstance(factor, Sum):
         return None
     if len(factor.terms) == count:
         return list(factor.terms)
+    # `heads+2*groups` of three parts: heads, groups, groups.
     apart: list[Dim] = []
     for term in factor.terms:
         times = term[0] if isinstance(term[0], int) else 1
@@ -117,32 +125,32 @@ def layers_of(
     whole: Row, rule: Series, parts: Sequence[tuple[int, Row, PartOf]], sizes: Sizes
 ) -> tuple[NamedRow, dict[int, Share]] | None:
     """The list that parts are, one after the other: all of the first come first, outer levels counted last."""
-    places = [
-        at for at in (whole.body or 0, 0) if whole.path[at : at + len(rule.path)] == rule.path
-    ]
+    # The rule speaks of the model, which may begin below the root.
+    starts = whole.body or 0, 0
+    places = [at for at in starts if whole.path[at : at + len(rule.path)] == rule.path]
     if not places:
         return None
     level = levels_by_name(whole.path[: places[0] + len(rule.path)]) - 1
     frame = _with_list(frame_of(whole), range(level, level + 1))
-    axes = [
-        (kind, (Sum((dim,)),)) if at in frame.listed else (kind, dim)  # one factor, whatever it is
-        for at, (kind, dim) in enumerate(frame.axes)
-    ]
+    axes = list(frame.axes)
+    for at in frame.listed:
+        kind, dim = axes[at]
+        axes[at] = (kind, (Sum((dim,)),))  # one factor, whatever it is
     frame = dataclasses.replace(frame, axes=tuple(axes))
     token: AxisToken = ("level", "list", 0)
     shares: dict[int, Share] = {}
     start = 0
     for number, row, part in parts:
+        # A member may be layers in layers, `stages[]/blocks[]`: the list goes through both levels.
         first = levels_by_name(row.path[: part.start])
         span = range(first, first + levels_by_name(rule.members[part.number]))
         own = _with_list(frame_of(row), span)
-        inner = [
-            (each, factor_size(factor, sizes))
-            for at in own.by_level()
-            if at in own.listed
-            for each, factor in own.tokens()[at]
-        ]
-        length = math.prod(each for _, each in inner)
+        named = own.tokens()
+        inner: list[tuple[AxisToken, int]] = []
+        for at in own.by_level():
+            if at in own.listed:
+                inner += [(each, factor_size(factor, sizes)) for each, factor in named[at]]
+        length = math.prod(count for _, count in inner)
         shares[number] = (own, token, start, start + length, inner)
         start += length
     return frame, shares

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ckpt_schema._layouts.dims import sizes_of
-from ckpt_schema._layouts.paths import LogicalPath, fill
+from ckpt_schema._layouts.paths import KeyPath, LogicalPath, fill
 from ckpt_schema._layouts.precision import verify_closed
 from ckpt_schema._layouts.table import Layout, Row, Slot, slots_of
 from ckpt_schema._lens.arrays.conversions import converted, is_checked, subnormal
@@ -25,7 +25,7 @@ from ckpt_schema._trees import containers
 from ckpt_schema.testing._applied import carry, changes_floats, is_integer, scaled_by
 from ckpt_schema.testing._lossy import within_loss
 from ckpt_schema.testing._meshes import Placer
-from ckpt_schema.testing._values import Bounds, Values, make
+from ckpt_schema.testing._values import Bounds, Request, Values, make
 
 __all__ = ["Demand", "Maker", "bound", "demands", "maker", "makers", "refusable"]
 
@@ -72,41 +72,44 @@ class Maker:
             values: What stands in the leaves.
         """
         rows = self.layout.rows
-        slots = [
-            (at, indices)
-            for at, row in enumerate(rows)
-            if at not in absent
-            for indices in slots_of(row, self.sizes)
-        ]
-        requests = [
-            (rows[at].leaf.dtype, self._shape(rows[at]), self.bounds.get(at)) for at, _ in slots
-        ]
-        found = dict(zip(slots, make(rng, requests, values), strict=True))
-        for slot in found:
+        slots: list[Slot] = []
+        requests: list[Request] = []
+        for at, row in enumerate(rows):
+            if at in absent:
+                continue
+            request = row.leaf.dtype, self._shape(row), self.bounds.get(at)
+            for indices in slots_of(row, self.sizes):
+                slots.append((at, indices))
+                requests.append(request)
+        # All leaves are made at once, which is many times as fast as one after the other.
+        made = dict(zip(slots, make(rng, requests, values), strict=True))
+        for slot in made:
             if slot[0] in self.plain:
-                found[slot] = _plain(found[slot])
+                made[slot] = _plain(made[slot])
+        # A zero that loses its sign is the fault easiest to overlook: every leaf gets one to flip.
         if self.flipped is not None:
-            found = {slot: _with_zero(value) for slot, value in found.items()}
+            for slot, value in made.items():
+                made[slot] = _with_zero(value)
         if self.carried is not None:
-            self.carried.settle(found, self.sizes)
+            self.carried.settle(made, self.sizes)
+        # The flip comes after the settling, which would mend it.
         if self.flipped is not None:
-            self._flip(found, rng)
-        leaves = (
-            (fill(rows[at].key, indices), rows[at], self._leaf(rows[at], found[at, indices], place))
-            for at, indices in slots
-        )
-        return containers.build(self.layout, leaves, self.sizes)
+            self._flip(made, rng)
+        built: list[tuple[KeyPath, Row, Any]] = []
+        for (at, indices), value in made.items():
+            leaf = self._leaf(rows[at], value, place)
+            built.append((fill(rows[at].key, indices), rows[at], leaf))
+        return containers.build(self.layout, built, self.sizes)
 
-    def _flip(self, found: dict[Slot, Any], rng: np.random.Generator) -> None:
+    def _flip(self, made: dict[Slot, Any], rng: np.random.Generator) -> None:
         """Makes one bit another, where something may begin, or of the zero that all leaves have in front."""
-        slots = [
-            slot
-            for slot, value in found.items()
-            if "/".join(self.layout.rows[slot[0]].path) == self.flipped and value.size
-        ]
+        slots: list[Slot] = []
+        for slot, value in made.items():
+            if "/".join(self.layout.rows[slot[0]].path) == self.flipped and value.size:
+                slots.append(slot)
         if slots:
             slot = slots[int(rng.integers(len(slots)))]
-            found[slot] = _flipped(found[slot], rng, [*self.sizes.values()])
+            made[slot] = _flipped(made[slot], rng, [*self.sizes.values()])
 
     def _shape(self, row: Row) -> tuple[int, ...]:
         shape = sizes_of(row.dims, self.sizes)
@@ -127,19 +130,25 @@ def makers(sizes: Mapping[str, int], *layouts: Layout, number: bool = False) -> 
         for row in layout.rows:
             dtypes.setdefault(row.path, set()).add(row.leaf.dtype)
     common = {path: _common(kinds) for path, kinds in dtypes.items() if len(kinds) > 1}
-    bounds = [
-        {at: common[row.path] for at, row in enumerate(each.rows) if row.path in common}
-        for each in layouts
-    ]
-    return tuple(
-        Maker(each, sizes, own, number and at == 0)
-        for at, (each, own) in enumerate(zip(layouts, bounds, strict=True))
-    )
+    several: list[Maker] = []
+    for layout in layouts:
+        bounds: dict[int, Bounds] = {}
+        for at, row in enumerate(layout.rows):
+            if row.path in common:
+                bounds[at] = common[row.path]
+        several.append(Maker(layout, sizes, bounds, number and not several))
+    return tuple(several)
 
 
 def _common(dtypes: Collection[str]) -> Bounds:
-    infos = [jnp.iinfo(dtype) for dtype in dtypes]
-    return max(int(info.min) for info in infos), min(int(info.max) for info in infos)
+    """The least and the greatest integer that all dtypes hold: ``(0, 127)`` of int8 and uint8."""
+    lows: list[int] = []
+    highs: list[int] = []
+    for dtype in dtypes:
+        info = jnp.iinfo(dtype)
+        lows.append(int(info.min))
+        highs.append(int(info.max))
+    return max(lows), min(highs)
 
 
 def _plain(value: Any) -> Any:
@@ -148,6 +157,7 @@ def _plain(value: Any) -> Any:
         return value
     with np.errstate(all="ignore"):
         size = np.abs(value.astype(np.float64))
+        # NaN is neither, and so becomes a one too.
         return np.where((size >= 2.0**-6) & (size <= 2.0**6), value, np.ones_like(value))
 
 
@@ -155,9 +165,9 @@ def _with_zero(value: Any) -> Any:
     """The leaf with a zero in front, where it holds floats."""
     if not value.size or not jnp.issubdtype(value.dtype, jnp.floating):
         return value
-    found = value.copy()
-    found[(0,) * value.ndim] = 0
-    return found
+    zeroed = value.copy()
+    zeroed[(0,) * value.ndim] = 0
+    return zeroed
 
 
 def _flipped(value: Any, rng: np.random.Generator, begins: Sequence[int]) -> Any:
@@ -165,17 +175,22 @@ def _flipped(value: Any, rng: np.random.Generator, begins: Sequence[int]) -> Any
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         data = _flipped(np.asarray(jax.random.key_data(value)), rng, begins)
         return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(value))
-    found, zero = value.copy(), not rng.integers(2)
-    # Where padding begins, or a part: at the size of a dim.
-    places = [[at for at in begins if at < length] or [length - 1] for length in value.shape]
-    index = tuple(0 if zero else int(rng.choice(pool)) for pool in places)
-    octets = np.ascontiguousarray(found[index]).reshape(1).view(np.uint8)
+    flipped, zero = value.copy(), not rng.integers(2)
+    index = (0,) * value.ndim
+    if not zero:
+        # Where padding begins, or a part: at the size of a dim.
+        places: list[int] = []
+        for length in value.shape:
+            pool = [at for at in begins if at < length] or [length - 1]
+            places.append(int(rng.choice(pool)))
+        index = tuple(places)
+    octets = np.ascontiguousarray(flipped[index]).reshape(1).view(np.uint8)
     # The last octet has the sign; what is narrower than an octet has its own bits lowest in it.
-    sign = {"bool": 0x01, "int4": 0x08, "uint4": 0x08}.get(found.dtype.name, 0x80)
+    sign = {"bool": 0x01, "int4": 0x08, "uint4": 0x08}.get(flipped.dtype.name, 0x80)
     signed = zero or bool(rng.integers(2))
     octets[-1 if signed else 0] ^= sign if signed else 0x01
-    found[index] = octets.view(found.dtype)[0]
-    return found
+    flipped[index] = octets.view(flipped.dtype)[0]
+    return flipped
 
 
 def maker(
@@ -196,49 +211,58 @@ def maker(
         flipped: That of a leaf of whose values one bit is another.
     """
     layout = (lens.source, lens.view)[side]
-    kept = [at for at, row in enumerate(layout.rows) if "/".join(row.path) != free]
-    bounds = {at: found for at, found in _bounds(lens, side).items() if at in kept}
+    bounds = _bounds(lens, side)
+    freed: set[int] = set()
+    for at, row in enumerate(layout.rows):
+        if "/".join(row.path) == free:
+            freed.add(at)
+            bounds.pop(at, None)
     carries = demands(lens, side)
     if carries is not None:
-        carries = Demand(
-            tuple(join for join in carries.joins if all(row in kept for row in join.sources)),
-            carries.rows,
-        )
+        # A join that reads the leaf would settle it; the others still hold.
+        joins = [join for join in carries.joins if freed.isdisjoint(join.sources)]
+        carries = Demand(tuple(joins), carries.rows)
     return Maker(layout, lens.dims, bounds, number, carries, flipped, _scaled_rows(lens, side))
 
 
 def _scaled_rows(lens: Lens, side: int) -> frozenset[int]:
     """The rows of one side that have scales, or are the products with those of the other."""
-    found: set[int] = set()
+    pairs: list[tuple[int, int]] = []
+    for join in lens.joins:
+        pairs += join.pairs
+    rows: set[int] = set()
     for own, folds in enumerate(lens.folds):
         for fold in folds:
-            if isinstance(fold.kind, Scaling):
-                pairs = [pair for join in lens.joins for pair in join.pairs]
-                partners = {pair[side] for pair in pairs if pair[own] == fold.row}
-                found.update(fold.parts if own == side else partners)
-    return frozenset(found)
+            if not isinstance(fold.kind, Scaling):
+                continue
+            if own == side:
+                rows.update(fold.parts)
+            else:
+                rows.update(pair[side] for pair in pairs if pair[own] == fold.row)
+    return frozenset(rows)
 
 
 def refusable(lens: Lens, side: int) -> tuple[str, ...]:
     """The logical paths of the leaves of one side with values that a lens may refuse: it casts, unpads, scales or ties them."""
-    rows = {*_bounds(lens, side)}
+    layout, refused = (lens.source, lens.view)[side], {*_bounds(lens, side)}
     carries = demands(lens, side)
     if carries is not None:
-        rows |= {row for join in carries.joins for row in join.sources}
-    return tuple("/".join((lens.source, lens.view)[side].rows[at].path) for at in sorted(rows))
+        refused.update(*(join.sources for join in carries.joins))
+    return tuple("/".join(layout.rows[at].path) for at in sorted(refused))
 
 
 def _bounds(lens: Lens, side: int) -> dict[int, Bounds]:
     """For the rows of one side that are integers of another dtype on the other: the values that both hold."""
-    layouts = lens.source, lens.view
     bounds: dict[int, Bounds] = {}
     for join in lens.joins:
-        for pair in join.pairs:
-            dtypes = [layout.rows[at].leaf.dtype for layout, at in zip(layouts, pair, strict=True)]
-            if len({*dtypes}) > 1 and all(is_integer(dtype) for dtype in dtypes):
+        for source, view in join.pairs:
+            dtypes = lens.source.rows[source].leaf.dtype, lens.view.rows[view].leaf.dtype
+            if dtypes[0] != dtypes[1] and all(map(is_integer, dtypes)):
                 low, high = _common(dtypes)
-                before = bounds.get(pair[side], (low, high))
-                bounds[pair[side]] = max(low, before[0]), min(high, before[1])
+                # A row with several partners, parts of it, holds what all of them can.
+                row = (source, view)[side]
+                before = bounds.get(row, (low, high))
+                bounds[row] = max(low, before[0]), min(high, before[1])
     return bounds
 
 
@@ -275,18 +299,19 @@ class Demand:
             # What only rounds is not asked to come back: its own values are harder than these.
             own: dict[Slot, Any] | None = {} if _only_rounds(join) else None
             for made in applications(join, self.rows, sizes):
-                if not all(slot in values for slot in made.inputs):
+                if not values.keys() >= {*made.inputs}:
                     continue
-                if all(slot in other for slot in made.results):
+                if other.keys() >= {*made.results}:
                     continue  # this is a copy of what was there before
                 kept = {slot: _survivors(made, slot, values[slot]) for slot in made.inputs}
                 other |= carry(made, kept, {}, self.rows[0], sizes)
                 if own is not None:
                     own |= kept
             for made in applications(join.inverse, (self.rows[1], self.rows[0]), sizes):
-                if all(slot in other for slot in made.inputs) and all(
-                    slot in values for slot in made.results
-                ):
+                # A leaf that is absent on this side is not made.
+                if not other.keys() >= {*made.inputs}:
+                    continue
+                if values.keys() >= {*made.results}:
                     back = carry(made, other, values, self.rows[1], sizes)
                     values |= back if own is None else own
 
@@ -298,43 +323,48 @@ def demands(lens: Lens, side: int) -> Demand | None:
     # What is computed is no leaf that a value could be written to.
     products = {one.row for one in lens.folds[side] if not isinstance(one.kind, Addition)}
     turned = tuple(join for join in turned if products.isdisjoint(join.sources))
-    uses = collections.Counter(
-        (end, row) for join in turned for end in (0, 1) for row in _ends(join)[end]
-    )
-    found = [
-        join
-        for join in turned
-        if _scales_or_cuts(join)
-        or _has_copies(join)
-        or any(uses[end, row] > 1 for end in (0, 1) for row in _ends(join)[end])
-    ]
-    return Demand(tuple(found), rows if side == 0 else (rows[1], rows[0])) if found else None
+    sources: collections.Counter[int] = collections.Counter()
+    views: collections.Counter[int] = collections.Counter()
+    for join in turned:
+        sources.update(join.sources)
+        views.update(join.views)
+    asking: list[Join] = []
+    for join in turned:
+        # Two joins of one row are copies, which have to stay equal: ties, and what is kept twice.
+        is_shared = any(sources[row] > 1 for row in join.sources)
+        is_shared = is_shared or any(views[row] > 1 for row in join.views)
+        if is_shared or _scales_or_cuts(join) or _has_copies(join):
+            asking.append(join)
+    return Demand(tuple(asking), rows if side == 0 else (rows[1], rows[0])) if asking else None
 
 
 def _scales_or_cuts(join: Join) -> bool:
-    return any(
-        (cell.is_constant and isinstance(cell.source, int))
-        or changes_floats(cell.codec)
-        or any(cell.compares)
-        for cell in join.cells
-    )
+    """Whether a join changes floats, cuts padding off, or compares copies."""
+    for cell in join.cells:
+        is_cut = cell.is_constant and isinstance(cell.source, int)
+        if is_cut or changes_floats(cell.codec) or any(cell.compares):
+            return True
+    return False
 
 
 def _only_rounds(join: Join) -> bool:
     """Whether nothing but what a join may lose keeps values from coming back."""
-    looks = any(cell.is_constant or any(cell.compares) for cell in join.cells)
-    checked = any(is_checked(cell.codec) for cell in join.cells)
-    return not looks and not checked and not _has_copies(join)
+    for cell in join.cells:
+        if cell.is_constant or any(cell.compares) or is_checked(cell.codec):
+            return False
+    return not _has_copies(join)
 
 
 def _has_copies(join: Join) -> bool:
     """Whether a leaf of the source keeps several times what the view has once."""
-    both = (cell.geometry.digits for cell in join.cells if not cell.is_constant)
-    return any(digit.at[1] is None for digits in both for digit in digits)
-
-
-def _ends(join: Join) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return join.sources, join.views
+    for cell in join.cells:
+        if cell.is_constant:
+            continue
+        for digit in cell.geometry.digits:
+            # It goes nowhere in the view: the source's copies are read one after the other.
+            if digit.at[1] is None:
+                return True
+    return False
 
 
 def _survivors(made: Application, slot: Slot, value: Any) -> Any:
@@ -343,10 +373,10 @@ def _survivors(made: Application, slot: Slot, value: Any) -> Any:
     if codec is None:
         return value
     lost = np.zeros(value.shape, bool)
-    made = value
+    after = value
     for word in codec:  # what each makes of the number before it is what is refused
-        given, made = made, converted(made, (word,))
-        lost |= ~_survives(given, made, word)
+        before, after = after, converted(after, (word,))
+        lost |= ~_survives(before, after, word)
     return np.where(lost, np.zeros_like(value), value)
 
 
@@ -355,8 +385,8 @@ def _survives(given: Any, made: Any, word: Word) -> Any:
     back = converted(made, (word.inverse,))
     if not isinstance(word, Exact):
         return within_loss(given, back, (word,))
-    both = [np.ascontiguousarray(x).view(f"u{given.dtype.itemsize}") for x in (given, back)]
-    same = both[0] == both[1]
+    bits = f"u{given.dtype.itemsize}"
+    same = np.ascontiguousarray(given).view(bits) == np.ascontiguousarray(back).view(bits)
     if word.exponent:
         same &= ~(subnormal(given) | subnormal(made))  # devices flush them to zero
     return same

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
 from ckpt_schema._layouts import dims as dims_
+from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.paths import format_path
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.sizes import ONE, Size
@@ -42,11 +44,8 @@ __all__ = [
 Bound = int | tuple[int, int]
 """The size of a dim, or the least and the greatest."""
 _SIZES = (1, 2, 3, 4, 8, 0)  # what divides over meshes, what does not, and nothing at all
-# Of a size, and of a number of layers: each has leaves of its own, which take time.
-_MOST, _LAYERS = (
-    8,
-    4,
-)
+# The greatest size, and number of layers, which is less: each layer has leaves, which take time.
+_MOST, _LAYERS = 8, 4
 _SEEDS = st.integers(0, 2**32 - 1)
 _MANY, _LONG = 12, (625, 79, 17)  # numbers of layers, and sizes, that are drawn now and then
 _ROOM = (500, 100_000)  # leaves and elements that such a state may have
@@ -78,9 +77,8 @@ class Space:
 
     def drawn(self) -> st.SearchStrategy[dict[str, int]]:
         """Any of them."""
-        return st.fixed_dictionaries(
-            {name: st.sampled_from(pool) for name, pool in self.pools.items()}
-        ).map(self._raised)
+        several = {name: st.sampled_from(pool) for name, pool in self.pools.items()}
+        return st.fixed_dictionaries(several).map(self._raised)
 
     def chosen(self, choose: Choices) -> dict[str, int]:
         """Those that are chosen.
@@ -88,9 +86,12 @@ class Space:
         In three of four there is no empty leaf, which would show nothing.
         """
         empty = choose.of((False, False, False, True))
-        pools = self.pools.items()
-        several = {name: [n for n in pool if n or empty] or pool for name, pool in pools}
-        return self._raised({name: choose.of(pool) for name, pool in several.items()})
+        chosen: dict[str, int] = {}
+        for name, pool in self.pools.items():
+            # A dim that is told to be 0 stays so.
+            several = [size for size in pool if size or empty] or pool
+            chosen[name] = choose.of(several)
+        return self._raised(chosen)
 
     def picked(self, rng: np.random.Generator, *, even: bool) -> dict[str, int]:
         """Random ones; if ``even``, such as meshes divide, wherever there are."""
@@ -104,8 +105,9 @@ class Space:
         """The same sizes, but for two where there is one or none, if that may be: of one element nothing tells its axis."""
         wider = dict(chosen)
         for name, pool in self.pools.items():
-            if wider[name] < 2:
-                wider[name] = next((size for size in pool if size > 1), wider[name])
+            several = [size for size in pool if size > 1]
+            if wider[name] < 2 and several:
+                wider[name] = several[0]
         return self._raised(wider)
 
     def stretched(self, chosen: Mapping[str, int], which: int) -> dict[str, int]:
@@ -128,6 +130,7 @@ class Space:
         """Whether states of these sizes have no more leaves and elements than can be tried."""
         leaves = elements = 0
         for row in self.rows:
+            # Layers that are stacked are no leaves of their own, and count as elements.
             count = math.prod(dims_.sizes_of(row.unrolled, sizes) or ())
             leaves += count
             elements += count * math.prod(dims_.sizes_of(row.dims, sizes) or ())
@@ -137,10 +140,12 @@ class Space:
         """The sizes, those raised that a constraint has no smaller than others, or greater by so many."""
         raised = {**self.fixed, **chosen}
         for large, small in self.constraints:
+            # A name that both sizes have is not raised: they would grow together for ever.
             free = large.names - self.fixed.keys() - small.names
             least = small.at(raised) + more
             while free and large.at(raised) < least:
-                raised |= {name: raised[name] + 1 for name in free}
+                for name in free:
+                    raised[name] += 1
         return self.settled(raised)
 
 
@@ -174,43 +179,44 @@ def space(
     empty: bool = True,
 ) -> Space:
     """What `sizes` draws from."""
-    tables, factors = _tables(of), multiples or {}
-    fixed = {name: size for table in tables for name, size in table.sizes} | (
-        dict(of.dims) if isinstance(of, Lens) else {}
-    )
-    names = set[str]().union(*(table.names() for table in tables))
+    factors, layers = multiples or {}, counts(of)
+    fixed: dict[str, int] = {}
+    names: set[str] = set()
+    rows: list[Row] = []
+    for table in _tables(of):
+        fixed |= dict(table.sizes)
+        names |= table.names()
+        rows += table.rows
+    constraints: list[tuple[Size, Size]] = []
+    followed: set[str] = set()
     if isinstance(of, Lens):
-        rows = of.source.rows, of.view.rows
-        names |= {name for join in of.joins for name in needed(join, rows)}
-    layers = counts(of)
-    ends = {
-        name: (int(name in layers or not empty), _LAYERS if name in layers else _MOST)
-        for name in names
-    }
-    pools = {
-        n: _pool(bounds.get(n), factors.get(n, 1), ends[n]) for n in sorted(names - fixed.keys())
-    }
-    unknown = sorted({*bounds, *factors} - names)
-    faults = [
-        Mismatch(name, "dims", f"a dim: {', '.join(sorted(names))}", "an unknown name")
-        for name in unknown
-    ]
-    faults += [
-        _none(name, bounds.get(name), factors.get(name, 1))
-        for name, pool in pools.items()
-        if not pool
-    ]
+        fixed |= dict(of.dims)
+        # A cell may speak of a dim that no leaf has.
+        for join in of.joins:
+            names |= needed(join, (of.source.rows, of.view.rows))
+        constraints, followed = [*_least(of)], scale_dims(of)
+    faults: list[Mismatch] = []
+    for name in sorted({*bounds, *factors} - names):
+        known = f"a dim: {', '.join(sorted(names))}"
+        faults.append(Mismatch(name, "dims", known, "an unknown name"))
+    pools: dict[str, list[int]] = {}
+    for name in sorted(names - fixed.keys()):
+        # Of no layers there is no leaf, of which any law holds.
+        ends = (1, _LAYERS) if name in layers else (int(not empty), _MOST)
+        told, multiple = bounds.get(name), factors.get(name, 1)
+        pools[name] = _pool(told, multiple, ends)
+        if not pools[name]:
+            faults.append(_none(name, told, multiple))
     if faults:
         raise SchemaError("no sizes to draw", faults)
-    constraints = [*_least(of)] if isinstance(of, Lens) else []
     free = frozenset(pools.keys() - bounds.keys() - factors.keys())
-    rows = [row for table in tables for row in table.rows]
-    followed = scale_dims(of) if isinstance(of, Lens) else set[str]()
 
     def settled(sizes: dict[str, int]) -> dict[str, int]:
         if not isinstance(of, Lens) or not followed:
             return sizes
-        return with_scales(of, {n: size for n, size in sizes.items() if n not in followed})
+        # How many blocks there are follows from the numbers and their block, whatever was drawn.
+        drawn = {name: size for name, size in sizes.items() if name not in followed}
+        return with_scales(of, drawn)
 
     return Space(pools, fixed, constraints, free, sorted(free & layers), rows, settled)
 
@@ -220,17 +226,15 @@ def _least(lens: Lens) -> Iterator[tuple[Size, Size]]:
 
     Copies, and one.
     """
-    digits = (
-        (cell.is_constant, digit)
-        for join in lens.joins
-        for cell in join.cells
-        for digit in cell.geometry.digits
-    )
-    for is_constant, digit in digits:
-        if not is_constant and None in digit.at:
-            yield digit.size, ONE
-        elif is_constant and not digit.size.nonnegative:
-            yield digit.size.parts
+    for join in lens.joins:
+        for cell in join.cells:
+            for digit in cell.geometry.digits:
+                # Of no copies there would be nothing to make the leaf of.
+                if not cell.is_constant and None in digit.at:
+                    yield digit.size, ONE
+                # Padding is as long as `padded - vocab`.
+                elif cell.is_constant and not digit.size.nonnegative:
+                    yield digit.size.parts
 
 
 def _none(name: str, told: Bound | None, multiple: int) -> Mismatch:
@@ -250,17 +254,21 @@ def _tables(of: Subject) -> tuple[Layout, ...]:
 
 def counts(of: Subject) -> set[str]:
     """The names that numbers of layers are made of."""
-    tables = _tables(of)
-    repeated = [repeat.size for table in tables for row in table.rows for repeat in row.repeats]
-    return dims_.dim_names(
-        [*repeated, *(dim for table in tables for node in table.nodes for dim in node.counts)]
-    )
+    dims: list[Dim] = []
+    for table in _tables(of):
+        for row in table.rows:
+            dims += [repeat.size for repeat in row.repeats]
+        # What holds no leaf, as an empty state of optax does, may be repeated too.
+        for node in table.nodes:
+            dims += node.counts
+    return dims_.dim_names(dims)
 
 
 def _pool(told: Bound | None, multiple: int, ends: tuple[int, int]) -> list[int]:
     if isinstance(told, int):
         return [told] if told % multiple == 0 else []
     low, high = told or (ends[0], max(ends[1], multiple))
+    # Unless somebody has told, few sizes will do, and programs are compiled for each.
     candidates = _SIZES if told is None and multiple == 1 else range(low, high + 1)
     return [size for size in candidates if low <= size <= high and size % multiple == 0]
 
@@ -272,7 +280,7 @@ def _absences(of: Layout | Lens, side: int = 0) -> st.SearchStrategy[tuple[str, 
     """
     groups = optional(of, side)
     several = st.sets(st.sampled_from(groups)) if groups else st.just(set[tuple[str, ...]]())
-    return several.map(lambda found: tuple(sorted(path for group in found for path in group)))
+    return several.map(lambda lacking: tuple(sorted(itertools.chain.from_iterable(lacking))))
 
 
 def optional(of: Layout | Lens, side: int) -> list[tuple[str, ...]]:
@@ -284,25 +292,31 @@ def _optional(of: Layout | Lens, side: int) -> Iterator[tuple[str, ...]]:
     """Optional rows; those that are parts of one leaf lack together."""
     tables = _tables(of)
     rows = tables[side].rows
-    if not isinstance(of, Lens):
-        yield from (("/".join(row.path),) for row in rows if row.optional)
-        return
-    ends = [((join.sources, join.views), (join.views, join.sources))[side] for join in of.joins]
-    uses = collections.Counter(row for own, _ in ends for row in own)
-    copies = collections.Counter(row for _, others in ends for row in others)
-    for own, others in ends:
-        is_needed = any(not rows[row].optional for row in own) or any(
-            not tables[1 - side].rows[row].optional for row in others
-        )
-        if (
-            not is_needed
-            and all(uses[row] == 1 for row in own)
-            and all(copies[row] == 1 for row in others)
-        ):
-            yield tuple("/".join(rows[row].path) for row in own)
-    yield from (
-        ("/".join(row.path),) for at, row in enumerate(rows) if row.optional and at not in uses
-    )
+    uses: collections.Counter[int] = collections.Counter()
+    copies: collections.Counter[int] = collections.Counter()
+    if isinstance(of, Lens):
+        partners = tables[1 - side].rows
+        ends = [((join.sources, join.views), (join.views, join.sources))[side] for join in of.joins]
+        for own, others in ends:
+            uses.update(own)
+            copies.update(others)
+        for own, others in ends:
+            if not _are_optional(rows, own) or not _are_optional(partners, others):
+                continue
+            # What two joins share is stored twice: of copies, one does not lack alone.
+            if _are_used_once(uses, own) and _are_used_once(copies, others):
+                yield tuple("/".join(rows[row].path) for row in own)
+    for at, row in enumerate(rows):
+        if row.optional and at not in uses:
+            yield ("/".join(row.path),)
+
+
+def _are_optional(rows: Sequence[Row], numbers: Iterable[int]) -> bool:
+    return all(rows[number].optional for number in numbers)
+
+
+def _are_used_once(uses: Mapping[int, int], numbers: Iterable[int]) -> bool:
+    return all(uses[number] == 1 for number in numbers)
 
 
 @st.composite
@@ -319,6 +333,7 @@ def samples(
     """
     tables = _tables(of)
     absent = _absences(of if isinstance(of, Lens) else tables[0])
+    # One sample is of both sides of a lens, which have no container in common.
     names = [*container_kinds(tables[0])] if len(tables) == 1 else []
     return Sample(
         draw(sizes(of, bounds, multiples=multiples)),
@@ -364,6 +379,7 @@ def mesh_and_specs(
     for entry in layout(schema).entries(sizes):
         # Leaves of one shape are sharded alike, as by logical axis rules.
         if entry.shape not in by_shape:
+            # Replicated first: that is what an example shrinks to.
             ways = all_shardings(on, entry.shape)[::-1]
             by_shape[entry.shape] = ways[draw(st.integers(0, len(ways) - 1))].spec
         specs[format_path(entry.key)] = by_shape[entry.shape]
