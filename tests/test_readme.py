@@ -51,6 +51,8 @@ def test_what_the_page_on_declaring_says_runs(
     names: dict[str, Any] = {"__name__": "declaring"}
     exec(compile(program, str(page), "exec"), names)
     assert names["training"].optimizer.step[...] == 1000
+    written = ocp.load(tmp_path / "1001", checkpointable_name="state")
+    cs.assert_trees_identical(written, ocp.load(tmp_path / "1000"))
     assert "layers" in capsys.readouterr().out
 
 
